@@ -1,0 +1,182 @@
+"""The one durable noun: a job's record, the table of its life, and what a gateway says about it."""
+
+import enum
+import hashlib
+from collections.abc import Mapping
+from datetime import datetime
+from decimal import Decimal
+from typing import Any
+
+from attrs import evolve, field, frozen
+
+from nanobanana_async.errors import InvalidRequest
+from nanobanana_async.models import ImageRequest
+
+MAX_KEY_LENGTH = 255
+
+
+class JobState(enum.Enum):
+    """Where a job stands; DESIGN of the library: `TRANSITIONS` is the whole truth about its moves."""
+
+    PENDING = "pending"  # written down, nothing in doubt
+    SUBMITTING = "submitting"  # about to be sent, or sent without an answer yet
+    RUNNING = "running"  # the gateway gave us a task id
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"  # the gateway says that the task failed
+    REFUSED = "refused"  # the gateway said no for good
+    UNCERTAIN = "uncertain"  # sent, and nobody knows whether it was accepted
+    WITHDRAWN = "withdrawn"  # taken back before anything was sent
+
+
+_S = JobState
+
+# What a job may become. A new generation (`reborn`) is the only way out of the states with no way on.
+TRANSITIONS: Mapping[JobState, frozenset[JobState]] = {
+    _S.PENDING: frozenset({_S.SUBMITTING, _S.WITHDRAWN}),
+    _S.SUBMITTING: frozenset({_S.SUBMITTING, _S.RUNNING, _S.PENDING, _S.REFUSED, _S.UNCERTAIN}),
+    _S.RUNNING: frozenset({_S.SUCCEEDED, _S.FAILED}),
+    _S.UNCERTAIN: frozenset({_S.RUNNING, _S.PENDING, _S.REFUSED}),
+    _S.SUCCEEDED: frozenset(),
+    _S.FAILED: frozenset(),
+    _S.REFUSED: frozenset(),
+    _S.WITHDRAWN: frozenset(),
+}
+
+FINAL = frozenset(state for state, onward in TRANSITIONS.items() if not onward)
+
+
+@frozen(kw_only=True)
+class Failure:
+    """Why a job did not end well, as plain facts that a ledger can keep; `kind` names a class of `errors`."""
+
+    kind: str
+    message: str
+    status: int | None = None
+    code: str | None = None
+    request_id: str | None = None
+
+
+@frozen(kw_only=True)
+class Accepted:
+    """What a gateway said when it took a job."""
+
+    task_id: str
+    credits_used: Decimal | None = None
+    credits_remaining: Decimal | None = None
+    model: str | None = None
+    request_id: str | None = None
+
+
+@frozen(kw_only=True)
+class Observation:
+    """What a gateway just said about a task, by query or callback; it dies at once.
+
+    `state` is RUNNING, SUCCEEDED or FAILED; `status` the gateway's own word. `queued` tells that it has not begun to
+    work on it: such time says nothing about how long jobs run.
+    """
+
+    task_id: str | None
+    state: JobState
+    status: str
+    known_status: bool = True
+    queued: bool = False
+    images: tuple[str, ...] = field(default=(), repr=False)
+    error: str | None = None
+    model: str | None = None
+    credits_used: Decimal | None = None
+    credits_refunded: Decimal | None = None
+    created_at: datetime | None = None
+    completed_at: datetime | None = None
+    request_id: str | None = None
+    raw: Mapping[str, Any] = field(factory=dict, repr=False, eq=False)
+
+
+@frozen(kw_only=True)
+class JobRecord:
+    """One job as it is written down. It never changes, it is replaced, along `TRANSITIONS` only."""
+
+    key: str
+    gateway: str
+    account: str
+    """Fingerprint of the API key: a job in doubt is never repeated under another account."""
+    request: ImageRequest | None
+    """None for a task that was attached by its id alone."""
+    body: bytes = field(repr=False)
+    """The exact bytes that every POST of this job sends."""
+    created_at: datetime
+    state: JobState = _S.PENDING
+    revision: int = 0
+    """Counts the writes; each write is a compare-and-swap on it."""
+    generation: int = 1
+    """Counts deliberate purchases; the wire key follows from it."""
+    attempts: int = 0
+    first_sent_at: datetime | None = None
+    """When this generation's key may first have reached the gateway: its lifetime runs from here."""
+    in_doubt: bool = False
+    """A send may have been accepted without our knowing; sticky until a task id settles it."""
+    task_id: str | None = None
+    running_since: datetime | None = None
+    ended_at: datetime | None = None
+    images: tuple[str, ...] = ()
+    credits_used: Decimal | None = None
+    credits_refunded: Decimal | None = None
+    model: str | None = None
+    failure: Failure | None = None
+
+    def to(self, state: JobState, **facts: Any) -> "JobRecord":
+        """Return the record after a move, with new facts; a move that is not in the table is a bug of ours."""
+        if state not in TRANSITIONS[self.state]:
+            raise RuntimeError(f"a job cannot go {self.state.name} -> {state.name}")
+        return evolve(self, state=state, revision=self.revision + 1, **facts)
+
+    def reborn(self, *, body: bytes, created_at: datetime) -> "JobRecord":
+        """Return the next generation: a deliberate new purchase, under a wire key of its own."""
+        return JobRecord(
+            key=self.key,
+            gateway=self.gateway,
+            account=self.account,
+            request=self.request,
+            body=body,
+            created_at=created_at,
+            revision=self.revision + 1,
+            generation=self.generation + 1,
+        )
+
+    @property
+    def wire_key(self) -> str:
+        """The `Idempotency-Key` of this generation: the job's key, or one derived from it."""
+        if self.generation == 1:
+            return self.key
+        digest = hashlib.sha256(f"{self.generation}:{self.key}".encode()).hexdigest()
+        return f"g{self.generation}-{digest[:48]}"
+
+    @property
+    def credits(self) -> Decimal | None:
+        """What it cost, after refunds, as far as the gateway said."""
+        if self.credits_used is None:
+            return None
+        return self.credits_used - (self.credits_refunded or Decimal(0))
+
+    @property
+    def perhaps_bought(self) -> bool:
+        """Whether money was spent on it, may have been, or may yet be."""
+        return self.in_doubt or self.state in (
+            _S.SUBMITTING,
+            _S.RUNNING,
+            _S.UNCERTAIN,
+            _S.SUCCEEDED,
+        )
+
+
+def check_key(key: str) -> str:
+    """Return the key if it can stand in a header: 1 to 255 visible ASCII characters; else raise `InvalidRequest`."""
+    if not isinstance(key, str) or not 1 <= len(key) <= MAX_KEY_LENGTH:
+        raise InvalidRequest(f"idempotency_key must be text of 1 to {MAX_KEY_LENGTH} characters")
+    if not all("!" <= character <= "~" for character in key):
+        raise InvalidRequest("idempotency_key must be visible ASCII without spaces")
+    return key
+
+
+def fingerprint(gateway: str, api_key: str) -> str:
+    """Return what stands for an account in the ledger: it names the account, and gives the key to nobody."""
+    return hashlib.sha256(f"nanobanana_async:{gateway}:{api_key}".encode()).hexdigest()[:24]
