@@ -1,0 +1,7 @@
+"""The gateways: settings plus a sans-I/O wire contract. `Gateway` is the protocol that a third one implements."""
+
+from nanobanana_async.gateways.apimall import ApiMall
+from nanobanana_async.gateways.contract import Gateway, HttpRequest, HttpResponse
+from nanobanana_async.gateways.defapi import DefApi
+
+__all__ = ["ApiMall", "DefApi", "Gateway", "HttpRequest", "HttpResponse"]

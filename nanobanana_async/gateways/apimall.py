@@ -1,0 +1,244 @@
+"""API Mall (gateway.apimall.ai): `success` and `error` in the envelope, an `Idempotency-Key`, no callbacks."""
+
+from collections.abc import Mapping
+from datetime import datetime
+from decimal import Decimal
+from typing import Any, ClassVar
+
+from attrs import field, frozen
+from cattrs.gen import make_dict_structure_fn, override
+
+from nanobanana_async.checks import not_negative
+from nanobanana_async.errors import InvalidRequest
+from nanobanana_async.gateways.contract import MIB, HttpRequest, HttpResponse
+from nanobanana_async.gateways.reading import (
+    CONVERTER,
+    UNKNOWN,
+    Answer,
+    Standing,
+    first_picture,
+    known_task_id,
+    picture,
+    plain,
+    states,
+    status_word,
+    still_running,
+    task_id,
+    task_id_in_url,
+    to_json,
+    unfold,
+    word,
+)
+from nanobanana_async.gateways.redaction import MESSAGE
+from nanobanana_async.gateways.refusing import WORDLESS, Refusal, no_to_create, refused, unwrap
+from nanobanana_async.gateways.settings import GatewaySettings, not_taken, task_type
+from nanobanana_async.jobs import FINAL, Accepted, JobState, Observation, check_key
+from nanobanana_async.models import ImageRequest
+
+_STANDINGS = {
+    "pending": Standing(queued=True),
+    "processing": Standing(),
+    "completed": Standing(JobState.SUCCEEDED),
+    "failed": Standing(JobState.FAILED),
+}
+_FLAGS = {"true": True, "1": True, "false": False, "0": False}
+
+
+@frozen
+class _Created:
+    task_id: str
+    request_id: str | None = None
+    credits_used: Decimal | None = None
+    remaining_credits: Decimal | None = None
+    model: str | None = None
+
+
+@frozen
+class _Output:
+    result_urls: Any = None
+
+
+@frozen
+class _Task:
+    status: str
+    task_id: str | None = None
+    model: str | None = None
+    output: _Output = _Output()
+    primary_url: Any = None
+    image_url: Any = None
+    error_message: Any = None
+    fail_message: Any = None
+    credits_used: Decimal | None = None
+    credits_refunded: Decimal | None = None
+    created_at: datetime | None = None
+    completed_at: datetime | None = None
+
+
+def _output(value: object, _: object) -> _Output:
+    value = unfold(value)
+    return CONVERTER.structure(value, _Output) if isinstance(value, dict) else _Output()
+
+
+CONVERTER.register_structure_hook(
+    _Created, make_dict_structure_fn(_Created, CONVERTER, task_id=override(struct_hook=task_id))
+)
+CONVERTER.register_structure_hook(
+    _Output, make_dict_structure_fn(_Output, CONVERTER, result_urls=override(rename="resultUrls"))
+)
+CONVERTER.register_structure_hook(
+    _Task,
+    make_dict_structure_fn(
+        _Task,
+        CONVERTER,
+        status=override(struct_hook=status_word),
+        task_id=override(struct_hook=known_task_id),
+        output=override(struct_hook=_output),
+        fail_message=override(rename="failMsg"),
+    ),
+)
+
+
+@frozen(kw_only=True)
+class ApiMall(GatewaySettings):
+    """API Mall: `ApiMall(api_key="...")`, or `ApiMall.from_env()` with `APIMALL_API_KEY` set."""
+
+    short_name: ClassVar[str] = "apimall"
+    title: ClassVar[str] = "API Mall"
+    key_variable: ClassVar[str] = "APIMALL_API_KEY"
+
+    base_url: str = "https://gateway.apimall.ai"
+    model: str = "nano-banana-pro"
+    key_lifetime_s: float = field(default=1800.0, validator=not_negative)
+    """How long after the first send a key is trusted to be remembered; the reference does not say."""
+
+    @property
+    def takes_idempotency_key(self) -> bool:
+        """Whether a create that is repeated under its key is answered once and charged once."""
+        return True
+
+    @property
+    def takes_callbacks(self) -> bool:
+        """Whether `callback_url` is taken."""
+        return False
+
+    def check(self, request: ImageRequest) -> None:
+        """Raise `InvalidRequest` naming the first field that this gateway does not take."""
+        if request.callback_url is not None:
+            raise not_taken(self, "callback_url")
+        if request.task_type == "image-to-image" and not request.images:
+            raise InvalidRequest("task_type image-to-image needs images")
+        if request.task_type == "text-to-image" and request.images:
+            raise not_taken(self, "images", " with task_type text-to-image")
+
+    def encode(self, request: ImageRequest) -> bytes:
+        """Return the canonical body: the fields that are set, in the reference's order."""
+        self.check(request)
+        fields: dict[str, Any] = {
+            "model": request.model or self.model,
+            "type": task_type(request),
+            "prompt": request.prompt,
+            "image_urls": request.images or None,
+            "num_images": request.num_images,
+            "aspect_ratio": request.aspect_ratio,
+            "resolution": request.resolution,
+            "output_format": request.output_format,
+        }
+        return to_json(fields)
+
+    def build_create(self, body: bytes, *, wire_key: str) -> HttpRequest:
+        """Return the request that buys; sent again under the same key it must be the same bytes."""
+        headers = {
+            "Content-Type": "application/json",
+            "Accept": "application/json",
+            "Idempotency-Key": check_key(wire_key),
+        }
+        return HttpRequest(
+            method="POST",
+            url=f"{self.base_url}/api/v1/images/generate",
+            headers=headers,
+            body=body,
+            max_answer_bytes=MIB,
+        )
+
+    def read_create(self, response: HttpResponse) -> Accepted:
+        """Return what was bought, or raise what the answer says."""
+        answer = Answer.to(self, response)
+        envelope, refusal = unwrap(answer, _find_refusal)
+        data = envelope.get("data")
+        if refusal is not None:
+            raise no_to_create(answer, refusal, data)
+        created = answer.structured(_Created, data, "data")
+        return Accepted(
+            task_id=created.task_id,
+            credits_used=created.credits_used,
+            credits_remaining=created.remaining_credits,
+            model=created.model,
+            request_id=word(envelope.get("request_id")) or created.request_id,
+        )
+
+    def build_query(self, task_id: str) -> HttpRequest:
+        """Return the request that asks where a task stands."""
+        return HttpRequest(
+            method="GET",
+            url=f"{self.base_url}/api/v1/images/{task_id_in_url(task_id)}",
+            headers={"Accept": "application/json"},
+            max_answer_bytes=64 * MIB,
+        )
+
+    def read_query(self, response: HttpResponse) -> Observation:
+        """Return where a task stands, or raise what the answer says."""
+        answer = Answer.to(self, response)
+        envelope, refusal = unwrap(answer, _find_refusal)
+        data = envelope.get("data")
+        if refusal is not None and not states(data, _STANDINGS):
+            raise refused(answer, refusal)
+        if (running := still_running(data, _STANDINGS)) is not None:
+            return running
+        task = answer.structured(_Task, data, "data")
+        standing = _STANDINGS.get(task.status, UNKNOWN)
+        failure = task.error_message or task.fail_message or envelope.get("failMsg")
+        return Observation(
+            task_id=task.task_id,
+            state=standing.state,
+            status=task.status,
+            known_status=standing.known,
+            queued=standing.queued,
+            images=answer.pictured(_images, task) if standing.state is JobState.SUCCEEDED else (),
+            error=answer.say(failure, MESSAGE) if standing.state is JobState.FAILED else None,
+            model=task.model,
+            credits_used=task.credits_used,
+            credits_refunded=task.credits_refunded,
+            created_at=task.created_at,
+            completed_at=task.completed_at,
+            request_id=word(envelope.get("request_id")),
+            raw=plain(envelope) if standing.state in FINAL else {},
+        )
+
+    def read_callback(self, body: bytes) -> Observation:
+        """Raise `ContractBroken`: this gateway sends no callbacks."""
+        raise Answer(self, body).broken("it sends no callbacks, so this is none of its")
+
+
+def _images(task: _Task) -> tuple[str, ...]:
+    """Return the pictures: all of `resultUrls` when it has more than one, else the first usable field."""
+    urls = unfold(task.output.result_urls)
+    listed = urls if isinstance(urls, list) else [urls]
+    if len(listed) > 1:
+        return tuple(url for url in map(picture, listed) if url is not None)
+    return first_picture((task.primary_url, task.image_url, *listed))
+
+
+def _flag(value: object) -> bool | None:
+    return _FLAGS.get(str(value).lower()) if isinstance(value, (str, int)) else None
+
+
+def _find_refusal(envelope: Mapping[str, Any]) -> Refusal | None:
+    """Return the no that an envelope holds: `success` is false, or `error` stands where `success` should."""
+    error, success = envelope.get("error"), _flag(envelope.get("success"))
+    details = error if isinstance(error, dict) else {}
+    if success or (success is None and not (details.get("code") or details.get("message"))):
+        return None
+    code = word(details.get("code")) or word(envelope.get("code"))
+    said = (details.get("message"), error, envelope.get("message"), code)
+    message = next((text for text in said if isinstance(text, str) and text.strip()), WORDLESS)
+    return Refusal(message, code, word(envelope.get("request_id")))

@@ -1,0 +1,246 @@
+"""defapi (api.defapi.org): `code` and `message` in the envelope, callbacks, no idempotency key."""
+
+from collections.abc import Mapping
+from datetime import datetime
+from decimal import Decimal
+from typing import Any, ClassVar
+
+from attrs import frozen
+from cattrs.gen import make_dict_structure_fn, override
+
+from nanobanana_async.errors import InvalidRequest
+from nanobanana_async.gateways.contract import MIB, HttpRequest, HttpResponse
+from nanobanana_async.gateways.reading import (
+    CONVERTER,
+    UNKNOWN,
+    Answer,
+    Standing,
+    known_task_id,
+    picture,
+    plain,
+    states,
+    status_word,
+    still_running,
+    task_id,
+    task_id_in_url,
+    to_json,
+    unfold,
+    word,
+)
+from nanobanana_async.gateways.redaction import MESSAGE
+from nanobanana_async.gateways.refusing import WORDLESS, Refusal, no_to_create, refused, unwrap
+from nanobanana_async.gateways.settings import GatewaySettings, not_taken
+from nanobanana_async.jobs import FINAL, Accepted, JobState, Observation
+from nanobanana_async.models import ImageRequest
+
+MAX_REFERENCE_IMAGES = 4
+
+_STANDINGS = {
+    "pending": Standing(queued=True),
+    "submitted": Standing(queued=True),
+    "in_progress": Standing(),
+    "success": Standing(JobState.SUCCEEDED),
+    "failed": Standing(JobState.FAILED),
+}
+_NO_REFUSAL = (None, 0, "0", 200, "200")
+
+
+@frozen
+class _Created:
+    task_id: str
+    consumed: Decimal | None = None
+    model: str | None = None
+    request_id: str | None = None
+
+
+@frozen
+class _Reason:
+    message: Any = None
+
+
+@frozen
+class _Task:
+    """A `CallbackPayload`; the reference shows no other answer about a task."""
+
+    status: str
+    task_id: str | None = None
+    result: Any = None
+    consumed: Decimal | None = None
+    status_reason: _Reason = _Reason()
+    model: str | None = None
+    created_at: datetime | None = None
+    completed_at: datetime | None = None
+    request_id: str | None = None
+
+
+def _reason(value: object, _: object) -> _Reason:
+    value = unfold(value)
+    return CONVERTER.structure(value, _Reason) if isinstance(value, dict) else _Reason(value)
+
+
+CONVERTER.register_structure_hook(
+    _Created, make_dict_structure_fn(_Created, CONVERTER, task_id=override(struct_hook=task_id))
+)
+CONVERTER.register_structure_hook(
+    _Task,
+    make_dict_structure_fn(
+        _Task,
+        CONVERTER,
+        status=override(struct_hook=status_word),
+        task_id=override(struct_hook=known_task_id),
+        status_reason=override(struct_hook=_reason),
+    ),
+)
+
+
+@frozen(kw_only=True)
+class DefApi(GatewaySettings):
+    """defapi: `DefApi(api_key="dk-...")`, or `DefApi.from_env()` with `DEFAPI_API_KEY` set."""
+
+    short_name: ClassVar[str] = "defapi"
+    title: ClassVar[str] = "defapi"
+    key_variable: ClassVar[str] = "DEFAPI_API_KEY"
+
+    base_url: str = "https://api.defapi.org"
+    model: str = "google/gempix2"
+
+    @property
+    def takes_idempotency_key(self) -> bool:
+        """Whether a create that is repeated under its key is answered once and charged once."""
+        return False
+
+    @property
+    def takes_callbacks(self) -> bool:
+        """Whether `callback_url` is taken."""
+        return True
+
+    @property
+    def key_lifetime_s(self) -> float:
+        """Zero: there are no keys to remember, so no create is ever repeated."""
+        return 0.0
+
+    def check(self, request: ImageRequest) -> None:
+        """Raise `InvalidRequest` naming the first field that this gateway does not take."""
+        if request.num_images != 1:
+            raise not_taken(self, "num_images", f" other than 1, not {request.num_images}")
+        for name in ("aspect_ratio", "resolution", "output_format", "task_type"):
+            if getattr(request, name) is not None:
+                raise not_taken(self, name)
+        if len(request.images) > MAX_REFERENCE_IMAGES:
+            raise InvalidRequest(f"defapi takes at most {MAX_REFERENCE_IMAGES} images, not {len(request.images)}")
+
+    def encode(self, request: ImageRequest) -> bytes:
+        """Return the canonical body: the fields that are set, in the reference's order."""
+        self.check(request)
+        return to_json(
+            {
+                "model": request.model or self.model,
+                "prompt": request.prompt,
+                "images": request.images or None,
+                "callback_url": request.callback_url,
+            }
+        )
+
+    def build_create(self, body: bytes, *, wire_key: str) -> HttpRequest:
+        """Return the request that buys. The key is ours alone: sent twice, it buys twice."""
+        headers = {"Content-Type": "application/json", "Accept": "application/json"}
+        return HttpRequest(
+            method="POST", url=f"{self.base_url}/api/image/gen", headers=headers, body=body, max_answer_bytes=MIB
+        )
+
+    def read_create(self, response: HttpResponse) -> Accepted:
+        """Return what was bought, or raise what the answer says."""
+        answer = Answer.to(self, response)
+        envelope, refusal = unwrap(answer, _find_refusal)
+        fields = _flat(envelope)
+        if refusal is not None:
+            raise no_to_create(answer, refusal, fields)
+        created = answer.structured(_Created, fields, "data")
+        return Accepted(
+            task_id=created.task_id,
+            credits_used=created.consumed,
+            model=created.model,
+            request_id=created.request_id,
+        )
+
+    def build_query(self, task_id: str) -> HttpRequest:
+        """Return the request that asks where a task stands."""
+        return HttpRequest(
+            method="GET",
+            url=f"{self.base_url}/api/task/query?task_id={task_id_in_url(task_id)}",
+            headers={"Accept": "application/json"},
+            max_answer_bytes=64 * MIB,
+        )
+
+    def read_query(self, response: HttpResponse) -> Observation:
+        """Return where a task stands, or raise what the answer says."""
+        answer = Answer.to(self, response)
+        envelope, refusal = unwrap(answer, _find_refusal)
+        fields = _flat(envelope)
+        if refusal is not None and not states(fields, _STANDINGS):
+            raise refused(answer, refusal)
+        return _observed(answer, envelope, fields)
+
+    def read_callback(self, body: bytes) -> Observation:
+        """Return what a callback claims, or raise `ContractBroken`. Whoever knows the URL can send one."""
+        answer = Answer(self, body)
+        envelope = answer.decoded()
+        seen = _observed(answer, envelope, _flat(envelope))
+        if seen.task_id is None:
+            raise answer.broken("the callback names no task")
+        return seen
+
+
+def _observed(answer: Answer, envelope: dict[str, Any], fields: dict[str, Any]) -> Observation:
+    if (running := still_running(fields, _STANDINGS)) is not None:
+        return running
+    task = answer.structured(_Task, fields, "data")
+    standing = _STANDINGS.get(task.status, UNKNOWN)
+    return Observation(
+        task_id=task.task_id,
+        state=standing.state,
+        status=task.status,
+        known_status=standing.known,
+        queued=standing.queued,
+        images=answer.pictured(_images, task) if standing.state is JobState.SUCCEEDED else (),
+        error=answer.say(task.status_reason.message, MESSAGE) if standing.state is JobState.FAILED else None,
+        model=task.model,
+        credits_used=task.consumed,
+        created_at=task.created_at,
+        completed_at=task.completed_at,
+        request_id=task.request_id,
+        raw=plain(envelope) if standing.state in FINAL else {},
+    )
+
+
+def _flat(envelope: dict[str, Any]) -> dict[str, Any]:
+    """Return the fields under `data` and beside it as one: where both have a field, that of `data`."""
+    data = envelope.get("data")
+    if not isinstance(data, dict):
+        return envelope
+    return {**envelope, **{name: value for name, value in data.items() if value is not None}}
+
+
+def _images(task: _Task) -> tuple[str, ...]:
+    """Return the pictures of a list of results, of a single one, or of either as JSON in a string."""
+    result = unfold(task.result)
+    listed = result if isinstance(result, list) else [result]
+    found = (picture(_image(item)) for item in listed)
+    return tuple(url for url in found if url is not None)
+
+
+def _image(item: object) -> object:
+    if not isinstance(item, dict):
+        return item
+    if "image" not in item:
+        raise ValueError("a result has no image")
+    return item["image"]
+
+
+def _find_refusal(envelope: Mapping[str, Any]) -> Refusal | None:
+    """Return the no that an envelope holds: a `code` that is not 0."""
+    if envelope.get("code") in _NO_REFUSAL:
+        return None
+    texts = (envelope.get("message"), envelope.get("detail"))
+    said = [text.strip() for text in texts if isinstance(text, str) and text.strip()]
+    return Refusal(": ".join(said) or WORDLESS, word(envelope.get("code")), word(envelope.get("request_id")))

@@ -1,0 +1,285 @@
+"""What both gateways' answers are made of: JSON, numbers, times, pictures, the word for where a task stands.
+
+A field that decides (status, task id, the pictures of a finished task) raises when it does not fit. A field that
+decorates (credits, times, model) never does: it must not lose a job that was paid for.
+"""
+
+import json
+import re
+from collections.abc import Callable, Iterable, Mapping
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal, InvalidOperation
+from typing import Any, TypeVar
+from urllib.parse import quote, urlsplit
+
+import cattrs
+from attrs import field, frozen
+
+from nanobanana_async.errors import ContractBroken, InvalidRequest
+from nanobanana_async.gateways.contract import HttpResponse
+from nanobanana_async.gateways.limits import retry_after_s
+from nanobanana_async.gateways.redaction import excerpt, tidy
+from nanobanana_async.gateways.settings import GatewaySettings
+from nanobanana_async.jobs import JobState, Observation
+
+T = TypeVar("T")
+
+MAX_TASK_ID = 512
+_MAX_NUMBER = 10**15  # above it credits or milliseconds are noise
+_LONG_WORD = 200
+_LONG_NUMBER = 64
+_LONG_TEXT = 1024
+_DEEP = 24
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_MILLISECONDS = 10**11  # an epoch time above it is not in seconds (that would be the year 5138)
+_PICTURE = re.compile(r"data:image/[\w.+-]+(?:;[\w=.+-]+)*;base64,[\w+/%-]", re.IGNORECASE | re.ASCII)
+
+
+def _whole(digits: str) -> int | Decimal:
+    return int(digits) if len(digits) <= _LONG_NUMBER else Decimal(digits)  # int() refuses thousands of digits
+
+
+def _fraction(digits: str) -> Decimal | None:
+    try:
+        return Decimal(digits)
+    except InvalidOperation:  # an exponent of twenty digits
+        return None
+
+
+# NaN and Infinity are no JSON; they read as null, so that one beside a task id does not lose the task.
+_JSON = json.JSONDecoder(parse_float=_fraction, parse_int=_whole, parse_constant=lambda _: None)
+
+
+def to_json(fields: Mapping[str, Any]) -> bytes:
+    """Return the fields that are not None as compact JSON, in their order: the same fields give the same bytes."""
+    said = {name: value for name, value in fields.items() if value is not None}
+    return json.dumps(said, ensure_ascii=False, separators=(",", ":")).encode()
+
+
+@frozen
+class Answer:
+    """An answer that is being read; it can say, without secrets, what is wrong with itself."""
+
+    gateway: GatewaySettings
+    body: bytes = field(repr=False)
+    status: int | None = None
+    headers: Mapping[str, str] = field(factory=dict)
+
+    @classmethod
+    def to(cls, gateway: GatewaySettings, response: HttpResponse) -> "Answer":
+        return cls(gateway, response.body, response.status, response.headers)
+
+    def broken(self, why: str) -> ContractBroken:
+        """Return the error that says what does not fit, with a short excerpt of the answer."""
+        return ContractBroken(
+            f"{self.gateway.title}: {why}",
+            status=self.status,
+            body=excerpt(self.body, secret=self.gateway.api_key),
+            retry_after_s=retry_after_s(self.headers),
+        )
+
+    def say(self, text: object, limit: int) -> str | None:
+        """Return a sentence of the gateway's, fit for eyes; None if there is none."""
+        if not isinstance(text, str) or not text.strip():
+            return None
+        return tidy(text, secret=self.gateway.api_key, limit=limit)
+
+    def decoded(self) -> dict[str, Any]:
+        """Return the JSON object that the body holds, or raise `ContractBroken`."""
+        try:
+            envelope = _JSON.decode(self.body.decode("utf-8-sig"))
+        except ValueError:  # JSONDecodeError and UnicodeDecodeError are such
+            raise self.broken("the answer is not JSON") from None
+        except RecursionError:
+            raise self.broken("the answer is JSON nested too deep") from None
+        if not isinstance(envelope, dict):
+            raise self.broken("the answer is not a JSON object")
+        return envelope
+
+    def structured(self, kind: type[T], fields: object, path: str) -> T:
+        """Return the fields as a value of this kind, or raise `ContractBroken` with a line for each misfit."""
+        if not isinstance(fields, Mapping):
+            raise self.broken(f"{path} is missing or is not an object")
+        try:
+            return CONVERTER.structure(fields, kind)
+        except cattrs.BaseValidationError as error:
+            lines = cattrs.transform_error(error, path, _misfit)
+        raise self.broken("; ".join(lines))
+
+    def pictured(self, images: Callable[[T], tuple[str, ...]], task: T) -> tuple[str, ...]:
+        """Return the pictures of a finished task, or raise `ContractBroken` if what stands there is none."""
+        try:
+            return images(task)
+        except ValueError as error:
+            why = str(error)
+        raise self.broken(why)
+
+
+def _misfit(error: BaseException, _: object) -> str:
+    return "required field missing" if isinstance(error, KeyError) else str(error)
+
+
+def money(value: object, _: object = None) -> Decimal | None:
+    """Return credits, which may come as text; None for what can't be any."""
+    if isinstance(value, str) and len(value) <= _LONG_NUMBER:
+        value = _fraction(value)
+    if isinstance(value, bool) or not isinstance(value, (int, Decimal)):
+        return None
+    amount = Decimal(value)
+    return amount if amount.is_finite() and 0 <= amount < _MAX_NUMBER else None
+
+
+def moment(value: object, _: object = None) -> datetime | None:
+    """Return an aware time in UTC from ISO text (naive means UTC) or epoch seconds or milliseconds; else None."""
+    try:
+        if isinstance(value, str) and not value.strip().isdecimal():
+            at = datetime.fromisoformat(value.strip())
+            at = at.replace(tzinfo=UTC) if at.tzinfo is None else at.astimezone(UTC)
+        elif (epoch := money(value)) is not None:
+            at = _EPOCH + timedelta(seconds=float(epoch / 1000 if epoch >= _MILLISECONDS else epoch))
+        else:
+            return None
+    except (ValueError, OverflowError):
+        return None
+    return at if at.year >= 2000 else None  # zero times: 0001-01-01, 1970-01-01
+
+
+def word(value: object, _: object = None) -> str | None:
+    """Return a short printable word, such as a model's name or a request id; else None."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        value = str(value)
+    fits = isinstance(value, str) and 0 < len(value := value.strip()) <= _LONG_WORD and value.isprintable()
+    return value if fits and isinstance(value, str) else None
+
+
+def task_id(value: object, _: object = None) -> str:
+    """Return a task id that can stand in a URL, or raise ValueError. A number is taken as its digits."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        value = str(value)
+    if not isinstance(value, str):
+        raise ValueError(f"a task id is text, not {type(value).__name__}")
+    # "." and ".." would climb out of the path; U+FFFD is what a broken decoder leaves behind.
+    unfit = not value.isprintable() or "\ufffd" in value or value.strip() in ("", ".", "..")
+    if unfit or len(value) > MAX_TASK_ID:
+        raise ValueError(f"a task id is printable text of 1 to {MAX_TASK_ID} characters")
+    return value
+
+
+def known_task_id(value: object, _: object = None) -> str | None:
+    """Return a task id where it only confirms what is known; None for what can't be one."""
+    try:
+        return task_id(value)
+    except ValueError:
+        return None
+
+
+def task_id_in_url(value: str) -> str:
+    """Return a task id percent-encoded whole; raise `InvalidRequest` for one that no gateway can have given."""
+    try:
+        return quote(task_id(value), safe="")
+    except ValueError as error:
+        raise InvalidRequest(f"task_id does not fit: {error}") from None
+
+
+def status_word(value: object, _: object = None) -> str:
+    """Return the gateway's word for where a task stands, in lower case, or raise ValueError."""
+    if not isinstance(value, str) or not value.strip():
+        raise ValueError(f"a status is a word, not {'empty' if value == '' else type(value).__name__}")
+    return tidy(value.strip().lower(), limit=_LONG_NUMBER)
+
+
+@frozen
+class Standing:
+    """What a gateway's status word means."""
+
+    state: JobState = JobState.RUNNING
+    queued: bool = False
+    known: bool = True
+
+
+def states(fields: object, standings: Mapping[str, Standing]) -> bool:
+    """Tell whether the fields hold a known word for where a task stands."""
+    status = fields.get("status") if isinstance(fields, dict) else None
+    return isinstance(status, str) and status.strip().lower() in standings
+
+
+def still_running(fields: object, standings: Mapping[str, Standing]) -> Observation | None:
+    """Return what is known of a task that runs, from its status alone; None for all that wants a closer look.
+
+    Most answers say just this, so they are spared the rest: what it costs and brings is told when it has ended.
+    """
+    if not isinstance(fields, dict):
+        return None
+    status, task = fields.get("status"), fields.get("task_id")
+    standing = standings.get(status) if isinstance(status, str) else None
+    if standing is None or standing.state is not JobState.RUNNING or not isinstance(task, str):
+        return None
+    return Observation(task_id=known_task_id(task), state=standing.state, status=str(status), queued=standing.queued)
+
+
+UNKNOWN = Standing(known=False)  # "unknown", and any word never seen before: it still runs
+
+
+def unfold(value: object) -> object:
+    """Return what a string holds that is itself JSON; any other value as it is."""
+    if not isinstance(value, str) or not value.lstrip().startswith(("[", "{")):
+        return value
+    try:
+        return _JSON.decode(value)
+    except (ValueError, RecursionError):
+        return value
+
+
+def picture(value: object) -> str | None:
+    """Return an http(s) URL or a base64 data URI of an image; None for nothing; raise ValueError for anything else."""
+    if value is None or (isinstance(value, str) and not value.strip()):
+        return None
+    if not isinstance(value, str):
+        raise ValueError(f"an image is a URL or a data URI, not {type(value).__name__}")
+    if value[:5].lower() == "data:":
+        if _PICTURE.match(value):
+            return value
+        raise ValueError("an image's data URI is not a base64 picture")
+    url = value.strip().replace(" ", "%20")
+    try:
+        parts = urlsplit(url) if url.isprintable() else None
+    except ValueError:  # a broken IPv6 literal
+        parts = None
+    if parts is None or parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ValueError("an image is neither an http(s) URL nor a data URI")
+    return url
+
+
+def first_picture(values: Iterable[object]) -> tuple[str, ...]:
+    """Return the first picture; nothing if there is none; raise ValueError if there are only things that are none."""
+    misfit: ValueError | None = None
+    for value in values:
+        try:
+            url = picture(value)
+        except ValueError as error:
+            misfit = misfit or error
+            continue
+        if url is not None:
+            return (url,)
+    if misfit is not None:
+        raise misfit
+    return ()
+
+
+def plain(value: Any, depth: int = 0) -> Any:
+    """Return decoded JSON with inline pictures left out, and cut where it is nested absurdly deep."""
+    if isinstance(value, str):
+        if value[:5].lower() == "data:" or (len(value) > _LONG_TEXT and ";base64," in value):
+            return f"<{value[5:40].partition(';')[0] or 'data'}, {len(value)} characters>"
+        return value
+    if isinstance(value, dict):
+        return {key: plain(inner, depth + 1) for key, inner in value.items()} if depth < _DEEP else "<nested>"
+    if isinstance(value, list):
+        return [plain(inner, depth + 1) for inner in value] if depth < _DEEP else "<nested>"
+    return value
+
+
+CONVERTER = cattrs.Converter()
+CONVERTER.register_structure_hook(Decimal | None, money)
+CONVERTER.register_structure_hook(datetime | None, moment)
+CONVERTER.register_structure_hook(str | None, word)

@@ -1,0 +1,277 @@
+"""API Mall's wire contract: the bodies of its reference, and every way in which an answer can be odd."""
+
+import json
+from datetime import UTC, datetime
+from decimal import Decimal
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nanobanana_async.errors import (
+    ContractBroken,
+    InvalidRequest,
+)
+from nanobanana_async.gateways import ApiMall, Gateway, HttpResponse
+from nanobanana_async.jobs import Accepted, JobState
+from nanobanana_async.models import ImageRequest
+
+KEY = "mall-key-0123456789"
+TASK = "img_01HQ9M7XJQ7PZ3GQ9F6C5W3N2M"
+REQUEST = "req_01HQ9M7J7X9P7Y8T6W5V4U3S2R"
+BODIES = Path(__file__).parent / "bodies"
+
+mall: ApiMall = ApiMall(api_key=KEY)
+
+
+def body(name: str) -> bytes:
+    return (BODIES / name).read_bytes()
+
+
+def answer(name: str, status: int = 200, **headers: str) -> HttpResponse:
+    named = {header.replace("_", "-"): value for header, value in headers.items()}
+    return HttpResponse(status=status, headers=named, body=body(name))
+
+
+# What it is and what it takes
+
+
+def test_it_is_a_gateway_with_keys_and_without_callbacks() -> None:
+    gateway: Gateway = mall
+    assert (gateway.name, gateway.base_url) == ("apimall", "https://gateway.apimall.ai")
+    assert (gateway.takes_idempotency_key, gateway.takes_callbacks) == (True, False)
+    assert (gateway.key_lifetime_s, gateway.expected_job_s) == (1800, 20)
+
+
+def test_the_request_of_the_reference_is_encoded_as_the_reference_has_it() -> None:
+    wanted = ImageRequest(
+        "A luxury skincare product shot on warm marble with soft golden light.",
+        aspect_ratio="1:1",
+        resolution="2K",
+        output_format="png",
+    )
+    expected = json.loads(body("apimall_request.json"))
+    assert mall.encode(wanted) == json.dumps(expected, separators=(",", ":")).encode()
+
+
+def test_fields_left_out_are_not_sent() -> None:
+    assert mall.encode(ImageRequest("a fox")) == (
+        b'{"model":"nano-banana-pro","type":"text-to-image","prompt":"a fox","num_images":1}'
+    )
+
+
+def test_reference_images_make_it_an_edit() -> None:
+    wanted = ImageRequest("a fóx", images=["https://a.example/1.png"], num_images=3, model="nano-banana-2")
+    assert mall.encode(wanted).decode() == (
+        '{"model":"nano-banana-2","type":"image-to-image","prompt":"a fóx",'
+        '"image_urls":["https://a.example/1.png"],"num_images":3}'
+    )
+
+
+@given(st.text(st.characters(codec="utf-8")).map(lambda text: f"a {text} fox"), st.integers(1, 6))
+def test_the_same_request_gives_the_same_bytes(prompt: str, count: int) -> None:
+    first, second = (mall.encode(ImageRequest(prompt, num_images=count)) for _ in range(2))
+    assert first == second
+    assert json.loads(first)["prompt"] == prompt
+
+
+@pytest.mark.parametrize(
+    ("wanted", "named"),
+    [
+        (ImageRequest("x", callback_url="https://a.example/hook"), "callback_url"),
+        (ImageRequest("x", task_type="image-to-image"), "needs images"),
+        (ImageRequest("x", task_type="text-to-image", images=["https://a.example/1.png"]), "images"),
+    ],
+)
+def test_what_it_does_not_take_is_refused_by_name_before_anything_is_sent(wanted: ImageRequest, named: str) -> None:
+    for refuse in (mall.check, mall.encode):
+        with pytest.raises(InvalidRequest, match=named) as caught:
+            refuse(wanted)
+        assert caught.value.status is None
+
+
+def test_a_create_carries_its_idempotency_key_and_no_api_key() -> None:
+    request = mall.build_create(b"{}", wire_key="order-1")
+    assert (request.method, request.url) == ("POST", "https://gateway.apimall.ai/api/v1/images/generate")
+    assert request.headers == {
+        "Content-Type": "application/json",
+        "Accept": "application/json",
+        "Idempotency-Key": "order-1",
+    }
+    assert (request.body, request.max_answer_bytes) == (b"{}", 1024**2)
+
+
+def test_a_key_that_cannot_stand_in_a_header_is_refused() -> None:
+    with pytest.raises(InvalidRequest, match="visible ASCII"):
+        mall.build_create(b"{}", wire_key="a\r\nX-Evil: 1")
+
+
+def test_a_query_names_the_task_in_its_path() -> None:
+    request = mall.build_query("img/1 ?ä")
+    assert (request.method, request.body) == ("GET", None)
+    assert request.url == "https://gateway.apimall.ai/api/v1/images/img%2F1%20%3F%C3%A4"
+    assert (request.headers, request.max_answer_bytes) == ({"Accept": "application/json"}, 64 * 1024**2)
+
+
+@pytest.mark.parametrize("task", ["", " ", "..", "a\nb", "x" * 513])
+def test_a_task_id_that_no_gateway_gave_is_not_asked_for(task: str) -> None:
+    with pytest.raises(InvalidRequest, match="task_id"):
+        mall.build_query(task)
+
+
+# Creates
+
+
+def test_the_create_answer_of_the_reference() -> None:
+    assert mall.read_create(answer("apimall_create.json")) == Accepted(
+        task_id=TASK,
+        credits_used=Decimal(8),
+        credits_remaining=Decimal(112),
+        model="nano-banana-pro",
+        request_id=REQUEST,
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        (
+            "apimall_create_number_id.json",
+            Accepted(task_id="4711", credits_used=Decimal(8), credits_remaining=Decimal("112.5"), request_id=REQUEST),
+        ),
+        ("apimall_create_nan.json", Accepted(task_id="img_1")),
+        ("apimall_create_odd_decoration.json", Accepted(task_id="img_1", request_id="7")),
+        ("apimall_create_huge_numbers.json", Accepted(task_id="img_1")),
+        ("apimall_create_success_missing.json", Accepted(task_id="img_1")),
+    ],
+)
+def test_odd_decoration_does_not_lose_a_job_that_was_paid_for(name: str, expected: Accepted) -> None:
+    assert mall.read_create(answer(name, 201)) == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [
+        ("proxy.html", "not JSON"),
+        ("truncated.txt", "not JSON"),
+        ("nan.txt", "not a JSON object"),
+        ("list.json", "not a JSON object"),
+        ("apimall_create_no_data.json", "data is missing"),
+        ("apimall_create_data_text.json", "data is missing or is not an object"),
+        ("apimall_create_no_id.json", r"required field missing @ data.task_id"),
+        ("apimall_create_null_id.json", "task id is text, not NoneType @ data.task_id"),
+        ("apimall_create_list_id.json", "task id is text, not list"),
+        ("apimall_create_bool_id.json", "task id is text, not bool"),
+        ("apimall_create_empty_id.json", "printable text of 1 to 512"),
+        ("apimall_create_control_id.json", "printable text of 1 to 512"),
+        ("apimall_create_long_id.json", "printable text of 1 to 512"),
+        ("apimall_create_dots_id.json", "printable text of 1 to 512"),
+        ("apimall_create_refused_with_id.json", "refuses and names a task"),
+    ],
+)
+def test_a_create_answer_that_does_not_fit_says_what_is_wrong(name: str, why: str) -> None:
+    with pytest.raises(ContractBroken, match=why) as caught:
+        mall.read_create(answer(name))
+    assert caught.value.status == 200
+    assert 0 < len(caught.value.body) <= 200
+    assert not caught.value.safe_to_repeat
+
+
+# Queries and callbacks
+
+
+def test_the_query_answer_of_the_reference() -> None:
+    seen = mall.read_query(answer("apimall_completed.json"))
+    assert (seen.task_id, seen.state, seen.status) == (TASK, JobState.SUCCEEDED, "completed")
+    assert seen.images == ("https://cdn.apimall.ai/generated/result.webp",)
+    assert (seen.model, seen.request_id, seen.error) == ("nano-banana-pro", REQUEST, None)
+    assert (seen.credits_used, seen.credits_refunded) == (Decimal(8), Decimal(0))
+    assert seen.created_at == datetime(2026, 3, 12, 9, 30, tzinfo=UTC)
+    assert seen.completed_at == datetime(2026, 3, 12, 9, 31, 6, tzinfo=UTC)
+    assert seen.raw == json.loads(body("apimall_completed.json"))
+
+
+@pytest.mark.parametrize(
+    ("name", "state", "known", "queued"),
+    [
+        ("apimall_pending.json", JobState.RUNNING, True, True),
+        ("apimall_processing.json", JobState.RUNNING, True, False),
+        ("apimall_unknown.json", JobState.RUNNING, False, False),
+        ("apimall_never_seen.json", JobState.RUNNING, False, False),
+        ("apimall_completed.json", JobState.SUCCEEDED, True, False),
+        ("apimall_failed.json", JobState.FAILED, True, False),
+    ],
+)
+def test_each_status_word_has_its_state(name: str, state: JobState, known: bool, queued: bool) -> None:
+    seen = mall.read_query(answer(name))
+    assert (seen.state, seen.known_status, seen.queued) == (state, known, queued)
+
+
+@pytest.mark.parametrize(
+    ("name", "error"),
+    [
+        ("apimall_failed.json", "The upstream model gave up"),
+        ("apimall_failed_failmsg.json", "Blocked by the safety filter"),
+        ("apimall_failed_failmsg_beside.json", "No capacity"),
+        ("apimall_failed_without_success.json", "Gave up"),
+    ],
+)
+def test_the_reason_of_a_failure_is_found_wherever_it_stands(name: str, error: str) -> None:
+    seen = mall.read_query(answer(name))
+    assert (seen.state, seen.error, seen.images) == (JobState.FAILED, error, ())
+
+
+CDN = "https://cdn.apimall.ai"
+
+
+@pytest.mark.parametrize(
+    ("name", "images"),
+    [
+        ("apimall_several.json", (f"{CDN}/1.png", f"{CDN}/2.png")),
+        ("apimall_several_in_text.json", (f"{CDN}/1.png", f"{CDN}/2.png")),
+        ("apimall_only_image_url.json", (f"{CDN}/generated/cover.webp",)),
+        ("apimall_only_result_url.json", (f"{CDN}/generated/image-01.webp",)),
+        ("apimall_primary_odd.json", (f"{CDN}/generated/cover.webp",)),
+        ("apimall_completed_without_image.json", ()),
+        ("apimall_completed_inline.json", ("data:image/png;base64,iVBORw0KGgoAAAANSUhEUg==",)),
+    ],
+)
+def test_pictures_are_found_in_the_order_of_the_design(name: str, images: tuple[str, ...]) -> None:
+    seen = mall.read_query(answer(name))
+    assert (seen.state, seen.images) == (JobState.SUCCEEDED, images)
+
+
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [
+        ("apimall_completed_odd_image.json", "URL or a data URI, not dict"),
+        ("apimall_several_one_odd.json", "neither an http"),
+        ("apimall_status_missing.json", r"required field missing @ data.status"),
+        ("apimall_status_number.json", "a status is a word, not int"),
+        ("apimall_status_empty.json", "a status is a word, not empty"),
+        ("apimall_create_no_data.json", "data is missing"),
+    ],
+)
+def test_a_query_answer_that_does_not_fit_says_what_is_wrong(name: str, why: str) -> None:
+    with pytest.raises(ContractBroken, match=why):
+        mall.read_query(answer(name))
+
+
+def test_odd_decoration_of_a_task_is_left_out() -> None:
+    seen = mall.read_query(answer("apimall_odd_decoration.json"))
+    assert seen.images == (f"{CDN}/generated/result.webp",)
+    assert (seen.credits_used, seen.credits_refunded) == (Decimal("8.50"), None)
+    assert (seen.created_at, seen.request_id) == (None, None)
+    assert seen.completed_at == datetime(2026, 3, 12, 9, 31, 6, tzinfo=UTC)
+    assert seen.raw["data"]["progress"] == 100
+
+
+def test_an_inline_picture_is_kept_out_of_raw() -> None:
+    seen = mall.read_query(answer("apimall_completed_inline.json"))
+    assert seen.raw["data"]["primary_url"] == "<image/png, 46 characters>"
+
+
+def test_it_sends_no_callbacks() -> None:
+    with pytest.raises(ContractBroken, match="sends no callbacks"):
+        mall.read_callback(body("defapi_callback.json"))

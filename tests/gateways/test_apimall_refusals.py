@@ -1,0 +1,160 @@
+"""How API Mall says no: by status in its own envelope, or by words inside a 200."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nanobanana_async.errors import (
+    GATEWAY_ERRORS,
+    AccessDenied,
+    AuthenticationError,
+    ContractBroken,
+    GatewayError,
+    GatewayUnavailable,
+    IdempotencyConflict,
+    InsufficientCredits,
+    InvalidRequest,
+    PromptBlocked,
+    RateLimited,
+    TaskNotFound,
+)
+from nanobanana_async.gateways import ApiMall, HttpResponse
+
+KEY = "mall-key-0123456789"
+TASK = "img_01HQ9M7XJQ7PZ3GQ9F6C5W3N2M"
+REQUEST = "req_01HQ9M7J7X9P7Y8T6W5V4U3S2R"
+BODIES = Path(__file__).parent / "bodies"
+
+mall: ApiMall = ApiMall(api_key=KEY)
+
+
+def body(name: str) -> bytes:
+    return (BODIES / name).read_bytes()
+
+
+def answer(name: str, status: int = 200, **headers: str) -> HttpResponse:
+    named = {header.replace("_", "-"): value for header, value in headers.items()}
+    return HttpResponse(status=status, headers=named, body=body(name))
+
+
+def refusal(code: str, message: str, status: int = 200) -> HttpResponse:
+    said = {"success": False, "error": {"code": code, "message": message}, "request_id": REQUEST}
+    return HttpResponse(status=status, body=json.dumps(said).encode())
+
+
+@pytest.mark.parametrize("status", sorted(GATEWAY_ERRORS))
+@pytest.mark.parametrize("read", [mall.read_create, mall.read_query])
+def test_each_status_in_its_own_envelope_is_its_own_error(status: int, read: Any) -> None:
+    with pytest.raises(GATEWAY_ERRORS[status]) as caught:
+        read(answer("apimall_error.json", status, retry_after="7"))
+    assert caught.value.message.startswith("Insufficient credits")
+    facts = (caught.value.status, caught.value.code, caught.value.request_id, caught.value.retry_after_s)
+    assert facts == (status, "insufficient_credits", REQUEST, 7)
+
+
+@pytest.mark.parametrize("status", sorted(set(GATEWAY_ERRORS) - {429}))
+@pytest.mark.parametrize(
+    "name", ["proxy.html", "proxy_json.json", "list.json", "apimall_create.json", "apimall_error_wordless.json"]
+)
+def test_a_status_without_the_envelope_says_nothing(status: int, name: str) -> None:
+    with pytest.raises(ContractBroken, match="without its envelope") as caught:
+        mall.read_create(answer(name, status, retry_after="9"))
+    assert (caught.value.status, caught.value.retry_after_s) == (status, 9)
+
+
+@pytest.mark.parametrize("status", [0, 100, 203, 204, 206, 301, 304, 307, 405, 418, 422, 501, 505, 520, 524, 599])
+def test_a_status_that_is_not_listed_says_nothing_even_with_the_envelope(status: int) -> None:
+    with pytest.raises(ContractBroken) as caught:
+        mall.read_create(answer("apimall_error.json", status))
+    assert caught.value.status == status
+
+
+def test_an_envelope_too_large_to_be_one_says_nothing() -> None:
+    with pytest.raises(ContractBroken):
+        mall.read_create(HttpResponse(status=402, body=body("apimall_error.json") + b" " * 1024**2))
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "code"),
+    [
+        ("proxy_429.html", None, None),
+        ("truncated.txt", None, None),
+        ("apimall_error_wordless.json", None, None),
+        ("apimall_error_both_limits.json", None, "rate_limited"),
+        ("apimall_error_jobs.json", "jobs", "too_many_concurrent_jobs"),
+        ("apimall_error_only_code.json", "rate", "rate_limit_exceeded"),
+    ],
+)
+def test_a_429_is_a_limit_whatever_its_body(name: str, kind: str | None, code: str | None) -> None:
+    with pytest.raises(RateLimited) as caught:
+        mall.read_create(answer(name, 429))
+    assert (caught.value.kind, caught.value.code, caught.value.status) == (kind, code, 429)
+
+
+def test_an_empty_429_is_a_limit_too() -> None:
+    with pytest.raises(RateLimited, match="without a word") as caught:
+        mall.read_query(HttpResponse(status=429, headers={"x-ratelimit-remaining": "0", "x-request-id": "r-1"}))
+    assert (caught.value.kind, caught.value.request_id) == ("rate", "r-1")
+
+
+def test_a_403_names_the_base_url() -> None:
+    gateway = ApiMall(api_key=KEY, base_url="https://www.apimall.ai/")
+    with pytest.raises(AccessDenied, match=r"not approved, or https://www\.apimall\.ai is not the gateway"):
+        gateway.read_create(refusal("forbidden", "API access not approved", 403))
+
+
+@pytest.mark.parametrize(
+    ("code", "message", "kind"),
+    [
+        ("invalid_parameters", "num_images", InvalidRequest),
+        ("invalid_api_key", "?", AuthenticationError),
+        ("unauthorized", "?", AuthenticationError),
+        ("insufficient_credits", "?", InsufficientCredits),
+        ("E17", "Insufficient credits", InsufficientCredits),
+        ("api_access_not_approved", "?", AccessDenied),
+        ("task_not_found", "?", TaskNotFound),
+        ("idempotency_key_conflict", "?", IdempotencyConflict),
+        ("rate_limit_exceeded", "?", RateLimited),
+        ("too_many_concurrent_jobs", "?", RateLimited),
+        ("content_moderation", "?", PromptBlocked),
+        ("prompt_blocked", "?", PromptBlocked),
+        ("upstream_busy", "Invalid API key", GatewayUnavailable),
+        ("internal_server_error", "?", GatewayUnavailable),
+        ("402", "?", InsufficientCredits),
+        ("451", "?", PromptBlocked),
+        ("999", "?", GatewayUnavailable),
+        ("e_17", "Computer says no", GatewayUnavailable),
+    ],
+)
+@pytest.mark.parametrize("read", [mall.read_create, mall.read_query])
+def test_a_refusal_inside_a_200_is_known_by_its_words(
+    code: str, message: str, kind: type[GatewayError], read: Any
+) -> None:
+    with pytest.raises(kind) as caught:
+        read(refusal(code, message))
+    assert type(caught.value) is kind
+    assert (caught.value.status, caught.value.code, caught.value.request_id) == (200, code, REQUEST)
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "message"),
+    [
+        ("apimall_error_text.json", InsufficientCredits, "Insufficient credits"),
+        ("apimall_error_top.json", AuthenticationError, "Invalid API key"),
+        ("apimall_error_only_code.json", RateLimited, "rate_limit_exceeded"),
+        ("apimall_error_success_missing.json", PromptBlocked, "Prompt blocked by content moderation"),
+        ("apimall_error_wordless.json", GatewayUnavailable, "refused without a word"),
+    ],
+)
+def test_an_envelope_of_another_shape_is_understood(name: str, kind: type[GatewayError], message: str) -> None:
+    with pytest.raises(kind) as caught:
+        mall.read_create(answer(name))
+    assert (type(caught.value), caught.value.message) == (kind, message)
+
+
+def test_no_error_shows_a_secret() -> None:
+    with pytest.raises(AuthenticationError) as caught:
+        mall.read_create(answer("apimall_error_secrets.json", 401))
+    assert caught.value.message == "No such key: sk-*** (Bearer ***), see https://logs.apimall.ai/x?..."

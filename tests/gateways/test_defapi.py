@@ -1,0 +1,289 @@
+"""defapi's wire contract: the bodies of its reference, and every way in which an answer can be odd."""
+
+import json
+from datetime import UTC, datetime
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nanobanana_async.errors import (
+    GATEWAY_ERRORS,
+    AuthenticationError,
+    ContractBroken,
+    GatewayError,
+    GatewayUnavailable,
+    InsufficientCredits,
+    InvalidRequest,
+    RateLimited,
+    TaskNotFound,
+)
+from nanobanana_async.gateways import DefApi, Gateway, HttpResponse
+from nanobanana_async.jobs import Accepted, JobState
+from nanobanana_async.models import ImageRequest
+
+TASK = "ta5c9705-b8ae-4cb9-aa6f-97c4fee88c8d"
+URL = "https://google.datas.systems/fileSystem/response_images/1.png"
+BODIES = Path(__file__).parent / "bodies"
+
+defapi: DefApi = DefApi(api_key="dk-1234567890abcdef")
+
+
+def body(name: str) -> bytes:
+    return (BODIES / name).read_bytes()
+
+
+def answer(name: str, status: int = 200, **headers: str) -> HttpResponse:
+    named = {header.replace("_", "-"): value for header, value in headers.items()}
+    return HttpResponse(status=status, headers=named, body=body(name))
+
+
+# What it is and what it takes
+
+
+def test_it_is_a_gateway_with_callbacks_and_without_keys() -> None:
+    gateway: Gateway = defapi
+    assert (gateway.name, gateway.base_url) == ("defapi", "https://api.defapi.org")
+    assert (gateway.takes_idempotency_key, gateway.takes_callbacks) == (False, True)
+    assert (gateway.key_lifetime_s, gateway.expected_job_s) == (0, 20)
+
+
+@pytest.mark.parametrize(
+    ("name", "wanted"),
+    [
+        ("defapi_request.json", ImageRequest("A beautiful girl dancing in a garden")),
+        (
+            "defapi_request_images.json",
+            ImageRequest(
+                "Put them in a basket",
+                images=[
+                    "https://cdn.openai.com/API/docs/images/body-lotion.png",
+                    "https://cdn.openai.com/API/docs/images/soap.png",
+                ],
+                callback_url="https://example.com/webhook/image-callback",
+            ),
+        ),
+    ],
+)
+def test_the_requests_of_the_reference_are_encoded_as_the_reference_has_them(name: str, wanted: ImageRequest) -> None:
+    expected = json.dumps(json.loads(body(name)), separators=(",", ":")).encode()
+    assert defapi.encode(wanted) == expected
+    assert defapi.encode(wanted) == expected
+
+
+def test_a_model_that_the_reference_does_not_list_is_passed_on() -> None:
+    assert defapi.encode(ImageRequest("a fox", model="google/next")) == b'{"model":"google/next","prompt":"a fox"}'
+
+
+@pytest.mark.parametrize(
+    ("wanted", "named"),
+    [
+        (ImageRequest("x", num_images=2), "num_images other than 1, not 2"),
+        (ImageRequest("x", aspect_ratio="16:9"), "aspect_ratio"),
+        (ImageRequest("x", resolution="2K"), "resolution"),
+        (ImageRequest("x", output_format="png"), "output_format"),
+        (ImageRequest("x", task_type="text-to-image"), "task_type"),
+        (ImageRequest("x", images=["https://a.example/1.png"] * 5), "at most 4 images, not 5"),
+    ],
+)
+def test_what_it_does_not_take_is_refused_by_name_before_anything_is_sent(wanted: ImageRequest, named: str) -> None:
+    for refuse in (defapi.check, defapi.encode):
+        with pytest.raises(InvalidRequest, match=named) as caught:
+            refuse(wanted)
+        assert caught.value.status is None
+
+
+def test_a_create_carries_neither_kind_of_key() -> None:
+    request = defapi.build_create(b"{}", wire_key="order-1")
+    assert (request.method, request.url) == ("POST", "https://api.defapi.org/api/image/gen")
+    assert request.headers == {"Content-Type": "application/json", "Accept": "application/json"}
+    assert (request.body, request.max_answer_bytes) == (b"{}", 1024**2)
+
+
+def test_a_query_names_the_task_in_its_query() -> None:
+    request = defapi.build_query("ta/1&x=ä")
+    assert (request.method, request.body) == ("GET", None)
+    assert request.url == "https://api.defapi.org/api/task/query?task_id=ta%2F1%26x%3D%C3%A4"
+    assert request.max_answer_bytes == 64 * 1024**2
+
+
+# Creates
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("defapi_create.json", Accepted(task_id="ta12345678-1234-1234-1234-123456789abc")),
+        ("defapi_create_code_text.json", Accepted(task_id="ta1")),
+        ("defapi_create_code_200.json", Accepted(task_id="ta1", credits_used=Decimal("0.5"))),
+        ("defapi_create_flat.json", Accepted(task_id="ta1")),
+    ],
+)
+def test_an_accepted_create_gives_its_task_id(name: str, expected: Accepted) -> None:
+    assert defapi.read_create(answer(name)) == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [
+        ("proxy.html", "not JSON"),
+        ("truncated.txt", "not JSON"),
+        ("list.json", "not a JSON object"),
+        ("proxy_json.json", "required field missing @ data.task_id"),
+        ("defapi_create_no_id.json", "required field missing @ data.task_id"),
+        ("defapi_create_refused_with_id.json", "refuses and names a task"),
+    ],
+)
+def test_a_create_answer_that_does_not_fit_says_what_is_wrong(name: str, why: str) -> None:
+    with pytest.raises(ContractBroken, match=why) as caught:
+        defapi.read_create(answer(name))
+    assert 0 < len(caught.value.body) <= 200
+
+
+@pytest.mark.parametrize(
+    ("name", "status", "kind", "message", "code"),
+    [
+        ("defapi_error_400.json", 400, InvalidRequest, "failed: prompt is required", "1"),
+        ("defapi_error_401_create.json", 401, AuthenticationError, "Invalid API key", "1"),
+        ("defapi_error_401_query.json", 401, AuthenticationError, "Invalid API key", "401"),
+        ("defapi_error_404.json", 404, TaskNotFound, "task not found", "1"),
+        ("defapi_error_unclear.json", 500, GatewayUnavailable, "failed", "1"),
+        ("defapi_error_400.json", 200, InvalidRequest, "failed: prompt is required", "1"),
+        ("defapi_error_401_create.json", 200, AuthenticationError, "Invalid API key", "1"),
+        ("defapi_error_401_query.json", 200, AuthenticationError, "Invalid API key", "401"),
+        ("defapi_error_404.json", 200, TaskNotFound, "task not found", "1"),
+        ("defapi_error_credits.json", 200, InsufficientCredits, "Insufficient balance", "1"),
+        ("defapi_error_500_code.json", 200, GatewayUnavailable, "Something broke", "500"),
+        ("defapi_error_unclear.json", 200, GatewayUnavailable, "failed", "1"),
+        ("defapi_error_wordless.json", 200, GatewayUnavailable, "refused without a word", "1"),
+        ("defapi_error_code_list.json", 200, RateLimited, "too many requests", None),
+    ],
+)
+@pytest.mark.parametrize("read", [defapi.read_create, defapi.read_query])
+def test_a_no_is_known_by_its_status_or_by_its_envelope(
+    name: str, status: int, kind: type[GatewayError], message: str, code: str | None, read: Any
+) -> None:
+    with pytest.raises(kind) as caught:
+        read(answer(name, status, x_request_id="r-1"))
+    assert (type(caught.value), caught.value.message) == (kind, message)
+    assert (caught.value.status, caught.value.code, caught.value.request_id) == (status, code, "r-1")
+
+
+@pytest.mark.parametrize("status", sorted(GATEWAY_ERRORS))
+def test_each_status_in_its_own_envelope_is_its_own_error(status: int) -> None:
+    with pytest.raises(GATEWAY_ERRORS[status], match="failed: prompt is required") as caught:
+        defapi.read_create(answer("defapi_error_400.json", status, retry_after="2"))
+    assert (caught.value.status, caught.value.retry_after_s) == (status, 2)
+
+
+@pytest.mark.parametrize("status", [*sorted(set(GATEWAY_ERRORS) - {429}), 203, 302, 418, 521])
+@pytest.mark.parametrize("name", ["proxy.html", "proxy_json.json", "defapi_create.json", "defapi_error_wordless.json"])
+def test_a_status_without_the_envelope_says_nothing(status: int, name: str) -> None:
+    with pytest.raises(ContractBroken) as caught:
+        defapi.read_create(answer(name, status))
+    assert caught.value.status == status
+
+
+# Queries and callbacks
+
+
+@pytest.mark.parametrize(
+    ("name", "state", "known", "queued"),
+    [
+        ("defapi_pending.json", JobState.RUNNING, True, True),
+        ("defapi_submitted.json", JobState.RUNNING, True, True),
+        ("defapi_in_progress.json", JobState.RUNNING, True, False),
+        ("defapi_unknown.json", JobState.RUNNING, False, False),
+        ("defapi_success.json", JobState.SUCCEEDED, True, False),
+        ("defapi_failed.json", JobState.FAILED, True, False),
+    ],
+)
+def test_each_status_word_has_its_state(name: str, state: JobState, known: bool, queued: bool) -> None:
+    seen = defapi.read_query(answer(name))
+    assert (seen.task_id, seen.state, seen.known_status, seen.queued) == (TASK, state, known, queued)
+
+
+def test_a_finished_task_tells_its_cost_and_times() -> None:
+    seen = defapi.read_query(answer("defapi_success.json"))
+    assert (seen.status, seen.credits_used, seen.error) == ("success", Decimal("0.500000"), None)
+    assert seen.created_at == datetime(2026, 3, 12, 9, 30, tzinfo=UTC)
+    assert seen.completed_at == datetime(2026, 3, 12, 9, 31, 6, tzinfo=UTC)
+    assert seen.raw == json.loads(body("defapi_success.json"))
+
+
+@pytest.mark.parametrize(
+    ("name", "images"),
+    [
+        ("defapi_success.json", (URL,)),
+        ("defapi_success_flat.json", (URL,)),
+        ("defapi_success_object.json", (URL,)),
+        ("defapi_success_texts.json", (URL, URL)),
+        ("defapi_success_text.json", (URL,)),
+        ("defapi_success_json_text.json", (URL,)),
+        ("defapi_success_inline.json", ("data:image/png;base64,iVBORw0KGgoAAAANSUhEUg==",)),
+        ("defapi_success_without_image.json", ()),
+        ("defapi_success_null_image.json", ()),
+    ],
+)
+def test_pictures_are_found_in_any_likely_shape(name: str, images: tuple[str, ...]) -> None:
+    seen = defapi.read_query(answer(name))
+    assert (seen.state, seen.images) == (JobState.SUCCEEDED, images)
+    assert "base64" not in str(seen.raw)
+
+
+@pytest.mark.parametrize(
+    ("name", "error"),
+    [
+        ("defapi_failed.json", "The prompt was refused by the model"),
+        ("defapi_failed_reason_text.json", "No capacity"),
+        ("defapi_failed_with_code.json", "Gave up"),
+        ("defapi_failed_wordless.json", None),
+    ],
+)
+def test_the_reason_of_a_failure_is_told_if_there_is_one(name: str, error: str | None) -> None:
+    seen = defapi.read_query(answer(name))
+    assert (seen.state, seen.error) == (JobState.FAILED, error)
+
+
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [
+        ("defapi_success_odd_result.json", "a result has no image"),
+        ("defapi_success_odd_image.json", "URL or a data URI, not int"),
+        ("defapi_success_inline_text.json", "not a base64 picture"),
+        ("defapi_status_missing.json", "required field missing @ data.status"),
+        ("defapi_create.json", "required field missing @ data.status"),
+    ],
+)
+def test_a_query_answer_that_does_not_fit_says_what_is_wrong(name: str, why: str) -> None:
+    with pytest.raises(ContractBroken, match=why):
+        defapi.read_query(answer(name))
+
+
+def test_the_callback_of_the_reference() -> None:
+    seen = defapi.read_callback(body("defapi_callback.json"))
+    (result,) = json.loads(body("defapi_callback.json"))["result"]
+    assert result == json.loads(body("defapi_image_result.json"))
+    assert (seen.task_id, seen.state, seen.images) == (TASK, JobState.SUCCEEDED, (result["image"],))
+    assert (seen.credits_used, seen.error) == (Decimal("0.500000"), None)
+
+
+def test_a_callback_may_tell_of_a_failure() -> None:
+    seen = defapi.read_callback(body("defapi_callback_failed.json"))
+    assert (seen.state, seen.error, seen.images) == (JobState.FAILED, "Blocked", ())
+
+
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [
+        ("defapi_callback_without_id.json", "names no task"),
+        ("proxy.html", "not JSON"),
+        ("list.json", "not a JSON object"),
+        ("defapi_error_401_query.json", "required field missing @ data.status"),
+    ],
+)
+def test_a_callback_that_does_not_fit_is_refused(name: str, why: str) -> None:
+    with pytest.raises(ContractBroken, match=why) as caught:
+        defapi.read_callback(body(name))
+    assert caught.value.status is None

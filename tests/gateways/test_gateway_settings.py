@@ -1,0 +1,170 @@
+"""The settings of both gateways: checked at birth, silent about the key."""
+
+from typing import Any
+
+import pytest
+from attrs import evolve
+from attrs.exceptions import FrozenInstanceError
+
+from nanobanana_async.errors import ConfigurationError
+from nanobanana_async.gateways import ApiMall, DefApi
+from nanobanana_async.gateways.settings import GatewaySettings
+from nanobanana_async.jobs import fingerprint
+from nanobanana_async.models import ImageRequest
+
+BOTH = [ApiMall, DefApi]
+KEY = "k-secret-0123456789"
+
+both = pytest.mark.parametrize("kind", BOTH)
+
+
+@both
+def test_the_key_is_stripped_and_appears_in_no_repr(kind: type[GatewaySettings]) -> None:
+    gateway = kind(api_key=f" {KEY}\n")  # type: ignore[call-arg]
+    assert gateway.api_key == KEY
+    assert KEY not in repr(gateway)
+    assert gateway.account == fingerprint(gateway.name, KEY)
+
+
+@both
+@pytest.mark.parametrize("key", ["", "  ", "two words", "schlüssel", "a\r\nb", "a\x00b", None, 5])
+def test_a_key_that_cannot_be_one_is_refused_with_the_way_to_set_it(kind: Any, key: object) -> None:
+    with pytest.raises(ConfigurationError, match=f"set {kind.key_variable} or pass api_key") as caught:
+        kind(api_key=key)
+    assert not str(key).strip() or str(key) not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("url", "expected"),
+    [
+        ("https://gateway.example/", "https://gateway.example"),
+        (" https://gateway.example/proxy// ", "https://gateway.example/proxy"),
+        ("http://127.0.0.1:8080", "http://127.0.0.1:8080"),
+        ("http://127.8.9.1", "http://127.8.9.1"),
+        ("http://LOCALHOST:1", "http://LOCALHOST:1"),
+        ("http://[::1]:8080/", "http://[::1]:8080"),
+    ],
+)
+def test_a_base_url_loses_its_trailing_slashes(url: str, expected: str) -> None:
+    gateway = DefApi(api_key=KEY, base_url=url)
+    assert gateway.base_url == expected
+    assert gateway.build_query("t").url == f"{expected}/api/task/query?task_id=t"
+
+
+@pytest.mark.parametrize(
+    ("url", "why"),
+    [
+        ("http://gateway.example", "must be https"),
+        ("http://127.0.0.1.example", "must be https"),
+        ("http://128.0.0.1", "must be https"),
+        ("http://0.0.0.0", "must be https"),
+        ("https://me:pw@gateway.example", "credentials"),
+        ("https://@gateway.example", "credentials"),
+        ("https://gateway.example?x=1", "query"),
+        ("https://gateway.example/#top", "fragment"),
+        ("https://gateway.example/?", "query"),
+        ("ftp://gateway.example", "https://"),
+        ("gateway.example", "https://"),
+        ("https://", "https://"),
+        ("https://[::1", "host or port"),
+        ("https://gateway.example:99999", "host or port"),
+        ("https://gateway.example\\@evil.example", "backslashes"),
+        ("https://gateway example", "visible ASCII"),
+        ("https://gätewäy.example", "visible ASCII"),
+        ("", "must be a URL"),
+        (None, "must be a URL"),
+    ],
+)
+def test_a_base_url_to_which_the_key_must_not_go_is_refused(url: Any, why: str) -> None:
+    with pytest.raises(ConfigurationError, match=why) as caught:
+        ApiMall(api_key=KEY, base_url=url)
+    assert ":pw@" not in str(caught.value)
+
+
+@both
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("model", ""),
+        ("model", " "),
+        ("model", "a\nb"),
+        ("model", None),
+        ("expected_job_s", 0),
+        ("expected_job_s", "20"),
+        ("slots_per_image", 1),
+    ],
+)
+def test_a_setting_out_of_range_is_refused_by_name(kind: Any, name: str, value: object) -> None:
+    with pytest.raises(ConfigurationError, match=name):
+        kind(api_key=KEY, **{name: value})
+
+
+def test_the_lifetime_of_a_key_may_be_nothing_but_not_negative() -> None:
+    assert ApiMall(api_key=KEY, key_lifetime_s=0).key_lifetime_s == 0
+    with pytest.raises(ConfigurationError, match="key_lifetime_s"):
+        ApiMall(api_key=KEY, key_lifetime_s=-1)
+
+
+def test_settings_are_frozen_and_replaced_with_the_same_checks() -> None:
+    gateway = ApiMall(api_key=KEY)
+    assert evolve(gateway, expected_job_s=5).expected_job_s == 5
+    with pytest.raises(FrozenInstanceError):
+        gateway.model = "other"  # type: ignore[misc]
+    with pytest.raises(ConfigurationError):
+        evolve(gateway, api_key="")
+
+
+@both
+def test_the_environment_gives_key_and_base_url(kind: type[GatewaySettings]) -> None:
+    environ = {kind.key_variable: KEY, "NANOBANANA_BASE_URL": "http://127.0.0.1:8080"}
+    gateway = kind.from_env(environ)
+    assert (gateway.api_key, gateway.base_url) == (KEY, "http://127.0.0.1:8080")
+
+
+@both
+def test_what_is_passed_wins_over_the_environment(kind: type[GatewaySettings]) -> None:
+    environ = {kind.key_variable: "other", "NANOBANANA_BASE_URL": "http://127.0.0.1:8080"}
+    gateway = kind.from_env(environ, api_key=KEY, base_url="https://gateway.example", model="m")
+    assert (gateway.api_key, gateway.base_url, gateway.model) == (KEY, "https://gateway.example", "m")
+
+
+@both
+def test_an_empty_base_url_in_the_environment_is_none(kind: Any) -> None:
+    gateway = kind.from_env({kind.key_variable: KEY, "NANOBANANA_BASE_URL": " "})
+    assert gateway.base_url == kind(api_key=KEY).base_url
+
+
+@both
+@pytest.mark.parametrize("value", [None, "", " "])
+def test_a_missing_key_is_named_by_its_variable(
+    kind: type[GatewaySettings], value: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv(kind.key_variable, raising=False)
+    if value is not None:
+        monkeypatch.setenv(kind.key_variable, value)
+    with pytest.raises(ConfigurationError, match=f"{kind.key_variable} is not set"):
+        kind.from_env()
+
+
+def test_a_request_takes_one_slot_unless_the_account_counts_images() -> None:
+    three = ImageRequest("x", num_images=3)
+    assert ApiMall(api_key=KEY).weight(three) == 1
+    assert ApiMall(api_key=KEY, slots_per_image=True).weight(three) == 3
+
+
+@pytest.mark.parametrize(
+    ("gateway", "wanted", "expected"),
+    [
+        (ApiMall(api_key=KEY), ImageRequest("x", resolution="2K"), "apimall/nano-banana-pro/text-to-image/2K/1"),
+        (
+            ApiMall(api_key=KEY, model="m"),
+            ImageRequest("x", images=["https://a.example/1"], num_images=4),
+            "apimall/m/image-to-image/default/4",
+        ),
+        (DefApi(api_key=KEY), ImageRequest("x", model="n"), "defapi/n/text-to-image/default/1"),
+    ],
+)
+def test_the_price_class_holds_what_the_price_hangs_on(
+    gateway: ApiMall | DefApi, wanted: ImageRequest, expected: str
+) -> None:
+    assert gateway.price_class(wanted) == expected

@@ -1,0 +1,246 @@
+"""What both gateways share: JSON, numbers, times, pictures."""
+
+import json
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from typing import Any
+
+import pytest
+
+from nanobanana_async.errors import ContractBroken
+from nanobanana_async.gateways import ApiMall
+from nanobanana_async.gateways.reading import (
+    Answer,
+    first_picture,
+    known_task_id,
+    moment,
+    money,
+    picture,
+    plain,
+    status_word,
+    task_id,
+    unfold,
+    word,
+)
+
+SECRET = "mall-key-0123456789"
+GATEWAY = ApiMall(api_key=SECRET)
+NOON = datetime(2026, 3, 12, 12, tzinfo=UTC)
+
+
+def read(body: bytes) -> dict[str, Any]:
+    return Answer(GATEWAY, body).decoded()
+
+
+# JSON
+
+
+def test_money_is_never_a_float() -> None:
+    assert read(b'{"a": 0.1, "b": 3}') == {"a": Decimal("0.1"), "b": 3}
+    assert isinstance(read(b'{"a": 0.5}')["a"], Decimal)
+
+
+def test_a_byte_order_mark_is_no_obstacle() -> None:
+    assert read(b'\xef\xbb\xbf{"a": 1}') == {"a": 1}
+
+
+def test_numbers_that_are_none_read_as_nothing() -> None:
+    assert read(b'{"a": NaN, "b": -Infinity, "c": 1e99999999999999999999}') == {"a": None, "b": None, "c": None}
+
+
+def test_a_number_of_thousands_of_digits_is_read() -> None:
+    assert read(b'{"a": ' + b"9" * 5000 + b"}")["a"] == Decimal("9" * 5000)
+
+
+@pytest.mark.parametrize(
+    ("body", "why"),
+    [
+        (b"", "not JSON"),
+        (b"\xff\xfe{}", "not JSON"),
+        (b'{"a": 1} trailing', "not JSON"),
+        (b"null", "not a JSON object"),
+        (b'"text"', "not a JSON object"),
+        (b"[" * 100_000, "nested too deep"),
+        (b'{"a":' * 100_000, "nested too deep"),
+    ],
+)
+def test_what_is_not_a_json_object_is_said_to_be_none(body: bytes, why: str) -> None:
+    with pytest.raises(ContractBroken, match=why) as caught:
+        read(body)
+    assert len(caught.value.body) <= 200
+    assert caught.value.__cause__ is None
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        ('[{"image": "x"}]', [{"image": "x"}]),
+        (' {"a": 1}', {"a": 1}),
+        ("[not json", "[not json"),
+        ("[" * 100_000, "[" * 100_000),
+        ("text", "text"),
+        (5, 5),
+    ],
+)
+def test_json_in_a_string_is_unfolded(value: object, expected: object) -> None:
+    assert unfold(value) == expected
+
+
+# Numbers, times, words
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        (8, Decimal(8)),
+        ("0.500000", Decimal("0.500000")),
+        (" 7 ", Decimal(7)),
+        (Decimal("1.25"), Decimal("1.25")),
+        (0, Decimal(0)),
+        (-1, None),
+        ("-0.5", None),
+        ("NaN", None),
+        ("Infinity", None),
+        (Decimal("1e400000"), None),
+        (10**15, None),
+        ("1" * 65, None),
+        ("many", None),
+        (True, None),
+        (0.5, None),
+        (None, None),
+        ([], None),
+    ],
+)
+def test_credits_are_read_generously_and_never_raise(value: object, expected: Decimal | None) -> None:
+    assert money(value) == expected
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        ("2026-03-12T12:00:00.000Z", NOON),
+        ("2026-03-12T14:00:00+02:00", NOON),
+        (" 2026-03-12 12:00:00 ", NOON),
+        ("2026-03-12T12:00:00.000000000Z", NOON),
+        (1773316800, NOON),
+        (Decimal("1773316800.0"), NOON),
+        ("1773316800", NOON),
+        (1773316800000, NOON),
+        ("1773316800000", NOON),
+        ("0001-01-01T00:00:00Z", None),
+        ("0001-01-01T00:00:00+05:00", None),
+        (0, None),
+        (-5, None),
+        (999_999_999_999_999, None),
+        ("soon", None),
+        ("\ud800", None),
+        (True, None),
+        ({}, None),
+        (None, None),
+    ],
+)
+def test_times_are_aware_and_in_utc_or_nothing(value: object, expected: datetime | None) -> None:
+    at = moment(value)
+    assert at == expected
+    assert at is None or at.utcoffset() == timedelta(0)
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [("nano", "nano"), (" nano ", "nano"), (7, "7"), ("", None), ("a\nb", None), ("x" * 201, None), (True, None)],
+)
+def test_a_word_is_short_and_printable_or_nothing(value: object, expected: str | None) -> None:
+    assert word(value) == expected
+
+
+@pytest.mark.parametrize("value", ["ta-1", "a b", "ä", "x" * 512, 7])
+def test_a_task_id_is_taken_as_it_came(value: object) -> None:
+    assert task_id(value) == str(value)
+    assert known_task_id(value) == str(value)
+
+
+@pytest.mark.parametrize("value", ["", " ", ".", "..", "a\x00", "a\ud800", "x" * 513, True, None, [], {}])
+def test_an_absurd_task_id_is_none(value: object) -> None:
+    with pytest.raises(ValueError, match="a task id is"):
+        task_id(value)
+    assert known_task_id(value) is None
+
+
+def test_a_task_id_that_a_broken_decoder_left_behind_is_none() -> None:
+    assert known_task_id("a\N{REPLACEMENT CHARACTER}") is None
+
+
+def test_a_status_is_read_in_any_case_and_kept_short() -> None:
+    assert status_word(" In_Progress\n") == "in_progress"
+    assert len(status_word("x" * 5000)) == 64
+
+
+@pytest.mark.parametrize("value", ["", "  ", None, 3, ["pending"]])
+def test_a_status_that_is_no_word_raises(value: object) -> None:
+    with pytest.raises(ValueError, match="a status is a word"):
+        status_word(value)
+
+
+# Pictures
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        ("https://a.example/1.png?sig=x", "https://a.example/1.png?sig=x"),
+        ("http://127.0.0.1:8080/1.png", "http://127.0.0.1:8080/1.png"),
+        (" https://a.example/one two.png ", "https://a.example/one%20two.png"),
+        ("data:image/png;base64,iVBO", "data:image/png;base64,iVBO"),
+        ("DATA:image/svg+xml;charset=utf-8;base64,PHN2", "DATA:image/svg+xml;charset=utf-8;base64,PHN2"),
+        ("", None),
+        (None, None),
+    ],
+)
+def test_a_picture_is_a_url_or_a_data_uri(value: object, expected: str | None) -> None:
+    assert picture(value) == expected
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "/generated/1.png",
+        "//a.example/1.png",
+        "ftp://a.example/1.png",
+        "javascript:alert(1)",
+        "https://",
+        "https://[::1/1.png",
+        "https://a.example/\x00.png",
+        "https://a.example/\ud800.png",
+        "data:text/html;base64,PGI+",
+        "data:image/png,raw",
+        "data:image/png;base64,",
+        "iVBORw0KGgo",
+        5,
+        ["https://a.example/1.png"],
+    ],
+)
+def test_anything_else_is_no_picture(value: object) -> None:
+    with pytest.raises(ValueError, match="an image"):
+        picture(value)
+    assert first_picture([value, "https://a.example/1.png"]) == ("https://a.example/1.png",)
+    with pytest.raises(ValueError, match="an image"):
+        first_picture([None, value, value])
+
+
+def test_raw_keeps_everything_but_inline_pictures() -> None:
+    inline = "data:image/png;base64," + "A" * 5000
+    folded = json.dumps([{"image": inline}])
+    assert plain({"a": [inline, 1, None], "b": folded, "c": "data:,x", "d": "text" * 1000}) == {
+        "a": ["<image/png, 5022 characters>", 1, None],
+        "b": f"<{folded[5:40].partition(';')[0]}, {len(folded)} characters>",
+        "c": "<,x, 7 characters>",
+        "d": "text" * 1000,
+    }
+
+
+@pytest.mark.parametrize("opening", ['{"a":', "["])
+def test_raw_is_cut_where_it_is_nested_absurdly_deep(opening: str) -> None:
+    depth = 300
+    nested = json.loads(opening * depth + "1" + {"[": "]"}.get(opening, "}") * depth)
+    assert str(plain(nested)).count(opening[0]) == 24
+    assert "<nested>" in str(plain(nested))

@@ -1,0 +1,60 @@
+"""Foreign text in errors: short, on one line, and free of secrets."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nanobanana_async.gateways.redaction import excerpt, tidy
+
+SECRET = "mall-key-0123456789"
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("plain words", "plain words"),
+        ("two\r\n  lines", "two lines"),
+        ("bell \x07, escape \x1b[31m, \u202e", "bell \\x07, escape \\x1b[31m, \\u202e"),
+        ("Authorization: Bearer abc.def-123", "Authorization: Bearer ***"),
+        ("Bearer token required", "Bearer token required"),
+        ("bearer%20abcdef", "Bearer ***"),
+        ("key sk-abcdef123456 or dk_live_1234", "key sk-*** or dk_***"),
+        ("task-12345 stays", "task-12345 stays"),
+        (f"you sent {SECRET}!", "you sent ***!"),
+        ('{"api_key": "abcdef"}', '{"api_key": "***"}'),
+        ("X-Api-Key: abcdef", "X-Api-Key: ***"),
+        ("authorization=Basic QWxhZGRpbg==", "authorization=Basic ***"),
+        ("see https://me:pw@a.example/x", "see https://***@a.example/x"),
+        ("https://a.example/1.png?X-Sig=abc&e=1 gone", "https://a.example/1.png?... gone"),
+        (r"https:\/\/a.example\/1.png?X-Sig=abc", r"https:\/\/a.example\/1.png?..."),
+        ('"data:image/png;base64,' + "A" * 900 + '" end', '"data:image/png;base64,..." end'),
+        ('"data:image\\/png;base64,' + "A" * 900 + '" end', '"data:image\\/png;base64,..." end'),
+    ],
+)
+def test_an_excerpt_is_fit_for_eyes(text: str, expected: str) -> None:
+    assert tidy(text, secret=SECRET) == expected
+    assert excerpt(text.encode(), secret=SECRET) == expected
+
+
+def test_a_short_secret_does_not_blot_out_common_words() -> None:
+    assert tidy("test the test", secret="test") == "test the test"
+
+
+@pytest.mark.parametrize("text", ["word " * 100, "\x00" * 199, "x" * 201, "y" * 10_000_000])
+def test_an_excerpt_is_short(text: str) -> None:
+    short = tidy(text)
+    assert len(short) <= 200
+    assert short.endswith("...")
+
+
+@pytest.mark.parametrize("before", range(4070, 4100))
+def test_a_secret_that_the_window_cuts_does_not_come_into_view(before: int) -> None:
+    lead = '"data:image/png;base64,'
+    text = lead + "A" * (before - len(lead) - 2) + '" ' + SECRET + " and more" * 100
+    assert SECRET[:6] not in tidy(text, secret=SECRET)
+
+
+@given(st.text(), st.binary())
+def test_an_excerpt_is_always_printable(text: str, body: bytes) -> None:
+    assert tidy(text).isprintable()
+    assert excerpt(body).isprintable()
