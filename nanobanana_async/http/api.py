@@ -1,0 +1,271 @@
+"""The only door to a gateway: a request goes out with the API key, a whole answer or an error of ours comes back."""
+
+import asyncio
+import functools
+import math
+import platform
+import ssl
+from collections.abc import Mapping
+
+import aiohttp
+from multidict import CIMultiDict
+from yarl import URL
+
+from nanobanana_async._version import __version__
+from nanobanana_async.config import Timeouts
+from nanobanana_async.errors import ConfigurationError, ContractBroken, NanoBananaError, SessionClosed, TransportError
+from nanobanana_async.gateways.contract import Gateway, HttpRequest, HttpResponse
+from nanobanana_async.gateways.settings import is_loopback
+from nanobanana_async.http.body import Body, answered_unasked, perhaps_sent
+from nanobanana_async.http.failures import explained
+from nanobanana_async.http.sockets import Sockets
+
+_is_loopback = functools.lru_cache(maxsize=64)(is_loopback)
+
+USER_AGENT = f"nanobanana_async/{__version__} aiohttp/{aiohttp.__version__} python/{platform.python_version()}"
+
+
+class Api:
+    """Sends requests to a gateway and returns whole answers.
+
+    Queries and creates that carry an idempotency key share one pool of connections. A create without one goes over a
+    fresh TCP connection, used once: a pooled one that the server has just closed looks like a lost answer.
+
+    Of a borrowed `aiohttp.ClientSession` the connector is used (its pool, limits, resolver and TLS settings) and
+    nothing else: no default header, cookie, auth, proxy, timeout, redirect, middleware, trace or `raise_for_status` of
+    it applies, and it is never closed. Fresh connections are our own also then, with the TLS settings of its
+    connector; one that does not verify certificates is refused.
+
+    Proxies come from `proxy`, never from the environment. Redirects are refused, cookies are not kept.
+    """
+
+    def __init__(
+        self,
+        gateway: Gateway,
+        *,
+        timeouts: Timeouts,
+        http: aiohttp.ClientSession | None = None,
+        proxy: str | None = None,
+        max_connections: int = 64,
+    ) -> None:
+        self._gateway = gateway
+        self._connect_s = timeouts.connect_s
+        self._lent = http
+        self._proxy = None if proxy is None else _proxy_url(proxy)
+        self._max_connections = max_connections
+        self._sockets = Sockets()
+        self._pool: aiohttp.ClientSession | None = None
+        self._fresh: aiohttp.ClientSession | None = None
+        self._closed = False
+
+    def __repr__(self) -> str:
+        state = "closed" if self._closed else "not open" if self._pool is None else "open"
+        return f"<Api {state}>"
+
+    async def open(self) -> None:
+        """Make the connection pools; no connection is opened yet.
+
+        Raises `ConfigurationError` for a borrowed session that can't be used, `SessionClosed` after `aclose`.
+        """
+        if self._closed:
+            raise SessionClosed("the door to the gateway was closed")
+        if self._pool is not None:
+            return
+        lent = None if self._lent is None else _connector_of(self._lent)
+        tls = lent._ssl if isinstance(lent, aiohttp.TCPConnector) else True
+        self._fresh = _session(self._connector(tls, force_close=True))
+        self._pool = _session(self._connector(tls), owns=True) if lent is None else _session(lent, owns=False)
+
+    async def aclose(self) -> None:
+        """Close what is ours, down to the last socket; idempotent."""
+        self._closed = True
+        for session in (self._pool, self._fresh):
+            if session is not None:
+                await session.close()
+        await self._sockets.gone()
+
+    async def send(self, request: HttpRequest, *, timeout_s: float, fresh_connection: bool = False) -> HttpResponse:
+        """Send once, and return the answer whatever its status.
+
+        Raises `TransportError` when no whole answer came within `timeout_s`, `ContractBroken` when it is a redirect or
+        larger than the request allows, `ConfigurationError` when it must not or can't be sent, `SessionClosed` when
+        the door is not open.
+        """
+        session = self._open_session(fresh_connection)
+        url = self._checked(request.url)
+        try:
+            answer = await self._exchange(session, request, url, timeout_s)
+        except asyncio.CancelledError as cancelled:
+            # The frames it came through hold the headers; what else it came through is not its reader's.
+            cancelled.__context__ = None
+            raise cancelled.with_traceback(None) from None
+        if isinstance(answer, HttpResponse):
+            return answer
+        try:
+            # Here and not where it was found: that frame holds the headers, and an `except` would chain the cause.
+            raise answer from None
+        finally:
+            del answer  # it holds this frame
+
+    async def _exchange(
+        self, session: aiohttp.ClientSession, request: HttpRequest, url: URL, timeout_s: float
+    ) -> HttpResponse | NanoBananaError:
+        """Return the answer, or the error: it must not be raised where the headers are."""
+        headers = CIMultiDict(request.headers)
+        body = None if request.body is None else Body(request.body)
+        tracker = aiohttp.UploadTracker()
+        headers["Authorization"] = f"Bearer {self._gateway.api_key}"
+        try:
+            response = await session.request(
+                request.method,
+                url,
+                data=body,
+                headers=headers,
+                timeout=_limits(self._connect_s, timeout_s),
+                allow_redirects=False,
+                proxy=self._proxy,
+                upload_tracker=tracker,
+            )
+            try:
+                if answered_unasked(body, tracker):
+                    return TransportError(f"{url.host} answered before it was asked", sent=False)
+                return await _read(response, request.max_answer_bytes)
+            finally:
+                response.close()  # after the whole body it has gone back to the pool, and this does nothing
+        except Exception as error:
+            return explained(
+                error,
+                host=url.host or "",
+                sent=perhaps_sent(error, body, tracker),
+                connect_s=self._connect_s,
+                timeout_s=timeout_s,
+            )
+
+    def _open_session(self, fresh: bool) -> aiohttp.ClientSession:
+        session = self._fresh if fresh else self._pool
+        if session is None or self._closed:
+            raise SessionClosed("the door to the gateway is not open")
+        if session.closed:
+            raise ConfigurationError("the aiohttp session you lent is closed: close it after the session that uses it")
+        return session
+
+    def _checked(self, text: str) -> URL:
+        """Return the URL if the key may travel there."""
+        try:
+            url = URL(text)
+        except ValueError:
+            raise ConfigurationError("the request's URL can't be read: check base_url") from None
+        host = url.host or ""
+        if "@" in url.raw_authority:
+            raise ConfigurationError(f"the URL of the request to {host} must not hold credentials")
+        if url.scheme == "https" and host:
+            return url
+        if url.scheme != "http" or not _is_loopback(host):
+            raise ConfigurationError(f"the request to {host or 'no host'} must use https: the API key travels with it")
+        if self._proxy is not None and not _is_loopback(self._proxy.host or ""):
+            raise ConfigurationError("a request without TLS must not go through a proxy: the API key travels with it")
+        return url
+
+    def _connector(
+        self, tls: ssl.SSLContext | aiohttp.Fingerprint | bool, *, force_close: bool = False
+    ) -> aiohttp.TCPConnector:
+        return aiohttp.TCPConnector(
+            ssl=tls, limit=self._max_connections, force_close=force_close, socket_factory=self._sockets.make
+        )
+
+
+async def _read(response: aiohttp.ClientResponse, limit: int) -> HttpResponse | ContractBroken:
+    """Return the answer with its whole body, decoded, or why it is not taken."""
+    status = response.status
+    if 300 <= status < 400:
+        return ContractBroken("redirects are refused", status=status, body=_host_of(response.headers.get("Location")))
+    content = response.content
+    if content.is_eof():  # the common case: the body came along with the headers
+        body = await content.readany()
+    elif (response.content_length or 0) > limit:
+        return _too_large(status, limit)
+    else:
+        body = await _gathered(content, limit)
+    if len(body) > limit:
+        return _too_large(status, limit)
+    return HttpResponse(status=status, headers=_lower(response.headers), body=body)
+
+
+async def _gathered(content: aiohttp.StreamReader, limit: int) -> bytes:
+    pieces: list[bytes] = []
+    size = 0
+    while size <= limit and not content.at_eof():
+        pieces.append(await content.readany())
+        size += len(pieces[-1])
+    return b"".join(pieces)
+
+
+def _too_large(status: int, limit: int) -> ContractBroken:
+    return ContractBroken(f"the answer is larger than {limit} bytes", status=status)
+
+
+def _host_of(location: str | None) -> str:
+    try:
+        return (URL(location or "").host or "")[:255]
+    except ValueError:
+        return ""
+
+
+def _lower(headers: Mapping[str, str]) -> dict[str, str]:
+    lower = {name.lower(): value for name, value in headers.items()}
+    if len(lower) < len(headers):  # one came more than once
+        lower = {}
+        for name, value in headers.items():
+            name = name.lower()
+            lower[name] = f"{lower[name]}, {value}" if name in lower else value
+    return lower
+
+
+@functools.lru_cache(maxsize=64)
+def _limits(connect_s: float, timeout_s: float) -> aiohttp.ClientTimeout:
+    # To aiohttp no limit is None, and 0 or less is no limit.
+    connect, total = (None if math.isinf(limit) else max(limit, 0.001) for limit in (connect_s, timeout_s))
+    return aiohttp.ClientTimeout(total=total, connect=connect)
+
+
+def _session(connector: aiohttp.BaseConnector, *, owns: bool = True) -> aiohttp.ClientSession:
+    return aiohttp.ClientSession(
+        connector=connector,
+        connector_owner=owns,
+        cookie_jar=aiohttp.DummyCookieJar(),
+        # Answers are not asked for compressed: they are small, or pictures, which do not shrink.
+        headers={"User-Agent": USER_AGENT, "Accept-Encoding": "identity"},
+        raise_for_status=False,
+        trust_env=False,
+    )
+
+
+def _connector_of(lent: aiohttp.ClientSession) -> aiohttp.BaseConnector:
+    """Return what we use of a borrowed session, if it is safe."""
+    connector = lent.connector
+    if connector is None or connector.closed:
+        raise ConfigurationError("the aiohttp session you lend is closed")
+    if connector._loop is not asyncio.get_running_loop():
+        raise ConfigurationError("the aiohttp session you lend belongs to another event loop: make it in this one")
+    if isinstance(connector, aiohttp.TCPConnector) and not _verifies(connector._ssl):
+        raise ConfigurationError(
+            "the aiohttp session you lend does not verify TLS certificates: give its connector an ssl.SSLContext that"
+            " trusts yours instead"
+        )
+    return connector
+
+
+def _verifies(tls: ssl.SSLContext | aiohttp.Fingerprint | bool) -> bool:
+    if isinstance(tls, ssl.SSLContext):
+        return tls.check_hostname and tls.verify_mode is ssl.CERT_REQUIRED
+    return tls is not False
+
+
+def _proxy_url(text: str) -> URL:
+    try:
+        url = URL(text)
+        if url.scheme in ("http", "https") and url.host:
+            return url
+    except (TypeError, ValueError):
+        pass
+    raise ConfigurationError("proxy must be a URL such as http://proxy.example:3128")  # it may hold a password

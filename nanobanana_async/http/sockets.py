@@ -1,0 +1,50 @@
+"""The sockets of our own connectors, counted, so that closing can wait until each of them is gone."""
+
+import asyncio
+import contextlib
+import socket
+import weakref
+
+import aiohttp
+
+_PATIENT_TURNS = 10  # of the event loop; a connection that is let go of needs two or three
+_TURNS = 110
+_PAUSE_S = 0.01
+
+
+class Sockets:
+    """Makes sockets for a connector and remembers those that live.
+
+    A connector waits for the connections in its pool, not for those it let go of just before.
+    """
+
+    def __init__(self) -> None:
+        self._made: weakref.WeakSet[socket.socket] = weakref.WeakSet()
+
+    def make(self, address: aiohttp.AddrInfoType) -> socket.socket:
+        """Return a new socket: a connector's `socket_factory`."""
+        family, kind, protocol, *_ = address
+        made = socket.socket(family, kind, protocol)
+        self._made.add(made)
+        return made
+
+    def open(self) -> list[socket.socket]:
+        """Return those that are not closed."""
+        return [made for made in self._made if made.fileno() != -1]
+
+    async def gone(self) -> None:
+        """Wait, about a second at most, until all are closed."""
+        for turn in range(_TURNS):
+            left = self.open()
+            if not left:
+                return
+            if turn == _PATIENT_TURNS:
+                _hang_up(left)
+            await asyncio.sleep(0 if turn < _PATIENT_TURNS else _PAUSE_S)
+
+
+def _hang_up(sockets: list[socket.socket]) -> None:
+    # TLS waits half a minute for a goodbye that the peer may never say, a full buffer waits for it to read on.
+    for left in sockets:
+        with contextlib.suppress(OSError):  # not connected any more
+            left.shutdown(socket.SHUT_RDWR)

@@ -1,0 +1,189 @@
+"""Peers on loopback that speak, lie and hang up by script."""
+
+import asyncio
+import contextlib
+import socket
+import ssl
+import struct
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from nanobanana_async.config import Timeouts
+from nanobanana_async.gateways.apimall import ApiMall
+from nanobanana_async.gateways.contract import HttpRequest
+from nanobanana_async.http.api import Api
+
+KEY = "ak-canary-7Hq2ZxW9vBn4"
+BODY = b'{"prompt":"a lighthouse"}'
+FINE = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 2\r\n\r\n{}"
+CERTIFICATE = Path(__file__).with_name("loopback.pem")  # for localhost and 127.0.0.1, known to nobody; valid until 2126
+
+
+class Line:
+    """One accepted connection, as the peer sees it."""
+
+    def __init__(self, peer: "Peer", reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._peer = peer
+        self._reader = reader
+        self.writer = writer
+
+    async def hear(self) -> bytes:
+        """Read one request whole."""
+        head = await self._reader.readuntil(b"\r\n\r\n")
+        _, _, length = head.lower().partition(b"content-length: ")
+        body = await self._reader.readexactly(int(length.split(b"\r\n")[0])) if length else b""
+        self._peer.heard.append(head + body)
+        return head + body
+
+    async def say(self, *words: bytes) -> None:
+        self.writer.write(b"".join(words))
+        await self.writer.drain()
+
+    async def ended(self) -> bytes:
+        """Wait until the client has hung up; return what came before."""
+        return await self._reader.read()
+
+    def hang_up(self) -> None:
+        self.writer.close()
+
+    def reset(self) -> None:
+        """Close with a RST instead of a FIN."""
+        made = self.writer.get_extra_info("socket")
+        made.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self.writer.transport.abort()
+
+
+Script = Callable[[Line], Awaitable[None]]
+
+
+class Peer:
+    """`async with Peer(script) as peer`: serves each connection by the script, and counts."""
+
+    def __init__(self, script: Script, *, tls: bool = False) -> None:
+        self._script = script
+        self._tls = tls
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._lines: list[Line] = []
+        self._changed = asyncio.Event()
+        self.heard: list[bytes] = []
+        self.ended = 0
+
+    @property
+    def accepted(self) -> int:
+        return len(self._lines)
+
+    @property
+    def url(self) -> str:
+        return f"{'https' if self._tls else 'http'}://127.0.0.1:{self._port}/"
+
+    async def __aenter__(self) -> Self:
+        context = None
+        if self._tls:
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            context.load_cert_chain(CERTIFICATE)
+        self._server = await asyncio.start_server(self._accept, "127.0.0.1", 0, ssl=context)
+        self._port = self._server.sockets[0].getsockname()[1]
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._server.close()
+        for task in self._tasks:
+            task.cancel()
+        for line in self._lines:
+            line.writer.transport.abort()
+        if self._tasks:
+            await asyncio.wait(self._tasks)
+        await asyncio.sleep(0)
+
+    async def all_ended(self, count: int) -> None:
+        """Wait until so many scripts came to their end."""
+        await self._until(lambda: self.ended >= count)
+
+    async def all_met(self, count: int) -> None:
+        """Wait until so many connections were accepted."""
+        await self._until(lambda: self.accepted >= count)
+
+    async def _until(self, reached: Callable[[], bool]) -> None:
+        async with asyncio.timeout(2):
+            while not reached():
+                self._changed.clear()
+                await self._changed.wait()
+
+    def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        line = Line(self, reader, writer)
+        self._lines.append(line)
+        self._changed.set()
+        self._tasks.add(asyncio.get_running_loop().create_task(self._serve(line)))
+
+    async def _serve(self, line: Line) -> None:
+        with contextlib.suppress(asyncio.CancelledError, asyncio.IncompleteReadError, ConnectionError, ssl.SSLError):
+            await self._script(line)
+        self.ended += 1
+        self._changed.set()
+
+
+async def fine(line: Line) -> None:
+    """Answer everything."""
+    while True:
+        await line.hear()
+        await line.say(FINE)
+
+
+async def silent(line: Line) -> None:
+    """Take everything, answer nothing."""
+    await line.ended()
+
+
+def answering(*words: bytes, then: str = "hang up") -> Script:
+    """Return a script that answers one request so, then hangs up, resets, or waits."""
+
+    async def script(line: Line) -> None:
+        await line.hear()
+        await line.say(*words)
+        if then == "hang up":
+            line.hang_up()
+        elif then == "reset":
+            await asyncio.sleep(0.02)  # a RST overtakes what is not yet read
+            line.reset()
+        else:
+            await line.ended()
+
+    return script
+
+
+def trusting() -> ssl.SSLContext:
+    """Return a TLS context that knows the peers' certificate."""
+    return ssl.create_default_context(cafile=str(CERTIFICATE))
+
+
+@contextlib.asynccontextmanager
+async def opened(*, connect_s: float = 5.0, key: str = KEY, **settings: object) -> AsyncIterator[Api]:
+    """Open a door to nowhere in particular, and close it."""
+    gateway = ApiMall(api_key=key, base_url="https://gateway.invalid")
+    api = Api(gateway, timeouts=Timeouts(connect_s=connect_s), **settings)  # type: ignore[arg-type]
+    await api.open()
+    try:
+        yield api
+    finally:
+        await api.aclose()
+
+
+def create(url: str, **settings: object) -> HttpRequest:
+    """Return a create: a POST with a body."""
+    headers = {"Content-Type": "application/json", "Idempotency-Key": "nb-1"}
+    return HttpRequest(method="POST", url=url, headers=headers, body=BODY, **settings)  # type: ignore[arg-type]
+
+
+def query(url: str, **settings: object) -> HttpRequest:
+    """Return a query: a GET without one."""
+    return HttpRequest(method="GET", url=url, **settings)  # type: ignore[arg-type]
+
+
+def unused_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

@@ -1,0 +1,287 @@
+"""The door with a session, a TLS context or a proxy of the user's."""
+
+import asyncio
+import contextlib
+import ssl
+from collections.abc import AsyncIterator
+
+import aiohttp
+import pytest
+
+from nanobanana_async.errors import ConfigurationError, TransportError
+from nanobanana_async.http.api import Api
+from tests.http.peers import FINE, KEY, Line, Peer, answering, create, fine, opened, query, trusting, unused_port
+
+REFUSAL = b"HTTP/1.1 500 No\r\nContent-Length: 0\r\n\r\n"
+
+
+# A borrowed session
+
+
+async def test_a_borrowed_session_lends_its_connections_and_stays_open() -> None:
+    async with Peer(fine) as peer, aiohttp.ClientSession() as lent:
+        async with lent.get(peer.url) as response:
+            await response.read()
+        async with opened(http=lent) as api:
+            await api.send(create(peer.url), timeout_s=2)
+            assert peer.accepted == 1
+        assert not lent.closed
+        async with lent.get(peer.url) as response:
+            assert response.status == 200
+        assert peer.accepted == 1
+
+
+async def test_fresh_connections_are_our_own_also_beside_a_borrowed_session() -> None:
+    async with Peer(fine) as peer, aiohttp.ClientSession() as lent, opened(http=lent) as api:
+        await api.send(query(peer.url), timeout_s=2)
+        for _ in range(2):
+            await api.send(create(peer.url), timeout_s=2, fresh_connection=True)
+        await peer.all_ended(2)
+        assert peer.accepted == 3
+        assert api._sockets.open() == []
+
+
+async def test_what_would_be_unsafe_in_a_borrowed_session_does_not_apply() -> None:
+    tries = []
+
+    async def retrying(request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType) -> aiohttp.ClientResponse:
+        tries.append(request)
+        await handler(request)
+        return await handler(request)
+
+    jar = aiohttp.CookieJar(unsafe=True)
+    jar.update_cookies({"id": "7"})
+    async with Peer(fine) as target:
+        refusal = b"HTTP/1.1 503 No\r\nSet-Cookie: later=1\r\nContent-Length: 0\r\n\r\n"
+        async with (
+            Peer(answering(refusal)) as peer,
+            aiohttp.ClientSession(
+                base_url=target.url,
+                headers={"Authorization": "Basic theirs", "X-Other-Key": "theirs", "Idempotency-Key": "theirs"},
+                cookie_jar=jar,
+                raise_for_status=True,
+                middlewares=(retrying,),
+                proxy=target.url,
+                trust_env=True,
+                timeout=aiohttp.ClientTimeout(total=0.001),
+                auto_decompress=False,
+            ) as lent,
+            opened(http=lent) as api,
+        ):
+            answer = await api.send(create(peer.url), timeout_s=2)
+        assert target.accepted == 0
+    assert answer.status == 503
+    assert (tries, len(peer.heard)) == ([], 1)
+    heard = peer.heard[0].decode().lower()
+    assert "theirs" not in heard
+    assert "cookie" not in heard
+    assert [cookie.key for cookie in jar] == ["id"]
+    assert heard.count("authorization") == 1
+    assert "idempotency-key: nb-1" in heard
+
+
+async def test_the_auth_of_a_borrowed_session_does_not_apply() -> None:
+    with pytest.warns(DeprecationWarning, match="auth"):
+        lent = aiohttp.ClientSession(auth=aiohttp.BasicAuth("me", "theirs"))
+    async with lent, opened(http=lent) as api, Peer(fine) as peer:
+        await api.send(create(peer.url), timeout_s=2)
+    assert f"Authorization: Bearer {KEY}".encode() in peer.heard[0]
+    assert b"Basic" not in peer.heard[0]
+
+
+async def test_the_traces_of_a_borrowed_session_do_not_see_the_key() -> None:
+    seen: list[object] = []
+
+    async def look(session: object, context: object, params: aiohttp.TraceRequestStartParams) -> None:
+        seen.append(params.headers)
+
+    trace = aiohttp.TraceConfig()
+    trace.on_request_start.append(look)
+    async with aiohttp.ClientSession(trace_configs=[trace]) as lent, opened(http=lent) as api, Peer(fine) as peer:
+        await api.send(create(peer.url), timeout_s=2)
+        assert len(peer.heard) == 1
+    assert seen == []
+
+
+async def test_a_closed_session_can_not_be_lent() -> None:
+    lent = aiohttp.ClientSession()
+    await lent.close()
+    with pytest.raises(ConfigurationError, match="is closed"):
+        async with opened(http=lent):
+            pass
+
+
+async def test_a_session_whose_connector_was_closed_can_not_be_lent() -> None:
+    async with aiohttp.ClientSession() as lent:
+        assert lent.connector is not None
+        await lent.connector.close()
+        with pytest.raises(ConfigurationError, match="is closed"):
+            async with opened(http=lent):
+                pass
+
+
+async def test_a_session_that_is_closed_too_early_is_named() -> None:
+    async with aiohttp.ClientSession() as lent, opened(http=lent) as api, Peer(fine) as peer:
+        await api.send(query(peer.url), timeout_s=2)
+        await lent.close()
+        with pytest.raises(ConfigurationError, match="close it after"):
+            await api.send(query(peer.url), timeout_s=2)
+
+
+def test_a_session_of_another_loop_can_not_be_lent() -> None:
+    async def make() -> aiohttp.ClientSession:
+        return aiohttp.ClientSession()
+
+    async def lend() -> None:
+        with pytest.raises(ConfigurationError, match="another event loop"):
+            async with opened(http=lent):
+                pass
+
+    with asyncio.Runner() as runner:
+        lent = runner.run(make())
+        with asyncio.Runner() as other:
+            other.run(lend())
+        runner.run(lent.close())
+
+
+def unverifying() -> ssl.SSLContext:
+    context = ssl.create_default_context()
+    context.check_hostname = False
+    return context
+
+
+def blind() -> ssl.SSLContext:
+    context = unverifying()
+    context.verify_mode = ssl.CERT_NONE
+    return context
+
+
+@pytest.mark.parametrize("tls", [False, unverifying(), blind()])
+async def test_a_session_that_does_not_verify_certificates_can_not_be_lent(tls: ssl.SSLContext | bool) -> None:
+    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(ssl=tls)) as lent:
+        with pytest.raises(ConfigurationError, match="does not verify"):
+            async with opened(http=lent):
+                pass
+
+
+async def test_a_connector_of_another_kind_may_be_lent() -> None:
+    connector = aiohttp.UnixConnector("/nowhere/at.all")
+    async with aiohttp.ClientSession(connector=connector) as lent, opened(http=lent) as api:
+        with pytest.raises(TransportError) as caught:
+            await api.send(create("http://localhost/"), timeout_s=2)
+    assert caught.value.sent is False
+
+
+# TLS
+
+
+@contextlib.asynccontextmanager
+async def trusted(tls: ssl.SSLContext | aiohttp.Fingerprint) -> AsyncIterator[Api]:
+    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(ssl=tls)) as lent, opened(http=lent) as api:
+        yield api
+
+
+async def test_the_tls_context_of_a_borrowed_session_is_used_for_all_connections() -> None:
+    async with trusted(trusting()) as api, Peer(fine, tls=True) as peer:
+        await api.send(query(peer.url), timeout_s=2)
+        await api.send(create(peer.url), timeout_s=2, fresh_connection=True)
+        assert (peer.accepted, len(peer.heard)) == (2, 2)
+
+
+async def test_a_certificate_that_is_not_the_pinned_one_was_surely_not_sent_to() -> None:
+    async with trusted(aiohttp.Fingerprint(b"\0" * 32)) as api, Peer(fine, tls=True) as peer:
+        for fresh in (False, True):
+            with pytest.raises(TransportError, match="not the expected one") as caught:
+                await api.send(create(peer.url), timeout_s=2, fresh_connection=fresh)
+            assert caught.value.sent is False
+        assert peer.heard == []
+
+
+async def test_a_create_lost_over_tls_was_perhaps_sent() -> None:
+    async def losing(line: Line) -> None:
+        await line.hear()
+        line.hang_up()
+
+    async with trusted(trusting()) as api, Peer(losing, tls=True) as peer:
+        for fresh in (False, True):
+            with pytest.raises(TransportError) as caught:
+                await api.send(create(peer.url), timeout_s=2, fresh_connection=fresh)
+            assert caught.value.sent is True
+
+
+async def test_closing_does_not_wait_for_the_goodbye_of_a_tls_peer() -> None:
+    async def rude(line: Line) -> None:
+        await line.hear()
+        await line.say(FINE)
+        line.writer.transport.pause_reading()  # type: ignore[attr-defined]
+        await asyncio.sleep(9)
+
+    async with trusted(trusting()) as api, Peer(rude, tls=True) as peer:
+        await api.send(create(peer.url), timeout_s=2, fresh_connection=True)
+        assert len(api._sockets.open()) == 1
+        async with asyncio.timeout(1):
+            await api.aclose()
+        assert api._sockets.open() == []
+
+
+# Proxies
+
+
+@pytest.mark.parametrize("variable", ["HTTP_PROXY", "http_proxy", "HTTPS_PROXY", "ALL_PROXY"])
+async def test_a_proxy_in_the_environment_is_not_used(variable: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with Peer(fine) as proxy, Peer(fine) as peer, opened() as api:
+        monkeypatch.setenv(variable, proxy.url)
+        monkeypatch.delenv("NO_PROXY", raising=False)
+        monkeypatch.delenv("no_proxy", raising=False)
+        for fresh in (False, True):
+            await api.send(create(peer.url), timeout_s=2, fresh_connection=fresh)
+        assert (len(peer.heard), proxy.accepted) == (2, 0)
+
+
+async def test_a_proxy_that_is_asked_for_is_used() -> None:
+    async with Peer(fine) as proxy, opened(proxy=proxy.url) as api:
+        for fresh in (False, True):
+            await api.send(create("http://127.0.0.1:1/x"), timeout_s=2, fresh_connection=fresh)
+    assert len(proxy.heard) == 2
+    assert proxy.heard[0].startswith(b"POST http://127.0.0.1:1/x HTTP/1.1\r\n")
+
+
+@pytest.mark.parametrize("url", ["https://gateway.invalid/", "http://127.0.0.1:1/"])
+async def test_a_proxy_that_can_not_be_reached_was_surely_not_sent_to(url: str) -> None:
+    async with opened(proxy=f"http://127.0.0.1:{unused_port()}") as api:
+        with pytest.raises(TransportError, match="the proxy can't be reached") as caught:
+            await api.send(create(url), timeout_s=2)
+    assert caught.value.sent is False
+
+
+async def _hang_up(line: Line) -> None:
+    await line.hear()
+    line.hang_up()
+
+
+@pytest.mark.parametrize("fresh", [False, True])
+async def test_a_proxy_that_gives_no_tunnel_heard_neither_key_nor_prompt(fresh: bool) -> None:
+    for script in (answering(REFUSAL), _hang_up):
+        async with Peer(script) as proxy, opened(proxy=proxy.url) as api:
+            with pytest.raises(TransportError) as caught:
+                await api.send(create("https://gateway.invalid/"), timeout_s=2, fresh_connection=fresh)
+        assert caught.value.sent is False
+        assert KEY not in str(caught.value)
+        assert proxy.heard[0].startswith(b"CONNECT gateway.invalid:443 ")
+        assert KEY.encode() not in proxy.heard[0]
+
+
+async def test_the_key_does_not_go_in_clear_text_through_a_proxy_elsewhere() -> None:
+    async with opened(proxy="http://proxy.invalid:3128") as api:
+        with pytest.raises(ConfigurationError, match="without TLS"):
+            await api.send(create("http://127.0.0.1:1/"), timeout_s=2)
+
+
+@pytest.mark.parametrize(
+    "proxy", ["", "proxy.invalid:3128", "socks5://127.0.0.1:1", "http://", "http://me:hidden@[bad", 7]
+)
+async def test_a_proxy_that_is_no_url_is_refused_without_showing_it(proxy: object) -> None:
+    with pytest.raises(ConfigurationError, match="proxy must be a URL") as caught:
+        async with opened(proxy=proxy):
+            pass
+    assert "hidden" not in str(caught.value)
