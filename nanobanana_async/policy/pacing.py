@@ -1,0 +1,93 @@
+"""How fast creates may leave where a rate is the limit: a gap between two of them, learned from refusals."""
+
+import math
+
+from attrs import define
+
+REFUSED_SHARE = 0.01  # of the creates at the limit: the price of knowing that it has not risen
+CLEAN = 200  # creates taken without a refusal, were the limit where it is believed: one time in seven
+FIRST_WAIT_S = 0.5
+SLOWEST = 1.0 / 30.0  # a second: what is slower is no rate, and is asked again all the same
+FINEST_STEP = 0.04  # of the logarithm of the rate; coarse at first, finer with each refusal
+COARSEST_STEP = 0.25
+
+
+@define
+class Pacer:
+    """A rate that follows a hidden limit: no limit until the first refusal, then search, then quantile tracking.
+
+    In the search single creates leave, each at twice the rate, until one is refused. Then the rate creeps up with each
+    create that is taken and steps down with each that is refused, in a proportion that makes `REFUSED_SHARE` of them
+    refused. A bucket of tokens is empty whenever it refuses, so what it took between two refusals, over the time
+    between them, is its rate: where that is higher than the step down, it is used at once. (For a bucket that holds one
+    token only this is too low, since tokens are lost; hence the higher of the two.)
+    """
+
+    rate: float = math.inf
+    """Creates per second."""
+    next_at: float = -math.inf
+    taken: int = 0
+    """Creates sent after the last refusal and taken."""
+    refusals: int = 0
+    """That were not followed by another at once; none: the search goes on."""
+    _emptied_at: float = -math.inf
+    _handled_at: float = -math.inf
+
+    @property
+    def paces(self) -> bool:
+        """Whether a rate limit was ever met."""
+        return self.rate < math.inf
+
+    def admits(self, now: float, sending: int) -> bool:
+        """Tell whether a create may leave now while `sending` others are on the wire."""
+        if not self.paces:
+            return True
+        return now >= self.next_at and (self.refusals > 0 or not sending)
+
+    def sent(self, now: float) -> None:
+        """Note that a create left: the next one keeps its gap, or catches up half of what a late one lost."""
+        if self.paces:
+            self.next_at = max(self.next_at, now - 0.5 / self.rate) + 1.0 / self.rate
+
+    def accepted(self, now: float, sent_at: float) -> None:
+        """Note that a create was taken."""
+        if not self.paces or sent_at <= self._emptied_at:
+            return
+        self.taken += 1
+        if sent_at <= self._handled_at:  # of the round trip that met the limit
+            return
+        if not self.refusals:
+            self.rate *= 2.0
+            if self.rate * (now - sent_at) > 2.0:  # single creates can't go faster than their round trips
+                self.refusals, self.taken, self._emptied_at = 1, CLEAN, -math.inf
+        elif self.taken >= CLEAN:  # the limit is higher: run after it
+            self.rate *= 1.01
+        else:
+            self.rate *= math.exp(REFUSED_SHARE * self._step)
+        self.next_at = min(self.next_at, now + 1.0 / self.rate)
+
+    def refused(self, now: float, sent_at: float, wait_s: float | None = None) -> None:
+        """Note that a create was refused for its rate; all refusals of one round trip are one event."""
+        if sent_at <= self._handled_at:
+            return
+        passed_s = max(sent_at - self._emptied_at, 1e-3)
+        if not self.paces:
+            self.rate = 1.0 / max(wait_s or 0.0, FIRST_WAIT_S)  # the search comes from below
+        elif not self.taken:  # not one token came in all this time
+            self.rate = min(self.rate / 2.0, 1.0 / passed_s)
+            self.refusals //= 2
+        else:
+            mean = self.taken / passed_s
+            if not self.refusals:
+                self.rate = max(mean, self.rate / 2.0)
+            else:
+                stepped = self.rate * math.exp(-(1.0 - REFUSED_SHARE) * self._step)
+                self.rate = max(stepped, min(self.rate, 0.99 * mean)) if self.taken >= 8 else stepped
+            self.refusals += 1
+        self.rate = max(self.rate, SLOWEST)
+        self._handled_at, self._emptied_at, self.taken = now, sent_at, 0
+        self.next_at = now + max(1.0 / self.rate, wait_s or 0.0)
+
+    @property
+    def _step(self) -> float:
+        return max(FINEST_STEP, COARSEST_STEP / self.refusals)
