@@ -1,0 +1,87 @@
+"""Asyncio client for the Nano Banana Pro image gateways."""
+
+from nanobanana_async._version import __version__
+from nanobanana_async.config import Timeouts
+from nanobanana_async.errors import (
+    AccessDenied,
+    AuthenticationError,
+    BatchStopped,
+    ConfigurationError,
+    ContractBroken,
+    CreditLimitReached,
+    DownloadError,
+    GatewayError,
+    GatewayUnavailable,
+    IdempotencyConflict,
+    InsufficientCredits,
+    InvalidRequest,
+    JobError,
+    JobFailed,
+    JobUncertain,
+    JobUnfinished,
+    JobWithdrawn,
+    LedgerError,
+    NanoBananaError,
+    PromptBlocked,
+    RateLimited,
+    SessionClosed,
+    TaskNotFound,
+    TransportError,
+)
+from nanobanana_async.gateways.apimall import ApiMall
+from nanobanana_async.gateways.contract import Gateway
+from nanobanana_async.gateways.defapi import DefApi
+from nanobanana_async.handle import Job
+from nanobanana_async.jobs import JobState
+from nanobanana_async.ledger.base import Ledger
+from nanobanana_async.ledger.memory import MemoryLedger
+from nanobanana_async.models import GeneratedImage, GenerationResult, ImageRequest
+from nanobanana_async.policy.concurrency import ConcurrencyPolicy
+from nanobanana_async.policy.polling import PollPolicy
+from nanobanana_async.policy.retry import RetryPolicy
+from nanobanana_async.session import Session
+from nanobanana_async.stats import SessionStats
+
+__all__ = [
+    "AccessDenied",
+    "ApiMall",
+    "AuthenticationError",
+    "BatchStopped",
+    "ConcurrencyPolicy",
+    "ConfigurationError",
+    "ContractBroken",
+    "CreditLimitReached",
+    "DefApi",
+    "DownloadError",
+    "Gateway",
+    "GatewayError",
+    "GatewayUnavailable",
+    "GeneratedImage",
+    "GenerationResult",
+    "IdempotencyConflict",
+    "ImageRequest",
+    "InsufficientCredits",
+    "InvalidRequest",
+    "Job",
+    "JobError",
+    "JobFailed",
+    "JobState",
+    "JobUncertain",
+    "JobUnfinished",
+    "JobWithdrawn",
+    "Ledger",
+    "LedgerError",
+    "MemoryLedger",
+    "NanoBananaError",
+    "PollPolicy",
+    "PromptBlocked",
+    "RateLimited",
+    "RetryPolicy",
+    "Session",
+    "SessionClosed",
+    "SessionStats",
+    "TaskNotFound",
+    "Timeouts",
+    "TransportError",
+    "__version__",
+]

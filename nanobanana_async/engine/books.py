@@ -1,0 +1,91 @@
+"""The one place that moves a job: into the ledger first, then into memory, then to whoever listens."""
+
+from collections import Counter
+from collections.abc import Callable
+from datetime import datetime
+from decimal import Decimal
+from typing import Any
+
+from nanobanana_async.engine.entry import Entry
+from nanobanana_async.errors import GatewayError, LedgerError, NanoBananaError
+from nanobanana_async.jobs import FINAL, Failure, JobRecord, JobState
+from nanobanana_async.ledger.base import Ledger
+from nanobanana_async.observe import Announcer, Event, JobMoved
+
+
+class Books:
+    """Ledger, calendar and announcements; also what the session counts."""
+
+    def __init__(self, ledger: Ledger, announce: Announcer, utcnow: Callable[[], datetime]) -> None:
+        self.ledger = ledger
+        self.utcnow = utcnow
+        self.ended: Counter[JobState] = Counter()
+        self.credits_spent = Decimal(0)
+        self.credits_remaining: Decimal | None = None
+        self._announce = announce
+
+    def tell(self, event: Event) -> None:
+        """Announce what happened."""
+        self._announce(event)
+
+    def born(self, entry: Entry) -> None:
+        """Announce a job that was just written down."""
+        self.tell(JobMoved(before=None, record=entry.record))
+
+    async def renew(self, entry: Entry, *, body: bytes) -> None:
+        """Begin a new purchase of a job that was never bought."""
+        after = entry.record.reborn(body=body, created_at=self.utcnow())
+        await self.ledger.advance(entry.stored, after)
+        self._take(entry, after, stored=after)
+
+    async def move(self, entry: Entry, state: JobState, **facts: Any) -> None:
+        """Write a move down and make it true; on a `LedgerError` nothing has moved."""
+        after = entry.record.to(state, **facts)
+        await self.ledger.advance(entry.stored, after)
+        self._take(entry, after, stored=after)
+
+    async def learn(self, entry: Entry, state: JobState, **facts: Any) -> LedgerError | None:
+        """Make a move true that the gateway has already made; return why it could not be written down.
+
+        Who waits hears of that, unless the job has ended: then the result counts. The entry remembers what the ledger
+        holds, so that the next write can catch up.
+        """
+        after = entry.record.to(state, **facts)
+        try:
+            await self.ledger.advance(entry.stored, after)
+        except LedgerError as error:
+            error.task_id = after.task_id
+            self._take(entry, after, stored=entry.stored, interruption=None if state in FINAL else error)
+            return error
+        self._take(entry, after, stored=after)
+        return None
+
+    def age_s(self, since: datetime) -> float:
+        """Seconds by the wall clock; negative when it went backwards."""
+        return (self.utcnow() - since).total_seconds()
+
+    def _take(
+        self, entry: Entry, after: JobRecord, *, stored: JobRecord, interruption: LedgerError | None = None
+    ) -> None:
+        before = entry.record.state
+        if after.credits != entry.record.credits:
+            self.credits_spent += (after.credits or Decimal(0)) - (entry.record.credits or Decimal(0))
+        entry.stored = stored
+        entry.moved(after, interruption)
+        if entry.over:
+            self.ended[after.state] += 1
+        if after.state is not before:
+            self.tell(JobMoved(before=before, record=after))
+
+
+def failure_of(error: NanoBananaError) -> Failure:
+    """Return an error as facts that a ledger can keep."""
+    if isinstance(error, GatewayError):
+        return Failure(
+            kind=type(error).__name__,
+            message=error.message,
+            status=error.status,
+            code=error.code,
+            request_id=error.request_id,
+        )
+    return Failure(kind=type(error).__name__, message=str(error))

@@ -1,0 +1,211 @@
+"""The whole purchase: written down, sent, answered, written down again, and only then told.
+
+    PENDING -> SUBMITTING (durable) -> POST -> RUNNING with its task id (durable) -> told
+
+Each step returns when the job is due again, in the loop's time; what is to be done then follows from its state:
+PENDING waits for a slot, SUBMITTING is repeated under its key, RUNNING is looked at, UNCERTAIN gives its slot back.
+"""
+
+import random
+from collections.abc import Callable
+
+from nanobanana_async.engine.books import Books, failure_of
+from nanobanana_async.engine.entry import NEVER, Entry
+from nanobanana_async.engine.slots import Slots
+from nanobanana_async.errors import (
+    ContractBroken,
+    GatewayError,
+    LedgerError,
+    NanoBananaError,
+    RateLimited,
+    TransportError,
+)
+from nanobanana_async.gateways.contract import Gateway, Transport
+from nanobanana_async.jobs import Accepted, JobState
+from nanobanana_async.observe import CreateFailed
+from nanobanana_async.policy.retry import (
+    MAX_RETRY_AFTER_S,
+    Attempt,
+    Heard,
+    Move,
+    RetryPolicy,
+    Verdict,
+    decide_create,
+    is_outage,
+)
+
+
+class Buyer:
+    """Buys one job at a time; all it knows of a job is its entry."""
+
+    def __init__(
+        self,
+        gateway: Gateway,
+        transport: Transport,
+        books: Books,
+        slots: Slots,
+        retry: RetryPolicy,
+        *,
+        create_s: float,
+        begin: Callable[[Entry], float],
+        lingers_s: Callable[[Entry], float],
+        clock: Callable[[], float],
+    ) -> None:
+        self._gateway = gateway
+        self._transport = transport
+        self._books = books
+        self._slots = slots
+        self._retry = retry
+        self._create_s = create_s
+        self._begin = begin
+        self._lingers_s = lingers_s
+        self._clock = clock
+        self._jitter = random.Random()
+
+    async def buy(self, entry: Entry) -> float:
+        """Make one create for the job, first or repeated; return when it is due again."""
+        sent_before = entry.record.first_sent_at is not None
+        error: NanoBananaError | None = None
+        try:
+            if entry.record.state is JobState.PENDING:
+                await self._write_intent(entry)
+            accepted = await self._post(entry)
+        except NanoBananaError as failure:
+            error = failure
+        finally:
+            self._slots.answered(entry)
+        if error is None:
+            return await self._accepted(entry, accepted)
+        if isinstance(error, LedgerError):  # no durable intent, no POST
+            entry.stopped = error
+            entry.wake()
+            return NEVER
+        return await self._not_accepted(entry, error, sent_before)
+
+    async def _write_intent(self, entry: Entry) -> None:
+        record = entry.record
+        if entry.tried_at == NEVER:
+            entry.tried_at = self._clock()
+        await self._books.move(entry, JobState.SUBMITTING, first_sent_at=record.first_sent_at or self._books.utcnow())
+
+    async def _post(self, entry: Entry) -> Accepted:
+        request = self._gateway.build_create(entry.record.body, wire_key=entry.record.wire_key)
+        # A pooled connection that the server has just closed looks like a lost answer: without a key that is doubt.
+        fresh = not self._gateway.takes_idempotency_key
+        response = await self._transport.send(request, timeout_s=self._create_s, fresh_connection=fresh)
+        return self._gateway.read_create(response)
+
+    async def _accepted(self, entry: Entry, accepted: Accepted) -> float:
+        self._slots.gate.succeeded()
+        entry.running_at = self._clock()
+        self._slots.accepted(entry, entry.running_at)
+        if accepted.credits_remaining is not None:
+            self._books.credits_remaining = accepted.credits_remaining
+        await self._books.learn(  # if it can't be written down the waiters hear of it, the following goes on
+            entry,
+            JobState.RUNNING,
+            task_id=accepted.task_id,
+            running_since=self._books.utcnow(),
+            in_doubt=False,
+            attempts=entry.record.attempts + 1,
+            credits_used=accepted.credits_used,
+            model=accepted.model,
+        )
+        return self._begin(entry)
+
+    async def _not_accepted(self, entry: Entry, error: NanoBananaError, sent_before: bool) -> float:
+        entry.last_failure = error
+        attempt = self._attempt(entry, sent_before)
+        verdict = decide_create(error, attempt, self._retry)
+        now = self._clock()
+        wait_s = self._wait_s(error, verdict, attempt)
+        self._slots_hear(entry, error, verdict, now)
+        self._books.tell(CreateFailed(record=entry.record, error=error, move=verdict.move.name.lower(), wait_s=wait_s))
+        try:
+            return await self._carry_out(entry, error, verdict, attempt, now + wait_s)
+        except LedgerError as unwritten:  # the record stays SUBMITTING, which is true: it may have been sent
+            entry.stopped = unwritten
+            entry.wake()
+            return NEVER
+
+    async def _carry_out(
+        self, entry: Entry, error: NanoBananaError, verdict: Verdict, attempt: Attempt, due: float
+    ) -> float:
+        attempts = entry.record.attempts + verdict.costs_attempt
+        unsent = verdict.heard is Heard.UNSENT and not attempt.sent_before
+        first_sent_at = None if unsent else entry.record.first_sent_at
+        match verdict.move:
+            case Move.REPEAT if verdict.in_doubt:
+                self._slots.hold(entry)
+                await self._books.move(entry, JobState.SUBMITTING, attempts=attempts, in_doubt=True)
+                return due
+            case Move.REPEAT | Move.REQUEUE:
+                if verdict.move is Move.REQUEUE:
+                    entry.tried_at = NEVER  # waiting for a slot is no trouble, and does not use up `max_wait_s`
+                await self._books.move(entry, JobState.PENDING, attempts=attempts, first_sent_at=first_sent_at)
+                return due
+            case Move.REFUSE:
+                await self._books.move(
+                    entry,
+                    JobState.REFUSED,
+                    attempts=attempts,
+                    failure=failure_of(error),
+                    ended_at=self._books.utcnow(),
+                )
+                return NEVER
+            case Move.PARK:
+                self._slots.hold(entry)
+                await self._books.move(
+                    entry, JobState.UNCERTAIN, attempts=attempts, in_doubt=True, failure=failure_of(error)
+                )
+                return self._clock() + self._lingers_s(entry)
+            case Move.GIVE_UP:
+                # Whoever generates it again has all attempts before him.
+                await self._books.move(entry, JobState.PENDING, attempts=0, first_sent_at=first_sent_at)
+                entry.stopped = error
+                entry.wake()
+                return NEVER
+
+    async def take_up(self, entry: Entry) -> float:
+        """Go on with a job found in the ledger half-way through its purchase; return when it is due."""
+        record = entry.record
+        self._slots.hold(entry)
+        attempt = self._attempt(entry, sent_before=True)
+        entry.tried_at = self._clock()
+        verdict = decide_create(
+            TransportError("the session ended before an answer came", sent=True), attempt, self._retry
+        )
+        if verdict.move is Move.REPEAT:
+            await self._books.move(entry, JobState.SUBMITTING, in_doubt=True)
+            return self._clock()
+        failure = record.failure or failure_of(TransportError("the session ended before an answer came", sent=True))
+        await self._books.move(entry, JobState.UNCERTAIN, in_doubt=True, failure=failure)
+        return self._clock() + self._lingers_s(entry)
+
+    def _attempt(self, entry: Entry, sent_before: bool) -> Attempt:
+        record = entry.record
+        return Attempt(
+            keyed=self._gateway.takes_idempotency_key,
+            sent_before=sent_before,
+            in_doubt=record.in_doubt,
+            number=record.attempts + 1,
+            waited_s=max(0.0, self._clock() - entry.tried_at),
+            key_age_s=0.0 if record.first_sent_at is None else self._books.age_s(record.first_sent_at),
+            key_lifetime_s=self._gateway.key_lifetime_s,
+        )
+
+    def _wait_s(self, error: NanoBananaError, verdict: Verdict, attempt: Attempt) -> float:
+        if verdict.move is not Move.REPEAT:
+            return 0.0
+        asked = min(getattr(error, "retry_after_s", None) or 0.0, MAX_RETRY_AFTER_S)
+        return max(asked, self._retry.backoff_s(attempt.number, self._jitter.random()))
+
+    def _slots_hear(self, entry: Entry, error: NanoBananaError, verdict: Verdict, now: float) -> None:
+        if isinstance(error, RateLimited) and not entry.slots:
+            self._slots.refused(entry, now, error.kind, error.retry_after_s)
+        if is_outage(error):
+            self._slots.gate.failed(now, self._jitter.random())
+        else:
+            self._slots.gate.succeeded()
+        if isinstance(error, (GatewayError, ContractBroken)) and error.retry_after_s is not None:
+            self._slots.gate.pause(now, error.retry_after_s)

@@ -1,0 +1,118 @@
+"""One live job: its record, who waits for it, and when it is due."""
+
+import asyncio
+from collections import deque
+
+from nanobanana_async.errors import NanoBananaError
+from nanobanana_async.jobs import FINAL, JobRecord, JobState, Observation
+from nanobanana_async.policy.schedule import Schedule
+
+NEVER = float("inf")
+
+
+class Entry:
+    """A job as the engine holds it. Slotted: there may be tens of thousands."""
+
+    __slots__ = (
+        "callers",
+        "due",
+        "failures",
+        "imageless_at",
+        "kept",
+        "last_failure",
+        "leaving",
+        "live",
+        "looks",
+        "number",
+        "observation",
+        "on_wire",
+        "record",
+        "running_at",
+        "schedule",
+        "sent_at",
+        "slots",
+        "stopped",
+        "stored",
+        "tried_at",
+        "updates",
+        "watchers",
+        "weight",
+        "written",
+    )
+
+    def __init__(self, record: JobRecord, weight: int) -> None:
+        self.record = record
+        self.stored = record
+        """What the ledger holds: the same, unless a write failed after the gateway had answered."""
+        self.weight = weight
+        self.slots = 0
+        """How many job slots it takes at this moment."""
+        self.number = 0
+        """Its place among all that came in: who came first is served first."""
+        self.due = NEVER
+        self.tried_at = NEVER
+        self.running_at = NEVER
+        self.sent_at = NEVER
+        self.schedule: Schedule[Entry] | None = None
+        """When its class of jobs is looked at; set once it runs."""
+        self.imageless_at = NEVER
+        self.looks = 0
+        self.failures = 0
+        self.callers = 0
+        """How many `generate` calls wait for it; when the last one leaves, an unsent job is withdrawn."""
+        self.kept = False
+        """A handle was given out: the job outlives its callers."""
+        self.live = False
+        self.written = False
+        self.leaving = False
+        self.on_wire = False
+        self.observation: Observation | None = None
+        self.last_failure: NanoBananaError | None = None
+        self.stopped: NanoBananaError | None = None
+        self.watchers: list[asyncio.Future[NanoBananaError | None]] | None = None
+        self.updates: list[deque[JobState]] | None = None
+
+    @property
+    def key(self) -> str:
+        """Our key of the job."""
+        return self.record.key
+
+    @property
+    def over(self) -> bool:
+        """Whether nothing more will happen to it by itself."""
+        return self.stopped is not None or self.record.state in FINAL or self.record.state is JobState.UNCERTAIN
+
+    async def change(self) -> None:
+        """Wait for the next change; raise what interrupts the waiting."""
+        watcher: asyncio.Future[NanoBananaError | None] = asyncio.get_running_loop().create_future()
+        if self.watchers is None:
+            self.watchers = []
+        self.watchers.append(watcher)
+        try:
+            interruption = await watcher
+        finally:
+            if not watcher.done() or watcher.cancelled():
+                self._forget(watcher)
+        if interruption is not None:
+            # Each waiter raises a copy of its own: a shared exception would gather everybody's traceback.
+            raise interruption.about(self.key, safe_to_repeat=not self.record.perhaps_bought)
+
+    def wake(self, interruption: NanoBananaError | None = None) -> None:
+        """Let all who wait look again, or go with an error."""
+        watchers, self.watchers = self.watchers, None
+        for watcher in watchers or ():
+            if not watcher.done():
+                watcher.set_result(interruption)
+
+    def moved(self, record: JobRecord, interruption: NanoBananaError | None = None) -> None:
+        """Take the record after a move and let everybody know, or interrupt all who wait."""
+        changed = record.state is not self.record.state
+        self.record = record
+        if changed:
+            for feed in self.updates or ():
+                feed.append(record.state)
+            self.wake(interruption)
+
+    def _forget(self, watcher: asyncio.Future[NanoBananaError | None]) -> None:
+        if self.watchers is not None and watcher in self.watchers:
+            self.watchers.remove(watcher)

@@ -1,0 +1,247 @@
+"""The life after the purchase: one look at a job, and what it means.
+
+The network never fails a job. What ends the waiting leaves the record RUNNING, to be followed again.
+"""
+
+import random
+from collections.abc import Callable
+
+from nanobanana_async.engine.books import Books
+from nanobanana_async.engine.entry import NEVER, Entry
+from nanobanana_async.errors import ContractBroken, NanoBananaError, RateLimited
+from nanobanana_async.gateways.contract import Gateway, Transport
+from nanobanana_async.jobs import Failure, JobState, Observation
+from nanobanana_async.observe import JobSeen, QueryFailed, UnknownStatus
+from nanobanana_async.policy.durations import Durations
+from nanobanana_async.policy.pacing import Pacer
+from nanobanana_async.policy.polling import PollPolicy
+from nanobanana_async.policy.retry import (
+    LATE_IMAGES_S,
+    MAX_RETRY_AFTER_S,
+    Gate,
+    RetryPolicy,
+    is_outage,
+    stops_following,
+)
+from nanobanana_async.policy.schedule import Schedule
+
+# The gateway stamps a job before its answer reaches us.
+CLOCK_SLACK_S = 5.0
+
+
+class Follower:
+    """Looks at one job at a time, and says when to look again."""
+
+    def __init__(
+        self,
+        gateway: Gateway,
+        transport: Transport,
+        books: Books,
+        polling: PollPolicy,
+        retry: RetryPolicy,
+        *,
+        query_s: float,
+        job_s: float,
+        clock: Callable[[], float],
+    ) -> None:
+        self._gateway = gateway
+        self._transport = transport
+        self._books = books
+        self._polling = polling
+        self._retry = retry
+        self._query_s = query_s
+        self._job_s = job_s
+        self._clock = clock
+        self._jitter = random.Random()
+        self._strange_words: set[str] = set()
+        self._schedules: dict[str, Schedule[Entry]] = {}
+        self.gate = Gate(retry)
+        self.pacer = Pacer()
+        self.looks = 0
+
+    def admits(self, now: float, looking: int) -> bool:
+        """Tell whether one more query may leave while so many are on the wire."""
+        return self.gate.admits(now, looking) and self.pacer.admits(now, looking)
+
+    def opens_at(self) -> float:
+        """When time alone lets a query leave; in the past if it waits for something else."""
+        return max(self.gate.opens_at, self.pacer.next_at)
+
+    def sent(self, now: float) -> None:
+        """Note that a query left."""
+        self.pacer.sent(now)
+
+    def begin(self, entry: Entry) -> float:
+        """Begin to follow a job that runs; return when to look at it first."""
+        entry.schedule = self._schedule_of(entry)
+        entry.schedule.began(entry)
+        return entry.running_at + entry.schedule.next_look_s(0.0)  # a job found again may long have ended
+
+    def end(self, entry: Entry) -> None:
+        """Let go of a job."""
+        if entry.schedule is not None:
+            entry.schedule.forget(entry)
+
+    def gain(self, entry: Entry) -> float:
+        """Return what a look at this job is worth now: how likely it has ended since the last one."""
+        return 0.0 if entry.schedule is None else entry.schedule.gain(entry, self._clock() - entry.running_at)
+
+    def likely_ends(self, since: float) -> float:
+        """Return how many of the followed jobs have probably ended, unseen, since a moment."""
+        now = self._clock()
+        return sum(
+            schedule.ended_chance(max(seen_s, since - entry.running_at), now - entry.running_at)
+            for schedule in self._schedules.values()
+            for entry, seen_s in schedule.running()
+        )
+
+    def lingers_s(self, entry: Entry) -> float:
+        """Return how long a job that was perhaps bought may still run."""
+        return min(self._job_s, self._schedule_of(entry).late_s)
+
+    def mean_s(self, entry: Entry) -> float:
+        """Return how long jobs like this one take, in the mean."""
+        return self._schedule_of(entry).mean_s
+
+    @property
+    def learned(self) -> Durations | None:
+        """What was learned about the class of jobs that was seen most."""
+        known = [schedule.durations for schedule in self._schedules.values() if schedule.durations.count]
+        return max(known, key=lambda durations: durations.count, default=None)
+
+    def _schedule_of(self, entry: Entry) -> Schedule[Entry]:
+        request = entry.record.request
+        name = "" if request is None else self._gateway.price_class(request)
+        schedule = self._schedules.get(name)
+        if schedule is None:
+            # A class never seen is taken to be like the one that was seen most.
+            learned = self.learned
+            expected_s = self._gateway.expected_job_s if learned is None else learned.median_s
+            schedule = self._schedules[name] = Schedule(self._polling, Durations(expected_s))
+        return schedule
+
+    def running_since(self, entry: Entry) -> float:
+        """The loop's time at which a job that was found in the ledger began to run."""
+        since = entry.record.running_since or entry.record.created_at
+        return self._clock() - max(0.0, self._books.age_s(since))
+
+    async def look(self, entry: Entry) -> float:
+        """Ask the gateway once; return when the job is due again."""
+        entry.looks += 1
+        self.looks += 1
+        sent_at = self._clock()
+        try:
+            seen = await self._query(entry)
+        except NanoBananaError as error:
+            return self._not_seen(entry, error, sent_at)
+        self.gate.succeeded()
+        self.pacer.accepted(self._clock(), sent_at)
+        entry.failures = 0
+        self._note_strange_word(entry, seen)
+        self._books.tell(JobSeen(record=entry.record, status=seen.status, looks=entry.looks))
+        match seen.state:
+            case JobState.SUCCEEDED if seen.images:
+                return await self._succeeded(entry, seen)
+            case JobState.SUCCEEDED:
+                return self._without_image(entry, seen)
+            case JobState.FAILED:
+                return await self._failed(entry, seen)
+            case _:
+                return self._still_running(entry)
+
+    async def _query(self, entry: Entry) -> Observation:
+        task_id = entry.record.task_id or ""
+        response = await self._transport.send(self._gateway.build_query(task_id), timeout_s=self._query_s)
+        seen = self._gateway.read_query(response)
+        if seen.task_id not in (None, task_id):
+            raise ContractBroken(f"asked about {task_id}, told about {seen.task_id}", status=response.status)
+        return seen
+
+    async def _succeeded(self, entry: Entry, seen: Observation) -> float:
+        entry.observation = seen
+        # Pictures that came inline are kept out of the ledger: an empty place says that one was here.
+        kept = tuple("" if url.startswith("data:") else url for url in seen.images)
+        await self._end(entry, JobState.SUCCEEDED, seen, images=kept)
+        return NEVER
+
+    async def _failed(self, entry: Entry, seen: Observation) -> float:
+        entry.observation = seen
+        failure = Failure(
+            kind="JobFailed", message=seen.error or "the gateway gave no reason", request_id=seen.request_id
+        )
+        await self._end(entry, JobState.FAILED, seen, failure=failure)
+        return NEVER
+
+    async def _end(self, entry: Entry, state: JobState, seen: Observation, **facts: object) -> None:
+        record = entry.record
+        if entry.schedule is not None:
+            age_s = self._clock() - entry.running_at
+            entry.schedule.seen_ended(entry, age_s, _stated_s(seen, age_s))
+        unwritten = await self._books.learn(
+            entry,
+            state,
+            ended_at=self._books.utcnow(),
+            credits_used=record.credits_used if seen.credits_used is None else seen.credits_used,
+            credits_refunded=seen.credits_refunded,
+            model=seen.model or record.model,
+            **facts,
+        )
+        if unwritten is not None:  # what was paid for is handed over all the same
+            self._books.tell(QueryFailed(record=entry.record, error=unwritten, wait_s=None))
+
+    def _without_image(self, entry: Entry, seen: Observation) -> float:
+        now = self._clock()
+        entry.imageless_at = min(entry.imageless_at, now)
+        if now - entry.imageless_at < LATE_IMAGES_S:
+            return now + max(1.0, self._polling.min_gap_s)
+        excerpt = ", ".join(f"{name}={value!r}"[:60] for name, value in seen.raw.items())[:300]
+        error = ContractBroken(f"task {entry.record.task_id} is {seen.status} without an image", body=excerpt)
+        return self._stop(entry, error)
+
+    def _still_running(self, entry: Entry) -> float:
+        age_s = self._clock() - entry.running_at
+        if age_s >= self._job_s:
+            error = ContractBroken(f"task {entry.record.task_id} still runs after {age_s:.0f} s (Timeouts.job_s)")
+            return self._stop(entry, error)
+        if entry.schedule is None:
+            return self.begin(entry)
+        entry.schedule.seen_running(entry, age_s)
+        return entry.running_at + entry.schedule.next_look_s(age_s)
+
+    def _not_seen(self, entry: Entry, error: NanoBananaError, sent_at: float) -> float:
+        now = self._clock()
+        entry.last_failure = error
+        asked = min(getattr(error, "retry_after_s", None) or 0.0, MAX_RETRY_AFTER_S)
+        if isinstance(error, RateLimited):
+            self.pacer.refused(now, sent_at, asked or None)
+            self.gate.pause(now, asked)
+        if is_outage(error):
+            self.gate.failed(now, self._jitter.random())
+        else:
+            self.gate.succeeded()
+        if stops_following(error, now - entry.running_at, self._job_s):
+            return self._stop(entry, error)
+        entry.failures += 1
+        wait_s = max(asked, self._retry.backoff_s(entry.failures + 1, self._jitter.random()))
+        self._books.tell(QueryFailed(record=entry.record, error=error, wait_s=wait_s))
+        return now + wait_s
+
+    def _stop(self, entry: Entry, error: NanoBananaError) -> float:
+        """End the waiting, not the job."""
+        self._books.tell(QueryFailed(record=entry.record, error=error, wait_s=None))
+        entry.stopped = error
+        entry.wake()
+        return NEVER
+
+    def _note_strange_word(self, entry: Entry, seen: Observation) -> None:
+        if not seen.known_status and seen.status not in self._strange_words:
+            self._strange_words.add(seen.status)
+            self._books.tell(UnknownStatus(record=entry.record, status=seen.status))
+
+
+def _stated_s(seen: Observation, age_s: float) -> float | None:
+    """Return how long the job took by the gateway's own clock, where that can be true."""
+    if seen.created_at is None or seen.completed_at is None:
+        return None
+    took_s = (seen.completed_at - seen.created_at).total_seconds()
+    return took_s if 0.0 < took_s <= age_s + CLOCK_SLACK_S else None

@@ -1,0 +1,107 @@
+"""The session's own task: it holds the task group from opening to closing, whoever opens and whoever closes."""
+
+import asyncio
+import warnings
+from collections.abc import Callable
+from contextlib import AsyncExitStack
+
+import anyio
+
+from nanobanana_async.engine.core import Engine
+from nanobanana_async.errors import ConfigurationError, SessionClosed
+from nanobanana_async.gateways.contract import Transport
+from nanobanana_async.ledger.base import Ledger
+
+
+class Host:
+    """Opens ledger, transport and engine, and closes them in reverse. It does not know the session, only its name."""
+
+    def __init__(self, name: str, ledger: Ledger, transport: Transport, *, close_s: float) -> None:
+        self._name = name
+        self._ledger = ledger
+        self._transport = transport
+        self._close_s = close_s
+        self._task: asyncio.Task[None] | None = None
+        self.engine: Engine | None = None
+        self.closed = False
+
+    async def open(self, build: Callable[[], Engine]) -> None:
+        """Open everything; `build` makes the engine once ledger and transport are open."""
+        if self._task is not None or self.closed:
+            raise ConfigurationError("this session was opened before: make a new one")
+        loop = asyncio.get_running_loop()
+        self._opened: asyncio.Future[None] = loop.create_future()
+        self._closing = asyncio.Event()
+        # A task of its own, with no parent scope: whoever opens need not be who closes.
+        self._task = loop.create_task(self._live(build), name="nanobanana_async session")
+        try:
+            await asyncio.shield(self._opened)
+        except BaseException:
+            await self.aclose()
+            raise
+
+    async def aclose(self) -> None:
+        """Close everything that was opened, in the host's task; idempotent, and done when it returns or raises."""
+        self.closed = True
+        if self._task is None:
+            return
+        self._closing.set()
+        if not self._opened.done():  # an opening that hangs is not waited for
+            self._task.cancel()
+        cancelled: asyncio.CancelledError | None = None
+        with anyio.CancelScope(shield=True):
+            while not self._task.done():
+                try:
+                    await asyncio.wait([self._task])
+                except asyncio.CancelledError as error:  # a native cancel does not know anyio's shield
+                    cancelled = error
+        if not self._opened.done():  # it was cancelled before its first step
+            self._opened.set_exception(_closed_while_opening())
+        if cancelled is not None:
+            raise cancelled
+        if not self._task.cancelled():
+            self._task.result()
+
+    def lost(self) -> None:
+        """Say that the session is gone and was not closed; once, clearly."""
+        if self._task is not None and not self.closed:
+            self.closed = True
+            warnings.warn(
+                f"{self._name} was never closed: use 'async with Session(...)', or await session.aclose()",
+                ResourceWarning,
+                stacklevel=2,
+            )
+
+    async def _live(self, build: Callable[[], Engine]) -> None:
+        try:
+            async with AsyncExitStack() as stack:
+                await self._ledger.open()
+                stack.push_async_callback(self._ledger.aclose)
+                await self._transport.open()
+                stack.push_async_callback(self._transport.aclose)
+                engine = self.engine = build()
+                del build  # it holds the session, which shall be free to be lost
+                await self._work(engine)
+        except BaseException as error:
+            if self._opened.done():
+                raise
+            self._opened.set_exception(_closed_while_opening() if self._closing.is_set() else error)
+
+    async def _work(self, engine: Engine) -> None:
+        async with anyio.create_task_group() as group:
+            engine.start(group)
+            self._opened.set_result(None)
+            try:
+                await self._closing.wait()
+            except asyncio.CancelledError:  # the event loop ends around us
+                self.lost()
+                raise
+            finally:
+                with anyio.CancelScope(shield=True):
+                    await engine.aclose(self._close_s)
+                engine.dismiss()
+                group.cancel_scope.cancel()
+
+
+def _closed_while_opening() -> SessionClosed:
+    return SessionClosed("the session was closed while it was being opened")

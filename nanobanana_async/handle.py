@@ -1,0 +1,191 @@
+"""The live handle of one job: where it stands, its result, its changes."""
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncGenerator, Generator
+from datetime import datetime
+from decimal import Decimal
+from typing import Any
+
+from nanobanana_async import errors
+from nanobanana_async.engine.core import Engine
+from nanobanana_async.engine.entry import Entry
+from nanobanana_async.errors import (
+    GatewayError,
+    JobFailed,
+    JobUncertain,
+    JobUnfinished,
+    JobWithdrawn,
+    NanoBananaError,
+)
+from nanobanana_async.jobs import Failure, JobState
+from nanobanana_async.models import GeneratedImage, GenerationResult, ImageRequest
+
+
+class Job:
+    """One job, live: await it for its result, as often and from as many tasks as you like."""
+
+    def __init__(self, engine: Engine, entry: Entry) -> None:
+        self._engine = engine
+        self._entry = entry
+
+    def __repr__(self) -> str:
+        task = f" task {self.task_id}" if self.task_id else ""
+        return f"<Job {self.key} {self.state.value}{task}>"
+
+    def __await__(self) -> Generator[Any, None, GenerationResult]:
+        return self.result().__await__()
+
+    @property
+    def key(self) -> str:
+        """Our key: the job's identity, and its idempotency key."""
+        return self._entry.record.key
+
+    @property
+    def task_id(self) -> str | None:
+        """The gateway's id, once it gave one."""
+        return self._entry.record.task_id
+
+    @property
+    def state(self) -> JobState:
+        """Where it stands, as far as the ledger knows."""
+        return self._entry.record.state
+
+    @property
+    def request(self) -> ImageRequest | None:
+        """What is wanted; None for a task attached by its id alone."""
+        return self._entry.record.request
+
+    @property
+    def created_at(self) -> datetime:
+        """When the job was first written down."""
+        return self._entry.record.created_at
+
+    @property
+    def credits(self) -> Decimal | None:
+        """What it cost after refunds, as far as the gateway said."""
+        return self._entry.record.credits
+
+    async def written(self) -> None:
+        """Wait until the job is written down; raise `LedgerError` if it can't be."""
+        while not self._entry.written:
+            self._raise_stopped()
+            await self._entry.change()
+        self._raise_stopped()
+
+    async def accepted(self) -> str:
+        """Wait for the gateway's task id and return it; raise what ended the job before."""
+        if self.task_id is None:
+            self._go_on()
+        while self.task_id is None:
+            if self._entry.over:
+                raise self._error()
+            await self._change()
+        return self.task_id
+
+    async def result(self, *, timeout: float | None = None) -> GenerationResult:
+        """Wait for the pictures.
+
+        Raises `JobUnfinished` after `timeout` seconds: the job goes on, and can be awaited again. Raises what ended it
+        otherwise: `JobFailed`, `JobUncertain`, `JobWithdrawn`, the gateway's refusal, or what ended the following.
+        """
+        try:
+            async with asyncio.timeout(timeout) as deadline:
+                return await self._result()
+        except TimeoutError as error:
+            if isinstance(error, NanoBananaError) or not deadline.expired():
+                raise
+        record = self._entry.record
+        raise JobUnfinished(
+            f"job {self.key} is {record.state.value} after {timeout:g} s",
+            job=self,
+            safe_to_repeat=False,
+        )
+
+    async def _result(self) -> GenerationResult:
+        self._go_on()
+        while not self._entry.over:
+            await self._change()
+        if self.state is not JobState.SUCCEEDED:
+            raise self._error()
+        return self._pictures()
+
+    async def updates(self) -> AsyncGenerator[JobState, None]:
+        """Yield each state of the job once, from the one it is in to the one it ends in."""
+        self._go_on()
+        entry = self._entry
+        feed: deque[JobState] = deque([self.state])
+        entry.updates = [*(entry.updates or ()), feed]
+        try:
+            while True:
+                while feed:
+                    yield feed.popleft()
+                if entry.over or not entry.live:
+                    return
+                await entry.change()
+        finally:
+            entry.updates = [other for other in entry.updates if other is not feed] or None
+
+    async def cancel(self) -> bool:
+        """Withdraw the job if it was not yet sent; return False when it is too late: then it goes on."""
+        if self.state is JobState.PENDING:  # one that is only looked up and was sent shall not be stirred
+            self._go_on()
+        if self._engine.withdraw(self._entry) or self._entry.leaving:
+            while not self._entry.over:
+                await self._change()
+        return self.state is JobState.WITHDRAWN
+
+    def _go_on(self) -> None:
+        """Let the job be followed again if it was only looked up, or if its following had stopped."""
+        self._entry = self._engine.go_on(self._entry)
+
+    async def _change(self) -> None:
+        if not self._entry.live:
+            raise JobUnfinished(f"job {self.key} was never bought", job=self, safe_to_repeat=True)
+        await self._entry.change()
+
+    def _pictures(self) -> GenerationResult:
+        record, seen = self._entry.record, self._entry.observation
+        urls = record.images if seen is None else seen.images
+        return GenerationResult(
+            key=record.key,
+            task_id=record.task_id or "",
+            images=tuple(GeneratedImage(url=url, index=index) for index, url in enumerate(urls)),
+            model=record.model,
+            credits=record.credits,
+            created_at=record.created_at,
+            completed_at=record.ended_at,
+            raw={} if seen is None else seen.raw,
+        )
+
+    def _raise_stopped(self) -> None:
+        if self._entry.stopped is not None:
+            raise self._error()
+
+    def _error(self) -> NanoBananaError:
+        """Return what ended the job, or the waiting for it: fresh, so that each waiter has a traceback of its own."""
+        entry = self._entry
+        record = entry.record
+        if entry.stopped is not None:
+            return entry.stopped.about(record.key, safe_to_repeat=not record.perhaps_bought)
+        why = record.failure
+        match record.state:
+            case JobState.FAILED:
+                reason = "" if why is None else f": {why.message}"
+                return JobFailed(f"task {record.task_id} failed{reason}", job=self, safe_to_repeat=True)
+            case JobState.UNCERTAIN:
+                reason = "" if why is None else f": {why.message}"
+                return JobUncertain(
+                    f"nobody knows whether job {record.key} was bought{reason}", job=self, safe_to_repeat=False
+                )
+            case JobState.REFUSED if why is not None:
+                return _refusal(why).about(record.key, safe_to_repeat=True)
+            case _:
+                return JobWithdrawn(f"job {record.key} was withdrawn", job=self, safe_to_repeat=True)
+
+
+def _refusal(why: Failure) -> GatewayError:
+    kind = getattr(errors, why.kind, GatewayError)
+    if not (isinstance(kind, type) and issubclass(kind, GatewayError)):
+        kind = GatewayError
+    return kind(why.message, status=why.status, code=why.code, request_id=why.request_id)

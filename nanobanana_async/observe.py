@@ -1,0 +1,128 @@
+"""What happens, as events: logs, metrics and progress displays all read them."""
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+from attrs import frozen
+
+from nanobanana_async.errors import GatewayError, NanoBananaError
+from nanobanana_async.jobs import JobRecord, JobState
+
+log = logging.getLogger("nanobanana_async")
+
+
+@frozen(kw_only=True)
+class JobMoved:
+    """A job went from one state to another, and the ledger knows it."""
+
+    before: JobState | None
+    record: JobRecord
+
+
+@frozen(kw_only=True)
+class CreateFailed:
+    """A create brought no task id; `move` is what was decided, `wait_s` until when."""
+
+    record: JobRecord
+    error: Exception
+    move: str
+    wait_s: float
+
+
+@frozen(kw_only=True)
+class JobSeen:
+    """A query was answered: the job still runs, or has ended. `looks` counts the queries of this job."""
+
+    record: JobRecord
+    status: str
+    looks: int
+
+
+@frozen(kw_only=True)
+class QueryFailed:
+    """A query brought no answer about the job; it is asked again after `wait_s`, or not at all when that is None."""
+
+    record: JobRecord
+    error: Exception
+    wait_s: float | None
+
+
+@frozen(kw_only=True)
+class UnknownStatus:
+    """The gateway used a status word that its reference does not list; the job counts as running."""
+
+    record: JobRecord
+    status: str
+
+
+Event = JobMoved | CreateFailed | JobSeen | QueryFailed | UnknownStatus
+Observer = Callable[[Event], None]
+
+_LEVELS: dict[type, int] = {
+    JobMoved: logging.DEBUG,
+    JobSeen: logging.DEBUG,
+    CreateFailed: logging.INFO,
+    QueryFailed: logging.INFO,
+    UnknownStatus: logging.WARNING,
+}
+_NAMES: dict[type, str] = {
+    JobMoved: "job.moved",
+    JobSeen: "job.seen",
+    CreateFailed: "create.failed",
+    QueryFailed: "query.failed",
+    UnknownStatus: "status.unknown",
+}
+
+
+def log_event(event: Event) -> None:
+    """Log an event under a stable name, its facts as extras: job keys and error words, never prompts or API keys."""
+    kind = type(event)
+    level = _LEVELS[kind]
+    if isinstance(event, JobMoved) and event.record.state is JobState.UNCERTAIN:
+        level = logging.WARNING
+    if not log.isEnabledFor(level):
+        return
+    record = event.record
+    facts: dict[str, Any] = {"job": record.key, "state": record.state.value, "task_id": record.task_id}
+    match event:
+        case JobMoved(before=before):
+            facts["before"] = None if before is None else before.value
+        case CreateFailed(error=error, move=move, wait_s=wait_s):
+            facts |= {"error": _in_our_words(error), "move": move, "wait_s": round(wait_s, 3)}
+        case JobSeen(status=status, looks=looks):
+            facts |= {"status": status, "looks": looks}
+        case QueryFailed(error=error, wait_s=pause_s):
+            facts |= {"error": _in_our_words(error), "wait_s": pause_s}
+        case UnknownStatus(status=status):
+            facts["status"] = status
+    sentence = " ".join(f"{name}={value}" for name, value in facts.items() if value is not None)
+    log.log(level, "%s %s", _NAMES[kind], sentence, extra={"event": _NAMES[kind], **facts})
+
+
+def _in_our_words(error: Exception) -> str:
+    """Return an error without the gateway's sentences and bodies, which may quote the prompt."""
+    kind = type(error).__name__
+    match error:
+        case GatewayError(status=status, code=code, request_id=request_id):
+            facts = [str(fact) for fact in (status, code, request_id) if fact is not None]
+            return f"{kind} [{', '.join(facts)}]"
+        case NanoBananaError(message=message):
+            return f"{kind}: {message}"
+        case _:
+            return kind
+
+
+class Announcer:
+    """Tells every observer; one that raises is logged and never harms the purchase."""
+
+    def __init__(self, observers: tuple[Observer, ...] = ()) -> None:
+        self._observers = (log_event, *observers)
+
+    def __call__(self, event: Event) -> None:
+        """Tell all observers, in their order."""
+        for observer in self._observers:
+            try:
+                observer(event)
+            except Exception:
+                log.exception("observer.failed %r", observer)

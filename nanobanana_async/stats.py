@@ -1,0 +1,73 @@
+"""How a session stands: the numbers behind a progress display."""
+
+import asyncio
+from decimal import Decimal
+
+from attrs import frozen
+
+from nanobanana_async.engine.books import Books
+from nanobanana_async.engine.core import Engine
+from nanobanana_async.jobs import JobState
+from nanobanana_async.policy.throttle import LimitKind
+
+
+@frozen(kw_only=True)
+class SessionStats:
+    """How a session stands at this moment."""
+
+    job_limit: int | None
+    """The learned cap on job slots; None until a refusal told of one."""
+    rate_limit: float | None
+    """The learned creates per second; None unless a rate was met."""
+    limit_kind: LimitKind | None
+    """What 429s that do not say it themselves are taken to be about."""
+    gate_open: bool
+    """False while Retry-After, or an outage, keeps creates back."""
+    held: int
+    """Job slots taken: accepted, or perhaps accepted, and not known to have ended."""
+    queued: int
+    """Jobs written down that wait for a slot."""
+    on_wire: int
+    """Requests on the wire."""
+    queries: int
+    refusals: int
+    """429s to creates."""
+    median_job_s: float | None
+    """How long jobs take, of the class that was seen most; None until one has ended."""
+    spread_of_jobs: float | None
+    """Sigma of the logarithm of that."""
+    succeeded: int
+    failed: int
+    refused: int
+    uncertain: int
+    withdrawn: int
+    credits_spent: Decimal
+    """After refunds, as far as the gateway said."""
+    credits_remaining: Decimal | None
+    """The gateway's last word on it; a hint."""
+
+
+def stats_of(engine: Engine, books: Books) -> SessionStats:
+    """Return how a session with this engine stands."""
+    throttle, learned = engine.slots.throttle, engine.follower.learned
+    now = asyncio.get_running_loop().time()
+    return SessionStats(
+        job_limit=throttle.jobs.whole,
+        rate_limit=throttle.pacer.rate if throttle.pacer.paces else None,
+        limit_kind=throttle.verdict,
+        gate_open=engine.slots.gate.admits(now, engine.slots.on_wire),
+        held=engine.slots.held,
+        queued=engine.queued,
+        on_wire=engine.wire.busy,
+        queries=engine.follower.looks,
+        refusals=throttle.refusals,
+        median_job_s=None if learned is None else learned.median_s,
+        spread_of_jobs=None if learned is None else learned.sigma,
+        succeeded=books.ended[JobState.SUCCEEDED],
+        failed=books.ended[JobState.FAILED],
+        refused=books.ended[JobState.REFUSED],
+        uncertain=books.ended[JobState.UNCERTAIN],
+        withdrawn=books.ended[JobState.WITHDRAWN],
+        credits_spent=books.credits_spent,
+        credits_remaining=books.credits_remaining,
+    )

@@ -1,0 +1,53 @@
+"""What API Mall and defapi say, in few words: the replies that engine tests script."""
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+from nanobanana_async.gateways.contract import HttpRequest, HttpResponse
+from nanobanana_async.testing import Reply
+
+Step = Reply | Callable[[HttpRequest], Reply]
+
+
+def said(status: int, body: Any, **headers: str) -> HttpResponse:
+    return HttpResponse(status=status, headers=headers, body=json.dumps(body).encode())
+
+
+def created(task_id: str = "img_1", cost: int = 8) -> HttpResponse:
+    data = {"task_id": task_id, "credits_used": cost, "remaining_credits": 100, "model": "nano-banana-pro"}
+    return said(200, {"success": True, "data": data, "request_id": "req_1"})
+
+
+def refused(status: int, code: str = "no", message: str = "No", **headers: str) -> HttpResponse:
+    body = {"success": False, "error": {"code": code, "message": message}, "request_id": "req_9"}
+    return said(status, body, **headers)
+
+
+def task(status: str, task_id: str = "img_1", **facts: Any) -> HttpResponse:
+    return said(200, {"success": True, "data": {"task_id": task_id, "status": status, **facts}, "request_id": "req_2"})
+
+
+def completed(task_id: str = "img_1", url: str = "https://cdn.example/a.png") -> HttpResponse:
+    return task("completed", task_id, primary_url=url, credits_used=8, credits_refunded=0)
+
+
+def defapi_created(task_id: str = "ta1") -> HttpResponse:
+    return said(200, {"code": 0, "message": "ok", "data": {"task_id": task_id}})
+
+
+def defapi_done(task_id: str = "ta1", image: str = "https://cdn.example/a.png") -> HttpResponse:
+    data = {"task_id": task_id, "status": "success", "result": [{"image": image}], "consumed": "0.500000"}
+    return said(200, {"code": 0, "message": "ok", "data": data})
+
+
+def in_turn(creates: list[Step], queries: list[Step]) -> Callable[[HttpRequest], Reply]:
+    """Answer creates and queries from their own list, in order; the last of each repeats."""
+    left = {"POST": list(creates), "GET": list(queries)}
+
+    def answer(request: HttpRequest) -> Reply:
+        steps = left[request.method]
+        step = steps.pop(0) if len(steps) > 1 else steps[0]
+        return step(request) if callable(step) else step
+
+    return answer

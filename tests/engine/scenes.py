@@ -1,0 +1,163 @@
+"""Scenes for engine tests: virtual time, sessions on a fake wire, ledgers that keep a diary, an honest little shop."""
+
+import asyncio
+import functools
+from collections.abc import Callable, Coroutine, Iterable
+from typing import Any, ParamSpec
+
+from nanobanana_async import ApiMall, DefApi, JobState, MemoryLedger, Session
+from nanobanana_async.errors import LedgerError
+from nanobanana_async.gateways.contract import HttpRequest
+from nanobanana_async.jobs import JobRecord
+from nanobanana_async.observe import Event, JobMoved
+from nanobanana_async.testing import FakeTransport, Reply, VirtualLoop, run
+from tests.engine.sayings import completed, created, defapi_created, defapi_done, refused, task
+
+API_KEY = "sk-secret-0123456789abcdef"
+
+P = ParamSpec("P")
+Opening = Callable[..., Session]
+"""`apimall` or `defapi`."""
+
+
+def virtually(test: Callable[P, Coroutine[Any, Any, None]]) -> Callable[P, None]:
+    """Run a test on a loop of virtual time; no task of it may be left over."""
+
+    @functools.wraps(test)
+    def on_virtual_time(*args: P.args, **kwargs: P.kwargs) -> None:
+        async def main() -> None:
+            await test(*args, **kwargs)
+            assert asyncio.all_tasks() == {asyncio.current_task()}
+
+        run(main())
+
+    return on_virtual_time
+
+
+def now() -> float:
+    return asyncio.get_running_loop().time()
+
+
+def virtual_loop() -> VirtualLoop:
+    loop = asyncio.get_running_loop()
+    assert isinstance(loop, VirtualLoop)
+    return loop
+
+
+def apimall(transport: FakeTransport, **settings: Any) -> Session:
+    return Session(ApiMall(api_key=API_KEY), http=transport, **settings)
+
+
+def defapi(transport: FakeTransport, **settings: Any) -> Session:
+    return Session(DefApi(api_key=API_KEY), http=transport, **settings)
+
+
+def wire_key(request: HttpRequest) -> str | None:
+    return request.headers.get("Idempotency-Key")
+
+
+class Diary(list[str]):
+    """What happened, in order: the writes to the ledger, the requests, what callers were told."""
+
+    def asked(self, answer: Callable[[HttpRequest], Reply]) -> Callable[[HttpRequest], Reply]:
+        """Note each request before it is answered."""
+
+        def noted(request: HttpRequest) -> Reply:
+            self.append(request.method)
+            return answer(request)
+
+        return noted
+
+    def saw(self, event: Event) -> None:
+        """Note each move that is told."""
+        if isinstance(event, JobMoved):
+            self.append(f"told {event.record.state.name}")
+
+
+class Notebook(MemoryLedger):
+    """A ledger that keeps a diary, and may be slow, may fail at its n-th write, may keep what has ended."""
+
+    def __init__(
+        self, *, diary: Diary | None = None, fails: Iterable[int] = (), delay_s: float = 0.0, keeps: bool = False
+    ) -> None:
+        super().__init__()
+        self.diary = Diary() if diary is None else diary
+        self.fails = set(fails)
+        self.delay_s = delay_s
+        self.keeps = keeps
+        self.writes = 0
+        self.closed = 0
+
+    async def aclose(self) -> None:
+        self.closed += 1
+
+    async def claim(self, record: JobRecord) -> JobRecord:
+        await self._write(f"claim {record.state.name}")
+        return await super().claim(record)
+
+    async def advance(self, before: JobRecord, after: JobRecord) -> None:
+        await self._write(f"{before.state.name} -> {after.state.name}")
+        await super().advance(before, after)
+        if self.keeps:
+            self._jobs[after.key] = after
+            self._index(after)
+
+    async def _write(self, what: str) -> None:
+        if self.delay_s:
+            await asyncio.sleep(self.delay_s)
+        self.writes += 1
+        if self.writes in self.fails:
+            self.diary.append(f"{what} fails")
+            raise LedgerError("the disk is full")
+        self.diary.append(what)
+
+    def states(self) -> dict[str, JobState]:
+        """Where each job of it stands."""
+        return {key: record.state for key, record in self._jobs.items()}
+
+    def record(self, key: str) -> JobRecord:
+        return self._jobs[key]
+
+
+class Shop:
+    """Both gateways in few lines: sells a job per POST (on API Mall per key), and counts. Jobs end after `job_s`."""
+
+    def __init__(self, *, job_s: float = 2.0, limit: int | None = None) -> None:
+        self.job_s = job_s
+        self.limit = limit
+        self.tasks: dict[str, float] = {}
+        """Task id -> when it was sold."""
+        self.keys: dict[str, str] = {}
+        self.most = 0
+
+    @property
+    def sold(self) -> int:
+        return len(self.tasks)
+
+    @property
+    def running(self) -> int:
+        return sum(1 for sold_at in self.tasks.values() if now() < sold_at + self.job_s)
+
+    def answer(self, request: HttpRequest) -> Reply:
+        return self._sell(request) if request.method == "POST" else self._tell(request)
+
+    def _sell(self, request: HttpRequest) -> Reply:
+        key = wire_key(request)
+        if key in self.keys:
+            return created(self.keys[key])
+        if self.limit is not None and self.running >= self.limit:
+            return refused(429, "too_many_concurrent_jobs", "too many concurrent jobs")
+        task_id = f"t{self.sold + 1}"
+        self.tasks[task_id] = now()
+        self.most = max(self.most, self.running)
+        if key is None:
+            return defapi_created(task_id)
+        self.keys[key] = task_id
+        return created(task_id)
+
+    def _tell(self, request: HttpRequest) -> Reply:
+        task_id = request.url.rpartition("=" if "=" in request.url else "/")[2]
+        done = now() >= self.tasks[task_id] + self.job_s
+        if "=" in request.url:
+            return defapi_done(task_id) if done else task("in_progress", task_id)
+        return completed(task_id) if done else task("processing", task_id)

@@ -1,0 +1,251 @@
+"""The purchase: the order of writes and sends, identical repeats, and doubt that sticks (API Mall)."""
+
+from typing import Any
+
+import pytest
+
+from nanobanana_async import (
+    IdempotencyConflict,
+    JobState,
+    JobUncertain,
+    RetryPolicy,
+    TransportError,
+)
+from nanobanana_async.errors import GATEWAY_ERRORS, NanoBananaError
+from nanobanana_async.gateways.contract import HttpResponse
+from nanobanana_async.testing import FakeTransport, Reply
+from tests.engine.sayings import Step, completed, created, in_turn, refused, said, task
+from tests.engine.scenes import Diary, Notebook, apimall, virtually, wire_key
+
+LOST = TransportError("the connection was reset", sent=True)
+UNSENT = TransportError("connection refused", sent=False)
+HTML = HttpResponse(status=502, body=b"<html><h1>502 Bad Gateway</h1></html>")
+
+DOUBTS: dict[str, Reply] = {
+    "a lost answer": LOST,
+    "a 503 with the envelope": refused(503),
+    "a 500 with the envelope": refused(500),
+    "a 502 with the envelope": refused(502),
+    "a 504 with the envelope": refused(504),
+    "a 503 without the envelope": HttpResponse(status=503, body=b"upstream connect error"),
+    "the HTML of a proxy": HTML,
+    "garbage in a 200": HttpResponse(status=200, body=b"\x00\xff garbage"),
+    "a 200 without a task id": said(200, {"success": True, "data": {}}),
+    "a status of no reference": HttpResponse(status=418, body=b"{}"),
+    "a redirect": HttpResponse(status=302, headers={"location": "https://elsewhere.example"}),
+}
+NOES = [429, 402, 401, 451, 403, 400, 404]
+
+
+def bought(*creates: Step) -> FakeTransport:
+    return FakeTransport(in_turn([*creates], [task("processing"), completed()]))
+
+
+@virtually
+async def test_every_job_is_written_down_before_it_is_sent_and_before_anybody_is_told() -> None:
+    diary = Diary()
+    transport = FakeTransport(diary.asked(in_turn([created()], [completed()])))
+    async with apimall(transport, ledger=Notebook(diary=diary), observers=[diary.saw]) as session:
+        job = await session.submit("a fox")
+        await job.accepted()
+        diary.append("the caller has the task id")
+        await job
+    assert diary == [
+        "claim PENDING",
+        "told PENDING",
+        "PENDING -> SUBMITTING",
+        "told SUBMITTING",
+        "POST",
+        "SUBMITTING -> RUNNING",
+        "told RUNNING",
+        "the caller has the task id",
+        "GET",
+        "RUNNING -> SUCCEEDED",
+        "told SUCCEEDED",
+    ]
+
+
+@virtually
+async def test_the_intent_stands_in_the_ledger_when_the_request_leaves_even_if_writing_is_slow() -> None:
+    ledger = Notebook(delay_s=1.0)
+    standing: list[JobState] = []
+
+    def answer(request: Any) -> Reply:
+        standing.append(ledger.states()["order-1"])
+        return created() if request.method == "POST" else completed()
+
+    async with apimall(FakeTransport(answer), ledger=ledger) as session:
+        await session.generate("a fox", idempotency_key="order-1")
+    assert standing == [JobState.SUBMITTING, JobState.RUNNING]
+
+
+@virtually
+async def test_the_result_tells_what_came_back_and_what_it_cost() -> None:
+    async with apimall(bought(created(cost=9))) as session:
+        result = await session.generate("a fox", idempotency_key="order-1", num_images=2)
+        stats = session.stats()
+    assert (result.key, result.task_id, result.url) == ("order-1", "img_1", "https://cdn.example/a.png")
+    assert result.credits == 8  # the last word is that of the query
+    assert result.raw["request_id"] == "req_2"
+    assert (stats.succeeded, stats.held) == (1, 0)
+    assert [stats.credits_spent, stats.credits_remaining] == [8, 100]
+
+
+@pytest.mark.parametrize("name", DOUBTS)
+@virtually
+async def test_doubt_is_repeated_with_the_same_bytes_under_the_same_key(name: str) -> None:
+    transport = bought(DOUBTS[name], DOUBTS[name], created())
+    async with apimall(transport) as session:
+        result = await session.generate("a fox", idempotency_key="order-1", aspect_ratio="16:9")
+    first, *repeats = transport.creates
+    assert result.task_id == "img_1"
+    assert len(repeats) == 2
+    assert all((request.body, request.headers) == (first.body, first.headers) for request in repeats)
+    assert wire_key(first) == "order-1"
+
+
+@virtually
+async def test_doubt_is_written_down_before_the_repeat_and_ends_with_a_task_id() -> None:
+    ledger, doubts = Notebook(), list[bool]()
+
+    def answer(request: Any) -> Reply:
+        doubts.append(ledger.record("order-1").in_doubt)
+        return completed() if request.method == "GET" else LOST if len(doubts) == 1 else created()
+
+    async with apimall(FakeTransport(answer), ledger=ledger) as session:
+        await session.generate("a fox", idempotency_key="order-1")
+    assert doubts == [False, True, False]
+    assert ledger.diary == [
+        "claim PENDING",
+        "PENDING -> SUBMITTING",
+        "SUBMITTING -> SUBMITTING",
+        "SUBMITTING -> RUNNING",
+        "RUNNING -> SUCCEEDED",
+    ]
+
+
+@pytest.mark.parametrize("status", NOES)
+@virtually
+async def test_a_lost_answer_and_then_a_no_and_then_a_task_ends_running(status: int) -> None:
+    transport = bought(LOST, refused(status), refused(status), created())
+    states: list[JobState] = []
+    async with apimall(transport) as session:
+        job = await session.submit("a fox")
+        states.extend([state async for state in job.updates()])
+        assert (await job).task_id == "img_1"
+    assert JobState.REFUSED not in states
+    assert JobState.PENDING not in states[1:]
+    assert len({wire_key(request) for request in transport.creates}) == 1
+    assert len(transport.creates) == 4
+
+
+@pytest.mark.parametrize("status", NOES)
+@virtually
+async def test_a_lost_answer_and_then_noes_until_patience_ends_is_uncertain(status: int) -> None:
+    transport, ledger = bought(LOST, refused(status)), Notebook()
+    retry = RetryPolicy(max_attempts=4, max_wait_s=200.0)
+    async with apimall(transport, ledger=ledger, retry=retry) as session:
+        with pytest.raises(JobUncertain) as caught:
+            await session.generate("a fox", idempotency_key="order-1")
+        assert session.stats().uncertain == 1
+    assert not caught.value.safe_to_repeat
+    assert caught.value.key == "order-1"
+    assert ledger.states() == {"order-1": JobState.UNCERTAIN}
+    assert not {"SUBMITTING -> PENDING", "SUBMITTING -> REFUSED"} & set(ledger.diary)
+
+
+@virtually
+async def test_an_uncertain_job_is_not_sent_again_by_generating_it_again() -> None:
+    transport = bought(LOST)
+    async with apimall(transport, retry=RetryPolicy(max_attempts=2)) as session:
+        for _ in range(3):
+            with pytest.raises(JobUncertain):
+                await session.generate("a fox", idempotency_key="order-1")
+    assert len(transport.creates) == 2
+
+
+@virtually
+async def test_a_409_on_a_key_that_was_sent_before_means_that_it_is_still_in_work() -> None:
+    transport = bought(LOST, refused(409), refused(409), created())
+    async with apimall(transport) as session:
+        assert (await session.generate("a fox")).task_id == "img_1"
+    assert len(transport.creates) == 4
+
+
+@virtually
+async def test_a_409_on_a_key_never_sent_before_is_a_conflict() -> None:
+    transport, ledger = bought(refused(409, "idempotency_conflict", "taken")), Notebook(keeps=True)
+    async with apimall(transport, ledger=ledger) as session:
+        with pytest.raises(IdempotencyConflict, match="taken") as caught:
+            await session.generate("a fox", idempotency_key="order-1")
+    assert (caught.value.status, caught.value.key, caught.value.safe_to_repeat) == (409, "order-1", True)
+    assert ledger.states() == {"order-1": JobState.REFUSED}
+    assert len(transport.creates) == 1
+
+
+@virtually
+async def test_a_409_after_a_send_that_surely_never_left_is_a_conflict_too() -> None:
+    async with apimall(bought(UNSENT, refused(409))) as session:
+        with pytest.raises(IdempotencyConflict):
+            await session.generate("a fox")
+
+
+@pytest.mark.parametrize("status", [400, 401, 402, 403, 404, 451])
+@virtually
+async def test_a_no_without_doubt_refuses_the_job_with_the_gateways_own_words(status: int) -> None:
+    transport, ledger = bought(refused(status, "the_code", "the words")), Notebook(keeps=True)
+    async with apimall(transport, ledger=ledger) as session:
+        with pytest.raises(GATEWAY_ERRORS[status], match="the words") as caught:
+            await session.generate("a fox", idempotency_key="order-1")
+        assert (session.stats().refused, session.stats().held) == (1, 0)
+    error = caught.value
+    assert (error.status, error.code, error.request_id) == (status, "the_code", "req_9")
+    assert (error.key, error.safe_to_repeat) == ("order-1", True)
+    assert ledger.states() == {"order-1": JobState.REFUSED}
+    assert len(transport.creates) == 1
+
+
+@virtually
+async def test_a_refused_job_is_bought_anew_under_a_wire_key_of_its_own_where_the_ledger_remembers_it() -> None:
+    transport = bought(refused(402), created())
+    async with apimall(transport, ledger=Notebook(keeps=True)) as session:
+        with pytest.raises(NanoBananaError):
+            await session.generate("a fox", idempotency_key="order-1")
+        result = await session.generate("a fox", idempotency_key="order-1")
+    keys = [wire_key(request) for request in transport.creates]
+    assert result.key == "order-1"
+    assert keys[0] == "order-1"
+    assert keys[1] != "order-1"
+
+
+@virtually
+async def test_a_finished_job_that_the_ledger_remembers_is_handed_over_without_a_request() -> None:
+    transport = bought(created())
+    async with apimall(transport, ledger=Notebook(keeps=True)) as session:
+        first = await session.generate("a fox", idempotency_key="order-1")
+        asked = len(transport.requests)
+        again = await session.generate("a fox", idempotency_key="order-1")
+        assert len(transport.requests) == asked
+    assert again.images == first.images
+    assert again.credits == first.credits
+
+
+@virtually
+async def test_a_bug_of_a_gateway_is_told_to_the_waiters_and_the_job_counts_as_perhaps_bought() -> None:
+    def broken(_: Any) -> Reply:
+        raise ZeroDivisionError("a bug")
+
+    ledger = Notebook()
+    async with apimall(FakeTransport(broken), ledger=ledger) as session:
+        with pytest.raises(NanoBananaError, match="ZeroDivisionError") as caught:
+            await session.generate("a fox", idempotency_key="order-1")
+        assert session.stats().held == 0
+    assert not caught.value.safe_to_repeat
+    assert ledger.states() == {"order-1": JobState.SUBMITTING}
+
+
+@virtually
+async def test_what_an_uncertain_job_says_quotes_the_last_answer() -> None:
+    async with apimall(bought(HTML), retry=RetryPolicy(max_attempts=1)) as session:
+        with pytest.raises(JobUncertain, match="502 Bad Gateway"):
+            await session.generate("a fox", idempotency_key="order-1")

@@ -1,0 +1,206 @@
+"""How long a purchase is tried: unsent requests, slots, Retry-After, and the lifetime of a key."""
+
+from datetime import timedelta
+from itertools import pairwise
+
+import pytest
+
+from nanobanana_async import (
+    ApiMall,
+    ConcurrencyPolicy,
+    JobState,
+    JobUncertain,
+    RetryPolicy,
+    Session,
+    TransportError,
+)
+from nanobanana_async.errors import ConfigurationError, NanoBananaError, SessionClosed
+from nanobanana_async.gateways.contract import HttpRequest
+from nanobanana_async.testing import FakeTransport, Reply
+from tests.engine.sayings import Step, completed, created, in_turn, refused, task
+from tests.engine.scenes import (
+    API_KEY,
+    Notebook,
+    Opening,
+    Shop,
+    apimall,
+    defapi,
+    now,
+    virtual_loop,
+    virtually,
+    wire_key,
+)
+
+LOST = TransportError("the connection was reset", sent=True)
+UNSENT = TransportError("connection refused", sent=False)
+
+
+def bought(*creates: Step) -> FakeTransport:
+    return FakeTransport(in_turn([*creates], [task("processing"), completed()]))
+
+
+class Clocked(FakeTransport):
+    """Notes when each request left."""
+
+    def __init__(self, *creates: Step) -> None:
+        answer = in_turn([*creates], [completed()])
+        self.left_at: dict[str, list[float]] = {"POST": [], "GET": []}
+
+        def clocked(request: HttpRequest) -> Reply:
+            self.left_at[request.method].append(now())
+            return answer(request)
+
+        super().__init__(clocked, latency_s=0.0)
+
+
+@pytest.mark.parametrize("session_of", [apimall, defapi])
+@pytest.mark.parametrize(
+    "failure", [UNSENT, ConfigurationError("the request must use https"), SessionClosed("the door is not open")]
+)
+@virtually
+async def test_what_was_surely_not_sent_is_tried_again_then_given_up_and_can_be_bought_again(
+    session_of: Opening, failure: NanoBananaError
+) -> None:
+    shop, ledger = Shop(), Notebook(keeps=True)
+    works: list[bool] = []
+    transport = FakeTransport(lambda request: shop.answer(request) if works else failure)
+    async with session_of(transport, ledger=ledger, retry=RetryPolicy(max_attempts=3)) as session:
+        for _ in range(2):
+            tried = len(transport.creates)
+            with pytest.raises(NanoBananaError, match=str(failure)) as caught:
+                await session.generate("a fox", idempotency_key="order-1")
+            assert type(caught.value) is type(failure)
+            assert (caught.value.key, caught.value.safe_to_repeat) == ("order-1", True)
+            assert len(transport.creates) == tried + 3
+            assert ledger.states() == {"order-1": JobState.PENDING}
+            assert session.stats().held == 0
+        works.append(True)
+        assert (await session.generate("a fox", idempotency_key="order-1")).key == "order-1"
+    assert shop.sold == 1
+
+
+@virtually
+async def test_the_waits_between_attempts_grow_and_end_when_max_wait_s_is_over() -> None:
+    transport = Clocked(UNSENT)
+    async with apimall(transport, retry=RetryPolicy(max_attempts=99, max_wait_s=60.0)) as session:
+        with pytest.raises(TransportError):
+            await session.generate("a fox")
+        assert 60.0 <= now() <= 60.0 + 30.0
+    moments = transport.left_at["POST"]
+    gaps = [later - sooner for sooner, later in pairwise(moments)]
+    assert 5 <= len(moments) <= 12
+    assert gaps[0] <= 0.6
+    assert max(gaps) > 8.0
+
+
+@virtually
+async def test_doubt_that_lasts_longer_than_max_wait_s_is_uncertain() -> None:
+    transport = bought(LOST)
+    async with apimall(transport, retry=RetryPolicy(max_attempts=99, max_wait_s=20.0)) as session:
+        with pytest.raises(JobUncertain):
+            await session.generate("a fox")
+        assert 20.0 <= now() <= 51.0
+
+
+@virtually
+async def test_no_repeat_leaves_after_the_lifetime_of_the_key() -> None:
+    transport = Clocked(LOST)
+    gateway = ApiMall(api_key=API_KEY, key_lifetime_s=30.0)
+    retry = RetryPolicy(max_attempts=99, max_wait_s=9000.0)
+    async with Session(gateway, http=transport, retry=retry) as session:
+        with pytest.raises(JobUncertain):
+            await session.generate("a fox")
+    assert len(transport.creates) >= 3
+    assert max(transport.left_at["POST"]) < 30.0 + 30.0
+
+
+@pytest.mark.parametrize("shift", [timedelta(hours=-1), timedelta(hours=1)])
+@virtually
+async def test_a_wall_clock_that_jumps_ends_the_trust_in_the_key(shift: timedelta) -> None:
+    loop = virtual_loop()
+
+    def lost_while_the_clock_is_set(_: HttpRequest) -> Reply:
+        loop.calendar_shift = shift
+        return LOST
+
+    transport = bought(lost_while_the_clock_is_set, created())
+    async with apimall(transport) as session:
+        with pytest.raises(JobUncertain):
+            await session.generate("a fox")
+    assert len(transport.creates) == 1
+
+
+@pytest.mark.parametrize("session_of", [apimall, defapi])
+@virtually
+async def test_a_429_costs_no_attempt_and_no_doubt_and_the_job_is_bought_at_last(session_of: Opening) -> None:
+    shop, ledger = Shop(job_s=30.0, limit=1), Notebook()
+    retry = RetryPolicy(max_attempts=1, max_wait_s=5.0)
+    transport = FakeTransport(shop.answer)
+    async with session_of(transport, ledger=ledger, retry=retry) as session:
+        jobs = [await session.submit(f"fox {number}", idempotency_key=f"order-{number}") for number in range(3)]
+        for job in jobs:
+            await job
+        assert session.stats().refusals >= 1
+        assert session.stats().held == 0
+    assert (shop.sold, shop.most) == (3, 1)
+    assert "SUBMITTING -> PENDING" in ledger.diary
+    assert not any("UNCERTAIN" in line for line in ledger.diary)
+
+
+@virtually
+async def test_a_job_refused_by_429_keeps_its_place_in_the_queue() -> None:
+    shop = Shop(job_s=5.0, limit=2)
+    sold: list[str | None] = []
+
+    def answer(request: HttpRequest) -> Reply:
+        known = shop.sold
+        reply = shop.answer(request)
+        if shop.sold > known:
+            sold.append(wire_key(request))
+        return reply
+
+    transport = FakeTransport(answer, latency_s=0.0)  # what leaves first arrives first
+    async with apimall(transport, concurrency=ConcurrencyPolicy(max_jobs=8)) as session:
+        jobs = [await session.submit("a fox", idempotency_key=f"order-{number:02}") for number in range(20)]
+        for job in jobs:
+            await job
+    assert len(sold) == 20
+    assert sold == sorted(key for key in sold if key)
+
+
+@virtually
+async def test_retry_after_closes_the_gate_for_all_creates() -> None:
+    slow_down = refused(429, "rate_limit", "too many requests", **{"retry-after": "40"})
+    transport = Clocked(slow_down, created("img_1"))
+    async with apimall(transport) as session:
+        first = await session.submit("a fox")
+        await first.accepted()
+        assert transport.left_at["POST"] == [0.0, pytest.approx(40.0, abs=0.1)]
+
+
+@virtually
+async def test_a_hostile_retry_after_is_capped_at_two_minutes() -> None:
+    transport = Clocked(refused(429, **{"retry-after": "86400"}), created())
+    async with apimall(transport) as session:
+        await session.generate("a fox")
+    assert transport.left_at["POST"] == [0.0, pytest.approx(120.0, abs=0.1)]
+
+
+@virtually
+async def test_a_repeat_waits_as_long_as_a_503_asks() -> None:
+    transport = Clocked(refused(503, **{"retry-after": "25"}), created())
+    async with apimall(transport) as session:
+        await session.generate("a fox")
+    assert transport.left_at["POST"] == [0.0, pytest.approx(25.0, abs=0.1)]
+
+
+@virtually
+async def test_a_429_while_nothing_is_held_is_asked_again_ever_more_slowly() -> None:
+    transport = Clocked(*[refused(429)] * 6, created())
+    async with apimall(transport) as session:
+        await session.generate("a fox")
+    moments = transport.left_at["POST"]
+    gaps = [later - sooner for sooner, later in pairwise(moments)]
+    assert gaps == sorted(gaps)
+    assert gaps[0] >= 0.5
+    assert gaps[-1] <= 30.1

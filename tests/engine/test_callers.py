@@ -1,0 +1,327 @@
+"""Who waits for a job: several callers, timeouts, handles, updates. None of them can disturb another."""
+
+import asyncio
+from typing import Any
+
+import anyio
+import pytest
+
+from nanobanana_async import (
+    ConcurrencyPolicy,
+    IdempotencyConflict,
+    InsufficientCredits,
+    InvalidRequest,
+    JobFailed,
+    JobState,
+    JobUnfinished,
+    JobWithdrawn,
+    Session,
+)
+from nanobanana_async.errors import ConfigurationError
+from nanobanana_async.models import ImageRequest
+from nanobanana_async.testing import FakeTransport
+from tests.engine.sayings import Step, completed, created, in_turn, refused, task
+from tests.engine.scenes import Notebook, Opening, Shop, apimall, defapi, now, virtually
+
+ONE = ConcurrencyPolicy(max_jobs=1, learn=False)
+
+
+def bought(*creates: Step) -> FakeTransport:
+    return FakeTransport(in_turn([*creates], [task("processing"), completed()]))
+
+
+async def after(delay_s: float, waiter: "asyncio.Task[Any]") -> None:
+    await asyncio.sleep(delay_s)
+    waiter.cancel()
+    await asyncio.wait([waiter])
+
+
+@pytest.mark.parametrize("session_of", [apimall, defapi])
+@pytest.mark.parametrize("ledger_delay_s", [0.0, 0.7])
+@virtually
+async def test_five_callers_with_one_key_share_one_job_and_one_post(session_of: Opening, ledger_delay_s: float) -> None:
+    transport = FakeTransport(Shop().answer)
+    async with session_of(transport, ledger=Notebook(delay_s=ledger_delay_s)) as session:
+        async with asyncio.TaskGroup() as group:
+            callers = [group.create_task(session.generate("a fox", idempotency_key="order-1")) for _ in range(5)]
+        assert session.stats().succeeded == 1
+    assert len({caller.result().task_id for caller in callers}) == 1
+    assert len(transport.creates) == 1
+
+
+@pytest.mark.parametrize("moment", [0.0, 0.03, 0.2, 1.0, 2.5])
+@virtually
+async def test_one_of_them_cancelled_does_not_disturb_the_others(moment: float) -> None:
+    transport = FakeTransport(Shop().answer)
+    async with apimall(transport) as session:
+        callers = [asyncio.Task(session.generate("a fox", idempotency_key="order-1")) for _ in range(5)]
+        await after(moment, callers[2])
+        results = await asyncio.wait(callers)
+        assert not results[1]
+    assert [caller.cancelled() for caller in callers] == [number == 2 for number in range(5)]
+    assert len(transport.creates) == 1
+
+
+@virtually
+async def test_the_same_key_with_another_request_is_a_conflict_without_a_request() -> None:
+    transport = FakeTransport(Shop(job_s=10.0).answer)
+    async with apimall(transport) as session:
+        job = await session.submit("a fox", idempotency_key="order-1")
+        await job.accepted()
+        asked = len(transport.requests)
+        for _ in range(2):
+            with pytest.raises(IdempotencyConflict, match="another request") as caught:
+                await session.generate("a wolf", idempotency_key="order-1")
+            assert (caught.value.key, caught.value.status) == ("order-1", None)
+        assert len(transport.requests) == asked
+        assert (await job).task_id == "t1"
+
+
+@virtually
+async def test_a_key_that_the_ledger_knows_for_another_request_is_a_conflict_too() -> None:
+    transport, ledger = FakeTransport(Shop().answer), Notebook(keeps=True)
+    async with apimall(transport, ledger=ledger) as session:
+        await session.generate("a fox", idempotency_key="order-1")
+        with pytest.raises(IdempotencyConflict) as caught:
+            await session.generate("a wolf", idempotency_key="order-1")
+    assert caught.value.key == "order-1"
+    assert len(transport.creates) == 1
+
+
+@virtually
+async def test_each_waiter_gets_an_exception_object_of_its_own() -> None:
+    async with apimall(bought(refused(402))) as session:
+        callers = [asyncio.Task(session.generate("a fox", idempotency_key="order-1")) for _ in range(3)]
+        await asyncio.wait(callers)
+    errors = [caller.exception() for caller in callers]
+    assert all(isinstance(error, InsufficientCredits) for error in errors)
+    assert len({id(error) for error in errors}) == 3
+    assert {getattr(error, "key", None) for error in errors} == {"order-1"}
+
+
+@virtually
+async def test_a_job_can_be_awaited_twice_and_from_many_tasks() -> None:
+    async with apimall(bought(created())) as session:
+        job = await session.submit("a fox")
+        async with asyncio.TaskGroup() as group:
+            waiting = [group.create_task(job.result()) for _ in range(3)]
+        first = await job
+        assert await job == first
+        done, _ = await asyncio.wait([*waiting, asyncio.Task(job.result())])
+        assert {waiter.result().url for waiter in done} == {first.url}
+        assert job.state is JobState.SUCCEEDED
+        assert job.credits == 8
+        assert "succeeded task img_1" in repr(job)
+
+
+@virtually
+async def test_a_job_that_failed_says_so_each_time_it_is_awaited() -> None:
+    async with apimall(FakeTransport(in_turn([created()], [task("failed")]))) as session:
+        job = await session.submit("a fox")
+        for _ in range(2):
+            with pytest.raises(JobFailed) as caught:
+                await job
+            assert caught.value.job is job
+
+
+@virtually
+async def test_accepted_waits_for_the_task_id_and_raises_what_came_instead() -> None:
+    async with apimall(bought(created("img_9"), refused(402))) as session:
+        job = await session.submit("a fox")
+        assert job.task_id is None
+        assert await job.accepted() == await job.accepted() == "img_9"
+        poor = await session.submit("a wolf")
+        with pytest.raises(InsufficientCredits):
+            await poor.accepted()
+        with pytest.raises(InsufficientCredits):
+            await poor.accepted()
+
+
+@virtually
+async def test_updates_tell_each_change_once_to_each_of_several_listeners() -> None:
+    heard: list[list[JobState]] = [[], [], []]
+    async with apimall(FakeTransport(Shop().answer)) as session:
+        job = await session.submit("a fox")
+
+        async def listen(to: list[JobState]) -> None:
+            async for state in job.updates():
+                to.append(state)
+                await asyncio.sleep(len(to))  # a slow listener misses nothing
+
+        async with asyncio.TaskGroup() as group:
+            for ear in heard[:2]:
+                group.create_task(listen(ear))
+            await job.accepted()
+            group.create_task(listen(heard[2]))
+        assert [state async for state in job.updates()] == [JobState.SUCCEEDED]
+    whole = [JobState.PENDING, JobState.SUBMITTING, JobState.RUNNING, JobState.SUCCEEDED]
+    assert heard == [whole[1:], whole[1:], whole[2:]]
+
+
+@virtually
+async def test_a_listener_that_leaves_early_leaves_nothing_behind() -> None:
+    async with apimall(FakeTransport(Shop().answer)) as session:
+        job = await session.submit("a fox")
+        listening = job.updates()
+        assert await anext(listening) is JobState.PENDING
+        await listening.aclose()
+        assert (await job).task_id == "t1"
+
+
+@virtually
+async def test_a_timeout_of_the_wait_leaves_the_job_alone() -> None:
+    transport = FakeTransport(Shop(job_s=30.0).answer)
+    async with apimall(transport) as session:
+        job = await session.submit("a fox", idempotency_key="order-1")
+        with pytest.raises(JobUnfinished, match="after 5 s") as caught:
+            await job.result(timeout=5.0)
+        assert now() == pytest.approx(5.0)
+        assert isinstance(caught.value, TimeoutError)
+        assert (caught.value.key, caught.value.safe_to_repeat, caught.value.job) == ("order-1", False, job)
+        assert (await caught.value.job).task_id == "t1"
+    assert len(transport.creates) == 1
+
+
+@virtually
+async def test_a_generate_that_times_out_after_the_send_leaves_the_job_running_under_its_key() -> None:
+    transport = FakeTransport(Shop(job_s=30.0).answer)
+    async with apimall(transport) as session:
+        with pytest.raises(JobUnfinished) as caught:
+            await session.generate("a fox", idempotency_key="order-1", timeout=5.0)
+        assert not caught.value.safe_to_repeat
+        job = await session.job("order-1")
+        assert job is not None
+        assert (await job).task_id == "t1"
+    assert len(transport.creates) == 1
+
+
+@virtually
+async def test_a_generate_that_times_out_before_the_send_is_withdrawn_and_safe_to_repeat() -> None:
+    transport, ledger = FakeTransport(Shop(job_s=60.0).answer), Notebook(keeps=True)
+    async with apimall(transport, ledger=ledger, concurrency=ONE) as session:
+        await (await session.submit("first")).accepted()
+        with pytest.raises(JobUnfinished) as caught:
+            await session.generate("a fox", idempotency_key="order-1", timeout=5.0)
+        assert caught.value.safe_to_repeat
+        await asyncio.sleep(0.0)
+        assert ledger.states()["order-1"] is JobState.WITHDRAWN
+    assert len(transport.creates) == 1
+
+
+@virtually
+async def test_a_timeout_while_nobody_knows_what_the_ledger_holds_is_not_called_safe() -> None:
+    ledger = Notebook(delay_s=10.0)
+    async with apimall(FakeTransport(Shop().answer), ledger=ledger) as session:
+        with pytest.raises(JobUnfinished) as caught:
+            await session.generate("a fox", idempotency_key="order-1", timeout=1.0)
+        assert not caught.value.safe_to_repeat
+
+
+@pytest.mark.parametrize("scope", ["asyncio", "fail_after", "move_on_after"])
+@pytest.mark.parametrize("deadline", [0.01, 1.0])
+@virtually
+async def test_deadlines_around_generate_end_the_waiting_and_not_the_job(scope: str, deadline: float) -> None:
+    scopes: dict[str, Any] = {
+        "asyncio": asyncio.timeout,
+        "fail_after": anyio.fail_after,
+        "move_on_after": anyio.move_on_after,
+    }
+    transport = FakeTransport(Shop(job_s=30.0).answer)
+    async with apimall(transport) as session:
+        ended = asyncio.Task(waited(scopes[scope](deadline), session))
+        await asyncio.wait([ended])
+        error = ended.exception()
+        assert type(error) is (type(None) if scope == "move_on_after" else TimeoutError)
+        assert now() == pytest.approx(deadline)
+        job = await session.job("order-1")
+        assert job is not None
+        assert (await job).task_id == "t1"
+    assert len(transport.creates) == 1
+
+
+async def waited(scope: Any, session: Session) -> None:
+    async with as_async(scope):
+        await session.generate("a fox", idempotency_key="order-1")
+        pytest.fail("it can't be done by then")
+
+
+class as_async:  # noqa: N801 - reads like the scopes it stands for
+    """Let anyio's scopes and asyncio's be used alike."""
+
+    def __init__(self, scope: Any) -> None:
+        self._scope = scope
+
+    async def __aenter__(self) -> None:
+        if hasattr(self._scope, "__aenter__"):
+            await self._scope.__aenter__()
+        else:
+            self._scope.__enter__()
+
+    async def __aexit__(self, *why: Any) -> Any:
+        if hasattr(self._scope, "__aexit__"):
+            return await self._scope.__aexit__(*why)
+        return self._scope.__exit__(*why)
+
+
+@virtually
+async def test_a_request_that_does_not_fit_is_refused_before_anything_is_written_or_sent() -> None:
+    transport, ledger = FakeTransport(Shop().answer), Notebook()
+    async with defapi(transport, ledger=ledger) as session:
+        with pytest.raises(InvalidRequest, match="resolution"):
+            await session.generate("a fox", resolution="2K")
+        with pytest.raises(InvalidRequest, match="prompt is empty"):
+            await session.submit("  ")
+        with pytest.raises(InvalidRequest, match="idempotency_key"):
+            await session.submit("a fox", idempotency_key="no spaces allowed")
+        with pytest.raises(InvalidRequest, match="put it into the ImageRequest"):
+            await session.submit(ImageRequest("a fox"), model="other")
+        with pytest.raises(InvalidRequest, match="task_id"):
+            await session.attach("")
+    assert not transport.requests
+    assert ledger.diary == []
+
+
+@virtually
+async def test_a_job_that_nobody_knows_is_none() -> None:
+    async with apimall(FakeTransport(Shop().answer)) as session:
+        assert await session.job("order-1") is None
+
+
+@virtually
+async def test_every_generate_without_a_key_is_a_job_of_its_own() -> None:
+    shop = Shop()
+    async with apimall(FakeTransport(shop.answer)) as session, asyncio.TaskGroup() as group:
+        for _ in range(3):
+            group.create_task(session.generate("the same prompt"))
+    assert shop.sold == 3
+    assert len(shop.keys) == 3
+
+
+@virtually
+async def test_a_withdrawn_job_tells_all_who_wait_for_it() -> None:
+    transport = FakeTransport(Shop(job_s=60.0).answer)
+    async with apimall(transport, concurrency=ONE) as session:
+        await (await session.submit("first")).accepted()
+        job = await session.submit("a fox", idempotency_key="order-1")
+        caller = asyncio.Task(session.generate("a fox", idempotency_key="order-1"))
+        await asyncio.sleep(1.0)
+        assert await job.cancel()
+        with pytest.raises(JobWithdrawn):
+            await caller
+        with pytest.raises(JobWithdrawn) as caught:
+            await job
+        assert caught.value.safe_to_repeat
+        assert await job.cancel()
+        assert session.stats().withdrawn == 1
+    assert len(transport.creates) == 1
+
+
+@virtually
+async def test_nothing_works_before_the_session_is_open() -> None:
+    session = apimall(FakeTransport(Shop().answer))
+    for attempt in (session.generate("x"), session.submit("x"), session.job("x"), session.attach("x")):
+        with pytest.raises(ConfigurationError, match="not open"):
+            await attempt
+    with pytest.raises(ConfigurationError, match="not open"):
+        session.stats()
+    assert repr(session) == "<Session apimall not open>"

@@ -1,0 +1,173 @@
+"""A ledger that can't be written: nothing is bought without a durable intent, nothing bought is lost."""
+
+import asyncio
+
+import pytest
+
+from nanobanana_async import JobState, LedgerError, RetryPolicy, TransportError
+from nanobanana_async.gateways.contract import HttpRequest
+from nanobanana_async.observe import Event, QueryFailed
+from nanobanana_async.testing import FakeTransport, Reply
+from tests.engine.sayings import Step, completed, created, in_turn, refused, task
+from tests.engine.scenes import Notebook, Opening, Shop, apimall, defapi, virtually
+
+LOST = TransportError("the connection was reset", sent=True)
+CLAIM, INTENT, ANSWER, END = 1, 2, 3, 4
+
+
+def bought(*creates: Step) -> FakeTransport:
+    return FakeTransport(in_turn([*creates], [task("processing"), completed()]))
+
+
+@pytest.mark.parametrize("session_of", [apimall, defapi])
+@pytest.mark.parametrize("broken", [CLAIM, INTENT])
+@virtually
+async def test_without_a_durable_intent_nothing_is_sent(session_of: Opening, broken: int) -> None:
+    transport, ledger = FakeTransport(Shop().answer), Notebook(fails=[broken])
+    async with session_of(transport, ledger=ledger) as session:
+        with pytest.raises(LedgerError, match="the disk is full") as caught:
+            await session.generate("a fox", idempotency_key="order-1")
+        assert not transport.requests
+        assert session.stats().held == 0
+        assert (caught.value.key, caught.value.task_id, caught.value.safe_to_repeat) == ("order-1", None, True)
+        assert JobState.SUBMITTING not in ledger.states().values()
+        await session.generate("a fox", idempotency_key="order-1")  # now the disk has room again
+    assert len(transport.creates) == 1
+
+
+@virtually
+async def test_a_job_that_cannot_be_written_down_is_not_submitted() -> None:
+    transport = FakeTransport(Shop().answer)
+    async with apimall(transport, ledger=Notebook(fails=[CLAIM])) as session:
+        with pytest.raises(LedgerError):
+            await session.submit("a fox")
+    assert not transport.requests
+
+
+@virtually
+async def test_a_task_id_that_cannot_be_written_down_is_in_the_error_and_following_goes_on() -> None:
+    transport, ledger = bought(created()), Notebook(fails=[ANSWER])
+    async with apimall(transport, ledger=ledger) as session:
+        with pytest.raises(LedgerError) as caught:
+            await session.generate("a fox", idempotency_key="order-1")
+        assert (caught.value.key, caught.value.task_id) == ("order-1", "img_1")
+        assert not caught.value.safe_to_repeat
+        assert session.stats().held == 1
+        job = await session.job("order-1")
+        assert job is not None
+        assert (await job).task_id == "img_1"
+        assert session.stats().held == 0
+    assert ledger.states() == {}  # the last write caught up
+    assert len(transport.creates) == 1
+
+
+@virtually
+async def test_each_waiter_hears_of_the_unwritten_task_id_and_can_await_again() -> None:
+    async with apimall(bought(created()), ledger=Notebook(fails=[ANSWER])) as session:
+        job = await session.submit("a fox")
+        waiting = [asyncio.Task(job.accepted()), asyncio.Task(job.result())]
+        await asyncio.wait(waiting)
+        errors = [waiter.exception() for waiter in waiting]
+        assert all(isinstance(error, LedgerError) for error in errors)
+        assert errors[0] is not errors[1]
+        assert await job.accepted() == "img_1"
+        assert (await job).task_id == "img_1"
+
+
+@virtually
+async def test_the_result_is_handed_over_although_the_last_write_failed() -> None:
+    events: list[Event] = []
+    ledger = Notebook(fails=[END])
+    async with apimall(bought(created()), ledger=ledger, observers=[events.append]) as session:
+        assert (await session.generate("a fox", idempotency_key="order-1")).task_id == "img_1"
+        assert session.stats().held == 0
+    assert ledger.states() == {"order-1": JobState.RUNNING}  # to be found again
+    assert any(isinstance(event, QueryFailed) and isinstance(event.error, LedgerError) for event in events)
+
+
+@virtually
+async def test_a_result_that_could_not_be_written_down_is_found_again_by_its_key() -> None:
+    transport = bought(created())
+    async with apimall(transport, ledger=Notebook(fails=[END])) as session:
+        await session.generate("a fox", idempotency_key="order-1")
+        assert (await session.generate("a fox", idempotency_key="order-1")).task_id == "img_1"
+    assert len(transport.creates) == 1
+
+
+@pytest.mark.parametrize("answer", [LOST, refused(503), refused(429), refused(402)], ids=["lost", "503", "429", "402"])
+@virtually
+async def test_a_failure_that_cannot_be_written_down_leaves_the_job_submitting_and_repeats_nothing(
+    answer: Reply,
+) -> None:
+    transport, ledger = bought(answer, created()), Notebook(fails=[ANSWER])
+    async with apimall(transport, ledger=ledger) as session:
+        with pytest.raises(LedgerError) as caught:
+            await session.generate("a fox", idempotency_key="order-1")
+        assert not caught.value.safe_to_repeat
+        assert len(transport.creates) == 1
+        assert ledger.states() == {"order-1": JobState.SUBMITTING}
+        assert (await session.generate("a fox", idempotency_key="order-1")).task_id == "img_1"
+    assert len(transport.creates) == 2
+
+
+@virtually
+async def test_giving_up_that_cannot_be_written_down_is_a_ledger_error() -> None:
+    transport = bought(TransportError("refused", sent=False))
+    async with apimall(transport, ledger=Notebook(fails=[ANSWER]), retry=RetryPolicy(max_attempts=1)) as session:
+        with pytest.raises(LedgerError):
+            await session.generate("a fox")
+    assert len(transport.creates) == 1
+
+
+@virtually
+async def test_a_withdrawal_that_cannot_be_written_down_sends_nothing_all_the_same() -> None:
+    shop = Shop(job_s=50.0, limit=1)
+    ledger = Notebook()
+    async with apimall(FakeTransport(shop.answer), ledger=ledger) as session:
+        await (await session.submit("one")).accepted()
+        waiting = await session.submit("two", idempotency_key="order-2")
+        await asyncio.sleep(5.0)
+        ledger.fails = {ledger.writes + 1}
+        assert waiting.state is JobState.PENDING
+        assert not await waiting.cancel()
+        with pytest.raises(LedgerError):
+            await waiting
+        await asyncio.sleep(100.0)
+    assert shop.sold == 1
+    assert ledger.states() == {"order-2": JobState.PENDING}
+
+
+@pytest.mark.parametrize("broken", range(1, 7))
+@pytest.mark.parametrize("session_of", [apimall, defapi])
+@virtually
+async def test_whichever_write_fails_every_post_has_its_intent_and_nothing_is_sold_twice(
+    broken: int, session_of: Opening
+) -> None:
+    shop, ledger, bare = Shop(), Notebook(fails=[broken], keeps=True), list[str]()
+
+    def answer(request: HttpRequest) -> Reply:
+        if request.method == "POST" and JobState.SUBMITTING not in ledger.states().values():
+            bare.append("a POST without a durable intent")
+        return shop.answer(request)
+
+    async with session_of(FakeTransport(answer), ledger=ledger) as session:
+        for _ in range(3):
+            try:
+                await session.generate("a fox", idempotency_key="order-1")
+            except LedgerError:
+                continue
+    assert bare == []
+    assert shop.sold == 1
+
+
+@virtually
+async def test_a_write_that_somebody_else_outran_stops_the_job_before_it_is_sent() -> None:
+    transport, ledger = FakeTransport(Shop().answer), Notebook(delay_s=0.5)
+    async with apimall(transport, ledger=ledger) as session:
+        job = await session.submit("a fox", idempotency_key="order-1")
+        known = ledger.record("order-1")
+        ledger.delay_s = 0.0
+        await ledger.advance(known, known.to(JobState.SUBMITTING))
+        with pytest.raises(LedgerError, match="somebody else"):
+            await job
+    assert not transport.requests

@@ -1,0 +1,171 @@
+"""An outage costs little: a handful of parked jobs where no key is taken, few extra requests where one is."""
+
+import asyncio
+from collections import Counter
+
+import pytest
+
+from nanobanana_async import ConcurrencyPolicy, JobUncertain, RetryPolicy, Session, TransportError
+from nanobanana_async.gateways.contract import HttpRequest, HttpResponse
+from nanobanana_async.models import GenerationResult
+from nanobanana_async.testing import FakeTransport, Reply
+from tests.engine.sayings import refused
+from tests.engine.scenes import Shop, apimall, defapi, now, virtually, wire_key
+
+LOST = TransportError("the connection was reset", sent=True)
+PROXY = HttpResponse(status=502, body=b"<html>502</html>")
+JOBS = 200
+
+
+class Outage:
+    """A shop that answers with `answer` from `begins` to `ends`: creates, or queries too."""
+
+    def __init__(
+        self, answer: Reply, *, begins: float, ends: float, limit: int | None = None, everything: bool = False
+    ) -> None:
+        self.shop = Shop(limit=limit)
+        self._everything = everything
+        self._answer = answer
+        self._begins, self.ends = begins, ends
+        self.creates_during = 0
+        self.back_at: float | None = None
+        self.asked: Counter[str | None] = Counter()
+
+    def answer(self, request: HttpRequest) -> Reply:
+        down = self._begins <= now() < self.ends
+        if request.method == "POST":
+            self.asked[wire_key(request)] += 1
+            self.creates_during += down
+            if not down and now() >= self.ends and self.back_at is None:
+                self.back_at = now()
+        hit = request.method == "POST" or self._everything
+        return self._answer if down and hit else self.shop.answer(request)
+
+
+async def generate_all(session: Session) -> list[GenerationResult | BaseException]:
+    async def one(number: int) -> GenerationResult | BaseException:
+        try:
+            return await session.generate(f"fox {number}", idempotency_key=f"order-{number}")
+        except JobUncertain as error:
+            return error
+
+    async with asyncio.TaskGroup() as group:
+        tasks = [group.create_task(one(number)) for number in range(JOBS)]
+    return [task.result() for task in tasks]
+
+
+MANY = ConcurrencyPolicy(max_jobs=50, learn=False, max_requests=64)
+
+
+@pytest.mark.parametrize("answer", [LOST, PROXY], ids=["reset", "proxy"])
+@pytest.mark.parametrize("begins", [0.0, 5.0])
+@pytest.mark.parametrize("everything", [False, True])
+@virtually
+async def test_without_keys_an_outage_parks_a_handful_and_not_the_batch(
+    answer: Reply, begins: float, everything: bool
+) -> None:
+    outage = Outage(answer, begins=begins, ends=begins + 300.0, limit=20, everything=everything)
+    async with defapi(FakeTransport(outage.answer), concurrency=ConcurrencyPolicy()) as session:
+        outcomes = await generate_all(session)
+    parked = sum(isinstance(outcome, JobUncertain) for outcome in outcomes)
+    assert parked <= 25
+    assert parked or everything  # a full house that can't be looked at sends nothing at all
+    assert outage.shop.sold == JOBS - parked
+    assert outage.creates_during == parked
+
+
+@pytest.mark.parametrize("everything", [False, True])
+@virtually
+async def test_with_keys_an_outage_costs_few_extra_requests_and_loses_nothing(everything: bool) -> None:
+    outage = Outage(PROXY, begins=3.0, ends=123.0, everything=everything)
+    async with apimall(FakeTransport(outage.answer), concurrency=MANY) as session:
+        outcomes = await generate_all(session)
+    assert all(isinstance(outcome, GenerationResult) for outcome in outcomes)
+    assert outage.shop.sold == JOBS
+    assert outage.creates_during <= 50 + 50
+    assert sum(outage.asked.values()) - JOBS <= 100
+
+
+@virtually
+async def test_buying_goes_on_within_one_backoff_after_the_outage() -> None:
+    outage = Outage(LOST, begins=3.0, ends=203.0)
+    async with apimall(FakeTransport(outage.answer), concurrency=MANY) as session:
+        await generate_all(session)
+    assert outage.back_at is not None
+    assert outage.back_at - outage.ends <= RetryPolicy().max_backoff_s + 1.0
+
+
+@virtually
+async def test_during_an_outage_only_single_probes_leave() -> None:
+    outage = Outage(refused(503), begins=0.0, ends=120.0)
+    together: list[int] = []
+    transport = FakeTransport(outage.answer)
+
+    def watched(request: HttpRequest) -> Reply:
+        if request.method == "POST" and 10.0 < now() < outage.ends:
+            together.append(transport.open_now)
+        return outage.answer(request)
+
+    transport._answer = watched
+    async with apimall(transport, concurrency=ConcurrencyPolicy(max_requests=64)) as session:
+        await generate_all(session)
+    assert together
+    assert max(together) == 1
+    assert outage.shop.sold == JOBS
+
+
+@virtually
+async def test_one_lone_lost_answer_does_not_stop_the_others() -> None:
+    shop, lost = Shop(), list[str | None]()
+
+    def answer(request: HttpRequest) -> Reply:
+        if request.method == "POST" and not lost:
+            lost.append(wire_key(request))
+            return LOST
+        return shop.answer(request)
+
+    async with apimall(FakeTransport(answer), retry=RetryPolicy(first_backoff_s=100.0, max_backoff_s=100.0)) as session:
+        first = await session.submit("first")
+        second = await session.submit("second")
+        await second
+        assert now() < 10.0
+        await first
+    assert shop.sold == 2
+
+
+@virtually
+async def test_an_empty_budget_makes_repeats_wait_and_new_jobs_leave() -> None:
+    shop, seen = Shop(), Counter[str | None]()
+
+    def each_first_answer_is_lost(request: HttpRequest) -> Reply:
+        if request.method == "GET":
+            return shop.answer(request)
+        seen[wire_key(request)] += 1
+        reply = shop.answer(request)
+        return reply if seen[wire_key(request)] > 1 or len(seen) % 2 else LOST
+
+    async with apimall(FakeTransport(each_first_answer_is_lost), concurrency=MANY) as session:
+        outcomes = await generate_all(session)
+    assert all(isinstance(outcome, GenerationResult) for outcome in outcomes)
+    assert shop.sold == JOBS
+    assert max(seen.values()) == 2
+
+
+@virtually
+async def test_repeats_that_cannot_leave_since_the_wire_is_full_draw_nothing_from_the_budget() -> None:
+    shop, seen = Shop(job_s=0.1), set[str | None]()
+
+    async def answer(request: HttpRequest) -> Reply:
+        if request.method == "POST" and wire_key(request) == "order-0" and not seen:
+            seen.add("order-0")
+            return LOST
+        await asyncio.sleep(5.0)
+        return shop.answer(request)
+
+    async with apimall(
+        FakeTransport(answer), concurrency=ConcurrencyPolicy(max_jobs=9, learn=False, max_requests=1)
+    ) as session:
+        await generate_all(session)
+        assert session._host.engine is not None
+        assert session._host.engine.slots.budget.tokens >= 49.0
+    assert shop.sold == JOBS

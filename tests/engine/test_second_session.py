@@ -1,0 +1,250 @@
+"""A second session on the same ledger goes on where the first one ended."""
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from nanobanana_async import (
+    ApiMall,
+    ConfigurationError,
+    IdempotencyConflict,
+    JobState,
+    JobUncertain,
+    JobUnfinished,
+    Session,
+    Timeouts,
+)
+from nanobanana_async.gateways.contract import HttpRequest
+from nanobanana_async.testing import FakeTransport, Reply
+from tests.engine.scenes import (
+    API_KEY,
+    Notebook,
+    Opening,
+    Shop,
+    apimall,
+    defapi,
+    now,
+    virtual_loop,
+    virtually,
+    wire_key,
+)
+
+KEY = "order-1"
+
+
+async def left_running(session_of: Opening, ledger: Notebook, shop: Shop) -> None:
+    async with session_of(FakeTransport(shop.answer), ledger=ledger) as session:
+        await (await session.submit("a fox", idempotency_key=KEY)).accepted()
+
+
+async def left_submitting(session_of: Opening, ledger: Notebook, shop: Shop) -> FakeTransport:
+    """Leave a job whose POST was sold, and whose answer never came."""
+
+    async def never(request: HttpRequest) -> Reply:
+        shop.answer(request)
+        await asyncio.sleep(1e5)
+        raise AssertionError
+
+    transport = FakeTransport(never)
+    async with session_of(transport, ledger=ledger, timeouts=Timeouts(close_s=1.0)) as session:
+        await session.submit("a fox", idempotency_key=KEY)
+        await asyncio.sleep(1.0)
+    assert ledger.states() == {KEY: JobState.SUBMITTING}
+    return transport
+
+
+async def left_pending(ledger: Notebook, shop: Shop) -> None:
+    ledger.delay_s = 1.0
+    async with apimall(FakeTransport(shop.answer), ledger=ledger) as session:
+        caller = asyncio.Task(session.generate("a fox", idempotency_key=KEY))
+        await asyncio.sleep(0.5)
+    await asyncio.wait([caller])
+    ledger.delay_s = 0.0
+    assert caller.exception() is not None
+    assert ledger.states() == {KEY: JobState.PENDING}
+
+
+@pytest.mark.parametrize("session_of", [apimall, defapi])
+@pytest.mark.parametrize("way", ["job", "generate", "attach", "updates"])
+@virtually
+async def test_a_running_job_is_followed_to_its_end_and_bought_once(session_of: Opening, way: str) -> None:
+    shop, ledger = Shop(job_s=30.0), Notebook()
+    await left_running(session_of, ledger, shop)
+    transport = FakeTransport(shop.answer)
+    async with session_of(transport, ledger=ledger) as session:
+        if way == "generate":
+            assert (await session.generate("a fox", idempotency_key=KEY)).task_id == "t1"
+        else:
+            job = await session.attach("t1") if way == "attach" else await session.job(KEY)
+            assert job is not None
+            assert (job.key, job.task_id, job.state) == (KEY, "t1", JobState.RUNNING)
+            if way == "updates":
+                assert [state async for state in job.updates()] == [JobState.RUNNING, JobState.SUCCEEDED]
+            assert (await job).task_id == "t1"
+        assert session.stats().held == 0
+    assert not transport.creates
+    assert shop.sold == 1
+
+
+@virtually
+async def test_two_handles_of_one_job_that_was_looked_up_both_bring_its_result() -> None:
+    shop, ledger = Shop(job_s=30.0), Notebook()
+    await left_running(apimall, ledger, shop)
+    transport = FakeTransport(shop.answer)
+    async with apimall(transport, ledger=ledger) as session:
+        one, two = await session.job(KEY), await session.job(KEY)
+        assert one is not None
+        assert two is not None
+        async with asyncio.TaskGroup() as group:
+            results = [group.create_task(job.result()) for job in (one, two)]
+        assert results[0].result() == results[1].result()
+    assert len(transport.queries) <= 40
+
+
+@pytest.mark.parametrize("way", ["job", "generate", "accepted"])
+@virtually
+async def test_a_submitting_job_is_repeated_under_its_key_on_apimall(way: str) -> None:
+    shop, ledger = Shop(), Notebook()
+    first = await left_submitting(apimall, ledger, shop)
+    transport = FakeTransport(shop.answer)
+    async with apimall(transport, ledger=ledger) as session:
+        job = await session.job(KEY)
+        assert job is not None
+        if way == "accepted":
+            assert await job.accepted() == "t1"
+        result = await (session.generate("a fox", idempotency_key=KEY) if way == "generate" else job)
+    assert result.task_id == "t1"
+    assert shop.sold == 1
+    before, after = first.creates[0], transport.creates[0]
+    assert (before.body, wire_key(before)) == (after.body, wire_key(after)) == (after.body, KEY)
+
+
+@pytest.mark.parametrize("way", ["job", "generate"])
+@virtually
+async def test_a_submitting_job_is_uncertain_on_defapi_and_never_sent_again(way: str) -> None:
+    shop, ledger = Shop(), Notebook()
+    await left_submitting(defapi, ledger, shop)
+    transport = FakeTransport(shop.answer)
+    async with defapi(transport, ledger=ledger) as session:
+        job = await session.job(KEY)
+        assert job is not None
+        for _ in range(2):
+            with pytest.raises(JobUncertain) as caught:
+                await (session.generate("a fox", idempotency_key=KEY) if way == "generate" else job)
+            assert not caught.value.safe_to_repeat
+    assert not transport.requests
+    assert ledger.states() == {KEY: JobState.UNCERTAIN}
+
+
+@virtually
+async def test_a_submitting_job_is_not_repeated_when_its_key_has_lived_too_long() -> None:
+    shop, ledger = Shop(), Notebook()
+    await left_submitting(apimall, ledger, shop)
+    await asyncio.sleep(1801.0)
+    transport = FakeTransport(shop.answer)
+    async with apimall(transport, ledger=ledger) as session:
+        with pytest.raises(JobUncertain):
+            await session.generate("a fox", idempotency_key=KEY)
+    assert not transport.requests
+
+
+@virtually
+async def test_a_submitting_job_is_not_repeated_when_the_wall_clock_went_back() -> None:
+    shop, ledger = Shop(), Notebook()
+    await left_submitting(apimall, ledger, shop)
+    virtual_loop().calendar_shift -= virtual_loop().utcnow() - ledger.record(KEY).created_at
+    virtual_loop().calendar_shift *= 2
+    transport = FakeTransport(shop.answer)
+    async with apimall(transport, ledger=ledger) as session:
+        with pytest.raises(JobUncertain):
+            await session.generate("a fox", idempotency_key=KEY)
+    assert not transport.requests
+
+
+@pytest.mark.parametrize("leave", [left_running, left_submitting])
+@virtually
+async def test_a_job_of_another_account_is_neither_followed_nor_repeated(leave: Any) -> None:
+    shop, ledger = Shop(), Notebook()
+    await leave(apimall, ledger, shop)
+    transport = FakeTransport(shop.answer)
+    async with Session(ApiMall(api_key="another-key-of-mine"), ledger=ledger, http=transport) as session:
+        job = await session.job(KEY)
+        assert job is not None
+        with pytest.raises(ConfigurationError, match="another account") as caught:
+            await job
+        assert not caught.value.safe_to_repeat
+        with pytest.raises(IdempotencyConflict, match="another account"):
+            await session.generate("a fox", idempotency_key=KEY)
+    assert not transport.requests
+
+
+@virtually
+async def test_a_pending_job_is_bought_when_it_is_generated_again_and_only_then() -> None:
+    shop, ledger = Shop(), Notebook()
+    await left_pending(ledger, shop)
+    async with apimall(FakeTransport(shop.answer), ledger=ledger) as session:
+        job = await session.job(KEY)
+        assert job is not None
+        for wait in (job.result, job.accepted):
+            with pytest.raises(JobUnfinished, match="never bought") as caught:
+                await wait()
+            assert caught.value.safe_to_repeat
+        assert [state async for state in job.updates()] == [JobState.PENDING]
+        assert shop.sold == 0
+        caller = asyncio.Task(session.generate("a fox", idempotency_key=KEY))
+        await asyncio.sleep(0.01)
+        assert (await job).task_id == "t1"
+        assert (await caller).task_id == "t1"
+    assert shop.sold == 1
+
+
+@virtually
+async def test_a_pending_job_that_was_looked_up_can_be_withdrawn() -> None:
+    shop, ledger = Shop(), Notebook(keeps=True)
+    await left_pending(ledger, shop)
+    async with apimall(FakeTransport(shop.answer), ledger=ledger) as session:
+        job = await session.job(KEY)
+        assert job is not None
+        assert await job.cancel()
+        assert job.state is JobState.WITHDRAWN
+        assert session.stats().withdrawn == 1
+    assert ledger.states() == {KEY: JobState.WITHDRAWN}
+    assert shop.sold == 0
+
+
+@virtually
+async def test_a_job_that_was_looked_up_and_is_running_is_not_stirred_by_cancel() -> None:
+    shop, ledger = Shop(job_s=30.0), Notebook()
+    await left_submitting(apimall, ledger, shop)
+    transport = FakeTransport(shop.answer)
+    async with apimall(transport, ledger=ledger) as session:
+        job = await session.job(KEY)
+        assert job is not None
+        assert not await job.cancel()
+        await asyncio.sleep(5.0)
+    assert not transport.requests
+
+
+@virtually
+async def test_a_job_found_again_is_looked_at_by_its_age_and_not_as_if_it_had_just_begun() -> None:
+    shop, ledger = Shop(job_s=30.0), Notebook()
+    await left_running(apimall, ledger, shop)
+    await asyncio.sleep(3600.0)
+    async with apimall(FakeTransport(shop.answer), ledger=ledger) as session:
+        before = now()
+        await session.generate("a fox", idempotency_key=KEY)
+        assert now() - before < 8.0
+
+
+@virtually
+async def test_attach_names_the_job_as_it_is_told_and_the_key_is_taken_for_another_task() -> None:
+    shop = Shop()
+    shop.tasks |= {"t8": 0.0, "t9": 0.0}
+    async with apimall(FakeTransport(shop.answer)) as session:
+        job = await session.attach("t8", key="mine")
+        assert job.key == "mine"
+        with pytest.raises(IdempotencyConflict):
+            await session.attach("t9", key="mine")
+        assert (await job).task_id == "t8"
+    assert API_KEY not in repr(job)

@@ -1,0 +1,235 @@
+"""The life of a session: opened here, closed there, whatever happens between."""
+
+import asyncio
+
+import anyio
+import pytest
+
+from nanobanana_async import ApiMall, ConfigurationError, LedgerError, MemoryLedger, Session, SessionClosed
+from nanobanana_async.gateways.contract import HttpRequest, HttpResponse
+from nanobanana_async.observe import Event
+from nanobanana_async.testing import FakeTransport, Reply, run
+from tests.engine.scenes import API_KEY, Notebook, Shop, apimall, now, virtually
+
+
+class Doors(FakeTransport):
+    """Counts how often it was opened and closed; may fail or hang at opening."""
+
+    def __init__(self, *, fails: Exception | None = None, hangs: bool = False) -> None:
+        super().__init__(Shop().answer)
+        self.opened = self.closed = 0
+        self._fails = fails
+        self._hangs = hangs
+
+    async def open(self) -> None:
+        if self._hangs:
+            await asyncio.sleep(1e6)
+        if self._fails is not None:
+            raise self._fails
+        self.opened += 1
+
+    async def aclose(self) -> None:
+        self.closed += 1
+
+
+@virtually
+async def test_it_can_be_opened_in_one_task_and_closed_in_another() -> None:
+    session, doors = apimall(transport := Doors()), transport
+    await asyncio.Task(session.open())
+    result = await asyncio.Task(session.generate("a fox"))
+    await asyncio.Task(session.aclose())
+    assert result.task_id == "t1"
+    assert (doors.opened, doors.closed) == (1, 1)
+
+
+@virtually
+async def test_it_can_be_opened_and_closed_in_tasks_of_different_anyio_groups() -> None:
+    session = apimall(doors := Doors())
+    async with anyio.create_task_group() as group:
+        group.start_soon(session.open)
+    async with anyio.create_task_group() as group:
+        group.start_soon(session.generate, "a fox")
+    async with anyio.create_task_group() as group:
+        group.start_soon(session.aclose)
+        group.start_soon(session.aclose)
+    assert (doors.opened, doors.closed) == (1, 1)
+
+
+@virtually
+async def test_one_opened_inside_a_scope_that_is_over_or_cancelled_lives_on() -> None:
+    with anyio.CancelScope() as scope:
+        session = apimall(Doors())
+        await session.open()
+        scope.cancel()
+    assert (await session.generate("a fox")).task_id == "t1"
+    await session.aclose()
+
+
+@virtually
+async def test_closing_is_idempotent_and_may_be_done_by_several_at_once() -> None:
+    session = apimall(doors := Doors())
+    async with asyncio.TaskGroup() as group:
+        group.create_task(session.aclose())
+    await session.aclose()
+    session = apimall(doors)
+    await session.open()
+    async with asyncio.TaskGroup() as group:
+        for _ in range(3):
+            group.create_task(session.aclose())
+    await session.aclose()
+    assert (doors.opened, doors.closed) == (1, 1)
+    assert repr(session) == "<Session apimall closed>"
+
+
+@virtually
+async def test_opening_twice_or_after_closing_is_a_clear_error() -> None:
+    session = apimall(Doors())
+    async with session:
+        assert repr(session) == "<Session apimall open, 0 jobs held>"
+        with pytest.raises(ConfigurationError, match="opened before"):
+            await session.open()
+        assert (await session.generate("a fox")).task_id == "t1"
+    with pytest.raises(ConfigurationError, match="make a new one"):
+        await session.open()
+    never = apimall(Doors())
+    await never.aclose()
+    with pytest.raises(ConfigurationError, match="opened before"):
+        await never.open()
+
+
+@virtually
+async def test_nothing_works_after_closing_but_stats() -> None:
+    async with apimall(FakeTransport(Shop().answer)) as session:
+        await session.generate("a fox")
+    for attempt in (session.generate("x"), session.submit("x"), session.job("x"), session.attach("x")):
+        with pytest.raises(SessionClosed):
+            await attempt
+    assert (session.stats().succeeded, session.stats().held, session.stats().on_wire) == (1, 0, 0)
+
+
+@virtually
+async def test_an_exception_in_the_body_closes_it_and_goes_on() -> None:
+    doors = Doors()
+    session = apimall(doors)
+
+    async def body() -> None:
+        async with session:
+            await session.submit("a fox")
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        await body()
+    assert doors.closed == 1
+    with pytest.raises(SessionClosed):
+        await session.submit("a fox")
+
+
+class Unopenable(Notebook):
+    async def open(self) -> None:
+        raise LedgerError("the file is locked")
+
+
+@virtually
+async def test_a_ledger_that_cannot_be_opened_is_told_and_nothing_stays_open() -> None:
+    session = apimall(doors := Doors(), ledger=Unopenable())
+    with pytest.raises(LedgerError, match="the file is locked"):
+        await session.open()
+    assert (doors.opened, doors.closed) == (0, 0)
+    with pytest.raises(SessionClosed):
+        await session.generate("a fox")
+    await session.aclose()
+
+
+@virtually
+async def test_a_transport_that_cannot_be_opened_is_told_and_the_ledger_is_closed() -> None:
+    ledger = Notebook()
+    with pytest.raises(ConfigurationError, match="the lent session is closed"):
+        async with apimall(Doors(fails=ConfigurationError("the lent session is closed")), ledger=ledger):
+            pytest.fail("it was not opened")
+    assert ledger.closed == 1
+
+
+@virtually
+async def test_an_opening_that_hangs_can_be_cancelled() -> None:
+    ledger = Notebook()
+    session = apimall(Doors(hangs=True), ledger=ledger)
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(5.0):
+            await session.open()
+    assert now() == pytest.approx(5.0)
+    assert ledger.closed == 1
+
+
+@pytest.mark.parametrize("moment", [None, 0.0, 5.0])
+@virtually
+async def test_closing_while_it_is_being_opened_tells_the_opener(moment: float | None) -> None:
+    session = apimall(Doors(hangs=True), ledger=Notebook())
+    opener = asyncio.Task(session.open())
+    if moment is None:
+        closer = asyncio.Task(session.aclose())  # it runs before the session's own task has begun
+        await asyncio.wait([closer])
+    else:
+        await asyncio.sleep(moment)
+        await session.aclose()
+    with pytest.raises(SessionClosed):
+        await opener
+
+
+@virtually
+async def test_an_observer_that_raises_harms_nothing() -> None:
+    heard: list[Event] = []
+
+    def broken(_: Event) -> None:
+        raise ZeroDivisionError
+
+    async with apimall(FakeTransport(Shop().answer), observers=[broken, heard.append]) as session:
+        assert (await session.generate("a fox")).task_id == "t1"
+    assert len(heard) >= 5
+
+
+def test_constructing_needs_no_event_loop_and_an_environment_only_without_a_gateway(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("DEFAPI_API_KEY", API_KEY)
+    monkeypatch.delenv("APIMALL_API_KEY", raising=False)
+    monkeypatch.delenv("NANOBANANA_GATEWAY", raising=False)
+    assert repr(Session()) == "<Session defapi not open>"
+    monkeypatch.delenv("DEFAPI_API_KEY")
+    with pytest.raises(ConfigurationError, match="no gateway"):
+        Session()
+    assert repr(Session(ApiMall(api_key=API_KEY), ledger=MemoryLedger())) == "<Session apimall not open>"
+
+
+def test_it_does_not_matter_on_which_loop_a_ledger_was_used_before() -> None:
+    ledger, shop = Notebook(), Shop(job_s=5.0)
+
+    async def begin() -> None:
+        async with apimall(FakeTransport(shop.answer), ledger=ledger) as session:
+            await (await session.submit("a fox", idempotency_key="order-1")).accepted()
+
+    async def go_on() -> str:
+        async with apimall(FakeTransport(shop.answer), ledger=ledger) as session:
+            job = await session.job("order-1")
+            assert job is not None
+            return (await job).task_id
+
+    run(begin())
+    assert run(go_on()) == "t1"
+
+
+@virtually
+async def test_a_fake_that_never_answers_is_asked_for_as_long_as_the_timeouts_say() -> None:
+    class Silent(FakeTransport):
+        async def send(self, request: HttpRequest, *, timeout_s: float, fresh_connection: bool = False) -> HttpResponse:
+            waits.append((request.method, timeout_s))
+            return await super().send(request, timeout_s=timeout_s, fresh_connection=fresh_connection)
+
+    waits = list[tuple[str, float]]()
+    shop = Shop()
+
+    def answer(request: HttpRequest) -> Reply:
+        return shop.answer(request)
+
+    async with apimall(Silent(answer)) as session:
+        await session.generate("a fox")
+    assert waits == [("POST", 120.0), ("GET", 15.0)]

@@ -1,0 +1,147 @@
+"""A session that is never closed says so: once, clearly, and nothing else is printed."""
+
+import asyncio
+import gc
+import warnings
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+import pytest
+
+from nanobanana_async import Session
+from nanobanana_async.testing import FakeTransport, VirtualLoop, run
+from tests.engine.scenes import Notebook, Shop, apimall
+
+Said = list[warnings.WarningMessage]
+
+
+def heard_while(action: Callable[[], Any]) -> list[str]:
+    """Return what is warned of while something runs, and while all that it left behind is collected."""
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        action()
+        for _ in range(3):
+            gc.collect()
+    assert all(warning.category is ResourceWarning for warning in said)
+    return [str(warning.message) for warning in said]
+
+
+SENTENCE = "<Session apimall> was never closed: use 'async with Session(...)', or await session.aclose()"
+
+
+async def forgets_at_once() -> None:
+    await apimall(FakeTransport(Shop().answer)).open()
+    gc.collect()
+    await asyncio.sleep(10.0)
+
+
+async def forgets_after_work() -> None:
+    session = apimall(FakeTransport(Shop().answer))
+    await session.open()
+    await session.generate("a fox")
+    await (await session.submit("another")).accepted()
+
+
+async def forgets_during_a_post() -> None:
+    session = apimall(FakeTransport(Shop().answer, latency_s=9.0))
+    await session.open()
+    await session.submit("a fox")
+    await asyncio.sleep(1.0)
+
+
+async def forgets_while_callers_wait() -> None:
+    session = apimall(FakeTransport(Shop(limit=1, job_s=99.0).answer))
+    await session.open()
+    waiting = [asyncio.Task(session.generate(f"fox {number}")) for number in range(5)]
+    await asyncio.sleep(10.0)
+    assert not any(caller.done() for caller in waiting)
+
+
+async def fails() -> None:
+    session = apimall(FakeTransport(Shop().answer))
+    await session.open()
+    raise ZeroDivisionError
+
+
+@pytest.mark.parametrize(
+    "forgetful", [forgets_at_once, forgets_after_work, forgets_during_a_post, forgets_while_callers_wait]
+)
+def test_it_says_so_once_when_the_event_loop_ends(
+    forgetful: Callable[[], Coroutine[Any, Any, None]],
+    caplog: pytest.LogCaptureFixture,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert heard_while(lambda: run(forgetful())) == [SENTENCE]
+    assert not caplog.records
+    assert capsys.readouterr() == ("", "")
+
+
+def test_it_says_so_once_when_the_program_fails(caplog: pytest.LogCaptureFixture) -> None:
+    def failing() -> None:
+        with pytest.raises(ZeroDivisionError):
+            run(fails())
+
+    assert heard_while(failing) == [SENTENCE]
+    assert not caplog.records
+
+
+def test_it_says_so_once_when_it_is_collected_after_its_loop_was_closed(
+    caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def abandon() -> None:
+        loop = VirtualLoop()
+        session = apimall(FakeTransport(Shop().answer))
+        loop.run_until_complete(session.open())
+        loop.run_until_complete(session.generate("a fox"))
+        loop.close()
+
+    assert heard_while(abandon) == [SENTENCE]
+    assert not caplog.records
+    assert capsys.readouterr() == ("", "")
+
+
+def test_it_says_so_when_it_is_lost_and_its_jobs_go_on() -> None:
+    shop = Shop()
+
+    async def begin() -> Any:
+        session = apimall(FakeTransport(shop.answer))
+        await session.open()
+        return await session.submit("a fox")
+
+    async def main() -> None:
+        job = await begin()
+        assert (await job).task_id == "t1"
+
+    assert heard_while(lambda: run(main())) == [SENTENCE]
+
+
+def test_the_ledger_is_closed_all_the_same() -> None:
+    ledger = Notebook()
+
+    async def forget() -> None:
+        await apimall(FakeTransport(Shop().answer), ledger=ledger).open()
+
+    assert heard_while(lambda: run(forget())) == [SENTENCE]
+    assert ledger.closed == 1
+
+
+def closed_properly() -> None:
+    async def main() -> None:
+        async with apimall(FakeTransport(Shop().answer)) as session:
+            await session.generate("a fox")
+
+    run(main())
+
+
+def never_opened() -> None:
+    apimall(FakeTransport(Shop().answer))
+
+
+def never_built() -> None:
+    with pytest.raises(TypeError):
+        Session(nonsense=1)  # type: ignore[call-arg]
+
+
+@pytest.mark.parametrize("innocent", [closed_properly, never_opened, never_built])
+def test_a_session_that_was_closed_or_never_opened_says_nothing(innocent: Callable[[], None]) -> None:
+    assert heard_while(innocent) == []
