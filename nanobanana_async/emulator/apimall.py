@@ -1,0 +1,150 @@
+"""API Mall as its reference prints it: request parameters, envelopes, bodies.
+
+Source: "Nano Banana Pro" under Model Guides / Image Models of apimall.ai, sections 1 and 2.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from datetime import datetime, timedelta
+from decimal import Decimal
+
+from nanobanana_async.emulator import checks
+from nanobanana_async.emulator.account import ENDLESS_CREDITS
+from nanobanana_async.emulator.settings import FailureField
+from nanobanana_async.emulator.tasks import Order, Phase, Refusal, Task
+
+CREATE_PATH = "/api/v1/images/generate"
+QUERY_PREFIX = "/api/v1/images/"
+MODEL = "nano-banana-pro"
+
+_FIELDS: dict[str, checks.Check] = {
+    "model": checks.one_of(MODEL),
+    "type": checks.one_of("text-to-image", "image-to-image"),
+    "prompt": checks.text,
+    "image_urls": checks.urls(),
+    "num_images": checks.whole_number(1, 6),
+    "aspect_ratio": checks.ratio,
+    "resolution": checks.one_of("1K", "2K", "4K"),
+    "output_format": checks.one_of("jpeg", "jpg", "png"),
+}
+_WORDS = {
+    Phase.PENDING: "pending",
+    Phase.SUBMITTED: "pending",
+    Phase.PROCESSING: "processing",
+    Phase.SUCCEEDED: "completed",
+    Phase.FAILED: "failed",
+}
+_FAILURE = "The image could not be generated"
+_encode = json.JSONEncoder(separators=(",", ":")).encode
+
+UNAUTHORIZED = Refusal(401, "invalid_api_key", "API key required or invalid API key")
+NOT_APPROVED = Refusal(403, "access_not_approved", "API access not approved")
+WRONG_HOST = Refusal(403, "non_gateway_host", "Request made on a non-gateway host")
+NOT_FOUND = Refusal(404, "task_not_found", "Task not found")
+BLOCKED = Refusal(451, "prompt_blocked", "Prompt blocked by content moderation")
+
+FAULT_WORDS = {
+    400: ("invalid_request", "Invalid request parameters"),
+    401: ("invalid_api_key", "API key required or invalid API key"),
+    402: ("insufficient_credits", "Insufficient credits"),
+    403: ("access_not_approved", "API access not approved"),
+    404: ("task_not_found", "Task not found"),
+    409: ("idempotency_conflict", "Idempotency-Key conflict"),
+    429: ("rate_limit_exceeded", "Rate limit exceeded"),
+    451: ("prompt_blocked", "Prompt blocked by content moderation"),
+    500: ("internal_error", "Internal server error"),
+    503: ("upstream_unavailable", "Upstream provider is busy or temporarily unavailable"),
+}
+
+
+def read_order(headers: Mapping[str, str], body: bytes) -> Order | Refusal:
+    """Return what is ordered, or the 400 that names the field."""
+    parsed = checks.read_object(headers, body)
+    if isinstance(parsed, str):
+        return Refusal(400, "invalid_request", parsed)
+    if wrong := checks.complaint(_FIELDS, ("model", "prompt"), parsed):
+        return Refusal(400, "invalid_request", wrong)
+    return Order(
+        prompt=parsed["prompt"],
+        model=parsed["model"],
+        canonical=checks.canonical(parsed),
+        images=parsed.get("num_images", 1),
+        aspect_ratio=parsed.get("aspect_ratio"),
+        resolution=parsed.get("resolution", "1K"),
+        output_format=parsed.get("output_format", "png"),
+    )
+
+
+def refused(refusal: Refusal, request_id: str) -> bytes:
+    """Return the error envelope."""
+    error = {"code": refusal.code, "message": refusal.message}
+    return _bytes({"success": False, "error": error, "request_id": request_id})
+
+
+def created(task: Task) -> bytes:
+    """Return the answer to a create; the same bytes each time, so that a replay is one."""
+    remaining = ENDLESS_CREDITS if task.remaining is None else _number(task.remaining)
+    data = {
+        "task_id": task.task_id,
+        "request_id": f"provider_req_{task.task_id[4:]}",
+        "credits_used": _number(task.price),
+        "remaining_credits": remaining,
+        "model": task.order.model,
+    }
+    return _bytes({"success": True, "data": data, "request_id": f"req_{task.task_id[4:]}"})
+
+
+def word(phase: Phase) -> str:
+    """Return the reference's word for a phase."""
+    return _WORDS[phase]
+
+
+def shown(
+    task: Task,
+    phase: Phase,
+    status: str,
+    urls: Sequence[str],
+    *,
+    started_at: datetime,
+    request_id: str,
+    failure_field: FailureField,
+) -> bytes:
+    """Return the answer to a query.
+
+    `urls` are those of the images, or nothing while there is none to show. As in the reference's
+    example the hosted copies have URLs of their own.
+    """
+    ended = phase in (Phase.SUCCEEDED, Phase.FAILED)
+    begun_at = task.starts_at if phase is Phase.PROCESSING else task.created_at
+    hosted = urls[0].rpartition("/") if urls else None
+    ending = urls[0].rpartition(".")[2] if urls else ""
+    data: dict[str, object] = {
+        "task_id": task.task_id,
+        "model": task.order.model,
+        "status": status,
+        "output": {"resultUrls": list(urls)} if phase is Phase.SUCCEEDED else None,
+        "primary_url": f"{hosted[0]}/result.{ending}" if hosted else None,
+        "image_url": f"{hosted[0]}/cover.{ending}" if hosted else None,
+        "error_message": None,
+        "credits_used": _number(task.price),
+        "credits_refunded": _number(task.price) if task.refunded else 0,
+        "created_at": _iso(started_at, task.created_at),
+        "updated_at": _iso(started_at, task.ends_at if ended else begun_at),
+        "completed_at": _iso(started_at, task.ends_at) if ended else None,
+    }
+    if phase is Phase.FAILED:
+        data[failure_field] = _FAILURE
+    return _bytes({"success": True, "data": data, "request_id": request_id})
+
+
+def _number(amount: Decimal) -> int | float:
+    return int(amount) if amount == amount.to_integral_value() else float(amount)
+
+
+def _iso(started_at: datetime, moment: float) -> str:
+    at = started_at + timedelta(seconds=moment)
+    return at.strftime("%Y-%m-%dT%H:%M:%S.") + f"{at.microsecond // 1000:03d}Z"
+
+
+def _bytes(body: object) -> bytes:
+    return _encode(body).encode()

@@ -1,0 +1,113 @@
+"""defapi as its reference prints it: request parameters, envelopes, bodies, the callback.
+
+Source: "Nano Banana Pro API Developer Reference" of defapi.org. It lists only 200, 400, 401, 404
+and 500; other refusals are told in the envelope of its 400.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+
+from nanobanana_async.emulator import checks
+from nanobanana_async.emulator.settings import QueryShape
+from nanobanana_async.emulator.tasks import Order, Phase, Refusal, Task
+
+CREATE_PATH = "/api/image/gen"
+QUERY_PATH = "/api/task/query"
+MODELS = ("google/gempix2", "google/gemini-2.5-flash-image")
+
+_FIELDS: dict[str, checks.Check] = {
+    "model": checks.one_of(*MODELS),
+    "prompt": checks.text,
+    "images": checks.urls(4),
+    "callback_url": checks.url,
+}
+_WORDS = {
+    Phase.PENDING: "pending",
+    Phase.SUBMITTED: "submitted",
+    Phase.PROCESSING: "in_progress",
+    Phase.SUCCEEDED: "success",
+    Phase.FAILED: "failed",
+}
+_FAILURE = "The image could not be generated"
+_encode = json.JSONEncoder(separators=(",", ":")).encode
+
+UNAUTHORIZED = Refusal(401, "invalid_api_key", "Invalid API key")
+UNAUTHORIZED_QUERY = Refusal(401, "invalid_api_key_on_query", "Invalid API key")
+NOT_FOUND = Refusal(404, "task_not_found", "task not found")
+NO_TASK_ID = Refusal(400, "invalid_request", "task_id is required")
+BLOCKED = Refusal(451, "prompt_blocked", "prompt blocked by content moderation")
+
+FAULT_WORDS = {
+    400: ("invalid_request", "invalid request parameters"),
+    401: ("invalid_api_key", "Invalid API key"),
+    402: ("insufficient_credits", "insufficient balance"),
+    404: ("task_not_found", "task not found"),
+    429: ("rate_limit_exceeded", "rate limit exceeded"),
+    500: ("internal_error", "internal server error"),
+    503: ("unavailable", "service unavailable"),
+}
+
+
+def read_order(headers: Mapping[str, str], body: bytes) -> Order | Refusal:
+    """Return what is ordered, or the 400 that names the field."""
+    parsed = checks.read_object(headers, body)
+    if isinstance(parsed, str):
+        return Refusal(400, "invalid_request", parsed)
+    if wrong := checks.complaint(_FIELDS, ("model", "prompt"), parsed):
+        return Refusal(400, "invalid_request", wrong)
+    return Order(
+        prompt=parsed["prompt"],
+        model=parsed["model"],
+        canonical=checks.canonical(parsed),
+        callback_url=parsed.get("callback_url"),
+    )
+
+
+def refused(refusal: Refusal, *, inside_200: bool) -> bytes:
+    """Return the error envelope; inside a 200 its code is the status that was kept back."""
+    if refusal.status == 401:
+        told = inside_200 or refusal.code == UNAUTHORIZED_QUERY.code
+        return _bytes({"code": 401 if told else 1, "message": refusal.message})
+    code = refusal.status if inside_200 else 1
+    if refusal.status == 404:
+        return _bytes({"code": code, "message": refusal.message})
+    return _bytes({"code": code, "message": "failed", "detail": refusal.message})
+
+
+def created(task: Task) -> bytes:
+    """Return the answer to a create."""
+    return _bytes({"code": 0, "message": "ok", "data": {"task_id": task.task_id}})
+
+
+def word(phase: Phase) -> str:
+    """Return the reference's word for a phase."""
+    return _WORDS[phase]
+
+
+def shown(task: Task, phase: Phase, status: str, images: Sequence[str], shape: QueryShape) -> bytes:
+    """Return the answer to a query: the callback's fields, whose place no reference shows."""
+    payload = _payload(task, phase, status, images)
+    if shape == "top":
+        return _bytes({"code": 0, "message": "ok", **payload})
+    return _bytes({"code": 0, "message": "ok", "data": payload})
+
+
+def callback(task: Task, phase: Phase, status: str, images: Sequence[str]) -> bytes:
+    """Return the CallbackPayload of a job that ended."""
+    return _bytes(_payload(task, phase, status, images))
+
+
+def _payload(task: Task, phase: Phase, status: str, images: Sequence[str]) -> dict[str, object]:
+    failed = phase is Phase.FAILED
+    consumed = 0 if task.refunded else task.price
+    return {
+        "result": [{"image": image} for image in images] if phase is Phase.SUCCEEDED else None,
+        "status": status,
+        "task_id": task.task_id,
+        "consumed": f"{consumed:.6f}",
+        "status_reason": {"message": _FAILURE if failed else None},
+    }
+
+
+def _bytes(body: object) -> bytes:
+    return _encode(body).encode()

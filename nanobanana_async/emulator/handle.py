@@ -1,0 +1,108 @@
+"""The emulator as users hold it."""
+
+import asyncio
+from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
+from decimal import Decimal
+from types import TracebackType
+from typing import Any, Self, Unpack
+
+from nanobanana_async import ApiMall, DefApi
+from nanobanana_async.emulator.counting import EmulatorStats, JobFacts
+from nanobanana_async.emulator.faults import Fault
+from nanobanana_async.emulator.server import WorldServer
+from nanobanana_async.emulator.settings import API_KEY, EmulatorOptions, WorldSettings
+from nanobanana_async.emulator.values import Endpoint, Gateway
+from nanobanana_async.emulator.world import World
+
+
+class Emulator:
+    """Run both gateways on loopback for as long as the `async with` lasts.
+
+    Takes the fields of `WorldSettings` as keyword arguments. Port 0 takes a free one. After the
+    end the counts can still be read.
+    """
+
+    def __init__(self, *, host: str = "127.0.0.1", port: int = 0, **settings: Unpack[EmulatorOptions]) -> None:
+        options: dict[str, Any] = {"started_at": datetime.now(UTC), **settings}
+        self._world = World(WorldSettings(**options))
+        self._host = host
+        self._port = port
+        self._server: WorldServer | None = None
+        self._ended_at: float | None = None
+
+    async def __aenter__(self) -> Self:
+        """Start to listen."""
+        if self._server is not None:
+            raise RuntimeError("an emulator is started once; make another one")
+        self._server = await WorldServer.started(self._world, host=self._host, port=self._port)
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Stop at once, with no connection or asyncio task left behind."""
+        server = self._running()
+        if self._ended_at is None:
+            self._ended_at = server.now()
+        await server.aclose()
+
+    @property
+    def url(self) -> str:
+        """Return the base URL of both gateways, without a slash at the end."""
+        return self._running().url
+
+    @property
+    def world(self) -> World:
+        """Return the world behind the sockets."""
+        return self._world
+
+    def apimall(self, **settings: Any) -> ApiMall:
+        """Return the client's settings for API Mall that lead here."""
+        return ApiMall(**{"api_key": API_KEY, "base_url": self.url, **settings})
+
+    def defapi(self, **settings: Any) -> DefApi:
+        """Return the client's settings for defapi that lead here."""
+        return DefApi(**{"api_key": API_KEY, "base_url": self.url, **settings})
+
+    def now(self) -> float:
+        """Return the emulated time: seconds since the start, standing still after the end."""
+        return self._running().now() if self._ended_at is None else self._ended_at
+
+    def stats(self) -> EmulatorStats:
+        """Return everything counted so far."""
+        return self._world.stats(self.now(), connections=self._running().connections())
+
+    def jobs(self) -> Iterator[JobFacts]:
+        """Yield what is known about each accepted create, oldest first."""
+        return self._world.jobs(self.now())
+
+    async def no_connections(self, *, timeout_s: float = 5.0) -> None:
+        """Wait until every caller has closed its connections, or raise TimeoutError."""
+        async with asyncio.timeout(timeout_s):
+            while self._running().connections():  # noqa: ASYNC110 - the server has no event for it
+                await asyncio.sleep(0.005)
+
+    def queue_faults(self, endpoint: Endpoint, *faults: Fault | None) -> None:
+        """Let the next calls of an endpoint meet these, one each; None is a normal answer."""
+        self._world.queue_faults(endpoint, *faults)
+
+    def set_job_limit(self, limit: int | None, gateway: Gateway | None = None) -> None:
+        """Change the limit from now on; what runs already goes on."""
+        self._world.set_job_limit(limit, gateway)
+
+    def set_limit_schedule(self, schedule: Sequence[tuple[float, int | None]], gateway: Gateway | None = None) -> None:
+        """Let the limit change at these moments of `now()`."""
+        self._world.set_limit_schedule(schedule, gateway)
+
+    def add_credits(self, amount: Decimal | int | str, gateway: Gateway | None = None) -> None:
+        """Put credits on the account; without effect where they are endless."""
+        self._world.add_credits(amount, gateway)
+
+    def _running(self) -> WorldServer:
+        if self._server is None:
+            raise RuntimeError("the emulator is not running yet: async with Emulator() as emulator")
+        return self._server

@@ -1,0 +1,140 @@
+"""The painter: the one file that imports Pillow."""
+
+import io
+import math
+import random
+
+from PIL import Image, ImageDraw, ImageFilter, ImageFont
+
+from nanobanana_async.emulator.pictures import Picture, palette
+
+_SKETCH_EDGE = 2048  # the composition is painted no larger, then scaled; only words are sharper
+_HILLS = 4
+
+Colour = tuple[int, int, int]
+
+
+def paint_with_pillow(picture: Picture) -> bytes:
+    """Return the encoded picture."""
+    long_edge = max(picture.width, picture.height)
+    ratio = min(1.0, _SKETCH_EDGE / (2 * long_edge)) * 2
+    size = max(1, round(picture.width * ratio)), max(1, round(picture.height * ratio))
+    sketch = _compose(size, picture.bits())
+    image = sketch.resize((picture.width, picture.height), Image.Resampling.LANCZOS)
+    _write(image, picture.prompt)
+    out = io.BytesIO()
+    if picture.png:
+        image.save(out, "PNG", compress_level=2)
+    else:
+        image.save(out, "JPEG", quality=88)
+    return out.getvalue()
+
+
+def _compose(size: tuple[int, int], bits: bytes) -> Image.Image:
+    rng = random.Random(bits)
+    colours, sun = palette(bits)
+    image = _sky(size, colours[:3])
+    _stars(image, rng, sun)
+    image = _sun(image, rng, sun)
+    draw = ImageDraw.Draw(image)
+    for number in range(_HILLS):
+        depth = (number + 1) / _HILLS
+        _hill(draw, size, rng, depth, _mix(colours[2], colours[4], depth))
+    return image
+
+
+def _sky(size: tuple[int, int], colours: list[Colour]) -> Image.Image:
+    column = Image.new("RGB", (1, len(colours)))
+    for row, colour in enumerate(colours):
+        column.putpixel((0, row), colour)
+    return column.resize(size, Image.Resampling.BICUBIC)
+
+
+def _stars(image: Image.Image, rng: random.Random, colour: Colour) -> None:
+    width, height = image.size
+    draw = ImageDraw.Draw(image)
+    for _ in range(rng.randrange(30, 90)):
+        x, y = rng.random() * width, rng.random() ** 2 * height * 0.5
+        radius = max(0.6, min(width, height) * 0.0015 * (0.5 + rng.random()))
+        tone = _mix(colour, _pixel(image, x, y), rng.random() * 0.6)
+        draw.ellipse((x - radius, y - radius, x + radius, y + radius), fill=tone)
+
+
+def _pixel(image: Image.Image, x: float, y: float) -> Colour:
+    found = image.getpixel((int(x), int(y)))
+    assert isinstance(found, tuple)
+    return int(found[0]), int(found[1]), int(found[2])
+
+
+def _sun(image: Image.Image, rng: random.Random, colour: Colour) -> Image.Image:
+    width, height = image.size
+    x, y = width * rng.uniform(0.2, 0.8), height * rng.uniform(0.25, 0.5)
+    radius = min(width, height) * rng.uniform(0.09, 0.17)
+    small = max(1, width // 8), max(1, height // 8)  # a glow has no edges: paint it small
+    glow = Image.new("L", small)
+    box = [(x - radius * 1.4) / 8, (y - radius * 1.4) / 8]
+    box += [(x + radius * 1.4) / 8, (y + radius * 1.4) / 8]
+    ImageDraw.Draw(glow).ellipse(tuple(box), fill=150)
+    glow = glow.filter(ImageFilter.GaussianBlur(radius / 12)).resize(image.size)
+    image.paste(Image.new("RGB", image.size, colour), (0, 0), glow)
+    ImageDraw.Draw(image).ellipse((x - radius, y - radius, x + radius, y + radius), fill=colour)
+    return image
+
+
+def _hill(
+    draw: ImageDraw.ImageDraw,
+    size: tuple[int, int],
+    rng: random.Random,
+    depth: float,
+    colour: Colour,
+) -> None:
+    width, height = size
+    base = height * (0.5 + 0.4 * depth)
+    waves = [(rng.uniform(0.5, 1.5) * (2**octave), rng.random() * math.tau, 0.07 / (2**octave)) for octave in range(5)]
+    points = [(0.0, float(height))]
+    steps = max(8, width // 6)
+    for step in range(steps + 1):
+        part = step / steps
+        lift = sum(high * math.sin(part * often * math.tau + at) for often, at, high in waves)
+        points.append((part * width, base - height * lift))
+    points.append((float(width), float(height)))
+    draw.polygon(points, fill=colour)
+
+
+def _write(image: Image.Image, prompt: str) -> None:
+    width, height = image.size
+    if min(width, height) < 48:
+        return
+    size = max(9, round(min(width, height) * 0.05))
+    font = ImageFont.load_default(size)
+    draw = ImageDraw.Draw(image)
+    lines = _wrap(draw, prompt, font, width * 0.86)
+    shown = lines[:4]
+    if len(lines) > 4:
+        shown[3] += " ..."
+    y = height * 0.95 - len(shown) * size * 1.25
+    for line in shown:
+        place = width * 0.07, y
+        draw.text(place, line, font=font, fill="white", stroke_width=size // 14, stroke_fill="black")
+        y += size * 1.25
+
+
+def _wrap(
+    draw: ImageDraw.ImageDraw,
+    prompt: str,
+    font: ImageFont.ImageFont | ImageFont.FreeTypeFont,
+    width: float,
+) -> list[str]:
+    lines: list[str] = []
+    for word in prompt[:400].split():
+        longer = f"{lines[-1]} {word}" if lines else word
+        if lines and draw.textlength(longer, font=font) <= width:
+            lines[-1] = longer
+        else:
+            lines.append(word[:60])
+    return lines
+
+
+def _mix(one: Colour, other: Colour, share: float) -> Colour:
+    red, green, blue = (round(a + (b - a) * share) for a, b in zip(one, other, strict=True))
+    return red, green, blue

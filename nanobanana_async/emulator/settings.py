@@ -1,0 +1,169 @@
+"""The settings of an emulated account, frozen and checked at birth."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import UTC, datetime
+from decimal import Decimal
+from typing import Any, Literal, TypedDict
+
+from attrs import Attribute, field, frozen
+from attrs.validators import and_, ge, gt, in_, le, optional
+
+from nanobanana_async.emulator.durations import QUICK, Duration
+from nanobanana_async.emulator.faults import NO_SCRIPT, Chance, Script
+
+API_KEY = "emulator-key"
+UNAPPROVED_KEY = "unapproved-key"
+
+LimitCounts = Literal["jobs", "images"]
+RetryAfter = Literal["absent", "seconds", "date"]
+Idempotency = Literal["replay", "conflict", "forget"]
+QueryShape = Literal["data", "top"]
+UniqueBy = Literal["request", "prompt"]
+FailureField = Literal["error_message", "failMsg"]
+
+_STARTED_AT = datetime(2026, 1, 1, tzinfo=UTC)
+_APIMALL_PRICES = {"1K": Decimal(8), "2K": Decimal(8), "4K": Decimal(16)}
+
+
+def _probability(instance: object, attribute: "Attribute[Any]", value: float) -> None:
+    if not 0 <= value <= 1:
+        raise ValueError(f"{attribute.name} must be between 0 and 1")
+
+
+def _words(value: Iterable[str]) -> frozenset[str]:
+    return frozenset(value)
+
+
+def _changes(value: Iterable[tuple[float, int | None]]) -> tuple[tuple[float, int | None], ...]:
+    return tuple((at, limit) for at, limit in value)
+
+
+def _tuple(value: Iterable[Chance]) -> tuple[Chance, ...]:
+    return tuple(value)
+
+
+def _decimal(value: Decimal | int | str | None) -> Decimal | None:
+    return None if value is None else Decimal(value)
+
+
+def _sorted_schedule(_: object, attribute: "Attribute[Any]", value: Sequence[tuple[float, int | None]]) -> None:
+    moments = [at for at, _ in value]
+    if moments != sorted(moments):
+        raise ValueError(f"{attribute.name} must be sorted by time")
+
+
+@frozen(kw_only=True)
+class WorldSettings:
+    """How the emulated gateways behave; `speed` divides the durations of jobs and nothing else."""
+
+    seed: int = 0
+    started_at: datetime = _STARTED_AT  # what the calendar says when `now` is 0
+
+    # who may ask
+    api_keys: frozenset[str] = field(default=frozenset({API_KEY}), converter=_words)
+    unapproved_keys: frozenset[str] = field(default=frozenset({UNAPPROVED_KEY}), converter=_words)
+    gateway_host: str | None = None  # API Mall answers 403 to any other Host
+    separate_accounts: bool = False  # one account per gateway instead of one for both
+
+    # how much at once
+    job_limit: int | None = field(default=None, validator=optional(ge(0)))
+    limit_counts: LimitCounts = field(default="jobs", validator=in_(("jobs", "images")))
+    limit_schedule: Sequence[tuple[float, int | None]] = field(
+        default=(), converter=_changes, validator=_sorted_schedule
+    )
+    slot_freed_after_s: float = field(default=0.0, validator=ge(0))
+    creates_per_minute: float | None = field(default=None, validator=optional(gt(0)))
+    queries_per_minute: float | None = field(default=None, validator=optional(gt(0)))
+    rate_burst: int | None = field(default=None, validator=optional(ge(1)))  # a minute's worth
+    retry_after: RetryAfter = field(default="absent", validator=in_(("absent", "seconds", "date")))
+    retry_after_s: float | None = field(default=None, validator=optional(ge(0)))  # else computed
+    states_429_kind: bool = True  # False: one plain code for slots and rates alike
+
+    # money
+    credits: Decimal | None = field(default=None, converter=_decimal)  # None is endless
+    apimall_prices: Mapping[str, Decimal] = field(factory=lambda: dict(_APIMALL_PRICES))
+    defapi_price: Decimal = Decimal("0.5")
+    refund_on_failure: bool = True
+
+    # a job's life
+    duration: Duration = QUICK
+    failure_duration: Duration | None = None  # when failing takes another time than succeeding
+    speed: float = field(default=1.0, validator=gt(0))
+    pending_share: float = field(default=0.2, validator=_probability)
+    failure_probability: float = field(default=0.0, validator=_probability)
+    unknown_probability: float = field(default=0.0, validator=_probability)  # per query
+    visible_after_s: float = field(default=0.0, validator=ge(0))  # 404 until then
+    images_after_s: float = field(default=0.0, validator=ge(0))  # completed, no URL until then
+    forget_seen_after_s: float | None = field(default=None, validator=optional(ge(0)))
+
+    # answers
+    idempotency: Idempotency = field(default="replay", validator=in_(("replay", "conflict", "forget")))
+    forget_keys_after_s: float = field(default=60.0, validator=ge(0))
+    refusals_in_200: bool = False
+    query_shape: QueryShape = field(default="data", validator=in_(("data", "top")))
+    failure_field: FailureField = field(default="error_message", validator=in_(("error_message", "failMsg")))
+    status_words: Mapping[str, str] = field(factory=dict)  # say the value for the key
+    data_uris: bool = False  # defapi: images as base64 instead of URLs
+    links_expire_after_s: float | None = field(default=None, validator=optional(gt(0)))
+    expired_link_status: int = field(default=403, validator=in_((403, 410)))
+    picture_scale: float = field(default=1.0, validator=and_(gt(0), le(1)))
+
+    # callbacks of defapi
+    callback_delay_s: float = field(default=0.0, validator=ge(0))
+    callback_drop_probability: float = field(default=0.0, validator=_probability)
+    callback_duplicate_probability: float = field(default=0.0, validator=_probability)
+
+    # trouble, and how it is counted
+    script: Script = NO_SCRIPT
+    chances: Sequence[Chance] = field(default=(), converter=_tuple)
+    unique_by: UniqueBy = field(default="request", validator=in_(("request", "prompt")))
+
+
+class EmulatorOptions(TypedDict, total=False):
+    """The fields of `WorldSettings` as keyword arguments."""
+
+    seed: int
+    started_at: datetime
+    api_keys: frozenset[str]
+    unapproved_keys: frozenset[str]
+    gateway_host: str | None
+    separate_accounts: bool
+    job_limit: int | None
+    limit_counts: LimitCounts
+    limit_schedule: Sequence[tuple[float, int | None]]
+    slot_freed_after_s: float
+    creates_per_minute: float | None
+    queries_per_minute: float | None
+    rate_burst: int | None
+    retry_after: RetryAfter
+    retry_after_s: float | None
+    states_429_kind: bool
+    credits: Decimal | int | str | None
+    apimall_prices: Mapping[str, Decimal]
+    defapi_price: Decimal
+    refund_on_failure: bool
+    duration: Duration
+    failure_duration: Duration | None
+    speed: float
+    pending_share: float
+    failure_probability: float
+    unknown_probability: float
+    visible_after_s: float
+    images_after_s: float
+    forget_seen_after_s: float | None
+    idempotency: Idempotency
+    forget_keys_after_s: float
+    refusals_in_200: bool
+    query_shape: QueryShape
+    failure_field: FailureField
+    status_words: Mapping[str, str]
+    data_uris: bool
+    links_expire_after_s: float | None
+    expired_link_status: int
+    picture_scale: float
+    callback_delay_s: float
+    callback_drop_probability: float
+    callback_duplicate_probability: float
+    script: Script
+    chances: Sequence[Chance]
+    unique_by: UniqueBy

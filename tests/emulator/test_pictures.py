@@ -1,0 +1,82 @@
+"""Pictures follow from their values, have the size that was ordered, and survive without Pillow."""
+
+import importlib.util
+import io
+
+import pytest
+from PIL import Image
+
+from nanobanana_async.emulator import pictures
+from nanobanana_async.emulator.pictures import Picture, data_uri, paint, plain_png, require_pillow, size_of
+from tests.emulator.calling import Caller
+
+FOX = Picture(prompt="a fox", seed=0, index=0, width=160, height=90, png=True)
+
+
+@pytest.mark.parametrize(
+    ("aspect_ratio", "resolution", "scale", "size"),
+    [
+        (None, "1K", 1.0, (1024, 1024)),
+        ("16:9", "1K", 1.0, (1024, 576)),
+        ("9:16", "2K", 1.0, (1152, 2048)),
+        ("1:1", "4K", 1.0, (4096, 4096)),
+        ("100:1", "1K", 1.0, (1024, 128)),
+        ("1:100", "1K", 0.001, (1, 8)),
+    ],
+)
+def test_the_size_follows_from_ratio_and_resolution(
+    aspect_ratio: str | None, resolution: str, scale: float, size: tuple[int, int]
+) -> None:
+    assert size_of(aspect_ratio, resolution, scale) == size
+
+
+@pytest.mark.parametrize(("ending", "kind"), [("png", "PNG"), ("jpg", "JPEG"), ("jpeg", "JPEG")])
+def test_a_download_is_the_picture_that_was_ordered(ending: str, kind: str) -> None:
+    caller = Caller(picture_scale=0.125)
+    task_id = caller.bought(aspect_ratio="3:2", resolution="2K", output_format=ending)
+    caller.now = 10.0
+    answer = caller.fetch(caller.seen(task_id)["primary_url"])
+    image = Image.open(io.BytesIO(answer.content()))
+    assert (image.format, image.size) == (kind, (256, 171))
+    assert answer.headers["Content-Type"] == f"image/{kind.lower()}"
+
+
+def test_equal_values_give_equal_bytes_and_others_do_not() -> None:
+    others = [
+        Picture("a wolf", 0, 0, 160, 90, True),
+        Picture("a fox", 1, 0, 160, 90, True),
+        Picture("a fox", 0, 1, 160, 90, True),
+    ]
+    first = paint(FOX)
+    paint.cache_clear()
+    assert paint(FOX) == first
+    assert len({first, *(paint(other) for other in others)}) == 4
+
+
+@pytest.mark.parametrize("prompt", ["", " ", "word " * 400, "x" * 500, "\ud800 lone", "日本語 🦊\nline"])
+def test_any_prompt_can_be_painted(prompt: str) -> None:
+    image = Image.open(io.BytesIO(paint(Picture(prompt, 0, 0, 96, 96, False))))
+    assert image.size == (96, 96)
+
+
+@pytest.mark.parametrize("size", [(1, 8), (8, 1), (47, 47)])
+def test_the_smallest_pictures_can_be_painted(size: tuple[int, int]) -> None:
+    image = Image.open(io.BytesIO(paint(Picture("tiny", 0, 0, *size, True))))
+    assert image.size == size
+
+
+def test_the_builtin_picture_is_a_valid_png() -> None:
+    image = Image.open(io.BytesIO(plain_png(FOX)))
+    image.load()
+    assert (image.format, image.size, image.mode) == ("PNG", (8, 8), "RGB")
+
+
+def test_without_pillow_everything_works_but_the_looks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    paint.cache_clear()
+    assert paint(FOX) == plain_png(FOX)
+    assert data_uri(Picture("a fox", 0, 0, 160, 90, False)).startswith("data:image/png;base64,")
+    with pytest.raises(ImportError, match=r"nanobanana-async\[emulator\]"):
+        require_pillow()
+    paint.cache_clear()
+    assert not pictures.has_pillow()

@@ -1,0 +1,200 @@
+"""Requests are judged as the references say, and answered in their envelopes."""
+
+import json
+from typing import Any
+
+import pytest
+
+from nanobanana_async.emulator import Answer, Call
+from tests.emulator.calling import APIMALL_CREATE, APIMALL_QUERY, DEFAPI_CREATE, DEFAPI_QUERY, Caller, body_of
+
+URL = "https://example.com/a.png"
+
+
+def no_of_apimall(answer: Answer) -> tuple[int, str, str]:
+    body = body_of(answer)
+    assert body["success"] is False
+    assert set(body) == {"success", "error", "request_id"}
+    return answer.status, body["error"]["code"], body["error"]["message"]
+
+
+def test_apimall_answers_a_create_with_every_field_of_the_reference() -> None:
+    caller = Caller(credits=120)
+    body = body_of(caller.buy(resolution="2K"))
+    assert body["success"] is True
+    assert set(body) == {"success", "data", "request_id"}
+    assert body["data"]["credits_used"] == 8
+    assert body["data"]["remaining_credits"] == 112
+    assert body["data"]["model"] == "nano-banana-pro"
+    assert body["data"]["task_id"].startswith("img_01")
+    assert set(body["data"]) == {"task_id", "request_id", "credits_used", "remaining_credits", "model"}
+
+
+def test_defapi_answers_a_create_as_its_reference_prints_it() -> None:
+    body = body_of(Caller().buy_defapi())
+    task_id = body["data"].pop("task_id")
+    assert body == {"code": 0, "message": "ok", "data": {}}
+    assert [len(part) for part in task_id.split("-")] == [10, 4, 4, 4, 12]
+    assert task_id.startswith("ta")
+
+
+@pytest.mark.parametrize(
+    ("fields", "complaint"),
+    [
+        ({"model": "nano-banana-9"}, "model must be one of nano-banana-pro"),
+        ({"model": None}, "model is required"),
+        ({"prompt": None}, "prompt is required"),
+        ({"prompt": "  "}, "prompt must not be empty"),
+        ({"prompt": 7}, "prompt must be a string"),
+        ({"type": "video"}, "type must be one of"),
+        ({"type": None}, "type must be a string"),
+        ({"image_urls": URL}, "image_urls must be an array"),
+        ({"image_urls": [URL, "ftp://x/y"]}, "image_urls items must be an http or https URL"),
+        ({"image_urls": [3]}, "image_urls items must be a string"),
+        ({"num_images": 0}, "num_images must be between 1 and 6"),
+        ({"num_images": 7}, "num_images must be between 1 and 6"),
+        ({"num_images": "2"}, "num_images must be an integer"),
+        ({"num_images": True}, "num_images must be an integer"),
+        ({"aspect_ratio": "wide"}, "aspect_ratio must look like 16:9"),
+        ({"aspect_ratio": 1}, "aspect_ratio must be a string"),
+        ({"resolution": "2k"}, "resolution must be one of 1K, 2K, 4K"),
+        ({"output_format": "webp"}, "output_format must be one of jpeg, jpg, png"),
+        ({"callback_url": URL}, "callback_url is not a parameter"),
+    ],
+)
+def test_apimall_names_the_field_that_is_wrong(fields: dict[str, Any], complaint: str) -> None:
+    caller = Caller()
+    status, code, message = no_of_apimall(caller.buy(**{"prompt": "x", **fields}))
+    assert (status, code) == (400, "invalid_request")
+    assert message.startswith(complaint)
+    assert caller.stats().creates_refused == {400: 1}
+
+
+@pytest.mark.parametrize(
+    ("fields", "complaint"),
+    [
+        ({"prompt": None}, "prompt is required"),
+        ({"model": "nano-banana-pro"}, "model must be one of google/gempix2"),
+        ({"images": [URL] * 5}, "images must not have more than 4 items"),
+        ({"num_images": 1}, "num_images is not a parameter"),
+        ({"resolution": "1K"}, "resolution is not a parameter"),
+        ({"aspect_ratio": "1:1"}, "aspect_ratio is not a parameter"),
+        ({"output_format": "png"}, "output_format is not a parameter"),
+        ({"image_urls": [URL]}, "image_urls is not a parameter"),
+        ({"callback_url": "nowhere"}, "callback_url must be an http or https URL"),
+    ],
+)
+def test_defapi_names_the_field_that_is_wrong(fields: dict[str, Any], complaint: str) -> None:
+    answer = Caller().buy_defapi(**{"prompt": "x", **fields})
+    body = body_of(answer)
+    assert answer.status == 400
+    assert (body["code"], body["message"]) == (1, "failed")
+    assert body["detail"].startswith(complaint)
+
+
+def test_everything_the_references_allow_is_taken() -> None:
+    caller = Caller()
+    apimall = caller.buy(
+        type="image-to-image",
+        image_urls=[URL] * 9,
+        num_images=6,
+        aspect_ratio="21:9",
+        resolution="4K",
+        output_format="jpg",
+    )
+    defapi = caller.buy_defapi(images=[URL] * 4, callback_url="http://127.0.0.1:1/x")
+    assert (apimall.status, defapi.status) == (200, 200)
+
+
+@pytest.mark.parametrize(
+    ("body", "complaint"),
+    [
+        (b"{", "malformed JSON"),
+        (b"\xff\xfe", "malformed JSON"),
+        (b"[" * 100_000, "malformed JSON"),
+        (b"[]", "the body must be a JSON object"),
+    ],
+)
+def test_a_body_that_is_no_json_object_is_a_400_of_either_gateway(body: bytes, complaint: str) -> None:
+    caller = Caller()
+    assert no_of_apimall(caller.post(APIMALL_CREATE, body)) == (400, "invalid_request", complaint)
+    told = caller.post(DEFAPI_CREATE, body)
+    assert (told.status, body_of(told)["detail"]) == (400, complaint)
+
+
+def test_a_create_must_say_that_it_is_json() -> None:
+    body = json.dumps({"model": "nano-banana-pro", "prompt": "x"}).encode()
+    told = Caller().post(APIMALL_CREATE, body, Content_Type="text/plain")
+    assert no_of_apimall(told)[2] == "Content-Type must be application/json"
+
+
+@pytest.mark.parametrize("key", ["", "Basic emulator-key", "Bearer wrong", "Bearer", "emulator-key"])
+def test_without_the_right_bearer_each_endpoint_says_401_in_its_own_way(key: str) -> None:
+    world = Caller().world
+    headers = {"authorization": key} if key else {}
+    create = world.handle(0.0, Call("POST", APIMALL_CREATE, {}, headers))
+    query = world.handle(0.0, Call("GET", APIMALL_QUERY + "img_1", {}, headers))
+    for told in (create, query):
+        assert no_of_apimall(told)[:2] == (401, "invalid_api_key")
+    create = world.handle(0.0, Call("POST", DEFAPI_CREATE, {}, headers))
+    query = world.handle(0.0, Call("GET", DEFAPI_QUERY, {"task_id": "ta1"}, headers))
+    assert (create.status, body_of(create)) == (401, {"code": 1, "message": "Invalid API key"})
+    assert (query.status, body_of(query)) == (401, {"code": 401, "message": "Invalid API key"})
+
+
+def test_an_unapproved_key_is_403_at_apimall_and_401_at_defapi() -> None:
+    caller = Caller()
+    headers = {"Authorization": "Bearer unapproved-key"}
+    told = caller.world.handle(0.0, Call("POST", APIMALL_CREATE, {}, headers))
+    assert no_of_apimall(told)[:2] == (403, "access_not_approved")
+    told = caller.world.handle(0.0, Call("POST", DEFAPI_CREATE, {}, headers))
+    assert told.status == 401
+
+
+@pytest.mark.parametrize(("host", "status"), [("gw.test", 200), ("GW.test:80", 200), ("www.test", 403), ("", 403)])
+def test_a_host_that_is_not_the_gateway_is_refused_when_wished(host: str, status: int) -> None:
+    caller = Caller(gateway_host="gw.test")
+    body = json.dumps({"model": "nano-banana-pro", "prompt": "x"}).encode()
+    told = caller.post(APIMALL_CREATE, body, Host=host)
+    assert told.status == status
+    assert caller.buy_defapi().status == 200
+
+
+def test_an_unknown_task_is_404_also_when_it_is_the_other_gateways() -> None:
+    caller = Caller()
+    task_id = caller.bought()
+    assert no_of_apimall(caller.look("img_nobody"))[:2] == (404, "task_not_found")
+    told = caller.look_defapi(task_id)
+    assert (told.status, body_of(told)) == (404, {"code": 1, "message": "task not found"})
+
+
+def test_defapi_wants_a_task_id_in_the_query() -> None:
+    told = Caller().look_defapi("")
+    assert (told.status, body_of(told)["detail"]) == (400, "task_id is required")
+
+
+def test_an_unknown_path_and_a_wrong_method_are_told_in_an_envelope() -> None:
+    world = Caller().world
+    assert no_of_apimall(world.handle(0.0, Call("POST", "/api/v1/videos")))[0] == 404
+    assert no_of_apimall(world.handle(0.0, Call("GET", APIMALL_CREATE)))[0] == 405
+    assert world.handle(0.0, Call("GET", "/")).status == 404
+    assert world.process(0.0, Call("PUT", DEFAPI_CREATE)).status == 405
+
+
+def test_a_blocked_prompt_is_451_and_costs_nothing() -> None:
+    caller = Caller(credits=100)
+    assert no_of_apimall(caller.buy("a [blocked] fox"))[:2] == (451, "prompt_blocked")
+    assert caller.buy_defapi("a [blocked] fox").status == 451
+    assert caller.stats().credits_remaining == 100
+
+
+def test_refusals_can_come_inside_a_200() -> None:
+    caller = Caller(credits=0, refusals_in_200=True)
+    told = caller.buy()
+    assert (told.status, body_of(told)["success"]) == (200, False)
+    assert body_of(told)["error"]["code"] == "insufficient_credits"
+    told = caller.buy_defapi()
+    assert (told.status, body_of(told)["code"]) == (200, 402)
+    told = caller.look_defapi("ta-nobody")
+    assert body_of(told) == {"code": 404, "message": "task not found"}
+    assert caller.stats().creates_refused == {402: 2}

@@ -1,0 +1,238 @@
+"""The emulator over real sockets, met by a plain aiohttp client."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from typing import Any
+
+import aiohttp
+import pytest
+from aiohttp import web
+
+from nanobanana_async.emulator import API_KEY, Emulator, Fault, Fixed, faults
+from nanobanana_async.emulator.values import Endpoint
+
+KEY = {"Authorization": f"Bearer {API_KEY}"}
+MALL = {"model": "nano-banana-pro", "prompt": "a fox"}
+OTHER = {"model": "google/gempix2", "prompt": "a fox"}
+
+
+@pytest.fixture
+async def http() -> AsyncIterator[aiohttp.ClientSession]:
+    async with aiohttp.ClientSession(headers=KEY) as session:
+        yield session
+
+
+async def until_ended(http: aiohttp.ClientSession, url: str, **query: str) -> Any:
+    async with asyncio.timeout(10):
+        while True:
+            async with http.get(url, params=query) as response:
+                data = (await response.json())["data"]
+            if data["status"] in ("completed", "success", "failed"):
+                return data
+            await asyncio.sleep(0.01)
+
+
+async def create(http: aiohttp.ClientSession, emulator: Emulator, **headers: str) -> tuple[int, Any]:
+    async with http.post(f"{emulator.url}/api/v1/images/generate", json=MALL, headers=headers) as response:
+        return response.status, await response.json()
+
+
+@pytest.mark.emulator(duration=Fixed(0.05), picture_scale=0.1)
+async def test_a_picture_is_bought_from_apimall_over_a_socket(
+    nanobanana_emulator: Emulator, http: aiohttp.ClientSession
+) -> None:
+    status, body = await create(http, nanobanana_emulator)
+    task_id = body["data"]["task_id"]
+    seen = await until_ended(http, f"{nanobanana_emulator.url}/api/v1/images/{task_id}")
+    async with http.get(seen["primary_url"]) as response:
+        assert (response.status, response.content_type) == (200, "image/png")
+        assert (await response.read()).startswith(b"\x89PNG")
+    assert (status, seen["status"]) == (200, "completed")
+    stats = nanobanana_emulator.stats()
+    assert (stats.seen, stats.requests["cdn"], stats.open_connections) == (1, 1, 1)
+
+
+@pytest.mark.emulator(duration=Fixed(0.05))
+async def test_a_picture_is_bought_from_defapi_over_a_socket(
+    nanobanana_emulator: Emulator, http: aiohttp.ClientSession
+) -> None:
+    async with http.post(f"{nanobanana_emulator.url}/api/image/gen", json=OTHER) as response:
+        task_id = (await response.json())["data"]["task_id"]
+    seen = await until_ended(http, f"{nanobanana_emulator.url}/api/task/query", task_id=task_id)
+    assert seen["result"][0]["image"].startswith(f"{nanobanana_emulator.url}/cdn/")
+
+
+@pytest.mark.parametrize("processed", [False, True])
+async def test_a_reset_arrives_as_a_lost_connection(http: aiohttp.ClientSession, processed: bool) -> None:
+    async with Emulator() as emulator:
+        emulator.queue_faults("apimall.create", faults.reset(processed=processed))
+        with pytest.raises(aiohttp.ClientConnectionError):
+            await create(http, emulator)
+        assert emulator.stats().creates_accepted == int(processed)
+        assert (await create(http, emulator))[0] == 200
+
+
+async def test_a_cut_body_arrives_as_a_payload_error(
+    nanobanana_emulator: Emulator, http: aiohttp.ClientSession
+) -> None:
+    nanobanana_emulator.queue_faults("apimall.create", faults.cut())
+    with pytest.raises(aiohttp.ClientPayloadError):
+        await create(http, nanobanana_emulator)
+    assert nanobanana_emulator.stats().lost_creates == 1
+
+
+async def test_a_wrong_length_makes_the_body_unreadable(
+    nanobanana_emulator: Emulator, http: aiohttp.ClientSession
+) -> None:
+    nanobanana_emulator.queue_faults("apimall.create", faults.wrong_length())
+    with pytest.raises((json.JSONDecodeError, aiohttp.ClientError)):
+        await create(http, nanobanana_emulator)
+    assert nanobanana_emulator.stats().lost_creates == 1
+
+
+@pytest.mark.parametrize(
+    ("fault", "status", "start"),
+    [
+        (faults.html(502), 502, b"<html>"),
+        (faults.html(200), 200, b"<html>"),
+        (faults.garbage(), 200, b"\x00\xff"),
+        (faults.error(504, envelope=False), 504, b""),
+        (faults.error(500), 500, b'{"code":1,"message":"failed"'),
+        (faults.answer(302, headers={"Location": "/elsewhere"}), 302, b""),
+        (faults.answer(599, body=b"odd"), 599, b"odd"),
+    ],
+)
+async def test_an_overridden_answer_arrives_as_it_was_written(
+    nanobanana_emulator: Emulator, http: aiohttp.ClientSession, fault: Fault, status: int, start: bytes
+) -> None:
+    nanobanana_emulator.queue_faults("defapi.create", fault)
+    url = f"{nanobanana_emulator.url}/api/image/gen"
+    async with http.post(url, json=OTHER, allow_redirects=False) as response:
+        assert response.status == status
+        assert (await response.read()).startswith(start)
+
+
+async def test_a_cut_answer_may_have_any_status(nanobanana_emulator: Emulator, http: aiohttp.ClientSession) -> None:
+    delivery = faults.cut().delivery
+    fault = Fault(name="odd", status=599, body=b"half of this", delivery=delivery)
+    nanobanana_emulator.queue_faults("apimall.create", fault)
+    async with http.post(f"{nanobanana_emulator.url}/api/v1/images/generate", json=MALL) as response:
+        assert response.status == 599
+        with pytest.raises(aiohttp.ClientPayloadError):
+            await response.read()
+
+
+async def test_a_delay_is_waited_for(nanobanana_emulator: Emulator, http: aiohttp.ClientSession) -> None:
+    nanobanana_emulator.queue_faults("apimall.create", faults.delay(0.1))
+    begun_at = nanobanana_emulator.now()
+    assert (await create(http, nanobanana_emulator))[0] == 200
+    assert nanobanana_emulator.now() - begun_at >= 0.1
+
+
+async def test_a_stall_ends_in_a_lost_connection(nanobanana_emulator: Emulator, http: aiohttp.ClientSession) -> None:
+    nanobanana_emulator.queue_faults("apimall.create", faults.stall(0.1, processed=True))
+    begun_at = nanobanana_emulator.now()
+    with pytest.raises(aiohttp.ClientConnectionError):
+        await create(http, nanobanana_emulator)
+    assert nanobanana_emulator.now() - begun_at >= 0.1
+    assert nanobanana_emulator.stats().creates_accepted == 1
+
+
+async def test_a_late_request_is_processed_after_its_caller_has_gone(
+    nanobanana_emulator: Emulator, http: aiohttp.ClientSession
+) -> None:
+    nanobanana_emulator.queue_faults("apimall.create", faults.late(0.2))
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.05):
+            await create(http, nanobanana_emulator)
+    assert nanobanana_emulator.stats().creates_accepted == 0
+    await asyncio.sleep(0.3)
+    assert nanobanana_emulator.stats().creates_accepted == 1
+
+
+@pytest.mark.parametrize("endpoint", ["apimall.create", "apimall.query", "defapi.create", "defapi.query", "cdn"])
+async def test_every_endpoint_can_be_cut_off(http: aiohttp.ClientSession, endpoint: Endpoint) -> None:
+    paths = {
+        "apimall.create": "/api/v1/images/generate",
+        "apimall.query": "/api/v1/images/x",
+        "defapi.create": "/api/image/gen",
+        "defapi.query": "/api/task/query",
+        "cdn": "/cdn/x",
+    }
+    method = "POST" if endpoint.endswith("create") else "GET"
+    async with Emulator() as emulator:
+        emulator.queue_faults(endpoint, *[faults.reset()] * 3)  # aiohttp repeats a lost GET by itself
+        with pytest.raises(aiohttp.ClientConnectionError):
+            await http.request(method, emulator.url + paths[endpoint])
+        assert emulator.stats().faults["reset"] >= 1
+
+
+async def test_closing_waits_neither_for_stalls_nor_for_idle_connections() -> None:
+    loop = asyncio.get_running_loop()
+    before = asyncio.all_tasks()
+    async with aiohttp.ClientSession(headers=KEY) as http:
+        async with Emulator() as emulator:
+            await create(http, emulator)
+            emulator.queue_faults("apimall.create", faults.stall(60))
+            stalled = loop.create_task(create(http, emulator))
+            await asyncio.sleep(0.05)
+            begun_at = loop.time()
+        assert loop.time() - begun_at < 1.0
+        with pytest.raises(aiohttp.ClientConnectionError):
+            await stalled
+    assert emulator.stats().open_connections == 0
+    assert emulator.now() == emulator.now()
+    assert asyncio.all_tasks() == before
+
+
+class Hook:
+    """A callback receiver on loopback."""
+
+    def __init__(self, status: int = 200) -> None:
+        self.status = status
+        self.bodies: list[Any] = []
+
+    async def take(self, request: web.Request) -> web.Response:
+        self.bodies.append(await request.json())
+        return web.Response(status=self.status)
+
+
+async def served(hook: Hook) -> tuple[web.AppRunner, str]:
+    app = web.Application()
+    app.router.add_post("/hook", hook.take)
+    runner = web.AppRunner(app, shutdown_timeout=0.1)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    return runner, f"http://127.0.0.1:{runner.addresses[0][1]}/hook"
+
+
+@pytest.mark.parametrize(("status", "sent"), [(200, 2), (500, 0)])
+async def test_callbacks_are_posted_once_each_and_never_again(
+    http: aiohttp.ClientSession, status: int, sent: int
+) -> None:
+    hook = Hook(status)
+    runner, url = await served(hook)
+    async with Emulator(duration=Fixed(0.05)) as emulator:
+        for prompt in ("a fox", "a [fail] fox"):
+            body = {**OTHER, "prompt": prompt, "callback_url": url}
+            async with http.post(f"{emulator.url}/api/image/gen", json=body) as response:
+                assert response.status == 200
+        async with asyncio.timeout(5):
+            while emulator.stats().callbacks_sent + emulator.stats().callbacks_failed < 2:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+        assert (emulator.stats().callbacks_sent, emulator.stats().callbacks_failed) == (sent, 2 - sent)
+    await runner.cleanup()
+    assert sorted(body["status"] for body in hook.bodies) == ["failed", "success"]
+
+
+async def test_a_callback_nobody_takes_is_counted_as_failed(http: aiohttp.ClientSession) -> None:
+    runner, url = await served(Hook())
+    await runner.cleanup()
+    async with Emulator(duration=Fixed(0.02)) as emulator:
+        async with http.post(f"{emulator.url}/api/image/gen", json={**OTHER, "callback_url": url}) as response:
+            assert response.status == 200
+        async with asyncio.timeout(5):
+            while not emulator.stats().callbacks_failed:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+        assert emulator.stats().callbacks_sent == 0
