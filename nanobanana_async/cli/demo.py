@@ -1,0 +1,90 @@
+"""`nanobanana demo`: the real client against an emulated gateway that limits, and loses an answer."""
+
+import asyncio
+import itertools
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from nanobanana_async import GenerationResult, NanoBananaError, Session, SessionStats
+from nanobanana_async.cli import pictures
+from nanobanana_async.cli.board import Board, shorten
+from nanobanana_async.emulator import Emulator, EmulatorStats, LogNormal, Script
+from nanobanana_async.emulator.faults import reset
+from nanobanana_async.emulator.pictures import require_pillow
+
+JOB_LIMIT = 6  # what the session is not told
+JOB_SECONDS = 2.0
+LOST = 4  # the answer to this create never arrives, though its job was accepted and charged
+
+_SUBJECTS = ("a lighthouse", "an old library", "a greenhouse", "a night train", "a harbour", "a clock tower")
+_MOODS = ("in fog", "at first light", "under the northern lights", "in a summer storm")
+
+
+def _prompts(count: int) -> list[str]:
+    every = itertools.cycle(f"{subject} {mood}" for mood in _MOODS for subject in _SUBJECTS)
+    return list(itertools.islice(every, count))
+
+
+async def demonstrate(folder: Path, count: int, console: Console) -> int:
+    """Generate `count` pictures, save them, tell what happened; return 0, or 1 when one of them failed."""
+    require_pillow()
+    prompts = _prompts(count)
+    console.print(
+        f"{count} pictures from an emulated gateway that runs {JOB_LIMIT} jobs at once. The session is not told,\n"
+        f"and the answer to purchase number {LOST} will be lost on its way.",
+        highlight=False,
+        soft_wrap=True,
+    )
+    script = Script({"apimall.create": (*[None] * (LOST - 1), reset(processed=True))})
+    emulator = Emulator(
+        job_limit=JOB_LIMIT,
+        credits=1000,
+        duration=LogNormal(median_s=JOB_SECONDS, sigma=0.3),
+        picture_scale=0.5,
+        script=script,
+    )
+    board = Board(count, console)
+    async with emulator:
+        gateway = emulator.apimall(expected_job_s=JOB_SECONDS)
+        async with Session(gateway, observers=[board]) as session, asyncio.TaskGroup() as group:
+            started_at = asyncio.get_running_loop().time()
+            with board:
+                tasks = [group.create_task(_one(session, prompt, folder, console)) for prompt in prompts]
+                await asyncio.wait(tasks)
+            took_s = asyncio.get_running_loop().time() - started_at
+            stats = session.stats()
+        seen = emulator.stats()
+    saved = [path for task in tasks for path in task.result()]
+    _tell(stats, seen, took_s, console)
+    print(f"{len(saved)} pictures in {folder}")
+    return 0 if len(saved) == count and not seen.double_charges else 1
+
+
+async def _one(session: Session, prompt: str, folder: Path, console: Console) -> Sequence[Path]:
+    try:
+        result: GenerationResult = await session.generate(prompt, aspect_ratio="16:9", resolution="1K")
+        return await pictures.save(result, folder)
+    except (NanoBananaError, OSError) as error:
+        console.print(f"{shorten(prompt)}: {error}", markup=False, highlight=False, soft_wrap=True)
+        return ()
+
+
+def _tell(stats: SessionStats, seen: EmulatorStats, took_s: float, console: Console) -> None:
+    table = Table.grid(padding=(0, 2))
+    rows = [
+        ("jobs", f"{seen.creates_accepted} bought, {stats.succeeded} finished, in {took_s:.1f} s"),
+        (
+            "lost answers",
+            f"{seen.lost_creates}, asked for again under the same key and answered from memory: {seen.replays}",
+        ),
+        ("charges", f"{seen.credits_charged} credits, {seen.double_charges} paid twice"),
+        ("job limit", f"{JOB_LIMIT} in truth, {stats.job_limit} learned; refusals: {stats.refusals}"),
+        ("at once", f"{seen.running_max} jobs at most"),
+        ("queries", f"{seen.polls_per_job_mean:.1f} per job, {seen.seen_delay_mean_s:.2f} s after its end on average"),
+    ]
+    for name, value in rows:
+        table.add_row(name, value)
+    console.print(table, highlight=False)

@@ -1,0 +1,85 @@
+"""`nanobanana generate`: all prompts through one session, results to stdout in the order of the prompts."""
+
+import asyncio
+from collections.abc import Sequence
+from pathlib import Path
+
+from attrs import frozen
+from rich.console import Console
+
+from nanobanana_async import (
+    ConcurrencyPolicy,
+    Gateway,
+    GenerationResult,
+    ImageRequest,
+    JobError,
+    NanoBananaError,
+    Session,
+)
+from nanobanana_async.cli import pictures
+from nanobanana_async.cli.board import Board, shorten
+
+
+class Interrupted(Exception):
+    """Somebody pressed Ctrl-C; the sentence names what is paid for and still runs."""
+
+
+@frozen
+class _Done:
+    result: GenerationResult | None = None
+    lines: Sequence[str] = ()
+    error: NanoBananaError | OSError | None = None
+
+
+async def generate_all(
+    gateway: Gateway,
+    requests: Sequence[ImageRequest],
+    policy: ConcurrencyPolicy,
+    folder: Path | None,
+    timeout: float | None,
+    console: Console,
+) -> int:
+    """Buy all requests and print what came back; return 0, or 1 when one of them failed."""
+    board = Board(len(requests), console)
+    try:
+        async with Session(gateway, concurrency=policy, observers=[board]) as session, asyncio.TaskGroup() as group:
+            with board:
+                tasks = [group.create_task(_one(session, request, folder, timeout)) for request in requests]
+                await asyncio.wait(tasks)
+    except asyncio.CancelledError:
+        if running := board.running_task_ids:
+            raise Interrupted(f"interrupted; paid for and still running: {', '.join(running)}") from None
+        raise
+    outcomes = [task.result() for task in tasks]
+    for outcome in outcomes:
+        for line in outcome.lines:
+            print(line, flush=True)
+    return _report(requests, outcomes, console)
+
+
+async def _one(session: Session, request: ImageRequest, folder: Path | None, timeout: float | None) -> _Done:
+    try:
+        result = await session.generate(request, timeout=timeout)
+    except NanoBananaError as error:
+        return _Done(error=error)
+    urls = [image.url for image in result.images]
+    if folder is None:
+        return _Done(result, urls)
+    try:
+        return _Done(result, [str(path) for path in await pictures.save(result, folder)])
+    except (NanoBananaError, OSError) as error:
+        return _Done(result, urls, error)  # paid for: its links are worth more than the error
+
+
+def _report(requests: Sequence[ImageRequest], outcomes: Sequence[_Done], console: Console) -> int:
+    failed = 0
+    for request, outcome in zip(requests, outcomes, strict=True):
+        if outcome.error is None:
+            continue
+        failed += 1
+        sentence = " ".join(str(outcome.error).split())
+        if isinstance(outcome.error, JobError) and outcome.error.job.task_id is not None:
+            sentence += f" [task {outcome.error.job.task_id}]"
+        whose = f"{shorten(request.prompt, 40)}: " if len(requests) > 1 else ""
+        console.print(f"nanobanana: {whose}{sentence}", markup=False, highlight=False, soft_wrap=True)
+    return 1 if failed else 0

@@ -1,0 +1,76 @@
+"""Running `nanobanana` as its users do: a process of its own, its output read, its code looked at."""
+
+import asyncio
+import contextlib
+import os
+import sys
+from asyncio.subprocess import PIPE, Process
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+from attrs import frozen
+
+from nanobanana_async.emulator import API_KEY, Emulator
+
+_OURS = ("APIMALL_", "DEFAPI_", "NANOBANANA_")
+
+
+@frozen
+class Said:
+    """How a command ended and what it said."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def complaint(self) -> str:
+        """The one line of complaint; fails when there are more, or a traceback."""
+        (line,) = self.err.strip().splitlines()
+        assert line.startswith("nanobanana: ")
+        return line
+
+
+def environment(emulator: Emulator | None = None, **variables: str) -> dict[str, str]:
+    """Return this process's environment without our own variables, leading to the emulator if there is one."""
+    environ = {name: value for name, value in os.environ.items() if not name.startswith(_OURS)}
+    environ |= {"PYTHONWARNINGS": "error", "COLUMNS": "200"}
+    if emulator is not None:
+        environ |= {"NANOBANANA_BASE_URL": emulator.url, "NANOBANANA_GATEWAY": "apimall", "APIMALL_API_KEY": API_KEY}
+    return environ | variables
+
+
+@contextlib.asynccontextmanager
+async def started(*arguments: str, environ: dict[str, str], folder: Path | None = None) -> AsyncIterator[Process]:
+    """Start the command; whatever the test does, it does not outlive it."""
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-m",
+        "nanobanana_async.cli",
+        *arguments,
+        cwd=folder,
+        env=environ,
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=PIPE,
+        stderr=PIPE,
+    )
+    try:
+        yield process
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            process.kill()
+        await process.wait()
+
+
+async def nanobanana(*arguments: str, environ: dict[str, str] | None = None, folder: Path | None = None) -> Said:
+    """Run the command to its end."""
+    async with started(*arguments, environ=environment() if environ is None else environ, folder=folder) as process:
+        return await ended(process)
+
+
+async def ended(process: Process) -> Said:
+    """Wait for the command's end."""
+    async with asyncio.timeout(40):
+        out, err = await process.communicate()
+    assert process.returncode is not None
+    return Said(process.returncode, out.decode(), err.decode())

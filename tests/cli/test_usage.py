@@ -1,0 +1,85 @@
+"""What a person meets who types something wrong, or asks for help."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from nanobanana_async import __version__
+from tests.cli.command import environment, nanobanana
+
+
+async def test_the_version_is_told() -> None:
+    said = await nanobanana("--version")
+    assert (said.code, said.out.strip()) == (0, __version__)
+
+
+async def test_help_names_the_commands_and_where_the_key_comes_from() -> None:
+    said = await nanobanana("--help")
+    assert said.code == 0
+    for word in ("demo", "generate", "emulate", "APIMALL_API_KEY", "DEFAPI_API_KEY"):
+        assert word in said.out
+
+
+async def test_help_shows_which_options_read_the_environment() -> None:
+    said = await nanobanana("generate", "--help")
+    for variable in ("NANOBANANA_GATEWAY", "NANOBANANA_BASE_URL"):
+        assert variable in said.out
+    assert "api-key" not in said.out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "word"),
+    [
+        (("generate",), "PROMPT"),
+        (("generate", "x", "--resolution", "3K"), "--resolution"),
+        (("generate", "x", "--num-images", "9"), "num_images"),
+        (("generate", " "), "prompt is empty"),
+        (("generate", "x", "--api-key", "secret"), "--api-key"),
+        (("generate", "x", "--timeout", "0"), "--timeout"),
+        (("generate", "x", "--max-jobs", "0"), "max_jobs"),
+        (("generate", "x", "--gateway", "emulator"), "-o"),
+        (("generate", "x"), "APIMALL_API_KEY"),
+        (("generate", "x", "--gateway", "defapi"), "DEFAPI_API_KEY"),
+        (("paint", "x"), "paint"),
+        (("emulate", "--speed", "0"), "speed"),
+        (("emulate", "--port", "99999"), "port"),
+        (("demo", "--prompts", "0"), "--prompts"),
+    ],
+)
+async def test_wrong_usage_is_one_clear_line_and_code_2(arguments: tuple[str, ...], word: str) -> None:
+    said = await nanobanana(*arguments)
+    assert (said.code, said.out) == (2, "")
+    assert word in said.complaint
+
+
+async def test_a_setting_in_the_environment_is_checked_like_an_option() -> None:
+    said = await nanobanana("generate", "x", environ=environment(APIMALL_API_KEY="k", NANOBANANA_BASE_URL="http://a.b"))
+    assert said.code == 2
+    assert "https" in said.complaint
+
+
+@pytest.mark.parametrize("missing", ["cyclopts", "rich", "PIL"])
+def test_without_the_extra_one_line_says_what_to_install(missing: str, tmp_path: Path) -> None:
+    program = f"import sys; sys.modules[{missing!r}] = None; from nanobanana_async.cli import main; main()"
+    done = subprocess.run(
+        [sys.executable, "-c", program, "demo", "--prompts", "1"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+    (line,) = done.stderr.splitlines()
+    assert done.returncode == 2
+    assert "pip install" in line
+    assert missing in line or "Pillow" in line
+
+
+def test_a_fault_of_ours_is_not_taken_for_a_missing_extra() -> None:
+    program = "import sys; sys.modules['nanobanana_async.models'] = None; from nanobanana_async.cli import main; main()"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=30, check=False)
+    assert done.returncode == 1
+    assert "nanobanana_async.models" in done.stderr
+    assert "pip install" not in done.stderr
