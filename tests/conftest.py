@@ -1,0 +1,38 @@
+"""Fixtures for the whole suite."""
+
+import inspect
+from collections.abc import Iterator
+from typing import Any
+
+import aioresponses.core
+import pytest
+from aiohttp import ClientResponse
+from aioresponses import aioresponses as AioResponses  # noqa: N812
+
+pytest_plugins = ["nanobanana_async.emulator.fixtures"]
+
+
+class _NothingToWrite:
+    """What a response asks its writer once the request is out: how much went up."""
+
+    output_size = 0
+
+
+class _ScriptedResponse(ClientResponse):
+    """The response that aioresponses builds, with what it leaves out since aiohttp 3.14."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        if "stream_writer" in inspect.signature(ClientResponse.__init__).parameters:
+            kwargs.setdefault("stream_writer", _NothingToWrite())
+        super().__init__(*args, **kwargs)
+
+
+@pytest.fixture
+def answers(monkeypatch: pytest.MonkeyPatch) -> Iterator[AioResponses]:
+    """Answer HTTP requests by script, without a socket: `answers.post(url, payload=...)`.
+
+    It bypasses timeouts, redirects and header checks: promises about safety are tested over loopback instead.
+    """
+    monkeypatch.setattr(aioresponses.core, "ClientResponse", _ScriptedResponse)
+    with AioResponses() as scripted:
+        yield scripted

@@ -1,0 +1,103 @@
+"""What the tests over loopback share: quick settings, an emulator that must be left clean, a listener."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Any, Literal, Unpack
+
+from nanobanana_async import ApiMall, DefApi, GenerationResult, JobState, PollPolicy, RetryPolicy, Session
+from nanobanana_async.emulator import Emulator, EmulatorOptions, EmulatorStats, Fixed
+from nanobanana_async.emulator.values import Endpoint
+from nanobanana_async.errors import GatewayError, NanoBananaError
+from nanobanana_async.observe import CreateFailed, Event, JobMoved, QueryFailed
+
+GatewayName = Literal["apimall", "defapi"]
+BOTH: tuple[GatewayName, ...] = ("apimall", "defapi")
+
+CREATE: dict[GatewayName, Endpoint] = {"apimall": "apimall.create", "defapi": "defapi.create"}
+QUERY: dict[GatewayName, Endpoint] = {"apimall": "apimall.query", "defapi": "defapi.query"}
+
+QUICK_POLLS = PollPolicy(target_delay_s=0.01, min_gap_s=0.01, max_gap_s=0.05)
+QUICK_RETRIES = RetryPolicy(first_backoff_s=0.005, max_backoff_s=0.05)
+TWO_ATTEMPTS = RetryPolicy(max_attempts=2, first_backoff_s=0.005, max_backoff_s=0.05)
+
+
+@asynccontextmanager
+async def emulated(*, port: int = 0, **settings: Unpack[EmulatorOptions]) -> AsyncIterator[Emulator]:
+    """Run an emulator whose jobs take a moment; at the end no connection and no asyncio task may be left."""
+    before = asyncio.all_tasks()
+    options: EmulatorOptions = {"duration": Fixed(0.03), "picture_scale": 0.05}
+    options.update(settings)
+    async with Emulator(port=port, **options) as emulator:
+        yield emulator
+        await emulator.no_connections()
+    assert asyncio.all_tasks() <= before
+
+
+def gateway_of(emulator: Emulator, name: GatewayName, **settings: Any) -> ApiMall | DefApi:
+    """Return the client's settings for one of the gateways, told that jobs are short."""
+    make = emulator.apimall if name == "apimall" else emulator.defapi
+    return make(**{"expected_job_s": 0.05, **settings})
+
+
+def quick(emulator: Emulator, name: GatewayName = "apimall", /, **settings: Any) -> Session:
+    """Return a session, not yet open, that neither polls nor retries slowly; `gateway` overrides the gateway."""
+    options = {"gateway": gateway_of(emulator, name), "polling": QUICK_POLLS, "retry": QUICK_RETRIES, **settings}
+    return Session(**options)
+
+
+class Listener:
+    """An observer that keeps what it heard."""
+
+    def __init__(self) -> None:
+        self.events: list[Event] = []
+
+    def __call__(self, event: Event) -> None:
+        self.events.append(event)
+
+    @property
+    def states(self) -> list[JobState]:
+        """The states that jobs went into, in order."""
+        return [event.record.state for event in self.events if isinstance(event, JobMoved)]
+
+    @property
+    def errors(self) -> list[Exception]:
+        """Why creates and queries failed, in order."""
+        return [event.error for event in self.events if isinstance(event, (CreateFailed, QueryFailed))]
+
+    def refusal(self) -> GatewayError:
+        """Return the one refusal that was heard."""
+        (error,) = (error for error in self.errors if isinstance(error, GatewayError))
+        return error
+
+
+async def until(holds: Callable[[], bool], *, timeout_s: float = 5.0) -> None:
+    """Wait until something holds."""
+    async with asyncio.timeout(timeout_s):
+        while not holds():  # noqa: ASYNC110 - what is looked at has no event
+            await asyncio.sleep(0.002)
+
+
+async def received(emulator: Emulator, creates: int = 1) -> None:
+    """Wait until so many creates have reached the emulator."""
+    await until(lambda: emulator.stats().creates_received >= creates)
+
+
+async def outcome(session: Session, prompt: str, **options: Any) -> GenerationResult | NanoBananaError:
+    """Generate, and return the error instead of raising it."""
+    try:
+        return await session.generate(prompt, **options)
+    except NanoBananaError as error:
+        return error
+
+
+async def together(session: Session, prompts: list[str], **options: Any) -> list[GenerationResult | NanoBananaError]:
+    """Generate all prompts at once."""
+    async with asyncio.TaskGroup() as group:
+        tasks = [group.create_task(outcome(session, prompt, **options)) for prompt in prompts]
+    return [task.result() for task in tasks]
+
+
+def charged(stats: EmulatorStats, times: int) -> bool:
+    """Tell whether exactly so many jobs were charged, none of them twice."""
+    return (stats.creates_accepted, stats.double_charges) == (times, 0)

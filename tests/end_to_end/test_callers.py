@@ -1,0 +1,203 @@
+"""Callers come, share, leave and are cancelled: one job, one payment."""
+
+import asyncio
+
+import pytest
+
+from nanobanana_async import (
+    ConcurrencyPolicy,
+    IdempotencyConflict,
+    ImageRequest,
+    JobState,
+    JobUnfinished,
+    JobWithdrawn,
+)
+from nanobanana_async.emulator import Fixed, faults
+from tests.end_to_end.scenes import (
+    BOTH,
+    CREATE,
+    GatewayName,
+    Listener,
+    charged,
+    emulated,
+    gateway_of,
+    quick,
+    received,
+    until,
+)
+
+ONE_AT_A_TIME = ConcurrencyPolicy(max_jobs=1, learn=False)
+
+
+@pytest.mark.parametrize("name", BOTH)
+async def test_a_generate_cancelled_during_the_post_is_charged_once_and_found_by_its_key(name: GatewayName) -> None:
+    async with emulated() as emulator:
+        emulator.queue_faults(CREATE[name], faults.delay(0.15))
+        async with quick(emulator, name) as session, asyncio.TaskGroup() as group:
+            caller = group.create_task(session.generate("a fox", idempotency_key="fox-1"))
+            await received(emulator)
+            caller.cancel()
+            await asyncio.wait([caller])
+            assert caller.cancelled()
+            job = await session.job("fox-1")
+            assert job is not None
+            assert job.state is JobState.SUBMITTING
+            result = await job
+        assert (result.key, len(result.images)) == ("fox-1", 1)
+        assert charged(emulator.stats(), 1)
+
+
+@pytest.mark.parametrize("name", BOTH)
+async def test_a_generate_that_times_out_during_the_post_goes_on(name: GatewayName) -> None:
+    async with emulated() as emulator:
+        emulator.queue_faults(CREATE[name], faults.late(0.15))
+        async with quick(emulator, name) as session:
+            with pytest.raises(JobUnfinished) as caught:
+                await session.generate("a fox", idempotency_key="fox-1", timeout=0.05)
+            assert (caught.value.key, caught.value.safe_to_repeat) == ("fox-1", False)
+            result = await session.generate("a fox", idempotency_key="fox-1")
+        assert result.key == "fox-1"
+        assert charged(emulator.stats(), 1)
+
+
+async def test_a_generate_cancelled_while_its_job_runs_leaves_the_job_to_run() -> None:
+    async with emulated(duration=Fixed(0.2)) as emulator, quick(emulator) as session:
+        async with asyncio.TaskGroup() as group:
+            caller = group.create_task(session.generate("a fox", idempotency_key="fox-1"))
+            await until(lambda: session.stats().held == 1)
+            caller.cancel()
+        job = await session.job("fox-1")
+        assert job is not None
+        assert (await job).task_id == job.task_id
+        assert charged(emulator.stats(), 1)
+
+
+@pytest.mark.parametrize("name", BOTH)
+async def test_a_generate_cancelled_before_anything_was_sent_is_withdrawn_and_costs_nothing(name: GatewayName) -> None:
+    listener = Listener()
+    async with emulated(duration=Fixed(0.2)) as emulator:
+        session = quick(emulator, name, concurrency=ONE_AT_A_TIME, observers=[listener])
+        async with session, asyncio.TaskGroup() as group:
+            first = group.create_task(session.generate("a fox"))
+            await received(emulator)
+            second = group.create_task(session.generate("an owl", idempotency_key="owl-1"))
+            await until(lambda: session.stats().queued == 1)
+            second.cancel()
+            await asyncio.wait([second])
+            await until(lambda: session.stats().withdrawn == 1)
+            assert (await first).images
+            assert await session.job("owl-1") is None
+        assert emulator.stats().creates_received == 1
+        assert charged(emulator.stats(), 1)
+    assert JobState.WITHDRAWN in listener.states
+
+
+async def test_a_withdrawn_job_can_be_bought_after_all_under_its_key() -> None:
+    async with emulated() as emulator:
+        emulator.set_job_limit(0)
+        async with quick(emulator) as session:
+            with pytest.raises(JobUnfinished) as caught:
+                await session.generate("a fox", idempotency_key="fox-1", timeout=0.1)
+            assert caught.value.safe_to_repeat is True
+            emulator.set_job_limit(None)
+            assert (await session.generate("a fox", idempotency_key="fox-1")).key == "fox-1"
+        assert charged(emulator.stats(), 1)
+
+
+async def test_a_job_cancelled_by_its_handle_says_whether_it_was_in_time() -> None:
+    async with emulated(duration=Fixed(0.2)) as emulator:
+        async with quick(emulator, concurrency=ONE_AT_A_TIME) as session:
+            sent = await session.submit("a fox")
+            await sent.accepted()
+            waiting = await session.submit("an owl")
+            assert await waiting.cancel() is True
+            assert await sent.cancel() is False
+            with pytest.raises(JobWithdrawn) as caught:
+                await waiting
+            assert caught.value.safe_to_repeat is True
+            assert (await sent).images
+        assert charged(emulator.stats(), 1)
+
+
+@pytest.mark.parametrize("name", BOTH)
+async def test_five_callers_with_one_key_share_one_job_and_one_charge(name: GatewayName) -> None:
+    async with emulated() as emulator:
+        async with quick(emulator, name) as session, asyncio.TaskGroup() as group:
+            callers = [group.create_task(session.generate("a fox", idempotency_key="fox-1")) for _ in range(5)]
+        assert len({caller.result().task_id for caller in callers}) == 1
+        assert emulator.stats().creates_received == 1
+        assert charged(emulator.stats(), 1)
+
+
+@pytest.mark.parametrize("name", BOTH)
+async def test_four_of_five_callers_can_be_cancelled_without_harm_to_the_fifth(name: GatewayName) -> None:
+    async with emulated() as emulator:
+        emulator.queue_faults(CREATE[name], faults.delay(0.1))
+        async with quick(emulator, name) as session, asyncio.TaskGroup() as group:
+            callers = [group.create_task(session.generate("a fox", idempotency_key="fox-1")) for _ in range(5)]
+            await received(emulator)
+            for caller in callers[1:]:
+                caller.cancel()
+        assert callers[0].result().images
+        assert all(caller.cancelled() for caller in callers[1:])
+        assert charged(emulator.stats(), 1)
+
+
+@pytest.mark.parametrize("name", BOTH)
+async def test_one_key_for_two_requests_is_a_conflict_found_without_a_request(name: GatewayName) -> None:
+    async with emulated() as emulator:
+        emulator.queue_faults(CREATE[name], faults.delay(0.1))
+        async with quick(emulator, name) as session:
+            job = await session.submit("a fox", idempotency_key="fox-1")
+            with pytest.raises(IdempotencyConflict, match="another request") as caught:
+                await session.generate("an owl", idempotency_key="fox-1")
+            assert (caught.value.status, caught.value.key) == (None, "fox-1")
+            assert (await job).images
+        assert emulator.stats().creates_received == 1
+        assert charged(emulator.stats(), 1)
+
+
+async def test_another_callback_url_is_no_other_request() -> None:
+    async with emulated() as emulator, quick(emulator, "defapi") as session:
+        wishes = [ImageRequest("a fox", callback_url=f"https://hook.example/{number}") for number in range(2)]
+        jobs = [await session.submit(wish, idempotency_key="fox-1") for wish in wishes]
+        assert (await jobs[0]).task_id == (await jobs[1]).task_id
+        assert charged(emulator.stats(), 1)
+
+
+async def test_a_result_can_be_awaited_often_and_from_many_tasks() -> None:
+    async with emulated() as emulator, quick(emulator) as session:
+        job = await session.submit("a fox")
+        async with asyncio.TaskGroup() as group:
+            waiters = [group.create_task(job.result()) for _ in range(10)]
+        assert {waiter.result() for waiter in waiters} == {await job}
+        assert await job.accepted() == job.task_id
+        assert emulator.stats().creates_received == 1
+
+
+async def test_updates_tell_each_state_once() -> None:
+    async with emulated() as emulator, quick(emulator) as session:
+        job = await session.submit("a fox")
+        seen = [state async for state in job.updates()]
+    assert seen[-2:] == [JobState.RUNNING, JobState.SUCCEEDED]
+    assert len(seen) == len(set(seen))
+
+
+async def test_a_timeout_ends_one_waiting_and_not_the_job() -> None:
+    async with emulated(duration=Fixed(0.2)) as emulator, quick(emulator) as session:
+        job = await session.submit("a fox")
+        with pytest.raises(TimeoutError) as caught:
+            await job.result(timeout=0.05)
+        assert isinstance(caught.value, JobUnfinished)
+        assert (await caught.value.job).task_id == job.task_id
+        assert charged(emulator.stats(), 1)
+
+
+@pytest.mark.parametrize("name", BOTH)
+async def test_two_sessions_with_one_key_pay_once_only_where_the_gateway_knows_keys(name: GatewayName) -> None:
+    async with emulated() as emulator:
+        async with quick(emulator, name) as one, quick(emulator, name) as other, asyncio.TaskGroup() as group:
+            tasks = [group.create_task(session.generate("a fox", idempotency_key="k")) for session in (one, other)]
+        assert all(task.result().images for task in tasks)
+        bought = 1 if gateway_of(emulator, name).takes_idempotency_key else 2
+        assert emulator.stats().creates_accepted == bought

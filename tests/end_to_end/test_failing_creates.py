@@ -1,0 +1,224 @@
+"""Every way in which a create can go wrong on the wire: never two charges, and doubt only where there is doubt."""
+
+import pytest
+from attrs import evolve
+
+from nanobanana_async import JobState, JobUncertain, Timeouts, TransportError
+from nanobanana_async.emulator import Fault, Fixed, faults
+from nanobanana_async.emulator.settings import Idempotency
+from tests.end_to_end.scenes import (
+    BOTH,
+    CREATE,
+    QUICK_RETRIES,
+    TWO_ATTEMPTS,
+    GatewayName,
+    Listener,
+    charged,
+    emulated,
+    quick,
+)
+
+
+def both_sides(make: str, *options: int) -> list[Fault]:
+    """Return a fault of this kind before and after the gateway did its work."""
+    kind = getattr(faults, make)
+    return [kind(*options, processed=processed) for processed in (False, True)]
+
+
+NOTHING_USABLE = [
+    *both_sides("reset"),
+    *(faults.stall(0.05, processed=processed) for processed in (False, True)),
+    *both_sides("cut"),
+    faults.cut(sent_share=0.0),
+    faults.cut(sent_share=0.99),
+    *both_sides("wrong_length"),
+    *both_sides("garbage"),
+    *both_sides("garbage", 500),
+    *both_sides("html", 200),
+    *both_sides("html", 502),
+    *both_sides("html", 503),
+    faults.answer(204, processed=True),
+    faults.answer(200, body=b"{}", processed=True, headers={"Content-Type": "application/json"}),
+    faults.answer(302, headers={"Location": "/elsewhere"}, processed=True),
+    faults.answer(599, body=b"odd", processed=True),
+    *(
+        faults.error(status, envelope=envelope, processed=processed)
+        for status in (500, 502, 503, 504)
+        for envelope in (True, False)
+        for processed in (True, False)
+    ),
+]
+DELIVERED = [faults.delay(0.05), faults.late(0.05), faults.cut(sent_share=1.0)]
+
+
+def named(fault: Fault) -> str:
+    side = "after" if fault.processed else "before"
+    return f"{fault.name}-{'bare' if fault.body == b'' else fault.status}-{side}"
+
+
+@pytest.mark.parametrize("manner", ["replay", "conflict", "forget"])
+@pytest.mark.parametrize("fault", [*NOTHING_USABLE, *DELIVERED], ids=named)
+async def test_on_apimall_every_fault_ends_in_one_result_and_one_charge(fault: Fault, manner: Idempotency) -> None:
+    listener = Listener()
+    async with emulated(idempotency=manner) as emulator:
+        emulator.queue_faults("apimall.create", fault, fault)
+        async with quick(emulator, observers=[listener]) as session:
+            result = await session.generate("a fox", idempotency_key="fox-1")
+            assert (result.key, len(result.images)) == ("fox-1", 1)
+            assert session.stats().credits_spent == 8
+        seen = emulator.stats()
+    assert charged(seen, 1)
+    assert (seen.credits_charged, seen.finished) == (8, 1)
+    assert not {JobState.UNCERTAIN, JobState.REFUSED} & set(listener.states)
+
+
+@pytest.mark.parametrize("fault", NOTHING_USABLE, ids=named)
+async def test_on_defapi_an_answer_that_leaves_doubt_parks_the_job_and_it_is_never_sent_again(fault: Fault) -> None:
+    async with emulated() as emulator:
+        emulator.queue_faults("defapi.create", fault)
+        async with quick(emulator, "defapi") as session:
+            for _ in range(2):
+                with pytest.raises(JobUncertain) as caught:
+                    await session.generate("a fox", idempotency_key="fox-1")
+                assert (caught.value.key, caught.value.safe_to_repeat) == ("fox-1", False)
+            job = await session.job("fox-1")
+            assert job is not None
+            assert (job.state, job.task_id) == (JobState.UNCERTAIN, None)
+            assert session.stats().uncertain == 1
+            seen = emulator.stats()
+        assert seen.creates_received == 1
+        assert charged(seen, int(fault.processed))
+
+
+@pytest.mark.parametrize("fault", [None, *DELIVERED, faults.error(429)], ids=str)
+async def test_on_defapi_an_answer_that_leaves_no_doubt_never_parks_the_job(fault: Fault | None) -> None:
+    listener = Listener()
+    async with emulated() as emulator:
+        emulator.queue_faults("defapi.create", fault)
+        async with quick(emulator, "defapi", observers=[listener]) as session:
+            assert (await session.generate("a fox")).images
+        assert charged(emulator.stats(), 1)
+    assert JobState.UNCERTAIN not in listener.states
+
+
+@pytest.mark.parametrize("manner", ["replay", "conflict", "forget"])
+@pytest.mark.parametrize("fault", [faults.stall(30.0, processed=True), faults.delay(30.0), faults.late(0.3)], ids=named)
+async def test_on_apimall_an_answer_that_does_not_come_in_time_is_asked_for_again(
+    fault: Fault, manner: Idempotency
+) -> None:
+    async with emulated(idempotency=manner, duration=Fixed(0.2)) as emulator:
+        emulator.queue_faults("apimall.create", fault)
+        async with quick(emulator, timeouts=Timeouts(create_s=0.15)) as session:
+            assert (await session.generate("a fox")).images
+        assert charged(emulator.stats(), 1)
+
+
+@pytest.mark.parametrize("fault", [faults.stall(30.0, processed=True), faults.delay(30.0), faults.late(0.3)], ids=named)
+async def test_on_defapi_an_answer_that_does_not_come_in_time_parks_the_job(fault: Fault) -> None:
+    async with emulated() as emulator:
+        emulator.queue_faults("defapi.create", fault)
+        async with quick(emulator, "defapi", timeouts=Timeouts(create_s=0.15)) as session:
+            with pytest.raises(JobUncertain):
+                await session.generate("a fox")
+        assert emulator.stats().creates_received == 1
+
+
+async def test_a_key_past_its_lifetime_is_not_repeated_even_if_the_gateway_has_forgotten_it() -> None:
+    retry = evolve(QUICK_RETRIES, first_backoff_s=0.4, max_backoff_s=0.4)
+    async with emulated(idempotency="forget", forget_keys_after_s=0.3) as emulator:
+        gateway = emulator.apimall(key_lifetime_s=0.1)
+        emulator.queue_faults("apimall.create", faults.stall(0.15, processed=True))
+        async with quick(emulator, gateway=gateway, retry=retry) as session:
+            with pytest.raises(JobUncertain):
+                await session.generate("a fox")
+        assert emulator.stats().creates_received == 1
+        assert charged(emulator.stats(), 1)
+
+
+@pytest.mark.parametrize("fault", [faults.reset(processed=True), faults.html(502), faults.error(503)], ids=named)
+async def test_on_apimall_attempts_that_run_out_in_doubt_park_the_job(fault: Fault) -> None:
+    async with emulated() as emulator:
+        emulator.queue_faults("apimall.create", *[fault] * 5)
+        async with quick(emulator, retry=TWO_ATTEMPTS) as session:
+            for _ in range(2):
+                with pytest.raises(JobUncertain):
+                    await session.generate("a fox", idempotency_key="fox-1")
+        seen = emulator.stats()
+    assert seen.creates_received == 2
+    assert charged(seen, int(fault.processed))
+
+
+REFUSALS = [429, 402, 401, 403, 400, 404, 451]
+
+
+@pytest.mark.parametrize("status", REFUSALS)
+@pytest.mark.parametrize("processed", [True, False], ids=["bought", "not bought"])
+@pytest.mark.parametrize("inside_200", [False, True], ids=["by status", "inside a 200"])
+async def test_a_lost_answer_followed_by_a_refusal_is_repeated_until_it_is_settled(
+    status: int, processed: bool, inside_200: bool
+) -> None:
+    listener = Listener()
+    async with emulated(refusals_in_200=inside_200) as emulator:
+        emulator.queue_faults("apimall.create", faults.reset(processed=processed), *[faults.error(status)] * 2)
+        async with quick(emulator, observers=[listener]) as session:
+            assert (await session.generate("a fox")).images
+        seen = emulator.stats()
+    assert charged(seen, 1)
+    assert seen.replays == int(processed)
+    assert JobState.REFUSED not in listener.states
+
+
+@pytest.mark.parametrize("status", [402, 401, 403, 400, 404, 451])
+async def test_a_lost_answer_followed_by_nothing_but_refusals_is_uncertain_and_never_refused(status: int) -> None:
+    listener = Listener()
+    async with emulated() as emulator:
+        emulator.queue_faults("apimall.create", faults.reset(processed=True), *[faults.error(status)] * 9)
+        retry = evolve(TWO_ATTEMPTS, max_attempts=3)
+        async with quick(emulator, retry=retry, observers=[listener]) as session:
+            with pytest.raises(JobUncertain) as caught:
+                await session.generate("a fox")
+            assert caught.value.safe_to_repeat is False
+        assert emulator.stats().creates_received == 3
+        assert charged(emulator.stats(), 1)
+    assert listener.states == [JobState.PENDING, JobState.SUBMITTING, JobState.UNCERTAIN]
+
+
+async def test_a_lost_answer_followed_by_429_until_patience_ends_is_uncertain_and_never_pending() -> None:
+    listener = Listener()
+    async with emulated() as emulator:
+        emulator.queue_faults("apimall.create", faults.reset(processed=True), *[faults.error(429)] * 99)
+        retry = evolve(TWO_ATTEMPTS, max_wait_s=0.3)
+        async with quick(emulator, retry=retry, observers=[listener]) as session:
+            with pytest.raises(JobUncertain):
+                await session.generate("a fox")
+        assert charged(emulator.stats(), 1)
+    assert listener.states == [JobState.PENDING, JobState.SUBMITTING, JobState.UNCERTAIN]
+
+
+@pytest.mark.parametrize("name", BOTH)
+async def test_a_gateway_that_is_not_there_is_a_transport_error_that_is_safe_to_repeat(name: GatewayName) -> None:
+    async with emulated() as gone:
+        gateway = gone.apimall() if name == "apimall" else gone.defapi()
+    async with quick(gone, gateway=gateway, retry=TWO_ATTEMPTS) as session:
+        with pytest.raises(TransportError) as caught:
+            await session.generate("a fox", idempotency_key="fox-1")
+        assert (caught.value.sent, caught.value.safe_to_repeat, caught.value.key) == (False, True, "fox-1")
+        job = await session.job("fox-1")
+        assert job is not None
+        assert job.state is JobState.PENDING
+
+
+@pytest.mark.parametrize("name", BOTH)
+async def test_a_gateway_that_comes_back_gets_the_job_that_was_surely_not_sent(name: GatewayName) -> None:
+    listener = Listener()
+    async with emulated() as gone:
+        port = int(gone.url.rpartition(":")[2])
+        gateway = gone.apimall(expected_job_s=0.05) if name == "apimall" else gone.defapi(expected_job_s=0.1)
+    async with quick(gone, gateway=gateway, observers=[listener]) as session:
+        job = await session.submit("a fox")
+        async with emulated(port=port) as back:
+            assert (await job).images
+            assert charged(back.stats(), 1)
+            await session.aclose()
+    assert JobState.UNCERTAIN not in listener.states
+    assert CREATE[name] in back.stats().requests

@@ -1,0 +1,265 @@
+"""Whatever goes wrong with a query: the job is not bought again, and is found in the end."""
+
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from nanobanana_async import (
+    AccessDenied,
+    AuthenticationError,
+    ContractBroken,
+    GatewayError,
+    GatewayUnavailable,
+    JobFailed,
+    JobState,
+    JobUnfinished,
+    MemoryLedger,
+    RateLimited,
+    TaskNotFound,
+    Timeouts,
+    TransportError,
+)
+from nanobanana_async.emulator import Emulator, Fault, Fixed, faults
+from nanobanana_async.jobs import JobRecord
+from tests.end_to_end.scenes import BOTH, QUERY, GatewayName, Listener, charged, emulated, gateway_of, quick
+
+TROUBLE = [
+    faults.reset(),
+    faults.reset(processed=True),
+    faults.stall(0.05),
+    faults.cut(),
+    faults.cut(sent_share=0.0),
+    faults.wrong_length(),
+    faults.garbage(),
+    faults.garbage(503),
+    faults.html(200),
+    faults.html(404),
+    faults.html(502),
+    faults.answer(204),
+    faults.answer(302, headers={"Location": "/elsewhere"}),
+    faults.answer(599, body=b"odd"),
+    faults.answer(200, body=b"[]", headers={"Content-Type": "application/json"}),
+    *(faults.error(status, envelope=envelope) for status in (500, 502, 503, 504) for envelope in (True, False)),
+    faults.error(404),
+    faults.error(429),
+    faults.error(429, envelope=False),
+]
+MANNERS = pytest.mark.parametrize("inside_200", [False, True], ids=["by status", "inside a 200"])
+
+
+def named(fault: Fault) -> str:
+    return f"{fault.name}-{'bare' if fault.body == b'' else fault.status}"
+
+
+@pytest.mark.parametrize("fault", TROUBLE, ids=named)
+@pytest.mark.parametrize("name", BOTH)
+async def test_a_query_that_brings_nothing_is_asked_again(name: GatewayName, fault: Fault) -> None:
+    async with emulated() as emulator:
+        emulator.queue_faults(QUERY[name], *[fault] * (1 if fault.status == 429 else 2))
+        async with quick(emulator, name) as session:
+            assert (await session.generate("a fox")).images
+            assert session.stats().succeeded == 1
+        assert charged(emulator.stats(), 1)
+        assert emulator.stats().creates_received == 1
+
+
+@pytest.mark.parametrize("name", BOTH)
+async def test_a_query_without_an_answer_is_given_up_and_asked_again(name: GatewayName) -> None:
+    async with emulated() as emulator:
+        emulator.queue_faults(QUERY[name], faults.stall(30.0))
+        async with quick(emulator, name, timeouts=Timeouts(query_s=0.1)) as session:
+            assert (await session.generate("a fox")).images
+        assert charged(emulator.stats(), 1)
+
+
+@MANNERS
+@pytest.mark.parametrize(
+    ("status", "kind", "message"),
+    [
+        (401, AuthenticationError, "API key required or invalid API key"),
+        (403, AccessDenied, "API access not approved"),
+    ],
+)
+@pytest.mark.parametrize("name", BOTH)
+async def test_a_key_that_is_no_longer_taken_ends_the_waiting_and_not_the_job(
+    name: GatewayName, status: int, kind: type[GatewayError], message: str, inside_200: bool
+) -> None:
+    ledger = MemoryLedger()
+    async with emulated(refusals_in_200=inside_200) as emulator:
+        emulator.queue_faults(QUERY[name], faults.error(status, message=message))
+        async with quick(emulator, name, ledger=ledger) as session:
+            job = await session.submit("a fox")
+            with pytest.raises(kind) as caught:
+                await job
+            error = caught.value
+            assert (job.state, error.key, error.safe_to_repeat) == (JobState.RUNNING, job.key, False)
+            assert message in error.message
+            assert error.status == (200 if inside_200 else status)
+            assert error.code is not None
+            assert (error.request_id is None) == (name == "defapi")
+            assert (await job).images
+        assert charged(emulator.stats(), 1)
+
+
+@MANNERS
+@pytest.mark.parametrize(
+    ("status", "kind"), [(429, RateLimited), (500, GatewayUnavailable), (503, GatewayUnavailable)]
+)
+@pytest.mark.parametrize("name", BOTH)
+async def test_refusals_for_now_that_outlast_the_following_are_raised_and_the_job_can_be_awaited_again(
+    name: GatewayName, status: int, kind: type[GatewayError], inside_200: bool
+) -> None:
+    async with emulated(refusals_in_200=inside_200) as emulator:
+        emulator.queue_faults(QUERY[name], *[faults.error(status)] * (3 if status == 429 else 8))
+        async with quick(emulator, name, timeouts=Timeouts(job_s=0.1)) as session:
+            job = await session.submit("a fox")
+            with pytest.raises(kind) as caught:
+                await job
+            error = caught.value
+            assert type(error) is kind
+            assert (job.state, error.safe_to_repeat) == (JobState.RUNNING, False)
+            assert error.status == (200 if inside_200 else status)
+            assert error.message
+            assert (error.request_id is None) == (name == "defapi")
+        async with quick(emulator, name) as another:
+            assert job.task_id is not None
+            found = await another.attach(job.task_id)
+            assert (await found.result(timeout=10)).task_id == job.task_id
+        assert charged(emulator.stats(), 1)
+
+
+@pytest.mark.parametrize("name", BOTH)
+async def test_lost_answers_that_outlast_the_following_are_raised_too(name: GatewayName) -> None:
+    async with emulated() as emulator:
+        emulator.queue_faults(QUERY[name], *[faults.reset()] * 60)
+        async with quick(emulator, name, timeouts=Timeouts(job_s=0.15)) as session:
+            job = await session.submit("a fox")
+            with pytest.raises(TransportError) as caught:
+                await job
+            assert (job.state, caught.value.safe_to_repeat) == (JobState.RUNNING, False)
+
+
+async def test_a_job_that_outlasts_the_following_is_said_to_still_run() -> None:
+    async with emulated(duration=Fixed(30.0)) as emulator:
+        async with quick(emulator, timeouts=Timeouts(job_s=0.2)) as session:
+            job = await session.submit("a fox")
+            with pytest.raises(ContractBroken, match="still runs"):
+                await job
+            assert job.state is JobState.RUNNING
+
+
+def running(emulator: Emulator, name: GatewayName, task_id: str, *, since_s: float) -> JobRecord:
+    """Return the record of a task that was accepted some time ago."""
+    gateway = gateway_of(emulator, name)
+    since = datetime.now(UTC) - timedelta(seconds=since_s)
+    return JobRecord(
+        key=f"key-of-{task_id}",
+        gateway=gateway.name,
+        account=gateway.account,
+        request=None,
+        body=b"",
+        created_at=since,
+        state=JobState.RUNNING,
+        task_id=task_id,
+        running_since=since,
+    )
+
+
+@MANNERS
+@pytest.mark.parametrize("name", BOTH)
+async def test_a_task_that_is_long_unknown_is_task_not_found(name: GatewayName, inside_200: bool) -> None:
+    ledger = MemoryLedger()
+    async with emulated(refusals_in_200=inside_200) as emulator:
+        await ledger.claim(running(emulator, name, "gone-1", since_s=60))
+        async with quick(emulator, name, ledger=ledger) as session:
+            job = await session.job("key-of-gone-1")
+            assert job is not None
+            with pytest.raises(TaskNotFound, match="(?i)task not found") as caught:
+                await job
+            assert job.state is JobState.RUNNING
+        assert caught.value.status == (200 if inside_200 else 404)
+        assert caught.value.safe_to_repeat is False
+        assert emulator.stats().requests[QUERY[name]] == 1
+
+
+@pytest.mark.parametrize("name", BOTH)
+async def test_a_replica_that_lags_does_not_lose_the_job(name: GatewayName) -> None:
+    listener = Listener()
+    async with emulated(visible_after_s=0.3) as emulator:
+        async with quick(emulator, name, observers=[listener]) as session:
+            assert (await session.generate("a fox")).images
+        assert charged(emulator.stats(), 1)
+    assert any(isinstance(error, TaskNotFound) for error in listener.errors)
+
+
+async def test_an_unknown_task_is_looked_for_a_while_and_waiting_for_it_can_be_ended() -> None:
+    async with emulated() as emulator, quick(emulator) as session:
+        job = await session.attach("img_never")
+        with pytest.raises(JobUnfinished):
+            await job.result(timeout=0.2)
+        assert emulator.stats().requests["apimall.query"] > 1
+
+
+@pytest.mark.parametrize("fault", [None, faults.error(503), faults.reset(), faults.garbage()], ids=str)
+@pytest.mark.parametrize("name", BOTH)
+async def test_a_task_whose_id_was_kept_is_attached_and_nothing_is_bought(
+    name: GatewayName, fault: Fault | None
+) -> None:
+    async with emulated() as emulator:
+        async with quick(emulator, name) as session:
+            task_id = await (await session.submit("a fox")).accepted()
+        emulator.queue_faults(QUERY[name], fault)
+        async with quick(emulator, name) as other:
+            job = await other.attach(task_id)
+            result = await job
+            assert (job.key, job.request) == (f"task-{task_id}", None)
+        assert (result.task_id, len(result.images)) == (task_id, 1)
+        assert charged(emulator.stats(), 1)
+
+
+@pytest.mark.parametrize("status", [401, 403])
+async def test_an_attached_task_that_may_not_be_looked_at_is_refused_with_its_own_exception(status: int) -> None:
+    async with emulated() as emulator, quick(emulator) as session:
+        emulator.queue_faults("apimall.query", faults.error(status))
+        job = await session.attach("img_of_somebody")
+        with pytest.raises(AuthenticationError if status == 401 else AccessDenied):
+            await job
+
+
+@pytest.mark.parametrize("name", BOTH)
+async def test_a_finished_job_whose_images_come_late_is_looked_at_again(name: GatewayName) -> None:
+    async with emulated(images_after_s=0.3) as emulator:
+        async with quick(emulator, name) as session:
+            assert (await session.generate("a fox")).images
+        assert charged(emulator.stats(), 1)
+
+
+@pytest.mark.parametrize("name", BOTH)
+async def test_strange_words_for_where_a_job_stands_do_not_end_it(name: GatewayName) -> None:
+    words = {"pending": "QUEUED", "processing": "dreaming", "in_progress": "dreaming", "success": "SUCCESS"}
+    async with emulated(status_words={**words, "completed": "Completed"}, unknown_probability=0.3) as emulator:
+        async with quick(emulator, name) as session:
+            assert (await session.generate("a fox")).images
+
+
+@pytest.mark.parametrize("name", BOTH)
+async def test_a_task_that_failed_says_so_with_the_gateways_words(name: GatewayName) -> None:
+    async with emulated() as emulator:
+        async with quick(emulator, name) as session:
+            job = await session.submit("a [fail] fox")
+            with pytest.raises(JobFailed, match="could not be generated") as caught:
+                await job
+            assert caught.value.job.task_id == job.task_id
+            assert (job.state, caught.value.safe_to_repeat) == (JobState.FAILED, True)
+        assert charged(emulator.stats(), 1)
+
+
+async def test_failures_are_told_in_either_field_of_apimall_and_in_either_shape_of_defapi() -> None:
+    async with emulated(failure_field="failMsg", query_shape="top") as emulator:
+        async with quick(emulator) as session:
+            with pytest.raises(JobFailed, match="could not be generated"):
+                await session.generate("a [fail] fox")
+        async with quick(emulator, "defapi") as session:
+            assert (await session.generate("a fox")).images
+            with pytest.raises(JobFailed, match="could not be generated"):
+                await session.generate("a [fail] fox")

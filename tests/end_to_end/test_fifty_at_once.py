@@ -1,0 +1,88 @@
+"""Fifty jobs at once against an account that runs ten and does not say so."""
+
+import asyncio
+
+import pytest
+
+from nanobanana_async import GenerationResult, JobState
+from nanobanana_async.emulator import Fixed
+from nanobanana_async.emulator.settings import RetryAfter
+from tests.end_to_end.scenes import BOTH, GatewayName, Listener, charged, emulated, quick, together
+
+
+@pytest.mark.parametrize("states_kind", [True, False], ids=["kind stated", "kind unstated"])
+@pytest.mark.parametrize("name", BOTH)
+async def test_fifty_at_once_against_a_hidden_limit_of_ten_are_fifty_results_and_fifty_charges(
+    name: GatewayName, states_kind: bool
+) -> None:
+    before = asyncio.all_tasks()
+    listener = Listener()
+    async with emulated(job_limit=10, states_429_kind=states_kind, duration=Fixed(0.2)) as emulator:
+        async with quick(emulator, name, observers=[listener]) as session:
+            results = await together(session, [f"fox {number}" for number in range(50)])
+            stats = session.stats()
+        assert session.stats().on_wire == 0
+        await emulator.no_connections()
+        seen = emulator.stats()
+    assert all(isinstance(result, GenerationResult) for result in results)
+    assert len({result.task_id for result in results if isinstance(result, GenerationResult)}) == 50
+    assert (stats.succeeded, stats.held, stats.queued) == (50, 0, 0)
+    assert charged(seen, 50)
+    assert seen.running_max <= 10
+    assert seen.open_connections == 0
+    assert listener.states.count(JobState.SUCCEEDED) == 50
+    assert asyncio.all_tasks() == before
+
+
+async def test_fifty_at_once_fill_the_ten_slots_and_are_seldom_refused() -> None:
+    async with emulated(job_limit=10, duration=Fixed(0.2)) as emulator:
+        async with quick(emulator) as session:
+            await together(session, [f"fox {number}" for number in range(50)])
+        seen = emulator.stats()
+    assert seen.running_max == 10
+    assert seen.refusals_429.get("jobs", 0) <= 20
+    assert charged(seen, 50)
+
+
+async def test_a_limit_that_counts_images_is_kept_when_the_gateway_says_so() -> None:
+    async with emulated(job_limit=6, limit_counts="images") as emulator:
+        gateway = emulator.apimall(expected_job_s=0.05, slots_per_image=True)
+        async with quick(emulator, gateway=gateway) as session:
+            results = await together(session, [f"fox {number}" for number in range(9)], num_images=3)
+        seen = emulator.stats()
+    assert [len(result.images) for result in results if isinstance(result, GenerationResult)] == [3] * 9
+    assert charged(seen, 9)
+    assert seen.running_max <= 2
+
+
+@pytest.mark.parametrize("manner", ["seconds", "date"])
+async def test_a_retry_after_closes_the_gate_for_everybody(manner: RetryAfter) -> None:
+    async with emulated(job_limit=2, retry_after=manner, retry_after_s=1.0, duration=Fixed(0.1)) as emulator:
+        async with quick(emulator) as session:
+            begun_at = emulator.now()
+            results = await together(session, ["one", "two", "three", "four"])
+            took_s = emulator.now() - begun_at
+        seen = emulator.stats()
+    assert all(isinstance(result, GenerationResult) for result in results)
+    assert charged(seen, 4)
+    assert seen.refusals_429["jobs"] <= 4
+    assert 0.9 < took_s < 5.0
+
+
+async def test_a_rate_limit_on_creates_slows_down_and_loses_nothing() -> None:
+    async with emulated(creates_per_minute=600, rate_burst=5) as emulator:
+        async with quick(emulator) as session, asyncio.timeout(8):
+            results = await together(session, [f"fox {number}" for number in range(15)])
+        seen = emulator.stats()
+    assert all(isinstance(result, GenerationResult) for result in results)
+    assert charged(seen, 15)
+
+
+@pytest.mark.parametrize("name", BOTH)
+async def test_a_rate_limit_on_queries_slows_down_and_loses_nothing(name: GatewayName) -> None:
+    async with emulated(queries_per_minute=1800, rate_burst=5) as emulator:
+        async with quick(emulator, name) as session:
+            results = await together(session, [f"fox {number}" for number in range(15)])
+        seen = emulator.stats()
+    assert all(isinstance(result, GenerationResult) for result in results)
+    assert charged(seen, 15)

@@ -1,0 +1,99 @@
+"""Credits: what was spent, what came back, what is left, and what happens when nothing is."""
+
+from decimal import Decimal
+
+import pytest
+
+from nanobanana_async import GenerationResult, InsufficientCredits, JobFailed
+from nanobanana_async.emulator import faults
+from tests.end_to_end.scenes import BOTH, GatewayName, charged, emulated, outcome, quick, together
+
+PRICE: dict[GatewayName, Decimal] = {"apimall": Decimal(8), "defapi": Decimal("0.5")}
+
+
+@pytest.mark.parametrize("name", BOTH)
+async def test_a_result_tells_what_it_cost(name: GatewayName) -> None:
+    async with emulated(credits=100) as emulator, quick(emulator, name) as session:
+        result = await session.generate("a fox")
+        assert result.credits == PRICE[name]
+        assert session.stats().credits_spent == PRICE[name]
+        assert emulator.stats().credits_charged == PRICE[name]
+
+
+async def test_a_picture_of_4k_and_several_pictures_cost_what_the_gateway_says() -> None:
+    async with emulated() as emulator, quick(emulator) as session:
+        large = await session.generate("a fox", resolution="4K")
+        several = await session.generate("a fox", num_images=3)
+        assert (large.credits, several.credits) == (16, 24)
+        assert session.stats().credits_spent == 40
+
+
+@pytest.mark.parametrize("name", BOTH)
+async def test_a_failed_job_that_is_refunded_costs_nothing(name: GatewayName) -> None:
+    async with emulated(credits=100) as emulator:
+        async with quick(emulator, name) as session:
+            job = await session.submit("a [fail] fox")
+            with pytest.raises(JobFailed):
+                await job
+            assert job.credits == 0
+            assert (await session.generate("an owl")).credits == PRICE[name]
+            assert session.stats().credits_spent == PRICE[name]
+            assert (session.stats().succeeded, session.stats().failed) == (1, 1)
+        seen = emulator.stats()
+        assert seen.credits_charged - seen.credits_refunded == PRICE[name]
+
+
+@pytest.mark.parametrize("name", BOTH)
+async def test_a_failed_job_that_is_not_refunded_was_paid_for(name: GatewayName) -> None:
+    async with emulated(refund_on_failure=False) as emulator, quick(emulator, name) as session:
+        assert isinstance(await outcome(session, "a [fail] fox"), JobFailed)
+        assert session.stats().credits_spent == PRICE[name]
+
+
+async def test_what_remains_is_apimalls_last_word_on_it_and_unknown_on_defapi() -> None:
+    async with emulated(credits=100) as emulator:
+        async with quick(emulator) as session:
+            assert session.stats().credits_remaining is None
+            for left in (92, 84):
+                await session.generate("a fox")
+                assert session.stats().credits_remaining == left
+        async with quick(emulator, "defapi") as session:
+            await session.generate("a fox")
+            assert session.stats().credits_remaining is None
+        assert emulator.stats().credits_remaining == Decimal("83.5")
+
+
+@pytest.mark.parametrize("name", BOTH)
+async def test_when_credits_run_out_the_rest_is_refused_and_nothing_is_bought_twice(name: GatewayName) -> None:
+    async with emulated(credits=5 * PRICE[name]) as emulator:
+        async with quick(emulator, name) as session:
+            results = await together(session, [f"fox {number}" for number in range(12)])
+            assert session.stats().credits_spent == 5 * PRICE[name]
+            assert session.stats().refused == 7
+        assert sum(isinstance(result, GenerationResult) for result in results) == 5
+        refusals = [result for result in results if isinstance(result, InsufficientCredits)]
+        assert len(refusals) == 7
+        assert all(refusal.safe_to_repeat and refusal.key for refusal in refusals)
+        assert charged(emulator.stats(), 5)
+        assert emulator.stats().credits_remaining == 0
+
+
+@pytest.mark.parametrize("name", BOTH)
+async def test_after_a_top_up_a_refused_job_is_bought_once_under_its_old_key(name: GatewayName) -> None:
+    async with emulated(credits=0) as emulator, quick(emulator, name) as session:
+        for _ in range(2):
+            with pytest.raises(InsufficientCredits):
+                await session.generate("a fox", idempotency_key="fox-1")
+        emulator.add_credits(PRICE[name])
+        assert (await session.generate("a fox", idempotency_key="fox-1")).credits == PRICE[name]
+        assert charged(emulator.stats(), 1)
+
+
+async def test_a_lost_answer_with_the_last_credits_is_found_and_not_refused() -> None:
+    async with emulated(credits=8) as emulator:
+        emulator.queue_faults("apimall.create", faults.reset(processed=True))
+        async with quick(emulator) as session:
+            assert (await session.generate("a fox")).credits == 8
+            with pytest.raises(InsufficientCredits):
+                await session.generate("an owl")
+        assert charged(emulator.stats(), 1)

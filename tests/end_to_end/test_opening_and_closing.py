@@ -1,0 +1,279 @@
+"""Sessions are opened here and closed there, closed too early, or never."""
+
+import asyncio
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import aiohttp
+import anyio
+import pytest
+
+import nanobanana_async
+from nanobanana_async import (
+    ConfigurationError,
+    JobState,
+    JobUncertain,
+    MemoryLedger,
+    Session,
+    SessionClosed,
+    Timeouts,
+)
+from nanobanana_async.emulator import Emulator, Fault, Fixed, faults
+from tests.end_to_end.scenes import (
+    BOTH,
+    CREATE,
+    GatewayName,
+    charged,
+    emulated,
+    outcome,
+    quick,
+    received,
+)
+
+
+async def test_a_session_opened_in_one_task_works_in_a_second_and_is_closed_in_a_third() -> None:
+    async with emulated() as emulator:
+        session = quick(emulator)
+        loop = asyncio.get_running_loop()
+        await loop.create_task(session.open())
+        assert (await loop.create_task(session.generate("a fox"))).images
+        assert (await session.generate("an owl")).images
+        await loop.create_task(session.aclose())
+        assert charged(emulator.stats(), 2)
+
+
+async def test_a_session_opened_inside_a_scope_that_has_ended_still_works() -> None:
+    async with emulated() as emulator:
+        session = quick(emulator)
+        async with anyio.create_task_group() as group:
+            group.start_soon(session.open)
+        with anyio.CancelScope() as scope:
+            scope.cancel()
+        assert (await session.generate("a fox")).images
+        async with anyio.create_task_group() as group:
+            group.start_soon(session.aclose)
+        assert charged(emulator.stats(), 1)
+
+
+async def test_a_session_whose_owner_is_cancelled_leaves_nothing_open() -> None:
+    async with emulated(duration=Fixed(30.0)) as emulator:
+
+        async def own() -> None:
+            async with quick(emulator) as session:
+                await session.generate("a fox")
+
+        owner = asyncio.get_running_loop().create_task(own())
+        await received(emulator)
+        owner.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await owner
+        await emulator.no_connections()
+        assert emulator.stats().open_connections == 0
+
+
+async def test_closing_twice_at_once_and_again_is_closing_once() -> None:
+    async with emulated() as emulator:
+        session = quick(emulator)
+        await session.open()
+        await session.generate("a fox")
+        async with asyncio.TaskGroup() as group:
+            for _ in range(3):
+                group.create_task(session.aclose())
+        await session.aclose()
+        with pytest.raises(SessionClosed):
+            await session.generate("an owl")
+        with pytest.raises(ConfigurationError):
+            await session.open()
+        assert charged(emulator.stats(), 1)
+
+
+@pytest.mark.parametrize("fault", [faults.delay(0.2), faults.late(0.2)], ids=lambda fault: str(fault.name))
+@pytest.mark.parametrize("name", BOTH)
+async def test_closing_while_posts_are_on_the_wire_writes_down_their_answers(name: GatewayName, fault: Fault) -> None:
+    ledger = MemoryLedger()
+    keys = [f"fox-{number}" for number in range(3)]
+    async with emulated() as emulator:
+        emulator.queue_faults(CREATE[name], *[fault] * 3)
+        async with quick(emulator, name, ledger=ledger) as session, asyncio.TaskGroup() as group:
+            callers = [group.create_task(outcome(session, "a fox", idempotency_key=key)) for key in keys]
+            await received(emulator, 3)
+            await session.aclose()
+        assert [type(caller.result()) for caller in callers] == [SessionClosed] * 3
+        records = [await ledger.find(key) for key in keys]
+        assert [record and record.state for record in records] == [JobState.RUNNING] * 3
+        async with quick(emulator, name, ledger=ledger) as other:
+            for key in keys:
+                job = await other.job(key)
+                assert job is not None
+                assert (await job).key == key
+        assert emulator.stats().creates_received == 3
+        assert emulator.stats().creates_accepted == 3
+
+
+@pytest.mark.parametrize("name", BOTH)
+async def test_closing_does_not_wait_for_ever_for_an_answer_and_the_next_session_settles_it(name: GatewayName) -> None:
+    ledger = MemoryLedger()
+    async with emulated() as emulator:
+        emulator.queue_faults(CREATE[name], faults.delay(30.0))
+        async with quick(emulator, name, ledger=ledger, timeouts=Timeouts(close_s=0.1)) as session:
+            await session.submit("a fox", idempotency_key="fox-1")
+            await received(emulator)
+            begun_at = emulator.now()
+        assert emulator.now() - begun_at < 2.0
+        record = await ledger.find("fox-1")
+        assert record is not None
+        assert record.state is JobState.SUBMITTING
+        async with quick(emulator, name, ledger=ledger) as other:
+            job = await other.job("fox-1")
+            assert job is not None
+            if name == "apimall":
+                assert (await job).images
+            else:
+                with pytest.raises(JobUncertain):
+                    await job
+        assert charged(emulator.stats(), 1)
+
+
+@pytest.mark.parametrize("name", BOTH)
+async def test_a_job_that_ran_when_its_session_was_closed_is_followed_by_the_next(name: GatewayName) -> None:
+    ledger = MemoryLedger()
+    async with emulated(duration=Fixed(0.2)) as emulator:
+        async with quick(emulator, name, ledger=ledger) as session:
+            job = await session.submit("a fox", idempotency_key="fox-1")
+            task_id = await job.accepted()
+        with pytest.raises(SessionClosed):
+            await job
+        async with quick(emulator, name, ledger=ledger) as other:
+            assert (await other.generate("a fox", idempotency_key="fox-1")).task_id == task_id
+        assert emulator.stats().creates_received == 1
+
+
+async def test_jobs_that_were_not_sent_when_the_session_was_closed_are_not_bought_in_secret() -> None:
+    ledger = MemoryLedger()
+    async with emulated() as emulator:
+        emulator.set_job_limit(0)
+        async with quick(emulator, ledger=ledger) as session:
+            job = await session.submit("a fox", idempotency_key="fox-1")
+            await received(emulator)
+        assert job.state is JobState.PENDING
+        emulator.set_job_limit(None)
+        before = emulator.stats().creates_received
+        async with quick(emulator, ledger=ledger) as other:
+            await asyncio.sleep(0.1)
+            assert emulator.stats().creates_received == before
+            assert (await other.generate("a fox", idempotency_key="fox-1")).images
+        assert charged(emulator.stats(), 1)
+
+
+async def test_a_borrowed_aiohttp_session_is_used_and_stays_open() -> None:
+    async with emulated() as emulator, aiohttp.ClientSession() as http:
+        for name in BOTH:
+            async with quick(emulator, name, http=http) as session:
+                assert (await session.generate("a fox")).images
+        assert not http.closed
+        async with http.get(f"{emulator.url}/cdn/x") as response:
+            assert response.status == 404
+        assert charged(emulator.stats(), 2)
+
+
+async def test_a_borrowed_aiohttp_session_brings_neither_its_headers_nor_its_base_url_along() -> None:
+    async with (
+        emulated() as emulator,
+        aiohttp.ClientSession(
+            "http://127.0.0.1:9/", headers={"Authorization": "Bearer of-another"}, raise_for_status=True
+        ) as http,
+    ):
+        emulator.queue_faults("apimall.create", faults.error(503))
+        async with quick(emulator, http=http) as session:
+            assert (await session.generate("a fox")).images
+        assert charged(emulator.stats(), 1)
+
+
+@pytest.mark.parametrize("name", BOTH)
+async def test_the_proxy_settings_of_the_environment_are_ignored(
+    name: GatewayName, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for variable in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"):
+        monkeypatch.setenv(variable, "http://127.0.0.1:9")
+        monkeypatch.setenv(variable.lower(), "http://127.0.0.1:9")
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    monkeypatch.delenv("no_proxy", raising=False)
+    async with emulated() as emulator:
+        async with quick(emulator, name) as session:
+            assert (await session.generate("a fox")).images
+        assert charged(emulator.stats(), 1)
+
+
+@pytest.mark.emulator(duration=Fixed(0.05), job_limit=2)
+async def test_the_fixture_for_users_runs_an_emulator_as_its_marker_says(nanobanana_emulator: Emulator) -> None:
+    async with quick(nanobanana_emulator) as session, asyncio.TaskGroup() as group:
+        tasks = [group.create_task(session.generate(f"fox {number}")) for number in range(4)]
+    assert all(task.result().images for task in tasks)
+    assert nanobanana_emulator.stats().running_max <= 2
+
+
+async def test_a_session_finds_its_gateway_in_the_environment(
+    nanobanana_emulator: Emulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NANOBANANA_GATEWAY", "defapi")
+    monkeypatch.setenv("DEFAPI_API_KEY", "emulator-key")
+    monkeypatch.setenv("NANOBANANA_BASE_URL", nanobanana_emulator.url)
+    async with Session() as session:
+        assert (await (await session.submit("a fox")).accepted()).startswith("ta")
+
+
+SCRIPT = """
+import asyncio, gc
+from nanobanana_async import Session
+from nanobanana_async.emulator import Emulator, Fixed
+
+async def main():
+    async with Emulator(duration=Fixed({duration})) as emulator:
+        session = Session(emulator.{gateway}(expected_job_s=0.05))
+        await session.open()
+        {use}
+        {lose}
+
+asyncio.run(main())
+"""
+
+
+def stderr_of(script: str) -> str:
+    root = str(Path(nanobanana_async.__file__).parent.parent)
+    environment = {**os.environ, "PYTHONPATH": root, "PYTHONWARNINGS": ""}
+    command = [sys.executable, "-X", "dev", "-W", "default", "-c", script]
+    ran = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=30, check=False)
+    assert ran.returncode == 0, ran.stderr
+    return ran.stderr
+
+
+@pytest.mark.parametrize("gateway", BOTH)
+@pytest.mark.parametrize(
+    ("use", "lose"),
+    [
+        ("pass", "pass"),
+        ("await session.generate('a fox')", "pass"),
+        ("await session.generate('a fox')", "del session; gc.collect(); await asyncio.sleep(0.1)"),
+        ("job = await session.submit('a fox')", "await job.accepted()"),
+    ],
+    ids=["unused", "used", "collected", "busy"],
+)
+def test_a_session_that_is_never_closed_says_so_once_and_clearly(gateway: str, use: str, lose: str) -> None:
+    duration = 30.0 if "submit" in use else 0.05
+    stderr = stderr_of(SCRIPT.format(gateway=gateway, use=use, lose=lose, duration=duration))
+    lines = [line for line in stderr.splitlines() if "Warning" in line]
+    assert len(lines) == 1, stderr
+    assert f"ResourceWarning: <Session {gateway}> was never closed" in lines[0]
+    assert "aclose" in lines[0]
+    for noise in ("Task was destroyed", "Unclosed", "Traceback", "never awaited", "never retrieved"):
+        assert noise not in stderr
+
+
+@pytest.mark.parametrize("gateway", BOTH)
+def test_a_session_that_is_closed_says_nothing_in_development_mode(gateway: str) -> None:
+    script = SCRIPT.format(
+        gateway=gateway, use="await session.generate('a fox')", lose="await session.aclose()", duration=0.05
+    )
+    assert stderr_of(script) == ""

@@ -1,0 +1,96 @@
+"""Storms: much goes wrong by chance, and the books still balance."""
+
+from collections import Counter
+
+import pytest
+
+from nanobanana_async import GenerationResult, JobUncertain
+from nanobanana_async.emulator import Chance, Emulator, Fixed, faults
+from nanobanana_async.emulator.settings import Idempotency
+from tests.end_to_end.scenes import CREATE, QUERY, GatewayName, emulated, quick, together
+
+JOBS = 60
+
+
+def chances(name: GatewayName) -> list[Chance]:
+    return [
+        Chance(chance, fault, endpoint)
+        for endpoint in (CREATE[name], QUERY[name])
+        for chance, fault in (
+            (0.2, faults.reset(processed=True)),
+            (0.1, faults.error(503)),
+            (0.05, faults.garbage()),
+            (0.05, faults.cut()),
+        )
+    ]
+
+
+def charges(emulator: Emulator) -> Counter[str]:
+    return Counter(job.prompt for job in emulator.jobs())
+
+
+@pytest.mark.parametrize("manner", ["replay", "conflict", "forget"])
+@pytest.mark.parametrize("seed", [1, 2])
+async def test_sixty_jobs_in_a_storm_all_end_well_on_apimall_for_one_charge_each(
+    seed: int, manner: Idempotency
+) -> None:
+    prompts = [f"fox {number}" for number in range(JOBS)]
+    async with emulated(
+        seed=seed, chances=chances("apimall"), idempotency=manner, unique_by="prompt", job_limit=25
+    ) as emulator:
+        async with quick(emulator) as session:
+            results = await together(session, prompts)
+            assert session.stats().credits_spent == 8 * JOBS
+        assert [type(result) for result in results] == [GenerationResult] * JOBS
+        assert charges(emulator) == Counter(prompts)
+        assert emulator.stats().double_charges == 0
+        assert emulator.stats().lost_creates > 0
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+async def test_sixty_jobs_in_a_storm_on_defapi_are_charged_once_at_most_and_each_doubt_is_named(seed: int) -> None:
+    prompts = [f"fox {number}" for number in range(JOBS)]
+    async with emulated(seed=seed, chances=chances("defapi"), unique_by="prompt") as emulator:
+        async with quick(emulator, "defapi") as session:
+            results = await together(session, prompts)
+            stats = session.stats()
+        seen, bought = emulator.stats(), charges(emulator)
+    succeeded = {prompt for prompt, result in zip(prompts, results, strict=True) if isinstance(result, GenerationResult)}
+    uncertain = {prompt for prompt, result in zip(prompts, results, strict=True) if isinstance(result, JobUncertain)}
+    assert len(succeeded) + len(uncertain) == JOBS
+    assert (stats.succeeded, stats.uncertain) == (len(succeeded), len(uncertain))
+    assert succeeded
+    assert uncertain
+    assert seen.creates_received == JOBS
+    assert set(bought.values()) == {1}
+    assert succeeded <= set(bought)
+    assert len(bought) == len(succeeded) + len(uncertain & set(bought))
+    assert len(uncertain & set(bought)) == seen.lost_creates
+    assert seen.double_charges == 0
+
+
+async def test_a_storm_of_429_and_failing_tasks_keeps_the_books_balanced() -> None:
+    storm = [Chance(0.15, faults.error(429), "apimall.create"), Chance(0.15, faults.error(429), "apimall.query")]
+    async with emulated(
+        seed=3, chances=storm, job_limit=15, failure_probability=0.2, duration=Fixed(0.05)
+    ) as emulator:
+        async with quick(emulator) as session:
+            results = await together(session, [f"fox {number}" for number in range(JOBS)])
+            stats = session.stats()
+        seen = emulator.stats()
+    good = sum(isinstance(result, GenerationResult) for result in results)
+    assert (stats.succeeded, stats.failed) == (good, JOBS - good)
+    assert (seen.creates_accepted, seen.double_charges, seen.failed) == (JOBS, 0, JOBS - good)
+    assert stats.credits_spent == seen.credits_charged - seen.credits_refunded == 8 * good
+
+
+async def test_an_outage_parks_a_handful_of_jobs_and_not_all_of_them_on_defapi() -> None:
+    async with emulated(duration=Fixed(0.02)) as emulator:
+        emulator.queue_faults("defapi.create", *[faults.html(502)] * 10)
+        async with quick(emulator, "defapi") as session:
+            results = await together(session, [f"fox {number}" for number in range(JOBS)])
+        seen = emulator.stats()
+    parked = sum(isinstance(result, JobUncertain) for result in results)
+    assert parked == 10
+    assert sum(isinstance(result, GenerationResult) for result in results) == JOBS - parked
+    assert (seen.creates_received, seen.creates_accepted, seen.double_charges) == (JOBS, JOBS - parked, 0)

@@ -1,0 +1,327 @@
+"""Imports go strictly downstairs; this test stands on the stairs.
+
+A *room* is a module or folder right under the package, a *floor* a set of rooms that do not know each other. A file may
+import from its own room and from lower floors, and nothing else of ours.
+"""
+
+import ast
+import importlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parent.parent / "nanobanana_async"
+MAX_LINES = 320
+
+FLOORS: tuple[frozenset[str], ...] = (
+    frozenset({"_version"}),
+    frozenset({"errors"}),
+    frozenset({"checks"}),
+    frozenset({"models"}),
+    frozenset({"jobs"}),
+    frozenset({"gateways", "policy"}),
+    frozenset({"config", "observe"}),
+    frozenset({"http", "ledger"}),
+    frozenset({"engine"}),
+    frozenset({"handle", "stats"}),
+    frozenset({"session"}),
+    frozenset({"batch", "webhooks", "display"}),
+    frozenset({"report", "emulator"}),
+    frozenset({"testing"}),
+    frozenset({"cli"}),
+)
+FLOOR_OF = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
+
+# The root re-exports the face of the library: only what is built on that face may import it.
+ROOT_FLOOR = FLOOR_OF["batch"]
+
+# Above the line: no await, no clock, no socket.
+THOUGHT = frozenset({"_version", "errors", "checks", "models", "jobs", "gateways", "policy"})
+IO_MODULES = frozenset(
+    {"aiohttp", "anyio", "asyncio", "concurrent", "http", "logging", "select", "selectors", "signal", "socket"}
+    | {"sqlite3", "ssl", "subprocess", "threading", "time", "urllib.request"}
+)
+CLOCK_READERS = frozenset({"now", "today", "utcnow"})
+
+# Who may bring which guest into the house. A guest that is not listed may be met anywhere below the line.
+GUESTS = {
+    "cyclopts": frozenset({"cli"}),
+    "rich": frozenset({"cli"}),
+    "sqlite3": frozenset({"ledger"}),
+    "PIL": frozenset({"emulator"}),
+    "pytest": frozenset({"emulator", "testing"}),
+    "pytest_asyncio": frozenset({"emulator", "testing"}),
+}
+# The emulator is no client of a gateway, but it calls back, and shares no code with the door.
+NAMES_AIOHTTP_ERRORS = frozenset({"http", "emulator"})
+# Another door without credentials, until the library has one for pictures.
+DOORS_WITHOUT_A_KEY = frozenset({"cli/pictures.py"})
+
+
+def parsed(package: Path) -> Iterator[tuple[str, str, ast.Module]]:
+    """Yield each file's path for people, its room and its tree."""
+    for file in sorted(package.rglob("*.py")):
+        path = file.relative_to(package)
+        room = path.parts[0].removesuffix(".py")
+        yield path.as_posix(), room, ast.parse(file.read_text(encoding="utf-8"))
+
+
+def imported(tree: ast.Module) -> Iterator[tuple[int, str, tuple[str, ...]]]:
+    """Yield each import: its line, the module, the names taken from it (none for a plain `import`)."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield node.lineno, alias.name, ()
+        elif isinstance(node, ast.ImportFrom):
+            module = "." * node.level + (node.module or "")
+            yield node.lineno, module, tuple(alias.name for alias in node.names)
+
+
+def _wrong_step(package: str, room: str, module: str, names: tuple[str, ...]) -> str | None:
+    if module.startswith("."):
+        return "a relative import hides its floor"
+    if module.split(".")[0] != package:
+        return None
+    if not names:
+        return f"write `from {module} import ...`"
+    if module == package:
+        allowed = FLOOR_OF[room] >= ROOT_FLOOR
+        return None if allowed else f"{room} imports the root"
+    there = module.split(".")[1]
+    if there == room:
+        return None
+    if there not in FLOOR_OF:
+        return f"{there} has no floor"
+    if room == "emulator":
+        return f"emulator imports {there}: it is an independent witness"
+    return f"{room} imports {there}" if FLOOR_OF[there] >= FLOOR_OF[room] else None
+
+
+def wrong_imports(package: Path) -> list[str]:
+    """Tell each import of ours that does not go downstairs."""
+    found: list[str] = []
+    for path, room, tree in parsed(package):
+        if room == "__init__":
+            continue
+        if room not in FLOOR_OF:
+            found.append(f"{path}: {room} has no floor")
+            continue
+        for line, module, names in imported(tree):
+            steps = (_wrong_step(package.name, room, step, names) for step in _steps(package.name, module, names))
+            found.extend(f"{path}:{line}: {wrong}" for wrong in steps if wrong)
+    return found
+
+
+def _steps(package: str, module: str, names: tuple[str, ...]) -> list[str]:
+    """Return the modules that an import steps into: `from package import jobs` steps into jobs, not into the root."""
+    if module != package or not names:
+        return [module]
+    return sorted({f"{package}.{name}" if name in FLOOR_OF else package for name in names})
+
+
+def unquiet_thoughts(package: Path) -> list[str]:
+    """Tell each await, clock or door to the outside world in a file that should only think."""
+    found: list[str] = []
+    for path, room, tree in parsed(package):
+        if room not in THOUGHT:
+            continue
+        for line, module, _ in imported(tree):
+            if module in IO_MODULES or module.split(".")[0] in IO_MODULES:
+                found.append(f"{path}:{line}: imports {module}")
+        for node in ast.walk(tree):
+            if isinstance(node, ast.AsyncFunctionDef) and not _is_signature(node):
+                found.append(f"{path}:{node.lineno}: awaits")
+            elif isinstance(node, ast.Attribute) and node.attr in CLOCK_READERS:
+                found.append(f"{path}:{node.lineno}: reads a clock")
+    return found
+
+
+def _is_signature(node: ast.AsyncFunctionDef) -> bool:
+    # A protocol may say that others will await; the words are docstring and dots.
+    return all(isinstance(line, ast.Expr) and isinstance(line.value, ast.Constant) for line in node.body)
+
+
+def misplaced_guests(package: Path) -> list[str]:
+    """Tell each foreign library in a room where it is not at home."""
+    return [
+        f"{path}:{line}: {room} imports {module}"
+        for path, room, tree in parsed(package)
+        for line, module, _ in imported(tree)
+        if room not in GUESTS.get(module.split(".")[0], {room})
+    ]
+
+
+def foreign_errors(package: Path) -> list[str]:
+    """Tell each aiohttp exception that is named behind the door: its repr may print the Authorization header."""
+    aiohttp = importlib.import_module("aiohttp")
+    errors = {name for name in dir(aiohttp) if _is_exception(getattr(aiohttp, name))}
+    found: list[str] = []
+    for path, room, tree in parsed(package):
+        if room in NAMES_AIOHTTP_ERRORS or path in DOORS_WITHOUT_A_KEY:
+            continue
+        for line, module, names in imported(tree):
+            if module in {"aiohttp", "aiohttp.client_exceptions"}:
+                found.extend(f"{path}:{line}: names aiohttp.{name}" for name in names if name in errors)
+        found.extend(
+            f"{path}:{node.lineno}: names aiohttp.{node.attr}"
+            for node in ast.walk(tree)
+            if isinstance(node, ast.Attribute) and node.attr in errors and _is_name(node.value, "aiohttp")
+        )
+    return found
+
+
+def _is_exception(value: object) -> bool:
+    return isinstance(value, type) and issubclass(value, BaseException)
+
+
+def _is_name(node: ast.expr, name: str) -> bool:
+    return isinstance(node, ast.Name) and node.id == name
+
+
+def hidden_cycles(package: Path) -> list[str]:
+    """Tell each `TYPE_CHECKING`: needing one is a cycle's first cough."""
+    return [
+        f"{path}:{node.lineno}: TYPE_CHECKING"
+        for path, _, tree in parsed(package)
+        for node in ast.walk(tree)
+        if (isinstance(node, ast.Name) and node.id == "TYPE_CHECKING")
+        or (isinstance(node, ast.Attribute) and node.attr == "TYPE_CHECKING")
+    ]
+
+
+def long_files(package: Path) -> list[str]:
+    """Tell each file that has more than one reason to exist, by its length."""
+    lengths = {file: len(file.read_text(encoding="utf-8").splitlines()) for file in package.rglob("*.py")}
+    return [f"{file.name}: {lines} lines" for file, lines in sorted(lengths.items()) if lines >= MAX_LINES]
+
+
+def statements_in_root(package: Path) -> list[str]:
+    """Tell each statement of the root that is neither docstring, import nor a list of names."""
+    tree = ast.parse((package / "__init__.py").read_text(encoding="utf-8"))
+    return [f"__init__.py:{node.lineno}: runs" for node in tree.body if not _only_names(node)]
+
+
+def _only_names(node: ast.stmt) -> bool:
+    if isinstance(node, ast.Assign):
+        return all(isinstance(target, ast.Name) and target.id.startswith("__") for target in node.targets)
+    docstring = isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+    return docstring or isinstance(node, ast.ImportFrom)
+
+
+def test_every_import_goes_downstairs() -> None:
+    assert wrong_imports(PACKAGE) == []
+
+
+def test_above_the_line_nothing_awaits_reads_a_clock_or_opens_a_socket() -> None:
+    assert unquiet_thoughts(PACKAGE) == []
+
+
+def test_foreign_libraries_stay_in_their_rooms() -> None:
+    assert misplaced_guests(PACKAGE) == []
+
+
+def test_aiohttp_exceptions_are_named_at_the_door_only() -> None:
+    assert foreign_errors(PACKAGE) == []
+
+
+def test_no_import_is_for_type_checkers_only() -> None:
+    assert hidden_cycles(PACKAGE) == []
+
+
+def test_every_file_is_short() -> None:
+    assert long_files(PACKAGE) == []
+
+
+def test_the_root_holds_names_only() -> None:
+    assert statements_in_root(PACKAGE) == []
+
+
+def test_every_room_has_exactly_one_floor() -> None:
+    assert sum(len(rooms) for rooms in FLOORS) == len(FLOOR_OF)
+    assert set(FLOOR_OF) >= THOUGHT
+
+
+def a_house_with(tmp_path: Path, **files: str) -> Path:
+    """Build a small tree; `__` in a name stands for a slash."""
+    package = tmp_path / "house"
+    for name, text in files.items():
+        file = package / f"{name.replace('__', '/')}.py"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text, encoding="utf-8")
+    return package
+
+
+@pytest.mark.parametrize(
+    ("file", "line", "complaint"),
+    [
+        ("jobs", "from house.session import Session", "jobs imports session"),
+        ("gateways__apimall", "from house.policy.retry import decide", "gateways imports policy"),
+        ("engine__wire", "from house import Session", "engine imports the root"),
+        ("jobs", "from house import session", "jobs imports session"),
+        ("emulator__app", "from house.errors import NanoBananaError", "independent witness"),
+        ("session", "def late():\n    from house.cli.app import run", "session imports cli"),
+        ("session", "import house.errors", "write `from house.errors import ...`"),
+        ("session", "from .errors import JobError", "relative"),
+        ("session", "from house.attic import ghost", "attic has no floor"),
+        ("attic", "ghost = 1", "attic has no floor"),
+    ],
+)
+def test_a_wrong_import_is_caught(tmp_path: Path, file: str, line: str, complaint: str) -> None:
+    found = wrong_imports(a_house_with(tmp_path, **{file: line}))
+    assert len(found) == 1
+    assert complaint in found[0]
+
+
+@pytest.mark.parametrize(
+    ("file", "line"),
+    [
+        ("session", "from house.engine.wire import Wire"),
+        ("engine__buying", "from house.engine.wire import Wire"),
+        ("session", "from house import errors"),
+        ("emulator__handle", "from house import ApiMall"),
+        ("cli__app", "from house import Session"),
+        ("jobs", "from decimal import Decimal"),
+    ],
+)
+def test_a_right_import_is_let_through(tmp_path: Path, file: str, line: str) -> None:
+    assert wrong_imports(a_house_with(tmp_path, **{file: line})) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("async def act():\n    return 1", "awaits"),
+        ("import time", "imports time"),
+        ("from aiohttp import web", "imports aiohttp"),
+        ("import urllib.request", "imports urllib.request"),
+        ("from datetime import UTC, datetime\nborn = datetime.now(UTC)", "reads a clock"),
+    ],
+)
+def test_a_thought_that_acts_is_caught(tmp_path: Path, text: str, complaint: str) -> None:
+    assert complaint in unquiet_thoughts(a_house_with(tmp_path, policy__retry=text))[0]
+    assert unquiet_thoughts(a_house_with(tmp_path, policy__retry="", session=text)) == []
+
+
+def test_a_protocol_may_promise_what_others_await(tmp_path: Path) -> None:
+    promise = 'class Door:\n    async def open(self) -> None:\n        """Open."""\n        ...'
+    assert unquiet_thoughts(a_house_with(tmp_path, gateways__contract=promise)) == []
+
+
+def test_other_trespasses_are_caught_too(tmp_path: Path) -> None:
+    package = a_house_with(
+        tmp_path,
+        session="import aiohttp\nimport rich\nx = aiohttp.ClientError",
+        batch="from aiohttp import ClientTimeout, ServerTimeoutError",
+        jobs="from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    x = 1",
+        models="\n" * MAX_LINES,
+    )
+    (package / "__init__.py").write_text("from house.errors import JobError\nprint(JobError)", encoding="utf-8")
+    assert misplaced_guests(package) == ["session.py:2: session imports rich"]
+    assert foreign_errors(package) == [
+        "batch.py:1: names aiohttp.ServerTimeoutError",
+        "session.py:3: names aiohttp.ClientError",
+    ]
+    assert hidden_cycles(package) == ["jobs.py:2: TYPE_CHECKING"]
+    assert long_files(package) == [f"models.py: {MAX_LINES} lines"]
+    assert statements_in_root(package) == ["__init__.py:2: runs"]

@@ -1,0 +1,214 @@
+"""What happens is told as events, and logged under stable names, without prompts and without API keys."""
+
+import asyncio
+import logging
+from typing import Any
+
+import pytest
+
+from nanobanana_async import (
+    ConcurrencyPolicy,
+    JobState,
+    LedgerError,
+    NanoBananaError,
+    RetryPolicy,
+    Timeouts,
+    TransportError,
+)
+from nanobanana_async.errors import ContractBroken, InsufficientCredits
+from nanobanana_async.gateways.contract import HttpResponse
+from nanobanana_async.observe import (
+    Announcer,
+    CreateFailed,
+    Event,
+    JobMoved,
+    JobSeen,
+    QueryFailed,
+    UnknownStatus,
+    log_event,
+)
+from nanobanana_async.testing import FakeTransport, Reply
+from tests.engine.sayings import Step, completed, created, in_turn, refused, said, task
+from tests.engine.scenes import API_KEY, Notebook, Opening, apimall, defapi, virtually
+from tests.test_jobs import record
+
+PROMPT = "a-very-secret-fox-in-the-snow"
+ECHO = f"your prompt {PROMPT!r} and your key {API_KEY} are not welcome"
+
+LOST = TransportError("the connection was reset", sent=True)
+FOUND = record(state=JobState.RUNNING, task_id="t-1", body=PROMPT.encode())
+
+EVENTS: dict[str, tuple[Event, str, int, dict[str, Any]]] = {
+    "born": (JobMoved(before=None, record=FOUND), "job.moved", logging.DEBUG, {"before": None, "state": "running"}),
+    "moved": (
+        JobMoved(before=JobState.SUBMITTING, record=FOUND),
+        "job.moved",
+        logging.DEBUG,
+        {"before": "submitting", "state": "running", "task_id": "t-1"},
+    ),
+    "uncertain": (
+        JobMoved(before=JobState.SUBMITTING, record=record(state=JobState.UNCERTAIN)),
+        "job.moved",
+        logging.WARNING,
+        {"state": "uncertain"},
+    ),
+    "create failed": (
+        CreateFailed(record=FOUND, error=LOST, move="repeat", wait_s=1.23456),
+        "create.failed",
+        logging.INFO,
+        {"error": "TransportError: the connection was reset", "move": "repeat", "wait_s": 1.235},
+    ),
+    "create refused": (
+        CreateFailed(
+            record=FOUND,
+            error=InsufficientCredits(ECHO, status=402, code="no_credits", request_id="req_1"),
+            move="refuse",
+            wait_s=0.0,
+        ),
+        "create.failed",
+        logging.INFO,
+        {"error": "InsufficientCredits [402, no_credits, req_1]", "move": "refuse"},
+    ),
+    "seen": (
+        JobSeen(record=FOUND, status="processing", looks=3),
+        "job.seen",
+        logging.DEBUG,
+        {"status": "processing", "looks": 3},
+    ),
+    "query failed": (
+        QueryFailed(record=FOUND, error=ContractBroken("not JSON", status=200, body=ECHO), wait_s=2.5),
+        "query.failed",
+        logging.INFO,
+        {"error": "ContractBroken: not JSON", "wait_s": 2.5},
+    ),
+    "query failed for good": (
+        QueryFailed(record=FOUND, error=ValueError(ECHO), wait_s=None),
+        "query.failed",
+        logging.INFO,
+        {"error": "ValueError", "wait_s": None},
+    ),
+    "strange word": (
+        UnknownStatus(record=FOUND, status="dreaming"),
+        "status.unknown",
+        logging.WARNING,
+        {"status": "dreaming"},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", EVENTS)
+def test_each_event_is_logged_under_a_stable_name_with_its_facts_as_extras(
+    name: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    event, word, level, facts = EVENTS[name]
+    with caplog.at_level(logging.DEBUG, "nanobanana_async"):
+        log_event(event)
+    (line,) = caplog.records
+    extras = line.__dict__
+    assert (line.name, line.levelno, extras["event"], extras["job"]) == ("nanobanana_async", level, word, "order-1")
+    assert {fact: extras[fact] for fact in facts} == facts
+    assert line.getMessage().startswith(f"{word} job=order-1 state=")
+    assert "None" not in line.getMessage()
+
+
+def test_what_nobody_listens_to_is_not_even_put_into_words(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING, "nanobanana_async"):
+        for name in ("moved", "seen", "create failed", "query failed"):
+            log_event(EVENTS[name][0])
+    assert not caplog.records
+
+
+def test_an_observer_that_raises_is_logged_and_the_next_one_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    heard: list[Event] = []
+
+    def broken(_: Event) -> None:
+        raise ZeroDivisionError
+
+    event = EVENTS["seen"][0]
+    Announcer((broken, heard.append))(event)
+    assert heard == [event]
+    (line,) = caplog.records
+    assert line.levelno == logging.ERROR
+    assert line.getMessage().startswith("observer.failed")
+    assert line.exc_info is not None
+
+
+SCENES: dict[str, tuple[list[Step], list[Step]]] = {
+    "all is well": ([created()], [task("processing"), completed()]),
+    "the gateway quotes us": ([refused(400, "bad", ECHO)], [completed()]),
+    "garbage quotes us": ([HttpResponse(status=200, body=ECHO.encode())], [completed()]),
+    "an answer without a task quotes us": ([said(200, {"success": True, "data": {"why": ECHO}})], [completed()]),
+    "lost and found": ([LOST, refused(503, "busy", ECHO), created()], [LOST, completed()]),
+    "limited": ([refused(429, "slow", ECHO), created()], [refused(429, "slow", ECHO), completed()]),
+    "the task fails": ([created()], [task("failed", error_message=ECHO)]),
+    "a strange word": ([created()], [task("dreaming", prompt=ECHO), completed()]),
+    "no image": ([created()], [task("completed", prompt=ECHO)]),
+    "a bad key": ([created()], [refused(401, "key", ECHO)]),
+    "lost for ever": ([LOST], [completed()]),
+    "never sent": ([TransportError("refused", sent=False)], [completed()]),
+    "a bug": ([lambda _: _bug()], [completed()]),
+}
+
+
+def _bug() -> Reply:
+    raise ZeroDivisionError
+
+
+@pytest.mark.parametrize("session_of", [apimall, defapi])
+@pytest.mark.parametrize("broken", [None, 2, 3, 4])
+@pytest.mark.parametrize("name", SCENES)
+@virtually
+async def test_neither_prompt_nor_api_key_is_ever_logged(
+    name: str, broken: int | None, session_of: Opening, caplog: pytest.LogCaptureFixture
+) -> None:
+    transport = FakeTransport(in_turn(*SCENES[name]))
+    settings: dict[str, Any] = {
+        "ledger": Notebook(fails=[] if broken is None else [broken]),
+        "retry": RetryPolicy(max_attempts=3),
+        "timeouts": Timeouts(job_s=60.0),
+        "concurrency": ConcurrencyPolicy(),
+    }
+    with caplog.at_level(logging.DEBUG):
+        async with session_of(transport, **settings) as session:
+            with_key: dict[str, Any] = {"idempotency_key": "order-1"}
+            caller = asyncio.Task(session.generate(PROMPT, **with_key))
+            await asyncio.wait([caller])
+            error = caller.exception()
+            assert error is None or isinstance(error, NanoBananaError)
+            assert error is None or API_KEY not in f"{error} {error!r} {vars(error)}"
+            assert API_KEY not in f"{session!r} {session.gateway!r} {transport.requests!r}"
+    logged = [f"{line.getMessage()} {line.__dict__} {line.exc_text}" for line in caplog.records]
+    assert logged
+    assert not [line for line in logged if PROMPT in line or API_KEY in line]
+
+
+@virtually
+async def test_events_tell_the_whole_story_of_a_job() -> None:
+    story: list[str] = []
+
+    def note(event: Event) -> None:
+        match event:
+            case JobMoved(record=found):
+                fact = found.state.value
+            case CreateFailed(move=move):
+                fact = move
+            case JobSeen(status=status) | UnknownStatus(status=status):
+                fact = status
+            case QueryFailed(error=error):
+                fact = type(error).__name__
+        story.append(f"{type(event).__name__} {fact}")
+
+    transport = FakeTransport(in_turn([LOST, created()], [LOST, task("processing"), completed()]))
+    async with apimall(transport, observers=[note], ledger=Notebook(fails=[5])) as session:
+        await session.generate("a fox")
+    assert story == [
+        "JobMoved pending",
+        "JobMoved submitting",
+        "CreateFailed repeat",
+        "JobMoved running",
+        "QueryFailed TransportError",
+        "JobSeen processing",
+        "JobSeen completed",
+        "JobMoved succeeded",
+        f"QueryFailed {LedgerError.__name__}",
+    ]

@@ -1,0 +1,104 @@
+"""What the package root promises: exactly these names. Each addition is a promise, each removal breaks one."""
+
+import importlib
+import importlib.metadata
+import inspect
+import os
+import subprocess
+import sys
+
+import nanobanana_async
+from nanobanana_async import errors
+
+PUBLIC = {
+    "ApiMall",
+    "ConcurrencyPolicy",
+    "DefApi",
+    "Gateway",
+    "GeneratedImage",
+    "GenerationResult",
+    "ImageRequest",
+    "Job",
+    "JobState",
+    "Ledger",
+    "MemoryLedger",
+    "PollPolicy",
+    "RetryPolicy",
+    "Session",
+    "SessionStats",
+    "Timeouts",
+    "__version__",
+}
+ERRORS = {
+    "AccessDenied",
+    "AuthenticationError",
+    "BatchStopped",
+    "ConfigurationError",
+    "ContractBroken",
+    "CreditLimitReached",
+    "DownloadError",
+    "GatewayError",
+    "GatewayUnavailable",
+    "IdempotencyConflict",
+    "InsufficientCredits",
+    "InvalidRequest",
+    "JobError",
+    "JobFailed",
+    "JobUncertain",
+    "JobUnfinished",
+    "JobWithdrawn",
+    "LedgerError",
+    "NanoBananaError",
+    "PromptBlocked",
+    "RateLimited",
+    "SessionClosed",
+    "TaskNotFound",
+    "TransportError",
+}
+# What `from nanobanana_async import ...` costs in a server: none of the extras, nothing of the emulator.
+HEAVY = ("PIL", "cyclopts", "rich", "jinja2", "pytest", "sqlite3", "nanobanana_async.emulator", "nanobanana_async.cli")
+
+
+def test_the_surface_is_chosen_not_grown() -> None:
+    assert set(nanobanana_async.__all__) == PUBLIC | ERRORS
+    assert len(nanobanana_async.__all__) == len(set(nanobanana_async.__all__))
+
+
+def test_every_public_name_resolves() -> None:
+    missing = [name for name in nanobanana_async.__all__ if not hasattr(nanobanana_async, name)]
+    assert missing == []
+    assert set(nanobanana_async.__all__) <= set(dir(nanobanana_async))
+
+
+def test_nothing_else_is_visible_but_modules() -> None:
+    visible = {name for name in dir(nanobanana_async) if not name.startswith("_")}
+    strangers = {name for name in visible - PUBLIC - ERRORS if not inspect.ismodule(getattr(nanobanana_async, name))}
+    assert strangers == set()
+
+
+def test_every_error_is_public() -> None:
+    ours = {
+        name
+        for name, value in vars(errors).items()
+        if inspect.isclass(value) and issubclass(value, BaseException) and value.__module__ == errors.__name__
+    }
+    assert ours == ERRORS
+
+
+def test_every_public_name_says_what_it_is() -> None:
+    silent = [name for name in nanobanana_async.__all__ if not inspect.getdoc(getattr(nanobanana_async, name))]
+    assert silent == []
+
+
+def test_the_version_is_that_of_the_distribution() -> None:
+    assert nanobanana_async.__version__ == importlib.metadata.version("nanobanana-async")
+
+
+def test_importing_the_root_brings_no_extra() -> None:
+    program = f"import sys, nanobanana_async; print([name for name in {HEAVY!r} if name in sys.modules])"
+    # A coverage run follows us into the child, and brings modules of its own.
+    environ = {name: value for name, value in os.environ.items() if not name.startswith("COVERAGE")}
+    done = subprocess.run(
+        [sys.executable, "-c", program], env=environ, capture_output=True, text=True, timeout=30, check=True
+    )
+    assert done.stdout.strip() == "[]"

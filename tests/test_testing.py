@@ -1,0 +1,139 @@
+"""Virtual time and the fake transport: tools for other people's tests, tested themselves."""
+
+import asyncio
+import time
+from datetime import timedelta
+
+import pytest
+
+from nanobanana_async import TransportError, testing
+from nanobanana_async.gateways.contract import HttpRequest, HttpResponse
+from nanobanana_async.testing import EPOCH, FakeTransport, Reply, VirtualLoop, run
+
+ASK = HttpRequest(method="GET", url="https://gateway.example/1")
+BUY = HttpRequest(method="POST", url="https://gateway.example", body=b"{}")
+FINE = HttpResponse(status=200, body=b"{}")
+
+
+def test_a_day_passes_in_a_moment_and_to_the_second() -> None:
+    async def sleep() -> float:
+        loop = asyncio.get_running_loop()
+        await asyncio.sleep(86_400.0)
+        return loop.time()
+
+    began = time.perf_counter()
+    assert run(sleep()) == 86_400.0
+    assert time.perf_counter() - began < 1.0
+
+
+def test_things_happen_in_the_order_of_their_virtual_time() -> None:
+    happened: list[tuple[float, str]] = []
+
+    async def wait(seconds: float, name: str) -> None:
+        await asyncio.sleep(seconds)
+        happened.append((asyncio.get_running_loop().time(), name))
+
+    async def main() -> None:
+        async with asyncio.TaskGroup() as group:
+            for seconds, name in ((30.0, "late"), (10.0, "soon"), (20.0, "then")):
+                group.create_task(wait(seconds, name))
+
+    run(main())
+    assert happened == [(10.0, "soon"), (20.0, "then"), (30.0, "late")]
+
+
+def test_the_calendar_follows_the_virtual_time_and_can_be_set_alone() -> None:
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        assert isinstance(loop, VirtualLoop)
+        assert loop.utcnow() == EPOCH
+        await asyncio.sleep(60.0)
+        assert loop.utcnow() == EPOCH + timedelta(minutes=1)
+        loop.calendar_shift = timedelta(hours=-2)
+        assert loop.utcnow() == EPOCH - timedelta(minutes=119)
+        assert loop.time() == 60.0
+
+    run(main())
+
+
+def test_timeouts_and_threads_work_on_virtual_time() -> None:
+    async def main() -> str:
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(3600.0):
+                await asyncio.Event().wait()
+        return await asyncio.to_thread(lambda: "from a thread")
+
+    assert run(main()) == "from a thread"
+
+
+def test_a_deadlock_is_named_and_does_not_hang(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(testing, "PATIENCE_S", 0.05)
+
+    async def wait_for_ever() -> None:
+        await asyncio.Event().wait()
+
+    loop = VirtualLoop()
+    waiting = loop.create_task(wait_for_ever())
+    with pytest.raises(RuntimeError, match="deadlock: every task waits"):
+        loop.run_until_complete(waiting)
+    waiting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        loop.run_until_complete(waiting)
+    loop.close()
+
+
+def test_run_hands_back_what_the_coroutine_raises() -> None:
+    async def fail() -> None:
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        run(fail())
+
+
+def test_the_fake_answers_after_its_latency_and_keeps_what_was_asked() -> None:
+    async def main() -> None:
+        fake = FakeTransport(lambda _: FINE, latency_s=0.5)
+        await fake.open()
+        sending = asyncio.Task(fake.send(BUY, timeout_s=5.0))
+        await asyncio.sleep(0.1)
+        assert fake.open_now == 1
+        assert await sending is FINE
+        assert asyncio.get_running_loop().time() == 0.5
+        await fake.send(ASK, timeout_s=5.0)
+        await fake.aclose()
+        assert fake.open_now == 0
+        assert list(fake.requests) == [BUY, ASK]
+        assert list(fake.creates) == [BUY]
+        assert list(fake.queries) == [ASK]
+
+    run(main())
+
+
+def test_an_exception_that_the_answer_returns_is_raised_after_the_latency() -> None:
+    async def main() -> None:
+        refused = TransportError("refused", sent=False)
+        fake = FakeTransport(lambda _: refused, latency_s=0.5)
+        with pytest.raises(TransportError) as caught:
+            await fake.send(ASK, timeout_s=5.0)
+        assert caught.value is refused
+        assert asyncio.get_running_loop().time() == 0.5
+
+    run(main())
+
+
+def test_an_answer_that_takes_longer_than_the_timeout_is_lost_and_perhaps_was_sent() -> None:
+    async def slowly(_: HttpRequest) -> Reply:
+        await asyncio.sleep(10.0)
+        return FINE
+
+    async def main() -> None:
+        fake = FakeTransport(slowly)
+        with pytest.raises(TransportError, match="no answer in time") as caught:
+            await fake.send(BUY, timeout_s=3.0)
+        assert caught.value.sent
+        assert not caught.value.safe_to_repeat
+        assert asyncio.get_running_loop().time() == pytest.approx(3.0)
+        assert fake.open_now == 0
+        assert (await fake.send(ASK, timeout_s=30.0)).status == 200
+
+    run(main())
