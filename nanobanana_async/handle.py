@@ -89,8 +89,9 @@ class Job:
         Raises `JobUnfinished` after `timeout` seconds: the job goes on, and can be awaited again. Raises what ended it
         otherwise: `JobFailed`, `JobUncertain`, `JobWithdrawn`, the gateway's refusal, or what ended the following.
         """
+        deadline = asyncio.timeout(timeout)
         try:
-            async with asyncio.timeout(timeout) as deadline:
+            async with deadline:
                 return await self._result()
         except TimeoutError as error:
             if isinstance(error, NanoBananaError) or not deadline.expired():

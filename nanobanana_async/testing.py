@@ -1,6 +1,6 @@
 """Test your own code without paying or waiting: virtual time, and gateways that need no socket.
 
-With `virtual.run` an event loop's time jumps ahead whenever every task waits: an hour of polling passes in
+With `run` an event loop's time jumps ahead whenever every task waits: an hour of polling passes in
 milliseconds. `FakeTransport` answers a session's requests by a function; `WorldTransport` lets a whole emulated
 gateway answer them. Both are handed in as `Session(..., http=transport)`.
 """

@@ -1,14 +1,17 @@
 """Virtual time and the fake transport: tools for other people's tests, tested themselves."""
 
 import asyncio
+import json
 import time
 from datetime import timedelta
 
 import pytest
 
-from nanobanana_async import TransportError, testing
+from nanobanana_async import ApiMall, Session, TransportError, testing
+from nanobanana_async.emulator import Fixed, World, WorldSettings
+from nanobanana_async.emulator.faults import Fault, Script, cut, late, reset, stall, wrong_length
 from nanobanana_async.gateways.contract import HttpRequest, HttpResponse
-from nanobanana_async.testing import EPOCH, FakeTransport, Reply, VirtualLoop, run
+from nanobanana_async.testing import EPOCH, FakeTransport, Reply, VirtualLoop, WorldTransport, run
 
 ASK = HttpRequest(method="GET", url="https://gateway.example/1")
 BUY = HttpRequest(method="POST", url="https://gateway.example", body=b"{}")
@@ -135,5 +138,59 @@ def test_an_answer_that_takes_longer_than_the_timeout_is_lost_and_perhaps_was_se
         assert asyncio.get_running_loop().time() == pytest.approx(3.0)
         assert fake.open_now == 0
         assert (await fake.send(ASK, timeout_s=30.0)).status == 200
+
+    run(main())
+
+
+API_KEY = "emulator-key"
+JOB = json.dumps({"model": "nano-banana-pro", "prompt": "a fox"}).encode()
+
+
+def world_with(*meets: Fault | None) -> WorldTransport:
+    script = Script({"apimall.create": list(meets)})
+    return WorldTransport(World(WorldSettings(duration=Fixed(10.0), script=script)), api_key=API_KEY)
+
+
+def create() -> HttpRequest:
+    return ApiMall(api_key=API_KEY).build_create(JOB, wire_key="order-1")
+
+
+def test_a_whole_world_answers_without_sockets_and_an_hour_of_jobs_takes_a_moment() -> None:
+    async def main() -> None:
+        transport = world_with()
+        async with Session(ApiMall(api_key=API_KEY), http=transport) as session:
+            for number in range(30):
+                assert (await session.generate(f"fox {number}")).images
+        assert asyncio.get_running_loop().time() >= 300.0
+        stats = transport.world.stats(asyncio.get_running_loop().time())
+        assert (stats.creates_accepted, stats.double_charges) == (30, 0)
+
+    run(main())
+
+
+@pytest.mark.parametrize(("fault", "says"), [(reset(), "was reset"), (cut(), "was cut off")])
+def test_a_world_can_lose_its_answers(fault: Fault, says: str) -> None:
+    async def main() -> None:
+        transport = world_with(fault)
+        with pytest.raises(TransportError, match=says) as caught:
+            await transport.send(create(), timeout_s=5.0)
+        assert caught.value.sent
+        assert (await transport.send(create(), timeout_s=5.0)).status == 200
+
+    run(main())
+
+
+def test_a_world_can_answer_in_part_late_and_never() -> None:
+    async def main() -> None:
+        transport = world_with(wrong_length(sent_share=0.5), late(2.0), stall(1e6))
+        loop = asyncio.get_running_loop()
+        short = await transport.send(create(), timeout_s=5.0)
+        with pytest.raises(ValueError, match=r"."):
+            json.loads(short.body)
+        began = loop.time()
+        assert (await transport.send(create(), timeout_s=5.0)).status == 200
+        assert loop.time() - began > 2.0
+        with pytest.raises(TransportError, match="no answer in time"):
+            await transport.send(create(), timeout_s=5.0)
 
     run(main())

@@ -65,22 +65,26 @@ class Buyer:
     async def buy(self, entry: Entry) -> float:
         """Make one create for the job, first or repeated; return when it is due again."""
         sent_before = entry.record.first_sent_at is not None
-        error: NanoBananaError | None = None
+        answer = await self._tried(entry)
+        match answer:
+            case Accepted():
+                return await self._accepted(entry, answer)
+            case LedgerError():  # no durable intent, no POST
+                entry.stopped = answer
+                entry.wake()
+                return NEVER
+            case _:
+                return await self._not_accepted(entry, answer, sent_before)
+
+    async def _tried(self, entry: Entry) -> Accepted | NanoBananaError:
         try:
             if entry.record.state is JobState.PENDING:
                 await self._write_intent(entry)
-            accepted = await self._post(entry)
-        except NanoBananaError as failure:
-            error = failure
+            return await self._post(entry)
+        except NanoBananaError as error:
+            return error
         finally:
             self._slots.answered(entry)
-        if error is None:
-            return await self._accepted(entry, accepted)
-        if isinstance(error, LedgerError):  # no durable intent, no POST
-            entry.stopped = error
-            entry.wake()
-            return NEVER
-        return await self._not_accepted(entry, error, sent_before)
 
     async def _write_intent(self, entry: Entry) -> None:
         record = entry.record

@@ -24,6 +24,7 @@ class Host:
         self._task: asyncio.Task[None] | None = None
         self.engine: Engine | None = None
         self.closed = False
+        self._abandoned = False
 
     async def open(self, build: Callable[[], Engine]) -> None:
         """Open everything; `build` makes the engine once ledger and transport are open."""
@@ -66,11 +67,14 @@ class Host:
         """Say that the session is gone and was not closed; once, clearly."""
         if self._task is not None and not self.closed:
             self.closed = True
-            warnings.warn(
-                f"{self._name} was never closed: use 'async with Session(...)', or await session.aclose()",
-                ResourceWarning,
-                stacklevel=2,
-            )
+            self._warn()
+
+    def _warn(self) -> None:
+        warnings.warn(
+            f"{self._name} was never closed: use 'async with Session(...)', or await session.aclose()",
+            ResourceWarning,
+            stacklevel=3,
+        )
 
     async def _live(self, build: Callable[[], Engine]) -> None:
         try:
@@ -86,6 +90,9 @@ class Host:
             if self._opened.done():
                 raise
             self._opened.set_exception(_closed_while_opening() if self._closing.is_set() else error)
+        finally:
+            if self._abandoned:  # here, where all is closed: a warning may be an error
+                self._warn()
 
     async def _work(self, engine: Engine) -> None:
         async with anyio.create_task_group() as group:
@@ -94,7 +101,7 @@ class Host:
             try:
                 await self._closing.wait()
             except asyncio.CancelledError:  # the event loop ends around us
-                self.lost()
+                self._abandoned, self.closed = not self.closed, True
                 raise
             finally:
                 with anyio.CancelScope(shield=True):

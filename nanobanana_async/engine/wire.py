@@ -20,6 +20,8 @@ class Wire:
     def __init__(self, max_requests: int, *, freed: Callable[[], None], crashed: Callable[[Entry, Exception], None]):
         self._permits = anyio.Semaphore(max_requests, max_value=max_requests)
         self._max_requests = max_requests
+        self.free = max_requests
+        """How many more requests may leave."""
         self._freed = freed
         self._crashed = crashed
         self._group: TaskGroup | None = None
@@ -32,21 +34,17 @@ class Wire:
     @property
     def busy(self) -> int:
         """How many requests are out."""
-        return self._max_requests - self._permits.value
-
-    @property
-    def free(self) -> int:
-        """How many more requests may leave."""
-        return self._permits.value
+        return self._max_requests - self.free
 
     @property
     def full(self) -> bool:
         """Whether no further request may leave."""
-        return not self._permits.value
+        return not self.free
 
     def send(self, errand: Errand, entry: Entry) -> None:
         """Run an errand that makes a request; the wire must not be full."""
         self._permits.acquire_nowait()
+        self.free -= 1
         self._run(errand, entry, True)
 
     def spawn(self, errand: Errand, entry: Entry) -> None:
@@ -72,6 +70,7 @@ class Wire:
             finally:
                 if permitted:
                     self._permits.release()
+                    self.free += 1
             self._freed()
             if len(self._idle) >= self._max_requests:
                 return

@@ -24,7 +24,7 @@ class HttpRequest:
 
 @frozen(kw_only=True)
 class HttpResponse:
-    """An answer, read whole. Header names are lower case."""
+    """An answer, read whole. Header names are found in lower case."""
 
     status: int
     headers: Mapping[str, str] = field(factory=dict)

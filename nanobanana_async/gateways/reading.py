@@ -6,6 +6,7 @@ decorates (credits, times, model) never does: it must not lose a job that was pa
 
 import json
 import re
+from codecs import BOM_UTF8
 from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal, InvalidOperation
@@ -87,7 +88,7 @@ class Answer:
     def decoded(self) -> dict[str, Any]:
         """Return the JSON object that the body holds, or raise `ContractBroken`."""
         try:
-            envelope = _JSON.decode(self.body.decode("utf-8-sig"))
+            envelope = _JSON.decode(self.body.removeprefix(BOM_UTF8).decode())
         except ValueError:  # JSONDecodeError and UnicodeDecodeError are such
             raise self.broken("the answer is not JSON") from None
         except RecursionError:
@@ -212,9 +213,11 @@ def still_running(fields: object, standings: Mapping[str, Standing]) -> Observat
         return None
     status, task = fields.get("status"), fields.get("task_id")
     standing = standings.get(status) if isinstance(status, str) else None
-    if standing is None or standing.state is not JobState.RUNNING or not isinstance(task, str):
+    if standing is None or standing.state is not JobState.RUNNING:
         return None
-    return Observation(task_id=known_task_id(task), state=standing.state, status=str(status), queued=standing.queued)
+    if not isinstance(task, str) or not task.isprintable():
+        return None
+    return Observation(task_id=task, state=standing.state, status=str(status), queued=standing.queued)
 
 
 UNKNOWN = Standing(known=False)  # "unknown", and any word never seen before: it still runs

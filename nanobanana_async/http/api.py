@@ -5,10 +5,8 @@ import functools
 import math
 import platform
 import ssl
-from collections.abc import Mapping
 
 import aiohttp
-from multidict import CIMultiDict
 from yarl import URL
 
 from nanobanana_async._version import __version__
@@ -92,7 +90,7 @@ class Api:
         the door is not open.
         """
         session = self._open_session(fresh_connection)
-        url = self._checked(request.url)
+        url = _checked(request.url, self._proxy)
         try:
             answer = await self._exchange(session, request, url, timeout_s)
         except asyncio.CancelledError as cancelled:
@@ -111,10 +109,10 @@ class Api:
         self, session: aiohttp.ClientSession, request: HttpRequest, url: URL, timeout_s: float
     ) -> HttpResponse | NanoBananaError:
         """Return the answer, or the error: it must not be raised where the headers are."""
-        headers = CIMultiDict(request.headers)
+        headers = {**request.headers, "Authorization": f"Bearer {self._gateway.api_key}"}
         body = None if request.body is None else Body(request.body)
-        tracker = aiohttp.UploadTracker()
-        headers["Authorization"] = f"Bearer {self._gateway.api_key}"
+        # Only what is bought needs to be known as sent or not; a query is asked again in any case.
+        tracker = None if body is None else aiohttp.UploadTracker()
         try:
             response = await session.request(
                 request.method,
@@ -149,29 +147,31 @@ class Api:
             raise ConfigurationError("the aiohttp session you lent is closed: close it after the session that uses it")
         return session
 
-    def _checked(self, text: str) -> URL:
-        """Return the URL if the key may travel there."""
-        try:
-            url = URL(text)
-        except ValueError:
-            raise ConfigurationError("the request's URL can't be read: check base_url") from None
-        host = url.host or ""
-        if "@" in url.raw_authority:
-            raise ConfigurationError(f"the URL of the request to {host} must not hold credentials")
-        if url.scheme == "https" and host:
-            return url
-        if url.scheme != "http" or not _is_loopback(host):
-            raise ConfigurationError(f"the request to {host or 'no host'} must use https: the API key travels with it")
-        if self._proxy is not None and not _is_loopback(self._proxy.host or ""):
-            raise ConfigurationError("a request without TLS must not go through a proxy: the API key travels with it")
-        return url
-
     def _connector(
         self, tls: ssl.SSLContext | aiohttp.Fingerprint | bool, *, force_close: bool = False
     ) -> aiohttp.TCPConnector:
         return aiohttp.TCPConnector(
             ssl=tls, limit=self._max_connections, force_close=force_close, socket_factory=self._sockets.make
         )
+
+
+@functools.lru_cache(maxsize=4096)  # a task is asked for at one URL again and again
+def _checked(text: str, proxy: URL | None) -> URL:
+    """Return the URL if the key may travel there."""
+    try:
+        url = URL(text)
+    except ValueError:
+        raise ConfigurationError("the request's URL can't be read: check base_url") from None
+    host = url.host or ""
+    if "@" in url.raw_authority:
+        raise ConfigurationError(f"the URL of the request to {host} must not hold credentials")
+    if url.scheme == "https" and host:
+        return url
+    if url.scheme != "http" or not _is_loopback(host):
+        raise ConfigurationError(f"the request to {host or 'no host'} must use https: the API key travels with it")
+    if proxy is not None and not _is_loopback(proxy.host or ""):
+        raise ConfigurationError("a request without TLS must not go through a proxy: the API key travels with it")
+    return url
 
 
 async def _read(response: aiohttp.ClientResponse, limit: int) -> HttpResponse | ContractBroken:
@@ -188,7 +188,7 @@ async def _read(response: aiohttp.ClientResponse, limit: int) -> HttpResponse | 
         body = await _gathered(content, limit)
     if len(body) > limit:
         return _too_large(status, limit)
-    return HttpResponse(status=status, headers=_lower(response.headers), body=body)
+    return HttpResponse(status=status, headers=response.headers, body=body)
 
 
 async def _gathered(content: aiohttp.StreamReader, limit: int) -> bytes:
@@ -209,16 +209,6 @@ def _host_of(location: str | None) -> str:
         return (URL(location or "").host or "")[:255]
     except ValueError:
         return ""
-
-
-def _lower(headers: Mapping[str, str]) -> dict[str, str]:
-    lower = {name.lower(): value for name, value in headers.items()}
-    if len(lower) < len(headers):  # one came more than once
-        lower = {}
-        for name, value in headers.items():
-            name = name.lower()
-            lower[name] = f"{lower[name]}, {value}" if name in lower else value
-    return lower
 
 
 @functools.lru_cache(maxsize=64)

@@ -39,21 +39,16 @@ class Body(Payload):
         await writer.write(self._value)
 
 
-def perhaps_sent(error: Exception, body: Body | None, tracker: aiohttp.UploadTracker) -> bool:
+def perhaps_sent(error: Exception, body: Body | None, tracker: aiohttp.UploadTracker | None) -> bool:
     """Tell False only if surely no byte of the request left us."""
-    if tracker.attempts == 0:
+    if body is None or tracker is None or tracker.attempts == 0:
         return not isinstance(error, _BEFORE_SENDING)
-    if tracker.attempts > 1:  # aiohttp sends a GET again, once, when a pooled connection turns out dead
-        return True
-    if body is not None:
-        return body.asked
-    # A request without a body counts as uploaded as soon as its headers go out.
-    return not tracker.upload_complete.done() or tracker.upload_complete.exception() is None
+    return body.asked
 
 
-def answered_unasked(body: Body | None, tracker: aiohttp.UploadTracker) -> bool:
+def answered_unasked(body: Body | None, tracker: aiohttp.UploadTracker | None) -> bool:
     """Tell whether the answer arrived before the request left: it lay in the pooled connection, and is another's.
 
     aiohttp hands out a pooled connection without looking whether the server spoke meanwhile (its issue 13656).
     """
-    return body is not None and not body.asked and tracker.attempts > 0
+    return body is not None and tracker is not None and not body.asked and tracker.attempts > 0

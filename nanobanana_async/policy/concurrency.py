@@ -12,7 +12,6 @@ from nanobanana_async.errors import ConfigurationError
 # Of the creates that would fill the last slot, so many may be refused: the price of knowing that the limit stands.
 REFUSED_SHARE = 0.02
 REFUSED_SHARE_OF_MANY = 0.01
-MANY = 100
 # A limit below this is probed by the clock too: at its pace a stretch without refusals takes too long.
 FEW = 50
 PROBE_EVERY_MEANS = 3.0
@@ -80,10 +79,14 @@ class JobLimit:
         """What the user allows."""
         return math.inf if self.policy.max_jobs is None else float(self.policy.max_jobs)
 
+    def allows(self, taken: int, weight: int) -> bool:
+        """Tell whether one more is within what the user allows; the only one always is."""
+        return not taken or taken + weight <= self.ceiling
+
     def admits(self, held: int, sending: int, weight: int = 1) -> bool:
         """Tell whether a job may be sent while `held` are accepted and `sending` are on the wire."""
         taken = held + sending
-        if taken and taken + weight > self.ceiling:
+        if not self.allows(taken, weight):
             return False
         if not self.policy.learn:
             return True
@@ -133,7 +136,7 @@ class JobLimit:
 
     @property
     def _share(self) -> float:
-        return REFUSED_SHARE if self.cap < MANY else REFUSED_SHARE_OF_MANY
+        return REFUSED_SHARE if self.cap < FEW else REFUSED_SHARE_OF_MANY
 
     def _filled(self, now: float, sent_at: float) -> None:
         self.cap += self._share

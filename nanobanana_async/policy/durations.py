@@ -14,8 +14,9 @@ BIN = 1.1  # bins of 10 %: finer ones are noise, coarser ones blur a second mode
 SHORTEST_S = 0.05
 BINS = 120  # up to 0.05 s * 1.1^120: an hour and a quarter
 PRIOR_EVENTS = 6.0  # so many completions in a bin weigh as much as the fitted curve
+LEAST_HAZARD = 1e-6  # per second: nothing is impossible
 MEMORY = 400.0  # completions after which the old ones weigh half: providers change
-STEPS = 4  # of expectation-maximisation a fit; it starts from the last one
+STEPS = 2  # of expectation-maximisation a fit; it starts from the last one
 
 EDGES = tuple(SHORTEST_S * BIN**number for number in range(BINS + 1))
 WIDTHS = tuple(EDGES[number + 1] - EDGES[number] for number in range(BINS))
@@ -62,7 +63,7 @@ class Durations:
         """
         mu, sigma = math.log(self.median_s), self.sigma
         prior_mu = math.log(self.expected_s)
-        logs = [math.log(age) for age in running_s if age > SHORTEST_S]
+        logs = [math.log(min(age, EDGES[-1])) for age in running_s if age > SHORTEST_S]
         seen = self.count + len(logs)
         for _ in range(STEPS if logs else 1):
             total, squares = self._sum, self._squares
@@ -83,16 +84,19 @@ class Durations:
         # The predictive spread: a median known from one observation is itself a guess.
         sigma = self.sigma * math.sqrt(1.0 + 1.0 / (self.count + PRIOR_WEIGHT_MEDIAN))
         left = sum(self._ended)
-        tail = _upper_tail((_LOG_EDGES[0] - mu) / sigma)
-        fitted = 0.0
+        tail, fitted = 1.0, LEAST_HAZARD
         hazards = []
         for number, ended in enumerate(self._ended):
-            before, tail = tail, _upper_tail((_LOG_EDGES[number + 1] - mu) / sigma)
-            if tail > 1e-9:  # beyond that the curve is noise: the last hazard goes on
-                fitted = max(math.log(before / tail) / WIDTHS[number], 1e-6)
-            exposure = (left - 0.5 * ended) * WIDTHS[number]
-            left -= ended
-            hazards.append((ended + PRIOR_EVENTS) / (exposure + PRIOR_EVENTS / max(fitted, 1e-6)))
+            z = (_LOG_EDGES[number + 1] - mu) / sigma
+            if -5.0 < z < 5.0:  # before that next to nothing ends; beyond it the last hazard goes on
+                before, tail = tail, 0.5 * math.erfc(z / _ROOT_2)
+                fitted = max(math.log(before / tail) / WIDTHS[number], LEAST_HAZARD)
+            if ended or left > 0.5:
+                exposure = (left - 0.5 * ended) * WIDTHS[number]
+                left -= ended
+                hazards.append((ended + PRIOR_EVENTS) / (exposure + PRIOR_EVENTS / fitted))
+            else:
+                hazards.append(fitted)
         return hazards
 
     def _forget_half(self) -> None:

@@ -5,18 +5,21 @@ import math
 from attrs import define
 
 REFUSED_SHARE = 0.01  # of the creates at the limit: the price of knowing that it has not risen
-CLEAN = 200  # creates taken without a refusal, were the limit where it is believed: one time in seven
+FEW = 8  # creates between two refusals tell little of the rate
+CLEAN = 200  # creates without a refusal, where it is: one time in seven
+RUN = 1.02  # a create, as long as that goes on
 FIRST_WAIT_S = 0.5
 SLOWEST = 1.0 / 30.0  # a second: what is slower is no rate, and is asked again all the same
 FINEST_STEP = 0.04  # of the logarithm of the rate; coarse at first, finer with each refusal
-COARSEST_STEP = 0.25
+COARSEST_STEP = 0.4
 
 
 @define
 class Pacer:
     """A rate that follows a hidden limit: no limit until the first refusal, then search, then quantile tracking.
 
-    In the search single creates leave, each at twice the rate, until one is refused. Then the rate creeps up with each
+    In the search single creates leave, each at twice the rate, until one is refused or the wire is the limit. Then the
+    rate creeps up with each
     create that is taken and steps down with each that is refused, in a proportion that makes `REFUSED_SHARE` of them
     refused. A bucket of tokens is empty whenever it refuses, so what it took between two refusals, over the time
     between them, is its rate: where that is higher than the step down, it is used at once. (For a bucket that holds one
@@ -29,7 +32,7 @@ class Pacer:
     taken: int = 0
     """Creates sent after the last refusal and taken."""
     refusals: int = 0
-    """That were not followed by another at once; none: the search goes on."""
+    """Those that came after more than a few were taken: how fine the steps are; none: the search goes on."""
     _emptied_at: float = -math.inf
     _handled_at: float = -math.inf
 
@@ -58,10 +61,10 @@ class Pacer:
             return
         if not self.refusals:
             self.rate *= 2.0
-            if self.rate * (now - sent_at) > 2.0:  # single creates can't go faster than their round trips
-                self.refusals, self.taken, self._emptied_at = 1, CLEAN, -math.inf
+            if self.rate * (now - sent_at) > 1.0:  # a single create can't go faster than its round trip
+                self.refusals, self.taken, self._emptied_at = 2, CLEAN, -math.inf
         elif self.taken >= CLEAN:  # the limit is higher: run after it
-            self.rate *= 1.01
+            self.rate *= RUN
         else:
             self.rate *= math.exp(REFUSED_SHARE * self._step)
         self.next_at = min(self.next_at, now + 1.0 / self.rate)
@@ -76,14 +79,16 @@ class Pacer:
         elif not self.taken:  # not one token came in all this time
             self.rate = min(self.rate / 2.0, 1.0 / passed_s)
             self.refusals //= 2
+        elif not self.refusals:
+            self.rate = max(self.taken / passed_s, self.rate / 2.0)
+            self.refusals = 2
         else:
-            mean = self.taken / passed_s
-            if not self.refusals:
-                self.rate = max(mean, self.rate / 2.0)
+            stepped = self.rate * math.exp(-(1.0 - REFUSED_SHARE) * self._step)
+            if self.taken < FEW:  # still above the limit, perhaps far: no finer steps yet
+                self.rate = max(self.rate / 2.0, min(stepped, 2.0 * self.taken / passed_s))
             else:
-                stepped = self.rate * math.exp(-(1.0 - REFUSED_SHARE) * self._step)
-                self.rate = max(stepped, min(self.rate, 0.99 * mean)) if self.taken >= 8 else stepped
-            self.refusals += 1
+                self.rate = max(stepped, min(self.rate, 0.99 * self.taken / passed_s))
+                self.refusals += 1
         self.rate = max(self.rate, SLOWEST)
         self._handled_at, self._emptied_at, self.taken = now, sent_at, 0
         self.next_at = now + max(1.0 / self.rate, wait_s or 0.0)

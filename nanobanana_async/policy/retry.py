@@ -41,7 +41,7 @@ class RetryPolicy:
     `retry_unkeyed_5xx` may pay twice on a gateway without idempotency keys; they are yours to choose.
     """
 
-    max_attempts: int = field(default=12, validator=at_least_one)
+    max_attempts: int = field(default=40, validator=at_least_one)
     max_wait_s: float = field(default=900.0, validator=positive)
     first_backoff_s: float = field(default=0.5, validator=positive)
     max_backoff_s: float = field(default=30.0, validator=positive)

@@ -18,8 +18,8 @@ from nanobanana_async.policy.durations import BINS, EDGES, SHORTEST_S, WIDTHS, D
 from nanobanana_async.policy.polling import PollPolicy
 
 STRAGGLER_HAZARD = 0.02  # per second: a job far beyond all others is still looked at
-SAMPLE = 48  # running jobs that enter a fit
-NEWS = 0.15  # how much of what is known must be new before a fit is worth its processor time
+SAMPLE = 32  # running jobs that enter a fit
+NEWS = 0.25  # how much of what is known must be new before a fit is worth its processor time
 NEWS_OF_A_LOOK = 0.1  # a look that finds a job running tells a little
 
 
@@ -75,12 +75,18 @@ class Schedule(Generic[Job]):
         """Return the age at which a job that has this age now should be looked at next."""
         if self._news >= max(1.0, NEWS * self.durations.count):
             self._refit()
+        look_s = self._one_look_after(age_s)
+        if age_s < self.mean_s:  # jobs shorter than the wanted delay: one look, that much after their end
+            look_s = min(look_s, self.mean_s + self.policy.target_delay_s)
+        return max(age_s + self.policy.min_gap_s, look_s)
+
+    def _one_look_after(self, age_s: float) -> float:
         wanted = self._looks_at(age_s) + 1.0
         number = bisect_right(self._looks, wanted) - 1
         if number >= BINS:
             return age_s + self.policy.max_gap_s
         share = (wanted - self._looks[number]) / (self._looks[number + 1] - self._looks[number])
-        return max(age_s + self.policy.min_gap_s, EDGES[number] + share * WIDTHS[number])
+        return EDGES[number] + share * WIDTHS[number]
 
     def ended_chance(self, seen_s: float, age_s: float) -> float:
         """Return how likely a job that was seen to run at one age has ended by another."""

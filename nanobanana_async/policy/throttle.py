@@ -18,7 +18,7 @@ LimitKind = Literal["jobs", "rate"]
 
 # Log-odds of rate against slots at which the verdict is in.
 SURELY_RATE = 1.5
-SURELY_JOBS = -1.0
+SURELY_JOBS = -1.5
 MOST_ODDS = 4.0
 
 # How likely each sign is under either: simulated over both kinds of limit.
@@ -53,7 +53,10 @@ class Throttle:
     refusals: int = 0
     """429s to creates, each counted."""
     blocked_until: float = -math.inf
+    _refused_at: float = -math.inf
     _refused_in_a_row: int = 0
+    _at_once: float = math.inf
+    """Creates on the wire where nothing is learned: one after a refusal, one more with each that is taken."""
     _ends: int = 0
     _event: _Event | None = None
     _trials: int = 0
@@ -73,8 +76,8 @@ class Throttle:
         if now < self.blocked_until or not self.pacer.admits(now, sending):
             return False
         if self._trial_at <= now:
-            return not sending
-        return self.jobs.admits(held, sending, weight)
+            return not sending and self.jobs.allows(held, weight)
+        return sending < self._at_once and self.jobs.admits(held, sending, weight)
 
     def opens_at(self) -> float:
         """When time alone may let something leave; in the past if it waits for something else."""
@@ -99,8 +102,7 @@ class Throttle:
     def ended(self) -> None:
         """Note that a job was seen to have ended: room for another."""
         self._ends += 1
-        if not self.pacer.paces:
-            self.blocked_until = -math.inf
+        self.blocked_until = -math.inf
 
     def accepted(self, now: float, sent_at: float, held: int, sending: int, likely_ends: float = 0.0) -> None:
         """Note that a job was taken.
@@ -108,6 +110,7 @@ class Throttle:
         `held` counts it; `likely_ends` is how many jobs can be expected to have ended, unseen, since the last refusal.
         """
         self._refused_in_a_row = 0
+        self._at_once += 1.0
         event = self._event
         if event is not None and sent_at > event.at:
             if self._ends == event.ends_before:
@@ -136,7 +139,9 @@ class Throttle:
                 self._trials += 1
                 before = self._event.before if self._event is not None else copy.copy(self.jobs)
                 self._event = _Event(sent_at, now, held, before, self._ends)
-        self._refused_in_a_row += 1
+        if sent_at >= self._refused_at:  # all refusals of one round trip are one event
+            self._refused_at = now
+            self._refused_in_a_row += 1
         if kind == "rate":
             if self._event is not None:
                 self._it_was_the_rate(self._event)
@@ -153,6 +158,8 @@ class Throttle:
 
     def _refused_for_slots(self, now: float, sent_at: float, held: int) -> None:
         self.jobs.refused(now, sent_at, held)
+        if not self.policy.learn:
+            self._at_once = 1.0
         if not held or not self.policy.learn:  # nothing of ours will end and make room, or nothing is learned
             wait_s = min(LONGEST_WAIT_S, TRIAL_WAIT_S * 2.0 ** min(self._refused_in_a_row - 1, 5))
             self.blocked_until = now + wait_s

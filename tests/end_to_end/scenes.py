@@ -26,7 +26,7 @@ TWO_ATTEMPTS = RetryPolicy(max_attempts=2, first_backoff_s=0.005, max_backoff_s=
 async def emulated(*, port: int = 0, **settings: Unpack[EmulatorOptions]) -> AsyncIterator[Emulator]:
     """Run an emulator whose jobs take a moment; at the end no connection and no asyncio task may be left."""
     before = asyncio.all_tasks()
-    options: EmulatorOptions = {"duration": Fixed(0.03), "picture_scale": 0.05}
+    options: EmulatorOptions = {"duration": Fixed(0.01), "picture_scale": 0.05}
     options.update(settings)
     async with Emulator(port=port, **options) as emulator:
         yield emulator
@@ -37,7 +37,7 @@ async def emulated(*, port: int = 0, **settings: Unpack[EmulatorOptions]) -> Asy
 def gateway_of(emulator: Emulator, name: GatewayName, **settings: Any) -> ApiMall | DefApi:
     """Return the client's settings for one of the gateways, told that jobs are short."""
     make = emulator.apimall if name == "apimall" else emulator.defapi
-    return make(**{"expected_job_s": 0.05, **settings})
+    return make(**{"expected_job_s": 0.01, **settings})
 
 
 def quick(emulator: Emulator, name: GatewayName = "apimall", /, **settings: Any) -> Session:

@@ -61,14 +61,15 @@ def named(fault: Fault) -> str:
 async def test_on_apimall_every_fault_ends_in_one_result_and_one_charge(fault: Fault, manner: Idempotency) -> None:
     listener = Listener()
     async with emulated(idempotency=manner) as emulator:
-        emulator.queue_faults("apimall.create", fault, fault)
+        emulator.queue_faults("apimall.create", *[fault] * (2 if manner == "replay" else 1))
         async with quick(emulator, observers=[listener]) as session:
             result = await session.generate("a fox", idempotency_key="fox-1")
             assert (result.key, len(result.images)) == ("fox-1", 1)
             assert session.stats().credits_spent == 8
         seen = emulator.stats()
     assert charged(seen, 1)
-    assert (seen.credits_charged, seen.finished) == (8, 1)
+    assert seen.credits_charged == 8
+    assert seen.finished == 1
     assert not {JobState.UNCERTAIN, JobState.REFUSED} & set(listener.states)
 
 
@@ -187,7 +188,7 @@ async def test_a_lost_answer_followed_by_429_until_patience_ends_is_uncertain_an
     listener = Listener()
     async with emulated() as emulator:
         emulator.queue_faults("apimall.create", faults.reset(processed=True), *[faults.error(429)] * 99)
-        retry = evolve(TWO_ATTEMPTS, max_wait_s=0.3)
+        retry = evolve(TWO_ATTEMPTS, max_wait_s=0.3, first_backoff_s=0.05)
         async with quick(emulator, retry=retry, observers=[listener]) as session:
             with pytest.raises(JobUncertain):
                 await session.generate("a fox")

@@ -24,7 +24,8 @@ async def test_a_picture_of_4k_and_several_pictures_cost_what_the_gateway_says()
     async with emulated() as emulator, quick(emulator) as session:
         large = await session.generate("a fox", resolution="4K")
         several = await session.generate("a fox", num_images=3)
-        assert (large.credits, several.credits) == (16, 24)
+        assert large.credits == 16
+        assert several.credits == 24
         assert session.stats().credits_spent == 40
 
 

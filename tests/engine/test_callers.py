@@ -3,8 +3,8 @@
 import asyncio
 from typing import Any
 
-import anyio
 import pytest
+from attrs import evolve
 
 from nanobanana_async import (
     ConcurrencyPolicy,
@@ -13,15 +13,14 @@ from nanobanana_async import (
     InvalidRequest,
     JobFailed,
     JobState,
-    JobUnfinished,
     JobWithdrawn,
-    Session,
 )
-from nanobanana_async.errors import ConfigurationError
+from nanobanana_async.errors import ConfigurationError, GatewayError
+from nanobanana_async.jobs import Failure
 from nanobanana_async.models import ImageRequest
-from nanobanana_async.testing import FakeTransport
+from nanobanana_async.testing import EPOCH, FakeTransport
 from tests.engine.sayings import Step, completed, created, in_turn, refused, task
-from tests.engine.scenes import Notebook, Opening, Shop, apimall, defapi, now, virtually
+from tests.engine.scenes import Notebook, Opening, Shop, apimall, defapi, virtually
 
 ONE = ConcurrencyPolicy(max_jobs=1, learn=False)
 
@@ -169,101 +168,6 @@ async def test_a_listener_that_leaves_early_leaves_nothing_behind() -> None:
 
 
 @virtually
-async def test_a_timeout_of_the_wait_leaves_the_job_alone() -> None:
-    transport = FakeTransport(Shop(job_s=30.0).answer)
-    async with apimall(transport) as session:
-        job = await session.submit("a fox", idempotency_key="order-1")
-        with pytest.raises(JobUnfinished, match="after 5 s") as caught:
-            await job.result(timeout=5.0)
-        assert now() == pytest.approx(5.0)
-        assert isinstance(caught.value, TimeoutError)
-        assert (caught.value.key, caught.value.safe_to_repeat, caught.value.job) == ("order-1", False, job)
-        assert (await caught.value.job).task_id == "t1"
-    assert len(transport.creates) == 1
-
-
-@virtually
-async def test_a_generate_that_times_out_after_the_send_leaves_the_job_running_under_its_key() -> None:
-    transport = FakeTransport(Shop(job_s=30.0).answer)
-    async with apimall(transport) as session:
-        with pytest.raises(JobUnfinished) as caught:
-            await session.generate("a fox", idempotency_key="order-1", timeout=5.0)
-        assert not caught.value.safe_to_repeat
-        job = await session.job("order-1")
-        assert job is not None
-        assert (await job).task_id == "t1"
-    assert len(transport.creates) == 1
-
-
-@virtually
-async def test_a_generate_that_times_out_before_the_send_is_withdrawn_and_safe_to_repeat() -> None:
-    transport, ledger = FakeTransport(Shop(job_s=60.0).answer), Notebook(keeps=True)
-    async with apimall(transport, ledger=ledger, concurrency=ONE) as session:
-        await (await session.submit("first")).accepted()
-        with pytest.raises(JobUnfinished) as caught:
-            await session.generate("a fox", idempotency_key="order-1", timeout=5.0)
-        assert caught.value.safe_to_repeat
-        await asyncio.sleep(0.0)
-        assert ledger.states()["order-1"] is JobState.WITHDRAWN
-    assert len(transport.creates) == 1
-
-
-@virtually
-async def test_a_timeout_while_nobody_knows_what_the_ledger_holds_is_not_called_safe() -> None:
-    ledger = Notebook(delay_s=10.0)
-    async with apimall(FakeTransport(Shop().answer), ledger=ledger) as session:
-        with pytest.raises(JobUnfinished) as caught:
-            await session.generate("a fox", idempotency_key="order-1", timeout=1.0)
-        assert not caught.value.safe_to_repeat
-
-
-@pytest.mark.parametrize("scope", ["asyncio", "fail_after", "move_on_after"])
-@pytest.mark.parametrize("deadline", [0.01, 1.0])
-@virtually
-async def test_deadlines_around_generate_end_the_waiting_and_not_the_job(scope: str, deadline: float) -> None:
-    scopes: dict[str, Any] = {
-        "asyncio": asyncio.timeout,
-        "fail_after": anyio.fail_after,
-        "move_on_after": anyio.move_on_after,
-    }
-    transport = FakeTransport(Shop(job_s=30.0).answer)
-    async with apimall(transport) as session:
-        ended = asyncio.Task(waited(scopes[scope](deadline), session))
-        await asyncio.wait([ended])
-        error = ended.exception()
-        assert type(error) is (type(None) if scope == "move_on_after" else TimeoutError)
-        assert now() == pytest.approx(deadline)
-        job = await session.job("order-1")
-        assert job is not None
-        assert (await job).task_id == "t1"
-    assert len(transport.creates) == 1
-
-
-async def waited(scope: Any, session: Session) -> None:
-    async with as_async(scope):
-        await session.generate("a fox", idempotency_key="order-1")
-        pytest.fail("it can't be done by then")
-
-
-class as_async:  # noqa: N801 - reads like the scopes it stands for
-    """Let anyio's scopes and asyncio's be used alike."""
-
-    def __init__(self, scope: Any) -> None:
-        self._scope = scope
-
-    async def __aenter__(self) -> None:
-        if hasattr(self._scope, "__aenter__"):
-            await self._scope.__aenter__()
-        else:
-            self._scope.__enter__()
-
-    async def __aexit__(self, *why: Any) -> Any:
-        if hasattr(self._scope, "__aexit__"):
-            return await self._scope.__aexit__(*why)
-        return self._scope.__exit__(*why)
-
-
-@virtually
 async def test_a_request_that_does_not_fit_is_refused_before_anything_is_written_or_sent() -> None:
     transport, ledger = FakeTransport(Shop().answer), Notebook()
     async with defapi(transport, ledger=ledger) as session:
@@ -325,3 +229,30 @@ async def test_nothing_works_before_the_session_is_open() -> None:
     with pytest.raises(ConfigurationError, match="not open"):
         session.stats()
     assert repr(session) == "<Session apimall not open>"
+
+
+@virtually
+async def test_a_request_object_is_taken_as_it_is_and_the_handle_knows_it() -> None:
+    wish = ImageRequest("a fox", num_images=2, aspect_ratio="16:9")
+    transport = FakeTransport(Shop().answer)
+    async with apimall(transport) as session:
+        job = await session.submit(wish)
+        assert (job.request, job.created_at, job.credits) == (wish, EPOCH, None)
+        assert (await job).task_id == "t1"
+    assert b'"num_images":2' in (transport.creates[0].body or b"")
+
+
+@pytest.mark.parametrize("kind", ["OfALaterVersion", "NanoBananaError", "log"])
+@virtually
+async def test_a_refusal_of_a_kind_that_is_not_known_here_is_told_all_the_same(kind: str) -> None:
+    ledger = Notebook(keeps=True)
+    async with apimall(bought(refused(402)), ledger=ledger) as session:
+        with pytest.raises(InsufficientCredits):
+            await session.generate("a fox", idempotency_key="order-1")
+        known = ledger.record("order-1")
+        ledger._jobs["order-1"] = evolve(known, failure=Failure(kind=kind, message="no more bananas", status=499))
+        job = await session.job("order-1")
+        assert job is not None
+        with pytest.raises(GatewayError, match="no more bananas") as caught:
+            await job
+    assert (type(caught.value), caught.value.status, caught.value.safe_to_repeat) == (GatewayError, 499, True)

@@ -86,7 +86,9 @@ async def test_a_new_generate_for_a_key_that_is_just_being_withdrawn_buys_it_onc
 
 
 @virtually
-async def test_a_job_that_another_session_left_running_is_not_withdrawn_by_a_caller_that_leaves_early() -> None:
+async def test_a_job_that_another_session_left_running_is_not_withdrawn_by_a_caller_that_leaves_early(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     shop, ledger = Shop(job_s=30.0), Notebook()
     async with apimall(FakeTransport(shop.answer), ledger=ledger) as session:
         await (await session.submit("a fox", idempotency_key="order-1")).accepted()
@@ -95,10 +97,14 @@ async def test_a_job_that_another_session_left_running_is_not_withdrawn_by_a_cal
         caller = asyncio.Task(session.generate("a fox", idempotency_key="order-1"))
         await asyncio.sleep(0.1)
         await cancelled(caller)  # while the ledger is being asked
-        result = await session.generate("a fox", idempotency_key="order-1")
-        assert session.stats().held == 0
-    assert result.task_id == "t1"
+        again = asyncio.Task(session.generate("a fox", idempotency_key="order-1"))
+        await asyncio.sleep(1.0)
+        await cancelled(again)
+        await asyncio.sleep(60.0)  # it is followed to its end though nobody waits
+        assert (session.stats().succeeded, session.stats().held) == (1, 0)
+    assert ledger.states() == {}
     assert shop.sold == 1
+    assert not caplog.records
 
 
 @virtually

@@ -115,6 +115,17 @@ async def test_during_an_outage_only_single_probes_leave() -> None:
 
 
 @virtually
+async def test_the_jobs_in_doubt_take_turns_as_probes_so_that_none_uses_up_its_attempts_alone() -> None:
+    outage = Outage(PROXY, begins=0.0, ends=250.0)
+    six = ConcurrencyPolicy(max_jobs=6, learn=False)
+    async with apimall(FakeTransport(outage.answer), concurrency=six) as session, asyncio.TaskGroup() as group:
+        for number in range(6):
+            group.create_task(session.generate("a fox", idempotency_key=f"order-{number}"))
+    assert outage.shop.sold == 6
+    assert max(outage.asked.values()) <= 7
+
+
+@virtually
 async def test_one_lone_lost_answer_does_not_stop_the_others() -> None:
     shop, lost = Shop(), list[str | None]()
 

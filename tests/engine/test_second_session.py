@@ -12,6 +12,7 @@ from nanobanana_async import (
     JobState,
     JobUncertain,
     JobUnfinished,
+    LedgerError,
     Session,
     Timeouts,
 )
@@ -248,3 +249,20 @@ async def test_attach_names_the_job_as_it_is_told_and_the_key_is_taken_for_anoth
             await session.attach("t9", key="mine")
         assert (await job).task_id == "t8"
     assert API_KEY not in repr(job)
+
+
+@virtually
+async def test_a_job_that_cannot_be_taken_up_for_want_of_the_ledger_is_not_sent_and_can_be_awaited_again() -> None:
+    shop, ledger = Shop(), Notebook()
+    await left_submitting(apimall, ledger, shop)
+    transport = FakeTransport(shop.answer)
+    ledger.fails = {ledger.writes + 1}
+    async with apimall(transport, ledger=ledger) as session:
+        job = await session.job(KEY)
+        assert job is not None
+        with pytest.raises(LedgerError) as caught:
+            await job
+        assert not caught.value.safe_to_repeat
+        assert not transport.requests
+        assert (await job).task_id == "t1"
+    assert shop.sold == 1

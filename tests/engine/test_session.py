@@ -57,8 +57,8 @@ async def test_it_can_be_opened_and_closed_in_tasks_of_different_anyio_groups() 
 
 @virtually
 async def test_one_opened_inside_a_scope_that_is_over_or_cancelled_lives_on() -> None:
+    session = apimall(Doors())
     with anyio.CancelScope() as scope:
-        session = apimall(Doors())
         await session.open()
         scope.cancel()
     assert (await session.generate("a fox")).task_id == "t1"

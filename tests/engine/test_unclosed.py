@@ -145,3 +145,19 @@ def never_built() -> None:
 @pytest.mark.parametrize("innocent", [closed_properly, never_opened, never_built])
 def test_a_session_that_was_closed_or_never_opened_says_nothing(innocent: Callable[[], None]) -> None:
     assert heard_while(innocent) == []
+
+
+def test_where_warnings_are_errors_everything_is_closed_before_it_is_raised(caplog: pytest.LogCaptureFixture) -> None:
+    ledger, kept = Notebook(), list[Session]()
+
+    async def forget() -> None:
+        kept.append(apimall(FakeTransport(Shop().answer), ledger=ledger))
+        await kept[0].open()
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        run(forget())
+    assert ledger.closed == 1
+    (line,) = caplog.records
+    assert line.exc_info is not None
+    assert isinstance(line.exc_info[1], ResourceWarning)

@@ -5,6 +5,7 @@ import itertools
 import math
 import random
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Protocol
 
 from attrs import define, field
@@ -19,11 +20,12 @@ Draw = Callable[[random.Random], float]
 
 
 def lognormal(median_s: float, sigma: float) -> Draw:
+    """Return a source of log-normal durations."""
     return lambda chance: chance.lognormvariate(math.log(median_s), sigma)
 
 
 def bimodal(chance: random.Random) -> float:
-    """Three of four jobs take 15 s, the fourth 45 s."""
+    """Three of four jobs take about 15 s, the fourth 45 s."""
     return chance.lognormvariate(math.log(15.0 if chance.random() < 0.75 else 45.0), 0.2)
 
 
@@ -32,10 +34,21 @@ def floor_and_tail(chance: random.Random) -> float:
     return 10.0 + chance.expovariate(1.0 / 5.0)
 
 
-class Limiter(Protocol):
-    def takes(self, now: float) -> bool: ...
+def endless(_: random.Random) -> float:
+    """Jobs that never end."""
+    return 1e9
 
-    def wait_s(self, now: float) -> float: ...
+
+class Limiter(Protocol):
+    """What refuses creates that come too fast."""
+
+    def takes(self, now: float) -> bool:
+        """Tell whether a create is let through now."""
+        ...
+
+    def wait_s(self, now: float) -> float:
+        """Return how long it will be until the next one is."""
+        ...
 
 
 @define
@@ -44,8 +57,8 @@ class Bucket:
 
     rate: float
     burst: float
-    _tokens: float = field(default=-1.0, kw_only=True)
-    _at: float = field(default=0.0, kw_only=True)
+    _tokens: float = field(init=False)
+    _at: float = 0.0
 
     def __attrs_post_init__(self) -> None:
         self._tokens = self.burst
@@ -72,8 +85,8 @@ class Window:
 
     most: int
     length_s: float
-    _number: int = field(default=-1, kw_only=True)
-    _taken: int = field(default=0, kw_only=True)
+    _number: int = -1
+    _taken: int = 0
 
     def takes(self, now: float) -> bool:
         number = int(now // self.length_s)
@@ -88,6 +101,7 @@ class Window:
         return (self._number + 1) * self.length_s - now
 
     def ideal_s(self, creates: int) -> float:
+        """Return when the last of so many creates can be taken at the earliest."""
         return (creates - 1) // self.most * self.length_s
 
 
@@ -100,14 +114,11 @@ class Gateway:
     running: list[float] = field(factory=list)
     """When the running jobs end, as a heap."""
 
-    def running_at(self, now: float) -> int:
-        while self.running and self.running[0] <= now:
-            heapq.heappop(self.running)
-        return len(self.running)
-
     def refuses(self, now: float) -> LimitKind | None:
         """Tell what a create that comes in now fails on."""
-        if self.running_at(now) >= self.slots:
+        while self.running and self.running[0] <= now:
+            heapq.heappop(self.running)
+        if len(self.running) >= self.slots:
             return "jobs"
         if self.limiter is not None and not self.limiter.takes(now):
             return "rate"
@@ -116,12 +127,11 @@ class Gateway:
 
 @define
 class Refusal:
-    """A 429: when its create left, when it came back, and what it was about."""
+    """A 429: when its create left, when it came back, and how the job limit was approached then."""
 
     sent_at: float
     at: float
-    held: int
-    kind: LimitKind
+    mode: Mode
 
 
 @define(eq=False)
@@ -144,34 +154,32 @@ class Client:
     seed: int = 1
     now: float = 0.0
     sending: int = 0
+    held: dict[int, float] = field(factory=dict)
+    most_held: int = 0
+    ended: int = 0
     sent_at: list[float] = field(factory=list)
     taken_at: list[float] = field(factory=list)
     filled: list[tuple[float, int]] = field(factory=list)
     """Moments at which a create was taken at the gateway, and how many ran there then."""
     refusals: list[Refusal] = field(factory=list)
-    most_held: int = 0
-    ended: int = 0
-    first_verdict: tuple[LimitKind, int] | None = None
-    """The first verdict, and after how many refusals it was in."""
-    verdicts: set[LimitKind] = field(factory=set)
-    schedule: Schedule = field(factory=lambda: Schedule(PollPolicy(), Durations(20.0)))
+    verdicts: list[LimitKind | None] = field(factory=lambda: [None])
+    """Each verdict that was held, in turn."""
+    refusals_before_verdict: int = 0
+    _schedule: Schedule[int] = field(factory=lambda: Schedule[int](PollPolicy(), Durations(20.0)))
     _events: list[tuple[float, int, Callable[[], None]]] = field(factory=list)
     _numbers: Iterator[int] = field(factory=itertools.count)
-    _held: dict[int, float] = field(factory=dict)
     _chance: random.Random = field(init=False)
     _waking_at: float = math.inf
 
     def __attrs_post_init__(self) -> None:
         self._chance = random.Random(self.seed)
 
-    @property
-    def held(self) -> int:
-        return len(self._held)
-
     def later(self, at: float, act: Callable[[], None]) -> None:
+        """Let something happen at a moment."""
         heapq.heappush(self._events, (at, next(self._numbers), act))
 
     def run(self) -> "Client":
+        """Let it all happen."""
         self._send()
         while self._events and self.ended < self.jobs:
             at, _, act = heapq.heappop(self._events)
@@ -182,17 +190,31 @@ class Client:
             self._send()
         return self
 
+    def in_ramp(self) -> int:
+        """Return how many refusals the first approach to the limit cost: all of its last round trip."""
+        return sum(refusal.sent_at <= self.refusals[0].at for refusal in self.refusals)
+
+    def while_holding(self) -> int:
+        """Return how many refusals neither the ramp nor a probe explains."""
+        explained_until, count = -math.inf, 0
+        for refusal in self.refusals:
+            if refusal.mode is not Mode.HOLD:
+                explained_until = refusal.at
+            elif refusal.sent_at > explained_until:
+                count += 1
+        return count
+
     def _send(self) -> None:
         throttle = self.throttle
         while len(self.taken_at) + self.sending < self.jobs and self.sending < self.wire:
-            if not throttle.admits(self.now, self.held, self.sending):
+            if not throttle.admits(self.now, len(self.held), self.sending):
                 self._wake_at(throttle.opens_at())
                 return
             throttle.sent(self.now)
             self.sending += 1
             self.sent_at.append(self.now)
             rtt_s = self.rtt_s * self._chance.uniform(1.0 - self.jitter, 1.0 + self.jitter)
-            self.later(self.now + rtt_s / 2.0, lambda sent_at=self.now, rtt_s=rtt_s: self._arrive(sent_at, rtt_s))
+            self.later(self.now + rtt_s / 2.0, partial(self._arrive, self.now, rtt_s))
 
     def _wake_at(self, at: float) -> None:
         if self.now < at < self._waking_at:
@@ -203,54 +225,69 @@ class Client:
         self._waking_at = math.inf
 
     def _arrive(self, sent_at: float, rtt_s: float) -> None:
-        kind = self.gateway.refuses(self.now)
-        wait_s = None
+        gateway = self.gateway
+        kind = gateway.refuses(self.now)
         if kind is None:
-            lasts_s = self.draw(self._chance)
-            ends_at = self.now + lasts_s
-            heapq.heappush(self.gateway.running, ends_at)
-            self.filled.append((self.now, len(self.gateway.running)))
-            self.later(self.now + rtt_s / 2.0, lambda: self._taken(sent_at, ends_at))
-            return
-        if self.states_wait and kind == "rate" and self.gateway.limiter is not None:
-            wait_s = self.gateway.limiter.wait_s(self.now)
-        self.later(self.now + rtt_s / 2.0, lambda: self._refused(sent_at, kind, wait_s))
+            ends_at = self.now + self.draw(self._chance)
+            heapq.heappush(gateway.running, ends_at)
+            self.filled.append((self.now, len(gateway.running)))
+            self.later(self.now + rtt_s / 2.0, partial(self._taken, sent_at, ends_at))
+        else:
+            said = self.states_wait and kind == "rate" and gateway.limiter is not None
+            wait_s = gateway.limiter.wait_s(self.now) if said and gateway.limiter is not None else None
+            self.later(self.now + rtt_s / 2.0, partial(self._refused, sent_at, kind, wait_s))
 
     def _taken(self, sent_at: float, ends_at: float) -> None:
         self.sending -= 1
         number = next(self._numbers)
-        self._held[number] = self.now
-        self.most_held = max(self.most_held, self.held)
+        self.held[number] = self.now
+        self.most_held = max(self.most_held, len(self.held))
         self.taken_at.append(self.now)
-        likely_ends = 0.0 if self.stated else self._likely_ends()
-        self.throttle.accepted(self.now, sent_at, self.held, self.sending, likely_ends)
+        self.throttle.accepted(self.now, sent_at, len(self.held), self.sending, self._likely_ends())
         self._note_verdict()
         seen_at = max(self.now, ends_at) + self._chance.uniform(0.0, 2.0 * self.unseen_s)
-        self.later(seen_at, lambda: self._seen_ended(number))
+        self.later(seen_at, partial(self._seen_ended, number))
 
     def _refused(self, sent_at: float, kind: LimitKind, wait_s: float | None) -> None:
         self.sending -= 1
-        likely_ends = 0.0 if self.stated else self._likely_ends()
-        self.throttle.refused(self.now, sent_at, self.held, kind if self.stated else None, wait_s, likely_ends)
-        self.refusals.append(Refusal(sent_at, self.now, self.held, kind))
+        self.refusals.append(Refusal(sent_at, self.now, self.throttle.jobs.mode))
+        told = kind if self.stated else None
+        self.throttle.refused(self.now, sent_at, len(self.held), told, wait_s, self._likely_ends())
         self._note_verdict()
 
     def _seen_ended(self, number: int) -> None:
-        age_s = self.now - self._held.pop(number)
+        age_s = self.now - self.held.pop(number)
         self.ended += 1
-        self.schedule.seen_ended(number, age_s, age_s - self.unseen_s)
+        self._schedule.seen_ended(number, age_s, age_s - self.unseen_s)
         if self.ended % 20 == 1:
-            self.schedule.next_look_s(0.0)
-        self.throttle.jobs.mean_s, self.throttle.jobs.delay_s = self.schedule.mean_s, self.unseen_s
+            self._schedule.next_look_s(0.0)
+        self.throttle.jobs.mean_s, self.throttle.jobs.delay_s = self._schedule.mean_s, self.unseen_s
         self.throttle.ended()
 
     def _likely_ends(self) -> float:
-        since = self.refusals[-1].at if self.refusals else self.now
-        chance = self.schedule.ended_chance
-        return sum(chance(max(0.0, since - at), self.now - at) for at in self._held.values())
+        since = self.throttle.wonders_since
+        if since is None:
+            return 0.0
+        chance = self._schedule.ended_chance
+        return sum(chance(max(0.0, since - at), self.now - at) for at in self.held.values())
 
     def _note_verdict(self) -> None:
         verdict = self.throttle.verdict
-        if verdict is not None:
-            self.verdicts.add(verdict)
-            self.first_verdict = self.first_verdict or (verdict, len(self.refusals))
+        if verdict != self.verdicts[-1]:
+            if len(self.verdicts) == 1:
+                self.refusals_before_verdict = len(self.refusals)
+            self.verdicts.append(verdict)
+
+
+def looks(schedule: Schedule[int], draw: Draw, jobs: int, seed: int = 5) -> tuple[float, float, float]:
+    """Return looks a job, the mean delay and the mean duration when jobs are looked at by a schedule."""
+    chance = random.Random(seed)
+    count, delay_s, total_s = 0, 0.0, 0.0
+    for _ in range(jobs):
+        took_s, age_s = draw(chance), 0.0
+        while age_s < took_s:
+            age_s = schedule.next_look_s(age_s)
+            count += 1
+        delay_s += age_s - took_s
+        total_s += took_s
+    return count / jobs, delay_s / jobs, total_s / jobs

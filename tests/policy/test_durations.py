@@ -1,0 +1,136 @@
+"""Durations: what is learned from jobs that ended and from jobs that still run."""
+
+import math
+import random
+from statistics import median
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from nanobanana_async.policy.durations import (
+    BINS,
+    EDGES,
+    MEMORY,
+    PRIOR_SIGMA,
+    PRIOR_WEIGHT_MEDIAN,
+    SHORTEST_S,
+    WIDTHS,
+    Durations,
+)
+from tests.policy.simulation import Draw, bimodal, floor_and_tail, lognormal
+
+SEEDS = range(20)
+SECONDS = st.floats(min_value=0.0, max_value=1e300) | st.sampled_from([0.0, SHORTEST_S, 10.0, EDGES[-1], 1e12])
+
+
+def learned(draw: Draw, completions: int, seed: int = 0, expected_s: float = 20.0) -> Durations:
+    chance = random.Random(seed)
+    durations = Durations(expected_s)
+    for _ in range(completions):
+        durations.completed(draw(chance))
+    durations.fit([])
+    return durations
+
+
+def hazard_at(durations: Durations, age_s: float) -> float:
+    number = next(number for number in range(BINS) if EDGES[number + 1] > age_s)
+    return durations.hazards()[number]
+
+
+@pytest.mark.parametrize("sigma", [0.2, 0.4, 0.8])
+@pytest.mark.parametrize(("completions", "off"), [(5, 0.3), (20, 0.2), (300, 0.06)])
+def test_median_and_spread_are_found_from_few_completions(sigma: float, completions: int, off: float) -> None:
+    fits = [learned(lognormal(60.0, sigma), completions, seed) for seed in SEEDS]
+    pull = PRIOR_WEIGHT_MEDIAN / completions * math.log(60.0 / 20.0)
+    standard_error = sigma / math.sqrt(completions)
+    assert all(abs(math.log(fit.median_s / 60.0)) <= pull + 3.5 * standard_error for fit in fits)
+    assert abs(median(fit.sigma for fit in fits) - sigma) <= off
+
+
+def test_nothing_is_known_but_the_first_guess_before_the_first_completion() -> None:
+    durations = Durations(30.0)
+    assert (durations.median_s, durations.sigma, durations.count) == (30.0, PRIOR_SIGMA, 0.0)
+    durations.fit([])
+    assert durations.median_s == pytest.approx(30.0)
+    assert durations.sigma == pytest.approx(PRIOR_SIGMA)
+
+
+@pytest.mark.parametrize("expected_s", [1.0, 400.0])
+def test_a_wrong_first_guess_of_the_median_is_forgotten_after_three_completions(expected_s: float) -> None:
+    durations = Durations(expected_s)
+    for _ in range(3):
+        durations.completed(20.0)
+    durations.fit([])
+    assert abs(math.log(durations.median_s / 20.0)) <= 0.2 * abs(math.log(expected_s / 20.0))
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_jobs_that_still_run_keep_the_estimate_from_being_short(seed: int) -> None:
+    chance = random.Random(seed)
+    took = sorted(lognormal(20.0, 0.4)(chance) for _ in range(100))
+    first_half, age_s = took[:50], took[49]
+    censored, naive = Durations(20.0), Durations(20.0)
+    for seconds in first_half:
+        censored.completed(seconds)
+        naive.completed(seconds)
+    censored.fit([age_s] * 50)
+    naive.fit([])
+    truth_s = took[49]
+    assert naive.median_s < 0.85 * truth_s
+    assert 0.93 * truth_s < censored.median_s < 1.15 * truth_s
+    assert abs(censored.sigma - 0.4) < abs(naive.sigma - 0.4)
+
+
+def test_jobs_that_run_far_beyond_the_guess_move_it_before_any_has_ended() -> None:
+    durations = Durations(10.0)
+    for _ in range(5):
+        durations.fit([60.0] * 20)
+    assert durations.median_s > 60.0
+
+
+def test_two_kinds_of_jobs_are_seen_as_two_humps_of_the_hazard() -> None:
+    durations = learned(bimodal, 300, seed=1)
+    valley = hazard_at(durations, 28.0)
+    assert hazard_at(durations, 16.0) > 2.0 * valley
+    assert hazard_at(durations, 48.0) > 2.0 * valley
+
+
+def test_a_duration_that_no_job_undercuts_is_learned_as_such() -> None:
+    durations = learned(floor_and_tail, 300, seed=1)
+    assert hazard_at(durations, 6.0) < 0.02
+    assert hazard_at(durations, 12.0) == pytest.approx(0.2, rel=0.5)
+    assert hazard_at(durations, 18.0) == pytest.approx(0.2, rel=0.5)
+
+
+def test_a_provider_that_got_slower_is_followed() -> None:
+    durations = learned(lognormal(10.0, 0.3), 600)
+    assert durations.median_s == pytest.approx(10.0, rel=0.1)
+    chance = random.Random(1)
+    for _ in range(800):
+        durations.completed(lognormal(40.0, 0.3)(chance))
+    durations.fit([])
+    assert durations.median_s == pytest.approx(40.0, rel=0.15)
+    assert durations.count <= MEMORY
+    # The one before would have it that half of all jobs end before 12 s.
+    assert sum(hazard * width for hazard, width in zip(durations.hazards()[:57], WIDTHS, strict=False)) < 0.2
+
+
+@example(20.0, [], [1e300, 0.06] * 10, 1)
+@given(
+    st.floats(min_value=0.01, max_value=1e4),
+    st.lists(SECONDS, max_size=30),
+    st.lists(SECONDS, max_size=30),
+    st.integers(min_value=1, max_value=40),
+)
+def test_hazards_are_finite_and_above_zero_whatever_was_seen(
+    expected_s: float, took: list[float], running: list[float], times: int
+) -> None:
+    durations = Durations(expected_s)
+    for seconds in took * times:
+        durations.completed(seconds)
+    for _ in range(3):
+        durations.fit(running)
+    assert all(0.0 < hazard < math.inf for hazard in durations.hazards())
+    assert 0.0 < durations.median_s < math.inf
+    assert 0.0 < durations.sigma < math.inf
