@@ -4,7 +4,7 @@ import logging
 from collections.abc import Callable
 from typing import Any
 
-from attrs import frozen
+from attrs import asdict, frozen
 
 from nanobanana_async.errors import GatewayError, NanoBananaError
 from nanobanana_async.jobs import JobRecord, JobState
@@ -56,7 +56,19 @@ class UnknownStatus:
     status: str
 
 
-Event = JobMoved | CreateFailed | JobSeen | QueryFailed | UnknownStatus
+@frozen(kw_only=True)
+class LimitMoved:
+    """What is known of the account's limits has changed; the fields are those of `SessionStats`."""
+
+    job_limit: int | None
+    rate_limit: float | None
+    limit_kind: str | None
+    gate_open: bool
+    held: int
+    refusals: int
+
+
+Event = JobMoved | CreateFailed | JobSeen | QueryFailed | UnknownStatus | LimitMoved
 Observer = Callable[[Event], None]
 
 _LEVELS: dict[type, int] = {
@@ -65,6 +77,7 @@ _LEVELS: dict[type, int] = {
     CreateFailed: logging.INFO,
     QueryFailed: logging.INFO,
     UnknownStatus: logging.WARNING,
+    LimitMoved: logging.DEBUG,
 }
 _NAMES: dict[type, str] = {
     JobMoved: "job.moved",
@@ -72,6 +85,7 @@ _NAMES: dict[type, str] = {
     CreateFailed: "create.failed",
     QueryFailed: "query.failed",
     UnknownStatus: "status.unknown",
+    LimitMoved: "limit.moved",
 }
 
 
@@ -83,6 +97,14 @@ def log_event(event: Event) -> None:
         level = logging.WARNING
     if not log.isEnabledFor(level):
         return
+    facts = _facts(event)
+    sentence = " ".join(f"{name}={value}" for name, value in facts.items() if value is not None)
+    log.log(level, "%s %s", _NAMES[kind], sentence, extra={"event": _NAMES[kind], **facts})
+
+
+def _facts(event: Event) -> dict[str, Any]:
+    if isinstance(event, LimitMoved):
+        return asdict(event)
     record = event.record
     facts: dict[str, Any] = {"job": record.key, "state": record.state.value, "task_id": record.task_id}
     match event:
@@ -96,8 +118,7 @@ def log_event(event: Event) -> None:
             facts |= {"error": _in_our_words(error), "wait_s": pause_s}
         case UnknownStatus(status=status):
             facts["status"] = status
-    sentence = " ".join(f"{name}={value}" for name, value in facts.items() if value is not None)
-    log.log(level, "%s %s", _NAMES[kind], sentence, extra={"event": _NAMES[kind], **facts})
+    return facts
 
 
 def _in_our_words(error: Exception) -> str:

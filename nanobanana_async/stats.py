@@ -8,7 +8,6 @@ from attrs import frozen
 from nanobanana_async.engine.books import Books
 from nanobanana_async.engine.core import Engine
 from nanobanana_async.jobs import JobState
-from nanobanana_async.policy.throttle import LimitKind
 
 
 @frozen(kw_only=True)
@@ -19,8 +18,8 @@ class SessionStats:
     """The learned cap on job slots; None until a refusal told of one."""
     rate_limit: float | None
     """The learned creates per second; None unless a rate was met."""
-    limit_kind: LimitKind | None
-    """What 429s that do not say it themselves are taken to be about."""
+    limit_kind: str | None
+    """What 429s that do not say it themselves are taken to be about: "jobs" or "rate"."""
     gate_open: bool
     """False while Retry-After, or an outage, keeps creates back."""
     held: int
@@ -49,18 +48,17 @@ class SessionStats:
 
 def stats_of(engine: Engine, books: Books) -> SessionStats:
     """Return how a session with this engine stands."""
-    throttle, learned = engine.slots.throttle, engine.follower.learned
-    now = asyncio.get_running_loop().time()
+    limits, learned = engine.slots.standing(asyncio.get_running_loop().time()), engine.follower.learned
     return SessionStats(
-        job_limit=throttle.jobs.whole,
-        rate_limit=throttle.pacer.rate if throttle.pacer.paces else None,
-        limit_kind=throttle.verdict,
-        gate_open=engine.slots.gate.admits(now, engine.slots.on_wire),
-        held=engine.slots.held,
+        job_limit=limits.job_limit,
+        rate_limit=limits.rate_limit,
+        limit_kind=limits.limit_kind,
+        gate_open=limits.gate_open,
+        held=limits.held,
         queued=engine.queued,
         on_wire=engine.wire.busy,
         queries=engine.follower.looks,
-        refusals=throttle.refusals,
+        refusals=limits.refusals,
         median_job_s=None if learned is None else learned.median_s,
         spread_of_jobs=None if learned is None else learned.sigma,
         succeeded=books.ended[JobState.SUCCEEDED],

@@ -61,6 +61,7 @@ class Buyer:
         self._lingers_s = lingers_s
         self._clock = clock
         self._jitter = random.Random()
+        self._told: tuple[object, ...] = ()
 
     async def buy(self, entry: Entry) -> float:
         """Make one create for the job, first or repeated; return when it is due again."""
@@ -103,6 +104,7 @@ class Buyer:
         self._slots.gate.succeeded()
         entry.running_at = self._clock()
         self._slots.accepted(entry, entry.running_at)
+        self._tell_limits(entry.running_at)
         if accepted.credits_remaining is not None:
             self._books.credits_remaining = accepted.credits_remaining
         await self._books.learn(  # if it can't be written down the waiters hear of it, the following goes on
@@ -124,6 +126,7 @@ class Buyer:
         now = self._clock()
         wait_s = self._wait_s(error, verdict, attempt)
         self._slots_hear(entry, error, verdict, now)
+        self._tell_limits(now)
         self._books.tell(CreateFailed(record=entry.record, error=error, move=verdict.move.name.lower(), wait_s=wait_s))
         try:
             return await self._carry_out(entry, error, verdict, attempt, now + wait_s)
@@ -213,3 +216,11 @@ class Buyer:
             self._slots.gate.succeeded()
         if isinstance(error, (GatewayError, ContractBroken)) and error.retry_after_s is not None:
             self._slots.gate.pause(now, error.retry_after_s)
+
+    def _tell_limits(self, now: float) -> None:
+        """Announce what is known of the limits, when it has changed."""
+        standing = self._slots.standing(now)
+        known = (standing.job_limit, standing.rate_limit, standing.limit_kind, standing.gate_open, standing.refusals)
+        if known != self._told:
+            self._told = known
+            self._books.tell(standing)

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 from nanobanana_async.engine.entry import Entry
+from nanobanana_async.observe import LimitMoved
 from nanobanana_async.policy.concurrency import ConcurrencyPolicy
 from nanobanana_async.policy.retry import Gate, RetryBudget, RetryPolicy
 from nanobanana_async.policy.throttle import LimitKind, Throttle
@@ -82,6 +83,18 @@ class Slots:
         """Note that a job was seen to have ended, and how long jobs take in the mean."""
         self.throttle.jobs.mean_s = mean_s
         self.throttle.ended()
+
+    def standing(self, now: float) -> LimitMoved:
+        """Return what is known of the account's limits."""
+        pacer = self.throttle.pacer
+        return LimitMoved(
+            job_limit=self.throttle.jobs.whole,
+            rate_limit=pacer.rate if pacer.paces else None,
+            limit_kind=self.throttle.verdict,
+            gate_open=self.gate.admits(now, self.on_wire),
+            held=self.held,
+            refusals=self.throttle.refusals,
+        )
 
     def release(self, entry: Entry) -> None:
         """Give back what the job held."""

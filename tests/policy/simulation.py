@@ -1,4 +1,4 @@
-"""A small discrete-event model: a gateway with hidden limits, and a client that asks a `Throttle` before each create."""
+"""A small discrete-event model: a gateway with hidden limits, and a client that asks before each create."""
 
 import heapq
 import itertools
@@ -140,7 +140,7 @@ class Client:
 
     gateway: Gateway
     throttle: Throttle = field(factory=lambda: Throttle(ConcurrencyPolicy()))
-    draw: Draw = lognormal(10.0, 0.4)
+    draw: Draw = field(factory=lambda: lognormal(10.0, 0.4))
     jobs: float = math.inf
     until_s: float = math.inf
     rtt_s: float = 0.15
