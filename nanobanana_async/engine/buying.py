@@ -102,6 +102,7 @@ class Buyer:
 
     async def _accepted(self, entry: Entry, accepted: Accepted) -> float:
         self._slots.gate.succeeded()
+        entry.failures = 0
         entry.running_at = self._clock()
         self._slots.accepted(entry, entry.running_at)
         self._tell_limits(entry.running_at)
@@ -121,10 +122,11 @@ class Buyer:
 
     async def _not_accepted(self, entry: Entry, error: NanoBananaError, sent_before: bool) -> float:
         entry.last_failure = error
+        entry.failures += 1
         attempt = self._attempt(entry, sent_before)
         verdict = decide_create(error, attempt, self._retry)
         now = self._clock()
-        wait_s = self._wait_s(error, verdict, attempt)
+        wait_s = self._wait_s(entry, error, verdict)
         self._slots_hear(entry, error, verdict, now)
         self._tell_limits(now)
         self._books.tell(CreateFailed(record=entry.record, error=error, move=verdict.move.name.lower(), wait_s=wait_s))
@@ -144,10 +146,12 @@ class Buyer:
         match verdict.move:
             case Move.REPEAT if verdict.in_doubt:
                 self._slots.hold(entry)
+                entry.after_trouble = verdict.heard in (Heard.TROUBLE, Heard.NOTHING)
                 await self._books.move(entry, JobState.SUBMITTING, attempts=attempts, in_doubt=True)
                 return due
             case Move.REPEAT | Move.REQUEUE:
                 if verdict.move is Move.REQUEUE:
+                    entry.failures = 0
                     entry.tried_at = NEVER  # waiting for a slot is no trouble, and does not use up `max_wait_s`
                 await self._books.move(entry, JobState.PENDING, attempts=attempts, first_sent_at=first_sent_at)
                 return due
@@ -201,11 +205,11 @@ class Buyer:
             key_lifetime_s=self._gateway.key_lifetime_s,
         )
 
-    def _wait_s(self, error: NanoBananaError, verdict: Verdict, attempt: Attempt) -> float:
+    def _wait_s(self, entry: Entry, error: NanoBananaError, verdict: Verdict) -> float:
         if verdict.move is not Move.REPEAT:
             return 0.0
         asked = min(getattr(error, "retry_after_s", None) or 0.0, MAX_RETRY_AFTER_S)
-        return max(asked, self._retry.backoff_s(attempt.number, self._jitter.random()))
+        return max(asked, self._retry.backoff_s(entry.failures, self._jitter.random()))
 
     def _slots_hear(self, entry: Entry, error: NanoBananaError, verdict: Verdict, now: float) -> None:
         if isinstance(error, RateLimited) and not entry.slots:

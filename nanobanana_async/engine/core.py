@@ -164,7 +164,7 @@ class Engine:
                 self.slots.sent(entry, now)
                 self._send(self._buy, entry)
         if self._repeats:
-            return max(self.slots.gate.opens_at, now + BUDGET_LOOK_S)
+            return self.slots.gate.opens_at if self.slots.gate.opens_at > now else now + BUDGET_LOOK_S
         opens_at = self.slots.opens_at()
         return opens_at if self._pending and opens_at > now else NEVER
 
@@ -178,6 +178,7 @@ class Engine:
             entry = self._most_to_gain()
             if _may_be_seen(entry):
                 self._looking += 1
+                self.slots.budget.earn()
                 self.follower.sent(now)
                 self._send(self._look, entry)
         return NEVER

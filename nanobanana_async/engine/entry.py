@@ -14,6 +14,7 @@ class Entry:
     """A job as the engine holds it. Slotted: there may be tens of thousands."""
 
     __slots__ = (
+        "after_trouble",
         "callers",
         "due",
         "failures",
@@ -58,6 +59,9 @@ class Entry:
         self.imageless_at = NEVER
         self.looks = 0
         self.failures = 0
+        """In a row: creates that were not accepted, or queries that were not answered."""
+        self.after_trouble = False
+        """Its last create brought nothing usable: a repeat is extra load on a gateway that may be down."""
         self.callers = 0
         """How many `generate` calls wait for it; when the last one leaves, an unsent job is withdrawn."""
         self.kept = False

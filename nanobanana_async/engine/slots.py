@@ -39,8 +39,8 @@ class Slots:
         """Tell whether this job's create may leave now."""
         if not self.gate.admits(now, self.on_wire):
             return False
-        if entry.slots:  # a repeat: it holds its slot, and draws from the budget
-            return self.budget.draw(now)
+        if entry.slots:  # a repeat: it holds its slot, and draws from the budget if it adds to an outage
+            return not entry.after_trouble or self.budget.draw(now)
         return self.throttle.admits(now, self.held, self.sending, entry.weight)
 
     def opens_at(self) -> float:
@@ -73,7 +73,7 @@ class Slots:
         first = not entry.slots
         self.hold(entry)
         if first:  # a repeat of what was perhaps taken long ago says nothing about the limit
-            self.throttle.accepted(now, entry.sent_at, self.held, self.sending, self._in_question())
+            self.throttle.accepted(now, entry.sent_at, self.held, self.sending, self._in_question(), entry.weight)
 
     def refused(self, entry: Entry, now: float, kind: LimitKind | None, wait_s: float | None) -> None:
         """Note that the gateway refused a job for now: for want of a slot, or for its rate."""

@@ -95,11 +95,11 @@ class JobLimit:
         if not taken:
             return True
         # A climb must not wait for an empty wire: where many jobs end in each round trip it never is.
-        beyond = self.mode is Mode.CLIMB and sending <= self._usually_sending
+        beyond = weight if self.mode is Mode.CLIMB and sending <= self._usually_sending else 0
         return taken + weight <= self.cap + beyond
 
-    def accepted(self, now: float, sent_at: float, held: int, sending: int) -> None:
-        """Note that a job was taken; `held` counts it."""
+    def accepted(self, now: float, sent_at: float, held: int, sending: int, weight: int = 1) -> None:
+        """Note that a job of this weight was taken; `held` counts it."""
         if self.mode is Mode.HOLD and sent_at <= self._event_at:
             if self._ramp_ended_at == self._event_at:  # of the burst that met the limit: it was below it
                 self.cap = max(self.cap, float(held))
@@ -107,18 +107,18 @@ class JobLimit:
             if held > self._believed_above:
                 self._ramp()
             elif sent_at >= self._climbed_at and held + sending > self.cap:
-                self.cap, self._climbed_at = self.cap + 1.0, now
+                self.cap, self._climbed_at = self.cap + weight, now
         elif self.mode is Mode.HOLD and self._events_in_a_row > 1:  # the limit fell to somewhere above this
             self._fallback, self._events_in_a_row = None, 0
             self._climb(now, sent_at)
         else:
             self._events_in_a_row = 0
-            if held + sending + 1 > self.cap:
-                self._filled(now, sent_at)
+            if held + sending + weight > self.cap:  # another like it would not have fitted
+                self._filled(now, sent_at, weight)
 
     def refused(self, now: float, sent_at: float, held: int) -> None:
         """Note that a job was refused for want of a slot while `held` were accepted and not known to have ended."""
-        if not self.policy.learn or sent_at < self._event_at:
+        if not self.policy.learn or sent_at <= self._event_at:
             return
         self._event_at = now
         self._events_in_a_row += 1
@@ -138,8 +138,8 @@ class JobLimit:
     def _share(self) -> float:
         return REFUSED_SHARE if self.cap < FEW else REFUSED_SHARE_OF_MANY
 
-    def _filled(self, now: float, sent_at: float) -> None:
-        self.cap += self._share
+    def _filled(self, now: float, sent_at: float, weight: int) -> None:
+        self.cap += self._share * weight
         self._clean += 1
         if now >= self._probe_at or self._clean >= max(FEW, 1.3 * self.cap):
             self._believed_above = self._well_beyond(self.cap)

@@ -107,8 +107,8 @@ class Verdict:
 
     @property
     def costs_attempt(self) -> bool:
-        """Whether it counts against `max_attempts`: waiting for a slot does not."""
-        return self.heard is not Heard.LIMITED
+        """Whether it counts against `max_attempts`: waiting for a slot, or for a create at work, does not."""
+        return _costs_attempt(self.heard)
 
 
 def hear(error: NanoBananaError, attempt: Attempt) -> Heard:
@@ -128,6 +128,10 @@ def hear(error: NanoBananaError, attempt: Attempt) -> Heard:
             return Heard.NOTHING
 
 
+def _costs_attempt(heard: Heard) -> bool:
+    return heard not in (Heard.LIMITED, Heard.IN_WORK)
+
+
 def decide_create(error: NanoBananaError, attempt: Attempt, policy: RetryPolicy) -> Verdict:
     """Decide what becomes of a job whose create failed so. Doubt is sticky: only a task id ends it."""
     heard = hear(error, attempt)
@@ -135,7 +139,7 @@ def decide_create(error: NanoBananaError, attempt: Attempt, policy: RetryPolicy)
     if heard is Heard.TROUBLE and not attempt.keyed and policy.retry_unkeyed_5xx:
         doubtful = False
     exhausted = attempt.waited_s >= policy.max_wait_s or (
-        heard is not Heard.LIMITED and attempt.number >= policy.max_attempts
+        _costs_attempt(heard) and attempt.number >= policy.max_attempts
     )
     if attempt.in_doubt or doubtful:
         safe = attempt.key_lives if attempt.keyed else policy.retry_uncertain

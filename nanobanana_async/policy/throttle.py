@@ -104,8 +104,10 @@ class Throttle:
         self._ends += 1
         self.blocked_until = -math.inf
 
-    def accepted(self, now: float, sent_at: float, held: int, sending: int, likely_ends: float = 0.0) -> None:
-        """Note that a job was taken.
+    def accepted(
+        self, now: float, sent_at: float, held: int, sending: int, likely_ends: float = 0.0, weight: int = 1
+    ) -> None:
+        """Note that a job of this weight was taken.
 
         `held` counts it; `likely_ends` is how many jobs can be expected to have ended, unseen, since the last refusal.
         """
@@ -118,7 +120,7 @@ class Throttle:
             if self.verdict == "rate":
                 self._it_was_the_rate(event)
             self._event = None
-        self.jobs.accepted(now, sent_at, held, sending)
+        self.jobs.accepted(now, sent_at, held, sending, weight)
         self.pacer.accepted(now, sent_at)
 
     def refused(
@@ -139,7 +141,7 @@ class Throttle:
                 self._trials += 1
                 before = self._event.before if self._event is not None else copy.copy(self.jobs)
                 self._event = _Event(sent_at, now, held, before, self._ends)
-        if sent_at >= self._refused_at:  # all refusals of one round trip are one event
+        if sent_at > self._refused_at:  # all refusals of one round trip are one event
             self._refused_at = now
             self._refused_in_a_row += 1
         if kind == "rate":

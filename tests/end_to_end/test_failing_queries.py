@@ -1,5 +1,6 @@
 """Whatever goes wrong with a query: the job is not bought again, and is found in the end."""
 
+import asyncio
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -51,16 +52,23 @@ def named(fault: Fault) -> str:
     return f"{fault.name}-{'bare' if fault.body == b'' else fault.status}"
 
 
-@pytest.mark.parametrize("fault", TROUBLE, ids=named)
-@pytest.mark.parametrize("name", BOTH)
-async def test_a_query_that_brings_nothing_is_asked_again(name: GatewayName, fault: Fault) -> None:
-    async with emulated() as emulator:
-        emulator.queue_faults(QUERY[name], fault)
+async def asked_again(name: GatewayName, fault: Fault) -> None:
+    async with Emulator(duration=Fixed(0.01)) as emulator:
+        emulator.queue_faults(QUERY[name], fault, fault)
         async with quick(emulator, name) as session:
-            assert (await session.generate("a fox")).images
+            assert (await session.generate("a fox")).images, named(fault)
             assert session.stats().succeeded == 1
-        assert charged(emulator.stats(), 1)
+        assert charged(emulator.stats(), 1), named(fault)
         assert emulator.stats().creates_received == 1
+
+
+@pytest.mark.parametrize("name", BOTH)
+async def test_a_query_that_brings_nothing_is_asked_again_whatever_it_was(name: GatewayName) -> None:
+    before = asyncio.all_tasks()
+    async with asyncio.TaskGroup() as group:
+        for fault in TROUBLE:
+            group.create_task(asked_again(name, fault))
+    assert asyncio.all_tasks() <= before
 
 
 @pytest.mark.parametrize("name", BOTH)
@@ -101,8 +109,15 @@ async def test_a_key_that_is_no_longer_taken_ends_the_waiting_and_not_the_job(
         assert charged(emulator.stats(), 1)
 
 
-@MANNERS
-@pytest.mark.parametrize(("status", "kind"), [(429, RateLimited), (500, GatewayUnavailable), (503, GatewayUnavailable)])
+@pytest.mark.parametrize(
+    ("status", "kind", "inside_200"),
+    [
+        (429, RateLimited, False),
+        (500, GatewayUnavailable, False),
+        (503, GatewayUnavailable, False),
+        (503, GatewayUnavailable, True),
+    ],
+)
 @pytest.mark.parametrize("name", BOTH)
 async def test_refusals_for_now_that_outlast_the_following_are_raised_and_the_job_can_be_awaited_again(
     name: GatewayName, status: int, kind: type[GatewayError], inside_200: bool

@@ -17,7 +17,7 @@ async def test_fifty_at_once_against_a_hidden_limit_of_ten_are_fifty_results_and
 ) -> None:
     before = asyncio.all_tasks()
     listener = Listener()
-    async with emulated(job_limit=10, states_429_kind=states_kind, duration=Fixed(0.2)) as emulator:
+    async with emulated(job_limit=10, states_429_kind=states_kind, duration=Fixed(0.1)) as emulator:
         async with quick(emulator, name, observers=[listener]) as session:
             results = await together(session, [f"fox {number}" for number in range(50)])
             stats = session.stats()
@@ -28,20 +28,11 @@ async def test_fifty_at_once_against_a_hidden_limit_of_ten_are_fifty_results_and
     assert len({result.task_id for result in results if isinstance(result, GenerationResult)}) == 50
     assert (stats.succeeded, stats.held, stats.queued) == (50, 0, 0)
     assert charged(seen, 50)
-    assert seen.running_max <= 10
+    assert seen.running_max == 10
+    assert seen.refusals_429.get("jobs", 0) <= 25
     assert seen.open_connections == 0
     assert listener.states.count(JobState.SUCCEEDED) == 50
     assert asyncio.all_tasks() == before
-
-
-async def test_fifty_at_once_fill_the_ten_slots_and_are_seldom_refused() -> None:
-    async with emulated(job_limit=10, duration=Fixed(0.2)) as emulator:
-        async with quick(emulator) as session:
-            await together(session, [f"fox {number}" for number in range(50)])
-        seen = emulator.stats()
-    assert seen.running_max == 10
-    assert seen.refusals_429.get("jobs", 0) <= 20
-    assert charged(seen, 50)
 
 
 async def test_a_limit_that_counts_images_is_kept_when_the_gateway_says_so() -> None:
@@ -78,10 +69,9 @@ async def test_a_rate_limit_on_creates_slows_down_and_loses_nothing() -> None:
     assert charged(seen, 15)
 
 
-@pytest.mark.parametrize("name", BOTH)
-async def test_a_rate_limit_on_queries_slows_down_and_loses_nothing(name: GatewayName) -> None:
+async def test_a_rate_limit_on_queries_slows_down_and_loses_nothing() -> None:
     async with emulated(queries_per_minute=1800, rate_burst=5) as emulator:
-        async with quick(emulator, name) as session:
+        async with quick(emulator) as session:
             results = await together(session, [f"fox {number}" for number in range(15)])
         seen = emulator.stats()
     assert all(isinstance(result, GenerationResult) for result in results)

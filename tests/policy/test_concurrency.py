@@ -13,7 +13,7 @@ from nanobanana_async.policy.concurrency import ConcurrencyPolicy, JobLimit, Mod
 from nanobanana_async.policy.throttle import Throttle
 from tests.policy.simulation import Client, Gateway, lognormal
 
-SEEDS = range(6)
+SEEDS = range(4)
 CHANGE_AT_S = 300.0
 MEAN_S = 10.0 * math.exp(0.08)
 
@@ -194,3 +194,13 @@ def test_whatever_happens_at_least_one_job_may_run_and_no_more_than_allowed(
         assert limit.whole is None or 1 <= limit.whole <= limit.ceiling
         if held + sending and held + sending + weight > limit.ceiling:
             assert not limit.admits(held, sending, weight)
+
+
+def test_jobs_that_weigh_more_than_one_slot_are_probed_for_too() -> None:
+    limit = JobLimit(ConcurrencyPolicy())
+    limit.refused(1.0, 0.9, 40)
+    for number in range(200):
+        at = 2.0 + number
+        limit.accepted(at, at - 0.1, 40, 0, 4)
+    assert limit.cap > 44 or limit.mode is Mode.CLIMB
+    assert limit.admits(40, 0, 4)

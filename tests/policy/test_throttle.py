@@ -57,10 +57,10 @@ def test_a_hidden_rate_is_recognised_within_few_refusals_and_the_slots_are_given
         creates = int(max(300.0, 60.0 * rate))
         client = Client(Gateway(limiter=bucket), jobs=creates, stated=False, seed=seed).run()
         assert client.verdicts == [None, "rate"]
-        assert client.refusals_before_verdict <= 4
+        assert client.refusals_before_verdict <= 5
         assert client.throttle.jobs.mode is Mode.RAMP
         assert client.taken_at[-1] <= 1.2 * bucket.ideal_s(creates)
-        assert len(client.refusals) <= 0.05 * creates
+        assert len(client.refusals) <= 0.06 * creates
 
 
 @pytest.mark.parametrize(("rate", "burst"), [(2.0, 120.0), (10.0, 100.0)])
