@@ -102,7 +102,7 @@ class JobRecord:
     request: ImageRequest | None
     """None for a task that was attached by its id alone."""
     body: bytes = field(repr=False)
-    """The exact bytes that every POST of this job sends."""
+    """The exact bytes that every POST of this job sends; none once it was accepted."""
     created_at: datetime
     state: JobState = _S.PENDING
     revision: int = 0

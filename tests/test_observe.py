@@ -23,6 +23,7 @@ from nanobanana_async.observe import (
     Event,
     JobMoved,
     JobSeen,
+    LimitMoved,
     QueryFailed,
     UnknownStatus,
     log_event,
@@ -196,6 +197,8 @@ async def test_events_tell_the_whole_story_of_a_job() -> None:
                 fact = status
             case QueryFailed(error=error):
                 fact = type(error).__name__
+            case LimitMoved():
+                return
         story.append(f"{type(event).__name__} {fact}")
 
     transport = FakeTransport(in_turn([LOST, created()], [LOST, task("processing"), completed()]))

@@ -114,6 +114,7 @@ class Buyer:
             task_id=accepted.task_id,
             running_since=self._books.utcnow(),
             in_doubt=False,
+            body=b"",  # it is never sent again
             attempts=entry.record.attempts + 1,
             credits_used=accepted.credits_used,
             model=accepted.model,

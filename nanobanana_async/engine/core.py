@@ -1,8 +1,6 @@
 """The engine's owner: what is due goes onto the wire, creates first, and comes back with its next due time."""
 
 import asyncio
-from collections import deque
-from itertools import islice
 
 import anyio
 from anyio.abc import TaskGroup
@@ -12,7 +10,7 @@ from nanobanana_async.engine.books import Books
 from nanobanana_async.engine.buying import Buyer
 from nanobanana_async.engine.entry import NEVER, Entry
 from nanobanana_async.engine.following import Follower
-from nanobanana_async.engine.line import Line
+from nanobanana_async.engine.line import Line, Overdue
 from nanobanana_async.engine.slots import Slots
 from nanobanana_async.engine.timers import Timers
 from nanobanana_async.engine.wire import Errand, Wire
@@ -23,9 +21,6 @@ from nanobanana_async.observe import log
 
 # While the retry budget is empty nothing else rings for the repeats that wait for it.
 BUDGET_LOOK_S = 0.5
-
-# How many overdue looks are compared when the wire can't carry all.
-CHOICE = 64
 
 
 class Engine:
@@ -50,12 +45,13 @@ class Engine:
         self._buyer = buyer
         self._admission = Admission(gateway.account, books, slots, buyer, follower, clock=loop.time)
         self.wire = Wire(max_requests, freed=self.pump, crashed=self._crashed)
-        self._timers = Timers(loop, self.pump)
+        self._rung = asyncio.Event()
+        self._timers = Timers(loop, self._rung.set)
         self.live: dict[str, Entry] = {}
         self._came_in = 0
         self._pending = Line()
         self._repeats = Line()
-        self._overdue: deque[Entry] = deque()
+        self._overdue = Overdue()
         self._looking = 0
         self._owed = 0
         """Errands that closing waits for: creates, and what must be written down."""
@@ -65,6 +61,7 @@ class Engine:
     def start(self, group: TaskGroup) -> None:
         """Begin to work in this task group."""
         self.wire.start(group)
+        group.start_soon(self._beat)
 
     @property
     def queued(self) -> int:
@@ -146,6 +143,17 @@ class Engine:
         opens_at = min(self._feed_creates(now), self._feed_looks(now))
         self._timers.arm(now, opens_at)
 
+    async def _beat(self) -> None:
+        """Pump whenever the timer rings.
+
+        In a task of its own and not in the timer's callback: anyio starts no task from outside of any where sniffio is
+        installed, since that can't tell there which event loop runs.
+        """
+        while True:
+            await self._rung.wait()
+            self._rung.clear()
+            self.pump()
+
     def _feed_creates(self, now: float) -> float:
         # Jobs must not pile up unseen: what has ended would be taken to be held.
         seen_enough = len(self._overdue) <= (self.wire.free if self.slots.throttle.met_a_limit else 0)
@@ -175,21 +183,13 @@ class Engine:
             if not self.follower.admits(now, self._looking):
                 opens_at = self.follower.opens_at()
                 return opens_at if opens_at > now else NEVER
-            entry = self._most_to_gain()
+            entry = self._overdue.take(self.wire.free, self.follower.gain)
             if _may_be_seen(entry):
                 self._looking += 1
                 self.slots.budget.earn()
                 self.follower.sent(now)
                 self._send(self._look, entry)
         return NEVER
-
-    def _most_to_gain(self) -> Entry:
-        """Take out the look that should go first: by its due time, or when the wire is short by what it may find."""
-        if len(self._overdue) <= self.wire.free:
-            return self._overdue.popleft()
-        best = max(islice(self._overdue, CHOICE), key=self.follower.gain)
-        self._overdue.remove(best)
-        return best
 
     def _send(self, errand: Errand, entry: Entry) -> None:
         entry.on_wire = True

@@ -1,5 +1,6 @@
 """API Mall (gateway.apimall.ai): `success` and `error` in the envelope, an `Idempotency-Key`, no callbacks."""
 
+import sys
 from collections.abc import Mapping
 from datetime import datetime
 from decimal import Decimal
@@ -172,7 +173,7 @@ class ApiMall(GatewaySettings):
             task_id=created.task_id,
             credits_used=created.credits_used,
             credits_remaining=created.remaining_credits,
-            model=created.model,
+            model=created.model and sys.intern(created.model),  # the same in every job that is held
             request_id=word(envelope.get("request_id")) or created.request_id,
         )
 

@@ -16,7 +16,7 @@ class MemoryLedger:
     """
 
     _jobs: dict[str, JobRecord] = field(factory=dict, init=False, repr=False)
-    _tasks: dict[tuple[str, str], str] = field(factory=dict, init=False, repr=False)
+    _tasks: dict[str, dict[str, str]] = field(factory=dict, init=False, repr=False)
 
     async def open(self) -> None:
         """Do nothing: memory is always open."""
@@ -39,7 +39,7 @@ class MemoryLedger:
         if after.state in FINAL:
             del self._jobs[after.key]
             if after.task_id is not None:
-                self._tasks.pop((after.account, after.task_id), None)
+                self._tasks.get(after.account, {}).pop(after.task_id, None)
         else:
             self._jobs[after.key] = after
             self._index(after)
@@ -50,7 +50,7 @@ class MemoryLedger:
 
     async def find_task(self, account: str, task_id: str) -> JobRecord | None:
         """Return the unfinished job to which the gateway gave this task id."""
-        key = self._tasks.get((account, task_id))
+        key = self._tasks.get(account, {}).get(task_id)
         return None if key is None else self._jobs[key]
 
     async def unfinished(self, account: str) -> AsyncIterator[JobRecord]:
@@ -61,4 +61,4 @@ class MemoryLedger:
 
     def _index(self, record: JobRecord) -> None:
         if record.task_id is not None:
-            self._tasks[record.account, record.task_id] = record.key
+            self._tasks.setdefault(record.account, {})[record.task_id] = record.key

@@ -18,6 +18,7 @@ from nanobanana_async.policy.durations import BINS, EDGES, SHORTEST_S, WIDTHS, D
 from nanobanana_async.policy.polling import PollPolicy
 
 STRAGGLER_HAZARD = 0.02  # per second: a job far beyond all others is still looked at
+WIRE_S = 0.025  # of the wanted delay is left to the wire and the timers
 SAMPLE = 32  # running jobs that enter a fit
 NEWS = 0.25  # how much of what is known must be new before a fit is worth its processor time
 NEWS_OF_A_LOOK = 0.1  # a look that finds a job running tells a little
@@ -114,7 +115,8 @@ class Schedule(Generic[Job]):
             if survival > 0.01 >= after:
                 self.late_s = EDGES[number + 1]
             survival = after
-        exchange = root / (2.0 * self.policy.target_delay_s)
+        target_s = self.policy.target_delay_s
+        exchange = root / (2.0 * max(target_s - WIRE_S, 0.8 * target_s))
         self._looks = self._accumulate(hazards, exchange, median_s)
 
     def _accumulate(self, hazards: Sequence[float], exchange: float, median_s: float) -> list[float]:
