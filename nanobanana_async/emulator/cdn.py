@@ -4,7 +4,8 @@ import re
 
 from attrs import frozen
 
-from nanobanana_async.emulator.pictures import Picture, data_uri, media_type, size_of
+from nanobanana_async.emulator.composition import Picture
+from nanobanana_async.emulator.pictures import data_uri, media_type, size_of
 from nanobanana_async.emulator.settings import WorldSettings
 from nanobanana_async.emulator.tasks import Task
 

@@ -6,7 +6,7 @@ import random
 
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
-from nanobanana_async.emulator.pictures import Picture, palette
+from nanobanana_async.emulator.composition import Picture, palette
 
 _SKETCH_EDGE = 2048  # the composition is painted no larger, then scaled; only words are sharper
 _HILLS = 4

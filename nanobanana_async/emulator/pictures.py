@@ -5,34 +5,15 @@ looks of the results still works; `require_pillow` is for those who want the loo
 """
 
 import base64
-import colorsys
 import functools
-import hashlib
 import importlib.util
 import struct
 import zlib
 
-from attrs import frozen
+from nanobanana_async.emulator.composition import Picture, palette
 
 _LONG_EDGE = {"1K": 1024, "2K": 2048, "4K": 4096}
 _MOST_ELONGATED = 8.0
-
-
-@frozen
-class Picture:
-    """A picture before it is painted; equal values are equal pictures, byte for byte."""
-
-    prompt: str
-    seed: int
-    index: int
-    width: int
-    height: int
-    png: bool
-
-    def bits(self) -> bytes:
-        """Return what the composition follows from."""
-        source = f"{self.seed}\n{self.index}\n{self.prompt}".encode(errors="surrogatepass")
-        return hashlib.blake2b(source, digest_size=32).digest()
 
 
 def has_pillow() -> bool:
@@ -76,21 +57,6 @@ def paint(picture: Picture) -> bytes:
     from nanobanana_async.emulator.painting import paint_with_pillow
 
     return paint_with_pillow(picture)
-
-
-def palette(bits: bytes) -> tuple[list[tuple[int, int, int]], tuple[int, int, int]]:
-    """Return five colours from the zenith to the nearest hill, and one for the sun."""
-    hue = bits[0] / 255
-    turn = (0.08 + bits[1] / 255 * 0.2) * (1 if bits[2] % 2 else -1)
-    shades = ((0.55, 0.42), (0.45, 0.72), (0.35, 0.95), (0.5, 0.5), (0.6, 0.2))
-    colours = [rgb(hue + turn * step, saturation, value) for step, (saturation, value) in enumerate(shades)]
-    return colours, rgb(hue + turn * 2.5, 0.25, 1.0)
-
-
-def rgb(hue: float, saturation: float, value: float) -> tuple[int, int, int]:
-    """Return a colour in the three bytes that pictures want."""
-    red, green, blue = colorsys.hsv_to_rgb(hue % 1.0, saturation, value)
-    return round(red * 255), round(green * 255), round(blue * 255)
 
 
 def plain_png(picture: Picture) -> bytes:

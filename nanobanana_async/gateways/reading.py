@@ -132,8 +132,8 @@ def money(value: object, _: object = None) -> Decimal | None:
 
 
 @functools.lru_cache(maxsize=256)
-def _price(credits: int) -> Decimal:
-    return Decimal(credits)  # the same few prices stand in every job that is held
+def _price(whole: int) -> Decimal:
+    return Decimal(whole)  # the same few prices stand in every job that is held
 
 
 def moment(value: object, _: object = None) -> datetime | None:

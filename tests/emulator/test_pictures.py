@@ -7,7 +7,8 @@ import pytest
 from PIL import Image
 
 from nanobanana_async.emulator import pictures
-from nanobanana_async.emulator.pictures import Picture, data_uri, paint, plain_png, require_pillow, size_of
+from nanobanana_async.emulator.composition import Picture
+from nanobanana_async.emulator.pictures import data_uri, paint, plain_png, require_pillow, size_of
 from tests.emulator.calling import Caller
 
 FOX = Picture(prompt="a fox", seed=0, index=0, width=160, height=90, png=True)
