@@ -69,6 +69,7 @@ async def test_every_program_runs_against_the_emulator(block: Block, tmp_path: P
         environ = os.environ | {
             "NANOBANANA_GATEWAY": "apimall",
             "NANOBANANA_BASE_URL": emulator.url,
+            "NANOBANANA_EXPECTED_JOB_S": "0.5",
             "APIMALL_API_KEY": API_KEY,
             "PYTHONWARNINGS": "error",
         }

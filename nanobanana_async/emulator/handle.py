@@ -1,6 +1,8 @@
 """The emulator as users hold it."""
 
 import asyncio
+import random
+import statistics
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from decimal import Decimal
@@ -61,12 +63,18 @@ class Emulator:
         return self._world
 
     def apimall(self, **settings: Any) -> ApiMall:
-        """Return the client's settings for API Mall that lead here."""
-        return ApiMall(**{"api_key": API_KEY, "base_url": self.url, **settings})
+        """Return the client's settings for API Mall that lead here, and tell how long jobs take in the middle."""
+        return ApiMall(**{**self._told(), **settings})
 
     def defapi(self, **settings: Any) -> DefApi:
-        """Return the client's settings for defapi that lead here."""
-        return DefApi(**{"api_key": API_KEY, "base_url": self.url, **settings})
+        """Return the client's settings for defapi that lead here, and tell how long jobs take in the middle."""
+        return DefApi(**{**self._told(), **settings})
+
+    def _told(self) -> dict[str, Any]:
+        rng = random.Random(0)
+        settings = self._world.settings
+        middle_s = statistics.median(settings.duration(rng) for _ in range(101)) / settings.speed
+        return {"api_key": API_KEY, "base_url": self.url, "expected_job_s": max(middle_s, 0.01)}
 
     def now(self) -> float:
         """Return the emulated time: seconds since the start, standing still after the end."""

@@ -14,6 +14,7 @@ from nanobanana_async.jobs import fingerprint
 from nanobanana_async.models import ImageRequest, TaskType
 
 BASE_URL_VARIABLE = "NANOBANANA_BASE_URL"
+EXPECTED_VARIABLE = "NANOBANANA_EXPECTED_JOB_S"
 
 
 def clean_api_key(key: object, title: str, variable: str) -> str:
@@ -103,9 +104,9 @@ class GatewaySettings:
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str] | None = None, **settings: Any) -> Self:
-        """Return the gateway with the key, and the base URL if it is set, of the environment.
+        """Return the gateway with the key of the environment, and the base URL and expected duration if they are set.
 
-        Further settings are passed on, and win. Raises `ConfigurationError` that names a missing variable.
+        Further settings are passed on, and win. Raises `ConfigurationError` that names a missing or broken variable.
         """
         environ = os.environ if environ is None else environ
         if "api_key" not in settings:
@@ -114,6 +115,11 @@ class GatewaySettings:
             settings["api_key"] = environ[cls.key_variable]
         if "base_url" not in settings and environ.get(BASE_URL_VARIABLE, "").strip():
             settings["base_url"] = environ[BASE_URL_VARIABLE]
+        if "expected_job_s" not in settings and environ.get(EXPECTED_VARIABLE, "").strip():
+            try:
+                settings["expected_job_s"] = float(environ[EXPECTED_VARIABLE])
+            except ValueError:
+                raise ConfigurationError(f"{EXPECTED_VARIABLE} must be a number of seconds") from None
         return cls(**settings)
 
     @property

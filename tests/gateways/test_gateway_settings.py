@@ -168,3 +168,16 @@ def test_the_price_class_holds_what_the_price_hangs_on(
     gateway: ApiMall | DefApi, wanted: ImageRequest, expected: str
 ) -> None:
     assert gateway.price_class(wanted) == expected
+
+
+def test_the_expected_duration_comes_from_the_environment_unless_it_is_passed() -> None:
+    environ = {"APIMALL_API_KEY": "k", "NANOBANANA_EXPECTED_JOB_S": " 7.5 "}
+    assert ApiMall.from_env(environ).expected_job_s == 7.5
+    assert ApiMall.from_env(environ, expected_job_s=3.0).expected_job_s == 3.0
+    assert ApiMall.from_env({**environ, "NANOBANANA_EXPECTED_JOB_S": ""}).expected_job_s == 20.0
+
+
+@pytest.mark.parametrize("broken", ["soon", "-1", "nan"])
+def test_a_broken_expected_duration_is_refused_by_name(broken: str) -> None:
+    with pytest.raises(ConfigurationError, match="(?i)expected_job_s"):
+        ApiMall.from_env({"APIMALL_API_KEY": "k", "NANOBANANA_EXPECTED_JOB_S": broken})
