@@ -173,7 +173,7 @@ class Engine:
                 self._send(self._buy, entry)
         if self._repeats:
             return self.slots.gate.opens_at if self.slots.gate.opens_at > now else now + BUDGET_LOOK_S
-        opens_at = self.slots.opens_at()
+        opens_at = self.slots.opens_at(now)
         return opens_at if self._pending and opens_at > now else NEVER
 
     def _feed_looks(self, now: float) -> float:

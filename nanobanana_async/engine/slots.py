@@ -43,9 +43,9 @@ class Slots:
             return not entry.after_trouble or self.budget.draw(now)
         return self.throttle.admits(now, self.held, self.sending, entry.weight)
 
-    def opens_at(self) -> float:
+    def opens_at(self, now: float) -> float:
         """When time alone may let a first send leave; in the past if it waits for something else."""
-        return max(self.gate.opens_at, self.throttle.opens_at())
+        return max(self.gate.opens_at, self.throttle.opens_at(now))
 
     def sent(self, entry: Entry, now: float) -> None:
         """Note that a create left."""

@@ -19,11 +19,10 @@ class Pacer:
     """A rate that follows a hidden limit: no limit until the first refusal, then search, then quantile tracking.
 
     In the search single creates leave, each at twice the rate, until one is refused or the wire is the limit. Then the
-    rate creeps up with each
-    create that is taken and steps down with each that is refused, in a proportion that makes `REFUSED_SHARE` of them
-    refused. A bucket of tokens is empty whenever it refuses, so what it took between two refusals, over the time
-    between them, is its rate: where that is higher than the step down, it is used at once. (For a bucket that holds one
-    token only this is too low, since tokens are lost; hence the higher of the two.)
+    rate creeps up with each create that is taken and steps down with each that is refused, in a proportion that makes
+    `REFUSED_SHARE` of them refused. A bucket of tokens is empty whenever it refuses, so what it took between two
+    refusals, over the time between them, is its rate: where that is higher than the step down, it is used at once.
+    (For a bucket that holds one token only this is too low, since tokens are lost; hence the higher of the two.)
     """
 
     rate: float = math.inf
@@ -31,8 +30,8 @@ class Pacer:
     next_at: float = -math.inf
     taken: int = 0
     """Creates sent after the last refusal and taken."""
-    refusals: int = 0
-    """Those that came after more than a few were taken: how fine the steps are; none: the search goes on."""
+    fineness: int = 0
+    """How fine the steps are by now; 0 while the search goes on."""
     _emptied_at: float = -math.inf
     _handled_at: float = -math.inf
 
@@ -45,7 +44,7 @@ class Pacer:
         """Tell whether a create may leave now while `sending` others are on the wire."""
         if not self.paces:
             return True
-        return now >= self.next_at and (self.refusals > 0 or not sending)
+        return now >= self.next_at and (self.fineness > 0 or not sending)
 
     def sent(self, now: float) -> None:
         """Note that a create left: the next one keeps its gap, or catches up half of what a late one lost."""
@@ -59,10 +58,10 @@ class Pacer:
         self.taken += 1
         if sent_at <= self._handled_at:  # of the round trip that met the limit
             return
-        if not self.refusals:
+        if not self.fineness:
             self.rate *= 2.0
             if self.rate * (now - sent_at) > 1.0:  # a single create can't go faster than its round trip
-                self.refusals, self.taken, self._emptied_at = 2, CLEAN, -math.inf
+                self.fineness, self.taken, self._emptied_at = 2, CLEAN, -math.inf
         elif self.taken >= CLEAN:  # the limit is higher: run after it
             self.rate *= RUN
         else:
@@ -78,21 +77,21 @@ class Pacer:
             self.rate = 1.0 / max(wait_s or 0.0, FIRST_WAIT_S)  # the search comes from below
         elif not self.taken:  # not one token came in all this time
             self.rate = min(self.rate / 2.0, 1.0 / passed_s)
-            self.refusals //= 2
-        elif not self.refusals:
+            self.fineness //= 2
+        elif not self.fineness:
             self.rate = max(self.taken / passed_s, self.rate / 2.0)
-            self.refusals = 2
+            self.fineness = 2
         else:
             stepped = self.rate * math.exp(-(1.0 - REFUSED_SHARE) * self._step)
             if self.taken < FEW:  # still above the limit, perhaps far: no finer steps yet
                 self.rate = max(self.rate / 2.0, min(stepped, 2.0 * self.taken / passed_s))
             else:
                 self.rate = max(stepped, min(self.rate, 0.99 * self.taken / passed_s))
-                self.refusals += 1
+                self.fineness += 1
         self.rate = max(self.rate, SLOWEST)
         self._handled_at, self._emptied_at, self.taken = now, sent_at, 0
         self.next_at = now + max(1.0 / self.rate, wait_s or 0.0)
 
     @property
     def _step(self) -> float:
-        return max(FINEST_STEP, COARSEST_STEP / self.refusals)
+        return max(FINEST_STEP, COARSEST_STEP / self.fineness)

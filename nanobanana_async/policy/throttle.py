@@ -79,11 +79,12 @@ class Throttle:
             return not sending and self.jobs.allows(held, weight)
         return sending < self._at_once and self.jobs.admits(held, sending, weight)
 
-    def opens_at(self) -> float:
+    def opens_at(self, now: float) -> float:
         """When time alone may let something leave; in the past if it waits for something else."""
-        trial_at = self._trial_at
-        moments = [self.blocked_until, self.pacer.next_at, trial_at if trial_at < math.inf else -math.inf]
-        return max(moments)
+        gates_open_at = max(self.blocked_until, self.pacer.next_at)
+        if gates_open_at > now or self._trial_at == math.inf:
+            return gates_open_at
+        return self._trial_at
 
     @property
     def met_a_limit(self) -> bool:

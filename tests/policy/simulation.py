@@ -208,7 +208,7 @@ class Client:
         throttle = self.throttle
         while len(self.taken_at) + self.sending < self.jobs and self.sending < self.wire:
             if not throttle.admits(self.now, len(self.held), self.sending):
-                self._wake_at(throttle.opens_at())
+                self._wake_at(throttle.opens_at(self.now))
                 return
             throttle.sent(self.now)
             self.sending += 1
