@@ -16,7 +16,7 @@ MAX_KEY_LENGTH = 255
 
 
 class JobState(enum.Enum):
-    """Where a job stands; DESIGN of the library: `TRANSITIONS` is the whole truth about its moves."""
+    """Where a job stands; `TRANSITIONS` is the whole truth about its moves."""
 
     PENDING = "pending"  # written down, nothing in doubt
     SUBMITTING = "submitting"  # about to be sent, or sent without an answer yet

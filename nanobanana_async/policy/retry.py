@@ -1,4 +1,4 @@
-"""What a create or a query that brought no answer, or a no, means: DESIGN's tables as pure functions."""
+"""What a create or a query that brought no answer, or a no, means: decided as pure functions."""
 
 import enum
 
