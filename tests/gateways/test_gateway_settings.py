@@ -179,5 +179,5 @@ def test_the_expected_duration_comes_from_the_environment_unless_it_is_passed() 
 
 @pytest.mark.parametrize("broken", ["soon", "-1", "nan"])
 def test_a_broken_expected_duration_is_refused_by_name(broken: str) -> None:
-    with pytest.raises(ConfigurationError, match="(?i)expected_job_s"):
+    with pytest.raises(ConfigurationError, match=r"(?i)expected_job_s"):
         ApiMall.from_env({"APIMALL_API_KEY": "k", "NANOBANANA_EXPECTED_JOB_S": broken})

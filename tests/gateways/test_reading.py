@@ -11,6 +11,7 @@ from nanobanana_async.errors import ContractBroken
 from nanobanana_async.gateways import ApiMall
 from nanobanana_async.gateways.reading import (
     Answer,
+    Standing,
     first_picture,
     known_task_id,
     moment,
@@ -18,10 +19,12 @@ from nanobanana_async.gateways.reading import (
     picture,
     plain,
     status_word,
+    still_running,
     task_id,
     unfold,
     word,
 )
+from nanobanana_async.jobs import JobState
 
 SECRET = "mall-key-0123456789"
 GATEWAY = ApiMall(api_key=SECRET)
@@ -244,3 +247,19 @@ def test_raw_is_cut_where_it_is_nested_absurdly_deep(opening: str) -> None:
     nested = json.loads(opening * depth + "1" + {"[": "]"}.get(opening, "}") * depth)
     assert str(plain(nested)).count(opening[0]) == 24
     assert "<nested>" in str(plain(nested))
+
+
+def test_a_task_that_runs_is_known_by_its_status_alone_and_all_else_gets_a_closer_look() -> None:
+    standings = {"processing": Standing(), "completed": Standing(JobState.SUCCEEDED)}
+    running = still_running({"status": "processing", "task_id": "t-1", "credits_used": "x"}, standings)
+    assert running is not None
+    assert (running.task_id, running.state, running.credits_used) == ("t-1", JobState.RUNNING, None)
+    for fields in (
+        None,
+        {"status": "completed", "task_id": "t-1"},
+        {"status": "Processing ", "task_id": "t-1"},
+        {"status": 7, "task_id": "t-1"},
+        {"status": "processing"},
+        {"status": "processing", "task_id": "t\n1"},
+    ):
+        assert still_running(fields, standings) is None
