@@ -50,6 +50,10 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         """Return the virtual wall clock; sessions on this loop date their records by it."""
         return EPOCH + timedelta(seconds=self._now) + self.calendar_shift
 
+    async def shutdown_default_executor(self, timeout: float | None = None) -> None:
+        """Wait for threads as long as it takes: on virtual time any timeout would be over at once."""
+        await super().shutdown_default_executor()
+
     def jump(self, seconds: float) -> None:
         """Let time pass."""
         self._now += seconds
