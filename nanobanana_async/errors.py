@@ -22,6 +22,9 @@ from typing import Any, ClassVar, Literal, Protocol, Self, TypeVar
 
 E = TypeVar("E", bound="NanoBananaError")
 
+LimitKind = Literal["jobs", "rate"]
+"""What a 429 speaks of: the jobs at once, or the rate of requests."""
+
 
 class JobHandle(Protocol):
     """What a job error gives its reader to go on with: the live `Job`."""
@@ -156,7 +159,7 @@ class RateLimited(GatewayError):
         self,
         message: str,
         *,
-        kind: Literal["jobs", "rate"] | None = None,
+        kind: LimitKind | None = None,
         status: int | None = None,
         code: str | None = None,
         request_id: str | None = None,
@@ -173,7 +176,7 @@ class RateLimited(GatewayError):
             key=key,
             safe_to_repeat=safe_to_repeat,
         )
-        self.kind: Literal["jobs", "rate"] | None = kind
+        self.kind: LimitKind | None = kind
 
 
 class PromptBlocked(GatewayError):

@@ -122,7 +122,6 @@ class Buyer:
         return self._begin(entry)
 
     async def _not_accepted(self, entry: Entry, error: NanoBananaError, sent_before: bool) -> float:
-        entry.last_failure = error
         entry.failures += 1
         attempt = self._attempt(entry, sent_before)
         verdict = decide_create(error, attempt, self._retry)

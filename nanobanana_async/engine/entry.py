@@ -20,7 +20,6 @@ class Entry:
         "failures",
         "imageless_at",
         "kept",
-        "last_failure",
         "leaving",
         "live",
         "looks",
@@ -71,7 +70,6 @@ class Entry:
         self.leaving = False
         self.on_wire = False
         self.observation: Observation | None = None
-        self.last_failure: NanoBananaError | None = None
         self.stopped: NanoBananaError | None = None
         self.watchers: list[asyncio.Future[NanoBananaError | None]] | None = None
         self.updates: list[deque[JobState]] | None = None

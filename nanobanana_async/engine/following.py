@@ -210,7 +210,6 @@ class Follower:
 
     def _not_seen(self, entry: Entry, error: NanoBananaError, sent_at: float) -> float:
         now = self._clock()
-        entry.last_failure = error
         asked = min(getattr(error, "retry_after_s", None) or 0.0, MAX_RETRY_AFTER_S)
         if isinstance(error, RateLimited):
             self.pacer.refused(now, sent_at, asked or None)

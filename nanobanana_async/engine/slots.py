@@ -3,10 +3,11 @@
 from collections.abc import Callable
 
 from nanobanana_async.engine.entry import Entry
+from nanobanana_async.errors import LimitKind
 from nanobanana_async.observe import LimitMoved
 from nanobanana_async.policy.concurrency import ConcurrencyPolicy
 from nanobanana_async.policy.retry import Gate, RetryBudget, RetryPolicy
-from nanobanana_async.policy.throttle import LimitKind, Throttle
+from nanobanana_async.policy.throttle import Throttle
 
 
 class Slots:

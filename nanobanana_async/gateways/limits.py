@@ -4,9 +4,8 @@ import re
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
-from typing import Literal
 
-LimitKind = Literal["jobs", "rate"]
+from nanobanana_async.errors import LimitKind
 
 MAX_RETRY_AFTER_S = 120.0
 

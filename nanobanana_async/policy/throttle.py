@@ -7,14 +7,12 @@ too, it was the slots. What is learned is kept as log-odds.
 
 import copy
 import math
-from typing import Literal
 
 from attrs import define, field
 
+from nanobanana_async.errors import LimitKind
 from nanobanana_async.policy.concurrency import ConcurrencyPolicy, JobLimit
 from nanobanana_async.policy.pacing import Pacer
-
-LimitKind = Literal["jobs", "rate"]
 
 # Log-odds of rate against slots at which the verdict is in.
 SURELY_RATE = 1.5

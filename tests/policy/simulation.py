@@ -10,11 +10,12 @@ from typing import Protocol
 
 from attrs import define, field
 
+from nanobanana_async.errors import LimitKind
 from nanobanana_async.policy.concurrency import ConcurrencyPolicy, Mode
 from nanobanana_async.policy.durations import Durations
 from nanobanana_async.policy.polling import PollPolicy
 from nanobanana_async.policy.schedule import Schedule
-from nanobanana_async.policy.throttle import LimitKind, Throttle
+from nanobanana_async.policy.throttle import Throttle
 
 Draw = Callable[[random.Random], float]
 

@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from nanobanana_async.errors import LimitKind
 from nanobanana_async.policy.concurrency import ConcurrencyPolicy, Mode
-from nanobanana_async.policy.throttle import LONGEST_WAIT_S, TRIAL_WAIT_S, LimitKind, Throttle
+from nanobanana_async.policy.throttle import LONGEST_WAIT_S, TRIAL_WAIT_S, Throttle
 from tests.policy.simulation import Bucket, Client, Gateway
 
 SEEDS = range(4)
