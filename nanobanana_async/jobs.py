@@ -44,6 +44,9 @@ TRANSITIONS: Mapping[JobState, frozenset[JobState]] = {
 
 FINAL = frozenset(state for state, onward in TRANSITIONS.items() if not onward)
 
+UNFINISHED = frozenset({_S.PENDING, _S.SUBMITTING, _S.RUNNING})
+"""Somebody follows these, or should. The others are over, though an UNCERTAIN one may be settled."""
+
 
 @frozen(kw_only=True)
 class Failure:
@@ -149,6 +152,11 @@ class JobRecord:
             return self.key
         digest = hashlib.sha256(f"{self.generation}:{self.key}".encode()).hexdigest()
         return f"g{self.generation}-{digest[:48]}"
+
+    @property
+    def begun_at(self) -> datetime:
+        """Since when it may run, as far as we know."""
+        return self.running_since or self.first_sent_at or self.created_at
 
     @property
     def credits(self) -> Decimal | None:

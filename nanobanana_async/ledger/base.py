@@ -1,31 +1,48 @@
 """Where jobs are written down: the contract that every ledger keeps."""
 
 from collections.abc import AsyncIterator
+from datetime import datetime
 from typing import Protocol, runtime_checkable
+
+from attrs import frozen
 
 from nanobanana_async.jobs import JobRecord
 
 
+@frozen(kw_only=True)
+class Claim:
+    """What stands under a key, and whether it is ours to go on with."""
+
+    record: JobRecord
+    new: bool = False
+    """It was not there before."""
+    ours: bool = False
+    """It has not ended, and we follow it; a job that is over, UNCERTAIN ones among them, is nobody's."""
+
+
 @runtime_checkable
 class Ledger(Protocol):
-    """A durable list of jobs. Each write is a compare-and-swap on the record's `revision`.
+    """A durable list of jobs, each followed by one owner at most: an open ledger is an owner while its process lives.
 
-    Every method raises `LedgerError` when the list can't be read or written; then nothing was changed.
+    Each write is a compare-and-swap on the record's `revision`, for the owner only. Every method raises `LedgerError`
+    when the list can't be read or written; then nothing was changed.
     """
 
     async def open(self) -> None: ...
 
-    async def aclose(self) -> None: ...
+    async def aclose(self) -> None:
+        """Let go of every job, and of the list."""
+        ...
 
-    async def claim(self, record: JobRecord) -> JobRecord:
-        """Write a new job down as ours, or return what already stands under its key.
-
-        The caller compares: getting back its own record means that the job is new.
-        """
+    async def claim(self, record: JobRecord) -> Claim:
+        """Write a new job down as ours, or return what stands under its key; what nobody follows becomes ours."""
         ...
 
     async def advance(self, before: JobRecord, after: JobRecord) -> None:
-        """Replace `before` by `after`; raise `LedgerError` if it is no longer what stands there."""
+        """Replace `before` by `after`; raise `LedgerError` if that no longer stands there, or is somebody else's.
+
+        A job that is over may be moved on by anybody, and is then his.
+        """
         ...
 
     async def find(self, key: str) -> JobRecord | None:
@@ -36,6 +53,21 @@ class Ledger(Protocol):
         """Return the job to which the gateway gave this task id."""
         ...
 
+    async def adopt(self, key: str) -> Claim | None:
+        """Take over an unfinished job that nobody follows, and return what stands there in any case."""
+        ...
+
+    async def release(self, key: str) -> None:
+        """Let go of a job: from now on anybody may adopt it."""
+        ...
+
+    async def held(self, account: str, *, since: datetime | None = None) -> int:
+        """Count the jobs that may hold a slot of this account and are not ours, begun after a moment."""
+        ...
+
     def unfinished(self, account: str) -> AsyncIterator[JobRecord]:
-        """Yield the jobs of an account that have not ended, oldest first."""
+        """Yield the jobs of an account that have not ended and that nobody follows, oldest first.
+
+        It only nominates; `adopt` decides.
+        """
         ...

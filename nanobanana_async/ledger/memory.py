@@ -1,48 +1,57 @@
 """A ledger that lives and dies with the process: the contract in a dict."""
 
 from collections.abc import AsyncIterator
+from datetime import datetime
 
 from attrs import define, field
 
 from nanobanana_async.errors import LedgerError
-from nanobanana_async.jobs import FINAL, JobRecord
+from nanobanana_async.jobs import FINAL, UNFINISHED, JobRecord, JobState
+from nanobanana_async.ledger.base import Claim
 
 
 @define
 class MemoryLedger:
     """Keeps unfinished jobs and forgets the finished ones, so that memory does not grow with the work done.
 
-    It can be handed to a second session after the first was closed: what ran is found again.
+    One session at a time. After that was closed another may have it: what ran is found again.
     """
 
     _jobs: dict[str, JobRecord] = field(factory=dict, init=False, repr=False)
     _tasks: dict[str, dict[str, str]] = field(factory=dict, init=False, repr=False)
+    _ours: set[str] = field(factory=set, init=False, repr=False)
+    _is_open: bool = field(default=False, init=False, repr=False)
 
     async def open(self) -> None:
-        """Do nothing: memory is always open."""
+        """Let a session have it; raises `LedgerError` while another one does."""
+        if self._is_open:
+            raise LedgerError("this ledger is already open: give each session one of its own")
+        self._is_open = True
 
     async def aclose(self) -> None:
-        """Keep everything: the ledger may outlive the session."""
+        """Keep everything, and let go of it: the ledger may outlive the session."""
+        self._is_open = False
+        self._ours.clear()
 
-    async def claim(self, record: JobRecord) -> JobRecord:
-        """Write a new job down, or return what already stands under its key."""
+    async def claim(self, record: JobRecord) -> Claim:
+        """Write a new job down as ours, or return what stands under its key."""
         known = self._jobs.setdefault(record.key, record)
         if known is record:
             self._index(record)
-        return known
+        return Claim(record=known, new=known is record, ours=self._taken(known))
 
     async def advance(self, before: JobRecord, after: JobRecord) -> None:
-        """Replace `before` by `after` if it still stands there."""
+        """Replace `before` by `after` if it still stands there and is ours, or is over."""
         known = self._jobs.get(before.key)
-        if known is None or known.revision != before.revision:
+        ours = before.key in self._ours or before.state not in UNFINISHED
+        if known is None or known.revision != before.revision or not ours:
             raise LedgerError(f"job {before.key} was changed by somebody else", key=before.key, safe_to_repeat=False)
         if after.state in FINAL:
-            del self._jobs[after.key]
-            if after.task_id is not None:
-                self._tasks.get(after.account, {}).pop(after.task_id, None)
+            self._forget(after)
         else:
             self._jobs[after.key] = after
             self._index(after)
+            self._taken(after)
 
     async def find(self, key: str) -> JobRecord | None:
         """Return the unfinished job with this key."""
@@ -53,12 +62,46 @@ class MemoryLedger:
         key = self._tasks.get(account, {}).get(task_id)
         return None if key is None else self._jobs[key]
 
+    async def adopt(self, key: str) -> Claim | None:
+        """Take over a job that was let go, and return what stands there."""
+        known = self._jobs.get(key)
+        return None if known is None else Claim(record=known, ours=self._taken(known))
+
+    async def release(self, key: str) -> None:
+        """Let go of a job."""
+        self._ours.discard(key)
+
+    async def held(self, account: str, *, since: datetime | None = None) -> int:
+        """Count the jobs that may hold a slot and were let go."""
+        return sum(1 for record in self._free(account) if _may_hold_a_slot(record, since))
+
     async def unfinished(self, account: str) -> AsyncIterator[JobRecord]:
-        """Yield the unfinished jobs of an account, oldest first."""
-        for record in list(self._jobs.values()):
-            if record.account == account:
+        """Yield the jobs of an account that were let go, oldest first."""
+        for record in self._free(account):
+            if record.state in UNFINISHED:
                 yield record
+
+    def _free(self, account: str) -> list[JobRecord]:
+        return [record for key, record in self._jobs.items() if record.account == account and key not in self._ours]
+
+    def _taken(self, record: JobRecord) -> bool:
+        """Make an unfinished job ours; one that is over is nobody's."""
+        if record.state not in UNFINISHED:
+            self._ours.discard(record.key)
+            return False
+        self._ours.add(record.key)
+        return True
 
     def _index(self, record: JobRecord) -> None:
         if record.task_id is not None:
             self._tasks.setdefault(record.account, {})[record.task_id] = record.key
+
+    def _forget(self, record: JobRecord) -> None:
+        del self._jobs[record.key]
+        self._ours.discard(record.key)
+        if record.task_id is not None:
+            self._tasks.get(record.account, {}).pop(record.task_id, None)
+
+
+def _may_hold_a_slot(record: JobRecord, since: datetime | None) -> bool:
+    return record.state not in FINAL | {JobState.PENDING} and (since is None or record.begun_at >= since)

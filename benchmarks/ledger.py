@@ -1,0 +1,190 @@
+"""What durable writing costs: transitions a second under group commit, opening a ledger of a million jobs, pruning."""
+
+import argparse
+import asyncio
+import os
+import sqlite3
+import tempfile
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from pathlib import Path
+from statistics import median
+
+from benchmarks.report import Check, Section, Table, print_section, write_section
+from nanobanana_async.jobs import JobRecord, JobState
+from nanobanana_async.ledger.desk import INSERT
+from nanobanana_async.ledger.file import current_schema, opened
+from nanobanana_async.ledger.rows import deed_of, story_of
+from nanobanana_async.ledger.sqlite import SqliteLedger
+from nanobanana_async.models import ImageRequest
+
+ACCOUNT = "mine"
+WRITERS = 200
+MOVES = 4
+UNFINISHED = 50
+NOON = datetime(2026, 3, 12, 12, tzinfo=UTC)
+
+
+def _job(key: str) -> JobRecord:
+    return JobRecord(
+        key=key,
+        gateway="apimall",
+        account=ACCOUNT,
+        request=ImageRequest(f"a lighthouse in fog, seen from a small boat, number {key}", resolution="2K"),
+        body=b'{"model":"nano-banana-pro","prompt":"a lighthouse in fog, seen from a small boat","resolution":"2K"}',
+        created_at=NOON,
+    )
+
+
+def _moves(record: JobRecord) -> Iterator[tuple[JobRecord, JobRecord]]:
+    for state, facts in (
+        (JobState.SUBMITTING, {"first_sent_at": NOON}),
+        (JobState.RUNNING, {"task_id": f"img_{record.key}", "running_since": NOON, "credits_used": Decimal("0.12")}),
+        (JobState.SUCCEEDED, {"ended_at": NOON, "images": (f"https://cdn.example/{record.key}.png",)}),
+    ):
+        before, record = record, record.to(state, **facts)
+        yield before, record
+
+
+async def _live(ledger: SqliteLedger, jobs: int, prefix: str) -> None:
+    for number in range(jobs):
+        record = _job(f"{prefix}-{number}")
+        await ledger.claim(record)
+        for before, after in _moves(record):
+            await ledger.advance(before, after)
+
+
+async def _rate(ledger: SqliteLedger, writers: int, jobs: int, name: str) -> float:
+    begun = time.perf_counter()
+    async with asyncio.TaskGroup() as group:
+        for writer in range(writers):
+            group.create_task(_live(ledger, jobs, f"{name}-{writer}"))
+    return writers * jobs * MOVES / (time.perf_counter() - begun)
+
+
+def _fill(path: Path, jobs: int) -> None:
+    """Write a ledger of finished jobs, with a few unfinished ones strewn in that nobody follows."""
+    connection = opened(path, current_schema(), busy_s=1.0)
+    stride = jobs // UNFINISHED
+
+    def rows() -> Iterator[tuple[object, ...]]:
+        for number in range(jobs):
+            record = _job(os.urandom(16).hex())
+            *_, (running, done) = _moves(record)
+            record = running if number % stride == 0 else done
+            yield (*deed_of(record), *story_of(record), None)
+
+    connection.execute("BEGIN")
+    connection.executemany(INSERT, rows())
+    connection.execute("COMMIT")
+    connection.close()
+
+
+async def _large(path: Path) -> dict[str, float]:
+    """Open a large ledger a few times, and look for what is unfinished, for one key, and for its counts."""
+    found: dict[str, list[float]] = {"open": [], "unfinished": [], "find": [], "held": [], "counts": []}
+    for _ in range(5):
+        ledger = SqliteLedger(path)
+        begun = time.perf_counter()
+        await ledger.open()
+        opened_at = time.perf_counter()
+        records = [record async for record in ledger.unfinished(ACCOUNT)]
+        looked_at = time.perf_counter()
+        assert len(records) == UNFINISHED
+        found["open"].append(opened_at - begun)
+        found["unfinished"].append(looked_at - opened_at)
+        for name, work in (
+            ("find", ledger.find(records[-1].key)),
+            ("held", ledger.held(ACCOUNT)),
+            ("counts", ledger.counts()),
+        ):
+            begun = time.perf_counter()
+            await work
+            found[name].append(time.perf_counter() - begun)
+        await ledger.aclose()
+    return {name: median(times) for name, times in found.items()}
+
+
+def _bare_commits(path: Path, commits: int) -> float:
+    """Return how many commits a second bare sqlite3 makes with the same settings, one row each."""
+    connection = sqlite3.connect(path, isolation_level=None)
+    connection.execute("PRAGMA journal_mode = WAL")
+    connection.execute("PRAGMA synchronous = FULL")
+    connection.execute("CREATE TABLE rows (row TEXT)")
+    begun = time.perf_counter()
+    for number in range(commits):
+        connection.execute("INSERT INTO rows VALUES (?)", (f"{number:0400}",))
+    rate = commits / (time.perf_counter() - begun)
+    connection.close()
+    return rate
+
+
+async def _measure(folder: Path, *, jobs: int, seeds: int) -> Section:
+    bare = _bare_commits(folder / "bare.sqlite", 2000)
+    async with _opened(folder / "small.sqlite") as ledger:
+        alone = await _rate(ledger, 1, 250, "alone")
+        together = [await _rate(ledger, WRITERS, 25, f"small-{seed}") for seed in range(seeds)]
+    large = folder / "large.sqlite"
+    _fill(large, jobs)
+    times = await _large(large)
+    async with _opened(large) as ledger:
+        grown = [await _rate(ledger, WRITERS, 25, f"large-{seed}") for seed in range(seeds)]
+        begun = time.perf_counter()
+        pruned = await ledger.prune(NOON + timedelta(days=1))
+        prune_s = time.perf_counter() - begun
+    rows = [
+        ("bare sqlite3, one row and one flush per commit", bare, 1.0),
+        ("one writer, each write awaited", alone, alone / bare),
+        (f"{WRITERS} writers, empty ledger", median(together), median(together) / bare),
+        (f"{WRITERS} writers, ledger of {jobs:,} jobs", median(grown), median(grown) / bare),
+    ]
+    looks = [*((name, 1e3 * took) for name, took in times.items()), (f"prune of {pruned:,}", 1e3 * prune_s)]
+    return Section(
+        name="ledger",
+        tables=[
+            Table(title="Durable job transitions", columns=("who", "per second", "times bare"), rows=rows),
+            Table(title=f"A ledger of {jobs:,} jobs, {UNFINISHED} of them unfinished", columns=("", "ms"), rows=looks),
+        ],
+        checks=[
+            Check(what="transitions a second", value=median(together), worst=min(together), target=1e4, at_least=True),
+            Check(what="the same in a large ledger", value=median(grown), worst=min(grown), target=1e4, at_least=True),
+            Check(what="s to open a large ledger", value=times["open"], target=1.0),
+            Check(what="s to find what is unfinished", value=times["unfinished"], target=0.1),
+        ],
+    )
+
+
+@asynccontextmanager
+async def _opened(path: Path) -> AsyncIterator[SqliteLedger]:
+    ledger = SqliteLedger(path)
+    await ledger.open()
+    try:
+        yield ledger
+    finally:
+        await ledger.aclose()
+
+
+def section(*, quick: bool, folder: Path | None = None) -> Section:
+    """Measure in a temporary folder of the disk in question."""
+    with tempfile.TemporaryDirectory(dir=folder) as made:
+        jobs, seeds = (100_000, 3) if quick else (1_000_000, 5)
+        return asyncio.run(_measure(Path(made), jobs=jobs, seeds=seeds))
+
+
+def main() -> None:
+    """Measure, show, and write it down."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.ledger", description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="a ledger of 100,000 jobs instead of 1,000,000")
+    parser.add_argument("--folder", type=Path, help="where to write: the disk that is measured")
+    parser.add_argument("--out", type=Path, default=Path("benchmark-results"), help="for the JSON file")
+    asked = parser.parse_args()
+    found = section(quick=asked.quick, folder=asked.folder)
+    write_section(found, asked.out)
+    print_section(found)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,167 @@
+"""What a ledger's writer does inside a transaction: every statement about jobs, and who may make it.
+
+Synchronous, and without a commit: the caller decides what is durable together.
+"""
+
+import sqlite3
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from datetime import datetime
+
+from nanobanana_async.errors import LedgerError
+from nanobanana_async.jobs import FINAL, UNFINISHED, JobRecord, JobState
+from nanobanana_async.ledger.base import Claim
+from nanobanana_async.ledger.rows import COLUMNS, DEED, STORY, Row, deed_of, moment, record_of, same_deed, story_of
+
+
+def _listed(states: Iterable[JobState]) -> str:
+    return ", ".join(f"'{state.value}'" for state in JobState if state in frozenset(states))
+
+
+_ALL = ", ".join(COLUMNS)
+_OPEN = f"account = ? AND state IN ({_listed(UNFINISHED | {JobState.UNCERTAIN})})"  # word for word as the index has it
+_ENDED = f"state NOT IN ({_listed(UNFINISHED)})"
+
+INSERT = f"INSERT INTO jobs ({_ALL}, owner) VALUES ({', '.join('?' * (len(COLUMNS) + 1))}) ON CONFLICT (key) DO NOTHING"
+_SWAP = f"UPDATE jobs SET {{}}, owner = ? WHERE key = ? AND revision = ? AND (owner = ? OR {_ENDED})"
+MOVE = _SWAP.format(", ".join(f"{column} = ?" for column in STORY))
+RENEW = _SWAP.format(", ".join(f"{column} = ?" for column in DEED + STORY))
+FIND = f"SELECT {_ALL}, owner FROM jobs WHERE key = ?"
+FIND_TASK = f"SELECT {_ALL} FROM jobs WHERE account = ? AND task_id = ? ORDER BY id DESC LIMIT 1"
+TAKE = "UPDATE jobs SET owner = ? WHERE key = ? AND owner IS ?"
+RELEASE = f"UPDATE jobs SET owner = NULL WHERE key = ? AND owner = ? AND NOT {_ENDED}"
+HELD = (
+    f"SELECT count(*) FROM jobs WHERE {_OPEN} AND state <> '{JobState.PENDING.value}' AND owner IS NOT ?"
+    " AND (? IS NULL OR coalesce(running_since, first_sent_at, created_at) >= ?)"
+)
+OWNERS = f"SELECT DISTINCT owner FROM jobs WHERE {_OPEN} AND NOT {_ENDED} AND owner IS NOT NULL"
+UNFINISHED_PAGE = (
+    f"SELECT id, owner, {_ALL} FROM jobs WHERE {_OPEN} AND NOT {_ENDED} AND id > ?"
+    " AND (owner IS NULL OR owner NOT IN ({})) ORDER BY id LIMIT ?"
+)
+PAGE = f"SELECT id, {_ALL} FROM jobs WHERE id < ? ORDER BY id DESC LIMIT ?"
+PAGE_OF_STATE = f"SELECT id, {_ALL} FROM jobs WHERE state = ? AND id < ? ORDER BY id DESC LIMIT ?"
+COUNTS = "SELECT state, count(*) FROM jobs GROUP BY state"
+PRUNE = (
+    f"DELETE FROM jobs WHERE id > ? AND id <= ? AND state IN ({_listed(FINAL)}) AND coalesce(ended_at, created_at) < ?"
+)
+
+
+def swap(before: JobRecord, after: JobRecord) -> tuple[str, Row]:
+    """Return what replaces a record by the next: the statement and the row; only what may differ is written."""
+    if same_deed(before, after):
+        return MOVE, story_of(after)
+    return RENEW, deed_of(after) + story_of(after)
+
+
+class Desk:
+    """One owner's hand in the table. `alive` tells whether another owner lives."""
+
+    def __init__(self, connection: sqlite3.Connection, owner: str | None, alive: Callable[[str], bool]) -> None:
+        self.connection = connection
+        self._owner = owner
+        self._alive = alive
+        self._dead: set[str | None] = {None}
+
+    def claim(self, record: JobRecord, row: Row) -> Claim:
+        """Write a job down as ours, or say what stands under its key; what nobody follows is taken over."""
+        run = self.connection.execute
+        if run(INSERT, (*row, self._owner)).rowcount:
+            return Claim(record=record, new=True, ours=record.state in UNFINISHED)
+        found = run(FIND, (record.key,)).fetchone()
+        known = record_of(found[:-1])
+        return Claim(record=known, ours=self._taken_over(known, found[-1]))
+
+    def advance(self, before: JobRecord, statement: str, row: Row) -> None:
+        """Replace `before` by the row if it still stands there and is ours, or is over; `statement` as `swap` says."""
+        if self.connection.execute(statement, (*row, self._owner, before.key, before.revision, self._owner)).rowcount:
+            return
+        found = self.connection.execute("SELECT revision FROM jobs WHERE key = ?", (before.key,)).fetchone()
+        if found is None:
+            why = "is not in the ledger"
+        elif found == (before.revision,):
+            why = "was changed by somebody else: this ledger does not own it (any more)"
+        else:
+            why = "was changed by somebody else"
+        raise LedgerError(f"job {before.key} {why}", key=before.key, safe_to_repeat=False)
+
+    def adopt(self, key: str) -> Claim | None:
+        """Take over an unfinished job that no other living owner follows; return what stands there."""
+        found = self.connection.execute(FIND, (key,)).fetchone()
+        if found is None:
+            return None
+        record = record_of(found[:-1])
+        return Claim(record=record, ours=self._taken_over(record, found[-1]))
+
+    def release(self, key: str) -> None:
+        """Let go of a job that is ours."""
+        self.connection.execute(RELEASE, (key, self._owner))
+
+    def find(self, key: str) -> JobRecord | None:
+        """Return the job with this key."""
+        found = self.connection.execute(FIND, (key,)).fetchone()
+        return None if found is None else record_of(found[:-1])
+
+    def find_task(self, account: str, task_id: str) -> JobRecord | None:
+        """Return the job with this task id; the youngest, if two keys stand for one task."""
+        found = self.connection.execute(FIND_TASK, (account, task_id)).fetchone()
+        return None if found is None else record_of(found)
+
+    def held(self, account: str, since: datetime | None) -> int:
+        """Count the jobs that may hold a slot and are not ours."""
+        start = None if since is None else moment(since)
+        return int(self.connection.execute(HELD, (account, self._owner, start, start)).fetchone()[0])
+
+    def living(self, account: str) -> list[str]:
+        """Return who follows unfinished jobs of this account and lives, ourselves among them."""
+        return [owner for (owner,) in self.connection.execute(OWNERS, (account,)) if not self._free(owner)]
+
+    def unfinished(
+        self, account: str, living: Sequence[str], after: int, limit: int
+    ) -> tuple[int | None, list[JobRecord]]:
+        """Return a page of what nobody follows, and where the next one begins, if there is one."""
+        page = UNFINISHED_PAGE.format(", ".join("?" * len(living)))
+        rows = self.connection.execute(page, (account, after, *living, limit)).fetchall()
+        free = [record_of(row[2:]) for row in rows if self._free(row[1])]  # living ones may have come since
+        return _next(rows, limit), free
+
+    def jobs(self, state: JobState | None, before: int, limit: int) -> tuple[int | None, list[JobRecord]]:
+        """Return a page of all jobs, the newest first, and where the next one begins, if there is one."""
+        if state is None:
+            rows = self.connection.execute(PAGE, (before, limit)).fetchall()
+        else:
+            rows = self.connection.execute(PAGE_OF_STATE, (state.value, before, limit)).fetchall()
+        return _next(rows, limit), [record_of(row[1:]) for row in rows]
+
+    def counts(self) -> Counter[JobState]:
+        """Count the jobs by state."""
+        return Counter({JobState(state): count for state, count in self.connection.execute(COUNTS)})
+
+    def last_id(self) -> int:
+        """Return the id of the newest row; 0 when there is none."""
+        return int(self.connection.execute("SELECT coalesce(max(id), 0) FROM jobs").fetchone()[0])
+
+    def prune(self, older_than: datetime, after: int, until: int) -> int:
+        """Delete what ended before a moment, in a stretch of rows."""
+        return self.connection.execute(PRUNE, (after, until, moment(older_than))).rowcount
+
+    def _taken_over(self, record: JobRecord, owner: str | None) -> bool:
+        """Whether an unfinished job is ours: it was already, or it is now since nobody follows it."""
+        if record.state not in UNFINISHED:
+            return False
+        if owner == self._owner:
+            return True
+        return self._free(owner) and bool(self.connection.execute(TAKE, (self._owner, record.key, owner)).rowcount)
+
+    def _free(self, owner: str | None) -> bool:
+        """Whether nobody follows what this owner followed; the dead don't come back."""
+        if owner in self._dead:
+            return True
+        if owner is None or owner == self._owner or self._alive(owner):
+            return False
+        self._dead.add(owner)
+        return True
+
+
+def _next(rows: Sequence[Row], limit: int) -> int | None:
+    return rows[-1][0] if len(rows) == limit else None

@@ -1,0 +1,175 @@
+"""The durable ledger: one SQLite file, shared by as many sessions and processes as like."""
+
+import asyncio
+import os
+from collections import Counter
+from collections.abc import AsyncIterator, Callable
+from datetime import datetime
+from functools import partial
+from pathlib import Path
+from typing import TypeVar
+
+from nanobanana_async.errors import ConfigurationError, LedgerError
+from nanobanana_async.jobs import JobRecord, JobState
+from nanobanana_async.ledger.base import Claim
+from nanobanana_async.ledger.desk import Desk, swap
+from nanobanana_async.ledger.place import open_file
+from nanobanana_async.ledger.rows import deed_of, story_of
+from nanobanana_async.ledger.writer import Writer
+
+T = TypeVar("T")
+
+BUSY_S = 10.0
+PAGE = 200
+PRUNED_AT_ONCE = 5000  # others wait for the lock meanwhile
+_NO_ID = 2**63 - 1
+
+
+class SqliteLedger:
+    """Jobs in a file: each is written down, flushed to the disk, before it is bought.
+
+    The folder must exist; the file is made, readable by this user only. It holds prompts and results, never API keys.
+    Beside it stand SQLite's -wal and -shm files and a folder `...-owners`; they belong to it. It must be on a local
+    disk. Several sessions and processes may use one file, each with a `SqliteLedger` of its own: each follows its own
+    jobs, and takes over those whose process has died. It does not go through a fork: open it in the child.
+
+    `read_only` looks without owning or changing anything. `busy_timeout_s` is how long a write waits for somebody
+    else's before it is a `LedgerError`. Closed, it can be opened again.
+    """
+
+    def __init__(
+        self, path: str | os.PathLike[str], *, read_only: bool = False, busy_timeout_s: float = BUSY_S
+    ) -> None:
+        if os.fspath(path) in ("", ":memory:"):
+            raise ConfigurationError(f"{os.fspath(path)!r} is no file: leave the ledger out, or pass MemoryLedger()")
+        self._path = path
+        self._read_only = read_only
+        self._busy_s = busy_timeout_s
+        self._writer: Writer | None = None
+        self._process = 0
+
+    def __repr__(self) -> str:
+        mode = ", read_only=True" if self._read_only else ""
+        return f"SqliteLedger({str(self.path)!r}{mode})"
+
+    def __del__(self) -> None:
+        writer: Writer | None = self.__dict__.get("_writer")  # missing if a setting was refused
+        if writer is not None and self._process == os.getpid():
+            writer.stop()
+
+    @property
+    def path(self) -> Path:
+        """Where it is."""
+        return Path(self._path).expanduser()
+
+    async def open(self) -> None:
+        """Open the file, make it or bring it up to date; become an owner of jobs.
+
+        Raises `LedgerError` when that is impossible, and says why; nothing was changed then.
+        """
+        if self._writer is not None:
+            raise LedgerError(f"ledger {self.path} is already open: give each session a SqliteLedger of its own")
+        self._process = os.getpid()
+        writer = self._writer = Writer(
+            partial(open_file, self.path, read_only=self._read_only, busy_s=self._busy_s),
+            name=f"ledger {self.path.name}",
+        )
+        try:
+            await writer.opened
+        except BaseException:  # a cancelled opening closes what it opens as soon as it can
+            writer.stop()
+            self._writer = None
+            raise
+
+    async def aclose(self) -> None:
+        """Finish what is queued, close the file, and let go of all jobs; idempotent."""
+        writer, self._writer = self._writer, None
+        if writer is not None and self._process == os.getpid():
+            await writer.aclose()
+
+    async def claim(self, record: JobRecord) -> Claim:
+        """Write a job down as ours, or return what stands under its key; what nobody follows is taken over."""
+        row = (*deed_of(record), *story_of(record))
+        return await self._write(lambda desk: desk.claim(record, row), record)
+
+    async def advance(self, before: JobRecord, after: JobRecord) -> None:
+        """Replace `before` by `after`; raises `LedgerError` if somebody else has changed or follows the job."""
+        statement, row = swap(before, after)
+        await self._write(lambda desk: desk.advance(before, statement, row), before)
+
+    async def adopt(self, key: str) -> Claim | None:
+        """Take over an unfinished job that no living owner follows; return what stands there."""
+        return await self._ask(lambda desk: desk.adopt(key), writes=True, key=key)
+
+    async def release(self, key: str) -> None:
+        """Let go of a job: anybody may adopt it."""
+        await self._ask(lambda desk: desk.release(key), writes=True, key=key)
+
+    async def find(self, key: str) -> JobRecord | None:
+        """Return the job with this key."""
+        return await self._ask(lambda desk: desk.find(key), key=key)
+
+    async def find_task(self, account: str, task_id: str) -> JobRecord | None:
+        """Return the job to which the gateway gave this task id."""
+        return await self._ask(lambda desk: desk.find_task(account, task_id))
+
+    async def held(self, account: str, *, since: datetime | None = None) -> int:
+        """Count the jobs of others, or of nobody, that may hold a slot: sent and not known to have ended.
+
+        `since` leaves out those that were sent, or began to run, before it.
+        """
+        return await self._ask(lambda desk: desk.held(account, since))
+
+    async def unfinished(self, account: str) -> AsyncIterator[JobRecord]:
+        """Yield the unfinished jobs of an account that nobody follows, oldest first; `adopt` then decides."""
+        living = await self._ask(lambda desk: desk.living(account))
+        start: int | None = 0
+        while start is not None:
+            page = partial(Desk.unfinished, account=account, living=living, after=start, limit=PAGE)
+            start, records = await self._ask(page)
+            for record in records:
+                yield record
+
+    async def jobs(self, state: JobState | None = None, limit: int | None = None) -> AsyncIterator[JobRecord]:
+        """Yield the jobs, those that came last first; of one state, and no more than `limit`, if that is given."""
+        start: int | None = _NO_ID
+        left = _NO_ID if limit is None else limit
+        while start is not None and left > 0:
+            start, records = await self._ask(partial(Desk.jobs, state=state, before=start, limit=min(PAGE, left)))
+            left -= len(records)
+            for record in records:
+                yield record
+
+    async def counts(self) -> Counter[JobState]:
+        """Count all jobs by state."""
+        return await self._ask(Desk.counts)
+
+    async def prune(self, older_than: datetime) -> int:
+        """Forget the jobs that ended before a moment; return how many. UNCERTAIN ones are never forgotten.
+
+        A job that is forgotten will be bought again when its key, or its row of a batch, is asked for again. The
+        room is used for new jobs; the file does not become smaller.
+        """
+        gone = 0
+        for start in range(0, await self._ask(Desk.last_id), PRUNED_AT_ONCE):
+            stretch = partial(Desk.prune, older_than=older_than, after=start, until=start + PRUNED_AT_ONCE)
+            gone += await self._ask(stretch, writes=True)
+        return gone
+
+    def _write(self, work: Callable[[Desk], T], record: JobRecord) -> "asyncio.Future[T]":
+        return self._ask(work, writes=True, key=record.key, safe=not record.perhaps_bought)
+
+    def _ask(
+        self, work: Callable[[Desk], T], *, writes: bool = False, key: str | None = None, safe: bool = False
+    ) -> "asyncio.Future[T]":
+        """Queue a piece of work; it is done also if the caller is cancelled meanwhile."""
+        why = None
+        if self._writer is None:
+            why = "is not open"
+        elif self._process != os.getpid():
+            why = "was opened before this process was forked: open it again here"
+        elif writes and self._read_only:
+            why = "was opened for reading only"
+        if self._writer is None or why is not None:
+            raise LedgerError(f"ledger {self.path} {why}", key=key, safe_to_repeat=safe)
+        return self._writer.order(work, writes=writes, key=key, safe=safe)

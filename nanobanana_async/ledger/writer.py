@@ -1,0 +1,144 @@
+"""One thread that has the database to itself, and writes everything that is queued in one transaction.
+
+A durable commit costs a flush of the disk, whatever it holds; so whoever comes while one is on its way shares the
+next. Nobody hears of his write before it is durable. A write that does not fit (somebody else was faster) fails alone;
+when the commit fails, or the disk, all of it fails and nothing was changed.
+"""
+
+import asyncio
+import queue
+import sqlite3
+import threading
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from typing import Any, Generic, TypeVar
+
+from nanobanana_async.errors import LedgerError
+from nanobanana_async.ledger.desk import Desk
+from nanobanana_async.ledger.file import transaction
+from nanobanana_async.ledger.place import OpenFile
+from nanobanana_async.ledger.troubles import about
+
+T = TypeVar("T")
+Result = tuple["asyncio.Future[Any]", Any, BaseException | None]
+
+MOST = 2000
+"""Orders in one transaction: other processes wait for the lock meanwhile."""
+
+
+class Order(Generic[T]):
+    """A piece of work, and who waits for it."""
+
+    __slots__ = ("future", "key", "safe", "work", "writes")
+
+    def __init__(
+        self, work: Callable[[Desk], T], future: "asyncio.Future[T]", *, writes: bool, key: str | None, safe: bool
+    ) -> None:
+        self.work = work
+        self.future = future
+        self.writes = writes
+        self.key = key
+        self.safe = safe
+
+
+class Writer:
+    """Runs orders in a thread of its own. Its methods belong to the event loop that made it."""
+
+    def __init__(self, open_file: Callable[[], OpenFile], *, name: str) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._waiting: list[Order[Any]] = []
+        self._batches: queue.SimpleQueue[list[Order[Any]] | None] = queue.SimpleQueue()
+        self.opened: asyncio.Future[None] = self._loop.create_future()
+        self._ended: asyncio.Future[None] = self._loop.create_future()
+        self._last = False
+        # A daemon: a ledger that was never closed must not keep the interpreter alive.
+        self._thread = threading.Thread(target=self._run, args=(open_file,), name=name, daemon=True)
+        self._thread.start()
+
+    def order(self, work: Callable[[Desk], T], *, writes: bool, key: str | None, safe: bool) -> "asyncio.Future[T]":
+        """Queue a piece of work. It is done also when nobody waits for it any more."""
+        if not self._waiting:  # what else is ordered in this turn of the loop goes with it
+            self._loop.call_soon(self._hand_over)
+        order = Order(work, self._loop.create_future(), writes=writes, key=key, safe=safe)
+        self._waiting.append(order)
+        return order.future
+
+    def stop(self) -> None:
+        """Let the thread end after what is queued; nothing can be ordered any more."""
+        self._hand_over()
+        self._batches.put(None)
+
+    async def aclose(self) -> None:
+        """Wait until all that is queued is done, and the thread has ended."""
+        self.stop()
+        await asyncio.shield(self._ended)
+        self._thread.join()
+
+    def _hand_over(self) -> None:
+        if self._waiting:
+            batch, self._waiting = self._waiting, []
+            self._batches.put(batch)
+
+    # From here on: the thread.
+
+    def _run(self, open_file: Callable[[], OpenFile]) -> None:
+        try:
+            file = open_file()
+        except Exception as error:
+            self._post([(self.opened, None, error), (self._ended, None, None)])
+            return
+        try:
+            self._post([(self.opened, None, None)])
+            while batch := self._next():
+                for start in range(0, len(batch), MOST):
+                    self._post(_done(file, batch[start : start + MOST]))
+        finally:
+            file.close()
+            self._post([(self._ended, None, None)])
+
+    def _next(self) -> list[Order[Any]]:
+        """Wait for orders and take all there are; none when it is time to end."""
+        batch: list[Order[Any]] = []
+        while not self._last and not (batch and self._batches.empty()):
+            orders = self._batches.get()
+            self._last = orders is None
+            batch += orders or ()
+        return batch
+
+    def _post(self, results: list[Result]) -> None:
+        with suppress(RuntimeError):  # the loop is closed: nobody waits
+            self._loop.call_soon_threadsafe(_deliver, results)
+
+
+def _done(file: OpenFile, batch: Sequence[Order[Any]]) -> list[Result]:
+    """Do the orders in one transaction; return what became of each once it is durable."""
+    writes = any(order.writes for order in batch)
+    try:
+        if writes:
+            file.check()
+        with transaction(file.connection, "BEGIN IMMEDIATE" if writes else "BEGIN"):
+            return [_outcome(file, order) for order in batch]
+    except Exception as error:
+        trouble = file.trouble(error)
+        return [(order.future, None, about(trouble, key=order.key, safe_to_repeat=order.safe)) for order in batch]
+
+
+def _outcome(file: OpenFile, order: Order[Any]) -> "Result":
+    try:
+        return order.future, order.work(file.desk), None
+    except LedgerError as error:
+        return order.future, None, error
+    except (sqlite3.DataError, sqlite3.IntegrityError, sqlite3.ProgrammingError, ValueError, OverflowError) as error:
+        # What was to be written does not fit; the others' does.
+        unfit = LedgerError(f"this can't be written down: {type(error).__name__}: {error}")
+        return order.future, None, about(unfit, key=order.key, safe_to_repeat=order.safe)
+
+
+def _deliver(results: list[Result]) -> None:
+    for future, value, error in results:
+        if future.done():  # whoever waited was cancelled
+            continue
+        if error is None:
+            future.set_result(value)
+        else:
+            future.set_exception(error)

@@ -1,0 +1,60 @@
+"""Killed with SIGKILL in the middle of writing: what was said to be durable is there, and the file is whole."""
+
+import asyncio
+import os
+import random
+import sqlite3
+from collections.abc import Mapping
+from pathlib import Path
+
+from nanobanana_async.jobs import JobState
+from nanobanana_async.ledger.sqlite import SqliteLedger
+from tests.ledger import child
+from tests.ledger.contract import keys_left
+
+KILLS = int(os.environ.get("NANOBANANA_LEDGER_KILLS", "6"))
+
+
+async def killed_while_writing(path: Path, name: str, after_s: float) -> Mapping[str, int]:
+    """Let a process write and kill it; return the last revision of each job that it said was durable."""
+    async with child.at(path, "write", name) as process:
+        first = await child.line(process)
+        await asyncio.sleep(after_s)
+        process.kill()
+        said, _ = await process.communicate()
+    acknowledged: dict[str, int] = {}
+    # The last line may have been cut by the kill.
+    for line in [first, *said.decode().rpartition("\n")[0].splitlines()]:
+        key, revision = line.split()
+        acknowledged[key] = int(revision)
+    return acknowledged
+
+
+def written(path: Path) -> dict[str, int]:
+    connection = sqlite3.connect(path)
+    assert connection.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
+    found = dict(connection.execute("SELECT key, revision FROM jobs").fetchall())
+    connection.close()
+    return found
+
+
+async def test_nothing_that_was_acknowledged_is_lost(tmp_path: Path) -> None:
+    path, chance = tmp_path / "jobs.sqlite", random.Random(7)
+    acknowledged: dict[str, int] = {}
+    for kill in range(KILLS):
+        acknowledged |= await killed_while_writing(path, f"k{kill}", chance.uniform(0.0, 0.3))
+    found = written(path)
+    assert len(acknowledged) > child.WRITERS
+    assert {key: at for key, at in acknowledged.items() if found.get(key, -1) < at} == {}
+    async with asyncio.timeout(20):
+        ledger = SqliteLedger(path)
+        await ledger.open()
+        left = await keys_left(ledger)  # all their owners are dead
+        assert len(left) == sum(count for state, count in (await ledger.counts()).items() if state in OPEN)
+        for key in left:
+            assert await ledger.adopt(key) is not None
+        assert await keys_left(ledger) == []
+        await ledger.aclose()
+
+
+OPEN = {JobState.PENDING, JobState.SUBMITTING, JobState.RUNNING}

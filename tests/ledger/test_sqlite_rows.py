@@ -1,0 +1,160 @@
+"""Whatever a record holds, the same comes back."""
+
+import sqlite3
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from datetime import UTC, datetime, timedelta, timezone
+from decimal import Decimal
+
+import pytest
+from attrs import evolve, fields
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nanobanana_async.errors import LedgerError
+from nanobanana_async.jobs import Failure, JobRecord, JobState
+from nanobanana_async.ledger.desk import Desk, swap
+from nanobanana_async.ledger.file import current_schema
+from nanobanana_async.ledger.rows import COLUMNS, deed_of, moment, record_of, same_deed, story_of
+from nanobanana_async.models import ImageRequest
+from tests.ledger.contract import NOON, job
+
+KEYS = st.text(st.characters(min_codepoint=0x21, max_codepoint=0x7E), min_size=1, max_size=255)
+WORDS = st.text(st.characters(exclude_categories=["Cs"]))
+PRINTABLE = WORDS.filter(lambda text: text.isprintable() and bool(text.strip()))
+TEXTS = st.text(st.characters())  # half characters too
+TIMES = st.datetimes(
+    min_value=datetime(1900, 1, 1),  # noqa: DTZ001 - the zone is drawn too
+    max_value=datetime(2900, 1, 1),  # noqa: DTZ001
+    timezones=st.integers(-14 * 60, 14 * 60).map(lambda minutes: timezone(timedelta(minutes=minutes))),
+)
+MONEY = st.decimals(allow_nan=False, allow_infinity=False)
+COUNTS = st.integers(0, 2**62)
+
+REQUESTS = st.builds(
+    ImageRequest,
+    st.text(st.characters(exclude_categories=["Cs"]), min_size=1).filter(lambda text: bool(text.strip())),
+    images=st.lists(st.sampled_from(["https://x.example/a.png", "http://y.example/é?q=1"]), max_size=6),
+    num_images=st.integers(1, 6),
+    aspect_ratio=st.none() | PRINTABLE,
+    resolution=st.sampled_from([None, "1K", "2K", "4K"]),
+    output_format=st.sampled_from([None, "jpeg", "jpg", "png"]),
+    model=st.none() | PRINTABLE,
+    task_type=st.sampled_from([None, "text-to-image", "image-to-image"]),
+    callback_url=st.none() | st.just("https://me.example/callbacks/t0ken"),
+)
+FAILURES = st.builds(
+    Failure,
+    kind=WORDS,
+    message=TEXTS,
+    status=st.none() | st.integers(100, 599),
+    code=st.none() | TEXTS,
+    request_id=st.none() | TEXTS,
+)
+RECORDS = st.builds(
+    JobRecord,
+    key=KEYS,
+    gateway=WORDS,
+    account=WORDS,
+    request=st.none() | REQUESTS,
+    body=st.binary(),
+    created_at=TIMES,
+    state=st.sampled_from(JobState),
+    revision=COUNTS,
+    generation=COUNTS,
+    attempts=COUNTS,
+    first_sent_at=st.none() | TIMES,
+    in_doubt=st.booleans(),
+    task_id=st.none() | WORDS,
+    running_since=st.none() | TIMES,
+    ended_at=st.none() | TIMES,
+    images=st.lists(TEXTS).map(tuple),
+    credits_used=st.none() | MONEY,
+    credits_refunded=st.none() | MONEY,
+    model=st.none() | WORDS,
+    failure=st.none() | FAILURES,
+)
+
+
+@contextmanager
+def table() -> Iterator[Desk]:
+    with closing(sqlite3.connect(":memory:")) as connection:
+        connection.executescript(current_schema().script)
+        yield Desk(connection, "me", lambda _: True)
+
+
+@given(RECORDS)
+def test_any_record_comes_back_from_the_table(record: JobRecord) -> None:
+    with table() as desk:
+        desk.claim(record, (*deed_of(record), *story_of(record)))
+        found = desk.find(record.key)
+        assert found == record
+        assert found is not None
+        assert type(found.in_doubt) is bool
+        assert found.created_at.tzinfo is UTC
+
+
+@given(RECORDS, RECORDS)
+def test_any_record_may_follow_any_other(before: JobRecord, after: JobRecord) -> None:
+    after = evolve(after, key=before.key)
+    with table() as desk:
+        desk.claim(before, (*deed_of(before), *story_of(before)))
+        desk.advance(before, *swap(before, after))
+        assert desk.find(before.key) == after
+
+
+def test_the_order_is_written_again_only_when_it_changed() -> None:
+    first = job()
+    assert same_deed(first, first.to(JobState.SUBMITTING))
+    assert not same_deed(first, evolve(first, body=b"{new}"))
+
+
+def test_every_field_has_its_column() -> None:
+    assert sorted(COLUMNS) == sorted(field.name for field in fields(JobRecord))
+
+
+def test_times_sort_as_their_text_does() -> None:
+    times = [NOON, NOON + timedelta(microseconds=1), NOON + timedelta(seconds=1)]
+    assert sorted(moment(time) for time in times) == [moment(time) for time in times]
+    assert moment(datetime(2026, 3, 12, 14, tzinfo=timezone(timedelta(hours=2)))) == moment(NOON)
+
+
+def test_the_same_request_is_the_same_text() -> None:
+    request = ImageRequest("狐", resolution="2K", images=["https://x.example/a.png"])
+    assert deed_of(job(request=request))[3] == (
+        '{"images":["https://x.example/a.png"],"prompt":"狐","resolution":"2K"}'
+    )
+
+
+def test_fields_that_a_later_version_adds_are_passed_over() -> None:
+    row = [*deed_of(job()), *story_of(job())]
+    row[3] = '{"prompt":"a fox","seed":7}'
+    assert record_of(tuple(row)) == job()
+
+
+@pytest.mark.parametrize(
+    ("column", "value"),
+    [
+        ("state", "asleep"),
+        ("request", "{"),
+        ("request", '{"prompt":""}'),
+        ("created_at", "noon"),
+        ("credits_used", "x"),
+    ],
+)
+def test_a_row_that_cannot_be_read_is_named(column: str, value: str) -> None:
+    row = [*deed_of(job()), *story_of(job(credits_used=Decimal(1)))]
+    row[COLUMNS.index(column)] = value
+    with pytest.raises(LedgerError, match="job order-1 can't be read") as caught:
+        record_of(tuple(row))
+    assert caught.value.key == "order-1"
+    assert not caught.value.safe_to_repeat
+
+
+def test_a_row_that_cannot_be_read_is_not_taken_over() -> None:
+    with table() as desk:
+        desk.claim(job(), (*deed_of(job()), *story_of(job())))
+        desk.connection.execute("UPDATE jobs SET request = '{', owner = NULL")
+        with pytest.raises(LedgerError, match="can't be read"):
+            desk.adopt("order-1")
+        assert desk.connection.execute("SELECT owner FROM jobs").fetchone() == (None,)

@@ -1,0 +1,199 @@
+"""One thread writes for all: together, in order, each told of its own, and also for those who have left."""
+
+import asyncio
+import gc
+import sqlite3
+import threading
+from collections.abc import AsyncIterator
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+from attrs import evolve
+
+from nanobanana_async.errors import LedgerError
+from nanobanana_async.jobs import JobState
+from nanobanana_async.ledger import writer as writer_module
+from nanobanana_async.ledger.sqlite import SqliteLedger
+from tests.ledger.contract import adopted, job
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "jobs.sqlite"
+
+
+@pytest.fixture
+async def ledger(path: Path) -> AsyncIterator[SqliteLedger]:
+    ledger = SqliteLedger(path, busy_timeout_s=5.0)
+    await ledger.open()
+    yield ledger
+    await ledger.aclose()
+
+
+def threads_of(path: Path) -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name == f"ledger {path.name}"]
+
+
+async def ended(path: Path) -> None:
+    async with asyncio.timeout(5):
+        while threads_of(path):  # noqa: ASYNC110 - a thread sets no event
+            await asyncio.sleep(0.01)
+
+
+@pytest.fixture
+def commits(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many orders each transaction held."""
+    sizes: list[int] = []
+    done = writer_module._done
+
+    def counted(*args: object) -> object:
+        sizes.append(len(args[1]))  # type: ignore[arg-type]
+        return done(*args)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(writer_module, "_done", counted)
+    return sizes
+
+
+async def test_what_is_written_at_once_is_one_transaction(ledger: SqliteLedger, commits: list[int]) -> None:
+    async with asyncio.TaskGroup() as group:
+        for number in range(200):
+            group.create_task(ledger.claim(job(f"k{number}")))
+    assert commits == [200]
+
+
+async def test_a_transaction_is_not_endless(
+    ledger: SqliteLedger, commits: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(writer_module, "MOST", 80)
+    async with asyncio.TaskGroup() as group:
+        for number in range(200):
+            group.create_task(ledger.claim(job(f"k{number}")))
+    assert commits == [80, 80, 40]
+
+
+async def test_what_comes_during_a_commit_shares_the_next(path: Path, ledger: SqliteLedger, commits: list[int]) -> None:
+    with closing(sqlite3.connect(path, isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        async with asyncio.TaskGroup() as group:
+            for number in range(30):
+                group.create_task(ledger.claim(job(f"k{number}")))
+                await asyncio.sleep(0.001)
+            other.execute("COMMIT")
+    assert sum(commits) == 30
+    assert len(commits) <= 3
+
+
+async def test_a_write_that_fails_takes_no_neighbour_with_it(ledger: SqliteLedger, commits: list[int]) -> None:
+    first = job("a")
+    await ledger.claim(first)
+    told = await asyncio.gather(  # noqa: TID251
+        ledger.claim(job("b")),
+        ledger.advance(evolve(first, revision=9), first.to(JobState.WITHDRAWN)),
+        ledger.claim(evolve(job("c"), attempts=2**64)),  # no number of SQLite's
+        ledger.claim(evolve(job("d"), model="\ud83e")),  # no text
+        ledger.advance(first, first.to(JobState.SUBMITTING)),
+        ledger.find("b"),
+        return_exceptions=True,
+    )
+    assert commits == [1, 6]
+    assert [isinstance(each, LedgerError) for each in told] == [False, True, True, True, False, False]
+    assert told[5] == job("b")  # a read sees what was written before it
+    assert "can't be written down" in str(told[2])
+    assert [await ledger.find(key) for key in "cd"] == [None, None]
+    found = await ledger.find("a")
+    assert found is not None
+    assert found.state is JobState.SUBMITTING
+
+
+async def test_a_caller_who_leaves_takes_neither_his_write_nor_his_neighbours_answer(ledger: SqliteLedger) -> None:
+    leaving, staying = (asyncio.Task(ledger.claim(job(key))) for key in "ab")
+    await asyncio.sleep(0)
+    leaving.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await leaving
+    async with asyncio.timeout(5):
+        assert (await staying).new
+    assert await ledger.find("a") == job("a")
+
+
+async def test_closing_writes_what_is_queued_and_tells_who_waits(path: Path) -> None:
+    ledger = SqliteLedger(path)
+    await ledger.open()
+    writing = [asyncio.Task(ledger.claim(job(f"k{number}"))) for number in range(50)]
+    await asyncio.sleep(0)
+    await ledger.aclose()
+    assert all(task.done() and task.result().new for task in writing)
+    assert not threads_of(path)
+    with closing(sqlite3.connect(path)) as connection:
+        assert connection.execute("SELECT count(*) FROM jobs").fetchone() == (50,)
+
+
+async def test_closing_goes_on_when_its_caller_is_cancelled(path: Path) -> None:
+    ledger = SqliteLedger(path)
+    await ledger.open()
+    writing = asyncio.Task(ledger.claim(job()))
+    await asyncio.sleep(0)
+    closing_it = asyncio.Task(ledger.aclose())
+    await asyncio.sleep(0)
+    closing_it.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await closing_it
+    assert (await writing).new
+    await ledger.aclose()
+    await ended(path)
+
+
+async def test_closed_it_does_nothing_but_open_again(ledger: SqliteLedger) -> None:
+    await ledger.aclose()
+    await ledger.aclose()
+    with pytest.raises(LedgerError, match="is not open") as caught:
+        await ledger.claim(job())
+    assert (caught.value.key, caught.value.safe_to_repeat) == ("order-1", True)
+    with pytest.raises(LedgerError, match="is not open"):
+        await anext(ledger.unfinished("mine"))
+    await ledger.open()
+    assert (await ledger.claim(job())).new
+
+
+async def test_open_it_is_not_opened_again(ledger: SqliteLedger) -> None:
+    with pytest.raises(LedgerError, match="a SqliteLedger of its own"):
+        await ledger.open()
+    assert (await ledger.claim(job())).new
+
+
+async def test_an_opening_that_is_cancelled_leaves_nothing_open(path: Path) -> None:
+    ledger = SqliteLedger(path)
+    opening = asyncio.Task(ledger.open())
+    await asyncio.sleep(0)
+    opening.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await opening
+    await ended(path)
+    assert not path.with_name("jobs.sqlite-owners").exists()
+    await ledger.open()
+    await ledger.aclose()
+
+
+async def test_a_ledger_that_was_lost_lets_go_of_its_jobs(path: Path) -> None:
+    lost = SqliteLedger(path)
+    await lost.open()
+    await lost.claim(job())
+    del lost
+    gc.collect()
+    await ended(path)
+    ledger = SqliteLedger(path)
+    await ledger.open()
+    assert await adopted(ledger) == job()
+    await ledger.aclose()
+
+
+def test_a_loop_that_ends_first_is_no_trouble(path: Path) -> None:
+    ledger = SqliteLedger(path)
+    asyncio.run(ledger.open())
+    threads = threads_of(path)
+    del ledger
+    gc.collect()
+    for thread in threads:
+        thread.join()
+    assert not path.with_name("jobs.sqlite-owners").exists()
