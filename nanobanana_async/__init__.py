@@ -35,6 +35,7 @@ from nanobanana_async.handle import Job
 from nanobanana_async.jobs import JobState
 from nanobanana_async.ledger.base import Ledger
 from nanobanana_async.ledger.memory import MemoryLedger
+from nanobanana_async.ledger.sqlite import SqliteLedger
 from nanobanana_async.models import GeneratedImage, GenerationResult, ImageRequest
 from nanobanana_async.policy.concurrency import ConcurrencyPolicy
 from nanobanana_async.policy.polling import PollPolicy
@@ -80,6 +81,7 @@ __all__ = [
     "Session",
     "SessionClosed",
     "SessionStats",
+    "SqliteLedger",
     "TaskNotFound",
     "Timeouts",
     "TransportError",

@@ -76,7 +76,7 @@ class Job:
     async def accepted(self) -> str:
         """Wait for the gateway's task id and return it; raise what ended the job before."""
         if self.task_id is None:
-            self._go_on()
+            await self._go_on()
         while self.task_id is None:
             if self._entry.over:
                 raise self._error()
@@ -104,16 +104,21 @@ class Job:
         )
 
     async def _result(self) -> GenerationResult:
-        self._go_on()
+        await self._go_on()
         while not self._entry.over:
             await self._change()
+        if self.state is JobState.SUCCEEDED and self._entry.lacks_pictures:
+            self._entry = self._engine.refetch(self._entry)
+            while not self._entry.over:
+                await self._change()
+            self._raise_stopped()
         if self.state is not JobState.SUCCEEDED:
             raise self._error()
         return self._pictures()
 
     async def updates(self) -> AsyncGenerator[JobState, None]:
         """Yield each state of the job once, from the one it is in to the one it ends in."""
-        self._go_on()
+        await self._go_on()
         entry = self._entry
         feed: deque[JobState] = deque([self.state])
         entry.updates = [*(entry.updates or ()), feed]
@@ -129,16 +134,16 @@ class Job:
 
     async def cancel(self) -> bool:
         """Withdraw the job if it was not yet sent; return False when it is too late: then it goes on."""
-        if self.state is JobState.PENDING:  # one that is only looked up and was sent shall not be stirred
-            self._go_on()
-        if self._engine.withdraw(self._entry) or self._entry.leaving:
-            while not self._entry.over:
+        # One that was only looked up and was sent shall not be stirred.
+        self._entry = entry = self._engine.live.get(self.key, self._entry)
+        if self._engine.withdraw(entry) or entry.leaving:
+            while entry.leaving and not entry.over:
                 await self._change()
         return self.state is JobState.WITHDRAWN
 
-    def _go_on(self) -> None:
+    async def _go_on(self) -> None:
         """Let the job be followed again if it was only looked up, or if its following had stopped."""
-        self._entry = self._engine.go_on(self._entry)
+        self._entry = await self._engine.refresh(self._entry)
 
     async def _change(self) -> None:
         if not self._entry.live:

@@ -144,6 +144,17 @@ class GenerationResult:
         return self.images[0].url
 
 
+def wish_of(request: str | ImageRequest, fields: RequestFields) -> ImageRequest:
+    """Return what a caller wants, who gave a prompt with fields, or all in one."""
+    if isinstance(request, str):
+        return ImageRequest(request, **fields)
+    if not isinstance(request, ImageRequest):
+        raise InvalidRequest(f"a request is a prompt or an ImageRequest, not {type(request).__name__}")
+    if fields:
+        raise InvalidRequest(f"{', '.join(fields)}: put it into the ImageRequest, or pass the prompt as text")
+    return request
+
+
 def same_wish(one: ImageRequest, other: ImageRequest) -> bool:
     """Tell whether two requests want the same pictures; where the gateway calls back is no part of the wish."""
     return evolve(one, callback_url=None) == evolve(other, callback_url=None)

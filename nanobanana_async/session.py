@@ -1,6 +1,7 @@
 """The face: a session that owns the HTTP pool, the engine and the ledger."""
 
 import asyncio
+import os
 import secrets
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
@@ -10,13 +11,11 @@ from typing import Self, Unpack
 import aiohttp
 
 from nanobanana_async.config import Timeouts, gateway_from_env
+from nanobanana_async.engine.assembly import assembled
 from nanobanana_async.engine.books import Books
-from nanobanana_async.engine.buying import Buyer
 from nanobanana_async.engine.core import Engine
 from nanobanana_async.engine.entry import Entry
-from nanobanana_async.engine.following import Follower
 from nanobanana_async.engine.host import Host
-from nanobanana_async.engine.slots import Slots
 from nanobanana_async.errors import ConfigurationError, InvalidRequest, JobUnfinished, SessionClosed
 from nanobanana_async.gateways.contract import Gateway, Transport
 from nanobanana_async.handle import Job
@@ -24,7 +23,8 @@ from nanobanana_async.http.api import Api
 from nanobanana_async.jobs import JobRecord, JobState, check_key
 from nanobanana_async.ledger.base import Ledger
 from nanobanana_async.ledger.memory import MemoryLedger
-from nanobanana_async.models import GenerationResult, ImageRequest, RequestFields
+from nanobanana_async.ledger.sqlite import SqliteLedger
+from nanobanana_async.models import GenerationResult, ImageRequest, RequestFields, wish_of
 from nanobanana_async.observe import Announcer, Observer
 from nanobanana_async.policy.concurrency import ConcurrencyPolicy
 from nanobanana_async.policy.polling import PollPolicy
@@ -36,7 +36,8 @@ class Session:
     """The session manager: buys jobs through one gateway, follows them, and fills the account's job slots.
 
     Constructing it needs no running event loop; opening does. It may be opened in one asyncio task and closed in
-    another. `gateway` defaults to what the environment names, `ledger` to memory, where finished jobs are forgotten.
+    another. `gateway` defaults to what the environment names; `ledger` is a `Ledger`, or the path of an SQLite file in
+    which each job is written down before it is bought, by default memory, where finished jobs are forgotten.
     `http` is your own `aiohttp.ClientSession` (borrowed, never closed) or a fake transport of
     `nanobanana_async.testing`. `observers` are called with each event of `nanobanana_async.observe`.
     """
@@ -45,7 +46,7 @@ class Session:
         self,
         gateway: Gateway | None = None,
         *,
-        ledger: Ledger | None = None,
+        ledger: Ledger | str | os.PathLike[str] | None = None,
         concurrency: ConcurrencyPolicy | None = None,
         polling: PollPolicy | None = None,
         retry: RetryPolicy | None = None,
@@ -55,7 +56,7 @@ class Session:
         proxy: str | None = None,
     ) -> None:
         self.gateway = gateway_from_env() if gateway is None else gateway
-        self._ledger: Ledger = MemoryLedger() if ledger is None else ledger
+        self._ledger = _ledger_of(ledger)
         self._concurrency = concurrency or ConcurrencyPolicy()
         self._polling = polling or PollPolicy()
         self._retry = retry or RetryPolicy()
@@ -158,14 +159,9 @@ class Session:
 
     async def job(self, key: str) -> Job | None:
         """Find a job by our key; None when the ledger does not know it."""
-        engine = self._open_engine()
-        entry = engine.live.get(key)
+        engine, entry = self._open_engine(), await self._look_up(key)
         if entry is None:
-            record = await self._ledger.find(key)
-            if record is None:
-                return None
-            entry = engine.entry_for(record)
-            entry.written = True
+            return None
         entry.kept = True
         return Job(engine, entry)
 
@@ -196,13 +192,58 @@ class Session:
         )
         return await self._kept(engine, engine.enter(record))
 
+    async def resume(self, *, buy: bool = False) -> list[Job]:
+        """Go on with the unfinished jobs of the ledger that nobody follows: of processes that died, of closed sessions.
+
+        What ran is followed; what was sent and not answered is repeated under its key where that is safe, else it is
+        UNCERTAIN. What was never sent is bought only with `buy=True`. Returns the jobs that are now this session's,
+        oldest first; those that another living process follows are left to it.
+        """
+        engine = self._open_engine()
+        unfinished = self._ledger.unfinished(self.gateway.account)
+        wanted = (record async for record in unfinished if buy or record.state is not JobState.PENDING)
+        entries = await engine.take_over(wanted)
+        for entry in entries:
+            entry.kept = True
+        return [Job(engine, entry) for entry in entries]
+
+    async def settle(
+        self, job: Job | str, *, task_id: str | None = None, refused: bool = False, buy_again: bool = False
+    ) -> Job:
+        """Decide an UNCERTAIN job by hand, after a look at the gateway's own list of tasks; return it.
+
+        Exactly one of: `task_id`, it was bought under that id, and is followed; `refused`, it was not bought;
+        `buy_again`, buy it anew under another idempotency key: if it was bought after all, that is a second payment.
+        A FAILED job, too, can be bought again so. Raises `InvalidRequest` for any other job.
+        """
+        if [task_id is not None, refused, buy_again].count(True) != 1:
+            raise InvalidRequest("say exactly one of task_id, refused=True, buy_again=True")
+        key = job if isinstance(job, str) else job.key
+        engine, entry = self._open_engine(), await self._look_up(key)
+        if entry is None:
+            raise InvalidRequest(f"the ledger knows no job {key}")
+        before, request = entry.record.state, entry.record.request
+        if before is not JobState.UNCERTAIN and not (buy_again and before is JobState.FAILED):
+            raise InvalidRequest(f"job {key} is {before.value}: there is nothing to settle")
+        if buy_again and request is None:
+            raise InvalidRequest(f"job {key} was attached by its task id: what it wanted is not known")
+        body = self.gateway.encode(request) if buy_again and request is not None else None
+        entry = engine.settle(entry, task_id=task_id, body=body)
+        handle = Job(engine, entry)
+        while handle.state is before:
+            await entry.change()
+            if entry.stopped is not None:
+                raise entry.stopped
+        entry.kept = True
+        return handle
+
     def stats(self) -> SessionStats:
         """Return how the session stands."""
         return stats_of(self._open_engine(closed_too=True), self._books)
 
     async def _enter(self, request: str | ImageRequest, key: str | None, fields: RequestFields) -> Entry:
         engine = self._open_engine()
-        wish = _wish(request, fields)
+        wish = wish_of(request, fields)
         self.gateway.check(wish)
         record = JobRecord(
             key=secrets.token_hex(16) if key is None else check_key(key),
@@ -214,6 +255,14 @@ class Session:
         )
         while (entry := engine.enter(record)).leaving:  # its last caller has just left: begin again after it
             await entry.change()
+        return entry
+
+    async def _look_up(self, key: str) -> Entry | None:
+        engine = self._open_engine()
+        entry = engine.live.get(key)
+        if entry is None and (record := await self._ledger.find(key)) is not None:
+            entry = engine.live.get(key) or engine.entry_for(record)
+            entry.written = True
         return entry
 
     @staticmethod
@@ -236,37 +285,16 @@ class Session:
         return self._host.engine
 
     def _build_engine(self) -> Engine:
-        clock = asyncio.get_running_loop().time
-        gateway, timeouts = self.gateway, self._timeouts
-        self._books = books = Books(self._ledger, self._announce, self._utcnow)
-        follower = Follower(
-            gateway,
+        self._books = Books(self._ledger, self._announce, self._utcnow)
+        return assembled(
+            self.gateway,
             self._transport,
-            books,
-            self._polling,
-            self._retry,
-            query_s=timeouts.query_s,
-            job_s=timeouts.job_s,
-            clock=clock,
+            self._books,
+            concurrency=self._concurrency,
+            polling=self._polling,
+            retry=self._retry,
+            timeouts=self._timeouts,
         )
-        slots = Slots(
-            self._concurrency,
-            self._retry,
-            target_delay_s=self._polling.target_delay_s,
-            likely_ends=follower.likely_ends,
-        )
-        buyer = Buyer(
-            gateway,
-            self._transport,
-            books,
-            slots,
-            self._retry,
-            create_s=timeouts.create_s,
-            begin=follower.begin,
-            lingers_s=follower.lingers_s,
-            clock=clock,
-        )
-        return Engine(self.gateway, books, slots, buyer, follower, max_requests=self._concurrency.max_requests)
 
     @staticmethod
     def _utcnow() -> datetime:
@@ -275,9 +303,11 @@ class Session:
         return datetime.now(UTC) if calendar is None else calendar()
 
 
-def _wish(request: str | ImageRequest, fields: RequestFields) -> ImageRequest:
-    if isinstance(request, ImageRequest):
-        if fields:
-            raise InvalidRequest(f"{', '.join(fields)}: put it into the ImageRequest, or pass the prompt as text")
-        return request
-    return ImageRequest(request, **fields)
+def _ledger_of(ledger: Ledger | str | os.PathLike[str] | None) -> Ledger:
+    match ledger:
+        case None:
+            return MemoryLedger()
+        case str() | os.PathLike():
+            return SqliteLedger(ledger)
+        case _:
+            return ledger

@@ -1,23 +1,29 @@
 """How a job comes in: written down as new, or found in the ledger in whatever state it was left."""
 
 from collections.abc import Callable
+from datetime import timedelta
 
 from nanobanana_async.engine.books import Books
 from nanobanana_async.engine.buying import Buyer
 from nanobanana_async.engine.entry import NEVER, Entry
 from nanobanana_async.engine.following import Follower
 from nanobanana_async.engine.slots import Slots
-from nanobanana_async.errors import ConfigurationError, IdempotencyConflict
-from nanobanana_async.jobs import JobRecord, JobState
+from nanobanana_async.errors import ConfigurationError, IdempotencyConflict, LedgerError
+from nanobanana_async.gateways.contract import Gateway
+from nanobanana_async.jobs import Failure, JobRecord, JobState
+from nanobanana_async.ledger.base import Claim
 from nanobanana_async.models import same_wish
+
+# How often we look in the ledger what became of a job that somebody else follows.
+ELSEWHERE_LOOK_S = 1.0
 
 
 class Admission:
-    """Claims a job's key, and finds where a known job goes on."""
+    """Claims a job's key, and finds where a known job goes on. Each step returns when the job is due."""
 
     def __init__(
         self,
-        account: str,
+        gateway: Gateway,
         books: Books,
         slots: Slots,
         buyer: Buyer,
@@ -25,7 +31,7 @@ class Admission:
         *,
         clock: Callable[[], float],
     ) -> None:
-        self._account = account
+        self._gateway = gateway
         self._books = books
         self._slots = slots
         self._buyer = buyer
@@ -33,20 +39,81 @@ class Admission:
         self._clock = clock
 
     async def claim(self, entry: Entry) -> float:
-        """Write the job down, or take over what stands under its key; return when it is due."""
+        """Write the job down, or take over what stands under its key."""
         wanted = entry.record
-        found = await self._books.ledger.claim(wanted)
-        if found is wanted:
+        claim = await self._claim_of(wanted)
+        if claim.new:
             self._books.born(entry)
-        else:
-            self.check_same(found, wanted)
-            entry.record = entry.stored = found
-            if found.state in (JobState.REFUSED, JobState.WITHDRAWN):  # nothing was bought: this is a new purchase
+            return await self._take_up(entry)
+        if claim.record.state in (JobState.REFUSED, JobState.WITHDRAWN):  # nothing was bought: this is a new purchase
+            entry.record = entry.stored = claim.record
+            try:
                 await self._books.renew(entry, body=wanted.body)
-        return await self.take_up(entry)
+                return await self._take_up(entry)
+            except LedgerError:
+                was, claim = claim, await self._claim_of(wanted)
+                if claim.record.revision == was.record.revision:
+                    raise
+                # else somebody was faster: that purchase is ours as well
+        return await self._go_on(entry, claim)
 
-    async def take_up(self, entry: Entry) -> float:
-        """Go on with a job where its state says; return when it is due."""
+    async def look_elsewhere(self, entry: Entry) -> float:
+        """Take over a job that nobody follows, or see what became of one that somebody else does."""
+        claim = await self._books.ledger.adopt(entry.key)
+        if claim is None:
+            raise LedgerError(f"job {entry.key} is no longer in the ledger")
+        if claim.ours and claim.record.state is JobState.PENDING and not (entry.wanted or entry.leaving):
+            await self._books.ledger.release(entry.key)
+            return NEVER
+        return await self._go_on(entry, claim)
+
+    async def settle(self, entry: Entry, *, task_id: str | None, body: bytes | None) -> float:
+        """Write down what a human knows of a job: its task id, a body to buy it anew with, or neither: not bought."""
+        record = entry.record
+        if body is not None:
+            self._slots.release(entry)
+            await self._books.renew(entry, body=body)
+        elif task_id is not None:
+            began_at = record.first_sent_at or self._books.utcnow()
+            facts = {"task_id": task_id, "running_since": began_at, "in_doubt": False, "body": b"", "failure": None}
+            await self._books.move(entry, JobState.RUNNING, **facts)
+        else:
+            why = record.failure or Failure(kind="GatewayError", message="settled by hand: it was not bought")
+            ended_at = self._books.utcnow()
+            await self._books.move(entry, JobState.REFUSED, in_doubt=False, failure=why, ended_at=ended_at)
+        return await self._take_up(entry)
+
+    async def withdraw(self, entry: Entry) -> float:
+        """Take back a job that was never sent."""
+        await self._books.move(entry, JobState.WITHDRAWN, ended_at=self._books.utcnow())
+        return NEVER
+
+    async def held_elsewhere(self) -> int:
+        """Count the jobs of this account that are not ours and may hold slots."""
+        since = self._books.utcnow() - timedelta(seconds=self._follower.job_s)
+        return await self._books.ledger.held(self._gateway.account, since=since)
+
+    async def _claim_of(self, wanted: JobRecord) -> Claim:
+        claim = await self._books.ledger.claim(wanted)
+        try:
+            self.check_same(claim.record, wanted)
+        except IdempotencyConflict:
+            if claim.ours:  # nobody followed it, and we shall not
+                await self._books.ledger.release(wanted.key)
+            raise
+        return claim
+
+    async def _go_on(self, entry: Entry, claim: Claim) -> float:
+        if claim.record != entry.stored:  # else we may know more than the ledger: its last write may have failed
+            entry.stored = claim.record
+            entry.moved(claim.record)
+        entry.elsewhere = not claim.ours and not entry.over
+        if entry.elsewhere:
+            return self._clock() + ELSEWHERE_LOOK_S
+        return await self._take_up(entry)
+
+    async def _take_up(self, entry: Entry) -> float:
+        """Go on with a job where its state says."""
         match entry.record.state:
             case JobState.PENDING:
                 return self._clock()
@@ -56,12 +123,14 @@ class Admission:
                 self._slots.hold(entry)
                 entry.running_at = self._follower.running_since(entry)
                 return self._follower.begin(entry)
+            case JobState.UNCERTAIN if entry.slots:
+                return self._clock() - self._books.age_s(entry.record.begun_at) + self._follower.lingers_s(entry)
             case _:
                 return NEVER
 
-    def check_ours(self, record: JobRecord) -> None:
+    def check_account(self, record: JobRecord) -> None:
         """Raise `ConfigurationError` for a job of another account: under this one it could be bought again."""
-        if record.account != self._account:
+        if record.account != self._gateway.account:
             raise ConfigurationError(
                 f"job {record.key} belongs to another account: open a session with that account's API key",
                 key=record.key,

@@ -74,6 +74,8 @@ class Books:
         entry.moved(after, interruption)
         if entry.over:
             self.ended[after.state] += 1
+        elif self.ended[before]:  # an uncertain job was settled, or one that had failed is bought again
+            self.ended[before] -= 1
         if after.state is not before:
             self.tell(JobMoved(before=before, record=after))
 

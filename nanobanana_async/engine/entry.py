@@ -4,7 +4,7 @@ import asyncio
 from collections import deque
 
 from nanobanana_async.errors import NanoBananaError
-from nanobanana_async.jobs import FINAL, JobRecord, JobState, Observation
+from nanobanana_async.jobs import UNFINISHED, JobRecord, JobState, Observation
 from nanobanana_async.policy.schedule import Schedule
 
 NEVER = float("inf")
@@ -17,6 +17,7 @@ class Entry:
         "after_trouble",
         "callers",
         "due",
+        "elsewhere",
         "failures",
         "imageless_at",
         "kept",
@@ -27,6 +28,7 @@ class Entry:
         "observation",
         "on_wire",
         "record",
+        "refetching",
         "running_at",
         "schedule",
         "sent_at",
@@ -35,6 +37,7 @@ class Entry:
         "stored",
         "tried_at",
         "updates",
+        "wanted",
         "watchers",
         "weight",
         "written",
@@ -65,6 +68,12 @@ class Entry:
         """How many `generate` calls wait for it; when the last one leaves, an unsent job is withdrawn."""
         self.kept = False
         """A handle was given out: the job outlives its callers."""
+        self.wanted = False
+        """Somebody asked to buy it; else a job that was let go unsent stays so."""
+        self.elsewhere = False
+        """Another owner of the ledger follows it: we wait through the ledger."""
+        self.refetching = False
+        """It has succeeded, and the gateway is asked for its pictures once more."""
         self.live = False
         self.written = False
         self.leaving = False
@@ -82,7 +91,12 @@ class Entry:
     @property
     def over(self) -> bool:
         """Whether nothing more will happen to it by itself."""
-        return self.stopped is not None or self.record.state in FINAL or self.record.state is JobState.UNCERTAIN
+        return self.stopped is not None or (self.record.state not in UNFINISHED and not self.refetching)
+
+    @property
+    def lacks_pictures(self) -> bool:
+        """Whether the ledger alone can't tell its result: pictures that came inline are not kept in it."""
+        return self.observation is None and "" in self.record.images
 
     async def change(self) -> None:
         """Wait for the next change; raise what interrupts the waiting."""

@@ -50,7 +50,7 @@ class Follower:
         self._polling = polling
         self._retry = retry
         self._query_s = query_s
-        self._job_s = job_s
+        self.job_s = job_s
         self._clock = clock
         self._jitter = random.Random()
         self._strange_words: set[str] = set()
@@ -58,10 +58,11 @@ class Follower:
         self.gate = Gate(retry)
         self.pacer = Pacer()
         self.looks = 0
+        self._on_wire = 0
 
-    def admits(self, now: float, looking: int) -> bool:
-        """Tell whether one more query may leave while so many are on the wire."""
-        return self.gate.admits(now, looking) and self.pacer.admits(now, looking)
+    def admits(self, now: float) -> bool:
+        """Tell whether one more query may leave."""
+        return self.gate.admits(now, self._on_wire) and self.pacer.admits(now, self._on_wire)
 
     def opens_at(self) -> float:
         """When time alone lets a query leave; in the past if it waits for something else."""
@@ -69,6 +70,7 @@ class Follower:
 
     def sent(self, now: float) -> None:
         """Note that a query left."""
+        self._on_wire += 1
         self.pacer.sent(now)
 
     def begin(self, entry: Entry) -> float:
@@ -97,7 +99,7 @@ class Follower:
 
     def lingers_s(self, entry: Entry) -> float:
         """Return how long a job that was perhaps bought may still run."""
-        return min(self._job_s, self._schedule_of(entry).late_s)
+        return min(self.job_s, self._schedule_of(entry).late_s)
 
     def mean_s(self, entry: Entry) -> float:
         """Return how long jobs like this one take, in the mean."""
@@ -122,8 +124,7 @@ class Follower:
 
     def running_since(self, entry: Entry) -> float:
         """The loop's time at which a job that was found in the ledger began to run."""
-        since = entry.record.running_since or entry.record.created_at
-        return self._clock() - max(0.0, self._books.age_s(since))
+        return self._clock() - max(0.0, self._books.age_s(entry.record.begun_at))
 
     async def look(self, entry: Entry) -> float:
         """Ask the gateway once; return when the job is due again."""
@@ -134,11 +135,15 @@ class Follower:
             seen = await self._query(entry)
         except NanoBananaError as error:
             return self._not_seen(entry, error, sent_at)
+        finally:
+            self._on_wire -= 1
         self.gate.succeeded()
         self.pacer.accepted(self._clock(), sent_at)
         entry.failures = 0
         self._note_strange_word(entry, seen)
         self._books.tell(JobSeen(record=entry.record, status=seen.status, looks=entry.looks))
+        if entry.refetching:
+            return self._refetched(entry, seen)
         match seen.state:
             case JobState.SUCCEEDED if seen.images:
                 return await self._succeeded(entry, seen)
@@ -162,6 +167,14 @@ class Follower:
         # Pictures that came inline are kept out of the ledger: an empty place says that one was here.
         kept = tuple("" if url.startswith("data:") else url for url in seen.images)
         await self._end(entry, JobState.SUCCEEDED, seen, images=kept)
+        return NEVER
+
+    def _refetched(self, entry: Entry, seen: Observation) -> float:
+        if not seen.images:
+            error = f"task {entry.record.task_id} has succeeded, but the gateway no longer shows its pictures"
+            return self._stop(entry, ContractBroken(error))
+        entry.refetching, entry.observation = False, seen
+        entry.wake()
         return NEVER
 
     async def _failed(self, entry: Entry, seen: Observation) -> float:
@@ -200,7 +213,7 @@ class Follower:
 
     def _still_running(self, entry: Entry) -> float:
         age_s = self._clock() - entry.running_at
-        if age_s >= self._job_s:
+        if age_s >= self.job_s:
             error = ContractBroken(f"task {entry.record.task_id} still runs after {age_s:.0f} s (Timeouts.job_s)")
             return self._stop(entry, error)
         if entry.schedule is None:
@@ -218,7 +231,7 @@ class Follower:
             self.gate.failed(now, self._jitter.random())
         else:
             self.gate.succeeded()
-        if stops_following(error, now - entry.running_at, self._job_s):
+        if stops_following(error, now - entry.running_at, self.job_s):
             return self._stop(entry, error)
         entry.failures += 1
         wait_s = max(asked, self._retry.backoff_s(entry.failures + 1, self._jitter.random()))
@@ -228,7 +241,7 @@ class Follower:
     def _stop(self, entry: Entry, error: NanoBananaError) -> float:
         """End the waiting, not the job."""
         self._books.tell(QueryFailed(record=entry.record, error=error, wait_s=None))
-        entry.stopped = error
+        entry.refetching, entry.stopped = False, error
         entry.wake()
         return NEVER
 

@@ -96,7 +96,7 @@ class Host:
 
     async def _work(self, engine: Engine) -> None:
         async with anyio.create_task_group() as group:
-            engine.start(group)
+            engine.runner.start(group)
             self._opened.set_result(None)
             try:
                 await self._closing.wait()
@@ -105,8 +105,8 @@ class Host:
                 raise
             finally:
                 with anyio.CancelScope(shield=True):
-                    await engine.aclose(self._close_s)
-                engine.dismiss()
+                    await engine.runner.aclose(self._close_s)
+                engine.runner.dismiss()
                 group.cancel_scope.cancel()
 
 

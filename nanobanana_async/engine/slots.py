@@ -31,6 +31,8 @@ class Slots:
         self._likely_ends = likely_ends
         self.held = 0
         """Weight of jobs accepted, or perhaps accepted, and not known to have ended."""
+        self.elsewhere = 0
+        """Jobs of this account that others began, counted when we opened, and not known to have ended."""
         self.sending = 0
         """Weight of first sends on the wire: they count against the cap, but not as held when a refusal comes."""
         self.on_wire = 0
@@ -42,7 +44,7 @@ class Slots:
             return False
         if entry.slots:  # a repeat: it holds its slot, and draws from the budget if it adds to an outage
             return not entry.after_trouble or self.budget.draw(now)
-        return self.throttle.admits(now, self.held, self.sending, entry.weight)
+        return self.throttle.admits(now, self._taken, self.sending, entry.weight)
 
     def opens_at(self, now: float) -> float:
         """When time alone may let a first send leave; in the past if it waits for something else."""
@@ -74,11 +76,11 @@ class Slots:
         first = not entry.slots
         self.hold(entry)
         if first:  # a repeat of what was perhaps taken long ago says nothing about the limit
-            self.throttle.accepted(now, entry.sent_at, self.held, self.sending, self._in_question(), entry.weight)
+            self.throttle.accepted(now, entry.sent_at, self._taken, self.sending, self._in_question(), entry.weight)
 
     def refused(self, entry: Entry, now: float, kind: LimitKind | None, wait_s: float | None) -> None:
         """Note that the gateway refused a job for now: for want of a slot, or for its rate."""
-        self.throttle.refused(now, entry.sent_at, self.held, kind, wait_s, self._in_question())
+        self.throttle.refused(now, entry.sent_at, self._taken, kind, wait_s, self._in_question())
 
     def ended(self, mean_s: float) -> None:
         """Note that a job was seen to have ended, and how long jobs take in the mean."""
@@ -101,6 +103,10 @@ class Slots:
         """Give back what the job held."""
         self.held -= entry.slots
         entry.slots = 0
+
+    @property
+    def _taken(self) -> int:
+        return self.held + self.elsewhere
 
     def _in_question(self) -> float:
         since = self.throttle.wonders_since

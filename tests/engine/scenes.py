@@ -9,6 +9,7 @@ from nanobanana_async import ApiMall, DefApi, JobState, MemoryLedger, Session
 from nanobanana_async.errors import LedgerError
 from nanobanana_async.gateways.contract import HttpRequest
 from nanobanana_async.jobs import JobRecord
+from nanobanana_async.ledger.base import Claim
 from nanobanana_async.observe import Event, JobMoved
 from nanobanana_async.testing import FakeTransport, Reply, VirtualLoop, run
 from tests.engine.sayings import completed, created, defapi_created, defapi_done, refused, task
@@ -89,9 +90,10 @@ class Notebook(MemoryLedger):
         self.closed = 0
 
     async def aclose(self) -> None:
+        await super().aclose()
         self.closed += 1
 
-    async def claim(self, record: JobRecord) -> JobRecord:
+    async def claim(self, record: JobRecord) -> Claim:
         await self._write(f"claim {record.state.name}")
         return await super().claim(record)
 

@@ -1,0 +1,235 @@
+"""The live jobs and their errands: each errand comes back with the time when its job is due again."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+
+import anyio
+from anyio.abc import TaskGroup
+
+from nanobanana_async.engine.admission import Admission
+from nanobanana_async.engine.books import Books
+from nanobanana_async.engine.buying import Buyer
+from nanobanana_async.engine.entry import NEVER, Entry
+from nanobanana_async.engine.feed import Feed
+from nanobanana_async.engine.following import Follower
+from nanobanana_async.engine.slots import Slots
+from nanobanana_async.engine.timers import Timers
+from nanobanana_async.engine.wire import Errand, Wire
+from nanobanana_async.errors import LedgerError, NanoBananaError, SessionClosed
+from nanobanana_async.jobs import UNFINISHED, JobRecord, JobState
+from nanobanana_async.observe import log
+
+# How often the slots of jobs that others follow, or nobody, are counted again while there are any.
+ELSEWHERE_COUNT_S = 5.0
+
+
+class Runner:
+    """Owns every live job of a session. All bookkeeping is synchronous; only errands await."""
+
+    def __init__(
+        self,
+        books: Books,
+        slots: Slots,
+        buyer: Buyer,
+        follower: Follower,
+        admission: Admission,
+        *,
+        max_requests: int,
+    ) -> None:
+        loop = asyncio.get_running_loop()
+        self._clock = loop.time
+        self._books = books
+        self._slots = slots
+        self._follower = follower
+        self._admission = admission
+        self.wire = Wire(max_requests, freed=self.pump, crashed=self._crashed)
+        self.feed = Feed(slots, follower, self.wire, create=self._send_create, query=self._send_query)
+        self._rung = asyncio.Event()
+        self._timers = Timers(loop, self._rung.set)
+        self.claim = self.errand(admission.claim)
+        self.look_elsewhere = self.errand(admission.look_elsewhere)
+        self.withdraw = self.errand(admission.withdraw)
+        self._buy = self.errand(buyer.buy)
+        self.live: dict[str, Entry] = {}
+        self._lingering: dict[str, Entry] = {}
+        """Jobs of which nobody knows whether they run: they hold their slots for a while."""
+        self._owed = 0
+        """Errands that closing waits for: creates, and what must be written down."""
+        self.closing = False
+        self._settled = asyncio.Event()
+
+    def start(self, group: TaskGroup) -> None:
+        """Begin to work in this task group."""
+        self.wire.start(group)
+        group.start_soon(self._beat)
+        group.start_soon(self._count_elsewhere)
+
+    async def aclose(self, grace_s: float) -> None:
+        """Stop feeding, and give creates on the wire their time to be answered and written down."""
+        self.closing = True
+        self._timers.stop()
+        with anyio.move_on_after(grace_s):
+            if self._owed:
+                await self._settled.wait()
+
+    def dismiss(self) -> None:
+        """Send away everybody who still waits; what is unfinished stays in the ledger."""
+        self.closing = True
+        self._timers.stop()
+        for entry in list(self.live.values()):
+            self._stop(entry, SessionClosed("the session was closed while you waited; the job stays in the ledger"))
+
+    def pump(self) -> None:
+        """Let leave what is due and may go; then set the timer."""
+        if self.closing:
+            return
+        now = self._clock()
+        for entry in self._timers.due(now):
+            self._turn(entry)
+        self._timers.arm(now, self.feed.pump(now))
+
+    async def _beat(self) -> None:
+        """Pump whenever the timer rings.
+
+        In a task of its own and not in the timer's callback: anyio starts no task from outside of any where sniffio is
+        installed, since that can't tell there which event loop runs.
+        """
+        while True:
+            await self._rung.wait()
+            self._rung.clear()
+            self.pump()
+
+    async def _count_elsewhere(self) -> None:
+        """Count what others hold when we open; it only becomes less.
+
+        What they take later shows as a lower limit, as any change of it does.
+        """
+        try:
+            while held := await self._admission.held_elsewhere():
+                self._slots.elsewhere = min(held, self._slots.elsewhere or held)
+                self.pump()
+                await anyio.sleep(ELSEWHERE_COUNT_S)
+        except LedgerError as error:
+            log.warning("ledger.failed error=%s", error.message)
+        self._slots.elsewhere = 0
+        self.pump()
+
+    def _send_create(self, entry: Entry) -> None:
+        self._owed += 1
+        entry.on_wire = True
+        self.wire.send(self._buy, entry)
+
+    def _send_query(self, entry: Entry) -> None:
+        entry.on_wire = True
+        self.wire.send(self._look, entry)
+
+    def spawn(self, errand: Errand, entry: Entry) -> None:
+        """Run an errand that makes no request; closing waits for it."""
+        self._owed += 1
+        self.wire.spawn(errand, entry)
+
+    def errand(self, step: Callable[[Entry], Awaitable[float]]) -> Errand:
+        """Return the errand that takes a step with a job, and puts it where it is due next."""
+
+        async def carry_out(entry: Entry) -> None:
+            try:
+                due = await step(entry)
+                if not entry.written:
+                    entry.written = True
+                    entry.wake()
+                if entry.leaving and entry.record.state is JobState.PENDING and not entry.elsewhere:
+                    self.spawn(self.withdraw, entry)
+                else:
+                    self._place(entry, due)
+            except NanoBananaError as error:
+                self._stop(entry, error)
+            finally:
+                self._paid_off()
+
+        return carry_out
+
+    async def _look(self, entry: Entry) -> None:
+        self._place(entry, await self._follower.look(entry))
+
+    async def _release(self, entry: Entry) -> None:
+        """Let others go on with a job that we follow no longer, and that has not ended."""
+        try:
+            if entry.key not in self.live:
+                await self._books.ledger.release(entry.key)
+        except LedgerError as error:  # it is ours until we close
+            log.warning("ledger.failed job=%s error=%s", entry.key, error.message)
+        finally:
+            self._paid_off()
+
+    def _place(self, entry: Entry, due: float) -> None:
+        """Put a job where its state says, for when it is due."""
+        entry.on_wire = False
+        if entry.leaving:  # too late
+            entry.leaving = False
+            entry.wake()
+        if entry.over:
+            self._retire(entry, lingers_until=due)
+        elif due == NEVER:  # nobody follows it, and nobody asked to buy it
+            self._retire(entry)
+            entry.wake()
+        elif due > self._clock():
+            self._timers.set(entry, due)
+        else:
+            self._turn(entry)
+
+    def _turn(self, entry: Entry) -> None:
+        """Do what is due."""
+        if entry.elsewhere:
+            self.spawn(self.look_elsewhere, entry)
+        elif entry.record.state is JobState.UNCERTAIN:  # it has had its time to run
+            if self._lingering.get(entry.key) is entry:
+                del self._lingering[entry.key]
+            self._slots.release(entry)
+        else:
+            self.feed.append(entry)
+
+    def seat(self, entry: Entry) -> Entry:
+        """Make a job live; it takes the slots that it held while it was in doubt."""
+        ghost = self._lingering.pop(entry.key, None)
+        if ghost is not None and ghost is not entry:
+            entry.slots, ghost.slots = ghost.slots, 0
+        entry.due = NEVER
+        self.feed.number(entry).live = True
+        self.live[entry.key] = entry
+        return entry
+
+    def _retire(self, entry: Entry, lingers_until: float = NEVER) -> None:
+        """Let go of a job; an uncertain one may still run, and holds its slot for a while."""
+        entry.live = False
+        self.live.pop(entry.key, None)
+        self._follower.end(entry)
+        if entry.slots and entry.record.state in (JobState.SUCCEEDED, JobState.FAILED):
+            self._slots.ended(self._follower.mean_s(entry))
+        if entry.record.state is JobState.UNCERTAIN and lingers_until < NEVER:
+            self._lingering[entry.key] = entry
+            self._timers.set(entry, lingers_until)
+        else:
+            self._slots.release(entry)
+        if entry.written and entry.stored.state in UNFINISHED and not entry.elsewhere and not self.closing:
+            self.spawn(self._release, entry)
+
+    def _stop(self, entry: Entry, error: NanoBananaError) -> None:
+        """End the waiting, not the job."""
+        entry.stopped = error
+        entry.on_wire = entry.leaving = entry.elsewhere = False
+        self._retire(entry)
+        entry.wake()
+
+    def _crashed(self, entry: Entry, bug: Exception) -> None:
+        log.error("engine.crashed job=%s", entry.key, exc_info=bug)
+        self._stop(entry, NanoBananaError(f"a bug in nanobanana_async: {type(bug).__name__}: {bug}; see the log"))
+
+    def _paid_off(self) -> None:
+        self._owed -= 1
+        if self.closing and not self._owed:
+            self._settled.set()
+
+    def check_open(self, record: JobRecord) -> None:
+        """Raise `SessionClosed` when nothing can be begun any more."""
+        if self.closing:
+            raise SessionClosed("the session is closed", key=record.key, safe_to_repeat=not record.perhaps_bought)
