@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from benchmarks import cpu, fleet, limit, simulated
+from benchmarks import cpu, fleet, ledger, limit, simulated
 from benchmarks.limit import Moving
 from benchmarks.plot_run import draw_moving
 from benchmarks.report import Section, print_section, write_section
@@ -34,10 +34,15 @@ def _cpu(asked: argparse.Namespace) -> Section:
     return cpu.section(quick=asked.quick)
 
 
+def _ledger(asked: argparse.Namespace) -> Section:
+    return ledger.section(seeds=1 if asked.quick else asked.seeds, quick=asked.quick)
+
+
 PARTS: Mapping[str, Callable[[argparse.Namespace], Section]] = {
     "simulated": _simulated,
     "limit": _limit,
     "cpu": _cpu,
+    "ledger": _ledger,
     "fleet": _fleet,
 }
 

@@ -5,6 +5,7 @@ import contextlib
 import importlib
 import os
 import sys
+import tempfile
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
@@ -18,6 +19,7 @@ from nanobanana_async.emulator import API_KEY
 
 Buy = Callable[[str], Awaitable[object]]
 OURS = "nanobanana_async"
+ON_DISK = f"{OURS}, ledger on disk"
 PLAIN_PAUSE_S = 3.0
 
 
@@ -26,6 +28,15 @@ async def ours(url: str) -> AsyncIterator[Buy]:
     """Use this package, with nothing tuned."""
     async with Session(ApiMall(api_key=API_KEY, base_url=url)) as session:
         yield session.generate
+
+
+@contextlib.asynccontextmanager
+async def ours_on_disk(url: str) -> AsyncIterator[Buy]:
+    """Use this package with each job written down before it is bought."""
+    with tempfile.TemporaryDirectory() as folder:
+        gateway = ApiMall(api_key=API_KEY, base_url=url)
+        async with Session(gateway, ledger=os.path.join(folder, "jobs.sqlite")) as session:
+            yield session.generate
 
 
 @contextlib.asynccontextmanager
@@ -104,6 +115,7 @@ CLIENTS: Mapping[str, Callable[[str], contextlib.AbstractAsyncContextManager[Buy
     "comfy-sdk": comfy,
     "3 s loop": plain,
 }
+VARIANTS = {ON_DISK: ours_on_disk}
 
 
 async def _run(client: str, url: str, jobs: int, told: int | None) -> dict[str, Any]:
@@ -120,7 +132,7 @@ async def _run(client: str, url: str, jobs: int, told: int | None) -> dict[str, 
                 return False
         return True
 
-    async with CLIENTS[client](url) as buy:
+    async with {**CLIENTS, **VARIANTS}[client](url) as buy:
         reply({"ready": True})
         sys.stdin.readline()  # nothing else goes on yet: the loop may stand still until the parent says go
         begun, begun_cpu = time.perf_counter(), time.process_time()

@@ -1,6 +1,5 @@
 """What durable writing costs: transitions a second under group commit, opening a ledger of a million jobs, pruning."""
 
-import argparse
 import asyncio
 import os
 import sqlite3
@@ -13,7 +12,12 @@ from decimal import Decimal
 from pathlib import Path
 from statistics import median
 
-from benchmarks.report import Check, Section, Table, print_section, write_section
+from attrs import evolve
+
+from benchmarks.fleet_client import ON_DISK, OURS
+from benchmarks.measured import Fleet, medians
+from benchmarks.races import Race, run_wave
+from benchmarks.report import Cell, Check, Section, Table
 from nanobanana_async.jobs import JobRecord, JobState
 from nanobanana_async.ledger.desk import INSERT
 from nanobanana_async.ledger.file import current_schema, opened
@@ -122,6 +126,35 @@ def _bare_commits(path: Path, commits: int) -> float:
     return rate
 
 
+async def _fleet(*, seeds: int, quick: bool) -> tuple[Table, list[Check]]:
+    """Race a session with a file against one with memory: the same jobs, pair by pair at the same time."""
+    fleets = (
+        (Fleet(jobs=60, limit=10, median_s=4.0),) if quick else (Fleet(jobs=200, limit=20), Fleet(jobs=600, limit=60))
+    )
+    rows: list[tuple[Cell, ...]] = []
+    checks: list[Check] = []
+    for fleet in fleets:
+        races = [
+            Race(client=client, fleet=evolve(fleet, seed=seed)) for seed in range(seeds) for client in (OURS, ON_DISK)
+        ]
+        finishes = await run_wave(races)
+        found = {
+            client: [f.measured for f in finishes if f.race.client == client and f.measured]
+            for client in (OURS, ON_DISK)
+        }
+        pairs = zip(found[OURS], found[ON_DISK], strict=True)
+        ratios = [disk.makespan_ratio / memory.makespan_ratio for memory, disk in pairs]
+        for client, runs in found.items():
+            middle = medians(runs)
+            rows.append((client, fleet.title, middle.makespan_ratio, middle.cpu_ms_per_job, middle.peak_mb))
+        what = f"makespan on disk / in memory, {fleet.jobs}/{fleet.limit}"
+        checks.append(Check(what=what, value=median(ratios), worst=max(ratios), target=1.05))
+    columns = ("client", "fleet", "makespan / ideal", "CPU ms / job", "peak MB")
+    return Table(
+        title=f"The same fleets, written down or not: medians of {seeds} pairs", columns=columns, rows=rows
+    ), checks
+
+
 async def _measure(folder: Path, *, jobs: int, seeds: int) -> Section:
     bare = _bare_commits(folder / "bare.sqlite", 2000)
     async with _opened(folder / "small.sqlite") as ledger:
@@ -167,24 +200,9 @@ async def _opened(path: Path) -> AsyncIterator[SqliteLedger]:
         await ledger.aclose()
 
 
-def section(*, quick: bool, folder: Path | None = None) -> Section:
-    """Measure in a temporary folder of the disk in question."""
-    with tempfile.TemporaryDirectory(dir=folder) as made:
-        jobs, seeds = (100_000, 3) if quick else (1_000_000, 5)
-        return asyncio.run(_measure(Path(made), jobs=jobs, seeds=seeds))
-
-
-def main() -> None:
-    """Measure, show, and write it down."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.ledger", description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="a ledger of 100,000 jobs instead of 1,000,000")
-    parser.add_argument("--folder", type=Path, help="where to write: the disk that is measured")
-    parser.add_argument("--out", type=Path, default=Path("benchmark-results"), help="for the JSON file")
-    asked = parser.parse_args()
-    found = section(quick=asked.quick, folder=asked.folder)
-    write_section(found, asked.out)
-    print_section(found)
-
-
-if __name__ == "__main__":
-    main()
+def section(*, seeds: int, quick: bool) -> Section:
+    """Measure in a temporary folder; TMPDIR names the disk."""
+    with tempfile.TemporaryDirectory() as folder:
+        found = asyncio.run(_measure(Path(folder), jobs=100_000 if quick else 1_000_000, seeds=3 if quick else 5))
+    table, checks = asyncio.run(_fleet(seeds=seeds, quick=quick))
+    return evolve(found, tables=[*found.tables, table], checks=[*found.checks, *checks])

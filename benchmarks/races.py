@@ -8,13 +8,21 @@ from typing import Any
 from attrs import asdict, evolve, frozen
 
 from benchmarks.children import Child
-from benchmarks.fleet_client import OURS
+from benchmarks.fleet_client import ON_DISK, OURS
 from benchmarks.ideal import Drawn, list_schedule_s
 from benchmarks.measured import Fleet, Measured, Served
 
 START_S = 60.0
 # Share of a core that a client and its server take per job slot, roughly: it decides who runs beside whom.
-LOADS = {OURS: 0.002, "3 s loop": 0.001, "runwayml": 0.001, "comfy-sdk": 0.004, "replicate": 0.0125, "fal-client": 0.05}
+LOADS = {
+    OURS: 0.002,
+    ON_DISK: 0.002,
+    "3 s loop": 0.001,
+    "runwayml": 0.001,
+    "comfy-sdk": 0.004,
+    "replicate": 0.0125,
+    "fal-client": 0.05,
+}
 CAPACITY = 1.0
 PACKAGES = {
     "fal-client": "fal_client",
@@ -35,7 +43,7 @@ class Race:
     @property
     def load(self) -> float:
         """Tell what it asks of the machine; a peer that was told too much also comes again and again."""
-        loose = self.client != OURS and self.told != self.fleet.limit
+        loose = self.client not in (OURS, ON_DISK) and self.told != self.fleet.limit
         wanting = (self.told or self.fleet.jobs) / 3 if loose else 0.0
         return LOADS[self.client] * max(self.fleet.limit, wanting)
 
