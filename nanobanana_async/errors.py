@@ -14,7 +14,7 @@ NanoBananaError
   BatchStopped               the buying stopped             .cause .done .unbought
   CreditLimitReached         max_credits would be passed
   LedgerError                the ledger can't be opened or written   .task_id
-  DownloadError              the image is not what it should be
+  DownloadError              the image is not what it should be   .gone
 """
 
 from collections.abc import Generator
@@ -291,7 +291,16 @@ class LedgerError(NanoBananaError):
 
 
 class DownloadError(NanoBananaError):
-    """The image is not what it should be, or could not be fetched."""
+    """The image is not what it should be, or could not be fetched.
+
+    `gone` means that its link opens nothing any more: the gateway may have a new one.
+    """
+
+    def __init__(
+        self, message: str, *, gone: bool = False, key: str | None = None, safe_to_repeat: bool = True
+    ) -> None:
+        super().__init__(message, key=key, safe_to_repeat=safe_to_repeat)
+        self.gone = gone
 
 
 GATEWAY_ERRORS: dict[int, type[GatewayError]] = {

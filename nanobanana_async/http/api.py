@@ -14,6 +14,7 @@ from nanobanana_async.config import Timeouts
 from nanobanana_async.errors import ConfigurationError, ContractBroken, NanoBananaError, SessionClosed, TransportError
 from nanobanana_async.gateways.contract import Gateway, HttpRequest, HttpResponse
 from nanobanana_async.gateways.settings import is_loopback
+from nanobanana_async.http.addresses import proxy_url
 from nanobanana_async.http.body import Body, answered_unasked, perhaps_sent
 from nanobanana_async.http.failures import explained
 from nanobanana_async.http.sockets import Sockets
@@ -49,7 +50,7 @@ class Api:
         self._gateway = gateway
         self._connect_s = timeouts.connect_s
         self._lent = http
-        self._proxy = None if proxy is None else _proxy_url(proxy)
+        self._proxy = None if proxy is None else proxy_url(proxy)
         self._max_connections = max_connections
         self._sockets = Sockets()
         self._pool: aiohttp.ClientSession | None = None
@@ -249,13 +250,3 @@ def _verifies(tls: ssl.SSLContext | aiohttp.Fingerprint | bool) -> bool:
     if isinstance(tls, ssl.SSLContext):
         return tls.check_hostname and tls.verify_mode is ssl.CERT_REQUIRED
     return tls is not False
-
-
-def _proxy_url(text: str) -> URL:
-    try:
-        url = URL(text)
-        if url.scheme in ("http", "https") and url.host:
-            return url
-    except (TypeError, ValueError):
-        pass
-    raise ConfigurationError("proxy must be a URL such as http://proxy.example:3128")  # it may hold a password

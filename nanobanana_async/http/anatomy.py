@@ -1,0 +1,147 @@
+"""How pictures are built: each format is walked to its end, so that a cut is found without decoding, and its size.
+
+A walk returns width and height, and raises `Missed`. It looks at the skeleton only (of PNG at the checksums, too);
+whether the flesh can be decoded is Pillow's to say. Bytes after the end are left alone: cameras put videos there.
+"""
+
+import mmap
+import re
+import struct
+import zlib
+
+from nanobanana_async.http.missed import Missed
+
+Data = bytes | mmap.mmap
+Size = tuple[int, int]
+
+_MAX_STEPS = 1_000_000  # about a second; 64 MB of honest PNG or GIF take less than half of it
+
+_JPEG_SIZES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
+_JPEG_BARE = frozenset({0x01, *range(0xD0, 0xD9)})  # markers that nothing belongs to
+_JPEG_MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
+_JPEG_END, _JPEG_SCAN = 0xD9, 0xDA
+
+_GIF_EXTENSION, _GIF_FRAME, _GIF_END = 0x21, 0x2C, 0x3B
+
+
+class Cursor:
+    """A place in the bytes of a picture."""
+
+    def __init__(self, data: Data, at: int) -> None:
+        self.data = data
+        self.at = at
+        self._steps = 0
+
+    def take(self, count: int) -> bytes:
+        """Return the next bytes, and stand behind them."""
+        start = self.at
+        self.skip(count)
+        return self.data[start : self.at]
+
+    def skip(self, count: int) -> None:
+        self.at += count
+        self._steps += 1
+        if self.at > len(self.data):
+            raise cut_short()
+        if self._steps > _MAX_STEPS:
+            raise Missed("the picture is made of too many pieces")
+
+
+def cut_short() -> Missed:
+    """Return the trouble of a picture that ends too early: the next attempt may bring it whole."""
+    return Missed("the picture is cut short", again=True)
+
+
+def damaged() -> Missed:
+    return Missed("the picture is damaged")
+
+
+def walk_png(data: Data) -> Size:
+    """Follow the chunks to the last one, checking each."""
+    cursor = Cursor(data, 8)
+    size: Size | None = None
+    while True:
+        (length,) = struct.unpack(">I", cursor.take(4))
+        chunk = cursor.take(4 + length)
+        if struct.unpack(">I", cursor.take(4)) != (zlib.crc32(chunk),):
+            raise damaged()
+        kind = chunk[:4]
+        if size is None:
+            if kind != b"IHDR" or length != 13:
+                raise damaged()
+            size = struct.unpack(">II", chunk[4:12])
+        if kind == b"IEND":
+            return size
+
+
+def walk_jpeg(data: Data) -> Size:
+    """Follow the segments and scans to the end marker."""
+    cursor = Cursor(data, 2)
+    width = height = 0
+    while True:
+        if cursor.take(1) != b"\xff":
+            raise damaged()
+        marker = cursor.take(1)[0]
+        if marker == _JPEG_END:
+            return width, height
+        if marker == 0xFF:  # a filler
+            cursor.at -= 1
+        elif marker not in _JPEG_BARE:
+            (length,) = struct.unpack(">H", cursor.take(2))
+            if length < 2:
+                raise damaged()
+            segment = cursor.take(length - 2)
+            if marker in _JPEG_SIZES:
+                tall, wide = struct.unpack(">HH", segment[1:5]) if length >= 7 else (0, 0)
+                width, height = max(width, wide), max(height, tall)
+            if marker == _JPEG_SCAN:
+                following = _JPEG_MARKER.search(data, cursor.at)
+                if following is None:
+                    raise cut_short()
+                cursor.at = following.start()
+
+
+def walk_webp(data: Data) -> Size:
+    """Check the length that the file states for itself."""
+    cursor = Cursor(data, 4)
+    (length,) = struct.unpack("<I", cursor.take(4))
+    if len(data) < 8 + length:
+        raise cut_short()
+    cursor.skip(4)
+    kind = cursor.take(4)
+    cursor.skip(4)
+    head = cursor.take(10)
+    if kind == b"VP8X":
+        return 1 + int.from_bytes(head[4:7], "little"), 1 + int.from_bytes(head[7:10], "little")
+    if kind == b"VP8L" and head[0] == 0x2F:
+        bits = int.from_bytes(head[1:5], "little")
+        return 1 + (bits & 0x3FFF), 1 + (bits >> 14 & 0x3FFF)
+    if kind == b"VP8 " and head[3:6] == b"\x9d\x01\x2a":
+        width, height = struct.unpack("<HH", head[6:10])
+        return width & 0x3FFF, height & 0x3FFF
+    raise damaged()
+
+
+def walk_gif(data: Data) -> Size:
+    """Follow the blocks to the end mark; the size is that of the screen and of every frame on it."""
+    cursor = Cursor(data, 6)
+    width, height, flags = struct.unpack("<HHB2x", cursor.take(7))
+    _skip_colours(cursor, flags)
+    while True:
+        mark = cursor.take(1)[0]
+        if mark == _GIF_END:
+            return width, height
+        if mark == _GIF_FRAME:
+            left, top, wide, tall, flags = struct.unpack("<HHHHB", cursor.take(9))
+            width, height = max(width, left + wide), max(height, top + tall)
+            _skip_colours(cursor, flags)
+        elif mark != _GIF_EXTENSION:
+            raise damaged()
+        cursor.skip(1)  # the extension's kind, or the frame's code size
+        while length := cursor.take(1)[0]:
+            cursor.skip(length)
+
+
+def _skip_colours(cursor: Cursor, flags: int) -> None:
+    if flags & 0x80:
+        cursor.skip(3 << (flags & 7) + 1)

@@ -1,0 +1,202 @@
+"""One attempt to get a picture: hop by hop, without a credential, from public addresses, under a cap."""
+
+import asyncio
+import ssl
+from collections.abc import Awaitable, Callable
+
+import aiohttp
+from aiohttp.abc import AbstractResolver
+from yarl import URL
+
+from nanobanana_async.errors import SessionClosed
+from nanobanana_async.gateways.limits import retry_after_s
+from nanobanana_async.http.addresses import AddressRefused, PublicSockets, may_ask, proxy_url
+from nanobanana_async.http.api import USER_AGENT
+from nanobanana_async.http.failures import explained
+from nanobanana_async.http.missed import Missed
+from nanobanana_async.http.sockets import Sockets
+
+Take = Callable[[bytes], Awaitable[None]]
+
+MAX_REDIRECTS = 5
+_REDIRECTS = frozenset({301, 302, 303, 307, 308})
+# What stores answer to a link that is expired or was taken back; 400 is Google's, 401 some proxies'.
+_GONE = frozenset({400, 401, 403, 404, 410})
+_PASSING = frozenset({408, 425, 429})
+_PIECE = 1 << 20  # a thread writes each to the disk
+_MAX_WAIT_S = 30.0  # links expire: a longer wait than this would not be worth it
+
+
+class Getter:
+    """Gets a picture in one attempt; what hinders it is `Missed`.
+
+    `loopback` lets this machine count as public. With a proxy, which does the connecting, only the URL's host can be
+    looked at. `tls` is for those whose certificates are signed by an authority of their own.
+    """
+
+    def __init__(
+        self,
+        *,
+        loopback: bool,
+        proxy: str | None,
+        tls: ssl.SSLContext | bool,
+        resolver: AbstractResolver | None,
+        connect_s: float,
+        idle_s: float,
+        total_s: float,
+        max_bytes: int,
+    ) -> None:
+        self._loopback = loopback
+        self._proxy = None if proxy is None else proxy_url(proxy)
+        self._tls = tls
+        self._resolver = resolver
+        self._connect_s = connect_s
+        self._idle_s = idle_s
+        self._total_s = total_s
+        self._max_bytes = max_bytes
+        self._sockets = PublicSockets(loopback=loopback) if proxy is None else Sockets()
+        self._http: aiohttp.ClientSession | None = None
+
+    def open(self) -> None:
+        """Make the session; no connection is opened yet."""
+        self._http = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(
+                ssl=self._tls, limit=0, resolver=self._resolver, socket_factory=self._sockets.make
+            ),
+            timeout=aiohttp.ClientTimeout(total=None, sock_connect=self._connect_s, sock_read=self._idle_s),
+            cookie_jar=aiohttp.DummyCookieJar(),
+            headers={"User-Agent": USER_AGENT, "Accept-Encoding": "identity"},
+            # Never unpacked: what came compressed all the same does not begin like a picture, and is none.
+            auto_decompress=False,
+            raise_for_status=False,
+            trust_env=False,
+        )
+
+    async def aclose(self) -> None:
+        """Close the session down to the last socket."""
+        if self._http is not None:
+            await self._http.close()
+        await self._sockets.gone()
+
+    async def get(self, link: str, take: Take) -> None:
+        """Hand the bytes behind a link to `take`, piece by piece."""
+        url = read_url(link)
+        try:
+            async with asyncio.timeout(self._total_s):
+                for _ in range(1 + MAX_REDIRECTS):
+                    self._check(url)
+                    target = await self._hop(url, take)
+                    if target is None:
+                        return
+                    url = target
+        except TimeoutError:
+            raise Missed(f"the picture did not arrive within {self._total_s:g} s", again=True) from None
+        raise Missed(f"the link leads on and on: more than {MAX_REDIRECTS} redirects")
+
+    def _check(self, url: URL) -> None:
+        if not may_ask(url.raw_host or "", loopback=self._loopback):
+            raise _not_public(url)
+
+    async def _hop(self, url: URL, take: Take) -> URL | None:
+        """Take the picture and return None, or return where it is said to be."""
+        if self._http is None:
+            raise SessionClosed("the door to the pictures is not open")
+        try:
+            answer = await self._http.get(url, allow_redirects=False, proxy=self._proxy)
+            try:
+                if answer.status in _REDIRECTS:
+                    return _target(url, answer)
+                _check_answer(answer, self._max_bytes)
+                await self._pour(answer.content, take)
+                return None
+            finally:
+                answer.close()  # after the whole picture the connection has gone back to the pool
+        except Missed:
+            raise
+        except Exception as error:
+            raise self._missed(error, url) from None
+
+    async def _pour(self, content: aiohttp.StreamReader, take: Take) -> None:
+        size = 0
+        piece = bytearray()
+        async for chunk in content.iter_any():
+            size += len(chunk)
+            if size > self._max_bytes:
+                raise _too_large(self._max_bytes)
+            piece += chunk
+            if len(piece) >= _PIECE:
+                await take(bytes(piece))
+                piece.clear()
+        if piece:
+            await take(bytes(piece))
+
+    def _missed(self, error: Exception, url: URL) -> Missed:
+        """Say a foreign error in our words; those of `Api` where they fit."""
+        host = url.host or ""
+        if isinstance(error, aiohttp.ClientConnectorError) and isinstance(error.os_error, AddressRefused):
+            return _not_public(url)
+        if isinstance(error, aiohttp.SocketTimeoutError):
+            return Missed(f"{host} fell silent for {self._idle_s:g} s", again=True)
+        told = explained(error, host=host, sent=True, connect_s=self._connect_s, timeout_s=self._total_s)
+        # A bad certificate or an impossible URL (both are ValueErrors) stays what it is.
+        return Missed(told.message, again=not isinstance(error, ValueError))
+
+
+def read_url(link: str) -> URL:
+    """Return the URL of a link, as it is spelled: what a signature was made of must not be spelled otherwise."""
+    try:
+        return _fit(_as_spelled(link))
+    except ValueError:
+        raise Missed("the link can't be read") from None
+
+
+def _as_spelled(text: str) -> URL:
+    return URL(text, encoded=text.isascii() and text.isprintable() and " " not in text)
+
+
+def _fit(url: URL) -> URL:
+    # yarl looks at host and port when they are asked for, and raises ValueError then.
+    if url.scheme not in ("http", "https") or not url.raw_host:
+        raise Missed("the link is neither http, https nor data")
+    if url.raw_user is not None or url.raw_password is not None:
+        raise Missed("the link holds a user name or a password, which is not given to strangers")
+    return url
+
+
+def _target(url: URL, answer: aiohttp.ClientResponse) -> URL:
+    """Return where a redirect leads, if it may."""
+    location = answer.headers.get("Location", "")
+    if not location:
+        raise Missed(f"{url.host} redirects to nowhere")
+    try:
+        target = _fit(url.join(_as_spelled(location)))
+    except ValueError:
+        raise Missed(f"{url.host} redirects to what is no URL") from None
+    except Missed as missed:
+        raise Missed(f"{url.host} redirects elsewhere: {missed.why}") from None
+    if url.scheme == "https" and target.scheme != "https":
+        raise Missed(f"{url.host} redirects from https to http")
+    return target
+
+
+def _check_answer(answer: aiohttp.ClientResponse, max_bytes: int) -> None:
+    status = answer.status
+    if status in _GONE:
+        raise Missed(f"the link opens nothing any more (HTTP {status}): ask the gateway for a new one", gone=True)
+    if status != 200:
+        wait_s = retry_after_s(answer.headers)
+        raise Missed(
+            f"{answer.url.host} answered {status}",
+            again=status in _PASSING or status >= 500,
+            wait_s=None if wait_s is None else min(wait_s, _MAX_WAIT_S),
+        )
+    if (answer.content_length or 0) > max_bytes:
+        raise _too_large(max_bytes)
+
+
+def _too_large(max_bytes: int) -> Missed:
+    return Missed(f"the picture is larger than {max_bytes} bytes")
+
+
+def _not_public(url: URL) -> Missed:
+    return Missed(f"{url.host} is not at a public address: pictures are not fetched from private networks")

@@ -1,0 +1,40 @@
+"""A process that saves pictures until it is stopped: `python saver.py folder name content-file count`."""
+
+import os
+import sys
+from pathlib import Path
+
+from nanobanana_async.http import files, manifest
+from nanobanana_async.http.files import Part
+
+
+def save(folder: Path, name: str, content: bytes) -> None:
+    part = Part(folder)
+    part.open()
+    part.write(content)
+    part.publish(name)
+    part.discard()
+
+
+def dying(step: str) -> None:
+    """Let this process be killed at a step."""
+
+    def die(*_: object) -> None:
+        os.kill(os.getpid(), 9)
+
+    match step:
+        case "before the name":
+            files.give_name = die  # type: ignore[assignment]
+        case "before the flush of the folder":
+            files.sync_folder = die  # type: ignore[assignment]
+        case "before the line":
+            manifest.Manifest.add = die  # type: ignore[method-assign, assignment]
+        case _:
+            pass
+
+
+if __name__ == "__main__":
+    folder, name, content, count, step = sys.argv[1:]
+    dying(step)
+    for number in range(int(count)):
+        save(Path(folder), name.format(number), Path(content).read_bytes())
