@@ -1,6 +1,8 @@
 """Asyncio client for the Nano Banana Pro image gateways."""
 
 from nanobanana_async._version import __version__
+from nanobanana_async.batch.batch import Batch
+from nanobanana_async.batch.outcome import Outcome
 from nanobanana_async.config import Timeouts
 from nanobanana_async.errors import (
     AccessDenied,
@@ -47,6 +49,7 @@ __all__ = [
     "AccessDenied",
     "ApiMall",
     "AuthenticationError",
+    "Batch",
     "BatchStopped",
     "ConcurrencyPolicy",
     "ConfigurationError",
@@ -74,6 +77,7 @@ __all__ = [
     "LedgerError",
     "MemoryLedger",
     "NanoBananaError",
+    "Outcome",
     "PollPolicy",
     "PromptBlocked",
     "RateLimited",

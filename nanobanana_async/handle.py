@@ -107,7 +107,7 @@ class Job:
         await self._go_on()
         while not self._entry.over:
             await self._change()
-        if self.state is JobState.SUCCEEDED and self._entry.lacks_pictures:
+        while self.state is JobState.SUCCEEDED and self._entry.lacks_pictures:
             self._entry = self._engine.refetch(self._entry)
             while not self._entry.over:
                 await self._change()
@@ -150,13 +150,21 @@ class Job:
             raise JobUnfinished(f"job {self.key} was never bought", job=self, safe_to_repeat=True)
         await self._entry.change()
 
+    def settled(self) -> GenerationResult | NanoBananaError | None:
+        """Return how the job ended; None if it has not, or if its pictures must be asked for once more."""
+        entry = self._entry
+        if not entry.over or (self.state is JobState.SUCCEEDED and entry.lacks_pictures):
+            return None
+        return self._pictures() if self.state is JobState.SUCCEEDED else self._error()
+
     def _pictures(self) -> GenerationResult:
         record, seen = self._entry.record, self._entry.observation
         urls = record.images if seen is None else seen.images
+        task_id = record.task_id or ""
         return GenerationResult(
             key=record.key,
-            task_id=record.task_id or "",
-            images=tuple(GeneratedImage(url=url, index=index) for index, url in enumerate(urls)),
+            task_id=task_id,
+            images=tuple(GeneratedImage(url=url, index=index, task_id=task_id) for index, url in enumerate(urls)),
             model=record.model,
             credits=record.credits,
             created_at=record.created_at,

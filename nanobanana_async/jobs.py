@@ -47,6 +47,8 @@ FINAL = frozenset(state for state, onward in TRANSITIONS.items() if not onward)
 UNFINISHED = frozenset({_S.PENDING, _S.SUBMITTING, _S.RUNNING})
 """Somebody follows these, or should. The others are over, though an UNCERTAIN one may be settled."""
 
+PERHAPS_BOUGHT = frozenset({_S.SUBMITTING, _S.RUNNING, _S.UNCERTAIN, _S.SUCCEEDED})
+
 
 @frozen(kw_only=True)
 class Failure:
@@ -168,12 +170,7 @@ class JobRecord:
     @property
     def perhaps_bought(self) -> bool:
         """Whether money was spent on it, may have been, or may yet be."""
-        return self.in_doubt or self.state in (
-            _S.SUBMITTING,
-            _S.RUNNING,
-            _S.UNCERTAIN,
-            _S.SUCCEEDED,
-        )
+        return self.in_doubt or self.state in PERHAPS_BOUGHT
 
 
 def check_key(key: str) -> str:

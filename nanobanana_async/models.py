@@ -119,6 +119,8 @@ class GeneratedImage:
 
     url: str = field(repr=lambda url: repr(shorten(url)))
     index: int = 0
+    task_id: str = field(default="", repr=False)
+    """The gateway's task that made it: it is asked for a new link when this one has expired."""
 
 
 @frozen(kw_only=True)

@@ -1,32 +1,37 @@
 """The face: a session that owns the HTTP pool, the engine and the ledger."""
 
-import asyncio
 import os
 import secrets
-from collections.abc import Callable, Sequence
-from datetime import UTC, datetime
+from collections.abc import Sequence
+from decimal import Decimal
+from pathlib import Path
 from types import TracebackType
 from typing import Self, Unpack
+from urllib.parse import urlsplit
 
 import aiohttp
 
+from nanobanana_async.batch.batch import Batch
+from nanobanana_async.batch.orders import Orders, Requests
 from nanobanana_async.config import Timeouts, gateway_from_env
-from nanobanana_async.engine.assembly import assembled
-from nanobanana_async.engine.books import Books
+from nanobanana_async.engine.assembly import Parts, ledger_of
 from nanobanana_async.engine.core import Engine
 from nanobanana_async.engine.entry import Entry
 from nanobanana_async.engine.host import Host
 from nanobanana_async.errors import ConfigurationError, InvalidRequest, JobUnfinished, SessionClosed
 from nanobanana_async.gateways.contract import Gateway, Transport
+from nanobanana_async.gateways.settings import is_loopback
 from nanobanana_async.handle import Job
 from nanobanana_async.http.api import Api
-from nanobanana_async.jobs import JobRecord, JobState, check_key
+from nanobanana_async.http.downloads import Downloads
+from nanobanana_async.jobs import JobState
+from nanobanana_async.keeping import Keeper
 from nanobanana_async.ledger.base import Ledger
 from nanobanana_async.ledger.memory import MemoryLedger
-from nanobanana_async.ledger.sqlite import SqliteLedger
-from nanobanana_async.models import GenerationResult, ImageRequest, RequestFields, wish_of
+from nanobanana_async.models import GeneratedImage, GenerationResult, ImageRequest, RequestFields, wish_of
 from nanobanana_async.observe import Announcer, Observer
 from nanobanana_async.policy.concurrency import ConcurrencyPolicy
+from nanobanana_async.policy.credits import as_credits
 from nanobanana_async.policy.polling import PollPolicy
 from nanobanana_async.policy.retry import RetryPolicy
 from nanobanana_async.stats import SessionStats, stats_of
@@ -37,7 +42,8 @@ class Session:
 
     Constructing it needs no running event loop; opening does. It may be opened in one asyncio task and closed in
     another. `gateway` defaults to what the environment names; `ledger` is a `Ledger`, or the path of an SQLite file in
-    which each job is written down before it is bought, by default memory, where finished jobs are forgotten.
+    which each job is written down before it is bought, by default memory, where finished jobs are forgotten. What this
+    session buys never costs more than `max_credits` together: the next purchase raises `CreditLimitReached`.
     `http` is your own `aiohttp.ClientSession` (borrowed, never closed) or a fake transport of
     `nanobanana_async.testing`. `observers` are called with each event of `nanobanana_async.observe`.
     """
@@ -51,30 +57,33 @@ class Session:
         polling: PollPolicy | None = None,
         retry: RetryPolicy | None = None,
         timeouts: Timeouts | None = None,
+        max_credits: Decimal | float | None = None,
         observers: Sequence[Observer] = (),
         http: aiohttp.ClientSession | Transport | None = None,
         proxy: str | None = None,
     ) -> None:
         self.gateway = gateway_from_env() if gateway is None else gateway
-        self._ledger = _ledger_of(ledger)
-        self._concurrency = concurrency or ConcurrencyPolicy()
-        self._polling = polling or PollPolicy()
-        self._retry = retry or RetryPolicy()
-        self._timeouts = timeouts or Timeouts()
-        self._announce = Announcer(tuple(observers))
+        concurrency, timeouts = concurrency or ConcurrencyPolicy(), timeouts or Timeouts()
+        transport: Transport
         if http is None or isinstance(http, aiohttp.ClientSession):
-            self._transport: Transport = Api(
-                self.gateway,
-                timeouts=self._timeouts,
-                http=http,
-                proxy=proxy,
-                max_connections=2 * self._concurrency.max_requests,
-            )
+            most = 2 * concurrency.max_requests
+            transport = Api(self.gateway, timeouts=timeouts, http=http, proxy=proxy, max_connections=most)
         else:
-            self._transport = http
-        self._host = Host(
-            f"<Session {self.gateway.name}>", self._ledger, self._transport, close_s=self._timeouts.close_s
+            transport = http
+        local = is_loopback(urlsplit(self.gateway.base_url).hostname or "")
+        self._parts = Parts(
+            gateway=self.gateway,
+            ledger=ledger_of(ledger),
+            transport=transport,
+            downloads=Downloads(allow_loopback=local, proxy=proxy, connect_s=timeouts.connect_s),
+            announce=Announcer(tuple(observers)),
+            concurrency=concurrency,
+            polling=polling or PollPolicy(),
+            retry=retry or RetryPolicy(),
+            timeouts=timeouts,
+            max_credits=as_credits("max_credits", max_credits),
         )
+        self._host = Host(f"<Session {self.gateway.name}>", self._parts)
 
     def __repr__(self) -> str:
         if self._host.closed:
@@ -103,7 +112,7 @@ class Session:
 
         Raises `ConfigurationError` when it is open or was closed, `LedgerError` when the ledger can't be opened.
         """
-        await self._host.open(self._build_engine)
+        await self._host.open()
 
     async def aclose(self) -> None:
         """Close: stop buying, let POSTs on the wire be answered and written down, send the waiters away.
@@ -159,7 +168,8 @@ class Session:
 
     async def job(self, key: str) -> Job | None:
         """Find a job by our key; None when the ledger does not know it."""
-        engine, entry = self._open_engine(), await self._look_up(key)
+        engine = self._open_engine()
+        entry = await engine.look_up(key)
         if entry is None:
             return None
         entry.kept = True
@@ -173,23 +183,13 @@ class Session:
         if not task_id or not task_id.isprintable():
             raise InvalidRequest("task_id is empty or not printable")
         engine = self._open_engine()
-        known = await self._ledger.find_task(self.gateway.account, task_id)
+        known = await self._parts.ledger.find_task(self.gateway.account, task_id)
         if known is not None:
             job = await self.job(known.key)
             if job is not None:
                 return job
-        now = self._utcnow()
-        record = JobRecord(
-            key=check_key(f"task-{task_id}" if key is None else key),
-            gateway=self.gateway.name,
-            account=self.gateway.account,
-            request=request,
-            body=b"",
-            created_at=now,
-            state=JobState.RUNNING,
-            task_id=task_id,
-            running_since=now,
-        )
+        known_as = f"task-{task_id}" if key is None else key
+        record = engine.record_of_task(task_id, known_as, JobState.RUNNING, request)
         return await self._kept(engine, engine.enter(record))
 
     async def resume(self, *, buy: bool = False) -> list[Job]:
@@ -200,7 +200,7 @@ class Session:
         oldest first; those that another living process follows are left to it.
         """
         engine = self._open_engine()
-        unfinished = self._ledger.unfinished(self.gateway.account)
+        unfinished = self._parts.ledger.unfinished(self.gateway.account)
         wanted = (record async for record in unfinished if buy or record.state is not JobState.PENDING)
         entries = await engine.take_over(wanted)
         for entry in entries:
@@ -219,50 +219,81 @@ class Session:
         if [task_id is not None, refused, buy_again].count(True) != 1:
             raise InvalidRequest("say exactly one of task_id, refused=True, buy_again=True")
         key = job if isinstance(job, str) else job.key
-        engine, entry = self._open_engine(), await self._look_up(key)
+        engine = self._open_engine()
+        entry = await engine.look_up(key)
         if entry is None:
             raise InvalidRequest(f"the ledger knows no job {key}")
-        before, request = entry.record.state, entry.record.request
-        if before is not JobState.UNCERTAIN and not (buy_again and before is JobState.FAILED):
-            raise InvalidRequest(f"job {key} is {before.value}: there is nothing to settle")
-        if buy_again and request is None:
-            raise InvalidRequest(f"job {key} was attached by its task id: what it wanted is not known")
-        body = self.gateway.encode(request) if buy_again and request is not None else None
-        entry = engine.settle(entry, task_id=task_id, body=body)
-        handle = Job(engine, entry)
-        while handle.state is before:
+        before = entry.record.state
+        entry = engine.settle(entry, task_id=task_id, buy_again=buy_again)
+        while entry.record.state is before:
             await entry.change()
             if entry.stopped is not None:
                 raise entry.stopped
         entry.kept = True
-        return handle
+        return Job(engine, entry)
+
+    def generate_many(
+        self,
+        requests: Requests,
+        *,
+        batch: str | None = None,
+        ordered: bool = False,
+        save_to: str | os.PathLike[str] | None = None,
+        max_credits: Decimal | float | None = None,
+        expected_credits: Decimal | float | None = None,
+        retry_failed: bool = False,
+    ) -> Batch:
+        """Buy any number of pictures: `async for outcome in session.generate_many(prompts)`.
+
+        `requests` is any iterable, plain or async, endless ones too, of prompts, `ImageRequest`s, or mappings with its
+        fields, and with `key` and `metadata` if wanted. A bad row is an outcome, not an explosion.
+
+        With a name, `batch`, it can be run again: what is finished is returned without a request, what runs is gone on
+        with, and only what was never bought is bought (FAILED rows with `retry_failed`). A row is known by its `key`,
+        or else by its request and how often that came before, never by its position. That needs a ledger on disk.
+
+        Outcomes come as rows end; `ordered` holds them back to the order of the input. `save_to` saves the pictures in
+        the background. `max_credits` is never passed, earlier runs of the same name included; a kind of job whose price
+        nobody knows goes alone until it is told, unless `expected_credits` says it.
+        """
+        engine = self._open_engine()
+        if batch is not None and isinstance(self._parts.ledger, MemoryLedger):
+            raise ConfigurationError("a named batch needs a ledger that remembers: Session(ledger='jobs.sqlite')")
+        orders = Orders(
+            name=batch,
+            ordered=ordered,
+            folder=None if save_to is None else Path(save_to),
+            max_credits=as_credits("max_credits", max_credits),
+            expected_credits=as_credits("expected_credits", expected_credits),
+            retry_failed=retry_failed,
+        )
+        return Batch(requests, orders, engine, Keeper(engine, self._parts.downloads))
+
+    async def download(self, image: GeneratedImage) -> bytes:
+        """Return the bytes of a picture: verified, and asked for once more if its link has expired.
+
+        Raises `DownloadError`.
+        """
+        return await Keeper(self._open_engine(), self._parts.downloads).fetch(image)
+
+    async def save(self, result: GenerationResult, folder: str | os.PathLike[str]) -> list[Path]:
+        """Save the pictures of a result in a folder, made if missing; return their paths.
+
+        Files are named by the job's key, the picture's number and its true type, appear whole or not at all, and stand
+        in the folder's `SHA256SUMS`. Saving again changes nothing, and nothing else is ever overwritten. Raises
+        `DownloadError`.
+        """
+        return list(await Keeper(self._open_engine(), self._parts.downloads).save(result, Path(folder)))
 
     def stats(self) -> SessionStats:
         """Return how the session stands."""
-        return stats_of(self._open_engine(closed_too=True), self._books)
+        return stats_of(self._open_engine(closed_too=True))
 
     async def _enter(self, request: str | ImageRequest, key: str | None, fields: RequestFields) -> Entry:
         engine = self._open_engine()
-        wish = wish_of(request, fields)
-        self.gateway.check(wish)
-        record = JobRecord(
-            key=secrets.token_hex(16) if key is None else check_key(key),
-            gateway=self.gateway.name,
-            account=self.gateway.account,
-            request=wish,
-            body=self.gateway.encode(wish),
-            created_at=self._utcnow(),
-        )
+        record = engine.record(wish_of(request, fields), secrets.token_hex(16) if key is None else key)
         while (entry := engine.enter(record)).leaving:  # its last caller has just left: begin again after it
             await entry.change()
-        return entry
-
-    async def _look_up(self, key: str) -> Entry | None:
-        engine = self._open_engine()
-        entry = engine.live.get(key)
-        if entry is None and (record := await self._ledger.find(key)) is not None:
-            entry = engine.live.get(key) or engine.entry_for(record)
-            entry.written = True
         return entry
 
     @staticmethod
@@ -283,31 +314,3 @@ class Session:
         if self._host.engine is None:
             raise ConfigurationError("the session is not open: use 'async with Session(...)', or await session.open()")
         return self._host.engine
-
-    def _build_engine(self) -> Engine:
-        self._books = Books(self._ledger, self._announce, self._utcnow)
-        return assembled(
-            self.gateway,
-            self._transport,
-            self._books,
-            concurrency=self._concurrency,
-            polling=self._polling,
-            retry=self._retry,
-            timeouts=self._timeouts,
-        )
-
-    @staticmethod
-    def _utcnow() -> datetime:
-        # A loop of virtual time brings its own calendar: see nanobanana_async.testing.
-        calendar: Callable[[], datetime] | None = getattr(asyncio.get_running_loop(), "utcnow", None)
-        return datetime.now(UTC) if calendar is None else calendar()
-
-
-def _ledger_of(ledger: Ledger | str | os.PathLike[str] | None) -> Ledger:
-    match ledger:
-        case None:
-            return MemoryLedger()
-        case str() | os.PathLike():
-            return SqliteLedger(ledger)
-        case _:
-            return ledger

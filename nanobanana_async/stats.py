@@ -5,7 +5,6 @@ from decimal import Decimal
 
 from attrs import frozen
 
-from nanobanana_async.engine.books import Books
 from nanobanana_async.engine.core import Engine
 from nanobanana_async.jobs import JobState
 
@@ -46,8 +45,9 @@ class SessionStats:
     """The gateway's last word on it; a hint."""
 
 
-def stats_of(engine: Engine, books: Books) -> SessionStats:
+def stats_of(engine: Engine) -> SessionStats:
     """Return how a session with this engine stands."""
+    books = engine.books
     limits, learned = engine.slots.standing(asyncio.get_running_loop().time()), engine.follower.learned
     return SessionStats(
         job_limit=limits.job_limit,
@@ -66,6 +66,6 @@ def stats_of(engine: Engine, books: Books) -> SessionStats:
         refused=books.ended[JobState.REFUSED],
         uncertain=books.ended[JobState.UNCERTAIN],
         withdrawn=books.ended[JobState.WITHDRAWN],
-        credits_spent=books.credits_spent,
-        credits_remaining=books.credits_remaining,
+        credits_spent=books.purse.spent,
+        credits_remaining=books.purse.remaining,
     )

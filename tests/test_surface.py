@@ -12,6 +12,7 @@ from nanobanana_async import errors
 
 PUBLIC = {
     "ApiMall",
+    "Batch",
     "ConcurrencyPolicy",
     "DefApi",
     "Gateway",
@@ -22,6 +23,7 @@ PUBLIC = {
     "JobState",
     "Ledger",
     "MemoryLedger",
+    "Outcome",
     "PollPolicy",
     "RetryPolicy",
     "Session",

@@ -17,6 +17,9 @@ from nanobanana_async.models import same_wish
 # How often we look in the ledger what became of a job that somebody else follows.
 ELSEWHERE_LOOK_S = 1.0
 
+# To ask for such a job again is a new purchase.
+NEVER_BOUGHT = frozenset({JobState.REFUSED, JobState.WITHDRAWN})
+
 
 class Admission:
     """Claims a job's key, and finds where a known job goes on. Each step returns when the job is due."""
@@ -45,8 +48,8 @@ class Admission:
         if claim.new:
             self._books.born(entry)
             return await self._take_up(entry)
-        if claim.record.state in (JobState.REFUSED, JobState.WITHDRAWN):  # nothing was bought: this is a new purchase
-            entry.record = entry.stored = claim.record
+        if claim.record.state in NEVER_BOUGHT or (entry.retries_failed and claim.record.state is JobState.FAILED):
+            entry.stored = claim.record
             try:
                 await self._books.renew(entry, body=wanted.body)
                 return await self._take_up(entry)
@@ -59,13 +62,16 @@ class Admission:
 
     async def look_elsewhere(self, entry: Entry) -> float:
         """Take over a job that nobody follows, or see what became of one that somebody else does."""
-        claim = await self._books.ledger.adopt(entry.key)
-        if claim is None:
-            raise LedgerError(f"job {entry.key} is no longer in the ledger")
-        if claim.ours and claim.record.state is JobState.PENDING and not (entry.wanted or entry.leaving):
+        while True:
+            claim = await self._books.ledger.adopt(entry.key)
+            if claim is None:
+                raise LedgerError(f"job {entry.key} is no longer in the ledger")
+            if entry.wanted or entry.leaving or not claim.ours or claim.record.state is not JobState.PENDING:
+                return await self._go_on(entry, claim)
             await self._books.ledger.release(entry.key)
-            return NEVER
-        return await self._go_on(entry, claim)
+            if not (entry.wanted or entry.leaving):  # else somebody has asked for it meanwhile
+                entry.elsewhere = False
+                return NEVER
 
     async def settle(self, entry: Entry, *, task_id: str | None, body: bytes | None) -> float:
         """Write down what a human knows of a job: its task id, a body to buy it anew with, or neither: not bought."""
@@ -109,8 +115,13 @@ class Admission:
             entry.moved(claim.record)
         entry.elsewhere = not claim.ours and not entry.over
         if entry.elsewhere:
+            entry.tell()
             return self._clock() + ELSEWHERE_LOOK_S
-        return await self._take_up(entry)
+        try:
+            return await self._take_up(entry)
+        except LedgerError:
+            entry.written = True  # it stands there as ours: it is let go when it stops
+            raise
 
     async def _take_up(self, entry: Entry) -> float:
         """Go on with a job where its state says."""

@@ -1,12 +1,13 @@
 """The one place that moves a job: into the ledger first, then into memory, then to whoever listens."""
 
+import asyncio
 from collections import Counter
 from collections.abc import Callable
-from datetime import datetime
-from decimal import Decimal
+from datetime import UTC, datetime
 from typing import Any
 
 from nanobanana_async.engine.entry import Entry
+from nanobanana_async.engine.purse import Purse
 from nanobanana_async.errors import GatewayError, LedgerError, NanoBananaError
 from nanobanana_async.jobs import FINAL, Failure, JobRecord, JobState
 from nanobanana_async.ledger.base import Ledger
@@ -14,14 +15,13 @@ from nanobanana_async.observe import Announcer, Event, JobMoved
 
 
 class Books:
-    """Ledger, calendar and announcements; also what the session counts."""
+    """Ledger, purse, calendar and announcements; also what the session counts."""
 
-    def __init__(self, ledger: Ledger, announce: Announcer, utcnow: Callable[[], datetime]) -> None:
+    def __init__(self, ledger: Ledger, purse: Purse, announce: Announcer, utcnow: Callable[[], datetime]) -> None:
         self.ledger = ledger
+        self.purse = purse
         self.utcnow = utcnow
         self.ended: Counter[JobState] = Counter()
-        self.credits_spent = Decimal(0)
-        self.credits_remaining: Decimal | None = None
         self._announce = announce
 
     def tell(self, event: Event) -> None:
@@ -34,8 +34,10 @@ class Books:
 
     async def renew(self, entry: Entry, *, body: bytes) -> None:
         """Begin a new purchase of a job that was never bought."""
-        after = entry.record.reborn(body=body, created_at=self.utcnow())
-        await self.ledger.advance(entry.stored, after)
+        known = entry.stored
+        after = known.reborn(body=body, created_at=self.utcnow())
+        await self.ledger.advance(known, after)
+        entry.record = known  # not before: how the last purchase ended is no answer to who waits for this one
         self._take(entry, after, stored=after)
 
     async def move(self, entry: Entry, state: JobState, **facts: Any) -> None:
@@ -67,17 +69,22 @@ class Books:
     def _take(
         self, entry: Entry, after: JobRecord, *, stored: JobRecord, interruption: LedgerError | None = None
     ) -> None:
-        before = entry.record.state
-        if after.credits != entry.record.credits:
-            self.credits_spent += (after.credits or Decimal(0)) - (entry.record.credits or Decimal(0))
+        was, before = entry.record, entry.record.state
         entry.stored = stored
         entry.moved(after, interruption)
+        self.purse.moved(was, entry)
         if entry.over:
             self.ended[after.state] += 1
         elif self.ended[before]:  # an uncertain job was settled, or one that had failed is bought again
             self.ended[before] -= 1
         if after.state is not before:
             self.tell(JobMoved(before=before, record=after))
+
+
+def utcnow() -> datetime:
+    """Return the wall clock; a loop of virtual time brings its own calendar (`nanobanana_async.testing`)."""
+    calendar: Callable[[], datetime] | None = getattr(asyncio.get_running_loop(), "utcnow", None)
+    return datetime.now(UTC) if calendar is None else calendar()
 
 
 def failure_of(error: NanoBananaError) -> Failure:

@@ -107,7 +107,7 @@ class Buyer:
         self._slots.accepted(entry, entry.running_at)
         self._tell_limits(entry.running_at)
         if accepted.credits_remaining is not None:
-            self._books.credits_remaining = accepted.credits_remaining
+            self._books.purse.remaining = accepted.credits_remaining
         await self._books.learn(  # if it can't be written down the waiters hear of it, the following goes on
             entry,
             JobState.RUNNING,

@@ -1,7 +1,9 @@
 """What a session asks of its jobs: take one in, go on with it, decide it, let it go."""
 
 import asyncio
+import hashlib
 from collections.abc import AsyncIterator
+from decimal import Decimal
 
 from nanobanana_async.engine.admission import Admission
 from nanobanana_async.engine.books import Books
@@ -10,8 +12,12 @@ from nanobanana_async.engine.entry import NEVER, Entry
 from nanobanana_async.engine.following import Follower
 from nanobanana_async.engine.runner import Runner
 from nanobanana_async.engine.slots import Slots
+from nanobanana_async.errors import InvalidRequest
 from nanobanana_async.gateways.contract import Gateway
-from nanobanana_async.jobs import UNFINISHED, JobRecord, JobState
+from nanobanana_async.jobs import UNFINISHED, JobRecord, JobState, check_key
+from nanobanana_async.ledger.base import Spending
+from nanobanana_async.models import ImageRequest
+from nanobanana_async.policy.credits import Budget
 
 # Jobs taken over in one go: each is a task for a moment, and one flush of the ledger serves them all.
 TAKEN_AT_ONCE = 200
@@ -28,32 +34,82 @@ class Engine:
         buyer: Buyer,
         follower: Follower,
         *,
+        budgets: tuple[Budget, ...],
         max_requests: int,
     ) -> None:
         self._clock = asyncio.get_running_loop().time
         self._gateway = gateway
-        self._books = books
+        self.books = books
+        self._budgets = budgets
         self.slots = slots
         self.follower = follower
         self._admission = Admission(gateway, books, slots, buyer, follower, clock=self._clock)
         self.runner = Runner(books, slots, buyer, follower, self._admission, max_requests=max_requests)
         self.live = self.runner.live
 
-    def enter(self, record: JobRecord) -> Entry:
+    def enter(self, record: JobRecord, *budgets: Budget, retry_failed: bool = False) -> Entry:
         """Take a job in, or return the live one under its key; no await stands between look and seat."""
         self.runner.check_open(record)
         entry = self.live.get(record.key)
         if entry is None:
             entry = self.runner.seat(self.entry_for(record))
+            entry.budgets += budgets
+            entry.retries_failed = retry_failed
             self.runner.spawn(self.runner.claim, entry)
         else:
             self._admission.check_same(entry.record, record)
         entry.wanted = True
         return entry
 
+    def record(self, wish: ImageRequest, key: str) -> JobRecord:
+        """Return a new job as it is to be written down. Raises `InvalidRequest` for what this gateway does not take."""
+        self._gateway.check(wish)
+        return JobRecord(
+            key=check_key(key),
+            gateway=self._gateway.name,
+            account=self._gateway.account,
+            request=wish,
+            body=self._gateway.encode(wish),
+            created_at=self.books.utcnow(),
+        )
+
+    def record_of_task(self, task_id: str, key: str, state: JobState, request: ImageRequest | None) -> JobRecord:
+        """Return a job that was bought elsewhere, and of which the task id is known."""
+        now = self.books.utcnow()
+        return JobRecord(
+            key=check_key(key),
+            gateway=self._gateway.name,
+            account=self._gateway.account,
+            request=request,
+            body=b"",
+            created_at=now,
+            state=state,
+            task_id=task_id,
+            running_since=now,
+        )
+
+    async def budget(self, limit: Decimal, expected: Decimal | None, prefix: str | None) -> Budget:
+        """Return a limit of credits; what jobs whose keys begin with `prefix` have cost is spent of it already."""
+        prices = self.books.purse.prices
+        spent = Spending(credits=Decimal(0)) if prefix is None else await self.books.ledger.spent(prefix)
+        for record in spent.priced:
+            prices.learn(self.books.purse.class_of(record), record.credits_used)
+        unsaid = [prices.of(self.books.purse.class_of(record)) or expected or Decimal(0) for record in spent.unpriced]
+        return Budget(limit, prices, expected=expected, spent=sum(unsaid, spent.credits))
+
+    async def look_up(self, key: str) -> Entry | None:
+        """Find a job among the live ones or in the ledger."""
+        entry = self.live.get(key)
+        if entry is None and (record := await self.books.ledger.find(key)) is not None:
+            entry = self.live.get(key) or self.entry_for(record)
+            entry.written = True
+        return entry
+
     def entry_for(self, record: JobRecord) -> Entry:
         """Return a seat for a record, not yet taken."""
-        return Entry(record, 1 if record.request is None else self._gateway.weight(record.request))
+        entry = Entry(record, 1 if record.request is None else self._gateway.weight(record.request))
+        entry.budgets = self._budgets
+        return entry
 
     def go_on(self, entry: Entry) -> Entry:
         """Go on with a job whose following had stopped, or that was only looked up; return its live entry."""
@@ -66,16 +122,18 @@ class Engine:
         self._admission.check_account(record)
         if record.state is not JobState.PENDING or not entry.stopped:
             entry.failures, entry.imageless_at = 0, NEVER
-            entry.stopped = None
+            entry.stopped, entry.written = None, False
             self.runner.spawn(self.runner.look_elsewhere, self.runner.seat(entry))
         return entry
 
     async def refresh(self, entry: Entry) -> Entry:
-        """Go on with a job, also with one that was uncertain and that somebody may have settled meanwhile."""
-        if entry.record.state is JobState.UNCERTAIN and not entry.live:
-            record = await self._books.ledger.find(entry.key)
-            if record is not None and record.revision != entry.stored.revision:
-                entry.stored = record
+        """Go on with a job, also with one that somebody may have settled, or taken up where it was given up here."""
+        given_up = entry.stopped is not None and entry.record.state is JobState.PENDING
+        if (given_up or entry.record.state is JobState.UNCERTAIN) and not (entry.live or self.runner.closing):
+            record = await self.books.ledger.find(entry.key)
+            moved_on = record is not None and record.revision != entry.stored.revision
+            if record is not None and moved_on and not (given_up and record.state is JobState.PENDING):
+                entry.stored, entry.stopped = record, None
                 entry.moved(record)
         return self.go_on(entry)
 
@@ -99,10 +157,16 @@ class Engine:
                 await entry.change()
         return [entry for entry in waiting if not entry.elsewhere]
 
-    def settle(self, entry: Entry, *, task_id: str | None = None, body: bytes | None = None) -> Entry:
-        """Decide a job by hand: it has this task id, is bought anew with this body, or was not bought."""
-        self.runner.check_open(entry.record)
-        self._admission.check_account(entry.record)
+    def settle(self, entry: Entry, *, task_id: str | None, buy_again: bool) -> Entry:
+        """Decide a job by hand: it has this task id, is bought anew, or was not bought. Return its live entry."""
+        record = entry.record
+        if record.state is not JobState.UNCERTAIN and not (buy_again and record.state is JobState.FAILED):
+            raise InvalidRequest(f"job {record.key} is {record.state.value}: there is nothing to settle")
+        if buy_again and record.request is None:
+            raise InvalidRequest(f"job {record.key} was attached by its task id: what it wanted is not known")
+        self.runner.check_open(record)
+        self._admission.check_account(record)
+        body = self._gateway.encode(record.request) if buy_again and record.request is not None else None
         entry.wanted, entry.stopped = True, None
 
         async def settled(entry: Entry) -> float:
@@ -110,6 +174,18 @@ class Engine:
 
         self.runner.spawn(self.runner.errand(settled), self.runner.seat(entry))
         return entry
+
+    async def pictures_of(self, task_id: str) -> tuple[str, ...]:
+        """Ask the gateway once more for the pictures of a task: links expire."""
+        key = f"pictures-{hashlib.sha256(task_id.encode()).hexdigest()[:32]}"
+        entry = self.live.get(key)
+        if entry is None:
+            entry = self.refetch(self.entry_for(self.record_of_task(task_id, key, JobState.SUCCEEDED, None)))
+        while not entry.over:
+            await entry.change()
+        if entry.stopped is not None:
+            raise entry.stopped.about(key, safe_to_repeat=True)
+        return () if entry.observation is None else entry.observation.images
 
     def refetch(self, entry: Entry) -> Entry:
         """Ask the gateway once more for the pictures of a job that succeeded: the ledger does not hold inline ones."""
@@ -129,9 +205,10 @@ class Engine:
         taken = entry.leaving or entry.on_wire or entry.elsewhere or entry.stopped is not None
         if self.runner.closing or taken or entry.record.state is not JobState.PENDING:
             return False
+        self._admission.check_account(entry.record)
         entry.leaving = True
         if not entry.live:  # it was only looked up, and may be somebody else's
-            self._admission.check_account(entry.record)
+            entry.written = False
             self.runner.spawn(self.runner.look_elsewhere, self.runner.seat(entry))
         elif entry.written:  # else its claim is on the way, and will see that it leaves
             self.runner.spawn(self.runner.withdraw, entry)
@@ -140,5 +217,8 @@ class Engine:
     def leave(self, entry: Entry) -> bool:
         """Let a caller go; say whether the job is withdrawn since he was its only one and nothing was sent."""
         entry.callers -= 1
+        if entry.callers or entry.kept:
+            return False
+        entry.wanted = False
         # Until its claim has come back, nobody knows what the ledger holds under its key.
-        return not entry.callers and not entry.kept and self.withdraw(entry) and entry.written
+        return self.withdraw(entry) and entry.written

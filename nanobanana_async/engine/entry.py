@@ -2,9 +2,11 @@
 
 import asyncio
 from collections import deque
+from collections.abc import Callable
 
 from nanobanana_async.errors import NanoBananaError
 from nanobanana_async.jobs import UNFINISHED, JobRecord, JobState, Observation
+from nanobanana_async.policy.credits import Budget
 from nanobanana_async.policy.schedule import Schedule
 
 NEVER = float("inf")
@@ -15,6 +17,7 @@ class Entry:
 
     __slots__ = (
         "after_trouble",
+        "budgets",
         "callers",
         "due",
         "elsewhere",
@@ -22,6 +25,7 @@ class Entry:
         "imageless_at",
         "kept",
         "leaving",
+        "listeners",
         "live",
         "looks",
         "number",
@@ -29,6 +33,8 @@ class Entry:
         "on_wire",
         "record",
         "refetching",
+        "reserved",
+        "retries_failed",
         "running_at",
         "schedule",
         "sent_at",
@@ -68,8 +74,16 @@ class Entry:
         """How many `generate` calls wait for it; when the last one leaves, an unsent job is withdrawn."""
         self.kept = False
         """A handle was given out: the job outlives its callers."""
+        self.budgets: tuple[Budget, ...] = ()
+        """What its price is drawn on."""
+        self.reserved = False
+        """Its price is set aside there."""
+        self.listeners: list[Callable[[Entry], None]] | None = None
+        """Called at once when its state has changed, and when nothing more happens to it by itself."""
         self.wanted = False
         """Somebody asked to buy it; else a job that was let go unsent stays so."""
+        self.retries_failed = False
+        """A job that the gateway failed at is bought again."""
         self.elsewhere = False
         """Another owner of the ledger follows it: we wait through the ledger."""
         self.refetching = False
@@ -92,6 +106,11 @@ class Entry:
     def over(self) -> bool:
         """Whether nothing more will happen to it by itself."""
         return self.stopped is not None or (self.record.state not in UNFINISHED and not self.refetching)
+
+    @property
+    def awaited(self) -> bool:
+        """Whether anybody may still ask what became of it."""
+        return self.wanted or self.kept or bool(self.watchers or self.updates or self.listeners)
 
     @property
     def lacks_pictures(self) -> bool:
@@ -120,6 +139,11 @@ class Entry:
             if not watcher.done():
                 watcher.set_result(interruption)
 
+    def tell(self) -> None:
+        """Call the listeners."""
+        for listener in self.listeners or ():
+            listener(self)
+
     def moved(self, record: JobRecord, interruption: NanoBananaError | None = None) -> None:
         """Take the record after a move and let everybody know, or interrupt all who wait."""
         changed = record.state is not self.record.state
@@ -128,6 +152,7 @@ class Entry:
             for feed in self.updates or ():
                 feed.append(record.state)
             self.wake(interruption)
+            self.tell()
 
     def _forget(self, watcher: asyncio.Future[NanoBananaError | None]) -> None:
         if self.watchers is not None and watcher in self.watchers:

@@ -5,9 +5,11 @@ from collections.abc import Callable
 from nanobanana_async.engine.entry import NEVER, Entry
 from nanobanana_async.engine.following import Follower
 from nanobanana_async.engine.line import Line, Overdue
+from nanobanana_async.engine.purse import Purse
 from nanobanana_async.engine.slots import Slots
 from nanobanana_async.engine.wire import Wire
 from nanobanana_async.jobs import JobState
+from nanobanana_async.policy.credits import Consent
 
 # While the retry budget is empty nothing else rings for the repeats that wait for it.
 BUDGET_LOOK_S = 0.5
@@ -23,15 +25,19 @@ class Feed:
         slots: Slots,
         follower: Follower,
         wire: Wire,
+        purse: Purse,
         *,
         create: Send,
         query: Send,
+        decline: Send,
     ) -> None:
         self._slots = slots
         self._follower = follower
         self._wire = wire
+        self._purse = purse
         self._create = create
         self._query = query
+        self._decline = decline
         self._came_in = 0
         self._pending = Line()
         self._repeats = Line()
@@ -71,11 +77,16 @@ class Feed:
                 if not _may_be_sent(entry):
                     line.popleft()
                     continue
+                consent = self._purse.consent(entry)
+                if consent is Consent.NEVER:
+                    self._decline(line.popleft())
+                    continue
                 if self._wire.full:
                     return NEVER
-                if not self._slots.admits(entry, now):
+                if consent is Consent.LATER or not self._slots.admits(entry, now):
                     break
                 line.popleft()
+                self._purse.reserve(entry)
                 self._slots.sent(entry, now)
                 self._create(entry)
         if self._repeats:

@@ -2,39 +2,35 @@
 
 import asyncio
 import warnings
-from collections.abc import Callable
 from contextlib import AsyncExitStack
 
 import anyio
 
+from nanobanana_async.engine.assembly import Parts
 from nanobanana_async.engine.core import Engine
 from nanobanana_async.errors import ConfigurationError, SessionClosed
-from nanobanana_async.gateways.contract import Transport
-from nanobanana_async.ledger.base import Ledger
 
 
 class Host:
-    """Opens ledger, transport and engine, and closes them in reverse. It does not know the session, only its name."""
+    """Opens a session's parts and its engine, and closes them in reverse. It does not know the session itself."""
 
-    def __init__(self, name: str, ledger: Ledger, transport: Transport, *, close_s: float) -> None:
+    def __init__(self, name: str, parts: Parts) -> None:
         self._name = name
-        self._ledger = ledger
-        self._transport = transport
-        self._close_s = close_s
+        self._parts = parts
         self._task: asyncio.Task[None] | None = None
         self.engine: Engine | None = None
         self.closed = False
         self._abandoned = False
 
-    async def open(self, build: Callable[[], Engine]) -> None:
-        """Open everything; `build` makes the engine once ledger and transport are open."""
+    async def open(self) -> None:
+        """Open everything."""
         if self._task is not None or self.closed:
             raise ConfigurationError("this session was opened before: make a new one")
         loop = asyncio.get_running_loop()
         self._opened: asyncio.Future[None] = loop.create_future()
         self._closing = asyncio.Event()
         # A task of its own, with no parent scope: whoever opens need not be who closes.
-        self._task = loop.create_task(self._live(build), name="nanobanana_async session")
+        self._task = loop.create_task(self._live(), name="nanobanana_async session")
         try:
             await asyncio.shield(self._opened)
         except BaseException:
@@ -76,15 +72,13 @@ class Host:
             stacklevel=3,
         )
 
-    async def _live(self, build: Callable[[], Engine]) -> None:
+    async def _live(self) -> None:
         try:
             async with AsyncExitStack() as stack:
-                await self._ledger.open()
-                stack.push_async_callback(self._ledger.aclose)
-                await self._transport.open()
-                stack.push_async_callback(self._transport.aclose)
-                engine = self.engine = build()
-                del build  # it holds the session, which shall be free to be lost
+                for part in (self._parts.ledger, self._parts.transport, self._parts.downloads):
+                    await part.open()
+                    stack.push_async_callback(part.aclose)
+                engine = self.engine = self._parts.engine()
                 await self._work(engine)
         except BaseException as error:
             if self._opened.done():
@@ -105,7 +99,7 @@ class Host:
                 raise
             finally:
                 with anyio.CancelScope(shield=True):
-                    await engine.runner.aclose(self._close_s)
+                    await engine.runner.aclose(self._parts.timeouts.close_s)
                 engine.runner.dismiss()
                 group.cancel_scope.cancel()
 

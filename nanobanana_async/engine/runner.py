@@ -1,7 +1,8 @@
 """The live jobs and their errands: each errand comes back with the time when its job is due again."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any
 
 import anyio
 from anyio.abc import TaskGroup
@@ -15,7 +16,7 @@ from nanobanana_async.engine.following import Follower
 from nanobanana_async.engine.slots import Slots
 from nanobanana_async.engine.timers import Timers
 from nanobanana_async.engine.wire import Errand, Wire
-from nanobanana_async.errors import LedgerError, NanoBananaError, SessionClosed
+from nanobanana_async.errors import CreditLimitReached, LedgerError, NanoBananaError, SessionClosed
 from nanobanana_async.jobs import UNFINISHED, JobRecord, JobState
 from nanobanana_async.observe import log
 
@@ -43,7 +44,15 @@ class Runner:
         self._follower = follower
         self._admission = admission
         self.wire = Wire(max_requests, freed=self.pump, crashed=self._crashed)
-        self.feed = Feed(slots, follower, self.wire, create=self._send_create, query=self._send_query)
+        self.feed = Feed(
+            slots,
+            follower,
+            self.wire,
+            books.purse,
+            create=self._send_create,
+            query=self._send_query,
+            decline=self._decline,
+        )
         self._rung = asyncio.Event()
         self._timers = Timers(loop, self._rung.set)
         self.claim = self.errand(admission.claim)
@@ -60,9 +69,16 @@ class Runner:
 
     def start(self, group: TaskGroup) -> None:
         """Begin to work in this task group."""
+        self._group = group
         self.wire.start(group)
         group.start_soon(self._beat)
         group.start_soon(self._count_elsewhere)
+
+    def run_beside(self, work: Callable[[TaskGroup], Coroutine[Any, Any, None]]) -> None:
+        """Run something else in the session's task group, until the session closes. It must not raise."""
+        if self.closing:
+            raise SessionClosed("the session is closed")
+        self._group.start_soon(work, self._group)
 
     async def aclose(self, grace_s: float) -> None:
         """Stop feeding, and give creates on the wire their time to be answered and written down."""
@@ -118,6 +134,17 @@ class Runner:
         self._owed += 1
         entry.on_wire = True
         self.wire.send(self._buy, entry)
+
+    def _decline(self, entry: Entry) -> None:
+        """Take back a job for which the credits do not suffice."""
+        error = CreditLimitReached(self._books.purse.why(entry))
+        entry.leaving = True
+
+        async def withdrawn(entry: Entry) -> float:
+            await self._admission.withdraw(entry)
+            raise error
+
+        self.spawn(self.errand(withdrawn), entry)
 
     def _send_query(self, entry: Entry) -> None:
         entry.on_wire = True
@@ -179,8 +206,11 @@ class Runner:
 
     def _turn(self, entry: Entry) -> None:
         """Do what is due."""
-        if entry.elsewhere:
+        if entry.elsewhere and entry.awaited:
             self.spawn(self.look_elsewhere, entry)
+        elif entry.elsewhere:
+            self._retire(entry)
+            entry.elsewhere = False
         elif entry.record.state is JobState.UNCERTAIN:  # it has had its time to run
             if self._lingering.get(entry.key) is entry:
                 del self._lingering[entry.key]
@@ -193,6 +223,7 @@ class Runner:
         ghost = self._lingering.pop(entry.key, None)
         if ghost is not None and ghost is not entry:
             entry.slots, ghost.slots = ghost.slots, 0
+            entry.budgets, entry.reserved = ghost.budgets, ghost.reserved
         entry.due = NEVER
         self.feed.number(entry).live = True
         self.live[entry.key] = entry
@@ -203,6 +234,7 @@ class Runner:
         entry.live = False
         self.live.pop(entry.key, None)
         self._follower.end(entry)
+        self._books.purse.let_go(entry)
         if entry.slots and entry.record.state in (JobState.SUCCEEDED, JobState.FAILED):
             self._slots.ended(self._follower.mean_s(entry))
         if entry.record.state is JobState.UNCERTAIN and lingers_until < NEVER:
@@ -210,8 +242,10 @@ class Runner:
             self._timers.set(entry, lingers_until)
         else:
             self._slots.release(entry)
-        if entry.written and entry.stored.state in UNFINISHED and not entry.elsewhere and not self.closing:
+        known = entry.written and entry.stored is entry.record  # else we know more than the ledger
+        if known and entry.record.state in UNFINISHED and not entry.elsewhere and not self.closing:
             self.spawn(self._release, entry)
+        entry.tell()
 
     def _stop(self, entry: Entry, error: NanoBananaError) -> None:
         """End the waiting, not the job."""

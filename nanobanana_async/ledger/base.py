@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator
 from datetime import datetime
+from decimal import Decimal
 from typing import Protocol, runtime_checkable
 
 from attrs import frozen
@@ -18,6 +19,18 @@ class Claim:
     """It was not there before."""
     ours: bool = False
     """It has not ended, and we follow it; a job that is over, UNCERTAIN ones among them, is nobody's."""
+
+
+@frozen(kw_only=True)
+class Spending:
+    """What the jobs of a batch have cost so far."""
+
+    credits: Decimal
+    """After refunds, where the gateway said it."""
+    priced: tuple[JobRecord, ...] = ()
+    """Jobs that show what each kind of request costs; not all there are."""
+    unpriced: tuple[JobRecord, ...] = ()
+    """Those that were bought, or perhaps, and of which nobody has said what they cost."""
 
 
 @runtime_checkable
@@ -63,6 +76,10 @@ class Ledger(Protocol):
 
     async def held(self, account: str, *, since: datetime | None = None) -> int:
         """Count the jobs that may hold a slot of this account and are not ours, begun after a moment."""
+        ...
+
+    async def spent(self, prefix: str) -> Spending:
+        """Sum up the jobs whose keys begin so."""
         ...
 
     def unfinished(self, account: str) -> AsyncIterator[JobRecord]:

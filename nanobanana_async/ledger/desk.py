@@ -5,12 +5,13 @@ Synchronous, and without a commit: the caller decides what is durable together.
 
 import sqlite3
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from datetime import datetime
+from decimal import Decimal
 
 from nanobanana_async.errors import LedgerError
-from nanobanana_async.jobs import FINAL, UNFINISHED, JobRecord, JobState
-from nanobanana_async.ledger.base import Claim
+from nanobanana_async.jobs import FINAL, PERHAPS_BOUGHT, UNFINISHED, JobRecord, JobState
+from nanobanana_async.ledger.base import Claim, Spending
 from nanobanana_async.ledger.rows import COLUMNS, DEED, STORY, Row, deed_of, moment, record_of, same_deed, story_of
 
 
@@ -19,7 +20,8 @@ def _listed(states: Iterable[JobState]) -> str:
 
 
 _ALL = ", ".join(COLUMNS)
-_OPEN = f"account = ? AND state IN ({_listed(UNFINISHED | {JobState.UNCERTAIN})})"  # word for word as the index has it
+_IS_OPEN = f"state IN ({_listed(UNFINISHED | {JobState.UNCERTAIN})})"  # word for word as the index has it
+_OPEN = f"account = ? AND {_IS_OPEN}"
 _ENDED = f"state NOT IN ({_listed(UNFINISHED)})"
 
 INSERT = f"INSERT INTO jobs ({_ALL}, owner) VALUES ({', '.join('?' * (len(COLUMNS) + 1))}) ON CONFLICT (key) DO NOTHING"
@@ -39,11 +41,25 @@ UNFINISHED_PAGE = (
     f"SELECT id, owner, {_ALL} FROM jobs WHERE {_OPEN} AND NOT {_ENDED} AND id > ?"
     " AND (owner IS NULL OR owner NOT IN ({})) ORDER BY id LIMIT ?"
 )
-PAGE = f"SELECT id, {_ALL} FROM jobs WHERE id < ? ORDER BY id DESC LIMIT ?"
-PAGE_OF_STATE = f"SELECT id, {_ALL} FROM jobs WHERE state = ? AND id < ? ORDER BY id DESC LIMIT ?"
+PAGE = f"SELECT id, {_ALL} FROM jobs WHERE id < ?"
+PAGE_OF_STATE = f"{PAGE} AND state = ?"
 COUNTS = "SELECT state, count(*) FROM jobs GROUP BY state"
-PRUNE = (
-    f"DELETE FROM jobs WHERE id > ? AND id <= ? AND state IN ({_listed(FINAL)}) AND coalesce(ended_at, created_at) < ?"
+FOLLOWED = f"SELECT owner FROM jobs WHERE key = ? AND NOT {_ENDED}"
+UNFINISHED_COUNTS = f"SELECT owner, state, count(*) FROM jobs WHERE {_IS_OPEN} AND NOT {_ENDED} GROUP BY owner, state"
+_PRUNABLE = f"state IN ({_listed(FINAL)}) AND coalesce(ended_at, created_at) < ?"
+PRUNABLE = f"SELECT count(*) FROM jobs WHERE {_PRUNABLE}"
+PRUNE = f"DELETE FROM jobs WHERE id > ? AND id <= ? AND {_PRUNABLE}"
+
+_BATCH = "key >= ? AND key < ?"
+COSTS = f"SELECT credits_used, credits_refunded, count(*) FROM jobs WHERE {_BATCH} AND credits_used <> '' GROUP BY 1, 2"
+# One of each kind of request: those that differ in what they cost differ in more than words and pictures.
+PRICED = (
+    f"SELECT {_ALL} FROM jobs WHERE id IN (SELECT max(id) FROM jobs WHERE {_BATCH} AND credits_used <> ''"
+    " GROUP BY json_remove(request, '$.prompt', '$.images', '$.callback_url')) ORDER BY id"
+)
+UNPRICED = (
+    f"SELECT {_ALL} FROM jobs WHERE {_BATCH} AND credits_used IS NULL"
+    f" AND (in_doubt OR state IN ({_listed(PERHAPS_BOUGHT)}))"
 )
 
 
@@ -125,17 +141,48 @@ class Desk:
         free = [record_of(row[2:]) for row in rows if self._free(row[1])]  # living ones may have come since
         return _next(rows, limit), free
 
-    def jobs(self, state: JobState | None, before: int, limit: int) -> tuple[int | None, list[JobRecord]]:
+    def jobs(self, states: Collection[JobState] | None, before: int, limit: int) -> tuple[int | None, list[JobRecord]]:
         """Return a page of all jobs, the newest first, and where the next one begins, if there is one."""
-        if state is None:
-            rows = self.connection.execute(PAGE, (before, limit)).fetchall()
-        else:
-            rows = self.connection.execute(PAGE_OF_STATE, (state.value, before, limit)).fetchall()
+        facts: Row = (before,)
+        if states is None:
+            pages = PAGE
+        else:  # SQLite merges what comes sorted, and reads no more than it returns
+            pages = " UNION ALL ".join([PAGE_OF_STATE] * len(states))
+            facts = tuple(fact for state in states for fact in (before, state.value))
+        rows = self.connection.execute(f"{pages} ORDER BY id DESC LIMIT ?", (*facts, limit)).fetchall()
         return _next(rows, limit), [record_of(row[1:]) for row in rows]
 
     def counts(self) -> Counter[JobState]:
         """Count the jobs by state."""
         return Counter({JobState(state): count for state, count in self.connection.execute(COUNTS)})
+
+    def followed(self, key: str) -> bool:
+        """Whether the job has not ended, and an owner that lives follows it."""
+        found = self.connection.execute(FOLLOWED, (key,)).fetchone()
+        return found is not None and not self._free(found[0])
+
+    def abandoned(self) -> Counter[JobState]:
+        """Count the unfinished jobs that nobody follows, by state."""
+        found: Counter[JobState] = Counter()
+        for owner, state, count in self.connection.execute(UNFINISHED_COUNTS).fetchall():
+            if self._free(owner):
+                found[JobState(state)] += count
+        return found
+
+    def prunable(self, older_than: datetime) -> int:
+        """Count what ended before a moment."""
+        return int(self.connection.execute(PRUNABLE, (moment(older_than),)).fetchone()[0])
+
+    def spent(self, prefix: str) -> Spending:
+        """Sum up the jobs whose keys begin so."""
+        stretch = (prefix, prefix[:-1] + chr(ord(prefix[-1]) + 1))
+        run = self.connection.execute
+        costs = [(Decimal(used) - Decimal(back or 0)) * count for used, back, count in run(COSTS, stretch)]
+        return Spending(
+            credits=sum(costs, Decimal(0)),
+            priced=tuple(record_of(row) for row in run(PRICED, stretch)),
+            unpriced=tuple(record_of(row) for row in run(UNPRICED, stretch)),
+        )
 
     def last_id(self) -> int:
         """Return the id of the newest row; 0 when there is none."""

@@ -2,12 +2,13 @@
 
 from collections.abc import AsyncIterator
 from datetime import datetime
+from decimal import Decimal
 
 from attrs import define, field
 
 from nanobanana_async.errors import LedgerError
 from nanobanana_async.jobs import FINAL, UNFINISHED, JobRecord, JobState
-from nanobanana_async.ledger.base import Claim
+from nanobanana_async.ledger.base import Claim, Spending
 
 
 @define
@@ -74,6 +75,15 @@ class MemoryLedger:
     async def held(self, account: str, *, since: datetime | None = None) -> int:
         """Count the jobs that may hold a slot and were let go."""
         return sum(1 for record in self._free(account) if _may_hold_a_slot(record, since))
+
+    async def spent(self, prefix: str) -> Spending:
+        """Sum up the unfinished jobs whose keys begin so: what has ended is forgotten."""
+        bought = [record for key, record in self._jobs.items() if key.startswith(prefix) and record.perhaps_bought]
+        return Spending(
+            credits=sum((record.credits or Decimal(0) for record in bought), Decimal(0)),
+            priced=tuple(record for record in bought if record.credits_used is not None),
+            unpriced=tuple(record for record in bought if record.credits_used is None),
+        )
 
     async def unfinished(self, account: str) -> AsyncIterator[JobRecord]:
         """Yield the jobs of an account that were let go, oldest first."""

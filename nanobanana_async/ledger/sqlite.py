@@ -3,7 +3,7 @@
 import asyncio
 import os
 from collections import Counter
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Collection
 from datetime import datetime
 from functools import partial
 from pathlib import Path
@@ -11,7 +11,7 @@ from typing import TypeVar
 
 from nanobanana_async.errors import ConfigurationError, LedgerError
 from nanobanana_async.jobs import JobRecord, JobState
-from nanobanana_async.ledger.base import Claim
+from nanobanana_async.ledger.base import Claim, Spending
 from nanobanana_async.ledger.desk import Desk, swap
 from nanobanana_async.ledger.place import open_file
 from nanobanana_async.ledger.rows import deed_of, story_of
@@ -120,6 +120,10 @@ class SqliteLedger:
         """
         return await self._ask(lambda desk: desk.held(account, since))
 
+    async def spent(self, prefix: str) -> Spending:
+        """Sum up what the jobs whose keys begin so have cost."""
+        return await self._ask(lambda desk: desk.spent(prefix))
+
     async def unfinished(self, account: str) -> AsyncIterator[JobRecord]:
         """Yield the unfinished jobs of an account that nobody follows, oldest first; `adopt` then decides."""
         living = await self._ask(lambda desk: desk.living(account))
@@ -130,12 +134,15 @@ class SqliteLedger:
             for record in records:
                 yield record
 
-    async def jobs(self, state: JobState | None = None, limit: int | None = None) -> AsyncIterator[JobRecord]:
-        """Yield the jobs, those that came last first; of one state, and no more than `limit`, if that is given."""
-        start: int | None = _NO_ID
+    async def jobs(
+        self, state: JobState | Collection[JobState] | None = None, limit: int | None = None
+    ) -> AsyncIterator[JobRecord]:
+        """Yield the jobs, those that came last first; of these states, and no more than `limit`, if that is given."""
+        states = {state} if isinstance(state, JobState) else state if state is None else set(state)
+        start: int | None = None if states == set() else _NO_ID
         left = _NO_ID if limit is None else limit
         while start is not None and left > 0:
-            start, records = await self._ask(partial(Desk.jobs, state=state, before=start, limit=min(PAGE, left)))
+            start, records = await self._ask(partial(Desk.jobs, states=states, before=start, limit=min(PAGE, left)))
             left -= len(records)
             for record in records:
                 yield record
@@ -143,6 +150,18 @@ class SqliteLedger:
     async def counts(self) -> Counter[JobState]:
         """Count all jobs by state."""
         return await self._ask(Desk.counts)
+
+    async def followed(self, key: str) -> bool:
+        """Tell whether a job has not ended, and a living owner follows it: another one, or we."""
+        return await self._ask(lambda desk: desk.followed(key), key=key)
+
+    async def abandoned(self) -> Counter[JobState]:
+        """Count the unfinished jobs that nobody follows, of all accounts, by state."""
+        return await self._ask(Desk.abandoned)
+
+    async def prunable(self, older_than: datetime) -> int:
+        """Count what `prune` would forget."""
+        return await self._ask(partial(Desk.prunable, older_than=older_than))
 
     async def prune(self, older_than: datetime) -> int:
         """Forget the jobs that ended before a moment; return how many. UNCERTAIN ones are never forgotten.

@@ -201,6 +201,26 @@ async def slots_that_others_hold_are_counted(ledger: Ledger) -> None:
 
 
 @scene
+async def what_a_batch_has_cost_is_summed_up(ledger: Ledger) -> None:
+    for record in (
+        running("b-1", "t1", credits_used=Decimal(8)),
+        running("b-2", "t2", credits_used=Decimal(8), credits_refunded=Decimal(3), request=ImageRequest("a crow")),
+        running("b-3", "t3", credits_used=Decimal(16), request=ImageRequest("a crow", resolution="4K")),
+        running("b-4", "t4"),
+        sent("b-5"),
+        job("b-6"),
+        running("c-1", "t5", credits_used=Decimal(8)),
+    ):
+        await ledger.claim(record)
+    spent = await ledger.spent("b-")
+    assert spent.credits == Decimal(29)
+    assert {record.key for record in spent.unpriced} == {"b-4", "b-5"}
+    prices = {(record.request and record.request.resolution, record.credits_used) for record in spent.priced}
+    assert prices == {(None, Decimal(8)), ("4K", Decimal(16))}
+    assert (await ledger.spent("d-")).credits == 0
+
+
+@scene
 async def closing_lets_go_of_all_and_it_can_be_opened_again(ledger: Ledger) -> None:
     await ledger.claim(running())
     await ledger.aclose()

@@ -1,0 +1,1 @@
+"""Many requests, any number of them, through one session."""

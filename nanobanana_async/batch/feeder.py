@@ -1,0 +1,246 @@
+"""Pulls rows into the engine when there is room, and collects what becomes of them. It does not know its batch."""
+
+import asyncio
+import heapq
+from collections.abc import AsyncGenerator, AsyncIterable
+from contextlib import aclosing
+from functools import partial
+from typing import Any
+
+import anyio
+import anyio.lowlevel
+from anyio.abc import TaskGroup
+from attrs import evolve
+
+from nanobanana_async.batch.orders import Orders, Requests
+from nanobanana_async.batch.outcome import Outcome
+from nanobanana_async.engine.core import Engine
+from nanobanana_async.engine.entry import Entry
+from nanobanana_async.errors import (
+    AccessDenied,
+    AuthenticationError,
+    CreditLimitReached,
+    GatewayError,
+    InsufficientCredits,
+    LedgerError,
+    NanoBananaError,
+    SessionClosed,
+)
+from nanobanana_async.handle import Job
+from nanobanana_async.jobs import JobState
+from nanobanana_async.keeping import Keeper
+from nanobanana_async.observe import log
+from nanobanana_async.policy.credits import Budget
+from nanobanana_async.rows import Item, Row, Rows, key_prefix
+
+# Rows written down and not yet sent: enough that a slot never waits for the ledger's flush.
+AHEAD = 8
+
+# Ended rows that nobody has taken, above which no more are pulled. It grows with what was taken, so that whoever
+# leaves early has bought little, and whoever saves in his loop does not starve the slots.
+FEWEST_READY, MOST_READY, READY_SHARE = 4, 64, 4
+
+# How many rows are finished (saved, fetched again) at the same time, and how many may wait for that.
+FINISHING, FINISHING_QUEUE = 8, 24
+
+# So many refusals of one kind without a success between: the rows are not what is wrong.
+SAME_REFUSALS = 20
+
+# The account or the ledger says no, not the row: whatever is sent next would hear the same.
+STOPS = (AuthenticationError, InsufficientCredits, AccessDenied, CreditLimitReached, LedgerError)
+
+
+class Feeder:
+    """The state of one batch."""
+
+    def __init__(self, requests: Requests, orders: Orders, engine: Engine, keeper: Keeper) -> None:
+        self._items = requests
+        self._orders = orders
+        self._engine = engine
+        self._keeper = keeper
+        self._rows = Rows(orders.name)
+        self._scope: anyio.CancelScope | None = None
+        self._finishers = asyncio.Semaphore(FINISHING)
+        self._room = asyncio.Event()
+        self.changed = asyncio.Event()
+        """Set whenever a consumer should look again."""
+        self._ready: list[tuple[int, Outcome]] = []
+        """A heap by place: in the input, if that is wanted, else in time."""
+        self._out: dict[int, Entry] = {}
+        """Rows that have not ended, in the order of the input."""
+        self._unsent: dict[int, Entry] = {}
+        self._finishing: dict[int, Outcome] = {}
+        self._refusals: tuple[object, int] = (None, 0)
+        self._pulled_all = False
+        self.done = 0
+        self.unbought = 0
+        self._taken = 0
+        self.stopped: NanoBananaError | None = None
+        """Why the buying stopped."""
+        self.broken: Exception | None = None
+        """What the input raised, or that the session was closed."""
+        self._stopping = False
+
+    @property
+    def over(self) -> bool:
+        """Whether no outcome will come any more."""
+        return self._pulled_all and not (self._out or self._finishing or self._ready)
+
+    async def run(self, group: TaskGroup) -> None:
+        """Pull rows until there are no more, or the buying stops; in the session's task group."""
+        self._group = group
+        try:
+            with anyio.CancelScope() as self._scope:
+                budget = await self._budget()
+                await self._pull(() if budget is None else (budget,))
+        except asyncio.CancelledError:  # the session ends
+            self.broken = SessionClosed("the session was closed before the batch had ended")
+            raise
+        except Exception as error:  # of the input, or of the ledger
+            self.broken = error
+        finally:
+            self._pulled_all = True
+            self.changed.set()
+
+    async def _budget(self) -> Budget | None:
+        if self._orders.max_credits is None:
+            return None
+        prefix = None if self._orders.name is None else key_prefix(self._orders.name)
+        return await self._engine.budget(self._orders.max_credits, self._orders.expected_credits, prefix)
+
+    async def _pull(self, budgets: tuple[Budget, ...]) -> None:
+        async with aclosing(_each(self._items)) as items:
+            await self._wait_for_room()
+            async for item in items:
+                await self._enter(self._rows.read(item), budgets)
+                await self._wait_for_room()
+
+    async def _wait_for_room(self) -> None:
+        while not self._stopping:
+            waiting = len(self._ready) + max(0, len(self._finishing) - FINISHING_QUEUE)
+            most = min(MOST_READY, FEWEST_READY + self._taken // READY_SHARE)
+            if len(self._unsent) < AHEAD and waiting < most:
+                return
+            self._room.clear()
+            await self._room.wait()
+        await anyio.lowlevel.checkpoint()  # where the scope is cancelled
+
+    async def _enter(self, row: Row, budgets: tuple[Budget, ...]) -> None:
+        if row.request is None:
+            self._give(_outcome(row, None, error=row.error))
+            return
+        try:
+            record = self._engine.record(row.request, row.key)
+            while (entry := self._engine.enter(record, *budgets, retry_failed=self._orders.retry_failed)).leaving:
+                await entry.change()
+        except SessionClosed:
+            raise
+        except NanoBananaError as error:
+            self._give(_outcome(row, None, error=error))
+            return
+        entry.kept = True
+        self._out[row.index] = entry
+        entry.listeners = [*(entry.listeners or ()), partial(self._heard, row)]
+        self._heard(row, entry)
+
+    def _heard(self, row: Row, entry: Entry) -> None:
+        """Note where a row stands; called at each change of its job."""
+        if row.index not in self._out:
+            return
+        if entry.live and entry.record.state is JobState.PENDING and not entry.elsewhere:
+            self._unsent[row.index] = entry
+            return
+        self._unsent.pop(row.index, None)
+        self._room.set()
+        if not entry.live:
+            del self._out[row.index]
+            self._ended(row, entry)
+
+    def _ended(self, row: Row, entry: Entry) -> None:
+        job = Job(self._engine, entry)
+        settled = job.settled()
+        self.changed.set()
+        if isinstance(settled, SessionClosed):
+            self.broken = settled
+            return
+        if isinstance(settled, NanoBananaError):
+            unbought = not entry.record.perhaps_bought and entry.record.state is not JobState.FAILED
+            if unbought and (self._stopping or isinstance(settled, STOPS)):
+                self.unbought += 1
+                self.stop(settled)
+                return
+            if unbought:
+                self._count_refusal(settled)
+            self._give(_outcome(row, job, error=settled))
+            return
+        self._refusals = (None, 0)
+        outcome = _outcome(row, job, result=settled)
+        if self._orders.folder is None and settled is not None:
+            self._give(outcome)
+        else:
+            self._finishing[row.index] = outcome
+            self._group.start_soon(self._finished, outcome)
+
+    async def _finished(self, outcome: Outcome) -> None:
+        try:
+            async with self._finishers:
+                if outcome.result is None and outcome.job is not None:  # pictures that the ledger does not hold
+                    outcome = evolve(outcome, result=await outcome.job.result())
+                if self._orders.folder is not None and outcome.result is not None:
+                    outcome = evolve(outcome, saved=await self._keeper.save(outcome.result, self._orders.folder))
+        except NanoBananaError as error:
+            outcome = evolve(outcome, error=error)
+        except Exception as bug:  # it must not end the session
+            log.error("batch.crashed row=%s", outcome.index, exc_info=bug)
+            outcome = evolve(outcome, error=NanoBananaError(f"a bug in nanobanana_async: {bug!r}; see the log"))
+        finally:
+            del self._finishing[outcome.index]
+        self._give(outcome)
+
+    def _count_refusal(self, error: NanoBananaError) -> None:
+        kind = (type(error), error.code if isinstance(error, GatewayError) else None)
+        count = self._refusals[1] + 1 if kind == self._refusals[0] else 1
+        self._refusals = (kind, count)
+        if count >= SAME_REFUSALS:
+            self.stop(error)
+
+    def _give(self, outcome: Outcome) -> None:
+        self.done += 1
+        heapq.heappush(self._ready, (outcome.index if self._orders.ordered else self.done, outcome))
+        self.changed.set()
+        self._room.set()
+
+    def take(self) -> Outcome | None:
+        """Take out the next outcome; None while there is none."""
+        if not self._ready:
+            return None
+        before = [next(iter(rows)) for rows in (self._out, self._finishing) if rows]
+        if self._orders.ordered and before and min(before) < self._ready[0][0]:
+            return None
+        self._taken += 1
+        self._room.set()
+        return heapq.heappop(self._ready)[1]
+
+    def stop(self, why: NanoBananaError | None = None) -> None:
+        """Pull no more, and take back what was not yet sent; what runs goes on."""
+        if self._stopping:
+            return
+        self._stopping, self.stopped = True, why
+        if self._scope is not None:
+            self._scope.cancel()
+        for entry in list(self._unsent.values()):
+            if not entry.callers:
+                self._engine.withdraw(entry)
+
+
+def _outcome(row: Row, job: Job | None, **found: Any) -> Outcome:
+    return Outcome(index=row.index, key=row.key, request=row.request, metadata=row.metadata, job=job, **found)
+
+
+async def _each(items: Requests) -> AsyncGenerator[Item, None]:
+    if isinstance(items, AsyncIterable):
+        async for item in items:
+            yield item
+    else:
+        for item in items:
+            yield item

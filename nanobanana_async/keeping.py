@@ -1,0 +1,68 @@
+"""Pictures kept: fetched while their links live, and asked for once more when a link has expired."""
+
+import asyncio
+from pathlib import Path
+
+import anyio
+from attrs import frozen
+
+from nanobanana_async.engine.core import Engine
+from nanobanana_async.errors import DownloadError, NanoBananaError
+from nanobanana_async.http.downloads import Downloads
+from nanobanana_async.models import GeneratedImage, GenerationResult
+
+
+@frozen
+class Keeper:
+    """Fetches what a session's jobs brought back."""
+
+    _engine: Engine
+    _downloads: Downloads
+
+    async def fetch(self, image: GeneratedImage) -> bytes:
+        """Return the bytes of a picture, verified."""
+        try:
+            return await self._downloads.fetch(image.url)
+        except DownloadError as error:
+            return await self._downloads.fetch(await self._new_link(image, error))
+
+    async def save(self, result: GenerationResult, folder: Path) -> tuple[Path, ...]:
+        """Save all pictures of a result, named by its key and their number; return where they are."""
+        try:
+            await anyio.Path(folder).mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise DownloadError(f"the folder {folder} can't be made: {error.strerror}", key=result.key) from None
+        async with asyncio.TaskGroup() as group:  # one that fails leaves the others whole
+            saves = [group.create_task(self._saved(image, folder, result.key)) for image in result.images]
+        paths: list[Path] = []
+        for save in saves:
+            saved = save.result()
+            if isinstance(saved, NanoBananaError):
+                raise saved.about(result.key, safe_to_repeat=False)
+            paths.append(saved)
+        return tuple(paths)
+
+    async def _saved(self, image: GeneratedImage, folder: Path, key: str) -> Path | NanoBananaError:
+        try:
+            return await self._save(image, folder, f"{key}-{image.index + 1:02d}")
+        except NanoBananaError as error:
+            return error
+
+    async def _save(self, image: GeneratedImage, folder: Path, name: str) -> Path:
+        try:
+            saved = await self._downloads.save(image.url, folder, name)
+        except DownloadError as error:
+            saved = await self._downloads.save(await self._new_link(image, error), folder, name)
+        return saved.path
+
+    async def _new_link(self, image: GeneratedImage, error: DownloadError) -> str:
+        """Ask the gateway once more; raise the error if it has no other link."""
+        if not (error.gone and image.task_id):
+            raise error
+        try:
+            links = await self._engine.pictures_of(image.task_id)
+        except NanoBananaError:
+            raise error from None
+        if not image.index < len(links):
+            raise error
+        return links[image.index]
