@@ -56,8 +56,6 @@ GUESTS = {
 }
 # The emulator is no client of a gateway, but it calls back, and shares no code with the door.
 NAMES_AIOHTTP_ERRORS = frozenset({"http", "emulator"})
-# Another door without credentials, until the library has one for pictures.
-DOORS_WITHOUT_A_KEY = frozenset({"cli/pictures.py"})
 
 
 def parsed(package: Path) -> Iterator[tuple[str, str, ast.Module]]:
@@ -159,7 +157,7 @@ def foreign_errors(package: Path) -> list[str]:
     errors = {name for name in dir(aiohttp) if _is_exception(getattr(aiohttp, name))}
     found: list[str] = []
     for path, room, tree in parsed(package):
-        if room in NAMES_AIOHTTP_ERRORS or path in DOORS_WITHOUT_A_KEY:
+        if room in NAMES_AIOHTTP_ERRORS:
             continue
         for line, module, names in imported(tree):
             if module in {"aiohttp", "aiohttp.client_exceptions"}:

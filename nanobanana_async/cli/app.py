@@ -23,8 +23,10 @@ from nanobanana_async import (
     NanoBananaError,
     __version__,
 )
+from nanobanana_async.cli.board import plain
 from nanobanana_async.cli.demo import demonstrate
 from nanobanana_async.cli.generating import Interrupted, generate_all
+from nanobanana_async.cli.jobs import job_commands
 from nanobanana_async.config import gateway_from_env
 from nanobanana_async.emulator import Emulator, LogNormal, serve
 from nanobanana_async.models import OutputFormat, Resolution
@@ -75,7 +77,7 @@ def run(tokens: Sequence[str]) -> int:
 
 
 def _complain(what: object, code: int) -> int:
-    line = " ".join(str(what).split()) or type(what).__name__
+    line = plain(str(what)) or type(what).__name__
     print(f"nanobanana: {line}", file=sys.stderr)
     return code
 
@@ -233,3 +235,6 @@ def _seller(name: GatewayName | None, base_url: str | None) -> Gateway:
     if kind is not None and not environ.get(kind.key_variable) and sys.stdin.isatty():
         environ[kind.key_variable] = getpass.getpass(f"API key of {kind.title}: ", stream=sys.stderr)
     return gateway_from_env(environ)
+
+
+app.command(job_commands(_seller))

@@ -92,7 +92,13 @@ class Board:
         return Group(bar, marks, facts)
 
 
+def plain(text: str) -> str:
+    """Return a text on one line that may be shown anywhere: what a terminal could obey is spelt out."""
+    line = " ".join(text.split())
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in line)
+
+
 def shorten(prompt: str, limit: int = 60) -> str:
     """Return a prompt on one line, cut for people's eyes."""
-    line = " ".join(prompt.split())
+    line = plain(prompt)
     return line if len(line) <= limit else f"{line[: limit - 3]}..."

@@ -9,7 +9,6 @@ from rich.console import Console
 from rich.table import Table
 
 from nanobanana_async import GenerationResult, NanoBananaError, Session, SessionStats
-from nanobanana_async.cli import pictures
 from nanobanana_async.cli.board import Board, shorten
 from nanobanana_async.emulator import Emulator, EmulatorStats, LogNormal, Script
 from nanobanana_async.emulator.faults import reset
@@ -66,8 +65,8 @@ async def demonstrate(folder: Path, count: int, console: Console) -> int:
 async def _one(session: Session, prompt: str, folder: Path, console: Console) -> Sequence[Path]:
     try:
         result: GenerationResult = await session.generate(prompt, aspect_ratio="16:9", resolution="1K")
-        return await pictures.save(result, folder)
-    except (NanoBananaError, OSError) as error:
+        return await session.save(result, folder)
+    except NanoBananaError as error:
         console.print(f"{shorten(prompt)}: {error}", markup=False, highlight=False, soft_wrap=True)
         return ()
 

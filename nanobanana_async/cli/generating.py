@@ -16,8 +16,7 @@ from nanobanana_async import (
     NanoBananaError,
     Session,
 )
-from nanobanana_async.cli import pictures
-from nanobanana_async.cli.board import Board, shorten
+from nanobanana_async.cli.board import Board, plain, shorten
 
 
 class Interrupted(Exception):
@@ -28,7 +27,7 @@ class Interrupted(Exception):
 class _Done:
     result: GenerationResult | None = None
     lines: Sequence[str] = ()
-    error: NanoBananaError | OSError | None = None
+    error: NanoBananaError | None = None
 
 
 async def generate_all(
@@ -66,8 +65,8 @@ async def _one(session: Session, request: ImageRequest, folder: Path | None, tim
     if folder is None:
         return _Done(result, urls)
     try:
-        return _Done(result, [str(path) for path in await pictures.save(result, folder)])
-    except (NanoBananaError, OSError) as error:
+        return _Done(result, [str(path) for path in await session.save(result, folder)])
+    except NanoBananaError as error:
         return _Done(result, urls, error)  # paid for: its links are worth more than the error
 
 
@@ -77,9 +76,9 @@ def _report(requests: Sequence[ImageRequest], outcomes: Sequence[_Done], console
         if outcome.error is None:
             continue
         failed += 1
-        sentence = " ".join(str(outcome.error).split())
+        sentence = plain(str(outcome.error))
         if isinstance(outcome.error, JobError) and outcome.error.job.task_id is not None:
-            sentence += f" [task {outcome.error.job.task_id}]"
+            sentence += f" [task {plain(outcome.error.job.task_id)}]"
         whose = f"{shorten(request.prompt, 40)}: " if len(requests) > 1 else ""
         console.print(f"nanobanana: {whose}{sentence}", markup=False, highlight=False, soft_wrap=True)
     return 1 if failed else 0

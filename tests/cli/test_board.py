@@ -62,3 +62,7 @@ def test_what_is_paid_for_and_runs_can_be_named() -> None:
 @pytest.mark.parametrize(("prompt", "short"), [("a  fox\n", "a fox"), ("x" * 61, "x" * 57 + "...")])
 def test_a_prompt_is_shown_on_one_short_line(prompt: str, short: str) -> None:
     assert shorten(prompt) == short
+
+
+def test_what_a_terminal_would_obey_is_spelt_out() -> None:
+    assert shorten("a fox\x1b[2J\x07 in\u202e fog") == "a fox\\x1b[2J\\x07 in\\u202e fog"

@@ -12,7 +12,7 @@ async def test_the_demo_loses_an_answer_and_pays_once(tmp_path: Path) -> None:
     assert said.code == 0, said.err
     assert "40 credits, 0 paid twice" in said.err
     assert "5 pictures in nanobanana-demo" in said.out
-    pictures = list((tmp_path / "nanobanana-demo").iterdir())
+    pictures = list((tmp_path / "nanobanana-demo").glob("*.png"))
     assert len(pictures) == 5
     for path in pictures:
         with Image.open(path) as picture:

@@ -1,0 +1,263 @@
+"""What the commands of `nanobanana jobs` do: look into a ledger that must exist, go on with jobs, settle one."""
+
+import asyncio
+import sys
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from datetime import datetime
+from decimal import Decimal
+from pathlib import Path
+
+from attrs import frozen
+from rich.console import Console
+
+from nanobanana_async import (
+    ConfigurationError,
+    Gateway,
+    GenerationResult,
+    Job,
+    JobState,
+    LedgerError,
+    NanoBananaError,
+    Session,
+    SqliteLedger,
+)
+from nanobanana_async.cli.board import Board, plain
+from nanobanana_async.cli.generating import Interrupted
+from nanobanana_async.cli.joblist import amount, counted
+from nanobanana_async.jobs import JobRecord
+from nanobanana_async.models import shorten
+
+LOOKED_BACK = 1000
+"""How many finished jobs are looked at for what a job costs."""
+
+Prices = Mapping[str, Decimal]
+"""What the last job of each kind cost."""
+
+
+def require(path: Path) -> None:
+    """Raise `ConfigurationError` if there is nothing: a slip of the pen shall not make an empty ledger."""
+    file = path.expanduser()
+    if not file.is_file():
+        raise ConfigurationError(f"ledger {path}: there is no such file: name yours with --ledger or NANOBANANA_LEDGER")
+    if not file.stat().st_size:
+        raise ConfigurationError(f"ledger {path}: the file is empty, and no ledger")
+
+
+@asynccontextmanager
+async def reading(path: Path) -> AsyncIterator[SqliteLedger]:
+    """Open a ledger that must exist, for a look only; one that can't be read is a `ConfigurationError`."""
+    require(path)
+    ledger = SqliteLedger(path, read_only=True)
+    try:
+        await ledger.open()
+        try:
+            yield ledger
+        finally:
+            await ledger.aclose()
+    except LedgerError as error:
+        raise ConfigurationError(str(error)) from error
+
+
+async def known(ledger: SqliteLedger, key: str) -> JobRecord:
+    """Return the job with this key, which must be there."""
+    record = await ledger.find(key)
+    if record is None:
+        raise ConfigurationError(f"ledger {ledger.path} knows no job {key!r}")
+    return record
+
+
+@frozen
+class LeftOver:
+    """What a gateway's account has left unfinished in a ledger, and nobody follows."""
+
+    records: Sequence[JobRecord]
+    elsewhere: int
+    """Such jobs of other accounts."""
+    price: str
+    """What the unsent ones will cost, in words."""
+
+    @property
+    def unsent(self) -> int:
+        """How many were never sent."""
+        return sum(record.state is JobState.PENDING for record in self.records)
+
+
+async def left_over(path: Path, gateway: Gateway) -> LeftOver:
+    """Look what there is to go on with."""
+    async with reading(path) as ledger:
+        records = [record async for record in ledger.unfinished(gateway.account)]
+        elsewhere = (await ledger.abandoned()).total() - len(records)
+        prices = await _prices(ledger, gateway)
+    costs = [_price(gateway, prices, record) for record in records if record.state is JobState.PENDING]
+    amounts = [cost for cost in costs if cost is not None]
+    price = "what they cost is unknown, none of their kind has ended in this ledger"
+    if len(amounts) == len(costs):
+        price = f"about {amount(sum(amounts, Decimal(0)))} credits, by what their kind cost before"
+    return LeftOver(records, max(0, elsewhere), price)
+
+
+async def resume(path: Path, gateway: Gateway, left: LeftOver, *, buy: bool, console: Console) -> int:
+    """Go on with what is left over, and tell each job's end; return 0, or 1 when one of them did not succeed."""
+    wanted = [record for record in left.records if buy or record.state is not JobState.PENDING]
+    board = Board(len(wanted), console)
+    board.records = {record.key: record for record in wanted}
+    teller = Teller(board)
+    try:
+        async with Session(gateway, ledger=path, observers=[board]) as session:
+            with board:
+                jobs = await session.resume(buy=buy)
+                keys = {job.key for job in jobs}  # others may have been faster
+                board.total = len(jobs)
+                board.records = {key: record for key, record in board.records.items() if key in keys}
+                async with asyncio.TaskGroup() as group:
+                    for job in jobs:
+                        group.create_task(teller.follow(job))
+    except asyncio.CancelledError:
+        raise Interrupted("interrupted; `nanobanana jobs resume` goes on with what is unfinished") from None
+    except ExceptionGroup as troubles:  # who reads our output has gone, for one
+        raise troubles.exceptions[0] from None
+    if not jobs:
+        teller.note("nothing to go on with")
+    if left.unsent and not buy:
+        teller.note(f"{counted(left.unsent)} never sent: --buy buys them")
+    if left.elsewhere:
+        teller.note(f"{counted(left.elsewhere)} of other accounts left: go on with them under their API keys")
+    return teller.code
+
+
+async def to_settle(path: Path, key: str, *, again: bool) -> JobRecord:
+    """Return a job that can be settled; else say why it can't."""
+    async with reading(path) as ledger:
+        record = await known(ledger, key)
+        if record.state is JobState.UNCERTAIN or (again and record.state is JobState.FAILED):
+            return record
+        why = "there is nothing to settle"
+        if await ledger.followed(key):
+            why = "a session that lives follows it: there is nothing to settle"
+        elif record.state in (JobState.PENDING, JobState.SUBMITTING, JobState.RUNNING):
+            why = "it can be gone on with: `nanobanana jobs resume`"
+    raise ConfigurationError(f"job {key} is {record.state.value}: {why}")
+
+
+async def consequence(path: Path, gateway: Gateway, record: JobRecord, decided: str, task_id: str | None) -> str:
+    """Say what settling the job so means, and what it costs."""
+    if record.account != gateway.account:
+        raise ConfigurationError(f"job {record.key} belongs to another account: set that account's API key")
+    if decided == "refused":
+        return f"Job {record.key} was not bought, you say. If it was, its pictures are given up."
+    if decided == "task-id":
+        return f"Job {record.key} was bought as task {task_id}, you say. It is followed; nothing is bought."
+    async with reading(path) as ledger:
+        cost = _price(gateway, await _prices(ledger, gateway), record)
+    price = "What it costs is unknown: none of its kind has ended in this ledger."
+    if cost is not None:
+        price = f"The last one of its kind cost {amount(cost)} credits."
+    risk = "" if record.state is JobState.FAILED else " If it was bought after all, that is a second payment."
+    return f"Job {record.key} will be bought anew, under another idempotency key.{risk} {price}"
+
+
+@frozen(kw_only=True)
+class Decision:
+    """What a human says of a job: bought as this task, to be bought again, or neither: it was not bought."""
+
+    key: str
+    task_id: str | None
+    buy_again: bool
+
+
+async def settle(path: Path, gateway: Gateway, decision: Decision, *, wait: bool, console: Console) -> int:
+    """Settle a job and, unless it was refused, follow it to its end, or without `wait` until the gateway has it."""
+    refused = decision.task_id is None and not decision.buy_again
+    board = Board(1, console)
+    teller = Teller(board, one=True)
+    try:
+        async with Session(gateway, ledger=path, observers=[board]) as session:
+            with board:
+                job = await session.settle(
+                    decision.key, task_id=decision.task_id, buy_again=decision.buy_again, refused=refused
+                )
+                if wait and not refused:
+                    await teller.follow(job)
+                elif not refused:
+                    await teller.accepted(job)
+    except asyncio.CancelledError:
+        raise Interrupted("interrupted; `nanobanana jobs` tells how it stands") from None
+    if refused:
+        teller.note(f"job {job.key} is {job.state.value}")
+    return teller.code
+
+
+async def prunable(path: Path, before: datetime) -> int:
+    """Count what ended before a moment."""
+    async with reading(path) as ledger:
+        return await ledger.prunable(before)
+
+
+async def prune(path: Path, before: datetime) -> int:
+    """Forget what ended before a moment; return how many."""
+    ledger = SqliteLedger(path)
+    await ledger.open()
+    try:
+        return await ledger.prune(before)
+    finally:
+        await ledger.aclose()
+
+
+class Teller:
+    """Tells how jobs end, each as it comes: pictures on stdout, the rest on stderr, above the board where one is shown.
+
+    Told of `one` job only, it leaves the key out of its lines.
+    """
+
+    def __init__(self, board: Board, *, one: bool = False) -> None:
+        self.code = 0
+        self._board = board
+        self._one = one
+        # The live board, while it is shown, puts a stdout of its own in place, which leads to stderr.
+        self._out = sys.stdout
+
+    async def follow(self, job: Job) -> None:
+        """Wait for the job's end and tell it."""
+        try:
+            self._show(await job)
+        except NanoBananaError as error:
+            self._complain(job, error)
+
+    async def accepted(self, job: Job) -> None:
+        """Wait until the gateway has the job, and tell its task id."""
+        try:
+            self.note(f"task {await job.accepted()}: `nanobanana jobs resume` follows it")
+        except NanoBananaError as error:
+            self._complain(job, error)
+
+    def note(self, sentence: str) -> None:
+        """Tell something that is no result."""
+        self._board.console.print(plain(sentence), markup=False, highlight=False, soft_wrap=True, emoji=False)
+
+    def _complain(self, job: Job, error: NanoBananaError) -> None:
+        self.code = 1
+        whose = "" if self._one else f"{job.key}: "
+        self.note(f"nanobanana: {whose}{' '.join(str(error).split())}")
+
+    def _show(self, result: GenerationResult) -> None:
+        terminal = self._out.isatty()
+        for image in result.images:
+            url = shorten(image.url) if terminal and image.url.startswith("data:") else image.url
+            line = url if self._one else f"{result.key}\t{url}"
+            if terminal and self._board.console.is_terminal:
+                self.note(line.replace("\t", "  "))
+            else:
+                print(plain(line) if terminal else line, file=self._out, flush=True)
+
+
+async def _prices(ledger: SqliteLedger, gateway: Gateway) -> Prices:
+    prices: dict[str, Decimal] = {}
+    async for record in ledger.jobs(JobState.SUCCEEDED, LOOKED_BACK):
+        if record.request is not None and record.gateway == gateway.name and record.credits is not None:
+            prices.setdefault(gateway.price_class(record.request), record.credits)
+    return prices
+
+
+def _price(gateway: Gateway, prices: Prices, record: JobRecord) -> Decimal | None:
+    return None if record.request is None else prices.get(gateway.price_class(record.request))

@@ -1,0 +1,463 @@
+"""`nanobanana jobs` on real ledger files: looking, going on, settling, forgetting, beside others who work with them."""
+
+import asyncio
+import contextlib
+import io
+import json
+import os
+import signal
+import sqlite3
+import sys
+from collections.abc import AsyncIterator, Iterable
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from pathlib import Path
+
+import pytest
+
+from nanobanana_async import ApiMall, DefApi, ImageRequest, JobState, JobUncertain, Session, SqliteLedger
+from nanobanana_async.cli import app as cli
+from nanobanana_async.emulator import API_KEY, Emulator, Fixed, Script
+from nanobanana_async.emulator.faults import reset
+from nanobanana_async.jobs import Failure, JobRecord
+from tests.cli.command import Said, ended, environment, started
+from tests.ledger.child import at, line
+from tests.ledger.contract import job, running
+
+QUICK = Fixed(0.1)
+EVIL = "\x1b]0;owned\x07\x1b[2J [red]fox[/red]\n\u202egnp :smile: \x9b31m\x7f"
+
+
+class Terminal(io.StringIO):
+    """Somebody sits in front of it."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+class GonePipe(io.StringIO):
+    """Nobody reads it any more."""
+
+    def write(self, _: str) -> int:
+        raise BrokenPipeError
+
+    def fileno(self) -> int:
+        return os.open(os.devnull, os.O_WRONLY)
+
+
+class Command:
+    """Runs the command in this process; `answer` is what somebody types, if somebody is there."""
+
+    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+        self.ledger = folder / "jobs.sqlite"
+        self.patch = monkeypatch
+        self._capsys = capsys
+
+    async def __call__(self, *tokens: str, answer: str | None = None) -> Said:
+        with self.patch.context() as patch:
+            patch.setattr(sys, "stdin", io.StringIO() if answer is None else Terminal(f"{answer}\n"))
+            self._capsys.readouterr()
+            code = await asyncio.to_thread(cli.run, ["jobs", *tokens])
+        said = self._capsys.readouterr()
+        return Said(code, said.out, said.err)
+
+    async def shown(self, *tokens: str, columns: int) -> str:
+        """Return what stands on a terminal that understands no colours."""
+        page = Terminal()
+        with self.patch.context() as patch:
+            for name, value in {"TERM": "dumb", "COLUMNS": str(columns), "LINES": "50"}.items():
+                patch.setenv(name, value)
+            patch.setattr(sys, "stdout", page)
+            assert (await self(*tokens)).code == 0
+        return page.getvalue()
+
+    async def write(self, *records: JobRecord) -> None:
+        """Write jobs down and let go of them."""
+        async with opened(self.ledger) as ledger:
+            for record in records:
+                await ledger.claim(record)
+
+    async def records(self) -> dict[str, JobRecord]:
+        async with opened(self.ledger) as ledger:
+            return {record.key: record async for record in ledger.jobs()}
+
+
+@contextlib.asynccontextmanager
+async def opened(path: Path) -> AsyncIterator[SqliteLedger]:
+    ledger = SqliteLedger(path)
+    await ledger.open()
+    try:
+        yield ledger
+    finally:
+        await ledger.aclose()
+
+
+@pytest.fixture
+def jobs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
+    for name in [name for name in os.environ if name.startswith(("APIMALL_", "DEFAPI_", "NANOBANANA_"))]:
+        monkeypatch.delenv(name)
+    monkeypatch.chdir(tmp_path)
+    return Command(tmp_path, monkeypatch, capsys)
+
+
+@pytest.fixture
+async def emulator(jobs: Command) -> AsyncIterator[Emulator]:
+    script = Script({"defapi.create": [reset(processed=True)]})
+    async with Emulator(duration=QUICK, script=script) as emulator:
+        for name, value in environment(emulator, DEFAPI_API_KEY=API_KEY).items():
+            jobs.patch.setenv(name, value)
+        yield emulator
+
+
+def unsent(key: str, gateway: ApiMall) -> JobRecord:
+    wish = ImageRequest(f"a fox {key}")
+    return job(key, account=gateway.account, request=wish, body=gateway.encode(wish), created_at=datetime.now(UTC))
+
+
+def one_of_each() -> Iterable[JobRecord]:
+    began_at = datetime.now(UTC) - timedelta(hours=3, minutes=1)
+    for state in JobState:
+        yield job(state.value, state=state, created_at=began_at, request=ImageRequest(f"{state.value} fox " + "x" * 80))
+
+
+def lines(text: str) -> list[list[str]]:
+    return [row.split("\t") for row in text.splitlines()]
+
+
+def keys(said: Said) -> list[str]:
+    return [row[0] for row in lines(said.out)]
+
+
+def harmless(text: str) -> bool:
+    return all(char.isprintable() or char in "\n\t" for char in text)
+
+
+async def bought(jobs: Command, gateway: ApiMall, *names: str) -> None:
+    """Buy jobs and leave before they have ended."""
+    async with Session(gateway, ledger=jobs.ledger) as session:
+        for name in names:
+            await (await session.submit("a fox", idempotency_key=name)).accepted()
+
+
+async def in_doubt(jobs: Command, gateway: DefApi) -> None:
+    """Buy a job whose answer is lost, on a gateway that takes no key."""
+    async with Session(gateway, ledger=jobs.ledger) as session:
+        with pytest.raises(JobUncertain):
+            await session.generate("a fox", idempotency_key="lost")
+
+
+# Looking
+
+
+async def test_a_pipe_gets_tab_separated_lines_newest_first(jobs: Command) -> None:
+    await jobs.write(*one_of_each())
+    said = await jobs()
+    assert said.code == 0
+    assert keys(said) == [state.value for state in reversed(JobState)]
+    assert lines(said.out)[0] == ["withdrawn", "withdrawn", "3h", "-", "-", "withdrawn fox " + "x" * 43 + "..."]
+    assert said.err.startswith("8 jobs: 1 pending, 1 submitting, 1 running, 1 succeeded, 1 failed, 1 refused")
+    for hint in ("2 jobs sent", "1 job never sent", "1 job perhaps bought"):
+        assert hint in said.err
+
+
+async def test_states_and_a_limit_choose(jobs: Command) -> None:
+    await jobs.write(*one_of_each())
+    said = await jobs("--state", "failed", "--state", "running", "--state", "failed")
+    assert (keys(said), "shown" in said.err) == (["failed", "running"], False)
+    said = await jobs("--limit", "3", "--ledger", str(jobs.ledger))
+    assert (len(keys(said)), "3 of 8 are shown" in said.err) == (3, True)
+
+
+async def test_json_lines_hold_the_whole_record_without_its_body(jobs: Command) -> None:
+    why = Failure(kind="JobFailed", message=EVIL + "\ud800")
+    await jobs.write(
+        running("k", EVIL, body=b"12345", request=ImageRequest(EVIL), failure=why, credits_used=Decimal(8))
+    )
+    said = await jobs("--json")
+    facts = json.loads(said.out)
+    assert (facts["key"], facts["state"], facts["credits_used"], facts["body_bytes"]) == ("k", "running", "8", 5)
+    assert (facts["task_id"], facts["request"]["prompt"], facts["failure"]["message"]) == (EVIL, EVIL, EVIL + "\ud800")
+    assert "body" not in facts
+    assert harmless(said.out)
+
+
+@pytest.mark.parametrize("columns", [60, 80, 140])
+async def test_a_terminal_gets_a_table_that_fits_and_never_cuts_a_key(jobs: Command, columns: int) -> None:
+    await jobs.write(*one_of_each(), running("k" * 90, EVIL, request=ImageRequest(EVIL)))
+    page = await jobs.shown(columns=columns)
+    rows = page.splitlines()
+    assert max(len(row) for row in rows) <= columns
+    assert "".join(row.split()[0] for row in rows if row.startswith("kk")) == "k" * 90
+    assert ("task id" in rows[0]) == (columns == 140)
+    assert "pending" in page
+    assert harmless(page)
+
+
+async def test_one_job_is_shown_in_full(jobs: Command) -> None:
+    at_noon = datetime(2026, 3, 12, 12, tzinfo=UTC)
+    why = Failure(kind="GatewayError", message=EVIL, status=500, code="E1", request_id="r1")
+    await jobs.write(
+        job(
+            "k",
+            state=JobState.FAILED,
+            request=ImageRequest(f"a fox\n{EVIL}", resolution="2K", images=["https://a.example/1.png"]),
+            **{"task_id": EVIL, "failure": why, "generation": 2, "attempts": 3, "ended_at": at_noon},
+            **{"credits_used": Decimal(8), "credits_refunded": Decimal(6), "images": ("https://cdn.example/1.png", "")},
+        )
+    )
+    said = await jobs("show", "k")
+    facts = {row[:13].strip(): row[13:].strip() for row in said.out.splitlines()}
+    wire_key = (await jobs.records())["k"].wire_key
+    assert (said.code, facts["state"], facts["wire key"]) == (0, "failed", wire_key)
+    assert facts["credits"] == "2 (8 less 6 refunded)"
+    assert facts["failure"].endswith("[500, code E1, request r1]")
+    assert facts["ended"].startswith(f"{at_noon.astimezone():%Y-%m-%d %H:%M:%S %z} (")
+    assert facts["purchase"] == "3 attempts, bought anew 1 time"
+    assert (facts["resolution"], facts["images"], facts["body"]) == ("2K", "https://a.example/1.png", "2 bytes")
+    assert (facts["image 1"], facts["image 2"]) == (
+        "https://cdn.example/1.png",
+        "came inline, and is kept by the gateway only",
+    )
+    assert harmless(said.out)
+
+
+async def test_a_task_that_was_attached_has_no_prompt(jobs: Command) -> None:
+    await jobs.write(running("k", request=None))
+    assert "attached by its id" in (await jobs("show", "k")).out
+    assert lines((await jobs()).out)[0][-1] == "-"
+
+
+async def test_a_job_that_another_process_follows_is_seen_and_left_alone(jobs: Command) -> None:
+    async with at(jobs.ledger, "hold", "theirs") as process:
+        assert await line(process) == "held"
+        listed, shown = await jobs(), await jobs("show", "theirs")
+        settled = await jobs("settle", "theirs", "--as", "refused", "--yes")
+        assert (keys(listed), "followed by nobody" in listed.err) == (["theirs"], False)
+        assert "a session that lives" in shown.out
+        assert settled.code == 2
+        assert "job theirs is running: a session that lives follows it" in settled.complaint
+    shown, settled = await jobs("show", "theirs"), await jobs("settle", "theirs", "--as", "refused", "--yes")
+    assert "nobody: `nanobanana jobs resume`" in shown.out
+    assert "jobs resume" in settled.complaint
+
+
+COMMANDS: tuple[tuple[str, ...], ...] = (
+    (),
+    ("show", "k"),
+    ("resume",),
+    ("settle", "k", "--as", "refused", "--yes"),
+    ("prune", "--older-than", "1d", "--yes"),
+)
+
+
+@pytest.mark.parametrize("tokens", COMMANDS)
+async def test_a_ledger_that_is_none_is_one_clear_line_and_stays_as_it_is(
+    jobs: Command, tokens: tuple[str, ...]
+) -> None:
+    jobs.patch.setenv("APIMALL_API_KEY", "k")
+    said = await jobs(*tokens)
+    assert (said.code, "no such file" in said.complaint) == (2, True)
+    assert list(jobs.ledger.parent.iterdir()) == []
+    for content, why in ((b"", "is empty"), (b"not a database, but long enough to be read as one", "no SQLite")):
+        jobs.ledger.write_bytes(content)
+        said = await jobs(*tokens)
+        assert (said.code, said.out, why in said.complaint) == (2, "", True)
+        assert jobs.ledger.read_bytes() == content
+
+
+@pytest.mark.parametrize("tokens", COMMANDS)
+async def test_a_ledger_that_is_newer_or_damaged_is_one_clear_line(jobs: Command, tokens: tuple[str, ...]) -> None:
+    jobs.patch.setenv("APIMALL_API_KEY", "k")
+    await jobs.write(running("k"))
+    with contextlib.closing(sqlite3.connect(jobs.ledger)) as database:
+        database.execute("PRAGMA user_version = 99")
+    said = await jobs(*tokens)
+    assert (said.code, said.out, "upgrade the library" in said.complaint) == (2, "", True)
+    whole = jobs.ledger.read_bytes()
+    jobs.ledger.write_bytes(whole[:100] + bytes(len(whole) - 100))
+    said = await jobs(*tokens)
+    assert (said.code, said.out, "damaged" in said.complaint) == (2, "", True)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "word"),
+    [
+        (("--limit", "0"), "--limit"),
+        (("--state", "dead"), "--state"),
+        (("paint",), "'paint'"),
+        (("show", "nope"), "no job 'nope'"),
+        (("settle", "pending"), "--as"),
+        (("settle", "pending", "--as", "refused"), "jobs resume"),
+        (("settle", "failed", "--as", "refused"), "nothing to settle"),
+        (("settle", "uncertain", "--as", "task-id"), "ID"),
+        (("settle", "uncertain", "t1", "--as", "refused"), "ID"),
+        (("settle", "uncertain", "--as", "refused", "--yes"), "another account"),
+        (("settle", "uncertain", "--as", "refused", "--gateway", "defapi"), "DEFAPI_API_KEY"),
+        (("prune",), "--older-than"),
+        (("prune", "--older-than", "3w"), "'3w'"),
+        (("prune", "--older-than", "-3d"), "--older-than"),
+        (("prune", "--older-than", "9" * 12 + "d"), "--older-than"),
+        (("prune", "--older-than", "9999999d"), "--older-than"),
+        (("prune", "--older-than", "0d"), "--yes"),
+        (("resume", "--buy"), "--yes"),
+    ],
+)
+async def test_wrong_usage_is_one_clear_line_and_code_2(jobs: Command, tokens: tuple[str, ...], word: str) -> None:
+    jobs.patch.setenv("APIMALL_API_KEY", "k")
+    await jobs.write(*one_of_each())
+    before = await jobs.records()
+    said = await jobs(*tokens)
+    assert (said.code, said.out) == (2, "")
+    assert word in said.complaint
+    assert await jobs.records() == before
+
+
+# Going on
+
+
+async def test_what_was_left_running_is_followed_to_its_end(jobs: Command, emulator: Emulator) -> None:
+    await bought(jobs, emulator.apimall(), "one", "two")
+    said = await jobs("resume")
+    assert said.code == 0
+    assert {key: url.startswith(f"{emulator.url}/cdn/") for key, url in lines(said.out)} == {"one": True, "two": True}
+    assert {record.state for record in (await jobs.records()).values()} == {JobState.SUCCEEDED}
+    again = await jobs("resume")
+    assert (again.code, again.out, again.err) == (0, "", "nothing to go on with\n")
+    assert emulator.stats().creates_accepted == 2
+
+
+async def test_what_was_never_sent_is_bought_only_when_told_and_agreed(jobs: Command, emulator: Emulator) -> None:
+    gateway = emulator.apimall()
+    await jobs.write(unsent("one", gateway), unsent("other", emulator.apimall(api_key="x")))
+    said = await jobs("resume")
+    assert said.code == 0
+    assert "1 job never sent: --buy buys them" in said.err
+    assert "1 job of other accounts left" in said.err
+    said = await jobs("resume", "--buy", answer="")
+    assert said.code == 1
+    assert said.err.startswith("1 unsent job will be bought: what they cost is unknown")
+    assert "nothing was done" in said.err
+    assert emulator.stats().creates_received == 0
+    said = await jobs("resume", "--buy", answer="y")
+    assert (said.code, keys(said)) == (0, ["one"])
+    await jobs.write(unsent("two", gateway), unsent("three", gateway))
+    said = await jobs("resume", "--buy", "--yes")
+    assert (said.code, sorted(keys(said))) == (0, ["three", "two"])
+    assert "2 unsent jobs will be bought: about 16 credits" in said.err
+    assert (emulator.stats().creates_accepted, emulator.stats().double_charges) == (3, 0)
+
+
+async def test_a_job_that_fails_is_named_and_makes_the_code_1(jobs: Command) -> None:
+    async with Emulator(duration=QUICK, failure_probability=1.0) as emulator:
+        for name, value in environment(emulator).items():
+            jobs.patch.setenv(name, value)
+        await bought(jobs, emulator.apimall(), "one")
+        said = await jobs("resume")
+    assert (said.code, said.out) == (1, "")
+    assert said.complaint.startswith("nanobanana: one: task ")
+
+
+async def test_a_reader_that_goes_away_ends_it_quietly(jobs: Command, emulator: Emulator) -> None:
+    await bought(jobs, emulator.apimall(), "one", "two")
+    jobs.patch.setattr(sys, "stdout", GonePipe())
+    said = await jobs("resume")
+    assert said.code == 1
+    assert "bug" not in said.err
+
+
+async def test_ctrl_c_leaves_them_to_be_resumed(jobs: Command) -> None:
+    async with Emulator(duration=Fixed(30)) as emulator:
+        await bought(jobs, emulator.apimall(), "one")
+        before = emulator.stats().queries
+        environ = environment(emulator, NANOBANANA_LEDGER=str(jobs.ledger))
+        async with started("jobs", "resume", environ=environ) as process:
+            async with asyncio.timeout(20):
+                while emulator.stats().queries == before:  # noqa: ASYNC110 - the emulator has no event for it
+                    await asyncio.sleep(0.05)
+            process.send_signal(signal.SIGINT)
+            said = await ended(process)
+    assert said.code == 130
+    assert "jobs resume" in said.complaint
+    assert (await jobs.records())["one"].state is JobState.RUNNING
+    assert "1 job sent, not ended, and followed by nobody" in (await jobs()).err
+
+
+# Settling
+
+
+async def test_a_job_that_was_not_bought_is_settled_as_refused(jobs: Command, emulator: Emulator) -> None:
+    await in_doubt(jobs, emulator.defapi())
+    jobs.patch.delenv("NANOBANANA_GATEWAY")
+    again = await jobs("settle", "lost", "--as", "buy-again", answer="n")
+    assert (again.code, "What it costs is unknown" in again.err) == (1, True)
+    refused = await jobs("settle", "lost", "--as", "refused")
+    assert (refused.code, "Nobody is there to be asked" in refused.complaint) == (2, True)
+    said = await jobs("settle", "lost", "--as", "refused", answer="n")
+    assert (said.code, (await jobs.records())["lost"].state) == (1, JobState.UNCERTAIN)
+    said = await jobs("settle", "lost", "--as", "refused", answer="yes")
+    assert (said.code, said.out) == (0, "")
+    assert "job lost is refused" in said.err
+    assert (await jobs.records())["lost"].state is JobState.REFUSED
+    assert emulator.stats().creates_received == 1
+
+
+async def test_a_job_that_was_bought_is_followed_under_its_task_id(jobs: Command, emulator: Emulator) -> None:
+    await in_doubt(jobs, emulator.defapi())
+    (sold,) = emulator.jobs()
+    said = await jobs("settle", "lost", "--as", "task-id", sold.task_id, "--gateway", "defapi", "--yes")
+    assert (said.code, said.out.startswith(f"{emulator.url}/cdn/")) == (0, True)
+    assert (await jobs.records())["lost"].task_id == sold.task_id
+    assert emulator.stats().creates_received == 1
+
+
+@pytest.mark.parametrize("option", ["--wait", "--no-wait"])
+async def test_a_job_is_bought_again_with_its_price_told(jobs: Command, emulator: Emulator, option: str) -> None:
+    await in_doubt(jobs, emulator.defapi())
+    async with Session(emulator.defapi(), ledger=jobs.ledger) as session:
+        await session.generate("a wolf")
+    again = ("settle", "lost", "--as", "buy-again", "--gateway", "defapi", option)
+    said = await jobs(*again, answer="n")
+    assert (said.code, emulator.stats().creates_accepted) == (1, 2)
+    assert "that is a second payment" in said.err
+    assert "The last one of its kind cost 0.5 credits." in said.err
+    said = await jobs(*again, answer="y")
+    assert (said.code, emulator.stats().creates_accepted) == (0, 3)
+    record = (await jobs.records())["lost"]
+    assert record.generation == 2
+    if option == "--wait":
+        assert (record.state, said.out.startswith(f"{emulator.url}/cdn/")) == (JobState.SUCCEEDED, True)
+    else:
+        assert (record.state, said.out) == (JobState.RUNNING, "")
+        assert f"task {record.task_id}: `nanobanana jobs resume` follows it" in said.err
+
+
+async def test_a_failed_job_is_bought_again_at_the_price_of_its_kind(jobs: Command, emulator: Emulator) -> None:
+    gateway = emulator.apimall()
+    await bought(jobs, gateway, "one")
+    assert (await jobs("resume")).code == 0
+    failed = running("two", account=gateway.account, attempts=1).to(JobState.FAILED)
+    await jobs.write(failed)
+    said = await jobs("settle", "two", "--as", "buy-again", "--yes")
+    assert (said.code, said.out.startswith(f"{emulator.url}/cdn/")) == (0, True)
+    assert "The last one of its kind cost 8 credits." in said.err
+    assert "second payment" not in said.err
+
+
+# Forgetting
+
+
+async def test_only_what_ended_long_ago_is_forgotten_and_never_without_a_word(jobs: Command) -> None:
+    now = datetime.now(UTC)
+    for number, age in enumerate((1, 50)):
+        then = now - timedelta(days=age)
+        await jobs.write(*(job(f"{s.value}-{number}", state=s, created_at=then, ended_at=then) for s in JobState))
+    said = await jobs("prune", "--older-than", "60d", answer="y")
+    assert (said.code, said.err.startswith("no job ended before")) == (0, True)
+    said = await jobs("prune", "--older-than", "30d", answer="n")
+    assert (said.code, len(await jobs.records())) == (1, 16)
+    assert said.err.startswith("4 jobs that ended before")
+    assert "such a job is bought again" in said.err
+    said = await jobs("prune", "--older-than", "721h", "--yes")
+    assert (said.code, said.err.splitlines()[-1]) == (0, "4 jobs forgotten")
+    left = {key for key in await jobs.records() if key.endswith("-1")}
+    assert left == {"pending-1", "submitting-1", "running-1", "uncertain-1"}
