@@ -1,6 +1,6 @@
 """Where jobs are written down: the contract that every ledger keeps."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from datetime import datetime
 from decimal import Decimal
 from typing import Protocol, runtime_checkable
@@ -80,6 +80,18 @@ class Ledger(Protocol):
 
     async def spent(self, prefix: str) -> Spending:
         """Sum up the jobs whose keys begin so."""
+        ...
+
+    async def secret(self) -> bytes:
+        """Return 32 random bytes that all who share the list have in common, for as long as it lasts."""
+        ...
+
+    async def nudge(self, key: str, task_id: str | None) -> None:
+        """Leave word for the owner who follows a job that there is news of it, and what its task id is said to be."""
+        ...
+
+    async def nudges(self) -> Sequence[tuple[str, str | None]]:
+        """Take what others have left for us: keys, and task ids as far as they were said."""
         ...
 
     def unfinished(self, account: str) -> AsyncIterator[JobRecord]:

@@ -3,6 +3,7 @@
 Synchronous, and without a commit: the caller decides what is durable together.
 """
 
+import secrets
 import sqlite3
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Sequence
@@ -49,12 +50,14 @@ UNFINISHED_COUNTS = f"SELECT owner, state, count(*) FROM jobs WHERE {_IS_OPEN} A
 _PRUNABLE = f"state IN ({_listed(FINAL)}) AND coalesce(ended_at, created_at) < ?"
 PRUNABLE = f"SELECT count(*) FROM jobs WHERE {_PRUNABLE}"
 PRUNE = f"DELETE FROM jobs WHERE id > ? AND id <= ? AND {_PRUNABLE}"
+NUDGE = f"INSERT OR REPLACE INTO nudges SELECT owner, key, ? FROM jobs WHERE key = ? AND owner <> ? AND NOT {_ENDED}"
 
 _BATCH = "key >= ? AND key < ?"
 COSTS = f"SELECT credits_used, credits_refunded, count(*) FROM jobs WHERE {_BATCH} AND credits_used <> '' GROUP BY 1, 2"
 # One of each kind of request: those that differ in what they cost differ in more than words and pictures.
 PRICED = (
     f"SELECT {_ALL} FROM jobs WHERE id IN (SELECT max(id) FROM jobs WHERE {_BATCH} AND credits_used <> ''"
+    f" AND state <> '{JobState.FAILED.value}'"
     " GROUP BY json_remove(request, '$.prompt', '$.images', '$.callback_url')) ORDER BY id"
 )
 UNPRICED = (
@@ -183,6 +186,25 @@ class Desk:
             priced=tuple(record_of(row) for row in run(PRICED, stretch)),
             unpriced=tuple(record_of(row) for row in run(UNPRICED, stretch)),
         )
+
+    def secret(self) -> bytes:
+        """Return what callbacks are signed with; make it when it is asked for first."""
+        run = self.connection.execute
+        found = run("SELECT value FROM secrets WHERE name = 'callbacks'").fetchone()
+        if found is None:
+            found = (secrets.token_bytes(32),)
+            run("INSERT INTO secrets VALUES ('callbacks', ?)", found)
+        return bytes(found[0])
+
+    def nudge(self, key: str, task_id: str | None) -> None:
+        """Leave word for the owner of an unfinished job, unless that is us."""
+        self.connection.execute(NUDGE, (task_id, key, self._owner))
+
+    def nudges(self) -> list[tuple[str, str | None]]:
+        """Take what was left for us."""
+        return self.connection.execute(
+            "DELETE FROM nudges WHERE owner = ? RETURNING key, task_id", (self._owner,)
+        ).fetchall()
 
     def last_id(self) -> int:
         """Return the id of the newest row; 0 when there is none."""

@@ -1,6 +1,7 @@
 """A ledger that lives and dies with the process: the contract in a dict."""
 
-from collections.abc import AsyncIterator
+import secrets
+from collections.abc import AsyncIterator, Sequence
 from datetime import datetime
 from decimal import Decimal
 
@@ -21,6 +22,7 @@ class MemoryLedger:
     _jobs: dict[str, JobRecord] = field(factory=dict, init=False, repr=False)
     _tasks: dict[str, dict[str, str]] = field(factory=dict, init=False, repr=False)
     _ours: set[str] = field(factory=set, init=False, repr=False)
+    _secret: bytes = field(factory=lambda: secrets.token_bytes(32), init=False, repr=False)
     _is_open: bool = field(default=False, init=False, repr=False)
 
     async def open(self) -> None:
@@ -84,6 +86,17 @@ class MemoryLedger:
             priced=tuple(record for record in bought if record.credits_used is not None),
             unpriced=tuple(record for record in bought if record.credits_used is None),
         )
+
+    async def secret(self) -> bytes:
+        """Return 32 random bytes, the same as long as the ledger lives."""
+        return self._secret
+
+    async def nudge(self, key: str, task_id: str | None) -> None:
+        """Do nothing: nobody else follows these jobs."""
+
+    async def nudges(self) -> Sequence[tuple[str, str | None]]:
+        """Return nothing: nobody else knows of this ledger."""
+        return ()
 
     async def unfinished(self, account: str) -> AsyncIterator[JobRecord]:
         """Yield the jobs of an account that were let go, oldest first."""

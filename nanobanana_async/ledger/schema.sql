@@ -36,3 +36,17 @@ CREATE INDEX jobs_open ON jobs (account, id, state, owner)
 CREATE INDEX jobs_task ON jobs (account, task_id) WHERE task_id IS NOT NULL;
 
 CREATE INDEX jobs_state ON jobs (state);
+
+-- What callbacks are signed with: whoever reads it can pretend to be the gateway, and is then not believed.
+CREATE TABLE secrets (
+    name  TEXT PRIMARY KEY,
+    value BLOB NOT NULL
+) STRICT;
+
+-- Word of a callback, left for the owner who follows the job by whoever received it.
+CREATE TABLE nudges (
+    owner   TEXT NOT NULL,
+    key     TEXT NOT NULL,
+    task_id TEXT,
+    PRIMARY KEY (owner, key)
+) STRICT, WITHOUT ROWID;

@@ -3,7 +3,7 @@
 import asyncio
 import os
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Collection
+from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from datetime import datetime
 from functools import partial
 from pathlib import Path
@@ -123,6 +123,18 @@ class SqliteLedger:
     async def spent(self, prefix: str) -> Spending:
         """Sum up what the jobs whose keys begin so have cost."""
         return await self._ask(lambda desk: desk.spent(prefix))
+
+    async def secret(self) -> bytes:
+        """Return 32 random bytes that are kept in the file, for callbacks."""
+        return await self._ask(Desk.secret, writes=True)
+
+    async def nudge(self, key: str, task_id: str | None) -> None:
+        """Leave word for the owner who follows a job that there is news of it."""
+        await self._ask(lambda desk: desk.nudge(key, task_id), writes=True, key=key)
+
+    async def nudges(self) -> Sequence[tuple[str, str | None]]:
+        """Take what others have left for us."""
+        return await self._ask(Desk.nudges, writes=True)
 
     async def unfinished(self, account: str) -> AsyncIterator[JobRecord]:
         """Yield the unfinished jobs of an account that nobody follows, oldest first; `adopt` then decides."""

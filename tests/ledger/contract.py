@@ -221,6 +221,21 @@ async def what_a_batch_has_cost_is_summed_up(ledger: Ledger) -> None:
 
 
 @scene
+async def it_keeps_a_secret(ledger: Ledger) -> None:
+    secret = await ledger.secret()
+    assert len(secret) == 32
+    assert await ledger.secret() == secret
+
+
+@scene
+async def nobody_leaves_word_for_himself(ledger: Ledger) -> None:
+    await ledger.claim(running())
+    await ledger.nudge("order-1", "t1")
+    await ledger.nudge("order-2", None)
+    assert list(await ledger.nudges()) == []
+
+
+@scene
 async def closing_lets_go_of_all_and_it_can_be_opened_again(ledger: Ledger) -> None:
     await ledger.claim(running())
     await ledger.aclose()

@@ -70,6 +70,20 @@ async def test_whoever_closes_leaves_his_jobs_to_the_others(opened: Opening) -> 
     assert await mine.held("mine") == 0
 
 
+async def test_word_is_left_for_whoever_follows_the_job_and_taken_once(opened: Opening) -> None:
+    mine, theirs, nobodys = await opened(), await opened(), await opened()
+    await mine.claim(running())
+    await theirs.nudge("order-1", None)
+    await theirs.nudge("order-1", "t1")  # the later word counts
+    assert await nobodys.nudges() == []
+    assert await mine.nudges() == [("order-1", "t1")]
+    assert await mine.nudges() == []
+    await mine.advance(running(), running().to(JobState.SUCCEEDED))
+    await theirs.nudge("order-1", "t1")
+    assert await mine.nudges() == []
+    assert await theirs.secret() == await mine.secret()
+
+
 async def test_of_two_heirs_one_inherits(opened: Opening) -> None:
     dead, one, other = await opened(), await opened(), await opened()
     await dead.claim(running())
