@@ -18,6 +18,11 @@ APPLICATION_ID = 0x6E62616E  # "nban", for `file` and for us
 
 _PAUSE_S = 0.02
 
+_WHAT_IT_IS = (
+    "SELECT (SELECT application_id FROM pragma_application_id), (SELECT user_version FROM pragma_user_version),"
+    " (SELECT count(*) FROM sqlite_schema)"
+)
+
 CACHE_KIB = 16 * 1024
 
 _CREATING = threading.Lock()
@@ -108,9 +113,8 @@ def _connect(path: Path, mode: str, busy_s: float) -> sqlite3.Connection:
 
 def _version(connection: sqlite3.Connection, path: Path, schema: Schema) -> int:
     """Return the version of a ledger, 0 for an empty file; raise `LedgerError` for what is none that we know."""
-    (application,) = connection.execute("PRAGMA application_id").fetchone()
-    (version,) = connection.execute("PRAGMA user_version").fetchone()
-    (tables,) = connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()
+    # In one statement, and so from one moment: another process may be making the same file.
+    application, version, tables = connection.execute(_WHAT_IT_IS).fetchone()
     if (application, version, tables) == (0, 0, 0):
         return 0
     if application != APPLICATION_ID or version < 1:

@@ -10,6 +10,7 @@ lock outlive the parent. The lock guards a machine, as SQLite's own do; a ledger
 
 import contextlib
 import os
+import stat
 import sys
 import uuid
 from pathlib import Path
@@ -87,10 +88,14 @@ class Owners:
             owner_id = uuid.uuid4().hex
             file = self._folder / f"{owner_id}{SUFFIX}"
             # The last one to leave removes the folder; it may do so at any moment here.
-            self._folder.mkdir(mode=0o700, exist_ok=True)
             try:
+                self._folder.mkdir(mode=0o700, exist_ok=True)
                 descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
             except FileNotFoundError:
+                continue
+            except FileExistsError:  # it was there, and had gone when mkdir looked whether it is a folder
+                if _is_in_the_way(self._folder):
+                    raise
                 continue
             # Somebody who sweeps may have taken the file for a dead one's before it was locked.
             if _take(descriptor, shared=False) and _is_there(file, descriptor):
@@ -117,6 +122,13 @@ class Owners:
             for file in list(self._folder.iterdir()):
                 if file.suffix == SUFFIX:
                     _bury(file)
+
+
+def _is_in_the_way(path: Path) -> bool:
+    try:
+        return not stat.S_ISDIR(path.lstat().st_mode)
+    except FileNotFoundError:
+        return False
 
 
 def _is_there(file: Path, descriptor: int) -> bool:

@@ -1,0 +1,168 @@
+"""The emulator in a process of its own, which keeps a book of every create that arrived.
+
+`python -m tests.durability.shop SETTINGS` prints where it listens; each line on its input is answered by the book, as
+one line of JSON; when its input ends, so does it.
+"""
+
+import asyncio
+import hashlib
+import json
+import subprocess
+import sys
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from nanobanana_async.emulator import Answer, Call, Chance, LogNormal, World, WorldSettings, faults
+from nanobanana_async.emulator.server import WorldServer
+from nanobanana_async.emulator.settings import Idempotency
+
+ROOT = Path(__file__).absolute().parents[2]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShopSettings:
+    """How the emulated account behaves."""
+
+    seed: int = 0
+    job_limit: int = 12
+    median_s: float = 0.3
+    idempotency: Idempotency = "replay"
+    lost: float = 0.03
+    """The share of creates that are charged and never answered."""
+    slow: float = 0.5
+    """The share of answers that take a while, so that a kill can meet the request on the wire."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Post:
+    """One create as it arrived: its idempotency key, a digest of its body, what it was answered (0 for nothing)."""
+
+    key: str | None
+    body: str
+    status: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bought:
+    """What arrived for one prompt, and the tasks that were charged for it."""
+
+    posts: list[Post]
+    task_ids: list[str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Book:
+    """What the shop knows, by prompt, and its own counts."""
+
+    prompts: dict[str, Bought]
+    counts: dict[str, int]
+
+
+class WatchedWorld(World):
+    """A world that notes every create."""
+
+    def __init__(self, settings: WorldSettings) -> None:
+        super().__init__(settings)
+        self.posts: defaultdict[str, list[Post]] = defaultdict(list)
+
+    def handle(self, now: float, call: Call) -> Answer:
+        """Answer a call as any world does."""
+        answer = super().handle(now, call)
+        if call.method == "POST":
+            key = {name.lower(): value for name, value in call.headers.items()}.get("idempotency-key")
+            post = Post(key=key, body=hashlib.sha256(call.body).hexdigest()[:16], status=answer.status)
+            self.posts[json.loads(call.body)["prompt"]].append(post)
+        return answer
+
+    def book(self, now: float) -> Book:
+        """Return everything that was noted."""
+        prompts = {prompt: Bought(posts=posts, task_ids=[]) for prompt, posts in self.posts.items()}
+        for job in self.jobs(now):
+            prompts[job.prompt].task_ids.append(job.task_id)
+        stats = self.stats(now)
+        counts = {
+            "creates received": stats.creates_received,
+            "creates refused (429)": stats.refusals_429.get("jobs", 0),
+            "creates charged": stats.creates_accepted,
+            "answers lost by the gateway": stats.lost_creates,
+            "repeats answered from the key": stats.replays,
+            "queries": stats.queries,
+        }
+        return Book(prompts=prompts, counts=counts)
+
+
+def _world(shop: ShopSettings) -> WatchedWorld:
+    chances = [
+        Chance(share, fault, endpoint)
+        for endpoint in ("apimall.create", "defapi.create")
+        for share, fault in ((shop.lost, faults.reset(processed=True)), (shop.slow, faults.delay(0.04)))
+    ]
+    chances += [
+        Chance(share, fault, endpoint)
+        for endpoint in ("apimall.query", "defapi.query")
+        for share, fault in ((shop.lost, faults.reset()), (shop.slow, faults.delay(0.02)))
+    ]
+    return WatchedWorld(
+        WorldSettings(
+            seed=shop.seed,
+            job_limit=shop.job_limit,
+            duration=LogNormal(median_s=shop.median_s),
+            idempotency=shop.idempotency,
+            unique_by="prompt",
+            chances=chances,
+            picture_scale=0.02,
+        )
+    )
+
+
+async def _serve(shop: ShopSettings) -> None:
+    world = _world(shop)
+    server = await WorldServer.started(world, host="127.0.0.1", port=0)
+    print(json.dumps(server.url), flush=True)
+    loop = asyncio.get_running_loop()
+    while await loop.run_in_executor(None, sys.stdin.readline):
+        print(json.dumps(asdict(world.book(server.now()))), flush=True)
+    await server.aclose()
+
+
+class Shop:
+    """The shop as its parent sees it."""
+
+    def __init__(self, process: "subprocess.Popen[str]") -> None:
+        self._process = process
+        self.url: str = self._read()
+
+    def book(self) -> Book:
+        """Ask what arrived and what was charged."""
+        assert self._process.stdin is not None
+        self._process.stdin.write("\n")
+        self._process.stdin.flush()
+        told = self._read()
+        prompts = {
+            prompt: Bought(posts=[Post(**post) for post in bought["posts"]], task_ids=bought["task_ids"])
+            for prompt, bought in told["prompts"].items()
+        }
+        return Book(prompts=prompts, counts=told["counts"])
+
+    def _read(self) -> Any:
+        assert self._process.stdout is not None
+        return json.loads(self._process.stdout.readline())
+
+
+@contextmanager
+def opened(settings: ShopSettings) -> Iterator[Shop]:
+    """Run a shop in a process of its own."""
+    command = [sys.executable, "-m", "tests.durability.shop", json.dumps(asdict(settings))]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT) as process:
+        try:
+            yield Shop(process)
+        finally:
+            process.kill()
+
+
+if __name__ == "__main__":
+    asyncio.run(_serve(ShopSettings(**json.loads(sys.argv[1]))))

@@ -1,0 +1,55 @@
+"""Killed with SIGKILL again and again while it buys, follows and saves: nothing is paid twice, nothing paid is lost.
+
+The long form is `python -m tests.durability --kills 200`.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+
+from tests.durability.shop import ROOT
+
+pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork, and no SIGKILL")
+
+
+def told(*arguments: str, code: int = 0) -> dict[str, Any]:
+    """Run the loop in a process of its own, which forks; return its figures."""
+    command = [sys.executable, "-m", "tests.durability", "--json", *arguments]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=50, check=False)
+    assert done.returncode == code, done.stdout + done.stderr
+    figures: dict[str, Any] = json.loads(done.stdout)
+    return figures
+
+
+def test_thirty_kills_on_apimall_cost_no_second_charge_and_lose_no_job() -> None:
+    figures = told("--gateway", "apimall", "--kills", "30", "--seed", "7")
+    assert figures["kills"] == 30
+    assert min(figures["by phase"][phase] for phase in ("submit", "poll", "save")) > 0
+    assert figures["kills that left work open"] > 10
+    assert {"pending", "submitting", "running"} <= set(figures["jobs found open after kills"])
+    assert figures["repeats answered from the key"] > 0
+    assert set(figures["rows by state"]) == {"SUCCEEDED"}
+    assert figures["rows charged"] == figures["creates charged"] == figures["rows by state"]["SUCCEEDED"]
+    assert (figures["rows charged twice"], figures["rows charged and lost"]) == (0, 0)
+
+
+def test_ten_kills_on_defapi_buy_nothing_a_second_time_and_every_doubt_is_listed() -> None:
+    figures = told("--gateway", "defapi", "--kills", "10", "--seed", "5")
+    assert figures["kills"] == 10
+    assert figures["jobs found open after kills"]["submitting"] > 0
+    states = figures["rows by state"]
+    assert set(states) == {"SUCCEEDED", "UNCERTAIN"}
+    assert figures["rows charged"] == figures["creates charged"]
+    assert figures["rows charged"] == states["SUCCEEDED"] + figures["uncertain rows that were charged"]
+    assert (figures["rows charged twice"], figures["rows charged and lost"]) == (0, 0)
+
+
+def test_a_second_purchase_would_be_found() -> None:
+    figures = told("--gateway", "defapi", "--kills", "10", "--seed", "5", "--control", code=1)
+    assert figures["rows charged twice"] > 0
+    assert any("charged 2 times" in breach for breach in figures["breaches"])
+    assert any("sent again although it may have been bought" in breach for breach in figures["breaches"])

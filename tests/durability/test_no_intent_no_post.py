@@ -1,0 +1,233 @@
+"""What can't be written down is not bought: a `LedgerError`, and not one request has reached the gateway."""
+# ruff: noqa: ASYNC240 - small files, and nothing else runs
+
+import asyncio
+import os
+import sqlite3
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, closing, contextmanager
+from pathlib import Path
+
+import pytest
+
+from nanobanana_async import ConcurrencyPolicy, GenerationResult, LedgerError, Session, SqliteLedger
+from nanobanana_async.emulator import Emulator, Fixed
+from nanobanana_async.ledger.desk import Desk
+from tests.durability.scenes import all_keys
+from tests.durability.shop import ROOT
+from tests.end_to_end.scenes import BOTH, GatewayName, charged, emulated, quick
+
+Trouble = Callable[[Path], AbstractContextManager[None]]
+
+KEYS = [f"row-{number}" for number in range(5)]
+LONG = "a fox " * 2000  # what is short may still fit into a file that can't grow
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "jobs.sqlite"
+
+
+@contextmanager
+def full_disk(path: Path) -> Iterator[None]:
+    """Let no file of this process become larger than the write-ahead log is: the next commit fails."""
+    resource = pytest.importorskip("resource")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (path.with_name(f"{path.name}-wal").stat().st_size, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold the lock for longer than a write waits."""
+    with closing(sqlite3.connect(path, isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        yield
+
+
+@contextmanager
+def moved_away(path: Path) -> Iterator[None]:
+    """Take the file away, and bring it back."""
+    aside = path.rename(path.with_name("aside"))
+    yield
+    aside.replace(path)
+
+
+TROUBLES = pytest.mark.parametrize("trouble", [full_disk, locked, moved_away])
+GATEWAYS = pytest.mark.parametrize("name", BOTH)
+
+
+def quickly(path: Path) -> SqliteLedger:
+    """Return a ledger that does not wait long for a lock."""
+    return SqliteLedger(path, busy_timeout_s=0.1)
+
+
+def nothing_arrived(emulator: Emulator) -> bool:
+    return sum(emulator.stats().requests.values()) == 0
+
+
+async def nothing_is_bought(session: Session) -> None:
+    """Ask for every row: each caller gets an error of his own, and may ask again."""
+    told = await all_keys(session, KEYS, LONG)
+    assert {type(each) for each in told.values()} == {LedgerError}
+    assert [(key, error.key) for key, error in told.items() if isinstance(error, LedgerError)] == list(
+        zip(KEYS, KEYS, strict=True)
+    )
+
+
+async def all_is_bought(session: Session, emulator: Emulator) -> None:
+    told = await all_keys(session, KEYS, LONG)
+    assert {type(each) for each in told.values()} == {GenerationResult}
+    assert charged(emulator.stats(), len(KEYS))
+
+
+async def within(ledger: SqliteLedger, statement: str) -> None:
+    """Run a statement on the ledger's own connection."""
+
+    def run(desk: Desk) -> None:
+        desk.connection.execute(statement).fetchall()
+
+    await ledger._ask(run)
+
+
+@GATEWAYS
+@TROUBLES
+async def test_a_new_job_that_cannot_be_written_is_not_sent(path: Path, name: GatewayName, trouble: Trouble) -> None:
+    async with emulated(unique_by="prompt") as emulator, quick(emulator, name, ledger=quickly(path)) as session:
+        with trouble(path):
+            await nothing_is_bought(session)
+        assert nothing_arrived(emulator)
+        await all_is_bought(session, emulator)
+
+
+@GATEWAYS
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ("PRAGMA max_page_count = 1", "PRAGMA max_page_count = 100000"),
+        ("PRAGMA query_only = ON", "PRAGMA query_only = OFF"),
+    ],
+    ids=["full", "read-only"],
+)
+async def test_what_sqlite_itself_refuses_to_write_is_not_sent(
+    path: Path, name: GatewayName, before: str, after: str
+) -> None:
+    ledger = quickly(path)
+    async with emulated(unique_by="prompt") as emulator, quick(emulator, name, ledger=ledger) as session:
+        await within(ledger, before)
+        await nothing_is_bought(session)
+        assert nothing_arrived(emulator)
+        await within(ledger, after)
+        await all_is_bought(session, emulator)
+
+
+@GATEWAYS
+@TROUBLES
+async def test_a_job_that_waited_for_its_slot_is_not_sent_when_its_turn_cannot_be_written(
+    path: Path, name: GatewayName, trouble: Trouble
+) -> None:
+    one = ConcurrencyPolicy(max_jobs=1, learn=False)
+    async with (
+        emulated(duration=Fixed(0.3), unique_by="prompt") as emulator,
+        quick(emulator, name, ledger=quickly(path), concurrency=one) as session,
+    ):
+        first = await session.submit("a fox", idempotency_key="first")
+        await first.accepted()
+        second = await session.submit("a crow", idempotency_key="second")
+        with trouble(path):
+            assert (await first).images  # what was paid for is handed over all the same
+            with pytest.raises(LedgerError) as caught:
+                await second
+        assert (caught.value.key, caught.value.safe_to_repeat) == ("second", True)
+        assert emulator.stats().creates_received == 1
+        assert (await session.generate("a crow", idempotency_key="second")).images
+        assert charged(emulator.stats(), 2)
+
+
+@GATEWAYS
+async def test_on_a_damaged_file_nothing_is_bought(path: Path, name: GatewayName) -> None:
+    async with emulated() as emulator, quick(emulator, name, ledger=path) as session:
+        await all_keys(session, [f"earlier-{number}" for number in range(100)])
+    pages = bytearray(path.read_bytes())
+    pages[2 * 4096 :] = os.urandom(len(pages) - 2 * 4096)
+    path.write_bytes(pages)
+    async with emulated() as emulator:
+        async with quick(emulator, name, ledger=path) as session:
+            await nothing_is_bought(session)
+        assert nothing_arrived(emulator)
+
+
+@GATEWAYS
+@pytest.mark.parametrize(
+    "content", [b"key,prompt\n" * 1000, b"SQLite format 3\0" + b"\xff" * 4080], ids=["csv", "header"]
+)
+async def test_on_a_file_that_is_no_ledger_no_session_opens(path: Path, name: GatewayName, content: bytes) -> None:
+    path.write_bytes(content)
+    async with emulated() as emulator:
+        with pytest.raises(LedgerError):
+            await quick(emulator, name, ledger=path).open()
+        assert nothing_arrived(emulator)
+    assert path.read_bytes() == content
+
+
+@GATEWAYS
+async def test_with_a_ledger_opened_for_reading_nothing_is_bought(path: Path, name: GatewayName) -> None:
+    async with emulated() as emulator:
+        async with quick(emulator, name, ledger=path):
+            pass
+        async with quick(emulator, name, ledger=SqliteLedger(path, read_only=True)) as session:
+            await nothing_is_bought(session)
+        assert nothing_arrived(emulator)
+
+
+UNPRIVILEGED = """
+import asyncio, os, sys
+from nanobanana_async import LedgerError, Session
+from nanobanana_async.ledger.file import current_schema
+from tests.durability.worker import gateway_at
+
+async def main(name, url, path):
+    try:
+        async with Session(gateway_at(name, url), ledger=path) as session:
+            print(await session.generate("a fox"))
+    except LedgerError as error:
+        print("LedgerError", error)
+
+if os.geteuid() == 0:
+    current_schema()  # perhaps that user may not look into the library
+    os.setgroups([]), os.setgid(65534), os.setuid(65534)
+asyncio.run(main(*sys.argv[1:]))
+"""
+
+
+def said_by_another_user(*arguments: str) -> str:
+    command = [sys.executable, "-c", UNPRIVILEGED, *arguments]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=30, check=False)
+    return done.stdout + done.stderr
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid"), reason="permissions work differently here")
+@GATEWAYS
+@pytest.mark.parametrize(("mode", "folder_mode"), [(0o444, 0o755), (0o444, 0o555), (0o644, 0o555)])
+async def test_on_a_file_that_this_user_may_only_read_nothing_is_bought(
+    name: GatewayName, mode: int, folder_mode: int
+) -> None:
+    with tempfile.TemporaryDirectory() as folder:  # a test's own folder can't be entered by another user
+        path = Path(folder) / "jobs.sqlite"
+        async with emulated() as emulator:
+            async with quick(emulator, name, ledger=path):
+                pass
+            path.chmod(mode)
+            path.parent.chmod(folder_mode)
+            try:
+                said = await asyncio.to_thread(said_by_another_user, name, emulator.url, str(path))
+            finally:
+                path.parent.chmod(0o755)
+            assert said.startswith("LedgerError"), said
+            assert nothing_arrived(emulator)

@@ -1,0 +1,106 @@
+"""What the shop charged, what the ledger says and what was saved, held against each other."""
+
+import asyncio
+import hashlib
+import sqlite3
+from collections import Counter
+from collections.abc import Iterator, Mapping, Set
+from contextlib import closing
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from nanobanana_async import JobState, SqliteLedger
+from nanobanana_async.jobs import JobRecord
+from tests.durability.shop import Book, Bought
+from tests.durability.worker import GatewayName, prompt_of
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """What was found: rows by their end, and each breach of a promise in one sentence."""
+
+    states: Counter[str] = field(default_factory=Counter)
+    charged: int = 0
+    charged_twice: int = 0
+    lost: int = 0
+    """Charged rows of which neither a saved result nor an UNCERTAIN job tells."""
+    uncertain_charged: int = 0
+    breaches: list[str] = field(default_factory=list)
+
+
+def judged(
+    gateway: GatewayName, book: Book, ledger: Path, saved: Mapping[str, str | None], pictures: Path | None = None
+) -> Verdict:
+    """Compare them. `saved` is what the workers kept: a URL, or None for a row in doubt; `pictures` is a folder."""
+    records = asyncio.run(_records(ledger))
+    rows = {key: book.prompts.get(prompt_of(key), Bought(posts=[], task_ids=[])) for key in records}
+    breaches = list(_whole(ledger))
+    unwritten = set(book.prompts) - {prompt_of(key) for key in records}
+    breaches += (f"{prompt!r} was sent and is not in the ledger" for prompt in unwritten)
+    for key, record in records.items():
+        breaches += (f"{key}: {why}" for why in _sent_right(gateway, rows[key]))
+        breaches += (f"{key}: {why}" for why in _ended_right(gateway, record, rows[key], saved))
+    if pictures is not None:
+        breaches += _pictures(pictures, {key for key, url in saved.items() if url is not None})
+    tells = {key for key, record in records.items() if saved.get(key) or record.state is JobState.UNCERTAIN}
+    charged = {key for key, row in rows.items() if row.task_ids}
+    return Verdict(
+        states=Counter(record.state.name for record in records.values()),
+        charged=len(charged),
+        charged_twice=sum(len(row.task_ids) > 1 for row in rows.values()),
+        lost=len(charged - tells),
+        uncertain_charged=sum(records[key].state is JobState.UNCERTAIN for key in charged),
+        breaches=breaches,
+    )
+
+
+def _sent_right(gateway: GatewayName, row: Bought) -> Iterator[str]:
+    if len(row.task_ids) > 1:
+        yield f"charged {len(row.task_ids)} times"
+    if gateway == "apimall" and len({(post.key, post.body) for post in row.posts}) > 1:
+        yield "repeated under another key, or with other bytes"
+    if gateway == "defapi" and any(post.status != 429 for post in row.posts[:-1]):
+        yield "sent again although it may have been bought"
+
+
+def _ended_right(
+    gateway: GatewayName, record: JobRecord, row: Bought, saved: Mapping[str, str | None]
+) -> Iterator[str]:
+    match record.state:
+        case JobState.SUCCEEDED:
+            if row.task_ids[:1] != [record.task_id]:
+                yield "the ledger names another task than was charged"
+            if saved.get(record.key) != record.images[0]:
+                yield "its picture was not saved"
+        case JobState.UNCERTAIN if gateway == "defapi":
+            if record.key not in saved or saved[record.key] is not None:
+                yield "it is in doubt, and its caller was not told so"
+        case state:
+            yield f"it ended {state.name}"
+
+
+def _pictures(folder: Path, keys: Set[str]) -> Iterator[str]:
+    """Hold the pictures against their list: each row has one, whole, and nothing is listed that is not there."""
+    lines = [line.split("  ") for line in (folder / "SHA256SUMS").read_text().splitlines()]
+    listed = Counter(name.rpartition("-")[0] for _, name in lines)
+    yield from (f"{key}: {listed[key]} pictures are listed" for key in keys if listed[key] != 1)
+    for digest, name in lines:
+        file = folder / name
+        if not file.is_file() or hashlib.sha256(file.read_bytes()).hexdigest() != digest:
+            yield f"{name} is not what the list says"
+
+
+def _whole(ledger: Path) -> Iterator[str]:
+    with closing(sqlite3.connect(ledger)) as connection:
+        said = connection.execute("PRAGMA integrity_check").fetchall()
+    if said != [("ok",)]:
+        yield f"the ledger's file is damaged: {said[:3]}"
+
+
+async def _records(path: Path) -> dict[str, JobRecord]:
+    ledger = SqliteLedger(path, read_only=True)
+    await ledger.open()
+    try:
+        return {record.key: record async for record in ledger.jobs()}
+    finally:
+        await ledger.aclose()
