@@ -8,6 +8,7 @@ from decimal import Decimal
 from typing import Any
 
 from nanobanana_async import errors
+from nanobanana_async.display import Html, amount, card, note, pictures, trouble
 from nanobanana_async.engine.core import Engine
 from nanobanana_async.engine.entry import Entry
 from nanobanana_async.errors import (
@@ -19,7 +20,7 @@ from nanobanana_async.errors import (
     NanoBananaError,
 )
 from nanobanana_async.jobs import Failure, JobState
-from nanobanana_async.models import GeneratedImage, GenerationResult, ImageRequest
+from nanobanana_async.models import GeneratedImage, GenerationResult, ImageRequest, facts_of, settings_of
 
 
 class Job:
@@ -32,6 +33,21 @@ class Job:
     def __repr__(self) -> str:
         task = f" task {self.task_id}" if self.task_id else ""
         return f"<Job {self.key} {self.state.value}{task}>"
+
+    def _repr_html_(self) -> str:
+        request, settled = self.request, self.settled()
+        prompt = None if request is None else request.prompt
+        if isinstance(settled, GenerationResult):
+            shown = pictures(image.url for image in settled.images)
+            return card(prompt, [("state", self.state.value), *facts_of(settled)], shown)
+        facts = [
+            ("state", self.state.value),
+            *settings_of(request),
+            ("credits", None if self.credits is None else amount(self.credits)),
+            ("key", self.key),
+            ("task", self.task_id),
+        ]
+        return card(prompt, facts, _story(self.state, settled))
 
     def __await__(self) -> Generator[Any, None, GenerationResult]:
         return self.result().__await__()
@@ -170,6 +186,7 @@ class Job:
             created_at=record.created_at,
             completed_at=record.ended_at,
             raw={} if seen is None else seen.raw,
+            request=record.request,
         )
 
     def _raise_stopped(self) -> None:
@@ -181,7 +198,8 @@ class Job:
         entry = self._entry
         record = entry.record
         if entry.stopped is not None:
-            return entry.stopped.about(record.key, safe_to_repeat=not record.perhaps_bought)
+            safe = entry.stopped.safe_to_repeat and not record.perhaps_bought
+            return entry.stopped.about(record.key, safe_to_repeat=safe)
         why = record.failure
         match record.state:
             case JobState.FAILED:
@@ -196,6 +214,14 @@ class Job:
                 return _refusal(why).about(record.key, safe_to_repeat=True)
             case _:
                 return JobWithdrawn(f"job {record.key} was withdrawn", job=self, safe_to_repeat=True)
+
+
+def _story(state: JobState, settled: NanoBananaError | None) -> Html:
+    if settled is not None:
+        return trouble(type(settled).__name__, str(settled))
+    if state is JobState.SUCCEEDED:
+        return note("Its pictures came inline, and are not at hand: await it to see them.")
+    return note("It has not ended: await it for its pictures.")
 
 
 def _refusal(why: Failure) -> GatewayError:

@@ -31,7 +31,9 @@ class Keeper:
         try:
             await anyio.Path(folder).mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise DownloadError(f"the folder {folder} can't be made: {error.strerror}", key=result.key) from None
+            raise DownloadError(
+                f"the folder {folder} can't be made: {error.strerror}", key=result.key, safe_to_repeat=False
+            ) from None
         async with asyncio.TaskGroup() as group:  # one that fails leaves the others whole
             saves = [group.create_task(self._saved(image, folder, result.key)) for image in result.images]
         paths: list[Path] = []

@@ -8,6 +8,7 @@ from urllib.parse import urlsplit
 
 from attrs import Attribute, evolve, field, frozen
 
+from nanobanana_async.display import Fact, amount, card, pictures, seconds
 from nanobanana_async.errors import InvalidRequest
 
 Resolution = Literal["1K", "2K", "4K"]
@@ -122,6 +123,9 @@ class GeneratedImage:
     task_id: str = field(default="", repr=False)
     """The gateway's task that made it: it is asked for a new link when this one has expired."""
 
+    def _repr_html_(self) -> str:
+        return pictures([self.url])
+
 
 @frozen(kw_only=True)
 class GenerationResult:
@@ -139,11 +143,44 @@ class GenerationResult:
     created_at: datetime | None = None
     completed_at: datetime | None = None
     raw: Mapping[str, Any] = field(factory=dict, repr=False, eq=False)
+    request: ImageRequest | None = field(default=None, repr=False, eq=False)
+    """What was wanted; None for a task that was attached by its id alone."""
 
     @property
     def url(self) -> str:
         """The first image's URL."""
         return self.images[0].url
+
+    # Only HTML: every notebook takes it, it holds several pictures, and IPython adds the plain text from the repr.
+    def _repr_html_(self) -> str:
+        prompt = None if self.request is None else self.request.prompt
+        return card(prompt, facts_of(self), pictures(image.url for image in self.images))
+
+
+def facts_of(result: GenerationResult) -> list[Fact]:
+    """Return what is told of a result beside its pictures."""
+    begun, ended = result.created_at, result.completed_at
+    return [
+        *settings_of(result.request),
+        ("credits", None if result.credits is None else amount(result.credits)),
+        ("time", None if begun is None or ended is None else seconds((ended - begun).total_seconds())),
+        ("model", result.model),
+        ("key", result.key),
+        ("task", result.task_id),
+    ]
+
+
+def settings_of(request: ImageRequest | None) -> list[Fact]:
+    """Return what a request says beside its prompt."""
+    if request is None:
+        return []
+    return [
+        ("aspect ratio", request.aspect_ratio),
+        ("resolution", request.resolution),
+        ("pictures", request.num_images if request.num_images > 1 else None),
+        ("references", len(request.images) or None),
+        ("format", request.output_format),
+    ]
 
 
 def wish_of(request: str | ImageRequest, fields: RequestFields) -> ImageRequest:

@@ -83,6 +83,7 @@ class Session:
             timeouts=timeouts,
             max_credits=as_credits("max_credits", max_credits),
         )
+        self.callbacks = self._parts.callbacks
         self._host = Host(f"<Session {self.gateway.name}>", self._parts)
 
     def __repr__(self) -> str:
@@ -228,7 +229,7 @@ class Session:
         while entry.record.state is before:
             await entry.change()
             if entry.stopped is not None:
-                raise entry.stopped
+                raise entry.stopped.about(key, safe_to_repeat=False)
         entry.kept = True
         return Job(engine, entry)
 
@@ -242,6 +243,7 @@ class Session:
         max_credits: Decimal | float | None = None,
         expected_credits: Decimal | float | None = None,
         retry_failed: bool = False,
+        progress: bool = False,
     ) -> Batch:
         """Buy any number of pictures: `async for outcome in session.generate_many(prompts)`.
 
@@ -254,7 +256,7 @@ class Session:
 
         Outcomes come as rows end; `ordered` holds them back to the order of the input. `save_to` saves the pictures in
         the background. `max_credits` is never passed, earlier runs of the same name included; a kind of job whose price
-        nobody knows goes alone until it is told, unless `expected_credits` says it.
+        nobody knows goes alone until it is told, unless `expected_credits` says it. `progress` shows a bar of tqdm.
         """
         engine = self._open_engine()
         if batch is not None and isinstance(self._parts.ledger, MemoryLedger):
@@ -266,6 +268,7 @@ class Session:
             max_credits=as_credits("max_credits", max_credits),
             expected_credits=as_credits("expected_credits", expected_credits),
             retry_failed=retry_failed,
+            progress=progress,
         )
         return Batch(requests, orders, engine, Keeper(engine, self._parts.downloads))
 
@@ -291,7 +294,7 @@ class Session:
 
     async def _enter(self, request: str | ImageRequest, key: str | None, fields: RequestFields) -> Entry:
         engine = self._open_engine()
-        record = engine.record(wish_of(request, fields), secrets.token_hex(16) if key is None else key)
+        record = await engine.record(wish_of(request, fields), secrets.token_hex(16) if key is None else key)
         while (entry := engine.enter(record)).leaving:  # its last caller has just left: begin again after it
             await entry.change()
         return entry

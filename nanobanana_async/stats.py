@@ -5,6 +5,7 @@ from decimal import Decimal
 
 from attrs import frozen
 
+from nanobanana_async.display import amount, card, seconds, table
 from nanobanana_async.engine.core import Engine
 from nanobanana_async.jobs import JobState
 
@@ -43,6 +44,28 @@ class SessionStats:
     """After refunds, as far as the gateway said."""
     credits_remaining: Decimal | None
     """The gateway's last word on it; a hint."""
+
+    def _repr_html_(self) -> str:
+        ended = {
+            "succeeded": self.succeeded,
+            "failed": self.failed,
+            "refused": self.refused,
+            "uncertain": self.uncertain,
+            "withdrawn": self.withdrawn,
+        }
+        remaining = "" if self.credits_remaining is None else f", {amount(self.credits_remaining)} left"
+        rows = [
+            ("jobs ended", ", ".join(f"{count} {how}" for how, count in ended.items() if count) or None),
+            ("job slots", f"{self.held} of {self.job_limit or 'a limit not yet known'}"),
+            ("waiting for a slot", self.queued),
+            ("creates a second", None if self.rate_limit is None else f"{self.rate_limit:.2g}"),
+            ("gate", "open" if self.gate_open else "closed: the gateway asked for a pause, or is in trouble"),
+            ("refusals (429)", self.refusals),
+            ("queries", self.queries),
+            ("a job takes", None if self.median_job_s is None else seconds(self.median_job_s)),
+            ("credits", f"{amount(self.credits_spent)} spent{remaining}"),
+        ]
+        return card(None, (), table(row for row in rows if row[1] is not None))
 
 
 def stats_of(engine: Engine) -> SessionStats:

@@ -18,6 +18,7 @@ FLOORS: tuple[frozenset[str], ...] = (
     frozenset({"_version"}),
     frozenset({"errors"}),
     frozenset({"checks"}),
+    frozenset({"display"}),
     frozenset({"models"}),
     frozenset({"jobs"}),
     frozenset({"gateways", "policy", "rows"}),
@@ -27,7 +28,7 @@ FLOORS: tuple[frozenset[str], ...] = (
     frozenset({"handle", "keeping", "stats"}),
     frozenset({"batch"}),
     frozenset({"session"}),
-    frozenset({"webhooks", "display"}),
+    frozenset({"webhooks"}),
     frozenset({"report", "emulator"}),
     frozenset({"testing"}),
     frozenset({"cli"}),
@@ -38,7 +39,7 @@ FLOOR_OF = {room: number for number, rooms in enumerate(FLOORS) for room in room
 ROOT_FLOOR = FLOOR_OF["webhooks"]
 
 # Above the line: no await, no clock, no socket.
-THOUGHT = frozenset({"_version", "errors", "checks", "models", "jobs", "gateways", "policy", "rows"})
+THOUGHT = frozenset({"_version", "errors", "checks", "display", "models", "jobs", "gateways", "policy", "rows"})
 IO_MODULES = frozenset(
     {"aiohttp", "anyio", "asyncio", "concurrent", "http", "logging", "select", "selectors", "signal", "socket"}
     | {"sqlite3", "ssl", "subprocess", "threading", "time", "urllib.request"}
@@ -49,6 +50,7 @@ CLOCK_READERS = frozenset({"now", "today", "utcnow"})
 GUESTS = {
     "cyclopts": frozenset({"cli"}),
     "rich": frozenset({"cli"}),
+    "tqdm": frozenset({"batch"}),
     "sqlite3": frozenset({"ledger"}),
     "PIL": frozenset({"emulator", "http"}),
     "pytest": frozenset({"emulator", "testing"}),

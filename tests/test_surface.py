@@ -59,7 +59,17 @@ ERRORS = {
     "TransportError",
 }
 # What `from nanobanana_async import ...` costs in a server: none of the extras, nothing of the emulator.
-HEAVY = ("PIL", "cyclopts", "rich", "jinja2", "pytest", "nanobanana_async.emulator", "nanobanana_async.cli")
+HEAVY = (
+    "PIL",
+    "cyclopts",
+    "rich",
+    "jinja2",
+    "pytest",
+    "tqdm",
+    "IPython",
+    "nanobanana_async.emulator",
+    "nanobanana_async.cli",
+)
 
 
 def test_the_surface_is_chosen_not_grown() -> None:

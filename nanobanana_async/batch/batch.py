@@ -9,6 +9,8 @@ from typing import Self
 from nanobanana_async.batch.feeder import Feeder
 from nanobanana_async.batch.orders import Orders, Requests
 from nanobanana_async.batch.outcome import Outcome
+from nanobanana_async.batch.progress import Progress
+from nanobanana_async.display import Html, card, note, trouble
 from nanobanana_async.engine.core import Engine
 from nanobanana_async.errors import BatchStopped, InvalidRequest
 from nanobanana_async.keeping import Keeper
@@ -28,18 +30,37 @@ class Batch:
     """
 
     def __init__(self, requests: Requests, orders: Orders, engine: Engine, keeper: Keeper) -> None:
+        self._loop: asyncio.AbstractEventLoop | None = None
         self.name = orders.name
         self._runner = engine.runner
         self._feeder = Feeder(_checked(requests), orders, engine, keeper)
-        self._loop: asyncio.AbstractEventLoop | None = None
+        self._progress = Progress(requests, orders.name, self._feeder, engine) if orders.progress else None
 
     def __repr__(self) -> str:
         return f"<Batch {self.name or 'without a name'}: {self.done} done>"
+
+    def _repr_html_(self) -> str:
+        facts = [("done", self.done), ("failed", self.failed), ("unbought", self.unbought or None)]
+        return card(f"Batch {self.name or 'without a name'}", facts, self._story())
+
+    def _story(self) -> Html:
+        feeder = self._feeder
+        why = feeder.broken or feeder.stopped
+        if why is not None:
+            return trouble(f"The buying stopped: {type(why).__name__}", str(why))
+        if self._loop is None:
+            return note("It has not begun: take its outcomes with `async for`.")
+        return note("It has ended." if feeder.over else "It runs.")
 
     @property
     def done(self) -> int:
         """How many rows have ended, well or not."""
         return self._feeder.done
+
+    @property
+    def failed(self) -> int:
+        """How many of these did not end well."""
+        return self._feeder.failed
 
     @property
     def unbought(self) -> int:
@@ -51,13 +72,23 @@ class Batch:
 
     async def __anext__(self) -> Outcome:
         self._begin()
-        feeder = self._feeder
+        try:
+            return await self._next()
+        except BaseException:
+            if self._progress is not None:
+                self._progress.close()
+            raise
+
+    async def _next(self) -> Outcome:
+        feeder, progress = self._feeder, self._progress
+        if progress is not None:
+            progress.show()
         while (outcome := feeder.take()) is None:
             if feeder.over:
                 self._raise_why()
                 raise StopAsyncIteration
             feeder.changed.clear()
-            await feeder.changed.wait()
+            await (feeder.changed.wait() if progress is None else progress.wait(feeder.changed))
         return outcome
 
     async def __aenter__(self) -> Self:
@@ -72,16 +103,20 @@ class Batch:
     async def aclose(self) -> None:
         """Pull no more, and take back what was not yet sent. Idempotent."""
         self._feeder.stop()
+        if self._progress is not None:
+            self._progress.close()
 
     def __del__(self) -> None:
         if self._loop is not None:
             with suppress(RuntimeError):  # the loop is closed
-                self._loop.call_soon_threadsafe(self._feeder.stop)  # garbage is collected in any thread
+                self._loop.call_soon_threadsafe(self._feeder.abandon)  # garbage is collected in any thread
+                if self._progress is not None:
+                    self._loop.call_soon_threadsafe(self._progress.close)
 
     def _begin(self) -> None:
         if self._loop is None:
-            self._loop = asyncio.get_running_loop()
             self._runner.run_beside(self._feeder.run)
+            self._loop = asyncio.get_running_loop()
 
     def _raise_why(self) -> None:
         feeder = self._feeder

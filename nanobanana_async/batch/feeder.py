@@ -4,6 +4,7 @@ import asyncio
 import heapq
 from collections.abc import AsyncGenerator, AsyncIterable
 from contextlib import aclosing
+from decimal import Decimal
 from functools import partial
 from typing import Any
 
@@ -15,7 +16,7 @@ from attrs import evolve
 from nanobanana_async.batch.orders import Orders, Requests
 from nanobanana_async.batch.outcome import Outcome
 from nanobanana_async.engine.core import Engine
-from nanobanana_async.engine.entry import Entry
+from nanobanana_async.engine.entry import NEVER, Entry
 from nanobanana_async.errors import (
     AccessDenied,
     AuthenticationError,
@@ -69,10 +70,13 @@ class Feeder:
         self._out: dict[int, Entry] = {}
         """Rows that have not ended, in the order of the input."""
         self._unsent: dict[int, Entry] = {}
+        self._left: set[int] = set()
+        """Rows that were to be taken back when the buying stopped."""
         self._finishing: dict[int, Outcome] = {}
         self._refusals: tuple[object, int] = (None, 0)
         self._pulled_all = False
         self.done = 0
+        self.failed = 0
         self.unbought = 0
         self._taken = 0
         self.stopped: NanoBananaError | None = None
@@ -90,23 +94,41 @@ class Feeder:
         """Pull rows until there are no more, or the buying stops; in the session's task group."""
         self._group = group
         try:
-            with anyio.CancelScope() as self._scope:
-                budget = await self._budget()
-                await self._pull(() if budget is None else (budget,))
-        except asyncio.CancelledError:  # the session ends
-            self.broken = SessionClosed("the session was closed before the batch had ended")
-            raise
-        except Exception as error:  # of the input, or of the ledger
-            self.broken = error
+            await self._feed()
+            while self._out and not self._stopping:
+                self._room.clear()
+                await self._room.wait()
+            self._take_back()
+        except asyncio.CancelledError:
+            self.broken = _closed()
         finally:
             self._pulled_all = True
             self.changed.set()
 
+    async def _feed(self) -> None:
+        try:
+            with anyio.CancelScope() as self._scope:
+                if not self._stopping:
+                    budget = await self._budget()
+                    await self._pull(() if budget is None else (budget,))
+        except asyncio.CancelledError:
+            if self._engine.runner.closing:
+                raise
+            # Raised on, it would end the session.
+            self.broken = NanoBananaError("what the input waited for was cancelled")
+        except Exception as error:  # of the input, or of the ledger
+            self.broken = error
+        self._pulled_all = True
+        self.changed.set()
+
     async def _budget(self) -> Budget | None:
-        if self._orders.max_credits is None:
+        limit, expected = self._orders.max_credits, self._orders.expected_credits
+        if limit is None and expected is None:
             return None
+        if limit is None:  # the session has one
+            return await self._engine.budget(Decimal("Infinity"), expected, None)
         prefix = None if self._orders.name is None else key_prefix(self._orders.name)
-        return await self._engine.budget(self._orders.max_credits, self._orders.expected_credits, prefix)
+        return await self._engine.budget(limit, expected, prefix)
 
     async def _pull(self, budgets: tuple[Budget, ...]) -> None:
         async with aclosing(_each(self._items)) as items:
@@ -130,7 +152,7 @@ class Feeder:
             self._give(_outcome(row, None, error=row.error))
             return
         try:
-            record = self._engine.record(row.request, row.key)
+            record = await self._engine.record(row.request, row.key)
             while (entry := self._engine.enter(record, *budgets, retry_failed=self._orders.retry_failed)).leaving:
                 await entry.change()
         except SessionClosed:
@@ -138,7 +160,7 @@ class Feeder:
         except NanoBananaError as error:
             self._give(_outcome(row, None, error=error))
             return
-        entry.kept = True
+        entry.callers += 1
         self._out[row.index] = entry
         entry.listeners = [*(entry.listeners or ()), partial(self._heard, row)]
         self._heard(row, entry)
@@ -149,6 +171,8 @@ class Feeder:
             return
         if entry.live and entry.record.state is JobState.PENDING and not entry.elsewhere:
             self._unsent[row.index] = entry
+            if self._stopping:  # it was on the wire, and was sent back
+                self._leave(row.index, entry)
             return
         self._unsent.pop(row.index, None)
         self._room.set()
@@ -165,7 +189,8 @@ class Feeder:
             return
         if isinstance(settled, NanoBananaError):
             unbought = not entry.record.perhaps_bought and entry.record.state is not JobState.FAILED
-            if unbought and (self._stopping or isinstance(settled, STOPS)):
+            taken_back = row.index in self._left and entry.record.state is JobState.WITHDRAWN
+            if unbought and (taken_back or isinstance(settled, STOPS)):
                 self.unbought += 1
                 self.stop(settled)
                 return
@@ -179,23 +204,33 @@ class Feeder:
             self._give(outcome)
         else:
             self._finishing[row.index] = outcome
-            self._group.start_soon(self._finished, outcome)
+            self._group.start_soon(self._finish, outcome)
 
-    async def _finished(self, outcome: Outcome) -> None:
+    async def _finish(self, outcome: Outcome) -> None:
+        try:
+            finished = await self._finished(outcome)
+        except (SessionClosed, asyncio.CancelledError):
+            self.broken, finished = _closed(), None
+        del self._finishing[outcome.index]
+        self.changed.set()
+        if finished is not None:
+            self._give(finished)
+
+    async def _finished(self, outcome: Outcome) -> Outcome:
         try:
             async with self._finishers:
                 if outcome.result is None and outcome.job is not None:  # pictures that the ledger does not hold
                     outcome = evolve(outcome, result=await outcome.job.result())
                 if self._orders.folder is not None and outcome.result is not None:
                     outcome = evolve(outcome, saved=await self._keeper.save(outcome.result, self._orders.folder))
+        except SessionClosed:
+            raise
         except NanoBananaError as error:
             outcome = evolve(outcome, error=error)
         except Exception as bug:  # it must not end the session
             log.error("batch.crashed row=%s", outcome.index, exc_info=bug)
             outcome = evolve(outcome, error=NanoBananaError(f"a bug in nanobanana_async: {bug!r}; see the log"))
-        finally:
-            del self._finishing[outcome.index]
-        self._give(outcome)
+        return outcome
 
     def _count_refusal(self, error: NanoBananaError) -> None:
         kind = (type(error), error.code if isinstance(error, GatewayError) else None)
@@ -206,6 +241,7 @@ class Feeder:
 
     def _give(self, outcome: Outcome) -> None:
         self.done += 1
+        self.failed += not outcome.ok
         heapq.heappush(self._ready, (outcome.index if self._orders.ordered else self.done, outcome))
         self.changed.set()
         self._room.set()
@@ -214,23 +250,42 @@ class Feeder:
         """Take out the next outcome; None while there is none."""
         if not self._ready:
             return None
-        before = [next(iter(rows)) for rows in (self._out, self._finishing) if rows]
-        if self._orders.ordered and before and min(before) < self._ready[0][0]:
-            return None
+        if self._orders.ordered:
+            before = min(next(iter(self._out), NEVER), min(self._finishing, default=NEVER))
+            if before < self._ready[0][0]:
+                return None
         self._taken += 1
         self._room.set()
         return heapq.heappop(self._ready)[1]
 
     def stop(self, why: NanoBananaError | None = None) -> None:
         """Pull no more, and take back what was not yet sent; what runs goes on."""
-        if self._stopping:
-            return
-        self._stopping, self.stopped = True, why
+        if not self._stopping:
+            self.stopped = why
+            self.abandon()
+            self._take_back()
+
+    def abandon(self) -> None:
+        """Pull no more; `run` takes back the rest: anyio may refuse to start a task from outside of any."""
+        self._stopping = True
         if self._scope is not None:
             self._scope.cancel()
-        for entry in list(self._unsent.values()):
-            if not entry.callers:
-                self._engine.withdraw(entry)
+        self._room.set()
+
+    def _take_back(self) -> None:
+        for index, entry in list(self._unsent.items()):
+            self._leave(index, entry)
+
+    def _leave(self, index: int, entry: Entry) -> None:
+        """Want a row no more: unless somebody else does it is withdrawn, also if it comes back from the wire unsold."""
+        if index not in self._left:
+            self._left.add(index)
+            self._engine.leave(entry)
+            entry.leaving |= entry.on_wire and not (entry.callers or entry.kept)
+
+
+def _closed() -> SessionClosed:
+    return SessionClosed("the session was closed before the batch had ended")
 
 
 def _outcome(row: Row, job: Job | None, **found: Any) -> Outcome:

@@ -21,3 +21,4 @@ class Orders:
     max_credits: Decimal | None = None
     expected_credits: Decimal | None = None
     retry_failed: bool = False
+    progress: bool = False

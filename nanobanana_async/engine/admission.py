@@ -52,6 +52,7 @@ class Admission:
             entry.stored = claim.record
             try:
                 await self._books.renew(entry, body=wanted.body)
+                self._slots.release(entry)
                 return await self._take_up(entry)
             except LedgerError:
                 was, claim = claim, await self._claim_of(wanted)
@@ -77,8 +78,8 @@ class Admission:
         """Write down what a human knows of a job: its task id, a body to buy it anew with, or neither: not bought."""
         record = entry.record
         if body is not None:
-            self._slots.release(entry)
             await self._books.renew(entry, body=body)
+            self._slots.release(entry)
         elif task_id is not None:
             began_at = record.first_sent_at or self._books.utcnow()
             facts = {"task_id": task_id, "running_since": began_at, "in_doubt": False, "body": b"", "failure": None}
@@ -95,8 +96,8 @@ class Admission:
         return NEVER
 
     async def held_elsewhere(self) -> int:
-        """Count the jobs of this account that are not ours and may hold slots."""
-        since = self._books.utcnow() - timedelta(seconds=self._follower.job_s)
+        """Count the jobs of this account that are not ours and may hold slots: those that may still run."""
+        since = self._books.utcnow() - timedelta(seconds=self._follower.longest_s)
         return await self._books.ledger.held(self._gateway.account, since=since)
 
     async def _claim_of(self, wanted: JobRecord) -> Claim:
@@ -117,6 +118,8 @@ class Admission:
         if entry.elsewhere:
             entry.tell()
             return self._clock() + ELSEWHERE_LOOK_S
+        if claim.ours and claim.record.state is not JobState.PENDING:
+            self._slots.adopted()
         try:
             return await self._take_up(entry)
         except LedgerError:
@@ -132,10 +135,11 @@ class Admission:
                 return await self._buyer.take_up(entry)
             case JobState.RUNNING:
                 self._slots.hold(entry)
+                self._books.purse.found(entry)
                 entry.running_at = self._follower.running_since(entry)
                 return self._follower.begin(entry)
             case JobState.UNCERTAIN if entry.slots:
-                return self._clock() - self._books.age_s(entry.record.begun_at) + self._follower.lingers_s(entry)
+                return entry.lingers_until
             case _:
                 return NEVER
 
@@ -158,4 +162,5 @@ class Admission:
         else:
             same = same_wish(known.request, wanted.request)
         if not same:
-            raise IdempotencyConflict(f"key {known.key} already stands for another request", key=known.key)
+            why = f"key {known.key} already stands for another request"
+            raise IdempotencyConflict(why, key=known.key, safe_to_repeat=False)

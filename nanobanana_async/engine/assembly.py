@@ -4,13 +4,15 @@ import asyncio
 import os
 from decimal import Decimal
 
-from attrs import frozen
+from attrs import field, frozen
 
 from nanobanana_async.config import Timeouts
 from nanobanana_async.engine.books import Books, utcnow
 from nanobanana_async.engine.buying import Buyer
+from nanobanana_async.engine.callbacks import Callbacks
 from nanobanana_async.engine.core import Engine
 from nanobanana_async.engine.following import Follower
+from nanobanana_async.engine.hearing import Hearing
 from nanobanana_async.engine.purse import Purse
 from nanobanana_async.engine.slots import Slots
 from nanobanana_async.gateways.contract import Gateway, Transport
@@ -39,6 +41,11 @@ class Parts:
     retry: RetryPolicy
     timeouts: Timeouts
     max_credits: Decimal | None
+    callbacks: Callbacks = field(init=False)
+
+    @callbacks.default
+    def _made(self) -> Callbacks:
+        return Callbacks(self.ledger)
 
     def engine(self) -> Engine:
         """Return an engine on the running event loop; ledger and transport must be open."""
@@ -54,6 +61,7 @@ class Parts:
             query_s=self.timeouts.query_s,
             job_s=self.timeouts.job_s,
             clock=clock,
+            is_called_back=self.callbacks.expected_for,
         )
         slots = Slots(
             self.concurrency,
@@ -73,15 +81,20 @@ class Parts:
             clock=clock,
         )
         budgets = () if self.max_credits is None else (Budget(self.max_credits, purse.prices),)
-        return Engine(
+        engine = Engine(
             self.gateway,
             books,
             slots,
             buyer,
             follower,
             budgets=budgets,
+            callbacks=self.callbacks,
             max_requests=self.concurrency.max_requests,
         )
+        hearing = Hearing(self.gateway, engine, self.callbacks)
+        self.callbacks.connect(hearing.heard)
+        engine.runner.beside.append(hearing.fetch_nudges)
+        return engine
 
 
 def ledger_of(ledger: Ledger | str | os.PathLike[str] | None) -> Ledger:

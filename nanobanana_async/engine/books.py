@@ -73,10 +73,10 @@ class Books:
         entry.stored = stored
         entry.moved(after, interruption)
         self.purse.moved(was, entry)
+        if self.ended[before]:  # an uncertain job was settled, or one that had failed is bought again
+            self.ended[before] -= 1
         if entry.over:
             self.ended[after.state] += 1
-        elif self.ended[before]:  # an uncertain job was settled, or one that had failed is bought again
-            self.ended[before] -= 1
         if after.state is not before:
             self.tell(JobMoved(before=before, record=after))
 

@@ -8,6 +8,7 @@ PENDING waits for a slot, SUBMITTING is repeated under its key, RUNNING is looke
 
 import random
 from collections.abc import Callable
+from datetime import datetime
 
 from nanobanana_async.engine.books import Books, failure_of
 from nanobanana_async.engine.entry import NEVER, Entry
@@ -66,6 +67,9 @@ class Buyer:
     async def buy(self, entry: Entry) -> float:
         """Make one create for the job, first or repeated; return when it is due again."""
         sent_before = entry.record.first_sent_at is not None
+        if entry.record.in_doubt and self._expired(entry):  # it may have waited long for its turn
+            self._slots.answered(entry)
+            return await self._parked(entry, "its idempotency key is too old to be sent again")
         answer = await self._tried(entry)
         match answer:
             case Accepted():
@@ -179,19 +183,30 @@ class Buyer:
 
     async def take_up(self, entry: Entry) -> float:
         """Go on with a job found in the ledger half-way through its purchase; return when it is due."""
-        record = entry.record
         self._slots.hold(entry)
         attempt = self._attempt(entry, sent_before=True)
         entry.tried_at = self._clock()
-        verdict = decide_create(
-            TransportError("the session ended before an answer came", sent=True), attempt, self._retry
-        )
-        if verdict.move is Move.REPEAT:
-            await self._books.move(entry, JobState.SUBMITTING, in_doubt=True)
-            return self._clock()
-        failure = record.failure or failure_of(TransportError("the session ended before an answer came", sent=True))
+        why = "the session ended before an answer came"
+        verdict = decide_create(TransportError(why, sent=True), attempt, self._retry)
+        if verdict.move is not Move.REPEAT:
+            return await self._parked(entry, why)
+        await self._books.move(entry, JobState.SUBMITTING, in_doubt=True)
+        return self._clock()
+
+    def _expired(self, entry: Entry) -> bool:
+        """Whether the key of a repeat is no longer trusted at the moment it would leave."""
+        attempt = self._attempt(entry, sent_before=True)
+        return attempt.keyed and not attempt.key_lives
+
+    async def _parked(self, entry: Entry, why: str) -> float:
+        failure = entry.record.failure or failure_of(TransportError(why, sent=True))
         await self._books.move(entry, JobState.UNCERTAIN, in_doubt=True, failure=failure)
         return self._clock() + self._lingers_s(entry)
+
+    def _key_age_s(self, entry: Entry, first_sent_at: datetime) -> float:
+        """By the wall clock, which outlives us; but not less than what the loop has seen, whatever that clock does."""
+        age_s = self._books.age_s(first_sent_at)
+        return age_s if age_s < 0 else max(age_s, self._clock() - entry.tried_at)
 
     def _attempt(self, entry: Entry, sent_before: bool) -> Attempt:
         record = entry.record
@@ -201,7 +216,7 @@ class Buyer:
             in_doubt=record.in_doubt,
             number=record.attempts + 1,
             waited_s=max(0.0, self._clock() - entry.tried_at),
-            key_age_s=0.0 if record.first_sent_at is None else self._books.age_s(record.first_sent_at),
+            key_age_s=0.0 if record.first_sent_at is None else self._key_age_s(entry, record.first_sent_at),
             key_lifetime_s=self._gateway.key_lifetime_s,
         )
 

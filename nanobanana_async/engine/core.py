@@ -5,14 +5,17 @@ import hashlib
 from collections.abc import AsyncIterator
 from decimal import Decimal
 
+from attrs import evolve
+
 from nanobanana_async.engine.admission import Admission
 from nanobanana_async.engine.books import Books
 from nanobanana_async.engine.buying import Buyer
+from nanobanana_async.engine.callbacks import Callbacks
 from nanobanana_async.engine.entry import NEVER, Entry
 from nanobanana_async.engine.following import Follower
 from nanobanana_async.engine.runner import Runner
 from nanobanana_async.engine.slots import Slots
-from nanobanana_async.errors import InvalidRequest
+from nanobanana_async.errors import InvalidRequest, LedgerError
 from nanobanana_async.gateways.contract import Gateway
 from nanobanana_async.jobs import UNFINISHED, JobRecord, JobState, check_key
 from nanobanana_async.ledger.base import Spending
@@ -35,12 +38,14 @@ class Engine:
         follower: Follower,
         *,
         budgets: tuple[Budget, ...],
+        callbacks: Callbacks,
         max_requests: int,
     ) -> None:
         self._clock = asyncio.get_running_loop().time
         self._gateway = gateway
         self.books = books
         self._budgets = budgets
+        self._callbacks = callbacks
         self.slots = slots
         self.follower = follower
         self._admission = Admission(gateway, books, slots, buyer, follower, clock=self._clock)
@@ -61,11 +66,14 @@ class Engine:
         entry.wanted = True
         return entry
 
-    def record(self, wish: ImageRequest, key: str) -> JobRecord:
+    async def record(self, wish: ImageRequest, key: str) -> JobRecord:
         """Return a new job as it is to be written down. Raises `InvalidRequest` for what this gateway does not take."""
+        check_key(key)
+        if self._callbacks.wanted.is_set() and self._gateway.takes_callbacks and wish.callback_url is None:
+            wish = evolve(wish, callback_url=await self._callbacks.url_of(key))
         self._gateway.check(wish)
         return JobRecord(
-            key=check_key(key),
+            key=key,
             gateway=self._gateway.name,
             account=self._gateway.account,
             request=wish,
@@ -90,12 +98,14 @@ class Engine:
 
     async def budget(self, limit: Decimal, expected: Decimal | None, prefix: str | None) -> Budget:
         """Return a limit of credits; what jobs whose keys begin with `prefix` have cost is spent of it already."""
-        prices = self.books.purse.prices
+        purse = self.books.purse
         spent = Spending(credits=Decimal(0)) if prefix is None else await self.books.ledger.spent(prefix)
-        for record in spent.priced:
-            prices.learn(self.books.purse.class_of(record), record.credits_used)
-        unsaid = [prices.of(self.books.purse.class_of(record)) or expected or Decimal(0) for record in spent.unpriced]
-        return Budget(limit, prices, expected=expected, spent=sum(unsaid, spent.credits))
+        purse.recall(record for record in spent.priced if record.gateway == self._gateway.name)
+        budget = Budget(limit, purse.prices, expected=expected, spent=spent.credits)
+        for record in spent.unpriced:
+            budget.reserve(record.key, purse.class_of(record))
+            budget.park(record.key)
+        return budget
 
     async def look_up(self, key: str) -> Entry | None:
         """Find a job among the live ones or in the ledger."""
@@ -135,6 +145,7 @@ class Engine:
             if record is not None and moved_on and not (given_up and record.state is JobState.PENDING):
                 entry.stored, entry.stopped = record, None
                 entry.moved(record)
+                self.books.purse.let_go(entry)
         return self.go_on(entry)
 
     async def take_over(self, records: AsyncIterator[JobRecord]) -> list[Entry]:
@@ -164,13 +175,19 @@ class Engine:
             raise InvalidRequest(f"job {record.key} is {record.state.value}: there is nothing to settle")
         if buy_again and record.request is None:
             raise InvalidRequest(f"job {record.key} was attached by its task id: what it wanted is not known")
+        if entry.live:
+            raise InvalidRequest(f"job {record.key} is being settled at this moment")
         self.runner.check_open(record)
         self._admission.check_account(record)
         body = self._gateway.encode(record.request) if buy_again and record.request is not None else None
         entry.wanted, entry.stopped = True, None
 
         async def settled(entry: Entry) -> float:
-            return await self._admission.settle(entry, task_id=task_id, body=body)
+            try:
+                return await self._admission.settle(entry, task_id=task_id, body=body)
+            except LedgerError as error:  # nothing has moved: it can be settled again
+                entry.wake(error)
+                return entry.lingers_until
 
         self.runner.spawn(self.runner.errand(settled), self.runner.seat(entry))
         return entry

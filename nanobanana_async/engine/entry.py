@@ -22,18 +22,21 @@ class Entry:
         "due",
         "elsewhere",
         "failures",
+        "ghost",
+        "hint",
         "imageless_at",
         "kept",
         "leaving",
         "listeners",
         "live",
+        "looked_at",
         "looks",
+        "news",
         "number",
         "observation",
         "on_wire",
         "record",
         "refetching",
-        "reserved",
         "retries_failed",
         "running_at",
         "schedule",
@@ -66,6 +69,12 @@ class Entry:
         """When its class of jobs is looked at; set once it runs."""
         self.imageless_at = NEVER
         self.looks = 0
+        self.looked_at = -NEVER
+        """When it was last asked about."""
+        self.news = False
+        """A callback came since then."""
+        self.hint: str | None = None
+        """The task id that a callback claims, while no answer has told one."""
         self.failures = 0
         """In a row: creates that were not accepted, or queries that were not answered."""
         self.after_trouble = False
@@ -76,8 +85,6 @@ class Entry:
         """A handle was given out: the job outlives its callers."""
         self.budgets: tuple[Budget, ...] = ()
         """What its price is drawn on."""
-        self.reserved = False
-        """Its price is set aside there."""
         self.listeners: list[Callable[[Entry], None]] | None = None
         """Called at once when its state has changed, and when nothing more happens to it by itself."""
         self.wanted = False
@@ -88,6 +95,8 @@ class Entry:
         """Another owner of the ledger follows it: we wait through the ledger."""
         self.refetching = False
         """It has succeeded, and the gateway is asked for its pictures once more."""
+        self.ghost: Entry | None = None
+        """Whose slots it took over: an earlier entry of this job, when nobody knew whether it runs."""
         self.live = False
         self.written = False
         self.leaving = False
@@ -106,6 +115,11 @@ class Entry:
     def over(self) -> bool:
         """Whether nothing more will happen to it by itself."""
         return self.stopped is not None or (self.record.state not in UNFINISHED and not self.refetching)
+
+    @property
+    def lingers_until(self) -> float:
+        """Until when a job holds its slots that was in doubt when it came, and still is."""
+        return NEVER if self.ghost is None else self.ghost.due
 
     @property
     def awaited(self) -> bool:

@@ -8,9 +8,10 @@ from collections.abc import Callable
 
 from nanobanana_async.engine.books import Books
 from nanobanana_async.engine.entry import NEVER, Entry
+from nanobanana_async.engine.timers import TICK_S
 from nanobanana_async.errors import ContractBroken, NanoBananaError, RateLimited
 from nanobanana_async.gateways.contract import Gateway, Transport
-from nanobanana_async.jobs import Failure, JobState, Observation
+from nanobanana_async.jobs import Failure, JobRecord, JobState, Observation
 from nanobanana_async.observe import JobSeen, QueryFailed, UnknownStatus
 from nanobanana_async.policy.durations import Durations
 from nanobanana_async.policy.pacing import Pacer
@@ -28,6 +29,16 @@ from nanobanana_async.policy.schedule import Schedule
 # The gateway stamps a job before its answer reaches us.
 CLOCK_SLACK_S = 5.0
 
+# A job of which a callback will tell is looked at once when nearly all others have ended, in case the call is lost:
+# planned anew as durations are learned, and never later than a minute after it began or was seen.
+REPLAN_S = 5.0
+SHORTEST_FALLBACK_S = 5.0
+LONGEST_FALLBACK_S = 60.0
+
+# Where calls are lost, a job that waits for its own sits on a slot: then jobs are looked at as if there were none.
+LOST_SHARE = 0.2
+LOST_MEMORY = 0.1
+
 
 class Follower:
     """Looks at one job at a time, and says when to look again."""
@@ -43,6 +54,7 @@ class Follower:
         query_s: float,
         job_s: float,
         clock: Callable[[], float],
+        is_called_back: Callable[[JobRecord], bool],
     ) -> None:
         self._gateway = gateway
         self._transport = transport
@@ -52,12 +64,15 @@ class Follower:
         self._query_s = query_s
         self.job_s = job_s
         self._clock = clock
+        self._is_called_back = is_called_back
         self._jitter = random.Random()
         self._strange_words: set[str] = set()
         self._schedules: dict[str, Schedule[Entry]] = {}
         self.gate = Gate(retry)
         self.pacer = Pacer()
         self.looks = 0
+        self._lost = 0.0
+        """The share of callbacks that never came, of late."""
         self._on_wire = 0
 
     def admits(self, now: float) -> bool:
@@ -77,7 +92,33 @@ class Follower:
         """Begin to follow a job that runs; return when to look at it first."""
         entry.schedule = self._schedule_of(entry)
         entry.schedule.began(entry)
+        if self._relies_on_a_call(entry):
+            return self.planned(entry)
         return entry.running_at + entry.schedule.next_look_s(0.0)  # a job found again may long have ended
+
+    def planned(self, entry: Entry) -> float:
+        """Return when to look at a job of which a callback will tell, or to plan that anew."""
+        return min(self._fallback(entry), self._clock() + REPLAN_S)
+
+    def _fallback(self, entry: Entry) -> float:
+        """Return when a job is looked at all the same."""
+        late_s = 0.0 if entry.schedule is None else entry.schedule.late_s
+        if entry.looked_at < entry.running_at:
+            return entry.running_at + min(late_s, LONGEST_FALLBACK_S)
+        return entry.looked_at + min(max(late_s / 2, SHORTEST_FALLBACK_S), LONGEST_FALLBACK_S)
+
+    def is_early(self, entry: Entry) -> bool:
+        """Whether a job need not be looked at yet, since a callback will tell of it."""
+        waits = self._relies_on_a_call(entry) and not entry.news
+        return waits and self._fallback(entry) > self._clock() + TICK_S
+
+    def _relies_on_a_call(self, entry: Entry) -> bool:
+        return self._lost < LOST_SHARE and self._is_called_back(entry.record)
+
+    async def ask(self, task_id: str) -> Observation:
+        """Ask about a task that may be ours; whatever prevents an answer is raised."""
+        self.looks += 1
+        return await self._query(task_id)
 
     def end(self, entry: Entry) -> None:
         """Let go of a job."""
@@ -101,6 +142,12 @@ class Follower:
         """Return how long a job that was perhaps bought may still run."""
         return min(self.job_s, self._schedule_of(entry).late_s)
 
+    @property
+    def longest_s(self) -> float:
+        """How long a job of whatever class may still run."""
+        classes = (self._schedule(""), *self._schedules.values())
+        return min(self.job_s, max(schedule.late_s for schedule in classes))
+
     def mean_s(self, entry: Entry) -> float:
         """Return how long jobs like this one take, in the mean."""
         return self._schedule_of(entry).mean_s
@@ -113,7 +160,9 @@ class Follower:
 
     def _schedule_of(self, entry: Entry) -> Schedule[Entry]:
         request = entry.record.request
-        name = "" if request is None else self._gateway.price_class(request)
+        return self._schedule("" if request is None else self._gateway.price_class(request))
+
+    def _schedule(self, name: str) -> Schedule[Entry]:
         schedule = self._schedules.get(name)
         if schedule is None:
             # A class never seen is taken to be like the one that was seen most.
@@ -130,9 +179,10 @@ class Follower:
         """Ask the gateway once; return when the job is due again."""
         entry.looks += 1
         self.looks += 1
-        sent_at = self._clock()
+        entry.looked_at = sent_at = self._clock()
+        called, entry.news = entry.news, False
         try:
-            seen = await self._query(entry)
+            seen = await self._query(entry.record.task_id or "")
         except NanoBananaError as error:
             return self._not_seen(entry, error, sent_at)
         finally:
@@ -146,27 +196,26 @@ class Follower:
             return self._refetched(entry, seen)
         match seen.state:
             case JobState.SUCCEEDED if seen.images:
-                return await self._succeeded(entry, seen)
+                return await self._succeeded(entry, seen, called)
             case JobState.SUCCEEDED:
                 return self._without_image(entry, seen)
             case JobState.FAILED:
-                return await self._failed(entry, seen)
+                return await self._failed(entry, seen, called)
             case _:
                 return self._still_running(entry)
 
-    async def _query(self, entry: Entry) -> Observation:
-        task_id = entry.record.task_id or ""
+    async def _query(self, task_id: str) -> Observation:
         response = await self._transport.send(self._gateway.build_query(task_id), timeout_s=self._query_s)
         seen = self._gateway.read_query(response)
         if seen.task_id not in (None, task_id):
             raise ContractBroken(f"asked about {task_id}, told about {seen.task_id}", status=response.status)
         return seen
 
-    async def _succeeded(self, entry: Entry, seen: Observation) -> float:
+    async def _succeeded(self, entry: Entry, seen: Observation, called: bool) -> float:
         entry.observation = seen
         # Pictures that came inline are kept out of the ledger: an empty place says that one was here.
         kept = tuple("" if url.startswith("data:") else url for url in seen.images)
-        await self._end(entry, JobState.SUCCEEDED, seen, images=kept)
+        await self._end(entry, JobState.SUCCEEDED, seen, called, images=kept)
         return NEVER
 
     def _refetched(self, entry: Entry, seen: Observation) -> float:
@@ -177,19 +226,22 @@ class Follower:
         entry.wake()
         return NEVER
 
-    async def _failed(self, entry: Entry, seen: Observation) -> float:
+    async def _failed(self, entry: Entry, seen: Observation, called: bool) -> float:
         entry.observation = seen
         failure = Failure(
             kind="JobFailed", message=seen.error or "the gateway gave no reason", request_id=seen.request_id
         )
-        await self._end(entry, JobState.FAILED, seen, failure=failure)
+        await self._end(entry, JobState.FAILED, seen, called, failure=failure)
         return NEVER
 
-    async def _end(self, entry: Entry, state: JobState, seen: Observation, **facts: object) -> None:
+    async def _end(self, entry: Entry, state: JobState, seen: Observation, called: bool, **facts: object) -> None:
         record = entry.record
+        if self._is_called_back(record):
+            self._lost += LOST_MEMORY * ((not called) - self._lost)
         if entry.schedule is not None:
             age_s = self._clock() - entry.running_at
-            entry.schedule.seen_ended(entry, age_s, _stated_s(seen, age_s))
+            took_s = _stated_s(seen, age_s)
+            entry.schedule.seen_ended(entry, age_s, age_s if called and took_s is None else took_s)
         unwritten = await self._books.learn(
             entry,
             state,
@@ -219,6 +271,8 @@ class Follower:
         if entry.schedule is None:
             return self.begin(entry)
         entry.schedule.seen_running(entry, age_s)
+        if self._relies_on_a_call(entry):
+            return self.planned(entry)
         return entry.running_at + entry.schedule.next_look_s(age_s)
 
     def _not_seen(self, entry: Entry, error: NanoBananaError, sent_at: float) -> float:

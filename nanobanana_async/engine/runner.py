@@ -23,6 +23,9 @@ from nanobanana_async.observe import log
 # How often the slots of jobs that others follow, or nobody, are counted again while there are any.
 ELSEWHERE_COUNT_S = 5.0
 
+# However often it is called back, a job is asked about once in this time.
+CONFIRM_GAP_S = 1.0
+
 
 class Runner:
     """Owns every live job of a session. All bookkeeping is synchronous; only errands await."""
@@ -64,6 +67,8 @@ class Runner:
         """Jobs of which nobody knows whether they run: they hold their slots for a while."""
         self._owed = 0
         """Errands that closing waits for: creates, and what must be written down."""
+        self.beside: list[Callable[[], Coroutine[Any, Any, None]]] = []
+        """What else runs as long as the session."""
         self.closing = False
         self._settled = asyncio.Event()
 
@@ -73,6 +78,8 @@ class Runner:
         self.wire.start(group)
         group.start_soon(self._beat)
         group.start_soon(self._count_elsewhere)
+        for work in self.beside:
+            group.start_soon(work)
 
     def run_beside(self, work: Callable[[TaskGroup], Coroutine[Any, Any, None]]) -> None:
         """Run something else in the session's task group, until the session closes. It must not raise."""
@@ -199,10 +206,14 @@ class Runner:
         elif due == NEVER:  # nobody follows it, and nobody asked to buy it
             self._retire(entry)
             entry.wake()
-        elif due > self._clock():
+        elif (due := self._with_news(entry, due)) > self._clock():
             self._timers.set(entry, due)
         else:
             self._turn(entry)
+
+    def _with_news(self, entry: Entry, due: float) -> float:
+        told = entry.news and entry.record.state is JobState.RUNNING
+        return min(due, entry.looked_at + CONFIRM_GAP_S) if told else due
 
     def _turn(self, entry: Entry) -> None:
         """Do what is due."""
@@ -211,19 +222,28 @@ class Runner:
         elif entry.elsewhere:
             self._retire(entry)
             entry.elsewhere = False
-        elif entry.record.state is JobState.UNCERTAIN:  # it has had its time to run
+        elif not entry.live:  # nobody knew whether it runs, and it has had its time
             if self._lingering.get(entry.key) is entry:
                 del self._lingering[entry.key]
             self._slots.release(entry)
+        elif entry.record.state is JobState.RUNNING and self._follower.is_early(entry):
+            self._timers.set(entry, self._follower.planned(entry))
         else:
             self.feed.append(entry)
+
+    def look_soon(self, entry: Entry) -> None:
+        """Have a job asked about as soon as it may be: a callback came."""
+        if entry.due < NEVER:  # else it is on the wire, or the next to go there
+            self._place(entry, min(entry.due, entry.looked_at + CONFIRM_GAP_S))
+            self.pump()
 
     def seat(self, entry: Entry) -> Entry:
         """Make a job live; it takes the slots that it held while it was in doubt."""
         ghost = self._lingering.pop(entry.key, None)
         if ghost is not None and ghost is not entry:
+            entry.ghost = ghost
             entry.slots, ghost.slots = ghost.slots, 0
-            entry.budgets, entry.reserved = ghost.budgets, ghost.reserved
+            entry.budgets = ghost.budgets
         entry.due = NEVER
         self.feed.number(entry).live = True
         self.live[entry.key] = entry
@@ -242,16 +262,21 @@ class Runner:
             self._timers.set(entry, lingers_until)
         else:
             self._slots.release(entry)
-        known = entry.written and entry.stored is entry.record  # else we know more than the ledger
-        if known and entry.record.state in UNFINISHED and not entry.elsewhere and not self.closing:
+        entry.ghost = None
+        known = entry.written and entry.stored.task_id == entry.record.task_id  # else only we can follow it
+        if known and entry.stored.state in UNFINISHED and not entry.elsewhere and not self.closing:
             self.spawn(self._release, entry)
         entry.tell()
 
     def _stop(self, entry: Entry, error: NanoBananaError) -> None:
         """End the waiting, not the job."""
+        if entry.elsewhere or not entry.written:  # what the ledger holds by now, we don't know
+            error = error.about(entry.key, safe_to_repeat=False)
         entry.stopped = error
         entry.on_wire = entry.leaving = entry.elsewhere = False
-        self._retire(entry)
+        if entry.ghost is not None and not entry.written:  # the ledger did not say: it is in doubt as before
+            entry.record = entry.stored = entry.ghost.record
+        self._retire(entry, entry.lingers_until)
         entry.wake()
 
     def _crashed(self, entry: Entry, bug: Exception) -> None:

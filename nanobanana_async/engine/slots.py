@@ -71,6 +71,10 @@ class Slots:
             entry.slots = entry.weight
             self.held += entry.weight
 
+    def adopted(self) -> None:
+        """Note that a job which counted among those of others is ours now."""
+        self.elsewhere = max(0, self.elsewhere - 1)
+
     def accepted(self, entry: Entry, now: float) -> None:
         """Note that the gateway took the job."""
         first = not entry.slots

@@ -1,0 +1,347 @@
+"""Neighbours: several sessions on one ledger, each an owner that lives, closes, or is killed in the midst of work."""
+
+import asyncio
+from collections import Counter
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from datetime import datetime
+from decimal import Decimal
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+from attrs import define, field
+
+from nanobanana_async import Job, JobState, Session
+from nanobanana_async.errors import LedgerError, TransportError
+from nanobanana_async.gateways.contract import HttpRequest, HttpResponse
+from nanobanana_async.jobs import FINAL, UNFINISHED, JobRecord
+from nanobanana_async.ledger.base import Claim, Spending
+from nanobanana_async.testing import FakeTransport, Reply
+from tests.engine.scenes import Opening, Shop
+
+T = TypeVar("T")
+
+KEY = "order-1"
+LOST = TransportError("the connection was reset", sent=True)
+
+
+@define
+class Row:
+    record: JobRecord
+    owner: "Page | None"
+
+
+class SharedNotebook:
+    """What several sessions write into: one dict, and for each session a `Page` through which it reads and writes."""
+
+    def __init__(self) -> None:
+        self.rows: dict[str, Row] = {}
+        self.news: dict[tuple[Page, str], str | None] = {}
+        """Whom it is for, and of which job."""
+
+    def states(self) -> dict[str, JobState]:
+        return {key: row.record.state for key, row in self.rows.items()}
+
+    def record(self, key: str) -> JobRecord:
+        return self.rows[key].record
+
+    def owner(self, key: str) -> "Page | None":
+        """Who follows a job; None when nobody does who lives."""
+        row = self.rows[key]
+        return row.owner if row.owner is not None and row.owner.alive and row.record.state in UNFINISHED else None
+
+    def forget(self, key: str) -> None:
+        """Prune one job."""
+        del self.rows[key]
+
+
+@define(eq=False)
+class Page:
+    """One owner's view: a ledger. It may be slow, may fail when told to, and may be killed."""
+
+    book: SharedNotebook
+    delay_s: float = 0.0
+    alive: bool = False
+    killed: bool = False
+    fails: Counter[str] = field(factory=Counter)
+    """How often each method fails from now on."""
+    asked: Counter[str] = field(factory=Counter)
+    """How often each method was called."""
+    diary: list[str] = field(factory=list)
+    """What it changed, in order."""
+    _turn: asyncio.Lock = field(factory=asyncio.Lock)
+
+    async def open(self) -> None:
+        if self.alive:
+            raise LedgerError("it is open already")
+        self.alive = True
+
+    async def aclose(self) -> None:
+        self.alive = False
+        for row in self.book.rows.values():
+            if row.owner is self:
+                row.owner = None
+
+    def kill(self) -> None:
+        """Die: the lock is gone, and whatever is asked of it from now on is never answered."""
+        self.alive, self.killed = False, True
+
+    async def claim(self, record: JobRecord) -> Claim:
+        def claim() -> Claim:
+            row = self.book.rows.get(record.key)
+            if row is None:
+                self.book.rows[record.key] = Row(record, self)
+                self.diary.append(f"new {record.state.name}")
+                return Claim(record=record, new=True, ours=record.state in UNFINISHED)
+            return Claim(record=row.record, ours=self._taken_over(row))
+
+        return await self._carried_out("claim", claim)
+
+    async def advance(self, before: JobRecord, after: JobRecord) -> None:
+        def advance() -> None:
+            row = self.book.rows.get(before.key)
+            mine = row is not None and (row.owner is self or row.record.state not in UNFINISHED)
+            if row is None or row.record.revision != before.revision or not mine:
+                raise LedgerError(
+                    f"job {before.key} was changed by somebody else", key=before.key, safe_to_repeat=False
+                )
+            row.record, row.owner = after, self
+            self.diary.append(f"{before.state.name} -> {after.state.name}")
+
+        await self._carried_out("advance", advance)
+
+    async def find(self, key: str) -> JobRecord | None:
+        def find() -> JobRecord | None:
+            row = self.book.rows.get(key)
+            return None if row is None else row.record
+
+        return await self._carried_out("find", find)
+
+    async def find_task(self, account: str, task_id: str) -> JobRecord | None:
+        def find_task() -> JobRecord | None:
+            known = [row.record for row in self.book.rows.values()]
+            mine = [record for record in known if (record.account, record.task_id) == (account, task_id)]
+            return mine[-1] if mine else None
+
+        return await self._carried_out("find_task", find_task)
+
+    async def adopt(self, key: str) -> Claim | None:
+        def adopt() -> Claim | None:
+            row = self.book.rows.get(key)
+            return None if row is None else Claim(record=row.record, ours=self._taken_over(row))
+
+        return await self._carried_out("adopt", adopt)
+
+    async def release(self, key: str) -> None:
+        def release() -> None:
+            row = self.book.rows.get(key)
+            if row is not None and row.owner is self and row.record.state in UNFINISHED:
+                row.owner = None
+                self.diary.append(f"let go of {row.record.state.name}")
+
+        await self._carried_out("release", release)
+
+    async def held(self, account: str, *, since: datetime | None = None) -> int:
+        def held() -> int:
+            return sum(
+                1
+                for row in self.book.rows.values()
+                if row.record.account == account
+                and row.owner is not self
+                and row.record.state not in FINAL | {JobState.PENDING}
+                and (since is None or row.record.begun_at >= since)
+            )
+
+        return await self._carried_out("held", held)
+
+    async def spent(self, prefix: str) -> Spending:
+        def spent() -> Spending:
+            batch = [row.record for key, row in self.book.rows.items() if key.startswith(prefix)]
+            bought = [record for record in batch if record.perhaps_bought]
+            return Spending(
+                credits=sum((record.credits or Decimal(0) for record in bought), Decimal(0)),
+                priced=tuple(record for record in bought if record.credits_used is not None),
+                unpriced=tuple(record for record in bought if record.credits_used is None),
+            )
+
+        return await self._carried_out("spent", spent)
+
+    async def secret(self) -> bytes:
+        return bytes(32)
+
+    async def nudge(self, key: str, task_id: str | None) -> None:
+        def nudge() -> None:
+            owner = self.book.owner(key) if key in self.book.rows else None
+            if owner is not None and owner is not self:
+                self.book.news[owner, key] = task_id
+
+        await self._carried_out("nudge", nudge)
+
+    async def nudges(self) -> Sequence[tuple[str, str | None]]:
+        def nudges() -> list[tuple[str, str | None]]:
+            mine = [key for owner, key in self.book.news if owner is self]
+            return [(key, self.book.news.pop((self, key))) for key in mine]
+
+        return await self._carried_out("nudges", nudges)
+
+    async def unfinished(self, account: str) -> AsyncIterator[JobRecord]:
+        def free() -> list[JobRecord]:
+            rows = [row for row in self.book.rows.values() if row.record.account == account]
+            return [row.record for row in rows if row.record.state in UNFINISHED and self._free(row)]
+
+        for record in await self._carried_out("unfinished", free):
+            yield record
+
+    async def _carried_out(self, name: str, work: Callable[[], T]) -> T:
+        """Do a piece of work after those before it; half of the delay passes before it is done, half after."""
+        self.asked[name] += 1
+        async with self._turn:
+            await asyncio.sleep(self.delay_s / 2)
+            if self.killed:
+                await asyncio.Event().wait()
+            if not self.alive:
+                raise LedgerError("it is not open")
+            if self.fails[name] > 0:
+                self.fails[name] -= 1
+                raise LedgerError("the disk is full")
+            result = work()
+            await asyncio.sleep(self.delay_s / 2)
+            if self.killed:
+                await asyncio.Event().wait()
+        return result
+
+    def _taken_over(self, row: Row) -> bool:
+        if row.record.state not in UNFINISHED:
+            return False
+        if row.owner is not self and not self._free(row):
+            return False
+        row.owner = self
+        return True
+
+    @staticmethod
+    def _free(row: Row) -> bool:
+        return row.owner is None or not row.owner.alive
+
+
+class Line(FakeTransport):
+    """A process's connection; when the process is killed nothing comes back on it, and nothing leaves any more."""
+
+    killed = False
+
+    async def send(self, request: HttpRequest, *, timeout_s: float, fresh_connection: bool = False) -> HttpResponse:
+        if self.killed:
+            await asyncio.Event().wait()
+        response = await super().send(request, timeout_s=timeout_s, fresh_connection=fresh_connection)
+        if self.killed:
+            await asyncio.Event().wait()
+        return response
+
+
+class Process:
+    """A process with one session on the shared ledger: `async with`, or killed."""
+
+    def __init__(
+        self,
+        book: SharedNotebook,
+        answer: Callable[[HttpRequest], Reply],
+        *,
+        session_of: Opening,
+        delay_s: float = 0.0,
+        **settings: Any,
+    ) -> None:
+        self.page = Page(book, delay_s)
+        self.line = Line(answer)
+        self.session: Session = session_of(self.line, ledger=self.page, **settings)
+
+    async def __aenter__(self) -> Self:
+        await self.session.open()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.session.aclose()
+
+    def kill(self) -> None:
+        """Die as with `kill -9`: no write, no request, and the jobs are anybody's."""
+        self.page.kill()
+        self.line.killed = True
+
+    @property
+    def creates(self) -> int:
+        return len(self.line.creates)
+
+    @property
+    def queries(self) -> int:
+        return len(self.line.queries)
+
+    @property
+    def held(self) -> int:
+        return self.session.stats().held
+
+
+class LosingShop(Shop):
+    """A shop whose next answers to creates are lost, one for each True in `loses`, after it has sold."""
+
+    def __init__(self, *, job_s: float = 2.0, limit: int | None = None) -> None:
+        super().__init__(job_s=job_s, limit=limit)
+        self.loses: list[bool] = []
+
+    def answer(self, request: HttpRequest) -> Reply:
+        reply = super().answer(request)
+        if request.method == "POST" and self.loses and self.loses.pop(0):
+            return LOST
+        return reply
+
+
+@asynccontextmanager
+async def a_dead_process(
+    book: SharedNotebook, answer: Callable[[HttpRequest], Reply], *, session_of: Opening, **settings: Any
+) -> AsyncGenerator[Process]:
+    """Let a process work, and kill it at the end of the block."""
+    async with Process(book, answer, session_of=session_of, **settings) as process:
+        yield process
+        process.kill()
+
+
+async def leave_running(book: SharedNotebook, shop: Shop, *keys: str, session_of: Opening) -> None:
+    """Let a process buy jobs, and kill it while they run."""
+    async with a_dead_process(book, shop.answer, session_of=session_of) as process:
+        for key in keys:
+            await (await process.session.submit(f"a fox for {key}", idempotency_key=key)).accepted()
+
+
+async def leave_submitting(book: SharedNotebook, shop: Shop, *keys: str, session_of: Opening) -> None:
+    """Let a process send its creates, and kill it before an answer comes."""
+    async with a_dead_process(book, shop.answer, session_of=session_of) as process:
+        for key in keys:
+            await process.session.submit(f"a fox for {key}", idempotency_key=key)
+            await asyncio.sleep(0.03)
+            assert book.states()[key] is JobState.SUBMITTING
+
+
+async def leave_pending(book: SharedNotebook, shop: Shop, *keys: str, session_of: Opening) -> None:
+    """Let processes write jobs down, and kill them before anything is sent."""
+    for key in keys:
+        async with a_dead_process(book, shop.answer, session_of=session_of, delay_s=1.0) as process:
+            submitting = asyncio.Task(process.session.submit(f"a fox for {key}", idempotency_key=key))
+            await asyncio.sleep(1.75)  # counted what is held, written it down; not yet heard of it
+        submitting.cancel()
+        await asyncio.wait([submitting])
+        assert book.states()[key] is JobState.PENDING
+
+
+async def found(session: Session, key: str) -> Job:
+    """Return the job under a key, which must be there."""
+    job = await session.job(key)
+    assert job is not None
+    return job
+
+
+def fox(session: Session) -> "asyncio.Task[str]":
+    """Generate in the background; the result is the task id."""
+
+    async def generate() -> str:
+        return (await session.generate("a fox", idempotency_key=KEY)).task_id
+
+    return asyncio.Task(generate())

@@ -1,0 +1,240 @@
+"""Sessions on one ledger, at random: they buy, leave, die, resume and settle, and nothing is bought twice or lost."""
+
+import asyncio
+import json
+import logging
+import random
+from collections import Counter, defaultdict
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any
+
+import pytest
+
+from nanobanana_async import ApiMall, JobState, Session, Timeouts
+from nanobanana_async.errors import NanoBananaError
+from nanobanana_async.gateways.contract import HttpRequest
+from nanobanana_async.ledger.base import Ledger
+from nanobanana_async.testing import FakeTransport, Reply
+from tests.engine.neighbours import LOST, Page, Process, SharedNotebook
+from tests.engine.scenes import API_KEY, Opening, Shop, defapi, virtually
+from tests.ledger.contract import SCENES, Scene
+
+KEYS = ("a", "b", "c")
+SEEDS = 100
+
+
+@pytest.mark.parametrize("scene", SCENES, ids=[scene.__name__ for scene in SCENES])
+@virtually
+async def test_the_shared_notebook_keeps_the_contract_of_every_ledger(scene: Scene) -> None:
+    ledger: Ledger = Page(SharedNotebook())
+    await ledger.open()
+    try:
+        await scene(ledger)
+    finally:
+        await ledger.aclose()
+
+
+class Bazaar(Shop):
+    """A shop that loses answers, before or after it has sold, and knows what it sold to whom."""
+
+    def __init__(self, dice: random.Random, *, limit: int | None) -> None:
+        super().__init__(job_s=3.0, limit=limit)
+        self._dice = dice
+        self.losing = True
+        self.bought: defaultdict[str, list[str]] = defaultdict(list)
+        """Prompt -> task ids."""
+
+    def answer(self, request: HttpRequest) -> Reply:
+        luck = self._dice.random() if self.losing else 1.0
+        if luck < 0.1:
+            return LOST
+        sold = self.sold
+        reply = super().answer(request)
+        if self.sold > sold:
+            self.bought[json.loads(request.body or b"")["prompt"]].append(f"t{self.sold}")
+        return LOST if luck < 0.25 else reply
+
+
+class Market:
+    """Up to three processes on one notebook, and somebody who does with them what he likes."""
+
+    def __init__(self, seed: int, session_of: Opening) -> None:
+        self.dice = random.Random(seed)
+        self.book = SharedNotebook()
+        self.shop = Bazaar(self.dice, limit=self.dice.choice([None, 2]))
+        self.session_of = session_of
+        self.delay_s = self.dice.choice([0.0, 0.0, 0.02])
+        self.processes: list[Process] = []
+        self.tasks: defaultdict[Process, list[asyncio.Task[Any]]] = defaultdict(list)
+        self.deliberate: Counter[str] = Counter()
+        """How often a key was bought anew by hand."""
+
+        self.human = asyncio.Lock()
+
+    async def another(self, _: Process) -> None:
+        if len(self.processes) < 3:
+            await self.open()
+
+    async def open(self) -> Process:
+        process = Process(
+            self.book,
+            self.shop.answer,
+            session_of=self.session_of,
+            delay_s=self.delay_s,
+            timeouts=Timeouts(close_s=1.0),
+        )
+        await process.session.open()
+        self.processes.append(process)
+        return process
+
+    async def play(self, steps: int) -> None:
+        """Do something, and something else, and so on."""
+        for _ in range(steps):
+            process = self.dice.choice(self.processes) if self.processes else await self.open()
+            await self.dice.choice(MOVES)(self, process)
+            await asyncio.sleep(self.dice.choice([0.0, 0.0, 0.01, 0.03, 0.3, 1.5]))
+
+    def start(self, process: Process, coroutine: Coroutine[Any, Any, Any]) -> None:
+        self.tasks[process].append(asyncio.Task(coroutine))
+
+    async def generate(self, process: Process) -> None:
+        key = self.dice.choice(KEYS)
+        timeout = self.dice.choice([None, None, 0.5])
+        self.start(process, process.session.generate(key, idempotency_key=key, timeout=timeout))
+
+    async def submit(self, process: Process) -> None:
+        async def submit(key: str) -> None:
+            await (await process.session.submit(key, idempotency_key=key))
+
+        self.start(process, submit(self.dice.choice(KEYS)))
+
+    async def look_up(self, process: Process) -> None:
+        async def look_up(key: str, *, cancels: bool) -> None:
+            job = await process.session.job(key)
+            if job is not None:
+                await (job.cancel() if cancels else job.result())
+
+        self.start(process, look_up(self.dice.choice(KEYS), cancels=self.dice.random() < 0.5))
+
+    async def resume(self, process: Process) -> None:
+        self.start(process, process.session.resume(buy=self.dice.random() < 0.5))
+
+    async def leave(self, process: Process) -> None:
+        if self.tasks[process]:
+            self.dice.choice(self.tasks[process]).cancel()
+
+    async def trouble(self, process: Process) -> None:
+        process.page.fails[self.dice.choice(["claim", "advance", "adopt", "find"])] += 1
+
+    async def settle(self, process: Process) -> None:
+        self.start(process, self._settle(process, self.dice.choice(KEYS), again=self.dice.random() < 0.3))
+
+    async def _settle(self, process: Process, key: str, *, again: bool) -> None:
+        """Look at the gateway's list of tasks, and say what is true; or buy it again, whatever is true."""
+        async with self.human:
+            await asyncio.sleep(1.0)  # what was on the wire has arrived
+            if self.book.states().get(key) is not JobState.UNCERTAIN:
+                return
+            if again:
+                self.deliberate[key] += 1
+                await process.session.settle(key, buy_again=True)
+            elif self.shop.bought[key]:
+                await process.session.settle(key, task_id=self.shop.bought[key][-1])
+            else:
+                await process.session.settle(key, refused=True)
+
+    async def close(self, process: Process) -> None:
+        self.processes.remove(process)
+        await process.session.aclose()
+        await self._ended(process)
+
+    async def kill(self, process: Process) -> None:
+        self.processes.remove(process)
+        process.kill()
+        for task in self.tasks[process]:
+            task.cancel()
+        await process.session.aclose()  # of the dead: only so that no task of it is left here
+        await self._ended(process)
+
+    async def _ended(self, process: Process) -> None:
+        """See that nobody hangs, and that whoever failed was told why in our words."""
+        tasks = self.tasks.pop(process, [])
+        if tasks:
+            _, hanging = await asyncio.wait(tasks, timeout=30.0)
+            assert not hanging
+        for task in tasks:
+            error = None if task.cancelled() else task.exception()
+            assert error is None or isinstance(error, NanoBananaError)
+
+    async def wind_up(self) -> None:
+        """Let the dust settle, then bring everything to its end."""
+        self.shop.losing = False
+        last = await self.open()
+        for process in self.processes:
+            process.page.fails.clear()
+        await asyncio.sleep(1800.0)
+        for process in self.processes:
+            assert all(task.done() for task in self.tasks[process])
+            stats = process.session.stats()
+            assert (stats.held, stats.queued, stats.on_wire) == (0, 0, 0)
+        for process in list(self.processes):
+            if process is not last:
+                await self.close(process)
+        for job in await last.session.resume(buy=True):
+            self.start(last, job.result())
+        await asyncio.sleep(100.0)
+        for key in KEYS:
+            await self._settle(last, key, again=False)
+        await asyncio.sleep(100.0)
+        assert last.held == 0
+        await self.close(last)
+
+
+Move = Callable[[Market, Process], Awaitable[None]]
+MOVES: list[Move] = [
+    *[Market.generate] * 5,
+    Market.submit,
+    Market.look_up,
+    Market.look_up,
+    Market.resume,
+    Market.leave,
+    Market.trouble,
+    Market.settle,
+    Market.settle,
+    Market.close,
+    Market.kill,
+    Market.another,
+]
+
+
+def keyed(transport: FakeTransport, **settings: Any) -> Session:
+    """API Mall, whose keys are trusted for a moment only: so that jobs are uncertain there, too."""
+    return Session(ApiMall(api_key=API_KEY, key_lifetime_s=3.0), http=transport, **settings)
+
+
+@virtually
+async def played(seed: int, session_of: Opening) -> None:
+    market = Market(seed, session_of)
+    await market.play(30)
+    await market.wind_up()
+    for key, row in market.book.rows.items():
+        tasks, again = market.shop.bought[key], market.deliberate[key]
+        assert len(tasks) <= 1 + again
+        if tasks and not again:
+            assert (row.record.state, row.record.task_id) == (JobState.SUCCEEDED, tasks[0])
+    assert {key for key, tasks in market.shop.bought.items() if tasks} <= market.book.rows.keys()
+
+
+@pytest.mark.parametrize("session_of", [keyed, defapi])
+@pytest.mark.parametrize("first", range(0, SEEDS, 10))
+def test_whatever_neighbours_do_nothing_is_bought_twice_or_lost_and_nobody_hangs(
+    session_of: Opening, first: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.ERROR)
+    for seed in range(first, first + 10):
+        try:
+            played(seed, session_of)
+        except BaseException as error:
+            error.add_note(f"seed {seed}")
+            raise
+    assert not caplog.records

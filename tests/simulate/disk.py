@@ -1,0 +1,162 @@
+"""The disk: the real SQLite ledger without its thread, and an auditor who reads the file on his own."""
+
+import asyncio
+import random
+import sqlite3
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+from nanobanana_async.errors import LedgerError
+from nanobanana_async.jobs import JobRecord
+from nanobanana_async.ledger import writer
+from nanobanana_async.ledger.desk import FIND, Desk
+from nanobanana_async.ledger.place import OpenFile
+from nanobanana_async.ledger.rows import record_of
+from nanobanana_async.ledger.troubles import about
+from tests.simulate.machine import Machine, Process, this_process
+
+T = TypeVar("T")
+
+SLOW = 0.03
+"""How many of the commits meet a busy disk."""
+
+
+class Disk:
+    """One ledger file and the time that its commits take; `full` lets every write fail."""
+
+    def __init__(self, machine: Machine, path: Path, chance: random.Random) -> None:
+        self.machine = machine
+        self.path = path
+        self.full = False
+        self.failed_keys: set[str] = set()
+        """Jobs of which a write has failed: the ledger may know less of them than their process."""
+        self._chance = chance
+        self._reader: sqlite3.Connection | None = None
+
+    def takes_s(self) -> float:
+        """Return how long half a commit takes."""
+        return self._chance.uniform(0.05, 0.6) if self._chance.random() < SLOW else self._chance.uniform(0.0005, 0.003)
+
+    def writer(self, open_file: Callable[[], OpenFile], *, name: str) -> "InlineWriter":
+        """Stand in for the ledger's `Writer`."""
+        del name
+        return InlineWriter(self, open_file)
+
+    def find(self, key: str) -> tuple[JobRecord, str | None] | None:
+        """Return what durably stands under a key, and who owns it."""
+        if self._reader is None:
+            if not self.path.exists():
+                return None
+            self._reader = sqlite3.connect(f"{self.path.as_uri()}?mode=ro", uri=True, isolation_level=None)
+        try:
+            row = self._reader.execute(FIND, (key,)).fetchone()
+        except sqlite3.OperationalError:  # the file is being made
+            return None
+        return None if row is None else (record_of(row[:-1]), row[-1])
+
+    def record(self, key: str) -> JobRecord | None:
+        """Return what durably stands under a key."""
+        found = self.find(key)
+        return None if found is None else found[0]
+
+    def close(self) -> None:
+        """Let the auditor go."""
+        if self._reader is not None:
+            self._reader.close()
+
+
+class InlineWriter:
+    """`ledger.writer.Writer` on virtual time: the same transactions, in callbacks instead of a thread.
+
+    A commit takes what is queued when it begins, is durable half-way, and is told at its end: its process can be
+    killed before it, and between durable and told.
+    """
+
+    def __init__(self, disk: Disk, open_file: Callable[[], OpenFile]) -> None:
+        self._disk = disk
+        self._process: Process = this_process()
+        self._open_file = open_file
+        self._file: OpenFile | None = None
+        self._waiting: list[writer.Order[Any]] = []
+        self._busy = True
+        self._stopping = False
+        self.opened: asyncio.Future[None] = disk.machine.create_future()
+        self._ended: asyncio.Future[None] = disk.machine.create_future()
+        disk.machine.after(disk.takes_s(), self._open)
+
+    def order(self, work: Callable[[Desk], T], *, writes: bool, key: str | None, safe: bool) -> "asyncio.Future[T]":
+        """Queue a piece of work. It is done also when nobody waits for it any more."""
+        future: asyncio.Future[T] = self._disk.machine.create_future()
+        if self._process.lives_past("order"):
+            self._waiting.append(writer.Order(work, future, writes=writes, key=key, safe=safe))
+            self._begin()
+        return future
+
+    def stop(self) -> None:
+        """End after what is queued."""
+        self._stopping = True
+        self._begin()
+
+    async def aclose(self) -> None:
+        """Wait until all that is queued is done, and the file is closed."""
+        self.stop()
+        await asyncio.shield(self._ended)
+
+    def _open(self) -> None:
+        if not self._process.alive:
+            return
+        try:
+            self._file = self._open_file()
+        except LedgerError as error:
+            self._ended.set_result(None)
+            if not self.opened.done():
+                self.opened.set_exception(error)
+            return
+        self._file.connection.execute("PRAGMA synchronous = OFF")  # power loss is not simulated
+        self._process.owner = self._file.desk._owner or ""
+        self._process.at_death.append(self._die)
+        self._busy = False
+        if not self.opened.done():
+            self.opened.set_result(None)
+        self._begin()
+
+    def _die(self) -> None:
+        """Do what the operating system does for a process that was killed: close its files, which drops its lock."""
+        self._waiting.clear()
+        if self._file is not None:
+            self._file.connection.close()
+            if self._file._owner is not None:
+                self._file._owner.forget()
+
+    def _begin(self) -> None:
+        if self._busy or not self._process.alive or self._file is None:
+            return
+        if self._waiting:
+            self._busy = True
+            batch, self._waiting = self._waiting, []
+            self._disk.machine.after(self._disk.takes_s(), lambda: self._commit(batch))
+        elif self._stopping:
+            file, self._file = self._file, None
+            file.close()
+            self._ended.set_result(None)
+
+    def _commit(self, batch: list[writer.Order[Any]]) -> None:
+        if not self._process.lives_past("before commit") or self._file is None:
+            return
+        if self._disk.full and any(order.writes for order in batch):
+            full = LedgerError("there is no room left")
+            results: list[writer.Result] = [
+                (order.future, None, about(full, key=order.key, safe_to_repeat=order.safe)) for order in batch
+            ]
+            self._disk.failed_keys.update(order.key for order in batch if order.key is not None)
+        else:
+            results = writer._done(self._file, batch)
+        if self._process.lives_past("after commit"):
+            self._disk.machine.after(self._disk.takes_s(), lambda: self._tell(results))
+
+    def _tell(self, results: list[writer.Result]) -> None:
+        self._busy = False
+        if self._process.alive:
+            writer._deliver(results)
+            self._begin()

@@ -1,0 +1,218 @@
+"""Deliberate bugs: each breaks one promise in the library's own code, and the oracle must notice."""
+
+import asyncio
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from attrs import evolve, frozen
+
+from nanobanana_async.engine import buying
+from nanobanana_async.engine.admission import Admission
+from nanobanana_async.engine.books import Books
+from nanobanana_async.engine.buying import Buyer
+from nanobanana_async.engine.entry import Entry
+from nanobanana_async.errors import NanoBananaError, TransportError
+from nanobanana_async.gateways.apimall import ApiMall
+from nanobanana_async.gateways.contract import HttpRequest
+from nanobanana_async.jobs import Accepted, JobRecord, JobState
+from nanobanana_async.ledger.desk import Desk
+from nanobanana_async.policy.retry import Attempt, Heard, Move, RetryPolicy, Verdict, decide_create
+
+Change = tuple[Any, str, Any]
+
+
+@frozen
+class Mutation:
+    """A bug, and the seeds within which it must be caught; `rules` are those that may do it."""
+
+    name: str
+    makes: Callable[[], list[Change]]
+    rules: tuple[str, ...]
+    within: int = 150
+
+
+def _no_write_before_the_post() -> list[Change]:
+    async def write_intent(self: Any, entry: Entry) -> None:
+        entry.tried_at = min(entry.tried_at, self._clock())
+        sent_at = entry.record.first_sent_at or self._books.utcnow()
+        entry.moved(entry.record.to(JobState.SUBMITTING, first_sent_at=sent_at))
+
+    return [(Buyer, "_write_intent", write_intent)]
+
+
+def _new_wire_key_each_time() -> list[Change]:
+    build, sent = ApiMall.build_create, [0]
+
+    def build_create(self: ApiMall, body: bytes, *, wire_key: str) -> HttpRequest:
+        sent[0] += 1
+        return build(self, body, wire_key=wire_key if sent[0] == 1 else f"{wire_key}-{sent[0]}")
+
+    return [(ApiMall, "build_create", build_create)]
+
+
+def _answer_goes_with_its_caller() -> list[Change]:
+    post = Buyer._post
+
+    async def posted(self: Buyer, entry: Entry) -> Accepted:
+        task = asyncio.Task(post(self, entry))
+        while not task.done():
+            if not entry.callers and not entry.kept:
+                task.cancel()
+                raise TransportError("the caller left", sent=True)
+            await asyncio.wait([task], timeout=0.02)
+        return task.result()
+
+    return [(Buyer, "_post", posted)]
+
+
+def _repeat_without_a_key() -> list[Change]:
+    def decided(error: NanoBananaError, attempt: Attempt, policy: RetryPolicy) -> Verdict:
+        return decide_create(error, attempt, evolve(policy, retry_uncertain=True))
+
+    return [(buying, "decide_create", decided)]
+
+
+def _doubt_forgotten_on_a_refusal() -> list[Change]:
+    def decided(error: NanoBananaError, attempt: Attempt, policy: RetryPolicy) -> Verdict:
+        return decide_create(error, evolve(attempt, in_doubt=False), policy)
+
+    return [(buying, "decide_create", decided)]
+
+
+def _told_before_written() -> list[Change]:
+    async def learn(self: Any, entry: Entry, state: JobState, **facts: Any) -> None:
+        before, after = entry.stored, entry.record.to(state, **facts)
+        self._take(entry, after, stored=after)
+        await self.ledger.advance(before, after)
+
+    return [(Books, "learn", learn)]
+
+
+def _adopts_from_the_living() -> list[Change]:
+    def free(self: Desk, owner: str | None) -> bool:
+        return owner != self._owner
+
+    return [(Desk, "_free", free)]
+
+
+def _expired_key_repeated() -> list[Change]:
+    return [(Attempt, "key_lives", property(lambda attempt: attempt.keyed))]
+
+
+def _swap_without_comparing() -> list[Change]:
+    def advance(self: Desk, before: JobRecord, statement: str, row: tuple[Any, ...]) -> None:
+        columns = statement.partition(" WHERE ")[0]
+        self.connection.execute(f"{columns} WHERE key = ?", (*row, self._owner, before.key))
+
+    return [(Desk, "advance", advance)]
+
+
+def _never_lets_go() -> list[Change]:
+    def release(self: Desk, key: str) -> None:
+        return None
+
+    return [(Desk, "release", release)]
+
+
+def _found_half_way_is_sent_as_new() -> list[Change]:
+    async def take_up(self: Any, entry: Entry) -> float:
+        await self._books.move(entry, JobState.PENDING)
+        return float(self._clock())
+
+    return [(Buyer, "take_up", take_up)]
+
+
+def _lost_answer_taken_for_unsent() -> list[Change]:
+    def decided(error: NanoBananaError, attempt: Attempt, policy: RetryPolicy) -> Verdict:
+        if isinstance(error, TransportError):
+            return Verdict(heard=Heard.UNSENT, move=Move.REPEAT)
+        return decide_create(error, attempt, policy)
+
+    return [(buying, "decide_create", decided)]
+
+
+def _other_bytes_on_a_repeat() -> list[Change]:
+    build = ApiMall.build_create
+    sent: set[str] = set()
+
+    def build_create(self: ApiMall, body: bytes, *, wire_key: str) -> HttpRequest:
+        again = wire_key in sent
+        sent.add(wire_key)
+        return build(self, body + b" " if again else body, wire_key=wire_key)
+
+    return [(ApiMall, "build_create", build_create)]
+
+
+def _refused_is_renewed_in_memory_only() -> list[Change]:
+    async def renew(self: Any, entry: Entry, *, body: bytes) -> None:
+        after = entry.record.reborn(body=body, created_at=self.utcnow())
+        self._take(entry, after, stored=after)
+
+    return [(Books, "renew", renew)]
+
+
+def _uncertain_is_bought_again() -> list[Change]:
+    claim_of = Admission._claim_of
+
+    async def claimed(self: Any, wanted: JobRecord) -> Any:
+        claim = await claim_of(self, wanted)
+        if claim.record.state is JobState.UNCERTAIN:
+            return evolve(claim, record=evolve(claim.record, state=JobState.REFUSED))
+        return claim
+
+    return [(Admission, "_claim_of", claimed)]
+
+
+MUTATIONS = (
+    Mutation("no durable write before the POST", _no_write_before_the_post, ("unwritten",)),
+    Mutation("a new wire key on each retry", _new_wire_key_each_time, ("wire key", "double")),
+    Mutation("the answer goes with its caller", _answer_goes_with_its_caller, ("answer dropped",)),
+    Mutation("a lost answer is repeated without a key", _repeat_without_a_key, ("repeated without a key", "double")),
+    Mutation(
+        "doubt is forgotten on a refusal",
+        _doubt_forgotten_on_a_refusal,
+        ("repeated without a key", "double", "lost"),
+    ),
+    Mutation("told before it is written", _told_before_written, ("told early",)),
+    Mutation("a living owner's job is adopted", _adopts_from_the_living, ("two buyers", "not the owner")),
+    Mutation("an expired key is repeated", _expired_key_repeated, ("expired",)),
+    Mutation(
+        "the ledger swaps without comparing",
+        _swap_without_comparing,
+        ("two buyers", "not the owner", "repeated without a key"),
+        150,
+    ),
+    Mutation("a job that was given up is not let go", _never_lets_go, ("not let go",)),
+    Mutation(
+        "a job found half-way is sent as new",
+        _found_half_way_is_sent_as_new,
+        ("repeated without a key", "double", "expired"),
+    ),
+    Mutation(
+        "a lost answer is taken for unsent",
+        _lost_answer_taken_for_unsent,
+        ("repeated without a key", "double", "safe to repeat"),
+    ),
+    Mutation("other bytes on a repeat", _other_bytes_on_a_repeat, ("other bytes",)),
+    Mutation("a new purchase is not written", _refused_is_renewed_in_memory_only, ("unwritten", "told early")),
+    Mutation(
+        "an uncertain job is bought again when asked for",
+        _uncertain_is_bought_again,
+        ("double", "repeated without a key"),
+    ),
+)
+
+
+@contextmanager
+def applied(mutation: Mutation) -> Iterator[None]:
+    """Let the library have the bug for a while."""
+    changes = mutation.makes()
+    before = [(owner, name, vars(owner)[name]) for owner, name, _ in changes]
+    for owner, name, value in changes:
+        setattr(owner, name, value)
+    try:
+        yield
+    finally:
+        for owner, name, value in before:
+            setattr(owner, name, value)

@@ -1,0 +1,273 @@
+"""The billing oracle: what the gateway knows and the file holds, against what the library promises.
+
+It never reads the client's own bookkeeping (but for one rule: whether a job that was given up was let go). Each rule
+has a name, under which the table and the mutation control count it.
+"""
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+
+from attrs import frozen
+
+from nanobanana_async import errors
+from nanobanana_async.emulator.counting import JobFacts
+from nanobanana_async.emulator.tasks import Phase
+from nanobanana_async.errors import (
+    GatewayError,
+    JobFailed,
+    JobUncertain,
+    JobUnfinished,
+    JobWithdrawn,
+    LedgerError,
+    NanoBananaError,
+)
+from nanobanana_async.gateways.contract import HttpRequest
+from nanobanana_async.jobs import UNFINISHED, JobRecord, JobState
+from nanobanana_async.models import GenerationResult
+from nanobanana_async.observe import Event, JobMoved
+from tests.simulate.disk import Disk
+from tests.simulate.machine import Machine, Process
+from tests.simulate.network import Letter, Network
+from tests.simulate.plan import Plan
+
+Outcome = GenerationResult | BaseException
+
+PUBLIC = frozenset(kind for kind in vars(errors).values() if isinstance(kind, type))
+# How long a session has to write an answer down, and to let go of what it gave up: many slow commits.
+PATIENCE_S = 10.0
+
+
+@frozen
+class Violation:
+    """A promise that was broken."""
+
+    rule: str
+    text: str
+    at: float
+
+
+class Oracle:
+    """Watches one seed."""
+
+    def __init__(self, machine: Machine, plan: Plan, disk: Disk, network: Network) -> None:
+        self._machine = machine
+        self._plan = plan
+        self._disk = disk
+        self._network = network
+        self.violations: list[Violation] = []
+        self.deliberate: Counter[str] = Counter()
+        """Purchases by hand, per job: they may have been made, and may be second ones."""
+        self._wire_keys: dict[tuple[str, int], str | None] = {}
+        self._bodies: dict[str, bytes] = {}
+        self._given_up: dict[tuple[str, str], float] = {}
+
+    def find_fault(self, rule: str, text: str) -> None:
+        """Note that a promise was broken."""
+        self._machine.note("ORACLE", f"{rule}: {text}")
+        self.violations.append(Violation(rule, text, self._machine.time()))
+
+    def key_of(self, request: HttpRequest) -> tuple[str, int]:
+        """Read off a create whose job it is; the file says which purchase of that job. A query is nobody's."""
+        if request.body is None:
+            return "", 0
+        key = str(json.loads(request.body)["prompt"]).split()[0]
+        record = self._disk.record(key)
+        return key, 0 if record is None else record.generation
+
+    def left(self, letter: Letter) -> None:
+        """A request is about to leave: it must be written down, with these bytes, by who sends it."""
+        if not letter.creates:
+            return
+        found = self._disk.find(letter.key)
+        if found is None or found[0].state is not JobState.SUBMITTING:
+            stands = "nothing" if found is None else found[0].state.value
+            self.find_fault("unwritten", f"{letter.key} was sent, and the ledger holds {stands}")
+            return
+        record, owner = found
+        if owner != letter.process.owner:
+            self.find_fault("not the owner", f"{letter.key} was sent by {letter.process.name}, who does not own it")
+        if record.body != letter.request.body:
+            self.find_fault("other bytes", f"{letter.key} was sent with bytes that are not in the ledger")
+        self._check_wire_key(letter, record)
+        self._check_repeat(letter)
+
+    def _check_wire_key(self, letter: Letter, record: JobRecord) -> None:
+        sent, body = letter.wire_key, letter.request.body or b""
+        if sent is None:
+            return
+        known = self._wire_keys.setdefault((letter.key, letter.generation), sent)
+        if known != sent or sent != record.wire_key:
+            self.find_fault("wire key", f"{letter.key} was sent under {sent}, before under {known}")
+        if self._bodies.setdefault(sent, body) != body:
+            self.find_fault("other bytes", f"two bodies were sent under {sent}")
+
+    def _check_repeat(self, letter: Letter) -> None:
+        before = [old for old in self._network.of_key(letter.key) if old.generation == letter.generation]
+        for old in before:
+            if old.process is not letter.process and old.process.alive and not old.answer.done():
+                self.find_fault("two buyers", f"{letter.key} was sent while {old.process.name} waits for its answer")
+        if all(old.fate == "refused" for old in before):
+            return
+        if not self._plan.keyed:
+            self.find_fault("repeated without a key", f"{letter.key} was sent again after letter {before[-1].number}")
+            return
+        age_s = self._machine.time() - before[0].left_at
+        if age_s > self._plan.key_lifetime_s:
+            self.find_fault("expired", f"{letter.key} was sent again {age_s:.3f} s after it was first sent")
+
+    def answered(self, letter: Letter, heard: bool) -> None:
+        """A create's answer has come: who lives must have waited for it, and must write it down."""
+        process = letter.process
+        if not heard and process.alive and not process.closing and not letter.timed_out and letter.answer.done():
+            self.find_fault("answer dropped", f"{process.name} no longer waited for letter {letter.number}")
+        if heard and letter.fate == "accepted":
+            self._machine.after(PATIENCE_S, lambda: self._check_kept(letter))
+
+    def _check_kept(self, letter: Letter) -> None:
+        record = self._disk.record(letter.key)
+        if not letter.process.alive or letter.key in self._disk.failed_keys:
+            return
+        if record is None or (record.generation == letter.generation and record.task_id != letter.task_id):
+            self.find_fault("answer dropped", f"{letter.key} is {letter.task_id}: told, and not written down")
+
+    def observer(self, process: Process) -> "Listener":
+        """Return who listens to a session's events."""
+        return Listener(self, self._machine, self._disk, process)
+
+    def told(self, process: Process, key: str, request_prompt: str, outcome: Outcome) -> None:
+        """A caller got a result or an error."""
+        match outcome:
+            case GenerationResult():
+                self._machine.note(process.name, f"{key}: result of {outcome.task_id}")
+                if outcome.task_id not in {job.task_id for job in self.charges(key)}:
+                    self.find_fault("wrong result", f"{key}: {outcome.task_id} is no job of it")
+            case NanoBananaError():
+                name = f"{type(outcome).__name__}{' (safe)' if outcome.safe_to_repeat else ''}"
+                self._machine.note(process.name, f"{key}: {name}: {outcome.message[:90]}")
+                self._check_error(process, key, request_prompt, outcome)
+            case _:
+                self._machine.note(process.name, f"{key}: {outcome!r}")
+                self.find_fault("foreign error", f"{key}: {outcome!r}")
+
+    def _check_error(self, process: Process, key: str, prompt: str, error: NanoBananaError) -> None:
+        if type(error) not in PUBLIC or type(error) is NanoBananaError:
+            self.find_fault("foreign error", f"{key}: {type(error).__name__}: {error}")
+        record = self._disk.record(key)
+        other = record is not None and record.request is not None and record.request.prompt != prompt
+        if isinstance(error, LedgerError) and not self._plan.fills_disk:
+            self.find_fault("ledger error", f"{key}: {error}")
+        about_a_job = error.key is not None  # else it was raised at the door, and says nothing about any job
+        if (
+            error.safe_to_repeat
+            and about_a_job
+            and not other
+            and not isinstance(error, JobFailed)
+            and not self.deliberate[key]
+        ):
+            if live := [job.task_id for job in self.charges(key) if job.phase is not Phase.FAILED]:
+                self.find_fault("safe to repeat", f"{key}: {type(error).__name__} says so, and {live[0]} was bought")
+            elif self._is_being_bought(process, key, error):
+                self.find_fault("safe to repeat", f"{key}: {type(error).__name__} says so, and a create is on its way")
+        self._given_up[process.name, key] = at = self._machine.time()
+        self._machine.after(PATIENCE_S, lambda: self._check_let_go(process, key, at))
+
+    def _is_being_bought(self, process: Process, key: str, error: NanoBananaError) -> bool:
+        """Whether a create is on its way; who was refused, or withdrew, can't know what others buy after him."""
+        known_to_all = not isinstance(error, GatewayError | JobUnfinished | JobWithdrawn)
+        letters = self._network.of_key(key)
+        return any(letter.fate == "open" and (known_to_all or letter.process is process) for letter in letters)
+
+    def _check_let_go(self, process: Process, key: str, at: float) -> None:
+        if self._given_up[process.name, key] > at:  # somebody has asked for it since
+            return
+        found = self._disk.find(key)
+        if key in self._disk.failed_keys:  # then to let go may have failed, too
+            return
+        if found is None or not process.alive or process.ended.done() or process.session is None:
+            return
+        engine = process.session._host.engine
+        follows = engine is not None and (key in engine.live or engine.runner.closing)
+        if found[0].state in UNFINISHED and found[1] == process.owner and not follows:
+            self.find_fault("not let go", f"{key} is owned by {process.name}, who does not follow it")
+
+    def charges(self, key: str) -> list[JobFacts]:
+        """Return what the gateway charged for a job, oldest first."""
+        return [job for job in self._network.world.jobs(self._machine.time()) if job.prompt.split()[0] == key]
+
+    def judge(self, outcomes: dict[str, Outcome]) -> None:
+        """Compare gateway, file and callers once all is quiet."""
+        for key, outcome in outcomes.items():
+            charges, record = self.charges(key), self._disk.record(key)
+            allowed = 1 + self.deliberate[key]
+            if len(charges) > allowed and self._plan.scene != "apimall short":
+                self.find_fault("double", f"{key} was charged {len(charges)} times, {allowed} allowed")
+            if record is None:
+                self.find_fault("lost", f"{key} is not in the ledger")
+                continue
+            self._judge_record(key, record, charges)
+            self._judge_outcome(key, record, outcome)
+
+    def _judge_record(self, key: str, record: JobRecord, charges: Sequence[JobFacts]) -> None:
+        known = {job.task_id: job for job in charges}
+        owed = [letter for letter in self._network.of_key(key) if letter.generation == record.generation]
+        own_charges = {letter.task_id for letter in owed if letter.task_id in known} | self._silent(record, charges)
+        match record.state:
+            case JobState.SUCCEEDED | JobState.FAILED:
+                truth = known.get(record.task_id or "")
+                if truth is None:
+                    self.find_fault("wrong state", f"{key} is {record.state.value} and was not bought")
+                elif (truth.phase is Phase.FAILED) is not (record.state is JobState.FAILED):
+                    self.find_fault("wrong state", f"{key} is {record.state.value}, truly {truth.phase.value}")
+            case JobState.UNCERTAIN:
+                pass
+            case JobState.REFUSED | JobState.WITHDRAWN | JobState.PENDING if own_charges:
+                self.find_fault("lost", f"{key} is {record.state.value}, and {len(own_charges)} were bought")
+            case JobState.REFUSED | JobState.PENDING:
+                pass
+            case _:
+                self.find_fault("unfinished", f"{key} is still {record.state.value}")
+
+    def _silent(self, record: JobRecord, charges: Sequence[JobFacts]) -> set[str | None]:
+        """Return the jobs bought under the record's wire key; without keys, all when there was one generation."""
+        if self._plan.keyed:
+            return {job.task_id for job in charges if job.key == record.wire_key}
+        return {job.task_id for job in charges} if record.generation == 1 else set()
+
+    def _judge_outcome(self, key: str, record: JobRecord, outcome: Outcome) -> None:
+        fits = True
+        match record.state:
+            case JobState.SUCCEEDED:
+                fits = isinstance(outcome, GenerationResult) and outcome.task_id == record.task_id
+            case JobState.FAILED:
+                fits = isinstance(outcome, JobFailed)
+            case JobState.UNCERTAIN:
+                fits = isinstance(outcome, JobUncertain)
+            case _:
+                fits = isinstance(outcome, NanoBananaError)
+        if not fits:
+            self.find_fault(
+                "wrong outcome", f"{key} is {record.state.value}, and its caller was told {outcome!r}"[:300]
+            )
+
+
+class Listener:
+    """A session's observer: what it is told must be in the file by then."""
+
+    def __init__(self, oracle: Oracle, machine: Machine, disk: Disk, process: Process) -> None:
+        self._oracle = oracle
+        self._machine = machine
+        self._disk = disk
+        self._process = process
+
+    def __call__(self, event: Event) -> None:
+        """Hear an event of the session."""
+        if not isinstance(event, JobMoved) or not self._process.alive:
+            return
+        record = event.record
+        self._machine.note(self._process.name, f"{record.key} {record.state.value} {record.task_id or ''}".rstrip())
+        stands = self._disk.record(record.key)
+        if record.key in self._disk.failed_keys:
+            return
+        if stands is None or stands.revision < record.revision:
+            self._oracle.find_fault("told early", f"{record.key} {record.state.value} was told and is not written")

@@ -1,0 +1,142 @@
+"""What a seed stands for: which gateway, how it behaves, how much goes wrong. All drawn from the seed alone."""
+
+import random
+from typing import Literal
+
+from attrs import field, frozen
+
+from nanobanana_async import ApiMall, DefApi, RetryPolicy, Timeouts
+from nanobanana_async.emulator import LogNormal
+from nanobanana_async.emulator.settings import API_KEY, Idempotency, WorldSettings
+
+GatewayName = Literal["apimall", "defapi"]
+Scene = Literal["apimall replay", "apimall conflict", "apimall forget", "apimall short", "defapi"]
+
+SCENES: tuple[Scene, ...] = (
+    "apimall replay",
+    "defapi",
+    "apimall conflict",
+    "defapi",
+    "apimall forget",
+    "apimall replay",
+    "defapi",
+    "apimall conflict",
+    "apimall forget",
+    "apimall short",
+)
+
+LATEST_S = 90.0
+"""How much later than sent a request may reach the gateway: the network keeps what it was given."""
+
+
+@frozen(kw_only=True)
+class Plan:
+    """One seed's settings. In the scene "apimall short" the gateway forgets keys before the client does."""
+
+    seed: int
+    scene: Scene
+    world: WorldSettings
+    key_lifetime_s: float
+    keys: int
+    slots: int
+    """How many processes there are at a time."""
+    lives: int
+    """How many processes follow each other in a slot."""
+    active_s: float
+    trouble: float
+    """How many of the requests meet a fault."""
+    latency_s: float
+    timeouts: Timeouts
+    retry: RetryPolicy
+    blocked: int | None
+    """The number of a job that the gateway's moderation refuses, and of one that fails."""
+    failing: int | None
+    moves_clock: bool
+    fills_disk: bool
+    outages: tuple[tuple[float, float, str], ...] = field(factory=tuple)
+    """From when, until when, and how the gateway is away."""
+
+    @property
+    def gateway_name(self) -> GatewayName:
+        return "defapi" if self.scene == "defapi" else "apimall"
+
+    @property
+    def keyed(self) -> bool:
+        return self.scene != "defapi"
+
+    def gateway(self) -> ApiMall | DefApi:
+        """Return the client's settings."""
+        if self.keyed:
+            return ApiMall(api_key=API_KEY, key_lifetime_s=self.key_lifetime_s, expected_job_s=5.0)
+        return DefApi(api_key=API_KEY, expected_job_s=5.0)
+
+
+def plan_of(seed: int) -> Plan:
+    """Draw what a seed stands for."""
+    draw = random.Random(f"{seed} plan")
+    scene = SCENES[seed % len(SCENES)]
+    lifetime_s = draw.choice((4.0, 15.0, 60.0, 1800.0))
+    active_s = draw.uniform(30.0, 150.0)
+    latency_s = draw.choice((0.01, 0.05, 0.3))
+    create_s = draw.choice((5.0, 20.0, 120.0))
+    manner: Idempotency = "replay"
+    forget_s = 60.0
+    if scene == "apimall conflict":
+        manner = "conflict"
+    elif scene in ("apimall forget", "apimall short"):
+        manner = "forget"
+        # A repeat may leave at the end of the lifetime, and be long on its way.
+        share = draw.uniform(1.0, 3.0) if scene == "apimall forget" else draw.uniform(0.02, 0.3)
+        forget_s = lifetime_s * share + (LATEST_S + 10.0 if scene == "apimall forget" else 0.0)
+    return Plan(
+        seed=seed,
+        scene=scene,
+        world=_world(draw, seed, manner, forget_s),
+        key_lifetime_s=lifetime_s,
+        keys=draw.randint(2, 7),
+        slots=draw.choice((1, 1, 2, 3)),
+        lives=draw.randint(1, 4),
+        active_s=active_s,
+        trouble=draw.choice((0.0, 0.1, 0.3, 0.6)),
+        latency_s=latency_s,
+        timeouts=Timeouts(create_s=create_s, query_s=5.0, job_s=1800.0, close_s=draw.choice((0.5, 10.0))),
+        retry=RetryPolicy(
+            max_attempts=draw.choice((2, 5, 40)),
+            max_wait_s=draw.choice((10.0, 60.0, 900.0)),
+            max_backoff_s=draw.choice((2.0, 30.0)),
+        ),
+        blocked=draw.choice((None, 0, 1)),
+        failing=draw.choice((None, None, 2)),
+        moves_clock=draw.random() < 0.2,
+        fills_disk=draw.random() < 0.15,
+        outages=_outages(draw, active_s),
+    )
+
+
+def _world(draw: random.Random, seed: int, manner: Idempotency, forget_s: float) -> WorldSettings:
+    return WorldSettings(
+        seed=seed,
+        job_limit=draw.choice((None, None, 1, 3)),
+        creates_per_minute=draw.choice((None, None, 30.0)),
+        rate_burst=3,
+        retry_after=draw.choice(("absent", "seconds", "date")),
+        states_429_kind=draw.random() < 0.7,
+        credits=draw.choice((None, None, None, 16)),
+        duration=LogNormal(median_s=draw.choice((1.0, 5.0, 15.0)), sigma=0.5),
+        failure_probability=draw.choice((0.0, 0.15)),
+        unknown_probability=draw.choice((0.0, 0.1)),
+        visible_after_s=draw.choice((0.0, 0.0, 3.0)),
+        images_after_s=draw.choice((0.0, 0.0, 2.0)),
+        query_shape=draw.choice(("data", "top")),
+        idempotency=manner,
+        forget_keys_after_s=forget_s,
+    )
+
+
+def _outages(draw: random.Random, active_s: float) -> tuple[tuple[float, float, str], ...]:
+    outages: list[tuple[float, float, str]] = []
+    for _ in range(draw.choice((0, 0, 1, 2))):
+        begin = draw.uniform(0.0, active_s)
+        how = draw.choice(("unreachable", "silent", "proxy", "busy", "revoked"))
+        outages.append((begin, begin + draw.uniform(2.0, 40.0), how))
+    return tuple(outages)

@@ -1,0 +1,90 @@
+"""The simulation in short, and the mutation control; `python -m tests.simulate` is the long form."""
+
+import logging
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.simulate import __main__ as command
+from tests.simulate.mutations import MUTATIONS, Mutation
+from tests.simulate.plan import SCENES, plan_of
+from tests.simulate.seed import play
+
+SEEDS = 60
+COMPARED = 20
+HASHED = 10
+ROOT = Path(os.path.abspath(__file__)).parents[2]
+
+
+@pytest.fixture(autouse=True)
+def _quietly() -> Iterator[None]:
+    log = logging.getLogger("nanobanana_async")
+    before = log.level
+    log.setLevel(logging.CRITICAL)
+    yield
+    log.setLevel(before)
+
+
+def test_no_promise_is_broken_in_sixty_seeds() -> None:
+    said: list[str] = []
+    broken = command.run(range(SEEDS), said.append)
+    assert not broken, "\n".join(said)
+
+
+def test_the_same_seed_gives_the_same_trace() -> None:
+    traces = [(play(seed).trace, play(seed).trace) for seed in range(COMPARED)]
+    assert all(first == second for first, second in traces)
+    assert len({trace for trace, _ in traces}) == COMPARED
+
+
+def test_another_process_with_other_hashes_sees_the_same_trace() -> None:
+    code = f"from tests.simulate.seed import play\nfor seed in range({HASHED}): print(play(seed).digest)"
+    told = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "PYTHONHASHSEED": "7"},
+        cwd=ROOT,
+        check=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+    )
+    assert told.stdout.decode().split() == [play(seed).digest for seed in range(HASHED)]
+
+
+def test_the_seeds_meet_every_scene_and_every_kind_of_trouble() -> None:
+    plans = [plan_of(seed) for seed in range(SEEDS)]
+    assert {plan.scene for plan in plans} == set(SCENES)
+    assert any(plan.moves_clock for plan in plans)
+    assert any(plan.fills_disk for plan in plans)
+    assert any(plan.outages for plan in plans)
+    reports = [play(seed) for seed in range(SEEDS)]
+    for met in ("kills", "in doubt", "repeats", "settled", "by hand", "succeeded", "failed", "uncertain", "refused"):
+        assert any(report.counts[met] for report in reports), met
+
+
+def test_a_gateway_that_forgets_keys_too_soon_charges_twice_and_the_table_says_so() -> None:
+    reports = [play(seed) for seed in range(SCENES.index("apimall short"), 400, len(SCENES))]
+    assert sum(report.counts["doubles"] for report in reports) > 0
+    assert not any(violation.rule == "double" for report in reports for violation in report.violations)
+
+
+@pytest.mark.parametrize("number", range(len(MUTATIONS)), ids=[mutation.name for mutation in MUTATIONS])
+def test_a_deliberate_bug_is_caught(number: int) -> None:
+    said: list[str] = []
+    assert command.check(number, MUTATIONS[number], said.append), said
+
+
+def test_a_bug_that_breaks_nothing_is_reported_as_missed() -> None:
+    said: list[str] = []
+    assert not command.check(0, Mutation("no bug", list, ("double",), within=3), said.append)
+    assert said == [" 0 no bug: NOT CAUGHT within 3 seeds"]
+
+
+def test_a_broken_seed_prints_the_command_that_replays_it(capsys: pytest.CaptureFixture[str]) -> None:
+    assert command.main(["--seed", "0", "--verbose", "--mutation", "0"]) == 1
+    said = capsys.readouterr().out
+    assert "replay: python -m tests.simulate --seed 0 --verbose" in said
+    assert "ORACLE   unwritten" in said
