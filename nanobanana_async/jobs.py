@@ -165,7 +165,7 @@ class JobRecord:
         """What it cost, after refunds, as far as the gateway said."""
         if self.credits_used is None:
             return None
-        return self.credits_used - (self.credits_refunded or Decimal(0))
+        return max(Decimal(0), self.credits_used - (self.credits_refunded or Decimal(0)))
 
     @property
     def perhaps_bought(self) -> bool:

@@ -1,0 +1,176 @@
+"""Refunds, doubt and failures: what may come back is waited for, what is in doubt stays set aside, and nobody hangs."""
+
+import asyncio
+from collections.abc import AsyncGenerator
+from decimal import Decimal
+from typing import Any
+
+import pytest
+
+from nanobanana_async import (
+    CreditLimitReached,
+    GenerationResult,
+    JobFailed,
+    JobState,
+    JobUncertain,
+    NanoBananaError,
+    Session,
+)
+from nanobanana_async.rows import Item
+from tests.credits.scenes import (
+    BOTH,
+    GatewayName,
+    Till,
+    a_session,
+    budget_of,
+    foxes,
+    nothing_is_left,
+    outcome,
+    run_batch,
+    till_of,
+)
+from tests.engine.neighbours import Page, SharedNotebook
+from tests.engine.scenes import now, virtually
+
+EACH_GATEWAY = pytest.mark.parametrize("name", BOTH)
+LIMIT: dict[GatewayName, float] = {"apimall": 80, "defapi": 5}
+
+
+@EACH_GATEWAY
+@virtually
+async def test_refunds_let_others_be_bought(name: GatewayName) -> None:
+    till = till_of(name)
+    rows = [f"a {'[fail] ' if number % 3 == 0 else ''}fox {number}" for number in range(60)]
+    async with a_session(name, till.line()) as session:
+        run = await run_batch(session, rows, max_credits=LIMIT[name])
+        assert session.stats().credits_spent == LIMIT[name] == till.taken
+    assert run.results == 10
+    assert till.sold > 10
+    assert till.peak == LIMIT[name]
+    assert run.stopped is not None
+
+
+@pytest.mark.parametrize("refunds", [True, False])
+@virtually
+async def test_the_next_waits_while_a_refund_may_come_and_is_then_bought_or_refused(refunds: bool) -> None:
+    till = Till(refunds=refunds)
+    async with a_session("apimall", till.line(), max_credits=8) as session:
+        first = await session.submit("a [fail] fox")
+        await first.accepted()
+        second = await session.submit("an owl")
+        await asyncio.sleep(till.job_s / 2)
+        assert (first.state, second.state) == (JobState.RUNNING, JobState.PENDING)
+        if refunds:
+            assert (await second).credits == 8
+        else:
+            with pytest.raises(CreditLimitReached):
+                await second
+        assert session.stats().credits_spent == 8
+        assert nothing_is_left(session)
+
+
+@EACH_GATEWAY
+@virtually
+async def test_a_refund_on_defapi_is_no_price_of_nothing(name: GatewayName) -> None:
+    till = till_of(name)
+    async with a_session(name, till.line(), max_credits=LIMIT[name]) as session:
+        assert isinstance(await outcome(session, "a [fail] fox"), JobFailed)
+        run = await run_batch(session, foxes(200))
+        assert run.results == 10
+        assert till.peak == LIMIT[name]
+        assert nothing_is_left(session)
+
+
+async def uncertain(session: Session, till: Till, key: str = "fox-1") -> None:
+    """Buy a job whose answer is lost, where no key is taken."""
+    till.strange.append(True)
+    assert isinstance(await outcome(session, "a fox", idempotency_key=key), JobUncertain)
+
+
+@pytest.mark.parametrize("priced", ["before", "after"])
+@virtually
+async def test_a_job_in_doubt_keeps_its_credits_set_aside_and_nobody_waits_for_it(priced: str) -> None:
+    till = till_of("defapi")
+    async with a_session("defapi", till.line(), max_credits=5) as session:
+        if priced == "before":
+            await session.generate("a fox")
+        await uncertain(session, till)
+        run = await run_batch(session, foxes(40))
+        assert run.results == (8 if priced == "before" else 9)
+        assert till.taken == 5  # the one in doubt was bought
+        assert budget_of(session).reserved == Decimal("0.5")
+        assert "0.5" in str(run.why)
+        assert "are set aside for jobs in doubt" in str(run.why)
+    assert now() < 600
+
+
+@pytest.mark.parametrize("later_s", [0.0, 7200.0], ids=["at once", "long after"])
+@pytest.mark.parametrize("way", ["refused", "task_id", "buy_again"])
+@virtually
+async def test_what_was_set_aside_for_a_job_in_doubt_is_settled_with_it(way: str, later_s: float) -> None:
+    till = till_of("defapi")
+    async with a_session("defapi", till.line(), max_credits=1) as session:
+        await session.generate("an owl")
+        await uncertain(session, till)
+        assert isinstance(await outcome(session, "a crow"), CreditLimitReached)
+        await asyncio.sleep(later_s)
+        orders: dict[str, Any] = {"task_id": "t2"} if way == "task_id" else {way: True}
+        job = await session.settle("fox-1", **orders)
+        if way != "refused":
+            assert (await job).credits == Decimal("0.5")
+        assert budget_of(session).spent == (Decimal("0.5") if way == "refused" else 1)
+        assert nothing_is_left(session)
+        more = await outcome(session, "a crow")
+        assert isinstance(more, GenerationResult if way == "refused" else CreditLimitReached)
+
+
+@pytest.mark.parametrize("later_s", [0.0, 7200.0], ids=["at once", "long after"])
+@virtually
+async def test_a_settled_row_gives_its_credits_back_to_its_batch(later_s: float) -> None:
+    till = till_of("defapi")
+    async with a_session("defapi", till.line()) as session:
+        batch = session.generate_many(_slowly(till, later_s, session), max_credits=1.0)
+        states = [outcome.job.state.name if outcome.job else "" async for outcome in batch]
+    assert states == ["SUCCEEDED", "UNCERTAIN", "SUCCEEDED"]
+    assert till.sold == 3
+
+
+async def _slowly(till: Till, later_s: float, session: Session) -> AsyncGenerator[Item]:
+    yield "an owl"
+    await asyncio.sleep(60.0)
+    till.strange.append(True)
+    yield {"prompt": "a fox", "key": "fox-1"}
+    await asyncio.sleep(60.0 + later_s)
+    await session.settle("fox-1", refused=True)
+    yield "a crow"
+
+
+@virtually
+async def test_a_job_settled_elsewhere_gives_its_credits_back_when_it_is_looked_at() -> None:
+    till, book = till_of("defapi"), SharedNotebook()
+    async with (
+        a_session("defapi", till.line(), ledger=Page(book), max_credits=1) as session,
+        a_session("defapi", till.line(), ledger=Page(book)) as other,
+    ):
+        till.strange.append(True)
+        job = await session.submit("a fox", idempotency_key="fox-1")
+        with pytest.raises(JobUncertain):
+            await job
+        await other.settle("fox-1", refused=True)
+        assert isinstance(await outcome(session, "an owl"), GenerationResult)
+        with pytest.raises(NanoBananaError):
+            await job
+        assert nothing_is_left(session)
+
+
+@virtually
+async def test_a_batch_counts_what_earlier_runs_left_in_doubt() -> None:
+    till, book = till_of("defapi"), SharedNotebook()
+    async with a_session("defapi", till.line(), ledger=Page(book)) as session:
+        till.strange.append(True)
+        run = await run_batch(session, foxes(1), batch="spring", max_credits=2.5)
+        assert isinstance(run.outcomes[0].error, JobUncertain)
+    async with a_session("defapi", till.line(), ledger=Page(book)) as session:
+        run = await run_batch(session, foxes(30), batch="spring", max_credits=2.5)
+        assert run.results == 4
+    assert till.taken == Decimal("2.5")

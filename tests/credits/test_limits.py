@@ -1,0 +1,229 @@
+"""max_credits of a batch: exactly what fits is bought, never more, whoever tells the price, in however many runs."""
+
+import asyncio
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nanobanana_async import ConcurrencyPolicy
+from nanobanana_async.testing import FakeTransport
+from tests.credits.scenes import (
+    BOTH,
+    GatewayName,
+    Till,
+    a_session,
+    budgets_now,
+    engine_of,
+    foxes,
+    quick,
+    run_batch,
+    till_of,
+)
+from tests.engine.neighbours import Page, SharedNotebook
+from tests.engine.scenes import now, virtually
+
+TEN: dict[GatewayName, dict[str, Any]] = {"apimall": {"max_credits": 80}, "defapi": {"max_credits": 5}}
+PRICE: dict[GatewayName, float] = {"apimall": 8, "defapi": 0.5}
+EACH_GATEWAY = pytest.mark.parametrize("name", BOTH)
+
+
+@EACH_GATEWAY
+@pytest.mark.parametrize("told", [False, True], ids=["price unknown", "price expected"])
+@virtually
+async def test_ten_fit_and_ten_are_bought_with_fifty_free_slots(name: GatewayName, told: bool) -> None:
+    till = till_of(name)
+    expected = {"expected_credits": PRICE[name]} if told else {}
+    async with a_session(name, till.line()) as session:
+        run = await run_batch(session, foxes(200), **TEN[name], **expected)
+        assert session.stats().credits_spent == TEN[name]["max_credits"]
+        assert not engine_of(session).live
+    assert (till.sold, run.results, len(run.outcomes)) == (10, 10, 10)
+    assert "max_credits is" in str(run.why)
+    assert run.stopped is not None
+    assert run.stopped.done == 10
+    assert till.most_at_once == (10 if told or name == "apimall" else 9)  # nine after the one that told the price
+
+
+@virtually
+async def test_a_price_told_at_the_create_keeps_the_others_back_for_one_round_trip_only() -> None:
+    till = Till()
+    async with a_session("apimall", till.line()) as session:
+        await run_batch(session, foxes(11), max_credits=80)
+        starts = sorted({sale.ends_at - till.job_s for sale in till.sales.values()})
+    assert len(till.sales) == 10
+    assert starts[-1] - starts[0] < 0.2
+
+
+@virtually
+async def test_an_endless_input_ends_with_the_credits() -> None:
+    till = Till()
+
+    def endless() -> Any:
+        while True:
+            yield "a fox"
+
+    async with a_session("apimall", till.line()) as session:
+        run = await run_batch(session, endless(), max_credits=80)
+    assert (till.sold, run.results) == (10, 10)
+    assert now() < 120
+
+
+@EACH_GATEWAY
+@virtually
+async def test_the_limit_that_is_met_exactly_by_the_last_row_stops_nothing(name: GatewayName) -> None:
+    till = till_of(name)
+    async with a_session(name, till.line()) as session:
+        run = await run_batch(session, foxes(10), **TEN[name])
+    assert (run.stopped, run.results) == (None, 10)
+
+
+async def a_run(
+    book: SharedNotebook, name: GatewayName, till: Till, rows: list[str], max_credits: float, **options: Any
+) -> tuple[int, bool]:
+    """One process runs the named batch; return how many jobs it bought, and whether it was stopped."""
+    before = till.sold
+    async with a_session(name, till.line(), ledger=Page(book)) as session:
+        run = await run_batch(session, rows, batch="spring", max_credits=max_credits, **options)
+    return till.sold - before, run.stopped is not None
+
+
+@EACH_GATEWAY
+@pytest.mark.parametrize("limit", [10, 10.5], ids=["even", "uneven"])
+@virtually
+async def test_a_limit_holds_over_the_runs_of_a_named_batch_and_can_be_raised(name: GatewayName, limit: float) -> None:
+    till, book, price = till_of(name), SharedNotebook(), PRICE[name]
+    assert await a_run(book, name, till, foxes(30), limit * price) == (10, True)
+    assert await a_run(book, name, till, foxes(30), limit * price) == (0, True)
+    assert await a_run(book, name, till, ["an owl", *foxes(30)], limit * price) == (0, True)
+    assert await a_run(book, name, till, foxes(30), (limit + 7) * price) == (7, True)
+    assert await a_run(book, name, till, foxes(30), 1000 * price) == (13, False)
+    assert till.taken == 30 * Decimal(str(price))
+
+
+@EACH_GATEWAY
+@virtually
+async def test_a_limit_below_what_is_spent_buys_nothing_and_returns_what_was_bought(name: GatewayName) -> None:
+    till, book = till_of(name), SharedNotebook()
+    assert await a_run(book, name, till, foxes(30), TEN[name]["max_credits"]) == (10, True)
+    async with a_session(name, till.line(), ledger=Page(book)) as session:
+        run = await run_batch(session, foxes(30), batch="spring", max_credits=PRICE[name])
+    assert (till.sold, run.results) == (10, 10)
+    assert f"{Decimal(str(TEN[name]['max_credits']))} are spent" in str(run.why).replace("5.000000", "5")
+
+
+@EACH_GATEWAY
+async def test_the_sqlite_ledger_remembers_prices_and_costs(name: GatewayName, tmp_path: Path) -> None:
+    till, limit = till_of(name, job_s=0.01), float(TEN[name]["max_credits"])
+    sold = []
+    for rows, max_credits in (
+        (foxes(30), limit),
+        (["an owl", *foxes(30)], limit),
+        (foxes(30), limit + 3.5 * PRICE[name]),
+    ):
+        async with quick(name, till.line(latency_s=0.001), ledger=tmp_path / "jobs.sqlite") as session:
+            await run_batch(session, rows, batch="spring", max_credits=max_credits)
+        sold.append(till.sold)
+    assert sold == [10, 10, 13]
+
+
+@virtually
+async def test_prices_that_the_ledger_knows_need_not_be_learned_again() -> None:
+    till, book = till_of("defapi"), SharedNotebook()
+    assert await a_run(book, "defapi", till, foxes(4), 100) == (4, False)
+    till.most_at_once = 0
+    assert await a_run(book, "defapi", till, foxes(12), 100) == (8, False)
+    assert till.most_at_once == 8
+
+
+@virtually
+async def test_a_failed_job_that_cost_nothing_does_not_make_the_ledger_forget_the_price() -> None:
+    till, book = till_of("defapi"), SharedNotebook()
+    assert await a_run(book, "defapi", till, [*foxes(3), "a [fail] fox"], 100) == (4, False)
+    assert await a_run(book, "defapi", till, [*foxes(60), "a [fail] fox"], 2.5) == (2, True)
+    assert till.taken == Decimal("2.5")
+
+
+async def test_the_sqlite_ledger_tells_no_price_from_a_refund(tmp_path: Path) -> None:
+    till = till_of("defapi", job_s=0.01)
+    for rows, limit in (([*foxes(3), "a [fail] fox"], 100.0), (foxes(60), 2.5)):
+        async with quick("defapi", till.line(latency_s=0.001), ledger=tmp_path / "jobs.sqlite") as session:
+            await run_batch(session, rows, batch="spring", max_credits=limit)
+    assert till.taken == Decimal("2.5")
+
+
+@EACH_GATEWAY
+@virtually
+async def test_a_run_that_was_killed_is_counted_while_its_jobs_still_run(name: GatewayName) -> None:
+    till, book = till_of(name, job_s=60.0), SharedNotebook()
+    page = Page(book)
+    async with a_session(name, FakeTransport(till.answer), ledger=page) as session:
+        async with session.generate_many(foxes(30), batch="spring", **TEN[name], expected_credits=PRICE[name]) as batch:
+            taking = asyncio.Task(anext(batch))
+            await asyncio.sleep(30.0)
+            assert till.sold == 10
+            taking.cancel()
+            await asyncio.wait([taking])
+        page.kill()
+    assert await a_run(book, name, till, foxes(30), TEN[name]["max_credits"]) == (0, True)
+    assert now() < 600
+
+
+@virtually
+async def test_jobs_of_a_killed_run_whose_price_nobody_knew_count_once_it_is_known() -> None:
+    till, book = till_of("defapi", job_s=60.0), SharedNotebook()
+    page = Page(book)
+    async with a_session("defapi", till.line(), ledger=page) as session:
+        batch = session.generate_many(foxes(4), batch="spring", max_credits=2, expected_credits=0.5)
+        taking = asyncio.Task(anext(batch))
+        await asyncio.sleep(30.0)
+        assert till.sold == 4
+        taking.cancel()
+        await asyncio.wait([taking])
+        await batch.aclose()
+        page.kill()
+    # Nobody told what a job costs, nor when one ends: what was bought is followed, and tells it.
+    assert await a_run(book, "defapi", till, foxes(30), 3) == (2, True)
+    assert till.taken == 3
+
+
+@EACH_GATEWAY
+@virtually
+async def test_a_batch_without_a_name_counts_only_itself(name: GatewayName) -> None:
+    till = till_of(name)
+    async with a_session(name, till.line()) as session:
+        for sold in (10, 20):
+            run = await run_batch(session, foxes(30), **TEN[name])
+            assert run.results == 10
+            assert till.sold == sold
+
+
+@virtually
+async def test_rows_left_unbought_are_counted_and_withdrawn() -> None:
+    till, book = Till(), SharedNotebook()
+    async with a_session("apimall", till.line(), ledger=Page(book)) as session:
+        run = await run_batch(session, foxes(30), batch="spring", max_credits=80)
+        assert run.stopped is not None
+        assert session.stats().withdrawn == run.stopped.unbought > 0
+    assert sum(state.name == "SUCCEEDED" for state in book.states().values()) == 10
+    assert sum(state.name == "WITHDRAWN" for state in book.states().values()) == run.stopped.unbought
+
+
+@virtually
+async def test_nothing_stays_set_aside_when_a_batch_is_over() -> None:
+    till = Till(job_s=5.0)
+    slow = ConcurrencyPolicy(max_jobs=3, learn=False)
+    async with a_session("apimall", till.line(), concurrency=slow, max_credits=1000) as session:
+        async with session.generate_many([*foxes(8), *foxes(4, word="[fail] owl")], max_credits=90) as batch:
+            await anext(batch)
+            budgets = budgets_now(session)
+            assert len(budgets) == 2
+            assert all(budget.reserved for budget in budgets)
+            assert all(budget.spent + budget.reserved <= budget.max_credits for budget in budgets)
+            async for _ in batch:
+                pass
+        assert [budget.reserved for budget in budgets] == [0, 0]
+        assert [budget.spent for budget in budgets] == [64, 64]
+        assert not any(budget._reserved or budget._parked or budget._unpriced for budget in budgets)
+        assert not engine_of(session).books.purse._drawn

@@ -1,0 +1,77 @@
+"""Several who spend on one batch: what holds, and what does not (each counts what the ledger held when it began)."""
+
+import asyncio
+from decimal import Decimal
+
+from nanobanana_async import GenerationResult
+from tests.credits.scenes import Till, a_session, budget_of, foxes, run_batch, till_of
+from tests.engine.neighbours import Page, SharedNotebook
+from tests.engine.scenes import virtually
+
+
+@virtually
+async def test_rows_that_another_process_buys_are_not_bought_or_counted_twice() -> None:
+    till, book = Till(), SharedNotebook()
+    async with (
+        a_session("apimall", till.line(), ledger=Page(book)) as ours,
+        a_session("apimall", till.line(), ledger=Page(book)) as theirs,
+        asyncio.TaskGroup() as group,
+    ):
+        both = [
+            group.create_task(run_batch(each, foxes(10), batch="spring", max_credits=80)) for each in (ours, theirs)
+        ]
+        runs = [await run for run in both]
+    assert till.sold == 10
+    assert [run.results for run in runs] == [10, 10]
+    assert [run.stopped for run in runs] == [None, None]
+
+
+@virtually
+async def test_two_at_the_same_moment_may_pass_the_limit_together_and_the_next_run_knows() -> None:
+    till, book = Till(), SharedNotebook()
+    async with (
+        a_session("apimall", till.line(), ledger=Page(book)) as ours,
+        a_session("apimall", till.line(), ledger=Page(book)) as theirs,
+        asyncio.TaskGroup() as group,
+    ):
+        group.create_task(run_batch(ours, foxes(20), batch="spring", max_credits=80))
+        group.create_task(run_batch(theirs, foxes(20, word="owl"), batch="spring", max_credits=80))
+    assert till.sold == 20  # each of the two held its own limit
+    async with a_session("apimall", till.line(), ledger=Page(book)) as later:
+        run = await run_batch(later, foxes(20, word="crow"), batch="spring", max_credits=168)
+    assert run.results == 1
+    assert till.taken == 168
+
+
+@virtually
+async def test_one_after_the_other_holds_the_limit_while_the_first_ones_jobs_still_run() -> None:
+    till, book = till_of("defapi", job_s=200.0), SharedNotebook()
+    async with (
+        a_session("defapi", till.line(), ledger=Page(book)) as ours,
+        a_session("defapi", till.line(), ledger=Page(book)) as theirs,
+        asyncio.TaskGroup() as group,
+    ):
+        first = group.create_task(run_batch(ours, foxes(6), batch="spring", max_credits=5, expected_credits=0.5))
+        await asyncio.sleep(50.0)
+        assert till.sold == 6
+        run = await run_batch(theirs, foxes(30), batch="spring", max_credits=5, expected_credits=0.5)
+        await first
+    assert till.taken == 5
+    assert run.results == 10
+
+
+@virtually
+async def test_what_others_bought_is_not_charged_to_our_session() -> None:
+    till, book = Till(), SharedNotebook()
+    async with (
+        a_session("apimall", till.line(), ledger=Page(book), max_credits=8) as ours,
+        a_session("apimall", till.line(), ledger=Page(book)) as theirs,
+    ):
+        bought = await theirs.submit("a fox", idempotency_key="fox-1")
+        await bought.accepted()
+        assert isinstance(await ours.generate("a fox", idempotency_key="fox-1"), GenerationResult)
+        assert budget_of(ours).spent == 0
+        assert ours.stats().credits_spent == 0
+        await ours.generate("an owl")
+        assert ours.stats().credits_spent == Decimal(8)
+    assert till.sold == 2

@@ -1,0 +1,209 @@
+"""Prices: several classes, prices that change, decimals, and gateways that never say what a job costs."""
+
+from decimal import Decimal
+from typing import Any
+
+import pytest
+
+from nanobanana_async import CreditLimitReached, GenerationResult
+from tests.credits.scenes import (
+    BOTH,
+    GatewayName,
+    Till,
+    a_session,
+    budget_of,
+    engine_of,
+    foxes,
+    run_batch,
+    till_of,
+)
+from tests.engine.neighbours import Page, SharedNotebook
+from tests.engine.scenes import now, virtually
+
+EACH_GATEWAY = pytest.mark.parametrize("name", BOTH)
+BY_SIZE = {"1K": Decimal(8), "2K": Decimal(12), "4K": Decimal(16)}
+
+
+def by_size(body: dict[str, Any]) -> Decimal:
+    return BY_SIZE[body["resolution"]] * int(body.get("num_images", 1))
+
+
+def mixed(count: int, **facts: Any) -> list[dict[str, Any]]:
+    sizes = list(BY_SIZE)
+    return [{"prompt": f"fox {number}", "resolution": sizes[number % 3], **facts} for number in range(count)]
+
+
+@pytest.mark.parametrize("limit", [160, 167])
+@virtually
+async def test_each_class_has_its_price_and_the_sum_stays_below_the_limit(limit: int) -> None:
+    till = Till(by_size)
+    async with a_session("apimall", till.line()) as session:
+        run = await run_batch(session, mixed(60), max_credits=limit)
+        assert session.stats().credits_spent == till.taken == till.peak
+    assert limit - min(BY_SIZE.values()) < till.taken <= limit  # what was pulled with the one too many may still fit
+    assert "would pass it" in str(run.why)
+
+
+@virtually
+async def test_each_class_learns_its_price_alone() -> None:
+    till = Till(by_size, says="at end")
+    async with a_session("apimall", till.line()) as session:
+        run = await run_batch(session, mixed(3), max_credits=1000)
+        assert (run.results, till.most_at_once) == (3, 3)  # each of them is the first of its class
+        run = await run_batch(session, mixed(12), max_credits=1000)
+        assert till.most_at_once == 12
+
+
+@virtually
+async def test_several_pictures_are_a_class_of_their_own() -> None:
+    till = Till(by_size)
+    rows = [{"prompt": "a fox", "resolution": "1K", "num_images": number} for number in (1, 2, 3, 1, 2, 3)]
+    async with a_session("apimall", till.line()) as session:
+        run = await run_batch(session, rows, max_credits=72)
+    assert sorted(sale.price for sale in till.sales.values()) == [8, 8, 16, 16, 24]
+    assert "a job for 24 would pass it" in str(run.why)
+
+
+@virtually
+async def test_prices_of_several_classes_are_learned_from_the_ledger() -> None:
+    till, book = Till(by_size, says="at end"), SharedNotebook()
+    async with a_session("apimall", till.line(), ledger=Page(book)) as session:
+        await run_batch(session, mixed(6), batch="spring", max_credits=1000)
+    till.most_at_once = 0
+    async with a_session("apimall", till.line(), ledger=Page(book)) as session:
+        run = await run_batch(session, mixed(60), batch="spring", max_credits=160)
+        assert run.stopped is not None
+    assert 160 - min(BY_SIZE.values()) < till.taken <= 160
+    assert till.most_at_once > len(BY_SIZE)
+
+
+@EACH_GATEWAY
+@virtually
+async def test_a_price_that_rises_is_believed_from_the_first_that_tells_it(name: GatewayName) -> None:
+    old, new = (Decimal(8), Decimal(16)) if name == "apimall" else (Decimal("0.5"), Decimal(1))
+    till = till_of(name, price=lambda _: old if now() < 100 else new)
+    async with a_session(name, till.line(), max_credits=100 * old) as session:
+        await session.generate("a fox")
+        while now() < 100:
+            await session.generate("an owl")
+        await session.generate("a crow")
+        spent = budget_of(session).spent
+        run = await run_batch(session, foxes(200))
+        assert run.results == (100 * old - spent) // new
+        assert till.taken <= 100 * old
+        assert budget_of(session).reserved == 0
+
+
+@virtually
+async def test_a_price_that_rises_unseen_passes_the_limit_by_no_more_than_what_was_on_its_way() -> None:
+    till = till_of("defapi", price=lambda _: Decimal("0.5") if now() < 50 else Decimal(1))
+    async with a_session("defapi", till.line()) as session:
+        while now() < 50:
+            await session.generate("a fox")
+        run = await run_batch(session, foxes(200), max_credits=10)
+        assert run.results == 20  # nobody could know; then it stops
+        assert session.stats().credits_spent == till.taken
+
+
+@virtually
+async def test_a_price_that_falls_lets_more_be_bought() -> None:
+    till = Till(lambda _: Decimal(8) if now() < 50 else Decimal(4))
+    async with a_session("apimall", till.line(), max_credits=80) as session:
+        while now() < 50:
+            await session.generate("a fox")
+        spent = budget_of(session).spent
+        run = await run_batch(session, foxes(200))
+        assert run.results == (80 - spent) // 4
+        assert till.taken == 80
+
+
+@pytest.mark.parametrize(
+    ("price", "limit", "sold"),
+    [
+        ("0.1", 0.3, 3),
+        ("0.1", "0.3", 3),
+        ("0.10", 1, 10),
+        ("0.07", 0.7, 10),
+        ("1.1", 3.3, 3),
+        ("0.000001", "0.000003", 3),
+    ],
+)
+@EACH_GATEWAY
+@virtually
+async def test_decimals_are_counted_exactly(name: GatewayName, price: str, limit: Any, sold: int) -> None:
+    till = till_of(name, price=price)
+    async with a_session(name, till.line(), max_credits=limit) as session:
+        run = await run_batch(session, foxes(sold + 3))
+        assert (run.results, till.sold) == (sold, sold)
+        assert budget_of(session).spent == till.taken == Decimal(str(limit))
+
+
+@EACH_GATEWAY
+@virtually
+async def test_a_gateway_that_never_says_the_price_sells_one_and_then_asks_to_be_told(name: GatewayName) -> None:
+    till = till_of(name, says="never")
+    async with a_session(name, till.line()) as session:
+        run = await run_batch(session, foxes(20), max_credits=100)
+        assert (till.sold, run.results) == (1, 1)
+        assert "the gateway does not say what such a job costs: say it in expected_credits" in str(run.why)
+        run = await run_batch(session, foxes(20), max_credits=80, expected_credits=8)
+        assert (till.sold, run.results) == (11, 10)
+        assert "max_credits is 80, 80 are spent, and a job for 8 would pass it" in str(run.why)
+        assert not engine_of(session).books.purse._drawn
+
+
+@virtually
+async def test_a_silent_gateway_and_a_limit_on_the_session() -> None:
+    till = till_of("defapi", says="never")
+    async with a_session("defapi", till.line(), max_credits=4) as session:
+        assert isinstance(await session.generate("a fox"), GenerationResult)
+        with pytest.raises(CreditLimitReached, match="say it in expected_credits"):
+            await session.generate("an owl")
+        run = await run_batch(session, foxes(20), expected_credits=0.5)
+        assert run.results == 8
+
+
+@virtually
+async def test_the_runs_of_a_batch_count_what_a_silent_gateway_was_expected_to_take() -> None:
+    till, book = till_of("defapi", says="never"), SharedNotebook()
+    for sold, limit in ((10, 5), (10, 5), (14, 7)):
+        async with a_session("defapi", till.line(), ledger=Page(book)) as session:
+            await run_batch(session, foxes(40), batch="spring", max_credits=limit, expected_credits=0.5)
+        assert till.sold == sold
+
+
+@virtually
+async def test_what_the_gateway_says_counts_more_than_what_was_expected() -> None:
+    till = Till()
+    async with a_session("apimall", till.line()) as session:
+        await run_batch(session, foxes(1), max_credits=8, expected_credits=4)
+        run = await run_batch(session, foxes(40), max_credits=80, expected_credits=4)
+        assert run.results == 10
+        assert session.stats().credits_spent == 88
+
+
+@virtually
+async def test_a_free_job_costs_nothing_and_is_always_bought() -> None:
+    till = Till("0")
+    async with a_session("apimall", till.line()) as session:
+        run = await run_batch(session, foxes(40), max_credits=1)
+        assert (run.results, run.stopped) == (40, None)
+
+
+@virtually
+async def test_a_gateway_that_says_nothing_of_the_cost_before_the_end_is_not_taken_to_be_free() -> None:
+    class Late(Till):
+        """Says 0 at the create, and what it took at the end."""
+
+        def _sell(self, request: Any) -> Any:
+            reply: Any = super()._sell(request)
+            body = reply.body.replace(b'"credits_used": "8"', b'"credits_used": 0')
+            assert body != reply.body
+            return type(reply)(status=200, headers={}, body=body)
+
+    till = Late()
+    async with a_session("apimall", till.line(), max_credits=80) as session:
+        run = await run_batch(session, foxes(40))
+        assert run.results == 10
+        assert till.taken == 80
+        assert budget_of(session).reserved == 0

@@ -1,0 +1,271 @@
+"""max_credits of a session: generate and submit are refused before they overshoot, and can be bought later."""
+
+import asyncio
+from decimal import Decimal
+from typing import Any
+
+import pytest
+
+from nanobanana_async import (
+    CreditLimitReached,
+    GenerationResult,
+    JobFailed,
+    JobState,
+    JobWithdrawn,
+    MemoryLedger,
+    NanoBananaError,
+    Session,
+)
+from nanobanana_async.errors import ConfigurationError
+from nanobanana_async.testing import FakeTransport
+from tests.credits.scenes import (
+    BOTH,
+    GatewayName,
+    Till,
+    a_session,
+    budget_of,
+    foxes,
+    nothing_is_left,
+    outcome,
+    run_batch,
+    till_of,
+)
+from tests.engine.neighbours import Page, SharedNotebook, leave_submitting
+from tests.engine.scenes import Notebook, Shop, apimall, now, virtually
+
+EACH_GATEWAY = pytest.mark.parametrize("name", BOTH)
+LIMIT: dict[GatewayName, Any] = {"apimall": 80, "defapi": "5"}
+
+
+async def together(session: Session, prompts: list[str]) -> list[GenerationResult | NanoBananaError]:
+    async with asyncio.TaskGroup() as group:
+        tasks = [group.create_task(outcome(session, prompt)) for prompt in prompts]
+    return [task.result() for task in tasks]
+
+
+@EACH_GATEWAY
+@virtually
+async def test_two_hundred_at_once_never_pass_the_limit_of_a_session(name: GatewayName) -> None:
+    till = till_of(name)
+    async with a_session(name, till.line(), max_credits=LIMIT[name]) as session:
+        answers = await together(session, foxes(200))
+        stats = session.stats()
+        assert (stats.succeeded, stats.withdrawn, stats.queued) == (10, 190, 0)
+        assert budget_of(session).reserved == 0
+    refusals = [answer for answer in answers if isinstance(answer, CreditLimitReached)]
+    assert (till.sold, len(refusals)) == (10, 190)
+    assert till.peak == Decimal(LIMIT[name])
+    assert all(refusal.safe_to_repeat and refusal.key for refusal in refusals)
+    assert len({refusal.key for refusal in refusals}) == 190
+    assert now() < 120
+
+
+@pytest.mark.parametrize("way", ["generate", "submit"])
+@virtually
+async def test_what_the_limit_refused_is_written_down_so_and_bought_under_its_key_later(way: str) -> None:
+    till, ledger = Till(), Notebook(keeps=True)
+    async with a_session("apimall", till.line(), ledger=ledger, max_credits=8) as session:
+        await session.generate("a fox")
+        if way == "generate":
+            with pytest.raises(CreditLimitReached, match="max_credits is 8, 8 are spent, and a job for 8") as caught:
+                await session.generate("an owl", idempotency_key="owl-1")
+        else:
+            job = await session.submit("an owl", idempotency_key="owl-1")
+            for waiting in (job.accepted(), job.result(), job.result()):
+                with pytest.raises(CreditLimitReached) as caught:
+                    await waiting
+            assert job.state is JobState.WITHDRAWN
+        assert (caught.value.key, caught.value.safe_to_repeat) == ("owl-1", True)
+        assert ledger.record("owl-1").state is JobState.WITHDRAWN
+        with pytest.raises(CreditLimitReached):
+            await session.generate("an owl", idempotency_key="owl-1")
+    async with a_session("apimall", till.line(), ledger=ledger, max_credits=100) as richer:
+        assert (await richer.generate("an owl", idempotency_key="owl-1")).credits == 8
+        known = await richer.job("owl-1")
+        assert known is not None
+        assert known.state is JobState.SUCCEEDED
+    assert till.sold == 2
+
+
+@virtually
+async def test_a_job_found_later_that_the_limit_withdrew_says_that_it_was_withdrawn() -> None:
+    ledger = Notebook(keeps=True)
+    async with a_session("apimall", Till().line(), ledger=ledger, max_credits=0) as session:
+        assert isinstance(await outcome(session, "an owl", idempotency_key="owl-1"), CreditLimitReached)
+        job = await session.job("owl-1")
+        assert job is not None
+        with pytest.raises(JobWithdrawn):
+            await job
+
+
+@EACH_GATEWAY
+@virtually
+async def test_a_limit_of_nothing_buys_nothing(name: GatewayName) -> None:
+    till = till_of(name)
+    async with a_session(name, till.line(), max_credits=0) as session:
+        with pytest.raises(CreditLimitReached, match="max_credits is 0, 0 are spent, and the next job would pass it"):
+            await session.generate("a fox")
+        run = await run_batch(session, foxes(5), max_credits=100)
+        assert run.stopped is not None
+    async with a_session(name, till.line()) as session:
+        run = await run_batch(session, foxes(5), max_credits=0)
+        assert run.stopped is not None
+    assert till.asked["POST"] == 0
+
+
+@EACH_GATEWAY
+@pytest.mark.parametrize(("of_session", "of_batch"), [(10, 20), (20, 10), (10, 10)])
+@virtually
+async def test_of_two_limits_the_tighter_holds(name: GatewayName, of_session: int, of_batch: int) -> None:
+    till = till_of(name)
+    price = Decimal(8) if name == "apimall" else Decimal("0.5")
+    async with a_session(name, till.line(), max_credits=of_session * price) as session:
+        run = await run_batch(session, foxes(40), max_credits=of_batch * price)
+        assert (till.sold, run.results) == (10, 10)
+        assert f"max_credits is {min(of_session, of_batch) * price}" in str(run.why)
+        more = await together(session, foxes(20, word="owl"))
+        assert sum(isinstance(answer, GenerationResult) for answer in more) == of_session - 10
+        assert budget_of(session).reserved == 0
+
+
+@virtually
+async def test_several_batches_share_the_limit_of_their_session() -> None:
+    till = Till()
+    async with a_session("apimall", till.line(), max_credits=80) as session, asyncio.TaskGroup() as group:
+        runs = [group.create_task(run_batch(session, foxes(30), max_credits=56)) for _ in range(3)]
+        done = [await run for run in runs]
+    assert sum(run.results for run in done) == till.sold == 10
+    assert max(run.results for run in done) <= 7
+
+
+@virtually
+async def test_what_a_batch_expects_counts_for_the_session_too() -> None:
+    till = till_of("defapi")
+    async with a_session("defapi", till.line(), max_credits=5) as session:
+        run = await run_batch(session, foxes(40), expected_credits=0.5)
+        assert run.why.message.startswith("max_credits is 5, 5.0")
+    assert (till.sold, till.most_at_once) == (10, 10)
+
+
+@virtually
+async def test_a_repeat_under_its_key_is_set_aside_for_once() -> None:
+    till = Till()
+    till.strange.extend([True, True, None, True])
+    async with a_session("apimall", till.line(), max_credits=80) as session:
+        answers = await together(session, foxes(40))
+        assert session.stats().credits_spent == 80
+        assert budget_of(session).reserved == 0
+    assert sum(isinstance(answer, GenerationResult) for answer in answers) == till.sold == 10
+    assert till.asked["POST"] > 10
+
+
+@virtually
+async def test_a_create_that_a_dead_process_left_is_repeated_whatever_the_limit_says() -> None:
+    shop, book = Shop(job_s=2.0), SharedNotebook()
+    await leave_submitting(book, shop, "fox-1", session_of=apimall)
+    async with apimall(FakeTransport(shop.answer), ledger=Page(book), max_credits=0) as session:
+        (job,) = await session.resume()
+        assert (await job).credits == 8
+        assert isinstance(await outcome(session, "an owl"), CreditLimitReached)
+        assert budget_of(session).reserved == 0
+    assert shop.sold == 1
+
+
+@virtually
+async def test_a_job_that_is_only_followed_costs_the_session_nothing() -> None:
+    till = Till()
+    ledger = Notebook()
+    async with a_session("apimall", till.line(), ledger=ledger) as first:
+        await (await first.submit("a fox", idempotency_key="fox-1")).accepted()
+    async with a_session("apimall", till.line(), ledger=ledger, max_credits=0) as second:
+        (job,) = await second.resume()
+        assert (await job).credits == 8
+        attached = await second.attach("t1")
+        await attached
+        assert budget_of(second).spent == 0
+
+
+@pytest.mark.parametrize("limit", [8, 8.0, "8", " 8.0 ", Decimal(8), "8e0"])
+@virtually
+async def test_a_limit_may_be_written_as_any_number(limit: Any) -> None:
+    till = Till()
+    async with a_session("apimall", till.line(), max_credits=limit) as session:
+        assert isinstance(await outcome(session, "a fox"), GenerationResult)
+        assert isinstance(await outcome(session, "an owl"), CreditLimitReached)
+
+
+@pytest.mark.parametrize("bad", [-1, "-0.01", True, "eight", "", float("nan"), float("inf"), "Infinity", "sNaN", [8]])
+@virtually
+async def test_what_is_no_amount_is_named_at_once(bad: Any) -> None:
+    with pytest.raises(ConfigurationError, match="max_credits must be a number of at least 0"):
+        a_session("apimall", Till().line(), max_credits=bad)
+    async with a_session("apimall", Till().line()) as session:
+        for name in ("max_credits", "expected_credits"):
+            with pytest.raises(ConfigurationError, match=f"{name} must be a number of at least 0"):
+                session.generate_many(["a fox"], **{name: bad})
+
+
+@EACH_GATEWAY
+@virtually
+async def test_what_is_spent_is_told_after_refunds(name: GatewayName) -> None:
+    till = till_of(name)
+    async with a_session(name, till.line()) as session:
+        assert isinstance(await outcome(session, "a [fail] fox"), JobFailed)
+        assert session.stats().credits_spent == 0
+        await session.generate("a fox")
+        assert session.stats().credits_spent == till.taken > 0
+
+
+@virtually
+async def test_what_was_paid_for_a_failure_stays_spent_when_the_job_is_bought_again() -> None:
+    till, ledger = Till(refunds=False), Notebook(keeps=True)
+    async with a_session("apimall", till.line(), ledger=ledger, max_credits=100) as session:
+        assert isinstance(await outcome(session, "a [fail] fox", idempotency_key="fox-1"), JobFailed)
+        job = await session.settle("fox-1", buy_again=True)
+        with pytest.raises(JobFailed):
+            await job
+        assert session.stats().credits_spent == till.taken == 16
+        assert budget_of(session).spent == 16
+        assert budget_of(session).reserved == 0
+    async with a_session("apimall", till.line(), ledger=ledger) as later:
+        with pytest.raises(JobFailed):
+            await (await later.settle("fox-1", buy_again=True))
+        assert later.stats().credits_spent == 8
+
+
+@virtually
+async def test_a_caller_who_leaves_an_unsent_job_leaves_nothing_set_aside() -> None:
+    till = Till()
+    async with a_session("apimall", till.line(), max_credits=8) as session:
+        running = await session.submit("a fox")
+        await running.accepted()
+        waiting = asyncio.Task(session.generate("an owl"))
+        await asyncio.sleep(1.0)
+        waiting.cancel()
+        await asyncio.wait([waiting])
+        job = await session.submit("a crow")
+        assert await job.cancel()
+        await running
+        assert budget_of(session).reserved == 0
+        assert budget_of(session).spent == 8
+    assert till.sold == 1
+
+
+@virtually
+async def test_the_limit_refuses_only_what_is_bought_not_what_is_asked_again() -> None:
+    till = Till()
+    async with a_session("apimall", till.line(), ledger=MemoryLedger(), max_credits=8) as session:
+        first = await session.submit("a fox", idempotency_key="k")
+        second = await session.submit("a fox", idempotency_key="k")
+        assert (await first).task_id == (await second).task_id == "t1"
+
+
+@virtually
+async def test_money_leaves_no_trace_of_jobs_that_are_over() -> None:
+    till = Till(job_s=1.0)
+    async with a_session("apimall", till.line(), max_credits=10_000) as session:
+        run = await run_batch(session, [*foxes(300), *foxes(100, word="[fail] owl")], max_credits=9000)
+        assert run.stopped is None
+        budget = budget_of(session)
+        assert budget.spent == 2400
+        assert nothing_is_left(session)

@@ -1,0 +1,176 @@
+"""Trouble with the first job of an unknown price or with the ledger: nobody waits for ever, nothing stays set aside."""
+
+import asyncio
+from decimal import Decimal
+from typing import Any
+
+import pytest
+
+from nanobanana_async import (
+    ApiMall,
+    CreditLimitReached,
+    GenerationResult,
+    JobFailed,
+    JobState,
+    JobUncertain,
+    LedgerError,
+    NanoBananaError,
+    RetryPolicy,
+    Session,
+)
+from nanobanana_async.errors import TransportError
+from nanobanana_async.testing import FakeTransport, Reply
+from tests.credits.scenes import (
+    BOTH,
+    GatewayName,
+    Till,
+    a_session,
+    budget_of,
+    foxes,
+    full,
+    nothing_is_left,
+    outcome,
+    till_of,
+)
+from tests.engine.neighbours import Page, SharedNotebook
+from tests.engine.scenes import API_KEY, Notebook, now, virtually
+
+EACH_GATEWAY = pytest.mark.parametrize("name", BOTH)
+LIMIT: dict[GatewayName, float] = {"apimall": 80, "defapi": 5}
+
+UNSENT = TransportError("connection refused", sent=False)
+TROUBLES: dict[str, list[Reply | bool | None]] = {
+    "lost": [True],
+    "lost three times": [True, True, True],
+    "never sent": [UNSENT, UNSENT],
+    "full": [full(429)],
+    "full for long": [full(429)] * 5,
+    "refused": [full(400)],
+    "poor": [full(402)],
+    "in trouble": [full(503), full(500)],
+}
+
+
+@EACH_GATEWAY
+@pytest.mark.parametrize("trouble", TROUBLES)
+@pytest.mark.parametrize("first", ["a fox", "a [fail] fox"])
+@virtually
+async def test_whatever_meets_the_first_of_an_unknown_price_the_others_go_on(
+    name: GatewayName, trouble: str, first: str
+) -> None:
+    till = till_of(name)
+    till.strange.extend(TROUBLES[trouble])
+    async with a_session(name, till.line(), max_credits=LIMIT[name]) as session:
+        async with asyncio.timeout(1800.0), asyncio.TaskGroup() as group:
+            tasks = [group.create_task(outcome(session, prompt)) for prompt in [first, *foxes(40)]]
+        answers = [task.result() for task in tasks]
+        doubts = sum(isinstance(answer, JobUncertain) for answer in answers)
+        price = Decimal(8) if name == "apimall" else Decimal("0.5")
+        assert sum(isinstance(answer, GenerationResult) for answer in answers) == 10 - doubts
+        assert till.peak <= LIMIT[name]
+        assert budget_of(session).reserved == doubts * price
+        assert bool(doubts) != nothing_is_left(session)
+    assert now() < 1800
+
+
+@EACH_GATEWAY
+@pytest.mark.parametrize("write", [2, 3, 4, 5])
+@virtually
+async def test_a_ledger_that_fails_at_the_first_of_an_unknown_price_stops_nobody_else(
+    name: GatewayName, write: int
+) -> None:
+    till = till_of(name)
+    async with a_session(name, till.line(), ledger=Notebook(fails=[write]), max_credits=LIMIT[name]) as session:
+        async with asyncio.timeout(1800.0):
+            answers = [await outcome(session, "a fox", idempotency_key="fox-1")]
+            async with asyncio.TaskGroup() as group:
+                tasks = [group.create_task(outcome(session, prompt)) for prompt in foxes(40)]
+            answers += [task.result() for task in tasks]
+            unwritten = sum(isinstance(answer, LedgerError) for answer in answers)
+            assert unwritten <= 1
+            assert till.peak == LIMIT[name]
+            again = await outcome(session, "a fox", idempotency_key="fox-1")
+            assert isinstance(again, GenerationResult | CreditLimitReached)
+        assert nothing_is_left(session)
+
+
+@virtually
+async def test_the_first_of_an_unknown_price_may_be_withdrawn_and_stopped() -> None:
+    till = till_of("defapi", job_s=3000.0)
+    async with a_session("defapi", till.line(), max_credits=5) as session:
+        till.strange.append(full())
+        first = await session.submit("a fox")
+        second = await session.submit("an owl")
+        async for state in first.updates():
+            if state is JobState.PENDING:
+                break
+        assert await first.cancel()
+        await second.accepted()  # nothing was bought yet, so this one goes alone
+        third = await session.submit("a crow")
+        await asyncio.sleep(60.0)
+        assert (till.sold, third.state) == (1, JobState.PENDING)
+        with pytest.raises(NanoBananaError, match="still runs"):
+            await second  # it is followed no more, and its price may never be told
+        await third.accepted()
+        assert till.sold == 2
+
+
+@virtually
+async def test_creates_that_get_no_answer_at_all_end_in_doubt_and_hold_the_line_no_longer() -> None:
+    till = Till()
+    shut: list[Reply] = []
+
+    def answer(request: Any) -> Reply:
+        if request.method == "POST" and not shut:
+            return TransportError("the connection was reset", sent=True)
+        return till.answer(request)
+
+    gateway = ApiMall(api_key=API_KEY, key_lifetime_s=60.0)
+    retry = RetryPolicy(max_attempts=3, first_backoff_s=0.1, max_backoff_s=1.0)
+    async with Session(gateway, http=FakeTransport(answer), retry=retry, max_credits=16) as session:
+        assert isinstance(await outcome(session, "a fox", idempotency_key="fox-1"), JobUncertain)
+        shut.append(full())
+        assert isinstance(await outcome(session, "an owl"), GenerationResult)
+        assert budget_of(session).reserved == 8
+        assert isinstance(await outcome(session, "a crow"), CreditLimitReached)
+        await session.settle("fox-1", refused=True)
+        assert isinstance(await outcome(session, "a crow"), GenerationResult)
+        assert nothing_is_left(session)
+
+
+@virtually
+async def test_jobs_whose_following_stopped_stay_counted_and_are_settled_when_followed_again() -> None:
+    till = Till()
+    blind: list[bool] = [True]
+
+    def answer(request: Any) -> Reply:
+        return full(401) if request.method == "GET" and blind else till.answer(request)
+
+    async with a_session("apimall", FakeTransport(answer), max_credits=8) as session:
+        job = await session.submit("a [fail] fox", idempotency_key="fox-1")
+        with pytest.raises(NanoBananaError):
+            await job
+        assert isinstance(await outcome(session, "an owl"), CreditLimitReached)  # and does not wait
+        blind.clear()
+        await asyncio.sleep(60.0)
+        again = await session.job("fox-1")
+        assert again is not None
+        with pytest.raises(JobFailed):
+            await again
+        assert nothing_is_left(session)
+        assert isinstance(await outcome(session, "an owl"), GenerationResult)
+
+
+@EACH_GATEWAY
+@virtually
+async def test_a_session_that_closes_in_the_midst_hangs_nowhere(name: GatewayName) -> None:
+    till, book = till_of(name), SharedNotebook()
+    async with a_session(name, till.line(), ledger=Page(book), max_credits=LIMIT[name]) as session:
+        tasks = [asyncio.Task(outcome(session, prompt)) for prompt in foxes(40)]
+        await asyncio.sleep(5.0)
+    await asyncio.wait(tasks)
+    assert now() < 60
+    async with a_session(name, till.line(), ledger=Page(book), max_credits=LIMIT[name]) as session:
+        for job in await session.resume():
+            await job
+        assert budget_of(session).spent == 0

@@ -1,0 +1,64 @@
+"""A real Jupyter kernel for a test: its warnings are kept, and nothing of the user's own is read or written."""
+
+import asyncio
+import os
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+MISSING = "notebooks are tested with a real kernel: pip install nbclient ipykernel"
+nbclient = pytest.importorskip("nbclient", reason=MISSING)
+nbformat = pytest.importorskip("nbformat", reason=MISSING)
+pytest.importorskip("ipykernel", reason=MISSING)
+
+
+@asynccontextmanager
+async def kernel(notebook: Any, room: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Any]:
+    """Start a kernel in a folder of its own; what it wrote to its error output is checked at the end."""
+    for name in ("JUPYTER_RUNTIME_DIR", "JUPYTER_CONFIG_DIR", "IPYTHONDIR"):
+        monkeypatch.setenv(name, str(room / name.lower()))
+    # The kernel's own warnings are its makers' business; what is left open is ours.
+    environ = {**os.environ, "PYTHONWARNINGS": "default::ResourceWarning"}
+    client = nbclient.NotebookClient(notebook, timeout=40, kernel_name="python3", allow_errors=True)
+    with (room / "stderr").open("w+") as errors:
+        async with client.async_setup_kernel(stderr=errors, env=environ, cwd=str(room)):
+            yield client
+        errors.seek(0)
+        said = errors.read()
+    assert "ResourceWarning" not in said
+    assert "Traceback" not in said
+    assert "never retrieved" not in said
+
+
+async def executed(client: Any, cell: Any) -> Any:
+    """Run one cell; return it with its outputs, which must tell of no error."""
+    await client.async_execute_cell(cell, client.nb.cells.index(cell))
+    assert [output for output in cell.outputs if output.output_type == "error"] == []
+    assert [output for output in cell.outputs if output.get("name") == "stderr"] == []
+    return cell
+
+
+async def interrupted(client: Any, cell: Any) -> str:
+    """Run one cell, interrupt the kernel once it has printed something; return the name of the error it ends with."""
+    async with asyncio.TaskGroup() as group:
+        running = group.create_task(client.async_execute_cell(cell, client.nb.cells.index(cell)))
+        async with asyncio.timeout(20):
+            while not cell.outputs:  # noqa: ASYNC110 - nbclient has no event for it
+                await asyncio.sleep(0.02)
+        await client.km.interrupt_kernel()
+        await running
+    (error,) = (output for output in cell.outputs if output.output_type == "error")
+    return str(error.ename)
+
+
+def html(cell: Any) -> str:
+    """Return the HTML that stands under a cell."""
+    return "".join(output.data.get("text/html", "") for output in cell.outputs if "data" in output)
+
+
+def printed(cell: Any) -> str:
+    """Return what a cell printed."""
+    return "".join(output.text for output in cell.outputs if output.output_type == "stream")
