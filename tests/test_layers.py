@@ -50,6 +50,7 @@ CLOCK_READERS = frozenset({"now", "today", "utcnow"})
 GUESTS = {
     "cyclopts": frozenset({"cli"}),
     "rich": frozenset({"cli"}),
+    "jinja2": frozenset({"report"}),
     "tqdm": frozenset({"batch"}),
     "sqlite3": frozenset({"ledger"}),
     "PIL": frozenset({"emulator", "http"}),

@@ -180,7 +180,9 @@ class Desk:
         """Sum up the jobs whose keys begin so."""
         stretch = (prefix, prefix[:-1] + chr(ord(prefix[-1]) + 1))
         run = self.connection.execute
-        costs = [max(Decimal(0), Decimal(used) - Decimal(back or 0)) * count for used, back, count in run(COSTS, stretch)]
+        costs = [
+            max(Decimal(0), Decimal(used) - Decimal(back or 0)) * count for used, back, count in run(COSTS, stretch)
+        ]
         return Spending(
             credits=sum(costs, Decimal(0)),
             priced=tuple(record_of(row) for row in run(PRICED, stretch)),

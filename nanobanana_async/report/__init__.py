@@ -1,0 +1,7 @@
+"""The gallery and run report: one HTML file that needs no network, beside the pictures it shows. Needs jinja2."""
+
+from nanobanana_async.report.page import write_report
+from nanobanana_async.report.recorder import Recorder
+from nanobanana_async.report.row import STATUSES, ReportRow, Status
+
+__all__ = ["STATUSES", "Recorder", "ReportRow", "Status", "write_report"]

@@ -1,0 +1,252 @@
+"""The run as charts: paths in a field of 1000 by 100, which the page stretches; labels stand beside it."""
+
+import math
+from collections.abc import Callable, Sequence
+
+from attrs import frozen
+
+from nanobanana_async.report import words
+from nanobanana_async.report.recorder import Recorder
+from nanobanana_async.report.summary import Summary
+from nanobanana_async.report.timeline import Axis, Step, levels, sums
+
+_WIDTH, _HEIGHT = 1000.0, 100.0
+_TIME_STEPS_S = (
+    *(0.5, 1, 2, 5, 10, 15, 30),
+    *(60 * minutes for minutes in (1, 2, 5, 10, 15, 30)),
+    *(3600 * hours for hours in (1, 2, 4, 8, 12)),
+)
+_DAY_S = 86400.0
+_LEAST_IDLE_S = 60.0
+_IDLE_JOBS = 4  # usual durations in which nothing was sent and nothing ended
+_MAX_TICKS = 5
+_MAX_BARS = 28
+
+
+@frozen
+class Tick:
+    """A label at a percentage of the breadth or height."""
+
+    at: float
+    label: str
+
+
+@frozen(kw_only=True)
+class Chart:
+    """One chart as the template draws it; each layer is a CSS class and a path, each entry of the legend likewise."""
+
+    title: str
+    headline: str
+    note: str
+    layers: tuple[tuple[str, str], ...]
+    x_ticks: tuple[Tick, ...]
+    y_ticks: tuple[Tick, ...]
+    cuts: tuple[Tick, ...] = ()
+    legend: tuple[tuple[str, str], ...] = ()
+    wide: bool = False
+
+    @property
+    def summary(self) -> str:
+        """The chart for those who can't see it."""
+        return ", ".join(part for part in (self.title, self.headline, self.note) if part)
+
+
+def charts_of(summary: Summary, run: Recorder | None) -> tuple[list[Chart], float]:
+    """Return the charts there is something to show in, and for how long anything ran."""
+    held = summary.held()
+    durations_s = sorted(summary.durations_s)
+    # What counts is when something was sent or ended: a job that nobody followed for a night did not run all night.
+    spans = [(at, at) for at in (*summary.began, *summary.ended, *(start for start, _ in summary.still_held))]
+    if run is not None and run.started_at is not None and run.last_at is not None and run.points:
+        start = run.started_at.timestamp()
+        spans.append((start, max(start, run.last_at.timestamp())))
+    usual_s = durations_s[len(durations_s) // 2] if durations_s else 0.0
+    axis = Axis(spans, max(_LEAST_IDLE_S, _IDLE_JOBS * usual_s))
+    if axis.empty:
+        return [], 0.0
+    charts = [
+        _slots(held, run, axis) if held or (run is not None and run.points) else None,
+        _credits(summary, axis),
+        _histogram("Time per job", durations_s, "from sent to ended"),
+        _histogram("Ends seen late by", [] if run is None else run.delays_s(), "at most: between the last two looks"),
+    ]
+    return [chart for chart in charts if chart is not None], axis.busy_s
+
+
+def _slots(held: Sequence[tuple[float, float, int]], run: Recorder | None, axis: Axis) -> Chart:
+    steps = levels(held, axis)
+    limit, refused, closed = _learned(run, axis)
+    known = [value for _, value in limit if value is not None]
+    most = max((value for _, value in steps), default=0.0)
+    top, y_ticks = _ceiling(max(most, *known, 1.0))
+    y = _scale(top)
+    layers = [("closed", _bands(closed)), ("held", _area(steps, y)), ("edge", _line(steps, y))]
+    legend = [("held", "held")]
+    notes = []
+    if known:
+        layers.append(("limit", _line(limit, y)))
+        legend.append(("limit", "learned limit"))
+        notes.append(f"limit {words.number(known[-1])} learned")
+    if refused:
+        marks = "".join(f"M{_n(place * _WIDTH)} {_n(y(_value_at(limit, steps, place)))}h0" for place in refused)
+        layers.append(("refusal", marks))
+        legend.append(("refusal", "refused (429)"))
+    if run is not None:
+        notes.append(words.count(run.refusals, "refusal"))
+    if closed:
+        legend.append(("closed", "told to wait"))
+    return Chart(
+        title="Job slots",
+        headline=f"{words.number(most)} at once",
+        note=" · ".join(notes),
+        layers=tuple(layers),
+        x_ticks=_time_ticks(axis),
+        y_ticks=y_ticks,
+        cuts=tuple(Tick(100 * cut.place, f"{words.seconds(cut.seconds)} later") for cut in axis.cuts),
+        legend=tuple(legend),
+        wide=True,
+    )
+
+
+def _learned(
+    run: Recorder | None, axis: Axis
+) -> tuple[list[tuple[float, float | None]], list[float], list[tuple[float, float]]]:
+    """Return the limit over time, where creates were refused, and where none might leave."""
+    if run is None or not run.points or run.last_at is None:
+        return [], [], []
+    limit: list[tuple[float, float | None]] = []
+    refused: list[float] = []
+    closed: list[tuple[float, float]] = []
+    refusals, shut = 0, None
+    for point in list(run.points):
+        place = axis.place(point.at.timestamp())
+        if not limit or limit[-1][1] != point.job_limit:
+            limit.append((place, point.job_limit))
+        if point.refusals > refusals:
+            refused.append(place)
+        refusals = point.refusals
+        if shut is not None and point.gate_open:
+            closed.append((shut, place))
+        shut = None if point.gate_open else place if shut is None else shut
+    end = axis.place(run.last_at.timestamp())
+    if shut is not None:
+        closed.append((shut, end))
+    return [*limit, (end, None)], refused, closed
+
+
+def _value_at(limit: Sequence[tuple[float, float | None]], steps: Sequence[Step], place: float) -> float:
+    """Return where a refusal is marked: on the limit, or on what was held while none was known."""
+    known = [value for at, value in limit if at <= place]
+    if known and known[-1] is not None:
+        return known[-1]
+    return next((value for at, value in reversed(steps) if at <= place), 0.0)
+
+
+def _credits(summary: Summary, axis: Axis) -> Chart | None:
+    if not summary.credits or not len(summary.paid):
+        return None
+    steps = sums(zip(summary.paid_at, summary.paid, strict=True), axis)
+    top, y_ticks = _ceiling(max(value for _, value in steps))
+    y = _scale(top)
+    return Chart(
+        title="Credits",
+        headline=words.number(summary.credits),
+        note=f"{words.number(round(summary.credits / len(summary.paid), 2))} a row",
+        layers=(("spent", _area(steps, y)), ("spent-edge", _line([*steps, (1.0, None)], y))),
+        x_ticks=_time_ticks(axis, 4),
+        y_ticks=y_ticks,
+    )
+
+
+def _histogram(title: str, values: Sequence[float], note: str) -> Chart | None:
+    """Return how values, in their order, are spread; the last hundredth stands in the last bar."""
+    if not values:
+        return None
+    median, high = values[len(values) // 2], values[min(len(values) - 1, math.ceil(len(values) * 0.99))]
+    width = next((step for step in _bin_widths() if high / step <= _MAX_BARS), _DAY_S)
+    bars = min(_MAX_BARS, int(high / width)) + 1
+    counts = [0] * bars
+    for value in values:
+        counts[min(bars - 1, int(value / width))] += 1
+    top, y_ticks = _ceiling(max(counts))
+    y, step = _scale(top), _WIDTH / bars
+    path = "".join(
+        f"M{_n(number * step + step * 0.1)} 100V{_n(y(counted))}H{_n((number + 1) * step - step * 0.1)}V100Z"
+        for number, counted in enumerate(counts)
+        if counted
+    )
+    at = min(median / (width * bars), 1.0) * _WIDTH
+    every = max(1, math.ceil(bars / 4))
+    ticks = [Tick(100 * number / bars, _bin_label(number * width, width)) for number in range(0, bars, every)]
+    return Chart(
+        title=title,
+        headline=f"{words.seconds(median)} median",
+        note=note,
+        layers=(("bars", path), ("median", f"M{_n(at)} 0V100")),
+        x_ticks=tuple(ticks),
+        y_ticks=y_ticks,
+    )
+
+
+def _bin_widths() -> list[float]:
+    short = [round(digit * 10**-exponent, 3) for exponent in (3, 2, 1) for digit in (1, 2, 5)]
+    return [*short, *_TIME_STEPS_S]
+
+
+def _bin_label(value: float, width: float) -> str:
+    return f"{value:g} s" if width < 1 or value < 10 else words.seconds(value)
+
+
+def _time_ticks(axis: Axis, most: int = _MAX_TICKS) -> tuple[Tick, ...]:
+    """Return round times since the start; where idle time was cut, only those before the first cut."""
+    days = (_DAY_S * number for number in range(1, 10_000))
+    step = next(step for step in (*_TIME_STEPS_S, *days) if axis.busy_s / step <= most)
+    end = axis.cuts[0].place if axis.cuts else 1.0
+    places = [(number * step / axis.length_s, number * step) for number in range(most + 1)]
+    return tuple(Tick(100 * place, _bin_label(at, step) if at else "0") for place, at in places if place <= end)
+
+
+def _ceiling(most: float) -> tuple[float, tuple[Tick, ...]]:
+    """Return a round number that is not below, and labels for it and its half."""
+    magnitude = 10.0 ** math.floor(math.log10(most)) if most > 0 else 1.0
+    top = next(magnitude * digit for digit in (1, 1.2, 1.6, 2, 2.4, 3, 4, 5, 6, 8, 10) if magnitude * digit >= most)
+    if top < 2:
+        return max(top, most), (Tick(0.0, words.number(round(top, 3))),)
+    return top, (Tick(0.0, words.number(round(top, 3))), Tick(50.0, words.number(round(top / 2, 3))))
+
+
+def _scale(top: float) -> Callable[[float], float]:
+    return lambda value: _HEIGHT * (1 - value / top)
+
+
+def _line(steps: Sequence[tuple[float, float | None]], y: Callable[[float], float]) -> str:
+    """Return a path of steps; None lifts the pen."""
+    path, down = [], False
+    for place, value in steps:
+        x = _n(place * _WIDTH)
+        if down:
+            path.append(f"H{x}")
+        if value is not None:
+            path.append(f"{'V' if down else f'M{x} '}{_n(y(value))}")
+        down = value is not None
+    if down:
+        path.append(f"H{_n(_WIDTH)}")
+    return "".join(path)
+
+
+def _area(steps: Sequence[Step], y: Callable[[float], float]) -> str:
+    if not steps:
+        return ""
+    parts = [f"H{_n(place * _WIDTH)}V{_n(y(value))}" for place, value in steps]
+    return f"M{_n(steps[0][0] * _WIDTH)} 100{''.join(parts)}H1000V100Z"
+
+
+def _bands(spans: Sequence[tuple[float, float]]) -> str:
+    return "".join(
+        f"M{_n(start * _WIDTH)} 0H{_n(max(end * _WIDTH, start * _WIDTH + 1))}V100H{_n(start * _WIDTH)}Z"
+        for start, end in spans
+    )
+
+
+def _n(value: float) -> str:
+    return f"{value:.1f}".removesuffix(".0")

@@ -1,0 +1,80 @@
+"""What all rows together come to, gathered while they pass."""
+
+from array import array
+from collections import Counter
+from decimal import Decimal
+
+from nanobanana_async.report.row import ReportRow
+
+_FRAMES = 3 / 4, 16 / 9  # a taller or broader frame wastes the page; the picture is shown whole in any
+_SQUARE = 1.0
+
+
+class Summary:
+    """Counts, sums and times of the rows added so far: a few numbers for each."""
+
+    def __init__(self) -> None:
+        self.rows = 0
+        self.statuses: Counter[str] = Counter()
+        self.shown: Counter[str] = Counter()
+        """Those that the gallery shows."""
+        self.pictures = 0
+        self.credits: Decimal | None = None
+        """None until a row tells what it cost."""
+        self.began = array("d")
+        self.ended = array("d")
+        self.slots = array("d")
+        self.paid_at = array("d")
+        self.paid = array("d")
+        self.still_held: list[tuple[float, int]] = []
+        """Since when unfinished jobs run, and what they hold."""
+        self._shapes: Counter[str] = Counter()
+
+    def add(self, row: ReportRow) -> None:
+        """Count a row."""
+        self.rows += 1
+        self.statuses[row.status] += 1
+        self.pictures += len(row.images)
+        if row.images:
+            self._shapes[str(row.settings.get("aspect_ratio"))] += 1
+        sent_at = None if row.sent_at is None else row.sent_at.timestamp()
+        ended_at = None if row.ended_at is None else row.ended_at.timestamp()
+        if sent_at is not None and ended_at is not None:
+            self.began.append(sent_at)
+            self.ended.append(max(sent_at, ended_at))
+            self.slots.append(row.slots)
+        elif sent_at is not None and row.status == "unfinished":
+            self.still_held.append((sent_at, row.slots))
+        if row.credits is not None:
+            self.credits = (self.credits or Decimal(0)) + row.credits
+            paid_at = ended_at or sent_at
+            if paid_at is not None:
+                self.paid_at.append(paid_at)
+                self.paid.append(float(row.credits))
+
+    @property
+    def durations_s(self) -> list[float]:
+        """How long each job ran that has ended."""
+        return [end - start for start, end in zip(self.began, self.ended, strict=True)]
+
+    @property
+    def frame(self) -> float:
+        """Breadth by height of the frame that suits most pictures."""
+        shapes = Counter({ratio: n for shape, n in self._shapes.items() if (ratio := _ratio(shape)) is not None})
+        if not shapes:
+            return _SQUARE
+        return min(_FRAMES[1], max(_FRAMES[0], shapes.most_common(1)[0][0]))
+
+    def held(self) -> list[tuple[float, float, int]]:
+        """Return when slots were held, and how many each time; what still runs, until the last that is known."""
+        times = zip(self.began, self.ended, self.slots, strict=True)
+        spans = [(start, end, int(slots)) for start, end, slots in times]
+        last = max((*self.ended, *(start for start, _ in self.still_held)), default=0.0)
+        return spans + [(start, last, slots) for start, slots in self.still_held]
+
+
+def _ratio(shape: str) -> float | None:
+    wide, colon, high = shape.partition(":")
+    if not (colon and wide.isdecimal() and high.isdecimal() and len(shape) < 12 and int(wide) and int(high)):
+        return None
+    return int(wide) / int(high)

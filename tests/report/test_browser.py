@@ -1,0 +1,361 @@
+"""The page in a real Chromium, opened from disk: what people do with it, and what it never does.
+
+Skipped where Playwright or Chromium is missing; `NANOBANANA_TEST_CHROMIUM` names another browser than `chromium`.
+"""
+
+import os
+import re
+import shutil
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Literal
+
+import pytest
+
+from nanobanana_async.report import ReportRow, write_report
+from tests.report.scenes import made_rows, made_run, paint_pictures, row, without_picture
+
+pytest.importorskip("playwright.sync_api", reason="Playwright is missing: pip install playwright")
+
+from playwright.sync_api import Browser, Page, expect, sync_playwright
+
+FLAGS = (
+    *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
+    *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
+)
+HOSTILE = "<script>window.pwned = 1</script></script><img src=x onerror=\"window.pwned = 1\"> & 'x' {{ 7 * 7 }}"
+REORDERING = "abc \N{RIGHT-TO-LEFT OVERRIDE}gnp.exe \N{HEBREW LETTER ALEF} and on"
+LINES = "first\r\nsecond\rthird\n\tfourth\x07\x1b[31m"
+ENDLESS = "x" * 10_000
+
+ROWS = (
+    *(row(number, prompt=f"a harbour in fog, number {number}") for number in range(6)),
+    row(6, prompt="a lighthouse, four times", images=tuple(f"images/four-{part}.png" for part in range(4))),
+    row(7, prompt=HOSTILE, images=("images/<b>\"&'%23?#.png",), key=HOSTILE, metadata={HOSTILE: HOSTILE}),
+    row(8, prompt=REORDERING, settings={"resolution": REORDERING}),
+    row(9, prompt=LINES),
+    row(10, prompt=ENDLESS),
+    row(11, prompt="gone from disk", images=("images/gone.png",)),
+    without_picture(12, "failed", "The model is sad today.", error_kind="JobFailed", prompt="a sad lighthouse"),
+    without_picture(13, "refused", HOSTILE, error_kind=HOSTILE, prompt="a blocked one"),
+    without_picture(14, "uncertain", ENDLESS, prompt="perhaps a harbour"),
+    without_picture(15, "invalid", "prompt is empty", prompt="", sent_at=None, ended_at=None),
+)
+INTRUDER = """async (port) => {
+  const script = document.createElement("script");
+  script.textContent = "window.pwned = 1";
+  document.body.append(script);
+  document.body.insertAdjacentHTML("beforeend", "<img src=x onerror='window.pwned = 1'>");
+  new Image().src = `http://127.0.0.1:${port}/picture.png`;
+  await fetch(`http://127.0.0.1:${port}/`).catch(() => {});
+}"""
+PICTURES = sum(len(one.images) for one in ROWS)
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    """One browser for the module."""
+    named = os.environ.get("NANOBANANA_TEST_CHROMIUM")
+    executable = named or shutil.which("chromium") or shutil.which("chromium-browser")
+    if executable is None:
+        pytest.skip("Chromium is missing: apt-get install chromium, or name it in NANOBANANA_TEST_CHROMIUM")
+    with sync_playwright() as playwright:
+        launched = playwright.chromium.launch(executable_path=executable, args=FLAGS)
+        yield launched
+        launched.close()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A report with its pictures, one of them gone."""
+    home = tmp_path_factory.mktemp("report")
+    paint_pictures(home, list(ROWS), scale=0.05)
+    (home / "images/gone.png").unlink()
+    write_report(home / "index.html", ROWS, title=f"spring {HOSTILE}", run=made_run(list(made_rows(40))))
+    return home
+
+
+class Visit:
+    """A page, and what it asked for and complained of."""
+
+    def __init__(self, browser: Browser) -> None:
+        context = browser.new_context()
+        context.grant_permissions(["clipboard-read", "clipboard-write"])
+        context.set_default_timeout(10_000)
+        self.page = context.new_page()
+        self.requests: list[str] = []
+        self.complaints: list[str] = []
+        self.page.on("request", lambda request: self.requests.append(request.url))
+        self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
+        self.page.on("console", lambda message: self.complaints.append(message.text))
+        self.page.on("dialog", lambda dialog: self.complaints.append(dialog.message))
+
+    def open(self, file: Path) -> None:
+        """Open a report on a desktop, by day."""
+        self.requests.clear()
+        self.complaints.clear()
+        self.page.set_viewport_size({"width": 1280, "height": 900})
+        self.page.emulate_media(color_scheme="light")
+        self.page.goto(file.as_uri())
+
+    def check_quiet(self, folder: Path) -> None:
+        """Fail when a script complained, or anything but the report was asked for."""
+        assert self.page.evaluate("window.pwned") is None
+        complaints = [said for said in self.complaints if "ERR_FILE_NOT_FOUND" not in said]  # the picture that is gone
+        assert complaints == []
+        home = folder.as_uri()
+        assert [url for url in self.requests if not url.startswith((f"{home}/", "data:,"))] == []
+
+
+@pytest.fixture(scope="module")
+def window(browser: Browser) -> Visit:
+    """One window for the module: a new one for each test takes longer than most of them."""
+    return Visit(browser)
+
+
+@pytest.fixture
+def visit(window: Visit, folder: Path) -> Iterator[Page]:
+    """The report, opened from disk; whatever the test does, it stays quiet and asks nobody."""
+    window.open(folder / "index.html")
+    yield window.page
+    window.check_quiet(folder)
+
+
+def opened(browser: Browser, folder: Path, rows: list[ReportRow]) -> Page:
+    """Return a page of other rows; close its context."""
+    write_report(folder / "other.html", rows, title="other")
+    page = browser.new_context().new_page()
+    page.goto((folder / "other.html").as_uri())
+    return page
+
+
+def shown(page: Page) -> list[int]:
+    """Return the rows that are to be seen, in their order."""
+    cards = page.locator(".card:not([hidden])").evaluate_all("all => all.map(card => JSON.parse(card.dataset.row).i)")
+    return [int(index) for index in cards]
+
+
+def test_pictures_are_loaded_from_disk_and_only_when_they_come_near(visit: Page) -> None:
+    expect(visit.locator(".card")).to_have_count(len(ROWS))
+    visit.wait_for_function("document.querySelector('.frame img').naturalWidth > 0")
+    assert visit.locator(".frame img[loading=lazy]").count() == PICTURES
+    visit.keyboard.press("End")
+    picture = visit.locator("[aria-label^='Row 8,'] img")
+    picture.scroll_into_view_if_needed()
+    visit.wait_for_function("image => image.naturalWidth > 0", arg=picture.element_handle())
+
+
+def test_a_picture_that_is_gone_says_so(visit: Page) -> None:
+    link = visit.locator("[aria-label^='Row 12,'] .frame a")
+    link.scroll_into_view_if_needed()
+    expect(link).to_have_class(re.compile("missing"))
+
+
+def test_chips_filter_by_status(visit: Page) -> None:
+    expect(visit.locator("#shown")).to_have_text("16 rows")
+    visit.get_by_role("button", name="Failed 1").click()
+    assert shown(visit) == [12]
+    expect(visit.locator("#shown")).to_have_text("1 of 16 rows")
+    expect(visit.get_by_role("button", name="Failed 1")).to_have_attribute("aria-pressed", "true")
+    expect(visit.get_by_text("The model is sad today.")).to_be_visible()
+    visit.get_by_role("button", name="Uncertain 1").click()
+    assert shown(visit) == [14]
+    visit.get_by_role("button", name="All 16").click()
+    assert len(shown(visit)) == 16
+
+
+@pytest.mark.parametrize(
+    ("words", "found"),
+    [
+        ("HARBOUR", [0, 1, 2, 3, 4, 5, 14]),
+        ("number harbour 3", [3]),
+        ("sad", [12]),
+        ("task_000004", [4]),
+        ("5f1c0ffee0000002", [2]),
+        ("<script>", [7, 13]),
+        ("fog [", []),
+    ],
+)
+def test_search_finds_every_word_in_prompts_and_errors(visit: Page, words: str, found: list[int]) -> None:
+    visit.locator("#search").fill(words)
+    expect(visit.locator("#shown")).to_have_text(f"{len(found)} of 16 rows")
+    assert shown(visit) == found
+    assert visit.locator("#none").is_visible() == (not found)
+
+
+def test_search_and_status_narrow_each_other(visit: Page) -> None:
+    visit.keyboard.press("/")
+    visit.keyboard.type("harbour")
+    visit.get_by_role("button", name="Succeeded 12").click()
+    assert shown(visit) == [0, 1, 2, 3, 4, 5]
+
+
+def test_cards_are_sorted(browser: Browser, folder: Path) -> None:
+    rows = [row(0, credits=None, ended_at=None), row(1), row(2), without_picture(3, "failed", "no")]
+    page = opened(browser, folder, rows)
+    page.locator("#sort").select_option("Last finished first")
+    assert shown(page) == [3, 2, 1, 0]
+    page.locator("#sort").select_option("Most credits first")
+    assert shown(page) == [1, 2, 0, 3]
+    page.locator("#sort").select_option("Input order")
+    assert shown(page) == [0, 1, 2, 3]
+    page.context.close()
+
+
+@pytest.mark.parametrize("index", [7, 8, 9, 10])
+def test_a_prompt_is_text_and_copied_as_it_was_written(visit: Page, index: int) -> None:
+    prompt = ROWS[index].prompt
+    card = visit.locator(f"[aria-label^='Row {index + 1},']")
+    assert card.locator(".prompt").evaluate("part => part.textContent") == prompt
+    card.get_by_role("button", name="Copy the prompt").click()
+    expect(card.locator(".copy")).to_have_text("Copied")
+    copied = visit.evaluate("navigator.clipboard.readText()")
+    assert copied.replace("\r\n", "\n") == prompt.replace("\r\n", "\n")
+
+
+def test_without_a_clipboard_a_prompt_is_copied_all_the_same(visit: Page) -> None:
+    visit.evaluate("Object.defineProperty(navigator, 'clipboard', { value: undefined })")
+    visit.evaluate("document.addEventListener('copy', () => { window.taken = String(document.getSelection()); })")
+    visit.locator(".copy >> nth=2").click()
+    expect(visit.locator(".copy >> nth=2")).to_have_text("Copied")
+    assert visit.evaluate("window.taken") == ROWS[2].prompt
+    visit.locator(".frame a >> nth=3").click()
+    visit.get_by_role("button", name="Copy prompt").click()
+    expect(visit.locator(".act.copy")).to_have_text("Copied")
+    assert visit.evaluate("window.taken") == ROWS[3].prompt
+
+
+def test_hostile_words_stay_words_everywhere(visit: Page) -> None:
+    assert visit.locator("script").count() == 1
+    assert visit.locator("h1").text_content() == f"spring {HOSTILE}"
+    assert visit.title() == f"spring {HOSTILE}"
+    assert visit.locator("[aria-label^='Row 14,'] .error").text_content() == HOSTILE
+    visit.locator("[aria-label^='Row 8,'] .frame a").click()
+    assert visit.locator("dialog .prompt").text_content() == HOSTILE
+    assert HOSTILE in visit.locator("dialog dd").all_text_contents()
+    assert visit.locator("img:not(.frame img, #picture)").count() == 0
+
+
+def test_long_prompts_and_errors_open_and_close(visit: Page) -> None:
+    for index in (10, 14):
+        card = visit.locator(f"[aria-label^='Row {index + 1},']")
+        more = card.locator(".more")
+        before = card.evaluate("card => card.scrollHeight")
+        more.click()
+        expect(more).to_have_attribute("aria-expanded", "true")
+        assert card.evaluate("card => card.scrollHeight") > before + 500
+        more.click()
+        expect(more).to_have_text("More")
+    expect(visit.locator("[aria-label^='Row 1,'] .more")).to_have_count(0)
+
+
+def test_the_large_view_is_walked_by_keyboard_alone(visit: Page) -> None:
+    place = visit.locator(".place")
+    visit.locator(".frame a >> nth=0").focus()
+    visit.keyboard.press("Enter")
+    expect(place).to_have_text(f"1 of {PICTURES} · row 1")
+    visit.wait_for_function("document.querySelector('#picture').naturalWidth > 0")
+    for key, told in (
+        ("ArrowRight", f"2 of {PICTURES} · row 2"),
+        ("ArrowLeft", f"1 of {PICTURES} · row 1"),
+        ("ArrowLeft", f"{PICTURES} of {PICTURES} · row 12"),
+        ("Home", f"1 of {PICTURES} · row 1"),
+        ("End", f"{PICTURES} of {PICTURES} · row 12"),
+        ("ArrowRight", f"1 of {PICTURES} · row 1"),
+        ("ArrowRight", f"2 of {PICTURES} · row 2"),
+    ):
+        visit.keyboard.press(key)
+        expect(place).to_have_text(told)
+    visit.keyboard.press("Escape")
+    expect(visit.locator("dialog")).to_be_hidden()
+    expect(visit.locator(".frame a >> nth=1")).to_be_focused()
+
+
+def test_the_large_view_shows_the_pictures_that_are_left(visit: Page) -> None:
+    visit.locator("#search").fill("lighthouse")
+    expect(visit.locator("#shown")).to_have_text("2 of 16 rows")
+    visit.locator(".card:not([hidden]) .frame a >> nth=2").click()
+    expect(visit.locator(".place")).to_have_text("3 of 4 · row 7 · picture 3 of 4")
+    expect(visit.locator(".full")).to_have_attribute("href", re.compile(r"^file://.*/images/four-2\.png$"))
+    visit.get_by_role("button", name="Next picture").click()
+    visit.get_by_role("button", name="Next picture").click()
+    expect(visit.locator(".place")).to_have_text("1 of 4 · row 7 · picture 1 of 4")
+    visit.get_by_role("button", name="Close").click()
+    expect(visit.locator("dialog")).to_be_hidden()
+
+
+def test_everything_is_reached_by_tab_and_the_focus_is_seen(visit: Page) -> None:
+    visit.keyboard.press("Tab")
+    expect(visit.get_by_text("Skip to the gallery")).to_be_focused()
+    reached = set()
+    for _ in range(14):
+        visit.keyboard.press("Tab")
+        name, outline = visit.evaluate(
+            "[document.activeElement.className || document.activeElement.id || document.activeElement.tagName,"
+            " getComputedStyle(document.activeElement).outlineStyle]"
+        )
+        reached.add(name.split()[0])
+        assert outline != "none"
+    assert {"chip", "search", "sort", "A", "quiet"} <= reached
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [1366, 390, 320])
+def test_nothing_is_wider_than_the_screen(visit: Page, scheme: Literal["light", "dark"], width: int) -> None:
+    page, dark = visit, scheme == "dark"
+    page.set_viewport_size({"width": width, "height": 844})
+    page.emulate_media(color_scheme=scheme)
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    light, shade = page.evaluate(
+        "['color', 'backgroundColor'].map(name => "
+        "getComputedStyle(document.documentElement)[name].match(/\\d+/g).slice(0, 3).reduce((a, b) => a + +b, 0))"
+    )
+    assert (light > shade) == dark
+    assert abs(light - shade) > 500
+    page.locator("[aria-label^='Row 11,'] .more").click()
+    page.locator(".frame a >> nth=0").click()
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    assert page.evaluate("document.querySelector('.side').scrollWidth <= document.querySelector('.side').clientWidth")
+
+
+def test_a_card_keeps_its_size_when_its_picture_comes(visit: Page) -> None:
+    height = "document.querySelector('.card').getBoundingClientRect().height"
+    visit.wait_for_function("document.querySelector('.frame img').naturalWidth > 0")
+    before = visit.evaluate(height)
+    visit.evaluate("document.querySelector('.frame img').removeAttribute('src')")
+    assert visit.evaluate(height) == before
+
+
+def test_a_script_that_gets_in_does_not_run_and_reaches_nobody(browser: Browser, folder: Path) -> None:
+    page = opened(browser, folder, [row()])
+    with socket.create_server(("127.0.0.1", 0)) as elsewhere:
+        page.evaluate(INTRUDER, elsewhere.getsockname()[1])
+        elsewhere.settimeout(0.3)
+        with pytest.raises(TimeoutError):
+            elsewhere.accept()
+    assert page.evaluate("window.pwned") is None
+    page.context.close()
+
+
+@pytest.mark.parametrize("count", [0, 1])
+def test_hardly_any_rows_break_nothing(browser: Browser, folder: Path, count: int) -> None:
+    page = opened(browser, folder, [row(number) for number in range(count)])
+    assert page.locator(".bar").is_visible() == bool(count)
+    assert page.locator("#none").is_visible() == (not count)
+    page.context.close()
+
+
+def test_thousands_of_rows_are_filtered_in_a_moment(browser: Browser, folder: Path) -> None:
+    page = opened(browser, folder, list(made_rows(3000)))
+    milliseconds = page.evaluate(
+        """async () => {
+          const began = performance.now();
+          document.querySelector(".chip.failed").click();
+          await new Promise((done) => requestAnimationFrame(() => setTimeout(done)));
+          return performance.now() - began;
+        }"""
+    )
+    assert milliseconds < 2000
+    assert set(shown(page)) == {made.index for made in made_rows(3000) if made.status == "failed"}
+    page.context.close()

@@ -1,0 +1,73 @@
+"""A row as a line of JSON."""
+
+import json
+from datetime import timedelta
+from decimal import Decimal
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nanobanana_async.report import ReportRow
+from tests.report.scenes import START, row, without_picture
+
+
+def test_a_row_is_read_back_as_it_was_written() -> None:
+    whole = row(3, metadata={"shelf": ["a", 1, None]}, error="one of two", slots=2, credits=Decimal("0.1"))
+    assert ReportRow.from_json(whole.to_json()) == whole
+    assert ReportRow.from_json(ReportRow(index=0, key="", status="invalid").to_json()).credits is None
+
+
+@given(st.text(alphabet=st.characters(exclude_categories=())))
+def test_any_text_stands_on_one_line_of_utf_8(text: str) -> None:
+    line = row(prompt=text, error=text, metadata={text: text}).to_json()
+    assert len(line.splitlines()) == 1
+    assert ReportRow.from_json(line.encode()).prompt == text
+
+
+def test_words_are_kept_readable() -> None:
+    assert "灯台" in row(prompt="灯台").to_json()
+
+
+def test_what_json_has_no_word_for_becomes_text() -> None:
+    odd = {"nan": float("nan"), "when": START, "price": Decimal("1.50"), "set": {1}, 5: (1, 2)}
+    facts = json.loads(row(metadata=odd).to_json(), parse_constant=pytest.fail)
+    assert facts["metadata"] == {
+        "nan": "nan",
+        "when": START.isoformat(),
+        "price": "1.50",
+        "set": "{1}",
+        "5": [1, 2],
+    }
+
+
+def test_fields_of_later_versions_are_passed_over() -> None:
+    line = json.dumps(json.loads(row().to_json()) | {"mood": "fog"})
+    assert ReportRow.from_json(line) == row()
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "",
+        "[]",
+        "{",
+        "{}",
+        '{"index": 0, "key": "a", "status": "lost"}',
+        '{"index": 0, "key": "a", "status": "failed", "credits": "many"}',
+        '{"index": 0, "key": "a", "status": "failed", "credits": "NaN"}',
+        '{"index": 0, "key": "a", "status": "failed", "sent_at": "2026-03-14T09:26:53"}',
+        '{"index": 0, "key": "a", "status": "failed", "sent_at": "yesterday"}',
+        '{"index": 0, "key": "a", "status": "failed", "images": 7}',
+        "[" * 100_000,
+    ],
+)
+def test_what_is_no_row_says_so(line: str) -> None:
+    with pytest.raises(ValueError, match="no row of results"):
+        ReportRow.from_json(line)
+
+
+def test_seconds_are_never_negative_and_need_both_ends() -> None:
+    assert row().seconds == 8.0
+    assert row(sent_at=START, ended_at=START - timedelta(seconds=5)).seconds == 0.0
+    assert without_picture(0, "unfinished", ended_at=None).seconds is None
