@@ -262,7 +262,7 @@ class SessionClosed(NanoBananaError):
 
 
 class BatchStopped(NanoBananaError):
-    """The buying stopped: `cause` says why, `done` rows ended, `unbought` were pulled and never sent."""
+    """The buying stopped: `cause` says why, `done` rows ended, `unbought` were pulled and not bought."""
 
     def __init__(self, message: str, *, cause: NanoBananaError, done: int, unbought: int) -> None:
         super().__init__(message)

@@ -3,6 +3,8 @@
 import hashlib
 import json
 import secrets
+from array import array
+from bisect import bisect_left
 from collections.abc import Mapping
 from typing import Any
 
@@ -32,7 +34,7 @@ class Row:
 
 def key_prefix(batch: str) -> str:
     """Return how the keys of all rows of a named batch begin."""
-    return f"{hashlib.sha256(f'nanobanana_async batch {batch}'.encode()).hexdigest()[:12]}-"
+    return f"{hashlib.sha256(f'nanobanana_async batch {batch}'.encode(errors='surrogatepass')).hexdigest()[:12]}-"
 
 
 class Rows:
@@ -45,8 +47,11 @@ class Rows:
     def __init__(self, batch: str | None) -> None:
         self._prefix = None if batch is None else key_prefix(batch)
         self._count = 0
-        self._seen: set[int] = set()
-        """64 bits of each request's digest: of a million rows two agree by chance once in 37 million batches."""
+        self._seen = [array("Q") for _ in range(256)]
+        """64 bits of each request's digest: of a million rows two agree by chance once in 37 million batches.
+
+        Sorted numbers by their first byte, in eight bytes a row; a set takes ten times as much.
+        """
         self._repeats: dict[int, int] = {}
 
     def read(self, item: object) -> Row:
@@ -76,8 +81,10 @@ class Rows:
 
     def _number(self, digest: int) -> int:
         """Return how often this request came before."""
-        if digest not in self._seen:
-            self._seen.add(digest)
+        seen = self._seen[digest >> 56]
+        place = bisect_left(seen, digest)
+        if place == len(seen) or seen[place] != digest:
+            seen.insert(place, digest)
             return 0
         self._repeats[digest] = self._repeats.get(digest, 0) + 1
         return self._repeats[digest]

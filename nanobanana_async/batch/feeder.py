@@ -2,7 +2,6 @@
 
 import asyncio
 import heapq
-from collections.abc import AsyncGenerator, AsyncIterable
 from contextlib import aclosing
 from decimal import Decimal
 from functools import partial
@@ -13,7 +12,7 @@ import anyio.lowlevel
 from anyio.abc import TaskGroup
 from attrs import evolve
 
-from nanobanana_async.batch.orders import Orders, Requests
+from nanobanana_async.batch.orders import Orders, Requests, each
 from nanobanana_async.batch.outcome import Outcome
 from nanobanana_async.engine.core import Engine
 from nanobanana_async.engine.entry import NEVER, Entry
@@ -32,7 +31,7 @@ from nanobanana_async.jobs import JobState
 from nanobanana_async.keeping import Keeper
 from nanobanana_async.observe import log
 from nanobanana_async.policy.credits import Budget
-from nanobanana_async.rows import Item, Row, Rows, key_prefix
+from nanobanana_async.rows import Row, Rows, key_prefix
 
 # Rows written down and not yet sent: enough that a slot never waits for the ledger's flush.
 AHEAD = 8
@@ -41,11 +40,15 @@ AHEAD = 8
 # leaves early has bought little, and whoever saves in his loop does not starve the slots.
 FEWEST_READY, MOST_READY, READY_SHARE = 4, 64, 4
 
+# In an ordered batch one slow row holds back those that end meanwhile: so many times what runs may be held back.
+HELD_BACK = 2
+
 # How many rows are finished (saved, fetched again) at the same time, and how many may wait for that.
 FINISHING, FINISHING_QUEUE = 8, 24
 
-# So many refusals of one kind without a success between: the rows are not what is wrong.
+# So many refusals of one kind without a purchase between: the rows are not what is wrong.
 SAME_REFUSALS = 20
+BOUGHT = frozenset({JobState.RUNNING, JobState.SUCCEEDED})
 
 # The account or the ledger says no, not the row: whatever is sent next would hear the same.
 STOPS = (AuthenticationError, InsufficientCredits, AccessDenied, CreditLimitReached, LedgerError)
@@ -131,7 +134,7 @@ class Feeder:
         return await self._engine.budget(limit, expected, prefix)
 
     async def _pull(self, budgets: tuple[Budget, ...]) -> None:
-        async with aclosing(_each(self._items)) as items:
+        async with aclosing(each(self._items)) as items:
             await self._wait_for_room()
             async for item in items:
                 await self._enter(self._rows.read(item), budgets)
@@ -140,8 +143,8 @@ class Feeder:
     async def _wait_for_room(self) -> None:
         while not self._stopping:
             waiting = len(self._ready) + max(0, len(self._finishing) - FINISHING_QUEUE)
-            most = min(MOST_READY, FEWEST_READY + self._taken // READY_SHARE)
-            if len(self._unsent) < AHEAD and waiting < most:
+            most = max(MOST_READY, HELD_BACK * len(self._out)) if self._orders.ordered else MOST_READY
+            if len(self._unsent) < AHEAD and waiting < min(most, FEWEST_READY + self._taken // READY_SHARE):
                 return
             self._room.clear()
             await self._room.wait()
@@ -160,6 +163,9 @@ class Feeder:
         except NanoBananaError as error:
             self._give(_outcome(row, None, error=error))
             return
+        except asyncio.CancelledError:  # the buying has stopped meanwhile
+            self.unbought += 1
+            raise
         entry.callers += 1
         self._out[row.index] = entry
         entry.listeners = [*(entry.listeners or ()), partial(self._heard, row)]
@@ -176,6 +182,8 @@ class Feeder:
             return
         self._unsent.pop(row.index, None)
         self._room.set()
+        if entry.record.state in BOUGHT:
+            self._refusals = (None, 0)
         if not entry.live:
             del self._out[row.index]
             self._ended(row, entry)
@@ -198,7 +206,6 @@ class Feeder:
                 self._count_refusal(settled)
             self._give(_outcome(row, job, error=settled))
             return
-        self._refusals = (None, 0)
         outcome = _outcome(row, job, result=settled)
         if self._orders.folder is None and settled is not None:
             self._give(outcome)
@@ -290,12 +297,3 @@ def _closed() -> SessionClosed:
 
 def _outcome(row: Row, job: Job | None, **found: Any) -> Outcome:
     return Outcome(index=row.index, key=row.key, request=row.request, metadata=row.metadata, job=job, **found)
-
-
-async def _each(items: Requests) -> AsyncGenerator[Item, None]:
-    if isinstance(items, AsyncIterable):
-        async for item in items:
-            yield item
-    else:
-        for item in items:
-            yield item

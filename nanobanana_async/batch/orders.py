@@ -1,24 +1,41 @@
 """What a user asked of a batch."""
 
-from collections.abc import AsyncIterable, Iterable
+from collections.abc import AsyncGenerator, AsyncIterable, Iterable
 from decimal import Decimal
 from pathlib import Path
+from typing import Any
 
-from attrs import frozen
+from attrs import Attribute, field, frozen
 
+from nanobanana_async.errors import ConfigurationError
 from nanobanana_async.rows import Item
 
 Requests = Iterable[Item] | AsyncIterable[Item]
+
+
+def _check_name(_: Any, __: "Attribute[str | None]", name: object) -> None:
+    if name is not None and not (isinstance(name, str) and name.strip()):
+        raise ConfigurationError(f"batch must be a name, or None, not {name!r}")
 
 
 @frozen(kw_only=True)
 class Orders:
     """The settings of one batch; see `Session.generate_many`."""
 
-    name: str | None = None
+    name: str | None = field(default=None, validator=_check_name)
     ordered: bool = False
     folder: Path | None = None
     max_credits: Decimal | None = None
     expected_credits: Decimal | None = None
     retry_failed: bool = False
     progress: bool = False
+
+
+async def each(items: Requests) -> AsyncGenerator[Item, None]:
+    """Yield the rows of any input."""
+    if isinstance(items, AsyncIterable):
+        async for item in items:
+            yield item
+    else:
+        for item in items:
+            yield item

@@ -80,7 +80,7 @@ class Entry:
         self.after_trouble = False
         """Its last create brought nothing usable: a repeat is extra load on a gateway that may be down."""
         self.callers = 0
-        """How many `generate` calls wait for it; when the last one leaves, an unsent job is withdrawn."""
+        """How many `generate` calls and batches wait for it; when the last one leaves, an unsent job is withdrawn."""
         self.kept = False
         """A handle was given out: the job outlives its callers."""
         self.budgets: tuple[Budget, ...] = ()

@@ -23,7 +23,7 @@ _WHAT_IT_IS = (
     " (SELECT count(*) FROM sqlite_schema)"
 )
 
-CACHE_KIB = 16 * 1024
+CACHE_KIB = 8 * 1024
 
 _CREATING = threading.Lock()
 

@@ -1,0 +1,121 @@
+"""A session that closes while a batch is open: who waits is told, and nothing is left."""
+
+import asyncio
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from nanobanana_async import Batch, JobState
+from nanobanana_async.emulator.faults import Script, stall
+from nanobanana_async.errors import ConfigurationError, SessionClosed
+from nanobanana_async.testing import FakeTransport
+from tests.batch.scenes import Counted, Studio, all_of, slots, slowly
+from tests.end_to_end.scenes import emulated, quick, until
+from tests.engine.scenes import Notebook, apimall, virtually
+
+
+async def taken_until_closed(batch: Batch) -> int:
+    """Take outcomes until the session is closed, and count them."""
+    taken = 0
+    with suppress(SessionClosed):
+        async for _ in batch:
+            taken += 1
+        raise AssertionError("the batch came to its end")
+    return taken
+
+
+@pytest.mark.parametrize("ordered", [False, True])
+def test_who_waits_is_told_that_the_session_was_closed(ordered: bool) -> None:
+    @virtually
+    async def is_told() -> None:
+        session = apimall(FakeTransport(Studio(job_s=60).answer), concurrency=slots(5))
+        await session.open()
+        batch = session.generate_many(Counted(), ordered=ordered)
+        async with asyncio.timeout(100), asyncio.TaskGroup() as group:
+            waiting = [group.create_task(taken_until_closed(batch)) for _ in range(3)]
+            await asyncio.sleep(10)
+            await session.aclose()
+        assert [task.result() for task in waiting] == [0, 0, 0]
+        with pytest.raises(SessionClosed):
+            await anext(batch)
+        await batch.aclose()
+
+    is_told()
+
+
+@virtually
+async def test_what_had_ended_by_then_is_still_given() -> None:
+    book = Notebook(keeps=True)
+    async with apimall(FakeTransport(Studio(job_s=5).answer), ledger=book, concurrency=slots(5)) as session:
+        batch = session.generate_many(Counted())
+        await anext(batch)
+        await asyncio.sleep(100)
+    ended = list(book.states().values()).count(JobState.SUCCEEDED)
+    assert await taken_until_closed(batch) == ended - 1 > 0
+
+
+@virtually
+async def test_closing_ends_an_input_that_waits() -> None:
+    async with apimall(FakeTransport(Studio().answer)) as session:
+        batch = session.generate_many(slowly(["one", "two"], 1000.0))
+        async with batch:
+            await asyncio.sleep(1)
+            await session.aclose()
+            assert await taken_until_closed(batch) == 0
+
+
+@virtually
+async def test_a_batch_begun_after_its_session_was_closed_says_so_each_time() -> None:
+    async with apimall(FakeTransport(Studio().answer)) as session:
+        batch = session.generate_many(["one"])
+    async with asyncio.timeout(10):
+        for _ in range(2):
+            with pytest.raises(SessionClosed):
+                await anext(batch)
+        with pytest.raises(SessionClosed):
+            async with batch:
+                raise AssertionError("it was entered")
+    with pytest.raises(SessionClosed):
+        session.generate_many(["one"])
+
+
+@virtually
+async def test_a_batch_needs_an_open_session() -> None:
+    session = apimall(FakeTransport(Studio().answer))
+    with pytest.raises(ConfigurationError, match="not open"):
+        session.generate_many(["one"])
+
+
+@virtually
+async def test_a_batch_that_is_over_stays_so_when_its_session_is_closed() -> None:
+    async with apimall(FakeTransport(Studio().answer)) as session:
+        batch = session.generate_many(["one", "two"])
+        assert len(await all_of(batch)) == 2
+    with pytest.raises(StopAsyncIteration):
+        await anext(batch)
+
+
+async def test_closing_while_pictures_are_saved_lets_nobody_wait(tmp_path: Path) -> None:
+    silent = Script({"cdn": [stall(30)]}, repeat_last=True)
+    async with emulated(script=silent) as emulator, quick(emulator) as session:
+        batch = session.generate_many(["one", "two", "three"], save_to=tmp_path)
+        async with asyncio.timeout(5), asyncio.TaskGroup() as group:
+            waiting = group.create_task(taken_until_closed(batch))
+            await until(lambda: emulator.stats().requests.get("cdn", 0) >= 3)
+            await session.aclose()
+        assert waiting.result() == 0
+    assert not list(tmp_path.iterdir())  # noqa: ASYNC240 - nothing else runs
+
+
+async def test_cancelling_who_closes_leaves_nothing_either() -> None:
+    async with emulated() as emulator:
+        session = quick(emulator)
+        await session.open()
+        batch = session.generate_many(Counted())
+        await anext(batch)
+        closing = asyncio.get_running_loop().create_task(session.aclose())
+        await asyncio.sleep(0)
+        closing.cancel()
+        await asyncio.wait([closing])
+        await taken_until_closed(batch)

@@ -1,0 +1,308 @@
+"""Leaving a batch before its end: the rest stays unbought, however one leaves."""
+
+import asyncio
+import gc
+import threading
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import suppress
+
+import pytest
+
+from nanobanana_async import Batch, JobState, Session
+from nanobanana_async.emulator import Fixed
+from nanobanana_async.testing import FakeTransport
+from tests.batch.scenes import Counted, Studio, all_of, slots, slowly
+from tests.end_to_end.scenes import charged, emulated, quick
+from tests.engine.sayings import refused
+from tests.engine.scenes import Notebook, apimall, virtually
+
+LIMIT, TAKEN = 20, 10
+Leaves = Callable[[Session, Counted, bool], Awaitable[None]]
+
+
+class Enough(Exception):
+    """What a loop's body raises."""
+
+
+async def by_break(session: Session, rows: Counted, ordered: bool) -> None:
+    taken = 0
+    async for _ in session.generate_many(rows, ordered=ordered):
+        taken += 1
+        if taken == TAKEN:
+            break
+
+
+async def by_an_exception(session: Session, rows: Counted, ordered: bool) -> None:
+    taken = 0
+    with suppress(Enough):
+        async for _ in session.generate_many(rows, ordered=ordered):
+            taken += 1
+            if taken == TAKEN:
+                raise Enough
+
+
+async def by_the_end_of_async_with(session: Session, rows: Counted, ordered: bool) -> None:
+    async with session.generate_many(rows, ordered=ordered) as batch:
+        for _ in range(TAKEN):
+            await anext(batch)
+
+
+async def by_an_exception_in_async_with(session: Session, rows: Counted, ordered: bool) -> None:
+    with suppress(Enough):
+        async with session.generate_many(rows, ordered=ordered) as batch:
+            for _ in range(TAKEN):
+                await anext(batch)
+            raise Enough
+
+
+async def by_being_cancelled(session: Session, rows: Counted, ordered: bool) -> None:
+    enough = asyncio.Event()
+
+    async def take() -> None:
+        taken = 0
+        async for _ in session.generate_many(rows, ordered=ordered):
+            taken += 1
+            if taken == TAKEN:
+                enough.set()
+                await asyncio.Event().wait()
+
+    task = asyncio.get_running_loop().create_task(take())
+    await enough.wait()
+    task.cancel()
+    await asyncio.wait([task])
+
+
+async def by_garbage_collection_in_a_thread(session: Session, rows: Counted, ordered: bool) -> None:
+    async def take() -> None:
+        batch = session.generate_many(rows, ordered=ordered)
+        ring: list[object] = [batch]
+        ring.append(ring)
+        for _ in range(TAKEN):
+            await anext(batch)
+
+    gc.disable()
+    try:
+        await take()
+        thread = threading.Thread(target=gc.collect)
+        thread.start()
+        thread.join()
+    finally:
+        gc.enable()
+
+
+@pytest.mark.parametrize("ordered", [False, True])
+@pytest.mark.parametrize(
+    "leave",
+    [
+        by_break,
+        by_an_exception,
+        by_the_end_of_async_with,
+        by_an_exception_in_async_with,
+        by_being_cancelled,
+        by_garbage_collection_in_a_thread,
+    ],
+)
+def test_who_leaves_early_has_bought_little_more_than_the_limit(leave: Leaves, ordered: bool) -> None:
+    @virtually
+    async def leaves_the_rest() -> None:
+        studio, rows, book = Studio(job_s=20, limit=LIMIT), Counted(), Notebook(keeps=True)
+        async with apimall(FakeTransport(studio.answer), ledger=book) as session:
+            await leave(session, rows, ordered)
+            await asyncio.sleep(0.5)
+            bought, pulled = len(studio.sold), rows.pulled
+            await asyncio.sleep(1000)
+            assert bought == len(studio.sold) < LIMIT + 25
+            assert pulled == rows.pulled
+            assert (await session.generate("afterwards")).images
+        states = list(book.states().values())
+        assert set(states) <= {JobState.SUCCEEDED, JobState.WITHDRAWN}  # what runs is followed to its end
+        assert states.count(JobState.SUCCEEDED) == bought + 1
+
+    leaves_the_rest()
+
+
+@virtually
+async def test_a_batch_that_is_still_held_after_a_break_is_bounded_and_goes_with_its_name() -> None:
+    studio = Studio(limit=LIMIT)
+    async with apimall(FakeTransport(studio.answer)) as session:
+        batch: Batch | None = session.generate_many(Counted())
+        assert batch is not None
+        async for outcome in batch:
+            if outcome.index >= TAKEN:
+                break
+        await asyncio.sleep(1000)
+        assert len(studio.sold) < LIMIT + TAKEN + 40
+        bought = len(studio.sold)
+        await all_of_the_next(batch, 30)
+        batch = None
+        await asyncio.sleep(0.5)
+        bought = len(studio.sold)
+        await asyncio.sleep(1000)
+        assert len(studio.sold) == bought
+
+
+async def all_of_the_next(batch: Batch, count: int) -> None:
+    for _ in range(count):
+        assert (await anext(batch)).ok
+
+
+@virtually
+async def test_rows_are_taken_back_also_when_few_tasks_are_there_to_do_it() -> None:
+    studio, book = Studio(job_s=20, limit=1), Notebook(keeps=True)
+    async with apimall(FakeTransport(studio.answer), ledger=book) as session:
+        async for _ in session.generate_many(slowly(Counted(100), 1.0)):  # one at a time: one worker does them all
+            break
+        await asyncio.sleep(200)
+    assert len(studio.sold) == 2
+    assert set(book.states().values()) == {JobState.SUCCEEDED, JobState.WITHDRAWN}
+
+
+@virtually
+async def test_a_row_that_comes_back_from_the_wire_is_not_bought_after_all() -> None:
+    studio, book = Studio(says=lambda prompt: refused(429, "too_many_concurrent_jobs")), Notebook(keeps=True)
+    async with apimall(FakeTransport(studio.answer, latency_s=2.0), ledger=book, concurrency=slots(3)) as session:
+        async with session.generate_many(Counted()):
+            await asyncio.sleep(0.5)
+            assert len(studio.posts) == 0  # on the way
+        studio.says = lambda prompt: refused(429, "too_many_concurrent_jobs") if len(studio.posts) < 4 else None
+        await asyncio.sleep(100)
+        assert len(studio.posts) == 3
+    assert set(book.states().values()) == {JobState.WITHDRAWN}
+
+
+@virtually
+async def test_who_enters_and_leaves_at_once_buys_nothing() -> None:
+    studio, rows = Studio(), Counted()
+    async with apimall(FakeTransport(studio.answer)) as session:
+        async with session.generate_many(rows):
+            pass
+        await asyncio.sleep(100)
+    assert (rows.pulled, studio.posts) == (0, [])
+
+
+@virtually
+async def test_a_batch_that_nobody_begins_does_nothing() -> None:
+    studio, rows = Studio(), Counted()
+    async with apimall(FakeTransport(studio.answer)) as session:
+        batch = session.generate_many(rows)
+        await asyncio.sleep(100)
+        await batch.aclose()
+        assert await all_of(batch) == []
+        session.generate_many(slowly(rows))
+        gc.collect()
+    assert (rows.pulled, studio.posts) == (0, [])
+
+
+@virtually
+async def test_a_closed_batch_still_gives_what_runs_and_closing_again_changes_nothing() -> None:
+    studio = Studio(job_s=60)
+    async with apimall(FakeTransport(studio.answer), concurrency=slots(5)) as session:
+        async with session.generate_many(Counted()) as batch:
+            await asyncio.sleep(10)
+            await batch.aclose()
+            await batch.aclose()
+            outcomes = await all_of(batch)
+        await batch.aclose()
+        assert len(outcomes) == len(studio.sold) == 5
+        assert all(outcome.ok for outcome in outcomes)
+        assert (batch.done, batch.unbought) == (5, 8)
+
+
+@virtually
+async def test_a_consumer_who_waits_is_let_go_when_another_closes_the_batch() -> None:
+    async with apimall(FakeTransport(Studio(job_s=60).answer), concurrency=slots(5)) as session:
+        batch = session.generate_many(slowly(Counted(), 1000.0))
+        async with asyncio.timeout(100), asyncio.TaskGroup() as group:
+            waiting = group.create_task(all_of(batch))
+            await asyncio.sleep(10)
+            await batch.aclose()
+    assert waiting.result() == []
+
+
+@pytest.mark.parametrize("between_rows", [False, True])
+def test_an_input_is_cleaned_up_when_the_batch_is_left(between_rows: bool) -> None:
+    @virtually
+    async def cleans_up() -> None:
+        ended = asyncio.Event()
+
+        async def rows() -> AsyncIterator[str]:
+            try:
+                while True:
+                    yield "one"
+                    await asyncio.sleep(1000.0 if between_rows else 0.0)
+            finally:
+                ended.set()
+
+        async with apimall(FakeTransport(Studio().answer), concurrency=slots(1)) as session:
+            async for _ in session.generate_many(rows()):
+                break
+            async with asyncio.timeout(10):
+                await ended.wait()
+
+    cleans_up()
+
+
+@virtually
+async def test_leaving_one_of_two_batches_takes_nothing_from_the_other() -> None:
+    studio = Studio(job_s=20)
+    rows = [{"prompt": f"picture {number}", "key": f"row-{number}"} for number in range(6)]
+    async with apimall(FakeTransport(studio.answer), concurrency=slots(1)) as session:
+        left, stays = session.generate_many(rows), session.generate_many(rows)
+        async with left:
+            assert (await anext(left)).ok
+            assert (await anext(stays)).ok
+            await asyncio.sleep(5)
+        assert [outcome.ok for outcome in await all_of(stays)] == [True] * 5
+    assert len(studio.sold) == 6
+
+
+@virtually
+async def test_a_job_that_was_submitted_too_outlives_the_batch() -> None:
+    studio = Studio(job_s=20)
+    async with apimall(FakeTransport(studio.answer), concurrency=slots(1)) as session:
+        async with session.generate_many(
+            {"prompt": f"picture {number}", "key": f"row-{number}"} for number in range(6)
+        ):
+            await asyncio.sleep(5)
+            job = await session.submit("picture 3", idempotency_key="row-3")
+        assert (await job).images
+    assert studio.sold == ["picture 0", "picture 3"]
+
+
+@virtually
+async def test_a_row_outlives_a_caller_of_the_same_job_who_gives_up() -> None:
+    studio = Studio(job_s=20)
+    async with apimall(FakeTransport(studio.answer), concurrency=slots(1)) as session:
+        batch = session.generate_many({"prompt": f"picture {number}", "key": f"row-{number}"} for number in range(3))
+        async with batch:
+            await asyncio.sleep(5)
+            with pytest.raises(TimeoutError):
+                await session.generate("picture 2", idempotency_key="row-2", timeout=1)
+            assert len(await all_of(batch)) == 3
+
+
+def test_a_batch_that_outlives_its_event_loop_goes_in_silence() -> None:
+    held: list[Batch] = []
+
+    @virtually
+    async def begin_and_forget() -> None:
+        async with apimall(FakeTransport(Studio().answer)) as session:
+            held.append(session.generate_many(Counted()))
+            await anext(held[0])
+
+    begin_and_forget()
+    held.clear()
+    gc.collect()
+    assert not held
+
+
+async def test_leaving_over_sockets_leaves_the_rest_and_no_connection() -> None:
+    async with emulated(job_limit=LIMIT, duration=Fixed(0.05)) as emulator, quick(emulator) as session:
+        await by_break(session, Counted(), ordered=False)
+        await asyncio.sleep(0.3)
+        stats = emulator.stats()
+        assert charged(stats, stats.creates_accepted)
+        assert TAKEN <= stats.creates_accepted < LIMIT + 25
+        assert stats.running_now == 0
+        await asyncio.sleep(0.2)
+        assert emulator.stats().creates_received == stats.creates_received

@@ -1,0 +1,208 @@
+"""Named batches on a file: run again, they buy only what was never bought."""
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nanobanana_async import DefApi, JobState
+from nanobanana_async.errors import ConfigurationError, IdempotencyConflict, JobFailed, JobUncertain, TransportError
+from nanobanana_async.testing import FakeTransport
+from tests.batch.scenes import Studio, all_of, on_file, run_batch, slots, wire
+from tests.end_to_end.scenes import until
+from tests.engine.sayings import refused
+from tests.engine.scenes import apimall, virtually
+
+PROMPTS = [f"picture {number}" for number in range(100)]
+
+
+def quick_studio(**settings: Any) -> Studio:
+    return Studio(**{"job_s": 0.01, **settings})
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "jobs.sqlite"
+
+
+async def test_run_again_it_asks_nobody_and_gives_the_same(path: Path) -> None:
+    studio = quick_studio()
+    first = await run_batch(path, studio, PROMPTS)
+    looks = studio.looked_at.total()
+    again = await run_batch(path, studio, PROMPTS)
+    assert len(studio.posts) == 100
+    assert studio.looked_at.total() == looks
+    assert [outcome.key for outcome in again] == [outcome.key for outcome in first]
+    for one, other in zip(first, again, strict=True):
+        assert one.unwrap().images == other.unwrap().images
+        assert one.unwrap().credits == other.unwrap().credits
+
+
+async def test_a_line_inserted_at_the_top_is_one_purchase(path: Path) -> None:
+    studio = quick_studio()
+    await run_batch(path, studio, PROMPTS)
+    outcomes = await run_batch(path, studio, ["a new first line", *PROMPTS])
+    assert studio.posts[100:] == ["a new first line"]
+    assert all(outcome.ok for outcome in outcomes)
+    assert len(outcomes) == 101
+
+
+async def test_the_same_prompt_twice_is_two_jobs_in_any_order(path: Path) -> None:
+    studio = quick_studio()
+    rows = ["fog", "fog", "rain", "fog"]
+    first = await run_batch(path, studio, rows)
+    assert sorted(studio.sold) == ["fog", "fog", "fog", "rain"]
+    assert len({outcome.unwrap().task_id for outcome in first}) == 4
+    await run_batch(path, studio, rows)
+    again = await run_batch(path, studio, ["rain", "fog", "fog", "fog"], ordered=True)
+    assert len(studio.posts) == 4
+    assert {outcome.key for outcome in again} == {outcome.key for outcome in first}
+
+
+async def test_another_name_is_another_batch(path: Path) -> None:
+    studio = quick_studio()
+    await run_batch(path, studio, ["fog"])
+    await run_batch(path, studio, ["fog"], batch="autumn")
+    assert studio.sold == ["fog", "fog"]
+
+
+async def test_a_row_with_a_key_keeps_it_wherever_it_stands(path: Path) -> None:
+    studio = quick_studio()
+    rows = [{"prompt": "fog", "key": "one"}, {"prompt": "fog", "key": "two"}]
+    first = await run_batch(path, studio, rows)
+    again = await run_batch(path, studio, rows[::-1])
+    assert len(studio.sold) == 2
+    assert [outcome.key for outcome in again] == [outcome.key for outcome in first[::-1]]
+
+
+async def test_a_key_that_now_wants_something_else_is_a_conflict(path: Path) -> None:
+    studio = quick_studio()
+    await run_batch(path, studio, [{"prompt": "fog", "key": "one"}])
+    outcomes = await run_batch(path, studio, [{"prompt": "rain", "key": "one"}, "snow"])
+    assert isinstance(outcomes[0].error, IdempotencyConflict)
+    assert outcomes[1].ok
+    assert studio.sold == ["fog", "snow"]
+
+
+async def test_what_runs_is_gone_on_with(path: Path) -> None:
+    studio = Studio(job_s=0.3)
+    async with on_file(path, wire(studio)) as session, session.generate_many(["one", "two", "three"], batch="spring"):
+        await until(lambda: len(studio.sold) == 3)
+    outcomes = await run_batch(path, studio, ["one", "two", "three"])
+    assert len(studio.posts) == 3
+    assert all(outcome.ok for outcome in outcomes)
+
+
+async def test_what_was_left_unsent_is_bought_by_the_next_run(path: Path) -> None:
+    studio = Studio(job_s=0.05)
+    async with on_file(path, wire(studio), concurrency=slots(3)) as session:
+        taken = 0
+        async for _ in session.generate_many(PROMPTS, batch="spring"):
+            taken += 1
+            if taken == 5:
+                break
+    bought = len(studio.sold)
+    assert 5 <= bought <= 12
+    outcomes = await run_batch(path, studio, PROMPTS)
+    assert sorted(studio.sold) == sorted(PROMPTS)
+    assert all(outcome.ok for outcome in outcomes)
+
+
+async def test_a_failed_row_is_reported_and_bought_again_only_if_that_is_said(path: Path) -> None:
+    studio = quick_studio()
+    first = await run_batch(path, studio, ["fine", "fail"])
+    again = await run_batch(path, studio, ["fine", "fail"])
+    assert [type(outcome.error) for outcome in again] == [type(None), JobFailed]
+    assert str(again[1].error) == str(first[1].error)
+    assert len(studio.posts) == 2
+    third = await run_batch(path, studio, ["fine", "fail"], retry_failed=True)
+    assert isinstance(third[1].error, JobFailed)
+    assert studio.posts[2:] == ["fail"]
+    assert studio.wire_keys[2] not in studio.wire_keys[:2]
+    assert third[1].key == first[1].key
+
+
+async def test_a_refused_row_is_bought_again(path: Path) -> None:
+    studio = quick_studio(says=lambda prompt: refused(451, "blocked", "no") if prompt == "rude" else None)
+    first = await run_batch(path, studio, ["fine", "rude"])
+    assert [outcome.ok for outcome in first] == [True, False]
+    studio.says = lambda prompt: None
+    again = await run_batch(path, studio, ["fine", "rude"])
+    assert [outcome.ok for outcome in again] == [True, True]
+    assert studio.sold == ["fine", "rude"]
+
+
+async def test_an_uncertain_row_is_reported_and_not_sent(path: Path) -> None:
+    def lost(prompt: str) -> TransportError | None:
+        return TransportError("the answer was lost", sent=True) if prompt == "lost" else None
+
+    studio = quick_studio(says=lost)
+
+    async def run_on_defapi() -> list[Any]:
+        async with on_file(path, wire(studio), DefApi) as session:
+            return await all_of(session.generate_many(["lost", "fine"], batch="spring", ordered=True))
+
+    first = await run_on_defapi()
+    studio.says = lambda prompt: None
+    again = await run_on_defapi()
+    for outcomes in (first, again):
+        assert isinstance(outcomes[0].error, JobUncertain)
+        assert outcomes[0].job.state is JobState.UNCERTAIN
+        assert outcomes[1].ok
+    assert sorted(studio.posts) == ["fine", "lost"]
+
+
+@virtually
+async def test_a_name_needs_a_ledger_that_remembers() -> None:
+    async with apimall(FakeTransport(Studio().answer)) as session:
+        with pytest.raises(ConfigurationError, match="a ledger that remembers"):
+            session.generate_many(["fog"], batch="spring")
+
+
+@pytest.mark.parametrize("name", ["", "  ", 7])
+async def test_a_name_that_is_none_is_refused(name: Any, path: Path) -> None:
+    async with on_file(path, wire(quick_studio())) as session:
+        with pytest.raises(ConfigurationError, match="batch must be a name"):
+            session.generate_many(["a fox"], batch=name)
+
+
+async def test_two_sessions_that_run_it_at_once_buy_each_row_once_and_both_get_all(path: Path) -> None:
+    studio = Studio(job_s=0.02)
+    async with (
+        on_file(path, wire(studio), concurrency=slots(4)) as one,
+        on_file(path, wire(studio)) as other,
+        asyncio.TaskGroup() as group,
+    ):
+        runs = [group.create_task(all_of(s.generate_many(PROMPTS[:30], batch="spring"))) for s in (one, other)]
+    assert sorted(studio.sold) == sorted(PROMPTS[:30])
+    for run in runs:
+        assert sorted(outcome.index for outcome in run.result()) == list(range(30))
+        assert all(outcome.ok for outcome in run.result())
+
+
+async def test_two_runs_in_one_session_buy_each_row_once_and_both_get_all(path: Path) -> None:
+    studio = Studio(job_s=0.02)
+    async with on_file(path, wire(studio), concurrency=slots(4)) as session, asyncio.TaskGroup() as group:
+        runs = [group.create_task(all_of(session.generate_many(PROMPTS[:30], batch="spring"))) for _ in range(2)]
+        await asyncio.wait(runs)
+    assert sorted(studio.sold) == sorted(PROMPTS[:30])
+    assert [sum(outcome.ok for outcome in run.result()) for run in runs] == [30, 30]
+
+
+async def test_left_and_run_again_at_once_it_loses_no_row(path: Path) -> None:
+    studio = Studio(job_s=0.02)
+    async with on_file(path, wire(studio), concurrency=slots(2)) as session:
+        for _ in range(3):
+            async with session.generate_many(PROMPTS[:20], batch="spring") as batch:
+                await anext(batch)
+        outcomes = await all_of(session.generate_many(PROMPTS[:20], batch="spring"))
+    assert sorted(outcome.index for outcome in outcomes if outcome.ok) == list(range(20))
+    assert sorted(studio.sold) == sorted(PROMPTS[:20])
+
+
+async def test_a_batch_knows_its_name(path: Path) -> None:
+    async with on_file(path, wire(quick_studio())) as session:
+        batch = session.generate_many([], batch="spring")
+        assert (batch.name, repr(batch)) == ("spring", "<Batch spring: 0 done>")
+        assert await all_of(batch) == []

@@ -1,0 +1,241 @@
+"""What comes out of a batch: each row once, in the order of ending or of the input, bad rows among them."""
+
+import asyncio
+import gc
+from collections.abc import AsyncIterator, Iterator
+from typing import Any
+
+import pytest
+
+from nanobanana_async import ImageRequest, Outcome
+from nanobanana_async.errors import InvalidRequest, JobFailed, NanoBananaError
+from nanobanana_async.testing import FakeTransport
+from tests.batch.scenes import Counted, Studio, all_of, slots, slowly
+from tests.engine.sayings import refused
+from tests.engine.scenes import apimall, defapi, virtually
+
+
+@virtually
+async def test_outcomes_come_as_rows_end() -> None:
+    async with apimall(FakeTransport(Studio().answer)) as session:
+        outcomes = await all_of(session.generate_many(["60 s", "20 s", "40 s"]))
+    assert [outcome.index for outcome in outcomes] == [1, 2, 0]
+    assert all(outcome.ok and outcome.result and outcome.job for outcome in outcomes)
+
+
+@virtually
+async def test_outcomes_come_in_the_order_of_the_input_if_that_is_wanted() -> None:
+    async with apimall(FakeTransport(Studio().answer)) as session:
+        outcomes = await all_of(session.generate_many(["60 s", "20 s", {}, "40 s"], ordered=True))
+    assert [outcome.index for outcome in outcomes] == [0, 1, 2, 3]
+
+
+@virtually
+async def test_an_ordered_batch_holds_back_no_more_than_a_window() -> None:
+    input_ = Counted()
+
+    def rows() -> Iterator[str]:
+        yield "500 s"
+        yield from input_
+
+    async with (
+        apimall(FakeTransport(Studio().answer), concurrency=slots(10)) as session,
+        session.generate_many(rows(), ordered=True) as batch,
+    ):
+        first = await anext(batch)
+        assert first.index == 0
+        assert input_.pulled <= 10 + 4 + 8
+        assert [(await anext(batch)).index for _ in range(100)] == list(range(1, 101))
+
+
+@virtually
+async def test_rows_may_be_prompts_requests_and_mappings() -> None:
+    rows: list[Any] = [
+        "a lighthouse",
+        ImageRequest("a boat", resolution="2K"),
+        {"prompt": "fog", "num_images": 2, "key": "row-3", "metadata": {"customer": 7}},
+    ]
+    async with apimall(FakeTransport(Studio().answer)) as session:
+        outcomes = await all_of(session.generate_many(rows, ordered=True))
+    assert [outcome.request for outcome in outcomes] == [
+        ImageRequest("a lighthouse"),
+        ImageRequest("a boat", resolution="2K"),
+        ImageRequest("fog", num_images=2),
+    ]
+    assert [outcome.metadata for outcome in outcomes] == [None, None, {"customer": 7}]
+    assert outcomes[2].key == "row-3"
+    assert [outcome.key for outcome in outcomes] == [outcome.unwrap().key for outcome in outcomes]
+
+
+@virtually
+async def test_the_input_may_be_an_async_iterable() -> None:
+    async with apimall(FakeTransport(Studio().answer)) as session:
+        outcomes = await all_of(session.generate_many(slowly(["one", "two", "three"], 5.0)))
+    assert [outcome.index for outcome in outcomes] == [0, 1, 2]
+
+
+@virtually
+async def test_the_input_may_have_no_end() -> None:
+    async with (
+        apimall(FakeTransport(Studio().answer), concurrency=slots(10)) as session,
+        session.generate_many(Counted()) as batch,
+    ):
+        assert len({(await anext(batch)).index for _ in range(300)}) == 300
+
+
+@virtually
+async def test_no_rows_give_no_outcomes() -> None:
+    async with apimall(FakeTransport(Studio().answer)) as session:
+        assert await all_of(session.generate_many([])) == []
+        assert await all_of(session.generate_many(slowly([]), ordered=True)) == []
+
+
+@pytest.mark.parametrize("requests", ["a lighthouse", b"a lighthouse", {"prompt": "a lighthouse"}, None, 5])
+def test_what_is_no_list_of_rows_is_refused_at_once(requests: Any) -> None:
+    @virtually
+    async def refuses() -> None:
+        async with apimall(FakeTransport(Studio().answer)) as session:
+            with pytest.raises(InvalidRequest, match=f"an iterable of prompts, not {type(requests).__name__}"):
+                session.generate_many(requests)
+        gc.collect()  # the half-made batch goes without a complaint
+
+    refuses()
+
+
+@pytest.mark.parametrize(
+    ("row", "says"),
+    [
+        ({"prompt": "fog", "colour": "red", "metadata": 7}, "unknown field colour: a row takes prompt, images"),
+        ({"num_images": 2, "metadata": 7}, "a row needs a prompt"),
+        ({"prompt": " ", "metadata": 7}, "prompt is empty"),
+        ({"prompt": "fog", "num_images": "many", "metadata": 7}, "num_images must be a whole number"),
+        ({"prompt": "fog", "key": "with space", "metadata": 7}, "visible ASCII"),
+        ({"prompt": "fog", "key": 7, "metadata": 7}, "must be text"),
+        ({"prompt": "fog", "key": "", "metadata": 7}, "1 to 255 characters"),
+        ({"prompt": "fog", "output_format": "png", "metadata": 7}, "output_format"),
+    ],
+)
+def test_a_bad_row_is_an_outcome(row: dict[str, Any], says: str) -> None:
+    @virtually
+    async def goes_on() -> None:
+        studio = Studio()
+        async with defapi(FakeTransport(studio.answer)) as session:
+            outcomes = await all_of(session.generate_many(["before", row, "after"], ordered=True))
+        bad = outcomes[1]
+        assert (bad.index, bad.metadata, bad.result, bad.job, bad.ok) == (1, 7, None, None, False)
+        assert isinstance(bad.error, InvalidRequest)
+        assert says in str(bad.error)
+        assert [outcome.ok for outcome in outcomes] == [True, False, True]
+        assert studio.sold == ["before", "after"]
+
+    goes_on()
+
+
+@virtually
+async def test_a_row_of_a_strange_type_is_an_outcome() -> None:
+    rows: list[Any] = [None, 5, b"bytes", ["a list"], "a prompt"]
+    async with apimall(FakeTransport(Studio().answer)) as session:
+        outcomes = await all_of(session.generate_many(rows, ordered=True))
+    assert [type(outcome.error) for outcome in outcomes] == [InvalidRequest] * 4 + [type(None)]
+    assert "not list" in str(outcomes[3].error)
+
+
+@virtually
+async def test_a_failed_and_a_refused_row_are_outcomes_with_their_jobs() -> None:
+    studio = Studio(says=lambda prompt: refused(451, "blocked", "no") if prompt == "rude" else None)
+    async with apimall(FakeTransport(studio.answer)) as session:
+        outcomes = await all_of(session.generate_many(["fine", "fail", "rude"], ordered=True))
+    assert [type(outcome.error).__name__ for outcome in outcomes] == ["NoneType", "JobFailed", "PromptBlocked"]
+    assert [outcome.job.state.name for outcome in outcomes if outcome.job] == ["SUCCEEDED", "FAILED", "REFUSED"]
+    assert [outcome.error.key for outcome in outcomes[1:] if outcome.error] == [o.key for o in outcomes[1:]]
+    assert outcomes[0].unwrap() is outcomes[0].result
+    with pytest.raises(JobFailed, match="did not work out"):
+        outcomes[1].unwrap()
+
+
+def test_an_outcome_with_neither_result_nor_error_can_not_be_unwrapped() -> None:
+    with pytest.raises(RuntimeError, match="row 3 has neither"):
+        Outcome(index=3, key="k", request=None).unwrap()
+
+
+@virtually
+async def test_two_rows_with_one_key_share_a_job() -> None:
+    studio = Studio()
+    rows = [{"prompt": "fog", "key": "same", "metadata": number} for number in range(2)]
+    async with apimall(FakeTransport(studio.answer)) as session:
+        outcomes = await all_of(session.generate_many([*rows, {"prompt": "rain", "key": "same"}], ordered=True))
+    assert studio.sold == ["fog"]
+    assert [outcome.metadata for outcome in outcomes] == [0, 1, None]
+    assert outcomes[0].result == outcomes[1].result
+    assert type(outcomes[2].error).__name__ == "IdempotencyConflict"
+
+
+@pytest.mark.parametrize("ordered", [False, True])
+def test_what_the_input_raises_comes_after_what_runs(ordered: bool) -> None:
+    def rows() -> Iterator[str]:
+        yield from ("30 s", "10 s")
+        raise KeyError("row 3")
+
+    @virtually
+    async def raises_late() -> None:
+        async with apimall(FakeTransport(Studio().answer)) as session:
+            batch = session.generate_many(rows(), ordered=ordered)
+            assert [(await anext(batch)).index for _ in range(2)] == ([0, 1] if ordered else [1, 0])
+            with pytest.raises(KeyError, match="row 3"):
+                await anext(batch)
+            assert (await session.generate("afterwards")).images
+
+    raises_late()
+
+
+@virtually
+async def test_an_input_whose_own_waiting_is_cancelled_does_not_end_the_session() -> None:
+    async def rows() -> AsyncIterator[str]:
+        yield "one"
+        gone: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        gone.cancel()
+        await gone
+
+    async with apimall(FakeTransport(Studio().answer)) as session:
+        batch = session.generate_many(rows())
+        assert (await anext(batch)).ok
+        with pytest.raises(NanoBananaError, match="was cancelled"):
+            await anext(batch)
+        assert (await session.generate("afterwards")).images
+
+
+@virtually
+async def test_several_consumers_share_the_outcomes_and_all_come_to_the_end() -> None:
+    taken: list[list[int]] = [[], [], []]
+
+    async def consume(mine: list[int]) -> None:
+        async for outcome in batch:
+            mine.append(outcome.index)
+            await asyncio.sleep(0.5)
+
+    async with apimall(FakeTransport(Studio().answer), concurrency=slots(10)) as session:
+        batch = session.generate_many(Counted(100))
+        async with asyncio.timeout(1000), asyncio.TaskGroup() as group:
+            for mine in taken:
+                group.create_task(consume(mine))
+    assert sorted(taken[0] + taken[1] + taken[2]) == list(range(100))
+    assert all(taken)
+
+
+@virtually
+async def test_two_batches_of_one_session_do_not_mix() -> None:
+    async with apimall(FakeTransport(Studio().answer), concurrency=slots(10)) as session, asyncio.TaskGroup() as group:
+        tasks = [group.create_task(all_of(session.generate_many(Counted(40), ordered=True))) for _ in range(2)]
+    for one in tasks:
+        assert [outcome.index for outcome in one.result()] == list(range(40))
+
+
+@virtually
+async def test_a_batch_tells_how_far_it_is() -> None:
+    async with apimall(FakeTransport(Studio().answer)) as session:
+        batch = session.generate_many(["one", "two"])
+        assert repr(batch) == "<Batch without a name: 0 done>"
+        await all_of(batch)
+        assert (batch.done, batch.unbought) == (2, 0)
+        with pytest.raises(StopAsyncIteration):
+            await anext(batch)

@@ -1,0 +1,172 @@
+"""How fast a batch pulls and buys: as there is room, and no faster than outcomes are taken."""
+
+import asyncio
+import gc
+import random
+import tracemalloc
+from collections.abc import AsyncIterator, Iterator
+
+import pytest
+
+from nanobanana_async import Batch, ConcurrencyPolicy
+from nanobanana_async.testing import FakeTransport, run
+from tests.batch.scenes import Counted, Studio, all_of, slots
+from tests.engine.scenes import apimall, now, virtually
+
+# What may be pulled beyond the held jobs: rows that wait to be sent, and outcomes that wait to be taken.
+AHEAD, READY = 8, 64
+
+
+async def paced(batch: Batch, seconds: float) -> AsyncIterator[int]:
+    """Take outcomes with a pause after each."""
+    async for outcome in batch:
+        yield outcome.index
+        await asyncio.sleep(seconds)
+
+
+@virtually
+async def test_a_row_is_not_a_task() -> None:
+    policy = ConcurrencyPolicy(max_jobs=100, learn=False, max_requests=8)
+    most = 0
+    async with apimall(FakeTransport(Studio(job_s=60).answer), concurrency=policy) as session:
+        async for _ in session.generate_many(Counted(400)):
+            most = max(most, len(asyncio.all_tasks()))
+    assert most < 40  # of 100 jobs at a time
+
+
+@virtually
+async def test_rows_wait_in_the_input_until_there_is_room() -> None:
+    input_ = Counted()
+    async with (
+        apimall(FakeTransport(Studio(job_s=100).answer), concurrency=slots(5)) as session,
+        session.generate_many(input_),
+    ):
+        await asyncio.sleep(50)
+        assert 5 <= input_.pulled <= 5 + AHEAD
+
+
+@pytest.mark.parametrize("ordered", [False, True])
+def test_who_takes_nothing_gets_little_bought(ordered: bool) -> None:
+    @virtually
+    async def stays_bounded() -> None:
+        studio, input_ = Studio(), Counted()
+        async with (
+            apimall(FakeTransport(studio.answer), concurrency=slots(20)) as session,
+            session.generate_many(input_, ordered=ordered),
+        ):
+            await asyncio.sleep(2000)
+            assert len(studio.sold) < 20 + 4 + AHEAD
+            assert input_.pulled < 20 + 4 + 2 * AHEAD
+
+    stays_bounded()
+
+
+@virtually
+async def test_bad_rows_without_end_wait_for_their_taker() -> None:
+    pulled = 0
+
+    def empty_prompts() -> Iterator[str]:
+        nonlocal pulled
+        while True:
+            pulled += 1
+            yield ""
+
+    async with apimall(FakeTransport(Studio().answer)) as session, session.generate_many(empty_prompts()) as batch:
+        await asyncio.sleep(100)
+        assert pulled < READY
+        assert not (await anext(batch)).ok
+
+
+@virtually
+async def test_a_slow_consumer_keeps_memory_flat_and_sets_the_pace() -> None:
+    studio, input_ = Studio(job_s=10), Counted(600)
+    sizes: list[int] = []
+    begun = now()
+    async with apimall(FakeTransport(studio.answer, keep=10), concurrency=slots(20)) as session:
+        tracemalloc.start()
+        taken = 0
+        async for _ in paced(session.generate_many(input_), 1.0):
+            taken += 1
+            assert input_.pulled - taken <= 20 + READY + AHEAD
+            if taken % 200 == 0:
+                gc.collect()
+                sizes.append(tracemalloc.get_traced_memory()[0])
+        tracemalloc.stop()
+    assert (
+        now() - begun < 1.05 * 600 + 30
+    )  # the slots could have made 1200 in this time: he waits for nothing but himself
+    assert sizes[-1] - sizes[0] < 400_000  # the studio itself remembers prompts and keys
+
+
+async def _makespan(pause_s: float) -> float:
+    begun = now()
+    async with apimall(FakeTransport(Studio(job_s=10).answer), concurrency=slots(20)) as session:
+        async for _ in paced(session.generate_many(Counted(600)), pause_s):
+            pass
+    return now() - begun
+
+
+@virtually
+async def test_who_is_quicker_than_the_slots_does_not_starve_them() -> None:
+    idle = await _makespan(0.0)
+    saving = await _makespan(0.4)  # the slots give one outcome every half second
+    assert saving < 1.1 * idle
+
+
+@virtually
+async def test_a_batch_fills_the_limit_that_it_finds() -> None:
+    studio = Studio(job_s=60, limit=50)
+    most = 0
+    async with apimall(FakeTransport(studio.answer)) as session:
+        begun = now()
+        async for _ in session.generate_many(Counted(600)):
+            most = max(most, studio.running)
+        took = now() - begun
+    assert most == 50
+    assert took < 1.5 * 600 / 50 * 60
+
+
+@virtually
+async def test_a_refused_row_is_sent_again_and_nothing_is_pulled_meanwhile() -> None:
+    studio, input_ = Studio(job_s=500, limit=1), Counted()
+    async with apimall(FakeTransport(studio.answer)) as session, session.generate_many(input_):
+        await asyncio.sleep(400)
+        assert input_.pulled <= 1 + AHEAD + 1
+        assert len(studio.sold) == 1
+
+
+@virtually
+async def test_generate_goes_on_beside_a_batch_that_nobody_takes_from() -> None:
+    async with (
+        apimall(FakeTransport(Studio().answer), concurrency=slots(5)) as session,
+        session.generate_many(Counted()),
+    ):
+        await asyncio.sleep(100)
+        result = await session.generate("in between", timeout=30)
+    assert result.images
+
+
+@virtually
+async def test_an_input_slower_than_the_slots_is_followed_row_by_row() -> None:
+    async def rows() -> AsyncIterator[str]:
+        for number in range(5):
+            await asyncio.sleep(100)
+            yield f"picture {number}"
+
+    async with apimall(FakeTransport(Studio().answer)) as session:
+        begun = now()
+        ends = [now() - begun async for _ in session.generate_many(rows())]
+    assert all(100 * number < at < 100 * number + 60 for number, at in enumerate(ends, 1))
+
+
+def test_order_does_not_starve_the_slots() -> None:
+    chance = random.Random(7)
+    prompts = [f"{chance.lognormvariate(3.0, 0.4):.2f} s" for _ in range(500)]
+
+    async def makespan(ordered: bool) -> float:
+        begun = now()
+        async with apimall(FakeTransport(Studio().answer), concurrency=slots(25)) as session:
+            assert len(await all_of(session.generate_many(prompts, ordered=ordered))) == 500
+        return now() - begun
+
+    assert run(makespan(True)) < 1.25 * run(makespan(False))

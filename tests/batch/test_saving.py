@@ -1,0 +1,228 @@
+"""Batches that save their pictures: in the background, whole and listed, and once."""
+
+import asyncio
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nanobanana_async import DownloadError, ImageRequest, Outcome
+from nanobanana_async.emulator import Emulator
+from nanobanana_async.emulator.faults import Script, delay, error
+from nanobanana_async.http.downloads import Downloads
+from nanobanana_async.keeping import Keeper
+from nanobanana_async.models import GenerationResult
+from nanobanana_async.testing import FakeTransport
+from tests.batch.scenes import Counted, Studio, all_of, slots
+from tests.end_to_end.scenes import GatewayName, charged, emulated, quick
+from tests.engine.scenes import apimall, virtually
+
+FIVE = [f"picture {number}" for number in range(5)]
+
+
+async def saved_batch(
+    emulator: Emulator, folder: Path | None, rows: Any, gateway: GatewayName = "apimall", **options: Any
+) -> list[Outcome]:
+    """Run a named batch in a session of its own; its ledger stands beside the folder."""
+    ledger = options.pop("ledger", None)
+    async with quick(emulator, gateway, ledger=ledger) as session:
+        name = None if ledger is None else "spring"
+        return await all_of(session.generate_many(rows, ordered=True, save_to=folder, batch=name, **options))
+
+
+def listed(folder: Path) -> dict[str, str]:
+    """Return the manifest: file name -> digest."""
+    lines = (folder / "SHA256SUMS").read_text().splitlines()
+    return {name: digest for digest, _, name in (line.partition("  ") for line in lines)}
+
+
+def hashed(folder: Path) -> dict[str, str]:
+    """Return what stands in the folder, in the manifest's form."""
+    files = [path for path in folder.iterdir() if path.name != "SHA256SUMS"]
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+async def test_pictures_are_saved_under_their_keys_and_listed(tmp_path: Path) -> None:
+    folder = tmp_path / "new" / "out"
+    async with emulated() as emulator:
+        rows = ["one", ImageRequest("two", num_images=3), {"prompt": "three", "key": "my-key"}]
+        outcomes = await saved_batch(emulator, folder, rows)
+        assert emulator.stats().cdn_with_credentials == 0
+    assert [len(outcome.saved) for outcome in outcomes] == [1, 3, 1]
+    assert [path.stem for path in outcomes[1].saved] == [f"{outcomes[1].key}-{number:02d}" for number in (1, 2, 3)]
+    assert outcomes[2].saved[0].stem == "my-key-01"
+    assert {path.name for outcome in outcomes for path in outcome.saved} == set(hashed(folder))
+    assert listed(folder) == hashed(folder)
+    assert len(listed(folder)) == 5
+
+
+async def test_run_again_it_saves_nothing_twice(tmp_path: Path) -> None:
+    folder, ledger = tmp_path / "out", tmp_path / "jobs.sqlite"
+    async with emulated() as emulator:
+        first = await saved_batch(emulator, folder, FIVE, ledger=ledger)
+        lines, stamps = (
+            (folder / "SHA256SUMS").read_text(),
+            {path: path.stat().st_mtime_ns for path in folder.iterdir()},
+        )
+        again = await saved_batch(emulator, folder, FIVE, ledger=ledger)
+        assert charged(emulator.stats(), 5)
+    assert [outcome.saved for outcome in again] == [outcome.saved for outcome in first]
+    assert (folder / "SHA256SUMS").read_text() == lines
+    assert {path: path.stat().st_mtime_ns for path in folder.iterdir()} == stamps
+
+
+async def test_a_picture_that_was_lost_meanwhile_is_saved_again(tmp_path: Path) -> None:
+    folder, ledger = tmp_path / "out", tmp_path / "jobs.sqlite"
+    async with emulated() as emulator:
+        first = await saved_batch(emulator, folder, FIVE, ledger=ledger)
+        first[2].saved[0].unlink()
+        await saved_batch(emulator, folder, FIVE, ledger=ledger)
+        assert charged(emulator.stats(), 5)
+    assert listed(folder) == hashed(folder)
+    assert len(hashed(folder)) == 5
+
+
+async def test_links_that_expired_are_asked_for_once_more(tmp_path: Path) -> None:
+    folder, ledger = tmp_path / "out", tmp_path / "jobs.sqlite"
+    async with emulated(links_expire_after_s=0.3) as emulator:
+        await saved_batch(emulator, None, FIVE, ledger=ledger)
+        queries = emulator.stats().queries
+        await asyncio.sleep(0.4)
+        outcomes = await saved_batch(emulator, folder, FIVE, ledger=ledger)
+        assert charged(emulator.stats(), 5)
+        assert emulator.stats().queries == queries + 5
+    assert [outcome.ok for outcome in outcomes] == [True] * 5
+    assert listed(folder) == hashed(folder)
+
+
+async def test_a_picture_that_stays_gone_is_an_error_beside_its_result(tmp_path: Path) -> None:
+    gone = Script({"cdn": [error(410)]}, repeat_last=True)
+    async with emulated(script=gone) as emulator:
+        outcomes = await saved_batch(emulator, tmp_path, ["one"])
+        assert charged(emulator.stats(), 1)
+    assert isinstance(outcomes[0].error, DownloadError)
+    assert outcomes[0].error.gone
+    assert outcomes[0].result is not None
+    assert outcomes[0].saved == ()
+    assert not list(tmp_path.iterdir())  # noqa: ASYNC240 - nothing else runs
+
+
+async def test_a_folder_that_can_not_be_made_leaves_the_result(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    async with emulated() as emulator:
+        outcomes = await saved_batch(emulator, tmp_path / "file" / "out", ["one", "two"])
+        assert charged(emulator.stats(), 2)
+    for outcome in outcomes:
+        assert isinstance(outcome.error, DownloadError)
+        assert outcome.error.key == outcome.key
+        assert not outcome.error.safe_to_repeat  # it was bought
+        assert outcome.result is not None
+        assert not outcome.ok
+
+
+@pytest.mark.parametrize("save", [False, True])
+async def test_inline_pictures_are_saved_and_asked_for_again_by_the_next_run(tmp_path: Path, save: bool) -> None:
+    ledger, folder = tmp_path / "jobs.sqlite", tmp_path / "out"
+    async with emulated(data_uris=True) as emulator:
+        first = await saved_batch(emulator, folder, FIVE, "defapi", ledger=ledger)
+        queries = emulator.stats().queries
+        again = await saved_batch(emulator, folder if save else None, FIVE, "defapi", ledger=ledger)
+        assert charged(emulator.stats(), 5)
+        assert emulator.stats().queries == queries + 5
+        assert "cdn" not in emulator.stats().requests
+    for one, other in zip(first, again, strict=True):
+        assert one.unwrap().url.startswith("data:image/")
+        assert other.unwrap().images == one.unwrap().images
+        assert other.saved == (one.saved if save else ())
+    assert listed(folder) == hashed(folder)
+    assert len(hashed(folder)) == 5
+
+
+async def test_a_bug_in_saving_is_an_outcome_and_the_session_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def broken(*_: object) -> None:
+        raise ZeroDivisionError("nobody thought of this")
+
+    monkeypatch.setattr(Downloads, "save", broken)
+    async with emulated() as emulator, quick(emulator) as session:
+        outcomes = await all_of(session.generate_many(["one", "two"], save_to=tmp_path))
+        assert [str(outcome.error).startswith("a bug in nanobanana_async") for outcome in outcomes] == [True, True]
+        assert all(outcome.result for outcome in outcomes)
+        assert (await session.generate("afterwards")).images
+
+
+async def test_outcomes_are_saved_before_they_are_given_and_buying_goes_on_meanwhile(tmp_path: Path) -> None:
+    slow = Script({"cdn": [delay(0.3)]}, repeat_last=True)
+    async with (
+        emulated(script=slow) as emulator,
+        quick(emulator, concurrency=slots(5)) as session,
+        session.generate_many(Counted(20), save_to=tmp_path) as batch,
+    ):
+        outcome = await anext(batch)
+        assert outcome.saved[0].exists()
+        assert emulator.stats().creates_accepted == 20
+        assert len(await all_of(batch)) == 19
+
+
+class Desk:
+    """Saves without a disk; it takes the seconds that stand at the end of the prompt's number, as told."""
+
+    def __init__(self, seconds: dict[str, float] | None = None, default_s: float = 5.0) -> None:
+        self.seconds = seconds or {}
+        self.default_s = default_s
+        self.at_once = self.most = self.saved = 0
+
+    def put_in(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        async def save(_: Keeper, result: GenerationResult, folder: Path) -> tuple[Path, ...]:
+            self.at_once += 1
+            self.most = max(self.most, self.at_once)
+            await asyncio.sleep(self.seconds.get(result.key, self.default_s))
+            self.at_once -= 1
+            self.saved += 1
+            return (folder / result.key,)
+
+        monkeypatch.setattr(Keeper, "save", save)
+
+
+def test_an_ordered_batch_stays_in_order_however_long_saving_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    @virtually
+    async def stays_in_order() -> None:
+        desk = Desk({"row-1": 100.0, "row-3": 100.0}, default_s=1.0)
+        desk.put_in(monkeypatch)
+        # Row 3 is being saved when row 1 ends, and both still are when row 2 is saved.
+        rows = [{"prompt": f"{took} s", "key": f"row-{number}"} for number, took in enumerate((20, 40, 60, 20))]
+        async with apimall(FakeTransport(Studio().answer)) as session:
+            outcomes = await all_of(session.generate_many(rows, ordered=True, save_to="out"))
+        assert [outcome.index for outcome in outcomes] == [0, 1, 2, 3]
+
+    stays_in_order()
+
+
+def test_few_are_saved_at_a_time_and_few_wait_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    @virtually
+    async def stays_bounded() -> None:
+        desk, studio = Desk(default_s=100.0), Studio(job_s=1)
+        desk.put_in(monkeypatch)
+        async with apimall(FakeTransport(studio.answer), concurrency=slots(20)) as session:
+            async for _ in session.generate_many(Counted(100), save_to="out"):
+                assert desk.most <= 8
+                assert len(studio.sold) - desk.saved <= 20 + 8 + 24 + 30
+        assert desk.saved == 100
+
+    stays_bounded()
+
+
+def test_what_ended_is_saved_also_when_the_batch_was_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    @virtually
+    async def saves_on() -> None:
+        desk, studio = Desk(), Studio()
+        desk.put_in(monkeypatch)
+        async with apimall(FakeTransport(studio.answer), concurrency=slots(5)) as session:
+            async for _ in session.generate_many(Counted(), save_to="out"):
+                break
+            await asyncio.sleep(100)
+            assert desk.saved == len(studio.sold) > 5
+
+    saves_on()

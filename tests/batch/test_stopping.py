@@ -1,0 +1,269 @@
+"""When buying more can't go well: what runs is collected, nothing more is sent, and `BatchStopped` says why."""
+
+import asyncio
+from collections.abc import Callable, Iterator
+from decimal import Decimal
+from pathlib import Path
+
+import pytest
+
+from nanobanana_async import JobState
+from nanobanana_async.errors import (
+    AccessDenied,
+    AuthenticationError,
+    BatchStopped,
+    InsufficientCredits,
+    InvalidRequest,
+    LedgerError,
+    NanoBananaError,
+    PromptBlocked,
+)
+from nanobanana_async.gateways.contract import HttpRequest, HttpResponse
+from nanobanana_async.jobs import JobRecord
+from nanobanana_async.ledger.base import Claim
+from nanobanana_async.testing import FakeTransport, Reply
+from tests.batch.scenes import Counted, Studio, all_of, run_batch, slots, slowly, until_stopped
+from tests.end_to_end.scenes import charged, emulated, quick
+from tests.engine.sayings import refused, said
+from tests.engine.scenes import Notebook, apimall, defapi, virtually
+
+ON_WIRE = 10
+
+
+def after(count: int, studio: Studio, refusal: Callable[[], Reply]) -> None:
+    """Let the studio refuse everything once so many are sold."""
+    studio.says = lambda prompt: refusal() if len(studio.sold) >= count else None
+
+
+@pytest.mark.parametrize("ordered", [False, True])
+@pytest.mark.parametrize(
+    ("status", "kind"), [(401, AuthenticationError), (402, InsufficientCredits), (403, AccessDenied)]
+)
+def test_what_the_account_is_told_stops_the_buying_at_once(
+    status: int, kind: type[NanoBananaError], ordered: bool
+) -> None:
+    @virtually
+    async def stops() -> None:
+        studio, rows, book = Studio(job_s=60), Counted(), Notebook(keeps=True)
+        after(30, studio, lambda: refused(status, "no", "No"))
+        async with apimall(FakeTransport(studio.answer), ledger=book, concurrency=slots(100)) as session:
+            batch = session.generate_many(rows, ordered=ordered)
+            outcomes, stopped = await until_stopped(batch)
+            posts, pulled = len(studio.posts), rows.pulled
+            with pytest.raises(BatchStopped):
+                await anext(batch)
+            await asyncio.sleep(1000)
+        assert type(stopped.cause) is kind
+        assert [outcome.ok for outcome in outcomes] == [True] * 30
+        assert (stopped.done, stopped.unbought) == (30, pulled - 30)
+        assert len(studio.posts) == posts <= 30 + 32  # no more than what was on the wire
+        assert rows.pulled == pulled
+        assert set(book.states().values()) <= {
+            JobState.SUCCEEDED,
+            JobState.REFUSED,
+            JobState.WITHDRAWN,
+        }
+
+    stops()
+
+
+@virtually
+async def test_nothing_is_sent_after_the_first_refusal_was_heard() -> None:
+    studio = Studio(job_s=60)
+    after(5, studio, lambda: refused(402, "insufficient_credits", "No"))
+    async with apimall(FakeTransport(studio.answer), concurrency=slots(50)) as session:
+        _, stopped = await until_stopped(session.generate_many(slowly(Counted(40), 1.0)))  # one on the wire at a time
+    assert len(studio.posts) == 6
+    assert (stopped.done, stopped.unbought) == (5, 1)
+
+
+@virtually
+async def test_rows_that_come_back_from_the_wire_after_the_stop_stay_unbought() -> None:
+    studio = Studio(job_s=60)
+
+    def answer(prompt: str) -> Reply | None:
+        match len(studio.posts):
+            case 1 | 2:
+                return None
+            case 3:
+                return refused(402, "insufficient_credits", "No")
+            case _:
+                return refused(429, "too_many_concurrent_jobs", "No")
+
+    async def answered(request: HttpRequest) -> Reply:
+        reply = studio.answer(request)
+        if isinstance(reply, HttpResponse) and reply.status == 429:
+            await asyncio.sleep(1.0)  # by then the buying has stopped
+        return reply
+
+    studio.says = answer
+    async with apimall(FakeTransport(answered), concurrency=slots(6)) as session:
+        outcomes, stopped = await until_stopped(session.generate_many(Counted()))
+        posts = len(studio.posts)
+        await asyncio.sleep(1000)
+    assert len(studio.posts) == posts == 6
+    assert (len(outcomes), stopped.done) == (2, 2)
+    assert stopped.unbought >= 4
+
+
+@pytest.mark.parametrize(("status", "kind"), [(400, InvalidRequest), (451, PromptBlocked)])
+def test_what_one_row_is_told_ends_that_row(status: int, kind: type[NanoBananaError]) -> None:
+    @virtually
+    async def goes_on() -> None:
+        studio = Studio(says=lambda prompt: refused(status, "no", "No") if prompt.endswith("0") else None)
+        async with apimall(FakeTransport(studio.answer)) as session:
+            outcomes = await all_of(session.generate_many(Counted(300), ordered=True))
+        assert [outcome.index for outcome in outcomes if type(outcome.error) is kind] == list(range(9, 300, 10))
+        assert len(studio.sold) == 270
+
+    goes_on()
+
+
+@virtually
+async def test_a_row_that_is_refused_for_itself_while_the_buying_stops_is_an_outcome() -> None:
+    studio = Studio(job_s=60)
+
+    def answer(prompt: str) -> Reply | None:
+        if prompt == "picture 1":
+            return refused(402, "insufficient_credits", "No")
+        return refused(451, "blocked", "No") if prompt == "picture 2" else None
+
+    studio.says = answer
+    async with apimall(FakeTransport(studio.answer), concurrency=slots(3)) as session:
+        outcomes, stopped = await until_stopped(session.generate_many(Counted(3), ordered=True))
+    assert [(outcome.index, outcome.ok) for outcome in outcomes] == [(1, False), (2, True)]
+    assert isinstance(outcomes[0].error, PromptBlocked)
+    assert (stopped.done, stopped.unbought) == (2, 1)
+
+
+@virtually
+async def test_twenty_of_the_same_refusal_in_a_row_stop_the_buying() -> None:
+    studio, rows = Studio(says=lambda prompt: refused(400, "bad_model", "No")), Counted()
+    async with apimall(FakeTransport(studio.answer), concurrency=slots(4)) as session:
+        outcomes, stopped = await until_stopped(session.generate_many(rows))
+    assert 20 <= len(studio.posts) <= 20 + 8
+    assert isinstance(stopped.cause, InvalidRequest)
+    assert stopped.cause.code == "bad_model"
+    assert len(outcomes) == stopped.done >= 20
+    assert stopped.done + stopped.unbought == rows.pulled
+
+
+@pytest.mark.parametrize("between", [None, refused(451, "blocked", "No"), refused(400, "other", "No")])
+def test_a_success_or_another_refusal_between_begins_the_count_anew(between: Reply | None) -> None:
+    @virtually
+    async def goes_on() -> None:
+        studio = Studio(job_s=1)
+        studio.says = lambda prompt: between if len(studio.posts) % 15 == 0 else refused(400, "bad", "No")
+        async with apimall(FakeTransport(studio.answer), concurrency=slots(1)) as session:
+            assert len(await all_of(session.generate_many(slowly(Counted(100), 10.0)))) == 100
+
+    goes_on()
+
+
+@pytest.mark.parametrize("refusal", [refused(429, "rate_limit_exceeded", "No"), refused(503, "unavailable", "No")])
+def test_429_and_503_only_slow_down(refusal: Reply) -> None:
+    @virtually
+    async def slows_down() -> None:
+        studio = Studio()
+        studio.says = lambda prompt: refusal if len(studio.posts) < 30 else None
+        async with apimall(FakeTransport(studio.answer)) as session:
+            outcomes = await all_of(session.generate_many(Counted(100)))
+        assert [outcome.ok for outcome in outcomes] == [True] * 100
+        assert len(studio.sold) == 100
+
+    slows_down()
+
+
+@virtually
+async def test_refusals_between_rows_that_are_taken_do_not_stop_before_the_first_has_ended() -> None:
+    studio = Studio(job_s=60, says=lambda prompt: refused(451, "blocked", "No") if prompt[-1] in "036" else None)
+    async with apimall(FakeTransport(studio.answer), concurrency=slots(120)) as session:
+        outcomes = await all_of(session.generate_many(Counted(120)))
+    assert len(outcomes) == 120
+    assert sum(outcome.ok for outcome in outcomes) == len(studio.sold) == 84
+
+
+class FullDisk(Notebook):
+    """Takes so many new jobs, then no write at all."""
+
+    def __init__(self, room: int) -> None:
+        super().__init__(keeps=True)
+        self.room = room
+
+    async def claim(self, record: JobRecord) -> Claim:
+        if len(self._jobs) >= self.room:
+            raise LedgerError("the disk is full")
+        return await super().claim(record)
+
+
+@virtually
+async def test_a_ledger_that_can_not_be_written_stops_the_buying() -> None:
+    studio, rows = Studio(job_s=60), Counted()
+    async with apimall(FakeTransport(studio.answer), ledger=FullDisk(12), concurrency=slots(100)) as session:
+        outcomes, stopped = await until_stopped(session.generate_many(rows))
+    assert isinstance(stopped.cause, LedgerError)
+    assert len(outcomes) + stopped.unbought == rows.pulled
+    assert len(studio.sold) == len(outcomes) <= 12
+    assert stopped.unbought < 2 * 8
+
+
+@virtually
+async def test_a_batch_on_defapi_stops_as_well() -> None:
+    studio = Studio(job_s=60)
+    after(3, studio, lambda: said(402, {"code": 402, "message": "insufficient credits"}))
+    async with defapi(FakeTransport(studio.answer), concurrency=slots(3)) as session:
+        outcomes, stopped = await until_stopped(session.generate_many(Counted()))
+    assert isinstance(stopped.cause, InsufficientCredits)
+    assert len(outcomes) == 3
+
+
+@virtually
+async def test_the_input_is_not_asked_again_after_a_stop() -> None:
+    studio = Studio(says=lambda prompt: refused(401, "no", "No"))
+    asked_late = False
+
+    def rows() -> Iterator[str]:
+        nonlocal asked_late
+        for number in range(1000):
+            asked_late = asked_late or len(studio.posts) > 8
+            yield f"picture {number}"
+
+    async with apimall(FakeTransport(studio.answer)) as session:
+        _, stopped = await until_stopped(session.generate_many(rows()))
+        assert stopped.done == 0
+        with pytest.raises(AuthenticationError):
+            await session.generate("another")
+    assert not asked_late
+
+
+async def test_rows_taken_back_are_withdrawn_and_bought_by_the_next_run(tmp_path: Path) -> None:
+    studio = Studio(job_s=0.02)
+    after(10, studio, lambda: refused(402, "insufficient_credits", "No"))
+    path, rows = tmp_path / "jobs.sqlite", list(Counted(40))
+    with pytest.raises(BatchStopped) as caught:
+        await run_batch(path, studio, rows)
+    assert caught.value.done == 10
+    studio.says = lambda prompt: None
+    outcomes = await run_batch(path, studio, rows)
+    assert [outcome.ok for outcome in outcomes] == [True] * 40
+    assert sorted(studio.sold) == sorted(rows)
+
+
+async def test_after_a_top_up_the_same_batch_buys_what_is_left_and_no_more(tmp_path: Path) -> None:
+    path, prompts = tmp_path / "jobs.sqlite", [f"picture {number}" for number in range(200)]
+    async with emulated(credits=Decimal(30 * 8), unique_by="prompt", job_limit=50) as emulator:
+        async with quick(emulator, ledger=path, concurrency=slots(50)) as session:
+            outcomes, stopped = await until_stopped(session.generate_many(prompts, batch="spring"))
+        first = emulator.stats()
+        assert [outcome.ok for outcome in outcomes] == [True] * 30
+        assert isinstance(stopped.cause, InsufficientCredits)
+        assert stopped.done == 30
+        assert first.creates_accepted == 30
+        assert 1 <= first.creates_refused[402] <= 32
+        assert stopped.unbought < 32 + 8 + 1
+        emulator.add_credits(10_000)
+        async with quick(emulator, ledger=path, concurrency=slots(50)) as session:
+            again = await all_of(session.generate_many(prompts, batch="spring"))
+        assert sorted(outcome.index for outcome in again if outcome.ok) == list(range(200))
+        assert charged(emulator.stats(), 200)
+        assert emulator.stats().creates_received - first.creates_received == 170
