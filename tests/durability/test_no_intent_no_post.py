@@ -199,8 +199,14 @@ async def main(name, url, path):
     except LedgerError as error:
         print("LedgerError", error)
 
+async def open_once(name, url):
+    async with Session(gateway_at(name, url)):
+        pass
+
 if os.geteuid() == 0:
-    current_schema()  # perhaps that user may not look into the library
+    # Perhaps that user may not look into the library, nor into what it imports when that is first needed.
+    current_schema()
+    asyncio.run(open_once(*sys.argv[1:3]))
     os.setgroups([]), os.setgid(65534), os.setuid(65534)
 asyncio.run(main(*sys.argv[1:]))
 """

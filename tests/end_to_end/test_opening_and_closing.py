@@ -228,6 +228,7 @@ from nanobanana_async import Session
 from nanobanana_async.emulator import Emulator, Fixed
 
 async def main():
+    asyncio.get_running_loop().slow_callback_duration = 30.0  # a busy machine is none of our business
     async with Emulator(duration=Fixed({duration})) as emulator:
         session = Session(emulator.{gateway}(expected_job_s=0.05))
         await session.open()
