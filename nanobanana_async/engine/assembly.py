@@ -4,7 +4,7 @@ import asyncio
 import os
 from decimal import Decimal
 
-from attrs import field, frozen
+from attrs import Factory, field, frozen
 
 from nanobanana_async.config import Timeouts
 from nanobanana_async.engine.books import Books, utcnow
@@ -27,6 +27,10 @@ from nanobanana_async.policy.polling import PollPolicy
 from nanobanana_async.policy.retry import RetryPolicy
 
 
+def _callbacks_of(parts: "Parts") -> Callbacks:
+    return Callbacks(parts.ledger)
+
+
 @frozen(kw_only=True)
 class Parts:
     """Everything that a session opens, and the settings it works by."""
@@ -41,11 +45,7 @@ class Parts:
     retry: RetryPolicy
     timeouts: Timeouts
     max_credits: Decimal | None
-    callbacks: Callbacks = field(init=False)
-
-    @callbacks.default
-    def _made(self) -> Callbacks:
-        return Callbacks(self.ledger)
+    callbacks: Callbacks = field(init=False, default=Factory(_callbacks_of, takes_self=True))
 
     def engine(self) -> Engine:
         """Return an engine on the running event loop; ledger and transport must be open."""
