@@ -14,6 +14,9 @@ from nanobanana_async.models import ImageRequest
 
 MAX_KEY_LENGTH = 255
 
+# The gateway stamps a job before its answer reaches us.
+CLOCK_SLACK_S = 5.0
+
 
 class JobState(enum.Enum):
     """Where a job stands; `TRANSITIONS` is the whole truth about its moves."""
@@ -94,6 +97,13 @@ class Observation:
     completed_at: datetime | None = None
     request_id: str | None = None
     raw: Mapping[str, Any] = field(factory=dict, repr=False, eq=False)
+
+    def took_s(self, age_s: float) -> float | None:
+        """Return how long the job took by the gateway's own clock, where that can be true of one as old as this."""
+        if self.created_at is None or self.completed_at is None:
+            return None
+        took_s = (self.completed_at - self.created_at).total_seconds()
+        return took_s if 0.0 < took_s <= age_s + CLOCK_SLACK_S else None
 
 
 @frozen(kw_only=True)

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 from attrs import asdict, frozen
 
@@ -10,6 +10,26 @@ from nanobanana_async.errors import GatewayError, NanoBananaError
 from nanobanana_async.jobs import JobRecord, JobState
 
 log = logging.getLogger("nanobanana_async")
+
+
+@frozen(kw_only=True)
+class JobEntered:
+    """A job came in: asked for, found again or settled. Told at once, in the context of whoever did that.
+
+    `record` is what is wanted or was found; what else the ledger holds under its key is seen next. `weight`: how many
+    job slots it takes while the gateway has it.
+    """
+
+    record: JobRecord
+    weight: int
+
+
+@frozen(kw_only=True)
+class JobLeft:
+    """The session is done with a job: it has ended, or its following has; `error` says why it was given up."""
+
+    record: JobRecord
+    error: Exception | None
 
 
 @frozen(kw_only=True)
@@ -22,21 +42,29 @@ class JobMoved:
 
 @frozen(kw_only=True)
 class CreateFailed:
-    """A create brought no task id; `move` is what was decided, `wait_s` until when."""
+    """A create brought no task id; `move` is what was decided, `wait_s` until when.
+
+    `in_doubt`: it may have been accepted all the same, this time or earlier.
+    """
 
     record: JobRecord
     error: Exception
     move: str
     wait_s: float
+    in_doubt: bool = False
 
 
 @frozen(kw_only=True)
 class JobSeen:
-    """A query was answered: the job still runs, or has ended. `looks` counts the queries of this job."""
+    """A query was answered: the job still runs, or has ended. `looks` counts the queries of this job.
+
+    `delay_s`: how long ago it had ended, where the gateway says how long it took.
+    """
 
     record: JobRecord
     status: str
     looks: int
+    delay_s: float | None = None
 
 
 @frozen(kw_only=True)
@@ -46,6 +74,14 @@ class QueryFailed:
     record: JobRecord
     error: Exception
     wait_s: float | None
+    looks: int = 0
+
+
+@frozen(kw_only=True)
+class CallbackReceived:
+    """The gateway called back about a job, here or in another process; it is asked about next, once."""
+
+    record: JobRecord
 
 
 @frozen(kw_only=True)
@@ -68,22 +104,50 @@ class LimitMoved:
     refusals: int
 
 
-Event = JobMoved | CreateFailed | JobSeen | QueryFailed | UnknownStatus | LimitMoved
-Observer = Callable[[Event], None]
+Event = (
+    JobEntered
+    | JobLeft
+    | JobMoved
+    | CreateFailed
+    | JobSeen
+    | QueryFailed
+    | CallbackReceived
+    | UnknownStatus
+    | LimitMoved
+)
+
+
+@runtime_checkable
+class SharedObserver(Protocol):
+    """What may be handed to several sessions, and keeps their events apart."""
+
+    def observer(self) -> Callable[[Event], None]:
+        """Return what one session tells its events to."""
+        ...
+
+
+Observer = Callable[[Event], None] | SharedObserver
 
 _LEVELS: dict[type, int] = {
+    JobEntered: logging.DEBUG,
+    JobLeft: logging.DEBUG,
     JobMoved: logging.DEBUG,
     JobSeen: logging.DEBUG,
     CreateFailed: logging.INFO,
     QueryFailed: logging.INFO,
+    CallbackReceived: logging.DEBUG,
     UnknownStatus: logging.WARNING,
     LimitMoved: logging.DEBUG,
 }
+_LEVELS_OF_MOVES = {JobState.FAILED: logging.INFO, JobState.REFUSED: logging.INFO, JobState.UNCERTAIN: logging.WARNING}
 _NAMES: dict[type, str] = {
+    JobEntered: "job.entered",
+    JobLeft: "job.left",
     JobMoved: "job.moved",
     JobSeen: "job.seen",
     CreateFailed: "create.failed",
     QueryFailed: "query.failed",
+    CallbackReceived: "callback.received",
     UnknownStatus: "status.unknown",
     LimitMoved: "limit.moved",
 }
@@ -93,8 +157,8 @@ def log_event(event: Event) -> None:
     """Log an event under a stable name, its facts as extras: job keys and error words, never prompts or API keys."""
     kind = type(event)
     level = _LEVELS[kind]
-    if isinstance(event, JobMoved) and event.record.state is JobState.UNCERTAIN:
-        level = logging.WARNING
+    if isinstance(event, JobMoved):
+        level = _LEVELS_OF_MOVES.get(event.record.state, level)
     if not log.isEnabledFor(level):
         return
     facts = _facts(event)
@@ -108,12 +172,15 @@ def _facts(event: Event) -> dict[str, Any]:
     record = event.record
     facts: dict[str, Any] = {"job": record.key, "state": record.state.value, "task_id": record.task_id}
     match event:
+        case JobLeft(error=why):
+            facts["error"] = None if why is None else _in_our_words(why)
         case JobMoved(before=before):
             facts["before"] = None if before is None else before.value
         case CreateFailed(error=error, move=move, wait_s=wait_s):
             facts |= {"error": _in_our_words(error), "move": move, "wait_s": round(wait_s, 3)}
-        case JobSeen(status=status, looks=looks):
-            facts |= {"status": status, "looks": looks}
+            facts |= {"in_doubt": event.in_doubt or None, "limit_kind": getattr(error, "kind", None)}
+        case JobSeen(status=status, looks=looks, delay_s=delay_s):
+            facts |= {"status": status, "looks": looks, "delay_s": None if delay_s is None else round(delay_s, 3)}
         case QueryFailed(error=error, wait_s=pause_s):
             facts |= {"error": _in_our_words(error), "wait_s": pause_s}
         case UnknownStatus(status=status):
@@ -138,7 +205,8 @@ class Announcer:
     """Tells every observer; one that raises is logged and never harms the purchase."""
 
     def __init__(self, observers: tuple[Observer, ...] = ()) -> None:
-        self._observers = (log_event, *observers)
+        own = (each.observer() if isinstance(each, SharedObserver) else each for each in observers)
+        self._observers = (log_event, *own)
 
     def __call__(self, event: Event) -> None:
         """Tell all observers, in their order."""
@@ -146,4 +214,4 @@ class Announcer:
             try:
                 observer(event)
             except Exception:
-                log.exception("observer.failed %r", observer)
+                log.exception("observer.failed %r", observer, extra={"event": "observer.failed"})

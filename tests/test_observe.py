@@ -23,7 +23,6 @@ from nanobanana_async.observe import (
     Event,
     JobMoved,
     JobSeen,
-    LimitMoved,
     QueryFailed,
     UnknownStatus,
     log_event,
@@ -197,7 +196,7 @@ async def test_events_tell_the_whole_story_of_a_job() -> None:
                 fact = status
             case QueryFailed(error=error):
                 fact = type(error).__name__
-            case LimitMoved():
+            case _:
                 return
         story.append(f"{type(event).__name__} {fact}")
 

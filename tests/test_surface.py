@@ -66,6 +66,7 @@ HEAVY = (
     "jinja2",
     "pytest",
     "tqdm",
+    "opentelemetry",
     "IPython",
     "nanobanana_async.emulator",
     "nanobanana_async.cli",

@@ -133,7 +133,8 @@ class Buyer:
         wait_s = self._wait_s(entry, error, verdict)
         self._slots_hear(entry, error, verdict, now)
         self._tell_limits(now)
-        self._books.tell(CreateFailed(record=entry.record, error=error, move=verdict.move.name.lower(), wait_s=wait_s))
+        move, doubt = verdict.move.name.lower(), verdict.in_doubt
+        self._books.tell(CreateFailed(record=entry.record, error=error, move=move, wait_s=wait_s, in_doubt=doubt))
         try:
             return await self._carry_out(entry, error, verdict, attempt, now + wait_s)
         except LedgerError as unwritten:  # the record stays SUBMITTING, which is true: it may have been sent

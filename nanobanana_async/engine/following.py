@@ -26,9 +26,6 @@ from nanobanana_async.policy.retry import (
 )
 from nanobanana_async.policy.schedule import Schedule
 
-# The gateway stamps a job before its answer reaches us.
-CLOCK_SLACK_S = 5.0
-
 # A job of which a callback will tell is looked at once when nearly all others have ended, in case the call is lost:
 # planned anew as durations are learned, and never later than a minute after it began or was seen.
 REPLAN_S = 5.0
@@ -65,6 +62,7 @@ class Follower:
         self.job_s = job_s
         self._clock = clock
         self._is_called_back = is_called_back
+        self._opened_at = clock()
         self._jitter = random.Random()
         self._strange_words: set[str] = set()
         self._schedules: dict[str, Schedule[Entry]] = {}
@@ -92,6 +90,7 @@ class Follower:
         """Begin to follow a job that runs; return when to look at it first."""
         entry.schedule = self._schedule_of(entry)
         entry.schedule.began(entry)
+        entry.failures = 0  # those of its creates
         if self._relies_on_a_call(entry):
             return self.planned(entry)
         return entry.running_at + entry.schedule.next_look_s(0.0)  # a job found again may long have ended
@@ -109,11 +108,14 @@ class Follower:
 
     def is_early(self, entry: Entry) -> bool:
         """Whether a job need not be looked at yet, since a callback will tell of it."""
-        waits = self._relies_on_a_call(entry) and not entry.news
+        in_trouble = entry.failures > 0 or entry.imageless_at < NEVER
+        waits = self._relies_on_a_call(entry) and not entry.news and not in_trouble
         return waits and self._fallback(entry) > self._clock() + TICK_S
 
     def _relies_on_a_call(self, entry: Entry) -> bool:
-        return self._lost < LOST_SHARE and self._is_called_back(entry.record)
+        # Of a job that began before this session the call may have come when nobody was there.
+        missed = entry.looked_at == -NEVER and entry.running_at < self._opened_at
+        return not missed and self._lost < LOST_SHARE and self._is_called_back(entry.record)
 
     async def ask(self, task_id: str) -> Observation:
         """Ask about a task that may be ours; whatever prevents an answer is raised."""
@@ -184,6 +186,7 @@ class Follower:
         try:
             seen = await self._query(entry.record.task_id or "")
         except NanoBananaError as error:
+            entry.news = entry.news or called  # it is still to be confirmed
             return self._not_seen(entry, error, sent_at)
         finally:
             self._on_wire -= 1
@@ -191,7 +194,10 @@ class Follower:
         self.pacer.accepted(self._clock(), sent_at)
         entry.failures = 0
         self._note_strange_word(entry, seen)
-        self._books.tell(JobSeen(record=entry.record, status=seen.status, looks=entry.looks))
+        age_s = self._clock() - entry.running_at
+        took_s = None if entry.refetching else seen.took_s(age_s)
+        delay_s = None if took_s is None else max(0.0, age_s - took_s)
+        self._books.tell(JobSeen(record=entry.record, status=seen.status, looks=entry.looks, delay_s=delay_s))
         if entry.refetching:
             return self._refetched(entry, seen)
         match seen.state:
@@ -240,7 +246,7 @@ class Follower:
             self._lost += LOST_MEMORY * ((not called) - self._lost)
         if entry.schedule is not None:
             age_s = self._clock() - entry.running_at
-            took_s = _stated_s(seen, age_s)
+            took_s = seen.took_s(age_s)
             entry.schedule.seen_ended(entry, age_s, age_s if called and took_s is None else took_s)
         unwritten = await self._books.learn(
             entry,
@@ -252,7 +258,7 @@ class Follower:
             **facts,
         )
         if unwritten is not None:  # what was paid for is handed over all the same
-            self._books.tell(QueryFailed(record=entry.record, error=unwritten, wait_s=None))
+            self._books.tell(QueryFailed(record=entry.record, error=unwritten, wait_s=None, looks=entry.looks))
 
     def _without_image(self, entry: Entry, seen: Observation) -> float:
         now = self._clock()
@@ -289,12 +295,12 @@ class Follower:
             return self._stop(entry, error)
         entry.failures += 1
         wait_s = max(asked, self._retry.backoff_s(entry.failures + 1, self._jitter.random()))
-        self._books.tell(QueryFailed(record=entry.record, error=error, wait_s=wait_s))
+        self._books.tell(QueryFailed(record=entry.record, error=error, wait_s=wait_s, looks=entry.looks))
         return now + wait_s
 
     def _stop(self, entry: Entry, error: NanoBananaError) -> float:
         """End the waiting, not the job."""
-        self._books.tell(QueryFailed(record=entry.record, error=error, wait_s=None))
+        self._books.tell(QueryFailed(record=entry.record, error=error, wait_s=None, looks=entry.looks))
         entry.refetching, entry.stopped = False, error
         entry.wake()
         return NEVER
@@ -303,11 +309,3 @@ class Follower:
         if not seen.known_status and seen.status not in self._strange_words:
             self._strange_words.add(seen.status)
             self._books.tell(UnknownStatus(record=entry.record, status=seen.status))
-
-
-def _stated_s(seen: Observation, age_s: float) -> float | None:
-    """Return how long the job took by the gateway's own clock, where that can be true."""
-    if seen.created_at is None or seen.completed_at is None:
-        return None
-    took_s = (seen.completed_at - seen.created_at).total_seconds()
-    return took_s if 0.0 < took_s <= age_s + CLOCK_SLACK_S else None

@@ -1,6 +1,7 @@
 """What a callback is worth: one question to the gateway."""
 
 import asyncio
+from functools import partial
 
 import anyio
 from anyio.abc import TaskGroup
@@ -8,19 +9,21 @@ from anyio.abc import TaskGroup
 from nanobanana_async.engine.callbacks import Callbacks
 from nanobanana_async.engine.core import Engine
 from nanobanana_async.engine.entry import Entry
-from nanobanana_async.errors import LedgerError, NanoBananaError
+from nanobanana_async.errors import LedgerError, NanoBananaError, RateLimited
 from nanobanana_async.gateways.contract import Gateway
-from nanobanana_async.jobs import JobState
-from nanobanana_async.observe import log
+from nanobanana_async.jobs import JobRecord, JobState
+from nanobanana_async.observe import CallbackReceived, log
+from nanobanana_async.policy.retry import is_outage
 
 # How often word is fetched that other processes have left for us in the ledger.
 NUDGES_S = 0.5
 
-# At most one question about a job in this time, however often it is called for.
+# At most one question about a doubtful job in this time; longer and longer while no answer comes.
 ONCE_IN_S = 1.0
+LONGEST_WAIT_S = 30.0
 
-# Doubtful jobs of which it is remembered when they were asked about.
-REMEMBERED = 1000
+# So many doubtful jobs are asked about at the same time.
+ASKERS = 8
 
 
 class Hearing:
@@ -31,7 +34,9 @@ class Hearing:
         self._engine = engine
         self._callbacks = callbacks
         self._clock = asyncio.get_running_loop().time
-        self._asked_at: dict[str, float] = {}
+        self._askers = asyncio.Semaphore(ASKERS)
+        self._claims: dict[str, str | None] = {}
+        """Doubtful jobs that are asked about now, or were a moment ago; and the task id that waits for its turn."""
 
     async def heard(self, key: str, body: bytes) -> bool:
         """Take a call that came to a job's own URL; False when the session is closing."""
@@ -42,11 +47,9 @@ class Hearing:
         entry = self._engine.live.get(key)
         if entry is not None and not entry.elsewhere:
             self._news(entry, task_id)
-            return True
-        entry = await self._engine.look_up(key)
-        if entry is not None and not runner.closing:
-            await self._news_of_another(entry, task_id)
-        return True
+        else:  # what we know of a job of others may be old
+            await self._news_of_another(await self._engine.books.ledger.find(key), task_id)
+        return not runner.closing
 
     async def fetch_nudges(self) -> None:
         """Fetch, as long as the session lives, what other processes have heard of our jobs."""
@@ -70,6 +73,7 @@ class Hearing:
 
     def _news(self, entry: Entry, task_id: str | None) -> None:
         entry.news = True
+        self._engine.books.tell(CallbackReceived(record=entry.record))
         if entry.record.state is JobState.RUNNING:
             self._engine.runner.look_soon(entry)
         elif entry.record.state is JobState.SUBMITTING and task_id is not None:
@@ -78,48 +82,78 @@ class Hearing:
                 entry.listeners = [*(entry.listeners or ()), self._settle_if_in_doubt]
             entry.hint = task_id
 
-    async def _news_of_another(self, entry: Entry, task_id: str | None) -> None:
-        match entry.record.state:
-            case JobState.UNCERTAIN if task_id is not None:
-                self._ask(entry, task_id)
+    async def _news_of_another(self, record: JobRecord | None, task_id: str | None) -> None:
+        if record is None or self._engine.runner.closing:
+            return
+        ledger, ours = self._engine.books.ledger, record.account == self._gateway.account
+        match record.state:
+            case JobState.UNCERTAIN if task_id is not None and ours:
+                self._ask(record.key, task_id)
             case JobState.RUNNING | JobState.SUBMITTING:
-                claim = await self._engine.books.ledger.adopt(entry.key)
-                if claim is None:
-                    return
-                if claim.ours:
+                claim = await ledger.adopt(record.key) if ours else None
+                if claim is not None and claim.ours:
+                    entry = self._engine.live.get(record.key) or self._engine.entry_for(claim.record)
                     self._news(self._engine.go_on(entry), task_id)
                 else:
-                    await self._engine.books.ledger.nudge(entry.key, task_id)
+                    await ledger.nudge(record.key, task_id)
             case _:
                 pass  # it has ended, or was never sent: somebody knows a URL that he should not
 
     def _settle_if_in_doubt(self, entry: Entry) -> None:
-        if not entry.live and entry.hint is not None and entry.record.state is JobState.UNCERTAIN:
-            self._ask(entry, entry.hint)
+        in_doubt = not entry.live and entry.record.state is JobState.UNCERTAIN
+        if in_doubt and entry.hint is not None and not self._engine.runner.closing:
+            self._ask(entry.key, entry.hint)
 
-    def _ask(self, entry: Entry, task_id: str) -> None:
-        now = self._clock()
-        if now < self._asked_at.get(entry.key, -ONCE_IN_S) + ONCE_IN_S:
-            return
-        if len(self._asked_at) >= REMEMBERED:
-            self._asked_at = {key: at for key, at in self._asked_at.items() if now < at + ONCE_IN_S}
-        self._asked_at[entry.key] = now
+    def _ask(self, key: str, task_id: str) -> None:
+        """Have a doubtful job asked about; what is claimed meanwhile waits until it may be asked again."""
+        asking = key in self._claims
+        self._claims[key] = task_id
+        if not asking:
+            self._engine.runner.run_beside(partial(self._clear_up, key))
 
-        async def settle(_: TaskGroup) -> None:
-            try:
-                await self._settle(entry, task_id)
-            except NanoBananaError as error:
-                log.info("callback.unconfirmed job=%s error=%s", entry.key, type(error).__name__)
+    async def _clear_up(self, key: str, _: TaskGroup) -> None:
+        """Ask about a doubtful job until no claim is left to ask about."""
+        since, failures = self._clock(), 0
+        try:
+            while (task_id := self._claims[key]) is not None:
+                self._claims[key] = None
+                wait_s = ONCE_IN_S
+                try:
+                    async with self._askers:
+                        settled = await self._settle(key, task_id)
+                except NanoBananaError as error:
+                    log.info("callback.unconfirmed job=%s error=%s", key, type(error).__name__)
+                    again = is_outage(error) or isinstance(error, RateLimited)
+                    settled = not again or self._clock() - since >= self._engine.follower.job_s
+                    if not settled:
+                        wait_s, failures = min(LONGEST_WAIT_S, ONCE_IN_S * 2**failures), failures + 1
+                if not settled and self._claims[key] is None:
+                    self._claims[key] = task_id
+                await anyio.sleep(wait_s)
+        finally:
+            del self._claims[key]
 
-        self._engine.runner.run_beside(settle)
-
-    async def _settle(self, entry: Entry, task_id: str) -> None:
-        """Give a doubtful job its task id, if there is such a task and it is no other job's."""
-        known = await self._engine.books.ledger.find_task(self._gateway.account, task_id)
-        if known is not None and known.key != entry.key:
-            return
-        await self._engine.follower.ask(task_id)
-        if entry.key in self._engine.live or entry.record.state is not JobState.UNCERTAIN:
-            return
-        settled = self._engine.settle(entry, task_id=task_id, buy_again=False)
-        settled.news = True
+    async def _settle(self, key: str, task_id: str) -> bool:
+        """Give a doubtful job its task id, if there is such a task and it is no other job's; False: try again."""
+        engine, ledger = self._engine, self._engine.books.ledger
+        record = await ledger.find(key)
+        if record is None or record.state is not JobState.UNCERTAIN:  # somebody else was faster
+            await self._news_of_another(record, task_id)
+            return True
+        known = await ledger.find_task(record.account, task_id)
+        if known is not None and known.key != key:
+            return True
+        if key in engine.live:  # about to learn that it is in doubt
+            return False
+        asked_at = self._clock()
+        seen = await engine.follower.ask(task_id)
+        if key in engine.live:
+            return False
+        if seen.state is JobState.FAILED and record.generation > 1:  # that of an earlier purchase, as like as not
+            return True
+        entry = engine.runner.lingering.get(key)
+        if entry is None or entry.record.revision != record.revision:
+            entry = engine.entry_for(record)
+        entry = engine.settle(entry, task_id=task_id, buy_again=False)
+        entry.news, entry.looked_at = True, asked_at
+        return True

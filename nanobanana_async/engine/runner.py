@@ -18,7 +18,7 @@ from nanobanana_async.engine.timers import Timers
 from nanobanana_async.engine.wire import Errand, Wire
 from nanobanana_async.errors import CreditLimitReached, LedgerError, NanoBananaError, SessionClosed
 from nanobanana_async.jobs import UNFINISHED, JobRecord, JobState
-from nanobanana_async.observe import log
+from nanobanana_async.observe import JobEntered, JobLeft, log
 
 # How often the slots of jobs that others follow, or nobody, are counted again while there are any.
 ELSEWHERE_COUNT_S = 5.0
@@ -63,7 +63,7 @@ class Runner:
         self.withdraw = self.errand(admission.withdraw)
         self._buy = self.errand(buyer.buy)
         self.live: dict[str, Entry] = {}
-        self._lingering: dict[str, Entry] = {}
+        self.lingering: dict[str, Entry] = {}
         """Jobs of which nobody knows whether they run: they hold their slots for a while."""
         self._owed = 0
         """Errands that closing waits for: creates, and what must be written down."""
@@ -212,7 +212,8 @@ class Runner:
             self._turn(entry)
 
     def _with_news(self, entry: Entry, due: float) -> float:
-        told = entry.news and entry.record.state is JobState.RUNNING
+        # A query that failed is repeated in its own time, whoever calls.
+        told = entry.news and entry.record.state is JobState.RUNNING and not entry.failures
         return min(due, entry.looked_at + CONFIRM_GAP_S) if told else due
 
     def _turn(self, entry: Entry) -> None:
@@ -223,8 +224,8 @@ class Runner:
             self._retire(entry)
             entry.elsewhere = False
         elif not entry.live:  # nobody knew whether it runs, and it has had its time
-            if self._lingering.get(entry.key) is entry:
-                del self._lingering[entry.key]
+            if self.lingering.get(entry.key) is entry:
+                del self.lingering[entry.key]
             self._slots.release(entry)
         elif entry.record.state is JobState.RUNNING and self._follower.is_early(entry):
             self._timers.set(entry, self._follower.planned(entry))
@@ -233,13 +234,14 @@ class Runner:
 
     def look_soon(self, entry: Entry) -> None:
         """Have a job asked about as soon as it may be: a callback came."""
-        if entry.due < NEVER:  # else it is on the wire, or the next to go there
-            self._place(entry, min(entry.due, entry.looked_at + CONFIRM_GAP_S))
+        due, entry.due = entry.due, NEVER  # else it would be due a second time, and be asked about twice at once
+        if due < NEVER:  # else it is on the wire, or the next to go there
+            self._place(entry, due)
             self.pump()
 
     def seat(self, entry: Entry) -> Entry:
         """Make a job live; it takes the slots that it held while it was in doubt."""
-        ghost = self._lingering.pop(entry.key, None)
+        ghost = self.lingering.pop(entry.key, None)
         if ghost is not None and ghost is not entry:
             entry.ghost = ghost
             entry.slots, ghost.slots = ghost.slots, 0
@@ -247,6 +249,7 @@ class Runner:
         entry.due = NEVER
         self.feed.number(entry).live = True
         self.live[entry.key] = entry
+        self._books.tell(JobEntered(record=entry.record, weight=entry.weight))
         return entry
 
     def _retire(self, entry: Entry, lingers_until: float = NEVER) -> None:
@@ -258,7 +261,7 @@ class Runner:
         if entry.slots and entry.record.state in (JobState.SUCCEEDED, JobState.FAILED):
             self._slots.ended(self._follower.mean_s(entry))
         if entry.record.state is JobState.UNCERTAIN and lingers_until < NEVER:
-            self._lingering[entry.key] = entry
+            self.lingering[entry.key] = entry
             self._timers.set(entry, lingers_until)
         else:
             self._slots.release(entry)
@@ -267,6 +270,7 @@ class Runner:
         if known and entry.stored.state in UNFINISHED and not entry.elsewhere and not self.closing:
             self.spawn(self._release, entry)
         entry.tell()
+        self._books.tell(JobLeft(record=entry.record, error=entry.stopped))
 
     def _stop(self, entry: Entry, error: NanoBananaError) -> None:
         """End the waiting, not the job."""

@@ -1,6 +1,7 @@
 """Requests on the wire: a semaphore over POSTs and GETs, and the workers that carry them."""
 
 import asyncio
+import contextvars
 from collections.abc import Awaitable, Callable
 
 import anyio
@@ -30,6 +31,7 @@ class Wire:
     def start(self, group: TaskGroup) -> None:
         """Give it the task group in which workers live."""
         self._group = group
+        self._context = contextvars.copy_context()
 
     @property
     def busy(self) -> int:
@@ -57,8 +59,8 @@ class Wire:
             if not seat.done():  # else its worker was cancelled: the event loop ends
                 seat.set_result((errand, entry, permitted))
                 return
-        if self._group is not None:
-            self._group.start_soon(self._work, errand, entry, permitted)
+        if self._group is not None:  # in the session's context: a worker outlives the caller who needs it first
+            self._context.copy().run(self._group.start_soon, self._work, errand, entry, permitted)
 
     async def _work(self, errand: Errand, entry: Entry, permitted: bool) -> None:
         loop = asyncio.get_running_loop()

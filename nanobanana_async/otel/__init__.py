@@ -1,0 +1,5 @@
+"""OpenTelemetry: a span for each job, and metrics. Needs the extra `otel`; without an SDK it does next to nothing."""
+
+from nanobanana_async.otel.telemetry import Telemetry
+
+__all__ = ["Telemetry"]

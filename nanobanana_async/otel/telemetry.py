@@ -1,0 +1,34 @@
+"""What a user hands to his sessions."""
+
+from collections.abc import Callable
+
+from opentelemetry import metrics, trace
+
+from nanobanana_async._version import __version__
+from nanobanana_async.observe import Event
+from nanobanana_async.otel.instruments import Instruments
+from nanobanana_async.otel.names import SCOPE
+from nanobanana_async.otel.witness import Witness
+
+
+class Telemetry:
+    """Tells OpenTelemetry what happens: `Session(observers=[Telemetry()])`; one may serve any number of sessions.
+
+    The providers default to the global ones, also when these are set later. Prompts and reference URLs leave only with
+    `record_prompts`, API keys never, and nothing that the gateway says in sentences.
+    """
+
+    def __init__(
+        self,
+        tracer_provider: trace.TracerProvider | None = None,
+        meter_provider: metrics.MeterProvider | None = None,
+        *,
+        record_prompts: bool = False,
+    ) -> None:
+        self._tracer = trace.get_tracer(SCOPE, __version__, tracer_provider)
+        self._instruments = Instruments(metrics.get_meter(SCOPE, __version__, meter_provider))
+        self._record_prompts = record_prompts
+
+    def observer(self) -> Callable[[Event], None]:
+        """Return what one session tells its events to; the session asks for it by itself."""
+        return Witness(self._tracer, self._instruments, record_prompts=self._record_prompts)

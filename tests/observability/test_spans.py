@@ -1,0 +1,421 @@
+"""A span for each job: where it stands in the trace, what happened in it, how it ended."""
+
+import asyncio
+from typing import Any
+
+import pytest
+from opentelemetry import trace
+from opentelemetry.trace import SpanKind, StatusCode
+
+from nanobanana_async import (
+    ContractBroken,
+    CreditLimitReached,
+    ImageRequest,
+    JobFailed,
+    JobUncertain,
+    LedgerError,
+    PromptBlocked,
+    RetryPolicy,
+    Timeouts,
+    TransportError,
+)
+from nanobanana_async.gateways.contract import HttpRequest
+from nanobanana_async.testing import FakeTransport, Reply
+from tests.engine.neighbours import Page, SharedNotebook, leave_pending, leave_running
+from tests.engine.sayings import completed, created, in_turn, refused, task
+from tests.engine.scenes import API_KEY, Notebook, Shop, apimall, defapi, virtually
+from tests.observability.scenes import Collector, facts, messages, outcome, story, told
+
+PROMPT = "a-very-secret-fox-in-the-snow"
+REFERENCE = "https://me.example/private-photo.png?token=abc"
+LOST = TransportError("the connection was reset", sent=True)
+ECHO = f"we do not like {PROMPT}, nor {API_KEY}"
+
+ALL_OF_A_GOOD_JOB = {
+    "gen_ai.operation.name": "generate_content",
+    "gen_ai.provider.name": "apimall",
+    "gen_ai.output.type": "image",
+    "gen_ai.response.id": "img_1",
+    "gen_ai.response.model": "nano-banana-pro",
+    "nanobanana.job.key": "order-1",
+    "nanobanana.job.generation": 1,
+    "nanobanana.job.adopted": False,
+    "nanobanana.job.state": "succeeded",
+    "nanobanana.job.attempts": 1,
+    "nanobanana.job.queries": 2,
+    "nanobanana.job.credits": 8.0,
+}
+
+
+def selling(*queries: Any) -> FakeTransport:
+    return FakeTransport(in_turn([created()], list(queries or [completed()])))
+
+
+@virtually
+async def test_a_job_is_one_span_with_its_story_and_exactly_the_documented_attributes() -> None:
+    collector = Collector()
+    async with apimall(selling(task("processing"), completed()), observers=[collector.telemetry]) as session:
+        await session.generate(PROMPT, idempotency_key="order-1")
+        span = collector.span  # it has ended before anybody is told the result
+    assert (span.name, span.kind, span.status.status_code) == ("generate_content", SpanKind.CLIENT, StatusCode.UNSET)
+    assert facts(span) == ALL_OF_A_GOOD_JOB
+    assert story(span) == ["create.sent", "create.accepted", "query.answered", "query.answered", "job.ended"]
+    assert [fact["nanobanana.query.status"] for fact in told(span, "query.answered")] == ["processing", "completed"]
+    assert told(span, "create.accepted") == [{"gen_ai.response.id": "img_1"}]
+    assert told(span, "job.ended") == [{"nanobanana.job.state": "succeeded"}]
+    assert span.start_time is not None
+    assert span.end_time is not None
+    assert span.start_time <= span.events[0].timestamp <= span.end_time
+
+
+@virtually
+async def test_what_was_wanted_stands_in_the_span_and_its_name() -> None:
+    collector = Collector()
+    request = ImageRequest(
+        PROMPT,
+        model="pro-2",
+        num_images=3,
+        resolution="2K",
+        aspect_ratio="16:9",
+        output_format="png",
+        images=[REFERENCE],
+    )
+    async with apimall(selling(), observers=[collector.telemetry]) as session:
+        await session.generate(request)
+    assert collector.span.name == "generate_content pro-2"
+    wanted = {
+        "gen_ai.request.model": "pro-2",
+        "gen_ai.request.choice.count": 3,
+        "nanobanana.image.resolution": "2K",
+        "nanobanana.image.aspect_ratio": "16:9",
+        "nanobanana.image.format": "png",
+        "nanobanana.image.references": 1,
+    }
+    assert wanted.items() <= facts(collector.span).items()
+    assert facts(collector.span).keys() == ALL_OF_A_GOOD_JOB.keys() | wanted.keys()
+
+
+@virtually
+async def test_prompts_are_recorded_only_where_that_was_asked_for() -> None:
+    for record_prompts in (False, True):
+        collector = Collector(record_prompts=record_prompts)
+        async with apimall(selling(), observers=[collector.telemetry]) as session:
+            await session.generate(PROMPT, images=[REFERENCE])
+        text = collector.all_that_was_told()
+        assert ("gen_ai.input.messages" in facts(collector.span)) is record_prompts
+        assert (PROMPT in text, REFERENCE in text, API_KEY in text) == (record_prompts, record_prompts, False)
+    parts = [{"type": "text", "content": PROMPT}, {"type": "uri", "modality": "image", "uri": REFERENCE}]
+    assert messages(collector.span) == [{"role": "user", "parts": parts}]
+
+
+@virtually
+async def test_the_parent_is_the_span_in_which_the_job_was_asked_for() -> None:
+    collector = Collector()
+    transport = FakeTransport(Shop(limit=1).answer)  # workers are shared: the second waits for the first one's slot
+    async with apimall(transport, observers=[collector.telemetry]) as session:
+
+        async def request(name: str) -> None:
+            with collector.tracer.start_as_current_span(name):
+                await session.generate("a fox", idempotency_key=name)
+
+        async def accepted_only(name: str) -> None:
+            with collector.tracer.start_as_current_span(name):
+                job = await session.submit("a fox", idempotency_key=name)
+            await job
+
+        async with asyncio.TaskGroup() as group:
+            for name in "abc":
+                group.create_task(request(name))
+            group.create_task(accepted_only("d"))
+        await session.generate("a fox", idempotency_key="alone")
+    contexts = [(span.get_span_context(), span.name) for span in collector.all_spans]
+    parents = {context.span_id: name for context, name in contexts if context is not None}
+    found = {facts(span)["nanobanana.job.key"]: span.parent for span in collector.spans}
+    assert {key: parent and parents[parent.span_id] for key, parent in found.items()} == {
+        "a": "a",
+        "b": "b",
+        "c": "c",
+        "d": "d",
+        "alone": None,
+    }
+
+
+@virtually
+async def test_requests_leave_in_the_context_of_the_session_and_not_of_whoever_came_first() -> None:
+    collector, shop = Collector(), Shop()
+    current: set[bool] = set()
+
+    def answer(request: HttpRequest) -> Reply:
+        current.add(trace.get_current_span().get_span_context().is_valid)
+        return shop.answer(request)
+
+    async with apimall(FakeTransport(answer)) as session:
+        with collector.tracer.start_as_current_span("first"):
+            await session.generate("a fox")
+        await session.generate("another fox")
+    assert current == {False}
+
+
+@virtually
+async def test_the_jobs_of_a_batch_are_children_of_the_span_in_which_it_was_begun() -> None:
+    collector = Collector()
+    async with apimall(FakeTransport(Shop().answer), observers=[collector.telemetry]) as session:
+        with collector.tracer.start_as_current_span("nightly") as nightly:
+            async with session.generate_many(f"fox {number}" for number in range(30)) as outcomes:
+                assert [outcome.ok async for outcome in outcomes] == [True] * 30
+    parents = {span.parent.span_id for span in collector.spans if span.parent is not None}
+    assert (len(collector.spans), parents) == (30, {nightly.get_span_context().span_id})
+
+
+@virtually
+async def test_two_callers_of_one_key_share_one_span() -> None:
+    collector = Collector()
+    async with apimall(selling(), observers=[collector.telemetry]) as session, asyncio.TaskGroup() as group:
+        for _ in range(2):
+            group.create_task(session.generate(PROMPT, idempotency_key="order-1"))
+    assert story(collector.span)[-1] == "job.ended"
+
+
+@virtually
+async def test_refusals_tell_their_kind_and_the_wait_that_was_asked_for() -> None:
+    collector = Collector()
+    busy = refused(429, "too_many_concurrent_jobs", ECHO)
+    slow = refused(429, "no", ECHO, **{"retry-after": "7"})
+    transport = FakeTransport(in_turn([busy, slow, created()], [completed()]))
+    async with apimall(transport, observers=[collector.telemetry]) as session:
+        await session.generate(PROMPT)
+    first, second = told(collector.span, "create.refused")
+    assert first == {
+        "error.type": "RateLimited",
+        "http.response.status_code": 429,
+        "nanobanana.limit.kind": "jobs",
+        "nanobanana.create.decision": "requeue",
+        "nanobanana.wait": 0.0,
+    }
+    assert (second["nanobanana.limit.kind"], second["nanobanana.wait"]) == ("unknown", 7.0)
+    assert story(collector.span).count("create.sent") == 3
+    assert collector.span.status.status_code is StatusCode.UNSET
+
+
+@virtually
+async def test_a_lost_answer_and_a_lost_query_are_told_and_the_job_ends_well() -> None:
+    collector = Collector()
+    transport = FakeTransport(in_turn([LOST, created()], [LOST, completed()]))
+    async with apimall(transport, observers=[collector.telemetry]) as session:
+        await session.generate(PROMPT)
+    assert story(collector.span) == [
+        "create.sent",
+        "create.failed",
+        "create.accepted",
+        "query.failed",
+        "query.answered",
+        "job.ended",
+    ]
+    (failed,) = told(collector.span, "create.failed")
+    assert (failed["error.type"], failed["nanobanana.create.decision"]) == ("TransportError", "repeat")
+    assert failed["nanobanana.wait"] > 0
+    ends = facts(collector.span)
+    assert (ends["nanobanana.job.attempts"], ends["nanobanana.job.queries"], "error.type" in ends) == (2, 2, False)
+
+
+BAD_ENDS: dict[str, tuple[Any, list[Any], list[Any], type[Exception], str, dict[str, Any]]] = {
+    "failed": (apimall, [created()], [task("failed", error_message=ECHO)], JobFailed, "failed", {}),
+    "refused": (apimall, [refused(451, "blocked", ECHO)], [completed()], PromptBlocked, "refused", {}),
+    "uncertain": (defapi, [LOST], [completed()], JobUncertain, "uncertain", {}),
+    "given up": (
+        apimall,
+        [TransportError("refused", sent=False)],
+        [completed()],
+        TransportError,
+        "pending",
+        {"retry": RetryPolicy(max_attempts=2)},
+    ),
+    "never written down": (
+        apimall,
+        [created()],
+        [completed()],
+        LedgerError,
+        "pending",
+        {"ledger": Notebook(fails=[1])},
+    ),
+    "no credits": (apimall, [created()], [completed()], CreditLimitReached, "withdrawn", {"max_credits": 0}),
+}
+
+
+@pytest.mark.parametrize("name", BAD_ENDS)
+@virtually
+async def test_a_bad_end_is_an_error_by_its_type_and_quotes_nobody(name: str) -> None:
+    opening, creates, queries, expected, state, settings = BAD_ENDS[name]
+    collector = Collector()
+    transport = FakeTransport(in_turn(creates, queries))
+    async with opening(transport, observers=[collector.telemetry], **settings) as session:
+        with pytest.raises(expected):
+            await session.generate(PROMPT)
+    span = collector.span
+    assert span.status.status_code is StatusCode.ERROR
+    assert (facts(span)["error.type"], facts(span)["nanobanana.job.state"]) == (expected.__name__, state)
+    text = collector.all_that_was_told()
+    assert PROMPT not in text
+    assert API_KEY not in text
+    (point,) = collector.measured("gen_ai.client.operation.duration")
+    assert (point.attributes or {})["error.type"] == expected.__name__
+
+
+@virtually
+async def test_a_cancelled_caller_ends_the_span_of_a_job_that_was_not_sent_and_no_other() -> None:
+    collector = Collector()
+    shop = Shop(job_s=30.0, limit=1)
+    async with apimall(FakeTransport(shop.answer), observers=[collector.telemetry]) as session:
+        sent = asyncio.Task(session.generate("a fox", idempotency_key="sent"))
+        await asyncio.sleep(5.0)
+        waits = asyncio.Task(session.generate("a fox", idempotency_key="waits"))
+        await asyncio.sleep(5.0)
+        sent.cancel()
+        waits.cancel()
+        await asyncio.wait([sent, waits])
+        await asyncio.sleep(0.1)
+        assert facts(collector.span)["nanobanana.job.key"] == "waits"
+        assert facts(collector.span)["nanobanana.job.state"] == "withdrawn"
+        assert collector.span.status.status_code is StatusCode.UNSET
+        await asyncio.sleep(60.0)
+    assert [facts(span)["nanobanana.job.state"] for span in collector.spans] == ["withdrawn", "succeeded"]
+    assert len(collector.measured("gen_ai.client.operation.duration")) == 1
+
+
+@virtually
+async def test_closing_ends_every_span_and_the_next_process_goes_on_in_one_of_its_own() -> None:
+    first, second = Collector(), Collector()
+    shop, book = Shop(job_s=30.0), SharedNotebook()
+    async with apimall(FakeTransport(shop.answer), ledger=Page(book), observers=[first.telemetry]) as session:
+        await (await session.submit("a fox", idempotency_key="order-1")).accepted()
+    assert facts(first.span)["nanobanana.job.state"] == "running"
+    assert first.span.status.status_code is StatusCode.UNSET
+    async with apimall(FakeTransport(shop.answer), ledger=Page(book), observers=[second.telemetry]) as session:
+        with second.tracer.start_as_current_span("lifespan") as lifespan:
+            (job,) = await session.resume()
+        await job
+    span = second.span
+    assert span.parent is not None
+    assert span.parent.span_id == lifespan.get_span_context().span_id
+    assert (facts(span)["nanobanana.job.adopted"], facts(span)["nanobanana.job.state"]) == (True, "succeeded")
+    assert set(story(span)) == {"query.answered", "job.ended"}
+    assert (first.value("nanobanana.credits.spent"), second.value("nanobanana.credits.spent")) == (0, 8)
+    assert second.measured("gen_ai.client.operation.duration") == []
+
+
+@virtually
+async def test_a_span_of_an_adopted_job_begins_at_its_adoption() -> None:
+    collector, shop, book = Collector(), Shop(job_s=30.0), SharedNotebook()
+    await leave_running(book, shop, "order-1", session_of=apimall)
+    async with apimall(FakeTransport(shop.answer), ledger=Page(book), observers=[collector.telemetry]) as session:
+        with collector.tracer.start_as_current_span("lifespan"):
+            (job,) = await session.resume()
+        await job
+    (lifespan,) = (span for span in collector.all_spans if span.name == "lifespan")
+    assert collector.span.start_time is not None
+    assert lifespan.end_time is not None
+    assert collector.span.start_time <= lifespan.end_time < collector.span.events[0].timestamp
+
+
+@virtually
+async def test_what_was_left_unsent_and_is_bought_now_is_adopted_too() -> None:
+    collector, shop, book = Collector(), Shop(), SharedNotebook()
+    await leave_pending(book, shop, "order-1", session_of=apimall)
+    async with apimall(FakeTransport(shop.answer), ledger=Page(book), observers=[collector.telemetry]) as session:
+        (job,) = await session.resume(buy=True)
+        await job
+    assert facts(collector.span)["nanobanana.job.adopted"] is True
+    assert story(collector.span)[:2] == ["create.sent", "create.accepted"]
+
+
+@virtually
+async def test_a_finished_job_that_is_asked_for_again_has_no_second_span() -> None:
+    collector = Collector()
+    ledger = Notebook(keeps=True)
+    async with apimall(selling(), ledger=ledger, observers=[collector.telemetry]) as session:
+        for _ in range(2):
+            await session.generate(PROMPT, idempotency_key="order-1")
+    assert facts(collector.span)["nanobanana.job.adopted"] is False
+
+
+@virtually
+async def test_each_purchase_of_a_job_has_a_span_with_its_generation() -> None:
+    collector = Collector()
+    transport = FakeTransport(in_turn([refused(402), created()], [completed()]))
+    async with apimall(transport, ledger=Notebook(keeps=True), observers=[collector.telemetry]) as session:
+        for _ in range(2):
+            await outcome(session.generate(PROMPT, idempotency_key="order-1"))
+    generations = [
+        (facts(span)["nanobanana.job.generation"], facts(span)["nanobanana.job.adopted"]) for span in collector.spans
+    ]
+    assert generations == [(1, False), (2, False)]
+
+
+@virtually
+async def test_an_uncertain_job_that_is_settled_goes_on_in_a_span_of_its_own() -> None:
+    collector = Collector()
+    shop = Shop()
+    shop.tasks["t1"] = 0.0
+
+    def answer(request: Any) -> Any:
+        return LOST if request.method == "POST" else shop.answer(request)
+
+    async with defapi(FakeTransport(answer), ledger=Notebook(keeps=True), observers=[collector.telemetry]) as session:
+        assert isinstance(await outcome(session.generate(PROMPT, idempotency_key="order-1")), JobUncertain)
+        await (await session.settle("order-1", task_id="t1"))
+    first, second = collector.spans
+    assert facts(first)["error.type"] == "JobUncertain"
+    assert story(second) == ["job.settled", "query.answered", "job.ended"]
+    assert (facts(second)["nanobanana.job.adopted"], facts(second)["gen_ai.response.id"]) == (True, "t1")
+
+
+@virtually
+async def test_a_callback_is_an_event_of_its_job() -> None:
+    collector = Collector()
+    shop = Shop(job_s=30.0)
+    async with defapi(FakeTransport(shop.answer), observers=[collector.telemetry]) as session:
+        session.callbacks.expect("https://app.example/hooks", b"0123456789abcdef")
+        job = await session.submit(PROMPT)
+        await asyncio.sleep(30.5)
+        assert await session.callbacks.heard(job.key, b"{}")
+        await job
+    assert story(collector.span) == [
+        "create.sent",
+        "create.accepted",
+        "callback.received",
+        "query.answered",
+        "job.ended",
+    ]
+
+
+@virtually
+async def test_one_telemetry_serves_several_sessions_and_keeps_their_jobs_apart() -> None:
+    collector = Collector()
+    lines = [FakeTransport(Shop(job_s=job_s).answer) for job_s in (5.0, 20.0)]
+    async with (
+        apimall(lines[0], observers=[collector.telemetry]) as quick,
+        apimall(lines[1], observers=[collector.telemetry]) as slow,
+        asyncio.TaskGroup() as group,
+    ):
+        for session in (quick, slow):
+            group.create_task(session.generate("a fox", idempotency_key="order-1"))
+        await asyncio.sleep(2.0)
+        assert collector.value("nanobanana.slot.held") == 2
+    assert [facts(span)["nanobanana.job.state"] for span in collector.spans] == ["succeeded"] * 2
+    assert [story(span)[:2] for span in collector.spans] == [["create.sent", "create.accepted"]] * 2
+    assert collector.value("nanobanana.slot.held") == 0
+
+
+@virtually
+async def test_a_job_that_runs_too_long_is_given_up_as_an_error_and_may_be_followed_again() -> None:
+    collector = Collector()
+    transport = FakeTransport(Shop(job_s=90.0).answer)
+    timeouts = Timeouts(job_s=60.0)
+    async with apimall(transport, timeouts=timeouts, observers=[collector.telemetry]) as session:
+        job = await session.submit(PROMPT)
+        assert isinstance(await outcome(job.result()), ContractBroken)
+        await asyncio.sleep(60.0)
+        await job
+    first, second = collector.spans
+    assert (facts(first)["error.type"], facts(first)["nanobanana.job.state"]) == ("ContractBroken", "running")
+    assert (facts(second)["nanobanana.job.adopted"], facts(second)["nanobanana.job.state"]) == (True, "succeeded")
