@@ -1,0 +1,83 @@
+"""Two hundred callers hang up at random moments, the server dies, and nothing that was paid is lost."""
+
+import asyncio
+import random
+import shutil
+from collections import Counter
+from pathlib import Path
+
+import aiohttp
+import pytest
+
+from nanobanana_async import JobState
+from nanobanana_async.emulator import Chance, Emulator, LogNormal, faults
+from nanobanana_async.emulator.values import Endpoint
+from tests.web.pages import put
+from tests.web.scenes import all_ended, check_paid, headers_of
+from tests.web.servers import Server, free_port, pointed_at, running, uvicorn
+
+CALLERS = 200
+ARRIVING_S = 1.5
+PATIENCE_S = 1.6
+CREATE: Endpoint = "apimall.create"
+
+
+def asgi(folder: Path, emulator: Emulator) -> Server:
+    """Return uvicorn with an SSE response, which ends with its caller."""
+    shutil.copy(Path(__file__).with_name("waiting_app.py"), folder)
+    return uvicorn("waiting_app:app", folder, emulator)
+
+
+def aiohttp_web(folder: Path, emulator: Emulator) -> Server:
+    """Return the application of the page, whose handlers are cancelled with their caller."""
+    port = free_port()
+    file = put("aiohttp_app.py", folder)
+    return Server([str(file)], port, {**pointed_at(emulator), "PORT": str(port)}, folder)
+
+
+async def hang_up(http: aiohttp.ClientSession, url: str, number: int, rng: random.Random) -> str:
+    """Call at a random moment, wait for a random time; tell how it went."""
+    begin_s, patience_s = rng.uniform(0, ARRIVING_S), rng.uniform(0, PATIENCE_S)
+    await asyncio.sleep(begin_s)
+    try:
+        async with asyncio.timeout(patience_s):
+            wish = {"prompt": f"a fox, number {number}"}
+            async with http.post(f"{url}/pictures", json=wish, headers=headers_of(number)) as answer:
+                return "answered" if "/cdn/" in await answer.text() else "sent away"
+    except TimeoutError:
+        return "hung up"
+    except aiohttp.ClientError:
+        return "cut off"
+
+
+@pytest.mark.parametrize("killed", [True, False], ids=["uvicorn, killed", "aiohttp, stopped"])
+async def test_two_hundred_cancelled_requests_lose_nothing(tmp_path: Path, killed: bool) -> None:
+    emulator = Emulator(
+        seed=7,
+        job_limit=60,
+        duration=LogNormal(median_s=0.3),
+        picture_scale=0.02,
+        unique_by="prompt",
+        chances=[Chance(0.02, faults.reset(processed=True), CREATE), Chance(0.5, faults.delay(0.05), CREATE)],
+    )
+    async with emulator:
+        server = (asgi if killed else aiohttp_web)(tmp_path, emulator)
+        async with running(server), aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as http:
+            rng = random.Random(7)
+            async with asyncio.TaskGroup() as group:
+                callers = [group.create_task(hang_up(http, server.url, n, rng)) for n in range(CALLERS)]
+                await asyncio.sleep(ARRIVING_S + 0.3)
+                # Some callers are still waiting, some jobs on their way.
+                if killed:
+                    await server.kill()
+                else:
+                    await server.stop()
+            told = Counter(caller.result() for caller in callers)
+            await server.start()
+            records = await all_ended(tmp_path / "jobs.sqlite")
+            ended = await check_paid(emulator, records)
+        print(f"callers {dict(told)}, jobs {dict(ended)}, answers lost {emulator.stats().lost_creates}")
+        assert told["hung up"] >= CALLERS / 4
+        assert told["answered"] > 0
+        assert ended[JobState.SUCCEEDED] >= CALLERS / 4
+        assert emulator.stats().lost_creates >= 1

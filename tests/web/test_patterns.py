@@ -1,0 +1,82 @@
+"""The applications of docs/web.md behind real servers: orders on their way when they are stopped, and what is left."""
+
+import asyncio
+from collections import Counter
+from pathlib import Path
+
+import aiohttp
+import pytest
+
+from nanobanana_async import JobState
+from nanobanana_async.emulator import Chance, Emulator, Fixed, faults
+from tests.durability.scenes import written
+from tests.end_to_end.scenes import received
+from tests.web.pages import put
+from tests.web.scenes import all_ended, check_paid, headers_of, ordered
+from tests.web.servers import Server, free_port, pointed_at, running, uvicorn
+
+APPS = ("fastapi_app", "litestar_app", "aiohttp_app")
+
+
+def server_of(name: str, folder: Path, emulator: Emulator) -> Server:
+    """Return the server of one of the page's applications."""
+    file = put(f"{name}.py", folder)
+    if name == "aiohttp_app":
+        port = free_port()
+        return Server([str(file)], port, {**pointed_at(emulator), "PORT": str(port)}, folder)
+    return uvicorn(f"{name}:app", folder, emulator)
+
+
+@pytest.mark.parametrize("name", APPS)
+async def test_what_is_on_its_way_when_the_server_is_stopped_is_finished_by_the_next(name: str, tmp_path: Path) -> None:
+    slow = Chance(1.0, faults.delay(0.4), "apimall.create")  # so the stop meets POSTs on the wire
+    async with Emulator(job_limit=4, duration=Fixed(0.3), picture_scale=0.02, chances=[slow]) as emulator:
+        server = server_of(name, tmp_path, emulator)
+        async with running(server), aiohttp.ClientSession() as http:
+            first = await ordered(http, server.url, 0)
+            assert (await ordered(http, server.url, 0))["key"] == first["key"]
+            for number in range(1, 10):
+                await ordered(http, server.url, number)
+            await received(emulator)
+            await server.stop()
+            left = Counter(record.state for record in (await written(tmp_path / "jobs.sqlite")).values())
+            assert left[JobState.RUNNING] >= 1  # answered and written down while it closed
+            assert left[JobState.PENDING] >= 1
+            assert set(left) <= {JobState.PENDING, JobState.RUNNING, JobState.SUCCEEDED}
+            await server.start()
+            records = await all_ended(tmp_path / "jobs.sqlite")
+            assert await check_paid(emulator, records) == {JobState.SUCCEEDED: 10}
+            async with http.get(f"{server.url}/jobs/{first['key']}") as answer:
+                assert (await answer.json())["state"] == "succeeded"
+            async with http.get(f"{server.url}/jobs/nobody-knows-this-key") as answer:
+                assert answer.status == 404
+        assert "Traceback" not in server.told()
+
+
+async def test_fastapi_says_why_an_order_is_not_taken(tmp_path: Path) -> None:
+    async with Emulator(duration=Fixed(0.05), picture_scale=0.02) as emulator:
+        server = server_of("fastapi_app", tmp_path, emulator)
+        async with running(server), aiohttp.ClientSession() as http:
+            await ordered(http, server.url, 0)
+            for wish, number, status in (({"prompt": "another fox"}, 0, 409), ({"prompt": " "}, 1, 400)):
+                async with http.post(f"{server.url}/jobs", json=wish, headers=headers_of(number)) as answer:
+                    assert answer.status == status
+            async with http.post(f"{server.url}/jobs", json={"prompt": "a fox"}) as answer:
+                assert answer.status == 422
+        assert emulator.stats().creates_accepted <= 1
+
+
+async def test_aiohttp_answers_202_when_a_picture_takes_too_long_and_the_picture_comes_all_the_same(
+    tmp_path: Path,
+) -> None:
+    async with Emulator(duration=Fixed(1.0), picture_scale=0.02) as emulator:
+        file = put("aiohttp_app.py", tmp_path)
+        await asyncio.to_thread(file.write_text, file.read_text("utf-8").replace("timeout=20", "timeout=0.3"), "utf-8")
+        port = free_port()
+        server = Server([str(file)], port, {**pointed_at(emulator), "PORT": str(port)}, tmp_path)
+        async with running(server), aiohttp.ClientSession() as http:
+            wish = {"prompt": "a slow fox"}
+            async with http.post(f"{server.url}/pictures", json=wish, headers=headers_of(1)) as answer:
+                assert answer.status == 202
+            records = await all_ended(tmp_path / "jobs.sqlite")
+            assert await check_paid(emulator, records) == {JobState.SUCCEEDED: 1}

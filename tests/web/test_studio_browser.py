@@ -1,0 +1,198 @@
+"""The studio in a real Chromium: orders, pictures that arrive, and a server that dies in the middle.
+
+Skipped where Playwright or Chromium is missing; `NANOBANANA_TEST_CHROMIUM` names another browser than `chromium`.
+"""
+
+import os
+import re
+import shutil
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+
+from nanobanana_async.emulator import Emulator, EmulatorStats, Fixed, faults
+from tests.web.servers import Server, running, studio
+
+pytest.importorskip("playwright.async_api", reason="Playwright is missing: pip install playwright")
+
+from playwright.async_api import BrowserContext, Locator, Page, Route, async_playwright, expect
+
+FLAGS = (
+    *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
+    *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
+)
+HOSTILE = "<script>window.pwned = 1</script><img src=x onerror=\"window.pwned = 1\"> & 'x' {{ 7 * 7 }}"
+# What Chromium says of a server that is away, and nothing else.
+AWAY = re.compile(r"net::ERR_(CONNECTION_REFUSED|CONNECTION_RESET|INCOMPLETE_CHUNKED_ENCODING|EMPTY_RESPONSE)")
+
+
+class Visit:
+    """The page, and what it complained of."""
+
+    def __init__(self, page: Page, server: Server) -> None:
+        self.page = page
+        self.server = server
+        self.complaints: list[str] = []
+        self.elsewhere: list[str] = []
+        page.on("pageerror", lambda error: self.complaints.append(str(error)))
+        page.on("console", lambda message: self.complaints.append(message.text))
+        page.on("dialog", lambda dialog: self.complaints.append(dialog.message))
+        page.on("request", lambda request: self._asked(request.url))
+
+    def _asked(self, url: str) -> None:
+        if not url.startswith(f"{self.server.url}/"):
+            self.elsewhere.append(url)
+
+    @property
+    def cards(self) -> Locator:
+        """All cards, the newest first."""
+        return self.page.locator(".card")
+
+    async def order(self, prompt: str) -> None:
+        """Say what is wanted, and send it with Enter."""
+        await self.page.get_by_label("What do you want to see?").fill(prompt)
+        await self.page.keyboard.press("Enter")
+
+    async def sees(self, prompt: str) -> None:
+        """Wait for a picture that is really there."""
+        card = self.cards.filter(has_text=prompt)
+        await expect(card).to_have_count(1)
+        await expect(card).to_have_attribute("data-state", "succeeded", timeout=15_000)
+        image = await card.locator("img").element_handle()
+        assert image is not None
+        await self.page.wait_for_function("image => image.complete && image.naturalWidth > 0", arg=image)
+
+
+@asynccontextmanager
+async def visiting(server: Server) -> AsyncIterator[Visit]:
+    """Open the page in a browser; whatever the test does, the page asks nobody else and runs nothing foreign."""
+    executable = (
+        os.environ.get("NANOBANANA_TEST_CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
+    )
+    if executable is None:
+        pytest.skip("Chromium is missing: apt-get install chromium, or name it in NANOBANANA_TEST_CHROMIUM")
+    async with async_playwright() as playwright:
+        browser = await playwright.chromium.launch(executable_path=executable, args=FLAGS)
+        context: BrowserContext = await browser.new_context(viewport={"width": 1280, "height": 900})
+        context.set_default_timeout(10_000)
+        visit = Visit(await context.new_page(), server)
+        await visit.page.goto(server.url)
+        await expect(visit.page.locator("#line")).to_have_text("Live")
+        yield visit
+        assert await visit.page.evaluate("window.pwned") is None
+        await browser.close()
+    assert visit.elsewhere == []
+
+
+def paid(stats: EmulatorStats, times: int) -> bool:
+    """Tell whether exactly so many jobs were bought, none of them twice."""
+    return (stats.creates_accepted, stats.double_charges) == (times, 0)
+
+
+async def test_a_prompt_is_typed_and_its_picture_arrives(tmp_path: Path) -> None:
+    async with (
+        Emulator(duration=Fixed(0.6), picture_scale=0.1) as emulator,
+        running(studio(tmp_path, emulator)) as server,
+    ):
+        async with visiting(server) as visit:
+            page = visit.page
+            await expect(page.get_by_text("No pictures yet")).to_be_visible()
+            await visit.order("a lighthouse in fog")
+            await expect(page.locator(".card.busy")).to_have_count(1)
+            await expect(page.get_by_label("What do you want to see?")).to_be_empty()
+            await visit.sees("a lighthouse in fog")
+            await expect(page.get_by_text("No pictures yet")).to_be_hidden()
+            await expect(page.get_by_role("status")).to_have_text("Done: a lighthouse in fog")
+
+            await page.keyboard.press("Tab")  # from the prompt on, with the keyboard alone
+            for _ in range(3):
+                await page.keyboard.press("Tab")
+            await page.keyboard.press("Enter")
+            await expect(page.get_by_role("dialog")).to_be_visible()
+            await page.keyboard.press("Escape")
+            await expect(page.get_by_role("dialog")).to_be_hidden()
+
+            await page.reload()
+            await visit.sees("a lighthouse in fog")
+        assert visit.complaints == []
+        assert paid(emulator.stats(), 1)
+
+
+async def test_the_server_is_killed_in_the_middle_and_the_picture_arrives_all_the_same(tmp_path: Path) -> None:
+    async with Emulator(duration=Fixed(1.5), picture_scale=0.1) as emulator:
+        async with running(studio(tmp_path, emulator)) as server, visiting(server) as visit:
+            line = visit.page.locator("#line")
+            await visit.order("a harbour before the crash")
+            await expect(visit.cards).to_have_attribute("data-state", "running")
+            await server.kill()
+            await expect(line).to_have_text("Reconnecting …")
+            await visit.order("ordered while it was away")  # it is tried again until the server is back
+            await expect(visit.page.get_by_role("alert")).to_contain_text("Trying again")
+            await server.start()
+            await expect(line).to_have_text("Live", timeout=15_000)
+            await visit.sees("a harbour before the crash")
+            await visit.sees("ordered while it was away")
+        assert [said for said in visit.complaints if not AWAY.search(said)] == []
+        assert paid(emulator.stats(), 2)
+
+
+async def test_a_double_click_and_a_lost_answer_buy_once(tmp_path: Path) -> None:
+    async with (
+        Emulator(duration=Fixed(0.2), picture_scale=0.1) as emulator,
+        running(studio(tmp_path, emulator)) as server,
+    ):
+        async with visiting(server) as visit:
+            page = visit.page
+            await page.get_by_label("What do you want to see?").fill("clicked twice")
+            await page.get_by_role("button", name="Generate").dblclick()
+            await visit.sees("clicked twice")
+            await expect(page.get_by_role("alert")).to_be_empty()
+
+            # The order arrives and its answer is lost: the page sends it again, under the same key.
+            keys: list[str] = []
+
+            async def lose_the_first_answer(route: Route) -> None:
+                keys.append(route.request.headers["idempotency-key"])
+                if len(keys) == 1:
+                    await route.fetch()
+                    await route.abort("connectionreset")
+                else:
+                    await route.continue_()
+
+            await page.route("**/api/jobs", lose_the_first_answer)
+            await visit.order("answered once")
+            await visit.sees("answered once")
+            await expect(page.get_by_role("alert")).to_be_empty()
+            assert len(keys) == 2
+            assert len(set(keys)) == 1
+            await expect(visit.cards).to_have_count(2)
+        assert [said for said in visit.complaints if not AWAY.search(said)] == []
+        assert paid(emulator.stats(), 2)
+
+
+async def test_what_went_wrong_is_seen_and_hostile_words_stay_words(tmp_path: Path) -> None:
+    async with Emulator(duration=Fixed(0.2), picture_scale=0.1) as emulator:
+        server = studio(tmp_path, emulator, gateway="defapi")
+        async with running(server), visiting(server) as visit:
+            await visit.order("   ")
+            await expect(visit.page.get_by_role("alert")).to_have_text("Say what you want to see first.")
+            await visit.order("[blocked] this one")
+            refused = visit.cards.filter(has_text="[blocked]")
+            await expect(refused.locator(".state")).to_have_text("Refused, not bought")
+            await expect(refused.locator(".why")).to_contain_text("moderation")
+            await refused.get_by_role("button", name="Use prompt again").click()
+            await expect(visit.page.get_by_label("What do you want to see?")).to_have_value("[blocked] this one")
+
+            emulator.queue_faults("defapi.create", faults.reset(processed=True))
+            await visit.order("its answer is lost")
+            doubtful = visit.cards.filter(has_text="its answer is lost")
+            await expect(doubtful.locator(".state")).to_have_text("Perhaps bought")
+
+            await visit.order(HOSTILE)
+            await visit.sees("<script>")
+            assert await visit.cards.first.locator(".prompt").text_content() == HOSTILE
+            assert await visit.page.locator("script").count() == 1
+        assert visit.complaints == []
+        assert paid(emulator.stats(), 2)
