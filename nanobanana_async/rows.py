@@ -14,9 +14,6 @@ from nanobanana_async.errors import InvalidRequest
 from nanobanana_async.jobs import check_key
 from nanobanana_async.models import ImageRequest
 
-Item = str | ImageRequest | Mapping[str, Any]
-"""A prompt, a request, or a mapping: the fields of `ImageRequest`, and `key` and `metadata` if wanted."""
-
 REQUEST_FIELDS = frozenset(fields_dict(ImageRequest))
 ROW_FIELDS = frozenset({"key", "metadata"})
 
@@ -30,6 +27,10 @@ class Row:
     request: ImageRequest | None = None
     metadata: Any = None
     error: InvalidRequest | None = None
+
+
+Item = str | ImageRequest | Mapping[str, Any] | Row
+"""A prompt, a request, a mapping (the fields of `ImageRequest`, and `key` and `metadata` if wanted), a row once read."""
 
 
 def key_prefix(batch: str) -> str:
@@ -57,6 +58,8 @@ class Rows:
     def read(self, item: object) -> Row:
         """Return the next row, whole or with the error that it is."""
         index, self._count = self._count, self._count + 1
+        if isinstance(item, Row):
+            return evolve(item, index=index)
         own_key, metadata = None, None
         try:
             if isinstance(item, Mapping):

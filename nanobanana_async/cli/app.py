@@ -1,4 +1,7 @@
-"""The commands and their exit codes: 0 all is well, 1 a job failed, 2 usage or settings, 130 interrupted."""
+"""The commands and their exit codes: 0 all is well, 1 a job failed, 2 usage or settings, 130 interrupted.
+
+A batch knows 3, too: the buying stopped early.
+"""
 
 import asyncio
 import getpass
@@ -23,6 +26,7 @@ from nanobanana_async import (
     NanoBananaError,
     __version__,
 )
+from nanobanana_async.cli.batch import BatchCommand
 from nanobanana_async.cli.board import plain
 from nanobanana_async.cli.demo import demonstrate
 from nanobanana_async.cli.generating import Interrupted, generate_all
@@ -237,4 +241,5 @@ def _seller(name: GatewayName | None, base_url: str | None) -> Gateway:
     return gateway_from_env(environ)
 
 
+app.command(BatchCommand(_seller).batch)
 app.command(job_commands(_seller))

@@ -1,0 +1,288 @@
+"""One run of a batch: what has ended is looked up, the rest is bought, and each row written down as it ends."""
+
+import asyncio
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from decimal import Decimal
+from pathlib import Path
+
+import anyio.to_thread
+from attrs import evolve, frozen
+from rich.console import Console
+
+from nanobanana_async import (
+    Batch,
+    BatchStopped,
+    ConcurrencyPolicy,
+    ConfigurationError,
+    Gateway,
+    JobState,
+    LedgerError,
+    Outcome,
+    Session,
+    SqliteLedger,
+)
+from nanobanana_async.cli.batchboard import BatchBoard
+from nanobanana_async.cli.batchfolder import LEDGER, REPORT, BatchFolder, unwritable
+from nanobanana_async.cli.batchrows import (
+    AT_ONCE,
+    Wanted,
+    is_over,
+    is_same,
+    of_outcome,
+    of_record,
+    renumbered,
+    unfinished,
+)
+from nanobanana_async.cli.batchwords import Data, Signals, Story
+from nanobanana_async.cli.results import PICTURES, Listed, Result, Results, places, read, with_files
+from nanobanana_async.cli.rowfile import FileRow, RowFile
+from nanobanana_async.report import Recorder, ReportRow, write_report
+from nanobanana_async.rows import key_prefix
+
+OK, FAILED, STOPPED, INTERRUPTED = 0, 1, 3, 130
+
+TICK_S = 0.25
+REPORT_S, REPORT_SHARE = 30.0, 20  # between two reports: so long, and so many times what one takes
+
+
+@frozen(kw_only=True)
+class Plan:
+    """What is to be done."""
+
+    file: RowFile
+    total: int
+    folder: Path
+    max_credits: Decimal | None = None
+    expected_credits: Decimal | None = None
+    max_jobs: int | None = None
+    retry_failed: bool = False
+    ordered: bool = False
+
+
+class Run:
+    """Works through a plan in a folder that is held."""
+
+    def __init__(self, plan: Plan, gateway: Gateway, folder: BatchFolder, console: Console) -> None:
+        self._plan = plan
+        self._gateway = gateway
+        self._folder = folder.path
+        clock = asyncio.get_running_loop().time
+        self._board = BatchBoard(plan.total, console, clock, max_credits=plan.max_credits)
+        self._recorder = Recorder()
+        self._results = Results(folder.path)
+        self._ledger = SqliteLedger(folder.path / LEDGER)
+        self._data = Data()
+        self._story = Story(folder.path, plan.file)
+        self._signals = Signals(self._board)
+        self._listed: Listed | None = None
+        self._changed = False
+        self._edition, self._reported = 0, False
+
+    async def __call__(self) -> int:
+        """Do it all, and return the exit code."""
+        with self._board, self._signals:
+            try:
+                await self._work()
+                await self._wrap_up()
+            except asyncio.CancelledError:
+                if not self._signals.ended:
+                    raise
+                self._signals.uncancel()
+            except BaseExceptionGroup as troubles:
+                raise troubles.exceptions[0] from None
+            finally:
+                self._results.discard()
+        return self._conclude()
+
+    async def _work(self) -> None:
+        session = Session(
+            self._gateway,
+            ledger=self._ledger,
+            concurrency=ConcurrencyPolicy(max_jobs=self._plan.max_jobs),
+            observers=[self._board, self._recorder],
+        )
+        try:
+            (self._folder / PICTURES).mkdir(exist_ok=True)
+            await session.open()
+        except OSError as error:
+            raise unwritable(self._folder, error) from None
+        except LedgerError as error:
+            raise ConfigurationError(str(error)) from None
+        try:
+            await self._look_up()
+            if not self._signals.asked.is_set():
+                await self._buy(session)
+        finally:
+            self._board.phase = "closing"
+            await session.aclose()
+            self._board.stats = session.stats()
+
+    async def _look_up(self) -> None:
+        """Begin the results anew, with every row that has ended by now."""
+        old = places(self._results.path)
+        self._results.begin()
+        for row in self._plan.file.rows(self._gateway):
+            if row.error is not None:
+                raise ConfigurationError(f"{self._plan.file.title}, line {row.line}: {row.error}")
+            result = await self._standing(row, old.pop(row.key, None))
+            if result is not None:
+                self._results.add(result)
+                self._story.add(result)
+                self._board.known(result.row.status)
+                self._data.add(result, self._folder)
+            if row.index % AT_ONCE == 0:
+                self._board.tick(None)
+                await self._data.tell()
+            if self._signals.asked.is_set():
+                return
+        await self._data.tell()
+        self._story.gone = len(old)
+        self._changed = self._results.commit()
+        self._story.known = len(self._results)
+        if self._story.known:
+            self._board.say(self._story.beginning())
+        self._board.spent_before = (await self._ledger.spent(key_prefix(self._plan.file.batch))).credits
+
+    async def _standing(self, row: FileRow, place: int | None) -> Result | None:
+        """Return the line of a row that has ended; None if there is something left to do for it."""
+        old = None if place is None else next(read(self._results.path, [place]), None)
+        kept = old is not None and old.row.status == "succeeded" and bool(old.row.images) and old.whole(self._folder)
+        if old is not None and kept and row.own_key is None:  # else its key says nothing of what it wants
+            return renumbered(old, row)
+        record = await self._ledger.find(row.key)
+        if record is None:  # it was pruned
+            same = old is not None and old.row.prompt == unfinished(row).prompt
+            return renumbered(old, row) if old is not None and kept and same else None
+        if not is_same(row, record):
+            return None  # the batch will say so
+        if record.state is not JobState.SUCCEEDED:
+            over = is_over(record, retry_failed=self._plan.retry_failed)
+            return of_record(row, record, self._gateway) if over else None
+        if old is not None and kept and record.task_id == old.row.task_id:
+            return renumbered(old, row)
+        self._listed = self._listed or Listed.read(self._folder / PICTURES)
+        paths = self._listed.pictures(row.key, len(record.images))
+        return with_files(of_record(row, record, self._gateway), paths, self._folder, _now()) if paths else None
+
+    async def _buy(self, session: Session) -> None:
+        plan = self._plan
+        self._board.phase = ""
+        wanted = Wanted(plan.file.rows(self._gateway), self._results)
+        try:
+            async with (
+                asyncio.TaskGroup() as group,
+                session.generate_many(
+                    wanted,
+                    batch=plan.file.batch,
+                    ordered=plan.ordered,
+                    save_to=self._folder / PICTURES,
+                    max_credits=plan.max_credits,
+                    expected_credits=plan.expected_credits,
+                    retry_failed=plan.retry_failed,
+                ) as batch,
+            ):
+                works = (self._tick(session), self._stop_when_asked(batch), self._report_now_and_then())
+                beside = [group.create_task(work) for work in works]
+                try:
+                    async for outcome in batch:
+                        await self._ended(outcome)
+                except BatchStopped as stopped:
+                    self._story.stopped = stopped.cause
+                for task in beside:
+                    task.cancel()
+        finally:
+            wanted.close()
+
+    async def _ended(self, outcome: Outcome) -> None:
+        row: FileRow = outcome.metadata
+        result = of_outcome(row, outcome, await self._ledger.find(row.key), self._gateway)
+        if outcome.saved:
+            try:
+                result = await anyio.to_thread.run_sync(with_files, result, outcome.saved, self._folder, _now())
+            except OSError as error:  # somebody was quicker than we
+                report = evolve(result.row, status="unfinished", error=str(error), error_kind=type(error).__name__)
+                result = evolve(result, row=report)
+        self._results.add(result)
+        self._changed = True
+        self._story.add(result)
+        self._board.ended(result.row.status, result.row.prompt, result.row.error)
+        self._data.add(result, self._folder)
+        await self._data.tell()
+
+    async def _tick(self, session: Session) -> None:
+        while True:
+            self._board.tick(session.stats())
+            await asyncio.sleep(TICK_S)
+
+    async def _stop_when_asked(self, batch: Batch) -> None:
+        await self._signals.asked.wait()
+        self._board.phase = "collecting what runs"
+        await batch.aclose()
+
+    async def _report_now_and_then(self) -> None:
+        clock, pause_s = asyncio.get_running_loop().time, REPORT_S
+        while True:
+            await asyncio.sleep(pause_s)
+            began_at = clock()
+            await self._report()
+            pause_s = max(REPORT_S, REPORT_SHARE * (clock() - began_at))
+
+    async def _wrap_up(self) -> None:
+        """Put everything in its final shape; nothing is bought any more."""
+        if self._plan.ordered and self._story.known and self._results.committed:
+            rows = self._plan.file.rows(self._gateway)
+            await anyio.to_thread.run_sync(self._results.reorder, [row.key for row in rows])
+        self._results.close()
+        if not self._changed and self._is_told():
+            self._reported = True  # and it tells more than we could: how the last run went
+        elif self._results.committed:
+            self._board.phase = f"writing {REPORT}"
+            self._reported = await self._report()
+
+    def _is_told(self) -> bool:
+        """Tell whether the report was written after the results."""
+        try:
+            return (self._folder / REPORT).stat().st_mtime_ns >= self._results.path.stat().st_mtime_ns
+        except OSError:
+            return False
+
+    async def _report(self) -> bool:
+        """Write the report; say whether it could be written."""
+        path, title = self._folder / REPORT, self._plan.file.batch
+        self._edition += 1
+        rows = self._rows(self._edition)
+
+        def write() -> None:
+            write_report(path, rows, title=title, run=self._recorder)
+
+        try:
+            await anyio.to_thread.run_sync(write, abandon_on_cancel=True)
+        except OSError as error:
+            self._board.say(f"nanobanana: {path} can't be written: {error.strerror or error}")
+            return False
+        return True
+
+    def _rows(self, edition: int) -> Iterator[ReportRow]:
+        """Yield every row as it stands, in the order of the file; in a thread, which may have been left alone."""
+        for row in self._plan.file.rows(self._gateway):
+            if self._signals.ended or edition != self._edition:
+                raise InterruptedError
+            result = self._results.get(row.key)
+            yield unfinished(row) if result is None else result.row
+
+    def _conclude(self) -> int:
+        """Tell how it ended, and return the exit code."""
+        board, left = self._board, self._plan.total - len(self._results)
+        interrupted = self._signals.ended or (self._signals.asked.is_set() and left > 0)
+        for line in self._story.ending(board, left, interrupted=interrupted, reported=self._reported):
+            board.say(line)
+        if interrupted:
+            return INTERRUPTED
+        if self._story.stopped is not None:
+            return STOPPED
+        return OK if board.counts["succeeded"] == board.done else FAILED
+
+
+def _now() -> datetime:
+    return datetime.now(UTC)
