@@ -30,7 +30,7 @@ class Row:
 
 
 Item = str | ImageRequest | Mapping[str, Any] | Row
-"""A prompt, a request, a mapping (the fields of `ImageRequest`, and `key` and `metadata` if wanted), a row once read."""
+"""A prompt, a request, a mapping (the fields of `ImageRequest`; `key` and `metadata` if wanted), or a row once read."""
 
 
 def key_prefix(batch: str) -> str:
