@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from benchmarks import batch, cpu, fleet, ledger, limit, simulated
+from benchmarks import batch, callbacks, cpu, fleet, ledger, limit, simulated
 from benchmarks.limit import Moving
 from benchmarks.plot_run import draw_moving
 from benchmarks.report import Section, print_section, write_section
@@ -34,6 +34,10 @@ def _batch(asked: argparse.Namespace) -> Section:
     return batch.section(quick=asked.quick)
 
 
+def _callbacks(asked: argparse.Namespace) -> Section:
+    return callbacks.section(seeds=1 if asked.quick else min(3, asked.seeds), quick=asked.quick)
+
+
 def _cpu(asked: argparse.Namespace) -> Section:
     return cpu.section(quick=asked.quick)
 
@@ -46,6 +50,7 @@ PARTS: Mapping[str, Callable[[argparse.Namespace], Section]] = {
     "simulated": _simulated,
     "limit": _limit,
     "batch": _batch,
+    "callbacks": _callbacks,
     "cpu": _cpu,
     "ledger": _ledger,
     "fleet": _fleet,

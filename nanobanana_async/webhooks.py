@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 from aiohttp import web
 
 from nanobanana_async.engine.callbacks import PATH
-from nanobanana_async.errors import ConfigurationError
+from nanobanana_async.errors import ConfigurationError, NanoBananaError
 from nanobanana_async.observe import log
 from nanobanana_async.session import Session
 
@@ -21,7 +21,7 @@ Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 
-_CALL = re.compile(rf"{PATH}/([A-Za-z0-9_-]{{1,400}})/([A-Za-z0-9_-]{{1,100}})/?$")
+_CALL = re.compile(rf"{PATH}/([A-Za-z0-9_-]{{1,400}})/([A-Za-z0-9_-]{{1,100}})/?\Z")
 
 
 class CallbackReceiver:
@@ -36,17 +36,12 @@ class CallbackReceiver:
 
     A call is a hint that causes one query; what it says is not believed. Repeats within a second cause no further one,
     a lost call costs time and not the job: it is looked at all the same, later. Any other path, method or token gets
-    one and the same 404.
+    one and the same 404, and a call 503 while the session is not open.
     """
 
     def __init__(self, session: Session, *, public_url: str, secret: bytes | str | None = None) -> None:
-        parts = urlsplit(public_url)
-        if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
-            raise ConfigurationError(
-                "public_url must be an http or https URL without query, such as https://app.example"
-            )
         self._callbacks = session.callbacks
-        self._path = parts.path.rstrip("/")
+        self._path = _path_of(public_url)
         session.callbacks.expect(public_url, secret.encode() if isinstance(secret, str) else secret)
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
@@ -56,46 +51,73 @@ class CallbackReceiver:
                 await _live(receive, send)
             case "http":
                 await self._serve(scope, receive, send)
-            case _:
+            case "websocket":
                 await send({"type": "websocket.close", "code": 1000})
+            case unknown:
+                raise ValueError(f"no ASGI connection that is known here: {unknown!r}")
 
     def aiohttp_routes(self) -> list[web.RouteDef]:
         """Return the routes for an `aiohttp.web` application, with the path of `public_url`."""
-        return [web.post(f"{self._path}{PATH}/{{name}}/{{token}}", self._serve_aiohttp)]
+        return [web.route("*", f"{self._path}{PATH}/{{call:.*}}", self._serve_aiohttp)]
 
     async def _serve(self, scope: Message, receive: Receive, send: Send) -> None:
-        found = _CALL.search(scope["path"]) if scope["method"] == "POST" else None
+        more = True
 
-        async def pieces() -> bytes | None:
-            message = await receive()
-            if message["type"] != "http.request":  # who called has hung up
-                return None
-            body: bytes = message.get("body", b"")
-            return body if body or message.get("more_body") else None
+        async def piece() -> bytes | None:
+            nonlocal more
+            while more:  # after the last message `receive` waits until the connection ends
+                message = await receive()
+                # Who called may have hung up; or a piece may be empty, though more of them come.
+                more = message["type"] == "http.request" and message.get("more_body", False)
+                if body := message.get("body"):
+                    return bytes(body)
+            return None
 
-        status = 404 if found is None else await self._heard(found[1], found[2], pieces)
-        await send({"type": "http.response.start", "status": status, "headers": [(b"content-length", b"0")]})
-        await send({"type": "http.response.body", "body": b""})
+        status = await self._status(scope["method"], scope["path"], piece)
+        with suppress(OSError):  # who called does not wait for the answer
+            await send({"type": "http.response.start", "status": status, "headers": [(b"content-length", b"0")]})
+            await send({"type": "http.response.body", "body": b""})
 
     async def _serve_aiohttp(self, request: web.Request) -> web.Response:
-        async def pieces() -> bytes | None:
+        async def piece() -> bytes | None:
             return await request.content.readany() or None
 
-        return web.Response(status=await self._heard(request.match_info["name"], request.match_info["token"], pieces))
+        return web.Response(status=await self._status(request.method, request.path, piece))
 
-    async def _heard(self, name: str, token: str, pieces: Callable[[], Awaitable[bytes | None]]) -> int:
-        key = await self._callbacks.key_of(name, token)
-        if key is None:
-            return 404
-        body = bytearray()
-        # What is too long or too slow wakes as well: it is only a hint.
-        with suppress(TimeoutError, ConnectionError):
-            async with asyncio.timeout(BODY_S):
-                while len(body) <= MAX_BODY and (piece := await pieces()):
-                    body += piece
-        log.debug("callback.received job=%s size=%d", key, len(body))
-        taken = await self._callbacks.heard(key, bytes(body) if len(body) <= MAX_BODY else b"")
+    async def _status(self, method: str, path: str, piece: Callable[[], Awaitable[bytes | None]]) -> int:
+        """Take a call, and return the status of the answer."""
+        call = _CALL.search(path) if method == "POST" else None
+        try:
+            key = None if call is None else await self._callbacks.key_of(call[1], call[2])
+            if key is None:
+                return 404
+            taken = await self._callbacks.heard(key, await _body(piece))
+        except NanoBananaError as error:  # the session is not open, or its ledger fails
+            log.warning("callback.failed error=%s", error.message)
+            taken = False
         return 200 if taken else 503
+
+
+async def _body(piece: Callable[[], Awaitable[bytes | None]]) -> bytes:
+    """Return what was sent, or nothing of what is too long. What is cut off or too slow wakes as well: it is a hint."""
+    body = bytearray()
+    with suppress(Exception):  # each server has errors of its own for a body that does not come
+        async with asyncio.timeout(BODY_S):
+            while len(body) <= MAX_BODY and (part := await piece()) is not None:
+                body += part
+    return bytes(body) if len(body) <= MAX_BODY else b""
+
+
+def _path_of(public_url: str) -> str:
+    """Return the path of a URL to which callbacks may be sent, without a slash at the end."""
+    try:
+        parts = urlsplit(public_url)
+        fits = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+        if fits and public_url.isprintable() and not set(public_url) & set(" ?#{}"):
+            return parts.path.rstrip("/")
+    except ValueError:  # of a port that is none, or of a broken IPv6 literal
+        pass
+    raise ConfigurationError("public_url must be an http or https URL without query, such as https://app.example")
 
 
 async def _live(receive: Receive, send: Send) -> None:

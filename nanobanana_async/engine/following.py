@@ -34,6 +34,7 @@ LONGEST_FALLBACK_S = 60.0
 
 # Where calls are lost, a job that waits for its own sits on a slot: then jobs are looked at as if there were none.
 LOST_SHARE = 0.2
+FOUND_SHARE = 0.05
 LOST_MEMORY = 0.1
 
 
@@ -69,6 +70,7 @@ class Follower:
         self.gate = Gate(retry)
         self.pacer = Pacer()
         self.looks = 0
+        self._trusts_calls = True
         self._lost = 0.0
         """The share of callbacks that never came, of late."""
         self._on_wire = 0
@@ -115,7 +117,7 @@ class Follower:
     def _relies_on_a_call(self, entry: Entry) -> bool:
         # Of a job that began before this session the call may have come when nobody was there.
         missed = entry.looked_at == -NEVER and entry.running_at < self._opened_at
-        return not missed and self._lost < LOST_SHARE and self._is_called_back(entry.record)
+        return not missed and self._trusts_calls and self._is_called_back(entry.record)
 
     async def ask(self, task_id: str) -> Observation:
         """Ask about a task that may be ours; whatever prevents an answer is raised."""
@@ -244,6 +246,7 @@ class Follower:
         record = entry.record
         if self._is_called_back(record):
             self._lost += LOST_MEMORY * ((not called) - self._lost)
+            self._trusts_calls = self._lost < (LOST_SHARE if self._trusts_calls else FOUND_SHARE)
         if entry.schedule is not None:
             age_s = self._clock() - entry.running_at
             took_s = seen.took_s(age_s)

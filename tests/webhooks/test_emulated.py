@@ -1,0 +1,92 @@
+"""defapi on the emulator, which calls back over real sockets: few queries, no delay, nothing bought twice or lost."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Unpack
+
+from nanobanana_async import ConcurrencyPolicy, JobState, Outcome, Session
+from nanobanana_async.emulator import Chance, Emulator, EmulatorOptions, EmulatorStats, Fixed, LogNormal, faults
+from nanobanana_async.webhooks import CallbackReceiver
+from tests.durability.scenes import written
+from tests.end_to_end.scenes import Listener, emulated, until
+from tests.webhooks.scenes import received
+
+LOST = Chance(0.2, faults.reset(processed=True), "defapi.create")
+
+
+@asynccontextmanager
+async def shop(
+    tmp_path: Path, told: int | None = None, **options: Unpack[EmulatorOptions]
+) -> AsyncIterator[tuple[Emulator, Session]]:
+    """Run an emulator, and an app with a session on a file that may be told the limit."""
+    settings: EmulatorOptions = {"job_limit": 20, "duration": LogNormal(median_s=0.6, sigma=0.4), "seed": 1}
+    settings.update(options)
+    async with emulated(**settings) as emulator:
+        concurrency = ConcurrencyPolicy(max_jobs=told)
+        session = Session(emulator.defapi(), ledger=tmp_path / "jobs.sqlite", concurrency=concurrency)
+        async with received(session), session:
+            yield emulator, session
+
+
+async def buy(session: Session, count: int) -> list[Outcome]:
+    return [row async for row in session.generate_many(f"fox {number}" for number in range(count))]
+
+
+def well(stats: EmulatorStats, count: int) -> bool:
+    return (stats.creates_accepted, stats.double_charges, stats.callbacks_failed) == (count, 0, 0)
+
+
+async def test_with_callbacks_each_job_is_asked_about_once_and_seen_at_once(tmp_path: Path) -> None:
+    async with shop(tmp_path) as (emulator, session):
+        outcomes = await buy(session, 60)
+        stats = emulator.stats()
+    assert all(outcome.ok for outcome in outcomes)
+    assert well(stats, 60)
+    assert stats.polls_per_job_mean <= 1.2
+    assert stats.seen_delay_mean_s <= 0.2  # `python -m benchmarks callbacks` shows less, on a machine of its own
+
+
+async def test_a_third_dropped_and_a_third_repeated_all_end_and_nothing_is_done_twice(tmp_path: Path) -> None:
+    options: EmulatorOptions = {"callback_drop_probability": 1 / 3, "callback_duplicate_probability": 1 / 3}
+    async with shop(tmp_path, **options) as (emulator, session):
+        outcomes = await buy(session, 30)
+        stats = emulator.stats()
+    assert all(outcome.ok for outcome in outcomes)
+    assert well(stats, 30)
+    assert stats.callbacks_dropped > 0
+    assert stats.polls_per_job_mean <= 4.0
+
+
+async def test_a_fifth_of_the_creates_unanswered_every_job_ends_well_and_none_is_in_doubt(tmp_path: Path) -> None:
+    # Told the limit, since a refusal that is lost is a doubt that nobody can settle: no call tells of it.
+    async with shop(tmp_path, told=20, chances=[LOST]) as (emulator, session):
+        outcomes = await buy(session, 60)
+        doubtful = [outcome.key for outcome in outcomes if not outcome.ok]
+        assert len(doubtful) == emulator.stats().lost_creates > 0
+        await until(lambda: emulator.stats().running_now == 0, timeout_s=15.0)
+        await until(lambda: session.stats().uncertain == 0 and session.stats().held == 0, timeout_s=15.0)
+        for key in doubtful:
+            job = await session.job(key)
+            assert job is not None
+            assert (await job).images
+        stats = emulator.stats()
+    assert well(stats, 60)
+    assert {record.state for record in (await written(tmp_path / "jobs.sqlite")).values()} == {JobState.SUCCEEDED}
+
+
+async def test_behind_a_balancer_a_call_may_reach_the_process_that_did_not_buy(tmp_path: Path) -> None:
+    async with emulated(duration=Fixed(0.3)) as emulator:
+        heard = Listener()
+        buyer = Session(emulator.defapi(), ledger=tmp_path / "jobs.sqlite")
+        other = Session(emulator.defapi(), ledger=tmp_path / "jobs.sqlite", observers=[heard])
+        async with received(other) as (url,), other:
+            CallbackReceiver(buyer, public_url=url)
+            async with buyer, asyncio.timeout(4.0):
+                outcomes = await buy(buyer, 10)
+        stats = emulator.stats()
+    assert all(outcome.ok for outcome in outcomes)
+    assert well(stats, 10)
+    assert stats.polls_per_job_mean <= 1.2
+    assert heard.events == []
