@@ -133,7 +133,7 @@ def fastapi(receiver: CallbackReceiver) -> Any:
 def litestar(receiver: CallbackReceiver) -> Any:
     module = importlib.import_module("litestar")
     handler = module.asgi("/hooks", is_mount=True, copy_scope=True)(_plain(receiver))
-    return module.Litestar([handler])
+    return module.Litestar([handler], logging_config=None)  # else it sets up everybody's logging
 
 
 def _plain(receiver: CallbackReceiver) -> Any:
