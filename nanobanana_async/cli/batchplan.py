@@ -4,12 +4,12 @@ from collections import Counter
 from contextlib import AsyncExitStack
 from decimal import Decimal
 
-from nanobanana_async import Gateway, JobState, SqliteLedger
+from nanobanana_async import Gateway, JobState
 from nanobanana_async.cli.batchfolder import LEDGER
 from nanobanana_async.cli.batchrows import is_over, is_same
 from nanobanana_async.cli.batchrun import Plan
 from nanobanana_async.cli.joblist import amount
-from nanobanana_async.cli.jobwork import LOOKED_BACK, reading
+from nanobanana_async.cli.jobwork import Prices, prices_in, reading
 from nanobanana_async.cli.results import RESULTS, places
 from nanobanana_async.cli.rowfile import FileRow
 from nanobanana_async.jobs import JobRecord
@@ -23,13 +23,13 @@ async def foresee(plan: Plan, gateway: Gateway) -> int:
     """Print how the rows stand, and what the rest would cost."""
     counts: Counter[str] = Counter()
     to_buy: Counter[str] = Counter()
-    prices: dict[str, Decimal] = {}
+    prices: Prices = {}
     old = places(plan.folder / RESULTS)
     path = plan.folder / LEDGER
     async with AsyncExitStack() as stack:
         ledger = await stack.enter_async_context(reading(path)) if path.is_file() and path.stat().st_size else None
         if ledger is not None:
-            prices = await _prices(ledger, gateway)
+            prices = await prices_in(ledger, gateway)
         for row in plan.file.rows(gateway):
             record = None if ledger is None else await ledger.find(row.key)
             standing = "finished" if record is None and row.key in old else _standing(row, record, plan)
@@ -60,7 +60,7 @@ def _standing(row: FileRow, record: JobRecord | None, plan: Plan) -> str:
             return "failed" if is_over(record, retry_failed=plan.retry_failed) else "to buy"
 
 
-def _estimate(to_buy: Counter[str], prices: dict[str, Decimal], expected: Decimal | None) -> str:
+def _estimate(to_buy: Counter[str], prices: Prices, expected: Decimal | None) -> str:
     """Return what the rows to buy cost by their kinds, in words."""
     known = {kind: prices.get(kind, expected) for kind in to_buy}
     costs = [price * to_buy[kind] for kind, price in known.items() if price is not None]
@@ -69,12 +69,3 @@ def _estimate(to_buy: Counter[str], prices: dict[str, Decimal], expected: Decima
     if len(costs) < len(known):
         return "unknown: none of a kind has been bought yet; --expected-credits says what a job costs"
     return f"about {amount(sum(costs, Decimal(0)))}"
-
-
-async def _prices(ledger: SqliteLedger, gateway: Gateway) -> dict[str, Decimal]:
-    """Return what the last job of each kind cost."""
-    prices: dict[str, Decimal] = {}
-    async for record in ledger.jobs(JobState.SUCCEEDED, LOOKED_BACK):
-        if record.request is not None and record.gateway == gateway.name and record.credits is not None:
-            prices.setdefault(gateway.price_class(record.request), record.credits)
-    return prices

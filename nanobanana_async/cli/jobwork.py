@@ -88,7 +88,7 @@ async def left_over(path: Path, gateway: Gateway) -> LeftOver:
     async with reading(path) as ledger:
         records = [record async for record in ledger.unfinished(gateway.account)]
         elsewhere = (await ledger.abandoned()).total() - len(records)
-        prices = await _prices(ledger, gateway)
+        prices = await prices_in(ledger, gateway)
     costs = [_price(gateway, prices, record) for record in records if record.state is JobState.PENDING]
     amounts = [cost for cost in costs if cost is not None]
     price = "what they cost is unknown, none of their kind has ended in this ledger"
@@ -149,7 +149,7 @@ async def consequence(path: Path, gateway: Gateway, record: JobRecord, decided: 
     if decided == "task-id":
         return f"Job {record.key} was bought as task {task_id}, you say. It is followed; nothing is bought."
     async with reading(path) as ledger:
-        cost = _price(gateway, await _prices(ledger, gateway), record)
+        cost = _price(gateway, await prices_in(ledger, gateway), record)
     price = "What it costs is unknown: none of its kind has ended in this ledger."
     if cost is not None:
         price = f"The last one of its kind cost {amount(cost)} credits."
@@ -251,7 +251,8 @@ class Teller:
                 print(plain(line) if terminal else line, file=self._out, flush=True)
 
 
-async def _prices(ledger: SqliteLedger, gateway: Gateway) -> Prices:
+async def prices_in(ledger: SqliteLedger, gateway: Gateway) -> Prices:
+    """Return what the last job of each kind cost, by `Gateway.price_class`."""
     prices: dict[str, Decimal] = {}
     async for record in ledger.jobs(JobState.SUCCEEDED, LOOKED_BACK):
         if record.request is not None and record.gateway == gateway.name and record.credits is not None:
