@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 from nanobanana_async.engine.books import Books
 from nanobanana_async.engine.entry import NEVER, Entry
-from nanobanana_async.engine.timers import TICK_S
+from nanobanana_async.engine.reliance import Reliance
 from nanobanana_async.errors import ContractBroken, NanoBananaError, RateLimited
 from nanobanana_async.gateways.contract import Gateway, Transport
 from nanobanana_async.jobs import Failure, JobRecord, JobState, Observation
@@ -25,17 +25,6 @@ from nanobanana_async.policy.retry import (
     stops_following,
 )
 from nanobanana_async.policy.schedule import Schedule
-
-# A job of which a callback will tell is looked at once when nearly all others have ended, in case the call is lost:
-# planned anew as durations are learned, and never later than a minute after it began or was seen.
-REPLAN_S = 5.0
-SHORTEST_FALLBACK_S = 5.0
-LONGEST_FALLBACK_S = 60.0
-
-# Where calls are lost, a job that waits for its own sits on a slot: then jobs are looked at as if there were none.
-LOST_SHARE = 0.2
-FOUND_SHARE = 0.05
-LOST_MEMORY = 0.1
 
 
 class Follower:
@@ -62,17 +51,13 @@ class Follower:
         self._query_s = query_s
         self.job_s = job_s
         self._clock = clock
-        self._is_called_back = is_called_back
-        self._opened_at = clock()
+        self.reliance = Reliance(is_called_back, clock)
         self._jitter = random.Random()
         self._strange_words: set[str] = set()
         self._schedules: dict[str, Schedule[Entry]] = {}
         self.gate = Gate(retry)
         self.pacer = Pacer()
         self.looks = 0
-        self._trusts_calls = True
-        self._lost = 0.0
-        """The share of callbacks that never came, of late."""
         self._on_wire = 0
 
     def admits(self, now: float) -> bool:
@@ -93,31 +78,9 @@ class Follower:
         entry.schedule = self._schedule_of(entry)
         entry.schedule.began(entry)
         entry.failures = 0  # those of its creates
-        if self._relies_on_a_call(entry):
-            return self.planned(entry)
+        if self.reliance.applies_to(entry):
+            return self.reliance.next_look(entry)
         return entry.running_at + entry.schedule.next_look_s(0.0)  # a job found again may long have ended
-
-    def planned(self, entry: Entry) -> float:
-        """Return when to look at a job of which a callback will tell, or to plan that anew."""
-        return min(self._fallback(entry), self._clock() + REPLAN_S)
-
-    def _fallback(self, entry: Entry) -> float:
-        """Return when a job is looked at all the same."""
-        late_s = 0.0 if entry.schedule is None else entry.schedule.late_s
-        if entry.looked_at < entry.running_at:
-            return entry.running_at + min(late_s, LONGEST_FALLBACK_S)
-        return entry.looked_at + min(max(late_s / 2, SHORTEST_FALLBACK_S), LONGEST_FALLBACK_S)
-
-    def is_early(self, entry: Entry) -> bool:
-        """Whether a job need not be looked at yet, since a callback will tell of it."""
-        in_trouble = entry.failures > 0 or entry.imageless_at < NEVER
-        waits = self._relies_on_a_call(entry) and not entry.news and not in_trouble
-        return waits and self._fallback(entry) > self._clock() + TICK_S
-
-    def _relies_on_a_call(self, entry: Entry) -> bool:
-        # Of a job that began before this session the call may have come when nobody was there.
-        missed = entry.looked_at == -NEVER and entry.running_at < self._opened_at
-        return not missed and self._trusts_calls and self._is_called_back(entry.record)
 
     async def ask(self, task_id: str) -> Observation:
         """Ask about a task that may be ours; whatever prevents an answer is raised."""
@@ -159,6 +122,8 @@ class Follower:
     @property
     def learned(self) -> Durations | None:
         """What was learned about the class of jobs that was seen most."""
+        for schedule in self._schedules.values():
+            schedule.learn()
         known = [schedule.durations for schedule in self._schedules.values() if schedule.durations.count]
         return max(known, key=lambda durations: durations.count, default=None)
 
@@ -244,9 +209,7 @@ class Follower:
 
     async def _end(self, entry: Entry, state: JobState, seen: Observation, called: bool, **facts: object) -> None:
         record = entry.record
-        if self._is_called_back(record):
-            self._lost += LOST_MEMORY * ((not called) - self._lost)
-            self._trusts_calls = self._lost < (LOST_SHARE if self._trusts_calls else FOUND_SHARE)
+        self.reliance.ended(record, called=called)
         if entry.schedule is not None:
             age_s = self._clock() - entry.running_at
             took_s = seen.took_s(age_s)
@@ -280,8 +243,8 @@ class Follower:
         if entry.schedule is None:
             return self.begin(entry)
         entry.schedule.seen_running(entry, age_s)
-        if self._relies_on_a_call(entry):
-            return self.planned(entry)
+        if self.reliance.applies_to(entry):
+            return self.reliance.next_look(entry)
         return entry.running_at + entry.schedule.next_look_s(age_s)
 
     def _not_seen(self, entry: Entry, error: NanoBananaError, sent_at: float) -> float:

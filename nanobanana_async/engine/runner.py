@@ -227,8 +227,8 @@ class Runner:
             if self.lingering.get(entry.key) is entry:
                 del self.lingering[entry.key]
             self._slots.release(entry)
-        elif entry.record.state is JobState.RUNNING and self._follower.is_early(entry):
-            self._timers.set(entry, self._follower.planned(entry))
+        elif entry.record.state is JobState.RUNNING and self._follower.reliance.is_early(entry):
+            self._timers.set(entry, self._follower.reliance.next_look(entry))
         else:
             self.feed.append(entry)
 

@@ -72,10 +72,14 @@ class Schedule(Generic[Job]):
         """Note that a job is no longer followed."""
         self._running.pop(job, None)
 
-    def next_look_s(self, age_s: float) -> float:
-        """Return the age at which a job that has this age now should be looked at next."""
+    def learn(self) -> None:
+        """Fit what is known anew, if enough of it is new."""
         if self._news >= max(1.0, NEWS * self.durations.count):
             self._refit()
+
+    def next_look_s(self, age_s: float) -> float:
+        """Return the age at which a job that has this age now should be looked at next."""
+        self.learn()
         look_s = self._one_look_after(age_s)
         if age_s < self.mean_s:  # jobs shorter than the wanted delay: one look, that much after their end
             look_s = min(look_s, self.mean_s + self.policy.target_delay_s)

@@ -90,6 +90,20 @@ async def test_late_calls_find_the_job_seen_or_wake_it() -> None:
 
 
 @virtually
+async def test_calls_teach_how_long_jobs_take_and_with_it_when_one_is_lost() -> None:
+    shop = Caller()
+    async with called(shop) as session:
+        await buy(session, 40)
+        median_s = session.stats().median_job_s
+        assert median_s is not None
+        assert abs(median_s - JOB_S) < 1.0
+        shop.times = (0,)
+        begun = now()
+        await session.generate("a fox")
+        assert now() - begun < 2 * JOB_S
+
+
+@virtually
 async def test_a_job_whose_call_is_lost_is_seen_within_a_minute() -> None:
     shop = Caller(0)
     async with called(shop) as session:
