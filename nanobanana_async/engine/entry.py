@@ -10,6 +10,7 @@ from nanobanana_async.policy.credits import Budget
 from nanobanana_async.policy.schedule import Schedule
 
 NEVER = float("inf")
+NOT_YET = -NEVER
 
 
 class Entry:
@@ -69,7 +70,7 @@ class Entry:
         """When its class of jobs is looked at; set once it runs."""
         self.imageless_at = NEVER
         self.looks = 0
-        self.looked_at = -NEVER
+        self.looked_at = NOT_YET
         """When it was last asked about."""
         self.news = False
         """A callback came since then."""

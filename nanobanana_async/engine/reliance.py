@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from nanobanana_async.engine.entry import NEVER, Entry
+from nanobanana_async.engine.entry import NEVER, NOT_YET, Entry
 from nanobanana_async.engine.timers import TICK_S
 from nanobanana_async.jobs import JobRecord
 
@@ -32,7 +32,7 @@ class Reliance:
     def applies_to(self, entry: Entry) -> bool:
         """Tell whether a callback is waited for, rather than asking."""
         # Of a job that began before this session the call may have come when nobody was there.
-        missed = entry.looked_at == -NEVER and entry.running_at < self._opened_at
+        missed = entry.looked_at == NOT_YET and entry.running_at < self._opened_at
         return not missed and self._relies and self._is_called_back(entry.record)
 
     def next_look(self, entry: Entry) -> float:
