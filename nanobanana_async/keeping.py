@@ -3,7 +3,6 @@
 import asyncio
 from pathlib import Path
 
-import anyio
 from attrs import frozen
 
 from nanobanana_async.engine.core import Engine
@@ -28,12 +27,6 @@ class Keeper:
 
     async def save(self, result: GenerationResult, folder: Path) -> tuple[Path, ...]:
         """Save all pictures of a result, named by its key and their number; return where they are."""
-        try:
-            await anyio.Path(folder).mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise DownloadError(
-                f"the folder {folder} can't be made: {error.strerror}", key=result.key, safe_to_repeat=False
-            ) from None
         async with asyncio.TaskGroup() as group:  # one that fails leaves the others whole
             saves = [group.create_task(self._saved(image, folder, result.key)) for image in result.images]
         paths: list[Path] = []
