@@ -15,6 +15,7 @@ NanoBananaError
   CreditLimitReached         max_credits would be passed
   LedgerError                the ledger can't be opened or written   .task_id
   DownloadError              the image is not what it should be   .gone
+  SaveError                  the folder for the images can't be written
 """
 
 from collections.abc import Generator
@@ -194,14 +195,7 @@ class GatewayUnavailable(GatewayError):
 class TransportError(NanoBananaError):
     """No usable answer arrived. `sent` is False when surely nothing reached the gateway, True when it perhaps did."""
 
-    def __init__(
-        self,
-        message: str,
-        *,
-        sent: bool,
-        key: str | None = None,
-        safe_to_repeat: bool | None = None,
-    ) -> None:
+    def __init__(self, message: str, *, sent: bool, key: str | None = None, safe_to_repeat: bool | None = None) -> None:
         super().__init__(message, key=key, safe_to_repeat=not sent if safe_to_repeat is None else safe_to_repeat)
         self.sent = sent
 
@@ -301,6 +295,10 @@ class DownloadError(NanoBananaError):
     ) -> None:
         super().__init__(message, key=key, safe_to_repeat=safe_to_repeat)
         self.gone = gone
+
+
+class SaveError(NanoBananaError):
+    """A folder can't be written; images of jobs that were bought can be saved later, without a purchase."""
 
 
 GATEWAY_ERRORS: dict[int, type[GatewayError]] = {

@@ -6,7 +6,7 @@ from pathlib import Path
 from attrs import frozen
 
 from nanobanana_async.engine.core import Engine
-from nanobanana_async.errors import DownloadError, NanoBananaError
+from nanobanana_async.errors import DownloadError, NanoBananaError, SaveError
 from nanobanana_async.http.downloads import Downloads
 from nanobanana_async.models import GeneratedImage, GenerationResult
 
@@ -25,17 +25,20 @@ class Keeper:
         except DownloadError as error:
             return await self._downloads.fetch(await self._new_link(image, error))
 
+    async def check(self, folder: Path) -> None:
+        """Raise `SaveError` if images can't be saved in a folder."""
+        await self._downloads.check(folder)
+
     async def save(self, result: GenerationResult, folder: Path) -> tuple[Path, ...]:
         """Save all pictures of a result, named by its key and their number; return where they are."""
         async with asyncio.TaskGroup() as group:  # one that fails leaves the others whole
             saves = [group.create_task(self._saved(image, folder, result.key)) for image in result.images]
-        paths: list[Path] = []
-        for save in saves:
-            saved = save.result()
-            if isinstance(saved, NanoBananaError):
-                raise saved.about(result.key, safe_to_repeat=False)
-            paths.append(saved)
-        return tuple(paths)
+        saved = [save.result() for save in saves]
+        errors = [error for error in saved if isinstance(error, NanoBananaError)]
+        if errors:  # the folder's fault first: it concerns the other rows too
+            error = next((error for error in errors if isinstance(error, SaveError)), errors[0])
+            raise error.about(result.key, safe_to_repeat=False)
+        return tuple(path for path in saved if isinstance(path, Path))
 
     async def _saved(self, image: GeneratedImage, folder: Path, key: str) -> Path | NanoBananaError:
         try:

@@ -68,7 +68,7 @@ class Rows:
             key = self._key_of(request, None if own_key is None else check_key(own_key))
             return Row(index=index, key=key, request=request, metadata=metadata)
         except InvalidRequest as error:
-            return Row(index=index, key=str(own_key or ""), metadata=metadata, error=error)
+            return Row(index=index, key="" if own_key is None else str(own_key), metadata=metadata, error=error)
 
     def _key_of(self, request: ImageRequest, own_key: str | None) -> str:
         if self._prefix is None:

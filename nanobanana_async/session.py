@@ -284,7 +284,7 @@ class Session:
 
         Files are named by the job's key, the picture's number and its true type, appear whole or not at all, and stand
         in the folder's `SHA256SUMS`. Saving again changes nothing, and nothing else is ever overwritten. Raises
-        `DownloadError`.
+        `DownloadError`, or `SaveError` when the folder can't be written.
         """
         return list(await Keeper(self._open_engine(), self._parts.downloads).save(result, Path(folder)))
 

@@ -54,6 +54,7 @@ ERRORS = {
     "NanoBananaError",
     "PromptBlocked",
     "RateLimited",
+    "SaveError",
     "SessionClosed",
     "TaskNotFound",
     "TransportError",

@@ -21,12 +21,14 @@ class Batch:
 
     Rows are pulled from the input only when a slot is free for them, and no faster than outcomes are taken, so memory
     does not grow with the input, and leaving early leaves the rest unbought: with `async with` at once, with a bare
-    `break` when the batch is garbage collected. What runs by then goes on, and stays in the ledger. Several tasks may
-    take outcomes of one batch.
+    `break` when the batch is garbage collected. However one leaves, at most 128 rows and 3 for each outcome taken have
+    been pulled (with `learn=False` at least `max_jobs` and 8). What runs by then goes on, and stays in the ledger.
+    Several tasks may take outcomes of one batch.
 
-    When buying more can't go well (bad API key, no credits, `max_credits`, a ledger that can't be written, the same
-    refusal twenty times in a row) no more is pulled, what runs is still yielded, then `BatchStopped` is raised. What
-    the input raises comes out in the same way, `SessionClosed` when the session is closed meanwhile.
+    When buying more can't go well (bad API key, no credits, `max_credits`, a ledger or a `save_to` folder that can't be
+    written, twenty refusals or twenty unsaved images of one kind in a row) no more is pulled, what runs is still
+    yielded, then `BatchStopped` is raised. What the input raises comes out in the same way, `SessionClosed` when the
+    session is closed meanwhile.
     """
 
     def __init__(self, requests: Requests, orders: Orders, engine: Engine, keeper: Keeper) -> None:

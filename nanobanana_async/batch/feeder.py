@@ -14,16 +14,17 @@ from attrs import evolve
 
 from nanobanana_async.batch.orders import Orders, Requests, each
 from nanobanana_async.batch.outcome import Outcome
+from nanobanana_async.batch.streak import Streak
 from nanobanana_async.engine.core import Engine
 from nanobanana_async.engine.entry import NEVER, Entry
 from nanobanana_async.errors import (
     AccessDenied,
     AuthenticationError,
     CreditLimitReached,
-    GatewayError,
     InsufficientCredits,
     LedgerError,
     NanoBananaError,
+    SaveError,
     SessionClosed,
 )
 from nanobanana_async.handle import Job
@@ -40,18 +41,21 @@ AHEAD = 8
 # leaves early has bought little, and whoever saves in his loop does not starve the slots.
 FEWEST_READY, MOST_READY, READY_SHARE = 4, 64, 4
 
+# Rows that may be pulled, and so bought, before the first outcome is taken, and how many more with each that is:
+# somebody who leaves after k outcomes has bought at most 128 + 3k rows, whatever the account would hold. An account
+# that takes 100 jobs at once is filled before its first job ends; the slots of a larger one fill as outcomes are taken.
+PULLED_AT_FIRST, PULLED_PER_TAKEN = 128, 3
+
 # In an ordered batch one slow row holds back those that end meanwhile: so many times what runs may be held back.
 HELD_BACK = 2
 
 # How many rows are finished (saved, fetched again) at the same time, and how many may wait for that.
 FINISHING, FINISHING_QUEUE = 8, 24
 
-# So many refusals of one kind without a purchase between: the rows are not what is wrong.
-SAME_REFUSALS = 20
 BOUGHT = frozenset({JobState.RUNNING, JobState.SUCCEEDED})
 
-# The account or the ledger says no, not the row: whatever is sent next would hear the same.
-STOPS = (AuthenticationError, InsufficientCredits, AccessDenied, CreditLimitReached, LedgerError)
+# The account, the ledger or the folder says no, not the row: the next one would hear the same.
+STOPS = (AuthenticationError, InsufficientCredits, AccessDenied, CreditLimitReached, LedgerError, SaveError)
 
 
 class Feeder:
@@ -63,6 +67,10 @@ class Feeder:
         self._engine = engine
         self._keeper = keeper
         self._rows = Rows(orders.name)
+        concurrency = engine.slots.throttle.policy
+        held = 0 if concurrency.learn or concurrency.max_jobs is None else concurrency.max_jobs
+        self._at_first = max(PULLED_AT_FIRST, held + AHEAD)
+        self._pulled = 0
         self._scope: anyio.CancelScope | None = None
         self._finishers = asyncio.Semaphore(FINISHING)
         self._room = asyncio.Event()
@@ -76,7 +84,7 @@ class Feeder:
         self._left: set[int] = set()
         """Rows that were to be taken back when the buying stopped."""
         self._finishing: dict[int, Outcome] = {}
-        self._refusals: tuple[object, int] = (None, 0)
+        self._refusals, self._unsaved = Streak(), Streak()
         self._pulled_all = False
         self.done = 0
         self.failed = 0
@@ -112,6 +120,8 @@ class Feeder:
         try:
             with anyio.CancelScope() as self._scope:
                 if not self._stopping:
+                    if self._orders.folder is not None:
+                        await self._keeper.check(self._orders.folder)
                     budget = await self._budget()
                     await self._pull(() if budget is None else (budget,))
         except asyncio.CancelledError:
@@ -119,6 +129,8 @@ class Feeder:
                 raise
             # Raised on, it would end the session.
             self.broken = NanoBananaError("what the input waited for was cancelled")
+        except SaveError as error:
+            self.stop(error)
         except Exception as error:  # of the input, or of the ledger
             self.broken = error
         self._pulled_all = True
@@ -137,6 +149,7 @@ class Feeder:
         async with aclosing(each(self._items)) as items:
             await self._wait_for_room()
             async for item in items:
+                self._pulled += 1
                 await self._enter(self._rows.read(item), budgets)
                 await self._wait_for_room()
 
@@ -144,7 +157,8 @@ class Feeder:
         while not self._stopping:
             waiting = len(self._ready) + max(0, len(self._finishing) - FINISHING_QUEUE)
             most = max(MOST_READY, HELD_BACK * len(self._out)) if self._orders.ordered else MOST_READY
-            if len(self._unsent) < AHEAD and waiting < min(most, FEWEST_READY + self._taken // READY_SHARE):
+            ready = waiting < min(most, FEWEST_READY + self._taken // READY_SHARE)
+            if ready and len(self._unsent) < AHEAD and self._pulled < self._at_first + PULLED_PER_TAKEN * self._taken:
                 return
             self._room.clear()
             await self._room.wait()
@@ -183,7 +197,7 @@ class Feeder:
         self._unsent.pop(row.index, None)
         self._room.set()
         if entry.record.state in BOUGHT:
-            self._refusals = (None, 0)
+            self._refusals.end()
         if not entry.live:
             del self._out[row.index]
             self._ended(row, entry)
@@ -202,8 +216,8 @@ class Feeder:
                 self.unbought += 1
                 self.stop(settled)
                 return
-            if unbought:
-                self._count_refusal(settled)
+            if unbought and self._refusals.grows_too_long(settled):
+                self.stop(settled)
             self._give(_outcome(row, job, error=settled))
             return
         outcome = _outcome(row, job, result=settled)
@@ -220,8 +234,13 @@ class Feeder:
             self.broken, finished = _closed(), None
         del self._finishing[outcome.index]
         self.changed.set()
-        if finished is not None:
-            self._give(finished)
+        if finished is None:
+            return
+        if finished.error is None:
+            self._unsaved.end()
+        elif isinstance(finished.error, STOPS) or self._unsaved.grows_too_long(finished.error):
+            self.stop(finished.error)
+        self._give(finished)
 
     async def _finished(self, outcome: Outcome) -> Outcome:
         try:
@@ -238,13 +257,6 @@ class Feeder:
             log.error("batch.crashed row=%s", outcome.index, exc_info=bug)
             outcome = evolve(outcome, error=NanoBananaError(f"a bug in nanobanana_async: {bug!r}; see the log"))
         return outcome
-
-    def _count_refusal(self, error: NanoBananaError) -> None:
-        kind = (type(error), error.code if isinstance(error, GatewayError) else None)
-        count = self._refusals[1] + 1 if kind == self._refusals[0] else 1
-        self._refusals = (kind, count)
-        if count >= SAME_REFUSALS:
-            self.stop(error)
 
     def _give(self, outcome: Outcome) -> None:
         self.done += 1

@@ -16,8 +16,8 @@ import anyio.to_thread
 from aiohttp.abc import AbstractResolver
 from yarl import URL
 
-from nanobanana_async.errors import DownloadError, SessionClosed
-from nanobanana_async.http.files import Part, SavedImage
+from nanobanana_async.errors import DownloadError, SaveError, SessionClosed
+from nanobanana_async.http.files import Part, SavedImage, check_folder, missed, why_unwritable
 from nanobanana_async.http.getting import Getter, Take
 from nanobanana_async.http.inline import inline_content, is_inline
 from nanobanana_async.http.missed import Missed
@@ -126,7 +126,8 @@ class Downloads:
         """Save a picture in a folder, under a name made safe and the ending of its type; list it in `SHA256SUMS`.
 
         Saving the same picture again changes nothing. Another file of that name is never overwritten: the picture then
-        gets a number, as in `name-2.png`. Raises `DownloadError`; its `gone` says that the link has expired.
+        gets a number, as in `name-2.png`. Raises `DownloadError`; its `gone` says that the link has expired. Raises
+        `SaveError` when the folder can't be written.
         """
 
         async def once() -> SavedImage:
@@ -148,6 +149,13 @@ class Downloads:
                     await anyio.to_thread.run_sync(part.discard)
 
         return await self._patiently(url, once)
+
+    async def check(self, folder: Path) -> None:
+        """Make a folder if it is missing; raise `SaveError` if no image can be written into it."""
+        try:
+            await anyio.to_thread.run_sync(check_folder, folder)
+        except OSError as error:
+            raise SaveError(why_unwritable(folder, error)) from None
 
     async def _receive(self, url: str, take: Take) -> None:
         if is_inline(url):
@@ -176,12 +184,15 @@ class Downloads:
             try:
                 async with self._places:
                     return await once()
-            except Missed as missed:
-                why, again, gone, wait_s = missed.why, missed.again, missed.gone, missed.wait_s
-            if not again or attempt >= self._attempts or is_inline(url):
+            except Missed as reason:
+                why, again, gone, wait_s = reason.why, reason.again, reason.gone, reason.wait_s
+                unwritable = reason.unwritable
+            if not again or attempt >= self._attempts or (is_inline(url) and not unwritable):
                 break
             pause_s = min(self._pause_s * 2 ** (attempt - 1), _LONGEST_PAUSE_S)
             await asyncio.sleep(max(pause_s * random.uniform(0.5, 1.0), wait_s or 0.0))
+        if unwritable:
+            raise SaveError(why)
         tried = f" (tried {attempt} times)" if attempt > 1 else ""
         raise DownloadError(f"{_shown(url)}: {why}{tried}", gone=gone)
 
@@ -195,10 +206,7 @@ async def _filed(folder: Path, work: Callable[P, T], *args: P.args, **kwargs: P.
     try:
         return await anyio.to_thread.run_sync(partial(work, *args, **kwargs))
     except OSError as error:
-        raise Missed(
-            f"the picture can't be written to {folder}: {error.strerror or type(error).__name__}: check that there is"
-            " room, and that this user may write there"
-        ) from None
+        raise missed(folder, error) from None
 
 
 def _shown(url: str) -> str:

@@ -3,6 +3,7 @@
 Everything here blocks, and is called in threads.
 """
 
+import errno
 import hashlib
 import mmap
 import os
@@ -15,6 +16,7 @@ from pathlib import Path
 
 from attrs import frozen
 
+from nanobanana_async.http.manifest import NAME as MANIFEST
 from nanobanana_async.http.manifest import Manifest
 from nanobanana_async.http.missed import Missed
 from nanobanana_async.http.names import safe_name
@@ -24,6 +26,25 @@ _PART_NAME = re.compile(r"\.nanobanana-[0-9a-f]{16}\.part")
 _STALE_S = 3600.0
 _MAX_NUMBER = 10_000
 _FOLLOW_NOTHING = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
+
+# Errors that speak of one file: another image, smaller or with a shorter name, can still be saved.
+_OF_ONE_FILE = frozenset({errno.EFBIG, errno.ENAMETOOLONG})
+_MAY_PASS = frozenset({errno.EMFILE, errno.ENFILE})
+_CHECKED_WITH = b"nanobanana" * 400  # about a block: on a full disk an empty file can still be made
+
+_ADVICE = {
+    errno.ENOSPC: "make room",
+    errno.EDQUOT: "make room",
+    errno.EACCES: "let this user write there",
+    errno.EPERM: "let this user write there",
+    errno.EROFS: "let this user write there",
+    errno.EMFILE: "raise the limit of open files (ulimit -n)",
+    errno.ENFILE: "raise the limit of open files",
+    errno.EEXIST: "move away what is in its place",
+    errno.EISDIR: "move away what is in its place",
+    errno.ELOOP: "move away what is in its place",
+    errno.ENOTDIR: "move away what is in its place",
+}
 
 
 @frozen(kw_only=True)
@@ -140,6 +161,32 @@ class Part:
         descriptor, self._descriptor = self._descriptor, None
         if descriptor is not None:
             os.close(descriptor)
+
+
+def why_unwritable(path: Path, error: OSError) -> str:
+    """Return why a file or folder can't be written, and what to do."""
+    advice = _ADVICE.get(error.errno or 0, "put that right")
+    return f"{path} can't be written: {error.strerror or type(error).__name__}: {advice}"
+
+
+def missed(folder: Path, error: OSError) -> Missed:
+    """Return whether the folder or one image is at fault that could not be written."""
+    if error.errno in _OF_ONE_FILE:
+        return Missed(f"the picture can't be written to {folder}: {error.strerror}")
+    return Missed(why_unwritable(folder, error), again=error.errno in _MAY_PASS, unwritable=True)
+
+
+def check_folder(folder: Path) -> None:
+    """Make a folder if it is missing, and write a file into it that is removed again; raise OSError if that fails."""
+    part = Part(folder)
+    try:
+        part.open()
+        part.write(_CHECKED_WITH)
+        if os.path.lexists(folder / MANIFEST):
+            with Manifest(folder):
+                pass
+    finally:
+        part.discard()
 
 
 def give_name(part: Path, target: Path) -> None:

@@ -7,6 +7,7 @@ picture is not given to another, so that no line is ever made wrong by us.
 
 import errno
 import os
+import stat
 import sys
 from contextlib import suppress
 from pathlib import Path
@@ -41,10 +42,19 @@ else:
             fcntl.flock(descriptor, fcntl.LOCK_UN)
 
 
+def _check_own(descriptor: int) -> None:
+    seen = os.fstat(descriptor)
+    if not stat.S_ISREG(seen.st_mode):
+        raise OSError(errno.EEXIST, f"{NAME} is no regular file")
+    if seen.st_nlink > 1:
+        raise OSError(errno.EEXIST, f"{NAME} has another name elsewhere (a hard link), and would change there too")
+
+
 class Manifest:
     """A folder's list, held by one thread of one process at a time: `with Manifest(folder) as manifest`.
 
-    Raises `OSError` when it can't be written, or is a symbolic link: it could lead anywhere.
+    Raises `OSError` when it can't be written, or is no file of its own: a symbolic or hard link, a pipe. What is added
+    to such a file would stand in somebody else's.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -54,6 +64,7 @@ class Manifest:
         flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
         self._descriptor = os.open(self._path, flags | getattr(os, "O_BINARY", 0), 0o666)
         try:
+            _check_own(self._descriptor)
             _lock(self._descriptor)
             self._lines = self._read()
         except BaseException:
