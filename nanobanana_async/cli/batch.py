@@ -12,11 +12,10 @@ from rich.console import Console
 
 from nanobanana_async import ApiMall, ConcurrencyPolicy, ConfigurationError, Gateway
 from nanobanana_async.cli.batchboard import rows
-from nanobanana_async.cli.batchfolder import BatchFolder, Identity, check
+from nanobanana_async.cli.batchfolder import FILES, BatchFolder, Identity, check
 from nanobanana_async.cli.batchplan import foresee
 from nanobanana_async.cli.batchrun import Plan, Run
 from nanobanana_async.cli.board import plain
-from nanobanana_async.cli.results import RESULTS
 from nanobanana_async.cli.rowfile import Format, RowFile, opened
 from nanobanana_async.emulator import API_KEY, Emulator
 from nanobanana_async.policy.credits import as_credits
@@ -76,7 +75,8 @@ class BatchCommand:
         file
             The rows; `-` is standard input.
         output
-            The folder; made if missing. It belongs to one batch.
+            The folder; made if missing. It belongs to one batch. One that holds files of these names from elsewhere is
+            refused, other files in it are left alone, and no link in it is followed.
         gateway
             Whose pictures; the one whose API key is set when left out. `emulator` runs one in this process, for a try.
         base_url
@@ -106,7 +106,7 @@ class BatchCommand:
         emulated = gateway == "emulator"
         seller = ApiMall(api_key=API_KEY) if gateway == "emulator" else self.seller(gateway, base_url)
         with opened(file, name, format) as source:
-            if Path(file).exists() and Path(file).resolve() == (output / RESULTS).resolve():
+            if Path(file).exists() and Path(file).resolve() in [(output / name).resolve() for name in FILES]:
                 raise ConfigurationError(f"{file} would be written over: name another folder with -o")
             identity = Identity(source.batch, emulated)
             check(output, identity)

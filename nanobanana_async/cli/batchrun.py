@@ -18,6 +18,7 @@ from nanobanana_async import (
     Gateway,
     JobState,
     LedgerError,
+    NanoBananaError,
     Outcome,
     Session,
     SqliteLedger,
@@ -35,7 +36,7 @@ from nanobanana_async.cli.batchrows import (
     unfinished,
 )
 from nanobanana_async.cli.batchwords import Data, Signals, Story
-from nanobanana_async.cli.results import PICTURES, Listed, Result, Results, places, read, with_files
+from nanobanana_async.cli.results import PICTURES, RESULTS, Listed, Result, Results, places, read, with_files
 from nanobanana_async.cli.rowfile import FileRow, RowFile
 from nanobanana_async.report import Recorder, ReportRow, write_report
 from nanobanana_async.rows import key_prefix
@@ -78,6 +79,8 @@ class Run:
         self._listed: Listed | None = None
         self._changed = False
         self._edition, self._reported = 0, False
+        self._unfinished: NanoBananaError | None = None
+        """Why the results or the report could not be put in their final shape."""
 
     async def __call__(self) -> int:
         """Do it all, and return the exit code."""
@@ -110,7 +113,10 @@ class Run:
         except LedgerError as error:
             raise ConfigurationError(str(error)) from None
         try:
-            await self._look_up()
+            try:
+                await self._look_up()
+            except OSError as error:
+                raise unwritable(self._folder, error) from None
             if not self._signals.asked.is_set():
                 await self._buy(session)
         finally:
@@ -182,19 +188,34 @@ class Run:
                     retry_failed=plan.retry_failed,
                 ) as batch,
             ):
-                works = (self._tick(session), self._stop_when_asked(batch), self._report_now_and_then())
+                works = (self._tick(session), self._stop_when_asked(batch), self._report_now_and_then(batch))
                 beside = [group.create_task(work) for work in works]
                 try:
                     async for outcome in batch:
-                        await self._ended(outcome)
+                        await self._ended(batch, outcome)
                 except BatchStopped as stopped:
-                    self._story.stopped = stopped.cause
+                    self._story.stopped = self._story.stopped or stopped.cause
                 for task in beside:
                     task.cancel()
         finally:
             wanted.close()
 
-    async def _ended(self, outcome: Outcome) -> None:
+    async def _ended(self, batch: Batch, outcome: Outcome) -> None:
+        try:
+            await self._write_down(outcome)
+            await self._data.tell()
+        except OSError as error:  # the next run finds the row in the ledger, and its images in their folder
+            await self._stop(batch, unwritable(self._folder, error, RESULTS))
+        except ConfigurationError as error:  # stdout can't be written
+            await self._stop(batch, error)
+
+    async def _stop(self, batch: Batch, why: NanoBananaError) -> None:
+        """Buy no more, since this run can't write down what it buys; collect what runs."""
+        self._story.stopped = self._story.stopped or why
+        self._board.phase = "collecting what runs"
+        await batch.aclose()
+
+    async def _write_down(self, outcome: Outcome) -> None:
         row: FileRow = outcome.metadata
         result = of_outcome(row, outcome, await self._ledger.find(row.key), self._gateway)
         if outcome.saved:
@@ -208,7 +229,6 @@ class Run:
         self._story.add(result)
         self._board.ended(result.row.status, result.row.prompt, result.row.error)
         self._data.add(result, self._folder)
-        await self._data.tell()
 
     async def _tick(self, session: Session) -> None:
         while True:
@@ -220,16 +240,27 @@ class Run:
         self._board.phase = "collecting what runs"
         await batch.aclose()
 
-    async def _report_now_and_then(self) -> None:
+    async def _report_now_and_then(self, batch: Batch) -> None:
         clock, pause_s = asyncio.get_running_loop().time, REPORT_S
         while True:
             await asyncio.sleep(pause_s)
             began_at = clock()
-            await self._report()
+            try:
+                await self._report()
+            except ConfigurationError as error:
+                await self._stop(batch, error)
             pause_s = max(REPORT_S, REPORT_SHARE * (clock() - began_at))
 
     async def _wrap_up(self) -> None:
         """Put everything in its final shape; nothing is bought any more."""
+        try:
+            await self._finish_results()
+        except OSError as error:
+            self._unfinished = unwritable(self._folder, error)
+        except ConfigurationError as error:
+            self._unfinished = error
+
+    async def _finish_results(self) -> None:
         if self._plan.ordered and self._story.known and self._results.committed:
             rows = self._plan.file.rows(self._gateway)
             await anyio.to_thread.run_sync(self._results.reorder, [row.key for row in rows])
@@ -238,7 +269,8 @@ class Run:
             self._reported = True  # and it tells more than we could: how the last run went
         elif self._results.committed:
             self._board.phase = f"writing {REPORT}"
-            self._reported = await self._report()
+            await self._report()
+            self._reported = True
 
     def _is_told(self) -> bool:
         """Tell whether the report was written after the results."""
@@ -247,8 +279,8 @@ class Run:
         except OSError:
             return False
 
-    async def _report(self) -> bool:
-        """Write the report; say whether it could be written."""
+    async def _report(self) -> None:
+        """Write the report; raise `ConfigurationError` if it can't be written."""
         path, title = self._folder / REPORT, self._plan.file.batch
         self._edition += 1
         rows = self._rows(self._edition)
@@ -259,9 +291,7 @@ class Run:
         try:
             await anyio.to_thread.run_sync(write, abandon_on_cancel=True)
         except OSError as error:
-            self._board.say(f"nanobanana: {path} can't be written: {error.strerror or error}")
-            return False
-        return True
+            raise unwritable(self._folder, error, REPORT) from None
 
     def _rows(self, edition: int) -> Iterator[ReportRow]:
         """Yield every row as it stands, in the order of the file; in a thread, which may have been left alone."""
@@ -281,6 +311,9 @@ class Run:
             return INTERRUPTED
         if self._story.stopped is not None:
             return STOPPED
+        if self._unfinished is not None:
+            board.say(f"nanobanana: {self._unfinished}")
+            return FAILED
         return OK if board.counts["succeeded"] == board.done else FAILED
 
 

@@ -20,7 +20,8 @@ from nanobanana_async.cli.board import shorten
 from nanobanana_async.cli.joblist import amount
 from nanobanana_async.cli.results import RESULTS, Result
 from nanobanana_async.cli.rowfile import RowFile
-from nanobanana_async.errors import NanoBananaError
+from nanobanana_async.errors import ConfigurationError, NanoBananaError
+from nanobanana_async.http.files import why_unwritable
 from nanobanana_async.report import STATUSES
 
 INTERRUPTED = 130
@@ -86,31 +87,37 @@ class Data:
         # The live display puts another stdout in place.
         self._out = sys.stdout
         self._wanted = not self._out.isatty()
-        self._lines: list[str] = []
+        self._lines: list[bytes] = []
 
     def add(self, result: Result, folder: Path) -> None:
         """Take note of a row's lines."""
         if self._wanted:
-            start = f"{result.row.key}\t{result.row.status}"
-            paths = [str(folder / image) for image in result.row.images] or [""]
-            self._lines += [f"{start}\t{path}\n" for path in paths]
+            start = f"{result.row.key}\t{result.row.status}\t".encode()
+            paths = [folder / image for image in result.row.images] or [""]
+            # A path as the file system has it: it need not be text in the encoding of stdout.
+            self._lines += [b"%b%b\n" % (start, os.fsencode(path)) for path in paths]
 
     async def tell(self) -> None:
-        """Print what was added; whoever reads slowly is waited for, whoever has gone is not."""
+        """Print what was added; a slow reader is waited for, one that has gone is not.
+
+        Raises `ConfigurationError` when stdout is a file that can't be written; then nothing more is printed.
+        """
         lines, self._lines = self._lines, []
         if lines:
-            await anyio.to_thread.run_sync(self._print, "".join(lines), abandon_on_cancel=True)
+            await anyio.to_thread.run_sync(self._print, b"".join(lines), abandon_on_cancel=True)
         else:
             await anyio.lowlevel.checkpoint()
 
-    def _print(self, text: str) -> None:
+    def _print(self, lines: bytes) -> None:
         try:
-            self._out.write(text)
-            self._out.flush()
-        except BrokenPipeError:
+            self._out.buffer.write(lines)
+            self._out.buffer.flush()
+        except OSError as error:
             self._wanted = False
             with suppress(OSError, ValueError):  # lest Python's last flush complains
                 os.dup2(os.open(os.devnull, os.O_WRONLY), self._out.fileno())
+            if not isinstance(error, BrokenPipeError):
+                raise ConfigurationError(why_unwritable("standard output", error)) from None
 
 
 class Story:

@@ -21,6 +21,7 @@ from nanobanana_async.report import ReportRow
 PICTURES = "images"
 RESULTS = "results.jsonl"
 
+_FOLLOW_NOTHING = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
 _LISTED = re.compile(rb"([0-9a-f]{64})  ((.+-\d\d)(?:-\d+)?\.[a-z]+)\n?")
 
 
@@ -166,8 +167,7 @@ class Results:
     def begin(self) -> None:
         """Begin the new file, beside the old one."""
         self._places, self._size, self._sum = {}, 0, 0
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
-        self._descriptor = os.open(self._part, flags, 0o666)
+        self._descriptor = os.open(self._part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _FOLLOW_NOTHING, 0o666)
 
     def commit(self) -> bool:
         """Put the new file in the place of the old one; from now on lines are added to it.
@@ -183,7 +183,7 @@ class Results:
                 os.utime(self._part, ns=(seen.st_atime_ns, seen.st_mtime_ns))
         os.replace(self._part, self.path)
         self.committed = True
-        self._descriptor = os.open(self.path, os.O_WRONLY | os.O_APPEND | getattr(os, "O_BINARY", 0))
+        self._descriptor = os.open(self.path, os.O_WRONLY | os.O_APPEND | _FOLLOW_NOTHING)
         return changed
 
     def add(self, result: Result) -> None:
@@ -192,8 +192,12 @@ class Results:
             raise RuntimeError("results are added between begin and close")
         line = f"{result.to_json()}\n".encode()
         left = memoryview(line)
-        while left:
-            left = left[os.write(self._descriptor, left) :]
+        try:
+            while left:
+                left = left[os.write(self._descriptor, left) :]
+        except OSError:
+            os.ftruncate(self._descriptor, self._size)  # half a line would spoil the one that follows
+            raise
         self._places[result.row.key] = self._size
         self._size += len(line)
         self._sum += hash(line)
@@ -207,8 +211,10 @@ class Results:
         """Flush it to the disk and let it go; idempotent."""
         descriptor, self._descriptor = self._descriptor, None
         if descriptor is not None:
-            os.fsync(descriptor)
-            os.close(descriptor)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
 
     def reorder(self, keys: Iterable[str]) -> None:
         """Write it once more, in this order."""

@@ -17,6 +17,7 @@ from attrs import fields_dict, frozen
 from nanobanana_async.errors import ConfigurationError, InvalidRequest
 from nanobanana_async.gateways.contract import Gateway
 from nanobanana_async.models import ImageRequest
+from nanobanana_async.report import ReportRow
 from nanobanana_async.rows import Item, Row, Rows
 
 Format = Literal["txt", "jsonl", "csv"]
@@ -66,7 +67,11 @@ class RowFile:
     def rows(self, gateway: Gateway) -> Iterator[FileRow]:
         """Yield every row; what a gateway does not take is an error of the row."""
         rows, own_keys = Rows(self.batch), set[int]()
-        with self.path.open("rb") as file:
+        try:
+            file = self.path.open("rb")
+        except OSError as error:
+            raise ConfigurationError(f"{self.title} can't be read: {error.strerror or error}") from None
+        with file:
             for index, (line, found) in enumerate(_READERS[self.format](file)):
                 if isinstance(found, str):
                     yield FileRow(index=index, line=line, error=found)
@@ -82,6 +87,8 @@ def _row(index: int, line: int, row: Row, own_key: str | None, own_keys: set[int
         if hash(own_key) in own_keys:
             error = error or f"key {own_key!r} is an earlier row's: each row needs its own, or none"
         own_keys.add(hash(own_key))
+    if error is None and row.metadata is not None:
+        error = _unwritable(row.metadata)
     if error is not None:
         return FileRow(index=index, line=line, request=row.request, error=error)
     return FileRow(index=index, line=line, key=row.key, own_key=own_key, request=row.request, metadata=row.metadata)
@@ -137,6 +144,15 @@ def _refused(gateway: Gateway, request: ImageRequest) -> str | None:
         gateway.check(request)
     except InvalidRequest as error:
         return error.message
+    return None
+
+
+def _unwritable(metadata: object) -> str | None:
+    """Say why results can't hold the metadata of a row; found by writing it as they do."""
+    try:
+        ReportRow(index=0, key="", status="unfinished", metadata=metadata).to_json()
+    except ValueError as error:
+        return f"metadata: {error}"
     return None
 
 

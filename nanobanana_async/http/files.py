@@ -163,7 +163,7 @@ class Part:
             os.close(descriptor)
 
 
-def why_unwritable(path: Path, error: OSError) -> str:
+def why_unwritable(path: Path | str, error: OSError) -> str:
     """Return why a file or folder can't be written, and what to do."""
     advice = _ADVICE.get(error.errno or 0, "put that right")
     return f"{path} can't be written: {error.strerror or type(error).__name__}: {advice}"

@@ -21,7 +21,7 @@ from markupsafe import Markup, escape
 from nanobanana_async.report import words
 from nanobanana_async.report.charts import charts_of
 from nanobanana_async.report.recorder import Recorder
-from nanobanana_async.report.row import STATUSES, ReportRow
+from nanobanana_async.report.row import STATUSES, ReportRow, json_value
 from nanobanana_async.report.summary import Summary
 
 _CHUNK = 1 << 16
@@ -50,7 +50,9 @@ def write_report(
     part = path.with_name(f".nanobanana-{secrets.token_hex(8)}.html.part")
     summary = Summary()
     try:
-        with tempfile.TemporaryFile("w+", encoding="utf-8", errors="backslashreplace", newline="") as cards:
+        with tempfile.TemporaryFile(
+            "w+", encoding="utf-8", errors="backslashreplace", newline="", dir=path.parent
+        ) as cards:  # beside the page: one place that must have room
             for row in rows:
                 summary.add(row)
                 spare = summary.shown.total() - max_cards
@@ -204,7 +206,7 @@ def _facts(row: ReportRow) -> dict[str, Any]:
 def _told(value: object) -> str:
     if isinstance(value, (list, tuple)) and all(isinstance(inner, str) for inner in value):
         return "\n".join(value)
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+    return value if isinstance(value, str) else json.dumps(json_value(value), ensure_ascii=False)
 
 
 def _exactly(text: str) -> Markup:

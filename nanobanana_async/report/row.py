@@ -12,6 +12,11 @@ from attrs import asdict, field, fields_dict, frozen
 Status = Literal["succeeded", "failed", "refused", "uncertain", "unfinished", "invalid"]
 STATUSES: tuple[Status, ...] = get_args(Status)
 
+MOST_NESTED = 100
+"""Far below what Python's encoder and decoder take, however deep the stack is from which they are called."""
+
+_LONGEST_INT = 10**4000  # Python neither writes nor reads longer ones (`sys.set_int_max_str_digits`)
+
 # What `str.splitlines` takes for the end of a line and JSON does not escape by itself.
 _LINE_ENDS = {ord(end): f"\\u{ord(end):04x}" for end in "\x85\u2028\u2029"}
 
@@ -57,8 +62,11 @@ class ReportRow:
         return max(0.0, (self.ended_at - self.sent_at).total_seconds())
 
     def to_json(self) -> str:
-        """Return the row as one line of JSON, without its end; what JSON has no word for becomes text."""
-        facts = {name: _plain(value) for name, value in asdict(self, recurse=False).items()}
+        """Return the row as one line of JSON, without its end; what JSON has no word for becomes text.
+
+        Raises ValueError for what is nested more than 100 deep, or contains itself.
+        """
+        facts = {name: json_value(value) for name, value in asdict(self, recurse=False).items()}
         line = json.dumps(facts, ensure_ascii=False, allow_nan=False).translate(_LINE_ENDS)
         try:
             line.encode()
@@ -101,17 +109,22 @@ def _decimal(value: object) -> Decimal | None:
     return number
 
 
-def _plain(value: Any) -> Any:
+def json_value(value: Any, depth: int = 0) -> Any:
+    """Return a value as JSON can hold it; raise ValueError for what is nested deeper than `MOST_NESTED`."""
+    if depth > MOST_NESTED:
+        raise ValueError(f"it is nested more than {MOST_NESTED} deep")
     match value:
-        case None | bool() | int() | str():
+        case None | bool() | str():
             return value
+        case int():
+            return value if abs(value) < _LONGEST_INT else hex(value)
         case float():
             return value if math.isfinite(value) else str(value)
         case datetime():
             return value.isoformat()
         case Mapping():
-            return {str(name): _plain(inner) for name, inner in value.items()}
+            return {str(name): json_value(inner, depth + 1) for name, inner in value.items()}
         case list() | tuple():
-            return [_plain(inner) for inner in value]
+            return [json_value(inner, depth + 1) for inner in value]
         case _:
             return str(value)
