@@ -28,6 +28,7 @@ from nanobanana_async.errors import (
     LedgerError,
     NanoBananaError,
     RateLimited,
+    SaveError,
     SessionClosed,
     TransportError,
 )
@@ -66,6 +67,7 @@ EACH = [
     CreditLimitReached("m"),
     LedgerError("m", task_id="img_1", key="k", safe_to_repeat=False),
     DownloadError("m"),
+    SaveError("m"),
 ]
 each = pytest.mark.parametrize("error", EACH, ids=lambda error: type(error).__name__)
 

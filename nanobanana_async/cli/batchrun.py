@@ -1,7 +1,6 @@
 """One run of a batch: what has ended is looked up, the rest is bought, and each row written down as it ends."""
 
 import asyncio
-from collections.abc import Iterator
 from datetime import UTC, datetime
 from decimal import Decimal
 from pathlib import Path
@@ -25,6 +24,7 @@ from nanobanana_async import (
 )
 from nanobanana_async.cli.batchboard import BatchBoard
 from nanobanana_async.cli.batchfolder import LEDGER, REPORT, BatchFolder, unwritable
+from nanobanana_async.cli.batchreport import RunReport
 from nanobanana_async.cli.batchrows import (
     AT_ONCE,
     Wanted,
@@ -38,7 +38,6 @@ from nanobanana_async.cli.batchrows import (
 from nanobanana_async.cli.batchwords import Data, Signals, Story
 from nanobanana_async.cli.results import PICTURES, RESULTS, Listed, Result, Results, places, read, with_files
 from nanobanana_async.cli.rowfile import FileRow, RowFile
-from nanobanana_async.report import Recorder, ReportRow, write_report
 from nanobanana_async.rows import key_prefix
 
 OK, FAILED, STOPPED, INTERRUPTED = 0, 1, 3, 130
@@ -70,7 +69,6 @@ class Run:
         self._folder = folder.path
         clock = asyncio.get_running_loop().time
         self._board = BatchBoard(plan.total, console, clock, max_credits=plan.max_credits)
-        self._recorder = Recorder()
         self._results = Results(folder.path)
         self._ledger = SqliteLedger(folder.path / LEDGER)
         self._data = Data()
@@ -78,7 +76,7 @@ class Run:
         self._signals = Signals(self._board)
         self._listed: Listed | None = None
         self._changed = False
-        self._edition, self._reported = 0, False
+        self._report = RunReport(folder.path, plan.file, gateway, self._results, lambda: self._signals.ended)
         self._unfinished: NanoBananaError | None = None
         """Why the results or the report could not be put in their final shape."""
 
@@ -103,7 +101,7 @@ class Run:
             self._gateway,
             ledger=self._ledger,
             concurrency=ConcurrencyPolicy(max_jobs=self._plan.max_jobs),
-            observers=[self._board, self._recorder],
+            observers=[self._board, self._report.recorder],
         )
         try:
             (self._folder / PICTURES).mkdir(exist_ok=True)
@@ -113,12 +111,11 @@ class Run:
         except LedgerError as error:
             raise ConfigurationError(str(error)) from None
         try:
-            try:
-                await self._look_up()
-            except OSError as error:
-                raise unwritable(self._folder, error) from None
+            await self._look_up()
             if not self._signals.asked.is_set():
                 await self._buy(session)
+        except OSError as error:
+            raise unwritable(self._folder, error) from None
         finally:
             self._board.phase = "closing"
             await session.aclose()
@@ -246,7 +243,7 @@ class Run:
             await asyncio.sleep(pause_s)
             began_at = clock()
             try:
-                await self._report()
+                await self._report.write()
             except ConfigurationError as error:
                 await self._stop(batch, error)
             pause_s = max(REPORT_S, REPORT_SHARE * (clock() - began_at))
@@ -265,47 +262,17 @@ class Run:
             rows = self._plan.file.rows(self._gateway)
             await anyio.to_thread.run_sync(self._results.reorder, [row.key for row in rows])
         self._results.close()
-        if not self._changed and self._is_told():
-            self._reported = True  # and it tells more than we could: how the last run went
+        if not self._changed and self._report.is_newer_than_the_results():
+            self._report.written = True  # and it tells more than we could: how the last run went
         elif self._results.committed:
             self._board.phase = f"writing {REPORT}"
-            await self._report()
-            self._reported = True
-
-    def _is_told(self) -> bool:
-        """Tell whether the report was written after the results."""
-        try:
-            return (self._folder / REPORT).stat().st_mtime_ns >= self._results.path.stat().st_mtime_ns
-        except OSError:
-            return False
-
-    async def _report(self) -> None:
-        """Write the report; raise `ConfigurationError` if it can't be written."""
-        path, title = self._folder / REPORT, self._plan.file.batch
-        self._edition += 1
-        rows = self._rows(self._edition)
-
-        def write() -> None:
-            write_report(path, rows, title=title, run=self._recorder)
-
-        try:
-            await anyio.to_thread.run_sync(write, abandon_on_cancel=True)
-        except OSError as error:
-            raise unwritable(self._folder, error, REPORT) from None
-
-    def _rows(self, edition: int) -> Iterator[ReportRow]:
-        """Yield every row as it stands, in the order of the file; in a thread, which may have been left alone."""
-        for row in self._plan.file.rows(self._gateway):
-            if self._signals.ended or edition != self._edition:
-                raise InterruptedError
-            result = self._results.get(row.key)
-            yield unfinished(row) if result is None else result.row
+            await self._report.write()
 
     def _conclude(self) -> int:
         """Tell how it ended, and return the exit code."""
         board, left = self._board, self._plan.total - len(self._results)
         interrupted = self._signals.ended or (self._signals.asked.is_set() and left > 0)
-        for line in self._story.ending(board, left, interrupted=interrupted, reported=self._reported):
+        for line in self._story.ending(board, left, interrupted=interrupted, reported=self._report.written):
             board.say(line)
         if interrupted:
             return INTERRUPTED

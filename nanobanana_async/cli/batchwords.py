@@ -93,9 +93,9 @@ class Data:
         """Take note of a row's lines."""
         if self._wanted:
             start = f"{result.row.key}\t{result.row.status}\t".encode()
-            paths = [folder / image for image in result.row.images] or [""]
             # A path as the file system has it: it need not be text in the encoding of stdout.
-            self._lines += [b"%b%b\n" % (start, os.fsencode(path)) for path in paths]
+            paths = [os.fsencode(folder / image) for image in result.row.images] or [b""]
+            self._lines += [start + path + b"\n" for path in paths]
 
     async def tell(self) -> None:
         """Print what was added; a slow reader is waited for, one that has gone is not.

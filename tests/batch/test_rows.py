@@ -125,3 +125,18 @@ def test_what_is_remembered_of_a_row_is_eight_bytes() -> None:
     finally:
         tracemalloc.stop()
     assert reader.read("the first").key == keys("the first", "the first")[1]
+
+
+class Ambiguous:
+    """A value that is neither true nor false, as an array of numpy."""
+
+    def __bool__(self) -> bool:
+        raise ValueError("the truth value is ambiguous")
+
+
+@pytest.mark.parametrize("key", [Ambiguous(), float("nan"), b"k", ["k"], "\ud800"])
+def test_a_key_of_any_type_is_at_most_an_error_of_its_row(key: object) -> None:
+    row = Rows("spring").read({"prompt": "a fox", "key": key, "metadata": Ambiguous()})
+    assert row.request is None
+    assert row.error is not None
+    assert isinstance(row.metadata, Ambiguous)

@@ -1,86 +1,21 @@
 """`nanobanana batch` against the emulator: what it buys, what it writes, and what the same command finds again."""
 
 import asyncio
-import io
 import json
 import os
-import sys
-from collections import Counter
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any, Unpack
 
 import pytest
 
 from nanobanana_async.cli import app as cli
 from nanobanana_async.cli.batchfolder import BatchFolder, Identity
-from nanobanana_async.emulator import API_KEY, Emulator, EmulatorOptions, Fixed, Script
+from nanobanana_async.emulator import API_KEY, Script
 from nanobanana_async.emulator.faults import error, reset
 from tests.cli.batch_kills import kill_and_go_on, lines_of, pictures_of
-from tests.cli.command import Said, environment
+from tests.cli.batches import Command, emulated, requests
 
 NOWHERE = "http://127.0.0.1:9"
 PRUNE = ["jobs", "prune", "--older-than", "0h", "--ledger", "out/jobs.sqlite", "--yes"]
-
-
-class Command:
-    """Runs the command in this process, in a folder of its own."""
-
-    def __init__(self, folder: Path, patch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-        self.folder = folder
-        self.out = folder / "out"
-        self.patch = patch
-        self._capsys = capsys
-
-    async def __call__(self, file: str, *options: str, folder: str = "out", stdin: bytes = b"") -> Said:
-        with self.patch.context() as patch:
-            patch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin)))
-            self._capsys.readouterr()
-            code = await asyncio.to_thread(cli.run, ["batch", file, "-o", folder, *options])
-        said = self._capsys.readouterr()
-        return Said(code, said.out, said.err)
-
-    def write(self, name: str, *lines: str) -> str:
-        (self.folder / name).write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
-        return name
-
-    def prompts(self, count: int) -> str:
-        return self.write("foxes.txt", *(f"a fox {number}" for number in range(count)))
-
-    def lines(self) -> dict[str, dict[str, Any]]:
-        """Return the results by prompt; no prompt may have two."""
-        lines = lines_of(self.out)
-        assert len({line["prompt"] for line in lines}) == len(lines)
-        return {line["prompt"]: line for line in lines}
-
-    def statuses(self) -> Counter[str]:
-        return Counter(line["status"] for line in lines_of(self.out))
-
-
-@pytest.fixture
-def batch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
-    for name in [name for name in os.environ if name.startswith(("APIMALL_", "DEFAPI_", "NANOBANANA_"))]:
-        monkeypatch.delenv(name)
-    monkeypatch.chdir(tmp_path)
-    return Command(tmp_path, monkeypatch, capsys)
-
-
-@asynccontextmanager
-async def emulated(
-    batch: Command, gateway: str = "apimall", **settings: Unpack[EmulatorOptions]
-) -> AsyncIterator[Emulator]:
-    options: EmulatorOptions = {"duration": Fixed(0.05), "picture_scale": 0.05}
-    options.update(settings)
-    async with Emulator(**options) as emulator:
-        variables = {"NANOBANANA_GATEWAY": gateway, "DEFAPI_API_KEY": API_KEY, "NANOBANANA_EXPECTED_JOB_S": "0.05"}
-        for name, value in environment(emulator, **variables).items():
-            batch.patch.setenv(name, value)
-        yield emulator
-
-
-def requests(emulator: Emulator) -> Counter[str]:
-    return Counter({str(name): count for name, count in emulator.stats().requests.items()})
 
 
 async def test_a_file_becomes_pictures_results_a_report_and_a_ledger(batch: Command) -> None:
@@ -315,11 +250,10 @@ async def test_a_missing_key_and_folders_that_cannot_be_written_are_told(batch: 
     batch.patch.setenv("NANOBANANA_BASE_URL", NOWHERE)
     for folder, why in (("foxes.txt", "File exists"), ("foxes.txt/out", "Not a directory")):
         said = await batch(file, folder=folder)
-        assert (said.code, said.complaint) == (
-            2,
-            f"nanobanana: {folder} can't be written: {why}: name another folder with -o",
-        )
+        advice = "move away what is in its place, or name another folder with -o"
+        assert (said.code, said.complaint) == (2, f"nanobanana: {folder} can't be written: {why}: {advice}")
     (batch.folder / "odd").mkdir()
+    (batch.folder / "odd" / ".nanobanana-batch").write_text('{"batch": "foxes", "emulated": false}')
     (batch.folder / "odd" / "jobs.sqlite").write_text("this is no database, but a letter to a friend of mine")
     said = await batch(file, folder="odd")
     assert (said.code, "jobs.sqlite: the file is no SQLite database" in said.complaint) == (2, True)

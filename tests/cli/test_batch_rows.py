@@ -8,6 +8,7 @@ import pytest
 from nanobanana_async import ApiMall, ConfigurationError, DefApi
 from nanobanana_async.cli.rowfile import FileRow, opened
 from nanobanana_async.rows import Rows
+from tests.cli.batches import Command, emulated, requests
 
 GATEWAY = ApiMall(api_key="k" * 20)
 
@@ -152,3 +153,39 @@ def test_what_can_be_read_once_only_is_read_as_often_as_needed(tmp_path: Path) -
     finally:
         os.close(reader)
     assert not file.path.exists()
+
+
+def nested(depth: int) -> str:
+    return '{"a":' * depth + "1" + "}" * depth
+
+
+@pytest.mark.parametrize(
+    "metadata",
+    [
+        nested(100),
+        '["[]", NaN, -Infinity, 1e999, -0.0]',
+        '{"\\ud800": "\\udfff\\u2028\\u0000"}',
+        "9" * 4300,
+        "[" * 99 + "]" * 99,
+    ],
+)
+async def test_metadata_that_passes_the_check_is_written_and_read_back(metadata: str, batch: Command) -> None:
+    file = batch.write("a.jsonl", f'{{"prompt": "a fox", "metadata": {metadata}}}', '{"prompt": "a lynx"}')
+    async with emulated(batch) as emulator:
+        assert (await batch(file)).code == 0
+        before, lines = requests(emulator), batch.lines()
+        assert (await batch(file)).code == 0
+        assert requests(emulator) == before
+    assert batch.lines() == lines
+    assert (batch.out / "index.html").exists()
+
+
+@pytest.mark.parametrize("metadata", [nested(101), nested(900), nested(100_000), "[" * 102 + "]" * 102, "9" * 4301])
+async def test_metadata_that_results_can_not_hold_is_told_before_anything_is_bought(
+    metadata: str, batch: Command
+) -> None:
+    file = batch.write("a.jsonl", '{"prompt": "a lynx"}', f'{{"prompt": "a fox", "metadata": {metadata}}}')
+    async with emulated(batch) as emulator:
+        said = await batch(file)
+        assert (said.code, emulator.stats().creates_received) == (2, 0)
+    assert said.complaint.startswith("nanobanana: a.jsonl, line 2: ")

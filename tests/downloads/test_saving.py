@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import errno
 import hashlib
 import os
 import re
@@ -18,7 +19,7 @@ from pathlib import Path
 import anyio
 import pytest
 
-from nanobanana_async.errors import DownloadError, SessionClosed
+from nanobanana_async.errors import DownloadError, SaveError, SessionClosed
 from nanobanana_async.http import files
 from nanobanana_async.http.downloads import Downloads
 from nanobanana_async.http.files import Part, SavedImage, give_name
@@ -203,7 +204,7 @@ async def test_a_symbolic_link_under_the_name_is_not_followed(tmp_path: Path) ->
     assert held(tmp_path) == {"out", "precious"}
 
 
-@pytest.mark.parametrize("kind", ["link", "dangling link", "folder", "pipe"])
+@pytest.mark.parametrize("kind", ["link", "dangling link", "hard link", "folder", "pipe"])
 async def test_a_list_that_is_no_file_is_not_written_to(kind: str, tmp_path: Path) -> None:
     folder, outside = tmp_path / "out", tmp_path / "precious"
     folder.mkdir()
@@ -213,11 +214,14 @@ async def test_a_list_that_is_no_file_is_not_written_to(kind: str, tmp_path: Pat
             (folder / NAME).symlink_to(outside)
         case "dangling link":
             (folder / NAME).symlink_to(outside)
+        case "hard link":
+            outside.write_text("mine\n")
+            (folder / NAME).hardlink_to(outside)
         case "folder":
             (folder / NAME).mkdir()
         case _:
             os.mkfifo(folder / NAME)
-    with pytest.raises(DownloadError, match="can't be written to"):
+    with pytest.raises(SaveError, match=f"{folder} can't be written: .*: move away what is in its place"):
         await save(WHOLE, folder)
     assert held(folder) == {NAME}
     assert not outside.exists() or outside.read_text() == "mine\n"
@@ -225,8 +229,46 @@ async def test_a_list_that_is_no_file_is_not_written_to(kind: str, tmp_path: Pat
 
 async def test_a_folder_that_is_a_file_is_told(tmp_path: Path) -> None:
     (tmp_path / "out").write_bytes(b"")
-    with pytest.raises(DownloadError, match="can't be written to"):
+    with pytest.raises(SaveError, match="out can't be written: File exists"):
         await save(WHOLE, tmp_path / "out")
+
+
+async def test_one_image_too_large_for_the_file_system_is_not_the_folders_fault(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def too_large(part: Part, content: bytes) -> None:
+        raise OSError(errno.EFBIG, "File too large")
+
+    monkeypatch.setattr(Part, "write", too_large)
+    with pytest.raises(DownloadError, match="File too large"):
+        await save(WHOLE, tmp_path)
+    assert held(tmp_path) == set()
+
+
+async def test_too_many_open_files_are_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opens, failed = Part.open, 0
+
+    def open_later(part: Part) -> None:
+        nonlocal failed
+        if failed < 2:
+            failed += 1
+            raise OSError(errno.EMFILE, "Too many open files")
+        opens(part)
+
+    monkeypatch.setattr(Part, "open", open_later)
+    assert (await save(WHOLE, tmp_path)).path.exists()
+    assert failed == 2
+
+
+async def test_a_folder_is_checked_by_writing_and_left_as_it_was(tmp_path: Path) -> None:
+    async with opened() as downloads:
+        await downloads.check(tmp_path / "new" / "out")
+        assert held(tmp_path / "new" / "out") == set()
+        (tmp_path / NAME).hardlink_to(SAVER)
+        for folder in (tmp_path, tmp_path / ("x" * 300), SAVER):
+            with pytest.raises(SaveError, match="can't be written"):
+                await downloads.check(folder)
+        assert held(tmp_path) == {NAME, "new"}
 
 
 async def test_a_full_disk_is_told_once_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -236,9 +278,10 @@ async def test_a_full_disk_is_told_once_and_leaves_nothing(tmp_path: Path, monke
     async with opened() as downloads, Peer(saying(reply(WHOLE))) as peer:
         with monkeypatch.context() as patched:
             patched.setattr(os, "write", full)
-            error = await refusal(downloads, peer.url, tmp_path)
+            with pytest.raises(SaveError) as caught:
+                await downloads.save(peer.url, tmp_path, "nb-1")
         assert peer.accepted == 1
-    assert "No space left on device: check that there is room" in error.message
+    assert caught.value.message == f"{tmp_path} can't be written: No space left on device: make room"
     assert held(tmp_path) == set()
 
 

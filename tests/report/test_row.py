@@ -71,3 +71,19 @@ def test_seconds_are_never_negative_and_need_both_ends() -> None:
     assert row().seconds == 8.0
     assert row(sent_at=START, ended_at=START - timedelta(seconds=5)).seconds == 0.0
     assert without_picture(0, "unfinished", ended_at=None).seconds is None
+
+
+def test_what_is_nested_too_deep_or_holds_itself_is_refused() -> None:
+    deep: object = None
+    for _ in range(101):
+        deep = (deep,)
+    itself: list[object] = []
+    itself.append({"again": itself})
+    for odd in (deep, itself):
+        with pytest.raises(ValueError, match="nested more than 100 deep"):
+            row(metadata=odd).to_json()
+
+
+def test_a_number_that_python_does_not_write_becomes_hexadecimal() -> None:
+    facts = json.loads(row(metadata=[10**5000, -(10**5000), 10**3999]).to_json())
+    assert facts["metadata"] == [hex(10**5000), hex(-(10**5000)), 10**3999]
