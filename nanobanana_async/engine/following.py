@@ -11,6 +11,7 @@ from nanobanana_async.engine.entry import NEVER, Entry
 from nanobanana_async.engine.reliance import Reliance
 from nanobanana_async.errors import ContractBroken, NanoBananaError, RateLimited
 from nanobanana_async.gateways.contract import Gateway, Transport
+from nanobanana_async.http.threads import AnswerReader
 from nanobanana_async.jobs import Failure, JobRecord, JobState, Observation
 from nanobanana_async.observe import JobSeen, QueryFailed, UnknownStatus
 from nanobanana_async.policy.durations import Durations
@@ -51,6 +52,7 @@ class Follower:
         self._query_s = query_s
         self.job_s = job_s
         self._clock = clock
+        self._answers = AnswerReader()
         self.reliance = Reliance(is_called_back, clock)
         self._jitter = random.Random()
         self._strange_words: set[str] = set()
@@ -179,7 +181,7 @@ class Follower:
 
     async def _query(self, task_id: str) -> Observation:
         response = await self._transport.send(self._gateway.build_query(task_id), timeout_s=self._query_s)
-        seen = self._gateway.read_query(response)
+        seen = await self._answers.read(self._gateway.read_query, response)
         if seen.task_id not in (None, task_id):
             raise ContractBroken(f"asked about {task_id}, told about {seen.task_id}", status=response.status)
         return seen

@@ -184,6 +184,7 @@ class ApiMall(GatewaySettings):
             url=f"{self.base_url}/api/v1/images/{task_id_in_url(task_id)}",
             headers={"Accept": "application/json"},
             max_answer_bytes=64 * MIB,
+            max_text_bytes=MIB,
         )
 
     def read_query(self, response: HttpResponse) -> Observation:

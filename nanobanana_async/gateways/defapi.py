@@ -170,6 +170,7 @@ class DefApi(GatewaySettings):
             url=f"{self.base_url}/api/task/query?task_id={task_id_in_url(task_id)}",
             headers={"Accept": "application/json"},
             max_answer_bytes=64 * MIB,
+            max_text_bytes=MIB,
         )
 
     def read_query(self, response: HttpResponse) -> Observation:

@@ -2,6 +2,7 @@
 
 import asyncio
 import functools
+import io
 import math
 import platform
 import ssl
@@ -12,12 +13,14 @@ from yarl import URL
 from nanobanana_async._version import __version__
 from nanobanana_async.config import Timeouts
 from nanobanana_async.errors import ConfigurationError, ContractBroken, NanoBananaError, SessionClosed, TransportError
+from nanobanana_async.gateways.bulk import Bounds, TooBulky
 from nanobanana_async.gateways.contract import Gateway, HttpRequest, HttpResponse
 from nanobanana_async.gateways.settings import is_loopback
 from nanobanana_async.http.addresses import proxy_url
 from nanobanana_async.http.body import Body, answered_unasked, perhaps_sent
 from nanobanana_async.http.failures import explained
 from nanobanana_async.http.sockets import Sockets
+from nanobanana_async.http.threads import Resolver
 
 _is_loopback = functools.lru_cache(maxsize=64)(is_loopback)
 
@@ -128,7 +131,7 @@ class Api:
             try:
                 if answered_unasked(body, tracker):
                     return TransportError(f"{url.host} answered before it was asked", sent=False)
-                return await _read(response, request.max_answer_bytes)
+                return await _read(response, request)
             finally:
                 response.close()  # after the whole body it has gone back to the pool, and this does nothing
         except Exception as error:
@@ -152,7 +155,11 @@ class Api:
         self, tls: ssl.SSLContext | aiohttp.Fingerprint | bool, *, force_close: bool = False
     ) -> aiohttp.TCPConnector:
         return aiohttp.TCPConnector(
-            ssl=tls, limit=self._max_connections, force_close=force_close, socket_factory=self._sockets.make
+            ssl=tls,
+            limit=self._max_connections,
+            force_close=force_close,
+            resolver=Resolver(),
+            socket_factory=self._sockets.make,
         )
 
 
@@ -175,9 +182,9 @@ def _checked(text: str, proxy: URL | None) -> URL:
     return url
 
 
-async def _read(response: aiohttp.ClientResponse, limit: int) -> HttpResponse | ContractBroken:
+async def _read(response: aiohttp.ClientResponse, request: HttpRequest) -> HttpResponse | ContractBroken:
     """Return the answer with its whole body, decoded, or why it is not taken."""
-    status = response.status
+    status, limit = response.status, request.max_answer_bytes
     if 300 <= status < 400:
         return ContractBroken("redirects are refused", status=status, body=_host_of(response.headers.get("Location")))
     content = response.content
@@ -186,19 +193,24 @@ async def _read(response: aiohttp.ClientResponse, limit: int) -> HttpResponse | 
     elif (response.content_length or 0) > limit:
         return _too_large(status, limit)
     else:
-        body = await _gathered(content, limit)
+        try:
+            body = await _gathered(content, limit, request.max_text_bytes)
+        except TooBulky as error:
+            return ContractBroken(str(error), status=status)
     if len(body) > limit:
         return _too_large(status, limit)
     return HttpResponse(status=status, headers=response.headers, body=body)
 
 
-async def _gathered(content: aiohttp.StreamReader, limit: int) -> bytes:
-    pieces: list[bytes] = []
-    size = 0
-    while size <= limit and not content.at_eof():
-        pieces.append(await content.readany())
-        size += len(pieces[-1])
-    return b"".join(pieces)
+async def _gathered(content: aiohttp.StreamReader, limit: int, max_text: int | None) -> bytes:
+    bounds = None if max_text is None else Bounds(max_text)
+    body = io.BytesIO()  # it grows in place, and hands over its bytes without a copy
+    while body.tell() <= limit and not content.at_eof():
+        piece = await content.readany()
+        if bounds is not None:
+            bounds.feed(piece)
+        body.write(piece)
+    return body.getvalue()
 
 
 def _too_large(status: int, limit: int) -> ContractBroken:

@@ -4,24 +4,24 @@ A picture is whole, looked at and hashed, or it is not there and `DownloadError`
 """
 
 import asyncio
+import io
 import random
 import ssl
 from collections.abc import Awaitable, Callable
-from functools import partial
 from pathlib import Path
 from typing import ParamSpec, TypeVar
 
 import anyio
-import anyio.to_thread
 from aiohttp.abc import AbstractResolver
 from yarl import URL
 
 from nanobanana_async.errors import DownloadError, SessionClosed
 from nanobanana_async.http.files import Part, SavedImage
 from nanobanana_async.http.getting import Getter, Take
-from nanobanana_async.http.inline import inline_content, is_inline
+from nanobanana_async.http.inline import inline_pieces, is_inline
 from nanobanana_async.http.missed import Missed
 from nanobanana_async.http.pictures import verified
+from nanobanana_async.http.threads import Threads
 from nanobanana_async.models import shorten
 
 P = ParamSpec("P")
@@ -73,6 +73,7 @@ class Downloads:
         self._max_bytes = max_bytes
         self._places = asyncio.Semaphore(max_at_once)
         self._eyes = asyncio.Semaphore(_LOOKED_AT_ONCE)
+        self._threads = Threads(max_at_once)  # each download does one thing at a time
         self._swept: set[Path] = set()
         self._ongoing: set[anyio.CancelScope] = set()
         self._idle = asyncio.Event()
@@ -109,15 +110,15 @@ class Downloads:
         """
 
         async def once() -> bytes:
-            content = bytearray()
+            content = io.BytesIO()  # hands over its bytes without a copy
 
             async def take(piece: bytes) -> None:
-                content.extend(piece)
+                content.write(piece)
 
             await self._receive(url, take)
-            picture = bytes(content)
+            picture = content.getvalue()
             async with self._eyes:
-                await anyio.to_thread.run_sync(verified, picture)
+                await self._threads.run(verified, picture)
             return picture
 
         return await self._patiently(url, once)
@@ -133,25 +134,27 @@ class Downloads:
             part = Part(folder)
 
             async def take(piece: bytes) -> None:
-                await _filed(folder, part.write, piece)
+                await self._filed(folder, part.write, piece)
 
             try:
-                await _filed(folder, part.open)
+                await self._filed(folder, part.open)
                 if folder not in self._swept:
                     self._swept.add(folder)
-                    await _filed(folder, part.sweep)
+                    await self._filed(folder, part.sweep)
                 await self._receive(url, take)
                 async with self._eyes:
-                    return await _filed(folder, part.publish, name)
+                    return await self._filed(folder, part.publish, name)
             finally:
                 with anyio.CancelScope(shield=True):
-                    await anyio.to_thread.run_sync(part.discard)
+                    await self._threads.run(part.discard)
 
         return await self._patiently(url, once)
 
     async def _receive(self, url: str, take: Take) -> None:
         if is_inline(url):
-            await take(await anyio.to_thread.run_sync(inline_content, url, self._max_bytes))
+            pieces = inline_pieces(url, self._max_bytes)
+            while (piece := await self._threads.run(next, pieces, None)) is not None:
+                await take(piece)
         else:
             await self._getter.get(url, take)
 
@@ -185,20 +188,19 @@ class Downloads:
         tried = f" (tried {attempt} times)" if attempt > 1 else ""
         raise DownloadError(f"{_shown(url)}: {why}{tried}", gone=gone)
 
+    async def _filed(self, folder: Path, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Do file work in a thread."""
+        try:
+            return await self._threads.run(work, *args, **kwargs)
+        except OSError as error:
+            raise Missed(
+                f"the picture can't be written to {folder}: {error.strerror or type(error).__name__}: check that there"
+                " is room, and that this user may write there"
+            ) from None
+
     def _check_open(self) -> None:
         if self._state != "open":
             raise SessionClosed(f"the door to the pictures is {self._state}")
-
-
-async def _filed(folder: Path, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-    """Do file work in a thread."""
-    try:
-        return await anyio.to_thread.run_sync(partial(work, *args, **kwargs))
-    except OSError as error:
-        raise Missed(
-            f"the picture can't be written to {folder}: {error.strerror or type(error).__name__}: check that there is"
-            " room, and that this user may write there"
-        ) from None
 
 
 def _shown(url: str) -> str:

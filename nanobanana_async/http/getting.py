@@ -15,6 +15,7 @@ from nanobanana_async.http.api import USER_AGENT
 from nanobanana_async.http.failures import explained
 from nanobanana_async.http.missed import Missed
 from nanobanana_async.http.sockets import Sockets
+from nanobanana_async.http.threads import Resolver
 
 Take = Callable[[bytes], Awaitable[None]]
 
@@ -49,7 +50,7 @@ class Getter:
         self._loopback = loopback
         self._proxy = None if proxy is None else proxy_url(proxy)
         self._tls = tls
-        self._resolver = resolver
+        self._resolver = resolver or Resolver()
         self._connect_s = connect_s
         self._idle_s = idle_s
         self._total_s = total_s
