@@ -4,6 +4,7 @@ The network never fails a job. What ends the waiting leaves the record RUNNING, 
 """
 
 import random
+from itertools import islice
 from collections.abc import Callable
 
 from nanobanana_async.engine.books import Books
@@ -26,6 +27,9 @@ from nanobanana_async.policy.retry import (
     stops_following,
 )
 from nanobanana_async.policy.schedule import Schedule
+
+
+_MOST_STRANGE_WORDS = 100
 
 
 class Follower:
@@ -190,7 +194,7 @@ class Follower:
         entry.observation = seen
         # Pictures that came inline are kept out of the ledger: an empty place says that one was here.
         kept = tuple("" if url.startswith("data:") else url for url in seen.images)
-        await self._end(entry, JobState.SUCCEEDED, seen, called, images=kept)
+        await self._end(entry, JobState.SUCCEEDED, seen, called, images=kept, missing=seen.missing)
         return NEVER
 
     def _refetched(self, entry: Entry, seen: Observation) -> float:
@@ -233,8 +237,9 @@ class Follower:
         entry.imageless_at = min(entry.imageless_at, now)
         if now - entry.imageless_at < LATE_IMAGES_S:
             return now + max(1.0, self._polling.min_gap_s)
-        excerpt = ", ".join(f"{name}={value!r}"[:60] for name, value in seen.raw.items())[:300]
-        error = ContractBroken(f"task {entry.record.task_id} is {seen.status} without an image", body=excerpt)
+        excerpt = ", ".join(f"{name}={value!r}"[:60] for name, value in islice(seen.raw.items(), 20))[:300]
+        reasons = "".join(dict.fromkeys(f"; {why}" for _, why in seen.missing))[:300]
+        error = ContractBroken(f"task {entry.record.task_id} is {seen.status} without an image{reasons}", body=excerpt)
         return self._stop(entry, error)
 
     def _still_running(self, entry: Entry) -> float:
@@ -274,6 +279,7 @@ class Follower:
         return NEVER
 
     def _note_strange_word(self, entry: Entry, seen: Observation) -> None:
-        if not seen.known_status and seen.status not in self._strange_words:
+        known = seen.known_status or seen.status in self._strange_words
+        if not known and len(self._strange_words) < _MOST_STRANGE_WORDS:
             self._strange_words.add(seen.status)
             self._books.tell(UnknownStatus(record=entry.record, status=seen.status))
