@@ -4,8 +4,8 @@ The network never fails a job. What ends the waiting leaves the record RUNNING, 
 """
 
 import random
-from itertools import islice
 from collections.abc import Callable
+from itertools import islice
 
 from nanobanana_async.engine.books import Books
 from nanobanana_async.engine.entry import NEVER, Entry
@@ -27,7 +27,6 @@ from nanobanana_async.policy.retry import (
     stops_following,
 )
 from nanobanana_async.policy.schedule import Schedule
-
 
 _MOST_STRANGE_WORDS = 100
 

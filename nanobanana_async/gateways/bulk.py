@@ -1,8 +1,8 @@
 """Large answers: the only bulk that an answer may have is base64 text, the images that a gateway sends inline.
 
-All else is bounded before it is parsed: parsing makes a hundred times as much memory of `[],[],[],` as it has bytes, and
-holds the interpreter's lock in one long call. Of an answer larger than that bound the inline images are lifted out,
-the rest is parsed, and an image is put back where it is asked for.
+All else is bounded before it is parsed: parsing makes twenty times as much memory of `[],[],[],` as it has bytes, and
+holds the interpreter's lock in one long call. The inline images of a large answer are lifted out, the rest is parsed,
+and an image is put back where it is asked for.
 """
 
 import json

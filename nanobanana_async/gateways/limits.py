@@ -9,13 +9,15 @@ from nanobanana_async.errors import LimitKind
 
 MAX_RETRY_AFTER_S = 120.0
 _LONG_HEADER = 1000
-_LONG_SENTENCE = 2000
+_LONG_SENTENCE = 1000
 
 _SECONDS = re.compile(r"[+-]?\d+(?:\.\d*)?", re.ASCII)
 _JOBS = re.compile(
-    r"concurren|in_?flight|queue_full|(?:too_many|max\w{0,40}|running|active|pending)_(?:jobs|tasks)|job_limit"
+    r"concurren|in_?flight|queue_full|(?:too_many|max\w{0,20}|running|active|pending)_(?:jobs|tasks)|job_limit"
 )
-_RATE = re.compile(r"(?:^|_)(?:rate|ratelimit\w{0,40}|throttl\w{0,40}|rpm|rps|qps)(?:_|$)|per_(?:second|minute|hour|day)")
+_RATE = re.compile(
+    r"(?:^|_)(?:rate|ratelimit\w{0,40}|throttl\w{0,40}|rpm|rps|qps)(?:_|$)|per_(?:second|minute|hour|day)"
+)
 _REMAINING = (
     "x-ratelimit-remaining",
     "ratelimit-remaining",

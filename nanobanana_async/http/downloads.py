@@ -6,7 +6,6 @@ A picture is whole, looked at and hashed, or it is not there and `DownloadError`
 import asyncio
 import io
 import random
-import ssl
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import ParamSpec, TypeVar
@@ -22,6 +21,7 @@ from nanobanana_async.http.inline import inline_pieces, is_inline
 from nanobanana_async.http.missed import Missed
 from nanobanana_async.http.pictures import verified
 from nanobanana_async.http.threads import Threads
+from nanobanana_async.http.trust import Proxies, Tls
 from nanobanana_async.models import shorten
 
 P = ParamSpec("P")
@@ -36,8 +36,9 @@ class Downloads:
     """Fetches pictures by http, https and `data:` links.
 
     Links are followed to public addresses only, and to this machine if `allow_loopback` (for a gateway that runs on
-    it), through at most five redirects and never from https to http. No cookie, key or referrer goes along, and
-    neither proxies nor credentials are taken from the environment.
+    it), through at most five redirects and never from https to http. No cookie, key or referrer goes along, and no
+    credential is taken from the environment. A proxy resolves the names that it is asked for: through one, this can
+    tell by the name alone whether a host may be public.
 
     What may pass is tried `attempts` times, up to `max_at_once` pictures at the same time; `idle_s` and `total_s` limit
     one attempt. Pictures are verified with Pillow where it is installed.
@@ -47,8 +48,8 @@ class Downloads:
         self,
         *,
         allow_loopback: bool = False,
-        proxy: str | None = None,
-        tls: ssl.SSLContext | bool = True,
+        proxies: Proxies | None = None,
+        tls: Tls = True,
         resolver: AbstractResolver | None = None,
         connect_s: float = 10.0,
         idle_s: float = 20.0,
@@ -60,7 +61,7 @@ class Downloads:
     ) -> None:
         self._getter = Getter(
             loopback=allow_loopback,
-            proxy=proxy,
+            proxies=Proxies() if proxies is None else proxies,
             tls=tls,
             resolver=resolver,
             connect_s=connect_s,
