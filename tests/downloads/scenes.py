@@ -93,7 +93,7 @@ async def opened(
     *, allow_loopback: bool = True, pause_s: float = 0.001, proxy: str | None = None, **settings: Any
 ) -> AsyncIterator[Downloads]:
     """Open a door that lets this machine pass, in a hurry."""
-    downloads = Downloads(allow_loopback=allow_loopback, pause_s=pause_s, proxies=Proxies(proxy), **settings)
+    downloads = Downloads(allow_loopback=allow_loopback, pause_s=pause_s, **{"proxies": Proxies(proxy), **settings})
     await downloads.open()
     try:
         yield downloads
