@@ -19,7 +19,7 @@ from nanobanana_async.errors import (
     JobWithdrawn,
     NanoBananaError,
 )
-from nanobanana_async.jobs import Failure, JobState
+from nanobanana_async.jobs import Failure, JobState, numbered
 from nanobanana_async.models import GeneratedImage, GenerationResult, ImageRequest, facts_of, settings_of
 
 
@@ -175,12 +175,15 @@ class Job:
 
     def _pictures(self) -> GenerationResult:
         record, seen = self._entry.record, self._entry.observation
-        urls = record.images if seen is None else seen.images
+        urls, missing = (record.images, record.missing) if seen is None else (seen.images, seen.missing)
         task_id = record.task_id or ""
         return GenerationResult(
             key=record.key,
             task_id=task_id,
-            images=tuple(GeneratedImage(url=url, index=index, task_id=task_id) for index, url in enumerate(urls)),
+            images=tuple(
+                GeneratedImage(url=url, index=index, task_id=task_id) for index, url in numbered(urls, missing)
+            ),
+            missing=dict(missing) | _unnamed(record.request, len(urls) + len(missing)),
             model=record.model,
             credits=record.credits,
             created_at=record.created_at,
@@ -214,6 +217,12 @@ class Job:
                 return _refusal(why).about(record.key, safe_to_repeat=True)
             case _:
                 return JobWithdrawn(f"job {record.key} was withdrawn", job=self, safe_to_repeat=True)
+
+
+def _unnamed(request: ImageRequest | None, named: int) -> dict[int, str]:
+    """Return the images that were asked for and that the gateway does not name at all."""
+    wanted = 0 if request is None else request.num_images
+    return dict.fromkeys(range(named, wanted), "the gateway names fewer images than were asked for")
 
 
 def _story(state: JobState, settled: NanoBananaError | None) -> Html:

@@ -2,7 +2,8 @@
 
 import enum
 import hashlib
-from collections.abc import Mapping
+import itertools
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from decimal import Decimal
 from typing import Any
@@ -13,6 +14,9 @@ from nanobanana_async.errors import InvalidRequest
 from nanobanana_async.models import ImageRequest
 
 MAX_KEY_LENGTH = 255
+
+Missing = tuple[tuple[int, str], ...]
+"""The places, among the images of a job, that hold no image, each with the reason."""
 
 # The gateway stamps a job before its answer reaches us.
 CLOCK_SLACK_S = 5.0
@@ -89,6 +93,7 @@ class Observation:
     known_status: bool = True
     queued: bool = False
     images: tuple[str, ...] = field(default=(), repr=False)
+    missing: Missing = ()
     error: str | None = None
     model: str | None = None
     credits_used: Decimal | None = None
@@ -133,6 +138,7 @@ class JobRecord:
     running_since: datetime | None = None
     ended_at: datetime | None = None
     images: tuple[str, ...] = ()
+    missing: Missing = ()
     credits_used: Decimal | None = None
     credits_refunded: Decimal | None = None
     model: str | None = None
@@ -181,6 +187,13 @@ class JobRecord:
     def perhaps_bought(self) -> bool:
         """Whether money was spent on it, may have been, or may yet be."""
         return self.in_doubt or self.state in PERHAPS_BOUGHT
+
+
+def numbered(images: Sequence[str], missing: Missing) -> list[tuple[int, str]]:
+    """Return each image with its place among all that the job should have brought."""
+    empty = {place for place, _ in missing}
+    places = (place for place in itertools.count() if place not in empty)
+    return list(zip(places, images, strict=False))
 
 
 def check_key(key: str) -> str:

@@ -61,6 +61,6 @@ class Keeper:
             links = await self._engine.pictures_of(image.task_id)
         except NanoBananaError:
             raise error from None
-        if not image.index < len(links):
+        if image.index not in links:
             raise error
         return links[image.index]

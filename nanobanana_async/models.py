@@ -138,6 +138,8 @@ class GenerationResult:
     key: str
     task_id: str
     images: tuple[GeneratedImage, ...]
+    missing: Mapping[int, str] = field(factory=dict, hash=False)
+    """The images that were bought and not delivered: their index, and why. Those in `images` keep their own index."""
     model: str | None = None
     credits: Decimal | None = None
     created_at: datetime | None = None

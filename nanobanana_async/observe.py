@@ -158,7 +158,7 @@ def log_event(event: Event) -> None:
     kind = type(event)
     level = _LEVELS[kind]
     if isinstance(event, JobMoved):
-        level = _LEVELS_OF_MOVES.get(event.record.state, level)
+        level = logging.WARNING if event.record.missing else _LEVELS_OF_MOVES.get(event.record.state, level)
     if not log.isEnabledFor(level):
         return
     facts = _facts(event)
@@ -176,6 +176,7 @@ def _facts(event: Event) -> dict[str, Any]:
             facts["error"] = None if why is None else _in_our_words(why)
         case JobMoved(before=before):
             facts["before"] = None if before is None else before.value
+            facts["missing_images"] = ",".join(str(index) for index, _ in record.missing) or None
         case CreateFailed(error=error, move=move, wait_s=wait_s):
             facts |= {"error": _in_our_words(error), "move": move, "wait_s": round(wait_s, 3)}
             facts |= {"in_doubt": event.in_doubt or None, "limit_kind": getattr(error, "kind", None)}

@@ -2,12 +2,12 @@
 
 import os
 import secrets
+import ssl
 from collections.abc import Sequence
 from decimal import Decimal
 from pathlib import Path
 from types import TracebackType
 from typing import Self, Unpack
-from urllib.parse import urlsplit
 
 import aiohttp
 
@@ -20,10 +20,8 @@ from nanobanana_async.engine.entry import Entry
 from nanobanana_async.engine.host import Host
 from nanobanana_async.errors import ConfigurationError, InvalidRequest, JobUnfinished, SessionClosed
 from nanobanana_async.gateways.contract import Gateway, Transport
-from nanobanana_async.gateways.settings import is_loopback
 from nanobanana_async.handle import Job
-from nanobanana_async.http.api import Api
-from nanobanana_async.http.downloads import Downloads
+from nanobanana_async.http.doors import doors_of
 from nanobanana_async.jobs import JobState
 from nanobanana_async.keeping import Keeper
 from nanobanana_async.ledger.base import Ledger
@@ -44,7 +42,10 @@ class Session:
     another. `gateway` defaults to what the environment names; `ledger` is a `Ledger`, or the path of an SQLite file in
     which each job is written down before it is bought, by default memory, where finished jobs are forgotten. What this
     session buys never costs more than `max_credits` together: the next purchase raises `CreditLimitReached`.
-    `http` is your own `aiohttp.ClientSession` (borrowed, never closed) or a fake transport of
+    `tls` is an `ssl.SSLContext` that trusts your own authorities, `proxy` the URL of a proxy, with credentials if it
+    wants them; with `trust_env` proxies come from HTTP_PROXY, HTTPS_PROXY and NO_PROXY. All three hold for the gateway
+    and for images alike. `http` is your own `aiohttp.ClientSession` (borrowed, never closed; its connector's TLS
+    settings hold for images, too, and none of the three goes with it) or a fake transport of
     `nanobanana_async.testing`. `observers` are called with each event of `nanobanana_async.observe`.
     """
 
@@ -60,22 +61,20 @@ class Session:
         max_credits: Decimal | float | None = None,
         observers: Sequence[Observer] = (),
         http: aiohttp.ClientSession | Transport | None = None,
+        tls: ssl.SSLContext | bool | None = None,
         proxy: str | None = None,
+        trust_env: bool = False,
     ) -> None:
         self.gateway = gateway_from_env() if gateway is None else gateway
         concurrency, timeouts = concurrency or ConcurrencyPolicy(), timeouts or Timeouts()
-        transport: Transport
-        if http is None or isinstance(http, aiohttp.ClientSession):
-            most = 2 * concurrency.max_requests
-            transport = Api(self.gateway, timeouts=timeouts, http=http, proxy=proxy, max_connections=most)
-        else:
-            transport = http
-        local = is_loopback(urlsplit(self.gateway.base_url).hostname or "")
+        transport, downloads = doors_of(
+            self.gateway, timeouts, concurrency.max_requests, http=http, tls=tls, proxy=proxy, trust_env=trust_env
+        )
         self._parts = Parts(
             gateway=self.gateway,
             ledger=ledger_of(ledger),
             transport=transport,
-            downloads=Downloads(allow_loopback=local, proxy=proxy, connect_s=timeouts.connect_s),
+            downloads=downloads,
             announce=Announcer(tuple(observers)),
             concurrency=concurrency,
             polling=polling or PollPolicy(),

@@ -36,8 +36,10 @@ from nanobanana_async.cli.batchrows import (
     unfinished,
 )
 from nanobanana_async.cli.batchwords import Data, Signals, Story
+from nanobanana_async.cli.generating import missing_images
 from nanobanana_async.cli.results import PICTURES, RESULTS, Listed, Result, Results, places, read, with_files
 from nanobanana_async.cli.rowfile import FileRow, RowFile
+from nanobanana_async.jobs import numbered
 from nanobanana_async.rows import key_prefix
 
 OK, FAILED, STOPPED, INTERRUPTED = 0, 1, 3, 130
@@ -165,7 +167,7 @@ class Run:
         if old is not None and kept and record.task_id == old.row.task_id:
             return renumbered(old, row)
         self._listed = self._listed or Listed.read(self._folder / PICTURES)
-        paths = self._listed.pictures(row.key, len(record.images))
+        paths = self._listed.pictures(row.key, (place for place, _ in numbered(record.images, record.missing)))
         return with_files(of_record(row, record, self._gateway), paths, self._folder, _now()) if paths else None
 
     async def _buy(self, session: Session) -> None:
@@ -225,6 +227,8 @@ class Run:
         self._changed = True
         self._story.add(result)
         self._board.ended(result.row.status, result.row.prompt, result.row.error)
+        if outcome.result is not None and outcome.result.missing:
+            self._board.say(f"row {row.own_key or outcome.index + 1}: {missing_images(outcome.result)}")
         self._data.add(result, self._folder)
 
     async def _tick(self, session: Session) -> None:

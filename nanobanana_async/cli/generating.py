@@ -73,12 +73,26 @@ async def _one(session: Session, request: ImageRequest, folder: Path | None, tim
 def _report(requests: Sequence[ImageRequest], outcomes: Sequence[_Done], console: Console) -> int:
     failed = 0
     for request, outcome in zip(requests, outcomes, strict=True):
-        if outcome.error is None:
+        if outcome.error is not None:
+            failed += 1
+            sentence = _failure(outcome.error)
+        elif outcome.result is not None and outcome.result.missing:
+            sentence = missing_images(outcome.result)
+        else:
             continue
-        failed += 1
-        sentence = plain(str(outcome.error))
-        if isinstance(outcome.error, JobError) and outcome.error.job.task_id is not None:
-            sentence += f" [task {plain(outcome.error.job.task_id)}]"
         whose = f"{shorten(request.prompt, 40)}: " if len(requests) > 1 else ""
         console.print(f"nanobanana: {whose}{sentence}", markup=False, highlight=False, soft_wrap=True)
     return 1 if failed else 0
+
+
+def missing_images(result: GenerationResult) -> str:
+    """Say which images of a job the gateway did not deliver."""
+    reasons = "; ".join(f"image {index + 1}: {why}" for index, why in result.missing.items())
+    return plain(f"{len(result.missing)} of {len(result.images) + len(result.missing)} images are missing: {reasons}")
+
+
+def _failure(error: NanoBananaError) -> str:
+    sentence = plain(str(error))
+    if isinstance(error, JobError) and error.job.task_id is not None:
+        sentence += f" [task {plain(error.job.task_id)}]"
+    return sentence

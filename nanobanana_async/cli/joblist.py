@@ -16,7 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from nanobanana_async.cli.board import plain, shorten
-from nanobanana_async.jobs import UNFINISHED, Failure, JobRecord, JobState
+from nanobanana_async.jobs import UNFINISHED, Failure, JobRecord, JobState, numbered
 from nanobanana_async.models import ImageRequest
 
 NOTHING = "-"
@@ -158,7 +158,8 @@ def story_of(record: JobRecord, *, followed: bool, now: datetime) -> str:
         ("failure", [NOTHING if record.failure is None else _failure(record.failure)]),
         ("body", [f"{len(record.body)} bytes"]),
         *_wish(record.request),
-        *((f"image {number}", [url or _INLINE]) for number, url in enumerate(record.images, 1)),
+        *((f"image {index + 1}", [url or _INLINE]) for index, url in numbered(record.images, record.missing)),
+        *((f"image {index + 1}", [f"missing: {why}"]) for index, why in record.missing),
     ]
     width = max(len(name) for name, _ in rows)
     return "\n".join(

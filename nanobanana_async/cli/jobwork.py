@@ -23,7 +23,7 @@ from nanobanana_async import (
     SqliteLedger,
 )
 from nanobanana_async.cli.board import Board, plain
-from nanobanana_async.cli.generating import Interrupted
+from nanobanana_async.cli.generating import Interrupted, missing_images
 from nanobanana_async.cli.joblist import amount, counted
 from nanobanana_async.jobs import JobRecord
 from nanobanana_async.models import shorten
@@ -249,6 +249,8 @@ class Teller:
                 self.note(line.replace("\t", "  "))
             else:
                 print(plain(line) if terminal else line, file=self._out, flush=True)
+        if result.missing:
+            self.note(f"nanobanana: {'' if self._one else f'{result.key}: '}{missing_images(result)}")
 
 
 async def prices_in(ledger: SqliteLedger, gateway: Gateway) -> Prices:

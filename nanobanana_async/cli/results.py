@@ -123,11 +123,11 @@ class Listed:
             pass
         return cls(folder, names)
 
-    def pictures(self, key: str, count: int) -> list[Path] | None:
+    def pictures(self, key: str, places: Iterable[int]) -> list[Path] | None:
         """Return the pictures of a job if all of them are here, and what the list says."""
         found: list[Path] = []
-        for number in range(1, count + 1):
-            candidates = self._names.get(safe_name(f"{key}-{number:02d}"), [])
+        for place in places:
+            candidates = self._names.get(safe_name(f"{key}-{place + 1:02d}"), [])
             whole = (self._folder / name for name, digest in candidates if self._holds(name, digest))
             path = next(whole, None)
             if path is None:

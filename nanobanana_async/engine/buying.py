@@ -22,6 +22,7 @@ from nanobanana_async.errors import (
     TransportError,
 )
 from nanobanana_async.gateways.contract import Gateway, Transport
+from nanobanana_async.http.threads import AnswerReader
 from nanobanana_async.jobs import Accepted, JobState
 from nanobanana_async.observe import CreateFailed
 from nanobanana_async.policy.retry import (
@@ -61,6 +62,7 @@ class Buyer:
         self._begin = begin
         self._lingers_s = lingers_s
         self._clock = clock
+        self._answers = AnswerReader()
         self._jitter = random.Random()
         self._told: tuple[object, ...] = ()
 
@@ -102,7 +104,7 @@ class Buyer:
         # A pooled connection that the server has just closed looks like a lost answer: without a key that is doubt.
         fresh = not self._gateway.takes_idempotency_key
         response = await self._transport.send(request, timeout_s=self._create_s, fresh_connection=fresh)
-        return self._gateway.read_create(response)
+        return await self._answers.read(self._gateway.read_create, response)
 
     async def _accepted(self, entry: Entry, accepted: Accepted) -> float:
         self._slots.gate.succeeded()

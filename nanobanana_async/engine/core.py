@@ -17,7 +17,7 @@ from nanobanana_async.engine.runner import Runner
 from nanobanana_async.engine.slots import Slots
 from nanobanana_async.errors import InvalidRequest, LedgerError
 from nanobanana_async.gateways.contract import Gateway
-from nanobanana_async.jobs import UNFINISHED, JobRecord, JobState, check_key
+from nanobanana_async.jobs import UNFINISHED, JobRecord, JobState, check_key, numbered
 from nanobanana_async.ledger.base import Spending
 from nanobanana_async.models import ImageRequest
 from nanobanana_async.policy.credits import Budget
@@ -192,8 +192,8 @@ class Engine:
         self.runner.spawn(self.runner.errand(settled), self.runner.seat(entry))
         return entry
 
-    async def pictures_of(self, task_id: str) -> tuple[str, ...]:
-        """Ask the gateway once more for the pictures of a task: links expire."""
+    async def pictures_of(self, task_id: str) -> dict[int, str]:
+        """Ask the gateway once more for the images of a task, by their index: links expire."""
         key = f"pictures-{hashlib.sha256(task_id.encode()).hexdigest()[:32]}"
         entry = self.live.get(key)
         if entry is None:
@@ -202,7 +202,8 @@ class Engine:
             await entry.change()
         if entry.stopped is not None:
             raise entry.stopped.about(key, safe_to_repeat=True)
-        return () if entry.observation is None else entry.observation.images
+        seen = entry.observation
+        return {} if seen is None else dict(numbered(seen.images, seen.missing))
 
     def refetch(self, entry: Entry) -> Entry:
         """Ask the gateway once more for the pictures of a job that succeeded: the ledger does not hold inline ones."""

@@ -5,12 +5,14 @@ The network never fails a job. What ends the waiting leaves the record RUNNING, 
 
 import random
 from collections.abc import Callable
+from itertools import islice
 
 from nanobanana_async.engine.books import Books
 from nanobanana_async.engine.entry import NEVER, Entry
 from nanobanana_async.engine.reliance import Reliance
 from nanobanana_async.errors import ContractBroken, NanoBananaError, RateLimited
 from nanobanana_async.gateways.contract import Gateway, Transport
+from nanobanana_async.http.threads import AnswerReader
 from nanobanana_async.jobs import Failure, JobRecord, JobState, Observation
 from nanobanana_async.observe import JobSeen, QueryFailed, UnknownStatus
 from nanobanana_async.policy.durations import Durations
@@ -25,6 +27,8 @@ from nanobanana_async.policy.retry import (
     stops_following,
 )
 from nanobanana_async.policy.schedule import Schedule
+
+_MOST_STRANGE_WORDS = 100
 
 
 class Follower:
@@ -51,6 +55,7 @@ class Follower:
         self._query_s = query_s
         self.job_s = job_s
         self._clock = clock
+        self._answers = AnswerReader()
         self.reliance = Reliance(is_called_back, clock)
         self._jitter = random.Random()
         self._strange_words: set[str] = set()
@@ -179,7 +184,7 @@ class Follower:
 
     async def _query(self, task_id: str) -> Observation:
         response = await self._transport.send(self._gateway.build_query(task_id), timeout_s=self._query_s)
-        seen = self._gateway.read_query(response)
+        seen = await self._answers.read(self._gateway.read_query, response)
         if seen.task_id not in (None, task_id):
             raise ContractBroken(f"asked about {task_id}, told about {seen.task_id}", status=response.status)
         return seen
@@ -188,7 +193,7 @@ class Follower:
         entry.observation = seen
         # Pictures that came inline are kept out of the ledger: an empty place says that one was here.
         kept = tuple("" if url.startswith("data:") else url for url in seen.images)
-        await self._end(entry, JobState.SUCCEEDED, seen, called, images=kept)
+        await self._end(entry, JobState.SUCCEEDED, seen, called, images=kept, missing=seen.missing)
         return NEVER
 
     def _refetched(self, entry: Entry, seen: Observation) -> float:
@@ -231,8 +236,9 @@ class Follower:
         entry.imageless_at = min(entry.imageless_at, now)
         if now - entry.imageless_at < LATE_IMAGES_S:
             return now + max(1.0, self._polling.min_gap_s)
-        excerpt = ", ".join(f"{name}={value!r}"[:60] for name, value in seen.raw.items())[:300]
-        error = ContractBroken(f"task {entry.record.task_id} is {seen.status} without an image", body=excerpt)
+        excerpt = ", ".join(f"{name}={value!r}"[:60] for name, value in islice(seen.raw.items(), 20))[:300]
+        reasons = "".join(dict.fromkeys(f"; {why}" for _, why in seen.missing))[:300]
+        error = ContractBroken(f"task {entry.record.task_id} is {seen.status} without an image{reasons}", body=excerpt)
         return self._stop(entry, error)
 
     def _still_running(self, entry: Entry) -> float:
@@ -272,6 +278,7 @@ class Follower:
         return NEVER
 
     def _note_strange_word(self, entry: Entry, seen: Observation) -> None:
-        if not seen.known_status and seen.status not in self._strange_words:
+        known = seen.known_status or seen.status in self._strange_words
+        if not known and len(self._strange_words) < _MOST_STRANGE_WORDS:
             self._strange_words.add(seen.status)
             self._books.tell(UnknownStatus(record=entry.record, status=seen.status))

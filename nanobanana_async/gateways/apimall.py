@@ -12,14 +12,13 @@ from cattrs.gen import make_dict_structure_fn, override
 from nanobanana_async.checks import not_negative
 from nanobanana_async.errors import InvalidRequest
 from nanobanana_async.gateways.contract import MIB, HttpRequest, HttpResponse
+from nanobanana_async.gateways.images import Delivery, delivered, first_delivered
 from nanobanana_async.gateways.reading import (
     CONVERTER,
     UNKNOWN,
     Answer,
     Standing,
-    first_picture,
     known_task_id,
-    picture,
     plain,
     states,
     status_word,
@@ -184,6 +183,7 @@ class ApiMall(GatewaySettings):
             url=f"{self.base_url}/api/v1/images/{task_id_in_url(task_id)}",
             headers={"Accept": "application/json"},
             max_answer_bytes=64 * MIB,
+            max_text_bytes=MIB,
         )
 
     def read_query(self, response: HttpResponse) -> Observation:
@@ -197,6 +197,7 @@ class ApiMall(GatewaySettings):
             return running
         task = answer.structured(_Task, data, "data")
         standing = _STANDINGS.get(task.status, UNKNOWN)
+        delivery = _delivery(task, answer.body) if standing.state is JobState.SUCCEEDED else Delivery()
         failure = task.error_message or task.fail_message or envelope.get("failMsg")
         return Observation(
             task_id=task.task_id,
@@ -204,7 +205,8 @@ class ApiMall(GatewaySettings):
             status=task.status,
             known_status=standing.known,
             queued=standing.queued,
-            images=answer.pictured(_images, task) if standing.state is JobState.SUCCEEDED else (),
+            images=delivery.images,
+            missing=delivery.missing,
             error=answer.say(failure, MESSAGE) if standing.state is JobState.FAILED else None,
             model=task.model,
             credits_used=task.credits_used,
@@ -220,13 +222,15 @@ class ApiMall(GatewaySettings):
         raise Answer(self, body).broken("it sends no callbacks, so this is none of its")
 
 
-def _images(task: _Task) -> tuple[str, ...]:
-    """Return the pictures: all of `resultUrls` when it has more than one, else the first usable field."""
+def _delivery(task: _Task, body: bytes) -> Delivery:
+    """Return the images: all of `resultUrls` when it has more than one, else the first usable field."""
     urls = unfold(task.output.result_urls)
     listed = urls if isinstance(urls, list) else [urls]
-    if len(listed) > 1:
-        return tuple(url for url in map(picture, listed) if url is not None)
-    return first_picture((task.primary_url, task.image_url, *listed))
+    every = delivered(listed, body)
+    if len(listed) > 1 and every.images:
+        return every
+    first = first_delivered((task.primary_url, task.image_url, *listed), body)
+    return Delivery(first.images, every.missing[1:]) if first.images else first
 
 
 def _flag(value: object) -> bool | None:

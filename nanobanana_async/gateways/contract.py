@@ -20,6 +20,8 @@ class HttpRequest:
     headers: Mapping[str, str] = field(factory=dict)
     body: bytes | None = field(default=None, repr=False)
     max_answer_bytes: int = MIB
+    max_text_bytes: int | None = None
+    """How many bytes of the answer may belong to no inline image (`;base64,` and all up to a quote); None: any."""
 
 
 @frozen(kw_only=True)

@@ -10,13 +10,13 @@ from cattrs.gen import make_dict_structure_fn, override
 
 from nanobanana_async.errors import InvalidRequest
 from nanobanana_async.gateways.contract import MIB, HttpRequest, HttpResponse
+from nanobanana_async.gateways.images import Delivery, delivered
 from nanobanana_async.gateways.reading import (
     CONVERTER,
     UNKNOWN,
     Answer,
     Standing,
     known_task_id,
-    picture,
     plain,
     states,
     status_word,
@@ -170,6 +170,7 @@ class DefApi(GatewaySettings):
             url=f"{self.base_url}/api/task/query?task_id={task_id_in_url(task_id)}",
             headers={"Accept": "application/json"},
             max_answer_bytes=64 * MIB,
+            max_text_bytes=MIB,
         )
 
     def read_query(self, response: HttpResponse) -> Observation:
@@ -196,13 +197,15 @@ def _observed(answer: Answer, envelope: dict[str, Any], fields: dict[str, Any]) 
         return running
     task = answer.structured(_Task, fields, "data")
     standing = _STANDINGS.get(task.status, UNKNOWN)
+    delivery = _delivery(task, answer.body) if standing.state is JobState.SUCCEEDED else Delivery()
     return Observation(
         task_id=task.task_id,
         state=standing.state,
         status=task.status,
         known_status=standing.known,
         queued=standing.queued,
-        images=answer.pictured(_images, task) if standing.state is JobState.SUCCEEDED else (),
+        images=delivery.images,
+        missing=delivery.missing,
         error=answer.say(task.status_reason.message, MESSAGE) if standing.state is JobState.FAILED else None,
         model=task.model,
         credits_used=task.consumed,
@@ -221,20 +224,11 @@ def _flat(envelope: dict[str, Any]) -> dict[str, Any]:
     return {**envelope, **{name: value for name, value in data.items() if value is not None}}
 
 
-def _images(task: _Task) -> tuple[str, ...]:
-    """Return the pictures of a list of results, of a single one, or of either as JSON in a string."""
+def _delivery(task: _Task, body: bytes) -> Delivery:
+    """Return the images of a list of results, of a single one, or of either as JSON in a string."""
     result = unfold(task.result)
     listed = result if isinstance(result, list) else [result]
-    found = (picture(_image(item)) for item in listed)
-    return tuple(url for url in found if url is not None)
-
-
-def _image(item: object) -> object:
-    if not isinstance(item, dict):
-        return item
-    if "image" not in item:
-        raise ValueError("a result has no image")
-    return item["image"]
+    return delivered([item.get("image", item) if isinstance(item, dict) else item for item in listed], body)
 
 
 def _find_refusal(envelope: Mapping[str, Any]) -> Refusal | None:

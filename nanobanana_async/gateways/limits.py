@@ -8,12 +8,16 @@ from email.utils import parsedate_to_datetime
 from nanobanana_async.errors import LimitKind
 
 MAX_RETRY_AFTER_S = 120.0
+_LONG_HEADER = 1000
+_LONG_SENTENCE = 1000
 
 _SECONDS = re.compile(r"[+-]?\d+(?:\.\d*)?", re.ASCII)
 _JOBS = re.compile(
-    r"concurren|in_?flight|queue_full|(?:too_many|max\w*|running|active|pending)_(?:jobs|tasks)|job_limit"
+    r"concurren|in_?flight|queue_full|(?:too_many|max\w{0,20}|running|active|pending)_(?:jobs|tasks)|job_limit"
 )
-_RATE = re.compile(r"(?:^|_)(?:rate|ratelimit\w*|throttl\w*|rpm|rps|qps)(?:_|$)|per_(?:second|minute|hour|day)")
+_RATE = re.compile(
+    r"(?:^|_)(?:rate|ratelimit\w{0,40}|throttl\w{0,40}|rpm|rps|qps)(?:_|$)|per_(?:second|minute|hour|day)"
+)
 _REMAINING = (
     "x-ratelimit-remaining",
     "ratelimit-remaining",
@@ -28,11 +32,11 @@ def retry_after_s(headers: Mapping[str, str], now: datetime | None = None) -> fl
 
     Its HTTP-date form is measured against `now`, else against the answer's own `Date`.
     """
-    asked = headers.get("retry-after", "").strip()
+    asked = headers.get("retry-after", "")[:_LONG_HEADER].strip()
     if _SECONDS.fullmatch(asked):
         wait_s = float(asked)
     else:
-        until, now = _http_date(asked), now or _http_date(headers.get("date", ""))
+        until, now = _http_date(asked), now or _http_date(headers.get("date", "")[:_LONG_HEADER])
         if until is None or now is None:
             return None
         wait_s = (until - now).total_seconds()
@@ -60,9 +64,9 @@ def limit_kind(code: str | None, message: str, headers: Mapping[str, str]) -> Li
     if jobs != rate:
         return "jobs" if jobs else "rate"
     none_left = any(headers.get(name, "").strip() == "0" for name in _REMAINING)
-    return "rate" if none_left or _NONE_LEFT.search(headers.get("ratelimit", "")) else None
+    return "rate" if none_left or _NONE_LEFT.search(headers.get("ratelimit", "")[:_LONG_HEADER]) else None
 
 
 def as_code(text: str) -> str:
-    """Return a sentence or code in the form of a code: "Too many jobs!" is "too_many_jobs_"."""
-    return re.sub(r"[^a-z0-9]+", "_", text.lower())
+    """Return a sentence or code, or its beginning, in the form of a code: "Too many jobs!" is "too_many_jobs_"."""
+    return re.sub(r"[^a-z0-9]+", "_", text[:_LONG_SENTENCE].lower())

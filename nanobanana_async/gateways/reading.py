@@ -6,18 +6,18 @@ decorates (credits, times, model) never does: it must not lose a job that was pa
 
 import functools
 import json
-import re
 from codecs import BOM_UTF8
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
-from decimal import Decimal, InvalidOperation
+from decimal import Context, Decimal, InvalidOperation
 from typing import Any, TypeVar
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote
 
 import cattrs
 from attrs import field, frozen
 
 from nanobanana_async.errors import ContractBroken, InvalidRequest
+from nanobanana_async.gateways.bulk import LARGE, MAX_PARTS, TooBulky, lift, lifted_size
 from nanobanana_async.gateways.contract import HttpResponse
 from nanobanana_async.gateways.limits import retry_after_s
 from nanobanana_async.gateways.redaction import excerpt, tidy
@@ -31,10 +31,12 @@ _MAX_NUMBER = 10**15  # above it credits or milliseconds are noise
 _LONG_WORD = 200
 _LONG_NUMBER = 64
 _LONG_TEXT = 1024
+_LONG_RAW = 256 * 1024  # characters of an answer that are kept as `raw`
+_MOST_DECIMALS = 18
+_LONG = Context(prec=40)
 _DEEP = 24
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MILLISECONDS = 10**11  # an epoch time above it is not in seconds (that would be the year 5138)
-_PICTURE = re.compile(r"data:image/[\w.+-]+(?:;[\w=.+-]+)*;base64,[\w+/%-]", re.IGNORECASE | re.ASCII)
 
 
 def _whole(digits: str) -> int | Decimal:
@@ -43,7 +45,7 @@ def _whole(digits: str) -> int | Decimal:
 
 def _fraction(digits: str) -> Decimal | None:
     try:
-        return Decimal(digits)
+        return Decimal(digits) if len(digits) <= _LONG_NUMBER else _LONG.create_decimal(digits)
     except InvalidOperation:  # an exponent of twenty digits
         return None
 
@@ -89,7 +91,10 @@ class Answer:
     def decoded(self) -> dict[str, Any]:
         """Return the JSON object that the body holds, or raise `ContractBroken`."""
         try:
-            envelope = _JSON.decode(self.body.removeprefix(BOM_UTF8).decode())
+            text = lift(self.body) if len(self.body) > LARGE else self.body
+            envelope = _JSON.decode(text.removeprefix(BOM_UTF8).decode())
+        except TooBulky as error:
+            raise self.broken(str(error)) from None
         except ValueError:  # JSONDecodeError and UnicodeDecodeError are such
             raise self.broken("the answer is not JSON") from None
         except RecursionError:
@@ -108,14 +113,6 @@ class Answer:
             lines = cattrs.transform_error(error, path, _misfit)
         raise self.broken("; ".join(lines))
 
-    def pictured(self, images: Callable[[T], tuple[str, ...]], task: T) -> tuple[str, ...]:
-        """Return the pictures of a finished task, or raise `ContractBroken` if what stands there is none."""
-        try:
-            return images(task)
-        except ValueError as error:
-            why = str(error)
-        raise self.broken(why)
-
 
 def _misfit(error: BaseException, _: object) -> str:
     return "required field missing" if isinstance(error, KeyError) else str(error)
@@ -128,7 +125,16 @@ def money(value: object, _: object = None) -> Decimal | None:
     if isinstance(value, bool) or not isinstance(value, (int, Decimal)):
         return None
     amount = _price(value) if isinstance(value, int) else value
-    return amount if amount.is_finite() and 0 <= amount < _MAX_NUMBER else None
+    if not amount.is_finite() or not 0 <= amount < _MAX_NUMBER:
+        return None
+    if not amount:
+        return Decimal(0)
+    if amount.adjusted() < -_MOST_DECIMALS:
+        return None
+    # An exponent of a billion would be a gigabyte of zeros wherever the amount is shown.
+    exponent = amount.as_tuple().exponent
+    wanted = min(0, max(int(exponent), -_MOST_DECIMALS))
+    return amount if wanted == exponent else amount.quantize(Decimal(1).scaleb(wanted), context=_LONG)
 
 
 @functools.lru_cache(maxsize=256)
@@ -139,7 +145,7 @@ def _price(whole: int) -> Decimal:
 def moment(value: object, _: object = None) -> datetime | None:
     """Return an aware time in UTC from ISO text (naive means UTC) or epoch seconds or milliseconds; else None."""
     try:
-        if isinstance(value, str) and not value.strip().isdecimal():
+        if isinstance(value, str) and len(value) <= _LONG_NUMBER and not value.strip().isdecimal():
             at = datetime.fromisoformat(value.strip())
             at = at.replace(tzinfo=UTC) if at.tzinfo is None else at.astimezone(UTC)
         elif (epoch := money(value)) is not None:
@@ -192,7 +198,7 @@ def status_word(value: object, _: object = None) -> str:
     """Return the gateway's word for where a task stands, in lower case, or raise ValueError."""
     if not isinstance(value, str) or not value.strip():
         raise ValueError(f"a status is a word, not {'empty' if value == '' else type(value).__name__}")
-    return tidy(value.strip().lower(), limit=_LONG_NUMBER)
+    return tidy(value.strip()[:_LONG_TEXT].lower(), limit=_LONG_NUMBER)
 
 
 @frozen
@@ -207,7 +213,7 @@ class Standing:
 def states(fields: object, standings: Mapping[str, Standing]) -> bool:
     """Tell whether the fields hold a known word for where a task stands."""
     status = fields.get("status") if isinstance(fields, dict) else None
-    return isinstance(status, str) and status.strip().lower() in standings
+    return isinstance(status, str) and len(status) <= _LONG_TEXT and status.strip().lower() in standings
 
 
 def still_running(fields: object, standings: Mapping[str, Standing]) -> Observation | None:
@@ -221,7 +227,7 @@ def still_running(fields: object, standings: Mapping[str, Standing]) -> Observat
     standing = standings.get(status) if isinstance(status, str) else None
     if standing is None or standing.state is not JobState.RUNNING:
         return None
-    if not isinstance(task, str) or not task.isprintable():
+    if not isinstance(task, str) or len(task) > MAX_TASK_ID or not task.isprintable():
         return None
     return Observation(task_id=task, state=standing.state, status=str(status), queued=standing.queued)
 
@@ -233,59 +239,46 @@ def unfold(value: object) -> object:
     """Return what a string holds that is itself JSON; any other value as it is."""
     if not isinstance(value, str) or not value.lstrip().startswith(("[", "{")):
         return value
+    if len(value) > LARGE and sum(map(value.count, "[{,:")) > MAX_PARTS:
+        return value
     try:
         return _JSON.decode(value)
     except (ValueError, RecursionError):
         return value
 
 
-def picture(value: object) -> str | None:
-    """Return an http(s) URL or a base64 data URI of an image; None for nothing; raise ValueError for anything else."""
-    if value is None or (isinstance(value, str) and not value.strip()):
-        return None
-    if not isinstance(value, str):
-        raise ValueError(f"an image is a URL or a data URI, not {type(value).__name__}")
-    if value[:5].lower() == "data:":
-        if _PICTURE.match(value):
-            return value
-        raise ValueError("an image's data URI is not a base64 picture")
-    url = value.strip().replace(" ", "%20")
-    try:
-        parts = urlsplit(url) if url.isprintable() else None
-    except ValueError:  # a broken IPv6 literal
-        parts = None
-    if parts is None or parts.scheme not in ("http", "https") or not parts.hostname:
-        raise ValueError("an image is neither an http(s) URL nor a data URI")
-    return url
+def plain(value: Any) -> Any:
+    """Return decoded JSON with inline pictures left out, and cut where it is absurdly long or nested absurdly deep."""
+    return _Raw().plain(value, 0)
 
 
-def first_picture(values: Iterable[object]) -> tuple[str, ...]:
-    """Return the first picture; nothing if there is none; raise ValueError if there are only things that are none."""
-    misfit: ValueError | None = None
-    for value in values:
-        try:
-            url = picture(value)
-        except ValueError as error:
-            misfit = misfit or error
-            continue
-        if url is not None:
-            return (url,)
-    if misfit is not None:
-        raise misfit
-    return ()
+class _Raw:
+    """Copies decoded JSON, and counts the characters."""
 
+    def __init__(self) -> None:
+        self._left = _LONG_RAW
 
-def plain(value: Any, depth: int = 0) -> Any:
-    """Return decoded JSON with inline pictures left out, and cut where it is nested absurdly deep."""
-    if isinstance(value, str):
-        if value[:5].lower() == "data:" or (len(value) > _LONG_TEXT and ";base64," in value):
-            return f"<{value[5:40].partition(';')[0] or 'data'}, {len(value)} characters>"
+    def plain(self, value: Any, depth: int) -> Any:
+        if isinstance(value, str):
+            return self._text(value)
+        if isinstance(value, (dict, list)):
+            if depth >= _DEEP or self._left <= 0:
+                return "<nested>" if depth >= _DEEP else "<more>"
+            if isinstance(value, list):
+                return [self.plain(inner, depth + 1) for inner in value]
+            return {self._name(name): self.plain(inner, depth + 1) for name, inner in value.items()}
         return value
-    if isinstance(value, dict):
-        return {key: plain(inner, depth + 1) for key, inner in value.items()} if depth < _DEEP else "<nested>"
-    if isinstance(value, list):
-        return [plain(inner, depth + 1) for inner in value] if depth < _DEEP else "<nested>"
-    return value
+
+    def _text(self, value: str) -> str:
+        if value[:5].lower() == "data:" or (len(value) > _LONG_TEXT and ";base64," in value):
+            size = len(value) + lifted_size(value)
+            return f"<{value[5:40].partition(';')[0] or 'data'}, {size} characters>"
+        self._left -= len(value)
+        return value if self._left >= 0 else f"<{len(value)} characters>"
+
+    def _name(self, name: str) -> str:
+        self._left -= len(name)
+        return name if self._left >= 0 else name[:_LONG_NUMBER]
 
 
 CONVERTER = cattrs.Converter()

@@ -23,7 +23,10 @@ _MEANINGS = tuple(
         (503, r"upstream|provider(?:_|$)|unavailable|overload|maintenance|time_?out|timed_out"),
         (500, r"(?:^|_)(?:busy|internal)(?:_|$)|server_error"),
         (409, r"idempoten"),
-        (402, r"insufficient_(?:\w+_)?(?:credit|balance|fund)|not_enough_(?:credit|balance)|(?:out|short)_of_credit"),
+        (
+            402,
+            r"insufficient_(?:\w{1,40}_)?(?:credit|balance|fund)|not_enough_(?:credit|balance)|(?:out|short)_of_credit",
+        ),
         (402, r"(?:credits?|balance)_(?:is_|are_)?(?:insufficient|exhausted|too_low|not_enough)|payment_required"),
         (429, r"(?:^|_)rate_?limit|too_many|concurren|throttl|queue_full"),
         (451, r"moderat|prompt_(?:was_|is_)?block|content_(?:policy|filter|block)|nsfw"),

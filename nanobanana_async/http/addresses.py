@@ -10,9 +10,7 @@ import ipaddress
 import socket
 
 import aiohttp
-from yarl import URL
 
-from nanobanana_async.errors import ConfigurationError
 from nanobanana_async.http.sockets import Sockets
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
@@ -74,24 +72,13 @@ def may_ask(host: str, *, loopback: bool) -> bool:
     try:
         plain = socket.inet_ntoa(socket.inet_aton(bare))  # of 127.1, 0x7f000001, 017700000001
         return may_connect(plain, loopback=loopback)
-    except OSError:
+    except (OSError, ValueError):  # a character that no host has is a ValueError
         pass
     *names, last = bare.split(".")
     if last == "localhost":
         return loopback
     looks_numeric = last.isdigit() or last.startswith("0x")
     return bool(names) and bool(last) and not looks_numeric and last not in _PRIVATE_NAMES
-
-
-def proxy_url(text: str) -> URL:
-    """Return a proxy's URL; raises `ConfigurationError` without showing it, since it may hold a password."""
-    try:
-        url = URL(text)
-        if url.scheme in ("http", "https") and url.host:
-            return url
-    except (TypeError, ValueError):
-        pass
-    raise ConfigurationError("proxy must be a URL such as http://proxy.example:3128")
 
 
 def _tunnelled(address: Address) -> Address | None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import functools
+import io
 import math
 import platform
 import ssl
@@ -12,12 +13,14 @@ from yarl import URL
 from nanobanana_async._version import __version__
 from nanobanana_async.config import Timeouts
 from nanobanana_async.errors import ConfigurationError, ContractBroken, NanoBananaError, SessionClosed, TransportError
+from nanobanana_async.gateways.bulk import Bounds, TooBulky
 from nanobanana_async.gateways.contract import Gateway, HttpRequest, HttpResponse
 from nanobanana_async.gateways.settings import is_loopback
-from nanobanana_async.http.addresses import proxy_url
 from nanobanana_async.http.body import Body, answered_unasked, perhaps_sent
 from nanobanana_async.http.failures import explained
 from nanobanana_async.http.sockets import Sockets
+from nanobanana_async.http.threads import Resolver
+from nanobanana_async.http.trust import Proxies, Tls, verifies
 
 _is_loopback = functools.lru_cache(maxsize=64)(is_loopback)
 
@@ -33,9 +36,9 @@ class Api:
     Of a borrowed `aiohttp.ClientSession` the connector is used (its pool, limits, resolver and TLS settings) and
     nothing else: no default header, cookie, auth, proxy, timeout, redirect, middleware, trace or `raise_for_status` of
     it applies, and it is never closed. Fresh connections are our own also then, with the TLS settings of its
-    connector; one that does not verify certificates is refused.
+    connector; one that does not verify certificates is refused, and so is a session with a proxy of its own.
 
-    Proxies come from `proxy`, never from the environment. Redirects are refused, cookies are not kept.
+    Redirects are refused, cookies are not kept.
     """
 
     def __init__(
@@ -44,13 +47,15 @@ class Api:
         *,
         timeouts: Timeouts,
         http: aiohttp.ClientSession | None = None,
-        proxy: str | None = None,
+        tls: Tls = True,
+        proxies: Proxies | None = None,
         max_connections: int = 64,
     ) -> None:
         self._gateway = gateway
         self._connect_s = timeouts.connect_s
         self._lent = http
-        self._proxy = None if proxy is None else proxy_url(proxy)
+        self._tls = tls
+        self._proxies = Proxies() if proxies is None else proxies
         self._max_connections = max_connections
         self._sockets = Sockets()
         self._pool: aiohttp.ClientSession | None = None
@@ -71,7 +76,7 @@ class Api:
         if self._pool is not None:
             return
         lent = None if self._lent is None else _connector_of(self._lent)
-        tls = lent._ssl if isinstance(lent, aiohttp.TCPConnector) else True
+        tls = lent._ssl if isinstance(lent, aiohttp.TCPConnector) else self._tls
         self._fresh = _session(self._connector(tls, force_close=True))
         self._pool = _session(self._connector(tls), owns=True) if lent is None else _session(lent, owns=False)
 
@@ -91,7 +96,8 @@ class Api:
         the door is not open.
         """
         session = self._open_session(fresh_connection)
-        url = _checked(request.url, self._proxy)
+        url = _checked(request.url)
+        _check_proxy(url, self._proxies)
         try:
             answer = await self._exchange(session, request, url, timeout_s)
         except asyncio.CancelledError as cancelled:
@@ -122,19 +128,19 @@ class Api:
                 headers=headers,
                 timeout=_limits(self._connect_s, timeout_s),
                 allow_redirects=False,
-                proxy=self._proxy,
+                proxy=self._proxies.of(url),
                 upload_tracker=tracker,
             )
             try:
                 if answered_unasked(body, tracker):
-                    return TransportError(f"{url.host} answered before it was asked", sent=False)
-                return await _read(response, request.max_answer_bytes)
+                    return TransportError(f"{url.raw_host} answered before it was asked", sent=False)
+                return await _read(response, request)
             finally:
                 response.close()  # after the whole body it has gone back to the pool, and this does nothing
         except Exception as error:
             return explained(
                 error,
-                host=url.host or "",
+                host=url.raw_host or "",
                 sent=perhaps_sent(error, body, tracker),
                 connect_s=self._connect_s,
                 timeout_s=timeout_s,
@@ -152,32 +158,43 @@ class Api:
         self, tls: ssl.SSLContext | aiohttp.Fingerprint | bool, *, force_close: bool = False
     ) -> aiohttp.TCPConnector:
         return aiohttp.TCPConnector(
-            ssl=tls, limit=self._max_connections, force_close=force_close, socket_factory=self._sockets.make
+            ssl=tls,
+            limit=self._max_connections,
+            force_close=force_close,
+            resolver=Resolver(),
+            socket_factory=self._sockets.make,
         )
 
 
 @functools.lru_cache(maxsize=4096)  # a task is asked for at one URL again and again
-def _checked(text: str, proxy: URL | None) -> URL:
+def _checked(text: str) -> URL:
     """Return the URL if the key may travel there."""
     try:
         url = URL(text)
     except ValueError:
         raise ConfigurationError("the request's URL can't be read: check base_url") from None
-    host = url.host or ""
+    host = url.raw_host or ""
     if "@" in url.raw_authority:
         raise ConfigurationError(f"the URL of the request to {host} must not hold credentials")
     if url.scheme == "https" and host:
         return url
     if url.scheme != "http" or not _is_loopback(host):
         raise ConfigurationError(f"the request to {host or 'no host'} must use https: the API key travels with it")
-    if proxy is not None and not _is_loopback(proxy.host or ""):
-        raise ConfigurationError("a request without TLS must not go through a proxy: the API key travels with it")
     return url
 
 
-async def _read(response: aiohttp.ClientResponse, limit: int) -> HttpResponse | ContractBroken:
+def _check_proxy(url: URL, proxies: Proxies) -> None:
+    if url.scheme == "https":
+        return
+    proxy = proxies.of(url)
+    if proxy is not None and not _is_loopback(proxy.raw_host or ""):
+        del proxy  # it may hold a password, and this frame stands in the traceback
+        raise ConfigurationError("a request without TLS must not go through a proxy: the API key travels with it")
+
+
+async def _read(response: aiohttp.ClientResponse, request: HttpRequest) -> HttpResponse | ContractBroken:
     """Return the answer with its whole body, decoded, or why it is not taken."""
-    status = response.status
+    status, limit = response.status, request.max_answer_bytes
     if 300 <= status < 400:
         return ContractBroken("redirects are refused", status=status, body=_host_of(response.headers.get("Location")))
     content = response.content
@@ -186,19 +203,24 @@ async def _read(response: aiohttp.ClientResponse, limit: int) -> HttpResponse | 
     elif (response.content_length or 0) > limit:
         return _too_large(status, limit)
     else:
-        body = await _gathered(content, limit)
+        try:
+            body = await _gathered(content, limit, request.max_text_bytes)
+        except TooBulky as error:
+            return ContractBroken(str(error), status=status)
     if len(body) > limit:
         return _too_large(status, limit)
     return HttpResponse(status=status, headers=response.headers, body=body)
 
 
-async def _gathered(content: aiohttp.StreamReader, limit: int) -> bytes:
-    pieces: list[bytes] = []
-    size = 0
-    while size <= limit and not content.at_eof():
-        pieces.append(await content.readany())
-        size += len(pieces[-1])
-    return b"".join(pieces)
+async def _gathered(content: aiohttp.StreamReader, limit: int, max_text: int | None) -> bytes:
+    bounds = None if max_text is None else Bounds(max_text)
+    body = io.BytesIO()  # it grows in place, and hands over its bytes without a copy
+    while body.tell() <= limit and not content.at_eof():
+        piece = await content.readany()
+        if bounds is not None:
+            bounds.feed(piece)
+        body.write(piece)
+    return body.getvalue()
 
 
 def _too_large(status: int, limit: int) -> ContractBroken:
@@ -207,7 +229,7 @@ def _too_large(status: int, limit: int) -> ContractBroken:
 
 def _host_of(location: str | None) -> str:
     try:
-        return (URL(location or "").host or "")[:255]
+        return (URL(location or "").raw_host or "")[:255]
     except ValueError:
         return ""
 
@@ -238,6 +260,11 @@ def _connector_of(lent: aiohttp.ClientSession) -> aiohttp.BaseConnector:
         raise ConfigurationError("the aiohttp session you lend is closed")
     if connector._loop is not asyncio.get_running_loop():
         raise ConfigurationError("the aiohttp session you lend belongs to another event loop: make it in this one")
+    if lent._default_proxy is not None:
+        raise ConfigurationError(
+            "the aiohttp session you lend has a proxy of its own, which images would not come through: lend none, and"
+            " pass Session(proxy=...) instead"
+        )
     if isinstance(connector, aiohttp.TCPConnector) and not _verifies(connector._ssl):
         raise ConfigurationError(
             "the aiohttp session you lend does not verify TLS certificates: give its connector an ssl.SSLContext that"
@@ -247,6 +274,4 @@ def _connector_of(lent: aiohttp.ClientSession) -> aiohttp.BaseConnector:
 
 
 def _verifies(tls: ssl.SSLContext | aiohttp.Fingerprint | bool) -> bool:
-    if isinstance(tls, ssl.SSLContext):
-        return tls.check_hostname and tls.verify_mode is ssl.CERT_REQUIRED
-    return tls is not False
+    return verifies(tls) if isinstance(tls, ssl.SSLContext) else tls is not False

@@ -4,24 +4,24 @@ A picture is whole, looked at and hashed, or it is not there and `DownloadError`
 """
 
 import asyncio
+import io
 import random
-import ssl
 from collections.abc import Awaitable, Callable
-from functools import partial
 from pathlib import Path
 from typing import ParamSpec, TypeVar
 
 import anyio
-import anyio.to_thread
 from aiohttp.abc import AbstractResolver
 from yarl import URL
 
 from nanobanana_async.errors import DownloadError, SaveError, SessionClosed
 from nanobanana_async.http.files import Part, SavedImage, check_folder, missed, why_unwritable
 from nanobanana_async.http.getting import Getter, Take
-from nanobanana_async.http.inline import inline_content, is_inline
+from nanobanana_async.http.inline import inline_pieces, is_inline
 from nanobanana_async.http.missed import Missed
 from nanobanana_async.http.pictures import verified
+from nanobanana_async.http.threads import Threads
+from nanobanana_async.http.trust import Proxies, Tls
 from nanobanana_async.models import shorten
 
 P = ParamSpec("P")
@@ -36,8 +36,9 @@ class Downloads:
     """Fetches pictures by http, https and `data:` links.
 
     Links are followed to public addresses only, and to this machine if `allow_loopback` (for a gateway that runs on
-    it), through at most five redirects and never from https to http. No cookie, key or referrer goes along, and
-    neither proxies nor credentials are taken from the environment.
+    it), through at most five redirects and never from https to http. No cookie, key or referrer goes along, and no
+    credential is taken from the environment. A proxy resolves the names that it is asked for: through one, this can
+    tell by the name alone whether a host may be public.
 
     What may pass is tried `attempts` times, up to `max_at_once` pictures at the same time; `idle_s` and `total_s` limit
     one attempt. Pictures are verified with Pillow where it is installed.
@@ -47,8 +48,8 @@ class Downloads:
         self,
         *,
         allow_loopback: bool = False,
-        proxy: str | None = None,
-        tls: ssl.SSLContext | bool = True,
+        proxies: Proxies | None = None,
+        tls: Tls = True,
         resolver: AbstractResolver | None = None,
         connect_s: float = 10.0,
         idle_s: float = 20.0,
@@ -60,7 +61,7 @@ class Downloads:
     ) -> None:
         self._getter = Getter(
             loopback=allow_loopback,
-            proxy=proxy,
+            proxies=Proxies() if proxies is None else proxies,
             tls=tls,
             resolver=resolver,
             connect_s=connect_s,
@@ -73,6 +74,7 @@ class Downloads:
         self._max_bytes = max_bytes
         self._places = asyncio.Semaphore(max_at_once)
         self._eyes = asyncio.Semaphore(_LOOKED_AT_ONCE)
+        self._threads = Threads(max_at_once)  # each download does one thing at a time
         self._swept: set[Path] = set()
         self._ongoing: set[anyio.CancelScope] = set()
         self._idle = asyncio.Event()
@@ -109,15 +111,15 @@ class Downloads:
         """
 
         async def once() -> bytes:
-            content = bytearray()
+            content = io.BytesIO()  # hands over its bytes without a copy
 
             async def take(piece: bytes) -> None:
-                content.extend(piece)
+                content.write(piece)
 
             await self._receive(url, take)
-            picture = bytes(content)
+            picture = content.getvalue()
             async with self._eyes:
-                await anyio.to_thread.run_sync(verified, picture)
+                await self._threads.run(verified, picture)
             return picture
 
         return await self._patiently(url, once)
@@ -134,32 +136,34 @@ class Downloads:
             part = Part(folder)
 
             async def take(piece: bytes) -> None:
-                await _filed(folder, part.write, piece)
+                await self._filed(folder, part.write, piece)
 
             try:
-                await _filed(folder, part.open)
+                await self._filed(folder, part.open)
                 if folder not in self._swept:
                     self._swept.add(folder)
-                    await _filed(folder, part.sweep)
+                    await self._filed(folder, part.sweep)
                 await self._receive(url, take)
                 async with self._eyes:
-                    return await _filed(folder, part.publish, name)
+                    return await self._filed(folder, part.publish, name)
             finally:
                 with anyio.CancelScope(shield=True):
-                    await anyio.to_thread.run_sync(part.discard)
+                    await self._threads.run(part.discard)
 
         return await self._patiently(url, once)
 
     async def check(self, folder: Path) -> None:
         """Make a folder if it is missing; raise `SaveError` if no image can be written into it."""
         try:
-            await anyio.to_thread.run_sync(check_folder, folder)
+            await self._threads.run(check_folder, folder)
         except OSError as error:
             raise SaveError(why_unwritable(folder, error)) from None
 
     async def _receive(self, url: str, take: Take) -> None:
         if is_inline(url):
-            await take(await anyio.to_thread.run_sync(inline_content, url, self._max_bytes))
+            pieces = inline_pieces(url, self._max_bytes)
+            while (piece := await self._threads.run(next, pieces, None)) is not None:
+                await take(piece)
         else:
             await self._getter.get(url, take)
 
@@ -196,17 +200,16 @@ class Downloads:
         tried = f" (tried {attempt} times)" if attempt > 1 else ""
         raise DownloadError(f"{_shown(url)}: {why}{tried}", gone=gone)
 
+    async def _filed(self, folder: Path, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Do file work in a thread."""
+        try:
+            return await self._threads.run(work, *args, **kwargs)
+        except OSError as error:
+            raise missed(folder, error) from None
+
     def _check_open(self) -> None:
         if self._state != "open":
             raise SessionClosed(f"the door to the pictures is {self._state}")
-
-
-async def _filed(folder: Path, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-    """Do file work in a thread."""
-    try:
-        return await anyio.to_thread.run_sync(partial(work, *args, **kwargs))
-    except OSError as error:
-        raise missed(folder, error) from None
 
 
 def _shown(url: str) -> str:

@@ -1,7 +1,6 @@
 """One attempt to get a picture: hop by hop, without a credential, from public addresses, under a cap."""
 
 import asyncio
-import ssl
 from collections.abc import Awaitable, Callable
 
 import aiohttp
@@ -10,11 +9,13 @@ from yarl import URL
 
 from nanobanana_async.errors import SessionClosed
 from nanobanana_async.gateways.limits import retry_after_s
-from nanobanana_async.http.addresses import AddressRefused, PublicSockets, may_ask, proxy_url
+from nanobanana_async.http.addresses import AddressRefused, PublicSockets, may_ask
 from nanobanana_async.http.api import USER_AGENT
 from nanobanana_async.http.failures import explained
 from nanobanana_async.http.missed import Missed
 from nanobanana_async.http.sockets import Sockets
+from nanobanana_async.http.threads import Resolver
+from nanobanana_async.http.trust import Proxies, Tls
 
 Take = Callable[[bytes], Awaitable[None]]
 
@@ -30,16 +31,16 @@ _MAX_WAIT_S = 30.0  # links expire: a longer wait than this would not be worth i
 class Getter:
     """Gets a picture in one attempt; what hinders it is `Missed`.
 
-    `loopback` lets this machine count as public. With a proxy, which does the connecting, only the URL's host can be
-    looked at. `tls` is for those whose certificates are signed by an authority of their own.
+    `loopback` lets this machine count as public. What goes through a proxy is resolved and connected to by the proxy,
+    so there only the URL's host can be looked at; what goes without one is connected to public addresses only.
     """
 
     def __init__(
         self,
         *,
         loopback: bool,
-        proxy: str | None,
-        tls: ssl.SSLContext | bool,
+        proxies: Proxies,
+        tls: Tls,
         resolver: AbstractResolver | None,
         connect_s: float,
         idle_s: float,
@@ -47,22 +48,27 @@ class Getter:
         max_bytes: int,
     ) -> None:
         self._loopback = loopback
-        self._proxy = None if proxy is None else proxy_url(proxy)
+        self._proxies = proxies
         self._tls = tls
         self._resolver = resolver
         self._connect_s = connect_s
         self._idle_s = idle_s
         self._total_s = total_s
         self._max_bytes = max_bytes
-        self._sockets = PublicSockets(loopback=loopback) if proxy is None else Sockets()
-        self._http: aiohttp.ClientSession | None = None
+        self._public = PublicSockets(loopback=loopback)
+        self._to_proxies = Sockets()
+        self._direct: aiohttp.ClientSession | None = None
+        self._proxied: aiohttp.ClientSession | None = None
 
     def open(self) -> None:
-        """Make the session; no connection is opened yet."""
-        self._http = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(
-                ssl=self._tls, limit=0, resolver=self._resolver, socket_factory=self._sockets.make
-            ),
+        """Make the sessions; no connection is opened yet."""
+        self._direct = self._session(self._public)
+        self._proxied = self._session(self._to_proxies) if self._proxies else None
+
+    def _session(self, sockets: Sockets) -> aiohttp.ClientSession:
+        resolver = self._resolver or Resolver()
+        return aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(ssl=self._tls, limit=0, resolver=resolver, socket_factory=sockets.make),
             timeout=aiohttp.ClientTimeout(total=None, sock_connect=self._connect_s, sock_read=self._idle_s),
             cookie_jar=aiohttp.DummyCookieJar(),
             headers={"User-Agent": USER_AGENT, "Accept-Encoding": "identity"},
@@ -73,10 +79,12 @@ class Getter:
         )
 
     async def aclose(self) -> None:
-        """Close the session down to the last socket."""
-        if self._http is not None:
-            await self._http.close()
-        await self._sockets.gone()
+        """Close the sessions down to the last socket."""
+        for session in (self._direct, self._proxied):
+            if session is not None:
+                await session.close()
+        await self._public.gone()
+        await self._to_proxies.gone()
 
     async def get(self, link: str, take: Take) -> None:
         """Hand the bytes behind a link to `take`, piece by piece."""
@@ -99,10 +107,12 @@ class Getter:
 
     async def _hop(self, url: URL, take: Take) -> URL | None:
         """Take the picture and return None, or return where it is said to be."""
-        if self._http is None:
+        proxy = self._proxies.of(url)
+        session = self._direct if proxy is None else self._proxied
+        if session is None:
             raise SessionClosed("the door to the pictures is not open")
         try:
-            answer = await self._http.get(url, allow_redirects=False, proxy=self._proxy)
+            answer = await session.get(url, allow_redirects=False, proxy=proxy)
             try:
                 if answer.status in _REDIRECTS:
                     return _target(url, answer)
@@ -132,7 +142,7 @@ class Getter:
 
     def _missed(self, error: Exception, url: URL) -> Missed:
         """Say a foreign error in our words; those of `Api` where they fit."""
-        host = url.host or ""
+        host = url.raw_host or ""
         if isinstance(error, aiohttp.ClientConnectorError) and isinstance(error.os_error, AddressRefused):
             return _not_public(url)
         if isinstance(error, aiohttp.SocketTimeoutError):
@@ -167,15 +177,15 @@ def _target(url: URL, answer: aiohttp.ClientResponse) -> URL:
     """Return where a redirect leads, if it may."""
     location = answer.headers.get("Location", "")
     if not location:
-        raise Missed(f"{url.host} redirects to nowhere")
+        raise Missed(f"{url.raw_host} redirects to nowhere")
     try:
         target = _fit(url.join(_as_spelled(location)))
     except ValueError:
-        raise Missed(f"{url.host} redirects to what is no URL") from None
+        raise Missed(f"{url.raw_host} redirects to what is no URL") from None
     except Missed as missed:
-        raise Missed(f"{url.host} redirects elsewhere: {missed.why}") from None
+        raise Missed(f"{url.raw_host} redirects elsewhere: {missed.why}") from None
     if url.scheme == "https" and target.scheme != "https":
-        raise Missed(f"{url.host} redirects from https to http")
+        raise Missed(f"{url.raw_host} redirects from https to http")
     return target
 
 
@@ -186,7 +196,7 @@ def _check_answer(answer: aiohttp.ClientResponse, max_bytes: int) -> None:
     if status != 200:
         wait_s = retry_after_s(answer.headers)
         raise Missed(
-            f"{answer.url.host} answered {status}",
+            f"{answer.url.raw_host} answered {status}",
             again=status in _PASSING or status >= 500,
             wait_s=None if wait_s is None else min(wait_s, _MAX_WAIT_S),
         )
@@ -199,4 +209,4 @@ def _too_large(max_bytes: int) -> Missed:
 
 
 def _not_public(url: URL) -> Missed:
-    return Missed(f"{url.host} is not at a public address: pictures are not fetched from private networks")
+    return Missed(f"{url.raw_host} is not at a public address: pictures are not fetched from private networks")

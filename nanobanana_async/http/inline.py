@@ -1,31 +1,74 @@
 """Pictures that come inside their own link: `data:` URIs."""
 
-import base64
 import binascii
+from collections.abc import Iterator
 from urllib.parse import unquote_to_bytes
 
 from nanobanana_async.http.missed import Missed
+
+_PIECE = 1 << 20  # decoding holds the interpreter's lock: in pieces, so that other threads have their turn
+_MAX_HEAD = 1000
 
 
 def is_inline(url: str) -> bool:
     return url[:5].lower() == "data:"
 
 
-def inline_content(uri: str, max_bytes: int) -> bytes:
-    """Return what a data URI holds; its media type is not asked, and missing padding is forgiven."""
-    head, comma, data = uri[5:].partition(",")
-    if not comma:
+def inline_pieces(uri: str, max_bytes: int) -> Iterator[bytes]:
+    """Yield what a data URI holds, piece by piece; its media type is not asked, and missing padding is forgiven."""
+    comma = uri.find(",", 5, _MAX_HEAD)
+    if comma < 0:
         raise Missed("the data URI holds no data")
     # Percent signs may triple what base64 has lengthened by a third: what is longer still must be too large.
-    if len(data) > 4 * (max_bytes + 3):
-        raise Missed(f"the picture is larger than {max_bytes} bytes")
-    content = unquote_to_bytes(data)
-    if "base64" in (option.strip().lower() for option in head.split(";")[1:]):
-        content = content.translate(None, b" \t\r\n").rstrip(b"=")
+    if len(uri) - comma > 4 * (max_bytes + 3):
+        raise _too_large(max_bytes)
+    options = (option.strip().lower() for option in uri[5:comma].split(";")[1:])
+    pieces = _unquoted(uri, comma + 1)
+    size = 0
+    for piece in _decoded(pieces) if "base64" in options else pieces:
+        size += len(piece)
+        if size > max_bytes:
+            raise _too_large(max_bytes)
+        yield piece
+
+
+def _unquoted(uri: str, start: int) -> Iterator[bytes]:
+    while start < len(uri):
+        end = start + _PIECE
+        escape = uri.find("%", end - 2, end)
+        if escape >= 0:  # it must not be cut in two
+            end = escape
         try:
-            content = base64.b64decode(content + b"=" * (-len(content) % 4), validate=True)
-        except binascii.Error:
-            raise Missed("the data URI is not proper base64") from None
-    if len(content) > max_bytes:
-        raise Missed(f"the picture is larger than {max_bytes} bytes")
-    return content
+            yield unquote_to_bytes(uri[start:end])
+        except UnicodeEncodeError:  # half a character
+            raise _improper() from None
+        start = end
+
+
+def _decoded(pieces: Iterator[bytes]) -> Iterator[bytes]:
+    left, padded = b"", False
+    for piece in pieces:
+        text = left + piece.translate(None, b" \t\r\n")
+        digits = text.rstrip(b"=")
+        if padded and digits:
+            raise _improper()
+        padded = padded or len(digits) < len(text)
+        whole = len(digits) if padded else len(digits) // 4 * 4
+        left = digits[whole:]
+        yield _base64(digits[:whole])
+    yield _base64(left)
+
+
+def _base64(digits: bytes) -> bytes:
+    try:
+        return binascii.a2b_base64(digits + b"=" * (-len(digits) % 4), strict_mode=True)
+    except binascii.Error:
+        raise _improper() from None
+
+
+def _improper() -> Missed:
+    return Missed("the data URI is not proper base64")
+
+
+def _too_large(max_bytes: int) -> Missed:
+    return Missed(f"the picture is larger than {max_bytes} bytes")

@@ -1,8 +1,8 @@
 -- The ledger of nanobanana_async, version 1. Readable with any SQLite tool; written by the library only.
 --
 -- Times are ISO 8601 in UTC with microseconds, so that text sorts as time does. Money is text: a decimal number is
--- kept as the gateway said it. `request`, `images` and `failure` are JSON. API keys never enter: `account` is a
--- fingerprint. Prompts do enter, they are what was ordered.
+-- kept as the gateway said it. `request`, `images`, `missing` and `failure` are JSON. API keys never enter: `account`
+-- is a fingerprint. Prompts do enter, they are what was ordered.
 
 CREATE TABLE jobs (
     id               INTEGER PRIMARY KEY,      -- in the order in which jobs were first written down
@@ -22,6 +22,7 @@ CREATE TABLE jobs (
     running_since    TEXT,
     ended_at         TEXT,
     images           TEXT    NOT NULL,
+    missing          TEXT    NOT NULL,         -- places that hold no image, each with the reason
     credits_used     TEXT,
     credits_refunded TEXT,
     model            TEXT,

@@ -15,6 +15,7 @@ from PIL import Image
 
 from nanobanana_async.errors import DownloadError
 from nanobanana_async.http.downloads import Downloads
+from nanobanana_async.http.trust import Proxies
 from tests.http.peers import Line, Script
 
 FORMATS = ("png", "jpeg", "webp", "gif")
@@ -88,9 +89,11 @@ class Told(AbstractResolver):
 
 
 @contextlib.asynccontextmanager
-async def opened(*, allow_loopback: bool = True, pause_s: float = 0.001, **settings: Any) -> AsyncIterator[Downloads]:
+async def opened(
+    *, allow_loopback: bool = True, pause_s: float = 0.001, proxy: str | None = None, **settings: Any
+) -> AsyncIterator[Downloads]:
     """Open a door that lets this machine pass, in a hurry."""
-    downloads = Downloads(allow_loopback=allow_loopback, pause_s=pause_s, **settings)
+    downloads = Downloads(allow_loopback=allow_loopback, pause_s=pause_s, **{"proxies": Proxies(proxy), **settings})
     await downloads.open()
     try:
         yield downloads

@@ -12,7 +12,7 @@ from urllib.parse import quote_from_bytes
 
 import pytest
 
-from nanobanana_async.errors import ConfigurationError, DownloadError, SessionClosed
+from nanobanana_async.errors import DownloadError, SessionClosed
 from nanobanana_async.http import getting
 from nanobanana_async.http.downloads import Downloads
 from tests.downloads.scenes import FORMATS, failure, opened, picture, png_claiming, reply, saying
@@ -415,7 +415,7 @@ async def test_closing_ends_what_is_being_fetched(script: Script) -> None:
         assert fetching.done()
         with pytest.raises(SessionClosed, match="was closed"):
             await fetching
-    assert downloads._getter._sockets.open() == []
+    assert downloads._getter._public.open() == []
 
 
 async def test_a_cancelled_fetch_leaves_no_connection_behind() -> None:
@@ -448,11 +448,6 @@ async def test_the_loop_goes_on_while_a_large_picture_is_looked_at() -> None:
             await downloads.fetch(peer.url)
         watching.cancel()
     assert longest < 0.25
-
-
-async def test_a_proxy_that_is_none_is_refused_at_birth() -> None:
-    with pytest.raises(ConfigurationError):
-        Downloads(proxy="proxy.example")
 
 
 def test_a_download_error_is_not_gone_unless_said() -> None:

@@ -245,8 +245,6 @@ def test_pictures_are_found_in_the_order_of_the_design(name: str, images: tuple[
 @pytest.mark.parametrize(
     ("name", "why"),
     [
-        ("apimall_completed_odd_image.json", "URL or a data URI, not dict"),
-        ("apimall_several_one_odd.json", "neither an http"),
         ("apimall_status_missing.json", r"required field missing @ data.status"),
         ("apimall_status_number.json", "a status is a word, not int"),
         ("apimall_status_empty.json", "a status is a word, not empty"),
@@ -256,6 +254,37 @@ def test_pictures_are_found_in_the_order_of_the_design(name: str, images: tuple[
 def test_a_query_answer_that_does_not_fit_says_what_is_wrong(name: str, why: str) -> None:
     with pytest.raises(ContractBroken, match=why):
         mall.read_query(answer(name))
+
+
+@pytest.mark.parametrize(
+    ("name", "missing"),
+    [
+        ("apimall_several_one_odd.json", {1: "an image is neither an http(s) URL nor a data URI"}),
+        ("apimall_several.json", {1: "the gateway gave no link"}),
+        ("apimall_primary_odd.json", {}),
+    ],
+)
+def test_the_places_without_an_image_are_named(name: str, missing: dict[int, str]) -> None:
+    seen = mall.read_query(answer(name))
+    assert (seen.state, dict(seen.missing)) == (JobState.SUCCEEDED, missing)
+    assert seen.images[0] == f"{CDN}/1.png" or not missing
+
+
+def test_a_task_with_nothing_but_misfits_has_ended_without_an_image_and_says_why() -> None:
+    seen = mall.read_query(answer("apimall_completed_odd_image.json"))
+    assert (seen.state, seen.images) == (JobState.SUCCEEDED, ())
+    assert [why for _, why in seen.missing] == [
+        "an image is a URL or a data URI, not dict",
+        "an image is neither an http(s) URL nor a data URI",
+    ]
+
+
+def test_a_list_of_nothing_but_misfits_gives_way_to_the_primary_url() -> None:
+    envelope = json.loads(body("apimall_several_one_odd.json"))
+    envelope["data"] |= {"output": {"resultUrls": [None, 5, ""]}, "primary_url": f"{CDN}/1.png"}
+    seen = mall.read_query(HttpResponse(status=200, body=json.dumps(envelope).encode()))
+    assert seen.images == (f"{CDN}/1.png",)
+    assert [place for place, _ in seen.missing] == [1, 2]
 
 
 def test_odd_decoration_of_a_task_is_left_out() -> None:

@@ -249,9 +249,19 @@ def test_the_reason_of_a_failure_is_told_if_there_is_one(name: str, error: str |
 @pytest.mark.parametrize(
     ("name", "why"),
     [
-        ("defapi_success_odd_result.json", "a result has no image"),
-        ("defapi_success_odd_image.json", "URL or a data URI, not int"),
-        ("defapi_success_inline_text.json", "not a base64 picture"),
+        ("defapi_success_odd_result.json", "an image is a URL or a data URI, not dict"),
+        ("defapi_success_odd_image.json", "an image is a URL or a data URI, not int"),
+        ("defapi_success_inline_text.json", "an image's data URI is not a base64 picture"),
+    ],
+)
+def test_a_task_with_a_misfit_alone_has_ended_without_an_image_and_says_why(name: str, why: str) -> None:
+    seen = defapi.read_query(answer(name))
+    assert (seen.state, seen.images, seen.missing) == (JobState.SUCCEEDED, (), ((0, why),))
+
+
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [
         ("defapi_status_missing.json", "required field missing @ data.status"),
         ("defapi_create.json", "required field missing @ data.status"),
     ],

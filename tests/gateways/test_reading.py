@@ -9,14 +9,13 @@ import pytest
 
 from nanobanana_async.errors import ContractBroken
 from nanobanana_async.gateways import ApiMall
+from nanobanana_async.gateways.images import first_delivered, picture
 from nanobanana_async.gateways.reading import (
     Answer,
     Standing,
-    first_picture,
     known_task_id,
     moment,
     money,
-    picture,
     plain,
     status_word,
     still_running,
@@ -63,8 +62,9 @@ def test_a_number_of_thousands_of_digits_is_read() -> None:
         (b'{"a": 1} trailing', "not JSON"),
         (b"null", "not a JSON object"),
         (b'"text"', "not a JSON object"),
-        (b"[" * 100_000, "nested too deep"),
-        (b'{"a":' * 100_000, "nested too deep"),
+        (b"[" * 20_000, "nested too deep"),
+        (b'{"a":' * 5_000, "nested too deep"),
+        (b'{"a":' * 100_000, "more than 50000 values"),
     ],
 )
 def test_what_is_not_a_json_object_is_said_to_be_none(body: bytes, why: str) -> None:
@@ -225,9 +225,10 @@ def test_a_picture_is_a_url_or_a_data_uri(value: object, expected: str | None) -
 def test_anything_else_is_no_picture(value: object) -> None:
     with pytest.raises(ValueError, match="an image"):
         picture(value)
-    assert first_picture([value, "https://a.example/1.png"]) == ("https://a.example/1.png",)
-    with pytest.raises(ValueError, match="an image"):
-        first_picture([None, value, value])
+    assert first_delivered([value, "https://a.example/1.png"], b"").images == ("https://a.example/1.png",)
+    nothing = first_delivered([None, value, value], b"")
+    assert nothing.images == ()
+    assert [why for _, why in nothing.missing if "an image" in why] == [why for _, why in nothing.missing]
 
 
 def test_raw_keeps_everything_but_inline_pictures() -> None:

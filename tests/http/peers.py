@@ -14,6 +14,7 @@ from nanobanana_async.config import Timeouts
 from nanobanana_async.gateways.apimall import ApiMall
 from nanobanana_async.gateways.contract import HttpRequest
 from nanobanana_async.http.api import Api
+from nanobanana_async.http.trust import Proxies
 
 KEY = "ak-canary-7Hq2ZxW9vBn4"
 BODY = b'{"prompt":"a lighthouse"}'
@@ -161,10 +162,12 @@ def trusting() -> ssl.SSLContext:
 
 
 @contextlib.asynccontextmanager
-async def opened(*, connect_s: float = 5.0, key: str = KEY, **settings: object) -> AsyncIterator[Api]:
+async def opened(
+    *, connect_s: float = 5.0, key: str = KEY, proxy: str | None = None, **settings: object
+) -> AsyncIterator[Api]:
     """Open a door to nowhere in particular, and close it."""
     gateway = ApiMall(api_key=key, base_url="https://gateway.invalid")
-    api = Api(gateway, timeouts=Timeouts(connect_s=connect_s), **settings)  # type: ignore[arg-type]
+    api = Api(gateway, timeouts=Timeouts(connect_s=connect_s), proxies=Proxies(proxy), **settings)  # type: ignore[arg-type]
     await api.open()
     try:
         yield api

@@ -61,7 +61,6 @@ async def test_what_would_be_unsafe_in_a_borrowed_session_does_not_apply() -> No
                 cookie_jar=jar,
                 raise_for_status=True,
                 middlewares=(retrying,),
-                proxy=target.url,
                 trust_env=True,
                 timeout=aiohttp.ClientTimeout(total=0.001),
                 auto_decompress=False,

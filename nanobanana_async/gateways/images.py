@@ -1,0 +1,72 @@
+"""The images of a finished task: those that an answer delivers, and why it does not deliver the others."""
+
+import re
+from collections.abc import Sequence
+from urllib.parse import urlsplit
+
+from attrs import frozen
+
+from nanobanana_async.gateways.bulk import LARGE, put_back
+from nanobanana_async.jobs import Missing
+
+_MOST = 100
+"""How many images are looked at: a job has six at most."""
+_LONGEST_URL = 16_384
+_INLINE = re.compile(r"data:image/[\w.+-]{1,100}(?:;[\w=.+-]{1,100}){0,10};base64,[\w+/%-]", re.IGNORECASE | re.ASCII)
+
+
+@frozen
+class Delivery:
+    """What a finished task brought: its images in order, and the places in that order which hold none."""
+
+    images: tuple[str, ...] = ()
+    missing: Missing = ()
+
+
+def delivered(values: Sequence[object], body: bytes) -> Delivery:
+    """Return each value that is an image, and why each of the others is none."""
+    images: list[str] = []
+    missing: list[tuple[int, str]] = []
+    for index, value in enumerate(values[:_MOST]):
+        try:
+            url = picture(value)
+            if url is None:
+                missing.append((index, "the gateway gave no link"))
+            else:
+                images.append(put_back(url, body) if len(body) > LARGE else url)
+        except ValueError as error:
+            missing.append((index, str(error)))
+    if len(values) > _MOST:
+        missing.append((_MOST, f"the gateway lists {len(values)} images, more than are looked at"))
+    return Delivery(tuple(images), tuple(missing))
+
+
+def first_delivered(values: Sequence[object], body: bytes) -> Delivery:
+    """Return the first value that is an image; if there is none, why each that is given at all is none."""
+    given = [value for value in values if value is not None and value != ""]
+    found = delivered(given, body)
+    return Delivery(found.images[:1]) if found.images else found
+
+
+def picture(value: object) -> str | None:
+    """Return an http(s) URL or a base64 data URI of an image; None for nothing; raise ValueError for anything else."""
+    if value is None or (isinstance(value, str) and not value.strip()):
+        return None
+    if not isinstance(value, str):
+        raise ValueError(f"an image is a URL or a data URI, not {type(value).__name__}")
+    if value[:5].lower() == "data:":
+        if _INLINE.match(value):
+            return value
+        raise ValueError("an image's data URI is not a base64 picture")
+    url = value.strip()
+    if len(url) > _LONGEST_URL:
+        raise ValueError(f"an image's URL is longer than {_LONGEST_URL} characters")
+    url = url.replace(" ", "%20")
+    try:
+        parts = urlsplit(url) if url.isprintable() else None
+        fits = parts is not None and parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # a broken IPv6 literal, a port that is none
+        fits = False
+    if not fits:
+        raise ValueError("an image is neither an http(s) URL nor a data URI")
+    return url
