@@ -11,7 +11,7 @@ from yarl import URL
 from nanobanana_async.errors import SessionClosed
 from nanobanana_async.gateways.limits import retry_after_s
 from nanobanana_async.http.addresses import AddressRefused, PublicSockets, may_ask, proxy_url
-from nanobanana_async.http.api import USER_AGENT
+from nanobanana_async.http.api import USER_AGENT, disown_connector
 from nanobanana_async.http.failures import explained
 from nanobanana_async.http.missed import Missed
 from nanobanana_async.http.sockets import Sockets
@@ -77,6 +77,11 @@ class Getter:
         if self._http is not None:
             await self._http.close()
         await self._sockets.gone()
+
+    def disown(self) -> None:
+        """Leave every socket to the parent process; called in a forked child. See `Api.disown`."""
+        disown_connector(self._http)
+        self._sockets = Sockets()
 
     async def get(self, link: str, take: Take) -> None:
         """Hand the bytes behind a link to `take`, piece by piece."""
