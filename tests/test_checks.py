@@ -95,7 +95,7 @@ def test_infinity_is_taken_where_it_means_no_limit(value: object) -> None:
 
 @pytest.mark.parametrize("value", [0, -math.inf, *HUGE, *NO_NUMBERS])
 def test_a_number_too_large_for_a_float_is_not_taken_for_no_limit(value: object) -> None:
-    with pytest.raises(ConfigurationError, match="endless must be a number above 0 .*, or infinite for no limit, not"):
+    with pytest.raises(ConfigurationError, match=r"endless must be a number above 0 .*, or infinite for no limit, not"):
         Settings(endless=value)
 
 
@@ -151,5 +151,5 @@ def test_a_wrong_value_is_printed_whatever_it_is(value: object, text: str) -> No
 
 def test_a_bound_of_its_own_is_named() -> None:
     assert as_number("share", 1, most=1) == 1.0
-    with pytest.raises(ConfigurationError, match="share must be a number of at least 0 and at most 1, not 1.5"):
+    with pytest.raises(ConfigurationError, match=r"share must be a number of at least 0 and at most 1, not 1\.5"):
         as_number("share", 1.5, most=1)
