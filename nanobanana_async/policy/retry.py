@@ -148,12 +148,15 @@ def decide_create(error: NanoBananaError, attempt: Attempt, policy: RetryPolicy)
         return Verdict(heard=heard, move=Move.REFUSE)
     if heard is Heard.LIMITED:
         return Verdict(heard=heard, move=Move.REQUEUE)
-    return Verdict(heard=heard, move=Move.GIVE_UP if exhausted else Move.REPEAT)
+    hopeless = isinstance(
+        error, ConfigurationError
+    )  # such as a lent aiohttp session that was closed: waiting is no help
+    return Verdict(heard=heard, move=Move.GIVE_UP if exhausted or hopeless else Move.REPEAT)
 
 
 def stops_following(error: NanoBananaError, running_s: float, job_s: float) -> bool:
     """Tell whether a failed query ends the waiting; the network never does, until `job_s` has passed."""
-    if isinstance(error, (AuthenticationError, AccessDenied)):
+    if isinstance(error, (AuthenticationError, AccessDenied, ConfigurationError)):
         return True
     if isinstance(error, TaskNotFound):
         return running_s >= LATE_REPLICA_S

@@ -5,10 +5,20 @@ import os
 import threading
 from pathlib import Path
 
+import aiohttp
 import pytest
 
-from nanobanana_async import ApiMall, ConfigurationError, LedgerError, Session, SessionClosed, SqliteLedger
-from nanobanana_async.emulator import Fixed
+from nanobanana_async import (
+    ApiMall,
+    ConfigurationError,
+    LedgerError,
+    NanoBananaError,
+    Session,
+    SessionClosed,
+    SqliteLedger,
+)
+from nanobanana_async.emulator import Fixed, Script
+from nanobanana_async.emulator.faults import delay
 from nanobanana_async.testing import FakeTransport
 from nanobanana_async.webhooks import CallbackReceiver
 from tests.end_to_end.scenes import emulated, quick
@@ -184,3 +194,24 @@ def test_a_session_may_be_made_before_a_fork_or_in_another_thread_and_opened_lat
     thread.start()
     thread.join()
     assert told == ["t1"]
+
+
+async def test_a_lent_aiohttp_session_that_is_closed_early_fails_its_jobs_at_once_and_not_the_session() -> None:
+    slow = [delay(0.3)] * 8
+    async with emulated(script=Script({"apimall.create": slow})) as emulator:
+        lent = aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=1))
+        async with quick(emulator, http=lent) as session:
+            callers = [asyncio.Task(session.generate(f"fox {number}")) for number in range(4)]
+            await asyncio.sleep(0.1)  # one is on the wire, the others wait for its connection
+            await lent.close()
+            _, waiting = await asyncio.wait(callers[1:], timeout=5.0)
+            assert waiting == set()
+            for caller in callers[1:]:
+                error = caller.exception()
+                assert isinstance(error, ConfigurationError)
+                assert "the aiohttp session you lent is closed" in str(error)
+                assert error.safe_to_repeat is True
+            assert "open" in repr(session)
+        with pytest.raises(NanoBananaError):
+            await callers[0]
+        assert emulator.stats().creates_accepted <= 1
