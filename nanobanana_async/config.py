@@ -5,7 +5,7 @@ from collections.abc import Mapping
 
 from attrs import field, frozen
 
-from nanobanana_async.checks import positive
+from nanobanana_async.checks import within
 from nanobanana_async.errors import ConfigurationError
 from nanobanana_async.gateways.apimall import ApiMall
 from nanobanana_async.gateways.contract import Gateway
@@ -14,15 +14,15 @@ from nanobanana_async.gateways.defapi import DefApi
 
 @frozen(kw_only=True)
 class Timeouts:
-    """How long each kind of waiting may take, in seconds."""
+    """How long each kind of waiting may take, in seconds; `math.inf` means no limit."""
 
-    connect_s: float = field(default=10.0, validator=positive)
-    create_s: float = field(default=120.0, validator=positive)
+    connect_s: float = field(default=10.0, validator=within(above=0, endless=True))
+    create_s: float = field(default=120.0, validator=within(above=0, endless=True))
     """A create that is cut off may have been bought, so patience is cheaper than haste."""
-    query_s: float = field(default=15.0, validator=positive)
-    job_s: float = field(default=1800.0, validator=positive)
+    query_s: float = field(default=15.0, validator=within(above=0, endless=True))
+    job_s: float = field(default=1800.0, validator=within(above=0, endless=True))
     """From RUNNING until following stops; the job itself stays in the ledger and can be followed again."""
-    close_s: float = field(default=10.0, validator=positive)
+    close_s: float = field(default=10.0, validator=within(above=0, endless=True))
     """What `aclose` gives POSTs on the wire to be answered and written down."""
 
 

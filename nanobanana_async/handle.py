@@ -5,13 +5,17 @@ from collections import deque
 from collections.abc import AsyncGenerator, Generator
 from datetime import datetime
 from decimal import Decimal
-from typing import Any
+from typing import Any, Self
+
+from attrs import frozen
 
 from nanobanana_async import errors
+from nanobanana_async.checks import as_timeout
 from nanobanana_async.display import Html, amount, card, note, pictures, trouble
 from nanobanana_async.engine.core import Engine
 from nanobanana_async.engine.entry import Entry
 from nanobanana_async.errors import (
+    ConfigurationError,
     GatewayError,
     JobFailed,
     JobUncertain,
@@ -23,8 +27,29 @@ from nanobanana_async.jobs import Failure, JobState, numbered
 from nanobanana_async.models import GeneratedImage, GenerationResult, ImageRequest, facts_of, settings_of
 
 
+@frozen(kw_only=True)
+class JobSnapshot:
+    """What becomes of a `Job` that is pickled: where it stood then. It can't be awaited, the session can't come along.
+
+    In the session's own process, copies of what holds a job (an `Outcome`, a `JobError`) hold the same live `Job`.
+    """
+
+    key: str
+    task_id: str | None
+    state: JobState
+    request: ImageRequest | None
+    created_at: datetime
+    credits: Decimal | None
+
+    def __await__(self) -> Generator[Any, None, GenerationResult]:
+        raise ConfigurationError(f"this is a copy of job {self.key}: find the job with `await session.job(key)`")
+
+
 class Job:
-    """One job, live: await it for its result, as often and from as many tasks as you like."""
+    """One job, live: await it for its result, as often and from as many tasks as you like.
+
+    Like its session it belongs to one event loop. Pickled, it becomes a `JobSnapshot`.
+    """
 
     def __init__(self, engine: Engine, entry: Entry) -> None:
         self._engine = engine
@@ -33,6 +58,16 @@ class Job:
     def __repr__(self) -> str:
         task = f" task {self.task_id}" if self.task_id else ""
         return f"<Job {self.key} {self.state.value}{task}>"
+
+    def __copy__(self) -> Self:
+        return self
+
+    def __deepcopy__(self, _: dict[int, Any]) -> Self:
+        return self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        facts = (self.key, self.task_id, self.state, self.request, self.created_at, self.credits)
+        return _snapshot, facts
 
     def _repr_html_(self) -> str:
         request, settled = self.request, self.settled()
@@ -84,6 +119,7 @@ class Job:
 
     async def written(self) -> None:
         """Wait until the job is written down; raise `LedgerError` if it can't be."""
+        self._engine.guard.check()
         while not self._entry.written:
             self._raise_stopped()
             await self._entry.change()
@@ -91,6 +127,7 @@ class Job:
 
     async def accepted(self) -> str:
         """Wait for the gateway's task id and return it; raise what ended the job before."""
+        self._engine.guard.check()
         if self.task_id is None:
             await self._go_on()
         while self.task_id is None:
@@ -105,7 +142,8 @@ class Job:
         Raises `JobUnfinished` after `timeout` seconds: the job goes on, and can be awaited again. Raises what ended it
         otherwise: `JobFailed`, `JobUncertain`, `JobWithdrawn`, the gateway's refusal, or what ended the following.
         """
-        deadline = asyncio.timeout(timeout)
+        self._engine.guard.check()
+        deadline = asyncio.timeout(timeout := as_timeout("timeout", timeout))
         try:
             async with deadline:
                 return await self._result()
@@ -134,6 +172,7 @@ class Job:
 
     async def updates(self) -> AsyncGenerator[JobState, None]:
         """Yield each state of the job once, from the one it is in to the one it ends in."""
+        self._engine.guard.check()
         await self._go_on()
         entry = self._entry
         feed: deque[JobState] = deque([self.state])
@@ -144,12 +183,14 @@ class Job:
                     yield feed.popleft()
                 if entry.over or not entry.live:
                     return
+                self._engine.guard.check()  # the next step may be asked for from another loop than the first
                 await entry.change()
         finally:
             entry.updates = [other for other in entry.updates if other is not feed] or None
 
     async def cancel(self) -> bool:
         """Withdraw the job if it was not yet sent; return False when it is too late: then it goes on."""
+        self._engine.guard.check()
         # One that was only looked up and was sent shall not be stirred.
         self._entry = entry = self._engine.live.get(self.key, self._entry)
         if self._engine.withdraw(entry) or entry.leaving:
@@ -163,7 +204,9 @@ class Job:
 
     async def _change(self) -> None:
         if not self._entry.live:
-            raise JobUnfinished(f"job {self.key} was never bought", job=self, safe_to_repeat=True)
+            bought = self._entry.record.perhaps_bought
+            why = f"is {self.state.value}, and is no longer followed here" if bought else "was never bought"
+            raise JobUnfinished(f"job {self.key} {why}", job=self, safe_to_repeat=not bought)
         await self._entry.change()
 
     def settled(self) -> GenerationResult | NanoBananaError | None:
@@ -223,6 +266,23 @@ def _unnamed(request: ImageRequest | None, named: int) -> dict[int, str]:
     """Return the images that were asked for and that the gateway does not name at all."""
     wanted = 0 if request is None else request.num_images
     return dict.fromkeys(range(named, wanted), "the gateway names fewer images than were asked for")
+
+
+async def handed_out(engine: Engine, entry: Entry) -> Job:
+    """Return the handle of a job once it is written down; then it outlives its callers."""
+    job = Job(engine, entry)
+    entry.callers += 1
+    try:
+        await job.written()
+        entry.kept = True
+    finally:
+        engine.leave(entry)
+    return job
+
+
+def _snapshot(*facts: Any) -> JobSnapshot:
+    key, task_id, state, request, created_at, credits_ = facts
+    return JobSnapshot(key=key, task_id=task_id, state=state, request=request, created_at=created_at, credits=credits_)
 
 
 def _story(state: JobState, settled: NanoBananaError | None) -> Html:

@@ -205,6 +205,21 @@ def check_key(key: str) -> str:
     return key
 
 
+def check_task_id(task_id: object) -> str:
+    """Return a gateway's task id if it can be one: printable text; else raise `InvalidRequest`."""
+    if not isinstance(task_id, str) or not task_id or not task_id.isprintable():
+        raise InvalidRequest("task_id must be printable text, and not empty")
+    return task_id
+
+
+def key_of_task(task_id: str) -> str:
+    """Return our key for a task that is known by its id alone: readable where the id can stand in a key."""
+    key = f"task-{task_id}"
+    if len(key) <= MAX_KEY_LENGTH and all("!" <= character <= "~" for character in key):
+        return key
+    return f"task-sha256-{hashlib.sha256(task_id.encode()).hexdigest()}"
+
+
 def fingerprint(gateway: str, api_key: str) -> str:
     """Return what stands for an account in the ledger: it names the account, and gives the key to nobody."""
     return hashlib.sha256(f"nanobanana_async:{gateway}:{api_key}".encode()).hexdigest()[:24]

@@ -1,15 +1,21 @@
 """What happens, as events: logs, metrics and progress displays all read them."""
 
+import asyncio
 import logging
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, Protocol, runtime_checkable
 
 from attrs import asdict, frozen
 
 from nanobanana_async.errors import GatewayError, NanoBananaError
 from nanobanana_async.jobs import JobRecord, JobState
+from nanobanana_async.models import shorten
 
 log = logging.getLogger("nanobanana_async")
+
+LONGEST_WORD = 60
+"""Of a status word so many characters are logged: it is the gateway's, and may be a page of text."""
 
 
 @frozen(kw_only=True)
@@ -181,12 +187,32 @@ def _facts(event: Event) -> dict[str, Any]:
             facts |= {"error": _in_our_words(error), "move": move, "wait_s": round(wait_s, 3)}
             facts |= {"in_doubt": event.in_doubt or None, "limit_kind": getattr(error, "kind", None)}
         case JobSeen(status=status, looks=looks, delay_s=delay_s):
-            facts |= {"status": status, "looks": looks, "delay_s": None if delay_s is None else round(delay_s, 3)}
+            facts |= {"status": shorten(status, LONGEST_WORD), "looks": looks}
+            facts["delay_s"] = None if delay_s is None else round(delay_s, 3)
         case QueryFailed(error=error, wait_s=pause_s):
             facts |= {"error": _in_our_words(error), "wait_s": pause_s}
         case UnknownStatus(status=status):
-            facts["status"] = status
+            facts["status"] = shorten(status, LONGEST_WORD)
     return facts
+
+
+def log_failure(name: str, failure: BaseException, **facts: object) -> None:
+    """Log a failure of foreign code or of ours, with its traceback; a logging handler that fails too is passed over."""
+    sentence = "".join(f" {fact}={value}" for fact, value in facts.items())
+    with suppress(Exception, asyncio.CancelledError):
+        log.error("%s%s", name, sentence, exc_info=failure, extra={"event": name, **facts})
+
+
+def repr_of(observer: object) -> str:
+    """Return what an observer prints as; it may fail at that as well."""
+    try:
+        return repr(observer)
+    except Exception:
+        return f"<{type(observer).__name__}>"
+
+
+def _job_of(event: Event) -> dict[str, str]:
+    return {} if isinstance(event, LimitMoved) else {"job": event.record.key}
 
 
 def _in_our_words(error: Exception) -> str:
@@ -214,5 +240,6 @@ class Announcer:
         for observer in self._observers:
             try:
                 observer(event)
-            except Exception:
-                log.exception("observer.failed %r", observer, extra={"event": "observer.failed"})
+            # It does not wait, so a CancelledError is not ours: `.result()` of a future that was cancelled raises it.
+            except (Exception, asyncio.CancelledError) as failure:
+                log_failure("observer.failed", failure, observer=repr_of(observer), **_job_of(event))

@@ -13,6 +13,7 @@ import aiohttp
 
 from nanobanana_async.batch.batch import Batch
 from nanobanana_async.batch.orders import Orders, Requests
+from nanobanana_async.checks import as_timeout
 from nanobanana_async.config import Timeouts, gateway_from_env
 from nanobanana_async.engine.assembly import Parts, ledger_of
 from nanobanana_async.engine.core import Engine
@@ -20,9 +21,9 @@ from nanobanana_async.engine.entry import Entry
 from nanobanana_async.engine.host import Host
 from nanobanana_async.errors import ConfigurationError, InvalidRequest, JobUnfinished, SessionClosed
 from nanobanana_async.gateways.contract import Gateway, Transport
-from nanobanana_async.handle import Job
+from nanobanana_async.handle import Job, handed_out
 from nanobanana_async.http.doors import doors_of
-from nanobanana_async.jobs import JobState
+from nanobanana_async.jobs import JobState, check_task_id, key_of_task
 from nanobanana_async.keeping import Keeper
 from nanobanana_async.ledger.base import Ledger
 from nanobanana_async.ledger.memory import MemoryLedger
@@ -39,8 +40,11 @@ class Session:
     """The session manager: buys jobs through one gateway, follows them, and fills the account's job slots.
 
     Constructing it needs no running event loop; opening does. It may be opened in one asyncio task and closed in
-    another. `gateway` defaults to what the environment names; `ledger` is a `Ledger`, or the path of an SQLite file in
-    which each job is written down before it is bought, by default memory, where finished jobs are forgotten. What this
+    another. All calls must come from that event loop: one from another loop, thread or forked child is refused with
+    `ConfigurationError`, and disturbs nobody.
+
+    `gateway` defaults to what the environment names; `ledger` is a `Ledger`, or the path of an SQLite file in which
+    each job is written down before it is bought, by default memory, where finished jobs are forgotten. What this
     session buys never costs more than `max_credits` together: the next purchase raises `CreditLimitReached`.
     `tls` is an `ssl.SSLContext` that trusts your own authorities, `proxy` the URL of a proxy, with credentials if it
     wants them; with `trust_env` proxies come from HTTP_PROXY, HTTPS_PROXY and NO_PROXY. All three hold for the gateway
@@ -86,6 +90,8 @@ class Session:
         self._host = Host(f"<Session {self.gateway.name}>", self._parts)
 
     def __repr__(self) -> str:
+        if "_host" not in self.__dict__:  # a setting was refused; debuggers show it all the same
+            return "<Session not built>"
         if self._host.closed:
             state = "closed"
         elif self._host.engine is None:
@@ -139,6 +145,7 @@ class Session:
         failed, `JobUncertain` when nobody can know whether it was bought.
         """
         engine = self._open_engine()
+        timeout = as_timeout("timeout", timeout)  # before anything is bought
         entry = await self._enter(request, idempotency_key, fields)
         entry.callers += 1
         unfinished: JobUnfinished | None = None
@@ -164,7 +171,7 @@ class Session:
         `await job.accepted()` waits for the gateway's task id, `await job` for the pictures.
         """
         engine = self._open_engine()
-        return await self._kept(engine, await self._enter(request, idempotency_key, fields))
+        return await handed_out(engine, await self._enter(request, idempotency_key, fields))
 
     async def job(self, key: str) -> Job | None:
         """Find a job by our key; None when the ledger does not know it."""
@@ -180,17 +187,16 @@ class Session:
 
         `key` names the job in the ledger (made from the task id when None).
         """
-        if not task_id or not task_id.isprintable():
-            raise InvalidRequest("task_id is empty or not printable")
         engine = self._open_engine()
+        check_task_id(task_id)
         known = await self._parts.ledger.find_task(self.gateway.account, task_id)
         if known is not None:
             job = await self.job(known.key)
             if job is not None:
                 return job
-        known_as = f"task-{task_id}" if key is None else key
+        known_as = key_of_task(task_id) if key is None else key
         record = engine.record_of_task(task_id, known_as, JobState.RUNNING, request)
-        return await self._kept(engine, engine.enter(record))
+        return await handed_out(engine, engine.enter(record))
 
     async def resume(self, *, buy: bool = False) -> list[Job]:
         """Go on with the unfinished jobs of the ledger that nobody follows: of processes that died, of closed sessions.
@@ -216,10 +222,10 @@ class Session:
         `buy_again`, buy it anew under another idempotency key: if it was bought after all, that is a second payment.
         A FAILED job, too, can be bought again so. Raises `InvalidRequest` for any other job.
         """
+        engine = self._open_engine()
         if [task_id is not None, refused, buy_again].count(True) != 1:
             raise InvalidRequest("say exactly one of task_id, refused=True, buy_again=True")
         key = job if isinstance(job, str) else job.key
-        engine = self._open_engine()
         entry = await engine.look_up(key)
         if entry is None:
             raise InvalidRequest(f"the ledger knows no job {key}")
@@ -298,19 +304,8 @@ class Session:
             await entry.change()
         return entry
 
-    @staticmethod
-    async def _kept(engine: Engine, entry: Entry) -> Job:
-        """Return the handle of a job once it is written down; then it outlives its callers."""
-        job = Job(engine, entry)
-        entry.callers += 1
-        try:
-            await job.written()
-            entry.kept = True
-        finally:
-            engine.leave(entry)
-        return job
-
     def _open_engine(self, *, closed_too: bool = False) -> Engine:
+        self._parts.guard.check()
         if self._host.closed and not closed_too:
             raise SessionClosed("the session is closed")
         if self._host.engine is None:

@@ -1,6 +1,5 @@
 """How a session stands: the numbers behind a progress display."""
 
-import asyncio
 from decimal import Decimal
 
 from attrs import frozen
@@ -71,7 +70,7 @@ class SessionStats:
 def stats_of(engine: Engine) -> SessionStats:
     """Return how a session with this engine stands."""
     books = engine.books
-    limits, learned = engine.slots.standing(asyncio.get_running_loop().time()), engine.follower.learned
+    limits, learned = engine.slots.standing(engine.clock()), engine.follower.learned
     return SessionStats(
         job_limit=limits.job_limit,
         rate_limit=limits.rate_limit,

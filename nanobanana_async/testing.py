@@ -14,6 +14,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, TypeVar
 from urllib.parse import parse_qsl, urlsplit
 
+from nanobanana_async.checks import as_number, as_timeout
 from nanobanana_async.emulator.values import Call, Delivery, Manner
 from nanobanana_async.emulator.world import World
 from nanobanana_async.errors import TransportError
@@ -94,7 +95,7 @@ class FakeTransport:
 
     def __init__(self, answer: Answering, *, latency_s: float = 0.05, keep: int | None = None) -> None:
         self._answer = answer
-        self._latency_s = latency_s
+        self._latency_s = as_number("latency_s", latency_s)
         self.requests: deque[HttpRequest] = deque(maxlen=keep)
         self.open_now = 0
 
@@ -119,7 +120,7 @@ class FakeTransport:
         self.requests.append(request)
         self.open_now += 1
         try:
-            async with asyncio.timeout(timeout_s):
+            async with asyncio.timeout(as_timeout("timeout_s", timeout_s)):
                 await asyncio.sleep(self._latency_s / 2)
                 reply = self._answer(request)
                 if inspect.isawaitable(reply):

@@ -1,8 +1,9 @@
 """The exception tree: one root, facts that survive, sentences that say what to do."""
 
+import copy
 import inspect
 import pickle
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from typing import Any
 
 import pytest
@@ -100,13 +101,22 @@ def test_pickling_keeps_every_fact(error: NanoBananaError) -> None:
 
 
 @each
+@pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy])
+def test_a_copy_keeps_every_fact(error: NanoBananaError, copied: Callable[[NanoBananaError], NanoBananaError]) -> None:
+    again = copied(error)
+    assert again is not error
+    assert type(again) is type(error)
+    assert (facts(again), again.args, str(again)) == (facts(error), error.args, str(error))
+
+
+@each
 def test_about_is_a_fresh_copy_for_one_waiter(error: NanoBananaError) -> None:
-    copy = error.about("mine", safe_to_repeat=not error.safe_to_repeat)
-    assert copy is not error
-    assert type(copy) is type(error)
+    fresh = error.about("mine", safe_to_repeat=not error.safe_to_repeat)
+    assert fresh is not error
+    assert type(fresh) is type(error)
     changed = {"key": "mine", "safe_to_repeat": not error.safe_to_repeat}
-    assert facts(copy) == facts(error) | changed
-    assert copy.__traceback__ is None
+    assert facts(fresh) == facts(error) | changed
+    assert fresh.__traceback__ is None
     assert error.key != "mine"
 
 

@@ -22,7 +22,7 @@ FLOORS: tuple[frozenset[str], ...] = (
     frozenset({"models"}),
     frozenset({"jobs"}),
     frozenset({"gateways", "policy", "rows"}),
-    frozenset({"config", "observe"}),
+    frozenset({"config", "loops", "observe"}),
     frozenset({"http", "ledger"}),
     frozenset({"engine"}),
     frozenset({"handle", "keeping", "stats"}),

@@ -35,10 +35,13 @@ class Batch:
         self._loop: asyncio.AbstractEventLoop | None = None
         self.name = orders.name
         self._runner = engine.runner
+        self._guard = engine.guard
         self._feeder = Feeder(_checked(requests), orders, engine, keeper)
         self._progress = Progress(requests, orders.name, self._feeder, engine) if orders.progress else None
 
     def __repr__(self) -> str:
+        if "_feeder" not in self.__dict__:  # the input was refused; debuggers show it all the same
+            return "<Batch not built>"
         return f"<Batch {self.name or 'without a name'}: {self.done} done>"
 
     def _repr_html_(self) -> str:
@@ -73,6 +76,7 @@ class Batch:
         return self
 
     async def __anext__(self) -> Outcome:
+        self._guard.check()
         self._begin()
         try:
             return await self._next()
@@ -94,6 +98,7 @@ class Batch:
         return outcome
 
     async def __aenter__(self) -> Self:
+        self._guard.check()
         self._begin()
         return self
 
@@ -104,12 +109,13 @@ class Batch:
 
     async def aclose(self) -> None:
         """Pull no more, and take back what was not yet sent. Idempotent."""
+        self._guard.check()
         self._feeder.stop()
         if self._progress is not None:
             self._progress.close()
 
     def __del__(self) -> None:
-        if self._loop is not None:
+        if self._loop is not None and not self._guard.inherited:  # else it is the parent's loop that would be woken
             with suppress(RuntimeError):  # the loop is closed
                 self._loop.call_soon_threadsafe(self._feeder.abandon)  # garbage is collected in any thread
                 if self._progress is not None:

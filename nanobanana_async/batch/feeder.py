@@ -30,7 +30,7 @@ from nanobanana_async.errors import (
 from nanobanana_async.handle import Job
 from nanobanana_async.jobs import JobState
 from nanobanana_async.keeping import Keeper
-from nanobanana_async.observe import log
+from nanobanana_async.observe import log_failure
 from nanobanana_async.policy.credits import Budget
 from nanobanana_async.rows import Row, Rows, key_prefix
 
@@ -230,8 +230,13 @@ class Feeder:
     async def _finish(self, outcome: Outcome) -> None:
         try:
             finished = await self._finished(outcome)
-        except (SessionClosed, asyncio.CancelledError):
+        except SessionClosed:
             self.broken, finished = _closed(), None
+        except asyncio.CancelledError as stray:
+            if self._engine.runner.wire.contains(stray):
+                finished = evolve(outcome, error=_crash(outcome, stray))
+            else:
+                self.broken, finished = _closed(), None
         del self._finishing[outcome.index]
         self.changed.set()
         if finished is None:
@@ -254,8 +259,7 @@ class Feeder:
         except NanoBananaError as error:
             outcome = evolve(outcome, error=error)
         except Exception as bug:  # it must not end the session
-            log.error("batch.crashed row=%s", outcome.index, exc_info=bug)
-            outcome = evolve(outcome, error=NanoBananaError(f"a bug in nanobanana_async: {bug!r}; see the log"))
+            outcome = evolve(outcome, error=_crash(outcome, bug))
         return outcome
 
     def _give(self, outcome: Outcome) -> None:
@@ -301,6 +305,11 @@ class Feeder:
             self._left.add(index)
             self._engine.leave(entry)
             entry.leaving |= entry.on_wire and not (entry.callers or entry.kept)
+
+
+def _crash(outcome: Outcome, failure: BaseException) -> NanoBananaError:
+    log_failure("batch.crashed", failure, row=outcome.index)
+    return NanoBananaError(f"a bug in nanobanana_async: {failure!r}; see the log")
 
 
 def _closed() -> SessionClosed:

@@ -7,6 +7,7 @@ from typing import Any
 
 from attrs import Attribute, field, frozen
 
+from nanobanana_async.checks import switch
 from nanobanana_async.errors import ConfigurationError
 from nanobanana_async.rows import Item
 
@@ -23,12 +24,12 @@ class Orders:
     """The settings of one batch; see `Session.generate_many`."""
 
     name: str | None = field(default=None, validator=_check_name)
-    ordered: bool = False
+    ordered: bool = field(default=False, validator=switch)
     folder: Path | None = None
     max_credits: Decimal | None = None
     expected_credits: Decimal | None = None
-    retry_failed: bool = False
-    progress: bool = False
+    retry_failed: bool = field(default=False, validator=switch)
+    progress: bool = field(default=False, validator=switch)
 
 
 async def each(items: Requests) -> AsyncGenerator[Item, None]:

@@ -73,7 +73,8 @@ class Progress:
             self._bar.n = self._counts.done
             self._bar.set_postfix_str(self._standing(), refresh=False)
             self._bar.refresh()
-        except Exception as error:  # a screen that is gone must not end a batch that is paid for
+        # A screen that is gone must not end a batch that is paid for. Nothing here waits: no cancellation is for us.
+        except (Exception, asyncio.CancelledError) as error:
             self._broken = True
             log.warning("progress.failed error=%s", repr(error))
 

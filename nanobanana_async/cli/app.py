@@ -26,6 +26,7 @@ from nanobanana_async import (
     NanoBananaError,
     __version__,
 )
+from nanobanana_async.checks import as_count, as_number
 from nanobanana_async.cli.batch import BatchCommand
 from nanobanana_async.cli.board import plain
 from nanobanana_async.cli.demo import demonstrate
@@ -99,8 +100,7 @@ def demo(
     output
         Where the pictures go.
     """
-    if prompts < 1:
-        raise ConfigurationError("--prompts must be at least 1")
+    as_count("--prompts", prompts)
     return asyncio.run(demonstrate(output, prompts, Console(stderr=True)))
 
 
@@ -157,8 +157,8 @@ def generate(
         for prompt in prompts
     ]
     policy = ConcurrencyPolicy(max_jobs=max_jobs)
-    if timeout is not None and not timeout > 0:
-        raise ConfigurationError("--timeout must be above 0")
+    if timeout is not None:
+        as_number("--timeout", timeout, above=0, endless=True)
 
     async def buy(seller: Gateway) -> int:
         for request in requests:

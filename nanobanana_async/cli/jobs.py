@@ -12,6 +12,7 @@ from cyclopts import App, Parameter
 from rich.console import Console
 
 from nanobanana_async import ConfigurationError, Gateway, JobState
+from nanobanana_async.checks import as_count
 from nanobanana_async.cli import joblist, jobwork
 from nanobanana_async.cli.board import plain
 
@@ -69,8 +70,8 @@ class _Commands:
         """
         if stray:
             raise ConfigurationError(f"jobs has no command {stray[0]!r} here: `nanobanana jobs show KEY [OPTIONS]`")
-        if limit is not None and limit < 1:
-            raise ConfigurationError("--limit must be at least 1")
+        if limit is not None:
+            as_count("--limit", limit)
         return asyncio.run(_list(ledger, state, limit, json=json))
 
     @staticmethod

@@ -5,7 +5,8 @@ import random
 from collections.abc import Callable
 
 from attrs import field, frozen
-from attrs.validators import and_, ge, gt, le
+
+from nanobanana_async.emulator.ranges import PROBABILITY, number
 
 Duration = Callable[[random.Random], float]
 
@@ -14,7 +15,7 @@ Duration = Callable[[random.Random], float]
 class Fixed:
     """Take the same time, always."""
 
-    seconds: float = field(validator=ge(0))
+    seconds: float = field(validator=number(endless=True))
 
     def __call__(self, rng: random.Random) -> float:
         """Return the seconds of one job."""
@@ -25,8 +26,8 @@ class Fixed:
 class LogNormal:
     """Take `median_s` in the middle, with a long right tail that grows with `sigma`."""
 
-    median_s: float = field(validator=gt(0))
-    sigma: float = field(default=0.35, validator=ge(0))
+    median_s: float = field(validator=number(above=0))
+    sigma: float = field(default=0.35, validator=number(most=10))
 
     def __call__(self, rng: random.Random) -> float:
         """Return the seconds of one job."""
@@ -39,7 +40,7 @@ class Bimodal:
 
     first: Duration
     second: Duration
-    second_share: float = field(default=0.2, validator=and_(ge(0), le(1)))
+    second_share: float = field(default=0.2, validator=PROBABILITY)
 
     def __call__(self, rng: random.Random) -> float:
         """Return the seconds of one job."""

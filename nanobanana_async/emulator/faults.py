@@ -5,8 +5,9 @@ from collections import defaultdict, deque
 from collections.abc import Mapping, Sequence
 
 from attrs import evolve, field, frozen
-from attrs.validators import and_, ge, in_, le
+from attrs.validators import in_
 
+from nanobanana_async.emulator.ranges import PROBABILITY
 from nanobanana_async.emulator.values import ENDPOINTS, WHOLE, Answer, Delivery, Endpoint, Manner
 
 _PROXY_PAGE = (
@@ -168,7 +169,7 @@ NO_SCRIPT = Script({})
 class Chance:
     """Let a fault happen with this probability on one endpoint, or on all when it is None."""
 
-    probability: float = field(validator=and_(ge(0), le(1)))
+    probability: float = field(validator=PROBABILITY)
     fault: Fault
     endpoint: Endpoint | None = field(default=None, validator=in_((*ENDPOINTS, None)))
 

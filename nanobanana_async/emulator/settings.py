@@ -6,10 +6,11 @@ from decimal import Decimal
 from typing import Any, Literal, TypedDict
 
 from attrs import Attribute, field, frozen
-from attrs.validators import and_, ge, gt, in_, le, optional
+from attrs.validators import in_, optional
 
 from nanobanana_async.emulator.durations import QUICK, Duration
 from nanobanana_async.emulator.faults import NO_SCRIPT, Chance, Script
+from nanobanana_async.emulator.ranges import PROBABILITY, decimal, number
 
 API_KEY = "emulator-key"
 UNAPPROVED_KEY = "unapproved-key"
@@ -25,11 +26,6 @@ _STARTED_AT = datetime(2026, 1, 1, tzinfo=UTC)
 _APIMALL_PRICES = {"1K": Decimal(8), "2K": Decimal(8), "4K": Decimal(16)}
 
 
-def _probability(instance: object, attribute: "Attribute[Any]", value: float) -> None:
-    if not 0 <= value <= 1:
-        raise ValueError(f"{attribute.name} must be between 0 and 1")
-
-
 def _words(value: Iterable[str]) -> frozenset[str]:
     return frozenset(value)
 
@@ -40,10 +36,6 @@ def _changes(value: Iterable[tuple[float, int | None]]) -> tuple[tuple[float, in
 
 def _tuple(value: Iterable[Chance]) -> tuple[Chance, ...]:
     return tuple(value)
-
-
-def _decimal(value: Decimal | int | str | None) -> Decimal | None:
-    return None if value is None else Decimal(value)
 
 
 def _sorted_schedule(_: object, attribute: "Attribute[Any]", value: Sequence[tuple[float, int | None]]) -> None:
@@ -66,52 +58,52 @@ class WorldSettings:
     separate_accounts: bool = False  # one account per gateway instead of one for both
 
     # how much at once
-    job_limit: int | None = field(default=None, validator=optional(ge(0)))
+    job_limit: int | None = field(default=None, validator=optional(number(whole=True)))
     limit_counts: LimitCounts = field(default="jobs", validator=in_(("jobs", "images")))
     limit_schedule: Sequence[tuple[float, int | None]] = field(
         default=(), converter=_changes, validator=_sorted_schedule
     )
-    slot_freed_after_s: float = field(default=0.0, validator=ge(0))
-    creates_per_minute: float | None = field(default=None, validator=optional(gt(0)))
-    queries_per_minute: float | None = field(default=None, validator=optional(gt(0)))
-    rate_burst: int | None = field(default=None, validator=optional(ge(1)))  # a minute's worth
+    slot_freed_after_s: float = field(default=0.0, validator=number(endless=True))
+    creates_per_minute: float | None = field(default=None, validator=optional(number(above=0)))
+    queries_per_minute: float | None = field(default=None, validator=optional(number(above=0)))
+    rate_burst: int | None = field(default=None, validator=optional(number(least=1, whole=True)))  # a minute's worth
     retry_after: RetryAfter = field(default="absent", validator=in_(("absent", "seconds", "date")))
-    retry_after_s: float | None = field(default=None, validator=optional(ge(0)))  # else computed
+    retry_after_s: float | None = field(default=None, validator=optional(number(endless=True)))  # else computed
     states_429_kind: bool = True  # False: one plain code for slots and rates alike
 
     # money
-    credits: Decimal | None = field(default=None, converter=_decimal)  # None is endless
+    credits: Decimal | None = field(default=None, converter=decimal)  # None is endless
     apimall_prices: Mapping[str, Decimal] = field(factory=lambda: dict(_APIMALL_PRICES))
-    defapi_price: Decimal = Decimal("0.5")
+    defapi_price: Decimal = field(default=Decimal("0.5"), converter=decimal)
     refund_on_failure: bool = True
 
     # a job's life
     duration: Duration = QUICK
     failure_duration: Duration | None = None  # when failing takes another time than succeeding
-    speed: float = field(default=1.0, validator=gt(0))
-    pending_share: float = field(default=0.2, validator=_probability)
-    failure_probability: float = field(default=0.0, validator=_probability)
-    unknown_probability: float = field(default=0.0, validator=_probability)  # per query
-    visible_after_s: float = field(default=0.0, validator=ge(0))  # 404 until then
-    images_after_s: float = field(default=0.0, validator=ge(0))  # completed, no URL until then
-    forget_seen_after_s: float | None = field(default=None, validator=optional(ge(0)))
+    speed: float = field(default=1.0, validator=number(above=0))
+    pending_share: float = field(default=0.2, validator=PROBABILITY)
+    failure_probability: float = field(default=0.0, validator=PROBABILITY)
+    unknown_probability: float = field(default=0.0, validator=PROBABILITY)  # per query
+    visible_after_s: float = field(default=0.0, validator=number(endless=True))  # 404 until then
+    images_after_s: float = field(default=0.0, validator=number(endless=True))  # completed, no URL until then
+    forget_seen_after_s: float | None = field(default=None, validator=optional(number(endless=True)))
 
     # answers
     idempotency: Idempotency = field(default="replay", validator=in_(("replay", "conflict", "forget")))
-    forget_keys_after_s: float = field(default=60.0, validator=ge(0))
+    forget_keys_after_s: float = field(default=60.0, validator=number(endless=True))
     refusals_in_200: bool = False
     query_shape: QueryShape = field(default="data", validator=in_(("data", "top")))
     failure_field: FailureField = field(default="error_message", validator=in_(("error_message", "failMsg")))
     status_words: Mapping[str, str] = field(factory=dict)  # say the value for the key
     data_uris: bool = False  # defapi: images as base64 instead of URLs
-    links_expire_after_s: float | None = field(default=None, validator=optional(gt(0)))
+    links_expire_after_s: float | None = field(default=None, validator=optional(number(above=0)))
     expired_link_status: int = field(default=403, validator=in_((403, 410)))
-    picture_scale: float = field(default=1.0, validator=and_(gt(0), le(1)))
+    picture_scale: float = field(default=1.0, validator=number(above=0, most=1))
 
     # callbacks of defapi
-    callback_delay_s: float = field(default=0.0, validator=ge(0))
-    callback_drop_probability: float = field(default=0.0, validator=_probability)
-    callback_duplicate_probability: float = field(default=0.0, validator=_probability)
+    callback_delay_s: float = field(default=0.0, validator=number(endless=True))
+    callback_drop_probability: float = field(default=0.0, validator=PROBABILITY)
+    callback_duplicate_probability: float = field(default=0.0, validator=PROBABILITY)
 
     # trouble, and how it is counted
     script: Script = NO_SCRIPT

@@ -6,6 +6,8 @@ from typing import Literal
 
 from attrs import field, frozen
 
+from nanobanana_async.emulator.ranges import number
+
 Gateway = Literal["apimall", "defapi"]
 Endpoint = Literal["apimall.create", "apimall.query", "defapi.create", "defapi.query", "cdn"]
 
@@ -45,8 +47,8 @@ class Delivery:
     """How an answer reaches the caller: after `delay_s`, in this manner."""
 
     manner: Manner = Manner.WHOLE
-    delay_s: float = 0.0
-    sent_share: float = 1.0  # of the body, for CUT and SHORT
+    delay_s: float = field(default=0.0, validator=number(endless=True))
+    sent_share: float = field(default=1.0, validator=number(most=1))  # of the body, for CUT and SHORT
 
 
 WHOLE = Delivery()

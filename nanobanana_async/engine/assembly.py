@@ -16,10 +16,12 @@ from nanobanana_async.engine.hearing import Hearing
 from nanobanana_async.engine.purse import Purse
 from nanobanana_async.engine.slots import Slots
 from nanobanana_async.gateways.contract import Gateway, Transport
+from nanobanana_async.http.api import Api
 from nanobanana_async.http.downloads import Downloads
 from nanobanana_async.ledger.base import Ledger
 from nanobanana_async.ledger.memory import MemoryLedger
 from nanobanana_async.ledger.sqlite import SqliteLedger
+from nanobanana_async.loops import LoopGuard
 from nanobanana_async.observe import Announcer
 from nanobanana_async.policy.concurrency import ConcurrencyPolicy
 from nanobanana_async.policy.credits import Budget
@@ -27,8 +29,12 @@ from nanobanana_async.policy.polling import PollPolicy
 from nanobanana_async.policy.retry import RetryPolicy
 
 
+def _guard_of(parts: "Parts") -> LoopGuard:
+    return LoopGuard(f"<Session {parts.gateway.name}>")
+
+
 def _callbacks_of(parts: "Parts") -> Callbacks:
-    return Callbacks(parts.ledger)
+    return Callbacks(parts.ledger, parts.guard)
 
 
 @frozen(kw_only=True)
@@ -45,7 +51,14 @@ class Parts:
     retry: RetryPolicy
     timeouts: Timeouts
     max_credits: Decimal | None
+    guard: LoopGuard = field(init=False, default=Factory(_guard_of, takes_self=True))
     callbacks: Callbacks = field(init=False, default=Factory(_callbacks_of, takes_self=True))
+
+    def disown(self) -> None:
+        """Leave the sockets to the parent process; called in a forked child."""
+        if isinstance(self.transport, Api):
+            self.transport.disown()
+        self.downloads.disown()
 
     def engine(self) -> Engine:
         """Return an engine on the running event loop; ledger and transport must be open."""
@@ -89,6 +102,7 @@ class Parts:
             follower,
             budgets=budgets,
             callbacks=self.callbacks,
+            guard=self.guard,
             max_requests=self.concurrency.max_requests,
         )
         hearing = Hearing(self.gateway, engine, self.callbacks)

@@ -11,6 +11,7 @@ from nanobanana_async.engine.purse import Purse
 from nanobanana_async.errors import GatewayError, LedgerError, NanoBananaError
 from nanobanana_async.jobs import FINAL, Failure, JobRecord, JobState
 from nanobanana_async.ledger.base import Ledger
+from nanobanana_async.loops import cancel_requested
 from nanobanana_async.observe import Announcer, Event, JobMoved
 
 
@@ -32,18 +33,30 @@ class Books:
         """Announce a job that was just written down."""
         self.tell(JobMoved(before=None, record=entry.record))
 
+    async def _write(self, before: JobRecord, after: JobRecord) -> None:
+        """Write a change down; what is not written is a `LedgerError`, whatever the ledger raised."""
+        try:
+            await self.ledger.advance(before, after)
+        except LedgerError:
+            raise
+        except (Exception, asyncio.CancelledError) as failure:
+            if isinstance(failure, asyncio.CancelledError) and cancel_requested():
+                raise
+            why = f"the ledger failed: {type(failure).__name__}: {failure}"
+            raise LedgerError(why, key=before.key, safe_to_repeat=not before.perhaps_bought) from failure
+
     async def renew(self, entry: Entry, *, body: bytes) -> None:
         """Begin a new purchase of a job that was never bought."""
         known = entry.stored
         after = known.reborn(body=body, created_at=self.utcnow())
-        await self.ledger.advance(known, after)
+        await self._write(known, after)
         entry.record = known  # not before: how the last purchase ended is no answer to who waits for this one
         self._take(entry, after, stored=after)
 
     async def move(self, entry: Entry, state: JobState, **facts: Any) -> None:
         """Write a move down and make it true; on a `LedgerError` nothing has moved."""
         after = entry.record.to(state, **facts)
-        await self.ledger.advance(entry.stored, after)
+        await self._write(entry.stored, after)
         self._take(entry, after, stored=after)
 
     async def learn(self, entry: Entry, state: JobState, **facts: Any) -> LedgerError | None:
@@ -54,7 +67,7 @@ class Books:
         """
         after = entry.record.to(state, **facts)
         try:
-            await self.ledger.advance(entry.stored, after)
+            await self._write(entry.stored, after)
         except LedgerError as error:
             error.task_id = after.task_id
             self._take(entry, after, stored=entry.stored, interruption=None if state in FINAL else error)

@@ -12,6 +12,7 @@ from datetime import datetime
 
 from nanobanana_async.engine.books import Books, failure_of
 from nanobanana_async.engine.entry import NEVER, Entry
+from nanobanana_async.engine.sending import send
 from nanobanana_async.engine.slots import Slots
 from nanobanana_async.errors import (
     ContractBroken,
@@ -103,7 +104,7 @@ class Buyer:
         request = self._gateway.build_create(entry.record.body, wire_key=entry.record.wire_key)
         # A pooled connection that the server has just closed looks like a lost answer: without a key that is doubt.
         fresh = not self._gateway.takes_idempotency_key
-        response = await self._transport.send(request, timeout_s=self._create_s, fresh_connection=fresh)
+        response = await send(self._transport, request, timeout_s=self._create_s, fresh_connection=fresh)
         return await self._answers.read(self._gateway.read_create, response)
 
     async def _accepted(self, entry: Entry, accepted: Accepted) -> float:

@@ -14,6 +14,7 @@ from collections.abc import Awaitable, Callable
 from nanobanana_async.errors import ConfigurationError
 from nanobanana_async.jobs import JobRecord
 from nanobanana_async.ledger.base import Ledger
+from nanobanana_async.loops import LoopGuard
 
 Hear = Callable[[str, bytes], Awaitable[bool]]
 
@@ -25,8 +26,9 @@ SHORTEST_SECRET = 16
 class Callbacks:
     """Makes these URLs and recognises them. The secret comes from the user, or else from the ledger."""
 
-    def __init__(self, ledger: Ledger) -> None:
+    def __init__(self, ledger: Ledger, guard: LoopGuard) -> None:
         self._ledger = ledger
+        self._guard = guard
         self._public_url: str | None = None
         self._secret: bytes | None = None
         self._hear: Hear | None = None
@@ -35,6 +37,7 @@ class Callbacks:
 
     def expect(self, public_url: str, secret: bytes | None) -> None:
         """Have calls sent below this URL from now on."""
+        self._guard.check()
         if secret is not None and len(secret) < SHORTEST_SECRET:
             raise ConfigurationError(f"secret must have at least {SHORTEST_SECRET} bytes, best random ones")
         self._public_url, self._secret = public_url.rstrip("/"), secret
@@ -46,6 +49,7 @@ class Callbacks:
 
     async def heard(self, key: str, body: bytes) -> bool:
         """Tell of a call; return False when nobody can take it: the session is not open."""
+        self._guard.check()
         return self._hear is not None and await self._hear(key, body)
 
     def expected_for(self, record: JobRecord) -> bool:
@@ -59,6 +63,7 @@ class Callbacks:
 
     async def key_of(self, name: str, token: str) -> str | None:
         """Return whose URL ends in this name and token; None if it is nobody's."""
+        self._guard.check()
         try:
             key = base64.urlsafe_b64decode(name + "=" * (-len(name) % 4)).decode()
         except (binascii.Error, ValueError):

@@ -17,8 +17,9 @@ from nanobanana_async.engine.runner import Runner
 from nanobanana_async.engine.slots import Slots
 from nanobanana_async.errors import InvalidRequest, LedgerError
 from nanobanana_async.gateways.contract import Gateway
-from nanobanana_async.jobs import UNFINISHED, JobRecord, JobState, check_key, numbered
+from nanobanana_async.jobs import UNFINISHED, JobRecord, JobState, check_key, check_task_id, numbered
 from nanobanana_async.ledger.base import Spending
+from nanobanana_async.loops import LoopGuard
 from nanobanana_async.models import ImageRequest
 from nanobanana_async.policy.credits import Budget
 
@@ -39,16 +40,19 @@ class Engine:
         *,
         budgets: tuple[Budget, ...],
         callbacks: Callbacks,
+        guard: LoopGuard,
         max_requests: int,
     ) -> None:
-        self._clock = asyncio.get_running_loop().time
+        self.clock = asyncio.get_running_loop().time
         self._gateway = gateway
         self.books = books
         self._budgets = budgets
         self._callbacks = callbacks
+        self.guard = guard
+        """What every call from outside checks first."""
         self.slots = slots
         self.follower = follower
-        self._admission = Admission(gateway, books, slots, buyer, follower, clock=self._clock)
+        self._admission = Admission(gateway, books, slots, buyer, follower, clock=self.clock)
         self.runner = Runner(books, slots, buyer, follower, self._admission, max_requests=max_requests)
         self.live = self.runner.live
 
@@ -171,6 +175,8 @@ class Engine:
     def settle(self, entry: Entry, *, task_id: str | None, buy_again: bool) -> Entry:
         """Decide a job by hand: it has this task id, is bought anew, or was not bought. Return its live entry."""
         record = entry.record
+        if task_id is not None:
+            check_task_id(task_id)
         if record.state is not JobState.UNCERTAIN and not (buy_again and record.state is JobState.FAILED):
             raise InvalidRequest(f"job {record.key} is {record.state.value}: there is nothing to settle")
         if buy_again and record.request is None:
@@ -213,7 +219,7 @@ class Engine:
         self.runner.check_open(entry.record)
         self._admission.check_account(entry.record)
         entry.refetching, entry.stopped = True, None
-        entry.failures, entry.running_at = 0, self._clock()
+        entry.failures, entry.running_at = 0, self.clock()
         self.runner.feed.append(self.runner.seat(entry))
         self.runner.pump()
         return entry

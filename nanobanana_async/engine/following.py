@@ -10,11 +10,12 @@ from itertools import islice
 from nanobanana_async.engine.books import Books
 from nanobanana_async.engine.entry import NEVER, Entry
 from nanobanana_async.engine.reliance import Reliance
+from nanobanana_async.engine.sending import send
 from nanobanana_async.errors import ContractBroken, NanoBananaError, RateLimited
 from nanobanana_async.gateways.contract import Gateway, Transport
 from nanobanana_async.http.threads import AnswerReader
 from nanobanana_async.jobs import Failure, JobRecord, JobState, Observation
-from nanobanana_async.observe import JobSeen, QueryFailed, UnknownStatus
+from nanobanana_async.observe import LONGEST_WORD, JobSeen, QueryFailed, UnknownStatus
 from nanobanana_async.policy.durations import Durations
 from nanobanana_async.policy.pacing import Pacer
 from nanobanana_async.policy.polling import PollPolicy
@@ -28,7 +29,8 @@ from nanobanana_async.policy.retry import (
 )
 from nanobanana_async.policy.schedule import Schedule
 
-_MOST_STRANGE_WORDS = 100
+# A gateway that says something else each time is warned of so often in a session, and remembered no further.
+MOST_STRANGE_WORDS = 50
 
 
 class Follower:
@@ -183,7 +185,7 @@ class Follower:
                 return self._still_running(entry)
 
     async def _query(self, task_id: str) -> Observation:
-        response = await self._transport.send(self._gateway.build_query(task_id), timeout_s=self._query_s)
+        response = await send(self._transport, self._gateway.build_query(task_id), timeout_s=self._query_s)
         seen = await self._answers.read(self._gateway.read_query, response)
         if seen.task_id not in (None, task_id):
             raise ContractBroken(f"asked about {task_id}, told about {seen.task_id}", status=response.status)
@@ -238,7 +240,8 @@ class Follower:
             return now + max(1.0, self._polling.min_gap_s)
         excerpt = ", ".join(f"{name}={value!r}"[:60] for name, value in islice(seen.raw.items(), 20))[:300]
         reasons = "".join(dict.fromkeys(f"; {why}" for _, why in seen.missing))[:300]
-        error = ContractBroken(f"task {entry.record.task_id} is {seen.status} without an image{reasons}", body=excerpt)
+        status = seen.status[:LONGEST_WORD]
+        error = ContractBroken(f"task {entry.record.task_id} is {status} without an image{reasons}", body=excerpt)
         return self._stop(entry, error)
 
     def _still_running(self, entry: Entry) -> float:
@@ -278,7 +281,9 @@ class Follower:
         return NEVER
 
     def _note_strange_word(self, entry: Entry, seen: Observation) -> None:
-        known = seen.known_status or seen.status in self._strange_words
-        if not known and len(self._strange_words) < _MOST_STRANGE_WORDS:
-            self._strange_words.add(seen.status)
-            self._books.tell(UnknownStatus(record=entry.record, status=seen.status))
+        """Tell of a status word that the reference does not list: once, and of so many words at most."""
+        word = seen.status[:LONGEST_WORD]
+        if seen.known_status or word in self._strange_words or len(self._strange_words) >= MOST_STRANGE_WORDS:
+            return
+        self._strange_words.add(word)
+        self._books.tell(UnknownStatus(record=entry.record, status=word))

@@ -2,11 +2,13 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable, Coroutine
+from functools import partial
 from typing import Any
 
 import anyio
 from anyio.abc import TaskGroup
 
+from nanobanana_async.checks import DAY_S
 from nanobanana_async.engine.admission import Admission
 from nanobanana_async.engine.books import Books
 from nanobanana_async.engine.buying import Buyer
@@ -18,7 +20,7 @@ from nanobanana_async.engine.timers import Timers
 from nanobanana_async.engine.wire import Errand, Wire
 from nanobanana_async.errors import CreditLimitReached, LedgerError, NanoBananaError, SessionClosed
 from nanobanana_async.jobs import UNFINISHED, JobRecord, JobState
-from nanobanana_async.observe import JobEntered, JobLeft, log
+from nanobanana_async.observe import JobEntered, JobLeft, log, log_failure
 
 # How often the slots of jobs that others follow, or nobody, are counted again while there are any.
 ELSEWHERE_COUNT_S = 5.0
@@ -76,16 +78,16 @@ class Runner:
         """Begin to work in this task group."""
         self._group = group
         self.wire.start(group)
-        group.start_soon(self._beat)
-        group.start_soon(self._count_elsewhere)
+        self.wire.start_task("pump", self._beat, again=True)
+        self.wire.start_task("count", self._count_elsewhere)
         for work in self.beside:
-            group.start_soon(work)
+            self.wire.start_task("beside", work, again=True)
 
     def run_beside(self, work: Callable[[TaskGroup], Coroutine[Any, Any, None]]) -> None:
         """Run something else in the session's task group, until the session closes. It must not raise."""
         if self.closing:
             raise SessionClosed("the session is closed")
-        self._group.start_soon(work, self._group)
+        self.wire.start_task("beside", partial(work, self._group))
 
     async def aclose(self, grace_s: float) -> None:
         """Stop feeding, and give creates on the wire their time to be answered and written down."""
@@ -101,6 +103,11 @@ class Runner:
         self._timers.stop()
         for entry in list(self.live.values()):
             self._stop(entry, SessionClosed("the session was closed while you waited; the job stays in the ledger"))
+
+    def disown(self) -> None:
+        """Do nothing more: this is a forked child's copy, and the jobs are its parent's."""
+        self.closing = True
+        self._timers.stop()
 
     def pump(self) -> None:
         """Let leave what is due and may go; then set the timer."""
@@ -134,6 +141,10 @@ class Runner:
                 await anyio.sleep(ELSEWHERE_COUNT_S)
         except LedgerError as error:
             log.warning("ledger.failed error=%s", error.message)
+        except BaseException as failure:
+            if not self.wire.contains(failure):
+                raise
+            log_failure("ledger.failed", failure)
         self._slots.elsewhere = 0
         self.pump()
 
@@ -203,7 +214,7 @@ class Runner:
             entry.wake()
         if entry.over:
             self._retire(entry, lingers_until=due)
-        elif due == NEVER:  # nobody follows it, and nobody asked to buy it
+        elif due == NEVER and entry.record.state is JobState.PENDING and not entry.wanted:  # nobody asked to buy it
             self._retire(entry)
             entry.wake()
         elif (due := self._with_news(entry, due)) > self._clock():
@@ -214,7 +225,10 @@ class Runner:
     def _with_news(self, entry: Entry, due: float) -> float:
         # A query that failed is repeated in its own time, whoever calls.
         told = entry.news and entry.record.state is JobState.RUNNING and not entry.failures
-        return min(due, entry.looked_at + CONFIRM_GAP_S) if told else due
+        due = min(due, entry.looked_at + CONFIRM_GAP_S) if told else due
+        # A job that is alive is never left without a due time, whatever a setting or a policy says.
+        latest = self._clock() + DAY_S
+        return due if due < latest else latest
 
     def _turn(self, entry: Entry) -> None:
         """Do what is due."""
@@ -283,9 +297,12 @@ class Runner:
         self._retire(entry, entry.lingers_until)
         entry.wake()
 
-    def _crashed(self, entry: Entry, bug: Exception) -> None:
-        log.error("engine.crashed job=%s", entry.key, exc_info=bug)
-        self._stop(entry, NanoBananaError(f"a bug in nanobanana_async: {type(bug).__name__}: {bug}; see the log"))
+    def _crashed(self, entry: Entry, failure: BaseException) -> None:
+        log_failure("engine.crashed", failure, job=entry.key)
+        why = f"a bug in nanobanana_async: {type(failure).__name__}: {failure}"
+        if isinstance(failure, asyncio.CancelledError):
+            why = "what the job waited for was cancelled (by an observer, the ledger or the transport)"
+        self._stop(entry, NanoBananaError(f"{why}; see the log"))
 
     def _paid_off(self) -> None:
         self._owed -= 1

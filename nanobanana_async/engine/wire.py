@@ -2,12 +2,14 @@
 
 import asyncio
 import contextvars
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any
 
 import anyio
 from anyio.abc import TaskGroup
 
 from nanobanana_async.engine.entry import Entry
+from nanobanana_async.observe import log_failure
 
 Errand = Callable[[Entry], Awaitable[None]]
 
@@ -15,10 +17,13 @@ Errand = Callable[[Entry], Awaitable[None]]
 class Wire:
     """Runs errands in the session's task group, those for the gateway under the semaphore.
 
-    Workers are kept: handing one its next errand costs a tenth of starting a task.
+    Workers are kept: handing one its next errand costs a tenth of starting a task. What fails in one of these tasks
+    never ends another: a task that ends with a `CancelledError` would cancel the group, and with it the session.
     """
 
-    def __init__(self, max_requests: int, *, freed: Callable[[], None], crashed: Callable[[Entry, Exception], None]):
+    def __init__(
+        self, max_requests: int, *, freed: Callable[[], None], crashed: Callable[[Entry, BaseException], None]
+    ):
         self._permits = anyio.Semaphore(max_requests, max_value=max_requests)
         self._max_requests = max_requests
         self.free = max_requests
@@ -26,11 +31,13 @@ class Wire:
         self._freed = freed
         self._crashed = crashed
         self._group: TaskGroup | None = None
+        self._host: asyncio.Task[Any] | None = None
         self._idle: list[asyncio.Future[tuple[Errand, Entry, bool]]] = []
 
     def start(self, group: TaskGroup) -> None:
-        """Give it the task group in which workers live."""
+        """Give it the task group in which workers live; called in the group's own task."""
         self._group = group
+        self._host = asyncio.current_task()
         self._context = contextvars.copy_context()
 
     @property
@@ -53,10 +60,37 @@ class Wire:
         """Run an errand that makes no request: it only writes to the ledger."""
         self._run(errand, entry, False)
 
+    def start_task(self, name: str, work: Callable[[], Coroutine[Any, Any, None]], *, again: bool = False) -> None:
+        """Run something else in the task group; a failure is logged and ends this only, or begins it `again`."""
+        if self._group is not None:
+            self._group.start_soon(self._contained, name, work, again)
+
+    def contains(self, failure: BaseException) -> bool:
+        """Whether a failure concerns only what the current task was doing; else the task has to end.
+
+        A `CancelledError` is such a failure too, unless the session ends or the event loop does: it came out of an
+        observer, a ledger, a transport, or somebody cancelled a task that is not his.
+        """
+        if isinstance(failure, Exception):
+            return True
+        if not isinstance(failure, asyncio.CancelledError) or self._ends:
+            return False
+        if (task := asyncio.current_task()) is not None:
+            while task.cancelling():
+                task.uncancel()
+        return True
+
+    @property
+    def _ends(self) -> bool:
+        if self._group is None or self._host is None:
+            return False
+        # When the event loop ends it cancels every task at once, the host's too.
+        return self._group.cancel_scope.cancel_called or self._host.cancelling() > 0 or self._host.done()
+
     def _run(self, errand: Errand, entry: Entry, permitted: bool) -> None:
         while self._idle:
             seat = self._idle.pop()
-            if not seat.done():  # else its worker was cancelled: the event loop ends
+            if not seat.done():  # else its worker was cancelled
                 seat.set_result((errand, entry, permitted))
                 return
         if self._group is not None:  # in the session's context: a worker outlives the caller who needs it first
@@ -65,17 +99,46 @@ class Wire:
     async def _work(self, errand: Errand, entry: Entry, permitted: bool) -> None:
         loop = asyncio.get_running_loop()
         while True:
-            try:
-                await errand(entry)
-            except Exception as bug:
-                self._crashed(entry, bug)
-            finally:
-                if permitted:
-                    self._permits.release()
-                    self.free += 1
-            self._freed()
+            await self._carry(errand, entry, permitted)
             if len(self._idle) >= self._max_requests:
                 return
             seat: asyncio.Future[tuple[Errand, Entry, bool]] = loop.create_future()
             self._idle.append(seat)
-            errand, entry, permitted = await seat
+            try:
+                errand, entry, permitted = await seat
+            except asyncio.CancelledError as stray:
+                if not self.contains(stray):
+                    raise
+                if seat.cancel() or seat.cancelled():
+                    return
+                errand, entry, permitted = seat.result()  # it was given one in the same turn of the loop
+
+    async def _carry(self, errand: Errand, entry: Entry, permitted: bool) -> None:
+        try:
+            try:
+                await errand(entry)
+            finally:
+                if permitted:
+                    self._permits.release()
+                    self.free += 1
+        except BaseException as failure:
+            if not self.contains(failure):
+                raise
+            self._crashed(entry, failure)
+        try:
+            self._freed()
+        except BaseException as failure:
+            if not self.contains(failure):
+                raise
+            log_failure("engine.crashed", failure, task="pump")
+
+    async def _contained(self, name: str, work: Callable[[], Coroutine[Any, Any, None]], again: bool) -> None:
+        while True:
+            try:
+                await work()
+            except BaseException as failure:
+                if not self.contains(failure):
+                    raise
+                log_failure("engine.crashed", failure, task=name)
+            if not again:
+                return

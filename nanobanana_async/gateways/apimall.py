@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 from attrs import field, frozen
 from cattrs.gen import make_dict_structure_fn, override
 
-from nanobanana_async.checks import not_negative
+from nanobanana_async.checks import within
 from nanobanana_async.errors import InvalidRequest
 from nanobanana_async.gateways.contract import MIB, HttpRequest, HttpResponse
 from nanobanana_async.gateways.images import Delivery, delivered, first_delivered
@@ -108,7 +108,7 @@ class ApiMall(GatewaySettings):
 
     base_url: str = "https://gateway.apimall.ai"
     model: str = "nano-banana-pro"
-    key_lifetime_s: float = field(default=1800.0, validator=not_negative)
+    key_lifetime_s: float = field(default=1800.0, validator=within(endless=True))
     """How long after the first send a key is trusted to be remembered; the reference does not say."""
 
     @property

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from typing import Any, ClassVar, Self
 from urllib.parse import urlsplit
 
-from attrs import Attribute, field, frozen
+from attrs import field, frozen
 
-from nanobanana_async.checks import positive
+from nanobanana_async.checks import switch, within
 from nanobanana_async.errors import ConfigurationError, InvalidRequest
 from nanobanana_async.jobs import fingerprint
 from nanobanana_async.models import ImageRequest, TaskType
@@ -72,11 +72,6 @@ def is_loopback(host: str) -> bool:
     return address.is_loopback
 
 
-def _check_switch(_: Any, attribute: "Attribute[bool]", value: object) -> None:
-    if not isinstance(value, bool):
-        raise ConfigurationError(f"{attribute.name} must be True or False, not {value!r}")
-
-
 @frozen(kw_only=True)
 class GatewaySettings:
     """What is common to the gateways. Each names itself, its defaults and the variable of its key."""
@@ -90,9 +85,9 @@ class GatewaySettings:
     """https, or http to this machine; without credentials, query and fragment."""
     model: str
     """For requests that name none."""
-    expected_job_s: float = field(default=20.0, validator=positive)
+    expected_job_s: float = field(default=20.0, validator=within(above=0))
     """A first guess of how long a job takes."""
-    slots_per_image: bool = field(default=False, validator=_check_switch)
+    slots_per_image: bool = field(default=False, validator=switch)
     """Whether the account's limit counts images: then a request for n of them takes n job slots."""
 
     def __attrs_post_init__(self) -> None:

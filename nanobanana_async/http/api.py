@@ -21,6 +21,7 @@ from nanobanana_async.http.failures import explained
 from nanobanana_async.http.sockets import Sockets
 from nanobanana_async.http.threads import Resolver
 from nanobanana_async.http.trust import Proxies, Tls, verifies
+from nanobanana_async.loops import cancel_requested
 
 _is_loopback = functools.lru_cache(maxsize=64)(is_loopback)
 
@@ -88,6 +89,17 @@ class Api:
                 await session.close()
         await self._sockets.gone()
 
+    def disown(self) -> None:
+        """Leave every socket to the parent process; called in a forked child, which has copies of them.
+
+        A connector that is closed, or garbage, would take the sockets out of the event loop's selector, and that is
+        one for both processes.
+        """
+        self._closed = True
+        for session in (self._pool, self._fresh):
+            disown_connector(session, self._lent)
+        self._sockets = Sockets()
+
     async def send(self, request: HttpRequest, *, timeout_s: float, fresh_connection: bool = False) -> HttpResponse:
         """Send once, and return the answer whatever its status.
 
@@ -137,6 +149,12 @@ class Api:
                 return await _read(response, request)
             finally:
                 response.close()  # after the whole body it has gone back to the pool, and this does nothing
+        except asyncio.CancelledError:
+            if cancel_requested():
+                raise
+            # aiohttp cancels who waits for a connection of a session that is closed.
+            sent = body is None or body.asked
+            return TransportError(f"the request to {url.host} was cancelled within the aiohttp session", sent=sent)
         except Exception as error:
             return explained(
                 error,
@@ -164,6 +182,13 @@ class Api:
             resolver=Resolver(),
             socket_factory=self._sockets.make,
         )
+
+
+def disown_connector(session: aiohttp.ClientSession | None, lent: aiohttp.ClientSession | None = None) -> None:
+    """Let a forked child's copy of a session do nothing, not even when it is garbage; a lent connector is not ours."""
+    connector = None if session is None else session.connector
+    if connector is not None and (lent is None or connector is not lent.connector):
+        connector._closed = True
 
 
 @functools.lru_cache(maxsize=4096)  # a task is asked for at one URL again and again

@@ -104,6 +104,11 @@ class Downloads:
         finally:
             await self._getter.aclose()
 
+    def disown(self) -> None:
+        """Leave every socket to the parent process; called in a forked child."""
+        self._state = "closed"
+        self._getter.disown()
+
     async def fetch(self, url: str) -> bytes:
         """Return the bytes of a picture, verified.
 

@@ -10,7 +10,7 @@ from yarl import URL
 from nanobanana_async.errors import SessionClosed
 from nanobanana_async.gateways.limits import retry_after_s
 from nanobanana_async.http.addresses import AddressRefused, PublicSockets, may_ask
-from nanobanana_async.http.api import USER_AGENT
+from nanobanana_async.http.api import USER_AGENT, disown_connector
 from nanobanana_async.http.failures import explained
 from nanobanana_async.http.missed import Missed
 from nanobanana_async.http.sockets import Sockets
@@ -85,6 +85,13 @@ class Getter:
                 await session.close()
         await self._public.gone()
         await self._to_proxies.gone()
+
+    def disown(self) -> None:
+        """Leave every socket to the parent process; called in a forked child. See `Api.disown`."""
+        for session in (self._direct, self._proxied):
+            disown_connector(session)
+        self._public = PublicSockets(loopback=self._loopback)
+        self._to_proxies = Sockets()
 
     async def get(self, link: str, take: Take) -> None:
         """Hand the bytes behind a link to `take`, piece by piece."""

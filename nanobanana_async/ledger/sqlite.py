@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
+from nanobanana_async.checks import as_count, as_number, shown
 from nanobanana_async.errors import ConfigurationError, LedgerError
 from nanobanana_async.jobs import JobRecord, JobState
 from nanobanana_async.ledger.base import Claim, Spending
@@ -16,10 +17,12 @@ from nanobanana_async.ledger.desk import Desk, swap
 from nanobanana_async.ledger.place import open_file
 from nanobanana_async.ledger.rows import deed_of, story_of
 from nanobanana_async.ledger.writer import Writer
+from nanobanana_async.loops import running_loop
 
 T = TypeVar("T")
 
 BUSY_S = 10.0
+LONGEST_BUSY_S = 1e6  # SQLite counts it in milliseconds, in 31 bits
 PAGE = 200
 PRUNED_AT_ONCE = 5000  # others wait for the lock meanwhile
 _NO_ID = 2**63 - 1
@@ -40,16 +43,16 @@ class SqliteLedger:
     def __init__(
         self, path: str | os.PathLike[str], *, read_only: bool = False, busy_timeout_s: float = BUSY_S
     ) -> None:
+        self._path = path
         if os.fspath(path) in ("", ":memory:"):
             raise ConfigurationError(f"{os.fspath(path)!r} is no file: leave the ledger out, or pass MemoryLedger()")
-        self._path = path
         self._read_only = read_only
-        self._busy_s = busy_timeout_s
+        self._busy_s = as_number("busy_timeout_s", busy_timeout_s, most=LONGEST_BUSY_S)
         self._writer: Writer | None = None
         self._process = 0
 
     def __repr__(self) -> str:
-        mode = ", read_only=True" if self._read_only else ""
+        mode = ", read_only=True" if self.__dict__.get("_read_only") else ""  # missing if a setting was refused
         return f"SqliteLedger({str(self.path)!r}{mode})"
 
     def __del__(self) -> None:
@@ -83,6 +86,8 @@ class SqliteLedger:
 
     async def aclose(self) -> None:
         """Finish what is queued, close the file, and let go of all jobs; idempotent."""
+        if self._writer is not None and (why := self._wrong_place()) is not None and self._process == os.getpid():
+            raise LedgerError(f"ledger {self.path} {why}")
         writer, self._writer = self._writer, None
         if writer is not None and self._process == os.getpid():
             await writer.aclose()
@@ -150,6 +155,7 @@ class SqliteLedger:
         self, state: JobState | Collection[JobState] | None = None, limit: int | None = None
     ) -> AsyncIterator[JobRecord]:
         """Yield the jobs, those that came last first; of these states, and no more than `limit`, if that is given."""
+        limit = None if limit is None else as_count("limit", limit, least=0)
         states = {state} if isinstance(state, JobState) else state if state is None else set(state)
         start: int | None = None if states == set() else _NO_ID
         left = _NO_ID if limit is None else limit
@@ -173,6 +179,7 @@ class SqliteLedger:
 
     async def prunable(self, older_than: datetime) -> int:
         """Count what `prune` would forget."""
+        _check_moment(older_than)
         return await self._ask(partial(Desk.prunable, older_than=older_than))
 
     async def prune(self, older_than: datetime) -> int:
@@ -181,6 +188,7 @@ class SqliteLedger:
         A job that is forgotten will be bought again when its key, or its row of a batch, is asked for again. The
         room is used for new jobs; the file does not become smaller.
         """
+        _check_moment(older_than)
         gone = 0
         for start in range(0, await self._ask(Desk.last_id), PRUNED_AT_ONCE):
             stretch = partial(Desk.prune, older_than=older_than, after=start, until=start + PRUNED_AT_ONCE)
@@ -197,10 +205,23 @@ class SqliteLedger:
         why = None
         if self._writer is None:
             why = "is not open"
-        elif self._process != os.getpid():
-            why = "was opened before this process was forked: open it again here"
+        elif (wrong := self._wrong_place()) is not None:
+            why = wrong
         elif writes and self._read_only:
             why = "was opened for reading only"
         if self._writer is None or why is not None:
             raise LedgerError(f"ledger {self.path} {why}", key=key, safe_to_repeat=safe)
         return self._writer.order(work, writes=writes, key=key, safe=safe)
+
+    def _wrong_place(self) -> str | None:
+        """Say why this call can't be served here, if it comes from elsewhere than where the ledger was opened."""
+        if self._process != os.getpid():
+            return "was opened before this process was forked: open it again here"
+        if self._writer is not None and running_loop() is not self._writer.loop:
+            return f"belongs to the event loop that opened it, {self._writer.loop!r}: open another one in this loop"
+        return None
+
+
+def _check_moment(older_than: object) -> None:
+    if not isinstance(older_than, datetime) or older_than.tzinfo is None:
+        raise ConfigurationError(f"older_than must be a datetime with a time zone, not {shown(older_than)}")

@@ -45,11 +45,11 @@ class Writer:
     """Runs orders in a thread of its own. Its methods belong to the event loop that made it."""
 
     def __init__(self, open_file: Callable[[], OpenFile], *, name: str) -> None:
-        self._loop = asyncio.get_running_loop()
+        self.loop = asyncio.get_running_loop()
         self._waiting: list[Order[Any]] = []
         self._batches: queue.SimpleQueue[list[Order[Any]] | None] = queue.SimpleQueue()
-        self.opened: asyncio.Future[None] = self._loop.create_future()
-        self._ended: asyncio.Future[None] = self._loop.create_future()
+        self.opened: asyncio.Future[None] = self.loop.create_future()
+        self._ended: asyncio.Future[None] = self.loop.create_future()
         self._last = False
         # A daemon: a ledger that was never closed must not keep the interpreter alive.
         self._thread = threading.Thread(target=self._run, args=(open_file,), name=name, daemon=True)
@@ -58,8 +58,8 @@ class Writer:
     def order(self, work: Callable[[Desk], T], *, writes: bool, key: str | None, safe: bool) -> "asyncio.Future[T]":
         """Queue a piece of work. It is done also when nobody waits for it any more."""
         if not self._waiting:  # what else is ordered in this turn of the loop goes with it
-            self._loop.call_soon(self._hand_over)
-        order = Order(work, self._loop.create_future(), writes=writes, key=key, safe=safe)
+            self.loop.call_soon(self._hand_over)
+        order = Order(work, self.loop.create_future(), writes=writes, key=key, safe=safe)
         self._waiting.append(order)
         return order.future
 
@@ -107,7 +107,7 @@ class Writer:
 
     def _post(self, results: list[Result]) -> None:
         with suppress(RuntimeError):  # the loop is closed: nobody waits
-            self._loop.call_soon_threadsafe(_deliver, results)
+            self.loop.call_soon_threadsafe(_deliver, results)
 
 
 def _done(file: OpenFile, batch: Sequence[Order[Any]]) -> list[Result]:

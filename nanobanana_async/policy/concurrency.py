@@ -6,7 +6,7 @@ import math
 from attrs import define, field, frozen
 from attrs.validators import optional
 
-from nanobanana_async.checks import at_least_one
+from nanobanana_async.checks import at_least_one, switch
 from nanobanana_async.errors import ConfigurationError
 
 # Of the creates that would fill the last slot, so many may be refused: the price of knowing that the limit stands.
@@ -26,7 +26,7 @@ class ConcurrencyPolicy:
     """
 
     max_jobs: int | None = field(default=None, validator=optional(at_least_one))
-    learn: bool = True
+    learn: bool = field(default=True, validator=switch)
     max_requests: int = field(default=32, validator=at_least_one)
 
     def __attrs_post_init__(self) -> None:

@@ -4,7 +4,7 @@ import enum
 
 from attrs import define, field, frozen
 
-from nanobanana_async.checks import at_least_one, positive
+from nanobanana_async.checks import DAY_S, at_least_one, switch, within
 from nanobanana_async.errors import (
     AccessDenied,
     AuthenticationError,
@@ -42,11 +42,11 @@ class RetryPolicy:
     """
 
     max_attempts: int = field(default=40, validator=at_least_one)
-    max_wait_s: float = field(default=900.0, validator=positive)
-    first_backoff_s: float = field(default=0.5, validator=positive)
-    max_backoff_s: float = field(default=30.0, validator=positive)
-    retry_uncertain: bool = False
-    retry_unkeyed_5xx: bool = False
+    max_wait_s: float = field(default=900.0, validator=within(above=0, endless=True))
+    first_backoff_s: float = field(default=0.5, validator=within(above=0, most=DAY_S))
+    max_backoff_s: float = field(default=30.0, validator=within(above=0, most=DAY_S))
+    retry_uncertain: bool = field(default=False, validator=switch)
+    retry_unkeyed_5xx: bool = field(default=False, validator=switch)
 
     def backoff_s(self, attempt: int, jitter: float) -> float:
         """Seconds to wait after the n-th attempt; `jitter` in 0..1 spreads clients over the upper half of the wait."""
@@ -148,12 +148,15 @@ def decide_create(error: NanoBananaError, attempt: Attempt, policy: RetryPolicy)
         return Verdict(heard=heard, move=Move.REFUSE)
     if heard is Heard.LIMITED:
         return Verdict(heard=heard, move=Move.REQUEUE)
-    return Verdict(heard=heard, move=Move.GIVE_UP if exhausted else Move.REPEAT)
+    hopeless = isinstance(
+        error, ConfigurationError
+    )  # such as a lent aiohttp session that was closed: waiting is no help
+    return Verdict(heard=heard, move=Move.GIVE_UP if exhausted or hopeless else Move.REPEAT)
 
 
 def stops_following(error: NanoBananaError, running_s: float, job_s: float) -> bool:
     """Tell whether a failed query ends the waiting; the network never does, until `job_s` has passed."""
-    if isinstance(error, (AuthenticationError, AccessDenied)):
+    if isinstance(error, (AuthenticationError, AccessDenied, ConfigurationError)):
         return True
     if isinstance(error, TaskNotFound):
         return running_s >= LATE_REPLICA_S

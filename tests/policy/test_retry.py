@@ -53,8 +53,8 @@ REFUSALS: dict[str, NanoBananaError] = {
 UNSENT: dict[str, NanoBananaError] = {
     "no connection": TransportError("refused", sent=False),
     "the door was never opened": SessionClosed("closed"),
-    "the door did not let it out": ConfigurationError("not https"),
 }
+NOT_LET_OUT = ConfigurationError("the aiohttp session you lent is closed")
 STATED_TROUBLE: dict[str, NanoBananaError] = {
     "500": GatewayUnavailable("oops", status=500),
     "503": GatewayUnavailable("busy", status=503),
@@ -73,6 +73,7 @@ CONFLICT = IdempotencyConflict("taken", status=409)
 EVERYTHING = [
     *REFUSALS.values(),
     *UNSENT.values(),
+    NOT_LET_OUT,
     *STATED_TROUBLE.values(),
     *NOTHING_USABLE.values(),
     LIMITED,
@@ -227,8 +228,14 @@ def test_no_purchase_is_tried_longer_than_max_wait_s_except_in_the_queue_for_a_s
         assert known.number < policy.max_attempts
 
 
-@pytest.mark.parametrize("kind", [AuthenticationError, AccessDenied])
-def test_a_bad_key_ends_the_following_at_once(kind: type[GatewayError]) -> None:
+@pytest.mark.parametrize("keyed", [True, False])
+def test_a_setting_that_must_be_put_right_is_not_waited_for(keyed: bool) -> None:
+    assert decided(NOT_LET_OUT, keyed=keyed) == (GIVE_UP, False)
+    assert decided(NOT_LET_OUT, keyed=True, in_doubt=True) == (REPEAT, True)  # its key may still tell what was bought
+
+
+@pytest.mark.parametrize("kind", [AuthenticationError, AccessDenied, ConfigurationError])
+def test_a_bad_key_or_setting_ends_the_following_at_once(kind: type[NanoBananaError]) -> None:
     assert stops_following(kind("no"), 0.0, 1800.0)
 
 

@@ -1,0 +1,46 @@
+"""Validators of the emulator's settings: each number must be real, finite and in its range."""
+
+import math
+from collections.abc import Callable
+from decimal import Decimal, InvalidOperation
+from numbers import Real
+from typing import Any
+
+from attrs import Attribute
+
+Validator = Callable[[Any, "Attribute[Any]", Any], None]
+
+
+def number(
+    *, above: float | None = None, least: float = 0.0, most: float = 1e9, whole: bool = False, endless: bool = False
+) -> Validator:
+    """Return a validator; with `endless` infinity is taken too, for what never comes or never ends."""
+    kind = "a whole number" if whole else "a number"
+    bound = f"above {above:g}" if above is not None else f"of at least {least:g}"
+    also = ", or infinite" if endless else ""
+
+    def validate(_: Any, attribute: "Attribute[Any]", value: object) -> None:
+        fits = isinstance(value, int if whole else Real) and not isinstance(value, bool)
+        if fits and isinstance(value, (int, Real)):
+            bounded = (value > above if above is not None else value >= least) and value <= most
+            if bounded or (endless and value == math.inf):
+                return
+        raise ValueError(f"{attribute.name} must be {kind} {bound} and at most {most:g}{also}")
+
+    return validate
+
+
+PROBABILITY = number(most=1)
+
+
+def decimal(value: Decimal | int | str | None) -> Decimal | None:
+    """Return an amount of credits as it was written; None is endless."""
+    if value is None:
+        return None
+    try:
+        amount = Decimal("NaN") if isinstance(value, bool) else Decimal(value)
+    except (InvalidOperation, TypeError, ValueError):
+        amount = Decimal("NaN")
+    if not amount.is_finite() or abs(amount) >= 10**12 or (amount and amount.adjusted() < -12):
+        raise ValueError("an amount of credits must be a finite number below 1e12")
+    return amount
