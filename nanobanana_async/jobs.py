@@ -2,6 +2,8 @@
 
 import enum
 import hashlib
+import hmac
+import secrets
 from collections.abc import Mapping
 from datetime import datetime
 from decimal import Decimal
@@ -37,7 +39,8 @@ _S = JobState
 TRANSITIONS: Mapping[JobState, frozenset[JobState]] = {
     _S.PENDING: frozenset({_S.SUBMITTING, _S.WITHDRAWN}),
     _S.SUBMITTING: frozenset({_S.SUBMITTING, _S.RUNNING, _S.PENDING, _S.REFUSED, _S.UNCERTAIN}),
-    _S.RUNNING: frozenset({_S.SUCCEEDED, _S.FAILED}),
+    # RUNNING -> RUNNING and REFUSED: settled by hand, when the gateway does not know the task id.
+    _S.RUNNING: frozenset({_S.SUCCEEDED, _S.FAILED, _S.RUNNING, _S.REFUSED}),
     _S.UNCERTAIN: frozenset({_S.RUNNING, _S.PENDING, _S.REFUSED}),
     _S.SUCCEEDED: frozenset(),
     _S.FAILED: frozenset(),
@@ -113,7 +116,7 @@ class JobRecord:
     key: str
     gateway: str
     account: str
-    """Fingerprint of the API key: a job in doubt is never repeated under another account."""
+    """The name of the account, or a fingerprint of its API key: a job in doubt is never repeated under another one."""
     request: ImageRequest | None
     """None for a task that was attached by its id alone."""
     body: bytes = field(repr=False)
@@ -192,6 +195,44 @@ def check_key(key: str) -> str:
     return key
 
 
+_MAKER = secrets.token_bytes(16)
+
+
+def made_key() -> str:
+    """Return a new random key for a job whose caller gave none; `is_made_key` recognises it in this process."""
+    nonce = secrets.token_hex(8)
+    return nonce + _mark(nonce)
+
+
+def is_made_key(key: str) -> bool:
+    """Tell whether this process made the key; a caller's own key, a UUID too, is never taken for one."""
+    return len(key) == 32 and key.isascii() and hmac.compare_digest(_mark(key[:16]), key[16:])
+
+
+def _mark(nonce: str) -> str:
+    return hmac.digest(_MAKER, nonce.encode(), "sha256").hex()[:16]
+
+
+def named_account(gateway: str, name: str) -> str:
+    """Return what stands in the ledger for an account that the user named: no fingerprint has a colon."""
+    return f"{gateway}:{name}"
+
+
 def fingerprint(gateway: str, api_key: str) -> str:
     """Return what stands for an account in the ledger: it names the account, and gives the key to nobody."""
     return hashlib.sha256(f"nanobanana_async:{gateway}:{api_key}".encode()).hexdigest()[:24]
+
+
+def account_conflict(record: JobRecord, gateway: str, account: str) -> str:
+    """Say that a job belongs to another account, and how to go on without paying a second time."""
+    if record.gateway != gateway:
+        return f"job {record.key} belongs to gateway {record.gateway}, not to {gateway}: open a session with that one"
+    same = f"`nanobanana jobs hand-over --from {record.account} --to {account}` gives its jobs to this one"
+    name = record.account.removeprefix(f"{gateway}:")
+    named = "name the account, account=... or NANOBANANA_ACCOUNT, so that its next API key changes nothing"
+    if name != record.account:
+        named = f'name it, account="{name}" or NANOBANANA_ACCOUNT={name}'
+    return (
+        f"job {record.key} belongs to account {record.account}, and this session has account {account}: if they are"
+        f" one account whose API key was changed, {named}; {same}; else use that account's API key"
+    )

@@ -21,6 +21,7 @@ from nanobanana_async.errors import (
     AuthenticationError,
     CreditLimitReached,
     GatewayError,
+    IdempotencyConflict,
     InsufficientCredits,
     LedgerError,
     NanoBananaError,
@@ -202,7 +203,7 @@ class Feeder:
                 self.unbought += 1
                 self.stop(settled)
                 return
-            if unbought:
+            if unbought or isinstance(settled, IdempotencyConflict):
                 self._count_refusal(settled)
             self._give(_outcome(row, job, error=settled))
             return
@@ -243,6 +244,12 @@ class Feeder:
         kind = (type(error), error.code if isinstance(error, GatewayError) else None)
         count = self._refusals[1] + 1 if kind == self._refusals[0] else 1
         self._refusals = (kind, count)
+        if count >= SAME_REFUSALS and isinstance(error, IdempotencyConflict) and error.status is not None:
+            why = (
+                f"the gateway has had the keys of {count} rows in a row before, and this ledger has not: the ledger of"
+                " this batch was perhaps lost, or another host has bought it. Go on with that ledger, or settle the jobs"
+            )
+            error = IdempotencyConflict(why, status=error.status, code=error.code, safe_to_repeat=False)
         if count >= SAME_REFUSALS:
             self.stop(error)
 
