@@ -226,13 +226,14 @@ def fingerprint(gateway: str, api_key: str) -> str:
 def account_conflict(record: JobRecord, gateway: str, account: str) -> str:
     """Say that a job belongs to another account, and how to go on without paying a second time."""
     if record.gateway != gateway:
-        return f"job {record.key} belongs to gateway {record.gateway}, not to {gateway}: open a session with that one"
-    same = f"`nanobanana jobs hand-over --from {record.account} --to {account}` gives its jobs to this one"
+        return f"job {record.key} belongs to another account, at gateway {record.gateway} and not {gateway}: use that gateway"
+    same = f"`nanobanana jobs hand-over --from {record.account} --to {account}`"
     name = record.account.removeprefix(f"{gateway}:")
     named = "name the account, account=... or NANOBANANA_ACCOUNT, so that its next API key changes nothing"
     if name != record.account:
         named = f'name it, account="{name}" or NANOBANANA_ACCOUNT={name}'
     return (
-        f"job {record.key} belongs to account {record.account}, and this session has account {account}: if they are"
-        f" one account whose API key was changed, {named}; {same}; else use that account's API key"
+        f"job {record.key} belongs to another account, {record.account}, and this session has account {account}: if"
+        f" they are one account whose API key was changed, {named}, or hand its jobs over: {same}; else use that"
+        " account's API key"
     )

@@ -205,9 +205,9 @@ class Engine:
         if not (settles or (buy_again and record.state is JobState.FAILED)):
             raise InvalidRequest(f"job {record.key} is {record.state.value}: there is nothing to settle")
         if buy_again and record.request is None:
-            raise InvalidRequest(f"what job {record.key} wanted is not known: it was attached by its task id, or is old")
+            raise InvalidRequest(f"job {record.key} was attached, or is kept in short: what it wanted is not known")
         if entry.live and record.state is JobState.RUNNING:
-            raise InvalidRequest(f"job {record.key} is running, and followed: there is nothing to settle")
+            raise InvalidRequest(f"job {record.key} is running: there is nothing to settle while it is followed")
         if entry.live:
             raise InvalidRequest(f"job {record.key} is being settled at this moment")
         self.runner.check_open(record)

@@ -14,8 +14,8 @@ from nanobanana_async.jobs import FINAL, UNFINISHED, JobRecord, JobState, is_mad
 from nanobanana_async.ledger.base import Claim, Spending, TaskTaken
 from nanobanana_async.models import ImageRequest
 
-# What is kept of a job that has ended under a key of the caller's own, in characters: about 1.5 KB in all, and never
-# more than 8 KB. A longer request is kept as its digest, longer links are asked for again, a longer reason is cut.
+# What is kept of a job that has ended under a key of the caller's own, in characters: 1 to 3 KB in all, and never more
+# than 8 KB. A longer request is kept as its digest, longer links are asked for again, a longer reason is cut.
 LONGEST_REQUEST = 1000
 LONGEST_LINKS = 2000
 LONGEST_REASON = 500
