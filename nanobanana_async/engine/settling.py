@@ -3,10 +3,18 @@
 import asyncio
 
 import anyio
+from anyio.abc import TaskGroup
 
 from nanobanana_async.engine.core import Engine
 from nanobanana_async.engine.entry import Entry
-from nanobanana_async.errors import InvalidRequest, LedgerError, RateLimited, TaskNotFound
+from nanobanana_async.errors import (
+    InvalidRequest,
+    LedgerError,
+    NanoBananaError,
+    RateLimited,
+    SessionClosed,
+    TaskNotFound,
+)
 from nanobanana_async.jobs import JobRecord, JobState
 from nanobanana_async.observe import log
 from nanobanana_async.policy.retry import LATE_REPLICA_S, MAX_RETRY_AFTER_S
@@ -37,7 +45,8 @@ class Settler:
         try:
             lost = entry.record.task_id or ""
             if await self._is_known(lost, self._age_s(entry.record)):
-                raise InvalidRequest(f"job {key} is running: there is nothing to settle, the gateway knows task {lost}")
+                why = f"nothing to settle, the gateway knows task {lost}: `resume` goes on with it"
+                raise InvalidRequest(f"job {key} is running: there is {why}")
             return await self._decided(entry, task_id, buy_again=buy_again)
         except BaseException:
             await self._let_go(key)
@@ -70,6 +79,26 @@ class Settler:
         return entry
 
     async def _is_known(self, task_id: str, age_s: float) -> bool:
+        """Ask about a task in the session's own task group, so that closing the session ends the waiting."""
+        answer: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+
+        async def ask(_: TaskGroup) -> None:
+            try:
+                known = await self._ask_until_sure(task_id, age_s)
+                if not answer.done():
+                    answer.set_result(known)
+            except NanoBananaError as error:
+                if not answer.done():
+                    answer.set_exception(error)
+            except asyncio.CancelledError:
+                if not answer.done():
+                    answer.set_exception(SessionClosed("the session was closed before the task was confirmed"))
+                raise
+
+        self._engine.runner.run_beside(ask)
+        return await answer
+
+    async def _ask_until_sure(self, task_id: str, age_s: float) -> bool:
         """Ask about a task; a 404 right after its create is a replica that lags, and is asked about again."""
         since = self._clock() - age_s
         began = self._clock()
