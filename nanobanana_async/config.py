@@ -30,8 +30,8 @@ def gateway_from_env(environ: Mapping[str, str] = os.environ) -> Gateway:
     """Return the gateway that the environment names.
 
     `NANOBANANA_GATEWAY` is `apimall` or `defapi`; without it, the one whose API key is set (`APIMALL_API_KEY`,
-    `DEFAPI_API_KEY`). `NANOBANANA_BASE_URL` moves it elsewhere. Raises `ConfigurationError` when nothing, or too much,
-    is set.
+    `DEFAPI_API_KEY`). `NANOBANANA_BASE_URL` moves it elsewhere, `NANOBANANA_ACCOUNT` names its account. Raises
+    `ConfigurationError` when nothing, or too much, is set.
     """
     kinds: dict[str, type[ApiMall] | type[DefApi]] = {"apimall": ApiMall, "defapi": DefApi}
     name = environ.get("NANOBANANA_GATEWAY", "").strip().lower()

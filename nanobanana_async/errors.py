@@ -143,9 +143,9 @@ class TaskNotFound(GatewayError):
 
 
 class IdempotencyConflict(GatewayError):
-    """409: this key already stands for another request."""
+    """409: this key already stands for another request, or for a purchase that this ledger does not know."""
 
-    advice = "use another idempotency_key for another request"
+    advice = "another idempotency_key is another purchase"
 
 
 class RateLimited(GatewayError):

@@ -17,6 +17,7 @@ from nanobanana_async.engine.entry import Entry
 from nanobanana_async.errors import (
     ConfigurationError,
     GatewayError,
+    IdempotencyConflict,
     JobFailed,
     JobUncertain,
     JobUnfinished,
@@ -251,6 +252,8 @@ class Job:
             case JobState.FAILED:
                 reason = "" if why is None else f": {why.message}"
                 return JobFailed(f"task {record.task_id} failed{reason}", job=self, safe_to_repeat=True)
+            case JobState.UNCERTAIN if why is not None and why.kind == IdempotencyConflict.__name__:
+                return _refusal(why).about(record.key, safe_to_repeat=False)
             case JobState.UNCERTAIN:
                 reason = "" if why is None else f": {why.message}"
                 return JobUncertain(

@@ -2,7 +2,9 @@
 
 import enum
 import hashlib
+import hmac
 import itertools
+import secrets
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from decimal import Decimal
@@ -41,7 +43,8 @@ _S = JobState
 TRANSITIONS: Mapping[JobState, frozenset[JobState]] = {
     _S.PENDING: frozenset({_S.SUBMITTING, _S.WITHDRAWN}),
     _S.SUBMITTING: frozenset({_S.SUBMITTING, _S.RUNNING, _S.PENDING, _S.REFUSED, _S.UNCERTAIN}),
-    _S.RUNNING: frozenset({_S.SUCCEEDED, _S.FAILED}),
+    # RUNNING -> RUNNING and REFUSED: settled by hand, when the gateway does not know the task id.
+    _S.RUNNING: frozenset({_S.SUCCEEDED, _S.FAILED, _S.RUNNING, _S.REFUSED}),
     _S.UNCERTAIN: frozenset({_S.RUNNING, _S.PENDING, _S.REFUSED}),
     _S.SUCCEEDED: frozenset(),
     _S.FAILED: frozenset(),
@@ -118,7 +121,7 @@ class JobRecord:
     key: str
     gateway: str
     account: str
-    """Fingerprint of the API key: a job in doubt is never repeated under another account."""
+    """The name of the account, or a fingerprint of its API key: a job in doubt is never repeated under another one."""
     request: ImageRequest | None
     """None for a task that was attached by its id alone."""
     body: bytes = field(repr=False)
@@ -207,7 +210,7 @@ def check_key(key: str) -> str:
 
 def check_task_id(task_id: object) -> str:
     """Return a gateway's task id if it can be one: printable text; else raise `InvalidRequest`."""
-    if not isinstance(task_id, str) or not task_id or not task_id.isprintable():
+    if not isinstance(task_id, str) or not task_id.strip() or not task_id.isprintable():
         raise InvalidRequest("task_id must be printable text, and not empty")
     return task_id
 
@@ -220,6 +223,45 @@ def key_of_task(task_id: str) -> str:
     return f"task-sha256-{hashlib.sha256(task_id.encode()).hexdigest()}"
 
 
+_MAKER = secrets.token_bytes(16)
+
+
+def made_key() -> str:
+    """Return a new random key for a job whose caller gave none; `is_made_key` recognises it in this process."""
+    nonce = secrets.token_hex(8)
+    return nonce + _mark(nonce)
+
+
+def is_made_key(key: str) -> bool:
+    """Tell whether this process made the key; a caller's own key, a UUID too, is never taken for one."""
+    return len(key) == 32 and key.isascii() and hmac.compare_digest(_mark(key[:16]), key[16:])
+
+
+def _mark(nonce: str) -> str:
+    return hmac.digest(_MAKER, nonce.encode(), "sha256").hex()[:16]
+
+
+def named_account(gateway: str, name: str) -> str:
+    """Return what stands in the ledger for an account that the user named: no fingerprint has a colon."""
+    return f"{gateway}:{name}"
+
+
 def fingerprint(gateway: str, api_key: str) -> str:
     """Return what stands for an account in the ledger: it names the account, and gives the key to nobody."""
     return hashlib.sha256(f"nanobanana_async:{gateway}:{api_key}".encode()).hexdigest()[:24]
+
+
+def account_conflict(record: JobRecord, gateway: str, account: str) -> str:
+    """Say that a job belongs to another account, and how to go on without paying a second time."""
+    if record.gateway != gateway:
+        return f"job {record.key} belongs to another account, at gateway {record.gateway} and not {gateway}: use that gateway"
+    same = f"`nanobanana jobs hand-over --from {record.account} --to {account}`"
+    name = record.account.removeprefix(f"{gateway}:")
+    named = "name the account, account=... or NANOBANANA_ACCOUNT, so that its next API key changes nothing"
+    if name != record.account:
+        named = f'name it, account="{name}" or NANOBANANA_ACCOUNT={name}'
+    return (
+        f"job {record.key} belongs to another account, {record.account}, and this session has account {account}: if"
+        f" they are one account whose API key was changed, {named}, or hand its jobs over: {same}; else use that"
+        " account's API key"
+    )

@@ -6,7 +6,7 @@ from decimal import Decimal
 from typing import Any, Literal, TypedDict, get_args
 from urllib.parse import urlsplit
 
-from attrs import Attribute, evolve, field, frozen
+from attrs import Attribute, evolve, field, fields, frozen
 
 from nanobanana_async.display import Fact, amount, card, pictures, seconds
 from nanobanana_async.errors import InvalidRequest
@@ -199,6 +199,14 @@ def wish_of(request: str | ImageRequest, fields: RequestFields) -> ImageRequest:
 def same_wish(one: ImageRequest, other: ImageRequest) -> bool:
     """Tell whether two requests want the same pictures; where the gateway calls back is no part of the wish."""
     return evolve(one, callback_url=None) == evolve(other, callback_url=None)
+
+
+def difference(one: ImageRequest, other: ImageRequest) -> str:
+    """Name the fields in which two requests differ; of the model, which a gateway may have chosen, also the values."""
+    names = [field.name for field in fields(ImageRequest) if field.name != "callback_url"]
+    differing = [name for name in names if getattr(one, name) != getattr(other, name)]
+    said = [f"model is {one.model}, not {other.model}" if name == "model" else f"{name} differs" for name in differing]
+    return ", ".join(said)
 
 
 def shorten(url: str, limit: int = 96) -> str:

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import secrets
 from array import array
 from bisect import bisect_left
 from collections.abc import Mapping
@@ -11,7 +10,7 @@ from typing import Any
 from attrs import asdict, evolve, fields_dict, frozen
 
 from nanobanana_async.errors import InvalidRequest
-from nanobanana_async.jobs import check_key
+from nanobanana_async.jobs import check_key, made_key
 from nanobanana_async.models import ImageRequest
 
 REQUEST_FIELDS = frozenset(fields_dict(ImageRequest))
@@ -72,7 +71,7 @@ class Rows:
 
     def _key_of(self, request: ImageRequest, own_key: str | None) -> str:
         if self._prefix is None:
-            return secrets.token_hex(16) if own_key is None else own_key
+            return made_key() if own_key is None else own_key
         if own_key is not None:
             return self._prefix + hashlib.sha256(f"key {own_key}".encode()).hexdigest()[:32]
         wish = _canonical(request)

@@ -1,7 +1,6 @@
 """The face: a session that owns the HTTP pool, the engine and the ledger."""
 
 import os
-import secrets
 import ssl
 from collections.abc import Sequence
 from decimal import Decimal
@@ -19,11 +18,12 @@ from nanobanana_async.engine.assembly import Parts, ledger_of
 from nanobanana_async.engine.core import Engine
 from nanobanana_async.engine.entry import Entry
 from nanobanana_async.engine.host import Host
+from nanobanana_async.engine.settling import Settler
 from nanobanana_async.errors import ConfigurationError, InvalidRequest, JobUnfinished, SessionClosed
 from nanobanana_async.gateways.contract import Gateway, Transport
 from nanobanana_async.handle import Job, handed_out
 from nanobanana_async.http.doors import doors_of
-from nanobanana_async.jobs import JobState, check_task_id, key_of_task
+from nanobanana_async.jobs import JobState, check_task_id, key_of_task, made_key
 from nanobanana_async.keeping import Keeper
 from nanobanana_async.ledger.base import Ledger
 from nanobanana_async.ledger.memory import MemoryLedger
@@ -44,8 +44,9 @@ class Session:
     `ConfigurationError`, and disturbs nobody.
 
     `gateway` defaults to what the environment names; `ledger` is a `Ledger`, or the path of an SQLite file in which
-    each job is written down before it is bought, by default memory, where finished jobs are forgotten. What this
-    session buys never costs more than `max_credits` together: the next purchase raises `CreditLimitReached`.
+    each job is written down before it is bought, by default memory, where a finished job is forgotten unless its key
+    was the caller's own. What this session buys never costs more than `max_credits` together: the next purchase raises
+    `CreditLimitReached`.
     `tls` is an `ssl.SSLContext` that trusts your own authorities, `proxy` the URL of a proxy, with credentials if it
     wants them; with `trust_env` proxies come from HTTP_PROXY, HTTPS_PROXY and NO_PROXY. All three hold for the gateway
     and for images alike. `http` is your own `aiohttp.ClientSession` (borrowed, never closed; its connector's TLS
@@ -185,7 +186,8 @@ class Session:
     async def attach(self, task_id: str, *, key: str | None = None, request: ImageRequest | None = None) -> Job:
         """Follow a task of this account whose id you kept; nothing is bought.
 
-        `key` names the job in the ledger (made from the task id when None).
+        `key` names the job in the ledger (made from the task id when None). The gateway is asked about the task first:
+        raises `TaskNotFound` if it knows none such, up to half a minute later since a task may be that new.
         """
         engine = self._open_engine()
         check_task_id(task_id)
@@ -194,6 +196,7 @@ class Session:
             job = await self.job(known.key)
             if job is not None:
                 return job
+        await Settler(engine).check_task(task_id)
         known_as = key_of_task(task_id) if key is None else key
         record = engine.record_of_task(task_id, known_as, JobState.RUNNING, request)
         return await handed_out(engine, engine.enter(record))
@@ -220,21 +223,17 @@ class Session:
 
         Exactly one of: `task_id`, it was bought under that id, and is followed; `refused`, it was not bought;
         `buy_again`, buy it anew under another idempotency key: if it was bought after all, that is a second payment.
-        A FAILED job, too, can be bought again so. Raises `InvalidRequest` for any other job.
+        A FAILED job, too, can be bought again so. A RUNNING job whose task the gateway does not know is decided in the
+        same ways. The gateway is asked about `task_id` first: `TaskNotFound`, and nothing has changed, if it knows no
+        such task; up to half a minute later for a new one. Raises `InvalidRequest` for any other job, and for the task
+        id of another job.
         """
         engine = self._open_engine()
         if [task_id is not None, refused, buy_again].count(True) != 1:
             raise InvalidRequest("say exactly one of task_id, refused=True, buy_again=True")
         key = job if isinstance(job, str) else job.key
-        entry = await engine.look_up(key)
-        if entry is None:
-            raise InvalidRequest(f"the ledger knows no job {key}")
-        before = entry.record.state
-        entry = engine.settle(entry, task_id=task_id, buy_again=buy_again)
-        while entry.record.state is before:
-            await entry.change()
-            if entry.stopped is not None:
-                raise entry.stopped.about(key, safe_to_repeat=False)
+        engine = self._open_engine()
+        entry = await Settler(engine).settle(key, task_id=task_id, buy_again=buy_again)
         entry.kept = True
         return Job(engine, entry)
 
@@ -299,7 +298,7 @@ class Session:
 
     async def _enter(self, request: str | ImageRequest, key: str | None, fields: RequestFields) -> Entry:
         engine = self._open_engine()
-        record = await engine.record(wish_of(request, fields), secrets.token_hex(16) if key is None else key)
+        record = await engine.record(wish_of(request, fields), made_key() if key is None else key)
         while (entry := engine.enter(record)).leaving:  # its last caller has just left: begin again after it
             await entry.change()
         return entry

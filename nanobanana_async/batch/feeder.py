@@ -14,13 +14,14 @@ from attrs import evolve
 
 from nanobanana_async.batch.orders import Orders, Requests, each
 from nanobanana_async.batch.outcome import Outcome
-from nanobanana_async.batch.streak import Streak
+from nanobanana_async.batch.streak import SAME_ERRORS, Streak
 from nanobanana_async.engine.core import Engine
 from nanobanana_async.engine.entry import NEVER, Entry
 from nanobanana_async.errors import (
     AccessDenied,
     AuthenticationError,
     CreditLimitReached,
+    IdempotencyConflict,
     InsufficientCredits,
     LedgerError,
     NanoBananaError,
@@ -216,8 +217,9 @@ class Feeder:
                 self.unbought += 1
                 self.stop(settled)
                 return
-            if unbought and self._refusals.grows_too_long(settled):
-                self.stop(settled)
+            unexplained = isinstance(settled, IdempotencyConflict)
+            if (unbought or unexplained) and self._refusals.grows_too_long(settled):
+                self.stop(_ledger_perhaps_lost(settled) if unexplained else settled)
             self._give(_outcome(row, job, error=settled))
             return
         outcome = _outcome(row, job, result=settled)
@@ -314,6 +316,15 @@ def _crash(outcome: Outcome, failure: BaseException) -> NanoBananaError:
 
 def _closed() -> SessionClosed:
     return SessionClosed("the session was closed before the batch had ended")
+
+
+def _ledger_perhaps_lost(error: IdempotencyConflict) -> IdempotencyConflict:
+    """Return why a batch stops whose keys the gateway has had before, row after row."""
+    why = (
+        f"the gateway has had the keys of {SAME_ERRORS} rows in a row before, and this ledger has not: the ledger of"
+        " this batch was perhaps lost, or another host has bought it. Go on with that ledger, or settle the jobs"
+    )
+    return IdempotencyConflict(why, status=error.status, code=error.code, safe_to_repeat=False)
 
 
 def _outcome(row: Row, job: Job | None, **found: Any) -> Outcome:

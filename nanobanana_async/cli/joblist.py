@@ -144,7 +144,7 @@ def story_of(record: JobRecord, *, followed: bool, now: datetime) -> str:
         ("key", [record.key]),
         ("state", [record.state.value]),
         ("followed by", [_follower(record, followed=followed)]),
-        ("gateway", [f"{record.gateway}, account {record.account} (a fingerprint)"]),
+        ("gateway", [f"{record.gateway}, account {record.account}"]),
         ("task id", [record.task_id or NOTHING]),
         ("wire key", [record.wire_key]),
         ("purchase", [_purchase(record)]),

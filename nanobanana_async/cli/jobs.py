@@ -36,7 +36,7 @@ def job_commands(seller: Seller) -> App:
     """Return the command group."""
     commands = _Commands(seller)
     group = App(name="jobs", default_command=commands.jobs)
-    for command in (commands.show, commands.resume, commands.settle, commands.prune):
+    for command in (commands.show, commands.resume, commands.settle, commands.hand_over, commands.prune):
         group.command(command)
     return group
 
@@ -141,7 +141,8 @@ class _Commands:
 
         `settle KEY --as refused`: it was not bought. `settle KEY --as task-id ID`: it was bought, under this id, and is
         followed. `settle KEY --as buy-again`: buy it anew; if it was bought after all, that is a second payment. A
-        failed job can be bought again so, too.
+        failed job can be bought again so, too. A running job is decided in the same ways if the gateway does not know
+        its task.
 
         Parameters
         ----------
@@ -171,6 +172,44 @@ class _Commands:
             return FAILED
         decision = jobwork.Decision(key=key, task_id=task_id, buy_again=as_ == "buy-again")
         return asyncio.run(jobwork.settle(ledger, seller, decision, wait=wait, console=Console(stderr=True)))
+
+    def hand_over(
+        self,
+        *,
+        from_: Annotated[str | None, Parameter(name="--from")] = None,
+        to: str | None = None,
+        ledger: LedgerFile = USUAL,
+        yes: Yes = False,
+        gateway: GatewayName = None,
+        base_url: BaseUrl = None,
+    ) -> int:
+        """Give all jobs of one account in a ledger to another: its API key was changed, or it has a name now.
+
+        Nothing is bought and nothing is sent. Only for one account at the gateway: another one does not know the tasks.
+
+        Parameters
+        ----------
+        from_
+            The account that has the jobs, its name or its fingerprint; the only other one when left out.
+        to
+            The account that gets them; that of the API key and NANOBANANA_ACCOUNT when left out.
+        ledger
+            The ledger's file.
+        yes
+            Don't ask.
+        gateway
+            Whose jobs; the one whose API key is set when left out.
+        base_url
+            Where the gateway is, if not at its usual place.
+        """
+        jobwork.require(ledger)
+        move = asyncio.run(jobwork.to_hand_over(ledger, self.seller(gateway, base_url), from_, to))
+        risk = "Do so only if both are one account at the gateway; else they are found by neither."
+        if not _agreed(f"{joblist.counted(move.count)} of account {move.old} go to account {move.new}. {risk}", yes=yes):
+            return FAILED
+        count = asyncio.run(jobwork.hand_over(ledger, move))
+        _note(f"{joblist.counted(count)} handed over to account {move.new}")
+        return OK
 
     @staticmethod
     def prune(*, older_than: str, ledger: LedgerFile = USUAL, yes: Yes = False) -> int:

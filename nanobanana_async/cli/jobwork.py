@@ -1,6 +1,7 @@
 """What the commands of `nanobanana jobs` do: look into a ledger that must exist, go on with jobs, settle one."""
 
 import asyncio
+import re
 import sys
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -25,7 +26,8 @@ from nanobanana_async import (
 from nanobanana_async.cli.board import Board, plain
 from nanobanana_async.cli.generating import Interrupted, missing_images
 from nanobanana_async.cli.joblist import amount, counted
-from nanobanana_async.jobs import JobRecord
+from nanobanana_async.gateways.settings import clean_account
+from nanobanana_async.jobs import JobRecord, account_conflict, named_account
 from nanobanana_async.models import shorten
 
 LOOKED_BACK = 1000
@@ -122,7 +124,10 @@ async def resume(path: Path, gateway: Gateway, left: LeftOver, *, buy: bool, con
     if left.unsent and not buy:
         teller.note(f"{counted(left.unsent)} never sent: --buy buys them")
     if left.elsewhere:
-        teller.note(f"{counted(left.elsewhere)} of other accounts left: go on with them under their API keys")
+        teller.note(
+            f"{counted(left.elsewhere)} of other accounts left: go on with them under their API keys; if an API key was"
+            " changed, `nanobanana jobs hand-over` gives its jobs to the new one"
+        )
     return teller.code
 
 
@@ -130,12 +135,15 @@ async def to_settle(path: Path, key: str, *, again: bool) -> JobRecord:
     """Return a job that can be settled; else say why it can't."""
     async with reading(path) as ledger:
         record = await known(ledger, key)
+        followed = await ledger.followed(key)
         if record.state is JobState.UNCERTAIN or (again and record.state is JobState.FAILED):
             return record
+        if record.state is JobState.RUNNING and not followed:  # the session asks whether the gateway knows its task
+            return record
         why = "there is nothing to settle"
-        if await ledger.followed(key):
+        if followed:
             why = "a session that lives follows it: there is nothing to settle"
-        elif record.state in (JobState.PENDING, JobState.SUBMITTING, JobState.RUNNING):
+        elif record.state in (JobState.PENDING, JobState.SUBMITTING):
             why = "it can be gone on with: `nanobanana jobs resume`"
     raise ConfigurationError(f"job {key} is {record.state.value}: {why}")
 
@@ -143,7 +151,7 @@ async def to_settle(path: Path, key: str, *, again: bool) -> JobRecord:
 async def consequence(path: Path, gateway: Gateway, record: JobRecord, decided: str, task_id: str | None) -> str:
     """Say what settling the job so means, and what it costs."""
     if record.account != gateway.account:
-        raise ConfigurationError(f"job {record.key} belongs to another account: set that account's API key")
+        raise ConfigurationError(account_conflict(record, gateway.name, gateway.account), key=record.key)
     if decided == "refused":
         return f"Job {record.key} was not bought, you say. If it was, its pictures are given up."
     if decided == "task-id":
@@ -186,6 +194,55 @@ async def settle(path: Path, gateway: Gateway, decision: Decision, *, wait: bool
     if refused:
         teller.note(f"job {job.key} is {job.state.value}")
     return teller.code
+
+
+@frozen(kw_only=True)
+class Move:
+    """All jobs of one account that go to another."""
+
+    gateway: str
+    old: str
+    new: str
+    count: int
+
+
+async def to_hand_over(path: Path, gateway: Gateway, old: str | None, new: str | None) -> Move:
+    """Return which jobs go where; else say why that is not clear."""
+    async with reading(path) as ledger:
+        counts = await ledger.accounts()
+    target = gateway.account if new is None else _account(gateway, new)
+    ours = {account: count for (name, account), count in counts.items() if name == gateway.name}
+    others = {account: count for account, count in ours.items() if account != target}
+    there = ", ".join(f"{account} ({counted(count)})" for account, count in others.items()) or "none"
+    if old is not None:
+        source = _account(gateway, old)
+    elif len(others) == 1:
+        source = next(iter(others))
+    else:
+        raise ConfigurationError(f"say --from: other accounts of {gateway.name} in ledger {path}: {there}")
+    if source not in others:
+        raise ConfigurationError(f"ledger {path}: account {source} has no jobs to give to {target}; others: {there}")
+    return Move(gateway=gateway.name, old=source, new=target, count=others[source])
+
+
+def _account(gateway: Gateway, said: str) -> str:
+    """Return an account as ledgers have it: what `jobs show` shows, or the plain name."""
+    if re.fullmatch("[0-9a-f]{24}", said):  # a fingerprint
+        return said
+    name = clean_account(said.removeprefix(f"{gateway.name}:"), gateway.api_key)
+    if not name:
+        raise ConfigurationError("an account's name is empty")
+    return named_account(gateway.name, name)
+
+
+async def hand_over(path: Path, move: Move) -> int:
+    """Give the jobs of one account to another; return how many."""
+    ledger = SqliteLedger(path)
+    await ledger.open()
+    try:
+        return await ledger.hand_over(move.gateway, move.old, move.new)
+    finally:
+        await ledger.aclose()
 
 
 async def prunable(path: Path, before: datetime) -> int:

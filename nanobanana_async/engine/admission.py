@@ -10,9 +10,9 @@ from nanobanana_async.engine.following import Follower
 from nanobanana_async.engine.slots import Slots
 from nanobanana_async.errors import ConfigurationError, IdempotencyConflict, LedgerError
 from nanobanana_async.gateways.contract import Gateway
-from nanobanana_async.jobs import Failure, JobRecord, JobState
+from nanobanana_async.jobs import Failure, JobRecord, JobState, account_conflict
 from nanobanana_async.ledger.base import Claim
-from nanobanana_async.models import same_wish
+from nanobanana_async.models import difference, same_wish
 
 # How often we look in the ledger what became of a job that somebody else follows.
 ELSEWHERE_LOOK_S = 1.0
@@ -86,8 +86,9 @@ class Admission:
             await self._books.move(entry, JobState.RUNNING, **facts)
         else:
             why = record.failure or Failure(kind="GatewayError", message="settled by hand: it was not bought")
-            ended_at = self._books.utcnow()
-            await self._books.move(entry, JobState.REFUSED, in_doubt=False, failure=why, ended_at=ended_at)
+            facts = {"in_doubt": False, "failure": why, "ended_at": self._books.utcnow()}
+            facts |= {"task_id": None, "running_since": None, "credits_used": None}  # of a task that was not its own
+            await self._books.move(entry, JobState.REFUSED, **facts)
         return await self._take_up(entry)
 
     async def withdraw(self, entry: Entry) -> float:
@@ -146,21 +147,22 @@ class Admission:
     def check_account(self, record: JobRecord) -> None:
         """Raise `ConfigurationError` for a job of another account: under this one it could be bought again."""
         if record.account != self._gateway.account:
-            raise ConfigurationError(
-                f"job {record.key} belongs to another account: open a session with that account's API key",
-                key=record.key,
-                safe_to_repeat=not record.perhaps_bought,
-            )
+            why = account_conflict(record, self._gateway.name, self._gateway.account)
+            raise ConfigurationError(why, key=record.key, safe_to_repeat=not record.perhaps_bought)
 
     @staticmethod
     def check_same(known: JobRecord, wanted: JobRecord) -> None:
         """Raise `IdempotencyConflict` if a key stands for another request already; found without asking anybody."""
         if known.account != wanted.account:
-            raise IdempotencyConflict(f"key {known.key} belongs to a job of another account", key=known.key)
-        if known.request is None or wanted.request is None:
-            same = known.task_id == wanted.task_id
-        else:
-            same = same_wish(known.request, wanted.request)
-        if not same:
-            why = f"key {known.key} already stands for another request"
+            why = account_conflict(known, wanted.gateway, wanted.account)
             raise IdempotencyConflict(why, key=known.key, safe_to_repeat=False)
+        why = None
+        if wanted.task_id is not None and known.task_id != wanted.task_id:
+            why = f"a job of task {known.task_id}" if known.task_id else "a job that has no task id: settle it"
+        elif known.request is None or wanted.request is None:
+            if known.task_id != wanted.task_id:
+                why = f"task {known.task_id}, which was attached"
+        elif not same_wish(known.request, wanted.request):
+            why = f"another request ({difference(known.request, wanted.request)}): use another key for another request"
+        if why is not None:
+            raise IdempotencyConflict(f"key {known.key} already stands for {why}", key=known.key, safe_to_repeat=False)

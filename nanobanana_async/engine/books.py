@@ -10,7 +10,7 @@ from nanobanana_async.engine.entry import Entry
 from nanobanana_async.engine.purse import Purse
 from nanobanana_async.errors import GatewayError, LedgerError, NanoBananaError
 from nanobanana_async.jobs import FINAL, Failure, JobRecord, JobState
-from nanobanana_async.ledger.base import Ledger
+from nanobanana_async.ledger.base import Ledger, TaskTaken
 from nanobanana_async.loops import cancel_requested
 from nanobanana_async.observe import Announcer, Event, JobMoved
 
@@ -62,6 +62,8 @@ class Books:
     async def learn(self, entry: Entry, state: JobState, **facts: Any) -> LedgerError | None:
         """Make a move true that the gateway has already made; return why it could not be written down.
 
+        Raises `TaskTaken`, and nothing has moved, if the task id of a job that begins to run is another job's.
+
         Who waits hears of that, unless the job has ended: then the result counts. The entry remembers what the ledger
         holds, so that the next write can catch up.
         """
@@ -69,6 +71,8 @@ class Books:
         try:
             await self._write(entry.stored, after)
         except LedgerError as error:
+            if isinstance(error, TaskTaken) and state is JobState.RUNNING:
+                raise
             error.task_id = after.task_id
             self._take(entry, after, stored=entry.stored, interruption=None if state in FINAL else error)
             return error

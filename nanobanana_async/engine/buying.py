@@ -10,6 +10,8 @@ import random
 from collections.abc import Callable
 from datetime import datetime
 
+from attrs import evolve
+
 from nanobanana_async.engine.books import Books, failure_of
 from nanobanana_async.engine.entry import NEVER, Entry
 from nanobanana_async.engine.sending import send
@@ -17,6 +19,8 @@ from nanobanana_async.engine.slots import Slots
 from nanobanana_async.errors import (
     ContractBroken,
     GatewayError,
+    IdempotencyConflict,
+    JobUncertain,
     LedgerError,
     NanoBananaError,
     RateLimited,
@@ -24,7 +28,8 @@ from nanobanana_async.errors import (
 )
 from nanobanana_async.gateways.contract import Gateway, Transport
 from nanobanana_async.http.threads import AnswerReader
-from nanobanana_async.jobs import Accepted, JobState
+from nanobanana_async.jobs import Accepted, Failure, JobRecord, JobState
+from nanobanana_async.ledger.base import TaskTaken
 from nanobanana_async.observe import CreateFailed
 from nanobanana_async.policy.retry import (
     MAX_RETRY_AFTER_S,
@@ -115,17 +120,25 @@ class Buyer:
         self._tell_limits(entry.running_at)
         if accepted.credits_remaining is not None:
             self._books.purse.remaining = accepted.credits_remaining
-        await self._books.learn(  # if it can't be written down the waiters hear of it, the following goes on
-            entry,
-            JobState.RUNNING,
-            task_id=accepted.task_id,
-            running_since=self._books.utcnow(),
-            in_doubt=False,
-            body=b"",  # it is never sent again
-            attempts=entry.record.attempts + 1,
-            credits_used=accepted.credits_used,
-            model=accepted.model,
-        )
+        attempts = entry.record.attempts + 1
+        try:
+            await self._books.learn(  # if it can't be written down the waiters hear of it, the following goes on
+                entry,
+                JobState.RUNNING,
+                task_id=accepted.task_id,
+                running_since=self._books.utcnow(),
+                in_doubt=False,
+                body=b"",  # it is never sent again
+                attempts=attempts,
+                credits_used=accepted.credits_used,
+                model=accepted.model,
+            )
+        except TaskTaken as taken:  # what was paid for is unknown: the task shows the other job's images
+            why = f"the gateway answered with task {accepted.task_id}, which is the task of job {taken.holder} already"
+            failure = Failure(kind=ContractBroken.__name__, message=why, request_id=accepted.request_id)
+            facts = {"attempts": attempts, "credits_used": accepted.credits_used, "failure": failure}
+            await self._books.move(entry, JobState.UNCERTAIN, in_doubt=True, **facts)
+            return self._clock() + self._lingers_s(entry)
         return self._begin(entry)
 
     async def _not_accepted(self, entry: Entry, error: NanoBananaError, sent_before: bool) -> float:
@@ -173,11 +186,12 @@ class Buyer:
                 )
                 return NEVER
             case Move.PARK:
-                self._slots.hold(entry)
-                await self._books.move(
-                    entry, JobState.UNCERTAIN, attempts=attempts, in_doubt=True, failure=failure_of(error)
-                )
-                return self._clock() + self._lingers_s(entry)
+                failure = _reason(error, entry.record, verdict)
+                if verdict.heard is not Heard.KEY_TAKEN:
+                    self._slots.hold(entry)
+                await self._books.move(entry, JobState.UNCERTAIN, attempts=attempts, in_doubt=True, failure=failure)
+                # This create took no slot: a job that somebody else bought under the key counts as theirs.
+                return self._clock() + self._lingers_s(entry) if entry.slots else NEVER
             case Move.GIVE_UP:
                 # Whoever generates it again has all attempts before him.
                 await self._books.move(entry, JobState.PENDING, attempts=0, first_sent_at=first_sent_at)
@@ -247,3 +261,18 @@ class Buyer:
         if known != self._told:
             self._told = known
             self._books.tell(standing)
+
+
+def _reason(error: NanoBananaError, record: JobRecord, verdict: Verdict) -> Failure:
+    """Return why nobody knows whether a job was bought; a conflict is one only if the job was never sent before."""
+    failure = failure_of(error)
+    if verdict.heard is Heard.KEY_TAKEN:
+        why = (
+            f"the gateway has had key {record.wire_key} before, and not from this job: another host may have bought job"
+            f" {record.key} under it, or this one before its ledger was lost or pruned. Nothing was bought now, and"
+            f" nothing will be: look for the task in the gateway's own list, then settle the job ({error.message})"
+        )
+        return evolve(failure, message=why)
+    if isinstance(error, IdempotencyConflict):
+        return evolve(failure, kind=JobUncertain.__name__)
+    return failure

@@ -18,7 +18,7 @@ from nanobanana_async.engine.slots import Slots
 from nanobanana_async.errors import InvalidRequest, LedgerError
 from nanobanana_async.gateways.contract import Gateway
 from nanobanana_async.jobs import UNFINISHED, JobRecord, JobState, check_key, check_task_id, numbered
-from nanobanana_async.ledger.base import Spending
+from nanobanana_async.ledger.base import Spending, TaskTaken
 from nanobanana_async.loops import LoopGuard
 from nanobanana_async.models import ImageRequest
 from nanobanana_async.policy.credits import Budget
@@ -71,8 +71,12 @@ class Engine:
         return entry
 
     async def record(self, wish: ImageRequest, key: str) -> JobRecord:
-        """Return a new job as it is to be written down. Raises `InvalidRequest` for what this gateway does not take."""
+        """Return a new job as it is to be written down. Raises `InvalidRequest` for what this gateway does not take.
+
+        Its request names its model, also where the gateway has chosen it: another model is another request.
+        """
         check_key(key)
+        wish = self._with_model(wish)
         if self._callbacks.wanted.is_set() and self._gateway.takes_callbacks and wish.callback_url is None:
             wish = evolve(wish, callback_url=await self._callbacks.url_of(key))
         self._gateway.check(wish)
@@ -92,13 +96,16 @@ class Engine:
             key=check_key(key),
             gateway=self._gateway.name,
             account=self._gateway.account,
-            request=request,
+            request=None if request is None else self._with_model(request),
             body=b"",
             created_at=now,
             state=state,
             task_id=task_id,
             running_since=now,
         )
+
+    def _with_model(self, wish: ImageRequest) -> ImageRequest:
+        return evolve(wish, model=self._gateway.model) if wish.model is None else wish
 
     async def budget(self, limit: Decimal, expected: Decimal | None, prefix: str | None) -> Budget:
         """Return a limit of credits; what jobs whose keys begin with `prefix` have cost is spent of it already."""
@@ -173,30 +180,44 @@ class Engine:
         return [entry for entry in waiting if not entry.elsewhere]
 
     def settle(self, entry: Entry, *, task_id: str | None, buy_again: bool) -> Entry:
-        """Decide a job by hand: it has this task id, is bought anew, or was not bought. Return its live entry."""
+        """Decide a job: it has this task id, is bought anew, or was not bought. Return its live entry.
+
+        A RUNNING job must be ours, and its task one that the gateway does not know (`Resolver`).
+        """
         record = entry.record
         if task_id is not None:
             check_task_id(task_id)
-        if record.state is not JobState.UNCERTAIN and not (buy_again and record.state is JobState.FAILED):
-            raise InvalidRequest(f"job {record.key} is {record.state.value}: there is nothing to settle")
-        if buy_again and record.request is None:
-            raise InvalidRequest(f"job {record.key} was attached by its task id: what it wanted is not known")
-        if entry.live:
-            raise InvalidRequest(f"job {record.key} is being settled at this moment")
-        self.runner.check_open(record)
-        self._admission.check_account(record)
+        self.check_settles(entry, buy_again=buy_again)
         body = self._gateway.encode(record.request) if buy_again and record.request is not None else None
         entry.wanted, entry.stopped = True, None
 
         async def settled(entry: Entry) -> float:
             try:
-                return await self._admission.settle(entry, task_id=task_id, body=body)
+                due = await self._admission.settle(entry, task_id=task_id, body=body)
+                entry.wake()
+                return due
             except LedgerError as error:  # nothing has moved: it can be settled again
-                entry.wake(error)
+                taken = isinstance(error, TaskTaken)
+                entry.wake(InvalidRequest(f"{error.message}: nothing was changed") if taken else error)
                 return entry.lingers_until
 
         self.runner.spawn(self.runner.errand(settled), self.runner.seat(entry))
         return entry
+
+    def check_settles(self, entry: Entry, *, buy_again: bool) -> None:
+        """Raise `InvalidRequest` for a job that can't be settled so, whatever the gateway says of its task."""
+        record = entry.record
+        settles = record.state in (JobState.UNCERTAIN, JobState.RUNNING)
+        if not (settles or (buy_again and record.state is JobState.FAILED)):
+            raise InvalidRequest(f"job {record.key} is {record.state.value}: there is nothing to settle")
+        if buy_again and record.request is None:
+            raise InvalidRequest(f"job {record.key} was attached, or is kept in short: what it wanted is not known")
+        if entry.live and record.state is JobState.RUNNING:
+            raise InvalidRequest(f"job {record.key} is running: there is nothing to settle while it is followed")
+        if entry.live:
+            raise InvalidRequest(f"job {record.key} is being settled at this moment")
+        self.runner.check_open(record)
+        self._admission.check_account(record)
 
     async def pictures_of(self, task_id: str) -> dict[int, str]:
         """Ask the gateway once more for the images of a task, by their index: links expire."""

@@ -54,7 +54,12 @@ class Gateway(Protocol):
 
     @property
     def account(self) -> str:
-        """A fingerprint of the account, safe to write down."""
+        """What stands for the account in a ledger: a name or a fingerprint, never the API key."""
+        ...
+
+    @property
+    def model(self) -> str:
+        """The model that `encode` writes for requests that name none."""
         ...
 
     @property

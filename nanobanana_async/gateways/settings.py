@@ -10,11 +10,14 @@ from attrs import field, frozen
 
 from nanobanana_async.checks import switch, within
 from nanobanana_async.errors import ConfigurationError, InvalidRequest
-from nanobanana_async.jobs import fingerprint
+from nanobanana_async.jobs import fingerprint, named_account
 from nanobanana_async.models import ImageRequest, TaskType
 
 BASE_URL_VARIABLE = "NANOBANANA_BASE_URL"
 EXPECTED_VARIABLE = "NANOBANANA_EXPECTED_JOB_S"
+ACCOUNT_VARIABLE = "NANOBANANA_ACCOUNT"
+
+MAX_ACCOUNT_LENGTH = 64
 
 
 def clean_api_key(key: object, title: str, variable: str) -> str:
@@ -57,6 +60,18 @@ def clean_model(model: object) -> str:
     return model.strip()
 
 
+def clean_account(name: object, api_key: str) -> str:
+    """Return the name of an account without spaces around it, empty for none; refuse what can't be one."""
+    if not isinstance(name, str):
+        raise ConfigurationError(f"account must be text, not {type(name).__name__}")
+    name = name.strip()
+    if len(name) > MAX_ACCOUNT_LENGTH or not _is_visible_ascii(name):
+        raise ConfigurationError(f"account must be 1 to {MAX_ACCOUNT_LENGTH} visible ASCII characters without spaces")
+    if name == api_key:
+        raise ConfigurationError("account is the API key: it would be written to the ledger; choose a name for it")
+    return name
+
+
 def _is_visible_ascii(text: str) -> bool:
     return all("!" <= character <= "~" for character in text)
 
@@ -89,6 +104,8 @@ class GatewaySettings:
     """A first guess of how long a job takes."""
     slots_per_image: bool = field(default=False, validator=switch)
     """Whether the account's limit counts images: then a request for n of them takes n job slots."""
+    account_name: str = field(default="", alias="account")
+    """A name for the account, passed as `account`: jobs in a ledger stay the account's when its API key changes."""
 
     def __attrs_post_init__(self) -> None:
         # Not as converters of the fields: pyright then takes them for descriptors, which do not fit the protocol.
@@ -96,10 +113,11 @@ class GatewaySettings:
         object.__setattr__(self, "api_key", key)
         object.__setattr__(self, "base_url", clean_base_url(self.base_url))
         object.__setattr__(self, "model", clean_model(self.model))
+        object.__setattr__(self, "account_name", clean_account(self.account_name, key))
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str] | None = None, **settings: Any) -> Self:
-        """Return the gateway with the key of the environment, and the base URL and expected duration if they are set.
+        """Return the gateway with the key of the environment; with base URL, account and duration if they are set.
 
         Further settings are passed on, and win. Raises `ConfigurationError` that names a missing or broken variable.
         """
@@ -110,6 +128,8 @@ class GatewaySettings:
             settings["api_key"] = environ[cls.key_variable]
         if "base_url" not in settings and environ.get(BASE_URL_VARIABLE, "").strip():
             settings["base_url"] = environ[BASE_URL_VARIABLE]
+        if "account" not in settings and environ.get(ACCOUNT_VARIABLE, "").strip():
+            settings["account"] = environ[ACCOUNT_VARIABLE]
         if "expected_job_s" not in settings and environ.get(EXPECTED_VARIABLE, "").strip():
             try:
                 settings["expected_job_s"] = float(environ[EXPECTED_VARIABLE])
@@ -124,7 +144,9 @@ class GatewaySettings:
 
     @property
     def account(self) -> str:
-        """A fingerprint of the account, safe to write down."""
+        """What stands for the account in a ledger: its name, or else a fingerprint of the API key."""
+        if self.account_name:
+            return named_account(self.name, self.account_name)
         return fingerprint(self.name, self.api_key)
 
     def weight(self, request: ImageRequest) -> int:

@@ -7,6 +7,7 @@ from typing import Protocol, runtime_checkable
 
 from attrs import frozen
 
+from nanobanana_async.errors import LedgerError
 from nanobanana_async.jobs import JobRecord
 
 
@@ -33,6 +34,15 @@ class Spending:
     """Those that were bought, or perhaps, and of which nobody has said what they cost."""
 
 
+class TaskTaken(LedgerError):
+    """A write would give a job the task id of another job that was bought: two purchases can't share one task."""
+
+    def __init__(self, task_id: str, holder: str, *, key: str) -> None:
+        message = f"task {task_id} belongs to job {holder} already"
+        super().__init__(message, task_id=task_id, key=key, safe_to_repeat=False)
+        self.holder = holder
+
+
 @runtime_checkable
 class Ledger(Protocol):
     """A durable list of jobs, each followed by one owner at most: an open ledger is an owner while its process lives.
@@ -48,13 +58,17 @@ class Ledger(Protocol):
         ...
 
     async def claim(self, record: JobRecord) -> Claim:
-        """Write a new job down as ours, or return what stands under its key; what nobody follows becomes ours."""
+        """Write a new job down as ours, or return what stands under its key; what nobody follows becomes ours.
+
+        A ledger that keeps only a digest of a request may raise `IdempotencyConflict` itself.
+        """
         ...
 
     async def advance(self, before: JobRecord, after: JobRecord) -> None:
         """Replace `before` by `after`; raise `LedgerError` if that no longer stands there, or is somebody else's.
 
-        A job that is over may be moved on by anybody, and is then his.
+        A job that is over may be moved on by anybody, and is then his. Raise `TaskTaken` if `after` brings a task id
+        that another job of its account has which was sent; a task that was only attached (never sent) may be shared.
         """
         ...
 

@@ -12,7 +12,7 @@ from decimal import Decimal
 
 from nanobanana_async.errors import LedgerError
 from nanobanana_async.jobs import FINAL, PERHAPS_BOUGHT, UNFINISHED, JobRecord, JobState
-from nanobanana_async.ledger.base import Claim, Spending
+from nanobanana_async.ledger.base import Claim, Spending, TaskTaken
 from nanobanana_async.ledger.rows import COLUMNS, DEED, STORY, Row, deed_of, moment, record_of, same_deed, story_of
 
 
@@ -31,6 +31,11 @@ MOVE = _SWAP.format(", ".join(f"{column} = ?" for column in STORY))
 RENEW = _SWAP.format(", ".join(f"{column} = ?" for column in DEED + STORY))
 FIND = f"SELECT {_ALL}, owner FROM jobs WHERE key = ?"
 FIND_TASK = f"SELECT {_ALL} FROM jobs WHERE account = ? AND task_id = ? ORDER BY id DESC LIMIT 1"
+TASK_HOLDER = (
+    "SELECT key FROM jobs WHERE account = ? AND task_id = ? AND key <> ? AND first_sent_at IS NOT NULL LIMIT 1"
+)
+ACCOUNTS = "SELECT gateway, account, count(*) FROM jobs GROUP BY gateway, account"
+HAND_OVER = "UPDATE jobs SET account = ?, revision = revision + 1 WHERE gateway = ? AND account = ?"
 TAKE = "UPDATE jobs SET owner = ? WHERE key = ? AND owner IS ?"
 RELEASE = f"UPDATE jobs SET owner = NULL WHERE key = ? AND owner = ? AND NOT {_ENDED}"
 HELD = (
@@ -103,6 +108,12 @@ class Desk:
         else:
             why = "was changed by somebody else"
         raise LedgerError(f"job {before.key} {why}", key=before.key, safe_to_repeat=False)
+
+    def check_task(self, after: JobRecord) -> None:
+        """Raise `TaskTaken` if another job that was bought has the task id that `after` brings."""
+        taken = self.connection.execute(TASK_HOLDER, (after.account, after.task_id, after.key)).fetchone()
+        if taken is not None and after.task_id is not None:
+            raise TaskTaken(after.task_id, taken[0], key=after.key)
 
     def adopt(self, key: str) -> Claim | None:
         """Take over an unfinished job that no other living owner follows; return what stands there."""
@@ -207,6 +218,16 @@ class Desk:
         return self.connection.execute(
             "DELETE FROM nudges WHERE owner = ? RETURNING key, task_id", (self._owner,)
         ).fetchall()
+
+    def accounts(self) -> Counter[tuple[str, str]]:
+        """Count the jobs of each gateway and account."""
+        return Counter({(gateway, account): count for gateway, account, count in self.connection.execute(ACCOUNTS)})
+
+    def hand_over(self, gateway: str, old: str, new: str) -> int:
+        """Give the jobs of one account to another; the new revision fences whoever still holds an old record."""
+        if self.living(old):
+            raise LedgerError(f"a session that lives follows jobs of account {old}: close it first", safe_to_repeat=True)
+        return self.connection.execute(HAND_OVER, (new, gateway, old)).rowcount
 
     def last_id(self) -> int:
         """Return the id of the newest row; 0 when there is none."""

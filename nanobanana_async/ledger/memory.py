@@ -1,26 +1,52 @@
 """A ledger that lives and dies with the process: the contract in a dict."""
 
+import hashlib
 import secrets
+from collections import OrderedDict
 from collections.abc import AsyncIterator, Sequence
 from datetime import datetime
 from decimal import Decimal
 
-from attrs import define, field
+from attrs import asdict, define, evolve, field, frozen
 
-from nanobanana_async.errors import LedgerError
-from nanobanana_async.jobs import FINAL, UNFINISHED, JobRecord, JobState
-from nanobanana_async.ledger.base import Claim, Spending
+from nanobanana_async.errors import IdempotencyConflict, LedgerError
+from nanobanana_async.jobs import FINAL, UNFINISHED, JobRecord, JobState, is_made_key
+from nanobanana_async.ledger.base import Claim, Spending, TaskTaken
+from nanobanana_async.models import ImageRequest
+
+# What is kept of a job that has ended under a key of the caller's own, in characters: 1 to 3 KB in all, and never more
+# than 8 KB. A longer request is kept as its digest, longer links are asked for again, a longer reason is cut.
+LONGEST_REQUEST = 1000
+LONGEST_LINKS = 2000
+LONGEST_REASON = 500
+
+# Of jobs that are forgotten, the last so many task ids are known: a task must not be two jobs' result.
+TASKS_KEPT = 4096
+
+
+@frozen
+class Ended:
+    """What is kept of a job that has ended."""
+
+    record: JobRecord
+    """Without its body; without its request if that is long."""
+    digest: bytes
+    """Of a request that is not kept; else empty."""
 
 
 @define
 class MemoryLedger:
-    """Keeps unfinished jobs and forgets the finished ones, so that memory does not grow with the work done.
+    """Keeps unfinished jobs, and of those that have ended what a key of the caller's own still needs.
 
-    One session at a time. After that was closed another may have it: what ran is found again.
+    A job that ended under a key which the session made itself is forgotten, so that memory does not grow with the work
+    done. One that ended under a key of the caller's own is kept, in 8 KB at most: the same key is the same payment as
+    long as the ledger lives. One session at a time. After that was closed another may have it: what ran is found again.
     """
 
     _jobs: dict[str, JobRecord] = field(factory=dict, init=False, repr=False)
-    _tasks: dict[str, dict[str, str]] = field(factory=dict, init=False, repr=False)
+    _ended: dict[str, Ended] = field(factory=dict, init=False, repr=False)
+    _tasks: dict[tuple[str, str], str] = field(factory=dict, init=False, repr=False)
+    _past_tasks: OrderedDict[tuple[str, str], str] = field(factory=OrderedDict, init=False, repr=False)
     _ours: set[str] = field(factory=set, init=False, repr=False)
     _secret: bytes = field(factory=lambda: secrets.token_bytes(32), init=False, repr=False)
     _is_open: bool = field(default=False, init=False, repr=False)
@@ -38,6 +64,9 @@ class MemoryLedger:
 
     async def claim(self, record: JobRecord) -> Claim:
         """Write a new job down as ours, or return what stands under its key."""
+        ended = self._ended.get(record.key)
+        if ended is not None:
+            return Claim(record=_recalled(ended, record))
         known = self._jobs.setdefault(record.key, record)
         if known is record:
             self._index(record)
@@ -45,29 +74,33 @@ class MemoryLedger:
 
     async def advance(self, before: JobRecord, after: JobRecord) -> None:
         """Replace `before` by `after` if it still stands there and is ours, or is over."""
-        known = self._jobs.get(before.key)
+        known = self._known(before.key)
         ours = before.key in self._ours or before.state not in UNFINISHED
         if known is None or known.revision != before.revision or not ours:
             raise LedgerError(f"job {before.key} was changed by somebody else", key=before.key, safe_to_repeat=False)
+        if after.task_id is not None and after.task_id != before.task_id:
+            self._check_task(after)
+        self._drop_task(known, after)
         if after.state in FINAL:
-            self._forget(after)
+            self._end(after)
         else:
+            self._ended.pop(after.key, None)
             self._jobs[after.key] = after
             self._index(after)
             self._taken(after)
 
     async def find(self, key: str) -> JobRecord | None:
-        """Return the unfinished job with this key."""
-        return self._jobs.get(key)
+        """Return the job with this key; None if it was forgotten."""
+        return self._known(key)
 
     async def find_task(self, account: str, task_id: str) -> JobRecord | None:
-        """Return the unfinished job to which the gateway gave this task id."""
-        key = self._tasks.get(account, {}).get(task_id)
-        return None if key is None else self._jobs[key]
+        """Return the job to which the gateway gave this task id; None if it was forgotten."""
+        key = self._tasks.get((account, task_id))
+        return None if key is None else self._known(key)
 
     async def adopt(self, key: str) -> Claim | None:
         """Take over a job that was let go, and return what stands there."""
-        known = self._jobs.get(key)
+        known = self._known(key)
         return None if known is None else Claim(record=known, ours=self._taken(known))
 
     async def release(self, key: str) -> None:
@@ -79,7 +112,7 @@ class MemoryLedger:
         return sum(1 for record in self._free(account) if _may_hold_a_slot(record, since))
 
     async def spent(self, prefix: str) -> Spending:
-        """Sum up the unfinished jobs whose keys begin so: what has ended is forgotten."""
+        """Sum up the unfinished jobs whose keys begin so: no named batch runs on this ledger."""
         bought = [record for key, record in self._jobs.items() if key.startswith(prefix) and record.perhaps_bought]
         return Spending(
             credits=sum((record.credits or Decimal(0) for record in bought), Decimal(0)),
@@ -104,6 +137,10 @@ class MemoryLedger:
             if record.state in UNFINISHED:
                 yield record
 
+    def _known(self, key: str) -> JobRecord | None:
+        ended = self._ended.get(key)
+        return self._jobs.get(key) if ended is None else ended.record
+
     def _free(self, account: str) -> list[JobRecord]:
         return [record for key, record in self._jobs.items() if record.account == account and key not in self._ours]
 
@@ -117,13 +154,67 @@ class MemoryLedger:
 
     def _index(self, record: JobRecord) -> None:
         if record.task_id is not None:
-            self._tasks.setdefault(record.account, {})[record.task_id] = record.key
+            self._tasks[record.account, record.task_id] = record.key
 
-    def _forget(self, record: JobRecord) -> None:
-        del self._jobs[record.key]
+    def _check_task(self, after: JobRecord) -> None:
+        """Raise `TaskTaken` if another job that was bought has the task id that `after` brings."""
+        task = (after.account, after.task_id or "")
+        holder = self._past_tasks.get(task)
+        if holder is None and (key := self._tasks.get(task)) is not None:
+            known = self._known(key)
+            holder = key if known is not None and known.first_sent_at is not None else None
+        if holder not in (None, after.key):
+            raise TaskTaken(task[1], holder, key=after.key)
+
+    def _drop_task(self, before: JobRecord, after: JobRecord) -> None:
+        if before.task_id is not None and before.task_id != after.task_id:
+            self._tasks.pop((before.account, before.task_id), None)
+
+    def _end(self, record: JobRecord) -> None:
+        """Keep what a key of the caller's own still needs; forget a job under a key that the session made."""
+        self._jobs.pop(record.key, None)
         self._ours.discard(record.key)
-        if record.task_id is not None:
-            self._tasks.get(record.account, {}).pop(record.task_id, None)
+        if not is_made_key(record.key):
+            self._ended[record.key] = _kept(record)
+            self._index(record)
+        elif record.task_id is not None:
+            task = (record.account, record.task_id)
+            self._tasks.pop(task, None)
+            if record.first_sent_at is not None:
+                self._past_tasks[task] = record.key
+                if len(self._past_tasks) > TASKS_KEPT:
+                    self._past_tasks.popitem(last=False)
+
+
+def _kept(record: JobRecord) -> Ended:
+    """Return what is kept of a job that has ended, with bounds on all that a gateway or a caller may make long."""
+    request, failure, images, digest = record.request, record.failure, record.images, b""
+    if request is not None and len(_canonical(request)) > LONGEST_REQUEST:
+        request, digest = None, _digest(request)
+    if sum(map(len, images)) > LONGEST_LINKS:
+        images = ("",) * len(images)
+    if failure is not None and len(failure.message) > LONGEST_REASON:
+        failure = evolve(failure, message=f"{failure.message[:LONGEST_REASON]}...")
+    return Ended(evolve(record, request=request, body=b"", images=images, failure=failure), digest)
+
+
+def _recalled(ended: Ended, wanted: JobRecord) -> JobRecord:
+    """Return an ended job for a caller who asks for it again; raise `IdempotencyConflict` for another request."""
+    record = ended.record
+    if not ended.digest or wanted.request is None:
+        return record
+    if _digest(wanted.request) != ended.digest:
+        why = f"key {record.key} already stands for another request: use another key for another request"
+        raise IdempotencyConflict(why, key=record.key, safe_to_repeat=False)
+    return evolve(record, request=wanted.request)
+
+
+def _canonical(request: ImageRequest) -> str:
+    return repr(asdict(evolve(request, callback_url=None)))
+
+
+def _digest(request: ImageRequest) -> bytes:
+    return hashlib.sha256(_canonical(request).encode()).digest()
 
 
 def _may_hold_a_slot(record: JobRecord, since: datetime | None) -> bool:

@@ -46,7 +46,7 @@ class Owner:
 
     def __init__(self, owner_id: str, file: Path, descriptor: int) -> None:
         self.id = owner_id
-        self._file = file
+        self.file = file
         self._descriptor: int | None = descriptor
         _HELD.add(self)
 
@@ -54,7 +54,7 @@ class Owner:
         """Give the lock back; from now on anybody may adopt the jobs. Idempotent."""
         if self._descriptor is not None:
             self.forget()
-            _remove(self._file)
+            _remove(self.file)
 
     def forget(self) -> None:
         """Close this process's copy of the lock: in a forked child the parent's stays."""

@@ -21,19 +21,35 @@ class OpenFile:
         self._path = path
         self._owner = owner
         self._busy_s = busy_s
-        self._identity = path.stat()
+        self._log = path.with_name(f"{path.name}-wal")
+        files = [path] if owner is None else [path, self._log, path.with_name(f"{path.name}-shm"), owner.file]
+        self._identities = {file: file.stat() for file in files}
 
     def check(self) -> None:
-        """Raise `LedgerError` if the file was taken away: SQLite would go on writing where nobody looks."""
-        try:
-            there = os.path.samestat(self._path.stat(), self._identity)
-        except OSError:
-            there = False
-        if not there:
-            raise LedgerError(
-                f"ledger {self._path}: the file was moved, deleted or replaced while it was open: put it back with its"
-                " -wal file, or close and open it again"
-            )
+        """Raise `LedgerError` if a file that durability rests on was taken away.
+
+        SQLite would go on writing where no other process looks, and a kill would lose what it wrote. Without the lock
+        file other processes would take this owner for dead, and buy its jobs.
+        """
+        for file, identity in self._identities.items():
+            try:
+                there = os.path.samestat(file.stat(), identity)
+            except OSError:
+                there = False
+            if not there:
+                self._rescue()
+                raise LedgerError(
+                    f"ledger {self._path}: the file {file.name} was moved, deleted or replaced while the ledger was open:"
+                    " nothing more is written; put it back as it was, or close every session that uses the ledger and"
+                    " open it again"
+                )
+
+    def _rescue(self) -> None:
+        """Move what only a deleted log holds into the database itself, which the log would no longer reach."""
+        with suppress(OSError, sqlite3.Error):
+            whole = os.path.samestat(self._path.stat(), self._identities[self._path])
+            if whole and not self._log.exists():
+                self.connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
 
     def trouble(self, error: Exception) -> LedgerError:
         """Say what an error means to the user."""

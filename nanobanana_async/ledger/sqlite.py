@@ -98,9 +98,19 @@ class SqliteLedger:
         return await self._write(lambda desk: desk.claim(record, row), record)
 
     async def advance(self, before: JobRecord, after: JobRecord) -> None:
-        """Replace `before` by `after`; raises `LedgerError` if somebody else has changed or follows the job."""
+        """Replace `before` by `after`; raises `LedgerError` if somebody else has changed or follows the job.
+
+        Raises `TaskTaken` if another job that was bought has its task id.
+        """
         statement, row = swap(before, after)
-        await self._write(lambda desk: desk.advance(before, statement, row), before)
+        brings_task = after.task_id is not None and after.task_id != before.task_id
+
+        def advance(desk: Desk) -> None:
+            if brings_task:
+                desk.check_task(after)
+            desk.advance(before, statement, row)
+
+        await self._write(advance, before)
 
     async def adopt(self, key: str) -> Claim | None:
         """Take over an unfinished job that no living owner follows; return what stands there."""
@@ -176,6 +186,17 @@ class SqliteLedger:
     async def abandoned(self) -> Counter[JobState]:
         """Count the unfinished jobs that nobody follows, of all accounts, by state."""
         return await self._ask(Desk.abandoned)
+
+    async def accounts(self) -> Counter[tuple[str, str]]:
+        """Count the jobs of each gateway and account; an account is a name after the gateway's, or a fingerprint."""
+        return await self._ask(Desk.accounts)
+
+    async def hand_over(self, gateway: str, old: str, new: str) -> int:
+        """Give all jobs of one account to another of the same gateway, and return how many: its API key was changed.
+
+        Raises `LedgerError` while a living session follows any of them; then nothing was changed.
+        """
+        return await self._ask(partial(Desk.hand_over, gateway=gateway, old=old, new=new), writes=True)
 
     async def prunable(self, older_than: datetime) -> int:
         """Count what `prune` would forget."""

@@ -117,7 +117,10 @@ def _done(file: OpenFile, batch: Sequence[Order[Any]]) -> list[Result]:
         if writes:
             file.check()
         with transaction(file.connection, "BEGIN IMMEDIATE" if writes else "BEGIN"):
-            return [_outcome(file, order) for order in batch]
+            results = [_outcome(file, order) for order in batch]
+        if writes:
+            file.check()  # a file that was taken away meanwhile holds none of it for anybody else
+        return results
     except Exception as error:
         trouble = file.trouble(error)
         return [(order.future, None, about(trouble, key=order.key, safe_to_repeat=order.safe)) for order in batch]

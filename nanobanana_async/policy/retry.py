@@ -61,6 +61,7 @@ class Heard(enum.Enum):
     LIMITED = "refused for now: a slot or the rate"
     REFUSED = "refused for good"
     IN_WORK = "its key is being worked on"
+    KEY_TAKEN = "its key was used before, and not by this job"
     TROUBLE = "the gateway says that it is in trouble"
     NOTHING = "nothing usable"
 
@@ -119,7 +120,7 @@ def hear(error: NanoBananaError, attempt: Attempt) -> Heard:
         case RateLimited():
             return Heard.LIMITED
         case IdempotencyConflict() if attempt.keyed:
-            return Heard.IN_WORK if attempt.sent_before else Heard.REFUSED
+            return Heard.IN_WORK if attempt.sent_before else Heard.KEY_TAKEN
         case GatewayError() if isinstance(error, _REFUSALS):
             return Heard.REFUSED
         case GatewayUnavailable(status=status) if status in _STATED_TROUBLE:
@@ -135,6 +136,8 @@ def _costs_attempt(heard: Heard) -> bool:
 def decide_create(error: NanoBananaError, attempt: Attempt, policy: RetryPolicy) -> Verdict:
     """Decide what becomes of a job whose create failed so. Doubt is sticky: only a task id ends it."""
     heard = hear(error, attempt)
+    if heard is Heard.KEY_TAKEN:  # another host bought under the key, or a ledger that was lost: it may be this job
+        return Verdict(heard=heard, move=Move.PARK, in_doubt=True)
     doubtful = heard in (Heard.IN_WORK, Heard.TROUBLE, Heard.NOTHING)
     if heard is Heard.TROUBLE and not attempt.keyed and policy.retry_unkeyed_5xx:
         doubtful = False

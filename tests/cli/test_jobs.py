@@ -14,6 +14,7 @@ from decimal import Decimal
 from pathlib import Path
 
 import pytest
+from attrs import evolve
 
 from nanobanana_async import ApiMall, DefApi, ImageRequest, JobState, JobUncertain, Session, SqliteLedger
 from nanobanana_async.cli import app as cli
@@ -238,7 +239,7 @@ async def test_a_job_that_another_process_follows_is_seen_and_left_alone(jobs: C
         assert "job theirs is running: a session that lives follows it" in settled.complaint
     shown, settled = await jobs("show", "theirs"), await jobs("settle", "theirs", "--as", "refused", "--yes")
     assert "nobody: `nanobanana jobs resume`" in shown.out
-    assert "jobs resume" in settled.complaint
+    assert "APIMALL_API_KEY" in settled.complaint  # the gateway must be asked whether it knows the task
 
 
 COMMANDS: tuple[tuple[str, ...], ...] = (
@@ -246,6 +247,7 @@ COMMANDS: tuple[tuple[str, ...], ...] = (
     ("show", "k"),
     ("resume",),
     ("settle", "k", "--as", "refused", "--yes"),
+    ("hand-over", "--yes"),
     ("prune", "--older-than", "1d", "--yes"),
 )
 
@@ -408,6 +410,78 @@ async def test_a_job_that_was_bought_is_followed_under_its_task_id(jobs: Command
     assert (said.code, said.out.startswith(f"{emulator.url}/cdn/")) == (0, True)
     assert (await jobs.records())["lost"].task_id == sold.task_id
     assert emulator.stats().creates_received == 1
+
+
+async def test_a_task_id_with_a_slip_changes_nothing_and_a_lost_one_is_settled(jobs: Command, emulator: Emulator) -> None:
+    await in_doubt(jobs, emulator.defapi())
+    (sold,) = emulator.jobs()
+    async with opened(jobs.ledger) as ledger:
+        record = await ledger.find("lost")
+        assert record is not None
+        long_ago = datetime.now(UTC) - timedelta(hours=1)
+        await ledger.advance(record, before := evolve(record, revision=record.revision + 1, first_sent_at=long_ago))
+    again = ("--gateway", "defapi", "--yes")
+    said = await jobs("settle", "lost", "--as", "task-id", f"{sold.task_id}0", *again)
+    assert said.code != 0
+    assert "the gateway knows no task" in said.err
+    assert (await jobs.records())["lost"] == before
+    async with opened(jobs.ledger) as ledger:  # as a slip was written down before the gateway was asked
+        await ledger.advance(before, before.to(JobState.RUNNING, task_id="slip", running_since=long_ago))
+    said = await jobs("settle", "lost", "--as", "task-id", sold.task_id, *again)
+    assert (said.code, said.out.startswith(f"{emulator.url}/cdn/")) == (0, True)
+    assert emulator.stats().creates_received == 1
+
+
+# Handing over
+
+
+async def test_jobs_are_handed_over_to_the_account_of_the_environment(jobs: Command) -> None:
+    for record in (job("a", account="0" * 24), job("b", account="0" * 24), job("c", account="0" * 24, gateway="defapi")):
+        await jobs.write(record)
+    jobs.patch.setenv("APIMALL_API_KEY", "sk-new")
+    jobs.patch.setenv("NANOBANANA_ACCOUNT", "studio")
+    declined = await jobs("hand-over", answer="n")
+    assert (declined.code, "2 jobs of account 000000000000000000000000 go to" in declined.err) == (1, True)
+    assert "account apimall:studio" in declined.err
+    assert "Nobody is there to be asked" in (await jobs("hand-over")).complaint
+    assert {record.account for record in (await jobs.records()).values()} == {"0" * 24}
+    said = await jobs("hand-over", "--yes")
+    assert (said.code, said.out, "2 jobs handed over to account apimall:studio" in said.err) == (0, "", True)
+    accounts = {key: record.account for key, record in (await jobs.records()).items()}
+    assert accounts == {"a": "apimall:studio", "b": "apimall:studio", "c": "0" * 24}
+    assert "account apimall:studio" in (await jobs("show", "a")).out
+    assert "say --from: other accounts of apimall in ledger jobs.sqlite: none" in (await jobs("hand-over")).complaint
+
+
+async def test_which_account_gives_and_which_gets_can_be_said(jobs: Command) -> None:
+    jobs.patch.setenv("APIMALL_API_KEY", "sk-new")
+    await jobs.write(job("a", account="0" * 24), job("b", account="apimall:attic"), job("c", account="1" * 24))
+    unclear = await jobs("hand-over", "--yes")
+    assert (unclear.code, "say --from" in unclear.complaint) == (2, True)
+    assert f"{'0' * 24} (1 job), {'1' * 24} (1 job), apimall:attic (1 job)" in unclear.complaint
+    for tokens, why in (
+        (("--from", "nobody"), "account apimall:nobody has no jobs"),
+        (("--from", "attic", "--to", "attic"), "account apimall:attic has no jobs to give to apimall:attic"),
+        (("--from", "attic", "--to", "two words"), "account must be"),
+        (("--from", "attic", "--to", "sk-new"), "is the API key"),
+        (("--from", "attic", "--to", ""), "name is empty"),
+    ):
+        said = await jobs("hand-over", *tokens, "--yes")
+        assert (said.code, why in said.complaint) == (2, True), said.complaint
+    for old, new in (("attic", "1" * 24), ("apimall:attic", "cellar"), ("0" * 24, "apimall:cellar")):
+        await jobs("hand-over", "--from", old, "--to", new, "--yes")
+    accounts = {key: record.account for key, record in (await jobs.records()).items()}
+    assert accounts == {"a": "apimall:cellar", "b": "1" * 24, "c": "1" * 24}
+
+
+async def test_jobs_that_a_living_session_follows_are_not_handed_over(jobs: Command) -> None:
+    jobs.patch.setenv("APIMALL_API_KEY", "sk-new")
+    async with at(jobs.ledger, "hold", "theirs") as process:
+        assert await line(process) == "held"
+        account = (await jobs.records())["theirs"].account
+        said = await jobs("hand-over", "--from", account.removeprefix("apimall:"), "--yes")
+        assert said.code != 0
+        assert (await jobs.records())["theirs"].account == account
 
 
 @pytest.mark.parametrize("option", ["--wait", "--no-wait"])

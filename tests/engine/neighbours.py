@@ -15,7 +15,7 @@ from nanobanana_async import Job, JobState, Session
 from nanobanana_async.errors import LedgerError, TransportError
 from nanobanana_async.gateways.contract import HttpRequest, HttpResponse
 from nanobanana_async.jobs import FINAL, UNFINISHED, JobRecord
-from nanobanana_async.ledger.base import Claim, Spending
+from nanobanana_async.ledger.base import Claim, Spending, TaskTaken
 from nanobanana_async.testing import FakeTransport, Reply
 from tests.engine.scenes import Opening, Shop
 
@@ -105,6 +105,12 @@ class Page:
                 raise LedgerError(
                     f"job {before.key} was changed by somebody else", key=before.key, safe_to_repeat=False
                 )
+            for other in self.book.rows.values():
+                record = other.record
+                task = (record.account, record.task_id)
+                bought = record.first_sent_at is not None and after.task_id is not None
+                if other is not row and bought and task == (after.account, after.task_id):
+                    raise TaskTaken(str(after.task_id), record.key, key=after.key)
             row.record, row.owner = after, self
             self.diary.append(f"{before.state.name} -> {after.state.name}")
 

@@ -101,6 +101,7 @@ class Notebook(MemoryLedger):
         await self._write(f"{before.state.name} -> {after.state.name}")
         await super().advance(before, after)
         if self.keeps:
+            self._ended.pop(after.key, None)
             self._jobs[after.key] = after
             self._index(after)
 

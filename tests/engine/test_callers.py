@@ -237,7 +237,8 @@ async def test_a_request_object_is_taken_as_it_is_and_the_handle_knows_it() -> N
     transport = FakeTransport(Shop().answer)
     async with apimall(transport) as session:
         job = await session.submit(wish)
-        assert (job.request, job.created_at, job.credits) == (wish, EPOCH, None)
+        named = evolve(wish, model="nano-banana-pro")  # the model that was bought is part of the request
+        assert (job.request, job.created_at, job.credits) == (named, EPOCH, None)
         assert (await job).task_id == "t1"
     assert b'"num_images":2' in (transport.creates[0].body or b"")
 

@@ -181,3 +181,31 @@ def test_the_expected_duration_comes_from_the_environment_unless_it_is_passed() 
 def test_a_broken_expected_duration_is_refused_by_name(broken: str) -> None:
     with pytest.raises(ConfigurationError, match=r"(?i)expected_job_s"):
         ApiMall.from_env({"APIMALL_API_KEY": "k", "NANOBANANA_EXPECTED_JOB_S": broken})
+
+
+@both
+def test_an_account_is_named_and_keeps_its_name_when_its_key_changes(kind: Any) -> None:
+    gateway = kind(api_key=KEY, account=" studio ")
+    assert gateway.account == f"{gateway.name}:studio"
+    assert evolve(gateway, api_key="another-key").account == gateway.account
+    assert evolve(gateway, account="").account == fingerprint(gateway.name, KEY)
+    assert kind(api_key=KEY, account="x" * 64).account == f"{gateway.name}:{'x' * 64}"
+    assert fingerprint(gateway.name, KEY).isalnum()  # so no name is a fingerprint
+
+
+@both
+@pytest.mark.parametrize("name", ["x" * 65, "two words", "schlüssel", "a\nb", None, 5, KEY, f" {KEY} "])
+def test_a_name_that_cannot_be_an_accounts_is_refused_and_the_key_is_not_told(kind: Any, name: object) -> None:
+    with pytest.raises(ConfigurationError, match="account") as caught:
+        kind(api_key=KEY, account=name)
+    assert KEY not in str(caught.value)
+
+
+@both
+def test_the_environment_names_the_account(kind: Any) -> None:
+    environ = {kind.key_variable: KEY, "NANOBANANA_ACCOUNT": "studio"}
+    assert kind.from_env(environ).account == f"{kind.short_name}:studio"
+    assert kind.from_env(environ, account="other").account == f"{kind.short_name}:other"
+    assert kind.from_env({**environ, "NANOBANANA_ACCOUNT": " "}).account == fingerprint(kind.short_name, KEY)
+    with pytest.raises(ConfigurationError, match="account"):
+        kind.from_env({**environ, "NANOBANANA_ACCOUNT": "two words"})

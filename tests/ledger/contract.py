@@ -9,7 +9,7 @@ import pytest
 
 from nanobanana_async.errors import LedgerError
 from nanobanana_async.jobs import Failure, JobRecord, JobState
-from nanobanana_async.ledger.base import Ledger
+from nanobanana_async.ledger.base import Ledger, TaskTaken
 from nanobanana_async.models import ImageRequest
 
 NOON = datetime(2026, 3, 12, 12, tzinfo=UTC)
@@ -146,6 +146,32 @@ async def a_task_is_found_by_its_id_within_its_account_only(ledger: Ledger) -> N
     assert await ledger.find_task("mine", "t9") == after
     assert await ledger.find_task("theirs", "t9") is None
     assert await ledger.find_task("mine", "t8") is None
+
+
+@scene
+async def a_task_belongs_to_one_job_that_was_bought(ledger: Ledger) -> None:
+    first, second = sent("a"), sent("b")
+    await ledger.claim(first)
+    await ledger.claim(second)
+    bought = first.to(JobState.RUNNING, task_id="t1")
+    await ledger.advance(first, bought)
+    with pytest.raises(TaskTaken, match="task t1 belongs to job a already") as caught:
+        await ledger.advance(second, second.to(JobState.RUNNING, task_id="t1"))
+    assert (caught.value.holder, caught.value.key, caught.value.safe_to_repeat) == ("a", "b", False)
+    assert await ledger.find("b") == second
+    await ledger.advance(second, second.to(JobState.RUNNING, task_id="t2"))
+    await ledger.advance(bought, bought.to(JobState.RUNNING, attempts=7))  # its own is no trouble
+    theirs = sent("c", account="theirs")
+    await ledger.claim(theirs)
+    await ledger.advance(theirs, theirs.to(JobState.RUNNING, task_id="t1"))
+
+
+@scene
+async def a_task_that_was_only_attached_may_be_a_bought_jobs_too(ledger: Ledger) -> None:
+    first = sent("b")
+    await ledger.claim(running("a", "t1"))  # by its id: nothing was sent for it
+    await ledger.claim(first)
+    await ledger.advance(first, first.to(JobState.RUNNING, task_id="t1"))
 
 
 @scene

@@ -1,12 +1,17 @@
-"""What is special of the ledger that lives with the process: it forgets what has ended."""
+"""What is special of the ledger that lives with the process: what it forgets, and what it keeps in few bytes."""
 
+import tracemalloc
 from datetime import UTC, datetime, timedelta
+from decimal import Decimal
 from typing import Any
 
 import pytest
+from attrs import evolve
 
-from nanobanana_async import LedgerError, MemoryLedger
-from nanobanana_async.jobs import JobRecord, JobState
+from nanobanana_async import IdempotencyConflict, LedgerError, MemoryLedger
+from nanobanana_async.jobs import Failure, JobRecord, JobState, made_key
+from nanobanana_async.ledger.base import TaskTaken
+from nanobanana_async.ledger.memory import TASKS_KEPT
 from nanobanana_async.models import ImageRequest
 from tests.engine.scenes import virtually
 
@@ -22,22 +27,110 @@ def running(key: str = "order-1", task_id: str = "t1", **facts: Any) -> JobRecor
     return job(key, state=JobState.RUNNING, task_id=task_id, **facts)
 
 
-@pytest.mark.parametrize("end", [JobState.SUCCEEDED, JobState.FAILED])
+@pytest.mark.parametrize("end", [JobState.SUCCEEDED, JobState.FAILED, JobState.REFUSED])
 @virtually
-async def test_a_finished_job_is_forgotten_and_so_is_its_task(end: JobState) -> None:
-    ledger, at_work = MemoryLedger(), running()
+async def test_a_finished_job_is_forgotten_if_the_session_made_its_key(end: JobState) -> None:
+    ledger, at_work = MemoryLedger(), running(made_key())
     await ledger.claim(at_work)
     await ledger.advance(at_work, at_work.to(end))
-    assert await ledger.find("order-1") is None
+    assert await ledger.find(at_work.key) is None
     assert await ledger.find_task("mine", "t1") is None
+    assert await ledger.adopt(at_work.key) is None
 
 
 @virtually
 async def test_a_job_that_ended_without_a_task_is_forgotten_too() -> None:
-    ledger, first = MemoryLedger(), job()
+    ledger, first = MemoryLedger(), job(made_key())
     await ledger.claim(first)
     await ledger.advance(first, first.to(JobState.WITHDRAWN))
-    assert await ledger.find("order-1") is None
+    assert await ledger.find(first.key) is None
+
+
+@pytest.mark.parametrize("key", ["order-1", "8226712590aec3453a2864dd146b60ad"])
+@pytest.mark.parametrize("end", [JobState.SUCCEEDED, JobState.FAILED])
+@virtually
+async def test_a_job_that_ended_under_a_callers_own_key_is_kept_without_its_body(key: str, end: JobState) -> None:
+    ledger, at_work = MemoryLedger(), running(key, first_sent_at=NOON)
+    await ledger.claim(at_work)
+    after = at_work.to(end, images=("https://cdn.example/1.png",), credits_used=Decimal(8), ended_at=NOON)
+    await ledger.advance(at_work, after)
+    kept = evolve(after, body=b"")
+    assert await ledger.find(key) == kept
+    assert await ledger.find_task("mine", "t1") == kept
+    claim = await ledger.claim(job(key))
+    assert (claim.record, claim.new, claim.ours) == (kept, False, False)
+    adopted = await ledger.adopt(key)
+    assert adopted is not None
+    assert (adopted.record, adopted.ours) == (kept, False)
+
+
+@virtually
+async def test_a_kept_job_is_bought_anew_like_any_other_that_is_over() -> None:
+    ledger, first = MemoryLedger(), job(state=JobState.SUBMITTING, first_sent_at=NOON)
+    await ledger.claim(first)
+    refused = first.to(JobState.REFUSED)
+    await ledger.advance(first, refused)
+    again = refused.reborn(body=b"{}", created_at=NOON)
+    await ledger.advance(refused, again)
+    assert await ledger.find("order-1") == again
+    with pytest.raises(LedgerError, match="changed by somebody else"):
+        await ledger.advance(refused, again)
+    sent = again.to(JobState.SUBMITTING)
+    await ledger.advance(again, sent)
+    assert await ledger.find("order-1") == sent
+
+
+@virtually
+async def test_a_long_request_is_kept_as_its_digest_and_another_one_under_its_key_is_a_conflict() -> None:
+    ledger, prompt = MemoryLedger(), "a fox " * 5000
+    at_work = running(request=ImageRequest(prompt, model="m"))
+    await ledger.claim(at_work)
+    await ledger.advance(at_work, at_work.to(JobState.SUCCEEDED, images=("https://cdn.example/" + "x" * 9000,)))
+    found = await ledger.find("order-1")
+    assert found is not None
+    assert (found.request, found.images) == (None, ("",))
+    again = ImageRequest(prompt, model="m", callback_url="https://app.example/callbacks/1")
+    assert (await ledger.claim(job(request=again))).record.request == again
+    for other in (ImageRequest(prompt, model="n"), ImageRequest(f"{prompt}!", model="m")):
+        with pytest.raises(IdempotencyConflict, match="another request") as caught:
+            await ledger.claim(job(request=other))
+        assert (caught.value.key, caught.value.safe_to_repeat) == ("order-1", False)
+
+
+@pytest.mark.parametrize(("characters", "most"), [(100, 3072), (100_000, 8192)])
+@virtually
+async def test_a_kept_job_takes_no_more_bytes_than_is_said(characters: int, most: int) -> None:
+    ledger, jobs = MemoryLedger(), 200
+    tracemalloc.start()
+    try:
+        before = tracemalloc.get_traced_memory()[0]
+        for number in range(jobs):
+            wish = ImageRequest(f"{number} " + "x" * characters, model="nano-banana-pro")
+            facts: dict[str, Any] = {"request": wish, "body": bytes(characters), "created_at": NOON.replace()}
+            at_work = running(f"order-{number}", f"task-{number}", **facts)
+            await ledger.claim(at_work)
+            failure = Failure(kind="JobFailed", message=f"{number} " + "x" * characters)
+            urls = tuple(f"https://cdn.example/{number}/{image}" + "x" * characters for image in range(6))
+            await ledger.advance(at_work, at_work.to(JobState.FAILED, images=urls, failure=failure))
+            del wish, facts, at_work, failure, urls
+        taken = (tracemalloc.get_traced_memory()[0] - before) / jobs
+    finally:
+        tracemalloc.stop()
+    assert taken < most
+
+
+@virtually
+async def test_the_task_of_a_forgotten_job_is_no_other_jobs_task_and_only_the_last_tasks_are_known() -> None:
+    ledger = MemoryLedger()
+    for number in range(TASKS_KEPT + 1):
+        at_work = running(made_key(), f"t{number}", first_sent_at=NOON)
+        await ledger.claim(at_work)
+        await ledger.advance(at_work, at_work.to(JobState.SUCCEEDED))
+    sent = job(state=JobState.SUBMITTING, first_sent_at=NOON)
+    await ledger.claim(sent)
+    with pytest.raises(TaskTaken):
+        await ledger.advance(sent, sent.to(JobState.RUNNING, task_id=f"t{TASKS_KEPT}"))
+    await ledger.advance(sent, sent.to(JobState.RUNNING, task_id="t0"))  # the oldest is no longer known
 
 
 @virtually

@@ -19,6 +19,8 @@ from nanobanana_async.jobs import JobState
 from nanobanana_async.ledger.desk import Desk
 from nanobanana_async.ledger.sqlite import SqliteLedger
 from nanobanana_async.ledger.troubles import translated
+from nanobanana_async.testing import FakeTransport
+from tests.engine.scenes import Opening, Shop, apimall, defapi
 from tests.ledger.contract import adopted, job, running, sent
 from tests.ledger.test_sqlite_file import ledger_at
 
@@ -260,3 +262,78 @@ def test_a_new_file_where_nothing_may_be_made_is_told(shown: Path) -> None:
     shown.parent.chmod(0o555)
     told = unprivileged(shown.with_name("new.sqlite"))
     assert "check that this user may write the file and its folder" in told
+
+
+def part(path: Path, name: str) -> Path:
+    """Return a file that durability rests on beside the ledger."""
+    if name == "lock":
+        (lock,) = path.with_name("jobs.sqlite-owners").iterdir()
+        return lock
+    return path.with_name(f"jobs.sqlite-{name}")
+
+
+@pytest.mark.parametrize("manner", ["deleted", "replaced"])
+@pytest.mark.parametrize("name", ["wal", "shm", "lock"])
+async def test_a_file_beside_the_ledger_that_was_taken_away_stops_the_writing(
+    path: Path, name: str, manner: str
+) -> None:
+    async with ledger_at(path) as ledger:
+        await ledger.claim(job())
+        file = part(path, name)
+        aside = file.rename(path.with_name("aside"))
+        if manner == "replaced":
+            shutil.copy(aside, file)
+        for _ in range(2):
+            with pytest.raises(LedgerError, match=f"{file.name} was moved, deleted or replaced"):
+                await ledger.claim(job("new"))
+        aside.replace(file)
+        assert (await ledger.claim(job("new"))).new
+
+
+async def test_what_only_a_deleted_log_held_is_saved_for_whoever_comes_after_a_kill(path: Path, tmp_path: Path) -> None:
+    async with ledger_at(path) as ledger:
+        for number in range(20):
+            await ledger.claim(running(f"k{number}", f"t{number}"))
+        part(path, "wal").unlink()
+        with pytest.raises(LedgerError, match="jobs.sqlite-wal"):
+            await ledger.claim(job("new"))
+        after_a_kill = tmp_path / "after.sqlite"
+        shutil.copy(path, after_a_kill)  # all that is left under its name
+    async with ledger_at(after_a_kill) as ledger:
+        for number in range(20):
+            assert await ledger.find(f"k{number}") == running(f"k{number}", f"t{number}")
+        assert await ledger.find("new") is None
+
+
+async def test_a_file_that_is_taken_away_during_the_commit_is_noticed_before_anybody_is_told(path: Path) -> None:
+    async with ledger_at(path) as ledger:
+        await ledger.claim(job())
+
+        def vanish(desk: Desk) -> None:
+            del desk
+            part(path, "wal").unlink()
+
+        told = ledger.claim(job("new"))
+        with pytest.raises(LedgerError, match="jobs.sqlite-wal"):
+            await asyncio.gather(told, ledger._ask(vanish, writes=True))  # noqa: TID251
+
+
+@pytest.mark.parametrize("opening", [apimall, defapi])
+async def test_no_create_leaves_once_the_log_was_deleted_and_nothing_is_paid_twice_after_a_kill(
+    path: Path, tmp_path: Path, opening: Opening
+) -> None:
+    shop = Shop(job_s=0.01)
+    transport = FakeTransport(shop.answer, latency_s=0.001)
+    async with opening(transport, ledger=path) as session:
+        first = await session.generate("a fox", idempotency_key="order-17")
+        part(path, "wal").unlink()
+        with pytest.raises(LedgerError, match="jobs.sqlite-wal") as caught:
+            await session.generate("a crow", idempotency_key="order-18")
+        assert caught.value.key == "order-18"
+        assert len(transport.creates) == 1
+        after_a_kill = tmp_path / "after.sqlite"
+        shutil.copy(path, after_a_kill)
+    async with opening(transport, ledger=after_a_kill) as session:
+        assert (await session.generate("a fox", idempotency_key="order-17")).task_id == first.task_id
+        await session.generate("a crow", idempotency_key="order-18")
+    assert shop.sold == 2

@@ -128,8 +128,9 @@ def test_doubt_is_repeated_under_a_living_key_and_parked_without_one(name: str) 
 
 def test_a_409_means_still_in_work_if_we_sent_the_key_before_and_a_conflict_if_not() -> None:
     assert decided(CONFLICT, sent_before=True) == (REPEAT, True)
-    assert decided(CONFLICT, sent_before=False) == (REFUSE, False)
+    assert decided(CONFLICT, sent_before=False) == (PARK, True)  # it may have been bought: never REFUSED
     assert hear(CONFLICT, attempt(sent_before=True)) is Heard.IN_WORK
+    assert hear(CONFLICT, attempt(sent_before=False)) is Heard.KEY_TAKEN
 
 
 def test_a_409_of_a_gateway_without_keys_says_nothing_usable() -> None:

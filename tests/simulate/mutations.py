@@ -12,10 +12,12 @@ from nanobanana_async.engine.admission import Admission
 from nanobanana_async.engine.books import Books
 from nanobanana_async.engine.buying import Buyer
 from nanobanana_async.engine.entry import Entry
+from nanobanana_async.engine.settling import Settler
 from nanobanana_async.errors import NanoBananaError, TransportError
 from nanobanana_async.gateways.apimall import ApiMall
 from nanobanana_async.gateways.contract import HttpRequest
-from nanobanana_async.jobs import Accepted, JobRecord, JobState
+from nanobanana_async.gateways.settings import GatewaySettings
+from nanobanana_async.jobs import Accepted, JobRecord, JobState, fingerprint
 from nanobanana_async.ledger.desk import Desk
 from nanobanana_async.policy.retry import Attempt, Heard, Move, RetryPolicy, Verdict, decide_create
 
@@ -164,6 +166,40 @@ def _uncertain_is_bought_again() -> list[Change]:
     return [(Admission, "_claim_of", claimed)]
 
 
+def _ended_jobs_are_forgotten() -> list[Change]:
+    advance = Desk.advance
+
+    def forgets(self: Desk, before: JobRecord, statement: str, row: tuple[Any, ...]) -> None:
+        advance(self, before, statement, row)
+        self.connection.execute("DELETE FROM jobs WHERE key = ? AND state IN ('succeeded', 'failed')", (before.key,))
+
+    return [(Desk, "advance", forgets)]
+
+
+def _conflict_taken_for_a_refusal() -> list[Change]:
+    def decided(error: NanoBananaError, attempt: Attempt, policy: RetryPolicy) -> Verdict:
+        verdict = decide_create(error, attempt, policy)
+        if verdict.heard is Heard.KEY_TAKEN:
+            return Verdict(heard=Heard.REFUSED, move=Move.REFUSE)
+        return verdict
+
+    return [(buying, "decide_create", decided)]
+
+
+def _settled_without_asking() -> list[Change]:
+    async def known(self: Settler, task_id: str, age_s: float) -> bool:
+        return True
+
+    return [(Settler, "_is_known", known)]
+
+
+def _account_is_its_api_key() -> list[Change]:
+    def account(gateway: GatewaySettings) -> str:
+        return fingerprint(gateway.name, gateway.api_key)
+
+    return [(GatewaySettings, "account", property(account))]
+
+
 MUTATIONS = (
     Mutation("no durable write before the POST", _no_write_before_the_post, ("unwritten",)),
     Mutation("a new wire key on each retry", _new_wire_key_each_time, ("wire key", "double")),
@@ -200,6 +236,16 @@ MUTATIONS = (
         "an uncertain job is bought again when asked for",
         _uncertain_is_bought_again,
         ("double", "repeated without a key"),
+    ),
+    Mutation("jobs that have ended are forgotten", _ended_jobs_are_forgotten, ("double", "lost"), 20),
+    Mutation(
+        "a conflict on the first send is taken for a refusal",
+        _conflict_taken_for_a_refusal,
+        ("bought after a conflict", "double"),
+    ),
+    Mutation("a task id is settled without asking", _settled_without_asking, ("unfinished",)),
+    Mutation(
+        "an account is known by its API key alone", _account_is_its_api_key, ("unfinished", "wrong outcome"), 20
     ),
 )
 

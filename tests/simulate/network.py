@@ -38,6 +38,8 @@ class Letter:
     on_the_way: bool = True
     fate: Fate = "open"
     timed_out: bool = False
+    conflict: bool = False
+    """It was the first of its purchase that may have arrived, and was told that its key is known."""
     task_id: str | None = None
 
     @property
@@ -157,6 +159,9 @@ class Network:
             letter.answer.set_result(reply)
 
     def _settle(self, letter: Letter, reply: HttpResponse | TransportError, *, heard: bool) -> None:
+        if heard and isinstance(reply, HttpResponse) and reply.status == 409:
+            before = [old for old in self.of_key(letter.key) if old.number < letter.number]
+            letter.conflict = all(old.fate == "refused" for old in before if old.generation == letter.generation)
         if heard and isinstance(reply, HttpResponse) and reply.status in REFUSALS:
             letter.fate = "refused"
         elif heard and isinstance(reply, HttpResponse) and letter.task_id is not None:

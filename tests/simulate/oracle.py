@@ -15,6 +15,7 @@ from nanobanana_async.emulator.counting import JobFacts
 from nanobanana_async.emulator.tasks import Phase
 from nanobanana_async.errors import (
     GatewayError,
+    IdempotencyConflict,
     JobFailed,
     JobUncertain,
     JobUnfinished,
@@ -58,6 +59,8 @@ class Oracle:
         self.violations: list[Violation] = []
         self.deliberate: Counter[str] = Counter()
         """Purchases by hand, per job: they may have been made, and may be second ones."""
+        self.decided: Counter[str] = Counter()
+        """Decisions by hand, per job, of whatever kind."""
         self._wire_keys: dict[tuple[str, int], str | None] = {}
         self._bodies: dict[str, bytes] = {}
         self._given_up: dict[tuple[str, str], float] = {}
@@ -107,6 +110,9 @@ class Oracle:
         for old in before:
             if old.process is not letter.process and old.process.alive and not old.answer.done():
                 self.find_fault("two buyers", f"{letter.key} was sent while {old.process.name} waits for its answer")
+        known = self._network.of_key(letter.key)
+        if not self.decided[letter.key] and any(old.conflict for old in known if old.generation < letter.generation):
+            self.find_fault("bought after a conflict", f"{letter.key} was sent anew, and nobody has decided that")
         if all(old.fate == "refused" for old in before):
             return
         if not self._plan.keyed:
@@ -242,7 +248,7 @@ class Oracle:
             case JobState.FAILED:
                 fits = isinstance(outcome, JobFailed)
             case JobState.UNCERTAIN:
-                fits = isinstance(outcome, JobUncertain)
+                fits = isinstance(outcome, JobUncertain | IdempotencyConflict)
             case _:
                 fits = isinstance(outcome, NanoBananaError)
         if not fits:
