@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable
+from decimal import Decimal
 from typing import Any, Protocol, runtime_checkable
 
 from attrs import asdict, frozen
@@ -93,6 +94,14 @@ class UnknownStatus:
 
 
 @frozen(kw_only=True)
+class PriceAboveEstimate:
+    """A job costs more than was set aside for it: a cap may be passed by the difference, and nothing more is bought."""
+
+    record: JobRecord
+    estimate: Decimal
+
+
+@frozen(kw_only=True)
 class LimitMoved:
     """What is known of the account's limits has changed; the fields are those of `SessionStats`."""
 
@@ -113,6 +122,7 @@ Event = (
     | QueryFailed
     | CallbackReceived
     | UnknownStatus
+    | PriceAboveEstimate
     | LimitMoved
 )
 
@@ -137,6 +147,7 @@ _LEVELS: dict[type, int] = {
     QueryFailed: logging.INFO,
     CallbackReceived: logging.DEBUG,
     UnknownStatus: logging.WARNING,
+    PriceAboveEstimate: logging.WARNING,
     LimitMoved: logging.DEBUG,
 }
 _LEVELS_OF_MOVES = {JobState.FAILED: logging.INFO, JobState.REFUSED: logging.INFO, JobState.UNCERTAIN: logging.WARNING}
@@ -149,6 +160,7 @@ _NAMES: dict[type, str] = {
     QueryFailed: "query.failed",
     CallbackReceived: "callback.received",
     UnknownStatus: "status.unknown",
+    PriceAboveEstimate: "price.above_estimate",
     LimitMoved: "limit.moved",
 }
 
@@ -185,6 +197,8 @@ def _facts(event: Event) -> dict[str, Any]:
             facts |= {"error": _in_our_words(error), "wait_s": pause_s}
         case UnknownStatus(status=status):
             facts["status"] = status
+        case PriceAboveEstimate(estimate=estimate):
+            facts |= {"estimate": str(estimate), "credits": str(record.credits_used)}
     return facts
 
 

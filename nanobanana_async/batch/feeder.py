@@ -3,7 +3,6 @@
 import asyncio
 import heapq
 from contextlib import aclosing
-from decimal import Decimal
 from functools import partial
 from typing import Any
 
@@ -27,10 +26,9 @@ from nanobanana_async.errors import (
     SessionClosed,
 )
 from nanobanana_async.handle import Job
-from nanobanana_async.jobs import JobState
+from nanobanana_async.jobs import JobRecord, JobState
 from nanobanana_async.keeping import Keeper
 from nanobanana_async.observe import log
-from nanobanana_async.policy.credits import Budget
 from nanobanana_async.rows import Row, Rows, key_prefix
 
 # Rows written down and not yet sent: enough that a slot never waits for the ledger's flush.
@@ -63,6 +61,9 @@ class Feeder:
         self._engine = engine
         self._keeper = keeper
         self._rows = Rows(orders.name)
+        self._prefix = None if orders.name is None else key_prefix(orders.name)
+        limit = orders.max_credits
+        self._caps = () if limit is None else (engine.cap(limit, self._prefix),)
         self._scope: anyio.CancelScope | None = None
         self._finishers = asyncio.Semaphore(FINISHING)
         self._room = asyncio.Event()
@@ -112,8 +113,7 @@ class Feeder:
         try:
             with anyio.CancelScope() as self._scope:
                 if not self._stopping:
-                    budget = await self._budget()
-                    await self._pull(() if budget is None else (budget,))
+                    await self._pull()
         except asyncio.CancelledError:
             if self._engine.runner.closing:
                 raise
@@ -124,20 +124,11 @@ class Feeder:
         self._pulled_all = True
         self.changed.set()
 
-    async def _budget(self) -> Budget | None:
-        limit, expected = self._orders.max_credits, self._orders.expected_credits
-        if limit is None and expected is None:
-            return None
-        if limit is None:  # the session has one
-            return await self._engine.budget(Decimal("Infinity"), expected, None)
-        prefix = None if self._orders.name is None else key_prefix(self._orders.name)
-        return await self._engine.budget(limit, expected, prefix)
-
-    async def _pull(self, budgets: tuple[Budget, ...]) -> None:
+    async def _pull(self) -> None:
         async with aclosing(each(self._items)) as items:
             await self._wait_for_room()
             async for item in items:
-                await self._enter(self._rows.read(item), budgets)
+                await self._enter(self._rows.read(item))
                 await self._wait_for_room()
 
     async def _wait_for_room(self) -> None:
@@ -150,13 +141,13 @@ class Feeder:
             await self._room.wait()
         await anyio.lowlevel.checkpoint()  # where the scope is cancelled
 
-    async def _enter(self, row: Row, budgets: tuple[Budget, ...]) -> None:
+    async def _enter(self, row: Row) -> None:
         if row.request is None:
             self._give(_outcome(row, None, error=row.error))
             return
         try:
-            record = await self._engine.record(row.request, row.key)
-            while (entry := self._engine.enter(record, *budgets, retry_failed=self._orders.retry_failed)).leaving:
+            record = await self._engine.record(row.request, row.key, batch=self._prefix)
+            while (entry := self._entered(record)).leaving:
                 await entry.change()
         except SessionClosed:
             raise
@@ -170,6 +161,12 @@ class Feeder:
         self._out[row.index] = entry
         entry.listeners = [*(entry.listeners or ()), partial(self._heard, row)]
         self._heard(row, entry)
+
+    def _entered(self, record: JobRecord) -> Entry:
+        orders = self._orders
+        return self._engine.enter(
+            record, *self._caps, expected_credits=orders.expected_credits, retry_failed=orders.retry_failed
+        )
 
     def _heard(self, row: Row, entry: Entry) -> None:
         """Note where a row stands; called at each change of its job."""

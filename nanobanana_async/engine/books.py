@@ -10,8 +10,8 @@ from nanobanana_async.engine.entry import Entry
 from nanobanana_async.engine.purse import Purse
 from nanobanana_async.errors import GatewayError, LedgerError, NanoBananaError
 from nanobanana_async.jobs import FINAL, Failure, JobRecord, JobState
-from nanobanana_async.ledger.base import Ledger
-from nanobanana_async.observe import Announcer, Event, JobMoved
+from nanobanana_async.ledger.base import Allowance, Ledger
+from nanobanana_async.observe import Announcer, Event, JobMoved, PriceAboveEstimate
 
 
 class Books:
@@ -46,6 +46,19 @@ class Books:
         await self.ledger.advance(entry.stored, after)
         self._take(entry, after, stored=after)
 
+    async def set_aside(self, entry: Entry, **facts: Any) -> Allowance | None:
+        """Write down that a job is about to be sent, if the cap of its named batch has room; None: nobody caps it."""
+        after = entry.record.to(JobState.SUBMITTING, **facts)
+        allowance = None
+        if after.batch is None:
+            await self.ledger.advance(entry.stored, after)
+        else:
+            price, max_credits = self.purse.price(entry), self.purse.max_credits(entry)
+            allowance = await self.ledger.set_aside(entry.stored, after, price, max_credits)
+        if allowance is None or allowance.refusal is None:
+            self._take(entry, after, stored=after)
+        return allowance
+
     async def learn(self, entry: Entry, state: JobState, **facts: Any) -> LedgerError | None:
         """Make a move true that the gateway has already made; return why it could not be written down.
 
@@ -72,7 +85,8 @@ class Books:
         was, before = entry.record, entry.record.state
         entry.stored = stored
         entry.moved(after, interruption)
-        self.purse.moved(was, entry)
+        if (estimate := self.purse.moved(was, entry)) is not None:
+            self.tell(PriceAboveEstimate(record=after, estimate=estimate.credits))
         if self.ended[before]:  # an uncertain job was settled, or one that had failed is bought again
             self.ended[before] -= 1
         if entry.over:
