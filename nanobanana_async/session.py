@@ -87,9 +87,13 @@ class Session:
         self._host = Host(f"<Session {self.gateway.name}>", self._parts)
 
     def __repr__(self) -> str:
-        engine = self._host.engine
-        state = "not open" if engine is None else f"open, {engine.slots.held} jobs held"
-        return f"<Session {self.gateway.name} {'closed' if self._host.closed else state}>"
+        if self._host.closed:
+            state = "closed"
+        elif self._host.engine is None:
+            state = "not open"
+        else:
+            state = f"open, {self._host.engine.slots.held} jobs held"
+        return f"<Session {self.gateway.name} {state}>"
 
     async def __aenter__(self) -> Self:
         await self.open()
@@ -181,8 +185,10 @@ class Session:
             raise InvalidRequest("task_id is empty or not printable")
         engine = self._open_engine()
         known = await self._parts.ledger.find_task(self.gateway.account, task_id)
-        if known is not None and (job := await self.job(known.key)) is not None:
-            return job
+        if known is not None:
+            job = await self.job(known.key)
+            if job is not None:
+                return job
         known_as = f"task-{task_id}" if key is None else key
         record = engine.record_of_task(task_id, known_as, JobState.RUNNING, request)
         return await self._kept(engine, engine.enter(record))

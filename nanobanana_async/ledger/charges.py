@@ -39,7 +39,7 @@ _LEARN = (
     " WHERE credits <> excluded.credits"
 )
 _CLASS = f"SELECT account, price_class FROM charges WHERE {_THIS}"
-_NOTE = "INSERT INTO prices VALUES (?, ?, ?) ON CONFLICT (account, price_class) DO NOTHING"
+_NOTE = "INSERT INTO prices VALUES (?, ?, ?)"
 _REPRICE = f"UPDATE charges SET credits = ?, basis = 'told' WHERE account = ? AND price_class = ? AND {_ESTIMATED}"
 _USERS_WORD = f"UPDATE charges SET credits = ?, basis = 'agreed' WHERE batch = ? AND {_ESTIMATED} AND NOT under_way"
 _SPENT = "SELECT credits FROM spending WHERE batch = ?"
@@ -61,6 +61,11 @@ class Charges:
         if price.basis is Basis.EXPECTED:  # it stands for what nobody will tell
             self._run(_USERS_WORD, (units(price.credits), job.batch))
         known, total, untold = self._run(_STANDING, (job.account, price.price_class, job.batch, job.batch)).fetchone()
+        if known is None and price.basis is Basis.TOLD:  # by a job outside of any named batch
+            this = (job.account, price.price_class)
+            self._run(_NOTE, (*this, units(price.credits)))
+            self._run(_REPRICE, (units(price.credits), *this))
+            return self.allowance(job, price, max_credits)
         learned = None if known is None else Price(price.price_class, credits_in(known))
         spent = credits_in(total or 0)
         if max_credits is None:
@@ -78,9 +83,6 @@ class Charges:
     def add(self, job: JobRecord, price: Price) -> None:
         """Set a price aside for a purchase that is about to be sent."""
         amount = units(price.credits)
-        if price.basis is Basis.TOLD:  # perhaps told by jobs outside of any named batch
-            if self._run(_NOTE, (job.account, price.price_class, amount)).rowcount:
-                self._run(_REPRICE, (amount, job.account, price.price_class))
         facts = (job.generation, job.batch, job.account, price.price_class, amount, price.basis.value, job.key)
         self._run(_ADD, facts)
 

@@ -94,13 +94,13 @@ class RememberedCharges:
             noted = self._notes.pop(this)
             self._forgotten.append(evolve(noted, under_way=False))
 
-    def _learn(self, account: str, price_class: str, credits: Decimal) -> None:
-        self._prices[account, price_class] = credits
+    def _learn(self, account: str, price_class: str, amount: Decimal) -> None:
+        self._prices[account, price_class] = amount
         for this, noted in self._notes.items():
             if noted.price.estimated and (noted.account, noted.price.price_class) == (account, price_class):
-                self._notes[this] = evolve(noted, price=Price(price_class, credits))
+                self._notes[this] = evolve(noted, price=Price(price_class, amount))
 
-    def _take_users_word(self, batch: str | None, credits: Decimal) -> None:
+    def _take_users_word(self, batch: str | None, amount: Decimal) -> None:
         for this, noted in self._notes.items():
             if noted.batch == batch and noted.price.estimated and not noted.under_way:
-                self._notes[this] = evolve(noted, price=Price(noted.price.price_class, credits, Basis.AGREED))
+                self._notes[this] = evolve(noted, price=Price(noted.price.price_class, amount, Basis.AGREED))

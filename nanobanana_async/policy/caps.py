@@ -63,11 +63,11 @@ class Budget:
         """Set aside what a purchase will probably cost, until it is released or settled."""
         self._put(purchase, _Share(price))
 
-    def told(self, purchase: Hashable, credits: Decimal) -> None:
+    def told(self, purchase: Hashable, cost: Decimal) -> None:
         """Note the true price of a job under way."""
         share = self._shares.get(purchase)
         if share is not None:
-            self._put(purchase, _Share(Price(share.price.price_class, credits)))
+            self._put(purchase, _Share(Price(share.price.price_class, cost)))
 
     def park(self, purchase: Hashable) -> None:
         """Keep it set aside, and wait for it no longer: the job is in doubt, or is followed no more."""
@@ -178,9 +178,9 @@ class NamedBudget:
         if price.estimated:
             self._estimated.add(purchase)
 
-    def told(self, purchase: Hashable, credits: Decimal) -> None:
+    def told(self, purchase: Hashable, cost: Decimal) -> None:
         """Note that a job has told its price."""
-        del credits  # the ledger knows
+        del cost  # the ledger knows
         self.release(purchase)
 
     def park(self, purchase: Hashable) -> None:

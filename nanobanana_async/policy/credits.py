@@ -126,9 +126,9 @@ def why_not(price: Price, *, limit: Decimal, spent: Decimal, reserved: Decimal =
     )
 
 
-def plain(credits: Decimal) -> str:
+def plain(amount: Decimal) -> str:
     """Return an amount without an exponent and without zeros at its end."""
-    text = f"{credits:f}"
+    text = f"{amount:f}"
     return text.rstrip("0").rstrip(".") if "." in text else text
 
 
@@ -150,9 +150,9 @@ def as_credits(name: str, value: Decimal | float | str | None) -> Decimal | None
     return number if number == rounded else rounded
 
 
-def units(credits: Decimal) -> int:
+def units(amount: Decimal) -> int:
     """Return an amount in billionths of a credit, rounded up, as a sum of many can be kept exactly."""
-    return int((min(max(credits, NOTHING), MAX_CREDITS) / BILLIONTH).to_integral_value(ROUND_UP))
+    return int((min(max(amount, NOTHING), MAX_CREDITS) / BILLIONTH).to_integral_value(ROUND_UP))
 
 
 def credits_in(amount: int) -> Decimal:

@@ -16,7 +16,6 @@ from aiohttp.abc import AbstractResolver, AbstractStreamWriter, ResolveResult
 
 from nanobanana_async.errors import ConfigurationError, ContractBroken, NanoBananaError, TransportError
 from nanobanana_async.gateways.contract import HttpRequest
-from nanobanana_async.gateways.secret import Secret
 from nanobanana_async.http.api import Api
 from nanobanana_async.http.body import Body, perhaps_sent
 from nanobanana_async.http.failures import explained
