@@ -127,6 +127,8 @@ class JobRecord:
     body: bytes = field(repr=False)
     """The exact bytes that every POST of this job sends; none once it was accepted."""
     created_at: datetime
+    batch: str | None = None
+    """Under what its charges are summed: how the keys of its named batch begin; None outside of one."""
     state: JobState = _S.PENDING
     revision: int = 0
     """Counts the writes; each write is a compare-and-swap on it."""
@@ -162,6 +164,7 @@ class JobRecord:
             request=self.request,
             body=body,
             created_at=created_at,
+            batch=self.batch,
             revision=self.revision + 1,
             generation=self.generation + 1,
         )

@@ -4,6 +4,7 @@ import asyncio
 import logging
 from collections.abc import Callable
 from contextlib import suppress
+from decimal import Decimal
 from typing import Any, Protocol, runtime_checkable
 
 from attrs import asdict, frozen
@@ -99,6 +100,14 @@ class UnknownStatus:
 
 
 @frozen(kw_only=True)
+class PriceAboveEstimate:
+    """A job costs more than was set aside for it: a cap may be passed by the difference, and nothing more is bought."""
+
+    record: JobRecord
+    estimate: Decimal
+
+
+@frozen(kw_only=True)
 class LimitMoved:
     """What is known of the account's limits has changed; the fields are those of `SessionStats`."""
 
@@ -119,6 +128,7 @@ Event = (
     | QueryFailed
     | CallbackReceived
     | UnknownStatus
+    | PriceAboveEstimate
     | LimitMoved
 )
 
@@ -143,6 +153,7 @@ _LEVELS: dict[type, int] = {
     QueryFailed: logging.INFO,
     CallbackReceived: logging.DEBUG,
     UnknownStatus: logging.WARNING,
+    PriceAboveEstimate: logging.WARNING,
     LimitMoved: logging.DEBUG,
 }
 _LEVELS_OF_MOVES = {JobState.FAILED: logging.INFO, JobState.REFUSED: logging.INFO, JobState.UNCERTAIN: logging.WARNING}
@@ -155,6 +166,7 @@ _NAMES: dict[type, str] = {
     QueryFailed: "query.failed",
     CallbackReceived: "callback.received",
     UnknownStatus: "status.unknown",
+    PriceAboveEstimate: "price.above_estimate",
     LimitMoved: "limit.moved",
 }
 
@@ -193,6 +205,8 @@ def _facts(event: Event) -> dict[str, Any]:
             facts |= {"error": _in_our_words(error), "wait_s": pause_s}
         case UnknownStatus(status=status):
             facts["status"] = shorten(status, LONGEST_WORD)
+        case PriceAboveEstimate(estimate=estimate):
+            facts |= {"estimate": str(estimate), "credits": str(record.credits_used)}
     return facts
 
 

@@ -3,7 +3,6 @@
 import asyncio
 import heapq
 from contextlib import aclosing
-from decimal import Decimal
 from functools import partial
 from typing import Any
 
@@ -29,10 +28,9 @@ from nanobanana_async.errors import (
     SessionClosed,
 )
 from nanobanana_async.handle import Job
-from nanobanana_async.jobs import JobState
+from nanobanana_async.jobs import JobRecord, JobState
 from nanobanana_async.keeping import Keeper
 from nanobanana_async.observe import log_failure
-from nanobanana_async.policy.credits import Budget
 from nanobanana_async.rows import Row, Rows, key_prefix
 
 # Rows written down and not yet sent: enough that a slot never waits for the ledger's flush.
@@ -72,6 +70,9 @@ class Feeder:
         held = 0 if concurrency.learn or concurrency.max_jobs is None else concurrency.max_jobs
         self._at_first = max(PULLED_AT_FIRST, held + AHEAD)
         self._pulled = 0
+        self._prefix = None if orders.name is None else key_prefix(orders.name)
+        limit = orders.max_credits
+        self._caps = () if limit is None else (engine.cap(limit, self._prefix),)
         self._scope: anyio.CancelScope | None = None
         self._finishers = asyncio.Semaphore(FINISHING)
         self._room = asyncio.Event()
@@ -123,8 +124,7 @@ class Feeder:
                 if not self._stopping:
                     if self._orders.folder is not None:
                         await self._keeper.check(self._orders.folder)
-                    budget = await self._budget()
-                    await self._pull(() if budget is None else (budget,))
+                    await self._pull()
         except asyncio.CancelledError:
             if self._engine.runner.closing:
                 raise
@@ -137,21 +137,12 @@ class Feeder:
         self._pulled_all = True
         self.changed.set()
 
-    async def _budget(self) -> Budget | None:
-        limit, expected = self._orders.max_credits, self._orders.expected_credits
-        if limit is None and expected is None:
-            return None
-        if limit is None:  # the session has one
-            return await self._engine.budget(Decimal("Infinity"), expected, None)
-        prefix = None if self._orders.name is None else key_prefix(self._orders.name)
-        return await self._engine.budget(limit, expected, prefix)
-
-    async def _pull(self, budgets: tuple[Budget, ...]) -> None:
+    async def _pull(self) -> None:
         async with aclosing(each(self._items)) as items:
             await self._wait_for_room()
             async for item in items:
                 self._pulled += 1
-                await self._enter(self._rows.read(item), budgets)
+                await self._enter(self._rows.read(item))
                 await self._wait_for_room()
 
     async def _wait_for_room(self) -> None:
@@ -165,13 +156,13 @@ class Feeder:
             await self._room.wait()
         await anyio.lowlevel.checkpoint()  # where the scope is cancelled
 
-    async def _enter(self, row: Row, budgets: tuple[Budget, ...]) -> None:
+    async def _enter(self, row: Row) -> None:
         if row.request is None:
             self._give(_outcome(row, None, error=row.error))
             return
         try:
-            record = await self._engine.record(row.request, row.key)
-            while (entry := self._engine.enter(record, *budgets, retry_failed=self._orders.retry_failed)).leaving:
+            record = await self._engine.record(row.request, row.key, batch=self._prefix)
+            while (entry := self._entered(record)).leaving:
                 await entry.change()
         except SessionClosed:
             raise
@@ -185,6 +176,12 @@ class Feeder:
         self._out[row.index] = entry
         entry.listeners = [*(entry.listeners or ()), partial(self._heard, row)]
         self._heard(row, entry)
+
+    def _entered(self, record: JobRecord) -> Entry:
+        orders = self._orders
+        return self._engine.enter(
+            record, *self._caps, expected_credits=orders.expected_credits, retry_failed=orders.retry_failed
+        )
 
     def _heard(self, row: Row, entry: Entry) -> None:
         """Note where a row stands; called at each change of its job."""
@@ -217,9 +214,9 @@ class Feeder:
                 self.unbought += 1
                 self.stop(settled)
                 return
-            unexplained = isinstance(settled, IdempotencyConflict)
-            if (unbought or unexplained) and self._refusals.grows_too_long(settled):
-                self.stop(_ledger_perhaps_lost(settled) if unexplained else settled)
+            conflict = settled if isinstance(settled, IdempotencyConflict) else None
+            if (unbought or conflict) and self._refusals.grows_too_long(settled):
+                self.stop(_ledger_perhaps_lost(conflict) if conflict else settled)
             self._give(_outcome(row, job, error=settled))
             return
         outcome = _outcome(row, job, result=settled)

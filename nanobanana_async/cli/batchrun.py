@@ -147,7 +147,7 @@ class Run:
         self._story.known = len(self._results)
         if self._story.known:
             self._board.say(self._story.beginning())
-        self._board.spent_before = (await self._ledger.spent(key_prefix(self._plan.file.batch))).credits
+        self._board.spent_before = await self._ledger.spent(key_prefix(self._plan.file.batch))
 
     async def _standing(self, row: FileRow, place: int | None) -> Result | None:
         """Return the line of a row that has ended; None if there is something left to do for it."""

@@ -23,8 +23,8 @@ from nanobanana_async.ledger.memory import MemoryLedger
 from nanobanana_async.ledger.sqlite import SqliteLedger
 from nanobanana_async.loops import LoopGuard
 from nanobanana_async.observe import Announcer
+from nanobanana_async.policy.caps import Budget
 from nanobanana_async.policy.concurrency import ConcurrencyPolicy
-from nanobanana_async.policy.credits import Budget
 from nanobanana_async.policy.polling import PollPolicy
 from nanobanana_async.policy.retry import RetryPolicy
 
@@ -63,7 +63,7 @@ class Parts:
     def engine(self) -> Engine:
         """Return an engine on the running event loop; ledger and transport must be open."""
         clock = asyncio.get_running_loop().time
-        purse = Purse(self.gateway.price_class)
+        purse = Purse(self.gateway)
         books = Books(self.ledger, purse, self.announce, utcnow)
         follower = Follower(
             self.gateway,

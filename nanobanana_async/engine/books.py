@@ -2,17 +2,19 @@
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, TypeVar
 
 from nanobanana_async.engine.entry import Entry
 from nanobanana_async.engine.purse import Purse
 from nanobanana_async.errors import GatewayError, LedgerError, NanoBananaError
 from nanobanana_async.jobs import FINAL, Failure, JobRecord, JobState
-from nanobanana_async.ledger.base import Ledger, TaskTaken
+from nanobanana_async.ledger.base import Allowance, Ledger, TaskTaken
 from nanobanana_async.loops import cancel_requested
-from nanobanana_async.observe import Announcer, Event, JobMoved
+from nanobanana_async.observe import Announcer, Event, JobMoved, PriceAboveEstimate
+
+T = TypeVar("T")
 
 
 class Books:
@@ -33,10 +35,10 @@ class Books:
         """Announce a job that was just written down."""
         self.tell(JobMoved(before=None, record=entry.record))
 
-    async def _write(self, before: JobRecord, after: JobRecord) -> None:
-        """Write a change down; what is not written is a `LedgerError`, whatever the ledger raised."""
+    async def _written(self, before: JobRecord, write: Awaitable[T]) -> T:
+        """Return what writing a change down brings; what is not written is a `LedgerError`, whatever was raised."""
         try:
-            await self.ledger.advance(before, after)
+            return await write
         except LedgerError:
             raise
         except (Exception, asyncio.CancelledError) as failure:
@@ -49,15 +51,29 @@ class Books:
         """Begin a new purchase of a job that was never bought."""
         known = entry.stored
         after = known.reborn(body=body, created_at=self.utcnow())
-        await self._write(known, after)
+        await self._written(known, self.ledger.advance(known, after))
         entry.record = known  # not before: how the last purchase ended is no answer to who waits for this one
         self._take(entry, after, stored=after)
 
     async def move(self, entry: Entry, state: JobState, **facts: Any) -> None:
         """Write a move down and make it true; on a `LedgerError` nothing has moved."""
         after = entry.record.to(state, **facts)
-        await self._write(entry.stored, after)
+        await self._written(entry.stored, self.ledger.advance(entry.stored, after))
         self._take(entry, after, stored=after)
+
+    async def set_aside(self, entry: Entry, **facts: Any) -> Allowance | None:
+        """Write down that a job is about to be sent, if the cap of its named batch has room; None: nobody caps it."""
+        after = entry.record.to(JobState.SUBMITTING, **facts)
+        allowance = None
+        if after.batch is None:
+            await self._written(entry.stored, self.ledger.advance(entry.stored, after))
+        else:
+            price, max_credits = self.purse.price(entry), self.purse.max_credits(entry)
+            setting = self.ledger.set_aside(entry.stored, after, price, max_credits)
+            allowance = await self._written(entry.stored, setting)
+        if allowance is None or allowance.refusal is None:
+            self._take(entry, after, stored=after)
+        return allowance
 
     async def learn(self, entry: Entry, state: JobState, **facts: Any) -> LedgerError | None:
         """Make a move true that the gateway has already made; return why it could not be written down.
@@ -69,7 +85,7 @@ class Books:
         """
         after = entry.record.to(state, **facts)
         try:
-            await self._write(entry.stored, after)
+            await self._written(entry.stored, self.ledger.advance(entry.stored, after))
         except LedgerError as error:
             if isinstance(error, TaskTaken) and state is JobState.RUNNING:
                 raise
@@ -89,7 +105,8 @@ class Books:
         was, before = entry.record, entry.record.state
         entry.stored = stored
         entry.moved(after, interruption)
-        self.purse.moved(was, entry)
+        if (estimate := self.purse.moved(was, entry)) is not None:
+            self.tell(PriceAboveEstimate(record=after, estimate=estimate.credits))
         if self.ended[before]:  # an uncertain job was settled, or one that had failed is bought again
             self.ended[before] -= 1
         if entry.over:

@@ -29,7 +29,7 @@ from nanobanana_async.errors import (
 from nanobanana_async.gateways.contract import Gateway, Transport
 from nanobanana_async.http.threads import AnswerReader
 from nanobanana_async.jobs import Accepted, Failure, JobRecord, JobState
-from nanobanana_async.ledger.base import TaskTaken
+from nanobanana_async.ledger.base import Allowance, TaskTaken
 from nanobanana_async.observe import CreateFailed
 from nanobanana_async.policy.retry import (
     MAX_RETRY_AFTER_S,
@@ -82,6 +82,9 @@ class Buyer:
         match answer:
             case Accepted():
                 return await self._accepted(entry, answer)
+            case Allowance():  # it waits for its turn again, or is declined
+                self._books.purse.refused(entry, answer, self._clock())
+                return self._clock()
             case LedgerError():  # no durable intent, no POST
                 entry.stopped = answer
                 entry.wake()
@@ -89,21 +92,23 @@ class Buyer:
             case _:
                 return await self._not_accepted(entry, answer, sent_before)
 
-    async def _tried(self, entry: Entry) -> Accepted | NanoBananaError:
+    async def _tried(self, entry: Entry) -> Accepted | Allowance | NanoBananaError:
         try:
             if entry.record.state is JobState.PENDING:
-                await self._write_intent(entry)
+                allowance = await self._write_intent(entry)
+                if allowance is not None and allowance.refusal is not None:
+                    return allowance
             return await self._post(entry)
         except NanoBananaError as error:
             return error
         finally:
             self._slots.answered(entry)
 
-    async def _write_intent(self, entry: Entry) -> None:
+    async def _write_intent(self, entry: Entry) -> Allowance | None:
         record = entry.record
         if entry.tried_at == NEVER:
             entry.tried_at = self._clock()
-        await self._books.move(entry, JobState.SUBMITTING, first_sent_at=record.first_sent_at or self._books.utcnow())
+        return await self._books.set_aside(entry, first_sent_at=record.first_sent_at or self._books.utcnow())
 
     async def _post(self, entry: Entry) -> Accepted:
         request = self._gateway.build_create(entry.record.body, wire_key=entry.record.wire_key)

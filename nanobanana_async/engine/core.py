@@ -15,13 +15,13 @@ from nanobanana_async.engine.entry import NEVER, Entry
 from nanobanana_async.engine.following import Follower
 from nanobanana_async.engine.runner import Runner
 from nanobanana_async.engine.slots import Slots
-from nanobanana_async.errors import InvalidRequest, LedgerError
+from nanobanana_async.errors import CreditLimitReached, InvalidRequest, LedgerError
 from nanobanana_async.gateways.contract import Gateway
 from nanobanana_async.jobs import UNFINISHED, JobRecord, JobState, check_key, check_task_id, numbered
-from nanobanana_async.ledger.base import Spending, TaskTaken
+from nanobanana_async.ledger.base import TaskTaken
 from nanobanana_async.loops import LoopGuard
 from nanobanana_async.models import ImageRequest
-from nanobanana_async.policy.credits import Budget
+from nanobanana_async.policy.caps import Budget, Cap, Consent, NamedBudget
 
 # Jobs taken over in one go: each is a task for a moment, and one flush of the ledger serves them all.
 TAKEN_AT_ONCE = 200
@@ -38,7 +38,7 @@ class Engine:
         buyer: Buyer,
         follower: Follower,
         *,
-        budgets: tuple[Budget, ...],
+        budgets: tuple[Cap, ...],
         callbacks: Callbacks,
         guard: LoopGuard,
         max_requests: int,
@@ -56,13 +56,20 @@ class Engine:
         self.runner = Runner(books, slots, buyer, follower, self._admission, max_requests=max_requests)
         self.live = self.runner.live
 
-    def enter(self, record: JobRecord, *budgets: Budget, retry_failed: bool = False) -> Entry:
+    def enter(
+        self,
+        record: JobRecord,
+        *budgets: Cap,
+        expected_credits: Decimal | None = None,
+        retry_failed: bool = False,
+    ) -> Entry:
         """Take a job in, or return the live one under its key; no await stands between look and seat."""
         self.runner.check_open(record)
         entry = self.live.get(record.key)
         if entry is None:
             entry = self.runner.seat(self.entry_for(record))
             entry.budgets += budgets
+            entry.expected_credits = expected_credits
             entry.retries_failed = retry_failed
             self.runner.spawn(self.runner.claim, entry)
         else:
@@ -70,7 +77,7 @@ class Engine:
         entry.wanted = True
         return entry
 
-    async def record(self, wish: ImageRequest, key: str) -> JobRecord:
+    async def record(self, wish: ImageRequest, key: str, *, batch: str | None = None) -> JobRecord:
         """Return a new job as it is to be written down. Raises `InvalidRequest` for what this gateway does not take.
 
         Its request names its model, also where the gateway has chosen it: another model is another request.
@@ -87,6 +94,7 @@ class Engine:
             request=wish,
             body=self._gateway.encode(wish),
             created_at=self.books.utcnow(),
+            batch=batch,
         )
 
     def record_of_task(self, task_id: str, key: str, state: JobState, request: ImageRequest | None) -> JobRecord:
@@ -107,16 +115,9 @@ class Engine:
     def _with_model(self, wish: ImageRequest) -> ImageRequest:
         return evolve(wish, model=self._gateway.model) if wish.model is None else wish
 
-    async def budget(self, limit: Decimal, expected: Decimal | None, prefix: str | None) -> Budget:
-        """Return a limit of credits; what jobs whose keys begin with `prefix` have cost is spent of it already."""
-        purse = self.books.purse
-        spent = Spending(credits=Decimal(0)) if prefix is None else await self.books.ledger.spent(prefix)
-        purse.recall(record for record in spent.priced if record.gateway == self._gateway.name)
-        budget = Budget(limit, purse.prices, expected=expected, spent=spent.credits)
-        for record in spent.unpriced:
-            budget.reserve(record.key, purse.class_of(record))
-            budget.park(record.key)
-        return budget
+    def cap(self, max_credits: Decimal, batch: str | None) -> Cap:
+        """Return a cap of credits: of a named batch, which the ledger counts, or of one without a name."""
+        return Budget(max_credits, self.books.purse.prices) if batch is None else NamedBudget(max_credits)
 
     async def look_up(self, key: str) -> Entry | None:
         """Find a job among the live ones or in the ledger."""
@@ -188,6 +189,8 @@ class Engine:
         if task_id is not None:
             check_task_id(task_id)
         self.check_settles(entry, buy_again=buy_again)
+        if buy_again and self.books.purse.consent_again(entry, self.clock()) is Consent.NEVER:
+            raise CreditLimitReached(self.books.purse.why(entry), key=record.key, safe_to_repeat=False)
         body = self._gateway.encode(record.request) if buy_again and record.request is not None else None
         entry.wanted, entry.stopped = True, None
 

@@ -3,10 +3,11 @@
 import asyncio
 from collections import deque
 from collections.abc import Callable
+from decimal import Decimal
 
 from nanobanana_async.errors import NanoBananaError
 from nanobanana_async.jobs import UNFINISHED, JobRecord, JobState, Observation
-from nanobanana_async.policy.credits import Budget
+from nanobanana_async.policy.caps import Cap
 from nanobanana_async.policy.schedule import Schedule
 
 NEVER = float("inf")
@@ -22,6 +23,7 @@ class Entry:
         "callers",
         "due",
         "elsewhere",
+        "expected_credits",
         "failures",
         "ghost",
         "hint",
@@ -84,8 +86,10 @@ class Entry:
         """How many `generate` calls and batches wait for it; when the last one leaves, an unsent job is withdrawn."""
         self.kept = False
         """A handle was given out: the job outlives its callers."""
-        self.budgets: tuple[Budget, ...] = ()
+        self.budgets: tuple[Cap, ...] = ()
         """What its price is drawn on."""
+        self.expected_credits: Decimal | None = None
+        """What the user expects such a job to cost, until the gateway says it."""
         self.listeners: list[Callable[[Entry], None]] | None = None
         """Called at once when its state has changed, and when nothing more happens to it by itself."""
         self.wanted = False

@@ -9,7 +9,7 @@ from nanobanana_async.engine.purse import Purse
 from nanobanana_async.engine.slots import Slots
 from nanobanana_async.engine.wire import Wire
 from nanobanana_async.jobs import JobState
-from nanobanana_async.policy.credits import Consent
+from nanobanana_async.policy.caps import Consent
 
 # While the retry budget is empty nothing else rings for the repeats that wait for it.
 BUDGET_LOOK_S = 0.5
@@ -71,28 +71,33 @@ class Feed:
     def _feed_creates(self, now: float) -> float:
         # Jobs must not pile up unseen: what has ended would be taken to be held.
         seen_enough = len(self._overdue) <= (self._wire.free if self._slots.throttle.met_a_limit else 0)
+        asks_at = NEVER
         for line in (self._repeats, self._pending) if seen_enough else (self._repeats,):
             while line:
                 entry = line.first()
                 if not _may_be_sent(entry):
                     line.popleft()
                     continue
-                consent = self._purse.consent(entry)
+                consent = self._purse.consent(entry, now)
                 if consent is Consent.NEVER:
                     self._decline(line.popleft())
                     continue
                 if self._wire.full:
                     return NEVER
-                if consent is Consent.LATER or not self._slots.admits(entry, now):
+                if consent is Consent.LATER:
+                    asks_at = min(asks_at, self._purse.asks_at(entry))
+                    break
+                if not self._slots.admits(entry, now):
                     break
                 line.popleft()
                 self._purse.reserve(entry)
                 self._slots.sent(entry, now)
                 self._create(entry)
         if self._repeats:
-            return self._slots.gate.opens_at if self._slots.gate.opens_at > now else now + BUDGET_LOOK_S
+            opens_at = self._slots.gate.opens_at if self._slots.gate.opens_at > now else now + BUDGET_LOOK_S
+            return min(opens_at, asks_at)
         opens_at = self._slots.opens_at(now)
-        return opens_at if self._pending and opens_at > now else NEVER
+        return min(opens_at if self._pending and opens_at > now else NEVER, asks_at)
 
     def _feed_queries(self, now: float) -> float:
         while self._overdue:

@@ -65,6 +65,7 @@ class Runner:
         self.withdraw = self.errand(admission.withdraw)
         self._buy = self.errand(buyer.buy)
         self.live: dict[str, Entry] = {}
+        books.purse.live = self.live
         self.lingering: dict[str, Entry] = {}
         """Jobs of which nobody knows whether they run: they hold their slots for a while."""
         self._owed = 0
@@ -259,7 +260,7 @@ class Runner:
         if ghost is not None and ghost is not entry:
             entry.ghost = ghost
             entry.slots, ghost.slots = ghost.slots, 0
-            entry.budgets = ghost.budgets
+            entry.budgets, entry.expected_credits = ghost.budgets, ghost.expected_credits
         entry.due = NEVER
         self.feed.number(entry).live = True
         self.live[entry.key] = entry

@@ -105,6 +105,7 @@ class ApiMall(GatewaySettings):
     short_name: ClassVar[str] = "apimall"
     title: ClassVar[str] = "API Mall"
     key_variable: ClassVar[str] = "APIMALL_API_KEY"
+    credits_per_image: ClassVar[Decimal] = Decimal(8)
 
     base_url: str = "https://gateway.apimall.ai"
     model: str = "nano-banana-pro"

@@ -1,6 +1,7 @@
 """What a gateway is: settings, and a sans-I/O contract that turns values into requests and answers into values."""
 
 from collections.abc import Mapping
+from decimal import Decimal
 from typing import Literal, Protocol, runtime_checkable
 
 from attrs import field, frozen
@@ -90,6 +91,10 @@ class Gateway(Protocol):
 
     def price_class(self, request: ImageRequest) -> str:
         """Requests of one class are taken to cost the same and to last about as long."""
+        ...
+
+    def example_credits(self, request: ImageRequest) -> Decimal:
+        """Return what such a request costs by the example of the gateway's reference: an estimate until it says."""
         ...
 
     def encode(self, request: ImageRequest) -> bytes:

@@ -100,6 +100,7 @@ class DefApi(GatewaySettings):
     short_name: ClassVar[str] = "defapi"
     title: ClassVar[str] = "defapi"
     key_variable: ClassVar[str] = "DEFAPI_API_KEY"
+    credits_per_image: ClassVar[Decimal] = Decimal("0.5")
 
     base_url: str = "https://api.defapi.org"
     model: str = "google/gempix2"

@@ -3,6 +3,7 @@
 import ipaddress
 import os
 from collections.abc import Mapping
+from decimal import Decimal
 from typing import Any, ClassVar, Self
 from urllib.parse import urlsplit
 
@@ -94,6 +95,7 @@ class GatewaySettings:
     short_name: ClassVar[str]
     title: ClassVar[str]
     key_variable: ClassVar[str]
+    credits_per_image: ClassVar[Decimal]
 
     api_key: str = field(repr=False)
     base_url: str
@@ -157,6 +159,10 @@ class GatewaySettings:
         """Requests of one class are taken to cost the same and to last about as long."""
         size = request.resolution or "default"
         return f"{self.name}/{request.model or self.model}/{task_type(request)}/{size}/{request.num_images}"
+
+    def example_credits(self, request: ImageRequest) -> Decimal:
+        """Return what such a request costs by the example of the gateway's reference: an estimate until it says."""
+        return self.credits_per_image * request.num_images
 
 
 def task_type(request: ImageRequest) -> TaskType:

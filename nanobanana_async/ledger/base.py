@@ -1,5 +1,6 @@
 """Where jobs are written down: the contract that every ledger keeps."""
 
+import enum
 from collections.abc import AsyncIterator, Sequence
 from datetime import datetime
 from decimal import Decimal
@@ -9,6 +10,7 @@ from attrs import frozen
 
 from nanobanana_async.errors import LedgerError
 from nanobanana_async.jobs import JobRecord
+from nanobanana_async.policy.credits import Price
 
 
 @frozen(kw_only=True)
@@ -22,16 +24,31 @@ class Claim:
     """It has not ended, and we follow it; a job that is over, UNCERTAIN ones among them, is nobody's."""
 
 
-@frozen(kw_only=True)
-class Spending:
-    """What the jobs of a batch have cost so far."""
+class Refusal(enum.Enum):
+    """Why a purchase of a named batch may not be made now."""
 
-    credits: Decimal
-    """After refunds, where the gateway said it."""
-    priced: tuple[JobRecord, ...] = ()
-    """Jobs that show what each kind of request costs; not all there are."""
-    unpriced: tuple[JobRecord, ...] = ()
-    """Those that were bought, or perhaps, and of which nobody has said what they cost."""
+    PRICE = "price"
+    """Another process has learned another price: it may be made at that one, if it fits."""
+    ESTIMATE = "estimate"
+    """Its price is an estimate, and so is that of an earlier charge under the name."""
+    SUM = "sum"
+    """It would pass the cap."""
+
+
+@frozen(kw_only=True)
+class Allowance:
+    """Whether a purchase of a named batch was set aside for, and how its cap stands otherwise."""
+
+    refusal: "Refusal | None" = None
+    """None: it is granted."""
+    price: Price
+    """What the job is taken to cost, as the ledger knows it."""
+    spent: Decimal
+    """All charges under the name, this one not among them."""
+    ours: tuple[str, ...] = ()
+    """Jobs of ours that may free credits, or tell a price, as long as we follow them."""
+    others: bool = False
+    """Whether a living owner follows such jobs."""
 
 
 class TaskTaken(LedgerError):
@@ -72,6 +89,17 @@ class Ledger(Protocol):
         """
         ...
 
+    async def set_aside(
+        self, before: JobRecord, after: JobRecord, price: Price, max_credits: Decimal | None
+    ) -> Allowance:
+        """Replace `before` by `after`, about to be sent, and note its charge under `after.batch`, if that has room.
+
+        All charges under the name and the price must not pass `max_credits`, and an estimate must be the only one
+        under the name; None sets no cap. Nothing is changed when it is not granted. Raises as `advance` does, which
+        keeps the charge up to date from then on.
+        """
+        ...
+
     async def find(self, key: str) -> JobRecord | None:
         """Return the job with this key."""
         ...
@@ -92,8 +120,8 @@ class Ledger(Protocol):
         """Count the jobs that may hold a slot of this account and are not ours, begun after a moment."""
         ...
 
-    async def spent(self, prefix: str) -> Spending:
-        """Sum up the jobs whose keys begin so."""
+    async def spent(self, batch: str) -> Decimal:
+        """Return what was ever spent, or set aside, under a name, after refunds: also for jobs that are forgotten."""
         ...
 
     async def secret(self) -> bytes:

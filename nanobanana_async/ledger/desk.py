@@ -11,9 +11,11 @@ from datetime import datetime
 from decimal import Decimal
 
 from nanobanana_async.errors import LedgerError
-from nanobanana_async.jobs import FINAL, PERHAPS_BOUGHT, UNFINISHED, JobRecord, JobState
-from nanobanana_async.ledger.base import Claim, Spending, TaskTaken
+from nanobanana_async.jobs import FINAL, UNFINISHED, JobRecord, JobState
+from nanobanana_async.ledger.base import Allowance, Claim, TaskTaken
+from nanobanana_async.ledger.charges import Charges
 from nanobanana_async.ledger.rows import COLUMNS, DEED, STORY, Row, deed_of, moment, record_of, same_deed, story_of
+from nanobanana_async.policy.credits import Price
 
 
 def _listed(states: Iterable[JobState]) -> str:
@@ -57,19 +59,6 @@ PRUNABLE = f"SELECT count(*) FROM jobs WHERE {_PRUNABLE}"
 PRUNE = f"DELETE FROM jobs WHERE id > ? AND id <= ? AND {_PRUNABLE}"
 NUDGE = f"INSERT OR REPLACE INTO nudges SELECT owner, key, ? FROM jobs WHERE key = ? AND owner <> ? AND NOT {_ENDED}"
 
-_BATCH = "key >= ? AND key < ?"
-COSTS = f"SELECT credits_used, credits_refunded, count(*) FROM jobs WHERE {_BATCH} AND credits_used <> '' GROUP BY 1, 2"
-# One of each kind of request: those that differ in what they cost differ in more than words and pictures.
-PRICED = (
-    f"SELECT {_ALL} FROM jobs WHERE id IN (SELECT max(id) FROM jobs WHERE {_BATCH} AND credits_used <> ''"
-    f" AND state <> '{JobState.FAILED.value}'"
-    " GROUP BY json_remove(request, '$.prompt', '$.images', '$.callback_url')) ORDER BY id"
-)
-UNPRICED = (
-    f"SELECT {_ALL} FROM jobs WHERE {_BATCH} AND credits_used IS NULL"
-    f" AND (in_doubt OR state IN ({_listed(PERHAPS_BOUGHT)}))"
-)
-
 
 def swap(before: JobRecord, after: JobRecord) -> tuple[str, Row]:
     """Return what replaces a record by the next: the statement and the row; only what may differ is written."""
@@ -86,6 +75,7 @@ class Desk:
         self._owner = owner
         self._alive = alive
         self._dead: set[str | None] = {None}
+        self.charges = Charges(connection, owner, self._free)
 
     def claim(self, record: JobRecord, row: Row) -> Claim:
         """Write a job down as ours, or say what stands under its key; what nobody follows is taken over."""
@@ -96,8 +86,30 @@ class Desk:
         known = record_of(found[:-1])
         return Claim(record=known, ours=self._taken_over(known, found[-1]))
 
-    def advance(self, before: JobRecord, statement: str, row: Row) -> None:
+    def advance(self, before: JobRecord, after: JobRecord, statement: str, row: Row) -> None:
         """Replace `before` by the row if it still stands there and is ours, or is over; `statement` as `swap` says."""
+        self._swap(before, statement, row)
+        if after.batch is not None:
+            self.charges.follow(before, after)
+
+    def set_aside(
+        self,
+        before: JobRecord,
+        after: JobRecord,
+        statement: str,
+        row: Row,
+        *,
+        price: Price,
+        max_credits: Decimal | None,
+    ) -> Allowance:
+        """Replace `before` by a row that is about to be sent, and note its charge, if its batch may buy it."""
+        allowance = self.charges.allowance(after, price, max_credits)
+        if allowance.refusal is None:
+            self._swap(before, statement, row)
+            self.charges.add(after, allowance.price)
+        return allowance
+
+    def _swap(self, before: JobRecord, statement: str, row: Row) -> None:
         if self.connection.execute(statement, (*row, self._owner, before.key, before.revision, self._owner)).rowcount:
             return
         found = self.connection.execute("SELECT revision FROM jobs WHERE key = ?", (before.key,)).fetchone()
@@ -186,19 +198,6 @@ class Desk:
     def prunable(self, older_than: datetime) -> int:
         """Count what ended before a moment."""
         return int(self.connection.execute(PRUNABLE, (moment(older_than),)).fetchone()[0])
-
-    def spent(self, prefix: str) -> Spending:
-        """Sum up the jobs whose keys begin so."""
-        stretch = (prefix, prefix[:-1] + chr(ord(prefix[-1]) + 1))
-        run = self.connection.execute
-        costs = [
-            max(Decimal(0), Decimal(used) - Decimal(back or 0)) * count for used, back, count in run(COSTS, stretch)
-        ]
-        return Spending(
-            credits=sum(costs, Decimal(0)),
-            priced=tuple(record_of(row) for row in run(PRICED, stretch)),
-            unpriced=tuple(record_of(row) for row in run(UNPRICED, stretch)),
-        )
 
     def secret(self) -> bytes:
         """Return what callbacks are signed with; make it when it is asked for first."""

@@ -11,8 +11,10 @@ from attrs import asdict, define, evolve, field, frozen
 
 from nanobanana_async.errors import IdempotencyConflict, LedgerError
 from nanobanana_async.jobs import FINAL, UNFINISHED, JobRecord, JobState, is_made_key
-from nanobanana_async.ledger.base import Claim, Spending, TaskTaken
+from nanobanana_async.ledger.base import Allowance, Claim, TaskTaken
+from nanobanana_async.ledger.remembered import RememberedCharges
 from nanobanana_async.models import ImageRequest
+from nanobanana_async.policy.credits import Price
 
 # What is kept of a job that has ended under a key of the caller's own, in characters: 1 to 3 KB in all, and never more
 # than 8 KB. A longer request is kept as its digest, longer links are asked for again, a longer reason is cut.
@@ -48,6 +50,7 @@ class MemoryLedger:
     _tasks: dict[tuple[str, str], str] = field(factory=dict, init=False, repr=False)
     _past_tasks: OrderedDict[tuple[str, str], str] = field(factory=OrderedDict, init=False, repr=False)
     _ours: set[str] = field(factory=set, init=False, repr=False)
+    _charges: RememberedCharges = field(factory=RememberedCharges, init=False, repr=False)
     _secret: bytes = field(factory=lambda: secrets.token_bytes(32), init=False, repr=False)
     _is_open: bool = field(default=False, init=False, repr=False)
 
@@ -88,6 +91,20 @@ class MemoryLedger:
             self._jobs[after.key] = after
             self._index(after)
             self._taken(after)
+        if after.batch is not None:
+            self._charges.follow(before, after)
+
+    async def set_aside(
+        self, before: JobRecord, after: JobRecord, price: Price, max_credits: Decimal | None
+    ) -> Allowance:
+        """Replace `before` by `after`, about to be sent, and note its charge, if the cap of its batch has room."""
+        allowance = self._charges.allowance(
+            after, price, max_credits, lambda key: "ours" if key in self._ours else None
+        )
+        if allowance.refusal is None:
+            await self.advance(before, after)
+            self._charges.add(after, allowance.price)
+        return allowance
 
     async def find(self, key: str) -> JobRecord | None:
         """Return the job with this key; None if it was forgotten."""
@@ -111,14 +128,9 @@ class MemoryLedger:
         """Count the jobs that may hold a slot and were let go."""
         return sum(1 for record in self._free(account) if _may_hold_a_slot(record, since))
 
-    async def spent(self, prefix: str) -> Spending:
-        """Sum up the unfinished jobs whose keys begin so: no named batch runs on this ledger."""
-        bought = [record for key, record in self._jobs.items() if key.startswith(prefix) and record.perhaps_bought]
-        return Spending(
-            credits=sum((record.credits or Decimal(0) for record in bought), Decimal(0)),
-            priced=tuple(record for record in bought if record.credits_used is not None),
-            unpriced=tuple(record for record in bought if record.credits_used is None),
-        )
+    async def spent(self, batch: str) -> Decimal:
+        """Return what was ever spent, or set aside, under a name, after refunds."""
+        return self._charges.spent(batch)
 
     async def secret(self) -> bytes:
         """Return 32 random bytes, the same as long as the ledger lives."""

@@ -15,7 +15,7 @@ from nanobanana_async.models import ImageRequest
 T = TypeVar("T")
 Row = tuple[Any, ...]
 
-DEED = ("key", "gateway", "account", "request", "body", "created_at")
+DEED = ("key", "gateway", "account", "request", "body", "created_at", "batch")
 """What a job is: it changes with a new generation only."""
 
 STORY = (
@@ -51,7 +51,7 @@ def moment(when: datetime) -> str:
 def deed_of(record: JobRecord) -> Row:
     """Return what the job is, in the order of `DEED`."""
     request = None if record.request is None else _json(_CONVERTER.unstructure(record.request))
-    return (record.key, record.gateway, record.account, request, record.body, moment(record.created_at))
+    return (record.key, record.gateway, record.account, request, record.body, moment(record.created_at), record.batch)
 
 
 def story_of(record: JobRecord) -> Row:

@@ -12,6 +12,7 @@ CREATE TABLE jobs (
     request          TEXT,                     -- null for a task that was attached by its id alone
     body             BLOB    NOT NULL,         -- the exact bytes that every POST of the job sends
     created_at       TEXT    NOT NULL,
+    batch            TEXT,                     -- under what its charges are summed; null: its charges are not kept
     state            TEXT    NOT NULL,
     revision         INTEGER NOT NULL,         -- counts the writes; each is a compare-and-swap on it
     generation       INTEGER NOT NULL,         -- counts deliberate purchases
@@ -37,6 +38,58 @@ CREATE INDEX jobs_open ON jobs (account, id, state, owner)
 CREATE INDEX jobs_task ON jobs (account, task_id) WHERE task_id IS NOT NULL;
 
 CREATE INDEX jobs_state ON jobs (state);
+
+-- What was ever spent under a name: a row for each purchase of each job of a named batch, written together with the
+-- job's transition. A later purchase of the job adds a row; a purchase that surely was none keeps its row, at 0.
+-- Credits are counted here in whole billionths, so that SQLite sums them exactly.
+CREATE TABLE charges (
+    job         INTEGER NOT NULL,              -- jobs.id
+    generation  INTEGER NOT NULL,
+    batch       TEXT    NOT NULL,
+    account     TEXT    NOT NULL,
+    price_class TEXT    NOT NULL,
+    credits     INTEGER NOT NULL,              -- set aside, or charged, after refunds
+    basis       TEXT    NOT NULL,              -- told, agreed: the price; expected, example: an estimate
+    under_way   INTEGER NOT NULL,              -- the job was sent or runs
+    PRIMARY KEY (job, generation)
+) STRICT, WITHOUT ROWID;
+
+CREATE INDEX charges_open ON charges (batch) WHERE under_way OR basis IN ('expected', 'example');
+
+CREATE INDEX charges_estimated ON charges (account, price_class) WHERE basis IN ('expected', 'example');
+
+-- The sum of all charges under a name, those of forgotten jobs included: to delete a charge takes nothing off it.
+CREATE TABLE spending (
+    batch   TEXT PRIMARY KEY,
+    credits INTEGER NOT NULL,
+    untold  INTEGER NOT NULL DEFAULT 0         -- forgotten jobs of which nobody ever said what they cost
+) STRICT, WITHOUT ROWID;
+
+CREATE TRIGGER charge_added AFTER INSERT ON charges BEGIN
+    INSERT INTO spending (batch, credits) VALUES (new.batch, new.credits)
+        ON CONFLICT (batch) DO UPDATE SET credits = min(credits + excluded.credits, 9000000000000000000);
+END;
+
+CREATE TRIGGER charge_changed AFTER UPDATE OF credits ON charges WHEN new.credits <> old.credits BEGIN
+    UPDATE spending SET credits = min(credits + new.credits - old.credits, 9000000000000000000)
+        WHERE batch = new.batch;
+END;
+
+CREATE TRIGGER job_forgotten AFTER DELETE ON jobs WHEN old.batch IS NOT NULL BEGIN
+    DELETE FROM charges WHERE job = old.id;
+END;
+
+CREATE TRIGGER charge_forgotten AFTER DELETE ON charges WHEN old.basis IN ('expected', 'example') BEGIN
+    UPDATE spending SET untold = untold + 1 WHERE batch = old.batch;
+END;
+
+-- What jobs of a class cost, as the gateway last said.
+CREATE TABLE prices (
+    account     TEXT NOT NULL,
+    price_class TEXT NOT NULL,
+    credits     INTEGER NOT NULL,
+    PRIMARY KEY (account, price_class)
+) STRICT, WITHOUT ROWID;
 
 -- What callbacks are signed with: whoever reads it can pretend to be the gateway, and is then not believed.
 CREATE TABLE secrets (

@@ -5,6 +5,7 @@ import os
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from datetime import datetime
+from decimal import Decimal
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
@@ -12,12 +13,13 @@ from typing import TypeVar
 from nanobanana_async.checks import as_count, as_number, shown
 from nanobanana_async.errors import ConfigurationError, LedgerError
 from nanobanana_async.jobs import JobRecord, JobState
-from nanobanana_async.ledger.base import Claim, Spending
+from nanobanana_async.ledger.base import Allowance, Claim
 from nanobanana_async.ledger.desk import Desk, swap
 from nanobanana_async.ledger.place import open_file
 from nanobanana_async.ledger.rows import deed_of, story_of
 from nanobanana_async.ledger.writer import Writer
 from nanobanana_async.loops import running_loop
+from nanobanana_async.policy.credits import Price
 
 T = TypeVar("T")
 
@@ -108,9 +110,17 @@ class SqliteLedger:
         def advance(desk: Desk) -> None:
             if brings_task:
                 desk.check_task(after)
-            desk.advance(before, statement, row)
+            desk.advance(before, after, statement, row)
 
         await self._write(advance, before)
+
+    async def set_aside(
+        self, before: JobRecord, after: JobRecord, price: Price, max_credits: Decimal | None
+    ) -> Allowance:
+        """Replace `before` by `after`, about to be sent, and note its charge, if the cap of its batch has room."""
+        statement, row = swap(before, after)
+        note = partial(Desk.set_aside, before=before, after=after, statement=statement, row=row)
+        return await self._write(partial(note, price=price, max_credits=max_credits), before)
 
     async def adopt(self, key: str) -> Claim | None:
         """Take over an unfinished job that no living owner follows; return what stands there."""
@@ -135,9 +145,9 @@ class SqliteLedger:
         """
         return await self._ask(lambda desk: desk.held(account, since))
 
-    async def spent(self, prefix: str) -> Spending:
-        """Sum up what the jobs whose keys begin so have cost."""
-        return await self._ask(lambda desk: desk.spent(prefix))
+    async def spent(self, batch: str) -> Decimal:
+        """Return what was ever spent, or set aside, under a name, after refunds: also for jobs that are forgotten."""
+        return await self._ask(lambda desk: desk.charges.spent(batch))
 
     async def secret(self) -> bytes:
         """Return 32 random bytes that are kept in the file, for callbacks."""
@@ -206,7 +216,8 @@ class SqliteLedger:
     async def prune(self, older_than: datetime) -> int:
         """Forget the jobs that ended before a moment; return how many. UNCERTAIN ones are never forgotten.
 
-        A job that is forgotten will be bought again when its key, or its row of a batch, is asked for again. The
+        A job that is forgotten will be bought again when its key, or its row of a batch, is asked for again; what it
+        has cost stays spent under the name of its batch. The
         room is used for new jobs; the file does not become smaller.
         """
         _check_moment(older_than)

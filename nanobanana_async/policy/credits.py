@@ -1,20 +1,74 @@
-"""What may be spent: reserved before each purchase and settled after it, so that concurrency can't overshoot."""
+"""What jobs cost: prices as they are learned, charges as records tell them, and amounts as people write them."""
 
 import enum
-from decimal import Decimal
+from decimal import ROUND_DOWN, ROUND_UP, Decimal
+
+from attrs import frozen
 
 from nanobanana_async.errors import ConfigurationError
+from nanobanana_async.jobs import JobRecord, JobState
 
 NOTHING = Decimal(0)
 
+# Amounts are counted in billionths of a credit, up to a billion credits: their sums fit into 63 bits.
+BILLIONTH = Decimal("1e-9")
+MAX_CREDITS = Decimal(10**9)
 
-class Consent(enum.IntEnum):
-    """Whether one more purchase fits, from the best answer to the worst."""
 
-    NOW = 0
-    LATER = 1
-    """Not while the others are under way: one may be refunded, or tell the price."""
-    NEVER = 2
+class Basis(enum.Enum):
+    """What a price rests on. The values stand in ledgers."""
+
+    TOLD = "told"
+    """The gateway has stated it, for this job or for one of its class."""
+    AGREED = "agreed"
+    """`expected_credits`, where a job of the class has ended and the gateway did not say what it cost."""
+    EXPECTED = "expected"
+    """`expected_credits`: the user's own estimate."""
+    EXAMPLE = "example"
+    """The example of the gateway's reference."""
+
+
+@frozen
+class Price:
+    """What a job is taken to cost."""
+
+    price_class: str
+    credits: Decimal
+    basis: Basis = Basis.TOLD
+
+    @property
+    def estimated(self) -> bool:
+        """Whether the gateway has not stated it yet."""
+        return self.basis in (Basis.EXPECTED, Basis.EXAMPLE)
+
+
+@frozen(kw_only=True)
+class Charge:
+    """What a purchase has cost by its record; `credits` is None while that is not known better than before."""
+
+    credits: Decimal | None
+    under_way: bool
+    """The job runs: it may yet be refunded, or tell its price."""
+    over: bool
+    """The gateway has said its last word."""
+
+
+def charge_of(record: JobRecord) -> Charge | None:
+    """Return what a record says of its purchase; None when surely nothing was bought.
+
+    A failure without a stated refund has cost what was stated before. 0 is a price only when the job succeeded, and a
+    refund when it failed; before that it says nothing.
+    """
+    over = record.state in (JobState.SUCCEEDED, JobState.FAILED)
+    if not over and not record.perhaps_bought:
+        return None
+    cost = record.credits if over else price_in(record)
+    return Charge(credits=cost, under_way=record.state in (JobState.SUBMITTING, JobState.RUNNING), over=over)
+
+
+def price_in(record: JobRecord) -> Decimal | None:
+    """Return what such a job costs by its record; 0 is a price only when it succeeded: some say it for a refund."""
+    return record.credits_used if record.credits_used or record.state is JobState.SUCCEEDED else None
 
 
 class Prices:
@@ -32,125 +86,50 @@ class Prices:
         """Note what a job cost; None when it ended without a word about that."""
         if price is not None:
             self._known[price_class] = price
-            self._silent.discard(price_class)
-        elif price_class not in self._known:
+        else:
             self._silent.add(price_class)
 
-    def is_silent(self, price_class: str) -> bool:
-        """Whether the gateway does not say what such jobs cost."""
-        return price_class in self._silent
+    def estimate(self, price_class: str, example: Decimal, expected: Decimal | None) -> Price:
+        """Return what a job is taken to cost: as told, as the user expects, or as the reference's example says.
 
-
-class Budget:
-    """A limit of credits, for a session or a batch. `spent` is what earlier runs have spent of it.
-
-    A class of jobs whose price nobody knows goes alone until it is told. `expected` is taken for such a price; one that
-    another budget of the same job was given can be handed in.
-    """
-
-    def __init__(
-        self, max_credits: Decimal, prices: Prices, *, expected: Decimal | None = None, spent: Decimal = NOTHING
-    ) -> None:
-        self.max_credits = max_credits
-        self.spent = spent
-        self.expected = expected
-        self._prices = prices
-        self._reserved: dict[str, Decimal] = {}
-        self._parked: set[str] = set()
-        """Whose cost nobody will tell soon: still set aside, but not worth waiting for."""
-        self._sum = NOTHING
-        self._unpriced: dict[str, set[str]] = {}
-        """Class -> jobs that were bought before anybody knew its price."""
-
-    @property
-    def reserved(self) -> Decimal:
-        """What is set aside: the price of jobs under way, and of those that are in doubt."""
-        self._price_the_unpriced()
-        return self._sum
-
-    def consent(self, price_class: str, expected: Decimal | None = None) -> Consent:
-        """Tell whether a job of this class may be bought."""
-        price = self._price(price_class, expected)
-        if price is None and self._prices.is_silent(price_class):
-            return Consent.NEVER
-        if price is None and not self._unpriced.get(price_class, set()) <= self._parked:
-            return Consent.LATER
-        left = self.max_credits - self.spent - self.reserved
-        if left >= price if price is not None else left > 0:
-            return Consent.NOW
-        return Consent.LATER if len(self._reserved) > len(self._parked) else Consent.NEVER
-
-    def reserve(self, key: str, price_class: str, expected: Decimal | None = None) -> None:
-        """Set aside what a job will probably cost, until it is released or settled."""
-        self._parked.discard(key)
-        self._put(key, price_class, self._price(price_class, expected) or NOTHING)
-        if self._prices.of(price_class) is None:
-            self._unpriced.setdefault(price_class, set()).add(key)
-
-    def told(self, key: str, price_class: str, price: Decimal) -> None:
-        """Note the true price of a job under way."""
-        if key in self._reserved:
-            self._parked.discard(key)
-            self._put(key, price_class, price)
-
-    def park(self, key: str) -> None:
-        """Keep it set aside, and wait for it no longer: the job is in doubt, or is followed no more."""
-        if key in self._reserved:
-            self._parked.add(key)
-
-    def follow(self, key: str) -> None:
-        """Wait for it again."""
-        self._parked.discard(key)
-
-    def release(self, key: str, price_class: str) -> None:
-        """Give back what was set aside: nothing was bought."""
-        if key in self._reserved:
-            self._put(key, price_class, NOTHING)
-            self._parked.discard(key)
-            del self._reserved[key]
-
-    def settle(self, key: str, price_class: str, cost: Decimal | None) -> None:
-        """Count what a job has cost after refunds; what was set aside, if the gateway did not say.
-
-        If nobody can tell, it stays set aside, and counts as soon as the price of its class is known.
+        Where a job of the class has ended and the gateway did not say what it cost, the user's word is the price.
         """
-        if key not in self._reserved:
-            return
-        if cost is None and self._price(price_class) is None:
-            self.park(key)
-            return
-        self._price_the_unpriced()
-        self.spent += self._reserved[key] if cost is None else max(cost, NOTHING)
-        self.release(key, price_class)
+        known = self._known.get(price_class)
+        if known is not None:
+            return Price(price_class, known)
+        if expected is not None:
+            return Price(price_class, expected, Basis.AGREED if price_class in self._silent else Basis.EXPECTED)
+        return Price(price_class, example, Basis.EXAMPLE)
 
-    def why(self, price_class: str, expected: Decimal | None = None) -> str:
-        """Say why a job does not fit any more."""
-        price = self._price(price_class, expected)
-        if price is None and self._prices.is_silent(price_class):
-            return "the gateway does not say what such a job costs: say it in expected_credits"
-        cost = "the next job" if price is None else f"a job for {price}"
-        in_doubt = f", {self.reserved} are set aside for jobs in doubt" if self.reserved else ""
-        return f"max_credits is {self.max_credits}, {self.spent} are spent{in_doubt}, and {cost} would pass it"
 
-    def _price(self, price_class: str, expected: Decimal | None = None) -> Decimal | None:
-        known = self._prices.of(price_class)
-        return next((price for price in (known, self.expected, expected) if price is not None), None)
+_ADVICE = {
+    Basis.TOLD: "",
+    Basis.AGREED: ": expected_credits says so, the gateway does not say what such jobs cost",
+    Basis.EXPECTED: ": expected_credits says so, no such job has told its price yet",
+    Basis.EXAMPLE: ": the example of the gateway's reference, no such job has told its price yet;"
+    " expected_credits sets another estimate",
+}
 
-    def _put(self, key: str, price_class: str, amount: Decimal) -> None:
-        self._sum += amount - self._reserved.get(key, NOTHING)
-        self._reserved[key] = amount
-        unpriced = self._unpriced.get(price_class)
-        if unpriced is not None:
-            unpriced.discard(key)
-            if not unpriced:
-                del self._unpriced[price_class]
 
-    def _price_the_unpriced(self) -> None:
-        for price_class in list(self._unpriced):
-            price = self._prices.of(price_class)
-            if price is not None:
-                for key in list(self._unpriced[price_class]):
-                    self._put(key, price_class, price)
+def why_not(price: Price, *, limit: Decimal, spent: Decimal, reserved: Decimal = NOTHING, blocked: bool = False) -> str:
+    """Say why a job is not bought under a cap."""
+    cost = f"{'estimated at' if price.estimated else 'for'} {plain(price.credits)}"
+    if blocked:
+        return (
+            f"max_credits is {plain(limit)}, and a job {cost} is not bought as long as nobody has said what an earlier"
+            " job at an estimate has cost: say what such jobs cost in expected_credits"
+        )
+    in_doubt = f", {plain(reserved)} are set aside for jobs in doubt" if reserved else ""
+    return (
+        f"max_credits is {plain(limit)}, {plain(spent)} are spent{in_doubt}, and a job {cost} would pass it"
+        f"{_ADVICE[price.basis]}"
+    )
+
+
+def plain(amount: Decimal) -> str:
+    """Return an amount without an exponent and without zeros at its end."""
+    text = f"{amount:f}"
+    return text.rstrip("0").rstrip(".") if "." in text else text
 
 
 def as_credits(name: str, value: Decimal | float | str | None) -> Decimal | None:
@@ -162,5 +141,28 @@ def as_credits(name: str, value: Decimal | float | str | None) -> Decimal | None
     except ArithmeticError:
         number = Decimal("NaN")
     if isinstance(value, bool) or not number.is_finite() or number < 0:
-        raise ConfigurationError(f"{name} must be a number of at least 0, not {value!r}")
-    return number
+        raise ConfigurationError(f"{name} must be a number of at least 0, not {_shown(value)}")
+    if number > MAX_CREDITS or (number and number < BILLIONTH):
+        raise ConfigurationError(
+            f"{name} must be 0, or from {plain(BILLIONTH)} to {plain(MAX_CREDITS)} credits, not {_shown(value)}"
+        )
+    rounded = number.quantize(BILLIONTH, ROUND_DOWN)
+    return number if number == rounded else rounded
+
+
+def units(amount: Decimal) -> int:
+    """Return an amount in billionths of a credit, rounded up, as a sum of many can be kept exactly."""
+    return int((min(max(amount, NOTHING), MAX_CREDITS) / BILLIONTH).to_integral_value(ROUND_UP))
+
+
+def credits_in(amount: int) -> Decimal:
+    """Return the amount that `units` counted."""
+    return amount * BILLIONTH
+
+
+def _shown(value: object) -> str:
+    try:
+        text = repr(value)
+    except ValueError:  # a whole number of thousands of digits
+        text = "a number of thousands of digits"
+    return text if len(text) <= 60 else f"{text[:60]}..."

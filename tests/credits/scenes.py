@@ -21,7 +21,7 @@ from nanobanana_async import (
 from nanobanana_async.engine.core import Engine
 from nanobanana_async.errors import TransportError
 from nanobanana_async.gateways.contract import HttpRequest
-from nanobanana_async.policy.credits import Budget
+from nanobanana_async.policy.caps import Budget, Cap
 from nanobanana_async.testing import FakeTransport, Reply
 from tests.engine.sayings import refused, said, task
 from tests.engine.scenes import API_KEY, now
@@ -163,17 +163,18 @@ def engine_of(session: Session) -> Engine:
 def budget_of(session: Session) -> Budget:
     """The session's own limit."""
     (budget,) = engine_of(session)._budgets
+    assert isinstance(budget, Budget)
     return budget
 
 
 def nothing_is_left(session: Session) -> bool:
     """Whether nothing is set aside, and no trace of money is kept of any job."""
     budget = budget_of(session)
-    left = budget.reserved or budget._reserved or budget._parked or budget._unpriced
+    left = budget.reserved or budget._shares
     return not (left or engine_of(session).books.purse._drawn or engine_of(session).live)
 
 
-def budgets_now(session: Session) -> list[Budget]:
+def budgets_now(session: Session) -> list[Cap]:
     """The limits on which the live jobs draw."""
     live = engine_of(session).live.values()
     return list(dict.fromkeys(budget for entry in live for budget in entry.budgets))

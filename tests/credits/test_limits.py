@@ -225,5 +225,5 @@ async def test_nothing_stays_set_aside_when_a_batch_is_over() -> None:
                 pass
         assert [budget.reserved for budget in budgets] == [0, 0]
         assert [budget.spent for budget in budgets] == [64, 64]
-        assert not any(budget._reserved or budget._parked or budget._unpriced for budget in budgets)
+        assert not any(budget._shares for budget in budgets)
         assert not engine_of(session).books.purse._drawn

@@ -15,7 +15,9 @@ from nanobanana_async import Job, JobState, Session
 from nanobanana_async.errors import LedgerError, TransportError
 from nanobanana_async.gateways.contract import HttpRequest, HttpResponse
 from nanobanana_async.jobs import FINAL, UNFINISHED, JobRecord
-from nanobanana_async.ledger.base import Claim, Spending, TaskTaken
+from nanobanana_async.ledger.base import Allowance, Claim, TaskTaken
+from nanobanana_async.ledger.remembered import RememberedCharges
+from nanobanana_async.policy.credits import Price
 from nanobanana_async.testing import FakeTransport, Reply
 from tests.engine.scenes import Opening, Shop
 
@@ -38,6 +40,7 @@ class SharedNotebook:
         self.rows: dict[str, Row] = {}
         self.news: dict[tuple[Page, str], str | None] = {}
         """Whom it is for, and of which job."""
+        self.charges = RememberedCharges()
 
     def states(self) -> dict[str, JobState]:
         return {key: row.record.state for key, row in self.rows.items()}
@@ -53,6 +56,7 @@ class SharedNotebook:
     def forget(self, key: str) -> None:
         """Prune one job."""
         del self.rows[key]
+        self.charges.forget(key)
 
 
 @define(eq=False)
@@ -99,20 +103,15 @@ class Page:
 
     async def advance(self, before: JobRecord, after: JobRecord) -> None:
         def advance() -> None:
-            row = self.book.rows.get(before.key)
-            mine = row is not None and (row.owner is self or row.record.state not in UNFINISHED)
-            if row is None or row.record.revision != before.revision or not mine:
-                raise LedgerError(
-                    f"job {before.key} was changed by somebody else", key=before.key, safe_to_repeat=False
-                )
             for other in self.book.rows.values():
                 record = other.record
                 task = (record.account, record.task_id)
                 bought = record.first_sent_at is not None and after.task_id is not None
-                if other is not row and bought and task == (after.account, after.task_id):
+                if record.key != after.key and bought and task == (after.account, after.task_id):
                     raise TaskTaken(str(after.task_id), record.key, key=after.key)
-            row.record, row.owner = after, self
-            self.diary.append(f"{before.state.name} -> {after.state.name}")
+            self._swap(before, after)
+            if after.batch is not None:
+                self.book.charges.follow(before, after)
 
         await self._carried_out("advance", advance)
 
@@ -160,17 +159,20 @@ class Page:
 
         return await self._carried_out("held", held)
 
-    async def spent(self, prefix: str) -> Spending:
-        def spent() -> Spending:
-            batch = [row.record for key, row in self.book.rows.items() if key.startswith(prefix)]
-            bought = [record for record in batch if record.perhaps_bought]
-            return Spending(
-                credits=sum((record.credits or Decimal(0) for record in bought), Decimal(0)),
-                priced=tuple(record for record in bought if record.credits_used is not None),
-                unpriced=tuple(record for record in bought if record.credits_used is None),
-            )
+    async def set_aside(
+        self, before: JobRecord, after: JobRecord, price: Price, max_credits: Decimal | None
+    ) -> Allowance:
+        def set_aside() -> Allowance:
+            allowance = self.book.charges.allowance(after, price, max_credits, self._follower)
+            if allowance.refusal is None:
+                self._swap(before, after)
+                self.book.charges.add(after, allowance.price)
+            return allowance
 
-        return await self._carried_out("spent", spent)
+        return await self._carried_out("advance", set_aside)
+
+    async def spent(self, batch: str) -> Decimal:
+        return await self._carried_out("spent", lambda: self.book.charges.spent(batch))
 
     async def secret(self) -> bytes:
         return bytes(32)
@@ -223,6 +225,18 @@ class Page:
             return False
         row.owner = self
         return True
+
+    def _swap(self, before: JobRecord, after: JobRecord) -> None:
+        row = self.book.rows.get(before.key)
+        mine = row is not None and (row.owner is self or row.record.state not in UNFINISHED)
+        if row is None or row.record.revision != before.revision or not mine:
+            raise LedgerError(f"job {before.key} was changed by somebody else", key=before.key, safe_to_repeat=False)
+        row.record, row.owner = after, self
+        self.diary.append(f"{before.state.name} -> {after.state.name}")
+
+    def _follower(self, key: str) -> str | None:
+        owner = self.book.owner(key) if key in self.book.rows else None
+        return None if owner is None else "ours" if owner is self else "others"
 
     @staticmethod
     def _free(row: Row) -> bool:
