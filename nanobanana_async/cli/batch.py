@@ -68,7 +68,7 @@ class BatchCommand:
         at once.
 
         Exit codes: 0 all is well, 1 some rows brought nothing, 2 usage or a bad file, 3 the buying stopped early
-        (credits, API key), 130 interrupted.
+        (credits, API key, a folder that can't be written), 130 interrupted.
 
         Parameters
         ----------
