@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable
 from decimal import Decimal, InvalidOperation
-from numbers import Real
+from fractions import Fraction
 from typing import Any
 
 from attrs import Attribute
@@ -20,8 +20,7 @@ def number(
     also = ", or infinite" if endless else ""
 
     def validate(_: Any, attribute: "Attribute[Any]", value: object) -> None:
-        fits = isinstance(value, int if whole else Real) and not isinstance(value, bool)
-        if fits and isinstance(value, (int, Real)):
+        if isinstance(value, int if whole else (int, float, Fraction)) and not isinstance(value, bool):
             bounded = (value > above if above is not None else value >= least) and value <= most
             if bounded or (endless and value == math.inf):
                 return
@@ -41,6 +40,6 @@ def decimal(value: Decimal | int | str | None) -> Decimal | None:
         amount = Decimal("NaN") if isinstance(value, bool) else Decimal(value)
     except (InvalidOperation, TypeError, ValueError):
         amount = Decimal("NaN")
-    if not amount.is_finite() or abs(amount) >= 10**12 or (amount and amount.adjusted() < -12):
-        raise ValueError("an amount of credits must be a finite number below 1e12")
+    if not amount.is_finite() or (amount and not -12 <= amount.adjusted() < 12):
+        raise ValueError("an amount of credits must be a finite number below 1e12, or 0, of at most 12 decimal places")
     return amount

@@ -185,7 +185,8 @@ async def beside_a_working_service(number: int, folder: Path) -> Tally:
             rest = [outcome async for outcome in batch]
             stop.set()
             await asyncio.wait(workers)
-            if not (thread and all(outcome.ok for outcome in (first, *rest)) and len(rest) == 2 and await job):
+            works = [bool(thread.images), bool((await job).images), len(rest) == 2]
+            if not all([*works, *(outcome.ok for outcome in (first, *rest))]):
                 tally.harmed.append("what was handed out before does not work any more")
         bought = list(emulator.jobs())
         tally.bought, tally.bought_by_strays = len(bought), sum(each.prompt == STRAY for each in bought)

@@ -11,6 +11,7 @@ import pytest
 from attrs import evolve
 
 from nanobanana_async import (
+    Batch,
     ConcurrencyPolicy,
     ConfigurationError,
     InvalidRequest,
@@ -18,6 +19,7 @@ from nanobanana_async import (
     JobUnfinished,
     PollPolicy,
     RetryPolicy,
+    Session,
     SqliteLedger,
     Timeouts,
 )
@@ -95,7 +97,12 @@ def test_infinity_means_no_limit_where_there_can_be_none_and_is_refused_elsewher
     for name in ("connect_s", "create_s", "query_s", "job_s", "close_s"):
         assert getattr(Timeouts(**{name: math.inf}), name) == math.inf
     assert RetryPolicy(max_wait_s=math.inf).max_wait_s == math.inf
-    for kind, name in ((PollPolicy, "min_gap_s"), (PollPolicy, "max_gap_s"), (RetryPolicy, "max_backoff_s")):
+    kinds: list[tuple[Any, str]] = [
+        (PollPolicy, "min_gap_s"),
+        (PollPolicy, "max_gap_s"),
+        (RetryPolicy, "max_backoff_s"),
+    ]
+    for kind, name in kinds:
         with pytest.raises(ConfigurationError, match=f"{name} must be"):
             kind(**{name: math.inf})
 
@@ -161,15 +168,12 @@ def test_how_long_a_ledger_waits_for_a_lock_has_its_limits_too(bad: Any) -> None
 
 
 def test_what_was_refused_while_it_was_built_can_be_printed() -> None:
-    for kind, args, text in (
-        (type(apimall(FakeTransport(Shop().answer))), (), "<Session not built>"),
-        (SqliteLedger, (), "SqliteLedger('jobs.sqlite')"),
-    ):
-        half_built = kind.__new__(kind, *args)
-        if kind is SqliteLedger:
-            with pytest.raises(ConfigurationError):
-                half_built.__init__("jobs.sqlite", busy_timeout_s=-1)
-        assert repr(half_built) == text
+    assert repr(Session.__new__(Session)) == "<Session not built>"
+    assert repr(Batch.__new__(Batch)) == "<Batch not built>"
+    ledger = SqliteLedger.__new__(SqliteLedger)
+    with pytest.raises(ConfigurationError):
+        SqliteLedger.__init__(ledger, ":memory:")
+    assert repr(ledger) == "SqliteLedger(':memory:')"
 
 
 @pytest.mark.parametrize("task_id", ["日本", "img 1", "x" * 300, "img_1", "täsk", "a/b?c=d&e"])

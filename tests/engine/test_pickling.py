@@ -22,9 +22,9 @@ from nanobanana_async import (
 from nanobanana_async.gateways.contract import HttpRequest
 from nanobanana_async.handle import JobSnapshot
 from nanobanana_async.observe import Event
-from nanobanana_async.testing import FakeTransport, Reply
+from nanobanana_async.testing import FakeTransport, Reply, run
 from tests.engine import sayings
-from tests.engine.scenes import Shop, apimall, run, virtually
+from tests.engine.scenes import Shop, apimall, virtually
 
 
 def pickled(value: Any) -> Any:
