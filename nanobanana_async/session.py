@@ -43,7 +43,8 @@ class Session:
     Constructing it needs no running event loop; opening does. It may be opened in one asyncio task and closed in
     another. `gateway` defaults to what the environment names; `ledger` is a `Ledger`, or the path of an SQLite file in
     which each job is written down before it is bought, by default memory, where a finished job is forgotten unless its
-    key was the caller's own. What this session buys never costs more than `max_credits` together: the next purchase raises `CreditLimitReached`.
+    key was the caller's own. What this session buys never costs more than `max_credits` together: the next purchase
+    raises `CreditLimitReached`.
     `http` is your own `aiohttp.ClientSession` (borrowed, never closed) or a fake transport of
     `nanobanana_async.testing`. `observers` are called with each event of `nanobanana_async.observe`.
     """

@@ -247,7 +247,7 @@ class Feeder:
         if count >= SAME_REFUSALS and isinstance(error, IdempotencyConflict) and error.status is not None:
             why = (
                 f"the gateway has had the keys of {count} rows in a row before, and this ledger has not: the ledger of"
-                " this batch was perhaps lost, or another host has bought it. Go on with that ledger, or settle the jobs"
+                " this batch was perhaps lost, or another host bought it. Go on with that ledger, or settle the jobs"
             )
             error = IdempotencyConflict(why, status=error.status, code=error.code, safe_to_repeat=False)
         if count >= SAME_REFUSALS:

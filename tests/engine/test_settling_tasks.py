@@ -17,7 +17,7 @@ from nanobanana_async import (
 from nanobanana_async.errors import AuthenticationError, ContractBroken, LedgerError
 from nanobanana_async.gateways.contract import HttpRequest
 from nanobanana_async.policy.retry import LATE_REPLICA_S
-from nanobanana_async.testing import FakeTransport, Reply
+from nanobanana_async.testing import Reply
 from tests.engine.neighbours import KEY, LosingShop, Process, SharedNotebook
 from tests.engine.sayings import refused, said
 from tests.engine.scenes import apimall, defapi, now, virtually

@@ -69,7 +69,9 @@ async def test_another_default_model_is_another_request(tmp_path: Path, kind: st
         assert first == again
     async with session_on(transport, ledger, "nano-banana-3-ultra") as session:
         for fields in ({}, {"model": "nano-banana-3-ultra"}):
-            with pytest.raises(IdempotencyConflict, match="model is nano-banana-pro, not nano-banana-3-ultra") as caught:
+            with pytest.raises(
+                IdempotencyConflict, match="model is nano-banana-pro, not nano-banana-3-ultra"
+            ) as caught:
                 await session.generate("a fox", idempotency_key="k", **fields)
             assert (caught.value.key, caught.value.safe_to_repeat) == ("k", False)
         same = await session.generate("a fox", idempotency_key="k", model="nano-banana-pro")
