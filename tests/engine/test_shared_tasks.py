@@ -8,6 +8,7 @@ import pytest
 
 from nanobanana_async import (
     ApiMall,
+    GenerationResult,
     IdempotencyConflict,
     ImageRequest,
     JobState,
