@@ -257,7 +257,8 @@ def fingerprint(gateway: str, api_key: str) -> str:
 def account_conflict(record: JobRecord, gateway: str, account: str) -> str:
     """Say that a job belongs to another account, and how to go on without paying a second time."""
     if record.gateway != gateway:
-        return f"job {record.key} belongs to another account, at gateway {record.gateway} and not {gateway}: use that gateway"
+        there = f"at gateway {record.gateway} and not {gateway}"
+        return f"job {record.key} belongs to another account, {there}: use that gateway"
     same = f"`nanobanana jobs hand-over --from {record.account} --to {account}`"
     name = record.account.removeprefix(f"{gateway}:")
     named = "name the account, account=... or NANOBANANA_ACCOUNT, so that its next API key changes nothing"

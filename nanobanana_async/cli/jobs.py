@@ -205,7 +205,9 @@ class _Commands:
         jobwork.require(ledger)
         move = asyncio.run(jobwork.to_hand_over(ledger, self.seller(gateway, base_url), from_, to))
         risk = "Do so only if both are one account at the gateway; else they are found by neither."
-        if not _agreed(f"{joblist.counted(move.count)} of account {move.old} go to account {move.new}. {risk}", yes=yes):
+        if not _agreed(
+            f"{joblist.counted(move.count)} of account {move.old} go to account {move.new}. {risk}", yes=yes
+        ):
             return FAILED
         count = asyncio.run(jobwork.hand_over(ledger, move))
         _note(f"{joblist.counted(count)} handed over to account {move.new}")

@@ -154,9 +154,9 @@ class Admission:
     def check_same(known: JobRecord, wanted: JobRecord) -> None:
         """Raise `IdempotencyConflict` if a key stands for another request already; found without asking anybody."""
         if known.account != wanted.account:
-            why = account_conflict(known, wanted.gateway, wanted.account)
-            raise IdempotencyConflict(why, key=known.key, safe_to_repeat=False)
-        why = None
+            other = account_conflict(known, wanted.gateway, wanted.account)
+            raise IdempotencyConflict(other, key=known.key, safe_to_repeat=False)
+        why: str | None = None
         if wanted.task_id is not None and known.task_id != wanted.task_id:
             why = f"a job of task {known.task_id}" if known.task_id else "a job that has no task id: settle it"
         elif known.request is None or wanted.request is None:

@@ -225,7 +225,9 @@ class Desk:
     def hand_over(self, gateway: str, old: str, new: str) -> int:
         """Give the jobs of one account to another; the new revision fences whoever still holds an old record."""
         if self.living(old):
-            raise LedgerError(f"a session that lives follows jobs of account {old}: close it first", safe_to_repeat=True)
+            raise LedgerError(
+                f"a session that lives follows jobs of account {old}: close it first", safe_to_repeat=True
+            )
         return self.connection.execute(HAND_OVER, (new, gateway, old)).rowcount
 
     def last_id(self) -> int:

@@ -202,7 +202,7 @@ def _kept(record: JobRecord) -> Ended:
     """Return what is kept of a job that has ended, with bounds on all that a gateway or a caller may make long."""
     request, failure, images, digest = record.request, record.failure, record.images, b""
     if request is not None and len(_canonical(request)) > LONGEST_REQUEST:
-        request, digest = None, _digest(request)
+        digest, request = _digest(request), None
     if sum(map(len, images)) > LONGEST_LINKS:
         images = ("",) * len(images)
     if failure is not None and len(failure.message) > LONGEST_REASON:

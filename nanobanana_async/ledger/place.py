@@ -39,7 +39,7 @@ class OpenFile:
             if not there:
                 self._rescue()
                 raise LedgerError(
-                    f"ledger {self._path}: the file {file.name} was moved, deleted or replaced while the ledger was open:"
+                    f"ledger {self._path}: the file {file.name} was moved, deleted or replaced while it was open:"
                     " nothing more is written; put it back as it was, or close every session that uses the ledger and"
                     " open it again"
                 )

@@ -2,7 +2,7 @@
 --
 -- Times are ISO 8601 in UTC with microseconds, so that text sorts as time does. Money is text: a decimal number is
 -- kept as the gateway said it. `request`, `images`, `missing` and `failure` are JSON. API keys never enter: `account`
--- is a fingerprint. Prompts do enter, they are what was ordered.
+-- is a fingerprint, or a name after the gateway's. Prompts do enter, they are what was ordered.
 
 CREATE TABLE jobs (
     id               INTEGER PRIMARY KEY,      -- in the order in which jobs were first written down

@@ -412,7 +412,9 @@ async def test_a_job_that_was_bought_is_followed_under_its_task_id(jobs: Command
     assert emulator.stats().creates_received == 1
 
 
-async def test_a_task_id_with_a_slip_changes_nothing_and_a_lost_one_is_settled(jobs: Command, emulator: Emulator) -> None:
+async def test_a_task_id_with_a_slip_changes_nothing_and_a_lost_one_is_settled(
+    jobs: Command, emulator: Emulator
+) -> None:
     await in_doubt(jobs, emulator.defapi())
     (sold,) = emulator.jobs()
     async with opened(jobs.ledger) as ledger:
@@ -436,7 +438,11 @@ async def test_a_task_id_with_a_slip_changes_nothing_and_a_lost_one_is_settled(j
 
 
 async def test_jobs_are_handed_over_to_the_account_of_the_environment(jobs: Command) -> None:
-    for record in (job("a", account="0" * 24), job("b", account="0" * 24), job("c", account="0" * 24, gateway="defapi")):
+    for record in (
+        job("a", account="0" * 24),
+        job("b", account="0" * 24),
+        job("c", account="0" * 24, gateway="defapi"),
+    ):
         await jobs.write(record)
     jobs.patch.setenv("APIMALL_API_KEY", "sk-new")
     jobs.patch.setenv("NANOBANANA_ACCOUNT", "studio")

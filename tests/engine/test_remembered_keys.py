@@ -8,6 +8,7 @@ import pytest
 from nanobanana_async import (
     ConcurrencyPolicy,
     IdempotencyConflict,
+    ImageRequest,
     JobFailed,
     JobState,
     JobUncertain,
@@ -42,9 +43,9 @@ async def test_a_finished_job_is_returned_again_without_a_request(opening: Openi
         assert job is not None
         assert (await job, job.state) == (first, JobState.SUCCEEDED)
         assert (await session.attach(first.task_id)).key == KEY
-        for prompt, fields in (("a crow", {}), ("a fox", {"images": ["https://x.example/a.png"]})):
+        for wish in (ImageRequest("a crow"), ImageRequest("a fox", images=["https://x.example/a.png"])):
             with pytest.raises(IdempotencyConflict, match="another request") as caught:
-                await session.generate(prompt, idempotency_key=KEY, **fields)
+                await session.generate(wish, idempotency_key=KEY)
             assert (caught.value.key, caught.value.safe_to_repeat) == (KEY, False)
         assert len(transport.requests) == asked
 

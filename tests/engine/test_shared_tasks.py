@@ -6,7 +6,18 @@ from typing import Any
 
 import pytest
 
-from nanobanana_async import ApiMall, IdempotencyConflict, JobState, JobUncertain, MemoryLedger, Session, SqliteLedger
+from nanobanana_async import (
+    ApiMall,
+    GenerationResult,
+    IdempotencyConflict,
+    ImageRequest,
+    JobState,
+    JobUncertain,
+    MemoryLedger,
+    Session,
+    SqliteLedger,
+)
+from nanobanana_async.rows import Item
 from nanobanana_async.testing import FakeTransport
 from tests.engine.sayings import completed, created, in_turn, task
 from tests.engine.scenes import API_KEY, Shop, virtually
@@ -41,7 +52,7 @@ async def test_one_task_for_two_creates_is_no_success_of_the_second(
                 await other
             told.append(caught.value)
         (error,) = [each for each in told if isinstance(each, JobUncertain)]
-        (result,) = [each for each in told if not isinstance(each, JobUncertain)]
+        (result,) = [each for each in told if isinstance(each, GenerationResult)]
         assert f"task t1, which is the task of job {result.key} already" in str(error)
         assert not error.safe_to_repeat
         assert session.stats().credits_spent == 16  # the gateway said so of both
@@ -68,9 +79,11 @@ async def test_another_default_model_is_another_request(tmp_path: Path, kind: st
         again = await session.generate("a fox", idempotency_key="k", model="nano-banana-pro")
         assert first == again
     async with session_on(transport, ledger, "nano-banana-3-ultra") as session:
-        for fields in ({}, {"model": "nano-banana-3-ultra"}):
-            with pytest.raises(IdempotencyConflict, match="model is nano-banana-pro, not nano-banana-3-ultra") as caught:
-                await session.generate("a fox", idempotency_key="k", **fields)
+        for wish in (ImageRequest("a fox"), ImageRequest("a fox", model="nano-banana-3-ultra")):
+            with pytest.raises(
+                IdempotencyConflict, match="model is nano-banana-pro, not nano-banana-3-ultra"
+            ) as caught:
+                await session.generate(wish, idempotency_key="k")
             assert (caught.value.key, caught.value.safe_to_repeat) == ("k", False)
         same = await session.generate("a fox", idempotency_key="k", model="nano-banana-pro")
         assert same == first
@@ -80,7 +93,7 @@ async def test_another_default_model_is_another_request(tmp_path: Path, kind: st
 async def test_a_named_batch_under_another_default_model_buys_no_row_and_names_both(tmp_path: Path) -> None:
     shop, path = Shop(job_s=0.01), tmp_path / "jobs.sqlite"
     transport = FakeTransport(shop.answer, latency_s=0.001)
-    rows = ["a fox", {"prompt": "a crow", "key": "crow"}]
+    rows: list[Item] = ["a fox", {"prompt": "a crow", "key": "crow"}]
     async with session_on(transport, path) as session:
         assert [outcome.ok async for outcome in session.generate_many(rows, batch="spring")] == [True, True]
     async with session_on(transport, path, "ultra") as session:

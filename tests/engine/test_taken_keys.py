@@ -5,7 +5,15 @@ from pathlib import Path
 
 import pytest
 
-from nanobanana_async import BatchStopped, ConcurrencyPolicy, IdempotencyConflict, JobState, JobUncertain, Session
+from nanobanana_async import (
+    BatchStopped,
+    ConcurrencyPolicy,
+    IdempotencyConflict,
+    JobState,
+    JobUncertain,
+    Outcome,
+    Session,
+)
 from nanobanana_async.errors import GatewayError
 from nanobanana_async.gateways.contract import HttpRequest
 from nanobanana_async.testing import FakeTransport, Reply
@@ -33,7 +41,7 @@ class ForgetfulHost(Shop):
 
 async def conflict(session: Session, shop: ForgetfulHost) -> IdempotencyConflict:
     posts = shop.conflicts
-    with pytest.raises(IdempotencyConflict, match="another host may have bought.*settle the job") as caught:
+    with pytest.raises(IdempotencyConflict, match=r"another host may have bought.*settle the job") as caught:
         await session.generate("a fox", idempotency_key=KEY)
     assert (caught.value.key, caught.value.status, caught.value.safe_to_repeat) == (KEY, 409, False)
     assert "Idempotency-Key conflict" in str(caught.value)
@@ -137,8 +145,8 @@ async def test_a_named_batch_whose_ledger_was_lost_buys_nothing_again(rows: int)
     stops = []
     for name in ("first", "second", "second"):
         async with apimall(FakeTransport(shop.answer), ledger=Kept(ledgers[name]), concurrency=few) as session:
+            outcomes: list[Outcome] = []
             try:
-                outcomes = []
                 async for outcome in session.generate_many(prompts, batch="spring"):
                     outcomes.append(outcome)  # noqa: PERF401 - it may stop half-way
             except BatchStopped as stopped:
@@ -147,10 +155,10 @@ async def test_a_named_batch_whose_ledger_was_lost_buys_nothing_again(rows: int)
             assert all(isinstance(outcome.error, IdempotencyConflict) for outcome in outcomes if not outcome.ok)
     assert shop.sold == rows
     assert len(stops) == (2 if rows > 20 else 0)
-    for stopped in stops:
-        assert isinstance(stopped.cause, IdempotencyConflict)
-        assert "ledger of this batch was perhaps lost" in str(stopped.cause)
-        assert not stopped.cause.safe_to_repeat
+    for stop in stops:
+        assert isinstance(stop.cause, IdempotencyConflict)
+        assert "ledger of this batch was perhaps lost" in str(stop.cause)
+        assert not stop.cause.safe_to_repeat
     assert shop.conflicts <= 20 + 8 + 4
 
 

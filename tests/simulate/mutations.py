@@ -244,9 +244,7 @@ MUTATIONS = (
         ("bought after a conflict", "double"),
     ),
     Mutation("a task id is settled without asking", _settled_without_asking, ("unfinished",)),
-    Mutation(
-        "an account is known by its API key alone", _account_is_its_api_key, ("unfinished", "wrong outcome"), 20
-    ),
+    Mutation("an account is known by its API key alone", _account_is_its_api_key, ("unfinished", "wrong outcome"), 20),
 )
 
 
