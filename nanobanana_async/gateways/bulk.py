@@ -7,6 +7,7 @@ and an image is put back where it is asked for.
 
 import json
 import re
+from collections.abc import Iterator
 
 from nanobanana_async.gateways.contract import MIB
 
@@ -23,6 +24,7 @@ _MAX_MARKS = 1000
 _LONGEST_ESCAPE = 16
 _FOLDED_AT_MOST = 3
 _PIECE = 1 << 20
+_SLASH = ord("/")
 _TOKEN = re.compile(r"lifted-(\d{1,9})-(\d{1,9})")
 
 
@@ -113,25 +115,22 @@ def put_back(url: str, body: bytes) -> str:
     if place is None:
         return url
     start, end = int(place[1]), int(place[2])
-    head += ","
-    # With its head, where that stands so in the body: an image may be large, and is copied once.
-    text = str(memoryview(body)[max(0, start - len(head)) : end], "ascii")
-    if not text.startswith(head):
-        text = head + text[min(start, len(head)) :]
-    return _unescaped(text) if "\\" in text else text
-
-
-def _unescaped(text: str) -> str:
-    for _ in range(_FOLDED_AT_MOST):
-        pieces: list[str] = []
-        at = 0
-        while at < len(text):
-            end = at + _PIECE
-            while "\\" in text[end - _LONGEST_ESCAPE : end] and end < at + 2 * _PIECE:  # no escape is cut in two
-                end += 1
-            pieces.append(json.loads(f'"{text[at:end]}"', strict=False))
-            at = end
-        text = "".join(pieces)
-        if "\\" not in text:
-            break
+    text = head + ","
+    for piece in _pieces(body, start, end):
+        text += piece  # grows in place: a copy of all would hold the interpreter's lock too long
     return text
+
+
+def _pieces(body: bytes, start: int, end: int) -> Iterator[str]:
+    while start < end:
+        stop = min(start + _PIECE, end)
+        # No escape is cut in two: a slash ends the only one that base64 has need of.
+        while stop < end and body[stop - 1] != _SLASH and b"\\" in body[stop - _LONGEST_ESCAPE : stop]:
+            stop += 1
+        piece = str(body[start:stop], "ascii")
+        for _ in range(_FOLDED_AT_MOST):
+            if "\\" not in piece:
+                break
+            piece = json.loads(f'"{piece}"', strict=False)
+        yield piece
+        start = stop

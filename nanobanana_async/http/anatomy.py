@@ -62,16 +62,23 @@ def walk_png(data: Data) -> Size:
     size: Size | None = None
     while True:
         (length,) = struct.unpack(">I", cursor.take(4))
-        chunk = cursor.take(4 + length)
-        if struct.unpack(">I", cursor.take(4)) != (zlib.crc32(chunk),):
+        start = cursor.at
+        kind = cursor.take(4)
+        cursor.skip(length)
+        checksum = _checksum(data, start, cursor.at)
+        if struct.unpack(">I", cursor.take(4)) != (checksum,):
             raise damaged()
-        kind = chunk[:4]
         if size is None:
             if kind != b"IHDR" or length != 13:
                 raise damaged()
-            size = struct.unpack(">II", chunk[4:12])
+            size = struct.unpack(">II", data[start + 4 : start + 12])
         if kind == b"IEND":
             return size
+
+
+def _checksum(data: Data, start: int, end: int) -> int:
+    with memoryview(data) as whole, whole[start:end] as chunk:  # no copy: a chunk may be as large as the picture
+        return zlib.crc32(chunk)
 
 
 def walk_jpeg(data: Data) -> Size:

@@ -4,12 +4,28 @@ import asyncio
 import contextlib
 import socket
 import weakref
+from typing import Any
 
 import aiohttp
 
 _PATIENT_TURNS = 10  # of the event loop; a connection that is let go of needs two or three
 _TURNS = 110
 _PAUSE_S = 0.01
+_SIP = 16 * 1024
+
+
+class _Sipping(socket.socket):
+    """A socket that is read in small pieces.
+
+    A quarter of a megabyte, which asyncio takes at once, may hold forty thousand chunks of one byte: too many for one
+    turn of the event loop.
+    """
+
+    def recv(self, size: int, flags: int = 0, /) -> bytes:
+        return super().recv(min(size, _SIP), flags)
+
+    def recv_into(self, buffer: Any, size: int = 0, flags: int = 0) -> int:
+        return super().recv_into(buffer, min(size or len(buffer), _SIP), flags)
 
 
 class Sockets:
@@ -24,7 +40,7 @@ class Sockets:
     def make(self, address: aiohttp.AddrInfoType) -> socket.socket:
         """Return a new socket: a connector's `socket_factory`."""
         family, kind, protocol, *_ = address
-        made = socket.socket(family, kind, protocol)
+        made = _Sipping(family, kind, protocol)
         self._made.add(made)
         return made
 

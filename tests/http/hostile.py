@@ -9,7 +9,6 @@ import argparse
 import asyncio
 import contextlib
 import json
-import resource
 import socket
 import sys
 import threading
@@ -20,9 +19,9 @@ from typing import Any
 
 from nanobanana_async import ApiMall, DefApi, GeneratedImage, RetryPolicy, Session, Timeouts
 from nanobanana_async.errors import NanoBananaError
+from nanobanana_async.observe import JobSeen, QueryFailed
 from tests.http.hostile_bodies import CASES, Case
 
-MIB = 1024 * 1024
 PATIENCE_S = 120.0
 MAX_BLOCK_MS = 50.0
 MAX_MEMORY_MIB = 64.0
@@ -59,22 +58,30 @@ async def ask(name: str, port: int) -> dict[str, Any]:
     kind = ApiMall if case.gateway == "apimall" else DefApi
     gateway = kind(api_key="key-0123456789", base_url=f"http://127.0.0.1:{port}")
     timeouts = Timeouts(job_s=0.2, query_s=PATIENCE_S)
-    async with Session(gateway, timeouts=timeouts, retry=RetryPolicy(max_attempts=1)) as session:
-        before = _resident_mib()
+    once, answered = RetryPolicy(max_attempts=1), asyncio.Event()
+
+    def observe(event: object) -> None:
+        if isinstance(event, (JobSeen, QueryFailed)):
+            answered.set()
+
+    async with Session(gateway, timeouts=timeouts, retry=once, observers=[observe]) as session:
+        before = _memory_mib("VmRSS")
         watch = Watch()
         async with asyncio.timeout(PATIENCE_S):
-            ended = await _ended(session, case, port)
+            ended = await _ended(session, case, port, answered)
         await asyncio.sleep(0.01)
         longest_ms = watch.end()
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024 - before
+        peak = _memory_mib("VmHWM") - before
     return {"block_ms": longest_ms, "memory_mib": max(0.0, peak), **ended}
 
 
-async def _ended(session: Session, case: Case, port: int) -> dict[str, Any]:
+async def _ended(session: Session, case: Case, port: int, answered: asyncio.Event) -> dict[str, Any]:
     try:
         match case.ask:
             case "query":
-                result = await (await session.attach("t1"))
+                job = await session.attach("t1")
+                await answered.wait()
+                result = await job.result(timeout=0.5)
                 shown = [repr(result), str(result.credits), result._repr_html_()[:100], session.stats()._repr_html_()]
                 image = await session.download(result.images[0]) if case.legitimate else b""
                 return {"ended": "delivered", "shown": max(map(len, shown)), "image": len(image)}
@@ -112,9 +119,10 @@ class Watch:
             self._longest = max(self._longest, gap)
 
 
-def _resident_mib() -> float:
-    with open("/proc/self/statm", encoding="ascii") as file:
-        return int(file.read().split()[1]) * resource.getpagesize() / MIB
+def _memory_mib(name: str) -> float:
+    with open("/proc/self/status", encoding="ascii") as file:
+        [line] = [line for line in file if line.startswith(f"{name}:")]
+    return int(line.split()[1]) / 1024
 
 
 async def measured(name: str) -> dict[str, Any]:
@@ -140,7 +148,9 @@ async def _table(names: list[str]) -> int:
         large = found["memory_mib"] > MAX_MEMORY_MIB and not case.legitimate
         bad += slow or large or found["ended"].startswith("ESCAPED")
         mark = " TOO SLOW" * slow + " TOO LARGE" * large
-        print(f"{name:45} {found['block_ms']:8.1f} ms {found['memory_mib']:8.1f} MiB  {found['ended']}{mark}", flush=True)
+        print(
+            f"{name:45} {found['block_ms']:8.1f} ms {found['memory_mib']:8.1f} MiB  {found['ended']}{mark}", flush=True
+        )
     return 1 if bad else 0
 
 

@@ -1,8 +1,10 @@
 """Answers that a hostile or broken gateway may give, as raw HTTP: each is one way to cost its reader time or memory."""
 
 import base64
+import functools
 import gzip
 import json
+import random
 import zlib
 from collections.abc import Callable
 from typing import Any
@@ -11,9 +13,6 @@ from attrs import frozen
 
 MIB = 1024 * 1024
 BULK = 60 * MIB
-
-# A PNG of 45 MiB in a chunk that every reader skips: legitimate, since defapi inlines its images.
-_HEAD = b"\x89PNG\r\n\x1a\n"
 
 
 @frozen(kw_only=True)
@@ -54,14 +53,19 @@ def _raw(text: str) -> Callable[[], bytes]:
     return lambda: http(_said(primary_url="https://cdn.example/1.png", credits_used="@").replace(b'"@"', text.encode()))
 
 
+@functools.cache
 def _picture() -> bytes:
+    """Return a picture of noise that is 60 MiB long in base64."""
+
     def chunk(kind: bytes, content: bytes) -> bytes:
         return len(content).to_bytes(4, "big") + kind + content + zlib.crc32(kind + content).to_bytes(4, "big")
 
-    header = (1).to_bytes(4, "big") * 2 + b"\x08\x02\x00\x00\x00"
-    pixels = zlib.compress(b"\x00\x01\x02\x03")
-    ballast = chunk(b"teSt", b"\xfb\xff\xbf" * (15 * MIB - 1000))
-    return _HEAD + chunk(b"IHDR", header) + ballast + chunk(b"IDAT", pixels) + chunk(b"IEND", b"")
+    width, height = 4000, 3900
+    noise = random.Random(1).randbytes(3 * width)
+    rows = zlib.compress(b"".join(b"\0" + noise[row:] + noise[:row] for row in range(height)), 0)
+    header = width.to_bytes(4, "big") + height.to_bytes(4, "big") + b"\x08\x02\x00\x00\x00"
+    data = b"".join(chunk(b"IDAT", rows[start : start + MIB]) for start in range(0, len(rows), MIB))
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + data + chunk(b"IEND", b"")
 
 
 def _inline() -> str:
@@ -74,7 +78,7 @@ def _defapi(result: Any, *, slashes: bool = False) -> bytes:
 
 
 def _tiny_chunks() -> bytes:
-    return b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n" + b"1\r\nx\r\n" * (2 * MIB) + b"0\r\n\r\n"
+    return b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n" + b"1\r\nx\r\n" * (MIB // 2) + b"0\r\n\r\n"
 
 
 def _packed(content: bytes) -> bytes:
@@ -96,7 +100,9 @@ CASES: dict[str, Case] = {
     "900 KiB of depth 30000": Case(answer=lambda: http(b'{"aaaaaaaaaaaaaaaaaaaaaaaa":' * 30_000)),
     "60 MiB in one sentence": Case(answer=lambda: _refusal("x" * BULK)),
     "60 MiB in an image that never ends": Case(answer=lambda: http(b'{"data":"data:image/png;base64,' + b"A" * BULK)),
-    "60 MiB behind an image": Case(answer=lambda: _filled(b"x", BULK, b'{"a":"data:image/png;base64,AAAA","b":"', b'"}')),
+    "60 MiB behind an image": Case(
+        answer=lambda: _filled(b"x", BULK, b'{"a":"data:image/png;base64,AAAA","b":"', b'"}')
+    ),
     "60 MiB of marks": Case(answer=lambda: _filled(b'";base64,",', BULK)),
     "an image of 60 MiB where a word belongs": Case(answer=lambda: _refusal("data:image/png;base64," + "A" * BULK)),
     "60 MiB of bytes that are no text": Case(answer=lambda: http(b'{"data":"' + b"\xff" * BULK + b'"}')),
