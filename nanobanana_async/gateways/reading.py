@@ -6,7 +6,6 @@ decorates (credits, times, model) never does: it must not lose a job that was pa
 
 import functools
 import json
-import re
 from codecs import BOM_UTF8
 from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime, timedelta
@@ -19,8 +18,10 @@ from attrs import field, frozen
 
 from nanobanana_async.errors import ContractBroken, InvalidRequest
 from nanobanana_async.gateways.contract import HttpResponse
+from nanobanana_async.gateways.inline import inline_image
 from nanobanana_async.gateways.limits import retry_after_s
 from nanobanana_async.gateways.redaction import excerpt, tidy
+from nanobanana_async.gateways.secret import MASK
 from nanobanana_async.gateways.settings import GatewaySettings
 from nanobanana_async.jobs import JobState, Observation
 
@@ -31,10 +32,10 @@ _MAX_NUMBER = 10**15  # above it credits or milliseconds are noise
 _LONG_WORD = 200
 _LONG_NUMBER = 64
 _LONG_TEXT = 1024
+_LONG_ANSWER = 1 << 16  # a longer one may hold inline images: its parts are searched for the key, not the whole
 _DEEP = 24
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MILLISECONDS = 10**11  # an epoch time above it is not in seconds (that would be the year 5138)
-_PICTURE = re.compile(r"data:image/[\w.+-]+(?:;[\w=.+-]+)*;base64,[\w+/%-]", re.IGNORECASE | re.ASCII)
 
 
 def _whole(digits: str) -> int | Decimal:
@@ -65,7 +66,7 @@ class Answer:
     gateway: GatewaySettings
     body: bytes = field(repr=False)
     status: int | None = None
-    headers: Mapping[str, str] = field(factory=dict)
+    headers: Mapping[str, str] = field(factory=dict, repr=False)
 
     @classmethod
     def to(cls, gateway: GatewaySettings, response: HttpResponse) -> "Answer":
@@ -86,10 +87,19 @@ class Answer:
             return None
         return tidy(text, secret=self.gateway.api_key, limit=limit)
 
+    def header(self, name: str) -> str | None:
+        """Return a header, without the API key."""
+        value = self.headers.get(name)
+        return None if value is None else self.gateway.api_key.hide(value)
+
     def decoded(self) -> dict[str, Any]:
-        """Return the JSON object that the body holds, or raise `ContractBroken`."""
+        """Return the JSON object that the body holds, without the API key, or raise `ContractBroken`."""
         try:
-            envelope = _JSON.decode(self.body.removeprefix(BOM_UTF8).decode())
+            text = self.body.removeprefix(BOM_UTF8).decode()
+            envelope = _JSON.decode(text)
+            # Here, and in `header`, every word of an answer enters: what is masked now can't leak later.
+            if len(text) > _LONG_ANSWER or self.gateway.api_key.is_in(text):
+                envelope = self.gateway.api_key.hide_all(envelope)
         except ValueError:  # JSONDecodeError and UnicodeDecodeError are such
             raise self.broken("the answer is not JSON") from None
         except RecursionError:
@@ -169,7 +179,14 @@ def task_id(value: object, _: object = None) -> str:
     unfit = not value.isprintable() or "\ufffd" in value or value.strip() in ("", ".", "..")
     if unfit or len(value) > MAX_TASK_ID:
         raise ValueError(f"a task id is printable text of 1 to {MAX_TASK_ID} characters")
+    if MASK in value:
+        raise ValueError("a task id holds the API key, which must not be written down")
     return value
+
+
+def names_task(value: object) -> bool:
+    """Tell whether an answer names a task, be it one whose id can't be kept."""
+    return known_task_id(value) is not None or (isinstance(value, str) and MASK in value)
 
 
 def known_task_id(value: object, _: object = None) -> str | None:
@@ -221,7 +238,7 @@ def still_running(fields: object, standings: Mapping[str, Standing]) -> Observat
     standing = standings.get(status) if isinstance(status, str) else None
     if standing is None or standing.state is not JobState.RUNNING:
         return None
-    if not isinstance(task, str) or not task.isprintable():
+    if not isinstance(task, str) or not task.isprintable() or MASK in task:
         return None
     return Observation(task_id=task, state=standing.state, status=str(status), queued=standing.queued)
 
@@ -245,11 +262,10 @@ def picture(value: object) -> str | None:
         return None
     if not isinstance(value, str):
         raise ValueError(f"an image is a URL or a data URI, not {type(value).__name__}")
+    value = value.strip()
     if value[:5].lower() == "data:":
-        if _PICTURE.match(value):
-            return value
-        raise ValueError("an image's data URI is not a base64 picture")
-    url = value.strip().replace(" ", "%20")
+        return inline_image(value)
+    url = value.replace(" ", "%20")
     try:
         parts = urlsplit(url) if url.isprintable() else None
     except ValueError:  # a broken IPv6 literal

@@ -2,51 +2,60 @@
 
 import ipaddress
 import os
-from collections.abc import Mapping
-from typing import Any, ClassVar, Self
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar, Self, TypeVar, cast
 from urllib.parse import urlsplit
 
 from attrs import Attribute, field, frozen
 
 from nanobanana_async.checks import positive
 from nanobanana_async.errors import ConfigurationError, InvalidRequest
+from nanobanana_async.gateways.secret import Secret
 from nanobanana_async.jobs import fingerprint
 from nanobanana_async.models import ImageRequest, TaskType
+
+T = TypeVar("T")
 
 BASE_URL_VARIABLE = "NANOBANANA_BASE_URL"
 EXPECTED_VARIABLE = "NANOBANANA_EXPECTED_JOB_S"
 
 
-def clean_api_key(key: object, title: str, variable: str) -> str:
-    """Return the key without the spaces that copying leaves around it; refuse what can't stand in a header."""
+def sealed(key: object, title: str, variable: str) -> Secret | ConfigurationError:
+    """Return the key without the spaces that copying leaves around it, or why it can't stand in a header.
+
+    The error is returned and not raised, here and below: this frame holds the key, and tools show the locals of every
+    frame of a traceback.
+    """
+    if isinstance(key, Secret):
+        return key
     advice = f'set {variable} or pass api_key="..."'  # never with the key itself: this sentence ends in logs
     if not isinstance(key, str) or not (key := key.strip()):
-        raise ConfigurationError(f"{title} needs an API key: {advice}")
+        return ConfigurationError(f"{title} needs an API key: {advice}")
     if not _is_visible_ascii(key):
-        raise ConfigurationError(f'the API key must be visible ASCII, without spaces or "Bearer": {advice}')
-    return key
+        return ConfigurationError(f'the API key must be visible ASCII, without spaces or "Bearer": {advice}')
+    return Secret(key)
 
 
-def clean_base_url(url: object) -> str:
-    """Return the URL without trailing slashes; refuse one to which the key must not be sent."""
+def clean_base_url(url: object) -> str | ConfigurationError:
+    """Return the URL without trailing slashes, or why the key must not be sent to it."""
     if not isinstance(url, str) or not (url := url.strip().rstrip("/")):
-        raise ConfigurationError("base_url must be a URL such as https://gateway.example")
+        return ConfigurationError("base_url must be a URL such as https://gateway.example")
     # A backslash is read as a slash by some parsers and not by others: the key could go to another host.
     if not _is_visible_ascii(url) or "\\" in url:
-        raise ConfigurationError("base_url must be visible ASCII without spaces or backslashes")
+        return ConfigurationError("base_url must be visible ASCII without spaces or backslashes")
     try:
         parts = urlsplit(url)
         host, _port = parts.hostname, parts.port
     except ValueError:
-        raise ConfigurationError("base_url is not a URL: its host or port can't be read") from None
+        return ConfigurationError("base_url is not a URL: its host or port can't be read")
     if parts.scheme not in ("http", "https") or not host:
-        raise ConfigurationError("base_url must begin with https:// and name a host")
+        return ConfigurationError("base_url must begin with https:// and name a host")
     if "@" in parts.netloc:
-        raise ConfigurationError("base_url must not hold credentials; the API key goes into api_key")
+        return ConfigurationError("base_url must not hold credentials; the API key goes into api_key")
     if "?" in url or "#" in url:
-        raise ConfigurationError("base_url must not hold a query or a fragment")
+        return ConfigurationError("base_url must not hold a query or a fragment")
     if parts.scheme == "http" and not is_loopback(host):
-        raise ConfigurationError(f"base_url must be https: the API key would travel in clear text to {host}")
+        return ConfigurationError(f"base_url must be https: the API key would travel in clear text to {host}")
     return url
 
 
@@ -77,15 +86,73 @@ def _check_switch(_: Any, attribute: "Attribute[bool]", value: object) -> None:
         raise ConfigurationError(f"{attribute.name} must be True or False, not {value!r}")
 
 
+def _as_secret(key: str | Secret) -> Secret:
+    return key if isinstance(key, Secret) else Secret(key)
+
+
+def settings_in(
+    environ: Mapping[str, str], kind: "type[GatewaySettings]", **given: Any
+) -> dict[str, Any] | ConfigurationError:
+    """Return the settings of a gateway: those given, and for others what the environment says; or what is wrong."""
+    settings = given
+    if "api_key" not in settings:
+        if not (key := variable_in(environ, kind.key_variable)):
+            return ConfigurationError(f"{kind.key_variable} is not set: it holds the API key of {kind.title}")
+        settings["api_key"] = key
+    if "base_url" not in settings and (url := variable_in(environ, BASE_URL_VARIABLE)):
+        settings["base_url"] = url
+    if "expected_job_s" not in settings and (seconds := variable_in(environ, EXPECTED_VARIABLE)):
+        try:
+            settings["expected_job_s"] = float(seconds)
+        except ValueError:
+            return ConfigurationError(f"{EXPECTED_VARIABLE} must be a number of seconds")
+    return _seal(kind, settings) or settings
+
+
+def variable_in(environ: Mapping[str, str], name: str) -> str:
+    """Return a variable without spaces around it; empty if it is not set."""
+    value = environ.get(name, "")
+    return value.strip() if isinstance(value, str) else ""
+
+
+class _Sealing(type):
+    """Checks the settings that are secret before `__init__` sees them.
+
+    The frame of `__init__` stands in the traceback of every setting that is refused, and would hold them in clear.
+    """
+
+    def __call__(cls: type[T], *args: Any, **settings: Any) -> T:
+        problem = _seal(cast("type[GatewaySettings]", cls), settings)
+        if problem is not None:
+            settings.clear()
+            raise problem
+        return cast("T", type.__call__(cls, *args, **settings))
+
+
+def _seal(kind: "type[GatewaySettings]", settings: dict[str, Any]) -> ConfigurationError | None:
+    """Put the checked key and URL into the settings; return what is wrong with them."""
+    checks: dict[str, Callable[[object], object]] = {
+        "api_key": lambda key: sealed(key, kind.title, kind.key_variable),
+        "base_url": clean_base_url,
+    }
+    for name, check in checks.items():
+        if name in settings:
+            checked = settings[name] = check(settings[name])
+            if isinstance(checked, ConfigurationError):
+                return checked
+    return None
+
+
 @frozen(kw_only=True)
-class GatewaySettings:
+class GatewaySettings(metaclass=_Sealing):
     """What is common to the gateways. Each names itself, its defaults and the variable of its key."""
 
     short_name: ClassVar[str]
     title: ClassVar[str]
     key_variable: ClassVar[str]
 
-    api_key: str = field(repr=False)
+    # Under a name of its own: pyright takes a field with a converter for a descriptor, which does not fit the protocol.
+    _api_key: Secret = field(alias="api_key", repr=False, converter=_as_secret)
     base_url: str
     """https, or http to this machine; without credentials, query and fragment."""
     model: str
@@ -96,10 +163,6 @@ class GatewaySettings:
     """Whether the account's limit counts images: then a request for n of them takes n job slots."""
 
     def __attrs_post_init__(self) -> None:
-        # Not as converters of the fields: pyright then takes them for descriptors, which do not fit the protocol.
-        key = clean_api_key(self.api_key, self.title, self.key_variable)
-        object.__setattr__(self, "api_key", key)
-        object.__setattr__(self, "base_url", clean_base_url(self.base_url))
         object.__setattr__(self, "model", clean_model(self.model))
 
     @classmethod
@@ -108,19 +171,16 @@ class GatewaySettings:
 
         Further settings are passed on, and win. Raises `ConfigurationError` that names a missing or broken variable.
         """
-        environ = os.environ if environ is None else environ
-        if "api_key" not in settings:
-            if not environ.get(cls.key_variable, "").strip():
-                raise ConfigurationError(f"{cls.key_variable} is not set: it holds the API key of {cls.title}")
-            settings["api_key"] = environ[cls.key_variable]
-        if "base_url" not in settings and environ.get(BASE_URL_VARIABLE, "").strip():
-            settings["base_url"] = environ[BASE_URL_VARIABLE]
-        if "expected_job_s" not in settings and environ.get(EXPECTED_VARIABLE, "").strip():
-            try:
-                settings["expected_job_s"] = float(environ[EXPECTED_VARIABLE])
-            except ValueError:
-                raise ConfigurationError(f"{EXPECTED_VARIABLE} must be a number of seconds") from None
-        return cls(**settings)
+        found = settings_in(os.environ if environ is None else environ, cls, **settings)
+        del environ, settings  # a traceback that shows locals must not show them
+        if isinstance(found, ConfigurationError):
+            raise found
+        return cls(**found)
+
+    @property
+    def api_key(self) -> Secret:
+        """The API key, masked wherever it is printed."""
+        return self._api_key
 
     @property
     def name(self) -> str:
@@ -130,7 +190,7 @@ class GatewaySettings:
     @property
     def account(self) -> str:
         """A fingerprint of the account, safe to write down."""
-        return fingerprint(self.name, self.api_key)
+        return fingerprint(self.name, self.api_key.reveal())
 
     def weight(self, request: ImageRequest) -> int:
         """How many job slots the request takes in the gateway's count."""

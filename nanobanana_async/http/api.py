@@ -110,7 +110,7 @@ class Api:
         self, session: aiohttp.ClientSession, request: HttpRequest, url: URL, timeout_s: float
     ) -> HttpResponse | NanoBananaError:
         """Return the answer, or the error: it must not be raised where the headers are."""
-        headers = {**request.headers, "Authorization": f"Bearer {self._gateway.api_key}"}
+        headers = {**request.headers, "Authorization": f"Bearer {self._gateway.api_key.reveal()}"}
         body = None if request.body is None else Body(request.body)
         # Only what is bought needs to be known as sent or not; a query is asked again in any case.
         tracker = None if body is None else aiohttp.UploadTracker()
