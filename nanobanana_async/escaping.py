@@ -39,15 +39,15 @@ def _in_json(character: str) -> str:
     return json.dumps(character)[1:-1]
 
 
-_SENTENCE = _Escapes(str.isprintable, _in_python)
+_ONE_LINE = _Escapes(str.isprintable, _in_python)
 _EXACT = _Escapes(_is_text, _in_python)
 _JSON = _Escapes(_is_text, _in_json)
 
 
-def sentence(text: str) -> str:
+def one_line(text: str) -> str:
     """Return text for people: on one line, each run of whitespace as one space."""
     line = " ".join(text.split())
-    return line if line.isprintable() else line.translate(_SENTENCE)
+    return line if line.isprintable() else line.translate(_ONE_LINE)
 
 
 def exact(text: str) -> str:

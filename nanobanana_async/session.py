@@ -20,8 +20,10 @@ from nanobanana_async.engine.entry import Entry
 from nanobanana_async.engine.host import Host
 from nanobanana_async.errors import ConfigurationError, InvalidRequest, JobUnfinished, SessionClosed
 from nanobanana_async.gateways.contract import Gateway, Transport
+from nanobanana_async.gateways.secret import Secret
 from nanobanana_async.gateways.settings import is_loopback
 from nanobanana_async.handle import Job
+from nanobanana_async.http.addresses import checked_proxy
 from nanobanana_async.http.api import Api
 from nanobanana_async.http.downloads import Downloads
 from nanobanana_async.jobs import JobState
@@ -60,14 +62,18 @@ class Session:
         max_credits: Decimal | float | None = None,
         observers: Sequence[Observer] = (),
         http: aiohttp.ClientSession | Transport | None = None,
-        proxy: str | None = None,
+        proxy: str | Secret | None = None,
     ) -> None:
+        hidden = checked_proxy(proxy)
+        del proxy  # it may hold a password, which the traceback of a refused setting would show
+        if isinstance(hidden, ConfigurationError):
+            raise hidden
         self.gateway = gateway_from_env() if gateway is None else gateway
         concurrency, timeouts = concurrency or ConcurrencyPolicy(), timeouts or Timeouts()
         transport: Transport
         if http is None or isinstance(http, aiohttp.ClientSession):
             most = 2 * concurrency.max_requests
-            transport = Api(self.gateway, timeouts=timeouts, http=http, proxy=proxy, max_connections=most)
+            transport = Api(self.gateway, timeouts=timeouts, http=http, proxy=hidden, max_connections=most)
         else:
             transport = http
         local = is_loopback(urlsplit(self.gateway.base_url).hostname or "")
@@ -75,7 +81,7 @@ class Session:
             gateway=self.gateway,
             ledger=ledger_of(ledger),
             transport=transport,
-            downloads=Downloads(allow_loopback=local, proxy=proxy, connect_s=timeouts.connect_s),
+            downloads=Downloads(allow_loopback=local, proxy=hidden, connect_s=timeouts.connect_s),
             announce=Announcer(tuple(observers)),
             concurrency=concurrency,
             polling=polling or PollPolicy(),
@@ -87,13 +93,9 @@ class Session:
         self._host = Host(f"<Session {self.gateway.name}>", self._parts)
 
     def __repr__(self) -> str:
-        if self._host.closed:
-            state = "closed"
-        elif self._host.engine is None:
-            state = "not open"
-        else:
-            state = f"open, {self._host.engine.slots.held} jobs held"
-        return f"<Session {self.gateway.name} {state}>"
+        engine = self._host.engine
+        state = "not open" if engine is None else f"open, {engine.slots.held} jobs held"
+        return f"<Session {self.gateway.name} {'closed' if self._host.closed else state}>"
 
     async def __aenter__(self) -> Self:
         await self.open()
@@ -185,10 +187,8 @@ class Session:
             raise InvalidRequest("task_id is empty or not printable")
         engine = self._open_engine()
         known = await self._parts.ledger.find_task(self.gateway.account, task_id)
-        if known is not None:
-            job = await self.job(known.key)
-            if job is not None:
-                return job
+        if known is not None and (job := await self.job(known.key)) is not None:
+            return job
         known_as = f"task-{task_id}" if key is None else key
         record = engine.record_of_task(task_id, known_as, JobState.RUNNING, request)
         return await self._kept(engine, engine.enter(record))

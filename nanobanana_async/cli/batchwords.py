@@ -21,6 +21,7 @@ from nanobanana_async.cli.joblist import amount
 from nanobanana_async.cli.results import RESULTS, Result
 from nanobanana_async.cli.rowfile import RowFile
 from nanobanana_async.errors import NanoBananaError
+from nanobanana_async.escaping import exact
 from nanobanana_async.report import STATUSES
 
 INTERRUPTED = 130
@@ -91,9 +92,9 @@ class Data:
     def add(self, result: Result, folder: Path) -> None:
         """Take note of a row's lines."""
         if self._wanted:
-            start = f"{result.row.key}\t{result.row.status}"
+            start = f"{exact(result.row.key)}\t{result.row.status}"
             paths = [str(folder / image) for image in result.row.images] or [""]
-            self._lines += [f"{start}\t{path}\n" for path in paths]
+            self._lines += [f"{start}\t{exact(path)}\n" for path in paths]
 
     async def tell(self) -> None:
         """Print what was added; whoever reads slowly is waited for, whoever has gone is not."""

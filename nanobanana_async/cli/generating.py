@@ -1,6 +1,7 @@
 """`nanobanana generate`: all prompts through one session, results to stdout in the order of the prompts."""
 
 import asyncio
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,13 +11,16 @@ from rich.console import Console
 from nanobanana_async import (
     ConcurrencyPolicy,
     Gateway,
+    GeneratedImage,
     GenerationResult,
     ImageRequest,
     JobError,
     NanoBananaError,
     Session,
 )
-from nanobanana_async.cli.board import Board, plain, shorten
+from nanobanana_async.cli.board import Board, shorten
+from nanobanana_async.escaping import exact, one_line
+from nanobanana_async.models import shorten as shorten_url
 
 
 class Interrupted(Exception):
@@ -52,7 +56,7 @@ async def generate_all(
     outcomes = [task.result() for task in tasks]
     for outcome in outcomes:
         for line in outcome.lines:
-            print(line, flush=True)
+            print(exact(line), flush=True)
     return _report(requests, outcomes, console)
 
 
@@ -61,7 +65,7 @@ async def _one(session: Session, request: ImageRequest, folder: Path | None, tim
         result = await session.generate(request, timeout=timeout)
     except NanoBananaError as error:
         return _Done(error=error)
-    urls = [image.url for image in result.images]
+    urls = [link_of(image, terminal=sys.stdout.isatty()) for image in result.images]
     if folder is None:
         return _Done(result, urls)
     try:
@@ -70,15 +74,20 @@ async def _one(session: Session, request: ImageRequest, folder: Path | None, tim
         return _Done(result, urls, error)  # paid for: its links are worth more than the error
 
 
+def link_of(image: GeneratedImage, *, terminal: bool) -> str:
+    """Return an image's URL for a pipe, or for a terminal, where the megabytes of an inline one are cut."""
+    return shorten_url(image.url) if terminal and image.url[:5].lower() == "data:" else image.url
+
+
 def _report(requests: Sequence[ImageRequest], outcomes: Sequence[_Done], console: Console) -> int:
     failed = 0
     for request, outcome in zip(requests, outcomes, strict=True):
         if outcome.error is None:
             continue
         failed += 1
-        sentence = plain(str(outcome.error))
+        sentence = one_line(str(outcome.error))
         if isinstance(outcome.error, JobError) and outcome.error.job.task_id is not None:
-            sentence += f" [task {plain(outcome.error.job.task_id)}]"
+            sentence += f" [task {one_line(outcome.error.job.task_id)}]"
         whose = f"{shorten(request.prompt, 40)}: " if len(requests) > 1 else ""
         console.print(f"nanobanana: {whose}{sentence}", markup=False, highlight=False, soft_wrap=True)
     return 1 if failed else 0

@@ -2,7 +2,7 @@
 
 import re
 
-from nanobanana_async.escaping import sentence
+from nanobanana_async.escaping import one_line
 from nanobanana_async.gateways.secret import Secret
 
 EXCERPT = 200  # characters of an answer that an error shows
@@ -35,7 +35,7 @@ def tidy(text: str, *, secret: Secret | None = None, limit: int = EXCERPT) -> st
     if len(text) > _WINDOW and not seen.endswith(("***", "...")):
         # The window's edge may have cut a secret in two, and what was shortened before it may bring it into view.
         seen = seen[:-_MARGIN]
-    line = sentence(seen)
+    line = one_line(seen)
     return line if len(line) <= limit and len(text) <= _WINDOW else f"{line[: limit - 3]}..."
 
 

@@ -1,9 +1,10 @@
 """What both gateways are told: a key, where they are, and a few guesses. Checked at birth, frozen."""
 
+import functools
 import ipaddress
 import os
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar, Self, TypeVar, cast
+from typing import Any, ClassVar, Self
 from urllib.parse import urlsplit
 
 from attrs import Attribute, field, frozen
@@ -13,8 +14,6 @@ from nanobanana_async.errors import ConfigurationError, InvalidRequest
 from nanobanana_async.gateways.secret import Secret
 from nanobanana_async.jobs import fingerprint
 from nanobanana_async.models import ImageRequest, TaskType
-
-T = TypeVar("T")
 
 BASE_URL_VARIABLE = "NANOBANANA_BASE_URL"
 EXPECTED_VARIABLE = "NANOBANANA_EXPECTED_JOB_S"
@@ -115,18 +114,21 @@ def variable_in(environ: Mapping[str, str], name: str) -> str:
     return value.strip() if isinstance(value, str) else ""
 
 
-class _Sealing(type):
-    """Checks the settings that are secret before `__init__` sees them.
+def _sealing(init: Callable[..., None]) -> Callable[..., None]:
+    """Return an `__init__` that checks the secret settings before attrs' own sees them.
 
-    The frame of `__init__` stands in the traceback of every setting that is refused, and would hold them in clear.
+    The frame of that one stands in the traceback of every setting that is refused, and would hold them in clear.
     """
 
-    def __call__(cls: type[T], *args: Any, **settings: Any) -> T:
-        problem = _seal(cast("type[GatewaySettings]", cls), settings)
+    @functools.wraps(init)
+    def checked(self: "GatewaySettings", *args: Any, **settings: Any) -> None:
+        problem = _seal(type(self), settings)
         if problem is not None:
             settings.clear()
             raise problem
-        return cast("T", type.__call__(cls, *args, **settings))
+        init(self, *args, **settings)
+
+    return checked
 
 
 def _seal(kind: "type[GatewaySettings]", settings: dict[str, Any]) -> ConfigurationError | None:
@@ -144,7 +146,7 @@ def _seal(kind: "type[GatewaySettings]", settings: dict[str, Any]) -> Configurat
 
 
 @frozen(kw_only=True)
-class GatewaySettings(metaclass=_Sealing):
+class GatewaySettings:
     """What is common to the gateways. Each names itself, its defaults and the variable of its key."""
 
     short_name: ClassVar[str]
@@ -161,6 +163,10 @@ class GatewaySettings(metaclass=_Sealing):
     """A first guess of how long a job takes."""
     slots_per_image: bool = field(default=False, validator=_check_switch)
     """Whether the account's limit counts images: then a request for n of them takes n job slots."""
+
+    @classmethod
+    def __attrs_init_subclass__(cls) -> None:
+        cls.__init__ = _sealing(cls.__init__)  # type: ignore[method-assign]
 
     def __attrs_post_init__(self) -> None:
         object.__setattr__(self, "model", clean_model(self.model))

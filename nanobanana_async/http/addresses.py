@@ -13,6 +13,7 @@ import aiohttp
 from yarl import URL
 
 from nanobanana_async.errors import ConfigurationError
+from nanobanana_async.gateways.secret import Secret
 from nanobanana_async.http.sockets import Sockets
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
@@ -83,15 +84,34 @@ def may_ask(host: str, *, loopback: bool) -> bool:
     return bool(names) and bool(last) and not looks_numeric and last not in _PRIVATE_NAMES
 
 
-def proxy_url(text: str) -> URL:
-    """Return a proxy's URL; raises `ConfigurationError` without showing it, since it may hold a password."""
+def checked_proxy(proxy: object) -> Secret | ConfigurationError | None:
+    """Return a proxy's URL as a secret, since it may hold a password, or what is wrong with it.
+
+    The error is returned and not raised: this frame holds the URL, and tools show the locals of a traceback's frames.
+    """
+    if proxy is None or isinstance(proxy, Secret):
+        return proxy
     try:
-        url = URL(text)
+        url = URL(proxy) if isinstance(proxy, str) else URL()
         if url.scheme in ("http", "https") and url.host:
-            return url
-    except (TypeError, ValueError):
+            return Secret(str(proxy))
+    except ValueError:
         pass
-    raise ConfigurationError("proxy must be a URL such as http://proxy.example:3128")
+    return ConfigurationError("proxy must be a URL such as http://proxy.example:3128")
+
+
+def hidden_proxy(proxy: str | Secret | None) -> Secret | None:
+    """Return a proxy's URL as a secret; raises `ConfigurationError` without showing it."""
+    checked = checked_proxy(proxy)
+    del proxy
+    if isinstance(checked, ConfigurationError):
+        raise checked
+    return checked
+
+
+def proxy_url(proxy: Secret | None) -> URL | None:
+    """Return what aiohttp takes for a proxy; into no variable, which a traceback could show."""
+    return None if proxy is None else URL(proxy.reveal())
 
 
 def _tunnelled(address: Address) -> Address | None:

@@ -13,8 +13,9 @@ from nanobanana_async._version import __version__
 from nanobanana_async.config import Timeouts
 from nanobanana_async.errors import ConfigurationError, ContractBroken, NanoBananaError, SessionClosed, TransportError
 from nanobanana_async.gateways.contract import Gateway, HttpRequest, HttpResponse
+from nanobanana_async.gateways.secret import Secret
 from nanobanana_async.gateways.settings import is_loopback
-from nanobanana_async.http.addresses import proxy_url
+from nanobanana_async.http.addresses import hidden_proxy, proxy_url
 from nanobanana_async.http.body import Body, answered_unasked, perhaps_sent
 from nanobanana_async.http.failures import explained
 from nanobanana_async.http.sockets import Sockets
@@ -44,13 +45,13 @@ class Api:
         *,
         timeouts: Timeouts,
         http: aiohttp.ClientSession | None = None,
-        proxy: str | None = None,
+        proxy: str | Secret | None = None,
         max_connections: int = 64,
     ) -> None:
         self._gateway = gateway
         self._connect_s = timeouts.connect_s
         self._lent = http
-        self._proxy = None if proxy is None else proxy_url(proxy)
+        self._proxy = hidden_proxy(proxy)
         self._max_connections = max_connections
         self._sockets = Sockets()
         self._pool: aiohttp.ClientSession | None = None
@@ -94,10 +95,10 @@ class Api:
         url = _checked(request.url, self._proxy)
         try:
             answer = await self._exchange(session, request, url, timeout_s)
-        except asyncio.CancelledError as cancelled:
-            # The frames it came through hold the headers; what else it came through is not its reader's.
-            cancelled.__context__ = None
-            raise cancelled.with_traceback(None) from None
+        except BaseException as ended:
+            # Cancelled, or interrupted by Ctrl-C: the frames it came through hold the headers and the proxy's password.
+            ended.__context__ = None
+            raise ended.with_traceback(None) from None
         if isinstance(answer, HttpResponse):
             return answer
         try:
@@ -122,13 +123,13 @@ class Api:
                 headers=headers,
                 timeout=_limits(self._connect_s, timeout_s),
                 allow_redirects=False,
-                proxy=self._proxy,
+                proxy=proxy_url(self._proxy),
                 upload_tracker=tracker,
             )
             try:
                 if answered_unasked(body, tracker):
                     return TransportError(f"{url.host} answered before it was asked", sent=False)
-                return await _read(response, request.max_answer_bytes)
+                return await _read(response, request.max_answer_bytes, self._gateway.api_key)
             finally:
                 response.close()  # after the whole body it has gone back to the pool, and this does nothing
         except Exception as error:
@@ -157,7 +158,7 @@ class Api:
 
 
 @functools.lru_cache(maxsize=4096)  # a task is asked for at one URL again and again
-def _checked(text: str, proxy: URL | None) -> URL:
+def _checked(text: str, proxy: Secret | None) -> URL:
     """Return the URL if the key may travel there."""
     try:
         url = URL(text)
@@ -170,16 +171,17 @@ def _checked(text: str, proxy: URL | None) -> URL:
         return url
     if url.scheme != "http" or not _is_loopback(host):
         raise ConfigurationError(f"the request to {host or 'no host'} must use https: the API key travels with it")
-    if proxy is not None and not _is_loopback(proxy.host or ""):
+    if proxy is not None and not _is_loopback(URL(proxy.reveal()).host or ""):
         raise ConfigurationError("a request without TLS must not go through a proxy: the API key travels with it")
     return url
 
 
-async def _read(response: aiohttp.ClientResponse, limit: int) -> HttpResponse | ContractBroken:
+async def _read(response: aiohttp.ClientResponse, limit: int, key: Secret) -> HttpResponse | ContractBroken:
     """Return the answer with its whole body, decoded, or why it is not taken."""
     status = response.status
     if 300 <= status < 400:
-        return ContractBroken("redirects are refused", status=status, body=_host_of(response.headers.get("Location")))
+        host = key.hide(_host_of(response.headers.get("Location")))
+        return ContractBroken("redirects are refused", status=status, body=host)
     content = response.content
     if content.is_eof():  # the common case: the body came along with the headers
         body = await content.readany()

@@ -17,6 +17,7 @@ from aiohttp.abc import AbstractResolver
 from yarl import URL
 
 from nanobanana_async.errors import DownloadError, SessionClosed
+from nanobanana_async.gateways.secret import Secret
 from nanobanana_async.http.files import Part, SavedImage
 from nanobanana_async.http.getting import Getter, Take
 from nanobanana_async.http.inline import inline_content, is_inline
@@ -47,7 +48,7 @@ class Downloads:
         self,
         *,
         allow_loopback: bool = False,
-        proxy: str | None = None,
+        proxy: str | Secret | None = None,
         tls: ssl.SSLContext | bool = True,
         resolver: AbstractResolver | None = None,
         connect_s: float = 10.0,

@@ -10,7 +10,8 @@ from yarl import URL
 
 from nanobanana_async.errors import SessionClosed
 from nanobanana_async.gateways.limits import retry_after_s
-from nanobanana_async.http.addresses import AddressRefused, PublicSockets, may_ask, proxy_url
+from nanobanana_async.gateways.secret import Secret
+from nanobanana_async.http.addresses import AddressRefused, PublicSockets, hidden_proxy, may_ask, proxy_url
 from nanobanana_async.http.api import USER_AGENT
 from nanobanana_async.http.failures import explained
 from nanobanana_async.http.missed import Missed
@@ -38,7 +39,7 @@ class Getter:
         self,
         *,
         loopback: bool,
-        proxy: str | None,
+        proxy: str | Secret | None,
         tls: ssl.SSLContext | bool,
         resolver: AbstractResolver | None,
         connect_s: float,
@@ -47,7 +48,7 @@ class Getter:
         max_bytes: int,
     ) -> None:
         self._loopback = loopback
-        self._proxy = None if proxy is None else proxy_url(proxy)
+        self._proxy = hidden_proxy(proxy)
         self._tls = tls
         self._resolver = resolver
         self._connect_s = connect_s
@@ -102,7 +103,7 @@ class Getter:
         if self._http is None:
             raise SessionClosed("the door to the pictures is not open")
         try:
-            answer = await self._http.get(url, allow_redirects=False, proxy=self._proxy)
+            answer = await self._http.get(url, allow_redirects=False, proxy=proxy_url(self._proxy))
             try:
                 if answer.status in _REDIRECTS:
                     return _target(url, answer)
@@ -115,6 +116,10 @@ class Getter:
             raise
         except Exception as error:
             raise self._missed(error, url) from None
+        except BaseException as ended:
+            # aiohttp's frames, through which a cancellation came, hold the proxy's password.
+            ended.__context__ = None
+            raise ended.with_traceback(None) from None
 
     async def _pour(self, content: aiohttp.StreamReader, take: Take) -> None:
         size = 0

@@ -9,11 +9,10 @@ from typing import Any, Literal, get_args
 
 from attrs import asdict, field, fields_dict, frozen
 
+from nanobanana_async.escaping import json_line
+
 Status = Literal["succeeded", "failed", "refused", "uncertain", "unfinished", "invalid"]
 STATUSES: tuple[Status, ...] = get_args(Status)
-
-# What `str.splitlines` takes for the end of a line and JSON does not escape by itself.
-_LINE_ENDS = {ord(end): f"\\u{ord(end):04x}" for end in "\x85\u2028\u2029"}
 
 
 def _status(_: Any, __: Any, status: object) -> None:
@@ -59,12 +58,8 @@ class ReportRow:
     def to_json(self) -> str:
         """Return the row as one line of JSON, without its end; what JSON has no word for becomes text."""
         facts = {name: _plain(value) for name, value in asdict(self, recurse=False).items()}
-        line = json.dumps(facts, ensure_ascii=False, allow_nan=False).translate(_LINE_ENDS)
-        try:
-            line.encode()
-        except UnicodeEncodeError:  # a lone surrogate, out of a file name that is no UTF-8
-            return json.dumps(facts, allow_nan=False)
-        return line
+        # What is escaped besides: ends of lines, what a terminal obeys, a lone surrogate out of a file's name.
+        return json_line(json.dumps(facts, ensure_ascii=False, allow_nan=False))
 
     @classmethod
     def from_json(cls, line: str | bytes) -> "ReportRow":
