@@ -93,6 +93,8 @@ class Session:
         self._host = Host(f"<Session {self.gateway.name}>", self._parts)
 
     def __repr__(self) -> str:
+        if "_host" not in self.__dict__:  # it stands in the traceback of a setting that was refused
+            return "<Session not made>"
         engine = self._host.engine
         state = "not open" if engine is None else f"open, {engine.slots.held} jobs held"
         return f"<Session {self.gateway.name} {'closed' if self._host.closed else state}>"
@@ -172,8 +174,7 @@ class Session:
     async def job(self, key: str) -> Job | None:
         """Find a job by our key; None when the ledger does not know it."""
         engine = self._open_engine()
-        entry = await engine.look_up(key)
-        if entry is None:
+        if (entry := await engine.look_up(key)) is None:
             return None
         entry.kept = True
         return Job(engine, entry)
@@ -221,8 +222,7 @@ class Session:
             raise InvalidRequest("say exactly one of task_id, refused=True, buy_again=True")
         key = job if isinstance(job, str) else job.key
         engine = self._open_engine()
-        entry = await engine.look_up(key)
-        if entry is None:
+        if (entry := await engine.look_up(key)) is None:
             raise InvalidRequest(f"the ledger knows no job {key}")
         before = entry.record.state
         entry = engine.settle(entry, task_id=task_id, buy_again=buy_again)

@@ -94,6 +94,13 @@ class Answer:
 
     def decoded(self) -> dict[str, Any]:
         """Return the JSON object that the body holds, without the API key, or raise `ContractBroken`."""
+        envelope = self._decoded()
+        if isinstance(envelope, str):
+            raise self.broken(envelope)
+        return envelope
+
+    def _decoded(self) -> dict[str, Any] | str:
+        """Return the JSON object, or why it is none; nothing is raised where the text, with the key, is at hand."""
         try:
             text = self.body.removeprefix(BOM_UTF8).decode()
             envelope = _JSON.decode(text)
@@ -101,12 +108,10 @@ class Answer:
             if len(text) > _LONG_ANSWER or self.gateway.api_key.is_in(text):
                 envelope = self.gateway.api_key.hide_all(envelope)
         except ValueError:  # JSONDecodeError and UnicodeDecodeError are such
-            raise self.broken("the answer is not JSON") from None
+            return "the answer is not JSON"
         except RecursionError:
-            raise self.broken("the answer is JSON nested too deep") from None
-        if not isinstance(envelope, dict):
-            raise self.broken("the answer is not a JSON object")
-        return envelope
+            return "the answer is JSON nested too deep"
+        return envelope if isinstance(envelope, dict) else "the answer is not a JSON object"
 
     def structured(self, kind: type[T], fields: object, path: str) -> T:
         """Return the fields as a value of this kind, or raise `ContractBroken` with a line for each misfit."""

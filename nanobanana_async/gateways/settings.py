@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Self
 from urllib.parse import urlsplit
 
-from attrs import Attribute, field, frozen
+from attrs import Attribute, field, fields, frozen
 
 from nanobanana_async.checks import positive
 from nanobanana_async.errors import ConfigurationError, InvalidRequest
@@ -145,7 +145,7 @@ def _seal(kind: "type[GatewaySettings]", settings: dict[str, Any]) -> Configurat
     return None
 
 
-@frozen(kw_only=True)
+@frozen(kw_only=True, repr=False)
 class GatewaySettings:
     """What is common to the gateways. Each names itself, its defaults and the variable of its key."""
 
@@ -170,6 +170,11 @@ class GatewaySettings:
 
     def __attrs_post_init__(self) -> None:
         object.__setattr__(self, "model", clean_model(self.model))
+
+    def __repr__(self) -> str:
+        # Not attrs' own: that one raises for a gateway half made, which stands in the traceback of a refused setting.
+        known = (f"{each.name}={getattr(self, each.name, '...')!r}" for each in fields(type(self)) if each.repr)
+        return f"{type(self).__name__}({', '.join(known)})"
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str] | None = None, **settings: Any) -> Self:
