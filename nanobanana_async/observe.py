@@ -10,6 +10,7 @@ from typing import Any, Protocol, runtime_checkable
 from attrs import asdict, frozen
 
 from nanobanana_async.errors import GatewayError, NanoBananaError
+from nanobanana_async.escaping import one_line
 from nanobanana_async.jobs import JobRecord, JobState
 from nanobanana_async.models import shorten
 
@@ -180,8 +181,8 @@ def log_event(event: Event) -> None:
     if not log.isEnabledFor(level):
         return
     facts = _facts(event)
-    sentence = " ".join(f"{name}={value}" for name, value in facts.items() if value is not None)
-    log.log(level, "%s %s", _NAMES[kind], sentence, extra={"event": _NAMES[kind], **facts})
+    told = " ".join(f"{name}={value}" for name, value in facts.items() if value is not None)
+    log.log(level, "%s %s", _NAMES[kind], one_line(told), extra={"event": _NAMES[kind], **facts})
 
 
 def _facts(event: Event) -> dict[str, Any]:

@@ -21,8 +21,10 @@ from nanobanana_async.engine.host import Host
 from nanobanana_async.engine.settling import Settler
 from nanobanana_async.errors import ConfigurationError, InvalidRequest, JobUnfinished, SessionClosed
 from nanobanana_async.gateways.contract import Gateway, Transport
+from nanobanana_async.gateways.secret import Secret
 from nanobanana_async.handle import Job, handed_out
 from nanobanana_async.http.doors import doors_of
+from nanobanana_async.http.trust import checked_proxy
 from nanobanana_async.jobs import JobState, check_task_id, key_of_task, made_key
 from nanobanana_async.keeping import Keeper
 from nanobanana_async.ledger.base import Ledger
@@ -67,13 +69,17 @@ class Session:
         observers: Sequence[Observer] = (),
         http: aiohttp.ClientSession | Transport | None = None,
         tls: ssl.SSLContext | bool | None = None,
-        proxy: str | None = None,
+        proxy: str | Secret | None = None,
         trust_env: bool = False,
     ) -> None:
+        hidden = checked_proxy(proxy)
+        del proxy  # it may hold a password, which the traceback of a refused setting would show
+        if isinstance(hidden, ConfigurationError):
+            raise hidden
         self.gateway = gateway_from_env() if gateway is None else gateway
         concurrency, timeouts = concurrency or ConcurrencyPolicy(), timeouts or Timeouts()
         transport, downloads = doors_of(
-            self.gateway, timeouts, concurrency.max_requests, http=http, tls=tls, proxy=proxy, trust_env=trust_env
+            self.gateway, timeouts, concurrency.max_requests, http=http, tls=tls, proxy=hidden, trust_env=trust_env
         )
         self._parts = Parts(
             gateway=self.gateway,
@@ -91,15 +97,11 @@ class Session:
         self._host = Host(f"<Session {self.gateway.name}>", self._parts)
 
     def __repr__(self) -> str:
-        if "_host" not in self.__dict__:  # a setting was refused; debuggers show it all the same
-            return "<Session not built>"
-        if self._host.closed:
-            state = "closed"
-        elif self._host.engine is None:
-            state = "not open"
-        else:
-            state = f"open, {self._host.engine.slots.held} jobs held"
-        return f"<Session {self.gateway.name} {state}>"
+        if "_host" not in self.__dict__:  # it stands in the traceback of a setting that was refused
+            return "<Session not made>"
+        engine = self._host.engine
+        state = "not open" if engine is None else f"open, {engine.slots.held} jobs held"
+        return f"<Session {self.gateway.name} {'closed' if self._host.closed else state}>"
 
     async def __aenter__(self) -> Self:
         await self.open()
@@ -177,8 +179,7 @@ class Session:
     async def job(self, key: str) -> Job | None:
         """Find a job by our key; None when the ledger does not know it."""
         engine = self._open_engine()
-        entry = await engine.look_up(key)
-        if entry is None:
+        if (entry := await engine.look_up(key)) is None:
             return None
         entry.kept = True
         return Job(engine, entry)
@@ -192,10 +193,8 @@ class Session:
         engine = self._open_engine()
         check_task_id(task_id)
         known = await self._parts.ledger.find_task(self.gateway.account, task_id)
-        if known is not None:
-            job = await self.job(known.key)
-            if job is not None:
-                return job
+        if known is not None and (job := await self.job(known.key)) is not None:
+            return job
         await Settler(engine).check_task(task_id)
         known_as = key_of_task(task_id) if key is None else key
         record = engine.record_of_task(task_id, known_as, JobState.RUNNING, request)

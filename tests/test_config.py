@@ -6,6 +6,7 @@ import pytest
 
 from nanobanana_async import ApiMall, ConfigurationError, DefApi, RetryPolicy, Timeouts
 from nanobanana_async.config import gateway_from_env
+from nanobanana_async.gateways import Secret
 
 MALL, DEF = {"APIMALL_API_KEY": "mall-key"}, {"DEFAPI_API_KEY": "def-key"}
 NAMED_MALL, NAMED_DEF = {"NANOBANANA_GATEWAY": "apimall"}, {"NANOBANANA_GATEWAY": "defapi"}
@@ -30,7 +31,7 @@ ELSEWHERE = {"NANOBANANA_BASE_URL": "http://127.0.0.1:8080/"}
 def test_the_environment_names_the_gateway(environ: dict[str, str], kind: type, key: str) -> None:
     gateway = gateway_from_env(environ)
     assert type(gateway) is kind
-    assert gateway.api_key == key
+    assert gateway.api_key == Secret(key)
 
 
 @pytest.mark.parametrize("environ", [MALL, DEF, MALL | NAMED_MALL])
@@ -62,7 +63,7 @@ def test_the_real_environment_is_read_when_none_is_given(monkeypatch: pytest.Mon
     with pytest.raises(ConfigurationError):
         gateway_from_env()
     monkeypatch.setenv("APIMALL_API_KEY", "mall-key")
-    assert gateway_from_env().api_key == "mall-key"
+    assert gateway_from_env().api_key == Secret("mall-key")
 
 
 @pytest.mark.parametrize("name", ["connect_s", "create_s", "query_s", "job_s", "close_s"])

@@ -16,7 +16,7 @@ MAX_LINES = 320
 
 FLOORS: tuple[frozenset[str], ...] = (
     frozenset({"_version"}),
-    frozenset({"errors"}),
+    frozenset({"errors", "escaping"}),
     frozenset({"checks"}),
     frozenset({"display"}),
     frozenset({"models"}),
@@ -39,7 +39,9 @@ FLOOR_OF = {room: number for number, rooms in enumerate(FLOORS) for room in room
 ROOT_FLOOR = FLOOR_OF["webhooks"]
 
 # Above the line: no await, no clock, no socket.
-THOUGHT = frozenset({"_version", "errors", "checks", "display", "models", "jobs", "gateways", "policy", "rows"})
+THOUGHT = frozenset(
+    {"_version", "errors", "escaping", "checks", "display", "models", "jobs", "gateways", "policy", "rows"}
+)
 IO_MODULES = frozenset(
     {"aiohttp", "anyio", "asyncio", "concurrent", "http", "logging", "select", "selectors", "signal", "socket"}
     | {"sqlite3", "ssl", "subprocess", "threading", "time", "urllib.request"}

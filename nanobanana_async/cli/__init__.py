@@ -1,5 +1,6 @@
 """The command `nanobanana`: needs the extra `cli`."""
 
+import io
 import sys
 
 _EXTRA = frozenset({"cyclopts", "rich"})
@@ -15,4 +16,7 @@ def main() -> None:
         advice = "pip install 'nanobanana-async[cli]'"
         print(f"nanobanana: the command line needs {missing.name}: {advice}", file=sys.stderr)
         sys.exit(2)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # else a letter that the terminal does not know would end the run
+            stream.reconfigure(errors="backslashreplace")
     sys.exit(run(sys.argv[1:]))

@@ -28,12 +28,12 @@ from nanobanana_async import (
 )
 from nanobanana_async.checks import as_count, as_number
 from nanobanana_async.cli.batch import BatchCommand
-from nanobanana_async.cli.board import plain
 from nanobanana_async.cli.demo import demonstrate
 from nanobanana_async.cli.generating import Interrupted, generate_all
 from nanobanana_async.cli.jobs import job_commands
 from nanobanana_async.config import gateway_from_env
 from nanobanana_async.emulator import Emulator, LogNormal, serve
+from nanobanana_async.escaping import one_line
 from nanobanana_async.models import OutputFormat, Resolution
 
 GatewayName = Literal["apimall", "defapi", "emulator"]
@@ -82,7 +82,7 @@ def run(tokens: Sequence[str]) -> int:
 
 
 def _complain(what: object, code: int) -> int:
-    line = plain(str(what)) or type(what).__name__
+    line = one_line(str(what)) or type(what).__name__
     print(f"nanobanana: {line}", file=sys.stderr)
     return code
 
@@ -229,6 +229,10 @@ def emulate(
 
 def _seller(name: GatewayName | None, base_url: str | None) -> Gateway:
     """Return the gateway that options and environment name; ask for a missing key where there is somebody to ask."""
+    return gateway_from_env(_environ(name, base_url))  # into no variable: a traceback that shows locals would show it
+
+
+def _environ(name: GatewayName | None, base_url: str | None) -> dict[str, str]:
     environ = dict(os.environ)
     if name is not None:
         environ["NANOBANANA_GATEWAY"] = name
@@ -238,7 +242,7 @@ def _seller(name: GatewayName | None, base_url: str | None) -> Gateway:
     kind = kinds.get(environ.get("NANOBANANA_GATEWAY", "").strip().lower())
     if kind is not None and not environ.get(kind.key_variable) and sys.stdin.isatty():
         environ[kind.key_variable] = getpass.getpass(f"API key of {kind.title}: ", stream=sys.stderr)
-    return gateway_from_env(environ)
+    return environ
 
 
 app.command(BatchCommand(_seller).batch)

@@ -15,9 +15,9 @@ from nanobanana_async.cli.batchboard import rows
 from nanobanana_async.cli.batchfolder import FILES, BatchFolder, Identity, check
 from nanobanana_async.cli.batchplan import foresee
 from nanobanana_async.cli.batchrun import Plan, Run
-from nanobanana_async.cli.board import plain
 from nanobanana_async.cli.rowfile import Format, RowFile, opened
 from nanobanana_async.emulator import API_KEY, Emulator
+from nanobanana_async.escaping import one_line
 from nanobanana_async.policy.credits import as_credits
 
 Name = Literal["apimall", "defapi"]
@@ -156,4 +156,4 @@ def _checked(source: RowFile, gateway: Gateway) -> int | None:
 
 
 def _tell(console: Console, sentence: str) -> None:
-    console.print(f"nanobanana: {plain(sentence)}", markup=False, highlight=False, emoji=False, soft_wrap=True)
+    console.print(f"nanobanana: {one_line(sentence)}", markup=False, highlight=False, emoji=False, soft_wrap=True)

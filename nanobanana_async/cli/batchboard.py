@@ -17,8 +17,9 @@ from rich.table import Table
 from rich.text import Text
 
 from nanobanana_async import RateLimited, SessionStats
-from nanobanana_async.cli.board import plain, shorten
+from nanobanana_async.cli.board import shorten
 from nanobanana_async.cli.joblist import amount, counted
+from nanobanana_async.escaping import one_line
 from nanobanana_async.observe import CreateFailed, Event, QueryFailed
 
 REDRAWS_A_SECOND = 4
@@ -114,7 +115,7 @@ class BatchBoard:
     def say(self, sentence: str) -> None:
         """Print a line, above the display where there is one."""
         wrapped = self.console.is_terminal
-        self.console.print(plain(sentence), markup=False, highlight=False, emoji=False, soft_wrap=not wrapped)
+        self.console.print(one_line(sentence), markup=False, highlight=False, emoji=False, soft_wrap=not wrapped)
 
     @property
     def done(self) -> int:

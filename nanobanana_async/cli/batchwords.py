@@ -21,6 +21,7 @@ from nanobanana_async.cli.joblist import amount
 from nanobanana_async.cli.results import RESULTS, Result
 from nanobanana_async.cli.rowfile import RowFile
 from nanobanana_async.errors import ConfigurationError, NanoBananaError
+from nanobanana_async.escaping import exact
 from nanobanana_async.http.files import why_unwritable
 from nanobanana_async.report import STATUSES
 
@@ -92,10 +93,9 @@ class Data:
     def add(self, result: Result, folder: Path) -> None:
         """Take note of a row's lines."""
         if self._wanted:
-            start = f"{result.row.key}\t{result.row.status}\t".encode()
-            # A path as the file system has it: it need not be text in the encoding of stdout.
-            paths = [os.fsencode(folder / image) for image in result.row.images] or [b""]
-            self._lines += [start + path + b"\n" for path in paths]
+            start = f"{exact(result.row.key)}\t{result.row.status}"
+            paths = [str(folder / image) for image in result.row.images] or [""]
+            self._lines += [f"{start}\t{exact(path)}\n".encode() for path in paths]
 
     async def tell(self) -> None:
         """Print what was added; a slow reader is waited for, one that has gone is not.

@@ -10,6 +10,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from nanobanana_async.escaping import one_line
 from nanobanana_async.jobs import FINAL, JobRecord, JobState
 from nanobanana_async.observe import CreateFailed, Event, JobMoved
 
@@ -92,13 +93,8 @@ class Board:
         return Group(bar, marks, facts)
 
 
-def plain(text: str) -> str:
-    """Return a text on one line that may be shown anywhere: what a terminal could obey is spelt out."""
-    line = " ".join(text.split())
-    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in line)
-
-
 def shorten(prompt: str, limit: int = 60) -> str:
     """Return a prompt on one line, cut for people's eyes."""
-    line = plain(prompt)
+    # The beginning alone is escaped: a prompt, or a message that quotes it, may have megabytes.
+    line = one_line(prompt.lstrip()[: 100 * limit])
     return line if len(line) <= limit else f"{line[: limit - 3]}..."

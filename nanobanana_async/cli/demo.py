@@ -13,6 +13,7 @@ from nanobanana_async.cli.board import Board, shorten
 from nanobanana_async.emulator import Emulator, EmulatorStats, LogNormal, Script
 from nanobanana_async.emulator.faults import reset
 from nanobanana_async.emulator.pictures import require_pillow
+from nanobanana_async.escaping import exact, one_line
 
 JOB_LIMIT = 6  # what the session is not told
 JOB_SECONDS = 2.0
@@ -58,7 +59,7 @@ async def demonstrate(folder: Path, count: int, console: Console) -> int:
         seen = emulator.stats()
     saved = [path for task in tasks for path in task.result()]
     _tell(stats, seen, took_s, console)
-    print(f"{len(saved)} pictures in {folder}")
+    print(f"{len(saved)} pictures in {exact(str(folder))}")
     return 0 if len(saved) == count and not seen.double_charges else 1
 
 
@@ -67,7 +68,7 @@ async def _one(session: Session, prompt: str, folder: Path, console: Console) ->
         result: GenerationResult = await session.generate(prompt, aspect_ratio="16:9", resolution="1K")
         return await session.save(result, folder)
     except NanoBananaError as error:
-        console.print(f"{shorten(prompt)}: {error}", markup=False, highlight=False, soft_wrap=True)
+        console.print(f"{shorten(prompt)}: {one_line(str(error))}", markup=False, highlight=False, soft_wrap=True)
         return ()
 
 

@@ -1,6 +1,7 @@
 """`nanobanana generate`: all prompts through one session, results to stdout in the order of the prompts."""
 
 import asyncio
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,13 +11,16 @@ from rich.console import Console
 from nanobanana_async import (
     ConcurrencyPolicy,
     Gateway,
+    GeneratedImage,
     GenerationResult,
     ImageRequest,
     JobError,
     NanoBananaError,
     Session,
 )
-from nanobanana_async.cli.board import Board, plain, shorten
+from nanobanana_async.cli.board import Board, shorten
+from nanobanana_async.escaping import exact, one_line
+from nanobanana_async.models import shorten as shorten_url
 
 
 class Interrupted(Exception):
@@ -52,7 +56,7 @@ async def generate_all(
     outcomes = [task.result() for task in tasks]
     for outcome in outcomes:
         for line in outcome.lines:
-            print(line, flush=True)
+            print(exact(line), flush=True)
     return _report(requests, outcomes, console)
 
 
@@ -61,13 +65,18 @@ async def _one(session: Session, request: ImageRequest, folder: Path | None, tim
         result = await session.generate(request, timeout=timeout)
     except NanoBananaError as error:
         return _Done(error=error)
-    urls = [image.url for image in result.images]
+    urls = [link_of(image, terminal=sys.stdout.isatty()) for image in result.images]
     if folder is None:
         return _Done(result, urls)
     try:
         return _Done(result, [str(path) for path in await session.save(result, folder)])
     except NanoBananaError as error:
         return _Done(result, urls, error)  # paid for: its links are worth more than the error
+
+
+def link_of(image: GeneratedImage, *, terminal: bool) -> str:
+    """Return an image's URL for a pipe, or for a terminal, where the megabytes of an inline one are cut."""
+    return shorten_url(image.url) if terminal and image.url[:5].lower() == "data:" else image.url
 
 
 def _report(requests: Sequence[ImageRequest], outcomes: Sequence[_Done], console: Console) -> int:
@@ -88,11 +97,13 @@ def _report(requests: Sequence[ImageRequest], outcomes: Sequence[_Done], console
 def missing_images(result: GenerationResult) -> str:
     """Say which images of a job the gateway did not deliver."""
     reasons = "; ".join(f"image {index + 1}: {why}" for index, why in result.missing.items())
-    return plain(f"{len(result.missing)} of {len(result.images) + len(result.missing)} images are missing: {reasons}")
+    return one_line(
+        f"{len(result.missing)} of {len(result.images) + len(result.missing)} images are missing: {reasons}"
+    )
 
 
 def _failure(error: NanoBananaError) -> str:
-    sentence = plain(str(error))
+    sentence = one_line(str(error))
     if isinstance(error, JobError) and error.job.task_id is not None:
-        sentence += f" [task {plain(error.job.task_id)}]"
+        sentence += f" [task {one_line(error.job.task_id)}]"
     return sentence

@@ -15,7 +15,8 @@ from attrs import asdict, fields
 from rich.table import Table
 from rich.text import Text
 
-from nanobanana_async.cli.board import plain, shorten
+from nanobanana_async.cli.board import shorten
+from nanobanana_async.escaping import json_line, one_line
 from nanobanana_async.jobs import UNFINISHED, Failure, JobRecord, JobState, numbered
 from nanobanana_async.models import ImageRequest
 
@@ -87,14 +88,14 @@ def _cells(record: JobRecord, now: datetime) -> tuple[str, ...]:
         "" if record.credits is None else amount(record.credits),
         prompt,
     )
-    return tuple(plain(cell) or NOTHING for cell in cells)
+    return tuple(one_line(cell) or NOTHING for cell in cells)
 
 
 def json_of(record: JobRecord) -> str:
     """Return a job as one line of JSON: the whole record but for its body, of which the size; money is text."""
     facts = asdict(record, filter=lambda attribute, _: attribute.name != "body", value_serializer=_as_json)
     facts |= {"wire_key": record.wire_key, "body_bytes": len(record.body)}
-    return json.dumps(facts).replace("\x7f", "\\u007f")  # the one control character that JSON lets through
+    return json_line(json.dumps(facts))
 
 
 def _as_json(_: object, __: object, value: Any) -> Any:
@@ -163,7 +164,7 @@ def story_of(record: JobRecord, *, followed: bool, now: datetime) -> str:
     ]
     width = max(len(name) for name, _ in rows)
     return "\n".join(
-        f"{name if not number else '':{width}}  {plain(text)}".rstrip()
+        f"{name if not number else '':{width}}  {one_line(text)}".rstrip()
         for name, texts in rows
         for number, text in enumerate(texts)
     )

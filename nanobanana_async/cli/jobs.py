@@ -14,7 +14,7 @@ from rich.console import Console
 from nanobanana_async import ConfigurationError, Gateway, JobState
 from nanobanana_async.checks import as_count
 from nanobanana_async.cli import joblist, jobwork
-from nanobanana_async.cli.board import plain
+from nanobanana_async.escaping import one_line
 
 LedgerFile = Annotated[Path, Parameter(name="--ledger", env_var="NANOBANANA_LEDGER")]
 Name = Literal["apimall", "defapi"]
@@ -281,7 +281,7 @@ async def _story(path: Path, key: str) -> str:
 def _note(sentence: str) -> None:
     console = Console(stderr=True)
     wrapped = console.is_terminal
-    console.print(plain(sentence), markup=False, highlight=False, emoji=False, soft_wrap=not wrapped)
+    console.print(one_line(sentence), markup=False, highlight=False, emoji=False, soft_wrap=not wrapped)
 
 
 def _require_consent(*, yes: bool) -> None:
@@ -296,8 +296,8 @@ def _agreed(consequence: str, *, yes: bool) -> bool:
         _note(consequence)
         return True
     if not sys.stdin.isatty():
-        raise ConfigurationError(f"{plain(consequence)} Nobody is there to be asked: --yes agrees beforehand")
-    print(f"{plain(consequence)} Go on? [y/N] ", end="", file=sys.stderr, flush=True)
+        raise ConfigurationError(f"{one_line(consequence)} Nobody is there to be asked: --yes agrees beforehand")
+    print(f"{one_line(consequence)} Go on? [y/N] ", end="", file=sys.stderr, flush=True)
     try:
         answer = sys.stdin.readline()
     except KeyboardInterrupt:

@@ -23,12 +23,12 @@ from nanobanana_async import (
     Session,
     SqliteLedger,
 )
-from nanobanana_async.cli.board import Board, plain
-from nanobanana_async.cli.generating import Interrupted, missing_images
+from nanobanana_async.cli.board import Board
+from nanobanana_async.cli.generating import Interrupted, link_of, missing_images
 from nanobanana_async.cli.joblist import amount, counted
+from nanobanana_async.escaping import exact, one_line
 from nanobanana_async.gateways.settings import clean_account
 from nanobanana_async.jobs import JobRecord, account_conflict, named_account
-from nanobanana_async.models import shorten
 
 LOOKED_BACK = 1000
 """How many finished jobs are looked at for what a job costs."""
@@ -290,7 +290,7 @@ class Teller:
 
     def note(self, sentence: str) -> None:
         """Tell something that is no result."""
-        self._board.console.print(plain(sentence), markup=False, highlight=False, soft_wrap=True, emoji=False)
+        self._board.console.print(one_line(sentence), markup=False, highlight=False, soft_wrap=True, emoji=False)
 
     def _complain(self, job: Job, error: NanoBananaError) -> None:
         self.code = 1
@@ -300,12 +300,12 @@ class Teller:
     def _show(self, result: GenerationResult) -> None:
         terminal = self._out.isatty()
         for image in result.images:
-            url = shorten(image.url) if terminal and image.url.startswith("data:") else image.url
-            line = url if self._one else f"{result.key}\t{url}"
+            url = link_of(image, terminal=terminal)
+            cells = [url] if self._one else [result.key, url]
             if terminal and self._board.console.is_terminal:
-                self.note(line.replace("\t", "  "))
+                self.note("  ".join(cells))
             else:
-                print(plain(line) if terminal else line, file=self._out, flush=True)
+                print("\t".join(map(exact, cells)), file=self._out, flush=True)
         if result.missing:
             self.note(f"nanobanana: {'' if self._one else f'{result.key}: '}{missing_images(result)}")
 

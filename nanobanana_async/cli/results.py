@@ -14,6 +14,7 @@ from typing import Any
 
 from attrs import evolve, field, frozen
 
+from nanobanana_async.escaping import json_line
 from nanobanana_async.http.manifest import NAME as MANIFEST
 from nanobanana_async.http.names import safe_name
 from nanobanana_async.report import ReportRow
@@ -48,7 +49,7 @@ class Result:
             "bytes": self.sizes,
             "saved_at": self.saved_at,
         }
-        return f"{self.row.to_json()[:-1]}, {json.dumps(more)[1:]}"
+        return f"{self.row.to_json()[:-1]}, {json_line(json.dumps(more))[1:]}"
 
     @classmethod
     def from_json(cls, line: bytes) -> "Result":

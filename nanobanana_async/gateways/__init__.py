@@ -3,5 +3,6 @@
 from nanobanana_async.gateways.apimall import ApiMall
 from nanobanana_async.gateways.contract import Gateway, HttpRequest, HttpResponse
 from nanobanana_async.gateways.defapi import DefApi
+from nanobanana_async.gateways.secret import Secret
 
-__all__ = ["ApiMall", "DefApi", "Gateway", "HttpRequest", "HttpResponse"]
+__all__ = ["ApiMall", "DefApi", "Gateway", "HttpRequest", "HttpResponse", "Secret"]

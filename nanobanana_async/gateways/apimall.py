@@ -98,7 +98,7 @@ CONVERTER.register_structure_hook(
 )
 
 
-@frozen(kw_only=True)
+@frozen(kw_only=True, repr=False)
 class ApiMall(GatewaySettings):
     """API Mall: `ApiMall(api_key="...")`, or `ApiMall.from_env()` with `APIMALL_API_KEY` set."""
 
@@ -220,7 +220,9 @@ class ApiMall(GatewaySettings):
 
     def read_callback(self, body: bytes) -> Observation:
         """Raise `ContractBroken`: this gateway sends no callbacks."""
-        raise Answer(self, body).broken("it sends no callbacks, so this is none of its")
+        answer = Answer(self, body)
+        del body  # it may hold the API key, and tools show the locals of a traceback's frames
+        raise answer.broken("it sends no callbacks, so this is none of its")
 
 
 def _delivery(task: _Task, body: bytes) -> Delivery:

@@ -6,6 +6,7 @@ from typing import Literal, Protocol, runtime_checkable
 
 from attrs import field, frozen
 
+from nanobanana_async.gateways.secret import Secret
 from nanobanana_async.jobs import Accepted, Observation
 from nanobanana_async.models import ImageRequest
 
@@ -30,7 +31,7 @@ class HttpResponse:
     """An answer, read whole. Header names are found in lower case."""
 
     status: int
-    headers: Mapping[str, str] = field(factory=dict)
+    headers: Mapping[str, str] = field(factory=dict, repr=False)
     body: bytes = field(default=b"", repr=False)
 
 
@@ -51,7 +52,9 @@ class Gateway(Protocol):
     def base_url(self) -> str: ...
 
     @property
-    def api_key(self) -> str: ...
+    def api_key(self) -> Secret:
+        """What each request carries as `Authorization: Bearer`; masked wherever it is printed."""
+        ...
 
     @property
     def account(self) -> str:

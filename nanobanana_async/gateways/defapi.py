@@ -93,7 +93,7 @@ CONVERTER.register_structure_hook(
 )
 
 
-@frozen(kw_only=True)
+@frozen(kw_only=True, repr=False)
 class DefApi(GatewaySettings):
     """defapi: `DefApi(api_key="dk-...")`, or `DefApi.from_env()` with `DEFAPI_API_KEY` set."""
 
@@ -186,6 +186,7 @@ class DefApi(GatewaySettings):
     def read_callback(self, body: bytes) -> Observation:
         """Return what a callback claims, or raise `ContractBroken`. Whoever knows the URL can send one."""
         answer = Answer(self, body)
+        del body  # it may hold the API key, and tools show the locals of a traceback's frames
         envelope = answer.decoded()
         seen = _observed(answer, envelope, _flat(envelope))
         if seen.task_id is None:

@@ -1,18 +1,17 @@
 """The images of a finished task: those that an answer delivers, and why it does not deliver the others."""
 
-import re
 from collections.abc import Sequence
 from urllib.parse import urlsplit
 
 from attrs import frozen
 
 from nanobanana_async.gateways.bulk import LARGE, put_back
+from nanobanana_async.gateways.inline import inline_image
 from nanobanana_async.jobs import Missing
 
 _MOST = 100
 """How many images are looked at: a job has six at most."""
 _LONGEST_URL = 16_384
-_INLINE = re.compile(r"data:image/[\w.+-]{1,100}(?:;[\w=.+-]{1,100}){0,10};base64,[\w+/%-]", re.IGNORECASE | re.ASCII)
 
 
 @frozen
@@ -29,11 +28,11 @@ def delivered(values: Sequence[object], body: bytes) -> Delivery:
     missing: list[tuple[int, str]] = []
     for index, value in enumerate(values[:_MOST]):
         try:
-            url = picture(value)
+            url = picture(put_back(value, body) if isinstance(value, str) and len(body) > LARGE else value)
             if url is None:
                 missing.append((index, "the gateway gave no link"))
             else:
-                images.append(put_back(url, body) if len(body) > LARGE else url)
+                images.append(url)
         except ValueError as error:
             missing.append((index, str(error)))
     if len(values) > _MOST:
@@ -55,9 +54,7 @@ def picture(value: object) -> str | None:
     if not isinstance(value, str):
         raise ValueError(f"an image is a URL or a data URI, not {type(value).__name__}")
     if value[:5].lower() == "data:":
-        if _INLINE.match(value):
-            return value
-        raise ValueError("an image's data URI is not a base64 picture")
+        return inline_image(value)
     url = value.strip()
     if len(url) > _LONGEST_URL:
         raise ValueError(f"an image's URL is longer than {_LONGEST_URL} characters")

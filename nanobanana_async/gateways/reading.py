@@ -21,6 +21,7 @@ from nanobanana_async.gateways.bulk import LARGE, MAX_PARTS, TooBulky, lift, lif
 from nanobanana_async.gateways.contract import HttpResponse
 from nanobanana_async.gateways.limits import retry_after_s
 from nanobanana_async.gateways.redaction import excerpt, tidy
+from nanobanana_async.gateways.secret import MASK
 from nanobanana_async.gateways.settings import GatewaySettings
 from nanobanana_async.jobs import JobState, Observation
 
@@ -34,6 +35,7 @@ _LONG_TEXT = 1024
 _LONG_RAW = 256 * 1024  # characters of an answer that are kept as `raw`
 _MOST_DECIMALS = 18
 _LONG = Context(prec=40)
+_LONG_ANSWER = 1 << 16  # a longer one may hold inline images: its parts are searched for the key, not the whole
 _DEEP = 24
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MILLISECONDS = 10**11  # an epoch time above it is not in seconds (that would be the year 5138)
@@ -67,7 +69,7 @@ class Answer:
     gateway: GatewaySettings
     body: bytes = field(repr=False)
     status: int | None = None
-    headers: Mapping[str, str] = field(factory=dict)
+    headers: Mapping[str, str] = field(factory=dict, repr=False)
 
     @classmethod
     def to(cls, gateway: GatewaySettings, response: HttpResponse) -> "Answer":
@@ -88,20 +90,34 @@ class Answer:
             return None
         return tidy(text, secret=self.gateway.api_key, limit=limit)
 
+    def header(self, name: str) -> str | None:
+        """Return a header, without the API key."""
+        value = self.headers.get(name)
+        return None if value is None else self.gateway.api_key.hide(value)
+
     def decoded(self) -> dict[str, Any]:
-        """Return the JSON object that the body holds, or raise `ContractBroken`."""
-        try:
-            text = lift(self.body) if len(self.body) > LARGE else self.body
-            envelope = _JSON.decode(text.removeprefix(BOM_UTF8).decode())
-        except TooBulky as error:
-            raise self.broken(str(error)) from None
-        except ValueError:  # JSONDecodeError and UnicodeDecodeError are such
-            raise self.broken("the answer is not JSON") from None
-        except RecursionError:
-            raise self.broken("the answer is JSON nested too deep") from None
-        if not isinstance(envelope, dict):
-            raise self.broken("the answer is not a JSON object")
+        """Return the JSON object that the body holds, without the API key, or raise `ContractBroken`."""
+        envelope = self._decoded()
+        if isinstance(envelope, str):
+            raise self.broken(envelope)
         return envelope
+
+    def _decoded(self) -> dict[str, Any] | str:
+        """Return the JSON object, or why it is none; nothing is raised where the text, with the key, is at hand."""
+        try:
+            body = lift(self.body) if len(self.body) > LARGE else self.body
+            text = body.removeprefix(BOM_UTF8).decode()
+            envelope = _JSON.decode(text)
+            # Here, and in `header`, every word of an answer enters: what is masked now can't leak later.
+            if len(text) > _LONG_ANSWER or self.gateway.api_key.is_in(text):
+                envelope = self.gateway.api_key.hide_all(envelope)
+        except TooBulky as error:
+            return str(error)
+        except ValueError:  # JSONDecodeError and UnicodeDecodeError are such
+            return "the answer is not JSON"
+        except RecursionError:
+            return "the answer is JSON nested too deep"
+        return envelope if isinstance(envelope, dict) else "the answer is not a JSON object"
 
     def structured(self, kind: type[T], fields: object, path: str) -> T:
         """Return the fields as a value of this kind, or raise `ContractBroken` with a line for each misfit."""
@@ -175,7 +191,14 @@ def task_id(value: object, _: object = None) -> str:
     unfit = not value.isprintable() or "\ufffd" in value or value.strip() in ("", ".", "..")
     if unfit or len(value) > MAX_TASK_ID:
         raise ValueError(f"a task id is printable text of 1 to {MAX_TASK_ID} characters")
+    if MASK in value:
+        raise ValueError("a task id holds the API key, which must not be written down")
     return value
+
+
+def names_task(value: object) -> bool:
+    """Tell whether an answer names a task, be it one whose id can't be kept."""
+    return known_task_id(value) is not None or (isinstance(value, str) and MASK in value)
 
 
 def known_task_id(value: object, _: object = None) -> str | None:
@@ -227,7 +250,7 @@ def still_running(fields: object, standings: Mapping[str, Standing]) -> Observat
     standing = standings.get(status) if isinstance(status, str) else None
     if standing is None or standing.state is not JobState.RUNNING:
         return None
-    if not isinstance(task, str) or len(task) > MAX_TASK_ID or not task.isprintable():
+    if not isinstance(task, str) or len(task) > MAX_TASK_ID or not task.isprintable() or MASK in task:
         return None
     return Observation(task_id=task, state=standing.state, status=str(status), queued=standing.queued)
 

@@ -2,11 +2,13 @@
 
 import re
 
+from nanobanana_async.escaping import one_line
+from nanobanana_async.gateways.secret import Secret
+
 EXCERPT = 200  # characters of an answer that an error shows
 MESSAGE = 500  # characters of a gateway's own sentence that an error keeps
 _WINDOW = 4096  # characters that are looked at: an answer may have megabytes
-_SHORTEST_SECRET = 8  # below it an exact replacement would blot out common words
-_MARGIN = 64
+_MARGIN = 512  # longer than an escaped key
 
 _PATTERNS = (
     (re.compile(r"\bbearer(?:\s|%20|\+)+(?!token\b|auth|scheme\b|realm\b)[^\s\"'<>(),;\\]+", re.I), "Bearer ***"),
@@ -23,25 +25,20 @@ _PATTERNS = (
 )
 
 
-def tidy(text: str, *, secret: str = "", limit: int = EXCERPT) -> str:
+def tidy(text: str, *, secret: Secret | None = None, limit: int = EXCERPT) -> str:
     """Return the text's beginning on one line: keys, inline pictures and signed queries out, odd characters escaped."""
     seen = text[:_WINDOW]
-    secrets = secret if len(secret) >= _SHORTEST_SECRET else ""
-    if secrets:
-        seen = seen.replace(secrets, "***")
+    if secret is not None:
+        seen = secret.hide(seen)
     for pattern, instead in _PATTERNS:
         seen = pattern.sub(instead, seen)
     if len(text) > _WINDOW and not seen.endswith(("***", "...")):
         # The window's edge may have cut a secret in two, and what was shortened before it may bring it into view.
-        seen = seen[: -(_MARGIN + len(secrets))]
-    line = "".join(map(_visible, " ".join(seen.split())))
+        seen = seen[:-_MARGIN]
+    line = one_line(seen)
     return line if len(line) <= limit and len(text) <= _WINDOW else f"{line[: limit - 3]}..."
 
 
-def excerpt(body: bytes, *, secret: str = "") -> str:
+def excerpt(body: bytes, *, secret: Secret | None = None) -> str:
     """Return the beginning of an answer as `tidy` text."""
     return tidy(body[: 2 * _WINDOW].decode("utf-8-sig", "replace"), secret=secret)
-
-
-def _visible(character: str) -> str:
-    return character if character.isprintable() else character.encode("unicode_escape").decode()

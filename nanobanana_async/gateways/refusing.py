@@ -9,7 +9,7 @@ from attrs import frozen
 from nanobanana_async.errors import GATEWAY_ERRORS, ContractBroken, GatewayError, GatewayUnavailable, RateLimited
 from nanobanana_async.gateways.contract import MIB
 from nanobanana_async.gateways.limits import as_code, limit_kind, retry_after_s
-from nanobanana_async.gateways.reading import Answer, known_task_id, word
+from nanobanana_async.gateways.reading import Answer, names_task, word
 from nanobanana_async.gateways.redaction import MESSAGE, excerpt
 
 SUCCESS = (200, 201, 202)
@@ -82,7 +82,7 @@ def refused(answer: Answer, refusal: Refusal) -> GatewayError:
     """
     status = answer.status if answer.status in GATEWAY_ERRORS else _meaning(refusal)
     message = answer.say(refusal.message, MESSAGE) or WORDLESS
-    request_id = refusal.request_id or word(answer.headers.get("x-request-id"))
+    request_id = refusal.request_id or word(answer.header("x-request-id"))
     wait_s = retry_after_s(answer.headers)
     if status == 429:
         return RateLimited(
@@ -107,7 +107,7 @@ def refused(answer: Answer, refusal: Refusal) -> GatewayError:
 
 def no_to_create(answer: Answer, refusal: Refusal, data: object) -> GatewayError | ContractBroken:
     """Return the error of a create that was refused inside a 200: one that also names a task says nothing certain."""
-    if isinstance(data, dict) and known_task_id(data.get("task_id")) is not None:
+    if isinstance(data, dict) and names_task(data.get("task_id")):
         return answer.broken("it refuses and names a task at once")
     return refused(answer, refusal)
 

@@ -15,12 +15,13 @@ from nanobanana_async.config import Timeouts
 from nanobanana_async.errors import ConfigurationError, ContractBroken, NanoBananaError, SessionClosed, TransportError
 from nanobanana_async.gateways.bulk import Bounds, TooBulky
 from nanobanana_async.gateways.contract import Gateway, HttpRequest, HttpResponse
+from nanobanana_async.gateways.secret import Secret
 from nanobanana_async.gateways.settings import is_loopback
 from nanobanana_async.http.body import Body, answered_unasked, perhaps_sent
 from nanobanana_async.http.failures import explained
 from nanobanana_async.http.sockets import Sockets
 from nanobanana_async.http.threads import Resolver
-from nanobanana_async.http.trust import Proxies, Tls, verifies
+from nanobanana_async.http.trust import Proxies, Tls, proxy_url, verifies
 from nanobanana_async.loops import cancel_requested
 
 _is_loopback = functools.lru_cache(maxsize=64)(is_loopback)
@@ -112,10 +113,10 @@ class Api:
         _check_proxy(url, self._proxies)
         try:
             answer = await self._exchange(session, request, url, timeout_s)
-        except asyncio.CancelledError as cancelled:
-            # The frames it came through hold the headers; what else it came through is not its reader's.
-            cancelled.__context__ = None
-            raise cancelled.with_traceback(None) from None
+        except BaseException as ended:
+            # Cancelled, or interrupted by Ctrl-C: the frames it came through hold the headers and the proxy's password.
+            ended.__context__ = None
+            raise ended.with_traceback(None) from None
         if isinstance(answer, HttpResponse):
             return answer
         try:
@@ -128,7 +129,7 @@ class Api:
         self, session: aiohttp.ClientSession, request: HttpRequest, url: URL, timeout_s: float
     ) -> HttpResponse | NanoBananaError:
         """Return the answer, or the error: it must not be raised where the headers are."""
-        headers = {**request.headers, "Authorization": f"Bearer {self._gateway.api_key}"}
+        headers = {**request.headers, "Authorization": f"Bearer {self._gateway.api_key.reveal()}"}
         body = None if request.body is None else Body(request.body)
         # Only what is bought needs to be known as sent or not; a query is asked again in any case.
         tracker = None if body is None else aiohttp.UploadTracker()
@@ -140,13 +141,13 @@ class Api:
                 headers=headers,
                 timeout=_limits(self._connect_s, timeout_s),
                 allow_redirects=False,
-                proxy=self._proxies.of(url),
+                proxy=proxy_url(self._proxies.of(url)),
                 upload_tracker=tracker,
             )
             try:
                 if answered_unasked(body, tracker):
                     return TransportError(f"{url.raw_host} answered before it was asked", sent=False)
-                return await _read(response, request)
+                return await _read(response, request, self._gateway.api_key)
             finally:
                 response.close()  # after the whole body it has gone back to the pool, and this does nothing
         except asyncio.CancelledError:
@@ -212,16 +213,16 @@ def _check_proxy(url: URL, proxies: Proxies) -> None:
     if url.scheme == "https":
         return
     proxy = proxies.of(url)
-    if proxy is not None and not _is_loopback(proxy.raw_host or ""):
-        del proxy  # it may hold a password, and this frame stands in the traceback
+    if proxy is not None and not _is_loopback(URL(proxy.reveal()).raw_host or ""):
         raise ConfigurationError("a request without TLS must not go through a proxy: the API key travels with it")
 
 
-async def _read(response: aiohttp.ClientResponse, request: HttpRequest) -> HttpResponse | ContractBroken:
+async def _read(response: aiohttp.ClientResponse, request: HttpRequest, key: Secret) -> HttpResponse | ContractBroken:
     """Return the answer with its whole body, decoded, or why it is not taken."""
     status, limit = response.status, request.max_answer_bytes
     if 300 <= status < 400:
-        return ContractBroken("redirects are refused", status=status, body=_host_of(response.headers.get("Location")))
+        host = key.hide(_host_of(response.headers.get("Location")))
+        return ContractBroken("redirects are refused", status=status, body=host)
     content = response.content
     if content.is_eof():  # the common case: the body came along with the headers
         body = await content.readany()

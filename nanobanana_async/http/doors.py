@@ -7,6 +7,7 @@ import aiohttp
 
 from nanobanana_async.config import Timeouts
 from nanobanana_async.gateways.contract import Gateway, Transport
+from nanobanana_async.gateways.secret import Secret
 from nanobanana_async.gateways.settings import is_loopback
 from nanobanana_async.http.api import Api
 from nanobanana_async.http.downloads import Downloads
@@ -20,7 +21,7 @@ def doors_of(
     *,
     http: aiohttp.ClientSession | Transport | None,
     tls: ssl.SSLContext | bool | None,
-    proxy: str | None,
+    proxy: str | Secret | None,
     trust_env: bool,
 ) -> tuple[Transport, Downloads]:
     """Return the way to the gateway and the way to images; raise `ConfigurationError` for settings that do not fit."""

@@ -15,7 +15,7 @@ from nanobanana_async.http.failures import explained
 from nanobanana_async.http.missed import Missed
 from nanobanana_async.http.sockets import Sockets
 from nanobanana_async.http.threads import Resolver
-from nanobanana_async.http.trust import Proxies, Tls
+from nanobanana_async.http.trust import Proxies, Tls, proxy_url
 
 Take = Callable[[bytes], Awaitable[None]]
 
@@ -119,7 +119,7 @@ class Getter:
         if session is None:
             raise SessionClosed("the door to the pictures is not open")
         try:
-            answer = await session.get(url, allow_redirects=False, proxy=proxy)
+            answer = await session.get(url, allow_redirects=False, proxy=proxy_url(proxy))
             try:
                 if answer.status in _REDIRECTS:
                     return _target(url, answer)
@@ -132,6 +132,10 @@ class Getter:
             raise
         except Exception as error:
             raise self._missed(error, url) from None
+        except BaseException as ended:
+            # aiohttp's frames, through which a cancellation came, hold the proxy's password.
+            ended.__context__ = None
+            raise ended.with_traceback(None) from None
 
     async def _pour(self, content: aiohttp.StreamReader, take: Take) -> None:
         size = 0

@@ -1,13 +1,13 @@
 """Whom the doors trust on the way out: certificate authorities of the user's own, and proxies."""
 
 import ssl
-from collections.abc import Mapping
-from urllib.request import getproxies_environment, proxy_bypass_environment
+from urllib.request import getproxies_environment, proxy_bypass_environment  # type: ignore[attr-defined]
 
 import aiohttp
 from yarl import URL
 
 from nanobanana_async.errors import ConfigurationError
+from nanobanana_async.gateways.secret import Secret
 from nanobanana_async.gateways.settings import is_loopback
 
 Tls = ssl.SSLContext | bool
@@ -63,16 +63,20 @@ class Proxies:
     environment.
     """
 
-    def __init__(self, proxy: str | None = None, *, trust_env: bool = False) -> None:
-        self._always = None if proxy is None else proxy_url(proxy, "proxy")
-        self._of_scheme: dict[str, URL] = {}
-        self._bypass: Mapping[str, str] = {}
-        if proxy is None and trust_env:
-            self._bypass = getproxies_environment()
-            for scheme in ("http", "https"):
-                if text := self._bypass.get(scheme):
-                    with_scheme = text if "://" in text else f"http://{text}"
-                    self._of_scheme[scheme] = proxy_url(with_scheme, f"{scheme.upper()}_PROXY")
+    def __init__(self, proxy: str | Secret | None = None, *, trust_env: bool = False) -> None:
+        hidden = checked_proxy(proxy)
+        asked = proxy is not None
+        del proxy  # it may hold a password, which the traceback of a refused setting would show
+        if isinstance(hidden, ConfigurationError):
+            raise hidden
+        self._always = hidden
+        self._of_scheme: dict[str, Secret] = {}
+        self._bypass = ""
+        if trust_env and not asked:
+            found = _proxies_of_environment()
+            if isinstance(found, ConfigurationError):
+                raise found
+            self._of_scheme, self._bypass = found
 
     def __repr__(self) -> str:  # a proxy's URL may hold a password
         return f"<Proxies {'of the user' if self._always else 'of the environment' if self._of_scheme else 'none'}>"
@@ -80,22 +84,46 @@ class Proxies:
     def __bool__(self) -> bool:
         return self._always is not None or bool(self._of_scheme)
 
-    def of(self, url: URL) -> URL | None:
+    def of(self, url: URL) -> Secret | None:
         """Return the proxy for a URL, or None if it is reached without."""
         if self._always is not None or not self._of_scheme:
             return self._always
         proxy, host = self._of_scheme.get(url.scheme), url.raw_host or ""
-        if proxy is None or is_loopback(host) or proxy_bypass_environment(f"{host}:{url.port}", self._bypass):
+        if proxy is None or is_loopback(host) or proxy_bypass_environment(f"{host}:{url.port}", {"no": self._bypass}):
             return None
         return proxy
 
 
-def proxy_url(text: str, name: str) -> URL:
-    """Return a proxy's URL; raise `ConfigurationError` without showing it, since it may hold a password."""
+def proxy_url(proxy: Secret | None) -> URL | None:
+    """Return what aiohttp takes for a proxy: into no variable, which a traceback with locals would show."""
+    return None if proxy is None else URL(proxy.reveal())
+
+
+def checked_proxy(proxy: object, name: str = "proxy") -> Secret | ConfigurationError | None:
+    """Return a proxy's URL as a secret, since it may hold a password, or what is wrong with it.
+
+    The error is returned and not raised: this frame holds the URL, and tools show the locals of a traceback's frames.
+    """
+    if proxy is None or isinstance(proxy, Secret):
+        return proxy
     try:
-        url = URL(text)
+        url = URL(proxy) if isinstance(proxy, str) else URL()
         if url.scheme in ("http", "https") and url.host and url.port:
-            return url
-    except (TypeError, ValueError):
+            return Secret(str(proxy))
+    except ValueError:
         pass
-    raise ConfigurationError(f"{name} must be a URL such as http://proxy.example:3128")
+    return ConfigurationError(f"{name} must be a URL such as http://proxy.example:3128")
+
+
+def _proxies_of_environment() -> tuple[dict[str, Secret], str] | ConfigurationError:
+    """Return the environment's proxies by scheme and the hosts to be reached without, or what is wrong with them."""
+    environment = getproxies_environment()
+    proxies: dict[str, Secret] = {}
+    for scheme in ("http", "https"):
+        if text := environment.get(scheme):
+            checked = checked_proxy(text if "://" in text else f"http://{text}", f"{scheme.upper()}_PROXY")
+            if isinstance(checked, ConfigurationError):
+                return checked
+            if checked is not None:
+                proxies[scheme] = checked
+    return proxies, environment.get("no", "")

@@ -9,6 +9,8 @@ from typing import Any, Literal, get_args
 
 from attrs import asdict, field, fields_dict, frozen
 
+from nanobanana_async.escaping import json_line
+
 Status = Literal["succeeded", "failed", "refused", "uncertain", "unfinished", "invalid"]
 STATUSES: tuple[Status, ...] = get_args(Status)
 
@@ -16,9 +18,6 @@ MOST_NESTED = 100
 """Far below what Python's encoder and decoder take, however deep the stack is from which they are called."""
 
 _LONGEST_INT = 10**4000  # Python neither writes nor reads longer ones (`sys.set_int_max_str_digits`)
-
-# What `str.splitlines` takes for the end of a line and JSON does not escape by itself.
-_LINE_ENDS = {ord(end): f"\\u{ord(end):04x}" for end in "\x85\u2028\u2029"}
 
 
 def _status(_: Any, __: Any, status: object) -> None:
@@ -67,12 +66,8 @@ class ReportRow:
         Raises ValueError for what is nested more than 100 deep, or contains itself.
         """
         facts = {name: json_value(value) for name, value in asdict(self, recurse=False).items()}
-        line = json.dumps(facts, ensure_ascii=False, allow_nan=False).translate(_LINE_ENDS)
-        try:
-            line.encode()
-        except UnicodeEncodeError:  # a lone surrogate, out of a file name that is no UTF-8
-            return json.dumps(facts, allow_nan=False)
-        return line
+        # What is escaped besides: ends of lines, what a terminal obeys, a lone surrogate out of a file's name.
+        return json_line(json.dumps(facts, ensure_ascii=False, allow_nan=False))
 
     @classmethod
     def from_json(cls, line: str | bytes) -> "ReportRow":

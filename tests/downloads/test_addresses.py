@@ -1,12 +1,13 @@
 """Which addresses are public: in every spelling, and however they are wrapped."""
 
 import socket
+from typing import Any
 
 import pytest
 
 from nanobanana_async.errors import ConfigurationError
 from nanobanana_async.http.addresses import AddressRefused, PublicSockets, may_ask, may_connect
-from nanobanana_async.http.trust import proxy_url
+from nanobanana_async.http.trust import Proxies
 
 PUBLIC = ["93.184.216.34", "8.8.8.8", "2606:4700::1111", "::ffff:8.8.8.8", "64:ff9b::808:808", "2002:808:808::1"]
 
@@ -115,8 +116,10 @@ def test_the_socket_to_a_private_address_is_never_made() -> None:
         assert sockets.open() == [made]
 
 
-@pytest.mark.parametrize("text", ["proxy.example", "socks5://proxy.example", "http://", "http://[me:secret@", None])
-def test_what_is_no_proxy_is_refused_without_being_shown(text: str) -> None:
+@pytest.mark.parametrize(
+    "text", ["proxy.example", "socks5://proxy.example", "http://", "http://[me:secret@", b"http://x"]
+)
+def test_what_is_no_proxy_is_refused_without_being_shown(text: Any) -> None:
     with pytest.raises(ConfigurationError) as caught:
-        proxy_url(text, "proxy")
+        Proxies(text)
     assert "secret" not in str(caught.value)

@@ -16,6 +16,7 @@ from aiohttp.abc import AbstractResolver, AbstractStreamWriter, ResolveResult
 
 from nanobanana_async.errors import ConfigurationError, ContractBroken, NanoBananaError, TransportError
 from nanobanana_async.gateways.contract import HttpRequest
+from nanobanana_async.gateways.secret import Secret
 from nanobanana_async.http.api import Api
 from nanobanana_async.http.body import Body, perhaps_sent
 from nanobanana_async.http.failures import explained
@@ -431,7 +432,7 @@ def test_a_value_error_is_the_users_only_before_anything_was_sent() -> None:
 
 async def test_a_key_that_breaks_the_header_is_not_shown() -> None:
     class Careless:
-        api_key = f"{KEY}\r\nX-Evil: 1"
+        api_key = Secret(f"{KEY}\r\nX-Evil: 1")
 
     async with opened() as api, Peer(fine) as peer:
         api._gateway = Careless()  # type: ignore[assignment]

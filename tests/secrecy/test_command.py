@@ -1,0 +1,179 @@
+"""What the command line prints and writes: no key, and nothing that a terminal would obey."""
+
+import asyncio
+import base64
+import json
+import threading
+import time
+import unicodedata
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nanobanana_async.cli import app as cli
+from nanobanana_async.cli.generating import link_of
+from nanobanana_async.models import GeneratedImage
+from tests.secrecy.canary import KEY, seen
+
+ODD = "\x1b]0;owned\x07\x9b2J\r\x7f\u202e\u2028\x85end"
+PNG = base64.b64encode(
+    bytes.fromhex(
+        "89504e470d0a1a0a0000000d49484452000000010000000108060000001f15c489"
+        "0000000d49444154789c6360606060000000050001a5f645400000000049454e44ae426082"
+    )
+).decode()
+INLINE = f"data:image/png;base64,{PNG}"
+
+
+class Answering(BaseHTTPRequestHandler):
+    """Answers each create and each poll with what the test says."""
+
+    create: tuple[int, Any] = (200, {})
+    poll: tuple[int, Any] = (200, {})
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers["Content-Length"]))
+        self._say(*type(self).create)
+
+    def do_GET(self) -> None:
+        self._say(*type(self).poll)
+
+    def _say(self, status: int, said: Any) -> None:
+        body = json.dumps(said).encode()
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(body)))
+        self.send_header("X-Request-Id", KEY)
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - its name
+        pass
+
+
+@pytest.fixture
+def gateway(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Answering]]:
+    class Own(Answering):
+        pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Own)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("NANOBANANA_BASE_URL", f"http://127.0.0.1:{server.server_port}")
+    monkeypatch.setenv("NANOBANANA_GATEWAY", "defapi")
+    monkeypatch.setenv("NANOBANANA_EXPECTED_JOB_S", "0.05")
+    monkeypatch.setenv("DEFAPI_API_KEY", KEY)
+    Own.create = (200, {"code": 0, "data": {"task_id": "task-1"}})
+    yield Own
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def success(image: str, **more: Any) -> tuple[int, Any]:
+    return 200, {"code": 0, "data": {"task_id": "task-1", "status": "success", "result": [{"image": image}], **more}}
+
+
+def failure(message: str) -> tuple[int, Any]:
+    return 200, {"code": 0, "data": {"task_id": "task-1", "status": "failed", "status_reason": {"message": message}}}
+
+
+def obeyed(text: str) -> list[str]:
+    """Return what a terminal would obey, but for the ends of lines and the tabs between cells."""
+    return [c for c in text if c not in "\n\t" and unicodedata.category(c) in ("Cc", "Cf", "Cs", "Zl", "Zp", "Co")]
+
+
+class Told:
+    def __init__(self, capsys: pytest.CaptureFixture[str]) -> None:
+        self._capsys = capsys
+
+    async def __call__(self, *tokens: str, code: int) -> str:
+        ended = await asyncio.to_thread(cli.run, tokens)
+        said = self._capsys.readouterr()
+        assert ended == code, said.err
+        assert obeyed(said.out) == []
+        assert obeyed(said.err) == []
+        assert not seen(said.out + said.err)
+        return said.out
+
+
+@pytest.fixture
+def tell(capsys: pytest.CaptureFixture[str]) -> Told:
+    return Told(capsys)
+
+
+async def test_an_inline_image_with_escape_sequences_behind_its_beginning_is_none(
+    gateway: type[Answering], tell: Told
+) -> None:
+    gateway.poll = success(f"{INLINE}{ODD}\nhttps://evil.example/second-line")
+    assert await tell("generate", "a fox", "--timeout", "1", code=1) == ""
+
+
+async def test_one_inline_image_is_one_line_in_a_pipe(gateway: type[Answering], tell: Told) -> None:
+    gateway.poll = success("\r\n".join([INLINE[:60], INLINE[60:]]))
+    assert await tell("generate", "a fox", code=0) == f"{INLINE}\n"
+
+
+async def test_words_of_a_gateway_are_not_obeyed(gateway: type[Answering], tell: Told) -> None:
+    for message in (ODD, KEY):
+        gateway.poll = failure(message)
+        await tell("generate", f"a fox {ODD}", f"two foxes {ODD}", code=1)
+        gateway.create = (402, {"code": 402, "message": message, "request_id": message})
+        await tell("generate", f"a fox {ODD}", code=1)
+        gateway.create = (200, {"code": 0, "data": {"task_id": "task-1"}})
+    for tokens in (["generate", "x", "--gateway", ODD], [ODD], ["jobs", "--ledger", ODD], ["jobs", "show", ODD]):
+        await tell(*tokens, code=2)
+    await tell("batch", f"{ODD}.txt", "-o", "out", code=2)
+
+
+async def test_files_and_listings_of_a_batch_hold_neither_key_nor_commands(
+    gateway: type[Answering], tell: Told, tmp_path: Path
+) -> None:
+    row = {"prompt": f"a fox {ODD}", "key": "own", "metadata": {ODD: ODD}}
+    (tmp_path / "rows.jsonl").write_text(json.dumps(row), encoding="utf-8")
+    folder = "out\x1b[2J\u202e"
+    gateway.create = (200, {"code": 0, "data": {"task_id": "task-1", "model": KEY, "request_id": KEY}})
+    gateway.poll = failure(f"no {KEY} {ODD}")
+    await tell("batch", "rows.jsonl", "-o", folder, code=1)
+    gateway.poll = success(INLINE, model=f"m {KEY}", request_id=KEY, consumed=KEY)
+    said = await tell("batch", "rows.jsonl", "-o", folder, "--retry-failed", code=0)
+    assert len(said.splitlines()) == 1
+    ledger = f"{folder}/jobs.sqlite"
+    await tell("jobs", "--ledger", ledger, code=0)
+    assert json.loads(await tell("jobs", "--json", "--ledger", ledger, code=0))["request"]["prompt"] == row["prompt"]
+    await tell("jobs", "show", json.loads(results_of(tmp_path / folder))["key"], "--ledger", ledger, code=0)
+    assert obeyed(results_of(tmp_path / folder)) == []
+    assert json.loads(results_of(tmp_path / folder))["metadata"] == {ODD: ODD}
+    every = [path for path in (tmp_path / folder).rglob("*") if path.is_file()]
+    assert {"results.jsonl", "index.html", "SHA256SUMS", "jobs.sqlite"} <= {path.name for path in every}
+    assert [path.name for path in every if seen(path.read_bytes().decode("latin-1"))] == []
+
+
+def results_of(folder: Path) -> str:
+    return (folder / "results.jsonl").read_text(encoding="utf-8")
+
+
+async def test_settings_from_the_environment_that_are_refused_show_no_key(
+    gateway: type[Answering], tell: Told, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in (
+        ("NANOBANANA_BASE_URL", f"https://me:{KEY.replace('/', '')}@gateway.example"),
+        ("NANOBANANA_EXPECTED_JOB_S", KEY),
+        ("DEFAPI_API_KEY", f"{KEY} {KEY}"),
+    ):
+        with monkeypatch.context() as patch:
+            patch.setenv(name, value)
+            await tell("generate", "a fox", code=2)
+
+
+def test_twenty_megabytes_of_an_inline_image_are_printed_in_no_time() -> None:
+    image = GeneratedImage(url=f"data:image/png;base64,{'A' * 20_000_000}")
+    began = time.process_time()
+    assert len(repr(image)) < 300
+    assert len(link_of(image, terminal=True)) < 200
+    assert link_of(image, terminal=False) == image.url
+    assert cli.one_line(image.url) == image.url
+    assert time.process_time() - began < 1.0
