@@ -100,7 +100,7 @@ class Run:
             self._gateway,
             ledger=self._ledger,
             concurrency=ConcurrencyPolicy(max_jobs=self._plan.max_jobs),
-            observers=[self._board, self._recorder],
+            observers=[self._board, self._recorder, self._story.hear],
         )
         try:
             (self._folder / PICTURES).mkdir(exist_ok=True)
@@ -113,6 +113,7 @@ class Run:
             await self._look_up()
             if not self._signals.asked.is_set():
                 await self._buy(session)
+                await self._compare_with_cap()
         finally:
             self._board.phase = "closing"
             await session.aclose()
@@ -193,6 +194,13 @@ class Run:
                     task.cancel()
         finally:
             wanted.close()
+
+    async def _compare_with_cap(self) -> None:
+        """Look whether prices above their estimates have passed the cap."""
+        cap = self._plan.max_credits
+        if cap is not None:
+            spent = await self._ledger.spent(key_prefix(self._plan.file.batch))
+            self._story.overspent = max(Decimal(0), spent - cap)
 
     async def _ended(self, outcome: Outcome) -> None:
         row: FileRow = outcome.metadata
@@ -279,7 +287,7 @@ class Run:
             board.say(line)
         if interrupted:
             return INTERRUPTED
-        if self._story.stopped is not None:
+        if self._story.stopped is not None or self._story.passed_the_cap:
             return STOPPED
         return OK if board.counts["succeeded"] == board.done else FAILED
 

@@ -97,7 +97,9 @@ def plan_of(number: int) -> Plan:
         mark = "[fail] " if draw.random() < failing else ""
         rows.append({"prompt": f"{mark}fox {row}", **({"num_images": size} if gateway == "apimall" else {})})
     usual = EXAMPLE[gateway] * sizes[0]
-    says: Says = draw.choice(("at create", "at end", "at end", "never") if gateway == "apimall" else ("at end", "never"))
+    says: Says = draw.choice(
+        ("at create", "at end", "at end", "never") if gateway == "apimall" else ("at end", "never")
+    )
     return Plan(
         number=number,
         gateway=gateway,
@@ -124,7 +126,7 @@ class Shop(Till):
         super().__init__(
             lambda body: plan.price(int(body.get("num_images", 1))),
             says=plan.says,
-            job_s=draw.choice((1.0, 20.0, 200.0)),
+            job_s=draw.choice((1.0, 20.0, 40.0)),
             refunds=plan.refunds,
         )
         self._plan = plan
@@ -299,9 +301,7 @@ class Campaign:
             async with _opened(self._disk) as ledger:
                 self.counts["pruned"] += await ledger.prune(datetime(2100, 1, 1, tzinfo=UTC))
                 account = ApiMall(api_key=API_KEY).account
-                known = {
-                    task_id for task_id in self.shop.sales if await ledger.find_task(account, task_id) is not None
-                }
+                known = {task_id for task_id in self.shop.sales if await ledger.find_task(account, task_id) is not None}
                 self.shop.forget(set(self.shop.sales) - known)
 
     async def _decided(self, session: Session, key: str, row: dict[str, Any]) -> None:
@@ -344,7 +344,6 @@ class Campaign:
         cheapest = min(plan.price(int(row.get("num_images", 1))) for row in plan.rows)
         if plan.calm and self._whole and self.net + cheapest <= plan.cap and shop.sold < len(plan.rows):
             self.faults.append(f"only {self.net} of {plan.cap} were spent, and nothing was in the way")
-
 
 
 @asynccontextmanager
