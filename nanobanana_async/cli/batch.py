@@ -68,7 +68,8 @@ class BatchCommand:
         at once.
 
         Exit codes: 0 all is well, 1 some rows brought nothing, 2 usage or a bad file, 3 the buying stopped early
-        (credits, API key, a folder that can't be written), 130 interrupted.
+        (credits, API key, a folder that can't be written) or a price that was not known passed --max-credits,
+        130 interrupted.
 
         Parameters
         ----------
@@ -82,9 +83,10 @@ class BatchCommand:
         base_url
             Where the gateway is, if not at its usual place.
         max_credits
-            Never spend more than this on the batch, earlier runs included.
+            Buy nothing that would pass this, all that was ever spent on the batch included. The first job of a kind
+            goes alone, at the example of the gateway's reference, until its price is told.
         expected_credits
-            What a job costs, for kinds of jobs whose price is not known yet.
+            What a job costs, instead of the reference's example, for kinds of jobs whose price is not known yet.
         max_jobs
             Never hold more jobs at once than this.
         retry_failed

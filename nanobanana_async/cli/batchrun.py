@@ -103,7 +103,7 @@ class Run:
             self._gateway,
             ledger=self._ledger,
             concurrency=ConcurrencyPolicy(max_jobs=self._plan.max_jobs),
-            observers=[self._board, self._report.recorder],
+            observers=[self._board, self._report.recorder, self._story.hear],
         )
         try:
             (self._folder / PICTURES).mkdir(exist_ok=True)
@@ -116,6 +116,7 @@ class Run:
             await self._look_up()
             if not self._signals.asked.is_set():
                 await self._buy(session)
+                await self._compare_with_cap()
         except OSError as error:
             raise unwritable(self._folder, error) from None
         finally:
@@ -199,6 +200,13 @@ class Run:
         finally:
             wanted.close()
 
+    async def _compare_with_cap(self) -> None:
+        """Look whether prices above their estimates have passed the cap."""
+        cap = self._plan.max_credits
+        if cap is not None:
+            spent = await self._ledger.spent(key_prefix(self._plan.file.batch))
+            self._story.overspent = max(Decimal(0), spent - cap)
+
     async def _ended(self, batch: Batch, outcome: Outcome) -> None:
         try:
             await self._write_down(outcome)
@@ -280,7 +288,7 @@ class Run:
             board.say(line)
         if interrupted:
             return INTERRUPTED
-        if self._story.stopped is not None:
+        if self._story.stopped is not None or self._story.passed_the_cap:
             return STOPPED
         if self._unfinished is not None:
             board.say(f"nanobanana: {self._unfinished}")

@@ -7,6 +7,7 @@ import sys
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import suppress
+from decimal import Decimal
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -23,6 +24,7 @@ from nanobanana_async.cli.rowfile import RowFile
 from nanobanana_async.errors import ConfigurationError, NanoBananaError
 from nanobanana_async.escaping import exact
 from nanobanana_async.http.files import why_unwritable
+from nanobanana_async.observe import Event, PriceAboveEstimate
 from nanobanana_async.report import STATUSES
 
 INTERRUPTED = 130
@@ -131,6 +133,9 @@ class Story:
         self.gone = 0
         """Rows of earlier runs that stand in the file no more."""
         self.stopped: NanoBananaError | None = None
+        self.overspent = Decimal(0)
+        """By how much all that was ever spent on the batch passes its cap."""
+        self._above_estimate: list[PriceAboveEstimate] = []
         self._told: list[tuple[int, str]] = []
         self._counts: Counter[str] = Counter()
 
@@ -143,6 +148,16 @@ class Story:
             why = "" if row.error is None else f": {shorten(row.error, 300)}"
             told = f"line {result.line} {row.status}: {shorten(row.prompt, 40)}{why}{job}"
             self._told.append((result.line, told))
+
+    def hear(self, event: Event) -> None:
+        """Take note of a job that cost more than was set aside for it."""
+        if isinstance(event, PriceAboveEstimate):
+            self._above_estimate.append(event)
+
+    @property
+    def passed_the_cap(self) -> bool:
+        """Whether the price of a job of this run has passed the cap."""
+        return bool(self.overspent and self._above_estimate)
 
     def beginning(self) -> str:
         """Say what is there from earlier runs."""
@@ -175,7 +190,19 @@ class Story:
                 f"{rows(counts['uncertain'])} uncertain, perhaps bought, never sent again:"
                 f" look at the gateway's own list of tasks, then `{settle}`"
             )
+        if self.passed_the_cap:
+            yield f"nanobanana: --max-credits was passed by {amount(self.overspent)}: no price was known before"
+            yield from (_above_estimate(event) for event in self._above_estimate[:TOLD])
         if self.stopped is not None:
             yield f"nanobanana: the buying stopped: {self.stopped}"
         if left and (interrupted or self.stopped is not None):
             yield f"{rows(left)} left: the same command goes on"
+
+
+def _above_estimate(event: PriceAboveEstimate) -> str:
+    record, price = event.record, event.record.credits_used or Decimal(0)
+    prompt = "" if record.request is None else f" ({shorten(record.request.prompt, 40)})"
+    return (
+        f"job {record.key}{prompt} cost {amount(price)}, {amount(event.estimate)} were set aside:"
+        f" --expected-credits {amount(price)} sets that aside for such jobs"
+    )

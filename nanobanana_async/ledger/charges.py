@@ -58,7 +58,7 @@ class Charges:
 
     def allowance(self, job: JobRecord, price: Price, max_credits: Decimal | None) -> Allowance:
         """Tell whether a purchase fits under the cap of its batch, at the price that is known here."""
-        if price.basis is Basis.EXPECTED:  # it stands for what nobody will tell
+        if price.is_users_word:
             self._run(_USERS_WORD, (units(price.credits), job.batch))
         known, total, untold = self._run(_STANDING, (job.account, price.price_class, job.batch, job.batch)).fetchone()
         if known is None and price.basis is Basis.TOLD:  # by a job outside of any named batch

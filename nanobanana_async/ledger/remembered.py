@@ -34,7 +34,7 @@ class RememberedCharges:
         follower: Callable[[str], str | None],
     ) -> Allowance:
         """Tell whether a purchase fits; `follower` tells who follows a job: "ours", "others", None."""
-        if price.basis is Basis.EXPECTED:
+        if price.is_users_word:
             self._take_users_word(job.batch, price.credits)
         known = self._prices.get((job.account, price.price_class))
         learned = None if known is None else Price(price.price_class, known)

@@ -124,7 +124,7 @@ class Budget:
             share = self._shares[purchase]
             price_class = share.price.price_class
             price = self._prices.of(price_class)
-            if price is None and asked is not None and asked.basis is Basis.EXPECTED and not share.under_way:
+            if price is None and asked is not None and asked.is_users_word and not share.under_way:
                 price = asked.credits
             if price is not None:
                 self._put(purchase, evolve(share, price=Price(price_class, price)))

@@ -41,6 +41,11 @@ class Price:
         """Whether the gateway has not stated it yet."""
         return self.basis in (Basis.EXPECTED, Basis.EXAMPLE)
 
+    @property
+    def is_users_word(self) -> bool:
+        """Whether it is `expected_credits`: it stands for jobs, too, of which nobody will tell what they cost."""
+        return self.basis in (Basis.EXPECTED, Basis.AGREED)
+
 
 @frozen(kw_only=True)
 class Charge:

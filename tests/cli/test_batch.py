@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+from decimal import Decimal
 from pathlib import Path
 
 import pytest
@@ -183,6 +184,29 @@ async def test_the_credit_limit_stops_early_and_counts_earlier_runs(batch: Comma
         assert (await batch(file, "--max-credits", "17")).code == 3
         assert (await batch(file, "--max-credits", "48")).code == 0
         assert emulator.stats().credits_charged == 48
+
+
+@pytest.mark.parametrize("rows", [1, 2])
+async def test_a_price_above_its_estimate_passes_the_cap_by_one_job_and_the_command_says_so(
+    batch: Command, rows: int
+) -> None:
+    async with emulated(batch, apimall_prices=dict.fromkeys(("1K", "2K", "4K"), Decimal(28))) as emulator:
+        said = await batch(batch.prompts(rows), "--max-credits", "10")
+        assert emulator.stats().credits_charged == 28
+    assert said.code == 3
+    assert "--max-credits was passed by 18" in said.err
+    assert "cost 28, 8 were set aside: --expected-credits 28" in said.err
+    assert ("the buying stopped" in said.err) is (rows > 1)
+
+
+async def test_nothing_is_bought_whose_estimate_passes_the_cap_and_the_words_name_the_way_out(batch: Command) -> None:
+    async with emulated(batch) as emulator:
+        said = await batch(batch.prompts(2), "--max-credits", "7")
+        assert (said.code, emulator.stats().creates_received) == (3, 0)
+        assert "a job estimated at 8 would pass it" in said.err
+        assert "expected_credits sets another estimate" in said.err
+        assert (await batch(batch.prompts(2), "--max-credits", "7", "--expected-credits", "7")).code == 3
+        assert emulator.stats().credits_charged == 8
 
 
 async def test_a_wrong_key_stops_early_and_costs_nobody_a_row(batch: Command) -> None:

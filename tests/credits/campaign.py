@@ -126,7 +126,7 @@ class Shop(Till):
         super().__init__(
             lambda body: plan.price(int(body.get("num_images", 1))),
             says=plan.says,
-            job_s=draw.choice((1.0, 20.0, 200.0)),
+            job_s=draw.choice((1.0, 20.0, 40.0)),
             refunds=plan.refunds,
         )
         self._plan = plan

@@ -43,7 +43,7 @@ async def test_ten_fit_and_ten_are_bought_with_fifty_free_slots(name: GatewayNam
     assert "max_credits is" in str(run.why)
     assert run.stopped is not None
     assert run.stopped.done == 10
-    assert till.most_at_once == (10 if told or name == "apimall" else 9)  # nine after the one that told the price
+    assert till.most_at_once == (10 if name == "apimall" else 9)  # nine after the one that told the price
 
 
 @virtually
@@ -159,7 +159,9 @@ async def test_a_run_that_was_killed_is_counted_while_its_jobs_still_run(name: G
     till, book = till_of(name, job_s=60.0), SharedNotebook()
     page = Page(book)
     async with a_session(name, FakeTransport(till.answer), ledger=page) as session:
-        async with session.generate_many(foxes(30), batch="spring", **TEN[name], expected_credits=PRICE[name]) as batch:
+        async with session.generate_many(foxes(30), batch="spring", **TEN[name]) as batch:
+            if name == "defapi":  # the first one tells the price at its end
+                await anext(batch)
             taking = asyncio.Task(anext(batch))
             await asyncio.sleep(30.0)
             assert till.sold == 10
@@ -175,10 +177,10 @@ async def test_jobs_of_a_killed_run_whose_price_nobody_knew_count_once_it_is_kno
     till, book = till_of("defapi", job_s=60.0), SharedNotebook()
     page = Page(book)
     async with a_session("defapi", till.line(), ledger=page) as session:
-        batch = session.generate_many(foxes(4), batch="spring", max_credits=2, expected_credits=0.5)
+        batch = session.generate_many(foxes(4), batch="spring")
         taking = asyncio.Task(anext(batch))
         await asyncio.sleep(30.0)
-        assert till.sold == 4
+        assert till.sold == 4  # no cap holds them back
         taking.cancel()
         await asyncio.wait([taking])
         await batch.aclose()

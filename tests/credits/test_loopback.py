@@ -33,9 +33,10 @@ async def test_lost_answers_are_charged_once_and_counted_once(name: GatewayName)
     limit = 30 * PRICE[name]
     async with emulated(duration=Fixed(0.03)) as emulator:
         losing = (faults.reset(processed=True), None, faults.cut(processed=True), None)
-        emulator.queue_faults(CREATE[name], *losing * 3)
         async with quick(emulator, name, max_credits=limit, concurrency=FIFTY) as session:
-            answers = await together(session, foxes(100))
+            answers = [await session.generate("an owl")]  # it tells the price
+            emulator.queue_faults(CREATE[name], *losing * 3)
+            answers += await together(session, foxes(100))
             doubts = sum(isinstance(answer, JobUncertain) for answer in answers)
             assert doubts == (0 if name == "apimall" else 6)
             assert budget_of(session).reserved == doubts * PRICE[name]

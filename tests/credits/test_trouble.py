@@ -30,6 +30,7 @@ from tests.credits.scenes import (
     full,
     nothing_is_left,
     outcome,
+    run_batch,
     till_of,
 )
 from tests.engine.neighbours import Page, SharedNotebook
@@ -55,7 +56,7 @@ TROUBLES: dict[str, list[Reply | bool | None]] = {
 @pytest.mark.parametrize("trouble", TROUBLES)
 @pytest.mark.parametrize("first", ["a fox", "a [fail] fox"])
 @virtually
-async def test_whatever_meets_the_first_of_an_unknown_price_the_others_go_on(
+async def test_whatever_meets_the_first_of_an_unknown_price_nobody_waits_for_ever_and_the_cap_holds(
     name: GatewayName, trouble: str, first: str
 ) -> None:
     till = till_of(name)
@@ -63,9 +64,15 @@ async def test_whatever_meets_the_first_of_an_unknown_price_the_others_go_on(
     async with a_session(name, till.line(), max_credits=LIMIT[name]) as session:
         async with asyncio.timeout(1800.0), asyncio.TaskGroup() as group:
             tasks = [group.create_task(outcome(session, prompt)) for prompt in [first, *foxes(40)]]
-        answers = [task.result() for task in tasks]
-        doubts = sum(isinstance(answer, JobUncertain) for answer in answers)
+        answers: list[Any] = [task.result() for task in tasks]
         price = Decimal(8) if name == "apimall" else Decimal("0.5")
+        if any(isinstance(answer, JobUncertain) for answer in answers):  # nobody will say what that one has cost
+            refusals = [answer for answer in answers if isinstance(answer, CreditLimitReached)]
+            assert len(refusals) == 40
+            assert all("expected_credits" in str(refusal) for refusal in refusals)
+            run = await run_batch(session, foxes(40, first=40), expected_credits=price)
+            answers += [outcome.result or outcome.error for outcome in run.outcomes]
+        doubts = sum(isinstance(answer, JobUncertain) for answer in answers)
         assert sum(isinstance(answer, GenerationResult) for answer in answers) == 10 - doubts
         assert till.peak <= LIMIT[name]
         assert budget_of(session).reserved == doubts * price
@@ -111,8 +118,9 @@ async def test_the_first_of_an_unknown_price_may_be_withdrawn_and_stopped() -> N
         assert (till.sold, third.state) == (1, JobState.PENDING)
         with pytest.raises(NanoBananaError, match="still runs"):
             await second  # it is followed no more, and its price may never be told
-        await third.accepted()
-        assert till.sold == 2
+        with pytest.raises(CreditLimitReached, match="say what such jobs cost in expected_credits"):
+            await third
+        assert till.sold == 1
 
 
 @virtually
@@ -130,7 +138,9 @@ async def test_creates_that_get_no_answer_at_all_end_in_doubt_and_hold_the_line_
     async with Session(gateway, http=FakeTransport(answer), retry=retry, max_credits=16) as session:
         assert isinstance(await outcome(session, "a fox", idempotency_key="fox-1"), JobUncertain)
         shut.append(full())
-        assert isinstance(await outcome(session, "an owl"), GenerationResult)
+        assert isinstance(await outcome(session, "an owl"), CreditLimitReached)  # nobody knows what the first one cost
+        run = await run_batch(session, ["an owl"], expected_credits=8)
+        assert run.results == 1
         assert budget_of(session).reserved == 8
         assert isinstance(await outcome(session, "a crow"), CreditLimitReached)
         await session.settle("fox-1", refused=True)

@@ -9,8 +9,9 @@ import pytest
 
 from nanobanana_async.errors import LedgerError
 from nanobanana_async.jobs import Failure, JobRecord, JobState
-from nanobanana_async.ledger.base import Ledger, TaskTaken
+from nanobanana_async.ledger.base import Allowance, Ledger, Refusal, TaskTaken
 from nanobanana_async.models import ImageRequest
+from nanobanana_async.policy.credits import Basis, Price
 
 NOON = datetime(2026, 3, 12, 12, tzinfo=UTC)
 
@@ -226,24 +227,142 @@ async def slots_that_others_hold_are_counted(ledger: Ledger) -> None:
     assert await ledger.held("theirs") == 1
 
 
+EIGHT = Price("fox", Decimal(8))
+GUESS = Price("fox", Decimal(8), Basis.EXAMPLE)
+OWL_GUESS = Price("owl", Decimal(2), Basis.EXAMPLE)
+
+
+async def about_to_be_sent(
+    ledger: Ledger, key: str, price: Price, cap: int | None = None, *, batch: str = "b-"
+) -> tuple[JobRecord, Allowance]:
+    """Write a job of a batch down, and ask to send it."""
+    first = (await ledger.claim(job(key, batch=batch))).record
+    after = first.to(JobState.SUBMITTING, first_sent_at=NOON)
+    allowance = await ledger.set_aside(first, after, price, None if cap is None else Decimal(cap))
+    assert await ledger.find(key) == (first if allowance.refusal else after)
+    return (first if allowance.refusal else after), allowance
+
+
+async def moved(ledger: Ledger, before: JobRecord, state: JobState, **facts: Any) -> JobRecord:
+    after = before.to(state, **facts)
+    await ledger.advance(before, after)
+    return after
+
+
 @scene
-async def what_a_batch_has_cost_is_summed_up(ledger: Ledger) -> None:
-    for record in (
-        running("b-1", "t1", credits_used=Decimal(8)),
-        running("b-2", "t2", credits_used=Decimal(8), credits_refunded=Decimal(3), request=ImageRequest("a crow")),
-        running("b-3", "t3", credits_used=Decimal(16), request=ImageRequest("a crow", resolution="4K")),
-        running("b-4", "t4"),
-        sent("b-5"),
-        job("b-6"),
-        running("c-1", "t5", credits_used=Decimal(8)),
-    ):
-        await ledger.claim(record)
-    spent = await ledger.spent("b-")
-    assert spent.credits == Decimal(29)
-    assert {record.key for record in spent.unpriced} == {"b-4", "b-5"}
-    prices = {(record.request and record.request.resolution, record.credits_used) for record in spent.priced}
-    assert prices == {(None, Decimal(8)), ("4K", Decimal(16))}
-    assert (await ledger.spent("d-")).credits == 0
+async def what_fits_under_a_cap_is_set_aside_and_the_rest_is_refused(ledger: Ledger) -> None:
+    for number, spent in ((1, 0), (2, 8)):
+        _, allowance = await about_to_be_sent(ledger, f"b-{number}", EIGHT, 20)
+        assert (allowance.refusal, allowance.spent, allowance.price) == (None, spent, EIGHT)
+    _, allowance = await about_to_be_sent(ledger, "b-3", EIGHT, 20)
+    assert (allowance.refusal, allowance.spent) == (Refusal.SUM, 16)
+    assert (set(allowance.ours), allowance.others) == ({"b-1", "b-2"}, False)
+    _, allowance = await about_to_be_sent(ledger, "c-1", EIGHT, 8, batch="c-")
+    assert allowance.refusal is None  # another name
+    assert (await ledger.spent("b-"), await ledger.spent("c-"), await ledger.spent("d-")) == (16, 8, 0)
+
+
+@scene
+async def a_charge_follows_its_job(ledger: Ledger) -> None:
+    sent_job, _ = await about_to_be_sent(ledger, "b-1", GUESS, 100)
+    back = await moved(ledger, sent_job, JobState.PENDING)
+    assert await ledger.spent("b-") == 0
+    again = back.to(JobState.SUBMITTING)
+    assert (await ledger.set_aside(back, again, GUESS, Decimal(100))).refusal is None
+    assert await ledger.spent("b-") == 8
+    doubt = await moved(ledger, again, JobState.UNCERTAIN, in_doubt=True)
+    assert await ledger.spent("b-") == 8
+    found = await moved(ledger, doubt, JobState.RUNNING, task_id="t1", in_doubt=False, credits_used=Decimal(12))
+    assert await ledger.spent("b-") == 12
+    await moved(ledger, found, JobState.FAILED, credits_refunded=Decimal("2.5"))
+    assert await ledger.spent("b-") == Decimal("9.5")
+
+
+@scene
+async def what_a_purchase_has_cost_stays_spent_when_the_job_is_bought_again(ledger: Ledger) -> None:
+    doubt, _ = await about_to_be_sent(ledger, "b-1", EIGHT)
+    doubt = await moved(ledger, doubt, JobState.UNCERTAIN, in_doubt=True)
+    for generation in (2, 3):
+        reborn = doubt.reborn(body=b"{}", created_at=NOON)
+        await ledger.advance(doubt, reborn)
+        assert reborn.batch == "b-"
+        sent_job = reborn.to(JobState.SUBMITTING)
+        assert (await ledger.set_aside(reborn, sent_job, EIGHT, Decimal(8 * generation))).refusal is None
+        doubt = await moved(ledger, sent_job, JobState.UNCERTAIN, in_doubt=True)
+        assert await ledger.spent("b-") == 8 * generation
+
+
+@scene
+async def estimates_are_set_aside_one_at_a_time_across_all_classes(ledger: Ledger) -> None:
+    first, _ = await about_to_be_sent(ledger, "b-1", GUESS, 100)
+    _, allowance = await about_to_be_sent(ledger, "b-2", OWL_GUESS, 100)
+    assert (allowance.refusal, allowance.ours, allowance.others) == (Refusal.ESTIMATE, ("b-1",), False)
+    assert (await about_to_be_sent(ledger, "b-3", Price("crow", Decimal(1)), 100))[1].refusal is None
+    assert (await about_to_be_sent(ledger, "c-1", OWL_GUESS, 100, batch="c-"))[1].refusal is None
+    await moved(ledger, first, JobState.RUNNING, task_id="t1", credits_used=Decimal(8))
+    assert (await about_to_be_sent(ledger, "b-4", OWL_GUESS, 100))[1].refusal is None
+
+
+@scene
+async def a_price_that_others_have_learned_is_told_instead_of_granting_another(ledger: Ledger) -> None:
+    first, _ = await about_to_be_sent(ledger, "b-1", GUESS, 100)
+    await moved(ledger, first, JobState.RUNNING, task_id="t1", credits_used=Decimal(24))
+    for asked in (GUESS, EIGHT, Price("fox", Decimal(8), Basis.EXPECTED), Price("fox", Decimal(8), Basis.AGREED)):
+        _, allowance = await about_to_be_sent(ledger, "b-2", asked, 100)
+        assert (allowance.refusal, allowance.price) == (Refusal.PRICE, Price("fox", Decimal(24)))
+    assert (await about_to_be_sent(ledger, "b-2", Price("fox", Decimal(24)), 100))[1].refusal is None
+    assert await ledger.spent("b-") == 48
+    _, allowance = await about_to_be_sent(ledger, "c-1", GUESS, batch="c-")  # nobody caps it
+    assert (allowance.refusal, await ledger.spent("c-")) == (None, 24)
+
+
+@scene
+async def a_learned_price_is_taken_for_all_that_was_set_aside_at_an_estimate(ledger: Ledger) -> None:
+    doubt, _ = await about_to_be_sent(ledger, "b-1", GUESS)
+    await moved(ledger, doubt, JobState.UNCERTAIN, in_doubt=True)
+    second, _ = await about_to_be_sent(ledger, "b-2", GUESS)
+    await moved(ledger, second, JobState.RUNNING, task_id="t1", credits_used=Decimal(24))
+    assert await ledger.spent("b-") == 48
+    third, _ = await about_to_be_sent(ledger, "d-1", OWL_GUESS, batch="d-")
+    await moved(ledger, third, JobState.UNCERTAIN, in_doubt=True)
+    known = Price("owl", Decimal(3))  # learned from jobs outside of any batch
+    assert (await about_to_be_sent(ledger, "d-2", known, 100, batch="d-"))[1].refusal is None
+    assert await ledger.spent("d-") == 6
+
+
+@scene
+async def what_nobody_will_tell_stops_estimates_until_the_user_says_what_it_is(ledger: Ledger) -> None:
+    doubt, _ = await about_to_be_sent(ledger, "b-1", GUESS, 100)
+    await moved(ledger, doubt, JobState.UNCERTAIN, in_doubt=True)
+    _, allowance = await about_to_be_sent(ledger, "b-2", GUESS, 100)
+    assert (allowance.refusal, allowance.ours, allowance.others) == (Refusal.ESTIMATE, (), False)
+    word = Price("fox", Decimal(30), Basis.EXPECTED)
+    second, allowance = await about_to_be_sent(ledger, "b-2", word, 60)
+    assert (allowance.refusal, await ledger.spent("b-")) == (None, 60)
+    second = await moved(ledger, second, JobState.RUNNING, task_id="t1")
+    assert (await about_to_be_sent(ledger, "b-3", word, 100))[1].refusal is Refusal.ESTIMATE  # it still runs
+    await moved(ledger, second, JobState.SUCCEEDED)  # and its price was never told: the user's word stands
+    assert (await about_to_be_sent(ledger, "b-3", OWL_GUESS, 100))[1].refusal is None
+    assert await ledger.spent("b-") == 62
+
+
+@scene
+async def a_job_that_ends_without_a_word_about_its_price_stays_at_its_estimate(ledger: Ledger) -> None:
+    first, _ = await about_to_be_sent(ledger, "b-1", GUESS, 100)
+    first = await moved(ledger, first, JobState.RUNNING, task_id="t1")
+    await moved(ledger, first, JobState.FAILED)
+    _, allowance = await about_to_be_sent(ledger, "b-2", OWL_GUESS, 100)
+    assert (allowance.refusal, allowance.spent, allowance.ours) == (Refusal.ESTIMATE, 8, ())
+
+
+@scene
+async def a_stale_writer_sets_nothing_aside(ledger: Ledger) -> None:
+    first = job("b-1", batch="b-")
+    await ledger.claim(first)
+    await ledger.release("b-1")
+    with pytest.raises(LedgerError, match="changed by somebody else"):
+        await ledger.set_aside(first, first.to(JobState.SUBMITTING), EIGHT, Decimal(100))
+    assert await ledger.spent("b-") == 0
 
 
 @scene
