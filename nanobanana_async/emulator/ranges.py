@@ -32,10 +32,13 @@ def number(
 PROBABILITY = number(most=1)
 
 
-def decimal(value: Decimal | int | str | None) -> Decimal | None:
+def credits_or_none(value: Decimal | int | str | None) -> Decimal | None:
     """Return an amount of credits as it was written; None is endless."""
-    if value is None:
-        return None
+    return None if value is None else price(value)
+
+
+def price(value: Decimal | int | str) -> Decimal:
+    """Return an amount of credits as it was written."""
     try:
         amount = Decimal("NaN") if isinstance(value, bool) else Decimal(value)
     except (InvalidOperation, TypeError, ValueError):

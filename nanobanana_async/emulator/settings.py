@@ -10,7 +10,7 @@ from attrs.validators import in_, optional
 
 from nanobanana_async.emulator.durations import QUICK, Duration
 from nanobanana_async.emulator.faults import NO_SCRIPT, Chance, Script
-from nanobanana_async.emulator.ranges import PROBABILITY, decimal, number
+from nanobanana_async.emulator.ranges import PROBABILITY, credits_or_none, number, price
 
 API_KEY = "emulator-key"
 UNAPPROVED_KEY = "unapproved-key"
@@ -72,9 +72,9 @@ class WorldSettings:
     states_429_kind: bool = True  # False: one plain code for slots and rates alike
 
     # money
-    credits: Decimal | None = field(default=None, converter=decimal)  # None is endless
+    credits: Decimal | None = field(default=None, converter=credits_or_none)  # None is endless
     apimall_prices: Mapping[str, Decimal] = field(factory=lambda: dict(_APIMALL_PRICES))
-    defapi_price: Decimal = field(default=Decimal("0.5"), converter=decimal)
+    defapi_price: Decimal = field(default=Decimal("0.5"), converter=price)
     refund_on_failure: bool = True
 
     # a job's life

@@ -88,10 +88,16 @@ class SqliteLedger:
 
     async def aclose(self) -> None:
         """Finish what is queued, close the file, and let go of all jobs; idempotent."""
-        if self._writer is not None and (why := self._wrong_place()) is not None and self._process == os.getpid():
+        writer = self._writer
+        if writer is None or self._process != os.getpid():
+            self._writer = None
+        elif writer.loop.is_closed():  # nobody waits any more
+            self._writer = None
+            writer.stop()
+        elif (why := self._wrong_place()) is not None:
             raise LedgerError(f"ledger {self.path} {why}")
-        writer, self._writer = self._writer, None
-        if writer is not None and self._process == os.getpid():
+        else:
+            self._writer = None
             await writer.aclose()
 
     async def claim(self, record: JobRecord) -> Claim:

@@ -215,3 +215,20 @@ async def test_a_lent_aiohttp_session_that_is_closed_early_fails_its_jobs_at_onc
         with pytest.raises(NanoBananaError):
             await callers[0]
         assert emulator.stats().creates_accepted <= 1
+
+
+def test_a_ledger_whose_loop_was_closed_under_it_can_be_closed_and_opened_again(tmp_path: Path) -> None:
+    ledger = SqliteLedger(tmp_path / "jobs.sqlite")
+    loop = asyncio.new_event_loop()
+    loop.run_until_complete(ledger.open())
+    loop.close()
+
+    async def again() -> None:
+        with pytest.raises(LedgerError, match="belongs to the event loop that opened it"):
+            await ledger.counts()
+        await ledger.aclose()
+        await ledger.open()
+        assert await ledger.counts() == {}
+        await ledger.aclose()
+
+    asyncio.run(again())
