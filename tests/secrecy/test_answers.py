@@ -19,7 +19,7 @@ from nanobanana_async.testing import FakeTransport, run
 from tests.observability.scenes import Collector
 from tests.secrecy.canary import ECHOES, KEY, Listener, seen, sightings
 
-GATEWAYS = {
+GATEWAYS: dict[str, ApiMall | DefApi] = {
     "apimall": ApiMall(api_key=KEY, expected_job_s=0.1),
     "defapi": DefApi(api_key=KEY, expected_job_s=0.1),
 }
@@ -83,6 +83,10 @@ class Scene:
     header: tuple[str, str] | None = None
 
 
+def with_(scene: Scene, answers: dict[str, Any]) -> Scene:
+    return evolve(scene, **answers)
+
+
 def of_fields() -> Iterator[Scene]:
     """Yield a scene for each field of each answer, the forms of the echo in turn; and one for its name."""
     echoes = cycle(ECHOES.items())
@@ -95,9 +99,9 @@ def of_fields() -> Iterator[Scene]:
                 parent: Any = answer
                 whole = answer if path[-1] != "new" else {**answer, "new": "", "data": {**parent["data"], "new": ""}}
                 said = json.dumps(put(whole, path, echo(KEY))).replace("task-0", "TASK").encode()
-                yield evolve(Scene(name, f"{kind} {body.__name__} {path} {form}"), **{kind: said})
+                yield with_(Scene(name, f"{kind} {body.__name__} {path} {form}"), {kind: said})
             named = json.dumps({**answer, KEY: 1, "data": {**answer["data"], KEY: 2}}).replace("task-0", "TASK")
-            yield evolve(Scene(name, f"{kind} {body.__name__} names"), **{kind: named.encode()})
+            yield with_(Scene(name, f"{kind} {body.__name__} names"), {kind: named.encode()})
     uri = f"data:image/png;base64,{base64.b64encode(KEY.encode()).decode()}"
     inline = json.dumps(put(ended("defapi", "TASK"), ("data", "result", 0, "image"), uri)).encode()
     yield Scene("defapi", "inline image", poll=inline)
@@ -121,12 +125,16 @@ def of_failures() -> Iterator[Scene]:
                 page = f"<html><body>{word} {next(echoes)(KEY)}</body></html>"
                 for body in (json.dumps(envelope), page, json.dumps(envelope)[:-9]):
                     scene = Scene(name, f"{status} {where} {body[:30]}", header=(next(headers), word))
-                    yield evolve(scene, **{where: body.encode(), f"{where}_status": status})
+                    yield with_(scene, {where: body.encode(), f"{where}_status": status})
         for where in ("create", "poll"):
-            yield evolve(Scene(name, f"lost {where}"), **{where: TransportError("the answer was lost", sent=True)})
-            yield evolve(Scene(name, f"not sent {where}"), **{where: TransportError("no connection", sent=False)})
-            yield evolve(Scene(name, f"binary {where}"), **{where: b"\xff\xfe" + KEY.encode() + b"\x00\xff"})
-            yield evolve(Scene(name, f"text {where}"), **{where: f'"{KEY}"'.encode()})
+            sparse = json.dumps({"success": False, "error": {"code": "c", "message": "m"}, "code": 5, "message": "m"})
+            for status, echo in zip((400, 401, 402, 403, 404, 409, 429, 451, 500, 503), ECHOES.values(), strict=False):
+                scene = Scene(name, f"{status} {where} header", header=("x-request-id", echo(KEY)))
+                yield with_(scene, {where: sparse.encode(), f"{where}_status": status})
+            yield with_(Scene(name, f"lost {where}"), {where: TransportError("the answer was lost", sent=True)})
+            yield with_(Scene(name, f"not sent {where}"), {where: TransportError("no connection", sent=False)})
+            yield with_(Scene(name, f"binary {where}"), {where: b"\xff\xfe" + KEY.encode() + b"\x00\xff"})
+            yield with_(Scene(name, f"text {where}"), {where: f'"{KEY}"'.encode()})
 
 
 class Script:

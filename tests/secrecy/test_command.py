@@ -15,6 +15,7 @@ import pytest
 
 from nanobanana_async.cli import app as cli
 from nanobanana_async.cli.generating import link_of
+from nanobanana_async.escaping import one_line
 from nanobanana_async.models import GeneratedImage
 from tests.secrecy.canary import KEY, seen
 
@@ -175,5 +176,5 @@ def test_twenty_megabytes_of_an_inline_image_are_printed_in_no_time() -> None:
     assert len(repr(image)) < 300
     assert len(link_of(image, terminal=True)) < 200
     assert link_of(image, terminal=False) == image.url
-    assert cli.one_line(image.url) == image.url
+    assert one_line(image.url) == image.url
     assert time.process_time() - began < 1.0

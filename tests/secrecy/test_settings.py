@@ -1,16 +1,19 @@
 """Settings that are refused: neither the key, nor the environment, nor a proxy's password stands in the traceback."""
 
+import asyncio
 import copy
 import pickle
 from collections.abc import Callable
 from typing import Any
 
+import aiohttp
 import attrs
 import pytest
 
 from nanobanana_async import ApiMall, ConfigurationError, DefApi, GeneratedImage, NanoBananaError, Session, Timeouts
 from nanobanana_async.config import gateway_from_env
 from nanobanana_async.gateways import Secret
+from nanobanana_async.http.api import Api
 from nanobanana_async.policy.retry import RetryPolicy
 from tests.http.peers import Peer, answering, silent, unused_port
 from tests.secrecy.canary import KEY, PASSWORD, outcome_of, pockets, sightings
@@ -185,6 +188,39 @@ async def download(session: Session, image: GeneratedImage) -> object:
         return await session.download(image)
     except NanoBananaError as error:
         return error
+
+
+async def test_a_download_that_is_cancelled_shows_no_password() -> None:
+    image = GeneratedImage(url="http://pictures.example/1.png")
+    async with Peer(silent) as peer:
+        session = over("https://gateway.example", proxy=Secret(peer.url.replace("//", f"//me:{PASSWORD}@")))
+        async with session:
+            with pytest.raises(TimeoutError) as caught:
+                async with asyncio.timeout(0.3):
+                    await session.download(image)
+        await peer.all_met(1)
+    assert isinstance(caught.value.__cause__, asyncio.CancelledError)
+    # This frame is the first of the traceback; what stands behind it is the library's.
+    assert sightings(caught.value.__cause__) == []
+
+
+class Ended(BaseException):
+    """What ends a program, such as Ctrl-C."""
+
+
+class Ending(aiohttp.TCPConnector):
+    async def connect(self, *_: Any, **__: Any) -> Any:
+        raise Ended
+
+
+async def test_a_program_that_ends_while_it_asks_shows_no_key() -> None:
+    async with aiohttp.ClientSession(connector=Ending()) as lent:
+        api = Api(mall(), timeouts=Timeouts(), http=lent)
+        await api.open()
+        with pytest.raises(Ended) as caught:
+            await api.send(mall().build_query("task-1"), timeout_s=1.0)
+        await api.aclose()
+    assert sightings(caught.value) == []
 
 
 def parts_of(session: Session) -> list[Any]:
