@@ -103,6 +103,7 @@ class Run:
             ledger=self._ledger,
             concurrency=ConcurrencyPolicy(max_jobs=self._plan.max_jobs),
             observers=[self._board, self._recorder],
+            trust_env=True,
         )
         try:
             (self._folder / PICTURES).mkdir(exist_ok=True)

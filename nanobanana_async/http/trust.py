@@ -1,8 +1,8 @@
 """Whom the doors trust on the way out: certificate authorities of the user's own, and proxies."""
 
+import ipaddress
 import ssl
-from collections.abc import Mapping
-from urllib.request import getproxies_environment, proxy_bypass_environment
+from urllib.request import getproxies_environment
 
 import aiohttp
 from yarl import URL
@@ -66,11 +66,12 @@ class Proxies:
     def __init__(self, proxy: str | None = None, *, trust_env: bool = False) -> None:
         self._always = None if proxy is None else proxy_url(proxy, "proxy")
         self._of_scheme: dict[str, URL] = {}
-        self._bypass: Mapping[str, str] = {}
+        self._no_proxy: list[str] = []
         if proxy is None and trust_env:
-            self._bypass = getproxies_environment()
+            environ = getproxies_environment()
+            self._no_proxy = [name.strip().lower().lstrip(".") for name in environ.get("no", "").split(",")]
             for scheme in ("http", "https"):
-                if text := self._bypass.get(scheme):
+                if text := environ.get(scheme):
                     with_scheme = text if "://" in text else f"http://{text}"
                     self._of_scheme[scheme] = proxy_url(with_scheme, f"{scheme.upper()}_PROXY")
 
@@ -84,10 +85,21 @@ class Proxies:
         """Return the proxy for a URL, or None if it is reached without."""
         if self._always is not None or not self._of_scheme:
             return self._always
-        proxy, host = self._of_scheme.get(url.scheme), url.raw_host or ""
-        if proxy is None or is_loopback(host) or proxy_bypass_environment(f"{host}:{url.port}", self._bypass):
+        host = (url.raw_host or "").lower()
+        if is_loopback(host) or any(_names(name, host, url.port) for name in self._no_proxy):
             return None
-        return proxy
+        return self._of_scheme.get(url.scheme)
+
+
+def _names(name: str, host: str, port: int | None) -> bool:
+    """Tell whether an entry of NO_PROXY names a host: `*`, a name with all below it, an address or network, a port."""
+    bare = name.removesuffix(f":{port}")
+    if bare and (bare in ("*", host, f"[{host}]") or host.endswith(f".{bare}")):
+        return True
+    try:
+        return "/" in name and ipaddress.ip_address(host) in ipaddress.ip_network(name, strict=False)
+    except ValueError:
+        return False
 
 
 def proxy_url(text: str, name: str) -> URL:
