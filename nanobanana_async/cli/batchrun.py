@@ -104,6 +104,7 @@ class Run:
             ledger=self._ledger,
             concurrency=ConcurrencyPolicy(max_jobs=self._plan.max_jobs),
             observers=[self._board, self._report.recorder, self._story.hear],
+            trust_env=True,
         )
         try:
             (self._folder / PICTURES).mkdir(exist_ok=True)

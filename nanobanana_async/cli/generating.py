@@ -45,7 +45,8 @@ async def generate_all(
     """Buy all requests and print what came back; return 0, or 1 when one of them failed."""
     board = Board(len(requests), console)
     try:
-        async with Session(gateway, concurrency=policy, observers=[board]) as session, asyncio.TaskGroup() as group:
+        session = Session(gateway, concurrency=policy, observers=[board], trust_env=True)
+        async with session, asyncio.TaskGroup() as group:
             with board:
                 tasks = [group.create_task(_one(session, request, folder, timeout)) for request in requests]
                 await asyncio.wait(tasks)

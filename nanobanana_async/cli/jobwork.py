@@ -106,7 +106,7 @@ async def resume(path: Path, gateway: Gateway, left: LeftOver, *, buy: bool, con
     board.records = {record.key: record for record in wanted}
     teller = Teller(board)
     try:
-        async with Session(gateway, ledger=path, observers=[board]) as session:
+        async with Session(gateway, ledger=path, observers=[board], trust_env=True) as session:
             with board:
                 jobs = await session.resume(buy=buy)
                 keys = {job.key for job in jobs}  # others may have been faster
@@ -180,7 +180,7 @@ async def settle(path: Path, gateway: Gateway, decision: Decision, *, wait: bool
     board = Board(1, console)
     teller = Teller(board, one=True)
     try:
-        async with Session(gateway, ledger=path, observers=[board]) as session:
+        async with Session(gateway, ledger=path, observers=[board], trust_env=True) as session:
             with board:
                 job = await session.settle(
                     decision.key, task_id=decision.task_id, buy_again=decision.buy_again, refused=refused

@@ -24,8 +24,8 @@ class _Sipping(socket.socket):
     def recv(self, size: int, flags: int = 0, /) -> bytes:
         return super().recv(min(size, _SIP), flags)
 
-    def recv_into(self, buffer: Any, size: int = 0, flags: int = 0) -> int:
-        return super().recv_into(buffer, min(size or len(buffer), _SIP), flags)
+    def recv_into(self, buffer: Any, nbytes: int = 0, flags: int = 0) -> int:
+        return super().recv_into(buffer, min(nbytes or len(buffer), _SIP), flags)
 
 
 class Sockets:

@@ -1,7 +1,8 @@
 """Whom the doors trust on the way out: certificate authorities of the user's own, and proxies."""
 
+import ipaddress
 import ssl
-from urllib.request import getproxies_environment, proxy_bypass_environment  # type: ignore[attr-defined]
+from urllib.request import getproxies_environment
 
 import aiohttp
 from yarl import URL
@@ -71,12 +72,12 @@ class Proxies:
             raise hidden
         self._always = hidden
         self._of_scheme: dict[str, Secret] = {}
-        self._bypass = ""
+        self._no_proxy: list[str] = []
         if trust_env and not asked:
             found = _proxies_of_environment()
             if isinstance(found, ConfigurationError):
                 raise found
-            self._of_scheme, self._bypass = found
+            self._of_scheme, self._no_proxy = found
 
     def __repr__(self) -> str:  # a proxy's URL may hold a password
         return f"<Proxies {'of the user' if self._always else 'of the environment' if self._of_scheme else 'none'}>"
@@ -88,10 +89,21 @@ class Proxies:
         """Return the proxy for a URL, or None if it is reached without."""
         if self._always is not None or not self._of_scheme:
             return self._always
-        proxy, host = self._of_scheme.get(url.scheme), url.raw_host or ""
-        if proxy is None or is_loopback(host) or proxy_bypass_environment(f"{host}:{url.port}", {"no": self._bypass}):
+        host = (url.raw_host or "").lower()
+        if is_loopback(host) or any(_names(name, host, url.port) for name in self._no_proxy):
             return None
-        return proxy
+        return self._of_scheme.get(url.scheme)
+
+
+def _names(name: str, host: str, port: int | None) -> bool:
+    """Tell whether an entry of NO_PROXY names a host: `*`, a name with all below it, an address or network, a port."""
+    bare = name.removesuffix(f":{port}")
+    if bare and (bare in ("*", host, f"[{host}]") or host.endswith(f".{bare}")):
+        return True
+    try:
+        return "/" in name and ipaddress.ip_address(host) in ipaddress.ip_network(name, strict=False)
+    except ValueError:
+        return False
 
 
 def proxy_url(proxy: Secret | None) -> URL | None:
@@ -115,7 +127,7 @@ def checked_proxy(proxy: object, name: str = "proxy") -> Secret | ConfigurationE
     return ConfigurationError(f"{name} must be a URL such as http://proxy.example:3128")
 
 
-def _proxies_of_environment() -> tuple[dict[str, Secret], str] | ConfigurationError:
+def _proxies_of_environment() -> tuple[dict[str, Secret], list[str]] | ConfigurationError:
     """Return the environment's proxies by scheme and the hosts to be reached without, or what is wrong with them."""
     environment = getproxies_environment()
     proxies: dict[str, Secret] = {}
@@ -126,4 +138,4 @@ def _proxies_of_environment() -> tuple[dict[str, Secret], str] | ConfigurationEr
                 return checked
             if checked is not None:
                 proxies[scheme] = checked
-    return proxies, environment.get("no", "")
+    return proxies, [name.strip().lower().lstrip(".") for name in environment.get("no", "").split(",")]

@@ -2,7 +2,7 @@
 
 import asyncio
 import concurrent.futures
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from tests.http.peers import Peer
 POOL = 40  # places in anyio's shared pool, all of which plain `def` endpoints may take at once
 PATIENCE_S = 120.0
 
-Call = Callable[[Session, str, Path, int], Awaitable[Any]]
+Call = Callable[[Session, str, Path, int], Coroutine[Any, Any, Any]]
 
 
 async def _download(session: Session, url: str, _: Path, number: int) -> bytes:

@@ -32,8 +32,9 @@ def answered(gateway: str, urls: list[Any]) -> Observation:
         data = {"task_id": "t1", "status": "completed", "output": {"resultUrls": urls}}
         body = json.dumps({"success": True, "data": data}).encode()
         return ApiMall(api_key="k" * 8).read_query(HttpResponse(status=200, body=body))
-    data = {"task_id": "t1", "status": "success", "result": [{"image": url} for url in urls]}
-    body = json.dumps({"code": 0, "data": data}).encode()
+    results = [{"image": url} for url in urls]
+    found: dict[str, Any] = {"task_id": "t1", "status": "success", "result": results}
+    body = json.dumps({"code": 0, "data": found}).encode()
     return DefApi(api_key="k" * 8).read_query(HttpResponse(status=200, body=body))
 
 

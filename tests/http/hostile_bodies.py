@@ -78,7 +78,7 @@ def _defapi(result: Any, *, slashes: bool = False) -> bytes:
 
 
 def _tiny_chunks() -> bytes:
-    return b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n" + b"1\r\nx\r\n" * (MIB // 2) + b"0\r\n\r\n"
+    return b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n" + b"1\r\nx\r\n" * (MIB // 8) + b"0\r\n\r\n"
 
 
 def _packed(content: bytes) -> bytes:
@@ -132,7 +132,7 @@ CASES: dict[str, Case] = {
     "chunks of one byte": Case(answer=_tiny_chunks),
     "a hundred thousand headers": Case(answer=lambda: http(b"{}", *(f"X-{n}: {n}" for n in range(100_000)))),
     "a header of 60 MiB": Case(answer=lambda: http(b"{}", "X-A: " + "a" * BULK)),
-    "continue x 300000": Case(answer=lambda: b"HTTP/1.1 100 Continue\r\n\r\n" * 300_000 + http(b"{}")),
+    "continue x 60000": Case(answer=lambda: b"HTTP/1.1 100 Continue\r\n\r\n" * 60_000 + http(b"{}")),
     "Retry-After 10**400": Case(answer=lambda: http(b"{}", "Retry-After: 1" + "0" * 400, status="503 No")),
     "Retry-After of 8000 digits": Case(answer=lambda: http(b"{}", "Retry-After: " + "9" * 8000, status="429 No")),
     "Retry-After in a date beyond all": Case(

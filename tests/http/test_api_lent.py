@@ -279,7 +279,7 @@ async def test_the_key_does_not_go_in_clear_text_through_a_proxy_elsewhere() -> 
 @pytest.mark.parametrize(
     "proxy", ["", "proxy.invalid:3128", "socks5://127.0.0.1:1", "http://", "http://me:hidden@[bad", 7]
 )
-async def test_a_proxy_that_is_no_url_is_refused_without_showing_it(proxy: object) -> None:
+async def test_a_proxy_that_is_no_url_is_refused_without_showing_it(proxy: str) -> None:
     with pytest.raises(ConfigurationError, match="proxy must be a URL") as caught:
         async with opened(proxy=proxy):
             pass

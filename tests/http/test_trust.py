@@ -226,13 +226,16 @@ async def test_netrc_never_takes_the_place_of_the_key(
 def test_the_environment_is_read_once_by_scheme_and_its_exceptions_hold(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HTTPS_PROXY", "http://me:hidden@secure.example:3128")
     monkeypatch.setenv("http_proxy", "plain.example:8080")  # without a scheme, as many write it
-    monkeypatch.setenv("NO_PROXY", "inside.example,10.0.0.1")
+    monkeypatch.setenv("NO_PROXY", "inside.example, 10.0.0.0/8, .dotted.example,ported.example:8443,[fd00::1],")
     proxies = Proxies(trust_env=True)
     monkeypatch.delenv("HTTPS_PROXY")
     assert proxies.of(URL("https://a.example/")) == URL("http://me:hidden@secure.example:3128")
     assert proxies.of(URL("http://a.example/")) == URL("http://plain.example:8080")
-    for text in ("https://inside.example/", "https://a.inside.example/", "https://10.0.0.1/", "https://127.0.0.1/"):
-        assert proxies.of(URL(text)) is None
+    for host in ("inside.example", "a.INSIDE.example", "10.1.2.3", "127.0.0.1", "[fd00::1]", "ported.example:8443"):
+        assert proxies.of(URL(f"https://{host}/")) is None
+    for host in ("outside.example", "notinside.example", "11.1.2.3", "ported.example", "[fd00::2]"):
+        assert proxies.of(URL(f"https://{host}/")) is not None
+    assert proxies.of(URL("https://a.dotted.example/")) is None
     assert "hidden" not in repr(proxies)
     assert not Proxies()
     assert not Proxies(trust_env=False)
