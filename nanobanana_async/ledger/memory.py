@@ -183,10 +183,11 @@ class MemoryLedger:
             self._tasks.pop((before.account, before.task_id), None)
 
     def _end(self, record: JobRecord) -> None:
-        """Keep what a key of the caller's own still needs; forget a job under a key that the session made."""
+        """Keep what a key of the caller's own still needs; forget a job under a key that the session has chosen."""
         self._jobs.pop(record.key, None)
         self._ours.discard(record.key)
-        if not is_made_key(record.key):
+        attached = record.first_sent_at is None and record.key == f"task-{record.task_id}"
+        if not (attached or is_made_key(record.key)):
             self._ended[record.key] = _kept(record)
             self._index(record)
         elif record.task_id is not None:

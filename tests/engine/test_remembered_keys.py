@@ -69,6 +69,8 @@ async def test_a_key_that_the_session_made_is_forgotten() -> None:
         result = await session.generate("a fox")
         assert await session.job(result.key) is None
         assert [outcome.ok async for outcome in session.generate_many(["a", "b"])] == [True, True]
+        attached = await session.attach(result.task_id)
+        assert (await attached).url == result.url
     assert (ledger._jobs, ledger._ended) == ({}, {})
 
 
