@@ -43,9 +43,9 @@ class Session:
     Constructing it needs no running event loop; opening does. It may be opened in one asyncio task and closed in
     another. `gateway` defaults to what the environment names; `ledger` is a `Ledger`, or the path of an SQLite file in
     which each job is written down before it is bought, by default memory, where finished jobs are forgotten. What this
-    session buys never costs more than `max_credits` together: the next purchase raises `CreditLimitReached`.
-    `http` is your own `aiohttp.ClientSession` (borrowed, never closed) or a fake transport of
-    `nanobanana_async.testing`. `observers` are called with each event of `nanobanana_async.observe`.
+    session buys costs no more than `max_credits` together, but for one price above its estimate: the next purchase
+    raises `CreditLimitReached`. `http` is your own `aiohttp.ClientSession` (borrowed, never closed) or a fake transport
+    of `nanobanana_async.testing`. `observers` are called with each event of `nanobanana_async.observe`.
     """
 
     def __init__(
@@ -255,8 +255,8 @@ class Session:
         or else by its request and how often that came before, never by its position. That needs a ledger on disk.
 
         Outcomes come as rows end; `ordered` holds them back to the order of the input. `save_to` saves the pictures in
-        the background. `max_credits` is never passed, earlier runs of the same name included; a kind of job whose price
-        nobody knows goes alone until it is told, unless `expected_credits` says it. `progress` shows a bar of tqdm.
+        the background. `max_credits` caps all that was ever spent under the name; jobs of unknown price go one at a time,
+        at `expected_credits` or the example of the gateway's reference, until it is told. `progress`: a bar of tqdm.
         """
         engine = self._open_engine()
         if batch is not None and isinstance(self._parts.ledger, MemoryLedger):
