@@ -47,8 +47,8 @@ class Session:
 
     `gateway` defaults to what the environment names; `ledger` is a `Ledger`, or the path of an SQLite file in which
     each job is written down before it is bought, by default memory, where a finished job is forgotten unless its key
-    was the caller's own. What this session buys never costs more than `max_credits` together: the next purchase raises
-    `CreditLimitReached`.
+    was the caller's own. What this session buys costs no more than `max_credits` together, but for one price above its
+    estimate: the next purchase raises `CreditLimitReached`.
     `tls` is an `ssl.SSLContext` that trusts your own authorities, `proxy` the URL of a proxy, with credentials if it
     wants them; with `trust_env` proxies come from HTTP_PROXY, HTTPS_PROXY and NO_PROXY. All three hold for the gateway
     and for images alike. `http` is your own `aiohttp.ClientSession` (borrowed, never closed; its connector's TLS
@@ -258,8 +258,8 @@ class Session:
         or else by its request and how often that came before, never by its position. That needs a ledger on disk.
 
         Outcomes come as rows end; `ordered` holds them back to the order of the input. `save_to` saves the pictures in
-        the background. `max_credits` is never passed, earlier runs of the same name included; a kind of job whose price
-        nobody knows goes alone until it is told, unless `expected_credits` says it. `progress` shows a bar of tqdm.
+        the background. `max_credits` caps all that was ever spent under the name; jobs of unknown price go one at a time,
+        at `expected_credits` or the example of the gateway's reference, until it is told. `progress`: a bar of tqdm.
         """
         engine = self._open_engine()
         if batch is not None and isinstance(self._parts.ledger, MemoryLedger):

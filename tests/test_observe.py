@@ -2,9 +2,11 @@
 
 import asyncio
 import logging
+from decimal import Decimal
 from typing import Any
 
 import pytest
+from attrs import evolve
 
 from nanobanana_async import (
     ConcurrencyPolicy,
@@ -23,6 +25,7 @@ from nanobanana_async.observe import (
     Event,
     JobMoved,
     JobSeen,
+    PriceAboveEstimate,
     QueryFailed,
     UnknownStatus,
     log_event,
@@ -86,6 +89,12 @@ EVENTS: dict[str, tuple[Event, str, int, dict[str, Any]]] = {
         "query.failed",
         logging.INFO,
         {"error": "ValueError", "wait_s": None},
+    ),
+    "dear": (
+        PriceAboveEstimate(record=evolve(FOUND, credits_used=Decimal(28)), estimate=Decimal(8)),
+        "price.above_estimate",
+        logging.WARNING,
+        {"estimate": "8", "credits": "28"},
     ),
     "strange word": (
         UnknownStatus(record=FOUND, status="dreaming"),

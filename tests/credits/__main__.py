@@ -1,13 +1,14 @@
 """`python -m tests.credits`: many campaigns under caps, one of them, or the mutation control."""
 
 import argparse
+import itertools
 import logging
 import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 
-from tests.credits.campaign import play
+from tests.credits.campaign import plan_of, play
 from tests.credits.mutations import MUTATIONS, Mutation, applied
 
 Say = Callable[[str], None]
@@ -47,7 +48,8 @@ def run(numbers: Sequence[int], say: Say) -> int:
 
 def check(mutation: Mutation, say: Say) -> bool:
     """Tell whether a deliberate bug is caught."""
-    for number in range(mutation.within):
+    fitting = (number for number in itertools.count() if mutation.among(plan_of(number)))
+    for number in itertools.islice(fitting, mutation.within):
         with applied(mutation):
             faults = play(number).faults
         if faults and not play(number).faults:

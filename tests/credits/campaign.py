@@ -9,7 +9,7 @@ import asyncio
 import json
 import random
 import tempfile
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import asynccontextmanager, suppress
 from datetime import UTC, datetime
@@ -21,6 +21,7 @@ from attrs import frozen
 
 from nanobanana_async import (
     ApiMall,
+    Batch,
     BatchStopped,
     DefApi,
     JobState,
@@ -63,6 +64,8 @@ class Plan:
     rounds: int
     kills: float
     session_cap: Decimal | None
+    beside: int
+    """How many jobs each process buys in a batch without a name, under the cap of its session and one of its own."""
     by_hand: bool
     prunes: bool
 
@@ -114,6 +117,7 @@ def plan_of(number: int) -> Plan:
         rounds=draw.randint(1, 4),
         kills=draw.choice((0.0, 0.4, 0.8)),
         session_cap=draw.choice((None, None, cap / 2)),
+        beside=draw.choice((0, 0, 12)),
         by_hand=draw.random() < 0.3,
         prunes=draw.random() < 0.3,
     )
@@ -133,8 +137,12 @@ class Shop(Till):
         self._draw = draw
         self.images: dict[str, int] = {}
         self.buyers: dict[str, str] = {}
-        self.peaks: Counter[str] = Counter()
-        """Process -> the most that it had spent and not got back."""
+        self.peak_of_batch = Decimal(0)
+        """The most that had ever been spent on the named batch, and not come back."""
+        self.peaks: dict[str, Decimal] = defaultdict(Decimal)
+        """Process -> the same of all that it bought."""
+        self.peaks_beside: dict[str, Decimal] = defaultdict(Decimal)
+        """Process -> the same of its batch without a name."""
 
     def line_of(self, buyer: str) -> FakeTransport:
         """Return the connection of a process."""
@@ -149,12 +157,14 @@ class Shop(Till):
             self.images[task_id] = int(json.loads(request.body).get("num_images", 1))
             self.buyers[task_id] = buyer
             self.peaks[buyer] = max(self.peaks[buyer], self.net(buyer))
+            self.peak_of_batch = max(self.peak_of_batch, self.net(word="fox"))
+            self.peaks_beside[buyer] = max(self.peaks_beside[buyer], self.net(buyer, word="owl"))
         return reply
 
-    def net(self, buyer: str | None = None) -> Decimal:
-        """Return what was taken, of one process or all, and not given back."""
+    def net(self, buyer: str | None = None, *, word: str = "") -> Decimal:
+        """Return what was taken for such prompts, of one process or all, and not given back."""
         mine = [sale for task_id, sale in self.sales.items() if buyer in (None, self.buyers.get(task_id))]
-        return sum((sale.price for sale in mine if not self._refunded(sale)), Decimal(0))
+        return sum((sale.price for sale in mine if word in sale.prompt and not self._refunded(sale)), Decimal(0))
 
     def of_prompt(self, prompt: str) -> list[Sale]:
         """Return the sales of one row."""
@@ -194,7 +204,7 @@ def play(number: int) -> Verdict:
         faults=tuple(campaign.faults),
         sold=shop.sold,
         net=campaign.net,
-        passed=max(Decimal(0), shop.peak - plan.cap),
+        passed=max(Decimal(0), shop.peak_of_batch - plan.cap),
         counts=campaign.counts,
     )
 
@@ -266,20 +276,23 @@ class Campaign:
         async with self._session(process, max_credits=plan.session_cap) as session:
             if draw.random() < 0.3:
                 await session.resume()
-            batch = session.generate_many(
-                rows,
-                batch=NAME,
-                max_credits=plan.cap,
-                expected_credits=plan.expected,
-                retry_failed=retry_failed,
-            )
-            try:
-                async for outcome in batch:
-                    self.counts["rows" if outcome.ok else "errors"] += 1
-            except BatchStopped:
-                self.counts["stops"] += 1
+            options = {"max_credits": plan.cap, "expected_credits": plan.expected}
+            named = session.generate_many(rows, batch=NAME, retry_failed=retry_failed, **options)
+            owls = [
+                {**row, "prompt": f"owl {number}"} for number, row in enumerate(draw.choices(plan.rows, k=plan.beside))
+            ]
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self._taken(named))
+                group.create_task(self._taken(session.generate_many(owls, **options)))
         if draw.random() < 0.3:
             await asyncio.sleep(draw.uniform(0.0, 30.0))
+
+    async def _taken(self, batch: Batch) -> None:
+        try:
+            async for outcome in batch:
+                self.counts["rows" if outcome.ok else "errors"] += 1
+        except BatchStopped:
+            self.counts["stops"] += 1
 
     async def _alone(self, name: str, main: Any) -> None:
         process = Process(self._machine, name)
@@ -316,6 +329,10 @@ class Campaign:
             with suppress(NanoBananaError):
                 await (await session.settle(key, buy_again=True)).result()
 
+    @property
+    def _foxes(self) -> int:
+        return sum("fox" in sale.prompt for sale in self.shop.sales.values())
+
     def _keys(self) -> Iterator[tuple[str, dict[str, Any]]]:
         rows = Rows(NAME)
         for row in self._plan.rows:
@@ -323,15 +340,19 @@ class Campaign:
 
     async def _judge(self) -> None:
         plan, shop = self._plan, self.shop
-        self.net = shop.net()
+        self.net = shop.net(word="fox")
         sold = [plan.price(images) - plan.estimate(images) for images in shop.images.values()]
         difference = max((Decimal(0), *sold))
-        passed = shop.peak - plan.cap - self._by_hand
+        passed = shop.peak_of_batch - plan.cap - self._by_hand
         if passed > difference:
             self.faults.append(f"cap {plan.cap} was passed by {passed}, one job's difference is {difference}")
-        for buyer, peak in shop.peaks.items():
-            if plan.session_cap is not None and buyer.startswith("p") and peak > plan.session_cap + difference:
-                self.faults.append(f"{buyer}: its session's cap {plan.session_cap} was passed: {peak}")
+        for buyer, peak in shop.peaks_beside.items():
+            if peak > plan.cap + difference:
+                self.faults.append(f"{buyer}: cap {plan.cap} of a batch without a name was passed: {peak}")
+        if plan.session_cap is not None and not plan.kills:  # else it may finish what a dead process had sent
+            for buyer, peak in shop.peaks.items():
+                if buyer.startswith("p") and peak > plan.session_cap + difference:
+                    self.faults.append(f"{buyer}: its session's cap {plan.session_cap} was passed: {peak}")
         try:
             async with _opened(self._disk) as ledger:
                 counted = await ledger.spent(key_prefix(NAME))
@@ -339,10 +360,10 @@ class Campaign:
             self.faults.append(f"the ledger can't be read: {error}")
             return
         untold = len(plan.factors) * difference if plan.says == "never" else difference
-        if counted < shop.net() - untold:
-            self.faults.append(f"the ledger counts {counted}, the gateway took {shop.net()}")
+        if counted < self.net - untold:
+            self.faults.append(f"the ledger counts {counted}, the gateway took {self.net}")
         cheapest = min(plan.price(int(row.get("num_images", 1))) for row in plan.rows)
-        if plan.calm and self._whole and self.net + cheapest <= plan.cap and shop.sold < len(plan.rows):
+        if plan.calm and self._whole and self.net + cheapest <= plan.cap and self._foxes < len(plan.rows):
             self.faults.append(f"only {self.net} of {plan.cap} were spent, and nothing was in the way")
 
 

@@ -15,6 +15,7 @@ from nanobanana_async.ledger.charges import Charges
 from nanobanana_async.ledger.desk import Desk
 from nanobanana_async.policy.caps import Budget, Consent, NamedBudget
 from nanobanana_async.policy.credits import Basis, Charge, Price, Prices, charge_of
+from tests.credits.campaign import Plan
 
 Change = tuple[Any, str, Any]
 
@@ -25,7 +26,10 @@ class Mutation:
 
     name: str
     makes: Callable[[], list[Change]]
-    within: int = 200
+    among: Callable[[Plan], bool] = lambda plan: True
+    """In which campaigns it can show."""
+    within: int = 60
+    """How many of these are played."""
 
 
 def _unknown_price_counts_as_nothing() -> list[Change]:
@@ -132,19 +136,43 @@ def _user_word_counts_as_told() -> list[Change]:
     return [(Prices, "estimate", believed)]
 
 
+def _dear(plan: Plan) -> bool:
+    """Whether jobs cost more than the library takes them to, and many are wanted at once."""
+    dear = [plan.price(images) > plan.estimate(images) for images in plan.factors]
+    return any(dear) and plan.says != "at create" and len(plan.rows) > 3
+
+
 MUTATIONS = (
     Mutation("an unknown price counts as nothing", _unknown_price_counts_as_nothing),
-    Mutation("estimates go side by side", _estimates_go_side_by_side),
-    Mutation("estimates of a session go side by side", _estimates_of_a_session_go_side_by_side),
-    Mutation("charges are forgotten on a rebirth", _forgotten_on_rebirth),
-    Mutation("charges are forgotten on a prune", _forgotten_on_prune),
-    Mutation("each process counts for itself", _each_process_counts_for_itself),
+    Mutation("estimates go side by side", _estimates_go_side_by_side, _dear),
+    Mutation(
+        "estimates of a session go side by side",
+        _estimates_of_a_session_go_side_by_side,
+        lambda plan: _dear(plan) and plan.beside > 0,
+    ),
+    Mutation(
+        "charges are forgotten on a rebirth",
+        _forgotten_on_rebirth,
+        lambda plan: plan.failing > 0 and not plan.refunds and plan.rounds > 1,
+    ),
+    Mutation("charges are forgotten on a prune", _forgotten_on_prune, lambda plan: plan.prunes and plan.rounds > 1),
+    Mutation("each process counts for itself", _each_process_counts_for_itself, lambda plan: len(plan.rows) > 3),
     Mutation("nothing is set aside", _not_set_aside),
-    Mutation("a job in doubt gives its credits back", _doubt_gives_back),
-    Mutation("a failure is taken to be refunded", _failures_are_taken_to_be_refunded),
-    Mutation("a told price is not counted", _told_prices_are_not_counted),
-    Mutation("a session forgets what is in doubt", _session_forgets_doubt),
-    Mutation("expected_credits counts as told", _user_word_counts_as_told),
+    Mutation("a job in doubt gives its credits back", _doubt_gives_back, lambda plan: plan.gateway == "defapi"),
+    Mutation(
+        "a failure is taken to be refunded",
+        _failures_are_taken_to_be_refunded,
+        lambda plan: plan.failing > 0 and not plan.refunds,
+    ),
+    Mutation("a told price is not counted", _told_prices_are_not_counted, _dear),
+    Mutation(
+        "a session forgets what is in doubt",
+        _session_forgets_doubt,
+        lambda plan: plan.gateway == "defapi" and plan.lost > 0 and plan.beside > 0,
+    ),
+    Mutation(
+        "expected_credits counts as told", _user_word_counts_as_told, lambda plan: _dear(plan) and bool(plan.expected)
+    ),
 )
 
 

@@ -1,13 +1,15 @@
 """max_credits of a batch: exactly what fits is bought, never more, whoever tells the price, in however many runs."""
 
 import asyncio
+from datetime import UTC, datetime
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from nanobanana_async import ConcurrencyPolicy
+from nanobanana_async import ConcurrencyPolicy, JobFailed, SqliteLedger
+from nanobanana_async.observe import Event, PriceAboveEstimate
 from nanobanana_async.testing import FakeTransport
 from tests.credits.scenes import (
     BOTH,
@@ -229,3 +231,64 @@ async def test_nothing_stays_set_aside_when_a_batch_is_over() -> None:
         assert [budget.spent for budget in budgets] == [64, 64]
         assert not any(budget._shares for budget in budgets)
         assert not engine_of(session).books.purse._drawn
+
+
+def by_images(body: dict[str, Any]) -> Decimal:
+    return Decimal(8 * body.get("num_images", 1))
+
+
+@virtually
+async def test_a_kind_of_unknown_price_counts_at_the_example_beside_kinds_that_are_known() -> None:
+    till = Till(by_images, says="at end")
+    rows = [
+        {"prompt": "small 0"},
+        {"prompt": "big", "num_images": 4},
+        *({"prompt": f"small {n}"} for n in range(1, 30)),
+    ]
+    async with a_session("apimall", till.line()) as session:
+        run = await run_batch(session, rows, max_credits=40)
+    assert till.taken == 40
+    assert run.stopped is not None
+
+
+@pytest.mark.parametrize("name", BOTH)
+async def test_failures_that_were_charged_stay_spent_however_often_they_are_bought_again(
+    name: GatewayName, tmp_path: Path
+) -> None:
+    till = till_of(name, job_s=0.01, refunds=False)
+    limit = 12.5 * PRICE[name]
+    for _ in range(6):
+        async with quick(name, till.line(latency_s=0.001), ledger=tmp_path / "jobs.sqlite") as session:
+            await run_batch(session, foxes(10, word="[fail] fox"), batch="spring", max_credits=limit, retry_failed=True)
+    assert till.sold == 12
+
+
+async def test_rows_that_were_forgotten_and_jobs_bought_by_hand_stay_spent(tmp_path: Path) -> None:
+    till, path = till_of("defapi", job_s=0.01, refunds=False), tmp_path / "jobs.sqlite"
+    async with quick("defapi", till.line(latency_s=0.001), ledger=path) as session:
+        run = await run_batch(session, foxes(2, word="[fail] fox"), batch="spring", max_credits=2)
+        for outcome in run.outcomes:
+            with pytest.raises(JobFailed):
+                await (await session.settle(outcome.key, buy_again=True))
+    assert till.taken == 2
+    ledger = SqliteLedger(path)
+    await ledger.open()
+    assert await ledger.prune(datetime(2100, 1, 1, tzinfo=UTC)) == 2
+    await ledger.aclose()
+    async with quick("defapi", till.line(latency_s=0.001), ledger=path) as session:
+        run = await run_batch(session, foxes(2, word="[fail] fox"), batch="spring", max_credits=2)
+    assert run.why.message == "max_credits is 2, 2 are spent, and a job for 0.5 would pass it"
+    assert till.taken == 2
+
+
+@EACH_GATEWAY
+@virtually
+async def test_a_price_three_times_the_estimate_passes_the_cap_by_one_job_and_is_told(name: GatewayName) -> None:
+    estimate = Decimal(str(PRICE[name]))
+    till = till_of(name, price=lambda _: 3 * estimate)
+    events: list[Event] = []
+    async with a_session(name, till.line(), observers=[events.append]) as session:
+        run = await run_batch(session, foxes(20), max_credits=2 * estimate)
+    assert (till.sold, run.results) == (1, 1)
+    (dear,) = [event for event in events if isinstance(event, PriceAboveEstimate)]
+    assert (dear.estimate, dear.record.credits_used) == (estimate, 3 * estimate)

@@ -1,5 +1,6 @@
 """The settings of both gateways: checked at birth, silent about the key."""
 
+from decimal import Decimal
 from typing import Any
 
 import pytest
@@ -168,6 +169,20 @@ def test_the_price_class_holds_what_the_price_hangs_on(
     gateway: ApiMall | DefApi, wanted: ImageRequest, expected: str
 ) -> None:
     assert gateway.price_class(wanted) == expected
+
+
+@pytest.mark.parametrize(
+    ("gateway", "wanted", "example"),
+    [
+        (ApiMall(api_key=KEY), ImageRequest("x"), "8"),
+        (ApiMall(api_key=KEY), ImageRequest("x", num_images=6), "48"),
+        (DefApi(api_key=KEY), ImageRequest("x"), "0.5"),
+    ],
+)
+def test_the_example_price_is_that_of_the_reference_for_each_image(
+    gateway: ApiMall | DefApi, wanted: ImageRequest, example: str
+) -> None:
+    assert gateway.example_credits(wanted) == Decimal(example)
 
 
 def test_the_expected_duration_comes_from_the_environment_unless_it_is_passed() -> None:

@@ -59,6 +59,7 @@ RECORDS = st.builds(
     request=st.none() | REQUESTS,
     body=st.binary(),
     created_at=TIMES,
+    batch=st.none() | WORDS,
     state=st.sampled_from(JobState),
     revision=COUNTS,
     generation=COUNTS,
@@ -99,7 +100,7 @@ def test_any_record_may_follow_any_other(before: JobRecord, after: JobRecord) ->
     after = evolve(after, key=before.key)
     with table() as desk:
         desk.claim(before, (*deed_of(before), *story_of(before)))
-        desk.advance(before, *swap(before, after))
+        desk.advance(before, after, *swap(before, after))
         assert desk.find(before.key) == after
 
 

@@ -22,7 +22,7 @@ from nanobanana_async.ledger.troubles import translated
 from nanobanana_async.testing import FakeTransport
 from tests.engine.scenes import Opening, Shop, apimall, defapi
 from tests.ledger.contract import adopted, job, running, sent
-from tests.ledger.test_sqlite_file import ledger_at
+from tests.ledger.test_sqlite_file import asked, ledger_at
 
 BIG = b"x" * 100_000
 
@@ -107,7 +107,8 @@ async def test_a_damaged_file_is_named_and_not_trusted(path: Path) -> None:
         for number in range(200):
             await ledger.claim(job(f"k{number}"))
     pages = bytearray(path.read_bytes())
-    pages[2 * 4096 :] = os.urandom(len(pages) - 2 * 4096)
+    for (root,) in asked(path, "SELECT rootpage FROM sqlite_schema WHERE tbl_name = 'jobs' AND rootpage > 0"):
+        pages[(root - 1) * 4096 : root * 4096] = os.urandom(4096)
     path.write_bytes(pages)
     async with ledger_at(path) as ledger:
         with pytest.raises(LedgerError, match="restore a backup") as caught:

@@ -103,11 +103,11 @@ def _expired_key_repeated() -> list[Change]:
 
 
 def _swap_without_comparing() -> list[Change]:
-    def advance(self: Desk, before: JobRecord, statement: str, row: tuple[Any, ...]) -> None:
+    def careless(self: Desk, before: JobRecord, statement: str, row: tuple[Any, ...]) -> None:
         columns = statement.partition(" WHERE ")[0]
         self.connection.execute(f"{columns} WHERE key = ?", (*row, self._owner, before.key))
 
-    return [(Desk, "advance", advance)]
+    return [(Desk, "_swap", careless)]
 
 
 def _never_lets_go() -> list[Change]:
