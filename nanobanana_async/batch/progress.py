@@ -10,6 +10,7 @@ from nanobanana_async.batch.orders import Requests
 from nanobanana_async.display import amount
 from nanobanana_async.engine.core import Engine
 from nanobanana_async.errors import ConfigurationError
+from nanobanana_async.escaping import one_line
 from nanobanana_async.observe import log
 from nanobanana_async.stats import stats_of
 
@@ -33,7 +34,7 @@ class Progress:
     def __init__(self, requests: Requests, name: str | None, counts: Counts, engine: Engine) -> None:
         self._tqdm = _tqdm()
         self._total = len(requests) if isinstance(requests, Sized) else None
-        self._name = name
+        self._name = None if name is None else one_line(name)
         self._counts = counts
         self._engine = engine
         self._bar: Any = None

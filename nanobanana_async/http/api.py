@@ -53,6 +53,12 @@ class Api:
         proxies: Proxies | None = None,
         max_connections: int = 64,
     ) -> None:
+        # First of all, since its repr stands in the traceback of what is refused.
+        self._pool: aiohttp.ClientSession | None = None
+        self._fresh: aiohttp.ClientSession | None = None
+        self._closed = False
+        if not isinstance(gateway.api_key, Secret):
+            raise ConfigurationError(f"the api_key of {gateway.name} must be a nanobanana_async.gateways.Secret")
         self._gateway = gateway
         self._connect_s = timeouts.connect_s
         self._lent = http
@@ -60,9 +66,6 @@ class Api:
         self._proxies = Proxies() if proxies is None else proxies
         self._max_connections = max_connections
         self._sockets = Sockets()
-        self._pool: aiohttp.ClientSession | None = None
-        self._fresh: aiohttp.ClientSession | None = None
-        self._closed = False
 
     def __repr__(self) -> str:
         state = "closed" if self._closed else "not open" if self._pool is None else "open"

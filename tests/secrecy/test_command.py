@@ -17,6 +17,7 @@ from nanobanana_async.cli import app as cli
 from nanobanana_async.cli.generating import link_of
 from nanobanana_async.escaping import one_line
 from nanobanana_async.models import GeneratedImage
+from tests.cli.command import environment, nanobanana
 from tests.secrecy.canary import KEY, seen
 
 ODD = "\x1b]0;owned\x07\x9b2J\r\x7f\u202e\u2028\x85end"
@@ -168,6 +169,15 @@ async def test_settings_from_the_environment_that_are_refused_show_no_key(
         with monkeypatch.context() as patch:
             patch.setenv(name, value)
             await tell("generate", "a fox", code=2)
+
+
+async def test_letters_that_the_output_can_not_take_end_no_run(tmp_path: Path) -> None:
+    (tmp_path / "rows.txt").write_text("a fox", encoding="utf-8")
+    environ = environment(PYTHONIOENCODING="ascii", PYTHONUTF8="0")
+    command = ("batch", "rows.txt", "-o", "füchse", "--gateway", "emulator")
+    said = await nanobanana(*command, environ=environ, folder=tmp_path)
+    assert said.code == 0, said.err
+    assert "f\\xfcchse/images/" in said.out
 
 
 def test_twenty_megabytes_of_an_inline_image_are_printed_in_no_time() -> None:

@@ -86,6 +86,21 @@ def test_the_real_environment_is_in_no_traceback(kind: type[ApiMall], monkeypatc
     assert sightings(outcome_of(Session), KEY, OTHER) == []
 
 
+class Bare(ApiMall):
+    """A gateway of somebody else's, whose key is plain text."""
+
+    @property
+    def api_key(self) -> Any:
+        return KEY
+
+
+def test_a_gateway_whose_key_is_plain_text_is_refused() -> None:
+    error = outcome_of(lambda: Session(Bare(api_key=KEY)))
+    assert isinstance(error, ConfigurationError)
+    assert "nanobanana_async.gateways.Secret" in str(error)
+    assert sightings(error) == []
+
+
 def test_a_key_left_in_a_frame_would_be_found() -> None:
     def careless(key: str) -> None:
         raise ValueError("no")
