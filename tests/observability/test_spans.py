@@ -35,6 +35,7 @@ ALL_OF_A_GOOD_JOB = {
     "gen_ai.operation.name": "generate_content",
     "gen_ai.provider.name": "apimall",
     "gen_ai.output.type": "image",
+    "gen_ai.request.model": "nano-banana-pro",
     "gen_ai.response.id": "img_1",
     "gen_ai.response.model": "nano-banana-pro",
     "nanobanana.job.key": "order-1",
@@ -57,7 +58,11 @@ async def test_a_job_is_one_span_with_its_story_and_exactly_the_documented_attri
     async with apimall(selling(task("processing"), completed()), observers=[collector.telemetry]) as session:
         await session.generate(PROMPT, idempotency_key="order-1")
         span = collector.span  # it has ended before anybody is told the result
-    assert (span.name, span.kind, span.status.status_code) == ("generate_content", SpanKind.CLIENT, StatusCode.UNSET)
+    assert (span.name, span.kind, span.status.status_code) == (
+        "generate_content nano-banana-pro",
+        SpanKind.CLIENT,
+        StatusCode.UNSET,
+    )
     assert facts(span) == ALL_OF_A_GOOD_JOB
     assert story(span) == ["create.sent", "create.accepted", "query.answered", "query.answered", "job.ended"]
     assert [fact["nanobanana.query.status"] for fact in told(span, "query.answered")] == ["processing", "completed"]
