@@ -98,7 +98,7 @@ class Session:
 
     def __repr__(self) -> str:
         if "_host" not in self.__dict__:  # it stands in the traceback of a setting that was refused
-            return "<Session not made>"
+            return "<Session not built>"
         engine = self._host.engine
         state = "not open" if engine is None else f"open, {engine.slots.held} jobs held"
         return f"<Session {self.gateway.name} {'closed' if self._host.closed else state}>"

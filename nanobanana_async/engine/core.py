@@ -202,6 +202,8 @@ class Engine:
             except LedgerError as error:  # nothing has moved: it can be settled again
                 taken = isinstance(error, TaskTaken)
                 entry.wake(InvalidRequest(f"{error.message}: nothing was changed") if taken else error)
+                if entry.record.state is JobState.RUNNING:  # nobody follows it, as before
+                    raise
                 return entry.lingers_until
 
         self.runner.spawn(self.runner.errand(settled), self.runner.seat(entry))

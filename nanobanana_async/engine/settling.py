@@ -111,9 +111,9 @@ class Settler:
                 if self._clock() - since >= LATE_REPLICA_S:
                     return False
             except RateLimited as error:
-                if self._clock() - began >= LATE_REPLICA_S:
-                    raise
                 wait_s = max(wait_s, min(error.retry_after_s or 0.0, MAX_RETRY_AFTER_S))
+                if self._clock() + wait_s - began >= LATE_REPLICA_S:
+                    raise
             await anyio.sleep(wait_s)
 
     def _age_s(self, record: JobRecord) -> float:

@@ -99,7 +99,7 @@ async def test_outcomes_results_stats_and_events_pickle_and_copy() -> None:
         key=good.key,
         task_id=good.job.task_id,
         state=JobState.SUCCEEDED,
-        request=good.request,
+        request=good.job.request,
         created_at=good.job.created_at,
         credits=good.job.credits,
     )

@@ -79,9 +79,9 @@ async def test_what_is_no_task_id_is_refused_without_a_request(task_id: Any) -> 
     async with Process(book, shop.answer, session_of=defapi) as process:
         job = await uncertain(process.session, shop)
         asked = len(process.line.requests)
-        with pytest.raises(InvalidRequest, match="task_id is empty or not printable"):
+        with pytest.raises(InvalidRequest, match="task_id must be printable text, and not empty"):
             await process.session.settle(job, task_id=task_id)
-        with pytest.raises(InvalidRequest, match="task_id is empty or not printable"):
+        with pytest.raises(InvalidRequest, match="task_id must be printable text, and not empty"):
             await process.session.attach(task_id)
         assert len(process.line.requests) == asked
         assert book.states() == {KEY: JobState.UNCERTAIN}

@@ -14,6 +14,7 @@ from yarl import URL
 from nanobanana_async import ApiMall, GeneratedImage, RetryPolicy, Session
 from nanobanana_async.errors import ConfigurationError, DownloadError, TransportError
 from nanobanana_async.gateways.contract import HttpRequest
+from nanobanana_async.gateways.secret import Secret
 from nanobanana_async.http.trust import Proxies
 from tests.downloads.scenes import Told, failure, picture, reply
 from tests.downloads.scenes import opened as opened_downloads
@@ -229,8 +230,8 @@ def test_the_environment_is_read_once_by_scheme_and_its_exceptions_hold(monkeypa
     monkeypatch.setenv("NO_PROXY", "inside.example, 10.0.0.0/8, .dotted.example,ported.example:8443,[fd00::1],")
     proxies = Proxies(trust_env=True)
     monkeypatch.delenv("HTTPS_PROXY")
-    assert proxies.of(URL("https://a.example/")) == URL("http://me:hidden@secure.example:3128")
-    assert proxies.of(URL("http://a.example/")) == URL("http://plain.example:8080")
+    assert proxies.of(URL("https://a.example/")) == Secret("http://me:hidden@secure.example:3128")
+    assert proxies.of(URL("http://a.example/")) == Secret("http://plain.example:8080")
     for host in ("inside.example", "a.INSIDE.example", "10.1.2.3", "127.0.0.1", "[fd00::1]", "ported.example:8443"):
         assert proxies.of(URL(f"https://{host}/")) is None
     for host in ("outside.example", "notinside.example", "11.1.2.3", "ported.example", "[fd00::2]"):
@@ -239,7 +240,7 @@ def test_the_environment_is_read_once_by_scheme_and_its_exceptions_hold(monkeypa
     assert "hidden" not in repr(proxies)
     assert not Proxies()
     assert not Proxies(trust_env=False)
-    assert Proxies("http://p.example:1", trust_env=True).of(URL("https://inside.example/")) == URL("http://p.example:1")
+    assert Proxies("http://p.example:1", trust_env=True).of(URL("https://inside.example/")) == Secret("http://p.example:1")
 
 
 @pytest.mark.parametrize("text", ["socks5://127.0.0.1:1", "http://", "http://me:hidden@[bad"])

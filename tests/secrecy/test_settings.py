@@ -121,7 +121,7 @@ def test_a_gateway_is_whole_in_copies_and_masked_in_parts() -> None:
 
 
 def settings_of(gateway: ApiMall) -> dict[str, Any]:
-    return {name.removeprefix("_"): value for name, value in attrs.asdict(gateway).items()}
+    return {each.alias: getattr(gateway, each.name) for each in attrs.fields(type(gateway))}
 
 
 def test_a_pickled_gateway_says_what_to_do_instead() -> None:

@@ -169,8 +169,8 @@ def _uncertain_is_bought_again() -> list[Change]:
 def _ended_jobs_are_forgotten() -> list[Change]:
     advance = Desk.advance
 
-    def forgets(self: Desk, before: JobRecord, statement: str, row: tuple[Any, ...]) -> None:
-        advance(self, before, statement, row)
+    def forgets(self: Desk, before: JobRecord, after: JobRecord, statement: str, row: tuple[Any, ...]) -> None:
+        advance(self, before, after, statement, row)
         self.connection.execute("DELETE FROM jobs WHERE key = ? AND state IN ('succeeded', 'failed')", (before.key,))
 
     return [(Desk, "advance", forgets)]
@@ -195,7 +195,7 @@ def _settled_without_asking() -> list[Change]:
 
 def _account_is_its_api_key() -> list[Change]:
     def account(gateway: GatewaySettings) -> str:
-        return fingerprint(gateway.name, gateway.api_key)
+        return fingerprint(gateway.name, gateway.api_key.reveal())
 
     return [(GatewaySettings, "account", property(account))]
 
