@@ -115,11 +115,12 @@ class Batch:
             self._progress.close()
 
     def __del__(self) -> None:
-        if self._loop is not None and not self._guard.inherited:  # else it is the parent's loop that would be woken
+        loop: asyncio.AbstractEventLoop | None = self.__dict__.get("_loop")  # missing if it was never built
+        if loop is not None and not self._guard.inherited:  # else it is the parent's loop that would be woken
             with suppress(RuntimeError):  # the loop is closed
-                self._loop.call_soon_threadsafe(self._feeder.abandon)  # garbage is collected in any thread
+                loop.call_soon_threadsafe(self._feeder.abandon)  # garbage is collected in any thread
                 if self._progress is not None:
-                    self._loop.call_soon_threadsafe(self._progress.close)
+                    loop.call_soon_threadsafe(self._progress.close)
 
     def _begin(self) -> None:
         if self._loop is None:
