@@ -97,7 +97,8 @@ class Data:
         if self._wanted:
             start = f"{exact(result.row.key)}\t{result.row.status}"
             paths = [str(folder / image) for image in result.row.images] or [""]
-            self._lines += [f"{start}\t{exact(path)}\n".encode() for path in paths]
+            lines = "".join(f"{start}\t{exact(path)}\n" for path in paths)
+            self._lines.append(lines.encode(self._out.encoding, "backslashreplace"))
 
     async def tell(self) -> None:
         """Print what was added; a slow reader is waited for, one that has gone is not.

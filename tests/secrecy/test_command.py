@@ -141,6 +141,7 @@ async def test_files_and_listings_of_a_batch_hold_neither_key_nor_commands(
     gateway.poll = failure(f"no {KEY} {ODD}")
     await tell("batch", "rows.jsonl", "-o", folder, code=1)
     gateway.poll = success(INLINE, model=f"m {KEY}", request_id=KEY, consumed=KEY)
+    gateway.create = (200, {"code": 0, "data": {"task_id": "task-2", "model": KEY, "request_id": KEY}})
     said = await tell("batch", "rows.jsonl", "-o", folder, "--retry-failed", code=0)
     assert len(said.splitlines()) == 1
     ledger = f"{folder}/jobs.sqlite"
