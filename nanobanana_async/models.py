@@ -201,6 +201,11 @@ def same_wish(one: ImageRequest, other: ImageRequest) -> bool:
     return evolve(one, callback_url=None) == evolve(other, callback_url=None)
 
 
+def with_model(request: ImageRequest, model: str) -> ImageRequest:
+    """Return the request with this model if it names none: what is bought, and what a key stands for."""
+    return evolve(request, model=model) if request.model is None else request
+
+
 def difference(one: ImageRequest, other: ImageRequest) -> str:
     """Name the fields in which two requests differ; of the model, which a gateway may have chosen, also the values."""
     names = [field.name for field in fields(ImageRequest) if field.name != "callback_url"]

@@ -32,7 +32,7 @@ async def foresee(plan: Plan, gateway: Gateway) -> int:
             prices = await prices_in(ledger, gateway)
         for row in plan.file.rows(gateway):
             record = None if ledger is None else await ledger.find(row.key)
-            standing = "finished" if record is None and row.key in old else _standing(row, record, plan)
+            standing = "finished" if record is None and row.key in old else _standing(row, record, plan, gateway)
             counts[standing] += 1
             if standing == "to buy" and row.request is not None:
                 to_buy[gateway.price_class(row.request)] += 1
@@ -44,10 +44,10 @@ async def foresee(plan: Plan, gateway: Gateway) -> int:
     return OK
 
 
-def _standing(row: FileRow, record: JobRecord | None, plan: Plan) -> str:
+def _standing(row: FileRow, record: JobRecord | None, plan: Plan, gateway: Gateway) -> str:
     if record is None:
         return "to buy"
-    if not is_same(row, record):
+    if not is_same(row, record, gateway):
         return "failed"
     match record.state:
         case JobState.SUCCEEDED:

@@ -12,7 +12,7 @@ from nanobanana_async.cli.results import Result, Results
 from nanobanana_async.cli.rowfile import FIELDS, FileRow
 from nanobanana_async.errors import NanoBananaError
 from nanobanana_async.jobs import JobRecord, JobState
-from nanobanana_async.models import ImageRequest, same_wish
+from nanobanana_async.models import ImageRequest, same_wish, with_model
 from nanobanana_async.report import ReportRow, Status
 from nanobanana_async.rows import Item
 
@@ -56,9 +56,11 @@ class Wanted:
             close()
 
 
-def is_same(row: FileRow, record: JobRecord) -> bool:
-    """Tell whether the ledger speaks of this very row: its own key may have stood for another one before."""
-    return row.request is not None and record.request is not None and same_wish(row.request, record.request)
+def is_same(row: FileRow, record: JobRecord, gateway: Gateway) -> bool:
+    """Tell whether the ledger speaks of this very row: its key may have stood for another row or model before."""
+    if row.request is None or record.request is None:
+        return False
+    return same_wish(with_model(row.request, gateway.model), record.request)
 
 
 def is_over(record: JobRecord, *, retry_failed: bool) -> bool:
@@ -96,7 +98,7 @@ def of_record(row: FileRow, record: JobRecord, gateway: Gateway) -> Result:
 
 def of_outcome(row: FileRow, outcome: Outcome, record: JobRecord | None, gateway: Gateway) -> Result:
     """Return the line of a row that has just ended."""
-    if record is None or not is_same(row, record):
+    if record is None or not is_same(row, record, gateway):
         result = Result(row=unfinished(row), line=row.line, row_key=row.own_key)
     else:
         result = of_record(row, record, gateway)

@@ -161,7 +161,7 @@ class Run:
         if record is None:  # it was pruned
             same = old is not None and old.row.prompt == unfinished(row).prompt
             return renumbered(old, row) if old is not None and kept and same else None
-        if not is_same(row, record):
+        if not is_same(row, record, self._gateway):
             return None  # the batch will say so
         if record.state is not JobState.SUCCEEDED:
             over = is_over(record, retry_failed=self._plan.retry_failed)

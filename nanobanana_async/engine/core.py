@@ -20,7 +20,7 @@ from nanobanana_async.gateways.contract import Gateway
 from nanobanana_async.jobs import UNFINISHED, JobRecord, JobState, check_key, check_task_id, numbered
 from nanobanana_async.ledger.base import TaskTaken
 from nanobanana_async.loops import LoopGuard
-from nanobanana_async.models import ImageRequest
+from nanobanana_async.models import ImageRequest, with_model
 from nanobanana_async.policy.caps import Budget, Cap, Consent, NamedBudget
 
 # Jobs taken over in one go: each is a task for a moment, and one flush of the ledger serves them all.
@@ -83,7 +83,7 @@ class Engine:
         Its request names its model, also where the gateway has chosen it: another model is another request.
         """
         check_key(key)
-        wish = self._with_model(wish)
+        wish = with_model(wish, self._gateway.model)
         if self._callbacks.wanted.is_set() and self._gateway.takes_callbacks and wish.callback_url is None:
             wish = evolve(wish, callback_url=await self._callbacks.url_of(key))
         self._gateway.check(wish)
@@ -104,16 +104,13 @@ class Engine:
             key=check_key(key),
             gateway=self._gateway.name,
             account=self._gateway.account,
-            request=None if request is None else self._with_model(request),
+            request=None if request is None else with_model(request, self._gateway.model),
             body=b"",
             created_at=now,
             state=state,
             task_id=task_id,
             running_since=now,
         )
-
-    def _with_model(self, wish: ImageRequest) -> ImageRequest:
-        return evolve(wish, model=self._gateway.model) if wish.model is None else wish
 
     def cap(self, max_credits: Decimal, batch: str | None) -> Cap:
         """Return a cap of credits: of a named batch, which the ledger counts, or of one without a name."""
