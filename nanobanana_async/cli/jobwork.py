@@ -124,10 +124,8 @@ async def resume(path: Path, gateway: Gateway, left: LeftOver, *, buy: bool, con
     if left.unsent and not buy:
         teller.note(f"{counted(left.unsent)} never sent: --buy buys them")
     if left.elsewhere:
-        teller.note(
-            f"{counted(left.elsewhere)} of other accounts left: go on with them under their API keys; if an API key was"
-            " changed, `nanobanana jobs hand-over` gives its jobs to the new one"
-        )
+        why = "go on with them under their API keys, or after a change of key: `nanobanana jobs hand-over`"
+        teller.note(f"{counted(left.elsewhere)} of other accounts left: {why}")
     return teller.code
 
 

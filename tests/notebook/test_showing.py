@@ -169,7 +169,7 @@ async def test_a_job_shows_where_it_stands_and_then_its_pictures_without_a_reque
 @virtually
 async def test_a_result_knows_the_request_that_it_answers() -> None:
     async with apimall(FakeTransport(Shop().answer)) as session:
-        assert (await session.generate("a fox")).request == ImageRequest("a fox")
+        assert (await session.generate("a fox")).request == ImageRequest("a fox", model="nano-banana-pro")
         assert "a fox" in page(await session.generate("a fox")).text
 
 
