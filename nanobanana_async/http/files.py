@@ -172,7 +172,7 @@ def why_unwritable(path: Path | str, error: OSError) -> str:
 def missed(folder: Path, error: OSError) -> Missed:
     """Return whether the folder or one image is at fault that could not be written."""
     if error.errno in _OF_ONE_FILE:
-        return Missed(f"the picture can't be written to {folder}: {error.strerror}")
+        return Missed(f"the image can't be written to {folder}: {error.strerror}")
     return Missed(why_unwritable(folder, error), again=error.errno in _MAY_PASS, unwritable=True)
 
 
