@@ -29,11 +29,11 @@ def delivered(values: Sequence[object], body: bytes) -> Delivery:
     missing: list[tuple[int, str]] = []
     for index, value in enumerate(values[:_MOST]):
         try:
-            url = picture(value)
+            url = picture(put_back(value, body) if isinstance(value, str) and len(body) > LARGE else value)
             if url is None:
                 missing.append((index, "the gateway gave no link"))
             else:
-                images.append(put_back(url, body) if len(body) > LARGE else url)
+                images.append(url)
         except ValueError as error:
             missing.append((index, str(error)))
     if len(values) > _MOST:
