@@ -229,8 +229,8 @@ def _delivery(task: _Task, body: bytes) -> Delivery:
     """Return the images: all of `resultUrls` when it has more than one, else the first usable field."""
     urls = unfold(task.output.result_urls)
     listed = urls if isinstance(urls, list) else [urls]
-    every = delivered(listed, body)
-    if len(listed) > 1 and every.images:
+    every = delivered(listed, body) if len(listed) > 1 else Delivery()
+    if every.images:
         return every
     first = first_delivered((task.primary_url, task.image_url, *listed), body)
     return Delivery(first.images, every.missing[1:]) if first.images else first

@@ -101,8 +101,8 @@ def lift(body: bytes) -> bytes:
 
 
 def lifted_size(text: str) -> int:
-    """Return how many characters were lifted out of a text."""
-    return sum(int(end) - int(start) for start, end in _TOKEN.findall(text))
+    """Return how many characters a text lacks since they were lifted out."""
+    return sum(int(token[2]) - int(token[1]) - len(token[0]) for token in _TOKEN.finditer(text))
 
 
 def put_back(url: str, body: bytes) -> str:

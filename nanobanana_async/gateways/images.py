@@ -42,9 +42,14 @@ def delivered(values: Sequence[object], body: bytes) -> Delivery:
 
 def first_delivered(values: Sequence[object], body: bytes) -> Delivery:
     """Return the first value that is an image; if there is none, why each that is given at all is none."""
-    given = [value for value in values if value is not None and value != ""]
-    found = delivered(given, body)
-    return Delivery(found.images[:1]) if found.images else found
+    misfits: list[str] = []
+    for value in values:
+        if value is not None and value != "":
+            found = delivered([value], body)
+            if found.images:
+                return found
+            misfits += [why for _, why in found.missing]
+    return Delivery(missing=tuple(enumerate(misfits)))
 
 
 def picture(value: object) -> str | None:

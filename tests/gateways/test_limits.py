@@ -20,6 +20,8 @@ LATER = "Thu, 12 Mar 2026 12:00:30 GMT"
         ({"retry-after": " 1.5 "}, None, 1.5),
         ({"retry-after": "-3"}, None, 0),
         ({"retry-after": "9" * 400}, None, 120),
+        ({"retry-after": "9" * 8000}, None, 120),
+        ({"retry-after": "Mon, 99 Dec " + "9" * 5000, "date": DATE}, None, None),
         ({"retry-after": LATER, "date": DATE}, None, 30),
         ({"retry-after": LATER, "date": DATE.replace("GMT", "-0000")}, None, 30),
         ({"retry-after": LATER, "date": "yesterday"}, NOON, 30),

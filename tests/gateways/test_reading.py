@@ -54,6 +54,10 @@ def test_a_number_of_thousands_of_digits_is_read() -> None:
     assert read(b'{"a": ' + b"9" * 5000 + b"}")["a"] == Decimal("9" * 5000)
 
 
+def test_a_fraction_of_thousands_of_digits_is_rounded() -> None:
+    assert read(b'{"a": 0.' + b"3" * 5000 + b"}")["a"] == Decimal("0." + "3" * 40)
+
+
 @pytest.mark.parametrize(
     ("body", "why"),
     [
@@ -105,6 +109,13 @@ def test_json_in_a_string_is_unfolded(value: object, expected: object) -> None:
         ("NaN", None),
         ("Infinity", None),
         (Decimal("1e400000"), None),
+        ("1E-999999999999999999", None),
+        ("0E-999999999999999999", Decimal(0)),
+        ("0E+999999", Decimal(0)),
+        (Decimal("1E-19"), None),
+        (Decimal("1E-18"), Decimal("1E-18")),
+        ("0.0500000000000000002775", Decimal("0.05")),
+        (Decimal("1E+14"), Decimal(10) ** 14),
         (10**15, None),
         ("1" * 65, None),
         ("many", None),
@@ -115,7 +126,9 @@ def test_json_in_a_string_is_unfolded(value: object, expected: object) -> None:
     ],
 )
 def test_credits_are_read_generously_and_never_raise(value: object, expected: Decimal | None) -> None:
-    assert money(value) == expected
+    amount = money(value)
+    assert amount == expected
+    assert amount is None or len(f"{amount:f}") <= 40
 
 
 @pytest.mark.parametrize(
@@ -136,6 +149,7 @@ def test_credits_are_read_generously_and_never_raise(value: object, expected: De
         (-5, None),
         (999_999_999_999_999, None),
         ("soon", None),
+        ("2026-03-12T12:00:00" + "0" * 100_000, None),
         ("\ud800", None),
         (True, None),
         ({}, None),
@@ -276,5 +290,6 @@ def test_a_task_that_runs_is_known_by_its_status_alone_and_all_else_gets_a_close
         {"status": 7, "task_id": "t-1"},
         {"status": "processing"},
         {"status": "processing", "task_id": "t\n1"},
+        {"status": "processing", "task_id": "t" * 513},
     ):
         assert still_running(fields, standings) is None

@@ -4,7 +4,6 @@ The bounds on time are generous here, since other work shares the machine: what 
 `python -m tests.http.hostile` tells the exact figures, of answers of full size.
 """
 
-import json
 import sys
 import threading
 from typing import ClassVar
@@ -12,7 +11,7 @@ from typing import ClassVar
 import pytest
 
 from nanobanana_async import ApiMall, Session
-from nanobanana_async.gateways.bulk import LARGE, MAX_PARTS, Bounds, TooBulky, lift, lifted_size, put_back
+from nanobanana_async.gateways.bulk import LARGE
 from nanobanana_async.gateways.contract import HttpRequest, HttpResponse
 from nanobanana_async.jobs import Accepted, Observation
 from nanobanana_async.testing import FakeTransport, Reply
@@ -78,67 +77,3 @@ async def test_a_large_answer_is_read_beside_the_loop_and_a_small_one_on_it(larg
     async with Session(Watched(api_key="k" * 8), http=FakeTransport(answer, latency_s=0.0)) as session:
         await session.generate("a fox")
     assert Watched.threads == [("create", not large), ("query", not large)]
-
-
-# What is counted, and what is lifted out
-
-
-@pytest.mark.parametrize("size", [1, 2, 7, 8, 9, 1000, 10**6])
-def test_pieces_of_any_size_are_counted_alike(size: int) -> None:
-    body = b'{"a":"data:image/png;base64,' + b"A" * 500 + b'","b":"data:image/png;base64,BB","c":[1,2]}'
-    bounds = Bounds(max_text=100)
-    for start in range(0, len(body), size):
-        bounds.feed(body[start : start + size])
-    assert [body[start:end] for start, end in bounds.images] == [b"A" * 500, b"BB"]
-    assert not bounds.in_image
-
-
-@pytest.mark.parametrize("size", [1, 9, 1000])
-def test_too_much_beside_the_images_is_refused_as_soon_as_it_is_there(size: int) -> None:
-    def feed() -> None:
-        bounds = Bounds(max_text=40)
-        for _ in range(0, 60, size):
-            bounds.feed(b"x" * size)
-
-    with pytest.raises(TooBulky, match="more than 40 bytes beside its images"):
-        feed()
-
-
-@pytest.mark.parametrize("opener", [b"[", b"{", b",", b":"])
-def test_values_are_counted_by_what_begins_them(opener: bytes) -> None:
-    Bounds().feed(opener * MAX_PARTS)
-    with pytest.raises(TooBulky, match="more than 50000 values"):
-        Bounds().feed(opener * (MAX_PARTS + 20))
-    with pytest.raises(TooBulky, match="more than 50000 values"):
-        Bounds().feed(b'";base64,' * 1002)
-
-
-IMAGE = "data:image/png;base64," + "AB/+" * 300_000 + "=="
-
-
-@pytest.mark.parametrize("folds", [0, 1, 2])
-@pytest.mark.parametrize("spelling", ["plain", "slashes", "equals signs"])
-def test_an_image_is_lifted_out_and_put_back_as_it_was(spelling: str, folds: int) -> None:
-    value: str = IMAGE
-    body = ""
-    for _ in range(folds + 1):
-        body = json.dumps({"image": value})
-        body = body.replace("/", "\\/") if spelling == "slashes" else body
-        body = body.replace("=", "\\u003d") if spelling == "equals signs" else body
-        value = body
-    raw = body.encode()
-    found = json.loads(lift(raw))["image"]
-    for _ in range(folds):
-        found = json.loads(found)["image"]
-    assert len(found) < 100
-    assert len(found) + lifted_size(found) >= len(IMAGE)
-    assert put_back(found, raw) == IMAGE
-
-
-def test_what_was_not_lifted_out_stays_as_it_is() -> None:
-    assert put_back("https://a.example/lifted-1-2", b"x" * 100) == "https://a.example/lifted-1-2"
-    assert json.loads(lift(b'{"a":"data:image/png;base64,"}')) == {"a": "data:image/png;base64,"}
-    with pytest.raises(ValueError, match="ends within an image"):
-        lift(b'{"a":"data:image/png;base64,AAAA')
-    with pytest.raises(ValueError, match="ascii"):
-        put_back("data:image/png;base64,lifted-0-2", "ää".encode())

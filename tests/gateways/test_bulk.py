@@ -1,0 +1,126 @@
+"""Large answers: what is counted, what is lifted out, and what comes back."""
+
+import json
+from typing import Any
+
+import pytest
+
+from nanobanana_async.errors import ContractBroken, GatewayUnavailable
+from nanobanana_async.gateways import ApiMall, DefApi, HttpResponse
+from nanobanana_async.gateways.bulk import LARGE, MAX_PARTS, Bounds, TooBulky, lift, lifted_size, put_back
+from nanobanana_async.gateways.limits import as_code
+from nanobanana_async.gateways.reading import plain, unfold
+
+
+@pytest.mark.parametrize("size", [1, 2, 7, 8, 9, 1000, 10**6])
+def test_pieces_of_any_size_are_counted_alike(size: int) -> None:
+    body = b'{"a":"data:image/png;base64,' + b"A" * 500 + b'","b":"data:image/png;base64,BB","c":[1,2]}'
+    bounds = Bounds(max_text=100)
+    for start in range(0, len(body), size):
+        bounds.feed(body[start : start + size])
+    assert [body[start:end] for start, end in bounds.images] == [b"A" * 500, b"BB"]
+    assert not bounds.in_image
+
+
+@pytest.mark.parametrize("size", [1, 9, 1000])
+def test_too_much_beside_the_images_is_refused_as_soon_as_it_is_there(size: int) -> None:
+    def feed() -> None:
+        bounds = Bounds(max_text=40)
+        for _ in range(0, 60, size):
+            bounds.feed(b"x" * size)
+
+    with pytest.raises(TooBulky, match="more than 40 bytes beside its images"):
+        feed()
+
+
+@pytest.mark.parametrize("opener", [b"[", b"{", b",", b":"])
+def test_values_are_counted_by_what_begins_them(opener: bytes) -> None:
+    Bounds().feed(opener * MAX_PARTS)
+    with pytest.raises(TooBulky, match="more than 50000 values"):
+        Bounds().feed(opener * (MAX_PARTS + 20))
+    with pytest.raises(TooBulky, match="more than 50000 values"):
+        Bounds().feed(b'";base64,' * 1002)
+
+
+IMAGE = "data:image/png;base64," + "AB/+" * 300_000 + "=="
+
+
+@pytest.mark.parametrize("folds", [0, 1, 2])
+@pytest.mark.parametrize("spelling", ["plain", "slashes", "equals signs"])
+def test_an_image_is_lifted_out_and_put_back_as_it_was(spelling: str, folds: int) -> None:
+    value: str = IMAGE
+    body = ""
+    for _ in range(folds + 1):
+        body = json.dumps({"image": value})
+        body = body.replace("/", "\\/") if spelling == "slashes" else body
+        body = body.replace("=", "\\u003d") if spelling == "equals signs" else body
+        value = body
+    raw = body.encode()
+    found = json.loads(lift(raw))["image"]
+    for _ in range(folds):
+        found = json.loads(found)["image"]
+    assert len(found) < 100
+    assert len(found) + lifted_size(found) >= len(IMAGE)
+    assert put_back(found, raw) == IMAGE
+
+
+def test_what_was_not_lifted_out_stays_as_it_is() -> None:
+    assert put_back("https://a.example/lifted-1-2", b"x" * 100) == "https://a.example/lifted-1-2"
+    assert json.loads(lift(b'{"a":"data:image/png;base64,"}')) == {"a": "data:image/png;base64,"}
+    with pytest.raises(ValueError, match="ends within an image"):
+        lift(b'{"a":"data:image/png;base64,AAAA')
+    with pytest.raises(ValueError, match="ascii"):
+        put_back("data:image/png;base64,lifted-0-2", "ää".encode())
+
+
+def defapi_success(**facts: Any) -> HttpResponse:
+    data = {"task_id": "t1", "status": "success", **facts}
+    return HttpResponse(status=200, body=json.dumps({"code": 0, "data": data}).encode())
+
+
+@pytest.mark.parametrize("folded", [False, True])
+def test_a_large_inline_image_is_delivered_whole_and_kept_out_of_raw(folded: bool) -> None:
+    result: Any = [{"image": IMAGE}, {"image": "https://cdn.example/2.png"}, {"image": "data:image/png;base64,ä"}]
+    seen = DefApi(api_key="k" * 8).read_query(defapi_success(result=json.dumps(result) if folded else result))
+    assert seen.images == (IMAGE, "https://cdn.example/2.png")
+    assert [place for place, _ in seen.missing] == [2]
+    assert len(str(seen.raw)) < 1000
+    if not folded:
+        assert seen.raw["data"]["result"][0]["image"] == f"<image/png, {len(IMAGE)} characters>"
+
+
+@pytest.mark.parametrize(
+    ("body", "why"),
+    [
+        (b'{"success":true,"data":[' + b"[]," * 30_000 + b"0]}", "more than 50000 values"),
+        (b'{"data":"' + b"x" * 1_100_000 + b'"}', "more than 1048576 bytes beside its images"),
+        (b'{"data":"data:image/png;base64,' + b"A" * LARGE, "not JSON"),
+    ],
+)
+def test_an_answer_of_the_wrong_shape_is_refused_unparsed(body: bytes, why: str) -> None:
+    for read in (ApiMall(api_key="k" * 8).read_query, DefApi(api_key="k" * 8).read_create):
+        with pytest.raises(ContractBroken, match=why):
+            read(HttpResponse(status=200, body=body))
+
+
+def test_json_in_a_string_is_unfolded_only_if_it_has_few_values() -> None:
+    many = "[" + "[]," * 30_000 + "0]"
+    assert unfold(many) == many
+    assert unfold("[" + " " * LARGE + "1]") == [1]
+
+
+# Long text
+
+
+def test_raw_is_bounded_as_a_whole() -> None:
+    kept = plain({f"{number:04}": "x" * 1000 for number in range(500)} | {"last": {"a": 1}, "n" * 5000: 2})
+    assert 250_000 < len(str(kept)) < 300_000
+    assert kept["0000"] == "x" * 1000
+    assert (kept["0400"], kept["last"], kept["n" * 64]) == ("<1000 characters>", "<more>", 2)
+
+
+def test_only_the_beginning_of_a_sentence_is_searched_for_its_meaning() -> None:
+    assert len(as_code("a! " * 500_000)) <= 1000
+    body = json.dumps({"success": False, "error": {"message": "insufficient_" * 5000 + "credits"}}).encode()
+    with pytest.raises(GatewayUnavailable):
+        ApiMall(api_key="k" * 8).read_query(HttpResponse(status=200, body=body))
