@@ -258,8 +258,8 @@ class Session:
         or else by its request and how often that came before, never by its position. That needs a ledger on disk.
 
         Outcomes come as rows end; `ordered` holds them back to the order of the input. `save_to` saves the pictures in
-        the background. `max_credits` caps all that was ever spent under the name; jobs of unknown price go one at a time,
-        at `expected_credits` or the example of the gateway's reference, until it is told. `progress`: a bar of tqdm.
+        the background. `max_credits` caps all that was ever spent under the name; jobs of unknown price go one at a
+        time, at `expected_credits` or the example of the gateway's reference, until it is told. `progress`: tqdm's bar.
         """
         engine = self._open_engine()
         if batch is not None and isinstance(self._parts.ledger, MemoryLedger):
