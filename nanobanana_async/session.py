@@ -255,7 +255,7 @@ class Session:
         or else by its request and how often that came before, never by its position. That needs a ledger on disk.
 
         Outcomes come as rows end; `ordered` holds them back to the order of the input. `save_to` saves the pictures in
-        the background. `max_credits` caps all that was ever spent under the name; jobs of unknown price go one at a time,
+        the background. `max_credits` caps all that was ever spent under the name; unknown prices go one at a time,
         at `expected_credits` or the example of the gateway's reference, until it is told. `progress`: a bar of tqdm.
         """
         engine = self._open_engine()

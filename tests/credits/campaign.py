@@ -360,7 +360,7 @@ class Campaign:
             self.faults.append(f"the ledger can't be read: {error}")
             return
         untold = len(plan.factors) * difference if plan.says == "never" else difference
-        if counted < self.net - untold:
+        if counted < self.net - untold - self._by_hand:
             self.faults.append(f"the ledger counts {counted}, the gateway took {self.net}")
         cheapest = min(plan.price(int(row.get("num_images", 1))) for row in plan.rows)
         if plan.calm and self._whole and self.net + cheapest <= plan.cap and self._foxes < len(plan.rows):

@@ -67,9 +67,10 @@ async def test_what_is_open_is_found_by_an_index(path: Path) -> None:
     async with ledger_at(path):
         pass
     for statement, index in (
-        (charges._OPEN, "charges_open"),
-        (charges._USERS_WORD, "charges_open"),
-        (charges._REPRICE, "charges_estimated"),
+        (charges._OPEN, "jobs_state"),
+        (charges._IS_ESTIMATED, "charges_estimates"),
+        (charges._USERS_WORD, "charges_estimates"),
+        (charges._REPRICE, "charges_of_class"),
         (charges._KNOWN, "PRIMARY KEY"),
     ):
         plan = asked(path, f"EXPLAIN QUERY PLAN {statement.replace('?', '1')}")
