@@ -276,7 +276,7 @@ class Campaign:
         async with self._session(process, max_credits=plan.session_cap) as session:
             if draw.random() < 0.3:
                 await session.resume()
-            options = {"max_credits": plan.cap, "expected_credits": plan.expected}
+            options: dict[str, Any] = {"max_credits": plan.cap, "expected_credits": plan.expected}
             named = session.generate_many(rows, batch=NAME, retry_failed=retry_failed, **options)
             owls = [
                 {**row, "prompt": f"owl {number}"} for number, row in enumerate(draw.choices(plan.rows, k=plan.beside))
