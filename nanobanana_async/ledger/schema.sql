@@ -50,13 +50,12 @@ CREATE TABLE charges (
     price_class TEXT    NOT NULL,
     credits     INTEGER NOT NULL,              -- set aside, or charged, after refunds
     basis       TEXT    NOT NULL,              -- told, agreed: the price; expected, example: an estimate
-    under_way   INTEGER NOT NULL,              -- the job was sent or runs
     PRIMARY KEY (job, generation)
 ) STRICT, WITHOUT ROWID;
 
-CREATE INDEX charges_open ON charges (batch) WHERE under_way OR basis IN ('expected', 'example');
+CREATE INDEX charges_estimates ON charges (batch) WHERE basis IN ('expected', 'example');
 
-CREATE INDEX charges_estimated ON charges (account, price_class) WHERE basis IN ('expected', 'example');
+CREATE INDEX charges_of_class ON charges (account, price_class) WHERE basis IN ('expected', 'example');
 
 -- The sum of all charges under a name, those of forgotten jobs included: to delete a charge takes nothing off it.
 CREATE TABLE spending (

@@ -1,6 +1,7 @@
 """What jobs cost: prices as they are learned, charges as records tell them, and amounts as people write them."""
 
 import enum
+import functools
 from decimal import ROUND_DOWN, ROUND_UP, Decimal
 
 from attrs import frozen
@@ -155,6 +156,7 @@ def as_credits(name: str, value: Decimal | float | str | None) -> Decimal | None
     return number if number == rounded else rounded
 
 
+@functools.lru_cache(maxsize=256)
 def units(amount: Decimal) -> int:
     """Return an amount in billionths of a credit, rounded up, as a sum of many can be kept exactly."""
     return int((min(max(amount, NOTHING), MAX_CREDITS) / BILLIONTH).to_integral_value(ROUND_UP))

@@ -276,7 +276,7 @@ class Campaign:
         async with self._session(process, max_credits=plan.session_cap) as session:
             if draw.random() < 0.3:
                 await session.resume()
-            options = {"max_credits": plan.cap, "expected_credits": plan.expected}
+            options: dict[str, Any] = {"max_credits": plan.cap, "expected_credits": plan.expected}
             named = session.generate_many(rows, batch=NAME, retry_failed=retry_failed, **options)
             owls = [
                 {**row, "prompt": f"owl {number}"} for number, row in enumerate(draw.choices(plan.rows, k=plan.beside))
@@ -360,7 +360,7 @@ class Campaign:
             self.faults.append(f"the ledger can't be read: {error}")
             return
         untold = len(plan.factors) * difference if plan.says == "never" else difference
-        if counted < self.net - untold:
+        if counted < self.net - untold - self._by_hand:
             self.faults.append(f"the ledger counts {counted}, the gateway took {self.net}")
         cheapest = min(plan.price(int(row.get("num_images", 1))) for row in plan.rows)
         if plan.calm and self._whole and self.net + cheapest <= plan.cap and self._foxes < len(plan.rows):

@@ -21,7 +21,7 @@ from nanobanana_async import (
 from nanobanana_async.engine.core import Engine
 from nanobanana_async.errors import TransportError
 from nanobanana_async.gateways.contract import HttpRequest
-from nanobanana_async.policy.caps import Budget, Cap
+from nanobanana_async.policy.caps import Budget
 from nanobanana_async.testing import FakeTransport, Reply
 from tests.engine.sayings import refused, said, task
 from tests.engine.scenes import API_KEY, now
@@ -174,10 +174,11 @@ def nothing_is_left(session: Session) -> bool:
     return not (left or engine_of(session).books.purse._drawn or engine_of(session).live)
 
 
-def budgets_now(session: Session) -> list[Cap]:
-    """The limits on which the live jobs draw."""
+def budgets_now(session: Session) -> list[Budget]:
+    """The caps, counted in memory, on which the live jobs draw."""
     live = engine_of(session).live.values()
-    return list(dict.fromkeys(budget for entry in live for budget in entry.budgets))
+    caps = dict.fromkeys(cap for entry in live for cap in entry.budgets)
+    return [cap for cap in caps if isinstance(cap, Budget)]
 
 
 def foxes(count: int, *, first: int = 0, word: str = "fox") -> list[str]:

@@ -39,7 +39,8 @@ async def test_an_estimate_stays_one_when_its_job_is_forgotten(path: Path) -> No
         await moved(ledger, first, JobState.FAILED, ended_at=NOON)
         await ledger.prune(NOON + timedelta(days=1))
         _, allowance = await about_to_be_sent(ledger, "b-2", OWL_GUESS, 100)
-        assert (allowance.refusal, allowance.spent) == (Refusal.ESTIMATE, 8)
+        assert allowance.refusal is Refusal.ESTIMATE
+        assert allowance.spent == 8
         word = Price("owl", Decimal(2), Basis.EXPECTED)
         assert (await about_to_be_sent(ledger, "b-2", word, 100))[1].refusal is None
 
@@ -67,9 +68,10 @@ async def test_what_is_open_is_found_by_an_index(path: Path) -> None:
     async with ledger_at(path):
         pass
     for statement, index in (
-        (charges._OPEN, "charges_open"),
-        (charges._USERS_WORD, "charges_open"),
-        (charges._REPRICE, "charges_estimated"),
+        (charges._OPEN, "jobs_state"),
+        (charges._IS_ESTIMATED, "charges_estimates"),
+        (charges._USERS_WORD, "charges_estimates"),
+        (charges._REPRICE, "charges_of_class"),
         (charges._KNOWN, "PRIMARY KEY"),
     ):
         plan = asked(path, f"EXPLAIN QUERY PLAN {statement.replace('?', '1')}")

@@ -107,8 +107,9 @@ async def test_a_damaged_file_is_named_and_not_trusted(path: Path) -> None:
         for number in range(200):
             await ledger.claim(job(f"k{number}"))
     pages = bytearray(path.read_bytes())
-    for (root,) in asked(path, "SELECT rootpage FROM sqlite_schema WHERE tbl_name = 'jobs' AND rootpage > 0"):
-        pages[(root - 1) * 4096 : root * 4096] = os.urandom(4096)
+    for row in asked(path, "SELECT rootpage FROM sqlite_schema WHERE tbl_name = 'jobs' AND rootpage > 0"):
+        start = 4096 * (int(str(row[0])) - 1)
+        pages[start : start + 4096] = os.urandom(4096)
     path.write_bytes(pages)
     async with ledger_at(path) as ledger:
         with pytest.raises(LedgerError, match="restore a backup") as caught:
