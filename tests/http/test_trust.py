@@ -240,7 +240,9 @@ def test_the_environment_is_read_once_by_scheme_and_its_exceptions_hold(monkeypa
     assert "hidden" not in repr(proxies)
     assert not Proxies()
     assert not Proxies(trust_env=False)
-    assert Proxies("http://p.example:1", trust_env=True).of(URL("https://inside.example/")) == Secret("http://p.example:1")
+    assert Proxies("http://p.example:1", trust_env=True).of(URL("https://inside.example/")) == Secret(
+        "http://p.example:1"
+    )
 
 
 @pytest.mark.parametrize("text", ["socks5://127.0.0.1:1", "http://", "http://me:hidden@[bad"])

@@ -253,9 +253,9 @@ async def moved(ledger: Ledger, before: JobRecord, state: JobState, **facts: Any
 async def what_fits_under_a_cap_is_set_aside_and_the_rest_is_refused(ledger: Ledger) -> None:
     for number, spent in ((1, 0), (2, 8)):
         _, allowance = await about_to_be_sent(ledger, f"b-{number}", EIGHT, 20)
-        assert (allowance.refusal, allowance.spent, allowance.price) == (None, spent, EIGHT)
+        assert (allowance.refusal, allowance.spent, allowance.price) == (None, Decimal(spent), EIGHT)
     _, allowance = await about_to_be_sent(ledger, "b-3", EIGHT, 20)
-    assert (allowance.refusal, allowance.spent) == (Refusal.SUM, 16)
+    assert (allowance.refusal, allowance.spent) == (Refusal.SUM, Decimal(16))
     assert (set(allowance.ours), allowance.others) == ({"b-1", "b-2"}, False)
     _, allowance = await about_to_be_sent(ledger, "c-1", EIGHT, 8, batch="c-")
     assert allowance.refusal is None  # another name

@@ -1,7 +1,9 @@
 """What may be spent, as arithmetic: caps in any order of events, prices, charges, and amounts as people write them."""
 
+from collections.abc import Callable
 from datetime import UTC, datetime
 from decimal import Decimal
+from functools import partial
 from typing import Any
 
 import pytest
@@ -204,7 +206,13 @@ def test_the_cap_of_a_named_batch_asks_the_ledger_until_it_says_no() -> None:
     cap.refused(FOX, NEVER, "no room", asks_at=7.0)
     assert (cap.consent(FOX), cap.why(FOX), cap.asks_at) == (NEVER, "no room", 7.0)
     assert cap.consent(Price("owl", EIGHT)) is NOW
-    for change in (lambda: cap.settle("a", None), lambda: cap.park("a"), lambda: cap.release("a"), cap.ask_again):
+    changes: list[Callable[[], None]] = [
+        partial(cap.settle, "a", None),
+        partial(cap.park, "a"),
+        partial(cap.release, "a"),
+        cap.ask_again,
+    ]
+    for change in changes:
         cap.refused(FOX, LATER, "no room", asks_at=7.0)
         assert cap.consent(FOX) is LATER
         change()
@@ -214,6 +222,10 @@ def test_the_cap_of_a_named_batch_asks_the_ledger_until_it_says_no() -> None:
 
 
 def a_record(state: JobState, **facts: Any) -> JobRecord:
+    amounts: dict[str, Any] = {
+        name: Decimal(value) if isinstance(value, int) and name != "in_doubt" else value
+        for name, value in facts.items()
+    }
     return JobRecord(
         key="k",
         gateway="apimall",
@@ -222,10 +234,7 @@ def a_record(state: JobState, **facts: Any) -> JobRecord:
         body=b"",
         created_at=datetime(2026, 1, 1, tzinfo=UTC),
         state=state,
-        **{
-            name: Decimal(value) if isinstance(value, int) and name != "in_doubt" else value
-            for name, value in facts.items()
-        },
+        **amounts,
     )
 
 
