@@ -9,7 +9,7 @@ from benchmarks.children import orders, peak_mb, reply
 from benchmarks.ideal import Drawn
 from benchmarks.lean_gate import LeanGate
 from nanobanana_async import ApiMall, Batch, PollPolicy, Session
-from nanobanana_async.testing import run
+from nanobanana_async.testing import run_virtual
 
 LIMIT = 100
 LONG = Drawn(1, 20.0, 0.4)
@@ -68,7 +68,7 @@ def main() -> None:
     if "path" in told:
         result = asyncio.run(_named(rows, told["path"]))
     else:
-        result = run(_unnamed(rows, bool(told.get("ordered")), float(told.get("sleep_s", 0.0))))
+        result = run_virtual(_unnamed(rows, bool(told.get("ordered")), float(told.get("sleep_s", 0.0))))
     reply({**result, "rows": rows, "peak_mb": peak_mb()})
 
 

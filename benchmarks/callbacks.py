@@ -19,7 +19,7 @@ from benchmarks.children import Child, orders, reply
 from benchmarks.ideal import Drawn, list_schedule_s
 from benchmarks.report import Cell, Check, Section, Table
 from nanobanana_async import ConcurrencyPolicy, DefApi, JobState, Session, SqliteLedger
-from nanobanana_async.emulator import API_KEY, Chance, Emulator, faults
+from nanobanana_async.emulator import API_KEY, Emulator, RandomFault, faults
 from nanobanana_async.webhooks import CallbackReceiver
 
 LIMIT = 20
@@ -46,7 +46,7 @@ class Case:
 
 
 def _emulator(case: Case) -> Emulator:
-    lost = [Chance(case.lost, faults.reset(processed=True), "defapi.create")] if case.lost else []
+    lost = [RandomFault(case.lost, faults.reset(processed=True), "defapi.create")] if case.lost else []
     return Emulator(
         seed=case.seed,
         job_limit=LIMIT,
@@ -79,7 +79,7 @@ async def _run(case: Case) -> Run:
                     well = sum([outcome.ok async for outcome in outcomes])
                 doubtful = case.jobs - well
                 patience = clock() + SETTLED_WITHIN_S
-                while (stats := session.stats()).uncertain + stats.held and clock() < patience:  # noqa: ASYNC110
+                while (stats := session.stats()).uncertain + stats.slots_held and clock() < patience:  # noqa: ASYNC110
                     await asyncio.sleep(0.02)
                 took_s = clock() - begun
             await runner.cleanup()

@@ -14,7 +14,7 @@ from benchmarks.lean_gate import LeanGate
 from benchmarks.simulating import feed
 from nanobanana_async import ApiMall, ConcurrencyPolicy, PollPolicy, Session
 from nanobanana_async.gateways.contract import HttpRequest, HttpResponse
-from nanobanana_async.testing import run
+from nanobanana_async.testing import run_virtual
 
 LIMIT = 100
 GAP_S = 5.0
@@ -48,7 +48,7 @@ async def _hold(jobs: int) -> dict[str, Any]:
         tracemalloc.start()
         for number in range(jobs - 1):
             await session.submit(f"picture {number}")
-        while session.stats().held < jobs:  # noqa: ASYNC110 - virtual time
+        while session.stats().slots_held < jobs:  # noqa: ASYNC110 - virtual time
             await asyncio.sleep(0.1)
         gc.collect()
         held_bytes, _ = tracemalloc.get_traced_memory()
@@ -104,9 +104,9 @@ def main() -> None:
     jobs = int(told["jobs"])
     match told["what"], told.get("loop"):
         case "grow", _:
-            result = run(_grow(jobs))
+            result = run_virtual(_grow(jobs))
         case "hold", _:
-            result = run(_hold(jobs))
+            result = run_virtual(_hold(jobs))
         case "late", "uvloop":
             result = _on_uvloop(_be_late(jobs))
         case _:

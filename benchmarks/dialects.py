@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from aiohttp import web
 from attrs import frozen
 
-from nanobanana_async.emulator import API_KEY, Answer, Call, World
+from nanobanana_async.emulator import API_KEY, EmulatedRequest, EmulatedResponse, GatewaySimulator
 
 Clock = Callable[[], float]
 
@@ -27,7 +27,7 @@ class Seen:
 class Counter:
     """The account behind the dialects: an emulated world, asked in API Mall's own protocol."""
 
-    def __init__(self, world: World, clock: Clock) -> None:
+    def __init__(self, world: GatewaySimulator, clock: Clock) -> None:
         self._world = world
         self._clock = clock
         self._ended: dict[str, Seen] = {}
@@ -53,9 +53,9 @@ class Counter:
         """Return a job that was seen to have ended, where a protocol has the result at another place; no poll."""
         return self._ended.get(task_id)
 
-    def _ask(self, method: str, path: str, body: bytes = b"") -> Answer:
+    def _ask(self, method: str, path: str, body: bytes = b"") -> EmulatedResponse:
         headers = {"authorization": f"Bearer {API_KEY}", "content-type": "application/json", "host": "127.0.0.1"}
-        return self._world.handle(self._clock(), Call(method, path, {}, headers, body))
+        return self._world.handle(self._clock(), EmulatedRequest(method, path, {}, headers, body))
 
 
 def fal(counter: Counter) -> list[web.RouteDef]:
@@ -180,12 +180,12 @@ def comfy(counter: Counter) -> list[web.RouteDef]:
     ]
 
 
-def apimall(world: World, clock: Clock) -> list[web.RouteDef]:
+def apimall(world: GatewaySimulator, clock: Clock) -> list[web.RouteDef]:
     """Speak API Mall's own protocol, as the emulator does."""
 
     async def ask(request: web.Request) -> web.Response:
         body = await request.read()
-        answer = world.handle(clock(), Call(request.method, request.path, {}, dict(request.headers), body))
+        answer = world.handle(clock(), EmulatedRequest(request.method, request.path, {}, dict(request.headers), body))
         return web.Response(status=answer.status, headers=answer.headers, body=answer.body)
 
     return [web.post("/api/v1/images/generate", ask), web.get("/api/v1/images/{id}", ask)]

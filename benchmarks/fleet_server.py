@@ -11,13 +11,15 @@ from benchmarks.children import dismissed, orders, reply
 from benchmarks.ideal import Drawn
 from benchmarks.measured import Fleet, Served
 from benchmarks.simulating import WatchedWorld
-from nanobanana_async.emulator import WorldSettings
+from nanobanana_async.emulator import EmulatorSettings
 
 
 async def _serve(told: dict[str, Any]) -> None:
     fleet = Fleet(**told)
     world = WatchedWorld(
-        WorldSettings(seed=fleet.seed, job_limit=fleet.limit, duration=Drawn(fleet.seed, fleet.median_s, fleet.sigma))
+        EmulatorSettings(
+            seed=fleet.seed, job_limit=fleet.limit, duration=Drawn(fleet.seed, fleet.median_s, fleet.sigma)
+        )
     )
     clock = asyncio.get_running_loop().time
     counter = dialects.Counter(world, clock)

@@ -45,7 +45,7 @@ class Served:
     def of(cls, stats: EmulatorStats, first_at: float, refused_at: Sequence[float]) -> "Served":
         """Read it out of an emulator's counts."""
         return cls(
-            polls=stats.queries,
+            polls=stats.polls,
             accepted=stats.creates_accepted,
             delay_mean_s=stats.seen_delay_mean_s,
             delay_p99_s=stats.seen_delay_p99_s,

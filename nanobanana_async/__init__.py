@@ -9,7 +9,6 @@ from nanobanana_async.errors import (
     AuthenticationError,
     BatchStopped,
     ConfigurationError,
-    ContractBroken,
     CreditLimitReached,
     DownloadError,
     GatewayError,
@@ -30,6 +29,7 @@ from nanobanana_async.errors import (
     SessionClosed,
     TaskNotFound,
     TransportError,
+    UnexpectedResponse,
 )
 from nanobanana_async.gateways.apimall import ApiMall
 from nanobanana_async.gateways.contract import Gateway
@@ -54,7 +54,6 @@ __all__ = [
     "BatchStopped",
     "ConcurrencyPolicy",
     "ConfigurationError",
-    "ContractBroken",
     "CreditLimitReached",
     "DefApi",
     "DownloadError",
@@ -91,5 +90,6 @@ __all__ = [
     "TaskNotFound",
     "Timeouts",
     "TransportError",
+    "UnexpectedResponse",
     "__version__",
 ]

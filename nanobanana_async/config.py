@@ -6,12 +6,12 @@ from typing import Any
 
 from attrs import field, frozen
 
-from nanobanana_async.checks import within
 from nanobanana_async.errors import ConfigurationError
 from nanobanana_async.gateways.apimall import ApiMall
+from nanobanana_async.gateways.base import settings_in, variable_in
 from nanobanana_async.gateways.contract import Gateway
 from nanobanana_async.gateways.defapi import DefApi
-from nanobanana_async.gateways.settings import settings_in, variable_in
+from nanobanana_async.validators import within
 
 
 @frozen(kw_only=True)

@@ -7,7 +7,7 @@ NanoBananaError
     TaskNotFound (404)  IdempotencyConflict (409)  RateLimited (429)  PromptBlocked (451)
     GatewayUnavailable (500, 502, 503, 504)
   TransportError             no usable answer               .sent
-  ContractBroken             an answer that does not fit    .status .body
+  UnexpectedResponse             an answer that does not fit    .status .body
   JobError                   one job's own story            .job
     JobFailed  JobUncertain  JobWithdrawn  JobUnfinished (also a TimeoutError)
   SessionClosed              the session was closed while you waited
@@ -61,7 +61,7 @@ class NanoBananaError(Exception):
         # The default would call __init__ with the message alone and miss the keyword-only facts.
         return _rebuild, (type(self), self.args, self.__dict__)
 
-    def about(self, key: str, *, safe_to_repeat: bool) -> Self:
+    def for_job(self, key: str, *, safe_to_repeat: bool) -> Self:
         """Return a fresh copy that tells which job it is about: each waiter gets a traceback of its own."""
         facts = {**self.__dict__, "key": key, "safe_to_repeat": safe_to_repeat}
         return _rebuild(type(self), self.args, facts)
@@ -195,12 +195,16 @@ class GatewayUnavailable(GatewayError):
 class TransportError(NanoBananaError):
     """No usable answer arrived. `sent` is False when surely nothing reached the gateway, True when it perhaps did."""
 
-    def __init__(self, message: str, *, sent: bool, key: str | None = None, safe_to_repeat: bool | None = None) -> None:
-        super().__init__(message, key=key, safe_to_repeat=not sent if safe_to_repeat is None else safe_to_repeat)
-        self.sent = sent
+    def __init__(
+        self, message: str, *, possibly_sent: bool, key: str | None = None, safe_to_repeat: bool | None = None
+    ) -> None:
+        super().__init__(
+            message, key=key, safe_to_repeat=not possibly_sent if safe_to_repeat is None else safe_to_repeat
+        )
+        self.possibly_sent = possibly_sent
 
 
-class ContractBroken(NanoBananaError):
+class UnexpectedResponse(NanoBananaError):
     """An answer arrived that does not fit the gateway's reference; `body` is a short, redacted excerpt of it."""
 
     def __init__(
@@ -291,17 +295,17 @@ class DownloadError(NanoBananaError):
     """
 
     def __init__(
-        self, message: str, *, gone: bool = False, key: str | None = None, safe_to_repeat: bool = True
+        self, message: str, *, link_expired: bool = False, key: str | None = None, safe_to_repeat: bool = True
     ) -> None:
         super().__init__(message, key=key, safe_to_repeat=safe_to_repeat)
-        self.gone = gone
+        self.link_expired = link_expired
 
 
 class SaveError(NanoBananaError):
     """A folder can't be written; images of jobs that were bought can be saved later, without a purchase."""
 
 
-GATEWAY_ERRORS: dict[int, type[GatewayError]] = {
+ERROR_BY_STATUS: dict[int, type[GatewayError]] = {
     400: InvalidRequest,
     401: AuthenticationError,
     402: InsufficientCredits,

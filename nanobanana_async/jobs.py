@@ -52,12 +52,12 @@ TRANSITIONS: Mapping[JobState, frozenset[JobState]] = {
     _S.WITHDRAWN: frozenset(),
 }
 
-FINAL = frozenset(state for state, onward in TRANSITIONS.items() if not onward)
+TERMINAL_STATES = frozenset(state for state, onward in TRANSITIONS.items() if not onward)
 
-UNFINISHED = frozenset({_S.PENDING, _S.SUBMITTING, _S.RUNNING})
+ACTIVE_STATES = frozenset({_S.PENDING, _S.SUBMITTING, _S.RUNNING})
 """Somebody follows these, or should. The others are over, though an UNCERTAIN one may be settled."""
 
-PERHAPS_BOUGHT = frozenset({_S.SUBMITTING, _S.RUNNING, _S.UNCERTAIN, _S.SUCCEEDED})
+POSSIBLY_BOUGHT_STATES = frozenset({_S.SUBMITTING, _S.RUNNING, _S.UNCERTAIN, _S.SUCCEEDED})
 
 
 @frozen(kw_only=True)
@@ -106,7 +106,7 @@ class Observation:
     request_id: str | None = None
     raw: Mapping[str, Any] = field(factory=dict, repr=False, eq=False)
 
-    def took_s(self, age_s: float) -> float | None:
+    def duration_s(self, age_s: float) -> float | None:
         """Return how long the job took by the gateway's own clock, where that can be true of one as old as this."""
         if self.created_at is None or self.completed_at is None:
             return None
@@ -149,13 +149,13 @@ class JobRecord:
     model: str | None = None
     failure: Failure | None = None
 
-    def to(self, state: JobState, **facts: Any) -> "JobRecord":
+    def transition_to(self, state: JobState, **facts: Any) -> "JobRecord":
         """Return the record after a move, with new facts; a move that is not in the table is a bug of ours."""
         if state not in TRANSITIONS[self.state]:
             raise RuntimeError(f"a job cannot go {self.state.name} -> {state.name}")
         return evolve(self, state=state, revision=self.revision + 1, **facts)
 
-    def reborn(self, *, body: bytes, created_at: datetime) -> "JobRecord":
+    def next_generation(self, *, body: bytes, created_at: datetime) -> "JobRecord":
         """Return the next generation: a deliberate new purchase, under a wire key of its own."""
         return JobRecord(
             key=self.key,
@@ -178,7 +178,7 @@ class JobRecord:
         return f"g{self.generation}-{digest[:48]}"
 
     @property
-    def begun_at(self) -> datetime:
+    def may_run_since(self) -> datetime:
         """Since when it may run, as far as we know."""
         return self.running_since or self.first_sent_at or self.created_at
 
@@ -190,19 +190,19 @@ class JobRecord:
         return max(Decimal(0), self.credits_used - (self.credits_refunded or Decimal(0)))
 
     @property
-    def perhaps_bought(self) -> bool:
+    def possibly_bought(self) -> bool:
         """Whether money was spent on it, may have been, or may yet be."""
-        return self.in_doubt or self.state in PERHAPS_BOUGHT
+        return self.in_doubt or self.state in POSSIBLY_BOUGHT_STATES
 
 
-def numbered(images: Sequence[str], missing: Missing) -> list[tuple[int, str]]:
+def with_indexes(images: Sequence[str], missing: Missing) -> list[tuple[int, str]]:
     """Return each image with its place among all that the job should have brought."""
     empty = {place for place, _ in missing}
     places = (place for place in itertools.count() if place not in empty)
     return list(zip(places, images, strict=False))
 
 
-def check_key(key: str) -> str:
+def validate_key(key: str) -> str:
     """Return the key if it can stand in a header: 1 to 255 visible ASCII characters; else raise `InvalidRequest`."""
     if not isinstance(key, str) or not 1 <= len(key) <= MAX_KEY_LENGTH:
         raise InvalidRequest(f"idempotency_key must be text of 1 to {MAX_KEY_LENGTH} characters")
@@ -211,14 +211,14 @@ def check_key(key: str) -> str:
     return key
 
 
-def check_task_id(task_id: object) -> str:
+def validate_task_id(task_id: object) -> str:
     """Return a gateway's task id if it can be one: printable text; else raise `InvalidRequest`."""
     if not isinstance(task_id, str) or not task_id.strip() or not task_id.isprintable():
         raise InvalidRequest("task_id must be printable text, and not empty")
     return task_id
 
 
-def key_of_task(task_id: str) -> str:
+def key_for_task(task_id: str) -> str:
     """Return our key for a task that is known by its id alone: readable where the id can stand in a key."""
     key = f"task-{task_id}"
     if len(key) <= MAX_KEY_LENGTH and all("!" <= character <= "~" for character in key):
@@ -229,13 +229,13 @@ def key_of_task(task_id: str) -> str:
 _MAKER = secrets.token_bytes(16)
 
 
-def made_key() -> str:
+def generate_key() -> str:
     """Return a new random key for a job whose caller gave none; `is_made_key` recognises it in this process."""
     nonce = secrets.token_hex(8)
     return nonce + _mark(nonce)
 
 
-def is_made_key(key: str) -> bool:
+def is_generated_key(key: str) -> bool:
     """Tell whether this process made the key; a caller's own key, a UUID too, is never taken for one."""
     return len(key) == 32 and key.isascii() and hmac.compare_digest(_mark(key[:16]), key[16:])
 
@@ -249,7 +249,7 @@ def named_account(gateway: str, name: str) -> str:
     return f"{gateway}:{name}"
 
 
-def fingerprint(gateway: str, api_key: str) -> str:
+def account_fingerprint(gateway: str, api_key: str) -> str:
     """Return what stands for an account in the ledger: it names the account, and gives the key to nobody."""
     return hashlib.sha256(f"nanobanana_async:{gateway}:{api_key}".encode()).hexdigest()[:24]
 

@@ -8,8 +8,8 @@ from urllib.parse import urlsplit
 
 from attrs import Attribute, evolve, field, fields, frozen
 
-from nanobanana_async.display import Fact, amount, card, pictures, seconds
 from nanobanana_async.errors import InvalidRequest
+from nanobanana_async.notebook_html import LabelledValue, amount, card, image_gallery, seconds
 
 Resolution = Literal["1K", "2K", "4K"]
 OutputFormat = Literal["jpeg", "jpg", "png"]
@@ -124,7 +124,7 @@ class GeneratedImage:
     """The gateway's task that made it: it is asked for a new link when this one has expired."""
 
     def _repr_html_(self) -> str:
-        return pictures([self.url])
+        return image_gallery([self.url])
 
 
 @frozen(kw_only=True)
@@ -156,14 +156,14 @@ class GenerationResult:
     # Only HTML: every notebook takes it, it holds several pictures, and IPython adds the plain text from the repr.
     def _repr_html_(self) -> str:
         prompt = None if self.request is None else self.request.prompt
-        return card(prompt, facts_of(self), pictures(image.url for image in self.images))
+        return card(prompt, result_facts(self), image_gallery(image.url for image in self.images))
 
 
-def facts_of(result: GenerationResult) -> list[Fact]:
+def result_facts(result: GenerationResult) -> list[LabelledValue]:
     """Return what is told of a result beside its pictures."""
     begun, ended = result.created_at, result.completed_at
     return [
-        *settings_of(result.request),
+        *request_facts(result.request),
         ("credits", None if result.credits is None else amount(result.credits)),
         ("time", None if begun is None or ended is None else seconds((ended - begun).total_seconds())),
         ("model", result.model),
@@ -172,7 +172,7 @@ def facts_of(result: GenerationResult) -> list[Fact]:
     ]
 
 
-def settings_of(request: ImageRequest | None) -> list[Fact]:
+def request_facts(request: ImageRequest | None) -> list[LabelledValue]:
     """Return what a request says beside its prompt."""
     if request is None:
         return []
@@ -185,7 +185,7 @@ def settings_of(request: ImageRequest | None) -> list[Fact]:
     ]
 
 
-def wish_of(request: str | ImageRequest, fields: RequestFields) -> ImageRequest:
+def to_request(request: str | ImageRequest, fields: RequestFields) -> ImageRequest:
     """Return what a caller wants, who gave a prompt with fields, or all in one."""
     if isinstance(request, str):
         return ImageRequest(request, **fields)
@@ -196,7 +196,7 @@ def wish_of(request: str | ImageRequest, fields: RequestFields) -> ImageRequest:
     return request
 
 
-def same_wish(one: ImageRequest, other: ImageRequest) -> bool:
+def same_request(one: ImageRequest, other: ImageRequest) -> bool:
     """Tell whether two requests want the same pictures; where the gateway calls back is no part of the wish."""
     return evolve(one, callback_url=None) == evolve(other, callback_url=None)
 

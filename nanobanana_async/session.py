@@ -11,31 +11,30 @@ from typing import Self, Unpack
 import aiohttp
 
 from nanobanana_async.batch.batch import Batch
-from nanobanana_async.batch.orders import Orders, Requests
-from nanobanana_async.checks import as_timeout
+from nanobanana_async.batch.options import BatchOptions, Requests
 from nanobanana_async.config import Timeouts, gateway_from_env
-from nanobanana_async.engine.assembly import Parts, ledger_of
-from nanobanana_async.engine.core import Engine
-from nanobanana_async.engine.entry import Entry
-from nanobanana_async.engine.host import Host
-from nanobanana_async.engine.settling import Settler
+from nanobanana_async.engine.engine import Engine
+from nanobanana_async.engine.lifecycle import SessionComponents, SessionTask, to_ledger
+from nanobanana_async.engine.resolver import JobResolver
+from nanobanana_async.engine.tracked_job import TrackedJob
 from nanobanana_async.errors import ConfigurationError, InvalidRequest, JobUnfinished, SessionClosed
+from nanobanana_async.events import EventEmitter, Observer
 from nanobanana_async.gateways.contract import Gateway, Transport
 from nanobanana_async.gateways.secret import Secret
-from nanobanana_async.handle import Job, handed_out
-from nanobanana_async.http.doors import doors_of
-from nanobanana_async.http.trust import checked_proxy
-from nanobanana_async.jobs import JobState, check_task_id, key_of_task, made_key
-from nanobanana_async.keeping import Keeper
+from nanobanana_async.handle import Job, persistent_handle
+from nanobanana_async.http.tls_and_proxies import to_proxy_secret
+from nanobanana_async.image_saver import ImageSaver
+from nanobanana_async.images.connections import make_connections
+from nanobanana_async.jobs import JobState, generate_key, key_for_task, validate_task_id
 from nanobanana_async.ledger.base import Ledger
 from nanobanana_async.ledger.memory import MemoryLedger
-from nanobanana_async.models import GeneratedImage, GenerationResult, ImageRequest, RequestFields, wish_of
-from nanobanana_async.observe import Announcer, Observer
+from nanobanana_async.models import GeneratedImage, GenerationResult, ImageRequest, RequestFields, to_request
 from nanobanana_async.policy.concurrency import ConcurrencyPolicy
-from nanobanana_async.policy.credits import as_credits
 from nanobanana_async.policy.polling import PollPolicy
+from nanobanana_async.policy.prices import as_credits
 from nanobanana_async.policy.retry import RetryPolicy
-from nanobanana_async.stats import SessionStats, stats_of
+from nanobanana_async.stats import SessionStats, collect_stats
+from nanobanana_async.validators import as_timeout
 
 
 class Session:
@@ -53,7 +52,7 @@ class Session:
     wants them; with `trust_env` proxies come from HTTP_PROXY, HTTPS_PROXY and NO_PROXY. All three hold for the gateway
     and for images alike. `http` is your own `aiohttp.ClientSession` (borrowed, never closed; its connector's TLS
     settings hold for images, too, and none of the three goes with it) or a fake transport of
-    `nanobanana_async.testing`. `observers` are called with each event of `nanobanana_async.observe`.
+    `nanobanana_async.testing`. `observers` are called with each event of `nanobanana_async.events`.
     """
 
     def __init__(
@@ -72,36 +71,36 @@ class Session:
         proxy: str | Secret | None = None,
         trust_env: bool = False,
     ) -> None:
-        hidden = checked_proxy(proxy)
+        hidden = to_proxy_secret(proxy)
         del proxy  # it may hold a password, which the traceback of a refused setting would show
         if isinstance(hidden, ConfigurationError):
             raise hidden
         self.gateway = gateway_from_env() if gateway is None else gateway
         concurrency, timeouts = concurrency or ConcurrencyPolicy(), timeouts or Timeouts()
-        transport, downloads = doors_of(
+        transport, downloads = make_connections(
             self.gateway, timeouts, concurrency.max_requests, http=http, tls=tls, proxy=hidden, trust_env=trust_env
         )
-        self._parts = Parts(
+        self._components = SessionComponents(
             gateway=self.gateway,
-            ledger=ledger_of(ledger),
+            ledger=to_ledger(ledger),
             transport=transport,
             downloads=downloads,
-            announce=Announcer(tuple(observers)),
+            emit=EventEmitter(tuple(observers)),
             concurrency=concurrency,
             polling=polling or PollPolicy(),
             retry=retry or RetryPolicy(),
             timeouts=timeouts,
             max_credits=as_credits("max_credits", max_credits),
         )
-        self.callbacks = self._parts.callbacks
-        self._host = Host(f"<Session {self.gateway.name}>", self._parts)
+        self._callback_urls = self._components.callbacks
+        self._session_task = SessionTask(f"<Session {self.gateway.name}>", self._components)
 
     def __repr__(self) -> str:
         if "_host" not in self.__dict__:  # it stands in the traceback of a setting that was refused
             return "<Session not built>"
-        engine = self._host.engine
+        engine = self._session_task.engine
         state = "not open" if engine is None else f"open, {engine.slots.held} jobs held"
-        return f"<Session {self.gateway.name} {'closed' if self._host.closed else state}>"
+        return f"<Session {self.gateway.name} {'closed' if self._session_task.closed else state}>"
 
     async def __aenter__(self) -> Self:
         await self.open()
@@ -114,14 +113,14 @@ class Session:
 
     def __del__(self) -> None:
         if "_host" in self.__dict__:  # else a setting was refused
-            self._host.lost()
+            self._session_task.warn_unclosed()
 
     async def open(self) -> None:
         """Open ledger, connections and engine; for those who can't write `async with`.
 
         Raises `ConfigurationError` when it is open or was closed, `LedgerError` when the ledger can't be opened.
         """
-        await self._host.open()
+        await self._session_task.open()
 
     async def aclose(self) -> None:
         """Close: stop buying, let POSTs on the wire be answered and written down, send the waiters away.
@@ -129,7 +128,7 @@ class Session:
         Idempotent, and bounded by `Timeouts.close_s`; it runs to its end also when the caller is cancelled. Unfinished
         jobs stay in the ledger; who waits for one gets `SessionClosed`.
         """
-        await self._host.aclose()
+        await self._session_task.aclose()
 
     async def generate(
         self,
@@ -147,9 +146,9 @@ class Session:
         key. Raises `JobUnfinished` on timeout, a `GatewayError` when the gateway says no, `JobFailed` when the task
         failed, `JobUncertain` when nobody can know whether it was bought.
         """
-        engine = self._open_engine()
+        engine = self._engine()
         timeout = as_timeout("timeout", timeout)  # before anything is bought
-        entry = await self._enter(request, idempotency_key, fields)
+        entry = await self._register(request, idempotency_key, fields)
         entry.callers += 1
         unfinished: JobUnfinished | None = None
         try:
@@ -158,7 +157,7 @@ class Session:
             unfinished = error
             raise
         finally:
-            withdrawn = engine.leave(entry)
+            withdrawn = engine.drop_caller(entry)
             if unfinished is not None:
                 unfinished.safe_to_repeat = withdrawn
 
@@ -173,15 +172,15 @@ class Session:
 
         `await job.accepted()` waits for the gateway's task id, `await job` for the pictures.
         """
-        engine = self._open_engine()
-        return await handed_out(engine, await self._enter(request, idempotency_key, fields))
+        engine = self._engine()
+        return await persistent_handle(engine, await self._register(request, idempotency_key, fields))
 
     async def job(self, key: str) -> Job | None:
         """Find a job by our key; None when the ledger does not know it."""
-        engine = self._open_engine()
+        engine = self._engine()
         if (entry := await engine.look_up(key)) is None:
             return None
-        entry.kept = True
+        entry.has_handle = True
         return Job(engine, entry)
 
     async def attach(self, task_id: str, *, key: str | None = None, request: ImageRequest | None = None) -> Job:
@@ -190,15 +189,15 @@ class Session:
         `key` names the job in the ledger (made from the task id when None). The gateway is asked about the task first:
         raises `TaskNotFound` if it knows none such, up to half a minute later since a task may be that new.
         """
-        engine = self._open_engine()
-        check_task_id(task_id)
-        known = await self._parts.ledger.find_task(self.gateway.account, task_id)
+        engine = self._engine()
+        validate_task_id(task_id)
+        known = await self._components.ledger.find_task(self.gateway.account, task_id)
         if known is not None and (job := await self.job(known.key)) is not None:
             return job
-        await Settler(engine).check_task(task_id)
-        known_as = key_of_task(task_id) if key is None else key
-        record = engine.record_of_task(task_id, known_as, JobState.RUNNING, request)
-        return await handed_out(engine, engine.enter(record))
+        await JobResolver(engine).check_task(task_id)
+        known_as = key_for_task(task_id) if key is None else key
+        record = engine.attached_record(task_id, known_as, JobState.RUNNING, request)
+        return await persistent_handle(engine, engine.submit(record))
 
     async def resume(self, *, buy: bool = False) -> list[Job]:
         """Go on with the unfinished jobs of the ledger that nobody follows: of processes that died, of closed sessions.
@@ -207,33 +206,33 @@ class Session:
         UNCERTAIN. What was never sent is bought only with `buy=True`. Returns the jobs that are now this session's,
         oldest first; those that another living process follows are left to it.
         """
-        engine = self._open_engine()
-        unfinished = self._parts.ledger.unfinished(self.gateway.account)
+        engine = self._engine()
+        unfinished = self._components.ledger.unfinished(self.gateway.account)
         wanted = (record async for record in unfinished if buy or record.state is not JobState.PENDING)
-        entries = await engine.take_over(wanted)
+        entries = await engine.adopt_all(wanted)
         for entry in entries:
-            entry.kept = True
+            entry.has_handle = True
         return [Job(engine, entry) for entry in entries]
 
-    async def settle(
-        self, job: Job | str, *, task_id: str | None = None, refused: bool = False, buy_again: bool = False
+    async def resolve(
+        self, job: Job | str, *, task_id: str | None = None, not_bought: bool = False, buy_again: bool = False
     ) -> Job:
         """Decide an UNCERTAIN job by hand, after a look at the gateway's own list of tasks; return it.
 
-        Exactly one of: `task_id`, it was bought under that id, and is followed; `refused`, it was not bought;
+        Exactly one of: `task_id`, it was bought under that id, and is followed; `not_bought`, it was not bought;
         `buy_again`, buy it anew under another idempotency key: if it was bought after all, that is a second payment.
         A FAILED job, too, can be bought again so. A RUNNING job whose task the gateway does not know is decided in the
         same ways. The gateway is asked about `task_id` first: `TaskNotFound`, and nothing has changed, if it knows no
         such task; up to half a minute later for a new one. Raises `InvalidRequest` for any other job, and for the task
         id of another job.
         """
-        engine = self._open_engine()
-        if [task_id is not None, refused, buy_again].count(True) != 1:
-            raise InvalidRequest("say exactly one of task_id, refused=True, buy_again=True")
+        engine = self._engine()
+        if [task_id is not None, not_bought, buy_again].count(True) != 1:
+            raise InvalidRequest("say exactly one of task_id, not_bought=True, buy_again=True")
         key = job if isinstance(job, str) else job.key
-        engine = self._open_engine()
-        entry = await Settler(engine).settle(key, task_id=task_id, buy_again=buy_again)
-        entry.kept = True
+        engine = self._engine()
+        entry = await JobResolver(engine).resolve(key, task_id=task_id, buy_again=buy_again)
+        entry.has_handle = True
         return Job(engine, entry)
 
     def generate_many(
@@ -261,10 +260,10 @@ class Session:
         the background. `max_credits` caps all that was ever spent under the name; jobs of unknown price go one at a
         time, at `expected_credits` or the example of the gateway's reference, until it is told. `progress`: tqdm's bar.
         """
-        engine = self._open_engine()
-        if batch is not None and isinstance(self._parts.ledger, MemoryLedger):
+        engine = self._engine()
+        if batch is not None and isinstance(self._components.ledger, MemoryLedger):
             raise ConfigurationError("a named batch needs a ledger that remembers: Session(ledger='jobs.sqlite')")
-        orders = Orders(
+        orders = BatchOptions(
             name=batch,
             ordered=ordered,
             folder=None if save_to is None else Path(save_to),
@@ -273,14 +272,14 @@ class Session:
             retry_failed=retry_failed,
             progress=progress,
         )
-        return Batch(requests, orders, engine, Keeper(engine, self._parts.downloads))
+        return Batch(requests, orders, engine, ImageSaver(engine, self._components.downloads))
 
     async def download(self, image: GeneratedImage) -> bytes:
         """Return the bytes of a picture: verified, and asked for once more if its link has expired.
 
         Raises `DownloadError`.
         """
-        return await Keeper(self._open_engine(), self._parts.downloads).fetch(image)
+        return await ImageSaver(self._engine(), self._components.downloads).fetch(image)
 
     async def save(self, result: GenerationResult, folder: str | os.PathLike[str]) -> list[Path]:
         """Save the pictures of a result in a folder, made if missing; return their paths.
@@ -289,23 +288,25 @@ class Session:
         in the folder's `SHA256SUMS`. Saving again changes nothing, and nothing else is ever overwritten. Raises
         `DownloadError`, or `SaveError` when the folder can't be written.
         """
-        return list(await Keeper(self._open_engine(), self._parts.downloads).save(result, Path(folder)))
+        return list(await ImageSaver(self._engine(), self._components.downloads).save(result, Path(folder)))
 
     def stats(self) -> SessionStats:
         """Return how the session stands."""
-        return stats_of(self._open_engine(closed_too=True))
+        return collect_stats(self._engine(closed_too=True))
 
-    async def _enter(self, request: str | ImageRequest, key: str | None, fields: RequestFields) -> Entry:
-        engine = self._open_engine()
-        record = await engine.record(wish_of(request, fields), made_key() if key is None else key)
-        while (entry := engine.enter(record)).leaving:  # its last caller has just left: begin again after it
-            await entry.change()
+    async def _register(self, request: str | ImageRequest, key: str | None, fields: RequestFields) -> TrackedJob:
+        engine = self._engine()
+        record = await engine.new_record(to_request(request, fields), generate_key() if key is None else key)
+        while (
+            entry := engine.submit(record)
+        ).withdraw_requested:  # its last caller has just left: begin again after it
+            await entry.wait_for_change()
         return entry
 
-    def _open_engine(self, *, closed_too: bool = False) -> Engine:
-        self._parts.guard.check()
-        if self._host.closed and not closed_too:
+    def _engine(self, *, closed_too: bool = False) -> Engine:
+        self._components.guard.check()
+        if self._session_task.closed and not closed_too:
             raise SessionClosed("the session is closed")
-        if self._host.engine is None:
+        if self._session_task.engine is None:
             raise ConfigurationError("the session is not open: use 'async with Session(...)', or await session.open()")
-        return self._host.engine
+        return self._session_task.engine

@@ -1,7 +1,7 @@
 """Test your own code without paying or waiting: virtual time, and gateways that need no socket.
 
 With `run` an event loop's time jumps ahead whenever every task waits: an hour of polling passes in
-milliseconds. `FakeTransport` answers a session's requests by a function; `WorldTransport` lets a whole emulated
+milliseconds. `FakeTransport` answers a session's requests by a function; `EmulatorTransport` lets a whole emulated
 gateway answer them. Both are handed in as `Session(..., http=transport)`.
 """
 
@@ -14,11 +14,11 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, TypeVar
 from urllib.parse import parse_qsl, urlsplit
 
-from nanobanana_async.checks import as_number, as_timeout
-from nanobanana_async.emulator.values import Call, Delivery, Manner
-from nanobanana_async.emulator.world import World
+from nanobanana_async.emulator.messages import Delivery, DeliveryMode, EmulatedRequest
+from nanobanana_async.emulator.simulator import GatewaySimulator
 from nanobanana_async.errors import TransportError
 from nanobanana_async.gateways.contract import HttpRequest, HttpResponse
+from nanobanana_async.validators import as_number, as_timeout
 
 T = TypeVar("T")
 
@@ -28,7 +28,7 @@ EPOCH = datetime(2026, 1, 1, tzinfo=UTC)
 PATIENCE_S = 20.0
 
 # A world answers a million requests; keeping them all would be the largest part of a simulation's memory.
-KEPT_OF_A_WORLD = 1000
+KEPT_SETTINGS = 1000
 
 
 class VirtualLoop(asyncio.SelectorEventLoop):
@@ -39,7 +39,7 @@ class VirtualLoop(asyncio.SelectorEventLoop):
 
     def __init__(self) -> None:
         self._now = 0.0
-        self.calendar_shift = timedelta()
+        self.wall_clock_offset = timedelta()
         """Moves the wall clock alone, as an administrator does."""
         super().__init__(_JumpingSelector(self))
 
@@ -49,7 +49,7 @@ class VirtualLoop(asyncio.SelectorEventLoop):
 
     def utcnow(self) -> datetime:
         """Return the virtual wall clock; sessions on this loop date their records by it."""
-        return EPOCH + timedelta(seconds=self._now) + self.calendar_shift
+        return EPOCH + timedelta(seconds=self._now) + self.wall_clock_offset
 
     async def shutdown_default_executor(self, timeout: float | None = None) -> None:
         """Wait for threads as long as it takes: on virtual time any timeout would be over at once."""
@@ -77,7 +77,7 @@ class _JumpingSelector(selectors.DefaultSelector):
         return ready
 
 
-def run(main: Coroutine[Any, Any, T]) -> T:
+def run_virtual(main: Coroutine[Any, Any, T]) -> T:
     """Run a coroutine to its end on a fresh loop of virtual time."""
     with asyncio.Runner(loop_factory=VirtualLoop) as runner:
         return runner.run(main)
@@ -97,7 +97,7 @@ class FakeTransport:
         self._answer = answer
         self._latency_s = as_number("latency_s", latency_s)
         self.requests: deque[HttpRequest] = deque(maxlen=keep)
-        self.open_now = 0
+        self.in_flight = 0
 
     @property
     def creates(self) -> list[HttpRequest]:
@@ -105,7 +105,7 @@ class FakeTransport:
         return [request for request in self.requests if request.method == "POST"]
 
     @property
-    def queries(self) -> list[HttpRequest]:
+    def polls(self) -> list[HttpRequest]:
         """The GETs among the requests, in order."""
         return [request for request in self.requests if request.method == "GET"]
 
@@ -118,7 +118,7 @@ class FakeTransport:
     async def send(self, request: HttpRequest, *, timeout_s: float, fresh_connection: bool = False) -> HttpResponse:
         """Answer after the latency; a reply that takes longer than `timeout_s` is lost."""
         self.requests.append(request)
-        self.open_now += 1
+        self.in_flight += 1
         try:
             async with asyncio.timeout(as_timeout("timeout_s", timeout_s)):
                 await asyncio.sleep(self._latency_s / 2)
@@ -127,41 +127,41 @@ class FakeTransport:
                     reply = await reply
                 await asyncio.sleep(self._latency_s / 2)
         except TimeoutError:
-            raise TransportError("no answer in time", sent=True) from None
+            raise TransportError("no answer in time", possibly_sent=True) from None
         finally:
-            self.open_now -= 1
+            self.in_flight -= 1
         if isinstance(reply, Exception):
             raise reply
         return reply
 
 
-class WorldTransport(FakeTransport):
+class EmulatorTransport(FakeTransport):
     """Lets an emulated gateway answer, without sockets: for virtual time, and for a million jobs a minute."""
 
-    def __init__(self, world: World, *, api_key: str, latency_s: float = 0.05) -> None:
-        super().__init__(self._ask, latency_s=latency_s, keep=KEPT_OF_A_WORLD)
-        self.world = world
+    def __init__(self, world: GatewaySimulator, *, api_key: str, latency_s: float = 0.05) -> None:
+        super().__init__(self._ask, latency_s=latency_s, keep=KEPT_SETTINGS)
+        self.simulator = world
         self._headers = {"authorization": f"Bearer {api_key}"}
 
     async def _ask(self, request: HttpRequest) -> Reply:
         parts = urlsplit(request.url)
         headers = {**self._headers, "host": parts.netloc, **{k.lower(): v for k, v in request.headers.items()}}
-        call = Call(request.method, parts.path, dict(parse_qsl(parts.query)), headers, request.body or b"")
+        call = EmulatedRequest(request.method, parts.path, dict(parse_qsl(parts.query)), headers, request.body or b"")
         loop = asyncio.get_running_loop()
-        answer = self.world.handle(loop.time(), call)
+        answer = self.simulator.handle(loop.time(), call)
         if answer.delivery.delay_s:
             await asyncio.sleep(answer.delivery.delay_s)
-        if answer.delivery.manner is Manner.LATE:
-            answer = self.world.process(loop.time(), call)
+        if answer.delivery.manner is DeliveryMode.LATE:
+            answer = self.simulator.process(loop.time(), call)
         return _delivered(answer.status, answer.headers, answer.content(), answer.delivery)
 
 
 def _delivered(status: int, headers: Mapping[str, str], body: bytes, delivery: Delivery) -> Reply:
     match delivery.manner:
-        case Manner.RESET:
-            return TransportError("the connection was reset", sent=True)
-        case Manner.CUT:
-            return TransportError("the answer was cut off", sent=True)
-        case Manner.SHORT:
+        case DeliveryMode.RESET:
+            return TransportError("the connection was reset", possibly_sent=True)
+        case DeliveryMode.CUT:
+            return TransportError("the answer was cut off", possibly_sent=True)
+        case DeliveryMode.SHORT:
             body = body[: int(len(body) * delivery.sent_share)]
     return HttpResponse(status=status, headers={name.lower(): value for name, value in headers.items()}, body=body)

@@ -9,9 +9,9 @@ from urllib.parse import urlsplit
 
 from aiohttp import web
 
-from nanobanana_async.engine.callbacks import PATH
+from nanobanana_async.engine.callback_urls import PATH
 from nanobanana_async.errors import ConfigurationError, NanoBananaError
-from nanobanana_async.observe import log
+from nanobanana_async.events import log
 from nanobanana_async.session import Session
 
 MAX_BODY = 64 * 1024
@@ -21,7 +21,7 @@ Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 
-_CALL = re.compile(rf"{PATH}/([A-Za-z0-9_-]{{1,400}})/([A-Za-z0-9_-]{{1,100}})/?\Z")
+_CALLBACK_PATH = re.compile(rf"{PATH}/([A-Za-z0-9_-]{{1,400}})/([A-Za-z0-9_-]{{1,100}})/?\Z")
 
 
 class CallbackReceiver:
@@ -40,15 +40,15 @@ class CallbackReceiver:
     """
 
     def __init__(self, session: Session, *, public_url: str, secret: bytes | str | None = None) -> None:
-        self._callbacks = session.callbacks
+        self._callbacks = session._callback_urls
         self._path = _path_of(public_url)
-        session.callbacks.expect(public_url, secret.encode() if isinstance(secret, str) else secret)
+        session._callback_urls.enable(public_url, secret.encode() if isinstance(secret, str) else secret)
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         """Serve one ASGI connection."""
         match scope["type"]:
             case "lifespan":
-                await _live(receive, send)
+                await _lifespan(receive, send)
             case "http":
                 await self._serve(scope, receive, send)
             case "websocket":
@@ -86,12 +86,12 @@ class CallbackReceiver:
 
     async def _status(self, method: str, path: str, piece: Callable[[], Awaitable[bytes | None]]) -> int:
         """Take a call, and return the status of the answer."""
-        call = _CALL.search(path) if method == "POST" else None
+        call = _CALLBACK_PATH.search(path) if method == "POST" else None
         try:
-            key = None if call is None else await self._callbacks.key_of(call[1], call[2])
+            key = None if call is None else await self._callbacks.verify(call[1], call[2])
             if key is None:
                 return 404
-            taken = await self._callbacks.heard(key, await _body(piece))
+            taken = await self._callbacks.handle(key, await _body(piece))
         except NanoBananaError as error:  # the session is not open, or its ledger fails
             log.warning("callback.failed error=%s", error.message)
             taken = False
@@ -120,7 +120,7 @@ def _path_of(public_url: str) -> str:
     raise ConfigurationError("public_url must be an http or https URL without query, such as https://app.example")
 
 
-async def _live(receive: Receive, send: Send) -> None:
+async def _lifespan(receive: Receive, send: Send) -> None:
     while True:
         message = await receive()
         await send({"type": f"{message['type']}.complete"})

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from attrs import field, frozen
 
-from nanobanana_async.checks import DAY_S, as_count, as_number, as_timeout, at_least_one, shown, switch, within
 from nanobanana_async.errors import ConfigurationError
+from nanobanana_async.validators import DAY_S, as_count, as_number, as_timeout, at_least_one, shown, switch, within
 
 
 @Real.register

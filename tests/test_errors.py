@@ -11,10 +11,9 @@ from attrs import frozen
 
 from nanobanana_async import errors
 from nanobanana_async.errors import (
-    GATEWAY_ERRORS,
+    ERROR_BY_STATUS,
     BatchStopped,
     ConfigurationError,
-    ContractBroken,
     CreditLimitReached,
     DownloadError,
     GatewayError,
@@ -32,6 +31,7 @@ from nanobanana_async.errors import (
     SaveError,
     SessionClosed,
     TransportError,
+    UnexpectedResponse,
 )
 
 
@@ -54,10 +54,10 @@ EACH = [
     NanoBananaError("m", key="k", safe_to_repeat=False),
     ConfigurationError("m"),
     GatewayError("m", **GATEWAY_FACTS, key="k", safe_to_repeat=False),
-    *(kind("m", **GATEWAY_FACTS) for kind in dict.fromkeys(GATEWAY_ERRORS.values())),
+    *(kind("m", **GATEWAY_FACTS) for kind in dict.fromkeys(ERROR_BY_STATUS.values())),
     RateLimited("m", kind="jobs", **GATEWAY_FACTS, key="k", safe_to_repeat=False),
-    TransportError("m", sent=True),
-    ContractBroken("m", status=502, body="<html>", retry_after_s=1.5),
+    TransportError("m", possibly_sent=True),
+    UnexpectedResponse("m", status=502, body="<html>", retry_after_s=1.5),
     JobError("m", job=JOB, safe_to_repeat=True),
     JobFailed("m", job=JOB, safe_to_repeat=True),
     JobUncertain("m", job=JOB, safe_to_repeat=False),
@@ -111,7 +111,7 @@ def test_a_copy_keeps_every_fact(error: NanoBananaError, copied: Callable[[NanoB
 
 @each
 def test_about_is_a_fresh_copy_for_one_waiter(error: NanoBananaError) -> None:
-    fresh = error.about("mine", safe_to_repeat=not error.safe_to_repeat)
+    fresh = error.for_job("mine", safe_to_repeat=not error.safe_to_repeat)
     assert fresh is not error
     assert type(fresh) is type(error)
     changed = {"key": "mine", "safe_to_repeat": not error.safe_to_repeat}
@@ -135,9 +135,9 @@ def test_the_sentence_begins_with_the_message(error: NanoBananaError) -> None:
         (GatewayError("no", code="c", request_id="r"), "no [code c, request r]"),
         (InvalidRequest("prompt is empty"), "prompt is empty (change the request)"),
         (RateLimited("slow", status=429, code="c"), "slow [429, code c] (wait, then repeat)"),
-        (ContractBroken("odd"), "odd"),
-        (ContractBroken("odd", status=502), "odd [502]"),
-        (ContractBroken("odd", status=502, body="<html>"), "odd [502]: <html>"),
+        (UnexpectedResponse("odd"), "odd"),
+        (UnexpectedResponse("odd", status=502), "odd [502]"),
+        (UnexpectedResponse("odd", status=502, body="<html>"), "odd [502]: <html>"),
         (SessionClosed("closed"), "closed"),
     ],
 )
@@ -146,13 +146,13 @@ def test_the_sentence_tells_the_facts_and_the_advice(error: NanoBananaError, sen
 
 
 def test_each_status_of_the_references_has_its_class() -> None:
-    assert set(GATEWAY_ERRORS) == {400, 401, 402, 403, 404, 409, 429, 451, 500, 502, 503, 504}
-    assert {status for status, kind in GATEWAY_ERRORS.items() if kind is GatewayUnavailable} == {500, 502, 503, 504}
+    assert set(ERROR_BY_STATUS) == {400, 401, 402, 403, 404, 409, 429, 451, 500, 502, 503, 504}
+    assert {status for status, kind in ERROR_BY_STATUS.items() if kind is GatewayUnavailable} == {500, 502, 503, 504}
 
 
 @pytest.mark.parametrize(("sent", "given", "safe"), [(False, None, True), (True, None, False), (True, True, True)])
 def test_what_was_perhaps_sent_is_not_safe_to_repeat(sent: bool, given: bool | None, safe: bool) -> None:
-    assert TransportError("m", sent=sent, safe_to_repeat=given).safe_to_repeat is safe
+    assert TransportError("m", possibly_sent=sent, safe_to_repeat=given).safe_to_repeat is safe
 
 
 def test_errors_are_what_their_readers_also_expect() -> None:

@@ -17,15 +17,17 @@ MAX_LINES = 320
 FLOORS: tuple[frozenset[str], ...] = (
     frozenset({"_version"}),
     frozenset({"errors", "escaping"}),
-    frozenset({"checks"}),
-    frozenset({"display"}),
+    frozenset({"validators"}),
+    frozenset({"formatting"}),
+    frozenset({"notebook_html"}),
     frozenset({"models"}),
     frozenset({"jobs"}),
-    frozenset({"gateways", "policy", "rows"}),
-    frozenset({"config", "loops", "observe"}),
+    frozenset({"gateways", "policy"}),
+    frozenset({"config", "loops", "events"}),
     frozenset({"http", "ledger"}),
+    frozenset({"images"}),
     frozenset({"engine"}),
-    frozenset({"handle", "keeping", "stats"}),
+    frozenset({"handle", "image_saver", "stats"}),
     frozenset({"batch"}),
     frozenset({"session"}),
     frozenset({"webhooks", "otel"}),
@@ -40,7 +42,7 @@ ROOT_FLOOR = FLOOR_OF["webhooks"]
 
 # Above the line: no await, no clock, no socket.
 THOUGHT = frozenset(
-    {"_version", "errors", "escaping", "checks", "display", "models", "jobs", "gateways", "policy", "rows"}
+    {"_version", "errors", "escaping", "validators", "notebook_html", "models", "jobs", "gateways", "policy", "rows"}
 )
 IO_MODULES = frozenset(
     {"aiohttp", "anyio", "asyncio", "concurrent", "http", "logging", "select", "selectors", "signal", "socket"}
@@ -56,7 +58,7 @@ GUESTS = {
     "tqdm": frozenset({"batch"}),
     "opentelemetry": frozenset({"otel"}),
     "sqlite3": frozenset({"ledger"}),
-    "PIL": frozenset({"emulator", "http"}),
+    "PIL": frozenset({"emulator", "images"}),
     "pytest": frozenset({"emulator", "testing"}),
     "pytest_asyncio": frozenset({"emulator", "testing"}),
 }

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nanobanana_async.errors import InvalidRequest
-from nanobanana_async.models import GeneratedImage, GenerationResult, ImageRequest, same_wish, shorten
+from nanobanana_async.models import GeneratedImage, GenerationResult, ImageRequest, same_request, shorten
 
 
 def test_a_prompt_is_enough() -> None:
@@ -111,8 +111,8 @@ def test_requests_are_values() -> None:
 
 def test_where_the_gateway_calls_back_is_no_part_of_the_wish() -> None:
     one = ImageRequest("x", callback_url="https://a.example/hook")
-    assert same_wish(one, ImageRequest("x"))
-    assert not same_wish(one, ImageRequest("y", callback_url="https://a.example/hook"))
+    assert same_request(one, ImageRequest("x"))
+    assert not same_request(one, ImageRequest("y", callback_url="https://a.example/hook"))
 
 
 def test_the_first_picture_is_the_url_of_a_result() -> None:

@@ -17,19 +17,19 @@ from nanobanana_async import (
     Timeouts,
     TransportError,
 )
-from nanobanana_async.errors import ContractBroken, InsufficientCredits
-from nanobanana_async.gateways.contract import HttpResponse
-from nanobanana_async.observe import (
-    Announcer,
+from nanobanana_async.errors import InsufficientCredits, UnexpectedResponse
+from nanobanana_async.events import (
     CreateFailed,
     Event,
-    JobMoved,
-    JobSeen,
+    EventEmitter,
+    JobPolled,
+    JobStateChanged,
+    PollFailed,
     PriceAboveEstimate,
-    QueryFailed,
     UnknownStatus,
     log_event,
 )
+from nanobanana_async.gateways.contract import HttpResponse
 from nanobanana_async.testing import FakeTransport, Reply
 from tests.engine.sayings import Step, completed, created, in_turn, refused, said, task
 from tests.engine.scenes import API_KEY, Notebook, Opening, apimall, defapi, virtually
@@ -38,25 +38,30 @@ from tests.test_jobs import record
 PROMPT = "a-very-secret-fox-in-the-snow"
 ECHO = f"your prompt {PROMPT!r} and your key {API_KEY} are not welcome"
 
-LOST = TransportError("the connection was reset", sent=True)
+LOST = TransportError("the connection was reset", possibly_sent=True)
 FOUND = record(state=JobState.RUNNING, task_id="t-1", body=PROMPT.encode())
 
 EVENTS: dict[str, tuple[Event, str, int, dict[str, Any]]] = {
-    "born": (JobMoved(before=None, record=FOUND), "job.moved", logging.DEBUG, {"before": None, "state": "running"}),
+    "born": (
+        JobStateChanged(before=None, record=FOUND),
+        "job.state_changed",
+        logging.DEBUG,
+        {"before": None, "state": "running"},
+    ),
     "moved": (
-        JobMoved(before=JobState.SUBMITTING, record=FOUND),
-        "job.moved",
+        JobStateChanged(before=JobState.SUBMITTING, record=FOUND),
+        "job.state_changed",
         logging.DEBUG,
         {"before": "submitting", "state": "running", "task_id": "t-1"},
     ),
     "uncertain": (
-        JobMoved(before=JobState.SUBMITTING, record=record(state=JobState.UNCERTAIN)),
-        "job.moved",
+        JobStateChanged(before=JobState.SUBMITTING, record=record(state=JobState.UNCERTAIN)),
+        "job.state_changed",
         logging.WARNING,
         {"state": "uncertain"},
     ),
     "create failed": (
-        CreateFailed(record=FOUND, error=LOST, move="repeat", wait_s=1.23456),
+        CreateFailed(record=FOUND, error=LOST, action="repeat", wait_s=1.23456),
         "create.failed",
         logging.INFO,
         {"error": "TransportError: the connection was reset", "move": "repeat", "wait_s": 1.235},
@@ -65,7 +70,7 @@ EVENTS: dict[str, tuple[Event, str, int, dict[str, Any]]] = {
         CreateFailed(
             record=FOUND,
             error=InsufficientCredits(ECHO, status=402, code="no_credits", request_id="req_1"),
-            move="refuse",
+            action="refuse",
             wait_s=0.0,
         ),
         "create.failed",
@@ -73,20 +78,20 @@ EVENTS: dict[str, tuple[Event, str, int, dict[str, Any]]] = {
         {"error": "InsufficientCredits [402, no_credits, req_1]", "move": "refuse"},
     ),
     "seen": (
-        JobSeen(record=FOUND, status="processing", looks=3),
-        "job.seen",
+        JobPolled(record=FOUND, status="processing", polls=3),
+        "job.polled",
         logging.DEBUG,
         {"status": "processing", "looks": 3},
     ),
     "query failed": (
-        QueryFailed(record=FOUND, error=ContractBroken("not JSON", status=200, body=ECHO), wait_s=2.5),
-        "query.failed",
+        PollFailed(record=FOUND, error=UnexpectedResponse("not JSON", status=200, body=ECHO), wait_s=2.5),
+        "poll.failed",
         logging.INFO,
-        {"error": "ContractBroken: not JSON", "wait_s": 2.5},
+        {"error": "UnexpectedResponse: not JSON", "wait_s": 2.5},
     ),
     "query failed for good": (
-        QueryFailed(record=FOUND, error=ValueError(ECHO), wait_s=None),
-        "query.failed",
+        PollFailed(record=FOUND, error=ValueError(ECHO), wait_s=None),
+        "poll.failed",
         logging.INFO,
         {"error": "ValueError", "wait_s": None},
     ),
@@ -134,7 +139,7 @@ def test_an_observer_that_raises_is_logged_and_the_next_one_is_told(caplog: pyte
         raise ZeroDivisionError
 
     event = EVENTS["seen"][0]
-    Announcer((broken, heard.append))(event)
+    EventEmitter((broken, heard.append))(event)
     assert heard == [event]
     (line,) = caplog.records
     assert line.levelno == logging.ERROR
@@ -154,7 +159,7 @@ SCENES: dict[str, tuple[list[Step], list[Step]]] = {
     "no image": ([created()], [task("completed", prompt=ECHO)]),
     "a bad key": ([created()], [refused(401, "key", ECHO)]),
     "lost for ever": ([LOST], [completed()]),
-    "never sent": ([TransportError("refused", sent=False)], [completed()]),
+    "never sent": ([TransportError("refused", possibly_sent=False)], [completed()]),
     "a bug": ([lambda _: _bug()], [completed()]),
 }
 
@@ -197,13 +202,13 @@ async def test_events_tell_the_whole_story_of_a_job() -> None:
 
     def note(event: Event) -> None:
         match event:
-            case JobMoved(record=found):
+            case JobStateChanged(record=found):
                 fact = found.state.value
-            case CreateFailed(move=move):
+            case CreateFailed(action=move):
                 fact = move
-            case JobSeen(status=status) | UnknownStatus(status=status):
+            case JobPolled(status=status) | UnknownStatus(status=status):
                 fact = status
-            case QueryFailed(error=error):
+            case PollFailed(error=error):
                 fact = type(error).__name__
             case _:
                 return
@@ -213,13 +218,13 @@ async def test_events_tell_the_whole_story_of_a_job() -> None:
     async with apimall(transport, observers=[note], ledger=Notebook(fails=[5])) as session:
         await session.generate("a fox")
     assert story == [
-        "JobMoved pending",
-        "JobMoved submitting",
+        "JobStateChanged pending",
+        "JobStateChanged submitting",
         "CreateFailed repeat",
-        "JobMoved running",
-        "QueryFailed TransportError",
-        "JobSeen processing",
-        "JobSeen completed",
-        "JobMoved succeeded",
-        f"QueryFailed {LedgerError.__name__}",
+        "JobStateChanged running",
+        "PollFailed TransportError",
+        "JobPolled processing",
+        "JobPolled completed",
+        "JobStateChanged succeeded",
+        f"PollFailed {LedgerError.__name__}",
     ]

@@ -37,7 +37,7 @@ ERRORS = {
     "AuthenticationError",
     "BatchStopped",
     "ConfigurationError",
-    "ContractBroken",
+    "UnexpectedResponse",
     "CreditLimitReached",
     "DownloadError",
     "GatewayError",

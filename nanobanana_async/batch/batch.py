@@ -6,14 +6,14 @@ from contextlib import suppress
 from types import TracebackType
 from typing import Self
 
-from nanobanana_async.batch.feeder import Feeder
-from nanobanana_async.batch.orders import Orders, Requests
+from nanobanana_async.batch.options import BatchOptions, Requests
 from nanobanana_async.batch.outcome import Outcome
 from nanobanana_async.batch.progress import Progress
-from nanobanana_async.display import Html, card, note, trouble
-from nanobanana_async.engine.core import Engine
+from nanobanana_async.batch.runner import BatchRunner
+from nanobanana_async.engine.engine import Engine
 from nanobanana_async.errors import BatchStopped, InvalidRequest
-from nanobanana_async.keeping import Keeper
+from nanobanana_async.image_saver import ImageSaver
+from nanobanana_async.notebook_html import Html, card, error_box, note
 
 
 class Batch:
@@ -31,13 +31,13 @@ class Batch:
     session is closed meanwhile.
     """
 
-    def __init__(self, requests: Requests, orders: Orders, engine: Engine, keeper: Keeper) -> None:
+    def __init__(self, requests: Requests, orders: BatchOptions, engine: Engine, keeper: ImageSaver) -> None:
         self._loop: asyncio.AbstractEventLoop | None = None
         self.name = orders.name
-        self._runner = engine.runner
+        self._scheduler = engine.scheduler
         self._guard = engine.guard
-        self._feeder = Feeder(_checked(requests), orders, engine, keeper)
-        self._progress = Progress(requests, orders.name, self._feeder, engine) if orders.progress else None
+        self._runner = BatchRunner(_checked(requests), orders, engine, keeper)
+        self._progress = Progress(requests, orders.name, self._runner, engine) if orders.progress else None
 
     def __repr__(self) -> str:
         if "_feeder" not in self.__dict__:  # the input was refused; debuggers show it all the same
@@ -49,10 +49,10 @@ class Batch:
         return card(f"Batch {self.name or 'without a name'}", facts, self._story())
 
     def _story(self) -> Html:
-        feeder = self._feeder
-        why = feeder.broken or feeder.stopped
+        feeder = self._runner
+        why = feeder.input_error or feeder.stop_reason
         if why is not None:
-            return trouble(f"The buying stopped: {type(why).__name__}", str(why))
+            return error_box(f"The buying stopped: {type(why).__name__}", str(why))
         if self._loop is None:
             return note("It has not begun: take its outcomes with `async for`.")
         return note("It has ended." if feeder.over else "It runs.")
@@ -60,17 +60,17 @@ class Batch:
     @property
     def done(self) -> int:
         """How many rows have ended, well or not."""
-        return self._feeder.done
+        return self._runner.done
 
     @property
     def failed(self) -> int:
         """How many of these did not end well."""
-        return self._feeder.failed
+        return self._runner.failed
 
     @property
     def unbought(self) -> int:
         """How many rows were pulled and not bought, since the buying stopped."""
-        return self._feeder.unbought
+        return self._runner.unbought
 
     def __aiter__(self) -> Self:
         return self
@@ -86,7 +86,7 @@ class Batch:
             raise
 
     async def _next(self) -> Outcome:
-        feeder, progress = self._feeder, self._progress
+        feeder, progress = self._runner, self._progress
         if progress is not None:
             progress.show()
         while (outcome := feeder.take()) is None:
@@ -110,31 +110,31 @@ class Batch:
     async def aclose(self) -> None:
         """Pull no more, and take back what was not yet sent. Idempotent."""
         self._guard.check()
-        self._feeder.stop()
+        self._runner.stop()
         if self._progress is not None:
             self._progress.close()
 
     def __del__(self) -> None:
         loop: asyncio.AbstractEventLoop | None = self.__dict__.get("_loop")  # missing if it was never built
-        if loop is not None and not self._guard.inherited:  # else it is the parent's loop that would be woken
+        if loop is not None and not self._guard.forked:  # else it is the parent's loop that would be woken
             with suppress(RuntimeError):  # the loop is closed
-                loop.call_soon_threadsafe(self._feeder.abandon)  # garbage is collected in any thread
+                loop.call_soon_threadsafe(self._runner.abandon)  # garbage is collected in any thread
                 if self._progress is not None:
                     loop.call_soon_threadsafe(self._progress.close)
 
     def _begin(self) -> None:
         if self._loop is None:
-            self._runner.run_beside(self._feeder.run)
+            self._scheduler.start_background(self._runner.run)
             self._loop = asyncio.get_running_loop()
 
     def _raise_why(self) -> None:
-        feeder = self._feeder
-        if feeder.broken is not None:
-            raise feeder.broken
-        if feeder.stopped is not None:
+        feeder = self._runner
+        if feeder.input_error is not None:
+            raise feeder.input_error
+        if feeder.stop_reason is not None:
             raise BatchStopped(
-                f"the buying stopped after {feeder.done} rows: {feeder.stopped}",
-                cause=feeder.stopped,
+                f"the buying stopped after {feeder.done} rows: {feeder.stop_reason}",
+                cause=feeder.stop_reason,
                 done=feeder.done,
                 unbought=feeder.unbought,
             )

@@ -5,10 +5,10 @@ from typing import Any
 
 from attrs import field, frozen
 
-from nanobanana_async.display import Fact, Html, card, note, pictures, trouble
 from nanobanana_async.errors import NanoBananaError
 from nanobanana_async.handle import Job
-from nanobanana_async.models import GenerationResult, ImageRequest, facts_of, settings_of
+from nanobanana_async.models import GenerationResult, ImageRequest, request_facts, result_facts
+from nanobanana_async.notebook_html import Html, LabelledValue, card, error_box, image_gallery, note
 
 
 @frozen(kw_only=True)
@@ -44,14 +44,14 @@ class Outcome:
         return self.result
 
     def _repr_html_(self) -> str:
-        facts: list[Fact] = [("row", self.index)]
+        facts: list[LabelledValue] = [("row", self.index)]
         shown: list[Html] = []
         if self.result is None:
-            facts += [*settings_of(self.request), ("key", self.key or None)]
+            facts += [*request_facts(self.request), ("key", self.key or None)]
         else:
-            facts += facts_of(self.result)
-            shown.append(pictures(image.url for image in self.result.images))
+            facts += result_facts(self.result)
+            shown.append(image_gallery(image.url for image in self.result.images))
         if self.error is not None:
-            shown.append(trouble(type(self.error).__name__, str(self.error)))
+            shown.append(error_box(type(self.error).__name__, str(self.error)))
         shown.extend(note(f"saved as {path}") for path in self.saved)
         return card(None if self.request is None else self.request.prompt, facts, *shown)

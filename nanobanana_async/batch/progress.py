@@ -6,13 +6,13 @@ from collections.abc import Sized
 from contextlib import suppress
 from typing import Any, Protocol
 
-from nanobanana_async.batch.orders import Requests
-from nanobanana_async.display import amount
-from nanobanana_async.engine.core import Engine
+from nanobanana_async.batch.options import Requests
+from nanobanana_async.engine.engine import Engine
 from nanobanana_async.errors import ConfigurationError
 from nanobanana_async.escaping import one_line
-from nanobanana_async.observe import log
-from nanobanana_async.stats import stats_of
+from nanobanana_async.events import log
+from nanobanana_async.notebook_html import amount
+from nanobanana_async.stats import collect_stats
 
 REDRAW_S, REFRESH_S = 0.2, 1.0
 
@@ -80,8 +80,10 @@ class Progress:
             log.warning("progress.failed error=%s", repr(error))
 
     def _standing(self) -> str:
-        stats = stats_of(self._engine)
-        slots = f"{stats.held} slots" if stats.job_limit is None else f"{stats.held} of {stats.job_limit} slots"
+        stats = collect_stats(self._engine)
+        slots = (
+            f"{stats.slots_held} slots" if stats.job_limit is None else f"{stats.slots_held} of {stats.job_limit} slots"
+        )
         return f"{self._counts.failed} failed, {slots}, {amount(stats.credits_spent)} credits"
 
 

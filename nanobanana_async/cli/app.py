@@ -26,15 +26,15 @@ from nanobanana_async import (
     NanoBananaError,
     __version__,
 )
-from nanobanana_async.checks import as_count, as_number
-from nanobanana_async.cli.batch import BatchCommand
+from nanobanana_async.cli.batch.command import BatchCommand
 from nanobanana_async.cli.demo import demonstrate
-from nanobanana_async.cli.generating import Interrupted, generate_all
-from nanobanana_async.cli.jobs import job_commands
+from nanobanana_async.cli.generate import Interrupted, generate_all
+from nanobanana_async.cli.jobs.command import job_commands
 from nanobanana_async.config import gateway_from_env
 from nanobanana_async.emulator import Emulator, LogNormal, serve
 from nanobanana_async.escaping import one_line
 from nanobanana_async.models import OutputFormat, Resolution
+from nanobanana_async.validators import as_count, as_number
 
 GatewayName = Literal["apimall", "defapi", "emulator"]
 
@@ -57,31 +57,31 @@ def run(tokens: Sequence[str]) -> int:
     try:
         code = app(list(tokens), exit_on_error=False, print_error=False)
     except CycloptsError as error:
-        return _complain(error, USAGE)
+        return _print_error(error, USAGE)
     except Interrupted as interrupted:
-        return _complain(interrupted, INTERRUPTED)
+        return _print_error(interrupted, INTERRUPTED)
     except KeyboardInterrupt:
-        return _complain("interrupted", INTERRUPTED)
+        return _print_error("interrupted", INTERRUPTED)
     except (ConfigurationError, InvalidRequest) as error:
         # A gateway's own 400 carries a status; without one it was found here, before anything was sent.
         local = not isinstance(error, InvalidRequest) or error.status is None
-        return _complain(error, USAGE if local else FAILED)
+        return _print_error(error, USAGE if local else FAILED)
     except BrokenPipeError:
         # Who read our output has gone: say nothing, and let Python's last flush find nowhere to complain either.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return FAILED
     except ImportError as error:  # an emulator without Pillow
-        return _complain(error, USAGE)
+        return _print_error(error, USAGE)
     except (NanoBananaError, OSError) as error:
-        return _complain(error, FAILED)
+        return _print_error(error, FAILED)
     except Exception as bug:
         if os.environ.get("NANOBANANA_DEBUG"):
             raise
-        return _complain(f"a bug: {type(bug).__name__}: {bug} (NANOBANANA_DEBUG=1 shows where)", FAILED)
+        return _print_error(f"a bug: {type(bug).__name__}: {bug} (NANOBANANA_DEBUG=1 shows where)", FAILED)
     return code if isinstance(code, int) else OK
 
 
-def _complain(what: object, code: int) -> int:
+def _print_error(what: object, code: int) -> int:
     line = one_line(str(what)) or type(what).__name__
     print(f"nanobanana: {line}", file=sys.stderr)
     return code
@@ -173,7 +173,7 @@ def generate(
         if output is None:
             raise ConfigurationError("--gateway emulator needs -o DIR: its pictures are gone when it ends")
         return asyncio.run(buy_for_nothing())
-    return asyncio.run(buy(_seller(gateway, base_url)))
+    return asyncio.run(buy(_find_gateway(gateway, base_url)))
 
 
 @app.command
@@ -227,7 +227,7 @@ def emulate(
     return OK
 
 
-def _seller(name: GatewayName | None, base_url: str | None) -> Gateway:
+def _find_gateway(name: GatewayName | None, base_url: str | None) -> Gateway:
     """Return the gateway that options and environment name; ask for a missing key where there is somebody to ask."""
     return gateway_from_env(_environ(name, base_url))  # into no variable: a traceback that shows locals would show it
 
@@ -245,5 +245,5 @@ def _environ(name: GatewayName | None, base_url: str | None) -> dict[str, str]:
     return environ
 
 
-app.command(BatchCommand(_seller).batch)
-app.command(job_commands(_seller))
+app.command(BatchCommand(_find_gateway).batch)
+app.command(job_commands(_find_gateway))

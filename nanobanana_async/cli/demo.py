@@ -9,10 +9,10 @@ from rich.console import Console
 from rich.table import Table
 
 from nanobanana_async import GenerationResult, NanoBananaError, Session, SessionStats
-from nanobanana_async.cli.board import Board, shorten
+from nanobanana_async.cli.display import JobsDisplay, shorten
 from nanobanana_async.emulator import Emulator, EmulatorStats, LogNormal, Script
 from nanobanana_async.emulator.faults import reset
-from nanobanana_async.emulator.pictures import require_pillow
+from nanobanana_async.emulator.images import require_pillow
 from nanobanana_async.escaping import exact, one_line
 
 JOB_LIMIT = 6  # what the session is not told
@@ -46,7 +46,7 @@ async def demonstrate(folder: Path, count: int, console: Console) -> int:
         picture_scale=0.5,
         script=script,
     )
-    board = Board(count, console)
+    board = JobsDisplay(count, console)
     async with emulator:
         gateway = emulator.apimall(expected_job_s=JOB_SECONDS)
         async with Session(gateway, observers=[board]) as session, asyncio.TaskGroup() as group:
@@ -81,7 +81,7 @@ def _tell(stats: SessionStats, seen: EmulatorStats, took_s: float, console: Cons
             f"{seen.lost_creates}, asked for again under the same key and answered from memory: {seen.replays}",
         ),
         ("charges", f"{seen.credits_charged} credits, {seen.double_charges} paid twice"),
-        ("job limit", f"{JOB_LIMIT} in truth, {stats.job_limit} learned; refusals: {stats.refusals}"),
+        ("job limit", f"{JOB_LIMIT} in truth, {stats.job_limit} learned; refusals: {stats.throttled}"),
         ("at once", f"{seen.running_max} jobs at most"),
         ("queries", f"{seen.polls_per_job_mean:.1f} per job, {seen.seen_delay_mean_s:.2f} s after its end on average"),
     ]

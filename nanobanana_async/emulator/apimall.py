@@ -9,9 +9,8 @@ from datetime import datetime, timedelta
 from decimal import Decimal
 
 from nanobanana_async.emulator import checks
-from nanobanana_async.emulator.account import ENDLESS_CREDITS
+from nanobanana_async.emulator.accounts import ENDLESS_CREDITS, CreateRequest, Phase, Refusal, Task
 from nanobanana_async.emulator.settings import FailureField
-from nanobanana_async.emulator.tasks import Order, Phase, Refusal, Task
 
 CREATE_PATH = "/api/v1/images/generate"
 QUERY_PREFIX = "/api/v1/images/"
@@ -57,14 +56,14 @@ FAULT_WORDS = {
 }
 
 
-def read_order(headers: Mapping[str, str], body: bytes) -> Order | Refusal:
+def parse_create(headers: Mapping[str, str], body: bytes) -> CreateRequest | Refusal:
     """Return what is ordered, or the 400 that names the field."""
     parsed = checks.read_object(headers, body)
     if isinstance(parsed, str):
         return Refusal(400, "invalid_request", parsed)
     if wrong := checks.complaint(_FIELDS, ("model", "prompt"), parsed):
         return Refusal(400, "invalid_request", wrong)
-    return Order(
+    return CreateRequest(
         prompt=parsed["prompt"],
         model=parsed["model"],
         canonical=checks.canonical(parsed),

@@ -7,7 +7,7 @@ from attrs import frozen
 
 
 @frozen
-class Picture:
+class ImageSpec:
     """A picture before it is painted; equal values are equal pictures, byte for byte."""
 
     prompt: str

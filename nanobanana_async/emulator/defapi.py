@@ -8,8 +8,8 @@ import json
 from collections.abc import Mapping, Sequence
 
 from nanobanana_async.emulator import checks
+from nanobanana_async.emulator.accounts import CreateRequest, Phase, Refusal, Task
 from nanobanana_async.emulator.settings import QueryShape
-from nanobanana_async.emulator.tasks import Order, Phase, Refusal, Task
 
 CREATE_PATH = "/api/image/gen"
 QUERY_PATH = "/api/task/query"
@@ -48,14 +48,14 @@ FAULT_WORDS = {
 }
 
 
-def read_order(headers: Mapping[str, str], body: bytes) -> Order | Refusal:
+def parse_create(headers: Mapping[str, str], body: bytes) -> CreateRequest | Refusal:
     """Return what is ordered, or the 400 that names the field."""
     parsed = checks.read_object(headers, body)
     if isinstance(parsed, str):
         return Refusal(400, "invalid_request", parsed)
     if wrong := checks.complaint(_FIELDS, ("model", "prompt"), parsed):
         return Refusal(400, "invalid_request", wrong)
-    return Order(
+    return CreateRequest(
         prompt=parsed["prompt"],
         model=parsed["model"],
         canonical=checks.canonical(parsed),

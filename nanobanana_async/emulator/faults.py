@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from attrs import evolve, field, frozen
 from attrs.validators import in_
 
-from nanobanana_async.emulator.ranges import PROBABILITY
-from nanobanana_async.emulator.values import ENDPOINTS, WHOLE, Answer, Delivery, Endpoint, Manner
+from nanobanana_async.emulator.messages import ENDPOINTS, WHOLE, Delivery, DeliveryMode, EmulatedResponse, Endpoint
+from nanobanana_async.emulator.validators import PROBABILITY
 
 _PROXY_PAGE = (
     b"<html>\r\n<head><title>%d</title></head>\r\n<body>\r\n<center><h1>%d</h1></center>\r\n"
@@ -37,28 +37,30 @@ class Fault:
     @property
     def delivers(self) -> bool:
         """Tell whether the caller reads the true answer in the end."""
-        return self.status is None and self.delivery.manner is Manner.WHOLE
+        return self.status is None and self.delivery.manner is DeliveryMode.WHOLE
 
-    def spoil(self, answer: Answer) -> Answer:
+    def spoil(self, answer: EmulatedResponse) -> EmulatedResponse:
         """Return what is sent instead of `answer`."""
-        if self.delivery.manner is Manner.RESET:
-            return Answer(0, {}, b"", self.delivery)
+        if self.delivery.manner is DeliveryMode.RESET:
+            return EmulatedResponse(0, {}, b"", self.delivery)
         if self.status is None:
             return evolve(answer, delivery=self.delivery)
         if self.body is None:
             headers = {**answer.headers, **self.headers}
-            return Answer(answer.status, headers, answer.body, self.delivery)  # 200 where refusals come inside one
-        return Answer(self.status, dict(self.headers), self.body, self.delivery)
+            return EmulatedResponse(
+                answer.status, headers, answer.body, self.delivery
+            )  # 200 where refusals come inside one
+        return EmulatedResponse(self.status, dict(self.headers), self.body, self.delivery)
 
 
 def reset(*, processed: bool = False) -> Fault:
     """Reset the connection without a byte of an answer."""
-    return Fault(name="reset", processed=processed, delivery=Delivery(manner=Manner.RESET))
+    return Fault(name="reset", processed=processed, delivery=Delivery(manner=DeliveryMode.RESET))
 
 
 def stall(seconds: float, *, processed: bool = False) -> Fault:
     """Say nothing for so long, then reset the connection."""
-    delivery = Delivery(manner=Manner.RESET, delay_s=seconds)
+    delivery = Delivery(manner=DeliveryMode.RESET, delay_s=seconds)
     return Fault(name="stall", processed=processed, delivery=delivery)
 
 
@@ -69,7 +71,7 @@ def delay(seconds: float) -> Fault:
 
 def late(seconds: float) -> Fault:
     """Do the work only after so long, even if the caller has gone away meanwhile."""
-    return Fault(name="late", delivery=Delivery(manner=Manner.LATE, delay_s=seconds))
+    return Fault(name="late", delivery=Delivery(manner=DeliveryMode.LATE, delay_s=seconds))
 
 
 def error(
@@ -117,13 +119,13 @@ def garbage(status: int = 200, *, processed: bool = False) -> Fault:
 
 def cut(*, sent_share: float = 0.5, processed: bool = True) -> Fault:
     """State the true length, send this share of the body, close the connection."""
-    delivery = Delivery(manner=Manner.CUT, sent_share=sent_share)
+    delivery = Delivery(manner=DeliveryMode.CUT, sent_share=sent_share)
     return Fault(name="cut", processed=processed, delivery=delivery)
 
 
 def wrong_length(*, sent_share: float = 0.5, processed: bool = True) -> Fault:
     """State only this share of the true length, send the whole body, close the connection."""
-    delivery = Delivery(manner=Manner.SHORT, sent_share=sent_share)
+    delivery = Delivery(manner=DeliveryMode.SHORT, sent_share=sent_share)
     return Fault(name="wrong length", processed=processed, delivery=delivery)
 
 
@@ -166,7 +168,7 @@ NO_SCRIPT = Script({})
 
 
 @frozen
-class Chance:
+class RandomFault:
     """Let a fault happen with this probability on one endpoint, or on all when it is None."""
 
     probability: float = field(validator=PROBABILITY)
@@ -177,9 +179,9 @@ class Chance:
 class FaultSource:
     """Decide for each call whether something goes wrong: queued faults, the script, chance."""
 
-    def __init__(self, script: Script, chances: Sequence[Chance], rng: random.Random) -> None:
+    def __init__(self, script: Script, chances: Sequence[RandomFault], rng: random.Random) -> None:
         self._script = script
-        self._chances: dict[Endpoint, list[Chance]] = {
+        self._chances: dict[Endpoint, list[RandomFault]] = {
             endpoint: [chance for chance in chances if chance.endpoint in (endpoint, None)] for endpoint in ENDPOINTS
         }
         self._rng = rng

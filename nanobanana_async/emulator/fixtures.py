@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator
 import pytest
 import pytest_asyncio
 
-from nanobanana_async.emulator.handle import Emulator
+from nanobanana_async.emulator.emulator import Emulator
 
 
 def pytest_configure(config: pytest.Config) -> None:

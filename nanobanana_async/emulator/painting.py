@@ -6,7 +6,7 @@ import random
 
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
-from nanobanana_async.emulator.composition import Picture, palette
+from nanobanana_async.emulator.composition import ImageSpec, palette
 
 _SKETCH_EDGE = 2048  # the composition is painted no larger, then scaled; only words are sharper
 _HILLS = 4
@@ -14,7 +14,7 @@ _HILLS = 4
 Colour = tuple[int, int, int]
 
 
-def paint_with_pillow(picture: Picture) -> bytes:
+def paint_with_pillow(picture: ImageSpec) -> bytes:
     """Return the encoded picture."""
     long_edge = max(picture.width, picture.height)
     ratio = min(1.0, _SKETCH_EDGE / (2 * long_edge)) * 2

@@ -1,6 +1,8 @@
-"""The settings of an emulated account, frozen and checked at birth."""
+"""How long a job takes: callables from a random generator to seconds."""
 
-from collections.abc import Iterable, Mapping, Sequence
+import math
+import random
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Any, Literal, TypedDict
@@ -8,9 +10,51 @@ from typing import Any, Literal, TypedDict
 from attrs import Attribute, field, frozen
 from attrs.validators import in_, optional
 
-from nanobanana_async.emulator.durations import QUICK, Duration
-from nanobanana_async.emulator.faults import NO_SCRIPT, Chance, Script
-from nanobanana_async.emulator.ranges import PROBABILITY, credits_or_none, number, price
+from nanobanana_async.emulator.faults import NO_SCRIPT, RandomFault, Script
+from nanobanana_async.emulator.validators import PROBABILITY, credits_or_none, number, price
+
+Duration = Callable[[random.Random], float]
+
+
+@frozen
+class Fixed:
+    """Take the same time, always."""
+
+    seconds: float = field(validator=number(endless=True))
+
+    def __call__(self, rng: random.Random) -> float:
+        """Return the seconds of one job."""
+        return self.seconds
+
+
+@frozen(kw_only=True)
+class LogNormal:
+    """Take `median_s` in the middle, with a long right tail that grows with `sigma`."""
+
+    median_s: float = field(validator=number(above=0))
+    sigma: float = field(default=0.35, validator=number(most=10))
+
+    def __call__(self, rng: random.Random) -> float:
+        """Return the seconds of one job."""
+        return math.exp(rng.gauss(math.log(self.median_s), self.sigma))
+
+
+@frozen(kw_only=True)
+class Bimodal:
+    """Take the time of `first`, or with the probability `second_share` that of `second`."""
+
+    first: Duration
+    second: Duration
+    second_share: float = field(default=0.2, validator=PROBABILITY)
+
+    def __call__(self, rng: random.Random) -> float:
+        """Return the seconds of one job."""
+        return (self.second if rng.random() < self.second_share else self.first)(rng)
+
+
+QUICK = LogNormal(median_s=0.5, sigma=0.3)
+REALISTIC = LogNormal(median_s=30.0, sigma=0.35)
+
 
 API_KEY = "emulator-key"
 UNAPPROVED_KEY = "unapproved-key"
@@ -34,7 +78,7 @@ def _changes(value: Iterable[tuple[float, int | None]]) -> tuple[tuple[float, in
     return tuple((at, limit) for at, limit in value)
 
 
-def _tuple(value: Iterable[Chance]) -> tuple[Chance, ...]:
+def _tuple(value: Iterable[RandomFault]) -> tuple[RandomFault, ...]:
     return tuple(value)
 
 
@@ -45,7 +89,7 @@ def _sorted_schedule(_: object, attribute: "Attribute[Any]", value: Sequence[tup
 
 
 @frozen(kw_only=True)
-class WorldSettings:
+class EmulatorSettings:
     """How the emulated gateways behave; `speed` divides the durations of jobs and nothing else."""
 
     seed: int = 0
@@ -107,12 +151,12 @@ class WorldSettings:
 
     # trouble, and how it is counted
     script: Script = NO_SCRIPT
-    chances: Sequence[Chance] = field(default=(), converter=_tuple)
+    chances: Sequence[RandomFault] = field(default=(), converter=_tuple)
     unique_by: UniqueBy = field(default="request", validator=in_(("request", "prompt")))
 
 
 class EmulatorOptions(TypedDict, total=False):
-    """The fields of `WorldSettings` as keyword arguments."""
+    """The fields of `EmulatorSettings` as keyword arguments."""
 
     seed: int
     started_at: datetime
@@ -157,5 +201,5 @@ class EmulatorOptions(TypedDict, total=False):
     callback_drop_probability: float
     callback_duplicate_probability: float
     script: Script
-    chances: Sequence[Chance]
+    chances: Sequence[RandomFault]
     unique_by: UniqueBy

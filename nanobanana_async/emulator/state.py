@@ -2,19 +2,18 @@
 
 import hashlib
 import heapq
+import ipaddress
 import random
 import uuid
 from base64 import b32encode
 from collections import deque
 from decimal import Decimal
+from urllib.parse import urlsplit
 
-from nanobanana_async.emulator.account import Account
-from nanobanana_async.emulator.callbacks import CallbackBook
-from nanobanana_async.emulator.counting import ZERO, Tally
-from nanobanana_async.emulator.keys import KeyBook
-from nanobanana_async.emulator.settings import WorldSettings
-from nanobanana_async.emulator.tasks import Order, Task
-from nanobanana_async.emulator.values import Gateway
+from nanobanana_async.emulator.accounts import Account, CreateRequest, Refusal, Task
+from nanobanana_async.emulator.messages import Gateway
+from nanobanana_async.emulator.settings import EmulatorSettings, Idempotency
+from nanobanana_async.emulator.stats import ZERO, Counters
 
 FAIL_MARKER = "[fail]"
 _LEAST_DURATION_S = 1e-6
@@ -23,11 +22,11 @@ _LEAST_DURATION_S = 1e-6
 class State:
     """Accounts, jobs and keys. Call `settle` before reading anything that time changes."""
 
-    def __init__(self, settings: WorldSettings) -> None:
+    def __init__(self, settings: EmulatorSettings) -> None:
         self.settings = settings
-        self.tally = Tally(settings.unique_by)
-        self.keys = KeyBook(settings.idempotency, settings.forget_keys_after_s)
-        self.callbacks = CallbackBook(settings, random.Random(f"{settings.seed} callbacks"))
+        self.tally = Counters(settings.unique_by)
+        self.keys = IdempotencyStore(settings.idempotency, settings.forget_keys_after_s)
+        self.callbacks = CallbackSchedule(settings, random.Random(f"{settings.seed} callbacks"))
         self.tasks: dict[str, Task] = {}
         self.base_url = "http://127.0.0.1"
         shared = Account(settings)
@@ -36,12 +35,12 @@ class State:
         self._ends: list[tuple[float, int, Task]] = []
         self._slots: list[tuple[float, int, Account, int]] = []
         self._seen: deque[Task] = deque()
-        self._lives = random.Random(f"{settings.seed} lives")
-        self._looks = random.Random(f"{settings.seed} looks")
+        self._duration_rng = random.Random(f"{settings.seed} lives")
+        self._poll_rng = random.Random(f"{settings.seed} looks")
         self._numbers = 0
         self._request_ids = 0
 
-    def settle(self, now: float) -> None:
+    def advance_to(self, now: float) -> None:
         """Let everything happen that is due: ends, refunds, freed slots, changed limits."""
         while self._ends and self._ends[0][0] <= now:
             self._end(heapq.heappop(self._ends)[2])
@@ -53,7 +52,7 @@ class State:
         if self._seen:
             self._forget(now - (self.settings.forget_seen_after_s or 0.0))
 
-    def accept(self, now: float, gateway: Gateway, key: str | None, order: Order) -> Task:
+    def accept(self, now: float, gateway: Gateway, key: str | None, order: CreateRequest) -> Task:
         """Charge for an order and let its job run; the caller has checked that it may."""
         account = self.accounts[gateway]
         price = self.price(gateway, order)
@@ -69,10 +68,10 @@ class State:
         if key is not None and gateway == "apimall":
             self.keys.remember(key, task)
         if order.callback_url is not None:
-            self.tally.callbacks[self.callbacks.promise(task)] += 1
+            self.tally.callbacks[self.callbacks.plan(task)] += 1
         return task
 
-    def price(self, gateway: Gateway, order: Order) -> Decimal:
+    def price(self, gateway: Gateway, order: CreateRequest) -> Decimal:
         """Return what an order costs."""
         if gateway == "defapi":
             return self.settings.defapi_price * order.images
@@ -86,7 +85,7 @@ class State:
     def is_unknown(self) -> bool:
         """Decide whether this look meets a gateway that does not know the state."""
         probability = self.settings.unknown_probability
-        return probability > 0 and self._looks.random() < probability
+        return probability > 0 and self._poll_rng.random() < probability
 
     def request_id(self) -> str:
         """Return a fresh request id."""
@@ -104,15 +103,15 @@ class State:
         now: float,
         gateway: Gateway,
         key: str | None,
-        order: Order,
+        order: CreateRequest,
         price: Decimal,
         remaining: Decimal | None,
     ) -> Task:
         self._numbers += 1
-        fails = self._lives.random() < self.settings.failure_probability
+        fails = self._duration_rng.random() < self.settings.failure_probability
         fails = fails or FAIL_MARKER in order.prompt
         draw = self.settings.failure_duration if fails else None
-        lasts_s = (draw or self.settings.duration)(self._lives) / self.settings.speed
+        lasts_s = (draw or self.settings.duration)(self._duration_rng) / self.settings.speed
         lasts_s = max(_LEAST_DURATION_S, lasts_s)
         return Task(
             number=self._numbers,
@@ -146,3 +145,87 @@ class State:
             task.refunded = True
             self.accounts[task.gateway].pay(-task.price)
         self.tally.ended(task)
+
+
+_OTHER_BODY = Refusal(409, "idempotency_conflict", "Idempotency-Key was already used with a different request")
+_STILL_RUNNING = Refusal(409, "idempotency_conflict", "A request with this Idempotency-Key is still in progress")
+
+
+class IdempotencyStore:
+    """Remember which key bought what."""
+
+    def __init__(self, manner: Idempotency, forget_after_s: float) -> None:
+        self._manner = manner
+        self._forget_after_s = forget_after_s
+        self._tasks: dict[str, Task] = {}
+        self._ages: deque[Task] = deque()
+
+    def look(self, now: float, key: str, canonical: str) -> Task | Refusal | None:
+        """Return the job to answer with again, a conflict, or None for a key never seen."""
+        if self._manner == "forget":
+            self._forget(now)
+        if (task := self._tasks.get(key)) is None:
+            return None
+        if task.order.canonical != canonical:
+            return _OTHER_BODY
+        if self._manner == "conflict" and now < task.ends_at:
+            return _STILL_RUNNING
+        return task
+
+    def remember(self, key: str, task: Task) -> None:
+        """Note that this key bought this job."""
+        self._tasks[key] = task
+        if self._manner == "forget":
+            self._ages.append(task)
+
+    def drop(self, task: Task) -> None:
+        """Forget the key of a job whose record is given up."""
+        if task.key is not None and self._tasks.get(task.key) is task:
+            del self._tasks[task.key]
+
+    def _forget(self, now: float) -> None:
+        while self._ages and self._ages[0].created_at + self._forget_after_s <= now:
+            self.drop(self._ages.popleft())
+
+
+def is_loopback(url: str) -> bool:
+    """Tell whether a URL stays on this machine; names other than localhost are not looked up."""
+    try:
+        host = urlsplit(url).hostname or ""
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+class CallbackSchedule:
+    """Keep the callbacks of running jobs in the order they are due."""
+
+    def __init__(self, settings: EmulatorSettings, rng: random.Random) -> None:
+        self._settings = settings
+        self._rng = rng
+        self._heap: list[tuple[float, int, Task]] = []
+        self._order = 0
+
+    def plan(self, task: Task) -> str:
+        """Plan the callback of a job; return what becomes of it: planned, dropped or refused."""
+        if not is_loopback(task.order.callback_url or ""):
+            return "refused"
+        if self._rng.random() < self._settings.callback_drop_probability:
+            return "dropped"
+        twice = self._rng.random() < self._settings.callback_duplicate_probability
+        for _ in range(2 if twice else 1):
+            self._order += 1
+            due_at = task.ends_at + self._settings.callback_delay_s
+            heapq.heappush(self._heap, (due_at, self._order, task))
+        return "planned"
+
+    def next_due(self) -> float | None:
+        """Return when the next callback is due, or None when none is planned."""
+        return self._heap[0][0] if self._heap else None
+
+    def due(self, now: float) -> list[Task]:
+        """Take out the jobs whose callback is due."""
+        tasks: list[Task] = []
+        while self._heap and self._heap[0][0] <= now:
+            tasks.append(heapq.heappop(self._heap)[2])
+        return tasks

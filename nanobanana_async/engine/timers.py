@@ -4,7 +4,7 @@ import asyncio
 import heapq
 from collections.abc import Callable, Iterator
 
-from nanobanana_async.engine.entry import NEVER, Entry
+from nanobanana_async.engine.tracked_job import NEVER, TrackedJob
 
 # uvloop's timers fire up to a millisecond early and in whole milliseconds: a heap that re-arms to the exact moment
 # then spins. Whatever is due within a tick is due now.
@@ -17,18 +17,18 @@ class Timers:
     def __init__(self, loop: asyncio.AbstractEventLoop, wake: Callable[[], None]) -> None:
         self._loop = loop
         self._wake = wake
-        self._heap: list[tuple[float, int, Entry]] = []
+        self._heap: list[tuple[float, int, TrackedJob]] = []
         self._count = 0
         self._handle: asyncio.TimerHandle | None = None
         self._armed_for = NEVER
 
-    def set(self, entry: Entry, due: float) -> None:
+    def set(self, entry: TrackedJob, due: float) -> None:
         """Let the entry be due then."""
         entry.due = due
         self._count += 1  # breaks ties: entries are not comparable
         heapq.heappush(self._heap, (due, self._count, entry))
 
-    def due(self, now: float) -> Iterator[Entry]:
+    def due(self, now: float) -> Iterator[TrackedJob]:
         """Take out what is due, in order."""
         heap = self._heap
         while heap and (heap[0][0] <= now + TICK_S or heap[0][2].due != heap[0][0]):

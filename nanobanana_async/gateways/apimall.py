@@ -9,37 +9,37 @@ from typing import Any, ClassVar
 from attrs import field, frozen
 from cattrs.gen import make_dict_structure_fn, override
 
-from nanobanana_async.checks import within
 from nanobanana_async.errors import InvalidRequest
+from nanobanana_async.gateways.base import GatewaySettings, task_type, unsupported_field
 from nanobanana_async.gateways.contract import MIB, HttpRequest, HttpResponse
-from nanobanana_async.gateways.images import Delivery, delivered, first_delivered
-from nanobanana_async.gateways.reading import (
+from nanobanana_async.gateways.images import DeliveredImages, parse_delivered, parse_first_delivered
+from nanobanana_async.gateways.parsing import (
     CONVERTER,
     UNKNOWN,
-    Answer,
-    Standing,
+    ParsedResponse,
+    TaskStatus,
+    has_known_status,
     known_task_id,
-    plain,
-    states,
+    parse_nested_json,
+    parse_running,
+    parse_word,
     status_word,
-    still_running,
     task_id,
     task_id_in_url,
     to_json,
-    unfold,
-    word,
+    without_inline_images,
 )
 from nanobanana_async.gateways.redaction import MESSAGE
-from nanobanana_async.gateways.refusing import WORDLESS, Refusal, no_to_create, refused, unwrap
-from nanobanana_async.gateways.settings import GatewaySettings, not_taken, task_type
-from nanobanana_async.jobs import FINAL, Accepted, JobState, Observation, check_key
+from nanobanana_async.gateways.refusals import NO_MESSAGE, Refusal, create_refusal_error, refusal_error, unwrap
+from nanobanana_async.jobs import TERMINAL_STATES, Accepted, JobState, Observation, validate_key
 from nanobanana_async.models import ImageRequest
+from nanobanana_async.validators import within
 
-_STANDINGS = {
-    "pending": Standing(queued=True),
-    "processing": Standing(),
-    "completed": Standing(JobState.SUCCEEDED),
-    "failed": Standing(JobState.FAILED),
+_STATUSES = {
+    "pending": TaskStatus(queued=True),
+    "processing": TaskStatus(),
+    "completed": TaskStatus(JobState.SUCCEEDED),
+    "failed": TaskStatus(JobState.FAILED),
 }
 _FLAGS = {"true": True, "1": True, "false": False, "0": False}
 
@@ -75,7 +75,7 @@ class _Task:
 
 
 def _output(value: object, _: object) -> _Output:
-    value = unfold(value)
+    value = parse_nested_json(value)
     return CONVERTER.structure(value, _Output) if isinstance(value, dict) else _Output()
 
 
@@ -113,23 +113,23 @@ class ApiMall(GatewaySettings):
     """How long after the first send a key is trusted to be remembered; the reference does not say."""
 
     @property
-    def takes_idempotency_key(self) -> bool:
+    def supports_idempotency_keys(self) -> bool:
         """Whether a create that is repeated under its key is answered once and charged once."""
         return True
 
     @property
-    def takes_callbacks(self) -> bool:
+    def supports_callbacks(self) -> bool:
         """Whether `callback_url` is taken."""
         return False
 
     def check(self, request: ImageRequest) -> None:
         """Raise `InvalidRequest` naming the first field that this gateway does not take."""
         if request.callback_url is not None:
-            raise not_taken(self, "callback_url")
+            raise unsupported_field(self, "callback_url")
         if request.task_type == "image-to-image" and not request.images:
             raise InvalidRequest("task_type image-to-image needs images")
         if request.task_type == "text-to-image" and request.images:
-            raise not_taken(self, "images", " with task_type text-to-image")
+            raise unsupported_field(self, "images", " with task_type text-to-image")
 
     def encode(self, request: ImageRequest) -> bytes:
         """Return the canonical body: the fields that are set, in the reference's order."""
@@ -151,7 +151,7 @@ class ApiMall(GatewaySettings):
         headers = {
             "Content-Type": "application/json",
             "Accept": "application/json",
-            "Idempotency-Key": check_key(wire_key),
+            "Idempotency-Key": validate_key(wire_key),
         }
         return HttpRequest(
             method="POST",
@@ -163,18 +163,18 @@ class ApiMall(GatewaySettings):
 
     def read_create(self, response: HttpResponse) -> Accepted:
         """Return what was bought, or raise what the answer says."""
-        answer = Answer.to(self, response)
+        answer = ParsedResponse.from_response(self, response)
         envelope, refusal = unwrap(answer, _find_refusal)
         data = envelope.get("data")
         if refusal is not None:
-            raise no_to_create(answer, refusal, data)
-        created = answer.structured(_Created, data, "data")
+            raise create_refusal_error(answer, refusal, data)
+        created = answer.parse(_Created, data, "data")
         return Accepted(
             task_id=created.task_id,
             credits_used=created.credits_used,
             credits_remaining=created.remaining_credits,
             model=created.model and sys.intern(created.model),  # the same in every job that is held
-            request_id=word(envelope.get("request_id")) or created.request_id,
+            request_id=parse_word(envelope.get("request_id")) or created.request_id,
         )
 
     def build_query(self, task_id: str) -> HttpRequest:
@@ -189,16 +189,16 @@ class ApiMall(GatewaySettings):
 
     def read_query(self, response: HttpResponse) -> Observation:
         """Return where a task stands, or raise what the answer says."""
-        answer = Answer.to(self, response)
+        answer = ParsedResponse.from_response(self, response)
         envelope, refusal = unwrap(answer, _find_refusal)
         data = envelope.get("data")
-        if refusal is not None and not states(data, _STANDINGS):
-            raise refused(answer, refusal)
-        if (running := still_running(data, _STANDINGS)) is not None:
+        if refusal is not None and not has_known_status(data, _STATUSES):
+            raise refusal_error(answer, refusal)
+        if (running := parse_running(data, _STATUSES)) is not None:
             return running
-        task = answer.structured(_Task, data, "data")
-        standing = _STANDINGS.get(task.status, UNKNOWN)
-        delivery = _delivery(task, answer.body) if standing.state is JobState.SUCCEEDED else Delivery()
+        task = answer.parse(_Task, data, "data")
+        standing = _STATUSES.get(task.status, UNKNOWN)
+        delivery = _delivery(task, answer.body) if standing.state is JobState.SUCCEEDED else DeliveredImages()
         failure = task.error_message or task.fail_message or envelope.get("failMsg")
         return Observation(
             task_id=task.task_id,
@@ -208,32 +208,32 @@ class ApiMall(GatewaySettings):
             queued=standing.queued,
             images=delivery.images,
             missing=delivery.missing,
-            error=answer.say(failure, MESSAGE) if standing.state is JobState.FAILED else None,
+            error=answer.clean_text(failure, MESSAGE) if standing.state is JobState.FAILED else None,
             model=task.model,
             credits_used=task.credits_used,
             credits_refunded=task.credits_refunded,
             created_at=task.created_at,
             completed_at=task.completed_at,
-            request_id=word(envelope.get("request_id")),
-            raw=plain(envelope) if standing.state in FINAL else {},
+            request_id=parse_word(envelope.get("request_id")),
+            raw=without_inline_images(envelope) if standing.state in TERMINAL_STATES else {},
         )
 
     def read_callback(self, body: bytes) -> Observation:
-        """Raise `ContractBroken`: this gateway sends no callbacks."""
-        answer = Answer(self, body)
+        """Raise `UnexpectedResponse`: this gateway sends no callbacks."""
+        answer = ParsedResponse(self, body)
         del body  # it may hold the API key, and tools show the locals of a traceback's frames
-        raise answer.broken("it sends no callbacks, so this is none of its")
+        raise answer.unexpected("it sends no callbacks, so this is none of its")
 
 
-def _delivery(task: _Task, body: bytes) -> Delivery:
+def _delivery(task: _Task, body: bytes) -> DeliveredImages:
     """Return the images: all of `resultUrls` when it has more than one, else the first usable field."""
-    urls = unfold(task.output.result_urls)
+    urls = parse_nested_json(task.output.result_urls)
     listed = urls if isinstance(urls, list) else [urls]
-    every = delivered(listed, body) if len(listed) > 1 else Delivery()
+    every = parse_delivered(listed, body) if len(listed) > 1 else DeliveredImages()
     if every.images:
         return every
-    first = first_delivered((task.primary_url, task.image_url, *listed), body)
-    return Delivery(first.images, every.missing[1:]) if first.images else first
+    first = parse_first_delivered((task.primary_url, task.image_url, *listed), body)
+    return DeliveredImages(first.images, every.missing[1:]) if first.images else first
 
 
 def _flag(value: object) -> bool | None:
@@ -246,7 +246,7 @@ def _find_refusal(envelope: Mapping[str, Any]) -> Refusal | None:
     details = error if isinstance(error, dict) else {}
     if success or (success is None and not (details.get("code") or details.get("message"))):
         return None
-    code = word(details.get("code")) or word(envelope.get("code"))
+    code = parse_word(details.get("code")) or parse_word(envelope.get("code"))
     said = (details.get("message"), error, envelope.get("message"), code)
-    message = next((text for text in said if isinstance(text, str) and text.strip()), WORDLESS)
-    return Refusal(message, code, word(envelope.get("request_id")))
+    message = next((text for text in said if isinstance(text, str) and text.strip()), NO_MESSAGE)
+    return Refusal(message, code, parse_word(envelope.get("request_id")))

@@ -40,7 +40,7 @@ class Gateway(Protocol):
     """One gateway: how it is reached, what it takes, how it speaks. Implement it to add a third.
 
     No method awaits, reads a clock or touches a socket. `read_*` raise `GatewayError` for a no in the gateway's own
-    envelope and `ContractBroken` for an answer that does not fit its reference.
+    envelope and `UnexpectedResponse` for an answer that does not fit its reference.
     """
 
     @property
@@ -67,12 +67,12 @@ class Gateway(Protocol):
         ...
 
     @property
-    def takes_idempotency_key(self) -> bool:
+    def supports_idempotency_keys(self) -> bool:
         """Whether a create that is repeated under its key is answered once and charged once."""
         ...
 
     @property
-    def takes_callbacks(self) -> bool: ...
+    def supports_callbacks(self) -> bool: ...
 
     @property
     def key_lifetime_s(self) -> float:
@@ -88,7 +88,7 @@ class Gateway(Protocol):
         """Raise `InvalidRequest` naming the first field that this gateway does not take."""
         ...
 
-    def weight(self, request: ImageRequest) -> int:
+    def slots_for(self, request: ImageRequest) -> int:
         """How many job slots the request takes in the gateway's count."""
         ...
 
@@ -113,7 +113,7 @@ class Gateway(Protocol):
     def read_query(self, response: HttpResponse) -> Observation: ...
 
     def read_callback(self, body: bytes) -> Observation:
-        """Read what a callback claims; raise `ContractBroken` where the gateway sends none."""
+        """Read what a callback claims; raise `UnexpectedResponse` where the gateway sends none."""
         ...
 
 
@@ -126,5 +126,5 @@ class Transport(Protocol):
     async def aclose(self) -> None: ...
 
     async def send(self, request: HttpRequest, *, timeout_s: float, fresh_connection: bool = False) -> HttpResponse:
-        """Return the gateway's answer, read whole; raise `TransportError` or `ContractBroken` if there is none."""
+        """Return the gateway's answer, read whole; raise `TransportError` or `UnexpectedResponse` if there is none."""
         ...

@@ -9,38 +9,38 @@ from attrs import frozen
 from cattrs.gen import make_dict_structure_fn, override
 
 from nanobanana_async.errors import InvalidRequest
+from nanobanana_async.gateways.base import GatewaySettings, unsupported_field
 from nanobanana_async.gateways.contract import MIB, HttpRequest, HttpResponse
-from nanobanana_async.gateways.images import Delivery, delivered
-from nanobanana_async.gateways.reading import (
+from nanobanana_async.gateways.images import DeliveredImages, parse_delivered
+from nanobanana_async.gateways.parsing import (
     CONVERTER,
     UNKNOWN,
-    Answer,
-    Standing,
+    ParsedResponse,
+    TaskStatus,
+    has_known_status,
     known_task_id,
-    plain,
-    states,
+    parse_nested_json,
+    parse_running,
+    parse_word,
     status_word,
-    still_running,
     task_id,
     task_id_in_url,
     to_json,
-    unfold,
-    word,
+    without_inline_images,
 )
 from nanobanana_async.gateways.redaction import MESSAGE
-from nanobanana_async.gateways.refusing import WORDLESS, Refusal, no_to_create, refused, unwrap
-from nanobanana_async.gateways.settings import GatewaySettings, not_taken
-from nanobanana_async.jobs import FINAL, Accepted, JobState, Observation
+from nanobanana_async.gateways.refusals import NO_MESSAGE, Refusal, create_refusal_error, refusal_error, unwrap
+from nanobanana_async.jobs import TERMINAL_STATES, Accepted, JobState, Observation
 from nanobanana_async.models import ImageRequest
 
 MAX_REFERENCE_IMAGES = 4
 
-_STANDINGS = {
-    "pending": Standing(queued=True),
-    "submitted": Standing(queued=True),
-    "in_progress": Standing(),
-    "success": Standing(JobState.SUCCEEDED),
-    "failed": Standing(JobState.FAILED),
+_STATUSES = {
+    "pending": TaskStatus(queued=True),
+    "submitted": TaskStatus(queued=True),
+    "in_progress": TaskStatus(),
+    "success": TaskStatus(JobState.SUCCEEDED),
+    "failed": TaskStatus(JobState.FAILED),
 }
 _NO_REFUSAL = (None, 0, "0", 200, "200")
 
@@ -74,7 +74,7 @@ class _Task:
 
 
 def _reason(value: object, _: object) -> _Reason:
-    value = unfold(value)
+    value = parse_nested_json(value)
     return CONVERTER.structure(value, _Reason) if isinstance(value, dict) else _Reason(value)
 
 
@@ -106,12 +106,12 @@ class DefApi(GatewaySettings):
     model: str = "google/gempix2"
 
     @property
-    def takes_idempotency_key(self) -> bool:
+    def supports_idempotency_keys(self) -> bool:
         """Whether a create that is repeated under its key is answered once and charged once."""
         return False
 
     @property
-    def takes_callbacks(self) -> bool:
+    def supports_callbacks(self) -> bool:
         """Whether `callback_url` is taken."""
         return True
 
@@ -123,10 +123,10 @@ class DefApi(GatewaySettings):
     def check(self, request: ImageRequest) -> None:
         """Raise `InvalidRequest` naming the first field that this gateway does not take."""
         if request.num_images != 1:
-            raise not_taken(self, "num_images", f" other than 1, not {request.num_images}")
+            raise unsupported_field(self, "num_images", f" other than 1, not {request.num_images}")
         for name in ("aspect_ratio", "resolution", "output_format", "task_type"):
             if getattr(request, name) is not None:
-                raise not_taken(self, name)
+                raise unsupported_field(self, name)
         if len(request.images) > MAX_REFERENCE_IMAGES:
             raise InvalidRequest(f"defapi takes at most {MAX_REFERENCE_IMAGES} images, not {len(request.images)}")
 
@@ -151,12 +151,12 @@ class DefApi(GatewaySettings):
 
     def read_create(self, response: HttpResponse) -> Accepted:
         """Return what was bought, or raise what the answer says."""
-        answer = Answer.to(self, response)
+        answer = ParsedResponse.from_response(self, response)
         envelope, refusal = unwrap(answer, _find_refusal)
         fields = _flat(envelope)
         if refusal is not None:
-            raise no_to_create(answer, refusal, fields)
-        created = answer.structured(_Created, fields, "data")
+            raise create_refusal_error(answer, refusal, fields)
+        created = answer.parse(_Created, fields, "data")
         return Accepted(
             task_id=created.task_id,
             credits_used=created.consumed,
@@ -176,30 +176,30 @@ class DefApi(GatewaySettings):
 
     def read_query(self, response: HttpResponse) -> Observation:
         """Return where a task stands, or raise what the answer says."""
-        answer = Answer.to(self, response)
+        answer = ParsedResponse.from_response(self, response)
         envelope, refusal = unwrap(answer, _find_refusal)
         fields = _flat(envelope)
-        if refusal is not None and not states(fields, _STANDINGS):
-            raise refused(answer, refusal)
+        if refusal is not None and not has_known_status(fields, _STATUSES):
+            raise refusal_error(answer, refusal)
         return _observed(answer, envelope, fields)
 
     def read_callback(self, body: bytes) -> Observation:
-        """Return what a callback claims, or raise `ContractBroken`. Whoever knows the URL can send one."""
-        answer = Answer(self, body)
+        """Return what a callback claims, or raise `UnexpectedResponse`. Whoever knows the URL can send one."""
+        answer = ParsedResponse(self, body)
         del body  # it may hold the API key, and tools show the locals of a traceback's frames
-        envelope = answer.decoded()
+        envelope = answer.json_object()
         seen = _observed(answer, envelope, _flat(envelope))
         if seen.task_id is None:
-            raise answer.broken("the callback names no task")
+            raise answer.unexpected("the callback names no task")
         return seen
 
 
-def _observed(answer: Answer, envelope: dict[str, Any], fields: dict[str, Any]) -> Observation:
-    if (running := still_running(fields, _STANDINGS)) is not None:
+def _observed(answer: ParsedResponse, envelope: dict[str, Any], fields: dict[str, Any]) -> Observation:
+    if (running := parse_running(fields, _STATUSES)) is not None:
         return running
-    task = answer.structured(_Task, fields, "data")
-    standing = _STANDINGS.get(task.status, UNKNOWN)
-    delivery = _delivery(task, answer.body) if standing.state is JobState.SUCCEEDED else Delivery()
+    task = answer.parse(_Task, fields, "data")
+    standing = _STATUSES.get(task.status, UNKNOWN)
+    delivery = _delivery(task, answer.body) if standing.state is JobState.SUCCEEDED else DeliveredImages()
     return Observation(
         task_id=task.task_id,
         state=standing.state,
@@ -208,13 +208,13 @@ def _observed(answer: Answer, envelope: dict[str, Any], fields: dict[str, Any]) 
         queued=standing.queued,
         images=delivery.images,
         missing=delivery.missing,
-        error=answer.say(task.status_reason.message, MESSAGE) if standing.state is JobState.FAILED else None,
+        error=answer.clean_text(task.status_reason.message, MESSAGE) if standing.state is JobState.FAILED else None,
         model=task.model,
         credits_used=task.consumed,
         created_at=task.created_at,
         completed_at=task.completed_at,
         request_id=task.request_id,
-        raw=plain(envelope) if standing.state in FINAL else {},
+        raw=without_inline_images(envelope) if standing.state in TERMINAL_STATES else {},
     )
 
 
@@ -226,11 +226,11 @@ def _flat(envelope: dict[str, Any]) -> dict[str, Any]:
     return {**envelope, **{name: value for name, value in data.items() if value is not None}}
 
 
-def _delivery(task: _Task, body: bytes) -> Delivery:
+def _delivery(task: _Task, body: bytes) -> DeliveredImages:
     """Return the images of a list of results, of a single one, or of either as JSON in a string."""
-    result = unfold(task.result)
+    result = parse_nested_json(task.result)
     listed = result if isinstance(result, list) else [result]
-    return delivered([item.get("image", item) if isinstance(item, dict) else item for item in listed], body)
+    return parse_delivered([item.get("image", item) if isinstance(item, dict) else item for item in listed], body)
 
 
 def _find_refusal(envelope: Mapping[str, Any]) -> Refusal | None:
@@ -239,4 +239,6 @@ def _find_refusal(envelope: Mapping[str, Any]) -> Refusal | None:
         return None
     texts = (envelope.get("message"), envelope.get("detail"))
     said = [text.strip() for text in texts if isinstance(text, str) and text.strip()]
-    return Refusal(": ".join(said) or WORDLESS, word(envelope.get("code")), word(envelope.get("request_id")))
+    return Refusal(
+        ": ".join(said) or NO_MESSAGE, parse_word(envelope.get("code")), parse_word(envelope.get("request_id"))
+    )

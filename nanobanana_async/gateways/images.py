@@ -5,8 +5,8 @@ from urllib.parse import urlsplit
 
 from attrs import frozen
 
-from nanobanana_async.gateways.bulk import LARGE, put_back
-from nanobanana_async.gateways.inline import inline_image
+from nanobanana_async.gateways.data_uris import normal_data_uri
+from nanobanana_async.gateways.large_answers import LARGE, restore_inline_image
 from nanobanana_async.jobs import Missing
 
 _MOST = 100
@@ -15,20 +15,22 @@ _LONGEST_URL = 16_384
 
 
 @frozen
-class Delivery:
+class DeliveredImages:
     """What a finished task brought: its images in order, and the places in that order which hold none."""
 
     images: tuple[str, ...] = ()
     missing: Missing = ()
 
 
-def delivered(values: Sequence[object], body: bytes) -> Delivery:
+def parse_delivered(values: Sequence[object], body: bytes) -> DeliveredImages:
     """Return each value that is an image, and why each of the others is none."""
     images: list[str] = []
     missing: list[tuple[int, str]] = []
     for index, value in enumerate(values[:_MOST]):
         try:
-            url = picture(put_back(value, body) if isinstance(value, str) and len(body) > LARGE else value)
+            url = image_url(
+                restore_inline_image(value, body) if isinstance(value, str) and len(body) > LARGE else value
+            )
             if url is None:
                 missing.append((index, "the gateway gave no link"))
             else:
@@ -37,29 +39,29 @@ def delivered(values: Sequence[object], body: bytes) -> Delivery:
             missing.append((index, str(error)))
     if len(values) > _MOST:
         missing.append((_MOST, f"the gateway lists {len(values)} images, more than are looked at"))
-    return Delivery(tuple(images), tuple(missing))
+    return DeliveredImages(tuple(images), tuple(missing))
 
 
-def first_delivered(values: Sequence[object], body: bytes) -> Delivery:
+def parse_first_delivered(values: Sequence[object], body: bytes) -> DeliveredImages:
     """Return the first value that is an image; if there is none, why each that is given at all is none."""
     misfits: list[str] = []
     for value in values:
         if value is not None and value != "":
-            found = delivered([value], body)
+            found = parse_delivered([value], body)
             if found.images:
                 return found
             misfits += [why for _, why in found.missing]
-    return Delivery(missing=tuple(enumerate(misfits)))
+    return DeliveredImages(missing=tuple(enumerate(misfits)))
 
 
-def picture(value: object) -> str | None:
+def image_url(value: object) -> str | None:
     """Return an http(s) URL or a base64 data URI of an image; None for nothing; raise ValueError for anything else."""
     if value is None or (isinstance(value, str) and not value.strip()):
         return None
     if not isinstance(value, str):
         raise ValueError(f"an image is a URL or a data URI, not {type(value).__name__}")
     if value[:5].lower() == "data:":
-        return inline_image(value)
+        return normal_data_uri(value)
     url = value.strip()
     if len(url) > _LONGEST_URL:
         raise ValueError(f"an image's URL is longer than {_LONGEST_URL} characters")

@@ -25,7 +25,7 @@ _PATTERNS = (
 )
 
 
-def tidy(text: str, *, secret: Secret | None = None, limit: int = EXCERPT) -> str:
+def redact(text: str, *, secret: Secret | None = None, limit: int = EXCERPT) -> str:
     """Return the text's beginning on one line: keys, inline pictures and signed queries out, odd characters escaped."""
     seen = text[:_WINDOW]
     if secret is not None:
@@ -41,4 +41,4 @@ def tidy(text: str, *, secret: Secret | None = None, limit: int = EXCERPT) -> st
 
 def excerpt(body: bytes, *, secret: Secret | None = None) -> str:
     """Return the beginning of an answer as `tidy` text."""
-    return tidy(body[: 2 * _WINDOW].decode("utf-8-sig", "replace"), secret=secret)
+    return redact(body[: 2 * _WINDOW].decode("utf-8-sig", "replace"), secret=secret)

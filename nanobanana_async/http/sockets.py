@@ -8,7 +8,7 @@ from typing import Any
 
 import aiohttp
 
-_PATIENT_TURNS = 10  # of the event loop; a connection that is let go of needs two or three
+_POLITE_TURNS = 10  # of the event loop; a connection that is let go of needs two or three
 _TURNS = 110
 _PAUSE_S = 0.01
 _SIP = 16 * 1024
@@ -28,7 +28,7 @@ class _Sipping(socket.socket):
         return super().recv_into(buffer, min(nbytes or len(buffer), _SIP), flags)
 
 
-class Sockets:
+class SocketTracker:
     """Makes sockets for a connector and remembers those that live.
 
     A connector waits for the connections in its pool, not for those it let go of just before.
@@ -48,18 +48,18 @@ class Sockets:
         """Return those that are not closed."""
         return [made for made in self._made if made.fileno() != -1]
 
-    async def gone(self) -> None:
+    async def wait_closed(self) -> None:
         """Wait, about a second at most, until all are closed."""
         for turn in range(_TURNS):
             left = self.open()
             if not left:
                 return
-            if turn == _PATIENT_TURNS:
-                _hang_up(left)
-            await asyncio.sleep(0 if turn < _PATIENT_TURNS else _PAUSE_S)
+            if turn == _POLITE_TURNS:
+                _shutdown(left)
+            await asyncio.sleep(0 if turn < _POLITE_TURNS else _PAUSE_S)
 
 
-def _hang_up(sockets: list[socket.socket]) -> None:
+def _shutdown(sockets: list[socket.socket]) -> None:
     # TLS waits half a minute for a goodbye that the peer may never say, a full buffer waits for it to read on.
     for left in sockets:
         with contextlib.suppress(OSError):  # not connected any more

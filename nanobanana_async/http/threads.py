@@ -13,8 +13,8 @@ import anyio
 import anyio.to_thread
 from aiohttp.abc import AbstractResolver, ResolveResult
 
-from nanobanana_async.gateways.bulk import LARGE
 from nanobanana_async.gateways.contract import HttpResponse
+from nanobanana_async.gateways.large_answers import LARGE
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -25,7 +25,7 @@ _INTERNET = (socket.AF_INET, socket.AF_INET6)
 _NUMERIC = socket.AI_NUMERICHOST | socket.AI_NUMERICSERV
 
 
-class Threads:
+class ThreadLimiter:
     """Runs blocking work in at most `most` threads at once, whatever the host does with its own."""
 
     def __init__(self, most: int) -> None:
@@ -51,7 +51,7 @@ class AnswerReader:
     """Reads a gateway's answers: small ones at once, large ones in a thread beside the event loop."""
 
     def __init__(self) -> None:
-        self._threads = Threads(_READ_AT_ONCE)
+        self._threads = ThreadLimiter(_READ_AT_ONCE)
 
     async def read(self, read: Callable[[HttpResponse], T], response: HttpResponse) -> T:
         """Return what `read` makes of the answer; raise what it raises."""
@@ -60,11 +60,11 @@ class AnswerReader:
         return await self._threads.run(read, response)
 
 
-class Resolver(AbstractResolver):
+class ThreadedResolver(AbstractResolver):
     """Resolves names by the operating system, in threads of our own."""
 
     def __init__(self) -> None:
-        self._threads = Threads(_RESOLVED_AT_ONCE)
+        self._threads = ThreadLimiter(_RESOLVED_AT_ONCE)
 
     async def resolve(
         self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_UNSPEC

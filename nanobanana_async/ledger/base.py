@@ -10,7 +10,7 @@ from attrs import frozen
 
 from nanobanana_async.errors import LedgerError
 from nanobanana_async.jobs import JobRecord
-from nanobanana_async.policy.credits import Price
+from nanobanana_async.policy.prices import Price
 
 
 @frozen(kw_only=True)
@@ -20,7 +20,7 @@ class Claim:
     record: JobRecord
     new: bool = False
     """It was not there before."""
-    ours: bool = False
+    owned: bool = False
     """It has not ended, and we follow it; a job that is over, UNCERTAIN ones among them, is nobody's."""
 
 
@@ -116,7 +116,7 @@ class Ledger(Protocol):
         """Let go of a job: from now on anybody may adopt it."""
         ...
 
-    async def held(self, account: str, *, since: datetime | None = None) -> int:
+    async def count_slots_of_others(self, account: str, *, since: datetime | None = None) -> int:
         """Count the jobs that may hold a slot of this account and are not ours, begun after a moment."""
         ...
 
@@ -124,15 +124,15 @@ class Ledger(Protocol):
         """Return what was ever spent, or set aside, under a name, after refunds: also for jobs that are forgotten."""
         ...
 
-    async def secret(self) -> bytes:
+    async def callback_secret(self) -> bytes:
         """Return 32 random bytes that all who share the list have in common, for as long as it lasts."""
         ...
 
-    async def nudge(self, key: str, task_id: str | None) -> None:
+    async def notify_owner(self, key: str, task_id: str | None) -> None:
         """Leave word for the owner who follows a job that there is news of it, and what its task id is said to be."""
         ...
 
-    async def nudges(self) -> Sequence[tuple[str, str | None]]:
+    async def take_notices(self) -> Sequence[tuple[str, str | None]]:
         """Take what others have left for us: keys, and task ids as far as they were said."""
         ...
 

@@ -9,7 +9,7 @@ from decimal import Decimal
 
 from nanobanana_async.jobs import JobRecord, JobState
 from nanobanana_async.ledger.base import Allowance, Refusal
-from nanobanana_async.policy.credits import Basis, Price, charge_of, credits_in, price_in, units
+from nanobanana_async.policy.prices import Basis, Price, charge_of, credits_in, price_in, units
 
 _ESTIMATED = "basis IN ('expected', 'example')"  # word for word as the indexes have it
 _UNDER_WAY = "state IN ('submitting', 'running')"

@@ -18,7 +18,7 @@ APPLICATION_ID = 0x6E62616E  # "nban", for `file` and for us
 
 _PAUSE_S = 0.02
 
-_WHAT_IT_IS = (
+_IDENTIFY = (
     "SELECT (SELECT application_id FROM pragma_application_id), (SELECT user_version FROM pragma_user_version),"
     " (SELECT count(*) FROM sqlite_schema)"
 )
@@ -47,13 +47,13 @@ def current_schema() -> Schema:
     return Schema(script=files("nanobanana_async.ledger").joinpath("schema.sql").read_text(encoding="utf-8"))
 
 
-def opened(path: Path, schema: Schema, *, busy_s: float) -> sqlite3.Connection:
+def open_writable(path: Path, schema: Schema, *, busy_s: float) -> sqlite3.Connection:
     """Open a ledger for writing; make it where there is none. Raises `LedgerError`, `sqlite3.Error` or OSError."""
     if not path.parent.is_dir():
         raise LedgerError(f"ledger {path}: there is no folder {path.parent}: make it first")
     if path.is_dir():
         raise LedgerError(f"ledger {path}: that is a folder: name a file in it")
-    _make(path)
+    _create_private(path)
     connection = _connect(path, "mode=rw", busy_s)
     try:
         _set_up(connection, path, schema, busy_s)
@@ -63,7 +63,7 @@ def opened(path: Path, schema: Schema, *, busy_s: float) -> sqlite3.Connection:
     return connection
 
 
-def opened_for_reading(path: Path, schema: Schema, *, busy_s: float) -> sqlite3.Connection:
+def open_read_only(path: Path, schema: Schema, *, busy_s: float) -> sqlite3.Connection:
     """Open a ledger that must exist, and change nothing; raises as `opened` does."""
     if not path.is_file():
         raise LedgerError(f"ledger {path}: there is no such file")
@@ -98,7 +98,7 @@ def _size(file: Path) -> int:
         return 0
 
 
-def _make(path: Path) -> None:
+def _create_private(path: Path) -> None:
     # For this user only, from its first moment; SQLite gives the files beside it the same permissions. The lock: to
     # close a file drops every lock that this process has on it, those of another ledger's connection too.
     with _CREATING, suppress(FileExistsError):
@@ -114,7 +114,7 @@ def _connect(path: Path, mode: str, busy_s: float) -> sqlite3.Connection:
 def _version(connection: sqlite3.Connection, path: Path, schema: Schema) -> int:
     """Return the version of a ledger, 0 for an empty file; raise `LedgerError` for what is none that we know."""
     # In one statement, and so from one moment: another process may be making the same file.
-    application, version, tables = connection.execute(_WHAT_IT_IS).fetchone()
+    application, version, tables = connection.execute(_IDENTIFY).fetchone()
     if (application, version, tables) == (0, 0, 0):
         return 0
     if application != APPLICATION_ID or version < 1:
@@ -136,7 +136,7 @@ def _set_up(connection: sqlite3.Connection, path: Path, schema: Schema, busy_s: 
     connection.execute(f"PRAGMA cache_size = -{CACHE_KIB}")
     if _version(connection, path, schema) < schema.version:
         with transaction(connection):
-            _bring_up(connection, _version(connection, path, schema), schema)  # unless somebody else just did
+            _migrate(connection, _version(connection, path, schema), schema)  # unless somebody else just did
 
 
 def _switch_to_wal(connection: sqlite3.Connection, path: Path, busy_s: float) -> None:
@@ -158,7 +158,7 @@ def _wal_mode(connection: sqlite3.Connection, *, last_try: bool) -> str | None:
         return None
 
 
-def _bring_up(connection: sqlite3.Connection, found: int, schema: Schema) -> None:
+def _migrate(connection: sqlite3.Connection, found: int, schema: Schema) -> None:
     for script in schema.steps[found - 1 :] if found else (schema.script,):
         for statement in _statements(script):
             connection.execute(statement)

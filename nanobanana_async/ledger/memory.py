@@ -10,11 +10,11 @@ from decimal import Decimal
 from attrs import asdict, define, evolve, field, frozen
 
 from nanobanana_async.errors import IdempotencyConflict, LedgerError
-from nanobanana_async.jobs import FINAL, UNFINISHED, JobRecord, JobState, is_made_key
+from nanobanana_async.jobs import ACTIVE_STATES, TERMINAL_STATES, JobRecord, JobState, is_generated_key
 from nanobanana_async.ledger.base import Allowance, Claim, TaskTaken
-from nanobanana_async.ledger.remembered import RememberedCharges
+from nanobanana_async.ledger.memory_charges import MemoryCharges
 from nanobanana_async.models import ImageRequest
-from nanobanana_async.policy.credits import Price
+from nanobanana_async.policy.prices import Price
 
 # What is kept of a job that has ended under a key of the caller's own, in characters: 1 to 3 KB in all, and never more
 # than 8 KB. A longer request is kept as its digest, longer links are asked for again, a longer reason is cut.
@@ -50,7 +50,7 @@ class MemoryLedger:
     _tasks: dict[tuple[str, str], str] = field(factory=dict, init=False, repr=False)
     _past_tasks: OrderedDict[tuple[str, str], str] = field(factory=OrderedDict, init=False, repr=False)
     _ours: set[str] = field(factory=set, init=False, repr=False)
-    _charges: RememberedCharges = field(factory=RememberedCharges, init=False, repr=False)
+    _charges: MemoryCharges = field(factory=MemoryCharges, init=False, repr=False)
     _secret: bytes = field(factory=lambda: secrets.token_bytes(32), init=False, repr=False)
     _is_open: bool = field(default=False, init=False, repr=False)
 
@@ -73,18 +73,18 @@ class MemoryLedger:
         known = self._jobs.setdefault(record.key, record)
         if known is record:
             self._index(record)
-        return Claim(record=known, new=known is record, ours=self._taken(known))
+        return Claim(record=known, new=known is record, owned=self._taken(known))
 
     async def advance(self, before: JobRecord, after: JobRecord) -> None:
         """Replace `before` by `after` if it still stands there and is ours, or is over."""
         known = self._known(before.key)
-        ours = before.key in self._ours or before.state not in UNFINISHED
+        ours = before.key in self._ours or before.state not in ACTIVE_STATES
         if known is None or known.revision != before.revision or not ours:
             raise LedgerError(f"job {before.key} was changed by somebody else", key=before.key, safe_to_repeat=False)
         if after.task_id is not None and after.task_id != before.task_id:
             self._check_task(after)
         self._drop_task(known, after)
-        if after.state in FINAL:
+        if after.state in TERMINAL_STATES:
             self._end(after)
         else:
             self._ended.pop(after.key, None)
@@ -118,13 +118,13 @@ class MemoryLedger:
     async def adopt(self, key: str) -> Claim | None:
         """Take over a job that was let go, and return what stands there."""
         known = self._known(key)
-        return None if known is None else Claim(record=known, ours=self._taken(known))
+        return None if known is None else Claim(record=known, owned=self._taken(known))
 
     async def release(self, key: str) -> None:
         """Let go of a job."""
         self._ours.discard(key)
 
-    async def held(self, account: str, *, since: datetime | None = None) -> int:
+    async def count_slots_of_others(self, account: str, *, since: datetime | None = None) -> int:
         """Count the jobs that may hold a slot and were let go."""
         return sum(1 for record in self._free(account) if _may_hold_a_slot(record, since))
 
@@ -132,21 +132,21 @@ class MemoryLedger:
         """Return what was ever spent, or set aside, under a name, after refunds."""
         return self._charges.spent(batch)
 
-    async def secret(self) -> bytes:
+    async def callback_secret(self) -> bytes:
         """Return 32 random bytes, the same as long as the ledger lives."""
         return self._secret
 
-    async def nudge(self, key: str, task_id: str | None) -> None:
+    async def notify_owner(self, key: str, task_id: str | None) -> None:
         """Do nothing: nobody else follows these jobs."""
 
-    async def nudges(self) -> Sequence[tuple[str, str | None]]:
+    async def take_notices(self) -> Sequence[tuple[str, str | None]]:
         """Return nothing: nobody else knows of this ledger."""
         return ()
 
     async def unfinished(self, account: str) -> AsyncIterator[JobRecord]:
         """Yield the jobs of an account that were let go, oldest first."""
         for record in self._free(account):
-            if record.state in UNFINISHED:
+            if record.state in ACTIVE_STATES:
                 yield record
 
     def _known(self, key: str) -> JobRecord | None:
@@ -158,7 +158,7 @@ class MemoryLedger:
 
     def _taken(self, record: JobRecord) -> bool:
         """Make an unfinished job ours; one that is over is nobody's."""
-        if record.state not in UNFINISHED:
+        if record.state not in ACTIVE_STATES:
             self._ours.discard(record.key)
             return False
         self._ours.add(record.key)
@@ -187,7 +187,7 @@ class MemoryLedger:
         self._jobs.pop(record.key, None)
         self._ours.discard(record.key)
         attached = record.first_sent_at is None and record.key == f"task-{record.task_id}"
-        if not (attached or is_made_key(record.key)):
+        if not (attached or is_generated_key(record.key)):
             self._ended[record.key] = _kept(record)
             self._index(record)
         elif record.task_id is not None:
@@ -231,4 +231,4 @@ def _digest(request: ImageRequest) -> bytes:
 
 
 def _may_hold_a_slot(record: JobRecord, since: datetime | None) -> bool:
-    return record.state not in FINAL | {JobState.PENDING} and (since is None or record.begun_at >= since)
+    return record.state not in TERMINAL_STATES | {JobState.PENDING} and (since is None or record.may_run_since >= since)

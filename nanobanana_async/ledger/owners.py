@@ -50,13 +50,13 @@ class Owner:
         self._descriptor: int | None = descriptor
         _HELD.add(self)
 
-    def resign(self) -> None:
+    def release(self) -> None:
         """Give the lock back; from now on anybody may adopt the jobs. Idempotent."""
         if self._descriptor is not None:
-            self.forget()
+            self.close_in_child()
             _remove(self.file)
 
-    def forget(self) -> None:
+    def close_in_child(self) -> None:
         """Close this process's copy of the lock: in a forked child the parent's stays."""
         descriptor, self._descriptor = self._descriptor, None
         if descriptor is not None:
@@ -68,7 +68,7 @@ _HELD: WeakSet[Owner] = WeakSet()
 
 def _forget_all() -> None:
     for owner in list(_HELD):
-        owner.forget()
+        owner.close_in_child()
 
 
 if hasattr(os, "register_at_fork"):  # pragma: no branch - there is no fork on Windows
@@ -81,7 +81,7 @@ class Owners:
     def __init__(self, ledger: Path) -> None:
         self._folder = ledger.with_name(f"{ledger.name}-owners")
 
-    def enlist(self) -> Owner:
+    def acquire(self) -> Owner:
         """Become an owner; raises OSError where the folder can't be written."""
         self.sweep()
         while True:
@@ -94,7 +94,7 @@ class Owners:
             except FileNotFoundError:
                 continue
             except FileExistsError:  # it was there, and had gone when mkdir looked whether it is a folder
-                if _is_in_the_way(self._folder):
+                if _is_not_a_folder(self._folder):
                     raise
                 continue
             # Somebody who sweeps may have taken the file for a dead one's before it was locked.
@@ -121,10 +121,10 @@ class Owners:
         with contextlib.suppress(OSError):
             for file in list(self._folder.iterdir()):
                 if file.suffix == SUFFIX:
-                    _bury(file)
+                    _remove_if_dead(file)
 
 
-def _is_in_the_way(path: Path) -> bool:
+def _is_not_a_folder(path: Path) -> bool:
     try:
         return not stat.S_ISDIR(path.lstat().st_mode)
     except FileNotFoundError:
@@ -138,7 +138,7 @@ def _is_there(file: Path, descriptor: int) -> bool:
         return False
 
 
-def _bury(file: Path) -> None:
+def _remove_if_dead(file: Path) -> None:
     descriptor = os.open(file, os.O_RDWR)
     try:
         if not _take(descriptor, shared=False):

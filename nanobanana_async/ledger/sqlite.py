@@ -10,16 +10,16 @@ from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
-from nanobanana_async.checks import as_count, as_number, shown
 from nanobanana_async.errors import ConfigurationError, LedgerError
 from nanobanana_async.jobs import JobRecord, JobState
 from nanobanana_async.ledger.base import Allowance, Claim
-from nanobanana_async.ledger.desk import Desk, swap
-from nanobanana_async.ledger.place import open_file
-from nanobanana_async.ledger.rows import deed_of, story_of
+from nanobanana_async.ledger.columns import identity_values, progress_values
+from nanobanana_async.ledger.connection import open_file
+from nanobanana_async.ledger.statements import JobTable, update_for
 from nanobanana_async.ledger.writer import Writer
-from nanobanana_async.loops import running_loop
-from nanobanana_async.policy.credits import Price
+from nanobanana_async.loop_guard import running_loop
+from nanobanana_async.policy.prices import Price
+from nanobanana_async.validators import as_count, as_number, shown
 
 T = TypeVar("T")
 
@@ -102,7 +102,7 @@ class SqliteLedger:
 
     async def claim(self, record: JobRecord) -> Claim:
         """Write a job down as ours, or return what stands under its key; what nobody follows is taken over."""
-        row = (*deed_of(record), *story_of(record))
+        row = (*identity_values(record), *progress_values(record))
         return await self._write(lambda desk: desk.claim(record, row), record)
 
     async def advance(self, before: JobRecord, after: JobRecord) -> None:
@@ -110,10 +110,10 @@ class SqliteLedger:
 
         Raises `TaskTaken` if another job that was bought has its task id.
         """
-        statement, row = swap(before, after)
+        statement, row = update_for(before, after)
         brings_task = after.task_id is not None and after.task_id != before.task_id
 
-        def advance(desk: Desk) -> None:
+        def advance(desk: JobTable) -> None:
             if brings_task:
                 desk.check_task(after)
             desk.advance(before, after, statement, row)
@@ -124,8 +124,8 @@ class SqliteLedger:
         self, before: JobRecord, after: JobRecord, price: Price, max_credits: Decimal | None
     ) -> Allowance:
         """Replace `before` by `after`, about to be sent, and note its charge, if the cap of its batch has room."""
-        statement, row = swap(before, after)
-        note = partial(Desk.set_aside, before=before, after=after, statement=statement, row=row)
+        statement, row = update_for(before, after)
+        note = partial(JobTable.set_aside, before=before, after=after, statement=statement, row=row)
         return await self._write(partial(note, price=price, max_credits=max_credits), before)
 
     async def adopt(self, key: str) -> Claim | None:
@@ -144,35 +144,35 @@ class SqliteLedger:
         """Return the job to which the gateway gave this task id."""
         return await self._ask(lambda desk: desk.find_task(account, task_id))
 
-    async def held(self, account: str, *, since: datetime | None = None) -> int:
+    async def count_slots_of_others(self, account: str, *, since: datetime | None = None) -> int:
         """Count the jobs of others, or of nobody, that may hold a slot: sent and not known to have ended.
 
         `since` leaves out those that were sent, or began to run, before it.
         """
-        return await self._ask(lambda desk: desk.held(account, since))
+        return await self._ask(lambda desk: desk.count_slots_of_others(account, since))
 
     async def spent(self, batch: str) -> Decimal:
         """Return what was ever spent, or set aside, under a name, after refunds: also for jobs that are forgotten."""
         return await self._ask(lambda desk: desk.charges.spent(batch))
 
-    async def secret(self) -> bytes:
+    async def callback_secret(self) -> bytes:
         """Return 32 random bytes that are kept in the file, for callbacks."""
-        return await self._ask(Desk.secret, writes=True)
+        return await self._ask(JobTable.callback_secret, writes=True)
 
-    async def nudge(self, key: str, task_id: str | None) -> None:
+    async def notify_owner(self, key: str, task_id: str | None) -> None:
         """Leave word for the owner who follows a job that there is news of it."""
-        await self._ask(lambda desk: desk.nudge(key, task_id), writes=True, key=key)
+        await self._ask(lambda desk: desk.notify_owner(key, task_id), writes=True, key=key)
 
-    async def nudges(self) -> Sequence[tuple[str, str | None]]:
+    async def take_notices(self) -> Sequence[tuple[str, str | None]]:
         """Take what others have left for us."""
-        return await self._ask(Desk.nudges, writes=True)
+        return await self._ask(JobTable.take_notices, writes=True)
 
     async def unfinished(self, account: str) -> AsyncIterator[JobRecord]:
         """Yield the unfinished jobs of an account that nobody follows, oldest first; `adopt` then decides."""
-        living = await self._ask(lambda desk: desk.living(account))
+        living = await self._ask(lambda desk: desk.live_owners(account))
         start: int | None = 0
         while start is not None:
-            page = partial(Desk.unfinished, account=account, living=living, after=start, limit=PAGE)
+            page = partial(JobTable.unfinished, account=account, living=living, after=start, limit=PAGE)
             start, records = await self._ask(page)
             for record in records:
                 yield record
@@ -186,38 +186,38 @@ class SqliteLedger:
         start: int | None = None if states == set() else _NO_ID
         left = _NO_ID if limit is None else limit
         while start is not None and left > 0:
-            start, records = await self._ask(partial(Desk.jobs, states=states, before=start, limit=min(PAGE, left)))
+            start, records = await self._ask(partial(JobTable.jobs, states=states, before=start, limit=min(PAGE, left)))
             left -= len(records)
             for record in records:
                 yield record
 
     async def counts(self) -> Counter[JobState]:
         """Count all jobs by state."""
-        return await self._ask(Desk.counts)
+        return await self._ask(JobTable.counts)
 
-    async def followed(self, key: str) -> bool:
+    async def is_owned(self, key: str) -> bool:
         """Tell whether a job has not ended, and a living owner follows it: another one, or we."""
-        return await self._ask(lambda desk: desk.followed(key), key=key)
+        return await self._ask(lambda desk: desk.is_owned(key), key=key)
 
-    async def abandoned(self) -> Counter[JobState]:
+    async def count_unowned(self) -> Counter[JobState]:
         """Count the unfinished jobs that nobody follows, of all accounts, by state."""
-        return await self._ask(Desk.abandoned)
+        return await self._ask(JobTable.count_unowned)
 
     async def accounts(self) -> Counter[tuple[str, str]]:
         """Count the jobs of each gateway and account; an account is a name after the gateway's, or a fingerprint."""
-        return await self._ask(Desk.accounts)
+        return await self._ask(JobTable.accounts)
 
     async def hand_over(self, gateway: str, old: str, new: str) -> int:
         """Give all jobs of one account to another of the same gateway, and return how many: its API key was changed.
 
         Raises `LedgerError` while a living session follows any of them; then nothing was changed.
         """
-        return await self._ask(partial(Desk.hand_over, gateway=gateway, old=old, new=new), writes=True)
+        return await self._ask(partial(JobTable.hand_over, gateway=gateway, old=old, new=new), writes=True)
 
     async def prunable(self, older_than: datetime) -> int:
         """Count what `prune` would forget."""
         _check_moment(older_than)
-        return await self._ask(partial(Desk.prunable, older_than=older_than))
+        return await self._ask(partial(JobTable.prunable, older_than=older_than))
 
     async def prune(self, older_than: datetime) -> int:
         """Forget the jobs that ended before a moment; return how many. UNCERTAIN ones are never forgotten.
@@ -228,16 +228,16 @@ class SqliteLedger:
         """
         _check_moment(older_than)
         gone = 0
-        for start in range(0, await self._ask(Desk.last_id), PRUNED_AT_ONCE):
-            stretch = partial(Desk.prune, older_than=older_than, after=start, until=start + PRUNED_AT_ONCE)
+        for start in range(0, await self._ask(JobTable.last_id), PRUNED_AT_ONCE):
+            stretch = partial(JobTable.prune, older_than=older_than, after=start, until=start + PRUNED_AT_ONCE)
             gone += await self._ask(stretch, writes=True)
         return gone
 
-    def _write(self, work: Callable[[Desk], T], record: JobRecord) -> "asyncio.Future[T]":
-        return self._ask(work, writes=True, key=record.key, safe=not record.perhaps_bought)
+    def _write(self, work: Callable[[JobTable], T], record: JobRecord) -> "asyncio.Future[T]":
+        return self._ask(work, writes=True, key=record.key, safe=not record.possibly_bought)
 
     def _ask(
-        self, work: Callable[[Desk], T], *, writes: bool = False, key: str | None = None, safe: bool = False
+        self, work: Callable[[JobTable], T], *, writes: bool = False, key: str | None = None, safe: bool = False
     ) -> "asyncio.Future[T]":
         """Queue a piece of work; it is done also if the caller is cancelled meanwhile."""
         why = None
@@ -249,7 +249,7 @@ class SqliteLedger:
             why = "was opened for reading only"
         if self._writer is None or why is not None:
             raise LedgerError(f"ledger {self.path} {why}", key=key, safe_to_repeat=safe)
-        return self._writer.order(work, writes=writes, key=key, safe=safe)
+        return self._writer.submit(work, writes=writes, key=key, safe=safe)
 
     def _wrong_place(self) -> str | None:
         """Say why this call can't be served here, if it comes from elsewhere than where the ledger was opened."""

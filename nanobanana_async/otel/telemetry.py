@@ -5,10 +5,10 @@ from collections.abc import Callable
 from opentelemetry import metrics, trace
 
 from nanobanana_async._version import __version__
-from nanobanana_async.observe import Event
+from nanobanana_async.events import Event
 from nanobanana_async.otel.instruments import Instruments
+from nanobanana_async.otel.job_spans import JobSpans
 from nanobanana_async.otel.names import SCOPE
-from nanobanana_async.otel.witness import Witness
 
 
 class Telemetry:
@@ -31,4 +31,4 @@ class Telemetry:
 
     def observer(self) -> Callable[[Event], None]:
         """Return what one session tells its events to; the session asks for it by itself."""
-        return Witness(self._tracer, self._instruments, record_prompts=self._record_prompts)
+        return JobSpans(self._tracer, self._instruments, record_prompts=self._record_prompts)

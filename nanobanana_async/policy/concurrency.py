@@ -6,14 +6,14 @@ import math
 from attrs import define, field, frozen
 from attrs.validators import optional
 
-from nanobanana_async.checks import at_least_one, switch
 from nanobanana_async.errors import ConfigurationError
+from nanobanana_async.validators import at_least_one, switch
 
 # Of the creates that would fill the last slot, so many may be refused: the price of knowing that the limit stands.
 REFUSED_SHARE = 0.02
 REFUSED_SHARE_OF_MANY = 0.01
 # A limit below this is probed by the clock too: at its pace a stretch without refusals takes too long.
-FEW = 50
+FEW_SLOTS = 50
 PROBE_EVERY_MEANS = 3.0
 
 
@@ -58,18 +58,18 @@ class JobLimit:
     """The learned mean duration of jobs; the clock of the probes."""
     delay_s: float = 0.5
     """How long an ended job goes unseen, in the mean: such jobs flatter a probe."""
-    _event_at: float = -math.inf
+    _last_refusal_at: float = -math.inf
     _events_in_a_row: int = 0
-    _clean: int = 0
+    _successes: int = 0
     _probe_at: float = math.inf
-    _fallback: float | None = None
-    _believed_above: float = math.inf
+    _cap_before_probe: float | None = None
+    _trusted_above: float = math.inf
     _ramp_ended_at: float = -math.inf
     _climbed_at: float = -math.inf
     _usually_sending: float = 0.0
 
     @property
-    def whole(self) -> int | None:
+    def slots(self) -> int | None:
         """The limit in whole slots, as far as it is known or set; None while nothing bounds it."""
         limit = min(self.cap, self.ceiling)
         return None if limit == math.inf else int(limit)
@@ -98,55 +98,55 @@ class JobLimit:
         beyond = weight if self.mode is Mode.CLIMB and sending <= self._usually_sending else 0
         return taken + weight <= self.cap + beyond
 
-    def accepted(self, now: float, sent_at: float, held: int, sending: int, weight: int = 1) -> None:
+    def on_accepted(self, now: float, sent_at: float, held: int, sending: int, weight: int = 1) -> None:
         """Note that a job of this weight was taken; `held` counts it."""
-        if self.mode is Mode.HOLD and sent_at <= self._event_at:
-            if self._ramp_ended_at == self._event_at:  # of the burst that met the limit: it was below it
+        if self.mode is Mode.HOLD and sent_at <= self._last_refusal_at:
+            if self._ramp_ended_at == self._last_refusal_at:  # of the burst that met the limit: it was below it
                 self.cap = max(self.cap, float(held))
         elif self.mode is Mode.CLIMB:
-            if held > self._believed_above:
+            if held > self._trusted_above:
                 self._ramp()
             elif sent_at >= self._climbed_at and held + sending > self.cap:
                 self.cap, self._climbed_at = self.cap + weight, now
         elif self.mode is Mode.HOLD and self._events_in_a_row > 1:  # the limit fell to somewhere above this
-            self._fallback, self._events_in_a_row = None, 0
+            self._cap_before_probe, self._events_in_a_row = None, 0
             self._climb(now, sent_at)
         else:
             self._events_in_a_row = 0
             if held + sending + weight > self.cap:  # another like it would not have fitted
                 self._filled(now, sent_at, weight)
 
-    def refused(self, now: float, sent_at: float, held: int) -> None:
+    def on_throttled(self, now: float, sent_at: float, held: int) -> None:
         """Note that a job was refused for want of a slot while `held` were accepted and not known to have ended."""
-        if not self.policy.learn or sent_at <= self._event_at:
+        if not self.policy.learn or sent_at <= self._last_refusal_at:
             return
-        self._event_at = now
+        self._last_refusal_at = now
         self._events_in_a_row += 1
         if self.mode is Mode.RAMP:
             self._ramp_ended_at = now
             self._hold(now, held)
         elif self.mode is Mode.CLIMB:
-            self._hold(now, held if self._fallback is None else min(self._fallback, held))
+            self._hold(now, held if self._cap_before_probe is None else min(self._cap_before_probe, held))
         elif self._events_in_a_row == 1:
             self._hold(now, min(self.cap - (1.0 - self._share), held))
         else:  # the limit fell: wait for twice as many completions each time
-            self._believed_above = self._well_beyond(held)
+            self._trusted_above = self._above_noise(held)
             awaited = min(2 ** (self._events_in_a_row - 1), max(1, held // 4))
             self._hold(now, held - awaited + 1)
 
     @property
     def _share(self) -> float:
-        return REFUSED_SHARE if self.cap < FEW else REFUSED_SHARE_OF_MANY
+        return REFUSED_SHARE if self.cap < FEW_SLOTS else REFUSED_SHARE_OF_MANY
 
     def _filled(self, now: float, sent_at: float, weight: int) -> None:
         self.cap += self._share * weight
-        self._clean += 1
-        if now >= self._probe_at or self._clean >= max(FEW, 1.3 * self.cap):
-            self._believed_above = self._well_beyond(self.cap)
-            self._fallback, self._clean = self.cap, 0
+        self._successes += 1
+        if now >= self._probe_at or self._successes >= max(FEW_SLOTS, 1.3 * self.cap):
+            self._trusted_above = self._above_noise(self.cap)
+            self._cap_before_probe, self._successes = self.cap, 0
             self._climb(now, sent_at)
 
-    def _well_beyond(self, held: float) -> float:
+    def _above_noise(self, held: float) -> float:
         """Return what must be held before a limit is believed to be above this: unseen completions flatter."""
         unseen = held * self.delay_s / self.mean_s
         return held + unseen + 2.0 * math.sqrt(unseen) + 1.0
@@ -156,8 +156,8 @@ class JobLimit:
         self._usually_sending = self.cap * (now - sent_at) / self.mean_s
 
     def _ramp(self) -> None:
-        self.mode, self._fallback, self._events_in_a_row = Mode.RAMP, None, 0
+        self.mode, self._cap_before_probe, self._events_in_a_row = Mode.RAMP, None, 0
 
     def _hold(self, now: float, cap: float) -> None:
-        self.mode, self.cap, self._fallback, self._clean = Mode.HOLD, max(1.0, cap), None, 0
-        self._probe_at = now + PROBE_EVERY_MEANS * self.mean_s if self.cap < FEW else math.inf
+        self.mode, self.cap, self._cap_before_probe, self._successes = Mode.HOLD, max(1.0, cap), None, 0
+        self._probe_at = now + PROBE_EVERY_MEANS * self.mean_s if self.cap < FEW_SLOTS else math.inf

@@ -2,7 +2,7 @@
 
 from attrs import field, frozen
 
-from nanobanana_async.checks import DAY_S, within
+from nanobanana_async.validators import DAY_S, within
 
 
 @frozen(kw_only=True)

@@ -4,7 +4,6 @@ import enum
 
 from attrs import define, field, frozen
 
-from nanobanana_async.checks import DAY_S, at_least_one, switch, within
 from nanobanana_async.errors import (
     AccessDenied,
     AuthenticationError,
@@ -21,6 +20,7 @@ from nanobanana_async.errors import (
     TaskNotFound,
     TransportError,
 )
+from nanobanana_async.validators import DAY_S, at_least_one, switch, within
 
 # A plain no: by status or by the envelope's code inside a 200.
 _REFUSALS = (InvalidRequest, AuthenticationError, InsufficientCredits, AccessDenied, TaskNotFound, PromptBlocked)
@@ -54,19 +54,19 @@ class RetryPolicy:
         return ceiling * (0.5 + 0.5 * jitter)
 
 
-class Heard(enum.Enum):
+class FailureKind(enum.Enum):
     """What the failure of a create says about the job."""
 
-    UNSENT = "surely not sent"
-    LIMITED = "refused for now: a slot or the rate"
+    NOT_SENT = "surely not sent"
+    THROTTLED = "refused for now: a slot or the rate"
     REFUSED = "refused for good"
-    IN_WORK = "its key is being worked on"
+    IN_PROGRESS = "its key is being worked on"
     KEY_TAKEN = "its key was used before, and not by this job"
-    TROUBLE = "the gateway says that it is in trouble"
-    NOTHING = "nothing usable"
+    SERVER_ERROR = "the gateway says that it is in trouble"
+    NO_ANSWER = "nothing usable"
 
 
-class Move(enum.Enum):
+class RetryAction(enum.Enum):
     """What to do with a job whose create brought no task id."""
 
     REQUEUE = "back to PENDING, wait for a slot"
@@ -99,65 +99,71 @@ class Attempt:
 
 
 @frozen(kw_only=True)
-class Verdict:
+class RetryDecision:
     """The decision: what was heard, the move, and whether the job is in doubt from now on."""
 
-    heard: Heard
-    move: Move
+    kind: FailureKind
+    action: RetryAction
     in_doubt: bool = False
 
     @property
     def costs_attempt(self) -> bool:
         """Whether it counts against `max_attempts`: waiting for a slot, or for a create at work, does not."""
-        return _costs_attempt(self.heard)
+        return _costs_attempt(self.kind)
 
 
-def hear(error: NanoBananaError, attempt: Attempt) -> Heard:
+def classify_failure(error: NanoBananaError, attempt: Attempt) -> FailureKind:
     """Tell what a create's failure says."""
     match error:
-        case TransportError(sent=False) | ConfigurationError() | SessionClosed():  # the door did not let it out
-            return Heard.UNSENT
+        case (
+            TransportError(possibly_sent=False) | ConfigurationError() | SessionClosed()
+        ):  # the door did not let it out
+            return FailureKind.NOT_SENT
         case RateLimited():
-            return Heard.LIMITED
+            return FailureKind.THROTTLED
         case IdempotencyConflict() if attempt.keyed:
-            return Heard.IN_WORK if attempt.sent_before else Heard.KEY_TAKEN
+            return FailureKind.IN_PROGRESS if attempt.sent_before else FailureKind.KEY_TAKEN
         case GatewayError() if isinstance(error, _REFUSALS):
-            return Heard.REFUSED
+            return FailureKind.REFUSED
         case GatewayUnavailable(status=status) if status in _STATED_TROUBLE:
-            return Heard.TROUBLE
+            return FailureKind.SERVER_ERROR
         case _:
-            return Heard.NOTHING
+            return FailureKind.NO_ANSWER
 
 
-def _costs_attempt(heard: Heard) -> bool:
-    return heard not in (Heard.LIMITED, Heard.IN_WORK)
+def _costs_attempt(heard: FailureKind) -> bool:
+    return heard not in (FailureKind.THROTTLED, FailureKind.IN_PROGRESS)
 
 
-def decide_create(error: NanoBananaError, attempt: Attempt, policy: RetryPolicy) -> Verdict:
+def decide_create(error: NanoBananaError, attempt: Attempt, policy: RetryPolicy) -> RetryDecision:
     """Decide what becomes of a job whose create failed so. Doubt is sticky: only a task id ends it."""
-    heard = hear(error, attempt)
-    if heard is Heard.KEY_TAKEN:  # another host bought under the key, or a ledger that was lost: it may be this job
-        return Verdict(heard=heard, move=Move.PARK, in_doubt=True)
-    doubtful = heard in (Heard.IN_WORK, Heard.TROUBLE, Heard.NOTHING)
-    if heard is Heard.TROUBLE and not attempt.keyed and policy.retry_unkeyed_5xx:
+    heard = classify_failure(error, attempt)
+    if (
+        heard is FailureKind.KEY_TAKEN
+    ):  # another host bought under the key, or a ledger that was lost: it may be this job
+        return RetryDecision(kind=heard, action=RetryAction.PARK, in_doubt=True)
+    doubtful = heard in (FailureKind.IN_PROGRESS, FailureKind.SERVER_ERROR, FailureKind.NO_ANSWER)
+    if heard is FailureKind.SERVER_ERROR and not attempt.keyed and policy.retry_unkeyed_5xx:
         doubtful = False
     exhausted = attempt.waited_s >= policy.max_wait_s or (
         _costs_attempt(heard) and attempt.number >= policy.max_attempts
     )
     if attempt.in_doubt or doubtful:
         safe = attempt.key_lives if attempt.keyed else policy.retry_uncertain
-        return Verdict(heard=heard, move=Move.REPEAT if safe and not exhausted else Move.PARK, in_doubt=True)
-    if heard is Heard.REFUSED:
-        return Verdict(heard=heard, move=Move.REFUSE)
-    if heard is Heard.LIMITED:
-        return Verdict(heard=heard, move=Move.REQUEUE)
+        return RetryDecision(
+            kind=heard, action=RetryAction.REPEAT if safe and not exhausted else RetryAction.PARK, in_doubt=True
+        )
+    if heard is FailureKind.REFUSED:
+        return RetryDecision(kind=heard, action=RetryAction.REFUSE)
+    if heard is FailureKind.THROTTLED:
+        return RetryDecision(kind=heard, action=RetryAction.REQUEUE)
     hopeless = isinstance(
         error, ConfigurationError
     )  # such as a lent aiohttp session that was closed: waiting is no help
-    return Verdict(heard=heard, move=Move.GIVE_UP if exhausted or hopeless else Move.REPEAT)
+    return RetryDecision(kind=heard, action=RetryAction.GIVE_UP if exhausted or hopeless else RetryAction.REPEAT)
 
 
-def stops_following(error: NanoBananaError, running_s: float, job_s: float) -> bool:
+def ends_polling(error: NanoBananaError, running_s: float, job_s: float) -> bool:
     """Tell whether a failed query ends the waiting; the network never does, until `job_s` has passed."""
     if isinstance(error, (AuthenticationError, AccessDenied, ConfigurationError)):
         return True
@@ -172,7 +178,7 @@ def is_outage(error: NanoBananaError) -> bool:
 
 
 @define
-class Gate:
+class CircuitBreaker:
     """Whether requests of one class may leave: closed by Retry-After, and by several failures in a row.
 
     While failures go on, single probes leave, each after a longer wait; the first success opens it for all.
@@ -183,25 +189,25 @@ class Gate:
     opens_at: float = 0.0
     failures: int = 0
 
-    def admits(self, now: float, on_wire: int) -> bool:
+    def allows(self, now: float, on_wire: int) -> bool:
         """Tell whether one more request may leave while `on_wire` of its class are out."""
         if now < self.opens_at:
             return False
-        return not self.probing or on_wire == 0
+        return not self.half_open or on_wire == 0
 
     @property
-    def probing(self) -> bool:
+    def half_open(self) -> bool:
         """Whether only single probes may leave."""
         return self.failures >= self.tolerated
 
-    def pause(self, now: float, wait_s: float) -> None:
+    def pause_until(self, now: float, wait_s: float) -> None:
         """Close until the wait that the gateway asked for is over; a hostile one is capped."""
         self.opens_at = max(self.opens_at, now + min(wait_s, MAX_RETRY_AFTER_S))
 
     def failed(self, now: float, jitter: float) -> None:
         """Count a failure that speaks of an outage."""
         self.failures += 1
-        if self.probing:
+        if self.half_open:
             wait_s = self.policy.backoff_s(self.failures - self.tolerated + 1, jitter)
             self.opens_at = max(self.opens_at, now + wait_s)
 

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 
 from attrs import frozen
 
-from nanobanana_async.report import words
+from nanobanana_async import formatting as words
 from nanobanana_async.report.recorder import Recorder
 from nanobanana_async.report.summary import Summary
 from nanobanana_async.report.timeline import Axis, Step, levels, sums

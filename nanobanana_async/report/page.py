@@ -18,7 +18,7 @@ from attrs import frozen
 from jinja2 import Environment, FunctionLoader, StrictUndefined
 from markupsafe import Markup, escape
 
-from nanobanana_async.report import words
+from nanobanana_async import formatting as words
 from nanobanana_async.report.charts import charts_of
 from nanobanana_async.report.recorder import Recorder
 from nanobanana_async.report.row import STATUSES, ReportRow, json_value
@@ -199,11 +199,11 @@ def _facts(row: ReportRow) -> dict[str, Any]:
         told.append(("remark", row.error))
     if row.metadata is not None:
         told.append(("metadata", row.metadata))
-    facts["t"] = [[name.replace("_", " "), _told(value)] for name, value in told if value not in (None, "", (), [])]
+    facts["t"] = [[name.replace("_", " "), _detail(value)] for name, value in told if value not in (None, "", (), [])]
     return facts
 
 
-def _told(value: object) -> str:
+def _detail(value: object) -> str:
     if isinstance(value, (list, tuple)) and all(isinstance(inner, str) for inner in value):
         return "\n".join(value)
     return value if isinstance(value, str) else json.dumps(json_value(value), ensure_ascii=False)

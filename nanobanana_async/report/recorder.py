@@ -7,14 +7,14 @@ from datetime import UTC, datetime
 
 from attrs import evolve, frozen
 
-from nanobanana_async.jobs import FINAL, JobState
-from nanobanana_async.observe import Event, JobMoved, JobSeen, LimitMoved, QueryFailed
+from nanobanana_async.events import Event, JobPolled, JobStateChanged, LimitsChanged, PollFailed
+from nanobanana_async.jobs import TERMINAL_STATES, JobState
 
 _BINS_PER_DECADE = 20
 
 
 @frozen(kw_only=True)
-class Point:
+class LimitSample:
     """What was known from one moment on."""
 
     at: datetime
@@ -35,7 +35,7 @@ class Recorder:
     def __init__(self, *, max_points: int = 2000, utcnow: Callable[[], datetime] = lambda: datetime.now(UTC)) -> None:
         if max_points < 2:
             raise ValueError("max_points must be at least 2")
-        self.points: list[Point] = []
+        self.points: list[LimitSample] = []
         self.started_at: datetime | None = None
         self.last_at: datetime | None = None
         self._max_points = max_points
@@ -52,16 +52,16 @@ class Recorder:
         self.started_at = self.started_at or now
         self.last_at = now
         match event:
-            case LimitMoved():
+            case LimitsChanged():
                 self._learned(now, event)
-            case JobSeen(record=record):
+            case JobPolled(record=record):
                 if record.key in self._looks:
                     self._looks[record.key] = (self._looks[record.key][1], now)
-            case QueryFailed(record=record, wait_s=None):
+            case PollFailed(record=record, wait_s=None):
                 self._looks.pop(record.key, None)  # nobody follows it any more
-            case JobMoved(record=record) if record.state is JobState.RUNNING:
+            case JobStateChanged(record=record) if record.state is JobState.RUNNING:
                 self._looks[record.key] = (now, now)
-            case JobMoved(record=record) if record.state in FINAL:
+            case JobStateChanged(record=record) if record.state in TERMINAL_STATES:
                 self._ended(record.key)
             case _:
                 pass
@@ -87,26 +87,26 @@ class Recorder:
             gap_s = (last - before).total_seconds()
             self._unseen[round(math.log10(gap_s) * _BINS_PER_DECADE)] += 1
 
-    def _learned(self, now: datetime, event: LimitMoved) -> None:
-        point = Point(
+    def _learned(self, now: datetime, event: LimitsChanged) -> None:
+        point = LimitSample(
             at=now,
             job_limit=event.job_limit,
-            rate_limit=event.rate_limit,
+            rate_limit=event.creates_per_s,
             gate_open=event.gate_open,
-            refusals=event.refusals,
+            refusals=event.throttled,
         )
         if self.points and (now - self.points[-1].at).total_seconds() < self._least_gap_s:
             self.points[-1] = _joined(self.points[-1], point)
             return
         self.points.append(point)
         if len(self.points) > self._max_points:
-            self._thin()
+            self._downsample()
 
-    def _thin(self) -> None:
+    def _downsample(self) -> None:
         """Halve the number of points, and keep it halved."""
         span_s = (self.points[-1].at - self.points[0].at).total_seconds()
         self._least_gap_s = max(2 * self._least_gap_s, 2 * span_s / self._max_points)
-        thinned: list[Point] = []
+        thinned: list[LimitSample] = []
         for point in self.points:
             if thinned and (point.at - thinned[-1].at).total_seconds() < self._least_gap_s:
                 thinned[-1] = _joined(thinned[-1], point)
@@ -116,5 +116,5 @@ class Recorder:
         self.points = thinned[-self._max_points :]
 
 
-def _joined(one: Point, other: Point) -> Point:
+def _joined(one: LimitSample, other: LimitSample) -> LimitSample:
     return evolve(other, at=one.at, gate_open=one.gate_open and other.gate_open)

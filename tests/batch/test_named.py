@@ -135,7 +135,7 @@ async def test_a_refused_row_is_bought_again(path: Path) -> None:
 
 async def test_an_uncertain_row_is_reported_and_not_sent(path: Path) -> None:
     def lost(prompt: str) -> TransportError | None:
-        return TransportError("the answer was lost", sent=True) if prompt == "lost" else None
+        return TransportError("the answer was lost", possibly_sent=True) if prompt == "lost" else None
 
     studio = quick_studio(says=lost)
 

@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Iterator
 import pytest
 
 from nanobanana_async import Batch, ConcurrencyPolicy
-from nanobanana_async.testing import FakeTransport, run
+from nanobanana_async.testing import FakeTransport, run_virtual
 from tests.batch.scenes import Counted, Studio, all_of, slots
 from tests.engine.scenes import apimall, now, virtually
 
@@ -169,4 +169,4 @@ def test_order_does_not_starve_the_slots() -> None:
             assert len(await all_of(session.generate_many(prompts, ordered=ordered))) == 500
         return now() - begun
 
-    assert run(makespan(True)) < 1.25 * run(makespan(False))
+    assert run_virtual(makespan(True)) < 1.25 * run_virtual(makespan(False))

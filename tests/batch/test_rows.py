@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nanobanana_async import ImageRequest
-from nanobanana_async.jobs import check_key
-from nanobanana_async.rows import Rows, key_prefix
+from nanobanana_async.batch.rows import RowReader, key_prefix
+from nanobanana_async.jobs import validate_key
 
 MANY = ImageRequest(
     "a boat",
@@ -26,7 +26,7 @@ MANY = ImageRequest(
 
 def keys(*rows: Any, batch: str = "spring") -> list[str]:
     """Return the keys of the rows of a batch."""
-    reader = Rows(batch)
+    reader = RowReader(batch)
     read = [reader.read(row) for row in rows]
     assert [row.error for row in read] == [None] * len(rows)
     return [row.key for row in read]
@@ -76,7 +76,7 @@ def test_all_keys_of_a_batch_begin_alike_and_those_of_another_do_not() -> None:
 
 
 def test_without_a_batch_each_row_has_a_key_of_its_own_or_a_fresh_one() -> None:
-    reader = Rows(None)
+    reader = RowReader(None)
     rows = [reader.read(row) for row in ("a boat", "a boat", {"prompt": "a boat", "key": "mine"})]
     assert len({row.key for row in rows}) == 3
     assert rows[2].key == "mine"
@@ -99,14 +99,14 @@ def test_an_inserted_row_brings_one_new_key(prompts: list[str], place: int, prom
 
 @given(st.text(min_size=1).filter(str.isprintable), st.text(min_size=1).filter(lambda text: text.strip() != ""))
 def test_every_key_may_stand_in_a_header(batch: str, prompt: str) -> None:
-    row = Rows(batch).read(prompt)
+    row = RowReader(batch).read(prompt)
     if row.error is None:  # else it holds a lone surrogate
-        assert check_key(row.key) == row.key
+        assert validate_key(row.key) == row.key
 
 
 @pytest.mark.parametrize("item", ["", {"key": "k"}, {"prompt": 5, "key": "k"}, object()])
 def test_a_bad_row_takes_a_number_and_no_key_from_the_others(item: Any) -> None:
-    reader = Rows("spring")
+    reader = RowReader("spring")
     bad, good = reader.read(item), reader.read("a boat")
     assert bad.request is None
     assert bad.error is not None
@@ -115,7 +115,7 @@ def test_a_bad_row_takes_a_number_and_no_key_from_the_others(item: Any) -> None:
 
 
 def test_what_is_remembered_of_a_row_is_eight_bytes() -> None:
-    reader = Rows("spring")
+    reader = RowReader("spring")
     reader.read("the first")
     tracemalloc.start()
     try:
@@ -136,7 +136,7 @@ class Ambiguous:
 
 @pytest.mark.parametrize("key", [Ambiguous(), float("nan"), b"k", ["k"], "\ud800"])
 def test_a_key_of_any_type_is_at_most_an_error_of_its_row(key: object) -> None:
-    row = Rows("spring").read({"prompt": "a fox", "key": key, "metadata": Ambiguous()})
+    row = RowReader("spring").read({"prompt": "a fox", "key": key, "metadata": Ambiguous()})
     assert row.request is None
     assert row.error is not None
     assert isinstance(row.metadata, Ambiguous)

@@ -10,8 +10,8 @@ import pytest
 from nanobanana_async import DownloadError, ImageRequest, Outcome
 from nanobanana_async.emulator import Emulator
 from nanobanana_async.emulator.faults import Script, delay, error
-from nanobanana_async.http.downloads import Downloads
-from nanobanana_async.keeping import Keeper
+from nanobanana_async.image_saver import ImageSaver
+from nanobanana_async.images.downloader import ImageDownloader
 from nanobanana_async.models import GenerationResult
 from nanobanana_async.testing import FakeTransport
 from tests.batch.scenes import Counted, Studio, all_of, slots
@@ -48,7 +48,7 @@ async def test_pictures_are_saved_under_their_keys_and_listed(tmp_path: Path) ->
     async with emulated() as emulator:
         rows = ["one", ImageRequest("two", num_images=3), {"prompt": "three", "key": "my-key"}]
         outcomes = await saved_batch(emulator, folder, rows)
-        assert emulator.stats().cdn_with_credentials == 0
+        assert emulator.stats().credential_leaks == 0
     assert [len(outcome.saved) for outcome in outcomes] == [1, 3, 1]
     assert [path.stem for path in outcomes[1].saved] == [f"{outcomes[1].key}-{number:02d}" for number in (1, 2, 3)]
     assert outcomes[2].saved[0].stem == "my-key-01"
@@ -87,11 +87,11 @@ async def test_links_that_expired_are_asked_for_once_more(tmp_path: Path) -> Non
     folder, ledger = tmp_path / "out", tmp_path / "jobs.sqlite"
     async with emulated(links_expire_after_s=0.3) as emulator:
         await saved_batch(emulator, None, FIVE, ledger=ledger)
-        queries = emulator.stats().queries
+        queries = emulator.stats().polls
         await asyncio.sleep(0.4)
         outcomes = await saved_batch(emulator, folder, FIVE, ledger=ledger)
         assert charged(emulator.stats(), 5)
-        assert emulator.stats().queries == queries + 5
+        assert emulator.stats().polls == queries + 5
     assert [outcome.ok for outcome in outcomes] == [True] * 5
     assert listed(folder) == hashed(folder)
 
@@ -102,7 +102,7 @@ async def test_a_picture_that_stays_gone_is_an_error_beside_its_result(tmp_path:
         outcomes = await saved_batch(emulator, tmp_path, ["one"])
         assert charged(emulator.stats(), 1)
     assert isinstance(outcomes[0].error, DownloadError)
-    assert outcomes[0].error.gone
+    assert outcomes[0].error.link_expired
     assert outcomes[0].result is not None
     assert outcomes[0].saved == ()
     assert not list(tmp_path.iterdir())  # noqa: ASYNC240 - nothing else runs
@@ -113,10 +113,10 @@ async def test_inline_pictures_are_saved_and_asked_for_again_by_the_next_run(tmp
     ledger, folder = tmp_path / "jobs.sqlite", tmp_path / "out"
     async with emulated(data_uris=True) as emulator:
         first = await saved_batch(emulator, folder, FIVE, "defapi", ledger=ledger)
-        queries = emulator.stats().queries
+        queries = emulator.stats().polls
         again = await saved_batch(emulator, folder if save else None, FIVE, "defapi", ledger=ledger)
         assert charged(emulator.stats(), 5)
-        assert emulator.stats().queries == queries + 5
+        assert emulator.stats().polls == queries + 5
         assert "cdn" not in emulator.stats().requests
     for one, other in zip(first, again, strict=True):
         assert one.unwrap().url.startswith("data:image/")
@@ -132,7 +132,7 @@ async def test_a_bug_in_saving_is_an_outcome_and_the_session_goes_on(
     async def broken(*_: object) -> None:
         raise ZeroDivisionError("nobody thought of this")
 
-    monkeypatch.setattr(Downloads, "save", broken)
+    monkeypatch.setattr(ImageDownloader, "save", broken)
     async with emulated() as emulator, quick(emulator) as session:
         outcomes = await all_of(session.generate_many(["one", "two"], save_to=tmp_path))
         assert [str(outcome.error).startswith("a bug in nanobanana_async") for outcome in outcomes] == [True, True]
@@ -162,7 +162,7 @@ class Desk:
         self.at_once = self.most = self.saved = 0
 
     def put_in(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        async def save(_: Keeper, result: GenerationResult, folder: Path) -> tuple[Path, ...]:
+        async def save(_: ImageSaver, result: GenerationResult, folder: Path) -> tuple[Path, ...]:
             self.at_once += 1
             self.most = max(self.most, self.at_once)
             await asyncio.sleep(self.seconds.get(result.key, self.default_s))
@@ -170,11 +170,11 @@ class Desk:
             self.saved += 1
             return (folder / result.key,)
 
-        async def check(_: Keeper, folder: Path) -> None:
+        async def check(_: ImageSaver, folder: Path) -> None:
             return None
 
-        monkeypatch.setattr(Keeper, "save", save)
-        monkeypatch.setattr(Keeper, "check", check)
+        monkeypatch.setattr(ImageSaver, "save", save)
+        monkeypatch.setattr(ImageSaver, "check", check)
 
 
 def test_an_ordered_batch_stays_in_order_however_long_saving_takes(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 
 from nanobanana_async import BatchStopped, DownloadError, Outcome, SaveError
-from nanobanana_async.batch import feeder
-from nanobanana_async.batch.streak import Streak
+from nanobanana_async.batch import runner as feeder
+from nanobanana_async.batch.streak import ErrorStreak
 from nanobanana_async.emulator import Emulator
 from nanobanana_async.emulator.faults import Script, error
-from nanobanana_async.http.files import Part
-from nanobanana_async.keeping import Keeper
+from nanobanana_async.image_saver import ImageSaver
+from nanobanana_async.images.files import PartialFile
 from nanobanana_async.models import GenerationResult
 from tests.batch.scenes import slots, until_stopped
 from tests.end_to_end.scenes import charged, emulated, quick
@@ -25,17 +25,17 @@ Breaks = Callable[[Path, pytest.MonkeyPatch], None]
 
 
 def full(folder: Path, patch: pytest.MonkeyPatch) -> None:
-    def write(part: Part, content: bytes) -> None:
+    def write(part: PartialFile, content: bytes) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    patch.setattr(Part, "write", write)
+    patch.setattr(PartialFile, "write", write)
 
 
 def closed_to_this_user(folder: Path, patch: pytest.MonkeyPatch) -> None:
-    def open_it(part: Part) -> None:
+    def open_it(part: PartialFile) -> None:
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
 
-    patch.setattr(Part, "open", open_it)
+    patch.setattr(PartialFile, "open", open_it)
 
 
 def replaced_by_a_file(folder: Path, patch: pytest.MonkeyPatch) -> None:
@@ -90,8 +90,8 @@ async def test_a_folder_that_can_not_be_written_stops_the_buying_and_loses_nothi
 
 
 async def test_a_feeder_that_does_not_mind_the_folder_buys_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(feeder, "STOPS", tuple(kind for kind in feeder.STOPS if kind is not SaveError))
-    monkeypatch.setattr(Streak, "grows_too_long", lambda *_: False)
+    monkeypatch.setattr(feeder, "STOPS", tuple(kind for kind in feeder.ACCOUNT_ERRORS if kind is not SaveError))
+    monkeypatch.setattr(ErrorStreak, "grows_too_long", lambda *_: False)
     async with emulated() as emulator:
         outcomes, stopped = await break_off(emulator, tmp_path, replaced_by_a_file)
         assert (stopped, emulator.stats().creates_accepted, len(outcomes)) == (None, len(ROWS), len(ROWS))
@@ -138,7 +138,7 @@ async def test_images_that_are_missing_between_others_are_errors_of_their_rows(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shelf = Shelf()
-    monkeypatch.setattr(Keeper, "save", lambda _, result, folder: shelf.save(result, folder))
+    monkeypatch.setattr(ImageSaver, "save", lambda _, result, folder: shelf.save(result, folder))
     async with emulated() as emulator, quick(emulator) as session:
         outcomes = [outcome async for outcome in session.generate_many(ROWS, save_to=tmp_path)]
     assert (len(outcomes), sum(outcome.ok for outcome in outcomes)) == (120, 12)
@@ -147,12 +147,12 @@ async def test_images_that_are_missing_between_others_are_errors_of_their_rows(
 async def test_of_several_images_of_a_row_the_folders_error_is_the_one_raised(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def saved(_: Keeper, image: object, folder: Path, key: str) -> Path | DownloadError | SaveError:
+    async def saved(_: ImageSaver, image: object, folder: Path, key: str) -> Path | DownloadError | SaveError:
         await asyncio.sleep(0)
         return SaveError("full") if getattr(image, "index", 0) == 2 else DownloadError("missing")
 
     async with emulated() as emulator, quick(emulator) as session:
         result = await session.generate("a fox", num_images=3)
-        monkeypatch.setattr(Keeper, "_saved", saved)
+        monkeypatch.setattr(ImageSaver, "_saved", saved)
         with pytest.raises(SaveError, match="full"):
             await session.save(result, tmp_path)

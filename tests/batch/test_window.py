@@ -5,8 +5,8 @@ import random
 
 import pytest
 
-from nanobanana_async.batch import feeder
-from nanobanana_async.testing import FakeTransport, run
+from nanobanana_async.batch import runner as feeder
+from nanobanana_async.testing import FakeTransport, run_virtual
 from tests.batch.scenes import Counted, Studio, all_of, slots
 from tests.engine.scenes import apimall, now, virtually
 
@@ -29,13 +29,13 @@ async def bought_by_leaving(taken: int, *, ordered: bool = False) -> int:
 @pytest.mark.parametrize("ordered", [False, True])
 @pytest.mark.parametrize("taken", [0, 1, 3, 200])
 def test_what_is_bought_is_bounded_by_what_is_taken(taken: int, ordered: bool) -> None:
-    bought = run(bought_by_leaving(taken, ordered=ordered))
+    bought = run_virtual(bought_by_leaving(taken, ordered=ordered))
     assert taken < bought <= AT_FIRST + PER_TAKEN * taken
 
 
 def test_a_feeder_without_the_window_buys_far_more(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(feeder, "PULLED_AT_FIRST", 1_000_000)
-    assert run(bought_by_leaving(3)) > 4 * (AT_FIRST + 3 * PER_TAKEN)
+    assert run_virtual(bought_by_leaving(3)) > 4 * (AT_FIRST + 3 * PER_TAKEN)
 
 
 async def makespan(limit: int, rows: int, *, ordered: bool) -> float:
@@ -53,10 +53,10 @@ def test_the_window_slows_no_batch_on_a_usual_account(
     limit: int, rows: int, ordered: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     random.seed(1)
-    bounded = run(makespan(limit, rows, ordered=ordered))
+    bounded = run_virtual(makespan(limit, rows, ordered=ordered))
     monkeypatch.setattr(feeder, "PULLED_AT_FIRST", 1_000_000)
     random.seed(1)
-    assert bounded <= 1.02 * run(makespan(limit, rows, ordered=ordered))
+    assert bounded <= 1.02 * run_virtual(makespan(limit, rows, ordered=ordered))
 
 
 @virtually

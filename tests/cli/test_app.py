@@ -35,7 +35,7 @@ def test_on_a_terminal_a_missing_key_is_asked_for(bare: pytest.MonkeyPatch) -> N
 
     bare.setattr(sys, "stdin", Terminal())
     bare.setattr(getpass, "getpass", typed)
-    seller = cli._seller("defapi", "https://gateway.example")
+    seller = cli._find_gateway("defapi", "https://gateway.example")
     assert (seller.name, seller.api_key.reveal(), seller.base_url) == ("defapi", "typed-key", "https://gateway.example")
     assert questions == ["API key of defapi: "]
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from nanobanana_async.cli import app as cli
-from nanobanana_async.cli.batchfolder import BatchFolder, Identity
+from nanobanana_async.cli.batch.folder import BatchFolder, FolderOwner
 from nanobanana_async.emulator import API_KEY, Script
 from nanobanana_async.emulator.faults import error, reset
 from tests.cli.batch_kills import kill_and_go_on, lines_of, pictures_of
@@ -304,7 +304,7 @@ async def test_the_built_in_emulator_needs_no_key(batch: Command) -> None:
 async def test_a_second_run_in_the_folder_is_sent_away(batch: Command) -> None:
     file = batch.prompts(2)
     async with emulated(batch) as emulator:
-        with BatchFolder(batch.out, Identity("foxes", emulated=False)):
+        with BatchFolder(batch.out, FolderOwner("foxes", emulated=False)):
             said = await batch(file)
         assert (said.code, emulator.stats().creates_received) == (2, 0)
         assert said.complaint == "nanobanana: out: another `nanobanana batch` is at work in this folder"

@@ -9,23 +9,23 @@ from attrs import evolve
 from rich.console import Console
 
 from nanobanana_async import RateLimited, SessionStats
-from nanobanana_async.cli.batchboard import BatchBoard, duration
+from nanobanana_async.cli.batch.display import BatchDisplay, duration
 from nanobanana_async.errors import TransportError
-from nanobanana_async.observe import CreateFailed
+from nanobanana_async.events import CreateFailed
 from tests.ledger.contract import job
 
 STATS = SessionStats(
     job_limit=12,
-    rate_limit=None,
+    creates_per_s=None,
     limit_kind=None,
     gate_open=True,
-    held=12,
+    slots_held=12,
     queued=3,
-    on_wire=1,
-    queries=9,
-    refusals=1,
-    median_job_s=30.0,
-    spread_of_jobs=0.0,
+    requests_in_flight=1,
+    polls=9,
+    throttled=1,
+    job_duration_median_s=30.0,
+    job_duration_sigma=0.0,
     succeeded=0,
     failed=0,
     refused=0,
@@ -43,7 +43,7 @@ class Scene:
         self.now = 0.0
         self.page = io.StringIO()
         console = Console(file=self.page, force_terminal=terminal, width=80, height=24, color_system=None)
-        self.board = BatchBoard(total, console, lambda: self.now, **settings)
+        self.board = BatchDisplay(total, console, lambda: self.now, **settings)
         self.board.phase = ""
 
     def picture(self, width: int = 80) -> list[str]:
@@ -77,17 +77,17 @@ def test_the_pace_counts_once_it_is_known() -> None:
 def test_an_unknown_number_of_rows_is_no_obstacle() -> None:
     scene = Scene(None)
     scene.board.ended("succeeded", "a fox", None)
-    scene.board.tick(evolve(STATS, job_limit=None, median_job_s=None))
+    scene.board.tick(evolve(STATS, job_limit=None, job_duration_median_s=None))
     assert scene.picture()[1] == "1 rows, 1 succeeded, 12 running, limit not met yet"
     assert scene.board.left_s() is None
 
 
 def test_the_last_trouble_is_one_line_for_a_while_and_finding_the_limit_is_none() -> None:
     scene = Scene(9)
-    scene.board(CreateFailed(record=job(), error=RateLimited("too many"), move="again", wait_s=1.0))
+    scene.board(CreateFailed(record=job(), error=RateLimited("too many"), action="again", wait_s=1.0))
     assert len(scene.picture()) == 3 - 1 + 1
-    error = TransportError("the line is cut\x1b[2J " + "x" * 300, sent=True)
-    scene.board(CreateFailed(record=job(), error=error, move="again", wait_s=1.0))
+    error = TransportError("the line is cut\x1b[2J " + "x" * 300, possibly_sent=True)
+    scene.board(CreateFailed(record=job(), error=error, action="again", wait_s=1.0))
     scene.now = 4.0
     trouble = scene.picture()[-1]
     assert trouble.startswith("4 s ago: the line is cut\\x1b[2J xxx")

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from nanobanana_async.cli import batchreport, batchrun
-from nanobanana_async.cli.batchfolder import FILES, FOLDERS, MARKER
-from nanobanana_async.http.files import Part
+from nanobanana_async.cli.batch import run as batchrun
+from nanobanana_async.cli.batch import run_report as batchreport
+from nanobanana_async.cli.batch.folder import FILES, FOLDERS, MARKER
+from nanobanana_async.images.files import PartialFile
 from tests.cli.batch_kills import lines_of
 from tests.cli.batches import Command, emulated, requests
 from tests.cli.command import Said
@@ -188,16 +189,16 @@ async def test_results_that_can_not_be_written_stop_the_buying_and_lose_nothing(
 
 
 async def test_pictures_that_can_not_be_written_stop_the_buying(batch: Command) -> None:
-    file, left, open_it = batch.prompts(80), iter(range(4)), Part.open
+    file, left, open_it = batch.prompts(80), iter(range(4)), PartialFile.open
 
-    def open_some(part: Part) -> None:
+    def open_some(part: PartialFile) -> None:
         if next(left, None) is None:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         open_it(part)
 
     async with emulated(batch, job_limit=5) as emulator:
         with batch.patch.context() as patch:
-            patch.setattr(Part, "open", open_some)
+            patch.setattr(PartialFile, "open", open_some)
             said = await batch(file)
         assert (said.code, emulator.stats().creates_accepted < 70) == (3, True)
         assert "the buying stopped: out/images can't be written: No space left on device: make room" in said.err

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from nanobanana_async import ApiMall, ConfigurationError, DefApi
-from nanobanana_async.cli.rowfile import FileRow, opened
-from nanobanana_async.rows import Rows
+from nanobanana_async.batch.rows import RowReader
+from nanobanana_async.cli.batch.input_file import FileRow, open_input
 from tests.cli.batches import Command, emulated, requests
 
 GATEWAY = ApiMall(api_key="k" * 20)
@@ -16,7 +16,7 @@ GATEWAY = ApiMall(api_key="k" * 20)
 def rows_of(folder: Path, name: str, content: str | bytes) -> list[FileRow]:
     path = folder / name
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
-    with opened(str(path), None, None) as file:
+    with open_input(str(path), None, None) as file:
         return list(file.rows(GATEWAY))
 
 
@@ -113,7 +113,7 @@ def test_a_bad_row_is_named_with_its_line(
 
 def test_what_the_gateway_does_not_take_is_found_too(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text('{"prompt": "a", "num_images": 2}\n{"prompt": "a", "aspect_ratio": "16:9"}')
-    with opened(str(tmp_path / "a.jsonl"), None, None) as file:
+    with open_input(str(tmp_path / "a.jsonl"), None, None) as file:
         assert len(errors(list(file.rows(DefApi(api_key="k" * 20))))) > 0
 
 
@@ -126,7 +126,7 @@ def test_rows_keep_their_keys_when_lines_are_put_in(tmp_path: Path) -> None:
 
 def test_the_batch_gives_the_same_key_as_the_file(tmp_path: Path) -> None:
     rows = rows_of(tmp_path, "a.jsonl", '{"prompt": "a"}\n{"prompt": "a"}\n{"prompt": "a", "key": "k"}')
-    as_batch = Rows("a")
+    as_batch = RowReader("a")
     # Handed over in any order, and without some of them.
     assert [as_batch.read(row.item).key for row in reversed(rows)] == [row.key for row in reversed(rows)]
 
@@ -138,7 +138,7 @@ def test_the_batch_gives_the_same_key_as_the_file(tmp_path: Path) -> None:
 def test_a_file_that_is_none_is_refused(name: str, what: str, tmp_path: Path) -> None:
     (tmp_path / "folder.txt").mkdir()
     (tmp_path / "a.md").touch()
-    with pytest.raises(ConfigurationError, match=what), opened(str(tmp_path / name), None, None):
+    with pytest.raises(ConfigurationError, match=what), open_input(str(tmp_path / name), None, None):
         raise AssertionError("it was opened")
 
 
@@ -147,7 +147,7 @@ def test_what_can_be_read_once_only_is_read_as_often_as_needed(tmp_path: Path) -
     os.write(writer, b"a fox\na lynx\n")
     os.close(writer)
     try:
-        with opened(f"/dev/fd/{reader}", "pipe", "txt") as file:
+        with open_input(f"/dev/fd/{reader}", "pipe", "txt") as file:
             assert [prompts(list(file.rows(GATEWAY))) for _ in range(2)] == [[(1, "a fox"), (2, "a lynx")]] * 2
             assert file.path.exists()
     finally:

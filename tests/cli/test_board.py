@@ -7,12 +7,12 @@ import pytest
 from rich.console import Console
 
 from nanobanana_async import ApiMall, ImageRequest, JobState
-from nanobanana_async.cli.board import Board, shorten
+from nanobanana_async.cli.display import JobsDisplay, shorten
+from nanobanana_async.events import JobStateChanged
 from nanobanana_async.jobs import JobRecord
-from nanobanana_async.observe import JobMoved
 
 
-def moves(key: str, *states: JobState) -> list[JobMoved]:
+def moves(key: str, *states: JobState) -> list[JobStateChanged]:
     gateway = ApiMall(api_key="k")
     wish = ImageRequest(f"a fox\n{key}")
     record = JobRecord(
@@ -23,10 +23,10 @@ def moves(key: str, *states: JobState) -> list[JobMoved]:
         body=gateway.encode(wish),
         created_at=datetime(2026, 1, 1, tzinfo=UTC),
     )
-    events = [JobMoved(before=None, record=record)]
+    events = [JobStateChanged(before=None, record=record)]
     for state in states:
-        before, record = record, record.to(state, task_id=f"task-{key}")
-        events.append(JobMoved(before=before.state, record=record))
+        before, record = record, record.transition_to(state, task_id=f"task-{key}")
+        events.append(JobStateChanged(before=before.state, record=record))
     return events
 
 
@@ -36,7 +36,7 @@ ENDED = (S.SUBMITTING, S.RUNNING, S.SUCCEEDED)
 
 def test_without_a_terminal_each_end_is_one_line() -> None:
     page = io.StringIO()
-    with Board(2, Console(file=page, width=80)) as board:
+    with JobsDisplay(2, Console(file=page, width=80)) as board:
         for event in [*moves("one", *ENDED), *moves("two", S.SUBMITTING, S.UNCERTAIN)]:
             board(event)
     assert page.getvalue() == "1/2 succeeded: a fox one\n2/2 uncertain: a fox two\n"
@@ -45,7 +45,7 @@ def test_without_a_terminal_each_end_is_one_line() -> None:
 
 def test_on_a_terminal_the_picture_tells_all_jobs_at_once() -> None:
     page = io.StringIO()
-    with Board(3, Console(file=page, width=80, force_terminal=True)) as board:
+    with JobsDisplay(3, Console(file=page, width=80, force_terminal=True)) as board:
         for event in [*moves("one", *ENDED), *moves("two", S.SUBMITTING, S.RUNNING), *moves("three")]:
             board(event)
     assert "1 waiting, 0 being sent, 1 running, 1 done" in page.getvalue()
@@ -53,7 +53,7 @@ def test_on_a_terminal_the_picture_tells_all_jobs_at_once() -> None:
 
 
 def test_what_is_paid_for_and_runs_can_be_named() -> None:
-    board = Board(2, Console(file=io.StringIO()))
+    board = JobsDisplay(2, Console(file=io.StringIO()))
     for event in [*moves("one", *ENDED), *moves("two", S.SUBMITTING, S.RUNNING)]:
         board(event)
     assert board.running_task_ids == ["task-two"]

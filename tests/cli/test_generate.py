@@ -103,7 +103,7 @@ async def test_ctrl_c_names_what_is_paid_for_and_ends_with_130() -> None:
     async with Emulator(duration=Fixed(30)) as emulator:
         async with started("generate", "a fox", environ=environment(emulator)) as process:
             async with asyncio.timeout(20):
-                while emulator.stats().queries == 0:  # noqa: ASYNC110 - the emulator has no event for it
+                while emulator.stats().polls == 0:  # noqa: ASYNC110 - the emulator has no event for it
                     await asyncio.sleep(0.05)
             process.send_signal(signal.SIGINT)
             said = await ended(process)

@@ -370,11 +370,11 @@ async def test_a_reader_that_goes_away_ends_it_quietly(jobs: Command, emulator: 
 async def test_ctrl_c_leaves_them_to_be_resumed(jobs: Command) -> None:
     async with Emulator(duration=Fixed(30)) as emulator:
         await bought(jobs, emulator.apimall(), "one")
-        before = emulator.stats().queries
+        before = emulator.stats().polls
         environ = environment(emulator, NANOBANANA_LEDGER=str(jobs.ledger))
         async with started("jobs", "resume", environ=environ) as process:
             async with asyncio.timeout(20):
-                while emulator.stats().queries == before:  # noqa: ASYNC110 - the emulator has no event for it
+                while emulator.stats().polls == before:  # noqa: ASYNC110 - the emulator has no event for it
                     await asyncio.sleep(0.05)
             process.send_signal(signal.SIGINT)
             said = await ended(process)
@@ -428,7 +428,7 @@ async def test_a_task_id_with_a_slip_changes_nothing_and_a_lost_one_is_settled(
     assert "the gateway knows no task" in said.err
     assert (await jobs.records())["lost"] == before
     async with opened(jobs.ledger) as ledger:  # as a slip was written down before the gateway was asked
-        await ledger.advance(before, before.to(JobState.RUNNING, task_id="slip", running_since=long_ago))
+        await ledger.advance(before, before.transition_to(JobState.RUNNING, task_id="slip", running_since=long_ago))
     said = await jobs("settle", "lost", "--as", "task-id", sold.task_id, *again)
     assert (said.code, said.out.startswith(f"{emulator.url}/cdn/")) == (0, True)
     assert emulator.stats().creates_received == 1
@@ -515,7 +515,7 @@ async def test_a_failed_job_is_bought_again_at_the_price_of_its_kind(jobs: Comma
     gateway = emulator.apimall()
     await bought(jobs, gateway, "one")
     assert (await jobs("resume")).code == 0
-    failed = running("two", account=gateway.account, attempts=1).to(JobState.FAILED)
+    failed = running("two", account=gateway.account, attempts=1).transition_to(JobState.FAILED)
     await jobs.write(failed)
     said = await jobs("settle", "two", "--as", "buy-again", "--yes")
     assert (said.code, said.out.startswith(f"{emulator.url}/cdn/")) == (0, True)

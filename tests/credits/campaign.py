@@ -32,7 +32,7 @@ from nanobanana_async import (
     Session,
     SqliteLedger,
 )
-from nanobanana_async.rows import Rows, key_prefix
+from nanobanana_async.batch.rows import RowReader, key_prefix
 from nanobanana_async.testing import FakeTransport, Reply
 from tests.credits.scenes import FIFTY, GatewayName, Sale, Says, Till
 from tests.engine.scenes import API_KEY
@@ -322,19 +322,19 @@ class Campaign:
         if job is None or self._draw.random() < 0.5:
             return
         if job.state is JobState.UNCERTAIN and not self.shop.of_prompt(row["prompt"]):
-            await session.settle(key, refused=True)
+            await session.resolve(key, not_bought=True)
         elif job.state in (JobState.UNCERTAIN, JobState.FAILED):
             self._by_hand += self._plan.price(int(row.get("num_images", 1)))
             self.counts["by hand"] += 1
             with suppress(NanoBananaError):
-                await (await session.settle(key, buy_again=True)).result()
+                await (await session.resolve(key, buy_again=True)).result()
 
     @property
     def _foxes(self) -> int:
         return sum("fox" in sale.prompt for sale in self.shop.sales.values())
 
     def _keys(self) -> Iterator[tuple[str, dict[str, Any]]]:
-        rows = Rows(NAME)
+        rows = RowReader(NAME)
         for row in self._plan.rows:
             yield rows.read(row).key, row
 

@@ -12,9 +12,9 @@ from nanobanana_async.jobs import JobRecord, JobState
 from nanobanana_async.ledger import charges
 from nanobanana_async.ledger.base import Allowance
 from nanobanana_async.ledger.charges import Charges
-from nanobanana_async.ledger.desk import Desk
-from nanobanana_async.policy.caps import Budget, Consent, NamedBudget
-from nanobanana_async.policy.credits import Basis, Charge, Price, Prices, charge_of
+from nanobanana_async.ledger.statements import JobTable
+from nanobanana_async.policy.budget import Affordable, BatchBudget, Budget
+from nanobanana_async.policy.prices import Basis, Charge, Price, Prices, charge_of
 from tests.credits.campaign import Plan
 
 Change = tuple[Any, str, Any]
@@ -43,17 +43,17 @@ def _unknown_price_counts_as_nothing() -> list[Change]:
 
 
 def _estimates_go_side_by_side() -> list[Change]:
-    def consent(self: NamedBudget, price: Price) -> Consent:
-        no = self._noes.get(price.price_class)
-        return Consent.NOW if no is None else no.consent
+    def consent(self: BatchBudget, price: Price) -> Affordable:
+        no = self._refusals.get(price.price_class)
+        return Affordable.NOW if no is None else no.consent
 
-    return [(Charges, "_has_estimates", lambda *_: False), (NamedBudget, "consent", consent)]
+    return [(Charges, "_has_estimates", lambda *_: False), (BatchBudget, "consent", consent)]
 
 
 def _estimates_of_a_session_go_side_by_side() -> list[Change]:
-    consent = Budget.consent
+    consent = Budget.check
 
-    def careless(self: Budget, price: Price) -> Consent:
+    def careless(self: Budget, price: Price) -> Affordable:
         return consent(self, evolve(price, basis=Basis.TOLD))
 
     return [(Budget, "consent", careless)]
@@ -71,14 +71,14 @@ def _forgotten_on_rebirth() -> list[Change]:
 
 
 def _forgotten_on_prune() -> list[Change]:
-    prune = Desk.prune
+    prune = JobTable.prune
 
-    def forgetful(self: Desk, older_than: datetime, after: int, until: int) -> int:
+    def forgetful(self: JobTable, older_than: datetime, after: int, until: int) -> int:
         gone = prune(self, older_than, after, until)
         self.connection.execute("UPDATE spending SET credits = (SELECT coalesce(sum(credits), 0) FROM charges)")
         return gone
 
-    return [(Desk, "prune", forgetful)]
+    return [(JobTable, "prune", forgetful)]
 
 
 def _each_process_counts_for_itself() -> list[Change]:

@@ -16,7 +16,7 @@ from nanobanana_async import (
     NanoBananaError,
     Session,
 )
-from nanobanana_async.rows import Item
+from nanobanana_async.batch.rows import RowInput
 from tests.credits.scenes import (
     BOTH,
     GatewayName,
@@ -117,10 +117,10 @@ async def test_what_was_set_aside_for_a_job_in_doubt_is_settled_with_it(way: str
         orders: dict[str, Any] = {"task_id": "t2"} if way == "task_id" else {way: True}
         if way == "buy_again":  # what it may have cost stays set aside, and the cap holds for what is bought by hand
             with pytest.raises(CreditLimitReached, match=r"0\.5 are set aside for jobs in doubt"):
-                await session.settle("fox-1", **orders)
+                await session.resolve("fox-1", **orders)
             assert budget_of(session).reserved == Decimal("0.5")
             return
-        job = await session.settle("fox-1", **orders)
+        job = await session.resolve("fox-1", **orders)
         if way != "refused":
             assert (await job).credits == Decimal("0.5")
         assert budget_of(session).spent == (Decimal("0.5") if way == "refused" else 1)
@@ -140,13 +140,13 @@ async def test_a_settled_row_gives_its_credits_back_to_its_batch(later_s: float)
     assert till.sold == 3
 
 
-async def _slowly(till: Till, later_s: float, session: Session) -> AsyncGenerator[Item]:
+async def _slowly(till: Till, later_s: float, session: Session) -> AsyncGenerator[RowInput]:
     yield "an owl"
     await asyncio.sleep(60.0)
     till.strange.append(True)
     yield {"prompt": "a fox", "key": "fox-1"}
     await asyncio.sleep(60.0 + later_s)
-    await session.settle("fox-1", refused=True)
+    await session.resolve("fox-1", not_bought=True)
     yield "a crow"
 
 
@@ -161,7 +161,7 @@ async def test_a_job_settled_elsewhere_gives_its_credits_back_when_it_is_looked_
         job = await session.submit("a fox", idempotency_key="fox-1")
         with pytest.raises(JobUncertain):
             await job
-        await other.settle("fox-1", refused=True)
+        await other.resolve("fox-1", not_bought=True)
         with pytest.raises(NanoBananaError):
             await job
         assert isinstance(await outcome(session, "an owl"), GenerationResult)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from nanobanana_async import ConcurrencyPolicy, JobFailed, SqliteLedger
-from nanobanana_async.observe import Event, PriceAboveEstimate
+from nanobanana_async.events import Event, PriceAboveEstimate
 from nanobanana_async.testing import FakeTransport
 from tests.credits.scenes import (
     BOTH,
@@ -40,7 +40,7 @@ async def test_ten_fit_and_ten_are_bought_with_fifty_free_slots(name: GatewayNam
     async with a_session(name, till.line()) as session:
         run = await run_batch(session, foxes(200), **TEN[name], **expected)
         assert session.stats().credits_spent == TEN[name]["max_credits"]
-        assert not engine_of(session).live
+        assert not engine_of(session).tracked
     assert (till.sold, run.results, len(run.outcomes)) == (10, 10, 10)
     assert "max_credits is" in str(run.why)
     assert run.stopped is not None
@@ -230,7 +230,7 @@ async def test_nothing_stays_set_aside_when_a_batch_is_over() -> None:
         assert [budget.reserved for budget in budgets] == [0, 0]
         assert [budget.spent for budget in budgets] == [64, 64]
         assert not any(budget._shares for budget in budgets)
-        assert not engine_of(session).books.purse._drawn
+        assert not engine_of(session).store.credits._reserved_in
 
 
 def by_images(body: dict[str, Any]) -> Decimal:
@@ -269,7 +269,7 @@ async def test_rows_that_were_forgotten_and_jobs_bought_by_hand_stay_spent(tmp_p
         run = await run_batch(session, foxes(2, word="[fail] fox"), batch="spring", max_credits=2)
         for outcome in run.outcomes:
             with pytest.raises(JobFailed):
-                await (await session.settle(outcome.key, buy_again=True))
+                await (await session.resolve(outcome.key, buy_again=True))
     assert till.taken == 2
     ledger = SqliteLedger(path)
     await ledger.open()

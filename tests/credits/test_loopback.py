@@ -54,7 +54,7 @@ async def test_refunded_failures_make_room_for_others(name: GatewayName) -> None
         async with quick(emulator, name, concurrency=FIFTY) as session:
             run = await run_batch(session, foxes(120), max_credits=limit)
             assert session.stats().credits_spent == limit
-            assert not engine_of(session).live
+            assert not engine_of(session).tracked
         stats = emulator.stats()
     assert run.results == 20
     assert stats.failed > 0

@@ -6,10 +6,10 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from nanobanana_async.policy.caps import Budget, Consent
-from nanobanana_async.policy.credits import Basis, Price, Prices
+from nanobanana_async.policy.budget import Affordable, Budget
+from nanobanana_async.policy.prices import Basis, Price, Prices
 
-NOW, LATER, NEVER = Consent.NOW, Consent.LATER, Consent.NEVER
+NOW, LATER, NEVER = Affordable.NOW, Affordable.LATER, Affordable.NEVER
 EIGHT = Decimal(8)
 
 COSTS = {"fox": Decimal("0.1"), "owl": Decimal(8), "crow": Decimal("12.5")}
@@ -40,7 +40,7 @@ class Spending(RuleBasedStateMachine):
 
     @rule(name=CLASSES)
     def buy(self, name: str) -> None:
-        consent = self.budget.consent(told(name))
+        consent = self.budget.check(told(name))
         open_sum = sum((COSTS[other] for other in (*self.under_way.values(), *self.in_doubt.values())), Decimal(0))
         fits = self.taken + open_sum + COSTS[name] <= 40
         assert consent is (NOW if fits else LATER if self.under_way else NEVER)
@@ -67,7 +67,7 @@ class Spending(RuleBasedStateMachine):
     def fall_into_doubt(self, data: st.DataObject) -> None:
         key, name = self._any(data, doubtful=False)
         self.in_doubt[key] = name
-        self.budget.park(key)
+        self.budget.suspend(key)
 
     @precondition(lambda self: self.under_way or self.in_doubt)
     @rule(data=st.data(), way=st.sampled_from(["told", "follow", "reserve"]))
@@ -75,9 +75,9 @@ class Spending(RuleBasedStateMachine):
         key, name = self._any(data)
         self.under_way[key] = name
         if way == "told":
-            self.budget.told(key, COSTS[name])
+            self.budget.set_price(key, COSTS[name])
         elif way == "follow":
-            self.budget.follow(key)
+            self.budget.resume(key)
         else:
             self.budget.reserve(key, told(name))
 
@@ -123,7 +123,7 @@ class Learning(RuleBasedStateMachine):
     @rule(name=NAMES)
     def buy(self, name: str) -> None:
         price = self._price(name)
-        consent = self.budget.consent(price)
+        consent = self.budget.check(price)
         if price.estimated and self.unknown:
             assert consent is (LATER if set(self.unknown) & self.under_way else NEVER)
         if consent is NOW:
@@ -140,14 +140,14 @@ class Learning(RuleBasedStateMachine):
         name = self.jobs[key]
         if way == "told":
             self.prices.learn(name, self.TRUE[name])
-            self.budget.told(key, self.TRUE[name])
+            self.budget.set_price(key, self.TRUE[name])
             return
         self.under_way.remove(key)
         if way == "release":
             del self.jobs[key]
             self.budget.release(key)
         elif way == "park":
-            self.budget.park(key)
+            self.budget.suspend(key)
         else:
             self.budget.settle(key, None)
 

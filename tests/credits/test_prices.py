@@ -150,7 +150,7 @@ async def test_a_gateway_that_never_says_the_price_sells_one_and_then_asks_to_be
         run = await run_batch(session, foxes(20), max_credits=80, expected_credits=8)
         assert (till.sold, run.results) == (11, 10)
         assert "max_credits is 80, 80 are spent, and a job for 8 would pass it" in str(run.why)
-        assert not engine_of(session).books.purse._drawn
+        assert not engine_of(session).store.credits._reserved_in
 
 
 @virtually

@@ -17,7 +17,7 @@ from nanobanana_async import (
     Session,
 )
 from nanobanana_async.errors import ConfigurationError
-from nanobanana_async.policy.credits import plain
+from nanobanana_async.policy.prices import plain
 from nanobanana_async.testing import FakeTransport
 from tests.credits.scenes import (
     BOTH,
@@ -224,7 +224,7 @@ async def test_what_was_paid_for_a_failure_stays_spent_when_the_job_is_bought_ag
     till, ledger = Till(refunds=False), Notebook(keeps=True)
     async with a_session("apimall", till.line(), ledger=ledger, max_credits=100) as session:
         assert isinstance(await outcome(session, "a [fail] fox", idempotency_key="fox-1"), JobFailed)
-        job = await session.settle("fox-1", buy_again=True)
+        job = await session.resolve("fox-1", buy_again=True)
         with pytest.raises(JobFailed):
             await job
         assert session.stats().credits_spent == till.taken == 16
@@ -232,7 +232,7 @@ async def test_what_was_paid_for_a_failure_stays_spent_when_the_job_is_bought_ag
         assert budget_of(session).reserved == 0
     async with a_session("apimall", till.line(), ledger=ledger) as later:
         with pytest.raises(JobFailed):
-            await (await later.settle("fox-1", buy_again=True))
+            await (await later.resolve("fox-1", buy_again=True))
         assert later.stats().credits_spent == 8
 
 

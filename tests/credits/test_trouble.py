@@ -39,7 +39,7 @@ from tests.engine.scenes import API_KEY, Notebook, now, virtually
 EACH_GATEWAY = pytest.mark.parametrize("name", BOTH)
 LIMIT: dict[GatewayName, float] = {"apimall": 80, "defapi": 5}
 
-UNSENT = TransportError("connection refused", sent=False)
+UNSENT = TransportError("connection refused", possibly_sent=False)
 TROUBLES: dict[str, list[Reply | bool | None]] = {
     "lost": [True],
     "lost three times": [True, True, True],
@@ -130,7 +130,7 @@ async def test_creates_that_get_no_answer_at_all_end_in_doubt_and_hold_the_line_
 
     def answer(request: Any) -> Reply:
         if request.method == "POST" and not shut:
-            return TransportError("the connection was reset", sent=True)
+            return TransportError("the connection was reset", possibly_sent=True)
         return till.answer(request)
 
     gateway = ApiMall(api_key=API_KEY, key_lifetime_s=60.0)
@@ -143,7 +143,7 @@ async def test_creates_that_get_no_answer_at_all_end_in_doubt_and_hold_the_line_
         assert run.results == 1
         assert budget_of(session).reserved == 8
         assert isinstance(await outcome(session, "a crow"), CreditLimitReached)
-        await session.settle("fox-1", refused=True)
+        await session.resolve("fox-1", not_bought=True)
         assert isinstance(await outcome(session, "a crow"), GenerationResult)
         assert nothing_is_left(session)
 

@@ -4,15 +4,15 @@ import os
 import sys
 from pathlib import Path
 
-from nanobanana_async.http import files, manifest
-from nanobanana_async.http.files import Part
+from nanobanana_async.images import files, manifest
+from nanobanana_async.images.files import PartialFile
 
 
 def save(folder: Path, name: str, content: bytes) -> None:
-    part = Part(folder)
+    part = PartialFile(folder)
     part.open()
     part.write(content)
-    part.publish(name)
+    part.finish(name)
     part.discard()
 
 
@@ -24,7 +24,7 @@ def dying(step: str) -> None:
 
     match step:
         case "before the name":
-            files.give_name = die  # type: ignore[assignment]
+            files.rename_exclusive = die  # type: ignore[assignment]
         case "before the flush of the folder":
             files.sync_folder = die  # type: ignore[assignment]
         case "before the line":

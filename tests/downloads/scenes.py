@@ -14,8 +14,8 @@ from aiohttp.abc import AbstractResolver, ResolveResult
 from PIL import Image
 
 from nanobanana_async.errors import DownloadError
-from nanobanana_async.http.downloads import Downloads
-from nanobanana_async.http.trust import Proxies
+from nanobanana_async.http.tls_and_proxies import Proxies
+from nanobanana_async.images.downloader import ImageDownloader
 from tests.http.peers import Line, Script
 
 FORMATS = ("png", "jpeg", "webp", "gif")
@@ -91,9 +91,11 @@ class Told(AbstractResolver):
 @contextlib.asynccontextmanager
 async def opened(
     *, allow_loopback: bool = True, pause_s: float = 0.001, proxy: str | None = None, **settings: Any
-) -> AsyncIterator[Downloads]:
+) -> AsyncIterator[ImageDownloader]:
     """Open a door that lets this machine pass, in a hurry."""
-    downloads = Downloads(allow_loopback=allow_loopback, pause_s=pause_s, **{"proxies": Proxies(proxy), **settings})
+    downloads = ImageDownloader(
+        allow_loopback=allow_loopback, pause_s=pause_s, **{"proxies": Proxies(proxy), **settings}
+    )
     await downloads.open()
     try:
         yield downloads
@@ -101,7 +103,7 @@ async def opened(
         await downloads.aclose()
 
 
-async def failure(downloads: Downloads, url: str) -> DownloadError:
+async def failure(downloads: ImageDownloader, url: str) -> DownloadError:
     """Return the error of a fetch that can't succeed, after a look for foreign ones behind it."""
     with pytest.raises(DownloadError) as caught:
         await downloads.fetch(url)

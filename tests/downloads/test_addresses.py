@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 
 from nanobanana_async.errors import ConfigurationError
-from nanobanana_async.http.addresses import AddressRefused, PublicSockets, may_ask, may_connect
-from nanobanana_async.http.trust import Proxies
+from nanobanana_async.http.tls_and_proxies import Proxies
+from nanobanana_async.images.addresses import AddressRefused, PublicSockets, is_allowed_address, is_allowed_host
 
 PUBLIC = ["93.184.216.34", "8.8.8.8", "2606:4700::1111", "::ffff:8.8.8.8", "64:ff9b::808:808", "2002:808:808::1"]
 
@@ -34,24 +34,24 @@ EVERY_PRIVATE = [address for addresses in PRIVATE.values() for address in addres
 @pytest.mark.parametrize("address", PUBLIC)
 @pytest.mark.parametrize("loopback", [False, True])
 def test_a_public_address_may_be_connected_to(address: str, loopback: bool) -> None:
-    assert may_connect(address, loopback=loopback)
+    assert is_allowed_address(address, loopback=loopback)
 
 
 @pytest.mark.parametrize("address", EVERY_PRIVATE)
 @pytest.mark.parametrize("loopback", [False, True])
 def test_what_is_not_public_may_not_not_even_beside_a_gateway_on_this_machine(address: str, loopback: bool) -> None:
-    assert not may_connect(address, loopback=loopback)
+    assert not is_allowed_address(address, loopback=loopback)
 
 
 @pytest.mark.parametrize("address", LOOPBACK)
 def test_this_machine_may_be_connected_to_only_if_it_is_allowed(address: str) -> None:
-    assert not may_connect(address, loopback=False)
-    assert may_connect(address, loopback=True)
+    assert not is_allowed_address(address, loopback=False)
+    assert is_allowed_address(address, loopback=True)
 
 
 @pytest.mark.parametrize("host", ["pictures.example", "cdn-1.pictures.example.", "8.8.8.8", "2606:4700::1111", "a.1b"])
 def test_a_host_that_may_be_public_is_asked(host: str) -> None:
-    assert may_ask(host, loopback=False)
+    assert is_allowed_host(host, loopback=False)
 
 
 @pytest.mark.parametrize(
@@ -74,8 +74,8 @@ def test_a_host_that_may_be_public_is_asked(host: str) -> None:
     ],
 )
 def test_this_machine_is_known_in_every_spelling(host: str) -> None:
-    assert not may_ask(host, loopback=False)
-    assert may_ask(host, loopback=True)
+    assert not is_allowed_host(host, loopback=False)
+    assert is_allowed_host(host, loopback=True)
 
 
 @pytest.mark.parametrize(
@@ -104,7 +104,7 @@ def test_this_machine_is_known_in_every_spelling(host: str) -> None:
 )
 @pytest.mark.parametrize("loopback", [False, True])
 def test_a_host_that_can_not_be_public_is_not_asked(host: str, loopback: bool) -> None:
-    assert not may_ask(host, loopback=loopback)
+    assert not is_allowed_host(host, loopback=loopback)
 
 
 def test_the_socket_to_a_private_address_is_never_made() -> None:

@@ -13,8 +13,8 @@ from urllib.parse import quote_from_bytes
 import pytest
 
 from nanobanana_async.errors import DownloadError, SessionClosed
-from nanobanana_async.http import getting
-from nanobanana_async.http.downloads import Downloads
+from nanobanana_async.images import fetch as getting
+from nanobanana_async.images.downloader import ImageDownloader
 from tests.downloads.scenes import FORMATS, failure, opened, picture, png_claiming, reply, saying
 from tests.http.peers import Line, Peer, Script, answering, silent, unused_port
 
@@ -75,7 +75,7 @@ async def test_a_picture_cut_at_any_byte_is_not_taken(kind: str, length: int | N
         for _ in cuts:
             error = await failure(downloads, peer.url)
             assert "cut short" in error.message
-            assert error.gone is False
+            assert error.link_expired is False
 
 
 @pytest.mark.parametrize("then", ["hang up", "reset"])
@@ -184,7 +184,7 @@ async def test_a_link_that_is_gone_is_told_so_at_once(status: int) -> None:
     async with opened() as downloads, Peer(saying(reply(b"", status=f"{status} Gone"))) as peer:
         error = await failure(downloads, f"{peer.url}a.png?X-Signature=secret")
         assert peer.accepted == 1
-    assert error.gone is True
+    assert error.link_expired is True
     assert error.message == (
         f"{peer.url}a.png: the link opens nothing any more (HTTP {status}): ask the gateway for a new one"
     )
@@ -196,7 +196,7 @@ async def test_a_passing_trouble_is_tried_again(status: int) -> None:
         error = await failure(downloads, peer.url)
         assert peer.accepted == 3
     assert error.message == f"{peer.url}: 127.0.0.1 answered {status} (tried 3 times)"
-    assert error.gone is False
+    assert error.link_expired is False
 
 
 @pytest.mark.parametrize("status", [201, 204, 206, 300, 304, 402, 418, 451])
@@ -288,7 +288,7 @@ async def test_a_server_that_is_not_there_is_tried_again() -> None:
 )
 async def test_what_is_no_link_is_refused(link: str) -> None:
     async with opened() as downloads:
-        assert (await failure(downloads, link)).gone is False
+        assert (await failure(downloads, link)).link_expired is False
 
 
 async def test_a_password_in_a_link_is_neither_sent_nor_shown() -> None:
@@ -370,7 +370,7 @@ async def test_no_more_than_so_many_are_fetched_at_once() -> None:
 
 
 async def test_nothing_is_fetched_before_opening_or_after_closing() -> None:
-    downloads = Downloads()
+    downloads = ImageDownloader()
     assert repr(downloads) == "<Downloads not open>"
     with pytest.raises(SessionClosed, match="not open"):
         await downloads.fetch("https://pictures.example/")
@@ -389,11 +389,11 @@ async def test_nothing_can_be_got_without_a_session() -> None:
     async def take(piece: bytes) -> None: ...
 
     with pytest.raises(SessionClosed):
-        await Downloads()._getter.get("https://pictures.example/", take)
+        await ImageDownloader()._getter.get("https://pictures.example/", take)
 
 
 async def test_a_door_that_was_never_opened_can_be_closed() -> None:
-    await Downloads().aclose()
+    await ImageDownloader().aclose()
 
 
 WAITING: dict[str, Script] = {
@@ -405,7 +405,7 @@ WAITING: dict[str, Script] = {
 
 @pytest.mark.parametrize("script", WAITING.values(), ids=WAITING)
 async def test_closing_ends_what_is_being_fetched(script: Script) -> None:
-    downloads = Downloads(allow_loopback=True, pause_s=0.05)
+    downloads = ImageDownloader(allow_loopback=True, pause_s=0.05)
     await downloads.open()
     async with Peer(script) as peer:
         fetching = asyncio.get_running_loop().create_task(downloads.fetch(peer.url))
@@ -451,4 +451,4 @@ async def test_the_loop_goes_on_while_a_large_picture_is_looked_at() -> None:
 
 
 def test_a_download_error_is_not_gone_unless_said() -> None:
-    assert DownloadError("m").gone is False
+    assert DownloadError("m").link_expired is False

@@ -12,7 +12,7 @@ import anyio.to_thread
 import pytest
 
 from nanobanana_async import ApiMall, GeneratedImage, GenerationResult, Session
-from nanobanana_async.http import downloads as downloads_module
+from nanobanana_async.images import downloader as downloads_module
 from tests.downloads.scenes import picture, reply, saying
 from tests.http.peers import Peer
 

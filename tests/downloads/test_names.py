@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nanobanana_async.http.names import safe_name
+from nanobanana_async.images.files import safe_name
 
 HOSTILE = [
     *("..", ".", "../../etc/passwd", "/etc/passwd", "\\\\server\\share", "C:\\Windows", "C:", "a/b", "a\\b", "a:b"),

@@ -10,23 +10,22 @@ import zlib
 import pytest
 from PIL import Image
 
-from nanobanana_async.http.anatomy import walk_gif
-from nanobanana_async.http.missed import Missed
-from nanobanana_async.http.pictures import MAX_PIXELS, decode, examine, verified
+from nanobanana_async.images.formats import MAX_PIXELS, check_decodes, inspect, scan_gif, verify
+from nanobanana_async.images.inline import FetchError
 from tests.downloads.scenes import FORMATS, chunk, picture, png_claiming
 
 LARGE = 8193, 8192
 
 
-def refusal(content: bytes) -> Missed:
-    with pytest.raises(Missed) as caught:
-        verified(content)
+def refusal(content: bytes) -> FetchError:
+    with pytest.raises(FetchError) as caught:
+        verify(content)
     return caught.value
 
 
 @pytest.mark.parametrize("kind", FORMATS)
 def test_each_format_is_known_by_its_bytes(kind: str) -> None:
-    assert verified(picture(kind)).name == kind
+    assert verify(picture(kind)).name == kind
 
 
 @pytest.mark.parametrize(
@@ -45,24 +44,24 @@ def test_each_format_is_known_by_its_bytes(kind: str) -> None:
 def test_the_dialects_of_the_formats_are_known_too(kind: str, options: dict[str, object]) -> None:
     out = io.BytesIO()
     Image.new("RGB", (24, 16), "blue").save(out, kind.upper(), **options)
-    assert verified(out.getvalue()).name == kind
+    assert verify(out.getvalue()).name == kind
     for cut in range(len(out.getvalue())):
-        with pytest.raises(Missed):
-            examine(out.getvalue()[:cut])
+        with pytest.raises(FetchError):
+            inspect(out.getvalue()[:cut])
 
 
 @pytest.mark.parametrize("kind", FORMATS)
 def test_a_picture_cut_at_any_byte_is_cut_short_with_or_without_pillow(kind: str) -> None:
     whole = picture(kind)
     for cut in range(len(whole)):
-        with pytest.raises(Missed) as caught:
-            examine(whole[:cut])
-        assert caught.value.again is True, cut
+        with pytest.raises(FetchError) as caught:
+            inspect(whole[:cut])
+        assert caught.value.retryable is True, cut
 
 
 @pytest.mark.parametrize("kind", FORMATS)
 def test_bytes_after_the_end_are_left_alone(kind: str) -> None:
-    assert verified(picture(kind) + b"and a video").name == kind
+    assert verify(picture(kind) + b"and a video").name == kind
 
 
 @pytest.mark.parametrize(
@@ -86,7 +85,7 @@ def test_bytes_after_the_end_are_left_alone(kind: str) -> None:
 def test_anything_else_is_no_picture_whatever_pillow_could_make_of_it(content: bytes) -> None:
     missed = refusal(content)
     assert missed.why == "this is no picture in PNG, JPEG, WebP or GIF format"
-    assert missed.again is False
+    assert missed.retryable is False
 
 
 @pytest.mark.parametrize("kind", FORMATS)
@@ -98,8 +97,8 @@ def test_a_right_beginning_with_wrong_flesh_is_no_picture(kind: str) -> None:
 def test_a_png_with_any_wrong_byte_is_refused_also_without_pillow(at: int) -> None:
     spoiled = bytearray(picture())
     spoiled[at] ^= 0x10
-    with pytest.raises(Missed):
-        examine(bytes(spoiled))
+    with pytest.raises(FetchError):
+        inspect(bytes(spoiled))
 
 
 @pytest.mark.parametrize("kind", FORMATS)
@@ -110,8 +109,8 @@ def test_a_spoiled_picture_is_refused_or_decodes_and_nothing_else_happens(kind: 
         for _ in range(3):
             spoiled[dice.randrange(12, len(spoiled))] = dice.randrange(256)
         try:
-            verified(bytes(spoiled))
-        except Missed as missed:
+            verify(bytes(spoiled))
+        except FetchError as missed:
             assert missed.why  # noqa: PT017 - it may also pass
 
 
@@ -136,8 +135,8 @@ BOMBS = {"png": png_claiming, "jpeg": jpeg_claiming, "webp": webp_claiming, "gif
 
 @pytest.mark.parametrize("kind", FORMATS)
 def test_a_picture_with_too_many_pixels_is_refused_before_it_is_decoded(kind: str) -> None:
-    with pytest.raises(Missed, match="8193 x 8192 pixels, more than"):
-        examine(BOMBS[kind](*LARGE))
+    with pytest.raises(FetchError, match="8193 x 8192 pixels, more than"):
+        inspect(BOMBS[kind](*LARGE))
 
 
 def test_a_real_image_bomb_is_refused() -> None:
@@ -150,14 +149,14 @@ def test_a_real_image_bomb_is_refused() -> None:
 
 def test_a_frame_of_a_gif_counts_as_well_as_its_screen() -> None:
     frame = b"\x2c" + struct.pack("<HHHHB", 60_000, 60_000, 9_000, 9_000, 0) + b"\x02\x01\x00\x00"
-    assert walk_gif(b"GIF89a" + struct.pack("<HHBBB", 1, 1, 0, 0, 0) + frame + b"\x3b") == (69_000, 69_000)
+    assert scan_gif(b"GIF89a" + struct.pack("<HHBBB", 1, 1, 0, 0, 0) + frame + b"\x3b") == (69_000, 69_000)
 
 
 def test_a_size_that_only_pillow_sees_is_capped_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    kind = examine(picture())
-    monkeypatch.setattr("nanobanana_async.http.pictures.MAX_PIXELS", 24 * 16 - 1)
-    with pytest.raises(Missed, match="24 x 16 pixels"):
-        decode(io.BytesIO(picture()), kind)
+    kind = inspect(picture())
+    monkeypatch.setattr("nanobanana_async.images.formats.MAX_PIXELS", 24 * 16 - 1)
+    with pytest.raises(FetchError, match="24 x 16 pixels"):
+        check_decodes(io.BytesIO(picture()), kind)
 
 
 @pytest.mark.parametrize("size", [(0, 5), (5, 0)])
@@ -178,13 +177,13 @@ def test_a_users_own_lower_cap_of_pillow_refuses_too(monkeypatch: pytest.MonkeyP
 
 
 def test_pixels_that_are_missing_behind_a_whole_skeleton_are_found_by_pillow() -> None:
-    assert examine(png_claiming(50, 50)).name == "png"
+    assert inspect(png_claiming(50, 50)).name == "png"
     assert refusal(png_claiming(50, 50)).why.startswith("the picture is damaged: Pillow can't decode it")
 
 
 def test_without_pillow_the_skeleton_decides(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "PIL", None)
-    assert verified(png_claiming(50, 50)).name == "png"
+    assert verify(png_claiming(50, 50)).name == "png"
 
 
 @pytest.mark.parametrize(
@@ -205,10 +204,10 @@ def test_a_broken_skeleton_is_damaged(content: bytes) -> None:
 
 def test_fillers_and_bare_markers_of_jpeg_are_stepped_over() -> None:
     whole = picture("jpeg")
-    assert examine(whole[:2] + b"\xff\xff\xff\x01" + whole[2:]).name == "jpeg"
+    assert inspect(whole[:2] + b"\xff\xff\xff\x01" + whole[2:]).name == "jpeg"
 
 
 def test_a_walk_takes_only_so_many_steps(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("nanobanana_async.http.anatomy._MAX_STEPS", 1000)
+    monkeypatch.setattr("nanobanana_async.images.formats._MAX_STEPS", 1000)
     endless = b"GIF89a" + bytes(7) + b"\x21\xfe" + b"\x01x" * 5000
     assert refusal(endless).why == "the picture is made of too many pieces"

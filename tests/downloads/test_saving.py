@@ -20,11 +20,11 @@ import anyio
 import pytest
 
 from nanobanana_async.errors import DownloadError, SaveError, SessionClosed
-from nanobanana_async.http import files
-from nanobanana_async.http.downloads import Downloads
-from nanobanana_async.http.files import Part, SavedImage, give_name
-from nanobanana_async.http.manifest import NAME, Manifest
-from nanobanana_async.http.missed import Missed
+from nanobanana_async.images import files
+from nanobanana_async.images.downloader import ImageDownloader
+from nanobanana_async.images.files import PartialFile, SavedImage, rename_exclusive
+from nanobanana_async.images.inline import FetchError
+from nanobanana_async.images.manifest import NAME, Manifest
 from tests.downloads.scenes import ENDINGS, FORMATS, opened, picture, png_claiming, redirect, reply, saying
 from tests.http.peers import Peer, answering
 
@@ -60,7 +60,7 @@ async def save(content: bytes, folder: Path, name: str = "nb-1") -> SavedImage:
         return await downloads.save(peer.url, folder, name)
 
 
-async def refusal(downloads: Downloads, url: str, folder: Path, name: str = "nb-1") -> DownloadError:
+async def refusal(downloads: ImageDownloader, url: str, folder: Path, name: str = "nb-1") -> DownloadError:
     with pytest.raises(DownloadError) as caught:
         await downloads.save(url, folder, name)
     assert caught.value.__cause__ is None
@@ -181,12 +181,12 @@ async def test_many_at_once_under_one_name_lose_nothing(tmp_path: Path) -> None:
     check_sums(tmp_path)
 
 
-async def _save_inline(downloads: Downloads, content: bytes, folder: Path) -> SavedImage:
+async def _save_inline(downloads: ImageDownloader, content: bytes, folder: Path) -> SavedImage:
     return await downloads.save("data:;base64," + base64.b64encode(content).decode(), folder, "nb-1")
 
 
 def test_a_file_that_can_not_be_read_is_another(tmp_path: Path) -> None:
-    assert files._holds(tmp_path / "missing", len(WHOLE), digest(WHOLE)) is False
+    assert files._has_content(tmp_path / "missing", len(WHOLE), digest(WHOLE)) is False
 
 
 # Hostile folders
@@ -236,26 +236,26 @@ async def test_a_folder_that_is_a_file_is_told(tmp_path: Path) -> None:
 async def test_one_image_too_large_for_the_file_system_is_not_the_folders_fault(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def too_large(part: Part, content: bytes) -> None:
+    def too_large(part: PartialFile, content: bytes) -> None:
         raise OSError(errno.EFBIG, "File too large")
 
-    monkeypatch.setattr(Part, "write", too_large)
+    monkeypatch.setattr(PartialFile, "write", too_large)
     with pytest.raises(DownloadError, match="File too large"):
         await save(WHOLE, tmp_path)
     assert held(tmp_path) == set()
 
 
 async def test_too_many_open_files_are_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    opens, failed = Part.open, 0
+    opens, failed = PartialFile.open, 0
 
-    def open_later(part: Part) -> None:
+    def open_later(part: PartialFile) -> None:
         nonlocal failed
         if failed < 2:
             failed += 1
             raise OSError(errno.EMFILE, "Too many open files")
         opens(part)
 
-    monkeypatch.setattr(Part, "open", open_later)
+    monkeypatch.setattr(PartialFile, "open", open_later)
     assert (await save(WHOLE, tmp_path)).path.exists()
     assert failed == 2
 
@@ -296,7 +296,7 @@ def test_the_list_is_held_by_one_at_a_time(tmp_path: Path) -> None:
 
     def look() -> None:
         with Manifest(tmp_path) as manifest:
-            seen.append(manifest.promised("a.png"))
+            seen.append(manifest.digests_of("a.png"))
 
     looking = threading.Thread(target=look)
     with Manifest(tmp_path) as manifest:
@@ -321,7 +321,7 @@ def test_a_list_on_a_file_system_without_locks_is_written_all_the_same(
     def unsupported(descriptor: int, how: int) -> None:
         raise OSError(37, "No locks available")
 
-    monkeypatch.setattr("nanobanana_async.http.manifest.fcntl.flock", unsupported)
+    monkeypatch.setattr("nanobanana_async.images.manifest.fcntl.flock", unsupported)
     with Manifest(tmp_path) as manifest:
         manifest.add("a.png", digest(WHOLE))
     assert listed(tmp_path) == [f"{digest(WHOLE)}  a.png"]
@@ -349,7 +349,7 @@ async def test_without_hard_links_nothing_is_overwritten_either(tmp_path: Path) 
 @pytest.mark.usefixtures("_no_links")
 def test_a_name_that_was_taken_for_nothing_is_given_back(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
-        give_name(tmp_path / "missing", tmp_path / "a.png")
+        rename_exclusive(tmp_path / "missing", tmp_path / "a.png")
     assert held(tmp_path) == set()
 
 
@@ -413,7 +413,12 @@ async def test_an_interrupted_save_leaves_nothing(how: str, tmp_path: Path) -> N
     assert held(tmp_path) == set()
 
 
-STEPS = {"open": (Part, "open"), "write": (Part, "write"), "publish": (Part, "publish"), "name": (files, "give_name")}
+STEPS = {
+    "open": (PartialFile, "open"),
+    "write": (PartialFile, "write"),
+    "publish": (PartialFile, "finish"),
+    "name": (files, "rename_exclusive"),
+}
 
 
 @pytest.mark.parametrize("step", STEPS)
@@ -445,13 +450,13 @@ async def test_a_save_cancelled_while_its_thread_works_is_whole_or_absent(
 
 
 def test_after_it_was_discarded_a_part_does_nothing_any_more(tmp_path: Path) -> None:
-    part = Part(tmp_path)
+    part = PartialFile(tmp_path)
     part.discard()
     part.open()
     part.write(WHOLE)
     part.sweep()
-    with pytest.raises(Missed, match="discarded"):
-        part.publish("nb-1")
+    with pytest.raises(FetchError, match="discarded"):
+        part.finish("nb-1")
     assert held(tmp_path) == set()
 
 

@@ -5,7 +5,7 @@ from contextlib import ExitStack, closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from nanobanana_async.jobs import UNFINISHED
+from nanobanana_async.jobs import ACTIVE_STATES
 from nanobanana_async.ledger.owners import Owners
 from tests.durability.killing import Worker, started
 from tests.durability.worker import Orders, Results
@@ -57,7 +57,7 @@ def _heard(worker: Worker, saves: int) -> int:
 
 
 def _orphaned(ledger: Path) -> int:
-    states = [state.value for state in UNFINISHED]
+    states = [state.value for state in ACTIVE_STATES]
     owned = f"SELECT owner, count(*) FROM jobs WHERE state IN ({', '.join('?' * len(states))}) GROUP BY owner"
     with closing(sqlite3.connect(ledger)) as connection:
         found = connection.execute(owned, states).fetchall()

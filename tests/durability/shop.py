@@ -16,8 +16,16 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from nanobanana_async.emulator import Answer, Call, Chance, LogNormal, World, WorldSettings, faults
-from nanobanana_async.emulator.server import WorldServer
+from nanobanana_async.emulator import (
+    EmulatedRequest,
+    EmulatedResponse,
+    EmulatorSettings,
+    GatewaySimulator,
+    LogNormal,
+    RandomFault,
+    faults,
+)
+from nanobanana_async.emulator.server import EmulatorServer
 from nanobanana_async.emulator.settings import Idempotency
 
 ROOT = Path(__file__).absolute().parents[2]
@@ -62,14 +70,14 @@ class Book:
     counts: dict[str, int]
 
 
-class WatchedWorld(World):
+class WatchedWorld(GatewaySimulator):
     """A world that notes every create."""
 
-    def __init__(self, settings: WorldSettings) -> None:
+    def __init__(self, settings: EmulatorSettings) -> None:
         super().__init__(settings)
         self.posts: defaultdict[str, list[Post]] = defaultdict(list)
 
-    def handle(self, now: float, call: Call) -> Answer:
+    def handle(self, now: float, call: EmulatedRequest) -> EmulatedResponse:
         """Answer a call as any world does."""
         answer = super().handle(now, call)
         if call.method == "POST":
@@ -90,24 +98,24 @@ class WatchedWorld(World):
             "creates charged": stats.creates_accepted,
             "answers lost by the gateway": stats.lost_creates,
             "repeats answered from the key": stats.replays,
-            "queries": stats.queries,
+            "queries": stats.polls,
         }
         return Book(prompts=prompts, counts=counts)
 
 
 def _world(shop: ShopSettings) -> WatchedWorld:
     chances = [
-        Chance(share, fault, endpoint)
+        RandomFault(share, fault, endpoint)
         for endpoint in ("apimall.create", "defapi.create")
         for share, fault in ((shop.lost, faults.reset(processed=True)), (shop.slow, faults.delay(0.04)))
     ]
     chances += [
-        Chance(share, fault, endpoint)
+        RandomFault(share, fault, endpoint)
         for endpoint in ("apimall.query", "defapi.query")
         for share, fault in ((shop.lost, faults.reset()), (shop.slow, faults.delay(0.02)))
     ]
     return WatchedWorld(
-        WorldSettings(
+        EmulatorSettings(
             seed=shop.seed,
             job_limit=shop.job_limit,
             duration=LogNormal(median_s=shop.median_s),
@@ -121,7 +129,7 @@ def _world(shop: ShopSettings) -> WatchedWorld:
 
 async def _serve(shop: ShopSettings) -> None:
     world = _world(shop)
-    server = await WorldServer.started(world, host="127.0.0.1", port=0)
+    server = await EmulatorServer.started(world, host="127.0.0.1", port=0)
     print(json.dumps(server.url), flush=True)
     loop = asyncio.get_running_loop()
     while await loop.run_in_executor(None, sys.stdin.readline):

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from nanobanana_async import GenerationResult, JobState, JobUncertain
-from nanobanana_async.emulator import Chance, faults
+from nanobanana_async.emulator import RandomFault, faults
 from nanobanana_async.emulator.settings import Idempotency
 from tests.durability.scenes import all_keys, written
 from tests.end_to_end.scenes import CREATE, GatewayName, charged, emulated, quick
@@ -14,8 +14,8 @@ from tests.end_to_end.scenes import CREATE, GatewayName, charged, emulated, quic
 KEYS = [f"row-{number}" for number in range(100)]
 
 
-def losing(name: GatewayName) -> list[Chance]:
-    return [Chance(0.2, faults.reset(processed=True), CREATE[name])]
+def losing(name: GatewayName) -> list[RandomFault]:
+    return [RandomFault(0.2, faults.reset(processed=True), CREATE[name])]
 
 
 @pytest.mark.parametrize("manner", ["replay", "conflict"])

@@ -15,7 +15,7 @@ import pytest
 
 from nanobanana_async import ConcurrencyPolicy, GenerationResult, LedgerError, Session, SqliteLedger
 from nanobanana_async.emulator import Emulator, Fixed
-from nanobanana_async.ledger.desk import Desk
+from nanobanana_async.ledger.statements import JobTable
 from tests.durability.scenes import all_keys
 from tests.durability.shop import ROOT
 from tests.end_to_end.scenes import BOTH, GatewayName, charged, emulated, quick
@@ -90,7 +90,7 @@ async def all_is_bought(session: Session, emulator: Emulator) -> None:
 async def within(ledger: SqliteLedger, statement: str) -> None:
     """Run a statement on the ledger's own connection."""
 
-    def run(desk: Desk) -> None:
+    def run(desk: JobTable) -> None:
         desk.connection.execute(statement).fetchall()
 
     await ledger._ask(run)

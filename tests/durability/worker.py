@@ -23,9 +23,9 @@ from nanobanana_async import (
 )
 from nanobanana_async.config import Timeouts
 from nanobanana_async.emulator import API_KEY
+from nanobanana_async.events import Event, JobStateChanged
 from nanobanana_async.gateways.contract import Gateway, HttpRequest, HttpResponse
-from nanobanana_async.http.api import Api
-from nanobanana_async.observe import Event, JobMoved
+from nanobanana_async.http.transport import AiohttpTransport
 
 GatewayName = Literal["apimall", "defapi"]
 Say = Callable[[str], None]
@@ -99,11 +99,11 @@ class Teller:
 
     def saw(self, event: Event) -> None:
         """Say each move of a job."""
-        if isinstance(event, JobMoved) and event.record.state in _MOVES:
+        if isinstance(event, JobStateChanged) and event.record.state in _MOVES:
             self(_MOVES[event.record.state])
 
 
-class Door(Api):
+class Door(AiohttpTransport):
     """The door to the gateway; it says when a request leaves and when its answer is there."""
 
     def __init__(self, gateway: Gateway, say: Say) -> None:

@@ -5,12 +5,12 @@ from typing import Any
 
 import pytest
 
-from nanobanana_async.emulator import Answer
+from nanobanana_async.emulator import EmulatedResponse
 from nanobanana_async.emulator.settings import Idempotency
 from tests.emulator.calling import Caller, body_of
 
 
-def code(answer: Answer) -> str:
+def code(answer: EmulatedResponse) -> str:
     return str(body_of(answer)["error"]["code"])
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from nanobanana_async.emulator import Chance, Manner, Script, faults
+from nanobanana_async.emulator import DeliveryMode, RandomFault, Script, faults
 from tests.emulator.calling import Caller, body_of
 
 
@@ -30,7 +30,7 @@ def test_queued_faults_meet_the_next_calls_before_the_script() -> None:
 
 
 def test_chance_is_seeded_and_leaves_the_lives_of_jobs_alone() -> None:
-    chance = Chance(0.3, faults.error(503, processed=True), "apimall.create")
+    chance = RandomFault(0.3, faults.error(503, processed=True), "apimall.create")
 
     def statuses(seed: int) -> list[int]:
         caller = Caller(seed=seed, chances=[chance])
@@ -41,7 +41,7 @@ def test_chance_is_seeded_and_leaves_the_lives_of_jobs_alone() -> None:
 
 
 def test_a_chance_without_an_endpoint_holds_for_all() -> None:
-    caller = Caller(chances=[Chance(1.0, faults.html(502))])
+    caller = Caller(chances=[RandomFault(1.0, faults.html(502))])
     answers = [
         caller.buy(),
         caller.buy_defapi(),
@@ -55,7 +55,7 @@ def test_a_chance_without_an_endpoint_holds_for_all() -> None:
 @pytest.mark.parametrize("probability", [-0.1, 1.1])
 def test_a_chance_must_be_a_probability(probability: float) -> None:
     with pytest.raises(ValueError, match="probability"):
-        Chance(probability, faults.reset())
+        RandomFault(probability, faults.reset())
 
 
 @pytest.mark.parametrize("status", [400, 401, 402, 403, 404, 409, 429, 451, 500, 503])
@@ -146,11 +146,11 @@ def test_what_fails_before_processing_leaves_nothing_behind(fault: faults.Fault)
 def test_each_fault_tells_the_driver_what_to_do() -> None:
     caller = Caller()
     wanted = {
-        Manner.RESET: faults.reset(),
-        Manner.CUT: faults.cut(sent_share=0.2),
-        Manner.SHORT: faults.wrong_length(sent_share=0.2),
-        Manner.LATE: faults.late(3.0),
-        Manner.WHOLE: faults.delay(3.0),
+        DeliveryMode.RESET: faults.reset(),
+        DeliveryMode.CUT: faults.cut(sent_share=0.2),
+        DeliveryMode.SHORT: faults.wrong_length(sent_share=0.2),
+        DeliveryMode.LATE: faults.late(3.0),
+        DeliveryMode.WHOLE: faults.delay(3.0),
     }
     caller.world.queue_faults("apimall.create", *wanted.values())
     answers = [caller.buy(f"{n}") for n in range(len(wanted))]
@@ -175,4 +175,4 @@ def test_the_cdn_fails_in_plain_words() -> None:
     caller.world.queue_faults("cdn", faults.error(503), faults.cut(processed=False))
     answer = caller.fetch("http://h/cdn/x")
     assert (answer.status, answer.headers["Content-Type"]) == (503, "text/plain")
-    assert caller.fetch("http://h/cdn/x").delivery.manner is Manner.CUT
+    assert caller.fetch("http://h/cdn/x").delivery.manner is DeliveryMode.CUT

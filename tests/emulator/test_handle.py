@@ -10,13 +10,13 @@ import attrs
 import pytest
 
 import nanobanana_async
-from nanobanana_async.emulator import API_KEY, Emulator, EmulatorOptions, WorldSettings, serve
+from nanobanana_async.emulator import API_KEY, Emulator, EmulatorOptions, EmulatorSettings, serve
 
 FOLDER = Path(nanobanana_async.__file__).parent / "emulator"
 
 
 def test_the_options_are_exactly_the_fields_of_the_settings() -> None:
-    fields = {field.name for field in attrs.fields(WorldSettings)}
+    fields = {field.name for field in attrs.fields(EmulatorSettings)}
     assert set(typing.get_type_hints(EmulatorOptions)) == fields
 
 
@@ -33,7 +33,7 @@ def test_the_options_are_exactly_the_fields_of_the_settings() -> None:
 )
 def test_settings_are_checked_at_birth(settings: dict[str, object]) -> None:
     with pytest.raises(ValueError, match=next(iter(settings))):
-        WorldSettings(**settings)  # type: ignore[arg-type]
+        EmulatorSettings(**settings)  # type: ignore[arg-type]
 
 
 def test_no_file_imports_more_of_the_package_than_its_own_folder_and_the_root() -> None:

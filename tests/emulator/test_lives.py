@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from nanobanana_async.emulator import Bimodal, Fixed, LogNormal
-from nanobanana_async.emulator.callbacks import is_loopback
+from nanobanana_async.emulator.state import is_loopback
 from tests.emulator.calling import Caller, body_of
 
 STARTED_AT = datetime(2026, 3, 12, 9, 30, tzinfo=UTC)
@@ -48,7 +48,7 @@ def test_a_job_walks_through_the_states_of_its_gateway() -> None:
         ("processing", "in_progress"),
         ("completed", "success"),
     ]
-    states = caller.stats().queries_by_status
+    states = caller.stats().polls_by_status
     assert (states["pending"], states["submitted"], states["success"]) == (3, 1, 1)
 
 
@@ -166,9 +166,9 @@ def test_the_delay_from_the_end_to_the_first_look_is_measured() -> None:
     for caller.now, task_id in ((10.5, tasks[0]), (11.5, tasks[1]), (99.0, tasks[1])):
         caller.look(task_id)
     stats = caller.stats()
-    assert (stats.seen, stats.unseen, stats.finished, stats.running_now) == (2, 1, 3, 0)
+    assert (stats.seen, stats.unpolled, stats.finished, stats.running_now) == (2, 1, 3, 0)
     assert (stats.seen_delay_mean_s, stats.seen_delay_p99_s, stats.seen_delay_max_s) == (1.0, 1.5, 1.5)
-    assert (stats.queries, stats.polls_per_job_max) == (4, 2)
+    assert (stats.polls, stats.polls_per_job_max) == (4, 2)
     assert stats.polls_per_job_mean == pytest.approx(4 / 3)
     facts = list(caller.world.jobs(99.0))
     assert [job.first_seen_done_at for job in facts] == [10.5, 11.5, None]
@@ -209,7 +209,7 @@ def test_a_link_never_issued_shows_nothing(path: str) -> None:
 def test_a_download_that_brings_credentials_is_noticed() -> None:
     caller = Caller()
     caller.fetch("http://host/cdn/x", authorization="Bearer emulator-key")
-    assert caller.stats().cdn_with_credentials == 1
+    assert caller.stats().credential_leaks == 1
 
 
 def test_a_callback_is_due_when_the_job_ends() -> None:

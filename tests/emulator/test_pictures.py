@@ -6,12 +6,12 @@ import io
 import pytest
 from PIL import Image
 
-from nanobanana_async.emulator import pictures
-from nanobanana_async.emulator.composition import Picture
-from nanobanana_async.emulator.pictures import data_uri, paint, plain_png, require_pillow, size_of
+from nanobanana_async.emulator import images as pictures
+from nanobanana_async.emulator.composition import ImageSpec
+from nanobanana_async.emulator.images import data_uri, paint, plain_png, require_pillow, size_of
 from tests.emulator.calling import Caller
 
-FOX = Picture(prompt="a fox", seed=0, index=0, width=160, height=90, png=True)
+FOX = ImageSpec(prompt="a fox", seed=0, index=0, width=160, height=90, png=True)
 
 
 @pytest.mark.parametrize(
@@ -44,9 +44,9 @@ def test_a_download_is_the_picture_that_was_ordered(ending: str, kind: str) -> N
 
 def test_equal_values_give_equal_bytes_and_others_do_not() -> None:
     others = [
-        Picture("a wolf", 0, 0, 160, 90, True),
-        Picture("a fox", 1, 0, 160, 90, True),
-        Picture("a fox", 0, 1, 160, 90, True),
+        ImageSpec("a wolf", 0, 0, 160, 90, True),
+        ImageSpec("a fox", 1, 0, 160, 90, True),
+        ImageSpec("a fox", 0, 1, 160, 90, True),
     ]
     first = paint(FOX)
     paint.cache_clear()
@@ -56,13 +56,13 @@ def test_equal_values_give_equal_bytes_and_others_do_not() -> None:
 
 @pytest.mark.parametrize("prompt", ["", " ", "word " * 400, "x" * 500, "\ud800 lone", "日本語 🦊\nline"])
 def test_any_prompt_can_be_painted(prompt: str) -> None:
-    image = Image.open(io.BytesIO(paint(Picture(prompt, 0, 0, 96, 96, False))))
+    image = Image.open(io.BytesIO(paint(ImageSpec(prompt, 0, 0, 96, 96, False))))
     assert image.size == (96, 96)
 
 
 @pytest.mark.parametrize("size", [(1, 8), (8, 1), (47, 47)])
 def test_the_smallest_pictures_can_be_painted(size: tuple[int, int]) -> None:
-    image = Image.open(io.BytesIO(paint(Picture("tiny", 0, 0, *size, True))))
+    image = Image.open(io.BytesIO(paint(ImageSpec("tiny", 0, 0, *size, True))))
     assert image.size == size
 
 
@@ -76,7 +76,7 @@ def test_without_pillow_everything_works_but_the_looks(monkeypatch: pytest.Monke
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     paint.cache_clear()
     assert paint(FOX) == plain_png(FOX)
-    assert data_uri(Picture("a fox", 0, 0, 160, 90, False)).startswith("data:image/png;base64,")
+    assert data_uri(ImageSpec("a fox", 0, 0, 160, 90, False)).startswith("data:image/png;base64,")
     with pytest.raises(ImportError, match=r"nanobanana-async\[emulator\]"):
         require_pillow()
     paint.cache_clear()

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from nanobanana_async.emulator import Bimodal, Fixed, LogNormal, Script
-from nanobanana_async.emulator.faults import Chance, cut, reset, stall
-from nanobanana_async.emulator.settings import WorldSettings
+from nanobanana_async.emulator.faults import RandomFault, cut, reset, stall
+from nanobanana_async.emulator.settings import EmulatorSettings
 
 NO_NUMBERS = [math.nan, -1, True, "5", [5], 10**400]
 ODD = ["nan", "-1", "True", "text", "list", "10**400"]
@@ -36,23 +36,23 @@ ODD = ["nan", "-1", "True", "text", "list", "10**400"]
 )
 def test_a_setting_out_of_range_is_refused_by_name(name: str, bad: Any) -> None:
     with pytest.raises(ValueError, match=f"^{name} must be a (whole )?number .* and at most "):
-        WorldSettings(**{name: bad})
+        EmulatorSettings(**{name: bad})
 
 
 def test_infinity_is_taken_for_what_never_comes() -> None:
-    assert WorldSettings(forget_keys_after_s=math.inf).forget_keys_after_s == math.inf
+    assert EmulatorSettings(forget_keys_after_s=math.inf).forget_keys_after_s == math.inf
     assert Fixed(math.inf)(None) == math.inf  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="speed must be a number above 0"):
-        WorldSettings(speed=math.inf)
+        EmulatorSettings(speed=math.inf)
 
 
 @pytest.mark.parametrize("bad", ["much", "NaN", "1E+1000000", "Infinity", "1E-1000000", True, [8], "sNaN"])
 def test_credits_are_a_finite_amount(bad: Any) -> None:
     with pytest.raises(ValueError, match="an amount of credits must be a finite number"):
-        WorldSettings(credits=bad)
+        EmulatorSettings(credits=bad)
     with pytest.raises(ValueError, match="an amount of credits must be a finite number"):
-        WorldSettings(defapi_price=bad)
-    assert WorldSettings(credits="8.5").credits == Decimal("8.5")
+        EmulatorSettings(defapi_price=bad)
+    assert EmulatorSettings(credits="8.5").credits == Decimal("8.5")
 
 
 @pytest.mark.parametrize("bad", [math.nan, -1, "5", True])
@@ -67,6 +67,6 @@ def test_durations_and_faults_are_checked_too(bad: Any) -> None:
     with pytest.raises(ValueError, match="second_share must be"):
         Bimodal(first=Fixed(1), second=Fixed(2), second_share=bad)
     with pytest.raises(ValueError, match="probability must be"):
-        Chance(probability=bad, fault=reset())
+        RandomFault(probability=bad, fault=reset())
     with pytest.raises(ValueError, match="sent_share must be"):
         Script({"apimall.create": [cut(sent_share=bad)]})

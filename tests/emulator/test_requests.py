@@ -5,13 +5,13 @@ from typing import Any
 
 import pytest
 
-from nanobanana_async.emulator import Answer, Call
+from nanobanana_async.emulator import EmulatedRequest, EmulatedResponse
 from tests.emulator.calling import APIMALL_CREATE, APIMALL_QUERY, DEFAPI_CREATE, DEFAPI_QUERY, Caller, body_of
 
 URL = "https://example.com/a.png"
 
 
-def no_of_apimall(answer: Answer) -> tuple[int, str, str]:
+def no_of_apimall(answer: EmulatedResponse) -> tuple[int, str, str]:
     body = body_of(answer)
     assert body["success"] is False
     assert set(body) == {"success", "error", "request_id"}
@@ -132,12 +132,12 @@ def test_a_create_must_say_that_it_is_json() -> None:
 def test_without_the_right_bearer_each_endpoint_says_401_in_its_own_way(key: str) -> None:
     world = Caller().world
     headers = {"authorization": key} if key else {}
-    create = world.handle(0.0, Call("POST", APIMALL_CREATE, {}, headers))
-    query = world.handle(0.0, Call("GET", APIMALL_QUERY + "img_1", {}, headers))
+    create = world.handle(0.0, EmulatedRequest("POST", APIMALL_CREATE, {}, headers))
+    query = world.handle(0.0, EmulatedRequest("GET", APIMALL_QUERY + "img_1", {}, headers))
     for told in (create, query):
         assert no_of_apimall(told)[:2] == (401, "invalid_api_key")
-    create = world.handle(0.0, Call("POST", DEFAPI_CREATE, {}, headers))
-    query = world.handle(0.0, Call("GET", DEFAPI_QUERY, {"task_id": "ta1"}, headers))
+    create = world.handle(0.0, EmulatedRequest("POST", DEFAPI_CREATE, {}, headers))
+    query = world.handle(0.0, EmulatedRequest("GET", DEFAPI_QUERY, {"task_id": "ta1"}, headers))
     assert (create.status, body_of(create)) == (401, {"code": 1, "message": "Invalid API key"})
     assert (query.status, body_of(query)) == (401, {"code": 401, "message": "Invalid API key"})
 
@@ -145,9 +145,9 @@ def test_without_the_right_bearer_each_endpoint_says_401_in_its_own_way(key: str
 def test_an_unapproved_key_is_403_at_apimall_and_401_at_defapi() -> None:
     caller = Caller()
     headers = {"Authorization": "Bearer unapproved-key"}
-    told = caller.world.handle(0.0, Call("POST", APIMALL_CREATE, {}, headers))
+    told = caller.world.handle(0.0, EmulatedRequest("POST", APIMALL_CREATE, {}, headers))
     assert no_of_apimall(told)[:2] == (403, "access_not_approved")
-    told = caller.world.handle(0.0, Call("POST", DEFAPI_CREATE, {}, headers))
+    told = caller.world.handle(0.0, EmulatedRequest("POST", DEFAPI_CREATE, {}, headers))
     assert told.status == 401
 
 
@@ -175,10 +175,10 @@ def test_defapi_wants_a_task_id_in_the_query() -> None:
 
 def test_an_unknown_path_and_a_wrong_method_are_told_in_an_envelope() -> None:
     world = Caller().world
-    assert no_of_apimall(world.handle(0.0, Call("POST", "/api/v1/videos")))[0] == 404
-    assert no_of_apimall(world.handle(0.0, Call("GET", APIMALL_CREATE)))[0] == 405
-    assert world.handle(0.0, Call("GET", "/")).status == 404
-    assert world.process(0.0, Call("PUT", DEFAPI_CREATE)).status == 405
+    assert no_of_apimall(world.handle(0.0, EmulatedRequest("POST", "/api/v1/videos")))[0] == 404
+    assert no_of_apimall(world.handle(0.0, EmulatedRequest("GET", APIMALL_CREATE)))[0] == 405
+    assert world.handle(0.0, EmulatedRequest("GET", "/")).status == 404
+    assert world.process(0.0, EmulatedRequest("PUT", DEFAPI_CREATE)).status == 405
 
 
 def test_a_blocked_prompt_is_451_and_costs_nothing() -> None:

@@ -10,7 +10,7 @@ import pytest
 from aiohttp import web
 
 from nanobanana_async.emulator import API_KEY, Emulator, Fault, Fixed, faults
-from nanobanana_async.emulator.values import Endpoint
+from nanobanana_async.emulator.messages import Endpoint
 
 KEY = {"Authorization": f"Bearer {API_KEY}"}
 MALL = {"model": "nano-banana-pro", "prompt": "a fox"}

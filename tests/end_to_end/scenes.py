@@ -7,9 +7,9 @@ from typing import Any, Literal, Unpack
 
 from nanobanana_async import ApiMall, DefApi, GenerationResult, JobState, PollPolicy, RetryPolicy, Session
 from nanobanana_async.emulator import Emulator, EmulatorOptions, EmulatorStats, Fixed
-from nanobanana_async.emulator.values import Endpoint
+from nanobanana_async.emulator.messages import Endpoint
 from nanobanana_async.errors import GatewayError, NanoBananaError
-from nanobanana_async.observe import CreateFailed, Event, JobMoved, QueryFailed
+from nanobanana_async.events import CreateFailed, Event, JobStateChanged, PollFailed
 
 GatewayName = Literal["apimall", "defapi"]
 BOTH: tuple[GatewayName, ...] = ("apimall", "defapi")
@@ -58,12 +58,12 @@ class Listener:
     @property
     def states(self) -> list[JobState]:
         """The states that jobs went into, in order."""
-        return [event.record.state for event in self.events if isinstance(event, JobMoved)]
+        return [event.record.state for event in self.events if isinstance(event, JobStateChanged)]
 
     @property
     def errors(self) -> list[Exception]:
         """Why creates and queries failed, in order."""
-        return [event.error for event in self.events if isinstance(event, (CreateFailed, QueryFailed))]
+        return [event.error for event in self.events if isinstance(event, (CreateFailed, PollFailed))]
 
     def refusal(self) -> GatewayError:
         """Return the one refusal that was heard."""

@@ -64,7 +64,7 @@ async def test_a_generate_cancelled_while_its_job_runs_leaves_the_job_to_run() -
     async with emulated(duration=Fixed(0.2)) as emulator, quick(emulator) as session:
         async with asyncio.TaskGroup() as group:
             caller = group.create_task(session.generate("a fox", idempotency_key="fox-1"))
-            await until(lambda: session.stats().held == 1)
+            await until(lambda: session.stats().slots_held == 1)
             caller.cancel()
         job = await session.job("fox-1")
         assert job is not None
@@ -199,5 +199,5 @@ async def test_two_sessions_with_one_key_pay_once_only_where_the_gateway_knows_k
         async with quick(emulator, name) as one, quick(emulator, name) as other, asyncio.TaskGroup() as group:
             tasks = [group.create_task(session.generate("a fox", idempotency_key="k")) for session in (one, other)]
         assert all(task.result().images for task in tasks)
-        bought = 1 if gateway_of(emulator, name).takes_idempotency_key else 2
+        bought = 1 if gateway_of(emulator, name).supports_idempotency_keys else 2
         assert emulator.stats().creates_accepted == bought

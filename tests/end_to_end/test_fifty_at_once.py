@@ -21,12 +21,12 @@ async def test_fifty_at_once_against_a_hidden_limit_of_ten_are_fifty_results_and
         async with quick(emulator, name, observers=[listener]) as session:
             results = await together(session, [f"fox {number}" for number in range(50)])
             stats = session.stats()
-        assert session.stats().on_wire == 0
+        assert session.stats().requests_in_flight == 0
         await emulator.no_connections()
         seen = emulator.stats()
     assert all(isinstance(result, GenerationResult) for result in results)
     assert len({result.task_id for result in results if isinstance(result, GenerationResult)}) == 50
-    assert (stats.succeeded, stats.held, stats.queued) == (50, 0, 0)
+    assert (stats.succeeded, stats.slots_held, stats.queued) == (50, 0, 0)
     assert charged(seen, 50)
     assert seen.running_max == 10
     assert seen.refusals_429.get("jobs", 0) <= 25

@@ -36,7 +36,7 @@ async def test_as_many_pictures_come_back_as_were_wanted_each_at_a_link_of_its_o
             expected = "PNG" if form == "png" else "JPEG"
             assert (picture.format, media_type) == (expected, f"image/{expected.lower()}")
         assert charged(emulator.stats(), 1)
-        assert emulator.stats().cdn_with_credentials == 0
+        assert emulator.stats().credential_leaks == 0
 
 
 @pytest.mark.parametrize(("ratio", "expected"), [("1:1", 1.0), ("16:9", 16 / 9), ("9:16", 9 / 16), ("21:9", 21 / 9)])

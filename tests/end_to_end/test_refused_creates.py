@@ -91,7 +91,7 @@ async def test_a_refusal_for_good_is_its_own_exception_with_the_gateways_words(
     assert (error.status, error.code, error.request_id) == expected
     conflict = kind is IdempotencyConflict  # somebody may have bought under the key
     assert (error.key, error.safe_to_repeat) == ("fox-1", not conflict)
-    assert (stats.uncertain if conflict else stats.refused, stats.held) == (1, 0)
+    assert (stats.uncertain if conflict else stats.refused, stats.slots_held) == (1, 0)
 
 
 @pytest.mark.parametrize("name", BOTH)
@@ -267,7 +267,7 @@ async def test_who_waits_no_longer_for_a_slot_takes_his_unsent_job_back(name: Ga
                 await session.generate("a fox", timeout=0.3)
             assert caught.value.safe_to_repeat is True
             assert isinstance(listener.refusal(), RateLimited)
-            assert session.stats().refusals == 1
+            assert session.stats().throttled == 1
             assert isinstance(await outcome(session, "an owl", timeout=0.05), JobUnfinished)
         assert charged(emulator.stats(), 0)
     assert listener.states[-1] is JobState.WITHDRAWN

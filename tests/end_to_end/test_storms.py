@@ -6,7 +6,7 @@ import pytest
 from attrs import evolve
 
 from nanobanana_async import GenerationResult, JobUncertain
-from nanobanana_async.emulator import Chance, Emulator, Fixed, faults
+from nanobanana_async.emulator import Emulator, Fixed, RandomFault, faults
 from nanobanana_async.emulator.settings import Idempotency
 from tests.end_to_end.scenes import CREATE, QUERY, QUICK_RETRIES, GatewayName, emulated, quick, together
 
@@ -15,9 +15,9 @@ JOBS = 60
 PATIENT = evolve(QUICK_RETRIES, first_backoff_s=0.04, max_backoff_s=0.2)
 
 
-def chances(name: GatewayName) -> list[Chance]:
+def chances(name: GatewayName) -> list[RandomFault]:
     return [
-        Chance(chance, fault, endpoint)
+        RandomFault(chance, fault, endpoint)
         for endpoint in (CREATE[name], QUERY[name])
         for chance, fault in (
             (0.2, faults.reset(processed=True)),

@@ -133,7 +133,7 @@ async def test_a_callback_that_comes_in_on_another_loop_gets_503_and_disturbs_no
 ) -> None:
     async with emulated(duration=Fixed(0.05)) as emulator, quick(emulator, ledger=tmp_path / "jobs.sqlite") as session:
         receiver = CallbackReceiver(session, public_url="https://app.example")
-        url = await session.callbacks.url_of("order-1")
+        url = await session._callback_urls.make_url("order-1")
         path = url.removeprefix("https://app.example")
         assert (await asyncio.to_thread(lambda: asyncio.run(ask(receiver, path)))).status == 503
         assert (await ask(receiver, path)).status == 200
@@ -166,9 +166,9 @@ async def test_a_forked_childs_copy_touches_neither_sockets_nor_jobs_of_its_pare
         child = os.fork()
         if not child:
             try:
-                transport = session._parts.transport
+                transport = session._components.transport
                 pool, fresh = transport._pool, transport._fresh  # type: ignore[attr-defined]
-                runner = session._host.engine.runner  # type: ignore[union-attr]
+                runner = session._session_task.engine.scheduler  # type: ignore[union-attr]
                 told = (pool.closed, fresh.closed, runner.closing, runner._timers._handle, repr(job))
                 os.write(writing, repr(told).encode())
             finally:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from nanobanana_async import ApiMall, ConfigurationError, DefApi, IdempotencyConflict, Session, SqliteLedger
-from nanobanana_async.gateways.settings import GatewaySettings
+from nanobanana_async.gateways.base import GatewaySettings
 from nanobanana_async.testing import FakeTransport
 from tests.engine.scenes import Shop
 

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 
 from nanobanana_async import DefApi, GenerationResult, ImageRequest, JobState, Session
-from nanobanana_async.errors import ContractBroken
+from nanobanana_async.errors import UnexpectedResponse
 from nanobanana_async.gateways.contract import HttpRequest
-from nanobanana_async.testing import FakeTransport, Reply, run
+from nanobanana_async.testing import FakeTransport, Reply, run_virtual
 from tests.engine.sayings import created, defapi_created, said, task
 from tests.engine.scenes import API_KEY, apimall, now, virtually
 
@@ -41,7 +41,7 @@ async def test_the_good_ones_come_at_once_with_their_own_index(misfit: Any, capl
     assert told(result) == ({number: url for number, url in enumerate(SIX) if number != 1}, [1])
     assert result.credits == 48
     [line] = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
-    assert line.startswith("job.moved")
+    assert line.startswith("job.state_changed")
     assert line.endswith("missing_images=1")
 
 
@@ -69,7 +69,7 @@ async def test_fewer_images_than_were_asked_for_are_named_too() -> None:
 async def test_nothing_but_misfits_ends_the_waiting_after_its_grace_and_says_why() -> None:
     async with apimall(shop([5, 5, None])) as session:
         job = await session.submit(WANTED)
-        with pytest.raises(ContractBroken, match="without an image; an image is a URL or a data URI, not int"):
+        with pytest.raises(UnexpectedResponse, match="without an image; an image is a URL or a data URI, not int"):
             await job
         assert now() < 90
         assert job.state is JobState.RUNNING
@@ -82,7 +82,7 @@ def test_the_ledger_keeps_both_and_a_second_session_tells_the_same(tmp_path: Pat
         async with apimall(shop(urls), ledger=tmp_path / "jobs.sqlite") as session:
             return await session.generate(WANTED, idempotency_key="order-1")
 
-    first = run(buy([SIX[0], "", SIX[2], None, SIX[4], inline]))
-    again = run(buy([SIX[0], "", SIX[2], None, SIX[4], inline]))
+    first = run_virtual(buy([SIX[0], "", SIX[2], None, SIX[4], inline]))
+    again = run_virtual(buy([SIX[0], "", SIX[2], None, SIX[4], inline]))
     assert told(first) == told(again)
     assert (sorted(first.missing), first.images[-1].index) == ([1, 3], 5)

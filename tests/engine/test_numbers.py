@@ -23,8 +23,8 @@ from nanobanana_async import (
     SqliteLedger,
     Timeouts,
 )
-from nanobanana_async.engine.entry import NEVER, Entry
-from nanobanana_async.observe import Event, UnknownStatus
+from nanobanana_async.engine.tracked_job import NEVER, TrackedJob
+from nanobanana_async.events import Event, UnknownStatus
 from nanobanana_async.testing import FakeTransport
 from tests.engine import sayings
 from tests.engine.scenes import Shop, apimall, now, virtually
@@ -121,15 +121,15 @@ async def test_a_running_job_is_never_dropped_whatever_its_due_time(
 ) -> None:
     shop = Shop()
     async with apimall(FakeTransport(shop.answer)) as session:
-        engine = session._host.engine
+        engine = session._session_task.engine
         assert engine is not None
-        begin = engine.follower.begin
+        begin = engine.poller.begin
 
-        def never(entry: Entry) -> float:
+        def never(entry: TrackedJob) -> float:
             begin(entry)
             return due
 
-        monkeypatch.setattr(engine._admission._buyer, "_begin", never)
+        monkeypatch.setattr(engine._claims._submitter, "_begin", never)
         result = await session.generate("a fox", idempotency_key="order-1")
         assert result.task_id == "t1"
         assert 86_000 < now() < 90_000
@@ -140,11 +140,11 @@ async def test_a_job_that_was_bought_is_never_said_to_be_not_bought() -> None:
     async with apimall(FakeTransport(Shop(job_s=1e9).answer)) as session:
         job = await session.submit("a fox")
         await job.accepted()
-        job._entry.live = False  # however it came to that
+        job._tracked.live = False  # however it came to that
         with pytest.raises(JobUnfinished, match="is running, and is no longer followed here") as caught:
-            await job._change()
+            await job._wait_for_change()
         assert caught.value.safe_to_repeat is False
-        job._entry.live = True
+        job._tracked.live = True
 
 
 @pytest.mark.parametrize("limit", [-1, 1.5, True, "5", 10**400])

@@ -19,10 +19,10 @@ from nanobanana_async import (
     Outcome,
     SessionStats,
 )
+from nanobanana_async.events import Event
 from nanobanana_async.gateways.contract import HttpRequest
 from nanobanana_async.handle import JobSnapshot
-from nanobanana_async.observe import Event
-from nanobanana_async.testing import FakeTransport, Reply, run
+from nanobanana_async.testing import FakeTransport, Reply, run_virtual
 from tests.engine import sayings
 from tests.engine.scenes import Shop, apimall, virtually
 
@@ -109,7 +109,7 @@ def fails_in_a_process() -> None:
     async def work() -> None:
         raise await failure()
 
-    run(work())
+    run_virtual(work())
 
 
 def test_an_error_comes_out_of_a_process_pool() -> None:

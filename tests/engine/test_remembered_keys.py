@@ -96,7 +96,7 @@ async def test_a_failed_job_is_settled_to_be_bought_again() -> None:
     async with apimall(transport) as session:
         with pytest.raises(JobFailed):
             await bought(session)
-        assert (await (await session.settle(KEY, buy_again=True))).task_id == "t2"
+        assert (await (await session.resolve(KEY, buy_again=True))).task_id == "t2"
 
 
 @virtually
@@ -147,10 +147,10 @@ async def test_inline_images_are_not_kept_and_are_asked_for_again() -> None:
     ledger = MemoryLedger()
     async with defapi(transport, ledger=ledger) as session:
         first = await bought(session)
-        asked = len(transport.queries)
+        asked = len(transport.polls)
         again = await bought(session)
         assert (first.url, again.url) == (inline, inline)
-        assert (len(transport.creates), len(transport.queries)) == (1, asked + 1)
+        assert (len(transport.creates), len(transport.polls)) == (1, asked + 1)
         assert inline not in repr(ledger._ended)
 
 

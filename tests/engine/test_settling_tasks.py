@@ -14,7 +14,7 @@ from nanobanana_async import (
     TaskNotFound,
     TransportError,
 )
-from nanobanana_async.errors import AuthenticationError, ContractBroken, LedgerError
+from nanobanana_async.errors import AuthenticationError, LedgerError, UnexpectedResponse
 from nanobanana_async.gateways.contract import HttpRequest
 from nanobanana_async.policy.retry import LATE_REPLICA_S
 from nanobanana_async.testing import Reply
@@ -63,12 +63,12 @@ async def test_a_task_that_the_gateway_does_not_know_changes_nothing(later_s: fl
         await asyncio.sleep(later_s)
         began, before = now(), book.record(KEY)
         with pytest.raises(TaskNotFound, match="knows no task tl: nothing was changed") as caught:
-            await process.session.settle(job, task_id="tl")
+            await process.session.resolve(job, task_id="tl")
         assert (caught.value.key, caught.value.safe_to_repeat) == (KEY, False)
         assert book.record(KEY) == before
         waited_s = now() - began
         assert waited_s < 1.0 if later_s else LATE_REPLICA_S - 5 < waited_s < LATE_REPLICA_S + 5
-        assert (await (await process.session.settle(job, task_id="t1"))).task_id == "t1"
+        assert (await (await process.session.resolve(job, task_id="t1"))).task_id == "t1"
     assert shop.sold == 1
 
 
@@ -80,7 +80,7 @@ async def test_what_is_no_task_id_is_refused_without_a_request(task_id: Any) -> 
         job = await uncertain(process.session, shop)
         asked = len(process.line.requests)
         with pytest.raises(InvalidRequest, match="task_id must be printable text, and not empty"):
-            await process.session.settle(job, task_id=task_id)
+            await process.session.resolve(job, task_id=task_id)
         with pytest.raises(InvalidRequest, match="task_id must be printable text, and not empty"):
             await process.session.attach(task_id)
         assert len(process.line.requests) == asked
@@ -93,13 +93,13 @@ async def test_a_task_that_a_lagging_replica_shows_late_is_waited_for() -> None:
     async with Process(book, shop.answer, session_of=defapi) as process:
         job = await uncertain(process.session, shop)
         shop.hidden.add("t1")
-        settling = asyncio.Task(process.session.settle(job, task_id="t1"))
+        settling = asyncio.Task(process.session.resolve(job, task_id="t1"))
         await asyncio.sleep(10.0)
         shop.hidden.clear()
         assert (await (await settling)).task_id == "t1"
 
 
-TROUBLES = [TransportError("reset", sent=True), said(401, {"code": 401, "message": "no"}), said(200, {})]
+TROUBLES = [TransportError("reset", possibly_sent=True), said(401, {"code": 401, "message": "no"}), said(200, {})]
 
 
 @pytest.mark.parametrize("trouble", TROUBLES)
@@ -109,11 +109,11 @@ async def test_what_the_gateway_could_not_confirm_changes_nothing(trouble: Reply
     async with Process(book, shop.answer, session_of=defapi) as process:
         job = await uncertain(process.session, shop)
         shop.says = [trouble]
-        with pytest.raises((TransportError, AuthenticationError, ContractBroken)):
-            await process.session.settle(job, task_id="t1")
+        with pytest.raises((TransportError, AuthenticationError, UnexpectedResponse)):
+            await process.session.resolve(job, task_id="t1")
         assert book.states() == {KEY: JobState.UNCERTAIN}
         shop.says = [said(429, {"code": 429, "message": "too many"})]
-        assert (await (await process.session.settle(job, task_id="t1"))).task_id == "t1"
+        assert (await (await process.session.resolve(job, task_id="t1"))).task_id == "t1"
 
 
 @virtually
@@ -125,9 +125,9 @@ async def test_the_task_of_another_job_is_refused_with_that_jobs_key() -> None:
         job = await uncertain(process.session, shop)
         held = process.held
         with pytest.raises(InvalidRequest, match="task t1 belongs to job other already: nothing was changed"):
-            await process.session.settle(job, task_id="t1")
+            await process.session.resolve(job, task_id="t1")
         assert (job.state, process.held) == (JobState.UNCERTAIN, held)
-        assert (await (await process.session.settle(job, task_id="t2"))).task_id == "t2"
+        assert (await (await process.session.resolve(job, task_id="t2"))).task_id == "t2"
 
 
 @virtually
@@ -136,7 +136,7 @@ async def test_the_task_that_was_only_attached_before_may_settle_the_job_that_bo
     async with Process(book, shop.answer, session_of=defapi) as process:
         job = await uncertain(process.session, shop)
         assert (await (await process.session.attach("t1"))).task_id == "t1"
-        assert (await (await process.session.settle(job, task_id="t1"))).task_id == "t1"
+        assert (await (await process.session.resolve(job, task_id="t1"))).task_id == "t1"
 
 
 @virtually
@@ -158,7 +158,7 @@ async def lost_task(process: Process, shop: Gateway, book: SharedNotebook) -> Jo
     """Leave a job RUNNING under a task id that the gateway does not know, as a typo once did."""
     job = await uncertain(process.session, shop)
     shop.tasks["typo"] = now()
-    job = await process.session.settle(job, task_id="typo")
+    job = await process.session.resolve(job, task_id="typo")
     del shop.tasks["typo"]
     with pytest.raises(TaskNotFound):
         await job
@@ -178,7 +178,7 @@ async def test_a_running_job_whose_task_is_unknown_is_settled(way: str, where: s
     ):
         await lost_task(a, shop, book)
         process = a if where == "here" else b
-        settled = await process.session.settle(KEY, **DECISIONS[way])
+        settled = await process.session.resolve(KEY, **DECISIONS[way])
         if way == "refused":
             assert settled.state is JobState.REFUSED
             assert (book.record(KEY).task_id, book.record(KEY).in_doubt) == (None, False)
@@ -202,14 +202,14 @@ async def test_a_running_job_whose_task_is_known_or_which_is_followed_is_not_set
         await job.accepted()
         for way in DECISIONS.values():
             with pytest.raises(InvalidRequest, match="nothing to settle while it is followed"):
-                await a.session.settle(KEY, **way)
+                await a.session.resolve(KEY, **way)
             with pytest.raises(InvalidRequest, match="nothing to settle while a session follows it"):
-                await b.session.settle(KEY, **way)
+                await b.session.resolve(KEY, **way)
         await asyncio.sleep(2000.0)  # job_s is over: nobody follows it
         assert book.owner(KEY) is None
         for way in DECISIONS.values():
             with pytest.raises(InvalidRequest, match="nothing to settle, the gateway knows task t1"):
-                await b.session.settle(KEY, **way)
+                await b.session.resolve(KEY, **way)
             assert book.owner(KEY) is None  # it was let go again
     assert (shop.sold, book.states()) == (1, {KEY: JobState.RUNNING})
 
@@ -220,14 +220,14 @@ async def test_a_wrong_second_guess_lets_the_job_go_again() -> None:
     async with Process(book, shop.answer, session_of=defapi) as process:
         await lost_task(process, shop, book)
         with pytest.raises(TaskNotFound, match="no task tl"):
-            await process.session.settle(KEY, task_id="tl")
+            await process.session.resolve(KEY, task_id="tl")
         assert (book.owner(KEY), process.held) == (None, 0)
         process.page.fails["advance"] = 1
         with pytest.raises(LedgerError, match="the disk is full"):
-            await process.session.settle(KEY, task_id="t1")
+            await process.session.resolve(KEY, task_id="t1")
         await asyncio.sleep(1.0)
         assert (book.owner(KEY), process.held) == (None, 0)
-        assert (await (await process.session.settle(KEY, task_id="t1"))).task_id == "t1"
+        assert (await (await process.session.resolve(KEY, task_id="t1"))).task_id == "t1"
 
 
 @virtually
@@ -238,8 +238,8 @@ async def test_two_who_settle_at_once_decide_once() -> None:
         Process(book, shop.answer, session_of=defapi) as b,
     ):
         job = await uncertain(a.session, shop)
-        ways = [a.session.settle(KEY, task_id="t1"), a.session.settle(KEY, task_id="t1")]
-        ways += [b.session.settle(KEY, task_id="t1"), a.session.settle(KEY, refused=True)]
+        ways = [a.session.resolve(KEY, task_id="t1"), a.session.resolve(KEY, task_id="t1")]
+        ways += [b.session.resolve(KEY, task_id="t1"), a.session.resolve(KEY, not_bought=True)]
         tasks = [asyncio.Task(way) for way in ways]
         await asyncio.wait(tasks)
         assert sum(task.exception() is None for task in tasks) == 1

@@ -17,7 +17,7 @@ from nanobanana_async import (
     Session,
     SqliteLedger,
 )
-from nanobanana_async.rows import Item
+from nanobanana_async.batch.rows import RowInput
 from nanobanana_async.testing import FakeTransport
 from tests.engine.sayings import completed, created, in_turn, task
 from tests.engine.scenes import API_KEY, Shop, virtually
@@ -93,7 +93,7 @@ async def test_another_default_model_is_another_request(tmp_path: Path, kind: st
 async def test_a_named_batch_under_another_default_model_buys_no_row_and_names_both(tmp_path: Path) -> None:
     shop, path = Shop(job_s=0.01), tmp_path / "jobs.sqlite"
     transport = FakeTransport(shop.answer, latency_s=0.001)
-    rows: list[Item] = ["a fox", {"prompt": "a crow", "key": "crow"}]
+    rows: list[RowInput] = ["a fox", {"prompt": "a crow", "key": "crow"}]
     async with session_on(transport, path) as session:
         assert [outcome.ok async for outcome in session.generate_many(rows, batch="spring")] == [True, True]
     async with session_on(transport, path, "ultra") as session:
@@ -112,7 +112,7 @@ async def test_a_job_is_bought_again_with_the_model_that_it_was_bought_with() ->
     async with session_on(transport, ledger) as session:
         await asyncio.wait([asyncio.Task(session.generate("a fox", idempotency_key="k"))])
     async with session_on(transport, ledger, "ultra") as session:
-        assert (await (await session.settle("k", buy_again=True))).task_id == "t2"
+        assert (await (await session.resolve("k", buy_again=True))).task_id == "t2"
     assert all(b'"model":"nano-banana-pro"' in (create.body or b"") for create in transport.creates)
 
 

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 
 from nanobanana_async import JobState, LedgerError, NanoBananaError, RetryPolicy, Session
+from nanobanana_async.events import Event, JobStateChanged
 from nanobanana_async.gateways.contract import HttpRequest, HttpResponse
 from nanobanana_async.jobs import JobRecord
 from nanobanana_async.ledger.base import Claim
-from nanobanana_async.observe import Event, JobMoved
 from nanobanana_async.testing import FakeTransport
 from tests.engine.scenes import Notebook, Shop, apimall, defapi, virtually
 
@@ -42,7 +42,7 @@ async def test_an_observer_that_raises_it_harms_nothing_and_is_named_with_the_jo
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     def observer(event: Event) -> None:
-        if isinstance(event, JobMoved) and is_bad(event.record):
+        if isinstance(event, JobStateChanged) and is_bad(event.record):
             cancelled_result()
 
     async with apimall(FakeTransport(Shop().answer), observers=[observer]) as session:
@@ -59,7 +59,7 @@ async def test_an_observer_that_cancels_the_task_it_is_called_in_harms_its_own_j
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     def observer(event: Event) -> None:
-        if isinstance(event, JobMoved) and is_bad(event.record) and event.record.state is JobState.SUBMITTING:
+        if isinstance(event, JobStateChanged) and is_bad(event.record) and event.record.state is JobState.SUBMITTING:
             task = asyncio.current_task()
             assert task is not None
             task.cancel()
@@ -172,7 +172,7 @@ class Miscounting(Notebook):
 @virtually
 async def test_the_sessions_other_tasks_survive_it_too(caplog: pytest.LogCaptureFixture) -> None:
     async with apimall(FakeTransport(Shop(job_s=5.0).answer), ledger=Miscounting()) as session:
-        session.callbacks.expect("https://app.example", b"s" * 16)
+        session._callback_urls.enable("https://app.example", b"s" * 16)
         await others_are_served(session)
         assert session.stats().succeeded == 3
     assert "ledger.failed" in caplog.text
@@ -222,7 +222,7 @@ async def test_a_row_whose_saving_raises_it_is_an_outcome_with_an_error(
     async def save(*_: object) -> None:
         cancelled_result()
 
-    monkeypatch.setattr("nanobanana_async.keeping.Keeper.save", save)
+    monkeypatch.setattr("nanobanana_async.image_saver.Keeper.save", save)
     async with apimall(FakeTransport(Shop().answer)) as session:
         outcomes = [outcome async for outcome in session.generate_many(["one", "two"], save_to="nowhere")]
         assert [outcome.result is not None and outcome.error is not None for outcome in outcomes] == [True, True]

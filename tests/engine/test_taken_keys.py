@@ -62,7 +62,7 @@ async def test_it_is_never_bought_again_by_itself_and_asked_about_once() -> None
             with pytest.raises(IdempotencyConflict):
                 await job
             assert await session.resume(buy=True) == []
-            assert session.stats().held == 0  # that create took no slot
+            assert session.stats().slots_held == 0  # that create took no slot
     assert (shop.sold, shop.conflicts) == (0, 1)
 
 
@@ -72,7 +72,7 @@ async def test_a_human_finds_its_task() -> None:
     shop.tasks["t9"] = now() - 100.0
     async with apimall(FakeTransport(shop.answer)) as session:
         await conflict(session, shop)
-        settled = await session.settle(KEY, task_id="t9")
+        settled = await session.resolve(KEY, task_id="t9")
         assert (await settled).task_id == "t9"
         assert (await session.generate("a fox", idempotency_key=KEY)).task_id == "t9"
     assert shop.conflicts == 1
@@ -83,7 +83,7 @@ async def test_a_human_says_that_it_was_not_bought() -> None:
     shop = ForgetfulHost(KEY)
     async with apimall(FakeTransport(shop.answer)) as session:
         await conflict(session, shop)
-        settled = await session.settle(KEY, refused=True)
+        settled = await session.resolve(KEY, not_bought=True)
         with pytest.raises(GatewayError) as caught:
             await settled
         assert caught.value.safe_to_repeat
@@ -96,12 +96,14 @@ async def test_a_human_buys_it_again_and_a_conflict_of_that_purchase_is_one_agai
     shop, ledger = ForgetfulHost(KEY), Notebook()
     async with apimall(FakeTransport(shop.answer), ledger=ledger) as session:
         await conflict(session, shop)
-        shop.earlier.add(ledger.record(KEY).reborn(body=b"", created_at=ledger.record(KEY).created_at).wire_key)
-        settled = await session.settle(KEY, buy_again=True)
+        shop.earlier.add(
+            ledger.record(KEY).next_generation(body=b"", created_at=ledger.record(KEY).created_at).wire_key
+        )
+        settled = await session.resolve(KEY, buy_again=True)
         with pytest.raises(IdempotencyConflict) as caught:
             await settled
         assert not caught.value.safe_to_repeat
-        assert (await (await session.settle(KEY, buy_again=True))).task_id == "t1"
+        assert (await (await session.resolve(KEY, buy_again=True))).task_id == "t1"
     assert ledger.record(KEY).generation == 3 if KEY in ledger._jobs else True
     assert (shop.sold, shop.conflicts) == (1, 2)
 
@@ -130,7 +132,7 @@ async def test_its_price_stays_set_aside_until_it_is_settled() -> None:
         assert isinstance(rows[0].error, IdempotencyConflict)
         with pytest.raises(BatchStopped, match="8 are set aside for jobs in doubt"):
             [outcome async for outcome in session.generate_many(["a crow"])]
-        await session.settle(KEY, refused=True)
+        await session.resolve(KEY, not_bought=True)
         assert (await session.generate("a crow")).task_id == "t2"
     assert shop.sold == 2
 

@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nanobanana_async.errors import (
-    ContractBroken,
     InvalidRequest,
+    UnexpectedResponse,
 )
 from nanobanana_async.gateways import ApiMall, Gateway, HttpResponse
 from nanobanana_async.jobs import Accepted, JobState
@@ -40,7 +40,7 @@ def answer(name: str, status: int = 200, **headers: str) -> HttpResponse:
 def test_it_is_a_gateway_with_keys_and_without_callbacks() -> None:
     gateway: Gateway = mall
     assert (gateway.name, gateway.base_url) == ("apimall", "https://gateway.apimall.ai")
-    assert (gateway.takes_idempotency_key, gateway.takes_callbacks) == (True, False)
+    assert (gateway.supports_idempotency_keys, gateway.supports_callbacks) == (True, False)
     assert (gateway.key_lifetime_s, gateway.expected_job_s) == (1800, 20)
 
 
@@ -171,7 +171,7 @@ def test_odd_decoration_does_not_lose_a_job_that_was_paid_for(name: str, expecte
     ],
 )
 def test_a_create_answer_that_does_not_fit_says_what_is_wrong(name: str, why: str) -> None:
-    with pytest.raises(ContractBroken, match=why) as caught:
+    with pytest.raises(UnexpectedResponse, match=why) as caught:
         mall.read_create(answer(name))
     assert caught.value.status == 200
     assert 0 < len(caught.value.body) <= 200
@@ -252,7 +252,7 @@ def test_pictures_are_found_in_the_order_of_the_design(name: str, images: tuple[
     ],
 )
 def test_a_query_answer_that_does_not_fit_says_what_is_wrong(name: str, why: str) -> None:
-    with pytest.raises(ContractBroken, match=why):
+    with pytest.raises(UnexpectedResponse, match=why):
         mall.read_query(answer(name))
 
 
@@ -302,5 +302,5 @@ def test_an_inline_picture_is_kept_out_of_raw() -> None:
 
 
 def test_it_sends_no_callbacks() -> None:
-    with pytest.raises(ContractBroken, match="sends no callbacks"):
+    with pytest.raises(UnexpectedResponse, match="sends no callbacks"):
         mall.read_callback(body("defapi_callback.json"))

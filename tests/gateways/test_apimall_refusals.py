@@ -7,10 +7,9 @@ from typing import Any
 import pytest
 
 from nanobanana_async.errors import (
-    GATEWAY_ERRORS,
+    ERROR_BY_STATUS,
     AccessDenied,
     AuthenticationError,
-    ContractBroken,
     GatewayError,
     GatewayUnavailable,
     IdempotencyConflict,
@@ -19,6 +18,7 @@ from nanobanana_async.errors import (
     PromptBlocked,
     RateLimited,
     TaskNotFound,
+    UnexpectedResponse,
 )
 from nanobanana_async.gateways import ApiMall, HttpResponse
 
@@ -44,35 +44,35 @@ def refusal(code: str, message: str, status: int = 200) -> HttpResponse:
     return HttpResponse(status=status, body=json.dumps(said).encode())
 
 
-@pytest.mark.parametrize("status", sorted(GATEWAY_ERRORS))
+@pytest.mark.parametrize("status", sorted(ERROR_BY_STATUS))
 @pytest.mark.parametrize("read", [mall.read_create, mall.read_query])
 def test_each_status_in_its_own_envelope_is_its_own_error(status: int, read: Any) -> None:
-    with pytest.raises(GATEWAY_ERRORS[status]) as caught:
+    with pytest.raises(ERROR_BY_STATUS[status]) as caught:
         read(answer("apimall_error.json", status, retry_after="7"))
     assert caught.value.message.startswith("Insufficient credits")
     facts = (caught.value.status, caught.value.code, caught.value.request_id, caught.value.retry_after_s)
     assert facts == (status, "insufficient_credits", REQUEST, 7)
 
 
-@pytest.mark.parametrize("status", sorted(set(GATEWAY_ERRORS) - {429}))
+@pytest.mark.parametrize("status", sorted(set(ERROR_BY_STATUS) - {429}))
 @pytest.mark.parametrize(
     "name", ["proxy.html", "proxy_json.json", "list.json", "apimall_create.json", "apimall_error_wordless.json"]
 )
 def test_a_status_without_the_envelope_says_nothing(status: int, name: str) -> None:
-    with pytest.raises(ContractBroken, match="without its envelope") as caught:
+    with pytest.raises(UnexpectedResponse, match="without its envelope") as caught:
         mall.read_create(answer(name, status, retry_after="9"))
     assert (caught.value.status, caught.value.retry_after_s) == (status, 9)
 
 
 @pytest.mark.parametrize("status", [0, 100, 203, 204, 206, 301, 304, 307, 405, 418, 422, 501, 505, 520, 524, 599])
 def test_a_status_that_is_not_listed_says_nothing_even_with_the_envelope(status: int) -> None:
-    with pytest.raises(ContractBroken) as caught:
+    with pytest.raises(UnexpectedResponse) as caught:
         mall.read_create(answer("apimall_error.json", status))
     assert caught.value.status == status
 
 
 def test_an_envelope_too_large_to_be_one_says_nothing() -> None:
-    with pytest.raises(ContractBroken):
+    with pytest.raises(UnexpectedResponse):
         mall.read_create(HttpResponse(status=402, body=body("apimall_error.json") + b" " * 1024**2))
 
 

@@ -5,17 +5,25 @@ from typing import Any
 
 import pytest
 
-from nanobanana_async.errors import ContractBroken, GatewayUnavailable
+from nanobanana_async.errors import GatewayUnavailable, UnexpectedResponse
 from nanobanana_async.gateways import ApiMall, DefApi, HttpResponse
-from nanobanana_async.gateways.bulk import LARGE, MAX_PARTS, Bounds, TooBulky, lift, lifted_size, put_back
-from nanobanana_async.gateways.limits import as_code
-from nanobanana_async.gateways.reading import plain, unfold
+from nanobanana_async.gateways.large_answers import (
+    LARGE,
+    MAX_PARTS,
+    AnswerBounds,
+    AnswerTooLarge,
+    lift_inline_images,
+    lifted_length,
+    restore_inline_image,
+)
+from nanobanana_async.gateways.parsing import parse_nested_json, without_inline_images
+from nanobanana_async.gateways.rate_limits import slug
 
 
 @pytest.mark.parametrize("size", [1, 2, 7, 8, 9, 1000, 10**6])
 def test_pieces_of_any_size_are_counted_alike(size: int) -> None:
     body = b'{"a":"data:image/png;base64,' + b"A" * 500 + b'","b":"data:image/png;base64,BB","c":[1,2]}'
-    bounds = Bounds(max_text=100)
+    bounds = AnswerBounds(max_text=100)
     for start in range(0, len(body), size):
         bounds.feed(body[start : start + size])
     assert [body[start:end] for start, end in bounds.images] == [b"A" * 500, b"BB"]
@@ -25,21 +33,21 @@ def test_pieces_of_any_size_are_counted_alike(size: int) -> None:
 @pytest.mark.parametrize("size", [1, 9, 1000])
 def test_too_much_beside_the_images_is_refused_as_soon_as_it_is_there(size: int) -> None:
     def feed() -> None:
-        bounds = Bounds(max_text=40)
+        bounds = AnswerBounds(max_text=40)
         for _ in range(0, 60, size):
             bounds.feed(b"x" * size)
 
-    with pytest.raises(TooBulky, match="more than 40 bytes beside its images"):
+    with pytest.raises(AnswerTooLarge, match="more than 40 bytes beside its images"):
         feed()
 
 
 @pytest.mark.parametrize("opener", [b"[", b"{", b",", b":"])
 def test_values_are_counted_by_what_begins_them(opener: bytes) -> None:
-    Bounds().feed(opener * MAX_PARTS)
-    with pytest.raises(TooBulky, match="more than 50000 values"):
-        Bounds().feed(opener * (MAX_PARTS + 20))
-    with pytest.raises(TooBulky, match="more than 50000 values"):
-        Bounds().feed(b'";base64,' * 1002)
+    AnswerBounds().feed(opener * MAX_PARTS)
+    with pytest.raises(AnswerTooLarge, match="more than 50000 values"):
+        AnswerBounds().feed(opener * (MAX_PARTS + 20))
+    with pytest.raises(AnswerTooLarge, match="more than 50000 values"):
+        AnswerBounds().feed(b'";base64,' * 1002)
 
 
 IMAGE = "data:image/png;base64," + "AB/+" * 300_000 + "=="
@@ -56,21 +64,21 @@ def test_an_image_is_lifted_out_and_put_back_as_it_was(spelling: str, folds: int
         body = body.replace("=", "\\u003d") if spelling == "equals signs" else body
         value = body
     raw = body.encode()
-    found = json.loads(lift(raw))["image"]
+    found = json.loads(lift_inline_images(raw))["image"]
     for _ in range(folds):
         found = json.loads(found)["image"]
     assert len(found) < 100
-    assert len(found) + lifted_size(found) >= len(IMAGE)
-    assert put_back(found, raw) == IMAGE
+    assert len(found) + lifted_length(found) >= len(IMAGE)
+    assert restore_inline_image(found, raw) == IMAGE
 
 
 def test_what_was_not_lifted_out_stays_as_it_is() -> None:
-    assert put_back("https://a.example/lifted-1-2", b"x" * 100) == "https://a.example/lifted-1-2"
-    assert json.loads(lift(b'{"a":"data:image/png;base64,"}')) == {"a": "data:image/png;base64,"}
+    assert restore_inline_image("https://a.example/lifted-1-2", b"x" * 100) == "https://a.example/lifted-1-2"
+    assert json.loads(lift_inline_images(b'{"a":"data:image/png;base64,"}')) == {"a": "data:image/png;base64,"}
     with pytest.raises(ValueError, match="ends within an image"):
-        lift(b'{"a":"data:image/png;base64,AAAA')
+        lift_inline_images(b'{"a":"data:image/png;base64,AAAA')
     with pytest.raises(ValueError, match="ascii"):
-        put_back("data:image/png;base64,lifted-0-2", "ää".encode())
+        restore_inline_image("data:image/png;base64,lifted-0-2", "ää".encode())
 
 
 def defapi_success(**facts: Any) -> HttpResponse:
@@ -99,28 +107,30 @@ def test_a_large_inline_image_is_delivered_whole_and_kept_out_of_raw(folded: boo
 )
 def test_an_answer_of_the_wrong_shape_is_refused_unparsed(body: bytes, why: str) -> None:
     for read in (ApiMall(api_key="k" * 8).read_query, DefApi(api_key="k" * 8).read_create):
-        with pytest.raises(ContractBroken, match=why):
+        with pytest.raises(UnexpectedResponse, match=why):
             read(HttpResponse(status=200, body=body))
 
 
 def test_json_in_a_string_is_unfolded_only_if_it_has_few_values() -> None:
     many = "[" + "[]," * 30_000 + "0]"
-    assert unfold(many) == many
-    assert unfold("[" + " " * LARGE + "1]") == [1]
+    assert parse_nested_json(many) == many
+    assert parse_nested_json("[" + " " * LARGE + "1]") == [1]
 
 
 # Long text
 
 
 def test_raw_is_bounded_as_a_whole() -> None:
-    kept = plain({f"{number:04}": "x" * 1000 for number in range(500)} | {"last": {"a": 1}, "n" * 5000: 2})
+    kept = without_inline_images(
+        {f"{number:04}": "x" * 1000 for number in range(500)} | {"last": {"a": 1}, "n" * 5000: 2}
+    )
     assert 250_000 < len(str(kept)) < 300_000
     assert kept["0000"] == "x" * 1000
     assert (kept["0400"], kept["last"], kept["n" * 64]) == ("<1000 characters>", "<more>", 2)
 
 
 def test_only_the_beginning_of_a_sentence_is_searched_for_its_meaning() -> None:
-    assert len(as_code("a! " * 500_000)) <= 1000
+    assert len(slug("a! " * 500_000)) <= 1000
     body = json.dumps({"success": False, "error": {"message": "insufficient_" * 5000 + "credits"}}).encode()
     with pytest.raises(GatewayUnavailable):
         ApiMall(api_key="k" * 8).read_query(HttpResponse(status=200, body=body))

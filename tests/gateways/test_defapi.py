@@ -9,15 +9,15 @@ from typing import Any
 import pytest
 
 from nanobanana_async.errors import (
-    GATEWAY_ERRORS,
+    ERROR_BY_STATUS,
     AuthenticationError,
-    ContractBroken,
     GatewayError,
     GatewayUnavailable,
     InsufficientCredits,
     InvalidRequest,
     RateLimited,
     TaskNotFound,
+    UnexpectedResponse,
 )
 from nanobanana_async.gateways import DefApi, Gateway, HttpResponse
 from nanobanana_async.jobs import Accepted, JobState
@@ -45,7 +45,7 @@ def answer(name: str, status: int = 200, **headers: str) -> HttpResponse:
 def test_it_is_a_gateway_with_callbacks_and_without_keys() -> None:
     gateway: Gateway = defapi
     assert (gateway.name, gateway.base_url) == ("defapi", "https://api.defapi.org")
-    assert (gateway.takes_idempotency_key, gateway.takes_callbacks) == (False, True)
+    assert (gateway.supports_idempotency_keys, gateway.supports_callbacks) == (False, True)
     assert (gateway.key_lifetime_s, gateway.expected_job_s) == (0, 20)
 
 
@@ -136,7 +136,7 @@ def test_an_accepted_create_gives_its_task_id(name: str, expected: Accepted) -> 
     ],
 )
 def test_a_create_answer_that_does_not_fit_says_what_is_wrong(name: str, why: str) -> None:
-    with pytest.raises(ContractBroken, match=why) as caught:
+    with pytest.raises(UnexpectedResponse, match=why) as caught:
         defapi.read_create(answer(name))
     assert 0 < len(caught.value.body) <= 200
 
@@ -170,17 +170,17 @@ def test_a_no_is_known_by_its_status_or_by_its_envelope(
     assert (caught.value.status, caught.value.code, caught.value.request_id) == (status, code, "r-1")
 
 
-@pytest.mark.parametrize("status", sorted(GATEWAY_ERRORS))
+@pytest.mark.parametrize("status", sorted(ERROR_BY_STATUS))
 def test_each_status_in_its_own_envelope_is_its_own_error(status: int) -> None:
-    with pytest.raises(GATEWAY_ERRORS[status], match="failed: prompt is required") as caught:
+    with pytest.raises(ERROR_BY_STATUS[status], match="failed: prompt is required") as caught:
         defapi.read_create(answer("defapi_error_400.json", status, retry_after="2"))
     assert (caught.value.status, caught.value.retry_after_s) == (status, 2)
 
 
-@pytest.mark.parametrize("status", [*sorted(set(GATEWAY_ERRORS) - {429}), 203, 302, 418, 521])
+@pytest.mark.parametrize("status", [*sorted(set(ERROR_BY_STATUS) - {429}), 203, 302, 418, 521])
 @pytest.mark.parametrize("name", ["proxy.html", "proxy_json.json", "defapi_create.json", "defapi_error_wordless.json"])
 def test_a_status_without_the_envelope_says_nothing(status: int, name: str) -> None:
-    with pytest.raises(ContractBroken) as caught:
+    with pytest.raises(UnexpectedResponse) as caught:
         defapi.read_create(answer(name, status))
     assert caught.value.status == status
 
@@ -267,7 +267,7 @@ def test_a_task_with_a_misfit_alone_has_ended_without_an_image_and_says_why(name
     ],
 )
 def test_a_query_answer_that_does_not_fit_says_what_is_wrong(name: str, why: str) -> None:
-    with pytest.raises(ContractBroken, match=why):
+    with pytest.raises(UnexpectedResponse, match=why):
         defapi.read_query(answer(name))
 
 
@@ -294,6 +294,6 @@ def test_a_callback_may_tell_of_a_failure() -> None:
     ],
 )
 def test_a_callback_that_does_not_fit_is_refused(name: str, why: str) -> None:
-    with pytest.raises(ContractBroken, match=why) as caught:
+    with pytest.raises(UnexpectedResponse, match=why) as caught:
         defapi.read_callback(body(name))
     assert caught.value.status is None

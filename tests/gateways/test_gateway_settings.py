@@ -9,8 +9,8 @@ from attrs.exceptions import FrozenInstanceError
 
 from nanobanana_async.errors import ConfigurationError
 from nanobanana_async.gateways import ApiMall, DefApi
-from nanobanana_async.gateways.settings import GatewaySettings
-from nanobanana_async.jobs import fingerprint
+from nanobanana_async.gateways.base import GatewaySettings
+from nanobanana_async.jobs import account_fingerprint
 from nanobanana_async.models import ImageRequest
 
 BOTH = [ApiMall, DefApi]
@@ -24,7 +24,7 @@ def test_the_key_is_stripped_and_appears_in_no_repr(kind: type[GatewaySettings])
     gateway = kind(api_key=f" {KEY}\n")  # type: ignore[call-arg]
     assert gateway.api_key.reveal() == KEY
     assert KEY not in repr(gateway)
-    assert gateway.account == fingerprint(gateway.name, KEY)
+    assert gateway.account == account_fingerprint(gateway.name, KEY)
 
 
 @both
@@ -149,8 +149,8 @@ def test_a_missing_key_is_named_by_its_variable(
 
 def test_a_request_takes_one_slot_unless_the_account_counts_images() -> None:
     three = ImageRequest("x", num_images=3)
-    assert ApiMall(api_key=KEY).weight(three) == 1
-    assert ApiMall(api_key=KEY, slots_per_image=True).weight(three) == 3
+    assert ApiMall(api_key=KEY).slots_for(three) == 1
+    assert ApiMall(api_key=KEY, slots_per_image=True).slots_for(three) == 3
 
 
 @pytest.mark.parametrize(
@@ -203,9 +203,9 @@ def test_an_account_is_named_and_keeps_its_name_when_its_key_changes(kind: Any) 
     gateway = kind(api_key=KEY, account=" studio ")
     assert gateway.account == f"{gateway.name}:studio"
     assert evolve(gateway, api_key="another-key").account == gateway.account
-    assert evolve(gateway, account="").account == fingerprint(gateway.name, KEY)
+    assert evolve(gateway, account="").account == account_fingerprint(gateway.name, KEY)
     assert kind(api_key=KEY, account="x" * 64).account == f"{gateway.name}:{'x' * 64}"
-    assert fingerprint(gateway.name, KEY).isalnum()  # so no name is a fingerprint
+    assert account_fingerprint(gateway.name, KEY).isalnum()  # so no name is a fingerprint
 
 
 @both
@@ -221,6 +221,6 @@ def test_the_environment_names_the_account(kind: Any) -> None:
     environ = {kind.key_variable: KEY, "NANOBANANA_ACCOUNT": "studio"}
     assert kind.from_env(environ).account == f"{kind.short_name}:studio"
     assert kind.from_env(environ, account="other").account == f"{kind.short_name}:other"
-    assert kind.from_env({**environ, "NANOBANANA_ACCOUNT": " "}).account == fingerprint(kind.short_name, KEY)
+    assert kind.from_env({**environ, "NANOBANANA_ACCOUNT": " "}).account == account_fingerprint(kind.short_name, KEY)
     with pytest.raises(ConfigurationError, match="account"):
         kind.from_env({**environ, "NANOBANANA_ACCOUNT": "two words"})

@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 
 from nanobanana_async.gateways import ApiMall, DefApi, HttpResponse
-from nanobanana_async.gateways.images import delivered
-from nanobanana_async.jobs import JobState, Observation, numbered
+from nanobanana_async.gateways.images import parse_delivered
+from nanobanana_async.jobs import JobState, Observation, with_indexes
 
 GOOD = [f"https://cdn.example/{number}.png" for number in range(6)]
 MISFITS = {
@@ -48,7 +48,7 @@ def test_a_misfit_costs_its_own_place_alone(kind: str, place: int, gateway: str)
     assert seen.images == tuple(url for number, url in enumerate(GOOD) if number != place)
     assert [number for number, _ in seen.missing] == [place]
     assert why in seen.missing[0][1]
-    assert numbered(seen.images, seen.missing) == [(n, url) for n, url in enumerate(GOOD) if n != place]
+    assert with_indexes(seen.images, seen.missing) == [(n, url) for n, url in enumerate(GOOD) if n != place]
 
 
 @pytest.mark.parametrize("gateway", ["apimall", "defapi"])
@@ -58,6 +58,6 @@ def test_nothing_but_misfits_is_an_end_without_an_image(gateway: str) -> None:
 
 
 def test_a_list_without_end_is_looked_at_so_far_and_no_further() -> None:
-    delivery = delivered([GOOD[0]] * 5000, b"")
+    delivery = parse_delivered([GOOD[0]] * 5000, b"")
     assert len(delivery.images) == 100
     assert delivery.missing == ((100, "the gateway lists 5000 images, more than are looked at"),)

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nanobanana_async.gateways.limits import limit_kind, retry_after_s
+from nanobanana_async.gateways.rate_limits import limit_kind, retry_after_s
 
 NOON = datetime(2026, 3, 12, 12, tzinfo=UTC)
 DATE = "Thu, 12 Mar 2026 12:00:00 GMT"

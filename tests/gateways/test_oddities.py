@@ -9,7 +9,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from nanobanana_async.errors import ContractBroken, GatewayError
+from nanobanana_async.errors import GatewayError, UnexpectedResponse
 from nanobanana_async.gateways import ApiMall, DefApi, HttpResponse
 from nanobanana_async.jobs import Accepted, JobState, Observation
 
@@ -34,16 +34,16 @@ fields = st.recursive(
 headers = st.dictionaries(st.sampled_from(["retry-after", "date", "x-request-id", "ratelimit"]), st.text())
 
 
-def outcome(read: Callable[[], Accepted | Observation]) -> Accepted | Observation | ContractBroken | GatewayError:
+def outcome(read: Callable[[], Accepted | Observation]) -> Accepted | Observation | UnexpectedResponse | GatewayError:
     try:
         return read()
-    except (ContractBroken, GatewayError) as error:
+    except (UnexpectedResponse, GatewayError) as error:
         return error
 
 
-def fits(seen: Accepted | Observation | ContractBroken | GatewayError) -> bool:
+def fits(seen: Accepted | Observation | UnexpectedResponse | GatewayError) -> bool:
     match seen:
-        case ContractBroken():
+        case UnexpectedResponse():
             return len(seen.body) <= 200 and seen.body.isprintable() and SECRET not in str(seen)
         case GatewayError():
             return seen.message.isprintable() and SECRET not in str(seen)
@@ -94,9 +94,9 @@ def test_a_body_cut_anywhere_is_no_answer(name: str) -> None:
     gateway = GATEWAYS[name.startswith("defapi")]
     for end in range(len(whole)):
         response = HttpResponse(status=200, body=whole[:end])
-        with pytest.raises(ContractBroken, match="not JSON"):
+        with pytest.raises(UnexpectedResponse, match="not JSON"):
             gateway.read_create(response)
-        with pytest.raises(ContractBroken, match="not JSON"):
+        with pytest.raises(UnexpectedResponse, match="not JSON"):
             gateway.read_query(response)
 
 

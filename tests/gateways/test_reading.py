@@ -7,21 +7,21 @@ from typing import Any
 
 import pytest
 
-from nanobanana_async.errors import ContractBroken
+from nanobanana_async.errors import UnexpectedResponse
 from nanobanana_async.gateways import ApiMall
-from nanobanana_async.gateways.images import first_delivered, picture
-from nanobanana_async.gateways.reading import (
-    Answer,
-    Standing,
+from nanobanana_async.gateways.images import image_url, parse_first_delivered
+from nanobanana_async.gateways.parsing import (
+    ParsedResponse,
+    TaskStatus,
     known_task_id,
-    moment,
-    money,
-    plain,
+    parse_decimal,
+    parse_nested_json,
+    parse_running,
+    parse_time,
+    parse_word,
     status_word,
-    still_running,
     task_id,
-    unfold,
-    word,
+    without_inline_images,
 )
 from nanobanana_async.jobs import JobState
 
@@ -31,7 +31,7 @@ NOON = datetime(2026, 3, 12, 12, tzinfo=UTC)
 
 
 def read(body: bytes) -> dict[str, Any]:
-    return Answer(GATEWAY, body).decoded()
+    return ParsedResponse(GATEWAY, body).json_object()
 
 
 # JSON
@@ -72,7 +72,7 @@ def test_a_fraction_of_thousands_of_digits_is_rounded() -> None:
     ],
 )
 def test_what_is_not_a_json_object_is_said_to_be_none(body: bytes, why: str) -> None:
-    with pytest.raises(ContractBroken, match=why) as caught:
+    with pytest.raises(UnexpectedResponse, match=why) as caught:
         read(body)
     assert len(caught.value.body) <= 200
     assert caught.value.__cause__ is None
@@ -90,7 +90,7 @@ def test_what_is_not_a_json_object_is_said_to_be_none(body: bytes, why: str) -> 
     ],
 )
 def test_json_in_a_string_is_unfolded(value: object, expected: object) -> None:
-    assert unfold(value) == expected
+    assert parse_nested_json(value) == expected
 
 
 # Numbers, times, words
@@ -126,7 +126,7 @@ def test_json_in_a_string_is_unfolded(value: object, expected: object) -> None:
     ],
 )
 def test_credits_are_read_generously_and_never_raise(value: object, expected: Decimal | None) -> None:
-    amount = money(value)
+    amount = parse_decimal(value)
     assert amount == expected
     assert amount is None or len(f"{amount:f}") <= 40
 
@@ -157,7 +157,7 @@ def test_credits_are_read_generously_and_never_raise(value: object, expected: De
     ],
 )
 def test_times_are_aware_and_in_utc_or_nothing(value: object, expected: datetime | None) -> None:
-    at = moment(value)
+    at = parse_time(value)
     assert at == expected
     assert at is None or at.utcoffset() == timedelta(0)
 
@@ -167,7 +167,7 @@ def test_times_are_aware_and_in_utc_or_nothing(value: object, expected: datetime
     [("nano", "nano"), (" nano ", "nano"), (7, "7"), ("", None), ("a\nb", None), ("x" * 201, None), (True, None)],
 )
 def test_a_word_is_short_and_printable_or_nothing(value: object, expected: str | None) -> None:
-    assert word(value) == expected
+    assert parse_word(value) == expected
 
 
 @pytest.mark.parametrize("value", ["ta-1", "a b", "ä", "x" * 512, 7])
@@ -218,7 +218,7 @@ def test_a_status_that_is_no_word_raises(value: object) -> None:
     ],
 )
 def test_a_picture_is_a_url_or_a_data_uri(value: object, expected: str | None) -> None:
-    assert picture(value) == expected
+    assert image_url(value) == expected
 
 
 @pytest.mark.parametrize(
@@ -252,9 +252,9 @@ def test_a_picture_is_a_url_or_a_data_uri(value: object, expected: str | None) -
 )
 def test_anything_else_is_no_picture(value: object) -> None:
     with pytest.raises(ValueError, match="an image"):
-        picture(value)
-    assert first_delivered([value, "https://a.example/1.png"], b"").images == ("https://a.example/1.png",)
-    nothing = first_delivered([None, value, value], b"")
+        image_url(value)
+    assert parse_first_delivered([value, "https://a.example/1.png"], b"").images == ("https://a.example/1.png",)
+    nothing = parse_first_delivered([None, value, value], b"")
     assert nothing.images == ()
     assert [why for _, why in nothing.missing if "an image" in why] == [why for _, why in nothing.missing]
 
@@ -262,7 +262,7 @@ def test_anything_else_is_no_picture(value: object) -> None:
 def test_raw_keeps_everything_but_inline_pictures() -> None:
     inline = "data:image/png;base64," + "A" * 5000
     folded = json.dumps([{"image": inline}])
-    assert plain({"a": [inline, 1, None], "b": folded, "c": "data:,x", "d": "text" * 1000}) == {
+    assert without_inline_images({"a": [inline, 1, None], "b": folded, "c": "data:,x", "d": "text" * 1000}) == {
         "a": ["<image/png, 5022 characters>", 1, None],
         "b": f"<{folded[5:40].partition(';')[0]}, {len(folded)} characters>",
         "c": "<,x, 7 characters>",
@@ -274,13 +274,13 @@ def test_raw_keeps_everything_but_inline_pictures() -> None:
 def test_raw_is_cut_where_it_is_nested_absurdly_deep(opening: str) -> None:
     depth = 300
     nested = json.loads(opening * depth + "1" + {"[": "]"}.get(opening, "}") * depth)
-    assert str(plain(nested)).count(opening[0]) == 24
-    assert "<nested>" in str(plain(nested))
+    assert str(without_inline_images(nested)).count(opening[0]) == 24
+    assert "<nested>" in str(without_inline_images(nested))
 
 
 def test_a_task_that_runs_is_known_by_its_status_alone_and_all_else_gets_a_closer_look() -> None:
-    standings = {"processing": Standing(), "completed": Standing(JobState.SUCCEEDED)}
-    running = still_running({"status": "processing", "task_id": "t-1", "credits_used": "x"}, standings)
+    standings = {"processing": TaskStatus(), "completed": TaskStatus(JobState.SUCCEEDED)}
+    running = parse_running({"status": "processing", "task_id": "t-1", "credits_used": "x"}, standings)
     assert running is not None
     assert (running.task_id, running.state, running.credits_used) == ("t-1", JobState.RUNNING, None)
     for fields in (
@@ -292,4 +292,4 @@ def test_a_task_that_runs_is_known_by_its_status_alone_and_all_else_gets_a_close
         {"status": "processing", "task_id": "t\n1"},
         {"status": "processing", "task_id": "t" * 513},
     ):
-        assert still_running(fields, standings) is None
+        assert parse_running(fields, standings) is None

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nanobanana_async.gateways.redaction import excerpt, tidy
+from nanobanana_async.gateways.redaction import excerpt, redact
 from nanobanana_async.gateways.secret import Secret
 
 SECRET = "mall-key-0123456789"
@@ -33,17 +33,17 @@ SECRET = "mall-key-0123456789"
     ],
 )
 def test_an_excerpt_is_fit_for_eyes(text: str, expected: str) -> None:
-    assert tidy(text, secret=Secret(SECRET)) == expected
+    assert redact(text, secret=Secret(SECRET)) == expected
     assert excerpt(text.encode(), secret=Secret(SECRET)) == expected
 
 
 def test_a_short_secret_does_not_blot_out_common_words() -> None:
-    assert tidy("test the test", secret=Secret("test")) == "test the test"
+    assert redact("test the test", secret=Secret("test")) == "test the test"
 
 
 @pytest.mark.parametrize("text", ["word " * 100, "\x00" * 199, "x" * 201, "y" * 10_000_000])
 def test_an_excerpt_is_short(text: str) -> None:
-    short = tidy(text)
+    short = redact(text)
     assert len(short) <= 200
     assert short.endswith("...")
 
@@ -52,10 +52,10 @@ def test_an_excerpt_is_short(text: str) -> None:
 def test_a_secret_that_the_window_cuts_does_not_come_into_view(before: int) -> None:
     lead = '"data:image/png;base64,'
     text = lead + "A" * (before - len(lead) - 2) + '" ' + SECRET + " and more" * 100
-    assert SECRET[:6] not in tidy(text, secret=Secret(SECRET))
+    assert SECRET[:6] not in redact(text, secret=Secret(SECRET))
 
 
 @given(st.text(), st.binary())
 def test_an_excerpt_is_always_printable(text: str, body: bytes) -> None:
-    assert tidy(text).isprintable()
+    assert redact(text).isprintable()
     assert excerpt(body).isprintable()

@@ -19,7 +19,7 @@ from typing import Any
 
 from nanobanana_async import ApiMall, DefApi, GeneratedImage, RetryPolicy, Session, Timeouts
 from nanobanana_async.errors import NanoBananaError
-from nanobanana_async.observe import JobSeen, QueryFailed
+from nanobanana_async.events import JobPolled, PollFailed
 from tests.http.hostile_bodies import CASES, Case
 
 PATIENCE_S = 120.0
@@ -61,7 +61,7 @@ async def ask(name: str, port: int) -> dict[str, Any]:
     once, answered = RetryPolicy(max_attempts=1), asyncio.Event()
 
     def observe(event: object) -> None:
-        if isinstance(event, (JobSeen, QueryFailed)):
+        if isinstance(event, (JobPolled, PollFailed)):
             answered.set()
 
     async with Session(gateway, timeouts=timeouts, retry=once, observers=[observe]) as session:
@@ -88,7 +88,7 @@ async def _ended(session: Session, case: Case, port: int, answered: asyncio.Even
             case "create":
                 await session.generate("a fox")
             case "callback":
-                await session.callbacks.heard("k", case.answer())
+                await session._callback_urls.handle("k", case.answer())
             case _:
                 await session.download(GeneratedImage(url=case.link or f"http://127.0.0.1:{port}/1.png"))
     except NanoBananaError as error:

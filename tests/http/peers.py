@@ -13,8 +13,8 @@ from typing import Self
 from nanobanana_async.config import Timeouts
 from nanobanana_async.gateways.apimall import ApiMall
 from nanobanana_async.gateways.contract import HttpRequest
-from nanobanana_async.http.api import Api
-from nanobanana_async.http.trust import Proxies
+from nanobanana_async.http.tls_and_proxies import Proxies
+from nanobanana_async.http.transport import AiohttpTransport
 
 KEY = "ak-canary-7Hq2ZxW9vBn4"
 BODY = b'{"prompt":"a lighthouse"}'
@@ -164,10 +164,10 @@ def trusting() -> ssl.SSLContext:
 @contextlib.asynccontextmanager
 async def opened(
     *, connect_s: float = 5.0, key: str = KEY, proxy: str | None = None, **settings: object
-) -> AsyncIterator[Api]:
+) -> AsyncIterator[AiohttpTransport]:
     """Open a door to nowhere in particular, and close it."""
     gateway = ApiMall(api_key=key, base_url="https://gateway.invalid")
-    api = Api(gateway, timeouts=Timeouts(connect_s=connect_s), proxies=Proxies(proxy), **settings)  # type: ignore[arg-type]
+    api = AiohttpTransport(gateway, timeouts=Timeouts(connect_s=connect_s), proxies=Proxies(proxy), **settings)  # type: ignore[arg-type]
     await api.open()
     try:
         yield api

@@ -14,12 +14,12 @@ import aiohttp
 import pytest
 from aiohttp.abc import AbstractResolver, AbstractStreamWriter, ResolveResult
 
-from nanobanana_async.errors import ConfigurationError, ContractBroken, NanoBananaError, TransportError
+from nanobanana_async.errors import ConfigurationError, NanoBananaError, TransportError, UnexpectedResponse
 from nanobanana_async.gateways.contract import HttpRequest
 from nanobanana_async.gateways.secret import Secret
-from nanobanana_async.http.api import Api
-from nanobanana_async.http.body import Body, perhaps_sent
-from nanobanana_async.http.failures import explained
+from nanobanana_async.http.body import RequestBody, possibly_sent
+from nanobanana_async.http.exceptions import map_exception
+from nanobanana_async.http.transport import AiohttpTransport
 from tests.http.peers import (
     BODY,
     FINE,
@@ -74,7 +74,9 @@ def everything_said(error: BaseException) -> Iterator[str]:
         yield pickle.dumps(error).decode("latin-1")
 
 
-async def failure(api: Api, request: HttpRequest, *, timeout_s: float = 2.0, fresh: bool = False) -> NanoBananaError:
+async def failure(
+    api: AiohttpTransport, request: HttpRequest, *, timeout_s: float = 2.0, fresh: bool = False
+) -> NanoBananaError:
     """Return the error of a request that can't succeed, after looking through its pockets."""
     with pytest.raises(NanoBananaError) as caught:
         await api.send(request, timeout_s=timeout_s, fresh_connection=fresh)
@@ -107,7 +109,7 @@ async def test_a_refused_connection_was_surely_not_sent(ask: Ask, fresh: bool) -
     async with opened() as api:
         error = await failure(api, ask(f"http://127.0.0.1:{unused_port()}/"), fresh=fresh)
     assert isinstance(error, TransportError)
-    assert error.sent is False
+    assert error.possibly_sent is False
     assert error.safe_to_repeat is True
     assert "127.0.0.1 can't be reached" in error.message
 
@@ -127,7 +129,7 @@ async def test_an_unknown_host_was_surely_not_sent(ask: Ask) -> None:
     async with aiohttp.ClientSession(connector=connector) as lent, opened(http=lent) as api:
         error = await failure(api, ask("https://gateway.invalid/"))
     assert isinstance(error, TransportError)
-    assert (error.sent, error.message) == (False, "the name gateway.invalid can't be resolved: no such name")
+    assert (error.possibly_sent, error.message) == (False, "the name gateway.invalid can't be resolved: no such name")
 
 
 @BOTH
@@ -139,7 +141,7 @@ async def test_a_peer_that_does_not_speak_tls_was_surely_not_sent_to(ask: Ask) -
     async with opened() as api, Peer(plain) as peer:
         error = await failure(api, ask(peer.url.replace("http:", "https:")))
     assert isinstance(error, TransportError)
-    assert error.sent is False
+    assert error.possibly_sent is False
     assert error.message.startswith("TLS with 127.0.0.1 failed")
 
 
@@ -149,7 +151,7 @@ async def test_an_untrusted_certificate_was_surely_not_sent_to(ask: Ask) -> None
         error = await failure(api, ask(peer.url))
         assert peer.heard == []
     assert isinstance(error, TransportError)
-    assert error.sent is False
+    assert error.possibly_sent is False
     assert error.message.startswith("the TLS certificate of 127.0.0.1 is not trusted: ")
 
 
@@ -159,7 +161,7 @@ async def test_a_connection_that_is_not_made_in_time_was_surely_not_sent(connect
     async with opened(connect_s=connect_s) as api, Peer(silent) as peer:
         error = await failure(api, create(peer.url.replace("http:", "https:")), timeout_s=timeout_s)
     assert isinstance(error, TransportError)
-    assert error.sent is False
+    assert error.possibly_sent is False
     assert "within 0.03 s" in error.message
 
 
@@ -174,7 +176,7 @@ async def test_a_request_that_got_no_connection_of_a_full_pool_was_surely_not_se
         first.cancel()
         await asyncio.wait([first])
     assert isinstance(error, TransportError)
-    assert error.sent is False
+    assert error.possibly_sent is False
 
 
 # Perhaps sent
@@ -234,7 +236,7 @@ async def test_a_lost_or_broken_answer_was_perhaps_sent(ask: Ask, manner: str) -
     async with opened() as api, Peer(BROKEN[manner]) as peer:
         error = await failure(api, ask(peer.url))
     assert isinstance(error, TransportError)
-    assert error.sent is True
+    assert error.possibly_sent is True
     assert error.safe_to_repeat is False
 
 
@@ -245,7 +247,7 @@ async def test_a_create_that_is_lost_on_a_fresh_connection_was_perhaps_sent_and_
         await asyncio.sleep(0.02)
         assert peer.accepted == 1
     assert isinstance(error, TransportError)
-    assert error.sent is True
+    assert error.possibly_sent is True
 
 
 @pytest.mark.parametrize("cut", range(0, len(FINE), 3))
@@ -253,14 +255,14 @@ async def test_an_answer_cut_anywhere_is_no_answer(cut: int) -> None:
     async with opened() as api, Peer(answering(FINE[:cut])) as peer:
         error = await failure(api, create(peer.url))
     assert isinstance(error, TransportError)
-    assert error.sent is True
+    assert error.possibly_sent is True
 
 
 async def test_a_length_below_the_truth_is_a_broken_answer_when_the_rest_comes_along() -> None:
     async with opened() as api, Peer(answering(FINE, b"and more", then="wait")) as peer:
         error = await failure(api, create(peer.url))
     assert isinstance(error, TransportError)
-    assert error.sent is True
+    assert error.possibly_sent is True
 
 
 async def test_a_length_below_the_truth_is_believed_and_a_late_rest_spoils_nothing() -> None:
@@ -292,7 +294,7 @@ async def test_a_stalled_answer_ends_at_the_timeout_and_was_perhaps_sent(ask: As
     async with opened() as api, Peer(STALLS[where]) as peer:
         error = await failure(api, ask(peer.url), timeout_s=0.05)
         assert isinstance(error, TransportError)
-        assert (error.sent, error.message) == (True, "no whole answer from 127.0.0.1 within 0.05 s")
+        assert (error.possibly_sent, error.message) == (True, "no whole answer from 127.0.0.1 within 0.05 s")
         await peer.all_ended(1)  # the connection is not used again
 
 
@@ -307,7 +309,7 @@ async def test_an_answer_that_drips_does_not_outlast_the_timeout() -> None:
     async with opened() as api, Peer(dripping) as peer:
         error = await failure(api, create(peer.url), timeout_s=0.1)
     assert isinstance(error, TransportError)
-    assert error.sent is True
+    assert error.possibly_sent is True
 
 
 async def test_an_upload_that_is_cut_short_was_perhaps_sent() -> None:
@@ -319,7 +321,7 @@ async def test_an_upload_that_is_cut_short_was_perhaps_sent() -> None:
         request = HttpRequest(method="POST", url=peer.url, body=b"x" * 20_000_000)
         error = await failure(api, request, timeout_s=0.1)
     assert isinstance(error, TransportError)
-    assert error.sent is True
+    assert error.possibly_sent is True
 
 
 async def test_a_create_that_dies_with_its_connection_is_never_called_unsent() -> None:
@@ -328,14 +330,14 @@ async def test_a_create_that_dies_with_its_connection_is_never_called_unsent() -
         await api.send(query(peer.url), timeout_s=2)
         error = await failure(api, create(peer.url))
     assert isinstance(error, TransportError)
-    assert error.sent is True
+    assert error.possibly_sent is True
 
 
 async def test_a_query_that_got_no_answer_in_time_counts_as_perhaps_sent() -> None:
     async with opened(connect_s=2.0) as api, Peer(silent) as peer:
         error = await failure(api, query(peer.url), timeout_s=0.03)
     assert isinstance(error, TransportError)
-    assert error.sent is True
+    assert error.possibly_sent is True
 
 
 async def test_a_post_without_a_body_tells_what_became_of_it() -> None:
@@ -347,13 +349,13 @@ async def test_a_post_without_a_body_tells_what_became_of_it() -> None:
         refused = await failure(api, bare(f"http://127.0.0.1:{unused_port()}/"))
     assert isinstance(lost, TransportError)
     assert isinstance(refused, TransportError)
-    assert (lost.sent, refused.sent) == (True, False)
+    assert (lost.possibly_sent, refused.possibly_sent) == (True, False)
 
 
 # How it is told
 
 
-class Held(Body):
+class Held(RequestBody):
     """A body that hesitates before its first byte."""
 
     async def write(self, writer: AbstractStreamWriter) -> None:
@@ -389,15 +391,15 @@ async def test_a_body_is_not_written_to_a_connection_that_spoke_unasked() -> Non
     class Writer:
         protocol = Protocol()
 
-    body = Body(BODY)
+    body = RequestBody(BODY)
     with pytest.raises(ConnectionError):
         await body.write(Writer())  # type: ignore[arg-type]
-    assert body.asked is False
+    assert body.started is False
 
 
 async def test_a_body_read_by_another_way_counts_as_asked() -> None:
-    body = Body(BODY)
-    assert (await body.as_bytes(), body.asked) == (BODY, True)
+    body = RequestBody(BODY)
+    assert (await body.as_bytes(), body.started) == (BODY, True)
 
 
 @pytest.mark.parametrize(
@@ -411,20 +413,20 @@ async def test_a_body_read_by_another_way_counts_as_asked() -> None:
     ],
 )
 async def test_without_an_attempt_the_kind_of_error_decides(error: Exception, sent: bool) -> None:
-    assert perhaps_sent(error, Body(BODY), aiohttp.UploadTracker()) is sent
+    assert possibly_sent(error, RequestBody(BODY), aiohttp.UploadTracker()) is sent
 
 
 @pytest.mark.parametrize("sent", [False, True])
 def test_an_error_nobody_thought_of_is_named_by_its_kind_only(sent: bool) -> None:
-    error = explained(KeyError(KEY), host="gateway.invalid", sent=sent, connect_s=1, timeout_s=1)
+    error = map_exception(KeyError(KEY), host="gateway.invalid", sent=sent, connect_s=1, timeout_s=1)
     assert isinstance(error, TransportError)
-    assert (error.message, error.sent) == ("the request to gateway.invalid failed (KeyError)", sent)
+    assert (error.message, error.possibly_sent) == ("the request to gateway.invalid failed (KeyError)", sent)
 
 
 def test_a_value_error_is_the_users_only_before_anything_was_sent() -> None:
     facts = {"host": "", "connect_s": 1.0, "timeout_s": 1.0}
-    assert isinstance(explained(ValueError(KEY), sent=False, **facts), ConfigurationError)  # type: ignore[arg-type]
-    assert isinstance(explained(ValueError(KEY), sent=True, **facts), TransportError)  # type: ignore[arg-type]
+    assert isinstance(map_exception(ValueError(KEY), sent=False, **facts), ConfigurationError)  # type: ignore[arg-type]
+    assert isinstance(map_exception(ValueError(KEY), sent=True, **facts), TransportError)  # type: ignore[arg-type]
 
 
 # The key
@@ -456,7 +458,7 @@ async def test_a_peer_that_echoes_the_request_does_not_bring_the_key_into_an_err
         async with Peer(echo) as peer:
             assert isinstance(await failure(api, create(peer.url)), TransportError)
         async with Peer(redirecting_echo) as peer:
-            assert isinstance(await failure(api, create(peer.url)), ContractBroken)
+            assert isinstance(await failure(api, create(peer.url)), UnexpectedResponse)
 
 
 async def test_the_reprs_of_the_door_and_its_requests_do_not_show_the_key() -> None:

@@ -9,7 +9,7 @@ import aiohttp
 import pytest
 
 from nanobanana_async.errors import ConfigurationError, TransportError
-from nanobanana_async.http.api import Api
+from nanobanana_async.http.transport import AiohttpTransport
 from tests.http.peers import FINE, KEY, Line, Peer, answering, create, fine, opened, query, trusting, unused_port
 
 REFUSAL = b"HTTP/1.1 500 No\r\nContent-Length: 0\r\n\r\n"
@@ -168,14 +168,14 @@ async def test_a_connector_of_another_kind_may_be_lent() -> None:
     async with aiohttp.ClientSession(connector=connector) as lent, opened(http=lent) as api:
         with pytest.raises(TransportError) as caught:
             await api.send(create("http://localhost/"), timeout_s=2)
-    assert caught.value.sent is False
+    assert caught.value.possibly_sent is False
 
 
 # TLS
 
 
 @contextlib.asynccontextmanager
-async def trusted(tls: ssl.SSLContext | aiohttp.Fingerprint) -> AsyncIterator[Api]:
+async def trusted(tls: ssl.SSLContext | aiohttp.Fingerprint) -> AsyncIterator[AiohttpTransport]:
     async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(ssl=tls)) as lent, opened(http=lent) as api:
         yield api
 
@@ -192,7 +192,7 @@ async def test_a_certificate_that_is_not_the_pinned_one_was_surely_not_sent_to()
         for fresh in (False, True):
             with pytest.raises(TransportError, match="not the expected one") as caught:
                 await api.send(create(peer.url), timeout_s=2, fresh_connection=fresh)
-            assert caught.value.sent is False
+            assert caught.value.possibly_sent is False
         assert peer.heard == []
 
 
@@ -205,7 +205,7 @@ async def test_a_create_lost_over_tls_was_perhaps_sent() -> None:
         for fresh in (False, True):
             with pytest.raises(TransportError) as caught:
                 await api.send(create(peer.url), timeout_s=2, fresh_connection=fresh)
-            assert caught.value.sent is True
+            assert caught.value.possibly_sent is True
 
 
 async def test_closing_does_not_wait_for_the_goodbye_of_a_tls_peer() -> None:
@@ -250,7 +250,7 @@ async def test_a_proxy_that_can_not_be_reached_was_surely_not_sent_to(url: str) 
     async with opened(proxy=f"http://127.0.0.1:{unused_port()}") as api:
         with pytest.raises(TransportError, match="the proxy can't be reached") as caught:
             await api.send(create(url), timeout_s=2)
-    assert caught.value.sent is False
+    assert caught.value.possibly_sent is False
 
 
 async def _hang_up(line: Line) -> None:
@@ -264,7 +264,7 @@ async def test_a_proxy_that_gives_no_tunnel_heard_neither_key_nor_prompt(fresh: 
         async with Peer(script) as proxy, opened(proxy=proxy.url) as api:
             with pytest.raises(TransportError) as caught:
                 await api.send(create("https://gateway.invalid/"), timeout_s=2, fresh_connection=fresh)
-        assert caught.value.sent is False
+        assert caught.value.possibly_sent is False
         assert KEY not in str(caught.value)
         assert proxy.heard[0].startswith(b"CONNECT gateway.invalid:443 ")
         assert KEY.encode() not in proxy.heard[0]

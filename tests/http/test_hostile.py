@@ -11,8 +11,8 @@ from typing import ClassVar
 import pytest
 
 from nanobanana_async import ApiMall, Session
-from nanobanana_async.gateways.bulk import LARGE
 from nanobanana_async.gateways.contract import HttpRequest, HttpResponse
+from nanobanana_async.gateways.large_answers import LARGE
 from nanobanana_async.jobs import Accepted, Observation
 from nanobanana_async.testing import FakeTransport, Reply
 from tests.engine.sayings import completed, created

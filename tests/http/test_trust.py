@@ -15,7 +15,7 @@ from nanobanana_async import ApiMall, GeneratedImage, RetryPolicy, Session
 from nanobanana_async.errors import ConfigurationError, DownloadError, TransportError
 from nanobanana_async.gateways.contract import HttpRequest
 from nanobanana_async.gateways.secret import Secret
-from nanobanana_async.http.trust import Proxies
+from nanobanana_async.http.tls_and_proxies import Proxies
 from tests.downloads.scenes import Told, failure, picture, reply
 from tests.downloads.scenes import opened as opened_downloads
 from tests.http.peers import KEY, Line, Peer, Script, answering, create, fine, opened, query, trusting, unused_port
@@ -161,7 +161,7 @@ async def test_a_proxy_that_breaks_off_was_surely_not_sent_to(script: Script) ->
     async with Peer(script) as proxy, opened(proxy=proxy.url, connect_s=1.0) as api:
         with pytest.raises(TransportError) as caught:
             await api.send(create(f"https://127.0.0.1:{unused_port()}/"), timeout_s=2, fresh_connection=True)
-    assert caught.value.sent is False
+    assert caught.value.possibly_sent is False
 
 
 async def test_no_error_shows_the_password_of_a_proxy_not_even_in_its_frames() -> None:

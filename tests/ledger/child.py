@@ -49,7 +49,7 @@ async def write(path: str, name: str) -> None:
             await ledger.claim(record)
             say(f"{record.key} {record.revision}")
             for state in (JobState.SUBMITTING, JobState.RUNNING, JobState.SUCCEEDED):
-                before, record = record, record.to(state, ended_at=NOON)
+                before, record = record, record.transition_to(state, ended_at=NOON)
                 await ledger.advance(before, record)
                 say(f"{record.key} {record.revision}")
 
@@ -65,7 +65,7 @@ async def share(path: str, name: str) -> None:
     async with asyncio.TaskGroup() as group:
         claims = [group.create_task(ledger.claim(job(f"shared-{number}"))) for number in range(CLAIMS)]
     for number, claim in enumerate(task.result() for task in claims):
-        if claim.ours:
+        if claim.owned:
             say(f"{number} {claim.new}")
     say(f"{name} done")
     sys.stdin.read()

@@ -11,7 +11,7 @@ from nanobanana_async.errors import LedgerError
 from nanobanana_async.jobs import Failure, JobRecord, JobState
 from nanobanana_async.ledger.base import Allowance, Ledger, Refusal, TaskTaken
 from nanobanana_async.models import ImageRequest
-from nanobanana_async.policy.credits import Basis, Price
+from nanobanana_async.policy.prices import Basis, Price
 
 NOON = datetime(2026, 3, 12, 12, tzinfo=UTC)
 
@@ -38,7 +38,7 @@ async def keys_left(ledger: Ledger, account: str = "mine") -> list[str]:
 
 async def adopted(ledger: Ledger, key: str = "order-1") -> JobRecord | None:
     claim = await ledger.adopt(key)
-    return claim.record if claim is not None and claim.ours else None
+    return claim.record if claim is not None and claim.owned else None
 
 
 def scene(play: Scene) -> Scene:
@@ -56,7 +56,7 @@ async def a_new_job_is_claimed_and_is_ours(ledger: Ledger) -> None:
     first = job()
     claim = await ledger.claim(first)
     assert claim.record is first
-    assert (claim.new, claim.ours) == (True, True)
+    assert (claim.new, claim.owned) == (True, True)
     assert await ledger.find("order-1") == first
     assert await ledger.find("order-2") is None
 
@@ -67,17 +67,17 @@ async def a_known_key_gives_back_what_stands_there(ledger: Ledger) -> None:
     await ledger.claim(first)
     claim = await ledger.claim(job(request=ImageRequest("a crow"), body=b"{crow}"))
     assert claim.record == first
-    assert (claim.new, claim.ours) == (False, True)
+    assert (claim.new, claim.owned) == (False, True)
 
 
 @scene
 async def a_write_replaces_only_what_the_writer_saw(ledger: Ledger) -> None:
     first = job()
     await ledger.claim(first)
-    after = first.to(JobState.SUBMITTING, first_sent_at=NOON)
+    after = first.transition_to(JobState.SUBMITTING, first_sent_at=NOON)
     await ledger.advance(first, after)
     with pytest.raises(LedgerError, match="changed by somebody else") as caught:
-        await ledger.advance(first, first.to(JobState.WITHDRAWN))
+        await ledger.advance(first, first.transition_to(JobState.WITHDRAWN))
     assert caught.value.key == "order-1"
     assert not caught.value.safe_to_repeat
     assert await ledger.find("order-1") == after
@@ -86,7 +86,7 @@ async def a_write_replaces_only_what_the_writer_saw(ledger: Ledger) -> None:
 @scene
 async def a_job_that_nobody_claimed_cannot_be_written(ledger: Ledger) -> None:
     with pytest.raises(LedgerError) as caught:
-        await ledger.advance(job(), job().to(JobState.SUBMITTING))
+        await ledger.advance(job(), job().transition_to(JobState.SUBMITTING))
     assert caught.value.key == "order-1"
     assert await ledger.find("order-1") is None
 
@@ -95,8 +95,8 @@ async def a_job_that_nobody_claimed_cannot_be_written(ledger: Ledger) -> None:
 async def a_write_may_catch_up_over_several_moves(ledger: Ledger) -> None:
     first = sent()
     await ledger.claim(first)
-    doubtful = first.to(JobState.SUBMITTING, in_doubt=True)
-    after = doubtful.to(JobState.RUNNING, task_id="t1", in_doubt=False)
+    doubtful = first.transition_to(JobState.SUBMITTING, in_doubt=True)
+    after = doubtful.transition_to(JobState.RUNNING, task_id="t1", in_doubt=False)
     await ledger.advance(first, after)
     assert await ledger.find("order-1") == after
 
@@ -107,7 +107,7 @@ async def every_field_comes_back(ledger: Ledger) -> None:
         request=ImageRequest("ein Fuchs, 狐", images=["https://x.example/a.png"], resolution="2K"), body=b"\0\xff"
     )
     await ledger.claim(first)
-    after = first.to(
+    after = first.transition_to(
         JobState.UNCERTAIN,
         attempts=3,
         in_doubt=True,
@@ -128,12 +128,12 @@ async def every_field_comes_back(ledger: Ledger) -> None:
 async def an_uncertain_job_is_kept_and_is_nobodys(ledger: Ledger) -> None:
     first = sent()
     await ledger.claim(first)
-    doubtful = first.to(JobState.UNCERTAIN, in_doubt=True)
+    doubtful = first.transition_to(JobState.UNCERTAIN, in_doubt=True)
     await ledger.advance(first, doubtful)
     assert await keys_left(ledger) == []
     assert await adopted(ledger) is None
-    assert not (await ledger.claim(job())).ours
-    found = doubtful.to(JobState.RUNNING, task_id="t1")
+    assert not (await ledger.claim(job())).owned
+    found = doubtful.transition_to(JobState.RUNNING, task_id="t1")
     await ledger.advance(doubtful, found)  # settled: whoever does it owns it
     assert await adopted(ledger) == found
 
@@ -142,7 +142,7 @@ async def an_uncertain_job_is_kept_and_is_nobodys(ledger: Ledger) -> None:
 async def a_task_is_found_by_its_id_within_its_account_only(ledger: Ledger) -> None:
     first = sent()
     await ledger.claim(first)
-    after = first.to(JobState.RUNNING, task_id="t9")
+    after = first.transition_to(JobState.RUNNING, task_id="t9")
     await ledger.advance(first, after)
     assert await ledger.find_task("mine", "t9") == after
     assert await ledger.find_task("theirs", "t9") is None
@@ -154,17 +154,17 @@ async def a_task_belongs_to_one_job_that_was_bought(ledger: Ledger) -> None:
     first, second = sent("a"), sent("b")
     await ledger.claim(first)
     await ledger.claim(second)
-    bought = first.to(JobState.RUNNING, task_id="t1")
+    bought = first.transition_to(JobState.RUNNING, task_id="t1")
     await ledger.advance(first, bought)
     with pytest.raises(TaskTaken, match="task t1 belongs to job a already") as caught:
-        await ledger.advance(second, second.to(JobState.RUNNING, task_id="t1"))
+        await ledger.advance(second, second.transition_to(JobState.RUNNING, task_id="t1"))
     assert (caught.value.holder, caught.value.key, caught.value.safe_to_repeat) == ("a", "b", False)
     assert await ledger.find("b") == second
-    await ledger.advance(second, second.to(JobState.RUNNING, task_id="t2"))
-    await ledger.advance(bought, bought.to(JobState.RUNNING, attempts=7))  # its own is no trouble
+    await ledger.advance(second, second.transition_to(JobState.RUNNING, task_id="t2"))
+    await ledger.advance(bought, bought.transition_to(JobState.RUNNING, attempts=7))  # its own is no trouble
     theirs = sent("c", account="theirs")
     await ledger.claim(theirs)
-    await ledger.advance(theirs, theirs.to(JobState.RUNNING, task_id="t1"))
+    await ledger.advance(theirs, theirs.transition_to(JobState.RUNNING, task_id="t1"))
 
 
 @scene
@@ -172,7 +172,7 @@ async def a_task_that_was_only_attached_may_be_a_bought_jobs_too(ledger: Ledger)
     first = sent("b")
     await ledger.claim(running("a", "t1"))  # by its id: nothing was sent for it
     await ledger.claim(first)
-    await ledger.advance(first, first.to(JobState.RUNNING, task_id="t1"))
+    await ledger.advance(first, first.transition_to(JobState.RUNNING, task_id="t1"))
 
 
 @scene
@@ -191,7 +191,7 @@ async def what_was_let_go_is_written_by_nobody_until_it_is_adopted(ledger: Ledge
     first = job()
     await ledger.claim(first)
     await ledger.release("order-1")
-    after = first.to(JobState.SUBMITTING)
+    after = first.transition_to(JobState.SUBMITTING)
     with pytest.raises(LedgerError, match="changed by somebody else"):
         await ledger.advance(first, after)
     assert await adopted(ledger) == first
@@ -206,7 +206,7 @@ async def a_claim_takes_over_what_was_let_go(ledger: Ledger) -> None:
     await ledger.release("order-1")
     claim = await ledger.claim(job())
     assert claim.record == running()
-    assert (claim.new, claim.ours) == (False, True)
+    assert (claim.new, claim.owned) == (False, True)
     assert await keys_left(ledger) == []
 
 
@@ -220,11 +220,11 @@ async def what_is_not_there_can_be_neither_adopted_nor_let_go(ledger: Ledger) ->
 async def slots_that_others_hold_are_counted(ledger: Ledger) -> None:
     for record in (job("a"), sent("b"), running("c"), running("d", "t2"), running("e", "t3", account="theirs")):
         await ledger.claim(record)
-    assert await ledger.held("mine") == 0  # all are ours
+    assert await ledger.count_slots_of_others("mine") == 0  # all are ours
     for key in "abce":
         await ledger.release(key)
-    assert await ledger.held("mine") == 2  # what waits holds none
-    assert await ledger.held("theirs") == 1
+    assert await ledger.count_slots_of_others("mine") == 2  # what waits holds none
+    assert await ledger.count_slots_of_others("theirs") == 1
 
 
 EIGHT = Price("fox", Decimal(8))
@@ -237,14 +237,14 @@ async def about_to_be_sent(
 ) -> tuple[JobRecord, Allowance]:
     """Write a job of a batch down, and ask to send it."""
     first = (await ledger.claim(job(key, batch=batch))).record
-    after = first.to(JobState.SUBMITTING, first_sent_at=NOON)
+    after = first.transition_to(JobState.SUBMITTING, first_sent_at=NOON)
     allowance = await ledger.set_aside(first, after, price, None if cap is None else Decimal(cap))
     assert await ledger.find(key) == (first if allowance.refusal else after)
     return (first if allowance.refusal else after), allowance
 
 
 async def moved(ledger: Ledger, before: JobRecord, state: JobState, **facts: Any) -> JobRecord:
-    after = before.to(state, **facts)
+    after = before.transition_to(state, **facts)
     await ledger.advance(before, after)
     return after
 
@@ -267,7 +267,7 @@ async def a_charge_follows_its_job(ledger: Ledger) -> None:
     sent_job, _ = await about_to_be_sent(ledger, "b-1", GUESS, 100)
     back = await moved(ledger, sent_job, JobState.PENDING)
     assert await ledger.spent("b-") == 0
-    again = back.to(JobState.SUBMITTING)
+    again = back.transition_to(JobState.SUBMITTING)
     assert (await ledger.set_aside(back, again, GUESS, Decimal(100))).refusal is None
     assert await ledger.spent("b-") == 8
     doubt = await moved(ledger, again, JobState.UNCERTAIN, in_doubt=True)
@@ -283,10 +283,10 @@ async def what_a_purchase_has_cost_stays_spent_when_the_job_is_bought_again(ledg
     doubt, _ = await about_to_be_sent(ledger, "b-1", EIGHT)
     doubt = await moved(ledger, doubt, JobState.UNCERTAIN, in_doubt=True)
     for generation in (2, 3):
-        reborn = doubt.reborn(body=b"{}", created_at=NOON)
+        reborn = doubt.next_generation(body=b"{}", created_at=NOON)
         await ledger.advance(doubt, reborn)
         assert reborn.batch == "b-"
-        sent_job = reborn.to(JobState.SUBMITTING)
+        sent_job = reborn.transition_to(JobState.SUBMITTING)
         assert (await ledger.set_aside(reborn, sent_job, EIGHT, Decimal(8 * generation))).refusal is None
         doubt = await moved(ledger, sent_job, JobState.UNCERTAIN, in_doubt=True)
         assert await ledger.spent("b-") == 8 * generation
@@ -364,23 +364,23 @@ async def a_stale_writer_sets_nothing_aside(ledger: Ledger) -> None:
     await ledger.claim(first)
     await ledger.release("b-1")
     with pytest.raises(LedgerError, match="changed by somebody else"):
-        await ledger.set_aside(first, first.to(JobState.SUBMITTING), EIGHT, Decimal(100))
+        await ledger.set_aside(first, first.transition_to(JobState.SUBMITTING), EIGHT, Decimal(100))
     assert await ledger.spent("b-") == 0
 
 
 @scene
 async def it_keeps_a_secret(ledger: Ledger) -> None:
-    secret = await ledger.secret()
+    secret = await ledger.callback_secret()
     assert len(secret) == 32
-    assert await ledger.secret() == secret
+    assert await ledger.callback_secret() == secret
 
 
 @scene
 async def nobody_leaves_word_for_himself(ledger: Ledger) -> None:
     await ledger.claim(running())
-    await ledger.nudge("order-1", "t1")
-    await ledger.nudge("order-2", None)
-    assert list(await ledger.nudges()) == []
+    await ledger.notify_owner("order-1", "t1")
+    await ledger.notify_owner("order-2", None)
+    assert list(await ledger.take_notices()) == []
 
 
 @scene

@@ -9,7 +9,7 @@ import pytest
 from attrs import evolve
 
 from nanobanana_async import IdempotencyConflict, LedgerError, MemoryLedger
-from nanobanana_async.jobs import Failure, JobRecord, JobState, made_key
+from nanobanana_async.jobs import Failure, JobRecord, JobState, generate_key
 from nanobanana_async.ledger.base import TaskTaken
 from nanobanana_async.ledger.memory import TASKS_KEPT
 from nanobanana_async.models import ImageRequest
@@ -30,9 +30,9 @@ def running(key: str = "order-1", task_id: str = "t1", **facts: Any) -> JobRecor
 @pytest.mark.parametrize("end", [JobState.SUCCEEDED, JobState.FAILED, JobState.REFUSED])
 @virtually
 async def test_a_finished_job_is_forgotten_if_the_session_made_its_key(end: JobState) -> None:
-    ledger, at_work = MemoryLedger(), running(made_key())
+    ledger, at_work = MemoryLedger(), running(generate_key())
     await ledger.claim(at_work)
-    await ledger.advance(at_work, at_work.to(end))
+    await ledger.advance(at_work, at_work.transition_to(end))
     assert await ledger.find(at_work.key) is None
     assert await ledger.find_task("mine", "t1") is None
     assert await ledger.adopt(at_work.key) is None
@@ -40,9 +40,9 @@ async def test_a_finished_job_is_forgotten_if_the_session_made_its_key(end: JobS
 
 @virtually
 async def test_a_job_that_ended_without_a_task_is_forgotten_too() -> None:
-    ledger, first = MemoryLedger(), job(made_key())
+    ledger, first = MemoryLedger(), job(generate_key())
     await ledger.claim(first)
-    await ledger.advance(first, first.to(JobState.WITHDRAWN))
+    await ledger.advance(first, first.transition_to(JobState.WITHDRAWN))
     assert await ledger.find(first.key) is None
 
 
@@ -52,30 +52,30 @@ async def test_a_job_that_ended_without_a_task_is_forgotten_too() -> None:
 async def test_a_job_that_ended_under_a_callers_own_key_is_kept_without_its_body(key: str, end: JobState) -> None:
     ledger, at_work = MemoryLedger(), running(key, first_sent_at=NOON)
     await ledger.claim(at_work)
-    after = at_work.to(end, images=("https://cdn.example/1.png",), credits_used=Decimal(8), ended_at=NOON)
+    after = at_work.transition_to(end, images=("https://cdn.example/1.png",), credits_used=Decimal(8), ended_at=NOON)
     await ledger.advance(at_work, after)
     kept = evolve(after, body=b"")
     assert await ledger.find(key) == kept
     assert await ledger.find_task("mine", "t1") == kept
     claim = await ledger.claim(job(key))
-    assert (claim.record, claim.new, claim.ours) == (kept, False, False)
+    assert (claim.record, claim.new, claim.owned) == (kept, False, False)
     adopted = await ledger.adopt(key)
     assert adopted is not None
-    assert (adopted.record, adopted.ours) == (kept, False)
+    assert (adopted.record, adopted.owned) == (kept, False)
 
 
 @virtually
 async def test_a_kept_job_is_bought_anew_like_any_other_that_is_over() -> None:
     ledger, first = MemoryLedger(), job(state=JobState.SUBMITTING, first_sent_at=NOON)
     await ledger.claim(first)
-    refused = first.to(JobState.REFUSED)
+    refused = first.transition_to(JobState.REFUSED)
     await ledger.advance(first, refused)
-    again = refused.reborn(body=b"{}", created_at=NOON)
+    again = refused.next_generation(body=b"{}", created_at=NOON)
     await ledger.advance(refused, again)
     assert await ledger.find("order-1") == again
     with pytest.raises(LedgerError, match="changed by somebody else"):
         await ledger.advance(refused, again)
-    sent = again.to(JobState.SUBMITTING)
+    sent = again.transition_to(JobState.SUBMITTING)
     await ledger.advance(again, sent)
     assert await ledger.find("order-1") == sent
 
@@ -85,7 +85,9 @@ async def test_a_long_request_is_kept_as_its_digest_and_another_one_under_its_ke
     ledger, prompt = MemoryLedger(), "a fox " * 5000
     at_work = running(request=ImageRequest(prompt, model="m"))
     await ledger.claim(at_work)
-    await ledger.advance(at_work, at_work.to(JobState.SUCCEEDED, images=("https://cdn.example/" + "x" * 9000,)))
+    await ledger.advance(
+        at_work, at_work.transition_to(JobState.SUCCEEDED, images=("https://cdn.example/" + "x" * 9000,))
+    )
     found = await ledger.find("order-1")
     assert found is not None
     assert (found.request, found.images) == (None, ("",))
@@ -111,7 +113,7 @@ async def test_a_kept_job_takes_no_more_bytes_than_is_said(characters: int, most
             await ledger.claim(at_work)
             failure = Failure(kind="JobFailed", message=f"{number} " + "x" * characters)
             urls = tuple(f"https://cdn.example/{number}/{image}" + "x" * characters for image in range(6))
-            await ledger.advance(at_work, at_work.to(JobState.FAILED, images=urls, failure=failure))
+            await ledger.advance(at_work, at_work.transition_to(JobState.FAILED, images=urls, failure=failure))
             del wish, facts, at_work, failure, urls
         taken = (tracemalloc.get_traced_memory()[0] - before) / jobs
     finally:
@@ -123,14 +125,14 @@ async def test_a_kept_job_takes_no_more_bytes_than_is_said(characters: int, most
 async def test_the_task_of_a_forgotten_job_is_no_other_jobs_task_and_only_the_last_tasks_are_known() -> None:
     ledger = MemoryLedger()
     for number in range(TASKS_KEPT + 1):
-        at_work = running(made_key(), f"t{number}", first_sent_at=NOON)
+        at_work = running(generate_key(), f"t{number}", first_sent_at=NOON)
         await ledger.claim(at_work)
-        await ledger.advance(at_work, at_work.to(JobState.SUCCEEDED))
+        await ledger.advance(at_work, at_work.transition_to(JobState.SUCCEEDED))
     sent = job(state=JobState.SUBMITTING, first_sent_at=NOON)
     await ledger.claim(sent)
     with pytest.raises(TaskTaken):
-        await ledger.advance(sent, sent.to(JobState.RUNNING, task_id=f"t{TASKS_KEPT}"))
-    await ledger.advance(sent, sent.to(JobState.RUNNING, task_id="t0"))  # the oldest is no longer known
+        await ledger.advance(sent, sent.transition_to(JobState.RUNNING, task_id=f"t{TASKS_KEPT}"))
+    await ledger.advance(sent, sent.transition_to(JobState.RUNNING, task_id="t0"))  # the oldest is no longer known
 
 
 @virtually
@@ -149,5 +151,5 @@ async def test_jobs_that_began_long_ago_hold_no_slot() -> None:
     for record in (running("a", running_since=NOON), running("b", "t2"), job("c", state=JobState.PENDING)):
         await ledger.claim(record)
         await ledger.release(record.key)
-    assert await ledger.held("mine") == 2
-    assert await ledger.held("mine", since=NOON + timedelta(seconds=1)) == 0
+    assert await ledger.count_slots_of_others("mine") == 2
+    assert await ledger.count_slots_of_others("mine", since=NOON + timedelta(seconds=1)) == 0

@@ -55,13 +55,13 @@ async def test_while_a_living_session_follows_one_of_them_nothing_is_handed_over
 
 async def test_who_still_holds_an_old_record_cannot_take_a_job_back(path: Path) -> None:
     async with ledger_at(path) as stale, ledger_at(path) as ledger:
-        doubtful = sent("a", account="old").to(JobState.UNCERTAIN, in_doubt=True)
+        doubtful = sent("a", account="old").transition_to(JobState.UNCERTAIN, in_doubt=True)
         await stale.claim(doubtful)
         assert await ledger.hand_over("apimall", "old", "new") == 1
         with pytest.raises(LedgerError, match="changed by somebody else"):
-            await stale.advance(doubtful, doubtful.to(JobState.REFUSED))
+            await stale.advance(doubtful, doubtful.transition_to(JobState.REFUSED))
         with pytest.raises(LedgerError, match="changed by somebody else"):
-            await stale.advance(doubtful, doubtful.reborn(body=b"{}", created_at=doubtful.created_at))
+            await stale.advance(doubtful, doubtful.next_generation(body=b"{}", created_at=doubtful.created_at))
         found = await ledger.find("a")
         assert found is not None
         assert (found.account, found.state) == ("new", JobState.UNCERTAIN)

@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 
 from nanobanana_async.errors import ConfigurationError, LedgerError
-from nanobanana_async.ledger import desk, file
-from nanobanana_async.ledger.file import APPLICATION_ID, Schema, current_schema, opened, opened_for_reading
-from nanobanana_async.ledger.place import open_file
+from nanobanana_async.ledger import file
+from nanobanana_async.ledger import statements as desk
+from nanobanana_async.ledger.connection import open_file
+from nanobanana_async.ledger.file import APPLICATION_ID, Schema, current_schema, open_read_only, open_writable
 from nanobanana_async.ledger.sqlite import SqliteLedger
 from tests.ledger.contract import job, running
 
@@ -71,7 +72,7 @@ async def test_a_new_file_says_what_it_is(path: Path) -> None:
 
 
 async def test_every_commit_is_flushed(path: Path) -> None:
-    connection = opened(path, current_schema(), busy_s=1.0)
+    connection = open_writable(path, current_schema(), busy_s=1.0)
     assert connection.execute("PRAGMA synchronous").fetchone() == (2,)  # FULL
     connection.close()
 
@@ -132,8 +133,8 @@ async def test_a_newer_ledger_asks_for_an_upgrade(path: Path) -> None:
 async def test_an_older_ledger_is_brought_up_to_date_and_keeps_its_jobs(path: Path) -> None:
     async with ledger_at(path) as ledger:
         await ledger.claim(running())
-    opened(path, WIDER, busy_s=1.0).close()
-    opened(path, WIDER, busy_s=1.0).close()  # once only
+    open_writable(path, WIDER, busy_s=1.0).close()
+    open_writable(path, WIDER, busy_s=1.0).close()  # once only
     assert asked(path, "PRAGMA user_version", "SELECT key, label, note FROM jobs") == [
         (3,),
         ("order-1", "order-1", "none"),
@@ -143,16 +144,16 @@ async def test_an_older_ledger_is_brought_up_to_date_and_keeps_its_jobs(path: Pa
 async def test_only_the_steps_that_are_missing_are_made(path: Path) -> None:
     async with ledger_at(path):
         pass
-    opened(path, Schema(script="", steps=WIDER.steps[:1]), busy_s=1.0).close()
-    opened(path, WIDER, busy_s=1.0).close()
+    open_writable(path, Schema(script="", steps=WIDER.steps[:1]), busy_s=1.0).close()
+    open_writable(path, WIDER, busy_s=1.0).close()
     assert asked(path, "PRAGMA user_version") == [(3,)]
 
 
 async def test_a_new_ledger_is_made_as_the_last_step_leaves_an_old_one(path: Path, tmp_path: Path) -> None:
     async with ledger_at(path):
         pass
-    opened(path, WIDER, busy_s=1.0).close()
-    opened(tmp_path / "new.sqlite", WIDER, busy_s=1.0).close()
+    open_writable(path, WIDER, busy_s=1.0).close()
+    open_writable(tmp_path / "new.sqlite", WIDER, busy_s=1.0).close()
     columns = [
         asked(each, "SELECT name, type FROM pragma_table_info('jobs')") for each in (path, tmp_path / "new.sqlite")
     ]
@@ -182,7 +183,7 @@ async def test_an_older_ledger_is_not_read_before_it_is_brought_up_to_date(path:
     async with ledger_at(path):
         pass
     with pytest.raises(LedgerError, match="open it for writing once"):
-        opened_for_reading(path, WIDER, busy_s=0.1)
+        open_read_only(path, WIDER, busy_s=0.1)
 
 
 @pytest.mark.parametrize("content", [None, b""])
@@ -198,7 +199,7 @@ async def test_the_switch_to_wal_waits_for_its_turn(path: Path) -> None:
     with closing(sqlite3.connect(path, isolation_level=None, check_same_thread=False)) as other:
         other.execute("BEGIN EXCLUSIVE")
         threading.Timer(0.1, other.execute, ["COMMIT"]).start()
-        opened(path, current_schema(), busy_s=5.0).close()
+        open_writable(path, current_schema(), busy_s=5.0).close()
     assert asked(path, "PRAGMA journal_mode") == [("wal",)]
 
 
@@ -214,13 +215,13 @@ async def test_the_switch_to_wal_does_not_wait_for_ever(path: Path) -> None:
 async def test_a_file_system_without_wal_is_refused(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(file, "_wal_mode", lambda *_, **__: "delete")
     with pytest.raises(LedgerError, match="put it on a local disk"):
-        opened(path, current_schema(), busy_s=0.1)
+        open_writable(path, current_schema(), busy_s=0.1)
 
 
 @pytest.mark.parametrize(
     "question",
     [
-        (desk.HELD, ("mine", "me", None, None)),
+        (desk.SLOTS_OF_OTHERS, ("mine", "me", None, None)),
         (desk.OWNERS, ("mine",)),
         (desk.UNFINISHED_PAGE.format("?, ?"), ("mine", 0, "me", "you", 200)),
     ],
@@ -229,7 +230,7 @@ async def test_a_file_system_without_wal_is_refused(path: Path, monkeypatch: pyt
 async def test_what_is_unfinished_is_found_without_looking_at_the_rest(
     path: Path, question: tuple[str, tuple[object, ...]]
 ) -> None:
-    connection = opened(path, current_schema(), busy_s=1.0)
+    connection = open_writable(path, current_schema(), busy_s=1.0)
     plan = [row[3] for row in connection.execute(f"EXPLAIN QUERY PLAN {question[0]}", question[1])]
     connection.close()
     assert not any("ORDER BY" in step for step in plan)
@@ -246,12 +247,12 @@ async def test_what_is_unfinished_is_found_without_looking_at_the_rest(
         (desk.FIND_TASK, "jobs_task (account=? AND task_id=?)"),
         (desk.PAGE_OF_STATE, "jobs_state (state=?"),
         (desk.COUNTS, "COVERING INDEX jobs_state"),
-        (desk.MOVE, "sqlite_autoindex_jobs_1 (key=?)"),
-        (desk.RENEW, "sqlite_autoindex_jobs_1 (key=?)"),
+        (desk.UPDATE_PROGRESS, "sqlite_autoindex_jobs_1 (key=?)"),
+        (desk.UPDATE_ALL, "sqlite_autoindex_jobs_1 (key=?)"),
     ],
 )
 async def test_every_other_question_has_its_index(path: Path, statement: str, index: str) -> None:
-    connection = opened(path, current_schema(), busy_s=1.0)
+    connection = open_writable(path, current_schema(), busy_s=1.0)
     plan = [row[3] for row in connection.execute(f"EXPLAIN QUERY PLAN {statement}", (None,) * statement.count("?"))]
     connection.close()
     assert len(plan) == 1

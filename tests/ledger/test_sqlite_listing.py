@@ -98,12 +98,12 @@ async def test_reading_only_changes_and_owns_nothing(path: Path) -> None:
             assert sorted(path.parent.rglob("*")) == beside
             assert await reader.find("order-1") == running()
             assert await reader.find_task("mine", "t1") == running()
-            assert await reader.held("mine") == 1
+            assert await reader.count_slots_of_others("mine") == 1
             assert await keys_left(reader) == ["gone"]
             assert await keys(reader) == "goneorder-1"
             for write in (
                 reader.claim(job("new")),
-                reader.advance(job("gone"), job("gone").to(JobState.WITHDRAWN)),
+                reader.advance(job("gone"), job("gone").transition_to(JobState.WITHDRAWN)),
                 reader.adopt("gone"),
                 reader.release("order-1"),
                 reader.prune(NOON),

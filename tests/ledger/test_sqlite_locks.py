@@ -15,21 +15,21 @@ def path(tmp_path: Path) -> Path:
 
 def test_a_process_that_forgets_its_owners_holds_no_lock(path: Path) -> None:
     owners = Owners(path)
-    resigned, held = owners.enlist(), owners.enlist()
-    resigned.resign()
+    resigned, held = owners.acquire(), owners.acquire()
+    resigned.release()
     owners_module._forget_all()  # what a forked child does first
     assert not owners.alive(held.id)
-    held.resign()
+    held.release()
 
 
 def test_an_owner_that_cannot_be_asked_is_taken_to_live(path: Path) -> None:
     owners = Owners(path)
-    owner = owners.enlist()
+    owner = owners.acquire()
     puzzle = path.with_name("jobs.sqlite-owners") / "puzzle.lock"
     puzzle.symlink_to(puzzle)
     assert owners.alive("puzzle")
     puzzle.unlink()
-    owner.resign()
+    owner.release()
     assert not owners.alive(owner.id)
 
 
@@ -46,11 +46,11 @@ def test_owners_are_born_while_others_sweep(path: Path, monkeypatch: pytest.Monk
         return take(descriptor, shared=shared)
 
     monkeypatch.setattr(owners_module, "_take", outrun)
-    owner = Owners(path).enlist()
+    owner = Owners(path).acquire()
     assert len(taken) == 2
     assert Owners(path).alive(owner.id)
-    owner.resign()
-    owner.resign()
+    owner.release()
+    owner.release()
 
 
 def test_the_folder_may_vanish_while_an_owner_is_born(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -63,21 +63,21 @@ def test_the_folder_may_vanish_while_an_owner_is_born(path: Path, monkeypatch: p
             folder.rmdir()
 
     monkeypatch.setattr(Path, "mkdir", made_and_gone)
-    owner = Owners(path).enlist()
+    owner = Owners(path).acquire()
     assert len(made) == 2
-    owner.resign()
+    owner.release()
 
 
 def test_an_owner_is_dead_though_its_file_cannot_be_removed(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     owners = Owners(path)
-    owner = owners.enlist()
+    owner = owners.acquire()
 
     def stuck(*_: object, **__: object) -> None:
         raise PermissionError("stuck")
 
     with monkeypatch.context() as patched:
         patched.setattr(Path, "unlink", stuck)
-        owner.resign()
+        owner.release()
     assert not owners.alive(owner.id)
     owners.sweep()
     assert not path.with_name("jobs.sqlite-owners").exists()

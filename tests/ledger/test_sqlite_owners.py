@@ -50,11 +50,11 @@ async def test_what_a_living_owner_follows_is_nobody_elses(opened: Opening) -> N
     assert await adopted(mine, "order-1") is None
     claim = await mine.claim(job())
     assert claim.record == running()
-    assert (claim.new, claim.ours) == (False, False)
-    assert await mine.held("mine") == 1
-    assert await theirs.held("mine") == 0
+    assert (claim.new, claim.owned) == (False, False)
+    assert await mine.count_slots_of_others("mine") == 1
+    assert await theirs.count_slots_of_others("mine") == 0
     with pytest.raises(LedgerError, match="does not own it") as caught:
-        await mine.advance(running(), running().to(JobState.SUCCEEDED))
+        await mine.advance(running(), running().transition_to(JobState.SUCCEEDED))
     assert not caught.value.safe_to_repeat
     await mine.release("order-1")  # it is not ours to let go
     assert await keys_left(mine) == []
@@ -64,24 +64,24 @@ async def test_whoever_closes_leaves_his_jobs_to_the_others(opened: Opening) -> 
     mine, theirs = await opened(), await opened()
     await theirs.claim(running())
     await theirs.aclose()
-    assert await mine.held("mine") == 1  # nobody follows it, but it runs
+    assert await mine.count_slots_of_others("mine") == 1  # nobody follows it, but it runs
     assert await keys_left(mine) == ["order-1"]
-    assert (await mine.claim(job())).ours
-    assert await mine.held("mine") == 0
+    assert (await mine.claim(job())).owned
+    assert await mine.count_slots_of_others("mine") == 0
 
 
 async def test_word_is_left_for_whoever_follows_the_job_and_taken_once(opened: Opening) -> None:
     mine, theirs, nobodys = await opened(), await opened(), await opened()
     await mine.claim(running())
-    await theirs.nudge("order-1", None)
-    await theirs.nudge("order-1", "t1")  # the later word counts
-    assert await nobodys.nudges() == []
-    assert await mine.nudges() == [("order-1", "t1")]
-    assert await mine.nudges() == []
-    await mine.advance(running(), running().to(JobState.SUCCEEDED))
-    await theirs.nudge("order-1", "t1")
-    assert await mine.nudges() == []
-    assert await theirs.secret() == await mine.secret()
+    await theirs.notify_owner("order-1", None)
+    await theirs.notify_owner("order-1", "t1")  # the later word counts
+    assert await nobodys.take_notices() == []
+    assert await mine.take_notices() == [("order-1", "t1")]
+    assert await mine.take_notices() == []
+    await mine.advance(running(), running().transition_to(JobState.SUCCEEDED))
+    await theirs.notify_owner("order-1", "t1")
+    assert await mine.take_notices() == []
+    assert await theirs.callback_secret() == await mine.callback_secret()
 
 
 async def test_of_two_heirs_one_inherits(opened: Opening) -> None:
@@ -91,7 +91,7 @@ async def test_of_two_heirs_one_inherits(opened: Opening) -> None:
     assert await adopted(one, "order-1") == running()
     assert await adopted(other, "order-1") is None
     with pytest.raises(LedgerError):
-        await other.advance(running(), running().to(JobState.SUCCEEDED))
+        await other.advance(running(), running().transition_to(JobState.SUCCEEDED))
 
 
 async def test_a_stale_owner_is_fenced(opened: Opening) -> None:
@@ -100,7 +100,7 @@ async def test_a_stale_owner_is_fenced(opened: Opening) -> None:
     await stale.claim(first)
     await stale.release("order-1")
     assert await adopted(heir, "order-1") == first
-    after = first.to(JobState.RUNNING, task_id="t1")
+    after = first.transition_to(JobState.RUNNING, task_id="t1")
     with pytest.raises(LedgerError, match="changed by somebody else"):
         await stale.advance(first, after)  # the revision is still the one that it saw
     await heir.advance(first, after)
@@ -110,11 +110,11 @@ async def test_what_has_ended_may_be_moved_on_by_anybody_who_saw_it(opened: Open
     one, other = await opened(), await opened()
     first = sent()
     await one.claim(first)
-    refused = first.to(JobState.REFUSED, ended_at=NOON)
+    refused = first.transition_to(JobState.REFUSED, ended_at=NOON)
     await one.advance(first, refused)
     assert await other.find("order-1") == refused
-    assert not (await other.claim(job())).ours
-    again = refused.reborn(body=b"{new}", created_at=LATER)
+    assert not (await other.claim(job())).owned
+    again = refused.next_generation(body=b"{new}", created_at=LATER)
     await other.advance(refused, again)
     assert await other.find("order-1") == again
     with pytest.raises(LedgerError, match="changed by somebody else"):
@@ -125,17 +125,17 @@ async def test_ones_own_uncertain_job_is_counted_by_the_others(opened: Opening) 
     one, other = await opened(), await opened()
     first = sent()
     await one.claim(first)
-    await one.advance(first, first.to(JobState.UNCERTAIN, in_doubt=True))
-    assert await one.held("mine") == 0  # whoever parked it counts it itself
-    assert await other.held("mine") == 1
+    await one.advance(first, first.transition_to(JobState.UNCERTAIN, in_doubt=True))
+    assert await one.count_slots_of_others("mine") == 0  # whoever parked it counts it itself
+    assert await other.count_slots_of_others("mine") == 1
 
 
 async def test_slots_of_long_ago_can_be_left_out(opened: Opening) -> None:
     one, other = await opened(), await opened()
     for record in (sent("a"), running("b"), running("c", "t2"), job("d", state=JobState.UNCERTAIN, created_at=LATER)):
         await one.claim(record)
-    assert await other.held("mine", since=NOON) == 4
-    assert await other.held("mine", since=LATER) == 1
+    assert await other.count_slots_of_others("mine", since=NOON) == 4
+    assert await other.count_slots_of_others("mine", since=LATER) == 1
 
 
 async def test_a_killed_process_is_inherited_from_and_a_living_one_is_not(path: Path, opened: Opening) -> None:
@@ -149,7 +149,7 @@ async def test_a_killed_process_is_inherited_from_and_a_living_one_is_not(path: 
         one.kill()
         await one.wait()
         assert await keys_left(mine) == ["a"]
-        assert (await mine.claim(job("a"))).ours
+        assert (await mine.claim(job("a"))).owned
         assert await adopted(mine, "b") is None
         assert len(locks(path)) == 3  # what the dead left is swept when somebody opens
         await opened()

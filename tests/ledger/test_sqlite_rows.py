@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 
 from nanobanana_async.errors import LedgerError
 from nanobanana_async.jobs import Failure, JobRecord, JobState
-from nanobanana_async.ledger.desk import Desk, swap
+from nanobanana_async.ledger.columns import COLUMNS, identity_values, moment, progress_values, record_of, same_identity
 from nanobanana_async.ledger.file import current_schema
-from nanobanana_async.ledger.rows import COLUMNS, deed_of, moment, record_of, same_deed, story_of
+from nanobanana_async.ledger.statements import JobTable, update_for
 from nanobanana_async.models import ImageRequest
 from tests.ledger.contract import NOON, job
 
@@ -78,16 +78,16 @@ RECORDS = st.builds(
 
 
 @contextmanager
-def table() -> Iterator[Desk]:
+def table() -> Iterator[JobTable]:
     with closing(sqlite3.connect(":memory:")) as connection:
         connection.executescript(current_schema().script)
-        yield Desk(connection, "me", lambda _: True)
+        yield JobTable(connection, "me", lambda _: True)
 
 
 @given(RECORDS)
 def test_any_record_comes_back_from_the_table(record: JobRecord) -> None:
     with table() as desk:
-        desk.claim(record, (*deed_of(record), *story_of(record)))
+        desk.claim(record, (*identity_values(record), *progress_values(record)))
         found = desk.find(record.key)
         assert found == record
         assert found is not None
@@ -99,15 +99,15 @@ def test_any_record_comes_back_from_the_table(record: JobRecord) -> None:
 def test_any_record_may_follow_any_other(before: JobRecord, after: JobRecord) -> None:
     after = evolve(after, key=before.key)
     with table() as desk:
-        desk.claim(before, (*deed_of(before), *story_of(before)))
-        desk.advance(before, after, *swap(before, after))
+        desk.claim(before, (*identity_values(before), *progress_values(before)))
+        desk.advance(before, after, *update_for(before, after))
         assert desk.find(before.key) == after
 
 
 def test_the_order_is_written_again_only_when_it_changed() -> None:
     first = job()
-    assert same_deed(first, first.to(JobState.SUBMITTING))
-    assert not same_deed(first, evolve(first, body=b"{new}"))
+    assert same_identity(first, first.transition_to(JobState.SUBMITTING))
+    assert not same_identity(first, evolve(first, body=b"{new}"))
 
 
 def test_every_field_has_its_column() -> None:
@@ -122,13 +122,13 @@ def test_times_sort_as_their_text_does() -> None:
 
 def test_the_same_request_is_the_same_text() -> None:
     request = ImageRequest("狐", resolution="2K", images=["https://x.example/a.png"])
-    assert deed_of(job(request=request))[3] == (
+    assert identity_values(job(request=request))[3] == (
         '{"images":["https://x.example/a.png"],"prompt":"狐","resolution":"2K"}'
     )
 
 
 def test_fields_that_a_later_version_adds_are_passed_over() -> None:
-    row = [*deed_of(job()), *story_of(job())]
+    row = [*identity_values(job()), *progress_values(job())]
     row[3] = '{"prompt":"a fox","seed":7}'
     assert record_of(tuple(row)) == job()
 
@@ -144,7 +144,7 @@ def test_fields_that_a_later_version_adds_are_passed_over() -> None:
     ],
 )
 def test_a_row_that_cannot_be_read_is_named(column: str, value: str) -> None:
-    row = [*deed_of(job()), *story_of(job(credits_used=Decimal(1)))]
+    row = [*identity_values(job()), *progress_values(job(credits_used=Decimal(1)))]
     row[COLUMNS.index(column)] = value
     with pytest.raises(LedgerError, match="job order-1 can't be read") as caught:
         record_of(tuple(row))
@@ -154,7 +154,7 @@ def test_a_row_that_cannot_be_read_is_named(column: str, value: str) -> None:
 
 def test_a_row_that_cannot_be_read_is_not_taken_over() -> None:
     with table() as desk:
-        desk.claim(job(), (*deed_of(job()), *story_of(job())))
+        desk.claim(job(), (*identity_values(job()), *progress_values(job())))
         desk.connection.execute("UPDATE jobs SET request = '{', owner = NULL")
         with pytest.raises(LedgerError, match="can't be read"):
             desk.adopt("order-1")

@@ -16,9 +16,9 @@ import pytest
 
 from nanobanana_async.errors import LedgerError
 from nanobanana_async.jobs import JobState
-from nanobanana_async.ledger.desk import Desk
+from nanobanana_async.ledger.connection import from_sqlite_error
 from nanobanana_async.ledger.sqlite import SqliteLedger
-from nanobanana_async.ledger.troubles import translated
+from nanobanana_async.ledger.statements import JobTable
 from nanobanana_async.testing import FakeTransport
 from tests.engine.scenes import Opening, Shop, apimall, defapi
 from tests.ledger.contract import adopted, job, running, sent
@@ -35,7 +35,7 @@ def path(tmp_path: Path) -> Path:
 async def within(ledger: SqliteLedger, statement: str) -> None:
     """Set the ledger's own connection."""
 
-    def run(desk: Desk) -> None:
+    def run(desk: JobTable) -> None:
         desk.connection.execute(statement).fetchall()
 
     await ledger._ask(run)
@@ -49,7 +49,7 @@ async def test_a_full_disk_fails_all_of_a_batch_and_changes_nothing(path: Path) 
         told = await asyncio.gather(  # noqa: TID251
             ledger.claim(job("small")),
             ledger.claim(job("big", body=BIG)),
-            ledger.advance(first, first.to(JobState.RUNNING, task_id="t1")),
+            ledger.advance(first, first.transition_to(JobState.RUNNING, task_id="t1")),
             return_exceptions=True,
         )
         errors = [each for each in told if isinstance(each, LedgerError)]
@@ -61,7 +61,7 @@ async def test_a_full_disk_fails_all_of_a_batch_and_changes_nothing(path: Path) 
         assert await ledger.find("order-1") == first
         await within(ledger, "PRAGMA max_page_count = 100000")
         assert (await ledger.claim(job("big", body=BIG))).new  # there is room again
-        await ledger.advance(first, first.to(JobState.RUNNING, task_id="t1"))
+        await ledger.advance(first, first.transition_to(JobState.RUNNING, task_id="t1"))
 
 
 async def test_a_commit_that_fails_fails_all_of_it_and_changes_nothing(path: Path) -> None:
@@ -74,7 +74,7 @@ async def test_a_commit_that_fails_fails_all_of_it_and_changes_nothing(path: Pat
         resource.setrlimit(resource.RLIMIT_FSIZE, (log_size + 10_000, limits[1]))  # it is written at the commit
         try:
             told = await asyncio.gather(  # noqa: TID251
-                ledger.advance(first, first.to(JobState.RUNNING, task_id="t1")),
+                ledger.advance(first, first.transition_to(JobState.RUNNING, task_id="t1")),
                 ledger.find("order-1"),
                 *(ledger.claim(job(f"k{number}", body=BIG[:5000])) for number in range(20)),
                 return_exceptions=True,
@@ -84,7 +84,7 @@ async def test_a_commit_that_fails_fails_all_of_it_and_changes_nothing(path: Pat
         assert all(isinstance(each, LedgerError) and "check disk and file system" in str(each) for each in told)
         assert await ledger.find("order-1") == first
         assert await ledger.find("k0") is None
-        await ledger.advance(first, first.to(JobState.RUNNING, task_id="t1"))
+        await ledger.advance(first, first.transition_to(JobState.RUNNING, task_id="t1"))
         assert (await ledger.claim(job("k0"))).new
 
 
@@ -145,7 +145,7 @@ async def test_a_bug_is_told_to_all_whom_it_hits(path: Path, monkeypatch: pytest
         raise RuntimeError("a bug")
 
     async with ledger_at(path) as ledger:
-        monkeypatch.setattr(Desk, "find", crash)
+        monkeypatch.setattr(JobTable, "find", crash)
         with pytest.raises(LedgerError, match="RuntimeError: a bug"):
             await ledger.find("order-1")
         monkeypatch.undo()
@@ -172,7 +172,7 @@ async def test_where_nothing_can_be_written_beside_it_the_file_is_still_read(pat
 
 
 def test_what_sqlite_does_not_explain_is_passed_on(path: Path) -> None:
-    assert "see the message of SQLite [strange]" in str(translated(sqlite3.Error("strange"), path, busy_s=1.0))
+    assert "see the message of SQLite [strange]" in str(from_sqlite_error(sqlite3.Error("strange"), path, busy_s=1.0))
 
 
 async def test_where_even_the_wal_cannot_be_made_the_file_is_still_read(path: Path) -> None:
@@ -311,7 +311,7 @@ async def test_a_file_that_is_taken_away_during_the_commit_is_noticed_before_any
     async with ledger_at(path) as ledger:
         await ledger.claim(job())
 
-        def vanish(desk: Desk) -> None:
+        def vanish(desk: JobTable) -> None:
             del desk
             part(path, "wal").unlink()
 

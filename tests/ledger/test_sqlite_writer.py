@@ -89,10 +89,10 @@ async def test_a_write_that_fails_takes_no_neighbour_with_it(ledger: SqliteLedge
     await ledger.claim(first)
     told = await asyncio.gather(  # noqa: TID251
         ledger.claim(job("b")),
-        ledger.advance(evolve(first, revision=9), first.to(JobState.WITHDRAWN)),
+        ledger.advance(evolve(first, revision=9), first.transition_to(JobState.WITHDRAWN)),
         ledger.claim(evolve(job("c"), attempts=2**64)),  # no number of SQLite's
         ledger.claim(evolve(job("d"), model="\ud83e")),  # no text
-        ledger.advance(first, first.to(JobState.SUBMITTING)),
+        ledger.advance(first, first.transition_to(JobState.SUBMITTING)),
         ledger.find("b"),
         return_exceptions=True,
     )

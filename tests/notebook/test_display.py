@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nanobanana_async.display import MOST_INLINE, amount, card, note, pictures, seconds, table, trouble
+from nanobanana_async.notebook_html import MOST_INLINE, amount, card, error_box, image_gallery, note, seconds, table
 from tests.notebook.reading import HOSTILE, Page
 
 INLINE = "data:image/png;base64,iVBORw0KGgo="
@@ -14,7 +14,7 @@ INLINE = "data:image/png;base64,iVBORw0KGgo="
 
 @pytest.mark.parametrize("words", HOSTILE)
 def test_hostile_words_stay_text_wherever_they_stand(words: str) -> None:
-    html = card(words, [(words, words)], trouble(words, words), note(words), table([(words, words)]))
+    html = card(words, [(words, words)], error_box(words, words), note(words), table([(words, words)]))
     seen = Page(html)
     assert seen.text.count(words) == 8
     assert seen.images == seen.links == []
@@ -32,7 +32,7 @@ def test_half_a_character_does_not_stop_the_output() -> None:
 
 def test_a_link_is_shown_as_a_picture_with_words_for_when_it_has_expired() -> None:
     url = "https://cdn.example/a.png?sig=1&expires=2"
-    html = pictures([url])
+    html = image_gallery([url])
     seen = Page(html)
     assert (seen.images, seen.links) == ([url], [url])
     assert "may have expired" in html
@@ -40,7 +40,7 @@ def test_a_link_is_shown_as_a_picture_with_words_for_when_it_has_expired() -> No
 
 
 def test_inline_pictures_are_shown_as_they_are_and_are_no_links() -> None:
-    seen = Page(pictures([INLINE, INLINE.replace("png", "jpeg"), INLINE.replace("png", "webp")]))
+    seen = Page(image_gallery([INLINE, INLINE.replace("png", "jpeg"), INLINE.replace("png", "webp")]))
     assert len(seen.images) == 3
     assert seen.images[0] == INLINE
     assert seen.links == []
@@ -66,31 +66,31 @@ def test_inline_pictures_are_shown_as_they_are_and_are_no_links() -> None:
     ],
 )
 def test_what_is_no_link_and_no_picture_becomes_neither(url: str) -> None:
-    seen = Page(pictures([url]))
+    seen = Page(image_gallery([url]))
     assert seen.images == seen.links == []
     assert "picture 1" in seen.text
 
 
 def test_pictures_that_a_notebook_server_would_drop_are_named_instead() -> None:
     half = "data:image/png;base64," + "A" * (MOST_INLINE // 2)
-    seen = Page(pictures([half, half, INLINE]))
+    seen = Page(image_gallery([half, half, INLINE]))
     assert seen.images == [half, INLINE]
     assert "picture 2 is too large to show here (0.9 MB): use session.save" in seen.text
 
 
 def test_no_pictures_are_no_row() -> None:
-    assert pictures([]) == ""
+    assert image_gallery([]) == ""
 
 
 def test_dark_and_light_notebooks_keep_their_colours() -> None:
-    html = card("a", [("b", 1)], pictures([INLINE]), trouble("c", "d"), note("e"), table([("f", 1)]))
+    html = card("a", [("b", 1)], image_gallery([INLINE]), error_box("c", "d"), note("e"), table([("f", 1)]))
     styles = " ".join(Page(html).styles)
     assert "background" not in styles
     assert " color" not in f" {styles}".replace(";", " ; ")
 
 
 def test_dollars_are_not_typeset_as_mathematics() -> None:
-    for html in (card("$a$", ()), pictures(["$b$"])):
+    for html in (card("$a$", ()), image_gallery(["$b$"])):
         assert html.startswith('<div class="tex2jax_ignore mathjax_ignore"')
 
 

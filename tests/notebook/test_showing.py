@@ -202,9 +202,9 @@ async def test_a_job_whose_inline_pictures_are_not_at_hand_says_how_to_get_them(
         job = await session.submit("a fox")
         await job
         assert page(job).images == ["data:image/png;base64,iVBORw0KGgo="]
-        entry = job._entry
+        entry = job._tracked
         entry.observation = None
-        assert entry.lacks_pictures
+        assert entry.images_missing
         assert "await it to see them" in page(job).text
 
 

@@ -8,9 +8,9 @@ import pytest
 
 from nanobanana_async import ApiMall, ConcurrencyPolicy, PollPolicy, Session, TransportError
 from nanobanana_async.emulator import API_KEY, Fixed
-from nanobanana_async.emulator.settings import WorldSettings
-from nanobanana_async.emulator.world import World
-from nanobanana_async.testing import FakeTransport, WorldTransport
+from nanobanana_async.emulator.settings import EmulatorSettings
+from nanobanana_async.emulator.simulator import GatewaySimulator
+from nanobanana_async.testing import EmulatorTransport, FakeTransport
 from tests.engine.neighbours import LosingShop
 from tests.engine.sayings import completed, created, in_turn, task
 from tests.engine.scenes import Notebook, Shop, apimall, defapi, virtually
@@ -33,21 +33,21 @@ UNITS = {
 @virtually
 async def test_after_a_run_with_refusals_every_number_agrees_with_the_stats() -> None:
     collector = Collector()
-    world = World(WorldSettings(job_limit=6, duration=Fixed(5.0)))
-    transport = WorldTransport(world, api_key=API_KEY)
+    world = GatewaySimulator(EmulatorSettings(job_limit=6, duration=Fixed(5.0)))
+    transport = EmulatorTransport(world, api_key=API_KEY)
     gateway, delay = ApiMall(api_key=API_KEY), PollPolicy(target_delay_s=0.5)
     async with Session(gateway, http=transport, polling=delay, observers=[collector.telemetry]) as session:
         async with asyncio.TaskGroup() as group:
             for number in range(40):
                 group.create_task(session.generate(f"a fox, number {number}"))
             await asyncio.sleep(12.0)
-            assert collector.value("nanobanana.slot.held") == session.stats().held > 0
+            assert collector.value("nanobanana.slot.held") == session.stats().slots_held > 0
         stats = session.stats()
     assert collector.value("nanobanana.slot.held") == 0
     assert collector.value("nanobanana.slot.limit") == stats.job_limit == 6
-    assert collector.value("nanobanana.create.refusals", {"nanobanana.limit.kind": "jobs"}) == stats.refusals > 0
-    assert collector.value("nanobanana.create.requests") == 40 + stats.refusals
-    assert collector.value("nanobanana.query.requests") == stats.queries
+    assert collector.value("nanobanana.create.refusals", {"nanobanana.limit.kind": "jobs"}) == stats.throttled > 0
+    assert collector.value("nanobanana.create.requests") == 40 + stats.throttled
+    assert collector.value("nanobanana.query.requests") == stats.polls
     assert collector.value("nanobanana.job.ends", {"nanobanana.job.state": "succeeded"}) == 40
     assert Decimal(collector.value("nanobanana.credits.spent")) == stats.credits_spent > 0
     assert {name: metric.unit for name, metric in collector.metrics().items()} == UNITS
@@ -72,19 +72,19 @@ async def test_a_job_of_several_images_holds_as_many_slots_where_the_gateway_cou
     async with Session(gateway, http=transport, observers=[collector.telemetry]) as session:
         job = await session.submit("a fox", num_images=3)
         await job.accepted()
-        assert collector.value("nanobanana.slot.held") == session.stats().held == 3
+        assert collector.value("nanobanana.slot.held") == session.stats().slots_held == 3
     assert collector.value("nanobanana.slot.held") == 0
 
 
 @virtually
 async def test_a_job_in_doubt_holds_its_slot() -> None:
     collector = Collector()
-    lost = TransportError("the connection was reset", sent=True)
+    lost = TransportError("the connection was reset", possibly_sent=True)
     transport = FakeTransport(in_turn([lost, lost, created()], [completed()]))
     async with apimall(transport, observers=[collector.telemetry]) as session:
         job = await session.submit("a fox")
         await asyncio.sleep(0.1)
-        assert collector.value("nanobanana.slot.held") == session.stats().held == 1
+        assert collector.value("nanobanana.slot.held") == session.stats().slots_held == 1
         await job
     assert collector.value("nanobanana.create.requests", {"nanobanana.create.outcome": "failed"}) == 2
     assert collector.value("nanobanana.create.requests", {"nanobanana.create.outcome": "accepted"}) == 1
@@ -94,12 +94,12 @@ async def test_a_job_in_doubt_holds_its_slot() -> None:
 @virtually
 async def test_each_query_counts_once_whatever_comes_of_it() -> None:
     collector = Collector()
-    lost = TransportError("the connection was reset", sent=True)
+    lost = TransportError("the connection was reset", possibly_sent=True)
     answers: list[Any] = [lost, task("processing"), lost, completed()]
     transport = FakeTransport(in_turn([created()], answers))
     async with apimall(transport, ledger=Notebook(fails=[4]), observers=[collector.telemetry]) as session:
         await session.generate("a fox")
-        assert collector.value("nanobanana.query.requests") == session.stats().queries == 4
+        assert collector.value("nanobanana.query.requests") == session.stats().polls == 4
 
 
 @virtually

@@ -8,7 +8,6 @@ from opentelemetry import trace
 from opentelemetry.trace import SpanKind, StatusCode
 
 from nanobanana_async import (
-    ContractBroken,
     CreditLimitReached,
     ImageRequest,
     JobFailed,
@@ -18,6 +17,7 @@ from nanobanana_async import (
     RetryPolicy,
     Timeouts,
     TransportError,
+    UnexpectedResponse,
 )
 from nanobanana_async.gateways.contract import HttpRequest
 from nanobanana_async.testing import FakeTransport, Reply
@@ -28,7 +28,7 @@ from tests.observability.scenes import Collector, facts, messages, outcome, stor
 
 PROMPT = "a-very-secret-fox-in-the-snow"
 REFERENCE = "https://me.example/private-photo.png?token=abc"
-LOST = TransportError("the connection was reset", sent=True)
+LOST = TransportError("the connection was reset", possibly_sent=True)
 ECHO = f"we do not like {PROMPT}, nor {API_KEY}"
 
 ALL_OF_A_GOOD_JOB = {
@@ -212,7 +212,7 @@ async def test_a_lost_answer_and_a_lost_query_are_told_and_the_job_ends_well() -
         "create.sent",
         "create.failed",
         "create.accepted",
-        "query.failed",
+        "poll.failed",
         "query.answered",
         "job.ended",
     ]
@@ -229,7 +229,7 @@ BAD_ENDS: dict[str, tuple[Any, list[Any], list[Any], type[Exception], str, dict[
     "uncertain": (defapi, [LOST], [completed()], JobUncertain, "uncertain", {}),
     "given up": (
         apimall,
-        [TransportError("refused", sent=False)],
+        [TransportError("refused", possibly_sent=False)],
         [completed()],
         TransportError,
         "pending",
@@ -367,7 +367,7 @@ async def test_an_uncertain_job_that_is_settled_goes_on_in_a_span_of_its_own() -
 
     async with defapi(FakeTransport(answer), ledger=Notebook(keeps=True), observers=[collector.telemetry]) as session:
         assert isinstance(await outcome(session.generate(PROMPT, idempotency_key="order-1")), JobUncertain)
-        await (await session.settle("order-1", task_id="t1"))
+        await (await session.resolve("order-1", task_id="t1"))
     first, second = collector.spans
     assert facts(first)["error.type"] == "JobUncertain"
     assert story(second) == ["job.settled", "query.answered", "job.ended"]
@@ -379,10 +379,10 @@ async def test_a_callback_is_an_event_of_its_job() -> None:
     collector = Collector()
     shop = Shop(job_s=30.0)
     async with defapi(FakeTransport(shop.answer), observers=[collector.telemetry]) as session:
-        session.callbacks.expect("https://app.example/hooks", b"0123456789abcdef")
+        session._callback_urls.enable("https://app.example/hooks", b"0123456789abcdef")
         job = await session.submit(PROMPT)
         await asyncio.sleep(30.5)
-        assert await session.callbacks.heard(job.key, b"{}")
+        assert await session._callback_urls.handle(job.key, b"{}")
         await job
     assert story(collector.span) == [
         "create.sent",
@@ -418,9 +418,9 @@ async def test_a_job_that_runs_too_long_is_given_up_as_an_error_and_may_be_follo
     timeouts = Timeouts(job_s=60.0)
     async with apimall(transport, timeouts=timeouts, observers=[collector.telemetry]) as session:
         job = await session.submit(PROMPT)
-        assert isinstance(await outcome(job.result()), ContractBroken)
+        assert isinstance(await outcome(job.result()), UnexpectedResponse)
         await asyncio.sleep(60.0)
         await job
     first, second = collector.spans
-    assert (facts(first)["error.type"], facts(first)["nanobanana.job.state"]) == ("ContractBroken", "running")
+    assert (facts(first)["error.type"], facts(first)["nanobanana.job.state"]) == ("UnexpectedResponse", "running")
     assert (facts(second)["nanobanana.job.adopted"], facts(second)["nanobanana.job.state"]) == (True, "succeeded")

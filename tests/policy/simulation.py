@@ -13,9 +13,9 @@ from attrs import define, field
 from nanobanana_async.errors import LimitKind
 from nanobanana_async.policy.concurrency import ConcurrencyPolicy, Mode
 from nanobanana_async.policy.durations import Durations
+from nanobanana_async.policy.limiter import AdmissionLimiter
+from nanobanana_async.policy.poll_schedule import PollSchedule
 from nanobanana_async.policy.polling import PollPolicy
-from nanobanana_async.policy.schedule import Schedule
-from nanobanana_async.policy.throttle import Throttle
 
 Draw = Callable[[random.Random], float]
 
@@ -140,7 +140,7 @@ class Client:
     """Sends `jobs` jobs, or goes on until `until_s`; what happened stands in its lists."""
 
     gateway: Gateway
-    throttle: Throttle = field(factory=lambda: Throttle(ConcurrencyPolicy()))
+    throttle: AdmissionLimiter = field(factory=lambda: AdmissionLimiter(ConcurrencyPolicy()))
     draw: Draw = field(factory=lambda: lognormal(10.0, 0.4))
     jobs: float = math.inf
     until_s: float = math.inf
@@ -166,7 +166,7 @@ class Client:
     verdicts: list[LimitKind | None] = field(factory=lambda: [None])
     """Each verdict that was held, in turn."""
     refusals_before_verdict: int = 0
-    _schedule: Schedule[int] = field(factory=lambda: Schedule[int](PollPolicy(), Durations(20.0)))
+    _schedule: PollSchedule[int] = field(factory=lambda: PollSchedule[int](PollPolicy(), Durations(20.0)))
     _events: list[tuple[float, int, Callable[[], None]]] = field(factory=list)
     _numbers: Iterator[int] = field(factory=itertools.count)
     _chance: random.Random = field(init=False)
@@ -244,7 +244,7 @@ class Client:
         self.held[number] = self.now
         self.most_held = max(self.most_held, len(self.held))
         self.taken_at.append(self.now)
-        self.throttle.accepted(self.now, sent_at, len(self.held), self.sending, self._likely_ends())
+        self.throttle.on_accepted(self.now, sent_at, len(self.held), self.sending, self._likely_ends())
         self._note_verdict()
         seen_at = max(self.now, ends_at) + self._chance.uniform(0.0, 2.0 * self.unseen_s)
         self.later(seen_at, partial(self._seen_ended, number))
@@ -253,20 +253,20 @@ class Client:
         self.sending -= 1
         self.refusals.append(Refusal(sent_at, self.now, self.throttle.jobs.mode))
         told = kind if self.stated else None
-        self.throttle.refused(self.now, sent_at, len(self.held), told, wait_s, self._likely_ends())
+        self.throttle.on_throttled(self.now, sent_at, len(self.held), told, wait_s, self._likely_ends())
         self._note_verdict()
 
     def _seen_ended(self, number: int) -> None:
         age_s = self.now - self.held.pop(number)
         self.ended += 1
-        self._schedule.seen_ended(number, age_s, age_s - self.unseen_s)
+        self._schedule.on_ended(number, age_s, age_s - self.unseen_s)
         if self.ended % 20 == 1:
-            self._schedule.next_look_s(0.0)
+            self._schedule.next_poll_s(0.0)
         self.throttle.jobs.mean_s, self.throttle.jobs.delay_s = self._schedule.mean_s, self.unseen_s
-        self.throttle.ended()
+        self.throttle.on_ended()
 
     def _likely_ends(self) -> float:
-        since = self.throttle.wonders_since
+        since = self.throttle.undecided_since
         if since is None:
             return 0.0
         chance = self._schedule.ended_chance
@@ -280,14 +280,14 @@ class Client:
             self.verdicts.append(verdict)
 
 
-def looks(schedule: Schedule[int], draw: Draw, jobs: int, seed: int = 5) -> tuple[float, float, float]:
+def looks(schedule: PollSchedule[int], draw: Draw, jobs: int, seed: int = 5) -> tuple[float, float, float]:
     """Return looks a job, the mean delay and the mean duration when jobs are looked at by a schedule."""
     chance = random.Random(seed)
     count, delay_s, total_s = 0, 0.0, 0.0
     for _ in range(jobs):
         took_s, age_s = draw(chance), 0.0
         while age_s < took_s:
-            age_s = schedule.next_look_s(age_s)
+            age_s = schedule.next_poll_s(age_s)
             count += 1
         delay_s += age_s - took_s
         total_s += took_s

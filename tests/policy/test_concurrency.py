@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from nanobanana_async.errors import ConfigurationError
 from nanobanana_async.policy.concurrency import ConcurrencyPolicy, JobLimit, Mode
-from nanobanana_async.policy.throttle import Throttle
+from nanobanana_async.policy.limiter import AdmissionLimiter
 from tests.policy.simulation import Client, Gateway, lognormal
 
 SEEDS = range(4)
@@ -22,7 +22,7 @@ round_trips = pytest.mark.parametrize("rtt_s", [0.01, 0.15])
 
 
 def sent_under(limit: int, rtt_s: float, seed: int, policy: ConcurrencyPolicy | None = None) -> Client:
-    throttle = Throttle(policy or ConcurrencyPolicy())
+    throttle = AdmissionLimiter(policy or ConcurrencyPolicy())
     return Client(Gateway(slots=limit), throttle, jobs=40 * limit, rtt_s=rtt_s, seed=seed).run()
 
 
@@ -96,14 +96,14 @@ def test_what_the_user_allows_is_never_exceeded(limit: int) -> None:
 @pytest.mark.parametrize("max_jobs", [1, 7, 40])
 def test_without_learning_exactly_so_many_are_held(max_jobs: int) -> None:
     policy = ConcurrencyPolicy(max_jobs=max_jobs, learn=False)
-    client = Client(Gateway(), Throttle(policy), jobs=10 * max_jobs, draw=lognormal(10.0, 0.4))
+    client = Client(Gateway(), AdmissionLimiter(policy), jobs=10 * max_jobs, draw=lognormal(10.0, 0.4))
     client.run()
     assert client.most_held == max_jobs
     limit = JobLimit(policy)
-    limit.refused(1.0, 0.5, max_jobs - 1)
+    limit.on_throttled(1.0, 0.5, max_jobs - 1)
     assert limit.admits(max_jobs - 1, 0)
     assert not limit.admits(max_jobs, 0)
-    assert limit.whole == max_jobs
+    assert limit.slots == max_jobs
 
 
 def test_without_learning_it_must_be_said_how_many() -> None:
@@ -112,39 +112,39 @@ def test_without_learning_it_must_be_said_how_many() -> None:
 
 
 def test_the_limit_is_unknown_until_it_is_met_or_set() -> None:
-    assert JobLimit(ConcurrencyPolicy()).whole is None
-    assert JobLimit(ConcurrencyPolicy(max_jobs=8)).whole == 8
+    assert JobLimit(ConcurrencyPolicy()).slots is None
+    assert JobLimit(ConcurrencyPolicy(max_jobs=8)).slots == 8
     met = JobLimit(ConcurrencyPolicy(max_jobs=8))
-    met.refused(1.0, 0.5, 5)
-    assert met.whole == 5
+    met.on_throttled(1.0, 0.5, 5)
+    assert met.slots == 5
 
 
 def test_all_refusals_of_one_round_trip_are_one_event() -> None:
     once, often = JobLimit(ConcurrencyPolicy()), JobLimit(ConcurrencyPolicy())
-    once.refused(1.0, 0.5, 30)
+    once.on_throttled(1.0, 0.5, 30)
     for number in range(8):
-        often.refused(1.0 + number / 100.0, 0.5 + number / 100.0, 30)
+        often.on_throttled(1.0 + number / 100.0, 0.5 + number / 100.0, 30)
     assert often == once
     assert often.cap == 30.0
 
 
 def test_what_was_taken_late_of_the_burst_that_met_the_limit_counts() -> None:
     limit = JobLimit(ConcurrencyPolicy())
-    limit.refused(1.0, 0.5, 30)
-    limit.accepted(1.1, 0.5, 31, 2)
-    limit.accepted(1.2, 0.6, 32, 1)
+    limit.on_throttled(1.0, 0.5, 30)
+    limit.on_accepted(1.1, 0.5, 31, 2)
+    limit.on_accepted(1.2, 0.6, 32, 1)
     assert limit.cap == 32.0
-    limit.accepted(5.0, 4.9, 20, 0)
-    limit.refused(9.0, 8.9, 32)
+    limit.on_accepted(5.0, 4.9, 20, 0)
+    limit.on_throttled(9.0, 8.9, 32)
     stepped_down = limit.cap
     assert stepped_down == pytest.approx(31.02)
-    limit.accepted(9.1, 8.9, 33, 0)
+    limit.on_accepted(9.1, 8.9, 33, 0)
     assert limit.cap == stepped_down
 
 
 def test_a_heavy_job_waits_for_room_for_all_of_it_but_not_forever() -> None:
     limit = JobLimit(ConcurrencyPolicy(max_jobs=10))
-    limit.refused(1.0, 0.5, 8)
+    limit.on_throttled(1.0, 0.5, 8)
     assert limit.admits(4, 0, 4)
     assert not limit.admits(4, 1, 4)
     assert limit.admits(0, 0, 40)
@@ -154,16 +154,16 @@ def test_a_heavy_job_waits_for_room_for_all_of_it_but_not_forever() -> None:
 
 def test_a_failed_probe_restores_what_was_learned() -> None:
     limit = JobLimit(ConcurrencyPolicy())
-    limit.refused(1.0, 0.9, 10)
+    limit.on_throttled(1.0, 0.9, 10)
     learned = limit.cap
     for at in range(200):
-        limit.accepted(2.0 + at, 1.9 + at, 10, 0)
+        limit.on_accepted(2.0 + at, 1.9 + at, 10, 0)
         if limit.mode is Mode.CLIMB:
             break
         learned = limit.cap
     assert limit.admits(10, 0)
     assert not limit.admits(10, 1)
-    limit.refused(300.0, 299.9, 11)
+    limit.on_throttled(300.0, 299.9, 11)
     assert limit.mode is Mode.HOLD
     assert learned <= limit.cap <= learned + 0.03
 
@@ -186,21 +186,21 @@ def test_whatever_happens_at_least_one_job_may_run_and_no_more_than_allowed(
     limit = JobLimit(policy)
     for what, at, took_s, of_held, of_sending in told:
         if what == "accepted":
-            limit.accepted(at + took_s, at, of_held + 1, of_sending)
+            limit.on_accepted(at + took_s, at, of_held + 1, of_sending)
         else:
-            limit.refused(at + took_s, at, of_held)
+            limit.on_throttled(at + took_s, at, of_held)
         assert limit.cap >= 1.0
         assert limit.admits(0, 0, weight)
-        assert limit.whole is None or 1 <= limit.whole <= limit.ceiling
+        assert limit.slots is None or 1 <= limit.slots <= limit.ceiling
         if held + sending and held + sending + weight > limit.ceiling:
             assert not limit.admits(held, sending, weight)
 
 
 def test_jobs_that_weigh_more_than_one_slot_are_probed_for_too() -> None:
     limit = JobLimit(ConcurrencyPolicy())
-    limit.refused(1.0, 0.9, 40)
+    limit.on_throttled(1.0, 0.9, 40)
     for number in range(200):
         at = 2.0 + number
-        limit.accepted(at, at - 0.1, 40, 0, 4)
+        limit.on_accepted(at, at - 0.1, 40, 0, 4)
     assert limit.cap > 44 or limit.mode is Mode.CLIMB
     assert limit.admits(40, 0, 4)

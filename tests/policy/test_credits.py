@@ -11,8 +11,8 @@ import pytest
 from nanobanana_async.errors import ConfigurationError
 from nanobanana_async.jobs import JobRecord, JobState
 from nanobanana_async.models import ImageRequest
-from nanobanana_async.policy.caps import NEVER_AGAIN, Budget, Consent, NamedBudget
-from nanobanana_async.policy.credits import (
+from nanobanana_async.policy.budget import NEVER_ASK_AGAIN, Affordable, BatchBudget, Budget
+from nanobanana_async.policy.prices import (
     MAX_CREDITS,
     Basis,
     Charge,
@@ -26,7 +26,7 @@ from nanobanana_async.policy.credits import (
     why_not,
 )
 
-NOW, LATER, NEVER = Consent.NOW, Consent.LATER, Consent.NEVER
+NOW, LATER, NEVER = Affordable.NOW, Affordable.LATER, Affordable.NEVER
 EIGHT = Decimal(8)
 FOX = Price("fox", EIGHT)
 GUESS = Price("fox", EIGHT, Basis.EXAMPLE)
@@ -42,16 +42,16 @@ def a_budget(limit: str) -> tuple[Budget, Prices]:
 def test_as_many_as_fit_may_be_bought_and_the_next_waits_for_them() -> None:
     budget, _ = a_budget("24")
     for key in "abc":
-        assert budget.consent(FOX) is NOW
+        assert budget.check(FOX) is NOW
         budget.reserve(key, FOX)
-    assert budget.consent(FOX) is LATER
+    assert budget.check(FOX) is LATER
     assert budget.reserved == 24
     for key in "abc":
         budget.settle(key, EIGHT)
     assert budget.spent == 24
     assert budget.reserved == 0
-    assert budget.consent(FOX) is NEVER
-    assert budget.why(FOX) == "max_credits is 24, 24 are spent, and a job for 8 would pass it"
+    assert budget.check(FOX) is NEVER
+    assert budget.explain(FOX) == "max_credits is 24, 24 are spent, and a job for 8 would pass it"
 
 
 @pytest.mark.parametrize(("cost", "spent"), [(EIGHT, 8), (Decimal(0), 0), (Decimal(3), 3), (None, 8)])
@@ -72,32 +72,32 @@ def test_what_was_not_bought_is_given_back() -> None:
     budget.release("a")
     assert budget.spent == 0
     assert budget.reserved == 0
-    assert budget.consent(FOX) is NOW
+    assert budget.check(FOX) is NOW
 
 
 @pytest.mark.parametrize("price", [GUESS, HOPE], ids=["example", "expected"])
 def test_estimates_go_one_at_a_time_across_all_classes(price: Price) -> None:
     budget, prices = a_budget("80")
     owl = Price("owl", EIGHT, price.basis)
-    assert budget.consent(price) is NOW
+    assert budget.check(price) is NOW
     budget.reserve("a", price)
-    assert (budget.consent(price), budget.consent(owl)) == (LATER, LATER)
-    assert budget.consent(Price("crow", EIGHT)) is NOW  # its price is known
+    assert (budget.check(price), budget.check(owl)) == (LATER, LATER)
+    assert budget.check(Price("crow", EIGHT)) is NOW  # its price is known
     prices.learn("fox", EIGHT)
-    budget.told("a", EIGHT)
-    assert budget.consent(owl) is NOW
+    budget.set_price("a", EIGHT)
+    assert budget.check(owl) is NOW
     assert budget.reserved == 8
 
 
 def test_nothing_is_bought_whose_estimate_passes_the_cap() -> None:
     budget, _ = a_budget("7")
-    assert budget.consent(GUESS) is NEVER
-    assert budget.why(GUESS) == (
+    assert budget.check(GUESS) is NEVER
+    assert budget.explain(GUESS) == (
         "max_credits is 7, 0 are spent, and a job estimated at 8 would pass it: the example of the gateway's reference,"
         " no such job has told its price yet; expected_credits sets another estimate"
     )
-    assert "expected_credits says so" in budget.why(HOPE)
-    assert "the gateway does not say what such jobs cost" in budget.why(WORD)
+    assert "expected_credits says so" in budget.explain(HOPE)
+    assert "the gateway does not say what such jobs cost" in budget.explain(WORD)
 
 
 @pytest.mark.parametrize("end", ["park", "settle"])
@@ -105,14 +105,14 @@ def test_an_estimate_that_nobody_will_tell_stops_the_others_until_the_user_says_
     budget, prices = a_budget("80")
     budget.reserve("a", GUESS)
     if end == "park":
-        budget.park("a")
+        budget.suspend("a")
     else:
         budget.settle("a", None)
-    assert budget.consent(GUESS) is NEVER
-    assert "a job estimated at 8 is not bought as long as nobody has said" in budget.why(GUESS)
-    assert budget.consent(Price("fox", Decimal(30), Basis.EXPECTED)) is NOW
+    assert budget.check(GUESS) is NEVER
+    assert "a job estimated at 8 is not bought as long as nobody has said" in budget.explain(GUESS)
+    assert budget.check(Price("fox", Decimal(30), Basis.EXPECTED)) is NOW
     assert budget.spent + budget.reserved == 30  # the user's word stands for the first one, too
-    assert budget.consent(Price("owl", Decimal(51))) is NEVER
+    assert budget.check(Price("owl", Decimal(51))) is NEVER
     assert prices.of("fox") is None
 
 
@@ -121,64 +121,66 @@ def test_a_price_told_later_counts_for_what_was_bought_before(end: str) -> None:
     budget, prices = a_budget("16")
     budget.reserve("a", Price("fox", Decimal(2), Basis.EXAMPLE))
     if end == "park":
-        budget.park("a")
+        budget.suspend("a")
     else:
         budget.settle("a", None)
     assert budget.reserved == 2
     prices.learn("fox", EIGHT)
     assert budget.reserved + budget.spent == 8 or budget.spent == 8
-    assert budget.consent(FOX) is NOW
+    assert budget.check(FOX) is NOW
     budget.reserve("b", FOX)
     budget.settle("b", EIGHT)
-    assert budget.consent(FOX) is NEVER
-    assert budget.why(FOX).startswith("max_credits is 16, 16 are spent" if end == "settle" else "max_credits is 16, 8")
+    assert budget.check(FOX) is NEVER
+    assert budget.explain(FOX).startswith(
+        "max_credits is 16, 16 are spent" if end == "settle" else "max_credits is 16, 8"
+    )
 
 
 def test_what_is_in_doubt_stays_set_aside_and_is_not_waited_for() -> None:
     budget, _ = a_budget("8")
     budget.reserve("a", FOX)
-    budget.park("a")
-    assert budget.consent(FOX) is NEVER
+    budget.suspend("a")
+    assert budget.check(FOX) is NEVER
     assert budget.reserved == 8
-    assert "8 are set aside for jobs in doubt" in budget.why(FOX)
-    budget.follow("a")
-    assert budget.consent(FOX) is LATER
-    budget.park("a")
-    budget.told("a", EIGHT)
-    assert budget.consent(FOX) is LATER
-    budget.park("a")
+    assert "8 are set aside for jobs in doubt" in budget.explain(FOX)
+    budget.resume("a")
+    assert budget.check(FOX) is LATER
+    budget.suspend("a")
+    budget.set_price("a", EIGHT)
+    assert budget.check(FOX) is LATER
+    budget.suspend("a")
     budget.reserve("a", FOX)
-    assert budget.consent(FOX) is LATER
+    assert budget.check(FOX) is LATER
     assert budget.reserved == 8
 
 
 def test_jobs_that_draw_on_something_else_change_nothing() -> None:
     budget, _ = a_budget("8")
-    budget.told("b", EIGHT)
-    budget.park("b")
-    budget.follow("b")
+    budget.set_price("b", EIGHT)
+    budget.suspend("b")
+    budget.resume("b")
     budget.settle("b", EIGHT)
     budget.release("b")
     assert budget.spent == 0
     assert budget.reserved == 0
-    assert budget.consent(FOX) is NOW
+    assert budget.check(FOX) is NOW
 
 
 def test_a_price_above_its_estimate_passes_the_cap_once() -> None:
     budget, prices = a_budget("10")
     budget.reserve("a", GUESS)
     prices.learn("fox", Decimal(28))
-    budget.told("a", Decimal(28))
+    budget.set_price("a", Decimal(28))
     assert budget.reserved == 28
-    assert budget.consent(prices.estimate("fox", EIGHT, None)) is LATER
+    assert budget.check(prices.estimate("fox", EIGHT, None)) is LATER
     budget.settle("a", Decimal(28))
-    assert budget.consent(prices.estimate("fox", EIGHT, None)) is NEVER
+    assert budget.check(prices.estimate("fox", EIGHT, None)) is NEVER
 
 
 @pytest.mark.parametrize(("price", "answer"), [(GUESS, NEVER), (FOX, NEVER), (Price("fox", Decimal(0)), NOW)])
-def test_of_nothing_only_what_is_free_may_be_bought(price: Price, answer: Consent) -> None:
+def test_of_nothing_only_what_is_free_may_be_bought(price: Price, answer: Affordable) -> None:
     budget, _ = a_budget("0")
-    assert budget.consent(price) is answer
+    assert budget.check(price) is answer
 
 
 def test_prices_begin_as_estimates_and_are_learned() -> None:
@@ -195,30 +197,30 @@ def test_prices_begin_as_estimates_and_are_learned() -> None:
 
 
 def test_the_cap_of_a_named_batch_asks_the_ledger_until_it_says_no() -> None:
-    cap = NamedBudget(Decimal(80))
-    assert cap.consent(GUESS) is NOW
+    cap = BatchBudget(Decimal(80))
+    assert cap.check(GUESS) is NOW
     cap.reserve("a", GUESS)
-    assert cap.consent(GUESS) is LATER  # the first one will tell
-    assert cap.consent(FOX) is NOW
-    cap.follow("a")
-    cap.told("a", EIGHT)
-    assert cap.consent(GUESS) is NOW
+    assert cap.check(GUESS) is LATER  # the first one will tell
+    assert cap.check(FOX) is NOW
+    cap.resume("a")
+    cap.set_price("a", EIGHT)
+    assert cap.check(GUESS) is NOW
     cap.refused(FOX, NEVER, "no room", asks_at=7.0)
-    assert (cap.consent(FOX), cap.why(FOX), cap.asks_at) == (NEVER, "no room", 7.0)
-    assert cap.consent(Price("owl", EIGHT)) is NOW
+    assert (cap.check(FOX), cap.explain(FOX), cap.asks_at) == (NEVER, "no room", 7.0)
+    assert cap.check(Price("owl", EIGHT)) is NOW
     changes: list[Callable[[], None]] = [
         partial(cap.settle, "a", None),
-        partial(cap.park, "a"),
+        partial(cap.suspend, "a"),
         partial(cap.release, "a"),
         cap.ask_again,
     ]
     for change in changes:
         cap.refused(FOX, LATER, "no room", asks_at=7.0)
-        assert cap.consent(FOX) is LATER
+        assert cap.check(FOX) is LATER
         change()
-        assert (cap.consent(FOX), cap.asks_at) == (NOW, NEVER_AGAIN)
+        assert (cap.check(FOX), cap.asks_at) == (NOW, NEVER_ASK_AGAIN)
     cap.reserve("b", FOX)
-    assert cap.consent(GUESS) is NOW
+    assert cap.check(GUESS) is NOW
 
 
 def a_record(state: JobState, **facts: Any) -> JobRecord:
@@ -275,11 +277,11 @@ def test_three_times_a_tenth_is_three_tenths() -> None:
     assert limit is not None
     budget, price = Budget(limit, Prices()), Price("fox", Decimal("0.100000"))
     for key in "abc":
-        assert budget.consent(price) is NOW
+        assert budget.check(price) is NOW
         budget.reserve(key, price)
         budget.settle(key, Decimal("0.100000"))
     assert budget.spent == Decimal("0.3")
-    assert budget.consent(price) is NEVER
+    assert budget.check(price) is NEVER
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nanobanana_async.policy.pacing import Pacer
+from nanobanana_async.policy.rate import Pacer
 from tests.policy.simulation import Bucket, Client, Gateway, Limiter, Window, endless
 
 NEVER_S = 1e8
@@ -76,14 +76,14 @@ def test_a_rate_that_changes_is_followed(rate: float, to: float) -> None:
 def test_nothing_is_paced_before_the_first_refusal() -> None:
     pacer = Pacer()
     pacer.sent(1.0)
-    pacer.accepted(1.1, 1.0)
-    assert not pacer.paces
+    pacer.on_accepted(1.1, 1.0)
+    assert not pacer.active
     assert pacer.admits(1.1, 99)
 
 
 def test_a_stated_wait_is_kept_and_only_one_create_leaves_after_it() -> None:
     pacer = Pacer()
-    pacer.refused(1.0, 0.9, 20.0)
+    pacer.on_throttled(1.0, 0.9, 20.0)
     assert not pacer.admits(20.9, 0)
     assert pacer.admits(21.0, 0)
     assert not pacer.admits(21.0, 1)
@@ -91,16 +91,16 @@ def test_a_stated_wait_is_kept_and_only_one_create_leaves_after_it() -> None:
 
 def test_all_refusals_of_one_round_trip_are_one_event() -> None:
     once, often = Pacer(), Pacer()
-    once.refused(1.0, 0.5)
+    once.on_throttled(1.0, 0.5)
     for number in range(8):
-        often.refused(1.0 + number / 100.0, 0.5 + number / 100.0)
+        often.on_throttled(1.0 + number / 100.0, 0.5 + number / 100.0)
     assert often == once
 
 
 def test_a_create_that_left_late_is_half_made_up_for() -> None:
     pacer = Pacer()
-    pacer.refused(1.0, 0.9)
-    pacer.refused(3.0, 2.9)
+    pacer.on_throttled(1.0, 0.9)
+    pacer.on_throttled(3.0, 2.9)
     gap_s = 1.0 / pacer.rate
     pacer.sent(pacer.next_at + 100.0)
     assert pacer.next_at == pytest.approx(3.0 + gap_s + 100.0 + gap_s / 2.0)
@@ -109,12 +109,12 @@ def test_a_create_that_left_late_is_half_made_up_for() -> None:
 def test_after_a_long_outage_it_is_asked_at_least_every_half_minute_and_the_rate_is_soon_found_again() -> None:
     pacer, now = Pacer(), 0.0
     while now < 3600.0:
-        pacer.refused(now + 0.1, now)
+        pacer.on_throttled(now + 0.1, now)
         assert pacer.next_at - now <= 31.0
         now = pacer.next_at
     for _ in range(8):
         pacer.sent(now)
-        pacer.accepted(now + 0.1, now)
+        pacer.on_accepted(now + 0.1, now)
         now = max(now + 0.1, pacer.next_at)
     assert pacer.rate >= 2.0
 
@@ -139,10 +139,10 @@ def test_the_rate_stays_a_positive_number_whatever_happens(
         if what == "sent":
             pacer.sent(now)
         elif what == "accepted":
-            pacer.accepted(now, now - took_s)
+            pacer.on_accepted(now, now - took_s)
         else:
-            pacer.refused(now, now - took_s, wait_s)
+            pacer.on_throttled(now, now - took_s, wait_s)
             assert pacer.next_at < math.inf
         assert pacer.rate > 0.0
-        assert pacer.paces is (pacer.rate < math.inf)
+        assert pacer.active is (pacer.rate < math.inf)
         assert not math.isnan(pacer.next_at)

@@ -11,7 +11,6 @@ from nanobanana_async.errors import (
     AccessDenied,
     AuthenticationError,
     ConfigurationError,
-    ContractBroken,
     GatewayError,
     GatewayUnavailable,
     IdempotencyConflict,
@@ -23,23 +22,30 @@ from nanobanana_async.errors import (
     SessionClosed,
     TaskNotFound,
     TransportError,
+    UnexpectedResponse,
 )
 from nanobanana_async.policy.retry import (
     LATE_REPLICA_S,
     MAX_RETRY_AFTER_S,
     Attempt,
-    Gate,
-    Heard,
-    Move,
+    CircuitBreaker,
+    FailureKind,
+    RetryAction,
     RetryBudget,
     RetryPolicy,
+    classify_failure,
     decide_create,
-    hear,
+    ends_polling,
     is_outage,
-    stops_following,
 )
 
-REFUSE, REQUEUE, REPEAT, PARK, GIVE_UP = Move.REFUSE, Move.REQUEUE, Move.REPEAT, Move.PARK, Move.GIVE_UP
+REFUSE, REQUEUE, REPEAT, PARK, GIVE_UP = (
+    RetryAction.REFUSE,
+    RetryAction.REQUEUE,
+    RetryAction.REPEAT,
+    RetryAction.PARK,
+    RetryAction.GIVE_UP,
+)
 
 REFUSALS: dict[str, NanoBananaError] = {
     "400": InvalidRequest("no", status=400),
@@ -51,7 +57,7 @@ REFUSALS: dict[str, NanoBananaError] = {
     "402 by its code inside a 200": InsufficientCredits("no", status=200, code="402"),
 }
 UNSENT: dict[str, NanoBananaError] = {
-    "no connection": TransportError("refused", sent=False),
+    "no connection": TransportError("refused", possibly_sent=False),
     "the door was never opened": SessionClosed("closed"),
 }
 NOT_LET_OUT = ConfigurationError("the aiohttp session you lent is closed")
@@ -60,9 +66,9 @@ STATED_TROUBLE: dict[str, NanoBananaError] = {
     "503": GatewayUnavailable("busy", status=503),
 }
 NOTHING_USABLE: dict[str, NanoBananaError] = {
-    "lost answer": TransportError("reset", sent=True),
-    "garbage": ContractBroken("not JSON", status=200),
-    "html from a proxy": ContractBroken("not JSON", status=502),
+    "lost answer": TransportError("reset", possibly_sent=True),
+    "garbage": UnexpectedResponse("not JSON", status=200),
+    "html from a proxy": UnexpectedResponse("not JSON", status=502),
     "502": GatewayUnavailable("bad gateway", status=502),
     "504": GatewayUnavailable("timeout", status=504),
     "a no in a 200 that nobody understands": GatewayUnavailable("what?", status=200),
@@ -94,9 +100,9 @@ def attempt(**facts: Any) -> Attempt:
     return Attempt(**{**usual, **facts})
 
 
-def decided(error: NanoBananaError, policy: RetryPolicy | None = None, **facts: Any) -> tuple[Move, bool]:
+def decided(error: NanoBananaError, policy: RetryPolicy | None = None, **facts: Any) -> tuple[RetryAction, bool]:
     verdict = decide_create(error, attempt(**facts), policy or RetryPolicy())
-    return verdict.move, verdict.in_doubt
+    return verdict.action, verdict.in_doubt
 
 
 @pytest.mark.parametrize("keyed", [True, False])
@@ -115,7 +121,7 @@ def test_what_was_surely_not_sent_is_sent_again_on_both_gateways(name: str, keye
 @pytest.mark.parametrize("keyed", [True, False])
 def test_a_429_sends_the_job_back_to_wait_and_costs_no_attempt(keyed: bool) -> None:
     verdict = decide_create(LIMITED, attempt(keyed=keyed, number=99), RetryPolicy())
-    assert (verdict.move, verdict.in_doubt, verdict.costs_attempt) == (REQUEUE, False, False)
+    assert (verdict.action, verdict.in_doubt, verdict.costs_attempt) == (REQUEUE, False, False)
     assert decide_create(UNSENT["no connection"], attempt(keyed=keyed), RetryPolicy()).costs_attempt
 
 
@@ -129,8 +135,8 @@ def test_doubt_is_repeated_under_a_living_key_and_parked_without_one(name: str) 
 def test_a_409_means_still_in_work_if_we_sent_the_key_before_and_a_conflict_if_not() -> None:
     assert decided(CONFLICT, sent_before=True) == (REPEAT, True)
     assert decided(CONFLICT, sent_before=False) == (PARK, True)  # it may have been bought: never REFUSED
-    assert hear(CONFLICT, attempt(sent_before=True)) is Heard.IN_WORK
-    assert hear(CONFLICT, attempt(sent_before=False)) is Heard.KEY_TAKEN
+    assert classify_failure(CONFLICT, attempt(sent_before=True)) is FailureKind.IN_PROGRESS
+    assert classify_failure(CONFLICT, attempt(sent_before=False)) is FailureKind.KEY_TAKEN
 
 
 def test_a_409_of_a_gateway_without_keys_says_nothing_usable() -> None:
@@ -204,9 +210,9 @@ def test_doubt_is_sticky_it_is_repeated_or_parked_and_never_forgotten(
     if known.in_doubt:
         assert verdict.in_doubt
     if verdict.in_doubt:
-        assert verdict.move in (REPEAT, PARK)
+        assert verdict.action in (REPEAT, PARK)
     else:
-        assert verdict.move is not PARK
+        assert verdict.action is not PARK
 
 
 @given(errors, attempts, policies)
@@ -215,7 +221,7 @@ def test_doubt_without_a_living_key_is_parked_unless_the_user_chose_the_risk(
 ) -> None:
     verdict = decide_create(error, known, policy)
     if verdict.in_doubt and not known.key_lives and not (policy.retry_uncertain and not known.keyed):
-        assert verdict.move is PARK
+        assert verdict.action is PARK
 
 
 @given(errors, attempts, policies)
@@ -224,8 +230,8 @@ def test_no_purchase_is_tried_longer_than_max_wait_s_except_in_the_queue_for_a_s
 ) -> None:
     verdict = decide_create(error, known, policy)
     if known.waited_s >= policy.max_wait_s:
-        assert verdict.move is not REPEAT
-    if verdict.move is REPEAT and verdict.costs_attempt:
+        assert verdict.action is not REPEAT
+    if verdict.action is REPEAT and verdict.costs_attempt:
         assert known.number < policy.max_attempts
 
 
@@ -237,18 +243,18 @@ def test_a_setting_that_must_be_put_right_is_not_waited_for(keyed: bool) -> None
 
 @pytest.mark.parametrize("kind", [AuthenticationError, AccessDenied, ConfigurationError])
 def test_a_bad_key_or_setting_ends_the_following_at_once(kind: type[NanoBananaError]) -> None:
-    assert stops_following(kind("no"), 0.0, 1800.0)
+    assert ends_polling(kind("no"), 0.0, 1800.0)
 
 
 def test_a_404_ends_the_following_only_when_no_replica_can_lag_that_long() -> None:
-    assert not stops_following(TaskNotFound("no"), LATE_REPLICA_S - 0.1, 1800.0)
-    assert stops_following(TaskNotFound("no"), LATE_REPLICA_S, 1800.0)
+    assert not ends_polling(TaskNotFound("no"), LATE_REPLICA_S - 0.1, 1800.0)
+    assert ends_polling(TaskNotFound("no"), LATE_REPLICA_S, 1800.0)
 
 
 @pytest.mark.parametrize("error", [*NOTHING_USABLE.values(), *STATED_TROUBLE.values(), *UNSENT.values(), LIMITED])
 def test_trouble_ends_the_following_only_after_job_s(error: NanoBananaError) -> None:
-    assert not stops_following(error, 1799.9, 1800.0)
-    assert stops_following(error, 1800.0, 1800.0)
+    assert not ends_polling(error, 1799.9, 1800.0)
+    assert ends_polling(error, 1800.0, 1800.0)
 
 
 def test_an_outage_is_what_speaks_of_the_gateway_or_the_way_to_it() -> None:
@@ -267,41 +273,41 @@ def test_backoff_stays_in_the_upper_half_of_a_ceiling_that_doubles(number: int, 
 
 
 def test_one_lone_failure_closes_no_gate_and_three_in_a_row_do() -> None:
-    gate = Gate(RetryPolicy(first_backoff_s=2.0))
+    gate = CircuitBreaker(RetryPolicy(first_backoff_s=2.0))
     gate.failed(10.0, jitter=1.0)
     gate.failed(10.0, jitter=1.0)
-    assert not gate.probing
-    assert gate.admits(10.0, on_wire=9)
+    assert not gate.half_open
+    assert gate.allows(10.0, on_wire=9)
     gate.failed(10.0, jitter=1.0)
-    assert gate.probing
-    assert not gate.admits(11.9, on_wire=0)
+    assert gate.half_open
+    assert not gate.allows(11.9, on_wire=0)
 
 
 def test_behind_a_closed_gate_single_probes_leave_after_growing_waits_until_one_succeeds() -> None:
-    gate = Gate(RetryPolicy(first_backoff_s=2.0, max_backoff_s=5.0), failures=2)
+    gate = CircuitBreaker(RetryPolicy(first_backoff_s=2.0, max_backoff_s=5.0), failures=2)
     waits: list[float] = []
     now = 0.0
     for _ in range(4):
         gate.failed(now, jitter=1.0)
         waits.append(gate.opens_at - now)
         now = gate.opens_at
-        assert gate.admits(now, on_wire=0)
-        assert not gate.admits(now, on_wire=1)
+        assert gate.allows(now, on_wire=0)
+        assert not gate.allows(now, on_wire=1)
     assert waits == [2.0, 4.0, 5.0, 5.0]
     gate.succeeded()
-    assert gate.admits(now, on_wire=99)
+    assert gate.allows(now, on_wire=99)
 
 
 def test_retry_after_closes_the_gate_for_everybody_and_a_hostile_one_is_capped() -> None:
-    gate = Gate(RetryPolicy())
-    gate.pause(100.0, 5.0)
-    assert not gate.admits(104.9, on_wire=0)
-    assert gate.admits(105.0, on_wire=50)
-    gate.pause(100.0, math.inf)
-    gate.pause(100.0, 1.0)
+    gate = CircuitBreaker(RetryPolicy())
+    gate.pause_until(100.0, 5.0)
+    assert not gate.allows(104.9, on_wire=0)
+    assert gate.allows(105.0, on_wire=50)
+    gate.pause_until(100.0, math.inf)
+    gate.pause_until(100.0, 1.0)
     assert gate.opens_at == 100.0 + MAX_RETRY_AFTER_S
     gate.succeeded()
-    assert not gate.admits(219.9, on_wire=0)
+    assert not gate.allows(219.9, on_wire=0)
 
 
 def test_the_budget_lets_fifty_repeats_leave_and_then_one_for_each_ten_requests() -> None:

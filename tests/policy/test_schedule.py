@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nanobanana_async.policy.durations import EDGES, SHORTEST_S, Durations
+from nanobanana_async.policy.poll_schedule import PollSchedule
 from nanobanana_async.policy.polling import PollPolicy
-from nanobanana_async.policy.schedule import Schedule
 from tests.policy.simulation import Draw, bimodal, floor_and_tail, lognormal, looks
 
 LN_10 = lognormal(10.0, 0.4)
@@ -17,17 +17,19 @@ WORTH_LEARNING = 300
 JOBS = 1500
 
 
-def learned(draw: Draw, completions: int, policy: PollPolicy | None = None, expected_s: float = 20.0) -> Schedule[int]:
+def learned(
+    draw: Draw, completions: int, policy: PollPolicy | None = None, expected_s: float = 20.0
+) -> PollSchedule[int]:
     chance = random.Random(1)
-    schedule = Schedule[int](policy or PollPolicy(), Durations(expected_s))
+    schedule = PollSchedule[int](policy or PollPolicy(), Durations(expected_s))
     for job in range(completions):
         took_s = draw(chance)
-        schedule.seen_ended(job, took_s, took_s)
-        schedule.next_look_s(0.0)
+        schedule.on_ended(job, took_s, took_s)
+        schedule.next_poll_s(0.0)
     return schedule
 
 
-def median_s(schedule: Schedule[int]) -> float:
+def median_s(schedule: PollSchedule[int]) -> float:
     """Return the age by which half of the jobs have ended, as the schedule has it."""
     return next(edge for edge in EDGES if edge == EDGES[-1] or schedule.ended_chance(0.0, edge) >= 0.5)
 
@@ -49,31 +51,33 @@ AGES = st.floats(min_value=0.0, max_value=3.0 * EDGES[-1])
 
 
 @given(SCHEDULES, AGES)
-def test_the_next_look_keeps_at_least_the_smallest_gap(schedule: Schedule[int], age_s: float) -> None:
-    assert schedule.next_look_s(age_s) - age_s >= schedule.policy.min_gap_s - 1e-9 * age_s > 0.0
+def test_the_next_look_keeps_at_least_the_smallest_gap(schedule: PollSchedule[int], age_s: float) -> None:
+    assert schedule.next_poll_s(age_s) - age_s >= schedule.policy.min_gap_s - 1e-9 * age_s > 0.0
 
 
 @given(SCHEDULES, st.floats(min_value=0.0, max_value=EDGES[-1] / 2.0))
-def test_past_the_median_no_gap_is_longer_than_four_target_delays(schedule: Schedule[int], beyond_s: float) -> None:
+def test_past_the_median_no_gap_is_longer_than_four_target_delays(schedule: PollSchedule[int], beyond_s: float) -> None:
     policy = schedule.policy
     age_s = median_s(schedule) + beyond_s
     longest_s = max(policy.min_gap_s, min(policy.max_gap_s, 4.0 * policy.target_delay_s))
-    assert schedule.next_look_s(age_s) - age_s <= longest_s * (1.0 + 1e-6)
+    assert schedule.next_poll_s(age_s) - age_s <= longest_s * (1.0 + 1e-6)
 
 
 @given(SCHEDULES, AGES.filter(lambda age: age >= SHORTEST_S), st.floats(min_value=1e-3, max_value=100.0))
-def test_an_older_job_is_not_looked_at_earlier(schedule: Schedule[int], age_s: float, older_s: float) -> None:
-    assert schedule.next_look_s(age_s + older_s) >= schedule.next_look_s(age_s)
+def test_an_older_job_is_not_looked_at_earlier(schedule: PollSchedule[int], age_s: float, older_s: float) -> None:
+    assert schedule.next_poll_s(age_s + older_s) >= schedule.next_poll_s(age_s)
 
 
 def test_a_job_beyond_all_others_is_still_looked_at() -> None:
     schedule = learned(LN_10, 60)
     age_s = 2.0 * EDGES[-1]
-    assert schedule.next_look_s(age_s) == age_s + schedule.policy.max_gap_s
+    assert schedule.next_poll_s(age_s) == age_s + schedule.policy.max_gap_s
 
 
 @given(SCHEDULES, st.tuples(AGES, AGES, AGES))
-def test_the_chance_of_having_ended_grows_with_age(schedule: Schedule[int], ages: tuple[float, float, float]) -> None:
+def test_the_chance_of_having_ended_grows_with_age(
+    schedule: PollSchedule[int], ages: tuple[float, float, float]
+) -> None:
     seen_s, age_s, later_s = sorted(ages)
     chance, later = schedule.ended_chance(seen_s, age_s), schedule.ended_chance(seen_s, later_s)
     assert 0.0 <= chance <= later <= 1.0
@@ -123,28 +127,28 @@ def test_the_mean_and_the_late_ones_are_known(draw: Draw) -> None:
     chance = random.Random(7)
     took = sorted(draw(chance) for _ in range(10_000))
     assert schedule.mean_s == pytest.approx(sum(took) / len(took), rel=0.1)
-    assert took[9700] <= schedule.late_s <= 1.1 * took[9990]
+    assert took[9700] <= schedule.p99_s <= 1.1 * took[9990]
 
 
 def test_the_middle_between_two_looks_is_the_guess_when_the_gateway_does_not_say() -> None:
-    guessed, told = (Schedule[str](PollPolicy(), Durations(20.0)) for _ in range(2))
+    guessed, told = (PollSchedule[str](PollPolicy(), Durations(20.0)) for _ in range(2))
     for _ in range(10):
-        guessed.seen_running("a", 8.0)
-        guessed.seen_ended("a", 12.0)
-        told.seen_ended("a", 12.0, 10.0)
+        guessed.on_running("a", 8.0)
+        guessed.on_ended("a", 12.0)
+        told.on_ended("a", 12.0, 10.0)
     for schedule in (guessed, told):
         schedule.durations.fit([])
     assert guessed.durations.median_s == pytest.approx(told.durations.median_s)
 
 
 def test_running_jobs_are_followed_until_they_end_or_are_let_go() -> None:
-    schedule = Schedule[int](PollPolicy(), Durations(20.0))
+    schedule = PollSchedule[int](PollPolicy(), Durations(20.0))
     for job in range(6):
         schedule.began(job)
-    schedule.seen_running(1, 5.0)
+    schedule.on_running(1, 5.0)
     assert dict(schedule.running()) == {0: 0.0, 1: 5.0, 2: 0.0, 3: 0.0, 4: 0.0, 5: 0.0}
     for job in range(3):
-        schedule.seen_ended(job, 6.0)
+        schedule.on_ended(job, 6.0)
     for job in (3, 4, 5, 5, 99):
         schedule.forget(job)
     assert not schedule.running()
@@ -152,17 +156,17 @@ def test_running_jobs_are_followed_until_they_end_or_are_let_go() -> None:
 
 
 def test_a_look_gains_most_at_the_job_that_has_most_likely_ended() -> None:
-    schedule = Schedule[str](PollPolicy(), Durations(20.0))
-    schedule.seen_running("seen", 19.0)
+    schedule = PollSchedule[str](PollPolicy(), Durations(20.0))
+    schedule.on_running("seen", 19.0)
     schedule.began("unseen")
-    assert 0.0 < schedule.gain("seen", 20.0) < schedule.gain("unseen", 20.0) < 1.0
-    assert schedule.gain("unknown", 20.0) == schedule.gain("unseen", 20.0)
+    assert 0.0 < schedule.ended_probability("seen", 20.0) < schedule.ended_probability("unseen", 20.0) < 1.0
+    assert schedule.ended_probability("unknown", 20.0) == schedule.ended_probability("unseen", 20.0)
 
 
 def test_jobs_that_run_on_are_learned_from_before_any_ends() -> None:
-    schedule = Schedule[int](PollPolicy(), Durations(5.0))
-    first_s = schedule.next_look_s(0.0)
+    schedule = PollSchedule[int](PollPolicy(), Durations(5.0))
+    first_s = schedule.next_poll_s(0.0)
     for job in range(200):
-        schedule.seen_running(job, 60.0)
-    assert schedule.next_look_s(0.0) > 2.0 * first_s
+        schedule.on_running(job, 60.0)
+    assert schedule.next_poll_s(0.0) > 2.0 * first_s
     assert schedule.mean_s > 60.0

@@ -15,10 +15,10 @@ from typing import Any
 
 from attrs import evolve
 
-from nanobanana_async.emulator.composition import Picture
-from nanobanana_async.emulator.pictures import paint, size_of
+from nanobanana_async.emulator.composition import ImageSpec
+from nanobanana_async.emulator.images import paint, size_of
+from nanobanana_async.events import JobPolled, JobStateChanged, LimitsChanged
 from nanobanana_async.jobs import JobRecord, JobState
-from nanobanana_async.observe import JobMoved, JobSeen, LimitMoved
 from nanobanana_async.report import Recorder, ReportRow, write_report
 
 START = datetime(2026, 3, 14, 9, 26, 53, tzinfo=UTC)
@@ -109,7 +109,7 @@ def paint_pictures(folder: Path, rows: list[ReportRow], *, scale: float = 0.5) -
             width, height = size_of(str(made.settings.get("aspect_ratio", "1:1")), "1K", scale)
             path = folder / image
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(paint(Picture(made.prompt, 0, part, width, height, path.suffix == ".png")))
+            path.write_bytes(paint(ImageSpec(made.prompt, 0, part, width, height, path.suffix == ".png")))
 
 
 class Clock:
@@ -127,9 +127,11 @@ class Clock:
         self.now += timedelta(seconds=seconds)
 
 
-def learned(limit: int | None, refusals: int = 0, *, gate_open: bool = True) -> LimitMoved:
+def learned(limit: int | None, refusals: int = 0, *, gate_open: bool = True) -> LimitsChanged:
     """Return the event that tells of a limit."""
-    return LimitMoved(job_limit=limit, rate_limit=None, limit_kind=None, gate_open=gate_open, held=0, refusals=refusals)
+    return LimitsChanged(
+        job_limit=limit, creates_per_s=None, limit_kind=None, gate_open=gate_open, slots_held=0, throttled=refusals
+    )
 
 
 def record(key: str, state: JobState = JobState.RUNNING) -> JobRecord:
@@ -139,11 +141,11 @@ def record(key: str, state: JobState = JobState.RUNNING) -> JobRecord:
 
 def a_job(recorder: Recorder, clock: Clock, key: str, *gaps_s: float) -> None:
     """Let a job run, be looked at after each gap, and end at the last."""
-    recorder(JobMoved(before=JobState.SUBMITTING, record=record(key)))
+    recorder(JobStateChanged(before=JobState.SUBMITTING, record=record(key)))
     for gap_s in gaps_s:
         clock.pass_s(gap_s)
-        recorder(JobSeen(record=record(key), status="processing", looks=1))
-    recorder(JobMoved(before=JobState.RUNNING, record=record(key, JobState.SUCCEEDED)))
+        recorder(JobPolled(record=record(key), status="processing", polls=1))
+    recorder(JobStateChanged(before=JobState.RUNNING, record=record(key, JobState.SUCCEEDED)))
 
 
 def made_run(rows: list[ReportRow], *, seed: int = 2) -> Recorder:

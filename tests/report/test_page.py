@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from nanobanana_async.report import ReportRow, words, write_report
+from nanobanana_async import formatting as words
+from nanobanana_async.report import ReportRow, write_report
 from tests.report.scenes import START, made_rows, made_run, row, without_picture
 
 HOSTILE = (

@@ -5,8 +5,8 @@ from itertools import pairwise
 import pytest
 
 from nanobanana_async.errors import TransportError
+from nanobanana_async.events import JobPolled, JobStateChanged, PollFailed
 from nanobanana_async.jobs import JobState
-from nanobanana_async.observe import JobMoved, JobSeen, QueryFailed
 from nanobanana_async.report import Recorder
 from tests.report.scenes import START, Clock, a_job, learned, record
 
@@ -62,22 +62,22 @@ def test_a_delay_is_what_lay_between_the_last_two_looks() -> None:
 def test_a_job_that_nobody_saw_running_has_no_delay() -> None:
     clock = Clock()
     recorder = Recorder(utcnow=clock)
-    recorder(JobSeen(record=record("resumed"), status="completed", looks=1))
-    recorder(JobMoved(before=JobState.RUNNING, record=record("resumed", JobState.SUCCEEDED)))
-    recorder(JobMoved(before=JobState.PENDING, record=record("refused", JobState.REFUSED)))
+    recorder(JobPolled(record=record("resumed"), status="completed", polls=1))
+    recorder(JobStateChanged(before=JobState.RUNNING, record=record("resumed", JobState.SUCCEEDED)))
+    recorder(JobStateChanged(before=JobState.PENDING, record=record("refused", JobState.REFUSED)))
     assert recorder.delays_s() == []
 
 
 def test_a_job_that_is_followed_no_longer_is_forgotten() -> None:
     clock = Clock()
     recorder = Recorder(utcnow=clock)
-    recorder(JobMoved(before=JobState.SUBMITTING, record=record("left")))
-    lost = TransportError("lost", sent=True)
-    recorder(QueryFailed(record=record("left"), error=lost, wait_s=2.0))
+    recorder(JobStateChanged(before=JobState.SUBMITTING, record=record("left")))
+    lost = TransportError("lost", possibly_sent=True)
+    recorder(PollFailed(record=record("left"), error=lost, wait_s=2.0))
     clock.pass_s(1)
-    recorder(QueryFailed(record=record("left"), error=lost, wait_s=None))
-    recorder(JobSeen(record=record("left"), status="completed", looks=2))
-    recorder(JobMoved(before=JobState.RUNNING, record=record("left", JobState.SUCCEEDED)))
+    recorder(PollFailed(record=record("left"), error=lost, wait_s=None))
+    recorder(JobPolled(record=record("left"), status="completed", polls=2))
+    recorder(JobStateChanged(before=JobState.RUNNING, record=record("left", JobState.SUCCEEDED)))
     assert recorder.delays_s() == []
 
 

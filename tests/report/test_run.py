@@ -37,10 +37,10 @@ async def test_a_batch_is_drawn_as_it_ran(tmp_path: Path) -> None:
     await asyncio.to_thread(write_report, tmp_path / "index.html", rows, title="lighthouses", run=recorder)
 
     page = (tmp_path / "index.html").read_text(encoding="utf-8")
-    assert (recorder.refusals, recorder.job_limit) == (stats.refusals, stats.job_limit)
+    assert (recorder.refusals, recorder.job_limit) == (stats.throttled, stats.job_limit)
     assert recorder.refusals > 0
     assert len(recorder.delays_s()) == 24
-    assert f"limit {stats.job_limit} learned · {stats.refusals} refusal" in page
+    assert f"limit {stats.job_limit} learned · {stats.throttled} refusal" in page
     assert re.search(r'class="refusal" d="M', page)
     assert f"<dt>credits</dt><dd>{stats.credits_spent}" in page
     for picture in re.findall(r'<img src="\./([^"]+)"', page):

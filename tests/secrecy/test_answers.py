@@ -11,11 +11,11 @@ import pytest
 from attrs import evolve, frozen
 
 from nanobanana_async import ApiMall, DefApi, Gateway, GenerationResult, JobState, Session, Timeouts
-from nanobanana_async.errors import ContractBroken, JobUncertain, NanoBananaError, TransportError
+from nanobanana_async.errors import JobUncertain, NanoBananaError, TransportError, UnexpectedResponse
+from nanobanana_async.events import Event
 from nanobanana_async.gateways import HttpRequest, HttpResponse
-from nanobanana_async.observe import Event
 from nanobanana_async.policy.retry import RetryPolicy
-from nanobanana_async.testing import FakeTransport, run
+from nanobanana_async.testing import FakeTransport, run_virtual
 from tests.observability.scenes import Collector
 from tests.secrecy.canary import ECHOES, KEY, Listener, seen, sightings
 
@@ -131,8 +131,10 @@ def of_failures() -> Iterator[Scene]:
             for status, echo in zip((400, 401, 402, 403, 404, 409, 429, 451, 500, 503), ECHOES.values(), strict=False):
                 scene = Scene(name, f"{status} {where} header", header=("x-request-id", echo(KEY)))
                 yield with_(scene, {where: sparse.encode(), f"{where}_status": status})
-            yield with_(Scene(name, f"lost {where}"), {where: TransportError("the answer was lost", sent=True)})
-            yield with_(Scene(name, f"not sent {where}"), {where: TransportError("no connection", sent=False)})
+            yield with_(
+                Scene(name, f"lost {where}"), {where: TransportError("the answer was lost", possibly_sent=True)}
+            )
+            yield with_(Scene(name, f"not sent {where}"), {where: TransportError("no connection", possibly_sent=False)})
             yield with_(Scene(name, f"binary {where}"), {where: b"\xff\xfe" + KEY.encode() + b"\x00\xff"})
             yield with_(Scene(name, f"text {where}"), {where: f'"{KEY}"'.encode()})
 
@@ -210,7 +212,7 @@ def played(name: str, scenes: list[Scene], caplog: pytest.LogCaptureFixture) -> 
             for number, scene in enumerate(scenes):
                 await stage.play(number, scene)
 
-        run(main())
+        run_virtual(main())
     finally:
         logging.getLogger().removeHandler(listener)
     spans = [span.to_json() for span in stage.collector.all_spans]
@@ -238,7 +240,7 @@ def test_a_key_in_any_refusal_or_failure_is_seen_nowhere(name: str, caplog: pyte
     scenes = [scene for scene in every if scene.gateway == name]
     stage = played(name, scenes, caplog)
     assert stage.leaks == []
-    assert {"JobUncertain", "ContractBroken", "GatewayUnavailable", "AuthenticationError"} <= stage.kinds
+    assert {"JobUncertain", "UnexpectedResponse", "GatewayUnavailable", "AuthenticationError"} <= stage.kinds
 
 
 @pytest.mark.parametrize("name", GATEWAYS)
@@ -259,7 +261,7 @@ def test_a_task_whose_id_holds_the_key_is_in_doubt_and_not_bought_again(name: st
             assert job is not None
             return error, job.state, len(line.creates)
 
-    error, state, creates = run(main())
+    error, state, creates = run_virtual(main())
     assert isinstance(error, JobUncertain)
     assert state is JobState.UNCERTAIN
     assert creates == 1
@@ -275,7 +277,7 @@ def test_a_key_in_a_poll_does_not_lose_a_job_that_is_done() -> None:
         async with Session(GATEWAYS["apimall"], http=FakeTransport(script)) as session:
             return await session.generate("a fox")
 
-    result = run(main())
+    result = run_virtual(main())
     assert result.model == "***"
     assert [image.url for image in result.images] == [LINK, LINK]
 
@@ -283,7 +285,7 @@ def test_a_key_in_a_poll_does_not_lose_a_job_that_is_done() -> None:
 def called_back(path: tuple[Any, ...], form: str) -> object:
     try:
         return DefApi(api_key=KEY).read_callback(echoing(path, form))
-    except ContractBroken as error:
+    except UnexpectedResponse as error:
         return error
 
 

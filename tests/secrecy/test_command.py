@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from nanobanana_async.cli import app as cli
-from nanobanana_async.cli.generating import link_of
+from nanobanana_async.cli.generate import link_of
 from nanobanana_async.escaping import one_line
 from nanobanana_async.models import GeneratedImage
 from tests.cli.command import environment, nanobanana

@@ -13,7 +13,7 @@ import pytest
 from nanobanana_async import ApiMall, ConfigurationError, DefApi, GeneratedImage, NanoBananaError, Session, Timeouts
 from nanobanana_async.config import gateway_from_env
 from nanobanana_async.gateways import Secret
-from nanobanana_async.http.api import Api
+from nanobanana_async.http.transport import AiohttpTransport
 from nanobanana_async.policy.retry import RetryPolicy
 from tests.http.peers import Peer, answering, silent, unused_port
 from tests.secrecy.canary import KEY, PASSWORD, outcome_of, pockets, sightings
@@ -191,7 +191,7 @@ async def test_a_proxy_that_refuses_does_not_bring_its_password_into_view(answer
 async def test_an_image_that_does_not_come_through_a_proxy_shows_no_password() -> None:
     image = GeneratedImage(url="https://pictures.example/1.png")
     session = over("https://gateway.example", proxy=f"{PROXY}:{unused_port()}")
-    session._parts.downloads._attempts = 1
+    session._components.downloads._attempts = 1
     async with session:
         error = await download(session, image)
     assert isinstance(error, NanoBananaError)
@@ -230,7 +230,7 @@ class Ending(aiohttp.TCPConnector):
 
 async def test_a_program_that_ends_while_it_asks_shows_no_key() -> None:
     async with aiohttp.ClientSession(connector=Ending()) as lent:
-        api = Api(mall(), timeouts=Timeouts(), http=lent)
+        api = AiohttpTransport(mall(), timeouts=Timeouts(), http=lent)
         await api.open()
         with pytest.raises(Ended) as caught:
             await api.send(mall().build_query("task-1"), timeout_s=1.0)
@@ -239,5 +239,5 @@ async def test_a_program_that_ends_while_it_asks_shows_no_key() -> None:
 
 
 def parts_of(session: Session) -> list[Any]:
-    parts = session._parts
+    parts = session._components
     return [session, parts.transport, parts.downloads, parts.downloads._getter]

@@ -224,7 +224,7 @@ async def settle(stage: Stage, process: Process, session: Session, key: str, dra
     stage.machine.note(process.name, f"{key}: settled by hand: {decision}")
     stage.oracle.decided[key] += 1
     try:
-        await session.settle(key, **decision)
+        await session.resolve(key, **decision)
     except NanoBananaError as error:
         stage.machine.note(process.name, f"{key}: not settled: {type(error).__name__}: {error.message[:80]}")
     else:

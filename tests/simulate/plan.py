@@ -7,7 +7,7 @@ from attrs import field, frozen
 
 from nanobanana_async import ApiMall, DefApi, RetryPolicy, Timeouts
 from nanobanana_async.emulator import LogNormal
-from nanobanana_async.emulator.settings import API_KEY, Idempotency, WorldSettings
+from nanobanana_async.emulator.settings import API_KEY, EmulatorSettings, Idempotency
 
 GatewayName = Literal["apimall", "defapi"]
 Scene = Literal["apimall replay", "apimall conflict", "apimall forget", "apimall short", "defapi"]
@@ -35,7 +35,7 @@ class Plan:
 
     seed: int
     scene: Scene
-    world: WorldSettings
+    world: EmulatorSettings
     key_lifetime_s: float
     keys: int
     slots: int
@@ -117,8 +117,8 @@ def plan_of(seed: int) -> Plan:
     )
 
 
-def _world(draw: random.Random, seed: int, manner: Idempotency, forget_s: float) -> WorldSettings:
-    return WorldSettings(
+def _world(draw: random.Random, seed: int, manner: Idempotency, forget_s: float) -> EmulatorSettings:
+    return EmulatorSettings(
         seed=seed,
         job_limit=draw.choice((None, None, 1, 3)),
         creates_per_minute=draw.choice((None, None, 30.0)),

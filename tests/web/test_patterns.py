@@ -8,7 +8,7 @@ import aiohttp
 import pytest
 
 from nanobanana_async import JobState
-from nanobanana_async.emulator import Chance, Emulator, Fixed, faults
+from nanobanana_async.emulator import Emulator, Fixed, RandomFault, faults
 from tests.durability.scenes import written
 from tests.end_to_end.scenes import received
 from tests.web.pages import put
@@ -29,7 +29,7 @@ def server_of(name: str, folder: Path, emulator: Emulator) -> Server:
 
 @pytest.mark.parametrize("name", APPS)
 async def test_what_is_on_its_way_when_the_server_is_stopped_is_finished_by_the_next(name: str, tmp_path: Path) -> None:
-    slow = Chance(1.0, faults.delay(0.4), "apimall.create")  # so the stop meets POSTs on the wire
+    slow = RandomFault(1.0, faults.delay(0.4), "apimall.create")  # so the stop meets POSTs on the wire
     async with Emulator(job_limit=4, duration=Fixed(0.3), picture_scale=0.02, chances=[slow]) as emulator:
         server = server_of(name, tmp_path, emulator)
         async with running(server), aiohttp.ClientSession() as http:

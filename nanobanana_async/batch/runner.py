@@ -1,0 +1,332 @@
+"""Pulls rows into the engine when there is room, and collects what becomes of them. It does not know its batch."""
+
+import asyncio
+import heapq
+from contextlib import aclosing
+from functools import partial
+from typing import Any
+
+import anyio
+import anyio.lowlevel
+from anyio.abc import TaskGroup
+from attrs import evolve
+
+from nanobanana_async.batch.options import BatchOptions, Requests, iterate
+from nanobanana_async.batch.outcome import Outcome
+from nanobanana_async.batch.rows import Row, RowReader, key_prefix
+from nanobanana_async.batch.streak import SAME_ERRORS, ErrorStreak
+from nanobanana_async.engine.engine import Engine
+from nanobanana_async.engine.tracked_job import NEVER, TrackedJob
+from nanobanana_async.errors import (
+    AccessDenied,
+    AuthenticationError,
+    CreditLimitReached,
+    IdempotencyConflict,
+    InsufficientCredits,
+    LedgerError,
+    NanoBananaError,
+    SaveError,
+    SessionClosed,
+)
+from nanobanana_async.events import log_failure
+from nanobanana_async.handle import Job
+from nanobanana_async.image_saver import ImageSaver
+from nanobanana_async.jobs import JobRecord, JobState
+
+# Rows written down and not yet sent: enough that a slot never waits for the ledger's flush.
+PREFETCH = 8
+
+# Ended rows that nobody has taken, above which no more are pulled. It grows with what was taken, so that whoever
+# leaves early has bought little, and whoever saves in his loop does not starve the slots.
+MIN_BUFFER, MAX_BUFFER, BUFFER_SHARE = 4, 64, 4
+
+# Rows that may be pulled, and so bought, before the first outcome is taken, and how many more with each that is:
+# somebody who leaves after k outcomes has bought at most 128 + 3k rows, whatever the account would hold. An account
+# that takes 100 jobs at once is filled before its first job ends; the slots of a larger one fill as outcomes are taken.
+PULLED_AT_FIRST, PULLED_PER_TAKEN = 128, 3
+
+# In an ordered batch one slow row holds back those that end meanwhile: so many times what runs may be held back.
+ORDERED_WINDOW = 2
+
+# How many rows are finished (saved, fetched again) at the same time, and how many may wait for that.
+FINISHING, FINISHING_QUEUE = 8, 24
+
+ACCEPTED_STATES = frozenset({JobState.RUNNING, JobState.SUCCEEDED})
+
+# The account, the ledger or the folder says no, not the row: the next one would hear the same.
+ACCOUNT_ERRORS = (AuthenticationError, InsufficientCredits, AccessDenied, CreditLimitReached, LedgerError, SaveError)
+
+
+class BatchRunner:
+    """The state of one batch."""
+
+    def __init__(self, requests: Requests, orders: BatchOptions, engine: Engine, keeper: ImageSaver) -> None:
+        self._items = requests
+        self._options = orders
+        self._engine = engine
+        self._saver = keeper
+        self._rows = RowReader(orders.name)
+        concurrency = engine.slots.limiter.policy
+        held = 0 if concurrency.learn or concurrency.max_jobs is None else concurrency.max_jobs
+        self._at_first = max(PULLED_AT_FIRST, held + PREFETCH)
+        self._pulled = 0
+        self._prefix = None if orders.name is None else key_prefix(orders.name)
+        limit = orders.max_credits
+        self._caps = () if limit is None else (engine.cap(limit, self._prefix),)
+        self._scope: anyio.CancelScope | None = None
+        self._finishers = asyncio.Semaphore(FINISHING)
+        self._room = asyncio.Event()
+        self.changed = asyncio.Event()
+        """Set whenever a consumer should look again."""
+        self._ready: list[tuple[int, Outcome]] = []
+        """A heap by place: in the input, if that is wanted, else in time."""
+        self._running: dict[int, TrackedJob] = {}
+        """Rows that have not ended, in the order of the input."""
+        self._unsent: dict[int, TrackedJob] = {}
+        self._dropped: set[int] = set()
+        """Rows that were to be taken back when the buying stopped."""
+        self._finishing: dict[int, Outcome] = {}
+        self._refusals, self._unsaved = ErrorStreak(), ErrorStreak()
+        self._pulled_all = False
+        self.done = 0
+        self.failed = 0
+        self.unbought = 0
+        self._taken = 0
+        self.stop_reason: NanoBananaError | None = None
+        """Why the buying stopped."""
+        self.input_error: Exception | None = None
+        """What the input raised, or that the session was closed."""
+        self._stopping = False
+
+    @property
+    def over(self) -> bool:
+        """Whether no outcome will come any more."""
+        return self._pulled_all and not (self._running or self._finishing or self._ready)
+
+    async def run(self, group: TaskGroup) -> None:
+        """Pull rows until there are no more, or the buying stops; in the session's task group."""
+        self._group = group
+        try:
+            await self._pull_all()
+            while self._running and not self._stopping:
+                self._room.clear()
+                await self._room.wait()
+            self._take_back()
+        except asyncio.CancelledError:
+            self.input_error = _closed()
+        finally:
+            self._pulled_all = True
+            self.changed.set()
+
+    async def _pull_all(self) -> None:
+        try:
+            with anyio.CancelScope() as self._scope:
+                if not self._stopping:
+                    if self._options.folder is not None:
+                        await self._saver.check(self._options.folder)
+                    await self._pull()
+        except asyncio.CancelledError:
+            if self._engine.scheduler.closing:
+                raise
+            # Raised on, it would end the session.
+            self.input_error = NanoBananaError("what the input waited for was cancelled")
+        except SaveError as error:
+            self.stop(error)
+        except Exception as error:  # of the input, or of the ledger
+            self.input_error = error
+        self._pulled_all = True
+        self.changed.set()
+
+    async def _pull(self) -> None:
+        async with aclosing(iterate(self._items)) as items:
+            await self._wait_for_room()
+            async for item in items:
+                self._pulled += 1
+                await self._start_row(self._rows.read(item))
+                await self._wait_for_room()
+
+    async def _wait_for_room(self) -> None:
+        while not self._stopping:
+            waiting = len(self._ready) + max(0, len(self._finishing) - FINISHING_QUEUE)
+            most = max(MAX_BUFFER, ORDERED_WINDOW * len(self._running)) if self._options.ordered else MAX_BUFFER
+            ready = waiting < min(most, MIN_BUFFER + self._taken // BUFFER_SHARE)
+            if (
+                ready
+                and len(self._unsent) < PREFETCH
+                and self._pulled < self._at_first + PULLED_PER_TAKEN * self._taken
+            ):
+                return
+            self._room.clear()
+            await self._room.wait()
+        await anyio.lowlevel.checkpoint()  # where the scope is cancelled
+
+    async def _start_row(self, row: Row) -> None:
+        if row.request is None:
+            self._emit(_outcome(row, None, error=row.error))
+            return
+        try:
+            record = await self._engine.new_record(row.request, row.key, batch=self._prefix)
+            while (entry := self._entered(record)).withdraw_requested:
+                await entry.wait_for_change()
+        except SessionClosed:
+            raise
+        except NanoBananaError as error:
+            self._emit(_outcome(row, None, error=error))
+            return
+        except asyncio.CancelledError:  # the buying has stopped meanwhile
+            self.unbought += 1
+            raise
+        entry.callers += 1
+        self._running[row.index] = entry
+        entry.listeners = [*(entry.listeners or ()), partial(self._on_change, row)]
+        self._on_change(row, entry)
+
+    def _entered(self, record: JobRecord) -> TrackedJob:
+        orders = self._options
+        return self._engine.submit(
+            record, *self._caps, expected_credits=orders.expected_credits, retry_failed=orders.retry_failed
+        )
+
+    def _on_change(self, row: Row, entry: TrackedJob) -> None:
+        """Note where a row stands; called at each change of its job."""
+        if row.index not in self._running:
+            return
+        if entry.live and entry.record.state is JobState.PENDING and not entry.foreign:
+            self._unsent[row.index] = entry
+            if self._stopping:  # it was on the wire, and was sent back
+                self._drop(row.index, entry)
+            return
+        self._unsent.pop(row.index, None)
+        self._room.set()
+        if entry.record.state in ACCEPTED_STATES:
+            self._refusals.reset()
+        if not entry.live:
+            del self._running[row.index]
+            self._on_done(row, entry)
+
+    def _on_done(self, row: Row, entry: TrackedJob) -> None:
+        job = Job(self._engine, entry)
+        settled = job.outcome()
+        self.changed.set()
+        if isinstance(settled, SessionClosed):
+            self.input_error = settled
+            return
+        if isinstance(settled, NanoBananaError):
+            unbought = not entry.record.possibly_bought and entry.record.state is not JobState.FAILED
+            taken_back = row.index in self._dropped and entry.record.state is JobState.WITHDRAWN
+            if unbought and (taken_back or isinstance(settled, ACCOUNT_ERRORS)):
+                self.unbought += 1
+                self.stop(settled)
+                return
+            conflict = settled if isinstance(settled, IdempotencyConflict) else None
+            if (unbought or conflict) and self._refusals.add(settled):
+                self.stop(_ledger_perhaps_lost(conflict) if conflict else settled)
+            self._emit(_outcome(row, job, error=settled))
+            return
+        outcome = _outcome(row, job, result=settled)
+        if self._options.folder is None and settled is not None:
+            self._emit(outcome)
+        else:
+            self._finishing[row.index] = outcome
+            self._group.start_soon(self._post_process, outcome)
+
+    async def _post_process(self, outcome: Outcome) -> None:
+        try:
+            finished = await self._post_processed(outcome)
+        except SessionClosed:
+            self.input_error, finished = _closed(), None
+        except asyncio.CancelledError as stray:
+            if self._engine.scheduler.workers.contains(stray):
+                finished = evolve(outcome, error=_crash(outcome, stray))
+            else:
+                self.input_error, finished = _closed(), None
+        del self._finishing[outcome.index]
+        self.changed.set()
+        if finished is None:
+            return
+        if finished.error is None:
+            self._unsaved.reset()
+        elif isinstance(finished.error, ACCOUNT_ERRORS) or self._unsaved.add(finished.error):
+            self.stop(finished.error)
+        self._emit(finished)
+
+    async def _post_processed(self, outcome: Outcome) -> Outcome:
+        try:
+            async with self._finishers:
+                if outcome.result is None and outcome.job is not None:  # pictures that the ledger does not hold
+                    outcome = evolve(outcome, result=await outcome.job.result())
+                if self._options.folder is not None and outcome.result is not None:
+                    outcome = evolve(outcome, saved=await self._saver.save(outcome.result, self._options.folder))
+        except SessionClosed:
+            raise
+        except NanoBananaError as error:
+            outcome = evolve(outcome, error=error)
+        except Exception as bug:  # it must not end the session
+            outcome = evolve(outcome, error=_crash(outcome, bug))
+        return outcome
+
+    def _emit(self, outcome: Outcome) -> None:
+        self.done += 1
+        self.failed += not outcome.ok
+        heapq.heappush(self._ready, (outcome.index if self._options.ordered else self.done, outcome))
+        self.changed.set()
+        self._room.set()
+
+    def take(self) -> Outcome | None:
+        """Take out the next outcome; None while there is none."""
+        if not self._ready:
+            return None
+        if self._options.ordered:
+            before = min(next(iter(self._running), NEVER), min(self._finishing, default=NEVER))
+            if before < self._ready[0][0]:
+                return None
+        self._taken += 1
+        self._room.set()
+        return heapq.heappop(self._ready)[1]
+
+    def stop(self, why: NanoBananaError | None = None) -> None:
+        """Pull no more, and take back what was not yet sent; what runs goes on."""
+        if not self._stopping:
+            self.stop_reason = why
+            self.abandon()
+            self._take_back()
+
+    def abandon(self) -> None:
+        """Pull no more; `run` takes back the rest: anyio may refuse to start a task from outside of any."""
+        self._stopping = True
+        if self._scope is not None:
+            self._scope.cancel()
+        self._room.set()
+
+    def _take_back(self) -> None:
+        for index, entry in list(self._unsent.items()):
+            self._drop(index, entry)
+
+    def _drop(self, index: int, entry: TrackedJob) -> None:
+        """Want a row no more: unless somebody else does it is withdrawn, also if it comes back from the wire unsold."""
+        if index not in self._dropped:
+            self._dropped.add(index)
+            self._engine.drop_caller(entry)
+            entry.withdraw_requested |= entry.in_flight and not (entry.callers or entry.has_handle)
+
+
+def _crash(outcome: Outcome, failure: BaseException) -> NanoBananaError:
+    log_failure("batch.crashed", failure, row=outcome.index)
+    return NanoBananaError(f"a bug in nanobanana_async: {failure!r}; see the log")
+
+
+def _closed() -> SessionClosed:
+    return SessionClosed("the session was closed before the batch had ended")
+
+
+def _ledger_perhaps_lost(error: IdempotencyConflict) -> IdempotencyConflict:
+    """Return why a batch stops whose keys the gateway has had before, row after row."""
+    why = (
+        f"the gateway has had the keys of {SAME_ERRORS} rows in a row before, and this ledger has not: the ledger of"
+        " this batch was perhaps lost, or another host has bought it. Go on with that ledger, or settle the jobs"
+    )
+    return IdempotencyConflict(why, status=error.status, code=error.code, safe_to_repeat=False)
+
+
+def _outcome(row: Row, job: Job | None, **found: Any) -> Outcome:
+    return Outcome(index=row.index, key=row.key, request=row.request, metadata=row.metadata, job=job, **found)

@@ -1,0 +1,230 @@
+"""The create endpoint of both gateways: every check in order, then the purchase."""
+
+from collections.abc import Callable, Mapping
+from datetime import timedelta
+from email.utils import format_datetime
+from math import ceil
+
+from attrs import evolve
+
+from nanobanana_async.emulator import apimall, defapi
+from nanobanana_async.emulator import images as cdn
+from nanobanana_async.emulator.accounts import CreateRequest, Phase, Refusal, Task
+from nanobanana_async.emulator.faults import Fault
+from nanobanana_async.emulator.images import paint
+from nanobanana_async.emulator.messages import EmulatedRequest, EmulatedResponse, Endpoint, Gateway
+from nanobanana_async.emulator.state import State
+
+BLOCKED_MARKER = "[blocked]"
+
+
+def create(
+    state: State,
+    now: float,
+    gateway: Gateway,
+    headers: Mapping[str, str],
+    body: bytes,
+    *,
+    read: bool,
+) -> EmulatedResponse:
+    """Return the answer to a create; `read` says whether the caller gets to see it."""
+    outcome = _decide(state, now, gateway, headers, body)
+    if isinstance(outcome, Refusal):
+        state.tally.refused[outcome.status] += 1
+        if outcome.kind is not None:
+            state.tally.refusals_429[outcome.kind] += 1
+        return refuse(state, now, gateway, outcome)
+    state.tally.lost += not read
+    said = apimall.created(outcome) if gateway == "apimall" else defapi.created(outcome)
+    return EmulatedResponse(200, JSON, said)
+
+
+def _decide(state: State, now: float, gateway: Gateway, headers: Mapping[str, str], body: bytes) -> Task | Refusal:
+    """Return the job, new or of a repeated key, or the first reason against it.
+
+    A refusal leaves nothing behind: its key is as good as never seen.
+    """
+    if refusal := unauthorized(state, gateway, headers, create=True):
+        return refusal
+    if refusal := state.accounts[gateway].over_rate(now, create=True):
+        return refusal
+    read_order = apimall.parse_create if gateway == "apimall" else defapi.parse_create
+    order = read_order(headers, body)
+    if isinstance(order, Refusal):
+        return order
+    key = headers.get("idempotency-key") or None
+    if gateway == "apimall" and key is not None:
+        known = state.keys.look(now, key, order.canonical)
+        if isinstance(known, Task):
+            state.tally.replays += 1
+        if known is not None:
+            return known
+    if refusal := _refuse_order(state, gateway, order):
+        return refusal
+    return state.accept(now, gateway, key, order)
+
+
+def _refuse_order(state: State, gateway: Gateway, order: CreateRequest) -> Refusal | None:
+    if BLOCKED_MARKER in order.prompt:
+        return apimall.BLOCKED if gateway == "apimall" else defapi.BLOCKED
+    account = state.accounts[gateway]
+    return account.too_poor(state.price(gateway, order)) or account.over_limit(order)
+
+
+_PLAIN: Mapping[str, str] = {"Content-Type": "text/plain"}
+
+
+def query(
+    state: State,
+    now: float,
+    gateway: Gateway,
+    headers: Mapping[str, str],
+    task_id: str,
+    *,
+    read: bool,
+) -> EmulatedResponse:
+    """Return the answer to a status query; `read` says whether the caller gets to see it."""
+    task = _find(state, now, gateway, headers, task_id)
+    if isinstance(task, Refusal):
+        if task.kind is not None:
+            state.tally.refusals_429[task.kind] += 1
+        return refuse(state, now, gateway, task)
+    phase, status = _status(state, now, task)
+    unseen = task.first_seen_at is None
+    state.tally.looked(now, task, phase, status, read=read)
+    if unseen and task.first_seen_at is not None:
+        state.seen(task)
+    if gateway == "apimall":
+        return EmulatedResponse(200, JSON, _shown_by_apimall(state, now, task, phase, status))
+    shape = state.settings.query_shape
+    if phase is Phase.SUCCEEDED and state.settings.data_uris:
+        return _later(lambda: defapi.shown(task, phase, status, cdn.data_uris(task, state.settings), shape))
+    urls = _urls(state, now, task, phase)
+    return EmulatedResponse(200, JSON, defapi.shown(task, phase, status, urls, shape))
+
+
+def download(state: State, now: float, call: EmulatedRequest, headers: Mapping[str, str]) -> EmulatedResponse:
+    """Return a picture, whose painting is left to the driver, or say why there is none."""
+    state.tally.leaks += "authorization" in headers
+    link = cdn.read_link(call.path)
+    task = state.tasks.get(link.task_id) if link is not None else None
+    if link is None or task is None or link.index >= task.order.images:
+        return EmulatedResponse(404, _PLAIN, b"no such picture")
+    expire_s = state.settings.links_expire_after_s
+    if expire_s is not None and link.issued_at + expire_s <= now:
+        return EmulatedResponse(state.settings.expired_link_status, _PLAIN, b"this link has expired")
+    picture = cdn.picture(task, link.index, state.settings)
+    headers_out = {"Content-Type": cdn.content_type(task)}
+    return EmulatedResponse(200, headers_out, b"", make_body=lambda: paint(picture))
+
+
+def callback_body(state: State, now: float, task: Task) -> bytes:
+    """Return what a callback says about a job that has ended."""
+    phase = task.phase(now)
+    images = _urls(state, now, task, phase)
+    if phase is Phase.SUCCEEDED and state.settings.data_uris:
+        images = cdn.data_uris(task, state.settings)
+    return defapi.callback(task, phase, _word(state, defapi.word(phase)), images)
+
+
+def _find(state: State, now: float, gateway: Gateway, headers: Mapping[str, str], task_id: str) -> Task | Refusal:
+    if refusal := unauthorized(state, gateway, headers, create=False):
+        return refusal
+    if refusal := state.accounts[gateway].over_rate(now, create=False):
+        return refusal
+    if gateway == "defapi" and not task_id:
+        return defapi.NO_TASK_ID
+    task = state.tasks.get(task_id)
+    if task is None or task.gateway != gateway or now < task.created_at + state.settings.visible_after_s:
+        return apimall.NOT_FOUND if gateway == "apimall" else defapi.NOT_FOUND
+    return task
+
+
+def _status(state: State, now: float, task: Task) -> tuple[Phase, str]:
+    phase = task.phase(now)
+    if phase in (Phase.SUCCEEDED, Phase.FAILED):
+        word = apimall.word(phase) if task.gateway == "apimall" else defapi.word(phase)
+    elif state.is_unknown():
+        word = "unknown"
+    else:
+        word = apimall.word(phase) if task.gateway == "apimall" else defapi.word(phase)
+    return phase, _word(state, word)
+
+
+def _word(state: State, word: str) -> str:
+    return state.settings.status_words.get(word, word)
+
+
+def _shown_by_apimall(state: State, now: float, task: Task, phase: Phase, status: str) -> bytes:
+    return apimall.shown(
+        task,
+        phase,
+        status,
+        _urls(state, now, task, phase),
+        started_at=state.settings.started_at,
+        request_id=state.request_id(),
+        failure_field=state.settings.failure_field,
+    )
+
+
+def _urls(state: State, now: float, task: Task, phase: Phase) -> list[str]:
+    if phase is not Phase.SUCCEEDED or now < task.ends_at + state.settings.images_after_s:
+        return []
+    return cdn.links(task, now, state.base_url)
+
+
+def _later(make: Callable[[], bytes]) -> EmulatedResponse:
+    return evolve(EmulatedResponse(200, JSON, b""), make_body=make)
+
+
+JSON: Mapping[str, str] = {"Content-Type": "application/json"}
+
+
+def refuse(state: State, now: float, gateway: Gateway, refusal: Refusal) -> EmulatedResponse:
+    """Return the answer that says no, with Retry-After as the settings want it."""
+    inside_200 = state.settings.refusals_in_200
+    if gateway == "apimall":
+        body = apimall.refused(refusal, state.request_id())
+    else:
+        body = defapi.refused(refusal, inside_200=inside_200)
+    headers = dict(JSON)
+    if refusal.wait_s is not None and state.settings.retry_after != "absent":
+        headers["Retry-After"] = _retry_after(state, now, refusal.wait_s)
+    return EmulatedResponse(200 if inside_200 else refusal.status, headers, body)
+
+
+def refuse_for(state: State, now: float, endpoint: Endpoint, fault: Fault) -> EmulatedResponse:
+    """Return the envelope in which an endpoint tells the status of a fault."""
+    gateway: Gateway = "apimall" if endpoint.startswith("apimall") else "defapi"
+    status = fault.status or 503
+    words = apimall.FAULT_WORDS if gateway == "apimall" else defapi.FAULT_WORDS
+    code, message = words.get(status, ("error", "error"))
+    if endpoint == "defapi.query" and status == 401:
+        code = defapi.UNAUTHORIZED_QUERY.code
+    refusal = Refusal(status, fault.code or code, fault.message or message)
+    return refuse(state, now, gateway, refusal)
+
+
+def unauthorized(state: State, gateway: Gateway, headers: Mapping[str, str], *, create: bool) -> Refusal | None:
+    """Return the 401 or 403 for a caller who may not ask, else None."""
+    scheme, _, key = headers.get("authorization", "").partition(" ")
+    key = key.strip() if scheme.lower() == "bearer" else ""
+    settings = state.settings
+    if gateway == "defapi":
+        if key in settings.api_keys:
+            return None
+        return defapi.UNAUTHORIZED if create else defapi.UNAUTHORIZED_QUERY
+    if settings.gateway_host is not None:
+        host = headers.get("host", "").lower()
+        if settings.gateway_host.lower() not in (host, host.partition(":")[0]):
+            return apimall.WRONG_HOST
+    if key in settings.api_keys:
+        return None
+    return apimall.NOT_APPROVED if key in settings.unapproved_keys else apimall.UNAUTHORIZED
+
+
+def _retry_after(state: State, now: float, wait_s: float) -> str:
+    if state.settings.retry_after == "seconds":
+        return str(ceil(wait_s))
+    at = state.settings.started_at + timedelta(seconds=ceil(now + wait_s))
+    return format_datetime(at, usegmt=True)
