@@ -96,7 +96,7 @@ class Session:
         self._session_task = SessionTask(f"<Session {self.gateway.name}>", self._components)
 
     def __repr__(self) -> str:
-        if "_host" not in self.__dict__:  # it stands in the traceback of a setting that was refused
+        if "_session_task" not in self.__dict__:  # it stands in the traceback of a setting that was refused
             return "<Session not built>"
         engine = self._session_task.engine
         state = "not open" if engine is None else f"open, {engine.slots.held} jobs held"
@@ -112,7 +112,7 @@ class Session:
         await self.aclose()
 
     def __del__(self) -> None:
-        if "_host" in self.__dict__:  # else a setting was refused
+        if "_session_task" in self.__dict__:  # else a setting was refused
             self._session_task.warn_unclosed()
 
     async def open(self) -> None:

@@ -37,7 +37,7 @@ class Mutation:
 def _no_write_before_the_post() -> list[Change]:
     async def write_intent(self: Any, entry: TrackedJob) -> None:
         entry.first_attempt_at = min(entry.first_attempt_at, self._clock())
-        sent_at = entry.record.first_sent_at or self._books.utcnow()
+        sent_at = entry.record.first_sent_at or self._store.utcnow()
         entry.set_record(entry.record.transition_to(JobState.SUBMITTING, first_sent_at=sent_at))
 
     return [(Submitter, "_write_intent", write_intent)]
@@ -83,12 +83,12 @@ def _doubt_forgotten_on_a_refusal() -> list[Change]:
 
 
 def _told_before_written() -> list[Change]:
-    async def learn(self: Any, entry: TrackedJob, state: JobState, **facts: Any) -> None:
+    async def record_known(self: Any, entry: TrackedJob, state: JobState, **facts: Any) -> None:
         before, after = entry.ledger_record, entry.record.transition_to(state, **facts)
-        self._take(entry, after, stored=after)
+        self._set(entry, after, stored=after)
         await self.ledger.advance(before, after)
 
-    return [(JobStore, "learn", learn)]
+    return [(JobStore, "record_known", record_known)]
 
 
 def _adopts_from_the_living() -> list[Change]:
@@ -118,11 +118,11 @@ def _never_lets_go() -> list[Change]:
 
 
 def _found_half_way_is_sent_as_new() -> list[Change]:
-    async def take_up(self: Any, entry: TrackedJob) -> float:
-        await self._books.move(entry, JobState.PENDING)
+    async def recover(self: Any, entry: TrackedJob) -> float:
+        await self._store.transition(entry, JobState.PENDING)
         return float(self._clock())
 
-    return [(Submitter, "take_up", take_up)]
+    return [(Submitter, "recover", recover)]
 
 
 def _lost_answer_taken_for_unsent() -> list[Change]:
@@ -147,11 +147,11 @@ def _other_bytes_on_a_repeat() -> list[Change]:
 
 
 def _refused_is_renewed_in_memory_only() -> list[Change]:
-    async def renew(self: Any, entry: TrackedJob, *, body: bytes) -> None:
+    async def start_generation(self: Any, entry: TrackedJob, *, body: bytes) -> None:
         after = entry.record.next_generation(body=body, created_at=self.utcnow())
-        self._take(entry, after, stored=after)
+        self._set(entry, after, stored=after)
 
-    return [(JobStore, "renew", renew)]
+    return [(JobStore, "start_generation", start_generation)]
 
 
 def _uncertain_is_bought_again() -> list[Change]:
@@ -163,7 +163,7 @@ def _uncertain_is_bought_again() -> list[Change]:
             return evolve(claim, record=evolve(claim.record, state=JobState.REFUSED))
         return claim
 
-    return [(Claims, "_claim_of", claimed)]
+    return [(Claims, "_claim", claimed)]
 
 
 def _ended_jobs_are_forgotten() -> list[Change]:
@@ -190,7 +190,7 @@ def _settled_without_asking() -> list[Change]:
     async def known(self: JobResolver, task_id: str, age_s: float) -> bool:
         return True
 
-    return [(JobResolver, "_is_known", known)]
+    return [(JobResolver, "_is_known_task", known)]
 
 
 def _account_is_its_api_key() -> list[Change]:
