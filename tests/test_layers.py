@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parent.parent / "nanobanana_async"
-MAX_LINES = 320
+MAX_LINES = 330
 
 FLOORS: tuple[frozenset[str], ...] = (
     frozenset({"_version"}),
@@ -23,7 +23,7 @@ FLOORS: tuple[frozenset[str], ...] = (
     frozenset({"models"}),
     frozenset({"jobs"}),
     frozenset({"gateways", "policy"}),
-    frozenset({"config", "loops", "events"}),
+    frozenset({"config", "events", "loop_guard"}),
     frozenset({"http", "ledger"}),
     frozenset({"images"}),
     frozenset({"engine"}),
@@ -42,7 +42,8 @@ ROOT_FLOOR = FLOOR_OF["webhooks"]
 
 # Above the line: no await, no clock, no socket.
 THOUGHT = frozenset(
-    {"_version", "errors", "escaping", "validators", "notebook_html", "models", "jobs", "gateways", "policy", "rows"}
+    {"_version", "errors", "escaping", "formatting", "validators", "notebook_html", "models", "jobs"}
+    | {"gateways", "policy"}
 )
 IO_MODULES = frozenset(
     {"aiohttp", "anyio", "asyncio", "concurrent", "http", "logging", "select", "selectors", "signal", "socket"}
@@ -63,7 +64,7 @@ GUESTS = {
     "pytest_asyncio": frozenset({"emulator", "testing"}),
 }
 # The emulator is no client of a gateway, but it calls back, and shares no code with the door.
-NAMES_AIOHTTP_ERRORS = frozenset({"http", "emulator"})
+NAMES_AIOHTTP_ERRORS = frozenset({"http", "images", "emulator"})
 
 
 def parsed(package: Path) -> Iterator[tuple[str, str, ast.Module]]:
