@@ -17,10 +17,11 @@ from nanobanana_async.errors import (
 )
 from nanobanana_async.events import log
 from nanobanana_async.jobs import JobRecord, JobState, validate_task_id
-from nanobanana_async.policy.retry import LATE_REPLICA_S, MAX_RETRY_AFTER_S
+from nanobanana_async.policy.retry import LATE_REPLICA_S, MAX_RETRY_AFTER_S, is_outage
 
 # How long after a 404 or a 429 the gateway is asked about a task again.
 ASK_AGAIN_S = 2.0
+FIRST_WAIT_S = 0.125
 
 
 class JobResolver:
@@ -99,22 +100,28 @@ class JobResolver:
         return await answer
 
     async def _ask_until_sure(self, task_id: str, age_s: float) -> bool:
-        """Ask about a task; a 404 right after its create is a replica that lags, and is asked about again."""
-        since = self._clock() - age_s
+        """Query a task until the gateway knows it or must know it; return whether it does.
+
+        A 404 right after the create may come from a replica that lags, and trouble of the gateway passes: both are
+        queried again, for as long as a replica may lag.
+        """
         began = self._clock()
+        wait_s = FIRST_WAIT_S
         while True:
-            wait_s = ASK_AGAIN_S
+            wait_s = min(2 * wait_s, ASK_AGAIN_S)
+            asked_s = 0.0
             try:
                 await self._engine.poller.query_once(task_id)
                 return True
             except TaskNotFound:
-                if self._clock() - since >= LATE_REPLICA_S:
+                if self._clock() - began + age_s >= LATE_REPLICA_S:
                     return False
-            except RateLimited as error:
-                wait_s = max(wait_s, min(error.retry_after_s or 0.0, MAX_RETRY_AFTER_S))
-                if self._clock() + wait_s - began >= LATE_REPLICA_S:
+            except NanoBananaError as error:
+                asked_s = min(getattr(error, "retry_after_s", None) or 0.0, MAX_RETRY_AFTER_S)
+                passes = is_outage(error) or isinstance(error, RateLimited)
+                if not passes or self._clock() + max(wait_s, asked_s) - began >= LATE_REPLICA_S:
                     raise
-            await anyio.sleep(wait_s)
+            await anyio.sleep(max(wait_s, asked_s))
 
     def _age_s(self, record: JobRecord) -> float:
         """How old a task of this job may be at most."""

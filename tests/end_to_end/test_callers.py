@@ -86,7 +86,9 @@ async def test_a_generate_cancelled_before_anything_was_sent_is_withdrawn_and_co
             await asyncio.wait([second])
             await until(lambda: session.stats().withdrawn == 1)
             assert (await first).images
-            assert await session.job("owl-1") is None
+            withdrawn = await session.job("owl-1")
+            assert withdrawn is not None
+            assert withdrawn.state is JobState.WITHDRAWN
         assert emulator.stats().creates_received == 1
         assert charged(emulator.stats(), 1)
     assert JobState.WITHDRAWN in listener.states

@@ -204,12 +204,12 @@ async def test_a_replica_that_lags_does_not_lose_the_job(name: GatewayName) -> N
     assert any(isinstance(error, TaskNotFound) for error in listener.errors)
 
 
-async def test_an_unknown_task_is_looked_for_a_while_and_waiting_for_it_can_be_ended() -> None:
+async def test_unknown_task_is_not_attached() -> None:
     async with emulated() as emulator, quick(emulator) as session:
-        job = await session.attach("img_never")
-        with pytest.raises(JobUnfinished):
-            await job.result(timeout=0.2)
+        with pytest.raises(TaskNotFound, match="knows no task img_never"):
+            await session.attach("img_never")
         assert emulator.stats().requests["apimall.query"] > 1
+        assert await session.job("task-img_never") is None
 
 
 @pytest.mark.parametrize("fault", [None, faults.error(503), faults.reset(), faults.garbage()], ids=str)
@@ -230,12 +230,11 @@ async def test_a_task_whose_id_was_kept_is_attached_and_nothing_is_bought(
 
 
 @pytest.mark.parametrize("status", [401, 403])
-async def test_an_attached_task_that_may_not_be_looked_at_is_refused_with_its_own_exception(status: int) -> None:
+async def test_attaching_a_task_without_access_raises_its_own_exception(status: int) -> None:
     async with emulated() as emulator, quick(emulator) as session:
         emulator.queue_faults("apimall.query", faults.error(status))
-        job = await session.attach("img_of_somebody")
         with pytest.raises(AuthenticationError if status == 401 else AccessDenied):
-            await job
+            await session.attach("img_of_another_account")
 
 
 async def test_a_finished_job_whose_images_come_late_is_looked_at_again() -> None:

@@ -24,7 +24,7 @@ from tests.engine.scenes import apimall, defapi, now, virtually
 
 DECISIONS: dict[str, dict[str, Any]] = {
     "task_id": {"task_id": "t1"},
-    "refused": {"refused": True},
+    "not_bought": {"not_bought": True},
     "buy_again": {"buy_again": True},
 }
 
@@ -108,7 +108,7 @@ async def test_what_the_gateway_could_not_confirm_changes_nothing(trouble: Reply
     shop, book = Gateway(), SharedNotebook()
     async with Process(book, shop.answer, session_of=defapi) as process:
         job = await uncertain(process.session, shop)
-        shop.says = [trouble]
+        shop.says = [trouble] * 100
         with pytest.raises((TransportError, AuthenticationError, UnexpectedResponse)):
             await process.session.resolve(job, task_id="t1")
         assert book.states() == {KEY: JobState.UNCERTAIN}
@@ -179,7 +179,7 @@ async def test_a_running_job_whose_task_is_unknown_is_settled(way: str, where: s
         await lost_task(a, shop, book)
         process = a if where == "here" else b
         settled = await process.session.resolve(KEY, **DECISIONS[way])
-        if way == "refused":
+        if way == "not_bought":
             assert settled.state is JobState.REFUSED
             assert (book.record(KEY).task_id, book.record(KEY).in_doubt) == (None, False)
             await asyncio.sleep(1.0)

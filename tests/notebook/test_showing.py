@@ -132,7 +132,7 @@ def test_stats_say_at_the_start_what_is_not_known_yet() -> None:
 def test_stats_are_a_table_of_what_was_learned() -> None:
     learned = stats(
         job_limit=6,
-        rate_limit=1.25,
+        creates_per_s=1.25,
         gate_open=False,
         median_job_s=75.0,
         succeeded=11,
