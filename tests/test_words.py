@@ -21,10 +21,12 @@ GLOSSARY = "docs/architecture.md"
 SEARCHED = ("README.md", "CHANGELOG.md", "docs", "nanobanana_async")
 """Files and folders in which retired words are counted."""
 
-CLEAN: tuple[str, ...] = ("README.md", "CHANGELOG.md", "docs")
+CLEAN: tuple[str, ...] = ("README.md", "CHANGELOG.md", "docs", "tests/test_docs.py")
 """Files and folders that must have none; add a path when it is clean."""
 
-ALLOWED: tuple[tuple[str, str, str], ...] = ()
+ALLOWED: tuple[tuple[str, str, str], ...] = (
+    ("docs/notebook.ipynb", "picture", "the emulator's setting is named picture_scale"),
+)
 """Exceptions: path, word, reason."""
 
 SECTION = "### Retired words"
@@ -192,7 +194,15 @@ def test_exception_is_still_needed(path: str, word: str, reason: str) -> None:
 
 @pytest.mark.parametrize(
     "source",
-    ["desk = 1", "class Purse: ...", "def f(ghost): ...", "x.on_wire", "f(wish=1)", "from a.heard import b", "import desk"],
+    [
+        "desk = 1",
+        "class Purse: ...",
+        "def f(ghost): ...",
+        "x.on_wire",
+        "f(wish=1)",
+        "from a.heard import b",
+        "import desk",
+    ],
 )
 def test_retired_identifier_is_found(source: str) -> None:
     assert len(search("module.py", source)) == 1
@@ -203,7 +213,7 @@ def test_retired_prose_is_found(source: str) -> None:
     assert len(search("module.py", source)) == 1
 
 
-@pytest.mark.parametrize("source", ["wire_key = 1", "# look it up elsewhere", "# the wire format", "x = 'told'", "the = ahe"])
+@pytest.mark.parametrize("source", ["wire_key = 1", "# look up elsewhere", "# wire format", "x = 'told'", "the = ahe"])
 def test_other_words_are_let_through(source: str) -> None:
     assert search("module.py", source) == []
 
