@@ -16,7 +16,7 @@ from pathlib import Path
 
 import anyio
 
-from nanobanana_async.emulator import API_KEY, Chance, Emulator, LogNormal, faults
+from nanobanana_async.emulator import API_KEY, Emulator, LogNormal, RandomFault, faults
 
 HERE = Path(__file__).parent
 GATEWAYS = ("apimall", "defapi")
@@ -38,7 +38,9 @@ def arguments() -> argparse.Namespace:
 
 def emulated(options: argparse.Namespace) -> Emulator:
     """Return the emulated gateways."""
-    lost = [Chance(0.2, faults.reset(processed=True), endpoint) for endpoint in ("apimall.create", "defapi.create")]
+    lost = [
+        RandomFault(0.2, faults.reset(processed=True), endpoint) for endpoint in ("apimall.create", "defapi.create")
+    ]
     return Emulator(
         job_limit=options.job_limit,
         duration=LogNormal(median_s=options.job_seconds),
