@@ -48,7 +48,7 @@ async def test_the_tour_runs_and_shows_pictures(tmp_path: Path, monkeypatch: pyt
     assert any(WIDGET in output.data for output in cells["batch"].outputs if "data" in output)
     assert Page(html(cells["batch"])).text.endswith("done 19 \N{NO-BREAK SPACE} failed 1")
     assert "InvalidRequest" in html(cells["bad-row"])
-    assert printed(cells["rerun"]) == "18 pictures, 0 of them bought anew\n"
+    assert printed(cells["rerun"]) == "18 images, 0 of them bought again\n"
     assert "23 succeeded" in html(cells["stats"])
     assert cells["save"].outputs[0].data["text/plain"].endswith(".png']")
     assert "closed" in cells["close"].outputs[0].data["text/plain"]

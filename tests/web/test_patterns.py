@@ -76,7 +76,7 @@ async def test_aiohttp_answers_202_when_a_picture_takes_too_long_and_the_picture
         server = Server([str(file)], port, {**pointed_at(emulator), "PORT": str(port)}, tmp_path)
         async with running(server), aiohttp.ClientSession() as http:
             wish = {"prompt": "a slow fox"}
-            async with http.post(f"{server.url}/pictures", json=wish, headers=headers_of(1)) as answer:
+            async with http.post(f"{server.url}/images", json=wish, headers=headers_of(1)) as answer:
                 assert answer.status == 202
             records = await all_ended(tmp_path / "jobs.sqlite")
             assert await check_paid(emulator, records) == {JobState.SUCCEEDED: 1}

@@ -98,12 +98,12 @@ async def test_a_prompt_is_typed_and_its_picture_arrives(tmp_path: Path) -> None
     ):
         async with visiting(server) as visit:
             page = visit.page
-            await expect(page.get_by_text("No pictures yet")).to_be_visible()
+            await expect(page.get_by_text("No images yet")).to_be_visible()
             await visit.order("a lighthouse in fog")
             await expect(page.locator(".card.busy")).to_have_count(1)
             await expect(page.get_by_label("What do you want to see?")).to_be_empty()
             await visit.sees("a lighthouse in fog")
-            await expect(page.get_by_text("No pictures yet")).to_be_hidden()
+            await expect(page.get_by_text("No images yet")).to_be_hidden()
             await expect(page.get_by_role("status")).to_have_text("Done: a lighthouse in fog")
 
             await page.keyboard.press("Tab")  # from the prompt on, with the keyboard alone
