@@ -24,7 +24,10 @@ from typing import Any, ClassVar, Literal, Protocol, Self, TypeVar
 E = TypeVar("E", bound="NanoBananaError")
 
 LimitKind = Literal["jobs", "rate"]
-"""What a 429 speaks of: the jobs at once, or the rate of requests."""
+"""Which limit a 429 reports: too many jobs at once, or too many requests in a time."""
+
+MAX_RETRY_AFTER_S = 120.0
+"""The longest `Retry-After` that is obeyed. A longer one would let one wrong header stop a session."""
 
 
 class JobHandle(Protocol):

@@ -5,9 +5,8 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 
-from nanobanana_async.errors import LimitKind
+from nanobanana_async.errors import MAX_RETRY_AFTER_S, LimitKind
 
-MAX_RETRY_AFTER_S = 120.0
 _LONG_HEADER = 1000
 _LONG_SENTENCE = 1000
 

@@ -47,7 +47,7 @@ def test_as_many_as_fit_may_be_bought_and_the_next_waits_for_them() -> None:
     assert budget.check(FOX) is LATER
     assert budget.reserved == 24
     for key in "abc":
-        budget.settle(key, EIGHT)
+        budget.charge(key, EIGHT)
     assert budget.spent == 24
     assert budget.reserved == 0
     assert budget.check(FOX) is NEVER
@@ -59,8 +59,8 @@ def test_as_many_as_fit_may_be_bought_and_the_next_waits_for_them() -> None:
 def test_a_job_is_settled_by_its_cost_or_by_what_was_set_aside(price: Price, cost: Decimal | None, spent: int) -> None:
     budget, _ = a_budget("8")
     budget.reserve("a", price)
-    budget.settle("a", cost)
-    budget.settle("a", cost)
+    budget.charge("a", cost)
+    budget.charge("a", cost)
     assert budget.spent == spent
     assert budget.reserved == 0
 
@@ -93,11 +93,11 @@ def test_nothing_is_bought_whose_estimate_passes_the_cap() -> None:
     budget, _ = a_budget("7")
     assert budget.check(GUESS) is NEVER
     assert budget.explain(GUESS) == (
-        "max_credits is 7, 0 are spent, and a job estimated at 8 would pass it: the example of the gateway's reference,"
-        " no such job has told its price yet; expected_credits sets another estimate"
+        "max_credits is 7, 0 are spent, and a job estimated at 8 would pass it: the estimate is the example of the gateway's"
+        " reference, the price of such jobs is not known yet; expected_credits sets another estimate"
     )
-    assert "expected_credits says so" in budget.explain(HOPE)
-    assert "the gateway does not say what such jobs cost" in budget.explain(WORD)
+    assert "the estimate is expected_credits" in budget.explain(HOPE)
+    assert "the gateway does not state what such jobs cost" in budget.explain(WORD)
 
 
 @pytest.mark.parametrize("end", ["park", "settle"])
@@ -107,9 +107,9 @@ def test_an_estimate_that_nobody_will_tell_stops_the_others_until_the_user_says_
     if end == "park":
         budget.suspend("a")
     else:
-        budget.settle("a", None)
+        budget.charge("a", None)
     assert budget.check(GUESS) is NEVER
-    assert "a job estimated at 8 is not bought as long as nobody has said" in budget.explain(GUESS)
+    assert "a job estimated at 8 is not bought while the cost of an earlier job" in budget.explain(GUESS)
     assert budget.check(Price("fox", Decimal(30), Basis.EXPECTED)) is NOW
     assert budget.spent + budget.reserved == 30  # the user's word stands for the first one, too
     assert budget.check(Price("owl", Decimal(51))) is NEVER
@@ -123,13 +123,13 @@ def test_a_price_told_later_counts_for_what_was_bought_before(end: str) -> None:
     if end == "park":
         budget.suspend("a")
     else:
-        budget.settle("a", None)
+        budget.charge("a", None)
     assert budget.reserved == 2
     prices.learn("fox", EIGHT)
     assert budget.reserved + budget.spent == 8 or budget.spent == 8
     assert budget.check(FOX) is NOW
     budget.reserve("b", FOX)
-    budget.settle("b", EIGHT)
+    budget.charge("b", EIGHT)
     assert budget.check(FOX) is NEVER
     assert budget.explain(FOX).startswith(
         "max_credits is 16, 16 are spent" if end == "settle" else "max_credits is 16, 8"
@@ -142,7 +142,7 @@ def test_what_is_in_doubt_stays_set_aside_and_is_not_waited_for() -> None:
     budget.suspend("a")
     assert budget.check(FOX) is NEVER
     assert budget.reserved == 8
-    assert "8 are set aside for jobs in doubt" in budget.explain(FOX)
+    assert "8 are reserved for jobs in doubt" in budget.explain(FOX)
     budget.resume("a")
     assert budget.check(FOX) is LATER
     budget.suspend("a")
@@ -159,7 +159,7 @@ def test_jobs_that_draw_on_something_else_change_nothing() -> None:
     budget.set_price("b", EIGHT)
     budget.suspend("b")
     budget.resume("b")
-    budget.settle("b", EIGHT)
+    budget.charge("b", EIGHT)
     budget.release("b")
     assert budget.spent == 0
     assert budget.reserved == 0
@@ -173,7 +173,7 @@ def test_a_price_above_its_estimate_passes_the_cap_once() -> None:
     budget.set_price("a", Decimal(28))
     assert budget.reserved == 28
     assert budget.check(prices.estimate("fox", EIGHT, None)) is LATER
-    budget.settle("a", Decimal(28))
+    budget.charge("a", Decimal(28))
     assert budget.check(prices.estimate("fox", EIGHT, None)) is NEVER
 
 
@@ -209,7 +209,7 @@ def test_the_cap_of_a_named_batch_asks_the_ledger_until_it_says_no() -> None:
     assert (cap.check(FOX), cap.explain(FOX), cap.asks_at) == (NEVER, "no room", 7.0)
     assert cap.check(Price("owl", EIGHT)) is NOW
     changes: list[Callable[[], None]] = [
-        partial(cap.settle, "a", None),
+        partial(cap.charge, "a", None),
         partial(cap.suspend, "a"),
         partial(cap.release, "a"),
         cap.ask_again,
@@ -279,7 +279,7 @@ def test_three_times_a_tenth_is_three_tenths() -> None:
     for key in "abc":
         assert budget.check(price) is NOW
         budget.reserve(key, price)
-        budget.settle(key, Decimal("0.100000"))
+        budget.charge(key, Decimal("0.100000"))
     assert budget.spent == Decimal("0.3")
     assert budget.check(price) is NEVER
 

@@ -26,12 +26,9 @@ from nanobanana_async.errors import (
 )
 from nanobanana_async.policy.retry import (
     LATE_REPLICA_S,
-    MAX_RETRY_AFTER_S,
     Attempt,
-    CircuitBreaker,
     FailureKind,
     RetryAction,
-    RetryBudget,
     RetryPolicy,
     classify_failure,
     decide_create,
@@ -270,62 +267,3 @@ def test_backoff_stays_in_the_upper_half_of_a_ceiling_that_doubles(number: int, 
     policy = RetryPolicy(first_backoff_s=0.5, max_backoff_s=30.0)
     ceiling = 30.0 if number > 6 else 0.5 * 2 ** (number - 1)
     assert ceiling / 2 <= policy.backoff_s(number, jitter) <= ceiling
-
-
-def test_one_lone_failure_closes_no_gate_and_three_in_a_row_do() -> None:
-    gate = CircuitBreaker(RetryPolicy(first_backoff_s=2.0))
-    gate.failed(10.0, jitter=1.0)
-    gate.failed(10.0, jitter=1.0)
-    assert not gate.half_open
-    assert gate.allows(10.0, on_wire=9)
-    gate.failed(10.0, jitter=1.0)
-    assert gate.half_open
-    assert not gate.allows(11.9, on_wire=0)
-
-
-def test_behind_a_closed_gate_single_probes_leave_after_growing_waits_until_one_succeeds() -> None:
-    gate = CircuitBreaker(RetryPolicy(first_backoff_s=2.0, max_backoff_s=5.0), failures=2)
-    waits: list[float] = []
-    now = 0.0
-    for _ in range(4):
-        gate.failed(now, jitter=1.0)
-        waits.append(gate.opens_at - now)
-        now = gate.opens_at
-        assert gate.allows(now, on_wire=0)
-        assert not gate.allows(now, on_wire=1)
-    assert waits == [2.0, 4.0, 5.0, 5.0]
-    gate.succeeded()
-    assert gate.allows(now, on_wire=99)
-
-
-def test_retry_after_closes_the_gate_for_everybody_and_a_hostile_one_is_capped() -> None:
-    gate = CircuitBreaker(RetryPolicy())
-    gate.pause_until(100.0, 5.0)
-    assert not gate.allows(104.9, on_wire=0)
-    assert gate.allows(105.0, on_wire=50)
-    gate.pause_until(100.0, math.inf)
-    gate.pause_until(100.0, 1.0)
-    assert gate.opens_at == 100.0 + MAX_RETRY_AFTER_S
-    gate.succeeded()
-    assert not gate.allows(219.9, on_wire=0)
-
-
-def test_the_budget_lets_fifty_repeats_leave_and_then_one_for_each_ten_requests() -> None:
-    budget = RetryBudget()
-    assert [budget.draw(0.0) for _ in range(51)] == [True] * 50 + [False]
-    for _ in range(9):
-        budget.earn()
-    assert not budget.draw(0.0)
-    budget.earn()
-    budget.earn()
-    assert budget.draw(0.0)
-
-
-def test_the_budget_refills_slowly_with_time_never_over_its_capacity_nor_backwards() -> None:
-    budget = RetryBudget(tokens=0.0)
-    assert not budget.draw(9.0)
-    assert budget.draw(11.0)
-    assert not budget.draw(5.0)
-    budget.tokens = 49.99
-    budget.earn()
-    assert budget.tokens == 50.0
