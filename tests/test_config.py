@@ -44,7 +44,7 @@ def test_the_environment_can_move_it_elsewhere(environ: dict[str, str]) -> None:
     [
         ({}, "set APIMALL_API_KEY or DEFAPI_API_KEY"),
         ({"APIMALL_API_KEY": " "}, "set APIMALL_API_KEY or DEFAPI_API_KEY"),
-        (MALL | DEF, "say which in NANOBANANA_GATEWAY"),
+        (MALL | DEF, "choose one gateway with NANOBANANA_GATEWAY"),
         (MALL | {"NANOBANANA_GATEWAY": "openai"}, "must be one of apimall, defapi, not 'openai'"),
         (MALL | NAMED_DEF, "DEFAPI_API_KEY is not set"),
         (NAMED_MALL, "APIMALL_API_KEY is not set"),

@@ -49,7 +49,7 @@ def test_a_field_that_fits_is_kept(field: str, value: Any) -> None:
         ("prompt", " \n", "prompt is empty"),
         ("prompt", None, "prompt must be text, not NoneType"),
         ("prompt", b"x", "prompt must be text, not bytes"),
-        ("prompt", "a\ud800", "prompt holds a lone surrogate at 1"),
+        ("prompt", "a\ud800", "prompt contains a lone surrogate at index 1"),
         ("images", "https://a.example/1.png", "images must be a list of URLs, not one string"),
         ("images", None, "images must be a list of URLs, not NoneType"),
         ("images", {"https://a.example/1.png"}, "images must be a list of URLs, not set"),

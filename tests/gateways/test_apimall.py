@@ -167,7 +167,7 @@ def test_odd_decoration_does_not_lose_a_job_that_was_paid_for(name: str, expecte
         ("apimall_create_control_id.json", "printable text of 1 to 512"),
         ("apimall_create_long_id.json", "printable text of 1 to 512"),
         ("apimall_create_dots_id.json", "printable text of 1 to 512"),
-        ("apimall_create_refused_with_id.json", "refuses and names a task"),
+        ("apimall_create_refused_with_id.json", "an error and a task id"),
     ],
 )
 def test_a_create_answer_that_does_not_fit_says_what_is_wrong(name: str, why: str) -> None:
@@ -302,5 +302,5 @@ def test_an_inline_picture_is_kept_out_of_raw() -> None:
 
 
 def test_it_sends_no_callbacks() -> None:
-    with pytest.raises(UnexpectedResponse, match="sends no callbacks"):
+    with pytest.raises(UnexpectedResponse, match="does not send callbacks"):
         mall.read_callback(body("defapi_callback.json"))

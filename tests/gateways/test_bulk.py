@@ -37,7 +37,7 @@ def test_too_much_beside_the_images_is_refused_as_soon_as_it_is_there(size: int)
         for _ in range(0, 60, size):
             bounds.feed(b"x" * size)
 
-    with pytest.raises(AnswerTooLarge, match="more than 40 bytes beside its images"):
+    with pytest.raises(AnswerTooLarge, match="more than 40 bytes outside its images"):
         feed()
 
 
@@ -75,7 +75,7 @@ def test_an_image_is_lifted_out_and_put_back_as_it_was(spelling: str, folds: int
 def test_what_was_not_lifted_out_stays_as_it_is() -> None:
     assert restore_inline_image("https://a.example/lifted-1-2", b"x" * 100) == "https://a.example/lifted-1-2"
     assert json.loads(lift_inline_images(b'{"a":"data:image/png;base64,"}')) == {"a": "data:image/png;base64,"}
-    with pytest.raises(ValueError, match="ends within an image"):
+    with pytest.raises(ValueError, match="ends inside an image"):
         lift_inline_images(b'{"a":"data:image/png;base64,AAAA')
     with pytest.raises(ValueError, match="ascii"):
         restore_inline_image("data:image/png;base64,lifted-0-2", "ää".encode())
@@ -101,7 +101,7 @@ def test_a_large_inline_image_is_delivered_whole_and_kept_out_of_raw(folded: boo
     ("body", "why"),
     [
         (b'{"success":true,"data":[' + b"[]," * 30_000 + b"0]}", "more than 50000 values"),
-        (b'{"data":"' + b"x" * 1_100_000 + b'"}', "more than 1048576 bytes beside its images"),
+        (b'{"data":"' + b"x" * 1_100_000 + b'"}', "more than 1048576 bytes outside its images"),
         (b'{"data":"data:image/png;base64,' + b"A" * LARGE, "not JSON"),
     ],
 )

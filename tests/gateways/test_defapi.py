@@ -132,7 +132,7 @@ def test_an_accepted_create_gives_its_task_id(name: str, expected: Accepted) -> 
         ("list.json", "not a JSON object"),
         ("proxy_json.json", "required field missing @ data.task_id"),
         ("defapi_create_no_id.json", "required field missing @ data.task_id"),
-        ("defapi_create_refused_with_id.json", "refuses and names a task"),
+        ("defapi_create_refused_with_id.json", "an error and a task id"),
     ],
 )
 def test_a_create_answer_that_does_not_fit_says_what_is_wrong(name: str, why: str) -> None:
@@ -156,7 +156,7 @@ def test_a_create_answer_that_does_not_fit_says_what_is_wrong(name: str, why: st
         ("defapi_error_credits.json", 200, InsufficientCredits, "Insufficient balance", "1"),
         ("defapi_error_500_code.json", 200, GatewayUnavailable, "Something broke", "500"),
         ("defapi_error_unclear.json", 200, GatewayUnavailable, "failed", "1"),
-        ("defapi_error_wordless.json", 200, GatewayUnavailable, "refused without a word", "1"),
+        ("defapi_error_wordless.json", 200, GatewayUnavailable, "the gateway gave no reason", "1"),
         ("defapi_error_code_list.json", 200, RateLimited, "too many requests", None),
     ],
 )
@@ -251,7 +251,7 @@ def test_the_reason_of_a_failure_is_told_if_there_is_one(name: str, error: str |
     [
         ("defapi_success_odd_result.json", "an image is a URL or a data URI, not dict"),
         ("defapi_success_odd_image.json", "an image is a URL or a data URI, not int"),
-        ("defapi_success_inline_text.json", "an image's data URI is not a base64 picture"),
+        ("defapi_success_inline_text.json", "an image's data URI is not a base64 image"),
     ],
 )
 def test_a_task_with_a_misfit_alone_has_ended_without_an_image_and_says_why(name: str, why: str) -> None:

@@ -23,7 +23,7 @@ MISFITS = {
     "a port that is none": ("https://cdn.example:99999/1.png", "neither an http"),
     "port zero": ("https://cdn.example:0/1.png", "neither an http"),
     "no host": ("https:///1.png", "neither an http"),
-    "no image inline": ("data:text/html;base64,PGI+", "not a base64 picture"),
+    "no image inline": ("data:text/html;base64,PGI+", "not a base64 image"),
 }
 
 
@@ -60,4 +60,4 @@ def test_nothing_but_misfits_is_an_end_without_an_image(gateway: str) -> None:
 def test_a_list_without_end_is_looked_at_so_far_and_no_further() -> None:
     delivery = parse_delivered([GOOD[0]] * 5000, b"")
     assert len(delivery.images) == 100
-    assert delivery.missing == ((100, "the gateway lists 5000 images, more than are looked at"),)
+    assert delivery.missing == ((100, "the gateway lists 5000 images, of which only 100 are read"),)

@@ -1,6 +1,5 @@
 """What a failed create or query means: the tables of both gateways, the gate, the budget, the backoff."""
 
-import math
 from typing import Any
 
 import pytest
