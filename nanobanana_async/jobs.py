@@ -219,7 +219,7 @@ def validate_task_id(task_id: object) -> str:
 
 
 def key_for_task(task_id: str) -> str:
-    """Return the key of a job that is known by its task id alone: readable if the id fits into a key, otherwise a hash."""
+    """Return the key of a job known by its task id alone: readable if the id fits into a key, otherwise a hash."""
     key = f"task-{task_id}"
     if len(key) <= MAX_KEY_LENGTH and all("!" <= character <= "~" for character in key):
         return key
