@@ -255,7 +255,7 @@ class JobWithdrawn(JobError):
 class JobUnfinished(JobError, TimeoutError):
     """The wait ended before the job did. Await it again, or find it by its key."""
 
-    advice = "the job goes on; await it again"
+    advice = "the job continues; await it again"
 
 
 class SessionClosed(NanoBananaError):

@@ -56,7 +56,7 @@ def _estimates_of_a_session_go_side_by_side() -> list[Change]:
     def careless(self: Budget, price: Price) -> Affordable:
         return consent(self, evolve(price, basis=Basis.TOLD))
 
-    return [(Budget, "consent", careless)]
+    return [(Budget, "check", careless)]
 
 
 def _forgotten_on_rebirth() -> list[Change]:
