@@ -1,4 +1,4 @@
-"""Text from outside made safe to print: a terminal obeys nothing in it, and one word stays on one line.
+"""Escape text from outside, so that it can't control a terminal or break a line.
 
 What is not printable (control characters of C0 and C1, DEL, bidirectional overrides, lone surrogates, line and
 paragraph separators) is written as Python would write it in a string: ``\\x1b``, ``\\u202e``.
@@ -8,12 +8,12 @@ import json
 import unicodedata
 from collections.abc import Callable
 
-# Joiners change the shape of the letters beside them, in Persian, in Hindi and in emoji; they are no commands.
+# Joiners change the shape of neighbouring letters, in Persian, Hindi and emoji. They are harmless.
 _JOINERS = "\u200c\u200d"
 
 
 class _Escapes(dict[int, str]):
-    """A table for `str.translate`. It keeps nothing: text from outside must not fill it."""
+    """A table for `str.translate`. It does not cache: text from outside must not fill memory."""
 
     def __init__(self, keeps: Callable[[str], bool], escape: Callable[[str], str]) -> None:
         super().__init__()
@@ -34,7 +34,7 @@ def _in_python(character: str) -> str:
 
 
 def _in_json(character: str) -> str:
-    if character == "\x7f":  # the one control character that JSON leaves as it is
+    if character == "\x7f":  # the one control character that JSON does not escape
         return "\\u007f"
     return json.dumps(character)[1:-1]
 
@@ -45,16 +45,16 @@ _JSON = _Escapes(_is_text, _in_json)
 
 
 def one_line(text: str) -> str:
-    """Return text for people: on one line, each run of whitespace as one space."""
+    """Return text for display: on one line, each run of whitespace as one space."""
     line = " ".join(text.split())
     return line if line.isprintable() else line.translate(_ONE_LINE)
 
 
 def exact(text: str) -> str:
-    """Return a value for scripts, such as a path or a URL: every space stays, and so do the joiners of letters."""
+    """Return a value for scripts, such as a path or a URL: spaces and joiners are kept."""
     return text if text.isprintable() else text.translate(_EXACT)
 
 
 def json_line(line: str) -> str:
-    """Return a line of JSON that was written without escapes, with those that a terminal or a reader needs."""
+    """Return a line of unescaped JSON with the characters escaped that a terminal or a line reader would act on."""
     return line if line.isprintable() else line.translate(_JSON)

@@ -1,4 +1,4 @@
-"""The event loop and the process that a session belongs to, and what cancels its tasks."""
+"""Check that a session is used in its own event loop and process; detect requested cancellations."""
 
 import asyncio
 import os
@@ -10,8 +10,8 @@ from nanobanana_async.errors import ConfigurationError
 class LoopGuard:
     """Refuses calls from another event loop, another thread or a forked child.
 
-    Futures and timers belong to one loop. A call from elsewhere would wait for ever, and the loop's own callers after
-    it. Nothing is refused before `bind` and after `release`: then nothing runs that a call could disturb.
+    Futures and timers belong to one loop. A call from another loop would wait for ever, and could block later calls
+    from the right loop. Before `bind` and after `release` nothing is refused, since nothing runs then.
     """
 
     def __init__(self, title: str) -> None:
@@ -21,22 +21,22 @@ class LoopGuard:
         self._thread = threading.current_thread()
 
     def bind(self) -> None:
-        """Remember the running loop, its thread and this process."""
+        """Bind the guard to the running loop, its thread and this process."""
         self._loop = asyncio.get_running_loop()
         self._process = os.getpid()
         self._thread = threading.current_thread()
 
     def release(self) -> None:
-        """Forget them: everything is closed."""
+        """Release the guard after everything is closed."""
         self._loop = None
 
     @property
     def forked(self) -> bool:
-        """Whether this is a forked child's copy of what its parent has open."""
+        """Whether this process is a fork of the one that called `bind`."""
         return self._loop is not None and self._process != os.getpid()
 
     def check(self) -> None:
-        """Raise `ConfigurationError` for a call that does not come from the loop and the process remembered."""
+        """Raise `ConfigurationError` for a call from another loop, thread or process."""
         loop = self._loop
         if loop is None:
             return
@@ -63,7 +63,7 @@ class LoopGuard:
 
 
 def running_loop() -> asyncio.AbstractEventLoop | None:
-    """Return the event loop that runs in this thread, if one does."""
+    """Return the running event loop of this thread; None if there is none."""
     try:
         return asyncio.get_running_loop()
     except RuntimeError:
@@ -71,10 +71,10 @@ def running_loop() -> asyncio.AbstractEventLoop | None:
 
 
 def cancel_requested() -> bool:
-    """Whether somebody has asked the current task to end.
+    """Return whether the cancellation of the current task was requested.
 
-    If not, a `CancelledError` that arrives in it comes from inside what it called: from a future of somebody else that
-    was cancelled, for example. That is a failure of the call, and no reason to end the task.
+    If not, a `CancelledError` comes from inside a call, for example from a future that other code cancelled. Then the
+    call failed, and the task should not end.
     """
     task = asyncio.current_task()
     return task is None or task.cancelling() > 0

@@ -1,4 +1,4 @@
-"""Numbers that users give: a wrong one is refused at birth, by its name and with the range that it must be in."""
+"""Validate numbers that users pass; errors state the name of the setting and the allowed range."""
 
 import math
 from collections.abc import Callable
@@ -13,7 +13,7 @@ from nanobanana_async.errors import ConfigurationError
 DAY_S = 86_400.0
 
 LONGEST_S = 1e9
-"""The longest duration that is a number, about 32 years. Timers, databases and calendars overflow beyond it."""
+"""The longest finite duration, about 32 years. Timers, databases and calendars overflow beyond it."""
 
 LARGEST_COUNT = 10**9
 
@@ -29,9 +29,9 @@ def as_number(
     most: float = LONGEST_S,
     endless: bool = False,
 ) -> float:
-    """Return a real number as a float: Decimal, Fraction and the numbers of numpy are taken, text and bool are not.
+    """Return a real number as a float: Decimal, Fraction and numpy numbers are accepted, text and bool are not.
 
-    With `endless` infinity is taken too, and means "no limit". Raises `ConfigurationError` that names the range.
+    With `endless` infinity is accepted too and means "no limit". Raises `ConfigurationError`, which states the range.
     """
     number = _as_float(value)
     bounded = (number > above if above is not None else number >= least) and number <= most
@@ -43,7 +43,7 @@ def as_number(
 
 
 def as_count(name: str, value: object, *, least: int = 1) -> int:
-    """Return a whole number as an int; raise `ConfigurationError` that names the range."""
+    """Return a whole number as an int; raise `ConfigurationError`, which states the range."""
     if isinstance(value, Integral) and not isinstance(value, bool) and least <= (count := int(value)) <= LARGEST_COUNT:
         return count
     limits = f"at least {least} and at most {LARGEST_COUNT}"
@@ -51,7 +51,7 @@ def as_count(name: str, value: object, *, least: int = 1) -> int:
 
 
 def as_timeout(name: str, value: object) -> float | None:
-    """Return how many seconds to wait; None and infinity mean "no limit"."""
+    """Return a timeout in seconds; None, for no limit, if the value is None or infinity."""
     if value is None:
         return None
     seconds = as_number(name, value, endless=True)
@@ -61,7 +61,7 @@ def as_timeout(name: str, value: object) -> float | None:
 def within(
     *, above: float | None = None, least: float = 0.0, most: float = LONGEST_S, endless: bool = False
 ) -> Validator:
-    """Return a validator of a field of settings that also stores the number as a float; see `as_number`."""
+    """Return a field validator that also stores the number as a float; see `as_number`."""
 
     def validate(settings: Any, attribute: "Attribute[Any]", value: Any) -> None:
         number = as_number(attribute.name, value, above=above, least=least, most=most, endless=endless)
@@ -71,27 +71,27 @@ def within(
 
 
 def at_least_one(settings: Any, attribute: "Attribute[Any]", value: Any) -> None:
-    """Refuse what is not a whole number of at least one, and store it as an int."""
+    """Validate a whole number of at least one, and store it as an int."""
     _store(settings, attribute, value, as_count(attribute.name, value))
 
 
 def switch(_: Any, attribute: "Attribute[Any]", value: object) -> None:
-    """Refuse what is neither True nor False: "no" would count as True."""
+    """Validate True or False. Truthy values are refused, since "no" would count as True."""
     if not isinstance(value, bool):
         raise ConfigurationError(f"{attribute.name} must be True or False, not {shown(value)}")
 
 
 def shown(value: object) -> str:
-    """Return a wrong value for an error message: whatever it is, it is printed short."""
+    """Return a short form of any value for an error message."""
     try:
         text = repr(value)
-    except Exception:  # of an int with more digits than Python prints, for example
+    except Exception:  # for example for an int with more digits than Python prints
         text = f"this {type(value).__name__}"
     return text if len(text) <= 60 else f"{text[:60]}..."
 
 
 def _as_float(value: object) -> float:
-    """Return a number as a float, NaN for all that is none, and for a finite number that no float can hold."""
+    """Return a number as a float; NaN for anything else, and for a finite number that exceeds the floats."""
     if isinstance(value, bool) or not isinstance(value, (Real, Decimal)):
         return math.nan
     try:
@@ -104,4 +104,4 @@ def _as_float(value: object) -> float:
 
 def _store(settings: Any, attribute: "Attribute[Any]", given: object, number: float) -> None:
     if type(given) is not type(number):
-        object.__setattr__(settings, attribute.name, number)  # the settings are frozen: it is still their birth
+        object.__setattr__(settings, attribute.name, number)  # the settings are frozen, and still being created

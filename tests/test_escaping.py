@@ -1,4 +1,4 @@
-"""Text from outside made safe to print."""
+"""Text from outside is escaped for terminals and scripts."""
 
 import json
 
@@ -20,7 +20,7 @@ ESCAPED = [
 
 
 @pytest.mark.parametrize(("text", "expected"), [*ESCAPED, ("a \r\n\t b\u2028c", "a b c"), ("füchse 狐", "füchse 狐")])
-def test_a_sentence_is_one_line_that_a_terminal_does_not_obey(text: str, expected: str) -> None:
+def test_one_line_escapes_control_characters(text: str, expected: str) -> None:
     assert one_line(text) == expected
 
 
@@ -33,18 +33,18 @@ def test_a_sentence_is_one_line_that_a_terminal_does_not_obey(text: str, expecte
         ("می\u200cروم", "می\u200cروم"),
     ],
 )
-def test_a_value_keeps_its_spaces_and_joiners(text: str, expected: str) -> None:
+def test_exact_keeps_spaces_and_joiners(text: str, expected: str) -> None:
     assert exact(text) == expected
 
 
 @given(st.text(st.characters()))
-def test_nothing_odd_is_left(text: str) -> None:
+def test_escaped_text_is_printable(text: str) -> None:
     assert one_line(text).isprintable()
     assert len(exact(text).splitlines()) <= 1
 
 
 @given(st.dictionaries(st.text(st.characters()), st.text(st.characters()), max_size=3))
-def test_a_line_of_json_reads_as_before(value: object) -> None:
+def test_json_line_keeps_the_value(value: object) -> None:
     line = json_line(json.dumps(value, ensure_ascii=False))
     assert json.loads(line) == value
     assert len(line.splitlines()) == 1

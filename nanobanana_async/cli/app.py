@@ -16,10 +16,8 @@ from cyclopts import App, CycloptsError, Parameter
 from rich.console import Console
 
 from nanobanana_async import (
-    ApiMall,
     ConcurrencyPolicy,
     ConfigurationError,
-    DefApi,
     Gateway,
     ImageRequest,
     InvalidRequest,
@@ -33,10 +31,11 @@ from nanobanana_async.cli.jobs.command import job_commands
 from nanobanana_async.config import gateway_from_env
 from nanobanana_async.emulator import Emulator, LogNormal, serve
 from nanobanana_async.escaping import one_line
+from nanobanana_async.gateways import registry
 from nanobanana_async.models import OutputFormat, Resolution
 from nanobanana_async.validators import as_count, as_number
 
-GatewayName = Literal["apimall", "defapi", "emulator"]
+GatewayName = registry.GatewayName | Literal["emulator"]
 
 OK, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
 
@@ -238,8 +237,7 @@ def _environ(name: GatewayName | None, base_url: str | None) -> dict[str, str]:
         environ["NANOBANANA_GATEWAY"] = name
     if base_url is not None:
         environ["NANOBANANA_BASE_URL"] = base_url
-    kinds: dict[str, type[ApiMall] | type[DefApi]] = {"apimall": ApiMall, "defapi": DefApi}
-    kind = kinds.get(environ.get("NANOBANANA_GATEWAY", "").strip().lower())
+    kind = registry.GATEWAYS.get(environ.get("NANOBANANA_GATEWAY", "").strip().lower())
     if kind is not None and not environ.get(kind.key_variable) and sys.stdin.isatty():
         environ[kind.key_variable] = getpass.getpass(f"API key of {kind.title}: ", stream=sys.stderr)
     return environ

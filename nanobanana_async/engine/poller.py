@@ -11,19 +11,18 @@ from nanobanana_async.engine.contained_send import send_contained
 from nanobanana_async.engine.store import JobStore
 from nanobanana_async.engine.timers import TICK_S
 from nanobanana_async.engine.tracked_job import NEVER, NOT_YET, TrackedJob
-from nanobanana_async.errors import NanoBananaError, RateLimited, UnexpectedResponse
+from nanobanana_async.errors import MAX_RETRY_AFTER_S, NanoBananaError, RateLimited, UnexpectedResponse
 from nanobanana_async.events import LONGEST_WORD, JobPolled, PollFailed, UnknownStatus
 from nanobanana_async.gateways.contract import Gateway, Transport
 from nanobanana_async.http.threads import AnswerReader
 from nanobanana_async.jobs import Failure, JobRecord, JobState, Observation
+from nanobanana_async.policy.circuit import CircuitBreaker
 from nanobanana_async.policy.durations import Durations
 from nanobanana_async.policy.poll_schedule import PollSchedule
 from nanobanana_async.policy.polling import PollPolicy
 from nanobanana_async.policy.rate import Pacer
 from nanobanana_async.policy.retry import (
     LATE_IMAGES_S,
-    MAX_RETRY_AFTER_S,
-    CircuitBreaker,
     RetryPolicy,
     ends_polling,
     is_outage,

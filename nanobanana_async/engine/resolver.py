@@ -8,6 +8,7 @@ from anyio.abc import TaskGroup
 from nanobanana_async.engine.engine import Engine
 from nanobanana_async.engine.tracked_job import TrackedJob
 from nanobanana_async.errors import (
+    MAX_RETRY_AFTER_S,
     InvalidRequest,
     LedgerError,
     NanoBananaError,
@@ -17,7 +18,7 @@ from nanobanana_async.errors import (
 )
 from nanobanana_async.events import log
 from nanobanana_async.jobs import JobRecord, JobState, validate_task_id
-from nanobanana_async.policy.retry import LATE_REPLICA_S, MAX_RETRY_AFTER_S, is_outage
+from nanobanana_async.policy.retry import LATE_REPLICA_S, is_outage
 
 # How long after a 404 or a 429 the gateway is asked about a task again.
 ASK_AGAIN_S = 2.0

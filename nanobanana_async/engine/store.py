@@ -150,7 +150,7 @@ class CreditAccount:
             if charge is None:
                 cap.release(purchase)
             elif charge.over:
-                cap.settle(purchase, charge.credits)
+                cap.charge(purchase, charge.credits)
             elif charge.credits is not None:
                 cap.set_price(purchase, charge.credits)
         if charge is None or charge.over:

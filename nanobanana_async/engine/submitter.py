@@ -17,6 +17,7 @@ from nanobanana_async.engine.slots import Slots
 from nanobanana_async.engine.store import JobStore, failure_of
 from nanobanana_async.engine.tracked_job import NEVER, TrackedJob
 from nanobanana_async.errors import (
+    MAX_RETRY_AFTER_S,
     GatewayError,
     IdempotencyConflict,
     JobUncertain,
@@ -32,7 +33,6 @@ from nanobanana_async.http.threads import AnswerReader
 from nanobanana_async.jobs import Accepted, Failure, JobRecord, JobState
 from nanobanana_async.ledger.base import Allowance, TaskTaken
 from nanobanana_async.policy.retry import (
-    MAX_RETRY_AFTER_S,
     Attempt,
     FailureKind,
     RetryAction,

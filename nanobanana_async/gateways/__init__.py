@@ -1,4 +1,4 @@
-"""The gateways: settings plus a sans-I/O wire contract. `Gateway` is the protocol that a third one implements."""
+"""The gateways: settings, and a sans-I/O protocol, `Gateway`, that a third gateway can implement."""
 
 from nanobanana_async.gateways.apimall import ApiMall
 from nanobanana_async.gateways.contract import Gateway, HttpRequest, HttpResponse

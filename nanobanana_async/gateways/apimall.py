@@ -1,4 +1,4 @@
-"""API Mall (gateway.apimall.ai): `success` and `error` in the envelope, an `Idempotency-Key`, no callbacks."""
+"""API Mall (gateway.apimall.ai): envelope with `success` and `error`, `Idempotency-Key`, no callbacks."""
 
 import sys
 from collections.abc import Mapping
@@ -110,20 +110,20 @@ class ApiMall(GatewaySettings):
     base_url: str = "https://gateway.apimall.ai"
     model: str = "nano-banana-pro"
     key_lifetime_s: float = field(default=1800.0, validator=within(endless=True))
-    """How long after the first send a key is trusted to be remembered; the reference does not say."""
+    """Seconds after the first send for which keys are taken to be recognised; the reference gives no number."""
 
     @property
     def supports_idempotency_keys(self) -> bool:
-        """Whether a create that is repeated under its key is answered once and charged once."""
+        """Whether a create that is repeated with its key is processed and charged once."""
         return True
 
     @property
     def supports_callbacks(self) -> bool:
-        """Whether `callback_url` is taken."""
+        """Whether requests may have a `callback_url`."""
         return False
 
     def check(self, request: ImageRequest) -> None:
-        """Raise `InvalidRequest` naming the first field that this gateway does not take."""
+        """Raise `InvalidRequest`, which names the first field that this gateway does not take."""
         if request.callback_url is not None:
             raise unsupported_field(self, "callback_url")
         if request.task_type == "image-to-image" and not request.images:
@@ -132,7 +132,7 @@ class ApiMall(GatewaySettings):
             raise unsupported_field(self, "images", " with task_type text-to-image")
 
     def encode(self, request: ImageRequest) -> bytes:
-        """Return the canonical body: the fields that are set, in the reference's order."""
+        """Return the canonical body: the fields that are set, in the order of the reference."""
         self.check(request)
         fields: dict[str, Any] = {
             "model": request.model or self.model,
@@ -147,7 +147,7 @@ class ApiMall(GatewaySettings):
         return to_json(fields)
 
     def build_create(self, body: bytes, *, wire_key: str) -> HttpRequest:
-        """Return the request that buys; sent again under the same key it must be the same bytes."""
+        """Return the create. A repeat with the same key must have the same bytes."""
         headers = {
             "Content-Type": "application/json",
             "Accept": "application/json",
@@ -162,7 +162,7 @@ class ApiMall(GatewaySettings):
         )
 
     def read_create(self, response: HttpResponse) -> Accepted:
-        """Return what was bought, or raise what the answer says."""
+        """Return the accepted task, or raise the error that the answer holds."""
         answer = ParsedResponse.from_response(self, response)
         envelope, refusal = unwrap(answer, _find_refusal)
         data = envelope.get("data")
@@ -173,12 +173,12 @@ class ApiMall(GatewaySettings):
             task_id=created.task_id,
             credits_used=created.credits_used,
             credits_remaining=created.remaining_credits,
-            model=created.model and sys.intern(created.model),  # the same in every job that is held
+            model=created.model and sys.intern(created.model),  # one string for all jobs in memory
             request_id=parse_word(envelope.get("request_id")) or created.request_id,
         )
 
     def build_query(self, task_id: str) -> HttpRequest:
-        """Return the request that asks where a task stands."""
+        """Return the request for the status of a task."""
         return HttpRequest(
             method="GET",
             url=f"{self.base_url}/api/v1/images/{task_id_in_url(task_id)}",
@@ -188,7 +188,7 @@ class ApiMall(GatewaySettings):
         )
 
     def read_query(self, response: HttpResponse) -> Observation:
-        """Return where a task stands, or raise what the answer says."""
+        """Return the status of a task, or raise the error that the answer holds."""
         answer = ParsedResponse.from_response(self, response)
         envelope, refusal = unwrap(answer, _find_refusal)
         data = envelope.get("data")
@@ -197,43 +197,43 @@ class ApiMall(GatewaySettings):
         if (running := parse_running(data, _STATUSES)) is not None:
             return running
         task = answer.parse(_Task, data, "data")
-        standing = _STATUSES.get(task.status, UNKNOWN)
-        delivery = _delivery(task, answer.body) if standing.state is JobState.SUCCEEDED else DeliveredImages()
+        status = _STATUSES.get(task.status, UNKNOWN)
+        delivery = _delivery(task, answer.body) if status.state is JobState.SUCCEEDED else DeliveredImages()
         failure = task.error_message or task.fail_message or envelope.get("failMsg")
         return Observation(
             task_id=task.task_id,
-            state=standing.state,
+            state=status.state,
             status=task.status,
-            known_status=standing.known,
-            queued=standing.queued,
+            known_status=status.known,
+            queued=status.queued,
             images=delivery.images,
             missing=delivery.missing,
-            error=answer.clean_text(failure, MESSAGE) if standing.state is JobState.FAILED else None,
+            error=answer.clean_text(failure, MESSAGE) if status.state is JobState.FAILED else None,
             model=task.model,
             credits_used=task.credits_used,
             credits_refunded=task.credits_refunded,
             created_at=task.created_at,
             completed_at=task.completed_at,
             request_id=parse_word(envelope.get("request_id")),
-            raw=without_inline_images(envelope) if standing.state in TERMINAL_STATES else {},
+            raw=without_inline_images(envelope) if status.state in TERMINAL_STATES else {},
         )
 
     def read_callback(self, body: bytes) -> Observation:
         """Raise `UnexpectedResponse`: this gateway sends no callbacks."""
         answer = ParsedResponse(self, body)
-        del body  # it may hold the API key, and tools show the locals of a traceback's frames
-        raise answer.unexpected("it sends no callbacks, so this is none of its")
+        del body  # it may hold the API key, and some tools show the locals of a traceback
+        raise answer.unexpected("this gateway does not send callbacks")
 
 
 def _delivery(task: _Task, body: bytes) -> DeliveredImages:
-    """Return the images: all of `resultUrls` when it has more than one, else the first usable field."""
+    """Return all of `resultUrls` if it has more than one entry, otherwise the first field that holds an image."""
     urls = parse_nested_json(task.output.result_urls)
     listed = urls if isinstance(urls, list) else [urls]
-    every = parse_delivered(listed, body) if len(listed) > 1 else DeliveredImages()
-    if every.images:
-        return every
+    several = parse_delivered(listed, body) if len(listed) > 1 else DeliveredImages()
+    if several.images:
+        return several
     first = parse_first_delivered((task.primary_url, task.image_url, *listed), body)
-    return DeliveredImages(first.images, every.missing[1:]) if first.images else first
+    return DeliveredImages(first.images, several.missing[1:]) if first.images else first
 
 
 def _flag(value: object) -> bool | None:
@@ -241,12 +241,12 @@ def _flag(value: object) -> bool | None:
 
 
 def _find_refusal(envelope: Mapping[str, Any]) -> Refusal | None:
-    """Return the no that an envelope holds: `success` is false, or `error` stands where `success` should."""
+    """Return the error in an envelope: `success` is false, or it is missing and `error` is there."""
     error, success = envelope.get("error"), _flag(envelope.get("success"))
     details = error if isinstance(error, dict) else {}
     if success or (success is None and not (details.get("code") or details.get("message"))):
         return None
     code = parse_word(details.get("code")) or parse_word(envelope.get("code"))
-    said = (details.get("message"), error, envelope.get("message"), code)
-    message = next((text for text in said if isinstance(text, str) and text.strip()), NO_MESSAGE)
+    texts = (details.get("message"), error, envelope.get("message"), code)
+    message = next((text for text in texts if isinstance(text, str) and text.strip()), NO_MESSAGE)
     return Refusal(message, code, parse_word(envelope.get("request_id")))

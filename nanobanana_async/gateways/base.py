@@ -1,4 +1,4 @@
-"""What both gateways are told: a key, where they are, and a few guesses. Checked at birth, frozen."""
+"""The settings that all gateways share, validated when a gateway is created."""
 
 import functools
 import hmac
@@ -25,14 +25,14 @@ MAX_ACCOUNT_LENGTH = 64
 
 
 def to_secret(key: object, title: str, variable: str) -> Secret | ConfigurationError:
-    """Return the key without the spaces that copying leaves around it, or why it can't stand in a header.
+    """Return the key without surrounding spaces, or the error if it can't be sent in a header.
 
-    The error is returned and not raised, here and below: this frame holds the key, and tools show the locals of every
-    frame of a traceback.
+    Functions that hold the key return their errors instead of raising them: some tools show the locals of every frame
+    of a traceback.
     """
     if isinstance(key, Secret):
         return key
-    advice = f'set {variable} or pass api_key="..."'  # never with the key itself: this sentence ends in logs
+    advice = f'set {variable} or pass api_key="..."'  # without the key itself: the message ends up in logs
     if not isinstance(key, str) or not (key := key.strip()):
         return ConfigurationError(f"{title} needs an API key: {advice}")
     if not _is_visible_ascii(key):
@@ -41,10 +41,10 @@ def to_secret(key: object, title: str, variable: str) -> Secret | ConfigurationE
 
 
 def validate_base_url(url: object) -> str | ConfigurationError:
-    """Return the URL without trailing slashes, or why the key must not be sent to it."""
+    """Return the URL without trailing slashes, or the error if the key must not be sent to it."""
     if not isinstance(url, str) or not (url := url.strip().rstrip("/")):
         return ConfigurationError("base_url must be a URL such as https://gateway.example")
-    # A backslash is read as a slash by some parsers and not by others: the key could go to another host.
+    # Some URL parsers read a backslash as a slash: the key could go to another host.
     if not _is_visible_ascii(url) or "\\" in url:
         return ConfigurationError("base_url must be visible ASCII without spaces or backslashes")
     try:
@@ -64,14 +64,14 @@ def validate_base_url(url: object) -> str | ConfigurationError:
 
 
 def validate_model(model: object) -> str:
-    """Return the model's name without spaces around it; refuse what can't be one."""
+    """Return the model's name without surrounding spaces; raise `ConfigurationError` if it is not printable text."""
     if not isinstance(model, str) or not model.strip() or not model.strip().isprintable():
         raise ConfigurationError(f"model must be non-empty printable text, not {model!r}")
     return model.strip()
 
 
 def validate_account(name: object, api_key: Secret) -> str:
-    """Return the name of an account without spaces around it, empty for none; refuse what can't be one."""
+    """Return the account's name without surrounding spaces, empty for none; raise `ConfigurationError` if invalid."""
     if not isinstance(name, str):
         raise ConfigurationError(f"account must be text, not {type(name).__name__}")
     name = name.strip()
@@ -87,7 +87,7 @@ def _is_visible_ascii(text: str) -> bool:
 
 
 def is_loopback(host: str) -> bool:
-    """Tell whether a host is this machine by its very name: localhost, 127.0.0.0/8 or ::1."""
+    """Return whether a host name or address is this machine: localhost, 127.0.0.0/8 or ::1."""
     if host == "localhost":
         return True
     try:
@@ -104,7 +104,7 @@ def _as_secret(key: str | Secret) -> Secret:
 def settings_in(
     environ: Mapping[str, str], kind: "type[GatewaySettings]", **given: Any
 ) -> dict[str, Any] | ConfigurationError:
-    """Return the settings of a gateway: those given, and for others what the environment says; or what is wrong."""
+    """Return the given settings, completed from the environment; or the error in the environment."""
     settings = given
     if "api_key" not in settings:
         if not (key := variable_in(environ, kind.key_variable)):
@@ -123,15 +123,15 @@ def settings_in(
 
 
 def variable_in(environ: Mapping[str, str], name: str) -> str:
-    """Return a variable without spaces around it; empty if it is not set."""
+    """Return a variable without surrounding spaces; empty if it is not set."""
     value = environ.get(name, "")
     return value.strip() if isinstance(value, str) else ""
 
 
 def _with_sealed_secrets(init: Callable[..., None]) -> Callable[..., None]:
-    """Return an `__init__` that checks the secret settings before attrs' own sees them.
+    """Return an `__init__` that wraps the secret settings before it calls the one that attrs generated.
 
-    The frame of that one stands in the traceback of every setting that is refused, and would hold them in clear.
+    The frame of the generated `__init__` is in the traceback of every refused setting. It must hold no key in clear.
     """
 
     @functools.wraps(init)
@@ -146,7 +146,7 @@ def _with_sealed_secrets(init: Callable[..., None]) -> Callable[..., None]:
 
 
 def _seal_secrets(kind: "type[GatewaySettings]", settings: dict[str, Any]) -> ConfigurationError | None:
-    """Put the checked key and URL into the settings; return what is wrong with them."""
+    """Replace the key and the URL in the settings by checked ones; return the error if one is refused."""
     checks: dict[str, Callable[[object], object]] = {
         "api_key": lambda key: to_secret(key, kind.title, kind.key_variable),
         "base_url": validate_base_url,
@@ -161,25 +161,26 @@ def _seal_secrets(kind: "type[GatewaySettings]", settings: dict[str, Any]) -> Co
 
 @frozen(kw_only=True, repr=False)
 class GatewaySettings:
-    """What is common to the gateways. Each names itself, its defaults and the variable of its key."""
+    """The base class of the gateways. A subclass sets its names, its defaults and the variable of its key."""
 
     short_name: ClassVar[str]
     title: ClassVar[str]
     key_variable: ClassVar[str]
     credits_per_image: ClassVar[Decimal]
 
-    # Under a name of its own: pyright takes a field with a converter for a descriptor, which does not fit the protocol.
+    # A private field with a property: pyright takes a field with a converter for a descriptor, and that does not match
+    # the protocol.
     _api_key: Secret = field(alias="api_key", repr=False, converter=_as_secret)
     base_url: str
-    """https, or http to this machine; without credentials, query and fragment."""
+    """https, or http to this machine; no credentials, query or fragment."""
     model: str
-    """For requests that name none."""
+    """The model of requests that name none."""
     expected_job_s: float = field(default=20.0, validator=within(above=0))
-    """A first guess of how long a job takes."""
+    """The first guess of a job's duration."""
     slots_per_image: bool = field(default=False, validator=switch)
-    """Whether the account's limit counts images: then a request for n of them takes n job slots."""
+    """Whether the account's limit counts images: a request for n images then takes n job slots."""
     account_name: str = field(default="", alias="account")
-    """A name for the account, passed as `account`: jobs in a ledger stay the account's when its API key changes."""
+    """A name for the account, passed as `account`. With it, jobs in a ledger survive a change of API key."""
 
     @classmethod
     def __attrs_init_subclass__(cls) -> None:
@@ -190,55 +191,56 @@ class GatewaySettings:
         object.__setattr__(self, "account_name", validate_account(self.account_name, self._api_key))
 
     def __repr__(self) -> str:
-        # Not attrs' own: that one raises for a gateway half made, which stands in the traceback of a refused setting.
+        # attrs' own repr raises for a half-initialised gateway, and tracebacks of refused settings show such gateways.
         known = (f"{each.name}={getattr(self, each.name, '...')!r}" for each in fields(type(self)) if each.repr)
         return f"{type(self).__name__}({', '.join(known)})"
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str] | None = None, **settings: Any) -> Self:
-        """Return the gateway with the key of the environment; with base URL, account and duration if they are set.
+        """Return the gateway with the API key, base URL, account and expected duration of the environment.
 
-        Further settings are passed on, and win. Raises `ConfigurationError` that names a missing or broken variable.
+        Settings that are passed override the environment. Raises `ConfigurationError`, which names a missing or invalid
+        variable.
         """
         found = settings_in(os.environ if environ is None else environ, cls, **settings)
-        del environ, settings  # a traceback that shows locals must not show them
+        del environ, settings  # they hold the API key, and some tools show the locals of a traceback
         if isinstance(found, ConfigurationError):
             raise found
         return cls(**found)
 
     @property
     def api_key(self) -> Secret:
-        """The API key, masked wherever it is printed."""
+        """The API key, masked in every repr and string."""
         return self._api_key
 
     @property
     def name(self) -> str:
-        """A short stable word; it stands in ledgers."""
+        """A short name that never changes, since ledgers store it."""
         return self.short_name
 
     @property
     def account(self) -> str:
-        """What stands for the account in a ledger: its name, or else a fingerprint of the API key."""
+        """The account as ledgers store it: its name, or a fingerprint of the API key."""
         if self.account_name:
             return named_account(self.name, self.account_name)
         return account_fingerprint(self.name, self.api_key.reveal())
 
     def slots_for(self, request: ImageRequest) -> int:
-        """How many job slots the request takes in the gateway's count."""
+        """Return how many job slots of the account the request takes."""
         return request.num_images if self.slots_per_image else 1
 
     def price_class(self, request: ImageRequest) -> str:
-        """Requests of one class are taken to cost the same and to last about as long."""
+        """Return the class of the request: requests of one class cost the same and take about as long."""
         size = request.resolution or "default"
         return f"{self.name}/{request.model or self.model}/{task_type(request)}/{size}/{request.num_images}"
 
     def example_credits(self, request: ImageRequest) -> Decimal:
-        """Return what such a request costs by the example of the gateway's reference: an estimate until it says."""
+        """Return the cost by the example of the gateway's reference: an estimate until the gateway states a price."""
         return self.credits_per_image * request.num_images
 
 
 def task_type(request: ImageRequest) -> TaskType:
-    """Return the kind of task: as given, else by the presence of images."""
+    """Return the task type: the given one, or the one that the presence of images implies."""
     return request.task_type or ("image-to-image" if request.images else "text-to-image")
 
 

@@ -1,4 +1,4 @@
-"""Images that come inside their own URL."""
+"""Normalise images that are delivered as `data:` URIs."""
 
 import re
 
@@ -9,10 +9,10 @@ _URL_SAFE = str.maketrans("-_", "+/")
 
 
 def normal_data_uri(uri: str) -> str:
-    """Return a base64 data URI of an image in its plainest spelling; raise ValueError for anything else.
+    """Return the standard form of a base64 data URI of an image; raise ValueError for anything else.
 
-    It is checked to its last character, since it is printed and passed on. Line breaks within the base64, the alphabet
-    of URLs and escapes of its signs are undone: such an image is whole, and paid for.
+    Every character is checked, since the URI is printed and passed on. Line breaks in the base64, the URL-safe alphabet
+    and percent escapes are undone: such an image is complete, and paid for.
     """
     head, _, data = uri.partition(",")
     if not _BASE64.fullmatch(data):
@@ -20,5 +20,5 @@ def normal_data_uri(uri: str) -> str:
         for escape, sign in _ESCAPES if "%" in data else ():
             data = data.replace(escape, sign)
     if not _HEAD.fullmatch(head) or not _BASE64.fullmatch(data) or len(data.rstrip("=")) % 4 == 1:
-        raise ValueError("an image's data URI is not a base64 picture")
+        raise ValueError("an image's data URI is not a base64 image")
     return f"{head},{data}"

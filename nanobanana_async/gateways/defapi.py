@@ -1,4 +1,4 @@
-"""defapi (api.defapi.org): `code` and `message` in the envelope, callbacks, no idempotency key."""
+"""defapi (api.defapi.org): envelope with `code` and `message`, callbacks, no idempotency key."""
 
 from collections.abc import Mapping
 from datetime import datetime
@@ -60,7 +60,7 @@ class _Reason:
 
 @frozen
 class _Task:
-    """A `CallbackPayload`; the reference shows no other answer about a task."""
+    """A `CallbackPayload`; the reference shows no other answer for a task."""
 
     status: str
     task_id: str | None = None
@@ -107,21 +107,21 @@ class DefApi(GatewaySettings):
 
     @property
     def supports_idempotency_keys(self) -> bool:
-        """Whether a create that is repeated under its key is answered once and charged once."""
+        """Whether a create that is repeated with its key is processed and charged once."""
         return False
 
     @property
     def supports_callbacks(self) -> bool:
-        """Whether `callback_url` is taken."""
+        """Whether requests may have a `callback_url`."""
         return True
 
     @property
     def key_lifetime_s(self) -> float:
-        """Zero: there are no keys to remember, so no create is ever repeated."""
+        """Zero: the gateway has no idempotency keys, so no create is repeated."""
         return 0.0
 
     def check(self, request: ImageRequest) -> None:
-        """Raise `InvalidRequest` naming the first field that this gateway does not take."""
+        """Raise `InvalidRequest`, which names the first field that this gateway does not take."""
         if request.num_images != 1:
             raise unsupported_field(self, "num_images", f" other than 1, not {request.num_images}")
         for name in ("aspect_ratio", "resolution", "output_format", "task_type"):
@@ -131,7 +131,7 @@ class DefApi(GatewaySettings):
             raise InvalidRequest(f"defapi takes at most {MAX_REFERENCE_IMAGES} images, not {len(request.images)}")
 
     def encode(self, request: ImageRequest) -> bytes:
-        """Return the canonical body: the fields that are set, in the reference's order."""
+        """Return the canonical body: the fields that are set, in the order of the reference."""
         self.check(request)
         return to_json(
             {
@@ -143,14 +143,14 @@ class DefApi(GatewaySettings):
         )
 
     def build_create(self, body: bytes, *, wire_key: str) -> HttpRequest:
-        """Return the request that buys. The key is ours alone: sent twice, it buys twice."""
+        """Return the create. The gateway does not know the key: sending the request twice buys two jobs."""
         headers = {"Content-Type": "application/json", "Accept": "application/json"}
         return HttpRequest(
             method="POST", url=f"{self.base_url}/api/image/gen", headers=headers, body=body, max_answer_bytes=MIB
         )
 
     def read_create(self, response: HttpResponse) -> Accepted:
-        """Return what was bought, or raise what the answer says."""
+        """Return the accepted task, or raise the error that the answer holds."""
         answer = ParsedResponse.from_response(self, response)
         envelope, refusal = unwrap(answer, _find_refusal)
         fields = _flat(envelope)
@@ -165,7 +165,7 @@ class DefApi(GatewaySettings):
         )
 
     def build_query(self, task_id: str) -> HttpRequest:
-        """Return the request that asks where a task stands."""
+        """Return the request for the status of a task."""
         return HttpRequest(
             method="GET",
             url=f"{self.base_url}/api/task/query?task_id={task_id_in_url(task_id)}",
@@ -175,7 +175,7 @@ class DefApi(GatewaySettings):
         )
 
     def read_query(self, response: HttpResponse) -> Observation:
-        """Return where a task stands, or raise what the answer says."""
+        """Return the status of a task, or raise the error that the answer holds."""
         answer = ParsedResponse.from_response(self, response)
         envelope, refusal = unwrap(answer, _find_refusal)
         fields = _flat(envelope)
@@ -184,42 +184,42 @@ class DefApi(GatewaySettings):
         return _observed(answer, envelope, fields)
 
     def read_callback(self, body: bytes) -> Observation:
-        """Return what a callback claims, or raise `UnexpectedResponse`. Whoever knows the URL can send one."""
+        """Parse a callback, or raise `UnexpectedResponse`. Anyone who knows the URL can send one: do not trust it."""
         answer = ParsedResponse(self, body)
-        del body  # it may hold the API key, and tools show the locals of a traceback's frames
+        del body  # it may hold the API key, and some tools show the locals of a traceback
         envelope = answer.json_object()
-        seen = _observed(answer, envelope, _flat(envelope))
-        if seen.task_id is None:
+        observation = _observed(answer, envelope, _flat(envelope))
+        if observation.task_id is None:
             raise answer.unexpected("the callback names no task")
-        return seen
+        return observation
 
 
 def _observed(answer: ParsedResponse, envelope: dict[str, Any], fields: dict[str, Any]) -> Observation:
     if (running := parse_running(fields, _STATUSES)) is not None:
         return running
     task = answer.parse(_Task, fields, "data")
-    standing = _STATUSES.get(task.status, UNKNOWN)
-    delivery = _delivery(task, answer.body) if standing.state is JobState.SUCCEEDED else DeliveredImages()
+    status = _STATUSES.get(task.status, UNKNOWN)
+    delivery = _delivery(task, answer.body) if status.state is JobState.SUCCEEDED else DeliveredImages()
     return Observation(
         task_id=task.task_id,
-        state=standing.state,
+        state=status.state,
         status=task.status,
-        known_status=standing.known,
-        queued=standing.queued,
+        known_status=status.known,
+        queued=status.queued,
         images=delivery.images,
         missing=delivery.missing,
-        error=answer.clean_text(task.status_reason.message, MESSAGE) if standing.state is JobState.FAILED else None,
+        error=answer.clean_text(task.status_reason.message, MESSAGE) if status.state is JobState.FAILED else None,
         model=task.model,
         credits_used=task.consumed,
         created_at=task.created_at,
         completed_at=task.completed_at,
         request_id=task.request_id,
-        raw=without_inline_images(envelope) if standing.state in TERMINAL_STATES else {},
+        raw=without_inline_images(envelope) if status.state in TERMINAL_STATES else {},
     )
 
 
 def _flat(envelope: dict[str, Any]) -> dict[str, Any]:
-    """Return the fields under `data` and beside it as one: where both have a field, that of `data`."""
+    """Return the fields of the envelope merged with those of `data`, which take precedence."""
     data = envelope.get("data")
     if not isinstance(data, dict):
         return envelope
@@ -227,18 +227,18 @@ def _flat(envelope: dict[str, Any]) -> dict[str, Any]:
 
 
 def _delivery(task: _Task, body: bytes) -> DeliveredImages:
-    """Return the images of a list of results, of a single one, or of either as JSON in a string."""
+    """Return the images of a list of results, of a single result, or of either as JSON in a string."""
     result = parse_nested_json(task.result)
     listed = result if isinstance(result, list) else [result]
     return parse_delivered([item.get("image", item) if isinstance(item, dict) else item for item in listed], body)
 
 
 def _find_refusal(envelope: Mapping[str, Any]) -> Refusal | None:
-    """Return the no that an envelope holds: a `code` that is not 0."""
+    """Return the error in an envelope: a `code` that is not 0."""
     if envelope.get("code") in _NO_REFUSAL:
         return None
     texts = (envelope.get("message"), envelope.get("detail"))
-    said = [text.strip() for text in texts if isinstance(text, str) and text.strip()]
+    parts = [text.strip() for text in texts if isinstance(text, str) and text.strip()]
     return Refusal(
-        ": ".join(said) or NO_MESSAGE, parse_word(envelope.get("code")), parse_word(envelope.get("request_id"))
+        ": ".join(parts) or NO_MESSAGE, parse_word(envelope.get("code")), parse_word(envelope.get("request_id"))
     )

@@ -1,4 +1,4 @@
-"""The images of a finished task: those that an answer delivers, and why it does not deliver the others."""
+"""Parse the images of a finished task, with a reason for each image that is not usable."""
 
 from collections.abc import Sequence
 from urllib.parse import urlsplit
@@ -10,20 +10,20 @@ from nanobanana_async.gateways.large_answers import LARGE, restore_inline_image
 from nanobanana_async.jobs import Missing
 
 _MOST = 100
-"""How many images are looked at: a job has six at most."""
+"""The number of images that are parsed. A job has six at most."""
 _LONGEST_URL = 16_384
 
 
 @frozen
 class DeliveredImages:
-    """What a finished task brought: its images in order, and the places in that order which hold none."""
+    """The images of a finished task in order, and the places in that order without one, each with the reason."""
 
     images: tuple[str, ...] = ()
     missing: Missing = ()
 
 
 def parse_delivered(values: Sequence[object], body: bytes) -> DeliveredImages:
-    """Return each value that is an image, and why each of the others is none."""
+    """Return the values that are images, and the reason for each that is not."""
     images: list[str] = []
     missing: list[tuple[int, str]] = []
     for index, value in enumerate(values[:_MOST]):
@@ -38,24 +38,24 @@ def parse_delivered(values: Sequence[object], body: bytes) -> DeliveredImages:
         except ValueError as error:
             missing.append((index, str(error)))
     if len(values) > _MOST:
-        missing.append((_MOST, f"the gateway lists {len(values)} images, more than are looked at"))
+        missing.append((_MOST, f"the gateway lists {len(values)} images, of which only {_MOST} are read"))
     return DeliveredImages(tuple(images), tuple(missing))
 
 
 def parse_first_delivered(values: Sequence[object], body: bytes) -> DeliveredImages:
-    """Return the first value that is an image; if there is none, why each that is given at all is none."""
-    misfits: list[str] = []
+    """Return the first value that is an image. If there is none, return the reason for each value that is not empty."""
+    reasons: list[str] = []
     for value in values:
         if value is not None and value != "":
             found = parse_delivered([value], body)
             if found.images:
                 return found
-            misfits += [why for _, why in found.missing]
-    return DeliveredImages(missing=tuple(enumerate(misfits)))
+            reasons += [why for _, why in found.missing]
+    return DeliveredImages(missing=tuple(enumerate(reasons)))
 
 
 def image_url(value: object) -> str | None:
-    """Return an http(s) URL or a base64 data URI of an image; None for nothing; raise ValueError for anything else."""
+    """Return an http(s) URL or a base64 data URI; None for an empty value. Raise ValueError for anything else."""
     if value is None or (isinstance(value, str) and not value.strip()):
         return None
     if not isinstance(value, str):
@@ -69,7 +69,7 @@ def image_url(value: object) -> str | None:
     try:
         parts = urlsplit(url) if url.isprintable() else None
         fits = parts is not None and parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
-    except ValueError:  # a broken IPv6 literal, a port that is none
+    except ValueError:  # an invalid IPv6 literal or port
         fits = False
     if not fits:
         raise ValueError("an image is neither an http(s) URL nor a data URI")

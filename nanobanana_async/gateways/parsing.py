@@ -1,7 +1,7 @@
-"""What both gateways' answers are made of: JSON, numbers, times, pictures, the word for where a task stands.
+"""Parse what both gateways' answers have in common: JSON, numbers, times, task ids and status words.
 
-A field that decides (status, task id, the pictures of a finished task) raises when it does not fit. A field that
-decorates (credits, times, model) never does: it must not lose a job that was paid for.
+A required field (status, task id) raises if it is invalid. An optional field (credits, times, model) becomes None: it
+must not lose a job that was paid for.
 """
 
 import functools
@@ -28,17 +28,17 @@ from nanobanana_async.jobs import JobState, Observation
 T = TypeVar("T")
 
 MAX_TASK_ID = 512
-_MAX_NUMBER = 10**15  # above it credits or milliseconds are noise
+_MAX_NUMBER = 10**15  # larger credits or milliseconds are not meant seriously
 _LONG_WORD = 200
 _LONG_NUMBER = 64
 _LONG_TEXT = 1024
-_LONG_RAW = 256 * 1024  # characters of an answer that are kept as `raw`
+_LONG_RAW = 256 * 1024  # characters of an answer kept as `raw`
 _MOST_DECIMALS = 18
 _LONG = Context(prec=40)
-_LONG_ANSWER = 1 << 16  # a longer one may hold inline images: its parts are searched for the key, not the whole
+_LONG_ANSWER = 1 << 16  # a longer answer may hold inline images: its values are searched for the key one by one
 _DEEP = 24
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-_MILLISECONDS = 10**11  # an epoch time above it is not in seconds (that would be the year 5138)
+_MILLISECONDS = 10**11  # a larger epoch time is in milliseconds: in seconds it would be the year 5138
 
 
 def _whole(digits: str) -> int | Decimal:
@@ -52,19 +52,19 @@ def _fraction(digits: str) -> Decimal | None:
         return None
 
 
-# NaN and Infinity are no JSON; they read as null, so that one beside a task id does not lose the task.
+# NaN and Infinity are not JSON. They are read as null, so that one beside a task id does not lose the task.
 _JSON = json.JSONDecoder(parse_float=_fraction, parse_int=_whole, parse_constant=lambda _: None)
 
 
 def to_json(fields: Mapping[str, Any]) -> bytes:
-    """Return the fields that are not None as compact JSON, in their order: the same fields give the same bytes."""
-    said = {name: value for name, value in fields.items() if value is not None}
-    return json.dumps(said, ensure_ascii=False, separators=(",", ":")).encode()
+    """Return the fields that are not None as compact JSON in their order: the same fields give the same bytes."""
+    given = {name: value for name, value in fields.items() if value is not None}
+    return json.dumps(given, ensure_ascii=False, separators=(",", ":")).encode()
 
 
 @frozen
 class ParsedResponse:
-    """An answer that is being read; it can say, without secrets, what is wrong with itself."""
+    """An answer of a gateway. Its errors and texts hold no secrets."""
 
     gateway: GatewaySettings
     body: bytes = field(repr=False)
@@ -76,7 +76,7 @@ class ParsedResponse:
         return cls(gateway, response.body, response.status, response.headers)
 
     def unexpected(self, why: str) -> UnexpectedResponse:
-        """Return the error that says what does not fit, with a short excerpt of the answer."""
+        """Return the exception for an invalid answer, with a short excerpt of it."""
         return UnexpectedResponse(
             f"{self.gateway.title}: {why}",
             status=self.status,
@@ -85,57 +85,57 @@ class ParsedResponse:
         )
 
     def clean_text(self, text: object, limit: int) -> str | None:
-        """Return a sentence of the gateway's, fit for eyes; None if there is none."""
+        """Return a redacted text of the gateway; None if it is empty or not text."""
         if not isinstance(text, str) or not text.strip():
             return None
         return redact(text, secret=self.gateway.api_key, limit=limit)
 
     def header(self, name: str) -> str | None:
-        """Return a header, without the API key."""
+        """Return a header with the API key masked."""
         value = self.headers.get(name)
         return None if value is None else self.gateway.api_key.hide(value)
 
     def json_object(self) -> dict[str, Any]:
-        """Return the JSON object that the body holds, without the API key, or raise `UnexpectedResponse`."""
+        """Return the JSON object of the body with the API key masked, or raise `UnexpectedResponse`."""
         envelope = self._decoded()
         if isinstance(envelope, str):
             raise self.unexpected(envelope)
         return envelope
 
     def _decoded(self) -> dict[str, Any] | str:
-        """Return the JSON object, or why it is none; nothing is raised where the text, with the key, is at hand."""
+        """Return the JSON object, or why there is none. Nothing is raised: this frame holds the unmasked text."""
         try:
             body = lift_inline_images(self.body) if len(self.body) > LARGE else self.body
             text = body.removeprefix(BOM_UTF8).decode()
             envelope = _JSON.decode(text)
-            # Here, and in `header`, every word of an answer enters: what is masked now can't leak later.
+            # All text of an answer enters here or in `header`: what is masked now can't leak later.
             if len(text) > _LONG_ANSWER or self.gateway.api_key.is_in(text):
                 envelope = self.gateway.api_key.hide_all(envelope)
         except AnswerTooLarge as error:
             return str(error)
-        except ValueError:  # JSONDecodeError and UnicodeDecodeError are such
+        except ValueError:  # includes JSONDecodeError and UnicodeDecodeError
             return "the answer is not JSON"
         except RecursionError:
             return "the answer is JSON nested too deep"
         return envelope if isinstance(envelope, dict) else "the answer is not a JSON object"
 
     def parse(self, kind: type[T], fields: object, path: str) -> T:
-        """Return the fields as a value of this kind, or raise `UnexpectedResponse` with a line for each misfit."""
+        """Return the fields as an instance of `kind`, or raise `UnexpectedResponse` that names each invalid field."""
         if not isinstance(fields, Mapping):
             raise self.unexpected(f"{path} is missing or is not an object")
         try:
             return CONVERTER.structure(fields, kind)
         except cattrs.BaseValidationError as error:
-            lines = cattrs.transform_error(error, path, _misfit)
+            lines = cattrs.transform_error(error, path, _field_error)
         raise self.unexpected("; ".join(lines))
 
 
-def _misfit(error: BaseException, _: object) -> str:
+def _field_error(error: BaseException, _: object) -> str:
     return "required field missing" if isinstance(error, KeyError) else str(error)
 
 
 def parse_decimal(value: object, _: object = None) -> Decimal | None:
-    """Return credits, which may come as text; None for what can't be any."""
+    """Return a number of credits, which may be text; None for an invalid number."""
     if isinstance(value, str) and len(value) <= _LONG_NUMBER:
         value = _fraction(value)
     if isinstance(value, bool) or not isinstance(value, (int, Decimal)):
@@ -147,7 +147,7 @@ def parse_decimal(value: object, _: object = None) -> Decimal | None:
         return Decimal(0)
     if amount.adjusted() < -_MOST_DECIMALS:
         return None
-    # An exponent of a billion would be a gigabyte of zeros wherever the amount is shown.
+    # An exponent of a billion would print as a gigabyte of zeros.
     exponent = amount.as_tuple().exponent
     wanted = min(0, max(int(exponent), -_MOST_DECIMALS))
     return amount if wanted == exponent else amount.quantize(Decimal(1).scaleb(wanted), context=_LONG)
@@ -155,11 +155,11 @@ def parse_decimal(value: object, _: object = None) -> Decimal | None:
 
 @functools.lru_cache(maxsize=256)
 def _price(whole: int) -> Decimal:
-    return Decimal(whole)  # the same few prices stand in every job that is held
+    return Decimal(whole)  # cached: all jobs in memory share the same few prices
 
 
 def parse_time(value: object, _: object = None) -> datetime | None:
-    """Return an aware time in UTC from ISO text (naive means UTC) or epoch seconds or milliseconds; else None."""
+    """Return a time in UTC from ISO text (naive means UTC) or epoch seconds or milliseconds; None if invalid."""
     try:
         if isinstance(value, str) and len(value) <= _LONG_NUMBER and not value.strip().isdecimal():
             at = datetime.fromisoformat(value.strip())
@@ -170,11 +170,11 @@ def parse_time(value: object, _: object = None) -> datetime | None:
             return None
     except (ValueError, OverflowError):
         return None
-    return at if at.year >= 2000 else None  # zero times: 0001-01-01, 1970-01-01
+    return at if at.year >= 2000 else None  # 0001-01-01 and 1970-01-01 mean that no time is set
 
 
 def parse_word(value: object, _: object = None) -> str | None:
-    """Return a short printable word, such as a model's name or a request id; else None."""
+    """Return a short printable text, such as a model's name or a request id; None for anything else."""
     if isinstance(value, int) and not isinstance(value, bool):
         value = str(value)
     fits = isinstance(value, str) and 0 < len(value := value.strip()) <= _LONG_WORD and value.isprintable()
@@ -182,27 +182,27 @@ def parse_word(value: object, _: object = None) -> str | None:
 
 
 def task_id(value: object, _: object = None) -> str:
-    """Return a task id that can stand in a URL, or raise ValueError. A number is taken as its digits."""
+    """Return a task id that can be part of a URL, or raise ValueError. A number becomes its digits."""
     if isinstance(value, int) and not isinstance(value, bool):
         value = str(value)
     if not isinstance(value, str):
         raise ValueError(f"a task id is text, not {type(value).__name__}")
-    # "." and ".." would climb out of the path; U+FFFD is what a broken decoder leaves behind.
+    # "." and ".." would leave the path; U+FFFD shows that the text was decoded wrongly.
     unfit = not value.isprintable() or "\ufffd" in value or value.strip() in ("", ".", "..")
     if unfit or len(value) > MAX_TASK_ID:
         raise ValueError(f"a task id is printable text of 1 to {MAX_TASK_ID} characters")
     if MASK in value:
-        raise ValueError("a task id holds the API key, which must not be written down")
+        raise ValueError("the task id contains the API key, which must not be stored")
     return value
 
 
 def names_task(value: object) -> bool:
-    """Tell whether an answer names a task, be it one whose id can't be kept."""
+    """Return whether an answer names a task, even one whose id can't be stored."""
     return known_task_id(value) is not None or (isinstance(value, str) and MASK in value)
 
 
 def known_task_id(value: object, _: object = None) -> str | None:
-    """Return a task id where it only confirms what is known; None for what can't be one."""
+    """Return a task id, or None if it is invalid: for answers where it only confirms a known id."""
     try:
         return task_id(value)
     except ValueError:
@@ -210,15 +210,15 @@ def known_task_id(value: object, _: object = None) -> str | None:
 
 
 def task_id_in_url(value: str) -> str:
-    """Return a task id percent-encoded whole; raise `InvalidRequest` for one that no gateway can have given."""
+    """Return a task id percent-encoded; raise `InvalidRequest` for one that no gateway can have issued."""
     try:
         return quote(task_id(value), safe="")
     except ValueError as error:
-        raise InvalidRequest(f"task_id does not fit: {error}") from None
+        raise InvalidRequest(f"invalid task_id: {error}") from None
 
 
 def status_word(value: object, _: object = None) -> str:
-    """Return the gateway's word for where a task stands, in lower case, or raise ValueError."""
+    """Return the gateway's status word in lower case, or raise ValueError."""
     if not isinstance(value, str) or not value.strip():
         raise ValueError(f"a status is a word, not {'empty' if value == '' else type(value).__name__}")
     return redact(value.strip()[:_LONG_TEXT].lower(), limit=_LONG_NUMBER)
@@ -226,40 +226,40 @@ def status_word(value: object, _: object = None) -> str:
 
 @frozen
 class TaskStatus:
-    """What a gateway's status word means."""
+    """The meaning of a gateway's status word."""
 
     state: JobState = JobState.RUNNING
     queued: bool = False
     known: bool = True
 
 
-def has_known_status(fields: object, standings: Mapping[str, TaskStatus]) -> bool:
-    """Tell whether the fields hold a known word for where a task stands."""
+def has_known_status(fields: object, statuses: Mapping[str, TaskStatus]) -> bool:
+    """Return whether the fields hold a known status word."""
     status = fields.get("status") if isinstance(fields, dict) else None
-    return isinstance(status, str) and len(status) <= _LONG_TEXT and status.strip().lower() in standings
+    return isinstance(status, str) and len(status) <= _LONG_TEXT and status.strip().lower() in statuses
 
 
-def parse_running(fields: object, standings: Mapping[str, TaskStatus]) -> Observation | None:
-    """Return what is known of a task that runs, from its status alone; None for all that wants a closer look.
+def parse_running(fields: object, statuses: Mapping[str, TaskStatus]) -> Observation | None:
+    """Return the observation of a running task from its status alone; None if the answer needs full parsing.
 
-    Most answers say just this, so they are spared the rest: what it costs and brings is told when it has ended.
+    Most polls find a running task. They skip the rest, since costs and images matter only at the end.
     """
     if not isinstance(fields, dict):
         return None
     status, task = fields.get("status"), fields.get("task_id")
-    standing = standings.get(status) if isinstance(status, str) else None
-    if standing is None or standing.state is not JobState.RUNNING:
+    known = statuses.get(status) if isinstance(status, str) else None
+    if known is None or known.state is not JobState.RUNNING:
         return None
     if not isinstance(task, str) or len(task) > MAX_TASK_ID or not task.isprintable() or MASK in task:
         return None
-    return Observation(task_id=task, state=standing.state, status=str(status), queued=standing.queued)
+    return Observation(task_id=task, state=known.state, status=str(status), queued=known.queued)
 
 
-UNKNOWN = TaskStatus(known=False)  # "unknown", and any word never seen before: it still runs
+UNKNOWN = TaskStatus(known=False)  # "unknown" and every unlisted word: the task is taken to run
 
 
 def parse_nested_json(value: object) -> object:
-    """Return what a string holds that is itself JSON; any other value as it is."""
+    """Return the decoded value of a string that holds a JSON list or object; any other value unchanged."""
     if not isinstance(value, str) or not value.lstrip().startswith(("[", "{")):
         return value
     if len(value) > LARGE and sum(map(value.count, "[{,:")) > MAX_PARTS:
@@ -271,12 +271,12 @@ def parse_nested_json(value: object) -> object:
 
 
 def without_inline_images(value: Any) -> Any:
-    """Return decoded JSON with inline pictures left out, and cut where it is absurdly long or nested absurdly deep."""
+    """Return decoded JSON without inline images, cut where it is too long or nested too deep."""
     return _Raw().plain(value, 0)
 
 
 class _Raw:
-    """Copies decoded JSON, and counts the characters."""
+    """Copies decoded JSON and bounds its number of characters."""
 
     def __init__(self) -> None:
         self._left = _LONG_RAW

@@ -1,13 +1,12 @@
-"""What an answer says about limits: how long to wait, and which of the two limits was met. Pure functions."""
+"""Parse what an answer says about limits: how long to wait, and which limit was met."""
 
 import re
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 
-from nanobanana_async.errors import LimitKind
+from nanobanana_async.errors import MAX_RETRY_AFTER_S, LimitKind
 
-MAX_RETRY_AFTER_S = 120.0
 _LONG_HEADER = 1000
 _LONG_SENTENCE = 1000
 
@@ -28,9 +27,9 @@ _NONE_LEFT = re.compile(r"\b(?:r|remaining)\s*=\s*0+(?![\d.])")
 
 
 def retry_after_s(headers: Mapping[str, str], now: datetime | None = None) -> float | None:
-    """Return the seconds that `Retry-After` asks for, at most 120; None where it says nothing usable.
+    """Return the seconds that `Retry-After` asks for, at most `MAX_RETRY_AFTER_S`; None if it is missing or invalid.
 
-    Its HTTP-date form is measured against `now`, else against the answer's own `Date`.
+    An HTTP date is compared with `now`, or with the answer's own `Date` header.
     """
     asked = headers.get("retry-after", "")[:_LONG_HEADER].strip()
     if _SECONDS.fullmatch(asked):
@@ -46,21 +45,21 @@ def retry_after_s(headers: Mapping[str, str], now: datetime | None = None) -> fl
 def _http_date(text: str) -> datetime | None:
     try:
         at = parsedate_to_datetime(text)
-    except (ValueError, TypeError, IndexError, OverflowError):  # the parser lets all of these through
+    except (ValueError, TypeError, IndexError, OverflowError):  # the parser raises all of these
         return None
     return at if at.tzinfo is not None else at.replace(tzinfo=UTC)
 
 
 def limit_kind(code: str | None, message: str, headers: Mapping[str, str]) -> LimitKind | None:
-    """Tell whether a 429 means the jobs at once or the rate of requests; None where the answer names neither or both.
+    """Return which limit a 429 reports; None if the answer names neither or both.
 
-    The words count first: a code that names the jobs, then code and message together, then the headers.
+    A code that names jobs decides first, then the words of code and message together, then the headers.
     """
     if _JOBS.search(slug(code or "")):
         return "jobs"
     words = slug(f"{code or ''} {message}")
     jobs = _JOBS.search(words) is not None
-    rate = _RATE.search(words) is not None  # "too many requests" is any 429's own name, and says nothing
+    rate = _RATE.search(words) is not None  # "too many requests" is the name of every 429
     if jobs != rate:
         return "jobs" if jobs else "rate"
     none_left = any(headers.get(name, "").strip() == "0" for name in _REMAINING)
@@ -68,5 +67,5 @@ def limit_kind(code: str | None, message: str, headers: Mapping[str, str]) -> Li
 
 
 def slug(text: str) -> str:
-    """Return a sentence or code, or its beginning, in the form of a code: "Too many jobs!" is "too_many_jobs_"."""
+    """Return the start of a text in the form of a code: "Too many jobs!" becomes "too_many_jobs_"."""
     return re.sub(r"[^a-z0-9]+", "_", text[:_LONG_SENTENCE].lower())

@@ -1,4 +1,4 @@
-"""How a no is told from an answer that says nothing: the gateway's own envelope, or not."""
+"""Recognise the gateways' error envelopes, and turn them into exceptions."""
 
 import re
 from collections.abc import Callable, Mapping
@@ -13,10 +13,10 @@ from nanobanana_async.gateways.rate_limits import limit_kind, retry_after_s, slu
 from nanobanana_async.gateways.redaction import MESSAGE, excerpt
 
 SUCCESS = (200, 201, 202)
-NO_MESSAGE = "refused without a word"
+NO_MESSAGE = "the gateway gave no reason"
 
-# What the words of a refusal mean where no status does, in this order: a gateway's own trouble is named first, since
-# "upstream: ..." may quote anything.
+# The status that the words of a refusal imply, first match first. Errors of the gateway itself come first, because a
+# message such as "upstream: ..." may quote anything.
 _MEANINGS = tuple(
     (status, re.compile(words))
     for status, words in (
@@ -40,7 +40,7 @@ _MEANINGS = tuple(
 
 @frozen
 class Refusal:
-    """A no in a gateway's own envelope. Its parts are the envelope's, not yet fit for eyes."""
+    """An error in the gateway's own envelope. The texts are not redacted yet."""
 
     message: str
     code: str | None = None
@@ -51,16 +51,16 @@ FindRefusal = Callable[[Mapping[str, Any]], Refusal | None]
 
 
 def unwrap(answer: ParsedResponse, find: FindRefusal) -> tuple[dict[str, Any], Refusal | None]:
-    """Return the envelope of a success, and the refusal that it may still hold; raise what any other status says."""
+    """Return the envelope of a 2xx and the refusal in it, if any; raise the error of any other status."""
     if answer.status in SUCCESS:
         envelope = answer.json_object()
         return envelope, find(envelope)
     refusal = _refusal_in(answer, find) if answer.status in ERROR_BY_STATUS else None
     if refusal is None and answer.status == 429:
-        # Whoever limits did not pass the request on, be it the gateway or a proxy in front of it.
+        # A 429 from a proxy counts too: the proxy did not pass the request on.
         refusal = Refusal(excerpt(answer.body, secret=answer.gateway.api_key) or NO_MESSAGE)
     if refusal is None:
-        raise answer.unexpected("the status is not one of its reference, or comes without its envelope")
+        raise answer.unexpected("unexpected status, or a body that is not the gateway's error format")
     raise refusal_error(answer, refusal)
 
 
@@ -75,10 +75,10 @@ def _refusal_in(answer: ParsedResponse, find: FindRefusal) -> Refusal | None:
 
 
 def refusal_error(answer: ParsedResponse, refusal: Refusal) -> GatewayError:
-    """Return the error that a refusal is.
+    """Return the exception for a refusal.
 
-    A no inside a 200 that nobody understands counts as the gateway's trouble, so that its job is in doubt: to call it
-    a plain refusal would be a guess about money.
+    A refusal inside a 200 whose words are not recognised becomes `GatewayUnavailable`, so that the job is in doubt:
+    treating it as final would be a guess about money.
     """
     status = answer.status if answer.status in ERROR_BY_STATUS else _status_from_words(refusal)
     message = answer.clean_text(refusal.message, MESSAGE) or NO_MESSAGE
@@ -106,9 +106,9 @@ def refusal_error(answer: ParsedResponse, refusal: Refusal) -> GatewayError:
 
 
 def create_refusal_error(answer: ParsedResponse, refusal: Refusal, data: object) -> GatewayError | UnexpectedResponse:
-    """Return the error of a create that was refused inside a 200: one that also names a task says nothing certain."""
+    """Return the exception for a create that was refused inside a 200. With a task id as well, the job is in doubt."""
     if isinstance(data, dict) and names_task(data.get("task_id")):
-        return answer.unexpected("it refuses and names a task at once")
+        return answer.unexpected("the answer is an error and a task id at the same time")
     return refusal_error(answer, refusal)
 
 

@@ -1,4 +1,4 @@
-"""A secret that is held and used, and shown nowhere."""
+"""Hold an API key or password so that no output shows it."""
 
 import base64
 import hmac
@@ -11,15 +11,15 @@ from attrs import frozen
 
 MASK = "***"
 
-_SHORTEST = 8  # a shorter one would blot out common words
+_SHORTEST = 8  # a shorter secret would mask common words
 _ESCAPES = ("%", "\\", "&")
 _URL_SAFE = str.maketrans("+/", "-_")
 
 
 class Secret:
-    """An API key, or a URL with a password. Its repr, str and format are masked; `reveal` returns it.
+    """An API key, or a URL with a password. Its repr, str and format are masked; `reveal` returns the text.
 
-    It is not pickled, since a pickle holds what it is made of. A copy is the same object.
+    It can't be pickled, since a pickle would hold the text. A copy is the same object.
     """
 
     __slots__ = ("__forms", "__word")
@@ -29,13 +29,13 @@ class Secret:
         self.__forms: _Forms | None = None
 
     def reveal(self) -> str:
-        """Return the secret: for the request that needs it, and into no variable that a traceback could show."""
+        """Return the secret. Do not store it in a variable: some tools show the locals of a traceback."""
         return self.__word
 
     def is_in(self, text: str) -> bool:
-        """Tell whether text holds the secret: plain, in any case, escaped for a URL, JSON or HTML, or in base64.
+        """Return whether text holds the secret: plain, in any case, escaped for a URL, JSON or HTML, or in base64.
 
-        A secret of fewer than eight characters is not looked for.
+        Secrets of fewer than eight characters are not searched for, since they would match common words.
         """
         if len(self.__word) < _SHORTEST:
             return False
@@ -44,11 +44,11 @@ class Secret:
         return self.__forms.may_be_in(text) and self.__forms.pattern.search(text) is not None
 
     def hide(self, text: str) -> str:
-        """Return text with the secret masked, in each form that `is_in` knows."""
+        """Return text with the secret masked in each form that `is_in` finds."""
         return self.__forms.pattern.sub(MASK, text) if self.is_in(text) and self.__forms is not None else text
 
     def hide_all(self, value: Any) -> Any:
-        """Return decoded JSON with the secret masked, in the names of fields, too."""
+        """Return decoded JSON with the secret masked in values and field names."""
         if isinstance(value, str):
             return self.hide(value)
         if isinstance(value, dict):
@@ -83,8 +83,8 @@ class Secret:
 
     def __getstate__(self) -> NoReturn:
         raise TypeError(
-            "a gateway's API key and a proxy's password are not pickled: make the gateway or the session in the process"
-            " that uses it, for example with from_env()"
+            "a gateway's API key and a proxy's password are not pickled: create the gateway or the session in the"
+            " process that uses it, for example with from_env()"
         )
 
     def __reduce_ex__(self, _: object) -> NoReturn:
@@ -93,7 +93,7 @@ class Secret:
 
 @frozen(repr=False)
 class _Forms:
-    """What a secret may look like in text."""
+    """The forms in which a secret may appear in text."""
 
     lower: str
     encoded: tuple[str, ...]
@@ -108,17 +108,17 @@ class _Forms:
         return cls(word.lower(), encoded, re.compile(pattern))
 
     def may_be_in(self, text: str) -> bool:
-        """Tell False at once for most text: the pattern alone takes seconds for an inline image of 20 MB."""
+        """Return False quickly for most text: the pattern alone takes seconds for an inline image of 20 MB."""
         return self.lower in text.lower() or any(sign in text for sign in (*_ESCAPES, *self.encoded))
 
 
 def _any_spelling(character: str) -> str:
-    """Return a pattern of a character: in both cases, and as URLs, JSON and HTML escape it."""
+    """Return a pattern for a character in both cases, and as URLs, JSON and HTML escape it."""
     found: list[str] = [rf"\\+{re.escape(character)}"] if character in "/\"'\\" else []
     found += [re.escape(html.escape(character))] if html.escape(character) != character else []
     for case in dict.fromkeys((character, character.lower(), character.upper())):
         byte, number = _any_case(f"{ord(case):02x}"), _any_case(f"{ord(case):x}")
-        # Percent signs are escaped once more in a URL within a URL, backslashes in JSON within JSON.
+        # Percent signs are escaped again in a URL inside a URL, backslashes in JSON inside JSON.
         found += [re.escape(case), f"%(?:25)*{byte}", rf"\\+u00{byte}", f"&#(?:0*{ord(case)}|[xX]0*{number});"]
     return f"(?:{'|'.join(found)})"
 
@@ -128,10 +128,10 @@ def _any_case(digits: str) -> str:
 
 
 def _in_base64(word: str) -> Iterator[str]:
-    """Yield the base64 of the secret wherever it stands in what was encoded, in both alphabets."""
+    """Yield the base64 of the secret at each offset within the encoded text, in both alphabets."""
     for before in range(3):
         encoded = base64.b64encode(bytes(before) + word.encode()).decode()
-        # Six bits a character: those at the edges hold bits of what stands beside the secret, too.
+        # A character holds six bits: those at the edges also hold bits of the neighbouring text.
         inner = encoded[-(-8 * before // 6) : 8 * (before + len(word.encode())) // 6]
         yield inner
         yield inner.translate(_URL_SAFE)

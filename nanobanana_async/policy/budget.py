@@ -1,7 +1,8 @@
-"""What may be spent: set aside before each purchase and settled after it, so that concurrency can't overshoot.
+"""Enforce caps on credits: reserve the price before each create, charge the cost at the end.
 
-A price starts as an estimate: `expected_credits`, else the example of the gateway's reference. Jobs at an estimate go
-one at a time across all kinds, so that a price above its estimate passes a cap by the difference of one job.
+Reserving first keeps concurrent jobs from passing the cap together. A price starts as an estimate: `expected_credits`,
+or the example of the gateway's reference. Jobs at an estimate run one at a time, across all price classes, so that a
+price above its estimate passes a cap by the difference of one job at most.
 """
 
 import enum
@@ -16,11 +17,11 @@ NEVER_ASK_AGAIN = float("inf")
 
 
 class Affordable(enum.IntEnum):
-    """Whether one more purchase fits, from the best answer to the worst."""
+    """Whether one more job fits under a cap, from the best answer to the worst."""
 
     NOW = 0
     LATER = 1
-    """Not while others are under way: one may be refunded, or tell its price."""
+    """Not while other jobs run: one may be refunded, or make its price known."""
     NEVER = 2
 
 
@@ -29,11 +30,11 @@ class _Share:
     price: Price
     under_way: bool = field(default=True, kw_only=True)
     over: bool = field(default=False, kw_only=True)
-    """It ended without a word about its price: it counts as spent once that is known."""
+    """The job ended and its cost is unknown: it counts as spent once the price of its class is known."""
 
 
 class Budget:
-    """A cap of credits, counted in memory: of a session, or of a batch without a name."""
+    """A cap counted in memory: of a session, or of a batch without a name."""
 
     def __init__(self, max_credits: Decimal, prices: Prices) -> None:
         self.max_credits = max_credits
@@ -46,12 +47,12 @@ class Budget:
 
     @property
     def reserved(self) -> Decimal:
-        """What is set aside: the price of jobs under way, and of those whose cost is not known."""
+        """The reserved credits: the price of jobs that run, and of jobs whose cost is unknown."""
         self._take_learned_prices()
         return self._sum
 
     def check(self, price: Price) -> Affordable:
-        """Tell whether a job at this price may be bought."""
+        """Return whether a job at this price may be bought."""
         self._take_learned_prices(price)
         if price.estimated and self._estimated:
             return Affordable.NEVER if self._estimated.isdisjoint(self._under_way) else Affordable.LATER
@@ -60,39 +61,39 @@ class Budget:
         return Affordable.LATER if self._under_way else Affordable.NEVER
 
     def reserve(self, purchase: Hashable, price: Price) -> None:
-        """Set aside what a purchase will probably cost, until it is released or settled."""
+        """Reserve the price of a job until it is released or charged."""
         self._put(purchase, _Share(price))
 
     def set_price(self, purchase: Hashable, cost: Decimal) -> None:
-        """Note the true price of a job under way."""
+        """Replace the estimate of a running job by the price that the gateway stated."""
         share = self._shares.get(purchase)
         if share is not None:
             self._put(purchase, _Share(Price(share.price.price_class, cost)))
 
     def suspend(self, purchase: Hashable) -> None:
-        """Keep it set aside, and wait for it no longer: the job is in doubt, or is followed no more."""
+        """Keep the reservation but do not wait for its end: the job is in doubt, or no longer followed."""
         share = self._shares.get(purchase)
         if share is not None:
             self._put(purchase, evolve(share, under_way=False))
 
     def resume(self, purchase: Hashable) -> None:
-        """Wait for it again."""
+        """Wait again for the end of a suspended reservation."""
         share = self._shares.get(purchase)
         if share is not None:
             self._put(purchase, evolve(share, under_way=True))
 
     def release(self, purchase: Hashable) -> None:
-        """Give back what was set aside: nothing was bought."""
+        """Drop the reservation: nothing was bought."""
         share = self._shares.pop(purchase, None)
         if share is not None:
             self._sum -= share.price.credits
             self._under_way.discard(purchase)
             self._estimated.discard(purchase)
 
-    def settle(self, purchase: Hashable, cost: Decimal | None) -> None:
-        """Count what a job has cost after refunds; what was set aside, if the gateway did not say.
+    def charge(self, purchase: Hashable, cost: Decimal | None) -> None:
+        """Count the cost of an ended job after refunds; None, if the gateway did not state it, charges the reservation.
 
-        Where that is only the example of a reference it stays an estimate, until the price of its class is known.
+        A reservation that is only the example of a reference stays an estimate until the price of its class is known.
         """
         self._take_learned_prices()
         share = self._shares.get(purchase)
@@ -105,7 +106,7 @@ class Budget:
         self.release(purchase)
 
     def explain(self, price: Price) -> str:
-        """Say why a job at this price is not bought."""
+        """Return why a job at this price is not bought."""
         blocked = bool(price.estimated and self._estimated)
         return why_not(price, limit=self.max_credits, spent=self.spent, reserved=self.reserved, blocked=blocked)
 
@@ -119,7 +120,7 @@ class Budget:
             self._estimated.add(purchase)
 
     def _take_learned_prices(self, asked: Price | None = None) -> None:
-        """Take the price of a class for what was set aside at an estimate; the user's own for what nobody will tell."""
+        """Replace estimates by known prices, and by the user's estimate for jobs that ended or are in doubt."""
         for purchase in list(self._estimated):
             share = self._shares[purchase]
             price_class = share.price.price_class
@@ -135,69 +136,69 @@ class Budget:
 
 @frozen
 class _Refused:
-    consent: Affordable
+    answer: Affordable
     why: str
 
 
 class BatchBudget:
-    """The cap of a named batch. The ledger counts, for all processes, when a job is about to be sent.
+    """The cap of a named batch. The ledger counts for all processes, in the write that precedes a create.
 
-    This remembers its refusals, so that it is asked again only when something may have changed.
+    This class remembers the refusals of the ledger, so that it is asked again only when the answer may have changed.
     """
 
     def __init__(self, max_credits: Decimal) -> None:
         self.max_credits = max_credits
         self.asks_at = NEVER_ASK_AGAIN
-        """When the ledger is asked again: other processes may have freed credits."""
+        """When to ask the ledger again, since other processes may have freed credits."""
         self._estimated: set[Hashable] = set()
         self._refusals: dict[str, _Refused] = {}
 
     def check(self, price: Price) -> Affordable:
-        """Tell whether it is worth asking the ledger for a job at this price."""
-        no = self._refusals.get(price.price_class)
-        if no is not None:
-            return no.consent
+        """Return whether asking the ledger for a job at this price can succeed."""
+        refusal = self._refusals.get(price.price_class)
+        if refusal is not None:
+            return refusal.answer
         return Affordable.LATER if price.estimated and self._estimated else Affordable.NOW
 
     def explain(self, price: Price) -> str:
-        """Say why a job at this price is not bought."""
+        """Return why a job at this price is not bought."""
         return self._refusals[price.price_class].why
 
-    def refused(self, price: Price, consent: Affordable, why: str, *, asks_at: float) -> None:
-        """Note that the ledger has refused a job."""
-        self._refusals[price.price_class] = _Refused(consent, why)
+    def refused(self, price: Price, answer: Affordable, why: str, *, asks_at: float) -> None:
+        """Record that the ledger refused a job."""
+        self._refusals[price.price_class] = _Refused(answer, why)
         self.asks_at = asks_at
 
     def ask_again(self) -> None:
-        """Forget what the ledger has said."""
+        """Forget the refusals of the ledger."""
         self._refusals.clear()
         self.asks_at = NEVER_ASK_AGAIN
 
     def reserve(self, purchase: Hashable, price: Price) -> None:
-        """Note that a job is about to be sent."""
+        """Record that a job is about to be sent."""
         if price.estimated:
             self._estimated.add(purchase)
 
     def set_price(self, purchase: Hashable, cost: Decimal) -> None:
-        """Note that a job has told its price."""
-        del cost  # the ledger knows
+        """Record that the price of a job became known."""
+        del cost  # the ledger has it
         self.release(purchase)
 
     def suspend(self, purchase: Hashable) -> None:
-        """Wait for a job no longer."""
+        """Do not wait for the job."""
         self.release(purchase)
 
     def resume(self, purchase: Hashable) -> None:
-        """Do nothing: the ledger knows which jobs are under way."""
+        """Do nothing: the ledger counts the jobs that run."""
 
     def release(self, purchase: Hashable) -> None:
-        """Note that something has changed."""
+        """Ask the ledger again: credits may be free."""
         self._estimated.discard(purchase)
         self.ask_again()
 
-    def settle(self, purchase: Hashable, cost: Decimal | None) -> None:
-        """Note that a job has ended."""
-        del cost  # the ledger knows
+    def charge(self, purchase: Hashable, cost: Decimal | None) -> None:
+        """Record that a job ended."""
+        del cost  # the ledger has it
         self.release(purchase)
 
 

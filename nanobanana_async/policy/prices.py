@@ -1,4 +1,4 @@
-"""What jobs cost: prices as they are learned, charges as records tell them, and amounts as people write them."""
+"""What jobs cost: learned prices, the charge in a record, and amounts as users write them."""
 
 import enum
 import functools
@@ -11,27 +11,27 @@ from nanobanana_async.jobs import JobRecord, JobState
 
 NOTHING = Decimal(0)
 
-# Amounts are counted in billionths of a credit, up to a billion credits: their sums fit into 63 bits.
+# The ledger counts billionths of a credit, up to a billion credits: the sums fit into 63 bits.
 BILLIONTH = Decimal("1e-9")
 MAX_CREDITS = Decimal(10**9)
 
 
 class Basis(enum.Enum):
-    """What a price rests on. The values stand in ledgers."""
+    """The source of a price. The values are stored in ledgers."""
 
     TOLD = "told"
-    """The gateway has stated it, for this job or for one of its class."""
+    """The gateway stated the price, for this job or for one of its class."""
     AGREED = "agreed"
-    """`expected_credits`, where a job of the class has ended and the gateway did not say what it cost."""
+    """`expected_credits`, after a job of the class ended and the gateway did not state its cost."""
     EXPECTED = "expected"
-    """`expected_credits`: the user's own estimate."""
+    """`expected_credits`: the user's estimate."""
     EXAMPLE = "example"
     """The example of the gateway's reference."""
 
 
 @frozen
 class Price:
-    """What a job is taken to cost."""
+    """The price of a job, or the estimate of it."""
 
     price_class: str
     credits: Decimal
@@ -39,31 +39,31 @@ class Price:
 
     @property
     def estimated(self) -> bool:
-        """Whether the gateway has not stated it yet."""
+        """Whether the price is an estimate."""
         return self.basis in (Basis.EXPECTED, Basis.EXAMPLE)
 
     @property
     def is_users_word(self) -> bool:
-        """Whether it is `expected_credits`: it stands for jobs, too, of which nobody will tell what they cost."""
+        """Whether the price is `expected_credits`, which also counts for jobs whose cost stays unknown."""
         return self.basis in (Basis.EXPECTED, Basis.AGREED)
 
 
 @frozen(kw_only=True)
 class Charge:
-    """What a purchase has cost by its record; `credits` is None while that is not known better than before."""
+    """The cost of a job by its record; `credits` is None if the record does not state it."""
 
     credits: Decimal | None
     under_way: bool
-    """The job runs: it may yet be refunded, or tell its price."""
+    """The job runs: it may still be refunded, or make its price known."""
     over: bool
-    """The gateway has said its last word."""
+    """The job ended: the gateway will report no other cost."""
 
 
 def charge_of(record: JobRecord) -> Charge | None:
-    """Return what a record says of its purchase; None when surely nothing was bought.
+    """Return the charge that a record states; None if certainly nothing was bought.
 
-    A failure without a stated refund has cost what was stated before. 0 is a price only when the job succeeded, and a
-    refund when it failed; before that it says nothing.
+    A failed job without a stated refund costs what was stated before. A stated 0 is a price if the job succeeded, a
+    refund if it failed, and no information before its end.
     """
     over = record.state in (JobState.SUCCEEDED, JobState.FAILED)
     if not over and not record.possibly_bought:
@@ -73,32 +73,32 @@ def charge_of(record: JobRecord) -> Charge | None:
 
 
 def price_in(record: JobRecord) -> Decimal | None:
-    """Return what such a job costs by its record; 0 is a price only when it succeeded: some say it for a refund."""
+    """Return the price that a record states. A 0 is a price only after success: some gateways report a refund as 0."""
     return record.credits_used if record.credits_used or record.state is JobState.SUCCEEDED else None
 
 
 class Prices:
-    """What jobs cost by class (`Gateway.price_class`), as the gateway last said."""
+    """The price of each class of jobs (`Gateway.price_class`), as the gateway stated it last."""
 
     def __init__(self) -> None:
         self._known: dict[str, Decimal] = {}
         self._silent: set[str] = set()
 
     def of(self, price_class: str) -> Decimal | None:
-        """Return the price of a class; None when none was told yet."""
+        """Return the price of a class; None if it is not known."""
         return self._known.get(price_class)
 
     def learn(self, price_class: str, price: Decimal | None) -> None:
-        """Note what a job cost; None when it ended without a word about that."""
+        """Record the price of a job; None if it ended and the gateway did not state a price."""
         if price is not None:
             self._known[price_class] = price
         else:
             self._silent.add(price_class)
 
     def estimate(self, price_class: str, example: Decimal, expected: Decimal | None) -> Price:
-        """Return what a job is taken to cost: as told, as the user expects, or as the reference's example says.
+        """Return the known price of a class, or the user's estimate, or the example of the gateway's reference.
 
-        Where a job of the class has ended and the gateway did not say what it cost, the user's word is the price.
+        The user's estimate becomes the price once a job of the class ended and the gateway did not state its cost.
         """
         known = self._known.get(price_class)
         if known is not None:
@@ -110,22 +110,22 @@ class Prices:
 
 _ADVICE = {
     Basis.TOLD: "",
-    Basis.AGREED: ": expected_credits says so, the gateway does not say what such jobs cost",
-    Basis.EXPECTED: ": expected_credits says so, no such job has told its price yet",
-    Basis.EXAMPLE: ": the example of the gateway's reference, no such job has told its price yet;"
+    Basis.AGREED: ": the price is expected_credits, the gateway does not state what such jobs cost",
+    Basis.EXPECTED: ": the estimate is expected_credits, the price of such jobs is not known yet",
+    Basis.EXAMPLE: ": the estimate is the example of the gateway's reference, the price of such jobs is not known yet;"
     " expected_credits sets another estimate",
 }
 
 
 def why_not(price: Price, *, limit: Decimal, spent: Decimal, reserved: Decimal = NOTHING, blocked: bool = False) -> str:
-    """Say why a job is not bought under a cap."""
+    """Return why a job is not bought under a cap."""
     cost = f"{'estimated at' if price.estimated else 'for'} {plain(price.credits)}"
     if blocked:
         return (
-            f"max_credits is {plain(limit)}, and a job {cost} is not bought as long as nobody has said what an earlier"
-            " job at an estimate has cost: say what such jobs cost in expected_credits"
+            f"max_credits is {plain(limit)}, and a job {cost} is not bought while the cost of an earlier job at an"
+            " estimate is unknown: set expected_credits to what such jobs cost"
         )
-    in_doubt = f", {plain(reserved)} are set aside for jobs in doubt" if reserved else ""
+    in_doubt = f", {plain(reserved)} are reserved for jobs in doubt" if reserved else ""
     return (
         f"max_credits is {plain(limit)}, {plain(spent)} are spent{in_doubt}, and a job {cost} would pass it"
         f"{_ADVICE[price.basis]}"
@@ -133,13 +133,13 @@ def why_not(price: Price, *, limit: Decimal, spent: Decimal, reserved: Decimal =
 
 
 def plain(amount: Decimal) -> str:
-    """Return an amount without an exponent and without zeros at its end."""
+    """Return an amount without an exponent and without trailing zeros."""
     text = f"{amount:f}"
     return text.rstrip("0").rstrip(".") if "." in text else text
 
 
 def as_credits(name: str, value: Decimal | float | str | None) -> Decimal | None:
-    """Return a number of credits as the exact decimal that it was written as; raise `ConfigurationError` otherwise."""
+    """Return a number of credits as the decimal that was written; raise `ConfigurationError` for anything else."""
     if value is None:
         return None
     try:
@@ -158,12 +158,12 @@ def as_credits(name: str, value: Decimal | float | str | None) -> Decimal | None
 
 @functools.lru_cache(maxsize=256)
 def units(amount: Decimal) -> int:
-    """Return an amount in billionths of a credit, rounded up, as a sum of many can be kept exactly."""
+    """Return an amount in billionths of a credit, rounded up: whole numbers are summed without error."""
     return int((min(max(amount, NOTHING), MAX_CREDITS) / BILLIONTH).to_integral_value(ROUND_UP))
 
 
 def credits_in(amount: int) -> Decimal:
-    """Return the amount that `units` counted."""
+    """Return the credits of an amount in billionths."""
     return amount * BILLIONTH
 
 

@@ -45,9 +45,9 @@ def _unknown_price_counts_as_nothing() -> list[Change]:
 def _estimates_go_side_by_side() -> list[Change]:
     def consent(self: BatchBudget, price: Price) -> Affordable:
         no = self._refusals.get(price.price_class)
-        return Affordable.NOW if no is None else no.consent
+        return Affordable.NOW if no is None else no.answer
 
-    return [(Charges, "_has_estimates", lambda *_: False), (BatchBudget, "consent", consent)]
+    return [(Charges, "_has_estimates", lambda *_: False), (BatchBudget, "check", consent)]
 
 
 def _estimates_of_a_session_go_side_by_side() -> list[Change]:
@@ -56,7 +56,7 @@ def _estimates_of_a_session_go_side_by_side() -> list[Change]:
     def careless(self: Budget, price: Price) -> Affordable:
         return consent(self, evolve(price, basis=Basis.TOLD))
 
-    return [(Budget, "consent", careless)]
+    return [(Budget, "check", careless)]
 
 
 def _forgotten_on_rebirth() -> list[Change]:

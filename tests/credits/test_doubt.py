@@ -100,7 +100,7 @@ async def test_a_job_in_doubt_keeps_its_credits_set_aside_and_nobody_waits_for_i
         assert till.taken == 5  # the one in doubt was bought
         assert budget_of(session).reserved == Decimal("0.5")
         assert "0.5" in str(run.why)
-        assert "are set aside for jobs in doubt" in str(run.why)
+        assert "are reserved for jobs in doubt" in str(run.why)
     assert now() < 600
 
 
@@ -116,7 +116,7 @@ async def test_what_was_set_aside_for_a_job_in_doubt_is_settled_with_it(way: str
         await asyncio.sleep(later_s)
         orders: dict[str, Any] = {"task_id": "t2"} if way == "task_id" else {way: True}
         if way == "buy_again":  # what it may have cost stays set aside, and the cap holds for what is bought by hand
-            with pytest.raises(CreditLimitReached, match=r"0\.5 are set aside for jobs in doubt"):
+            with pytest.raises(CreditLimitReached, match=r"0\.5 are reserved for jobs in doubt"):
                 await session.resolve("fox-1", **orders)
             assert budget_of(session).reserved == Decimal("0.5")
             return
@@ -177,7 +177,7 @@ async def test_a_batch_counts_what_earlier_runs_left_in_doubt() -> None:
         assert isinstance(run.outcomes[0].error, JobUncertain)
     async with a_session("defapi", till.line(), ledger=Page(book)) as session:
         run = await run_batch(session, foxes(30), batch="spring", max_credits=2.5)
-        assert "nobody has said what an earlier job at an estimate has cost" in str(run.why)
+        assert "the cost of an earlier job at an estimate is unknown" in str(run.why)
         run = await run_batch(session, foxes(30), batch="spring", max_credits=2.5, expected_credits=0.5)
         assert run.results == 4
     assert till.taken == Decimal("2.5")

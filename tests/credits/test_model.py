@@ -55,7 +55,7 @@ class Spending(RuleBasedStateMachine):
         key, name = self._any(data)
         cost = None if share is None else COSTS[name] * share / 2
         self.taken += COSTS[name] if cost is None else cost
-        self.budget.settle(key, cost)
+        self.budget.charge(key, cost)
 
     @precondition(lambda self: self.under_way or self.in_doubt)
     @rule(data=st.data())
@@ -149,7 +149,7 @@ class Learning(RuleBasedStateMachine):
         elif way == "park":
             self.budget.suspend(key)
         else:
-            self.budget.settle(key, None)
+            self.budget.charge(key, None)
 
     @invariant()
     def at_most_one_is_at_an_estimate(self) -> None:

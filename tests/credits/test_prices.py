@@ -145,7 +145,7 @@ async def test_a_gateway_that_never_says_the_price_sells_one_and_then_asks_to_be
     async with a_session(name, till.line()) as session:
         run = await run_batch(session, foxes(20), max_credits=100)
         assert (till.sold, run.results) == (1, 1)
-        assert "nobody has said what an earlier job" in str(run.why)
+        assert "the cost of an earlier job at an estimate is unknown" in str(run.why)
         assert "say what such jobs cost in expected_credits" in str(run.why)
         run = await run_batch(session, foxes(20), max_credits=80, expected_credits=8)
         assert (till.sold, run.results) == (11, 10)

@@ -130,7 +130,7 @@ async def test_its_price_stays_set_aside_until_it_is_settled() -> None:
         await conflict(session, shop)
         rows = [outcome async for outcome in session.generate_many([{"prompt": "a fox", "key": KEY}])]
         assert isinstance(rows[0].error, IdempotencyConflict)
-        with pytest.raises(BatchStopped, match="8 are set aside for jobs in doubt"):
+        with pytest.raises(BatchStopped, match="8 are reserved for jobs in doubt"):
             [outcome async for outcome in session.generate_many(["a crow"])]
         await session.resolve(KEY, not_bought=True)
         assert (await session.generate("a crow")).task_id == "t2"

@@ -1,4 +1,4 @@
-"""One misfit among the images of a task costs that image and no other."""
+"""An invalid image of a task costs only that image."""
 
 import json
 from typing import Any
@@ -10,7 +10,7 @@ from nanobanana_async.gateways.images import parse_delivered
 from nanobanana_async.jobs import JobState, Observation, with_indexes
 
 GOOD = [f"https://cdn.example/{number}.png" for number in range(6)]
-MISFITS = {
+INVALID = {
     "empty": ("", "no link"),
     "blank": ("  ", "no link"),
     "null": (None, "no link"),
@@ -23,7 +23,7 @@ MISFITS = {
     "a port that is none": ("https://cdn.example:99999/1.png", "neither an http"),
     "port zero": ("https://cdn.example:0/1.png", "neither an http"),
     "no host": ("https:///1.png", "neither an http"),
-    "no image inline": ("data:text/html;base64,PGI+", "not a base64 picture"),
+    "no image inline": ("data:text/html;base64,PGI+", "not a base64 image"),
 }
 
 
@@ -40,10 +40,10 @@ def answered(gateway: str, urls: list[Any]) -> Observation:
 
 @pytest.mark.parametrize("gateway", ["apimall", "defapi"])
 @pytest.mark.parametrize("place", [0, 2, 5])
-@pytest.mark.parametrize("kind", MISFITS)
-def test_a_misfit_costs_its_own_place_alone(kind: str, place: int, gateway: str) -> None:
-    misfit, why = MISFITS[kind]
-    seen = answered(gateway, [misfit if number == place else url for number, url in enumerate(GOOD)])
+@pytest.mark.parametrize("kind", INVALID)
+def test_invalid_image_costs_only_its_own_place(kind: str, place: int, gateway: str) -> None:
+    invalid, why = INVALID[kind]
+    seen = answered(gateway, [invalid if number == place else url for number, url in enumerate(GOOD)])
     assert seen.state is JobState.SUCCEEDED
     assert seen.images == tuple(url for number, url in enumerate(GOOD) if number != place)
     assert [number for number, _ in seen.missing] == [place]
@@ -52,12 +52,12 @@ def test_a_misfit_costs_its_own_place_alone(kind: str, place: int, gateway: str)
 
 
 @pytest.mark.parametrize("gateway", ["apimall", "defapi"])
-def test_nothing_but_misfits_is_an_end_without_an_image(gateway: str) -> None:
-    seen = answered(gateway, [misfit for misfit, _ in MISFITS.values()])
+def test_only_invalid_images_is_success_without_image(gateway: str) -> None:
+    seen = answered(gateway, [invalid for invalid, _ in INVALID.values()])
     assert (seen.state, seen.images) == (JobState.SUCCEEDED, ())
 
 
-def test_a_list_without_end_is_looked_at_so_far_and_no_further() -> None:
+def test_at_most_100_images_are_read() -> None:
     delivery = parse_delivered([GOOD[0]] * 5000, b"")
     assert len(delivery.images) == 100
-    assert delivery.missing == ((100, "the gateway lists 5000 images, more than are looked at"),)
+    assert delivery.missing == ((100, "the gateway lists 5000 images, of which only 100 are read"),)

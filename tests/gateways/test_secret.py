@@ -1,4 +1,4 @@
-"""A secret: held, used, and shown nowhere."""
+"""Secrets are masked in every output."""
 
 import base64
 import copy
@@ -40,7 +40,7 @@ VISIBLE = st.characters(min_codepoint=33, max_codepoint=126)
         "".join(f"\\u{ord(letter):04x}" for letter in KEY),
     ],
 )
-def test_each_form_of_an_echo_is_masked(form: str) -> None:
+def test_every_form_of_the_secret_is_masked(form: str) -> None:
     assert SECRET.hide(f"a {form} b {form}") == "a *** b ***"
     assert SECRET.is_in(form)
 
@@ -48,24 +48,24 @@ def test_each_form_of_an_echo_is_masked(form: str) -> None:
 @pytest.mark.parametrize("before", ["", "a", "ab", "abc", "user:", "Bearer "])
 @pytest.mark.parametrize("after", ["", "z", "zz", "zzz"])
 @pytest.mark.parametrize("encode", [base64.b64encode, base64.urlsafe_b64encode])
-def test_the_key_is_masked_within_base64(before: str, after: str, encode: Any) -> None:
+def test_secret_is_masked_inside_base64(before: str, after: str, encode: Any) -> None:
     hidden = SECRET.hide(encode(f"{before}{KEY}{after}".encode()).decode())
     assert "***" in hidden
     assert len(hidden) < 20
 
 
 @given(st.text(VISIBLE, min_size=8, max_size=80), st.text(max_size=20), st.text(max_size=20))
-def test_any_key_is_masked_in_any_text(key: str, before: str, after: str) -> None:
+def test_any_secret_is_masked_in_any_text(key: str, before: str, after: str) -> None:
     hidden = Secret(key).hide(f"{before}{key}{after}")
     assert not Secret(key).is_in(hidden.replace("***", " "))
 
 
 @given(st.text())
-def test_other_text_stays_as_it_is(text: str) -> None:
+def test_other_text_is_unchanged(text: str) -> None:
     assert SECRET.hide(text) == text
 
 
-def test_a_short_key_is_not_looked_for() -> None:
+def test_short_secret_is_not_searched_for() -> None:
     assert Secret("test").hide("test the test") == "test the test"
 
 
@@ -74,7 +74,7 @@ def test_names_and_values_are_masked_at_any_depth() -> None:
     assert SECRET.hide_all(value) == {"a": [1, None, {"***": "x ***"}], "***": True}
 
 
-def test_it_is_masked_wherever_it_is_printed_and_compared_only_with_its_kind() -> None:
+def test_secret_is_masked_and_equals_only_secrets() -> None:
     assert (repr(SECRET), str(SECRET), f"{SECRET:>30}", f"{SECRET!s}") == ("<Secret ***>", "***", "***", "***")
     assert Secret(KEY) == SECRET
     assert hash(SECRET) == hash(Secret(KEY))
@@ -85,17 +85,17 @@ def test_it_is_masked_wherever_it_is_printed_and_compared_only_with_its_kind() -
 
 
 @pytest.mark.parametrize("take", [pickle.dumps, lambda secret: secret.__getstate__()])
-def test_it_is_not_pickled(take: Any) -> None:
+def test_secret_is_not_pickled(take: Any) -> None:
     SECRET.hide("x")
     with pytest.raises(TypeError, match="not pickled"):
         take(SECRET)
 
 
-def test_a_secret_is_taken_for_a_key_as_it_is() -> None:
+def test_secret_is_accepted_as_api_key() -> None:
     assert ApiMall(api_key=SECRET).api_key is SECRET
 
 
-def test_an_inline_image_of_20_megabytes_is_looked_through_quickly() -> None:
+def test_search_in_20_mb_takes_under_a_second() -> None:
     text = base64.b64encode(bytes(range(256)) * 60_000).decode()
     began = time.process_time()
     assert SECRET.hide(text) == text

@@ -18,9 +18,10 @@ from nanobanana_async.cli.batch.input_file import Format, InputFile, open_input
 from nanobanana_async.cli.batch.run import Plan, Run
 from nanobanana_async.emulator import API_KEY, Emulator
 from nanobanana_async.escaping import one_line
+from nanobanana_async.gateways import registry
 from nanobanana_async.policy.prices import as_credits
 
-Name = Literal["apimall", "defapi"]
+Name = registry.GatewayName
 Flag = Annotated[bool, Parameter(negative=())]
 GatewayFinder = Callable[[Name | None, str | None], Gateway]
 """Finds the gateway that options and environment name."""

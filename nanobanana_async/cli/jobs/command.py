@@ -15,10 +15,11 @@ from nanobanana_async import ConfigurationError, Gateway, JobState
 from nanobanana_async.cli.jobs import actions as jobwork
 from nanobanana_async.cli.jobs import format as joblist
 from nanobanana_async.escaping import one_line
+from nanobanana_async.gateways import registry
 from nanobanana_async.validators import as_count
 
 LedgerFile = Annotated[Path, Parameter(name="--ledger", env_var="NANOBANANA_LEDGER")]
-Name = Literal["apimall", "defapi"]
+Name = registry.GatewayName
 GatewayName = Annotated[Name | None, Parameter(env_var="NANOBANANA_GATEWAY")]
 BaseUrl = Annotated[str | None, Parameter(env_var="NANOBANANA_BASE_URL")]
 Yes = Annotated[bool, Parameter(name=["--yes", "-y"], negative=())]
@@ -206,7 +207,9 @@ class _Commands:
         jobwork.require_ledger(ledger)
         move = asyncio.run(jobwork.to_hand_over(ledger, self.seller(gateway, base_url), from_, to))
         risk = "Do so only if both are one account at the gateway; else they are found by neither."
-        if not _agreed(f"{joblist.pluralize(move.count)} of account {move.old} go to account {move.new}. {risk}", yes=yes):
+        if not _agreed(
+            f"{joblist.pluralize(move.count)} of account {move.old} go to account {move.new}. {risk}", yes=yes
+        ):
             return FAILED
         count = asyncio.run(jobwork.hand_over(ledger, move))
         _print_note(f"{joblist.pluralize(count)} handed over to account {move.new}")

@@ -1,4 +1,4 @@
-"""Large answers: what is counted, what is lifted out, and what comes back."""
+"""Large answers: bounds, and inline images that are lifted out and restored."""
 
 import json
 from typing import Any
@@ -21,7 +21,7 @@ from nanobanana_async.gateways.rate_limits import slug
 
 
 @pytest.mark.parametrize("size", [1, 2, 7, 8, 9, 1000, 10**6])
-def test_pieces_of_any_size_are_counted_alike(size: int) -> None:
+def test_bounds_do_not_depend_on_chunk_size(size: int) -> None:
     body = b'{"a":"data:image/png;base64,' + b"A" * 500 + b'","b":"data:image/png;base64,BB","c":[1,2]}'
     bounds = AnswerBounds(max_text=100)
     for start in range(0, len(body), size):
@@ -31,18 +31,18 @@ def test_pieces_of_any_size_are_counted_alike(size: int) -> None:
 
 
 @pytest.mark.parametrize("size", [1, 9, 1000])
-def test_too_much_beside_the_images_is_refused_as_soon_as_it_is_there(size: int) -> None:
+def test_excess_text_is_refused_at_once(size: int) -> None:
     def feed() -> None:
         bounds = AnswerBounds(max_text=40)
         for _ in range(0, 60, size):
             bounds.feed(b"x" * size)
 
-    with pytest.raises(AnswerTooLarge, match="more than 40 bytes beside its images"):
+    with pytest.raises(AnswerTooLarge, match="more than 40 bytes outside its images"):
         feed()
 
 
 @pytest.mark.parametrize("opener", [b"[", b"{", b",", b":"])
-def test_values_are_counted_by_what_begins_them(opener: bytes) -> None:
+def test_values_are_counted_by_their_openers(opener: bytes) -> None:
     AnswerBounds().feed(opener * MAX_PARTS)
     with pytest.raises(AnswerTooLarge, match="more than 50000 values"):
         AnswerBounds().feed(opener * (MAX_PARTS + 20))
@@ -55,7 +55,7 @@ IMAGE = "data:image/png;base64," + "AB/+" * 300_000 + "=="
 
 @pytest.mark.parametrize("folds", [0, 1, 2])
 @pytest.mark.parametrize("spelling", ["plain", "slashes", "equals signs"])
-def test_an_image_is_lifted_out_and_put_back_as_it_was(spelling: str, folds: int) -> None:
+def test_lifted_image_is_restored_exactly(spelling: str, folds: int) -> None:
     value: str = IMAGE
     body = ""
     for _ in range(folds + 1):
@@ -72,10 +72,10 @@ def test_an_image_is_lifted_out_and_put_back_as_it_was(spelling: str, folds: int
     assert restore_inline_image(found, raw) == IMAGE
 
 
-def test_what_was_not_lifted_out_stays_as_it_is() -> None:
+def test_text_without_token_is_unchanged() -> None:
     assert restore_inline_image("https://a.example/lifted-1-2", b"x" * 100) == "https://a.example/lifted-1-2"
     assert json.loads(lift_inline_images(b'{"a":"data:image/png;base64,"}')) == {"a": "data:image/png;base64,"}
-    with pytest.raises(ValueError, match="ends within an image"):
+    with pytest.raises(ValueError, match="ends inside an image"):
         lift_inline_images(b'{"a":"data:image/png;base64,AAAA')
     with pytest.raises(ValueError, match="ascii"):
         restore_inline_image("data:image/png;base64,lifted-0-2", "ää".encode())
@@ -87,7 +87,7 @@ def defapi_success(**facts: Any) -> HttpResponse:
 
 
 @pytest.mark.parametrize("folded", [False, True])
-def test_a_large_inline_image_is_delivered_whole_and_kept_out_of_raw(folded: bool) -> None:
+def test_large_inline_image_is_complete_and_not_in_raw(folded: bool) -> None:
     result: Any = [{"image": IMAGE}, {"image": "https://cdn.example/2.png"}, {"image": "data:image/png;base64,ä"}]
     seen = DefApi(api_key="k" * 8).read_query(defapi_success(result=json.dumps(result) if folded else result))
     assert seen.images == (IMAGE, "https://cdn.example/2.png")
@@ -101,17 +101,17 @@ def test_a_large_inline_image_is_delivered_whole_and_kept_out_of_raw(folded: boo
     ("body", "why"),
     [
         (b'{"success":true,"data":[' + b"[]," * 30_000 + b"0]}", "more than 50000 values"),
-        (b'{"data":"' + b"x" * 1_100_000 + b'"}', "more than 1048576 bytes beside its images"),
+        (b'{"data":"' + b"x" * 1_100_000 + b'"}', "more than 1048576 bytes outside its images"),
         (b'{"data":"data:image/png;base64,' + b"A" * LARGE, "not JSON"),
     ],
 )
-def test_an_answer_of_the_wrong_shape_is_refused_unparsed(body: bytes, why: str) -> None:
+def test_oversized_answer_is_refused_before_parsing(body: bytes, why: str) -> None:
     for read in (ApiMall(api_key="k" * 8).read_query, DefApi(api_key="k" * 8).read_create):
         with pytest.raises(UnexpectedResponse, match=why):
             read(HttpResponse(status=200, body=body))
 
 
-def test_json_in_a_string_is_unfolded_only_if_it_has_few_values() -> None:
+def test_json_in_a_string_with_many_values_is_not_decoded() -> None:
     many = "[" + "[]," * 30_000 + "0]"
     assert parse_nested_json(many) == many
     assert parse_nested_json("[" + " " * LARGE + "1]") == [1]
@@ -120,7 +120,7 @@ def test_json_in_a_string_is_unfolded_only_if_it_has_few_values() -> None:
 # Long text
 
 
-def test_raw_is_bounded_as_a_whole() -> None:
+def test_raw_has_a_total_size_limit() -> None:
     kept = without_inline_images(
         {f"{number:04}": "x" * 1000 for number in range(500)} | {"last": {"a": 1}, "n" * 5000: 2}
     )
@@ -129,7 +129,7 @@ def test_raw_is_bounded_as_a_whole() -> None:
     assert (kept["0400"], kept["last"], kept["n" * 64]) == ("<1000 characters>", "<more>", 2)
 
 
-def test_only_the_beginning_of_a_sentence_is_searched_for_its_meaning() -> None:
+def test_only_the_start_of_a_message_is_classified() -> None:
     assert len(slug("a! " * 500_000)) <= 1000
     body = json.dumps({"success": False, "error": {"message": "insufficient_" * 5000 + "credits"}}).encode()
     with pytest.raises(GatewayUnavailable):

@@ -1,4 +1,4 @@
-"""Schedules: how soon the end of a job is seen, and at how many looks."""
+"""Poll schedules: how soon the end of a job is noticed, and with how many polls."""
 
 import random
 
@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from nanobanana_async.policy.durations import EDGES, SHORTEST_S, Durations
 from nanobanana_async.policy.poll_schedule import PollSchedule
 from nanobanana_async.policy.polling import PollPolicy
-from tests.policy.simulation import Draw, bimodal, floor_and_tail, lognormal, looks
+from tests.policy.simulation import Draw, bimodal, floor_and_tail, lognormal, poll_jobs
 
 LN_10 = lognormal(10.0, 0.4)
 LONG_TAIL = lognormal(12.0, 0.8)
@@ -30,7 +30,7 @@ def learned(
 
 
 def median_s(schedule: PollSchedule[int]) -> float:
-    """Return the age by which half of the jobs have ended, as the schedule has it."""
+    """Return the age by which half of the jobs have ended, by the schedule."""
     return next(edge for edge in EDGES if edge == EDGES[-1] or schedule.ended_chance(0.0, edge) >= 0.5)
 
 
@@ -51,12 +51,12 @@ AGES = st.floats(min_value=0.0, max_value=3.0 * EDGES[-1])
 
 
 @given(SCHEDULES, AGES)
-def test_the_next_look_keeps_at_least_the_smallest_gap(schedule: PollSchedule[int], age_s: float) -> None:
+def test_next_poll_keeps_min_gap(schedule: PollSchedule[int], age_s: float) -> None:
     assert schedule.next_poll_s(age_s) - age_s >= schedule.policy.min_gap_s - 1e-9 * age_s > 0.0
 
 
 @given(SCHEDULES, st.floats(min_value=0.0, max_value=EDGES[-1] / 2.0))
-def test_past_the_median_no_gap_is_longer_than_four_target_delays(schedule: PollSchedule[int], beyond_s: float) -> None:
+def test_gap_past_the_median_is_at_most_four_target_delays(schedule: PollSchedule[int], beyond_s: float) -> None:
     policy = schedule.policy
     age_s = median_s(schedule) + beyond_s
     longest_s = max(policy.min_gap_s, min(policy.max_gap_s, 4.0 * policy.target_delay_s))
@@ -64,20 +64,18 @@ def test_past_the_median_no_gap_is_longer_than_four_target_delays(schedule: Poll
 
 
 @given(SCHEDULES, AGES.filter(lambda age: age >= SHORTEST_S), st.floats(min_value=1e-3, max_value=100.0))
-def test_an_older_job_is_not_looked_at_earlier(schedule: PollSchedule[int], age_s: float, older_s: float) -> None:
+def test_older_job_is_not_polled_earlier(schedule: PollSchedule[int], age_s: float, older_s: float) -> None:
     assert schedule.next_poll_s(age_s + older_s) >= schedule.next_poll_s(age_s)
 
 
-def test_a_job_beyond_all_others_is_still_looked_at() -> None:
+def test_straggler_is_polled_every_max_gap() -> None:
     schedule = learned(LN_10, 60)
     age_s = 2.0 * EDGES[-1]
     assert schedule.next_poll_s(age_s) == age_s + schedule.policy.max_gap_s
 
 
 @given(SCHEDULES, st.tuples(AGES, AGES, AGES))
-def test_the_chance_of_having_ended_grows_with_age(
-    schedule: PollSchedule[int], ages: tuple[float, float, float]
-) -> None:
+def test_ended_chance_grows_with_age(schedule: PollSchedule[int], ages: tuple[float, float, float]) -> None:
     seen_s, age_s, later_s = sorted(ages)
     chance, later = schedule.ended_chance(seen_s, age_s), schedule.ended_chance(seen_s, later_s)
     assert 0.0 <= chance <= later <= 1.0
@@ -88,33 +86,31 @@ def test_the_chance_of_having_ended_grows_with_age(
 @pytest.mark.parametrize(
     "draw", [LN_10, LONG_TAIL, bimodal, floor_and_tail], ids=["log-normal", "tail", "two", "floor"]
 )
-def test_learned_looks_come_as_late_as_is_wanted_and_are_fewer_than_at_any_fixed_interval(
-    draw: Draw, target_s: float
-) -> None:
+def test_learned_polls_meet_the_delay_and_beat_a_fixed_interval(draw: Draw, target_s: float) -> None:
     policy = PollPolicy(target_delay_s=target_s)
-    a_job, delay_s, mean_s = looks(learned(draw, WORTH_LEARNING, policy), draw, JOBS)
+    a_job, delay_s, mean_s = poll_jobs(learned(draw, WORTH_LEARNING, policy), draw, JOBS)
     assert 0.78 * target_s <= delay_s <= 1.2 * target_s
-    # Looks at a fixed interval: mean / interval + 1/2 of them, at a delay of half an interval.
+    # A fixed interval needs mean / interval + 1/2 polls for a delay of half an interval.
     assert a_job < 0.97 * (mean_s / (2.0 * delay_s) + 0.5)
 
 
-def test_the_learned_schedule_of_log_normal_jobs_is_near_the_best_there_is() -> None:
-    a_job, delay_s, mean_s = looks(learned(LN_10, WORTH_LEARNING), LN_10, 4 * JOBS)
+def test_learned_schedule_is_near_the_optimum_for_log_normal_jobs() -> None:
+    a_job, delay_s, mean_s = poll_jobs(learned(LN_10, WORTH_LEARNING), LN_10, 4 * JOBS)
     assert delay_s == pytest.approx(0.5, rel=0.2)
     assert a_job * delay_s <= 0.345 * mean_s
     assert a_job <= 8.5
 
 
 @pytest.mark.parametrize(("completions", "most", "off"), [(0, 0.4, 0.2), (5, 0.36, 0.5), (20, 0.345, 0.2)])
-def test_a_cold_start_beats_a_fixed_interval_from_the_first_job(completions: int, most: float, off: float) -> None:
-    a_job, delay_s, mean_s = looks(learned(LN_10, completions), LN_10, JOBS)
+def test_cold_start_beats_a_fixed_interval(completions: int, most: float, off: float) -> None:
+    a_job, delay_s, mean_s = poll_jobs(learned(LN_10, completions), LN_10, JOBS)
     assert a_job * delay_s <= most * mean_s
     assert delay_s == pytest.approx(0.5, rel=off)
 
 
-def test_looks_are_as_many_as_the_wanted_delay_is_short() -> None:
+def test_poll_count_is_inverse_to_the_target_delay() -> None:
     quick, slow = (
-        looks(learned(lognormal(60.0, 0.4), 100, PollPolicy(target_delay_s=target_s)), lognormal(60.0, 0.4), 300)
+        poll_jobs(learned(lognormal(60.0, 0.4), 100, PollPolicy(target_delay_s=target_s)), lognormal(60.0, 0.4), 300)
         for target_s in (0.5, 2.0)
     )
     assert quick[0] / slow[0] == pytest.approx(4.0, rel=0.1)
@@ -122,7 +118,7 @@ def test_looks_are_as_many_as_the_wanted_delay_is_short() -> None:
 
 
 @pytest.mark.parametrize("draw", [LN_10, LONG_TAIL, bimodal], ids=["log-normal", "tail", "two"])
-def test_the_mean_and_the_late_ones_are_known(draw: Draw) -> None:
+def test_learned_mean_and_p99_match_the_distribution(draw: Draw) -> None:
     schedule = learned(draw, WORTH_LEARNING)
     chance = random.Random(7)
     took = sorted(draw(chance) for _ in range(10_000))
@@ -130,18 +126,18 @@ def test_the_mean_and_the_late_ones_are_known(draw: Draw) -> None:
     assert took[9700] <= schedule.p99_s <= 1.1 * took[9990]
 
 
-def test_the_middle_between_two_looks_is_the_guess_when_the_gateway_does_not_say() -> None:
-    guessed, told = (PollSchedule[str](PollPolicy(), Durations(20.0)) for _ in range(2))
+def test_midpoint_of_two_polls_replaces_a_missing_duration() -> None:
+    guessed, stated = (PollSchedule[str](PollPolicy(), Durations(20.0)) for _ in range(2))
     for _ in range(10):
         guessed.on_running("a", 8.0)
         guessed.on_ended("a", 12.0)
-        told.on_ended("a", 12.0, 10.0)
-    for schedule in (guessed, told):
+        stated.on_ended("a", 12.0, 10.0)
+    for schedule in (guessed, stated):
         schedule.durations.fit([])
-    assert guessed.durations.median_s == pytest.approx(told.durations.median_s)
+    assert guessed.durations.median_s == pytest.approx(stated.durations.median_s)
 
 
-def test_running_jobs_are_followed_until_they_end_or_are_let_go() -> None:
+def test_running_lists_jobs_until_they_end_or_are_forgotten() -> None:
     schedule = PollSchedule[int](PollPolicy(), Durations(20.0))
     for job in range(6):
         schedule.began(job)
@@ -155,15 +151,15 @@ def test_running_jobs_are_followed_until_they_end_or_are_let_go() -> None:
     assert schedule.durations.count == 3.0
 
 
-def test_a_look_gains_most_at_the_job_that_has_most_likely_ended() -> None:
+def test_ended_probability_is_higher_for_jobs_polled_longer_ago() -> None:
     schedule = PollSchedule[str](PollPolicy(), Durations(20.0))
-    schedule.on_running("seen", 19.0)
-    schedule.began("unseen")
-    assert 0.0 < schedule.ended_probability("seen", 20.0) < schedule.ended_probability("unseen", 20.0) < 1.0
-    assert schedule.ended_probability("unknown", 20.0) == schedule.ended_probability("unseen", 20.0)
+    schedule.on_running("polled", 19.0)
+    schedule.began("not polled")
+    assert 0.0 < schedule.ended_probability("polled", 20.0) < schedule.ended_probability("not polled", 20.0) < 1.0
+    assert schedule.ended_probability("unknown", 20.0) == schedule.ended_probability("not polled", 20.0)
 
 
-def test_jobs_that_run_on_are_learned_from_before_any_ends() -> None:
+def test_running_jobs_lengthen_the_schedule_before_any_ends() -> None:
     schedule = PollSchedule[int](PollPolicy(), Durations(5.0))
     first_s = schedule.next_poll_s(0.0)
     for job in range(200):

@@ -1,4 +1,4 @@
-"""The settings of both gateways: checked at birth, silent about the key."""
+"""The settings of both gateways: validation, environment, and no key in any output."""
 
 from decimal import Decimal
 from typing import Any
@@ -20,7 +20,7 @@ both = pytest.mark.parametrize("kind", BOTH)
 
 
 @both
-def test_the_key_is_stripped_and_appears_in_no_repr(kind: type[GatewaySettings]) -> None:
+def test_key_is_stripped_and_hidden_in_repr(kind: type[GatewaySettings]) -> None:
     gateway = kind(api_key=f" {KEY}\n")  # type: ignore[call-arg]
     assert gateway.api_key.reveal() == KEY
     assert KEY not in repr(gateway)
@@ -29,7 +29,7 @@ def test_the_key_is_stripped_and_appears_in_no_repr(kind: type[GatewaySettings])
 
 @both
 @pytest.mark.parametrize("key", ["", "  ", "two words", "schlüssel", "a\r\nb", "a\x00b", None, 5])
-def test_a_key_that_cannot_be_one_is_refused_with_the_way_to_set_it(kind: Any, key: object) -> None:
+def test_invalid_key_is_refused_with_advice(kind: Any, key: object) -> None:
     with pytest.raises(ConfigurationError, match=f"set {kind.key_variable} or pass api_key") as caught:
         kind(api_key=key)
     assert not str(key).strip() or str(key) not in str(caught.value)
@@ -46,7 +46,7 @@ def test_a_key_that_cannot_be_one_is_refused_with_the_way_to_set_it(kind: Any, k
         ("http://[::1]:8080/", "http://[::1]:8080"),
     ],
 )
-def test_a_base_url_loses_its_trailing_slashes(url: str, expected: str) -> None:
+def test_base_url_loses_trailing_slashes(url: str, expected: str) -> None:
     gateway = DefApi(api_key=KEY, base_url=url)
     assert gateway.base_url == expected
     assert gateway.build_query("t").url == f"{expected}/api/task/query?task_id=t"
@@ -76,7 +76,7 @@ def test_a_base_url_loses_its_trailing_slashes(url: str, expected: str) -> None:
         (None, "must be a URL"),
     ],
 )
-def test_a_base_url_to_which_the_key_must_not_go_is_refused(url: Any, why: str) -> None:
+def test_unsafe_base_url_is_refused(url: Any, why: str) -> None:
     with pytest.raises(ConfigurationError, match=why) as caught:
         ApiMall(api_key=KEY, base_url=url)
     assert ":pw@" not in str(caught.value)
@@ -95,18 +95,18 @@ def test_a_base_url_to_which_the_key_must_not_go_is_refused(url: Any, why: str) 
         ("slots_per_image", 1),
     ],
 )
-def test_a_setting_out_of_range_is_refused_by_name(kind: Any, name: str, value: object) -> None:
+def test_invalid_setting_is_refused_by_name(kind: Any, name: str, value: object) -> None:
     with pytest.raises(ConfigurationError, match=name):
         kind(api_key=KEY, **{name: value})
 
 
-def test_the_lifetime_of_a_key_may_be_nothing_but_not_negative() -> None:
+def test_key_lifetime_may_be_zero_but_not_negative() -> None:
     assert ApiMall(api_key=KEY, key_lifetime_s=0).key_lifetime_s == 0
     with pytest.raises(ConfigurationError, match="key_lifetime_s"):
         ApiMall(api_key=KEY, key_lifetime_s=-1)
 
 
-def test_settings_are_frozen_and_replaced_with_the_same_checks() -> None:
+def test_settings_are_frozen_and_evolve_validates() -> None:
     gateway = ApiMall(api_key=KEY)
     assert evolve(gateway, expected_job_s=5).expected_job_s == 5
     with pytest.raises(FrozenInstanceError):
@@ -116,28 +116,28 @@ def test_settings_are_frozen_and_replaced_with_the_same_checks() -> None:
 
 
 @both
-def test_the_environment_gives_key_and_base_url(kind: type[GatewaySettings]) -> None:
+def test_environment_sets_key_and_base_url(kind: type[GatewaySettings]) -> None:
     environ = {kind.key_variable: KEY, "NANOBANANA_BASE_URL": "http://127.0.0.1:8080"}
     gateway = kind.from_env(environ)
     assert (gateway.api_key.reveal(), gateway.base_url) == (KEY, "http://127.0.0.1:8080")
 
 
 @both
-def test_what_is_passed_wins_over_the_environment(kind: type[GatewaySettings]) -> None:
+def test_arguments_override_the_environment(kind: type[GatewaySettings]) -> None:
     environ = {kind.key_variable: "other", "NANOBANANA_BASE_URL": "http://127.0.0.1:8080"}
     gateway = kind.from_env(environ, api_key=KEY, base_url="https://gateway.example", model="m")
     assert (gateway.api_key.reveal(), gateway.base_url, gateway.model) == (KEY, "https://gateway.example", "m")
 
 
 @both
-def test_an_empty_base_url_in_the_environment_is_none(kind: Any) -> None:
+def test_empty_base_url_in_the_environment_is_ignored(kind: Any) -> None:
     gateway = kind.from_env({kind.key_variable: KEY, "NANOBANANA_BASE_URL": " "})
     assert gateway.base_url == kind(api_key=KEY).base_url
 
 
 @both
 @pytest.mark.parametrize("value", [None, "", " "])
-def test_a_missing_key_is_named_by_its_variable(
+def test_missing_key_error_names_the_variable(
     kind: type[GatewaySettings], value: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv(kind.key_variable, raising=False)
@@ -147,7 +147,7 @@ def test_a_missing_key_is_named_by_its_variable(
         kind.from_env()
 
 
-def test_a_request_takes_one_slot_unless_the_account_counts_images() -> None:
+def test_request_takes_one_slot_unless_images_count() -> None:
     three = ImageRequest("x", num_images=3)
     assert ApiMall(api_key=KEY).slots_for(three) == 1
     assert ApiMall(api_key=KEY, slots_per_image=True).slots_for(three) == 3
@@ -165,9 +165,7 @@ def test_a_request_takes_one_slot_unless_the_account_counts_images() -> None:
         (DefApi(api_key=KEY), ImageRequest("x", model="n"), "defapi/n/text-to-image/default/1"),
     ],
 )
-def test_the_price_class_holds_what_the_price_hangs_on(
-    gateway: ApiMall | DefApi, wanted: ImageRequest, expected: str
-) -> None:
+def test_price_class_holds_all_price_factors(gateway: ApiMall | DefApi, wanted: ImageRequest, expected: str) -> None:
     assert gateway.price_class(wanted) == expected
 
 
@@ -179,13 +177,11 @@ def test_the_price_class_holds_what_the_price_hangs_on(
         (DefApi(api_key=KEY), ImageRequest("x"), "0.5"),
     ],
 )
-def test_the_example_price_is_that_of_the_reference_for_each_image(
-    gateway: ApiMall | DefApi, wanted: ImageRequest, example: str
-) -> None:
+def test_example_price_is_per_image(gateway: ApiMall | DefApi, wanted: ImageRequest, example: str) -> None:
     assert gateway.example_credits(wanted) == Decimal(example)
 
 
-def test_the_expected_duration_comes_from_the_environment_unless_it_is_passed() -> None:
+def test_expected_duration_is_read_from_the_environment() -> None:
     environ = {"APIMALL_API_KEY": "k", "NANOBANANA_EXPECTED_JOB_S": " 7.5 "}
     assert ApiMall.from_env(environ).expected_job_s == 7.5
     assert ApiMall.from_env(environ, expected_job_s=3.0).expected_job_s == 3.0
@@ -193,13 +189,13 @@ def test_the_expected_duration_comes_from_the_environment_unless_it_is_passed() 
 
 
 @pytest.mark.parametrize("broken", ["soon", "-1", "nan"])
-def test_a_broken_expected_duration_is_refused_by_name(broken: str) -> None:
+def test_invalid_expected_duration_is_refused_by_name(broken: str) -> None:
     with pytest.raises(ConfigurationError, match=r"(?i)expected_job_s"):
         ApiMall.from_env({"APIMALL_API_KEY": "k", "NANOBANANA_EXPECTED_JOB_S": broken})
 
 
 @both
-def test_an_account_is_named_and_keeps_its_name_when_its_key_changes(kind: Any) -> None:
+def test_named_account_survives_a_key_change(kind: Any) -> None:
     gateway = kind(api_key=KEY, account=" studio ")
     assert gateway.account == f"{gateway.name}:studio"
     assert evolve(gateway, api_key="another-key").account == gateway.account
@@ -210,14 +206,14 @@ def test_an_account_is_named_and_keeps_its_name_when_its_key_changes(kind: Any) 
 
 @both
 @pytest.mark.parametrize("name", ["x" * 65, "two words", "schlüssel", "a\nb", None, 5, KEY, f" {KEY} "])
-def test_a_name_that_cannot_be_an_accounts_is_refused_and_the_key_is_not_told(kind: Any, name: object) -> None:
+def test_invalid_account_name_is_refused_without_showing_the_key(kind: Any, name: object) -> None:
     with pytest.raises(ConfigurationError, match="account") as caught:
         kind(api_key=KEY, account=name)
     assert KEY not in str(caught.value)
 
 
 @both
-def test_the_environment_names_the_account(kind: Any) -> None:
+def test_environment_sets_the_account(kind: Any) -> None:
     environ = {kind.key_variable: KEY, "NANOBANANA_ACCOUNT": "studio"}
     assert kind.from_env(environ).account == f"{kind.short_name}:studio"
     assert kind.from_env(environ, account="other").account == f"{kind.short_name}:other"

@@ -1,4 +1,4 @@
-"""The pace of creates: a hidden rate is found and kept."""
+"""The pacer: a hidden rate is found and kept."""
 
 import math
 from functools import partial
@@ -33,9 +33,7 @@ def sent_through(
 @pytest.mark.parametrize("rtt_s", [0.01, 0.15])
 @pytest.mark.parametrize("burst", ["ten", "a minute's worth"])
 @pytest.mark.parametrize("rate", [0.2, 1.0, 5.0, 20.0, 50.0])
-def test_a_hidden_rate_is_used_in_full_with_few_refusals(
-    rate: float, burst: str, rtt_s: float, states_wait: bool
-) -> None:
+def test_hidden_rate_is_used_in_full_with_few_429s(rate: float, burst: str, rtt_s: float, states_wait: bool) -> None:
     bucket = Bucket(rate, 10.0 if burst == "ten" else 60.0 * rate)
     creates = int(bucket.burst + max(400.0, 60.0 * rate))
     client = sent_through(bucket, creates, states_wait=states_wait, rtt_s=rtt_s)
@@ -46,7 +44,7 @@ def test_a_hidden_rate_is_used_in_full_with_few_refusals(
 
 @waits
 @pytest.mark.parametrize("rate", [0.2, 1.0, 5.0, 20.0, 50.0])
-def test_a_bucket_that_holds_one_token_costs_little_more(rate: float, states_wait: bool) -> None:
+def test_one_token_bucket_is_used_almost_in_full(rate: float, states_wait: bool) -> None:
     bucket = Bucket(rate, 1.0)
     creates = int(max(400.0, 30.0 * rate))
     client = sent_through(bucket, creates, states_wait=states_wait, rtt_s=0.01, jitter=0.1)
@@ -56,7 +54,7 @@ def test_a_bucket_that_holds_one_token_costs_little_more(rate: float, states_wai
 
 @waits
 @pytest.mark.parametrize(("most", "length_s"), [(5, 1.0), (10, 10.0), (60, 60.0), (100, 60.0)])
-def test_a_limit_for_each_fixed_stretch_of_time_is_lived_with(most: int, length_s: float, states_wait: bool) -> None:
+def test_fixed_window_limit_takes_at_most_twice_the_ideal_time(most: int, length_s: float, states_wait: bool) -> None:
     window = Window(most, length_s)
     client = sent_through(window, 400, states_wait=states_wait)
     assert len(client.taken_at) == 400
@@ -64,7 +62,7 @@ def test_a_limit_for_each_fixed_stretch_of_time_is_lived_with(most: int, length_
 
 
 @pytest.mark.parametrize(("rate", "to"), [(10.0, 20.0), (2.0, 4.0), (20.0, 5.0)])
-def test_a_rate_that_changes_is_followed(rate: float, to: float) -> None:
+def test_changed_rate_is_followed(rate: float, to: float) -> None:
     bucket = Bucket(rate, 10.0)
     client = Client(Gateway(limiter=bucket), draw=endless, until_s=900.0)
     client.later(300.0, partial(setattr, bucket, "rate", to))
@@ -73,7 +71,7 @@ def test_a_rate_that_changes_is_followed(rate: float, to: float) -> None:
     assert 0.95 * to <= sum(800.0 < at <= 900.0 for at in client.taken_at) / 100.0 <= 1.01 * to
 
 
-def test_nothing_is_paced_before_the_first_refusal() -> None:
+def test_no_pacing_before_the_first_429() -> None:
     pacer = Pacer()
     pacer.sent(1.0)
     pacer.on_accepted(1.1, 1.0)
@@ -81,7 +79,7 @@ def test_nothing_is_paced_before_the_first_refusal() -> None:
     assert pacer.admits(1.1, 99)
 
 
-def test_a_stated_wait_is_kept_and_only_one_create_leaves_after_it() -> None:
+def test_stated_wait_is_obeyed_and_a_single_create_follows() -> None:
     pacer = Pacer()
     pacer.on_throttled(1.0, 0.9, 20.0)
     assert not pacer.admits(20.9, 0)
@@ -89,7 +87,7 @@ def test_a_stated_wait_is_kept_and_only_one_create_leaves_after_it() -> None:
     assert not pacer.admits(21.0, 1)
 
 
-def test_all_refusals_of_one_round_trip_are_one_event() -> None:
+def test_all_429s_of_one_round_trip_are_one_event() -> None:
     once, often = Pacer(), Pacer()
     once.on_throttled(1.0, 0.5)
     for number in range(8):
@@ -97,7 +95,7 @@ def test_all_refusals_of_one_round_trip_are_one_event() -> None:
     assert often == once
 
 
-def test_a_create_that_left_late_is_half_made_up_for() -> None:
+def test_half_of_a_lost_gap_is_made_up_for() -> None:
     pacer = Pacer()
     pacer.on_throttled(1.0, 0.9)
     pacer.on_throttled(3.0, 2.9)
@@ -106,7 +104,7 @@ def test_a_create_that_left_late_is_half_made_up_for() -> None:
     assert pacer.next_at == pytest.approx(3.0 + gap_s + 100.0 + gap_s / 2.0)
 
 
-def test_after_a_long_outage_it_is_asked_at_least_every_half_minute_and_the_rate_is_soon_found_again() -> None:
+def test_long_outage_is_probed_every_half_minute_and_the_rate_recovers() -> None:
     pacer, now = Pacer(), 0.0
     while now < 3600.0:
         pacer.on_throttled(now + 0.1, now)
@@ -130,11 +128,11 @@ def test_after_a_long_outage_it_is_asked_at_least_every_half_minute_and_the_rate
         max_size=80,
     )
 )
-def test_the_rate_stays_a_positive_number_whatever_happens(
-    told: list[tuple[str, float, float, float | None]],
+def test_rate_stays_positive_for_any_event_sequence(
+    events: list[tuple[str, float, float, float | None]],
 ) -> None:
     pacer, now = Pacer(), 0.0
-    for what, passed_s, took_s, wait_s in told:
+    for what, passed_s, took_s, wait_s in events:
         now += passed_s
         if what == "sent":
             pacer.sent(now)

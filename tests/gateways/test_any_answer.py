@@ -1,4 +1,4 @@
-"""Whatever a gateway, or what stands before it, answers: a typed value or a typed error, never anything else."""
+"""Any answer of a gateway or proxy gives a typed value or a typed error, and nothing else."""
 
 import json
 from collections.abc import Callable
@@ -23,11 +23,11 @@ words = st.sampled_from(
 )
 leaves = st.none() | st.booleans() | st.integers() | st.floats() | st.text() | words
 values = st.recursive(leaves, lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner), max_leaves=8)
-decisive = ["success", "error", "code", "message", "detail", "data", "task_id", "status", "output", "resultUrls"]
-pictures = ["primary_url", "image_url", "result", "image"]
-decorative = ["request_id", "model", "credits_used", "credits_refunded", "consumed", "created_at", "completed_at"]
+required = ["success", "error", "code", "message", "detail", "data", "task_id", "status", "output", "resultUrls"]
+image_fields = ["primary_url", "image_url", "result", "image"]
+optional = ["request_id", "model", "credits_used", "credits_refunded", "consumed", "created_at", "completed_at"]
 reasons = ["error_message", "failMsg", "status_reason"]
-names = st.sampled_from([*decisive, *pictures, *decorative, *reasons])
+names = st.sampled_from([*required, *image_fields, *optional, *reasons])
 fields = st.recursive(
     st.dictionaries(names, values), lambda inner: st.dictionaries(names, inner | values), max_leaves=12
 )
@@ -64,13 +64,17 @@ def assert_readable(gateway: ApiMall | DefApi, response: HttpResponse) -> None:
 @example(status=200, body=b"[" * 200_000, headers={})
 @example(status=200, body=b'{"success":true,"data":' + b'{"data":' * 900 + b"1" + b"}" * 901, headers={})
 @example(status=429, body=SECRET.encode(), headers={})
-def test_any_bytes_are_read(gateway: ApiMall | DefApi, status: int, body: bytes, headers: dict[str, str]) -> None:
+def test_any_bytes_give_a_value_or_typed_error(
+    gateway: ApiMall | DefApi, status: int, body: bytes, headers: dict[str, str]
+) -> None:
     assert_readable(gateway, HttpResponse(status=status, headers=headers, body=body))
 
 
 @pytest.mark.parametrize("gateway", GATEWAYS)
 @given(status=STATUSES, answer=fields | values, headers=headers)
-def test_any_json_is_read(gateway: ApiMall | DefApi, status: int, answer: Any, headers: dict[str, str]) -> None:
+def test_any_json_gives_a_value_or_typed_error(
+    gateway: ApiMall | DefApi, status: int, answer: Any, headers: dict[str, str]
+) -> None:
     assert_readable(gateway, HttpResponse(status=status, headers=headers, body=json.dumps(answer).encode()))
 
 
@@ -79,7 +83,7 @@ REFERENCE = ["apimall_create.json", "apimall_completed.json", "defapi_create.jso
 
 @pytest.mark.parametrize("name", REFERENCE)
 @given(data=st.data())
-def test_a_reference_body_with_any_field_replaced_is_read(name: str, data: st.DataObject) -> None:
+def test_reference_body_with_any_field_replaced_is_parsed(name: str, data: st.DataObject) -> None:
     envelope = json.loads((BODIES / name).read_bytes())
     place = data.draw(st.sampled_from([envelope, envelope["data"]]))
     place[data.draw(st.sampled_from(sorted(place)))] = data.draw(values)
@@ -89,7 +93,7 @@ def test_a_reference_body_with_any_field_replaced_is_read(name: str, data: st.Da
 
 
 @pytest.mark.parametrize("name", REFERENCE)
-def test_a_body_cut_anywhere_is_no_answer(name: str) -> None:
+def test_truncated_body_is_unexpected(name: str) -> None:
     whole = (BODIES / name).read_bytes().rstrip()
     gateway = GATEWAYS[name.startswith("defapi")]
     for end in range(len(whole)):
@@ -100,12 +104,12 @@ def test_a_body_cut_anywhere_is_no_answer(name: str) -> None:
             gateway.read_query(response)
 
 
-DECORATION = ["credits_used", "credits_refunded", "created_at", "updated_at", "completed_at", "model", "error_message"]
+OPTIONAL = ["credits_used", "credits_refunded", "created_at", "updated_at", "completed_at", "model", "error_message"]
 
 
-@pytest.mark.parametrize("field", DECORATION)
+@pytest.mark.parametrize("field", OPTIONAL)
 @given(value=values)
-def test_no_decoration_of_a_finished_task_loses_its_picture(field: str, value: Any) -> None:
+def test_invalid_optional_field_does_not_lose_the_image(field: str, value: Any) -> None:
     envelope = json.loads((BODIES / "apimall_completed.json").read_bytes())
     envelope["data"][field] = value
     seen = GATEWAYS[0].read_query(HttpResponse(status=200, body=json.dumps(envelope).encode()))

@@ -1,4 +1,4 @@
-"""What both gateways share: JSON, numbers, times, pictures."""
+"""The shared parsing: JSON, numbers, times, images."""
 
 import json
 from datetime import UTC, datetime, timedelta
@@ -37,24 +37,24 @@ def read(body: bytes) -> dict[str, Any]:
 # JSON
 
 
-def test_money_is_never_a_float() -> None:
+def test_amounts_are_never_floats() -> None:
     assert read(b'{"a": 0.1, "b": 3}') == {"a": Decimal("0.1"), "b": 3}
     assert isinstance(read(b'{"a": 0.5}')["a"], Decimal)
 
 
-def test_a_byte_order_mark_is_no_obstacle() -> None:
+def test_byte_order_mark_is_skipped() -> None:
     assert read(b'\xef\xbb\xbf{"a": 1}') == {"a": 1}
 
 
-def test_numbers_that_are_none_read_as_nothing() -> None:
+def test_nan_and_infinity_become_none() -> None:
     assert read(b'{"a": NaN, "b": -Infinity, "c": 1e99999999999999999999}') == {"a": None, "b": None, "c": None}
 
 
-def test_a_number_of_thousands_of_digits_is_read() -> None:
+def test_integer_of_5000_digits_is_parsed() -> None:
     assert read(b'{"a": ' + b"9" * 5000 + b"}")["a"] == Decimal("9" * 5000)
 
 
-def test_a_fraction_of_thousands_of_digits_is_rounded() -> None:
+def test_fraction_of_5000_digits_is_rounded() -> None:
     assert read(b'{"a": 0.' + b"3" * 5000 + b"}")["a"] == Decimal("0." + "3" * 40)
 
 
@@ -71,7 +71,7 @@ def test_a_fraction_of_thousands_of_digits_is_rounded() -> None:
         (b'{"a":' * 100_000, "more than 50000 values"),
     ],
 )
-def test_what_is_not_a_json_object_is_said_to_be_none(body: bytes, why: str) -> None:
+def test_body_that_is_not_a_json_object_is_unexpected(body: bytes, why: str) -> None:
     with pytest.raises(UnexpectedResponse, match=why) as caught:
         read(body)
     assert len(caught.value.body) <= 200
@@ -89,7 +89,7 @@ def test_what_is_not_a_json_object_is_said_to_be_none(body: bytes, why: str) -> 
         (5, 5),
     ],
 )
-def test_json_in_a_string_is_unfolded(value: object, expected: object) -> None:
+def test_json_in_a_string_is_decoded(value: object, expected: object) -> None:
     assert parse_nested_json(value) == expected
 
 
@@ -125,7 +125,7 @@ def test_json_in_a_string_is_unfolded(value: object, expected: object) -> None:
         ([], None),
     ],
 )
-def test_credits_are_read_generously_and_never_raise(value: object, expected: Decimal | None) -> None:
+def test_parse_decimal_accepts_text_and_never_raises(value: object, expected: Decimal | None) -> None:
     amount = parse_decimal(value)
     assert amount == expected
     assert amount is None or len(f"{amount:f}") <= 40
@@ -156,7 +156,7 @@ def test_credits_are_read_generously_and_never_raise(value: object, expected: De
         (None, None),
     ],
 )
-def test_times_are_aware_and_in_utc_or_nothing(value: object, expected: datetime | None) -> None:
+def test_parse_time_returns_utc_or_none(value: object, expected: datetime | None) -> None:
     at = parse_time(value)
     assert at == expected
     assert at is None or at.utcoffset() == timedelta(0)
@@ -166,39 +166,39 @@ def test_times_are_aware_and_in_utc_or_nothing(value: object, expected: datetime
     ("value", "expected"),
     [("nano", "nano"), (" nano ", "nano"), (7, "7"), ("", None), ("a\nb", None), ("x" * 201, None), (True, None)],
 )
-def test_a_word_is_short_and_printable_or_nothing(value: object, expected: str | None) -> None:
+def test_parse_word_returns_short_printable_text_or_none(value: object, expected: str | None) -> None:
     assert parse_word(value) == expected
 
 
 @pytest.mark.parametrize("value", ["ta-1", "a b", "ä", "x" * 512, 7])
-def test_a_task_id_is_taken_as_it_came(value: object) -> None:
+def test_valid_task_id_is_unchanged(value: object) -> None:
     assert task_id(value) == str(value)
     assert known_task_id(value) == str(value)
 
 
 @pytest.mark.parametrize("value", ["", " ", ".", "..", "a\x00", "a\ud800", "x" * 513, True, None, [], {}])
-def test_an_absurd_task_id_is_none(value: object) -> None:
+def test_invalid_task_id_raises(value: object) -> None:
     with pytest.raises(ValueError, match="a task id is"):
         task_id(value)
     assert known_task_id(value) is None
 
 
-def test_a_task_id_that_a_broken_decoder_left_behind_is_none() -> None:
+def test_task_id_with_replacement_character_is_invalid() -> None:
     assert known_task_id("a\N{REPLACEMENT CHARACTER}") is None
 
 
-def test_a_status_is_read_in_any_case_and_kept_short() -> None:
+def test_status_is_lower_case_and_short() -> None:
     assert status_word(" In_Progress\n") == "in_progress"
     assert len(status_word("x" * 5000)) == 64
 
 
 @pytest.mark.parametrize("value", ["", "  ", None, 3, ["pending"]])
-def test_a_status_that_is_no_word_raises(value: object) -> None:
+def test_invalid_status_raises(value: object) -> None:
     with pytest.raises(ValueError, match="a status is a word"):
         status_word(value)
 
 
-# Pictures
+# Images
 
 
 @pytest.mark.parametrize(
@@ -217,7 +217,7 @@ def test_a_status_that_is_no_word_raises(value: object) -> None:
         (None, None),
     ],
 )
-def test_a_picture_is_a_url_or_a_data_uri(value: object, expected: str | None) -> None:
+def test_image_is_a_url_or_a_data_uri(value: object, expected: str | None) -> None:
     assert image_url(value) == expected
 
 
@@ -250,7 +250,7 @@ def test_a_picture_is_a_url_or_a_data_uri(value: object, expected: str | None) -
         ["https://a.example/1.png"],
     ],
 )
-def test_anything_else_is_no_picture(value: object) -> None:
+def test_other_values_are_no_image(value: object) -> None:
     with pytest.raises(ValueError, match="an image"):
         image_url(value)
     assert parse_first_delivered([value, "https://a.example/1.png"], b"").images == ("https://a.example/1.png",)
@@ -259,7 +259,7 @@ def test_anything_else_is_no_picture(value: object) -> None:
     assert [why for _, why in nothing.missing if "an image" in why] == [why for _, why in nothing.missing]
 
 
-def test_raw_keeps_everything_but_inline_pictures() -> None:
+def test_raw_keeps_everything_except_inline_images() -> None:
     inline = "data:image/png;base64," + "A" * 5000
     folded = json.dumps([{"image": inline}])
     assert without_inline_images({"a": [inline, 1, None], "b": folded, "c": "data:,x", "d": "text" * 1000}) == {
@@ -271,16 +271,16 @@ def test_raw_keeps_everything_but_inline_pictures() -> None:
 
 
 @pytest.mark.parametrize("opening", ['{"a":', "["])
-def test_raw_is_cut_where_it_is_nested_absurdly_deep(opening: str) -> None:
+def test_raw_is_cut_at_a_depth_limit(opening: str) -> None:
     depth = 300
     nested = json.loads(opening * depth + "1" + {"[": "]"}.get(opening, "}") * depth)
     assert str(without_inline_images(nested)).count(opening[0]) == 24
     assert "<nested>" in str(without_inline_images(nested))
 
 
-def test_a_task_that_runs_is_known_by_its_status_alone_and_all_else_gets_a_closer_look() -> None:
-    standings = {"processing": TaskStatus(), "completed": TaskStatus(JobState.SUCCEEDED)}
-    running = parse_running({"status": "processing", "task_id": "t-1", "credits_used": "x"}, standings)
+def test_parse_running_reads_only_the_status_of_running_tasks() -> None:
+    statuses = {"processing": TaskStatus(), "completed": TaskStatus(JobState.SUCCEEDED)}
+    running = parse_running({"status": "processing", "task_id": "t-1", "credits_used": "x"}, statuses)
     assert running is not None
     assert (running.task_id, running.state, running.credits_used) == ("t-1", JobState.RUNNING, None)
     for fields in (
@@ -292,4 +292,4 @@ def test_a_task_that_runs_is_known_by_its_status_alone_and_all_else_gets_a_close
         {"status": "processing", "task_id": "t\n1"},
         {"status": "processing", "task_id": "t" * 513},
     ):
-        assert parse_running(fields, standings) is None
+        assert parse_running(fields, statuses) is None

@@ -1,4 +1,4 @@
-"""How long to wait, and which limit was met."""
+"""`Retry-After`, and the limit that a 429 reports."""
 
 from datetime import UTC, datetime, timedelta, timezone
 
@@ -37,7 +37,7 @@ LATER = "Thu, 12 Mar 2026 12:00:30 GMT"
         ({}, NOON, None),
     ],
 )
-def test_retry_after_is_read_in_both_forms(
+def test_retry_after_is_parsed_in_both_forms(
     headers: dict[str, str], now: datetime | None, expected: float | None
 ) -> None:
     assert retry_after_s(headers, now) == expected
@@ -69,7 +69,7 @@ def test_retry_after_never_raises(asked: str, date: str) -> None:
         (None, "Slow down", {"ratelimit": '"default";r=5;t=0', "x-ratelimit-remaining": "5"}, None),
     ],
 )
-def test_the_kind_of_a_limit_follows_from_words_then_headers(
+def test_limit_kind_follows_words_then_headers(
     code: str | None, message: str, headers: dict[str, str], expected: str | None
 ) -> None:
     assert limit_kind(code, message, headers) == expected
