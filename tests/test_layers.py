@@ -16,7 +16,7 @@ MAX_LINES = 320
 
 FLOORS: tuple[frozenset[str], ...] = (
     frozenset({"_version"}),
-    frozenset({"errors", "escaping"}),
+    frozenset({"errors", "escaping", "file_locks"}),
     frozenset({"validators"}),
     frozenset({"formatting"}),
     frozenset({"notebook_html"}),

@@ -13,7 +13,14 @@ from hypothesis import strategies as st
 
 from nanobanana_async.errors import LedgerError
 from nanobanana_async.jobs import Failure, JobRecord, JobState
-from nanobanana_async.ledger.columns import COLUMNS, identity_values, moment, progress_values, record_of, same_identity
+from nanobanana_async.ledger.columns import (
+    COLUMNS,
+    identity_values,
+    progress_values,
+    record_of,
+    same_identity,
+    time_to_text,
+)
 from nanobanana_async.ledger.file import current_schema
 from nanobanana_async.ledger.statements import JobTable, update_for
 from nanobanana_async.models import ImageRequest
@@ -116,8 +123,8 @@ def test_every_field_has_its_column() -> None:
 
 def test_times_sort_as_their_text_does() -> None:
     times = [NOON, NOON + timedelta(microseconds=1), NOON + timedelta(seconds=1)]
-    assert sorted(moment(time) for time in times) == [moment(time) for time in times]
-    assert moment(datetime(2026, 3, 12, 14, tzinfo=timezone(timedelta(hours=2)))) == moment(NOON)
+    assert sorted(time_to_text(time) for time in times) == [time_to_text(time) for time in times]
+    assert time_to_text(datetime(2026, 3, 12, 14, tzinfo=timezone(timedelta(hours=2)))) == time_to_text(NOON)
 
 
 def test_the_same_request_is_the_same_text() -> None:
