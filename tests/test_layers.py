@@ -27,7 +27,7 @@ FLOORS: tuple[frozenset[str], ...] = (
     frozenset({"http", "ledger"}),
     frozenset({"images"}),
     frozenset({"engine"}),
-    frozenset({"handle", "image_saver", "stats"}),
+    frozenset({"connections", "handle", "image_saver", "stats"}),
     frozenset({"batch"}),
     frozenset({"session"}),
     frozenset({"webhooks", "otel"}),

@@ -16,8 +16,8 @@ from nanobanana_async.errors import ConfigurationError, DownloadError, Transport
 from nanobanana_async.gateways.contract import HttpRequest
 from nanobanana_async.gateways.secret import Secret
 from nanobanana_async.http.tls_and_proxies import Proxies
-from tests.downloads.scenes import Told, failure, picture, reply
-from tests.downloads.scenes import opened as opened_downloads
+from tests.images.scenes import Told, failure, picture, reply
+from tests.images.scenes import opened as opened_downloads
 from tests.http.peers import KEY, Line, Peer, Script, answering, create, fine, opened, query, trusting, unused_port
 
 ONCE = RetryPolicy(max_attempts=1)

@@ -13,7 +13,7 @@ import pytest
 
 from nanobanana_async import ApiMall, GeneratedImage, GenerationResult, Session
 from nanobanana_async.images import downloader as downloads_module
-from tests.downloads.scenes import picture, reply, saying
+from tests.images.scenes import picture, reply, saying
 from tests.http.peers import Peer
 
 POOL = 40  # places in anyio's shared pool, all of which plain `def` endpoints may take at once

@@ -25,7 +25,7 @@ from nanobanana_async.images.downloader import ImageDownloader
 from nanobanana_async.images.files import PartialFile, SavedImage, rename_exclusive
 from nanobanana_async.images.inline import FetchError
 from nanobanana_async.images.manifest import NAME, Manifest
-from tests.downloads.scenes import ENDINGS, FORMATS, opened, picture, png_claiming, redirect, reply, saying
+from tests.images.scenes import ENDINGS, FORMATS, opened, picture, png_claiming, redirect, reply, saying
 from tests.http.peers import Peer, answering
 
 WHOLE = picture("png", (60, 40))

@@ -5,7 +5,7 @@ import asyncio
 import pytest
 from aiohttp.abc import ResolveResult
 
-from tests.downloads.scenes import Told, failure, opened, picture, redirect, reply, saying
+from tests.images.scenes import Told, failure, opened, picture, redirect, reply, saying
 from tests.http.peers import Line, Peer, trusting
 
 WHOLE = picture()

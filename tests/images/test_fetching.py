@@ -15,7 +15,7 @@ import pytest
 from nanobanana_async.errors import DownloadError, SessionClosed
 from nanobanana_async.images import fetch as getting
 from nanobanana_async.images.downloader import ImageDownloader
-from tests.downloads.scenes import FORMATS, failure, opened, picture, png_claiming, reply, saying
+from tests.images.scenes import FORMATS, failure, opened, picture, png_claiming, reply, saying
 from tests.http.peers import Line, Peer, Script, answering, silent, unused_port
 
 WHOLE = picture("png", (60, 40))
