@@ -32,17 +32,17 @@ _RETRYABLE_ERRORS = frozenset({errno.EMFILE, errno.ENFILE})
 _TEST_CONTENT = b"nanobanana" * 400  # about a block: an empty file can be made even on a full disk
 
 _ADVICE = {
-    errno.ENOSPC: "free some disk space",
-    errno.EDQUOT: "free some disk space",
-    errno.EACCES: "give this user write permission",
-    errno.EPERM: "give this user write permission",
-    errno.EROFS: "give this user write permission",
+    errno.ENOSPC: "make room",
+    errno.EDQUOT: "make room",
+    errno.EACCES: "let this user write there",
+    errno.EPERM: "let this user write there",
+    errno.EROFS: "let this user write there",
     errno.EMFILE: "raise the limit of open files (ulimit -n)",
     errno.ENFILE: "raise the limit of open files",
-    errno.EEXIST: "move the existing file away",
-    errno.EISDIR: "move the existing folder away",
-    errno.ELOOP: "move the existing link away",
-    errno.ENOTDIR: "move the existing file away",
+    errno.EEXIST: "move away what is in its place",
+    errno.EISDIR: "move away what is in its place",
+    errno.ELOOP: "move away what is in its place",
+    errno.ENOTDIR: "move away what is in its place",
 }
 
 

@@ -51,7 +51,15 @@ def time_to_text(when: datetime) -> str:
 def identity_values(record: JobRecord) -> Row:
     """Return the record's values of the columns `IDENTITY`."""
     request = None if record.request is None else _json(_CONVERTER.unstructure(record.request))
-    return (record.key, record.gateway, record.account, request, record.body, time_to_text(record.created_at), record.batch)
+    return (
+        record.key,
+        record.gateway,
+        record.account,
+        request,
+        record.body,
+        time_to_text(record.created_at),
+        record.batch,
+    )
 
 
 def progress_values(record: JobRecord) -> Row:

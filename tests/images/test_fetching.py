@@ -1,4 +1,4 @@
-"""Fetching over real sockets: what a server may do wrong, and what is made of it."""
+"""Downloads over real sockets: what a server may do wrong, and how the downloader reacts."""
 
 import asyncio
 import base64
@@ -13,35 +13,35 @@ from urllib.parse import quote_from_bytes
 import pytest
 
 from nanobanana_async.errors import DownloadError, SessionClosed
-from nanobanana_async.images import fetch as getting
+from nanobanana_async.images import fetch as fetch_module
 from nanobanana_async.images.downloader import ImageDownloader
-from tests.images.scenes import FORMATS, failure, opened, picture, png_claiming, reply, saying
-from tests.http.peers import Line, Peer, Script, answering, silent, unused_port
+from tests.http.peers import Connection, Peer, Script, answering, silent, unused_port
+from tests.images.scenes import FORMATS, failure, make_image, opened, png_claiming, reply, saying
 
-WHOLE = picture("png", (60, 40))
+IMAGE = make_image("png", (60, 40))
 
 
 @pytest.fixture(autouse=True)
 def nothing_logged(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
-    """Nothing is logged, neither by us nor by an event loop that found an exception nobody took."""
+    """Check that the event loop logs no unretrieved exception."""
     caplog.set_level(logging.INFO)
     yield
-    gc.collect(1)  # what the test left is young
+    gc.collect(1)  # the test's objects are young
     assert [record.getMessage() for record in caplog.records if record.name == "asyncio"] == []
 
 
 @pytest.mark.parametrize("kind", FORMATS)
-async def test_a_picture_arrives_as_it_is_whatever_the_server_calls_it(kind: str) -> None:
-    async with opened() as downloads, Peer(saying(reply(picture(kind), "Content-Type: text/html"))) as peer:
-        assert await downloads.fetch(peer.url + "a.svg") == picture(kind)
+async def test_image_is_returned_whatever_its_content_type(kind: str) -> None:
+    async with opened() as downloader, Peer(saying(reply(make_image(kind), "Content-Type: text/html"))) as peer:
+        assert await downloader.fetch(peer.url + "a.svg") == make_image(kind)
 
 
-async def test_nothing_that_identifies_us_goes_along() -> None:
-    script = saying(reply(WHOLE, "Set-Cookie: id=1; Path=/"))
-    async with opened() as downloads, Peer(script) as peer:
+async def test_request_carries_no_identifying_header() -> None:
+    script = saying(reply(IMAGE, "Set-Cookie: id=1; Path=/"))
+    async with opened() as downloader, Peer(script) as peer:
         for _ in range(2):
-            await downloads.fetch(f"{peer.url}a.png#fragment")
-        heads = [heard.lower() for heard in peer.heard]
+            await downloader.fetch(f"{peer.url}a.png#fragment")
+        heads = [received.lower() for received in peer.requests]
     for head in heads:
         names = {line.split(b":")[0] for line in head.splitlines()[1:] if line}
         assert names == {b"host", b"user-agent", b"accept", b"accept-encoding"}
@@ -49,17 +49,17 @@ async def test_nothing_that_identifies_us_goes_along() -> None:
         assert b"fragment" not in head
 
 
-async def test_a_signed_link_goes_out_as_it_is_spelled() -> None:
+async def test_signed_link_is_sent_verbatim() -> None:
     target = "a%7Eb%2fc.png?X-Sig=%2F%2b+=%7e&x=a%20b"
-    async with opened() as downloads, Peer(saying(reply(WHOLE))) as peer:
-        await downloads.fetch(peer.url + target)
-        assert peer.heard[0].split(b" ")[1] == b"/" + target.encode()
+    async with opened() as downloader, Peer(saying(reply(IMAGE))) as peer:
+        await downloader.fetch(peer.url + target)
+        assert peer.requests[0].split(b" ")[1] == b"/" + target.encode()
 
 
-async def test_a_link_with_letters_that_no_url_may_have_is_spelled_out() -> None:
-    async with opened() as downloads, Peer(saying(reply(WHOLE))) as peer:
-        await downloads.fetch(peer.url + "ein Bär.png")
-        assert peer.heard[0].split(b" ")[1] == b"/ein%20B%C3%A4r.png"
+async def test_link_with_invalid_characters_is_escaped() -> None:
+    async with opened() as downloader, Peer(saying(reply(IMAGE))) as peer:
+        await downloader.fetch(peer.url + "ein Bär.png")
+        assert peer.requests[0].split(b" ")[1] == b"/ein%20B%C3%A4r.png"
 
 
 # Cut, endless, lying
@@ -67,78 +67,78 @@ async def test_a_link_with_letters_that_no_url_may_have_is_spelled_out() -> None
 
 @pytest.mark.parametrize("kind", FORMATS)
 @pytest.mark.parametrize("length", [-1, None], ids=["length stated", "length not stated"])
-async def test_a_picture_cut_at_any_byte_is_not_taken(kind: str, length: int | None) -> None:
-    whole = picture(kind, (5, 4))
+async def test_image_cut_at_any_byte_is_refused(kind: str, length: int | None) -> None:
+    whole = make_image(kind, (5, 4))
     head = reply(whole, length=length)[: -len(whole)]
     cuts = [head + whole[:cut] for cut in range(0, len(whole), 3)]
-    async with opened(attempts=1) as downloads, Peer(saying(*cuts)) as peer:
+    async with opened(attempts=1) as downloader, Peer(saying(*cuts)) as peer:
         for _ in cuts:
-            error = await failure(downloads, peer.url)
-            assert "cut short" in error.message
+            error = await failure(downloader, peer.url)
+            assert "truncated" in error.message
             assert error.link_expired is False
 
 
 @pytest.mark.parametrize("then", ["hang up", "reset"])
-async def test_a_chunked_picture_that_breaks_off_is_not_taken(then: str) -> None:
+async def test_interrupted_chunked_image_is_refused(then: str) -> None:
     head = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
-    async with opened(attempts=1) as downloads:
-        for words in (head, head + b"5\r\n" + WHOLE[:3], head + b"%x\r\n" % len(WHOLE) + WHOLE + b"\r\n"):
+    async with opened(attempts=1) as downloader:
+        for words in (head, head + b"5\r\n" + IMAGE[:3], head + b"%x\r\n" % len(IMAGE) + IMAGE + b"\r\n"):
             async with Peer(answering(words, then=then)) as peer:
-                assert (await failure(downloads, peer.url)).message.startswith(peer.url)
+                assert (await failure(downloader, peer.url)).message.startswith(peer.url)
 
 
-async def test_a_picture_that_comes_whole_at_the_next_attempt_is_taken() -> None:
-    replies = [reply(WHOLE)[:-9], reply(WHOLE[:-9], length=None), reply(b"", status="503 Busy"), reply(WHOLE)]
-    async with opened() as downloads, Peer(saying(*replies)) as peer:
-        assert await downloads.fetch(peer.url) == WHOLE
+async def test_image_complete_at_a_later_attempt_is_returned() -> None:
+    replies = [reply(IMAGE)[:-9], reply(IMAGE[:-9], length=None), reply(b"", status="503 Busy"), reply(IMAGE)]
+    async with opened() as downloader, Peer(saying(*replies)) as peer:
+        assert await downloader.fetch(peer.url) == IMAGE
         assert peer.accepted == 4
 
 
 @pytest.mark.parametrize("rest", ["comes along", "comes late", "stays away"])
-async def test_a_length_below_the_truth_cuts_the_picture_and_it_is_not_taken(rest: str) -> None:
-    async def script(line: Line) -> None:
-        await line.hear()
-        lie = reply(WHOLE, length=len(WHOLE) - 5)
-        await line.say(lie if rest == "comes along" else lie[:-5])
+async def test_content_length_too_small_is_refused(rest: str) -> None:
+    async def script(connection: Connection) -> None:
+        await connection.read_request()
+        lie = reply(IMAGE, length=len(IMAGE) - 5)
+        await connection.write(lie if rest == "comes along" else lie[:-5])
         await asyncio.sleep(0.02)
-        await line.say(b"" if rest == "stays away" else lie[-5:])
-        await line.ended()
+        await connection.write(b"" if rest == "stays away" else lie[-5:])
+        await connection.ended()
 
-    async with opened(attempts=1) as downloads, Peer(script) as peer:
-        message = (await failure(downloads, peer.url)).message
-    assert ("not proper HTTP" if rest == "comes along" else "the picture is cut short") in message
-
-
-async def test_a_length_above_the_truth_is_waited_for_in_vain() -> None:
-    script = answering(reply(WHOLE, length=len(WHOLE) + 5), then="wait")
-    async with opened(attempts=1, idle_s=0.05) as downloads, Peer(script) as peer:
-        assert "fell silent for 0.05 s" in (await failure(downloads, peer.url)).message
+    async with opened(attempts=1) as downloader, Peer(script) as peer:
+        message = (await failure(downloader, peer.url)).message
+    assert ("not valid HTTP" if rest == "comes along" else "the image is truncated") in message
 
 
-async def test_a_length_above_the_cap_is_refused_before_a_byte_is_read() -> None:
-    async with opened(max_bytes=1000) as downloads, Peer(saying(reply(b"", length=1001))) as peer:
-        assert "larger than 1000 bytes" in (await failure(downloads, peer.url)).message
+async def test_content_length_too_large_times_out() -> None:
+    script = answering(reply(IMAGE, length=len(IMAGE) + 5), then="wait")
+    async with opened(attempts=1, idle_s=0.05) as downloader, Peer(script) as peer:
+        assert "sent nothing for 0.05 s" in (await failure(downloader, peer.url)).message
+
+
+async def test_content_length_above_the_limit_is_refused_at_once() -> None:
+    async with opened(max_bytes=1000) as downloader, Peer(saying(reply(b"", length=1001))) as peer:
+        assert "larger than 1000 bytes" in (await failure(downloader, peer.url)).message
         assert peer.accepted == 1
 
 
 @pytest.mark.parametrize("coding", ["", "Transfer-Encoding: chunked\r\n"])
-async def test_an_endless_picture_is_refused_at_the_cap(coding: str) -> None:
-    said = 0
+async def test_endless_image_is_refused_at_the_limit(coding: str) -> None:
+    sent = 0
 
-    async def endless(line: Line) -> None:
-        nonlocal said
-        await line.hear()
-        await line.say(f"HTTP/1.1 200 OK\r\n{coding}\r\n".encode())
-        block = WHOLE + bytes(100_000)
+    async def endless(connection: Connection) -> None:
+        nonlocal sent
+        await connection.read_request()
+        await connection.write(f"HTTP/1.1 200 OK\r\n{coding}\r\n".encode())
+        block = IMAGE + bytes(100_000)
         while True:
-            await line.say(b"%x\r\n" % len(block) + block + b"\r\n" if coding else block)
-            said += len(block)
+            await connection.write(b"%x\r\n" % len(block) + block + b"\r\n" if coding else block)
+            sent += len(block)
 
-    async with opened(max_bytes=3_000_000) as downloads, Peer(endless) as peer:
-        assert "larger than 3000000 bytes" in (await failure(downloads, peer.url)).message
+    async with opened(max_bytes=3_000_000) as downloader, Peer(endless) as peer:
+        assert "larger than 3000000 bytes" in (await failure(downloader, peer.url)).message
         await peer.all_ended(1)
         assert peer.accepted == 1
-    assert said < 30_000_000  # what the kernel's buffers swallow comes on top
+    assert sent < 30_000_000  # more than the limit, since the kernel buffers data
 
 
 @functools.cache
@@ -147,32 +147,32 @@ def bomb() -> bytes:
 
 
 @pytest.mark.parametrize("encoding", ["gzip", "deflate", "br", "zstd", "gzip, gzip"])
-async def test_a_compression_bomb_is_never_unpacked(encoding: str) -> None:
-    async with opened() as downloads, Peer(saying(reply(bomb(), f"Content-Encoding: {encoding}"))) as peer:
+async def test_compression_bomb_is_never_decompressed(encoding: str) -> None:
+    async with opened() as downloader, Peer(saying(reply(bomb(), f"Content-Encoding: {encoding}"))) as peer:
         bomb()
         tracemalloc.start()
-        error = await failure(downloads, peer.url)
+        error = await failure(downloader, peer.url)
         peak = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
-    assert "no picture" in error.message
+    assert "not a PNG, JPEG, WebP or GIF image" in error.message
     assert peak < 4_000_000
 
 
-async def test_a_plain_picture_that_is_said_to_be_compressed_is_a_picture() -> None:
-    # Some stores repeat what the uploader said of his upload.
-    async with opened() as downloads, Peer(saying(reply(WHOLE, "Content-Encoding: aws-chunked"))) as peer:
-        assert await downloads.fetch(peer.url) == WHOLE
+async def test_plain_image_with_a_content_encoding_is_returned() -> None:
+    # Some stores return the Content-Encoding of the upload.
+    async with opened() as downloader, Peer(saying(reply(IMAGE, "Content-Encoding: aws-chunked"))) as peer:
+        assert await downloader.fetch(peer.url) == IMAGE
 
 
-async def test_a_web_page_that_calls_itself_a_picture_is_refused_once() -> None:
-    async with opened() as downloads, Peer(saying(reply(b"<html>Sorry", "Content-Type: image/png"))) as peer:
-        assert "no picture" in (await failure(downloads, peer.url + "a.png")).message
+async def test_html_with_an_image_content_type_is_not_retried() -> None:
+    async with opened() as downloader, Peer(saying(reply(b"<html>Sorry", "Content-Type: image/png"))) as peer:
+        assert "not a PNG, JPEG, WebP or GIF image" in (await failure(downloader, peer.url + "a.png")).message
         assert peer.accepted == 1
 
 
-async def test_an_image_bomb_is_refused_once() -> None:
-    async with opened() as downloads, Peer(saying(reply(png_claiming(30_000, 30_000)))) as peer:
-        assert "30000 x 30000 pixels" in (await failure(downloads, peer.url)).message
+async def test_image_bomb_is_not_retried() -> None:
+    async with opened() as downloader, Peer(saying(reply(png_claiming(30_000, 30_000)))) as peer:
+        assert "30000 x 30000 pixels" in (await failure(downloader, peer.url)).message
         assert peer.accepted == 1
 
 
@@ -180,89 +180,87 @@ async def test_an_image_bomb_is_refused_once() -> None:
 
 
 @pytest.mark.parametrize("status", [400, 401, 403, 404, 410])
-async def test_a_link_that_is_gone_is_told_so_at_once(status: int) -> None:
-    async with opened() as downloads, Peer(saying(reply(b"", status=f"{status} Gone"))) as peer:
-        error = await failure(downloads, f"{peer.url}a.png?X-Signature=secret")
+async def test_expired_link_is_reported_without_retry(status: int) -> None:
+    async with opened() as downloader, Peer(saying(reply(b"", status=f"{status} Gone"))) as peer:
+        error = await failure(downloader, f"{peer.url}a.png?X-Signature=secret")
         assert peer.accepted == 1
     assert error.link_expired is True
-    assert error.message == (
-        f"{peer.url}a.png: the link opens nothing any more (HTTP {status}): ask the gateway for a new one"
-    )
+    assert error.message == (f"{peer.url}a.png: the link has expired (HTTP {status}): ask the gateway for a new one")
 
 
 @pytest.mark.parametrize("status", [408, 429, 500, 502, 503, 504])
-async def test_a_passing_trouble_is_tried_again(status: int) -> None:
-    async with opened(attempts=3) as downloads, Peer(saying(reply(b"", status=f"{status} Busy"))) as peer:
-        error = await failure(downloads, peer.url)
+async def test_temporary_status_is_retried(status: int) -> None:
+    async with opened(attempts=3) as downloader, Peer(saying(reply(b"", status=f"{status} Busy"))) as peer:
+        error = await failure(downloader, peer.url)
         assert peer.accepted == 3
-    assert error.message == f"{peer.url}: 127.0.0.1 answered {status} (tried 3 times)"
+    assert error.message == f"{peer.url}: 127.0.0.1 answered {status} (after 3 attempts)"
     assert error.link_expired is False
 
 
 @pytest.mark.parametrize("status", [201, 204, 206, 300, 304, 402, 418, 451])
-async def test_another_status_is_final(status: int) -> None:
-    async with opened() as downloads, Peer(saying(reply(b"", status=f"{status} Odd"))) as peer:
-        assert f"answered {status}" in (await failure(downloads, peer.url)).message
+async def test_other_status_is_not_retried(status: int) -> None:
+    async with opened() as downloader, Peer(saying(reply(b"", status=f"{status} Odd"))) as peer:
+        assert f"answered {status}" in (await failure(downloader, peer.url)).message
         assert peer.accepted == 1
 
 
-async def test_the_server_may_ask_for_patience() -> None:
-    replies = reply(b"", "Retry-After: 0.2", status="503 Busy"), reply(WHOLE)
-    async with opened() as downloads, Peer(saying(*replies)) as peer:
+async def test_retry_after_is_respected() -> None:
+    replies = reply(b"", "Retry-After: 0.2", status="503 Busy"), reply(IMAGE)
+    async with opened() as downloader, Peer(saying(*replies)) as peer:
         started = asyncio.get_running_loop().time()
-        assert await downloads.fetch(peer.url) == WHOLE
+        assert await downloader.fetch(peer.url) == IMAGE
         assert 0.2 <= asyncio.get_running_loop().time() - started < 1
 
 
-async def test_the_patience_has_an_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(getting, "_MAX_WAIT_S", 0.05)
-    replies = reply(b"", "Retry-After: 3600", status="429 Slow"), reply(WHOLE)
-    async with opened() as downloads, Peer(saying(*replies)) as peer:
+async def test_retry_after_is_limited(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fetch_module, "_MAX_WAIT_S", 0.05)
+    replies = reply(b"", "Retry-After: 3600", status="429 Slow"), reply(IMAGE)
+    async with opened() as downloader, Peer(saying(*replies)) as peer:
         async with asyncio.timeout(1):
-            assert await downloads.fetch(peer.url) == WHOLE
+            assert await downloader.fetch(peer.url) == IMAGE
 
 
-async def hangs_up(line: Line) -> None:
-    await line.hear()
-    line.hang_up()
+async def hangs_up(connection: Connection) -> None:
+    await connection.read_request()
+    connection.close()
 
 
-async def resets(line: Line) -> None:
-    await line.hear()
-    line.reset()
+async def resets(connection: Connection) -> None:
+    await connection.read_request()
+    connection.reset()
 
 
-async def drips(line: Line) -> None:
-    await line.hear()
-    await line.say(b"HTTP/1.1 200 OK\r\nContent-Length: 900\r\n\r\n")
+async def drips(connection: Connection) -> None:
+    await connection.read_request()
+    await connection.write(b"HTTP/1.1 200 OK\r\nContent-Length: 900\r\n\r\n")
     while True:
-        await line.say(b"x")
+        await connection.write(b"x")
         await asyncio.sleep(0.01)
 
 
 BROKEN: dict[str, tuple[Script, str]] = {
     "hangs up": (hangs_up, "closed the connection without an answer"),
     "resets": (resets, "broke"),
-    "silent": (silent, "fell silent for 0.1 s"),
-    "silent amid the picture": (answering(reply(WHOLE)[:-50], then="wait"), "fell silent for 0.1 s"),
+    "silent": (silent, "sent nothing for 0.1 s"),
+    "silent amid the image": (answering(reply(IMAGE)[:-50], then="wait"), "sent nothing for 0.1 s"),
     "drips": (drips, "did not arrive within 0.25 s"),
-    "speaks something else": (answering(b"220 ftp.example ready\r\n"), "not proper HTTP"),
+    "speaks something else": (answering(b"220 ftp.example ready\r\n"), "not valid HTTP"),
 }
 
 
 @pytest.mark.parametrize("manner", BROKEN)
-async def test_a_broken_answer_is_tried_again_then_told_in_our_words(manner: str) -> None:
+async def test_broken_answer_is_retried_then_reported(manner: str) -> None:
     script, words = BROKEN[manner]
-    async with opened(attempts=2, idle_s=0.1, total_s=0.25) as downloads, Peer(script) as peer:
-        error = await failure(downloads, peer.url)
-        assert peer.accepted >= 2  # a dead connection aiohttp tries once more by itself
+    async with opened(attempts=2, idle_s=0.1, total_s=0.25) as downloader, Peer(script) as peer:
+        error = await failure(downloader, peer.url)
+        assert peer.accepted >= 2  # aiohttp itself retries once on a closed connection
     assert words in error.message
-    assert error.message.endswith("(tried 2 times)")
+    assert error.message.endswith("(after 2 attempts)")
 
 
-async def test_a_server_that_is_not_there_is_tried_again() -> None:
-    async with opened(attempts=2) as downloads:
-        error = await failure(downloads, f"http://127.0.0.1:{unused_port()}/a.png")
+async def test_unreachable_server_is_retried() -> None:
+    async with opened(attempts=2) as downloader:
+        error = await failure(downloader, f"http://127.0.0.1:{unused_port()}/a.png")
     assert "127.0.0.1 can't be reached" in error.message
 
 
@@ -272,9 +270,9 @@ async def test_a_server_that_is_not_there_is_tried_again() -> None:
 @pytest.mark.parametrize(
     "link",
     [
-        "ftp://pictures.example/a.png",
+        "ftp://images.example/a.png",
         "file:///etc/passwd",
-        "//pictures.example/a",
+        "//images.example/a",
         "a.png",
         "",
         "http://",
@@ -286,24 +284,24 @@ async def test_a_server_that_is_not_there_is_tried_again() -> None:
         "unix:/run/docker.sock",
     ],
 )
-async def test_what_is_no_link_is_refused(link: str) -> None:
-    async with opened() as downloads:
-        assert (await failure(downloads, link)).link_expired is False
+async def test_invalid_link_is_refused(link: str) -> None:
+    async with opened() as downloader:
+        assert (await failure(downloader, link)).link_expired is False
 
 
-async def test_a_password_in_a_link_is_neither_sent_nor_shown() -> None:
-    async with opened() as downloads, Peer(saying(reply(WHOLE))) as peer:
-        error = await failure(downloads, peer.url.replace("//", "//me:hidden@") + "a.png?k=secret#secret")
+async def test_password_in_a_link_is_not_sent_or_shown() -> None:
+    async with opened() as downloader, Peer(saying(reply(IMAGE))) as peer:
+        error = await failure(downloader, peer.url.replace("//", "//me:hidden@") + "a.png?k=secret#secret")
         assert peer.accepted == 0
     assert "hidden" not in str(error)
     assert "secret" not in str(error)
     assert "me:" not in str(error)
 
 
-async def test_a_break_in_the_line_reaches_no_server_as_one() -> None:
-    async with opened(attempts=1) as downloads, Peer(saying(reply(WHOLE))) as peer:
-        await downloads.fetch(peer.url + "a\r\nX-Evil: 1")
-        assert not [line for line in peer.heard[0].lower().split(b"\r\n") if line.startswith(b"x-evil")]
+async def test_line_break_in_a_link_is_not_sent() -> None:
+    async with opened(attempts=1) as downloader, Peer(saying(reply(IMAGE))) as peer:
+        await downloader.fetch(peer.url + "a\r\nX-Evil: 1")
+        assert not [line for line in peer.requests[0].lower().split(b"\r\n") if line.startswith(b"x-evil")]
 
 
 # Data URIs
@@ -312,116 +310,116 @@ async def test_a_break_in_the_line_reaches_no_server_as_one() -> None:
 @pytest.mark.parametrize(
     "uri",
     [
-        "data:image/png;base64," + base64.b64encode(WHOLE).decode(),
-        "DATA:image/jpeg;charset=x;BASE64," + base64.b64encode(WHOLE).decode().rstrip("="),
-        "data:;base64," + base64.encodebytes(WHOLE).decode(),
-        "data:image/png;base64," + base64.b64encode(WHOLE).decode().replace("+", "%2B").replace("=", "%3D"),
-        "data:text/html," + quote_from_bytes(WHOLE),
+        "data:image/png;base64," + base64.b64encode(IMAGE).decode(),
+        "DATA:image/jpeg;charset=x;BASE64," + base64.b64encode(IMAGE).decode().rstrip("="),
+        "data:;base64," + base64.encodebytes(IMAGE).decode(),
+        "data:image/png;base64," + base64.b64encode(IMAGE).decode().replace("+", "%2B").replace("=", "%3D"),
+        "data:text/html," + quote_from_bytes(IMAGE),
     ],
 )
-async def test_a_picture_may_come_inside_its_link(uri: str) -> None:
-    async with opened() as downloads:
-        assert await downloads.fetch(uri) == WHOLE
+async def test_data_uri_is_decoded(uri: str) -> None:
+    async with opened() as downloader:
+        assert await downloader.fetch(uri) == IMAGE
 
 
 @pytest.mark.parametrize(
     ("uri", "words"),
     [
         ("data:image/png;base64", "holds no data"),
-        ("data:image/png;base64,", "cut short"),
-        ("data:image/png;base64,####", "not proper base64"),
-        ("data:image/png;base64,A", "not proper base64"),
-        ("data:image/png;base64,PGh0bWw+", "no picture"),
-        ("data:image/png;base64," + base64.b64encode(WHOLE[:-20]).decode(), "cut short"),
+        ("data:image/png;base64,", "truncated"),
+        ("data:image/png;base64,####", "not valid base64"),
+        ("data:image/png;base64,A", "not valid base64"),
+        ("data:image/png;base64,PGh0bWw+", "not a PNG, JPEG, WebP or GIF image"),
+        ("data:image/png;base64," + base64.b64encode(IMAGE[:-20]).decode(), "truncated"),
         ("data:image/png;base64," + base64.b64encode(png_claiming(9000, 9000)).decode(), "9000 x 9000 pixels"),
         ("data:image/png;base64," + "A" * 41_000, "larger than 10000 bytes"),
         ("data:image/png;base64," + "A" * 14_000, "larger than 10000 bytes"),
         ("data:image/png," + "a" * 10_001, "larger than 10000 bytes"),
     ],
 )
-async def test_a_picture_inside_its_link_passes_the_same_checks(uri: str, words: str) -> None:
-    async with opened(max_bytes=10_000) as downloads:
-        error = await failure(downloads, uri)
+async def test_data_uri_passes_the_same_checks(uri: str, words: str) -> None:
+    async with opened(max_bytes=10_000) as downloader:
+        error = await failure(downloader, uri)
     assert words in error.message
-    assert error.message.startswith(f"the inline picture ({len(uri)} characters): ")
-    assert "tried" not in error.message
+    assert error.message.startswith(f"the inline image ({len(uri)} characters): ")
+    assert "attempts" not in error.message
 
 
 # Opening, closing, bounding
 
 
-async def test_no_more_than_so_many_are_fetched_at_once() -> None:
+async def test_concurrent_downloads_are_limited() -> None:
     now = most = 0
 
-    async def slow(line: Line) -> None:
+    async def slow(connection: Connection) -> None:
         nonlocal now, most
-        await line.hear()
+        await connection.read_request()
         now += 1
         most = max(most, now)
         await asyncio.sleep(0.02)
         now -= 1
-        await line.say(reply(WHOLE))
-        line.hang_up()
+        await connection.write(reply(IMAGE))
+        connection.close()
 
-    async with opened(max_at_once=3) as downloads, Peer(slow) as peer, asyncio.TaskGroup() as group:
+    async with opened(max_at_once=3) as downloader, Peer(slow) as peer, asyncio.TaskGroup() as group:
         for _ in range(12):
-            group.create_task(downloads.fetch(peer.url))
+            group.create_task(downloader.fetch(peer.url))
     assert most == 3
 
 
-async def test_nothing_is_fetched_before_opening_or_after_closing() -> None:
-    downloads = ImageDownloader()
-    assert repr(downloads) == "<Downloads not open>"
+async def test_fetch_is_refused_before_open_and_after_close() -> None:
+    downloader = ImageDownloader()
+    assert repr(downloader) == "<ImageDownloader not open>"
     with pytest.raises(SessionClosed, match="not open"):
-        await downloads.fetch("https://pictures.example/")
-    await downloads.open()
-    await downloads.open()
-    await downloads.aclose()
-    await downloads.aclose()
-    assert repr(downloads) == "<Downloads closed>"
+        await downloader.fetch("https://images.example/")
+    await downloader.open()
+    await downloader.open()
+    await downloader.aclose()
+    await downloader.aclose()
+    assert repr(downloader) == "<ImageDownloader closed>"
     with pytest.raises(SessionClosed, match="is closed"):
-        await downloads.fetch("data:,")
-    with pytest.raises(SessionClosed, match="was closed"):
-        await downloads.open()
+        await downloader.fetch("data:,")
+    with pytest.raises(SessionClosed, match="the session is closed"):
+        await downloader.open()
 
 
-async def test_nothing_can_be_got_without_a_session() -> None:
+async def test_fetcher_that_is_not_open_refuses() -> None:
     async def take(piece: bytes) -> None: ...
 
     with pytest.raises(SessionClosed):
-        await ImageDownloader()._getter.get("https://pictures.example/", take)
+        await ImageDownloader()._fetcher.get("https://images.example/", take)
 
 
-async def test_a_door_that_was_never_opened_can_be_closed() -> None:
+async def test_downloader_that_was_never_opened_can_be_closed() -> None:
     await ImageDownloader().aclose()
 
 
 WAITING: dict[str, Script] = {
     "for an answer": silent,
-    "for the rest": answering(reply(WHOLE)[:-9], then="wait"),
+    "for the rest": answering(reply(IMAGE)[:-9], then="wait"),
     "for another attempt": answering(reply(b"", "Retry-After: 9", status="503 Busy")),
 }
 
 
 @pytest.mark.parametrize("script", WAITING.values(), ids=WAITING)
-async def test_closing_ends_what_is_being_fetched(script: Script) -> None:
-    downloads = ImageDownloader(allow_loopback=True, pause_s=0.05)
-    await downloads.open()
+async def test_close_ends_running_downloads(script: Script) -> None:
+    downloader = ImageDownloader(allow_loopback=True, pause_s=0.05)
+    await downloader.open()
     async with Peer(script) as peer:
-        fetching = asyncio.get_running_loop().create_task(downloads.fetch(peer.url))
-        await peer.all_met(1)
+        fetching = asyncio.get_running_loop().create_task(downloader.fetch(peer.url))
+        await peer.all_accepted(1)
         await asyncio.sleep(0.02)
-        await downloads.aclose()
+        await downloader.aclose()
         assert fetching.done()
-        with pytest.raises(SessionClosed, match="was closed"):
+        with pytest.raises(SessionClosed, match="the session is closed"):
             await fetching
-    assert downloads._getter._public.open() == []
+    assert downloader._fetcher._direct_sockets.open() == []
 
 
-async def test_a_cancelled_fetch_leaves_no_connection_behind() -> None:
-    async with opened() as downloads, Peer(answering(reply(WHOLE)[:-9], then="wait")) as peer:
-        fetching = asyncio.get_running_loop().create_task(downloads.fetch(peer.url))
-        await peer.all_met(1)
+async def test_cancelled_fetch_leaves_no_connection() -> None:
+    async with opened() as downloader, Peer(answering(reply(IMAGE)[:-9], then="wait")) as peer:
+        fetching = asyncio.get_running_loop().create_task(downloader.fetch(peer.url))
+        await peer.all_accepted(1)
         await asyncio.sleep(0.02)
         fetching.cancel()
         with pytest.raises(asyncio.CancelledError):
@@ -429,8 +427,8 @@ async def test_a_cancelled_fetch_leaves_no_connection_behind() -> None:
         await peer.all_ended(1)
 
 
-async def test_the_loop_goes_on_while_a_large_picture_is_looked_at() -> None:
-    large = picture("png", (1500, 1000))
+async def test_loop_runs_while_a_large_image_is_verified() -> None:
+    large = make_image("png", (1500, 1000))
     longest = 0.0
 
     async def watch() -> None:
@@ -441,14 +439,14 @@ async def test_the_loop_goes_on_while_a_large_picture_is_looked_at() -> None:
             await asyncio.sleep(0.001)
             longest = max(longest, loop.time() - before)
 
-    async with opened() as downloads, Peer(saying(reply(large))) as peer:
+    async with opened() as downloader, Peer(saying(reply(large))) as peer:
         watching = asyncio.get_running_loop().create_task(watch())
         await asyncio.sleep(0.01)
         for _ in range(3):
-            await downloads.fetch(peer.url)
+            await downloader.fetch(peer.url)
         watching.cancel()
     assert longest < 0.25
 
 
-def test_a_download_error_is_not_gone_unless_said() -> None:
+def test_link_expired_is_false_by_default() -> None:
     assert DownloadError("m").link_expired is False
