@@ -13,6 +13,7 @@ import aiohttp
 from nanobanana_async.batch.batch import Batch
 from nanobanana_async.batch.options import BatchOptions, Requests
 from nanobanana_async.config import Timeouts, gateway_from_env
+from nanobanana_async.connections import make_connections
 from nanobanana_async.engine.engine import Engine
 from nanobanana_async.engine.lifecycle import SessionComponents, SessionTask, to_ledger
 from nanobanana_async.engine.resolver import JobResolver
@@ -24,7 +25,6 @@ from nanobanana_async.gateways.secret import Secret
 from nanobanana_async.handle import Job, persistent_handle
 from nanobanana_async.http.tls_and_proxies import to_proxy_secret
 from nanobanana_async.image_saver import ImageSaver
-from nanobanana_async.images.connections import make_connections
 from nanobanana_async.jobs import JobState, generate_key, key_for_task, validate_task_id
 from nanobanana_async.ledger.base import Ledger
 from nanobanana_async.ledger.memory import MemoryLedger

@@ -16,7 +16,7 @@ MAX_LINES = 330
 
 FLOORS: tuple[frozenset[str], ...] = (
     frozenset({"_version"}),
-    frozenset({"errors", "escaping"}),
+    frozenset({"errors", "escaping", "file_locks"}),
     frozenset({"validators"}),
     frozenset({"formatting"}),
     frozenset({"notebook_html"}),
@@ -27,7 +27,7 @@ FLOORS: tuple[frozenset[str], ...] = (
     frozenset({"http", "ledger"}),
     frozenset({"images"}),
     frozenset({"engine"}),
-    frozenset({"handle", "image_saver", "stats"}),
+    frozenset({"connections", "handle", "image_saver", "stats"}),
     frozenset({"batch"}),
     frozenset({"session"}),
     frozenset({"webhooks", "otel"}),

@@ -1,4 +1,4 @@
-"""The sockets of our own connectors, counted, so that closing can wait until each of them is gone."""
+"""Track the sockets of a connector, so that closing can wait until each one is closed."""
 
 import asyncio
 import contextlib
@@ -8,30 +8,30 @@ from typing import Any
 
 import aiohttp
 
-_POLITE_TURNS = 10  # of the event loop; a connection that is let go of needs two or three
+_POLITE_TURNS = 10  # turns of the event loop; a released connection needs two or three to close
 _TURNS = 110
 _PAUSE_S = 0.01
-_SIP = 16 * 1024
+_MAX_READ = 16 * 1024
 
 
-class _Sipping(socket.socket):
-    """A socket that is read in small pieces.
+class _SmallReads(socket.socket):
+    """A socket that returns at most `_MAX_READ` bytes for one read.
 
-    A quarter of a megabyte, which asyncio takes at once, may hold forty thousand chunks of one byte: too many for one
-    turn of the event loop.
+    asyncio reads a quarter of a megabyte at once. That may hold forty thousand HTTP chunks of one byte, which would
+    block the event loop for too long.
     """
 
     def recv(self, size: int, flags: int = 0, /) -> bytes:
-        return super().recv(min(size, _SIP), flags)
+        return super().recv(min(size, _MAX_READ), flags)
 
     def recv_into(self, buffer: Any, nbytes: int = 0, flags: int = 0) -> int:
-        return super().recv_into(buffer, min(nbytes or len(buffer), _SIP), flags)
+        return super().recv_into(buffer, min(nbytes or len(buffer), _MAX_READ), flags)
 
 
 class SocketTracker:
-    """Makes sockets for a connector and remembers those that live.
+    """Makes sockets for a connector and keeps track of the open ones.
 
-    A connector waits for the connections in its pool, not for those it let go of just before.
+    A connector that closes waits for the connections in its pool, not for those that it released just before.
     """
 
     def __init__(self) -> None:
@@ -40,27 +40,27 @@ class SocketTracker:
     def make(self, address: aiohttp.AddrInfoType) -> socket.socket:
         """Return a new socket: a connector's `socket_factory`."""
         family, kind, protocol, *_ = address
-        made = _Sipping(family, kind, protocol)
+        made = _SmallReads(family, kind, protocol)
         self._made.add(made)
         return made
 
     def open(self) -> list[socket.socket]:
-        """Return those that are not closed."""
+        """Return the sockets that are not closed."""
         return [made for made in self._made if made.fileno() != -1]
 
     async def wait_closed(self) -> None:
-        """Wait, about a second at most, until all are closed."""
+        """Wait at most about a second until all sockets are closed."""
         for turn in range(_TURNS):
-            left = self.open()
-            if not left:
+            still_open = self.open()
+            if not still_open:
                 return
             if turn == _POLITE_TURNS:
-                _shutdown(left)
+                _shutdown(still_open)
             await asyncio.sleep(0 if turn < _POLITE_TURNS else _PAUSE_S)
 
 
 def _shutdown(sockets: list[socket.socket]) -> None:
-    # TLS waits half a minute for a goodbye that the peer may never say, a full buffer waits for it to read on.
-    for left in sockets:
-        with contextlib.suppress(OSError):  # not connected any more
-            left.shutdown(socket.SHUT_RDWR)
+    # Otherwise TLS waits half a minute for the peer's close_notify, and a full send buffer for the peer to read.
+    for each in sockets:
+        with contextlib.suppress(OSError):  # no longer connected
+            each.shutdown(socket.SHUT_RDWR)

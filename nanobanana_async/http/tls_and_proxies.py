@@ -1,4 +1,4 @@
-"""Whom the doors trust on the way out: certificate authorities of the user's own, and proxies."""
+"""TLS and proxy settings of a session: the user's certificate authorities, and the proxy for each URL."""
 
 import ipaddress
 import ssl
@@ -12,17 +12,17 @@ from nanobanana_async.gateways.base import is_loopback
 from nanobanana_async.gateways.secret import Secret
 
 Tls = ssl.SSLContext | bool
-"""A context, or True for the authorities that the system trusts."""
+"""A context, or True for the system's certificate authorities."""
 
 
 def validate_tls(tls: object) -> Tls:
-    """Return the TLS settings of a session; raise `ConfigurationError` for what does not verify certificates."""
+    """Return the TLS settings of a session; raise `ConfigurationError` if they don't verify certificates."""
     if tls is None or tls is True:
         return True
     if not isinstance(tls, ssl.SSLContext):
         raise ConfigurationError(
-            "tls must be an ssl.SSLContext: ssl.create_default_context(cafile='my-authority.pem') trusts an authority"
-            " of your own, and certificates are always verified"
+            "tls must be an ssl.SSLContext: ssl.create_default_context(cafile='my-authority.pem') trusts your own"
+            " authority; certificates are always verified"
         )
     if not verifies(tls):
         raise ConfigurationError(
@@ -33,14 +33,14 @@ def validate_tls(tls: object) -> Tls:
 
 
 def tls_of_borrowed(lent: aiohttp.ClientSession, *, tls: object, proxied: bool) -> Tls:
-    """Return the TLS settings that a lent session brings for images; raise `ConfigurationError` if it is not alone.
+    """Return the TLS settings of a borrowed session, for images; raise `ConfigurationError` if others are set too.
 
-    A certificate that it pins is the gateway's own, and says nothing of the servers that images come from.
+    A certificate that the session pins is the gateway's, and does not apply to the servers of images.
     """
     if tls is not None:
         raise ConfigurationError(
-            "http= and tls= can't be given together: give the context to the connector of the aiohttp session you"
-            " lend (aiohttp.TCPConnector(ssl=context)); images are fetched by it, too"
+            "http= and tls= can't be given together: pass the context to the connector of the aiohttp session you"
+            " lend (aiohttp.TCPConnector(ssl=context)); it applies to images, too"
         )
     if proxied:
         raise ConfigurationError(
@@ -52,28 +52,28 @@ def tls_of_borrowed(lent: aiohttp.ClientSession, *, tls: object, proxied: bool) 
 
 
 def verifies(tls: ssl.SSLContext) -> bool:
-    """Tell whether a context looks at certificates."""
+    """Return whether a context verifies certificates."""
     return tls.check_hostname and tls.verify_mode is ssl.CERT_REQUIRED
 
 
 class Proxies:
-    """Which proxy a request goes through: always the one that the user names, else the environment's for its scheme.
+    """Chooses the proxy of a request: the user's proxy if one is set, otherwise the environment's for the URL's scheme.
 
-    Of the environment only HTTP_PROXY, HTTPS_PROXY and NO_PROXY are read, in either case, once. A `.netrc` file is
-    never read: aiohttp would send what it says instead of the API key. This machine is reached without a proxy of the
-    environment.
+    Of the environment only HTTP_PROXY, HTTPS_PROXY and NO_PROXY are read, in upper or lower case, once. A `.netrc` file
+    is never read: aiohttp would send its credentials instead of the API key. The environment's proxies are not used for
+    loopback addresses.
     """
 
     def __init__(self, proxy: str | Secret | None = None, *, trust_env: bool = False) -> None:
-        hidden = to_proxy_secret(proxy)
-        asked = proxy is not None
-        del proxy  # it may hold a password, which the traceback of a refused setting would show
-        if isinstance(hidden, ConfigurationError):
-            raise hidden
-        self._always = hidden
+        secret = to_proxy_secret(proxy)
+        given = proxy is not None
+        del proxy  # it may hold a password, which the traceback of the error below would show
+        if isinstance(secret, ConfigurationError):
+            raise secret
+        self._always = secret
         self._of_scheme: dict[str, Secret] = {}
         self._no_proxy: list[str] = []
-        if trust_env and not asked:
+        if trust_env and not given:
             found = _proxies_of_environment()
             if isinstance(found, ConfigurationError):
                 raise found
@@ -86,7 +86,7 @@ class Proxies:
         return self._always is not None or bool(self._of_scheme)
 
     def of(self, url: URL) -> Secret | None:
-        """Return the proxy for a URL, or None if it is reached without."""
+        """Return the proxy for a URL; None for a direct connection."""
         if self._always is not None or not self._of_scheme:
             return self._always
         host = (url.raw_host or "").lower()
@@ -96,7 +96,7 @@ class Proxies:
 
 
 def _matches_no_proxy(name: str, host: str, port: int | None) -> bool:
-    """Tell whether an entry of NO_PROXY names a host: `*`, a name with all below it, an address or network, a port."""
+    """Return whether a NO_PROXY entry matches: `*`, a domain and its subdomains, an address, a network, with a port."""
     bare = name.removesuffix(f":{port}")
     if bare and (bare in ("*", host, f"[{host}]") or host.endswith(f".{bare}")):
         return True
@@ -107,14 +107,14 @@ def _matches_no_proxy(name: str, host: str, port: int | None) -> bool:
 
 
 def proxy_url(proxy: Secret | None) -> URL | None:
-    """Return what aiohttp takes for a proxy: into no variable, which a traceback with locals would show."""
+    """Return the proxy's URL for aiohttp. Don't store it in a variable: a traceback with locals would show it."""
     return None if proxy is None else URL(proxy.reveal())
 
 
 def to_proxy_secret(proxy: object, name: str = "proxy") -> Secret | ConfigurationError | None:
-    """Return a proxy's URL as a secret, since it may hold a password, or what is wrong with it.
+    """Return a proxy's URL as a secret, since it may hold a password, or an error for an invalid one.
 
-    The error is returned and not raised: this frame holds the URL, and tools show the locals of a traceback's frames.
+    The error is returned, not raised: this frame holds the URL, and some tools show the locals of a traceback.
     """
     if proxy is None or isinstance(proxy, Secret):
         return proxy
@@ -128,7 +128,7 @@ def to_proxy_secret(proxy: object, name: str = "proxy") -> Secret | Configuratio
 
 
 def _proxies_of_environment() -> tuple[dict[str, Secret], list[str]] | ConfigurationError:
-    """Return the environment's proxies by scheme and the hosts to be reached without, or what is wrong with them."""
+    """Return the environment's proxies by scheme and the entries of NO_PROXY, or an error for an invalid proxy."""
     environment = getproxies_environment()
     proxies: dict[str, Secret] = {}
     for scheme in ("http", "https"):

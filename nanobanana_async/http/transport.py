@@ -1,4 +1,4 @@
-"""The only door to a gateway: a request goes out with the API key, a whole answer or an error of ours comes back."""
+"""The HTTP transport to a gateway: it adds the API key, and returns a complete answer or raises a package error."""
 
 import asyncio
 import functools
@@ -36,17 +36,17 @@ USER_AGENT = f"nanobanana_async/{__version__} aiohttp/{aiohttp.__version__} pyth
 
 
 class AiohttpTransport:
-    """Sends requests to a gateway and returns whole answers.
+    """Sends requests to a gateway and returns complete answers.
 
-    Queries and creates that carry an idempotency key share one pool of connections. A create without one goes over a
-    fresh TCP connection, used once: a pooled one that the server has just closed looks like a lost answer.
+    Polls, and creates with an idempotency key, share one connection pool. A create without a key uses a fresh TCP
+    connection once: a pooled connection that the server has just closed looks like a lost answer.
 
-    Of a borrowed `aiohttp.ClientSession` the connector is used (its pool, limits, resolver and TLS settings) and
-    nothing else: no default header, cookie, auth, proxy, timeout, redirect, middleware, trace or `raise_for_status` of
-    it applies, and it is never closed. Fresh connections are our own also then, with the TLS settings of its
-    connector; one that does not verify certificates is refused, and so is a session with a proxy of its own.
+    Only the connector of a borrowed `aiohttp.ClientSession` is used (its pool, limits, resolver and TLS settings):
+    none of the session's default headers, cookies, auth, proxy, timeout, redirects, middlewares, traces or
+    `raise_for_status` apply, and it is never closed. Fresh connections come from a connector of this class, with the
+    borrowed connector's TLS settings. A session that does not verify certificates, or has a proxy, is refused.
 
-    Redirects are refused, cookies are not kept.
+    Redirects are refused, cookies are not stored.
     """
 
     def __init__(
@@ -59,7 +59,7 @@ class AiohttpTransport:
         proxies: Proxies | None = None,
         max_connections: int = 64,
     ) -> None:
-        # First of all, since its repr stands in the traceback of what is refused.
+        # Set first: the repr, which needs them, may appear in the traceback of an error below.
         self._pool: aiohttp.ClientSession | None = None
         self._fresh: aiohttp.ClientSession | None = None
         self._closed = False
@@ -75,7 +75,7 @@ class AiohttpTransport:
 
     def __repr__(self) -> str:
         state = "closed" if self._closed else "not open" if self._pool is None else "open"
-        return f"<Api {state}>"
+        return f"<AiohttpTransport {state}>"
 
     async def open(self) -> None:
         """Make the connection pools; no connection is opened yet.
@@ -83,16 +83,16 @@ class AiohttpTransport:
         Raises `ConfigurationError` for a borrowed session that can't be used, `SessionClosed` after `aclose`.
         """
         if self._closed:
-            raise SessionClosed("the door to the gateway was closed")
+            raise SessionClosed("the session is closed")
         if self._pool is not None:
             return
-        lent = None if self._borrowed is None else _connector_of(self._borrowed)
-        tls = lent._ssl if isinstance(lent, aiohttp.TCPConnector) else self._tls
+        borrowed = None if self._borrowed is None else _connector_of(self._borrowed)
+        tls = borrowed._ssl if isinstance(borrowed, aiohttp.TCPConnector) else self._tls
         self._fresh = _session(self._connector(tls, force_close=True))
-        self._pool = _session(self._connector(tls), owns=True) if lent is None else _session(lent, owns=False)
+        self._pool = _session(self._connector(tls)) if borrowed is None else _session(borrowed, owns=False)
 
     async def aclose(self) -> None:
-        """Close what is ours, down to the last socket; idempotent."""
+        """Close every connection that is not borrowed, and wait for its socket; idempotent."""
         self._closed = True
         for session in (self._pool, self._fresh):
             if session is not None:
@@ -100,10 +100,10 @@ class AiohttpTransport:
         await self._sockets.wait_closed()
 
     def disown(self) -> None:
-        """Leave every socket to the parent process; called in a forked child, which has copies of them.
+        """Leave the sockets to the parent process; called in a forked child, which has copies of them.
 
-        A connector that is closed, or garbage, would take the sockets out of the event loop's selector, and that is
-        one for both processes.
+        A connector that is closed or collected as garbage would remove the sockets from the event loop's selector,
+        which parent and child share.
         """
         self._closed = True
         for session in (self._pool, self._fresh):
@@ -111,36 +111,36 @@ class AiohttpTransport:
         self._sockets = SocketTracker()
 
     async def send(self, request: HttpRequest, *, timeout_s: float, fresh_connection: bool = False) -> HttpResponse:
-        """Send once, and return the answer whatever its status.
+        """Send a request once, and return the answer of any status.
 
-        Raises `TransportError` when no whole answer came within `timeout_s`, `UnexpectedResponse` when it is a redirect or
-        larger than the request allows, `ConfigurationError` when it must not or can't be sent, `SessionClosed` when
-        the door is not open.
+        Raises `TransportError` when no complete answer came within `timeout_s`, `UnexpectedResponse` for a redirect or
+        an answer larger than the request allows, `ConfigurationError` when the request must not or can't be sent,
+        `SessionClosed` when the transport is not open.
         """
         session = self._open_session(fresh_connection)
         url = _validated_url(request.url)
         _check_proxy(url, self._proxies)
         try:
             answer = await self._exchange(session, request, url, timeout_s)
-        except BaseException as ended:
-            # Cancelled, or interrupted by Ctrl-C: the frames it came through hold the headers and the proxy's password.
-            ended.__context__ = None
-            raise ended.with_traceback(None) from None
+        except BaseException as interrupt:
+            # Cancelled or Ctrl-C: the frames of its traceback hold the headers and the proxy's password.
+            interrupt.__context__ = None
+            raise interrupt.with_traceback(None) from None
         if isinstance(answer, HttpResponse):
             return answer
         try:
-            # Here and not where it was found: that frame holds the headers, and an `except` would chain the cause.
+            # Raised here, not in `_exchange`: its frame holds the headers, and its `except` would chain the cause.
             raise answer from None
         finally:
-            del answer  # it holds this frame
+            del answer  # breaks the reference cycle with this frame
 
     async def _exchange(
         self, session: aiohttp.ClientSession, request: HttpRequest, url: URL, timeout_s: float
     ) -> HttpResponse | NanoBananaError:
-        """Return the answer, or the error: it must not be raised where the headers are."""
+        """Return the answer or the error, which must not be raised in a frame that holds the headers."""
         headers = {**request.headers, "Authorization": f"Bearer {self._gateway.api_key.reveal()}"}
         body = None if request.body is None else RequestBody(request.body)
-        # Only what is bought needs to be known as sent or not; a query is asked again in any case.
+        # Only for a create it matters whether the request was sent; a poll is repeated in any case.
         tracker = None if body is None else aiohttp.UploadTracker()
         try:
             response = await session.request(
@@ -155,14 +155,14 @@ class AiohttpTransport:
             )
             try:
                 if is_stale_response(body, tracker):
-                    return TransportError(f"{url.raw_host} answered before it was asked", possibly_sent=False)
+                    return TransportError(f"{url.raw_host} answered before the request was sent", possibly_sent=False)
                 return await _read(response, request, self._gateway.api_key)
             finally:
-                response.close()  # after the whole body it has gone back to the pool, and this does nothing
+                response.close()  # no effect after a complete body: the connection is back in the pool
         except asyncio.CancelledError:
             if cancel_requested():
                 raise
-            # aiohttp cancels who waits for a connection of a session that is closed.
+            # aiohttp cancels tasks that wait for a connection of a closed session.
             sent = body is None or body.started
             return TransportError(
                 f"the request to {url.host} was cancelled within the aiohttp session", possibly_sent=sent
@@ -179,7 +179,7 @@ class AiohttpTransport:
     def _open_session(self, fresh: bool) -> aiohttp.ClientSession:
         session = self._fresh if fresh else self._pool
         if session is None or self._closed:
-            raise SessionClosed("the door to the gateway is not open")
+            raise SessionClosed("the session is not open")
         if session.closed:
             raise ConfigurationError("the aiohttp session you lent is closed: close it after the session that uses it")
         return session
@@ -196,27 +196,27 @@ class AiohttpTransport:
         )
 
 
-def disown_connector(session: aiohttp.ClientSession | None, lent: aiohttp.ClientSession | None = None) -> None:
-    """Let a forked child's copy of a session do nothing, not even when it is garbage; a lent connector is not ours."""
+def disown_connector(session: aiohttp.ClientSession | None, borrowed: aiohttp.ClientSession | None = None) -> None:
+    """Make a forked child's copy of a session inert, also when collected as garbage; skip a borrowed connector."""
     connector = None if session is None else session.connector
-    if connector is not None and (lent is None or connector is not lent.connector):
+    if connector is not None and (borrowed is None or connector is not borrowed.connector):
         connector._closed = True
 
 
-@functools.lru_cache(maxsize=4096)  # a task is asked for at one URL again and again
+@functools.lru_cache(maxsize=4096)  # a job is polled at one URL many times
 def _validated_url(text: str) -> URL:
-    """Return the URL if the key may travel there."""
+    """Return the URL if the API key may be sent there; raise `ConfigurationError` otherwise."""
     try:
         url = URL(text)
     except ValueError:
-        raise ConfigurationError("the request's URL can't be read: check base_url") from None
+        raise ConfigurationError("the request's URL is invalid: check base_url") from None
     host = url.raw_host or ""
     if "@" in url.raw_authority:
         raise ConfigurationError(f"the URL of the request to {host} must not hold credentials")
     if url.scheme == "https" and host:
         return url
     if url.scheme != "http" or not _is_loopback(host):
-        raise ConfigurationError(f"the request to {host or 'no host'} must use https: the API key travels with it")
+        raise ConfigurationError(f"the request to {host or 'no host'} must use https: it carries the API key")
     return url
 
 
@@ -225,19 +225,19 @@ def _check_proxy(url: URL, proxies: Proxies) -> None:
         return
     proxy = proxies.of(url)
     if proxy is not None and not _is_loopback(URL(proxy.reveal()).raw_host or ""):
-        raise ConfigurationError("a request without TLS must not go through a proxy: the API key travels with it")
+        raise ConfigurationError("a request without TLS must not go through a proxy: it carries the API key")
 
 
 async def _read(
     response: aiohttp.ClientResponse, request: HttpRequest, key: Secret
 ) -> HttpResponse | UnexpectedResponse:
-    """Return the answer with its whole body, decoded, or why it is not taken."""
+    """Return the answer with its complete body, or an error for a redirect or a too large answer."""
     status, limit = response.status, request.max_answer_bytes
     if 300 <= status < 400:
         host = key.hide(_host_of(response.headers.get("Location")))
         return UnexpectedResponse("redirects are refused", status=status, body=host)
     content = response.content
-    if content.is_eof():  # the common case: the body came along with the headers
+    if content.is_eof():  # the common case: the body arrived with the headers
         body = await content.readany()
     elif (response.content_length or 0) > limit:
         return _too_large(status, limit)
@@ -253,12 +253,12 @@ async def _read(
 
 async def _read_body(content: aiohttp.StreamReader, limit: int, max_text: int | None) -> bytes:
     bounds = None if max_text is None else AnswerBounds(max_text)
-    body = io.BytesIO()  # it grows in place, and hands over its bytes without a copy
+    body = io.BytesIO()  # grows in place, and returns its bytes without a copy
     while body.tell() <= limit and not content.at_eof():
-        piece = await content.readany()
+        chunk = await content.readany()
         if bounds is not None:
-            bounds.feed(piece)
-        body.write(piece)
+            bounds.feed(chunk)
+        body.write(chunk)
     return body.getvalue()
 
 
@@ -275,7 +275,7 @@ def _host_of(location: str | None) -> str:
 
 @functools.lru_cache(maxsize=64)
 def _client_timeout(connect_s: float, timeout_s: float) -> aiohttp.ClientTimeout:
-    # To aiohttp no limit is None, and 0 or less is no limit.
+    # aiohttp takes None, and also 0 or less, as no limit.
     connect, total = (None if math.isinf(limit) else max(limit, 0.001) for limit in (connect_s, timeout_s))
     return aiohttp.ClientTimeout(total=total, connect=connect)
 
@@ -285,29 +285,29 @@ def _session(connector: aiohttp.BaseConnector, *, owns: bool = True) -> aiohttp.
         connector=connector,
         connector_owner=owns,
         cookie_jar=aiohttp.DummyCookieJar(),
-        # Answers are not asked for compressed: they are small, or pictures, which do not shrink.
+        # No compression: answers are small, or images, which do not shrink.
         headers={"User-Agent": USER_AGENT, "Accept-Encoding": "identity"},
         raise_for_status=False,
         trust_env=False,
     )
 
 
-def _connector_of(lent: aiohttp.ClientSession) -> aiohttp.BaseConnector:
-    """Return what we use of a borrowed session, if it is safe."""
-    connector = lent.connector
+def _connector_of(borrowed: aiohttp.ClientSession) -> aiohttp.BaseConnector:
+    """Return the connector of a borrowed session; raise `ConfigurationError` if it is not safe to use."""
+    connector = borrowed.connector
     if connector is None or connector.closed:
         raise ConfigurationError("the aiohttp session you lend is closed")
     if connector._loop is not asyncio.get_running_loop():
         raise ConfigurationError("the aiohttp session you lend belongs to another event loop: make it in this one")
-    if lent._default_proxy is not None:
+    if borrowed._default_proxy is not None:
         raise ConfigurationError(
-            "the aiohttp session you lend has a proxy of its own, which images would not come through: lend none, and"
-            " pass Session(proxy=...) instead"
+            "the aiohttp session you lend has a proxy, which image downloads would not use: lend no session, and pass"
+            " Session(proxy=...) instead"
         )
     if isinstance(connector, aiohttp.TCPConnector) and not _verifies(connector._ssl):
         raise ConfigurationError(
             "the aiohttp session you lend does not verify TLS certificates: give its connector an ssl.SSLContext that"
-            " trusts yours instead"
+            " trusts your certificate"
         )
     return connector
 

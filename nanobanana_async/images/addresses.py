@@ -1,8 +1,8 @@
-"""Where a picture may be fetched from: from public addresses, whatever name or spelling leads to them.
+"""Allow image downloads from public addresses only.
 
-The address is looked at where the socket is made, of the very bytes that the operating system connects to. So a
-literal, an IPv6 form of an IPv4 address, a name that resolves to this network and one that resolves differently the
-second time are all the same to it. The host of a URL is looked at besides: behind a proxy it is all we see.
+The address is checked when the socket is made, in the form that the operating system connects to. So the check covers
+address literals, IPv6 forms of IPv4 addresses, names that resolve to private addresses, and names that resolve
+differently a second time. The URL's host is checked too: behind a proxy it is the only thing known.
 """
 
 import errno
@@ -15,25 +15,25 @@ from nanobanana_async.http.sockets import SocketTracker
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
-_UNICAST = ipaddress.ip_network("2000::/3")  # all that is assigned of IPv6; older Pythons call more of it global
+_UNICAST = ipaddress.ip_network("2000::/3")  # all assigned public IPv6; older Python versions report more as global
 _DOCUMENTATION = ipaddress.ip_network("3fff::/20")
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")
 _RELAYS = ipaddress.ip_network("192.88.99.0/24")
-_AZURE_METADATA = ipaddress.ip_address("168.63.129.16")  # public by number only
+_AZURE_METADATA = ipaddress.ip_address("168.63.129.16")  # looks public, but is internal to Azure
 
 _PRIVATE_NAMES = frozenset({"local", "localdomain", "internal", "intranet", "lan", "home", "corp", "arpa"})
 
 
 class AddressRefused(OSError):
-    """The socket was not made: its peer would not be public."""
+    """The socket was not made, since its peer address is not public."""
 
     def __init__(self) -> None:
-        # The same words for all addresses of a name: a connector would replace differing ones by an error of its own.
+        # The same message for all addresses of a name: aiohttp replaces errors that differ by one of its own.
         super().__init__(errno.EACCES, "the address is not public")
 
 
 class PublicSockets(SocketTracker):
-    """Makes sockets to public addresses only, and to this machine if `loopback`."""
+    """Makes sockets to public addresses only, and to loopback addresses if `loopback`."""
 
     def __init__(self, *, loopback: bool) -> None:
         super().__init__()
@@ -47,9 +47,9 @@ class PublicSockets(SocketTracker):
 
 
 def is_allowed_address(text: str, *, loopback: bool) -> bool:
-    """Tell whether an address is public, or this machine's own if `loopback`. What is no plain address is neither.
+    """Return whether text is a public address, or a loopback address and `loopback` is set.
 
-    A name in its place would be looked up once more by whoever connects.
+    A host name is refused: it would be resolved again when connecting.
     """
     try:
         address: Address = ipaddress.ip_address(text)
@@ -65,14 +65,17 @@ def is_allowed_address(text: str, *, loopback: bool) -> bool:
 
 
 def is_allowed_host(host: str, *, loopback: bool) -> bool:
-    """Tell whether the host of a URL may be public: a name that could be, or a literal that is, in any spelling."""
+    """Return whether a URL's host may be public: a name that is not known to be private, or a public address.
+
+    Addresses are recognised in every spelling that the operating system accepts.
+    """
     bare = host.lower().rstrip(".")
     if ":" in bare:
         return is_allowed_address(bare, loopback=loopback)
     try:
         plain = socket.inet_ntoa(socket.inet_aton(bare))  # of 127.1, 0x7f000001, 017700000001
         return is_allowed_address(plain, loopback=loopback)
-    except (OSError, ValueError):  # a character that no host has is a ValueError
+    except (OSError, ValueError):  # ValueError: a character that is invalid in a host
         pass
     *names, last = bare.split(".")
     if last == "localhost":
@@ -82,7 +85,7 @@ def is_allowed_host(host: str, *, loopback: bool) -> bool:
 
 
 def _embedded_ipv4(address: Address) -> Address | None:
-    """Return the IPv4 address that a translator or relay would carry the packets to."""
+    """Return the IPv4 address to which a NAT64 or 6to4 address is translated."""
     if isinstance(address, ipaddress.IPv4Address):
         return None
     if address in _NAT64:

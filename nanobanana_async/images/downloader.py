@@ -1,7 +1,4 @@
-"""The other door: pictures come in through it, and no credential goes out.
-
-A picture is whole, looked at and hashed, or it is not there and `DownloadError` says why.
-"""
+"""Download images without credentials, with retries. An image is returned complete and verified, or not at all."""
 
 import asyncio
 import io
@@ -18,29 +15,29 @@ from nanobanana_async.errors import DownloadError, SaveError, SessionClosed
 from nanobanana_async.http.threads import ThreadLimiter
 from nanobanana_async.http.tls_and_proxies import Proxies, Tls
 from nanobanana_async.images.fetch import ImageFetcher, Write
-from nanobanana_async.images.files import PartialFile, SavedImage, check_folder, missed, why_unwritable
+from nanobanana_async.images.files import PartialFile, SavedImage, check_folder, to_fetch_error, why_unwritable
 from nanobanana_async.images.formats import verify
-from nanobanana_async.images.inline import FetchError, inline_pieces, is_inline
+from nanobanana_async.images.inline import FetchError, decode_inline, is_inline
 from nanobanana_async.models import shorten
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
-_MAX_DECODES = 2  # a picture at the pixel cap takes 256 MB while it is decoded
-_LONGEST_PAUSE_S = 8.0
+_MAX_DECODES = 2  # an image with the maximum of pixels takes 256 MB while it is decoded
+_MAX_PAUSE_S = 8.0
 _CLOSING_S = 10.0
 
 
 class ImageDownloader:
-    """Fetches pictures by http, https and `data:` links.
+    """Fetches images by http, https and `data:` links.
 
-    Links are followed to public addresses only, and to this machine if `allow_loopback` (for a gateway that runs on
-    it), through at most five redirects and never from https to http. No cookie, key or referrer goes along, and no
-    credential is taken from the environment. A proxy resolves the names that it is asked for: through one, this can
-    tell by the name alone whether a host may be public.
+    Links are followed to public addresses only, and to loopback addresses if `allow_loopback` (for a gateway on this
+    machine), through at most five redirects and never from https to http. No cookie, key or referrer is sent, and no
+    credential is read from the environment. A proxy resolves host names itself: behind one, only the name shows whether
+    a host may be public.
 
-    What may pass is tried `attempts` times, up to `max_at_once` pictures at the same time; `idle_s` and `total_s` limit
-    one attempt. Pictures are verified with Pillow where it is installed.
+    A failure that may be temporary is retried, up to `attempts` attempts in all. At most `max_at_once` images are
+    downloaded at once; `idle_s` and `total_s` limit one attempt. Images are verified with Pillow if it is installed.
     """
 
     def __init__(
@@ -58,7 +55,7 @@ class ImageDownloader:
         max_bytes: int = 64 * 1024 * 1024,
         max_at_once: int = 8,
     ) -> None:
-        self._getter = ImageFetcher(
+        self._fetcher = ImageFetcher(
             loopback=allow_loopback,
             proxies=Proxies() if proxies is None else proxies,
             tls=tls,
@@ -80,20 +77,20 @@ class ImageDownloader:
         self._state = "not open"
 
     def __repr__(self) -> str:
-        return f"<Downloads {self._state}>"
+        return f"<ImageDownloader {self._state}>"
 
     async def open(self) -> None:
         """Make the connection pool; no connection is opened yet. Raises `SessionClosed` after `aclose`."""
         if self._state == "closed":
-            raise SessionClosed("the door to the pictures was closed")
+            raise SessionClosed("the session is closed")
         if self._state == "not open":
-            self._getter.open()
+            self._fetcher.open()
             self._state = "open"
 
     async def aclose(self) -> None:
-        """Close every connection; what is being fetched ends with `SessionClosed`. Idempotent."""
+        """Close every connection; running downloads raise `SessionClosed`. Idempotent."""
         self._state = "closed"
-        # Closing aiohttp's session is not enough: who reads from a connection it closes is not told, and waits on.
+        # Closing the aiohttp session is not enough: a task that reads from a closed connection would wait forever.
         for scope in self._ongoing:
             scope.cancel()
         try:
@@ -101,55 +98,55 @@ class ImageDownloader:
                 with anyio.move_on_after(_CLOSING_S):
                     await self._idle.wait()
         finally:
-            await self._getter.aclose()
+            await self._fetcher.aclose()
 
     def disown(self) -> None:
-        """Leave every socket to the parent process; called in a forked child."""
+        """Leave the sockets to the parent process; called in a forked child."""
         self._state = "closed"
-        self._getter.disown()
+        self._fetcher.disown()
 
     async def fetch(self, url: str) -> bytes:
-        """Return the bytes of a picture, verified.
+        """Return the verified bytes of an image.
 
-        Raises `DownloadError`; its `gone` says that the link has expired.
+        Raises `DownloadError`; its `link_expired` says whether the link has expired.
         """
 
         async def once() -> bytes:
-            content = io.BytesIO()  # hands over its bytes without a copy
+            content = io.BytesIO()  # returns its bytes without a copy
 
-            async def take(piece: bytes) -> None:
-                content.write(piece)
+            async def write(chunk: bytes) -> None:
+                content.write(chunk)
 
-            await self._receive(url, take)
-            picture = content.getvalue()
+            await self._receive(url, write)
+            image = content.getvalue()
             async with self._decode_slots:
-                await self._threads.run(verify, picture)
-            return picture
+                await self._threads.run(verify, image)
+            return image
 
         return await self._with_retries(url, once)
 
     async def save(self, url: str, folder: Path, name: str) -> SavedImage:
-        """Save a picture in a folder, under a name made safe and the ending of its type; list it in `SHA256SUMS`.
+        """Save an image in a folder and list it in `SHA256SUMS`. Its file name is a safe form of `name` plus extension.
 
-        Saving the same picture again changes nothing. Another file of that name is never overwritten: the picture then
-        gets a number, as in `name-2.png`. Raises `DownloadError`; its `gone` says that the link has expired. Raises
-        `SaveError` when the folder can't be written.
+        Saving the same image again changes nothing. A different file of that name is never overwritten: the image then
+        gets a number, as in `name-2.png`. Raises `DownloadError`; its `link_expired` says whether the link has expired.
+        Raises `SaveError` when the folder can't be written.
         """
 
         async def once() -> SavedImage:
             part = PartialFile(folder)
 
-            async def take(piece: bytes) -> None:
-                await self._filed(folder, part.write, piece)
+            async def write(chunk: bytes) -> None:
+                await self._in_thread(folder, part.write, chunk)
 
             try:
-                await self._filed(folder, part.open)
+                await self._in_thread(folder, part.open)
                 if folder not in self._swept:
                     self._swept.add(folder)
-                    await self._filed(folder, part.sweep)
-                await self._receive(url, take)
+                    await self._in_thread(folder, part.sweep)
+                await self._receive(url, write)
                 async with self._decode_slots:
-                    return await self._filed(folder, part.finish, name)
+                    return await self._in_thread(folder, part.finish, name)
             finally:
                 with anyio.CancelScope(shield=True):
                     await self._threads.run(part.discard)
@@ -157,22 +154,22 @@ class ImageDownloader:
         return await self._with_retries(url, once)
 
     async def check(self, folder: Path) -> None:
-        """Make a folder if it is missing; raise `SaveError` if no image can be written into it."""
+        """Create a folder if it is missing; raise `SaveError` if no file can be written in it."""
         try:
             await self._threads.run(check_folder, folder)
         except OSError as error:
             raise SaveError(why_unwritable(folder, error)) from None
 
-    async def _receive(self, url: str, take: Write) -> None:
+    async def _receive(self, url: str, write: Write) -> None:
         if is_inline(url):
-            pieces = inline_pieces(url, self._max_bytes)
-            while (piece := await self._threads.run(next, pieces, None)) is not None:
-                await take(piece)
+            chunks = decode_inline(url, self._max_bytes)
+            while (chunk := await self._threads.run(next, chunks, None)) is not None:
+                await write(chunk)
         else:
-            await self._getter.get(url, take)
+            await self._fetcher.get(url, write)
 
     async def _with_retries(self, url: str, once: Callable[[], Awaitable[T]]) -> T:
-        """Return what an attempt brings, the first that does; raise the error of the last, or `SessionClosed`."""
+        """Return the result of the first successful attempt; raise the last error, or `SessionClosed` when closed."""
         self._check_open()
         with anyio.CancelScope() as scope:
             self._ongoing.add(scope)
@@ -183,7 +180,7 @@ class ImageDownloader:
                 self._ongoing.discard(scope)
                 if not self._ongoing:
                     self._idle.set()
-        raise SessionClosed("the door to the pictures was closed")
+        raise SessionClosed("the session is closed")
 
     async def _retry_loop(self, url: str, once: Callable[[], Awaitable[T]]) -> T:
         attempt = 0
@@ -192,34 +189,35 @@ class ImageDownloader:
             try:
                 async with self._download_slots:
                     return await once()
-            except FetchError as reason:
-                why, again, gone, wait_s = reason.why, reason.retryable, reason.link_expired, reason.wait_s
-                unwritable = reason.unwritable
-            if not again or attempt >= self._attempts or (is_inline(url) and not unwritable):
+            except FetchError as error:
+                reason, retryable, wait_s = error.reason, error.retryable, error.wait_s
+                link_expired, unwritable = error.link_expired, error.unwritable
+            if not retryable or attempt >= self._attempts or (is_inline(url) and not unwritable):
                 break
-            pause_s = min(self._pause_s * 2 ** (attempt - 1), _LONGEST_PAUSE_S)
+            pause_s = min(self._pause_s * 2 ** (attempt - 1), _MAX_PAUSE_S)
             await asyncio.sleep(max(pause_s * random.uniform(0.5, 1.0), wait_s or 0.0))
+        # Raised here and not in the `except`, which would chain the cause.
         if unwritable:
-            raise SaveError(why)
-        tried = f" (tried {attempt} times)" if attempt > 1 else ""
-        raise DownloadError(f"{_loggable_url(url)}: {why}{tried}", link_expired=gone)
+            raise SaveError(reason)
+        attempts = f" (after {attempt} attempts)" if attempt > 1 else ""
+        raise DownloadError(f"{_loggable_url(url)}: {reason}{attempts}", link_expired=link_expired)
 
-    async def _filed(self, folder: Path, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Do file work in a thread."""
+    async def _in_thread(self, folder: Path, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Run file work in a thread; raise an OSError as `FetchError`."""
         try:
             return await self._threads.run(work, *args, **kwargs)
         except OSError as error:
-            raise missed(folder, error) from None
+            raise to_fetch_error(folder, error) from None
 
     def _check_open(self) -> None:
         if self._state != "open":
-            raise SessionClosed(f"the door to the pictures is {self._state}")
+            raise SessionClosed(f"the session is {self._state}")
 
 
 def _loggable_url(url: str) -> str:
-    """Return a link for people's eyes, without the query that may be its key."""
+    """Return a link for messages, without its query, which may hold a signature."""
     if is_inline(url):
-        return f"the inline picture ({len(url)} characters)"
+        return f"the inline image ({len(url)} characters)"
     try:
         parsed = URL(url)
         return shorten(f"{parsed.origin()}{parsed.raw_path}")

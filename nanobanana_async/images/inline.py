@@ -1,4 +1,4 @@
-"""Why a picture was not had this time; the caller of the library sees the `DownloadError` made of it."""
+"""Decode images in `data:` URIs; and `FetchError`, the error of one failed attempt to get an image."""
 
 import binascii
 from collections.abc import Iterator
@@ -6,92 +6,93 @@ from urllib.parse import unquote_to_bytes
 
 
 class FetchError(Exception):
-    """What hinders a picture: `again` if another attempt may help, `gone` if its link opens nothing any more.
+    """One failed attempt to get an image; raised to callers as `DownloadError` or `SaveError`.
 
-    `wait_s` is what the server asked us to wait. `unwritable` says that the folder is at fault, not the image: no other
-    image could be saved there either.
+    `retryable`: another attempt may succeed. `link_expired`: the gateway may have a new link. `wait_s`: the delay that
+    the server asked for. `unwritable`: the folder is at fault, so no other image can be saved there either.
     """
 
     def __init__(
         self,
-        why: str,
+        reason: str,
         *,
         retryable: bool = False,
         link_expired: bool = False,
         wait_s: float | None = None,
         unwritable: bool = False,
     ) -> None:
-        super().__init__(why)
-        self.why = why
+        super().__init__(reason)
+        self.reason = reason
         self.retryable = retryable
         self.link_expired = link_expired
         self.wait_s = wait_s
         self.unwritable = unwritable
 
 
-_PIECE = 1 << 20  # decoding holds the interpreter's lock: in pieces, so that other threads have their turn
+_CHUNK = 1 << 20  # decoding holds the GIL: done in chunks, so that other threads can run in between
 _MAX_HEAD = 1000
 
 
 def is_inline(url: str) -> bool:
+    """Return whether a link is a data URI."""
     return url[:5].lower() == "data:"
 
 
-def inline_pieces(uri: str, max_bytes: int) -> Iterator[bytes]:
-    """Yield what a data URI holds, piece by piece; its media type is not asked, and missing padding is forgiven."""
+def decode_inline(uri: str, max_bytes: int) -> Iterator[bytes]:
+    """Yield the content of a data URI in chunks. Its media type is ignored, and base64 padding may be missing."""
     comma = uri.find(",", 5, _MAX_HEAD)
     if comma < 0:
         raise FetchError("the data URI holds no data")
-    # Percent signs may triple what base64 has lengthened by a third: what is longer still must be too large.
+    # Base64 lengthens the content by a third and percent-encoding at most triples that: a longer URI is too large.
     if len(uri) - comma > 4 * (max_bytes + 3):
         raise _too_large(max_bytes)
     options = (option.strip().lower() for option in uri[5:comma].split(";")[1:])
-    pieces = _unquoted(uri, comma + 1)
+    chunks = _unquoted(uri, comma + 1)
     size = 0
-    for piece in _decoded(pieces) if "base64" in options else pieces:
-        size += len(piece)
+    for chunk in _base64_decoded(chunks) if "base64" in options else chunks:
+        size += len(chunk)
         if size > max_bytes:
             raise _too_large(max_bytes)
-        yield piece
+        yield chunk
 
 
 def _unquoted(uri: str, start: int) -> Iterator[bytes]:
     while start < len(uri):
-        end = start + _PIECE
+        end = start + _CHUNK
         escape = uri.find("%", end - 2, end)
-        if escape >= 0:  # it must not be cut in two
+        if escape >= 0:  # an escape must not be split
             end = escape
         try:
             yield unquote_to_bytes(uri[start:end])
-        except UnicodeEncodeError:  # half a character
-            raise _improper() from None
+        except UnicodeEncodeError:  # a lone surrogate
+            raise _invalid_base64() from None
         start = end
 
 
-def _decoded(pieces: Iterator[bytes]) -> Iterator[bytes]:
-    left, padded = b"", False
-    for piece in pieces:
-        text = left + piece.translate(None, b" \t\r\n")
+def _base64_decoded(chunks: Iterator[bytes]) -> Iterator[bytes]:
+    rest, padded = b"", False
+    for chunk in chunks:
+        text = rest + chunk.translate(None, b" \t\r\n")
         digits = text.rstrip(b"=")
         if padded and digits:
-            raise _improper()
+            raise _invalid_base64()
         padded = padded or len(digits) < len(text)
-        whole = len(digits) if padded else len(digits) // 4 * 4
-        left = digits[whole:]
-        yield _base64(digits[:whole])
-    yield _base64(left)
+        complete = len(digits) if padded else len(digits) // 4 * 4
+        rest = digits[complete:]
+        yield _decode_base64(digits[:complete])
+    yield _decode_base64(rest)
 
 
-def _base64(digits: bytes) -> bytes:
+def _decode_base64(digits: bytes) -> bytes:
     try:
         return binascii.a2b_base64(digits + b"=" * (-len(digits) % 4), strict_mode=True)
     except binascii.Error:
-        raise _improper() from None
+        raise _invalid_base64() from None
 
 
-def _improper() -> FetchError:
-    return FetchError("the data URI is not proper base64")
+def _invalid_base64() -> FetchError:
+    return FetchError("the data URI is not valid base64")
 
 
 def _too_large(max_bytes: int) -> FetchError:
-    return FetchError(f"the picture is larger than {max_bytes} bytes")
+    return FetchError(f"the image is larger than {max_bytes} bytes")

@@ -1,60 +1,36 @@
-"""The list of what a folder holds: `SHA256SUMS`, as `sha256sum -c SHA256SUMS` reads it.
+"""The list of saved images in a folder: `SHA256SUMS`, in the format of `sha256sum -c SHA256SUMS`.
 
-A line is written when its file stands, whole and flushed. A process killed in between leaves a picture without a line,
-never a line without its picture; saving the picture again adds the line. A name that the list has promised to one
-picture is not given to another, so that no line is ever made wrong by us.
+A line is written once its file is complete and flushed. A process killed in between leaves an image without a line,
+never a line without its image; saving the image again adds the line. A name in the list is never given to an image with
+another digest, so a saved image never makes a line wrong.
 """
 
 import errno
 import os
 import stat
-import sys
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from nanobanana_async.file_locks import unlock, wait_for_lock
+
 NAME = "SHA256SUMS"
 
-if sys.platform == "win32":  # pragma: no cover
-    import msvcrt
 
-    def _lock(descriptor: int) -> None:
-        os.lseek(descriptor, 0, os.SEEK_SET)
-        with suppress(OSError):  # after ten seconds
-            msvcrt.locking(descriptor, msvcrt.LK_LOCK, 1)
-
-    def _unlock(descriptor: int) -> None:
-        os.lseek(descriptor, 0, os.SEEK_SET)
-        with suppress(OSError):
-            msvcrt.locking(descriptor, msvcrt.LK_UNLCK, 1)
-
-else:
-    import fcntl
-
-    def _lock(descriptor: int) -> None:
-        # A file system without locks still has whole lines: each is one write to the end. One may then stand twice.
-        with suppress(OSError):
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-
-    def _unlock(descriptor: int) -> None:
-        with suppress(OSError):
-            fcntl.flock(descriptor, fcntl.LOCK_UN)
-
-
-def _check_own(descriptor: int) -> None:
-    seen = os.fstat(descriptor)
-    if not stat.S_ISREG(seen.st_mode):
-        raise OSError(errno.EEXIST, f"{NAME} is no regular file")
-    if seen.st_nlink > 1:
-        raise OSError(errno.EEXIST, f"{NAME} has another name elsewhere (a hard link), and would change there too")
+def _check_regular(descriptor: int) -> None:
+    status = os.fstat(descriptor)
+    if not stat.S_ISREG(status.st_mode):
+        raise OSError(errno.EEXIST, f"{NAME} is not a regular file")
+    if status.st_nlink > 1:
+        raise OSError(errno.EEXIST, f"{NAME} is a hard link: the file would change under its other name too")
 
 
 class Manifest:
-    """A folder's list, held by one thread of one process at a time: `with Manifest(folder) as manifest`.
+    """A folder's list, locked for one thread of one process: `with Manifest(folder) as manifest`.
 
-    Raises `OSError` when it can't be written, or is no file of its own: a symbolic or hard link, a pipe. What is added
-    to such a file would stand in somebody else's.
+    Raises `OSError` when the list can't be written, or is a symbolic or hard link or a pipe: lines would be added to
+    a file outside the folder.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -64,8 +40,9 @@ class Manifest:
         flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
         self._descriptor = os.open(self._path, flags | getattr(os, "O_BINARY", 0), 0o666)
         try:
-            _check_own(self._descriptor)
-            _lock(self._descriptor)
+            _check_regular(self._descriptor)
+            with suppress(OSError):  # without locks lines stay whole, each is one appending write; one may appear twice
+                wait_for_lock(self._descriptor)
             self._lines = self._read()
         except BaseException:
             os.close(self._descriptor)
@@ -75,22 +52,23 @@ class Manifest:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        _unlock(self._descriptor)
+        with suppress(OSError):
+            unlock(self._descriptor)
         os.close(self._descriptor)
 
     def digests_of(self, name: str) -> set[str]:
-        """Return the digests that stand beside a file name: none, one, or more if others wrote them."""
-        # Searched, not split: the list of a large batch has a hundred thousand lines, and is read for each picture.
+        """Return the digests listed for a file name: none, one, or more if other programs wrote them."""
+        # Searched, not split: the list of a large batch has a hundred thousand lines, and is read for each image.
         ending = f"  {name}\n".encode()
         found: set[str] = set()
-        at = self._lines.find(ending)
-        while at >= 0:
-            found.add(self._lines[max(at - 64, 0) : at].decode("latin-1"))
-            at = self._lines.find(ending, at + 1)
+        start = self._lines.find(ending)
+        while start >= 0:
+            found.add(self._lines[max(start - 64, 0) : start].decode("latin-1"))
+            start = self._lines.find(ending, start + 1)
         return found
 
     def add(self, name: str, digest: str) -> None:
-        """Write a line, flushed to the disk."""
+        """Append a line and flush it to the disk."""
         line = f"{digest}  {name}\n".encode()
         if self._torn:
             line = b"\n" + line
@@ -100,9 +78,9 @@ class Manifest:
 
     def _read(self) -> bytes:
         os.lseek(self._descriptor, 0, os.SEEK_SET)
-        pieces: list[bytes] = []
-        while piece := os.read(self._descriptor, 1 << 20):
-            pieces.append(piece)
-        lines = b"".join(pieces)
-        self._torn = lines != b"" and not lines.endswith(b"\n")  # by a power cut, or by hand
+        chunks: list[bytes] = []
+        while chunk := os.read(self._descriptor, 1 << 20):
+            chunks.append(chunk)
+        lines = b"".join(chunks)
+        self._torn = lines != b"" and not lines.endswith(b"\n")  # after a power cut or an edit by hand
         return lines + b"\n" if self._torn else lines

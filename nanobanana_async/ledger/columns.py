@@ -1,4 +1,4 @@
-"""A job's record as a row of the table `jobs`, and back: the same record, whoever reads it."""
+"""Convert a job's record to a row of the table `jobs` and back."""
 
 import json
 from collections.abc import Callable, Mapping
@@ -16,7 +16,7 @@ T = TypeVar("T")
 Row = tuple[Any, ...]
 
 IDENTITY = ("key", "gateway", "account", "request", "body", "created_at", "batch")
-"""What a job is: it changes with a new generation only."""
+"""Columns that identify the job; they change only with a new generation."""
 
 PROGRESS = (
     "state",
@@ -35,37 +35,45 @@ PROGRESS = (
     "model",
     "failure",
 )
-"""What became of it."""
+"""Columns that change with every transition."""
 
 COLUMNS = IDENTITY + PROGRESS
 
-# Fields at their defaults are left out, as they are on the wire; fields that a later version adds are passed over.
+# Fields at their defaults are left out; fields that a later version adds are ignored.
 _CONVERTER = make_converter(omit_if_default=True)
 
 
-def moment(when: datetime) -> str:
-    """Return a time as the ledger keeps it; one without a zone is taken as local."""
+def time_to_text(when: datetime) -> str:
+    """Return a time as the ledger stores it; a time without a zone is local time."""
     return when.astimezone(UTC).isoformat(timespec="microseconds")
 
 
 def identity_values(record: JobRecord) -> Row:
-    """Return what the job is, in the order of `DEED`."""
+    """Return the record's values of the columns `IDENTITY`."""
     request = None if record.request is None else _json(_CONVERTER.unstructure(record.request))
-    return (record.key, record.gateway, record.account, request, record.body, moment(record.created_at), record.batch)
+    return (
+        record.key,
+        record.gateway,
+        record.account,
+        request,
+        record.body,
+        time_to_text(record.created_at),
+        record.batch,
+    )
 
 
 def progress_values(record: JobRecord) -> Row:
-    """Return what became of the job, in the order of `STORY`."""
+    """Return the record's values of the columns `PROGRESS`."""
     return (
         record.state.value,
         record.revision,
         record.generation,
         record.attempts,
-        _maybe(moment, record.first_sent_at),
+        _maybe(time_to_text, record.first_sent_at),
         int(record.in_doubt),
         record.task_id,
-        _maybe(moment, record.running_since),
-        _maybe(moment, record.ended_at),
+        _maybe(time_to_text, record.running_since),
+        _maybe(time_to_text, record.ended_at),
         _json(record.images) if record.images else "[]",
         _json(record.missing) if record.missing else "[]",
         _maybe(str, record.credits_used),
@@ -76,26 +84,26 @@ def progress_values(record: JobRecord) -> Row:
 
 
 def same_identity(one: JobRecord, other: JobRecord) -> bool:
-    """Whether two records are about the same order, so that only the story needs writing."""
-    return all(getattr(one, fact) == getattr(other, fact) for fact in IDENTITY)
+    """Return whether two records differ only in `PROGRESS`, so that only those columns need writing."""
+    return all(getattr(one, column) == getattr(other, column) for column in IDENTITY)
 
 
 def record_of(row: Row) -> JobRecord:
-    """Return the record that a row holds, its columns in the order of `COLUMNS`.
+    """Return the record of a row, its columns in the order of `COLUMNS`.
 
-    Raises `LedgerError` for what this version can't read.
+    Raises `LedgerError` for a row that this version can't read.
     """
-    facts: dict[str, Any] = dict(zip(COLUMNS, row, strict=True))
+    values: dict[str, Any] = dict(zip(COLUMNS, row, strict=True))
     try:
         for name, read in _READERS.items():
-            if facts[name] is not None:
-                facts[name] = read(facts[name])
-        return JobRecord(**facts)
+            if values[name] is not None:
+                values[name] = read(values[name])
+        return JobRecord(**values)
     except Exception as error:
         raise LedgerError(
-            f"job {facts['key']} can't be read from the ledger: {type(error).__name__}: {error}"
+            f"job {values['key']} can't be read from the ledger: {type(error).__name__}: {error}"
             " (was its row edited by hand, or written by a newer nanobanana_async?)",
-            key=str(facts["key"]),
+            key=str(values["key"]),
             safe_to_repeat=False,
         ) from error
 
@@ -113,7 +121,7 @@ _READERS: Mapping[str, Callable[[Any], Any]] = {
     "running_since": datetime.fromisoformat,
     "ended_at": datetime.fromisoformat,
     "images": lambda text: tuple(json.loads(text)),
-    "missing": lambda text: tuple((int(place), str(why)) for place, why in json.loads(text)),
+    "missing": lambda text: tuple((int(position), str(reason)) for position, reason in json.loads(text)),
     "credits_used": Decimal,
     "credits_refunded": Decimal,
     "failure": _structured(Failure),
@@ -124,7 +132,7 @@ def _json(value: Any) -> str:
     text = json.dumps(value, ensure_ascii=False, sort_keys=True, separators=(",", ":"))
     try:
         text.encode()
-    except UnicodeEncodeError:  # a gateway's message may hold half a character; what it told must not be lost for that
+    except UnicodeEncodeError:  # a gateway's message may hold a lone surrogate, which UTF-8 can't encode
         return json.dumps(value, sort_keys=True, separators=(",", ":"))
     return text
 

@@ -1,4 +1,4 @@
-"""A ledger that lives and dies with the process: the contract in a dict."""
+"""The ledger in memory, for sessions that need no durability."""
 
 import hashlib
 import secrets
@@ -16,71 +16,71 @@ from nanobanana_async.ledger.memory_charges import MemoryCharges
 from nanobanana_async.models import ImageRequest
 from nanobanana_async.policy.prices import Price
 
-# What is kept of a job that has ended under a key of the caller's own, in characters: 1 to 3 KB in all, and never more
-# than 8 KB. A longer request is kept as its digest, longer links are asked for again, a longer reason is cut.
-LONGEST_REQUEST = 1000
-LONGEST_LINKS = 2000
-LONGEST_REASON = 500
+# Limits, in characters, for an ended job with a caller's own key, so that it takes 1 to 3 KB and never more than 8 KB.
+# A longer request is stored as its digest, longer links are fetched again when needed, a longer message is cut.
+MAX_REQUEST = 1000
+MAX_LINKS = 2000
+MAX_MESSAGE = 500
 
-# Of jobs that are forgotten, the last so many task ids are known: a task must not be two jobs' result.
+# Number of task ids remembered of forgotten jobs, so that a task can't become the result of a second job.
 TASKS_KEPT = 4096
 
 
 @frozen
 class Ended:
-    """What is kept of a job that has ended."""
+    """What the ledger stores of an ended job."""
 
     record: JobRecord
-    """Without its body; without its request if that is long."""
+    """Without its body, and without a long request."""
     digest: bytes
-    """Of a request that is not kept; else empty."""
+    """The digest of a long request; empty if the request is in the record."""
 
 
 @define
 class MemoryLedger:
-    """Keeps unfinished jobs, and of those that have ended what a key of the caller's own still needs.
+    """Keeps active jobs, and ended jobs under a caller's own key.
 
-    A job that ended under a key which the session made itself is forgotten, so that memory does not grow with the work
-    done. One that ended under a key of the caller's own is kept, in 8 KB at most: the same key is the same payment as
-    long as the ledger lives. One session at a time. After that was closed another may have it: what ran is found again.
+    An ended job under a generated key is forgotten, so that memory does not grow with the number of jobs. An ended job
+    under a caller's own key is kept, in at most 8 KB: the same key stays the same purchase as long as the ledger
+    exists. One session at a time may open it; a later session finds the jobs that still ran.
     """
 
     _jobs: dict[str, JobRecord] = field(factory=dict, init=False, repr=False)
     _ended: dict[str, Ended] = field(factory=dict, init=False, repr=False)
     _tasks: dict[tuple[str, str], str] = field(factory=dict, init=False, repr=False)
     _past_tasks: OrderedDict[tuple[str, str], str] = field(factory=OrderedDict, init=False, repr=False)
-    _ours: set[str] = field(factory=set, init=False, repr=False)
+    _owned: set[str] = field(factory=set, init=False, repr=False)
     _charges: MemoryCharges = field(factory=MemoryCharges, init=False, repr=False)
     _secret: bytes = field(factory=lambda: secrets.token_bytes(32), init=False, repr=False)
     _is_open: bool = field(default=False, init=False, repr=False)
 
     async def open(self) -> None:
-        """Let a session have it; raises `LedgerError` while another one does."""
+        """Open the ledger for a session; raises `LedgerError` while another session has it open."""
         if self._is_open:
-            raise LedgerError("this ledger is already open: give each session one of its own")
+            raise LedgerError("this ledger is already open: give each session a ledger of its own")
         self._is_open = True
 
     async def aclose(self) -> None:
-        """Keep everything, and let go of it: the ledger may outlive the session."""
+        """Release all jobs but keep them: another session may open the ledger."""
         self._is_open = False
-        self._ours.clear()
+        self._owned.clear()
 
     async def claim(self, record: JobRecord) -> Claim:
-        """Write a new job down as ours, or return what stands under its key."""
+        """Insert a new job as its owner, or return the stored record."""
         ended = self._ended.get(record.key)
         if ended is not None:
-            return Claim(record=_recalled(ended, record))
+            return Claim(record=_restored(ended, record))
         known = self._jobs.setdefault(record.key, record)
         if known is record:
             self._index(record)
-        return Claim(record=known, new=known is record, owned=self._taken(known))
+        return Claim(record=known, new=known is record, owned=self._try_own(known))
 
     async def advance(self, before: JobRecord, after: JobRecord) -> None:
-        """Replace `before` by `after` if it still stands there and is ours, or is over."""
+        """Replace `before` by `after` if the record is unchanged and ours, or ended."""
         known = self._known(before.key)
-        ours = before.key in self._ours or before.state not in ACTIVE_STATES
-        if known is None or known.revision != before.revision or not ours:
-            raise LedgerError(f"job {before.key} was changed by somebody else", key=before.key, safe_to_repeat=False)
+        may_write = before.key in self._owned or before.state not in ACTIVE_STATES
+        if known is None or known.revision != before.revision or not may_write:
+            raise LedgerError(f"job {before.key} was changed by another owner", key=before.key, safe_to_repeat=False)
         if after.task_id is not None and after.task_id != before.task_id:
             self._check_task(after)
         self._drop_task(known, after)
@@ -90,16 +90,16 @@ class MemoryLedger:
             self._ended.pop(after.key, None)
             self._jobs[after.key] = after
             self._index(after)
-            self._taken(after)
+            self._try_own(after)
         if after.batch is not None:
             self._charges.follow(before, after)
 
     async def set_aside(
         self, before: JobRecord, after: JobRecord, price: Price, max_credits: Decimal | None
     ) -> Allowance:
-        """Replace `before` by `after`, about to be sent, and note its charge, if the cap of its batch has room."""
+        """Replace `before` by `after`, which is about to be sent, and add its charge, if its batch's cap allows it."""
         allowance = self._charges.allowance(
-            after, price, max_credits, lambda key: "ours" if key in self._ours else None
+            after, price, max_credits, lambda key: "ours" if key in self._owned else None
         )
         if allowance.refusal is None:
             await self.advance(before, after)
@@ -107,45 +107,45 @@ class MemoryLedger:
         return allowance
 
     async def find(self, key: str) -> JobRecord | None:
-        """Return the job with this key; None if it was forgotten."""
+        """Return the job with this key; None if it is unknown or forgotten."""
         return self._known(key)
 
     async def find_task(self, account: str, task_id: str) -> JobRecord | None:
-        """Return the job to which the gateway gave this task id; None if it was forgotten."""
+        """Return the job to which the gateway gave this task id; None if it is unknown or forgotten."""
         key = self._tasks.get((account, task_id))
         return None if key is None else self._known(key)
 
     async def adopt(self, key: str) -> Claim | None:
-        """Take over a job that was let go, and return what stands there."""
+        """Take ownership of a released job; return the stored record."""
         known = self._known(key)
-        return None if known is None else Claim(record=known, owned=self._taken(known))
+        return None if known is None else Claim(record=known, owned=self._try_own(known))
 
     async def release(self, key: str) -> None:
-        """Let go of a job."""
-        self._ours.discard(key)
+        """Give up ownership of a job."""
+        self._owned.discard(key)
 
     async def count_slots_of_others(self, account: str, *, since: datetime | None = None) -> int:
-        """Count the jobs that may hold a slot and were let go."""
-        return sum(1 for record in self._free(account) if _may_hold_a_slot(record, since))
+        """Count the released jobs that may hold a slot."""
+        return sum(1 for record in self._released(account) if _may_hold_a_slot(record, since))
 
     async def spent(self, batch: str) -> Decimal:
-        """Return what was ever spent, or set aside, under a name, after refunds."""
+        """Return the sum of a batch's charges, reserved ones included, after refunds."""
         return self._charges.spent(batch)
 
     async def callback_secret(self) -> bytes:
-        """Return 32 random bytes, the same as long as the ledger lives."""
+        """Return 32 random bytes, the same as long as the ledger exists."""
         return self._secret
 
     async def notify_owner(self, key: str, task_id: str | None) -> None:
-        """Do nothing: nobody else follows these jobs."""
+        """Do nothing: a ledger in memory has no other owner."""
 
     async def take_notices(self) -> Sequence[tuple[str, str | None]]:
-        """Return nothing: nobody else knows of this ledger."""
+        """Return nothing: no other process can leave a notice here."""
         return ()
 
     async def unfinished(self, account: str) -> AsyncIterator[JobRecord]:
-        """Yield the jobs of an account that were let go, oldest first."""
-        for record in self._free(account):
+        """Yield an account's released active jobs, oldest first."""
+        for record in self._released(account):
             if record.state in ACTIVE_STATES:
                 yield record
 
@@ -153,15 +153,15 @@ class MemoryLedger:
         ended = self._ended.get(key)
         return self._jobs.get(key) if ended is None else ended.record
 
-    def _free(self, account: str) -> list[JobRecord]:
-        return [record for key, record in self._jobs.items() if record.account == account and key not in self._ours]
+    def _released(self, account: str) -> list[JobRecord]:
+        return [record for key, record in self._jobs.items() if record.account == account and key not in self._owned]
 
-    def _taken(self, record: JobRecord) -> bool:
-        """Make an unfinished job ours; one that is over is nobody's."""
+    def _try_own(self, record: JobRecord) -> bool:
+        """Own an active job; an ended or UNCERTAIN one has no owner."""
         if record.state not in ACTIVE_STATES:
-            self._ours.discard(record.key)
+            self._owned.discard(record.key)
             return False
-        self._ours.add(record.key)
+        self._owned.add(record.key)
         return True
 
     def _index(self, record: JobRecord) -> None:
@@ -169,7 +169,7 @@ class MemoryLedger:
             self._tasks[record.account, record.task_id] = record.key
 
     def _check_task(self, after: JobRecord) -> None:
-        """Raise `TaskTaken` if another job that was bought has the task id that `after` brings."""
+        """Raise `TaskTaken` if the task id of `after` belongs to another job that was sent."""
         task = (after.account, after.task_id or "")
         holder = self._past_tasks.get(task)
         if holder is None and (key := self._tasks.get(task)) is not None:
@@ -183,12 +183,12 @@ class MemoryLedger:
             self._tasks.pop((before.account, before.task_id), None)
 
     def _end(self, record: JobRecord) -> None:
-        """Keep what a key of the caller's own still needs; forget a job under a key that the session has chosen."""
+        """Keep an ended job under a caller's own key; forget one under a generated key."""
         self._jobs.pop(record.key, None)
-        self._ours.discard(record.key)
+        self._owned.discard(record.key)
         attached = record.first_sent_at is None and record.key == f"task-{record.task_id}"
         if not (attached or is_generated_key(record.key)):
-            self._ended[record.key] = _kept(record)
+            self._ended[record.key] = _compacted(record)
             self._index(record)
         elif record.task_id is not None:
             task = (record.account, record.task_id)
@@ -199,26 +199,26 @@ class MemoryLedger:
                     self._past_tasks.popitem(last=False)
 
 
-def _kept(record: JobRecord) -> Ended:
-    """Return what is kept of a job that has ended, with bounds on all that a gateway or a caller may make long."""
+def _compacted(record: JobRecord) -> Ended:
+    """Return what is stored of an ended job, within the limits above."""
     request, failure, images, digest = record.request, record.failure, record.images, b""
-    if request is not None and len(_canonical(request)) > LONGEST_REQUEST:
+    if request is not None and len(_canonical(request)) > MAX_REQUEST:
         digest, request = _digest(request), None
-    if sum(map(len, images)) > LONGEST_LINKS:
+    if sum(map(len, images)) > MAX_LINKS:
         images = ("",) * len(images)
-    if failure is not None and len(failure.message) > LONGEST_REASON:
-        failure = evolve(failure, message=f"{failure.message[:LONGEST_REASON]}...")
+    if failure is not None and len(failure.message) > MAX_MESSAGE:
+        failure = evolve(failure, message=f"{failure.message[:MAX_MESSAGE]}...")
     return Ended(evolve(record, request=request, body=b"", images=images, failure=failure), digest)
 
 
-def _recalled(ended: Ended, wanted: JobRecord) -> JobRecord:
-    """Return an ended job for a caller who asks for it again; raise `IdempotencyConflict` for another request."""
+def _restored(ended: Ended, wanted: JobRecord) -> JobRecord:
+    """Return an ended job for a caller who claims its key again; raise `IdempotencyConflict` for another request."""
     record = ended.record
     if not ended.digest or wanted.request is None:
         return record
     if _digest(wanted.request) != ended.digest:
-        why = f"key {record.key} already stands for another request: use another key for another request"
-        raise IdempotencyConflict(why, key=record.key, safe_to_repeat=False)
+        message = f"key {record.key} was already used for another request: use a new key for a new request"
+        raise IdempotencyConflict(message, key=record.key, safe_to_repeat=False)
     return evolve(record, request=wanted.request)
 
 

@@ -64,7 +64,7 @@ def _forgotten_on_rebirth() -> list[Change]:
 
     def forgetful(self: Charges, before: JobRecord, job: JobRecord) -> None:
         if job.generation != before.generation:
-            self._run(charges._KNOWN, (0, before.key, before.generation))
+            self._run(charges._SET_CREDITS, (0, before.key, before.generation))
         follow(self, before, job)
 
     return [(Charges, "follow", forgetful)]

@@ -1,8 +1,8 @@
-"""How long each hostile answer holds up the event loop, and how much memory it takes: `python -m tests.http.hostile`.
+"""Measure how long each hostile answer blocks the event loop, and its memory: `python -m tests.http.hostile`.
 
-Each case has a child process of its own, which asks through a session and its real door; this process serves. The
-longest gap between two turns of the child's event loop counts, but no more of it than the child itself used the
-processor: other work on the machine is not the answer's.
+Each case runs in a child process, which sends a request through a session and its real transport to this process. The
+figure is the longest gap between two turns of the child's event loop, at most the CPU time that the child used in it:
+other work on the machine does not count.
 """
 
 import argparse
@@ -29,31 +29,31 @@ MAX_MEMORY_MIB = 64.0
 
 @contextlib.contextmanager
 def served(answer: bytes) -> Iterator[int]:
-    """Answer every request so; yield the port."""
+    """Send this answer to every request; yield the port."""
     with socket.create_server(("127.0.0.1", 0)) as server:
 
         def serve() -> None:
             with contextlib.suppress(OSError):
                 while True:
-                    line, _ = server.accept()
-                    threading.Thread(target=_answered, args=(line, answer), daemon=True).start()
+                    connection, _ = server.accept()
+                    threading.Thread(target=_answer, args=(connection, answer), daemon=True).start()
 
         threading.Thread(target=serve, daemon=True).start()
         yield server.getsockname()[1]
         server.shutdown(socket.SHUT_RDWR)
 
 
-def _answered(line: socket.socket, answer: bytes) -> None:
-    with line, contextlib.suppress(OSError):
-        line.recv(65536)
-        line.sendall(answer)
-        line.shutdown(socket.SHUT_WR)
-        while line.recv(65536):
+def _answer(connection: socket.socket, answer: bytes) -> None:
+    with connection, contextlib.suppress(OSError):
+        connection.recv(65536)
+        connection.sendall(answer)
+        connection.shutdown(socket.SHUT_WR)
+        while connection.recv(65536):
             pass
 
 
 async def ask(name: str, port: int) -> dict[str, Any]:
-    """Ask one question, in a child; return what it cost and how it ended."""
+    """Send one request, in a child process; return its cost and how it ended."""
     case = CASES[name]
     kind = ApiMall if case.gateway == "apimall" else DefApi
     gateway = kind(api_key="key-0123456789", base_url=f"http://127.0.0.1:{port}")
@@ -92,26 +92,26 @@ async def _ended(session: Session, case: Case, port: int, answered: asyncio.Even
             case _:
                 await session.download(GeneratedImage(url=case.link or f"http://127.0.0.1:{port}/1.png"))
     except NanoBananaError as error:
-        return {"ended": type(error).__name__, "shown": len(str(error)), "said": str(error)[:300]}
+        return {"ended": type(error).__name__, "shown": len(str(error)), "message": str(error)[:300]}
     except Exception as error:
         traceback.print_exc()
-        return {"ended": f"ESCAPED {type(error).__name__}", "shown": 0, "said": str(error)[:300]}
+        return {"ended": f"ESCAPED {type(error).__name__}", "shown": 0, "message": str(error)[:300]}
     return {"ended": "taken", "shown": 0}
 
 
 class Watch:
-    """Looks at the event loop as often as it turns."""
+    """Measures the longest gap between two turns of the event loop."""
 
     def __init__(self) -> None:
         self._longest = 0.0
-        self._task = asyncio.get_running_loop().create_task(self._look())
+        self._task = asyncio.get_running_loop().create_task(self._measure())
 
     def end(self) -> float:
         """Return the longest gap between two turns, in milliseconds."""
         self._task.cancel()
         return self._longest * 1000
 
-    async def _look(self) -> None:
+    async def _measure(self) -> None:
         while True:
             wall, processor = time.perf_counter(), time.process_time()
             await asyncio.sleep(0)
@@ -126,7 +126,7 @@ def _memory_mib(name: str) -> float:
 
 
 async def measured(name: str) -> dict[str, Any]:
-    """Return what one case costs a child."""
+    """Return the cost of one case in a child process."""
     case = CASES[name]
     answer = case.answer() if case.ask != "callback" else b""
     with served(answer) as port:

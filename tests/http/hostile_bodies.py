@@ -1,4 +1,4 @@
-"""Answers that a hostile or broken gateway may give, as raw HTTP: each is one way to cost its reader time or memory."""
+"""Raw HTTP answers of a hostile or broken gateway, each a way to cost the client time or memory."""
 
 import base64
 import functools
@@ -17,15 +17,15 @@ BULK = 60 * MIB
 
 @frozen(kw_only=True)
 class Case:
-    """One answer, and what asks for it: a "query", a "create", the fetch of an "image", or a "callback"."""
+    """One answer, and the request for it: a "query", a "create", the download of an "image", or a "callback"."""
 
     ask: str = "query"
     gateway: str = "apimall"
     answer: Callable[[], bytes]
     legitimate: bool = False
-    """It must be read, and may take as much memory as it needs."""
+    """The answer is valid: it must be read, and may use as much memory as it needs."""
     link: str = ""
-    """For an image: its URL, if not this server's."""
+    """The URL of an image, if it is not on this server."""
 
 
 def http(body: bytes, *headers: str, status: str = "200 OK") -> bytes:
@@ -54,8 +54,8 @@ def _raw(text: str) -> Callable[[], bytes]:
 
 
 @functools.cache
-def _picture() -> bytes:
-    """Return a picture of noise that is 60 MiB long in base64."""
+def _noise_image() -> bytes:
+    """Return an image of noise that is 60 MiB long in base64."""
 
     def chunk(kind: bytes, content: bytes) -> bytes:
         return len(content).to_bytes(4, "big") + kind + content + zlib.crc32(kind + content).to_bytes(4, "big")
@@ -69,7 +69,7 @@ def _picture() -> bytes:
 
 
 def _inline() -> str:
-    return "data:image/png;base64," + base64.b64encode(_picture()).decode()
+    return "data:image/png;base64," + base64.b64encode(_noise_image()).decode()
 
 
 def _defapi(result: Any, *, slashes: bool = False) -> bytes:

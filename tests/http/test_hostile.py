@@ -1,7 +1,7 @@
-"""Hostile answers end in an error of ours, hold up nobody and take little memory.
+"""Hostile answers end in a package error, don't block the event loop, and use little memory.
 
-The bounds on time are generous here, since other work shares the machine: what they catch is a second or an hour.
-`python -m tests.http.hostile` tells the exact figures, of answers of full size.
+The limits on time are generous, since other work shares the machine: they catch a second or an hour.
+`python -m tests.http.hostile` prints exact figures for answers of full size.
 """
 
 import sys
@@ -28,7 +28,7 @@ ALIKE = ("60 MiB inline, with escaped slashes", "60 MiB inline, as JSON in a str
 
 
 @pytest.mark.parametrize("name", [name for name in CASES if name not in ALIKE])
-async def test_a_hostile_answer_ends_in_an_error_of_ours_or_is_read(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_hostile_answer_ends_in_a_package_error_or_is_read(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hostile_bodies, "BULK", 3 * MIB)
     case = CASES[name]
     with served(case.answer() if case.ask != "callback" else b"") as port:
@@ -42,17 +42,17 @@ async def test_a_hostile_answer_ends_in_an_error_of_ours_or_is_read(name: str, m
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the peak of memory is read from /proc")
 @pytest.mark.parametrize("name", MEASURED)
-async def test_a_hostile_answer_takes_little_memory(name: str) -> None:
+async def test_hostile_answer_uses_little_memory(name: str) -> None:
     found = await measured(name)
     assert found["memory_mib"] <= MAX_MEMORY_MIB
     assert found["block_ms"] < GENEROUS_MS
 
 
-# Beside the loop
+# Parsing in threads
 
 
 class Watched(ApiMall):
-    """API Mall, and who reads its answers."""
+    """API Mall that records in which thread its answers are parsed."""
 
     threads: ClassVar[list[tuple[str, bool]]] = []
 
@@ -66,7 +66,7 @@ class Watched(ApiMall):
 
 
 @pytest.mark.parametrize("large", [False, True])
-async def test_a_large_answer_is_read_beside_the_loop_and_a_small_one_on_it(large: bool) -> None:
+async def test_large_answer_is_parsed_in_a_thread(large: bool) -> None:
     padding = b" " * (LARGE if large else 10)
 
     def answer(request: HttpRequest) -> Reply:

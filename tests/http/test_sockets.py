@@ -1,4 +1,4 @@
-"""Sockets that are counted until they are gone."""
+"""The socket tracker: it knows the open sockets, and waits until they are closed."""
 
 import asyncio
 import socket
@@ -11,7 +11,7 @@ from nanobanana_async.http.sockets import SocketTracker
 ANYWHERE = (socket.AF_INET, socket.SOCK_STREAM, 0, "", ("127.0.0.1", 0))
 
 
-async def test_waiting_ends_as_soon_as_all_are_closed() -> None:
+async def test_wait_closed_returns_once_all_are_closed() -> None:
     counted = SocketTracker()
     made = [counted.make(ANYWHERE) for _ in range(2)]
     assert set(counted.open()) == set(made)
@@ -22,7 +22,7 @@ async def test_waiting_ends_as_soon_as_all_are_closed() -> None:
     assert counted.open() == []
 
 
-async def test_waiting_ends_also_when_one_never_closes(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_wait_closed_gives_up_on_a_socket_that_stays_open(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sockets, "_PAUSE_S", 0)
     counted = SocketTracker()
     with counted.make(ANYWHERE) as made:
@@ -30,7 +30,7 @@ async def test_waiting_ends_also_when_one_never_closes(monkeypatch: pytest.Monke
         assert counted.open() == [made]
 
 
-async def test_a_socket_nobody_holds_is_not_waited_for() -> None:
+async def test_garbage_collected_socket_is_not_waited_for() -> None:
     counted = SocketTracker()
     counted.make(ANYWHERE).close()
     await counted.wait_closed()

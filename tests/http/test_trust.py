@@ -1,4 +1,4 @@
-"""Own authorities and proxies: what reaches the gateway reaches images as well, over real sockets."""
+"""TLS and proxy settings over real sockets: they apply to the gateway and to images alike."""
 
 import asyncio
 import hashlib
@@ -16,43 +16,55 @@ from nanobanana_async.errors import ConfigurationError, DownloadError, Transport
 from nanobanana_async.gateways.contract import HttpRequest
 from nanobanana_async.gateways.secret import Secret
 from nanobanana_async.http.tls_and_proxies import Proxies
-from tests.downloads.scenes import Told, failure, picture, reply
-from tests.downloads.scenes import opened as opened_downloads
-from tests.http.peers import KEY, Line, Peer, Script, answering, create, fine, opened, query, trusting, unused_port
+from tests.http.peers import (
+    KEY,
+    Connection,
+    Peer,
+    Script,
+    answering,
+    create,
+    fine,
+    opened,
+    query,
+    trusting,
+    unused_port,
+)
+from tests.images.scenes import StaticResolver, failure, make_image, reply
+from tests.images.scenes import opened as opened_downloader
 
 ONCE = RetryPolicy(max_attempts=1)
 CERTIFICATE = Path(__file__).with_name("loopback.pem")
 
 
-async def gateway(line: Line) -> None:
-    """Be API Mall and its store of images: each job is done at once."""
+async def gateway(connection: Connection) -> None:
+    """Act as API Mall and its image store: each job succeeds at once."""
     while True:
-        head = (await line.hear()).decode()
+        head = (await connection.read_request()).decode()
         host = head.split("Host: ")[1].split("\r\n")[0]
         if "/1.png" in head:
-            await line.say(reply(picture()))
+            await connection.write(reply(make_image()))
         else:
             data = {"task_id": "t1", "status": "completed", "primary_url": f"https://{host}/1.png", "credits_used": 8}
-            await line.say(reply(json.dumps({"success": True, "data": data}).encode()))
+            await connection.write(reply(json.dumps({"success": True, "data": data}).encode()))
 
 
-async def tunnelling(line: Line) -> None:
-    """Be a proxy that gives tunnels."""
-    head = (await line.hear()).decode()
+async def tunnelling(connection: Connection) -> None:
+    """Act as a proxy that opens tunnels."""
+    head = (await connection.read_request()).decode()
     host, _, port = head.split()[1].partition(":")
     reader, writer = await asyncio.open_connection(host, int(port))
-    await line.say(b"HTTP/1.1 200 Connection established\r\n\r\n")
+    await connection.write(b"HTTP/1.1 200 Connection established\r\n\r\n")
 
-    async def pour(source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
-        while piece := await source.read(65536):
-            sink.write(piece)
+    async def copy(source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
+        while data := await source.read(65536):
+            sink.write(data)
             await sink.drain()
         sink.close()
 
     try:
         async with asyncio.TaskGroup() as group:
-            group.create_task(pour(line._reader, writer))
-            group.create_task(pour(reader, line.writer))
+            group.create_task(copy(connection._reader, writer))
+            group.create_task(copy(reader, connection.writer))
     finally:
         writer.transport.abort()
 
@@ -66,44 +78,44 @@ async def bought_and_fetched(session: Session) -> bytes:
     return await session.download(result.images[0])
 
 
-async def test_an_authority_of_the_users_own_is_trusted_by_both_doors() -> None:
+async def test_own_authority_is_trusted_for_gateway_and_images() -> None:
     async with Peer(gateway, tls=True) as peer, Session(mall(peer), tls=trusting()) as session:
-        assert await bought_and_fetched(session) == picture()
+        assert await bought_and_fetched(session) == make_image()
 
 
-async def test_without_it_neither_door_opens() -> None:
+async def test_unknown_authority_is_refused_for_gateway_and_images() -> None:
     async with Peer(gateway, tls=True) as peer, Session(mall(peer), retry=ONCE) as session:
         with pytest.raises(TransportError, match="is not trusted"):
             await session.generate("a lighthouse")
         with pytest.raises(DownloadError, match="is not trusted"):
             await session.download(GeneratedImage(url=f"{peer.url}1.png"))
-        assert peer.heard == []
+        assert peer.requests == []
 
 
-async def test_a_proxy_tunnels_for_both_doors_and_hears_its_own_password_and_no_key() -> None:
+async def test_proxy_tunnels_gateway_and_images_and_sees_no_key() -> None:
     async with Peer(gateway, tls=True) as peer, Peer(tunnelling) as proxy:
         url = proxy.url.replace("//", "//me:hidden@")
         async with Session(mall(peer), tls=trusting(), proxy=url) as session:
-            assert await bought_and_fetched(session) == picture()
+            assert await bought_and_fetched(session) == make_image()
             assert "hidden" not in repr(session)
-    assert len(proxy.heard) == 2  # a connection for the gateway, one for images
-    for head in proxy.heard:
+    assert len(proxy.requests) == 2  # a connection for the gateway, one for images
+    for head in proxy.requests:
         assert head.startswith(f"CONNECT {peer.url.split('/')[2]} HTTP/1.1\r\n".encode())
         assert b"Proxy-Authorization: Basic bWU6aGlkZGVu\r\n" in head
         assert KEY.encode() not in head
-    assert all(b"Proxy-Authorization" not in head for head in peer.heard)
+    assert all(b"Proxy-Authorization" not in head for head in peer.requests)
 
 
-async def test_a_lent_sessions_tls_holds_for_images_too() -> None:
+async def test_tls_of_a_borrowed_session_applies_to_images() -> None:
     async with (
         aiohttp.ClientSession(connector=aiohttp.TCPConnector(ssl=trusting())) as lent,
         Peer(gateway, tls=True) as peer,
         Session(mall(peer), http=lent) as session,
     ):
-        assert await bought_and_fetched(session) == picture()
+        assert await bought_and_fetched(session) == make_image()
 
 
-async def test_a_pinned_certificate_of_a_lent_session_is_the_gateways_alone() -> None:
+async def test_pinned_certificate_does_not_apply_to_images() -> None:
     der = ssl.PEM_cert_to_DER_cert(CERTIFICATE.read_text().split("-----END PRIVATE KEY-----")[-1].strip())
     pinned = aiohttp.TCPConnector(ssl=aiohttp.Fingerprint(hashlib.sha256(der).digest()))
     async with (
@@ -124,15 +136,15 @@ async def test_a_pinned_certificate_of_a_lent_session_is_the_gateways_alone() ->
         ({"trust_env": True}, "lend no aiohttp session"),
     ],
 )
-async def test_a_lent_session_comes_alone(settings: dict[str, object], advice: str) -> None:
+async def test_borrowed_session_excludes_other_settings(settings: dict[str, object], advice: str) -> None:
     async with aiohttp.ClientSession() as lent:
         with pytest.raises(ConfigurationError, match=advice):
             Session(ApiMall(api_key=KEY), http=lent, **settings)  # type: ignore[arg-type]
 
 
-async def test_a_lent_session_with_a_proxy_of_its_own_is_refused() -> None:
+async def test_borrowed_session_with_a_proxy_is_refused() -> None:
     async with aiohttp.ClientSession(proxy="http://me:hidden@127.0.0.1:1") as lent:
-        with pytest.raises(ConfigurationError, match="proxy of its own") as caught:
+        with pytest.raises(ConfigurationError, match="has a proxy") as caught:
             async with Session(ApiMall(api_key=KEY), http=lent):
                 pass
     assert "hidden" not in str(caught.value)
@@ -146,25 +158,25 @@ def _blind() -> ssl.SSLContext:
 
 
 @pytest.mark.parametrize("tls", [False, "authority.pem", ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), _blind()])
-def test_tls_that_verifies_nothing_is_refused_at_birth(tls: object) -> None:
+def test_unverifying_tls_is_refused_at_construction(tls: object) -> None:
     with pytest.raises(ConfigurationError, match="tls"):
         Session(ApiMall(api_key=KEY), tls=tls)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("tls", [None, True])
-def test_the_systems_own_authorities_need_no_words(tls: bool | None) -> None:
+def test_default_tls_uses_the_systems_authorities(tls: bool | None) -> None:
     Session(ApiMall(api_key=KEY), tls=tls)
 
 
 @pytest.mark.parametrize("script", [answering(), answering(then="reset"), answering(b"garbage\r\n\r\n"), tunnelling])
-async def test_a_proxy_that_breaks_off_was_surely_not_sent_to(script: Script) -> None:
+async def test_proxy_that_disconnects_is_certainly_not_sent(script: Script) -> None:
     async with Peer(script) as proxy, opened(proxy=proxy.url, connect_s=1.0) as api:
         with pytest.raises(TransportError) as caught:
             await api.send(create(f"https://127.0.0.1:{unused_port()}/"), timeout_s=2, fresh_connection=True)
     assert caught.value.possibly_sent is False
 
 
-async def test_no_error_shows_the_password_of_a_proxy_not_even_in_its_frames() -> None:
+async def test_errors_and_frames_do_not_show_a_proxy_password() -> None:
     proxy = f"http://me:hidden@127.0.0.1:{unused_port()}"
     async with opened(proxy=proxy) as api:
         for url in ("https://gateway.invalid/", "http://127.0.0.1:1/"):
@@ -193,7 +205,7 @@ def _bare_environment(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name.upper(), raising=False)
 
 
-async def test_the_environments_proxies_reach_both_doors(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_proxies_of_the_environment_apply_to_gateway_and_images(monkeypatch: pytest.MonkeyPatch) -> None:
     async with Peer(answering(reply(b"", status="403 No"))) as proxy:
         monkeypatch.setenv("HTTPS_PROXY", proxy.url)
         gateway = ApiMall(api_key=KEY, base_url="https://gateway.invalid")
@@ -202,15 +214,13 @@ async def test_the_environments_proxies_reach_both_doors(monkeypatch: pytest.Mon
                 await session.generate("a lighthouse")
             with pytest.raises(DownloadError, match="the proxy refused"):
                 await session.download(GeneratedImage(url="https://images.example/1.png"))
-        hosts = {head.split()[1] for head in proxy.heard}
+        hosts = {head.split()[1] for head in proxy.requests}
         assert hosts == {b"gateway.invalid:443", b"images.example:443"}
-        assert not [head for head in proxy.heard if KEY.encode() in head]
+        assert not [head for head in proxy.requests if KEY.encode() in head]
 
 
 @pytest.mark.parametrize("trust_env", [False, True])
-async def test_netrc_never_takes_the_place_of_the_key(
-    trust_env: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+async def test_netrc_never_replaces_the_key(trust_env: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     netrc = tmp_path / "netrc"
     netrc.write_text("machine 127.0.0.1 login me password hidden\ndefault login me password hidden\n")
     netrc.chmod(0o600)
@@ -219,12 +229,12 @@ async def test_netrc_never_takes_the_place_of_the_key(
     async with Peer(fine) as peer, opened() as api:
         api._proxies = proxies
         await api.send(create(peer.url), timeout_s=2)
-    heard = peer.heard[0].decode()
-    assert heard.count("Authorization") == 1
-    assert f"Authorization: Bearer {KEY}" in heard
+    received = peer.requests[0].decode()
+    assert received.count("Authorization") == 1
+    assert f"Authorization: Bearer {KEY}" in received
 
 
-def test_the_environment_is_read_once_by_scheme_and_its_exceptions_hold(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_environment_is_read_once_with_its_no_proxy_entries(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HTTPS_PROXY", "http://me:hidden@secure.example:3128")
     monkeypatch.setenv("http_proxy", "plain.example:8080")  # without a scheme, as many write it
     monkeypatch.setenv("NO_PROXY", "inside.example, 10.0.0.0/8, .dotted.example,ported.example:8443,[fd00::1],")
@@ -246,18 +256,20 @@ def test_the_environment_is_read_once_by_scheme_and_its_exceptions_hold(monkeypa
 
 
 @pytest.mark.parametrize("text", ["socks5://127.0.0.1:1", "http://", "http://me:hidden@[bad"])
-def test_a_broken_proxy_of_the_environment_is_named_and_not_shown(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_invalid_proxy_variable_is_named_and_not_shown(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HTTPS_PROXY", text)
     with pytest.raises(ConfigurationError, match="HTTPS_PROXY must be a URL") as caught:
         Session(ApiMall(api_key=KEY), trust_env=True)
     assert "hidden" not in str(caught.value)
 
 
-async def test_what_goes_round_the_proxy_is_connected_to_public_addresses_only(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_no_proxy_hosts_must_have_public_addresses(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HTTP_PROXY", f"http://127.0.0.1:{unused_port()}")
-    monkeypatch.setenv("NO_PROXY", "pictures.example")
-    told = Told(pictures_example="10.0.0.1")
-    async with opened_downloads(allow_loopback=False, proxies=Proxies(trust_env=True), resolver=told) as downloads:
-        error = await failure(downloads, "http://pictures.example/a.png")
+    monkeypatch.setenv("NO_PROXY", "images.example")
+    resolver = StaticResolver(images_example="10.0.0.1")
+    async with opened_downloader(
+        allow_loopback=False, proxies=Proxies(trust_env=True), resolver=resolver
+    ) as downloader:
+        error = await failure(downloader, "http://images.example/a.png")
         assert "is not at a public address" in error.message
-        assert "the proxy can't be reached" in (await failure(downloads, "http://other.example/a.png")).message
+        assert "the proxy can't be reached" in (await failure(downloader, "http://other.example/a.png")).message

@@ -1,4 +1,4 @@
-"""The contract of every ledger, as scenes that any of them must play: each takes an open, empty ledger."""
+"""The contract of every ledger, as test functions that each take an open, empty ledger."""
 
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime, timedelta
@@ -14,6 +14,7 @@ from nanobanana_async.models import ImageRequest
 from nanobanana_async.policy.prices import Basis, Price
 
 NOON = datetime(2026, 3, 12, 12, tzinfo=UTC)
+CONFLICT = "was changed by|is not owned by"
 
 Scene = Callable[[Ledger], Awaitable[None]]
 SCENES: list[Scene] = []
@@ -47,12 +48,12 @@ def scene(play: Scene) -> Scene:
 
 
 @scene
-async def it_keeps_the_protocol(ledger: Ledger) -> None:
+async def ledger_implements_the_protocol(ledger: Ledger) -> None:
     assert isinstance(ledger, Ledger)
 
 
 @scene
-async def a_new_job_is_claimed_and_is_ours(ledger: Ledger) -> None:
+async def new_job_is_claimed_and_owned(ledger: Ledger) -> None:
     first = job()
     claim = await ledger.claim(first)
     assert claim.record is first
@@ -62,7 +63,7 @@ async def a_new_job_is_claimed_and_is_ours(ledger: Ledger) -> None:
 
 
 @scene
-async def a_known_key_gives_back_what_stands_there(ledger: Ledger) -> None:
+async def claim_of_a_known_key_returns_the_stored_record(ledger: Ledger) -> None:
     first = job()
     await ledger.claim(first)
     claim = await ledger.claim(job(request=ImageRequest("a crow"), body=b"{crow}"))
@@ -71,12 +72,12 @@ async def a_known_key_gives_back_what_stands_there(ledger: Ledger) -> None:
 
 
 @scene
-async def a_write_replaces_only_what_the_writer_saw(ledger: Ledger) -> None:
+async def write_with_a_stale_record_is_rejected(ledger: Ledger) -> None:
     first = job()
     await ledger.claim(first)
     after = first.transition_to(JobState.SUBMITTING, first_sent_at=NOON)
     await ledger.advance(first, after)
-    with pytest.raises(LedgerError, match="changed by somebody else") as caught:
+    with pytest.raises(LedgerError, match=CONFLICT) as caught:
         await ledger.advance(first, first.transition_to(JobState.WITHDRAWN))
     assert caught.value.key == "order-1"
     assert not caught.value.safe_to_repeat
@@ -84,7 +85,7 @@ async def a_write_replaces_only_what_the_writer_saw(ledger: Ledger) -> None:
 
 
 @scene
-async def a_job_that_nobody_claimed_cannot_be_written(ledger: Ledger) -> None:
+async def unclaimed_job_can_not_be_written(ledger: Ledger) -> None:
     with pytest.raises(LedgerError) as caught:
         await ledger.advance(job(), job().transition_to(JobState.SUBMITTING))
     assert caught.value.key == "order-1"
@@ -92,7 +93,7 @@ async def a_job_that_nobody_claimed_cannot_be_written(ledger: Ledger) -> None:
 
 
 @scene
-async def a_write_may_catch_up_over_several_moves(ledger: Ledger) -> None:
+async def one_write_may_cover_several_transitions(ledger: Ledger) -> None:
     first = sent()
     await ledger.claim(first)
     doubtful = first.transition_to(JobState.SUBMITTING, in_doubt=True)
@@ -102,7 +103,7 @@ async def a_write_may_catch_up_over_several_moves(ledger: Ledger) -> None:
 
 
 @scene
-async def every_field_comes_back(ledger: Ledger) -> None:
+async def every_field_is_stored_and_read(ledger: Ledger) -> None:
     first = sent(
         request=ImageRequest("ein Fuchs, 狐", images=["https://x.example/a.png"], resolution="2K"), body=b"\0\xff"
     )
@@ -125,7 +126,7 @@ async def every_field_comes_back(ledger: Ledger) -> None:
 
 
 @scene
-async def an_uncertain_job_is_kept_and_is_nobodys(ledger: Ledger) -> None:
+async def uncertain_job_is_kept_without_an_owner(ledger: Ledger) -> None:
     first = sent()
     await ledger.claim(first)
     doubtful = first.transition_to(JobState.UNCERTAIN, in_doubt=True)
@@ -134,12 +135,12 @@ async def an_uncertain_job_is_kept_and_is_nobodys(ledger: Ledger) -> None:
     assert await adopted(ledger) is None
     assert not (await ledger.claim(job())).owned
     found = doubtful.transition_to(JobState.RUNNING, task_id="t1")
-    await ledger.advance(doubtful, found)  # settled: whoever does it owns it
+    await ledger.advance(doubtful, found)  # the owner that resolves the job then owns it
     assert await adopted(ledger) == found
 
 
 @scene
-async def a_task_is_found_by_its_id_within_its_account_only(ledger: Ledger) -> None:
+async def task_is_found_within_its_account_only(ledger: Ledger) -> None:
     first = sent()
     await ledger.claim(first)
     after = first.transition_to(JobState.RUNNING, task_id="t9")
@@ -150,7 +151,7 @@ async def a_task_is_found_by_its_id_within_its_account_only(ledger: Ledger) -> N
 
 
 @scene
-async def a_task_belongs_to_one_job_that_was_bought(ledger: Ledger) -> None:
+async def task_id_belongs_to_one_bought_job(ledger: Ledger) -> None:
     first, second = sent("a"), sent("b")
     await ledger.claim(first)
     await ledger.claim(second)
@@ -161,25 +162,25 @@ async def a_task_belongs_to_one_job_that_was_bought(ledger: Ledger) -> None:
     assert (caught.value.holder, caught.value.key, caught.value.safe_to_repeat) == ("a", "b", False)
     assert await ledger.find("b") == second
     await ledger.advance(second, second.transition_to(JobState.RUNNING, task_id="t2"))
-    await ledger.advance(bought, bought.transition_to(JobState.RUNNING, attempts=7))  # its own is no trouble
+    await ledger.advance(bought, bought.transition_to(JobState.RUNNING, attempts=7))  # its own task id is no conflict
     theirs = sent("c", account="theirs")
     await ledger.claim(theirs)
     await ledger.advance(theirs, theirs.transition_to(JobState.RUNNING, task_id="t1"))
 
 
 @scene
-async def a_task_that_was_only_attached_may_be_a_bought_jobs_too(ledger: Ledger) -> None:
+async def attached_task_may_also_belong_to_a_bought_job(ledger: Ledger) -> None:
     first = sent("b")
-    await ledger.claim(running("a", "t1"))  # by its id: nothing was sent for it
+    await ledger.claim(running("a", "t1"))  # attached by its id: nothing was sent
     await ledger.claim(first)
     await ledger.advance(first, first.transition_to(JobState.RUNNING, task_id="t1"))
 
 
 @scene
-async def what_was_let_go_is_found_oldest_first_within_its_account(ledger: Ledger) -> None:
+async def released_jobs_are_listed_oldest_first_by_account(ledger: Ledger) -> None:
     for record in (job("b"), running("c", "t2", account="theirs"), sent("a"), running("d", "t3"), job("e")):
         await ledger.claim(record)
-    assert await keys_left(ledger) == []  # we follow them ourselves
+    assert await keys_left(ledger) == []  # this ledger owns them
     for key in "dcab":
         await ledger.release(key)
     assert await keys_left(ledger) == ["b", "a", "d"]
@@ -187,21 +188,21 @@ async def what_was_let_go_is_found_oldest_first_within_its_account(ledger: Ledge
 
 
 @scene
-async def what_was_let_go_is_written_by_nobody_until_it_is_adopted(ledger: Ledger) -> None:
+async def released_job_is_not_writable_until_adopted(ledger: Ledger) -> None:
     first = job()
     await ledger.claim(first)
     await ledger.release("order-1")
     after = first.transition_to(JobState.SUBMITTING)
-    with pytest.raises(LedgerError, match="changed by somebody else"):
+    with pytest.raises(LedgerError, match=CONFLICT):
         await ledger.advance(first, after)
     assert await adopted(ledger) == first
-    assert await adopted(ledger) == first  # it is ours already
+    assert await adopted(ledger) == first  # already owned
     assert await keys_left(ledger) == []
     await ledger.advance(first, after)
 
 
 @scene
-async def a_claim_takes_over_what_was_let_go(ledger: Ledger) -> None:
+async def claim_adopts_a_released_job(ledger: Ledger) -> None:
     await ledger.claim(running())
     await ledger.release("order-1")
     claim = await ledger.claim(job())
@@ -211,19 +212,19 @@ async def a_claim_takes_over_what_was_let_go(ledger: Ledger) -> None:
 
 
 @scene
-async def what_is_not_there_can_be_neither_adopted_nor_let_go(ledger: Ledger) -> None:
+async def unknown_job_is_neither_adopted_nor_released(ledger: Ledger) -> None:
     assert await adopted(ledger) is None
     await ledger.release("order-1")
 
 
 @scene
-async def slots_that_others_hold_are_counted(ledger: Ledger) -> None:
+async def slots_of_other_owners_are_counted(ledger: Ledger) -> None:
     for record in (job("a"), sent("b"), running("c"), running("d", "t2"), running("e", "t3", account="theirs")):
         await ledger.claim(record)
-    assert await ledger.count_slots_of_others("mine") == 0  # all are ours
+    assert await ledger.count_slots_of_others("mine") == 0  # this ledger owns all
     for key in "abce":
         await ledger.release(key)
-    assert await ledger.count_slots_of_others("mine") == 2  # what waits holds none
+    assert await ledger.count_slots_of_others("mine") == 2  # a pending job holds no slot
     assert await ledger.count_slots_of_others("theirs") == 1
 
 
@@ -235,7 +236,7 @@ OWL_GUESS = Price("owl", Decimal(2), Basis.EXAMPLE)
 async def about_to_be_sent(
     ledger: Ledger, key: str, price: Price, cap: int | None = None, *, batch: str = "b-"
 ) -> tuple[JobRecord, Allowance]:
-    """Write a job of a batch down, and ask to send it."""
+    """Claim a job of a batch, and try to reserve its price for a create."""
     first = (await ledger.claim(job(key, batch=batch))).record
     after = first.transition_to(JobState.SUBMITTING, first_sent_at=NOON)
     allowance = await ledger.set_aside(first, after, price, None if cap is None else Decimal(cap))
@@ -250,7 +251,7 @@ async def moved(ledger: Ledger, before: JobRecord, state: JobState, **facts: Any
 
 
 @scene
-async def what_fits_under_a_cap_is_set_aside_and_the_rest_is_refused(ledger: Ledger) -> None:
+async def charge_is_reserved_within_the_cap_and_refused_beyond(ledger: Ledger) -> None:
     for number, spent in ((1, 0), (2, 8)):
         _, allowance = await about_to_be_sent(ledger, f"b-{number}", EIGHT, 20)
         assert (allowance.refusal, allowance.spent, allowance.price) == (None, Decimal(spent), EIGHT)
@@ -258,12 +259,12 @@ async def what_fits_under_a_cap_is_set_aside_and_the_rest_is_refused(ledger: Led
     assert (allowance.refusal, allowance.spent) == (Refusal.SUM, Decimal(16))
     assert (set(allowance.ours), allowance.others) == ({"b-1", "b-2"}, False)
     _, allowance = await about_to_be_sent(ledger, "c-1", EIGHT, 8, batch="c-")
-    assert allowance.refusal is None  # another name
+    assert allowance.refusal is None  # another batch
     assert [await ledger.spent(name) for name in ("b-", "c-", "d-")] == [16, 8, 0]
 
 
 @scene
-async def a_charge_follows_its_job(ledger: Ledger) -> None:
+async def charge_follows_its_jobs_transitions(ledger: Ledger) -> None:
     sent_job, _ = await about_to_be_sent(ledger, "b-1", GUESS, 100)
     back = await moved(ledger, sent_job, JobState.PENDING)
     assert await ledger.spent("b-") == 0
@@ -279,21 +280,21 @@ async def a_charge_follows_its_job(ledger: Ledger) -> None:
 
 
 @scene
-async def what_a_purchase_has_cost_stays_spent_when_the_job_is_bought_again(ledger: Ledger) -> None:
+async def charge_stays_when_the_job_is_bought_again(ledger: Ledger) -> None:
     doubt, _ = await about_to_be_sent(ledger, "b-1", EIGHT)
     doubt = await moved(ledger, doubt, JobState.UNCERTAIN, in_doubt=True)
     for generation in (2, 3):
-        reborn = doubt.next_generation(body=b"{}", created_at=NOON)
-        await ledger.advance(doubt, reborn)
-        assert reborn.batch == "b-"
-        sent_job = reborn.transition_to(JobState.SUBMITTING)
-        assert (await ledger.set_aside(reborn, sent_job, EIGHT, Decimal(8 * generation))).refusal is None
+        next_generation = doubt.next_generation(body=b"{}", created_at=NOON)
+        await ledger.advance(doubt, next_generation)
+        assert next_generation.batch == "b-"
+        sent_job = next_generation.transition_to(JobState.SUBMITTING)
+        assert (await ledger.set_aside(next_generation, sent_job, EIGHT, Decimal(8 * generation))).refusal is None
         doubt = await moved(ledger, sent_job, JobState.UNCERTAIN, in_doubt=True)
         assert await ledger.spent("b-") == 8 * generation
 
 
 @scene
-async def estimates_are_set_aside_one_at_a_time_across_all_classes(ledger: Ledger) -> None:
+async def one_estimate_is_reserved_at_a_time_across_classes(ledger: Ledger) -> None:
     first, _ = await about_to_be_sent(ledger, "b-1", GUESS, 100)
     _, allowance = await about_to_be_sent(ledger, "b-2", OWL_GUESS, 100)
     assert (allowance.refusal, allowance.ours, allowance.others) == (Refusal.ESTIMATE, ("b-1",), False)
@@ -304,7 +305,7 @@ async def estimates_are_set_aside_one_at_a_time_across_all_classes(ledger: Ledge
 
 
 @scene
-async def a_price_that_others_have_learned_is_told_instead_of_granting_another(ledger: Ledger) -> None:
+async def learned_price_is_returned_instead_of_a_reservation(ledger: Ledger) -> None:
     first, _ = await about_to_be_sent(ledger, "b-1", GUESS, 100)
     await moved(ledger, first, JobState.RUNNING, task_id="t1", credits_used=Decimal(24))
     for asked in (GUESS, EIGHT, Price("fox", Decimal(8), Basis.EXPECTED), Price("fox", Decimal(8), Basis.AGREED)):
@@ -312,13 +313,13 @@ async def a_price_that_others_have_learned_is_told_instead_of_granting_another(l
         assert (allowance.refusal, allowance.price) == (Refusal.PRICE, Price("fox", Decimal(24)))
     assert (await about_to_be_sent(ledger, "b-2", Price("fox", Decimal(24)), 100))[1].refusal is None
     assert await ledger.spent("b-") == 48
-    _, allowance = await about_to_be_sent(ledger, "c-1", GUESS, batch="c-")  # nobody caps it
+    _, allowance = await about_to_be_sent(ledger, "c-1", GUESS, batch="c-")  # no cap
     assert allowance.refusal is None
     assert await ledger.spent("c-") == 24
 
 
 @scene
-async def a_learned_price_is_taken_for_all_that_was_set_aside_at_an_estimate(ledger: Ledger) -> None:
+async def learned_price_replaces_all_estimates_of_the_class(ledger: Ledger) -> None:
     doubt, _ = await about_to_be_sent(ledger, "b-1", GUESS)
     await moved(ledger, doubt, JobState.UNCERTAIN, in_doubt=True)
     second, _ = await about_to_be_sent(ledger, "b-2", GUESS)
@@ -326,30 +327,30 @@ async def a_learned_price_is_taken_for_all_that_was_set_aside_at_an_estimate(led
     assert await ledger.spent("b-") == 48
     third, _ = await about_to_be_sent(ledger, "d-1", OWL_GUESS, batch="d-")
     await moved(ledger, third, JobState.UNCERTAIN, in_doubt=True)
-    known = Price("owl", Decimal(3))  # learned from jobs outside of any batch
+    known = Price("owl", Decimal(3))  # learned from jobs outside any batch
     assert (await about_to_be_sent(ledger, "d-2", known, 100, batch="d-"))[1].refusal is None
     assert await ledger.spent("d-") == 6
 
 
 @scene
-async def what_nobody_will_tell_stops_estimates_until_the_user_says_what_it_is(ledger: Ledger) -> None:
+async def unknown_price_blocks_estimates_until_the_user_gives_one(ledger: Ledger) -> None:
     doubt, _ = await about_to_be_sent(ledger, "b-1", GUESS, 100)
     await moved(ledger, doubt, JobState.UNCERTAIN, in_doubt=True)
     _, allowance = await about_to_be_sent(ledger, "b-2", GUESS, 100)
     assert (allowance.refusal, allowance.ours, allowance.others) == (Refusal.ESTIMATE, (), False)
-    word = Price("fox", Decimal(30), Basis.EXPECTED)
-    second, allowance = await about_to_be_sent(ledger, "b-2", word, 60)
+    expected = Price("fox", Decimal(30), Basis.EXPECTED)
+    second, allowance = await about_to_be_sent(ledger, "b-2", expected, 60)
     assert allowance.refusal is None
     assert await ledger.spent("b-") == 60
     second = await moved(ledger, second, JobState.RUNNING, task_id="t1")
-    assert (await about_to_be_sent(ledger, "b-3", word, 100))[1].refusal is Refusal.ESTIMATE  # it still runs
-    await moved(ledger, second, JobState.SUCCEEDED)  # and its price was never told: the user's word stands
+    assert (await about_to_be_sent(ledger, "b-3", expected, 100))[1].refusal is Refusal.ESTIMATE  # b-2 still runs
+    await moved(ledger, second, JobState.SUCCEEDED)  # without a price: the user's expected price becomes final
     assert (await about_to_be_sent(ledger, "b-3", OWL_GUESS, 100))[1].refusal is None
     assert await ledger.spent("b-") == 62
 
 
 @scene
-async def a_job_that_ends_without_a_word_about_its_price_stays_at_its_estimate(ledger: Ledger) -> None:
+async def job_that_ends_without_a_price_keeps_its_estimate(ledger: Ledger) -> None:
     first, _ = await about_to_be_sent(ledger, "b-1", GUESS, 100)
     first = await moved(ledger, first, JobState.RUNNING, task_id="t1")
     await moved(ledger, first, JobState.FAILED)
@@ -359,24 +360,24 @@ async def a_job_that_ends_without_a_word_about_its_price_stays_at_its_estimate(l
 
 
 @scene
-async def a_stale_writer_sets_nothing_aside(ledger: Ledger) -> None:
+async def stale_writer_reserves_nothing(ledger: Ledger) -> None:
     first = job("b-1", batch="b-")
     await ledger.claim(first)
     await ledger.release("b-1")
-    with pytest.raises(LedgerError, match="changed by somebody else"):
+    with pytest.raises(LedgerError, match=CONFLICT):
         await ledger.set_aside(first, first.transition_to(JobState.SUBMITTING), EIGHT, Decimal(100))
     assert await ledger.spent("b-") == 0
 
 
 @scene
-async def it_keeps_a_secret(ledger: Ledger) -> None:
+async def callback_secret_is_stable(ledger: Ledger) -> None:
     secret = await ledger.callback_secret()
     assert len(secret) == 32
     assert await ledger.callback_secret() == secret
 
 
 @scene
-async def nobody_leaves_word_for_himself(ledger: Ledger) -> None:
+async def owner_leaves_no_notice_for_itself(ledger: Ledger) -> None:
     await ledger.claim(running())
     await ledger.notify_owner("order-1", "t1")
     await ledger.notify_owner("order-2", None)
@@ -384,7 +385,7 @@ async def nobody_leaves_word_for_himself(ledger: Ledger) -> None:
 
 
 @scene
-async def closing_lets_go_of_all_and_it_can_be_opened_again(ledger: Ledger) -> None:
+async def close_releases_all_jobs_and_ledger_reopens(ledger: Ledger) -> None:
     await ledger.claim(running())
     await ledger.aclose()
     await ledger.aclose()

@@ -1,4 +1,4 @@
-"""What is special of the ledger that lives with the process: what it forgets, and what it keeps in few bytes."""
+"""MemoryLedger: which jobs it forgets, and how few bytes it keeps of the others."""
 
 import tracemalloc
 from datetime import UTC, datetime, timedelta
@@ -29,7 +29,7 @@ def running(key: str = "order-1", task_id: str = "t1", **facts: Any) -> JobRecor
 
 @pytest.mark.parametrize("end", [JobState.SUCCEEDED, JobState.FAILED, JobState.REFUSED])
 @virtually
-async def test_a_finished_job_is_forgotten_if_the_session_made_its_key(end: JobState) -> None:
+async def test_ended_job_with_a_generated_key_is_forgotten(end: JobState) -> None:
     ledger, at_work = MemoryLedger(), running(generate_key())
     await ledger.claim(at_work)
     await ledger.advance(at_work, at_work.transition_to(end))
@@ -39,7 +39,7 @@ async def test_a_finished_job_is_forgotten_if_the_session_made_its_key(end: JobS
 
 
 @virtually
-async def test_a_job_that_ended_without_a_task_is_forgotten_too() -> None:
+async def test_withdrawn_job_with_a_generated_key_is_forgotten() -> None:
     ledger, first = MemoryLedger(), job(generate_key())
     await ledger.claim(first)
     await ledger.advance(first, first.transition_to(JobState.WITHDRAWN))
@@ -49,7 +49,7 @@ async def test_a_job_that_ended_without_a_task_is_forgotten_too() -> None:
 @pytest.mark.parametrize("key", ["order-1", "8226712590aec3453a2864dd146b60ad"])
 @pytest.mark.parametrize("end", [JobState.SUCCEEDED, JobState.FAILED])
 @virtually
-async def test_a_job_that_ended_under_a_callers_own_key_is_kept_without_its_body(key: str, end: JobState) -> None:
+async def test_ended_job_with_a_callers_key_is_kept_without_body(key: str, end: JobState) -> None:
     ledger, at_work = MemoryLedger(), running(key, first_sent_at=NOON)
     await ledger.claim(at_work)
     after = at_work.transition_to(end, images=("https://cdn.example/1.png",), credits_used=Decimal(8), ended_at=NOON)
@@ -65,7 +65,7 @@ async def test_a_job_that_ended_under_a_callers_own_key_is_kept_without_its_body
 
 
 @virtually
-async def test_a_kept_job_is_bought_anew_like_any_other_that_is_over() -> None:
+async def test_kept_refused_job_starts_a_new_generation() -> None:
     ledger, first = MemoryLedger(), job(state=JobState.SUBMITTING, first_sent_at=NOON)
     await ledger.claim(first)
     refused = first.transition_to(JobState.REFUSED)
@@ -73,7 +73,7 @@ async def test_a_kept_job_is_bought_anew_like_any_other_that_is_over() -> None:
     again = refused.next_generation(body=b"{}", created_at=NOON)
     await ledger.advance(refused, again)
     assert await ledger.find("order-1") == again
-    with pytest.raises(LedgerError, match="changed by somebody else"):
+    with pytest.raises(LedgerError, match="was changed by another owner"):
         await ledger.advance(refused, again)
     sent = again.transition_to(JobState.SUBMITTING)
     await ledger.advance(again, sent)
@@ -81,7 +81,7 @@ async def test_a_kept_job_is_bought_anew_like_any_other_that_is_over() -> None:
 
 
 @virtually
-async def test_a_long_request_is_kept_as_its_digest_and_another_one_under_its_key_is_a_conflict() -> None:
+async def test_long_request_is_kept_as_digest_and_conflicts_are_found() -> None:
     ledger, prompt = MemoryLedger(), "a fox " * 5000
     at_work = running(request=ImageRequest(prompt, model="m"))
     await ledger.claim(at_work)
@@ -101,20 +101,20 @@ async def test_a_long_request_is_kept_as_its_digest_and_another_one_under_its_ke
 
 @pytest.mark.parametrize(("characters", "most"), [(100, 3072), (100_000, 8192)])
 @virtually
-async def test_a_kept_job_takes_no_more_bytes_than_is_said(characters: int, most: int) -> None:
+async def test_kept_job_stays_within_its_memory_limit(characters: int, most: int) -> None:
     ledger, jobs = MemoryLedger(), 200
     tracemalloc.start()
     try:
         before = tracemalloc.get_traced_memory()[0]
         for number in range(jobs):
-            wish = ImageRequest(f"{number} " + "x" * characters, model="nano-banana-pro")
-            facts: dict[str, Any] = {"request": wish, "body": bytes(characters), "created_at": NOON.replace()}
+            request = ImageRequest(f"{number} " + "x" * characters, model="nano-banana-pro")
+            facts: dict[str, Any] = {"request": request, "body": bytes(characters), "created_at": NOON.replace()}
             at_work = running(f"order-{number}", f"task-{number}", **facts)
             await ledger.claim(at_work)
             failure = Failure(kind="JobFailed", message=f"{number} " + "x" * characters)
             urls = tuple(f"https://cdn.example/{number}/{image}" + "x" * characters for image in range(6))
             await ledger.advance(at_work, at_work.transition_to(JobState.FAILED, images=urls, failure=failure))
-            del wish, facts, at_work, failure, urls
+            del request, facts, at_work, failure, urls
         taken = (tracemalloc.get_traced_memory()[0] - before) / jobs
     finally:
         tracemalloc.stop()
@@ -122,7 +122,7 @@ async def test_a_kept_job_takes_no_more_bytes_than_is_said(characters: int, most
 
 
 @virtually
-async def test_the_task_of_a_forgotten_job_is_no_other_jobs_task_and_only_the_last_tasks_are_known() -> None:
+async def test_last_task_ids_of_forgotten_jobs_are_remembered() -> None:
     ledger = MemoryLedger()
     for number in range(TASKS_KEPT + 1):
         at_work = running(generate_key(), f"t{number}", first_sent_at=NOON)
@@ -132,11 +132,11 @@ async def test_the_task_of_a_forgotten_job_is_no_other_jobs_task_and_only_the_la
     await ledger.claim(sent)
     with pytest.raises(TaskTaken):
         await ledger.advance(sent, sent.transition_to(JobState.RUNNING, task_id=f"t{TASKS_KEPT}"))
-    await ledger.advance(sent, sent.transition_to(JobState.RUNNING, task_id="t0"))  # the oldest is no longer known
+    await ledger.advance(sent, sent.transition_to(JobState.RUNNING, task_id="t0"))  # the oldest is forgotten
 
 
 @virtually
-async def test_two_sessions_at_once_are_refused() -> None:
+async def test_second_open_at_once_is_refused() -> None:
     ledger = MemoryLedger()
     await ledger.open()
     with pytest.raises(LedgerError, match="already open"):
@@ -146,7 +146,7 @@ async def test_two_sessions_at_once_are_refused() -> None:
 
 
 @virtually
-async def test_jobs_that_began_long_ago_hold_no_slot() -> None:
+async def test_jobs_begun_before_since_count_no_slot() -> None:
     ledger = MemoryLedger()
     for record in (running("a", running_since=NOON), running("b", "t2"), job("c", state=JobState.PENDING)):
         await ledger.claim(record)

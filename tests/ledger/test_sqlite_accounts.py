@@ -1,4 +1,4 @@
-"""Jobs of one account that are given to another: its API key was changed."""
+"""`hand_over`: move the jobs of one account to another after its API key changed."""
 
 from pathlib import Path
 
@@ -15,7 +15,7 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "jobs.sqlite"
 
 
-async def test_all_jobs_of_an_account_are_handed_over_and_no_others(path: Path) -> None:
+async def test_hand_over_moves_exactly_the_jobs_of_the_account(path: Path) -> None:
     async with ledger_at(path) as ledger:
         for record in (
             running("a", "t1", account="old"),
@@ -41,26 +41,28 @@ async def test_all_jobs_of_an_account_are_handed_over_and_no_others(path: Path) 
         assert await ledger.hand_over("apimall", "old", "apimall:studio") == 0
 
 
-async def test_while_a_living_session_follows_one_of_them_nothing_is_handed_over(path: Path) -> None:
+async def test_hand_over_is_refused_while_an_open_session_owns_a_job(path: Path) -> None:
     async with ledger_at(path) as living, ledger_at(path) as ledger:
         await living.claim(running("a", "t1", account="old"))
         await ledger.claim(job("b", account="old"))
         await ledger.release("b")
-        with pytest.raises(LedgerError, match="a session that lives follows jobs of account old: close it first"):
+        with pytest.raises(
+            LedgerError, match="an open session still owns jobs of account old: close that session first"
+        ):
             await ledger.hand_over("apimall", "old", "new")
         assert await ledger.accounts() == {("apimall", "old"): 2}
         await living.aclose()
         assert await ledger.hand_over("apimall", "old", "new") == 2
 
 
-async def test_who_still_holds_an_old_record_cannot_take_a_job_back(path: Path) -> None:
+async def test_stale_record_is_rejected_after_hand_over(path: Path) -> None:
     async with ledger_at(path) as stale, ledger_at(path) as ledger:
         doubtful = sent("a", account="old").transition_to(JobState.UNCERTAIN, in_doubt=True)
         await stale.claim(doubtful)
         assert await ledger.hand_over("apimall", "old", "new") == 1
-        with pytest.raises(LedgerError, match="changed by somebody else"):
+        with pytest.raises(LedgerError, match="was changed by another owner"):
             await stale.advance(doubtful, doubtful.transition_to(JobState.REFUSED))
-        with pytest.raises(LedgerError, match="changed by somebody else"):
+        with pytest.raises(LedgerError, match="was changed by another owner"):
             await stale.advance(doubtful, doubtful.next_generation(body=b"{}", created_at=doubtful.created_at))
         found = await ledger.find("a")
         assert found is not None

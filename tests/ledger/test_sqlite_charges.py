@@ -1,4 +1,4 @@
-"""Charges in the file: they outlive their jobs, are shared by all owners, and are found without a scan."""
+"""Charges in the file: they outlive pruned jobs, all owners share them, and queries use indexes."""
 
 from datetime import timedelta
 from decimal import Decimal
@@ -19,7 +19,7 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "jobs.sqlite"
 
 
-async def test_what_a_forgotten_job_has_cost_stays_spent_and_its_next_purchase_is_added(path: Path) -> None:
+async def test_charges_of_a_pruned_job_stay_and_the_next_is_added(path: Path) -> None:
     async with ledger_at(path) as ledger:
         for spent in (8, 16, 24):
             first, allowance = await about_to_be_sent(ledger, "b-1", EIGHT, 24)
@@ -32,7 +32,7 @@ async def test_what_a_forgotten_job_has_cost_stays_spent_and_its_next_purchase_i
     assert asked(path, "SELECT count(*) FROM charges") == [(0,)]
 
 
-async def test_an_estimate_stays_one_when_its_job_is_forgotten(path: Path) -> None:
+async def test_estimate_of_a_pruned_job_still_blocks_estimates(path: Path) -> None:
     async with ledger_at(path) as ledger:
         first, _ = await about_to_be_sent(ledger, "b-1", GUESS, 100)
         first = await moved(ledger, first, JobState.RUNNING, task_id="t1")
@@ -41,11 +41,11 @@ async def test_an_estimate_stays_one_when_its_job_is_forgotten(path: Path) -> No
         _, allowance = await about_to_be_sent(ledger, "b-2", OWL_GUESS, 100)
         assert allowance.refusal is Refusal.ESTIMATE
         assert allowance.spent == 8
-        word = Price("owl", Decimal(2), Basis.EXPECTED)
-        assert (await about_to_be_sent(ledger, "b-2", word, 100))[1].refusal is None
+        expected = Price("owl", Decimal(2), Basis.EXPECTED)
+        assert (await about_to_be_sent(ledger, "b-2", expected, 100))[1].refusal is None
 
 
-async def test_jobs_of_other_owners_are_waited_for_as_long_as_they_live(path: Path) -> None:
+async def test_charges_of_other_owners_count_as_under_way_while_they_live(path: Path) -> None:
     async with ledger_at(path) as ours:
         async with ledger_at(path) as theirs:
             await about_to_be_sent(theirs, "b-1", GUESS, 8)
@@ -56,7 +56,7 @@ async def test_jobs_of_other_owners_are_waited_for_as_long_as_they_live(path: Pa
         assert (allowance.refusal, allowance.ours, allowance.others) == (Refusal.ESTIMATE, (), False)
 
 
-async def test_sums_beyond_all_measure_stay_numbers(path: Path) -> None:
+async def test_huge_sums_are_capped(path: Path) -> None:
     async with ledger_at(path) as ledger:
         for number in range(12):
             await about_to_be_sent(ledger, f"b-{number}", Price("fox", MAX_CREDITS))
@@ -64,15 +64,15 @@ async def test_sums_beyond_all_measure_stay_numbers(path: Path) -> None:
         assert (await about_to_be_sent(ledger, "b-x", EIGHT, 10**9))[1].refusal is not None
 
 
-async def test_what_is_open_is_found_by_an_index(path: Path) -> None:
+async def test_charge_statements_use_an_index(path: Path) -> None:
     async with ledger_at(path):
         pass
     for statement, index in (
-        (charges._OPEN, "jobs_state"),
-        (charges._IS_ESTIMATED, "charges_estimates"),
-        (charges._USERS_WORD, "charges_estimates"),
-        (charges._REPRICE, "charges_of_class"),
-        (charges._KNOWN, "PRIMARY KEY"),
+        (charges._SELECT_UNDER_WAY, "jobs_state"),
+        (charges._SELECT_ESTIMATES, "charges_estimates"),
+        (charges._APPLY_USERS_PRICE, "charges_estimates"),
+        (charges._REPRICE_ESTIMATES, "charges_of_class"),
+        (charges._SET_CREDITS, "PRIMARY KEY"),
     ):
         plan = asked(path, f"EXPLAIN QUERY PLAN {statement.replace('?', '1')}")
         assert any(index in str(step) for step in plan), plan

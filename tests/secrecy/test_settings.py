@@ -213,7 +213,7 @@ async def test_a_download_that_is_cancelled_shows_no_password() -> None:
             with pytest.raises(TimeoutError) as caught:
                 async with asyncio.timeout(0.3):
                     await session.download(image)
-        await peer.all_met(1)
+        await peer.all_accepted(1)
     assert isinstance(caught.value.__cause__, asyncio.CancelledError)
     # This frame is the first of the traceback; what stands behind it is the library's.
     assert sightings(caught.value.__cause__) == []
@@ -240,4 +240,4 @@ async def test_a_program_that_ends_while_it_asks_shows_no_key() -> None:
 
 def parts_of(session: Session) -> list[Any]:
     parts = session._components
-    return [session, parts.transport, parts.downloads, parts.downloads._getter]
+    return [session, parts.transport, parts.downloads, parts.downloads._fetcher]

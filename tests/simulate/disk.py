@@ -12,7 +12,7 @@ from nanobanana_async.jobs import JobRecord
 from nanobanana_async.ledger import writer
 from nanobanana_async.ledger.columns import record_of
 from nanobanana_async.ledger.connection import LedgerConnection, copy_for
-from nanobanana_async.ledger.statements import FIND, JobTable
+from nanobanana_async.ledger.statements import SELECT_BY_KEY, JobTable
 from tests.simulate.machine import Machine, Process, this_process
 
 T = TypeVar("T")
@@ -49,7 +49,7 @@ class Disk:
                 return None
             self._reader = sqlite3.connect(f"{self.path.as_uri()}?mode=ro", uri=True, isolation_level=None)
         try:
-            row = self._reader.execute(FIND, (key,)).fetchone()
+            row = self._reader.execute(SELECT_BY_KEY, (key,)).fetchone()
         except sqlite3.OperationalError:  # the file is being made
             return None
         return None if row is None else (record_of(row[:-1]), row[-1])
@@ -114,7 +114,7 @@ class InlineWriter:
                 self.opened.set_exception(error)
             return
         self._file.connection.execute("PRAGMA synchronous = OFF")  # power loss is not simulated
-        self._process.owner = self._file.desk._owner or ""
+        self._process.owner = self._file.table._owner or ""
         self._process.at_death.append(self._die)
         self._busy = False
         if not self.opened.done():
@@ -151,12 +151,12 @@ class InlineWriter:
             ]
             self._disk.failed_keys.update(order.key for order in batch if order.key is not None)
         else:
-            results = writer._done(self._file, batch)
+            results = writer.run_in_transaction(self._file, batch)
         if self._process.lives_past("after commit"):
             self._disk.machine.after(self._disk.takes_s(), lambda: self._tell(results))
 
     def _tell(self, results: list[writer.Result]) -> None:
         self._busy = False
         if self._process.alive:
-            writer._deliver(results)
+            writer.deliver(results)
             self._begin()

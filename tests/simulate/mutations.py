@@ -95,7 +95,7 @@ def _adopts_from_the_living() -> list[Change]:
     def free(self: JobTable, owner: str | None) -> bool:
         return owner != self._owner
 
-    return [(JobTable, "_free", free)]
+    return [(JobTable, "_is_unowned", free)]
 
 
 def _expired_key_repeated() -> list[Change]:
@@ -107,7 +107,7 @@ def _swap_without_comparing() -> list[Change]:
         columns = statement.partition(" WHERE ")[0]
         self.connection.execute(f"{columns} WHERE key = ?", (*row, self._owner, before.key))
 
-    return [(JobTable, "_swap", careless)]
+    return [(JobTable, "_compare_and_swap", careless)]
 
 
 def _never_lets_go() -> list[Change]:

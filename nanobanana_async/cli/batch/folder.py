@@ -5,7 +5,6 @@ import os
 import re
 import secrets
 import stat
-import sys
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -15,6 +14,7 @@ from attrs import frozen
 
 from nanobanana_async.cli.batch.results import PICTURES, RESULTS
 from nanobanana_async.errors import ConfigurationError
+from nanobanana_async.file_locks import try_lock
 from nanobanana_async.images.files import make_folder, rename_exclusive, why_unwritable
 
 LEDGER = "jobs.sqlite"
@@ -29,30 +29,6 @@ FOLDERS = (PICTURES, f"{LEDGER}-owners")
 _PART = re.compile(r"\.nanobanana-[0-9a-f]{16}(?:\.jsonl|\.html)?\.part")
 _MARKER_BYTES = 1 << 20
 _FOLLOW_NOTHING = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
-
-
-if sys.platform == "win32":  # pragma: no cover
-    import msvcrt
-
-    def _taken(descriptor: int) -> bool:
-        os.lseek(descriptor, 1 << 20, os.SEEK_SET)  # there nobody can read what is locked
-        try:
-            msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
-        except OSError:
-            return False
-        return True
-
-else:
-    import fcntl
-
-    def _taken(descriptor: int) -> bool:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return False
-        except OSError:  # a file system without locks; the ledger, which needs them, will say so
-            return True
-        return True
 
 
 @frozen
@@ -96,7 +72,7 @@ class BatchFolder:
         except OSError as error:
             raise unwritable(self.path, error) from None
         try:
-            if not _taken(self._descriptor):
+            if not self._try_lock():
                 raise ConfigurationError(f"{self.path}: another `nanobanana batch` is at work in this folder")
             check_owner(self.path, self._identity)  # another run may have been faster
             _sweep(self.path)
@@ -112,6 +88,12 @@ class BatchFolder:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._let_go()
+
+    def _try_lock(self) -> bool:
+        try:
+            return try_lock(self._descriptor)
+        except OSError:  # the file system has no locks: opening the ledger, which needs them, raises the error
+            return True
 
     def _mark(self) -> None:
         """Let the marker appear whole, under a name that was free."""

@@ -1,5 +1,5 @@
-"""When the ledger can't be read or written: an error that says what to do, and nothing was changed."""
-# ruff: noqa: ASYNC240 - small files, and nothing else runs
+"""A ledger that can't be read or written: the error says what to do, and nothing is changed."""
+# ruff: noqa: ASYNC240 - small files, and no other task runs
 
 import asyncio
 import os
@@ -33,47 +33,47 @@ def path(tmp_path: Path) -> Path:
 
 
 async def within(ledger: SqliteLedger, statement: str) -> None:
-    """Set the ledger's own connection."""
+    """Run a statement on the ledger's own connection."""
 
-    def run(desk: JobTable) -> None:
-        desk.connection.execute(statement).fetchall()
+    def run(table: JobTable) -> None:
+        table.connection.execute(statement).fetchall()
 
-    await ledger._ask(run)
+    await ledger._submit(run)
 
 
-async def test_a_full_disk_fails_all_of_a_batch_and_changes_nothing(path: Path) -> None:
+async def test_full_disk_fails_the_whole_batch_without_changes(path: Path) -> None:
     async with ledger_at(path) as ledger:
         first = sent()
         await ledger.claim(first)
         await within(ledger, "PRAGMA max_page_count = 1")
-        told = await asyncio.gather(  # noqa: TID251
+        results = await asyncio.gather(  # noqa: TID251
             ledger.claim(job("small")),
             ledger.claim(job("big", body=BIG)),
             ledger.advance(first, first.transition_to(JobState.RUNNING, task_id="t1")),
             return_exceptions=True,
         )
-        errors = [each for each in told if isinstance(each, LedgerError)]
-        assert len({id(error) for error in errors}) == 3  # each raises his own
+        errors = [result for result in results if isinstance(result, LedgerError)]
+        assert len({id(error) for error in errors}) == 3  # a separate exception for each caller
         assert all("free some disk space" in str(error) for error in errors)
         assert [error.key for error in errors] == ["small", "big", "order-1"]
         assert [error.safe_to_repeat for error in errors] == [True, True, False]
         assert await ledger.find("small") is None
         assert await ledger.find("order-1") == first
         await within(ledger, "PRAGMA max_page_count = 100000")
-        assert (await ledger.claim(job("big", body=BIG))).new  # there is room again
+        assert (await ledger.claim(job("big", body=BIG))).new  # the disk has room again
         await ledger.advance(first, first.transition_to(JobState.RUNNING, task_id="t1"))
 
 
-async def test_a_commit_that_fails_fails_all_of_it_and_changes_nothing(path: Path) -> None:
+async def test_failed_commit_fails_the_whole_batch_without_changes(path: Path) -> None:
     resource = pytest.importorskip("resource")
     async with ledger_at(path) as ledger:
         first = sent()
         await ledger.claim(first)
         limits = resource.getrlimit(resource.RLIMIT_FSIZE)
         log_size = path.with_name("jobs.sqlite-wal").stat().st_size
-        resource.setrlimit(resource.RLIMIT_FSIZE, (log_size + 10_000, limits[1]))  # it is written at the commit
+        resource.setrlimit(resource.RLIMIT_FSIZE, (log_size + 10_000, limits[1]))  # the log is written at the commit
         try:
-            told = await asyncio.gather(  # noqa: TID251
+            results = await asyncio.gather(  # noqa: TID251
                 ledger.advance(first, first.transition_to(JobState.RUNNING, task_id="t1")),
                 ledger.find("order-1"),
                 *(ledger.claim(job(f"k{number}", body=BIG[:5000])) for number in range(20)),
@@ -81,19 +81,22 @@ async def test_a_commit_that_fails_fails_all_of_it_and_changes_nothing(path: Pat
             )
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-        assert all(isinstance(each, LedgerError) and "check disk and file system" in str(each) for each in told)
+        failed = [isinstance(result, LedgerError) and "check disk and file system" in str(result) for result in results]
+        assert all(failed)
         assert await ledger.find("order-1") == first
         assert await ledger.find("k0") is None
         await ledger.advance(first, first.transition_to(JobState.RUNNING, task_id="t1"))
         assert (await ledger.claim(job("k0"))).new
 
 
-async def test_a_lock_that_is_kept_too_long_is_an_error_and_reading_goes_on(path: Path) -> None:
+async def test_long_lock_fails_writes_but_not_reads(path: Path) -> None:
     async with ledger_at(path) as ledger:
         await ledger.claim(running())
         with closing(sqlite3.connect(path, isolation_level=None)) as other:
             other.execute("BEGIN IMMEDIATE")
-            with pytest.raises(LedgerError, match=r"locked for more than 0\.2 s.*end that, then repeat") as caught:
+            with pytest.raises(
+                LedgerError, match=r"locked by another process for more than 0\.2 s.*end that, then repeat"
+            ) as caught:
                 await ledger.claim(job("new"))
             assert caught.value.safe_to_repeat
             assert await ledger.find("order-1") == running()
@@ -102,7 +105,7 @@ async def test_a_lock_that_is_kept_too_long_is_an_error_and_reading_goes_on(path
         assert (await ledger.claim(job("new"))).new
 
 
-async def test_a_damaged_file_is_named_and_not_trusted(path: Path) -> None:
+async def test_damaged_file_fails_reads_and_writes(path: Path) -> None:
     async with ledger_at(path) as ledger:
         for number in range(200):
             await ledger.claim(job(f"k{number}"))
@@ -117,10 +120,10 @@ async def test_a_damaged_file_is_named_and_not_trusted(path: Path) -> None:
         assert caught.value.key == "new"
         with pytest.raises(LedgerError, match="restore a backup") as caught:
             await ledger.find("k1")
-        assert not caught.value.safe_to_repeat  # what stood there may have been bought
+        assert not caught.value.safe_to_repeat  # the damaged record may have been bought
 
 
-async def test_a_write_that_may_not_be_made_is_an_error(path: Path) -> None:
+async def test_write_without_permission_fails(path: Path) -> None:
     async with ledger_at(path) as ledger:
         await within(ledger, "PRAGMA query_only = ON")
         with pytest.raises(LedgerError, match="read-only"):
@@ -128,7 +131,7 @@ async def test_a_write_that_may_not_be_made_is_an_error(path: Path) -> None:
 
 
 @pytest.mark.parametrize("manner", ["deleted", "replaced"])
-async def test_a_file_that_was_taken_away_is_noticed_before_the_write(path: Path, manner: str) -> None:
+async def test_replaced_database_is_noticed_before_a_write(path: Path, manner: str) -> None:
     async with ledger_at(path) as ledger:
         await ledger.claim(job())
         aside = path.rename(path.with_name("aside"))
@@ -140,7 +143,7 @@ async def test_a_file_that_was_taken_away_is_noticed_before_the_write(path: Path
         assert (await ledger.claim(job("new"))).new
 
 
-async def test_a_bug_is_told_to_all_whom_it_hits(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_unexpected_exception_becomes_a_ledger_error(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def crash(*_: object) -> None:
         raise RuntimeError("a bug")
 
@@ -152,13 +155,13 @@ async def test_a_bug_is_told_to_all_whom_it_hits(path: Path, monkeypatch: pytest
         assert await ledger.find("order-1") is None
 
 
-async def test_without_a_place_for_the_owners_nothing_is_open(path: Path) -> None:
+async def test_file_in_place_of_the_owners_folder_fails_open(path: Path) -> None:
     path.with_name("jobs.sqlite-owners").touch()
     with pytest.raises(LedgerError, match="check that this user may write"):
         await SqliteLedger(path).open()
 
 
-async def test_where_nothing_can_be_written_beside_it_the_file_is_still_read(path: Path) -> None:
+async def test_file_is_read_where_shm_can_not_be_created(path: Path) -> None:
     async with ledger_at(path) as ledger:
         await ledger.claim(running())
     path.with_name("jobs.sqlite-shm").symlink_to("no-such-folder/shm")
@@ -166,16 +169,16 @@ async def test_where_nothing_can_be_written_beside_it_the_file_is_still_read(pat
         await SqliteLedger(path).open()
     async with ledger_at(path, read_only=True) as ledger:
         assert await ledger.find("order-1") == running()
-    path.with_name("jobs.sqlite-wal").write_bytes(b"x" * 5000)  # something may be in it that is not in the file
+    path.with_name("jobs.sqlite-wal").write_bytes(b"x" * 5000)  # it may hold rows that the file lacks
     with pytest.raises(LedgerError, match="can't be opened"):
         await SqliteLedger(path, read_only=True).open()
 
 
-def test_what_sqlite_does_not_explain_is_passed_on(path: Path) -> None:
-    assert "see the message of SQLite [strange]" in str(from_sqlite_error(sqlite3.Error("strange"), path, busy_s=1.0))
+def test_unknown_sqlite_error_is_passed_on(path: Path) -> None:
+    assert "SQLite failed [strange]" in str(from_sqlite_error(sqlite3.Error("strange"), path, busy_s=1.0))
 
 
-async def test_where_even_the_wal_cannot_be_made_the_file_is_still_read(path: Path) -> None:
+async def test_file_is_read_where_wal_can_not_be_created(path: Path) -> None:
     async with ledger_at(path) as ledger:
         await ledger.claim(running())
     path.with_name("jobs.sqlite-wal").symlink_to("no-such-folder/wal")
@@ -201,14 +204,14 @@ async def main(path, read_only):
     await ledger.aclose()
 
 if os.geteuid() == 0:
-    current_schema()  # perhaps that user may not look into the library
+    current_schema()  # that user may be unable to read the package
     os.setgroups([]), os.setgid(65534), os.setuid(65534)
 asyncio.run(main(sys.argv[1], bool(sys.argv[2])))
 """
 
 
 def unprivileged(path: Path, *, read_only: bool = False) -> str:
-    """Return what a user without special rights is told."""
+    """Return what the command prints for a user without special rights."""
     done = subprocess.run(
         [sys.executable, "-c", UNPRIVILEGED, path, "yes" if read_only else ""],
         capture_output=True,
@@ -221,7 +224,7 @@ def unprivileged(path: Path, *, read_only: bool = False) -> str:
 
 @pytest.fixture
 def shown() -> Iterator[Path]:
-    """A ledger in a folder into which everybody can look."""
+    """A ledger in a folder that every user can read."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "jobs.sqlite"
 
@@ -237,37 +240,37 @@ def shown() -> Iterator[Path]:
 
 
 @pytest.mark.skipif(not hasattr(os, "geteuid"), reason="permissions work differently here")
-def test_a_read_only_folder_and_file_are_told(shown: Path) -> None:
+def test_read_only_folder_is_named_in_the_error(shown: Path) -> None:
     shown.chmod(0o444)
     shown.parent.chmod(0o555)
-    told = unprivileged(shown)
-    assert "found" not in told
-    assert "folder" in told
-    assert "writable" in told or "may read and write" in told
-    told = unprivileged(shown, read_only=True)
-    assert told.splitlines()[0] == "found order-1"
-    assert "for reading only" in told
+    output = unprivileged(shown)
+    assert "found" not in output
+    assert "folder" in output
+    assert "writable" in output or "may read and write" in output
+    output = unprivileged(shown, read_only=True)
+    assert output.splitlines()[0] == "found order-1"
+    assert "was opened read-only" in output
     assert sorted(shown.parent.iterdir()) == [shown]
 
 
 @pytest.mark.skipif(not hasattr(os, "geteuid"), reason="permissions work differently here")
-def test_a_file_of_somebody_else_is_told(shown: Path) -> None:
+def test_file_of_another_user_is_named_in_the_error(shown: Path) -> None:
     shown.chmod(0o000)
     for read_only in (False, True):
-        told = unprivileged(shown, read_only=read_only)
-        assert "found" not in told
-        assert "check that this user may" in told
+        output = unprivileged(shown, read_only=read_only)
+        assert "found" not in output
+        assert "check that this user may" in output
 
 
 @pytest.mark.skipif(not hasattr(os, "geteuid"), reason="permissions work differently here")
-def test_a_new_file_where_nothing_may_be_made_is_told(shown: Path) -> None:
+def test_new_file_in_a_read_only_folder_fails(shown: Path) -> None:
     shown.parent.chmod(0o555)
-    told = unprivileged(shown.with_name("new.sqlite"))
-    assert "check that this user may write the file and its folder" in told
+    output = unprivileged(shown.with_name("new.sqlite"))
+    assert "check that this user may write the file and its folder" in output
 
 
 def part(path: Path, name: str) -> Path:
-    """Return a file that durability rests on beside the ledger."""
+    """Return a file beside the ledger that durability depends on."""
     if name == "lock":
         (lock,) = path.with_name("jobs.sqlite-owners").iterdir()
         return lock
@@ -276,9 +279,7 @@ def part(path: Path, name: str) -> Path:
 
 @pytest.mark.parametrize("manner", ["deleted", "replaced"])
 @pytest.mark.parametrize("name", ["wal", "shm", "lock"])
-async def test_a_file_beside_the_ledger_that_was_taken_away_stops_the_writing(
-    path: Path, name: str, manner: str
-) -> None:
+async def test_replaced_wal_shm_or_lock_file_stops_writes(path: Path, name: str, manner: str) -> None:
     async with ledger_at(path) as ledger:
         await ledger.claim(job())
         file = part(path, name)
@@ -292,7 +293,7 @@ async def test_a_file_beside_the_ledger_that_was_taken_away_stops_the_writing(
         assert (await ledger.claim(job("new"))).new
 
 
-async def test_what_only_a_deleted_log_held_is_saved_for_whoever_comes_after_a_kill(path: Path, tmp_path: Path) -> None:
+async def test_deleted_wal_is_checkpointed_into_the_database(path: Path, tmp_path: Path) -> None:
     async with ledger_at(path) as ledger:
         for number in range(20):
             await ledger.claim(running(f"k{number}", f"t{number}"))
@@ -300,28 +301,28 @@ async def test_what_only_a_deleted_log_held_is_saved_for_whoever_comes_after_a_k
         with pytest.raises(LedgerError, match="-wal was moved"):
             await ledger.claim(job("new"))
         after_a_kill = tmp_path / "after.sqlite"
-        shutil.copy(path, after_a_kill)  # all that is left under its name
+        shutil.copy(path, after_a_kill)  # a kill leaves only this file
     async with ledger_at(after_a_kill) as ledger:
         for number in range(20):
             assert await ledger.find(f"k{number}") == running(f"k{number}", f"t{number}")
         assert await ledger.find("new") is None
 
 
-async def test_a_file_that_is_taken_away_during_the_commit_is_noticed_before_anybody_is_told(path: Path) -> None:
+async def test_wal_deleted_during_the_commit_fails_the_write(path: Path) -> None:
     async with ledger_at(path) as ledger:
         await ledger.claim(job())
 
-        def vanish(desk: JobTable) -> None:
-            del desk
+        def vanish(table: JobTable) -> None:
+            del table
             part(path, "wal").unlink()
 
-        told = ledger.claim(job("new"))
+        claim = ledger.claim(job("new"))
         with pytest.raises(LedgerError, match="-wal was moved"):
-            await asyncio.gather(told, ledger._ask(vanish, writes=True))  # noqa: TID251
+            await asyncio.gather(claim, ledger._submit(vanish, writes=True))  # noqa: TID251
 
 
 @pytest.mark.parametrize("opening", [apimall, defapi])
-async def test_no_create_leaves_once_the_log_was_deleted_and_nothing_is_paid_twice_after_a_kill(
+async def test_deleted_wal_stops_creates_and_nothing_is_bought_twice(
     path: Path, tmp_path: Path, opening: Opening
 ) -> None:
     shop = Shop(job_s=0.01)

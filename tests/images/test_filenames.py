@@ -1,4 +1,4 @@
-"""Names made of keys: harmless everywhere, and different."""
+"""File names made from keys: safe on every system, and different for different keys."""
 
 import re
 
@@ -33,12 +33,12 @@ DEVICE = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)
 
 
 @pytest.mark.parametrize("key", ["nb-0f3a-1", "order_7.v2", "a", "spring-2024", "A.b-C_d", "com10", "console"])
-def test_a_harmless_key_is_its_own_name(key: str) -> None:
+def test_safe_key_is_its_own_name(key: str) -> None:
     assert safe_name(key) == key
 
 
 @pytest.mark.parametrize("key", HOSTILE)
-def test_a_hostile_key_makes_a_harmless_name(key: str) -> None:
+def test_hostile_key_makes_a_safe_name(key: str) -> None:
     name = safe_name(key)
     assert name != key
     assert SAFE.fullmatch(name)
@@ -46,16 +46,16 @@ def test_a_hostile_key_makes_a_harmless_name(key: str) -> None:
     assert not DEVICE.fullmatch(name)
 
 
-def test_keys_that_look_alike_have_different_names() -> None:
+def test_similar_keys_have_different_names() -> None:
     assert len({safe_name(key) for key in HOSTILE}) == len(HOSTILE)
 
 
-def test_a_likeness_of_the_key_stays_readable() -> None:
+def test_name_of_an_unsafe_key_stays_readable() -> None:
     assert safe_name("orders/7").startswith("orders_7-")
 
 
 @given(st.text(st.characters(min_codepoint=33, max_codepoint=126), min_size=1, max_size=255))
-def test_every_key_makes_a_harmless_name(key: str) -> None:
+def test_every_key_makes_a_safe_name(key: str) -> None:
     name = safe_name(key)
     assert SAFE.fullmatch(name)
     assert not name.endswith(".")

@@ -1,4 +1,4 @@
-"""Pictures, servers of pictures, and doors to them."""
+"""Shared by the tests of images: test images, HTTP answers, a static resolver, and an opened downloader."""
 
 import contextlib
 import functools
@@ -16,15 +16,15 @@ from PIL import Image
 from nanobanana_async.errors import DownloadError
 from nanobanana_async.http.tls_and_proxies import Proxies
 from nanobanana_async.images.downloader import ImageDownloader
-from tests.http.peers import Line, Script
+from tests.http.peers import Connection, Script
 
 FORMATS = ("png", "jpeg", "webp", "gif")
 ENDINGS = {"png": ".png", "jpeg": ".jpg", "webp": ".webp", "gif": ".gif"}
 
 
 @functools.cache
-def picture(kind: str = "png", size: tuple[int, int] = (24, 16), *, seed: int = 1, **options: Any) -> bytes:
-    """Return a small picture with something in it."""
+def make_image(kind: str = "png", size: tuple[int, int] = (24, 16), *, seed: int = 1, **options: Any) -> bytes:
+    """Return a small test image that is not of one colour."""
     width, height = size
     noise = bytes((x * x + y * 7 * seed + x * y) % 251 for y in range(height) for x in range(width * 3))
     out = io.BytesIO()
@@ -38,13 +38,13 @@ def chunk(kind: bytes, content: bytes) -> bytes:
 
 
 def png_claiming(width: int, height: int) -> bytes:
-    """Return a PNG file, proper but for its pixels, of which there are none."""
+    """Return a PNG file with a valid structure and no pixel data."""
     head = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
 
 
 def reply(content: bytes, *headers: str, status: str = "200 OK", length: int | None = -1) -> bytes:
-    """Return an HTTP answer; a `length` of None states none, so that the body ends with the connection."""
+    """Return an HTTP answer; a `length` of None omits Content-Length, so the body ends with the connection."""
     lines = [f"HTTP/1.1 {status}", *headers]
     if length is not None:
         lines.append(f"Content-Length: {len(content) if length < 0 else length}")
@@ -56,28 +56,28 @@ def redirect(location: str, status: int = 302) -> bytes:
 
 
 def saying(*replies: bytes) -> Script:
-    """Return a script that gives these answers in turn, one to each connection; the last to all that follow."""
+    """Return a script that sends these answers in turn, one per connection; the last one repeats."""
     left = list(replies)
 
-    async def script(line: Line) -> None:
-        await line.hear()
-        await line.say(left.pop(0) if len(left) > 1 else left[0])
-        line.hang_up()
+    async def script(connection: Connection) -> None:
+        await connection.read_request()
+        await connection.write(left.pop(0) if len(left) > 1 else left[0])
+        connection.close()
 
     return script
 
 
-class Told(AbstractResolver):
-    """Resolves names as it was told; several addresses of one name are given in turn, the last for good."""
+class StaticResolver(AbstractResolver):
+    """Resolves names from a table; several addresses of one name are returned in turn, the last one repeats."""
 
     def __init__(self, **names: str | list[str]) -> None:
         self._names = {
-            name.replace("_", "."): list([told] if isinstance(told, str) else told) for name, told in names.items()
+            name.replace("_", "."): list([found] if isinstance(found, str) else found) for name, found in names.items()
         }
-        self.asked = 0
+        self.lookups = 0
 
     async def resolve(self, host: str, port: int = 0, family: int = 0) -> list[ResolveResult]:
-        self.asked += 1
+        self.lookups += 1
         if host not in self._names:
             raise OSError(None, "no such name")
         left = self._names[host]
@@ -92,21 +92,21 @@ class Told(AbstractResolver):
 async def opened(
     *, allow_loopback: bool = True, pause_s: float = 0.001, proxy: str | None = None, **settings: Any
 ) -> AsyncIterator[ImageDownloader]:
-    """Open a door that lets this machine pass, in a hurry."""
-    downloads = ImageDownloader(
+    """Open a downloader that allows loopback and retries fast; close it at the end."""
+    downloader = ImageDownloader(
         allow_loopback=allow_loopback, pause_s=pause_s, **{"proxies": Proxies(proxy), **settings}
     )
-    await downloads.open()
+    await downloader.open()
     try:
-        yield downloads
+        yield downloader
     finally:
-        await downloads.aclose()
+        await downloader.aclose()
 
 
-async def failure(downloads: ImageDownloader, url: str) -> DownloadError:
-    """Return the error of a fetch that can't succeed, after a look for foreign ones behind it."""
+async def failure(downloader: ImageDownloader, url: str) -> DownloadError:
+    """Return the error of a fetch that can't succeed; check that no exception is chained to it."""
     with pytest.raises(DownloadError) as caught:
-        await downloads.fetch(url)
+        await downloader.fetch(url)
     assert caught.value.__cause__ is None
     assert caught.value.__context__ is None
     return caught.value

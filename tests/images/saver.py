@@ -1,4 +1,4 @@
-"""A process that saves pictures until it is stopped: `python saver.py folder name content-file count`."""
+"""A process that saves images until it is stopped: `python saver.py FOLDER NAME CONTENT_FILE COUNT STEP`."""
 
 import os
 import sys
@@ -17,7 +17,7 @@ def save(folder: Path, name: str, content: bytes) -> None:
 
 
 def dying(step: str) -> None:
-    """Let this process be killed at a step."""
+    """Kill this process at a step."""
 
     def die(*_: object) -> None:
         os.kill(os.getpid(), 9)
@@ -27,7 +27,7 @@ def dying(step: str) -> None:
             files.rename_exclusive = die  # type: ignore[assignment]
         case "before the flush of the folder":
             files.sync_folder = die  # type: ignore[assignment]
-        case "before the line":
+        case "before the manifest line":
             manifest.Manifest.add = die  # type: ignore[method-assign, assignment]
         case _:
             pass

@@ -1,4 +1,4 @@
-"""What is taken for a picture, and what is not."""
+"""Which bytes are accepted as an image, and which are refused."""
 
 import io
 import random
@@ -12,7 +12,7 @@ from PIL import Image
 
 from nanobanana_async.images.formats import MAX_PIXELS, check_decodes, inspect, scan_gif, verify
 from nanobanana_async.images.inline import FetchError
-from tests.downloads.scenes import FORMATS, chunk, picture, png_claiming
+from tests.images.scenes import FORMATS, chunk, make_image, png_claiming
 
 LARGE = 8193, 8192
 
@@ -24,8 +24,8 @@ def refusal(content: bytes) -> FetchError:
 
 
 @pytest.mark.parametrize("kind", FORMATS)
-def test_each_format_is_known_by_its_bytes(kind: str) -> None:
-    assert verify(picture(kind)).name == kind
+def test_format_is_detected_from_the_bytes(kind: str) -> None:
+    assert verify(make_image(kind)).name == kind
 
 
 @pytest.mark.parametrize(
@@ -41,7 +41,7 @@ def test_each_format_is_known_by_its_bytes(kind: str) -> None:
         ("png", {"interlace": 1, "dpi": (72, 72)}),
     ],
 )
-def test_the_dialects_of_the_formats_are_known_too(kind: str, options: dict[str, object]) -> None:
+def test_format_variants_are_accepted(kind: str, options: dict[str, object]) -> None:
     out = io.BytesIO()
     Image.new("RGB", (24, 16), "blue").save(out, kind.upper(), **options)
     assert verify(out.getvalue()).name == kind
@@ -51,8 +51,8 @@ def test_the_dialects_of_the_formats_are_known_too(kind: str, options: dict[str,
 
 
 @pytest.mark.parametrize("kind", FORMATS)
-def test_a_picture_cut_at_any_byte_is_cut_short_with_or_without_pillow(kind: str) -> None:
-    whole = picture(kind)
+def test_image_cut_at_any_byte_is_truncated(kind: str) -> None:
+    whole = make_image(kind)
     for cut in range(len(whole)):
         with pytest.raises(FetchError) as caught:
             inspect(whole[:cut])
@@ -60,8 +60,8 @@ def test_a_picture_cut_at_any_byte_is_cut_short_with_or_without_pillow(kind: str
 
 
 @pytest.mark.parametrize("kind", FORMATS)
-def test_bytes_after_the_end_are_left_alone(kind: str) -> None:
-    assert verify(picture(kind) + b"and a video").name == kind
+def test_bytes_after_the_end_are_ignored(kind: str) -> None:
+    assert verify(make_image(kind) + b"and a video").name == kind
 
 
 @pytest.mark.parametrize(
@@ -82,106 +82,106 @@ def test_bytes_after_the_end_are_left_alone(kind: str) -> None:
         b"%!PS-Adobe-3.0 EPSF-3.0",
     ],
 )
-def test_anything_else_is_no_picture_whatever_pillow_could_make_of_it(content: bytes) -> None:
-    missed = refusal(content)
-    assert missed.why == "this is no picture in PNG, JPEG, WebP or GIF format"
-    assert missed.retryable is False
+def test_other_formats_are_refused(content: bytes) -> None:
+    error = refusal(content)
+    assert error.reason == "not a PNG, JPEG, WebP or GIF image"
+    assert error.retryable is False
 
 
 @pytest.mark.parametrize("kind", FORMATS)
-def test_a_right_beginning_with_wrong_flesh_is_no_picture(kind: str) -> None:
-    assert refusal(picture(kind)[:12] + random.Random(1).randbytes(4000)).why
+def test_signature_with_random_content_is_refused(kind: str) -> None:
+    assert refusal(make_image(kind)[:12] + random.Random(1).randbytes(4000)).reason
 
 
-@pytest.mark.parametrize("at", range(8, len(picture()), 7))
-def test_a_png_with_any_wrong_byte_is_refused_also_without_pillow(at: int) -> None:
-    spoiled = bytearray(picture())
+@pytest.mark.parametrize("at", range(8, len(make_image()), 7))
+def test_png_with_a_wrong_byte_is_refused(at: int) -> None:
+    spoiled = bytearray(make_image())
     spoiled[at] ^= 0x10
     with pytest.raises(FetchError):
         inspect(bytes(spoiled))
 
 
 @pytest.mark.parametrize("kind", FORMATS)
-def test_a_spoiled_picture_is_refused_or_decodes_and_nothing_else_happens(kind: str) -> None:
-    dice = random.Random(7)
+def test_damaged_image_is_refused_or_decodes(kind: str) -> None:
+    rng = random.Random(7)
     for _ in range(150):
-        spoiled = bytearray(picture(kind))
+        spoiled = bytearray(make_image(kind))
         for _ in range(3):
-            spoiled[dice.randrange(12, len(spoiled))] = dice.randrange(256)
+            spoiled[rng.randrange(12, len(spoiled))] = rng.randrange(256)
         try:
             verify(bytes(spoiled))
-        except FetchError as missed:
-            assert missed.why  # noqa: PT017 - it may also pass
+        except FetchError as error:
+            assert error.reason  # noqa: PT017 - it may also pass
 
 
 def jpeg_claiming(width: int, height: int) -> bytes:
-    content = picture("jpeg")
+    content = make_image("jpeg")
     at = content.index(b"\xff\xc0")
     return content[: at + 5] + struct.pack(">HH", height, width) + content[at + 9 :]
 
 
 def webp_claiming(width: int, height: int) -> bytes:
-    content = bytearray(picture("webp", lossless=True))
+    content = bytearray(make_image("webp", lossless=True))
     content[21:25] = ((width - 1) | (height - 1) << 14).to_bytes(4, "little")
     return bytes(content)
 
 
 def gif_claiming(width: int, height: int) -> bytes:
-    return b"GIF89a" + struct.pack("<HH", width, height) + picture("gif")[10:]
+    return b"GIF89a" + struct.pack("<HH", width, height) + make_image("gif")[10:]
 
 
 BOMBS = {"png": png_claiming, "jpeg": jpeg_claiming, "webp": webp_claiming, "gif": gif_claiming}
 
 
 @pytest.mark.parametrize("kind", FORMATS)
-def test_a_picture_with_too_many_pixels_is_refused_before_it_is_decoded(kind: str) -> None:
+def test_too_many_pixels_are_refused_before_decoding(kind: str) -> None:
     with pytest.raises(FetchError, match="8193 x 8192 pixels, more than"):
         inspect(BOMBS[kind](*LARGE))
 
 
-def test_a_real_image_bomb_is_refused() -> None:
+def test_image_bomb_is_refused() -> None:
     rows = zlib.compressobj()
     body = b"".join(rows.compress(bytes(3 * 30_000 + 1)) for _ in range(30)) + rows.flush()
     head = struct.pack(">IIBBBBB", 30_000, 30_000, 8, 2, 0, 0, 0)
     bomb = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", body) + chunk(b"IEND", b"")
-    assert "30000 x 30000 pixels" in refusal(bomb).why
+    assert "30000 x 30000 pixels" in refusal(bomb).reason
 
 
-def test_a_frame_of_a_gif_counts_as_well_as_its_screen() -> None:
+def test_gif_frames_count_towards_the_size() -> None:
     frame = b"\x2c" + struct.pack("<HHHHB", 60_000, 60_000, 9_000, 9_000, 0) + b"\x02\x01\x00\x00"
     assert scan_gif(b"GIF89a" + struct.pack("<HHBBB", 1, 1, 0, 0, 0) + frame + b"\x3b") == (69_000, 69_000)
 
 
-def test_a_size_that_only_pillow_sees_is_capped_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    kind = inspect(picture())
+def test_size_read_by_pillow_is_limited_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    kind = inspect(make_image())
     monkeypatch.setattr("nanobanana_async.images.formats.MAX_PIXELS", 24 * 16 - 1)
     with pytest.raises(FetchError, match="24 x 16 pixels"):
-        check_decodes(io.BytesIO(picture()), kind)
+        check_decodes(io.BytesIO(make_image()), kind)
 
 
 @pytest.mark.parametrize("size", [(0, 5), (5, 0)])
-def test_a_picture_without_pixels_is_damaged(size: tuple[int, int]) -> None:
-    assert refusal(png_claiming(*size)).why == "the picture is damaged"
+def test_image_without_pixels_is_corrupt(size: tuple[int, int]) -> None:
+    assert refusal(png_claiming(*size)).reason == "the image is corrupt"
 
 
-def test_below_our_cap_pillow_does_not_warn() -> None:
+def test_pixel_limit_is_below_pillows_warning() -> None:
     assert Image.MAX_IMAGE_PIXELS is not None
     assert MAX_PIXELS < Image.MAX_IMAGE_PIXELS
 
 
-def test_a_users_own_lower_cap_of_pillow_refuses_too(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lower_pillow_limit_of_the_user_applies(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert "DecompressionBombError" in refusal(picture()).why
+        assert "DecompressionBombError" in refusal(make_image()).reason
 
 
-def test_pixels_that_are_missing_behind_a_whole_skeleton_are_found_by_pillow() -> None:
+def test_missing_pixels_are_found_by_pillow() -> None:
     assert inspect(png_claiming(50, 50)).name == "png"
-    assert refusal(png_claiming(50, 50)).why.startswith("the picture is damaged: Pillow can't decode it")
+    assert refusal(png_claiming(50, 50)).reason.startswith("the image is corrupt: Pillow can't decode it")
 
 
-def test_without_pillow_the_skeleton_decides(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_pillow_the_structure_decides(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "PIL", None)
     assert verify(png_claiming(50, 50)).name == "png"
 
@@ -189,25 +189,25 @@ def test_without_pillow_the_skeleton_decides(monkeypatch: pytest.MonkeyPatch) ->
 @pytest.mark.parametrize(
     "content",
     [
-        picture()[:8] + chunk(b"IDAT", b"") + chunk(b"IEND", b""),
-        picture()[:8] + chunk(b"IHDR", b"short") + chunk(b"IEND", b""),
-        picture("jpeg")[:2] + b"\xff\xe0\x00\x01" + picture("jpeg")[2:],
-        picture("jpeg")[:2] + b"\xff\xc0\x00\x04ab" + b"\xff\xd9" + bytes(9),
-        picture("jpeg")[:2] + b"\xff\xe0\x00\x02" + b"x" + bytes(20),
-        picture("webp")[:12] + b"EVIL" + picture("webp")[16:],
-        picture("gif")[:-1] + b"\x99",
+        make_image()[:8] + chunk(b"IDAT", b"") + chunk(b"IEND", b""),
+        make_image()[:8] + chunk(b"IHDR", b"short") + chunk(b"IEND", b""),
+        make_image("jpeg")[:2] + b"\xff\xe0\x00\x01" + make_image("jpeg")[2:],
+        make_image("jpeg")[:2] + b"\xff\xc0\x00\x04ab" + b"\xff\xd9" + bytes(9),
+        make_image("jpeg")[:2] + b"\xff\xe0\x00\x02" + b"x" + bytes(20),
+        make_image("webp")[:12] + b"EVIL" + make_image("webp")[16:],
+        make_image("gif")[:-1] + b"\x99",
     ],
 )
-def test_a_broken_skeleton_is_damaged(content: bytes) -> None:
-    assert refusal(content).why == "the picture is damaged"
+def test_broken_structure_is_corrupt(content: bytes) -> None:
+    assert refusal(content).reason == "the image is corrupt"
 
 
-def test_fillers_and_bare_markers_of_jpeg_are_stepped_over() -> None:
-    whole = picture("jpeg")
+def test_jpeg_fill_bytes_and_bare_markers_are_skipped() -> None:
+    whole = make_image("jpeg")
     assert inspect(whole[:2] + b"\xff\xff\xff\x01" + whole[2:]).name == "jpeg"
 
 
-def test_a_walk_takes_only_so_many_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_scan_has_a_maximum_of_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("nanobanana_async.images.formats._MAX_STEPS", 1000)
     endless = b"GIF89a" + bytes(7) + b"\x21\xfe" + b"\x01x" * 5000
-    assert refusal(endless).why == "the picture is made of too many pieces"
+    assert refusal(endless).reason == "the image has too many segments"

@@ -1,4 +1,4 @@
-"""Which addresses are public: in every spelling, and however they are wrapped."""
+"""Which addresses and hosts are public, in every spelling and IPv6 form."""
 
 import socket
 from typing import Any
@@ -33,24 +33,24 @@ EVERY_PRIVATE = [address for addresses in PRIVATE.values() for address in addres
 
 @pytest.mark.parametrize("address", PUBLIC)
 @pytest.mark.parametrize("loopback", [False, True])
-def test_a_public_address_may_be_connected_to(address: str, loopback: bool) -> None:
+def test_public_address_is_allowed(address: str, loopback: bool) -> None:
     assert is_allowed_address(address, loopback=loopback)
 
 
 @pytest.mark.parametrize("address", EVERY_PRIVATE)
 @pytest.mark.parametrize("loopback", [False, True])
-def test_what_is_not_public_may_not_not_even_beside_a_gateway_on_this_machine(address: str, loopback: bool) -> None:
+def test_private_address_is_refused_also_with_loopback(address: str, loopback: bool) -> None:
     assert not is_allowed_address(address, loopback=loopback)
 
 
 @pytest.mark.parametrize("address", LOOPBACK)
-def test_this_machine_may_be_connected_to_only_if_it_is_allowed(address: str) -> None:
+def test_loopback_address_is_allowed_only_with_loopback(address: str) -> None:
     assert not is_allowed_address(address, loopback=False)
     assert is_allowed_address(address, loopback=True)
 
 
-@pytest.mark.parametrize("host", ["pictures.example", "cdn-1.pictures.example.", "8.8.8.8", "2606:4700::1111", "a.1b"])
-def test_a_host_that_may_be_public_is_asked(host: str) -> None:
+@pytest.mark.parametrize("host", ["images.example", "cdn-1.images.example.", "8.8.8.8", "2606:4700::1111", "a.1b"])
+def test_public_host_is_allowed(host: str) -> None:
     assert is_allowed_host(host, loopback=False)
 
 
@@ -73,7 +73,7 @@ def test_a_host_that_may_be_public_is_asked(host: str) -> None:
         "a.localhost",
     ],
 )
-def test_this_machine_is_known_in_every_spelling(host: str) -> None:
+def test_loopback_host_is_recognised_in_every_spelling(host: str) -> None:
     assert not is_allowed_host(host, loopback=False)
     assert is_allowed_host(host, loopback=True)
 
@@ -103,11 +103,11 @@ def test_this_machine_is_known_in_every_spelling(host: str) -> None:
     ],
 )
 @pytest.mark.parametrize("loopback", [False, True])
-def test_a_host_that_can_not_be_public_is_not_asked(host: str, loopback: bool) -> None:
+def test_private_host_is_refused(host: str, loopback: bool) -> None:
     assert not is_allowed_host(host, loopback=loopback)
 
 
-def test_the_socket_to_a_private_address_is_never_made() -> None:
+def test_socket_to_a_private_address_is_not_made() -> None:
     sockets = PublicSockets(loopback=False)
     with pytest.raises(AddressRefused):
         sockets.make((socket.AF_INET6, socket.SOCK_STREAM, 0, "", ("::ffff:10.0.0.1", 80, 0, 0)))
@@ -119,7 +119,7 @@ def test_the_socket_to_a_private_address_is_never_made() -> None:
 @pytest.mark.parametrize(
     "text", ["proxy.example", "socks5://proxy.example", "http://", "http://[me:secret@", b"http://x"]
 )
-def test_what_is_no_proxy_is_refused_without_being_shown(text: Any) -> None:
+def test_invalid_proxy_is_refused_without_showing_its_password(text: Any) -> None:
     with pytest.raises(ConfigurationError) as caught:
         Proxies(text)
     assert "secret" not in str(caught.value)

@@ -1,4 +1,4 @@
-"""A host whose threads all wait for this library: the work that they wait for has threads of its own."""
+"""A host application whose threads all wait for this library, which does its work in threads of its own."""
 
 import asyncio
 import concurrent.futures
@@ -12,11 +12,11 @@ import anyio.to_thread
 import pytest
 
 from nanobanana_async import ApiMall, GeneratedImage, GenerationResult, Session
-from nanobanana_async.images import downloader as downloads_module
-from tests.downloads.scenes import picture, reply, saying
+from nanobanana_async.images import downloader as downloader_module
 from tests.http.peers import Peer
+from tests.images.scenes import make_image, reply, saying
 
-POOL = 40  # places in anyio's shared pool, all of which plain `def` endpoints may take at once
+POOL = 40  # threads in anyio's shared pool, which plain `def` endpoints may all use at once
 PATIENCE_S = 120.0
 
 Call = Callable[[Session, str, Path, int], Coroutine[Any, Any, Any]]
@@ -34,16 +34,16 @@ async def _save(session: Session, url: str, folder: Path, number: int) -> list[P
 async def _download_inline(session: Session, _: str, __: Path, number: int) -> bytes:
     import base64
 
-    inline = f"data:image/png;base64,{base64.b64encode(picture(seed=number)).decode()}"
+    inline = f"data:image/png;base64,{base64.b64encode(make_image(seed=number)).decode()}"
     return await session.download(GeneratedImage(url=inline))
 
 
 @pytest.mark.parametrize("call", [_download, _save, _download_inline])
-async def test_forty_threads_of_the_host_wait_for_a_session_and_all_are_served(call: Call, tmp_path: Path) -> None:
+async def test_forty_blocked_host_threads_are_all_served(call: Call, tmp_path: Path) -> None:
     limiter = anyio.to_thread.current_default_thread_limiter()
     assert limiter.total_tokens == POOL
     done: list[object] = []
-    async with Peer(saying(reply(picture()))) as peer:
+    async with Peer(saying(reply(make_image()))) as peer:
         gateway = ApiMall(api_key="k" * 8, base_url=peer.url.rstrip("/"))
         async with Session(gateway) as session:
             started = asyncio.Event()
@@ -64,12 +64,12 @@ async def test_forty_threads_of_the_host_wait_for_a_session_and_all_are_served(c
     assert len(done) == POOL
 
 
-async def test_a_name_is_resolved_while_the_loops_own_executor_is_full() -> None:
-    """asyncio resolves names in its default executor; a host may fill that one as well."""
+async def test_names_resolve_while_the_default_executor_is_full() -> None:
+    """asyncio resolves names in its default executor, which a host may fill too."""
     loop = asyncio.get_running_loop()
     with concurrent.futures.ThreadPoolExecutor(2) as executor:
         loop.set_default_executor(executor)
-        async with Peer(saying(reply(picture()))) as peer:
+        async with Peer(saying(reply(make_image()))) as peer:
             port = peer.url.rsplit(":", 1)[1].rstrip("/")
             async with Session(ApiMall(api_key="k" * 8, base_url=peer.url.rstrip("/"))) as session:
 
@@ -80,12 +80,12 @@ async def test_a_name_is_resolved_while_the_loops_own_executor_is_full() -> None
                 async with asyncio.timeout(PATIENCE_S):
                     async with asyncio.TaskGroup() as group:
                         calls = [group.create_task(asyncio.to_thread(endpoint)) for _ in range(2)]
-    assert [each.result() for each in calls] == [picture(), picture()]
+    assert [each.result() for each in calls] == [make_image(), make_image()]
 
 
-def test_no_module_of_the_library_waits_in_a_pool_that_the_host_may_hold() -> None:
-    """The command line is its own host, and may."""
-    package = Path(downloads_module.__file__).parent.parent
+def test_no_module_uses_a_thread_pool_of_the_host() -> None:
+    """The command line is exempt: it is the host itself."""
+    package = Path(downloader_module.__file__).parent.parent
     pools = ("to_thread.run_sync", "asyncio.to_thread", "run_in_executor")
     files = {file.relative_to(package).as_posix(): file.read_text("utf-8") for file in package.rglob("*.py")}
     borrowers = {name for name, text in files.items() if any(pool in text for pool in pools)}

@@ -1,4 +1,4 @@
-"""The doors of a session, made together: what reaches one, a proxy or an authority of the user's, reaches the other."""
+"""Make a session's transport and image downloader with the same proxy and TLS settings."""
 
 import ssl
 from urllib.parse import urlsplit
@@ -24,19 +24,23 @@ def make_connections(
     proxy: str | Secret | None,
     trust_env: bool,
 ) -> tuple[Transport, ImageDownloader]:
-    """Return the way to the gateway and the way to images; raise `ConfigurationError` for settings that do not fit."""
+    """Return the transport and the image downloader; raise `ConfigurationError` for settings that conflict."""
     proxies = Proxies(proxy, trust_env=trust_env)
-    trusted = validate_tls(tls)
+    verified_tls = validate_tls(tls)
     transport: Transport
     if http is None or isinstance(http, aiohttp.ClientSession):
         if http is not None:
-            trusted = tls_of_borrowed(http, tls=tls, proxied=proxy is not None or trust_env)
-        most = 2 * max_requests
+            verified_tls = tls_of_borrowed(http, tls=tls, proxied=proxy is not None or trust_env)
         transport = AiohttpTransport(
-            gateway, timeouts=timeouts, http=http, tls=trusted, proxies=proxies, max_connections=most
+            gateway,
+            timeouts=timeouts,
+            http=http,
+            tls=verified_tls,
+            proxies=proxies,
+            max_connections=2 * max_requests,
         )
     else:
         transport = http
     local = is_loopback(urlsplit(gateway.base_url).hostname or "")
-    downloads = ImageDownloader(allow_loopback=local, proxies=proxies, tls=trusted, connect_s=timeouts.connect_s)
-    return transport, downloads
+    downloader = ImageDownloader(allow_loopback=local, proxies=proxies, tls=verified_tls, connect_s=timeouts.connect_s)
+    return transport, downloader
