@@ -9,7 +9,8 @@ from urllib.parse import urlsplit
 from attrs import Attribute, evolve, field, fields, frozen
 
 from nanobanana_async.errors import InvalidRequest
-from nanobanana_async.notebook_html import LabelledValue, amount, card, image_gallery, seconds
+from nanobanana_async.formatting import duration, number
+from nanobanana_async.notebook_html import LabelledValue, card, image_gallery
 
 Resolution = Literal["1K", "2K", "4K"]
 OutputFormat = Literal["jpeg", "jpg", "png"]
@@ -164,8 +165,8 @@ def result_facts(result: GenerationResult) -> list[LabelledValue]:
     begun, ended = result.created_at, result.completed_at
     return [
         *request_facts(result.request),
-        ("credits", None if result.credits is None else amount(result.credits)),
-        ("time", None if begun is None or ended is None else seconds((ended - begun).total_seconds())),
+        ("credits", None if result.credits is None else number(result.credits)),
+        ("time", None if begun is None or ended is None else duration((ended - begun).total_seconds())),
         ("model", result.model),
         ("key", result.key),
         ("task", result.task_id),

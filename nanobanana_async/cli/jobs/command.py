@@ -206,7 +206,9 @@ class _Commands:
         jobwork.require_ledger(ledger)
         move = asyncio.run(jobwork.to_hand_over(ledger, self.seller(gateway, base_url), from_, to))
         risk = "Do so only if both are one account at the gateway; else they are found by neither."
-        if not _agreed(f"{joblist.pluralize(move.count)} of account {move.old} go to account {move.new}. {risk}", yes=yes):
+        if not _agreed(
+            f"{joblist.pluralize(move.count)} of account {move.old} go to account {move.new}. {risk}", yes=yes
+        ):
             return FAILED
         count = asyncio.run(jobwork.hand_over(ledger, move))
         _print_note(f"{joblist.pluralize(count)} handed over to account {move.new}")
