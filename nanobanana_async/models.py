@@ -74,8 +74,8 @@ def _check_url(name: str, url: object) -> None:
 
 
 def _check_urls(_: Any, __: "Attribute[tuple[str, ...]]", urls: tuple[str, ...]) -> None:
-    for number, url in enumerate(urls):
-        _check_url(f"images[{number}]", url)
+    for index, url in enumerate(urls):
+        _check_url(f"images[{index}]", url)
 
 
 def _check_callback(_: Any, attribute: "Attribute[str | None]", url: object) -> None:

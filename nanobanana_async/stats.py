@@ -5,8 +5,8 @@ from decimal import Decimal
 from attrs import frozen
 
 from nanobanana_async.engine.engine import Engine
-from nanobanana_async.jobs import JobState
 from nanobanana_async.formatting import duration, number
+from nanobanana_async.jobs import JobState
 from nanobanana_async.notebook_html import card, table
 
 
