@@ -161,7 +161,7 @@ def _when(summary: Summary) -> str:
 
 
 def _link(image: str) -> str:
-    """Return a path as a relative link, whatever characters the file name has."""
+    """Return a path as a relative link, for file names with any characters."""
     return "./" + quote(image, errors="surrogateescape")
 
 

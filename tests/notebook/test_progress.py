@@ -175,7 +175,7 @@ def test_a_batch_continued_after_an_interrupt_has_a_new_bar(
 def test_a_broken_stderr_does_not_end_the_batch(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    class Gone:
+    class ClosedStream:
         encoding = "utf-8"
 
         def write(self, _: str) -> int:
@@ -184,7 +184,7 @@ def test_a_broken_stderr_does_not_end_the_batch(
         def flush(self) -> None:
             raise BrokenPipeError("the pipe is closed")
 
-    monkeypatch.setattr(sys, "stderr", Gone())
+    monkeypatch.setattr(sys, "stderr", ClosedStream())
     _run_batch()
     assert [record.getMessage() for record in caplog.records if "progress.failed" in record.getMessage()] != []
 

@@ -50,7 +50,7 @@ INTRUDER = """async (port) => {
   new Image().src = `http://127.0.0.1:${port}/image.png`;
   await fetch(`http://127.0.0.1:${port}/`).catch(() => {});
 }"""
-PICTURES = sum(len(one.images) for one in ROWS)
+IMAGE_COUNT = sum(len(one.images) for one in ROWS)
 
 
 @pytest.fixture(scope="module")
@@ -139,7 +139,7 @@ def shown(page: Page) -> list[int]:
 def test_images_are_loaded_lazily_from_disk(visit: Page) -> None:
     expect(visit.locator(".card")).to_have_count(len(ROWS))
     visit.wait_for_function("document.querySelector('.frame img').naturalWidth > 0")
-    assert visit.locator(".frame img[loading=lazy]").count() == PICTURES
+    assert visit.locator(".frame img[loading=lazy]").count() == IMAGE_COUNT
     visit.keyboard.press("End")
     image = visit.locator("[aria-label^='Row 8,'] img")
     image.scroll_into_view_if_needed()
@@ -254,16 +254,16 @@ def test_the_large_view_works_with_the_keyboard(visit: Page) -> None:
     place = visit.locator(".place")
     visit.locator(".frame a >> nth=0").focus()
     visit.keyboard.press("Enter")
-    expect(place).to_have_text(f"1 of {PICTURES} · row 1")
+    expect(place).to_have_text(f"1 of {IMAGE_COUNT} · row 1")
     visit.wait_for_function("document.querySelector('#large-image').naturalWidth > 0")
     for key, text in (
-        ("ArrowRight", f"2 of {PICTURES} · row 2"),
-        ("ArrowLeft", f"1 of {PICTURES} · row 1"),
-        ("ArrowLeft", f"{PICTURES} of {PICTURES} · row 12"),
-        ("Home", f"1 of {PICTURES} · row 1"),
-        ("End", f"{PICTURES} of {PICTURES} · row 12"),
-        ("ArrowRight", f"1 of {PICTURES} · row 1"),
-        ("ArrowRight", f"2 of {PICTURES} · row 2"),
+        ("ArrowRight", f"2 of {IMAGE_COUNT} · row 2"),
+        ("ArrowLeft", f"1 of {IMAGE_COUNT} · row 1"),
+        ("ArrowLeft", f"{IMAGE_COUNT} of {IMAGE_COUNT} · row 12"),
+        ("Home", f"1 of {IMAGE_COUNT} · row 1"),
+        ("End", f"{IMAGE_COUNT} of {IMAGE_COUNT} · row 12"),
+        ("ArrowRight", f"1 of {IMAGE_COUNT} · row 1"),
+        ("ArrowRight", f"2 of {IMAGE_COUNT} · row 2"),
     ):
         visit.keyboard.press(key)
         expect(place).to_have_text(text)
@@ -329,11 +329,11 @@ def test_loading_an_image_does_not_resize_its_card(visit: Page) -> None:
 
 def test_an_injected_script_neither_runs_nor_sends(browser: Browser, folder: Path) -> None:
     page = opened(browser, folder, [row()])
-    with socket.create_server(("127.0.0.1", 0)) as elsewhere:
-        page.evaluate(INTRUDER, elsewhere.getsockname()[1])
-        elsewhere.settimeout(0.3)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        page.evaluate(INTRUDER, server.getsockname()[1])
+        server.settimeout(0.3)
         with pytest.raises(TimeoutError):
-            elsewhere.accept()
+            server.accept()
     assert page.evaluate("window.pwned") is None
     page.context.close()
 

@@ -73,7 +73,7 @@ def pockets(thing: object) -> Iterator[str]:
         yield repr(attrs.astuple(thing))  # type: ignore[arg-type]
     try:
         yield pickle.dumps(thing).decode("latin-1")
-    except Exception as error:  # it refuses, for whatever reason
+    except Exception as error:  # pickling may be refused
         yield repr(error)
     if isinstance(thing, BaseException):
         for link in chain(thing):

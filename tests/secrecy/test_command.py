@@ -88,7 +88,7 @@ def obeyed(text: str) -> list[str]:
     return [c for c in text if c not in "\n\t" and unicodedata.category(c) in ("Cc", "Cf", "Cs", "Zl", "Zp", "Co")]
 
 
-class Told:
+class CliOutput:
     def __init__(self, capsys: pytest.CaptureFixture[str]) -> None:
         self._capsys = capsys
 
@@ -103,49 +103,55 @@ class Told:
 
 
 @pytest.fixture
-def tell(capsys: pytest.CaptureFixture[str]) -> Told:
-    return Told(capsys)
+def cli_output(capsys: pytest.CaptureFixture[str]) -> CliOutput:
+    return CliOutput(capsys)
 
 
-async def test_an_inline_image_with_escape_sequences_is_refused(gateway: type[Answering], tell: Told) -> None:
+async def test_an_inline_image_with_escape_sequences_is_refused(
+    gateway: type[Answering], cli_output: CliOutput
+) -> None:
     gateway.poll = success(f"{INLINE}{ODD}\nhttps://evil.example/second-line")
-    assert await tell("generate", "a fox", "--timeout", "1", code=1) == ""
+    assert await cli_output("generate", "a fox", "--timeout", "1", code=1) == ""
 
 
-async def test_an_inline_image_is_one_line_in_a_pipe(gateway: type[Answering], tell: Told) -> None:
+async def test_an_inline_image_is_one_line_in_a_pipe(gateway: type[Answering], cli_output: CliOutput) -> None:
     gateway.poll = success("\r\n".join([INLINE[:60], INLINE[60:]]))
-    assert await tell("generate", "a fox", code=0) == f"{INLINE}\n"
+    assert await cli_output("generate", "a fox", code=0) == f"{INLINE}\n"
 
 
-async def test_gateway_messages_are_printed_without_control_characters(gateway: type[Answering], tell: Told) -> None:
+async def test_gateway_messages_are_printed_without_control_characters(
+    gateway: type[Answering], cli_output: CliOutput
+) -> None:
     for message in (ODD, KEY):
         gateway.poll = failure(message)
-        await tell("generate", f"a fox {ODD}", f"two foxes {ODD}", code=1)
+        await cli_output("generate", f"a fox {ODD}", f"two foxes {ODD}", code=1)
         gateway.create = (402, {"code": 402, "message": message, "request_id": message})
-        await tell("generate", f"a fox {ODD}", code=1)
+        await cli_output("generate", f"a fox {ODD}", code=1)
         gateway.create = (200, {"code": 0, "data": {"task_id": "task-1"}})
     for tokens in (["generate", "x", "--gateway", ODD], [ODD], ["jobs", "--ledger", ODD], ["jobs", "show", ODD]):
-        await tell(*tokens, code=2)
-    await tell("batch", f"{ODD}.txt", "-o", "out", code=2)
+        await cli_output(*tokens, code=2)
+    await cli_output("batch", f"{ODD}.txt", "-o", "out", code=2)
 
 
 async def test_batch_files_and_listings_have_no_key_or_control_characters(
-    gateway: type[Answering], tell: Told, tmp_path: Path
+    gateway: type[Answering], cli_output: CliOutput, tmp_path: Path
 ) -> None:
     row = {"prompt": f"a fox {ODD}", "key": "own", "metadata": {ODD: ODD}}
     (tmp_path / "rows.jsonl").write_text(json.dumps(row), encoding="utf-8")
     folder = "out\x1b[2J\u202e"
     gateway.create = (200, {"code": 0, "data": {"task_id": "task-1", "model": KEY, "request_id": KEY}})
     gateway.poll = failure(f"no {KEY} {ODD}")
-    await tell("batch", "rows.jsonl", "-o", folder, code=1)
+    await cli_output("batch", "rows.jsonl", "-o", folder, code=1)
     gateway.poll = success(INLINE, model=f"m {KEY}", request_id=KEY, consumed=KEY)
     gateway.create = (200, {"code": 0, "data": {"task_id": "task-2", "model": KEY, "request_id": KEY}})
-    said = await tell("batch", "rows.jsonl", "-o", folder, "--retry-failed", code=0)
+    said = await cli_output("batch", "rows.jsonl", "-o", folder, "--retry-failed", code=0)
     assert len(said.splitlines()) == 1
     ledger = f"{folder}/jobs.sqlite"
-    await tell("jobs", "--ledger", ledger, code=0)
-    assert json.loads(await tell("jobs", "--json", "--ledger", ledger, code=0))["request"]["prompt"] == row["prompt"]
-    await tell("jobs", "show", json.loads(results_of(tmp_path / folder))["key"], "--ledger", ledger, code=0)
+    await cli_output("jobs", "--ledger", ledger, code=0)
+    assert (
+        json.loads(await cli_output("jobs", "--json", "--ledger", ledger, code=0))["request"]["prompt"] == row["prompt"]
+    )
+    await cli_output("jobs", "show", json.loads(results_of(tmp_path / folder))["key"], "--ledger", ledger, code=0)
     assert obeyed(results_of(tmp_path / folder)) == []
     assert json.loads(results_of(tmp_path / folder))["metadata"] == {ODD: ODD}
     every = [path for path in (tmp_path / folder).rglob("*") if path.is_file()]
@@ -158,7 +164,7 @@ def results_of(folder: Path) -> str:
 
 
 async def test_refused_environment_variables_show_no_key(
-    gateway: type[Answering], tell: Told, monkeypatch: pytest.MonkeyPatch
+    gateway: type[Answering], cli_output: CliOutput, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name, value in (
         ("NANOBANANA_BASE_URL", f"https://me:{KEY.replace('/', '')}@gateway.example"),
@@ -167,7 +173,7 @@ async def test_refused_environment_variables_show_no_key(
     ):
         with monkeypatch.context() as patch:
             patch.setenv(name, value)
-            await tell("generate", "a fox", code=2)
+            await cli_output("generate", "a fox", code=2)
 
 
 async def test_unencodable_characters_do_not_end_the_command(tmp_path: Path) -> None:
