@@ -60,7 +60,7 @@ def test_the_display_shows_rows_slots_credits_and_remaining_time() -> None:
     bar, rows, facts = scene.rendered()
     assert bar.endswith("17 %")
     assert rows == "52/300 rows, 50 succeeded, 1 failed, 1 uncertain, 12 running, limit 12"
-    assert facts == "16.5 of 60 credits, about 10 min left"  # 248 rows of 30 s, twelve at a time
+    assert facts == "16.5 of 60 credits, about 10 min 20 s left"  # 248 rows of 30 s, twelve at a time
 
 
 def test_the_remaining_time_follows_the_pace() -> None:
