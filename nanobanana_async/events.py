@@ -1,4 +1,4 @@
-"""What happens, as events: logs, metrics and progress displays all read them."""
+"""Define the events that a session emits, and log them; metrics and progress displays observe them too."""
 
 import asyncio
 import logging
@@ -17,15 +17,15 @@ from nanobanana_async.models import shorten
 log = logging.getLogger("nanobanana_async")
 
 LONGEST_WORD = 60
-"""Of a status word so many characters are logged: it is the gateway's, and may be a page of text."""
+"""Longer status words are cut in logs: the gateway sends them, and may send a page of text."""
 
 
 @frozen(kw_only=True)
 class JobTracked:
-    """A job came in: asked for, found again or settled. Told at once, in the context of whoever did that.
+    """The session starts to track a job: it was requested, found again or resolved.
 
-    `record` is what is wanted or was found; what else the ledger holds under its key is seen next. `weight`: how many
-    job slots it takes while the gateway has it.
+    Emitted synchronously, in the caller's context. `record` is the requested or found job; the ledger's own copy may
+    differ, and comes with the next event. `weight` is how many job slots the job takes while the gateway has it.
     """
 
     record: JobRecord
@@ -34,7 +34,7 @@ class JobTracked:
 
 @frozen(kw_only=True)
 class JobReleased:
-    """The session is done with a job: it has ended, or its following has; `error` says why it was given up."""
+    """The session stops tracking a job: it has ended, or is no longer followed. `error` says why it was given up."""
 
     record: JobRecord
     error: Exception | None
@@ -42,7 +42,7 @@ class JobReleased:
 
 @frozen(kw_only=True)
 class JobStateChanged:
-    """A job went from one state to another, and the ledger knows it."""
+    """A job changed its state, and the ledger has recorded it."""
 
     before: JobState | None
     record: JobRecord
@@ -50,9 +50,9 @@ class JobStateChanged:
 
 @frozen(kw_only=True)
 class CreateFailed:
-    """A create brought no task id; `move` is what was decided, `wait_s` until when.
+    """A create returned no task id. `action` is what the session does next, after `wait_s` seconds.
 
-    `in_doubt`: it may have been accepted all the same, this time or earlier.
+    `in_doubt`: this create or an earlier one of the job may have been accepted all the same.
     """
 
     record: JobRecord
@@ -64,9 +64,9 @@ class CreateFailed:
 
 @frozen(kw_only=True)
 class JobPolled:
-    """A query was answered: the job still runs, or has ended. `looks` counts the queries of this job.
+    """A poll was answered: the job still runs, or has ended. `polls` counts the polls of this job.
 
-    `delay_s`: how long ago it had ended, where the gateway says how long it took.
+    `delay_s`: how many seconds ago the job ended, if the gateway reports how long it took.
     """
 
     record: JobRecord
@@ -77,7 +77,7 @@ class JobPolled:
 
 @frozen(kw_only=True)
 class PollFailed:
-    """A query brought no answer about the job; it is asked again after `wait_s`, or not at all when that is None."""
+    """A poll failed. The next poll follows after `wait_s` seconds; None means that there is none."""
 
     record: JobRecord
     error: Exception
@@ -87,14 +87,14 @@ class PollFailed:
 
 @frozen(kw_only=True)
 class CallbackReceived:
-    """The gateway called back about a job, here or in another process; it is asked about next, once."""
+    """The gateway sent a callback about a job, to this process or another one; one poll follows to confirm it."""
 
     record: JobRecord
 
 
 @frozen(kw_only=True)
 class UnknownStatus:
-    """The gateway used a status word that its reference does not list; the job counts as running."""
+    """The gateway reported a status that its reference does not list; the job counts as running."""
 
     record: JobRecord
     status: str
@@ -102,7 +102,7 @@ class UnknownStatus:
 
 @frozen(kw_only=True)
 class PriceAboveEstimate:
-    """A job costs more than was set aside for it: a cap may be passed by the difference, and nothing more is bought."""
+    """A job costs more than was reserved for it: the difference may exceed a cap, and then nothing more is bought."""
 
     record: JobRecord
     estimate: Decimal
@@ -110,7 +110,7 @@ class PriceAboveEstimate:
 
 @frozen(kw_only=True)
 class LimitsChanged:
-    """What is known of the account's limits has changed; the fields are those of `SessionStats`."""
+    """The learned limits of the account changed; the fields are those of `SessionStats`."""
 
     job_limit: int | None
     creates_per_s: float | None
@@ -136,10 +136,10 @@ Event = (
 
 @runtime_checkable
 class ObserverFactory(Protocol):
-    """What may be handed to several sessions, and keeps their events apart."""
+    """An observer for several sessions that keeps their events apart."""
 
     def observer(self) -> Callable[[Event], None]:
-        """Return what one session tells its events to."""
+        """Return the observer of one session."""
         ...
 
 
@@ -173,7 +173,7 @@ _NAMES: dict[type, str] = {
 
 
 def log_event(event: Event) -> None:
-    """Log an event under a stable name, its facts as extras: job keys and error words, never prompts or API keys."""
+    """Log an event under a stable name, with its facts as extras, which hold neither prompts nor API keys."""
     kind = type(event)
     level = _LEVELS[kind]
     if isinstance(event, JobStateChanged):
@@ -181,8 +181,8 @@ def log_event(event: Event) -> None:
     if not log.isEnabledFor(level):
         return
     facts = _facts(event)
-    told = " ".join(f"{name}={value}" for name, value in facts.items() if value is not None)
-    log.log(level, "%s %s", _NAMES[kind], one_line(told), extra={"event": _NAMES[kind], **facts})
+    text = " ".join(f"{name}={value}" for name, value in facts.items() if value is not None)
+    log.log(level, "%s %s", _NAMES[kind], one_line(text), extra={"event": _NAMES[kind], **facts})
 
 
 def _facts(event: Event) -> dict[str, Any]:
@@ -191,19 +191,19 @@ def _facts(event: Event) -> dict[str, Any]:
     record = event.record
     facts: dict[str, Any] = {"job": record.key, "state": record.state.value, "task_id": record.task_id}
     match event:
-        case JobReleased(error=why):
-            facts["error"] = None if why is None else _error_without_body(why)
+        case JobReleased(error=error):
+            facts["error"] = None if error is None else _error_without_body(error)
         case JobStateChanged(before=before):
             facts["before"] = None if before is None else before.value
             facts["missing_images"] = ",".join(str(index) for index, _ in record.missing) or None
-        case CreateFailed(error=error, action=move, wait_s=wait_s):
-            facts |= {"error": _error_without_body(error), "move": move, "wait_s": round(wait_s, 3)}
+        case CreateFailed(error=error, action=action, wait_s=wait_s):
+            facts |= {"error": _error_without_body(error), "action": action, "wait_s": round(wait_s, 3)}
             facts |= {"in_doubt": event.in_doubt or None, "limit_kind": getattr(error, "kind", None)}
-        case JobPolled(status=status, polls=looks, delay_s=delay_s):
-            facts |= {"status": shorten(status, LONGEST_WORD), "looks": looks}
+        case JobPolled(status=status, polls=polls, delay_s=delay_s):
+            facts |= {"status": shorten(status, LONGEST_WORD), "polls": polls}
             facts["delay_s"] = None if delay_s is None else round(delay_s, 3)
-        case PollFailed(error=error, wait_s=pause_s):
-            facts |= {"error": _error_without_body(error), "wait_s": pause_s}
+        case PollFailed(error=error, wait_s=next_poll_s):
+            facts |= {"error": _error_without_body(error), "wait_s": next_poll_s}
         case UnknownStatus(status=status):
             facts["status"] = shorten(status, LONGEST_WORD)
         case PriceAboveEstimate(estimate=estimate):
@@ -212,14 +212,14 @@ def _facts(event: Event) -> dict[str, Any]:
 
 
 def log_failure(name: str, failure: BaseException, **facts: object) -> None:
-    """Log a failure of foreign code or of ours, with its traceback; a logging handler that fails too is passed over."""
-    sentence = "".join(f" {fact}={value}" for fact, value in facts.items())
+    """Log an unexpected exception with its traceback; an exception of a logging handler is suppressed."""
+    text = "".join(f" {fact}={value}" for fact, value in facts.items())
     with suppress(Exception, asyncio.CancelledError):
-        log.error("%s%s", name, sentence, exc_info=failure, extra={"event": name, **facts})
+        log.error("%s%s", name, text, exc_info=failure, extra={"event": name, **facts})
 
 
 def repr_of(observer: object) -> str:
-    """Return what an observer prints as; it may fail at that as well."""
+    """Return the repr of an observer, or its class if the repr raises."""
     try:
         return repr(observer)
     except Exception:
@@ -231,7 +231,7 @@ def _job_of(event: Event) -> dict[str, str]:
 
 
 def _error_without_body(error: Exception) -> str:
-    """Return an error without the gateway's sentences and bodies, which may quote the prompt."""
+    """Return an error without the gateway's messages and bodies, which may quote the prompt."""
     kind = type(error).__name__
     match error:
         case GatewayError(status=status, code=code, request_id=request_id):
@@ -244,17 +244,17 @@ def _error_without_body(error: Exception) -> str:
 
 
 class EventEmitter:
-    """Tells every observer; one that raises is logged and never harms the purchase."""
+    """Pass each event to every observer; an observer that raises is logged and does not affect the job."""
 
     def __init__(self, observers: tuple[Observer, ...] = ()) -> None:
-        own = (each.observer() if isinstance(each, ObserverFactory) else each for each in observers)
-        self._observers = (log_event, *own)
+        session_observers = (each.observer() if isinstance(each, ObserverFactory) else each for each in observers)
+        self._observers = (log_event, *session_observers)
 
     def __call__(self, event: Event) -> None:
-        """Tell all observers, in their order."""
+        """Call all observers in order."""
         for observer in self._observers:
             try:
                 observer(event)
-            # It does not wait, so a CancelledError is not ours: `.result()` of a future that was cancelled raises it.
+            # Nothing is awaited here, so a CancelledError is the observer's: `.result()` of a cancelled future.
             except (Exception, asyncio.CancelledError) as failure:
                 log_failure("observer.failed", failure, observer=repr_of(observer), **_job_of(event))

@@ -22,9 +22,10 @@ from nanobanana_async.errors import (
     JobWithdrawn,
     NanoBananaError,
 )
+from nanobanana_async.formatting import number
 from nanobanana_async.jobs import Failure, JobState, with_indexes
 from nanobanana_async.models import GeneratedImage, GenerationResult, ImageRequest, request_facts, result_facts
-from nanobanana_async.notebook_html import Html, amount, card, error_box, image_gallery, note
+from nanobanana_async.notebook_html import Html, card, error_box, image_gallery, note
 from nanobanana_async.validators import as_timeout
 
 
@@ -79,7 +80,7 @@ class Job:
         facts = [
             ("state", self.state.value),
             *request_facts(request),
-            ("credits", None if self.credits is None else amount(self.credits)),
+            ("credits", None if self.credits is None else number(self.credits)),
             ("key", self.key),
             ("task", self.task_id),
         ]

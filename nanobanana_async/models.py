@@ -9,7 +9,8 @@ from urllib.parse import urlsplit
 from attrs import Attribute, evolve, field, fields, frozen
 
 from nanobanana_async.errors import InvalidRequest
-from nanobanana_async.notebook_html import LabelledValue, amount, card, image_gallery, seconds
+from nanobanana_async.formatting import duration, number
+from nanobanana_async.notebook_html import LabelledValue, card, image_gallery
 
 Resolution = Literal["1K", "2K", "4K"]
 OutputFormat = Literal["jpeg", "jpg", "png"]
@@ -73,8 +74,8 @@ def _check_url(name: str, url: object) -> None:
 
 
 def _check_urls(_: Any, __: "Attribute[tuple[str, ...]]", urls: tuple[str, ...]) -> None:
-    for number, url in enumerate(urls):
-        _check_url(f"images[{number}]", url)
+    for index, url in enumerate(urls):
+        _check_url(f"images[{index}]", url)
 
 
 def _check_callback(_: Any, attribute: "Attribute[str | None]", url: object) -> None:
@@ -164,8 +165,8 @@ def result_facts(result: GenerationResult) -> list[LabelledValue]:
     created, completed = result.created_at, result.completed_at
     return [
         *request_facts(result.request),
-        ("credits", None if result.credits is None else amount(result.credits)),
-        ("time", None if created is None or completed is None else seconds((completed - created).total_seconds())),
+        ("credits", None if result.credits is None else number(result.credits)),
+        ("time", None if created is None or completed is None else duration((completed - created).total_seconds())),
         ("model", result.model),
         ("key", result.key),
         ("task", result.task_id),

@@ -5,8 +5,9 @@ from decimal import Decimal
 from attrs import frozen
 
 from nanobanana_async.engine.engine import Engine
+from nanobanana_async.formatting import duration, number
 from nanobanana_async.jobs import JobState
-from nanobanana_async.notebook_html import amount, card, seconds, table
+from nanobanana_async.notebook_html import card, table
 
 
 @frozen(kw_only=True)
@@ -52,7 +53,7 @@ class SessionStats:
             "uncertain": self.uncertain,
             "withdrawn": self.withdrawn,
         }
-        remaining = "" if self.credits_remaining is None else f", {amount(self.credits_remaining)} left"
+        remaining = "" if self.credits_remaining is None else f", {number(self.credits_remaining)} left"
         rows = [
             ("jobs ended", ", ".join(f"{count} {how}" for how, count in ended.items() if count) or None),
             ("job slots", f"{self.slots_held} of {self.job_limit or 'a limit not yet known'}"),
@@ -61,8 +62,8 @@ class SessionStats:
             ("gate", "open" if self.gate_open else "closed: the gateway asked for a pause, or is in trouble"),
             ("refusals (429)", self.throttled),
             ("queries", self.polls),
-            ("a job takes", None if self.job_duration_median_s is None else seconds(self.job_duration_median_s)),
-            ("credits", f"{amount(self.credits_spent)} spent{remaining}"),
+            ("a job takes", None if self.job_duration_median_s is None else duration(self.job_duration_median_s)),
+            ("credits", f"{number(self.credits_spent)} spent{remaining}"),
         ]
         return card(None, (), table(row for row in rows if row[1] is not None))
 

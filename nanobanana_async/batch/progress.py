@@ -11,7 +11,7 @@ from nanobanana_async.engine.engine import Engine
 from nanobanana_async.errors import ConfigurationError
 from nanobanana_async.escaping import one_line
 from nanobanana_async.events import log
-from nanobanana_async.notebook_html import amount
+from nanobanana_async.formatting import number
 from nanobanana_async.stats import collect_stats
 
 REDRAW_S, REFRESH_S = 0.2, 1.0
@@ -84,7 +84,7 @@ class Progress:
         slots = (
             f"{stats.slots_held} slots" if stats.job_limit is None else f"{stats.slots_held} of {stats.job_limit} slots"
         )
-        return f"{self._counts.failed} failed, {slots}, {amount(stats.credits_spent)} credits"
+        return f"{self._counts.failed} failed, {slots}, {number(stats.credits_spent)} credits"
 
 
 def _tqdm() -> Any:

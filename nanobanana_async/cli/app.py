@@ -1,6 +1,6 @@
-"""The commands and their exit codes: 0 all is well, 1 a job failed, 2 usage or settings, 130 interrupted.
+"""Define the commands and their exit codes: 0 success, 1 a job failed, 2 usage or settings, 130 interrupted.
 
-A batch knows 3, too: the buying stopped early.
+`nanobanana batch` also exits with 3: the buying stopped early.
 """
 
 import asyncio
@@ -42,9 +42,9 @@ OK, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
 app = App(
     name="nanobanana",
     version=__version__,
-    help="""Generate pictures through the Nano Banana Pro gateways API Mall and defapi.
+    help="""Generate images through the Nano Banana Pro gateways API Mall and defapi.
 
-    The API key comes from APIMALL_API_KEY or DEFAPI_API_KEY, or is asked for on a terminal; it is never an argument.
+    The API key comes from APIMALL_API_KEY or DEFAPI_API_KEY, or from a prompt on a terminal; it is never an argument.
     `nanobanana demo` and `--gateway emulator` need no key and no network.""",
     suppress_keyboard_interrupt=False,
     result_action="return_value",
@@ -52,7 +52,7 @@ app = App(
 
 
 def run(tokens: Sequence[str]) -> int:
-    """Run one command and return its exit code; whatever goes wrong is one clear line on stderr."""
+    """Run one command and return its exit code; an error is printed as one line on stderr."""
     try:
         code = app(list(tokens), exit_on_error=False, print_error=False)
     except CycloptsError as error:
@@ -62,14 +62,14 @@ def run(tokens: Sequence[str]) -> int:
     except KeyboardInterrupt:
         return _print_error("interrupted", INTERRUPTED)
     except (ConfigurationError, InvalidRequest) as error:
-        # A gateway's own 400 carries a status; without one it was found here, before anything was sent.
+        # An InvalidRequest of the gateway (400) has a status; without one it was raised here, before anything was sent.
         local = not isinstance(error, InvalidRequest) or error.status is None
         return _print_error(error, USAGE if local else FAILED)
     except BrokenPipeError:
-        # Who read our output has gone: say nothing, and let Python's last flush find nowhere to complain either.
+        # The reader closed our output: print nothing, and redirect stdout so that Python's flush at exit does not fail.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return FAILED
-    except ImportError as error:  # an emulator without Pillow
+    except ImportError as error:  # the emulator needs Pillow
         return _print_error(error, USAGE)
     except (NanoBananaError, OSError) as error:
         return _print_error(error, FAILED)
@@ -80,8 +80,8 @@ def run(tokens: Sequence[str]) -> int:
     return code if isinstance(code, int) else OK
 
 
-def _print_error(what: object, code: int) -> int:
-    line = one_line(str(what)) or type(what).__name__
+def _print_error(error: object, code: int) -> int:
+    line = one_line(str(error)) or type(error).__name__
     print(f"nanobanana: {line}", file=sys.stderr)
     return code
 
@@ -90,14 +90,14 @@ def _print_error(what: object, code: int) -> int:
 def demo(
     *,
     output: Annotated[Path, Parameter(name=["--output", "-o"])] = Path("nanobanana-demo"),
-    prompts: Annotated[int, Parameter(help="How many pictures.")] = 24,
+    prompts: Annotated[int, Parameter(help="The number of images.")] = 24,
 ) -> int:
-    """Show it all against an emulated gateway: no key, no network, no cost, about a quarter of a minute.
+    """Generate images through an emulated gateway: no key, no network, no cost, about 15 seconds.
 
     Parameters
     ----------
     output
-        Where the pictures go.
+        The folder for the images.
     """
     as_count("--prompts", prompts)
     return asyncio.run(demonstrate(output, prompts, Console(stderr=True)))
@@ -120,28 +120,28 @@ def generate(
     max_jobs: Annotated[int | None, Parameter(env_var="NANOBANANA_MAX_JOBS")] = None,
     timeout: Annotated[float | None, Parameter(env_var="NANOBANANA_TIMEOUT")] = None,
 ) -> int:
-    """Generate pictures, all prompts at once, and print their URLs, or with -o the files they were saved to.
+    """Generate images for all prompts concurrently and print their URLs, or with -o the paths of the saved files.
 
     Parameters
     ----------
     prompts
-        What is wanted; each prompt is one purchase.
+        The prompts; each one is one purchase.
     output
-        Save the pictures into this folder.
+        Save the images in this folder.
     gateway
-        Whose pictures; the one whose API key is set when left out. `emulator` runs one in this process.
+        The gateway; by default the one whose API key is set. `emulator` runs an emulated one in this process.
     base_url
-        Where the gateway is, if not at its usual place.
+        The gateway's URL, if not the usual one.
     image
-        URL of a reference image; may be given several times.
+        URL of a reference image; can be repeated.
     num_images
-        Pictures per prompt, 1 to 6.
+        Images per prompt, 1 to 6.
     aspect_ratio
-        Such as 16:9.
+        Aspect ratio, such as 16:9.
     max_jobs
-        Never hold more jobs at once than this.
+        The most jobs to run at once.
     timeout
-        Seconds to wait for each prompt; a job that is not done by then goes on at the gateway.
+        Seconds to wait for each prompt; a job that takes longer continues at the gateway.
     """
     requests = [
         ImageRequest(
@@ -159,20 +159,20 @@ def generate(
     if timeout is not None:
         as_number("--timeout", timeout, above=0, endless=True)
 
-    async def buy(seller: Gateway) -> int:
+    async def run_with(selected: Gateway) -> int:
         for request in requests:
-            seller.check(request)
-        return await generate_all(seller, requests, policy, output, timeout, Console(stderr=True))
+            selected.check(request)
+        return await generate_all(selected, requests, policy, output, timeout, Console(stderr=True))
 
-    async def buy_for_nothing() -> int:
+    async def run_emulated() -> int:
         async with Emulator() as emulator:
-            return await buy(emulator.apimall())
+            return await run_with(emulator.apimall())
 
     if gateway == "emulator":
         if output is None:
-            raise ConfigurationError("--gateway emulator needs -o DIR: its pictures are gone when it ends")
-        return asyncio.run(buy_for_nothing())
-    return asyncio.run(buy(_find_gateway(gateway, base_url)))
+            raise ConfigurationError("--gateway emulator needs -o DIR: its images are lost when the command ends")
+        return asyncio.run(run_emulated())
+    return asyncio.run(run_with(_find_gateway(gateway, base_url)))
 
 
 @app.command
@@ -181,32 +181,32 @@ def emulate(
     port: Annotated[int, Parameter(env_var="NANOBANANA_EMULATOR_PORT")] = 8080,
     job_limit: int | None = None,
     creates_per_minute: float | None = None,
-    credits: Decimal | None = None,  # noqa: A002 - the word of the gateways
+    credits: Decimal | None = None,  # noqa: A002 - the option's name
     job_seconds: float = 8.0,
     speed: float = 1.0,
     failure_probability: float = 0.0,
     seed: int = 0,
 ) -> int:
-    """Run both gateways on this machine, until Ctrl-C. It takes any prompt, and the key that it prints.
+    """Emulate both gateways on this machine until Ctrl-C. The emulator accepts any prompt and the API key it prints.
 
     Parameters
     ----------
     port
-        Where to listen; 0 takes a free one.
+        The port; 0 selects a free one.
     job_limit
-        How many jobs may run at once; more are refused with 429. Left out: no limit.
+        The most jobs that run at once; more are refused with 429. Default: no limit.
     creates_per_minute
-        How many creates a minute may arrive. Left out: no limit.
+        The most creates per minute; more are refused with 429. Default: no limit.
     credits
-        What is on the account. Left out: endless.
+        Credits of the account. Default: unlimited.
     job_seconds
-        How long a job takes, as median.
+        Median duration of a job.
     speed
         Emulated seconds per second.
     failure_probability
-        How likely a job is to fail, from 0 to 1.
+        Probability that a job fails, from 0 to 1.
     seed
-        The same seed gives the same durations, failures and pictures.
+        The same seed gives the same durations, failures and images.
     """
     try:
         duration = LogNormal(median_s=job_seconds)
@@ -221,14 +221,14 @@ def emulate(
             seed=seed,
         )
         asyncio.run(serving)
-    except (ValueError, OverflowError) as error:  # a setting out of range, a port that is none
+    except (ValueError, OverflowError) as error:  # a setting or a port out of range
         raise ConfigurationError(str(error)) from None
     return OK
 
 
 def _find_gateway(name: GatewayName | None, base_url: str | None) -> Gateway:
-    """Return the gateway that options and environment name; ask for a missing key where there is somebody to ask."""
-    return gateway_from_env(_environ(name, base_url))  # into no variable: a traceback that shows locals would show it
+    """Return the gateway that options and environment select; on a terminal, prompt for a missing key."""
+    return gateway_from_env(_environ(name, base_url))  # no variable holds the key: tracebacks with locals would show it
 
 
 def _environ(name: GatewayName | None, base_url: str | None) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""Progress for people's eyes, on stderr, read from the session's events: live on a terminal, else a line per job."""
+"""Show progress on stderr from the session's events: a live display on a terminal, a line per job elsewhere."""
 
 from collections import Counter
 from types import TracebackType
@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from nanobanana_async.escaping import one_line
-from nanobanana_async.events import CreateFailed, Event, JobStateChanged
+from nanobanana_async.events import Event, JobStateChanged
 from nanobanana_async.jobs import TERMINAL_STATES, JobRecord, JobState
 
 _MARKS: dict[JobState, tuple[str, str]] = {
@@ -24,19 +24,17 @@ _MARKS: dict[JobState, tuple[str, str]] = {
     JobState.UNCERTAIN: ("?", "magenta"),
     JobState.WITHDRAWN: ("-", "dim"),
 }
-_OVER = TERMINAL_STATES | {JobState.UNCERTAIN}
+_ENDED = TERMINAL_STATES | {JobState.UNCERTAIN}
 
 
 class JobsDisplay:
-    """Shows how many jobs stand where. It is an observer of the session, and a context manager around the showing."""
+    """The number of jobs in each state: an observer of the session, and a context manager that shows the display."""
 
     def __init__(self, total: int, console: Console) -> None:
         self.total = total
         self.console = console
         self.records: dict[str, JobRecord] = {}
-        self.troubles = 0
-        """Creates that brought no task id: refused for want of a slot, lost, or in trouble."""
-        self._live = Live(console=console, get_renderable=self._picture, transient=True)
+        self._live = Live(console=console, get_renderable=self._render, transient=True)
 
     def __enter__(self) -> Self:
         if self.console.is_terminal:
@@ -49,24 +47,22 @@ class JobsDisplay:
         self._live.stop()
 
     def __call__(self, event: Event) -> None:
-        """Take note of an event."""
-        if isinstance(event, CreateFailed):
-            self.troubles += 1
+        """Update the display from an event."""
         if not isinstance(event, JobStateChanged):
             return
         self.records[event.record.key] = event.record
-        # One job alone needs no progress: its result, or its error, is the news.
-        if event.record.state in _OVER and self.total > 1 and not self.console.is_terminal:
+        # A single job needs no progress line: its result or error is printed anyway.
+        if event.record.state in _ENDED and self.total > 1 and not self.console.is_terminal:
             self._say(event.record)
 
     @property
     def done(self) -> int:
-        """How many jobs have come to an end."""
-        return sum(record.state in _OVER for record in list(self.records.values()))
+        """Number of jobs that have ended."""
+        return sum(record.state in _ENDED for record in list(self.records.values()))
 
     @property
     def running_task_ids(self) -> list[str]:
-        """The gateway's ids of the jobs that are paid for and not yet finished."""
+        """Task ids of the jobs that are paid for and still run."""
         return [
             record.task_id
             for record in list(self.records.values())
@@ -78,8 +74,8 @@ class JobsDisplay:
         line = f"{self.done}/{self.total} {record.state.value}: {shorten(prompt)}"
         self.console.print(line, markup=False, highlight=False, soft_wrap=True)
 
-    def _picture(self) -> RenderableType:
-        # rich draws from a thread of its own: `list` copies in one step.
+    def _render(self) -> RenderableType:
+        # rich draws in another thread: `list` copies atomically.
         states = [record.state for record in list(self.records.values())]
         counts = Counter(states)
         marks = Text.assemble(*(_MARKS[state] for state in states), (" " * (self.total - len(states)), ""))
@@ -94,7 +90,7 @@ class JobsDisplay:
 
 
 def shorten(prompt: str, limit: int = 60) -> str:
-    """Return a prompt on one line, cut for people's eyes."""
-    # The beginning alone is escaped: a prompt, or a message that quotes it, may have megabytes.
+    """Return a prompt on one line, truncated."""
+    # Escape the beginning only: a prompt, or a message that quotes it, may have megabytes.
     line = one_line(prompt.lstrip()[: 100 * limit])
     return line if len(line) <= limit else f"{line[: limit - 3]}..."

@@ -1,4 +1,4 @@
-"""`nanobanana generate`: all prompts through one session, results to stdout in the order of the prompts."""
+"""`nanobanana generate`: run all prompts in one session, and print the results in the order of the prompts."""
 
 import asyncio
 import sys
@@ -24,11 +24,11 @@ from nanobanana_async.models import shorten as shorten_url
 
 
 class Interrupted(Exception):
-    """Somebody pressed Ctrl-C; the sentence names what is paid for and still runs."""
+    """The user pressed Ctrl-C; the message lists the tasks that are paid for and still run."""
 
 
 @frozen
-class _Done:
+class _Outcome:
     result: GenerationResult | None = None
     lines: Sequence[str] = ()
     error: NanoBananaError | None = None
@@ -42,16 +42,16 @@ async def generate_all(
     timeout: float | None,
     console: Console,
 ) -> int:
-    """Buy all requests and print what came back; return 0, or 1 when one of them failed."""
-    board = JobsDisplay(len(requests), console)
+    """Run all requests, print the results, and return 0, or 1 if one of them failed."""
+    display = JobsDisplay(len(requests), console)
     try:
-        session = Session(gateway, concurrency=policy, observers=[board], trust_env=True)
+        session = Session(gateway, concurrency=policy, observers=[display], trust_env=True)
         async with session, asyncio.TaskGroup() as group:
-            with board:
+            with display:
                 tasks = [group.create_task(_one(session, request, folder, timeout)) for request in requests]
                 await asyncio.wait(tasks)
     except asyncio.CancelledError:
-        if running := board.running_task_ids:
+        if running := display.running_task_ids:
             raise Interrupted(f"interrupted; paid for and still running: {', '.join(running)}") from None
         raise
     outcomes = [task.result() for task in tasks]
@@ -61,26 +61,26 @@ async def generate_all(
     return _report(requests, outcomes, console)
 
 
-async def _one(session: Session, request: ImageRequest, folder: Path | None, timeout: float | None) -> _Done:
+async def _one(session: Session, request: ImageRequest, folder: Path | None, timeout: float | None) -> _Outcome:
     try:
         result = await session.generate(request, timeout=timeout)
     except NanoBananaError as error:
-        return _Done(error=error)
+        return _Outcome(error=error)
     urls = [link_of(image, terminal=sys.stdout.isatty()) for image in result.images]
     if folder is None:
-        return _Done(result, urls)
+        return _Outcome(result, urls)
     try:
-        return _Done(result, [str(path) for path in await session.save(result, folder)])
+        return _Outcome(result, [str(path) for path in await session.save(result, folder)])
     except NanoBananaError as error:
-        return _Done(result, urls, error)  # paid for: its links are worth more than the error
+        return _Outcome(result, urls, error)  # paid for: print the links despite the error
 
 
 def link_of(image: GeneratedImage, *, terminal: bool) -> str:
-    """Return an image's URL for a pipe, or for a terminal, where the megabytes of an inline one are cut."""
+    """Return an image's URL; on a terminal the data of an inline image is truncated."""
     return shorten_url(image.url) if terminal and image.url[:5].lower() == "data:" else image.url
 
 
-def _report(requests: Sequence[ImageRequest], outcomes: Sequence[_Done], console: Console) -> int:
+def _report(requests: Sequence[ImageRequest], outcomes: Sequence[_Outcome], console: Console) -> int:
     failed = 0
     for request, outcome in zip(requests, outcomes, strict=True):
         if outcome.error is not None:
@@ -90,13 +90,13 @@ def _report(requests: Sequence[ImageRequest], outcomes: Sequence[_Done], console
             sentence = missing_images(outcome.result)
         else:
             continue
-        whose = f"{shorten(request.prompt, 40)}: " if len(requests) > 1 else ""
-        console.print(f"nanobanana: {whose}{sentence}", markup=False, highlight=False, soft_wrap=True)
+        prefix = f"{shorten(request.prompt, 40)}: " if len(requests) > 1 else ""
+        console.print(f"nanobanana: {prefix}{sentence}", markup=False, highlight=False, soft_wrap=True)
     return 1 if failed else 0
 
 
 def missing_images(result: GenerationResult) -> str:
-    """Say which images of a job the gateway did not deliver."""
+    """Return a sentence about the images that the gateway did not deliver."""
     reasons = "; ".join(f"image {index + 1}: {why}" for index, why in result.missing.items())
     return one_line(
         f"{len(result.missing)} of {len(result.images) + len(result.missing)} images are missing: {reasons}"

@@ -1,4 +1,4 @@
-"""Values turned into attributes. Prompts, URLs and the gateway's sentences are in none of them, but for `messages`."""
+"""Convert jobs and errors to attributes. Only `messages` contains prompts or URLs; none has the gateway's messages."""
 
 import json
 from typing import Any
@@ -25,17 +25,17 @@ Attributes = dict[str, str | int | float | bool]
 
 
 def present(facts: dict[str, Any]) -> Attributes:
-    """Return the facts that there are."""
+    """Return the facts that are not None."""
     return {name: value for name, value in facts.items() if value is not None}
 
 
-def job_attributes(error: Exception) -> Attributes:
-    """Return an error as facts, without its sentences: these may quote the prompt."""
+def error_attributes(error: Exception) -> Attributes:
+    """Return the class and status of an error, without its message, which may quote the prompt."""
     return present({ERROR_TYPE: type(error).__name__, HTTP_STATUS: getattr(error, "status", None)})
 
 
-def error_attributes(record: JobRecord) -> str | None:
-    """Return what a job ended with, if not well."""
+def error_type(record: JobRecord) -> str | None:
+    """Return the error class that a job ended with; None if it did not end badly."""
     match record.state:
         case JobState.FAILED:
             return "JobFailed"
@@ -48,7 +48,7 @@ def error_attributes(record: JobRecord) -> str | None:
 
 
 def end_attributes(record: JobRecord) -> Attributes:
-    """Return what a record says when the session is done with the job."""
+    """Return the attributes that are set when the session stops tracking the job."""
     return present(
         {
             RESPONSE_ID: record.task_id,
@@ -61,7 +61,7 @@ def end_attributes(record: JobRecord) -> Attributes:
 
 
 def request_attributes(request: ImageRequest) -> dict[str, Any]:
-    """Return what a request says beside its prompt."""
+    """Return the attributes of a request, without its prompt."""
     return {
         CHOICE_COUNT: request.num_images if request.num_images != 1 else None,
         IMAGE_RESOLUTION: request.resolution,
@@ -72,7 +72,7 @@ def request_attributes(request: ImageRequest) -> dict[str, Any]:
 
 
 def messages(request: ImageRequest) -> str:
-    """Return the prompt in the conventions' shape; attributes of spans take it as JSON."""
+    """Return prompt and reference URLs in the shape of the semantic conventions, as JSON for a span attribute."""
     parts = [{"type": "text", "content": request.prompt}]
     parts += [{"type": "uri", "modality": "image", "uri": url} for url in request.images]
     return json.dumps([{"role": "user", "parts": parts}], ensure_ascii=False)

@@ -1,4 +1,4 @@
-"""Running `nanobanana batch` in the process of the test, against the emulator."""
+"""Run `nanobanana batch` in the process of the test, against the emulator."""
 
 import asyncio
 import io
@@ -18,7 +18,7 @@ from tests.cli.command import Said, environment
 
 
 class Command:
-    """Runs the command in this process, in a folder of its own."""
+    """Runs the command in this process, in a temporary folder."""
 
     def __init__(self, folder: Path, patch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
         self.folder = folder
@@ -42,7 +42,7 @@ class Command:
         return self.write("foxes.txt", *(f"a fox {number}" for number in range(count)))
 
     def lines(self) -> dict[str, dict[str, Any]]:
-        """Return the results by prompt; no prompt may have two."""
+        """Return the results by prompt; prompts must be unique."""
         lines = lines_of(self.out)
         assert len({line["prompt"] for line in lines}) == len(lines)
         return {line["prompt"]: line for line in lines}

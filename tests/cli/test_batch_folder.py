@@ -1,4 +1,4 @@
-"""The folder of a batch: nothing foreign in it is changed or followed; one that can't be written stops the buying."""
+"""The folder of a batch: foreign files are neither changed nor followed; write errors stop the buying."""
 
 import errno
 import io
@@ -19,7 +19,7 @@ MARK = '{"batch": "foxes", "emulated": false}'
 
 
 def tree(folder: Path) -> dict[str, tuple[int, bytes]]:
-    """Return every entry of a folder: its kind and permissions, its content or where it leads."""
+    """Return every entry of a folder: its mode, and its content or link target."""
     found: dict[str, tuple[int, bytes]] = {}
     for path in sorted(folder.rglob("*")):
         content = b""
@@ -32,7 +32,7 @@ def tree(folder: Path) -> dict[str, tuple[int, bytes]]:
 
 
 def put(kind: str, path: Path, outside: Path) -> None:
-    """Put something foreign in a place; `outside` is what a link would lead to."""
+    """Create a foreign file of some kind; `outside` is the target of links."""
     match kind:
         case "file":
             path.write_text("mine\n")
@@ -49,7 +49,7 @@ def put(kind: str, path: Path, outside: Path) -> None:
 
 
 async def refused(batch: Command, *options: str) -> Said:
-    """Run the command in a folder with something foreign; nothing may be bought, nor changed anywhere."""
+    """Run the command in a folder with a foreign file; nothing may be bought or changed."""
     file = batch.prompts(2)
     async with emulated(batch) as emulator:
         before = tree(batch.folder)
@@ -61,36 +61,34 @@ async def refused(batch: Command, *options: str) -> Said:
 
 @pytest.mark.parametrize("kind", ["file", "link", "dangling link", "hard link", "pipe", "folder"])
 @pytest.mark.parametrize("name", [*FILES[:3], *FOLDERS])
-async def test_a_folder_without_a_marker_in_which_a_name_is_taken_is_refused(
-    name: str, kind: str, batch: Command
-) -> None:
+async def test_an_unmarked_folder_with_a_taken_name_is_refused(name: str, kind: str, batch: Command) -> None:
     batch.out.mkdir()
     (batch.folder / "precious").write_text("mine\n")
     put(kind, batch.out / name, batch.folder / "precious")
     for options in ((), ("--dry-run",)):
         complaint = (await refused(batch, *options)).complaint
-        assert complaint.startswith(f"nanobanana: out holds {name}, which no run of this command made: name another")
+        assert complaint.startswith(f"nanobanana: out holds {name}, which this command did not create: name another")
         assert MARK in complaint
 
 
 @pytest.mark.parametrize("kind", ["file", "link", "dangling link", "hard link", "pipe", "folder"])
-async def test_a_marker_that_no_run_wrote_is_refused(kind: str, batch: Command) -> None:
+async def test_a_foreign_marker_is_refused(kind: str, batch: Command) -> None:
     batch.out.mkdir()
     (batch.folder / "precious").write_text("mine\n")
     put(kind, batch.out / MARKER, batch.folder / "precious")
-    assert (await refused(batch)).complaint.startswith(f"nanobanana: out/{MARKER} is ")
+    assert (await refused(batch)).complaint.startswith(f"nanobanana: out/{MARKER} ")
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"batch": 1}', "[" * 5000, "\udcff"])
 async def test_a_marker_with_other_content_is_refused(content: str, batch: Command) -> None:
     batch.out.mkdir()
     (batch.out / MARKER).write_text(content, errors="surrogateescape")
-    assert "is not what this command writes there" in (await refused(batch)).complaint
+    assert "was not written by this command" in (await refused(batch)).complaint
 
 
 @pytest.mark.parametrize("kind", ["link", "dangling link", "pipe", "folder"])
 @pytest.mark.parametrize("name", FILES)
-async def test_what_leads_elsewhere_from_a_marked_folder_is_refused(name: str, kind: str, batch: Command) -> None:
+async def test_links_and_special_files_in_a_marked_folder_are_refused(name: str, kind: str, batch: Command) -> None:
     batch.out.mkdir()
     (batch.out / MARKER).write_text(MARK)
     (batch.folder / "precious").write_text("mine\n")
@@ -99,15 +97,15 @@ async def test_what_leads_elsewhere_from_a_marked_folder_is_refused(name: str, k
 
 
 @pytest.mark.parametrize("name", FOLDERS)
-async def test_a_folder_behind_a_link_is_not_written_to(name: str, batch: Command) -> None:
+async def test_a_linked_folder_is_refused(name: str, batch: Command) -> None:
     batch.out.mkdir()
     (batch.out / MARKER).write_text(MARK)
-    (batch.folder / "elsewhere").mkdir()
-    (batch.out / name).symlink_to(batch.folder / "elsewhere")
+    (batch.folder / "linked").mkdir()
+    (batch.out / name).symlink_to(batch.folder / "linked")
     assert "is a symbolic link, which is not followed: put the folder itself there" in (await refused(batch)).complaint
 
 
-async def test_a_ledger_that_has_another_name_is_refused_and_other_files_with_two_names_are_replaced(
+async def test_a_hard_linked_ledger_is_refused_and_other_hard_links_are_replaced(
     batch: Command,
 ) -> None:
     file = batch.prompts(2)
@@ -122,17 +120,17 @@ async def test_a_ledger_that_has_another_name_is_refused_and_other_files_with_tw
         (batch.folder / "copy.sqlite").hardlink_to(batch.out / "jobs.sqlite")
         said = await batch(file)
         assert (said.code, emulator.stats().creates_accepted) == (2, 3)
-    assert "has another name elsewhere (a hard link)" in said.complaint
+    assert "has a second name (a hard link)" in said.complaint
 
 
-async def test_other_files_of_a_folder_are_left_alone(batch: Command) -> None:
+async def test_foreign_files_in_the_folder_stay_unchanged(batch: Command) -> None:
     batch.out.mkdir()
     for name in ("notes.txt", ".nanobanana-mine.part", ".nanobanana-0123456789abcdef.part.bak"):
         (batch.out / name).write_text("mine\n")
     (batch.out / ".nanobanana-0123456789abcdef.part").mkdir()
     (batch.out / ".nanobanana-0123456789abcdee.part").symlink_to("notes.txt")
     before = tree(batch.out)
-    (batch.out / ".nanobanana-0123456789abcdea.jsonl.part").write_text("of a run that was killed")
+    (batch.out / ".nanobanana-0123456789abcdea.jsonl.part").write_text("of a killed run")
     async with emulated(batch):
         assert (await batch(batch.prompts(2))).code == 0
     after = tree(batch.out)
@@ -140,7 +138,7 @@ async def test_other_files_of_a_folder_are_left_alone(batch: Command) -> None:
     assert ".nanobanana-0123456789abcdea.jsonl.part" not in after
 
 
-async def test_a_marker_that_was_lost_can_be_written_by_hand_and_nothing_is_bought_again(batch: Command) -> None:
+async def test_a_lost_marker_can_be_restored_by_hand(batch: Command) -> None:
     file = batch.prompts(2)
     async with emulated(batch) as emulator:
         await batch(file)
@@ -154,17 +152,17 @@ async def test_a_marker_that_was_lost_can_be_written_by_hand_and_nothing_is_boug
 
 
 @pytest.mark.parametrize("name", ["results.jsonl", "index.html"])
-async def test_a_file_that_the_run_itself_writes_is_no_input(name: str, batch: Command) -> None:
+async def test_an_output_file_cannot_be_the_input(name: str, batch: Command) -> None:
     async with emulated(batch):
         await batch(batch.prompts(1))
         said = await batch(f"out/{name}", "--format", "txt", "--name", "foxes")
-    assert (said.code, "would be written over" in said.complaint) == (2, True)
+    assert (said.code, "would be overwritten" in said.complaint) == (2, True)
 
 
-async def test_results_that_can_not_be_written_stop_the_buying_and_lose_nothing(batch: Command) -> None:
+async def test_unwritable_results_stop_the_buying_without_loss(batch: Command) -> None:
     file, full, write = batch.prompts(160), OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), os.write
 
-    def half_a_line(descriptor: int, content: bytes) -> int:
+    def write_partially(descriptor: int, content: bytes) -> int:
         path = os.readlink(f"/proc/self/fd/{descriptor}")
         if not path.endswith("/results.jsonl") or os.fstat(descriptor).st_size < 1500:
             return write(descriptor, content)
@@ -174,13 +172,13 @@ async def test_results_that_can_not_be_written_stop_the_buying_and_lose_nothing(
 
     async with emulated(batch, job_limit=5) as emulator:
         with batch.patch.context() as patch:
-            patch.setattr(os, "write", half_a_line)
+            patch.setattr(os, "write", write_partially)
             said = await batch(file)
-        bought, told = emulator.stats().creates_accepted, len(lines_of(batch.out))
+        bought, written = emulator.stats().creates_accepted, len(lines_of(batch.out))
         assert said.code == 3
-        assert 1 < told < bought < 100
+        assert 1 < written < bought < 100
         assert "the buying stopped: out/results.jsonl can't be written: No space left on device: make room" in said.err
-        assert f"{160 - told} rows left: the same command goes on" in said.err
+        assert f"{160 - written} rows left: run the same command to continue" in said.err
         assert len(list((batch.out / "images").glob("*.png"))) == bought
         before = requests(emulator)
         assert (await batch(file)).code == 0
@@ -188,7 +186,7 @@ async def test_results_that_can_not_be_written_stop_the_buying_and_lose_nothing(
         assert (emulator.stats().creates_accepted, emulator.stats().double_charges) == (160, 0)
 
 
-async def test_pictures_that_can_not_be_written_stop_the_buying(batch: Command) -> None:
+async def test_unwritable_images_stop_the_buying(batch: Command) -> None:
     file, left, open_it = batch.prompts(80), iter(range(4)), PartialFile.open
 
     def open_some(part: PartialFile) -> None:
@@ -206,7 +204,7 @@ async def test_pictures_that_can_not_be_written_stop_the_buying(batch: Command) 
         assert (emulator.stats().creates_accepted, emulator.stats().double_charges) == (80, 0)
 
 
-async def test_a_report_that_can_not_be_written_while_the_run_goes_on_stops_the_buying(batch: Command) -> None:
+async def test_an_unwritable_report_during_the_run_stops_the_buying(batch: Command) -> None:
     def cannot(*_: object, **__: object) -> None:
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
 
@@ -219,7 +217,7 @@ async def test_a_report_that_can_not_be_written_while_the_run_goes_on_stops_the_
     assert "the buying stopped: out/index.html can't be written: Permission denied: let this user write" in said.err
 
 
-async def test_a_report_that_can_not_be_written_at_the_end_is_told_and_written_by_the_next_run(batch: Command) -> None:
+async def test_an_unwritable_report_at_the_end_is_written_by_the_next_run(batch: Command) -> None:
     def cannot(*_: object, **__: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
@@ -234,7 +232,7 @@ async def test_a_report_that_can_not_be_written_at_the_end_is_told_and_written_b
     assert (batch.out / "index.html").exists()
 
 
-async def test_a_standard_output_that_is_full_stops_the_buying(batch: Command) -> None:
+async def test_a_full_stdout_stops_the_buying(batch: Command) -> None:
     class Full(io.RawIOBase):
         def writable(self) -> bool:
             return True
@@ -250,7 +248,7 @@ async def test_a_standard_output_that_is_full_stops_the_buying(batch: Command) -
         assert "the buying stopped: standard output can't be written: No space left on device" in said.err
 
 
-async def test_a_folder_whose_name_is_no_text_is_printed_as_it_is(batch: Command) -> None:
+async def test_a_folder_name_with_undecodable_bytes_is_printed_unchanged(batch: Command) -> None:
     name = os.fsdecode(b"out-\xff")
     async with emulated(batch):
         with batch.patch.context() as patch:

@@ -12,7 +12,6 @@ from nanobanana_async import (
     GatewayUnavailable,
     JobFailed,
     JobState,
-    JobUnfinished,
     MemoryLedger,
     RateLimited,
     TaskNotFound,

@@ -1,4 +1,4 @@
-"""A key to look for, and everything that an application, a log or a crash report could show of what it was given."""
+"""A secret key, and everything that an application, a log or a crash report can show of an object."""
 
 import base64
 import html
@@ -43,7 +43,7 @@ ECHOES: Mapping[str, Callable[[str], str]] = {
 
 
 def seen(text: str, word: str = KEY) -> bool:
-    """Tell whether text holds the secret, in any of these encodings."""
+    """Return True if a text contains the secret in any of these encodings."""
     unescaped = _ESCAPE.sub(lambda escape: chr(int(escape[1], 16)), text)
     spellings = (text, unquote(text), unquote(unquote(text)), html.unescape(text), unescaped, text.replace("\\/", "/"))
     fragments = FRAGMENTS if word == KEY else (word,)
@@ -64,7 +64,7 @@ def chain(error: BaseException | None, known: set[int] | None = None) -> Iterato
 
 
 def pockets(thing: object) -> Iterator[str]:
-    """Yield what a thing shows of itself: printed, taken apart, pickled; of an error also the locals of its frames."""
+    """Yield what an object shows: printed, its attributes, pickled; of an error also the locals of its frames."""
     yield repr(thing)
     yield str(thing)
     yield f"{thing}"
@@ -73,7 +73,7 @@ def pockets(thing: object) -> Iterator[str]:
         yield repr(attrs.astuple(thing))  # type: ignore[arg-type]
     try:
         yield pickle.dumps(thing).decode("latin-1")
-    except Exception as error:  # it refuses, for whatever reason
+    except Exception as error:  # pickling may be refused
         yield repr(error)
     if isinstance(thing, BaseException):
         for link in chain(thing):
@@ -89,7 +89,7 @@ def sightings(thing: object, *words: str) -> list[str]:
 
 
 class Listener(logging.Handler):
-    """Keeps all that is logged, by whoever."""
+    """Collects all log records."""
 
     def __init__(self) -> None:
         super().__init__(logging.DEBUG)
@@ -100,7 +100,7 @@ class Listener(logging.Handler):
 
 
 def outcome_of(call: Callable[[], Any]) -> object:
-    """Return what a call brings or raises; this frame, which stands in the traceback, holds nothing else."""
+    """Return the result or error of a call; this frame, which is in the traceback, has no other locals."""
     try:
         return call()
     except BaseException as error:

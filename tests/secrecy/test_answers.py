@@ -1,4 +1,4 @@
-"""The key echoed in every field of both gateways' answers, and in 200 refusals and failures: it is seen nowhere."""
+"""A key echoed in any field of an answer, or in one of 200 refusals and failures, is shown nowhere."""
 
 import base64
 import json
@@ -52,7 +52,7 @@ def failed(name: str, task: str) -> dict[str, Any]:
 
 
 def fields_of(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
-    """Yield the path of each field that holds a plain value."""
+    """Yield the path of each field with a plain value."""
     inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else None
     if inner is None:
         yield path
@@ -62,7 +62,7 @@ def fields_of(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...
 
 
 def put(value: Any, path: tuple[Any, ...], what: str) -> Any:
-    """Return the value with a word in one place, behind a URL where one stood."""
+    """Return the value with a text at one path, appended to a URL if there is one."""
     if not path:
         return f"{value}?x={what}" if value == LINK else what
     if isinstance(value, list):
@@ -72,7 +72,7 @@ def put(value: Any, path: tuple[Any, ...], what: str) -> Any:
 
 @frozen
 class Scene:
-    """What one job meets: the bodies of its create and its polls, with their statuses and headers."""
+    """The answers to one job: bodies, statuses and headers of its create and its polls."""
 
     gateway: str
     title: str
@@ -88,7 +88,7 @@ def with_(scene: Scene, answers: dict[str, Any]) -> Scene:
 
 
 def of_fields() -> Iterator[Scene]:
-    """Yield a scene for each field of each answer, the forms of the echo in turn; and one for its name."""
+    """Yield a scene for each field of each answer, with alternating forms of the echo, and one for the field's name."""
     echoes = cycle(ECHOES.items())
     for name in GATEWAYS:
         for kind, body in (("create", created), ("poll", ended), ("poll", failed)):
@@ -111,7 +111,7 @@ STATUSES = (302, 400, 401, 402, 403, 404, 409, 413, 418, 422, 429, 451, 500, 502
 
 
 def of_failures() -> Iterator[Scene]:
-    """Yield refusals and failures: each status with an envelope, a page, half an answer, and words in headers."""
+    """Yield refusals and failures: each status with an envelope, a page, a truncated answer, and echoes in headers."""
     headers = cycle(
         ("x-request-id", "retry-after", "location", "content-type", "x-ratelimit-reset", "www-authenticate")
     )
@@ -140,7 +140,7 @@ def of_failures() -> Iterator[Scene]:
 
 
 class Script:
-    """Answers by the scene that is played."""
+    """Answers with the current scene."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -163,7 +163,7 @@ class Script:
 
 
 async def ending(session: Session, key: str) -> GenerationResult | NanoBananaError:
-    """Return how a job ends; this frame stands in the error's traceback, and holds no scene."""
+    """Return the result or error of a job; this frame, which is in the traceback, has no scene."""
     try:
         return await session.generate("a fox", idempotency_key=key, timeout=5.0)
     except NanoBananaError as error:
@@ -171,7 +171,7 @@ async def ending(session: Session, key: str) -> GenerationResult | NanoBananaErr
 
 
 class Stage:
-    """Plays each scene through a session of its own; what the ledger is given, the events tell."""
+    """Plays each scene in a new session; the events show what the ledger stores."""
 
     def __init__(self, name: str) -> None:
         self.gateway: Gateway = GATEWAYS[name]
@@ -225,7 +225,7 @@ def played(name: str, scenes: list[Scene], caplog: pytest.LogCaptureFixture) -> 
 
 
 @pytest.mark.parametrize("name", GATEWAYS)
-def test_a_key_in_any_field_of_an_answer_is_seen_nowhere(name: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_key_in_any_field_of_an_answer_is_not_shown(name: str, caplog: pytest.LogCaptureFixture) -> None:
     scenes = [scene for scene in of_fields() if scene.gateway == name]
     assert len(scenes) > 40
     stage = played(name, scenes, caplog)
@@ -234,7 +234,7 @@ def test_a_key_in_any_field_of_an_answer_is_seen_nowhere(name: str, caplog: pyte
 
 
 @pytest.mark.parametrize("name", GATEWAYS)
-def test_a_key_in_any_refusal_or_failure_is_seen_nowhere(name: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_key_in_any_refusal_or_failure_is_not_shown(name: str, caplog: pytest.LogCaptureFixture) -> None:
     every = list(of_failures())
     assert len(every) > 200
     scenes = [scene for scene in every if scene.gateway == name]
@@ -245,7 +245,7 @@ def test_a_key_in_any_refusal_or_failure_is_seen_nowhere(name: str, caplog: pyte
 
 @pytest.mark.parametrize("name", GATEWAYS)
 @pytest.mark.parametrize("refuses", [False, True])
-def test_a_task_whose_id_holds_the_key_is_in_doubt_and_not_bought_again(name: str, refuses: bool) -> None:
+def test_a_task_id_with_the_key_makes_the_job_uncertain(name: str, refuses: bool) -> None:
     said = created(name, f"task-{KEY}")
     if refuses:
         said |= {"success": False, "code": 5, "message": "no", "error": {"code": "bad_request", "message": "no"}}
@@ -268,7 +268,7 @@ def test_a_task_whose_id_holds_the_key_is_in_doubt_and_not_bought_again(name: st
     assert "***" in str(error) or "task" in str(error)
 
 
-def test_a_key_in_a_poll_does_not_lose_a_job_that_is_done() -> None:
+def test_a_key_in_a_poll_does_not_lose_a_finished_job() -> None:
     said = put(ended("apimall", "TASK"), ("data", "model"), KEY)
     script = Script("apimall")
     script.scene = Scene("apimall", "model", poll=json.dumps(said).encode())

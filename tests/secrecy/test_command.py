@@ -1,4 +1,4 @@
-"""What the command line prints and writes: no key, and nothing that a terminal would obey."""
+"""The command line prints and writes no key and no control characters."""
 
 import asyncio
 import base64
@@ -31,20 +31,20 @@ INLINE = f"data:image/png;base64,{PNG}"
 
 
 class Answering(BaseHTTPRequestHandler):
-    """Answers each create and each poll with what the test says."""
+    """Answers each create and each poll with the answer that the test sets."""
 
     create: tuple[int, Any] = (200, {})
     poll: tuple[int, Any] = (200, {})
 
     def do_POST(self) -> None:
         self.rfile.read(int(self.headers["Content-Length"]))
-        self._say(*type(self).create)
+        self._answer(*type(self).create)
 
     def do_GET(self) -> None:
-        self._say(*type(self).poll)
+        self._answer(*type(self).poll)
 
-    def _say(self, status: int, said: Any) -> None:
-        body = json.dumps(said).encode()
+    def _answer(self, status: int, content: Any) -> None:
+        body = json.dumps(content).encode()
         self.send_response(status)
         self.send_header("Content-Length", str(len(body)))
         self.send_header("X-Request-Id", KEY)
@@ -84,11 +84,11 @@ def failure(message: str) -> tuple[int, Any]:
 
 
 def obeyed(text: str) -> list[str]:
-    """Return what a terminal would obey, but for the ends of lines and the tabs between cells."""
+    """Return the control characters of a text, except newlines and tabs."""
     return [c for c in text if c not in "\n\t" and unicodedata.category(c) in ("Cc", "Cf", "Cs", "Zl", "Zp", "Co")]
 
 
-class Told:
+class CliOutput:
     def __init__(self, capsys: pytest.CaptureFixture[str]) -> None:
         self._capsys = capsys
 
@@ -103,51 +103,55 @@ class Told:
 
 
 @pytest.fixture
-def tell(capsys: pytest.CaptureFixture[str]) -> Told:
-    return Told(capsys)
+def cli_output(capsys: pytest.CaptureFixture[str]) -> CliOutput:
+    return CliOutput(capsys)
 
 
-async def test_an_inline_image_with_escape_sequences_behind_its_beginning_is_none(
-    gateway: type[Answering], tell: Told
+async def test_an_inline_image_with_escape_sequences_is_refused(
+    gateway: type[Answering], cli_output: CliOutput
 ) -> None:
     gateway.poll = success(f"{INLINE}{ODD}\nhttps://evil.example/second-line")
-    assert await tell("generate", "a fox", "--timeout", "1", code=1) == ""
+    assert await cli_output("generate", "a fox", "--timeout", "1", code=1) == ""
 
 
-async def test_one_inline_image_is_one_line_in_a_pipe(gateway: type[Answering], tell: Told) -> None:
+async def test_an_inline_image_is_one_line_in_a_pipe(gateway: type[Answering], cli_output: CliOutput) -> None:
     gateway.poll = success("\r\n".join([INLINE[:60], INLINE[60:]]))
-    assert await tell("generate", "a fox", code=0) == f"{INLINE}\n"
+    assert await cli_output("generate", "a fox", code=0) == f"{INLINE}\n"
 
 
-async def test_words_of_a_gateway_are_not_obeyed(gateway: type[Answering], tell: Told) -> None:
+async def test_gateway_messages_are_printed_without_control_characters(
+    gateway: type[Answering], cli_output: CliOutput
+) -> None:
     for message in (ODD, KEY):
         gateway.poll = failure(message)
-        await tell("generate", f"a fox {ODD}", f"two foxes {ODD}", code=1)
+        await cli_output("generate", f"a fox {ODD}", f"two foxes {ODD}", code=1)
         gateway.create = (402, {"code": 402, "message": message, "request_id": message})
-        await tell("generate", f"a fox {ODD}", code=1)
+        await cli_output("generate", f"a fox {ODD}", code=1)
         gateway.create = (200, {"code": 0, "data": {"task_id": "task-1"}})
     for tokens in (["generate", "x", "--gateway", ODD], [ODD], ["jobs", "--ledger", ODD], ["jobs", "show", ODD]):
-        await tell(*tokens, code=2)
-    await tell("batch", f"{ODD}.txt", "-o", "out", code=2)
+        await cli_output(*tokens, code=2)
+    await cli_output("batch", f"{ODD}.txt", "-o", "out", code=2)
 
 
-async def test_files_and_listings_of_a_batch_hold_neither_key_nor_commands(
-    gateway: type[Answering], tell: Told, tmp_path: Path
+async def test_batch_files_and_listings_have_no_key_or_control_characters(
+    gateway: type[Answering], cli_output: CliOutput, tmp_path: Path
 ) -> None:
     row = {"prompt": f"a fox {ODD}", "key": "own", "metadata": {ODD: ODD}}
     (tmp_path / "rows.jsonl").write_text(json.dumps(row), encoding="utf-8")
     folder = "out\x1b[2J\u202e"
     gateway.create = (200, {"code": 0, "data": {"task_id": "task-1", "model": KEY, "request_id": KEY}})
     gateway.poll = failure(f"no {KEY} {ODD}")
-    await tell("batch", "rows.jsonl", "-o", folder, code=1)
+    await cli_output("batch", "rows.jsonl", "-o", folder, code=1)
     gateway.poll = success(INLINE, model=f"m {KEY}", request_id=KEY, consumed=KEY)
     gateway.create = (200, {"code": 0, "data": {"task_id": "task-2", "model": KEY, "request_id": KEY}})
-    said = await tell("batch", "rows.jsonl", "-o", folder, "--retry-failed", code=0)
+    said = await cli_output("batch", "rows.jsonl", "-o", folder, "--retry-failed", code=0)
     assert len(said.splitlines()) == 1
     ledger = f"{folder}/jobs.sqlite"
-    await tell("jobs", "--ledger", ledger, code=0)
-    assert json.loads(await tell("jobs", "--json", "--ledger", ledger, code=0))["request"]["prompt"] == row["prompt"]
-    await tell("jobs", "show", json.loads(results_of(tmp_path / folder))["key"], "--ledger", ledger, code=0)
+    await cli_output("jobs", "--ledger", ledger, code=0)
+    assert (
+        json.loads(await cli_output("jobs", "--json", "--ledger", ledger, code=0))["request"]["prompt"] == row["prompt"]
+    )
+    await cli_output("jobs", "show", json.loads(results_of(tmp_path / folder))["key"], "--ledger", ledger, code=0)
     assert obeyed(results_of(tmp_path / folder)) == []
     assert json.loads(results_of(tmp_path / folder))["metadata"] == {ODD: ODD}
     every = [path for path in (tmp_path / folder).rglob("*") if path.is_file()]
@@ -159,8 +163,8 @@ def results_of(folder: Path) -> str:
     return (folder / "results.jsonl").read_text(encoding="utf-8")
 
 
-async def test_settings_from_the_environment_that_are_refused_show_no_key(
-    gateway: type[Answering], tell: Told, monkeypatch: pytest.MonkeyPatch
+async def test_refused_environment_variables_show_no_key(
+    gateway: type[Answering], cli_output: CliOutput, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name, value in (
         ("NANOBANANA_BASE_URL", f"https://me:{KEY.replace('/', '')}@gateway.example"),
@@ -169,10 +173,10 @@ async def test_settings_from_the_environment_that_are_refused_show_no_key(
     ):
         with monkeypatch.context() as patch:
             patch.setenv(name, value)
-            await tell("generate", "a fox", code=2)
+            await cli_output("generate", "a fox", code=2)
 
 
-async def test_letters_that_the_output_can_not_take_end_no_run(tmp_path: Path) -> None:
+async def test_unencodable_characters_do_not_end_the_command(tmp_path: Path) -> None:
     (tmp_path / "rows.txt").write_text("a fox", encoding="utf-8")
     environ = environment(PYTHONIOENCODING="ascii", PYTHONUTF8="0")
     command = ("batch", "rows.txt", "-o", "füchse", "--gateway", "emulator")
@@ -181,7 +185,7 @@ async def test_letters_that_the_output_can_not_take_end_no_run(tmp_path: Path) -
     assert "f\\xfcchse/images/" in said.out
 
 
-def test_twenty_megabytes_of_an_inline_image_are_printed_in_no_time() -> None:
+def test_a_large_inline_image_is_printed_quickly() -> None:
     image = GeneratedImage(url=f"data:image/png;base64,{'A' * 20_000_000}")
     began = time.process_time()
     assert len(repr(image)) < 300

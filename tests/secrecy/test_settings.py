@@ -1,4 +1,4 @@
-"""Settings that are refused: neither the key, nor the environment, nor a proxy's password stands in the traceback."""
+"""Tracebacks of refused settings contain no key, environment or proxy password."""
 
 import asyncio
 import copy
@@ -68,7 +68,7 @@ REFUSED: dict[str, Callable[[], Any]] = {
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_what_is_refused_shows_no_secret(name: str) -> None:
+def test_refused_settings_show_no_secret(name: str) -> None:
     error = outcome_of(REFUSED[name])
     assert isinstance(error, (ConfigurationError, TypeError))
     assert sightings(error, KEY, PASSWORD, OTHER) == []
@@ -87,14 +87,14 @@ def test_the_real_environment_is_in_no_traceback(kind: type[ApiMall], monkeypatc
 
 
 class Bare(ApiMall):
-    """A gateway of somebody else's, whose key is plain text."""
+    """A third-party gateway with a plain text key."""
 
     @property
     def api_key(self) -> Any:
         return KEY
 
 
-def test_a_gateway_whose_key_is_plain_text_is_refused() -> None:
+def test_a_gateway_with_a_plain_text_key_is_refused() -> None:
     error = outcome_of(lambda: Session(Bare(api_key=KEY)))
     assert isinstance(error, ConfigurationError)
     assert "nanobanana_async.gateways.Secret" in str(error)
@@ -108,7 +108,7 @@ def test_a_key_left_in_a_frame_would_be_found() -> None:
     assert sightings(outcome_of(lambda: careless(KEY)))
 
 
-def test_a_gateway_is_whole_in_copies_and_masked_in_parts() -> None:
+def test_a_gateway_can_be_copied_and_masks_its_key() -> None:
     gateway = ApiMall(api_key=f" {KEY}\n", expected_job_s=5)
     for twin in (copy.copy(gateway), copy.deepcopy(gateway), attrs.evolve(gateway), ApiMall(**settings_of(gateway))):
         assert twin == gateway
@@ -124,7 +124,7 @@ def settings_of(gateway: ApiMall) -> dict[str, Any]:
     return {each.alias: getattr(gateway, each.name) for each in attrs.fields(type(gateway))}
 
 
-def test_a_pickled_gateway_says_what_to_do_instead() -> None:
+def test_pickling_a_gateway_is_refused_with_advice() -> None:
     with pytest.raises(TypeError, match="make the gateway or the session in the process that uses it"):
         pickle.dumps(mall())
 
@@ -168,9 +168,7 @@ ECHOING = {
 
 
 @pytest.mark.parametrize("name", ECHOING)
-async def test_a_peer_that_echoes_the_key_does_not_bring_it_into_view(
-    name: str, caplog: pytest.LogCaptureFixture
-) -> None:
+async def test_a_peer_that_echoes_the_key_does_not_expose_it(name: str, caplog: pytest.LogCaptureFixture) -> None:
     async with Peer(ECHOING[name]) as peer:
         error = await ending(over(peer.url))
     assert isinstance(error, NanoBananaError)
@@ -179,7 +177,7 @@ async def test_a_peer_that_echoes_the_key_does_not_bring_it_into_view(
 
 
 @pytest.mark.parametrize("answer", [b"407 No", b"502 No"])
-async def test_a_proxy_that_refuses_does_not_bring_its_password_into_view(answer: bytes) -> None:
+async def test_a_refusing_proxy_does_not_expose_its_password(answer: bytes) -> None:
     async with Peer(echo_of(answer)) as peer:
         proxy = f"{PROXY}:{peer.url.rpartition(':')[2].strip('/')}"
         session = over("https://gateway.example", proxy=proxy)
@@ -188,8 +186,8 @@ async def test_a_proxy_that_refuses_does_not_bring_its_password_into_view(answer
         assert PASSWORD not in repr([repr(vars(part)) for part in parts_of(session)])
 
 
-async def test_an_image_that_does_not_come_through_a_proxy_shows_no_password() -> None:
-    image = GeneratedImage(url="https://pictures.example/1.png")
+async def test_a_failed_download_through_a_proxy_shows_no_password() -> None:
+    image = GeneratedImage(url="https://images.example/1.png")
     session = over("https://gateway.example", proxy=f"{PROXY}:{unused_port()}")
     session._components.downloads._attempts = 1
     async with session:
@@ -205,8 +203,8 @@ async def download(session: Session, image: GeneratedImage) -> object:
         return error
 
 
-async def test_a_download_that_is_cancelled_shows_no_password() -> None:
-    image = GeneratedImage(url="http://pictures.example/1.png")
+async def test_a_cancelled_download_shows_no_password() -> None:
+    image = GeneratedImage(url="http://images.example/1.png")
     async with Peer(silent) as peer:
         session = over("https://gateway.example", proxy=Secret(peer.url.replace("//", f"//me:{PASSWORD}@")))
         async with session:
@@ -220,7 +218,7 @@ async def test_a_download_that_is_cancelled_shows_no_password() -> None:
 
 
 class Ended(BaseException):
-    """What ends a program, such as Ctrl-C."""
+    """An exception that ends a program, such as Ctrl-C."""
 
 
 class Ending(aiohttp.TCPConnector):
@@ -228,7 +226,7 @@ class Ending(aiohttp.TCPConnector):
         raise Ended
 
 
-async def test_a_program_that_ends_while_it_asks_shows_no_key() -> None:
+async def test_a_program_that_ends_during_a_request_shows_no_key() -> None:
     async with aiohttp.ClientSession(connector=Ending()) as lent:
         api = AiohttpTransport(mall(), timeouts=Timeouts(), http=lent)
         await api.open()

@@ -1,6 +1,6 @@
-"""Progress of a batch for people's eyes, on stderr: a live display on a terminal, else lines of text.
+"""Show the progress of a batch on stderr: a live display on a terminal, lines of text elsewhere.
 
-It keeps numbers, not jobs: a hundred thousand rows are shown as cheaply as ten.
+The display keeps counts, not jobs: its cost does not depend on the number of rows.
 """
 
 import math
@@ -18,25 +18,25 @@ from rich.text import Text
 
 from nanobanana_async import RateLimited, SessionStats
 from nanobanana_async.cli.display import shorten
-from nanobanana_async.cli.jobs.format import amount, pluralize
 from nanobanana_async.escaping import one_line
 from nanobanana_async.events import CreateFailed, Event, PollFailed
+from nanobanana_async.formatting import duration, number
 
 REDRAWS_A_SECOND = 4
-LINES_FOR_EACH_ROW = 200  # rows up to which each gets a line of its own
+ROW_LINES_UP_TO = 200  # rows; a larger batch gets a status line every SUMMARY_S
 SUMMARY_S = 5.0
 WINDOW_S = 60.0
-FULL_ROUNDS = 3  # of all slots, after which the pace is no longer that of the start
-TROUBLE_S = 30.0  # how long a trouble is news
+FULL_ROUNDS = 3  # of all slots: the pace before that is the one of the start
+PROBLEM_S = 30.0  # how long the last problem is shown
 
 _STYLES = {"succeeded": "green", "failed": "red", "refused": "red", "invalid": "red", "uncertain": "magenta"}
 _FAILED = ("failed", "refused", "invalid")
 
 
 class BatchDisplay:
-    """What is known of a batch. It is an observer of the session, and a context manager around the showing.
+    """The progress of a batch: an observer of the session, and a context manager that shows the display.
 
-    `total` may be None: then nobody knows how many rows there are.
+    `total` is None when the number of rows is unknown.
     """
 
     def __init__(
@@ -45,20 +45,20 @@ class BatchDisplay:
         self.total = total
         self.console = console
         self.counts: Counter[str] = Counter()
-        self.phase = "looking at what is there"
-        """What goes on while nothing is bought; empty while something is."""
+        self.phase = "loading earlier results"
+        """What the run does while it does not buy; empty while it buys."""
         self.stats: SessionStats | None = None
-        """The session as it stood a moment ago; rich draws in a thread, where nobody may ask it."""
+        """The latest stats; rich draws in a thread, which must not call the session."""
         self.spent_before = Decimal(0)
         self._clock = clock
         self._max_credits = max_credits
         self._ended: deque[tuple[float, int]] = deque()
-        self._fresh = 0
-        self._trouble: tuple[float, str] | None = None
-        self._due = clock() + SUMMARY_S
+        self._ended_here = 0
+        self._problem: tuple[float, str] | None = None
+        self._summary_due = clock() + SUMMARY_S
         self._live = Live(
             console=console,
-            get_renderable=self._picture,
+            get_renderable=self._render,
             refresh_per_second=REDRAWS_A_SECOND,
             transient=True,
             redirect_stdout=False,
@@ -76,77 +76,77 @@ class BatchDisplay:
         self._live.stop()
 
     def __call__(self, event: Event) -> None:
-        """Take note of an event."""
+        """Remember the last problem."""
         match event:
             case CreateFailed(error=RateLimited()):
-                pass  # that is how the limit is found: it stands in the display
+                pass  # expected while the job limit is being learned; the display shows the limit
             case CreateFailed(error=error) | PollFailed(error=error):
-                self._trouble = (self._clock(), shorten(str(error), 200))
+                self._problem = (self._clock(), shorten(str(error), 200))
             case _:
                 pass
 
-    def known(self, status: str) -> None:
-        """Count a row that had ended before."""
+    def add_finished(self, status: str) -> None:
+        """Count a row that ended in an earlier run."""
         self.counts[status] += 1
 
     def ended(self, status: str, prompt: str, error: str | None) -> None:
         """Count a row that has just ended."""
         self.counts[status] += 1
-        self._fresh += 1
+        self._ended_here += 1
         if error is not None:
-            self._trouble = (self._clock(), f"{shorten(prompt, 30)}: {shorten(error, 200)}")
-        if not self.console.is_terminal and (self.total or LINES_FOR_EACH_ROW + 1) <= LINES_FOR_EACH_ROW:
+            self._problem = (self._clock(), f"{shorten(prompt, 30)}: {shorten(error, 200)}")
+        if not self.console.is_terminal and (self.total or ROW_LINES_UP_TO + 1) <= ROW_LINES_UP_TO:
             why = "" if error is None else f": {error}"
             self.say(f"{self._progress()} {status}: {shorten(prompt)}{why}")
 
     def tick(self, stats: SessionStats | None) -> None:
-        """Take a look at the session, where there is one; called several times a second."""
+        """Update the stats, if there is a session; called several times a second."""
         now = self._clock()
         self.stats = stats
         if not self._ended or now - self._ended[-1][0] >= 1:
-            self._ended.append((now, self._fresh))
+            self._ended.append((now, self._ended_here))
             while now - self._ended[0][0] > WINDOW_S:
                 self._ended.popleft()
-        big = self.total is None or self.total > LINES_FOR_EACH_ROW
-        if not self.console.is_terminal and big and now >= self._due:
-            self._due = now + SUMMARY_S
+        big = self.total is None or self.total > ROW_LINES_UP_TO
+        if not self.console.is_terminal and big and now >= self._summary_due:
+            self._summary_due = now + SUMMARY_S
             self.say("; ".join(line.plain for line in self._lines()))
 
     def say(self, sentence: str) -> None:
-        """Print a line, above the display where there is one."""
+        """Print a line, above the live display if there is one."""
         wrapped = self.console.is_terminal
         self.console.print(one_line(sentence), markup=False, highlight=False, emoji=False, soft_wrap=not wrapped)
 
     @property
     def done(self) -> int:
-        """How many rows have ended, in this run or before."""
+        """Number of rows that have ended, in this run or before."""
         return self.counts.total()
 
     @property
     def failed(self) -> int:
-        """How many of these brought nothing."""
+        """Number of rows without images: failed, refused or invalid."""
         return sum(self.counts[status] for status in _FAILED)
 
     @property
     def spent(self) -> Decimal:
-        """What the batch has cost, earlier runs included."""
+        """Credits charged for the batch, earlier runs included."""
         return self.spent_before + (Decimal(0) if self.stats is None else self.stats.credits_spent)
 
     def left_s(self) -> float | None:
-        """Return how long the rest will take: by the pace of the last minute, or first by what the session learned."""
+        """Estimate the remaining time: from the pace of the last minute, or from learned durations at the start."""
         stats = self.stats
         if stats is None or self.total is None or stats.job_duration_median_s is None:
             return None
         slots = max(stats.job_limit or stats.slots_held, 1)
         pace = self.rows_per_minute()
-        if pace is not None and self._fresh > FULL_ROUNDS * slots:
+        if pace is not None and self._ended_here > FULL_ROUNDS * slots:
             return max(0, self.total - self.done) / pace * 60
         mean_s = stats.job_duration_median_s * math.exp((stats.job_duration_sigma or 0.0) ** 2 / 2)
         left = max(0, self.total - self.done)
         return left * mean_s / min(slots, max(left, 1))
 
     def rows_per_minute(self) -> float | None:
-        """Return how fast rows have ended in the last minute."""
+        """Return the pace of the last minute; None if no row ended."""
         if len(self._ended) < 2:
             return None
         (start, before), (end, after) = self._ended[0], self._ended[-1]
@@ -156,7 +156,7 @@ class BatchDisplay:
         return f"{self.done}/{self.total}" if self.total is not None else f"{self.done}"
 
     def _lines(self) -> list[Text]:
-        """Return how it stands: the rows, then what they cost and how long they take."""
+        """Return two lines: the counts of rows and slots, then cost and time."""
         rows = [Text(f"{self._progress()} rows", "bold")]
         rows += [
             Text(f"{self.counts[status]} {status}", style) for status, style in _STYLES.items() if self.counts[status]
@@ -164,20 +164,20 @@ class BatchDisplay:
         rows += [Text(f"{self.counts['unfinished']} unfinished", "yellow")] if self.counts["unfinished"] else []
         stats = self.stats
         if stats is not None:
-            limit = "limit not met yet" if stats.job_limit is None else f"limit {stats.job_limit}"
+            limit = "limit unknown" if stats.job_limit is None else f"limit {stats.job_limit}"
             rows.append(Text(f"{stats.slots_held} running, {limit}"))
         facts = [Text(self.phase, "yellow")] if self.phase else []
         if stats is not None and not stats.gate_open:
             facts.append(Text("paused by the gateway", "yellow"))
-        most = "" if self._max_credits is None else f" of {amount(self._max_credits)}"
-        facts.append(Text(f"{amount(self.spent)}{most} credits"))
+        cap = "" if self._max_credits is None else f" of {number(self._max_credits)}"
+        facts.append(Text(f"{number(self.spent)}{cap} credits"))
         if (pace := self.rows_per_minute()) is not None:
             facts.append(Text(f"{pace:.0f} rows a minute"))
         if (left_s := self.left_s()) is not None:
-            facts.append(Text(f"about {duration(left_s)} left"))
+            facts.append(Text(f"about {duration(left_s, tenths=False)} left"))
         return [Text(", ").join(rows), Text(", ").join(facts)]
 
-    def _picture(self) -> RenderableType:
+    def _render(self) -> RenderableType:
         bar = Table.grid(padding=(0, 1), expand=True)
         bar.add_column(ratio=1)
         share = "" if not self.total else f"{100 * self.done // self.total} %"
@@ -185,23 +185,7 @@ class BatchDisplay:
             ProgressBar(total=self.total, completed=self.done, pulse=self.total is None, complete_style="cyan"), share
         )
         lines: list[RenderableType] = [bar, *self._lines()]
-        now, trouble = self._clock(), self._trouble
-        if trouble is not None and now - trouble[0] < TROUBLE_S:
-            text = Text(f"{duration(now - trouble[0])} ago: {trouble[1]}", "dim", no_wrap=True, overflow="ellipsis")
-            lines.append(text)
+        if self._problem is not None and (age_s := self._clock() - self._problem[0]) < PROBLEM_S:
+            sentence = f"{duration(age_s, tenths=False)} ago: {self._problem[1]}"
+            lines.append(Text(sentence, "dim", no_wrap=True, overflow="ellipsis"))
         return Group(*lines)
-
-
-def duration(seconds: float) -> str:
-    """Return a duration for people's eyes."""
-    whole = max(0, round(seconds))
-    if whole < 100:
-        return f"{whole} s"
-    if whole < 100 * 60:
-        return f"{whole // 60} min {whole % 60:02d} s" if whole < 600 else f"{round(whole / 60)} min"
-    return f"{whole // 3600} h {whole % 3600 // 60:02d} min" if whole < 72 * 3600 else f"{round(whole / 86400)} days"
-
-
-def rows(number: int) -> str:
-    """Return a number of rows in words."""
-    return pluralize(number, "row")

@@ -1,4 +1,4 @@
-"""`nanobanana batch --dry-run`: what a run would find, buy and cost; it looks, and writes nothing."""
+"""`nanobanana batch --dry-run`: print what a run would buy and cost, without writing anything."""
 
 from collections import Counter
 from contextlib import AsyncExitStack
@@ -11,7 +11,7 @@ from nanobanana_async.cli.batch.results import RESULTS, line_offsets
 from nanobanana_async.cli.batch.rows import is_over, is_same
 from nanobanana_async.cli.batch.run import Plan
 from nanobanana_async.cli.jobs.actions import Prices, open_read_only, prices_in
-from nanobanana_async.cli.jobs.format import amount
+from nanobanana_async.formatting import plain_number
 from nanobanana_async.jobs import JobRecord
 
 OK = 0
@@ -20,11 +20,11 @@ _STATUSES = ("finished", "failed", "uncertain", "running", "to buy")
 
 
 async def show_dry_run(plan: Plan, gateway: Gateway) -> int:
-    """Print how the rows stand, and what the rest would cost."""
+    """Print the number of rows by status, and the cost of the rows to buy."""
     counts: Counter[str] = Counter()
     to_buy: Counter[str] = Counter()
     prices: Prices = {}
-    old = line_offsets(plan.folder / RESULTS)
+    old_offsets = line_offsets(plan.folder / RESULTS)
     path = plan.folder / LEDGER
     async with AsyncExitStack() as stack:
         ledger = (
@@ -34,14 +34,16 @@ async def show_dry_run(plan: Plan, gateway: Gateway) -> int:
             prices = await prices_in(ledger, gateway)
         for row in plan.file.rows(gateway):
             record = None if ledger is None else await ledger.find(row.key)
-            standing = "finished" if record is None and row.key in old else _row_status(row, record, plan, gateway)
-            counts[standing] += 1
-            if standing == "to buy" and row.request is not None:
+            status = (
+                "finished" if record is None and row.key in old_offsets else _row_status(row, record, plan, gateway)
+            )
+            counts[status] += 1
+            if status == "to buy" and row.request is not None:
                 to_buy[gateway.price_class(row.request)] += 1
     print(f"rows\t{plan.total}")
-    for standing in _STATUSES:
-        if counts[standing] or standing == "to buy":
-            print(f"{standing}\t{counts[standing]}")
+    for status in _STATUSES:
+        if counts[status] or status == "to buy":
+            print(f"{status}\t{counts[status]}")
     print(f"credits\t{_estimate(to_buy, prices, plan.expected_credits)}")
     return OK
 
@@ -63,11 +65,11 @@ def _row_status(row: FileRow, record: JobRecord | None, plan: Plan, gateway: Gat
 
 
 def _estimate(to_buy: Counter[str], prices: Prices, expected: Decimal | None) -> str:
-    """Return what the rows to buy cost by their kinds, in words."""
-    known = {kind: prices.get(kind, expected) for kind in to_buy}
-    costs = [price * to_buy[kind] for kind, price in known.items() if price is not None]
+    """Return the cost of the rows to buy, as text, from the price of each class."""
+    known = {price_class: prices.get(price_class, expected) for price_class in to_buy}
+    costs = [price * to_buy[price_class] for price_class, price in known.items() if price is not None]
     if not to_buy:
         return "0"
     if len(costs) < len(known):
-        return "unknown: none of a kind has been bought yet; --expected-credits says what a job costs"
-    return f"about {amount(sum(costs, Decimal(0)))}"
+        return "unknown: no job of a class has been bought yet; set --expected-credits"
+    return f"about {plain_number(sum(costs, Decimal(0)))}"

@@ -1,4 +1,4 @@
-"""The file of a batch: a prompt a line, JSON lines, or CSV; read line by line, and as often as it is asked for."""
+"""Read the input file of a batch, line by line: text with a prompt per line, JSON lines, or CSV."""
 
 import csv
 import json
@@ -30,42 +30,42 @@ _BOM, _BOMS_OF_UTF16 = b"\xef\xbb\xbf", (b"\xff\xfe", b"\xfe\xff")
 _LONGEST_CELL = 1 << 24
 
 ParsedLine = tuple[int, dict[str, Any] | str]
-"""The line at which a row begins, and its fields, or what is wrong with it."""
+"""The line at which a row begins, and its fields or an error message."""
 
 
 @frozen(kw_only=True)
 class FileRow:
-    """One row of the file, whole or with what is wrong with it."""
+    """One row of the file: its request, or its error."""
 
     index: int
     line: int
     key: str = ""
-    """Its job's key in the ledger."""
+    """The key of the row's job in the ledger."""
     own_key: str | None = None
-    """The key that stands in the file."""
+    """The key given in the file."""
     request: ImageRequest | None = None
     metadata: Any = None
     error: str | None = None
 
     @property
     def item(self) -> RowInput:
-        """The row as `generate_many` takes it; this row itself travels along as its metadata."""
+        """The row as input of `generate_many`, with this object as its metadata."""
         return Row(index=self.index, key=self.key, request=self.request, metadata=self)
 
 
 @frozen
 class InputFile:
-    """A file whose format is known. It may be read several times, also at the same time."""
+    """An input file with its format. It can be read several times, also concurrently."""
 
     path: Path
     title: str
-    """What the user calls it."""
+    """The file's name in messages."""
     format: Format
     batch: str
-    """The batch's name: the keys follow from it."""
+    """The batch's name, from which the keys are derived."""
 
     def rows(self, gateway: Gateway) -> Iterator[FileRow]:
-        """Yield every row; what a gateway does not take is an error of the row."""
+        """Yield every row; a request that the gateway does not support becomes an error of the row."""
         rows, own_keys = RowReader(self.batch), set[int]()
         try:
             file = self.path.open("rb")
@@ -85,7 +85,7 @@ def _row(index: int, line: int, row: Row, own_key: str | None, own_keys: set[int
         error = _refused(gateway, row.request)
     if own_key is not None and row.error is None:
         if hash(own_key) in own_keys:
-            error = error or f"key {own_key!r} is an earlier row's: each row needs its own, or none"
+            error = error or f"key {own_key!r} belongs to an earlier row: each row needs its own key, or none"
         own_keys.add(hash(own_key))
     if error is None and row.metadata is not None:
         error = _unwritable(row.metadata)
@@ -96,9 +96,9 @@ def _row(index: int, line: int, row: Row, own_key: str | None, own_keys: set[int
 
 @contextmanager
 def open_input(file: str, name: str | None, kind: Format | None) -> Iterator[InputFile]:
-    """Find the file and its format; what can be read once only is kept in a temporary file meanwhile.
+    """Find the file and its format; a pipe is copied to a temporary file, since rows are read several times.
 
-    Raises `ConfigurationError` for what can't be read.
+    Raises `ConfigurationError` if the file can't be read.
     """
     path, title = Path(file).expanduser(), "standard input" if file == "-" else file
     if file == "-":
@@ -106,13 +106,13 @@ def open_input(file: str, name: str | None, kind: Format | None) -> Iterator[Inp
     elif kind is None:
         kind = _ENDINGS.get(path.suffix.lower())
         if kind is None:
-            raise ConfigurationError(f"{file}: is it {', '.join(get_args(Format))}? Say it with --format")
+            raise ConfigurationError(f"{file}: unknown format: pass --format {'|'.join(get_args(Format))}")
     name = (path.stem if file != "-" else "stdin") if name is None else name
     if not name.strip():
         raise ConfigurationError("--name is empty")
     try:
         if file != "-" and path.is_file():
-            with path.open("rb"):  # it is there, and may be read
+            with path.open("rb"):  # check that it exists and is readable
                 pass
             yield InputFile(path, title, kind, name)
             return
@@ -128,7 +128,7 @@ def open_input(file: str, name: str | None, kind: Format | None) -> Iterator[Inp
 
 def _spooled(source: BinaryIO) -> Path:
     if source.isatty():
-        print("nanobanana: a prompt a line, please; Ctrl-D ends them", file=sys.stderr)
+        print("nanobanana: enter one prompt per line; Ctrl-D ends the input", file=sys.stderr)
     descriptor, name = tempfile.mkstemp(prefix="nanobanana-", suffix=".rows")
     try:
         with open(descriptor, "wb") as spool:
@@ -148,7 +148,7 @@ def _refused(gateway: Gateway, request: ImageRequest) -> str | None:
 
 
 def _unwritable(metadata: object) -> str | None:
-    """Say why results can't hold the metadata of a row; found by writing it as they do."""
+    """Return why the results file can't store the metadata of a row, or None."""
     try:
         ReportRow(index=0, key="", status="unfinished", metadata=metadata).to_json()
     except ValueError as error:
@@ -157,7 +157,7 @@ def _unwritable(metadata: object) -> str | None:
 
 
 class _Unreadable(Exception):
-    """A line that is no text."""
+    """A line that is not UTF-8 text."""
 
     def __init__(self, line: int, why: str) -> None:
         super().__init__(why)
@@ -167,7 +167,7 @@ class _Unreadable(Exception):
 def _decoded(line: int, raw: bytes) -> str:
     if line == 1:
         if raw.startswith(_BOMS_OF_UTF16):
-            raise _Unreadable(line, "this is UTF-16: save the file as UTF-8")
+            raise _Unreadable(line, "UTF-16 is not supported: save the file as UTF-8")
         raw = raw.removeprefix(_BOM)
     try:
         return raw.decode()
@@ -181,7 +181,7 @@ def _each_line(file: BinaryIO, read: Callable[[str], dict[str, Any] | str]) -> I
             text = _decoded(line, raw).strip()
         except _Unreadable as error:
             yield line, str(error)
-            if raw.startswith(_BOMS_OF_UTF16):  # and so are all that follow
+            if raw.startswith(_BOMS_OF_UTF16):  # so are all following lines
                 return
             continue
         if text:
@@ -204,9 +204,9 @@ def _object(text: str) -> dict[str, Any] | str:
     except (ValueError, RecursionError) as error:
         return f"broken JSON: {error}"
     if not isinstance(facts, dict):
-        return 'a row is an object, such as {"prompt": "a fox"}'
-    if strange := [name for name in facts if name not in COLUMNS]:
-        return f"unknown field {', '.join(map(repr, strange))}: a row takes {', '.join(COLUMNS)}"
+        return 'a row must be an object, such as {"prompt": "a fox"}'
+    if unknown := [name for name in facts if name not in COLUMNS]:
+        return f"unknown field {', '.join(map(repr, unknown))}: the fields are {', '.join(COLUMNS)}"
     return {name: value for name, value in facts.items() if value is not None}
 
 
@@ -216,7 +216,7 @@ def _csv(file: BinaryIO) -> Iterator[ParsedLine]:
     line = 1
     try:
         first = next(lines, "")
-        # Column names hold none of them; spreadsheets in half the world write semicolons.
+        # Many locales of spreadsheets write semicolons; column names contain no delimiter.
         delimiter = max(",;\t", key=first.count)
         reader = csv.reader(_chain(first, lines), delimiter=delimiter, strict=True)
         header = _header(next((cells for cells in reader if any(cells)), []))
@@ -242,28 +242,28 @@ def _chain(first: str, rest: Iterator[str]) -> Iterator[str]:
 def _header(cells: list[str]) -> list[str] | str:
     names = [_column(cell.strip()) for cell in cells]
     known = f"the columns are {', '.join(COLUMNS)} and metadata.NAME"
-    strange = [name for name in names if name not in COLUMNS and not re.fullmatch(r"metadata\..+", name)]
-    if strange:
-        return f"unknown column {', '.join(map(repr, strange))}: {known}"
-    twice = [name for name in dict.fromkeys(names) if names.count(name) > 1]
-    if twice:
-        return f"column {', '.join(twice)} stands twice"
+    unknown = [name for name in names if name not in COLUMNS and not re.fullmatch(r"metadata\..+", name)]
+    if unknown:
+        return f"unknown column {', '.join(map(repr, unknown))}: {known}"
+    duplicates = [name for name in dict.fromkeys(names) if names.count(name) > 1]
+    if duplicates:
+        return f"duplicate column {', '.join(duplicates)}"
     if names and "prompt" not in names:
-        return f"there is no column prompt: {known}"
+        return f"column prompt is missing: {known}"
     if "metadata" in names and any(name.startswith("metadata.") for name in names):
-        return "either metadata or metadata.NAME, not both"
+        return "use either metadata or metadata.NAME, not both"
     return names
 
 
 def _column(name: str) -> str:
-    """Return a column's name as it is meant; what follows `metadata.` is the user's own."""
+    """Return a column name in lower case, except the part after `metadata.`."""
     start, dot, rest = name.partition(".")
     return f"{start.lower()}{dot}{rest}"
 
 
 def _fields_of(header: list[str], cells: list[str]) -> dict[str, Any] | str:
     if len(cells) > len(header):
-        return f"{len(cells)} cells, where the header has {len(header)}"
+        return f"{len(cells)} cells, but the header has {len(header)}"
     facts: dict[str, Any] = {}
     for name, cell in zip(header, (cell.strip() for cell in cells), strict=False):
         if not cell:

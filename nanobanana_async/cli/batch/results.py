@@ -1,4 +1,4 @@
-"""`results.jsonl`: a line for each row that has ended, and the pictures that the lines speak of."""
+"""Read and write `results.jsonl`, with a line for each row that has ended, and check the images of each line."""
 
 import hashlib
 import json
@@ -19,29 +19,29 @@ from nanobanana_async.images.files import safe_name
 from nanobanana_async.images.manifest import NAME as MANIFEST
 from nanobanana_async.report import ReportRow
 
-PICTURES = "images"
+IMAGES = "images"
 RESULTS = "results.jsonl"
 
-_FOLLOW_NOTHING = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
+_NO_FOLLOW = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
 _LISTED = re.compile(rb"([0-9a-f]{64})  ((.+-\d\d)(?:-\d+)?\.[a-z]+)\n?")
 
 
 @frozen(kw_only=True)
 class Result:
-    """One line: the row as the report shows it, and what is needed to trust its files."""
+    """One line: the row as the report shows it, and the digests of its files."""
 
     row: ReportRow
     line: int = 0
     """Where the row begins in its file."""
     row_key: str | None = None
-    """The key that the row brought along."""
+    """The key given in the input file."""
     sha256: tuple[str, ...] = ()
     sizes: tuple[int, ...] = ()
     saved_at: float | None = None
-    """When the files were known to be right, in seconds since 1970."""
+    """When the files were last verified, in seconds since 1970."""
 
     def to_json(self) -> str:
-        """Return the line, without its end."""
+        """Return the line without a newline."""
         more = {
             "line": self.line,
             "row_key": self.row_key,
@@ -53,66 +53,66 @@ class Result:
 
     @classmethod
     def from_json(cls, line: bytes) -> "Result":
-        """Read a line back; raises ValueError for anything else, such as half a line."""
+        """Parse a line; raises ValueError for other content, such as a truncated line."""
         row = ReportRow.from_json(line)
         facts: dict[str, Any] = json.loads(line)
-        sums, sizes = facts.get("sha256") or (), facts.get("bytes") or ()
-        if not len(row.images) == len(sums) == len(sizes):
-            raise ValueError("not every picture has its sum")
+        digests, sizes = facts.get("sha256") or (), facts.get("bytes") or ()
+        if not len(row.images) == len(digests) == len(sizes):
+            raise ValueError("not every image has a digest")
         return cls(
             row=row,
             line=int(facts.get("line") or 0),
             row_key=facts.get("row_key"),
-            sha256=tuple(map(str, sums)),
+            sha256=tuple(map(str, digests)),
             sizes=tuple(map(int, sizes)),
             saved_at=facts.get("saved_at"),
         )
 
     def files_intact(self, folder: Path) -> bool:
-        """Tell whether every picture is there, and the one that was saved.
+        """Return True if every image exists with the saved content.
 
-        A file of the right size that nobody wrote to since it was saved is trusted; any other is read.
+        A file of the right size that was not modified since it was saved is trusted; any other is hashed.
         """
-        return all(map(self._is_whole, (folder / path for path in self.row.images), self.sha256, self.sizes))
+        return all(map(self._is_intact, (folder / path for path in self.row.images), self.sha256, self.sizes))
 
-    def _is_whole(self, path: Path, digest: str, size: int) -> bool:
+    def _is_intact(self, path: Path, digest: str, size: int) -> bool:
         try:
             seen = path.lstat()
             if not stat.S_ISREG(seen.st_mode) or seen.st_size != size:
                 return False
-            return (self.saved_at is not None and seen.st_mtime <= self.saved_at) or _sum_of(path) == digest
+            return (self.saved_at is not None and seen.st_mtime <= self.saved_at) or _sha256(path) == digest
         except OSError:
             return False
 
 
 def with_files(result: Result, paths: Iterable[Path], folder: Path, now: datetime) -> Result:
-    """Return a result with the pictures that were saved for it; it reads them, and blocks."""
-    sums: list[str] = []
+    """Return a result with its saved images; blocks while it hashes them."""
+    digests: list[str] = []
     sizes: list[int] = []
     images: list[str] = []
     for path in paths:
         sizes.append(path.stat().st_size)
-        sums.append(_sum_of(path))
+        digests.append(_sha256(path))
         images.append(path.relative_to(folder).as_posix())
     row = evolve(result.row, images=tuple(images))
-    return evolve(result, row=row, sha256=tuple(sums), sizes=tuple(sizes), saved_at=now.timestamp())
+    return evolve(result, row=row, sha256=tuple(digests), sizes=tuple(sizes), saved_at=now.timestamp())
 
 
-def _sum_of(path: Path) -> str:
+def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @frozen
 class SavedImages:
-    """What the folder of pictures says that it holds: pictures that were saved, and came into no line any more."""
+    """The images in the manifest of the folder: a killed run may have saved images without writing their line."""
 
     _folder: Path
     _names: dict[str, list[tuple[str, str]]] = field(repr=False)
 
     @classmethod
     def read(cls, folder: Path) -> "SavedImages":
-        """Read the list; there may be none."""
+        """Read the manifest, which may be missing."""
         names: dict[str, list[tuple[str, str]]] = {}
         try:
             with (folder / MANIFEST).open("rb") as file:
@@ -124,92 +124,92 @@ class SavedImages:
             pass
         return cls(folder, names)
 
-    def pictures(self, key: str, places: Iterable[int]) -> list[Path] | None:
-        """Return the pictures of a job if all of them are here, and what the list says."""
+    def images(self, key: str, indexes: Iterable[int]) -> list[Path] | None:
+        """Return the images of a job if all of them are intact, else None."""
         found: list[Path] = []
-        for place in places:
-            candidates = self._names.get(safe_name(f"{key}-{place + 1:02d}"), [])
-            whole = (self._folder / name for name, digest in candidates if self._holds(name, digest))
-            path = next(whole, None)
+        for index in indexes:
+            candidates = self._names.get(safe_name(f"{key}-{index + 1:02d}"), [])
+            intact = (self._folder / name for name, digest in candidates if self._has_content(name, digest))
+            path = next(intact, None)
             if path is None:
                 return None
             found.append(path)
         return found
 
-    def _holds(self, name: str, digest: str) -> bool:
+    def _has_content(self, name: str, digest: str) -> bool:
         path = self._folder / name
         try:
-            return stat.S_ISREG(path.lstat().st_mode) and _sum_of(path) == digest
+            return stat.S_ISREG(path.lstat().st_mode) and _sha256(path) == digest
         except OSError:
             return False
 
 
 class Results:
-    """The file. Begun anew it replaces the old one at once, when all is written that is known; then it grows."""
+    """The results file. `begin` writes a new file beside the old one, `commit` replaces the old one; `add` appends."""
 
     def __init__(self, folder: Path) -> None:
         self.path = folder / RESULTS
         self._part = folder / f".nanobanana-{secrets.token_hex(8)}.jsonl.part"
-        self._places: dict[str, int] = {}
-        """Key -> where its line begins."""
+        self._offsets: dict[str, int] = {}
+        """Key -> offset of its line."""
         self._size = 0
-        self._sum = 0
-        """Of the hashes of all lines."""
+        self._hash_sum = 0
+        """Sum of the hashes of all lines, which does not depend on their order."""
         self._descriptor: int | None = None
         self.committed = False
-        """The file holds what this run knows."""
+        """Whether the file holds the results of this run."""
 
     def __len__(self) -> int:
-        return len(self._places)
+        return len(self._offsets)
 
     def __contains__(self, key: str) -> bool:
-        return key in self._places
+        return key in self._offsets
 
     def begin(self) -> None:
-        """Begin the new file, beside the old one."""
-        self._places, self._size, self._sum = {}, 0, 0
-        self._descriptor = os.open(self._part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _FOLLOW_NOTHING, 0o666)
+        """Start the new file beside the old one."""
+        self._offsets, self._size, self._hash_sum = {}, 0, 0
+        self._descriptor = os.open(self._part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _NO_FOLLOW, 0o666)
 
     def commit(self) -> bool:
-        """Put the new file in the place of the old one; from now on lines are added to it.
+        """Replace the old file by the new one, to which further lines are appended.
 
-        Says False if it has the same lines, in whatever order; then it is as old as the old one.
+        Returns False if both have the same lines in any order; then the new file keeps the old modification time.
         """
         self.close()
         changed = True
         with suppress(FileNotFoundError), self.path.open("rb") as old:
-            changed = sum(map(hash, old)) != self._sum
+            changed = sum(map(hash, old)) != self._hash_sum
             if not changed:
                 seen = os.fstat(old.fileno())
                 os.utime(self._part, ns=(seen.st_atime_ns, seen.st_mtime_ns))
         os.replace(self._part, self.path)
         self.committed = True
-        self._descriptor = os.open(self.path, os.O_WRONLY | os.O_APPEND | _FOLLOW_NOTHING)
+        self._descriptor = os.open(self.path, os.O_WRONLY | os.O_APPEND | _NO_FOLLOW)
         return changed
 
     def add(self, result: Result) -> None:
-        """Write a line; the kernel has it when this returns, so that a killed process loses none."""
+        """Append a line without buffering, so that a killed process loses none."""
         if self._descriptor is None:
-            raise RuntimeError("results are added between begin and close")
+            raise RuntimeError("add() must be called between begin() and close()")
         line = f"{result.to_json()}\n".encode()
         left = memoryview(line)
         try:
             while left:
                 left = left[os.write(self._descriptor, left) :]
         except OSError:
-            os.ftruncate(self._descriptor, self._size)  # half a line would spoil the one that follows
+            os.ftruncate(self._descriptor, self._size)  # a partial line would corrupt the next one
             raise
-        self._places[result.row.key] = self._size
+        self._offsets[result.row.key] = self._size
         self._size += len(line)
-        self._sum += hash(line)
+        self._hash_sum += hash(line)
 
     def get(self, key: str) -> Result | None:
-        """Return the line of a key as it stands in the file."""
-        place = self._places.get(key)
-        return None if place is None else next(read(self.path, [place]), None)
+        """Return the result of a key from the file."""
+        offset = self._offsets.get(key)
+        return None if offset is None else next(read(self.path, [offset]), None)
 
     def close(self) -> None:
-        """Flush it to the disk and let it go; idempotent."""
+        """Flush the file to disk and close it; idempotent."""
         descriptor, self._descriptor = self._descriptor, None
         if descriptor is not None:
             try:
@@ -218,8 +218,8 @@ class Results:
                 os.close(descriptor)
 
     def reorder(self, keys: Iterable[str]) -> None:
-        """Write it once more, in this order."""
-        old, path = self._places, self.path
+        """Rewrite the file in the order of these keys."""
+        old, path = self._offsets, self.path
         self.close()
         self.begin()
         for result in read(path, [old[key] for key in keys if key in old]):
@@ -227,29 +227,29 @@ class Results:
         self.commit()
 
     def discard(self) -> None:
-        """Leave the old file as it was, if the new one was not committed; idempotent."""
+        """Remove the new file unless it was committed; idempotent."""
         self.close()
         self._part.unlink(missing_ok=True)
 
 
 def line_offsets(path: Path) -> dict[str, int]:
-    """Return where each key's last line begins in a file that may be missing, or end in half a line."""
+    """Return the offset of each key's last line; the file may be missing or truncated."""
     found: dict[str, int] = {}
     try:
         with path.open("rb") as file:
-            place = 0
+            offset = 0
             for line in file:
-                with suppress(ValueError):  # half a line, of a process that was killed
-                    found[Result.from_json(line).row.key] = place
-                place += len(line)
+                with suppress(ValueError):  # a truncated line of a killed process
+                    found[Result.from_json(line).row.key] = offset
+                offset += len(line)
     except FileNotFoundError:
         pass
     return found
 
 
-def read(path: Path, at: Iterable[int]) -> Iterator[Result]:
-    """Yield the lines that begin at these places."""
+def read(path: Path, offsets: Iterable[int]) -> Iterator[Result]:
+    """Yield the results at these offsets of the file."""
     with path.open("rb") as file:
-        for place in at:
-            file.seek(place)
+        for offset in offsets:
+            file.seek(offset)
             yield Result.from_json(file.readline())

@@ -1,4 +1,4 @@
-"""What is written about a row: made of what the ledger knows, and of how this run ended it."""
+"""Build the result of a row from its ledger record and its outcome in this run."""
 
 import asyncio
 from collections.abc import Iterator
@@ -23,14 +23,14 @@ _STATUSES: dict[JobState, Status] = {
     JobState.UNCERTAIN: "uncertain",
 }
 
-# Refusals that speak of the row: sent again as it is it would hear the same. Others spoke of that moment.
-_OF_THE_ROW = frozenset({"InvalidRequest", "PromptBlocked", "IdempotencyConflict"})
+# Refusals caused by the row itself: the same row would be refused again. Others were temporary.
+_PERMANENT_REFUSALS = frozenset({"InvalidRequest", "PromptBlocked", "IdempotencyConflict"})
 
-YIELD_EVERY = 200  # rows that are passed over before others get their turn
+YIELD_EVERY = 200  # rows skipped before other tasks get a turn
 
 
 class PendingRows:
-    """The rows that are not in the results, as a batch takes them."""
+    """The rows without a result, as an async iterable for `generate_many`."""
 
     def __init__(self, rows: Iterator[FileRow], results: Results) -> None:
         self._rows = rows
@@ -42,7 +42,7 @@ class PendingRows:
     async def __anext__(self) -> RowInput:
         for number, row in enumerate(self._rows, 1):
             if row.error is not None:
-                raise ConfigurationError(f"line {row.line}: {row.error} (the file has changed meanwhile)")
+                raise ConfigurationError(f"line {row.line}: {row.error} (the file changed during the run)")
             if row.key not in self._results:
                 return row.item
             if number % YIELD_EVERY == 0:
@@ -57,28 +57,28 @@ class PendingRows:
 
 
 def is_same(row: FileRow, record: JobRecord, gateway: Gateway) -> bool:
-    """Tell whether the ledger speaks of this very row: its key may have stood for another row or model before."""
+    """Return True if the record is of this row: its key may have been used for another request or model."""
     if row.request is None or record.request is None:
         return False
     return same_request(with_model(row.request, gateway.model), record.request)
 
 
 def is_over(record: JobRecord, *, retry_failed: bool) -> bool:
-    """Tell whether a row that brought no pictures is left as it is."""
+    """Return True if a row without images is not bought again."""
     match record.state:
         case JobState.UNCERTAIN:
             return True
         case JobState.FAILED:
             return not retry_failed
         case JobState.REFUSED:
-            return not retry_failed and record.failure is not None and record.failure.kind in _OF_THE_ROW
+            return not retry_failed and record.failure is not None and record.failure.kind in _PERMANENT_REFUSALS
         case _:
             return False
 
 
 def result_from_record(row: FileRow, record: JobRecord, gateway: Gateway) -> Result:
-    """Return the line of a row by what the ledger knows of its job."""
-    kind, why = _reason(record)
+    """Return the result of a row from its record."""
+    error_kind, error = _error(record)
     sent = record.first_sent_at is not None or record.running_since is not None
     report = evolve(
         unfinished(row),
@@ -86,8 +86,8 @@ def result_from_record(row: FileRow, record: JobRecord, gateway: Gateway) -> Res
         settings=_settings(row.request, record.model),
         credits=record.credits,
         task_id=record.task_id,
-        error=why,
-        error_kind=kind,
+        error=error,
+        error_kind=error_kind,
         created_at=_utc(record.created_at),
         sent_at=_utc(record.may_run_since) if sent else None,
         ended_at=_utc(record.ended_at),
@@ -97,7 +97,7 @@ def result_from_record(row: FileRow, record: JobRecord, gateway: Gateway) -> Res
 
 
 def result_from_outcome(row: FileRow, outcome: Outcome, record: JobRecord | None, gateway: Gateway) -> Result:
-    """Return the line of a row that has just ended."""
+    """Return the result of a row that has just ended."""
     if record is None or not is_same(row, record, gateway):
         result = Result(row=unfinished(row), line=row.line, row_key=row.own_key)
     else:
@@ -105,15 +105,15 @@ def result_from_outcome(row: FileRow, outcome: Outcome, record: JobRecord | None
     error = outcome.error
     if error is None:
         return result
-    if isinstance(error, IdempotencyConflict) and error.status is None:  # found here: the row was never sent
-        return _with(result, error, "invalid")
-    if outcome.result is not None or result.row.error is None:  # bought, and its pictures not saved; or still running
-        return _with(result, error, "unfinished" if record is not None else "invalid")
+    if isinstance(error, IdempotencyConflict) and error.status is None:  # raised by the library: the row was never sent
+        return _with_error(result, error, "invalid")
+    if outcome.result is not None or result.row.error is None:  # bought but not saved, or still running
+        return _with_error(result, error, "unfinished" if record is not None else "invalid")
     return result
 
 
 def unfinished(row: FileRow) -> ReportRow:
-    """Return a row of which nothing is known yet."""
+    """Return a row without a result."""
     prompt = "" if row.request is None else row.request.prompt
     settings = _settings(row.request, None)
     return ReportRow(
@@ -122,31 +122,32 @@ def unfinished(row: FileRow) -> ReportRow:
 
 
 def at_new_position(result: Result, row: FileRow) -> Result:
-    """Return a line for the row where it now stands: lines may have been put in before it."""
+    """Return a result with the current position of its row, which moves when lines are inserted before it."""
     report = evolve(result.row, index=row.index, metadata=row.metadata)
     return evolve(result, row=report, line=row.line, row_key=row.own_key)
 
 
-def _with(result: Result, error: NanoBananaError, status: Status) -> Result:
+def _with_error(result: Result, error: NanoBananaError, status: Status) -> Result:
     return evolve(result, row=evolve(result.row, status=status, error=str(error), error_kind=type(error).__name__))
 
 
-def _reason(record: JobRecord) -> tuple[str | None, str | None]:
-    why = record.failure
-    said = "the gateway did not say why" if why is None else why.message
+def _error(record: JobRecord) -> tuple[str | None, str | None]:
+    failure = record.failure
+    message = "the gateway gave no reason" if failure is None else failure.message
     match record.state:
         case JobState.FAILED:
-            return "JobFailed", said
+            return "JobFailed", message
         case JobState.REFUSED:
-            return "GatewayError" if why is None else why.kind, said
+            return "GatewayError" if failure is None else failure.kind, message
         case JobState.UNCERTAIN:
-            return "JobUncertain", "it may have been bought" if why is None else f"it may have been bought: {said}"
+            suffix = "" if failure is None else f": {message}"
+            return "JobUncertain", f"the job may have been bought{suffix}"
         case _:
             return None, None
 
 
 def _settings(request: ImageRequest | None, model: str | None) -> dict[str, Any]:
-    """Return what was given beside the prompt, and the model that answered."""
+    """Return the given fields of a request except the prompt, and the model that was used."""
     if request is None:
         return {}
     default = ImageRequest(request.prompt)

@@ -1,4 +1,4 @@
-"""The report page of a run, written while it goes on and at its end."""
+"""Write the report page during a run and at its end."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,10 +14,10 @@ from nanobanana_async.report import Recorder, ReportRow, write_report
 
 
 class RunReport:
-    """Writes `index.html` from the rows as they stand; `ended` says that the run was told to end at once."""
+    """Write `index.html` from the current results; `cancelled` returns True once the run is cancelled."""
 
     def __init__(
-        self, folder: Path, file: InputFile, gateway: Gateway, results: Results, ended: Callable[[], bool]
+        self, folder: Path, file: InputFile, gateway: Gateway, results: Results, cancelled: Callable[[], bool]
     ) -> None:
         self.recorder = Recorder()
         self.written = False
@@ -25,13 +25,13 @@ class RunReport:
         self._file = file
         self._gateway = gateway
         self._results = results
-        self._ended = ended
-        self._edition = 0
+        self._cancelled = cancelled
+        self._report_version = 0
 
     async def write(self) -> None:
-        """Write the page; raise `ConfigurationError` if that can't be done."""
-        self._edition += 1
-        path, title, rows = self._folder / REPORT, self._file.batch, self._rows(self._edition)
+        """Write the page; raises `ConfigurationError` if it can't be written."""
+        self._report_version += 1
+        path, title, rows = self._folder / REPORT, self._file.batch, self._rows(self._report_version)
 
         def write() -> None:
             write_report(path, rows, title=title, run=self.recorder)
@@ -44,16 +44,19 @@ class RunReport:
         self.written = True
 
     def is_newer_than_the_results(self) -> bool:
-        """Tell whether the page was written after the results."""
+        """Return True if the page was written after the results."""
         try:
             return (self._folder / REPORT).stat().st_mtime_ns >= self._results.path.stat().st_mtime_ns
         except OSError:
             return False
 
-    def _rows(self, edition: int) -> Iterator[ReportRow]:
-        """Yield every row as it stands, in the order of the file; in a thread, which may have been left alone."""
+    def _rows(self, report_version: int) -> Iterator[ReportRow]:
+        """Yield the current result of every row, in file order.
+
+        Runs in a thread, which the caller may have abandoned: raises `InterruptedError` then.
+        """
         for row in self._file.rows(self._gateway):
-            if self._ended() or edition != self._edition:
+            if self._cancelled() or report_version != self._report_version:
                 raise InterruptedError
             result = self._results.get(row.key)
             yield unfinished(row) if result is None else result.row

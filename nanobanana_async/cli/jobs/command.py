@@ -1,4 +1,4 @@
-"""`nanobanana jobs`: what stands in a ledger, and going on with it, also while other processes work with it."""
+"""`nanobanana jobs`: list and show the jobs of a ledger, resume, resolve, hand over and prune them."""
 
 import asyncio
 import sys
@@ -12,9 +12,10 @@ from cyclopts import App, Parameter
 from rich.console import Console
 
 from nanobanana_async import ConfigurationError, Gateway, JobState
-from nanobanana_async.cli.jobs import actions as jobwork
-from nanobanana_async.cli.jobs import format as joblist
+from nanobanana_async.cli.jobs import actions
+from nanobanana_async.cli.jobs import format as job_format
 from nanobanana_async.escaping import one_line
+from nanobanana_async.formatting import count, local_time
 from nanobanana_async.gateways import registry
 from nanobanana_async.validators import as_count
 
@@ -26,7 +27,7 @@ Yes = Annotated[bool, Parameter(name=["--yes", "-y"], negative=())]
 Flag = Annotated[bool, Parameter(negative=())]
 
 GatewayFinder = Callable[[Name | None, str | None], Gateway]
-"""Finds the gateway that options and environment name."""
+"""Returns the gateway that options and environment select."""
 
 DEFAULT_LEDGER = Path("jobs.sqlite")
 MAX_ROWS = 50  # on a terminal; a pipe gets all
@@ -34,44 +35,44 @@ MAX_ROWS = 50  # on a terminal; a pipe gets all
 OK, FAILED = 0, 1
 
 
-def job_commands(seller: GatewayFinder) -> App:
+def job_commands(find_gateway: GatewayFinder) -> App:
     """Return the command group."""
-    commands = _Commands(seller)
+    commands = _Commands(find_gateway)
     group = App(name="jobs", default_command=commands.jobs)
-    for command in (commands.show, commands.resume, commands.settle, commands.hand_over, commands.prune):
+    for command in (commands.show, commands.resume, commands.resolve, commands.hand_over, commands.prune):
         group.command(command)
     return group
 
 
 @frozen
 class _Commands:
-    seller: GatewayFinder
+    find_gateway: GatewayFinder
 
     @staticmethod
     def jobs(
-        *stray: Annotated[str, Parameter(show=False)],
+        *extra: Annotated[str, Parameter(show=False)],
         ledger: LedgerFile = DEFAULT_LEDGER,
         state: Annotated[list[JobState] | None, Parameter(negative=())] = None,
         limit: int | None = None,
         json: Flag = False,
     ) -> int:
-        """List the jobs of a ledger, newest first; look at one, go on with them, settle or forget them.
+        """List the jobs of a ledger, newest first; subcommands show one, resume, resolve, hand over or prune them.
 
-        Through a pipe: tab-separated lines of key, state, age, task id, credits, prompt. The counts go to stderr.
+        In a pipe: tab-separated lines with key, state, age, task id, credits, prompt. The counts go to stderr.
 
         Parameters
         ----------
         ledger
-            The ledger's file.
+            The ledger file.
         state
-            Only jobs in this state; may be given several times.
+            Only jobs in this state; can be repeated.
         limit
-            No more than this many; left out: 50 on a terminal, else all.
+            The most jobs to list. Default: 50 on a terminal, else all.
         json
-            One JSON object per line, the whole record.
+            Print one JSON object per line, with the whole record.
         """
-        if stray:
-            raise ConfigurationError(f"jobs has no command {stray[0]!r} here: `nanobanana jobs show KEY [OPTIONS]`")
+        if extra:
+            raise ConfigurationError(f"jobs has no command {extra[0]!r}: `nanobanana jobs show KEY [OPTIONS]`")
         if limit is not None:
             as_count("--limit", limit)
         return asyncio.run(_list(ledger, state, limit, json=json))
@@ -83,11 +84,11 @@ class _Commands:
         Parameters
         ----------
         key
-            Our key of the job.
+            The key of the job in the ledger.
         ledger
-            The ledger's file.
+            The ledger file.
         """
-        print(asyncio.run(_story(ledger, key)))
+        print(asyncio.run(_details(ledger, key)))
         return OK
 
     def resume(
@@ -99,81 +100,80 @@ class _Commands:
         gateway: GatewayName = None,
         base_url: BaseUrl = None,
     ) -> int:
-        """Go on with the unfinished jobs that nobody follows, to their end; print key and picture URL of each.
+        """Follow the unfinished jobs that no session follows to their end; print key and image URL of each.
 
-        What was sent is finished; nothing is bought a second time. Ctrl-C leaves them to be resumed again.
+        Nothing is bought a second time. After Ctrl-C the jobs can be resumed again.
 
         Parameters
         ----------
         ledger
-            The ledger's file.
+            The ledger file.
         buy
-            Buy the jobs that were written down and never sent, too.
+            Also buy the jobs that were recorded but never sent.
         yes
-            Don't ask.
+            Do not ask for confirmation.
         gateway
-            Whose jobs; the one whose API key is set when left out.
+            The gateway; by default the one whose API key is set.
         base_url
-            Where the gateway is, if not at its usual place.
+            The gateway's URL, if not the usual one.
         """
-        jobwork.require_ledger(ledger)
+        actions.require_ledger(ledger)
         if buy:
             _require_consent(yes=yes)
-        seller = self.seller(gateway, base_url)
-        left = asyncio.run(jobwork.left_over(ledger, seller))
-        bill = f"{joblist.pluralize(left.unsent, 'unsent job')} will be bought: {left.price}."
-        if buy and left.unsent and not _agreed(bill, yes=yes):
+        selected = self.find_gateway(gateway, base_url)
+        unfinished = asyncio.run(actions.find_unfinished(ledger, selected))
+        cost = f"{count(unfinished.unsent, 'unsent job')} will be bought: {unfinished.price}."
+        if buy and unfinished.unsent and not _confirm(cost, yes=yes):
             return FAILED
-        return asyncio.run(jobwork.resume(ledger, seller, left, buy=buy, console=Console(stderr=True)))
+        return asyncio.run(actions.resume(ledger, selected, unfinished, buy=buy, console=Console(stderr=True)))
 
-    def settle(
+    def resolve(
         self,
         key: str,
         task_id: str | None = None,
         /,
         *,
-        as_: Annotated[Literal["refused", "buy-again", "task-id"], Parameter(name="--as")],
+        as_: Annotated[Literal["not-bought", "buy-again", "task-id"], Parameter(name="--as")],
         ledger: LedgerFile = DEFAULT_LEDGER,
         wait: Annotated[bool, Parameter(negative="--no-wait")] = True,
         yes: Yes = False,
         gateway: GatewayName = None,
         base_url: BaseUrl = None,
     ) -> int:
-        """Decide by hand what became of an uncertain job; look at the gateway's own list of tasks first.
+        """Resolve an uncertain job by hand; check the gateway's own list of tasks first.
 
-        `settle KEY --as refused`: it was not bought. `settle KEY --as task-id ID`: it was bought, under this id, and is
-        followed. `settle KEY --as buy-again`: buy it anew; if it was bought after all, that is a second payment. A
-        failed job can be bought again so, too. A running job is decided in the same ways if the gateway does not know
-        its task.
+        `resolve KEY --as not-bought`: it was not bought. `resolve KEY --as task-id ID`: it was bought under this id,
+        and is followed. `resolve KEY --as buy-again`: buy it again; if it was already bought, this is a second payment.
+        `buy-again` also works for a failed job. A running job can be resolved if the gateway does not know its task.
 
         Parameters
         ----------
         key
-            Our key of the job.
+            The key of the job in the ledger.
         task_id
             The gateway's id, with `--as task-id`.
         as_
-            What became of it.
+            How to resolve the job.
         ledger
-            The ledger's file.
+            The ledger file.
         wait
-            Follow the job to its end and print its pictures' URLs.
+            Follow the job to its end and print the URLs of its images.
         yes
-            Don't ask.
+            Do not ask for confirmation.
         gateway
-            Whose job; as the ledger says when left out.
+            The gateway; by default that of the job in the ledger.
         base_url
-            Where the gateway is, if not at its usual place.
+            The gateway's URL, if not the usual one.
         """
         if (task_id is not None) != (as_ == "task-id"):
-            raise ConfigurationError("the id goes with --as task-id: `settle KEY --as task-id ID`")
-        record = asyncio.run(jobwork.to_resolve(ledger, key, again=as_ == "buy-again"))
+            raise ConfigurationError("--as task-id needs the id, and only it takes one: `resolve KEY --as task-id ID`")
+        record = asyncio.run(actions.find_resolvable(ledger, key, buy_again=as_ == "buy-again"))
         known = next((name for name in get_args(Name) if name == record.gateway), None)
-        seller = self.seller(gateway or known, base_url)
-        if not _agreed(asyncio.run(jobwork.describe_effect(ledger, seller, record, as_, task_id)), yes=yes):
+        selected = self.find_gateway(gateway or known, base_url)
+        if not _confirm(asyncio.run(actions.describe_effect(ledger, selected, record, as_, task_id)), yes=yes):
             return FAILED
-        decision = jobwork.Decision(key=key, task_id=task_id, buy_again=as_ == "buy-again")
-        return asyncio.run(jobwork.resolve(ledger, seller, decision, wait=wait, console=Console(stderr=True)))
+        decision = actions.Decision(key=key, task_id=task_id, buy_again=as_ == "buy-again")
+        return asyncio.run(actions.resolve(ledger, selected, decision, wait=wait, console=Console(stderr=True)))
 
     def hand_over(
         self,
@@ -185,66 +185,64 @@ class _Commands:
         gateway: GatewayName = None,
         base_url: BaseUrl = None,
     ) -> int:
-        """Give all jobs of one account in a ledger to another: its API key was changed, or it has a name now.
+        """Give all jobs of one account in a ledger to another, after the account got a new API key or a name.
 
-        Nothing is bought and nothing is sent. Only for one account at the gateway: another one does not know the tasks.
+        Nothing is bought or sent. Both must be the same account at the gateway: another one does not know the tasks.
 
         Parameters
         ----------
         from_
-            The account that has the jobs, its name or its fingerprint; the only other one when left out.
+            The account that has the jobs, by name or fingerprint; by default the only other one.
         to
-            The account that gets them; that of the API key and NANOBANANA_ACCOUNT when left out.
+            The account that gets the jobs; by default that of the API key and NANOBANANA_ACCOUNT.
         ledger
-            The ledger's file.
+            The ledger file.
         yes
-            Don't ask.
+            Do not ask for confirmation.
         gateway
-            Whose jobs; the one whose API key is set when left out.
+            The gateway; by default the one whose API key is set.
         base_url
-            Where the gateway is, if not at its usual place.
+            The gateway's URL, if not the usual one.
         """
-        jobwork.require_ledger(ledger)
-        move = asyncio.run(jobwork.to_hand_over(ledger, self.seller(gateway, base_url), from_, to))
-        risk = "Do so only if both are one account at the gateway; else they are found by neither."
-        if not _agreed(
-            f"{joblist.pluralize(move.count)} of account {move.old} go to account {move.new}. {risk}", yes=yes
-        ):
+        actions.require_ledger(ledger)
+        plan = asyncio.run(actions.plan_hand_over(ledger, self.find_gateway(gateway, base_url), from_, to))
+        risk = "Both must be the same account at the gateway: another account does not find the tasks."
+        if not _confirm(f"{count(plan.count, 'job')} of account {plan.old} go to account {plan.new}. {risk}", yes=yes):
             return FAILED
-        count = asyncio.run(jobwork.hand_over(ledger, move))
-        _print_note(f"{joblist.pluralize(count)} handed over to account {move.new}")
+        handed_over = asyncio.run(actions.hand_over(ledger, plan))
+        _print_note(f"{count(handed_over, 'job')} handed over to account {plan.new}")
         return OK
 
     @staticmethod
     def prune(*, older_than: str, ledger: LedgerFile = DEFAULT_LEDGER, yes: Yes = False) -> int:
-        """Forget jobs that ended long ago; uncertain and unfinished ones are never forgotten.
+        """Delete jobs that ended long ago; uncertain and unfinished jobs are never deleted.
 
-        A job that is forgotten is bought again when its key, or its row of a batch, is asked for again.
+        A deleted job is bought again when its key, or its row of a batch, is requested again.
 
         Parameters
         ----------
         older_than
-            How long ago they ended, at least: 30d, 12h.
+            The least time since their end, such as 30d or 12h.
         ledger
-            The ledger's file.
+            The ledger file.
         yes
-            Don't ask.
+            Do not ask for confirmation.
         """
         try:
-            before = datetime.now(UTC) - joblist.older_than(older_than)
+            before = datetime.now(UTC) - job_format.parse_age(older_than)
         except ValueError as error:
             raise ConfigurationError(f"--older-than: {error}") from None
         except OverflowError:
-            raise ConfigurationError("--older-than: that is before all calendars") from None
-        count = asyncio.run(jobwork.prunable(ledger, before))
-        ended = f"ended before {before.astimezone():%Y-%m-%d %H:%M}"
-        if not count:
+            raise ConfigurationError("--older-than: too far in the past") from None
+        prunable = asyncio.run(actions.prunable(ledger, before))
+        ended = f"ended before {local_time(before)}"
+        if not prunable:
             _print_note(f"no job {ended}")
             return OK
-        risk = "asked for again under its key, or as a row of its batch, such a job is bought again"
-        if not _agreed(f"{joblist.pluralize(count)} that {ended} will be forgotten; {risk}.", yes=yes):
+        risk = "a deleted job is bought again when its key, or its row of a batch, is requested again"
+        if not _confirm(f"{count(prunable, 'job')} that {ended} will be deleted; {risk}.", yes=yes):
             return FAILED
-        _print_note(f"{joblist.pluralize(asyncio.run(jobwork.prune(ledger, before)))} forgotten")
+        _print_note(f"{count(asyncio.run(actions.prune(ledger, before)), 'job')} deleted")
         return OK
 
 
@@ -253,31 +251,31 @@ async def _list(path: Path, states: list[JobState] | None, limit: int | None, *,
     if limit is None and terminal:
         limit = MAX_ROWS
     shown = 0
-    async with jobwork.open_read_only(path) as ledger:
+    async with actions.open_read_only(path) as ledger:
         records = ledger.jobs(states, limit)
         if terminal:
             console = Console()
             rows = [record async for record in records]
             shown = len(rows)
-            console.print(joblist.table_of(rows, now, console.width))
+            console.print(job_format.table_of(rows, now, console.width))
         else:
             async for record in records:
                 shown += 1
-                print(joblist.json_of(record) if json else joblist.line_of(record, now))
-        counts, abandoned = await ledger.counts(), await ledger.count_unowned()
+                print(job_format.json_of(record) if json else job_format.line_of(record, now))
+        counts, unowned = await ledger.counts(), await ledger.count_unowned()
     sys.stdout.flush()
-    _print_note(joblist.summary(counts))
-    if shown < (there := sum(counts[state] for state in set(states or JobState))):
-        _print_note(f"{shown} of {there} are shown: --limit N shows more")
-    for hint in joblist.next_steps(counts, abandoned):
+    _print_note(job_format.summary(counts))
+    if shown < (total := sum(counts[state] for state in set(states or JobState))):
+        _print_note(f"{shown} of {total} jobs are shown: --limit N shows more")
+    for hint in job_format.next_steps(counts, unowned):
         _print_note(hint)
     return OK
 
 
-async def _story(path: Path, key: str) -> str:
-    async with jobwork.open_read_only(path) as ledger:
-        record = await jobwork.find_job(ledger, key)
-        return joblist.job_details(record, followed=await ledger.is_owned(key), now=datetime.now(UTC))
+async def _details(path: Path, key: str) -> str:
+    async with actions.open_read_only(path) as ledger:
+        record = await actions.find_job(ledger, key)
+        return job_format.job_details(record, followed=await ledger.is_owned(key), now=datetime.now(UTC))
 
 
 def _print_note(sentence: str) -> None:
@@ -287,25 +285,25 @@ def _print_note(sentence: str) -> None:
 
 
 def _require_consent(*, yes: bool) -> None:
-    """Refuse to go on where nobody can be asked, and nobody has agreed beforehand."""
+    """Raise `ConfigurationError` if the user can neither be asked nor has confirmed with --yes."""
     if not (yes or sys.stdin.isatty()):
-        raise ConfigurationError("nobody is there to be asked: --yes agrees beforehand")
+        raise ConfigurationError("not a terminal: pass --yes to confirm")
 
 
-def _agreed(consequence: str, *, yes: bool) -> bool:
-    """Say what is about to happen, and ask, outside of any event loop: there Ctrl-C would not end the question."""
+def _confirm(consequence: str, *, yes: bool) -> bool:
+    """Print what will happen and ask the user. Called outside of event loops, where Ctrl-C ends the question."""
     if yes:
         _print_note(consequence)
         return True
     if not sys.stdin.isatty():
-        raise ConfigurationError(f"{one_line(consequence)} Nobody is there to be asked: --yes agrees beforehand")
-    print(f"{one_line(consequence)} Go on? [y/N] ", end="", file=sys.stderr, flush=True)
+        raise ConfigurationError(f"{one_line(consequence)} Not a terminal: pass --yes to confirm")
+    print(f"{one_line(consequence)} Continue? [y/N] ", end="", file=sys.stderr, flush=True)
     try:
         answer = sys.stdin.readline()
     except KeyboardInterrupt:
-        print(file=sys.stderr)  # what is said next shall not stand behind the question
+        print(file=sys.stderr)  # start a new line after the question
         raise
     if answer.strip().lower() in ("y", "yes"):
         return True
-    _print_note("nothing was done")
+    _print_note("cancelled: nothing was done")
     return False

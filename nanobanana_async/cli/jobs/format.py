@@ -1,6 +1,6 @@
-"""How jobs look: a table for a terminal, tab-separated lines for a pipe, JSON lines, one job in full.
+"""Format jobs: a table for a terminal, tab-separated lines for a pipe, JSON lines, the details of one job.
 
-What stands in a ledger came from users and gateways: nothing of it reaches a terminal but printable characters.
+The content of a ledger comes from users and gateways: only its printable characters reach a terminal.
 """
 
 import json
@@ -17,14 +17,15 @@ from rich.text import Text
 
 from nanobanana_async.cli.display import shorten
 from nanobanana_async.escaping import json_line, one_line
+from nanobanana_async.formatting import age, count, local_time, number, plain_number
 from nanobanana_async.jobs import ACTIVE_STATES, Failure, JobRecord, JobState, with_indexes
 from nanobanana_async.models import ImageRequest
 
 NOTHING = "-"
 
-WIDE = 110  # columns of a terminal from which on task ids have room
-KEY = 36
-LEAST = 16
+WIDE = 110  # columns; narrower terminals show no task ids
+MAX_KEY = 36
+MIN_COLUMN = 16
 GAP = 2
 
 _TITLES = ("key", "state", "age", "task id", "credits", "prompt")
@@ -39,36 +40,28 @@ _STYLES = {
 }
 
 
-def ago(now: datetime, then: datetime) -> str:
-    """Return how long ago something was, in one unit."""
-    seconds = max(0, int((now - then).total_seconds()))
-    for size, unit in ((86400, "d"), (3600, "h"), (60, "m")):
-        if seconds >= 2 * size:
-            return f"{seconds // size}{unit}"
-    return f"{seconds}s"
-
-
 def line_of(record: JobRecord, now: datetime) -> str:
     """Return a job as one tab-separated line: key, state, age, task id, credits, prompt."""
     return "\t".join(_cells(record, now))
 
 
 def table_of(records: Sequence[JobRecord], now: datetime, width: int) -> Table:
-    """Return jobs as a table; keys are never cut but folded, since they are what the other commands take."""
+    """Return jobs as a table; keys are folded, never truncated, because other commands take them as arguments."""
     rows = [_cells(record, now) for record in records]
-    widest = [max(len(cell) for cell in column) for column in zip(*rows, _TITLES, strict=True)]
-    widest[0] = max(LEAST, min(widest[0], KEY, width - sum(widest[i] + GAP for i in (1, 2, 4)) - GAP - LEAST))
-    widest[3] = min(widest[3], KEY) if width >= WIDE else 0
-    widest[5] = max(LEAST, width - sum(size + GAP for size in widest[:5] if size))
+    widths = [max(len(cell) for cell in column) for column in zip(*rows, _TITLES, strict=True)]
+    others = sum(widths[column] + GAP for column in (1, 2, 4))
+    widths[0] = max(MIN_COLUMN, min(widths[0], MAX_KEY, width - others - GAP - MIN_COLUMN))
+    widths[3] = min(widths[3], MAX_KEY) if width >= WIDE else 0
+    widths[5] = max(MIN_COLUMN, width - sum(size + GAP for size in widths[:5] if size))
     table = Table(box=None, padding=(0, GAP, 0, 0), pad_edge=False, header_style="bold")
-    for title, size in zip(_TITLES, widest, strict=True):
+    for title, size in zip(_TITLES, widths, strict=True):
         fold, right = title == "key", title in ("age", "credits")
         if size:
             table.add_column(
                 title, width=size, no_wrap=not fold, overflow="fold" if fold else "ellipsis", justify=_side(right=right)
             )
     for record, row in zip(records, rows, strict=True):
-        cells = [Text(cell) for cell, size in zip(row, widest, strict=True) if size]
+        cells = [Text(cell) for cell, size in zip(row, widths, strict=True) if size]
         cells[1].stylize(_STYLES.get(record.state, "dim"))
         table.add_row(*cells)
     return table
@@ -83,16 +76,16 @@ def _cells(record: JobRecord, now: datetime) -> tuple[str, ...]:
     cells = (
         record.key,
         record.state.value,
-        ago(now, record.created_at),
+        age(record.created_at, now),
         record.task_id or "",
-        "" if record.credits is None else amount(record.credits),
+        "" if record.credits is None else plain_number(record.credits),
         prompt,
     )
     return tuple(one_line(cell) or NOTHING for cell in cells)
 
 
 def json_of(record: JobRecord) -> str:
-    """Return a job as one line of JSON: the whole record but for its body, of which the size; money is text."""
+    """Return a record as one line of JSON, with the size of its body instead of the body; credits are strings."""
     facts = asdict(record, filter=lambda attribute, _: attribute.name != "body", value_serializer=_as_json)
     facts |= {"wire_key": record.wire_key, "body_bytes": len(record.body)}
     return json_line(json.dumps(facts))
@@ -111,36 +104,26 @@ def _as_json(_: object, __: object, value: Any) -> Any:
 
 
 def summary(counts: Counter[JobState]) -> str:
-    """Return how many jobs stand where."""
+    """Return the number of jobs in each state."""
     states = ", ".join(f"{counts[state]} {state.value}" for state in JobState if counts[state])
-    return f"{pluralize(counts.total())}: {states}" if states else "no jobs"
+    return f"{count(counts.total(), 'job')}: {states}" if states else "no jobs"
 
 
-def next_steps(counts: Counter[JobState], abandoned: Counter[JobState]) -> Iterator[str]:
-    """Yield what the reader may want to do next."""
-    if sent := abandoned.total() - abandoned[JobState.PENDING]:
-        yield f"{pluralize(sent)} sent, not ended, and followed by nobody: `nanobanana jobs resume` goes on with them"
-    if unsent := abandoned[JobState.PENDING]:
-        yield f"{pluralize(unsent)} never sent, and followed by nobody: `nanobanana jobs resume --buy` buys them"
-    if doubtful := counts[JobState.UNCERTAIN]:
+def next_steps(counts: Counter[JobState], unowned: Counter[JobState]) -> Iterator[str]:
+    """Yield the commands that the user may want to run next."""
+    if sent := unowned.total() - unowned[JobState.PENDING]:
+        yield f"{count(sent, 'job')} sent, unfinished, without a session: `nanobanana jobs resume` continues them"
+    if unsent := unowned[JobState.PENDING]:
+        yield f"{count(unsent, 'job')} never sent, without a session: `nanobanana jobs resume --buy` buys them"
+    if uncertain := counts[JobState.UNCERTAIN]:
         yield (
-            f"{pluralize(doubtful)} perhaps bought: look at the gateway's own list of tasks, then"
-            " `nanobanana jobs settle KEY --as refused|buy-again|task-id [ID]`"
+            f"{count(uncertain, 'job')} perhaps bought: check the gateway's own list of tasks, then"
+            " `nanobanana jobs resolve KEY --as not-bought|buy-again|task-id [ID]`"
         )
 
 
-def amount(credit: Decimal) -> str:
-    """Return credits for people's eyes: gateways say 0.500000."""
-    return f"{credit.normalize():f}"
-
-
-def pluralize(number: int, what: str = "job") -> str:
-    """Return a number of things in words."""
-    return f"{number} {what}" if number == 1 else f"{number} {what}s"
-
-
 def job_details(record: JobRecord, *, followed: bool, now: datetime) -> str:
-    """Return everything about one job, a line for each fact."""
+    """Return everything about one job, one line per field."""
     rows: list[tuple[str, Sequence[str]]] = [
         ("key", [record.key]),
         ("state", [record.state.value]),
@@ -149,8 +132,8 @@ def job_details(record: JobRecord, *, followed: bool, now: datetime) -> str:
         ("task id", [record.task_id or NOTHING]),
         ("wire key", [record.wire_key]),
         ("purchase", [_purchase(record)]),
-        ("in doubt", ["yes: a send may have been accepted" if record.in_doubt else "no"]),
-        ("written down", [_when(record.created_at, now)]),
+        ("in doubt", ["yes: a create may have been accepted" if record.in_doubt else "no"]),
+        ("created", [_when(record.created_at, now)]),
         ("first sent", [_when(record.first_sent_at, now)]),
         ("running since", [_when(record.running_since, now)]),
         ("ended", [_when(record.ended_at, now)]),
@@ -158,39 +141,40 @@ def job_details(record: JobRecord, *, followed: bool, now: datetime) -> str:
         ("model", [record.model or NOTHING]),
         ("failure", [NOTHING if record.failure is None else _failure(record.failure)]),
         ("body", [f"{len(record.body)} bytes"]),
-        *_wish(record.request),
+        *_request_rows(record.request),
         *((f"image {index + 1}", [url or _INLINE]) for index, url in with_indexes(record.images, record.missing)),
         *((f"image {index + 1}", [f"missing: {why}"]) for index, why in record.missing),
     ]
     width = max(len(name) for name, _ in rows)
     return "\n".join(
-        f"{name if not number else '':{width}}  {one_line(text)}".rstrip()
+        f"{name if not line else '':{width}}  {one_line(text)}".rstrip()
         for name, texts in rows
-        for number, text in enumerate(texts)
+        for line, text in enumerate(texts)
     )
 
 
-_INLINE = "came inline, and is kept by the gateway only"
+_INLINE = "inline image, stored only at the gateway"
 
 
 def _follower(record: JobRecord, *, followed: bool) -> str:
     if record.state not in ACTIVE_STATES:
-        return "nobody: it is over" if record.state is not JobState.UNCERTAIN else "nobody: it waits to be settled"
+        uncertain = record.state is JobState.UNCERTAIN
+        return "no session: the job waits to be resolved" if uncertain else "no session: the job has ended"
     if followed:
-        return "a session that lives"
+        return "a running session"
     buy = " --buy" if record.state is JobState.PENDING else ""
-    return f"nobody: `nanobanana jobs resume{buy}` goes on with it"
+    return f"no session: `nanobanana jobs resume{buy}` continues it"
 
 
 def _purchase(record: JobRecord) -> str:
-    again = "" if record.generation == 1 else f", bought anew {pluralize(record.generation - 1, 'time')}"
-    return f"{pluralize(record.attempts, 'attempt')}{again}"
+    again = "" if record.generation == 1 else f", bought again {count(record.generation - 1, 'time')}"
+    return f"{count(record.attempts, 'attempt')}{again}"
 
 
 def _when(moment: datetime | None, now: datetime) -> str:
     if moment is None:
         return NOTHING
-    return f"{moment.astimezone():%Y-%m-%d %H:%M:%S %z} ({ago(now, moment)} ago)"
+    return f"{local_time(moment)} ({age(moment, now)} ago)"
 
 
 def _credits(record: JobRecord) -> str:
@@ -198,21 +182,21 @@ def _credits(record: JobRecord) -> str:
         return NOTHING
     refund = record.credits_refunded
     if not refund:
-        return amount(record.credits)
-    return f"{amount(record.credits)} ({amount(record.credits + refund)} less {amount(refund)} refunded)"
+        return number(record.credits)
+    return f"{number(record.credits)} ({number(record.credits + refund)} less {number(refund)} refunded)"
 
 
-def _failure(why: Failure) -> str:
-    facts = [str(why.status)] if why.status is not None else []
-    facts += [] if why.code is None else [f"code {why.code}"]
-    facts += [] if why.request_id is None else [f"request {why.request_id}"]
-    return f"{why.kind}: {why.message}" + (f" [{', '.join(facts)}]" if facts else "")
+def _failure(failure: Failure) -> str:
+    facts = [str(failure.status)] if failure.status is not None else []
+    facts += [] if failure.code is None else [f"code {failure.code}"]
+    facts += [] if failure.request_id is None else [f"request {failure.request_id}"]
+    return f"{failure.kind}: {failure.message}" + (f" [{', '.join(facts)}]" if facts else "")
 
 
-def _wish(request: ImageRequest | None) -> Iterator[tuple[str, Sequence[str]]]:
-    """Yield what was wanted, the fields that were given."""
+def _request_rows(request: ImageRequest | None) -> Iterator[tuple[str, Sequence[str]]]:
+    """Yield the fields of the request that differ from their defaults."""
     if request is None:
-        yield "prompt", ["not known: the task was attached by its id"]
+        yield "prompt", ["unknown: the task was attached by its id"]
         return
     yield "prompt", request.prompt.splitlines()
     for attribute in fields(ImageRequest)[1:]:
@@ -221,9 +205,9 @@ def _wish(request: ImageRequest | None) -> Iterator[tuple[str, Sequence[str]]]:
             yield attribute.name.replace("_", " "), value if isinstance(value, tuple) else [str(value)]
 
 
-def older_than(text: str) -> timedelta:
-    """Read an age such as 30d or 12h; raise ValueError for anything else."""
-    number, unit = text[:-1], text[-1:]
-    if unit not in ("d", "h") or not (number.isascii() and number.isdigit()):
-        raise ValueError(f"an age is a whole number of days or hours, such as 30d or 12h, not {text!r}")
-    return timedelta(days=int(number)) if unit == "d" else timedelta(hours=int(number))
+def parse_age(text: str) -> timedelta:
+    """Parse an age such as 30d or 12h; raises ValueError for other text."""
+    digits, unit = text[:-1], text[-1:]
+    if unit not in ("d", "h") or not (digits.isascii() and digits.isdigit()):
+        raise ValueError(f"an age must be a whole number of days or hours, such as 30d or 12h, not {text!r}")
+    return timedelta(days=int(digits)) if unit == "d" else timedelta(hours=int(digits))

@@ -1,4 +1,4 @@
-"""What happens is told as events, and logged under stable names, without prompts and without API keys."""
+"""Events are emitted and logged under stable names, without prompts and API keys."""
 
 import asyncio
 import logging
@@ -42,13 +42,13 @@ LOST = TransportError("the connection was reset", possibly_sent=True)
 FOUND = record(state=JobState.RUNNING, task_id="t-1", body=PROMPT.encode())
 
 EVENTS: dict[str, tuple[Event, str, int, dict[str, Any]]] = {
-    "born": (
+    "new job": (
         JobStateChanged(before=None, record=FOUND),
         "job.state_changed",
         logging.DEBUG,
         {"before": None, "state": "running"},
     ),
-    "moved": (
+    "state changed": (
         JobStateChanged(before=JobState.SUBMITTING, record=FOUND),
         "job.state_changed",
         logging.DEBUG,
@@ -64,7 +64,7 @@ EVENTS: dict[str, tuple[Event, str, int, dict[str, Any]]] = {
         CreateFailed(record=FOUND, error=LOST, action="repeat", wait_s=1.23456),
         "create.failed",
         logging.INFO,
-        {"error": "TransportError: the connection was reset", "move": "repeat", "wait_s": 1.235},
+        {"error": "TransportError: the connection was reset", "action": "repeat", "wait_s": 1.235},
     ),
     "create refused": (
         CreateFailed(
@@ -75,33 +75,33 @@ EVENTS: dict[str, tuple[Event, str, int, dict[str, Any]]] = {
         ),
         "create.failed",
         logging.INFO,
-        {"error": "InsufficientCredits [402, no_credits, req_1]", "move": "refuse"},
+        {"error": "InsufficientCredits [402, no_credits, req_1]", "action": "refuse"},
     ),
-    "seen": (
+    "polled": (
         JobPolled(record=FOUND, status="processing", polls=3),
         "job.polled",
         logging.DEBUG,
-        {"status": "processing", "looks": 3},
+        {"status": "processing", "polls": 3},
     ),
-    "query failed": (
+    "poll failed": (
         PollFailed(record=FOUND, error=UnexpectedResponse("not JSON", status=200, body=ECHO), wait_s=2.5),
         "poll.failed",
         logging.INFO,
         {"error": "UnexpectedResponse: not JSON", "wait_s": 2.5},
     ),
-    "query failed for good": (
+    "last poll failed": (
         PollFailed(record=FOUND, error=ValueError(ECHO), wait_s=None),
         "poll.failed",
         logging.INFO,
         {"error": "ValueError", "wait_s": None},
     ),
-    "dear": (
+    "above the estimate": (
         PriceAboveEstimate(record=evolve(FOUND, credits_used=Decimal(28)), estimate=Decimal(8)),
         "price.above_estimate",
         logging.WARNING,
         {"estimate": "8", "credits": "28"},
     ),
-    "strange word": (
+    "unknown status": (
         UnknownStatus(record=FOUND, status="dreaming"),
         "status.unknown",
         logging.WARNING,
@@ -111,36 +111,34 @@ EVENTS: dict[str, tuple[Event, str, int, dict[str, Any]]] = {
 
 
 @pytest.mark.parametrize("name", EVENTS)
-def test_each_event_is_logged_under_a_stable_name_with_its_facts_as_extras(
-    name: str, caplog: pytest.LogCaptureFixture
-) -> None:
-    event, word, level, facts = EVENTS[name]
+def test_each_event_is_logged_with_its_name_and_facts(name: str, caplog: pytest.LogCaptureFixture) -> None:
+    event, log_name, level, facts = EVENTS[name]
     with caplog.at_level(logging.DEBUG, "nanobanana_async"):
         log_event(event)
     (line,) = caplog.records
     extras = line.__dict__
-    assert (line.name, line.levelno, extras["event"], extras["job"]) == ("nanobanana_async", level, word, "order-1")
+    assert (line.name, line.levelno, extras["event"], extras["job"]) == ("nanobanana_async", level, log_name, "order-1")
     assert {fact: extras[fact] for fact in facts} == facts
-    assert line.getMessage().startswith(f"{word} job=order-1 state=")
+    assert line.getMessage().startswith(f"{log_name} job=order-1 state=")
     assert "None" not in line.getMessage()
 
 
-def test_what_nobody_listens_to_is_not_even_put_into_words(caplog: pytest.LogCaptureFixture) -> None:
+def test_events_below_the_log_level_are_not_logged(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING, "nanobanana_async"):
-        for name in ("moved", "seen", "create failed", "query failed"):
+        for name in ("state changed", "polled", "create failed", "poll failed"):
             log_event(EVENTS[name][0])
     assert not caplog.records
 
 
-def test_an_observer_that_raises_is_logged_and_the_next_one_is_told(caplog: pytest.LogCaptureFixture) -> None:
-    heard: list[Event] = []
+def test_a_raising_observer_is_logged_and_the_next_one_is_called(caplog: pytest.LogCaptureFixture) -> None:
+    received: list[Event] = []
 
     def broken(_: Event) -> None:
         raise ZeroDivisionError
 
-    event = EVENTS["seen"][0]
-    EventEmitter((broken, heard.append))(event)
-    assert heard == [event]
+    event = EVENTS["polled"][0]
+    EventEmitter((broken, received.append))(event)
+    assert received == [event]
     (line,) = caplog.records
     assert line.levelno == logging.ERROR
     assert line.getMessage().startswith("observer.failed")
@@ -148,17 +146,17 @@ def test_an_observer_that_raises_is_logged_and_the_next_one_is_told(caplog: pyte
 
 
 SCENES: dict[str, tuple[list[Step], list[Step]]] = {
-    "all is well": ([created()], [task("processing"), completed()]),
-    "the gateway quotes us": ([refused(400, "bad", ECHO)], [completed()]),
-    "garbage quotes us": ([HttpResponse(status=200, body=ECHO.encode())], [completed()]),
+    "success": ([created()], [task("processing"), completed()]),
+    "a refusal quotes us": ([refused(400, "bad", ECHO)], [completed()]),
+    "an unreadable answer quotes us": ([HttpResponse(status=200, body=ECHO.encode())], [completed()]),
     "an answer without a task quotes us": ([said(200, {"success": True, "data": {"why": ECHO}})], [completed()]),
-    "lost and found": ([LOST, refused(503, "busy", ECHO), created()], [LOST, completed()]),
-    "limited": ([refused(429, "slow", ECHO), created()], [refused(429, "slow", ECHO), completed()]),
+    "lost, then accepted": ([LOST, refused(503, "busy", ECHO), created()], [LOST, completed()]),
+    "throttled": ([refused(429, "slow", ECHO), created()], [refused(429, "slow", ECHO), completed()]),
     "the task fails": ([created()], [task("failed", error_message=ECHO)]),
-    "a strange word": ([created()], [task("dreaming", prompt=ECHO), completed()]),
+    "an unknown status": ([created()], [task("dreaming", prompt=ECHO), completed()]),
     "no image": ([created()], [task("completed", prompt=ECHO)]),
-    "a bad key": ([created()], [refused(401, "key", ECHO)]),
-    "lost for ever": ([LOST], [completed()]),
+    "a wrong key": ([created()], [refused(401, "key", ECHO)]),
+    "always lost": ([LOST], [completed()]),
     "never sent": ([TransportError("refused", possibly_sent=False)], [completed()]),
     "a bug": ([lambda _: _bug()], [completed()]),
 }
@@ -197,27 +195,27 @@ async def test_neither_prompt_nor_api_key_is_ever_logged(
 
 
 @virtually
-async def test_events_tell_the_whole_story_of_a_job() -> None:
-    story: list[str] = []
+async def test_a_job_emits_its_events_in_order() -> None:
+    names: list[str] = []
 
-    def note(event: Event) -> None:
+    def observe(event: Event) -> None:
         match event:
             case JobStateChanged(record=found):
                 fact = found.state.value
-            case CreateFailed(action=move):
-                fact = move
+            case CreateFailed(action=action):
+                fact = action
             case JobPolled(status=status) | UnknownStatus(status=status):
                 fact = status
             case PollFailed(error=error):
                 fact = type(error).__name__
             case _:
                 return
-        story.append(f"{type(event).__name__} {fact}")
+        names.append(f"{type(event).__name__} {fact}")
 
     transport = FakeTransport(in_turn([LOST, created()], [LOST, task("processing"), completed()]))
-    async with apimall(transport, observers=[note], ledger=Notebook(fails=[5])) as session:
+    async with apimall(transport, observers=[observe], ledger=Notebook(fails=[5])) as session:
         await session.generate("a fox")
-    assert story == [
+    assert names == [
         "JobStateChanged pending",
         "JobStateChanged submitting",
         "CreateFailed repeat",
