@@ -250,9 +250,7 @@ class JobWithdrawn(JobError):
 
 
 class JobUnfinished(JobError, TimeoutError):
-    """The waiting ended, the job did not: await it again, or find it by its key."""
-
-    advice = "the job goes on; await it again"
+    """The wait ended before the job did. The message says whether the job continues and what to do next."""
 
 
 class SessionClosed(NanoBananaError):

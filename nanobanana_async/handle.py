@@ -11,6 +11,7 @@ from attrs import frozen
 
 from nanobanana_async import errors
 from nanobanana_async.engine.engine import Engine
+from nanobanana_async.engine.poller import JobOverdue
 from nanobanana_async.engine.tracked_job import TrackedJob
 from nanobanana_async.errors import (
     ConfigurationError,
@@ -151,12 +152,8 @@ class Job:
         except TimeoutError as error:
             if isinstance(error, NanoBananaError) or not deadline.expired():
                 raise
-        record = self._tracked.record
-        raise JobUnfinished(
-            f"job {self.key} is {record.state.value} after {timeout:g} s",
-            job=self,
-            safe_to_repeat=False,
-        )
+        message = f"job {self.key} is {self.state.value} after {timeout:g} s; the job goes on: await it again"
+        raise JobUnfinished(message, job=self, safe_to_repeat=False)
 
     async def _result(self) -> GenerationResult:
         await self._ensure_followed()
@@ -205,9 +202,11 @@ class Job:
 
     async def _wait_for_change(self) -> None:
         if not self._tracked.live:
-            bought = self._tracked.record.possibly_bought
-            why = f"is {self.state.value}, and is no longer followed here" if bought else "was never bought"
-            raise JobUnfinished(f"job {self.key} {why}", job=self, safe_to_repeat=not bought)
+            if self._tracked.record.possibly_bought:
+                message = f"job {self.key} is {self.state.value} and no longer polled here: await it again"
+                raise JobUnfinished(message, job=self, safe_to_repeat=False)
+            message = f"job {self.key} was never bought: generate it again to buy it"
+            raise JobUnfinished(message, job=self, safe_to_repeat=True)
         await self._tracked.wait_for_change()
 
     def outcome(self) -> GenerationResult | NanoBananaError | None:
@@ -244,6 +243,8 @@ class Job:
         """Return what ended the job, or the waiting for it: fresh, so that each waiter has a traceback of its own."""
         entry = self._tracked
         record = entry.record
+        if isinstance(entry.wait_error, JobOverdue):
+            return JobUnfinished(entry.wait_error.message, job=self, safe_to_repeat=False)
         if entry.wait_error is not None:
             safe = entry.wait_error.safe_to_repeat and not record.possibly_bought
             return entry.wait_error.for_job(record.key, safe_to_repeat=safe)

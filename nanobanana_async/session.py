@@ -17,7 +17,7 @@ from nanobanana_async.engine.engine import Engine
 from nanobanana_async.engine.lifecycle import SessionComponents, SessionTask, to_ledger
 from nanobanana_async.engine.resolver import JobResolver
 from nanobanana_async.engine.tracked_job import TrackedJob
-from nanobanana_async.errors import ConfigurationError, InvalidRequest, JobUnfinished, SessionClosed
+from nanobanana_async.errors import ConfigurationError, JobUnfinished, SessionClosed
 from nanobanana_async.events import EventEmitter, Observer
 from nanobanana_async.gateways.contract import Gateway, Transport
 from nanobanana_async.gateways.secret import Secret
@@ -96,7 +96,7 @@ class Session:
         self._session_task = SessionTask(f"<Session {self.gateway.name}>", self._components)
 
     def __repr__(self) -> str:
-        if "_host" not in self.__dict__:  # it stands in the traceback of a setting that was refused
+        if "_session_task" not in self.__dict__:  # a traceback or debugger may show a session whose constructor raised
             return "<Session not built>"
         engine = self._session_task.engine
         state = "not open" if engine is None else f"open, {engine.slots.held} jobs held"
@@ -112,7 +112,7 @@ class Session:
         await self.aclose()
 
     def __del__(self) -> None:
-        if "_host" in self.__dict__:  # else a setting was refused
+        if "_session_task" in self.__dict__:  # missing when the constructor raised
             self._session_task.warn_unclosed()
 
     async def open(self) -> None:
@@ -148,18 +148,20 @@ class Session:
         """
         engine = self._engine()
         timeout = as_timeout("timeout", timeout)  # before anything is bought
-        entry = await self._register(request, idempotency_key, fields)
-        entry.callers += 1
-        unfinished: JobUnfinished | None = None
+        tracked = await self._register(request, idempotency_key, fields)
+        tracked.callers += 1
+        job, withdrawn = Job(engine, tracked), False
         try:
-            return await Job(engine, entry).result(timeout=timeout)
+            try:
+                return await job.result(timeout=timeout)
+            finally:
+                withdrawn = engine.drop_caller(tracked)
         except JobUnfinished as error:
-            unfinished = error
-            raise
-        finally:
-            withdrawn = engine.drop_caller(entry)
-            if unfinished is not None:
-                unfinished.safe_to_repeat = withdrawn
+            error.safe_to_repeat = withdrawn
+            if not withdrawn or timeout is None:
+                raise
+            message = f"job {job.key} was not sent within {timeout:g} s and was withdrawn: nothing was bought"
+            raise JobUnfinished(message, job=job, safe_to_repeat=True) from None
 
     async def submit(
         self,
@@ -228,7 +230,7 @@ class Session:
         """
         engine = self._engine()
         if [task_id is not None, not_bought, buy_again].count(True) != 1:
-            raise InvalidRequest("say exactly one of task_id, not_bought=True, buy_again=True")
+            raise ConfigurationError("pass exactly one of task_id, not_bought=True, buy_again=True")
         key = job if isinstance(job, str) else job.key
         engine = self._engine()
         entry = await JobResolver(engine).resolve(key, task_id=task_id, buy_again=buy_again)

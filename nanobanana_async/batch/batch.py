@@ -11,7 +11,7 @@ from nanobanana_async.batch.outcome import Outcome
 from nanobanana_async.batch.progress import Progress
 from nanobanana_async.batch.runner import BatchRunner
 from nanobanana_async.engine.engine import Engine
-from nanobanana_async.errors import BatchStopped, InvalidRequest
+from nanobanana_async.errors import BatchStopped, ConfigurationError
 from nanobanana_async.image_saver import ImageSaver
 from nanobanana_async.notebook_html import Html, card, error_box, note
 
@@ -40,7 +40,7 @@ class Batch:
         self._progress = Progress(requests, orders.name, self._runner, engine) if orders.progress else None
 
     def __repr__(self) -> str:
-        if "_feeder" not in self.__dict__:  # the input was refused; debuggers show it all the same
+        if "_runner" not in self.__dict__:  # a debugger may show a batch whose constructor raised
             return "<Batch not built>"
         return f"<Batch {self.name or 'without a name'}: {self.done} done>"
 
@@ -142,5 +142,5 @@ class Batch:
 
 def _checked(requests: Requests) -> Requests:
     if isinstance(requests, (str, bytes, Mapping)) or not isinstance(requests, (Iterable, AsyncIterable)):
-        raise InvalidRequest(f"requests must be an iterable of prompts, not {type(requests).__name__}")
+        raise ConfigurationError(f"requests must be an iterable of prompts, not {type(requests).__name__}")
     return requests

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from nanobanana_async import ImageRequest, Outcome
-from nanobanana_async.errors import InvalidRequest, JobFailed, NanoBananaError
+from nanobanana_async.errors import ConfigurationError, InvalidRequest, JobFailed, NanoBananaError
 from nanobanana_async.testing import FakeTransport
 from tests.batch.scenes import Counted, Studio, all_of, slots, slowly
 from tests.engine.sayings import refused
@@ -95,7 +95,7 @@ def test_what_is_no_list_of_rows_is_refused_at_once(requests: Any) -> None:
     @virtually
     async def refuses() -> None:
         async with apimall(FakeTransport(Studio().answer)) as session:
-            with pytest.raises(InvalidRequest, match=f"an iterable of prompts, not {type(requests).__name__}"):
+            with pytest.raises(ConfigurationError, match=f"an iterable of prompts, not {type(requests).__name__}"):
                 session.generate_many(requests)
         gc.collect()  # the half-made batch goes without a complaint
 
