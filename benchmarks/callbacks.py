@@ -51,7 +51,7 @@ def _emulator(case: Case) -> Emulator:
         seed=case.seed,
         job_limit=LIMIT,
         duration=Drawn(case.seed, case.median_s, SIGMA),
-        picture_scale=0.05,
+        image_scale=0.05,
         callback_drop_probability=case.dropped,
         callback_duplicate_probability=case.doubled,
         chances=lost,

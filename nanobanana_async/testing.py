@@ -151,13 +151,13 @@ class EmulatorTransport(FakeTransport):
         answer = self.simulator.handle(loop.time(), call)
         if answer.delivery.delay_s:
             await asyncio.sleep(answer.delivery.delay_s)
-        if answer.delivery.manner is DeliveryMode.LATE:
+        if answer.delivery.mode is DeliveryMode.LATE:
             answer = self.simulator.process(loop.time(), call)
         return _delivered(answer.status, answer.headers, answer.content(), answer.delivery)
 
 
 def _delivered(status: int, headers: Mapping[str, str], body: bytes, delivery: Delivery) -> Reply:
-    match delivery.manner:
+    match delivery.mode:
         case DeliveryMode.RESET:
             return TransportError("the connection was reset", possibly_sent=True)
         case DeliveryMode.CUT:

@@ -41,7 +41,7 @@ async def test_as_many_pictures_come_back_as_were_wanted_each_at_a_link_of_its_o
 
 @pytest.mark.parametrize(("ratio", "expected"), [("1:1", 1.0), ("16:9", 16 / 9), ("9:16", 9 / 16), ("21:9", 21 / 9)])
 async def test_a_picture_has_the_aspect_ratio_that_was_wanted(ratio: str, expected: float) -> None:
-    async with emulated(picture_scale=0.2) as emulator:
+    async with emulated(image_scale=0.2) as emulator:
         async with quick(emulator) as session:
             result = await session.generate("a fox", aspect_ratio=ratio)
         _, picture = await fetched(result.images[0])
@@ -75,7 +75,7 @@ async def test_a_picture_of_defapi_is_a_link_to_a_real_picture() -> None:
 
 
 async def test_a_picture_of_defapi_may_come_inline_and_is_kept_out_of_raw_and_repr() -> None:
-    async with emulated(data_uris=True, picture_scale=0.05) as emulator:
+    async with emulated(data_uris=True, image_scale=0.05) as emulator:
         async with quick(emulator, "defapi", ledger=MemoryLedger()) as session:
             job = await session.submit("a fox")
             result = await job
@@ -91,7 +91,7 @@ async def test_a_picture_of_defapi_may_come_inline_and_is_kept_out_of_raw_and_re
 
 
 async def test_a_large_inline_picture_arrives_whole() -> None:
-    async with emulated(data_uris=True, picture_scale=1.0) as emulator, quick(emulator, "defapi") as session:
+    async with emulated(data_uris=True, image_scale=1.0) as emulator, quick(emulator, "defapi") as session:
         result = await session.generate("a fox")
         picture = Image.open(io.BytesIO(base64.b64decode(result.url.partition(",")[2], validate=True)))
         picture.load()
