@@ -101,16 +101,16 @@ def test_an_outcome_shows_its_pictures_and_where_they_are() -> None:
 def stats(**numbers: object) -> SessionStats:
     plain: dict[str, object] = {
         "job_limit": None,
-        "rate_limit": None,
+        "creates_per_s": None,
         "limit_kind": None,
-        "gate_open": True,
-        "held": 2,
+        "creates_paused": False,
+        "slots_held": 2,
         "queued": 0,
-        "on_wire": 1,
-        "queries": 7,
-        "refusals": 0,
-        "median_job_s": None,
-        "spread_of_jobs": None,
+        "requests_in_flight": 1,
+        "polls": 7,
+        "throttled": 0,
+        "job_duration_median_s": None,
+        "job_duration_sigma": None,
         "succeeded": 0,
         "failed": 0,
         "refused": 0,
@@ -124,7 +124,7 @@ def stats(**numbers: object) -> SessionStats:
 
 def test_stats_say_at_the_start_what_is_not_known_yet() -> None:
     text = page(stats()).text
-    assert "2 of a limit not yet known" in text
+    assert "2 of an unknown limit" in text
     assert "0 spent" in text
     assert "None" not in text
 
@@ -132,16 +132,16 @@ def test_stats_say_at_the_start_what_is_not_known_yet() -> None:
 def test_stats_are_a_table_of_what_was_learned() -> None:
     learned = stats(
         job_limit=6,
-        rate_limit=1.25,
-        gate_open=False,
-        median_job_s=75.0,
+        creates_per_s=1.25,
+        creates_paused=True,
+        job_duration_median_s=75.0,
         succeeded=11,
         failed=1,
         credits_spent=Decimal("88.50"),
         credits_remaining=Decimal(912),
     )
     text = page(learned).text
-    for words in ("11 succeeded, 1 failed", "2 of 6", "1.2", "closed", "1 min 15 s", "88.5 spent, 912 left"):
+    for words in ("11 succeeded, 1 failed", "2 of 6", "1.2", "paused", "1 min 15 s", "88.5 spent, 912 left"):
         assert words in text
 
 
@@ -152,7 +152,7 @@ async def test_a_job_shows_where_it_stands_and_then_its_pictures_without_a_reque
         job = await session.submit("a fox", idempotency_key="order-17", aspect_ratio="16:9")
         before = page(job)
         assert before.images == []
-        for words in ("a fox", "state pending", "16:9", "order-17", "await it for its pictures"):
+        for words in ("a fox", "state pending", "16:9", "order-17", "await it for its images"):
             assert words in before.text
         await job.accepted()
         assert "state running" in page(job).text
@@ -205,7 +205,7 @@ async def test_a_job_whose_inline_pictures_are_not_at_hand_says_how_to_get_them(
         entry = job._tracked
         entry.observation = None
         assert entry.images_missing
-        assert "await it to see them" in page(job).text
+        assert "await the job to fetch them again" in page(job).text
 
 
 @virtually
