@@ -213,7 +213,7 @@ async def test_a_batch_shows_how_far_it_is() -> None:
     transport = FakeTransport(in_turn([created(), refused(400, message="<b>no</b>")], [completed()]))
     async with apimall(transport) as session:
         batch = session.generate_many(["a fox", "an owl"])
-        assert "It has not begun" in page(batch).text
+        assert "It has not started" in page(batch).text
         outcomes = [outcome async for outcome in batch]
         shown = page(batch)
         assert "done 2" in shown.text
