@@ -1,4 +1,4 @@
-"""A session that closes while a batch is open: who waits is told, and nothing is left."""
+"""Closing a session while a batch is open."""
 
 import asyncio
 from contextlib import suppress

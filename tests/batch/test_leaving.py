@@ -1,4 +1,4 @@
-"""Leaving a batch before its end: the rest stays unbought, however one leaves."""
+"""Leaving a batch before its end: unsent rows stay unbought."""
 
 import asyncio
 import gc

@@ -1,4 +1,4 @@
-"""Named batches on a file: run again, they buy only what was never bought."""
+"""Named batches on disk: a second run buys only what was never bought."""
 
 import asyncio
 from pathlib import Path

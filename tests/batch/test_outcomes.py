@@ -1,4 +1,4 @@
-"""What comes out of a batch: each row once, in the order of ending or of the input, bad rows among them."""
+"""The outcomes of a batch: each row once, in order of ending or of the input; invalid rows included."""
 
 import asyncio
 import gc

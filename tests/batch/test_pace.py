@@ -1,4 +1,4 @@
-"""How fast a batch pulls and buys: as there is room, and no faster than outcomes are taken."""
+"""How fast a batch pulls and buys: no faster than slots are free and outcomes are taken."""
 
 import asyncio
 import gc

@@ -1,4 +1,4 @@
-"""The keys of rows: stable for good, since a key that changes is a batch that is bought again."""
+"""The keys of rows. They must never change: a changed key buys a row again."""
 
 import tracemalloc
 from typing import Any
@@ -44,8 +44,8 @@ def test_keys_never_change() -> None:
 
 
 def test_each_field_of_a_request_is_part_of_its_key() -> None:
-    told = {name for name in fields_dict(ImageRequest) if name not in ("prompt", "callback_url")}
-    facts = {name: getattr(MANY, name) for name in told}
+    names = {name for name in fields_dict(ImageRequest) if name not in ("prompt", "callback_url")}
+    facts = {name: getattr(MANY, name) for name in names}
     rows = [ImageRequest("a boat", **{name: value}) for name, value in facts.items() if name != "task_type"]
     assert len(set(keys("a boat", *rows, MANY))) == len(rows) + 2
 

@@ -1,4 +1,4 @@
-"""Batches that save their pictures: in the background, whole and listed, and once."""
+"""Batches that save their images: in the background, complete, listed, and once."""
 
 import asyncio
 import hashlib

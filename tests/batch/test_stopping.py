@@ -1,4 +1,4 @@
-"""When buying more can't go well: what runs is collected, nothing more is sent, and `BatchStopped` says why."""
+"""When a batch stops buying: running jobs are collected, nothing more is sent, `BatchStopped` has the cause."""
 
 import asyncio
 from collections.abc import Callable, Iterator

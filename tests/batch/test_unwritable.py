@@ -1,4 +1,4 @@
-"""A folder that can't be written stops the buying; an image that can't be had is the fault of its row."""
+"""An unwritable folder stops the batch; an unavailable image is an error of its row."""
 
 import asyncio
 import errno

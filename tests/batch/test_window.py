@@ -1,4 +1,4 @@
-"""How many rows are bought at most by a batch that is left, and that this slows nobody who takes what comes."""
+"""How many rows a batch buys at most before outcomes are taken, and that this bound costs no throughput."""
 
 import asyncio
 import random

@@ -1,4 +1,4 @@
-"""The campaigns in short, and the mutation control; `python -m tests.credits` is the long form."""
+"""Short campaigns and the mutation control; `python -m tests.credits` runs the long form."""
 
 import logging
 from collections.abc import Iterator

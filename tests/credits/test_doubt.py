@@ -1,4 +1,4 @@
-"""Refunds, doubt and failures: what may come back is waited for, what is in doubt stays set aside, and nobody hangs."""
+"""Refunds, uncertain jobs and failures: reservations last as long as the price may still be charged."""
 
 import asyncio
 from collections.abc import AsyncGenerator

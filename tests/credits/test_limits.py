@@ -1,4 +1,4 @@
-"""max_credits of a batch: exactly what fits is bought, never more, whoever tells the price, in however many runs."""
+"""`max_credits` of a batch: exactly what fits is bought, over any number of runs."""
 
 import asyncio
 from datetime import UTC, datetime

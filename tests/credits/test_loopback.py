@@ -1,4 +1,4 @@
-"""The same over real sockets, against the emulator: what it charged is what the limit says, with answers lost too."""
+"""Caps over real sockets: what the emulator charged stays within the cap, also with lost answers."""
 
 from decimal import Decimal
 from pathlib import Path

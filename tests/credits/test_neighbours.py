@@ -1,4 +1,4 @@
-"""Several processes that spend on one batch at the same moment: they share its cap."""
+"""Several processes that run one batch at the same time share its cap."""
 
 import asyncio
 from decimal import Decimal

@@ -1,4 +1,4 @@
-"""Prices: several classes, prices that change, decimals, and gateways that never say what a job costs."""
+"""Prices: several classes, changing prices, decimals, and gateways that never report a price."""
 
 from decimal import Decimal
 from typing import Any

@@ -1,4 +1,4 @@
-"""max_credits of a session: generate and submit are refused before they overshoot, and can be bought later."""
+"""`max_credits` of a session: `generate` and `submit` are refused before they exceed it."""
 
 import asyncio
 from decimal import Decimal

@@ -1,4 +1,4 @@
-"""Trouble with the first job of an unknown price or with the ledger: nobody waits for ever, nothing stays set aside."""
+"""Faults of the first job of an unknown price, or of the ledger: nothing hangs, nothing stays reserved."""
 
 import asyncio
 from decimal import Decimal

@@ -117,8 +117,8 @@ def test_price_depends_on_resolution_and_images() -> None:
     variants: list[dict[str, Any]] = [{}, {"resolution": "4K"}, {"num_images": 2}]
     used = [body_of(caller.buy(f"{n}", **fields))["data"]["credits_used"] for n, fields in enumerate(variants)]
     assert used == [8, 16, 16]
-    told = caller.buy("too much", num_images=2)
-    assert (told.status, code(told)) == (402, "insufficient_credits")
+    response = caller.buy("too much", num_images=2)
+    assert (response.status, code(response)) == (402, "insufficient_credits")
     caller.simulator.add_credits("0.5")
     stats = caller.stats()
     assert (stats.credits_charged, stats.credits_remaining) == (Decimal(40), Decimal("10.5"))
@@ -163,15 +163,15 @@ def test_a_repeated_key_gets_the_same_bytes_again() -> None:
 def test_a_key_with_another_body_is_a_conflict(manner: Idempotency) -> None:
     caller = Caller(idempotency=manner)
     caller.buy(key="k", num_images=1)
-    told = caller.buy(key="k", num_images=2)
-    assert (told.status, code(told)) == (409, "idempotency_conflict")
+    response = caller.buy(key="k", num_images=2)
+    assert (response.status, code(response)) == (409, "idempotency_conflict")
 
 
 def test_field_order_does_not_change_a_body() -> None:
     caller = Caller()
     caller.post("/api/v1/images/generate", b'{"model":"nano-banana-pro","prompt":"x"}', Idempotency_Key="k")
-    told = caller.post("/api/v1/images/generate", b'{"prompt":"x", "model":"nano-banana-pro"}', Idempotency_Key="k")
-    assert (told.status, caller.stats().replays) == (200, 1)
+    response = caller.post("/api/v1/images/generate", b'{"prompt":"x", "model":"nano-banana-pro"}', Idempotency_Key="k")
+    assert (response.status, caller.stats().replays) == (200, 1)
 
 
 def test_key_conflicts_while_its_job_runs_then_replays() -> None:

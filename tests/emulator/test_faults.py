@@ -85,8 +85,8 @@ def test_a_401_on_a_defapi_query_keeps_the_code_of_its_reference() -> None:
 
 def test_error_fault_takes_a_message_or_an_empty_body() -> None:
     caller = Caller()
-    told = faults.error(429, code="slow", message="Slow down", retry_after="3")
-    caller.simulator.queue_faults("apimall.create", told, faults.error(504, envelope=False))
+    custom = faults.error(429, code="slow", message="Slow down", retry_after="3")
+    caller.simulator.queue_faults("apimall.create", custom, faults.error(504, envelope=False))
     answer = caller.buy()
     assert body_of(answer)["error"] == {"code": "slow", "message": "Slow down"}
     assert answer.headers["Retry-After"] == "3"

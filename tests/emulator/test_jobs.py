@@ -126,12 +126,12 @@ def test_status_can_be_unknown_or_replaced() -> None:
 
 
 def test_same_seed_gives_the_same_durations() -> None:
-    def ends(seed: int, looks: int) -> list[float]:
+    def ends(seed: int, polls: int) -> list[float]:
         settings = {"seed": seed, "duration": LogNormal(median_s=30), "unknown_probability": 0.5}
         caller = Caller(**settings)  # type: ignore[arg-type]
         for n in range(5):
             task_id = caller.bought(f"{n}")
-            for _ in range(looks):
+            for _ in range(polls):
                 caller.poll(task_id)
         return [job.ends_at for job in caller.simulator.jobs(0.0)]
 

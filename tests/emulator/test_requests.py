@@ -118,14 +118,14 @@ def test_all_values_of_the_references_are_accepted() -> None:
 def test_body_that_is_not_a_json_object_is_400(body: bytes, complaint: str) -> None:
     caller = Caller()
     assert no_of_apimall(caller.post(APIMALL_CREATE, body)) == (400, "invalid_request", complaint)
-    told = caller.post(DEFAPI_CREATE, body)
-    assert (told.status, body_of(told)["detail"]) == (400, complaint)
+    response = caller.post(DEFAPI_CREATE, body)
+    assert (response.status, body_of(response)["detail"]) == (400, complaint)
 
 
 def test_a_create_must_say_that_it_is_json() -> None:
     body = json.dumps({"model": "nano-banana-pro", "prompt": "x"}).encode()
-    told = Caller().post(APIMALL_CREATE, body, Content_Type="text/plain")
-    assert no_of_apimall(told)[2] == "Content-Type must be application/json"
+    response = Caller().post(APIMALL_CREATE, body, Content_Type="text/plain")
+    assert no_of_apimall(response)[2] == "Content-Type must be application/json"
 
 
 @pytest.mark.parametrize("key", ["", "Basic emulator-key", "Bearer wrong", "Bearer", "emulator-key"])
@@ -134,8 +134,8 @@ def test_wrong_key_is_401_in_each_endpoints_format(key: str) -> None:
     headers = {"authorization": key} if key else {}
     create = simulator.handle(0.0, EmulatedRequest("POST", APIMALL_CREATE, {}, headers))
     query = simulator.handle(0.0, EmulatedRequest("GET", APIMALL_QUERY + "img_1", {}, headers))
-    for told in (create, query):
-        assert no_of_apimall(told)[:2] == (401, "invalid_api_key")
+    for response in (create, query):
+        assert no_of_apimall(response)[:2] == (401, "invalid_api_key")
     create = simulator.handle(0.0, EmulatedRequest("POST", DEFAPI_CREATE, {}, headers))
     query = simulator.handle(0.0, EmulatedRequest("GET", DEFAPI_QUERY, {"task_id": "ta1"}, headers))
     assert (create.status, body_of(create)) == (401, {"code": 1, "message": "Invalid API key"})
@@ -145,18 +145,18 @@ def test_wrong_key_is_401_in_each_endpoints_format(key: str) -> None:
 def test_an_unapproved_key_is_403_at_apimall_and_401_at_defapi() -> None:
     caller = Caller()
     headers = {"Authorization": "Bearer unapproved-key"}
-    told = caller.simulator.handle(0.0, EmulatedRequest("POST", APIMALL_CREATE, {}, headers))
-    assert no_of_apimall(told)[:2] == (403, "access_not_approved")
-    told = caller.simulator.handle(0.0, EmulatedRequest("POST", DEFAPI_CREATE, {}, headers))
-    assert told.status == 401
+    response = caller.simulator.handle(0.0, EmulatedRequest("POST", APIMALL_CREATE, {}, headers))
+    assert no_of_apimall(response)[:2] == (403, "access_not_approved")
+    response = caller.simulator.handle(0.0, EmulatedRequest("POST", DEFAPI_CREATE, {}, headers))
+    assert response.status == 401
 
 
 @pytest.mark.parametrize(("host", "status"), [("gw.test", 200), ("GW.test:80", 200), ("www.test", 403), ("", 403)])
 def test_wrong_host_is_refused_if_gateway_host_is_set(host: str, status: int) -> None:
     caller = Caller(gateway_host="gw.test")
     body = json.dumps({"model": "nano-banana-pro", "prompt": "x"}).encode()
-    told = caller.post(APIMALL_CREATE, body, Host=host)
-    assert told.status == status
+    response = caller.post(APIMALL_CREATE, body, Host=host)
+    assert response.status == status
     assert caller.buy_defapi().status == 200
 
 
@@ -164,13 +164,13 @@ def test_task_of_the_other_gateway_is_404() -> None:
     caller = Caller()
     task_id = caller.bought()
     assert no_of_apimall(caller.poll("img_nobody"))[:2] == (404, "task_not_found")
-    told = caller.poll_defapi(task_id)
-    assert (told.status, body_of(told)) == (404, {"code": 1, "message": "task not found"})
+    response = caller.poll_defapi(task_id)
+    assert (response.status, body_of(response)) == (404, {"code": 1, "message": "task not found"})
 
 
 def test_defapi_query_without_a_task_id_is_400() -> None:
-    told = Caller().poll_defapi("")
-    assert (told.status, body_of(told)["detail"]) == (400, "task_id is required")
+    response = Caller().poll_defapi("")
+    assert (response.status, body_of(response)["detail"]) == (400, "task_id is required")
 
 
 def test_unknown_path_and_wrong_method_have_an_envelope() -> None:
@@ -190,11 +190,11 @@ def test_blocked_prompt_is_451_and_not_charged() -> None:
 
 def test_refusals_can_come_inside_a_200() -> None:
     caller = Caller(credits=0, refusals_in_200=True)
-    told = caller.buy()
-    assert (told.status, body_of(told)["success"]) == (200, False)
-    assert body_of(told)["error"]["code"] == "insufficient_credits"
-    told = caller.buy_defapi()
-    assert (told.status, body_of(told)["code"]) == (200, 402)
-    told = caller.poll_defapi("ta-nobody")
-    assert body_of(told) == {"code": 404, "message": "task not found"}
+    response = caller.buy()
+    assert (response.status, body_of(response)["success"]) == (200, False)
+    assert body_of(response)["error"]["code"] == "insufficient_credits"
+    response = caller.buy_defapi()
+    assert (response.status, body_of(response)["code"]) == (200, 402)
+    response = caller.poll_defapi("ta-nobody")
+    assert body_of(response) == {"code": 404, "message": "task not found"}
     assert caller.stats().creates_refused == {402: 2}

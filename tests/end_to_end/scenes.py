@@ -1,4 +1,4 @@
-"""What the tests over loopback share: quick settings, an emulator that must be left clean, a listener."""
+"""Shared helpers of the tests over loopback: quick settings, an emulator checked for leaks, an event listener."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable

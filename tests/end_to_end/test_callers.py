@@ -1,4 +1,4 @@
-"""Callers come, share, leave and are cancelled: one job, one payment."""
+"""Callers share a job, time out and are cancelled: one job, one payment."""
 
 import asyncio
 

@@ -1,4 +1,4 @@
-"""Every way in which a create can go wrong on the wire: never two charges, and doubt only where there is doubt."""
+"""Creates that fail: never two charges, and UNCERTAIN only where the answer is ambiguous."""
 
 import asyncio
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""Whatever goes wrong with a query: the job is not bought again, and is found in the end."""
+"""Polls that fail: the job is not bought again, and its result is found in the end."""
 
 import asyncio
 from datetime import UTC, datetime, timedelta

@@ -1,4 +1,4 @@
-"""Fifty jobs at once against an account that runs ten and does not say so."""
+"""Fifty jobs at once against a hidden limit of ten."""
 
 import asyncio
 

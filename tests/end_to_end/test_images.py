@@ -1,4 +1,4 @@
-"""The pictures that come back: how many, of which shape, as links or inline, and really pictures."""
+"""The returned images: number, size, links and inline images."""
 
 import base64
 import io

@@ -1,4 +1,4 @@
-"""Many repeats at once, while nothing is wrong with the gateway any more: they must not starve each other."""
+"""Many repeated creates after an outage: they must not starve each other."""
 
 import asyncio
 

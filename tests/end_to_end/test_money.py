@@ -1,4 +1,4 @@
-"""Credits: what was spent, what came back, what is left, and what happens when nothing is."""
+"""Credits: spent, refunded, remaining, and exhausted."""
 
 from decimal import Decimal
 

@@ -1,4 +1,4 @@
-"""Sessions are opened here and closed there, closed too early, or never."""
+"""Opening and closing sessions: in different tasks, too early, or never."""
 
 import asyncio
 import os

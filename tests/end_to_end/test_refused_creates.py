@@ -1,4 +1,4 @@
-"""Every error code of both references, said to a create over a real socket."""
+"""Every error code of both references as the answer to a create, over a real socket."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Answers scripted at the HTTP edge, word for word as the references print them."""
+"""HTTP answers copied from the references."""
 
 from decimal import Decimal
 

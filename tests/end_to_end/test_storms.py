@@ -1,4 +1,4 @@
-"""Storms: much goes wrong by chance, and the books still balance."""
+"""Many random faults at once: charges and results stay consistent."""
 
 from collections import Counter
 

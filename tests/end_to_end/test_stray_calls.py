@@ -1,4 +1,4 @@
-"""A session used from elsewhere than its own event loop: refused at once, and nobody is disturbed."""
+"""Calls from other event loops, threads and forks are refused and have no other effect."""
 
 import asyncio
 import os
@@ -167,8 +167,8 @@ async def test_forked_child_does_not_touch_its_parents_session(tmp_path: Path) -
                 transport = session._components.transport
                 pool, fresh = transport._pool, transport._fresh  # type: ignore[attr-defined]
                 runner = session._session_task.engine.scheduler  # type: ignore[union-attr]
-                told = (pool.closed, fresh.closed, runner.closing, runner._timers._handle, repr(job))
-                os.write(writing, repr(told).encode())
+                response = (pool.closed, fresh.closed, runner.closing, runner._timers._handle, repr(job))
+                os.write(writing, repr(response).encode())
             finally:
                 os._exit(0)
         await asyncio.to_thread(os.waitpid, child, 0)
