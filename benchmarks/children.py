@@ -63,7 +63,7 @@ class Child:
 
 
 def orders() -> dict[str, Any]:
-    """In the child: return what it was told."""
+    """In the child: read the task."""
     told: dict[str, Any] = json.loads(sys.stdin.readline())
     return told
 
