@@ -44,7 +44,7 @@ PREFETCH = 8
 MIN_BUFFER, MAX_BUFFER, BUFFER_SHARE = 4, 64, 4
 
 # Rows that may be pulled, and so bought, before the first outcome is taken, and how many more per outcome taken: a
-# loop that breaks after k outcomes has bought at most 128 + 3k rows, whatever the account's limit. An account with 100
+# loop that breaks after k outcomes has bought at most 128 + 3k rows at any limit of the account. An account with 100
 # slots is filled before its first job ends; the slots of a larger account fill as outcomes are taken.
 PULLED_AT_FIRST, PULLED_PER_TAKEN = 128, 3
 
