@@ -88,8 +88,8 @@ async def test_unwritable_folder_stops_the_batch_and_loses_nothing(breaks: Break
 
 
 async def test_control_runner_without_the_folder_check_buys_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(feeder, "STOPS", tuple(kind for kind in feeder.ACCOUNT_ERRORS if kind is not SaveError))
-    monkeypatch.setattr(ErrorStreak, "grows_too_long", lambda *_: False)
+    monkeypatch.setattr(feeder, "ACCOUNT_ERRORS", tuple(kind for kind in feeder.ACCOUNT_ERRORS if kind is not SaveError))
+    monkeypatch.setattr(ErrorStreak, "add", lambda *_: False)
     async with emulated() as emulator:
         outcomes, stopped = await break_off(emulator, tmp_path, replaced_by_a_file)
         assert (stopped, emulator.stats().creates_accepted, len(outcomes)) == (None, len(ROWS), len(ROWS))
@@ -147,6 +147,6 @@ async def test_folder_error_takes_precedence_in_a_row(tmp_path: Path, monkeypatc
 
     async with emulated() as emulator, quick(emulator) as session:
         result = await session.generate("a fox", num_images=3)
-        monkeypatch.setattr(ImageSaver, "_saved", saved)
+        monkeypatch.setattr(ImageSaver, "_save_or_error", saved)
         with pytest.raises(SaveError, match="full"):
             await session.save(result, tmp_path)
