@@ -18,7 +18,7 @@ QUICK_POLLS = PollPolicy(target_delay_s=0.02, min_gap_s=0.02, max_gap_s=0.2)
 
 
 def _prompts(rows: int) -> Iterator[str]:
-    return (f"picture {number}" for number in range(rows))
+    return (f"image {number}" for number in range(rows))
 
 
 def _gateway(expected_job_s: float) -> ApiMall:

@@ -31,7 +31,7 @@ async def _grow(jobs: int) -> dict[str, Any]:
     gate = LeanGate(asyncio.get_running_loop().time, limit=LIMIT, durations=Drawn(1, 20.0, 0.4))
     async with Session(_gateway(), http=gate) as session:
         begun = time.process_time()
-        well = await feed(session, (f"picture {number}" for number in range(jobs)), 2 * LIMIT)
+        well = await feed(session, (f"image {number}" for number in range(jobs)), 2 * LIMIT)
         cpu_s = time.process_time() - begun
     return {"jobs": jobs, "well": well, "cpu_s": cpu_s, "requests": gate.creates + gate.queries + gate.refused}
 
@@ -47,7 +47,7 @@ async def _hold(jobs: int) -> dict[str, Any]:
         gc.collect()
         tracemalloc.start()
         for number in range(jobs - 1):
-            await session.submit(f"picture {number}")
+            await session.submit(f"image {number}")
         while session.stats().slots_held < jobs:  # noqa: ASYNC110 - virtual time
             await asyncio.sleep(0.1)
         gc.collect()
@@ -75,13 +75,13 @@ class _Punctual(LeanGate):
 
 
 async def _be_late(jobs: int) -> dict[str, Any]:
-    """Hold so many jobs in real time, looked at every few seconds, and see how late the looks are."""
+    """Hold so many jobs in real time, looked at every few seconds, and see how late the polls are."""
     gate = _Punctual(asyncio.get_running_loop().time)
     policy = ConcurrencyPolicy(max_jobs=jobs, learn=False)
     polling = PollPolicy(target_delay_s=0.001, min_gap_s=GAP_S, max_gap_s=GAP_S)
     async with Session(_gateway(), http=gate, concurrency=policy, polling=polling) as session:
         for number in range(jobs):
-            await session.submit(f"picture {number}")
+            await session.submit(f"image {number}")
             if number % AT_ONCE == 0:  # spread over the gap; uvloop knows no part of a millisecond
                 await asyncio.sleep(0.8 * GAP_S * AT_ONCE / jobs)
         await asyncio.sleep(GAP_S)

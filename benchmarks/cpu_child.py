@@ -91,7 +91,7 @@ async def raw(url: str, jobs: int, held: int, looks: int, paced_s: float) -> dic
 
 
 async def _create(http: aiohttp.ClientSession, base: URL, number: int) -> str:
-    body = {"model": "nano-banana-pro", "type": "text-to-image", "prompt": f"picture {number}", "num_images": 1}
+    body = {"model": "nano-banana-pro", "type": "text-to-image", "prompt": f"image {number}", "num_images": 1}
     headers = {
         "Content-Type": "application/json",
         "Accept": "application/json",

@@ -68,7 +68,7 @@ class Rated:
 
 @frozen(kw_only=True)
 class Unknown:
-    """A limit that stays, and is not told."""
+    """A constant, unknown limit."""
 
     seed: int
     limit: int

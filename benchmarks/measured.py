@@ -16,7 +16,7 @@ PROBE_EVERY_MEANS = 3.0
 
 @frozen(kw_only=True)
 class Fleet:
-    """So many jobs under a limit that the client is not told; `scale` divides all durations."""
+    """So many jobs under a limit unknown to the client; `scale` divides all durations."""
 
     jobs: int
     limit: int

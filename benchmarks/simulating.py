@@ -25,7 +25,7 @@ from nanobanana_async.testing import EmulatorTransport, run_virtual
 RTT_S = 0.05
 
 
-class WatchedWorld(GatewaySimulator):
+class WatchedSimulator(GatewaySimulator):
     """An emulated account that remembers when it refused a create."""
 
     def __init__(self, settings: EmulatorSettings) -> None:
@@ -84,7 +84,7 @@ class Trace:
 
 
 async def buy(session: Session, prompt: str) -> bool:
-    """Buy one picture; say whether all went well."""
+    """Buy one job; return whether it succeeded."""
     try:
         await session.generate(prompt)
     except NanoBananaError:
@@ -95,7 +95,7 @@ async def buy(session: Session, prompt: str) -> bool:
 async def throw_in(session: Session, jobs: int) -> int:
     """Order everything at once; return how many ended well."""
     async with asyncio.TaskGroup() as group:
-        tasks = [group.create_task(buy(session, f"picture {number}")) for number in range(jobs)]
+        tasks = [group.create_task(buy(session, f"image {number}")) for number in range(jobs)]
     return sum(task.result() for task in tasks)
 
 
@@ -125,12 +125,12 @@ async def _sample(session: Session, every_s: float, samples: list[Sample]) -> No
 
 
 async def _watch(
-    world: WatchedWorld, jobs: int | None, workers: int | None, until_s: float | None, sample_s: float | None
+    simulator: WatchedSimulator, jobs: int | None, workers: int | None, until_s: float | None, sample_s: float | None
 ) -> Trace:
     loop = asyncio.get_running_loop()
     samples: list[Sample] = []
     well = 0
-    transport = EmulatorTransport(world, api_key=API_KEY, latency_s=RTT_S)
+    transport = EmulatorTransport(simulator, api_key=API_KEY, latency_s=RTT_S)
     async with Session(ApiMall(api_key=API_KEY, base_url="http://127.0.0.1"), http=transport) as session:
         sampler = None if sample_s is None else loop.create_task(_sample(session, sample_s, samples))
         with contextlib.suppress(TimeoutError):
@@ -139,14 +139,14 @@ async def _watch(
                     well = await throw_in(session, jobs or 0)
                 else:
                     numbers = range(10**9 if jobs is None else jobs)
-                    well = await feed(session, (f"picture {number}" for number in numbers), workers)
+                    well = await feed(session, (f"image {number}" for number in numbers), workers)
         ended_at = loop.time()
         if sampler is not None:
             sampler.cancel()
     return Trace(
-        stats=world.stats(ended_at),
-        jobs=tuple(world.jobs(ended_at)),
-        refused_at=tuple(world.refused_at),
+        stats=simulator.stats(ended_at),
+        jobs=tuple(simulator.jobs(ended_at)),
+        refused_at=tuple(simulator.refused_at),
         samples=tuple(samples),
         ended_well=well,
         ended_at=ended_at,
@@ -162,7 +162,7 @@ def simulate(
     sample_s: float | None = None,
 ) -> Trace:
     """Run so many jobs, or until a moment; without `workers` everything is ordered at once."""
-    return run_virtual(_watch(WatchedWorld(settings), jobs, workers, until_s, sample_s))
+    return run_virtual(_watch(WatchedSimulator(settings), jobs, workers, until_s, sample_s))
 
 
 def measure(fleet: Fleet, *, workers: int | None = None) -> Measured:

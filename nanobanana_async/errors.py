@@ -253,9 +253,7 @@ class JobWithdrawn(JobError):
 
 
 class JobUnfinished(JobError, TimeoutError):
-    """The wait ended before the job did. Await it again, or find it by its key."""
-
-    advice = "the job continues; await it again"
+    """The wait ended before the job did. The message says whether the job continues and what to do next."""
 
 
 class SessionClosed(NanoBananaError):

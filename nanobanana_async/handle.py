@@ -1,4 +1,4 @@
-"""The live handle of one job: where it stands, its result, its changes."""
+"""`Job`, the live handle of one job: its state, result and updates."""
 
 import asyncio
 from collections import deque
@@ -11,6 +11,7 @@ from attrs import frozen
 
 from nanobanana_async import errors
 from nanobanana_async.engine.engine import Engine
+from nanobanana_async.engine.poller import JobOverdue
 from nanobanana_async.engine.tracked_job import TrackedJob
 from nanobanana_async.errors import (
     ConfigurationError,
@@ -31,9 +32,9 @@ from nanobanana_async.validators import as_timeout
 
 @frozen(kw_only=True)
 class JobSnapshot:
-    """What becomes of a `Job` that is pickled: where it stood then. It can't be awaited, the session can't come along.
+    """A pickled `Job`: its state at that time. It cannot be awaited, since the session is not pickled.
 
-    In the session's own process, copies of what holds a job (an `Outcome`, a `JobError`) hold the same live `Job`.
+    Copies of an `Outcome` or a `JobError` made without pickling hold the same live `Job`.
     """
 
     key: str
@@ -44,18 +45,18 @@ class JobSnapshot:
     credits: Decimal | None
 
     def __await__(self) -> Generator[Any, None, GenerationResult]:
-        raise ConfigurationError(f"this is a copy of job {self.key}: find the job with `await session.job(key)`")
+        raise ConfigurationError(f"a snapshot of job {self.key} cannot be awaited: use `await session.job(key)`")
 
 
 class Job:
-    """One job, live: await it for its result, as often and from as many tasks as you like.
+    """A live job. Await it for its result, any number of times and from any number of tasks.
 
-    Like its session it belongs to one event loop. Pickled, it becomes a `JobSnapshot`.
+    It belongs to the event loop of its session. Pickled, it becomes a `JobSnapshot`.
     """
 
-    def __init__(self, engine: Engine, entry: TrackedJob) -> None:
+    def __init__(self, engine: Engine, tracked: TrackedJob) -> None:
         self._engine = engine
-        self._tracked = entry
+        self._tracked = tracked
 
     def __repr__(self) -> str:
         task = f" task {self.task_id}" if self.task_id else ""
@@ -72,11 +73,11 @@ class Job:
         return _snapshot, facts
 
     def _repr_html_(self) -> str:
-        request, settled = self.request, self.outcome()
+        request, outcome = self.request, self.outcome()
         prompt = None if request is None else request.prompt
-        if isinstance(settled, GenerationResult):
-            shown = image_gallery(image.url for image in settled.images)
-            return card(prompt, [("state", self.state.value), *result_facts(settled)], shown)
+        if isinstance(outcome, GenerationResult):
+            shown = image_gallery(image.url for image in outcome.images)
+            return card(prompt, [("state", self.state.value), *result_facts(outcome)], shown)
         facts = [
             ("state", self.state.value),
             *request_facts(request),
@@ -84,43 +85,43 @@ class Job:
             ("key", self.key),
             ("task", self.task_id),
         ]
-        return card(prompt, facts, _status_html(self.state, settled))
+        return card(prompt, facts, _status_html(self.state, outcome))
 
     def __await__(self) -> Generator[Any, None, GenerationResult]:
         return self.result().__await__()
 
     @property
     def key(self) -> str:
-        """Our key: the job's identity, and its idempotency key."""
+        """The key of the job in the ledger; also its idempotency key."""
         return self._tracked.record.key
 
     @property
     def task_id(self) -> str | None:
-        """The gateway's id, once it gave one."""
+        """The gateway's task id; None until the create is accepted."""
         return self._tracked.record.task_id
 
     @property
     def state(self) -> JobState:
-        """Where it stands, as far as the ledger knows."""
+        """The state in the ledger."""
         return self._tracked.record.state
 
     @property
     def request(self) -> ImageRequest | None:
-        """What is wanted; None for a task attached by its id alone."""
+        """The request; None for a task attached by its id alone."""
         return self._tracked.record.request
 
     @property
     def created_at(self) -> datetime:
-        """When the job was first written down."""
+        """When the job was first stored."""
         return self._tracked.record.created_at
 
     @property
     def credits(self) -> Decimal | None:
-        """What it cost after refunds, as far as the gateway said."""
+        """The price after refunds; None until the gateway reports one."""
         return self._tracked.record.credits
 
     async def persisted(self) -> None:
-        """Wait until the job is written down; raise `LedgerError` if it can't be."""
+        """Wait until the ledger has stored the job. Raises `LedgerError` if it cannot."""
         self._engine.guard.check()
         while not self._tracked.claimed:
             self._raise_stopped()
@@ -128,7 +129,7 @@ class Job:
         self._raise_stopped()
 
     async def accepted(self) -> str:
-        """Wait for the gateway's task id and return it; raise what ended the job before."""
+        """Wait for the gateway's task id and return it. Raises the error of a job that ended without one."""
         self._engine.guard.check()
         if self.task_id is None:
             await self._ensure_followed()
@@ -139,10 +140,11 @@ class Job:
         return self.task_id
 
     async def result(self, *, timeout: float | None = None) -> GenerationResult:
-        """Wait for the pictures.
+        """Wait for the images.
 
-        Raises `JobUnfinished` after `timeout` seconds: the job goes on, and can be awaited again. Raises what ended it
-        otherwise: `JobFailed`, `JobUncertain`, `JobWithdrawn`, the gateway's refusal, or what ended the following.
+        Raises `JobUnfinished` after `timeout` seconds, or when the job still runs `Timeouts.job_s` after the wait
+        began; the job goes on and can be awaited again. Other errors end the job or its polling: `JobFailed`,
+        `JobUncertain`, `JobWithdrawn`, the gateway's refusal, a `TransportError`.
         """
         self._engine.guard.check()
         deadline = asyncio.timeout(timeout := as_timeout("timeout", timeout))
@@ -152,12 +154,8 @@ class Job:
         except TimeoutError as error:
             if isinstance(error, NanoBananaError) or not deadline.expired():
                 raise
-        record = self._tracked.record
-        raise JobUnfinished(
-            f"job {self.key} is {record.state.value} after {timeout:g} s",
-            job=self,
-            safe_to_repeat=False,
-        )
+        message = f"job {self.key} is {self.state.value} after {timeout:g} s; the job goes on: await it again"
+        raise JobUnfinished(message, job=self, safe_to_repeat=False)
 
     async def _result(self) -> GenerationResult:
         await self._ensure_followed()
@@ -173,48 +171,50 @@ class Job:
         return self._result_from_record()
 
     async def updates(self) -> AsyncGenerator[JobState, None]:
-        """Yield each state of the job once, from the one it is in to the one it ends in."""
+        """Yield the current state, then each new state until the job ends."""
         self._engine.guard.check()
         await self._ensure_followed()
-        entry = self._tracked
+        tracked = self._tracked
         feed: deque[JobState] = deque([self.state])
-        entry.updates = [*(entry.updates or ()), feed]
+        tracked.updates = [*(tracked.updates or ()), feed]
         try:
             while True:
                 while feed:
                     yield feed.popleft()
-                if entry.done or not entry.live:
+                if tracked.done or not tracked.live:
                     return
-                self._engine.guard.check()  # the next step may be asked for from another loop than the first
-                await entry.wait_for_change()
+                self._engine.guard.check()  # the caller may resume this generator on another event loop
+                await tracked.wait_for_change()
         finally:
-            entry.updates = [other for other in entry.updates if other is not feed] or None
+            tracked.updates = [other for other in tracked.updates if other is not feed] or None
 
     async def cancel(self) -> bool:
-        """Withdraw the job if it was not yet sent; return False when it is too late: then it goes on."""
+        """Withdraw the job if it was not sent yet. Returns False if it was: then it goes on."""
         self._engine.guard.check()
-        # One that was only looked up and was sent shall not be stirred.
-        self._tracked = entry = self._engine.tracked.get(self.key, self._tracked)
-        if self._engine.request_withdrawal(entry) or entry.withdraw_requested:
-            while entry.withdraw_requested and not entry.done:
+        # No `_ensure_followed` here: cancel() must not start polling a job that was already sent.
+        self._tracked = tracked = self._engine.tracked.get(self.key, self._tracked)
+        if self._engine.request_withdrawal(tracked) or tracked.withdraw_requested:
+            while tracked.withdraw_requested and not tracked.done:
                 await self._wait_for_change()
         return self.state is JobState.WITHDRAWN
 
     async def _ensure_followed(self) -> None:
-        """Let the job be followed again if it was only looked up, or if its following had stopped."""
+        """Start polling a job that was only looked up, or whose polling has stopped."""
         self._tracked = await self._engine.reload_and_follow(self._tracked)
 
     async def _wait_for_change(self) -> None:
         if not self._tracked.live:
-            bought = self._tracked.record.possibly_bought
-            why = f"is {self.state.value}, and is no longer followed here" if bought else "was never bought"
-            raise JobUnfinished(f"job {self.key} {why}", job=self, safe_to_repeat=not bought)
+            if self._tracked.record.possibly_bought:
+                message = f"job {self.key} is {self.state.value} and no longer polled here: await it again"
+                raise JobUnfinished(message, job=self, safe_to_repeat=False)
+            message = f"job {self.key} was never bought: generate it again to buy it"
+            raise JobUnfinished(message, job=self, safe_to_repeat=True)
         await self._tracked.wait_for_change()
 
     def outcome(self) -> GenerationResult | NanoBananaError | None:
-        """Return how the job ended; None if it has not, or if its pictures must be asked for once more."""
-        entry = self._tracked
-        if not entry.done or (self.state is JobState.SUCCEEDED and entry.images_missing):
+        """Return the result or error of a job; None if it has not ended, or its images must be fetched again."""
+        tracked = self._tracked
+        if not tracked.done or (self.state is JobState.SUCCEEDED and tracked.images_missing):
             return None
         return self._result_from_record() if self.state is JobState.SUCCEEDED else self._error()
 
@@ -242,12 +242,14 @@ class Job:
             raise self._error()
 
     def _error(self) -> NanoBananaError:
-        """Return what ended the job, or the waiting for it: fresh, so that each waiter has a traceback of its own."""
-        entry = self._tracked
-        record = entry.record
-        if entry.wait_error is not None:
-            safe = entry.wait_error.safe_to_repeat and not record.possibly_bought
-            return entry.wait_error.for_job(record.key, safe_to_repeat=safe)
+        """Return a new error that ended the job or the wait, so that each waiter has its own traceback."""
+        tracked = self._tracked
+        record = tracked.record
+        if isinstance(tracked.wait_error, JobOverdue):
+            return JobUnfinished(tracked.wait_error.message, job=self, safe_to_repeat=False)
+        if tracked.wait_error is not None:
+            safe = tracked.wait_error.safe_to_repeat and not record.possibly_bought
+            return tracked.wait_error.for_job(record.key, safe_to_repeat=safe)
         why = record.failure
         match record.state:
             case JobState.FAILED:
@@ -258,7 +260,9 @@ class Job:
             case JobState.UNCERTAIN:
                 reason = "" if why is None else f": {why.message}"
                 return JobUncertain(
-                    f"nobody knows whether job {record.key} was bought{reason}", job=self, safe_to_repeat=False
+                    f"job {record.key} may have been bought: the answer to its create was lost{reason}",
+                    job=self,
+                    safe_to_repeat=False,
                 )
             case JobState.REFUSED if why is not None:
                 return _error_from_failure(why).for_job(record.key, safe_to_repeat=True)
@@ -267,20 +271,20 @@ class Job:
 
 
 def _unnamed(request: ImageRequest | None, named: int) -> dict[int, str]:
-    """Return the images that were asked for and that the gateway does not name at all."""
+    """Return a reason for each requested image that the gateway does not mention."""
     wanted = 0 if request is None else request.num_images
-    return dict.fromkeys(range(named, wanted), "the gateway names fewer images than were asked for")
+    return dict.fromkeys(range(named, wanted), "the gateway returned fewer images than requested")
 
 
-async def persistent_handle(engine: Engine, entry: TrackedJob) -> Job:
-    """Return the handle of a job once it is written down; then it outlives its callers."""
-    job = Job(engine, entry)
-    entry.callers += 1
+async def persistent_handle(engine: Engine, tracked: TrackedJob) -> Job:
+    """Return the handle of a job once the ledger has stored it. From then on the job outlives its callers."""
+    job = Job(engine, tracked)
+    tracked.callers += 1
     try:
         await job.persisted()
-        entry.has_handle = True
+        tracked.has_handle = True
     finally:
-        engine.drop_caller(entry)
+        engine.drop_caller(tracked)
     return job
 
 
@@ -289,12 +293,12 @@ def _snapshot(*facts: Any) -> JobSnapshot:
     return JobSnapshot(key=key, task_id=task_id, state=state, request=request, created_at=created_at, credits=credits_)
 
 
-def _status_html(state: JobState, settled: NanoBananaError | None) -> Html:
-    if settled is not None:
-        return error_box(type(settled).__name__, str(settled))
+def _status_html(state: JobState, error: NanoBananaError | None) -> Html:
+    if error is not None:
+        return error_box(type(error).__name__, str(error))
     if state is JobState.SUCCEEDED:
-        return note("Its pictures came inline, and are not at hand: await it to see them.")
-    return note("It has not ended: await it for its pictures.")
+        return note("Its images came inline and are not stored: await the job to fetch them again.")
+    return note("It has not ended: await it for its images.")
 
 
 def _error_from_failure(why: Failure) -> GatewayError:

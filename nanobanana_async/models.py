@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 
 from attrs import Attribute, evolve, field, fields, frozen
 
-from nanobanana_async.errors import InvalidRequest
+from nanobanana_async.errors import ConfigurationError, InvalidRequest
 from nanobanana_async.formatting import duration, number
 from nanobanana_async.notebook_html import LabelledValue, card, image_gallery
 
@@ -191,9 +191,9 @@ def to_request(request: str | ImageRequest, fields: RequestFields) -> ImageReque
     if isinstance(request, str):
         return ImageRequest(request, **fields)
     if not isinstance(request, ImageRequest):
-        raise InvalidRequest(f"a request is a prompt or an ImageRequest, not {type(request).__name__}")
+        raise ConfigurationError(f"a request is a prompt or an ImageRequest, not {type(request).__name__}")
     if fields:
-        raise InvalidRequest(f"{', '.join(fields)}: put it into the ImageRequest, or pass the prompt as text")
+        raise ConfigurationError(f"{', '.join(fields)}: put it into the ImageRequest, or pass the prompt as text")
     return request
 
 

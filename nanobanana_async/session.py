@@ -1,4 +1,4 @@
-"""The face: a session that owns the HTTP pool, the engine and the ledger."""
+"""The public API: `Session`, which owns the HTTP pool, the engine and the ledger."""
 
 import os
 import ssl
@@ -18,7 +18,7 @@ from nanobanana_async.engine.engine import Engine
 from nanobanana_async.engine.lifecycle import SessionComponents, SessionTask, to_ledger
 from nanobanana_async.engine.resolver import JobResolver
 from nanobanana_async.engine.tracked_job import TrackedJob
-from nanobanana_async.errors import ConfigurationError, InvalidRequest, JobUnfinished, SessionClosed
+from nanobanana_async.errors import ConfigurationError, JobUnfinished, SessionClosed
 from nanobanana_async.events import EventEmitter, Observer
 from nanobanana_async.gateways.contract import Gateway, Transport
 from nanobanana_async.gateways.secret import Secret
@@ -38,21 +38,21 @@ from nanobanana_async.validators import as_timeout
 
 
 class Session:
-    """The session manager: buys jobs through one gateway, follows them, and fills the account's job slots.
+    """Buys jobs through one gateway, polls them, and keeps the account's job slots full.
 
-    Constructing it needs no running event loop; opening does. It may be opened in one asyncio task and closed in
-    another. All calls must come from that event loop: one from another loop, thread or forked child is refused with
-    `ConfigurationError`, and disturbs nobody.
+    The constructor needs no running event loop; opening does. One task may open the session and another close it. All
+    calls must come from the event loop that opened it: a call from another loop, thread or forked child raises
+    `ConfigurationError` and has no other effect.
 
-    `gateway` defaults to what the environment names; `ledger` is a `Ledger`, or the path of an SQLite file in which
-    each job is written down before it is bought, by default memory, where a finished job is forgotten unless its key
-    was the caller's own. What this session buys costs no more than `max_credits` together, but for one price above its
-    estimate: the next purchase raises `CreditLimitReached`.
-    `tls` is an `ssl.SSLContext` that trusts your own authorities, `proxy` the URL of a proxy, with credentials if it
-    wants them; with `trust_env` proxies come from HTTP_PROXY, HTTPS_PROXY and NO_PROXY. All three hold for the gateway
-    and for images alike. `http` is your own `aiohttp.ClientSession` (borrowed, never closed; its connector's TLS
-    settings hold for images, too, and none of the three goes with it) or a fake transport of
-    `nanobanana_async.testing`. `observers` are called with each event of `nanobanana_async.events`.
+    `gateway` defaults to the one named by the environment. `ledger` is a `Ledger` or the path of an SQLite file, which
+    stores each job before it is bought; the default is memory, which forgets a finished job unless the caller chose its
+    key. `max_credits` caps the credits of this session: the purchase that would exceed it raises `CreditLimitReached`.
+    Only a price above its estimate can exceed the cap, by one job.
+    `tls` is an `ssl.SSLContext` for your own certificate authorities, `proxy` the URL of a proxy, with credentials if
+    needed; with `trust_env` proxies come from HTTP_PROXY, HTTPS_PROXY and NO_PROXY. All three apply to the gateway and
+    to images. `http` is your own `aiohttp.ClientSession` (borrowed, never closed; its connector's TLS settings apply to
+    images too; it excludes the other three) or a transport of `nanobanana_async.testing`. `observers` are called with
+    each event of `nanobanana_async.events`.
     """
 
     def __init__(
@@ -72,7 +72,7 @@ class Session:
         trust_env: bool = False,
     ) -> None:
         hidden = to_proxy_secret(proxy)
-        del proxy  # it may hold a password, which the traceback of a refused setting would show
+        del proxy  # it may hold a password, which the traceback of a ConfigurationError would show
         if isinstance(hidden, ConfigurationError):
             raise hidden
         self.gateway = gateway_from_env() if gateway is None else gateway
@@ -96,7 +96,7 @@ class Session:
         self._session_task = SessionTask(f"<Session {self.gateway.name}>", self._components)
 
     def __repr__(self) -> str:
-        if "_session_task" not in self.__dict__:  # it stands in the traceback of a setting that was refused
+        if "_session_task" not in self.__dict__:  # a traceback or debugger may show a session whose constructor raised
             return "<Session not built>"
         engine = self._session_task.engine
         state = "not open" if engine is None else f"open, {engine.slots.held} jobs held"
@@ -112,21 +112,21 @@ class Session:
         await self.aclose()
 
     def __del__(self) -> None:
-        if "_session_task" in self.__dict__:  # else a setting was refused
+        if "_session_task" in self.__dict__:  # missing when the constructor raised
             self._session_task.warn_unclosed()
 
     async def open(self) -> None:
-        """Open ledger, connections and engine; for those who can't write `async with`.
+        """Open the ledger, the connections and the engine; for code that cannot use `async with`.
 
-        Raises `ConfigurationError` when it is open or was closed, `LedgerError` when the ledger can't be opened.
+        Raises `ConfigurationError` if the session is open or was closed, `LedgerError` if the ledger cannot be opened.
         """
         await self._session_task.open()
 
     async def aclose(self) -> None:
-        """Close: stop buying, let POSTs on the wire be answered and written down, send the waiters away.
+        """Stop buying, wait for the answers of creates in flight and store them, then close everything.
 
-        Idempotent, and bounded by `Timeouts.close_s`; it runs to its end also when the caller is cancelled. Unfinished
-        jobs stay in the ledger; who waits for one gets `SessionClosed`.
+        Idempotent, takes at most `Timeouts.close_s`, and completes even if the caller is cancelled. Unfinished jobs
+        stay in the ledger; their waiters get `SessionClosed`.
         """
         await self._session_task.aclose()
 
@@ -138,28 +138,30 @@ class Session:
         timeout: float | None = None,
         **fields: Unpack[RequestFields],
     ) -> GenerationResult:
-        """Buy a picture and wait for it.
+        """Buy one job and wait for its images.
 
-        `fields` are those of `ImageRequest`. The key becomes the job's `key`; the same key again is the same job and
-        the same payment, another request under it an `IdempotencyConflict`. When the caller is cancelled, or `timeout`
-        seconds are over, a job that was not yet sent is withdrawn; one that was sent goes on and can be found by its
-        key. Raises `JobUnfinished` on timeout, a `GatewayError` when the gateway says no, `JobFailed` when the task
-        failed, `JobUncertain` when nobody can know whether it was bought.
+        `fields` are those of `ImageRequest`. The idempotency key becomes the job's `key`: the same key again is the
+        same job and the same payment; another request with that key raises `IdempotencyConflict`. When the caller is
+        cancelled, or after `timeout` seconds, a job that was not sent yet is withdrawn; one that was sent goes on and
+        can be found by its key. Raises `JobUnfinished` on timeout, a `GatewayError` if the gateway refuses, `JobFailed`
+        if the task failed, `JobUncertain` if the job may have been bought and no answer said so.
         """
         engine = self._engine()
-        timeout = as_timeout("timeout", timeout)  # before anything is bought
-        entry = await self._register(request, idempotency_key, fields)
-        entry.callers += 1
-        unfinished: JobUnfinished | None = None
+        timeout = as_timeout("timeout", timeout)  # an invalid timeout must raise before anything is bought
+        tracked = await self._register(request, idempotency_key, fields)
+        tracked.callers += 1
+        job, withdrawn = Job(engine, tracked), False
         try:
-            return await Job(engine, entry).result(timeout=timeout)
+            try:
+                return await job.result(timeout=timeout)
+            finally:
+                withdrawn = engine.drop_caller(tracked)
         except JobUnfinished as error:
-            unfinished = error
-            raise
-        finally:
-            withdrawn = engine.drop_caller(entry)
-            if unfinished is not None:
-                unfinished.safe_to_repeat = withdrawn
+            error.safe_to_repeat = withdrawn
+            if not withdrawn or timeout is None:
+                raise
+            message = f"job {job.key} was not sent within {timeout:g} s and was withdrawn: nothing was bought"
+            raise JobUnfinished(message, job=job, safe_to_repeat=True) from None
 
     async def submit(
         self,
@@ -168,26 +170,27 @@ class Session:
         idempotency_key: str | None = None,
         **fields: Unpack[RequestFields],
     ) -> Job:
-        """Return the job as soon as it is written down; it is bought when a slot is free.
+        """Store a job and return its handle; the job is bought when a slot is free.
 
-        `await job.accepted()` waits for the gateway's task id, `await job` for the pictures.
+        `await job.accepted()` waits for the gateway's task id, `await job` for the images.
         """
         engine = self._engine()
         return await persistent_handle(engine, await self._register(request, idempotency_key, fields))
 
     async def job(self, key: str) -> Job | None:
-        """Find a job by our key; None when the ledger does not know it."""
+        """Return the job with this key; None if it is not in the ledger."""
         engine = self._engine()
-        if (entry := await engine.look_up(key)) is None:
+        if (tracked := await engine.look_up(key)) is None:
             return None
-        entry.has_handle = True
-        return Job(engine, entry)
+        tracked.has_handle = True
+        return Job(engine, tracked)
 
     async def attach(self, task_id: str, *, key: str | None = None, request: ImageRequest | None = None) -> Job:
-        """Follow a task of this account whose id you kept; nothing is bought.
+        """Poll a task of this account by its task id. Nothing is bought.
 
-        `key` names the job in the ledger (made from the task id when None). The gateway is asked about the task first:
-        raises `TaskNotFound` if it knows none such, up to half a minute later since a task may be that new.
+        `key` is the job's key in the ledger; by default it is derived from the task id. The task is polled once first:
+        raises `TaskNotFound` if the gateway does not know it, after up to 40 seconds because a new task may not be
+        visible yet.
         """
         engine = self._engine()
         validate_task_id(task_id)
@@ -200,40 +203,40 @@ class Session:
         return await persistent_handle(engine, engine.submit(record))
 
     async def resume(self, *, buy: bool = False) -> list[Job]:
-        """Go on with the unfinished jobs of the ledger that nobody follows: of processes that died, of closed sessions.
+        """Adopt the unfinished jobs of the ledger that have no live owner: of dead processes and of closed sessions.
 
-        What ran is followed; what was sent and not answered is repeated under its key where that is safe, else it is
-        UNCERTAIN. What was never sent is bought only with `buy=True`. Returns the jobs that are now this session's,
-        oldest first; those that another living process follows are left to it.
+        RUNNING jobs are polled. A create without an answer is repeated with its key where that is safe, otherwise the
+        job becomes UNCERTAIN. Jobs that were never sent are bought only with `buy=True`. Returns the adopted jobs,
+        oldest first. Jobs of other live processes are left alone.
         """
         engine = self._engine()
         unfinished = self._components.ledger.unfinished(self.gateway.account)
         wanted = (record async for record in unfinished if buy or record.state is not JobState.PENDING)
-        entries = await engine.adopt_all(wanted)
-        for entry in entries:
-            entry.has_handle = True
-        return [Job(engine, entry) for entry in entries]
+        adopted = await engine.adopt_all(wanted)
+        for tracked in adopted:
+            tracked.has_handle = True
+        return [Job(engine, tracked) for tracked in adopted]
 
     async def resolve(
         self, job: Job | str, *, task_id: str | None = None, not_bought: bool = False, buy_again: bool = False
     ) -> Job:
-        """Decide an UNCERTAIN job by hand, after a look at the gateway's own list of tasks; return it.
+        """Resolve an UNCERTAIN job by hand, after checking the gateway's own list of tasks. Returns the job.
 
-        Exactly one of: `task_id`, it was bought under that id, and is followed; `not_bought`, it was not bought;
-        `buy_again`, buy it anew under another idempotency key: if it was bought after all, that is a second payment.
-        A FAILED job, too, can be bought again so. A RUNNING job whose task the gateway does not know is decided in the
-        same ways. The gateway is asked about `task_id` first: `TaskNotFound`, and nothing has changed, if it knows no
-        such task; up to half a minute later for a new one. Raises `InvalidRequest` for any other job, and for the task
-        id of another job.
+        Pass exactly one of `task_id` (the job was bought as this task, which is polled), `not_bought`, or `buy_again`
+        (buy it with a new idempotency key: a second payment if it was bought after all). `buy_again` also works for a
+        FAILED job, and all three for a RUNNING job whose task the gateway does not know. `task_id` is polled once
+        first:
+        raises `TaskNotFound`, and changes nothing, if the gateway does not know it, after up to 40 seconds for a new
+        task. Raises `ConfigurationError` for any other job, and for the task id of another job.
         """
         engine = self._engine()
         if [task_id is not None, not_bought, buy_again].count(True) != 1:
-            raise InvalidRequest("say exactly one of task_id, not_bought=True, buy_again=True")
+            raise ConfigurationError("pass exactly one of task_id, not_bought=True, buy_again=True")
         key = job if isinstance(job, str) else job.key
         engine = self._engine()
-        entry = await JobResolver(engine).resolve(key, task_id=task_id, buy_again=buy_again)
-        entry.has_handle = True
-        return Job(engine, entry)
+        tracked = await JobResolver(engine).resolve(key, task_id=task_id, buy_again=buy_again)
+        tracked.has_handle = True
+        return Job(engine, tracked)
 
     def generate_many(
         self,
@@ -247,23 +250,24 @@ class Session:
         retry_failed: bool = False,
         progress: bool = False,
     ) -> Batch:
-        """Buy any number of pictures: `async for outcome in session.generate_many(prompts)`.
+        """Buy any number of jobs: `async for outcome in session.generate_many(prompts)`.
 
-        `requests` is any iterable, plain or async, endless ones too, of prompts, `ImageRequest`s, or mappings with its
-        fields, and with `key` and `metadata` if wanted. A bad row is an outcome, not an explosion.
+        `requests` is an iterable or async iterable, possibly infinite, of prompts, `ImageRequest`s, or mappings with
+        its fields and optionally `key` and `metadata`. An invalid row is an outcome with an error.
 
-        With a name, `batch`, it can be run again: what is finished is returned without a request, what runs is gone on
-        with, and only what was never bought is bought (FAILED rows with `retry_failed`). A row is known by its `key`,
-        or else by its request and how often that came before, never by its position. That needs a ledger on disk.
+        A batch with a name, `batch`, can be run again: finished rows are returned without a request, running rows are
+        polled, and only rows never bought are bought (FAILED rows with `retry_failed`). A row is identified by its
+        `key`, or by its request and how often that occurred before, never by its position. This needs a ledger on disk.
 
-        Outcomes come as rows end; `ordered` holds them back to the order of the input. `save_to` saves the pictures in
-        the background. `max_credits` caps all that was ever spent under the name; jobs of unknown price go one at a
-        time, at `expected_credits` or the example of the gateway's reference, until it is told. `progress`: tqdm's bar.
+        Outcomes come in the order in which rows end, or with `ordered` in the order of the input. `save_to` saves the
+        images in the background. `max_credits` caps everything ever spent under the name. Until a price is known, jobs
+        are bought one at a time at `expected_credits`, by default the example price of the gateway's reference.
+        `progress` shows a tqdm bar.
         """
         engine = self._engine()
         if batch is not None and isinstance(self._components.ledger, MemoryLedger):
-            raise ConfigurationError("a named batch needs a ledger that remembers: Session(ledger='jobs.sqlite')")
-        orders = BatchOptions(
+            raise ConfigurationError("a named batch needs a ledger on disk: Session(ledger='jobs.sqlite')")
+        options = BatchOptions(
             name=batch,
             ordered=ordered,
             folder=None if save_to is None else Path(save_to),
@@ -272,36 +276,31 @@ class Session:
             retry_failed=retry_failed,
             progress=progress,
         )
-        return Batch(requests, orders, engine, ImageSaver(engine, self._components.downloads))
+        return Batch(requests, options, engine, ImageSaver(engine, self._components.downloads))
 
     async def download(self, image: GeneratedImage) -> bytes:
-        """Return the bytes of a picture: verified, and asked for once more if its link has expired.
-
-        Raises `DownloadError`.
-        """
+        """Return the verified bytes of an image. An expired link is refreshed once. Raises `DownloadError`."""
         return await ImageSaver(self._engine(), self._components.downloads).fetch(image)
 
     async def save(self, result: GenerationResult, folder: str | os.PathLike[str]) -> list[Path]:
-        """Save the pictures of a result in a folder, made if missing; return their paths.
+        """Save the images of a result in a folder, created if missing; return their paths.
 
-        Files are named by the job's key, the picture's number and its true type, appear whole or not at all, and stand
-        in the folder's `SHA256SUMS`. Saving again changes nothing, and nothing else is ever overwritten. Raises
-        `DownloadError`, or `SaveError` when the folder can't be written.
+        Files are named by the job's key, the image's number and its actual type. They appear complete or not at all,
+        and are listed in the folder's `SHA256SUMS`. Saving again changes nothing, and no other file is overwritten.
+        Raises `DownloadError`, or `SaveError` if the folder cannot be written.
         """
         return list(await ImageSaver(self._engine(), self._components.downloads).save(result, Path(folder)))
 
     def stats(self) -> SessionStats:
-        """Return how the session stands."""
+        """Return a snapshot of limits, requests, jobs and credits."""
         return collect_stats(self._engine(closed_too=True))
 
     async def _register(self, request: str | ImageRequest, key: str | None, fields: RequestFields) -> TrackedJob:
         engine = self._engine()
         record = await engine.new_record(to_request(request, fields), generate_key() if key is None else key)
-        while (
-            entry := engine.submit(record)
-        ).withdraw_requested:  # its last caller has just left: begin again after it
-            await entry.wait_for_change()
-        return entry
+        while (tracked := engine.submit(record)).withdraw_requested:
+            await tracked.wait_for_change()  # its last caller has left: submit again once the job is withdrawn
+        return tracked
 
     def _engine(self, *, closed_too: bool = False) -> Engine:
         self._components.guard.check()

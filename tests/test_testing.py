@@ -70,7 +70,7 @@ def test_timeouts_and_threads_work_on_virtual_time() -> None:
 
 
 def test_a_deadlock_is_named_and_does_not_hang(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(testing, "PATIENCE_S", 0.05)
+    monkeypatch.setattr(testing, "DEADLOCK_S", 0.05)
 
     async def wait_for_ever() -> None:
         await asyncio.Event().wait()

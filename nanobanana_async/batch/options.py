@@ -1,4 +1,4 @@
-"""What a user asked of a batch."""
+"""The options of one batch, and the types of its input."""
 
 from collections.abc import AsyncGenerator, AsyncIterable, Iterable
 from decimal import Decimal
@@ -16,12 +16,12 @@ Requests = Iterable[RowInput] | AsyncIterable[RowInput]
 
 def _check_name(_: Any, __: "Attribute[str | None]", name: object) -> None:
     if name is not None and not (isinstance(name, str) and name.strip()):
-        raise ConfigurationError(f"batch must be a name, or None, not {name!r}")
+        raise ConfigurationError(f"batch must be a non-empty name or None, not {name!r}")
 
 
 @frozen(kw_only=True)
 class BatchOptions:
-    """The settings of one batch; see `Session.generate_many`."""
+    """The options of one batch; see `Session.generate_many`."""
 
     name: str | None = field(default=None, validator=_check_name)
     ordered: bool = field(default=False, validator=switch)
@@ -33,7 +33,7 @@ class BatchOptions:
 
 
 async def iterate(items: Requests) -> AsyncGenerator[RowInput, None]:
-    """Yield the rows of any input."""
+    """Yield the rows of an iterable or async iterable."""
     if isinstance(items, AsyncIterable):
         async for item in items:
             yield item

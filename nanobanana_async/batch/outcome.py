@@ -1,4 +1,4 @@
-"""What became of one row of a batch."""
+"""`Outcome`, the end of one row of a batch."""
 
 from pathlib import Path
 from typing import Any
@@ -13,26 +13,26 @@ from nanobanana_async.notebook_html import Html, LabelledValue, card, error_box,
 
 @frozen(kw_only=True)
 class Outcome:
-    """One row that has ended. With both a result and an error its pictures were bought, and could not be saved."""
+    """The end of one row. With both a result and an error, its images were bought but could not be saved."""
 
     index: int
-    """The row's place in the input, from 0."""
+    """The row's position in the input, from 0."""
     key: str
-    """Its idempotency key; empty when the row was none."""
+    """Its idempotency key; empty if the row was invalid and had no key."""
     request: ImageRequest | None
-    """None when the row was none."""
+    """None if the row was invalid."""
     metadata: Any = None
-    """What the row carried along."""
+    """The row's `metadata`."""
     job: Job | None = None
-    """None when nothing was written down."""
+    """None if no job was stored."""
     result: GenerationResult | None = None
     error: NanoBananaError | None = None
     saved: tuple[Path, ...] = field(default=())
-    """Where its pictures are, with `save_to`."""
+    """The paths of its images, with `save_to`."""
 
     @property
     def ok(self) -> bool:
-        """Whether all went well."""
+        """Whether there is no error."""
         return self.error is None
 
     def unwrap(self) -> GenerationResult:

@@ -1,4 +1,4 @@
-"""Rows of a batch: what each wants, and the key under which it is bought once."""
+"""Read the rows of a batch, and derive the idempotency key of each."""
 
 import hashlib
 import json
@@ -19,7 +19,7 @@ ROW_FIELDS = frozenset({"key", "metadata"})
 
 @frozen(kw_only=True)
 class Row:
-    """One row as it came in; `error` says why it can't be bought."""
+    """One row of the input; `error` says why it cannot be bought."""
 
     index: int
     key: str
@@ -29,33 +29,33 @@ class Row:
 
 
 RowInput = str | ImageRequest | Mapping[str, Any] | Row
-"""A prompt, a request, a mapping (the fields of `ImageRequest`; `key` and `metadata` if wanted), or a row once read."""
+"""A prompt, a request, a mapping (fields of `ImageRequest`, optionally `key` and `metadata`), or a `Row`."""
 
 
 def key_prefix(batch: str) -> str:
-    """Return how the keys of all rows of a named batch begin."""
+    """Return the common prefix of the keys of a named batch."""
     return f"{hashlib.sha256(f'nanobanana_async batch {batch}'.encode(errors='surrogatepass')).hexdigest()[:12]}-"
 
 
 class RowReader:
     """Reads rows one by one.
 
-    In a named batch a row's key follows from the batch's name and from the row's own `key`, or else from the request
-    and how often it came before; never from the position, since an inserted line must not buy the rest again.
+    In a named batch a row's key is derived from the batch's name and the row's own `key`, or from the request and how
+    often it occurred before. It never depends on the position: an inserted line must not buy the rest again.
     """
 
     def __init__(self, batch: str | None) -> None:
         self._prefix = None if batch is None else key_prefix(batch)
         self._count = 0
         self._seen = [array("Q") for _ in range(256)]
-        """64 bits of each request's digest: of a million rows two agree by chance once in 37 million batches.
+        """64 bits of each request's digest: in a million rows a collision occurs once in 37 million batches.
 
-        Sorted numbers by their first byte, in eight bytes a row; a set takes ten times as much.
+        Sorted arrays by first byte take 8 bytes per row, a tenth of a set.
         """
         self._repeats: dict[int, int] = {}
 
     def read(self, item: object) -> Row:
-        """Return the next row, whole or with the error that it is."""
+        """Return the next row: valid, or with its error."""
         index, self._count = self._count, self._count + 1
         if isinstance(item, Row):
             return evolve(item, index=index)
@@ -74,19 +74,19 @@ class RowReader:
             return generate_key() if own_key is None else own_key
         if own_key is not None:
             return self._prefix + hashlib.sha256(f"key {own_key}".encode()).hexdigest()[:32]
-        wish = _canonical(request)
-        digest = hashlib.sha256(f"request {wish}".encode()).hexdigest()
+        canonical = _canonical(request)
+        digest = hashlib.sha256(f"request {canonical}".encode()).hexdigest()
         number = self._occurrence(int(digest[:16], 16))
         if number:
-            digest = hashlib.sha256(f"repeat {number} {wish}".encode()).hexdigest()
+            digest = hashlib.sha256(f"repeat {number} {canonical}".encode()).hexdigest()
         return self._prefix + digest[:32]
 
     def _occurrence(self, digest: int) -> int:
-        """Return how often this request came before."""
-        seen = self._seen[digest >> 56]
-        place = bisect_left(seen, digest)
-        if place == len(seen) or seen[place] != digest:
-            seen.insert(place, digest)
+        """Return how often this request occurred before."""
+        digests = self._seen[digest >> 56]
+        position = bisect_left(digests, digest)
+        if position == len(digests) or digests[position] != digest:
+            digests.insert(position, digest)
             return 0
         self._repeats[digest] = self._repeats.get(digest, 0) + 1
         return self._repeats[digest]
@@ -99,9 +99,9 @@ def _to_request(item: object) -> ImageRequest:
         case str():
             return ImageRequest(item)
         case Mapping():
-            strange = [str(name) for name in item if name not in REQUEST_FIELDS | ROW_FIELDS]
-            if strange:
-                raise InvalidRequest(f"unknown field {', '.join(strange)}: a row takes {_field_names()}")
+            unknown = [str(name) for name in item if name not in REQUEST_FIELDS | ROW_FIELDS]
+            if unknown:
+                raise InvalidRequest(f"unknown field {', '.join(unknown)}: a row takes {_field_names()}")
             if "prompt" not in item:
                 raise InvalidRequest("a row needs a prompt")
             return ImageRequest(**{name: value for name, value in item.items() if name in REQUEST_FIELDS})
@@ -110,7 +110,7 @@ def _to_request(item: object) -> ImageRequest:
 
 
 def _canonical(request: ImageRequest) -> str:
-    """Return what is wanted as text; fields at their defaults are left out, lest a new field buys everything again."""
+    """Return the request as text without default values, so that a new field does not change existing keys."""
     facts = asdict(evolve(request, callback_url=None))
     defaults = {name: field.default for name, field in fields_dict(ImageRequest).items()}
     return json.dumps({name: value for name, value in facts.items() if value != defaults[name]}, sort_keys=True)

@@ -1,4 +1,7 @@
-"""Pulls rows into the engine when there is room, and collects what becomes of them. It does not know its batch."""
+"""Pull rows into the engine when there is room, and collect their outcomes.
+
+The runner holds no reference to its `Batch`, so that a dropped batch can be garbage collected.
+"""
 
 import asyncio
 import heapq
@@ -33,58 +36,58 @@ from nanobanana_async.handle import Job
 from nanobanana_async.image_saver import ImageSaver
 from nanobanana_async.jobs import JobRecord, JobState
 
-# Rows written down and not yet sent: enough that a slot never waits for the ledger's flush.
+# Rows stored but not yet sent: enough that a free slot never waits for a ledger write.
 PREFETCH = 8
 
-# Ended rows that nobody has taken, above which no more are pulled. It grows with what was taken, so that whoever
-# leaves early has bought little, and whoever saves in his loop does not starve the slots.
+# With this many outcomes not yet taken, no more rows are pulled. The limit grows with the outcomes taken, so that an
+# early break buys little and a slow loop does not empty the slots.
 MIN_BUFFER, MAX_BUFFER, BUFFER_SHARE = 4, 64, 4
 
-# Rows that may be pulled, and so bought, before the first outcome is taken, and how many more with each that is:
-# somebody who leaves after k outcomes has bought at most 128 + 3k rows, whatever the account would hold. An account
-# that takes 100 jobs at once is filled before its first job ends; the slots of a larger one fill as outcomes are taken.
+# Rows that may be pulled, and so bought, before the first outcome is taken, and how many more per outcome taken: a
+# loop that breaks after k outcomes has bought at most 128 + 3k rows at any limit of the account. An account with 100
+# slots is filled before its first job ends; the slots of a larger account fill as outcomes are taken.
 PULLED_AT_FIRST, PULLED_PER_TAKEN = 128, 3
 
-# In an ordered batch one slow row holds back those that end meanwhile: so many times what runs may be held back.
+# In an ordered batch a slow row holds back later ones: at most this multiple of the running rows is buffered.
 ORDERED_WINDOW = 2
 
-# How many rows are finished (saved, fetched again) at the same time, and how many may wait for that.
+# How many rows are post-processed (saved, fetched again) at the same time, and how many more may wait for it.
 FINISHING, FINISHING_QUEUE = 8, 24
 
 ACCEPTED_STATES = frozenset({JobState.RUNNING, JobState.SUCCEEDED})
 
-# The account, the ledger or the folder says no, not the row: the next one would hear the same.
+# Errors of the account, the ledger or the folder: they would repeat for each row.
 ACCOUNT_ERRORS = (AuthenticationError, InsufficientCredits, AccessDenied, CreditLimitReached, LedgerError, SaveError)
 
 
 class BatchRunner:
     """The state of one batch."""
 
-    def __init__(self, requests: Requests, orders: BatchOptions, engine: Engine, keeper: ImageSaver) -> None:
+    def __init__(self, requests: Requests, options: BatchOptions, engine: Engine, saver: ImageSaver) -> None:
         self._items = requests
-        self._options = orders
+        self._options = options
         self._engine = engine
-        self._saver = keeper
-        self._rows = RowReader(orders.name)
+        self._saver = saver
+        self._rows = RowReader(options.name)
         concurrency = engine.slots.limiter.policy
         held = 0 if concurrency.learn or concurrency.max_jobs is None else concurrency.max_jobs
         self._at_first = max(PULLED_AT_FIRST, held + PREFETCH)
         self._pulled = 0
-        self._prefix = None if orders.name is None else key_prefix(orders.name)
-        limit = orders.max_credits
+        self._prefix = None if options.name is None else key_prefix(options.name)
+        limit = options.max_credits
         self._caps = () if limit is None else (engine.cap(limit, self._prefix),)
         self._scope: anyio.CancelScope | None = None
         self._finishers = asyncio.Semaphore(FINISHING)
         self._room = asyncio.Event()
         self.changed = asyncio.Event()
-        """Set whenever a consumer should look again."""
+        """Set when `take` or `over` may have changed."""
         self._ready: list[tuple[int, Outcome]] = []
-        """A heap by place: in the input, if that is wanted, else in time."""
+        """A heap of outcomes, by position in the input if ordered, otherwise by time."""
         self._running: dict[int, TrackedJob] = {}
-        """Rows that have not ended, in the order of the input."""
+        """Rows that have not ended, by index, in input order."""
         self._unsent: dict[int, TrackedJob] = {}
         self._dropped: set[int] = set()
-        """Rows that were to be taken back when the buying stopped."""
+        """Indexes of rows dropped when the batch stopped buying."""
         self._finishing: dict[int, Outcome] = {}
         self._refusals, self._unsaved = ErrorStreak(), ErrorStreak()
         self._pulled_all = False
@@ -93,25 +96,25 @@ class BatchRunner:
         self.unbought = 0
         self._taken = 0
         self.stop_reason: NanoBananaError | None = None
-        """Why the buying stopped."""
+        """Why the batch stopped buying."""
         self.input_error: Exception | None = None
-        """What the input raised, or that the session was closed."""
+        """The exception of the input, or `SessionClosed`."""
         self._stopping = False
 
     @property
     def over(self) -> bool:
-        """Whether no outcome will come any more."""
+        """Whether all outcomes have been taken."""
         return self._pulled_all and not (self._running or self._finishing or self._ready)
 
     async def run(self, group: TaskGroup) -> None:
-        """Pull rows until there are no more, or the buying stops; in the session's task group."""
+        """Pull rows until the input ends or the batch stops buying. Runs in the session's task group."""
         self._group = group
         try:
             await self._pull_all()
             while self._running and not self._stopping:
                 self._room.clear()
                 await self._room.wait()
-            self._take_back()
+            self._drop_unsent()
         except asyncio.CancelledError:
             self.input_error = _closed()
         finally:
@@ -158,7 +161,7 @@ class BatchRunner:
                 return
             self._room.clear()
             await self._room.wait()
-        await anyio.lowlevel.checkpoint()  # where the scope is cancelled
+        await anyio.lowlevel.checkpoint()  # raises if the scope is cancelled
 
     async def _start_row(self, row: Row) -> None:
         if row.request is None:
@@ -173,7 +176,7 @@ class BatchRunner:
         except NanoBananaError as error:
             self._emit(_outcome(row, None, error=error))
             return
-        except asyncio.CancelledError:  # the buying has stopped meanwhile
+        except asyncio.CancelledError:  # the batch has stopped buying
             self.unbought += 1
             raise
         entry.callers += 1
@@ -182,18 +185,18 @@ class BatchRunner:
         self._on_change(row, entry)
 
     def _entered(self, record: JobRecord) -> TrackedJob:
-        orders = self._options
+        options = self._options
         return self._engine.submit(
-            record, *self._caps, expected_credits=orders.expected_credits, retry_failed=orders.retry_failed
+            record, *self._caps, expected_credits=options.expected_credits, retry_failed=options.retry_failed
         )
 
     def _on_change(self, row: Row, entry: TrackedJob) -> None:
-        """Note where a row stands; called at each change of its job."""
+        """Update a row after a change of its job."""
         if row.index not in self._running:
             return
         if entry.live and entry.record.state is JobState.PENDING and not entry.foreign:
             self._unsent[row.index] = entry
-            if self._stopping:  # it was on the wire, and was sent back
+            if self._stopping:  # its create was in flight and was refused
                 self._drop(row.index, entry)
             return
         self._unsent.pop(row.index, None)
@@ -206,25 +209,25 @@ class BatchRunner:
 
     def _on_done(self, row: Row, entry: TrackedJob) -> None:
         job = Job(self._engine, entry)
-        settled = job.outcome()
+        result = job.outcome()
         self.changed.set()
-        if isinstance(settled, SessionClosed):
-            self.input_error = settled
+        if isinstance(result, SessionClosed):
+            self.input_error = result
             return
-        if isinstance(settled, NanoBananaError):
+        if isinstance(result, NanoBananaError):
             unbought = not entry.record.possibly_bought and entry.record.state is not JobState.FAILED
-            taken_back = row.index in self._dropped and entry.record.state is JobState.WITHDRAWN
-            if unbought and (taken_back or isinstance(settled, ACCOUNT_ERRORS)):
+            was_dropped = row.index in self._dropped and entry.record.state is JobState.WITHDRAWN
+            if unbought and (was_dropped or isinstance(result, ACCOUNT_ERRORS)):
                 self.unbought += 1
-                self.stop(settled)
+                self.stop(result)
                 return
-            conflict = settled if isinstance(settled, IdempotencyConflict) else None
-            if (unbought or conflict) and self._refusals.add(settled):
-                self.stop(_ledger_perhaps_lost(conflict) if conflict else settled)
-            self._emit(_outcome(row, job, error=settled))
+            conflict = result if isinstance(result, IdempotencyConflict) else None
+            if (unbought or conflict) and self._refusals.add(result):
+                self.stop(_ledger_may_be_lost(conflict) if conflict else result)
+            self._emit(_outcome(row, job, error=result))
             return
-        outcome = _outcome(row, job, result=settled)
-        if self._options.folder is None and settled is not None:
+        outcome = _outcome(row, job, result=result)
+        if self._options.folder is None and result is not None:
             self._emit(outcome)
         else:
             self._finishing[row.index] = outcome
@@ -253,7 +256,7 @@ class BatchRunner:
     async def _post_processed(self, outcome: Outcome) -> Outcome:
         try:
             async with self._finishers:
-                if outcome.result is None and outcome.job is not None:  # pictures that the ledger does not hold
+                if outcome.result is None and outcome.job is not None:  # inline images are not stored in the ledger
                     outcome = evolve(outcome, result=await outcome.job.result())
                 if self._options.folder is not None and outcome.result is not None:
                     outcome = evolve(outcome, saved=await self._saver.save(outcome.result, self._options.folder))
@@ -261,7 +264,7 @@ class BatchRunner:
             raise
         except NanoBananaError as error:
             outcome = evolve(outcome, error=error)
-        except Exception as bug:  # it must not end the session
+        except Exception as bug:  # a bug must not end the session
             outcome = evolve(outcome, error=_crash(outcome, bug))
         return outcome
 
@@ -273,7 +276,7 @@ class BatchRunner:
         self._room.set()
 
     def take(self) -> Outcome | None:
-        """Take out the next outcome; None while there is none."""
+        """Remove and return the next outcome; None if there is none."""
         if not self._ready:
             return None
         if self._options.ordered:
@@ -285,25 +288,25 @@ class BatchRunner:
         return heapq.heappop(self._ready)[1]
 
     def stop(self, why: NanoBananaError | None = None) -> None:
-        """Pull no more, and take back what was not yet sent; what runs goes on."""
+        """Pull no more rows, and withdraw jobs that were not sent yet. Running jobs go on."""
         if not self._stopping:
             self.stop_reason = why
             self.abandon()
-            self._take_back()
+            self._drop_unsent()
 
     def abandon(self) -> None:
-        """Pull no more; `run` takes back the rest: anyio may refuse to start a task from outside of any."""
+        """Pull no more rows. `run` withdraws unsent jobs, since anyio cannot start a task from outside a task."""
         self._stopping = True
         if self._scope is not None:
             self._scope.cancel()
         self._room.set()
 
-    def _take_back(self) -> None:
+    def _drop_unsent(self) -> None:
         for index, entry in list(self._unsent.items()):
             self._drop(index, entry)
 
     def _drop(self, index: int, entry: TrackedJob) -> None:
-        """Want a row no more: unless somebody else does it is withdrawn, also if it comes back from the wire unsold."""
+        """Drop a row. Its job is withdrawn unless another caller wants it, even after a refused create in flight."""
         if index not in self._dropped:
             self._dropped.add(index)
             self._engine.drop_caller(entry)
@@ -316,14 +319,14 @@ def _crash(outcome: Outcome, failure: BaseException) -> NanoBananaError:
 
 
 def _closed() -> SessionClosed:
-    return SessionClosed("the session was closed before the batch had ended")
+    return SessionClosed("the session was closed before the batch ended")
 
 
-def _ledger_perhaps_lost(error: IdempotencyConflict) -> IdempotencyConflict:
-    """Return why a batch stops whose keys the gateway has had before, row after row."""
+def _ledger_may_be_lost(error: IdempotencyConflict) -> IdempotencyConflict:
+    """Return the error that stops a batch whose keys the gateway already knows, row after row."""
     why = (
-        f"the gateway has had the keys of {SAME_ERRORS} rows in a row before, and this ledger has not: the ledger of"
-        " this batch was perhaps lost, or another host has bought it. Go on with that ledger, or settle the jobs"
+        f"the gateway knows the keys of {SAME_ERRORS} rows in a row, and this ledger does not: the ledger of this batch"
+        " may be lost, or another host has bought the batch. Use that ledger, or resolve the jobs"
     )
     return IdempotencyConflict(why, status=error.status, code=error.code, safe_to_repeat=False)
 

@@ -1,4 +1,4 @@
-"""The same error again and again: then the rows are not what is wrong."""
+"""Detect many equal errors in a row, which are not the fault of single rows."""
 
 from nanobanana_async.errors import GatewayError, NanoBananaError
 
@@ -13,12 +13,12 @@ class ErrorStreak:
         self._count = 0
 
     def add(self, error: NanoBananaError) -> bool:
-        """Count an error; say whether there were too many of its kind without a success between."""
+        """Count an error. Return True for the `SAME_ERRORS`th of its kind in a row."""
         kind = (type(error), error.code if isinstance(error, GatewayError) else None)
         self._count = self._count + 1 if kind == self._kind else 1
         self._kind = kind
         return self._count >= SAME_ERRORS
 
     def reset(self) -> None:
-        """Note a success."""
+        """Restart the count after a success."""
         self._kind, self._count = None, 0

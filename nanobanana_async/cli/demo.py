@@ -43,7 +43,7 @@ async def demonstrate(folder: Path, count: int, console: Console) -> int:
         job_limit=JOB_LIMIT,
         credits=1000,
         duration=LogNormal(median_s=JOB_SECONDS, sigma=0.3),
-        picture_scale=0.5,
+        image_scale=0.5,
         script=script,
     )
     display = JobsDisplay(count, console)

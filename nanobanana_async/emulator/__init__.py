@@ -1,4 +1,4 @@
-"""Both gateways on loopback: for tests, for trying things out, for counting what a client does.
+"""Emulate both gateways on loopback, for tests and for trying things out. It counts what a client does.
 
 ```python
 async with Emulator(job_limit=10) as emulator, Session(emulator.apimall()) as session:

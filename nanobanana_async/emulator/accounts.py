@@ -1,4 +1,4 @@
-"""What was ordered, and what becomes of it: the emulator's record of one paid job."""
+"""Jobs, and the accounts that pay for them: slots, request rates and credits."""
 
 import enum
 from collections.abc import Sequence
@@ -9,10 +9,12 @@ from attrs import define, frozen
 from nanobanana_async.emulator.messages import Gateway
 from nanobanana_async.emulator.settings import EmulatorSettings
 
+UNLIMITED_CREDITS = 999_999  # `remaining_credits` of an account without a limit
+
 
 @frozen
 class CreateRequest:
-    """A create request that fits the reference."""
+    """A valid create request."""
 
     prompt: str
     model: str
@@ -26,7 +28,7 @@ class CreateRequest:
 
 @frozen
 class Refusal:
-    """A no: `kind` names which limit a 429 stands for."""
+    """An error response. `kind` names the limit behind a 429: jobs, creates or queries."""
 
     status: int
     code: str
@@ -36,7 +38,7 @@ class Refusal:
 
 
 class Phase(enum.Enum):
-    """Where a job stands."""
+    """The state of a job at the gateway."""
 
     PENDING = "pending"
     SUBMITTED = "submitted"
@@ -47,38 +49,35 @@ class Phase(enum.Enum):
 
 @define(eq=False)
 class Task:
-    """One accepted create. Its whole life is known from the start; `ends_at` is not a secret."""
+    """One accepted create. Its start, end and outcome are decided when it is created."""
 
     number: int
     task_id: str
     gateway: Gateway
     key: str | None
-    order: CreateRequest
+    request: CreateRequest
     price: Decimal
-    remaining: Decimal | None  # credits right after the charge
+    remaining: Decimal | None  # credits after the charge
     created_at: float
     starts_at: float
     ends_at: float
     fails: bool
     refunded: bool = False
-    queries: int = 0
+    polls: int = 0
     first_seen_at: float | None = None
 
     def phase(self, now: float) -> Phase:
-        """Return where the job stands at this moment."""
+        """Return the phase of the job at `now`."""
         if now >= self.ends_at:
             return Phase.FAILED if self.fails else Phase.SUCCEEDED
         if now >= self.starts_at:
             return Phase.PROCESSING
-        middle = (self.created_at + self.starts_at) / 2
-        return Phase.SUBMITTED if now >= middle else Phase.PENDING
-
-
-ENDLESS_CREDITS = 999_999
+        submitted_at = (self.created_at + self.starts_at) / 2
+        return Phase.SUBMITTED if now >= submitted_at else Phase.PENDING
 
 
 class Bucket:
-    """A token bucket; without a rate it always has a token."""
+    """A token bucket. Without a rate it never refuses."""
 
     def __init__(self, per_minute: float | None, burst: int | None) -> None:
         self._per_s = None if per_minute is None else per_minute / 60
@@ -87,7 +86,7 @@ class Bucket:
         self._at = 0.0
 
     def take(self, now: float) -> float:
-        """Take one token and return 0, or return the seconds until there is one."""
+        """Take one token and return 0, or return the seconds until the next token."""
         if self._per_s is None:
             return 0.0
         self._tokens = min(self._size, self._tokens + max(0.0, now - self._at) * self._per_s)
@@ -99,12 +98,12 @@ class Bucket:
 
 
 class Account:
-    """What one customer may do and has left."""
+    """The limits and credits of one customer."""
 
     def __init__(self, settings: EmulatorSettings) -> None:
         self.credits = settings.credits
         self.limit = settings.job_limit
-        self.held = 0  # in the unit of the limit
+        self.held = 0  # in jobs or images, as the limit counts
         self._counts_images = settings.limit_counts == "images"
         self._schedule: Sequence[tuple[float, int | None]] = settings.limit_schedule
         self._next_change = 0
@@ -115,42 +114,42 @@ class Account:
         self._rate_wait_s = settings.retry_after_s
 
     def follow_schedule(self, now: float) -> None:
-        """Put in force what the schedule of limits says."""
+        """Apply the limit that the schedule sets for `now`."""
         while self._next_change < len(self._schedule) and self._schedule[self._next_change][0] <= now:
             self.limit = self._schedule[self._next_change][1]
             self._next_change += 1
 
     def set_schedule(self, schedule: Sequence[tuple[float, int | None]]) -> None:
-        """Replace the schedule of limits; moments are in the world's time."""
+        """Replace the schedule of limits. Times are in seconds of the simulator's clock."""
         self._schedule = tuple(sorted(schedule, key=lambda change: change[0]))
         self._next_change = 0
 
-    def weight(self, order: CreateRequest) -> int:
-        """Return how much of the limit an order takes."""
-        return order.images if self._counts_images else 1
+    def weight(self, request: CreateRequest) -> int:
+        """Return how many slots a create takes."""
+        return request.images if self._counts_images else 1
 
     def over_rate(self, now: float, *, create: bool) -> Refusal | None:
-        """Count one request against its rate."""
+        """Count one HTTP request against its rate; return the 429 if it is exceeded."""
         wait_s = (self._creates if create else self._queries).take(now)
         if not wait_s:
             return None
         kind = "creates" if create else "queries"
         return self._too_many(kind, wait_s if self._rate_wait_s is None else self._rate_wait_s)
 
-    def over_limit(self, order: CreateRequest) -> Refusal | None:
-        """Tell whether there is no slot for an order."""
-        if self.limit is None or self.held + self.weight(order) <= self.limit:
+    def over_limit(self, request: CreateRequest) -> Refusal | None:
+        """Return the 429 if no slot is free for a create."""
+        if self.limit is None or self.held + self.weight(request) <= self.limit:
             return None
         return self._too_many("jobs", self._slot_wait_s)
 
-    def too_poor(self, price: Decimal) -> Refusal | None:
-        """Tell whether the credits do not suffice."""
+    def cannot_afford(self, price: Decimal) -> Refusal | None:
+        """Return the 402 if the credits do not cover a price."""
         if self.credits is None or self.credits >= price:
             return None
         return Refusal(402, "insufficient_credits", "Insufficient credits")
 
     def pay(self, amount: Decimal) -> None:
-        """Take credits away; a negative amount gives them back."""
+        """Subtract credits. A negative amount adds them."""
         if self.credits is not None:
             self.credits -= amount
 

@@ -1,4 +1,4 @@
-"""The emulator as users hold it."""
+"""The public API: `Emulator` and `serve`."""
 
 import asyncio
 import random
@@ -20,25 +20,25 @@ from nanobanana_async.emulator.stats import EmulatorStats, JobFacts
 
 
 class Emulator:
-    """Run both gateways on loopback for as long as the `async with` lasts.
+    """Run both gateways on loopback inside an `async with`.
 
-    Takes the fields of `EmulatorSettings` as keyword arguments. Port 0 takes a free one. After the
-    end the counts can still be read.
+    Takes the fields of `EmulatorSettings` as keyword arguments. Port 0 takes a free port. Counts stay readable after
+    the end. An emulator is started once.
     """
 
     def __init__(self, *, host: str = "127.0.0.1", port: int = 0, **settings: Unpack[EmulatorOptions]) -> None:
         options: dict[str, Any] = {"started_at": datetime.now(UTC), **settings}
-        self._world = GatewaySimulator(EmulatorSettings(**options))
+        self._simulator = GatewaySimulator(EmulatorSettings(**options))
         self._host = host
         self._port = port
         self._server: EmulatorServer | None = None
         self._ended_at: float | None = None
 
     async def __aenter__(self) -> Self:
-        """Start to listen."""
+        """Start listening."""
         if self._server is not None:
-            raise RuntimeError("an emulator is started once; make another one")
-        self._server = await EmulatorServer.started(self._world, host=self._host, port=self._port)
+            raise RuntimeError("an emulator can be started only once: make a new one")
+        self._server = await EmulatorServer.started(self._simulator, host=self._host, port=self._port)
         return self
 
     async def __aexit__(
@@ -47,7 +47,7 @@ class Emulator:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        """Stop at once, with no connection or asyncio task left behind."""
+        """Stop at once, leaving no connection or asyncio task behind."""
         server = self._running()
         if self._ended_at is None:
             self._ended_at = server.now()
@@ -55,65 +55,65 @@ class Emulator:
 
     @property
     def url(self) -> str:
-        """Return the base URL of both gateways, without a slash at the end."""
+        """The base URL of both gateways, without a trailing slash."""
         return self._running().url
 
     @property
-    def world(self) -> GatewaySimulator:
-        """Return the world behind the sockets."""
-        return self._world
+    def simulator(self) -> GatewaySimulator:
+        """The simulator behind the sockets."""
+        return self._simulator
 
     def apimall(self, **settings: Any) -> ApiMall:
-        """Return the client's settings for API Mall that lead here, and tell how long jobs take in the middle."""
-        return ApiMall(**{**self._told(), **settings})
+        """Return client settings for the emulated API Mall, with the median duration as `expected_job_s`."""
+        return ApiMall(**{**self._client_settings(), **settings})
 
     def defapi(self, **settings: Any) -> DefApi:
-        """Return the client's settings for defapi that lead here, and tell how long jobs take in the middle."""
-        return DefApi(**{**self._told(), **settings})
+        """Return client settings for the emulated defapi, with the median duration as `expected_job_s`."""
+        return DefApi(**{**self._client_settings(), **settings})
 
-    def _told(self) -> dict[str, Any]:
+    def _client_settings(self) -> dict[str, Any]:
         rng = random.Random(0)
-        settings = self._world.settings
-        middle_s = statistics.median(settings.duration(rng) for _ in range(101)) / settings.speed
-        return {"api_key": API_KEY, "base_url": self.url, "expected_job_s": max(middle_s, 0.01)}
+        settings = self._simulator.settings
+        median_s = statistics.median(settings.duration(rng) for _ in range(101)) / settings.speed
+        return {"api_key": API_KEY, "base_url": self.url, "expected_job_s": max(median_s, 0.01)}
 
     def now(self) -> float:
-        """Return the emulated time: seconds since the start, standing still after the end."""
+        """Return the seconds since the start; the clock stops at the end."""
         return self._running().now() if self._ended_at is None else self._ended_at
 
     def stats(self) -> EmulatorStats:
         """Return everything counted so far."""
-        return self._world.stats(self.now(), connections=self._running().connections())
+        return self._simulator.stats(self.now(), connections=self._running().connections())
 
     def jobs(self) -> Iterator[JobFacts]:
-        """Yield what is known about each accepted create, oldest first."""
-        return self._world.jobs(self.now())
+        """Yield the facts of each accepted create, oldest first."""
+        return self._simulator.jobs(self.now())
 
     async def no_connections(self, *, timeout_s: float = 5.0) -> None:
-        """Wait until every caller has closed its connections, or raise TimeoutError."""
+        """Wait until all clients have closed their connections; raise `TimeoutError` after `timeout_s`."""
         async with asyncio.timeout(timeout_s):
-            while self._running().connections():  # noqa: ASYNC110 - the server has no event for it
+            while self._running().connections():  # noqa: ASYNC110 - aiohttp has no event for closed connections
                 await asyncio.sleep(0.005)
 
     def queue_faults(self, endpoint: Endpoint, *faults: Fault | None) -> None:
-        """Let the next calls of an endpoint meet these, one each; None is a normal answer."""
-        self._world.queue_faults(endpoint, *faults)
+        """Apply these faults to the next requests of an endpoint, one each; None is a normal response."""
+        self._simulator.queue_faults(endpoint, *faults)
 
     def set_job_limit(self, limit: int | None, gateway: Gateway | None = None) -> None:
-        """Change the limit from now on; what runs already goes on."""
-        self._world.set_job_limit(limit, gateway)
+        """Change the job limit. Running jobs continue."""
+        self._simulator.set_job_limit(limit, gateway)
 
     def set_limit_schedule(self, schedule: Sequence[tuple[float, int | None]], gateway: Gateway | None = None) -> None:
-        """Let the limit change at these moments of `now()`."""
-        self._world.set_limit_schedule(schedule, gateway)
+        """Change the job limit at these times of `now()`."""
+        self._simulator.set_limit_schedule(schedule, gateway)
 
     def add_credits(self, amount: Decimal | int | str, gateway: Gateway | None = None) -> None:
-        """Put credits on the account; without effect where they are endless."""
-        self._world.add_credits(amount, gateway)
+        """Add credits to the account; no effect if they are unlimited."""
+        self._simulator.add_credits(amount, gateway)
 
     def _running(self) -> EmulatorServer:
         if self._server is None:
-            raise RuntimeError("the emulator is not running yet: async with Emulator() as emulator")
+            raise RuntimeError("the emulator is not running yet: use 'async with Emulator() as emulator'")
         return self._server
 
 
@@ -126,7 +126,7 @@ defapi:    export NANOBANANA_GATEWAY=defapi NANOBANANA_BASE_URL={url} DEFAPI_API
 
 
 async def serve(port: int = 8080, *, host: str = "127.0.0.1", **settings: Unpack[EmulatorOptions]) -> None:
-    """Serve until cancelled, after printing how to point a client here."""
+    """Print how to configure a client, then serve until cancelled."""
     require_pillow()
     async with Emulator(host=host, port=port, **settings) as emulator:
         print(_HOW_TO.format(url=emulator.url, key=API_KEY), flush=True)

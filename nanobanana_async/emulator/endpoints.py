@@ -1,4 +1,4 @@
-"""The create endpoint of both gateways: every check in order, then the purchase."""
+"""The endpoints: create, query, image download, and the errors of each gateway."""
 
 from collections.abc import Callable, Mapping
 from datetime import timedelta
@@ -16,6 +16,8 @@ from nanobanana_async.emulator.messages import EmulatedRequest, EmulatedResponse
 from nanobanana_async.emulator.state import State
 
 BLOCKED_MARKER = "[blocked]"
+JSON: Mapping[str, str] = {"Content-Type": "application/json"}
+_PLAIN: Mapping[str, str] = {"Content-Type": "text/plain"}
 
 
 def create(
@@ -27,51 +29,48 @@ def create(
     *,
     read: bool,
 ) -> EmulatedResponse:
-    """Return the answer to a create; `read` says whether the caller gets to see it."""
+    """Return the response to a create. `read` is False when a fault hides it from the client."""
     outcome = _decide(state, now, gateway, headers, body)
     if isinstance(outcome, Refusal):
-        state.tally.refused[outcome.status] += 1
+        state.counters.refused[outcome.status] += 1
         if outcome.kind is not None:
-            state.tally.refusals_429[outcome.kind] += 1
+            state.counters.refusals_429[outcome.kind] += 1
         return refuse(state, now, gateway, outcome)
-    state.tally.lost += not read
-    said = apimall.created(outcome) if gateway == "apimall" else defapi.created(outcome)
-    return EmulatedResponse(200, JSON, said)
+    state.counters.lost += not read
+    body_out = apimall.created_body(outcome) if gateway == "apimall" else defapi.created_body(outcome)
+    return EmulatedResponse(200, JSON, body_out)
 
 
 def _decide(state: State, now: float, gateway: Gateway, headers: Mapping[str, str], body: bytes) -> Task | Refusal:
-    """Return the job, new or of a repeated key, or the first reason against it.
+    """Return the job, new or of a repeated key, or the first refusal.
 
-    A refusal leaves nothing behind: its key is as good as never seen.
+    A refused create leaves no key behind.
     """
     if refusal := unauthorized(state, gateway, headers, create=True):
         return refusal
     if refusal := state.accounts[gateway].over_rate(now, create=True):
         return refusal
-    read_order = apimall.parse_create if gateway == "apimall" else defapi.parse_create
-    order = read_order(headers, body)
-    if isinstance(order, Refusal):
-        return order
+    parse = apimall.parse_create if gateway == "apimall" else defapi.parse_create
+    request = parse(headers, body)
+    if isinstance(request, Refusal):
+        return request
     key = headers.get("idempotency-key") or None
     if gateway == "apimall" and key is not None:
-        known = state.keys.look(now, key, order.canonical)
+        known = state.keys.lookup(now, key, request.canonical)
         if isinstance(known, Task):
-            state.tally.replays += 1
+            state.counters.replays += 1
         if known is not None:
             return known
-    if refusal := _refuse_order(state, gateway, order):
+    if refusal := _check_request(state, gateway, request):
         return refusal
-    return state.accept(now, gateway, key, order)
+    return state.accept(now, gateway, key, request)
 
 
-def _refuse_order(state: State, gateway: Gateway, order: CreateRequest) -> Refusal | None:
-    if BLOCKED_MARKER in order.prompt:
+def _check_request(state: State, gateway: Gateway, request: CreateRequest) -> Refusal | None:
+    if BLOCKED_MARKER in request.prompt:
         return apimall.BLOCKED if gateway == "apimall" else defapi.BLOCKED
     account = state.accounts[gateway]
-    return account.too_poor(state.price(gateway, order)) or account.over_limit(order)
-
-
-_PLAIN: Mapping[str, str] = {"Content-Type": "text/plain"}
+    return account.cannot_afford(state.price(gateway, request)) or account.over_limit(request)
 
 
 def query(
@@ -83,48 +82,48 @@ def query(
     *,
     read: bool,
 ) -> EmulatedResponse:
-    """Return the answer to a status query; `read` says whether the caller gets to see it."""
+    """Return the response to a query. `read` is False when a fault hides it from the client."""
     task = _find(state, now, gateway, headers, task_id)
     if isinstance(task, Refusal):
         if task.kind is not None:
-            state.tally.refusals_429[task.kind] += 1
+            state.counters.refusals_429[task.kind] += 1
         return refuse(state, now, gateway, task)
     phase, status = _status(state, now, task)
-    unseen = task.first_seen_at is None
-    state.tally.looked(now, task, phase, status, read=read)
-    if unseen and task.first_seen_at is not None:
-        state.seen(task)
+    first_report = task.first_seen_at is None
+    state.counters.on_poll(now, task, phase, status, read=read)
+    if first_report and task.first_seen_at is not None:
+        state.end_was_seen(task)
     if gateway == "apimall":
-        return EmulatedResponse(200, JSON, _shown_by_apimall(state, now, task, phase, status))
+        return EmulatedResponse(200, JSON, _apimall_query_body(state, now, task, phase, status))
     shape = state.settings.query_shape
     if phase is Phase.SUCCEEDED and state.settings.data_uris:
-        return _later(lambda: defapi.shown(task, phase, status, cdn.data_uris(task, state.settings), shape))
+        return _with_body(lambda: defapi.query_body(task, phase, status, cdn.data_uris(task, state.settings), shape))
     urls = _urls(state, now, task, phase)
-    return EmulatedResponse(200, JSON, defapi.shown(task, phase, status, urls, shape))
+    return EmulatedResponse(200, JSON, defapi.query_body(task, phase, status, urls, shape))
 
 
-def download(state: State, now: float, call: EmulatedRequest, headers: Mapping[str, str]) -> EmulatedResponse:
-    """Return a picture, whose painting is left to the driver, or say why there is none."""
-    state.tally.leaks += "authorization" in headers
-    link = cdn.read_link(call.path)
+def download(state: State, now: float, request: EmulatedRequest, headers: Mapping[str, str]) -> EmulatedResponse:
+    """Return an image, painted later by the driver, or an error."""
+    state.counters.leaks += "authorization" in headers
+    link = cdn.read_link(request.path)
     task = state.tasks.get(link.task_id) if link is not None else None
-    if link is None or task is None or link.index >= task.order.images:
-        return EmulatedResponse(404, _PLAIN, b"no such picture")
+    if link is None or task is None or link.index >= task.request.images:
+        return EmulatedResponse(404, _PLAIN, b"no such image")
     expire_s = state.settings.links_expire_after_s
     if expire_s is not None and link.issued_at + expire_s <= now:
         return EmulatedResponse(state.settings.expired_link_status, _PLAIN, b"this link has expired")
-    picture = cdn.picture(task, link.index, state.settings)
+    spec = cdn.image_spec(task, link.index, state.settings)
     headers_out = {"Content-Type": cdn.content_type(task)}
-    return EmulatedResponse(200, headers_out, b"", make_body=lambda: paint(picture))
+    return EmulatedResponse(200, headers_out, b"", make_body=lambda: paint(spec))
 
 
 def callback_body(state: State, now: float, task: Task) -> bytes:
-    """Return what a callback says about a job that has ended."""
+    """Return the callback body of a finished job."""
     phase = task.phase(now)
     images = _urls(state, now, task, phase)
     if phase is Phase.SUCCEEDED and state.settings.data_uris:
         images = cdn.data_uris(task, state.settings)
-    return defapi.callback(task, phase, _word(state, defapi.word(phase)), images)
+    return defapi.callback_body(task, phase, _replaced(state, defapi.status_word(phase)), images)
 
 
 def _find(state: State, now: float, gateway: Gateway, headers: Mapping[str, str], task_id: str) -> Task | Refusal:
@@ -142,21 +141,19 @@ def _find(state: State, now: float, gateway: Gateway, headers: Mapping[str, str]
 
 def _status(state: State, now: float, task: Task) -> tuple[Phase, str]:
     phase = task.phase(now)
-    if phase in (Phase.SUCCEEDED, Phase.FAILED):
-        word = apimall.word(phase) if task.gateway == "apimall" else defapi.word(phase)
-    elif state.is_unknown():
-        word = "unknown"
+    if phase not in (Phase.SUCCEEDED, Phase.FAILED) and state.is_unknown():
+        status = "unknown"
     else:
-        word = apimall.word(phase) if task.gateway == "apimall" else defapi.word(phase)
-    return phase, _word(state, word)
+        status = apimall.status_word(phase) if task.gateway == "apimall" else defapi.status_word(phase)
+    return phase, _replaced(state, status)
 
 
-def _word(state: State, word: str) -> str:
-    return state.settings.status_words.get(word, word)
+def _replaced(state: State, status: str) -> str:
+    return state.settings.status_words.get(status, status)
 
 
-def _shown_by_apimall(state: State, now: float, task: Task, phase: Phase, status: str) -> bytes:
-    return apimall.shown(
+def _apimall_query_body(state: State, now: float, task: Task, phase: Phase, status: str) -> bytes:
+    return apimall.query_body(
         task,
         phase,
         status,
@@ -173,20 +170,17 @@ def _urls(state: State, now: float, task: Task, phase: Phase) -> list[str]:
     return cdn.links(task, now, state.base_url)
 
 
-def _later(make: Callable[[], bytes]) -> EmulatedResponse:
+def _with_body(make: Callable[[], bytes]) -> EmulatedResponse:
     return evolve(EmulatedResponse(200, JSON, b""), make_body=make)
 
 
-JSON: Mapping[str, str] = {"Content-Type": "application/json"}
-
-
 def refuse(state: State, now: float, gateway: Gateway, refusal: Refusal) -> EmulatedResponse:
-    """Return the answer that says no, with Retry-After as the settings want it."""
+    """Return an error response, with Retry-After as the settings say."""
     inside_200 = state.settings.refusals_in_200
     if gateway == "apimall":
-        body = apimall.refused(refusal, state.request_id())
+        body = apimall.error_body(refusal, state.request_id())
     else:
-        body = defapi.refused(refusal, inside_200=inside_200)
+        body = defapi.error_body(refusal, inside_200=inside_200)
     headers = dict(JSON)
     if refusal.wait_s is not None and state.settings.retry_after != "absent":
         headers["Retry-After"] = _retry_after(state, now, refusal.wait_s)
@@ -194,11 +188,11 @@ def refuse(state: State, now: float, gateway: Gateway, refusal: Refusal) -> Emul
 
 
 def refuse_for(state: State, now: float, endpoint: Endpoint, fault: Fault) -> EmulatedResponse:
-    """Return the envelope in which an endpoint tells the status of a fault."""
+    """Return the error response of an endpoint for the status of a fault."""
     gateway: Gateway = "apimall" if endpoint.startswith("apimall") else "defapi"
     status = fault.status or 503
-    words = apimall.FAULT_WORDS if gateway == "apimall" else defapi.FAULT_WORDS
-    code, message = words.get(status, ("error", "error"))
+    envelopes = apimall.FAULT_ENVELOPES if gateway == "apimall" else defapi.FAULT_ENVELOPES
+    code, message = envelopes.get(status, ("error", "error"))
     if endpoint == "defapi.query" and status == 401:
         code = defapi.UNAUTHORIZED_QUERY.code
     refusal = Refusal(status, fault.code or code, fault.message or message)
@@ -206,7 +200,7 @@ def refuse_for(state: State, now: float, endpoint: Endpoint, fault: Fault) -> Em
 
 
 def unauthorized(state: State, gateway: Gateway, headers: Mapping[str, str], *, create: bool) -> Refusal | None:
-    """Return the 401 or 403 for a caller who may not ask, else None."""
+    """Return the 401 or 403 for a missing or wrong key or host, or None."""
     scheme, _, key = headers.get("authorization", "").partition(" ")
     key = key.strip() if scheme.lower() == "bearer" else ""
     settings = state.settings

@@ -1,4 +1,4 @@
-"""The values that go in and out of the emulated world: calls, answers, how they are delivered."""
+"""Requests and responses of the simulator, and how a response is delivered."""
 
 import enum
 from collections.abc import Callable, Mapping
@@ -6,7 +6,7 @@ from typing import Literal
 
 from attrs import field, frozen
 
-from nanobanana_async.emulator.validators import number
+from nanobanana_async.emulator.checks import number
 
 Gateway = Literal["apimall", "defapi"]
 Endpoint = Literal["apimall.create", "apimall.query", "defapi.create", "defapi.query", "cdn"]
@@ -23,7 +23,7 @@ ENDPOINTS: tuple[Endpoint, ...] = (
 
 @frozen
 class EmulatedRequest:
-    """One HTTP request as it arrived; header names in any case, `path` without the query."""
+    """One HTTP request. Header names may have any case; `path` is without the query string."""
 
     method: str
     path: str
@@ -33,20 +33,20 @@ class EmulatedRequest:
 
 
 class DeliveryMode(enum.Enum):
-    """What the driver must do with an answer on the wire."""
+    """How the driver must send a response."""
 
-    WHOLE = "whole"  # send it as it is
+    WHOLE = "whole"  # send it unchanged
     RESET = "reset"  # send nothing, reset the connection
-    CUT = "cut"  # state the whole length, send `sent_bytes` of the body, close
-    SHORT = "short"  # state `sent_bytes` as the length, send the whole body, close
-    LATE = "late"  # nothing has been processed yet: wait, then ask `World.process`
+    CUT = "cut"  # send the true Content-Length and `sent_share` of the body, then close
+    SHORT = "short"  # send `sent_share` of the length as Content-Length and the whole body, then close
+    LATE = "late"  # not processed yet: wait, then call `GatewaySimulator.process`
 
 
 @frozen(kw_only=True)
 class Delivery:
-    """How an answer reaches the caller: after `delay_s`, in this manner."""
+    """How a response reaches the client: after `delay_s`, in this mode."""
 
-    manner: DeliveryMode = DeliveryMode.WHOLE
+    mode: DeliveryMode = DeliveryMode.WHOLE
     delay_s: float = field(default=0.0, validator=number(endless=True))
     sent_share: float = field(default=1.0, validator=number(most=1))  # of the body, for CUT and SHORT
 
@@ -56,11 +56,11 @@ WHOLE = Delivery()
 
 @frozen
 class EmulatedResponse:
-    """What the world says to one call.
+    """The simulator's response to one request.
 
-    The driver waits `delivery.delay_s`, then does what `delivery.manner` says. `status` is 0 when
-    there is nothing to send. When `paint` is set the body is not made yet: `content()` makes it,
-    and that may take a second of processor time, so run it in a thread.
+    The driver waits `delivery.delay_s`, then sends it as `delivery.mode` says. `status` is 0 when there is nothing to
+    send. With `make_body` the body is not made yet: `content()` makes it, which may take a second of processor time, so
+    run it in a thread.
     """
 
     status: int
@@ -70,13 +70,13 @@ class EmulatedResponse:
     make_body: Callable[[], bytes] | None = None
 
     def content(self) -> bytes:
-        """Return the whole body, made now if it was not made yet."""
+        """Return the whole body; make it first if needed."""
         return self.body if self.make_body is None else self.make_body()
 
 
 @frozen
 class Callback:
-    """One POST that a gateway owes to a callback URL."""
+    """One POST due to a callback URL."""
 
     url: str
     body: bytes

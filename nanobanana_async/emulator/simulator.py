@@ -1,8 +1,7 @@
-"""Both gateways as one thing without sockets, clock or event loop: calls in, answers out.
+"""Simulate both gateways without sockets, clock or event loop.
 
-`now` is an argument everywhere, in seconds since `EmulatorSettings.started_at`; it should never go
-back. Jobs end by themselves as `now` passes: nothing needs a timer except the callbacks, for which
-`next_due` tells when to call `due`.
+`now` is an argument of each method, in seconds since `EmulatorSettings.started_at`; it must not decrease. Jobs end as
+`now` passes, so only callbacks need a timer: call `due` at `next_due`.
 """
 
 import random
@@ -31,7 +30,7 @@ _NO_METHOD = Refusal(405, "method_not_allowed", "method not allowed")
 
 
 class GatewaySimulator:
-    """An account at both gateways, a CDN, and everything that goes wrong between."""
+    """Both gateways with their accounts, the image CDN, and injected faults."""
 
     def __init__(self, settings: EmulatorSettings | None = None) -> None:
         self.settings = settings or EmulatorSettings()
@@ -41,78 +40,78 @@ class GatewaySimulator:
 
     @property
     def base_url(self) -> str:
-        """Return what the links to pictures begin with; the driver sets it."""
+        """The base URL of image links; set by the driver."""
         return self._state.base_url
 
     @base_url.setter
     def base_url(self, url: str) -> None:
         self._state.base_url = url.rstrip("/")
 
-    def handle(self, now: float, call: EmulatedRequest) -> EmulatedResponse:
-        """Return the answer to a call, with the fault that script or chance has for it.
+    def handle(self, now: float, request: EmulatedRequest) -> EmulatedResponse:
+        """Return the response to a request, with the fault that queue, script or chance applies to it.
 
-        Do with it what `Answer` says. After `Manner.LATE` the call has not been looked at yet:
-        wait for `delivery.delay_s`, then send what `process` returns.
+        `EmulatedResponse` says how to send it. With `DeliveryMode.LATE` the request is not processed yet: wait
+        `delivery.delay_s`, then send what `process` returns.
         """
-        endpoint = _endpoint(call)
-        if endpoint is None or (call.method not in _METHODS[endpoint]):
-            return self._no_such_endpoint(now, call, endpoint)
-        self._state.tally.requests[endpoint] += 1
+        endpoint = _endpoint(request)
+        if endpoint is None or request.method not in _METHODS[endpoint]:
+            return self._no_such_endpoint(now, request, endpoint)
+        self._state.counters.requests[endpoint] += 1
         fault = self._faults.next(endpoint)
         if fault is None:
-            return self._process(now, endpoint, call, read=True)
-        self._state.tally.faults[fault.name] += 1
-        return self._with_fault(now, endpoint, call, fault)
+            return self._process(now, endpoint, request, read=True)
+        self._state.counters.faults[fault.name] += 1
+        return self._with_fault(now, endpoint, request, fault)
 
-    def process(self, now: float, call: EmulatedRequest) -> EmulatedResponse:
-        """Return the true answer to a call, passing by all faults and the counts of requests."""
-        endpoint = _endpoint(call)
-        if endpoint is None or call.method not in _METHODS[endpoint]:
-            return self._no_such_endpoint(now, call, endpoint)
-        return self._process(now, endpoint, call, read=True)
+    def process(self, now: float, request: EmulatedRequest) -> EmulatedResponse:
+        """Return the response to a request without faults, and without counting the request."""
+        endpoint = _endpoint(request)
+        if endpoint is None or request.method not in _METHODS[endpoint]:
+            return self._no_such_endpoint(now, request, endpoint)
+        return self._process(now, endpoint, request, read=True)
 
     def next_due(self) -> float | None:
-        """Return when `due` must be called next, or None; a create may change it."""
+        """Return when to call `due` next, or None. A create may change it."""
         return self._state.callbacks.next_due()
 
     def due(self, now: float) -> list[Callback]:
-        """Return the callbacks that are due; the driver posts each once, on loopback only."""
+        """Return the callbacks that are due. The driver posts each once."""
         self._state.advance_to(now)
         return [
-            Callback(task.order.callback_url or "", callback_body(self._state, now, task), task.task_id)
+            Callback(task.request.callback_url or "", callback_body(self._state, now, task), task.task_id)
             for task in self._state.callbacks.due(now)
         ]
 
     def callback_done(self, *, delivered: bool) -> None:
-        """Count how a callback fared."""
-        self._state.tally.callbacks["sent" if delivered else "failed"] += 1
+        """Count a callback as sent or failed."""
+        self._state.counters.callbacks["sent" if delivered else "failed"] += 1
 
     def queue_faults(self, endpoint: Endpoint, *faults: Fault | None) -> None:
-        """Let the next calls of an endpoint meet these, one each; None is a normal answer."""
+        """Apply these faults to the next requests of an endpoint, one each; None is a normal response."""
         self._faults.queue(endpoint, *faults)
 
     def set_job_limit(self, limit: int | None, gateway: Gateway | None = None) -> None:
-        """Change the limit from now on; what runs already goes on."""
+        """Change the job limit. Running jobs continue."""
         for account in self._accounts(gateway):
             account.limit = limit
 
     def set_limit_schedule(self, schedule: Sequence[tuple[float, int | None]], gateway: Gateway | None = None) -> None:
-        """Let the limit change at these moments of the world's time."""
+        """Change the job limit at these times of the simulator's clock."""
         for account in self._accounts(gateway):
             account.set_schedule(schedule)
 
     def add_credits(self, amount: Decimal | int | str, gateway: Gateway | None = None) -> None:
-        """Put credits on the account; without effect where they are endless."""
+        """Add credits to the account; no effect if they are unlimited."""
         for account in self._accounts(gateway):
             account.pay(-Decimal(amount))
 
     def stats(self, now: float, *, connections: int = 0) -> EmulatorStats:
         """Return everything counted up to now."""
         self._state.advance_to(now)
-        return self._state.tally.snapshot(self._state.remaining(), connections)
+        return self._state.counters.snapshot(self._state.remaining(), connections)
 
     def jobs(self, now: float) -> Iterator[JobFacts]:
-        """Yield what is known about each accepted create, oldest first."""
+        """Yield the facts of each accepted create, oldest first."""
         self._state.advance_to(now)
         for task in list(self._state.tasks.values()):
             yield facts(task, now)
@@ -121,33 +120,33 @@ class GatewaySimulator:
         accounts = self._state.accounts
         return list({accounts[gateway]} if gateway else set(accounts.values()))
 
-    def _process(self, now: float, endpoint: Endpoint, call: EmulatedRequest, *, read: bool) -> EmulatedResponse:
+    def _process(self, now: float, endpoint: Endpoint, request: EmulatedRequest, *, read: bool) -> EmulatedResponse:
         self._state.advance_to(now)
-        headers = {name.lower(): value for name, value in call.headers.items()}
+        headers = {name.lower(): value for name, value in request.headers.items()}
         match endpoint:
             case "apimall.create" | "defapi.create":
                 gateway = _gateway(endpoint)
-                return create(self._state, now, gateway, headers, call.body, read=read)
+                return create(self._state, now, gateway, headers, request.body, read=read)
             case "apimall.query":
-                task_id = call.path[len(apimall.QUERY_PREFIX) :]
+                task_id = request.path[len(apimall.QUERY_PREFIX) :]
                 return query(self._state, now, "apimall", headers, task_id, read=read)
             case "defapi.query":
-                task_id = call.query.get("task_id", "")
+                task_id = request.query.get("task_id", "")
                 return query(self._state, now, "defapi", headers, task_id, read=read)
             case "cdn":
-                return download(self._state, now, call, headers)
+                return download(self._state, now, request, headers)
 
-    def _with_fault(self, now: float, endpoint: Endpoint, call: EmulatedRequest, fault: Fault) -> EmulatedResponse:
-        if fault.delivery.manner is DeliveryMode.LATE:
+    def _with_fault(self, now: float, endpoint: Endpoint, request: EmulatedRequest, fault: Fault) -> EmulatedResponse:
+        if fault.delivery.mode is DeliveryMode.LATE:
             return EmulatedResponse(0, {}, b"", fault.delivery)
-        answer = EmulatedResponse(503, JSON, b"")
+        response = EmulatedResponse(503, JSON, b"")
         if fault.processed:
-            answer = self._process(now, endpoint, call, read=fault.delivers)
+            response = self._process(now, endpoint, request, read=fault.delivers)
         if fault.status is not None or not fault.processed:
-            answer = self._envelope(now, endpoint, fault)
+            response = self._envelope(now, endpoint, fault)
         if not fault.processed and fault.status is not None:
             self._count_refusal(endpoint, fault.status)
-        return fault.spoil(answer)
+        return fault.distort(response)
 
     def _envelope(self, now: float, endpoint: Endpoint, fault: Fault) -> EmulatedResponse:
         if endpoint == "cdn":
@@ -156,12 +155,12 @@ class GatewaySimulator:
 
     def _count_refusal(self, endpoint: Endpoint, status: int) -> None:
         if endpoint.endswith(".create") and status >= 400:
-            self._state.tally.refused[status] += 1
+            self._state.counters.refused[status] += 1
         if status == 429:
-            self._state.tally.refusals_429["fault"] += 1
+            self._state.counters.refusals_429["fault"] += 1
 
-    def _no_such_endpoint(self, now: float, call: EmulatedRequest, endpoint: Endpoint | None) -> EmulatedResponse:
-        gateway: Gateway = "apimall" if call.path.startswith("/api/v1/") else "defapi"
+    def _no_such_endpoint(self, now: float, request: EmulatedRequest, endpoint: Endpoint | None) -> EmulatedResponse:
+        gateway: Gateway = "apimall" if request.path.startswith("/api/v1/") else "defapi"
         refusal = _NO_ENDPOINT if endpoint is None else _NO_METHOD
         return refuse(self._state, now, gateway, refusal)
 
@@ -175,8 +174,8 @@ _METHODS: Mapping[Endpoint, tuple[str, ...]] = {
 }
 
 
-def _endpoint(call: EmulatedRequest) -> Endpoint | None:
-    path = call.path
+def _endpoint(request: EmulatedRequest) -> Endpoint | None:
+    path = request.path
     if path == apimall.CREATE_PATH:
         return "apimall.create"
     if path.startswith(apimall.QUERY_PREFIX) and "/" not in path[len(apimall.QUERY_PREFIX) :]:

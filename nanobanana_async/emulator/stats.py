@@ -1,4 +1,4 @@
-"""What the emulator saw: running totals, and the frozen snapshots made of them."""
+"""Count what happens in the emulator, and take snapshots of the counts."""
 
 import math
 from array import array
@@ -17,15 +17,15 @@ ZERO = Decimal(0)
 
 @frozen(kw_only=True)
 class EmulatorStats:
-    """A snapshot of everything counted so far; durations in seconds of the emulated clock."""
+    """A snapshot of all counts. Durations are in seconds of the emulated clock."""
 
     requests: Mapping[Endpoint, int]
     creates_received: int
     creates_accepted: int
-    creates_refused: Mapping[int, int]  # by status, faults that never reached the gateway too
-    replays: int  # repeated keys that were answered with the first answer
-    double_charges: int  # accepted creates beyond the first per unique request
-    lost_creates: int  # accepted, but a fault kept the answer from the caller
+    creates_refused: Mapping[int, int]  # by status; includes faults that answered before the gateway
+    replays: int  # repeated keys that got the first response again
+    double_charges: int  # accepted creates beyond the first of each unique request
+    lost_creates: int  # accepted, but a fault hid the response from the client
     refusals_429: Mapping[str, int]  # by kind: jobs, creates, queries, fault
     faults: Mapping[str, int]
 
@@ -33,32 +33,32 @@ class EmulatorStats:
     running_max: int
     finished: int
     failed: int
-    unpolled: int  # ended, and no query has seen it yet
+    unpolled: int  # ended, and no poll has reported the end yet
 
     polls: int
     polls_by_status: Mapping[str, int]
     polls_per_job_mean: float
     polls_per_job_max: int
-    seen: int  # jobs whose end a query has seen
-    seen_delay_mean_s: float  # from a job's end to the first query that saw it
+    seen: int  # jobs whose end a poll has reported
+    seen_delay_mean_s: float  # from a job's end to the first poll that reported it
     seen_delay_p99_s: float
     seen_delay_max_s: float
 
     credits_charged: Decimal
     credits_refunded: Decimal
-    credits_remaining: Decimal | None  # None is endless
+    credits_remaining: Decimal | None  # None is unlimited
 
     callbacks_sent: int
     callbacks_dropped: int
-    callbacks_failed: int  # nobody took it; there is no second attempt
+    callbacks_failed: int  # the POST failed; it is not repeated
     callbacks_refused: int  # not a loopback URL
-    credential_leaks: int  # downloads that brought an Authorization header along
+    credential_leaks: int  # downloads with an Authorization header
     open_connections: int
 
 
 @frozen(kw_only=True)
 class JobFacts:
-    """What the emulator knows about one accepted create."""
+    """The facts of one accepted create."""
 
     task_id: str
     gateway: Gateway
@@ -75,29 +75,29 @@ class JobFacts:
 
 
 def facts(task: Task, now: float) -> JobFacts:
-    """Return what is known about a task at this moment."""
+    """Return the facts of a task at `now`."""
     return JobFacts(
         task_id=task.task_id,
         gateway=task.gateway,
         key=task.key,
-        prompt=task.order.prompt,
-        images=task.order.images,
+        prompt=task.request.prompt,
+        images=task.request.images,
         phase=task.phase(now),
         created_at=task.created_at,
         ends_at=task.ends_at,
         first_seen_done_at=task.first_seen_at,
-        polls=task.queries,
+        polls=task.polls,
         charged=task.price,
         refunded=task.refunded,
     )
 
 
 class Counters:
-    """The running totals; everything that grows with the number of jobs is one number per job."""
+    """Running totals. Memory grows by one number per job only."""
 
     def __init__(self, unique_by: UniqueBy) -> None:
         self._unique_by = unique_by
-        self._bought: set[int] = set()
+        self._purchases: set[int] = set()
         self._delays = array("d")
         self.requests: Counter[Endpoint] = Counter()
         self.refused: Counter[int] = Counter()
@@ -107,43 +107,43 @@ class Counters:
         self.callbacks: Counter[str] = Counter()
         self.accepted = self.replays = self.double = self.lost = 0
         self.running = self.running_max = self.finished = self.failed = 0
-        self.queries = self.polls_max = self.leaks = 0
+        self.polls = self.polls_max = self.leaks = 0
         self.charged = self.refunded = ZERO
 
-    def bought(self, gateway: Gateway, key: str | None, order: CreateRequest, price: Decimal) -> None:
-        """Count an accepted create, and whether the same thing was bought before."""
+    def on_accepted(self, gateway: Gateway, key: str | None, request: CreateRequest, price: Decimal) -> None:
+        """Count an accepted create, and whether the same request was bought before."""
         if self._unique_by == "prompt":
-            unique = hash((gateway, order.prompt))
+            unique = hash((gateway, request.prompt))
         else:
-            unique = hash((gateway, key, None if key else order.canonical))
-        self.double += unique in self._bought
-        self._bought.add(unique)
+            unique = hash((gateway, key, None if key else request.canonical))
+        self.double += unique in self._purchases
+        self._purchases.add(unique)
         self.accepted += 1
         self.charged += price
         self.running += 1
         self.running_max = max(self.running_max, self.running)
 
-    def ended(self, task: Task) -> None:
-        """Count a job that is over."""
+    def on_ended(self, task: Task) -> None:
+        """Count a finished job."""
         self.running -= 1
         self.finished += 1
         self.failed += task.fails
         if task.refunded:
             self.refunded += task.price
 
-    def looked(self, now: float, task: Task, phase: Phase, status: str, *, read: bool) -> None:
-        """Count a query of a known job; `read` says whether the caller gets the true answer."""
-        task.queries += 1
-        self.queries += 1
-        self.polls_max = max(self.polls_max, task.queries)
+    def on_poll(self, now: float, task: Task, phase: Phase, status: str, *, read: bool) -> None:
+        """Count a poll of a known job. `read` is False when a fault hides the response from the client."""
+        task.polls += 1
+        self.polls += 1
+        self.polls_max = max(self.polls_max, task.polls)
         self.by_status[status] += 1
-        told = read and phase in (Phase.SUCCEEDED, Phase.FAILED)
-        if told and task.first_seen_at is None:
+        end_reported = read and phase in (Phase.SUCCEEDED, Phase.FAILED)
+        if end_reported and task.first_seen_at is None:
             task.first_seen_at = now
             self._delays.append(now - task.ends_at)
 
     def snapshot(self, remaining: Decimal | None, connections: int) -> EmulatorStats:
-        """Return all totals as a value."""
+        """Return a snapshot of all totals."""
         delays = sorted(self._delays)
         seen = len(delays)
         creates = self.requests["apimall.create"] + self.requests["defapi.create"]
@@ -162,9 +162,9 @@ class Counters:
             finished=self.finished,
             failed=self.failed,
             unpolled=self.finished - seen,
-            polls=self.queries,
+            polls=self.polls,
             polls_by_status=dict(self.by_status),
-            polls_per_job_mean=self.queries / self.accepted if self.accepted else 0.0,
+            polls_per_job_mean=self.polls / self.accepted if self.accepted else 0.0,
             polls_per_job_max=self.polls_max,
             seen=seen,
             seen_delay_mean_s=math.fsum(delays) / seen if seen else 0.0,

@@ -15,7 +15,7 @@ from nanobanana_async.engine.slots import Slots
 from nanobanana_async.engine.store import JobStore
 from nanobanana_async.engine.submitter import Submitter
 from nanobanana_async.engine.tracked_job import NEVER, TrackedJob
-from nanobanana_async.errors import CreditLimitReached, InvalidRequest, LedgerError
+from nanobanana_async.errors import ConfigurationError, CreditLimitReached, LedgerError
 from nanobanana_async.gateways.contract import Gateway
 from nanobanana_async.jobs import ACTIVE_STATES, JobRecord, JobState, validate_key, validate_task_id, with_indexes
 from nanobanana_async.ledger.base import TaskTaken
@@ -198,7 +198,7 @@ class Engine:
                 return due
             except LedgerError as error:  # nothing has moved: it can be settled again
                 taken = isinstance(error, TaskTaken)
-                entry.wake(InvalidRequest(f"{error.message}: nothing was changed") if taken else error)
+                entry.wake(ConfigurationError(f"{error.message}: nothing was changed") if taken else error)
                 if entry.record.state is JobState.RUNNING:  # nobody follows it, as before
                     raise
                 return entry.holds_until
@@ -207,17 +207,17 @@ class Engine:
         return entry
 
     def check_settles(self, entry: TrackedJob, *, buy_again: bool) -> None:
-        """Raise `InvalidRequest` for a job that can't be settled so, whatever the gateway says of its task."""
+        """Raise `ConfigurationError` for a job that can't be resolved this way."""
         record = entry.record
         settles = record.state in (JobState.UNCERTAIN, JobState.RUNNING)
         if not (settles or (buy_again and record.state is JobState.FAILED)):
-            raise InvalidRequest(f"job {record.key} is {record.state.value}: there is nothing to settle")
+            raise ConfigurationError(f"job {record.key} is {record.state.value}: there is nothing to resolve")
         if buy_again and record.request is None:
-            raise InvalidRequest(f"job {record.key} was attached, or is kept in short: what it wanted is not known")
+            raise ConfigurationError(f"the request of job {record.key} is not in the ledger: it cannot be bought again")
         if entry.live and record.state is JobState.RUNNING:
-            raise InvalidRequest(f"job {record.key} is running: there is nothing to settle while it is followed")
+            raise ConfigurationError(f"job {record.key} is running and polled by this session: nothing to resolve")
         if entry.live:
-            raise InvalidRequest(f"job {record.key} is being settled at this moment")
+            raise ConfigurationError(f"job {record.key} is being resolved by another call")
         self.scheduler.check_open(record)
         self._claims.check_account(record)
 

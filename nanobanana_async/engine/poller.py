@@ -32,6 +32,10 @@ from nanobanana_async.policy.retry import (
 MOST_STRANGE_WORDS = 50
 
 
+class JobOverdue(NanoBananaError):
+    """A job still runs after `Timeouts.job_s`. Waiters get a `JobUnfinished` with this message and their `Job`."""
+
+
 class Poller:
     """Looks at one job at a time, and says when to look again."""
 
@@ -83,6 +87,7 @@ class Poller:
         """Begin to follow a job that runs; return when to look at it first."""
         entry.schedule = self._schedule_of(entry)
         entry.schedule.began(entry)
+        entry.followed_since = self._clock()
         entry.failures = 0  # those of its creates
         if self.fallback.waits_for_callback(entry):
             return self.fallback.next_check(entry)
@@ -249,15 +254,19 @@ class Poller:
 
     def _still_running(self, entry: TrackedJob) -> float:
         age_s = self._clock() - entry.running_at
-        if age_s >= self.job_s:
-            error = UnexpectedResponse(f"task {entry.record.task_id} still runs after {age_s:.0f} s (Timeouts.job_s)")
-            return self._stop(entry, error)
+        if age_s >= self._deadline_s(entry):
+            message = f"task {entry.record.task_id} still runs after {age_s:.0f} s (Timeouts.job_s); await it again"
+            return self._stop(entry, JobOverdue(message, safe_to_repeat=False))
         if entry.schedule is None:
             return self.begin(entry)
         entry.schedule.on_running(entry, age_s)
         if self.fallback.waits_for_callback(entry):
             return self.fallback.next_check(entry)
         return entry.running_at + entry.schedule.next_poll_s(age_s)
+
+    def _deadline_s(self, entry: TrackedJob) -> float:
+        """Return the age at which waiting ends: `job_s` after polling last began."""
+        return self.job_s + max(0.0, entry.followed_since - entry.running_at)
 
     def _poll_failed(self, entry: TrackedJob, error: NanoBananaError, sent_at: float) -> float:
         now = self._clock()
@@ -269,7 +278,7 @@ class Poller:
             self.breaker.failed(now, self._jitter.random())
         else:
             self.breaker.succeeded()
-        if ends_polling(error, now - entry.running_at, self.job_s):
+        if ends_polling(error, now - entry.running_at, self._deadline_s(entry)):
             return self._stop(entry, error)
         entry.failures += 1
         wait_s = max(asked, self._retry.backoff_s(entry.failures + 1, self._jitter.random()))

@@ -9,7 +9,7 @@ from nanobanana_async.engine.engine import Engine
 from nanobanana_async.engine.tracked_job import TrackedJob
 from nanobanana_async.errors import (
     MAX_RETRY_AFTER_S,
-    InvalidRequest,
+    ConfigurationError,
     LedgerError,
     NanoBananaError,
     RateLimited,
@@ -43,12 +43,12 @@ class JobResolver:
             return await self._decide(entry, task_id, buy_again=buy_again)
         claim = await self._ledger.adopt(key)
         if claim is None or not claim.owned or claim.record.revision != entry.record.revision:
-            raise InvalidRequest(f"job {key} is running: there is nothing to settle while a session follows it")
+            raise ConfigurationError(f"job {key} is running and polled by another session: nothing to resolve")
         try:
             lost = entry.record.task_id or ""
             if await self._is_known_task(lost, self._age_s(entry.record)):
-                why = f"nothing to settle, the gateway knows task {lost}: `resume` goes on with it"
-                raise InvalidRequest(f"job {key} is running: there is {why}")
+                why = f"the gateway knows its task {lost}; call `resume` to poll it"
+                raise ConfigurationError(f"job {key} is running: nothing to resolve, {why}")
             return await self._decide(entry, task_id, buy_again=buy_again)
         except BaseException:
             await self._release(key)
@@ -66,7 +66,8 @@ class JobResolver:
             await self.check_task(task_id, key=key, age_s=self._age_s(entry.record))
             entry = await self._look_up(key)
             if entry.record.revision != before:
-                raise InvalidRequest(f"job {key} is {entry.record.state.value} by now: look at it again")
+                why = f"job {key} changed to {entry.record.state.value} meanwhile: check it, then resolve it again"
+                raise ConfigurationError(why)
         entry = self._engine.resolve(entry, task_id=task_id, buy_again=buy_again)
         while entry.record.revision == before:
             await entry.wait_for_change()
@@ -77,7 +78,7 @@ class JobResolver:
     async def _look_up(self, key: str) -> TrackedJob:
         entry = await self._engine.look_up(key)
         if entry is None:
-            raise InvalidRequest(f"the ledger knows no job {key}")
+            raise ConfigurationError(f"no job {key} in the ledger")
         return entry
 
     async def _is_known_task(self, task_id: str, age_s: float) -> bool:

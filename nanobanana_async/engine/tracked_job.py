@@ -30,6 +30,7 @@ class TrackedJob:
         "fetching_images",
         "first_attempt_at",
         "first_imageless_at",
+        "followed_since",
         "foreign",
         "has_handle",
         "holding_before",
@@ -67,6 +68,8 @@ class TrackedJob:
         self.due = NEVER
         self.first_attempt_at = NEVER
         self.running_at = NEVER
+        self.followed_since = NOT_YET
+        """When polling last began: `Timeouts.job_s` counts from here, so each wait gets the whole time."""
         self.sent_at = NEVER
         self.schedule: PollSchedule[TrackedJob] | None = None
         """When its class of jobs is looked at; set once it runs."""

@@ -1,4 +1,4 @@
-"""Batches that save their pictures: in the background, whole and listed, and once."""
+"""Batches that save their images: in the background, complete, listed, and once."""
 
 import asyncio
 import hashlib
@@ -43,7 +43,7 @@ def hashed(folder: Path) -> dict[str, str]:
     return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
-async def test_pictures_are_saved_under_their_keys_and_listed(tmp_path: Path) -> None:
+async def test_images_are_saved_by_key_and_listed(tmp_path: Path) -> None:
     folder = tmp_path / "new" / "out"
     async with emulated() as emulator:
         rows = ["one", ImageRequest("two", num_images=3), {"prompt": "three", "key": "my-key"}]
@@ -57,7 +57,7 @@ async def test_pictures_are_saved_under_their_keys_and_listed(tmp_path: Path) ->
     assert len(listed(folder)) == 5
 
 
-async def test_run_again_it_saves_nothing_twice(tmp_path: Path) -> None:
+async def test_second_run_saves_nothing_twice(tmp_path: Path) -> None:
     folder, ledger = tmp_path / "out", tmp_path / "jobs.sqlite"
     async with emulated() as emulator:
         first = await saved_batch(emulator, folder, FIVE, ledger=ledger)
@@ -72,7 +72,7 @@ async def test_run_again_it_saves_nothing_twice(tmp_path: Path) -> None:
     assert {path: path.stat().st_mtime_ns for path in folder.iterdir()} == stamps
 
 
-async def test_a_picture_that_was_lost_meanwhile_is_saved_again(tmp_path: Path) -> None:
+async def test_deleted_image_is_saved_again(tmp_path: Path) -> None:
     folder, ledger = tmp_path / "out", tmp_path / "jobs.sqlite"
     async with emulated() as emulator:
         first = await saved_batch(emulator, folder, FIVE, ledger=ledger)
@@ -83,7 +83,7 @@ async def test_a_picture_that_was_lost_meanwhile_is_saved_again(tmp_path: Path) 
     assert len(hashed(folder)) == 5
 
 
-async def test_links_that_expired_are_asked_for_once_more(tmp_path: Path) -> None:
+async def test_expired_links_are_refreshed(tmp_path: Path) -> None:
     folder, ledger = tmp_path / "out", tmp_path / "jobs.sqlite"
     async with emulated(links_expire_after_s=0.3) as emulator:
         await saved_batch(emulator, None, FIVE, ledger=ledger)
@@ -96,7 +96,7 @@ async def test_links_that_expired_are_asked_for_once_more(tmp_path: Path) -> Non
     assert listed(folder) == hashed(folder)
 
 
-async def test_a_picture_that_stays_gone_is_an_error_beside_its_result(tmp_path: Path) -> None:
+async def test_unavailable_image_is_an_error_beside_its_result(tmp_path: Path) -> None:
     gone = Script({"cdn": [error(410)]}, repeat_last=True)
     async with emulated(script=gone) as emulator:
         outcomes = await saved_batch(emulator, tmp_path, ["one"])
@@ -109,7 +109,7 @@ async def test_a_picture_that_stays_gone_is_an_error_beside_its_result(tmp_path:
 
 
 @pytest.mark.parametrize("save", [False, True])
-async def test_inline_pictures_are_saved_and_asked_for_again_by_the_next_run(tmp_path: Path, save: bool) -> None:
+async def test_inline_images_are_fetched_again_by_the_next_run(tmp_path: Path, save: bool) -> None:
     ledger, folder = tmp_path / "jobs.sqlite", tmp_path / "out"
     async with emulated(data_uris=True) as emulator:
         first = await saved_batch(emulator, folder, FIVE, "defapi", ledger=ledger)
@@ -126,9 +126,7 @@ async def test_inline_pictures_are_saved_and_asked_for_again_by_the_next_run(tmp
     assert len(hashed(folder)) == 5
 
 
-async def test_a_bug_in_saving_is_an_outcome_and_the_session_goes_on(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_bug_in_saving_is_an_outcome(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async def broken(*_: object) -> None:
         raise ZeroDivisionError("nobody thought of this")
 
@@ -140,7 +138,7 @@ async def test_a_bug_in_saving_is_an_outcome_and_the_session_goes_on(
         assert (await session.generate("afterwards")).images
 
 
-async def test_outcomes_are_saved_before_they_are_given_and_buying_goes_on_meanwhile(tmp_path: Path) -> None:
+async def test_outcomes_are_saved_before_they_are_yielded(tmp_path: Path) -> None:
     slow = Script({"cdn": [delay(0.3)]}, repeat_last=True)
     async with (
         emulated(script=slow) as emulator,
@@ -177,7 +175,7 @@ class Desk:
         monkeypatch.setattr(ImageSaver, "check", check)
 
 
-def test_an_ordered_batch_stays_in_order_however_long_saving_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_slow_saving_keeps_the_order(monkeypatch: pytest.MonkeyPatch) -> None:
     @virtually
     async def stays_in_order() -> None:
         desk = Desk({"row-1": 100.0, "row-3": 100.0}, default_s=1.0)
@@ -191,7 +189,7 @@ def test_an_ordered_batch_stays_in_order_however_long_saving_takes(monkeypatch: 
     stays_in_order()
 
 
-def test_few_are_saved_at_a_time_and_few_wait_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_concurrent_saves_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     @virtually
     async def stays_bounded() -> None:
         desk, studio = Desk(default_s=100.0), Studio(job_s=1)
@@ -205,7 +203,7 @@ def test_few_are_saved_at_a_time_and_few_wait_for_it(monkeypatch: pytest.MonkeyP
     stays_bounded()
 
 
-def test_what_ended_is_saved_also_when_the_batch_was_left(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ended_rows_are_saved_after_leaving(monkeypatch: pytest.MonkeyPatch) -> None:
     @virtually
     async def saves_on() -> None:
         desk, studio = Desk(), Studio()

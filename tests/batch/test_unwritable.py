@@ -1,4 +1,4 @@
-"""A folder that can't be written stops the buying; an image that can't be had is the fault of its row."""
+"""An unwritable folder stops the batch; an unavailable image is an error of its row."""
 
 import asyncio
 import errno
@@ -64,9 +64,7 @@ async def break_off(emulator: Emulator, tmp_path: Path, breaks: Breaks) -> tuple
 
 
 @pytest.mark.parametrize("breaks", [full, closed_to_this_user, replaced_by_a_file, list_replaced_by_a_link])
-async def test_a_folder_that_can_not_be_written_stops_the_buying_and_loses_nothing(
-    breaks: Breaks, tmp_path: Path
-) -> None:
+async def test_unwritable_folder_stops_the_batch_and_loses_nothing(breaks: Breaks, tmp_path: Path) -> None:
     async with emulated() as emulator:
         outcomes, stopped = await break_off(emulator, tmp_path, breaks)
         bought = emulator.stats().creates_accepted
@@ -89,16 +87,17 @@ async def test_a_folder_that_can_not_be_written_stops_the_buying_and_loses_nothi
     assert sum(outcome.ok for outcome in again) == bought
 
 
-async def test_a_feeder_that_does_not_mind_the_folder_buys_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(feeder, "STOPS", tuple(kind for kind in feeder.ACCOUNT_ERRORS if kind is not SaveError))
-    monkeypatch.setattr(ErrorStreak, "grows_too_long", lambda *_: False)
+async def test_control_runner_without_the_folder_check_buys_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    others = tuple(kind for kind in feeder.ACCOUNT_ERRORS if kind is not SaveError)
+    monkeypatch.setattr(feeder, "ACCOUNT_ERRORS", others)
+    monkeypatch.setattr(ErrorStreak, "add", lambda *_: False)
     async with emulated() as emulator:
         outcomes, stopped = await break_off(emulator, tmp_path, replaced_by_a_file)
         assert (stopped, emulator.stats().creates_accepted, len(outcomes)) == (None, len(ROWS), len(ROWS))
 
 
 @pytest.mark.parametrize("ordered", [False, True])
-async def test_a_folder_that_can_not_be_made_is_found_before_anything_is_bought(ordered: bool, tmp_path: Path) -> None:
+async def test_folder_is_checked_before_anything_is_bought(ordered: bool, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     async with emulated() as emulator, quick(emulator) as session:
         batch = session.generate_many(ROWS, save_to=tmp_path / "file" / "out", ordered=ordered)
@@ -110,7 +109,7 @@ async def test_a_folder_that_can_not_be_made_is_found_before_anything_is_bought(
     assert str(stopped.cause).startswith(f"{tmp_path / 'file' / 'out'} can't be written: Not a directory: move away")
 
 
-async def test_images_that_can_not_be_had_twenty_times_in_a_row_stop_the_buying(tmp_path: Path) -> None:
+async def test_twenty_unsaved_images_in_a_row_stop_the_batch(tmp_path: Path) -> None:
     async with (
         emulated(script=Script({"cdn": [error(404)]}, repeat_last=True)) as emulator,
         quick(emulator, concurrency=slots(5)) as session,
@@ -134,9 +133,7 @@ class Shelf:
         return (folder / result.key,)
 
 
-async def test_images_that_are_missing_between_others_are_errors_of_their_rows(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_missing_images_between_others_are_row_errors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shelf = Shelf()
     monkeypatch.setattr(ImageSaver, "save", lambda _, result, folder: shelf.save(result, folder))
     async with emulated() as emulator, quick(emulator) as session:
@@ -144,15 +141,13 @@ async def test_images_that_are_missing_between_others_are_errors_of_their_rows(
     assert (len(outcomes), sum(outcome.ok for outcome in outcomes)) == (120, 12)
 
 
-async def test_of_several_images_of_a_row_the_folders_error_is_the_one_raised(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_folder_error_takes_precedence_in_a_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async def saved(_: ImageSaver, image: object, folder: Path, key: str) -> Path | DownloadError | SaveError:
         await asyncio.sleep(0)
         return SaveError("full") if getattr(image, "index", 0) == 2 else DownloadError("missing")
 
     async with emulated() as emulator, quick(emulator) as session:
         result = await session.generate("a fox", num_images=3)
-        monkeypatch.setattr(ImageSaver, "_saved", saved)
+        monkeypatch.setattr(ImageSaver, "_save_or_error", saved)
         with pytest.raises(SaveError, match="full"):
             await session.save(result, tmp_path)

@@ -1,4 +1,4 @@
-"""How many rows are bought at most by a batch that is left, and that this slows nobody who takes what comes."""
+"""How many rows a batch buys at most before outcomes are taken, and that this bound costs no throughput."""
 
 import asyncio
 import random
@@ -28,12 +28,12 @@ async def bought_by_leaving(taken: int, *, ordered: bool = False) -> int:
 
 @pytest.mark.parametrize("ordered", [False, True])
 @pytest.mark.parametrize("taken", [0, 1, 3, 200])
-def test_what_is_bought_is_bounded_by_what_is_taken(taken: int, ordered: bool) -> None:
+def test_bought_rows_are_bounded_by_taken_outcomes(taken: int, ordered: bool) -> None:
     bought = run_virtual(bought_by_leaving(taken, ordered=ordered))
     assert taken < bought <= AT_FIRST + PER_TAKEN * taken
 
 
-def test_a_feeder_without_the_window_buys_far_more(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_control_runner_without_the_window_buys_far_more(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(feeder, "PULLED_AT_FIRST", 1_000_000)
     assert run_virtual(bought_by_leaving(3)) > 4 * (AT_FIRST + 3 * PER_TAKEN)
 
@@ -49,7 +49,7 @@ async def makespan(limit: int, rows: int, *, ordered: bool) -> float:
 
 @pytest.mark.parametrize("ordered", [False, True])
 @pytest.mark.parametrize(("limit", "rows"), [(5, 200), (20, 300), (100, 200), (100, 500)])
-def test_the_window_slows_no_batch_on_a_usual_account(
+def test_window_does_not_slow_a_usual_account(
     limit: int, rows: int, ordered: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     random.seed(1)
@@ -60,7 +60,7 @@ def test_the_window_slows_no_batch_on_a_usual_account(
 
 
 @virtually
-async def test_as_many_jobs_as_the_user_wants_held_are_held_before_the_first_is_taken() -> None:
+async def test_max_jobs_are_held_before_the_first_outcome_is_taken() -> None:
     studio = Studio(job_s=100)
     async with (
         apimall(FakeTransport(studio.answer), concurrency=slots(300)) as session,

@@ -57,7 +57,7 @@ async def kill_and_rerun(
     source.write_text("".join(f"a lighthouse, number {number}\n" for number in range(rows)), encoding="utf-8")
     duration = LogNormal(median_s=job_s)
     killed_at: list[int] = []
-    async with Emulator(duration=duration, job_limit=job_limit, picture_scale=0.1, seed=seed) as emulator:
+    async with Emulator(duration=duration, job_limit=job_limit, image_scale=0.1, seed=seed) as emulator:
         environ = environment(emulator, NANOBANANA_EXPECTED_JOB_S=str(job_s))
         arguments = ("batch", str(source), "-o", str(out))
         for number in range(1, kills + 1):

@@ -55,7 +55,7 @@ class Command:
 async def emulated(
     batch: Command, gateway: str = "apimall", **settings: Unpack[EmulatorOptions]
 ) -> AsyncIterator[Emulator]:
-    options: EmulatorOptions = {"duration": Fixed(0.05), "picture_scale": 0.05}
+    options: EmulatorOptions = {"duration": Fixed(0.05), "image_scale": 0.05}
     options.update(settings)
     async with Emulator(**options) as emulator:
         variables = {"NANOBANANA_GATEWAY": gateway, "DEFAPI_API_KEY": API_KEY, "NANOBANANA_EXPECTED_JOB_S": "0.05"}

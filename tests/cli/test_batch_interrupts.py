@@ -75,7 +75,7 @@ async def terminal(folder: Path, command: str, environ: dict[str, str]) -> Async
 @asynccontextmanager
 async def emulated(folder: Path, job_s: float) -> AsyncIterator[tuple[Emulator, dict[str, str]]]:
     (folder / "foxes.txt").write_text("".join(f"a fox {number}\n" for number in range(ROWS)))
-    async with Emulator(duration=Fixed(job_s), job_limit=6, picture_scale=0.05) as emulator:
+    async with Emulator(duration=Fixed(job_s), job_limit=6, image_scale=0.05) as emulator:
         yield emulator, environment(emulator, NANOBANANA_EXPECTED_JOB_S=str(job_s))
 
 

@@ -23,7 +23,7 @@ async def test_stdout_holds_only_the_urls() -> None:
 
 async def test_results_keep_the_order_of_the_prompts(tmp_path: Path) -> None:
     prompts = [f"image {number}" for number in range(6)]
-    async with Emulator(duration=QUICK, job_limit=2, picture_scale=0.1) as emulator:
+    async with Emulator(duration=QUICK, job_limit=2, image_scale=0.1) as emulator:
         said = await nanobanana("generate", *prompts, "-o", "out", environ=environment(emulator), folder=tmp_path)
         bought = {job.key: job.prompt for job in emulator.jobs()}
     assert said.code == 0
@@ -37,7 +37,7 @@ async def test_results_keep_the_order_of_the_prompts(tmp_path: Path) -> None:
 
 async def test_options_reach_the_gateway(tmp_path: Path) -> None:
     options = ("--aspect-ratio", "16:9", "--resolution", "2K", "--output-format", "jpeg", "-o", "out")
-    async with Emulator(duration=QUICK, picture_scale=0.1) as emulator:
+    async with Emulator(duration=QUICK, image_scale=0.1) as emulator:
         said = await nanobanana("generate", "a fox", *options, environ=environment(emulator), folder=tmp_path)
     assert said.code == 0
     with Image.open(tmp_path / said.out.strip()) as image:
@@ -46,7 +46,7 @@ async def test_options_reach_the_gateway(tmp_path: Path) -> None:
 
 
 async def test_inline_images_of_defapi_are_saved(tmp_path: Path) -> None:
-    async with Emulator(duration=QUICK, data_uris=True, picture_scale=0.1) as emulator:
+    async with Emulator(duration=QUICK, data_uris=True, image_scale=0.1) as emulator:
         environ = environment(emulator, DEFAPI_API_KEY=API_KEY)
         said = await nanobanana(
             "generate", "a fox", "--gateway", "defapi", "-o", "out", environ=environ, folder=tmp_path

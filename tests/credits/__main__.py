@@ -1,4 +1,4 @@
-"""`python -m tests.credits`: many campaigns under caps, one of them, or the mutation control."""
+"""`python -m tests.credits`: run many campaigns under caps, one campaign, or the mutation control."""
 
 import argparse
 import itertools

@@ -1,4 +1,4 @@
-"""Deliberate bugs in what the library does about money: the campaigns must notice each of them."""
+"""Deliberate bugs in the handling of credits, which the campaigns must detect."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager

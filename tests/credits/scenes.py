@@ -1,4 +1,4 @@
-"""Scenes about credits: a till that sells jobs at a price and keeps the books, and batches read to their end."""
+"""Fixtures for credits: a fake gateway that sells jobs at a price and counts charges, and batches read to their end."""
 
 import json
 from collections import Counter, deque

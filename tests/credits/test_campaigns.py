@@ -1,4 +1,4 @@
-"""The campaigns in short, and the mutation control; `python -m tests.credits` is the long form."""
+"""Short campaigns and the mutation control; `python -m tests.credits` runs the long form."""
 
 import logging
 from collections.abc import Iterator
@@ -21,13 +21,13 @@ def _quietly() -> Iterator[None]:
     log.setLevel(before)
 
 
-def test_no_cap_is_passed_but_by_the_difference_of_one_job() -> None:
+def test_no_cap_is_exceeded_by_more_than_one_job() -> None:
     said: list[str] = []
     broken = command.run(range(CAMPAIGNS), said.append)
     assert not broken, "\n".join(said)
 
 
-def test_the_campaigns_meet_every_kind_of_trouble() -> None:
+def test_campaigns_cover_every_fault() -> None:
     plans = [plan_of(number) for number in range(CAMPAIGNS)]
     assert {plan.says for plan in plans} == {"at create", "at end", "never"}
     assert {size for plan in plans for size in plan.factors} == {1, 2, 3, 4, 5, 6}
@@ -46,7 +46,7 @@ def test_a_deliberate_bug_is_caught(mutation: Mutation) -> None:
     assert command.check(mutation, said.append), said
 
 
-def test_a_bug_that_breaks_nothing_is_reported_as_missed() -> None:
+def test_harmless_mutation_is_reported_as_missed() -> None:
     said: list[str] = []
     assert not command.check(Mutation("no bug", list, within=2), said.append)
     assert said == ["no bug: NOT CAUGHT within 2 campaigns"]

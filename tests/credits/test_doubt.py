@@ -1,4 +1,4 @@
-"""Refunds, doubt and failures: what may come back is waited for, what is in doubt stays set aside, and nobody hangs."""
+"""Refunds, uncertain jobs and failures: reservations last as long as the price may still be charged."""
 
 import asyncio
 from collections.abc import AsyncGenerator
@@ -52,7 +52,7 @@ async def test_refunds_let_others_be_bought(name: GatewayName) -> None:
 
 @pytest.mark.parametrize("refunds", [True, False])
 @virtually
-async def test_the_next_waits_while_a_refund_may_come_and_is_then_bought_or_refused(refunds: bool) -> None:
+async def test_next_job_waits_for_a_possible_refund(refunds: bool) -> None:
     till = Till(refunds=refunds)
     async with a_session("apimall", till.line(), max_credits=8) as session:
         first = await session.submit("a [fail] fox")
@@ -71,7 +71,7 @@ async def test_the_next_waits_while_a_refund_may_come_and_is_then_bought_or_refu
 
 @EACH_GATEWAY
 @virtually
-async def test_a_refund_on_defapi_is_no_price_of_nothing(name: GatewayName) -> None:
+async def test_refund_on_defapi_is_not_a_price_of_zero(name: GatewayName) -> None:
     till = till_of(name)
     async with a_session(name, till.line(), max_credits=LIMIT[name]) as session:
         assert isinstance(await outcome(session, "a [fail] fox"), JobFailed)
@@ -89,7 +89,7 @@ async def uncertain(session: Session, till: Till, key: str = "fox-1") -> None:
 
 @pytest.mark.parametrize("priced", ["before", "after"])
 @virtually
-async def test_a_job_in_doubt_keeps_its_credits_set_aside_and_nobody_waits_for_it(priced: str) -> None:
+async def test_uncertain_job_keeps_its_credits_reserved(priced: str) -> None:
     till = till_of("defapi")
     async with a_session("defapi", till.line(), max_credits=5) as session:
         if priced == "before":
@@ -107,7 +107,7 @@ async def test_a_job_in_doubt_keeps_its_credits_set_aside_and_nobody_waits_for_i
 @pytest.mark.parametrize("later_s", [0.0, 7200.0], ids=["at once", "long after"])
 @pytest.mark.parametrize("way", ["refused", "task_id", "buy_again"])
 @virtually
-async def test_what_was_set_aside_for_a_job_in_doubt_is_settled_with_it(way: str, later_s: float) -> None:
+async def test_reservation_of_an_uncertain_job_ends_when_resolved(way: str, later_s: float) -> None:
     till = till_of("defapi")
     async with a_session("defapi", till.line(), max_credits=1) as session:
         await session.generate("an owl")
@@ -131,7 +131,7 @@ async def test_what_was_set_aside_for_a_job_in_doubt_is_settled_with_it(way: str
 
 @pytest.mark.parametrize("later_s", [0.0, 7200.0], ids=["at once", "long after"])
 @virtually
-async def test_a_settled_row_gives_its_credits_back_to_its_batch(later_s: float) -> None:
+async def test_resolved_row_returns_its_credits_to_its_batch(later_s: float) -> None:
     till = till_of("defapi")
     async with a_session("defapi", till.line()) as session:
         batch = session.generate_many(_slowly(till, later_s, session), max_credits=1.0)
@@ -151,7 +151,7 @@ async def _slowly(till: Till, later_s: float, session: Session) -> AsyncGenerato
 
 
 @virtually
-async def test_a_job_settled_elsewhere_gives_its_credits_back_when_it_is_looked_at() -> None:
+async def test_job_resolved_by_another_session_returns_its_credits() -> None:
     till, book = till_of("defapi"), SharedNotebook()
     async with (
         a_session("defapi", till.line(), ledger=Page(book), max_credits=1) as session,
@@ -169,7 +169,7 @@ async def test_a_job_settled_elsewhere_gives_its_credits_back_when_it_is_looked_
 
 
 @virtually
-async def test_a_batch_counts_what_earlier_runs_left_in_doubt() -> None:
+async def test_batch_counts_uncertain_jobs_of_earlier_runs() -> None:
     till, book = till_of("defapi"), SharedNotebook()
     async with a_session("defapi", till.line(), ledger=Page(book)) as session:
         till.strange.append(True)

@@ -1,4 +1,4 @@
-"""max_credits of a batch: exactly what fits is bought, never more, whoever tells the price, in however many runs."""
+"""`max_credits` of a batch: exactly what fits is bought, over any number of runs."""
 
 import asyncio
 from datetime import UTC, datetime
@@ -49,7 +49,7 @@ async def test_ten_fit_and_ten_are_bought_with_fifty_free_slots(name: GatewayNam
 
 
 @virtually
-async def test_a_price_told_at_the_create_keeps_the_others_back_for_one_round_trip_only() -> None:
+async def test_price_in_the_create_response_delays_others_by_one_round_trip() -> None:
     till = Till()
     async with a_session("apimall", till.line()) as session:
         await run_batch(session, foxes(11), max_credits=80)
@@ -94,7 +94,7 @@ async def a_run(
 @EACH_GATEWAY
 @pytest.mark.parametrize("limit", [10, 10.5], ids=["even", "uneven"])
 @virtually
-async def test_a_limit_holds_over_the_runs_of_a_named_batch_and_can_be_raised(name: GatewayName, limit: float) -> None:
+async def test_cap_holds_over_all_runs_of_a_named_batch(name: GatewayName, limit: float) -> None:
     till, book, price = till_of(name), SharedNotebook(), PRICE[name]
     assert await a_run(book, name, till, foxes(30), limit * price) == (10, True)
     assert await a_run(book, name, till, foxes(30), limit * price) == (0, True)
@@ -106,7 +106,7 @@ async def test_a_limit_holds_over_the_runs_of_a_named_batch_and_can_be_raised(na
 
 @EACH_GATEWAY
 @virtually
-async def test_a_limit_below_what_is_spent_buys_nothing_and_returns_what_was_bought(name: GatewayName) -> None:
+async def test_cap_below_spent_credits_buys_nothing(name: GatewayName) -> None:
     till, book = till_of(name), SharedNotebook()
     assert await a_run(book, name, till, foxes(30), TEN[name]["max_credits"]) == (10, True)
     async with a_session(name, till.line(), ledger=Page(book)) as session:
@@ -140,14 +140,14 @@ async def test_prices_that_the_ledger_knows_need_not_be_learned_again() -> None:
 
 
 @virtually
-async def test_a_failed_job_that_cost_nothing_does_not_make_the_ledger_forget_the_price() -> None:
+async def test_free_failure_does_not_change_the_known_price() -> None:
     till, book = till_of("defapi"), SharedNotebook()
     assert await a_run(book, "defapi", till, [*foxes(3), "a [fail] fox"], 100) == (4, False)
     assert await a_run(book, "defapi", till, [*foxes(60), "a [fail] fox"], 2.5) == (2, True)
     assert till.taken == Decimal("2.5")
 
 
-async def test_the_sqlite_ledger_tells_no_price_from_a_refund(tmp_path: Path) -> None:
+async def test_sqlite_ledger_takes_no_price_from_a_refund(tmp_path: Path) -> None:
     till = till_of("defapi", job_s=0.01)
     for rows, limit in (([*foxes(3), "a [fail] fox"], 100.0), (foxes(60), 2.5)):
         async with quick("defapi", till.line(latency_s=0.001), ledger=tmp_path / "jobs.sqlite") as session:
@@ -175,7 +175,7 @@ async def test_a_run_that_was_killed_is_counted_while_its_jobs_still_run(name: G
 
 
 @virtually
-async def test_jobs_of_a_killed_run_whose_price_nobody_knew_count_once_it_is_known() -> None:
+async def test_jobs_of_a_killed_run_count_once_their_price_is_known() -> None:
     till, book = till_of("defapi", job_s=60.0), SharedNotebook()
     page = Page(book)
     async with a_session("defapi", till.line(), ledger=page) as session:
@@ -252,9 +252,7 @@ async def test_a_kind_of_unknown_price_counts_at_the_example_beside_kinds_that_a
 
 
 @pytest.mark.parametrize("name", BOTH)
-async def test_failures_that_were_charged_stay_spent_however_often_they_are_bought_again(
-    name: GatewayName, tmp_path: Path
-) -> None:
+async def test_charged_failures_stay_spent_when_bought_again(name: GatewayName, tmp_path: Path) -> None:
     till = till_of(name, job_s=0.01, refunds=False)
     limit = 12.5 * PRICE[name]
     for _ in range(6):
@@ -263,7 +261,7 @@ async def test_failures_that_were_charged_stay_spent_however_often_they_are_boug
     assert till.sold == 12
 
 
-async def test_rows_that_were_forgotten_and_jobs_bought_by_hand_stay_spent(tmp_path: Path) -> None:
+async def test_pruned_rows_and_resolved_jobs_stay_spent(tmp_path: Path) -> None:
     till, path = till_of("defapi", job_s=0.01, refunds=False), tmp_path / "jobs.sqlite"
     async with quick("defapi", till.line(latency_s=0.001), ledger=path) as session:
         run = await run_batch(session, foxes(2, word="[fail] fox"), batch="spring", max_credits=2)
@@ -283,7 +281,7 @@ async def test_rows_that_were_forgotten_and_jobs_bought_by_hand_stay_spent(tmp_p
 
 @EACH_GATEWAY
 @virtually
-async def test_a_price_three_times_the_estimate_passes_the_cap_by_one_job_and_is_told(name: GatewayName) -> None:
+async def test_price_above_the_estimate_exceeds_the_cap_by_one_job(name: GatewayName) -> None:
     estimate = Decimal(str(PRICE[name]))
     till = till_of(name, price=lambda _: 3 * estimate)
     events: list[Event] = []

@@ -1,4 +1,4 @@
-"""The same over real sockets, against the emulator: what it charged is what the limit says, with answers lost too."""
+"""Caps over real sockets: what the emulator charged stays within the cap, also with lost answers."""
 
 from decimal import Decimal
 from pathlib import Path
@@ -72,7 +72,7 @@ async def test_a_named_batch_on_disk_keeps_its_limit_over_sessions(name: Gateway
     assert charged == [10, 10, 10, 17]
 
 
-async def test_what_remains_is_told_as_a_hint_and_limits_nothing() -> None:
+async def test_remaining_credits_are_a_hint_only() -> None:
     async with emulated(credits=100) as emulator, quick(emulator, max_credits=80) as session:
         await session.generate("a fox")
         assert session.stats().credits_remaining == 92

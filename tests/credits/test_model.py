@@ -1,4 +1,4 @@
-"""A budget beside a simple model of it: whatever happens to its jobs, in whatever order, the sums are right."""
+"""A budget beside a simple model of it: the sums agree after any sequence of events."""
 
 from decimal import Decimal
 

@@ -1,4 +1,4 @@
-"""Several processes that spend on one batch at the same moment: they share its cap."""
+"""Several processes that run one batch at the same time share its cap."""
 
 import asyncio
 from decimal import Decimal
@@ -27,7 +27,7 @@ async def test_rows_that_another_process_buys_are_not_bought_or_counted_twice() 
 
 
 @virtually
-async def test_two_at_the_same_moment_hold_the_limit_together_and_the_next_run_knows() -> None:
+async def test_two_processes_at_once_share_the_cap() -> None:
     till, book = Till(), SharedNotebook()
     async with (
         a_session("apimall", till.line(), ledger=Page(book)) as ours,
@@ -44,7 +44,7 @@ async def test_two_at_the_same_moment_hold_the_limit_together_and_the_next_run_k
 
 
 @virtually
-async def test_one_after_the_other_holds_the_limit_while_the_first_ones_jobs_still_run() -> None:
+async def test_second_process_counts_running_jobs_of_the_first() -> None:
     till, book = till_of("defapi", job_s=200.0), SharedNotebook()
     async with (
         a_session("defapi", till.line(), ledger=Page(book)) as ours,
@@ -61,7 +61,7 @@ async def test_one_after_the_other_holds_the_limit_while_the_first_ones_jobs_sti
 
 
 @virtually
-async def test_what_others_bought_is_not_charged_to_our_session() -> None:
+async def test_purchases_of_others_do_not_count_for_a_session() -> None:
     till, book = Till(), SharedNotebook()
     async with (
         a_session("apimall", till.line(), ledger=Page(book), max_credits=8) as ours,

@@ -1,4 +1,4 @@
-"""Trouble with the first job of an unknown price or with the ledger: nobody waits for ever, nothing stays set aside."""
+"""Faults of the first job of an unknown price, or of the ledger: nothing hangs, nothing stays reserved."""
 
 import asyncio
 from decimal import Decimal
@@ -56,9 +56,7 @@ TROUBLES: dict[str, list[Reply | bool | None]] = {
 @pytest.mark.parametrize("trouble", TROUBLES)
 @pytest.mark.parametrize("first", ["a fox", "a [fail] fox"])
 @virtually
-async def test_whatever_meets_the_first_of_an_unknown_price_nobody_waits_for_ever_and_the_cap_holds(
-    name: GatewayName, trouble: str, first: str
-) -> None:
+async def test_any_fault_of_the_first_unpriced_job_keeps_the_cap(name: GatewayName, trouble: str, first: str) -> None:
     till = till_of(name)
     till.strange.extend(TROUBLES[trouble])
     async with a_session(name, till.line(), max_credits=LIMIT[name]) as session:
@@ -83,9 +81,7 @@ async def test_whatever_meets_the_first_of_an_unknown_price_nobody_waits_for_eve
 @EACH_GATEWAY
 @pytest.mark.parametrize("write", [2, 3, 4, 5])
 @virtually
-async def test_a_ledger_that_fails_at_the_first_of_an_unknown_price_stops_nobody_else(
-    name: GatewayName, write: int
-) -> None:
+async def test_ledger_failure_of_the_first_unpriced_job_blocks_no_other(name: GatewayName, write: int) -> None:
     till = till_of(name)
     async with a_session(name, till.line(), ledger=Notebook(fails=[write]), max_credits=LIMIT[name]) as session:
         async with asyncio.timeout(1800.0):
@@ -102,7 +98,7 @@ async def test_a_ledger_that_fails_at_the_first_of_an_unknown_price_stops_nobody
 
 
 @virtually
-async def test_the_first_of_an_unknown_price_may_be_withdrawn_and_stopped() -> None:
+async def test_first_unpriced_job_can_be_withdrawn() -> None:
     till = till_of("defapi", job_s=3000.0)
     async with a_session("defapi", till.line(), max_credits=5) as session:
         till.strange.append(full())
@@ -124,7 +120,7 @@ async def test_the_first_of_an_unknown_price_may_be_withdrawn_and_stopped() -> N
 
 
 @virtually
-async def test_creates_that_get_no_answer_at_all_end_in_doubt_and_hold_the_line_no_longer() -> None:
+async def test_unanswered_creates_become_uncertain_and_unblock_others() -> None:
     till = Till()
     shut: list[Reply] = []
 
@@ -149,7 +145,7 @@ async def test_creates_that_get_no_answer_at_all_end_in_doubt_and_hold_the_line_
 
 
 @virtually
-async def test_jobs_whose_following_stopped_stay_counted_and_are_settled_when_followed_again() -> None:
+async def test_jobs_no_longer_polled_stay_counted() -> None:
     till = Till()
     blind: list[bool] = [True]
 
@@ -173,7 +169,7 @@ async def test_jobs_whose_following_stopped_stay_counted_and_are_settled_when_fo
 
 @EACH_GATEWAY
 @virtually
-async def test_a_session_that_closes_in_the_midst_hangs_nowhere(name: GatewayName) -> None:
+async def test_closing_with_unpriced_jobs_does_not_hang(name: GatewayName) -> None:
     till, book = till_of(name), SharedNotebook()
     async with a_session(name, till.line(), ledger=Page(book), max_credits=LIMIT[name]) as session:
         tasks = [asyncio.Task(outcome(session, prompt)) for prompt in foxes(40)]

@@ -122,7 +122,7 @@ def _simulator(shop: ShopSettings) -> RecordingSimulator:
             idempotency=shop.idempotency,
             unique_by="prompt",
             chances=chances,
-            picture_scale=0.02,
+            image_scale=0.02,
         )
     )
 

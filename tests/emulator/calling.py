@@ -1,4 +1,4 @@
-"""A caller of the world without sockets: requests as the references print them."""
+"""Call a `GatewaySimulator` without sockets, with requests as in the references."""
 
 import json
 from typing import Any, Unpack
@@ -25,16 +25,16 @@ def body_of(answer: EmulatedResponse) -> Any:
 
 
 class Caller:
-    """Call a world whose jobs take ten seconds unless told otherwise; move `now` by hand."""
+    """Calls a simulator whose jobs take ten seconds by default; tests set `now`."""
 
     def __init__(self, **settings: Unpack[EmulatorOptions]) -> None:
-        options: dict[str, Any] = {"duration": Fixed(10.0), "picture_scale": 0.05, **settings}
-        self.world = GatewaySimulator(EmulatorSettings(**options))
+        options: dict[str, Any] = {"duration": Fixed(10.0), "image_scale": 0.05, **settings}
+        self.simulator = GatewaySimulator(EmulatorSettings(**options))
         self.now = 0.0
 
     def post(self, path: str, body: bytes, **headers: str) -> EmulatedResponse:
         sent = {**HEADERS, **{name.replace("_", "-"): value for name, value in headers.items()}}
-        return self.world.handle(self.now, EmulatedRequest("POST", path, {}, sent, body))
+        return self.simulator.handle(self.now, EmulatedRequest("POST", path, {}, sent, body))
 
     def buy(self, prompt: str = "a fox", *, key: str | None = None, **fields: Any) -> EmulatedResponse:
         body = {"model": "nano-banana-pro", "prompt": prompt, **fields}
@@ -51,22 +51,22 @@ class Caller:
     def bought_defapi(self, prompt: str = "a fox", **fields: Any) -> str:
         return str(body_of(self.buy_defapi(prompt, **fields))["data"]["task_id"])
 
-    def look(self, task_id: str) -> EmulatedResponse:
-        return self.world.handle(self.now, EmulatedRequest("GET", APIMALL_QUERY + task_id, {}, HEADERS))
+    def poll(self, task_id: str) -> EmulatedResponse:
+        return self.simulator.handle(self.now, EmulatedRequest("GET", APIMALL_QUERY + task_id, {}, HEADERS))
 
-    def look_defapi(self, task_id: str) -> EmulatedResponse:
+    def poll_defapi(self, task_id: str) -> EmulatedResponse:
         query = {"task_id": task_id}
-        return self.world.handle(self.now, EmulatedRequest("GET", DEFAPI_QUERY, query, HEADERS))
+        return self.simulator.handle(self.now, EmulatedRequest("GET", DEFAPI_QUERY, query, HEADERS))
 
-    def seen(self, task_id: str) -> Any:
-        return body_of(self.look(task_id))["data"]
+    def polled(self, task_id: str) -> Any:
+        return body_of(self.poll(task_id))["data"]
 
-    def seen_defapi(self, task_id: str) -> Any:
-        return body_of(self.look_defapi(task_id))["data"]
+    def polled_defapi(self, task_id: str) -> Any:
+        return body_of(self.poll_defapi(task_id))["data"]
 
     def fetch(self, url: str, **headers: str) -> EmulatedResponse:
         path = "/" + url.split("/", 3)[3]
-        return self.world.handle(self.now, EmulatedRequest("GET", path, {}, headers))
+        return self.simulator.handle(self.now, EmulatedRequest("GET", path, {}, headers))
 
     def stats(self) -> EmulatorStats:
-        return self.world.stats(self.now)
+        return self.simulator.stats(self.now)

@@ -1,4 +1,4 @@
-"""The numbers of the emulator's settings: real, finite and in range, or refused by name."""
+"""The ranges of numbers in the emulator's settings."""
 
 import math
 from decimal import Decimal
@@ -30,7 +30,7 @@ ODD = ["nan", "-1", "True", "text", "list", "10**400"]
         "visible_after_s",
         "forget_keys_after_s",
         "links_expire_after_s",
-        "picture_scale",
+        "image_scale",
         "callback_delay_s",
     ],
 )
@@ -39,7 +39,7 @@ def test_a_setting_out_of_range_is_refused_by_name(name: str, bad: Any) -> None:
         EmulatorSettings(**{name: bad})
 
 
-def test_infinity_is_taken_for_what_never_comes() -> None:
+def test_infinity_is_allowed_for_events_that_never_happen() -> None:
     assert EmulatorSettings(forget_keys_after_s=math.inf).forget_keys_after_s == math.inf
     assert Fixed(math.inf)(None) == math.inf  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="speed must be a number above 0"):

@@ -1,4 +1,4 @@
-"""What the tests over loopback share: quick settings, an emulator that must be left clean, a listener."""
+"""Shared helpers of the tests over loopback: quick settings, an emulator checked for leaks, an event listener."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
@@ -26,7 +26,7 @@ TWO_ATTEMPTS = RetryPolicy(max_attempts=2, first_backoff_s=0.005, max_backoff_s=
 async def emulated(*, port: int = 0, **settings: Unpack[EmulatorOptions]) -> AsyncIterator[Emulator]:
     """Run an emulator whose jobs take a moment; at the end no connection and no asyncio task may be left."""
     before = asyncio.all_tasks()
-    options: EmulatorOptions = {"duration": Fixed(0.01), "picture_scale": 0.05}
+    options: EmulatorOptions = {"duration": Fixed(0.01), "image_scale": 0.05}
     options.update(settings)
     async with Emulator(port=port, **options) as emulator:
         yield emulator

@@ -124,11 +124,11 @@ def _in_a_fork(service: Service, names: list[str]) -> Callable[[], list[str]]:
         signal.alarm(A_FORK_TAKES_S)
         try:
             calls = service.calls()
-            told = [_stray(name, calls[name], looped=True) for name in names]
+            response = [_stray(name, calls[name], looped=True) for name in names]
             calls.clear()
             service.session = service.job = service.batch = service.receiver = None  # type: ignore[assignment]
             gc.collect()
-            os.write(writing, "\n".join(told).encode())
+            os.write(writing, "\n".join(response).encode())
         finally:
             os._exit(0)
     os.close(writing)

@@ -1,4 +1,4 @@
-"""A session used from elsewhere than its own event loop: refused at once, and nobody is disturbed."""
+"""Calls from other event loops, threads and forks are refused and have no other effect."""
 
 import asyncio
 import os
@@ -28,7 +28,7 @@ from tests.webhooks.scenes import ask
 
 
 @pytest.mark.filterwarnings("ignore:coroutine .* was never awaited:RuntimeWarning")
-async def test_stray_calls_from_loops_threads_and_forks_buy_nothing_and_harm_nobody(tmp_path: Path) -> None:
+async def test_calls_from_other_loops_threads_and_forks_are_refused(tmp_path: Path) -> None:
     tally = await beside_a_working_service(92, tmp_path)  # each call four times: `python -m tests.end_to_end.strays`
     assert tally.harmed == []
     assert tally.strays == {"refused": 92}
@@ -51,7 +51,7 @@ def in_a_thread_of_its_own(session: Session) -> str:
     return told[0]
 
 
-async def test_the_error_names_both_loops_and_the_way_to_call() -> None:
+async def test_error_names_both_loops_and_the_correct_call() -> None:
     async with emulated() as emulator, quick(emulator) as session:
         said = in_a_thread_of_its_own(session)
         loop = repr(asyncio.get_running_loop())
@@ -93,7 +93,7 @@ def test_a_session_whose_loop_was_closed_under_it_says_so() -> None:
         session.__del__()
 
 
-def test_what_a_closed_session_brought_can_be_read_on_any_loop() -> None:
+def test_results_of_a_closed_session_are_readable_on_any_loop() -> None:
     async def work() -> tuple[Session, object, object]:
         async with apimall(FakeTransport(Shop(job_s=0.01).answer, latency_s=0.001)) as session:
             job = await session.submit("a fox")
@@ -128,9 +128,7 @@ def test_sync_calls_from_the_sessions_own_thread_need_no_running_loop() -> None:
         runner.run(session.aclose())
 
 
-async def test_a_callback_that_comes_in_on_another_loop_gets_503_and_disturbs_nobody(
-    caplog: pytest.LogCaptureFixture, tmp_path: Path
-) -> None:
+async def test_callback_on_another_loop_gets_503(caplog: pytest.LogCaptureFixture, tmp_path: Path) -> None:
     async with emulated(duration=Fixed(0.05)) as emulator, quick(emulator, ledger=tmp_path / "jobs.sqlite") as session:
         receiver = CallbackReceiver(session, public_url="https://app.example")
         url = await session._callback_urls.make_url("order-1")
@@ -157,7 +155,7 @@ async def test_a_ledger_used_from_another_loop_is_refused_and_stays_open(tmp_pat
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork on Windows")
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # the ledger has a thread, and we fork
-async def test_a_forked_childs_copy_touches_neither_sockets_nor_jobs_of_its_parent(tmp_path: Path) -> None:
+async def test_forked_child_does_not_touch_its_parents_session(tmp_path: Path) -> None:
     async with emulated(duration=Fixed(0.1)) as emulator, quick(emulator, ledger=tmp_path / "jobs.sqlite") as session:
         await session.generate("a fox")
         job = await session.submit("another fox")
@@ -169,8 +167,8 @@ async def test_a_forked_childs_copy_touches_neither_sockets_nor_jobs_of_its_pare
                 transport = session._components.transport
                 pool, fresh = transport._pool, transport._fresh  # type: ignore[attr-defined]
                 runner = session._session_task.engine.scheduler  # type: ignore[union-attr]
-                told = (pool.closed, fresh.closed, runner.closing, runner._timers._handle, repr(job))
-                os.write(writing, repr(told).encode())
+                response = (pool.closed, fresh.closed, runner.closing, runner._timers._handle, repr(job))
+                os.write(writing, repr(response).encode())
             finally:
                 os._exit(0)
         await asyncio.to_thread(os.waitpid, child, 0)
@@ -196,7 +194,7 @@ def test_a_session_may_be_made_before_a_fork_or_in_another_thread_and_opened_lat
     assert told == ["t1"]
 
 
-async def test_a_lent_aiohttp_session_that_is_closed_early_fails_its_jobs_at_once_and_not_the_session() -> None:
+async def test_borrowed_aiohttp_session_closed_early_fails_its_jobs() -> None:
     slow = [delay(0.3)] * 8
     async with emulated(script=Script({"apimall.create": slow})) as emulator:
         lent = aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=1))

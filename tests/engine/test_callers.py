@@ -177,7 +177,7 @@ async def test_a_request_that_does_not_fit_is_refused_before_anything_is_written
             await session.submit("  ")
         with pytest.raises(InvalidRequest, match="idempotency_key"):
             await session.submit("a fox", idempotency_key="no spaces allowed")
-        with pytest.raises(InvalidRequest, match="put it into the ImageRequest"):
+        with pytest.raises(ConfigurationError, match="put it into the ImageRequest"):
             await session.submit(ImageRequest("a fox"), model="other")
         with pytest.raises(InvalidRequest, match="task_id"):
             await session.attach("")

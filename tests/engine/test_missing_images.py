@@ -62,7 +62,7 @@ async def test_fewer_images_than_were_asked_for_are_named_too() -> None:
     async with apimall(shop(SIX[:4])) as session:
         result = await session.generate(WANTED)
     assert told(result) == (dict(enumerate(SIX[:4])), [4, 5])
-    assert set(result.missing.values()) == {"the gateway names fewer images than were asked for"}
+    assert set(result.missing.values()) == {"the gateway returned fewer images than requested"}
 
 
 @virtually

@@ -141,7 +141,7 @@ async def test_a_job_that_was_bought_is_never_said_to_be_not_bought() -> None:
         job = await session.submit("a fox")
         await job.accepted()
         job._tracked.live = False  # however it came to that
-        with pytest.raises(JobUnfinished, match="is running, and is no longer followed here") as caught:
+        with pytest.raises(JobUnfinished, match="is running and no longer polled here: await it again") as caught:
             await job._wait_for_change()
         assert caught.value.safe_to_repeat is False
         job._tracked.live = True

@@ -7,7 +7,7 @@ import pytest
 
 from nanobanana_async import (
     ConcurrencyPolicy,
-    InvalidRequest,
+    ConfigurationError,
     Job,
     JobFailed,
     JobState,
@@ -17,7 +17,7 @@ from nanobanana_async import (
     SessionClosed,
     TransportError,
 )
-from nanobanana_async.errors import ConfigurationError, GatewayError
+from nanobanana_async.errors import GatewayError
 from nanobanana_async.gateways.contract import HttpRequest
 from nanobanana_async.testing import FakeTransport, Reply
 from tests.engine.neighbours import (
@@ -174,7 +174,7 @@ async def test_a_failed_job_can_be_bought_again_and_in_no_other_way() -> None:
         with pytest.raises(JobFailed):
             await job
         for way in (WAYS["task_id"], WAYS["not_bought"]):
-            with pytest.raises(InvalidRequest, match="nothing to settle"):
+            with pytest.raises(ConfigurationError, match="nothing to resolve"):
                 await session.resolve(job, **way)
         again = await session.resolve(job, **WAYS["buy_again"])
         assert (await again).task_id == "t2"
@@ -197,16 +197,16 @@ async def test_what_cannot_be_settled_is_refused_and_nothing_is_written() -> Non
             WAYS["task_id"] | WAYS["not_bought"],
         ]
         for choices in none_or_two:
-            with pytest.raises(InvalidRequest, match="exactly one"):
+            with pytest.raises(ConfigurationError, match="exactly one"):
                 await session.resolve(doubtful, **choices)
         for way in WAYS.values():
-            with pytest.raises(InvalidRequest, match="is running: there is nothing to settle while it is followed"):
+            with pytest.raises(ConfigurationError, match="is running and polled by this session: nothing to resolve"):
                 await session.resolve(running, **way)
-            with pytest.raises(InvalidRequest, match="knows no job"):
+            with pytest.raises(ConfigurationError, match="no job nobody in the ledger"):
                 await session.resolve("nobody", **way)
         assert len(process.page.diary) == written
         await running
-        with pytest.raises(InvalidRequest, match="is succeeded"):
+        with pytest.raises(ConfigurationError, match="is succeeded"):
             await session.resolve("running", **WAYS["buy_again"])
     assert book.states() == {"running": JobState.SUCCEEDED, KEY: JobState.UNCERTAIN}
 
@@ -218,7 +218,7 @@ async def test_an_attached_task_that_failed_cannot_be_bought_again_since_its_wis
         job = await session.attach("t1")
         with pytest.raises(JobFailed):
             await job
-        with pytest.raises(InvalidRequest, match="what it wanted is not known"):
+        with pytest.raises(ConfigurationError, match="is not in the ledger: it cannot be bought again"):
             await session.resolve(job, buy_again=True)
 
 
@@ -348,7 +348,7 @@ async def test_of_two_who_settle_one_job_at_one_moment_one_does_and_it_is_bought
             await asyncio.sleep(gap_s)
             second = asyncio.Task(process.session.resolve(KEY, **WAYS[way]))
             await asyncio.wait([first, second])
-            assert isinstance(second.exception(), InvalidRequest)
+            assert isinstance(second.exception(), ConfigurationError)
             await _ends_as(way, first.result(), process, shop)
         assert not [record for record in caplog.records if record.msg.startswith("engine")]
 

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from nanobanana_async import (
+    ConfigurationError,
     InvalidRequest,
     Job,
     JobState,
@@ -124,7 +125,7 @@ async def test_the_task_of_another_job_is_refused_with_that_jobs_key() -> None:
         assert await other.accepted() == "t1"
         job = await uncertain(process.session, shop)
         held = process.held
-        with pytest.raises(InvalidRequest, match="task t1 belongs to job other already: nothing was changed"):
+        with pytest.raises(ConfigurationError, match="task t1 belongs to job other already: nothing was changed"):
             await process.session.resolve(job, task_id="t1")
         assert (job.state, process.held) == (JobState.UNCERTAIN, held)
         assert (await (await process.session.resolve(job, task_id="t2"))).task_id == "t2"
@@ -201,14 +202,14 @@ async def test_a_running_job_whose_task_is_known_or_which_is_followed_is_not_set
         job = await a.session.submit("a fox", idempotency_key=KEY)
         await job.accepted()
         for way in DECISIONS.values():
-            with pytest.raises(InvalidRequest, match="nothing to settle while it is followed"):
+            with pytest.raises(ConfigurationError, match="polled by this session: nothing to resolve"):
                 await a.session.resolve(KEY, **way)
-            with pytest.raises(InvalidRequest, match="nothing to settle while a session follows it"):
+            with pytest.raises(ConfigurationError, match="polled by another session: nothing to resolve"):
                 await b.session.resolve(KEY, **way)
         await asyncio.sleep(2000.0)  # job_s is over: nobody follows it
         assert book.owner(KEY) is None
         for way in DECISIONS.values():
-            with pytest.raises(InvalidRequest, match="nothing to settle, the gateway knows task t1"):
+            with pytest.raises(ConfigurationError, match="nothing to resolve, the gateway knows its task t1"):
                 await b.session.resolve(KEY, **way)
             assert book.owner(KEY) is None  # it was let go again
     assert (shop.sold, book.states()) == (1, {KEY: JobState.RUNNING})
@@ -244,6 +245,6 @@ async def test_two_who_settle_at_once_decide_once() -> None:
         await asyncio.wait(tasks)
         assert sum(task.exception() is None for task in tasks) == 1
         errors = [task.exception() for task in tasks if task.exception() is not None]
-        assert all(isinstance(error, (InvalidRequest, LedgerError)) for error in errors)
+        assert all(isinstance(error, (ConfigurationError, LedgerError)) for error in errors)
         del job
     assert shop.sold == 1

@@ -31,7 +31,7 @@ async def test_a_limit_that_is_met_is_told_once_and_stands_in_the_stats() -> Non
     assert told[0].job_limit is None
     assert 6 in {event.job_limit for event in told}
     assert all(one != other for one, other in itertools.pairwise(told))
-    assert (stats.job_limit, stats.limit_kind, stats.creates_per_s, stats.gate_open) == (6, None, None, True)
+    assert (stats.job_limit, stats.limit_kind, stats.creates_per_s, stats.creates_paused) == (6, None, None, False)
     assert stats.throttled == told[-1].throttled > 0
 
 

@@ -159,7 +159,7 @@ async def test_a_named_batch_whose_ledger_was_lost_buys_nothing_again(rows: int)
     assert len(stops) == (2 if rows > 20 else 0)
     for stop in stops:
         assert isinstance(stop.cause, IdempotencyConflict)
-        assert "ledger of this batch was perhaps lost" in str(stop.cause)
+        assert "ledger of this batch may be lost" in str(stop.cause)
         assert not stop.cause.safe_to_repeat
     assert shop.conflicts <= 20 + 8 + 4
 

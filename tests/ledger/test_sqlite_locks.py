@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from nanobanana_async import file_locks
 from nanobanana_async.ledger import owners as owners_module
 from nanobanana_async.ledger.owners import Owners
 
@@ -36,7 +37,7 @@ def test_owner_with_an_unreadable_file_counts_as_alive(path: Path) -> None:
 
 def test_acquire_retries_when_a_sweep_removes_its_file(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tries: list[int] = []
-    try_lock = owners_module.try_lock
+    try_lock = file_locks.try_lock
 
     def sweep_first(descriptor: int) -> bool:
         tries.append(descriptor)

@@ -58,7 +58,7 @@ CELLS = {
     "open": """
         from nanobanana_async import Session
         from nanobanana_async.emulator import Emulator, Fixed
-        server = Emulator(duration=Fixed(1.0), picture_scale=0.05)
+        server = Emulator(duration=Fixed(1.0), image_scale=0.05)
         emulator = await server.__aenter__()
         session = Session(emulator.apimall(), ledger="jobs.sqlite")
         await session.open()

@@ -113,7 +113,7 @@ def stats(**numbers: object) -> SessionStats:
         "job_limit": None,
         "creates_per_s": None,
         "limit_kind": None,
-        "gate_open": True,
+        "creates_paused": False,
         "slots_held": 2,
         "queued": 0,
         "requests_in_flight": 1,
@@ -134,7 +134,7 @@ def stats(**numbers: object) -> SessionStats:
 
 def test_stats_of_a_new_session_show_an_unknown_limit() -> None:
     text = page(stats()).text
-    assert "2 of a limit not yet known" in text
+    assert "2 of an unknown limit" in text
     assert "0 spent" in text
     assert "None" not in text
 
@@ -143,7 +143,7 @@ def test_stats_show_learned_values() -> None:
     shown = stats(
         job_limit=6,
         creates_per_s=1.25,
-        gate_open=False,
+        creates_paused=True,
         job_duration_median_s=75.0,
         succeeded=11,
         failed=1,
@@ -151,7 +151,7 @@ def test_stats_show_learned_values() -> None:
         credits_remaining=Decimal(912),
     )
     text = page(shown).text
-    for words in ("11 succeeded, 1 failed", "2 of 6", "1.2", "closed", "1 min 15 s", "88.5 spent, 912 left"):
+    for words in ("11 succeeded, 1 failed", "2 of 6", "1.2", "paused", "1 min 15 s", "88.5 spent, 912 left"):
         assert words in text
 
 
@@ -162,7 +162,7 @@ async def test_a_job_shows_its_state_then_its_images_without_a_request() -> None
         job = await session.submit("a fox", idempotency_key="order-17", aspect_ratio="16:9")
         before = page(job)
         assert before.images == []
-        for words in ("a fox", "state pending", "16:9", "order-17", "await it for its pictures"):
+        for words in ("a fox", "state pending", "16:9", "order-17", "await it for its images"):
             assert words in before.text
         await job.accepted()
         assert "state running" in page(job).text
@@ -212,9 +212,10 @@ async def test_a_job_without_its_inline_images_says_how_to_get_them() -> None:
         job = await session.submit("a fox")
         await job
         assert page(job).images == ["data:image/png;base64,iVBORw0KGgo="]
-        job._tracked.observation = None
-        assert job._tracked.images_missing
-        assert "await it to see them" in page(job).text
+        entry = job._tracked
+        entry.observation = None
+        assert entry.images_missing
+        assert "await the job to fetch them again" in page(job).text
 
 
 @virtually
@@ -222,7 +223,7 @@ async def test_a_batch_shows_its_progress() -> None:
     transport = FakeTransport(in_turn([created(), refused(400, message="<b>no</b>")], [completed()]))
     async with apimall(transport) as session:
         batch = session.generate_many(["a fox", "an owl"])
-        assert "It has not begun" in page(batch).text
+        assert "It has not started" in page(batch).text
         outcomes = [outcome async for outcome in batch]
         shown = page(batch)
         assert "done 2" in shown.text

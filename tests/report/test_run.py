@@ -28,7 +28,7 @@ def row_of(outcome: Outcome, folder: Path) -> ReportRow:
 
 async def test_the_report_shows_the_batch(tmp_path: Path) -> None:
     recorder = Recorder()
-    emulator = Emulator(job_limit=6, credits=1000, duration=LogNormal(median_s=0.3, sigma=0.2), picture_scale=0.03)
+    emulator = Emulator(job_limit=6, credits=1000, duration=LogNormal(median_s=0.3, sigma=0.2), image_scale=0.03)
     async with emulator, Session(emulator.apimall(expected_job_s=0.3), observers=[recorder]) as session:
         prompts = [f"a lighthouse, number {number}" for number in range(24)]
         async with session.generate_many(prompts, save_to=tmp_path / "images") as outcomes:

@@ -121,7 +121,7 @@ class Network:
         if letter.creates:
             letter.task_id = _told_task_id(answer)
             self.machine.note("gateway", f"letter {letter.number} -> {answer.status} {ordeal.name} {_short(answer)}")
-        if ordeal.answer_lost or answer.delivery.manner in (DeliveryMode.RESET, DeliveryMode.CUT):
+        if ordeal.answer_lost or answer.delivery.mode in (DeliveryMode.RESET, DeliveryMode.CUT):
             lost = TransportError("the answer was cut off", possibly_sent=True)
             self._give_back(letter, lost, back_s, ordeal.hangs)
             return

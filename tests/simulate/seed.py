@@ -154,7 +154,7 @@ def _replaced(seed: int, disk: Disk) -> Iterator[None]:
         (sqlite, "Writer", disk.writer),
         (buying, "random", chance),
         (following, "random", chance),
-        (testing, "PATIENCE_S", 0.01),
+        (testing, "DEADLOCK_S", 0.01),
     ]
     before = [getattr(module, name) for module, name, _ in instead]
     for module, name, value in instead:

@@ -47,7 +47,7 @@ async def until_shown(http: aiohttp.ClientSession, url: str, key: str, state: st
 
 
 async def test_an_order_is_taken_once_checked_and_its_picture_served(tmp_path: Path) -> None:
-    async with Emulator(duration=Fixed(0.2), picture_scale=0.05) as emulator, aiohttp.ClientSession() as http:
+    async with Emulator(duration=Fixed(0.2), image_scale=0.05) as emulator, aiohttp.ClientSession() as http:
         async with running(studio(tmp_path, emulator)) as server:
             async with asyncio.TaskGroup() as group:  # a retry, ten times over
                 orders = [group.create_task(order(http, server.url, 1)) for _ in range(10)]
@@ -84,7 +84,7 @@ async def test_an_order_is_taken_once_checked_and_its_picture_served(tmp_path: P
 
 
 async def test_one_worker_shows_awaits_and_takes_over_the_jobs_of_another(tmp_path: Path) -> None:
-    async with Emulator(duration=Fixed(1.5), picture_scale=0.05) as emulator, aiohttp.ClientSession() as http:
+    async with Emulator(duration=Fixed(1.5), image_scale=0.05) as emulator, aiohttp.ClientSession() as http:
         ones, twos = studio(tmp_path, emulator), studio(tmp_path, emulator)
         async with running(ones) as one, running(twos) as two:
             card = await order(http, one.url, 1)
@@ -102,7 +102,7 @@ async def test_one_worker_shows_awaits_and_takes_over_the_jobs_of_another(tmp_pa
 
 
 async def test_two_workers_stop_though_pages_listen_and_the_next_ones_finish(tmp_path: Path) -> None:
-    async with Emulator(duration=Fixed(1.0), picture_scale=0.05, job_limit=3) as emulator:
+    async with Emulator(duration=Fixed(1.0), image_scale=0.05, job_limit=3) as emulator:
         server = studio(tmp_path, emulator, workers=2)
         async with running(server), aiohttp.ClientSession() as http:
             async with http.get(f"{server.url}/api/events"):
@@ -120,7 +120,7 @@ async def test_two_workers_stop_though_pages_listen_and_the_next_ones_finish(tmp
 
 
 async def test_a_callback_reaches_any_worker_and_finds_the_job_whose_answer_is_lost(tmp_path: Path) -> None:
-    async with Emulator(duration=Fixed(0.5), picture_scale=0.05) as emulator, aiohttp.ClientSession() as http:
+    async with Emulator(duration=Fixed(0.5), image_scale=0.05) as emulator, aiohttp.ClientSession() as http:
         async with running(studio(tmp_path, emulator, workers=2, gateway="defapi", callbacks=True)) as server:
             emulator.queue_faults("defapi.create", None, None, None, faults.reset(processed=True))
             for number in range(4):

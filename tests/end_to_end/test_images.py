@@ -1,4 +1,4 @@
-"""The pictures that come back: how many, of which shape, as links or inline, and really pictures."""
+"""The returned images: number, size, links and inline images."""
 
 import base64
 import io
@@ -22,9 +22,7 @@ async def fetched(image: GeneratedImage) -> tuple[str, Image.Image]:
 
 
 @pytest.mark.parametrize(("count", "form"), [(1, "png"), (2, "jpeg"), (6, "jpg")])
-async def test_as_many_pictures_come_back_as_were_wanted_each_at_a_link_of_its_own(
-    count: int, form: OutputFormat
-) -> None:
+async def test_num_images_gives_that_many_links(count: int, form: OutputFormat) -> None:
     async with emulated() as emulator:
         async with quick(emulator) as session:
             result = await session.generate("a fox", num_images=count, output_format=form)
@@ -40,15 +38,15 @@ async def test_as_many_pictures_come_back_as_were_wanted_each_at_a_link_of_its_o
 
 
 @pytest.mark.parametrize(("ratio", "expected"), [("1:1", 1.0), ("16:9", 16 / 9), ("9:16", 9 / 16), ("21:9", 21 / 9)])
-async def test_a_picture_has_the_aspect_ratio_that_was_wanted(ratio: str, expected: float) -> None:
-    async with emulated(picture_scale=0.2) as emulator:
+async def test_image_has_the_requested_aspect_ratio(ratio: str, expected: float) -> None:
+    async with emulated(image_scale=0.2) as emulator:
         async with quick(emulator) as session:
             result = await session.generate("a fox", aspect_ratio=ratio)
         _, picture = await fetched(result.images[0])
     assert picture.width / picture.height == pytest.approx(expected, rel=0.03)
 
 
-async def test_a_higher_resolution_is_a_larger_picture() -> None:
+async def test_higher_resolution_is_a_larger_image() -> None:
     async with emulated() as emulator:
         async with quick(emulator) as session:
             small, large = [await session.generate("a fox", resolution=resolution) for resolution in ("1K", "2K")]
@@ -56,7 +54,7 @@ async def test_a_higher_resolution_is_a_larger_picture() -> None:
     assert sizes[1] == pytest.approx(2 * sizes[0], abs=1)
 
 
-async def test_reference_images_make_it_an_image_to_image_job_on_either_gateway() -> None:
+async def test_reference_images_work_on_both_gateways() -> None:
     wish = ImageRequest("put it into a basket", images=["https://pictures.example/soap.png"])
     async with emulated() as emulator:
         async with quick(emulator) as session:
@@ -66,7 +64,7 @@ async def test_reference_images_make_it_an_image_to_image_job_on_either_gateway(
         assert charged(emulator.stats(), 2)
 
 
-async def test_a_picture_of_defapi_is_a_link_to_a_real_picture() -> None:
+async def test_defapi_link_leads_to_an_image() -> None:
     async with emulated() as emulator:
         async with quick(emulator, "defapi") as session:
             result = await session.generate("a fox")
@@ -74,8 +72,8 @@ async def test_a_picture_of_defapi_is_a_link_to_a_real_picture() -> None:
     assert (picture.format, media_type) == ("PNG", "image/png")
 
 
-async def test_a_picture_of_defapi_may_come_inline_and_is_kept_out_of_raw_and_repr() -> None:
-    async with emulated(data_uris=True, picture_scale=0.05) as emulator:
+async def test_inline_image_is_not_in_raw_or_repr() -> None:
+    async with emulated(data_uris=True, image_scale=0.05) as emulator:
         async with quick(emulator, "defapi", ledger=MemoryLedger()) as session:
             job = await session.submit("a fox")
             result = await job
@@ -90,15 +88,15 @@ async def test_a_picture_of_defapi_may_come_inline_and_is_kept_out_of_raw_and_re
         assert emulator.stats().requests.get("cdn", 0) == 0
 
 
-async def test_a_large_inline_picture_arrives_whole() -> None:
-    async with emulated(data_uris=True, picture_scale=1.0) as emulator, quick(emulator, "defapi") as session:
+async def test_large_inline_image_is_complete() -> None:
+    async with emulated(data_uris=True, image_scale=1.0) as emulator, quick(emulator, "defapi") as session:
         result = await session.generate("a fox")
         picture = Image.open(io.BytesIO(base64.b64decode(result.url.partition(",")[2], validate=True)))
         picture.load()
         assert picture.size == (1024, 1024)
 
 
-async def test_a_field_that_a_gateway_does_not_take_is_named_before_anything_is_sent() -> None:
+async def test_unsupported_field_is_named_before_sending() -> None:
     async with emulated() as emulator:
         async with quick(emulator, "defapi") as session:
             with pytest.raises(InvalidRequest, match="num_images"):

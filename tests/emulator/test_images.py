@@ -1,4 +1,4 @@
-"""Pictures follow from their values, have the size that was ordered, and survive without Pillow."""
+"""Image specs, sizes, painting, and the fallback without Pillow."""
 
 import importlib.util
 import io
@@ -6,7 +6,7 @@ import io
 import pytest
 from PIL import Image
 
-from nanobanana_async.emulator import images as pictures
+from nanobanana_async.emulator import images
 from nanobanana_async.emulator.composition import ImageSpec
 from nanobanana_async.emulator.images import data_uri, paint, plain_png, require_pillow, size_of
 from tests.emulator.calling import Caller
@@ -25,24 +25,24 @@ FOX = ImageSpec(prompt="a fox", seed=0, index=0, width=160, height=90, png=True)
         ("1:100", "1K", 0.001, (1, 8)),
     ],
 )
-def test_the_size_follows_from_ratio_and_resolution(
+def test_size_follows_ratio_and_resolution(
     aspect_ratio: str | None, resolution: str, scale: float, size: tuple[int, int]
 ) -> None:
     assert size_of(aspect_ratio, resolution, scale) == size
 
 
 @pytest.mark.parametrize(("ending", "kind"), [("png", "PNG"), ("jpg", "JPEG"), ("jpeg", "JPEG")])
-def test_a_download_is_the_picture_that_was_ordered(ending: str, kind: str) -> None:
-    caller = Caller(picture_scale=0.125)
+def test_download_has_the_requested_format_and_size(ending: str, kind: str) -> None:
+    caller = Caller(image_scale=0.125)
     task_id = caller.bought(aspect_ratio="3:2", resolution="2K", output_format=ending)
     caller.now = 10.0
-    answer = caller.fetch(caller.seen(task_id)["primary_url"])
+    answer = caller.fetch(caller.polled(task_id)["primary_url"])
     image = Image.open(io.BytesIO(answer.content()))
     assert (image.format, image.size) == (kind, (256, 171))
     assert answer.headers["Content-Type"] == f"image/{kind.lower()}"
 
 
-def test_equal_values_give_equal_bytes_and_others_do_not() -> None:
+def test_equal_specs_give_equal_bytes() -> None:
     others = [
         ImageSpec("a wolf", 0, 0, 160, 90, True),
         ImageSpec("a fox", 1, 0, 160, 90, True),
@@ -61,18 +61,18 @@ def test_any_prompt_can_be_painted(prompt: str) -> None:
 
 
 @pytest.mark.parametrize("size", [(1, 8), (8, 1), (47, 47)])
-def test_the_smallest_pictures_can_be_painted(size: tuple[int, int]) -> None:
+def test_smallest_images_can_be_painted(size: tuple[int, int]) -> None:
     image = Image.open(io.BytesIO(paint(ImageSpec("tiny", 0, 0, *size, True))))
     assert image.size == size
 
 
-def test_the_builtin_picture_is_a_valid_png() -> None:
+def test_builtin_image_is_a_valid_png() -> None:
     image = Image.open(io.BytesIO(plain_png(FOX)))
     image.load()
     assert (image.format, image.size, image.mode) == ("PNG", (8, 8), "RGB")
 
 
-def test_without_pillow_everything_works_but_the_looks(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_pillow_images_are_plain_pngs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     paint.cache_clear()
     assert paint(FOX) == plain_png(FOX)
@@ -80,4 +80,4 @@ def test_without_pillow_everything_works_but_the_looks(monkeypatch: pytest.Monke
     with pytest.raises(ImportError, match=r"nanobanana-async\[emulator\]"):
         require_pillow()
     paint.cache_clear()
-    assert not pictures.has_pillow()
+    assert not images.has_pillow()
