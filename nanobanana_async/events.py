@@ -256,5 +256,5 @@ class EventEmitter:
             try:
                 observer(event)
             # Nothing is awaited here, so a CancelledError is the observer's: `.result()` of a cancelled future.
-            except (Exception, asyncio.CancelledError) as failure:
+            except (Exception, asyncio.CancelledError, GeneratorExit) as failure:
                 log_failure("observer.failed", failure, observer=repr_of(observer), **_job_of(event))

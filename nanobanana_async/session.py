@@ -230,10 +230,10 @@ class Session:
         task. Raises `ConfigurationError` for any other job, and for the task id of another job.
         """
         engine = self._engine()
-        if [task_id is not None, not_bought, buy_again].count(True) != 1:
+        chosen = [task_id is not None, not_bought, buy_again]
+        if any(not isinstance(choice, bool) for choice in chosen) or chosen.count(True) != 1:
             raise ConfigurationError("pass exactly one of task_id, not_bought=True, buy_again=True")
         key = job if isinstance(job, str) else job.key
-        engine = self._engine()
         tracked = await JobResolver(engine).resolve(key, task_id=task_id, buy_again=buy_again)
         tracked.has_handle = True
         return Job(engine, tracked)

@@ -19,6 +19,7 @@ from nanobanana_async.errors import (
     SessionClosed,
     TaskNotFound,
     TransportError,
+    UnexpectedResponse,
 )
 from nanobanana_async.validators import DAY_S, at_least_one, switch, within
 
@@ -125,6 +126,9 @@ def classify_failure(error: NanoBananaError, attempt: Attempt) -> FailureKind:
             return FailureKind.THROTTLED
         case IdempotencyConflict() if attempt.keyed:
             return FailureKind.IN_PROGRESS if attempt.sent_before else FailureKind.KEY_TAKEN
+        # A 409 without the gateway's envelope may mean the same: the key of a first send must not be sent again.
+        case UnexpectedResponse(status=409) if attempt.keyed and not attempt.sent_before:
+            return FailureKind.KEY_TAKEN
         case GatewayError() if isinstance(error, _REFUSALS):
             return FailureKind.REFUSED
         case GatewayUnavailable(status=status) if status in _GATEWAY_ERRORS:

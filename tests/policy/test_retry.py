@@ -135,6 +135,14 @@ def test_409_means_in_progress_only_if_the_key_was_sent_before() -> None:
     assert classify_failure(CONFLICT, attempt(sent_before=False)) is FailureKind.KEY_TAKEN
 
 
+def test_409_without_an_envelope_parks_a_first_send_and_repeats_a_later_one() -> None:
+    bare = UnexpectedResponse("not JSON", status=409)
+    assert decided(bare, sent_before=False) == (PARK, True)
+    assert classify_failure(bare, attempt(sent_before=False)) is FailureKind.KEY_TAKEN
+    assert decided(bare, sent_before=True) == (REPEAT, True)
+    assert decided(bare, keyed=False) == (PARK, True)
+
+
 def test_409_without_keys_is_no_answer() -> None:
     assert decided(CONFLICT, keyed=False) == (PARK, True)
 
