@@ -121,8 +121,7 @@ class Job:
     async def persisted(self) -> None:
         """Wait until the job is written down; raise `LedgerError` if it can't be."""
         self._engine.guard.check()
-        while not self._tracked.claimed:
-            self._raise_stopped()
+        while self._tracked.joining:
             await self._tracked.wait_for_change()
         self._raise_stopped()
 
@@ -194,8 +193,8 @@ class Job:
         self._engine.guard.check()
         # One that was only looked up and was sent shall not be stirred.
         self._tracked = entry = self._engine.tracked.get(self.key, self._tracked)
-        if self._engine.request_withdrawal(entry) or entry.withdraw_requested:
-            while entry.withdraw_requested and not entry.done:
+        if self._engine.request_withdrawal(entry) or entry.leaving:
+            while entry.leaving and not entry.done:
                 await self._wait_for_change()
         return self.state is JobState.WITHDRAWN
 
@@ -274,10 +273,10 @@ def _unnamed(request: ImageRequest | None, named: int) -> dict[int, str]:
 async def persistent_handle(engine: Engine, entry: TrackedJob) -> Job:
     """Return the handle of a job once it is written down; then it outlives its callers."""
     job = Job(engine, entry)
-    entry.callers += 1
+    engine.add_caller(entry)
     try:
         await job.persisted()
-        entry.has_handle = True
+        engine.keep(entry)
     finally:
         engine.drop_caller(entry)
     return job

@@ -149,7 +149,7 @@ class Session:
         engine = self._engine()
         timeout = as_timeout("timeout", timeout)  # before anything is bought
         entry = await self._register(request, idempotency_key, fields)
-        entry.callers += 1
+        engine.add_caller(entry)
         unfinished: JobUnfinished | None = None
         try:
             return await Job(engine, entry).result(timeout=timeout)
@@ -180,7 +180,7 @@ class Session:
         engine = self._engine()
         if (entry := await engine.look_up(key)) is None:
             return None
-        entry.has_handle = True
+        engine.keep(entry)
         return Job(engine, entry)
 
     async def attach(self, task_id: str, *, key: str | None = None, request: ImageRequest | None = None) -> Job:
@@ -211,7 +211,7 @@ class Session:
         wanted = (record async for record in unfinished if buy or record.state is not JobState.PENDING)
         entries = await engine.adopt_all(wanted)
         for entry in entries:
-            entry.has_handle = True
+            engine.keep(entry)
         return [Job(engine, entry) for entry in entries]
 
     async def resolve(
@@ -232,7 +232,7 @@ class Session:
         key = job if isinstance(job, str) else job.key
         engine = self._engine()
         entry = await JobResolver(engine).resolve(key, task_id=task_id, buy_again=buy_again)
-        entry.has_handle = True
+        engine.keep(entry)
         return Job(engine, entry)
 
     def generate_many(
@@ -297,9 +297,7 @@ class Session:
     async def _register(self, request: str | ImageRequest, key: str | None, fields: RequestFields) -> TrackedJob:
         engine = self._engine()
         record = await engine.new_record(to_request(request, fields), generate_key() if key is None else key)
-        while (
-            entry := engine.submit(record)
-        ).withdraw_requested:  # its last caller has just left: begin again after it
+        while (entry := engine.submit(record)).leaving:  # its last caller has just left: begin again after it
             await entry.wait_for_change()
         return entry
 

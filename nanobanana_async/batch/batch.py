@@ -40,7 +40,7 @@ class Batch:
         self._progress = Progress(requests, orders.name, self._runner, engine) if orders.progress else None
 
     def __repr__(self) -> str:
-        if "_feeder" not in self.__dict__:  # the input was refused; debuggers show it all the same
+        if "_runner" not in self.__dict__:  # the input was refused; debuggers show it all the same
             return "<Batch not built>"
         return f"<Batch {self.name or 'without a name'}: {self.done} done>"
 

@@ -14,9 +14,9 @@ from attrs import evolve
 from nanobanana_async.batch.options import BatchOptions, Requests, iterate
 from nanobanana_async.batch.outcome import Outcome
 from nanobanana_async.batch.rows import Row, RowReader, key_prefix
-from nanobanana_async.batch.streak import SAME_ERRORS, ErrorStreak
+from nanobanana_async.batch.streak import ErrorStreak, ledger_perhaps_lost
 from nanobanana_async.engine.engine import Engine
-from nanobanana_async.engine.tracked_job import NEVER, TrackedJob
+from nanobanana_async.engine.tracked_job import NEVER, Phase, TrackedJob
 from nanobanana_async.errors import (
     AccessDenied,
     AuthenticationError,
@@ -71,8 +71,7 @@ class BatchRunner:
         self._at_first = max(PULLED_AT_FIRST, held + PREFETCH)
         self._pulled = 0
         self._prefix = None if orders.name is None else key_prefix(orders.name)
-        limit = orders.max_credits
-        self._caps = () if limit is None else (engine.cap(limit, self._prefix),)
+        self._caps = () if orders.max_credits is None else (engine.cap(orders.max_credits, self._prefix),)
         self._scope: anyio.CancelScope | None = None
         self._finishers = asyncio.Semaphore(FINISHING)
         self._room = asyncio.Event()
@@ -150,11 +149,8 @@ class BatchRunner:
             waiting = len(self._ready) + max(0, len(self._finishing) - FINISHING_QUEUE)
             most = max(MAX_BUFFER, ORDERED_WINDOW * len(self._running)) if self._options.ordered else MAX_BUFFER
             ready = waiting < min(most, MIN_BUFFER + self._taken // BUFFER_SHARE)
-            if (
-                ready
-                and len(self._unsent) < PREFETCH
-                and self._pulled < self._at_first + PULLED_PER_TAKEN * self._taken
-            ):
+            may_pull = self._pulled < self._at_first + PULLED_PER_TAKEN * self._taken
+            if ready and may_pull and len(self._unsent) < PREFETCH:
                 return
             self._room.clear()
             await self._room.wait()
@@ -166,7 +162,7 @@ class BatchRunner:
             return
         try:
             record = await self._engine.new_record(row.request, row.key, batch=self._prefix)
-            while (entry := self._entered(record)).withdraw_requested:
+            while (entry := self._entered(record)).leaving:
                 await entry.wait_for_change()
         except SessionClosed:
             raise
@@ -176,7 +172,7 @@ class BatchRunner:
         except asyncio.CancelledError:  # the buying has stopped meanwhile
             self.unbought += 1
             raise
-        entry.callers += 1
+        self._engine.add_caller(entry)
         self._running[row.index] = entry
         entry.listeners = [*(entry.listeners or ()), partial(self._on_change, row)]
         self._on_change(row, entry)
@@ -191,7 +187,7 @@ class BatchRunner:
         """Note where a row stands; called at each change of its job."""
         if row.index not in self._running:
             return
-        if entry.live and entry.record.state is JobState.PENDING and not entry.foreign:
+        if entry.live and entry.record.state is JobState.PENDING and entry.phase is not Phase.FOREIGN:
             self._unsent[row.index] = entry
             if self._stopping:  # it was on the wire, and was sent back
                 self._drop(row.index, entry)
@@ -220,7 +216,7 @@ class BatchRunner:
                 return
             conflict = settled if isinstance(settled, IdempotencyConflict) else None
             if (unbought or conflict) and self._refusals.add(settled):
-                self.stop(_ledger_perhaps_lost(conflict) if conflict else settled)
+                self.stop(ledger_perhaps_lost(conflict) if conflict else settled)
             self._emit(_outcome(row, job, error=settled))
             return
         outcome = _outcome(row, job, result=settled)
@@ -303,11 +299,10 @@ class BatchRunner:
             self._drop(index, entry)
 
     def _drop(self, index: int, entry: TrackedJob) -> None:
-        """Want a row no more: unless somebody else does it is withdrawn, also if it comes back from the wire unsold."""
+        """Withdraw a row unless another caller wants it, also when its create is in flight and is sent back."""
         if index not in self._dropped:
             self._dropped.add(index)
-            self._engine.drop_caller(entry)
-            entry.withdraw_requested |= entry.in_flight and not (entry.callers or entry.has_handle)
+            self._engine.drop_caller(entry, if_sent_back=True)
 
 
 def _crash(outcome: Outcome, failure: BaseException) -> NanoBananaError:
@@ -317,15 +312,6 @@ def _crash(outcome: Outcome, failure: BaseException) -> NanoBananaError:
 
 def _closed() -> SessionClosed:
     return SessionClosed("the session was closed before the batch had ended")
-
-
-def _ledger_perhaps_lost(error: IdempotencyConflict) -> IdempotencyConflict:
-    """Return why a batch stops whose keys the gateway has had before, row after row."""
-    why = (
-        f"the gateway has had the keys of {SAME_ERRORS} rows in a row before, and this ledger has not: the ledger of"
-        " this batch was perhaps lost, or another host has bought it. Go on with that ledger, or settle the jobs"
-    )
-    return IdempotencyConflict(why, status=error.status, code=error.code, safe_to_repeat=False)
 
 
 def _outcome(row: Row, job: Job | None, **found: Any) -> Outcome:

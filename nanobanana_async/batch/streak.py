@@ -1,6 +1,6 @@
-"""The same error again and again: then the rows are not what is wrong."""
+"""Counts equal errors in a row: after many of them the account or the ledger is at fault, not the rows."""
 
-from nanobanana_async.errors import GatewayError, NanoBananaError
+from nanobanana_async.errors import GatewayError, IdempotencyConflict, NanoBananaError
 
 SAME_ERRORS = 20
 
@@ -22,3 +22,12 @@ class ErrorStreak:
     def reset(self) -> None:
         """Note a success."""
         self._kind, self._count = None, 0
+
+
+def ledger_perhaps_lost(error: IdempotencyConflict) -> IdempotencyConflict:
+    """Return why a batch stops whose keys the gateway has had before, row after row."""
+    why = (
+        f"the gateway has had the keys of {SAME_ERRORS} rows in a row before, and this ledger has not: the ledger of"
+        " this batch was perhaps lost, or another host has bought it. Go on with that ledger, or settle the jobs"
+    )
+    return IdempotencyConflict(why, status=error.status, code=error.code, safe_to_repeat=False)

@@ -24,7 +24,7 @@ from tests.engine.scenes import apimall, defapi, now, virtually
 
 DECISIONS: dict[str, dict[str, Any]] = {
     "task_id": {"task_id": "t1"},
-    "refused": {"refused": True},
+    "refused": {"not_bought": True},
     "buy_again": {"buy_again": True},
 }
 

@@ -73,6 +73,7 @@ class InlineWriter:
     """
 
     def __init__(self, disk: Disk, open_file: Callable[[], LedgerConnection]) -> None:
+        self.loop = disk.machine
         self._disk = disk
         self._process: Process = this_process()
         self._open_file = open_file
@@ -84,7 +85,9 @@ class InlineWriter:
         self._ended: asyncio.Future[None] = disk.machine.create_future()
         disk.machine.after(disk.takes_s(), self._open)
 
-    def order(self, work: Callable[[JobTable], T], *, writes: bool, key: str | None, safe: bool) -> "asyncio.Future[T]":
+    def submit(
+        self, work: Callable[[JobTable], T], *, writes: bool, key: str | None, safe: bool
+    ) -> "asyncio.Future[T]":
         """Queue a piece of work. It is done also when nobody waits for it any more."""
         future: asyncio.Future[T] = self._disk.machine.create_future()
         if self._process.lives_past("order"):
