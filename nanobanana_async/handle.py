@@ -123,8 +123,7 @@ class Job:
     async def persisted(self) -> None:
         """Wait until the ledger has stored the job. Raises `LedgerError` if it cannot."""
         self._engine.guard.check()
-        while not self._tracked.claimed:
-            self._raise_stopped()
+        while self._tracked.joining:
             await self._tracked.wait_for_change()
         self._raise_stopped()
 
@@ -193,8 +192,8 @@ class Job:
         self._engine.guard.check()
         # No `_ensure_followed` here: cancel() must not start polling a job that was already sent.
         self._tracked = tracked = self._engine.tracked.get(self.key, self._tracked)
-        if self._engine.request_withdrawal(tracked) or tracked.withdraw_requested:
-            while tracked.withdraw_requested and not tracked.done:
+        if self._engine.request_withdrawal(tracked) or tracked.leaving:
+            while tracked.leaving and not tracked.done:
                 await self._wait_for_change()
         return self.state is JobState.WITHDRAWN
 
@@ -279,10 +278,10 @@ def _unnamed(request: ImageRequest | None, named: int) -> dict[int, str]:
 async def persistent_handle(engine: Engine, tracked: TrackedJob) -> Job:
     """Return the handle of a job once the ledger has stored it. From then on the job outlives its callers."""
     job = Job(engine, tracked)
-    tracked.callers += 1
+    engine.add_caller(tracked)
     try:
         await job.persisted()
-        tracked.has_handle = True
+        engine.keep(tracked)
     finally:
         engine.drop_caller(tracked)
     return job

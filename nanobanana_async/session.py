@@ -149,7 +149,7 @@ class Session:
         engine = self._engine()
         timeout = as_timeout("timeout", timeout)  # an invalid timeout must raise before anything is bought
         tracked = await self._register(request, idempotency_key, fields)
-        tracked.callers += 1
+        engine.add_caller(tracked)
         job, withdrawn = Job(engine, tracked), False
         try:
             try:
@@ -182,7 +182,7 @@ class Session:
         engine = self._engine()
         if (tracked := await engine.look_up(key)) is None:
             return None
-        tracked.has_handle = True
+        engine.keep(tracked)
         return Job(engine, tracked)
 
     async def attach(self, task_id: str, *, key: str | None = None, request: ImageRequest | None = None) -> Job:
@@ -214,7 +214,7 @@ class Session:
         wanted = (record async for record in unfinished if buy or record.state is not JobState.PENDING)
         adopted = await engine.adopt_all(wanted)
         for tracked in adopted:
-            tracked.has_handle = True
+            engine.keep(tracked)
         return [Job(engine, tracked) for tracked in adopted]
 
     async def resolve(
@@ -235,7 +235,7 @@ class Session:
             raise ConfigurationError("pass exactly one of task_id, not_bought=True, buy_again=True")
         key = job if isinstance(job, str) else job.key
         tracked = await JobResolver(engine).resolve(key, task_id=task_id, buy_again=buy_again)
-        tracked.has_handle = True
+        engine.keep(tracked)
         return Job(engine, tracked)
 
     def generate_many(
@@ -298,7 +298,7 @@ class Session:
     async def _register(self, request: str | ImageRequest, key: str | None, fields: RequestFields) -> TrackedJob:
         engine = self._engine()
         record = await engine.new_record(to_request(request, fields), generate_key() if key is None else key)
-        while (tracked := engine.submit(record)).withdraw_requested:
+        while (tracked := engine.submit(record)).leaving:
             await tracked.wait_for_change()  # its last caller has left: submit again once the job is withdrawn
         return tracked
 

@@ -19,7 +19,7 @@ from nanobanana_async.batch.outcome import Outcome
 from nanobanana_async.batch.rows import Row, RowReader, key_prefix
 from nanobanana_async.batch.streak import SAME_ERRORS, ErrorStreak
 from nanobanana_async.engine.engine import Engine
-from nanobanana_async.engine.tracked_job import NEVER, TrackedJob
+from nanobanana_async.engine.tracked_job import NEVER, Phase, TrackedJob
 from nanobanana_async.errors import (
     AccessDenied,
     AuthenticationError,
@@ -153,11 +153,8 @@ class BatchRunner:
             waiting = len(self._ready) + max(0, len(self._finishing) - FINISHING_QUEUE)
             most = max(MAX_BUFFER, ORDERED_WINDOW * len(self._running)) if self._options.ordered else MAX_BUFFER
             ready = waiting < min(most, MIN_BUFFER + self._taken // BUFFER_SHARE)
-            if (
-                ready
-                and len(self._unsent) < PREFETCH
-                and self._pulled < self._at_first + PULLED_PER_TAKEN * self._taken
-            ):
+            may_pull = self._pulled < self._at_first + PULLED_PER_TAKEN * self._taken
+            if ready and may_pull and len(self._unsent) < PREFETCH:
                 return
             self._room.clear()
             await self._room.wait()
@@ -169,7 +166,7 @@ class BatchRunner:
             return
         try:
             record = await self._engine.new_record(row.request, row.key, batch=self._prefix)
-            while (entry := self._entered(record)).withdraw_requested:
+            while (entry := self._entered(record)).leaving:
                 await entry.wait_for_change()
         except SessionClosed:
             raise
@@ -179,7 +176,7 @@ class BatchRunner:
         except asyncio.CancelledError:  # the batch has stopped buying
             self.unbought += 1
             raise
-        entry.callers += 1
+        self._engine.add_caller(entry)
         self._running[row.index] = entry
         entry.listeners = [*(entry.listeners or ()), partial(self._on_change, row)]
         self._on_change(row, entry)
@@ -194,7 +191,7 @@ class BatchRunner:
         """Update a row after a change of its job."""
         if row.index not in self._running:
             return
-        if entry.live and entry.record.state is JobState.PENDING and not entry.foreign:
+        if entry.live and entry.record.state is JobState.PENDING and entry.phase is not Phase.FOREIGN:
             self._unsent[row.index] = entry
             if self._stopping:  # its create was in flight and was refused
                 self._drop(row.index, entry)
@@ -309,8 +306,7 @@ class BatchRunner:
         """Drop a row. Its job is withdrawn unless another caller wants it, even after a refused create in flight."""
         if index not in self._dropped:
             self._dropped.add(index)
-            self._engine.drop_caller(entry)
-            entry.withdraw_requested |= entry.in_flight and not (entry.callers or entry.has_handle)
+            self._engine.drop_caller(entry, if_sent_back=True)
 
 
 def _crash(outcome: Outcome, failure: BaseException) -> NanoBananaError:

@@ -1,4 +1,4 @@
-"""What a callback is worth: one question to the gateway."""
+"""A callback causes one poll; what it says is not believed."""
 
 import asyncio
 from functools import partial
@@ -8,7 +8,7 @@ from anyio.abc import TaskGroup
 
 from nanobanana_async.engine.callback_urls import CallbackUrls
 from nanobanana_async.engine.engine import Engine
-from nanobanana_async.engine.tracked_job import TrackedJob
+from nanobanana_async.engine.tracked_job import Phase, TrackedJob
 from nanobanana_async.errors import LedgerError, NanoBananaError, RateLimited
 from nanobanana_async.events import CallbackReceived, log
 from nanobanana_async.gateways.contract import Gateway
@@ -27,7 +27,7 @@ MAX_CONFIRMATIONS = 8
 
 
 class CallbackHandler:
-    """Finds the job that a call is about: live here, or followed by another process, or in doubt and nobody's."""
+    """Finds the job of a callback: live here, followed by another process, or in doubt and without an owner."""
 
     def __init__(self, gateway: Gateway, engine: Engine, callbacks: CallbackUrls) -> None:
         self._gateway = gateway
@@ -45,7 +45,7 @@ class CallbackHandler:
             return False
         task_id = self._task_id_in(body)
         entry = self._engine.tracked.get(key)
-        if entry is not None and not entry.foreign:
+        if entry is not None and entry.phase is not Phase.FOREIGN:
             self._wake(entry, task_id)
         else:  # what we know of a job of others may be old
             await self._route_to_owner(await self._engine.store.ledger.find(key), task_id)
@@ -57,11 +57,11 @@ class CallbackHandler:
         while True:
             await anyio.sleep(NOTICE_POLL_S)
             try:
-                nudges = await self._engine.store.ledger.take_notices() if self._engine.tracked else ()
+                notices = await self._engine.store.ledger.take_notices() if self._engine.tracked else ()
             except LedgerError as error:
                 log.warning("ledger.failed error=%s", error.message)
                 continue
-            for key, task_id in nudges:
+            for key, task_id in notices:
                 if (entry := self._engine.tracked.get(key)) is not None:
                     self._wake(entry, task_id)
 
@@ -97,7 +97,7 @@ class CallbackHandler:
                 else:
                     await ledger.notify_owner(record.key, task_id)
             case _:
-                pass  # it has ended, or was never sent: somebody knows a URL that he should not
+                pass  # it has ended, or was never sent: the caller knows a URL that it should not
 
     def _confirm_if_uncertain(self, entry: TrackedJob) -> None:
         in_doubt = not entry.live and entry.record.state is JobState.UNCERTAIN
@@ -137,7 +137,7 @@ class CallbackHandler:
         """Give a doubtful job its task id, if there is such a task and it is no other job's; False: try again."""
         engine, ledger = self._engine, self._engine.store.ledger
         record = await ledger.find(key)
-        if record is None or record.state is not JobState.UNCERTAIN:  # somebody else was faster
+        if record is None or record.state is not JobState.UNCERTAIN:  # another process was faster
             await self._route_to_owner(record, task_id)
             return True
         known = await ledger.find_task(record.account, task_id)

@@ -1,5 +1,6 @@
-"""Who is next: the lines in which jobs wait for the wire, creates first."""
+"""The queues in which jobs wait to be sent or polled, and who is next: creates first."""
 
+import enum
 import heapq
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -8,38 +9,34 @@ from itertools import islice
 from nanobanana_async.engine.poller import Poller
 from nanobanana_async.engine.slots import Slots
 from nanobanana_async.engine.store import CreditAccount
-from nanobanana_async.engine.tracked_job import NEVER, TrackedJob
+from nanobanana_async.engine.tracked_job import NEVER, Phase, TrackedJob
 from nanobanana_async.engine.workers import WorkerPool
 from nanobanana_async.jobs import JobState
 from nanobanana_async.policy.budget import Affordable
 
-# While the retry budget is empty nothing else rings for the repeats that wait for it.
+# While the retry budget is empty, no other event wakes the repeats that wait for it.
 RETRY_BUDGET_CHECK_S = 0.5
 
-Send = Callable[[TrackedJob], None]
+
+class Step(enum.Enum):
+    """What the dispatcher lets a job do."""
+
+    CREATE = "create"
+    POLL = "poll"
+    DECLINE = "decline"  # its credits do not suffice
+
+
+Start = tuple[TrackedJob, Step]
 
 
 class Dispatcher:
-    """The jobs that wait for their turn. It decides who is next, never what becomes of him."""
+    """The jobs that wait for their turn. It decides who is next; the scheduler starts them."""
 
-    def __init__(
-        self,
-        slots: Slots,
-        follower: Poller,
-        wire: WorkerPool,
-        purse: CreditAccount,
-        *,
-        create: Send,
-        query: Send,
-        decline: Send,
-    ) -> None:
+    def __init__(self, slots: Slots, poller: Poller, workers: WorkerPool, account: CreditAccount) -> None:
         self._slots = slots
-        self._poller = follower
-        self._workers = wire
-        self._credits = purse
-        self._create = create
-        self._query = query
-        self._decline = decline
+        self._poller = poller
+        self._workers = workers
+        self._credits = account
         self._places = 0
         self._pending = SubmitQueue()
         self._repeats = SubmitQueue()
@@ -48,53 +45,55 @@ class Dispatcher:
     @property
     def queued(self) -> int:
         """How many jobs wait for a slot."""
-        return sum(1 for entry in self._pending if _still_wanted(entry))
+        return sum(1 for job in self._pending if job.phase is Phase.QUEUED)
 
-    def assign_place(self, entry: TrackedJob) -> TrackedJob:
+    def assign_place(self, job: TrackedJob) -> TrackedJob:
         """Give a job the last place among all that came in."""
         self._places += 1
-        entry.place = self._places
-        return entry
+        job.place = self._places
+        return job
 
-    def put(self, entry: TrackedJob) -> None:
+    def put(self, job: TrackedJob) -> None:
         """Let a job that is due wait for its turn."""
-        match entry.record.state:
+        match job.record.state:
             case JobState.PENDING:
-                self._pending.append(entry)
-            case JobState.SUBMITTING:  # behind the other repeats: no job shall use up its attempts as the only probe
-                self._repeats.append(self.assign_place(entry))
+                self._pending.append(job)
+            case JobState.SUBMITTING:  # behind the other repeats: no job uses up its attempts as the only probe
+                self._repeats.append(self.assign_place(job))
             case _:
-                self._overdue.append(entry)
+                self._overdue.append(job)
 
-    def admit(self, now: float) -> float:
-        """Put onto the wire what may go; return when time alone lets more go."""
-        return min(self.admit_creates(now), self.admit_polls(now))
+    def admit(self, now: float) -> tuple[list[Start], float]:
+        """Take out what may start now, creates first; and return when time alone lets more start."""
+        starts: list[Start] = []
+        creates_at = self._admit_creates(now, starts)
+        return starts, min(creates_at, self._admit_polls(now, starts))
 
-    def admit_creates(self, now: float) -> float:
-        # Jobs must not pile up unseen: what has ended would be taken to be held.
+    def _admit_creates(self, now: float, starts: list[Start]) -> float:
+        # Jobs must not end unseen in numbers: what has ended would be taken to be held.
         seen_enough = len(self._overdue) <= (self._workers.free_requests if self._slots.limiter.was_throttled else 0)
         asks_at = NEVER
-        for line in (self._repeats, self._pending) if seen_enough else (self._repeats,):
-            while line:
-                entry = line.first()
-                if not _still_wanted(entry):
-                    line.popleft()
+        for queue in (self._repeats, self._pending) if seen_enough else (self._repeats,):
+            while queue:
+                job = queue.first()
+                if job.phase is not Phase.QUEUED:  # it was withdrawn, or its waiting has ended
+                    queue.popleft()
                     continue
-                consent = self._credits.check(entry, now)
+                consent = self._credits.check(job, now)
                 if consent is Affordable.NEVER:
-                    self._decline(line.popleft())
+                    starts.append((queue.popleft(), Step.DECLINE))
                     continue
-                if self._workers.full:
+                if not self._free_requests(starts):
                     return NEVER
                 if consent is Affordable.LATER:
-                    asks_at = min(asks_at, self._credits.asks_at(entry))
+                    asks_at = min(asks_at, self._credits.asks_at(job))
                     break
-                if not self._slots.admits(entry, now):
+                if not self._slots.admits(job, now):
                     break
-                line.popleft()
-                self._credits.reserve(entry)
-                self._slots.sent(entry, now)
-                self._create(entry)
+                queue.popleft()
+                self._credits.reserve(job)
+                self._slots.sent(job, now)
+                starts.append((job, Step.CREATE))
         if self._repeats:
             opens_at = (
                 self._slots.breaker.opens_at if self._slots.breaker.opens_at > now else now + RETRY_BUDGET_CHECK_S
@@ -103,38 +102,31 @@ class Dispatcher:
         opens_at = self._slots.opens_at(now)
         return min(opens_at if self._pending and opens_at > now else NEVER, asks_at)
 
-    def admit_polls(self, now: float) -> float:
+    def _admit_polls(self, now: float, starts: list[Start]) -> float:
         while self._overdue:
-            if self._workers.full:
+            if not (free := self._free_requests(starts)):
                 return NEVER
             if not self._poller.admits(now):
                 opens_at = self._poller.opens_at()
                 return opens_at if opens_at > now else NEVER
-            entry = self._overdue.pop_best(self._workers.free_requests, self._poller.ended_probability)
-            if _still_running(entry):
+            job = self._overdue.pop_best(free, self._poller.ended_probability)
+            if job.phase is Phase.QUEUED:
                 self._slots.retry_budget.earn()
                 self._poller.sent(now)
-                self._query(entry)
+                starts.append((job, Step.POLL))
         return NEVER
 
-
-def _still_wanted(entry: TrackedJob) -> bool:
-    """Whether a queued create is still wanted: jobs that were withdrawn or stopped are passed over."""
-    wanted = entry.live and not entry.withdraw_requested and not entry.in_flight
-    return wanted and entry.record.state in (JobState.PENDING, JobState.SUBMITTING)
+    def _free_requests(self, starts: list[Start]) -> int:
+        """How many more requests may leave, beside those that were just taken out."""
+        return self._workers.free_requests - sum(1 for _, step in starts if step is not Step.DECLINE)
 
 
-def _still_running(entry: TrackedJob) -> bool:
-    wanted = entry.live and not entry.in_flight
-    return wanted and (entry.record.state is JobState.RUNNING or entry.fetching_images)
-
-
-# How many overdue looks are compared when the wire can't carry all: the longest overdue are among them.
+# How many overdue polls are compared when not all can be sent: the longest overdue are among them.
 COMPARED = 16
 
 
 class SubmitQueue:
-    """First come, first served: who was sent back takes his old place."""
+    """First come, first served: a job that was sent back takes its old place."""
 
     def __init__(self) -> None:
         self._heap: list[tuple[int, TrackedJob]] = []
@@ -143,23 +135,23 @@ class SubmitQueue:
         return bool(self._heap)
 
     def __iter__(self) -> Iterator[TrackedJob]:
-        return (entry for _, entry in self._heap)
+        return (job for _, job in self._heap)
 
-    def append(self, entry: TrackedJob) -> None:
+    def append(self, job: TrackedJob) -> None:
         """Let a job wait at the place that its number gives it."""
-        heapq.heappush(self._heap, (entry.place, entry))
+        heapq.heappush(self._heap, (job.place, job))
 
     def first(self) -> TrackedJob:
-        """Return whose turn it is."""
+        """Return the next job."""
         return self._heap[0][1]
 
     def popleft(self) -> TrackedJob:
-        """Take out whose turn it is."""
+        """Take out the next job."""
         return heapq.heappop(self._heap)[1]
 
 
 class PollQueue:
-    """Looks that are due, in the order in which they fell due."""
+    """Polls that are due, in the order in which they fell due."""
 
     def __init__(self) -> None:
         self._queue: deque[TrackedJob] = deque()
@@ -167,12 +159,12 @@ class PollQueue:
     def __len__(self) -> int:
         return len(self._queue)
 
-    def append(self, entry: TrackedJob) -> None:
-        """Let a job wait to be looked at."""
-        self._queue.append(entry)
+    def append(self, job: TrackedJob) -> None:
+        """Let a job wait to be polled."""
+        self._queue.append(job)
 
     def pop_best(self, room: int, gain: Callable[[TrackedJob], float]) -> TrackedJob:
-        """Take out the job to look at next: the first, or when there is no room for all the one with most to gain."""
+        """Take out the job to poll next: the first, or when there is no room for all the likeliest to have ended."""
         if len(self._queue) <= room:
             return self._queue.popleft()
         best = max(islice(self._queue, COMPARED), key=gain)

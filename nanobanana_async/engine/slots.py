@@ -35,59 +35,59 @@ class Slots:
         self.foreign = 0
         """Jobs of this account that others began, counted when we opened, and not known to have ended."""
         self.weight_in_flight = 0
-        """Weight of first sends on the wire: they count against the cap, but not as held when a refusal comes."""
+        """Weight of first sends in flight: they count against the limit, but not as held when a refusal comes."""
         self.creates_in_flight = 0
-        """Creates on the wire, first sends and repeats."""
+        """Creates in flight, first sends and repeats."""
 
-    def admits(self, entry: TrackedJob, now: float) -> bool:
+    def admits(self, job: TrackedJob, now: float) -> bool:
         """Tell whether this job's create may leave now."""
         if not self.breaker.allows(now, self.creates_in_flight):
             return False
-        if entry.slots:  # a repeat: it holds its slot, and draws from the budget if it adds to an outage
-            return not entry.draws_retry_budget or self.retry_budget.draw(now)
-        return self.limiter.admits(now, self._taken, self.weight_in_flight, entry.weight)
+        if job.slots:  # a repeat: it holds its slot, and draws from the budget if it adds to an outage
+            return not job.draws_retry_budget or self.retry_budget.draw(now)
+        return self.limiter.admits(now, self._taken, self.weight_in_flight, job.weight)
 
     def opens_at(self, now: float) -> float:
         """When time alone may let a first send leave; in the past if it waits for something else."""
         return max(self.breaker.opens_at, self.limiter.opens_at(now))
 
-    def sent(self, entry: TrackedJob, now: float) -> None:
+    def sent(self, job: TrackedJob, now: float) -> None:
         """Note that a create left."""
         self.creates_in_flight += 1
         self.retry_budget.earn()
-        entry.sent_at = now
-        if not entry.slots:
-            self.weight_in_flight += entry.weight
+        job.sent_at = now
+        if not job.slots:
+            self.weight_in_flight += job.weight
             self.limiter.sent(now)
 
-    def create_returned(self, entry: TrackedJob) -> None:
-        """Note that the create is off the wire; what it brought is told next."""
+    def create_returned(self, job: TrackedJob) -> None:
+        """Note that the create is no longer in flight; its outcome is noted next."""
         self.creates_in_flight -= 1
-        if not entry.slots:
-            self.weight_in_flight -= entry.weight
+        if not job.slots:
+            self.weight_in_flight -= job.weight
 
-    def acquire(self, entry: TrackedJob) -> None:
+    def acquire(self, job: TrackedJob) -> None:
         """Let the job hold its slots: it was accepted, or may have been."""
-        if not entry.slots:
-            entry.slots = entry.weight
-            self.held += entry.weight
+        if not job.slots:
+            job.slots = job.weight
+            self.held += job.weight
 
     def foreign_adopted(self) -> None:
         """Note that a job which counted among those of others is ours now."""
         self.foreign = max(0, self.foreign - 1)
 
-    def on_accepted(self, entry: TrackedJob, now: float) -> None:
+    def on_accepted(self, job: TrackedJob, now: float) -> None:
         """Note that the gateway took the job."""
-        first = not entry.slots
-        self.acquire(entry)
+        first = not job.slots
+        self.acquire(job)
         if first:  # a repeat of what was perhaps taken long ago says nothing about the limit
             self.limiter.on_accepted(
-                now, entry.sent_at, self._taken, self.weight_in_flight, self._likely_ended(), entry.weight
+                now, job.sent_at, self._taken, self.weight_in_flight, self._likely_ended(), job.weight
             )
 
-    def on_throttled(self, entry: TrackedJob, now: float, kind: LimitKind | None, wait_s: float | None) -> None:
+    def on_throttled(self, job: TrackedJob, now: float, kind: LimitKind | None, wait_s: float | None) -> None:
         """Note that the gateway refused a job for now: for want of a slot, or for its rate."""
-        self.limiter.on_throttled(now, entry.sent_at, self._taken, kind, wait_s, self._likely_ended())
+        self.limiter.on_throttled(now, job.sent_at, self._taken, kind, wait_s, self._likely_ended())
 
     def on_ended(self, mean_s: float) -> None:
         """Note that a job was seen to have ended, and how long jobs take in the mean."""
@@ -106,10 +106,10 @@ class Slots:
             throttled=self.limiter.throttled,
         )
 
-    def release(self, entry: TrackedJob) -> None:
+    def release(self, job: TrackedJob) -> None:
         """Give back what the job held."""
-        self.held -= entry.slots
-        entry.slots = 0
+        self.held -= job.slots
+        job.slots = 0
 
     @property
     def _taken(self) -> int:

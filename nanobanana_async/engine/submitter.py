@@ -1,9 +1,9 @@
-"""The whole purchase: written down, sent, answered, written down again, and only then told.
+"""One create of a job: the intent is written down, the POST is sent, and the answer is written down.
 
-    PENDING -> SUBMITTING (durable) -> POST -> RUNNING with its task id (durable) -> told
+    PENDING -> SUBMITTING (durable) -> POST -> RUNNING with its task id (durable) -> waiters learn of it
 
-Each step returns when the job is due again, in the loop's time; what is to be done then follows from its state:
-PENDING waits for a slot, SUBMITTING is repeated under its key, RUNNING is looked at, UNCERTAIN gives its slot back.
+Each step returns what is next. PENDING waits for a slot, SUBMITTING is repeated under its key, RUNNING is polled, and
+UNCERTAIN holds its slots for a while.
 """
 
 import random
@@ -13,6 +13,7 @@ from datetime import datetime
 from attrs import evolve
 
 from nanobanana_async.engine.contained_send import send_contained
+from nanobanana_async.engine.next_step import Enqueue, Finish, HoldUntil, Next, ScheduleAt
 from nanobanana_async.engine.slots import Slots
 from nanobanana_async.engine.store import JobStore, failure_of
 from nanobanana_async.engine.tracked_job import NEVER, TrackedJob
@@ -44,13 +45,13 @@ from nanobanana_async.policy.retry import (
 
 
 class Submitter:
-    """Buys one job at a time; all it knows of a job is its entry."""
+    """Buys one job at a time. It knows no job but the one it is given."""
 
     def __init__(
         self,
         gateway: Gateway,
         transport: Transport,
-        books: JobStore,
+        store: JobStore,
         slots: Slots,
         retry: RetryPolicy,
         *,
@@ -61,7 +62,7 @@ class Submitter:
     ) -> None:
         self._gateway = gateway
         self._transport = transport
-        self._store = books
+        self._store = store
         self._slots = slots
         self._retry = retry
         self._create_s = create_s
@@ -72,63 +73,61 @@ class Submitter:
         self._jitter = random.Random()
         self._last_limits: tuple[object, ...] = ()
 
-    async def submit(self, entry: TrackedJob) -> float:
-        """Make one create for the job, first or repeated; return when it is due again."""
-        sent_before = entry.record.first_sent_at is not None
-        if entry.record.in_doubt and self._expired(entry):  # it may have waited long for its turn
-            self._slots.create_returned(entry)
-            return await self._mark_uncertain(entry, "its idempotency key is too old to be sent again")
-        answer = await self._attempt_create(entry)
+    async def submit(self, job: TrackedJob) -> Next:
+        """Make one create for the job, first or repeated."""
+        sent_before = job.record.first_sent_at is not None
+        if job.record.in_doubt and self._expired(job):  # it may have waited long for its turn
+            self._slots.create_returned(job)
+            return await self._mark_uncertain(job, "its idempotency key is too old to be sent again")
+        answer = await self._attempt_create(job)
         match answer:
             case Accepted():
-                return await self._accepted(entry, answer)
+                return await self._accepted(job, answer)
             case Allowance():  # it waits for its turn again, or is declined
-                self._store.credits.refused(entry, answer, self._clock())
-                return self._clock()
+                self._store.credits.refused(job, answer, self._clock())
+                return Enqueue()
             case LedgerError():  # no durable intent, no POST
-                entry.wait_error = answer
-                entry.wake()
-                return NEVER
+                return Finish(answer)
             case _:
-                return await self._not_accepted(entry, answer, sent_before)
+                return await self._not_accepted(job, answer, sent_before)
 
-    async def _attempt_create(self, entry: TrackedJob) -> Accepted | Allowance | NanoBananaError:
+    async def _attempt_create(self, job: TrackedJob) -> Accepted | Allowance | NanoBananaError:
         try:
-            if entry.record.state is JobState.PENDING:
-                allowance = await self._write_intent(entry)
+            if job.record.state is JobState.PENDING:
+                allowance = await self._write_intent(job)
                 if allowance is not None and allowance.refusal is not None:
                     return allowance
-            return await self._post(entry)
+            return await self._post(job)
         except NanoBananaError as error:
             return error
         finally:
-            self._slots.create_returned(entry)
+            self._slots.create_returned(job)
 
-    async def _write_intent(self, entry: TrackedJob) -> Allowance | None:
-        record = entry.record
-        if entry.first_attempt_at == NEVER:
-            entry.first_attempt_at = self._clock()
-        return await self._store.set_aside(entry, first_sent_at=record.first_sent_at or self._store.utcnow())
+    async def _write_intent(self, job: TrackedJob) -> Allowance | None:
+        record = job.record
+        if job.first_attempt_at == NEVER:
+            job.first_attempt_at = self._clock()
+        return await self._store.set_aside(job, first_sent_at=record.first_sent_at or self._store.utcnow())
 
-    async def _post(self, entry: TrackedJob) -> Accepted:
-        request = self._gateway.build_create(entry.record.body, wire_key=entry.record.wire_key)
+    async def _post(self, job: TrackedJob) -> Accepted:
+        request = self._gateway.build_create(job.record.body, wire_key=job.record.wire_key)
         # A pooled connection that the server has just closed looks like a lost answer: without a key that is doubt.
         fresh = not self._gateway.supports_idempotency_keys
         response = await send_contained(self._transport, request, timeout_s=self._create_s, fresh_connection=fresh)
         return await self._answers.read(self._gateway.read_create, response)
 
-    async def _accepted(self, entry: TrackedJob, accepted: Accepted) -> float:
+    async def _accepted(self, job: TrackedJob, accepted: Accepted) -> Next:
         self._slots.breaker.succeeded()
-        entry.failures = 0
-        entry.running_at = self._clock()
-        self._slots.on_accepted(entry, entry.running_at)
-        self._emit_limits(entry.running_at)
+        job.failures = 0
+        job.running_at = self._clock()
+        self._slots.on_accepted(job, job.running_at)
+        self._emit_limits(job.running_at)
         if accepted.credits_remaining is not None:
             self._store.credits.remaining = accepted.credits_remaining
-        attempts = entry.record.attempts + 1
+        attempts = job.record.attempts + 1
         try:
             await self._store.record_known(  # if it can't be written down the waiters hear of it, the following goes on
-                entry,
+                job,
                 JobState.RUNNING,
                 task_id=accepted.task_id,
                 running_since=self._store.utcnow(),
@@ -142,118 +141,115 @@ class Submitter:
             why = f"the gateway answered with task {accepted.task_id}, which is the task of job {taken.holder} already"
             failure = Failure(kind=UnexpectedResponse.__name__, message=why, request_id=accepted.request_id)
             facts = {"attempts": attempts, "credits_used": accepted.credits_used, "failure": failure}
-            await self._store.transition(entry, JobState.UNCERTAIN, in_doubt=True, **facts)
-            return self._clock() + self._may_run_for_s(entry)
-        return self._begin(entry)
+            await self._store.transition(job, JobState.UNCERTAIN, in_doubt=True, **facts)
+            return self._hold(job)
+        return ScheduleAt(self._begin(job))
 
-    async def _not_accepted(self, entry: TrackedJob, error: NanoBananaError, sent_before: bool) -> float:
-        entry.failures += 1
-        attempt = self._attempt(entry, sent_before)
+    async def _not_accepted(self, job: TrackedJob, error: NanoBananaError, sent_before: bool) -> Next:
+        job.failures += 1
+        attempt = self._attempt(job, sent_before)
         verdict = decide_create(error, attempt, self._retry)
         now = self._clock()
-        wait_s = self._wait_s(entry, error, verdict)
-        self._update_limits(entry, error, verdict, now)
+        wait_s = self._wait_s(job, error, verdict)
+        self._update_limits(job, error, verdict, now)
         self._emit_limits(now)
         move, doubt = verdict.action.name.lower(), verdict.in_doubt
-        self._store.emit(CreateFailed(record=entry.record, error=error, action=move, wait_s=wait_s, in_doubt=doubt))
+        self._store.emit(CreateFailed(record=job.record, error=error, action=move, wait_s=wait_s, in_doubt=doubt))
         try:
-            return await self._carry_out(entry, error, verdict, attempt, now + wait_s)
+            return await self._carry_out(job, error, verdict, attempt, now + wait_s)
         except LedgerError as unwritten:  # the record stays SUBMITTING, which is true: it may have been sent
-            entry.wait_error = unwritten
-            entry.wake()
-            return NEVER
+            return Finish(unwritten)
 
     async def _carry_out(
-        self, entry: TrackedJob, error: NanoBananaError, verdict: RetryDecision, attempt: Attempt, due: float
-    ) -> float:
-        attempts = entry.record.attempts + verdict.costs_attempt
+        self, job: TrackedJob, error: NanoBananaError, verdict: RetryDecision, attempt: Attempt, due: float
+    ) -> Next:
+        attempts = job.record.attempts + verdict.costs_attempt
         unsent = verdict.kind is FailureKind.NOT_SENT and not attempt.sent_before
-        first_sent_at = None if unsent else entry.record.first_sent_at
+        first_sent_at = None if unsent else job.record.first_sent_at
         match verdict.action:
             case RetryAction.REPEAT if verdict.in_doubt:
-                self._slots.acquire(entry)
-                entry.draws_retry_budget = verdict.kind in (FailureKind.SERVER_ERROR, FailureKind.NO_ANSWER)
-                await self._store.transition(entry, JobState.SUBMITTING, attempts=attempts, in_doubt=True)
-                return due
+                self._slots.acquire(job)
+                job.draws_retry_budget = verdict.kind in (FailureKind.SERVER_ERROR, FailureKind.NO_ANSWER)
+                await self._store.transition(job, JobState.SUBMITTING, attempts=attempts, in_doubt=True)
+                return ScheduleAt(due)
             case RetryAction.REPEAT | RetryAction.REQUEUE:
                 if verdict.action is RetryAction.REQUEUE:
-                    entry.failures = 0
-                    entry.first_attempt_at = NEVER  # waiting for a slot is no trouble, and does not use up `max_wait_s`
-                await self._store.transition(entry, JobState.PENDING, attempts=attempts, first_sent_at=first_sent_at)
-                return due
+                    job.failures = 0
+                    job.first_attempt_at = NEVER  # waiting for a slot is no trouble, and does not use up `max_wait_s`
+                await self._store.transition(job, JobState.PENDING, attempts=attempts, first_sent_at=first_sent_at)
+                return ScheduleAt(due)
             case RetryAction.REFUSE:
                 await self._store.transition(
-                    entry,
+                    job,
                     JobState.REFUSED,
                     attempts=attempts,
                     failure=failure_of(error),
                     ended_at=self._store.utcnow(),
                 )
-                return NEVER
+                return Finish()
             case RetryAction.PARK:
-                failure = _reason(error, entry.record, verdict)
+                failure = _reason(error, job.record, verdict)
                 if verdict.kind is not FailureKind.KEY_TAKEN:
-                    self._slots.acquire(entry)
-                await self._store.transition(
-                    entry, JobState.UNCERTAIN, attempts=attempts, in_doubt=True, failure=failure
-                )
-                # This create took no slot: a job that somebody else bought under the key counts as theirs.
-                return self._clock() + self._may_run_for_s(entry) if entry.slots else NEVER
+                    self._slots.acquire(job)
+                await self._store.transition(job, JobState.UNCERTAIN, attempts=attempts, in_doubt=True, failure=failure)
+                # This create took no slot: a job that another host bought under the key counts as theirs.
+                return self._hold(job) if job.slots else Finish()
             case RetryAction.GIVE_UP:
                 # Whoever generates it again has all attempts before him.
-                await self._store.transition(entry, JobState.PENDING, attempts=0, first_sent_at=first_sent_at)
-                entry.wait_error = error
-                entry.wake()
-                return NEVER
+                await self._store.transition(job, JobState.PENDING, attempts=0, first_sent_at=first_sent_at)
+                return Finish(error)
 
-    async def recover(self, entry: TrackedJob) -> float:
-        """Go on with a job found in the ledger half-way through its purchase; return when it is due."""
-        self._slots.acquire(entry)
-        attempt = self._attempt(entry, sent_before=True)
-        entry.first_attempt_at = self._clock()
+    async def recover(self, job: TrackedJob) -> Next:
+        """Go on with a job found in the ledger half-way through its purchase."""
+        self._slots.acquire(job)
+        attempt = self._attempt(job, sent_before=True)
+        job.first_attempt_at = self._clock()
         why = "the session ended before an answer came"
         verdict = decide_create(TransportError(why, possibly_sent=True), attempt, self._retry)
         if verdict.action is not RetryAction.REPEAT:
-            return await self._mark_uncertain(entry, why)
-        await self._store.transition(entry, JobState.SUBMITTING, in_doubt=True)
-        return self._clock()
+            return await self._mark_uncertain(job, why)
+        await self._store.transition(job, JobState.SUBMITTING, in_doubt=True)
+        return Enqueue()
 
-    def _expired(self, entry: TrackedJob) -> bool:
+    def _hold(self, job: TrackedJob) -> Next:
+        return HoldUntil(self._clock() + self._may_run_for_s(job))
+
+    def _expired(self, job: TrackedJob) -> bool:
         """Whether the key of a repeat is no longer trusted at the moment it would leave."""
-        attempt = self._attempt(entry, sent_before=True)
+        attempt = self._attempt(job, sent_before=True)
         return attempt.keyed and not attempt.key_lives
 
-    async def _mark_uncertain(self, entry: TrackedJob, why: str) -> float:
-        failure = entry.record.failure or failure_of(TransportError(why, possibly_sent=True))
-        await self._store.transition(entry, JobState.UNCERTAIN, in_doubt=True, failure=failure)
-        return self._clock() + self._may_run_for_s(entry)
+    async def _mark_uncertain(self, job: TrackedJob, why: str) -> Next:
+        failure = job.record.failure or failure_of(TransportError(why, possibly_sent=True))
+        await self._store.transition(job, JobState.UNCERTAIN, in_doubt=True, failure=failure)
+        return self._hold(job)
 
-    def _key_age_s(self, entry: TrackedJob, first_sent_at: datetime) -> float:
+    def _key_age_s(self, job: TrackedJob, first_sent_at: datetime) -> float:
         """By the wall clock, which outlives us; but not less than what the loop has seen, whatever that clock does."""
         age_s = self._store.age_s(first_sent_at)
-        return age_s if age_s < 0 else max(age_s, self._clock() - entry.first_attempt_at)
+        return age_s if age_s < 0 else max(age_s, self._clock() - job.first_attempt_at)
 
-    def _attempt(self, entry: TrackedJob, sent_before: bool) -> Attempt:
-        record = entry.record
+    def _attempt(self, job: TrackedJob, sent_before: bool) -> Attempt:
+        record = job.record
         return Attempt(
             keyed=self._gateway.supports_idempotency_keys,
             sent_before=sent_before,
             in_doubt=record.in_doubt,
             number=record.attempts + 1,
-            waited_s=max(0.0, self._clock() - entry.first_attempt_at),
-            key_age_s=0.0 if record.first_sent_at is None else self._key_age_s(entry, record.first_sent_at),
+            waited_s=max(0.0, self._clock() - job.first_attempt_at),
+            key_age_s=0.0 if record.first_sent_at is None else self._key_age_s(job, record.first_sent_at),
             key_lifetime_s=self._gateway.key_lifetime_s,
         )
 
-    def _wait_s(self, entry: TrackedJob, error: NanoBananaError, verdict: RetryDecision) -> float:
+    def _wait_s(self, job: TrackedJob, error: NanoBananaError, verdict: RetryDecision) -> float:
         if verdict.action is not RetryAction.REPEAT:
             return 0.0
         asked = min(getattr(error, "retry_after_s", None) or 0.0, MAX_RETRY_AFTER_S)
-        return max(asked, self._retry.backoff_s(entry.failures, self._jitter.random()))
+        return max(asked, self._retry.backoff_s(job.failures, self._jitter.random()))
 
-    def _update_limits(self, entry: TrackedJob, error: NanoBananaError, verdict: RetryDecision, now: float) -> None:
-        if isinstance(error, RateLimited) and not entry.slots:
-            self._slots.on_throttled(entry, now, error.kind, error.retry_after_s)
+    def _update_limits(self, job: TrackedJob, error: NanoBananaError, verdict: RetryDecision, now: float) -> None:
+        if isinstance(error, RateLimited) and not job.slots:
+            self._slots.on_throttled(job, now, error.kind, error.retry_after_s)
         if is_outage(error):
             self._slots.breaker.failed(now, self._jitter.random())
         else:
@@ -277,7 +273,7 @@ class Submitter:
 
 
 def _reason(error: NanoBananaError, record: JobRecord, verdict: RetryDecision) -> Failure:
-    """Return why nobody knows whether a job was bought; a conflict is one only if the job was never sent before."""
+    """Return why it is unknown whether a job was bought; a conflict is one only if the job was never sent before."""
     failure = failure_of(error)
     if verdict.kind is FailureKind.KEY_TAKEN:
         why = (

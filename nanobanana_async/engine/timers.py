@@ -12,7 +12,7 @@ TICK_S = 0.01
 
 
 class Timers:
-    """A heap of due times. An entry has at most one; setting another replaces it."""
+    """A heap of due times. An job has at most one; setting another replaces it."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop, wake: Callable[[], None]) -> None:
         self._loop = loop
@@ -22,26 +22,26 @@ class Timers:
         self._handle: asyncio.TimerHandle | None = None
         self._armed_for = NEVER
 
-    def set(self, entry: TrackedJob, due: float) -> None:
-        """Let the entry be due then."""
-        entry.due = due
+    def set(self, job: TrackedJob, due: float) -> None:
+        """Let the job be due then."""
+        job.due = due
         self._count += 1  # breaks ties: entries are not comparable
-        heapq.heappush(self._heap, (due, self._count, entry))
+        heapq.heappush(self._heap, (due, self._count, job))
 
     def due(self, now: float) -> Iterator[TrackedJob]:
         """Take out what is due, in order."""
         heap = self._heap
         while heap and (heap[0][0] <= now + TICK_S or heap[0][2].due != heap[0][0]):
-            due, _, entry = heapq.heappop(heap)
-            if entry.due == due:  # else it was set anew or cancelled
-                entry.due = NEVER
-                yield entry
+            due, _, job = heapq.heappop(heap)
+            if job.due == due:  # else it was set again or cancelled
+                job.due = NEVER
+                yield job
 
     def arm(self, now: float, also_at: float = NEVER) -> None:
         """Set the one timer to the next due time, or to another moment if that comes first."""
         moment = min(self._heap[0][0] if self._heap else NEVER, also_at)
         if self._handle is not None and now < self._armed_for <= moment:
-            return  # it rings soon enough; a ring too many is cheaper than a timer set anew each time
+            return  # it fires soon enough: firing once too often is cheaper than setting the timer each time
         self.stop()
         if moment < NEVER:
             self._armed_for = max(moment, now + TICK_S)

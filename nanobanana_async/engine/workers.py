@@ -1,4 +1,4 @@
-"""Requests on the wire: a semaphore over POSTs and GETs, and the workers that carry them."""
+"""Requests in flight: a semaphore over POSTs and GETs, and the workers that make them."""
 
 import asyncio
 import contextvars
@@ -15,9 +15,9 @@ JobTask = Callable[[TrackedJob], Awaitable[None]]
 
 
 class WorkerPool:
-    """Runs errands in the session's task group, those for the gateway under the semaphore.
+    """Runs work on jobs in the session's task group, requests to the gateway under the semaphore.
 
-    Workers are kept: handing one its next errand costs a tenth of starting a task. What fails in one of these tasks
+    Workers are kept: handing one its next work costs a tenth of starting a task. What fails in one of these tasks
     never ends another: a task that ends with a `CancelledError` would cancel the group, and with it the session.
     """
 
@@ -50,15 +50,15 @@ class WorkerPool:
         """Whether no further request may leave."""
         return not self.free_requests
 
-    def run_request(self, errand: JobTask, entry: TrackedJob) -> None:
-        """Run an errand that makes a request; the wire must not be full."""
+    def run_request(self, job_task: JobTask, job: TrackedJob) -> None:
+        """Run work that makes a request; the pool must not be `full`."""
         self._permits.acquire_nowait()
         self.free_requests -= 1
-        self._run(errand, entry, True)
+        self._run(job_task, job, True)
 
-    def run_local(self, errand: JobTask, entry: TrackedJob) -> None:
-        """Run an errand that makes no request: it only writes to the ledger."""
-        self._run(errand, entry, False)
+    def run_local(self, job_task: JobTask, job: TrackedJob) -> None:
+        """Run work that makes no request to the gateway."""
+        self._run(job_task, job, False)
 
     def start_task(self, name: str, work: Callable[[], Coroutine[Any, Any, None]], *, again: bool = False) -> None:
         """Run something else in the task group; a failure is logged and ends this only, or begins it `again`."""
@@ -69,7 +69,7 @@ class WorkerPool:
         """Whether a failure concerns only what the current task was doing; else the task has to end.
 
         A `CancelledError` is such a failure too, unless the session ends or the event loop does: it came out of an
-        observer, a ledger, a transport, or somebody cancelled a task that is not his.
+        observer, a ledger, a transport, or other code cancelled a task of the session.
         """
         if isinstance(failure, Exception):
             return True
@@ -87,36 +87,36 @@ class WorkerPool:
         # When the event loop ends it cancels every task at once, the host's too.
         return self._group.cancel_scope.cancel_called or self._host.cancelling() > 0 or self._host.done()
 
-    def _run(self, errand: JobTask, entry: TrackedJob, permitted: bool) -> None:
+    def _run(self, job_task: JobTask, job: TrackedJob, permitted: bool) -> None:
         while self._idle:
-            seat = self._idle.pop()
-            if not seat.done():  # else its worker was cancelled
-                seat.set_result((errand, entry, permitted))
+            handover = self._idle.pop()
+            if not handover.done():  # else its worker was cancelled
+                handover.set_result((job_task, job, permitted))
                 return
         if self._group is not None:  # in the session's context: a worker outlives the caller who needs it first
-            self._context.copy().run(self._group.start_soon, self._work, errand, entry, permitted)
+            self._context.copy().run(self._group.start_soon, self._work, job_task, job, permitted)
 
-    async def _work(self, errand: JobTask, entry: TrackedJob, permitted: bool) -> None:
+    async def _work(self, job_task: JobTask, job: TrackedJob, permitted: bool) -> None:
         loop = asyncio.get_running_loop()
         while True:
-            await self._carry(errand, entry, permitted)
+            await self._carry(job_task, job, permitted)
             if len(self._idle) >= self._max_requests:
                 return
-            seat: asyncio.Future[tuple[JobTask, TrackedJob, bool]] = loop.create_future()
-            self._idle.append(seat)
+            handover: asyncio.Future[tuple[JobTask, TrackedJob, bool]] = loop.create_future()
+            self._idle.append(handover)
             try:
-                errand, entry, permitted = await seat
+                job_task, job, permitted = await handover
             except asyncio.CancelledError as stray:
                 if not self.contains(stray):
                     raise
-                if seat.cancel() or seat.cancelled():
+                if handover.cancel() or handover.cancelled():
                     return
-                errand, entry, permitted = seat.result()  # it was given one in the same turn of the loop
+                job_task, job, permitted = handover.result()  # it was given one in the same turn of the loop
 
-    async def _carry(self, errand: JobTask, entry: TrackedJob, permitted: bool) -> None:
+    async def _carry(self, job_task: JobTask, job: TrackedJob, permitted: bool) -> None:
         try:
             try:
-                await errand(entry)
+                await job_task(job)
             finally:
                 if permitted:
                     self._permits.release()
@@ -124,7 +124,7 @@ class WorkerPool:
         except BaseException as failure:
             if not self.contains(failure):
                 raise
-            self._crashed(entry, failure)
+            self._crashed(job, failure)
         try:
             self._freed()
         except BaseException as failure:

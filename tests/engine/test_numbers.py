@@ -129,22 +129,22 @@ async def test_a_running_job_is_never_dropped_whatever_its_due_time(
             begin(entry)
             return due
 
-        monkeypatch.setattr(engine._claims._submitter, "_begin", never)
+        monkeypatch.setattr(engine.scheduler._submitter, "_begin", never)
         result = await session.generate("a fox", idempotency_key="order-1")
         assert result.task_id == "t1"
         assert 86_000 < now() < 90_000
 
 
 @virtually
-async def test_a_job_that_was_bought_is_never_said_to_be_not_bought() -> None:
+async def test_a_job_that_was_bought_is_never_said_to_be_not_bought(monkeypatch: pytest.MonkeyPatch) -> None:
     async with apimall(FakeTransport(Shop(job_s=1e9).answer)) as session:
         job = await session.submit("a fox")
         await job.accepted()
-        job._tracked.live = False  # however it came to that
+        monkeypatch.setattr(TrackedJob, "live", False)  # however it came to that
         with pytest.raises(JobUnfinished, match="is running and no longer polled here: await it again") as caught:
             await job._wait_for_change()
         assert caught.value.safe_to_repeat is False
-        job._tracked.live = True
+        monkeypatch.undo()
 
 
 @pytest.mark.parametrize("limit", [-1, 1.5, True, "5", 10**400])

@@ -161,11 +161,11 @@ async def test_a_ledger_that_fails_so_harms_its_own_job_only(method: str, failur
 
 
 class Miscounting(Notebook):
-    async def held(self, account: str, *, since: Any = None) -> int:
+    async def count_slots_of_others(self, account: str, *, since: Any = None) -> int:
         cancelled_result()
         return 0
 
-    async def nudges(self) -> Any:
+    async def take_notices(self) -> Any:
         cancelled_result()
 
 
@@ -182,9 +182,9 @@ async def test_the_sessions_other_tasks_survive_it_too(caplog: pytest.LogCapture
 @virtually
 async def test_somebody_who_cancels_every_other_task_of_the_session_does_not_stop_it() -> None:
     async with apimall(FakeTransport(Shop().answer)) as session:
-        await others_are_served(session)  # workers wait for their next errand now
+        await others_are_served(session)  # idle workers wait for their next step now
         for task in asyncio.all_tasks() - {asyncio.current_task()}:
-            if "_live" not in repr(task):
+            if "SessionTask._run" not in repr(task):
                 task.cancel()
         await others_are_served(session)
 
@@ -222,7 +222,7 @@ async def test_a_row_whose_saving_raises_it_is_an_outcome_with_an_error(
     async def save(*_: object) -> None:
         cancelled_result()
 
-    monkeypatch.setattr("nanobanana_async.image_saver.Keeper.save", save)
+    monkeypatch.setattr("nanobanana_async.image_saver.ImageSaver.save", save)
     async with apimall(FakeTransport(Shop().answer)) as session:
         outcomes = [outcome async for outcome in session.generate_many(["one", "two"], save_to="nowhere")]
         assert [outcome.result is not None and outcome.error is not None for outcome in outcomes] == [True, True]

@@ -73,9 +73,9 @@ class InlineWriter:
     """
 
     def __init__(self, disk: Disk, open_file: Callable[[], LedgerConnection]) -> None:
+        self.loop = disk.machine
         self._disk = disk
         self._process: Process = this_process()
-        self.loop = asyncio.get_running_loop()
         self._open_file = open_file
         self._file: LedgerConnection | None = None
         self._waiting: list[writer.WorkItem[Any]] = []

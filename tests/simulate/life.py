@@ -220,7 +220,7 @@ async def settle(stage: Stage, process: Process, session: Session, key: str, dra
     elif bought:
         decision = {"task_id": bought[-1].task_id}
     else:
-        decision = {"refused": True}
+        decision = {"not_bought": True}
     stage.machine.note(process.name, f"{key}: settled by hand: {decision}")
     stage.oracle.decided[key] += 1
     try:

@@ -9,6 +9,7 @@ from attrs import evolve, frozen
 
 from nanobanana_async.engine import submitter as buying
 from nanobanana_async.engine.claims import Claims
+from nanobanana_async.engine.next_step import Enqueue, Next
 from nanobanana_async.engine.resolver import JobResolver
 from nanobanana_async.engine.store import JobStore
 from nanobanana_async.engine.submitter import Submitter
@@ -92,10 +93,10 @@ def _told_before_written() -> list[Change]:
 
 
 def _adopts_from_the_living() -> list[Change]:
-    def free(self: JobTable, owner: str | None) -> bool:
+    def is_unowned(self: JobTable, owner: str | None) -> bool:
         return owner != self._owner
 
-    return [(JobTable, "_is_unowned", free)]
+    return [(JobTable, "_is_unowned", is_unowned)]
 
 
 def _expired_key_repeated() -> list[Change]:
@@ -118,9 +119,9 @@ def _never_lets_go() -> list[Change]:
 
 
 def _found_half_way_is_sent_as_new() -> list[Change]:
-    async def recover(self: Any, entry: TrackedJob) -> float:
+    async def recover(self: Any, entry: TrackedJob) -> Next:
         await self._store.transition(entry, JobState.PENDING)
-        return float(self._clock())
+        return Enqueue()
 
     return [(Submitter, "recover", recover)]
 
