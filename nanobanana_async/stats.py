@@ -70,7 +70,7 @@ class SessionStats:
 def collect_stats(engine: Engine) -> SessionStats:
     """Return how a session with this engine stands."""
     books = engine.store
-    limits, learned = engine.slots.snapshot(engine.clock()), engine.poller.best_known
+    limits, learned = engine.slots.snapshot(engine.clock()), engine.estimates.best_known
     return SessionStats(
         job_limit=limits.job_limit,
         creates_per_s=limits.creates_per_s,

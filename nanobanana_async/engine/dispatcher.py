@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from itertools import islice
 
+from nanobanana_async.engine.estimates import JobEstimates
 from nanobanana_async.engine.poller import Poller
 from nanobanana_async.engine.slots import Slots
 from nanobanana_async.engine.store import CreditAccount
@@ -32,9 +33,12 @@ Start = tuple[TrackedJob, Step]
 class Dispatcher:
     """The jobs that wait for their turn. It decides who is next; the scheduler starts them."""
 
-    def __init__(self, slots: Slots, poller: Poller, workers: WorkerPool, account: CreditAccount) -> None:
+    def __init__(
+        self, slots: Slots, poller: Poller, estimates: JobEstimates, workers: WorkerPool, account: CreditAccount
+    ) -> None:
         self._slots = slots
         self._poller = poller
+        self._estimates = estimates
         self._workers = workers
         self._credits = account
         self._places = 0
@@ -109,7 +113,7 @@ class Dispatcher:
             if not self._poller.admits(now):
                 opens_at = self._poller.opens_at()
                 return opens_at if opens_at > now else NEVER
-            job = self._overdue.pop_best(free, self._poller.ended_probability)
+            job = self._overdue.pop_best(free, self._estimates.ended_probability)
             if job.phase is Phase.QUEUED:
                 self._slots.retry_budget.earn()
                 self._poller.sent(now)
