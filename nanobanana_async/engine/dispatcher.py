@@ -6,6 +6,8 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from itertools import islice
 
+from attrs import frozen
+
 from nanobanana_async.engine.estimates import JobEstimates
 from nanobanana_async.engine.poller import Poller
 from nanobanana_async.engine.slots import Slots
@@ -24,10 +26,16 @@ class Step(enum.Enum):
 
     CREATE = "create"
     POLL = "poll"
-    DECLINE = "decline"  # its credits do not suffice
 
 
-Start = tuple[TrackedJob, Step]
+@frozen
+class Decline:
+    """The credits of a job do not suffice. Why is said at once: the caps change with the next create."""
+
+    why: str
+
+
+Start = tuple[TrackedJob, Step | Decline]
 
 
 class Dispatcher:
@@ -85,7 +93,7 @@ class Dispatcher:
                     continue
                 consent = self._credits.check(job, now)
                 if consent is Affordable.NEVER:
-                    starts.append((queue.popleft(), Step.DECLINE))
+                    starts.append((queue.popleft(), Decline(self._credits.explain(job))))
                     continue
                 if not self._free_requests(starts):
                     return NEVER
@@ -122,7 +130,7 @@ class Dispatcher:
 
     def _free_requests(self, starts: list[Start]) -> int:
         """How many more requests may leave, beside those that were just taken out."""
-        return self._workers.free_requests - sum(1 for _, step in starts if step is not Step.DECLINE)
+        return self._workers.free_requests - sum(1 for _, step in starts if isinstance(step, Step))
 
 
 # How many overdue polls are compared when not all can be sent: the longest overdue are among them.

@@ -8,7 +8,7 @@ from typing import Any, assert_never
 from anyio.abc import TaskGroup
 
 from nanobanana_async.engine.claims import Claims
-from nanobanana_async.engine.dispatcher import Dispatcher, Step
+from nanobanana_async.engine.dispatcher import Decline, Dispatcher, Step
 from nanobanana_async.engine.estimates import JobEstimates
 from nanobanana_async.engine.foreign_slots import recount_foreign_slots
 from nanobanana_async.engine.next_step import (
@@ -123,7 +123,7 @@ class Scheduler:
             self._timer_fired.clear()
             self.tick()
 
-    def _start(self, job: TrackedJob, step: Step) -> None:
+    def _start(self, job: TrackedJob, step: Step | Decline) -> None:
         """Begin what the dispatcher decided."""
         match step:
             case Step.CREATE:
@@ -132,12 +132,11 @@ class Scheduler:
             case Step.POLL:
                 job.move(Phase.IN_FLIGHT)
                 self._steps.poll(self._poller.poll, job)
-            case Step.DECLINE:
-                self._decline(job)
+            case Decline(why=why):
+                self._decline(job, CreditLimitReached(why))
 
-    def _decline(self, job: TrackedJob) -> None:
+    def _decline(self, job: TrackedJob, error: CreditLimitReached) -> None:
         """Take back a job for which the credits do not suffice."""
-        error = CreditLimitReached(self._store.credits.explain(job))
 
         async def declined(job: TrackedJob) -> Next:
             await self._claims.withdraw(job)

@@ -105,7 +105,7 @@ async def test_a_job_in_doubt_keeps_its_credits_set_aside_and_nobody_waits_for_i
 
 
 @pytest.mark.parametrize("later_s", [0.0, 7200.0], ids=["at once", "long after"])
-@pytest.mark.parametrize("way", ["refused", "task_id", "buy_again"])
+@pytest.mark.parametrize("way", ["not_bought", "task_id", "buy_again"])
 @virtually
 async def test_what_was_set_aside_for_a_job_in_doubt_is_settled_with_it(way: str, later_s: float) -> None:
     till = till_of("defapi")
@@ -121,12 +121,12 @@ async def test_what_was_set_aside_for_a_job_in_doubt_is_settled_with_it(way: str
             assert budget_of(session).reserved == Decimal("0.5")
             return
         job = await session.resolve("fox-1", **orders)
-        if way != "refused":
+        if way != "not_bought":
             assert (await job).credits == Decimal("0.5")
-        assert budget_of(session).spent == (Decimal("0.5") if way == "refused" else 1)
+        assert budget_of(session).spent == (Decimal("0.5") if way == "not_bought" else 1)
         assert nothing_is_left(session)
         more = await outcome(session, "a crow")
-        assert isinstance(more, GenerationResult if way == "refused" else CreditLimitReached)
+        assert isinstance(more, GenerationResult if way == "not_bought" else CreditLimitReached)
 
 
 @pytest.mark.parametrize("later_s", [0.0, 7200.0], ids=["at once", "long after"])
