@@ -71,7 +71,7 @@ class SessionStats:
 def collect_stats(engine: Engine) -> SessionStats:
     """Return a snapshot of the session of this engine."""
     store = engine.store
-    limits, learned = engine.slots.snapshot(engine.clock()), engine.poller.best_known
+    limits, learned = engine.slots.snapshot(engine.clock()), engine.estimates.best_known
     return SessionStats(
         job_limit=limits.job_limit,
         creates_per_s=limits.creates_per_s,

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from datetime import timedelta
 
+from nanobanana_async.engine.estimates import JobEstimates
 from nanobanana_async.engine.next_step import CheckOwnerAt, Enqueue, Finish, HoldUntil, LetGo, Next, Recover, ScheduleAt
 from nanobanana_async.engine.poller import Poller
 from nanobanana_async.engine.slots import Slots
@@ -30,6 +31,7 @@ class Claims:
         store: JobStore,
         slots: Slots,
         poller: Poller,
+        estimates: JobEstimates,
         *,
         clock: Callable[[], float],
     ) -> None:
@@ -37,6 +39,7 @@ class Claims:
         self._store = store
         self._slots = slots
         self._poller = poller
+        self._estimates = estimates
         self._clock = clock
 
     async def claim(self, job: TrackedJob) -> Next:
@@ -95,7 +98,7 @@ class Claims:
 
     async def count_foreign_slots(self) -> int:
         """Count the jobs of this account that are not ours and may hold slots: those that may still run."""
-        since = self._store.utcnow() - timedelta(seconds=self._poller.longest_s)
+        since = self._store.utcnow() - timedelta(seconds=self._estimates.longest_s)
         return await self._store.ledger.count_slots_of_others(self._gateway.account, since=since)
 
     async def _claim(self, wanted: JobRecord) -> Claim:

@@ -6,6 +6,9 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from itertools import islice
 
+from attrs import frozen
+
+from nanobanana_async.engine.estimates import JobEstimates
 from nanobanana_async.engine.poller import Poller
 from nanobanana_async.engine.slots import Slots
 from nanobanana_async.engine.store import CreditAccount
@@ -23,18 +26,27 @@ class Step(enum.Enum):
 
     CREATE = "create"
     POLL = "poll"
-    DECLINE = "decline"  # its credits do not suffice
 
 
-Start = tuple[TrackedJob, Step]
+@frozen
+class Decline:
+    """The credits of a job do not suffice. Why is said at once: the caps change with the next create."""
+
+    why: str
+
+
+Start = tuple[TrackedJob, Step | Decline]
 
 
 class Dispatcher:
     """The jobs that wait for their turn. It decides who is next; the scheduler starts them."""
 
-    def __init__(self, slots: Slots, poller: Poller, workers: WorkerPool, account: CreditAccount) -> None:
+    def __init__(
+        self, slots: Slots, poller: Poller, estimates: JobEstimates, workers: WorkerPool, account: CreditAccount
+    ) -> None:
         self._slots = slots
         self._poller = poller
+        self._estimates = estimates
         self._workers = workers
         self._credits = account
         self._places = 0
@@ -81,7 +93,7 @@ class Dispatcher:
                     continue
                 consent = self._credits.check(job, now)
                 if consent is Affordable.NEVER:
-                    starts.append((queue.popleft(), Step.DECLINE))
+                    starts.append((queue.popleft(), Decline(self._credits.explain(job))))
                     continue
                 if not self._free_requests(starts):
                     return NEVER
@@ -109,7 +121,7 @@ class Dispatcher:
             if not self._poller.admits(now):
                 opens_at = self._poller.opens_at()
                 return opens_at if opens_at > now else NEVER
-            job = self._overdue.pop_best(free, self._poller.ended_probability)
+            job = self._overdue.pop_best(free, self._estimates.ended_probability)
             if job.phase is Phase.QUEUED:
                 self._slots.retry_budget.earn()
                 self._poller.sent(now)
@@ -118,7 +130,7 @@ class Dispatcher:
 
     def _free_requests(self, starts: list[Start]) -> int:
         """How many more requests may leave, beside those that were just taken out."""
-        return self._workers.free_requests - sum(1 for _, step in starts if step is not Step.DECLINE)
+        return self._workers.free_requests - sum(1 for _, step in starts if isinstance(step, Step))
 
 
 # How many overdue polls are compared when not all can be sent: the longest overdue are among them.

@@ -9,6 +9,7 @@ from attrs import evolve
 
 from nanobanana_async.engine.callback_urls import CallbackUrls
 from nanobanana_async.engine.claims import Claims
+from nanobanana_async.engine.estimates import JobEstimates
 from nanobanana_async.engine.next_step import HoldUntil, Next
 from nanobanana_async.engine.poller import Poller
 from nanobanana_async.engine.scheduler import Scheduler
@@ -36,8 +37,9 @@ class Engine:
         gateway: Gateway,
         store: JobStore,
         slots: Slots,
-        buyer: Submitter,
-        follower: Poller,
+        submitter: Submitter,
+        poller: Poller,
+        estimates: JobEstimates,
         *,
         budgets: tuple[Cap, ...],
         callbacks: CallbackUrls,
@@ -52,9 +54,10 @@ class Engine:
         self.guard = guard
         """Checked first by every call of the public API."""
         self.slots = slots
-        self.poller = follower
-        self._claims = Claims(gateway, store, slots, follower, clock=self.clock)
-        self.scheduler = Scheduler(store, slots, buyer, follower, self._claims, max_requests=max_requests)
+        self.poller = poller
+        self.estimates = estimates
+        self._claims = Claims(gateway, store, slots, poller, estimates, clock=self.clock)
+        self.scheduler = Scheduler(store, slots, submitter, poller, self._claims, estimates, max_requests=max_requests)
         self.tracked = self.scheduler.tracked
 
     def submit(

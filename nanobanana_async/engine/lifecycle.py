@@ -14,6 +14,7 @@ from nanobanana_async.config import Timeouts
 from nanobanana_async.engine.callback_handler import CallbackHandler
 from nanobanana_async.engine.callback_urls import CallbackUrls
 from nanobanana_async.engine.engine import Engine
+from nanobanana_async.engine.estimates import JobEstimates
 from nanobanana_async.engine.poller import Poller
 from nanobanana_async.engine.slots import Slots
 from nanobanana_async.engine.store import CreditAccount, JobStore, utcnow
@@ -67,16 +68,19 @@ class SessionComponents:
     def engine(self) -> Engine:
         """Return an engine on the running event loop; ledger and transport must be open."""
         clock = asyncio.get_running_loop().time
-        purse = CreditAccount(self.gateway)
-        books = JobStore(self.ledger, purse, self.emit, utcnow)
-        follower = Poller(
+        credit_account = CreditAccount(self.gateway)
+        store = JobStore(self.ledger, credit_account, self.emit, utcnow)
+        job_s = self.timeouts.job_s
+        estimates = JobEstimates(self.gateway, self.polling, job_s=job_s, clock=clock)
+        poller = Poller(
             self.gateway,
             self.transport,
-            books,
+            store,
+            estimates,
             self.polling,
             self.retry,
             query_s=self.timeouts.query_s,
-            job_s=self.timeouts.job_s,
+            job_s=job_s,
             clock=clock,
             is_called_back=self.callbacks.is_expected_for,
         )
@@ -84,34 +88,35 @@ class SessionComponents:
             self.concurrency,
             self.retry,
             target_delay_s=self.polling.target_delay_s,
-            likely_ends=follower.expected_ended_since,
+            likely_ends=estimates.expected_ended_since,
         )
-        buyer = Submitter(
+        submitter = Submitter(
             self.gateway,
             self.transport,
-            books,
+            store,
             slots,
             self.retry,
             create_s=self.timeouts.create_s,
-            begin=follower.begin,
-            lingers_s=follower.may_run_for_s,
+            begin=poller.begin,
+            lingers_s=estimates.may_run_for_s,
             clock=clock,
         )
-        budgets = () if self.max_credits is None else (Budget(self.max_credits, purse.prices),)
+        budgets = () if self.max_credits is None else (Budget(self.max_credits, credit_account.prices),)
         engine = Engine(
             self.gateway,
-            books,
+            store,
             slots,
-            buyer,
-            follower,
+            submitter,
+            poller,
+            estimates,
             budgets=budgets,
             callbacks=self.callbacks,
             guard=self.guard,
             max_requests=self.concurrency.max_requests,
         )
-        hearing = CallbackHandler(self.gateway, engine, self.callbacks)
-        self.callbacks.set_handler(hearing.handle)
-        engine.scheduler.background.append(hearing.fetch_notices)
+        handler = CallbackHandler(self.gateway, engine, self.callbacks)
+        self.callbacks.set_handler(handler.handle)
+        engine.scheduler.background.append(handler.fetch_notices)
         return engine
 
 

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from itertools import islice
 
 from nanobanana_async.engine.contained_send import send_contained
+from nanobanana_async.engine.estimates import JobEstimates
 from nanobanana_async.engine.fallback_polling import FallbackPolling
 from nanobanana_async.engine.next_step import Finish, Next, ScheduleAt
 from nanobanana_async.engine.store import JobStore
@@ -18,8 +19,6 @@ from nanobanana_async.gateways.contract import Gateway, Transport
 from nanobanana_async.http.threads import AnswerReader
 from nanobanana_async.jobs import Failure, JobRecord, JobState, Observation
 from nanobanana_async.policy.circuit import CircuitBreaker
-from nanobanana_async.policy.durations import Durations
-from nanobanana_async.policy.poll_schedule import PollSchedule
 from nanobanana_async.policy.polling import PollPolicy
 from nanobanana_async.policy.rate import Pacer
 from nanobanana_async.policy.retry import (
@@ -45,6 +44,7 @@ class Poller:
         gateway: Gateway,
         transport: Transport,
         store: JobStore,
+        estimates: JobEstimates,
         polling: PollPolicy,
         retry: RetryPolicy,
         *,
@@ -56,6 +56,7 @@ class Poller:
         self._gateway = gateway
         self._transport = transport
         self._store = store
+        self._estimates = estimates
         self._polling = polling
         self._retry = retry
         self._query_s = query_s
@@ -65,7 +66,6 @@ class Poller:
         self.fallback = FallbackPolling(is_called_back, clock)
         self._jitter = random.Random()
         self._warned_statuses: set[str] = set()
-        self._schedules: dict[str, PollSchedule[TrackedJob]] = {}
         self.breaker = CircuitBreaker(retry)
         self.pacer = Pacer()
         self.polls = 0
@@ -86,7 +86,7 @@ class Poller:
 
     def begin(self, job: TrackedJob) -> float:
         """Begin to follow a job that runs; return when to poll it first."""
-        job.schedule = self._schedule_of(job)
+        job.schedule = self._estimates.schedule_of(job)
         job.schedule.began(job)
         job.followed_since = self._clock()
         job.failures = 0  # those of its creates
@@ -98,59 +98,6 @@ class Poller:
         """Ask about a task that may be ours; raise what prevents an answer."""
         self.polls += 1
         return await self._query(task_id)
-
-    def end(self, job: TrackedJob) -> None:
-        """Let go of a job."""
-        if job.schedule is not None:
-            job.schedule.forget(job)
-
-    def ended_probability(self, job: TrackedJob) -> float:
-        """Return how likely the job has ended since its last poll."""
-        return 0.0 if job.schedule is None else job.schedule.ended_probability(job, self._clock() - job.running_at)
-
-    def expected_ended_since(self, since: float) -> float:
-        """Return how many of the followed jobs have probably ended, unseen, since a moment."""
-        now = self._clock()
-        return sum(
-            schedule.ended_chance(max(seen_s, since - job.running_at), now - job.running_at)
-            for schedule in self._schedules.values()
-            for job, seen_s in schedule.running()
-        )
-
-    def may_run_for_s(self, job: TrackedJob) -> float:
-        """Return how long a job that was perhaps bought may still run."""
-        return min(self.job_s, self._schedule_of(job).p99_s)
-
-    @property
-    def longest_s(self) -> float:
-        """How long a job of any class may still run."""
-        classes = (self._schedule(""), *self._schedules.values())
-        return min(self.job_s, max(schedule.p99_s for schedule in classes))
-
-    def mean_s(self, job: TrackedJob) -> float:
-        """Return how long jobs like this one take, in the mean."""
-        return self._schedule_of(job).mean_s
-
-    @property
-    def best_known(self) -> Durations | None:
-        """What was learned about the class of jobs that was seen most."""
-        for schedule in self._schedules.values():
-            schedule.learn()
-        known = [schedule.durations for schedule in self._schedules.values() if schedule.durations.count]
-        return max(known, key=lambda durations: durations.count, default=None)
-
-    def _schedule_of(self, job: TrackedJob) -> PollSchedule[TrackedJob]:
-        request = job.record.request
-        return self._schedule("" if request is None else self._gateway.price_class(request))
-
-    def _schedule(self, name: str) -> PollSchedule[TrackedJob]:
-        schedule = self._schedules.get(name)
-        if schedule is None:
-            # A class never seen is taken to be like the one that was seen most.
-            learned = self.best_known
-            expected_s = self._gateway.expected_job_s if learned is None else learned.median_s
-            schedule = self._schedules[name] = PollSchedule(self._polling, Durations(expected_s))
-        return schedule
 
     def running_since(self, job: TrackedJob) -> float:
         """The loop's time at which a job that was found in the ledger began to run."""

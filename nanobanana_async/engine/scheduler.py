@@ -8,7 +8,8 @@ from typing import Any, assert_never
 from anyio.abc import TaskGroup
 
 from nanobanana_async.engine.claims import Claims
-from nanobanana_async.engine.dispatcher import Dispatcher, Step
+from nanobanana_async.engine.dispatcher import Decline, Dispatcher, Step
+from nanobanana_async.engine.estimates import JobEstimates
 from nanobanana_async.engine.foreign_slots import recount_foreign_slots
 from nanobanana_async.engine.next_step import (
     CheckOwnerAt,
@@ -44,6 +45,7 @@ class Scheduler:
         submitter: Submitter,
         poller: Poller,
         claims: Claims,
+        estimates: JobEstimates,
         *,
         max_requests: int,
     ) -> None:
@@ -53,10 +55,11 @@ class Scheduler:
         self._slots = slots
         self._submitter = submitter
         self._poller = poller
+        self._estimates = estimates
         self._claims = claims
         self.workers = WorkerPool(max_requests, freed=self.tick, crashed=self._crashed)
         self._steps = StepRunner(self.workers, self._apply)
-        self.dispatcher = Dispatcher(slots, poller, self.workers, store.credits)
+        self.dispatcher = Dispatcher(slots, poller, estimates, self.workers, store.credits)
         self._timer_fired = asyncio.Event()
         self._timers = Timers(loop, self._timer_fired.set)
         self.tracked: dict[str, TrackedJob] = {}
@@ -114,17 +117,13 @@ class Scheduler:
         self._timers.arm(now, next_at)
 
     async def _tick_on_timer(self) -> None:
-        """Tick whenever the timer fires.
-
-        In a task of its own and not in the timer's callback: anyio starts no task from outside of any where sniffio is
-        installed, since that can't tell there which event loop runs.
-        """
+        """Tick whenever the timer fires: in a task, since anyio starts none from a timer's callback under sniffio."""
         while True:
             await self._timer_fired.wait()
             self._timer_fired.clear()
             self.tick()
 
-    def _start(self, job: TrackedJob, step: Step) -> None:
+    def _start(self, job: TrackedJob, step: Step | Decline) -> None:
         """Begin what the dispatcher decided."""
         match step:
             case Step.CREATE:
@@ -133,12 +132,11 @@ class Scheduler:
             case Step.POLL:
                 job.move(Phase.IN_FLIGHT)
                 self._steps.poll(self._poller.poll, job)
-            case Step.DECLINE:
-                self._decline(job)
+            case Decline(why=why):
+                self._decline(job, CreditLimitReached(why))
 
-    def _decline(self, job: TrackedJob) -> None:
+    def _decline(self, job: TrackedJob, error: CreditLimitReached) -> None:
         """Take back a job for which the credits do not suffice."""
-        error = CreditLimitReached(self._store.credits.explain(job))
 
         async def declined(job: TrackedJob) -> Next:
             await self._claims.withdraw(job)
@@ -276,10 +274,10 @@ class Scheduler:
     def _retire(self, job: TrackedJob, phase: Phase, *, hold_until: float = NEVER, ours: bool = True) -> None:
         """Follow a job no longer. An uncertain one may still run, and holds its slots for a while."""
         self.tracked.pop(job.key, None)
-        self._poller.end(job)
+        self._estimates.forget(job)
         self._store.credits.park(job)
         if job.slots and job.record.state in (JobState.SUCCEEDED, JobState.FAILED):
-            self._slots.on_ended(self._poller.mean_s(job))
+            self._slots.on_ended(self._estimates.mean_s(job))
         if job.record.state is JobState.UNCERTAIN and hold_until < NEVER:
             job.move(Phase.HOLDING)
             self.holding[job.key] = job

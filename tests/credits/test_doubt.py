@@ -105,7 +105,7 @@ async def test_uncertain_job_keeps_its_credits_reserved(priced: str) -> None:
 
 
 @pytest.mark.parametrize("later_s", [0.0, 7200.0], ids=["at once", "long after"])
-@pytest.mark.parametrize("way", ["refused", "task_id", "buy_again"])
+@pytest.mark.parametrize("way", ["not_bought", "task_id", "buy_again"])
 @virtually
 async def test_reservation_of_an_uncertain_job_ends_when_resolved(way: str, later_s: float) -> None:
     till = till_of("defapi")
@@ -121,12 +121,12 @@ async def test_reservation_of_an_uncertain_job_ends_when_resolved(way: str, late
             assert budget_of(session).reserved == Decimal("0.5")
             return
         job = await session.resolve("fox-1", **orders)
-        if way != "refused":
+        if way != "not_bought":
             assert (await job).credits == Decimal("0.5")
-        assert budget_of(session).spent == (Decimal("0.5") if way == "refused" else 1)
+        assert budget_of(session).spent == (Decimal("0.5") if way == "not_bought" else 1)
         assert nothing_is_left(session)
         more = await outcome(session, "a crow")
-        assert isinstance(more, GenerationResult if way == "refused" else CreditLimitReached)
+        assert isinstance(more, GenerationResult if way == "not_bought" else CreditLimitReached)
 
 
 @pytest.mark.parametrize("later_s", [0.0, 7200.0], ids=["at once", "long after"])
