@@ -4,13 +4,16 @@ import asyncio
 import os
 import re
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from types import CodeType
+from typing import Any
 
 import pytest
 from attrs import frozen
 
 from nanobanana_async.emulator import API_KEY, Emulator
+from nanobanana_async.engine.tracked_job import PHASES
 from nanobanana_async.jobs import TRANSITIONS
 
 ROOT = Path(__file__).parent.parent
@@ -114,6 +117,7 @@ def test_architecture_names_existing_files() -> None:
 
 def test_architecture_has_the_transitions_of_the_code() -> None:
     text = (ROOT / "docs/architecture.md").read_text(encoding="utf-8")
-    rows = re.findall(r"^\| ([A-Z]+) \| [^|]+ \| ([A-Z, ]+|-) \|$", text, re.MULTILINE)
+    rows = re.findall(r"^\| ([A-Z_]+) \| [^|]+ \| ([A-Z_, ]+|-) \|$", text, re.MULTILINE)
     table = {state: set() if onward == "-" else set(onward.split(", ")) for state, onward in rows}
-    assert table == {state.name: {each.name for each in onward} for state, onward in TRANSITIONS.items()}
+    tables: tuple[Mapping[Any, frozenset[Any]], ...] = (TRANSITIONS, PHASES)
+    assert table == {state.name: {each.name for each in onward} for moves in tables for state, onward in moves.items()}

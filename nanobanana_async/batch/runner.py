@@ -17,7 +17,7 @@ from attrs import evolve
 from nanobanana_async.batch.options import BatchOptions, Requests, iterate
 from nanobanana_async.batch.outcome import Outcome
 from nanobanana_async.batch.rows import Row, RowReader, key_prefix
-from nanobanana_async.batch.streak import SAME_ERRORS, ErrorStreak
+from nanobanana_async.batch.streak import ErrorStreak, ledger_may_be_lost
 from nanobanana_async.engine.engine import Engine
 from nanobanana_async.engine.tracked_job import NEVER, Phase, TrackedJob
 from nanobanana_async.errors import (
@@ -220,7 +220,7 @@ class BatchRunner:
                 return
             conflict = result if isinstance(result, IdempotencyConflict) else None
             if (unbought or conflict) and self._refusals.add(result):
-                self.stop(_ledger_may_be_lost(conflict) if conflict else result)
+                self.stop(ledger_may_be_lost(conflict) if conflict else result)
             self._emit(_outcome(row, job, error=result))
             return
         outcome = _outcome(row, job, result=result)
@@ -316,15 +316,6 @@ def _crash(outcome: Outcome, failure: BaseException) -> NanoBananaError:
 
 def _closed() -> SessionClosed:
     return SessionClosed("the session was closed before the batch ended")
-
-
-def _ledger_may_be_lost(error: IdempotencyConflict) -> IdempotencyConflict:
-    """Return the error that stops a batch whose keys the gateway already knows, row after row."""
-    why = (
-        f"the gateway knows the keys of {SAME_ERRORS} rows in a row, and this ledger does not: the ledger of this batch"
-        " may be lost, or another host has bought the batch. Use that ledger, or resolve the jobs"
-    )
-    return IdempotencyConflict(why, status=error.status, code=error.code, safe_to_repeat=False)
 
 
 def _outcome(row: Row, job: Job | None, **found: Any) -> Outcome:

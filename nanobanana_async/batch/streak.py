@@ -1,6 +1,6 @@
 """Detect many equal errors in a row, which are not the fault of single rows."""
 
-from nanobanana_async.errors import GatewayError, NanoBananaError
+from nanobanana_async.errors import GatewayError, IdempotencyConflict, NanoBananaError
 
 SAME_ERRORS = 20
 
@@ -22,3 +22,12 @@ class ErrorStreak:
     def reset(self) -> None:
         """Restart the count after a success."""
         self._kind, self._count = None, 0
+
+
+def ledger_may_be_lost(error: IdempotencyConflict) -> IdempotencyConflict:
+    """Return the error that stops a batch whose keys the gateway already knows, row after row."""
+    why = (
+        f"the gateway knows the keys of {SAME_ERRORS} rows in a row, and this ledger does not: the ledger of this batch"
+        " may be lost, or another host has bought the batch. Use that ledger, or resolve the jobs"
+    )
+    return IdempotencyConflict(why, status=error.status, code=error.code, safe_to_repeat=False)
