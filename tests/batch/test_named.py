@@ -156,7 +156,7 @@ async def test_an_uncertain_row_is_reported_and_not_sent(path: Path) -> None:
 @virtually
 async def test_named_batch_needs_a_ledger_on_disk() -> None:
     async with apimall(FakeTransport(Studio().answer)) as session:
-        with pytest.raises(ConfigurationError, match="a ledger that remembers"):
+        with pytest.raises(ConfigurationError, match="needs a ledger on disk"):
             session.generate_many(["fog"], batch="spring")
 
 

@@ -278,7 +278,7 @@ async def test_a_missing_key_or_unwritable_folder_is_a_usage_error(batch: Comman
     (batch.folder / "odd" / ".nanobanana-batch").write_text('{"batch": "foxes", "emulated": false}')
     (batch.folder / "odd" / "jobs.sqlite").write_text("this is not a database, but long enough to be read as one")
     said = await batch(file, folder="odd")
-    assert (said.code, "jobs.sqlite: the file is no SQLite database" in said.complaint) == (2, True)
+    assert (said.code, "jobs.sqlite: not a SQLite database" in said.complaint) == (2, True)
 
 
 async def test_a_folder_belongs_to_one_batch(batch: Command) -> None:

@@ -248,7 +248,7 @@ async def test_a_full_stdout_stops_the_buying(batch: Command) -> None:
         assert "the buying stopped: standard output can't be written: No space left on device" in said.err
 
 
-async def test_a_folder_name_with_undecodable_bytes_is_printed_unchanged(batch: Command) -> None:
+async def test_undecodable_bytes_of_a_folder_name_are_printed_escaped(batch: Command) -> None:
     name = os.fsdecode(b"out-\xff")
     async with emulated(batch):
         with batch.patch.context() as patch:
@@ -256,4 +256,4 @@ async def test_a_folder_name_with_undecodable_bytes_is_printed_unchanged(batch: 
             patch.setattr("sys.stdout", io.TextIOWrapper(out, encoding="ascii"))
             said = await batch(batch.prompts(1), folder=name)
     assert said.code == 0
-    assert out.getvalue().count(b"out-\xff/images/") == 1
+    assert out.getvalue().count(b"out-\\udcff/images/") == 1

@@ -262,7 +262,7 @@ async def test_a_missing_or_foreign_ledger_is_an_error_and_unchanged(jobs: Comma
     said = await jobs(*tokens)
     assert (said.code, "no such file" in said.complaint) == (2, True)
     assert list(jobs.ledger.parent.iterdir()) == []
-    for content, why in ((b"", "is empty"), (b"not a database, but long enough to be read as one", "no SQLite")):
+    for content, why in ((b"", "is empty"), (b"not a database, but long enough to be read as one", "not a SQLite")):
         jobs.ledger.write_bytes(content)
         said = await jobs(*tokens)
         assert (said.code, said.out, why in said.complaint) == (2, "", True)

@@ -123,7 +123,7 @@ def _told_prices_are_not_counted() -> list[Change]:
 
 
 def _session_forgets_doubt() -> list[Change]:
-    return [(Budget, "park", Budget.release)]
+    return [(Budget, "suspend", Budget.release)]
 
 
 def _user_word_counts_as_told() -> list[Change]:

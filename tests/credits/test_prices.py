@@ -146,7 +146,7 @@ async def test_gateway_without_prices_sells_one_job(name: GatewayName) -> None:
         run = await run_batch(session, foxes(20), max_credits=100)
         assert (till.sold, run.results) == (1, 1)
         assert "the cost of an earlier job at an estimate is unknown" in str(run.why)
-        assert "say what such jobs cost in expected_credits" in str(run.why)
+        assert "set expected_credits to what such jobs cost" in str(run.why)
         run = await run_batch(session, foxes(20), max_credits=80, expected_credits=8)
         assert (till.sold, run.results) == (11, 10)
         assert "max_credits is 80, 80 are spent, and a job for 8 would pass it" in str(run.why)
@@ -158,7 +158,7 @@ async def test_gateway_without_prices_and_a_session_cap() -> None:
     till = till_of("defapi", says="never")
     async with a_session("defapi", till.line(), max_credits=4) as session:
         assert isinstance(await session.generate("a fox"), GenerationResult)
-        with pytest.raises(CreditLimitReached, match="say what such jobs cost in expected_credits"):
+        with pytest.raises(CreditLimitReached, match="set expected_credits to what such jobs cost"):
             await session.generate("an owl")
         run = await run_batch(session, foxes(20), expected_credits=0.5)
         assert run.results == 7

@@ -114,7 +114,7 @@ async def test_first_unpriced_job_can_be_withdrawn() -> None:
         assert (till.sold, third.state) == (1, JobState.PENDING)
         with pytest.raises(NanoBananaError, match="still runs"):
             await second  # it is followed no more, and its price may never be told
-        with pytest.raises(CreditLimitReached, match="say what such jobs cost in expected_credits"):
+        with pytest.raises(CreditLimitReached, match="set expected_credits to what such jobs cost"):
             await third
         assert till.sold == 1
 

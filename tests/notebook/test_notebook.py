@@ -43,7 +43,7 @@ async def test_the_tour_runs_and_shows_images(tmp_path: Path, monkeypatch: pytes
         "stats": 0,
     }
     assert "a lighthouse in fog" in html(cells["one"])
-    assert "the job continues" in printed(cells["timeout"])
+    assert "the job goes on" in printed(cells["timeout"])
     assert "state" in html(cells["timeout"])
     assert any(WIDGET in output.data for output in cells["batch"].outputs if "data" in output)
     assert Page(html(cells["batch"])).text.endswith("done 19 \N{NO-BREAK SPACE} failed 1")

@@ -17,7 +17,6 @@ from nanobanana_async import (
     RetryPolicy,
     Timeouts,
     TransportError,
-    UnexpectedResponse,
 )
 from nanobanana_async.gateways.contract import HttpRequest
 from nanobanana_async.testing import FakeTransport, Reply
@@ -421,9 +420,9 @@ async def test_a_job_past_job_s_is_an_error_and_can_be_followed_again() -> None:
     timeouts = Timeouts(job_s=60.0)
     async with apimall(transport, timeouts=timeouts, observers=[collector.telemetry]) as session:
         job = await session.submit(PROMPT)
-        assert isinstance(await outcome(job.result()), UnexpectedResponse)
+        assert isinstance(await outcome(job.result()), JobUnfinished)
         await asyncio.sleep(60.0)
         await job
     first, second = collector.spans
-    assert (facts(first)["error.type"], facts(first)["nanobanana.job.state"]) == ("UnexpectedResponse", "running")
+    assert (facts(first)["error.type"], facts(first)["nanobanana.job.state"]) == ("JobUnfinished", "running")
     assert (facts(second)["nanobanana.job.adopted"], facts(second)["nanobanana.job.state"]) == (True, "succeeded")

@@ -125,7 +125,7 @@ def settings_of(gateway: ApiMall) -> dict[str, Any]:
 
 
 def test_pickling_a_gateway_is_refused_with_advice() -> None:
-    with pytest.raises(TypeError, match="make the gateway or the session in the process that uses it"):
+    with pytest.raises(TypeError, match="create the gateway or the session in the"):
         pickle.dumps(mall())
 
 
