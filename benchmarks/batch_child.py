@@ -9,7 +9,7 @@ from benchmarks.children import orders, peak_mb, reply
 from benchmarks.ideal import Drawn
 from benchmarks.lean_gate import LeanGate
 from nanobanana_async import ApiMall, Batch, PollPolicy, Session
-from nanobanana_async.testing import run
+from nanobanana_async.testing import run_virtual
 
 LIMIT = 100
 LONG = Drawn(1, 20.0, 0.4)
@@ -18,7 +18,7 @@ QUICK_POLLS = PollPolicy(target_delay_s=0.02, min_gap_s=0.02, max_gap_s=0.2)
 
 
 def _prompts(rows: int) -> Iterator[str]:
-    return (f"picture {number}" for number in range(rows))
+    return (f"image {number}" for number in range(rows))
 
 
 def _gateway(expected_job_s: float) -> ApiMall:
@@ -68,7 +68,7 @@ def main() -> None:
     if "path" in told:
         result = asyncio.run(_named(rows, told["path"]))
     else:
-        result = run(_unnamed(rows, bool(told.get("ordered")), float(told.get("sleep_s", 0.0))))
+        result = run_virtual(_unnamed(rows, bool(told.get("ordered")), float(told.get("sleep_s", 0.0))))
     reply({**result, "rows": rows, "peak_mb": peak_mb()})
 
 

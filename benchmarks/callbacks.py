@@ -1,4 +1,4 @@
-"""defapi with callbacks, in real time over loopback: queries, delay and makespan; also where calls or answers are lost.
+"""defapi with callbacks, in real time over loopback: polls, delay and makespan; also with lost callbacks or answers.
 
 Emulator, application and session share one process, and each case runs in a process of its own.
 """
@@ -19,12 +19,12 @@ from benchmarks.children import Child, orders, reply
 from benchmarks.ideal import Drawn, list_schedule_s
 from benchmarks.report import Cell, Check, Section, Table
 from nanobanana_async import ConcurrencyPolicy, DefApi, JobState, Session, SqliteLedger
-from nanobanana_async.emulator import API_KEY, Chance, Emulator, faults
+from nanobanana_async.emulator import API_KEY, Emulator, RandomFault, faults
 from nanobanana_async.webhooks import CallbackReceiver
 
 LIMIT = 20
 SIGMA = 0.4
-SETTLED_WITHIN_S = 90.0
+RESOLVED_WITHIN_S = 90.0
 PATIENCE_S = 900.0
 
 Run = dict[str, Any]
@@ -32,7 +32,7 @@ Run = dict[str, Any]
 
 @frozen(kw_only=True)
 class Case:
-    """One run: so many jobs, and what goes wrong."""
+    """One run: the number of jobs, and the faults."""
 
     seed: int = 1
     jobs: int = 200
@@ -41,17 +41,17 @@ class Case:
     doubled: float = 0.0
     lost: float = 0.0
     """The share of create answers that never arrive; the jobs run and are charged."""
-    told: int | None = None
-    """The limit, where the session is told it."""
+    max_jobs: int | None = None
+    """The limit, if the session knows it."""
 
 
 def _emulator(case: Case) -> Emulator:
-    lost = [Chance(case.lost, faults.reset(processed=True), "defapi.create")] if case.lost else []
+    lost = [RandomFault(case.lost, faults.reset(processed=True), "defapi.create")] if case.lost else []
     return Emulator(
         seed=case.seed,
         job_limit=LIMIT,
         duration=Drawn(case.seed, case.median_s, SIGMA),
-        picture_scale=0.05,
+        image_scale=0.05,
         callback_drop_probability=case.dropped,
         callback_duplicate_probability=case.doubled,
         chances=lost,
@@ -59,14 +59,14 @@ def _emulator(case: Case) -> Emulator:
 
 
 async def _run(case: Case) -> Run:
-    """Buy all jobs at once, and wait until none is in doubt any more."""
+    """Buy all jobs at once, and wait until none is uncertain."""
     clock = asyncio.get_running_loop().time
     with tempfile.TemporaryDirectory() as folder, socket.create_server(("127.0.0.1", 0)) as listener:
         path = Path(folder) / "jobs.sqlite"
         async with _emulator(case) as emulator:
-            # Not `emulator.defapi()`: that looks at the durations, and each is drawn once.
+            # Not `emulator.defapi()`: it draws durations, and each duration is drawn only once.
             gateway = DefApi(api_key=API_KEY, base_url=emulator.url)
-            session = Session(gateway, ledger=path, concurrency=ConcurrencyPolicy(max_jobs=case.told or None))
+            session = Session(gateway, ledger=path, concurrency=ConcurrencyPolicy(max_jobs=case.max_jobs or None))
             receiver = CallbackReceiver(session, public_url=f"http://127.0.0.1:{listener.getsockname()[1]}")
             app = web.Application()
             app.add_routes(receiver.aiohttp_routes())
@@ -75,11 +75,11 @@ async def _run(case: Case) -> Run:
             await web.SockSite(runner, listener).start()
             async with session:
                 begun = clock()
-                async with session.generate_many(f"picture {number}" for number in range(case.jobs)) as outcomes:
+                async with session.generate_many(f"image {number}" for number in range(case.jobs)) as outcomes:
                     well = sum([outcome.ok async for outcome in outcomes])
                 doubtful = case.jobs - well
-                patience = clock() + SETTLED_WITHIN_S
-                while (stats := session.stats()).uncertain + stats.held and clock() < patience:  # noqa: ASYNC110
+                patience = clock() + RESOLVED_WITHIN_S
+                while (stats := session.stats()).uncertain + stats.slots_held and clock() < patience:  # noqa: ASYNC110
                     await asyncio.sleep(0.02)
                 took_s = clock() - begun
             await runner.cleanup()
@@ -159,9 +159,9 @@ COLUMNS = (
     "calls",
 )
 ALL_COME = "all come"
-TOLD = "all come, told the limit"
+KNOWN_LIMIT = "all come, limit known"
 SOME = "1/3 dropped, 1/3 doubled"
-LOST = "20 % of create answers lost, told the limit"
+LOST = "20 % of create answers lost, limit known"
 LOST_UNTOLD = "20 % of create answers lost, 429s among them"
 
 
@@ -188,9 +188,9 @@ def _checks(runs: Mapping[str, Sequence[Run]]) -> list[Check]:
 async def _measure(seeds: int, jobs: int, median_s: float) -> Section:
     kinds: Mapping[str, Mapping[str, Any]] = {
         ALL_COME: {},
-        TOLD: {"told": LIMIT},
+        KNOWN_LIMIT: {"max_jobs": LIMIT},
         SOME: {"dropped": 1 / 3, "doubled": 1 / 3},
-        LOST: {"lost": 0.2, "told": LIMIT},
+        LOST: {"lost": 0.2, "max_jobs": LIMIT},
         LOST_UNTOLD: {"lost": 0.2},
     }
     runs: dict[str, list[Run]] = {}
@@ -204,7 +204,7 @@ async def _measure(seeds: int, jobs: int, median_s: float) -> Section:
         rows=[_row(name, found) for name, found in runs.items()],
         notes=(
             f"Medians of {seeds} seeds; double and uncertain are sums. The ideal knows the limit and sees each end.",
-            "A 429 that is lost leaves a job in doubt that was never bought: no call ever tells, a person must.",
+            "A lost 429 leaves an uncertain job that was never bought: no callback comes, a person must resolve it.",
         ),
     )
     return Section(name="callbacks", tables=[table], checks=_checks(runs))
@@ -216,5 +216,5 @@ def section(*, seeds: int, quick: bool) -> Section:
 
 
 if __name__ == "__main__":
-    logging.getLogger("nanobanana_async").setLevel(logging.ERROR)  # doubt is what is expected here
+    logging.getLogger("nanobanana_async").setLevel(logging.ERROR)  # uncertain jobs are expected here
     reply(asyncio.run(_run(Case(**orders()))))

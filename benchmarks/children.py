@@ -1,4 +1,4 @@
-"""Processes of our own: each is told by one JSON line what to do, and answers in one."""
+"""Child processes: each reads its task as one JSON line and writes its result as one."""
 
 import asyncio
 import json
@@ -63,7 +63,7 @@ class Child:
 
 
 def orders() -> dict[str, Any]:
-    """In the child: return what it was told."""
+    """In the child: read the task."""
     told: dict[str, Any] = json.loads(sys.stdin.readline())
     return told
 

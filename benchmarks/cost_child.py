@@ -14,7 +14,7 @@ from benchmarks.lean_gate import LeanGate
 from benchmarks.simulating import feed
 from nanobanana_async import ApiMall, ConcurrencyPolicy, PollPolicy, Session
 from nanobanana_async.gateways.contract import HttpRequest, HttpResponse
-from nanobanana_async.testing import run
+from nanobanana_async.testing import run_virtual
 
 LIMIT = 100
 GAP_S = 5.0
@@ -31,7 +31,7 @@ async def _grow(jobs: int) -> dict[str, Any]:
     gate = LeanGate(asyncio.get_running_loop().time, limit=LIMIT, durations=Drawn(1, 20.0, 0.4))
     async with Session(_gateway(), http=gate) as session:
         begun = time.process_time()
-        well = await feed(session, (f"picture {number}" for number in range(jobs)), 2 * LIMIT)
+        well = await feed(session, (f"image {number}" for number in range(jobs)), 2 * LIMIT)
         cpu_s = time.process_time() - begun
     return {"jobs": jobs, "well": well, "cpu_s": cpu_s, "requests": gate.creates + gate.queries + gate.refused}
 
@@ -47,8 +47,8 @@ async def _hold(jobs: int) -> dict[str, Any]:
         gc.collect()
         tracemalloc.start()
         for number in range(jobs - 1):
-            await session.submit(f"picture {number}")
-        while session.stats().held < jobs:  # noqa: ASYNC110 - virtual time
+            await session.submit(f"image {number}")
+        while session.stats().slots_held < jobs:  # noqa: ASYNC110 - virtual time
             await asyncio.sleep(0.1)
         gc.collect()
         held_bytes, _ = tracemalloc.get_traced_memory()
@@ -75,13 +75,13 @@ class _Punctual(LeanGate):
 
 
 async def _be_late(jobs: int) -> dict[str, Any]:
-    """Hold so many jobs in real time, looked at every few seconds, and see how late the looks are."""
+    """Hold so many jobs in real time, looked at every few seconds, and see how late the polls are."""
     gate = _Punctual(asyncio.get_running_loop().time)
     policy = ConcurrencyPolicy(max_jobs=jobs, learn=False)
     polling = PollPolicy(target_delay_s=0.001, min_gap_s=GAP_S, max_gap_s=GAP_S)
     async with Session(_gateway(), http=gate, concurrency=policy, polling=polling) as session:
         for number in range(jobs):
-            await session.submit(f"picture {number}")
+            await session.submit(f"image {number}")
             if number % AT_ONCE == 0:  # spread over the gap; uvloop knows no part of a millisecond
                 await asyncio.sleep(0.8 * GAP_S * AT_ONCE / jobs)
         await asyncio.sleep(GAP_S)
@@ -104,9 +104,9 @@ def main() -> None:
     jobs = int(told["jobs"])
     match told["what"], told.get("loop"):
         case "grow", _:
-            result = run(_grow(jobs))
+            result = run_virtual(_grow(jobs))
         case "hold", _:
-            result = run(_hold(jobs))
+            result = run_virtual(_hold(jobs))
         case "late", "uvloop":
             result = _on_uvloop(_be_late(jobs))
         case _:

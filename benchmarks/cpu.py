@@ -16,7 +16,7 @@ TARGET = 1.15
 
 @frozen(kw_only=True)
 class Regime:
-    """How busy the wire is."""
+    """How many requests are in flight."""
 
     title: str
     jobs: int
@@ -24,8 +24,8 @@ class Regime:
     median_s: float
 
 
-CALM = Regime(title="wire with room", jobs=800, held=160, median_s=2.0)
-BUSY = Regime(title="wire nearly full", jobs=2000, held=500, median_s=2.0)
+CALM = Regime(title="free capacity", jobs=800, held=160, median_s=2.0)
+BUSY = Regime(title="nearly full capacity", jobs=2000, held=500, median_s=2.0)
 
 
 async def _one(**orders: Any) -> dict[str, Any]:

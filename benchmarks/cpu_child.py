@@ -29,7 +29,7 @@ async def session(url: str, jobs: int, held: int) -> dict[str, Any]:
         begun, begun_cpu = time.perf_counter(), time.process_time()
         well = await throw_in(opened, jobs)
         spent = {"cpu_s": time.process_time() - begun_cpu, "wall_s": time.perf_counter() - begun}
-        return {**spent, "well": well, "looks": opened.stats().queries}
+        return {**spent, "well": well, "looks": opened.stats().polls}
 
 
 def steps(jobs: int, held: int, looks: int) -> Iterator[Step]:
@@ -91,7 +91,7 @@ async def raw(url: str, jobs: int, held: int, looks: int, paced_s: float) -> dic
 
 
 async def _create(http: aiohttp.ClientSession, base: URL, number: int) -> str:
-    body = {"model": "nano-banana-pro", "type": "text-to-image", "prompt": f"picture {number}", "num_images": 1}
+    body = {"model": "nano-banana-pro", "type": "text-to-image", "prompt": f"image {number}", "num_images": 1}
     headers = {
         "Content-Type": "application/json",
         "Accept": "application/json",

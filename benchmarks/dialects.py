@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from aiohttp import web
 from attrs import frozen
 
-from nanobanana_async.emulator import API_KEY, Answer, Call, World
+from nanobanana_async.emulator import API_KEY, EmulatedRequest, EmulatedResponse, GatewaySimulator
 
 Clock = Callable[[], float]
 
@@ -25,10 +25,10 @@ class Seen:
 
 
 class Counter:
-    """The account behind the dialects: an emulated world, asked in API Mall's own protocol."""
+    """The account behind the dialects: an emulated simulator, asked in API Mall's own protocol."""
 
-    def __init__(self, world: World, clock: Clock) -> None:
-        self._world = world
+    def __init__(self, simulator: GatewaySimulator, clock: Clock) -> None:
+        self._simulator = simulator
         self._clock = clock
         self._ended: dict[str, Seen] = {}
 
@@ -53,9 +53,9 @@ class Counter:
         """Return a job that was seen to have ended, where a protocol has the result at another place; no poll."""
         return self._ended.get(task_id)
 
-    def _ask(self, method: str, path: str, body: bytes = b"") -> Answer:
+    def _ask(self, method: str, path: str, body: bytes = b"") -> EmulatedResponse:
         headers = {"authorization": f"Bearer {API_KEY}", "content-type": "application/json", "host": "127.0.0.1"}
-        return self._world.handle(self._clock(), Call(method, path, {}, headers, body))
+        return self._simulator.handle(self._clock(), EmulatedRequest(method, path, {}, headers, body))
 
 
 def fal(counter: Counter) -> list[web.RouteDef]:
@@ -71,7 +71,7 @@ def fal(counter: Counter) -> list[web.RouteDef]:
         task_id = counter.buy((await request.json())["prompt"])
         if task_id is None:
             return web.json_response({"detail": "Too many concurrent requests"}, status=429)
-        url = f"{request.scheme}://{request.host}/bench/picture/requests/{task_id}"
+        url = f"{request.scheme}://{request.host}/bench/image/requests/{task_id}"
         urls = {"response_url": url, "status_url": f"{url}/status", "cancel_url": f"{url}/cancel"}
         return web.json_response({"request_id": task_id, **urls})
 
@@ -83,7 +83,7 @@ def fal(counter: Counter) -> list[web.RouteDef]:
         urls = () if seen is None else seen.urls
         return web.json_response({"images": [{"url": url} for url in urls]}, status=200 if urls else 400)
 
-    here = "/bench/picture"
+    here = "/bench/image"
     return [
         web.post(here, submit),
         web.get(here + "/requests/{id}/status", status),
@@ -99,7 +99,7 @@ def replicate(counter: Counter) -> list[web.RouteDef]:
         return web.json_response(
             {
                 "id": task_id,
-                "model": "bench/picture",
+                "model": "bench/image",
                 "version": "1",
                 "status": words[seen.status],
                 "input": {},
@@ -172,7 +172,7 @@ def comfy(counter: Counter) -> list[web.RouteDef]:
         urls = () if seen is None else seen.urls
         return web.json_response({"images": [{"url": url} for url in urls]}, status=200 if urls else 404)
 
-    here = "/v2/models/bench/picture/requests"
+    here = "/v2/models/bench/image/requests"
     return [
         web.post(here, submit),
         web.get(here + "/{id}/status", status),
@@ -180,12 +180,14 @@ def comfy(counter: Counter) -> list[web.RouteDef]:
     ]
 
 
-def apimall(world: World, clock: Clock) -> list[web.RouteDef]:
+def apimall(simulator: GatewaySimulator, clock: Clock) -> list[web.RouteDef]:
     """Speak API Mall's own protocol, as the emulator does."""
 
     async def ask(request: web.Request) -> web.Response:
         body = await request.read()
-        answer = world.handle(clock(), Call(request.method, request.path, {}, dict(request.headers), body))
+        answer = simulator.handle(
+            clock(), EmulatedRequest(request.method, request.path, {}, dict(request.headers), body)
+        )
         return web.Response(status=answer.status, headers=answer.headers, body=answer.body)
 
     return [web.post("/api/v1/images/generate", ask), web.get("/api/v1/images/{id}", ask)]

@@ -1,6 +1,6 @@
 """This client beside the released peers, in real time: each on its own local server, over the same jobs.
 
-A peer is given the true limit as a semaphore; this client is told nothing. All speak plain HTTP to loopback.
+A peer is given the true limit as a semaphore; this client gets no limit. All speak plain HTTP to loopback.
 """
 
 import asyncio
@@ -73,7 +73,7 @@ def _side_by_side(fleet: Fleet, finishes: Sequence[Finish], seeds: int) -> Table
 
 
 def _let_loose(fleet: Fleet, finishes: Sequence[Finish]) -> Table:
-    """Show who copes with a limit that is not known, or told wrong."""
+    """Show who copes with a limit that is unknown or wrong."""
     rows: list[list[Cell]] = []
     for client in CLIENTS:
         for told in (3 * fleet.limit, None):

@@ -45,7 +45,7 @@ async def fal(url: str) -> AsyncIterator[Buy]:
     module: Any = importlib.import_module("fal_client")
     importlib.import_module("fal_client.client").__dict__["QUEUE_URL_FORMAT"] = f"{url}/"
     client = module.AsyncClient(key="benchmark")
-    yield lambda prompt: client.subscribe("bench/picture", {"prompt": prompt})
+    yield lambda prompt: client.subscribe("bench/image", {"prompt": prompt})
 
 
 @contextlib.asynccontextmanager
@@ -82,7 +82,7 @@ async def comfy(url: str) -> AsyncIterator[Buy]:
     os.environ["COMFY_BASE_URL"] = os.environ["COMFY_ROUTER_BASE_URL"] = url
     module: Any = importlib.import_module("comfy_sdk")
     async with module.AsyncComfy(api_key="benchmark") as client:
-        yield lambda prompt: client.models.subscribe("bench/picture", {"prompt": prompt})
+        yield lambda prompt: client.models.subscribe("bench/image", {"prompt": prompt})
 
 
 @contextlib.asynccontextmanager
@@ -127,7 +127,7 @@ async def _run(client: str, url: str, jobs: int, told: int | None) -> dict[str, 
         async with permits:
             try:
                 await buy(prompt)
-            except Exception as error:  # whatever a peer raises is a job that did not end well
+            except Exception as error:  # any exception of a peer counts as a failed job
                 failures[type(error).__name__] += 1
                 return False
         return True
@@ -137,7 +137,7 @@ async def _run(client: str, url: str, jobs: int, told: int | None) -> dict[str, 
         sys.stdin.readline()  # nothing else goes on yet: the loop may stand still until the parent says go
         begun, begun_cpu = time.perf_counter(), time.process_time()
         async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(one(buy, f"picture {number}")) for number in range(jobs)]
+            tasks = [group.create_task(one(buy, f"image {number}")) for number in range(jobs)]
         makespan_s, cpu_s = time.perf_counter() - begun, time.process_time() - begun_cpu
     well = sum(task.result() for task in tasks)
     return {"ended_well": well, "makespan_s": makespan_s, "cpu_s": cpu_s, "failures": failures, "peak_mb": peak_mb()}

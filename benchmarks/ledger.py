@@ -19,10 +19,10 @@ from benchmarks.measured import Fleet, medians
 from benchmarks.races import Race, run_wave
 from benchmarks.report import Cell, Check, Section, Table
 from nanobanana_async.jobs import JobRecord, JobState
-from nanobanana_async.ledger.desk import INSERT
-from nanobanana_async.ledger.file import current_schema, opened
-from nanobanana_async.ledger.rows import deed_of, story_of
+from nanobanana_async.ledger.columns import identity_values, progress_values
+from nanobanana_async.ledger.file import current_schema, open_writable
 from nanobanana_async.ledger.sqlite import SqliteLedger
+from nanobanana_async.ledger.statements import INSERT
 from nanobanana_async.models import ImageRequest
 
 ACCOUNT = "mine"
@@ -49,7 +49,7 @@ def _moves(record: JobRecord) -> Iterator[tuple[JobRecord, JobRecord]]:
         (JobState.RUNNING, {"task_id": f"img_{record.key}", "running_since": NOON, "credits_used": Decimal("0.12")}),
         (JobState.SUCCEEDED, {"ended_at": NOON, "images": (f"https://cdn.example/{record.key}.png",)}),
     ):
-        before, record = record, record.to(state, **facts)
+        before, record = record, record.transition_to(state, **facts)
         yield before, record
 
 
@@ -71,7 +71,7 @@ async def _rate(ledger: SqliteLedger, writers: int, jobs: int, name: str) -> flo
 
 def _fill(path: Path, jobs: int) -> None:
     """Write a ledger of finished jobs, with a few unfinished ones strewn in that nobody follows."""
-    connection = opened(path, current_schema(), busy_s=1.0)
+    connection = open_writable(path, current_schema(), busy_s=1.0)
     stride = jobs // UNFINISHED
 
     def rows() -> Iterator[tuple[object, ...]]:
@@ -79,7 +79,7 @@ def _fill(path: Path, jobs: int) -> None:
             record = _job(os.urandom(16).hex())
             *_, (running, done) = _moves(record)
             record = running if number % stride == 0 else done
-            yield (*deed_of(record), *story_of(record), None)
+            yield (*identity_values(record), *progress_values(record), None)
 
     connection.execute("BEGIN")
     connection.executemany(INSERT, rows())
@@ -102,7 +102,7 @@ async def _large(path: Path) -> dict[str, float]:
         found["unfinished"].append(looked_at - opened_at)
         for name, work in (
             ("find", ledger.find(records[-1].key)),
-            ("held", ledger.held(ACCOUNT)),
+            ("held", ledger.count_slots_of_others(ACCOUNT)),
             ("counts", ledger.counts()),
         ):
             begun = time.perf_counter()

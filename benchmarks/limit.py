@@ -10,7 +10,7 @@ from benchmarks.ideal import Drawn, bucket_schedule_s, list_schedule_s, mean_of
 from benchmarks.pool import side_by_side
 from benchmarks.report import Check, Section, Table
 from benchmarks.simulating import Trace, simulate
-from nanobanana_async.emulator import WorldSettings
+from nanobanana_async.emulator import EmulatorSettings
 
 MEDIAN_S, SIGMA = 20.0, 0.4
 MEAN_S = mean_of(MEDIAN_S, SIGMA)
@@ -68,7 +68,7 @@ class Rated:
 
 @frozen(kw_only=True)
 class Unknown:
-    """A limit that stays, and is not told."""
+    """A constant, unknown limit."""
 
     seed: int
     limit: int
@@ -83,7 +83,7 @@ class Unknown:
 def moved(plan: Moving) -> Trace:
     """Run a session that always has work while the limit moves."""
     stated: Literal["absent", "seconds"] = "absent" if plan.retry_after_s is None else "seconds"
-    settings = WorldSettings(
+    settings = EmulatorSettings(
         seed=plan.seed,
         job_limit=plan.before,
         limit_schedule=plan.schedule,
@@ -108,7 +108,7 @@ def _after_moving(plan: Moving) -> Numbers:
 
 
 def _after_rated(plan: Rated) -> Numbers:
-    settings = WorldSettings(
+    settings = EmulatorSettings(
         seed=plan.seed,
         job_limit=plan.job_limit,
         creates_per_minute=plan.per_minute,
@@ -123,7 +123,7 @@ def _after_rated(plan: Rated) -> Numbers:
 
 
 def _after_unknown(plan: Unknown) -> Numbers:
-    settings = WorldSettings(seed=plan.seed, job_limit=plan.limit, duration=Drawn(plan.seed, MEDIAN_S, SIGMA))
+    settings = EmulatorSettings(seed=plan.seed, job_limit=plan.limit, duration=Drawn(plan.seed, MEDIAN_S, SIGMA))
     trace = simulate(settings, jobs=plan.jobs, workers=2 * plan.limit)
     ideal_s = list_schedule_s(Drawn(plan.seed, MEDIAN_S, SIGMA).take(plan.jobs), plan.limit)
     return {

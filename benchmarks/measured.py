@@ -16,7 +16,7 @@ PROBE_EVERY_MEANS = 3.0
 
 @frozen(kw_only=True)
 class Fleet:
-    """So many jobs under a limit that the client is not told; `scale` divides all durations."""
+    """So many jobs under a limit unknown to the client; `scale` divides all durations."""
 
     jobs: int
     limit: int
@@ -45,7 +45,7 @@ class Served:
     def of(cls, stats: EmulatorStats, first_at: float, refused_at: Sequence[float]) -> "Served":
         """Read it out of an emulator's counts."""
         return cls(
-            polls=stats.queries,
+            polls=stats.polls,
             accepted=stats.creates_accepted,
             delay_mean_s=stats.seen_delay_mean_s,
             delay_p99_s=stats.seen_delay_p99_s,

@@ -89,7 +89,7 @@ def _fleets(seeds: int) -> tuple[Table, list[Check]]:
         ratio = medians(runs).makespan_ratio
         worst = max(run.makespan_ratio for run in runs)
         checks.append(Check(what="4000/100: makespan / ideal", value=ratio, worst=worst, target=1.035))
-    title = f"Fleets on the virtual clock, round trip 0.05 s, limit not told: medians of {seeds} seeds"
+    title = f"Fleets on the virtual clock, round trip 0.05 s, limit unknown: medians of {seeds} seeds"
     return Table(title=title, columns=("fleet", *COLUMNS), rows=rows), checks
 
 
@@ -129,7 +129,7 @@ def _holding(loops: Sequence[str]) -> tuple[Table, list[Check]]:
     ]
     checks = [Check(what="memory per held job, bytes", value=held["bytes_per_job"], target=1024)]
     checks += [Check(what=f"lateness p99 on {row[0]}, ms", value=row[2], target=25.0) for row in rows]
-    title = f"{HELD:,} held jobs, each looked at every 5 s, real event loops: how late the looks are"
+    title = f"{HELD:,} held jobs, each polled every 5 s, real event loops: how late the polls are"
     return Table(title=title, columns=("loop", "p50 ms", "p99 ms", "CPU %"), rows=rows), checks
 
 

@@ -10,22 +10,30 @@ from attrs import frozen
 from benchmarks.ideal import Drawn, list_schedule_s
 from benchmarks.measured import Fleet, Measured, Served
 from nanobanana_async import ApiMall, Session
-from nanobanana_async.emulator import API_KEY, Answer, Call, EmulatorStats, JobFacts, World, WorldSettings
+from nanobanana_async.emulator import (
+    API_KEY,
+    EmulatedRequest,
+    EmulatedResponse,
+    EmulatorSettings,
+    EmulatorStats,
+    GatewaySimulator,
+    JobFacts,
+)
 from nanobanana_async.errors import NanoBananaError
-from nanobanana_async.testing import WorldTransport, run
+from nanobanana_async.testing import EmulatorTransport, run_virtual
 
 RTT_S = 0.05
 
 
-class WatchedWorld(World):
+class WatchedSimulator(GatewaySimulator):
     """An emulated account that remembers when it refused a create."""
 
-    def __init__(self, settings: WorldSettings) -> None:
+    def __init__(self, settings: EmulatorSettings) -> None:
         super().__init__(settings)
         self.refused_at: list[float] = []
         self.first_at: float | None = None
 
-    def handle(self, now: float, call: Call) -> Answer:
+    def handle(self, now: float, call: EmulatedRequest) -> EmulatedResponse:
         """Answer, and note a 429 to a create."""
         answer = super().handle(now, call)
         if call.method == "POST":
@@ -76,7 +84,7 @@ class Trace:
 
 
 async def buy(session: Session, prompt: str) -> bool:
-    """Buy one picture; say whether all went well."""
+    """Buy one job; return whether it succeeded."""
     try:
         await session.generate(prompt)
     except NanoBananaError:
@@ -87,7 +95,7 @@ async def buy(session: Session, prompt: str) -> bool:
 async def throw_in(session: Session, jobs: int) -> int:
     """Order everything at once; return how many ended well."""
     async with asyncio.TaskGroup() as group:
-        tasks = [group.create_task(buy(session, f"picture {number}")) for number in range(jobs)]
+        tasks = [group.create_task(buy(session, f"image {number}")) for number in range(jobs)]
     return sum(task.result() for task in tasks)
 
 
@@ -112,17 +120,17 @@ async def _sample(session: Session, every_s: float, samples: list[Sample]) -> No
     loop = asyncio.get_running_loop()
     while True:
         stats = session.stats()
-        samples.append(Sample(at=loop.time(), cap=stats.job_limit, held=stats.held))
+        samples.append(Sample(at=loop.time(), cap=stats.job_limit, held=stats.slots_held))
         await asyncio.sleep(every_s)
 
 
 async def _watch(
-    world: WatchedWorld, jobs: int | None, workers: int | None, until_s: float | None, sample_s: float | None
+    simulator: WatchedSimulator, jobs: int | None, workers: int | None, until_s: float | None, sample_s: float | None
 ) -> Trace:
     loop = asyncio.get_running_loop()
     samples: list[Sample] = []
     well = 0
-    transport = WorldTransport(world, api_key=API_KEY, latency_s=RTT_S)
+    transport = EmulatorTransport(simulator, api_key=API_KEY, latency_s=RTT_S)
     async with Session(ApiMall(api_key=API_KEY, base_url="http://127.0.0.1"), http=transport) as session:
         sampler = None if sample_s is None else loop.create_task(_sample(session, sample_s, samples))
         with contextlib.suppress(TimeoutError):
@@ -131,14 +139,14 @@ async def _watch(
                     well = await throw_in(session, jobs or 0)
                 else:
                     numbers = range(10**9 if jobs is None else jobs)
-                    well = await feed(session, (f"picture {number}" for number in numbers), workers)
+                    well = await feed(session, (f"image {number}" for number in numbers), workers)
         ended_at = loop.time()
         if sampler is not None:
             sampler.cancel()
     return Trace(
-        stats=world.stats(ended_at),
-        jobs=tuple(world.jobs(ended_at)),
-        refused_at=tuple(world.refused_at),
+        stats=simulator.stats(ended_at),
+        jobs=tuple(simulator.jobs(ended_at)),
+        refused_at=tuple(simulator.refused_at),
         samples=tuple(samples),
         ended_well=well,
         ended_at=ended_at,
@@ -146,7 +154,7 @@ async def _watch(
 
 
 def simulate(
-    settings: WorldSettings,
+    settings: EmulatorSettings,
     *,
     jobs: int | None = None,
     workers: int | None = None,
@@ -154,13 +162,13 @@ def simulate(
     sample_s: float | None = None,
 ) -> Trace:
     """Run so many jobs, or until a moment; without `workers` everything is ordered at once."""
-    return run(_watch(WatchedWorld(settings), jobs, workers, until_s, sample_s))
+    return run_virtual(_watch(WatchedSimulator(settings), jobs, workers, until_s, sample_s))
 
 
 def measure(fleet: Fleet, *, workers: int | None = None) -> Measured:
     """Run a fleet on the virtual clock."""
     drawn = Drawn(fleet.seed, fleet.median_s, fleet.sigma)
-    settings = WorldSettings(seed=fleet.seed, job_limit=fleet.limit, duration=drawn)
+    settings = EmulatorSettings(seed=fleet.seed, job_limit=fleet.limit, duration=drawn)
     trace = simulate(settings, jobs=fleet.jobs, workers=workers)
     return summed_up(fleet, trace.stats, 0.0, trace.refused_at, trace.ended_well, trace.ended_at)
 

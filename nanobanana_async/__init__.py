@@ -9,7 +9,6 @@ from nanobanana_async.errors import (
     AuthenticationError,
     BatchStopped,
     ConfigurationError,
-    ContractBroken,
     CreditLimitReached,
     DownloadError,
     GatewayError,
@@ -26,9 +25,11 @@ from nanobanana_async.errors import (
     NanoBananaError,
     PromptBlocked,
     RateLimited,
+    SaveError,
     SessionClosed,
     TaskNotFound,
     TransportError,
+    UnexpectedResponse,
 )
 from nanobanana_async.gateways.apimall import ApiMall
 from nanobanana_async.gateways.contract import Gateway
@@ -53,7 +54,6 @@ __all__ = [
     "BatchStopped",
     "ConcurrencyPolicy",
     "ConfigurationError",
-    "ContractBroken",
     "CreditLimitReached",
     "DefApi",
     "DownloadError",
@@ -82,6 +82,7 @@ __all__ = [
     "PromptBlocked",
     "RateLimited",
     "RetryPolicy",
+    "SaveError",
     "Session",
     "SessionClosed",
     "SessionStats",
@@ -89,5 +90,6 @@ __all__ = [
     "TaskNotFound",
     "Timeouts",
     "TransportError",
+    "UnexpectedResponse",
     "__version__",
 ]

@@ -1,47 +1,61 @@
-"""Settings that belong to no policy, and the environment: read in one place."""
+"""Timeouts, and the gateway that the environment variables select."""
 
 import os
 from collections.abc import Mapping
+from typing import Any
 
 from attrs import field, frozen
 
-from nanobanana_async.checks import positive
 from nanobanana_async.errors import ConfigurationError
-from nanobanana_async.gateways.apimall import ApiMall
+from nanobanana_async.gateways.base import settings_in, variable_in
 from nanobanana_async.gateways.contract import Gateway
-from nanobanana_async.gateways.defapi import DefApi
+from nanobanana_async.gateways.registry import GATEWAYS, GatewayClass
+from nanobanana_async.validators import within
 
 
 @frozen(kw_only=True)
 class Timeouts:
-    """How long each kind of waiting may take, in seconds."""
+    """How long each step may take, in seconds; `math.inf` means no limit."""
 
-    connect_s: float = field(default=10.0, validator=positive)
-    create_s: float = field(default=120.0, validator=positive)
-    """A create that is cut off may have been bought, so patience is cheaper than haste."""
-    query_s: float = field(default=15.0, validator=positive)
-    job_s: float = field(default=1800.0, validator=positive)
-    """From RUNNING until following stops; the job itself stays in the ledger and can be followed again."""
-    close_s: float = field(default=10.0, validator=positive)
-    """What `aclose` gives POSTs on the wire to be answered and written down."""
+    connect_s: float = field(default=10.0, validator=within(above=0, endless=True))
+    create_s: float = field(default=120.0, validator=within(above=0, endless=True))
+    """Long, because a create whose answer did not come in time may have been bought."""
+    query_s: float = field(default=15.0, validator=within(above=0, endless=True))
+    job_s: float = field(default=1800.0, validator=within(above=0, endless=True))
+    """From RUNNING until polling stops. The job stays in the ledger and can be followed again."""
+    close_s: float = field(default=10.0, validator=within(above=0, endless=True))
+    """How long `aclose` waits for creates in flight, and for their answers to be written to the ledger."""
 
 
-def gateway_from_env(environ: Mapping[str, str] = os.environ) -> Gateway:
-    """Return the gateway that the environment names.
+def gateway_from_env(environ: Mapping[str, str] | None = None) -> Gateway:
+    """Return the gateway that the environment variables select.
 
-    `NANOBANANA_GATEWAY` is `apimall` or `defapi`; without it, the one whose API key is set (`APIMALL_API_KEY`,
-    `DEFAPI_API_KEY`). `NANOBANANA_BASE_URL` moves it elsewhere. Raises `ConfigurationError` when nothing, or too much,
-    is set.
+    `NANOBANANA_GATEWAY` is `apimall` or `defapi`. Without it the gateway is the one whose API key is set
+    (`APIMALL_API_KEY`, `DEFAPI_API_KEY`). `NANOBANANA_BASE_URL` sets another base URL, `NANOBANANA_ACCOUNT` names the
+    account. Raises `ConfigurationError` if no gateway is selected, or more than one.
     """
-    kinds: dict[str, type[ApiMall] | type[DefApi]] = {"apimall": ApiMall, "defapi": DefApi}
-    name = environ.get("NANOBANANA_GATEWAY", "").strip().lower()
-    if name:
-        if name not in kinds:
-            raise ConfigurationError(f"NANOBANANA_GATEWAY must be one of {', '.join(kinds)}, not {name!r}")
-        return kinds[name].from_env(environ)
-    keyed = [kind for kind in kinds.values() if environ.get(kind.key_variable, "").strip()]
-    if not keyed:
-        raise ConfigurationError("no gateway: pass one, or set APIMALL_API_KEY or DEFAPI_API_KEY")
-    if len(keyed) > 1:
-        raise ConfigurationError("both APIMALL_API_KEY and DEFAPI_API_KEY are set: say which in NANOBANANA_GATEWAY")
-    return keyed[0].from_env(environ)
+    found = _chosen(os.environ if environ is None else environ)
+    del environ  # it holds the API key, and some tools show the locals of a traceback
+    if isinstance(found, ConfigurationError):
+        raise found
+    kind, settings = found
+    return kind(**settings)
+
+
+def _chosen(
+    environ: Mapping[str, str],
+) -> tuple[GatewayClass, dict[str, Any]] | ConfigurationError:
+    """Return the class of the gateway and its settings, or the error in the environment."""
+    keyed = [name for name, kind in GATEWAYS.items() if variable_in(environ, kind.key_variable)]
+    name = variable_in(environ, "NANOBANANA_GATEWAY").lower()
+    if name and name not in GATEWAYS:
+        return ConfigurationError(f"NANOBANANA_GATEWAY must be one of {', '.join(GATEWAYS)}, not {name!r}")
+    if not name and not keyed:
+        variables = " or ".join(kind.key_variable for kind in GATEWAYS.values())
+        return ConfigurationError(f"no gateway: pass one, or set {variables}")
+    if not name and len(keyed) > 1:
+        variables = " and ".join(GATEWAYS[each].key_variable for each in keyed)
+        return ConfigurationError(f"{variables} are set: choose one gateway with NANOBANANA_GATEWAY")
+    kind = GATEWAYS[name or keyed[0]]
+    settings = settings_in(environ, kind)
+    return settings if isinstance(settings, ConfigurationError) else (kind, settings)

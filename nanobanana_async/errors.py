@@ -1,20 +1,21 @@
-"""The whole exception tree. An error answers "what can I do now?"; its facts are attributes.
+"""All exceptions of the library. `advice` says what the reader can do; the facts are attributes.
 
 NanoBananaError
   ConfigurationError         fix your settings (also a ValueError)
-  GatewayError               the gateway said no            .status .code .request_id
+  GatewayError               the gateway answered with an error   .status .code .request_id
     InvalidRequest (400)  AuthenticationError (401)  InsufficientCredits (402)  AccessDenied (403)
     TaskNotFound (404)  IdempotencyConflict (409)  RateLimited (429)  PromptBlocked (451)
     GatewayUnavailable (500, 502, 503, 504)
-  TransportError             no usable answer               .sent
-  ContractBroken             an answer that does not fit    .status .body
-  JobError                   one job's own story            .job
+  TransportError             no usable answer arrived       .possibly_sent
+  UnexpectedResponse         an answer that does not match the reference   .status .body
+  JobError                   a job did not succeed          .job
     JobFailed  JobUncertain  JobWithdrawn  JobUnfinished (also a TimeoutError)
-  SessionClosed              the session was closed while you waited
-  BatchStopped               the buying stopped             .cause .done .unbought
-  CreditLimitReached         max_credits would be passed
+  SessionClosed              the session was closed meanwhile
+  BatchStopped               the batch stopped buying       .cause .done .unbought
+  CreditLimitReached         the next job would pass max_credits
   LedgerError                the ledger can't be opened or written   .task_id
-  DownloadError              the image is not what it should be   .gone
+  DownloadError              an image can't be downloaded   .link_expired
+  SaveError                  the folder for the images can't be written
 """
 
 from collections.abc import Generator
@@ -23,11 +24,14 @@ from typing import Any, ClassVar, Literal, Protocol, Self, TypeVar
 E = TypeVar("E", bound="NanoBananaError")
 
 LimitKind = Literal["jobs", "rate"]
-"""What a 429 speaks of: the jobs at once, or the rate of requests."""
+"""Which limit a 429 reports: too many jobs at once, or too many requests in a time."""
+
+MAX_RETRY_AFTER_S = 120.0
+"""The longest `Retry-After` that is obeyed. A longer one would let one wrong header stop a session."""
 
 
 class JobHandle(Protocol):
-    """What a job error gives its reader to go on with: the live `Job`."""
+    """The part of a live `Job` that an error exposes."""
 
     @property
     def key(self) -> str: ...
@@ -39,10 +43,10 @@ class JobHandle(Protocol):
 
 
 class NanoBananaError(Exception):
-    """Root of everything this library raises on purpose.
+    """The base class of all exceptions that this library raises.
 
-    `key` is our key of the job concerned, if there is one. `safe_to_repeat` is False when a job may have been
-    bought, or may yet be: a retry loop of your own that generates anew could then pay twice.
+    `key` is the key of the job concerned, if there is one. `safe_to_repeat` is False if a job may have been bought, or
+    may still be: a retry loop that generates it again under another key could then pay twice.
     """
 
     advice: ClassVar[str] = ""
@@ -57,31 +61,31 @@ class NanoBananaError(Exception):
         return f"{self.message} ({self.advice})" if self.advice else self.message
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # The default would call __init__ with the message alone and miss the keyword-only facts.
+        # The default calls __init__ with the message alone and loses the keyword-only facts.
         return _rebuild, (type(self), self.args, self.__dict__)
 
-    def about(self, key: str, *, safe_to_repeat: bool) -> Self:
-        """Return a fresh copy that tells which job it is about: each waiter gets a traceback of its own."""
+    def for_job(self, key: str, *, safe_to_repeat: bool) -> Self:
+        """Return a copy for one job and one waiter, so that each waiter gets its own traceback."""
         facts = {**self.__dict__, "key": key, "safe_to_repeat": safe_to_repeat}
         return _rebuild(type(self), self.args, facts)
 
 
 def _rebuild(kind: type[E], args: tuple[Any, ...], facts: dict[str, Any]) -> E:
     error = kind.__new__(kind, *args)
-    error.args = args  # OSError, which a TimeoutError is, leaves them to its __init__
+    error.args = args  # a TimeoutError is an OSError, which sets them in its __init__
     error.__dict__.update(facts)
     return error
 
 
 class ConfigurationError(NanoBananaError, ValueError):
-    """Fix your settings: a key is missing, a URL is unsafe, a number is out of range."""
+    """A setting is wrong: a key is missing, a URL is unsafe, a number is out of range."""
 
 
 class GatewayError(NanoBananaError):
-    """The gateway answered, and the answer was no.
+    """The gateway answered with an error.
 
-    `status` is the HTTP status (None when the rule was checked locally, before anything was sent), `code` the
-    gateway's own word or number for it, `request_id` what its support asks for, `retry_after_s` the wait it asked for.
+    `status` is the HTTP status (None if the error was found locally, before anything was sent), `code` the gateway's
+    own code, `request_id` the id that its support asks for, `retry_after_s` the wait in seconds that it asked for.
     """
 
     def __init__(
@@ -112,7 +116,7 @@ class GatewayError(NanoBananaError):
 
 
 class InvalidRequest(GatewayError, ValueError):
-    """400: the request does not fit; found locally before sending wherever the reference states the rule."""
+    """400: the request is invalid. Rules that the reference states are checked locally, before sending."""
 
     advice = "change the request"
 
@@ -124,7 +128,7 @@ class AuthenticationError(GatewayError):
 
 
 class InsufficientCredits(GatewayError):
-    """402: the account is short of credits; the job was not bought."""
+    """402: the account has too few credits; the job was not bought."""
 
     advice = "top up, then repeat"
 
@@ -136,21 +140,21 @@ class AccessDenied(GatewayError):
 
 
 class TaskNotFound(GatewayError):
-    """404: the gateway knows no such task, or no such endpoint."""
+    """404: the gateway has no such task, or no such endpoint."""
 
     advice = "check the task id, the account it belongs to, and base_url"
 
 
 class IdempotencyConflict(GatewayError):
-    """409: this key already stands for another request."""
+    """409: the key was already used, for another request or for a purchase that this ledger does not know."""
 
-    advice = "use another idempotency_key for another request"
+    advice = "another idempotency_key is another purchase"
 
 
 class RateLimited(GatewayError):
     """429: too many requests, or too many jobs at once; nothing was bought.
 
-    `kind` is "jobs" or "rate" where the answer said which of the two, else None.
+    `kind` is "jobs" or "rate" if the answer states it, otherwise None.
     """
 
     advice = "wait, then repeat"
@@ -186,28 +190,25 @@ class PromptBlocked(GatewayError):
 
 
 class GatewayUnavailable(GatewayError):
-    """500, 502, 503, 504: the gateway or what stands behind it is in trouble."""
+    """500, 502, 503, 504: the gateway, or a service behind it, has an error."""
 
-    advice = "wait, then look the job up before you buy again"
+    advice = "wait, then check the state of the job before you buy it again"
 
 
 class TransportError(NanoBananaError):
-    """No usable answer arrived. `sent` is False when surely nothing reached the gateway, True when it perhaps did."""
+    """No usable answer arrived. `possibly_sent` is False if certainly nothing reached the gateway."""
 
     def __init__(
-        self,
-        message: str,
-        *,
-        sent: bool,
-        key: str | None = None,
-        safe_to_repeat: bool | None = None,
+        self, message: str, *, possibly_sent: bool, key: str | None = None, safe_to_repeat: bool | None = None
     ) -> None:
-        super().__init__(message, key=key, safe_to_repeat=not sent if safe_to_repeat is None else safe_to_repeat)
-        self.sent = sent
+        super().__init__(
+            message, key=key, safe_to_repeat=not possibly_sent if safe_to_repeat is None else safe_to_repeat
+        )
+        self.possibly_sent = possibly_sent
 
 
-class ContractBroken(NanoBananaError):
-    """An answer arrived that does not fit the gateway's reference; `body` is a short, redacted excerpt of it."""
+class UnexpectedResponse(NanoBananaError):
+    """The answer does not match the gateway's reference; `body` is a short, redacted excerpt of it."""
 
     def __init__(
         self,
@@ -230,7 +231,7 @@ class ContractBroken(NanoBananaError):
 
 
 class JobError(NanoBananaError):
-    """One job's own story; `job` is its live handle, which can be awaited again."""
+    """A job did not succeed; `job` is its live handle, which can be awaited again."""
 
     def __init__(self, message: str, *, job: JobHandle, safe_to_repeat: bool) -> None:
         super().__init__(message, key=job.key, safe_to_repeat=safe_to_repeat)
@@ -238,31 +239,29 @@ class JobError(NanoBananaError):
 
 
 class JobFailed(JobError):
-    """The gateway gave up on the task; buying it again is a new purchase."""
+    """The gateway reports that the task failed. Generating it again is a new purchase."""
 
 
 class JobUncertain(JobError):
-    """The request was sent and no answer said whether it was accepted: money may be spent."""
+    """The create was sent and no answer shows whether it was accepted: money may be spent."""
 
-    advice = "look at the gateway's own list of tasks, then settle the job; it is never bought again by itself"
+    advice = "check the gateway's own list of tasks, then resolve the job; it is never bought again automatically"
 
 
 class JobWithdrawn(JobError):
-    """The job was taken back before anything was sent."""
+    """The job was withdrawn before anything was sent."""
 
 
 class JobUnfinished(JobError, TimeoutError):
-    """The waiting ended, the job did not: await it again, or find it by its key."""
-
-    advice = "the job goes on; await it again"
+    """The wait ended before the job did. The message says whether the job continues and what to do next."""
 
 
 class SessionClosed(NanoBananaError):
-    """The session was closed while you waited; what was bought stays in the ledger."""
+    """The session was closed meanwhile; bought jobs stay in the ledger."""
 
 
 class BatchStopped(NanoBananaError):
-    """The buying stopped: `cause` says why, `done` rows ended, `unbought` were pulled and not bought."""
+    """The batch stopped buying: `cause` is the reason; `done` rows ended, `unbought` rows were read and not bought."""
 
     def __init__(self, message: str, *, cause: NanoBananaError, done: int, unbought: int) -> None:
         super().__init__(message)
@@ -272,11 +271,11 @@ class BatchStopped(NanoBananaError):
 
 
 class CreditLimitReached(NanoBananaError):
-    """The next purchase would pass `max_credits`."""
+    """The next job would pass `max_credits`."""
 
 
 class LedgerError(NanoBananaError):
-    """The ledger can't be opened or written; `task_id` is set if the gateway had just told us one."""
+    """The ledger can't be opened or written; `task_id` is set if the gateway had just returned one."""
 
     def __init__(
         self,
@@ -291,19 +290,23 @@ class LedgerError(NanoBananaError):
 
 
 class DownloadError(NanoBananaError):
-    """The image is not what it should be, or could not be fetched.
+    """An image could not be downloaded, or is not a valid image.
 
-    `gone` means that its link opens nothing any more: the gateway may have a new one.
+    `link_expired` means that the link no longer works; the gateway may have a new one.
     """
 
     def __init__(
-        self, message: str, *, gone: bool = False, key: str | None = None, safe_to_repeat: bool = True
+        self, message: str, *, link_expired: bool = False, key: str | None = None, safe_to_repeat: bool = True
     ) -> None:
         super().__init__(message, key=key, safe_to_repeat=safe_to_repeat)
-        self.gone = gone
+        self.link_expired = link_expired
 
 
-GATEWAY_ERRORS: dict[int, type[GatewayError]] = {
+class SaveError(NanoBananaError):
+    """A folder can't be written. The images of bought jobs can be saved later, without a new purchase."""
+
+
+ERROR_BY_STATUS: dict[int, type[GatewayError]] = {
     400: InvalidRequest,
     401: AuthenticationError,
     402: InsufficientCredits,

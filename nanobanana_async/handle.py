@@ -1,186 +1,233 @@
-"""The live handle of one job: where it stands, its result, its changes."""
+"""`Job`, the live handle of one job: its state, result and updates."""
 
 import asyncio
 from collections import deque
 from collections.abc import AsyncGenerator, Generator
 from datetime import datetime
 from decimal import Decimal
-from typing import Any
+from typing import Any, Self
+
+from attrs import frozen
 
 from nanobanana_async import errors
-from nanobanana_async.display import Html, amount, card, note, pictures, trouble
-from nanobanana_async.engine.core import Engine
-from nanobanana_async.engine.entry import Entry
+from nanobanana_async.engine.engine import Engine
+from nanobanana_async.engine.poller import JobOverdue
+from nanobanana_async.engine.tracked_job import TrackedJob
 from nanobanana_async.errors import (
+    ConfigurationError,
     GatewayError,
+    IdempotencyConflict,
     JobFailed,
     JobUncertain,
     JobUnfinished,
     JobWithdrawn,
     NanoBananaError,
 )
-from nanobanana_async.jobs import Failure, JobState
-from nanobanana_async.models import GeneratedImage, GenerationResult, ImageRequest, facts_of, settings_of
+from nanobanana_async.formatting import number
+from nanobanana_async.jobs import Failure, JobState, with_indexes
+from nanobanana_async.models import GeneratedImage, GenerationResult, ImageRequest, request_facts, result_facts
+from nanobanana_async.notebook_html import Html, card, error_box, image_gallery, note
+from nanobanana_async.validators import as_timeout
+
+
+@frozen(kw_only=True)
+class JobSnapshot:
+    """A pickled `Job`: its state at that time. It cannot be awaited, since the session is not pickled.
+
+    Copies of an `Outcome` or a `JobError` made without pickling hold the same live `Job`.
+    """
+
+    key: str
+    task_id: str | None
+    state: JobState
+    request: ImageRequest | None
+    created_at: datetime
+    credits: Decimal | None
+
+    def __await__(self) -> Generator[Any, None, GenerationResult]:
+        raise ConfigurationError(f"a snapshot of job {self.key} cannot be awaited: use `await session.job(key)`")
 
 
 class Job:
-    """One job, live: await it for its result, as often and from as many tasks as you like."""
+    """A live job. Await it for its result, any number of times and from any number of tasks.
 
-    def __init__(self, engine: Engine, entry: Entry) -> None:
+    It belongs to the event loop of its session. Pickled, it becomes a `JobSnapshot`.
+    """
+
+    def __init__(self, engine: Engine, tracked: TrackedJob) -> None:
         self._engine = engine
-        self._entry = entry
+        self._tracked = tracked
 
     def __repr__(self) -> str:
         task = f" task {self.task_id}" if self.task_id else ""
         return f"<Job {self.key} {self.state.value}{task}>"
 
+    def __copy__(self) -> Self:
+        return self
+
+    def __deepcopy__(self, _: dict[int, Any]) -> Self:
+        return self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        facts = (self.key, self.task_id, self.state, self.request, self.created_at, self.credits)
+        return _snapshot, facts
+
     def _repr_html_(self) -> str:
-        request, settled = self.request, self.settled()
+        request, outcome = self.request, self.outcome()
         prompt = None if request is None else request.prompt
-        if isinstance(settled, GenerationResult):
-            shown = pictures(image.url for image in settled.images)
-            return card(prompt, [("state", self.state.value), *facts_of(settled)], shown)
+        if isinstance(outcome, GenerationResult):
+            shown = image_gallery(image.url for image in outcome.images)
+            return card(prompt, [("state", self.state.value), *result_facts(outcome)], shown)
         facts = [
             ("state", self.state.value),
-            *settings_of(request),
-            ("credits", None if self.credits is None else amount(self.credits)),
+            *request_facts(request),
+            ("credits", None if self.credits is None else number(self.credits)),
             ("key", self.key),
             ("task", self.task_id),
         ]
-        return card(prompt, facts, _story(self.state, settled))
+        return card(prompt, facts, _status_html(self.state, outcome))
 
     def __await__(self) -> Generator[Any, None, GenerationResult]:
         return self.result().__await__()
 
     @property
     def key(self) -> str:
-        """Our key: the job's identity, and its idempotency key."""
-        return self._entry.record.key
+        """The key of the job in the ledger; also its idempotency key."""
+        return self._tracked.record.key
 
     @property
     def task_id(self) -> str | None:
-        """The gateway's id, once it gave one."""
-        return self._entry.record.task_id
+        """The gateway's task id; None until the create is accepted."""
+        return self._tracked.record.task_id
 
     @property
     def state(self) -> JobState:
-        """Where it stands, as far as the ledger knows."""
-        return self._entry.record.state
+        """The state in the ledger."""
+        return self._tracked.record.state
 
     @property
     def request(self) -> ImageRequest | None:
-        """What is wanted; None for a task attached by its id alone."""
-        return self._entry.record.request
+        """The request; None for a task attached by its id alone."""
+        return self._tracked.record.request
 
     @property
     def created_at(self) -> datetime:
-        """When the job was first written down."""
-        return self._entry.record.created_at
+        """When the job was first stored."""
+        return self._tracked.record.created_at
 
     @property
     def credits(self) -> Decimal | None:
-        """What it cost after refunds, as far as the gateway said."""
-        return self._entry.record.credits
+        """The price after refunds; None until the gateway reports one."""
+        return self._tracked.record.credits
 
-    async def written(self) -> None:
-        """Wait until the job is written down; raise `LedgerError` if it can't be."""
-        while not self._entry.written:
-            self._raise_stopped()
-            await self._entry.change()
+    async def persisted(self) -> None:
+        """Wait until the ledger has stored the job. Raises `LedgerError` if it cannot."""
+        self._engine.guard.check()
+        while self._tracked.joining:
+            await self._tracked.wait_for_change()
         self._raise_stopped()
 
     async def accepted(self) -> str:
-        """Wait for the gateway's task id and return it; raise what ended the job before."""
+        """Wait for the gateway's task id and return it. Raises the error of a job that ended without one."""
+        self._engine.guard.check()
         if self.task_id is None:
-            await self._go_on()
+            await self._ensure_followed()
         while self.task_id is None:
-            if self._entry.over:
+            if self._tracked.done:
                 raise self._error()
-            await self._change()
+            await self._wait_for_change()
         return self.task_id
 
     async def result(self, *, timeout: float | None = None) -> GenerationResult:
-        """Wait for the pictures.
+        """Wait for the images.
 
-        Raises `JobUnfinished` after `timeout` seconds: the job goes on, and can be awaited again. Raises what ended it
-        otherwise: `JobFailed`, `JobUncertain`, `JobWithdrawn`, the gateway's refusal, or what ended the following.
+        Raises `JobUnfinished` after `timeout` seconds, or when the job still runs `Timeouts.job_s` after the wait
+        began; the job goes on and can be awaited again. Other errors end the job or its polling: `JobFailed`,
+        `JobUncertain`, `JobWithdrawn`, the gateway's refusal, a `TransportError`.
         """
-        deadline = asyncio.timeout(timeout)
+        self._engine.guard.check()
+        deadline = asyncio.timeout(timeout := as_timeout("timeout", timeout))
         try:
             async with deadline:
                 return await self._result()
         except TimeoutError as error:
             if isinstance(error, NanoBananaError) or not deadline.expired():
                 raise
-        record = self._entry.record
-        raise JobUnfinished(
-            f"job {self.key} is {record.state.value} after {timeout:g} s",
-            job=self,
-            safe_to_repeat=False,
-        )
+        message = f"job {self.key} is {self.state.value} after {timeout:g} s; the job goes on: await it again"
+        raise JobUnfinished(message, job=self, safe_to_repeat=False)
 
     async def _result(self) -> GenerationResult:
-        await self._go_on()
-        while not self._entry.over:
-            await self._change()
-        while self.state is JobState.SUCCEEDED and self._entry.lacks_pictures:
-            self._entry = self._engine.refetch(self._entry)
-            while not self._entry.over:
-                await self._change()
+        await self._ensure_followed()
+        while not self._tracked.done:
+            await self._wait_for_change()
+        while self.state is JobState.SUCCEEDED and self._tracked.images_missing:
+            self._tracked = self._engine.poll_for_images(self._tracked)
+            while not self._tracked.done:
+                await self._wait_for_change()
             self._raise_stopped()
         if self.state is not JobState.SUCCEEDED:
             raise self._error()
-        return self._pictures()
+        return self._result_from_record()
 
     async def updates(self) -> AsyncGenerator[JobState, None]:
-        """Yield each state of the job once, from the one it is in to the one it ends in."""
-        await self._go_on()
-        entry = self._entry
+        """Yield the current state, then each new state until the job ends."""
+        self._engine.guard.check()
+        await self._ensure_followed()
+        tracked = self._tracked
         feed: deque[JobState] = deque([self.state])
-        entry.updates = [*(entry.updates or ()), feed]
+        tracked.updates = [*(tracked.updates or ()), feed]
         try:
             while True:
                 while feed:
                     yield feed.popleft()
-                if entry.over or not entry.live:
+                if tracked.done or not tracked.live:
                     return
-                await entry.change()
+                self._engine.guard.check()  # the caller may resume this generator on another event loop
+                await tracked.wait_for_change()
         finally:
-            entry.updates = [other for other in entry.updates if other is not feed] or None
+            tracked.updates = [other for other in tracked.updates if other is not feed] or None
 
     async def cancel(self) -> bool:
-        """Withdraw the job if it was not yet sent; return False when it is too late: then it goes on."""
-        # One that was only looked up and was sent shall not be stirred.
-        self._entry = entry = self._engine.live.get(self.key, self._entry)
-        if self._engine.withdraw(entry) or entry.leaving:
-            while entry.leaving and not entry.over:
-                await self._change()
+        """Withdraw the job if it was not sent yet. Returns False if it was: then it goes on."""
+        self._engine.guard.check()
+        # No `_ensure_followed` here: cancel() must not start polling a job that was already sent.
+        self._tracked = tracked = self._engine.tracked.get(self.key, self._tracked)
+        if self._engine.request_withdrawal(tracked) or tracked.leaving:
+            while tracked.leaving and not tracked.done:
+                await self._wait_for_change()
         return self.state is JobState.WITHDRAWN
 
-    async def _go_on(self) -> None:
-        """Let the job be followed again if it was only looked up, or if its following had stopped."""
-        self._entry = await self._engine.refresh(self._entry)
+    async def _ensure_followed(self) -> None:
+        """Start polling a job that was only looked up, or whose polling has stopped."""
+        self._tracked = await self._engine.reload_and_follow(self._tracked)
 
-    async def _change(self) -> None:
-        if not self._entry.live:
-            raise JobUnfinished(f"job {self.key} was never bought", job=self, safe_to_repeat=True)
-        await self._entry.change()
+    async def _wait_for_change(self) -> None:
+        if not self._tracked.live:
+            if self._tracked.record.possibly_bought:
+                message = f"job {self.key} is {self.state.value} and no longer polled here: await it again"
+                raise JobUnfinished(message, job=self, safe_to_repeat=False)
+            message = f"job {self.key} was never bought: generate it again to buy it"
+            raise JobUnfinished(message, job=self, safe_to_repeat=True)
+        await self._tracked.wait_for_change()
 
-    def settled(self) -> GenerationResult | NanoBananaError | None:
-        """Return how the job ended; None if it has not, or if its pictures must be asked for once more."""
-        entry = self._entry
-        if not entry.over or (self.state is JobState.SUCCEEDED and entry.lacks_pictures):
+    def outcome(self) -> GenerationResult | NanoBananaError | None:
+        """Return the result or error of a job; None if it has not ended, or its images must be fetched again."""
+        tracked = self._tracked
+        if not tracked.done or (self.state is JobState.SUCCEEDED and tracked.images_missing):
             return None
-        return self._pictures() if self.state is JobState.SUCCEEDED else self._error()
+        return self._result_from_record() if self.state is JobState.SUCCEEDED else self._error()
 
-    def _pictures(self) -> GenerationResult:
-        record, seen = self._entry.record, self._entry.observation
-        urls = record.images if seen is None else seen.images
+    def _result_from_record(self) -> GenerationResult:
+        record, seen = self._tracked.record, self._tracked.observation
+        urls, missing = (record.images, record.missing) if seen is None else (seen.images, seen.missing)
         task_id = record.task_id or ""
         return GenerationResult(
             key=record.key,
             task_id=task_id,
-            images=tuple(GeneratedImage(url=url, index=index, task_id=task_id) for index, url in enumerate(urls)),
+            images=tuple(
+                GeneratedImage(url=url, index=index, task_id=task_id) for index, url in with_indexes(urls, missing)
+            ),
+            missing=dict(missing) | _unnamed(record.request, len(urls) + len(missing)),
             model=record.model,
             credits=record.credits,
             created_at=record.created_at,
@@ -190,41 +237,70 @@ class Job:
         )
 
     def _raise_stopped(self) -> None:
-        if self._entry.stopped is not None:
+        if self._tracked.wait_error is not None:
             raise self._error()
 
     def _error(self) -> NanoBananaError:
-        """Return what ended the job, or the waiting for it: fresh, so that each waiter has a traceback of its own."""
-        entry = self._entry
-        record = entry.record
-        if entry.stopped is not None:
-            safe = entry.stopped.safe_to_repeat and not record.perhaps_bought
-            return entry.stopped.about(record.key, safe_to_repeat=safe)
+        """Return a new error that ended the job or the wait, so that each waiter has its own traceback."""
+        tracked = self._tracked
+        record = tracked.record
+        if isinstance(tracked.wait_error, JobOverdue):
+            return JobUnfinished(tracked.wait_error.message, job=self, safe_to_repeat=False)
+        if tracked.wait_error is not None:
+            safe = tracked.wait_error.safe_to_repeat and not record.possibly_bought
+            return tracked.wait_error.for_job(record.key, safe_to_repeat=safe)
         why = record.failure
         match record.state:
             case JobState.FAILED:
                 reason = "" if why is None else f": {why.message}"
                 return JobFailed(f"task {record.task_id} failed{reason}", job=self, safe_to_repeat=True)
+            case JobState.UNCERTAIN if why is not None and why.kind == IdempotencyConflict.__name__:
+                return _error_from_failure(why).for_job(record.key, safe_to_repeat=False)
             case JobState.UNCERTAIN:
                 reason = "" if why is None else f": {why.message}"
                 return JobUncertain(
-                    f"nobody knows whether job {record.key} was bought{reason}", job=self, safe_to_repeat=False
+                    f"job {record.key} may have been bought: the answer to its create was lost{reason}",
+                    job=self,
+                    safe_to_repeat=False,
                 )
             case JobState.REFUSED if why is not None:
-                return _refusal(why).about(record.key, safe_to_repeat=True)
+                return _error_from_failure(why).for_job(record.key, safe_to_repeat=True)
             case _:
                 return JobWithdrawn(f"job {record.key} was withdrawn", job=self, safe_to_repeat=True)
 
 
-def _story(state: JobState, settled: NanoBananaError | None) -> Html:
-    if settled is not None:
-        return trouble(type(settled).__name__, str(settled))
+def _unnamed(request: ImageRequest | None, named: int) -> dict[int, str]:
+    """Return a reason for each requested image that the gateway does not mention."""
+    wanted = 0 if request is None else request.num_images
+    return dict.fromkeys(range(named, wanted), "the gateway returned fewer images than requested")
+
+
+async def persistent_handle(engine: Engine, tracked: TrackedJob) -> Job:
+    """Return the handle of a job once the ledger has stored it. From then on the job outlives its callers."""
+    job = Job(engine, tracked)
+    engine.add_caller(tracked)
+    try:
+        await job.persisted()
+        engine.keep(tracked)
+    finally:
+        engine.drop_caller(tracked)
+    return job
+
+
+def _snapshot(*facts: Any) -> JobSnapshot:
+    key, task_id, state, request, created_at, credits_ = facts
+    return JobSnapshot(key=key, task_id=task_id, state=state, request=request, created_at=created_at, credits=credits_)
+
+
+def _status_html(state: JobState, error: NanoBananaError | None) -> Html:
+    if error is not None:
+        return error_box(type(error).__name__, str(error))
     if state is JobState.SUCCEEDED:
-        return note("Its pictures came inline, and are not at hand: await it to see them.")
-    return note("It has not ended: await it for its pictures.")
+        return note("Its images came inline and are not stored: await the job to fetch them again.")
+    return note("It has not ended: await it for its images.")
 
 
-def _refusal(why: Failure) -> GatewayError:
+def _error_from_failure(why: Failure) -> GatewayError:
     kind = getattr(errors, why.kind, GatewayError)
     if not (isinstance(kind, type) and issubclass(kind, GatewayError)):
         kind = GatewayError

@@ -1,8 +1,11 @@
-"""The one durable noun: a job's record, the table of its life, and what a gateway says about it."""
+"""A job's record, its states and transitions, and what a gateway reports about it."""
 
 import enum
 import hashlib
-from collections.abc import Mapping
+import hmac
+import itertools
+import secrets
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from decimal import Decimal
 from typing import Any
@@ -14,30 +17,34 @@ from nanobanana_async.models import ImageRequest
 
 MAX_KEY_LENGTH = 255
 
-# The gateway stamps a job before its answer reaches us.
+Missing = tuple[tuple[int, str], ...]
+"""The positions of a job's images that hold no image, each with the reason."""
+
 CLOCK_SLACK_S = 5.0
+"""The tolerance when a duration by the gateway's times is compared with a job's age: its clock starts earlier."""
 
 
 class JobState(enum.Enum):
-    """Where a job stands; `TRANSITIONS` is the whole truth about its moves."""
+    """The state of a job; `TRANSITIONS` lists every allowed change."""
 
-    PENDING = "pending"  # written down, nothing in doubt
-    SUBMITTING = "submitting"  # about to be sent, or sent without an answer yet
-    RUNNING = "running"  # the gateway gave us a task id
+    PENDING = "pending"  # recorded, not sent
+    SUBMITTING = "submitting"  # about to be sent, or sent and not answered
+    RUNNING = "running"  # accepted: the gateway returned a task id
     SUCCEEDED = "succeeded"
-    FAILED = "failed"  # the gateway says that the task failed
-    REFUSED = "refused"  # the gateway said no for good
-    UNCERTAIN = "uncertain"  # sent, and nobody knows whether it was accepted
-    WITHDRAWN = "withdrawn"  # taken back before anything was sent
+    FAILED = "failed"  # the gateway reports that the task failed
+    REFUSED = "refused"  # the gateway refused the create for good
+    UNCERTAIN = "uncertain"  # sent, and it is not known whether the gateway accepted it
+    WITHDRAWN = "withdrawn"  # withdrawn before anything was sent
 
 
 _S = JobState
 
-# What a job may become. A new generation (`reborn`) is the only way out of the states with no way on.
+# A state without transitions is terminal: only a new generation (`next_generation`) continues such a job.
 TRANSITIONS: Mapping[JobState, frozenset[JobState]] = {
     _S.PENDING: frozenset({_S.SUBMITTING, _S.WITHDRAWN}),
     _S.SUBMITTING: frozenset({_S.SUBMITTING, _S.RUNNING, _S.PENDING, _S.REFUSED, _S.UNCERTAIN}),
-    _S.RUNNING: frozenset({_S.SUCCEEDED, _S.FAILED}),
+    # RUNNING -> RUNNING and REFUSED: resolved by hand, when the gateway does not know the task id.
+    _S.RUNNING: frozenset({_S.SUCCEEDED, _S.FAILED, _S.RUNNING, _S.REFUSED}),
     _S.UNCERTAIN: frozenset({_S.RUNNING, _S.PENDING, _S.REFUSED}),
     _S.SUCCEEDED: frozenset(),
     _S.FAILED: frozenset(),
@@ -45,17 +52,17 @@ TRANSITIONS: Mapping[JobState, frozenset[JobState]] = {
     _S.WITHDRAWN: frozenset(),
 }
 
-FINAL = frozenset(state for state, onward in TRANSITIONS.items() if not onward)
+TERMINAL_STATES = frozenset(state for state, onward in TRANSITIONS.items() if not onward)
 
-UNFINISHED = frozenset({_S.PENDING, _S.SUBMITTING, _S.RUNNING})
-"""Somebody follows these, or should. The others are over, though an UNCERTAIN one may be settled."""
+ACTIVE_STATES = frozenset({_S.PENDING, _S.SUBMITTING, _S.RUNNING})
+"""States in which an owner works on the job. UNCERTAIN is not one of them: a job in doubt is resolved by hand."""
 
-PERHAPS_BOUGHT = frozenset({_S.SUBMITTING, _S.RUNNING, _S.UNCERTAIN, _S.SUCCEEDED})
+POSSIBLY_BOUGHT_STATES = frozenset({_S.SUBMITTING, _S.RUNNING, _S.UNCERTAIN, _S.SUCCEEDED})
 
 
 @frozen(kw_only=True)
 class Failure:
-    """Why a job did not end well, as plain facts that a ledger can keep; `kind` names a class of `errors`."""
+    """Why a job failed, in a form that a ledger can store; `kind` names a class of `errors`."""
 
     kind: str
     message: str
@@ -66,7 +73,7 @@ class Failure:
 
 @frozen(kw_only=True)
 class Accepted:
-    """What a gateway said when it took a job."""
+    """What a gateway reports when it accepts a job."""
 
     task_id: str
     credits_used: Decimal | None = None
@@ -77,10 +84,10 @@ class Accepted:
 
 @frozen(kw_only=True)
 class Observation:
-    """What a gateway just said about a task, by query or callback; it dies at once.
+    """What a poll or callback reports about a task; short-lived, never stored.
 
-    `state` is RUNNING, SUCCEEDED or FAILED; `status` the gateway's own word. `queued` tells that it has not begun to
-    work on it: such time says nothing about how long jobs run.
+    `state` is RUNNING, SUCCEEDED or FAILED; `status` is the gateway's own word. `queued` means that the gateway has not
+    started the task: that time does not count as its duration.
     """
 
     task_id: str | None
@@ -89,6 +96,7 @@ class Observation:
     known_status: bool = True
     queued: bool = False
     images: tuple[str, ...] = field(default=(), repr=False)
+    missing: Missing = ()
     error: str | None = None
     model: str | None = None
     credits_used: Decimal | None = None
@@ -98,8 +106,8 @@ class Observation:
     request_id: str | None = None
     raw: Mapping[str, Any] = field(factory=dict, repr=False, eq=False)
 
-    def took_s(self, age_s: float) -> float | None:
-        """Return how long the job took by the gateway's own clock, where that can be true of one as old as this."""
+    def duration_s(self, age_s: float) -> float | None:
+        """Return the duration by the gateway's times; None if it is missing or longer than the job's age allows."""
         if self.created_at is None or self.completed_at is None:
             return None
         took_s = (self.completed_at - self.created_at).total_seconds()
@@ -108,44 +116,47 @@ class Observation:
 
 @frozen(kw_only=True)
 class JobRecord:
-    """One job as it is written down. It never changes, it is replaced, along `TRANSITIONS` only."""
+    """The record of one job. It is immutable: each transition makes a new record."""
 
     key: str
     gateway: str
     account: str
-    """Fingerprint of the API key: a job in doubt is never repeated under another account."""
+    """The account's name, or a fingerprint of its API key. A job in doubt is never repeated under another account."""
     request: ImageRequest | None
     """None for a task that was attached by its id alone."""
     body: bytes = field(repr=False)
-    """The exact bytes that every POST of this job sends; none once it was accepted."""
+    """The exact bytes of each create of this generation; empty once it was accepted."""
     created_at: datetime
+    batch: str | None = None
+    """The named batch whose cap counts the charges: the prefix of its keys; None outside of a named batch."""
     state: JobState = _S.PENDING
     revision: int = 0
-    """Counts the writes; each write is a compare-and-swap on it."""
+    """The number of writes; each write is a compare-and-swap on it."""
     generation: int = 1
-    """Counts deliberate purchases; the wire key follows from it."""
+    """The number of deliberate purchases; `wire_key` depends on it."""
     attempts: int = 0
     first_sent_at: datetime | None = None
-    """When this generation's key may first have reached the gateway: its lifetime runs from here."""
+    """When this generation's key may first have reached the gateway; the lifetime of the key starts here."""
     in_doubt: bool = False
-    """A send may have been accepted without our knowing; sticky until a task id settles it."""
+    """Whether a create may have been accepted without a usable answer; sticky until a task id is known."""
     task_id: str | None = None
     running_since: datetime | None = None
     ended_at: datetime | None = None
     images: tuple[str, ...] = ()
+    missing: Missing = ()
     credits_used: Decimal | None = None
     credits_refunded: Decimal | None = None
     model: str | None = None
     failure: Failure | None = None
 
-    def to(self, state: JobState, **facts: Any) -> "JobRecord":
-        """Return the record after a move, with new facts; a move that is not in the table is a bug of ours."""
+    def transition_to(self, state: JobState, **facts: Any) -> "JobRecord":
+        """Return the record after a transition, with new facts; raise `RuntimeError` if `TRANSITIONS` forbids it."""
         if state not in TRANSITIONS[self.state]:
             raise RuntimeError(f"a job cannot go {self.state.name} -> {state.name}")
         return evolve(self, state=state, revision=self.revision + 1, **facts)
 
-    def reborn(self, *, body: bytes, created_at: datetime) -> "JobRecord":
-        """Return the next generation: a deliberate new purchase, under a wire key of its own."""
+    def next_generation(self, *, body: bytes, created_at: datetime) -> "JobRecord":
+        """Return the record of the next generation: a deliberate new purchase with its own `Idempotency-Key`."""
         return JobRecord(
             key=self.key,
             gateway=self.gateway,
@@ -153,6 +164,7 @@ class JobRecord:
             request=self.request,
             body=body,
             created_at=created_at,
+            batch=self.batch,
             revision=self.revision + 1,
             generation=self.generation + 1,
         )
@@ -166,25 +178,32 @@ class JobRecord:
         return f"g{self.generation}-{digest[:48]}"
 
     @property
-    def begun_at(self) -> datetime:
-        """Since when it may run, as far as we know."""
+    def may_run_since(self) -> datetime:
+        """The earliest known time at which the task may have started."""
         return self.running_since or self.first_sent_at or self.created_at
 
     @property
     def credits(self) -> Decimal | None:
-        """What it cost, after refunds, as far as the gateway said."""
+        """The cost after refunds; None if the gateway did not state it."""
         if self.credits_used is None:
             return None
         return max(Decimal(0), self.credits_used - (self.credits_refunded or Decimal(0)))
 
     @property
-    def perhaps_bought(self) -> bool:
-        """Whether money was spent on it, may have been, or may yet be."""
-        return self.in_doubt or self.state in PERHAPS_BOUGHT
+    def possibly_bought(self) -> bool:
+        """Whether money was spent on the job, or may have been, or may still be."""
+        return self.in_doubt or self.state in POSSIBLY_BOUGHT_STATES
 
 
-def check_key(key: str) -> str:
-    """Return the key if it can stand in a header: 1 to 255 visible ASCII characters; else raise `InvalidRequest`."""
+def with_indexes(images: Sequence[str], missing: Missing) -> list[tuple[int, str]]:
+    """Return each image with its index among all images of the job, including the missing ones."""
+    without_image = {index for index, _ in missing}
+    indexes = (index for index in itertools.count() if index not in without_image)
+    return list(zip(indexes, images, strict=False))
+
+
+def validate_key(key: str) -> str:
+    """Return the key if it can be sent in a header (1 to 255 visible ASCII characters), or raise `InvalidRequest`."""
     if not isinstance(key, str) or not 1 <= len(key) <= MAX_KEY_LENGTH:
         raise InvalidRequest(f"idempotency_key must be text of 1 to {MAX_KEY_LENGTH} characters")
     if not all("!" <= character <= "~" for character in key):
@@ -192,6 +211,63 @@ def check_key(key: str) -> str:
     return key
 
 
-def fingerprint(gateway: str, api_key: str) -> str:
-    """Return what stands for an account in the ledger: it names the account, and gives the key to nobody."""
+def validate_task_id(task_id: object) -> str:
+    """Return the task id if it is printable text, or raise `InvalidRequest`."""
+    if not isinstance(task_id, str) or not task_id.strip() or not task_id.isprintable():
+        raise InvalidRequest("task_id must be printable text, and not empty")
+    return task_id
+
+
+def key_for_task(task_id: str) -> str:
+    """Return the key of a job known by its task id alone: readable if the id fits into a key, otherwise a hash."""
+    key = f"task-{task_id}"
+    if len(key) <= MAX_KEY_LENGTH and all("!" <= character <= "~" for character in key):
+        return key
+    return f"task-sha256-{hashlib.sha256(task_id.encode()).hexdigest()}"
+
+
+_PROCESS_SECRET = secrets.token_bytes(16)
+
+
+def generate_key() -> str:
+    """Return a random key for a job whose caller gave none; `is_generated_key` recognises it in this process."""
+    nonce = secrets.token_hex(8)
+    return nonce + _mark(nonce)
+
+
+def is_generated_key(key: str) -> bool:
+    """Return whether this process generated the key. A caller's own key, such as a UUID, is not recognised."""
+    return len(key) == 32 and key.isascii() and hmac.compare_digest(_mark(key[:16]), key[16:])
+
+
+def _mark(nonce: str) -> str:
+    return hmac.digest(_PROCESS_SECRET, nonce.encode(), "sha256").hex()[:16]
+
+
+def named_account(gateway: str, name: str) -> str:
+    """Return the ledger's identifier of an account with a name. The colon distinguishes it from a fingerprint."""
+    return f"{gateway}:{name}"
+
+
+def account_fingerprint(gateway: str, api_key: str) -> str:
+    """Return the ledger's identifier of an account without a name: a hash that does not reveal the key."""
     return hashlib.sha256(f"nanobanana_async:{gateway}:{api_key}".encode()).hexdigest()[:24]
+
+
+def account_conflict(record: JobRecord, gateway: str, account: str) -> str:
+    """Return the message for a job of another account, with the ways to continue without a second purchase."""
+    if record.gateway != gateway:
+        return (
+            f"job {record.key} belongs to another account, at gateway {record.gateway} and not {gateway}:"
+            " use that gateway"
+        )
+    hand_over = f"`nanobanana jobs hand-over --from {record.account} --to {account}`"
+    name = record.account.removeprefix(f"{gateway}:")
+    advice = "name the account with account=... or NANOBANANA_ACCOUNT, so that later changes of its key do not matter"
+    if name != record.account:
+        advice = f'name it with account="{name}" or NANOBANANA_ACCOUNT={name}'
+    return (
+        f"job {record.key} belongs to another account, {record.account}, and this session has account {account}. If"
+        f" both are one account whose API key was changed, {advice}, or hand over its jobs: {hand_over}. Otherwise use"
+        " the API key of that account"
+    )

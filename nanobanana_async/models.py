@@ -1,4 +1,4 @@
-"""What is wanted and what came back: frozen values, checked at birth."""
+"""Requests and results: immutable values, validated on creation."""
 
 from collections.abc import Mapping
 from datetime import datetime
@@ -6,10 +6,11 @@ from decimal import Decimal
 from typing import Any, Literal, TypedDict, get_args
 from urllib.parse import urlsplit
 
-from attrs import Attribute, evolve, field, frozen
+from attrs import Attribute, evolve, field, fields, frozen
 
-from nanobanana_async.display import Fact, amount, card, pictures, seconds
-from nanobanana_async.errors import InvalidRequest
+from nanobanana_async.errors import ConfigurationError, InvalidRequest
+from nanobanana_async.formatting import duration, number
+from nanobanana_async.notebook_html import LabelledValue, card, image_gallery
 
 Resolution = Literal["1K", "2K", "4K"]
 OutputFormat = Literal["jpeg", "jpg", "png"]
@@ -19,7 +20,7 @@ MAX_IMAGES = 6  # API Mall's reference: "num_images ... Range: 1 - 6"
 
 
 class RequestFields(TypedDict, total=False):
-    """The fields that `generate` and `submit` take beside the prompt; see `ImageRequest`."""
+    """The fields that `generate` and `submit` accept beside the prompt; see `ImageRequest`."""
 
     images: tuple[str, ...] | list[str]
     num_images: int
@@ -39,7 +40,7 @@ def _check_prompt(_: Any, __: "Attribute[str]", prompt: object) -> None:
     try:
         prompt.encode()
     except UnicodeEncodeError as error:
-        raise InvalidRequest(f"prompt holds a lone surrogate at {error.start}") from None
+        raise InvalidRequest(f"prompt contains a lone surrogate at index {error.start}") from None
 
 
 def _check_text(_: Any, attribute: "Attribute[str | None]", text: object) -> None:
@@ -66,15 +67,15 @@ def _check_url(name: str, url: object) -> None:
         fits = isinstance(url, str) and url.isprintable() and " " not in url
         parts = urlsplit(url) if fits and isinstance(url, str) else None
         fits = parts is not None and parts.scheme in ("http", "https") and bool(parts.hostname)
-    except ValueError:  # urlsplit refuses a broken IPv6 literal
+    except ValueError:  # urlsplit raises for an invalid IPv6 literal
         fits = False
     if not fits:
         raise InvalidRequest(f"{name} must be an http or https URL, not {str(url)[:80]!r}")
 
 
 def _check_urls(_: Any, __: "Attribute[tuple[str, ...]]", urls: tuple[str, ...]) -> None:
-    for number, url in enumerate(urls):
-        _check_url(f"images[{number}]", url)
+    for index, url in enumerate(urls):
+        _check_url(f"images[{index}]", url)
 
 
 def _check_callback(_: Any, attribute: "Attribute[str | None]", url: object) -> None:
@@ -83,7 +84,7 @@ def _check_callback(_: Any, attribute: "Attribute[str | None]", url: object) -> 
 
 
 def _to_urls(images: object) -> tuple[str, ...]:
-    # A bare string is a sequence of characters, which would be refused with sixty confusing errors.
+    # A string is a sequence of characters: without this check each character would be refused as a URL.
     if isinstance(images, str):
         raise InvalidRequest("images must be a list of URLs, not one string")
     if not isinstance(images, (list, tuple)):
@@ -93,112 +94,127 @@ def _to_urls(images: object) -> tuple[str, ...]:
 
 @frozen
 class ImageRequest:
-    """What is wanted: one purchase of one or more images.
+    """One purchase of one or more images.
 
-    Fields left out are not sent, so the gateway's own defaults hold. Each gateway refuses, by name and before anything
-    is sent, a field that it does not take. Raises `InvalidRequest` (status None) for what no gateway takes.
+    Fields left out are not sent, so the gateway's defaults apply. Each gateway refuses fields that it does not take,
+    by name, before anything is sent. Raises `InvalidRequest` (status None) for values that no gateway takes.
     """
 
     prompt: str = field(validator=_check_prompt)
     images: tuple[str, ...] = field(default=(), kw_only=True, converter=_to_urls, validator=_check_urls)
-    """Reference image URLs, for edits and compositions; at most 4 on defapi."""
+    """URLs of reference images, for edits and compositions; at most 4 on defapi."""
     num_images: int = field(default=1, kw_only=True, validator=_check_count)
     aspect_ratio: str | None = field(default=None, kw_only=True, validator=_check_text)
-    """Such as "16:9"; passed through, since the reference lists no values."""
+    """Such as "16:9". Not validated, since the references list no values."""
     resolution: Resolution | None = field(default=None, kw_only=True, validator=_one_of(get_args(Resolution)))
     output_format: OutputFormat | None = field(default=None, kw_only=True, validator=_one_of(get_args(OutputFormat)))
     model: str | None = field(default=None, kw_only=True, validator=_check_text)
-    """The gateway's own default when None."""
+    """None means the model of the gateway's settings."""
     task_type: TaskType | None = field(default=None, kw_only=True, validator=_one_of(get_args(TaskType)))
-    """Follows from the presence of `images` when None."""
+    """None means image-to-image if there are `images`, otherwise text-to-image."""
     callback_url: str | None = field(default=None, kw_only=True, validator=_check_callback)
 
 
 @frozen(kw_only=True)
 class GeneratedImage:
-    """One picture that came back: an http(s) URL, or a `data:` URI on gateways that inline their pictures."""
+    """One generated image: an http(s) URL, or a `data:` URI on gateways that send images inline."""
 
     url: str = field(repr=lambda url: repr(shorten(url)))
     index: int = 0
     task_id: str = field(default="", repr=False)
-    """The gateway's task that made it: it is asked for a new link when this one has expired."""
+    """The task that made the image. It is polled for a new link when this one has expired."""
 
     def _repr_html_(self) -> str:
-        return pictures([self.url])
+        return image_gallery([self.url])
 
 
 @frozen(kw_only=True)
 class GenerationResult:
-    """What one job brought back.
+    """The result of one job.
 
-    `credits` is what it cost after refunds, where the gateway said so. `raw` is the gateway's last answer with inline
-    pictures left out. Links expire: fetch them soon with `session.save`.
+    `credits` is the cost after refunds, if the gateway stated it. `raw` is the gateway's last answer without inline
+    images. Links expire: download the images soon with `session.save`.
     """
 
     key: str
     task_id: str
     images: tuple[GeneratedImage, ...]
+    missing: Mapping[int, str] = field(factory=dict, hash=False)
+    """The images that were bought and not delivered: index and reason. The others keep their `index`."""
     model: str | None = None
     credits: Decimal | None = None
     created_at: datetime | None = None
     completed_at: datetime | None = None
     raw: Mapping[str, Any] = field(factory=dict, repr=False, eq=False)
     request: ImageRequest | None = field(default=None, repr=False, eq=False)
-    """What was wanted; None for a task that was attached by its id alone."""
+    """The request; None for a task that was attached by its id alone."""
 
     @property
     def url(self) -> str:
         """The first image's URL."""
         return self.images[0].url
 
-    # Only HTML: every notebook takes it, it holds several pictures, and IPython adds the plain text from the repr.
+    # Only HTML: every notebook shows it, it can hold several images, and IPython adds the repr as plain text.
     def _repr_html_(self) -> str:
         prompt = None if self.request is None else self.request.prompt
-        return card(prompt, facts_of(self), pictures(image.url for image in self.images))
+        return card(prompt, result_facts(self), image_gallery(image.url for image in self.images))
 
 
-def facts_of(result: GenerationResult) -> list[Fact]:
-    """Return what is told of a result beside its pictures."""
-    begun, ended = result.created_at, result.completed_at
+def result_facts(result: GenerationResult) -> list[LabelledValue]:
+    """Return the labelled values that a notebook shows beside the images of a result."""
+    created, completed = result.created_at, result.completed_at
     return [
-        *settings_of(result.request),
-        ("credits", None if result.credits is None else amount(result.credits)),
-        ("time", None if begun is None or ended is None else seconds((ended - begun).total_seconds())),
+        *request_facts(result.request),
+        ("credits", None if result.credits is None else number(result.credits)),
+        ("time", None if created is None or completed is None else duration((completed - created).total_seconds())),
         ("model", result.model),
         ("key", result.key),
         ("task", result.task_id),
     ]
 
 
-def settings_of(request: ImageRequest | None) -> list[Fact]:
-    """Return what a request says beside its prompt."""
+def request_facts(request: ImageRequest | None) -> list[LabelledValue]:
+    """Return the labelled values that a notebook shows beside the prompt of a request."""
     if request is None:
         return []
     return [
         ("aspect ratio", request.aspect_ratio),
         ("resolution", request.resolution),
-        ("pictures", request.num_images if request.num_images > 1 else None),
+        ("images", request.num_images if request.num_images > 1 else None),
         ("references", len(request.images) or None),
         ("format", request.output_format),
     ]
 
 
-def wish_of(request: str | ImageRequest, fields: RequestFields) -> ImageRequest:
-    """Return what a caller wants, who gave a prompt with fields, or all in one."""
+def to_request(request: str | ImageRequest, fields: RequestFields) -> ImageRequest:
+    """Return the request for a prompt with fields, or the request itself; raise `InvalidRequest` for a mixture."""
     if isinstance(request, str):
         return ImageRequest(request, **fields)
     if not isinstance(request, ImageRequest):
-        raise InvalidRequest(f"a request is a prompt or an ImageRequest, not {type(request).__name__}")
+        raise ConfigurationError(f"a request is a prompt or an ImageRequest, not {type(request).__name__}")
     if fields:
-        raise InvalidRequest(f"{', '.join(fields)}: put it into the ImageRequest, or pass the prompt as text")
+        raise ConfigurationError(f"{', '.join(fields)}: put it into the ImageRequest, or pass the prompt as text")
     return request
 
 
-def same_wish(one: ImageRequest, other: ImageRequest) -> bool:
-    """Tell whether two requests want the same pictures; where the gateway calls back is no part of the wish."""
+def same_request(one: ImageRequest, other: ImageRequest) -> bool:
+    """Return whether two requests ask for the same images; `callback_url` does not count."""
     return evolve(one, callback_url=None) == evolve(other, callback_url=None)
 
 
+def with_model(request: ImageRequest, model: str) -> ImageRequest:
+    """Return the request with this model if it names none."""
+    return evolve(request, model=model) if request.model is None else request
+
+
+def difference(one: ImageRequest, other: ImageRequest) -> str:
+    """Return the fields in which two requests differ. Of the model, which may be a default, also return the values."""
+    names = [field.name for field in fields(ImageRequest) if field.name != "callback_url"]
+    differing = [name for name in names if getattr(one, name) != getattr(other, name)]
+    parts = [f"model is {one.model}, not {other.model}" if name == "model" else f"{name} differs" for name in differing]
+    return ", ".join(parts)
+
+
 def shorten(url: str, limit: int = 96) -> str:
-    """Cut a long URL (a data URI has megabytes) for people's eyes."""
+    """Cut a long URL for display: a data URI may have megabytes."""
     return url if len(url) <= limit else f"{url[:limit]}... ({len(url)} characters)"

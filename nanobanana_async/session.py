@@ -1,51 +1,58 @@
-"""The face: a session that owns the HTTP pool, the engine and the ledger."""
+"""The public API: `Session`, which owns the HTTP pool, the engine and the ledger."""
 
 import os
-import secrets
+import ssl
 from collections.abc import Sequence
 from decimal import Decimal
 from pathlib import Path
 from types import TracebackType
 from typing import Self, Unpack
-from urllib.parse import urlsplit
 
 import aiohttp
 
 from nanobanana_async.batch.batch import Batch
-from nanobanana_async.batch.orders import Orders, Requests
+from nanobanana_async.batch.options import BatchOptions, Requests
 from nanobanana_async.config import Timeouts, gateway_from_env
-from nanobanana_async.engine.assembly import Parts, ledger_of
-from nanobanana_async.engine.core import Engine
-from nanobanana_async.engine.entry import Entry
-from nanobanana_async.engine.host import Host
-from nanobanana_async.errors import ConfigurationError, InvalidRequest, JobUnfinished, SessionClosed
+from nanobanana_async.connections import make_connections
+from nanobanana_async.engine.engine import Engine
+from nanobanana_async.engine.lifecycle import SessionComponents, SessionTask, to_ledger
+from nanobanana_async.engine.resolver import JobResolver
+from nanobanana_async.engine.tracked_job import TrackedJob
+from nanobanana_async.errors import ConfigurationError, JobUnfinished, SessionClosed
+from nanobanana_async.events import EventEmitter, Observer
 from nanobanana_async.gateways.contract import Gateway, Transport
-from nanobanana_async.gateways.settings import is_loopback
-from nanobanana_async.handle import Job
-from nanobanana_async.http.api import Api
-from nanobanana_async.http.downloads import Downloads
-from nanobanana_async.jobs import JobState
-from nanobanana_async.keeping import Keeper
+from nanobanana_async.gateways.secret import Secret
+from nanobanana_async.handle import Job, persistent_handle
+from nanobanana_async.http.tls_and_proxies import to_proxy_secret
+from nanobanana_async.image_saver import ImageSaver
+from nanobanana_async.jobs import JobState, generate_key, key_for_task, validate_task_id
 from nanobanana_async.ledger.base import Ledger
 from nanobanana_async.ledger.memory import MemoryLedger
-from nanobanana_async.models import GeneratedImage, GenerationResult, ImageRequest, RequestFields, wish_of
-from nanobanana_async.observe import Announcer, Observer
+from nanobanana_async.models import GeneratedImage, GenerationResult, ImageRequest, RequestFields, to_request
 from nanobanana_async.policy.concurrency import ConcurrencyPolicy
-from nanobanana_async.policy.credits import as_credits
 from nanobanana_async.policy.polling import PollPolicy
+from nanobanana_async.policy.prices import as_credits
 from nanobanana_async.policy.retry import RetryPolicy
-from nanobanana_async.stats import SessionStats, stats_of
+from nanobanana_async.stats import SessionStats, collect_stats
+from nanobanana_async.validators import as_timeout
 
 
 class Session:
-    """The session manager: buys jobs through one gateway, follows them, and fills the account's job slots.
+    """Buys jobs through one gateway, polls them, and keeps the account's job slots full.
 
-    Constructing it needs no running event loop; opening does. It may be opened in one asyncio task and closed in
-    another. `gateway` defaults to what the environment names; `ledger` is a `Ledger`, or the path of an SQLite file in
-    which each job is written down before it is bought, by default memory, where finished jobs are forgotten. What this
-    session buys never costs more than `max_credits` together: the next purchase raises `CreditLimitReached`.
-    `http` is your own `aiohttp.ClientSession` (borrowed, never closed) or a fake transport of
-    `nanobanana_async.testing`. `observers` are called with each event of `nanobanana_async.observe`.
+    The constructor needs no running event loop; opening does. One task may open the session and another close it. All
+    calls must come from the event loop that opened it: a call from another loop, thread or forked child raises
+    `ConfigurationError` and has no other effect.
+
+    `gateway` defaults to the one named by the environment. `ledger` is a `Ledger` or the path of an SQLite file, which
+    stores each job before it is bought; the default is memory, which forgets a finished job unless the caller chose its
+    key. `max_credits` caps the credits of this session: the purchase that would exceed it raises `CreditLimitReached`.
+    Only a price above its estimate can exceed the cap, by one job.
+    `tls` is an `ssl.SSLContext` for your own certificate authorities, `proxy` the URL of a proxy, with credentials if
+    needed; with `trust_env` proxies come from HTTP_PROXY, HTTPS_PROXY and NO_PROXY. All three apply to the gateway and
+    to images. `http` is your own `aiohttp.ClientSession` (borrowed, never closed; its connector's TLS settings apply to
+    images too; it excludes the other three) or a transport of `nanobanana_async.testing`. `observers` are called with
+    each event of `nanobanana_async.events`.
     """
 
     def __init__(
@@ -60,40 +67,40 @@ class Session:
         max_credits: Decimal | float | None = None,
         observers: Sequence[Observer] = (),
         http: aiohttp.ClientSession | Transport | None = None,
-        proxy: str | None = None,
+        tls: ssl.SSLContext | bool | None = None,
+        proxy: str | Secret | None = None,
+        trust_env: bool = False,
     ) -> None:
+        hidden = to_proxy_secret(proxy)
+        del proxy  # it may hold a password, which the traceback of a ConfigurationError would show
+        if isinstance(hidden, ConfigurationError):
+            raise hidden
         self.gateway = gateway_from_env() if gateway is None else gateway
         concurrency, timeouts = concurrency or ConcurrencyPolicy(), timeouts or Timeouts()
-        transport: Transport
-        if http is None or isinstance(http, aiohttp.ClientSession):
-            most = 2 * concurrency.max_requests
-            transport = Api(self.gateway, timeouts=timeouts, http=http, proxy=proxy, max_connections=most)
-        else:
-            transport = http
-        local = is_loopback(urlsplit(self.gateway.base_url).hostname or "")
-        self._parts = Parts(
+        transport, downloads = make_connections(
+            self.gateway, timeouts, concurrency.max_requests, http=http, tls=tls, proxy=hidden, trust_env=trust_env
+        )
+        self._components = SessionComponents(
             gateway=self.gateway,
-            ledger=ledger_of(ledger),
+            ledger=to_ledger(ledger),
             transport=transport,
-            downloads=Downloads(allow_loopback=local, proxy=proxy, connect_s=timeouts.connect_s),
-            announce=Announcer(tuple(observers)),
+            downloads=downloads,
+            emit=EventEmitter(tuple(observers)),
             concurrency=concurrency,
             polling=polling or PollPolicy(),
             retry=retry or RetryPolicy(),
             timeouts=timeouts,
             max_credits=as_credits("max_credits", max_credits),
         )
-        self.callbacks = self._parts.callbacks
-        self._host = Host(f"<Session {self.gateway.name}>", self._parts)
+        self._callback_urls = self._components.callbacks
+        self._session_task = SessionTask(f"<Session {self.gateway.name}>", self._components)
 
     def __repr__(self) -> str:
-        if self._host.closed:
-            state = "closed"
-        elif self._host.engine is None:
-            state = "not open"
-        else:
-            state = f"open, {self._host.engine.slots.held} jobs held"
-        return f"<Session {self.gateway.name} {state}>"
+        if "_session_task" not in self.__dict__:  # a traceback or debugger may show a session whose constructor raised
+            return "<Session not built>"
+        engine = self._session_task.engine
+        state = "not open" if engine is None else f"open, {engine.slots.held} jobs held"
+        return f"<Session {self.gateway.name} {'closed' if self._session_task.closed else state}>"
 
     async def __aenter__(self) -> Self:
         await self.open()
@@ -105,23 +112,23 @@ class Session:
         await self.aclose()
 
     def __del__(self) -> None:
-        if "_host" in self.__dict__:  # else a setting was refused
-            self._host.lost()
+        if "_session_task" in self.__dict__:  # missing when the constructor raised
+            self._session_task.warn_unclosed()
 
     async def open(self) -> None:
-        """Open ledger, connections and engine; for those who can't write `async with`.
+        """Open the ledger, the connections and the engine; for code that cannot use `async with`.
 
-        Raises `ConfigurationError` when it is open or was closed, `LedgerError` when the ledger can't be opened.
+        Raises `ConfigurationError` if the session is open or was closed, `LedgerError` if the ledger cannot be opened.
         """
-        await self._host.open()
+        await self._session_task.open()
 
     async def aclose(self) -> None:
-        """Close: stop buying, let POSTs on the wire be answered and written down, send the waiters away.
+        """Stop buying, wait for the answers of creates in flight and store them, then close everything.
 
-        Idempotent, and bounded by `Timeouts.close_s`; it runs to its end also when the caller is cancelled. Unfinished
-        jobs stay in the ledger; who waits for one gets `SessionClosed`.
+        Idempotent, takes at most `Timeouts.close_s`, and completes even if the caller is cancelled. Unfinished jobs
+        stay in the ledger; their waiters get `SessionClosed`.
         """
-        await self._host.aclose()
+        await self._session_task.aclose()
 
     async def generate(
         self,
@@ -131,27 +138,30 @@ class Session:
         timeout: float | None = None,
         **fields: Unpack[RequestFields],
     ) -> GenerationResult:
-        """Buy a picture and wait for it.
+        """Buy one job and wait for its images.
 
-        `fields` are those of `ImageRequest`. The key becomes the job's `key`; the same key again is the same job and
-        the same payment, another request under it an `IdempotencyConflict`. When the caller is cancelled, or `timeout`
-        seconds are over, a job that was not yet sent is withdrawn; one that was sent goes on and can be found by its
-        key. Raises `JobUnfinished` on timeout, a `GatewayError` when the gateway says no, `JobFailed` when the task
-        failed, `JobUncertain` when nobody can know whether it was bought.
+        `fields` are those of `ImageRequest`. The idempotency key becomes the job's `key`: the same key again is the
+        same job and the same payment; another request with that key raises `IdempotencyConflict`. When the caller is
+        cancelled, or after `timeout` seconds, a job that was not sent yet is withdrawn; one that was sent goes on and
+        can be found by its key. Raises `JobUnfinished` on timeout, a `GatewayError` if the gateway refuses, `JobFailed`
+        if the task failed, `JobUncertain` if the job may have been bought and no answer said so.
         """
-        engine = self._open_engine()
-        entry = await self._enter(request, idempotency_key, fields)
-        entry.callers += 1
-        unfinished: JobUnfinished | None = None
+        engine = self._engine()
+        timeout = as_timeout("timeout", timeout)  # an invalid timeout must raise before anything is bought
+        tracked = await self._register(request, idempotency_key, fields)
+        engine.add_caller(tracked)
+        job, withdrawn = Job(engine, tracked), False
         try:
-            return await Job(engine, entry).result(timeout=timeout)
+            try:
+                return await job.result(timeout=timeout)
+            finally:
+                withdrawn = engine.drop_caller(tracked)
         except JobUnfinished as error:
-            unfinished = error
-            raise
-        finally:
-            withdrawn = engine.leave(entry)
-            if unfinished is not None:
-                unfinished.safe_to_repeat = withdrawn
+            error.safe_to_repeat = withdrawn
+            if not withdrawn or timeout is None:
+                raise
+            message = f"job {job.key} was not sent within {timeout:g} s and was withdrawn: nothing was bought"
+            raise JobUnfinished(message, job=job, safe_to_repeat=True) from None
 
     async def submit(
         self,
@@ -160,78 +170,73 @@ class Session:
         idempotency_key: str | None = None,
         **fields: Unpack[RequestFields],
     ) -> Job:
-        """Return the job as soon as it is written down; it is bought when a slot is free.
+        """Store a job and return its handle; the job is bought when a slot is free.
 
-        `await job.accepted()` waits for the gateway's task id, `await job` for the pictures.
+        `await job.accepted()` waits for the gateway's task id, `await job` for the images.
         """
-        engine = self._open_engine()
-        return await self._kept(engine, await self._enter(request, idempotency_key, fields))
+        engine = self._engine()
+        return await persistent_handle(engine, await self._register(request, idempotency_key, fields))
 
     async def job(self, key: str) -> Job | None:
-        """Find a job by our key; None when the ledger does not know it."""
-        engine = self._open_engine()
-        entry = await engine.look_up(key)
-        if entry is None:
+        """Return the job with this key; None if it is not in the ledger."""
+        engine = self._engine()
+        if (tracked := await engine.look_up(key)) is None:
             return None
-        entry.kept = True
-        return Job(engine, entry)
+        engine.keep(tracked)
+        return Job(engine, tracked)
 
     async def attach(self, task_id: str, *, key: str | None = None, request: ImageRequest | None = None) -> Job:
-        """Follow a task of this account whose id you kept; nothing is bought.
+        """Poll a task of this account by its task id. Nothing is bought.
 
-        `key` names the job in the ledger (made from the task id when None).
+        `key` is the job's key in the ledger; by default it is derived from the task id. The task is polled once first:
+        raises `TaskNotFound` if the gateway does not know it, after up to 40 seconds because a new task may not be
+        visible yet.
         """
-        if not task_id or not task_id.isprintable():
-            raise InvalidRequest("task_id is empty or not printable")
-        engine = self._open_engine()
-        known = await self._parts.ledger.find_task(self.gateway.account, task_id)
-        if known is not None:
-            job = await self.job(known.key)
-            if job is not None:
-                return job
-        known_as = f"task-{task_id}" if key is None else key
-        record = engine.record_of_task(task_id, known_as, JobState.RUNNING, request)
-        return await self._kept(engine, engine.enter(record))
+        engine = self._engine()
+        validate_task_id(task_id)
+        known = await self._components.ledger.find_task(self.gateway.account, task_id)
+        if known is not None and (job := await self.job(known.key)) is not None:
+            return job
+        await JobResolver(engine).check_task(task_id)
+        known_as = key_for_task(task_id) if key is None else key
+        record = engine.attached_record(task_id, known_as, JobState.RUNNING, request)
+        return await persistent_handle(engine, engine.submit(record))
 
     async def resume(self, *, buy: bool = False) -> list[Job]:
-        """Go on with the unfinished jobs of the ledger that nobody follows: of processes that died, of closed sessions.
+        """Adopt the unfinished jobs of the ledger that have no live owner: of dead processes and of closed sessions.
 
-        What ran is followed; what was sent and not answered is repeated under its key where that is safe, else it is
-        UNCERTAIN. What was never sent is bought only with `buy=True`. Returns the jobs that are now this session's,
-        oldest first; those that another living process follows are left to it.
+        RUNNING jobs are polled. A create without an answer is repeated with its key where that is safe, otherwise the
+        job becomes UNCERTAIN. Jobs that were never sent are bought only with `buy=True`. Returns the adopted jobs,
+        oldest first. Jobs of other live processes are left alone.
         """
-        engine = self._open_engine()
-        unfinished = self._parts.ledger.unfinished(self.gateway.account)
+        engine = self._engine()
+        unfinished = self._components.ledger.unfinished(self.gateway.account)
         wanted = (record async for record in unfinished if buy or record.state is not JobState.PENDING)
-        entries = await engine.take_over(wanted)
-        for entry in entries:
-            entry.kept = True
-        return [Job(engine, entry) for entry in entries]
+        adopted = await engine.adopt_all(wanted)
+        for tracked in adopted:
+            engine.keep(tracked)
+        return [Job(engine, tracked) for tracked in adopted]
 
-    async def settle(
-        self, job: Job | str, *, task_id: str | None = None, refused: bool = False, buy_again: bool = False
+    async def resolve(
+        self, job: Job | str, *, task_id: str | None = None, not_bought: bool = False, buy_again: bool = False
     ) -> Job:
-        """Decide an UNCERTAIN job by hand, after a look at the gateway's own list of tasks; return it.
+        """Resolve an UNCERTAIN job by hand, after checking the gateway's own list of tasks. Returns the job.
 
-        Exactly one of: `task_id`, it was bought under that id, and is followed; `refused`, it was not bought;
-        `buy_again`, buy it anew under another idempotency key: if it was bought after all, that is a second payment.
-        A FAILED job, too, can be bought again so. Raises `InvalidRequest` for any other job.
+        Pass exactly one of `task_id` (the job was bought as this task, which is polled), `not_bought`, or `buy_again`
+        (buy it with a new idempotency key: a second payment if it was bought after all). `buy_again` also works for a
+        FAILED job, and all three for a RUNNING job whose task the gateway does not know. `task_id` is polled once
+        first:
+        raises `TaskNotFound`, and changes nothing, if the gateway does not know it, after up to 40 seconds for a new
+        task. Raises `ConfigurationError` for any other job, and for the task id of another job.
         """
-        if [task_id is not None, refused, buy_again].count(True) != 1:
-            raise InvalidRequest("say exactly one of task_id, refused=True, buy_again=True")
+        engine = self._engine()
+        chosen = [task_id is not None, not_bought, buy_again]
+        if any(not isinstance(choice, bool) for choice in chosen) or chosen.count(True) != 1:
+            raise ConfigurationError("pass exactly one of task_id, not_bought=True, buy_again=True")
         key = job if isinstance(job, str) else job.key
-        engine = self._open_engine()
-        entry = await engine.look_up(key)
-        if entry is None:
-            raise InvalidRequest(f"the ledger knows no job {key}")
-        before = entry.record.state
-        entry = engine.settle(entry, task_id=task_id, buy_again=buy_again)
-        while entry.record.state is before:
-            await entry.change()
-            if entry.stopped is not None:
-                raise entry.stopped.about(key, safe_to_repeat=False)
-        entry.kept = True
-        return Job(engine, entry)
+        tracked = await JobResolver(engine).resolve(key, task_id=task_id, buy_again=buy_again)
+        engine.keep(tracked)
+        return Job(engine, tracked)
 
     def generate_many(
         self,
@@ -245,23 +250,24 @@ class Session:
         retry_failed: bool = False,
         progress: bool = False,
     ) -> Batch:
-        """Buy any number of pictures: `async for outcome in session.generate_many(prompts)`.
+        """Buy any number of jobs: `async for outcome in session.generate_many(prompts)`.
 
-        `requests` is any iterable, plain or async, endless ones too, of prompts, `ImageRequest`s, or mappings with its
-        fields, and with `key` and `metadata` if wanted. A bad row is an outcome, not an explosion.
+        `requests` is an iterable or async iterable, possibly infinite, of prompts, `ImageRequest`s, or mappings with
+        its fields and optionally `key` and `metadata`. An invalid row is an outcome with an error.
 
-        With a name, `batch`, it can be run again: what is finished is returned without a request, what runs is gone on
-        with, and only what was never bought is bought (FAILED rows with `retry_failed`). A row is known by its `key`,
-        or else by its request and how often that came before, never by its position. That needs a ledger on disk.
+        A batch with a name, `batch`, can be run again: finished rows are returned without a request, running rows are
+        polled, and only rows never bought are bought (FAILED rows with `retry_failed`). A row is identified by its
+        `key`, or by its request and how often that occurred before, never by its position. This needs a ledger on disk.
 
-        Outcomes come as rows end; `ordered` holds them back to the order of the input. `save_to` saves the pictures in
-        the background. `max_credits` is never passed, earlier runs of the same name included; a kind of job whose price
-        nobody knows goes alone until it is told, unless `expected_credits` says it. `progress` shows a bar of tqdm.
+        Outcomes come in the order in which rows end, or with `ordered` in the order of the input. `save_to` saves the
+        images in the background. `max_credits` caps everything ever spent under the name. Until a price is known, jobs
+        are bought one at a time at `expected_credits`, by default the example price of the gateway's reference.
+        `progress` shows a tqdm bar.
         """
-        engine = self._open_engine()
-        if batch is not None and isinstance(self._parts.ledger, MemoryLedger):
-            raise ConfigurationError("a named batch needs a ledger that remembers: Session(ledger='jobs.sqlite')")
-        orders = Orders(
+        engine = self._engine()
+        if batch is not None and isinstance(self._components.ledger, MemoryLedger):
+            raise ConfigurationError("a named batch needs a ledger on disk: Session(ledger='jobs.sqlite')")
+        options = BatchOptions(
             name=batch,
             ordered=ordered,
             folder=None if save_to is None else Path(save_to),
@@ -270,50 +276,36 @@ class Session:
             retry_failed=retry_failed,
             progress=progress,
         )
-        return Batch(requests, orders, engine, Keeper(engine, self._parts.downloads))
+        return Batch(requests, options, engine, ImageSaver(engine, self._components.downloads))
 
     async def download(self, image: GeneratedImage) -> bytes:
-        """Return the bytes of a picture: verified, and asked for once more if its link has expired.
-
-        Raises `DownloadError`.
-        """
-        return await Keeper(self._open_engine(), self._parts.downloads).fetch(image)
+        """Return the verified bytes of an image. An expired link is refreshed once. Raises `DownloadError`."""
+        return await ImageSaver(self._engine(), self._components.downloads).fetch(image)
 
     async def save(self, result: GenerationResult, folder: str | os.PathLike[str]) -> list[Path]:
-        """Save the pictures of a result in a folder, made if missing; return their paths.
+        """Save the images of a result in a folder, created if missing; return their paths.
 
-        Files are named by the job's key, the picture's number and its true type, appear whole or not at all, and stand
-        in the folder's `SHA256SUMS`. Saving again changes nothing, and nothing else is ever overwritten. Raises
-        `DownloadError`.
+        Files are named by the job's key, the image's number and its actual type. They appear complete or not at all,
+        and are listed in the folder's `SHA256SUMS`. Saving again changes nothing, and no other file is overwritten.
+        Raises `DownloadError`, or `SaveError` if the folder cannot be written.
         """
-        return list(await Keeper(self._open_engine(), self._parts.downloads).save(result, Path(folder)))
+        return list(await ImageSaver(self._engine(), self._components.downloads).save(result, Path(folder)))
 
     def stats(self) -> SessionStats:
-        """Return how the session stands."""
-        return stats_of(self._open_engine(closed_too=True))
+        """Return a snapshot of limits, requests, jobs and credits."""
+        return collect_stats(self._engine(closed_too=True))
 
-    async def _enter(self, request: str | ImageRequest, key: str | None, fields: RequestFields) -> Entry:
-        engine = self._open_engine()
-        record = await engine.record(wish_of(request, fields), secrets.token_hex(16) if key is None else key)
-        while (entry := engine.enter(record)).leaving:  # its last caller has just left: begin again after it
-            await entry.change()
-        return entry
+    async def _register(self, request: str | ImageRequest, key: str | None, fields: RequestFields) -> TrackedJob:
+        engine = self._engine()
+        record = await engine.new_record(to_request(request, fields), generate_key() if key is None else key)
+        while (tracked := engine.submit(record)).leaving:
+            await tracked.wait_for_change()  # its last caller has left: submit again once the job is withdrawn
+        return tracked
 
-    @staticmethod
-    async def _kept(engine: Engine, entry: Entry) -> Job:
-        """Return the handle of a job once it is written down; then it outlives its callers."""
-        job = Job(engine, entry)
-        entry.callers += 1
-        try:
-            await job.written()
-            entry.kept = True
-        finally:
-            engine.leave(entry)
-        return job
-
-    def _open_engine(self, *, closed_too: bool = False) -> Engine:
-        if self._host.closed and not closed_too:
+    def _engine(self, *, closed_too: bool = False) -> Engine:
+        self._components.guard.check()
+        if self._session_task.closed and not closed_too:
             raise SessionClosed("the session is closed")
-        if self._host.engine is None:
+        if self._session_task.engine is None:
             raise ConfigurationError("the session is not open: use 'async with Session(...)', or await session.open()")
-        return self._host.engine
+        return self._session_task.engine

@@ -1,49 +1,49 @@
-"""How a session stands: the numbers behind a progress display."""
+"""A snapshot of a session: limits, requests, jobs and credits."""
 
-import asyncio
 from decimal import Decimal
 
 from attrs import frozen
 
-from nanobanana_async.display import amount, card, seconds, table
-from nanobanana_async.engine.core import Engine
+from nanobanana_async.engine.engine import Engine
+from nanobanana_async.formatting import duration, number
 from nanobanana_async.jobs import JobState
+from nanobanana_async.notebook_html import card, table
 
 
 @frozen(kw_only=True)
 class SessionStats:
-    """How a session stands at this moment."""
+    """A snapshot of a session."""
 
     job_limit: int | None
-    """The learned cap on job slots; None until a refusal told of one."""
-    rate_limit: float | None
-    """The learned creates per second; None unless a rate was met."""
+    """The learned limit of job slots; None until a 429 showed one."""
+    creates_per_s: float | None
+    """The learned rate of creates per second; None until a 429 showed one."""
     limit_kind: str | None
-    """What 429s that do not say it themselves are taken to be about: "jobs" or "rate"."""
-    gate_open: bool
-    """False while Retry-After, or an outage, keeps creates back."""
-    held: int
-    """Job slots taken: accepted, or perhaps accepted, and not known to have ended."""
+    """The limit that 429s without a stated kind are attributed to: "jobs" or "rate"; None while undecided."""
+    creates_paused: bool
+    """True while Retry-After or an outage holds creates back."""
+    slots_held: int
+    """Job slots in use: by jobs accepted or possibly accepted, and not known to have ended."""
     queued: int
-    """Jobs written down that wait for a slot."""
-    on_wire: int
-    """Requests on the wire."""
-    queries: int
-    refusals: int
+    """Stored jobs that wait for a slot."""
+    requests_in_flight: int
+    """HTTP requests in flight."""
+    polls: int
+    throttled: int
     """429s to creates."""
-    median_job_s: float | None
-    """How long jobs take, of the class that was seen most; None until one has ended."""
-    spread_of_jobs: float | None
-    """Sigma of the logarithm of that."""
+    job_duration_median_s: float | None
+    """Median duration of the most frequent class of jobs; None until a job has ended."""
+    job_duration_sigma: float | None
+    """Standard deviation of the logarithm of these durations."""
     succeeded: int
     failed: int
     refused: int
     uncertain: int
     withdrawn: int
     credits_spent: Decimal
-    """After refunds, as far as the gateway said."""
+    """After refunds, as far as the gateway has reported prices."""
     credits_remaining: Decimal | None
-    """The gateway's last word on it; a hint."""
+    """As the gateway last reported it; only a hint."""
 
     def _repr_html_(self) -> str:
         ended = {
@@ -53,42 +53,42 @@ class SessionStats:
             "uncertain": self.uncertain,
             "withdrawn": self.withdrawn,
         }
-        remaining = "" if self.credits_remaining is None else f", {amount(self.credits_remaining)} left"
+        remaining = "" if self.credits_remaining is None else f", {number(self.credits_remaining)} left"
         rows = [
             ("jobs ended", ", ".join(f"{count} {how}" for how, count in ended.items() if count) or None),
-            ("job slots", f"{self.held} of {self.job_limit or 'a limit not yet known'}"),
+            ("job slots", f"{self.slots_held} of {self.job_limit or 'an unknown limit'}"),
             ("waiting for a slot", self.queued),
-            ("creates a second", None if self.rate_limit is None else f"{self.rate_limit:.2g}"),
-            ("gate", "open" if self.gate_open else "closed: the gateway asked for a pause, or is in trouble"),
-            ("refusals (429)", self.refusals),
-            ("queries", self.queries),
-            ("a job takes", None if self.median_job_s is None else seconds(self.median_job_s)),
-            ("credits", f"{amount(self.credits_spent)} spent{remaining}"),
+            ("creates a second", None if self.creates_per_s is None else f"{self.creates_per_s:.2g}"),
+            ("creates", "paused: the gateway asked for a pause, or is down" if self.creates_paused else None),
+            ("throttled (429)", self.throttled),
+            ("polls", self.polls),
+            ("a job takes", None if self.job_duration_median_s is None else duration(self.job_duration_median_s)),
+            ("credits", f"{number(self.credits_spent)} spent{remaining}"),
         ]
         return card(None, (), table(row for row in rows if row[1] is not None))
 
 
-def stats_of(engine: Engine) -> SessionStats:
-    """Return how a session with this engine stands."""
-    books = engine.books
-    limits, learned = engine.slots.standing(asyncio.get_running_loop().time()), engine.follower.learned
+def collect_stats(engine: Engine) -> SessionStats:
+    """Return a snapshot of the session of this engine."""
+    store = engine.store
+    limits, learned = engine.slots.snapshot(engine.clock()), engine.estimates.best_known
     return SessionStats(
         job_limit=limits.job_limit,
-        rate_limit=limits.rate_limit,
+        creates_per_s=limits.creates_per_s,
         limit_kind=limits.limit_kind,
-        gate_open=limits.gate_open,
-        held=limits.held,
-        queued=engine.runner.feed.queued,
-        on_wire=engine.runner.wire.busy,
-        queries=engine.follower.looks,
-        refusals=limits.refusals,
-        median_job_s=None if learned is None else learned.median_s,
-        spread_of_jobs=None if learned is None else learned.sigma,
-        succeeded=books.ended[JobState.SUCCEEDED],
-        failed=books.ended[JobState.FAILED],
-        refused=books.ended[JobState.REFUSED],
-        uncertain=books.ended[JobState.UNCERTAIN],
-        withdrawn=books.ended[JobState.WITHDRAWN],
-        credits_spent=books.purse.spent,
-        credits_remaining=books.purse.remaining,
+        creates_paused=not limits.gate_open,
+        slots_held=limits.slots_held,
+        queued=engine.scheduler.dispatcher.queued,
+        requests_in_flight=engine.scheduler.workers.busy,
+        polls=engine.poller.polls,
+        throttled=limits.throttled,
+        job_duration_median_s=None if learned is None else learned.median_s,
+        job_duration_sigma=None if learned is None else learned.sigma,
+        succeeded=store.ended[JobState.SUCCEEDED],
+        failed=store.ended[JobState.FAILED],
+        refused=store.ended[JobState.REFUSED],
+        uncertain=store.ended[JobState.UNCERTAIN],
+        withdrawn=store.ended[JobState.WITHDRAWN],
+        credits_spent=store.credits.spent,
+        credits_remaining=store.credits.remaining,
     )

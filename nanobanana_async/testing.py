@@ -1,8 +1,8 @@
 """Test your own code without paying or waiting: virtual time, and gateways that need no socket.
 
-With `run` an event loop's time jumps ahead whenever every task waits: an hour of polling passes in
-milliseconds. `FakeTransport` answers a session's requests by a function; `WorldTransport` lets a whole emulated
-gateway answer them. Both are handed in as `Session(..., http=transport)`.
+With `run_virtual` the event loop's clock jumps to the next timer whenever every task waits: an hour of polling takes
+milliseconds. `FakeTransport` answers a session's requests with a function, `EmulatorTransport` with an emulated
+gateway. Pass either as `Session(..., http=transport)`.
 """
 
 import asyncio
@@ -14,48 +14,49 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, TypeVar
 from urllib.parse import parse_qsl, urlsplit
 
-from nanobanana_async.emulator.values import Call, Delivery, Manner
-from nanobanana_async.emulator.world import World
+from nanobanana_async.emulator.messages import Delivery, DeliveryMode, EmulatedRequest
+from nanobanana_async.emulator.simulator import GatewaySimulator
 from nanobanana_async.errors import TransportError
 from nanobanana_async.gateways.contract import HttpRequest, HttpResponse
+from nanobanana_async.validators import as_number, as_timeout
 
 T = TypeVar("T")
 
 EPOCH = datetime(2026, 1, 1, tzinfo=UTC)
 
-# When nothing is scheduled only another thread can wake the loop; a test that waits longer than this hangs.
-PATIENCE_S = 20.0
+# Without a timer only another thread can wake the loop. A loop that waits longer than this is deadlocked.
+DEADLOCK_S = 20.0
 
-# A world answers a million requests; keeping them all would be the largest part of a simulation's memory.
-KEPT_OF_A_WORLD = 1000
+# A simulation makes up to a million requests; keeping them all would take most of its memory.
+KEPT_REQUESTS = 1000
 
 
 class VirtualLoop(asyncio.SelectorEventLoop):
-    """An event loop whose time stands still while anything runs, and jumps to the next timer when nothing does.
+    """An event loop whose clock stands still while tasks run, and jumps to the next timer when all wait.
 
-    Threads are not waited for: do not use it where real sockets or executors answer.
+    It does not wait for threads: do not use it with real sockets or executors.
     """
 
     def __init__(self) -> None:
         self._now = 0.0
-        self.calendar_shift = timedelta()
-        """Moves the wall clock alone, as an administrator does."""
+        self.wall_clock_offset = timedelta()
+        """Shifts the wall clock but not the loop's time, as setting the system clock does."""
         super().__init__(_JumpingSelector(self))
 
     def time(self) -> float:
-        """Return virtual seconds since the loop was made."""
+        """Return the virtual seconds since the loop was created."""
         return self._now
 
     def utcnow(self) -> datetime:
-        """Return the virtual wall clock; sessions on this loop date their records by it."""
-        return EPOCH + timedelta(seconds=self._now) + self.calendar_shift
+        """Return the virtual wall clock, which dates the records of sessions on this loop."""
+        return EPOCH + timedelta(seconds=self._now) + self.wall_clock_offset
 
     async def shutdown_default_executor(self, timeout: float | None = None) -> None:
-        """Wait for threads as long as it takes: on virtual time any timeout would be over at once."""
+        """Wait for threads without a timeout: virtual time would end any timeout at once."""
         await super().shutdown_default_executor()
 
     def jump(self, seconds: float) -> None:
-        """Let time pass."""
+        """Advance the clock."""
         self._now += seconds
 
 
@@ -71,32 +72,32 @@ class _JumpingSelector(selectors.DefaultSelector):
         if timeout is not None:
             self._loop.jump(timeout)
             return []
-        if not (ready := super().select(PATIENCE_S)):
+        if not (ready := super().select(DEADLOCK_S)):
             raise RuntimeError("deadlock: every task waits, and no timer is set")
         return ready
 
 
-def run(main: Coroutine[Any, Any, T]) -> T:
-    """Run a coroutine to its end on a fresh loop of virtual time."""
+def run_virtual(main: Coroutine[Any, Any, T]) -> T:
+    """Run a coroutine to its end on a new `VirtualLoop`."""
     with asyncio.Runner(loop_factory=VirtualLoop) as runner:
         return runner.run(main)
 
 
 Reply = HttpResponse | Exception
-Answering = Callable[[HttpRequest], Reply | Awaitable[Reply]]
+AnswerRequest = Callable[[HttpRequest], Reply | Awaitable[Reply]]
 
 
 class FakeTransport:
-    """Answers each request by calling `answer`; an exception that it returns is raised.
+    """Answers each request by calling `answer`; raises an exception that `answer` returns.
 
-    Keeps what was asked: the last `keep` requests, or all.
+    `requests` holds the last `keep` requests, or all.
     """
 
-    def __init__(self, answer: Answering, *, latency_s: float = 0.05, keep: int | None = None) -> None:
+    def __init__(self, answer: AnswerRequest, *, latency_s: float = 0.05, keep: int | None = None) -> None:
         self._answer = answer
-        self._latency_s = latency_s
+        self._latency_s = as_number("latency_s", latency_s)
         self.requests: deque[HttpRequest] = deque(maxlen=keep)
-        self.open_now = 0
+        self.in_flight = 0
 
     @property
     def creates(self) -> list[HttpRequest]:
@@ -104,7 +105,7 @@ class FakeTransport:
         return [request for request in self.requests if request.method == "POST"]
 
     @property
-    def queries(self) -> list[HttpRequest]:
+    def polls(self) -> list[HttpRequest]:
         """The GETs among the requests, in order."""
         return [request for request in self.requests if request.method == "GET"]
 
@@ -115,52 +116,54 @@ class FakeTransport:
         """Do nothing."""
 
     async def send(self, request: HttpRequest, *, timeout_s: float, fresh_connection: bool = False) -> HttpResponse:
-        """Answer after the latency; a reply that takes longer than `timeout_s` is lost."""
+        """Answer after the latency. Raises `TransportError` if that takes longer than `timeout_s`."""
         self.requests.append(request)
-        self.open_now += 1
+        self.in_flight += 1
         try:
-            async with asyncio.timeout(timeout_s):
+            async with asyncio.timeout(as_timeout("timeout_s", timeout_s)):
                 await asyncio.sleep(self._latency_s / 2)
                 reply = self._answer(request)
                 if inspect.isawaitable(reply):
                     reply = await reply
                 await asyncio.sleep(self._latency_s / 2)
         except TimeoutError:
-            raise TransportError("no answer in time", sent=True) from None
+            raise TransportError("no answer in time", possibly_sent=True) from None
         finally:
-            self.open_now -= 1
+            self.in_flight -= 1
         if isinstance(reply, Exception):
             raise reply
         return reply
 
 
-class WorldTransport(FakeTransport):
-    """Lets an emulated gateway answer, without sockets: for virtual time, and for a million jobs a minute."""
+class EmulatorTransport(FakeTransport):
+    """Answers with an emulated gateway, without sockets: works with virtual time and with very many jobs."""
 
-    def __init__(self, world: World, *, api_key: str, latency_s: float = 0.05) -> None:
-        super().__init__(self._ask, latency_s=latency_s, keep=KEPT_OF_A_WORLD)
-        self.world = world
+    def __init__(self, simulator: GatewaySimulator, *, api_key: str, latency_s: float = 0.05) -> None:
+        super().__init__(self._simulate, latency_s=latency_s, keep=KEPT_REQUESTS)
+        self.simulator = simulator
         self._headers = {"authorization": f"Bearer {api_key}"}
 
-    async def _ask(self, request: HttpRequest) -> Reply:
+    async def _simulate(self, request: HttpRequest) -> Reply:
         parts = urlsplit(request.url)
         headers = {**self._headers, "host": parts.netloc, **{k.lower(): v for k, v in request.headers.items()}}
-        call = Call(request.method, parts.path, dict(parse_qsl(parts.query)), headers, request.body or b"")
+        emulated = EmulatedRequest(
+            request.method, parts.path, dict(parse_qsl(parts.query)), headers, request.body or b""
+        )
         loop = asyncio.get_running_loop()
-        answer = self.world.handle(loop.time(), call)
+        answer = self.simulator.handle(loop.time(), emulated)
         if answer.delivery.delay_s:
             await asyncio.sleep(answer.delivery.delay_s)
-        if answer.delivery.manner is Manner.LATE:
-            answer = self.world.process(loop.time(), call)
-        return _delivered(answer.status, answer.headers, answer.content(), answer.delivery)
+        if answer.delivery.mode is DeliveryMode.LATE:
+            answer = self.simulator.process(loop.time(), emulated)
+        return _to_reply(answer.status, answer.headers, answer.content(), answer.delivery)
 
 
-def _delivered(status: int, headers: Mapping[str, str], body: bytes, delivery: Delivery) -> Reply:
-    match delivery.manner:
-        case Manner.RESET:
-            return TransportError("the connection was reset", sent=True)
-        case Manner.CUT:
-            return TransportError("the answer was cut off", sent=True)
-        case Manner.SHORT:
+def _to_reply(status: int, headers: Mapping[str, str], body: bytes, delivery: Delivery) -> Reply:
+    match delivery.mode:
+        case DeliveryMode.RESET:
+            return TransportError("the connection was reset", possibly_sent=True)
+        case DeliveryMode.CUT:
+            return TransportError("the answer was cut off", possibly_sent=True)
+        case DeliveryMode.SHORT:
             body = body[: int(len(body) * delivery.sent_share)]
     return HttpResponse(status=status, headers={name.lower(): value for name, value in headers.items()}, body=body)

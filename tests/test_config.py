@@ -1,4 +1,4 @@
-"""Settings that belong to no policy, and what the environment says."""
+"""Timeouts, and the gateway that the environment selects."""
 
 from typing import Any
 
@@ -6,10 +6,11 @@ import pytest
 
 from nanobanana_async import ApiMall, ConfigurationError, DefApi, RetryPolicy, Timeouts
 from nanobanana_async.config import gateway_from_env
+from nanobanana_async.gateways import Secret
 
 MALL, DEF = {"APIMALL_API_KEY": "mall-key"}, {"DEFAPI_API_KEY": "def-key"}
 NAMED_MALL, NAMED_DEF = {"NANOBANANA_GATEWAY": "apimall"}, {"NANOBANANA_GATEWAY": "defapi"}
-ELSEWHERE = {"NANOBANANA_BASE_URL": "http://127.0.0.1:8080/"}
+MOVED = {"NANOBANANA_BASE_URL": "http://127.0.0.1:8080/"}
 
 
 @pytest.mark.parametrize(
@@ -27,15 +28,15 @@ ELSEWHERE = {"NANOBANANA_BASE_URL": "http://127.0.0.1:8080/"}
         ({"APIMALL_API_KEY": " mall-key\n"}, ApiMall, "mall-key"),
     ],
 )
-def test_the_environment_names_the_gateway(environ: dict[str, str], kind: type, key: str) -> None:
+def test_environment_selects_the_gateway(environ: dict[str, str], kind: type, key: str) -> None:
     gateway = gateway_from_env(environ)
     assert type(gateway) is kind
-    assert gateway.api_key == key
+    assert gateway.api_key == Secret(key)
 
 
 @pytest.mark.parametrize("environ", [MALL, DEF, MALL | NAMED_MALL])
-def test_the_environment_can_move_it_elsewhere(environ: dict[str, str]) -> None:
-    assert gateway_from_env(environ | ELSEWHERE).base_url == "http://127.0.0.1:8080"
+def test_environment_sets_the_base_url(environ: dict[str, str]) -> None:
+    assert gateway_from_env(environ | MOVED).base_url == "http://127.0.0.1:8080"
 
 
 @pytest.mark.parametrize(
@@ -43,31 +44,31 @@ def test_the_environment_can_move_it_elsewhere(environ: dict[str, str]) -> None:
     [
         ({}, "set APIMALL_API_KEY or DEFAPI_API_KEY"),
         ({"APIMALL_API_KEY": " "}, "set APIMALL_API_KEY or DEFAPI_API_KEY"),
-        (MALL | DEF, "say which in NANOBANANA_GATEWAY"),
+        (MALL | DEF, "choose one gateway with NANOBANANA_GATEWAY"),
         (MALL | {"NANOBANANA_GATEWAY": "openai"}, "must be one of apimall, defapi, not 'openai'"),
         (MALL | NAMED_DEF, "DEFAPI_API_KEY is not set"),
         (NAMED_MALL, "APIMALL_API_KEY is not set"),
         (MALL | {"NANOBANANA_BASE_URL": "http://gateway.example"}, "must be https"),
     ],
 )
-def test_an_environment_that_says_too_little_or_too_much_is_a_clear_error(environ: dict[str, str], says: str) -> None:
+def test_missing_or_ambiguous_environment_is_a_clear_error(environ: dict[str, str], says: str) -> None:
     with pytest.raises(ConfigurationError, match=says) as caught:
         gateway_from_env(environ)
     assert "mall-key" not in str(caught.value)
 
 
-def test_the_real_environment_is_read_when_none_is_given(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_process_environment_is_the_default(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("NANOBANANA_GATEWAY", "NANOBANANA_BASE_URL", "APIMALL_API_KEY", "DEFAPI_API_KEY"):
         monkeypatch.delenv(name, raising=False)
     with pytest.raises(ConfigurationError):
         gateway_from_env()
     monkeypatch.setenv("APIMALL_API_KEY", "mall-key")
-    assert gateway_from_env().api_key == "mall-key"
+    assert gateway_from_env().api_key == Secret("mall-key")
 
 
 @pytest.mark.parametrize("name", ["connect_s", "create_s", "query_s", "job_s", "close_s"])
 @pytest.mark.parametrize("value", [0, -1, "10", None])
-def test_a_timeout_that_is_no_positive_number_is_refused_by_name(name: str, value: Any) -> None:
+def test_invalid_timeout_is_refused_by_name(name: str, value: Any) -> None:
     with pytest.raises(ConfigurationError, match=name):
         Timeouts(**{name: value})
 
@@ -76,12 +77,12 @@ def test_a_timeout_that_is_no_positive_number_is_refused_by_name(name: str, valu
     ("name", "value"),
     [("max_attempts", 0), ("max_attempts", 2.5), ("max_wait_s", 0), ("first_backoff_s", -1), ("max_backoff_s", None)],
 )
-def test_a_retry_policy_that_can_not_be_is_refused_by_name(name: str, value: Any) -> None:
+def test_invalid_retry_policy_is_refused_by_name(name: str, value: Any) -> None:
     with pytest.raises(ConfigurationError, match=name):
         RetryPolicy(**{name: value})
 
 
-def test_the_defaults_are_those_that_are_promised() -> None:
+def test_documented_defaults() -> None:
     timeouts, retry = Timeouts(), RetryPolicy()
     assert (timeouts.create_s, timeouts.query_s, timeouts.close_s) == (120.0, 15.0, 10.0)
     assert retry.max_attempts >= 10

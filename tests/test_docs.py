@@ -1,16 +1,20 @@
-"""The code blocks of README and docs are true: programs run, tests pass, the rest compiles."""
+"""Checks README and docs: programs run, tests pass, other code compiles, links and tables are true."""
 
 import asyncio
 import os
 import re
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from types import CodeType
+from typing import Any
 
 import pytest
 from attrs import frozen
 
 from nanobanana_async.emulator import API_KEY, Emulator
+from nanobanana_async.engine.tracked_job import PHASES
+from nanobanana_async.jobs import TRANSITIONS
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -18,20 +22,21 @@ COMMANDS = (
     "python3 -m venv .venv && .venv/bin/pip install '.[cli]' && .venv/bin/nanobanana demo",
     "python3 -m venv .venv && .venv/bin/pip install -e '.[test]' && .venv/bin/pytest",
 )
+_LINK = re.compile(r"\]\(([^)#:\s]+)(?:#[^)]*)?\)")
 _FENCE = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
 @frozen
 class Block:
-    """One block of Python in a page."""
+    """One block of Python in a page, named by page and line."""
 
     name: str
     code: str
 
     @property
     def arguments(self) -> list[str] | None:
-        """What Python is told to run it, or None when it is only an excerpt."""
-        if "asyncio.run(" in self.code:
+        """The arguments of Python that run the block; None if it is only an excerpt."""
+        if "asyncio.run(" in self.code or "run_virtual(" in self.code:
             return ["block.py"]
         if "def test_" in self.code:
             scope = "asyncio_default_fixture_loop_scope=function"
@@ -41,7 +46,7 @@ class Block:
 
 
 def blocks() -> list[Block]:
-    """Return every block of Python, named by its page and line."""
+    """Return all blocks of Python of all pages."""
     found = []
     for page in PAGES:
         text = page.read_text(encoding="utf-8")
@@ -56,12 +61,12 @@ RUNNABLE = [block for block in BLOCKS if block.arguments is not None]
 
 
 @pytest.mark.parametrize("block", BLOCKS, ids=lambda block: block.name)
-def test_every_block_compiles(block: Block) -> None:
+def test_block_compiles(block: Block) -> None:
     assert isinstance(compile(block.code, block.name, "exec"), CodeType)
 
 
 @pytest.mark.parametrize("block", RUNNABLE, ids=lambda block: block.name)
-async def test_every_program_runs_against_the_emulator(block: Block, tmp_path: Path) -> None:
+async def test_program_runs_against_the_emulator(block: Block, tmp_path: Path) -> None:
     assert block.arguments is not None
     await asyncio.to_thread((tmp_path / "test_block.py").write_text, block.code, "utf-8")
     await asyncio.to_thread((tmp_path / "block.py").write_text, block.code, "utf-8")
@@ -87,10 +92,32 @@ async def test_every_program_runs_against_the_emulator(block: Block, tmp_path: P
         assert emulator.stats().double_charges == 0
 
 
-def test_the_readme_has_programs_to_run() -> None:
+def test_pages_have_programs_to_run() -> None:
     assert len(RUNNABLE) >= 4
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_each_command_stands_alone_in_a_block_of_its_own(command: str) -> None:
+def test_readme_has_each_command_in_its_own_block(command: str) -> None:
     assert f"\n```sh\n{command}\n```\n" in (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_to_files(page: Path) -> None:
+    links = _LINK.findall(page.read_text(encoding="utf-8"))
+    assert [link for link in links if not (page.parent / link).exists()] == []
+
+
+def test_architecture_names_existing_files() -> None:
+    text = (ROOT / "docs/architecture.md").read_text(encoding="utf-8")
+    names = set(re.findall(r"\b(?:\w+/)*\w+\.py\b", text))
+    paths = [f"/{path.relative_to(ROOT).as_posix()}" for path in ROOT.glob("*/**/*.py")]
+    assert len(names) > 40
+    assert [name for name in sorted(names) if not any(path.endswith(f"/{name}") for path in paths)] == []
+
+
+def test_architecture_has_the_transitions_of_the_code() -> None:
+    text = (ROOT / "docs/architecture.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| ([A-Z_]+) \| [^|]+ \| ([A-Z_, ]+|-) \|$", text, re.MULTILINE)
+    table = {state: set() if onward == "-" else set(onward.split(", ")) for state, onward in rows}
+    tables: tuple[Mapping[Any, frozenset[Any]], ...] = (TRANSITIONS, PHASES)
+    assert table == {state.name: {each.name for each in onward} for moves in tables for state, onward in moves.items()}

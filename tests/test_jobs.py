@@ -1,4 +1,4 @@
-"""The record of a job: its table of moves, its keys, what it cost, whether money may be spent."""
+"""The record of a job: transitions, keys, cost, and whether money may be spent."""
 
 from datetime import UTC, datetime
 from decimal import Decimal
@@ -12,14 +12,14 @@ from hypothesis import strategies as st
 
 from nanobanana_async.errors import InvalidRequest
 from nanobanana_async.jobs import (
-    FINAL,
+    TERMINAL_STATES,
     TRANSITIONS,
     Failure,
     JobRecord,
     JobState,
     Observation,
-    check_key,
-    fingerprint,
+    account_fingerprint,
+    validate_key,
 )
 from nanobanana_async.models import ImageRequest
 
@@ -36,6 +36,8 @@ MOVES = {
     (SUBMITTING, UNCERTAIN),
     (RUNNING, SUCCEEDED),
     (RUNNING, FAILED),
+    (RUNNING, RUNNING),
+    (RUNNING, REFUSED),
     (UNCERTAIN, RUNNING),
     (UNCERTAIN, PENDING),
     (UNCERTAIN, REFUSED),
@@ -47,30 +49,30 @@ def record(**facts: Any) -> JobRecord:
     return JobRecord(**{**usual, "request": ImageRequest("x"), **facts})
 
 
-def test_the_table_names_every_state() -> None:
+def test_transitions_name_every_state() -> None:
     assert set(TRANSITIONS) == set(JobState)
-    assert {SUCCEEDED, FAILED, REFUSED, WITHDRAWN} == FINAL
+    assert {SUCCEEDED, FAILED, REFUSED, WITHDRAWN} == TERMINAL_STATES
 
 
 @pytest.mark.parametrize(("before", "after"), list(product(JobState, JobState)), ids=lambda state: state.name)
-def test_a_job_moves_along_the_table_only(before: JobState, after: JobState) -> None:
+def test_only_listed_transitions_are_allowed(before: JobState, after: JobState) -> None:
     job = record(state=before, revision=4)
     if (before, after) in MOVES:
-        moved = job.to(after, task_id="t-1")
+        moved = job.transition_to(after, task_id="t-1")
         assert (moved.state, moved.revision, moved.task_id) == (after, 5, "t-1")
         assert (job.state, job.revision, job.task_id) == (before, 4, None)
     else:
         with pytest.raises(RuntimeError, match=f"{before.name} -> {after.name}"):
-            job.to(after)
+            job.transition_to(after)
 
 
-def test_a_record_is_replaced_and_never_changed() -> None:
+def test_record_is_immutable() -> None:
     with pytest.raises(FrozenInstanceError):
         record().state = RUNNING  # type: ignore[misc]
     assert "{}" not in repr(record())
 
 
-def test_a_new_generation_is_a_new_purchase_under_a_new_key() -> None:
+def test_next_generation_has_a_new_wire_key() -> None:
     old = record(
         state=FAILED,
         revision=9,
@@ -80,25 +82,25 @@ def test_a_new_generation_is_a_new_purchase_under_a_new_key() -> None:
         credits_used=Decimal(8),
         failure=Failure(kind="JobFailed", message="m"),
     )
-    new = old.reborn(body=b"{1}", created_at=NOON)
+    new = old.next_generation(body=b"{1}", created_at=NOON)
     assert new == record(revision=10, generation=2, body=b"{1}")
     assert (old.wire_key, new.key) == ("order-1", "order-1")
     assert new.wire_key.startswith("g2-")
-    third = new.reborn(body=b"{}", created_at=NOON)
+    third = new.next_generation(body=b"{}", created_at=NOON)
     assert len({old.wire_key, new.wire_key, third.wire_key}) == 3
 
 
 @given(st.text(st.characters(min_codepoint=0x21, max_codepoint=0x7E), min_size=1, max_size=255), st.integers(1, 10**6))
-def test_every_wire_key_can_stand_in_a_header(key: str, generation: int) -> None:
-    assert check_key(key) == key
+def test_every_wire_key_is_a_valid_header_value(key: str, generation: int) -> None:
+    assert validate_key(key) == key
     wire_key = record(key=key, generation=generation).wire_key
-    assert check_key(wire_key) == wire_key
+    assert validate_key(wire_key) == wire_key
 
 
 @pytest.mark.parametrize("key", ["", "x" * 256, "a b", "a\n", "ä", "\x7f", None, 5])
-def test_a_key_that_cannot_stand_in_a_header_is_refused(key: Any) -> None:
+def test_key_invalid_in_a_header_is_refused(key: Any) -> None:
     with pytest.raises(InvalidRequest, match="idempotency_key"):
-        check_key(key)
+        validate_key(key)
 
 
 @pytest.mark.parametrize(
@@ -110,27 +112,25 @@ def test_a_key_that_cannot_stand_in_a_header_is_refused(key: Any) -> None:
         (Decimal(8), Decimal(8), Decimal(0)),
     ],
 )
-def test_what_a_job_cost_is_told_after_refunds(
-    used: Decimal | None, refunded: Decimal | None, expected: Decimal | None
-) -> None:
+def test_credits_are_after_refunds(used: Decimal | None, refunded: Decimal | None, expected: Decimal | None) -> None:
     assert record(credits_used=used, credits_refunded=refunded).credits == expected
 
 
 @pytest.mark.parametrize("state", list(JobState))
-def test_money_may_be_spent_from_the_first_send_until_a_no(state: JobState) -> None:
-    assert record(state=state).perhaps_bought is (state in {SUBMITTING, RUNNING, SUCCEEDED, UNCERTAIN})
-    assert record(state=state, in_doubt=True).perhaps_bought
+def test_possibly_bought_from_the_first_send_to_a_refusal(state: JobState) -> None:
+    assert record(state=state).possibly_bought is (state in {SUBMITTING, RUNNING, SUCCEEDED, UNCERTAIN})
+    assert record(state=state, in_doubt=True).possibly_bought
 
 
-def test_a_fingerprint_names_the_account_and_not_the_key() -> None:
-    mark = fingerprint("apimall", "sk-secret")
-    assert mark == fingerprint("apimall", "sk-secret")
-    assert len({mark, fingerprint("defapi", "sk-secret"), fingerprint("apimall", "sk-other")}) == 3
+def test_fingerprint_identifies_the_account_without_the_key() -> None:
+    mark = account_fingerprint("apimall", "sk-secret")
+    assert mark == account_fingerprint("apimall", "sk-secret")
+    assert len({mark, account_fingerprint("defapi", "sk-secret"), account_fingerprint("apimall", "sk-other")}) == 3
     assert "secret" not in mark
     assert len(mark) == 24
 
 
-def test_an_observation_shows_no_pictures_and_compares_without_raw() -> None:
+def test_observation_hides_images_and_ignores_raw_in_equality() -> None:
     seen = Observation(task_id="t", state=SUCCEEDED, status="completed", images=("https://a.example/1",), raw={"a": 1})
     assert "a.example" not in repr(seen)
     assert seen == Observation(task_id="t", state=SUCCEEDED, status="completed", images=("https://a.example/1",))

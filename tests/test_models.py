@@ -1,4 +1,4 @@
-"""What is wanted is checked at birth, field by field; what came back is a plain value."""
+"""Requests are validated field by field; results are plain values."""
 
 from decimal import Decimal
 from typing import Any
@@ -10,10 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nanobanana_async.errors import InvalidRequest
-from nanobanana_async.models import GeneratedImage, GenerationResult, ImageRequest, same_wish, shorten
+from nanobanana_async.models import GeneratedImage, GenerationResult, ImageRequest, same_request, shorten
 
 
-def test_a_prompt_is_enough() -> None:
+def test_prompt_alone_is_a_valid_request() -> None:
     wanted = ImageRequest("a fox")
     assert (wanted.prompt, wanted.images, wanted.num_images) == ("a fox", (), 1)
     others = (wanted.aspect_ratio, wanted.resolution, wanted.output_format, wanted.model, wanted.task_type)
@@ -37,7 +37,7 @@ def test_a_prompt_is_enough() -> None:
         ("callback_url", "https://a.example/hook"),
     ],
 )
-def test_a_field_that_fits_is_kept(field: str, value: Any) -> None:
+def test_valid_field_is_kept(field: str, value: Any) -> None:
     wanted = ImageRequest(**{"prompt": "x", field: value})
     assert getattr(wanted, field) == (tuple(value) if isinstance(value, list) else value)
 
@@ -49,7 +49,7 @@ def test_a_field_that_fits_is_kept(field: str, value: Any) -> None:
         ("prompt", " \n", "prompt is empty"),
         ("prompt", None, "prompt must be text, not NoneType"),
         ("prompt", b"x", "prompt must be text, not bytes"),
-        ("prompt", "a\ud800", "prompt holds a lone surrogate at 1"),
+        ("prompt", "a\ud800", "prompt contains a lone surrogate at index 1"),
         ("images", "https://a.example/1.png", "images must be a list of URLs, not one string"),
         ("images", None, "images must be a list of URLs, not NoneType"),
         ("images", {"https://a.example/1.png"}, "images must be a list of URLs, not set"),
@@ -76,21 +76,21 @@ def test_a_field_that_fits_is_kept(field: str, value: Any) -> None:
         ("callback_url", "a.example/hook", "callback_url must be an http or https URL"),
     ],
 )
-def test_a_field_that_does_not_fit_is_refused_by_name(field: str, value: Any, why: str) -> None:
+def test_invalid_field_is_refused_by_name(field: str, value: Any, why: str) -> None:
     with pytest.raises(InvalidRequest, match=why) as caught:
         ImageRequest(**{"prompt": "x", field: value})
     assert caught.value.status is None
     assert caught.value.safe_to_repeat
 
 
-def test_a_long_wrong_url_is_not_repeated_whole() -> None:
+def test_long_invalid_url_is_cut_in_the_message() -> None:
     with pytest.raises(InvalidRequest) as caught:
         ImageRequest("x", images=["data:image/png;base64," + "A" * 100_000])
     assert len(caught.value.message) < 200
 
 
 @given(st.text())
-def test_any_text_is_a_request_or_an_invalid_one(prompt: str) -> None:
+def test_any_text_gives_a_request_or_invalid_request(prompt: str) -> None:
     try:
         wanted = ImageRequest(prompt)
     except InvalidRequest:
@@ -99,7 +99,7 @@ def test_any_text_is_a_request_or_an_invalid_one(prompt: str) -> None:
         assert wanted.prompt.encode().decode() == prompt
 
 
-def test_requests_are_values() -> None:
+def test_requests_compare_by_value() -> None:
     wanted = ImageRequest("x", images=["https://a.example/1.png"])
     assert wanted == ImageRequest("x", images=("https://a.example/1.png",))
     assert hash(wanted) == hash(evolve(wanted))
@@ -109,13 +109,13 @@ def test_requests_are_values() -> None:
         evolve(wanted, num_images=9)
 
 
-def test_where_the_gateway_calls_back_is_no_part_of_the_wish() -> None:
+def test_same_request_ignores_callback_url() -> None:
     one = ImageRequest("x", callback_url="https://a.example/hook")
-    assert same_wish(one, ImageRequest("x"))
-    assert not same_wish(one, ImageRequest("y", callback_url="https://a.example/hook"))
+    assert same_request(one, ImageRequest("x"))
+    assert not same_request(one, ImageRequest("y", callback_url="https://a.example/hook"))
 
 
-def test_the_first_picture_is_the_url_of_a_result() -> None:
+def test_result_url_is_the_first_image() -> None:
     images = (GeneratedImage(url="https://a.example/1.png"), GeneratedImage(url="https://a.example/2.png", index=1))
     result = GenerationResult(key="k", task_id="t", images=images, credits=Decimal(8), raw={"a": 1})
     assert result.url == "https://a.example/1.png"
@@ -123,12 +123,12 @@ def test_the_first_picture_is_the_url_of_a_result() -> None:
     assert "raw" not in repr(result)
 
 
-def test_an_inline_picture_does_not_flood_the_screen() -> None:
+def test_repr_cuts_inline_images() -> None:
     image = GeneratedImage(url="data:image/png;base64," + "A" * 1_000_000)
     assert len(repr(image)) < 200
     assert "(1000022 characters)" in repr(image)
 
 
-def test_what_is_short_stays_whole() -> None:
+def test_short_url_is_not_cut() -> None:
     assert shorten("https://a.example/1.png") == "https://a.example/1.png"
     assert shorten("abcdef", limit=3) == "abc... (6 characters)"

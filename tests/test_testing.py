@@ -8,10 +8,10 @@ from datetime import timedelta
 import pytest
 
 from nanobanana_async import ApiMall, Session, TransportError, testing
-from nanobanana_async.emulator import Fixed, World, WorldSettings
+from nanobanana_async.emulator import EmulatorSettings, Fixed, GatewaySimulator
 from nanobanana_async.emulator.faults import Fault, Script, cut, late, reset, stall, wrong_length
 from nanobanana_async.gateways.contract import HttpRequest, HttpResponse
-from nanobanana_async.testing import EPOCH, FakeTransport, Reply, VirtualLoop, WorldTransport, run
+from nanobanana_async.testing import EPOCH, EmulatorTransport, FakeTransport, Reply, VirtualLoop, run_virtual
 
 ASK = HttpRequest(method="GET", url="https://gateway.example/1")
 BUY = HttpRequest(method="POST", url="https://gateway.example", body=b"{}")
@@ -25,7 +25,7 @@ def test_a_day_passes_in_a_moment_and_to_the_second() -> None:
         return loop.time()
 
     began = time.perf_counter()
-    assert run(sleep()) == 86_400.0
+    assert run_virtual(sleep()) == 86_400.0
     assert time.perf_counter() - began < 1.0
 
 
@@ -41,7 +41,7 @@ def test_things_happen_in_the_order_of_their_virtual_time() -> None:
             for seconds, name in ((30.0, "late"), (10.0, "soon"), (20.0, "then")):
                 group.create_task(wait(seconds, name))
 
-    run(main())
+    run_virtual(main())
     assert happened == [(10.0, "soon"), (20.0, "then"), (30.0, "late")]
 
 
@@ -52,11 +52,11 @@ def test_the_calendar_follows_the_virtual_time_and_can_be_set_alone() -> None:
         assert loop.utcnow() == EPOCH
         await asyncio.sleep(60.0)
         assert loop.utcnow() == EPOCH + timedelta(minutes=1)
-        loop.calendar_shift = timedelta(hours=-2)
+        loop.wall_clock_offset = timedelta(hours=-2)
         assert loop.utcnow() == EPOCH - timedelta(minutes=119)
         assert loop.time() == 60.0
 
-    run(main())
+    run_virtual(main())
 
 
 def test_timeouts_and_threads_work_on_virtual_time() -> None:
@@ -66,11 +66,11 @@ def test_timeouts_and_threads_work_on_virtual_time() -> None:
                 await asyncio.Event().wait()
         return await asyncio.to_thread(lambda: "from a thread")
 
-    assert run(main()) == "from a thread"
+    assert run_virtual(main()) == "from a thread"
 
 
 def test_a_deadlock_is_named_and_does_not_hang(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(testing, "PATIENCE_S", 0.05)
+    monkeypatch.setattr(testing, "DEADLOCK_S", 0.05)
 
     async def wait_for_ever() -> None:
         await asyncio.Event().wait()
@@ -90,7 +90,7 @@ def test_run_hands_back_what_the_coroutine_raises() -> None:
         raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
-        run(fail())
+        run_virtual(fail())
 
 
 def test_the_fake_answers_after_its_latency_and_keeps_what_was_asked() -> None:
@@ -99,29 +99,29 @@ def test_the_fake_answers_after_its_latency_and_keeps_what_was_asked() -> None:
         await fake.open()
         sending = asyncio.Task(fake.send(BUY, timeout_s=5.0))
         await asyncio.sleep(0.1)
-        assert fake.open_now == 1
+        assert fake.in_flight == 1
         assert await sending is FINE
         assert asyncio.get_running_loop().time() == 0.5
         await fake.send(ASK, timeout_s=5.0)
         await fake.aclose()
-        assert fake.open_now == 0
+        assert fake.in_flight == 0
         assert list(fake.requests) == [BUY, ASK]
         assert list(fake.creates) == [BUY]
-        assert list(fake.queries) == [ASK]
+        assert list(fake.polls) == [ASK]
 
-    run(main())
+    run_virtual(main())
 
 
 def test_an_exception_that_the_answer_returns_is_raised_after_the_latency() -> None:
     async def main() -> None:
-        refused = TransportError("refused", sent=False)
+        refused = TransportError("refused", possibly_sent=False)
         fake = FakeTransport(lambda _: refused, latency_s=0.5)
         with pytest.raises(TransportError) as caught:
             await fake.send(ASK, timeout_s=5.0)
         assert caught.value is refused
         assert asyncio.get_running_loop().time() == 0.5
 
-    run(main())
+    run_virtual(main())
 
 
 def test_an_answer_that_takes_longer_than_the_timeout_is_lost_and_perhaps_was_sent() -> None:
@@ -133,22 +133,22 @@ def test_an_answer_that_takes_longer_than_the_timeout_is_lost_and_perhaps_was_se
         fake = FakeTransport(slowly)
         with pytest.raises(TransportError, match="no answer in time") as caught:
             await fake.send(BUY, timeout_s=3.0)
-        assert caught.value.sent
+        assert caught.value.possibly_sent
         assert not caught.value.safe_to_repeat
         assert asyncio.get_running_loop().time() == pytest.approx(3.0)
-        assert fake.open_now == 0
+        assert fake.in_flight == 0
         assert (await fake.send(ASK, timeout_s=30.0)).status == 200
 
-    run(main())
+    run_virtual(main())
 
 
 API_KEY = "emulator-key"
 JOB = json.dumps({"model": "nano-banana-pro", "prompt": "a fox"}).encode()
 
 
-def world_with(*meets: Fault | None) -> WorldTransport:
+def world_with(*meets: Fault | None) -> EmulatorTransport:
     script = Script({"apimall.create": list(meets)})
-    return WorldTransport(World(WorldSettings(duration=Fixed(10.0), script=script)), api_key=API_KEY)
+    return EmulatorTransport(GatewaySimulator(EmulatorSettings(duration=Fixed(10.0), script=script)), api_key=API_KEY)
 
 
 def create() -> HttpRequest:
@@ -162,10 +162,10 @@ def test_a_whole_world_answers_without_sockets_and_an_hour_of_jobs_takes_a_momen
             for number in range(30):
                 assert (await session.generate(f"fox {number}")).images
         assert asyncio.get_running_loop().time() >= 300.0
-        stats = transport.world.stats(asyncio.get_running_loop().time())
+        stats = transport.simulator.stats(asyncio.get_running_loop().time())
         assert (stats.creates_accepted, stats.double_charges) == (30, 0)
 
-    run(main())
+    run_virtual(main())
 
 
 @pytest.mark.parametrize(("fault", "says"), [(reset(), "was reset"), (cut(), "was cut off")])
@@ -174,10 +174,10 @@ def test_a_world_can_lose_its_answers(fault: Fault, says: str) -> None:
         transport = world_with(fault)
         with pytest.raises(TransportError, match=says) as caught:
             await transport.send(create(), timeout_s=5.0)
-        assert caught.value.sent
+        assert caught.value.possibly_sent
         assert (await transport.send(create(), timeout_s=5.0)).status == 200
 
-    run(main())
+    run_virtual(main())
 
 
 def test_a_world_can_answer_in_part_late_and_never() -> None:
@@ -193,4 +193,4 @@ def test_a_world_can_answer_in_part_late_and_never() -> None:
         with pytest.raises(TransportError, match="no answer in time"):
             await transport.send(create(), timeout_s=5.0)
 
-    run(main())
+    run_virtual(main())

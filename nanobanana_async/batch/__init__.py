@@ -1,1 +1,1 @@
-"""Many requests, any number of them, through one session."""
+"""Run any number of requests through one session."""

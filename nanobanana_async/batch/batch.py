@@ -1,4 +1,4 @@
-"""A running batch: its outcomes, one by one."""
+"""`Batch`, the async iterator of outcomes."""
 
 import asyncio
 from collections.abc import AsyncIterable, Iterable, Mapping
@@ -6,71 +6,77 @@ from contextlib import suppress
 from types import TracebackType
 from typing import Self
 
-from nanobanana_async.batch.feeder import Feeder
-from nanobanana_async.batch.orders import Orders, Requests
+from nanobanana_async.batch.options import BatchOptions, Requests
 from nanobanana_async.batch.outcome import Outcome
 from nanobanana_async.batch.progress import Progress
-from nanobanana_async.display import Html, card, note, trouble
-from nanobanana_async.engine.core import Engine
-from nanobanana_async.errors import BatchStopped, InvalidRequest
-from nanobanana_async.keeping import Keeper
+from nanobanana_async.batch.runner import BatchRunner
+from nanobanana_async.engine.engine import Engine
+from nanobanana_async.errors import BatchStopped, ConfigurationError
+from nanobanana_async.image_saver import ImageSaver
+from nanobanana_async.notebook_html import Html, card, error_box, note
 
 
 class Batch:
     """The outcomes of many requests: `async for outcome in batch`, in the order in which they end.
 
-    Rows are pulled from the input only when a slot is free for them, and no faster than outcomes are taken, so memory
-    does not grow with the input, and leaving early leaves the rest unbought: with `async with` at once, with a bare
-    `break` when the batch is garbage collected. What runs by then goes on, and stays in the ledger. Several tasks may
-    take outcomes of one batch.
+    Rows are pulled from the input only when a slot is free for them, and no faster than outcomes are taken. Memory does
+    not grow with the input, and leaving early leaves the rest unbought: with `async with` at once, with a bare `break`
+    when the batch is garbage collected. At most 128 rows, and 3 more for each outcome taken, have been pulled by then
+    (with `learn=False` at least `max_jobs` plus 8). Running jobs go on, and stay in the ledger. Several tasks may take
+    outcomes of one batch.
 
-    When buying more can't go well (bad API key, no credits, `max_credits`, a ledger that can't be written, the same
-    refusal twenty times in a row) no more is pulled, what runs is still yielded, then `BatchStopped` is raised. What
-    the input raises comes out in the same way, `SessionClosed` when the session is closed meanwhile.
+    The batch stops buying after a bad API key, no credits, `max_credits`, a ledger or `save_to` folder that cannot be
+    written, or twenty refusals or twenty unsaved images of one kind in a row. It then pulls no more rows, yields the
+    running ones, and raises `BatchStopped`. An exception of the input is raised in the same way, and `SessionClosed` if
+    the session is closed meanwhile.
     """
 
-    def __init__(self, requests: Requests, orders: Orders, engine: Engine, keeper: Keeper) -> None:
+    def __init__(self, requests: Requests, options: BatchOptions, engine: Engine, saver: ImageSaver) -> None:
         self._loop: asyncio.AbstractEventLoop | None = None
-        self.name = orders.name
-        self._runner = engine.runner
-        self._feeder = Feeder(_checked(requests), orders, engine, keeper)
-        self._progress = Progress(requests, orders.name, self._feeder, engine) if orders.progress else None
+        self.name = options.name
+        self._scheduler = engine.scheduler
+        self._guard = engine.guard
+        self._runner = BatchRunner(_validated(requests), options, engine, saver)
+        self._progress = Progress(requests, options.name, self._runner, engine) if options.progress else None
 
     def __repr__(self) -> str:
+        if "_runner" not in self.__dict__:  # a debugger may show a batch whose constructor raised
+            return "<Batch not built>"
         return f"<Batch {self.name or 'without a name'}: {self.done} done>"
 
     def _repr_html_(self) -> str:
         facts = [("done", self.done), ("failed", self.failed), ("unbought", self.unbought or None)]
-        return card(f"Batch {self.name or 'without a name'}", facts, self._story())
+        return card(f"Batch {self.name or 'without a name'}", facts, self._status_html())
 
-    def _story(self) -> Html:
-        feeder = self._feeder
-        why = feeder.broken or feeder.stopped
-        if why is not None:
-            return trouble(f"The buying stopped: {type(why).__name__}", str(why))
+    def _status_html(self) -> Html:
+        runner = self._runner
+        error = runner.input_error or runner.stop_reason
+        if error is not None:
+            return error_box(f"The batch stopped buying: {type(error).__name__}", str(error))
         if self._loop is None:
-            return note("It has not begun: take its outcomes with `async for`.")
-        return note("It has ended." if feeder.over else "It runs.")
+            return note("It has not started: take its outcomes with `async for`.")
+        return note("It has ended." if runner.over else "It is running.")
 
     @property
     def done(self) -> int:
-        """How many rows have ended, well or not."""
-        return self._feeder.done
+        """Number of rows that have ended, with or without an error."""
+        return self._runner.done
 
     @property
     def failed(self) -> int:
-        """How many of these did not end well."""
-        return self._feeder.failed
+        """Number of rows that ended with an error."""
+        return self._runner.failed
 
     @property
     def unbought(self) -> int:
-        """How many rows were pulled and not bought, since the buying stopped."""
-        return self._feeder.unbought
+        """Number of rows that were pulled but not bought because the batch stopped buying."""
+        return self._runner.unbought
 
     def __aiter__(self) -> Self:
         return self
 
     async def __anext__(self) -> Outcome:
+        self._guard.check()
         self._begin()
         try:
             return await self._next()
@@ -80,18 +86,19 @@ class Batch:
             raise
 
     async def _next(self) -> Outcome:
-        feeder, progress = self._feeder, self._progress
+        runner, progress = self._runner, self._progress
         if progress is not None:
             progress.show()
-        while (outcome := feeder.take()) is None:
-            if feeder.over:
-                self._raise_why()
+        while (outcome := runner.take()) is None:
+            if runner.over:
+                self._raise_error()
                 raise StopAsyncIteration
-            feeder.changed.clear()
-            await (feeder.changed.wait() if progress is None else progress.wait(feeder.changed))
+            runner.changed.clear()
+            await (runner.changed.wait() if progress is None else progress.wait(runner.changed))
         return outcome
 
     async def __aenter__(self) -> Self:
+        self._guard.check()
         self._begin()
         return self
 
@@ -101,37 +108,39 @@ class Batch:
         await self.aclose()
 
     async def aclose(self) -> None:
-        """Pull no more, and take back what was not yet sent. Idempotent."""
-        self._feeder.stop()
+        """Pull no more rows, and withdraw jobs that were not sent yet. Idempotent."""
+        self._guard.check()
+        self._runner.stop()
         if self._progress is not None:
             self._progress.close()
 
     def __del__(self) -> None:
-        if self._loop is not None:
+        loop: asyncio.AbstractEventLoop | None = self.__dict__.get("_loop")  # missing if the constructor raised
+        if loop is not None and not self._guard.forked:  # a forked child must not wake its parent's loop
             with suppress(RuntimeError):  # the loop is closed
-                self._loop.call_soon_threadsafe(self._feeder.abandon)  # garbage is collected in any thread
+                loop.call_soon_threadsafe(self._runner.abandon)  # garbage collection runs in any thread
                 if self._progress is not None:
-                    self._loop.call_soon_threadsafe(self._progress.close)
+                    loop.call_soon_threadsafe(self._progress.close)
 
     def _begin(self) -> None:
         if self._loop is None:
-            self._runner.run_beside(self._feeder.run)
+            self._scheduler.start_background(self._runner.run)
             self._loop = asyncio.get_running_loop()
 
-    def _raise_why(self) -> None:
-        feeder = self._feeder
-        if feeder.broken is not None:
-            raise feeder.broken
-        if feeder.stopped is not None:
+    def _raise_error(self) -> None:
+        runner = self._runner
+        if runner.input_error is not None:
+            raise runner.input_error
+        if runner.stop_reason is not None:
             raise BatchStopped(
-                f"the buying stopped after {feeder.done} rows: {feeder.stopped}",
-                cause=feeder.stopped,
-                done=feeder.done,
-                unbought=feeder.unbought,
+                f"the batch stopped buying after {runner.done} rows: {runner.stop_reason}",
+                cause=runner.stop_reason,
+                done=runner.done,
+                unbought=runner.unbought,
             )
 
 
-def _checked(requests: Requests) -> Requests:
+def _validated(requests: Requests) -> Requests:
     if isinstance(requests, (str, bytes, Mapping)) or not isinstance(requests, (Iterable, AsyncIterable)):
-        raise InvalidRequest(f"requests must be an iterable of prompts, not {type(requests).__name__}")
+        raise ConfigurationError(f"requests must be an iterable of prompts, not {type(requests).__name__}")
     return requests

@@ -1,4 +1,4 @@
-"""A progress bar for a batch, with tqdm: a widget in a notebook, a line in a terminal."""
+"""A tqdm progress bar for a batch: a widget in a notebook, a line in a terminal."""
 
 import asyncio
 import warnings
@@ -6,59 +6,60 @@ from collections.abc import Sized
 from contextlib import suppress
 from typing import Any, Protocol
 
-from nanobanana_async.batch.orders import Requests
-from nanobanana_async.display import amount
-from nanobanana_async.engine.core import Engine
+from nanobanana_async.batch.options import Requests
+from nanobanana_async.engine.engine import Engine
 from nanobanana_async.errors import ConfigurationError
-from nanobanana_async.observe import log
-from nanobanana_async.stats import stats_of
+from nanobanana_async.escaping import one_line
+from nanobanana_async.events import log
+from nanobanana_async.formatting import number
+from nanobanana_async.stats import collect_stats
 
 REDRAW_S, REFRESH_S = 0.2, 1.0
 
 
 class Counts(Protocol):
-    """How far a batch is."""
+    """The counts of a batch."""
 
     done: int
     failed: int
 
 
 class Progress:
-    """Shows a bar while outcomes are awaited: how many rows have ended, how many failed, how the session stands.
+    """Shows a bar while outcomes are awaited: rows ended, rows failed, slots in use and credits spent.
 
-    Closed, it comes back when outcomes are awaited again: an interrupted cell leaves its bar, the next gets its own.
-    Raises `ConfigurationError` where tqdm is missing.
+    A closed bar opens again when outcomes are awaited again: each notebook cell gets its own bar. Raises
+    `ConfigurationError` if tqdm is missing.
     """
 
     def __init__(self, requests: Requests, name: str | None, counts: Counts, engine: Engine) -> None:
         self._tqdm = _tqdm()
         self._total = len(requests) if isinstance(requests, Sized) else None
-        self._name = name
+        self._name = None if name is None else one_line(name)
         self._counts = counts
         self._engine = engine
         self._bar: Any = None
-        self._due = 0.0
+        self._redraw_at = 0.0
         self._broken = False
 
     async def wait(self, changed: asyncio.Event) -> None:
-        """Wait for a change of the batch, or for the moment at which the bar should be drawn anew."""
+        """Wait for a change of the batch, or until the bar needs a refresh."""
         self.show()
         with suppress(TimeoutError):
             async with asyncio.timeout(REFRESH_S):
                 await changed.wait()
 
     def show(self) -> None:
-        """Draw the bar, unless that was done just now."""
+        """Draw the bar, at most every `REDRAW_S` seconds."""
         now = asyncio.get_running_loop().time()
-        if now >= self._due:
-            self._due = now + REDRAW_S
+        if now >= self._redraw_at:
+            self._redraw_at = now + REDRAW_S
             self._draw()
 
     def close(self) -> None:
-        """Draw the bar for the last time."""
+        """Draw the bar a last time and close it."""
         if self._bar is not None:
             self._draw()
-            bar, self._bar, self._due = self._bar, None, 0.0
+            bar, self._bar, self._redraw_at = self._bar, None, 0.0
             if not self._broken:
                 bar.close()
 
@@ -68,25 +69,28 @@ class Progress:
         try:
             if self._bar is None:
                 self._bar = self._tqdm(total=self._total, initial=self._counts.done, unit=" rows", dynamic_ncols=True)
-                # Only now: a widget takes the description that it is made with for HTML.
+                # Set later, since a widget treats the description passed to its constructor as HTML.
                 self._bar.set_description_str(self._name, refresh=False)
             self._bar.n = self._counts.done
-            self._bar.set_postfix_str(self._standing(), refresh=False)
+            self._bar.set_postfix_str(self._postfix(), refresh=False)
             self._bar.refresh()
-        except Exception as error:  # a screen that is gone must not end a batch that is paid for
+        # A failing display must not end a paid batch. Nothing here awaits: a CancelledError is not for this task.
+        except (Exception, asyncio.CancelledError) as error:
             self._broken = True
             log.warning("progress.failed error=%s", repr(error))
 
-    def _standing(self) -> str:
-        stats = stats_of(self._engine)
-        slots = f"{stats.held} slots" if stats.job_limit is None else f"{stats.held} of {stats.job_limit} slots"
-        return f"{self._counts.failed} failed, {slots}, {amount(stats.credits_spent)} credits"
+    def _postfix(self) -> str:
+        stats = collect_stats(self._engine)
+        slots = (
+            f"{stats.slots_held} slots" if stats.job_limit is None else f"{stats.slots_held} of {stats.job_limit} slots"
+        )
+        return f"{self._counts.failed} failed, {slots}, {number(stats.credits_spent)} credits"
 
 
 def _tqdm() -> Any:
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # that there are no widgets: then it is a line of text
+            warnings.simplefilter("ignore")  # tqdm warns if ipywidgets is missing and uses a line of text
             from tqdm.auto import tqdm
     except ImportError:
         raise ConfigurationError("progress=True needs tqdm: pip install 'nanobanana-async[notebook]'") from None

@@ -1,12 +1,13 @@
-"""The command `nanobanana`: needs the extra `cli`."""
+"""The command `nanobanana`, which needs the extra `cli`."""
 
+import io
 import sys
 
 _EXTRA = frozenset({"cyclopts", "rich"})
 
 
 def main() -> None:
-    """Run the command line, and exit with its code."""
+    """Run the command line and exit with its code."""
     try:
         from nanobanana_async.cli.app import run
     except ModuleNotFoundError as missing:
@@ -15,4 +16,7 @@ def main() -> None:
         advice = "pip install 'nanobanana-async[cli]'"
         print(f"nanobanana: the command line needs {missing.name}: {advice}", file=sys.stderr)
         sys.exit(2)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a character that the terminal can't encode must not raise
+            stream.reconfigure(errors="backslashreplace")
     sys.exit(run(sys.argv[1:]))

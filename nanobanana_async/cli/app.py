@@ -1,6 +1,6 @@
-"""The commands and their exit codes: 0 all is well, 1 a job failed, 2 usage or settings, 130 interrupted.
+"""Define the commands and their exit codes: 0 success, 1 a job failed, 2 usage or settings, 130 interrupted.
 
-A batch knows 3, too: the buying stopped early.
+`nanobanana batch` also exits with 3: the buying stopped early.
 """
 
 import asyncio
@@ -16,35 +16,35 @@ from cyclopts import App, CycloptsError, Parameter
 from rich.console import Console
 
 from nanobanana_async import (
-    ApiMall,
     ConcurrencyPolicy,
     ConfigurationError,
-    DefApi,
     Gateway,
     ImageRequest,
     InvalidRequest,
     NanoBananaError,
     __version__,
 )
-from nanobanana_async.cli.batch import BatchCommand
-from nanobanana_async.cli.board import plain
+from nanobanana_async.cli.batch.command import BatchCommand
 from nanobanana_async.cli.demo import demonstrate
-from nanobanana_async.cli.generating import Interrupted, generate_all
-from nanobanana_async.cli.jobs import job_commands
+from nanobanana_async.cli.generate import Interrupted, generate_all
+from nanobanana_async.cli.jobs.command import job_commands
 from nanobanana_async.config import gateway_from_env
 from nanobanana_async.emulator import Emulator, LogNormal, serve
+from nanobanana_async.escaping import one_line
+from nanobanana_async.gateways import registry
 from nanobanana_async.models import OutputFormat, Resolution
+from nanobanana_async.validators import as_count, as_number
 
-GatewayName = Literal["apimall", "defapi", "emulator"]
+GatewayName = registry.GatewayName | Literal["emulator"]
 
 OK, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
 
 app = App(
     name="nanobanana",
     version=__version__,
-    help="""Generate pictures through the Nano Banana Pro gateways API Mall and defapi.
+    help="""Generate images through the Nano Banana Pro gateways API Mall and defapi.
 
-    The API key comes from APIMALL_API_KEY or DEFAPI_API_KEY, or is asked for on a terminal; it is never an argument.
+    The API key comes from APIMALL_API_KEY or DEFAPI_API_KEY, or from a prompt on a terminal; it is never an argument.
     `nanobanana demo` and `--gateway emulator` need no key and no network.""",
     suppress_keyboard_interrupt=False,
     result_action="return_value",
@@ -52,36 +52,36 @@ app = App(
 
 
 def run(tokens: Sequence[str]) -> int:
-    """Run one command and return its exit code; whatever goes wrong is one clear line on stderr."""
+    """Run one command and return its exit code; an error is printed as one line on stderr."""
     try:
         code = app(list(tokens), exit_on_error=False, print_error=False)
     except CycloptsError as error:
-        return _complain(error, USAGE)
+        return _print_error(error, USAGE)
     except Interrupted as interrupted:
-        return _complain(interrupted, INTERRUPTED)
+        return _print_error(interrupted, INTERRUPTED)
     except KeyboardInterrupt:
-        return _complain("interrupted", INTERRUPTED)
+        return _print_error("interrupted", INTERRUPTED)
     except (ConfigurationError, InvalidRequest) as error:
-        # A gateway's own 400 carries a status; without one it was found here, before anything was sent.
+        # An InvalidRequest of the gateway (400) has a status; without one it was raised here, before anything was sent.
         local = not isinstance(error, InvalidRequest) or error.status is None
-        return _complain(error, USAGE if local else FAILED)
+        return _print_error(error, USAGE if local else FAILED)
     except BrokenPipeError:
-        # Who read our output has gone: say nothing, and let Python's last flush find nowhere to complain either.
+        # The reader closed our output: print nothing, and redirect stdout so that Python's flush at exit does not fail.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return FAILED
-    except ImportError as error:  # an emulator without Pillow
-        return _complain(error, USAGE)
+    except ImportError as error:  # the emulator needs Pillow
+        return _print_error(error, USAGE)
     except (NanoBananaError, OSError) as error:
-        return _complain(error, FAILED)
+        return _print_error(error, FAILED)
     except Exception as bug:
         if os.environ.get("NANOBANANA_DEBUG"):
             raise
-        return _complain(f"a bug: {type(bug).__name__}: {bug} (NANOBANANA_DEBUG=1 shows where)", FAILED)
+        return _print_error(f"a bug: {type(bug).__name__}: {bug} (NANOBANANA_DEBUG=1 shows where)", FAILED)
     return code if isinstance(code, int) else OK
 
 
-def _complain(what: object, code: int) -> int:
-    line = plain(str(what)) or type(what).__name__
+def _print_error(error: object, code: int) -> int:
+    line = one_line(str(error)) or type(error).__name__
     print(f"nanobanana: {line}", file=sys.stderr)
     return code
 
@@ -90,17 +90,16 @@ def _complain(what: object, code: int) -> int:
 def demo(
     *,
     output: Annotated[Path, Parameter(name=["--output", "-o"])] = Path("nanobanana-demo"),
-    prompts: Annotated[int, Parameter(help="How many pictures.")] = 24,
+    prompts: Annotated[int, Parameter(help="The number of images.")] = 24,
 ) -> int:
-    """Show it all against an emulated gateway: no key, no network, no cost, about a quarter of a minute.
+    """Generate images through an emulated gateway: no key, no network, no cost, about 15 seconds.
 
     Parameters
     ----------
     output
-        Where the pictures go.
+        The folder for the images.
     """
-    if prompts < 1:
-        raise ConfigurationError("--prompts must be at least 1")
+    as_count("--prompts", prompts)
     return asyncio.run(demonstrate(output, prompts, Console(stderr=True)))
 
 
@@ -121,28 +120,28 @@ def generate(
     max_jobs: Annotated[int | None, Parameter(env_var="NANOBANANA_MAX_JOBS")] = None,
     timeout: Annotated[float | None, Parameter(env_var="NANOBANANA_TIMEOUT")] = None,
 ) -> int:
-    """Generate pictures, all prompts at once, and print their URLs, or with -o the files they were saved to.
+    """Generate images for all prompts concurrently and print their URLs, or with -o the paths of the saved files.
 
     Parameters
     ----------
     prompts
-        What is wanted; each prompt is one purchase.
+        The prompts; each one is one purchase.
     output
-        Save the pictures into this folder.
+        Save the images in this folder.
     gateway
-        Whose pictures; the one whose API key is set when left out. `emulator` runs one in this process.
+        The gateway; by default the one whose API key is set. `emulator` runs an emulated one in this process.
     base_url
-        Where the gateway is, if not at its usual place.
+        The gateway's URL, if not the usual one.
     image
-        URL of a reference image; may be given several times.
+        URL of a reference image; can be repeated.
     num_images
-        Pictures per prompt, 1 to 6.
+        Images per prompt, 1 to 6.
     aspect_ratio
-        Such as 16:9.
+        Aspect ratio, such as 16:9.
     max_jobs
-        Never hold more jobs at once than this.
+        The most jobs to run at once.
     timeout
-        Seconds to wait for each prompt; a job that is not done by then goes on at the gateway.
+        Seconds to wait for each prompt; a job that takes longer continues at the gateway.
     """
     requests = [
         ImageRequest(
@@ -157,23 +156,23 @@ def generate(
         for prompt in prompts
     ]
     policy = ConcurrencyPolicy(max_jobs=max_jobs)
-    if timeout is not None and not timeout > 0:
-        raise ConfigurationError("--timeout must be above 0")
+    if timeout is not None:
+        as_number("--timeout", timeout, above=0, endless=True)
 
-    async def buy(seller: Gateway) -> int:
+    async def run_with(selected: Gateway) -> int:
         for request in requests:
-            seller.check(request)
-        return await generate_all(seller, requests, policy, output, timeout, Console(stderr=True))
+            selected.check(request)
+        return await generate_all(selected, requests, policy, output, timeout, Console(stderr=True))
 
-    async def buy_for_nothing() -> int:
+    async def run_emulated() -> int:
         async with Emulator() as emulator:
-            return await buy(emulator.apimall())
+            return await run_with(emulator.apimall())
 
     if gateway == "emulator":
         if output is None:
-            raise ConfigurationError("--gateway emulator needs -o DIR: its pictures are gone when it ends")
-        return asyncio.run(buy_for_nothing())
-    return asyncio.run(buy(_seller(gateway, base_url)))
+            raise ConfigurationError("--gateway emulator needs -o DIR: its images are lost when the command ends")
+        return asyncio.run(run_emulated())
+    return asyncio.run(run_with(_find_gateway(gateway, base_url)))
 
 
 @app.command
@@ -182,32 +181,32 @@ def emulate(
     port: Annotated[int, Parameter(env_var="NANOBANANA_EMULATOR_PORT")] = 8080,
     job_limit: int | None = None,
     creates_per_minute: float | None = None,
-    credits: Decimal | None = None,  # noqa: A002 - the word of the gateways
+    credits: Decimal | None = None,  # noqa: A002 - the option's name
     job_seconds: float = 8.0,
     speed: float = 1.0,
     failure_probability: float = 0.0,
     seed: int = 0,
 ) -> int:
-    """Run both gateways on this machine, until Ctrl-C. It takes any prompt, and the key that it prints.
+    """Emulate both gateways on this machine until Ctrl-C. The emulator accepts any prompt and the API key it prints.
 
     Parameters
     ----------
     port
-        Where to listen; 0 takes a free one.
+        The port; 0 selects a free one.
     job_limit
-        How many jobs may run at once; more are refused with 429. Left out: no limit.
+        The most jobs that run at once; more are refused with 429. Default: no limit.
     creates_per_minute
-        How many creates a minute may arrive. Left out: no limit.
+        The most creates per minute; more are refused with 429. Default: no limit.
     credits
-        What is on the account. Left out: endless.
+        Credits of the account. Default: unlimited.
     job_seconds
-        How long a job takes, as median.
+        Median duration of a job.
     speed
         Emulated seconds per second.
     failure_probability
-        How likely a job is to fail, from 0 to 1.
+        Probability that a job fails, from 0 to 1.
     seed
-        The same seed gives the same durations, failures and pictures.
+        The same seed gives the same durations, failures and images.
     """
     try:
         duration = LogNormal(median_s=job_seconds)
@@ -222,24 +221,27 @@ def emulate(
             seed=seed,
         )
         asyncio.run(serving)
-    except (ValueError, OverflowError) as error:  # a setting out of range, a port that is none
+    except (ValueError, OverflowError) as error:  # a setting or a port out of range
         raise ConfigurationError(str(error)) from None
     return OK
 
 
-def _seller(name: GatewayName | None, base_url: str | None) -> Gateway:
-    """Return the gateway that options and environment name; ask for a missing key where there is somebody to ask."""
+def _find_gateway(name: GatewayName | None, base_url: str | None) -> Gateway:
+    """Return the gateway that options and environment select; on a terminal, prompt for a missing key."""
+    return gateway_from_env(_environ(name, base_url))  # no variable holds the key: tracebacks with locals would show it
+
+
+def _environ(name: GatewayName | None, base_url: str | None) -> dict[str, str]:
     environ = dict(os.environ)
     if name is not None:
         environ["NANOBANANA_GATEWAY"] = name
     if base_url is not None:
         environ["NANOBANANA_BASE_URL"] = base_url
-    kinds: dict[str, type[ApiMall] | type[DefApi]] = {"apimall": ApiMall, "defapi": DefApi}
-    kind = kinds.get(environ.get("NANOBANANA_GATEWAY", "").strip().lower())
+    kind = registry.GATEWAYS.get(environ.get("NANOBANANA_GATEWAY", "").strip().lower())
     if kind is not None and not environ.get(kind.key_variable) and sys.stdin.isatty():
         environ[kind.key_variable] = getpass.getpass(f"API key of {kind.title}: ", stream=sys.stderr)
-    return gateway_from_env(environ)
+    return environ
 
 
-app.command(BatchCommand(_seller).batch)
-app.command(job_commands(_seller))
+app.command(BatchCommand(_find_gateway).batch)
+app.command(job_commands(_find_gateway))

@@ -1,4 +1,4 @@
-"""Both gateways on loopback: for tests, for trying things out, for counting what a client does.
+"""Emulate both gateways on loopback, for tests and for trying things out. It counts what a client does.
 
 ```python
 async with Emulator(job_limit=10) as emulator, Session(emulator.apimall()) as session:
@@ -8,50 +8,47 @@ async with Emulator(job_limit=10) as emulator, Session(emulator.apimall()) as se
 """
 
 from nanobanana_async.emulator import faults
-from nanobanana_async.emulator.counting import EmulatorStats, JobFacts
-from nanobanana_async.emulator.durations import (
+from nanobanana_async.emulator.emulator import Emulator, serve
+from nanobanana_async.emulator.faults import Fault, RandomFault, Script
+from nanobanana_async.emulator.messages import Callback, Delivery, DeliveryMode, EmulatedRequest, EmulatedResponse
+from nanobanana_async.emulator.settings import (
+    API_KEY,
     QUICK,
     REALISTIC,
+    UNAPPROVED_KEY,
     Bimodal,
     Duration,
+    EmulatorOptions,
+    EmulatorSettings,
     Fixed,
     LogNormal,
 )
-from nanobanana_async.emulator.faults import Chance, Fault, Script
-from nanobanana_async.emulator.handle import Emulator
-from nanobanana_async.emulator.serve import serve
-from nanobanana_async.emulator.settings import (
-    API_KEY,
-    UNAPPROVED_KEY,
-    EmulatorOptions,
-    WorldSettings,
-)
-from nanobanana_async.emulator.values import Answer, Call, Callback, Delivery, Manner
-from nanobanana_async.emulator.world import World
+from nanobanana_async.emulator.simulator import GatewaySimulator
+from nanobanana_async.emulator.stats import EmulatorStats, JobFacts
 
 __all__ = [
     "API_KEY",
     "QUICK",
     "REALISTIC",
     "UNAPPROVED_KEY",
-    "Answer",
     "Bimodal",
-    "Call",
     "Callback",
-    "Chance",
     "Delivery",
+    "DeliveryMode",
     "Duration",
+    "EmulatedRequest",
+    "EmulatedResponse",
     "Emulator",
     "EmulatorOptions",
+    "EmulatorSettings",
     "EmulatorStats",
     "Fault",
     "Fixed",
+    "GatewaySimulator",
     "JobFacts",
     "LogNormal",
-    "Manner",
+    "RandomFault",
     "Script",
-    "World",
-    "WorldSettings",
     "faults",
     "serve",
 ]

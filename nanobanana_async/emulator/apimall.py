@@ -1,4 +1,4 @@
-"""API Mall as its reference prints it: request parameters, envelopes, bodies.
+"""API Mall's format: request parameters, error envelopes and response bodies, as in its reference.
 
 Source: "Nano Banana Pro" under Model Guides / Image Models of apimall.ai, sections 1 and 2.
 """
@@ -9,9 +9,8 @@ from datetime import datetime, timedelta
 from decimal import Decimal
 
 from nanobanana_async.emulator import checks
-from nanobanana_async.emulator.account import ENDLESS_CREDITS
+from nanobanana_async.emulator.accounts import UNLIMITED_CREDITS, CreateRequest, Phase, Refusal, Task
 from nanobanana_async.emulator.settings import FailureField
-from nanobanana_async.emulator.tasks import Order, Phase, Refusal, Task
 
 CREATE_PATH = "/api/v1/images/generate"
 QUERY_PREFIX = "/api/v1/images/"
@@ -27,7 +26,7 @@ _FIELDS: dict[str, checks.Check] = {
     "resolution": checks.one_of("1K", "2K", "4K"),
     "output_format": checks.one_of("jpeg", "jpg", "png"),
 }
-_WORDS = {
+_STATUSES = {
     Phase.PENDING: "pending",
     Phase.SUBMITTED: "pending",
     Phase.PROCESSING: "processing",
@@ -43,7 +42,7 @@ WRONG_HOST = Refusal(403, "non_gateway_host", "Request made on a non-gateway hos
 NOT_FOUND = Refusal(404, "task_not_found", "Task not found")
 BLOCKED = Refusal(451, "prompt_blocked", "Prompt blocked by content moderation")
 
-FAULT_WORDS = {
+FAULT_ENVELOPES = {
     400: ("invalid_request", "Invalid request parameters"),
     401: ("invalid_api_key", "API key required or invalid API key"),
     402: ("insufficient_credits", "Insufficient credits"),
@@ -57,14 +56,14 @@ FAULT_WORDS = {
 }
 
 
-def read_order(headers: Mapping[str, str], body: bytes) -> Order | Refusal:
-    """Return what is ordered, or the 400 that names the field."""
+def parse_create(headers: Mapping[str, str], body: bytes) -> CreateRequest | Refusal:
+    """Return the create request, or the 400 that names the invalid field."""
     parsed = checks.read_object(headers, body)
     if isinstance(parsed, str):
         return Refusal(400, "invalid_request", parsed)
-    if wrong := checks.complaint(_FIELDS, ("model", "prompt"), parsed):
+    if wrong := checks.first_error(_FIELDS, ("model", "prompt"), parsed):
         return Refusal(400, "invalid_request", wrong)
-    return Order(
+    return CreateRequest(
         prompt=parsed["prompt"],
         model=parsed["model"],
         canonical=checks.canonical(parsed),
@@ -75,31 +74,31 @@ def read_order(headers: Mapping[str, str], body: bytes) -> Order | Refusal:
     )
 
 
-def refused(refusal: Refusal, request_id: str) -> bytes:
-    """Return the error envelope."""
+def error_body(refusal: Refusal, request_id: str) -> bytes:
+    """Return an error envelope."""
     error = {"code": refusal.code, "message": refusal.message}
     return _bytes({"success": False, "error": error, "request_id": request_id})
 
 
-def created(task: Task) -> bytes:
-    """Return the answer to a create; the same bytes each time, so that a replay is one."""
-    remaining = ENDLESS_CREDITS if task.remaining is None else _number(task.remaining)
+def created_body(task: Task) -> bytes:
+    """Return the response to a create. A replay returns identical bytes."""
+    remaining = UNLIMITED_CREDITS if task.remaining is None else _number(task.remaining)
     data = {
         "task_id": task.task_id,
         "request_id": f"provider_req_{task.task_id[4:]}",
         "credits_used": _number(task.price),
         "remaining_credits": remaining,
-        "model": task.order.model,
+        "model": task.request.model,
     }
     return _bytes({"success": True, "data": data, "request_id": f"req_{task.task_id[4:]}"})
 
 
-def word(phase: Phase) -> str:
-    """Return the reference's word for a phase."""
-    return _WORDS[phase]
+def status_word(phase: Phase) -> str:
+    """Return the status of a phase, as in the reference."""
+    return _STATUSES[phase]
 
 
-def shown(
+def query_body(
     task: Task,
     phase: Phase,
     status: str,
@@ -109,27 +108,27 @@ def shown(
     request_id: str,
     failure_field: FailureField,
 ) -> bytes:
-    """Return the answer to a query.
+    """Return the response to a query.
 
-    `urls` are those of the images, or nothing while there is none to show. As in the reference's
-    example the hosted copies have URLs of their own.
+    `urls` are the image URLs, or empty while there are none. As in the reference's example, `primary_url` and
+    `image_url` are URLs of their own.
     """
     ended = phase in (Phase.SUCCEEDED, Phase.FAILED)
-    begun_at = task.starts_at if phase is Phase.PROCESSING else task.created_at
-    hosted = urls[0].rpartition("/") if urls else None
-    ending = urls[0].rpartition(".")[2] if urls else ""
+    changed_at = task.starts_at if phase is Phase.PROCESSING else task.created_at
+    folder = urls[0].rpartition("/")[0] if urls else None
+    extension = urls[0].rpartition(".")[2] if urls else ""
     data: dict[str, object] = {
         "task_id": task.task_id,
-        "model": task.order.model,
+        "model": task.request.model,
         "status": status,
         "output": {"resultUrls": list(urls)} if phase is Phase.SUCCEEDED else None,
-        "primary_url": f"{hosted[0]}/result.{ending}" if hosted else None,
-        "image_url": f"{hosted[0]}/cover.{ending}" if hosted else None,
+        "primary_url": f"{folder}/result.{extension}" if folder else None,
+        "image_url": f"{folder}/cover.{extension}" if folder else None,
         "error_message": None,
         "credits_used": _number(task.price),
         "credits_refunded": _number(task.price) if task.refunded else 0,
         "created_at": _iso(started_at, task.created_at),
-        "updated_at": _iso(started_at, task.ends_at if ended else begun_at),
+        "updated_at": _iso(started_at, task.ends_at if ended else changed_at),
         "completed_at": _iso(started_at, task.ends_at) if ended else None,
     }
     if phase is Phase.FAILED:

@@ -1,9 +1,17 @@
-"""Checks of single request fields, shared by both references: each returns a complaint or None."""
+"""Check request fields and settings.
+
+A check of a request field returns what is wrong, or None. A validator of a setting raises `ValueError`.
+"""
 
 import json
+import math
 import re
 from collections.abc import Callable, Mapping
+from decimal import Decimal, InvalidOperation
+from fractions import Fraction
 from typing import Any, cast
+
+from attrs import Attribute
 
 Check = Callable[[object], str | None]
 
@@ -13,7 +21,7 @@ _canonical = json.JSONEncoder(sort_keys=True, separators=(",", ":")).encode
 
 
 def one_of(*choices: str) -> Check:
-    """Demand one of these words, exactly as spelled."""
+    """Require one of these strings."""
 
     def check(value: object) -> str | None:
         if not isinstance(value, str):
@@ -24,14 +32,14 @@ def one_of(*choices: str) -> Check:
 
 
 def text(value: object) -> str | None:
-    """Demand a string with something in it."""
+    """Require a non-empty string."""
     if not isinstance(value, str):
         return "must be a string"
     return None if value.strip() else "must not be empty"
 
 
 def whole_number(least: int, most: int) -> Check:
-    """Demand a whole number in this range; true is not one."""
+    """Require an integer in this range; a boolean is not one."""
 
     def check(value: object) -> str | None:
         if not isinstance(value, int) or isinstance(value, bool):
@@ -42,21 +50,21 @@ def whole_number(least: int, most: int) -> Check:
 
 
 def ratio(value: object) -> str | None:
-    """Demand something like 16:9."""
+    """Require a ratio such as 16:9."""
     if not isinstance(value, str):
         return "must be a string"
     return None if _RATIO.fullmatch(value) else "must look like 16:9"
 
 
 def url(value: object) -> str | None:
-    """Demand an http or https URL."""
+    """Require an http or https URL."""
     if not isinstance(value, str):
         return "must be a string"
     return None if _URL.fullmatch(value) else "must be an http or https URL"
 
 
 def urls(most: int | None = None) -> Check:
-    """Demand an array of URLs, not more than `most`."""
+    """Require an array of at most `most` URLs."""
 
     def check(value: object) -> str | None:
         if not isinstance(value, list):
@@ -69,8 +77,8 @@ def urls(most: int | None = None) -> Check:
     return check
 
 
-def complaint(fields: Mapping[str, Check], required: tuple[str, ...], body: Mapping[str, object]) -> str | None:
-    """Return the first thing wrong with a body, naming the field."""
+def first_error(fields: Mapping[str, Check], required: tuple[str, ...], body: Mapping[str, object]) -> str | None:
+    """Return the first error of a body, naming the field, or None."""
     for name in required:
         if body.get(name) is None:
             return f"{name} is required"
@@ -83,7 +91,7 @@ def complaint(fields: Mapping[str, Check], required: tuple[str, ...], body: Mapp
 
 
 def read_object(headers: Mapping[str, str], body: bytes) -> dict[str, Any] | str:
-    """Return the JSON object of a request, or what is wrong with it."""
+    """Return the JSON object of a request, or an error message."""
     media_type = headers.get("content-type", "").partition(";")[0].strip().lower()
     if media_type != "application/json":
         return "Content-Type must be application/json"
@@ -97,5 +105,45 @@ def read_object(headers: Mapping[str, str], body: bytes) -> dict[str, Any] | str
 
 
 def canonical(body: Mapping[str, object]) -> str:
-    """Return the same text for bodies that mean the same."""
+    """Return a text that is equal for equal JSON objects."""
     return _canonical(body)
+
+
+Validator = Callable[[Any, "Attribute[Any]", Any], None]
+
+
+def number(
+    *, above: float | None = None, least: float = 0.0, most: float = 1e9, whole: bool = False, endless: bool = False
+) -> Validator:
+    """Return a validator of a number in a range. `endless` also allows infinity."""
+    kind = "a whole number" if whole else "a number"
+    bound = f"above {above:g}" if above is not None else f"of at least {least:g}"
+    also = ", or infinite" if endless else ""
+
+    def validate(_: Any, attribute: "Attribute[Any]", value: object) -> None:
+        if isinstance(value, int if whole else (int, float, Fraction)) and not isinstance(value, bool):
+            bounded = (value > above if above is not None else value >= least) and value <= most
+            if bounded or (endless and value == math.inf):
+                return
+        raise ValueError(f"{attribute.name} must be {kind} {bound} and at most {most:g}{also}")
+
+    return validate
+
+
+PROBABILITY = number(most=1)
+
+
+def credits_or_none(value: Decimal | int | str | None) -> Decimal | None:
+    """Return an amount of credits as an exact decimal; None means unlimited."""
+    return None if value is None else price(value)
+
+
+def price(value: Decimal | int | str) -> Decimal:
+    """Return an amount of credits as an exact decimal."""
+    try:
+        amount = Decimal("NaN") if isinstance(value, bool) else Decimal(value)
+    except (InvalidOperation, TypeError, ValueError):
+        amount = Decimal("NaN")
+    if not amount.is_finite() or (amount and not -12 <= amount.adjusted() < 12):
+        raise ValueError("an amount of credits must be a finite number below 1e12, or 0, of at most 12 decimal places")
+    return amount

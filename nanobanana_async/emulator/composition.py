@@ -1,4 +1,4 @@
-"""What a picture is made of, before anything is painted: its size, and colours that follow from the prompt."""
+"""Describe an image before it is painted: its size, and colours derived from the prompt."""
 
 import colorsys
 import hashlib
@@ -7,8 +7,8 @@ from attrs import frozen
 
 
 @frozen
-class Picture:
-    """A picture before it is painted; equal values are equal pictures, byte for byte."""
+class ImageSpec:
+    """An image before it is painted. Equal specs give equal bytes."""
 
     prompt: str
     seed: int
@@ -18,13 +18,13 @@ class Picture:
     png: bool
 
     def bits(self) -> bytes:
-        """Return what the composition follows from."""
+        """Return the digest from which composition and colours are derived."""
         source = f"{self.seed}\n{self.index}\n{self.prompt}".encode(errors="surrogatepass")
         return hashlib.blake2b(source, digest_size=32).digest()
 
 
 def palette(bits: bytes) -> tuple[list[tuple[int, int, int]], tuple[int, int, int]]:
-    """Return five colours from the zenith to the nearest hill, and one for the sun."""
+    """Return five colours, from the sky's zenith to the nearest hill, and the sun's colour."""
     hue = bits[0] / 255
     turn = (0.08 + bits[1] / 255 * 0.2) * (1 if bits[2] % 2 else -1)
     shades = ((0.55, 0.42), (0.45, 0.72), (0.35, 0.95), (0.5, 0.5), (0.6, 0.2))
@@ -33,6 +33,6 @@ def palette(bits: bytes) -> tuple[list[tuple[int, int, int]], tuple[int, int, in
 
 
 def rgb(hue: float, saturation: float, value: float) -> tuple[int, int, int]:
-    """Return a colour in the three bytes that pictures want."""
+    """Convert a colour to three bytes."""
     red, green, blue = colorsys.hsv_to_rgb(hue % 1.0, saturation, value)
     return round(red * 255), round(green * 255), round(blue * 255)

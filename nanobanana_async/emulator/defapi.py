@@ -1,15 +1,15 @@
-"""defapi as its reference prints it: request parameters, envelopes, bodies, the callback.
+"""defapi's format: request parameters, error envelopes, response bodies and callbacks, as in its reference.
 
 Source: "Nano Banana Pro API Developer Reference" of defapi.org. It lists only 200, 400, 401, 404
-and 500; other refusals are told in the envelope of its 400.
+and 500; other errors use the envelope of its 400.
 """
 
 import json
 from collections.abc import Mapping, Sequence
 
 from nanobanana_async.emulator import checks
+from nanobanana_async.emulator.accounts import CreateRequest, Phase, Refusal, Task
 from nanobanana_async.emulator.settings import QueryShape
-from nanobanana_async.emulator.tasks import Order, Phase, Refusal, Task
 
 CREATE_PATH = "/api/image/gen"
 QUERY_PATH = "/api/task/query"
@@ -21,7 +21,7 @@ _FIELDS: dict[str, checks.Check] = {
     "images": checks.urls(4),
     "callback_url": checks.url,
 }
-_WORDS = {
+_STATUSES = {
     Phase.PENDING: "pending",
     Phase.SUBMITTED: "submitted",
     Phase.PROCESSING: "in_progress",
@@ -37,7 +37,7 @@ NOT_FOUND = Refusal(404, "task_not_found", "task not found")
 NO_TASK_ID = Refusal(400, "invalid_request", "task_id is required")
 BLOCKED = Refusal(451, "prompt_blocked", "prompt blocked by content moderation")
 
-FAULT_WORDS = {
+FAULT_ENVELOPES = {
     400: ("invalid_request", "invalid request parameters"),
     401: ("invalid_api_key", "Invalid API key"),
     402: ("insufficient_credits", "insufficient balance"),
@@ -48,14 +48,14 @@ FAULT_WORDS = {
 }
 
 
-def read_order(headers: Mapping[str, str], body: bytes) -> Order | Refusal:
-    """Return what is ordered, or the 400 that names the field."""
+def parse_create(headers: Mapping[str, str], body: bytes) -> CreateRequest | Refusal:
+    """Return the create request, or the 400 that names the invalid field."""
     parsed = checks.read_object(headers, body)
     if isinstance(parsed, str):
         return Refusal(400, "invalid_request", parsed)
-    if wrong := checks.complaint(_FIELDS, ("model", "prompt"), parsed):
+    if wrong := checks.first_error(_FIELDS, ("model", "prompt"), parsed):
         return Refusal(400, "invalid_request", wrong)
-    return Order(
+    return CreateRequest(
         prompt=parsed["prompt"],
         model=parsed["model"],
         canonical=checks.canonical(parsed),
@@ -63,37 +63,37 @@ def read_order(headers: Mapping[str, str], body: bytes) -> Order | Refusal:
     )
 
 
-def refused(refusal: Refusal, *, inside_200: bool) -> bytes:
-    """Return the error envelope; inside a 200 its code is the status that was kept back."""
+def error_body(refusal: Refusal, *, inside_200: bool) -> bytes:
+    """Return an error envelope. Inside a 200 its `code` is the HTTP status that was not sent."""
     if refusal.status == 401:
-        told = inside_200 or refusal.code == UNAUTHORIZED_QUERY.code
-        return _bytes({"code": 401 if told else 1, "message": refusal.message})
+        has_code = inside_200 or refusal.code == UNAUTHORIZED_QUERY.code
+        return _bytes({"code": 401 if has_code else 1, "message": refusal.message})
     code = refusal.status if inside_200 else 1
     if refusal.status == 404:
         return _bytes({"code": code, "message": refusal.message})
     return _bytes({"code": code, "message": "failed", "detail": refusal.message})
 
 
-def created(task: Task) -> bytes:
-    """Return the answer to a create."""
+def created_body(task: Task) -> bytes:
+    """Return the response to a create."""
     return _bytes({"code": 0, "message": "ok", "data": {"task_id": task.task_id}})
 
 
-def word(phase: Phase) -> str:
-    """Return the reference's word for a phase."""
-    return _WORDS[phase]
+def status_word(phase: Phase) -> str:
+    """Return the status of a phase, as in the reference."""
+    return _STATUSES[phase]
 
 
-def shown(task: Task, phase: Phase, status: str, images: Sequence[str], shape: QueryShape) -> bytes:
-    """Return the answer to a query: the callback's fields, whose place no reference shows."""
+def query_body(task: Task, phase: Phase, status: str, images: Sequence[str], shape: QueryShape) -> bytes:
+    """Return the response to a query: the callback's fields. The reference does not show where they stand."""
     payload = _payload(task, phase, status, images)
     if shape == "top":
         return _bytes({"code": 0, "message": "ok", **payload})
     return _bytes({"code": 0, "message": "ok", "data": payload})
 
 
-def callback(task: Task, phase: Phase, status: str, images: Sequence[str]) -> bytes:
-    """Return the CallbackPayload of a job that ended."""
+def callback_body(task: Task, phase: Phase, status: str, images: Sequence[str]) -> bytes:
+    """Return the callback body of a finished job."""
     return _bytes(_payload(task, phase, status, images))
 
 

@@ -1,13 +1,14 @@
-"""Everything that can go wrong between a gateway and its caller, by script and by chance."""
+"""Faults between gateway and client, queued, scripted or at random."""
 
 import random
 from collections import defaultdict, deque
 from collections.abc import Mapping, Sequence
 
 from attrs import evolve, field, frozen
-from attrs.validators import and_, ge, in_, le
+from attrs.validators import in_
 
-from nanobanana_async.emulator.values import ENDPOINTS, WHOLE, Answer, Delivery, Endpoint, Manner
+from nanobanana_async.emulator.checks import PROBABILITY
+from nanobanana_async.emulator.messages import ENDPOINTS, WHOLE, Delivery, DeliveryMode, EmulatedResponse, Endpoint
 
 _PROXY_PAGE = (
     b"<html>\r\n<head><title>%d</title></head>\r\n<body>\r\n<center><h1>%d</h1></center>\r\n"
@@ -17,11 +18,11 @@ _PROXY_PAGE = (
 
 @frozen(kw_only=True)
 class Fault:
-    """One thing that goes wrong with one call.
+    """One fault of one request.
 
-    `processed` says whether the gateway did its work first: the job runs and is charged although
-    the caller may never learn it. A `status` without a `body` gets the gateway's own envelope.
-    Without a `status` the true answer is kept and only its delivery is spoiled.
+    With `processed` the gateway handles the request first: a job runs and is charged, though the client may never see
+    the response. A `status` without a `body` is sent in the gateway's own envelope. Without a `status` the true
+    response is kept, and only its delivery fails.
     """
 
     name: str
@@ -35,40 +36,41 @@ class Fault:
 
     @property
     def delivers(self) -> bool:
-        """Tell whether the caller reads the true answer in the end."""
-        return self.status is None and self.delivery.manner is Manner.WHOLE
+        """Whether the client receives the true response."""
+        return self.status is None and self.delivery.mode is DeliveryMode.WHOLE
 
-    def spoil(self, answer: Answer) -> Answer:
-        """Return what is sent instead of `answer`."""
-        if self.delivery.manner is Manner.RESET:
-            return Answer(0, {}, b"", self.delivery)
+    def distort(self, response: EmulatedResponse) -> EmulatedResponse:
+        """Return the response that is sent instead."""
+        if self.delivery.mode is DeliveryMode.RESET:
+            return EmulatedResponse(0, {}, b"", self.delivery)
         if self.status is None:
-            return evolve(answer, delivery=self.delivery)
+            return evolve(response, delivery=self.delivery)
         if self.body is None:
-            headers = {**answer.headers, **self.headers}
-            return Answer(answer.status, headers, answer.body, self.delivery)  # 200 where refusals come inside one
-        return Answer(self.status, dict(self.headers), self.body, self.delivery)
+            # Not `self.status`: with `refusals_in_200` the envelope comes with status 200.
+            headers = {**response.headers, **self.headers}
+            return EmulatedResponse(response.status, headers, response.body, self.delivery)
+        return EmulatedResponse(self.status, dict(self.headers), self.body, self.delivery)
 
 
 def reset(*, processed: bool = False) -> Fault:
-    """Reset the connection without a byte of an answer."""
-    return Fault(name="reset", processed=processed, delivery=Delivery(manner=Manner.RESET))
+    """Reset the connection before the first byte of the response."""
+    return Fault(name="reset", processed=processed, delivery=Delivery(mode=DeliveryMode.RESET))
 
 
 def stall(seconds: float, *, processed: bool = False) -> Fault:
-    """Say nothing for so long, then reset the connection."""
-    delivery = Delivery(manner=Manner.RESET, delay_s=seconds)
+    """Wait this long, then reset the connection."""
+    delivery = Delivery(mode=DeliveryMode.RESET, delay_s=seconds)
     return Fault(name="stall", processed=processed, delivery=delivery)
 
 
 def delay(seconds: float) -> Fault:
-    """Do the work at once and send the true answer so much later."""
+    """Process the request at once, and send the true response this much later."""
     return Fault(name="delay", processed=True, delivery=Delivery(delay_s=seconds))
 
 
 def late(seconds: float) -> Fault:
-    """Do the work only after so long, even if the caller has gone away meanwhile."""
-    return Fault(name="late", delivery=Delivery(manner=Manner.LATE, delay_s=seconds))
+    """Process the request only after this long, even if the client has disconnected."""
+    return Fault(name="late", delivery=Delivery(mode=DeliveryMode.LATE, delay_s=seconds))
 
 
 def error(
@@ -80,7 +82,7 @@ def error(
     message: str | None = None,
     retry_after: str | None = None,
 ) -> Fault:
-    """Answer with this status, in the gateway's envelope or with an empty body."""
+    """Respond with this status, in the gateway's envelope or with an empty body."""
     return Fault(
         name=f"error {status}",
         processed=processed,
@@ -93,7 +95,7 @@ def error(
 
 
 def html(status: int = 502, *, processed: bool = False) -> Fault:
-    """Answer with the HTML page of a proxy, also with status 200."""
+    """Respond with the HTML page of a proxy; the status may be 200."""
     return answer(
         status,
         headers={"Content-Type": "text/html"},
@@ -104,7 +106,7 @@ def html(status: int = 502, *, processed: bool = False) -> Fault:
 
 
 def garbage(status: int = 200, *, processed: bool = False) -> Fault:
-    """Answer with bytes that call themselves JSON and are none."""
+    """Respond with invalid bytes labelled as JSON."""
     return answer(
         status,
         headers={"Content-Type": "application/json"},
@@ -115,14 +117,14 @@ def garbage(status: int = 200, *, processed: bool = False) -> Fault:
 
 
 def cut(*, sent_share: float = 0.5, processed: bool = True) -> Fault:
-    """State the true length, send this share of the body, close the connection."""
-    delivery = Delivery(manner=Manner.CUT, sent_share=sent_share)
+    """Send the true Content-Length and this share of the body, then close the connection."""
+    delivery = Delivery(mode=DeliveryMode.CUT, sent_share=sent_share)
     return Fault(name="cut", processed=processed, delivery=delivery)
 
 
 def wrong_length(*, sent_share: float = 0.5, processed: bool = True) -> Fault:
-    """State only this share of the true length, send the whole body, close the connection."""
-    delivery = Delivery(manner=Manner.SHORT, sent_share=sent_share)
+    """Send this share of the true length as Content-Length and the whole body, then close the connection."""
+    delivery = Delivery(mode=DeliveryMode.SHORT, sent_share=sent_share)
     return Fault(name="wrong length", processed=processed, delivery=delivery)
 
 
@@ -134,27 +136,27 @@ def answer(
     processed: bool = False,
     name: str = "answer",
 ) -> Fault:
-    """Answer with exactly this status, these headers and this body."""
+    """Respond with exactly this status, these headers and this body."""
     return Fault(name=name, processed=processed, status=status, headers=dict(headers or {}), body=body)
 
 
 def _known_endpoints(_: object, __: object, value: Mapping[Endpoint, object]) -> None:
-    if strange := set(value) - set(ENDPOINTS):
-        raise ValueError(f"not an endpoint: {sorted(strange)}; there are {', '.join(ENDPOINTS)}")
+    if unknown := set(value) - set(ENDPOINTS):
+        raise ValueError(f"not an endpoint: {sorted(unknown)}; endpoints are {', '.join(ENDPOINTS)}")
 
 
 @frozen
 class Script:
-    """Say what the n-th call of an endpoint meets: a fault, or None for a normal answer.
+    """The fault of the n-th request of each endpoint; None is a normal response.
 
-    With `repeat_last` the last entry of each list holds for all later calls too.
+    With `repeat_last` the last entry of each list applies to all later requests too.
     """
 
     steps: Mapping[Endpoint, Sequence[Fault | None]] = field(validator=_known_endpoints)
     repeat_last: bool = False
 
     def at(self, endpoint: Endpoint, number: int) -> Fault | None:
-        """Return the fault for the call with this number, the first being 0."""
+        """Return the fault of a request by its number, from 0."""
         steps = self.steps.get(endpoint, ())
         if number < len(steps):
             return steps[number]
@@ -165,34 +167,34 @@ NO_SCRIPT = Script({})
 
 
 @frozen
-class Chance:
-    """Let a fault happen with this probability on one endpoint, or on all when it is None."""
+class RandomFault:
+    """A fault with this probability, on one endpoint, or on all if `endpoint` is None."""
 
-    probability: float = field(validator=and_(ge(0), le(1)))
+    probability: float = field(validator=PROBABILITY)
     fault: Fault
     endpoint: Endpoint | None = field(default=None, validator=in_((*ENDPOINTS, None)))
 
 
 class FaultSource:
-    """Decide for each call whether something goes wrong: queued faults, the script, chance."""
+    """Choose the fault of each request: queued faults first, then the script, then chance."""
 
-    def __init__(self, script: Script, chances: Sequence[Chance], rng: random.Random) -> None:
+    def __init__(self, script: Script, chances: Sequence[RandomFault], rng: random.Random) -> None:
         self._script = script
-        self._chances: dict[Endpoint, list[Chance]] = {
+        self._chances: dict[Endpoint, list[RandomFault]] = {
             endpoint: [chance for chance in chances if chance.endpoint in (endpoint, None)] for endpoint in ENDPOINTS
         }
         self._rng = rng
-        self._calls: defaultdict[Endpoint, int] = defaultdict(int)
+        self._counts: defaultdict[Endpoint, int] = defaultdict(int)
         self._queued: dict[Endpoint, deque[Fault | None]] = {e: deque() for e in ENDPOINTS}
 
     def queue(self, endpoint: Endpoint, *faults: Fault | None) -> None:
-        """Let the next calls of an endpoint meet these, one each; they go before the script."""
+        """Apply these faults to the next requests of an endpoint, one each, before the script."""
         self._queued[endpoint].extend(faults)
 
     def next(self, endpoint: Endpoint) -> Fault | None:
-        """Count one call of the endpoint and return what goes wrong with it."""
-        number = self._calls[endpoint]
-        self._calls[endpoint] = number + 1
+        """Count one request of the endpoint and return its fault, or None."""
+        number = self._counts[endpoint]
+        self._counts[endpoint] = number + 1
         if self._queued[endpoint]:
             return self._queued[endpoint].popleft()
         if (scripted := self._script.at(endpoint, number)) is not None:

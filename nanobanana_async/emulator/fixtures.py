@@ -1,15 +1,15 @@
-"""pytest fixtures, switched on by `pytest_plugins = ["nanobanana_async.emulator.fixtures"]`."""
+"""pytest fixtures, enabled by `pytest_plugins = ["nanobanana_async.emulator.fixtures"]`."""
 
 from collections.abc import AsyncIterator
 
 import pytest
 import pytest_asyncio
 
-from nanobanana_async.emulator.handle import Emulator
+from nanobanana_async.emulator.emulator import Emulator
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Register the marker that configures the emulator of a test."""
+    """Register the marker `emulator`."""
     config.addinivalue_line("markers", "emulator(**settings): settings of the nanobanana_emulator fixture")
 
 

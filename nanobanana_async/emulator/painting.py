@@ -1,4 +1,4 @@
-"""The painter: the one file that imports Pillow."""
+"""Paint images with Pillow; no other file of the emulator imports it."""
 
 import io
 import math
@@ -6,24 +6,24 @@ import random
 
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
-from nanobanana_async.emulator.composition import Picture, palette
+from nanobanana_async.emulator.composition import ImageSpec, palette
 
-_SKETCH_EDGE = 2048  # the composition is painted no larger, then scaled; only words are sharper
+_SKETCH_EDGE = 2048  # longest edge of the painted sketch, which is then scaled; only the text is drawn at full size
 _HILLS = 4
 
 Colour = tuple[int, int, int]
 
 
-def paint_with_pillow(picture: Picture) -> bytes:
-    """Return the encoded picture."""
-    long_edge = max(picture.width, picture.height)
+def paint_with_pillow(spec: ImageSpec) -> bytes:
+    """Return the encoded image."""
+    long_edge = max(spec.width, spec.height)
     ratio = min(1.0, _SKETCH_EDGE / (2 * long_edge)) * 2
-    size = max(1, round(picture.width * ratio)), max(1, round(picture.height * ratio))
-    sketch = _compose(size, picture.bits())
-    image = sketch.resize((picture.width, picture.height), Image.Resampling.LANCZOS)
-    _write(image, picture.prompt)
+    size = max(1, round(spec.width * ratio)), max(1, round(spec.height * ratio))
+    sketch = _compose(size, spec.bits())
+    image = sketch.resize((spec.width, spec.height), Image.Resampling.LANCZOS)
+    _draw_prompt(image, spec.prompt)
     out = io.BytesIO()
-    if picture.png:
+    if spec.png:
         image.save(out, "PNG", compress_level=2)
     else:
         image.save(out, "JPEG", quality=88)
@@ -70,7 +70,7 @@ def _sun(image: Image.Image, rng: random.Random, colour: Colour) -> Image.Image:
     width, height = image.size
     x, y = width * rng.uniform(0.2, 0.8), height * rng.uniform(0.25, 0.5)
     radius = min(width, height) * rng.uniform(0.09, 0.17)
-    small = max(1, width // 8), max(1, height // 8)  # a glow has no edges: paint it small
+    small = max(1, width // 8), max(1, height // 8)  # a blurred glow needs no resolution, and small is faster
     glow = Image.new("L", small)
     box = [(x - radius * 1.4) / 8, (y - radius * 1.4) / 8]
     box += [(x + radius * 1.4) / 8, (y + radius * 1.4) / 8]
@@ -101,7 +101,7 @@ def _hill(
     draw.polygon(points, fill=colour)
 
 
-def _write(image: Image.Image, prompt: str) -> None:
+def _draw_prompt(image: Image.Image, prompt: str) -> None:
     width, height = image.size
     if min(width, height) < 48:
         return

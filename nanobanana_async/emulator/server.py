@@ -1,45 +1,51 @@
-"""The world on a loopback socket: one aiohttp server, one clock, one poster of callbacks."""
+"""Serve the simulated gateways on a loopback socket, and post their callbacks."""
 
 import asyncio
 import contextlib
+import os
+import socket
+import struct
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from http import HTTPStatus
 from typing import Self
 
+import aiohttp
 from aiohttp import web
 
-from nanobanana_async.emulator import delivery
-from nanobanana_async.emulator.posting import CallbackPoster
-from nanobanana_async.emulator.values import Answer, Call, Manner
-from nanobanana_async.emulator.world import World
+from nanobanana_async.emulator.messages import Callback, DeliveryMode, EmulatedRequest, EmulatedResponse
+from nanobanana_async.emulator.simulator import GatewaySimulator
 
-_LARGEST_REQUEST = 16 * 2**20
-_LAST_ANSWERS_S = 0.5
-_PAINTERS = 2
+_MAX_REQUEST = 16 * 2**20
+_SHUTDOWN_S = 0.5
+_PAINT_THREADS = 2
+_LINGER_ZERO = struct.pack("hh" if os.name == "nt" else "ii", 1, 0)
+_CALLBACK_TIMEOUT = aiohttp.ClientTimeout(total=10)
 
 
-class WorldServer:
-    """Serve a world until closed; `now` is the running loop's time since the start."""
+class EmulatorServer:
+    """Serve a simulator until closed. `now()` is the seconds since the start."""
 
-    def __init__(self, world: World, *, host: str, port: int) -> None:
-        self._world = world
+    def __init__(self, simulator: GatewaySimulator, *, host: str, port: int) -> None:
+        self._simulator = simulator
         self._host = host
         self._port = port
         self._started_at = 0.0
         self._closing = asyncio.Event()
         self._runner: web.AppRunner | None = None
-        self._painters = ThreadPoolExecutor(_PAINTERS, "emulator-painter")
-        self._poster = CallbackPoster(world, self.now)
+        self._paint_threads = ThreadPoolExecutor(_PAINT_THREADS, "emulator-painter")
+        self._callback_sender = CallbackSender(simulator, self.now)
 
     @classmethod
-    async def started(cls, world: World, *, host: str, port: int) -> Self:
-        """Return a server that listens; port 0 takes a free one."""
-        server = cls(world, host=host, port=port)
+    async def started(cls, simulator: GatewaySimulator, *, host: str, port: int) -> Self:
+        """Return a server that is listening. Port 0 takes a free port."""
+        server = cls(simulator, host=host, port=port)
         await server._start()
         return server
 
     @property
     def url(self) -> str:
-        """Return where it listens, without a slash at the end."""
+        """Return the base URL, without a trailing slash."""
         host = f"[{self._host}]" if ":" in self._host else self._host
         return f"http://{host}:{self._port}"
 
@@ -52,24 +58,24 @@ class WorldServer:
         server = None if self._runner is None else self._runner.server
         if server is None:
             return 0
-        # aiohttp keeps a connection that is gone in its list until the handler, which may stall, is done.
+        # aiohttp lists a closed connection until its handler returns, and the handler may be stalling.
         return sum(connection.transport is not None for connection in server.connections)
 
     async def aclose(self) -> None:
-        """Stop listening, end what stalls, close all connections; a second call does nothing."""
+        """Stop listening, end stalled requests and close all connections. Idempotent."""
         runner, self._runner = self._runner, None
         if runner is None:
             return
         self._closing.set()
-        await self._poster.aclose()
+        await self._callback_sender.aclose()
         await runner.cleanup()
-        self._painters.shutdown(wait=False, cancel_futures=True)
+        self._paint_threads.shutdown(wait=False, cancel_futures=True)
 
     async def _start(self) -> None:
         self._started_at = asyncio.get_running_loop().time()
-        app = web.Application(client_max_size=_LARGEST_REQUEST)
+        app = web.Application(client_max_size=_MAX_REQUEST)
         app.router.add_route("*", "/{path:.*}", self._serve)
-        runner = web.AppRunner(app, access_log=None, shutdown_timeout=_LAST_ANSWERS_S)
+        runner = web.AppRunner(app, access_log=None, shutdown_timeout=_SHUTDOWN_S)
         await runner.setup()
         try:
             await web.TCPSite(runner, self._host, self._port).start()
@@ -78,39 +84,39 @@ class WorldServer:
             raise
         self._runner = runner
         self._port = int(runner.addresses[0][1])
-        self._world.base_url = self.url
-        self._poster.start()
+        self._simulator.base_url = self.url
+        self._callback_sender.start()
 
     async def _serve(self, request: web.Request) -> web.StreamResponse:
         call = await _read_call(request)
-        answer = self._world.handle(self.now(), call)
-        self._poster.look_again()
+        answer = self._simulator.handle(self.now(), call)
+        self._callback_sender.reschedule()
         if answer.delivery.delay_s:
             await self._wait(answer.delivery.delay_s)
-        if answer.delivery.manner is Manner.LATE:
-            answer = self._world.process(self.now(), call)
-            self._poster.look_again()
+        if answer.delivery.mode is DeliveryMode.LATE:
+            answer = self._simulator.process(self.now(), call)
+            self._callback_sender.reschedule()
         return await self._send(request, answer)
 
-    async def _send(self, request: web.Request, answer: Answer) -> web.StreamResponse:
-        manner = answer.delivery.manner
+    async def _send(self, request: web.Request, answer: EmulatedResponse) -> web.StreamResponse:
+        mode = answer.delivery.mode
         transport = request.transport
-        if transport is None:  # the caller has gone away; nothing can be sent
+        if transport is None:  # the client has disconnected
             return web.Response()
-        if manner is Manner.RESET:
-            delivery.reset(transport)
+        if mode is DeliveryMode.RESET:
+            _reset(transport)
             return web.Response()
         body = await self._content(answer)
-        if manner is Manner.WHOLE:
-            return delivery.whole(answer, body)
-        delivery.spoil(transport, answer, body)
+        if mode is DeliveryMode.WHOLE:
+            return web.Response(status=answer.status, headers=answer.headers, body=body)
+        _send_distorted(transport, answer, body)
         return web.Response()
 
-    async def _content(self, answer: Answer) -> bytes:
-        if answer.paint is None:
+    async def _content(self, answer: EmulatedResponse) -> bytes:
+        if answer.make_body is None:
             return answer.body
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._painters, answer.paint)
+        return await loop.run_in_executor(self._paint_threads, answer.make_body)
 
     async def _wait(self, seconds: float) -> None:
         with contextlib.suppress(TimeoutError):
@@ -118,6 +124,90 @@ class WorldServer:
                 await self._closing.wait()
 
 
-async def _read_call(request: web.Request) -> Call:
+async def _read_call(request: web.Request) -> EmulatedRequest:
     body = await request.read()
-    return Call(request.method, request.path, dict(request.query), dict(request.headers), body)
+    return EmulatedRequest(request.method, request.path, dict(request.query), dict(request.headers), body)
+
+
+def _reset(transport: asyncio.Transport) -> None:
+    """Send a TCP reset instead of an orderly close."""
+    sock = transport.get_extra_info("socket")
+    if sock is not None:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_ZERO)
+    transport.abort()
+
+
+def _send_distorted(transport: asyncio.Transport, answer: EmulatedResponse, body: bytes) -> None:
+    """Send a response whose Content-Length and body differ, and close the connection."""
+    part = int(len(body) * answer.delivery.sent_share)
+    cut = answer.delivery.mode is DeliveryMode.CUT
+    stated = len(body) if cut else part
+    transport.write(_head(answer, stated) + (body[:part] if cut else body))
+    transport.close()
+
+
+def _head(answer: EmulatedResponse, length: int) -> bytes:
+    try:
+        reason = HTTPStatus(answer.status).phrase
+    except ValueError:
+        reason = "Unknown"
+    headers = {**answer.headers, "Content-Length": str(length)}
+    lines = [f"HTTP/1.1 {answer.status} {reason}"]
+    lines += [f"{name}: {value}" for name, value in headers.items()]
+    return "\r\n".join([*lines, "", ""]).encode("latin-1")
+
+
+class CallbackSender:
+    """Post the simulator's callbacks when they are due. Call `reschedule` after each request: it may add one."""
+
+    def __init__(self, simulator: GatewaySimulator, now: Callable[[], float]) -> None:
+        self._simulator = simulator
+        self._now = now
+        self._changed = asyncio.Event()
+        self._next_due: float | None = None
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        """Start the task that posts."""
+        self._task = asyncio.get_running_loop().create_task(self._run(), name="emulator-callbacks")
+
+    def reschedule(self) -> None:
+        """Wake the task if another callback is now the next one."""
+        if self._simulator.next_due() != self._next_due:
+            self._changed.set()
+
+    async def aclose(self) -> None:
+        """Stop posting, and cancel requests in flight."""
+        task, self._task = self._task, None
+        if task is not None:
+            task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await task
+
+    async def _run(self) -> None:
+        connector = aiohttp.TCPConnector(force_close=True)
+        async with (
+            aiohttp.ClientSession(connector=connector, timeout=_CALLBACK_TIMEOUT) as http,
+            asyncio.TaskGroup() as posts,
+        ):
+            while True:
+                await self._sleep()
+                for callback in self._simulator.due(self._now()):
+                    posts.create_task(self._post(http, callback))
+
+    async def _sleep(self) -> None:
+        self._changed.clear()
+        self._next_due = self._simulator.next_due()
+        wait_s = None if self._next_due is None else max(0.0, self._next_due - self._now())
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(wait_s):
+                await self._changed.wait()
+
+    async def _post(self, http: aiohttp.ClientSession, callback: Callback) -> None:
+        headers = {"Content-Type": "application/json"}
+        try:
+            async with http.post(callback.url, data=callback.body, headers=headers, allow_redirects=False) as response:
+                delivered = response.status < 400
+        except (aiohttp.ClientError, TimeoutError, ValueError):
+            delivered = False
+        self._simulator.callback_done(delivered=delivered)

@@ -1,15 +1,60 @@
-"""The settings of an emulated account, frozen and checked at birth."""
+"""Settings of the emulator, and distributions of job durations."""
 
-from collections.abc import Iterable, Mapping, Sequence
+import math
+import random
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Any, Literal, TypedDict
 
 from attrs import Attribute, field, frozen
-from attrs.validators import and_, ge, gt, in_, le, optional
+from attrs.validators import in_, optional
 
-from nanobanana_async.emulator.durations import QUICK, Duration
-from nanobanana_async.emulator.faults import NO_SCRIPT, Chance, Script
+from nanobanana_async.emulator.checks import PROBABILITY, credits_or_none, number, price
+from nanobanana_async.emulator.faults import NO_SCRIPT, RandomFault, Script
+
+Duration = Callable[[random.Random], float]
+
+
+@frozen
+class Fixed:
+    """Every job takes the same time."""
+
+    seconds: float = field(validator=number(endless=True))
+
+    def __call__(self, rng: random.Random) -> float:
+        """Draw the duration of one job, in seconds."""
+        return self.seconds
+
+
+@frozen(kw_only=True)
+class LogNormal:
+    """Durations are log-normal around `median_s`; the right tail grows with `sigma`."""
+
+    median_s: float = field(validator=number(above=0))
+    sigma: float = field(default=0.35, validator=number(most=10))
+
+    def __call__(self, rng: random.Random) -> float:
+        """Draw the duration of one job, in seconds."""
+        return math.exp(rng.gauss(math.log(self.median_s), self.sigma))
+
+
+@frozen(kw_only=True)
+class Bimodal:
+    """Durations come from `second` with probability `second_share`, otherwise from `first`."""
+
+    first: Duration
+    second: Duration
+    second_share: float = field(default=0.2, validator=PROBABILITY)
+
+    def __call__(self, rng: random.Random) -> float:
+        """Draw the duration of one job, in seconds."""
+        return (self.second if rng.random() < self.second_share else self.first)(rng)
+
+
+QUICK = LogNormal(median_s=0.5, sigma=0.3)
+REALISTIC = LogNormal(median_s=30.0, sigma=0.35)
+
 
 API_KEY = "emulator-key"
 UNAPPROVED_KEY = "unapproved-key"
@@ -25,102 +70,93 @@ _STARTED_AT = datetime(2026, 1, 1, tzinfo=UTC)
 _APIMALL_PRICES = {"1K": Decimal(8), "2K": Decimal(8), "4K": Decimal(16)}
 
 
-def _probability(instance: object, attribute: "Attribute[Any]", value: float) -> None:
-    if not 0 <= value <= 1:
-        raise ValueError(f"{attribute.name} must be between 0 and 1")
-
-
-def _words(value: Iterable[str]) -> frozenset[str]:
+def _strings(value: Iterable[str]) -> frozenset[str]:
     return frozenset(value)
 
 
-def _changes(value: Iterable[tuple[float, int | None]]) -> tuple[tuple[float, int | None], ...]:
+def _schedule(value: Iterable[tuple[float, int | None]]) -> tuple[tuple[float, int | None], ...]:
     return tuple((at, limit) for at, limit in value)
 
 
-def _tuple(value: Iterable[Chance]) -> tuple[Chance, ...]:
+def _tuple(value: Iterable[RandomFault]) -> tuple[RandomFault, ...]:
     return tuple(value)
 
 
-def _decimal(value: Decimal | int | str | None) -> Decimal | None:
-    return None if value is None else Decimal(value)
-
-
 def _sorted_schedule(_: object, attribute: "Attribute[Any]", value: Sequence[tuple[float, int | None]]) -> None:
-    moments = [at for at, _ in value]
-    if moments != sorted(moments):
+    times = [at for at, _ in value]
+    if times != sorted(times):
         raise ValueError(f"{attribute.name} must be sorted by time")
 
 
 @frozen(kw_only=True)
-class WorldSettings:
-    """How the emulated gateways behave; `speed` divides the durations of jobs and nothing else."""
+class EmulatorSettings:
+    """How the emulated gateways behave. `speed` divides the durations of jobs and nothing else."""
 
     seed: int = 0
-    started_at: datetime = _STARTED_AT  # what the calendar says when `now` is 0
+    started_at: datetime = _STARTED_AT  # the date and time at which `now` is 0
 
-    # who may ask
-    api_keys: frozenset[str] = field(default=frozenset({API_KEY}), converter=_words)
-    unapproved_keys: frozenset[str] = field(default=frozenset({UNAPPROVED_KEY}), converter=_words)
-    gateway_host: str | None = None  # API Mall answers 403 to any other Host
-    separate_accounts: bool = False  # one account per gateway instead of one for both
+    # access
+    api_keys: frozenset[str] = field(default=frozenset({API_KEY}), converter=_strings)
+    unapproved_keys: frozenset[str] = field(default=frozenset({UNAPPROVED_KEY}), converter=_strings)
+    gateway_host: str | None = None  # API Mall answers 403 for any other Host
+    separate_accounts: bool = False  # False: both gateways share one account
 
-    # how much at once
-    job_limit: int | None = field(default=None, validator=optional(ge(0)))
+    # limits
+    job_limit: int | None = field(default=None, validator=optional(number(whole=True)))
     limit_counts: LimitCounts = field(default="jobs", validator=in_(("jobs", "images")))
     limit_schedule: Sequence[tuple[float, int | None]] = field(
-        default=(), converter=_changes, validator=_sorted_schedule
+        default=(), converter=_schedule, validator=_sorted_schedule
     )
-    slot_freed_after_s: float = field(default=0.0, validator=ge(0))
-    creates_per_minute: float | None = field(default=None, validator=optional(gt(0)))
-    queries_per_minute: float | None = field(default=None, validator=optional(gt(0)))
-    rate_burst: int | None = field(default=None, validator=optional(ge(1)))  # a minute's worth
+    slot_freed_after_s: float = field(default=0.0, validator=number(endless=True))
+    creates_per_minute: float | None = field(default=None, validator=optional(number(above=0)))
+    queries_per_minute: float | None = field(default=None, validator=optional(number(above=0)))
+    rate_burst: int | None = field(default=None, validator=optional(number(least=1, whole=True)))  # default: 1 min
     retry_after: RetryAfter = field(default="absent", validator=in_(("absent", "seconds", "date")))
-    retry_after_s: float | None = field(default=None, validator=optional(ge(0)))  # else computed
-    states_429_kind: bool = True  # False: one plain code for slots and rates alike
+    retry_after_s: float | None = field(default=None, validator=optional(number(endless=True)))  # default: computed
+    states_429_kind: bool = True  # False: one code for all 429s
 
-    # money
-    credits: Decimal | None = field(default=None, converter=_decimal)  # None is endless
+    # credits and prices
+    credits: Decimal | None = field(default=None, converter=credits_or_none)  # None is unlimited
     apimall_prices: Mapping[str, Decimal] = field(factory=lambda: dict(_APIMALL_PRICES))
-    defapi_price: Decimal = Decimal("0.5")
+    defapi_price: Decimal = field(default=Decimal("0.5"), converter=price)
     refund_on_failure: bool = True
 
-    # a job's life
+    # jobs
     duration: Duration = QUICK
-    failure_duration: Duration | None = None  # when failing takes another time than succeeding
-    speed: float = field(default=1.0, validator=gt(0))
-    pending_share: float = field(default=0.2, validator=_probability)
-    failure_probability: float = field(default=0.0, validator=_probability)
-    unknown_probability: float = field(default=0.0, validator=_probability)  # per query
-    visible_after_s: float = field(default=0.0, validator=ge(0))  # 404 until then
-    images_after_s: float = field(default=0.0, validator=ge(0))  # completed, no URL until then
-    forget_seen_after_s: float | None = field(default=None, validator=optional(ge(0)))
+    failure_duration: Duration | None = None  # default: `duration`
+    speed: float = field(default=1.0, validator=number(above=0))
+    pending_share: float = field(default=0.2, validator=PROBABILITY)
+    failure_probability: float = field(default=0.0, validator=PROBABILITY)
+    unknown_probability: float = field(default=0.0, validator=PROBABILITY)  # per query: the status is "unknown"
+    visible_after_s: float = field(default=0.0, validator=number(endless=True))  # queries get 404 until then
+    images_after_s: float = field(default=0.0, validator=number(endless=True))  # after the end: no URLs until then
+    forget_seen_after_s: float | None = field(default=None, validator=optional(number(endless=True)))
 
-    # answers
+    # responses
     idempotency: Idempotency = field(default="replay", validator=in_(("replay", "conflict", "forget")))
-    forget_keys_after_s: float = field(default=60.0, validator=ge(0))
+    forget_keys_after_s: float = field(default=60.0, validator=number(endless=True))
     refusals_in_200: bool = False
     query_shape: QueryShape = field(default="data", validator=in_(("data", "top")))
     failure_field: FailureField = field(default="error_message", validator=in_(("error_message", "failMsg")))
-    status_words: Mapping[str, str] = field(factory=dict)  # say the value for the key
+    status_words: Mapping[str, str] = field(factory=dict)  # replaces the status of each key by its value
     data_uris: bool = False  # defapi: images as base64 instead of URLs
-    links_expire_after_s: float | None = field(default=None, validator=optional(gt(0)))
+    links_expire_after_s: float | None = field(default=None, validator=optional(number(above=0)))
     expired_link_status: int = field(default=403, validator=in_((403, 410)))
-    picture_scale: float = field(default=1.0, validator=and_(gt(0), le(1)))
+    image_scale: float = field(default=1.0, validator=number(above=0, most=1))
 
-    # callbacks of defapi
-    callback_delay_s: float = field(default=0.0, validator=ge(0))
-    callback_drop_probability: float = field(default=0.0, validator=_probability)
-    callback_duplicate_probability: float = field(default=0.0, validator=_probability)
+    # callbacks (defapi)
+    callback_delay_s: float = field(default=0.0, validator=number(endless=True))
+    callback_drop_probability: float = field(default=0.0, validator=PROBABILITY)
+    callback_duplicate_probability: float = field(default=0.0, validator=PROBABILITY)
 
-    # trouble, and how it is counted
+    # faults and counting
     script: Script = NO_SCRIPT
-    chances: Sequence[Chance] = field(default=(), converter=_tuple)
+    chances: Sequence[RandomFault] = field(default=(), converter=_tuple)
     unique_by: UniqueBy = field(default="request", validator=in_(("request", "prompt")))
 
 
 class EmulatorOptions(TypedDict, total=False):
-    """The fields of `WorldSettings` as keyword arguments."""
+    """The fields of `EmulatorSettings` as keyword arguments."""
 
     seed: int
     started_at: datetime
@@ -160,10 +196,10 @@ class EmulatorOptions(TypedDict, total=False):
     data_uris: bool
     links_expire_after_s: float | None
     expired_link_status: int
-    picture_scale: float
+    image_scale: float
     callback_delay_s: float
     callback_drop_probability: float
     callback_duplicate_probability: float
     script: Script
-    chances: Sequence[Chance]
+    chances: Sequence[RandomFault]
     unique_by: UniqueBy

@@ -1,33 +1,34 @@
-"""What the world remembers, and how it changes as time passes."""
+"""The simulator's state: accounts, jobs, idempotency keys and scheduled callbacks."""
 
 import hashlib
 import heapq
+import ipaddress
 import random
 import uuid
 from base64 import b32encode
 from collections import deque
 from decimal import Decimal
+from urllib.parse import urlsplit
 
-from nanobanana_async.emulator.account import Account
-from nanobanana_async.emulator.callbacks import CallbackBook
-from nanobanana_async.emulator.counting import ZERO, Tally
-from nanobanana_async.emulator.keys import KeyBook
-from nanobanana_async.emulator.settings import WorldSettings
-from nanobanana_async.emulator.tasks import Order, Task
-from nanobanana_async.emulator.values import Gateway
+from nanobanana_async.emulator.accounts import Account, CreateRequest, Refusal, Task
+from nanobanana_async.emulator.messages import Gateway
+from nanobanana_async.emulator.settings import EmulatorSettings, Idempotency
+from nanobanana_async.emulator.stats import ZERO, Counters
 
 FAIL_MARKER = "[fail]"
-_LEAST_DURATION_S = 1e-6
+_MIN_DURATION_S = 1e-6
+_OTHER_BODY = Refusal(409, "idempotency_conflict", "Idempotency-Key was already used with a different request")
+_STILL_RUNNING = Refusal(409, "idempotency_conflict", "A request with this Idempotency-Key is still in progress")
 
 
 class State:
-    """Accounts, jobs and keys. Call `settle` before reading anything that time changes."""
+    """All state of one simulator. Call `advance_to` before reading anything that changes with time."""
 
-    def __init__(self, settings: WorldSettings) -> None:
+    def __init__(self, settings: EmulatorSettings) -> None:
         self.settings = settings
-        self.tally = Tally(settings.unique_by)
-        self.keys = KeyBook(settings.idempotency, settings.forget_keys_after_s)
-        self.callbacks = CallbackBook(settings, random.Random(f"{settings.seed} callbacks"))
+        self.counters = Counters(settings.unique_by)
+        self.keys = IdempotencyStore(settings.idempotency, settings.forget_keys_after_s)
+        self.callbacks = CallbackSchedule(settings, random.Random(f"{settings.seed} callbacks"))
         self.tasks: dict[str, Task] = {}
         self.base_url = "http://127.0.0.1"
         shared = Account(settings)
@@ -35,14 +36,14 @@ class State:
         self.accounts: dict[Gateway, Account] = {"apimall": shared, "defapi": other}
         self._ends: list[tuple[float, int, Task]] = []
         self._slots: list[tuple[float, int, Account, int]] = []
-        self._seen: deque[Task] = deque()
-        self._lives = random.Random(f"{settings.seed} lives")
-        self._looks = random.Random(f"{settings.seed} looks")
-        self._numbers = 0
+        self._ends_seen: deque[Task] = deque()
+        self._duration_rng = random.Random(f"{settings.seed} lives")
+        self._poll_rng = random.Random(f"{settings.seed} looks")
+        self._task_count = 0
         self._request_ids = 0
 
-    def settle(self, now: float) -> None:
-        """Let everything happen that is due: ends, refunds, freed slots, changed limits."""
+    def advance_to(self, now: float) -> None:
+        """Apply everything due by now: job ends, refunds, freed slots, changed limits."""
         while self._ends and self._ends[0][0] <= now:
             self._end(heapq.heappop(self._ends)[2])
         while self._slots and self._slots[0][0] <= now:
@@ -50,51 +51,51 @@ class State:
             account.held -= weight
         for account in self.accounts.values():
             account.follow_schedule(now)
-        if self._seen:
+        if self._ends_seen:
             self._forget(now - (self.settings.forget_seen_after_s or 0.0))
 
-    def accept(self, now: float, gateway: Gateway, key: str | None, order: Order) -> Task:
-        """Charge for an order and let its job run; the caller has checked that it may."""
+    def accept(self, now: float, gateway: Gateway, key: str | None, request: CreateRequest) -> Task:
+        """Charge for a create and start its job. The caller has already checked limits and credits."""
         account = self.accounts[gateway]
-        price = self.price(gateway, order)
+        price = self.price(gateway, request)
         account.pay(price)
-        task = self._new_task(now, gateway, key, order, price, account.credits)
-        weight = account.weight(order)
+        task = self._new_task(now, gateway, key, request, price, account.credits)
+        weight = account.weight(request)
         account.held += weight
         freed_at = task.ends_at + self.settings.slot_freed_after_s
         heapq.heappush(self._slots, (freed_at, task.number, account, weight))
         heapq.heappush(self._ends, (task.ends_at, task.number, task))
         self.tasks[task.task_id] = task
-        self.tally.bought(gateway, key, order, price)
+        self.counters.on_accepted(gateway, key, request, price)
         if key is not None and gateway == "apimall":
             self.keys.remember(key, task)
-        if order.callback_url is not None:
-            self.tally.callbacks[self.callbacks.promise(task)] += 1
+        if request.callback_url is not None:
+            self.counters.callbacks[self.callbacks.plan(task)] += 1
         return task
 
-    def price(self, gateway: Gateway, order: Order) -> Decimal:
-        """Return what an order costs."""
+    def price(self, gateway: Gateway, request: CreateRequest) -> Decimal:
+        """Return what a create costs."""
         if gateway == "defapi":
-            return self.settings.defapi_price * order.images
-        return self.settings.apimall_prices[order.resolution] * order.images
+            return self.settings.defapi_price * request.images
+        return self.settings.apimall_prices[request.resolution] * request.images
 
-    def seen(self, task: Task) -> None:
-        """Note that a job's end has just been seen for the first time."""
+    def end_was_seen(self, task: Task) -> None:
+        """Record that a poll reported the end of a job for the first time."""
         if self.settings.forget_seen_after_s is not None:
-            self._seen.append(task)
+            self._ends_seen.append(task)
 
     def is_unknown(self) -> bool:
-        """Decide whether this look meets a gateway that does not know the state."""
+        """Decide at random whether this poll gets the status "unknown"."""
         probability = self.settings.unknown_probability
-        return probability > 0 and self._looks.random() < probability
+        return probability > 0 and self._poll_rng.random() < probability
 
     def request_id(self) -> str:
-        """Return a fresh request id."""
+        """Return a new request id."""
         self._request_ids += 1
         return f"req_02{self._request_ids:024d}"
 
     def remaining(self) -> Decimal | None:
-        """Return the credits left in all accounts, or None when they are endless."""
+        """Return the credits left in all accounts, or None when they are unlimited."""
         left = [account.credits for account in set(self.accounts.values())]
         known = [amount for amount in left if amount is not None]
         return sum(known, ZERO) if len(known) == len(left) else None
@@ -104,40 +105,40 @@ class State:
         now: float,
         gateway: Gateway,
         key: str | None,
-        order: Order,
+        request: CreateRequest,
         price: Decimal,
         remaining: Decimal | None,
     ) -> Task:
-        self._numbers += 1
-        fails = self._lives.random() < self.settings.failure_probability
-        fails = fails or FAIL_MARKER in order.prompt
+        self._task_count += 1
+        fails = self._duration_rng.random() < self.settings.failure_probability
+        fails = fails or FAIL_MARKER in request.prompt
         draw = self.settings.failure_duration if fails else None
-        lasts_s = (draw or self.settings.duration)(self._lives) / self.settings.speed
-        lasts_s = max(_LEAST_DURATION_S, lasts_s)
+        duration_s = (draw or self.settings.duration)(self._duration_rng) / self.settings.speed
+        duration_s = max(_MIN_DURATION_S, duration_s)
         return Task(
-            number=self._numbers,
+            number=self._task_count,
             task_id=self._task_id(gateway),
             gateway=gateway,
             key=key,
-            order=order,
+            request=request,
             price=price,
             remaining=remaining,
             created_at=now,
-            starts_at=now + lasts_s * self.settings.pending_share,
-            ends_at=now + lasts_s,
+            starts_at=now + duration_s * self.settings.pending_share,
+            ends_at=now + duration_s,
             fails=fails,
         )
 
     def _task_id(self, gateway: Gateway) -> str:
-        source = f"{self.settings.seed} {self._numbers}".encode()
+        source = f"{self.settings.seed} {self._task_count}".encode()
         digest = hashlib.blake2b(source, digest_size=16).digest()
         if gateway == "defapi":
             return f"ta{uuid.UUID(bytes=digest)}"
         return f"img_01{b32encode(digest[:15]).decode()}"
 
     def _forget(self, seen_before: float) -> None:
-        while self._seen and (self._seen[0].first_seen_at or 0.0) <= seen_before:
-            task = self._seen.popleft()
+        while self._ends_seen and (self._ends_seen[0].first_seen_at or 0.0) <= seen_before:
+            task = self._ends_seen.popleft()
             self.keys.drop(task)
             del self.tasks[task.task_id]
 
@@ -145,4 +146,84 @@ class State:
         if task.fails and self.settings.refund_on_failure:
             task.refunded = True
             self.accounts[task.gateway].pay(-task.price)
-        self.tally.ended(task)
+        self.counters.on_ended(task)
+
+
+class IdempotencyStore:
+    """Remember which idempotency key created which job."""
+
+    def __init__(self, mode: Idempotency, forget_after_s: float) -> None:
+        self._mode = mode
+        self._forget_after_s = forget_after_s
+        self._tasks: dict[str, Task] = {}
+        self._ages: deque[Task] = deque()
+
+    def lookup(self, now: float, key: str, canonical: str) -> Task | Refusal | None:
+        """Return the job to replay, a conflict, or None for an unknown key."""
+        if self._mode == "forget":
+            self._forget(now)
+        if (task := self._tasks.get(key)) is None:
+            return None
+        if task.request.canonical != canonical:
+            return _OTHER_BODY
+        if self._mode == "conflict" and now < task.ends_at:
+            return _STILL_RUNNING
+        return task
+
+    def remember(self, key: str, task: Task) -> None:
+        """Record the key of a new job."""
+        self._tasks[key] = task
+        if self._mode == "forget":
+            self._ages.append(task)
+
+    def drop(self, task: Task) -> None:
+        """Forget the key of a job that is no longer kept."""
+        if task.key is not None and self._tasks.get(task.key) is task:
+            del self._tasks[task.key]
+
+    def _forget(self, now: float) -> None:
+        while self._ages and self._ages[0].created_at + self._forget_after_s <= now:
+            self.drop(self._ages.popleft())
+
+
+def is_loopback(url: str) -> bool:
+    """Return whether a URL points at this machine. Host names other than localhost are not resolved."""
+    try:
+        host = urlsplit(url).hostname or ""
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+class CallbackSchedule:
+    """The callbacks of running jobs, ordered by due time."""
+
+    def __init__(self, settings: EmulatorSettings, rng: random.Random) -> None:
+        self._settings = settings
+        self._rng = rng
+        self._heap: list[tuple[float, int, Task]] = []
+        self._order = 0
+
+    def plan(self, task: Task) -> str:
+        """Schedule the callback of a job. Return "planned", "dropped" or "refused" (not a loopback URL)."""
+        if not is_loopback(task.request.callback_url or ""):
+            return "refused"
+        if self._rng.random() < self._settings.callback_drop_probability:
+            return "dropped"
+        twice = self._rng.random() < self._settings.callback_duplicate_probability
+        for _ in range(2 if twice else 1):
+            self._order += 1
+            due_at = task.ends_at + self._settings.callback_delay_s
+            heapq.heappush(self._heap, (due_at, self._order, task))
+        return "planned"
+
+    def next_due(self) -> float | None:
+        """Return when the next callback is due, or None."""
+        return self._heap[0][0] if self._heap else None
+
+    def due(self, now: float) -> list[Task]:
+        """Remove and return the jobs whose callback is due."""
+        tasks: list[Task] = []
+        while self._heap and self._heap[0][0] <= now:
+            tasks.append(heapq.heappop(self._heap)[2])
+        return tasks

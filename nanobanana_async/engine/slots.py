@@ -2,12 +2,13 @@
 
 from collections.abc import Callable
 
-from nanobanana_async.engine.entry import Entry
+from nanobanana_async.engine.tracked_job import TrackedJob
 from nanobanana_async.errors import LimitKind
-from nanobanana_async.observe import LimitMoved
+from nanobanana_async.events import LimitsChanged
+from nanobanana_async.policy.circuit import CircuitBreaker, RetryBudget
 from nanobanana_async.policy.concurrency import ConcurrencyPolicy
-from nanobanana_async.policy.retry import Gate, RetryBudget, RetryPolicy
-from nanobanana_async.policy.throttle import Throttle
+from nanobanana_async.policy.limiter import AdmissionLimiter
+from nanobanana_async.policy.retry import RetryPolicy
 
 
 class Slots:
@@ -24,94 +25,96 @@ class Slots:
         target_delay_s: float,
         likely_ends: Callable[[float], float],
     ) -> None:
-        self.throttle = Throttle(concurrency)
-        self.throttle.jobs.delay_s = target_delay_s
-        self.gate = Gate(retry)
-        self.budget = RetryBudget()
-        self._likely_ends = likely_ends
+        self.limiter = AdmissionLimiter(concurrency)
+        self.limiter.jobs.delay_s = target_delay_s
+        self.breaker = CircuitBreaker(retry)
+        self.retry_budget = RetryBudget()
+        self._expected_ended_since = likely_ends
         self.held = 0
         """Weight of jobs accepted, or perhaps accepted, and not known to have ended."""
-        self.elsewhere = 0
+        self.foreign = 0
         """Jobs of this account that others began, counted when we opened, and not known to have ended."""
-        self.sending = 0
-        """Weight of first sends on the wire: they count against the cap, but not as held when a refusal comes."""
-        self.on_wire = 0
-        """Creates on the wire, first sends and repeats."""
+        self.weight_in_flight = 0
+        """Weight of first sends in flight: they count against the limit, but not as held when a refusal comes."""
+        self.creates_in_flight = 0
+        """Creates in flight, first sends and repeats."""
 
-    def admits(self, entry: Entry, now: float) -> bool:
+    def admits(self, job: TrackedJob, now: float) -> bool:
         """Tell whether this job's create may leave now."""
-        if not self.gate.admits(now, self.on_wire):
+        if not self.breaker.allows(now, self.creates_in_flight):
             return False
-        if entry.slots:  # a repeat: it holds its slot, and draws from the budget if it adds to an outage
-            return not entry.after_trouble or self.budget.draw(now)
-        return self.throttle.admits(now, self._taken, self.sending, entry.weight)
+        if job.slots:  # a repeat: it holds its slot, and draws from the budget if it adds to an outage
+            return not job.draws_retry_budget or self.retry_budget.draw(now)
+        return self.limiter.admits(now, self._taken, self.weight_in_flight, job.weight)
 
     def opens_at(self, now: float) -> float:
         """When time alone may let a first send leave; in the past if it waits for something else."""
-        return max(self.gate.opens_at, self.throttle.opens_at(now))
+        return max(self.breaker.opens_at, self.limiter.opens_at(now))
 
-    def sent(self, entry: Entry, now: float) -> None:
+    def sent(self, job: TrackedJob, now: float) -> None:
         """Note that a create left."""
-        self.on_wire += 1
-        self.budget.earn()
-        entry.sent_at = now
-        if not entry.slots:
-            self.sending += entry.weight
-            self.throttle.sent(now)
+        self.creates_in_flight += 1
+        self.retry_budget.earn()
+        job.sent_at = now
+        if not job.slots:
+            self.weight_in_flight += job.weight
+            self.limiter.sent(now)
 
-    def answered(self, entry: Entry) -> None:
-        """Note that the create is off the wire; what it brought is told next."""
-        self.on_wire -= 1
-        if not entry.slots:
-            self.sending -= entry.weight
+    def create_returned(self, job: TrackedJob) -> None:
+        """Note that the create is no longer in flight; its outcome is noted next."""
+        self.creates_in_flight -= 1
+        if not job.slots:
+            self.weight_in_flight -= job.weight
 
-    def hold(self, entry: Entry) -> None:
+    def acquire(self, job: TrackedJob) -> None:
         """Let the job hold its slots: it was accepted, or may have been."""
-        if not entry.slots:
-            entry.slots = entry.weight
-            self.held += entry.weight
+        if not job.slots:
+            job.slots = job.weight
+            self.held += job.weight
 
-    def adopted(self) -> None:
+    def foreign_adopted(self) -> None:
         """Note that a job which counted among those of others is ours now."""
-        self.elsewhere = max(0, self.elsewhere - 1)
+        self.foreign = max(0, self.foreign - 1)
 
-    def accepted(self, entry: Entry, now: float) -> None:
+    def on_accepted(self, job: TrackedJob, now: float) -> None:
         """Note that the gateway took the job."""
-        first = not entry.slots
-        self.hold(entry)
+        first = not job.slots
+        self.acquire(job)
         if first:  # a repeat of what was perhaps taken long ago says nothing about the limit
-            self.throttle.accepted(now, entry.sent_at, self._taken, self.sending, self._in_question(), entry.weight)
+            self.limiter.on_accepted(
+                now, job.sent_at, self._taken, self.weight_in_flight, self._likely_ended(), job.weight
+            )
 
-    def refused(self, entry: Entry, now: float, kind: LimitKind | None, wait_s: float | None) -> None:
+    def on_throttled(self, job: TrackedJob, now: float, kind: LimitKind | None, wait_s: float | None) -> None:
         """Note that the gateway refused a job for now: for want of a slot, or for its rate."""
-        self.throttle.refused(now, entry.sent_at, self._taken, kind, wait_s, self._in_question())
+        self.limiter.on_throttled(now, job.sent_at, self._taken, kind, wait_s, self._likely_ended())
 
-    def ended(self, mean_s: float) -> None:
+    def on_ended(self, mean_s: float) -> None:
         """Note that a job was seen to have ended, and how long jobs take in the mean."""
-        self.throttle.jobs.mean_s = mean_s
-        self.throttle.ended()
+        self.limiter.jobs.mean_s = mean_s
+        self.limiter.on_ended()
 
-    def standing(self, now: float) -> LimitMoved:
+    def snapshot(self, now: float) -> LimitsChanged:
         """Return what is known of the account's limits."""
-        pacer = self.throttle.pacer
-        return LimitMoved(
-            job_limit=self.throttle.jobs.whole,
-            rate_limit=pacer.rate if pacer.paces else None,
-            limit_kind=self.throttle.verdict,
-            gate_open=self.gate.admits(now, self.on_wire),
-            held=self.held,
-            refusals=self.throttle.refusals,
+        pacer = self.limiter.pacer
+        return LimitsChanged(
+            job_limit=self.limiter.jobs.slots,
+            creates_per_s=pacer.rate if pacer.active else None,
+            limit_kind=self.limiter.verdict,
+            gate_open=self.breaker.allows(now, self.creates_in_flight),
+            slots_held=self.held,
+            throttled=self.limiter.throttled,
         )
 
-    def release(self, entry: Entry) -> None:
+    def release(self, job: TrackedJob) -> None:
         """Give back what the job held."""
-        self.held -= entry.slots
-        entry.slots = 0
+        self.held -= job.slots
+        job.slots = 0
 
     @property
     def _taken(self) -> int:
-        return self.held + self.elsewhere
+        return self.held + self.foreign
 
-    def _in_question(self) -> float:
-        since = self.throttle.wonders_since
-        return 0.0 if since is None else self._likely_ends(since)
+    def _likely_ended(self) -> float:
+        since = self.limiter.undecided_since
+        return 0.0 if since is None else self._expected_ended_since(since)

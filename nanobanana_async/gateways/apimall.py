@@ -1,4 +1,4 @@
-"""API Mall (gateway.apimall.ai): `success` and `error` in the envelope, an `Idempotency-Key`, no callbacks."""
+"""API Mall (gateway.apimall.ai): envelope with `success` and `error`, `Idempotency-Key`, no callbacks."""
 
 import sys
 from collections.abc import Mapping
@@ -9,38 +9,37 @@ from typing import Any, ClassVar
 from attrs import field, frozen
 from cattrs.gen import make_dict_structure_fn, override
 
-from nanobanana_async.checks import not_negative
 from nanobanana_async.errors import InvalidRequest
+from nanobanana_async.gateways.base import GatewaySettings, task_type, unsupported_field
 from nanobanana_async.gateways.contract import MIB, HttpRequest, HttpResponse
-from nanobanana_async.gateways.reading import (
+from nanobanana_async.gateways.images import DeliveredImages, parse_delivered, parse_first_delivered
+from nanobanana_async.gateways.parsing import (
     CONVERTER,
     UNKNOWN,
-    Answer,
-    Standing,
-    first_picture,
+    ParsedResponse,
+    TaskStatus,
+    has_known_status,
     known_task_id,
-    picture,
-    plain,
-    states,
+    parse_nested_json,
+    parse_running,
+    parse_word,
     status_word,
-    still_running,
     task_id,
     task_id_in_url,
     to_json,
-    unfold,
-    word,
+    without_inline_images,
 )
 from nanobanana_async.gateways.redaction import MESSAGE
-from nanobanana_async.gateways.refusing import WORDLESS, Refusal, no_to_create, refused, unwrap
-from nanobanana_async.gateways.settings import GatewaySettings, not_taken, task_type
-from nanobanana_async.jobs import FINAL, Accepted, JobState, Observation, check_key
+from nanobanana_async.gateways.refusals import NO_MESSAGE, Refusal, create_refusal_error, refusal_error, unwrap
+from nanobanana_async.jobs import TERMINAL_STATES, Accepted, JobState, Observation, validate_key
 from nanobanana_async.models import ImageRequest
+from nanobanana_async.validators import within
 
-_STANDINGS = {
-    "pending": Standing(queued=True),
-    "processing": Standing(),
-    "completed": Standing(JobState.SUCCEEDED),
-    "failed": Standing(JobState.FAILED),
+_STATUSES = {
+    "pending": TaskStatus(queued=True),
+    "processing": TaskStatus(),
+    "completed": TaskStatus(JobState.SUCCEEDED),
+    "failed": TaskStatus(JobState.FAILED),
 }
 _FLAGS = {"true": True, "1": True, "false": False, "0": False}
 
@@ -76,7 +75,7 @@ class _Task:
 
 
 def _output(value: object, _: object) -> _Output:
-    value = unfold(value)
+    value = parse_nested_json(value)
     return CONVERTER.structure(value, _Output) if isinstance(value, dict) else _Output()
 
 
@@ -99,40 +98,41 @@ CONVERTER.register_structure_hook(
 )
 
 
-@frozen(kw_only=True)
+@frozen(kw_only=True, repr=False)
 class ApiMall(GatewaySettings):
     """API Mall: `ApiMall(api_key="...")`, or `ApiMall.from_env()` with `APIMALL_API_KEY` set."""
 
     short_name: ClassVar[str] = "apimall"
     title: ClassVar[str] = "API Mall"
     key_variable: ClassVar[str] = "APIMALL_API_KEY"
+    credits_per_image: ClassVar[Decimal] = Decimal(8)
 
     base_url: str = "https://gateway.apimall.ai"
     model: str = "nano-banana-pro"
-    key_lifetime_s: float = field(default=1800.0, validator=not_negative)
-    """How long after the first send a key is trusted to be remembered; the reference does not say."""
+    key_lifetime_s: float = field(default=1800.0, validator=within(endless=True))
+    """Seconds after the first send for which keys are taken to be recognised; the reference gives no number."""
 
     @property
-    def takes_idempotency_key(self) -> bool:
-        """Whether a create that is repeated under its key is answered once and charged once."""
+    def supports_idempotency_keys(self) -> bool:
+        """Whether a create that is repeated with its key is processed and charged once."""
         return True
 
     @property
-    def takes_callbacks(self) -> bool:
-        """Whether `callback_url` is taken."""
+    def supports_callbacks(self) -> bool:
+        """Whether requests may have a `callback_url`."""
         return False
 
     def check(self, request: ImageRequest) -> None:
-        """Raise `InvalidRequest` naming the first field that this gateway does not take."""
+        """Raise `InvalidRequest`, which names the first field that this gateway does not take."""
         if request.callback_url is not None:
-            raise not_taken(self, "callback_url")
+            raise unsupported_field(self, "callback_url")
         if request.task_type == "image-to-image" and not request.images:
             raise InvalidRequest("task_type image-to-image needs images")
         if request.task_type == "text-to-image" and request.images:
-            raise not_taken(self, "images", " with task_type text-to-image")
+            raise unsupported_field(self, "images", " with task_type text-to-image")
 
     def encode(self, request: ImageRequest) -> bytes:
-        """Return the canonical body: the fields that are set, in the reference's order."""
+        """Return the canonical body: the fields that are set, in the order of the reference."""
         self.check(request)
         fields: dict[str, Any] = {
             "model": request.model or self.model,
@@ -147,11 +147,11 @@ class ApiMall(GatewaySettings):
         return to_json(fields)
 
     def build_create(self, body: bytes, *, wire_key: str) -> HttpRequest:
-        """Return the request that buys; sent again under the same key it must be the same bytes."""
+        """Return the create. A repeat with the same key must have the same bytes."""
         headers = {
             "Content-Type": "application/json",
             "Accept": "application/json",
-            "Idempotency-Key": check_key(wire_key),
+            "Idempotency-Key": validate_key(wire_key),
         }
         return HttpRequest(
             method="POST",
@@ -162,71 +162,78 @@ class ApiMall(GatewaySettings):
         )
 
     def read_create(self, response: HttpResponse) -> Accepted:
-        """Return what was bought, or raise what the answer says."""
-        answer = Answer.to(self, response)
+        """Return the accepted task, or raise the error that the answer holds."""
+        answer = ParsedResponse.from_response(self, response)
         envelope, refusal = unwrap(answer, _find_refusal)
         data = envelope.get("data")
         if refusal is not None:
-            raise no_to_create(answer, refusal, data)
-        created = answer.structured(_Created, data, "data")
+            raise create_refusal_error(answer, refusal, data)
+        created = answer.parse(_Created, data, "data")
         return Accepted(
             task_id=created.task_id,
             credits_used=created.credits_used,
             credits_remaining=created.remaining_credits,
-            model=created.model and sys.intern(created.model),  # the same in every job that is held
-            request_id=word(envelope.get("request_id")) or created.request_id,
+            model=created.model and sys.intern(created.model),  # one string for all jobs in memory
+            request_id=parse_word(envelope.get("request_id")) or created.request_id,
         )
 
     def build_query(self, task_id: str) -> HttpRequest:
-        """Return the request that asks where a task stands."""
+        """Return the request for the status of a task."""
         return HttpRequest(
             method="GET",
             url=f"{self.base_url}/api/v1/images/{task_id_in_url(task_id)}",
             headers={"Accept": "application/json"},
             max_answer_bytes=64 * MIB,
+            max_text_bytes=MIB,
         )
 
     def read_query(self, response: HttpResponse) -> Observation:
-        """Return where a task stands, or raise what the answer says."""
-        answer = Answer.to(self, response)
+        """Return the status of a task, or raise the error that the answer holds."""
+        answer = ParsedResponse.from_response(self, response)
         envelope, refusal = unwrap(answer, _find_refusal)
         data = envelope.get("data")
-        if refusal is not None and not states(data, _STANDINGS):
-            raise refused(answer, refusal)
-        if (running := still_running(data, _STANDINGS)) is not None:
+        if refusal is not None and not has_known_status(data, _STATUSES):
+            raise refusal_error(answer, refusal)
+        if (running := parse_running(data, _STATUSES)) is not None:
             return running
-        task = answer.structured(_Task, data, "data")
-        standing = _STANDINGS.get(task.status, UNKNOWN)
+        task = answer.parse(_Task, data, "data")
+        status = _STATUSES.get(task.status, UNKNOWN)
+        delivery = _delivery(task, answer.body) if status.state is JobState.SUCCEEDED else DeliveredImages()
         failure = task.error_message or task.fail_message or envelope.get("failMsg")
         return Observation(
             task_id=task.task_id,
-            state=standing.state,
+            state=status.state,
             status=task.status,
-            known_status=standing.known,
-            queued=standing.queued,
-            images=answer.pictured(_images, task) if standing.state is JobState.SUCCEEDED else (),
-            error=answer.say(failure, MESSAGE) if standing.state is JobState.FAILED else None,
+            known_status=status.known,
+            queued=status.queued,
+            images=delivery.images,
+            missing=delivery.missing,
+            error=answer.clean_text(failure, MESSAGE) if status.state is JobState.FAILED else None,
             model=task.model,
             credits_used=task.credits_used,
             credits_refunded=task.credits_refunded,
             created_at=task.created_at,
             completed_at=task.completed_at,
-            request_id=word(envelope.get("request_id")),
-            raw=plain(envelope) if standing.state in FINAL else {},
+            request_id=parse_word(envelope.get("request_id")),
+            raw=without_inline_images(envelope) if status.state in TERMINAL_STATES else {},
         )
 
     def read_callback(self, body: bytes) -> Observation:
-        """Raise `ContractBroken`: this gateway sends no callbacks."""
-        raise Answer(self, body).broken("it sends no callbacks, so this is none of its")
+        """Raise `UnexpectedResponse`: this gateway sends no callbacks."""
+        answer = ParsedResponse(self, body)
+        del body  # it may hold the API key, and some tools show the locals of a traceback
+        raise answer.unexpected("this gateway does not send callbacks")
 
 
-def _images(task: _Task) -> tuple[str, ...]:
-    """Return the pictures: all of `resultUrls` when it has more than one, else the first usable field."""
-    urls = unfold(task.output.result_urls)
+def _delivery(task: _Task, body: bytes) -> DeliveredImages:
+    """Return all of `resultUrls` if it has more than one entry, otherwise the first field that holds an image."""
+    urls = parse_nested_json(task.output.result_urls)
     listed = urls if isinstance(urls, list) else [urls]
-    if len(listed) > 1:
-        return tuple(url for url in map(picture, listed) if url is not None)
-    return first_picture((task.primary_url, task.image_url, *listed))
+    several = parse_delivered(listed, body) if len(listed) > 1 else DeliveredImages()
+    if several.images:
+        return several
+    first = parse_first_delivered((task.primary_url, task.image_url, *listed), body)
+    return DeliveredImages(first.images, several.missing[1:]) if first.images else first
 
 
 def _flag(value: object) -> bool | None:
@@ -234,12 +241,12 @@ def _flag(value: object) -> bool | None:
 
 
 def _find_refusal(envelope: Mapping[str, Any]) -> Refusal | None:
-    """Return the no that an envelope holds: `success` is false, or `error` stands where `success` should."""
+    """Return the error in an envelope: `success` is false, or it is missing and `error` is there."""
     error, success = envelope.get("error"), _flag(envelope.get("success"))
     details = error if isinstance(error, dict) else {}
     if success or (success is None and not (details.get("code") or details.get("message"))):
         return None
-    code = word(details.get("code")) or word(envelope.get("code"))
-    said = (details.get("message"), error, envelope.get("message"), code)
-    message = next((text for text in said if isinstance(text, str) and text.strip()), WORDLESS)
-    return Refusal(message, code, word(envelope.get("request_id")))
+    code = parse_word(details.get("code")) or parse_word(envelope.get("code"))
+    texts = (details.get("message"), error, envelope.get("message"), code)
+    message = next((text for text in texts if isinstance(text, str) and text.strip()), NO_MESSAGE)
+    return Refusal(message, code, parse_word(envelope.get("request_id")))

@@ -1,10 +1,12 @@
-"""What a gateway is: settings, and a sans-I/O contract that turns values into requests and answers into values."""
+"""The sans-I/O protocol of a gateway: it builds requests and parses answers, and sends nothing itself."""
 
 from collections.abc import Mapping
+from decimal import Decimal
 from typing import Literal, Protocol, runtime_checkable
 
 from attrs import field, frozen
 
+from nanobanana_async.gateways.secret import Secret
 from nanobanana_async.jobs import Accepted, Observation
 from nanobanana_async.models import ImageRequest
 
@@ -13,80 +15,93 @@ MIB = 1024 * 1024
 
 @frozen(kw_only=True)
 class HttpRequest:
-    """A request as the wire shall carry it, but for the API key, which the door adds at the last moment."""
+    """An HTTP request without the API key, which the transport adds when it sends."""
 
     method: Literal["GET", "POST"]
     url: str
     headers: Mapping[str, str] = field(factory=dict)
     body: bytes | None = field(default=None, repr=False)
     max_answer_bytes: int = MIB
+    max_text_bytes: int | None = None
+    """Bound of the bytes outside inline images, which reach from `;base64,` to the next quote; None for no bound."""
 
 
 @frozen(kw_only=True)
 class HttpResponse:
-    """An answer, read whole. Header names are found in lower case."""
+    """A complete HTTP answer. Header names are in lower case."""
 
     status: int
-    headers: Mapping[str, str] = field(factory=dict)
+    headers: Mapping[str, str] = field(factory=dict, repr=False)
     body: bytes = field(default=b"", repr=False)
 
 
 @runtime_checkable
 class Gateway(Protocol):
-    """One gateway: how it is reached, what it takes, how it speaks. Implement it to add a third.
+    """One gateway: its address and account, the requests it accepts, its formats. Implement it to add another.
 
-    No method awaits, reads a clock or touches a socket. `read_*` raise `GatewayError` for a no in the gateway's own
-    envelope and `ContractBroken` for an answer that does not fit its reference.
+    No method awaits, reads a clock or opens a socket. The `read_*` methods raise `GatewayError` for an error in the
+    gateway's own format, and `UnexpectedResponse` for an answer that does not match its reference.
     """
 
     @property
     def name(self) -> str:
-        """A short stable word; it stands in ledgers."""
+        """A short name that never changes, since ledgers store it."""
         ...
 
     @property
     def base_url(self) -> str: ...
 
     @property
-    def api_key(self) -> str: ...
+    def api_key(self) -> Secret:
+        """The key that each request carries as `Authorization: Bearer`; masked in every repr and string."""
+        ...
 
     @property
     def account(self) -> str:
-        """A fingerprint of the account, safe to write down."""
+        """The account as ledgers store it: a name or a fingerprint, never the API key."""
         ...
 
     @property
-    def takes_idempotency_key(self) -> bool:
-        """Whether a create that is repeated under its key is answered once and charged once."""
+    def model(self) -> str:
+        """The model that `encode` writes for requests that name none."""
         ...
 
     @property
-    def takes_callbacks(self) -> bool: ...
+    def supports_idempotency_keys(self) -> bool:
+        """Whether a create that is repeated with its key is processed and charged once."""
+        ...
+
+    @property
+    def supports_callbacks(self) -> bool: ...
 
     @property
     def key_lifetime_s(self) -> float:
-        """How long after the first send a key is trusted to be remembered; no repeat after it."""
+        """Seconds after the first send for which the gateway recognises a key; no create is repeated after them."""
         ...
 
     @property
     def expected_job_s(self) -> float:
-        """A first guess of how long a job takes, until the session has learned it."""
+        """The first guess of a job's duration in seconds, until the session has learned it."""
         ...
 
     def check(self, request: ImageRequest) -> None:
-        """Raise `InvalidRequest` naming the first field that this gateway does not take."""
+        """Raise `InvalidRequest`, which names the first field that this gateway does not take."""
         ...
 
-    def weight(self, request: ImageRequest) -> int:
-        """How many job slots the request takes in the gateway's count."""
+    def slots_for(self, request: ImageRequest) -> int:
+        """Return how many job slots of the account the request takes."""
         ...
 
     def price_class(self, request: ImageRequest) -> str:
-        """Requests of one class are taken to cost the same and to last about as long."""
+        """Return the class of the request: requests of one class cost the same and take about as long."""
+        ...
+
+    def example_credits(self, request: ImageRequest) -> Decimal:
+        """Return the cost by the example of the gateway's reference: an estimate until the gateway states a price."""
         ...
 
     def encode(self, request: ImageRequest) -> bytes:
-        """Return the canonical body: the same request gives the same bytes, always."""
+        """Return the canonical body: the same request always gives the same bytes."""
         ...
 
     def build_create(self, body: bytes, *, wire_key: str) -> HttpRequest: ...
@@ -98,18 +113,18 @@ class Gateway(Protocol):
     def read_query(self, response: HttpResponse) -> Observation: ...
 
     def read_callback(self, body: bytes) -> Observation:
-        """Read what a callback claims; raise `ContractBroken` where the gateway sends none."""
+        """Parse a callback; raise `UnexpectedResponse` if the gateway sends none."""
         ...
 
 
 @runtime_checkable
 class Transport(Protocol):
-    """What carries requests to a gateway: the HTTP door, or a fake of `nanobanana_async.testing`."""
+    """Sends requests to a gateway: the HTTP transport, or a fake of `nanobanana_async.testing`."""
 
     async def open(self) -> None: ...
 
     async def aclose(self) -> None: ...
 
     async def send(self, request: HttpRequest, *, timeout_s: float, fresh_connection: bool = False) -> HttpResponse:
-        """Return the gateway's answer, read whole; raise `TransportError` or `ContractBroken` if there is none."""
+        """Return the complete answer; raise `TransportError` or `UnexpectedResponse` if there is none."""
         ...

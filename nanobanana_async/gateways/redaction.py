@@ -1,19 +1,21 @@
-"""Foreign text made fit for eyes: short, on one line, and free of secrets."""
+"""Make text from a gateway safe to show: short, on one line, without secrets."""
 
 import re
 
-EXCERPT = 200  # characters of an answer that an error shows
-MESSAGE = 500  # characters of a gateway's own sentence that an error keeps
-_WINDOW = 4096  # characters that are looked at: an answer may have megabytes
-_SHORTEST_SECRET = 8  # below it an exact replacement would blot out common words
-_MARGIN = 64
+from nanobanana_async.escaping import one_line
+from nanobanana_async.gateways.secret import Secret
+
+EXCERPT = 200  # characters of an answer shown in an error
+MESSAGE = 500  # characters of the gateway's message kept in an error
+_WINDOW = 4096  # characters that are processed: an answer may have megabytes
+_MARGIN = 512  # longer than an escaped key
 
 _PATTERNS = (
     (re.compile(r"\bbearer(?:\s|%20|\+)+(?!token\b|auth|scheme\b|realm\b)[^\s\"'<>(),;\\]+", re.I), "Bearer ***"),
     (re.compile(r"(?<![a-z0-9])([dspar]k[-_])[\w.-]{4,}", re.I), r"\1***"),
     (re.compile(r"(data:[\w;=.+\\/-]*,)[^\s\"'<>\\]{16,}", re.I), r"\1..."),
-    (re.compile(r"(https?:(?:\\?/){2})[^\s\"'<>/@]+@", re.I), r"\1***@"),
-    (re.compile(r"(https?:(?:\\?/){2}[^\s\"'<>?]+\?)[^\s\"'<>\\]+", re.I), r"\1..."),
+    (re.compile(r"(https?:(?:\\?/){2})[^\s\"'<>/@]++@", re.I), r"\1***@"),
+    (re.compile(r"(https?:(?:\\?/){2}[^\s\"'<>?]++\?)[^\s\"'<>\\]+", re.I), r"\1..."),
     (
         re.compile(
             r"\b(authorization|x-api-key|api_?key)([\"']?\s*[:=]\s*[\"']?(?:basic\s+)?)(?!bearer)[^\s\"'<>,;&]+", re.I
@@ -23,25 +25,20 @@ _PATTERNS = (
 )
 
 
-def tidy(text: str, *, secret: str = "", limit: int = EXCERPT) -> str:
-    """Return the text's beginning on one line: keys, inline pictures and signed queries out, odd characters escaped."""
-    seen = text[:_WINDOW]
-    secrets = secret if len(secret) >= _SHORTEST_SECRET else ""
-    if secrets:
-        seen = seen.replace(secrets, "***")
-    for pattern, instead in _PATTERNS:
-        seen = pattern.sub(instead, seen)
-    if len(text) > _WINDOW and not seen.endswith(("***", "...")):
-        # The window's edge may have cut a secret in two, and what was shortened before it may bring it into view.
-        seen = seen[: -(_MARGIN + len(secrets))]
-    line = "".join(map(_visible, " ".join(seen.split())))
+def redact(text: str, *, secret: Secret | None = None, limit: int = EXCERPT) -> str:
+    """Return the start of the text on one escaped line, without keys, inline images and signed queries."""
+    shown = text[:_WINDOW]
+    if secret is not None:
+        shown = secret.hide(shown)
+    for pattern, replacement in _PATTERNS:
+        shown = pattern.sub(replacement, shown)
+    if len(text) > _WINDOW and not shown.endswith(("***", "...")):
+        # The window may have cut a secret in two; drop the end of the text, where an unmasked part may be.
+        shown = shown[:-_MARGIN]
+    line = one_line(shown)
     return line if len(line) <= limit and len(text) <= _WINDOW else f"{line[: limit - 3]}..."
 
 
-def excerpt(body: bytes, *, secret: str = "") -> str:
-    """Return the beginning of an answer as `tidy` text."""
-    return tidy(body[: 2 * _WINDOW].decode("utf-8-sig", "replace"), secret=secret)
-
-
-def _visible(character: str) -> str:
-    return character if character.isprintable() else character.encode("unicode_escape").decode()
+def excerpt(body: bytes, *, secret: Secret | None = None) -> str:
+    """Return the start of an answer as redacted text."""
+    return redact(body[: 2 * _WINDOW].decode("utf-8-sig", "replace"), secret=secret)

@@ -1,4 +1,4 @@
-"""A request's way out: what tells "surely nothing left us" from "perhaps it arrived"."""
+"""The body of a request, which records whether any of it may have been sent."""
 
 from typing import Any
 
@@ -6,16 +6,16 @@ import aiohttp
 from aiohttp.abc import AbstractStreamWriter
 from aiohttp.payload import Payload
 
-# For the case that aiohttp did not even begin: then only the kind of error speaks.
-_BEFORE_SENDING = (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError, ValueError)
+# If aiohttp did not start the request, only the type of the error shows whether anything was sent.
+_RAISED_BEFORE_SENDING = (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError, ValueError)
 
 
-class Body(Payload):
-    """A request's body that remembers whether anybody ever asked for its bytes.
+class RequestBody(Payload):
+    """A request's body that records whether aiohttp has read it.
 
-    aiohttp keeps the headers back until then, so nobody asked means that no byte left us. `aiohttp.UploadTracker`
-    can't tell that from an upload cut short: both end as aborted, and bytes given to a connection that broke are not
-    in its count.
+    aiohttp holds the headers back until it reads the body, so a body that was not read means that no byte was sent.
+    `aiohttp.UploadTracker` can't distinguish that from an upload cut short: it reports both as aborted, and does not
+    count bytes given to a connection that broke.
     """
 
     _autoclose = True
@@ -23,32 +23,32 @@ class Body(Payload):
     def __init__(self, value: bytes) -> None:
         super().__init__(value, content_type="application/json")
         self._size = len(value)
-        self.asked = False
+        self.started = False
 
     def decode(self, encoding: str = "utf-8", errors: str = "strict") -> str:
         """Return the body as text."""
-        self.asked = True
+        self.started = True
         return bytes(self._value).decode(encoding, errors)
 
     async def write(self, writer: AbstractStreamWriter) -> None:
-        """Write the body, unless an answer is here already: it can't be the answer to this request."""
+        """Write the body, unless the connection already holds an answer, which can't belong to this request."""
         protocol: Any = getattr(writer, "protocol", None)
         if protocol is not None and protocol.should_close:
-            raise ConnectionError("the connection spoke before it was asked")
-        self.asked = True
+            raise ConnectionError("the connection holds an answer before the request was sent")
+        self.started = True
         await writer.write(self._value)
 
 
-def perhaps_sent(error: Exception, body: Body | None, tracker: aiohttp.UploadTracker | None) -> bool:
-    """Tell False only if surely no byte of the request left us."""
+def possibly_sent(error: Exception, body: RequestBody | None, tracker: aiohttp.UploadTracker | None) -> bool:
+    """Return False only if certainly no byte of the request was sent."""
     if body is None or tracker is None or tracker.attempts == 0:
-        return not isinstance(error, _BEFORE_SENDING)
-    return body.asked
+        return not isinstance(error, _RAISED_BEFORE_SENDING)
+    return body.started
 
 
-def answered_unasked(body: Body | None, tracker: aiohttp.UploadTracker | None) -> bool:
-    """Tell whether the answer arrived before the request left: it lay in the pooled connection, and is another's.
+def is_stale_response(body: RequestBody | None, tracker: aiohttp.UploadTracker | None) -> bool:
+    """Return whether an answer arrived before the request was sent, and so belongs to an earlier request.
 
-    aiohttp hands out a pooled connection without looking whether the server spoke meanwhile (its issue 13656).
+    aiohttp reuses a pooled connection without checking for unread data (aiohttp issue 13656).
     """
-    return body is not None and tracker is not None and not body.asked and tracker.attempts > 0
+    return body is not None and tracker is not None and not body.started and tracker.attempts > 0

@@ -1,5 +1,6 @@
-"""Where jobs are written down: the contract that every ledger keeps."""
+"""The protocol that every ledger implements: the durable list of jobs."""
 
+import enum
 from collections.abc import AsyncIterator, Sequence
 from datetime import datetime
 from decimal import Decimal
@@ -7,54 +8,95 @@ from typing import Protocol, runtime_checkable
 
 from attrs import frozen
 
+from nanobanana_async.errors import LedgerError
 from nanobanana_async.jobs import JobRecord
+from nanobanana_async.policy.prices import Price
 
 
 @frozen(kw_only=True)
 class Claim:
-    """What stands under a key, and whether it is ours to go on with."""
+    """The record that the ledger holds under a key, and whether this ledger now owns the job."""
 
     record: JobRecord
     new: bool = False
-    """It was not there before."""
-    ours: bool = False
-    """It has not ended, and we follow it; a job that is over, UNCERTAIN ones among them, is nobody's."""
+    """The claim inserted the record."""
+    owned: bool = False
+    """The job is active and this ledger owns it. Ended and UNCERTAIN jobs have no owner."""
+
+
+class Refusal(enum.Enum):
+    """Why a purchase of a named batch can't be made now."""
+
+    PRICE = "price"
+    """Another process has learned a different price: check again with that price."""
+    ESTIMATE = "estimate"
+    """The price is an estimate, and so is the price of an earlier charge of the batch."""
+    SUM = "sum"
+    """The purchase would pass the cap."""
 
 
 @frozen(kw_only=True)
-class Spending:
-    """What the jobs of a batch have cost so far."""
+class Allowance:
+    """Whether credits were reserved for a purchase of a named batch, and the state of the batch's cap."""
 
-    credits: Decimal
-    """After refunds, where the gateway said it."""
-    priced: tuple[JobRecord, ...] = ()
-    """Jobs that show what each kind of request costs; not all there are."""
-    unpriced: tuple[JobRecord, ...] = ()
-    """Those that were bought, or perhaps, and of which nobody has said what they cost."""
+    refusal: "Refusal | None" = None
+    """None: the credits are reserved."""
+    price: Price
+    """The price of the job, as the ledger knows it."""
+    spent: Decimal
+    """The sum of the batch's other charges."""
+    ours: tuple[str, ...] = ()
+    """Keys of jobs that this ledger owns and that may still free credits or teach a price."""
+    others: bool = False
+    """Whether another living owner has such jobs."""
+
+
+class TaskTaken(LedgerError):
+    """The task id in a write belongs to another bought job: two purchases can't share one task."""
+
+    def __init__(self, task_id: str, holder: str, *, key: str) -> None:
+        message = f"task {task_id} belongs to job {holder} already"
+        super().__init__(message, task_id=task_id, key=key, safe_to_repeat=False)
+        self.holder = holder
 
 
 @runtime_checkable
 class Ledger(Protocol):
-    """A durable list of jobs, each followed by one owner at most: an open ledger is an owner while its process lives.
+    """A durable list of jobs, each with at most one owner. An open ledger is an owner as long as its process lives.
 
-    Each write is a compare-and-swap on the record's `revision`, for the owner only. Every method raises `LedgerError`
-    when the list can't be read or written; then nothing was changed.
+    Each write is a compare-and-swap on the record's `revision`, and only the owner may write. Every method raises
+    `LedgerError` when the list can't be read or written; nothing is changed then.
     """
 
     async def open(self) -> None: ...
 
     async def aclose(self) -> None:
-        """Let go of every job, and of the list."""
+        """Release every job and close the list."""
         ...
 
     async def claim(self, record: JobRecord) -> Claim:
-        """Write a new job down as ours, or return what stands under its key; what nobody follows becomes ours."""
+        """Insert a new job as its owner, or return the stored record; an active job without an owner becomes ours.
+
+        A ledger that keeps only a digest of a request may raise `IdempotencyConflict` itself.
+        """
         ...
 
     async def advance(self, before: JobRecord, after: JobRecord) -> None:
-        """Replace `before` by `after`; raise `LedgerError` if that no longer stands there, or is somebody else's.
+        """Replace `before` by `after`; raise `LedgerError` if the record has changed or another owner has the job.
 
-        A job that is over may be moved on by anybody, and is then his.
+        Any owner may update an ended job, and then owns it. Raise `TaskTaken` if the task id that `after` adds belongs
+        to another job of the account that was sent. An attached task (never sent) may be shared.
+        """
+        ...
+
+    async def set_aside(
+        self, before: JobRecord, after: JobRecord, price: Price, max_credits: Decimal | None
+    ) -> Allowance:
+        """Replace `before` by `after`, which is about to be sent, and add its charge to `after.batch`, if it fits.
+
+        All charges of the batch and the price must not exceed `max_credits`, and an estimate must be the only one in
+        the batch; None sets no cap. A refusal changes nothing. Raises as `advance` does, which keeps the charge up to
+        date afterwards.
         """
         ...
 
@@ -67,36 +109,36 @@ class Ledger(Protocol):
         ...
 
     async def adopt(self, key: str) -> Claim | None:
-        """Take over an unfinished job that nobody follows, and return what stands there in any case."""
+        """Take ownership of an active job without an owner; return the stored record in any case."""
         ...
 
     async def release(self, key: str) -> None:
-        """Let go of a job: from now on anybody may adopt it."""
+        """Give up ownership of a job: any owner may adopt it afterwards."""
         ...
 
-    async def held(self, account: str, *, since: datetime | None = None) -> int:
-        """Count the jobs that may hold a slot of this account and are not ours, begun after a moment."""
+    async def count_slots_of_others(self, account: str, *, since: datetime | None = None) -> int:
+        """Count the account's jobs that may hold a slot and are not ours; only those begun since a time, if given."""
         ...
 
-    async def spent(self, prefix: str) -> Spending:
-        """Sum up the jobs whose keys begin so."""
+    async def spent(self, batch: str) -> Decimal:
+        """Return the sum of a batch's charges, reserved ones included, after refunds; pruned jobs still count."""
         ...
 
-    async def secret(self) -> bytes:
-        """Return 32 random bytes that all who share the list have in common, for as long as it lasts."""
+    async def callback_secret(self) -> bytes:
+        """Return 32 random bytes that all users of the list share, the same as long as the list exists."""
         ...
 
-    async def nudge(self, key: str, task_id: str | None) -> None:
-        """Leave word for the owner who follows a job that there is news of it, and what its task id is said to be."""
+    async def notify_owner(self, key: str, task_id: str | None) -> None:
+        """Leave a callback notice for the job's owner, with the task id that the callback claimed."""
         ...
 
-    async def nudges(self) -> Sequence[tuple[str, str | None]]:
-        """Take what others have left for us: keys, and task ids as far as they were said."""
+    async def take_notices(self) -> Sequence[tuple[str, str | None]]:
+        """Remove and return the callback notices left for us: keys, each with the claimed task id if there was one."""
         ...
 
     def unfinished(self, account: str) -> AsyncIterator[JobRecord]:
-        """Yield the jobs of an account that have not ended and that nobody follows, oldest first.
+        """Yield the account's active jobs without an owner, oldest first.
 
-        It only nominates; `adopt` decides.
+        Candidates only: call `adopt` to take one.
         """
         ...

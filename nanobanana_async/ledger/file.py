@@ -1,4 +1,4 @@
-"""A ledger's file: made, recognised, brought up to date, opened. Nothing is changed in a file that is not ours."""
+"""Create, identify, migrate and open a ledger's file. A file that is not a ledger is never changed."""
 
 import os
 import sqlite3
@@ -14,11 +14,11 @@ from attrs import frozen
 
 from nanobanana_async.errors import LedgerError
 
-APPLICATION_ID = 0x6E62616E  # "nban", for `file` and for us
+APPLICATION_ID = 0x6E62616E  # "nban": identifies a ledger, also to the command `file`
 
 _PAUSE_S = 0.02
 
-_WHAT_IT_IS = (
+_IDENTIFY = (
     "SELECT (SELECT application_id FROM pragma_application_id), (SELECT user_version FROM pragma_user_version),"
     " (SELECT count(*) FROM sqlite_schema)"
 )
@@ -30,14 +30,14 @@ _CREATING = threading.Lock()
 
 @frozen(kw_only=True)
 class Schema:
-    """How a new ledger is made, and the steps that bring older ones up to it: the first leads from 1 to 2."""
+    """The script that creates a ledger, and the steps that migrate older ones: the first goes from version 1 to 2."""
 
     script: str
     steps: Sequence[str] = ()
 
     @property
     def version(self) -> int:
-        """What `PRAGMA user_version` says of a ledger that is up to date."""
+        """`PRAGMA user_version` of an up-to-date ledger."""
         return len(self.steps) + 1
 
 
@@ -47,13 +47,13 @@ def current_schema() -> Schema:
     return Schema(script=files("nanobanana_async.ledger").joinpath("schema.sql").read_text(encoding="utf-8"))
 
 
-def opened(path: Path, schema: Schema, *, busy_s: float) -> sqlite3.Connection:
-    """Open a ledger for writing; make it where there is none. Raises `LedgerError`, `sqlite3.Error` or OSError."""
+def open_writable(path: Path, schema: Schema, *, busy_s: float) -> sqlite3.Connection:
+    """Open a ledger for writing, creating it if needed. Raises `LedgerError`, `sqlite3.Error` or OSError."""
     if not path.parent.is_dir():
-        raise LedgerError(f"ledger {path}: there is no folder {path.parent}: make it first")
+        raise LedgerError(f"ledger {path}: the folder {path.parent} does not exist: create it first")
     if path.is_dir():
-        raise LedgerError(f"ledger {path}: that is a folder: name a file in it")
-    _make(path)
+        raise LedgerError(f"ledger {path}: this is a folder: name a file in it")
+    _create_private(path)
     connection = _connect(path, "mode=rw", busy_s)
     try:
         _set_up(connection, path, schema, busy_s)
@@ -63,28 +63,26 @@ def opened(path: Path, schema: Schema, *, busy_s: float) -> sqlite3.Connection:
     return connection
 
 
-def opened_for_reading(path: Path, schema: Schema, *, busy_s: float) -> sqlite3.Connection:
-    """Open a ledger that must exist, and change nothing; raises as `opened` does."""
+def open_read_only(path: Path, schema: Schema, *, busy_s: float) -> sqlite3.Connection:
+    """Open an existing ledger without changing anything; raises as `open_writable` does."""
     if not path.is_file():
-        raise LedgerError(f"ledger {path}: there is no such file")
+        raise LedgerError(f"ledger {path}: no such file")
     try:
-        return _recognised(path, "mode=ro", schema, busy_s)
+        return _open_identified(path, "mode=ro", schema, busy_s)
     except sqlite3.OperationalError:
-        # SQLite wants to make files beside it and may not. When there is nothing in a -wal file all is in the file
-        # itself, and nobody is about to write to it.
+        # SQLite may not create its -wal and -shm files here. If there is no -wal content, the file itself is complete
+        # and no other process is writing to it, so it can be read as immutable.
         if _size(path.with_name(f"{path.name}-wal")):
             raise
-    return _recognised(path, "mode=ro&immutable=1", schema, busy_s)
+    return _open_identified(path, "mode=ro&immutable=1", schema, busy_s)
 
 
-def _recognised(path: Path, mode: str, schema: Schema, busy_s: float) -> sqlite3.Connection:
+def _open_identified(path: Path, mode: str, schema: Schema, busy_s: float) -> sqlite3.Connection:
     connection = _connect(path, mode, busy_s)
     try:
         found = _version(connection, path, schema)
         if found < schema.version:
-            raise LedgerError(
-                f"ledger {path}: version {found or 'none'}: open it for writing once, to bring it up to date"
-            )
+            raise LedgerError(f"ledger {path}: version {found or 'none'}: open it for writing once, which migrates it")
     except BaseException:
         connection.close()
         raise
@@ -98,9 +96,9 @@ def _size(file: Path) -> int:
         return 0
 
 
-def _make(path: Path) -> None:
-    # For this user only, from its first moment; SQLite gives the files beside it the same permissions. The lock: to
-    # close a file drops every lock that this process has on it, those of another ledger's connection too.
+def _create_private(path: Path) -> None:
+    # Readable by this user only from the start; SQLite gives the -wal and -shm files the same permissions. The lock is
+    # needed since closing a file drops every POSIX lock of this process on it, also those of another ledger object.
     with _CREATING, suppress(FileExistsError):
         os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
 
@@ -112,13 +110,13 @@ def _connect(path: Path, mode: str, busy_s: float) -> sqlite3.Connection:
 
 
 def _version(connection: sqlite3.Connection, path: Path, schema: Schema) -> int:
-    """Return the version of a ledger, 0 for an empty file; raise `LedgerError` for what is none that we know."""
-    # In one statement, and so from one moment: another process may be making the same file.
-    application, version, tables = connection.execute(_WHAT_IT_IS).fetchone()
+    """Return the version of a ledger, 0 for an empty file; raise `LedgerError` for any other file."""
+    # One statement reads one snapshot: another process may be creating the same file.
+    application, version, tables = connection.execute(_IDENTIFY).fetchone()
     if (application, version, tables) == (0, 0, 0):
         return 0
     if application != APPLICATION_ID or version < 1:
-        raise LedgerError(f"ledger {path}: that is the database of another application: choose another path")
+        raise LedgerError(f"ledger {path}: the database of another application: choose another path")
     if version > schema.version:
         raise LedgerError(
             f"ledger {path}: written by a newer nanobanana_async (ledger version {version}, this one knows"
@@ -128,25 +126,27 @@ def _version(connection: sqlite3.Connection, path: Path, schema: Schema) -> int:
 
 
 def _set_up(connection: sqlite3.Connection, path: Path, schema: Schema, busy_s: float) -> None:
-    _version(connection, path, schema)  # before anything is changed
+    _version(connection, path, schema)  # raises for a foreign file, before anything is changed
     _switch_to_wal(connection, path, busy_s)
     connection.execute("PRAGMA synchronous = FULL")
-    connection.execute("PRAGMA fullfsync = ON")  # macOS: fsync alone leaves it in the drive's cache
+    connection.execute("PRAGMA fullfsync = ON")  # macOS: fsync alone leaves data in the drive's cache
     connection.execute("PRAGMA checkpoint_fullfsync = ON")
     connection.execute(f"PRAGMA cache_size = -{CACHE_KIB}")
     if _version(connection, path, schema) < schema.version:
         with transaction(connection):
-            _bring_up(connection, _version(connection, path, schema), schema)  # unless somebody else just did
+            _migrate(
+                connection, _version(connection, path, schema), schema
+            )  # read again: another process may have migrated it
 
 
 def _switch_to_wal(connection: sqlite3.Connection, path: Path, busy_s: float) -> None:
-    # The switch does not wait for somebody else's lock by itself: two processes may be making the same file.
+    # SQLite's busy timeout does not cover this switch, and two processes may be creating the same file.
     tries_left = int(busy_s / _PAUSE_S)
     while (mode := _wal_mode(connection, last_try=not tries_left)) is None:
         tries_left -= 1
         time.sleep(_PAUSE_S)
     if mode != "wal":
-        raise LedgerError(f"ledger {path}: this file system can't keep a write-ahead log: put it on a local disk")
+        raise LedgerError(f"ledger {path}: this file system has no support for WAL mode: use a file on a local disk")
 
 
 def _wal_mode(connection: sqlite3.Connection, *, last_try: bool) -> str | None:
@@ -158,7 +158,7 @@ def _wal_mode(connection: sqlite3.Connection, *, last_try: bool) -> str | None:
         return None
 
 
-def _bring_up(connection: sqlite3.Connection, found: int, schema: Schema) -> None:
+def _migrate(connection: sqlite3.Connection, found: int, schema: Schema) -> None:
     for script in schema.steps[found - 1 :] if found else (schema.script,):
         for statement in _statements(script):
             connection.execute(statement)
@@ -168,20 +168,20 @@ def _bring_up(connection: sqlite3.Connection, found: int, schema: Schema) -> Non
 
 @contextmanager
 def transaction(connection: sqlite3.Connection, begin: str = "BEGIN IMMEDIATE") -> Iterator[None]:
-    """Do all that is in it, durably, or nothing."""
+    """Commit the block's statements together, or roll all of them back."""
     connection.execute(begin)
     try:
         yield
         connection.execute("COMMIT")
     except BaseException:
         with suppress(sqlite3.Error):
-            if connection.in_transaction:  # SQLite ends it by itself after some errors
+            if connection.in_transaction:  # after some errors SQLite has already rolled back
                 connection.execute("ROLLBACK")
         raise
 
 
 def _statements(script: str) -> Iterator[str]:
-    """Yield the statements of a script; `executescript` would commit what is open."""
+    """Yield the statements of a script; `executescript` would commit the open transaction."""
     statement = ""
     for line in script.splitlines(keepends=True):
         statement += line

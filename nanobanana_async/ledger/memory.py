@@ -1,130 +1,234 @@
-"""A ledger that lives and dies with the process: the contract in a dict."""
+"""The ledger in memory, for sessions that need no durability."""
 
+import hashlib
 import secrets
+from collections import OrderedDict
 from collections.abc import AsyncIterator, Sequence
 from datetime import datetime
 from decimal import Decimal
 
-from attrs import define, field
+from attrs import asdict, define, evolve, field, frozen
 
-from nanobanana_async.errors import LedgerError
-from nanobanana_async.jobs import FINAL, UNFINISHED, JobRecord, JobState
-from nanobanana_async.ledger.base import Claim, Spending
+from nanobanana_async.errors import IdempotencyConflict, LedgerError
+from nanobanana_async.jobs import ACTIVE_STATES, TERMINAL_STATES, JobRecord, JobState, is_generated_key
+from nanobanana_async.ledger.base import Allowance, Claim, TaskTaken
+from nanobanana_async.ledger.memory_charges import MemoryCharges
+from nanobanana_async.models import ImageRequest
+from nanobanana_async.policy.prices import Price
+
+# Limits, in characters, for an ended job with a caller's own key, so that it takes 1 to 3 KB and never more than 8 KB.
+# A longer request is stored as its digest, longer links are fetched again when needed, a longer message is cut.
+MAX_REQUEST = 1000
+MAX_LINKS = 2000
+MAX_MESSAGE = 500
+
+# Number of task ids remembered of forgotten jobs, so that a task can't become the result of a second job.
+TASKS_KEPT = 4096
+
+
+@frozen
+class Ended:
+    """What the ledger stores of an ended job."""
+
+    record: JobRecord
+    """Without its body, and without a long request."""
+    digest: bytes
+    """The digest of a long request; empty if the request is in the record."""
 
 
 @define
 class MemoryLedger:
-    """Keeps unfinished jobs and forgets the finished ones, so that memory does not grow with the work done.
+    """Keeps active jobs, and ended jobs under a caller's own key.
 
-    One session at a time. After that was closed another may have it: what ran is found again.
+    An ended job under a generated key is forgotten, so that memory does not grow with the number of jobs. An ended job
+    under a caller's own key is kept, in at most 8 KB: the same key stays the same purchase as long as the ledger
+    exists. One session at a time may open it; a later session finds the jobs that still ran.
     """
 
     _jobs: dict[str, JobRecord] = field(factory=dict, init=False, repr=False)
-    _tasks: dict[str, dict[str, str]] = field(factory=dict, init=False, repr=False)
-    _ours: set[str] = field(factory=set, init=False, repr=False)
+    _ended: dict[str, Ended] = field(factory=dict, init=False, repr=False)
+    _tasks: dict[tuple[str, str], str] = field(factory=dict, init=False, repr=False)
+    _past_tasks: OrderedDict[tuple[str, str], str] = field(factory=OrderedDict, init=False, repr=False)
+    _owned: set[str] = field(factory=set, init=False, repr=False)
+    _charges: MemoryCharges = field(factory=MemoryCharges, init=False, repr=False)
     _secret: bytes = field(factory=lambda: secrets.token_bytes(32), init=False, repr=False)
     _is_open: bool = field(default=False, init=False, repr=False)
 
     async def open(self) -> None:
-        """Let a session have it; raises `LedgerError` while another one does."""
+        """Open the ledger for a session; raises `LedgerError` while another session has it open."""
         if self._is_open:
-            raise LedgerError("this ledger is already open: give each session one of its own")
+            raise LedgerError("this ledger is already open: give each session a ledger of its own")
         self._is_open = True
 
     async def aclose(self) -> None:
-        """Keep everything, and let go of it: the ledger may outlive the session."""
+        """Release all jobs but keep them: another session may open the ledger."""
         self._is_open = False
-        self._ours.clear()
+        self._owned.clear()
 
     async def claim(self, record: JobRecord) -> Claim:
-        """Write a new job down as ours, or return what stands under its key."""
+        """Insert a new job as its owner, or return the stored record."""
+        ended = self._ended.get(record.key)
+        if ended is not None:
+            return Claim(record=_restored(ended, record))
         known = self._jobs.setdefault(record.key, record)
         if known is record:
             self._index(record)
-        return Claim(record=known, new=known is record, ours=self._taken(known))
+        return Claim(record=known, new=known is record, owned=self._try_own(known))
 
     async def advance(self, before: JobRecord, after: JobRecord) -> None:
-        """Replace `before` by `after` if it still stands there and is ours, or is over."""
-        known = self._jobs.get(before.key)
-        ours = before.key in self._ours or before.state not in UNFINISHED
-        if known is None or known.revision != before.revision or not ours:
-            raise LedgerError(f"job {before.key} was changed by somebody else", key=before.key, safe_to_repeat=False)
-        if after.state in FINAL:
-            self._forget(after)
+        """Replace `before` by `after` if the record is unchanged and ours, or ended."""
+        known = self._known(before.key)
+        may_write = before.key in self._owned or before.state not in ACTIVE_STATES
+        if known is None or known.revision != before.revision or not may_write:
+            raise LedgerError(f"job {before.key} was changed by another owner", key=before.key, safe_to_repeat=False)
+        if after.task_id is not None and after.task_id != before.task_id:
+            self._check_task(after)
+        self._drop_task(known, after)
+        if after.state in TERMINAL_STATES:
+            self._end(after)
         else:
+            self._ended.pop(after.key, None)
             self._jobs[after.key] = after
             self._index(after)
-            self._taken(after)
+            self._try_own(after)
+        if after.batch is not None:
+            self._charges.follow(before, after)
+
+    async def set_aside(
+        self, before: JobRecord, after: JobRecord, price: Price, max_credits: Decimal | None
+    ) -> Allowance:
+        """Replace `before` by `after`, which is about to be sent, and add its charge, if its batch's cap allows it."""
+        allowance = self._charges.allowance(
+            after, price, max_credits, lambda key: "ours" if key in self._owned else None
+        )
+        if allowance.refusal is None:
+            await self.advance(before, after)
+            self._charges.add(after, allowance.price)
+        return allowance
 
     async def find(self, key: str) -> JobRecord | None:
-        """Return the unfinished job with this key."""
-        return self._jobs.get(key)
+        """Return the job with this key; None if it is unknown or forgotten."""
+        return self._known(key)
 
     async def find_task(self, account: str, task_id: str) -> JobRecord | None:
-        """Return the unfinished job to which the gateway gave this task id."""
-        key = self._tasks.get(account, {}).get(task_id)
-        return None if key is None else self._jobs[key]
+        """Return the job to which the gateway gave this task id; None if it is unknown or forgotten."""
+        key = self._tasks.get((account, task_id))
+        return None if key is None else self._known(key)
 
     async def adopt(self, key: str) -> Claim | None:
-        """Take over a job that was let go, and return what stands there."""
-        known = self._jobs.get(key)
-        return None if known is None else Claim(record=known, ours=self._taken(known))
+        """Take ownership of a released job; return the stored record."""
+        known = self._known(key)
+        return None if known is None else Claim(record=known, owned=self._try_own(known))
 
     async def release(self, key: str) -> None:
-        """Let go of a job."""
-        self._ours.discard(key)
+        """Give up ownership of a job."""
+        self._owned.discard(key)
 
-    async def held(self, account: str, *, since: datetime | None = None) -> int:
-        """Count the jobs that may hold a slot and were let go."""
-        return sum(1 for record in self._free(account) if _may_hold_a_slot(record, since))
+    async def count_slots_of_others(self, account: str, *, since: datetime | None = None) -> int:
+        """Count the released jobs that may hold a slot."""
+        return sum(1 for record in self._released(account) if _may_hold_a_slot(record, since))
 
-    async def spent(self, prefix: str) -> Spending:
-        """Sum up the unfinished jobs whose keys begin so: what has ended is forgotten."""
-        bought = [record for key, record in self._jobs.items() if key.startswith(prefix) and record.perhaps_bought]
-        return Spending(
-            credits=sum((record.credits or Decimal(0) for record in bought), Decimal(0)),
-            priced=tuple(record for record in bought if record.credits_used is not None),
-            unpriced=tuple(record for record in bought if record.credits_used is None),
-        )
+    async def spent(self, batch: str) -> Decimal:
+        """Return the sum of a batch's charges, reserved ones included, after refunds."""
+        return self._charges.spent(batch)
 
-    async def secret(self) -> bytes:
-        """Return 32 random bytes, the same as long as the ledger lives."""
+    async def callback_secret(self) -> bytes:
+        """Return 32 random bytes, the same as long as the ledger exists."""
         return self._secret
 
-    async def nudge(self, key: str, task_id: str | None) -> None:
-        """Do nothing: nobody else follows these jobs."""
+    async def notify_owner(self, key: str, task_id: str | None) -> None:
+        """Do nothing: a ledger in memory has no other owner."""
 
-    async def nudges(self) -> Sequence[tuple[str, str | None]]:
-        """Return nothing: nobody else knows of this ledger."""
+    async def take_notices(self) -> Sequence[tuple[str, str | None]]:
+        """Return nothing: no other process can leave a notice here."""
         return ()
 
     async def unfinished(self, account: str) -> AsyncIterator[JobRecord]:
-        """Yield the jobs of an account that were let go, oldest first."""
-        for record in self._free(account):
-            if record.state in UNFINISHED:
+        """Yield an account's released active jobs, oldest first."""
+        for record in self._released(account):
+            if record.state in ACTIVE_STATES:
                 yield record
 
-    def _free(self, account: str) -> list[JobRecord]:
-        return [record for key, record in self._jobs.items() if record.account == account and key not in self._ours]
+    def _known(self, key: str) -> JobRecord | None:
+        ended = self._ended.get(key)
+        return self._jobs.get(key) if ended is None else ended.record
 
-    def _taken(self, record: JobRecord) -> bool:
-        """Make an unfinished job ours; one that is over is nobody's."""
-        if record.state not in UNFINISHED:
-            self._ours.discard(record.key)
+    def _released(self, account: str) -> list[JobRecord]:
+        return [record for key, record in self._jobs.items() if record.account == account and key not in self._owned]
+
+    def _try_own(self, record: JobRecord) -> bool:
+        """Own an active job; an ended or UNCERTAIN one has no owner."""
+        if record.state not in ACTIVE_STATES:
+            self._owned.discard(record.key)
             return False
-        self._ours.add(record.key)
+        self._owned.add(record.key)
         return True
 
     def _index(self, record: JobRecord) -> None:
         if record.task_id is not None:
-            self._tasks.setdefault(record.account, {})[record.task_id] = record.key
+            self._tasks[record.account, record.task_id] = record.key
 
-    def _forget(self, record: JobRecord) -> None:
-        del self._jobs[record.key]
-        self._ours.discard(record.key)
-        if record.task_id is not None:
-            self._tasks.get(record.account, {}).pop(record.task_id, None)
+    def _check_task(self, after: JobRecord) -> None:
+        """Raise `TaskTaken` if the task id of `after` belongs to another job that was sent."""
+        task = (after.account, after.task_id or "")
+        holder = self._past_tasks.get(task)
+        if holder is None and (key := self._tasks.get(task)) is not None:
+            known = self._known(key)
+            holder = key if known is not None and known.first_sent_at is not None else None
+        if holder not in (None, after.key):
+            raise TaskTaken(task[1], holder, key=after.key)
+
+    def _drop_task(self, before: JobRecord, after: JobRecord) -> None:
+        if before.task_id is not None and before.task_id != after.task_id:
+            self._tasks.pop((before.account, before.task_id), None)
+
+    def _end(self, record: JobRecord) -> None:
+        """Keep an ended job under a caller's own key; forget one under a generated key."""
+        self._jobs.pop(record.key, None)
+        self._owned.discard(record.key)
+        attached = record.first_sent_at is None and record.key == f"task-{record.task_id}"
+        if not (attached or is_generated_key(record.key)):
+            self._ended[record.key] = _compacted(record)
+            self._index(record)
+        elif record.task_id is not None:
+            task = (record.account, record.task_id)
+            self._tasks.pop(task, None)
+            if record.first_sent_at is not None:
+                self._past_tasks[task] = record.key
+                if len(self._past_tasks) > TASKS_KEPT:
+                    self._past_tasks.popitem(last=False)
+
+
+def _compacted(record: JobRecord) -> Ended:
+    """Return what is stored of an ended job, within the limits above."""
+    request, failure, images, digest = record.request, record.failure, record.images, b""
+    if request is not None and len(_canonical(request)) > MAX_REQUEST:
+        digest, request = _digest(request), None
+    if sum(map(len, images)) > MAX_LINKS:
+        images = ("",) * len(images)
+    if failure is not None and len(failure.message) > MAX_MESSAGE:
+        failure = evolve(failure, message=f"{failure.message[:MAX_MESSAGE]}...")
+    return Ended(evolve(record, request=request, body=b"", images=images, failure=failure), digest)
+
+
+def _restored(ended: Ended, wanted: JobRecord) -> JobRecord:
+    """Return an ended job for a caller who claims its key again; raise `IdempotencyConflict` for another request."""
+    record = ended.record
+    if not ended.digest or wanted.request is None:
+        return record
+    if _digest(wanted.request) != ended.digest:
+        message = f"key {record.key} was already used for another request: use a new key for a new request"
+        raise IdempotencyConflict(message, key=record.key, safe_to_repeat=False)
+    return evolve(record, request=wanted.request)
+
+
+def _canonical(request: ImageRequest) -> str:
+    return repr(asdict(evolve(request, callback_url=None)))
+
+
+def _digest(request: ImageRequest) -> bytes:
+    return hashlib.sha256(_canonical(request).encode()).digest()
 
 
 def _may_hold_a_slot(record: JobRecord, since: datetime | None) -> bool:
-    return record.state not in FINAL | {JobState.PENDING} and (since is None or record.begun_at >= since)
+    return record.state not in TERMINAL_STATES | {JobState.PENDING} and (since is None or record.may_run_since >= since)

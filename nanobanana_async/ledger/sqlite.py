@@ -1,71 +1,76 @@
-"""The durable ledger: one SQLite file, shared by as many sessions and processes as like."""
+"""The durable ledger: one SQLite file that several sessions and processes may share."""
 
 import asyncio
 import os
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from datetime import datetime
+from decimal import Decimal
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
 from nanobanana_async.errors import ConfigurationError, LedgerError
 from nanobanana_async.jobs import JobRecord, JobState
-from nanobanana_async.ledger.base import Claim, Spending
-from nanobanana_async.ledger.desk import Desk, swap
-from nanobanana_async.ledger.place import open_file
-from nanobanana_async.ledger.rows import deed_of, story_of
+from nanobanana_async.ledger.base import Allowance, Claim
+from nanobanana_async.ledger.columns import identity_values, progress_values
+from nanobanana_async.ledger.connection import open_file
+from nanobanana_async.ledger.statements import JobTable, update_for
 from nanobanana_async.ledger.writer import Writer
+from nanobanana_async.loop_guard import running_loop
+from nanobanana_async.policy.prices import Price
+from nanobanana_async.validators import as_count, as_number, shown
 
 T = TypeVar("T")
 
 BUSY_S = 10.0
+MAX_BUSY_S = 1e6  # SQLite stores it in milliseconds, in 31 bits
 PAGE = 200
-PRUNED_AT_ONCE = 5000  # others wait for the lock meanwhile
-_NO_ID = 2**63 - 1
+PRUNE_BATCH = 5000  # other processes wait for the lock during a batch
+_MAX_ID = 2**63 - 1
 
 
 class SqliteLedger:
-    """Jobs in a file: each is written down, flushed to the disk, before it is bought.
+    """Jobs in a file: each record is flushed to the disk before the job is bought.
 
-    The folder must exist; the file is made, readable by this user only. It holds prompts and results, never API keys.
-    Beside it stand SQLite's -wal and -shm files and a folder `...-owners`; they belong to it. It must be on a local
-    disk. Several sessions and processes may use one file, each with a `SqliteLedger` of its own: each follows its own
-    jobs, and takes over those whose process has died. It does not go through a fork: open it in the child.
+    The folder must exist and be on a local disk. The file is created readable by this user only; it holds prompts and
+    results, never API keys. SQLite's -wal and -shm files and a folder `...-owners` beside it are part of the ledger.
+    Several sessions and processes may use one file, each with its own `SqliteLedger`: each owns its own jobs, and
+    adopts those whose process has died. An open ledger does not work in a forked child: open another one there.
 
-    `read_only` looks without owning or changing anything. `busy_timeout_s` is how long a write waits for somebody
-    else's before it is a `LedgerError`. Closed, it can be opened again.
+    `read_only` opens the file without owning jobs or changing anything. `busy_timeout_s` is how long a write waits for
+    another process's write before it raises `LedgerError`. A closed ledger can be opened again.
     """
 
     def __init__(
         self, path: str | os.PathLike[str], *, read_only: bool = False, busy_timeout_s: float = BUSY_S
     ) -> None:
-        if os.fspath(path) in ("", ":memory:"):
-            raise ConfigurationError(f"{os.fspath(path)!r} is no file: leave the ledger out, or pass MemoryLedger()")
         self._path = path
+        if os.fspath(path) in ("", ":memory:"):
+            raise ConfigurationError(f"{os.fspath(path)!r} is not a file: omit ledger=, or pass MemoryLedger()")
         self._read_only = read_only
-        self._busy_s = busy_timeout_s
+        self._busy_s = as_number("busy_timeout_s", busy_timeout_s, most=MAX_BUSY_S)
         self._writer: Writer | None = None
         self._process = 0
 
     def __repr__(self) -> str:
-        mode = ", read_only=True" if self._read_only else ""
+        mode = ", read_only=True" if self.__dict__.get("_read_only") else ""  # missing if __init__ raised
         return f"SqliteLedger({str(self.path)!r}{mode})"
 
     def __del__(self) -> None:
-        writer: Writer | None = self.__dict__.get("_writer")  # missing if a setting was refused
+        writer: Writer | None = self.__dict__.get("_writer")  # missing if __init__ raised
         if writer is not None and self._process == os.getpid():
             writer.stop()
 
     @property
     def path(self) -> Path:
-        """Where it is."""
+        """The path of the file."""
         return Path(self._path).expanduser()
 
     async def open(self) -> None:
-        """Open the file, make it or bring it up to date; become an owner of jobs.
+        """Open the file, creating or migrating it if needed, and become an owner of jobs.
 
-        Raises `LedgerError` when that is impossible, and says why; nothing was changed then.
+        Raises `LedgerError` when that fails; nothing is changed then.
         """
         if self._writer is not None:
             raise LedgerError(f"ledger {self.path} is already open: give each session a SqliteLedger of its own")
@@ -76,131 +81,185 @@ class SqliteLedger:
         )
         try:
             await writer.opened
-        except BaseException:  # a cancelled opening closes what it opens as soon as it can
+        except BaseException:  # also when cancelled: the thread then closes the file once it is open
             writer.stop()
             self._writer = None
             raise
 
     async def aclose(self) -> None:
-        """Finish what is queued, close the file, and let go of all jobs; idempotent."""
-        writer, self._writer = self._writer, None
-        if writer is not None and self._process == os.getpid():
+        """Finish the queued work, close the file, and release all jobs; idempotent."""
+        writer = self._writer
+        if writer is None or self._process != os.getpid():
+            self._writer = None
+        elif writer.loop.is_closed():  # no caller waits, and the loop can't run `aclose`
+            self._writer = None
+            writer.stop()
+        elif (reason := self._wrong_context()) is not None:
+            raise LedgerError(f"ledger {self.path} {reason}")
+        else:
+            self._writer = None
             await writer.aclose()
 
     async def claim(self, record: JobRecord) -> Claim:
-        """Write a job down as ours, or return what stands under its key; what nobody follows is taken over."""
-        row = (*deed_of(record), *story_of(record))
-        return await self._write(lambda desk: desk.claim(record, row), record)
+        """Insert a job as its owner, or return the stored record; an active job without an owner becomes ours."""
+        row = (*identity_values(record), *progress_values(record))
+        return await self._write(lambda table: table.claim(record, row), record)
 
     async def advance(self, before: JobRecord, after: JobRecord) -> None:
-        """Replace `before` by `after`; raises `LedgerError` if somebody else has changed or follows the job."""
-        statement, row = swap(before, after)
-        await self._write(lambda desk: desk.advance(before, statement, row), before)
+        """Replace `before` by `after`; raises `LedgerError` if another owner has changed or owns the job.
+
+        Raises `TaskTaken` if the task id belongs to another job that was sent.
+        """
+        statement, row = update_for(before, after)
+        adds_task_id = after.task_id is not None and after.task_id != before.task_id
+
+        def advance(table: JobTable) -> None:
+            if adds_task_id:
+                table.check_task(after)
+            table.advance(before, after, statement, row)
+
+        await self._write(advance, before)
+
+    async def set_aside(
+        self, before: JobRecord, after: JobRecord, price: Price, max_credits: Decimal | None
+    ) -> Allowance:
+        """Replace `before` by `after`, which is about to be sent, and add its charge, if its batch's cap allows it."""
+        statement, row = update_for(before, after)
+        set_aside = partial(JobTable.set_aside, before=before, after=after, statement=statement, row=row)
+        return await self._write(partial(set_aside, price=price, max_credits=max_credits), before)
 
     async def adopt(self, key: str) -> Claim | None:
-        """Take over an unfinished job that no living owner follows; return what stands there."""
-        return await self._ask(lambda desk: desk.adopt(key), writes=True, key=key)
+        """Take ownership of an active job without a living owner; return the stored record."""
+        return await self._submit(lambda table: table.adopt(key), writes=True, key=key)
 
     async def release(self, key: str) -> None:
-        """Let go of a job: anybody may adopt it."""
-        await self._ask(lambda desk: desk.release(key), writes=True, key=key)
+        """Give up ownership of a job: any owner may adopt it afterwards."""
+        await self._submit(lambda table: table.release(key), writes=True, key=key)
 
     async def find(self, key: str) -> JobRecord | None:
         """Return the job with this key."""
-        return await self._ask(lambda desk: desk.find(key), key=key)
+        return await self._submit(lambda table: table.find(key), key=key)
 
     async def find_task(self, account: str, task_id: str) -> JobRecord | None:
         """Return the job to which the gateway gave this task id."""
-        return await self._ask(lambda desk: desk.find_task(account, task_id))
+        return await self._submit(lambda table: table.find_task(account, task_id))
 
-    async def held(self, account: str, *, since: datetime | None = None) -> int:
-        """Count the jobs of others, or of nobody, that may hold a slot: sent and not known to have ended.
+    async def count_slots_of_others(self, account: str, *, since: datetime | None = None) -> int:
+        """Count the jobs of other owners, or of none, that may hold a slot: sent and not known to have ended.
 
         `since` leaves out those that were sent, or began to run, before it.
         """
-        return await self._ask(lambda desk: desk.held(account, since))
+        return await self._submit(lambda table: table.count_slots_of_others(account, since))
 
-    async def spent(self, prefix: str) -> Spending:
-        """Sum up what the jobs whose keys begin so have cost."""
-        return await self._ask(lambda desk: desk.spent(prefix))
+    async def spent(self, batch: str) -> Decimal:
+        """Return the sum of a batch's charges, reserved ones included, after refunds; pruned jobs still count."""
+        return await self._submit(lambda table: table.charges.spent(batch))
 
-    async def secret(self) -> bytes:
-        """Return 32 random bytes that are kept in the file, for callbacks."""
-        return await self._ask(Desk.secret, writes=True)
+    async def callback_secret(self) -> bytes:
+        """Return the 32 random bytes, stored in the file, that sign callback URLs."""
+        return await self._submit(JobTable.callback_secret, writes=True)
 
-    async def nudge(self, key: str, task_id: str | None) -> None:
-        """Leave word for the owner who follows a job that there is news of it."""
-        await self._ask(lambda desk: desk.nudge(key, task_id), writes=True, key=key)
+    async def notify_owner(self, key: str, task_id: str | None) -> None:
+        """Leave a callback notice for the job's owner."""
+        await self._submit(lambda table: table.notify_owner(key, task_id), writes=True, key=key)
 
-    async def nudges(self) -> Sequence[tuple[str, str | None]]:
-        """Take what others have left for us."""
-        return await self._ask(Desk.nudges, writes=True)
+    async def take_notices(self) -> Sequence[tuple[str, str | None]]:
+        """Remove and return the callback notices left for us."""
+        return await self._submit(JobTable.take_notices, writes=True)
 
     async def unfinished(self, account: str) -> AsyncIterator[JobRecord]:
-        """Yield the unfinished jobs of an account that nobody follows, oldest first; `adopt` then decides."""
-        living = await self._ask(lambda desk: desk.living(account))
+        """Yield an account's active jobs without a living owner, oldest first; call `adopt` to take one."""
+        owners = await self._submit(lambda table: table.live_owners(account))
         start: int | None = 0
         while start is not None:
-            page = partial(Desk.unfinished, account=account, living=living, after=start, limit=PAGE)
-            start, records = await self._ask(page)
+            page = partial(JobTable.unfinished, account=account, live_owners=owners, after=start, limit=PAGE)
+            start, records = await self._submit(page)
             for record in records:
                 yield record
 
     async def jobs(
         self, state: JobState | Collection[JobState] | None = None, limit: int | None = None
     ) -> AsyncIterator[JobRecord]:
-        """Yield the jobs, those that came last first; of these states, and no more than `limit`, if that is given."""
+        """Yield the jobs, newest first; only those in the given states, and at most `limit`."""
+        limit = None if limit is None else as_count("limit", limit, least=0)
         states = {state} if isinstance(state, JobState) else state if state is None else set(state)
-        start: int | None = None if states == set() else _NO_ID
-        left = _NO_ID if limit is None else limit
+        start: int | None = None if states == set() else _MAX_ID
+        left = _MAX_ID if limit is None else limit
         while start is not None and left > 0:
-            start, records = await self._ask(partial(Desk.jobs, states=states, before=start, limit=min(PAGE, left)))
+            page = partial(JobTable.jobs, states=states, before=start, limit=min(PAGE, left))
+            start, records = await self._submit(page)
             left -= len(records)
             for record in records:
                 yield record
 
     async def counts(self) -> Counter[JobState]:
         """Count all jobs by state."""
-        return await self._ask(Desk.counts)
+        return await self._submit(JobTable.counts)
 
-    async def followed(self, key: str) -> bool:
-        """Tell whether a job has not ended, and a living owner follows it: another one, or we."""
-        return await self._ask(lambda desk: desk.followed(key), key=key)
+    async def is_owned(self, key: str) -> bool:
+        """Return whether a job is active and has a living owner: another one, or this ledger."""
+        return await self._submit(lambda table: table.is_owned(key), key=key)
 
-    async def abandoned(self) -> Counter[JobState]:
-        """Count the unfinished jobs that nobody follows, of all accounts, by state."""
-        return await self._ask(Desk.abandoned)
+    async def count_unowned(self) -> Counter[JobState]:
+        """Count the active jobs of all accounts without a living owner, by state."""
+        return await self._submit(JobTable.count_unowned)
+
+    async def accounts(self) -> Counter[tuple[str, str]]:
+        """Count the jobs by gateway and account. An account is `gateway:name`, or a fingerprint of the API key."""
+        return await self._submit(JobTable.accounts)
+
+    async def hand_over(self, gateway: str, old: str, new: str) -> int:
+        """Move all jobs of one account to another of the same gateway, after its API key changed; return how many.
+
+        Raises `LedgerError` while an open session owns any of them; nothing is changed then.
+        """
+        return await self._submit(partial(JobTable.hand_over, gateway=gateway, old=old, new=new), writes=True)
 
     async def prunable(self, older_than: datetime) -> int:
-        """Count what `prune` would forget."""
-        return await self._ask(partial(Desk.prunable, older_than=older_than))
+        """Count the jobs that `prune` would delete."""
+        _check_aware(older_than)
+        return await self._submit(partial(JobTable.prunable, older_than=older_than))
 
     async def prune(self, older_than: datetime) -> int:
-        """Forget the jobs that ended before a moment; return how many. UNCERTAIN ones are never forgotten.
+        """Delete the jobs that ended before a time; return how many. UNCERTAIN jobs are never deleted.
 
-        A job that is forgotten will be bought again when its key, or its row of a batch, is asked for again. The
-        room is used for new jobs; the file does not become smaller.
+        A pruned job is bought again when its key, or its row of a batch, is requested again. Its charges still count
+        as spent in its batch. The file does not shrink: the freed space is used for new jobs.
         """
-        gone = 0
-        for start in range(0, await self._ask(Desk.last_id), PRUNED_AT_ONCE):
-            stretch = partial(Desk.prune, older_than=older_than, after=start, until=start + PRUNED_AT_ONCE)
-            gone += await self._ask(stretch, writes=True)
-        return gone
+        _check_aware(older_than)
+        pruned = 0
+        for start in range(0, await self._submit(JobTable.last_id), PRUNE_BATCH):
+            batch = partial(JobTable.prune, older_than=older_than, after=start, until=start + PRUNE_BATCH)
+            pruned += await self._submit(batch, writes=True)
+        return pruned
 
-    def _write(self, work: Callable[[Desk], T], record: JobRecord) -> "asyncio.Future[T]":
-        return self._ask(work, writes=True, key=record.key, safe=not record.perhaps_bought)
+    def _write(self, work: Callable[[JobTable], T], record: JobRecord) -> "asyncio.Future[T]":
+        return self._submit(work, writes=True, key=record.key, safe=not record.possibly_bought)
 
-    def _ask(
-        self, work: Callable[[Desk], T], *, writes: bool = False, key: str | None = None, safe: bool = False
+    def _submit(
+        self, work: Callable[[JobTable], T], *, writes: bool = False, key: str | None = None, safe: bool = False
     ) -> "asyncio.Future[T]":
-        """Queue a piece of work; it is done also if the caller is cancelled meanwhile."""
-        why = None
+        """Queue a function for the writer's thread; it runs even if the caller is cancelled."""
+        reason = None
         if self._writer is None:
-            why = "is not open"
-        elif self._process != os.getpid():
-            why = "was opened before this process was forked: open it again here"
+            reason = "is not open"
+        elif (wrong := self._wrong_context()) is not None:
+            reason = wrong
         elif writes and self._read_only:
-            why = "was opened for reading only"
-        if self._writer is None or why is not None:
-            raise LedgerError(f"ledger {self.path} {why}", key=key, safe_to_repeat=safe)
-        return self._writer.order(work, writes=writes, key=key, safe=safe)
+            reason = "was opened read-only"
+        if self._writer is None or reason is not None:
+            raise LedgerError(f"ledger {self.path} {reason}", key=key, safe_to_repeat=safe)
+        return self._writer.submit(work, writes=writes, key=key, safe=safe)
+
+    def _wrong_context(self) -> str | None:
+        """Return why a call can't be served: it comes from another process or event loop than the opening."""
+        if self._process != os.getpid():
+            return "was opened before this process was forked: open another one in this process"
+        if self._writer is not None and running_loop() is not self._writer.loop:
+            return f"belongs to the event loop that opened it, {self._writer.loop!r}: open another one in this loop"
+        return None
+
+
+def _check_aware(older_than: object) -> None:
+    if not isinstance(older_than, datetime) or older_than.tzinfo is None:
+        raise ConfigurationError(f"older_than must be a datetime with a time zone, not {shown(older_than)}")

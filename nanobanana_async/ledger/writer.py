@@ -1,8 +1,8 @@
-"""One thread that has the database to itself, and writes everything that is queued in one transaction.
+"""The writer thread of a ledger: it runs all queued work in one transaction.
 
-A durable commit costs a flush of the disk, whatever it holds; so whoever comes while one is on its way shares the
-next. Nobody hears of his write before it is durable. A write that does not fit (somebody else was faster) fails alone;
-when the commit fails, or the disk, all of it fails and nothing was changed.
+A durable commit costs one disk flush regardless of its size, so work that arrives during a commit shares the next one.
+A write is acknowledged only after the commit. A write that conflicts with another owner's fails alone; when the commit
+fails, all of its work fails and nothing is changed.
 """
 
 import asyncio
@@ -14,25 +14,24 @@ from contextlib import suppress
 from typing import Any, Generic, TypeVar
 
 from nanobanana_async.errors import LedgerError
-from nanobanana_async.ledger.desk import Desk
+from nanobanana_async.ledger.connection import LedgerConnection, copy_for
 from nanobanana_async.ledger.file import transaction
-from nanobanana_async.ledger.place import OpenFile
-from nanobanana_async.ledger.troubles import about
+from nanobanana_async.ledger.statements import JobTable
 
 T = TypeVar("T")
 Result = tuple["asyncio.Future[Any]", Any, BaseException | None]
 
-MOST = 2000
-"""Orders in one transaction: other processes wait for the lock meanwhile."""
+MAX_BATCH = 2000
+"""Work items in one transaction; a limit, since other processes wait for the lock meanwhile."""
 
 
-class Order(Generic[T]):
-    """A piece of work, and who waits for it."""
+class WorkItem(Generic[T]):
+    """A function to run in the writer's thread, and the future that gets its result."""
 
     __slots__ = ("future", "key", "safe", "work", "writes")
 
     def __init__(
-        self, work: Callable[[Desk], T], future: "asyncio.Future[T]", *, writes: bool, key: str | None, safe: bool
+        self, work: Callable[[JobTable], T], future: "asyncio.Future[T]", *, writes: bool, key: str | None, safe: bool
     ) -> None:
         self.work = work
         self.future = future
@@ -42,101 +41,107 @@ class Order(Generic[T]):
 
 
 class Writer:
-    """Runs orders in a thread of its own. Its methods belong to the event loop that made it."""
+    """Runs work items in a thread of its own. Call its methods in the event loop that made it only."""
 
-    def __init__(self, open_file: Callable[[], OpenFile], *, name: str) -> None:
-        self._loop = asyncio.get_running_loop()
-        self._waiting: list[Order[Any]] = []
-        self._batches: queue.SimpleQueue[list[Order[Any]] | None] = queue.SimpleQueue()
-        self.opened: asyncio.Future[None] = self._loop.create_future()
-        self._ended: asyncio.Future[None] = self._loop.create_future()
-        self._last = False
-        # A daemon: a ledger that was never closed must not keep the interpreter alive.
+    def __init__(self, open_file: Callable[[], LedgerConnection], *, name: str) -> None:
+        self.loop = asyncio.get_running_loop()
+        self._queued: list[WorkItem[Any]] = []
+        self._batches: queue.SimpleQueue[list[WorkItem[Any]] | None] = queue.SimpleQueue()
+        self.opened: asyncio.Future[None] = self.loop.create_future()
+        self._thread_done: asyncio.Future[None] = self.loop.create_future()
+        self._stopping = False
+        # A daemon thread: a ledger that was never closed must not keep the interpreter alive.
         self._thread = threading.Thread(target=self._run, args=(open_file,), name=name, daemon=True)
         self._thread.start()
 
-    def order(self, work: Callable[[Desk], T], *, writes: bool, key: str | None, safe: bool) -> "asyncio.Future[T]":
-        """Queue a piece of work. It is done also when nobody waits for it any more."""
-        if not self._waiting:  # what else is ordered in this turn of the loop goes with it
-            self._loop.call_soon(self._hand_over)
-        order = Order(work, self._loop.create_future(), writes=writes, key=key, safe=safe)
-        self._waiting.append(order)
-        return order.future
+    def submit(
+        self, work: Callable[[JobTable], T], *, writes: bool, key: str | None, safe: bool
+    ) -> "asyncio.Future[T]":
+        """Queue a function for the thread. It runs even if its caller is cancelled."""
+        if not self._queued:  # work submitted in the same turn of the event loop joins the same batch
+            self.loop.call_soon(self._flush)
+        item = WorkItem(work, self.loop.create_future(), writes=writes, key=key, safe=safe)
+        self._queued.append(item)
+        return item.future
 
     def stop(self) -> None:
-        """Let the thread end after what is queued; nothing can be ordered any more."""
-        self._hand_over()
+        """End the thread after the queued work; nothing can be submitted afterwards."""
+        self._flush()
         self._batches.put(None)
 
     async def aclose(self) -> None:
-        """Wait until all that is queued is done, and the thread has ended."""
+        """Stop, and wait until the queued work is done and the thread has ended."""
         self.stop()
-        await asyncio.shield(self._ended)
+        await asyncio.shield(self._thread_done)
         self._thread.join()
 
-    def _hand_over(self) -> None:
-        if self._waiting:
-            batch, self._waiting = self._waiting, []
+    def _flush(self) -> None:
+        if self._queued:
+            batch, self._queued = self._queued, []
             self._batches.put(batch)
 
-    # From here on: the thread.
+    # The methods below run in the thread.
 
-    def _run(self, open_file: Callable[[], OpenFile]) -> None:
+    def _run(self, open_file: Callable[[], LedgerConnection]) -> None:
         try:
             file = open_file()
         except Exception as error:
-            self._post([(self.opened, None, error), (self._ended, None, None)])
+            self._post([(self.opened, None, error), (self._thread_done, None, None)])
             return
         try:
             self._post([(self.opened, None, None)])
-            while batch := self._next():
-                for start in range(0, len(batch), MOST):
-                    self._post(_done(file, batch[start : start + MOST]))
+            while batch := self._next_batch():
+                for start in range(0, len(batch), MAX_BATCH):
+                    self._post(run_in_transaction(file, batch[start : start + MAX_BATCH]))
         finally:
             file.close()
-            self._post([(self._ended, None, None)])
+            self._post([(self._thread_done, None, None)])
 
-    def _next(self) -> list[Order[Any]]:
-        """Wait for orders and take all there are; none when it is time to end."""
-        batch: list[Order[Any]] = []
-        while not self._last and not (batch and self._batches.empty()):
-            orders = self._batches.get()
-            self._last = orders is None
-            batch += orders or ()
+    def _next_batch(self) -> list[WorkItem[Any]]:
+        """Wait for work and return all that is queued; return an empty list when the thread must end."""
+        batch: list[WorkItem[Any]] = []
+        while not self._stopping and not (batch and self._batches.empty()):
+            items = self._batches.get()
+            self._stopping = items is None
+            batch += items or ()
         return batch
 
     def _post(self, results: list[Result]) -> None:
-        with suppress(RuntimeError):  # the loop is closed: nobody waits
-            self._loop.call_soon_threadsafe(_deliver, results)
+        with suppress(RuntimeError):  # the event loop is closed, so no caller waits
+            self.loop.call_soon_threadsafe(deliver, results)
 
 
-def _done(file: OpenFile, batch: Sequence[Order[Any]]) -> list[Result]:
-    """Do the orders in one transaction; return what became of each once it is durable."""
-    writes = any(order.writes for order in batch)
+def run_in_transaction(file: LedgerConnection, batch: Sequence[WorkItem[Any]]) -> list[Result]:
+    """Run work items in one transaction; return their results after the commit."""
+    writes = any(item.writes for item in batch)
     try:
         if writes:
-            file.check()
+            file.check_not_replaced()
         with transaction(file.connection, "BEGIN IMMEDIATE" if writes else "BEGIN"):
-            return [_outcome(file, order) for order in batch]
+            results = [_run_item(file, item) for item in batch]
+        if writes:
+            file.check_not_replaced()  # if a file was replaced during the commit, no other process sees these writes
+        return results
     except Exception as error:
-        trouble = file.trouble(error)
-        return [(order.future, None, about(trouble, key=order.key, safe_to_repeat=order.safe)) for order in batch]
+        failure = file.to_ledger_error(error)
+        return [(item.future, None, copy_for(failure, key=item.key, safe_to_repeat=item.safe)) for item in batch]
 
 
-def _outcome(file: OpenFile, order: Order[Any]) -> "Result":
+def _run_item(file: LedgerConnection, item: WorkItem[Any]) -> "Result":
     try:
-        return order.future, order.work(file.desk), None
+        return item.future, item.work(file.table), None
     except LedgerError as error:
-        return order.future, None, error
+        return item.future, None, error
     except (sqlite3.DataError, sqlite3.IntegrityError, sqlite3.ProgrammingError, ValueError, OverflowError) as error:
-        # What was to be written does not fit; the others' does.
-        unfit = LedgerError(f"this can't be written down: {type(error).__name__}: {error}")
-        return order.future, None, about(unfit, key=order.key, safe_to_repeat=order.safe)
+        # Only this item's values are at fault: the other items of the transaction continue.
+        failure = LedgerError(f"the record can't be stored: {type(error).__name__}: {error}")
+        return item.future, None, copy_for(failure, key=item.key, safe_to_repeat=item.safe)
 
 
-def _deliver(results: list[Result]) -> None:
+def deliver(results: list[Result]) -> None:
+    """Set the results of futures in their event loop."""
     for future, value, error in results:
-        if future.done():  # whoever waited was cancelled
+        if future.done():  # its caller was cancelled
             continue
         if error is None:
             future.set_result(value)

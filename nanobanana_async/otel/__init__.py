@@ -1,4 +1,4 @@
-"""OpenTelemetry: a span for each job, and metrics. Needs the extra `otel`; without an SDK it does next to nothing."""
+"""OpenTelemetry: a span for each job, and metrics. Needs the extra `otel`; without an SDK nothing is recorded."""
 
 from nanobanana_async.otel.telemetry import Telemetry
 

@@ -1,4 +1,4 @@
-"""What is counted and measured."""
+"""Create the metrics."""
 
 from opentelemetry import metrics
 
@@ -11,8 +11,8 @@ from nanobanana_async.otel.names import (
     JOBS_ENDED,
     OPERATION_BUCKETS,
     OPERATION_DURATION,
-    QUERIES,
-    QUERY_DELAY,
+    POLL_DELAY,
+    POLLS,
     REFUSALS,
     SLOTS_HELD,
     SLOTS_LIMIT,
@@ -20,32 +20,32 @@ from nanobanana_async.otel.names import (
 
 
 class Instruments:
-    """The metrics; the same ones for every session."""
+    """The metrics, shared by all sessions."""
 
     def __init__(self, meter: metrics.Meter) -> None:
         histogram, counter = meter.create_histogram, meter.create_counter
         self.operation_s = histogram(
             OPERATION_DURATION,
             "s",
-            "From when a job was asked for until it ended.",
+            "From the request of a job until its end.",
             explicit_bucket_boundaries_advisory=OPERATION_BUCKETS,
         )
         self.job_s = histogram(
             JOB_DURATION,
             "s",
-            "From when the gateway took a job until its end was seen.",
+            "From the acceptance of a job until a poll reported its end.",
             explicit_bucket_boundaries_advisory=JOB_BUCKETS,
         )
         self.delay_s = histogram(
-            QUERY_DELAY,
+            POLL_DELAY,
             "s",
-            "From when a job ended, by the gateway's clock, until that was seen.",
+            "From the end of a job, by the gateway's clock, until a poll reported it.",
             explicit_bucket_boundaries_advisory=DELAY_BUCKETS,
         )
-        self.ended = counter(JOBS_ENDED, "{job}", "Jobs that ended, or are in doubt, by state.")
-        self.creates = counter(CREATES, "{request}", "Creates, by what they brought.")
-        self.refusals = counter(REFUSALS, "{request}", "Creates that were refused for want of a slot, or for the rate.")
-        self.queries = counter(QUERIES, "{request}", "Queries about jobs.")
-        self.credits = counter(CREDITS, "{credit}", "What jobs cost after refunds, counted when they end.")
-        self.held = meter.create_up_down_counter(SLOTS_HELD, "{slot}", "Job slots that are taken, as far as is known.")
+        self.ended = counter(JOBS_ENDED, "{job}", "Jobs that ended or became uncertain, by state.")
+        self.creates = counter(CREATES, "{request}", "Creates, by outcome.")
+        self.refusals = counter(REFUSALS, "{request}", "Creates refused with 429: no free job slot, or above the rate.")
+        self.polls = counter(POLLS, "{request}", "Polls of jobs.")
+        self.credits = counter(CREDITS, "{credit}", "Credits charged for jobs after refunds, counted when they end.")
+        self.held = meter.create_up_down_counter(SLOTS_HELD, "{slot}", "Job slots held, as far as is known.")
         self.limit = meter.create_gauge(SLOTS_LIMIT, "{slot}", "The learned limit of job slots.")

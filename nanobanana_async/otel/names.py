@@ -1,7 +1,6 @@
-"""Every name under which something is told to OpenTelemetry; docs/observability.md says what they mean.
+"""The names of all spans, events, attributes and metrics; docs/observability.md describes them.
 
-`gen_ai.*`, `error.*` and `http.*` are names of the semantic conventions; where these have none, ours begin with
-`nanobanana.`.
+`gen_ai.*`, `error.*` and `http.*` are names of the semantic conventions. All others begin with `nanobanana.`.
 """
 
 SCOPE = "nanobanana_async"
@@ -23,7 +22,7 @@ JOB_GENERATION = "nanobanana.job.generation"
 JOB_ADOPTED = "nanobanana.job.adopted"
 JOB_STATE = "nanobanana.job.state"
 JOB_ATTEMPTS = "nanobanana.job.attempts"
-JOB_QUERIES = "nanobanana.job.queries"
+JOB_POLLS = "nanobanana.job.polls"
 JOB_CREDITS = "nanobanana.job.credits"
 IMAGE_RESOLUTION = "nanobanana.image.resolution"
 IMAGE_ASPECT_RATIO = "nanobanana.image.aspect_ratio"
@@ -33,32 +32,32 @@ CREATE_OUTCOME = "nanobanana.create.outcome"
 LIMIT_KIND = "nanobanana.limit.kind"
 DECISION = "nanobanana.create.decision"
 WAIT = "nanobanana.wait"
-STATUS = "nanobanana.query.status"
+STATUS = "nanobanana.poll.status"
 
 # Events of a span.
 CREATE_SENT = "nanobanana.create.sent"
 CREATE_ACCEPTED = "nanobanana.create.accepted"
 CREATE_REFUSED = "nanobanana.create.refused"
 CREATE_FAILED = "nanobanana.create.failed"
-QUERY_ANSWERED = "nanobanana.query.answered"
-QUERY_FAILED = "nanobanana.query.failed"
+POLL_ANSWERED = "nanobanana.poll.answered"
+POLL_FAILED = "nanobanana.poll.failed"
 CALLBACK_RECEIVED = "nanobanana.callback.received"
-JOB_SETTLED = "nanobanana.job.settled"
+JOB_RESOLVED = "nanobanana.job.resolved"
 JOB_ENDED = "nanobanana.job.ended"
 
 # Metrics.
 OPERATION_DURATION = "gen_ai.client.operation.duration"
 JOB_DURATION = "nanobanana.job.duration"
-QUERY_DELAY = "nanobanana.query.delay"
+POLL_DELAY = "nanobanana.poll.delay"
 JOBS_ENDED = "nanobanana.job.ends"
 CREATES = "nanobanana.create.requests"
 REFUSALS = "nanobanana.create.refusals"
-QUERIES = "nanobanana.query.requests"
+POLLS = "nanobanana.poll.requests"
 CREDITS = "nanobanana.credits.spent"
 SLOTS_HELD = "nanobanana.slot.held"
 SLOTS_LIMIT = "nanobanana.slot.limit"
 
-# The one operation, by the conventions' word for it.
+# The only operation, as the conventions name it.
 GENERATE = "generate_content"
 # The conventions' buckets end at 82 s; a job that waits for its slot may take longer.
 OPERATION_BUCKETS = (0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28, 2.56, 5.12, 10.24, 20.48, 40.96, 81.92)

@@ -1,21 +1,21 @@
-"""What a user hands to his sessions."""
+"""The OpenTelemetry observer."""
 
 from collections.abc import Callable
 
 from opentelemetry import metrics, trace
 
 from nanobanana_async._version import __version__
-from nanobanana_async.observe import Event
+from nanobanana_async.events import Event
 from nanobanana_async.otel.instruments import Instruments
+from nanobanana_async.otel.job_spans import JobSpans
 from nanobanana_async.otel.names import SCOPE
-from nanobanana_async.otel.witness import Witness
 
 
 class Telemetry:
-    """Tells OpenTelemetry what happens: `Session(observers=[Telemetry()])`; one may serve any number of sessions.
+    """Record spans and metrics of any number of sessions: `Session(observers=[Telemetry()])`.
 
-    The providers default to the global ones, also when these are set later. Prompts and reference URLs leave only with
-    `record_prompts`, API keys never, and nothing that the gateway says in sentences.
+    The providers default to the global ones, even if these are set later. Prompts and reference URLs are recorded only
+    with `record_prompts`; API keys and the gateway's messages never are.
     """
 
     def __init__(
@@ -30,5 +30,5 @@ class Telemetry:
         self._record_prompts = record_prompts
 
     def observer(self) -> Callable[[Event], None]:
-        """Return what one session tells its events to; the session asks for it by itself."""
-        return Witness(self._tracer, self._instruments, record_prompts=self._record_prompts)
+        """Return the observer of one session; the session calls this method itself."""
+        return JobSpans(self._tracer, self._instruments, record_prompts=self._record_prompts)

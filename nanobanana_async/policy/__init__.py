@@ -1,1 +1,1 @@
-"""Decisions as values made from values: no await, no clock, no socket; `now` is an argument."""
+"""Decisions without I/O: no await, no clock, no socket; `now` is always an argument."""

@@ -1,22 +1,33 @@
-"""How long jobs of one class take: learned from those that ended and from those that still run."""
+"""Learn how long jobs of one price class take, from those that ended and those that still run.
+
+A log-normal distribution is fitted first, since it needs few completions. As data comes in, a histogram of the hazard
+(the rate at which running jobs end at an age) outweighs it: real durations can have two modes or a dead time.
+"""
 
 import math
 from collections.abc import Sequence
 
 from attrs import define, field
 
-# The prior on a class of jobs never seen before: vague in the median, firm in the spread.
 PRIOR_SIGMA = 0.5
+"""The spread of an unknown class of jobs."""
 PRIOR_WEIGHT_MEDIAN = 0.5
 PRIOR_WEIGHT_SIGMA = 2.0
+"""The weights of the first guesses, in completions: the median is a weak guess, the spread a better one."""
 
-BIN = 1.1  # bins of 10 %: finer ones are noise, coarser ones blur a second mode
+BIN = 1.1
+"""Each bin is 10 % wider than the one before: narrower bins are noise, wider ones hide a second mode."""
 SHORTEST_S = 0.05
-BINS = 120  # up to 0.05 s * 1.1^120: an hour and a quarter
-PRIOR_EVENTS = 6.0  # so many completions in a bin weigh as much as the fitted curve
-LEAST_HAZARD = 1e-6  # per second: nothing is impossible
-MEMORY = 400.0  # completions after which the old ones weigh half: providers change
-STEPS = 2  # of expectation-maximisation a fit; it starts from the last one
+BINS = 120
+"""The bins reach from `SHORTEST_S` to 0.05 s * 1.1^120, an hour and a quarter."""
+PRIOR_EVENTS = 6.0
+"""This many completions in a bin weigh as much as the fitted curve."""
+LEAST_HAZARD = 1e-6
+"""Per second. A hazard of zero would mean that a job can't end at an age."""
+MEMORY = 400.0
+"""After this many completions the old ones count half, so that a change at the gateway is followed."""
+STEPS = 2
+"""Steps of expectation-maximisation in a fit: few, since each fit starts from the previous one."""
 
 EDGES = tuple(SHORTEST_S * BIN**number for number in range(BINS + 1))
 WIDTHS = tuple(EDGES[number + 1] - EDGES[number] for number in range(BINS))
@@ -28,10 +39,10 @@ _ROOT_2_PI = math.sqrt(2.0 * math.pi)
 
 @define
 class Durations:
-    """A log-normal fitted with censoring, blended into a binned hazard as data comes in: bimodal durations exist."""
+    """The learned distribution of durations of one price class."""
 
     expected_s: float
-    """The first guess; worth half an observation."""
+    """The first guess of the median; it weighs `PRIOR_WEIGHT_MEDIAN` completions."""
     count: float = 0.0
     median_s: float = 0.0
     sigma: float = PRIOR_SIGMA
@@ -43,23 +54,27 @@ class Durations:
         self.median_s = self.expected_s
 
     def completed(self, seconds: float) -> None:
-        """Learn that a job took so long."""
+        """Record the duration of an ended job."""
         seconds = min(max(seconds, SHORTEST_S), EDGES[-1])
         log_s = math.log(seconds)
         self.count += 1.0
         self._sum += log_s
         self._squares += log_s * log_s
         middle = min(BINS - 1, int((log_s - _LOG_EDGES[0]) / _LOG_BIN))
-        for number, share in ((middle - 1, 0.25), (middle, 0.5), (middle + 1, 0.25)):  # no moment is exact
+        for number, share in (
+            (middle - 1, 0.25),
+            (middle, 0.5),
+            (middle + 1, 0.25),
+        ):  # smooth: no end is noticed exactly
             self._ended[min(BINS - 1, max(0, number))] += share
         if self.count > MEMORY:
             self._forget_half()
 
     def fit(self, running_s: Sequence[float]) -> None:
-        """Fit the log-normal; `running_s` are the ages at which jobs were last seen to run.
+        """Fit the log-normal; `running_s` are the ages at which polls last found jobs running.
 
-        Leaving those out would bias the estimate short early in a batch, when only the short jobs have ended. They
-        enter as censored observations, by expectation-maximisation.
+        Those jobs enter as censored observations, by expectation-maximisation. Without them the estimate is too short
+        early in a batch, when only the short jobs have ended.
         """
         mu, sigma = math.log(self.median_s), self.sigma
         prior_mu = math.log(self.expected_s)
@@ -79,16 +94,16 @@ class Durations:
         self.median_s, self.sigma = math.exp(mu), sigma
 
     def hazards(self) -> list[float]:
-        """Return the hazard in each bin of `EDGES`, per second: counts, weighed against the fitted curve."""
+        """Return the hazard per second in each bin: the counts, blended with the fitted curve."""
         mu = math.log(self.median_s)
-        # The predictive spread: a median known from one observation is itself a guess.
+        # Widen the spread by the uncertainty of the median (the predictive distribution).
         sigma = self.sigma * math.sqrt(1.0 + 1.0 / (self.count + PRIOR_WEIGHT_MEDIAN))
         left = sum(self._ended)
         tail, fitted = 1.0, LEAST_HAZARD
         hazards = []
         for number, ended in enumerate(self._ended):
             z = (_LOG_EDGES[number + 1] - mu) / sigma
-            if -5.0 < z < 5.0:  # before that next to nothing ends; beyond it the last hazard goes on
+            if -5.0 < z < 5.0:  # before that almost nothing ends; beyond it the last hazard is kept
                 before, tail = tail, 0.5 * math.erfc(z / _ROOT_2)
                 fitted = max(math.log(before / tail) / WIDTHS[number], LEAST_HAZARD)
             if ended or left > 0.5:
@@ -106,13 +121,9 @@ class Durations:
         self._ended = [share / 2.0 for share in self._ended]
 
 
-def _upper_tail(z: float) -> float:
-    return 0.5 * math.erfc(z / _ROOT_2)
-
-
 def _inverse_mills(z: float) -> float:
     """Return the hazard of a standard normal, phi(z) / Q(z)."""
-    tail = _upper_tail(z)
-    if tail < 1e-12:  # both vanish; the first term of the asymptotic series is close enough
+    tail = 0.5 * math.erfc(z / _ROOT_2)
+    if tail < 1e-12:  # phi and Q both underflow: use the asymptotic series
         return z + 1.0 / z
     return math.exp(-0.5 * z * z) / (_ROOT_2_PI * tail)

@@ -1,10 +1,9 @@
-"""What a create or a query that brought no answer, or a no, means: decided as pure functions."""
+"""Decide what to do after a failed create or poll, with pure functions."""
 
 import enum
 
-from attrs import define, field, frozen
+from attrs import field, frozen
 
-from nanobanana_async.checks import at_least_one, positive
 from nanobanana_async.errors import (
     AccessDenied,
     AuthenticationError,
@@ -20,64 +19,70 @@ from nanobanana_async.errors import (
     SessionClosed,
     TaskNotFound,
     TransportError,
+    UnexpectedResponse,
 )
+from nanobanana_async.validators import DAY_S, at_least_one, switch, within
 
-# A plain no: by status or by the envelope's code inside a 200.
+# Final refusals, by status or by the code of an error envelope inside a 200.
 _REFUSALS = (InvalidRequest, AuthenticationError, InsufficientCredits, AccessDenied, TaskNotFound, PromptBlocked)
-# Stated trouble of the gateway itself; 502 and 504 come from something in front of it, and tell nothing.
-_STATED_TROUBLE = (500, 503)
+# Errors of the gateway itself. A 502 or 504 comes from a proxy, so the create may or may not have reached the gateway.
+_GATEWAY_ERRORS = (500, 503)
 
-LATE_REPLICA_S = 30.0  # a 404 right after the create is a replica that lags
-LATE_IMAGES_S = 10.0  # `completed` may be seen before the images are
-
-MAX_RETRY_AFTER_S = 120.0
+LATE_REPLICA_S = 30.0
+"""How long after the create a 404 may come from a replica of the gateway's database that lags behind."""
+LATE_IMAGES_S = 10.0
+"""How long a task may be `completed` before its images appear in the answer."""
 
 
 @frozen(kw_only=True)
 class RetryPolicy:
-    """How long a purchase is tried, and what you are willing to risk.
+    """How long a create is retried, and which risks are accepted.
 
-    Attempts are those that cost one: refusals for want of a slot (429) do not. `retry_uncertain` and
-    `retry_unkeyed_5xx` may pay twice on a gateway without idempotency keys; they are yours to choose.
+    `max_attempts` does not count 429s: waiting for a job slot costs no attempt. On a gateway without idempotency keys
+    `retry_uncertain` and `retry_unkeyed_5xx` may pay twice for one job, so both are off by default.
     """
 
     max_attempts: int = field(default=40, validator=at_least_one)
-    max_wait_s: float = field(default=900.0, validator=positive)
-    first_backoff_s: float = field(default=0.5, validator=positive)
-    max_backoff_s: float = field(default=30.0, validator=positive)
-    retry_uncertain: bool = False
-    retry_unkeyed_5xx: bool = False
+    max_wait_s: float = field(default=900.0, validator=within(above=0, endless=True))
+    first_backoff_s: float = field(default=0.5, validator=within(above=0, most=DAY_S))
+    max_backoff_s: float = field(default=30.0, validator=within(above=0, most=DAY_S))
+    retry_uncertain: bool = field(default=False, validator=switch)
+    retry_unkeyed_5xx: bool = field(default=False, validator=switch)
 
     def backoff_s(self, attempt: int, jitter: float) -> float:
-        """Seconds to wait after the n-th attempt; `jitter` in 0..1 spreads clients over the upper half of the wait."""
+        """Return the seconds to wait after the n-th attempt.
+
+        `jitter`, from 0 to 1, spreads clients over the upper half of a ceiling that doubles with each attempt.
+        """
         ceiling = min(self.max_backoff_s, self.first_backoff_s * 2.0 ** min(attempt - 1, 30))
         return ceiling * (0.5 + 0.5 * jitter)
 
 
-class Heard(enum.Enum):
-    """What the failure of a create says about the job."""
+class FailureKind(enum.Enum):
+    """What the failure of a create means for the job."""
 
-    UNSENT = "surely not sent"
-    LIMITED = "refused for now: a slot or the rate"
+    NOT_SENT = "nothing reached the gateway"
+    THROTTLED = "429: no job slot, or too many requests"
     REFUSED = "refused for good"
-    IN_WORK = "its key is being worked on"
-    TROUBLE = "the gateway says that it is in trouble"
-    NOTHING = "nothing usable"
+    IN_PROGRESS = "409: an earlier create with this key is still processed"
+    KEY_TAKEN = "409: the key was used before, by a create that this ledger does not know"
+    SERVER_ERROR = "500 or 503 from the gateway itself"
+    NO_ANSWER = "no usable answer"
 
 
-class Move(enum.Enum):
-    """What to do with a job whose create brought no task id."""
+class RetryAction(enum.Enum):
+    """What to do with a job whose create returned no task id."""
 
-    REQUEUE = "back to PENDING, wait for a slot"
-    REPEAT = "the same bytes again, after a wait"
-    REFUSE = "REFUSED"
-    PARK = "UNCERTAIN"
-    GIVE_UP = "stop trying; nothing was bought"
+    REQUEUE = "back to PENDING, to wait for a slot"
+    REPEAT = "send the same bytes again, after a wait"
+    REFUSE = "make the job REFUSED"
+    PARK = "make the job UNCERTAIN"
+    GIVE_UP = "stop; nothing was bought"
 
 
 @frozen(kw_only=True)
 class Attempt:
-    """What is known of a purchase when one of its creates brought no task id."""
+    """What is known about a generation when one of its creates returned no task id."""
 
     keyed: bool
     sent_before: bool
@@ -85,75 +90,92 @@ class Attempt:
     in_doubt: bool
     """An earlier create may have been accepted."""
     number: int
-    """Of the attempts that cost one, this one included."""
+    """The number of attempts that count, including this one."""
     waited_s: float
     key_age_s: float
-    """By the wall clock, from the first send."""
+    """Seconds since the first send, by the wall clock."""
     key_lifetime_s: float
 
     @property
     def key_lives(self) -> bool:
-        """Whether a repeat is still recognised; a clock that went backwards proves nothing."""
+        """Whether the gateway still recognises a repeat; False if the wall clock went backwards."""
         return self.keyed and 0 <= self.key_age_s < self.key_lifetime_s
 
 
 @frozen(kw_only=True)
-class Verdict:
-    """The decision: what was heard, the move, and whether the job is in doubt from now on."""
+class RetryDecision:
+    """What the failure means, what to do, and whether the job is in doubt from now on."""
 
-    heard: Heard
-    move: Move
+    kind: FailureKind
+    action: RetryAction
     in_doubt: bool = False
 
     @property
     def costs_attempt(self) -> bool:
-        """Whether it counts against `max_attempts`: waiting for a slot, or for a create at work, does not."""
-        return _costs_attempt(self.heard)
+        """Whether the attempt counts against `max_attempts`."""
+        return _costs_attempt(self.kind)
 
 
-def hear(error: NanoBananaError, attempt: Attempt) -> Heard:
-    """Tell what a create's failure says."""
+def classify_failure(error: NanoBananaError, attempt: Attempt) -> FailureKind:
+    """Return what a create's failure means."""
     match error:
-        case TransportError(sent=False) | ConfigurationError() | SessionClosed():  # the door did not let it out
-            return Heard.UNSENT
+        # The transport raises the last two before it sends anything.
+        case TransportError(possibly_sent=False) | ConfigurationError() | SessionClosed():
+            return FailureKind.NOT_SENT
         case RateLimited():
-            return Heard.LIMITED
+            return FailureKind.THROTTLED
         case IdempotencyConflict() if attempt.keyed:
-            return Heard.IN_WORK if attempt.sent_before else Heard.REFUSED
+            return FailureKind.IN_PROGRESS if attempt.sent_before else FailureKind.KEY_TAKEN
+        # A 409 without the gateway's envelope may mean the same: the key of a first send must not be sent again.
+        case UnexpectedResponse(status=409) if attempt.keyed and not attempt.sent_before:
+            return FailureKind.KEY_TAKEN
         case GatewayError() if isinstance(error, _REFUSALS):
-            return Heard.REFUSED
-        case GatewayUnavailable(status=status) if status in _STATED_TROUBLE:
-            return Heard.TROUBLE
+            return FailureKind.REFUSED
+        case GatewayUnavailable(status=status) if status in _GATEWAY_ERRORS:
+            return FailureKind.SERVER_ERROR
         case _:
-            return Heard.NOTHING
+            return FailureKind.NO_ANSWER
 
 
-def _costs_attempt(heard: Heard) -> bool:
-    return heard not in (Heard.LIMITED, Heard.IN_WORK)
+def _costs_attempt(kind: FailureKind) -> bool:
+    # Waiting for a slot costs no attempt, and neither does waiting for an earlier create of the same key.
+    return kind not in (FailureKind.THROTTLED, FailureKind.IN_PROGRESS)
 
 
-def decide_create(error: NanoBananaError, attempt: Attempt, policy: RetryPolicy) -> Verdict:
-    """Decide what becomes of a job whose create failed so. Doubt is sticky: only a task id ends it."""
-    heard = hear(error, attempt)
-    doubtful = heard in (Heard.IN_WORK, Heard.TROUBLE, Heard.NOTHING)
-    if heard is Heard.TROUBLE and not attempt.keyed and policy.retry_unkeyed_5xx:
+def decide_create(error: NanoBananaError, attempt: Attempt, policy: RetryPolicy) -> RetryDecision:
+    """Decide what to do with a job whose create failed.
+
+    Doubt is sticky: once a create may have been accepted, only a task id ends the doubt, and no later refusal does.
+    """
+    kind = classify_failure(error, attempt)
+    if kind is FailureKind.KEY_TAKEN:
+        # Another host, or this one with a ledger that was lost, used the key: the job may have been bought.
+        return RetryDecision(kind=kind, action=RetryAction.PARK, in_doubt=True)
+    doubtful = kind in (FailureKind.IN_PROGRESS, FailureKind.SERVER_ERROR, FailureKind.NO_ANSWER)
+    if kind is FailureKind.SERVER_ERROR and not attempt.keyed and policy.retry_unkeyed_5xx:
         doubtful = False
     exhausted = attempt.waited_s >= policy.max_wait_s or (
-        _costs_attempt(heard) and attempt.number >= policy.max_attempts
+        _costs_attempt(kind) and attempt.number >= policy.max_attempts
     )
     if attempt.in_doubt or doubtful:
         safe = attempt.key_lives if attempt.keyed else policy.retry_uncertain
-        return Verdict(heard=heard, move=Move.REPEAT if safe and not exhausted else Move.PARK, in_doubt=True)
-    if heard is Heard.REFUSED:
-        return Verdict(heard=heard, move=Move.REFUSE)
-    if heard is Heard.LIMITED:
-        return Verdict(heard=heard, move=Move.REQUEUE)
-    return Verdict(heard=heard, move=Move.GIVE_UP if exhausted else Move.REPEAT)
+        action = RetryAction.REPEAT if safe and not exhausted else RetryAction.PARK
+        return RetryDecision(kind=kind, action=action, in_doubt=True)
+    if kind is FailureKind.REFUSED:
+        return RetryDecision(kind=kind, action=RetryAction.REFUSE)
+    if kind is FailureKind.THROTTLED:
+        return RetryDecision(kind=kind, action=RetryAction.REQUEUE)
+    # A wrong setting, such as a closed aiohttp session of the caller, is not cured by waiting.
+    hopeless = isinstance(error, ConfigurationError)
+    return RetryDecision(kind=kind, action=RetryAction.GIVE_UP if exhausted or hopeless else RetryAction.REPEAT)
 
 
-def stops_following(error: NanoBananaError, running_s: float, job_s: float) -> bool:
-    """Tell whether a failed query ends the waiting; the network never does, until `job_s` has passed."""
-    if isinstance(error, (AuthenticationError, AccessDenied)):
+def ends_polling(error: NanoBananaError, running_s: float, job_s: float) -> bool:
+    """Return whether a failed poll ends the polling of a job that runs for `running_s` seconds.
+
+    Wrong credentials and settings end it at once. Network errors end it only when `job_s` has passed.
+    """
+    if isinstance(error, (AuthenticationError, AccessDenied, ConfigurationError)):
         return True
     if isinstance(error, TaskNotFound):
         return running_s >= LATE_REPLICA_S
@@ -161,71 +183,5 @@ def stops_following(error: NanoBananaError, running_s: float, job_s: float) -> b
 
 
 def is_outage(error: NanoBananaError) -> bool:
-    """Tell whether a failure speaks of the gateway or the way to it, and not of the one request."""
+    """Return whether a failure concerns the gateway or the network, and not just one request."""
     return isinstance(error, GatewayUnavailable) or not isinstance(error, GatewayError)
-
-
-@define
-class Gate:
-    """Whether requests of one class may leave: closed by Retry-After, and by several failures in a row.
-
-    While failures go on, single probes leave, each after a longer wait; the first success opens it for all.
-    """
-
-    policy: RetryPolicy
-    tolerated: int = 3
-    opens_at: float = 0.0
-    failures: int = 0
-
-    def admits(self, now: float, on_wire: int) -> bool:
-        """Tell whether one more request may leave while `on_wire` of its class are out."""
-        if now < self.opens_at:
-            return False
-        return not self.probing or on_wire == 0
-
-    @property
-    def probing(self) -> bool:
-        """Whether only single probes may leave."""
-        return self.failures >= self.tolerated
-
-    def pause(self, now: float, wait_s: float) -> None:
-        """Close until the wait that the gateway asked for is over; a hostile one is capped."""
-        self.opens_at = max(self.opens_at, now + min(wait_s, MAX_RETRY_AFTER_S))
-
-    def failed(self, now: float, jitter: float) -> None:
-        """Count a failure that speaks of an outage."""
-        self.failures += 1
-        if self.probing:
-            wait_s = self.policy.backoff_s(self.failures - self.tolerated + 1, jitter)
-            self.opens_at = max(self.opens_at, now + wait_s)
-
-    def succeeded(self) -> None:
-        """Count an answer: whatever it said, the gateway lives."""
-        self.failures = 0
-
-
-@define
-class RetryBudget:
-    """What repeated creates may cost in all, so that an outage causes little extra load.
-
-    Each request adds a tenth of a repeat, and time a little, so that the last job alone is not stuck for ever.
-    """
-
-    tokens: float = 50.0
-    capacity: float = 50.0
-    per_request: float = 0.1
-    per_second: float = 0.1
-    updated_at: float = 0.0
-
-    def earn(self) -> None:
-        """Count a request that left."""
-        self.tokens = min(self.capacity, self.tokens + self.per_request)
-
-    def draw(self, now: float) -> bool:
-        """Take what one repeated create costs, if it is there."""
-        self.tokens = min(self.capacity, self.tokens + max(0.0, now - self.updated_at) * self.per_second)
-        self.updated_at = now
-        if self.tokens < 1.0:
-            return False
-        self.tokens -= 1.0
-        return True

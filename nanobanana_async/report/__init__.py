@@ -1,4 +1,4 @@
-"""The gallery and run report: one HTML file that needs no network, beside the pictures it shows. Needs jinja2."""
+"""Write a gallery and run report: one HTML file that needs no network, beside its images. Needs jinja2."""
 
 from nanobanana_async.report.page import write_report
 from nanobanana_async.report.recorder import Recorder

@@ -1,11 +1,11 @@
-"""The run as charts: paths in a field of 1000 by 100, which the page stretches; labels stand beside it."""
+"""Draw the charts of a run: SVG paths in a 1000 by 100 box, which the page stretches; labels are outside of the box."""
 
 import math
 from collections.abc import Callable, Sequence
 
 from attrs import frozen
 
-from nanobanana_async.report import words
+from nanobanana_async.formatting import count, duration, number
 from nanobanana_async.report.recorder import Recorder
 from nanobanana_async.report.summary import Summary
 from nanobanana_async.report.timeline import Axis, Step, levels, sums
@@ -17,15 +17,15 @@ _TIME_STEPS_S = (
     *(3600 * hours for hours in (1, 2, 4, 8, 12)),
 )
 _DAY_S = 86400.0
-_LEAST_IDLE_S = 60.0
-_IDLE_JOBS = 4  # usual durations in which nothing was sent and nothing ended
+_MIN_IDLE_S = 60.0
+_IDLE_JOBS = 4  # idle: nothing was sent or ended for this many median job durations
 _MAX_TICKS = 5
 _MAX_BARS = 28
 
 
 @frozen
 class Tick:
-    """A label at a percentage of the breadth or height."""
+    """A label at a percentage of the width or height."""
 
     at: float
     label: str
@@ -33,7 +33,7 @@ class Tick:
 
 @frozen(kw_only=True)
 class Chart:
-    """One chart as the template draws it; each layer is a CSS class and a path, each entry of the legend likewise."""
+    """A chart for the template. Each layer is a CSS class and a path; each legend entry a CSS class and a label."""
 
     title: str
     headline: str
@@ -47,62 +47,62 @@ class Chart:
 
     @property
     def summary(self) -> str:
-        """The chart for those who can't see it."""
+        """The accessible description."""
         return ", ".join(part for part in (self.title, self.headline, self.note) if part)
 
 
 def charts_of(summary: Summary, run: Recorder | None) -> tuple[list[Chart], float]:
-    """Return the charts there is something to show in, and for how long anything ran."""
+    """Return the charts that have data, and how long jobs were running."""
     held = summary.held()
     durations_s = sorted(summary.durations_s)
-    # What counts is when something was sent or ended: a job that nobody followed for a night did not run all night.
+    # Only sends and ends count as activity: a job that no session followed overnight did not run all night.
     spans = [(at, at) for at in (*summary.began, *summary.ended, *(start for start, _ in summary.still_held))]
-    if run is not None and run.started_at is not None and run.last_at is not None and run.points:
+    if run is not None and run.started_at is not None and run.last_at is not None and run.samples:
         start = run.started_at.timestamp()
         spans.append((start, max(start, run.last_at.timestamp())))
-    usual_s = durations_s[len(durations_s) // 2] if durations_s else 0.0
-    axis = Axis(spans, max(_LEAST_IDLE_S, _IDLE_JOBS * usual_s))
+    median_s = durations_s[len(durations_s) // 2] if durations_s else 0.0
+    axis = Axis(spans, max(_MIN_IDLE_S, _IDLE_JOBS * median_s))
     if axis.empty:
         return [], 0.0
     charts = [
-        _slots(held, run, axis) if held or (run is not None and run.points) else None,
+        _slots(held, run, axis) if held or (run is not None and run.samples) else None,
         _credits(summary, axis),
         _histogram("Time per job", durations_s, "from sent to ended"),
-        _histogram("Ends seen late by", [] if run is None else run.delays_s(), "at most: between the last two looks"),
+        _histogram("Detection delay", [] if run is None else run.delays_s(), "at most: between the last two polls"),
     ]
     return [chart for chart in charts if chart is not None], axis.busy_s
 
 
 def _slots(held: Sequence[tuple[float, float, int]], run: Recorder | None, axis: Axis) -> Chart:
     steps = levels(held, axis)
-    limit, refused, closed = _learned(run, axis)
-    known = [value for _, value in limit if value is not None]
-    most = max((value for _, value in steps), default=0.0)
-    top, y_ticks = _ceiling(max(most, *known, 1.0))
+    limit, throttled, paused = _learned(run, axis)
+    limits = [value for _, value in limit if value is not None]
+    max_held = max((value for _, value in steps), default=0.0)
+    top, y_ticks = _ceiling(max(max_held, *limits, 1.0))
     y = _scale(top)
-    layers = [("closed", _bands(closed)), ("held", _area(steps, y)), ("edge", _line(steps, y))]
+    layers = [("paused", _bands(paused)), ("held", _area(steps, y)), ("edge", _line(steps, y))]
     legend = [("held", "held")]
     notes = []
-    if known:
+    if limits:
         layers.append(("limit", _line(limit, y)))
         legend.append(("limit", "learned limit"))
-        notes.append(f"limit {words.number(known[-1])} learned")
-    if refused:
-        marks = "".join(f"M{_n(place * _WIDTH)} {_n(y(_value_at(limit, steps, place)))}h0" for place in refused)
-        layers.append(("refusal", marks))
-        legend.append(("refusal", "refused (429)"))
+        notes.append(f"limit {number(limits[-1])} learned")
+    if throttled:
+        marks = "".join(f"M{_n(place * _WIDTH)} {_n(y(_value_at(limit, steps, place)))}h0" for place in throttled)
+        layers.append(("throttled", marks))
+        legend.append(("throttled", "refused (429)"))
     if run is not None:
-        notes.append(words.count(run.refusals, "refusal"))
-    if closed:
-        legend.append(("closed", "told to wait"))
+        notes.append(count(run.throttled, "refusal"))
+    if paused:
+        legend.append(("paused", "paused"))
     return Chart(
         title="Job slots",
-        headline=f"{words.number(most)} at once",
+        headline=f"{number(max_held)} at once",
         note=" · ".join(notes),
         layers=tuple(layers),
         x_ticks=_time_ticks(axis),
         y_ticks=y_ticks,
-        cuts=tuple(Tick(100 * cut.place, f"{words.seconds(cut.seconds)} later") for cut in axis.cuts),
+        cuts=tuple(Tick(100 * cut.place, f"{duration(cut.seconds)} later") for cut in axis.cuts),
         legend=tuple(legend),
         wide=True,
     )
@@ -111,31 +111,31 @@ def _slots(held: Sequence[tuple[float, float, int]], run: Recorder | None, axis:
 def _learned(
     run: Recorder | None, axis: Axis
 ) -> tuple[list[tuple[float, float | None]], list[float], list[tuple[float, float]]]:
-    """Return the limit over time, where creates were refused, and where none might leave."""
-    if run is None or not run.points or run.last_at is None:
+    """Return the limit over time, where creates were refused with 429, and where creates were paused."""
+    if run is None or not run.samples or run.last_at is None:
         return [], [], []
     limit: list[tuple[float, float | None]] = []
-    refused: list[float] = []
-    closed: list[tuple[float, float]] = []
-    refusals, shut = 0, None
-    for point in list(run.points):
-        place = axis.place(point.at.timestamp())
-        if not limit or limit[-1][1] != point.job_limit:
-            limit.append((place, point.job_limit))
-        if point.refusals > refusals:
-            refused.append(place)
-        refusals = point.refusals
-        if shut is not None and point.gate_open:
-            closed.append((shut, place))
-        shut = None if point.gate_open else place if shut is None else shut
+    throttled: list[float] = []
+    paused: list[tuple[float, float]] = []
+    refusals, pause_start = 0, None
+    for sample in list(run.samples):
+        place = axis.place(sample.at.timestamp())
+        if not limit or limit[-1][1] != sample.job_limit:
+            limit.append((place, sample.job_limit))
+        if sample.throttled > refusals:
+            throttled.append(place)
+        refusals = sample.throttled
+        if pause_start is not None and sample.gate_open:
+            paused.append((pause_start, place))
+        pause_start = None if sample.gate_open else place if pause_start is None else pause_start
     end = axis.place(run.last_at.timestamp())
-    if shut is not None:
-        closed.append((shut, end))
-    return [*limit, (end, None)], refused, closed
+    if pause_start is not None:
+        paused.append((pause_start, end))
+    return [*limit, (end, None)], throttled, paused
 
 
 def _value_at(limit: Sequence[tuple[float, float | None]], steps: Sequence[Step], place: float) -> float:
-    """Return where a refusal is marked: on the limit, or on what was held while none was known."""
+    """Return the height of a refusal mark: the limit, or the held slots while the limit was unknown."""
     known = [value for at, value in limit if at <= place]
     if known and known[-1] is not None:
         return known[-1]
@@ -150,8 +150,8 @@ def _credits(summary: Summary, axis: Axis) -> Chart | None:
     y = _scale(top)
     return Chart(
         title="Credits",
-        headline=words.number(summary.credits),
-        note=f"{words.number(round(summary.credits / len(summary.paid), 2))} a row",
+        headline=number(summary.credits),
+        note=f"{number(round(summary.credits / len(summary.paid), 2))} a row",
         layers=(("spent", _area(steps, y)), ("spent-edge", _line([*steps, (1.0, None)], y))),
         x_ticks=_time_ticks(axis, 4),
         y_ticks=y_ticks,
@@ -159,7 +159,7 @@ def _credits(summary: Summary, axis: Axis) -> Chart | None:
 
 
 def _histogram(title: str, values: Sequence[float], note: str) -> Chart | None:
-    """Return how values, in their order, are spread; the last hundredth stands in the last bar."""
+    """Return a histogram of sorted values; values above the 99th percentile are in the last bar."""
     if not values:
         return None
     median, high = values[len(values) // 2], values[min(len(values) - 1, math.ceil(len(values) * 0.99))]
@@ -171,16 +171,16 @@ def _histogram(title: str, values: Sequence[float], note: str) -> Chart | None:
     top, y_ticks = _ceiling(max(counts))
     y, step = _scale(top), _WIDTH / bars
     path = "".join(
-        f"M{_n(number * step + step * 0.1)} 100V{_n(y(counted))}H{_n((number + 1) * step - step * 0.1)}V100Z"
-        for number, counted in enumerate(counts)
-        if counted
+        f"M{_n(bar * step + step * 0.1)} 100V{_n(y(jobs))}H{_n((bar + 1) * step - step * 0.1)}V100Z"
+        for bar, jobs in enumerate(counts)
+        if jobs
     )
     at = min(median / (width * bars), 1.0) * _WIDTH
     every = max(1, math.ceil(bars / 4))
-    ticks = [Tick(100 * number / bars, _bin_label(number * width, width)) for number in range(0, bars, every)]
+    ticks = [Tick(100 * bar / bars, _bin_label(bar * width, width)) for bar in range(0, bars, every)]
     return Chart(
         title=title,
-        headline=f"{words.seconds(median)} median",
+        headline=f"{duration(median)} median",
         note=note,
         layers=(("bars", path), ("median", f"M{_n(at)} 0V100")),
         x_ticks=tuple(ticks),
@@ -194,25 +194,25 @@ def _bin_widths() -> list[float]:
 
 
 def _bin_label(value: float, width: float) -> str:
-    return f"{value:g} s" if width < 1 or value < 10 else words.seconds(value)
+    return f"{value:g} s" if width < 1 or value < 10 else duration(value)
 
 
-def _time_ticks(axis: Axis, most: int = _MAX_TICKS) -> tuple[Tick, ...]:
-    """Return round times since the start; where idle time was cut, only those before the first cut."""
-    days = (_DAY_S * number for number in range(1, 10_000))
-    step = next(step for step in (*_TIME_STEPS_S, *days) if axis.busy_s / step <= most)
+def _time_ticks(axis: Axis, max_ticks: int = _MAX_TICKS) -> tuple[Tick, ...]:
+    """Return round times since the start, up to the first cut of idle time."""
+    days = (_DAY_S * days for days in range(1, 10_000))
+    step = next(step for step in (*_TIME_STEPS_S, *days) if axis.busy_s / step <= max_ticks)
     end = axis.cuts[0].place if axis.cuts else 1.0
-    places = [(number * step / axis.length_s, number * step) for number in range(most + 1)]
+    places = [(tick * step / axis.length_s, tick * step) for tick in range(max_ticks + 1)]
     return tuple(Tick(100 * place, _bin_label(at, step) if at else "0") for place, at in places if place <= end)
 
 
-def _ceiling(most: float) -> tuple[float, tuple[Tick, ...]]:
-    """Return a round number that is not below, and labels for it and its half."""
-    magnitude = 10.0 ** math.floor(math.log10(most)) if most > 0 else 1.0
-    top = next(magnitude * digit for digit in (1, 1.2, 1.6, 2, 2.4, 3, 4, 5, 6, 8, 10) if magnitude * digit >= most)
+def _ceiling(value: float) -> tuple[float, tuple[Tick, ...]]:
+    """Return the next round number, and labels for it and its half."""
+    magnitude = 10.0 ** math.floor(math.log10(value)) if value > 0 else 1.0
+    top = next(magnitude * digit for digit in (1, 1.2, 1.6, 2, 2.4, 3, 4, 5, 6, 8, 10) if magnitude * digit >= value)
     if top < 2:
-        return max(top, most), (Tick(0.0, words.number(round(top, 3))),)
-    return top, (Tick(0.0, words.number(round(top, 3))), Tick(50.0, words.number(round(top / 2, 3))))
+        return max(top, value), (Tick(0.0, number(round(top, 3))),)
+    return top, (Tick(0.0, number(round(top, 3))), Tick(50.0, number(round(top / 2, 3))))
 
 
 def _scale(top: float) -> Callable[[float], float]:
@@ -220,7 +220,7 @@ def _scale(top: float) -> Callable[[float], float]:
 
 
 def _line(steps: Sequence[tuple[float, float | None]], y: Callable[[float], float]) -> str:
-    """Return a path of steps; None lifts the pen."""
+    """Return a path of steps; None interrupts the line."""
     path, down = [], False
     for place, value in steps:
         x = _n(place * _WIDTH)

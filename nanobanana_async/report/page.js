@@ -18,9 +18,9 @@
 
   function searched(card) {
     if (!texts.has(card)) {
-      const said = [...card.querySelectorAll(".prompt, .error, .remark")].map((part) => part.textContent);
+      const parts = [...card.querySelectorAll(".prompt, .error, .remark")].map((element) => element.textContent);
       const names = facts(card).t.filter(([name]) => name === "key" || name === "task id").map(([, value]) => value);
-      texts.set(card, [said.join("\n").toLowerCase(), names]);
+      texts.set(card, [parts.join("\n").toLowerCase(), names]);
     }
     return texts.get(card);
   }
@@ -88,7 +88,7 @@
     const area = document.createElement("textarea");
     area.value = text;
     area.className = "away";
-    near.after(area); // inside the dialog, if there: what lies outside can't be selected
+    near.after(area); // inside an open dialog, since nothing outside of it can be selected
     area.select();
     const copied = document.execCommand("copy");
     area.remove();
@@ -101,7 +101,7 @@
     try {
       await navigator.clipboard.writeText(text);
     } catch {
-      copied = copyByHand(text, button); // not everywhere is there a clipboard for a page from disk
+      copied = copyByHand(text, button); // some browsers have no clipboard for local pages
     }
     const label = (button.dataset.label ??= button.textContent);
     button.textContent = copied ? "Copied" : "Not copied";
@@ -128,14 +128,14 @@
 
   // The large view
 
-  const picture = find("#picture");
+  const largeImage = find("#large-image");
   let links = [];
   let at = 0;
 
   function enlarge(link) {
     links = [...grid.querySelectorAll(".card:not([hidden]) .frame a")];
     dialog.showModal();
-    dialog.focus(); // and not the first of its buttons
+    dialog.focus(); // instead of its first button
     show(links.indexOf(link));
   }
 
@@ -143,10 +143,10 @@
     at = (wanted + links.length) % links.length;
     const card = links[at].closest(".card");
     const siblings = [...card.querySelectorAll(".frame a")];
-    const part = siblings.length > 1 ? ` · picture ${siblings.indexOf(links[at]) + 1} of ${siblings.length}` : "";
+    const part = siblings.length > 1 ? ` · image ${siblings.indexOf(links[at]) + 1} of ${siblings.length}` : "";
     const { i, t } = facts(card);
-    picture.src = links[at].href;
-    picture.alt = find("img", links[at]).alt;
+    largeImage.src = links[at].href;
+    largeImage.alt = find("img", links[at]).alt;
     find(".stage", dialog).classList.toggle("missing", links[at].classList.contains("missing"));
     find(".place", dialog).textContent = `${at + 1} of ${links.length} · row ${i + 1}${part}`;
     find(".prompt", dialog).textContent = prompt(card);
@@ -157,11 +157,11 @@
     list.replaceChildren();
     for (const [name, value] of t) {
       const term = document.createElement("dt");
-      const told = document.createElement("dd");
+      const description = document.createElement("dd");
       term.textContent = name;
-      told.textContent = value;
-      told.dir = "auto";
-      list.append(term, told);
+      description.textContent = value;
+      description.dir = "auto";
+      list.append(term, description);
     }
     for (const near of [at + 1, at - 1]) {
       if (links[near]) new Image().src = links[near].href;
@@ -173,7 +173,7 @@
   find(".close", dialog).addEventListener("click", () => dialog.close());
   find(".act.copy", dialog).addEventListener("click", ({ target }) => copy(prompt(links[at].closest(".card")), target));
   find(".stage", dialog).addEventListener("click", ({ target }) => {
-    if (target !== picture) dialog.close();
+    if (target !== largeImage) dialog.close();
   });
 
   dialog.addEventListener("keydown", (event) => {
@@ -184,7 +184,7 @@
   });
 
   dialog.addEventListener("close", () => {
-    picture.removeAttribute("src");
+    largeImage.removeAttribute("src");
     links[at]?.focus();
     links[at]?.scrollIntoView({ block: "nearest" });
   });
@@ -197,7 +197,7 @@
     if (Math.abs(moved) > 48) show(at + (moved < 0 ? 1 : -1));
   });
 
-  // A picture that is not there any more says so.
+  // Mark images whose file is missing.
 
   const missing = (image) => image.closest("a, .stage")?.classList.add("missing");
   document.addEventListener("error", ({ target }) => target instanceof HTMLImageElement && missing(target), true);

@@ -1,4 +1,4 @@
-"""The page: rendered row by row, so that ten thousand rows need no more memory than one, and put in place at once."""
+"""Write the HTML page: row by row, so that memory does not grow with the rows, then replace the old page atomically."""
 
 import base64
 import hashlib
@@ -18,39 +18,41 @@ from attrs import frozen
 from jinja2 import Environment, FunctionLoader, StrictUndefined
 from markupsafe import Markup, escape
 
-from nanobanana_async.report import words
+from nanobanana_async.formatting import count, duration, moment, number, period
 from nanobanana_async.report.charts import charts_of
 from nanobanana_async.report.recorder import Recorder
-from nanobanana_async.report.row import STATUSES, ReportRow
+from nanobanana_async.report.row import STATUSES, ReportRow, json_value
 from nanobanana_async.report.summary import Summary
 
 _CHUNK = 1 << 16
-_LONG = 64  # characters after which a prompt may not fit into its two lines
-_ALT = 160
+_LONG = 64  # characters; a longer prompt may not fit into two lines
+_MAX_ALT = 160
 
 STATUS_HELP = {
-    "succeeded": "The pictures are there.",
-    "failed": "The gateway took the job and says that it failed.",
-    "refused": "The gateway did not take the job.",
-    "uncertain": "It was sent and the answer was lost: it may have been bought. It is never bought again by itself.",
-    "unfinished": "It waits or still runs; run the batch again to go on.",
-    "invalid": "The row could not be bought as it is written.",
+    "succeeded": "The images are saved.",
+    "failed": "The gateway accepted the job, which then failed.",
+    "refused": "The gateway did not accept the job.",
+    "uncertain": "The answer to the create was lost: the job may have been bought. It is not bought again.",
+    "unfinished": "The job waits or still runs; run the batch again to continue.",
+    "invalid": "The row is invalid and was not bought.",
 }
 
 
 def write_report(
     path: Path, rows: Iterable[ReportRow], *, title: str, run: Recorder | None = None, max_cards: int = 10_000
 ) -> None:
-    """Write the report of some rows as one HTML file; an older one is replaced at once, or stays as it is.
+    """Write the report of rows as one HTML file, which replaces an older one atomically.
 
-    The rows are taken once and not kept. `run` adds what this run learned; without it the charts show what the rows
-    tell. Of more than `max_cards` rows the gallery shows the first ones, and up to as many more that did not succeed:
-    browsers do not take any number. Counts and charts tell of all. It blocks: call it in a thread.
+    The rows are iterated once and not kept. `run` adds the limit, refusals and detection delays of the run. The gallery
+    shows the first `max_cards` rows and up to as many further rows that did not succeed, because browsers are slow with
+    more; counts and charts include all rows. The function blocks: call it in a thread.
     """
     part = path.with_name(f".nanobanana-{secrets.token_hex(8)}.html.part")
     summary = Summary()
     try:
-        with tempfile.TemporaryFile("w+", encoding="utf-8", errors="backslashreplace", newline="") as cards:
+        with tempfile.TemporaryFile(
+            "w+", encoding="utf-8", errors="backslashreplace", newline="", dir=path.parent
+        ) as cards:  # in the same folder: only one file system needs space
             for row in rows:
                 summary.add(row)
                 spare = summary.shown.total() - max_cards
@@ -71,7 +73,7 @@ def write_report(
 
 @frozen(kw_only=True)
 class Fact:
-    """A number of the header, what it counts, and a word on it."""
+    """A labelled value of the header, with a note and a CSS class."""
 
     label: str
     value: str
@@ -88,11 +90,11 @@ def _card(row: ReportRow) -> str:
             row=row,
             prompt=prompt,
             long=_is_long(prompt) or (not row.images and len(row.error or "") > 2 * _LONG),
-            pictures=[_link(image) for image in row.images],
-            alt=prompt[:_ALT] or f"row {row.index + 1}",
+            images=[_link(image) for image in row.images],
+            alt=prompt[:_MAX_ALT] or f"row {row.index + 1}",
             settings=_short_settings(row),
-            took="" if row.seconds is None else words.seconds(row.seconds),
-            price="" if row.credits is None else f"{words.number(row.credits)} cr",
+            took="" if row.seconds is None else duration(row.seconds),
+            price="" if row.credits is None else f"{number(row.credits)} cr",
             facts=json.dumps(_facts(row), ensure_ascii=False),
         )
     )
@@ -123,7 +125,7 @@ def _page(title: str, summary: Summary, run: Recorder | None, cards: IO[str]) ->
 
 
 def _policy(style: str, script: str) -> str:
-    """Return a policy under which nothing runs and nothing is fetched but what was written here."""
+    """Return a content security policy that allows only this style, this script and local images."""
     return (
         f"default-src 'none'; img-src 'self' data: file:; style-src '{_digest(style)}'; "
         f"script-src '{_digest(script)}'; base-uri 'none'; form-action 'none'"
@@ -136,17 +138,17 @@ def _digest(text: str) -> str:
 
 def _header(summary: Summary, busy_s: float) -> list[Fact]:
     counts = summary.statuses
-    lost = [status for status in ("failed", "refused", "invalid") if counts[status]]
+    failed = [status for status in ("failed", "refused", "invalid") if counts[status]]
     facts = [
         None
         if not summary.rows
-        else Fact(label="succeeded", value=f"{counts['succeeded']:,}", note=f"of {words.count(summary.rows, 'row')}"),
-        Fact(label="pictures", value=f"{summary.pictures:,}") if summary.pictures != counts["succeeded"] else None,
-        Fact(label=", ".join(lost), value=f"{sum(counts[s] for s in lost):,}", tone="bad") if lost else None,
+        else Fact(label="succeeded", value=f"{counts['succeeded']:,}", note=f"of {count(summary.rows, 'row')}"),
+        Fact(label="images", value=f"{summary.images:,}") if summary.images != counts["succeeded"] else None,
+        Fact(label=", ".join(failed), value=f"{sum(counts[s] for s in failed):,}", tone="bad") if failed else None,
         Fact(label="uncertain", value=f"{counts['uncertain']:,}", tone="doubt") if counts["uncertain"] else None,
         Fact(label="unfinished", value=f"{counts['unfinished']:,}") if counts["unfinished"] else None,
-        None if summary.credits is None else Fact(label="credits", value=words.number(summary.credits)),
-        Fact(label="running time", value=words.seconds(busy_s)) if busy_s else None,
+        None if summary.credits is None else Fact(label="credits", value=number(summary.credits)),
+        Fact(label="running time", value=duration(busy_s)) if busy_s else None,
     ]
     return [fact for fact in facts if fact is not None]
 
@@ -155,11 +157,11 @@ def _when(summary: Summary) -> str:
     moments = [*summary.began, *summary.ended]
     if not moments:
         return ""
-    return words.period(datetime.fromtimestamp(min(moments), UTC), datetime.fromtimestamp(max(moments), UTC))
+    return period(datetime.fromtimestamp(min(moments), UTC), datetime.fromtimestamp(max(moments), UTC))
 
 
 def _link(image: str) -> str:
-    """Return a path as a link that stays beside the page, whatever the file is called."""
+    """Return a path as a relative link, for file names with any characters."""
     return "./" + quote(image, errors="surrogateescape")
 
 
@@ -168,17 +170,17 @@ def _is_long(prompt: str) -> bool:
 
 
 def _short_settings(row: ReportRow) -> list[str]:
-    """Return what distinguishes rows, in a few words; the large view tells all."""
+    """Return the settings for the card; the large view shows all of them."""
     known = row.settings
     found = [str(known[name])[:24] for name in ("resolution", "aspect_ratio") if known.get(name)]
     references = known.get("images")
     if isinstance(references, (list, tuple)) and references:
-        found.append(words.count(len(references), "reference"))
+        found.append(count(len(references), "reference"))
     return found
 
 
 def _facts(row: ReportRow) -> dict[str, Any]:
-    """Return what the page's script wants to know: for sorting and for the large view."""
+    """Return the data of the page's script, for sorting and for the large view."""
     facts: dict[str, Any] = {"i": row.index}
     if row.credits is not None:
         facts["c"] = float(row.credits)
@@ -186,29 +188,30 @@ def _facts(row: ReportRow) -> dict[str, Any]:
         facts["s"] = round(row.seconds, 3)
     if row.ended_at is not None:
         facts["e"] = round(row.ended_at.timestamp(), 3)
-    told: list[tuple[str, Any]] = [("key", row.key), ("task id", row.task_id), *row.settings.items()]
+    details: list[tuple[str, Any]] = [("key", row.key), ("task id", row.task_id), *row.settings.items()]
     if row.credits is not None:
-        told.append(("credits", words.number(row.credits)))
+        details.append(("credits", number(row.credits)))
     if row.seconds is not None:
-        told.append(("time", words.seconds(row.seconds)))
+        details.append(("time", duration(row.seconds)))
     if row.sent_at is not None:
-        told.append(("sent", words.moment(row.sent_at)))
+        details.append(("sent", moment(row.sent_at)))
     if row.images:
-        told.append(("remark", row.error))
+        details.append(("note", row.error))
     if row.metadata is not None:
-        told.append(("metadata", row.metadata))
-    facts["t"] = [[name.replace("_", " "), _told(value)] for name, value in told if value not in (None, "", (), [])]
+        details.append(("metadata", row.metadata))
+    known = [(name, value) for name, value in details if value not in (None, "", (), [])]
+    facts["t"] = [[name.replace("_", " "), _detail(value)] for name, value in known]
     return facts
 
 
-def _told(value: object) -> str:
+def _detail(value: object) -> str:
     if isinstance(value, (list, tuple)) and all(isinstance(inner, str) for inner in value):
         return "\n".join(value)
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+    return value if isinstance(value, str) else json.dumps(json_value(value), ensure_ascii=False)
 
 
 def _exactly(text: str) -> Markup:
-    """Return text so that the page's script reads back what was written: a parser of HTML reads \\r as \\n."""
+    """Escape text so that the page's script reads it unchanged: HTML parsers convert \\r to \\n."""
     return Markup(str(escape(text)).replace("\r", "&#13;").replace("\0", "\N{SYMBOL FOR NULL}"))
 
 
@@ -222,7 +225,7 @@ def _templates() -> Environment:
         undefined=StrictUndefined,
     )
     environment.filters["exactly"] = _exactly
-    environment.filters["count"] = words.count
+    environment.filters["count"] = count
     return environment
 
 

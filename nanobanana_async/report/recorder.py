@@ -1,4 +1,4 @@
-"""What a run learned, over time: the limit, the refusals, how late ends were seen."""
+"""Record the learned limit, the refusals and the detection delays of a run."""
 
 import math
 from collections import Counter
@@ -7,114 +7,115 @@ from datetime import UTC, datetime
 
 from attrs import evolve, frozen
 
-from nanobanana_async.jobs import FINAL, JobState
-from nanobanana_async.observe import Event, JobMoved, JobSeen, LimitMoved, QueryFailed
+from nanobanana_async.events import Event, JobPolled, JobStateChanged, LimitsChanged, PollFailed
+from nanobanana_async.jobs import TERMINAL_STATES, JobState
 
 _BINS_PER_DECADE = 20
 
 
 @frozen(kw_only=True)
-class Point:
-    """What was known from one moment on."""
+class LimitSample:
+    """The limits from one moment on."""
 
     at: datetime
     job_limit: int | None
-    rate_limit: float | None
+    creates_per_s: float | None
     gate_open: bool
-    refusals: int
+    throttled: int
     """429s to creates so far."""
 
 
 class Recorder:
-    """Takes notes of a run: `Session(observers=[recorder])`. Its memory is bounded, however long the run.
+    """Record the events of a run for its report: `Session(observers=[recorder])`. Memory is bounded for any run length.
 
-    `write_report` draws them, in another thread if need be while the run goes on. What the rows themselves tell, such
-    as slots held and credits spent, is not noted here.
+    `write_report` may read the recorder in another thread while the run continues. Slots held and credits spent come
+    from the rows of the report and are not recorded here.
     """
 
-    def __init__(self, *, max_points: int = 2000, utcnow: Callable[[], datetime] = lambda: datetime.now(UTC)) -> None:
-        if max_points < 2:
-            raise ValueError("max_points must be at least 2")
-        self.points: list[Point] = []
+    def __init__(self, *, max_samples: int = 2000, utcnow: Callable[[], datetime] = lambda: datetime.now(UTC)) -> None:
+        if max_samples < 2:
+            raise ValueError("max_samples must be at least 2")
+        self.samples: list[LimitSample] = []
         self.started_at: datetime | None = None
         self.last_at: datetime | None = None
-        self._max_points = max_points
+        self._max_samples = max_samples
         self._utcnow = utcnow
-        self._least_gap_s = 0.0
-        """Points closer than this are one."""
-        self._looks: dict[str, tuple[datetime, datetime]] = {}
-        """The last two moments at which each running job was known to stand somewhere."""
-        self._unseen: Counter[int] = Counter()
+        self._min_gap_s = 0.0
+        """Samples closer than this are merged."""
+        self._polled_at: dict[str, tuple[datetime, datetime]] = {}
+        """The last two times at which the state of each running job was known."""
+        self._delays: Counter[int] = Counter()
+        """Histogram of delays, in bins of the logarithm."""
 
     def __call__(self, event: Event) -> None:
-        """Take note of an event."""
+        """Record an event."""
         now = self._utcnow()
         self.started_at = self.started_at or now
         self.last_at = now
         match event:
-            case LimitMoved():
-                self._learned(now, event)
-            case JobSeen(record=record):
-                if record.key in self._looks:
-                    self._looks[record.key] = (self._looks[record.key][1], now)
-            case QueryFailed(record=record, wait_s=None):
-                self._looks.pop(record.key, None)  # nobody follows it any more
-            case JobMoved(record=record) if record.state is JobState.RUNNING:
-                self._looks[record.key] = (now, now)
-            case JobMoved(record=record) if record.state in FINAL:
+            case LimitsChanged():
+                self._limits_changed(now, event)
+            case JobPolled(record=record):
+                if record.key in self._polled_at:
+                    self._polled_at[record.key] = (self._polled_at[record.key][1], now)
+            case PollFailed(record=record, wait_s=None):
+                self._polled_at.pop(record.key, None)  # the job is no longer followed
+            case JobStateChanged(record=record) if record.state is JobState.RUNNING:
+                self._polled_at[record.key] = (now, now)
+            case JobStateChanged(record=record) if record.state in TERMINAL_STATES:
                 self._ended(record.key)
             case _:
                 pass
 
     @property
-    def refusals(self) -> int:
+    def throttled(self) -> int:
         """429s to creates."""
-        return self.points[-1].refusals if self.points else 0
+        return self.samples[-1].throttled if self.samples else 0
 
     @property
     def job_limit(self) -> int | None:
-        """The limit as it was last known."""
-        return self.points[-1].job_limit if self.points else None
+        """The last known job limit."""
+        return self.samples[-1].job_limit if self.samples else None
 
     def delays_s(self) -> list[float]:
-        """Return, for each job, how late its end was seen at most: what lay between its last two looks, to 6 %."""
-        counted = sorted(self._unseen.items())  # copied in one step: the run goes on in another thread
-        return [10 ** (number / _BINS_PER_DECADE) for number, count in counted for _ in range(count)]
+        """Return the maximum detection delay of each job: the time between its last two polls, rounded to 6 %."""
+        counted = sorted(self._delays.items())  # an atomic copy: the run may continue in another thread
+        return [10 ** (bin_number / _BINS_PER_DECADE) for bin_number, count in counted for _ in range(count)]
 
     def _ended(self, key: str) -> None:
-        before, last = self._looks.pop(key, (None, None))
+        before, last = self._polled_at.pop(key, (None, None))
         if before is not None and last is not None and last > before:
             gap_s = (last - before).total_seconds()
-            self._unseen[round(math.log10(gap_s) * _BINS_PER_DECADE)] += 1
+            self._delays[round(math.log10(gap_s) * _BINS_PER_DECADE)] += 1
 
-    def _learned(self, now: datetime, event: LimitMoved) -> None:
-        point = Point(
+    def _limits_changed(self, now: datetime, event: LimitsChanged) -> None:
+        sample = LimitSample(
             at=now,
             job_limit=event.job_limit,
-            rate_limit=event.rate_limit,
+            creates_per_s=event.creates_per_s,
             gate_open=event.gate_open,
-            refusals=event.refusals,
+            throttled=event.throttled,
         )
-        if self.points and (now - self.points[-1].at).total_seconds() < self._least_gap_s:
-            self.points[-1] = _joined(self.points[-1], point)
+        if self.samples and (now - self.samples[-1].at).total_seconds() < self._min_gap_s:
+            self.samples[-1] = _merged(self.samples[-1], sample)
             return
-        self.points.append(point)
-        if len(self.points) > self._max_points:
-            self._thin()
+        self.samples.append(sample)
+        if len(self.samples) > self._max_samples:
+            self._downsample()
 
-    def _thin(self) -> None:
-        """Halve the number of points, and keep it halved."""
-        span_s = (self.points[-1].at - self.points[0].at).total_seconds()
-        self._least_gap_s = max(2 * self._least_gap_s, 2 * span_s / self._max_points)
-        thinned: list[Point] = []
-        for point in self.points:
-            if thinned and (point.at - thinned[-1].at).total_seconds() < self._least_gap_s:
-                thinned[-1] = _joined(thinned[-1], point)
+    def _downsample(self) -> None:
+        """Halve the number of samples by doubling the minimum gap."""
+        span_s = (self.samples[-1].at - self.samples[0].at).total_seconds()
+        self._min_gap_s = max(2 * self._min_gap_s, 2 * span_s / self._max_samples)
+        kept: list[LimitSample] = []
+        for sample in self.samples:
+            if kept and (sample.at - kept[-1].at).total_seconds() < self._min_gap_s:
+                kept[-1] = _merged(kept[-1], sample)
             else:
-                thinned.append(point)
-        # A clock that was set back leaves points that no gap can tell apart.
-        self.points = thinned[-self._max_points :]
+                kept.append(sample)
+        # After a backward jump of the clock the gaps are not positive, so cut the list too.
+        self.samples = kept[-self._max_samples :]
 
 
-def _joined(one: Point, other: Point) -> Point:
-    return evolve(other, at=one.at, gate_open=one.gate_open and other.gate_open)
+def _merged(earlier: LimitSample, later: LimitSample) -> LimitSample:
+    return evolve(later, at=earlier.at, gate_open=earlier.gate_open and later.gate_open)

@@ -1,4 +1,4 @@
-"""One row of a batch as it is kept: a line of `results.jsonl`, a card of the gallery."""
+"""The stored result of one row of a batch: a line of `results.jsonl` and a card of the gallery."""
 
 import json
 import math
@@ -9,11 +9,15 @@ from typing import Any, Literal, get_args
 
 from attrs import asdict, field, fields_dict, frozen
 
+from nanobanana_async.escaping import json_line
+
 Status = Literal["succeeded", "failed", "refused", "uncertain", "unfinished", "invalid"]
 STATUSES: tuple[Status, ...] = get_args(Status)
 
-# What `str.splitlines` takes for the end of a line and JSON does not escape by itself.
-_LINE_ENDS = {ord(end): f"\\u{ord(end):04x}" for end in "\x85\u2028\u2029"}
+MAX_NESTING = 100
+"""Far below the recursion limits of Python's JSON encoder and decoder, for any depth of the calling stack."""
+
+_MAX_INT = 10**4000  # Python neither writes nor reads longer integers (`sys.set_int_max_str_digits`)
 
 
 def _status(_: Any, __: Any, status: object) -> None:
@@ -23,7 +27,7 @@ def _status(_: Any, __: Any, status: object) -> None:
 
 @frozen(kw_only=True)
 class ReportRow:
-    """What became of one row, as plain facts."""
+    """The result of one row, as plain values."""
 
     index: int
     """The row's place in the input, from 0."""
@@ -31,48 +35,47 @@ class ReportRow:
     status: Status = field(validator=_status)
     prompt: str = ""
     settings: Mapping[str, Any] = field(factory=dict)
-    """The fields of the request beside the prompt, those that were given, and the model that answered."""
+    """The given fields of the request except the prompt, and the model that was used."""
     images: tuple[str, ...] = ()
     """Paths relative to the HTML file, with forward slashes."""
     credits: Decimal | None = None
-    """After refunds; None when the gateway did not say."""
+    """After refunds; None if the gateway did not report them."""
     task_id: str | None = None
     error: str | None = None
     error_kind: str | None = None
     """The name of a class of `nanobanana_async.errors`."""
     created_at: datetime | None = None
     sent_at: datetime | None = None
-    """Since when it ran, as far as we know (`JobRecord.begun_at`); None when it was never sent."""
+    """The estimated start of the job (`JobRecord.may_run_since`); None if it was never sent."""
     ended_at: datetime | None = None
     slots: int = 1
-    """How many job slots it held meanwhile."""
+    """Job slots that the job held."""
     metadata: Any = None
-    """What the row carried along."""
+    """The metadata of the row."""
 
     @property
     def seconds(self) -> float | None:
-        """How long the job ran, until its end was seen."""
+        """Seconds from sending the job to detecting its end."""
         if self.sent_at is None or self.ended_at is None:
             return None
         return max(0.0, (self.ended_at - self.sent_at).total_seconds())
 
     def to_json(self) -> str:
-        """Return the row as one line of JSON, without its end; what JSON has no word for becomes text."""
-        facts = {name: _plain(value) for name, value in asdict(self, recurse=False).items()}
-        line = json.dumps(facts, ensure_ascii=False, allow_nan=False).translate(_LINE_ENDS)
-        try:
-            line.encode()
-        except UnicodeEncodeError:  # a lone surrogate, out of a file name that is no UTF-8
-            return json.dumps(facts, allow_nan=False)
-        return line
+        """Return the row as one line of JSON without a newline; values without a JSON type become strings.
+
+        Raises ValueError for values that are nested more than 100 deep or contain themselves.
+        """
+        facts = {name: json_value(value) for name, value in asdict(self, recurse=False).items()}
+        # json_line also escapes line separators, control characters, and lone surrogates of file names.
+        return json_line(json.dumps(facts, ensure_ascii=False, allow_nan=False))
 
     @classmethod
     def from_json(cls, line: str | bytes) -> "ReportRow":
-        """Read such a line back; fields of later versions are passed over. Raises ValueError for anything else."""
+        """Parse such a line; unknown fields are ignored. Raises ValueError for other content."""
         try:
             facts = json.loads(line)
             if not isinstance(facts, dict):
-                raise ValueError("it is no JSON object")
+                raise ValueError("not a JSON object")
             known = {name: value for name, value in facts.items() if name in fields_dict(cls)}
             for name in ("created_at", "sent_at", "ended_at"):
                 known[name] = _moment(known.get(name))
@@ -80,7 +83,7 @@ class ReportRow:
             known["credits"] = _decimal(known.get("credits"))
             return cls(**known)
         except (TypeError, ValueError, InvalidOperation, RecursionError) as error:
-            raise ValueError(f"this is no row of results: {error}") from error
+            raise ValueError(f"not a row of results: {error}") from error
 
 
 def _moment(value: object) -> datetime | None:
@@ -97,21 +100,26 @@ def _decimal(value: object) -> Decimal | None:
         return None
     number = Decimal(str(value))
     if not number.is_finite():
-        raise ValueError(f"credits can't be {value}")
+        raise ValueError(f"credits must be finite, not {value}")
     return number
 
 
-def _plain(value: Any) -> Any:
+def json_value(value: Any, depth: int = 0) -> Any:
+    """Convert a value to JSON types; raises ValueError if it is nested deeper than `MAX_NESTING`."""
+    if depth > MAX_NESTING:
+        raise ValueError(f"nested more than {MAX_NESTING} deep")
     match value:
-        case None | bool() | int() | str():
+        case None | bool() | str():
             return value
+        case int():
+            return value if abs(value) < _MAX_INT else hex(value)
         case float():
             return value if math.isfinite(value) else str(value)
         case datetime():
             return value.isoformat()
         case Mapping():
-            return {str(name): _plain(inner) for name, inner in value.items()}
+            return {str(name): json_value(inner, depth + 1) for name, inner in value.items()}
         case list() | tuple():
-            return [_plain(inner) for inner in value]
+            return [json_value(inner, depth + 1) for inner in value]
         case _:
             return str(value)

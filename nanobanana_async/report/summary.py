@@ -1,4 +1,4 @@
-"""What all rows together come to, gathered while they pass."""
+"""Sum up the rows of a report while they are iterated."""
 
 from array import array
 from collections import Counter
@@ -6,35 +6,35 @@ from decimal import Decimal
 
 from nanobanana_async.report.row import ReportRow
 
-_FRAMES = 3 / 4, 16 / 9  # a taller or broader frame wastes the page; the picture is shown whole in any
+_FRAMES = 3 / 4, 16 / 9  # limits of the frame, which shows every image completely
 _SQUARE = 1.0
 
 
 class Summary:
-    """Counts, sums and times of the rows added so far: a few numbers for each."""
+    """Counts, sums and times of the added rows; a few numbers are kept for each row."""
 
     def __init__(self) -> None:
         self.rows = 0
         self.statuses: Counter[str] = Counter()
         self.shown: Counter[str] = Counter()
-        """Those that the gallery shows."""
-        self.pictures = 0
+        """Rows in the gallery, by status."""
+        self.images = 0
         self.credits: Decimal | None = None
-        """None until a row tells what it cost."""
+        """None until a row has a price."""
         self.began = array("d")
         self.ended = array("d")
         self.slots = array("d")
         self.paid_at = array("d")
         self.paid = array("d")
         self.still_held: list[tuple[float, int]] = []
-        """Since when unfinished jobs run, and what they hold."""
+        """Start and slots of each unfinished job."""
         self._shapes: Counter[str] = Counter()
 
     def add(self, row: ReportRow) -> None:
         """Count a row."""
         self.rows += 1
         self.statuses[row.status] += 1
-        self.pictures += len(row.images)
+        self.images += len(row.images)
         if row.images:
             self._shapes[str(row.settings.get("aspect_ratio"))] += 1
         sent_at = None if row.sent_at is None else row.sent_at.timestamp()
@@ -54,19 +54,19 @@ class Summary:
 
     @property
     def durations_s(self) -> list[float]:
-        """How long each job ran that has ended."""
+        """Duration of each job that has ended."""
         return [end - start for start, end in zip(self.began, self.ended, strict=True)]
 
     @property
     def frame(self) -> float:
-        """Breadth by height of the frame that suits most pictures."""
+        """Aspect ratio (width by height) of the frames, from the most common image shape."""
         shapes = Counter({ratio: n for shape, n in self._shapes.items() if (ratio := _ratio(shape)) is not None})
         if not shapes:
             return _SQUARE
         return min(_FRAMES[1], max(_FRAMES[0], shapes.most_common(1)[0][0]))
 
     def held(self) -> list[tuple[float, float, int]]:
-        """Return when slots were held, and how many each time; what still runs, until the last that is known."""
+        """Return spans of held slots: start, end, number. Unfinished jobs hold theirs until the last known time."""
         times = zip(self.began, self.ended, self.slots, strict=True)
         spans = [(start, end, int(slots)) for start, end, slots in times]
         last = max((*self.ended, *(start for start, _ in self.still_held)), default=0.0)

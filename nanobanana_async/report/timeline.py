@@ -1,4 +1,4 @@
-"""From moments to the breadth of a chart: idle time is cut out, and what lies closer than a hair is joined."""
+"""Map times to the width of a chart: idle time is cut out, and nearby points are merged."""
 
 import math
 from bisect import bisect_right
@@ -8,54 +8,54 @@ from itertools import pairwise
 from attrs import frozen
 
 COLUMNS = 480
-"""How finely a chart is drawn, however many points it has."""
+"""Horizontal resolution of a chart."""
 
 _CUT_SHARE = 0.05  # of the busy time: a shorter gap is not worth a cut
-_CUT_BREADTH = 0.025
+_CUT_WIDTH = 0.025
 
 Span = tuple[float, float]
 Step = tuple[float, float]
-"""A place on the axis from 0 to 1, and the value from there on."""
+"""A place on the axis from 0 to 1, and the value from this place on."""
 
 
 @frozen
 class Cut:
-    """Where idle time was left out, and how much."""
+    """A place where idle time was cut out, and its length."""
 
     place: float
     seconds: float
 
 
 class Axis:
-    """The time in which anything happened, as places from 0 to 1. A batch resumed after a week is not a week broad.
+    """The busy time of a run as places from 0 to 1, so that a batch resumed after a week has no week of empty chart.
 
-    `spans` are known to be busy; between two of them that lie further apart than `idle_s` nobody was at work.
+    `spans` are busy times. A gap of more than `idle_s` between two spans is idle time, which is cut out.
     """
 
     def __init__(self, spans: Iterable[Span], idle_s: float) -> None:
         busy = _merged(spans, idle_s)
         pieces = _merged(busy, max(idle_s, _CUT_SHARE * sum(end - start for start, end in busy)))
         self.busy_s = sum(end - start for start, end in pieces)
-        breadth_s = self.busy_s * _CUT_BREADTH
-        self.length_s = max(self.busy_s + breadth_s * max(0, len(pieces) - 1), 1e-9)
+        cut_s = self.busy_s * _CUT_WIDTH
+        self.length_s = max(self.busy_s + cut_s * max(0, len(pieces) - 1), 1e-9)
         self._starts = [start for start, _ in pieces]
         self._pieces: list[tuple[float, float, float]] = []
         offset_s = 0.0
         for start, end in pieces:
             self._pieces.append((start, end, offset_s))
-            offset_s += end - start + breadth_s
+            offset_s += end - start + cut_s
         self.cuts = tuple(
-            Cut((offset_s - breadth_s / 2) / self.length_s, start - end)
+            Cut((offset_s - cut_s / 2) / self.length_s, start - end)
             for (_, end, _), (start, _, offset_s) in pairwise(self._pieces)
         )
 
     @property
     def empty(self) -> bool:
-        """Whether nothing ever ran."""
+        """Whether there is no busy time."""
         return not self._pieces
 
     def place(self, at: float) -> float:
-        """Return where a moment stands; what lies in a cut stands at its beginning."""
+        """Return the place of a time; times in a cut are placed at its start."""
         number = bisect_right(self._starts, at) - 1
         if number < 0:
             return 0.0
@@ -64,7 +64,7 @@ class Axis:
 
 
 def levels(spans: Sequence[tuple[float, float, int]], axis: Axis) -> list[Step]:
-    """Return how much was held, the most in each column, from spans that each hold a number."""
+    """Return the maximum number of held slots in each column, from spans of start, end and number."""
     changes = [(start, held) for start, _, held in spans] + [(end, -held) for _, end, held in spans]
     changes.sort()
     columns = [0.0] * COLUMNS
@@ -80,7 +80,7 @@ def levels(spans: Sequence[tuple[float, float, int]], axis: Axis) -> list[Step]:
 
 
 def sums(parts: Iterable[tuple[float, float]], axis: Axis) -> list[Step]:
-    """Return the growing sum of amounts that came at their moments."""
+    """Return the cumulative sum of amounts, given as time and amount."""
     total, found = 0.0, {0: 0.0}
     for at, amount in sorted(parts):
         total += amount
@@ -89,7 +89,7 @@ def sums(parts: Iterable[tuple[float, float]], axis: Axis) -> list[Step]:
 
 
 def _merged(spans: Iterable[Span], gap_s: float) -> list[Span]:
-    """Return the spans in order, those joined that lie no further apart than the gap."""
+    """Return sorted spans, merged where the gap between them is at most `gap_s`."""
     merged: list[Span] = []
     for start, end in sorted(spans):
         if merged and start - merged[-1][1] <= gap_s:
@@ -100,7 +100,7 @@ def _merged(spans: Iterable[Span], gap_s: float) -> list[Span]:
 
 
 def _steps(points: Iterable[Step]) -> list[Step]:
-    """Leave out the points at which nothing changes."""
+    """Drop the points at which the value does not change."""
     kept: list[Step] = []
     for place, value in points:
         if not kept or kept[-1][1] != value:

@@ -1,4 +1,4 @@
-"""Scenes for batches: a gateway whose prompts say how long a job takes, inputs that count, sessions on a file."""
+"""Fixtures for batches: a fake gateway whose prompts set the duration of jobs, counting inputs, sessions on a file."""
 
 import asyncio
 import json

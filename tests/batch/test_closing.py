@@ -1,4 +1,4 @@
-"""A session that closes while a batch is open: who waits is told, and nothing is left."""
+"""Closing a session while a batch is open."""
 
 import asyncio
 from contextlib import suppress
@@ -26,7 +26,7 @@ async def taken_until_closed(batch: Batch) -> int:
 
 
 @pytest.mark.parametrize("ordered", [False, True])
-def test_who_waits_is_told_that_the_session_was_closed(ordered: bool) -> None:
+def test_consumer_gets_session_closed(ordered: bool) -> None:
     @virtually
     async def is_told() -> None:
         session = apimall(FakeTransport(Studio(job_s=60).answer), concurrency=slots(5))
@@ -45,7 +45,7 @@ def test_who_waits_is_told_that_the_session_was_closed(ordered: bool) -> None:
 
 
 @virtually
-async def test_what_had_ended_by_then_is_still_given() -> None:
+async def test_outcomes_ended_before_closing_are_yielded() -> None:
     book = Notebook(keeps=True)
     async with apimall(FakeTransport(Studio(job_s=5).answer), ledger=book, concurrency=slots(5)) as session:
         batch = session.generate_many(Counted())
@@ -56,7 +56,7 @@ async def test_what_had_ended_by_then_is_still_given() -> None:
 
 
 @virtually
-async def test_closing_ends_an_input_that_waits() -> None:
+async def test_closing_ends_a_waiting_input() -> None:
     async with apimall(FakeTransport(Studio().answer)) as session:
         batch = session.generate_many(slowly(["one", "two"], 1000.0))
         async with batch:
@@ -66,7 +66,7 @@ async def test_closing_ends_an_input_that_waits() -> None:
 
 
 @virtually
-async def test_a_batch_begun_after_its_session_was_closed_says_so_each_time() -> None:
+async def test_batch_started_after_closing_raises_each_time() -> None:
     async with apimall(FakeTransport(Studio().answer)) as session:
         batch = session.generate_many(["one"])
     async with asyncio.timeout(10):
@@ -88,7 +88,7 @@ async def test_a_batch_needs_an_open_session() -> None:
 
 
 @virtually
-async def test_a_batch_that_is_over_stays_so_when_its_session_is_closed() -> None:
+async def test_ended_batch_stays_ended_after_closing() -> None:
     async with apimall(FakeTransport(Studio().answer)) as session:
         batch = session.generate_many(["one", "two"])
         assert len(await all_of(batch)) == 2
@@ -96,7 +96,7 @@ async def test_a_batch_that_is_over_stays_so_when_its_session_is_closed() -> Non
         await anext(batch)
 
 
-async def test_closing_while_pictures_are_saved_lets_nobody_wait(tmp_path: Path) -> None:
+async def test_closing_while_images_are_saved_does_not_hang(tmp_path: Path) -> None:
     silent = Script({"cdn": [stall(30)]}, repeat_last=True)
     async with emulated(script=silent) as emulator, quick(emulator) as session:
         batch = session.generate_many(["one", "two", "three"], save_to=tmp_path)
@@ -108,7 +108,7 @@ async def test_closing_while_pictures_are_saved_lets_nobody_wait(tmp_path: Path)
     assert not list(tmp_path.iterdir())  # noqa: ASYNC240 - nothing else runs
 
 
-async def test_cancelling_who_closes_leaves_nothing_either() -> None:
+async def test_cancelled_close_still_closes() -> None:
     async with emulated() as emulator:
         session = quick(emulator)
         await session.open()

@@ -1,4 +1,4 @@
-"""Leaving a batch before its end: the rest stays unbought, however one leaves."""
+"""Leaving a batch before its end: unsent rows stay unbought."""
 
 import asyncio
 import gc
@@ -102,7 +102,7 @@ async def by_garbage_collection_in_a_thread(session: Session, rows: Counted, ord
         by_garbage_collection_in_a_thread,
     ],
 )
-def test_who_leaves_early_has_bought_little_more_than_the_limit(leave: Leaves, ordered: bool) -> None:
+def test_early_leave_buys_little_more_than_the_limit(leave: Leaves, ordered: bool) -> None:
     @virtually
     async def leaves_the_rest() -> None:
         studio, rows, book = Studio(job_s=20, limit=LIMIT), Counted(), Notebook(keeps=True)
@@ -122,7 +122,7 @@ def test_who_leaves_early_has_bought_little_more_than_the_limit(leave: Leaves, o
 
 
 @virtually
-async def test_a_batch_that_is_still_held_after_a_break_is_bounded_and_goes_with_its_name() -> None:
+async def test_batch_held_after_a_break_is_bounded_until_deleted() -> None:
     studio = Studio(limit=LIMIT)
     async with apimall(FakeTransport(studio.answer)) as session:
         batch: Batch | None = session.generate_many(Counted())
@@ -147,7 +147,7 @@ async def all_of_the_next(batch: Batch, count: int) -> None:
 
 
 @virtually
-async def test_rows_are_taken_back_also_when_few_tasks_are_there_to_do_it() -> None:
+async def test_one_worker_can_withdraw_all_rows() -> None:
     studio, book = Studio(job_s=20, limit=1), Notebook(keeps=True)
     async with apimall(FakeTransport(studio.answer), ledger=book) as session:
         async for _ in session.generate_many(slowly(Counted(100), 1.0)):  # one at a time: one worker does them all
@@ -158,7 +158,7 @@ async def test_rows_are_taken_back_also_when_few_tasks_are_there_to_do_it() -> N
 
 
 @virtually
-async def test_a_row_that_comes_back_from_the_wire_is_not_bought_after_all() -> None:
+async def test_dropped_row_is_not_bought_after_a_refused_create() -> None:
     studio, book = Studio(says=lambda prompt: refused(429, "too_many_concurrent_jobs")), Notebook(keeps=True)
     async with apimall(FakeTransport(studio.answer, latency_s=2.0), ledger=book, concurrency=slots(3)) as session:
         async with session.generate_many(Counted()):
@@ -171,7 +171,7 @@ async def test_a_row_that_comes_back_from_the_wire_is_not_bought_after_all() -> 
 
 
 @virtually
-async def test_who_enters_and_leaves_at_once_buys_nothing() -> None:
+async def test_entering_and_leaving_at_once_buys_nothing() -> None:
     studio, rows = Studio(), Counted()
     async with apimall(FakeTransport(studio.answer)) as session:
         async with session.generate_many(rows):
@@ -181,7 +181,7 @@ async def test_who_enters_and_leaves_at_once_buys_nothing() -> None:
 
 
 @virtually
-async def test_a_batch_that_nobody_begins_does_nothing() -> None:
+async def test_batch_never_started_does_nothing() -> None:
     studio, rows = Studio(), Counted()
     async with apimall(FakeTransport(studio.answer)) as session:
         batch = session.generate_many(rows)
@@ -194,7 +194,7 @@ async def test_a_batch_that_nobody_begins_does_nothing() -> None:
 
 
 @virtually
-async def test_a_closed_batch_still_gives_what_runs_and_closing_again_changes_nothing() -> None:
+async def test_closed_batch_yields_running_rows_and_close_is_idempotent() -> None:
     studio = Studio(job_s=60)
     async with apimall(FakeTransport(studio.answer), concurrency=slots(5)) as session:
         async with session.generate_many(Counted()) as batch:
@@ -209,7 +209,7 @@ async def test_a_closed_batch_still_gives_what_runs_and_closing_again_changes_no
 
 
 @virtually
-async def test_a_consumer_who_waits_is_let_go_when_another_closes_the_batch() -> None:
+async def test_waiting_consumer_ends_when_another_task_closes_the_batch() -> None:
     async with apimall(FakeTransport(Studio(job_s=60).answer), concurrency=slots(5)) as session:
         batch = session.generate_many(slowly(Counted(), 1000.0))
         async with asyncio.timeout(100), asyncio.TaskGroup() as group:
@@ -220,7 +220,7 @@ async def test_a_consumer_who_waits_is_let_go_when_another_closes_the_batch() ->
 
 
 @pytest.mark.parametrize("between_rows", [False, True])
-def test_an_input_is_cleaned_up_when_the_batch_is_left(between_rows: bool) -> None:
+def test_leaving_closes_the_input(between_rows: bool) -> None:
     @virtually
     async def cleans_up() -> None:
         ended = asyncio.Event()
@@ -243,7 +243,7 @@ def test_an_input_is_cleaned_up_when_the_batch_is_left(between_rows: bool) -> No
 
 
 @virtually
-async def test_leaving_one_of_two_batches_takes_nothing_from_the_other() -> None:
+async def test_leaving_one_batch_does_not_affect_another() -> None:
     studio = Studio(job_s=20)
     rows = [{"prompt": f"picture {number}", "key": f"row-{number}"} for number in range(6)]
     async with apimall(FakeTransport(studio.answer), concurrency=slots(1)) as session:
@@ -257,7 +257,7 @@ async def test_leaving_one_of_two_batches_takes_nothing_from_the_other() -> None
 
 
 @virtually
-async def test_a_job_that_was_submitted_too_outlives_the_batch() -> None:
+async def test_submitted_job_outlives_the_batch() -> None:
     studio = Studio(job_s=20)
     async with apimall(FakeTransport(studio.answer), concurrency=slots(1)) as session:
         async with session.generate_many(
@@ -270,7 +270,7 @@ async def test_a_job_that_was_submitted_too_outlives_the_batch() -> None:
 
 
 @virtually
-async def test_a_row_outlives_a_caller_of_the_same_job_who_gives_up() -> None:
+async def test_row_outlives_another_caller_of_its_job() -> None:
     studio = Studio(job_s=20)
     async with apimall(FakeTransport(studio.answer), concurrency=slots(1)) as session:
         batch = session.generate_many({"prompt": f"picture {number}", "key": f"row-{number}"} for number in range(3))
@@ -281,7 +281,7 @@ async def test_a_row_outlives_a_caller_of_the_same_job_who_gives_up() -> None:
             assert len(await all_of(batch)) == 3
 
 
-def test_a_batch_that_outlives_its_event_loop_goes_in_silence() -> None:
+def test_batch_collected_after_its_loop_closed_is_silent() -> None:
     held: list[Batch] = []
 
     @virtually
@@ -296,7 +296,7 @@ def test_a_batch_that_outlives_its_event_loop_goes_in_silence() -> None:
     assert not held
 
 
-async def test_leaving_over_sockets_leaves_the_rest_and_no_connection() -> None:
+async def test_leaving_over_sockets_leaves_no_connection() -> None:
     async with emulated(job_limit=LIMIT, duration=Fixed(0.05)) as emulator, quick(emulator) as session:
         await by_break(session, Counted(), ordered=False)
         await asyncio.sleep(0.3)

@@ -1,4 +1,4 @@
-"""Named batches on a file: run again, they buy only what was never bought."""
+"""Named batches on disk: a second run buys only what was never bought."""
 
 import asyncio
 from pathlib import Path
@@ -26,7 +26,7 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "jobs.sqlite"
 
 
-async def test_run_again_it_asks_nobody_and_gives_the_same(path: Path) -> None:
+async def test_second_run_repeats_outcomes_without_requests(path: Path) -> None:
     studio = quick_studio()
     first = await run_batch(path, studio, PROMPTS)
     looks = studio.looked_at.total()
@@ -39,7 +39,7 @@ async def test_run_again_it_asks_nobody_and_gives_the_same(path: Path) -> None:
         assert one.unwrap().credits == other.unwrap().credits
 
 
-async def test_a_line_inserted_at_the_top_is_one_purchase(path: Path) -> None:
+async def test_inserted_first_row_is_one_purchase(path: Path) -> None:
     studio = quick_studio()
     await run_batch(path, studio, PROMPTS)
     outcomes = await run_batch(path, studio, ["a new first line", *PROMPTS])
@@ -67,7 +67,7 @@ async def test_another_name_is_another_batch(path: Path) -> None:
     assert studio.sold == ["fog", "fog"]
 
 
-async def test_a_row_with_a_key_keeps_it_wherever_it_stands(path: Path) -> None:
+async def test_row_with_a_key_keeps_its_job_at_any_position(path: Path) -> None:
     studio = quick_studio()
     rows = [{"prompt": "fog", "key": "one"}, {"prompt": "fog", "key": "two"}]
     first = await run_batch(path, studio, rows)
@@ -76,7 +76,7 @@ async def test_a_row_with_a_key_keeps_it_wherever_it_stands(path: Path) -> None:
     assert [outcome.key for outcome in again] == [outcome.key for outcome in first[::-1]]
 
 
-async def test_a_key_that_now_wants_something_else_is_a_conflict(path: Path) -> None:
+async def test_key_with_another_request_is_a_conflict(path: Path) -> None:
     studio = quick_studio()
     await run_batch(path, studio, [{"prompt": "fog", "key": "one"}])
     outcomes = await run_batch(path, studio, [{"prompt": "rain", "key": "one"}, "snow"])
@@ -85,7 +85,7 @@ async def test_a_key_that_now_wants_something_else_is_a_conflict(path: Path) -> 
     assert studio.sold == ["fog", "snow"]
 
 
-async def test_what_runs_is_gone_on_with(path: Path) -> None:
+async def test_running_rows_are_polled_by_the_next_run(path: Path) -> None:
     studio = Studio(job_s=0.3)
     async with on_file(path, wire(studio)) as session, session.generate_many(["one", "two", "three"], batch="spring"):
         await until(lambda: len(studio.sold) == 3)
@@ -94,7 +94,7 @@ async def test_what_runs_is_gone_on_with(path: Path) -> None:
     assert all(outcome.ok for outcome in outcomes)
 
 
-async def test_what_was_left_unsent_is_bought_by_the_next_run(path: Path) -> None:
+async def test_unsent_rows_are_bought_by_the_next_run(path: Path) -> None:
     studio = Studio(job_s=0.05)
     async with on_file(path, wire(studio), concurrency=slots(3)) as session:
         taken = 0
@@ -109,7 +109,7 @@ async def test_what_was_left_unsent_is_bought_by_the_next_run(path: Path) -> Non
     assert all(outcome.ok for outcome in outcomes)
 
 
-async def test_a_failed_row_is_reported_and_bought_again_only_if_that_is_said(path: Path) -> None:
+async def test_failed_row_is_bought_again_only_with_retry_failed(path: Path) -> None:
     studio = quick_studio()
     first = await run_batch(path, studio, ["fine", "fail"])
     again = await run_batch(path, studio, ["fine", "fail"])
@@ -135,7 +135,7 @@ async def test_a_refused_row_is_bought_again(path: Path) -> None:
 
 async def test_an_uncertain_row_is_reported_and_not_sent(path: Path) -> None:
     def lost(prompt: str) -> TransportError | None:
-        return TransportError("the answer was lost", sent=True) if prompt == "lost" else None
+        return TransportError("the answer was lost", possibly_sent=True) if prompt == "lost" else None
 
     studio = quick_studio(says=lost)
 
@@ -154,20 +154,20 @@ async def test_an_uncertain_row_is_reported_and_not_sent(path: Path) -> None:
 
 
 @virtually
-async def test_a_name_needs_a_ledger_that_remembers() -> None:
+async def test_named_batch_needs_a_ledger_on_disk() -> None:
     async with apimall(FakeTransport(Studio().answer)) as session:
-        with pytest.raises(ConfigurationError, match="a ledger that remembers"):
+        with pytest.raises(ConfigurationError, match="needs a ledger on disk"):
             session.generate_many(["fog"], batch="spring")
 
 
 @pytest.mark.parametrize("name", ["", "  ", 7])
-async def test_a_name_that_is_none_is_refused(name: Any, path: Path) -> None:
+async def test_invalid_batch_name_is_refused(name: Any, path: Path) -> None:
     async with on_file(path, wire(quick_studio())) as session:
-        with pytest.raises(ConfigurationError, match="batch must be a name"):
+        with pytest.raises(ConfigurationError, match="batch must be a non-empty name"):
             session.generate_many(["a fox"], batch=name)
 
 
-async def test_two_sessions_that_run_it_at_once_buy_each_row_once_and_both_get_all(path: Path) -> None:
+async def test_two_sessions_at_once_buy_each_row_once(path: Path) -> None:
     studio = Studio(job_s=0.02)
     async with (
         on_file(path, wire(studio), concurrency=slots(4)) as one,
@@ -181,7 +181,7 @@ async def test_two_sessions_that_run_it_at_once_buy_each_row_once_and_both_get_a
         assert all(outcome.ok for outcome in run.result())
 
 
-async def test_two_runs_in_one_session_buy_each_row_once_and_both_get_all(path: Path) -> None:
+async def test_two_runs_in_one_session_buy_each_row_once(path: Path) -> None:
     studio = Studio(job_s=0.02)
     async with on_file(path, wire(studio), concurrency=slots(4)) as session, asyncio.TaskGroup() as group:
         runs = [group.create_task(all_of(session.generate_many(PROMPTS[:30], batch="spring"))) for _ in range(2)]
@@ -190,7 +190,7 @@ async def test_two_runs_in_one_session_buy_each_row_once_and_both_get_all(path: 
     assert [sum(outcome.ok for outcome in run.result()) for run in runs] == [30, 30]
 
 
-async def test_left_and_run_again_at_once_it_loses_no_row(path: Path) -> None:
+async def test_batch_left_and_run_again_loses_no_row(path: Path) -> None:
     studio = Studio(job_s=0.02)
     async with on_file(path, wire(studio), concurrency=slots(2)) as session:
         for _ in range(3):

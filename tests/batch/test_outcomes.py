@@ -1,4 +1,4 @@
-"""What comes out of a batch: each row once, in the order of ending or of the input, bad rows among them."""
+"""The outcomes of a batch: each row once, in order of ending or of the input; invalid rows included."""
 
 import asyncio
 import gc
@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from nanobanana_async import ImageRequest, Outcome
-from nanobanana_async.errors import InvalidRequest, JobFailed, NanoBananaError
+from nanobanana_async.errors import ConfigurationError, InvalidRequest, JobFailed, NanoBananaError
 from nanobanana_async.testing import FakeTransport
 from tests.batch.scenes import Counted, Studio, all_of, slots, slowly
 from tests.engine.sayings import refused
@@ -24,14 +24,14 @@ async def test_outcomes_come_as_rows_end() -> None:
 
 
 @virtually
-async def test_outcomes_come_in_the_order_of_the_input_if_that_is_wanted() -> None:
+async def test_ordered_outcomes_come_in_input_order() -> None:
     async with apimall(FakeTransport(Studio().answer)) as session:
         outcomes = await all_of(session.generate_many(["60 s", "20 s", {}, "40 s"], ordered=True))
     assert [outcome.index for outcome in outcomes] == [0, 1, 2, 3]
 
 
 @virtually
-async def test_an_ordered_batch_holds_back_no_more_than_a_window() -> None:
+async def test_ordered_batch_buffers_at_most_a_window() -> None:
     input_ = Counted()
 
     def rows() -> Iterator[str]:
@@ -91,11 +91,11 @@ async def test_no_rows_give_no_outcomes() -> None:
 
 
 @pytest.mark.parametrize("requests", ["a lighthouse", b"a lighthouse", {"prompt": "a lighthouse"}, None, 5])
-def test_what_is_no_list_of_rows_is_refused_at_once(requests: Any) -> None:
+def test_input_of_a_wrong_type_raises_configuration_error(requests: Any) -> None:
     @virtually
     async def refuses() -> None:
         async with apimall(FakeTransport(Studio().answer)) as session:
-            with pytest.raises(InvalidRequest, match=f"an iterable of prompts, not {type(requests).__name__}"):
+            with pytest.raises(ConfigurationError, match=f"an iterable of prompts, not {type(requests).__name__}"):
                 session.generate_many(requests)
         gc.collect()  # the half-made batch goes without a complaint
 
@@ -132,7 +132,7 @@ def test_a_bad_row_is_an_outcome(row: dict[str, Any], says: str) -> None:
 
 
 @virtually
-async def test_a_row_of_a_strange_type_is_an_outcome() -> None:
+async def test_row_of_a_wrong_type_is_an_outcome() -> None:
     rows: list[Any] = [None, 5, b"bytes", ["a list"], "a prompt"]
     async with apimall(FakeTransport(Studio().answer)) as session:
         outcomes = await all_of(session.generate_many(rows, ordered=True))
@@ -171,7 +171,7 @@ async def test_two_rows_with_one_key_share_a_job() -> None:
 
 
 @pytest.mark.parametrize("ordered", [False, True])
-def test_what_the_input_raises_comes_after_what_runs(ordered: bool) -> None:
+def test_input_exception_is_raised_after_running_rows(ordered: bool) -> None:
     def rows() -> Iterator[str]:
         yield from ("30 s", "10 s")
         raise KeyError("row 3")
@@ -189,7 +189,7 @@ def test_what_the_input_raises_comes_after_what_runs(ordered: bool) -> None:
 
 
 @virtually
-async def test_an_input_whose_own_waiting_is_cancelled_does_not_end_the_session() -> None:
+async def test_cancelled_input_does_not_end_the_session() -> None:
     async def rows() -> AsyncIterator[str]:
         yield "one"
         gone: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -205,7 +205,7 @@ async def test_an_input_whose_own_waiting_is_cancelled_does_not_end_the_session(
 
 
 @virtually
-async def test_several_consumers_share_the_outcomes_and_all_come_to_the_end() -> None:
+async def test_several_consumers_share_the_outcomes() -> None:
     taken: list[list[int]] = [[], [], []]
 
     async def consume(mine: list[int]) -> None:
@@ -231,7 +231,7 @@ async def test_two_batches_of_one_session_do_not_mix() -> None:
 
 
 @virtually
-async def test_a_batch_tells_how_far_it_is() -> None:
+async def test_batch_counts_rows() -> None:
     async with apimall(FakeTransport(Studio().answer)) as session:
         batch = session.generate_many(["one", "two"])
         assert repr(batch) == "<Batch without a name: 0 done>"

@@ -1,4 +1,4 @@
-"""How fast a batch pulls and buys: as there is room, and no faster than outcomes are taken."""
+"""How fast a batch pulls and buys: no faster than slots are free and outcomes are taken."""
 
 import asyncio
 import gc
@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Iterator
 import pytest
 
 from nanobanana_async import Batch, ConcurrencyPolicy
-from nanobanana_async.testing import FakeTransport, run
+from nanobanana_async.testing import FakeTransport, run_virtual
 from tests.batch.scenes import Counted, Studio, all_of, slots
 from tests.engine.scenes import apimall, now, virtually
 
@@ -46,7 +46,7 @@ async def test_rows_wait_in_the_input_until_there_is_room() -> None:
 
 
 @pytest.mark.parametrize("ordered", [False, True])
-def test_who_takes_nothing_gets_little_bought(ordered: bool) -> None:
+def test_little_is_bought_if_no_outcome_is_taken(ordered: bool) -> None:
     @virtually
     async def stays_bounded() -> None:
         studio, input_ = Studio(), Counted()
@@ -62,7 +62,7 @@ def test_who_takes_nothing_gets_little_bought(ordered: bool) -> None:
 
 
 @virtually
-async def test_bad_rows_without_end_wait_for_their_taker() -> None:
+async def test_endless_invalid_rows_wait_to_be_taken() -> None:
     pulled = 0
 
     def empty_prompts() -> Iterator[str]:
@@ -78,7 +78,7 @@ async def test_bad_rows_without_end_wait_for_their_taker() -> None:
 
 
 @virtually
-async def test_a_slow_consumer_keeps_memory_flat_and_sets_the_pace() -> None:
+async def test_slow_consumer_sets_the_pace_at_constant_memory() -> None:
     studio, input_ = Studio(job_s=10), Counted(600)
     sizes: list[int] = []
     begun = now()
@@ -107,14 +107,14 @@ async def _makespan(pause_s: float) -> float:
 
 
 @virtually
-async def test_who_is_quicker_than_the_slots_does_not_starve_them() -> None:
+async def test_consumer_faster_than_the_slots_keeps_them_full() -> None:
     idle = await _makespan(0.0)
     saving = await _makespan(0.4)  # the slots give one outcome every half second
     assert saving < 1.1 * idle
 
 
 @virtually
-async def test_a_batch_fills_the_limit_that_it_finds() -> None:
+async def test_batch_fills_a_learned_limit() -> None:
     studio = Studio(job_s=60, limit=50)
     most = 0
     async with apimall(FakeTransport(studio.answer)) as session:
@@ -127,7 +127,7 @@ async def test_a_batch_fills_the_limit_that_it_finds() -> None:
 
 
 @virtually
-async def test_a_refused_row_is_sent_again_and_nothing_is_pulled_meanwhile() -> None:
+async def test_nothing_is_pulled_while_a_throttled_row_waits() -> None:
     studio, input_ = Studio(job_s=500, limit=1), Counted()
     async with apimall(FakeTransport(studio.answer)) as session, session.generate_many(input_):
         await asyncio.sleep(400)
@@ -136,7 +136,7 @@ async def test_a_refused_row_is_sent_again_and_nothing_is_pulled_meanwhile() -> 
 
 
 @virtually
-async def test_generate_goes_on_beside_a_batch_that_nobody_takes_from() -> None:
+async def test_generate_works_beside_an_unread_batch() -> None:
     async with (
         apimall(FakeTransport(Studio().answer), concurrency=slots(5)) as session,
         session.generate_many(Counted()),
@@ -147,7 +147,7 @@ async def test_generate_goes_on_beside_a_batch_that_nobody_takes_from() -> None:
 
 
 @virtually
-async def test_an_input_slower_than_the_slots_is_followed_row_by_row() -> None:
+async def test_slow_input_is_bought_row_by_row() -> None:
     async def rows() -> AsyncIterator[str]:
         for number in range(5):
             await asyncio.sleep(100)
@@ -159,7 +159,7 @@ async def test_an_input_slower_than_the_slots_is_followed_row_by_row() -> None:
     assert all(100 * number < at < 100 * number + 60 for number, at in enumerate(ends, 1))
 
 
-def test_order_does_not_starve_the_slots() -> None:
+def test_ordered_batch_keeps_the_slots_full() -> None:
     chance = random.Random(7)
     prompts = [f"{chance.lognormvariate(3.0, 0.4):.2f} s" for _ in range(500)]
 
@@ -169,4 +169,4 @@ def test_order_does_not_starve_the_slots() -> None:
             assert len(await all_of(session.generate_many(prompts, ordered=ordered))) == 500
         return now() - begun
 
-    assert run(makespan(True)) < 1.25 * run(makespan(False))
+    assert run_virtual(makespan(True)) < 1.25 * run_virtual(makespan(False))

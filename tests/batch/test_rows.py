@@ -1,4 +1,4 @@
-"""The keys of rows: stable for good, since a key that changes is a batch that is bought again."""
+"""The keys of rows. They must never change: a changed key buys a row again."""
 
 import tracemalloc
 from typing import Any
@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nanobanana_async import ImageRequest
-from nanobanana_async.jobs import check_key
-from nanobanana_async.rows import Rows, key_prefix
+from nanobanana_async.batch.rows import RowReader, key_prefix
+from nanobanana_async.jobs import validate_key
 
 MANY = ImageRequest(
     "a boat",
@@ -26,13 +26,13 @@ MANY = ImageRequest(
 
 def keys(*rows: Any, batch: str = "spring") -> list[str]:
     """Return the keys of the rows of a batch."""
-    reader = Rows(batch)
+    reader = RowReader(batch)
     read = [reader.read(row) for row in rows]
     assert [row.error for row in read] == [None] * len(rows)
     return [row.key for row in read]
 
 
-def test_keys_are_what_they_always_were() -> None:
+def test_keys_never_change() -> None:
     """Never change these: whoever runs his batch again after an upgrade would buy everything a second time."""
     assert keys("a lighthouse", "a lighthouse", MANY, {"prompt": "fog", "key": "row-7"}) == [
         "b63e1c46566b-d3b0583388e8d7063703eca81d41543e",
@@ -44,39 +44,39 @@ def test_keys_are_what_they_always_were() -> None:
 
 
 def test_each_field_of_a_request_is_part_of_its_key() -> None:
-    told = {name for name in fields_dict(ImageRequest) if name not in ("prompt", "callback_url")}
-    facts = {name: getattr(MANY, name) for name in told}
+    names = {name for name in fields_dict(ImageRequest) if name not in ("prompt", "callback_url")}
+    facts = {name: getattr(MANY, name) for name in names}
     rows = [ImageRequest("a boat", **{name: value}) for name, value in facts.items() if name != "task_type"]
     assert len(set(keys("a boat", *rows, MANY))) == len(rows) + 2
 
 
-def test_fields_at_their_defaults_are_left_out_so_that_a_new_field_changes_no_key() -> None:
+def test_default_fields_do_not_change_a_key() -> None:
     plain = keys("a boat")
     assert keys(ImageRequest("a boat", num_images=1, resolution=None)) == plain
     assert keys({"prompt": "a boat", "images": []}) == plain
 
 
-def test_where_the_gateway_calls_back_is_no_part_of_the_key() -> None:
+def test_callback_url_is_not_part_of_the_key() -> None:
     assert keys(ImageRequest("a boat", callback_url="https://example.com/here")) == keys("a boat")
 
 
-def test_metadata_is_no_part_of_the_key() -> None:
+def test_metadata_is_not_part_of_the_key() -> None:
     assert keys({"prompt": "a boat", "metadata": object()}) == keys("a boat")
 
 
-def test_a_key_of_its_own_counts_alone() -> None:
+def test_own_key_replaces_the_request() -> None:
     assert keys({"prompt": "a boat", "key": "k"}) == keys({"prompt": "fog", "key": "k", "num_images": 2})
     assert keys({"prompt": "a boat", "key": "k"}) != keys({"prompt": "a boat", "key": "K"})
 
 
-def test_all_keys_of_a_batch_begin_alike_and_those_of_another_do_not() -> None:
+def test_keys_of_a_batch_share_a_prefix() -> None:
     found = keys("a boat", "a boat", {"prompt": "fog", "key": "k"})
     assert all(key.startswith(key_prefix("spring")) for key in found)
     assert key_prefix("spring") != key_prefix("Spring")
 
 
-def test_without_a_batch_each_row_has_a_key_of_its_own_or_a_fresh_one() -> None:
-    reader = Rows(None)
+def test_row_without_a_batch_has_its_own_or_a_new_key() -> None:
+    reader = RowReader(None)
     rows = [reader.read(row) for row in ("a boat", "a boat", {"prompt": "a boat", "key": "mine"})]
     assert len({row.key for row in rows}) == 3
     assert rows[2].key == "mine"
@@ -91,22 +91,22 @@ def test_reordered_rows_have_the_same_keys(prompts: list[str], chance: Any) -> N
 
 
 @given(st.lists(st.sampled_from(["a", "b", "c"]), max_size=8), st.integers(0, 8), st.sampled_from(["a", "b", "new"]))
-def test_an_inserted_row_brings_one_new_key(prompts: list[str], place: int, prompt: str) -> None:
+def test_inserted_row_adds_one_key(prompts: list[str], place: int, prompt: str) -> None:
     longer = [*prompts[:place], prompt, *prompts[place:]]
     assert len(set(keys(*longer)) - set(keys(*prompts))) == 1
     assert set(keys(*prompts)) < set(keys(*longer))
 
 
 @given(st.text(min_size=1).filter(str.isprintable), st.text(min_size=1).filter(lambda text: text.strip() != ""))
-def test_every_key_may_stand_in_a_header(batch: str, prompt: str) -> None:
-    row = Rows(batch).read(prompt)
+def test_every_key_is_valid_in_a_header(batch: str, prompt: str) -> None:
+    row = RowReader(batch).read(prompt)
     if row.error is None:  # else it holds a lone surrogate
-        assert check_key(row.key) == row.key
+        assert validate_key(row.key) == row.key
 
 
 @pytest.mark.parametrize("item", ["", {"key": "k"}, {"prompt": 5, "key": "k"}, object()])
-def test_a_bad_row_takes_a_number_and_no_key_from_the_others(item: Any) -> None:
-    reader = Rows("spring")
+def test_invalid_row_does_not_change_other_keys(item: Any) -> None:
+    reader = RowReader("spring")
     bad, good = reader.read(item), reader.read("a boat")
     assert bad.request is None
     assert bad.error is not None
@@ -114,8 +114,8 @@ def test_a_bad_row_takes_a_number_and_no_key_from_the_others(item: Any) -> None:
     assert [good.key] == keys("a boat")
 
 
-def test_what_is_remembered_of_a_row_is_eight_bytes() -> None:
-    reader = Rows("spring")
+def test_reader_keeps_eight_bytes_per_row() -> None:
+    reader = RowReader("spring")
     reader.read("the first")
     tracemalloc.start()
     try:
@@ -125,3 +125,18 @@ def test_what_is_remembered_of_a_row_is_eight_bytes() -> None:
     finally:
         tracemalloc.stop()
     assert reader.read("the first").key == keys("the first", "the first")[1]
+
+
+class Ambiguous:
+    """A value that is neither true nor false, as an array of numpy."""
+
+    def __bool__(self) -> bool:
+        raise ValueError("the truth value is ambiguous")
+
+
+@pytest.mark.parametrize("key", [Ambiguous(), float("nan"), b"k", ["k"], "\ud800"])
+def test_invalid_key_is_an_error_of_its_row(key: object) -> None:
+    row = RowReader("spring").read({"prompt": "a fox", "key": key, "metadata": Ambiguous()})
+    assert row.request is None
+    assert row.error is not None
+    assert isinstance(row.metadata, Ambiguous)

@@ -1,4 +1,4 @@
-"""Batches that save their pictures: in the background, whole and listed, and once."""
+"""Batches that save their images: in the background, complete, listed, and once."""
 
 import asyncio
 import hashlib
@@ -10,8 +10,8 @@ import pytest
 from nanobanana_async import DownloadError, ImageRequest, Outcome
 from nanobanana_async.emulator import Emulator
 from nanobanana_async.emulator.faults import Script, delay, error
-from nanobanana_async.http.downloads import Downloads
-from nanobanana_async.keeping import Keeper
+from nanobanana_async.image_saver import ImageSaver
+from nanobanana_async.images.downloader import ImageDownloader
 from nanobanana_async.models import GenerationResult
 from nanobanana_async.testing import FakeTransport
 from tests.batch.scenes import Counted, Studio, all_of, slots
@@ -43,12 +43,12 @@ def hashed(folder: Path) -> dict[str, str]:
     return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
-async def test_pictures_are_saved_under_their_keys_and_listed(tmp_path: Path) -> None:
+async def test_images_are_saved_by_key_and_listed(tmp_path: Path) -> None:
     folder = tmp_path / "new" / "out"
     async with emulated() as emulator:
         rows = ["one", ImageRequest("two", num_images=3), {"prompt": "three", "key": "my-key"}]
         outcomes = await saved_batch(emulator, folder, rows)
-        assert emulator.stats().cdn_with_credentials == 0
+        assert emulator.stats().credential_leaks == 0
     assert [len(outcome.saved) for outcome in outcomes] == [1, 3, 1]
     assert [path.stem for path in outcomes[1].saved] == [f"{outcomes[1].key}-{number:02d}" for number in (1, 2, 3)]
     assert outcomes[2].saved[0].stem == "my-key-01"
@@ -57,7 +57,7 @@ async def test_pictures_are_saved_under_their_keys_and_listed(tmp_path: Path) ->
     assert len(listed(folder)) == 5
 
 
-async def test_run_again_it_saves_nothing_twice(tmp_path: Path) -> None:
+async def test_second_run_saves_nothing_twice(tmp_path: Path) -> None:
     folder, ledger = tmp_path / "out", tmp_path / "jobs.sqlite"
     async with emulated() as emulator:
         first = await saved_batch(emulator, folder, FIVE, ledger=ledger)
@@ -72,7 +72,7 @@ async def test_run_again_it_saves_nothing_twice(tmp_path: Path) -> None:
     assert {path: path.stat().st_mtime_ns for path in folder.iterdir()} == stamps
 
 
-async def test_a_picture_that_was_lost_meanwhile_is_saved_again(tmp_path: Path) -> None:
+async def test_deleted_image_is_saved_again(tmp_path: Path) -> None:
     folder, ledger = tmp_path / "out", tmp_path / "jobs.sqlite"
     async with emulated() as emulator:
         first = await saved_batch(emulator, folder, FIVE, ledger=ledger)
@@ -83,53 +83,40 @@ async def test_a_picture_that_was_lost_meanwhile_is_saved_again(tmp_path: Path) 
     assert len(hashed(folder)) == 5
 
 
-async def test_links_that_expired_are_asked_for_once_more(tmp_path: Path) -> None:
+async def test_expired_links_are_refreshed(tmp_path: Path) -> None:
     folder, ledger = tmp_path / "out", tmp_path / "jobs.sqlite"
     async with emulated(links_expire_after_s=0.3) as emulator:
         await saved_batch(emulator, None, FIVE, ledger=ledger)
-        queries = emulator.stats().queries
+        queries = emulator.stats().polls
         await asyncio.sleep(0.4)
         outcomes = await saved_batch(emulator, folder, FIVE, ledger=ledger)
         assert charged(emulator.stats(), 5)
-        assert emulator.stats().queries == queries + 5
+        assert emulator.stats().polls == queries + 5
     assert [outcome.ok for outcome in outcomes] == [True] * 5
     assert listed(folder) == hashed(folder)
 
 
-async def test_a_picture_that_stays_gone_is_an_error_beside_its_result(tmp_path: Path) -> None:
+async def test_unavailable_image_is_an_error_beside_its_result(tmp_path: Path) -> None:
     gone = Script({"cdn": [error(410)]}, repeat_last=True)
     async with emulated(script=gone) as emulator:
         outcomes = await saved_batch(emulator, tmp_path, ["one"])
         assert charged(emulator.stats(), 1)
     assert isinstance(outcomes[0].error, DownloadError)
-    assert outcomes[0].error.gone
+    assert outcomes[0].error.link_expired
     assert outcomes[0].result is not None
     assert outcomes[0].saved == ()
     assert not list(tmp_path.iterdir())  # noqa: ASYNC240 - nothing else runs
 
 
-async def test_a_folder_that_can_not_be_made_leaves_the_result(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("in the way")
-    async with emulated() as emulator:
-        outcomes = await saved_batch(emulator, tmp_path / "file" / "out", ["one", "two"])
-        assert charged(emulator.stats(), 2)
-    for outcome in outcomes:
-        assert isinstance(outcome.error, DownloadError)
-        assert outcome.error.key == outcome.key
-        assert not outcome.error.safe_to_repeat  # it was bought
-        assert outcome.result is not None
-        assert not outcome.ok
-
-
 @pytest.mark.parametrize("save", [False, True])
-async def test_inline_pictures_are_saved_and_asked_for_again_by_the_next_run(tmp_path: Path, save: bool) -> None:
+async def test_inline_images_are_fetched_again_by_the_next_run(tmp_path: Path, save: bool) -> None:
     ledger, folder = tmp_path / "jobs.sqlite", tmp_path / "out"
     async with emulated(data_uris=True) as emulator:
         first = await saved_batch(emulator, folder, FIVE, "defapi", ledger=ledger)
-        queries = emulator.stats().queries
+        queries = emulator.stats().polls
         again = await saved_batch(emulator, folder if save else None, FIVE, "defapi", ledger=ledger)
         assert charged(emulator.stats(), 5)
-        assert emulator.stats().queries == queries + 5
+        assert emulator.stats().polls == queries + 5
         assert "cdn" not in emulator.stats().requests
     for one, other in zip(first, again, strict=True):
         assert one.unwrap().url.startswith("data:image/")
@@ -139,13 +126,11 @@ async def test_inline_pictures_are_saved_and_asked_for_again_by_the_next_run(tmp
     assert len(hashed(folder)) == 5
 
 
-async def test_a_bug_in_saving_is_an_outcome_and_the_session_goes_on(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_bug_in_saving_is_an_outcome(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async def broken(*_: object) -> None:
         raise ZeroDivisionError("nobody thought of this")
 
-    monkeypatch.setattr(Downloads, "save", broken)
+    monkeypatch.setattr(ImageDownloader, "save", broken)
     async with emulated() as emulator, quick(emulator) as session:
         outcomes = await all_of(session.generate_many(["one", "two"], save_to=tmp_path))
         assert [str(outcome.error).startswith("a bug in nanobanana_async") for outcome in outcomes] == [True, True]
@@ -153,7 +138,7 @@ async def test_a_bug_in_saving_is_an_outcome_and_the_session_goes_on(
         assert (await session.generate("afterwards")).images
 
 
-async def test_outcomes_are_saved_before_they_are_given_and_buying_goes_on_meanwhile(tmp_path: Path) -> None:
+async def test_outcomes_are_saved_before_they_are_yielded(tmp_path: Path) -> None:
     slow = Script({"cdn": [delay(0.3)]}, repeat_last=True)
     async with (
         emulated(script=slow) as emulator,
@@ -175,7 +160,7 @@ class Desk:
         self.at_once = self.most = self.saved = 0
 
     def put_in(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        async def save(_: Keeper, result: GenerationResult, folder: Path) -> tuple[Path, ...]:
+        async def save(_: ImageSaver, result: GenerationResult, folder: Path) -> tuple[Path, ...]:
             self.at_once += 1
             self.most = max(self.most, self.at_once)
             await asyncio.sleep(self.seconds.get(result.key, self.default_s))
@@ -183,10 +168,14 @@ class Desk:
             self.saved += 1
             return (folder / result.key,)
 
-        monkeypatch.setattr(Keeper, "save", save)
+        async def check(_: ImageSaver, folder: Path) -> None:
+            return None
+
+        monkeypatch.setattr(ImageSaver, "save", save)
+        monkeypatch.setattr(ImageSaver, "check", check)
 
 
-def test_an_ordered_batch_stays_in_order_however_long_saving_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_slow_saving_keeps_the_order(monkeypatch: pytest.MonkeyPatch) -> None:
     @virtually
     async def stays_in_order() -> None:
         desk = Desk({"row-1": 100.0, "row-3": 100.0}, default_s=1.0)
@@ -200,7 +189,7 @@ def test_an_ordered_batch_stays_in_order_however_long_saving_takes(monkeypatch: 
     stays_in_order()
 
 
-def test_few_are_saved_at_a_time_and_few_wait_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_concurrent_saves_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     @virtually
     async def stays_bounded() -> None:
         desk, studio = Desk(default_s=100.0), Studio(job_s=1)
@@ -214,7 +203,7 @@ def test_few_are_saved_at_a_time_and_few_wait_for_it(monkeypatch: pytest.MonkeyP
     stays_bounded()
 
 
-def test_what_ended_is_saved_also_when_the_batch_was_left(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ended_rows_are_saved_after_leaving(monkeypatch: pytest.MonkeyPatch) -> None:
     @virtually
     async def saves_on() -> None:
         desk, studio = Desk(), Studio()

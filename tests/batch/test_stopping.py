@@ -1,4 +1,4 @@
-"""When buying more can't go well: what runs is collected, nothing more is sent, and `BatchStopped` says why."""
+"""When a batch stops buying: running jobs are collected, nothing more is sent, `BatchStopped` has the cause."""
 
 import asyncio
 from collections.abc import Callable, Iterator
@@ -39,9 +39,7 @@ def after(count: int, studio: Studio, refusal: Callable[[], Reply]) -> None:
 @pytest.mark.parametrize(
     ("status", "kind"), [(401, AuthenticationError), (402, InsufficientCredits), (403, AccessDenied)]
 )
-def test_what_the_account_is_told_stops_the_buying_at_once(
-    status: int, kind: type[NanoBananaError], ordered: bool
-) -> None:
+def test_account_errors_stop_the_batch_at_once(status: int, kind: type[NanoBananaError], ordered: bool) -> None:
     @virtually
     async def stops() -> None:
         studio, rows, book = Studio(job_s=60), Counted(), Notebook(keeps=True)
@@ -68,7 +66,7 @@ def test_what_the_account_is_told_stops_the_buying_at_once(
 
 
 @virtually
-async def test_nothing_is_sent_after_the_first_refusal_was_heard() -> None:
+async def test_nothing_is_sent_after_the_first_account_error() -> None:
     studio = Studio(job_s=60)
     after(5, studio, lambda: refused(402, "insufficient_credits", "No"))
     async with apimall(FakeTransport(studio.answer), concurrency=slots(50)) as session:
@@ -78,7 +76,7 @@ async def test_nothing_is_sent_after_the_first_refusal_was_heard() -> None:
 
 
 @virtually
-async def test_rows_that_come_back_from_the_wire_after_the_stop_stay_unbought() -> None:
+async def test_creates_refused_after_the_stop_stay_unbought() -> None:
     studio = Studio(job_s=60)
 
     def answer(prompt: str) -> Reply | None:
@@ -107,7 +105,7 @@ async def test_rows_that_come_back_from_the_wire_after_the_stop_stay_unbought() 
 
 
 @pytest.mark.parametrize(("status", "kind"), [(400, InvalidRequest), (451, PromptBlocked)])
-def test_what_one_row_is_told_ends_that_row(status: int, kind: type[NanoBananaError]) -> None:
+def test_refusal_of_one_row_ends_that_row(status: int, kind: type[NanoBananaError]) -> None:
     @virtually
     async def goes_on() -> None:
         studio = Studio(says=lambda prompt: refused(status, "no", "No") if prompt.endswith("0") else None)
@@ -120,7 +118,7 @@ def test_what_one_row_is_told_ends_that_row(status: int, kind: type[NanoBananaEr
 
 
 @virtually
-async def test_a_row_that_is_refused_for_itself_while_the_buying_stops_is_an_outcome() -> None:
+async def test_row_refused_during_the_stop_is_an_outcome() -> None:
     studio = Studio(job_s=60)
 
     def answer(prompt: str) -> Reply | None:
@@ -137,7 +135,7 @@ async def test_a_row_that_is_refused_for_itself_while_the_buying_stops_is_an_out
 
 
 @virtually
-async def test_twenty_of_the_same_refusal_in_a_row_stop_the_buying() -> None:
+async def test_twenty_equal_refusals_in_a_row_stop_the_batch() -> None:
     studio, rows = Studio(says=lambda prompt: refused(400, "bad_model", "No")), Counted()
     async with apimall(FakeTransport(studio.answer), concurrency=slots(4)) as session:
         outcomes, stopped = await until_stopped(session.generate_many(rows))
@@ -149,7 +147,7 @@ async def test_twenty_of_the_same_refusal_in_a_row_stop_the_buying() -> None:
 
 
 @pytest.mark.parametrize("between", [None, refused(451, "blocked", "No"), refused(400, "other", "No")])
-def test_a_success_or_another_refusal_between_begins_the_count_anew(between: Reply | None) -> None:
+def test_success_or_another_refusal_restarts_the_count(between: Reply | None) -> None:
     @virtually
     async def goes_on() -> None:
         studio = Studio(job_s=1)
@@ -175,7 +173,7 @@ def test_429_and_503_only_slow_down(refusal: Reply) -> None:
 
 
 @virtually
-async def test_refusals_between_rows_that_are_taken_do_not_stop_before_the_first_has_ended() -> None:
+async def test_refusals_between_accepted_rows_do_not_stop_the_batch() -> None:
     studio = Studio(job_s=60, says=lambda prompt: refused(451, "blocked", "No") if prompt[-1] in "036" else None)
     async with apimall(FakeTransport(studio.answer), concurrency=slots(120)) as session:
         outcomes = await all_of(session.generate_many(Counted(120)))
@@ -197,7 +195,7 @@ class FullDisk(Notebook):
 
 
 @virtually
-async def test_a_ledger_that_can_not_be_written_stops_the_buying() -> None:
+async def test_unwritable_ledger_stops_the_batch() -> None:
     studio, rows = Studio(job_s=60), Counted()
     async with apimall(FakeTransport(studio.answer), ledger=FullDisk(12), concurrency=slots(100)) as session:
         outcomes, stopped = await until_stopped(session.generate_many(rows))
@@ -218,7 +216,7 @@ async def test_a_batch_on_defapi_stops_as_well() -> None:
 
 
 @virtually
-async def test_the_input_is_not_asked_again_after_a_stop() -> None:
+async def test_input_is_not_pulled_after_a_stop() -> None:
     studio = Studio(says=lambda prompt: refused(401, "no", "No"))
     asked_late = False
 
@@ -236,7 +234,7 @@ async def test_the_input_is_not_asked_again_after_a_stop() -> None:
     assert not asked_late
 
 
-async def test_rows_taken_back_are_withdrawn_and_bought_by_the_next_run(tmp_path: Path) -> None:
+async def test_dropped_rows_are_bought_by_the_next_run(tmp_path: Path) -> None:
     studio = Studio(job_s=0.02)
     after(10, studio, lambda: refused(402, "insufficient_credits", "No"))
     path, rows = tmp_path / "jobs.sqlite", list(Counted(40))
@@ -249,7 +247,7 @@ async def test_rows_taken_back_are_withdrawn_and_bought_by_the_next_run(tmp_path
     assert sorted(studio.sold) == sorted(rows)
 
 
-async def test_after_a_top_up_the_same_batch_buys_what_is_left_and_no_more(tmp_path: Path) -> None:
+async def test_batch_buys_the_rest_after_a_top_up(tmp_path: Path) -> None:
     path, prompts = tmp_path / "jobs.sqlite", [f"picture {number}" for number in range(200)]
     async with emulated(credits=Decimal(30 * 8), unique_by="prompt", job_limit=50) as emulator:
         async with quick(emulator, ledger=path, concurrency=slots(50)) as session:

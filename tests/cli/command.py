@@ -1,4 +1,4 @@
-"""Running `nanobanana` as its users do: a process of its own, its output read, its code looked at."""
+"""Run `nanobanana` in a process, and read its output and exit code."""
 
 import asyncio
 import contextlib
@@ -17,7 +17,7 @@ _OURS = ("APIMALL_", "DEFAPI_", "NANOBANANA_")
 
 @frozen
 class Said:
-    """How a command ended and what it said."""
+    """The exit code and output of a command."""
 
     code: int
     out: str
@@ -25,14 +25,14 @@ class Said:
 
     @property
     def complaint(self) -> str:
-        """The one line of complaint; fails when there are more, or a traceback."""
+        """The only line on stderr; fails if there are more lines, or a traceback."""
         (line,) = self.err.strip().splitlines()
         assert line.startswith("nanobanana: ")
         return line
 
 
 def environment(emulator: Emulator | None = None, **variables: str) -> dict[str, str]:
-    """Return this process's environment without our own variables, leading to the emulator if there is one."""
+    """Return the environment without our own variables, with those of the emulator if given."""
     environ = {name: value for name, value in os.environ.items() if not name.startswith(_OURS)}
     environ |= {"PYTHONWARNINGS": "error", "COLUMNS": "200"}
     if emulator is not None:
@@ -43,7 +43,7 @@ def environment(emulator: Emulator | None = None, **variables: str) -> dict[str,
 
 @contextlib.asynccontextmanager
 async def started(*arguments: str, environ: dict[str, str], folder: Path | None = None) -> AsyncIterator[Process]:
-    """Start the command; whatever the test does, it does not outlive it."""
+    """Start the command; it is killed at the end of the block."""
     process = await asyncio.create_subprocess_exec(
         sys.executable,
         "-m",

@@ -1,4 +1,4 @@
-"""What `run` makes of the odd endings that no gateway can cause."""
+"""How `run` reports errors that no gateway causes."""
 
 import getpass
 import io
@@ -12,7 +12,7 @@ from tests.cli.command import environment
 
 
 class Terminal(io.StringIO):
-    """Somebody sits in front of it."""
+    """A stdin that is a terminal."""
 
     def isatty(self) -> bool:
         return True
@@ -20,13 +20,13 @@ class Terminal(io.StringIO):
 
 @pytest.fixture
 def bare(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
-    """Take our variables out of the environment."""
+    """Remove our variables from the environment."""
     for name in ("APIMALL_API_KEY", "DEFAPI_API_KEY", "NANOBANANA_GATEWAY", "NANOBANANA_BASE_URL", "NANOBANANA_DEBUG"):
         monkeypatch.delenv(name, raising=False)
     return monkeypatch
 
 
-def test_on_a_terminal_a_missing_key_is_asked_for(bare: pytest.MonkeyPatch) -> None:
+def test_a_missing_key_is_prompted_for_on_a_terminal(bare: pytest.MonkeyPatch) -> None:
     questions: list[str] = []
 
     def typed(question: str, stream: object = None) -> str:
@@ -35,22 +35,28 @@ def test_on_a_terminal_a_missing_key_is_asked_for(bare: pytest.MonkeyPatch) -> N
 
     bare.setattr(sys, "stdin", Terminal())
     bare.setattr(getpass, "getpass", typed)
-    seller = cli._seller("defapi", "https://gateway.example")
-    assert (seller.name, seller.api_key, seller.base_url) == ("defapi", "typed-key", "https://gateway.example")
+    gateway = cli._find_gateway("defapi", "https://gateway.example")
+    assert (gateway.name, gateway.api_key.reveal(), gateway.base_url) == (
+        "defapi",
+        "typed-key",
+        "https://gateway.example",
+    )
     assert questions == ["API key of defapi: "]
 
 
-def test_without_a_terminal_nobody_is_asked(bare: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_missing_key_is_an_error_without_a_terminal(
+    bare: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     bare.setattr(sys, "stdin", io.StringIO())
     assert cli.run(["generate", "x", "--gateway", "apimall"]) == 2
     assert "APIMALL_API_KEY is not set" in capsys.readouterr().err
 
 
-def test_a_bug_is_one_line_too(bare: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_bug_is_one_line_on_stderr(bare: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     def broken(*_: object) -> None:
         raise LookupError("oops")
 
-    bare.setattr(cli, "_seller", broken)
+    bare.setattr(cli, "_find_gateway", broken)
     assert cli.run(["generate", "x"]) == 1
     assert capsys.readouterr().err == "nanobanana: a bug: LookupError: oops (NANOBANANA_DEBUG=1 shows where)\n"
     bare.setenv("NANOBANANA_DEBUG", "1")
@@ -58,10 +64,10 @@ def test_a_bug_is_one_line_too(bare: pytest.MonkeyPatch, capsys: pytest.CaptureF
         cli.run(["generate", "x"])
 
 
-def test_a_reader_that_goes_away_is_no_news() -> None:
+def test_a_closed_pipe_prints_no_error() -> None:
     pipeline = f"{sys.executable} -m nanobanana_async.cli --help | true; echo ${{PIPESTATUS[0]}}"
     done = subprocess.run(
         ["bash", "-c", pipeline], env=environment(), capture_output=True, text=True, timeout=30, check=True
     )
     assert done.stderr == ""
-    assert done.stdout.strip() in {"0", "1"}  # 0 when all was written before the reader went
+    assert done.stdout.strip() in {"0", "1"}  # 0 if everything was written before the pipe was closed

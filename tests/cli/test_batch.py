@@ -1,89 +1,25 @@
-"""`nanobanana batch` against the emulator: what it buys, what it writes, and what the same command finds again."""
+"""`nanobanana batch` against the emulator: purchases, files, and repeated runs."""
 
 import asyncio
-import io
 import json
 import os
-import sys
-from collections import Counter
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from decimal import Decimal
 from pathlib import Path
-from typing import Any, Unpack
 
 import pytest
 
 from nanobanana_async.cli import app as cli
-from nanobanana_async.cli.batchfolder import BatchFolder, Identity
-from nanobanana_async.emulator import API_KEY, Emulator, EmulatorOptions, Fixed, Script
+from nanobanana_async.cli.batch.folder import BatchFolder, FolderOwner
+from nanobanana_async.emulator import API_KEY, Script
 from nanobanana_async.emulator.faults import error, reset
-from tests.cli.batch_kills import kill_and_go_on, lines_of, pictures_of
-from tests.cli.command import Said, environment
+from tests.cli.batch_kills import images_of, kill_and_rerun, lines_of
+from tests.cli.batches import Command, emulated, requests
 
 NOWHERE = "http://127.0.0.1:9"
 PRUNE = ["jobs", "prune", "--older-than", "0h", "--ledger", "out/jobs.sqlite", "--yes"]
 
 
-class Command:
-    """Runs the command in this process, in a folder of its own."""
-
-    def __init__(self, folder: Path, patch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-        self.folder = folder
-        self.out = folder / "out"
-        self.patch = patch
-        self._capsys = capsys
-
-    async def __call__(self, file: str, *options: str, folder: str = "out", stdin: bytes = b"") -> Said:
-        with self.patch.context() as patch:
-            patch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin)))
-            self._capsys.readouterr()
-            code = await asyncio.to_thread(cli.run, ["batch", file, "-o", folder, *options])
-        said = self._capsys.readouterr()
-        return Said(code, said.out, said.err)
-
-    def write(self, name: str, *lines: str) -> str:
-        (self.folder / name).write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
-        return name
-
-    def prompts(self, count: int) -> str:
-        return self.write("foxes.txt", *(f"a fox {number}" for number in range(count)))
-
-    def lines(self) -> dict[str, dict[str, Any]]:
-        """Return the results by prompt; no prompt may have two."""
-        lines = lines_of(self.out)
-        assert len({line["prompt"] for line in lines}) == len(lines)
-        return {line["prompt"]: line for line in lines}
-
-    def statuses(self) -> Counter[str]:
-        return Counter(line["status"] for line in lines_of(self.out))
-
-
-@pytest.fixture
-def batch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
-    for name in [name for name in os.environ if name.startswith(("APIMALL_", "DEFAPI_", "NANOBANANA_"))]:
-        monkeypatch.delenv(name)
-    monkeypatch.chdir(tmp_path)
-    return Command(tmp_path, monkeypatch, capsys)
-
-
-@asynccontextmanager
-async def emulated(
-    batch: Command, gateway: str = "apimall", **settings: Unpack[EmulatorOptions]
-) -> AsyncIterator[Emulator]:
-    options: EmulatorOptions = {"duration": Fixed(0.05), "picture_scale": 0.05}
-    options.update(settings)
-    async with Emulator(**options) as emulator:
-        variables = {"NANOBANANA_GATEWAY": gateway, "DEFAPI_API_KEY": API_KEY, "NANOBANANA_EXPECTED_JOB_S": "0.05"}
-        for name, value in environment(emulator, **variables).items():
-            batch.patch.setenv(name, value)
-        yield emulator
-
-
-def requests(emulator: Emulator) -> Counter[str]:
-    return Counter({str(name): count for name, count in emulator.stats().requests.items()})
-
-
-async def test_a_file_becomes_pictures_results_a_report_and_a_ledger(batch: Command) -> None:
+async def test_a_batch_writes_images_results_report_and_ledger(batch: Command) -> None:
     file = batch.write(
         "animals.csv",
         "prompt,num_images,resolution,key,metadata.shelf",
@@ -99,7 +35,7 @@ async def test_a_file_becomes_pictures_results_a_report_and_a_ledger(batch: Comm
     assert (fox["index"], fox["line"], fox["row_key"], fox["metadata"]) == (0, 2, "f1", {"shelf": "7"})
     assert (fox["settings"]["num_images"], fox["settings"]["resolution"], len(fox["images"])) == (2, "2K", 2)
     assert all(line[name] for line in lines.values() for name in ("task_id", "credits", "created_at", "ended_at"))
-    assert len(pictures_of(batch.out)) == 4
+    assert len(images_of(batch.out)) == 4
     printed = {tuple(line.split("\t")) for line in said.out.splitlines()}
     assert printed == {(line["key"], "succeeded", f"out/{name}") for line in lines.values() for name in line["images"]}
     assert "a stoat &amp; &lt;b&gt;friends" in (batch.out / "index.html").read_text(encoding="utf-8")
@@ -112,20 +48,20 @@ async def test_a_file_becomes_pictures_results_a_report_and_a_ledger(batch: Comm
     }
 
 
-async def test_the_same_command_again_costs_no_request_and_says_the_same(batch: Command) -> None:
+async def test_a_second_run_makes_no_request_and_prints_the_same(batch: Command) -> None:
     file = batch.prompts(6)
     async with emulated(batch) as emulator:
         first = await batch(file)
         before, lines, report = requests(emulator), batch.lines(), (batch.out / "index.html").stat().st_ino
         again = await batch(file)
         assert requests(emulator) == before
-        assert (batch.out / "index.html").stat().st_ino == report  # it tells how the run went that bought something
+        assert (batch.out / "index.html").stat().st_ino == report  # the page of the run that bought stays
     assert (again.code, sorted(again.out.splitlines())) == (0, sorted(first.out.splitlines()))
     assert "6 rows had ended before: 6 succeeded" in again.err
     assert batch.lines() == lines
 
 
-async def test_inline_pictures_are_not_asked_for_again(batch: Command) -> None:
+async def test_saved_inline_images_are_not_requested_again(batch: Command) -> None:
     file = batch.prompts(3)
     async with emulated(batch, "defapi", data_uris=True) as emulator:
         assert (await batch(file)).code == 0
@@ -134,7 +70,7 @@ async def test_inline_pictures_are_not_asked_for_again(batch: Command) -> None:
         assert requests(emulator) == before
 
 
-async def test_more_rows_cost_only_themselves_and_those_that_left_are_told(batch: Command) -> None:
+async def test_only_new_rows_are_bought_and_removed_rows_are_reported(batch: Command) -> None:
     batch.write("foxes.txt", "a fox", "a lynx")
     async with emulated(batch) as emulator:
         await batch("foxes.txt")
@@ -146,7 +82,7 @@ async def test_more_rows_cost_only_themselves_and_those_that_left_are_told(batch
     assert len(list((batch.out / "images").glob("*.png"))) == 4
 
 
-async def test_failed_rows_are_told_and_bought_again_only_when_asked(batch: Command) -> None:
+async def test_failed_rows_are_bought_again_only_on_request(batch: Command) -> None:
     file = batch.prompts(4)
     async with emulated(batch, failure_probability=1.0, refund_on_failure=True) as emulator:
         said = await batch(file)
@@ -160,7 +96,7 @@ async def test_failed_rows_are_told_and_bought_again_only_when_asked(batch: Comm
         assert (emulator.stats().creates_accepted, batch.statuses()) == (8, {"failed": 4})
 
 
-async def test_a_blocked_prompt_is_not_sent_again_unless_asked(batch: Command) -> None:
+async def test_a_blocked_prompt_is_sent_again_only_on_request(batch: Command) -> None:
     script = Script({"apimall.create": [error(451)]})
     async with emulated(batch, script=script) as emulator:
         said = await batch(batch.prompts(1))
@@ -176,28 +112,28 @@ async def test_an_uncertain_row_is_listed_and_never_sent_again(batch: Command) -
         for options in ((), ("--retry-failed",)):
             said = await batch(file, "--max-jobs", "1", *options)
             assert (said.code, batch.statuses()) == (1, {"uncertain": 1, "succeeded": 1})
-            assert "jobs settle KEY --ledger out/jobs.sqlite" in said.err
+            assert "jobs resolve KEY --ledger out/jobs.sqlite --as not-bought|" in said.err
         assert emulator.stats().creates_received == 2
 
 
-async def test_only_pictures_that_are_missing_or_broken_are_fetched_again(batch: Command) -> None:
+async def test_only_missing_or_damaged_images_are_downloaded_again(batch: Command) -> None:
     file = batch.prompts(6)
     async with emulated(batch) as emulator:
         await batch(file)
         names = [batch.lines()[f"a fox {number}"]["images"][0] for number in range(6)]
-        gone, cut, changed = ((batch.out / name) for name in names[:3])
-        gone.unlink()
-        cut.write_bytes(cut.read_bytes()[:-7])
+        missing, truncated, changed = ((batch.out / name) for name in names[:3])
+        missing.unlink()
+        truncated.write_bytes(truncated.read_bytes()[:-7])
         changed.write_bytes(bytes([changed.read_bytes()[0] ^ 1]) + changed.read_bytes()[1:])
-        os.utime(batch.out / names[3])  # touched, and still the same
+        os.utime(batch.out / names[3])  # touched, with the same content
         before = requests(emulator)
         said = await batch(file)
         assert requests(emulator) - before == {"cdn": 3}
-    assert (said.code, len(pictures_of(batch.out))) == (0, 6)
+    assert (said.code, len(images_of(batch.out))) == (0, 6)
 
 
 @pytest.mark.parametrize("damage", ["lost", "torn", "doubled", "garbage"])
-async def test_damaged_results_are_made_anew_without_a_request(damage: str, batch: Command) -> None:
+async def test_damaged_results_are_rebuilt_without_a_request(damage: str, batch: Command) -> None:
     file, path = batch.prompts(4), batch.out / "results.jsonl"
     async with emulated(batch) as emulator:
         await batch(file)
@@ -216,10 +152,10 @@ async def test_damaged_results_are_made_anew_without_a_request(damage: str, batc
     for line in lines.values():
         line["saved_at"] = None
     assert {prompt: {**line, "saved_at": None} for prompt, line in batch.lines().items()} == lines
-    assert len(pictures_of(batch.out)) == 4
+    assert len(images_of(batch.out)) == 4
 
 
-async def test_a_pruned_ledger_buys_nothing_that_the_results_still_hold(batch: Command) -> None:
+async def test_rows_in_the_results_are_not_bought_after_pruning(batch: Command) -> None:
     file = batch.prompts(2)
     async with emulated(batch) as emulator:
         await batch(file)
@@ -228,7 +164,7 @@ async def test_a_pruned_ledger_buys_nothing_that_the_results_still_hold(batch: C
         assert emulator.stats().creates_accepted == 2
 
 
-async def test_results_come_in_the_order_of_the_file_when_asked(batch: Command) -> None:
+async def test_ordered_results_have_the_order_of_the_file(batch: Command) -> None:
     file = batch.prompts(12)
     async with emulated(batch, job_limit=4) as emulator:
         await batch(batch.write("foxes.txt", "a fox 7"))
@@ -238,29 +174,50 @@ async def test_results_come_in_the_order_of_the_file_when_asked(batch: Command) 
     assert file == "foxes.txt"
 
 
-async def test_the_credit_limit_stops_early_and_counts_earlier_runs(batch: Command) -> None:
+async def test_max_credits_counts_earlier_runs(batch: Command) -> None:
     file = batch.prompts(6)
     async with emulated(batch) as emulator:
         said = await batch(file, "--max-credits", "17")
         assert (said.code, batch.statuses()) == (3, {"succeeded": 2})
         assert "max_credits is 17" in said.err
-        assert "4 rows left: the same command goes on" in said.err
+        assert "4 rows left: run the same command to continue" in said.err
         assert (await batch(file, "--max-credits", "17")).code == 3
         assert (await batch(file, "--max-credits", "48")).code == 0
         assert emulator.stats().credits_charged == 48
 
 
-async def test_a_wrong_key_stops_early_and_costs_nobody_a_row(batch: Command) -> None:
+@pytest.mark.parametrize("rows", [1, 2])
+async def test_a_price_above_the_estimate_that_exceeds_the_cap_is_reported(batch: Command, rows: int) -> None:
+    async with emulated(batch, apimall_prices=dict.fromkeys(("1K", "2K", "4K"), Decimal(28))) as emulator:
+        said = await batch(batch.prompts(rows), "--max-credits", "10")
+        assert emulator.stats().credits_charged == 28
+    assert said.code == 3
+    assert "--max-credits was exceeded by 18" in said.err
+    assert "cost 28, 8 were reserved: --expected-credits 28" in said.err
+    assert ("the buying stopped" in said.err) is (rows > 1)
+
+
+async def test_no_job_is_bought_whose_estimate_exceeds_the_cap(batch: Command) -> None:
+    async with emulated(batch) as emulator:
+        said = await batch(batch.prompts(2), "--max-credits", "7")
+        assert (said.code, emulator.stats().creates_received) == (3, 0)
+        assert "a job estimated at 8 would pass it" in said.err
+        assert "expected_credits sets another estimate" in said.err
+        assert (await batch(batch.prompts(2), "--max-credits", "7", "--expected-credits", "7")).code == 3
+        assert emulator.stats().credits_charged == 8
+
+
+async def test_a_wrong_key_stops_the_batch_without_failing_rows(batch: Command) -> None:
     file = batch.prompts(5)
     async with emulated(batch):
-        batch.patch.setenv("APIMALL_API_KEY", "not-a-key-of-anybody")
+        batch.patch.setenv("APIMALL_API_KEY", "a-wrong-key")
         said = await batch(file)
     assert (said.code, lines_of(batch.out)) == (3, [])
     assert "5 rows left" in said.err
     assert "check the API key" in said.err
 
 
-async def test_two_files_with_one_key_for_different_wishes_are_told(batch: Command) -> None:
+async def test_a_key_reused_for_another_request_is_invalid(batch: Command) -> None:
     async with emulated(batch) as emulator:
         await batch(batch.write("a.jsonl", '{"prompt": "a fox", "key": "k"}'))
         said = await batch(batch.write("a.jsonl", '{"prompt": "a lynx", "key": "k"}'))
@@ -268,7 +225,7 @@ async def test_two_files_with_one_key_for_different_wishes_are_told(batch: Comma
     assert (said.code, batch.lines()["a lynx"]["status"]) == (1, "invalid")
 
 
-async def test_standard_input_is_a_prompt_a_line_unless_said_otherwise(batch: Command) -> None:
+async def test_standard_input_has_a_prompt_per_line_by_default(batch: Command) -> None:
     async with emulated(batch) as emulator:
         assert (await batch("-", stdin=b"a fox\na lynx\n")).code == 0
         assert (await batch("-", "--format", "jsonl", stdin=b'{"prompt": "a fox"}')).code == 0
@@ -282,10 +239,10 @@ async def test_standard_input_is_a_prompt_a_line_unless_said_otherwise(batch: Co
         ("a.csv", ["prompt,key"], "a.csv is empty"),
         ("a.jsonl", ['{"prompt": "a"}', '{"prompt": '], "a.jsonl, line 2: broken JSON at column 11"),
         ("a.csv", ["prompt,colour", "a fox,red"], "a.csv, line 1: unknown column 'colour'"),
-        ("a.md", ["a fox"], "a.md: is it txt, jsonl, csv? Say it with --format"),
+        ("a.md", ["a fox"], "a.md: unknown format: pass --format txt|jsonl|csv"),
     ],
 )
-async def test_a_bad_file_is_one_clear_line_and_nothing_is_made(
+async def test_a_bad_file_is_one_line_on_stderr_and_creates_no_folder(
     name: str, lines: list[str], complaint: str, batch: Command
 ) -> None:
     batch.patch.setenv("APIMALL_API_KEY", API_KEY)
@@ -296,33 +253,32 @@ async def test_a_bad_file_is_one_clear_line_and_nothing_is_made(
     assert not batch.out.exists()
 
 
-async def test_every_bad_row_is_told_up_to_a_screenful(batch: Command) -> None:
+async def test_at_most_twenty_bad_rows_are_printed(batch: Command) -> None:
     batch.patch.setenv("APIMALL_API_KEY", API_KEY)
     said = await batch(batch.write("a.jsonl", '{"prompt": "a fox"}', *['{"prompt": ""}'] * 33))
-    told = said.err.splitlines()
-    assert (said.code, len(told)) == (2, 22)
-    assert told[0] == "nanobanana: a.jsonl, line 2: prompt is empty"
-    assert told[-2:] == [
+    printed = said.err.splitlines()
+    assert (said.code, len(printed)) == (2, 22)
+    assert printed[0] == "nanobanana: a.jsonl, line 2: prompt is empty"
+    assert printed[-2:] == [
         "nanobanana: ... and 13 more bad rows",
-        "nanobanana: nothing was bought: 33 rows of 34 must be put right first",
+        "nanobanana: nothing was bought: correct 33 rows of 34 first",
     ]
 
 
-async def test_a_missing_key_and_folders_that_cannot_be_written_are_told(batch: Command) -> None:
+async def test_a_missing_key_or_unwritable_folder_is_a_usage_error(batch: Command) -> None:
     file = batch.prompts(1)
     assert (await batch(file)).complaint.startswith("nanobanana: no gateway: pass one, or set APIMALL_API_KEY")
     batch.patch.setenv("APIMALL_API_KEY", API_KEY)
     batch.patch.setenv("NANOBANANA_BASE_URL", NOWHERE)
     for folder, why in (("foxes.txt", "File exists"), ("foxes.txt/out", "Not a directory")):
         said = await batch(file, folder=folder)
-        assert (said.code, said.complaint) == (
-            2,
-            f"nanobanana: {folder} can't be written: {why}: name another folder with -o",
-        )
+        advice = "move away what is in its place, or name another folder with -o"
+        assert (said.code, said.complaint) == (2, f"nanobanana: {folder} can't be written: {why}: {advice}")
     (batch.folder / "odd").mkdir()
-    (batch.folder / "odd" / "jobs.sqlite").write_text("this is no database, but a letter to a friend of mine")
+    (batch.folder / "odd" / ".nanobanana-batch").write_text('{"batch": "foxes", "emulated": false}')
+    (batch.folder / "odd" / "jobs.sqlite").write_text("this is not a database, but long enough to be read as one")
     said = await batch(file, folder="odd")
-    assert (said.code, "jobs.sqlite: the file is no SQLite database" in said.complaint) == (2, True)
+    assert (said.code, "jobs.sqlite: not a SQLite database" in said.complaint) == (2, True)
 
 
 async def test_a_folder_belongs_to_one_batch(batch: Command) -> None:
@@ -333,27 +289,27 @@ async def test_a_folder_belongs_to_one_batch(batch: Command) -> None:
         assert "holds the batch 'cats', and this one is 'dogs'" in said.complaint
         assert (await batch("dogs.txt", "--name", "cats")).code == 0
         said = await batch("cats.txt", "--gateway", "emulator")
-        assert (said.code, "out holds what a gateway sold" in said.complaint) == (2, True)
+        assert (said.code, "out holds images from a gateway" in said.complaint) == (2, True)
         said = await batch("out/results.jsonl")
-        assert (said.code, "would be written over" in said.complaint) == (2, True)
+        assert (said.code, "would be overwritten" in said.complaint) == (2, True)
 
 
 async def test_the_built_in_emulator_needs_no_key(batch: Command) -> None:
     said = await batch(batch.prompts(1), "--gateway", "emulator")
-    assert (said.code, len(pictures_of(batch.out))) == (0, 1)
+    assert (said.code, len(images_of(batch.out))) == (0, 1)
 
 
-async def test_a_second_run_in_the_folder_is_sent_away(batch: Command) -> None:
+async def test_a_concurrent_run_in_the_folder_is_refused(batch: Command) -> None:
     file = batch.prompts(2)
     async with emulated(batch) as emulator:
-        with BatchFolder(batch.out, Identity("foxes", emulated=False)):
+        with BatchFolder(batch.out, FolderOwner("foxes", emulated=False)):
             said = await batch(file)
         assert (said.code, emulator.stats().creates_received) == (2, 0)
-        assert said.complaint == "nanobanana: out: another `nanobanana batch` is at work in this folder"
+        assert said.complaint == "nanobanana: out: another `nanobanana batch` is running in this folder"
         assert (await batch(file)).code == 0
 
 
-async def test_a_dry_run_tells_and_touches_nothing(batch: Command) -> None:
+async def test_a_dry_run_changes_nothing(batch: Command) -> None:
     file = batch.prompts(4)
     async with emulated(batch) as emulator:
         said = await batch(file, "--dry-run")
@@ -364,29 +320,29 @@ async def test_a_dry_run_tells_and_touches_nothing(batch: Command) -> None:
         seen = {path: path.stat().st_mtime_ns for path in batch.out.rglob("*")}
         said = await batch(batch.prompts(4), "--dry-run")
         assert said.out.splitlines() == ["rows\t4", "finished\t1", "to buy\t3", "credits\tabout 24"]
-        # SQLite puts its -wal and -shm beside what it reads.
+        # SQLite creates -wal and -shm files beside the ledger.
         assert {path: at for path in batch.out.rglob("*") if (at := seen.get(path)) == path.stat().st_mtime_ns} == seen
         assert emulator.stats().creates_received == 1
     assert (await batch(batch.write("a.jsonl", "{"), "--dry-run", "--name", "foxes")).code == 2
 
 
-async def test_pictures_that_cannot_be_fetched_are_left_for_the_next_run(batch: Command) -> None:
+async def test_failed_downloads_are_repeated_by_the_next_run(batch: Command) -> None:
     file = batch.prompts(1)
     async with emulated(batch, script=Script({"cdn": [error(404)] * 2})) as emulator:
         said = await batch(file)
         assert (said.code, batch.statuses()) == (1, {"unfinished": 1})
         assert batch.lines()["a fox 0"]["error_kind"] == "DownloadError"
         assert (await batch(file)).code == 0
-        assert (emulator.stats().creates_accepted, len(pictures_of(batch.out))) == (1, 1)
+        assert (emulator.stats().creates_accepted, len(images_of(batch.out))) == (1, 1)
 
 
-async def test_a_batch_that_is_killed_again_and_again_loses_and_doubles_nothing(tmp_path: Path) -> None:
-    ordeal = await kill_and_go_on(tmp_path, rows=60, kills=2, job_s=0.4, job_limit=12)
-    lines = lines_of(ordeal.folder)
-    assert [said.code for said in ordeal.said] == [0, 0]
-    assert (len(lines), len({line["key"] for line in lines}), len(pictures_of(ordeal.folder))) == (60, 60, 60)
-    assert len(list((ordeal.folder / "images").glob("*.png"))) == 60
-    assert (ordeal.stats.creates_accepted, ordeal.stats.double_charges) == (60, 0)
-    assert ordeal.requests_of_one_more == 0
-    assert 0 < ordeal.killed_at[0] < ordeal.killed_at[1] < 60
-    assert json.loads((ordeal.folder / ".nanobanana-batch").read_text()) == {"batch": "prompts", "emulated": False}
+async def test_a_repeatedly_killed_batch_buys_each_row_once(tmp_path: Path) -> None:
+    killed = await kill_and_rerun(tmp_path, rows=60, kills=2, job_s=0.4, job_limit=12)
+    lines = lines_of(killed.folder)
+    assert [said.code for said in killed.said] == [0, 0]
+    assert (len(lines), len({line["key"] for line in lines}), len(images_of(killed.folder))) == (60, 60, 60)
+    assert len(list((killed.folder / "images").glob("*.png"))) == 60
+    assert (killed.stats.creates_accepted, killed.stats.double_charges) == (60, 0)
+    assert killed.requests_of_rerun == 0
+    assert 0 < killed.killed_at[0] < killed.killed_at[1] < 60
+    assert json.loads((killed.folder / ".nanobanana-batch").read_text()) == {"batch": "prompts", "emulated": False}

@@ -1,4 +1,4 @@
-"""Ctrl-C on a real terminal, SIGTERM, a reader who goes away: a batch ends as it says, and loses nothing."""
+"""Ctrl-C on a real terminal, SIGTERM and a closed pipe: the batch stops without losing a job."""
 
 import asyncio
 import os
@@ -12,7 +12,7 @@ from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 from nanobanana_async.emulator import Emulator, Fixed
-from tests.cli.batch_kills import lines_of, pictures_of
+from tests.cli.batch_kills import images_of, lines_of
 from tests.cli.command import environment, nanobanana, started
 
 ROWS = 24
@@ -20,7 +20,7 @@ NANOBANANA = f"{shlex.quote(sys.executable)} -m nanobanana_async.cli"
 
 
 class Terminal:
-    """A command that somebody watches and types to; its stdout goes to a file."""
+    """A command on a pseudo terminal; its stdout goes to a file."""
 
     def __init__(self, process: Process, master: int) -> None:
         self.process = process
@@ -50,7 +50,7 @@ class Terminal:
 async def terminal(folder: Path, command: str, environ: dict[str, str]) -> AsyncIterator[Terminal]:
     master, slave = pty.openpty()
     name = os.ttyname(slave)
-    # The leader of a new session gets the first terminal that it opens: that is where Ctrl-C comes from.
+    # The leader of a new session gets the first terminal that it opens as its controlling terminal, which sends Ctrl-C.
     process = await asyncio.create_subprocess_exec(
         *("sh", "-c", f"exec {command} <{name} 2>{name} >printed"),
         cwd=folder,
@@ -69,39 +69,39 @@ async def terminal(folder: Path, command: str, environ: dict[str, str]) -> Async
         await process.wait()
         asyncio.get_running_loop().remove_reader(master)
         os.close(master)
-        os.close(slave)  # not earlier: a terminal that nobody has opened yet looks closed
+        os.close(slave)  # not earlier: a terminal without an open slave reads as closed
 
 
 @asynccontextmanager
 async def emulated(folder: Path, job_s: float) -> AsyncIterator[tuple[Emulator, dict[str, str]]]:
     (folder / "foxes.txt").write_text("".join(f"a fox {number}\n" for number in range(ROWS)))
-    async with Emulator(duration=Fixed(job_s), job_limit=6, picture_scale=0.05) as emulator:
+    async with Emulator(duration=Fixed(job_s), job_limit=6, image_scale=0.05) as emulator:
         yield emulator, environment(emulator, NANOBANANA_EXPECTED_JOB_S=str(job_s))
 
 
-async def goes_on(folder: Path, emulator: Emulator, environ: dict[str, str]) -> None:
-    """The same command ends what was begun: every row once, every picture whole, nothing paid twice."""
+async def check_rerun(folder: Path, emulator: Emulator, environ: dict[str, str]) -> None:
+    """Check that the same command finishes the batch: every row once, every image intact, no double charge."""
     said = await nanobanana("batch", "foxes.txt", "-o", "out", environ=environ, folder=folder)
     assert said.code == 0
-    assert (len(lines_of(folder / "out")), len(pictures_of(folder / "out"))) == (ROWS, ROWS)
+    assert (len(lines_of(folder / "out")), len(images_of(folder / "out"))) == (ROWS, ROWS)
     assert (emulator.stats().creates_accepted, emulator.stats().double_charges) == (ROWS, 0)
 
 
-async def test_the_first_ctrl_c_buys_no_more_and_collects_what_runs(tmp_path: Path) -> None:
+async def test_the_first_ctrl_c_stops_buying_and_collects_running_jobs(tmp_path: Path) -> None:
     async with emulated(tmp_path, 0.5) as (emulator, environ):
         async with terminal(tmp_path, f"{NANOBANANA} batch foxes.txt -o out", environ) as screen:
             await screen.shows(" succeeded")
             screen.press_ctrl_c()
             assert await screen.code() == 130
-        assert "nothing more is bought" in screen.screen
-        assert "left: the same command goes on" in screen.screen
+        assert "buying no more" in screen.screen
+        assert "left: run the same command to continue" in screen.screen
         bought = emulator.stats().creates_accepted
         assert 0 < bought < ROWS
-        # All that was bought has come, is written down, and was printed.
-        assert len(pictures_of(tmp_path / "out")) == len(lines_of(tmp_path / "out")) == bought
+        # Everything bought was saved, written to the results and printed.
+        assert len(images_of(tmp_path / "out")) == len(lines_of(tmp_path / "out")) == bought
         assert len((tmp_path / "printed").read_text().splitlines()) == bought
         assert (tmp_path / "out" / "index.html").exists()
-        await goes_on(tmp_path, emulator, environ)
+        await check_rerun(tmp_path, emulator, environ)
 
 
 async def test_the_second_ctrl_c_stops_at_once(tmp_path: Path) -> None:
@@ -111,39 +111,39 @@ async def test_the_second_ctrl_c_stops_at_once(tmp_path: Path) -> None:
             while emulator.stats().creates_accepted < 2:  # noqa: ASYNC110 - it has no event
                 await asyncio.sleep(0.01)
             screen.press_ctrl_c()
-            await screen.shows("nothing more is bought")
+            await screen.shows("buying no more")
             screen.press_ctrl_c()
-            async with asyncio.timeout(1.5):  # before any job has ended
+            async with asyncio.timeout(1.5):  # before any job ends
                 assert await screen.code() == 130
         assert "stopping at once" in screen.screen
         assert lines_of(tmp_path / "out") == []
-        assert screen.screen.count("\x1b[?25h") >= screen.screen.count("\x1b[?25l")  # the cursor is back
+        assert screen.screen.count("\x1b[?25h") >= screen.screen.count("\x1b[?25l")  # the cursor is shown again
         assert (emulator.stats().finished, emulator.stats().creates_accepted > 0) == (0, True)
         emulator.set_job_limit(None)
-        await goes_on(tmp_path, emulator, environ)
+        await check_rerun(tmp_path, emulator, environ)
 
 
-async def test_sigterm_stops_at_once_and_in_order(tmp_path: Path) -> None:
+async def test_sigterm_stops_at_once_and_closes_the_ledger(tmp_path: Path) -> None:
     async with emulated(tmp_path, 0.5) as (emulator, environ):
         async with started("batch", "foxes.txt", "-o", "out", environ=environ, folder=tmp_path) as process:
             assert process.stdout is not None
             await process.stdout.readline()
             process.send_signal(signal.SIGTERM)
             async with asyncio.timeout(10):
-                _, told = await process.communicate()
-        assert (process.returncode, b"Traceback" in told) == (130, False)
-        assert b"stopping at once" in told
-        assert not list((tmp_path / "out").glob("jobs.sqlite-*"))  # it was closed
-        await goes_on(tmp_path, emulator, environ)
+                _, stderr = await process.communicate()
+        assert (process.returncode, b"Traceback" in stderr) == (130, False)
+        assert b"stopping at once" in stderr
+        assert not list((tmp_path / "out").glob("jobs.sqlite-*"))  # closed
+        await check_rerun(tmp_path, emulator, environ)
 
 
-async def test_a_reader_who_goes_away_stops_nothing(tmp_path: Path) -> None:
+async def test_a_closed_pipe_does_not_stop_the_batch(tmp_path: Path) -> None:
     async with emulated(tmp_path, 0.1) as (emulator, environ):
         command = f"{NANOBANANA} batch foxes.txt -o out | head -n 1; exit ${{PIPESTATUS[0]}}"
         process = await asyncio.create_subprocess_exec(
             *("bash", "-c", command), cwd=tmp_path, env=environ, stdin=DEVNULL, stdout=PIPE, stderr=PIPE
         )
         async with asyncio.timeout(20):
-            printed, told = await process.communicate()
-        assert (process.returncode, printed.count(b"\n"), b"Error" in told) == (0, 1, False)
-        assert (len(pictures_of(tmp_path / "out")), emulator.stats().creates_accepted) == (ROWS, ROWS)
+            stdout, stderr = await process.communicate()
+        assert (process.returncode, stdout.count(b"\n"), b"Error" in stderr) == (0, 1, False)
+        assert (len(images_of(tmp_path / "out")), emulator.stats().creates_accepted) == (ROWS, ROWS)

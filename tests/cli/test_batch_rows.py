@@ -1,4 +1,4 @@
-"""Files of rows: what each format takes, and what is said about a row that is none."""
+"""Input files of each format, and the errors of bad rows."""
 
 import os
 from pathlib import Path
@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 
 from nanobanana_async import ApiMall, ConfigurationError, DefApi
-from nanobanana_async.cli.rowfile import FileRow, opened
-from nanobanana_async.rows import Rows
+from nanobanana_async.batch.rows import RowReader
+from nanobanana_async.cli.batch.input_file import FileRow, open_input
+from tests.cli.batches import Command, emulated, requests
 
 GATEWAY = ApiMall(api_key="k" * 20)
 
@@ -15,7 +16,7 @@ GATEWAY = ApiMall(api_key="k" * 20)
 def rows_of(folder: Path, name: str, content: str | bytes) -> list[FileRow]:
     path = folder / name
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
-    with opened(str(path), None, None) as file:
+    with open_input(str(path), None, None) as file:
         return list(file.rows(GATEWAY))
 
 
@@ -27,7 +28,7 @@ def errors(rows: list[FileRow]) -> list[tuple[int, str]]:
     return [(row.line, row.error) for row in rows if row.error is not None]
 
 
-def test_a_line_of_text_is_a_prompt_and_blank_lines_are_none(tmp_path: Path) -> None:
+def test_each_text_line_is_a_prompt_and_blank_lines_are_skipped(tmp_path: Path) -> None:
     rows = rows_of(tmp_path, "a.txt", "\n  a fox  \n\n# not a comment\n\ta lynx")
     assert prompts(rows) == [(2, "a fox"), (4, "# not a comment"), (5, "a lynx")]
 
@@ -40,12 +41,12 @@ def test_a_line_of_text_is_a_prompt_and_blank_lines_are_none(tmp_path: Path) -> 
         ("a.csv", "prompt\r\na fox\r\na lynx\r\n"),
     ],
 )
-def test_what_windows_writes_is_read(name: str, content: str, tmp_path: Path) -> None:
+def test_windows_line_ends_and_bom_are_read(name: str, content: str, tmp_path: Path) -> None:
     rows = rows_of(tmp_path, name, content.encode("utf-8-sig"))
     assert prompts(rows) == [(1 + (name == "a.csv"), "a fox"), (2 + (name == "a.csv"), "a lynx")]
 
 
-def test_json_lines_carry_all_fields_and_null_is_as_good_as_nothing(tmp_path: Path) -> None:
+def test_json_lines_have_all_fields_and_null_means_default(tmp_path: Path) -> None:
     line = (
         '{"prompt": "a fox", "images": ["https://x.example/1.png"], "num_images": 2, "resolution": "2K",'
         ' "model": null, "key": "k1", "metadata": {"who": [1, null]}}'
@@ -56,7 +57,7 @@ def test_json_lines_carry_all_fields_and_null_is_as_good_as_nothing(tmp_path: Pa
     assert (row.own_key, row.metadata) == ("k1", {"who": [1, None]})
 
 
-def test_csv_knows_images_numbers_metadata_and_lines_that_break(tmp_path: Path) -> None:
+def test_csv_has_images_numbers_metadata_and_multiline_cells(tmp_path: Path) -> None:
     content = (
         "Prompt,images,num_images,key,metadata.Name,metadata.x\n"
         '"a fox,\non two lines",https://x.example/1.png|https://x.example/2.png,2,k1,Ann,\n'
@@ -70,7 +71,7 @@ def test_csv_knows_images_numbers_metadata_and_lines_that_break(tmp_path: Path) 
 
 
 @pytest.mark.parametrize("delimiter", [";", "\t"])
-def test_what_spreadsheets_call_csv_is_read(delimiter: str, tmp_path: Path) -> None:
+def test_other_csv_delimiters_are_detected(delimiter: str, tmp_path: Path) -> None:
     (row,) = rows_of(tmp_path, "a.csv", f"prompt{delimiter}key\na fox, red{delimiter}k1\n")
     assert row.request is not None
     assert (row.request.prompt, row.own_key) == ("a fox, red", "k1")
@@ -80,8 +81,8 @@ def test_what_spreadsheets_call_csv_is_read(delimiter: str, tmp_path: Path) -> N
     ("name", "content", "line", "what"),
     [
         ("a.jsonl", '{"prompt": "a"}\n{"prompt": "b",\n', 2, "broken JSON at column 16"),
-        ("a.jsonl", '"a fox"', 1, "a row is an object"),
-        ("a.jsonl", '{"prompt": "a", "prmpt": 1}', 1, "unknown field 'prmpt': a row takes prompt, images,"),
+        ("a.jsonl", '"a fox"', 1, "a row must be an object"),
+        ("a.jsonl", '{"prompt": "a", "prmpt": 1}', 1, "unknown field 'prmpt': the fields are prompt, images,"),
         ("a.jsonl", '{"key": "k"}', 1, "a row needs a prompt"),
         ("a.jsonl", '{"prompt": "a", "images": "https://x.example/1.png"}', 1, "images must be a list"),
         ("a.jsonl", '{"prompt": "a", "key": 7}', 1, "key must be text"),
@@ -89,20 +90,20 @@ def test_what_spreadsheets_call_csv_is_read(delimiter: str, tmp_path: Path) -> N
         ("a.jsonl", "[" * 100_000, 1, "broken JSON"),
         ("a.jsonl", f'{{"prompt": {"9" * 5000}}}', 1, "broken JSON"),
         ("a.csv", "prompt,colour\na fox,red\n", 1, "unknown column 'colour': the columns are prompt, images,"),
-        ("a.csv", "key,model\n1,2\n", 1, "no column prompt"),
-        ("a.csv", "prompt,Prompt\n1,2\n", 1, "column prompt stands twice"),
+        ("a.csv", "key,model\n1,2\n", 1, "column prompt is missing"),
+        ("a.csv", "prompt,Prompt\n1,2\n", 1, "duplicate column prompt"),
         ("a.csv", "prompt,metadata,metadata.x\n", 1, "not both"),
-        ("a.csv", "prompt\na fox, red\n", 2, "2 cells, where the header has 1"),
+        ("a.csv", "prompt\na fox, red\n", 2, "2 cells, but the header has 1"),
         ("a.csv", "prompt,num_images\n\na fox,two\n", 3, "num_images must be a whole number from 1 to 6"),
         ("a.csv", "prompt,num_images\na fox,9\n", 2, "num_images must be a whole number from 1 to 6"),
         ("a.csv", 'prompt\na fox\n"a lynx\n', 3, "broken CSV"),
         ("a.csv", b"prompt\na f\xf6x\n", 2, "byte 4 is not UTF-8"),
         ("a.txt", b"a fox\na l\xffnx\n", 2, "byte 4 is not UTF-8"),
-        ("a.txt", "a fox\n".encode("utf-16"), 1, "this is UTF-16: save the file as UTF-8"),
-        ("a.jsonl", '{"prompt": "a", "key": "k"}\n{"prompt": "b", "key": "k"}', 2, "key 'k' is an earlier row's"),
+        ("a.txt", "a fox\n".encode("utf-16"), 1, "UTF-16 is not supported: save the file as UTF-8"),
+        ("a.jsonl", '{"prompt": "a", "key": "k"}\n{"prompt": "b", "key": "k"}', 2, "key 'k' belongs to an earlier row"),
     ],
 )
-def test_a_bad_row_is_named_with_its_line(
+def test_a_bad_row_is_reported_with_its_line(
     name: str, content: str | bytes, line: int, what: str, tmp_path: Path
 ) -> None:
     ((found, error),) = errors(rows_of(tmp_path, name, content))
@@ -110,23 +111,23 @@ def test_a_bad_row_is_named_with_its_line(
     assert what in error
 
 
-def test_what_the_gateway_does_not_take_is_found_too(tmp_path: Path) -> None:
+def test_a_request_unsupported_by_the_gateway_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text('{"prompt": "a", "num_images": 2}\n{"prompt": "a", "aspect_ratio": "16:9"}')
-    with opened(str(tmp_path / "a.jsonl"), None, None) as file:
+    with open_input(str(tmp_path / "a.jsonl"), None, None) as file:
         assert len(errors(list(file.rows(DefApi(api_key="k" * 20))))) > 0
 
 
-def test_rows_keep_their_keys_when_lines_are_put_in(tmp_path: Path) -> None:
+def test_rows_keep_their_keys_when_lines_are_inserted(tmp_path: Path) -> None:
     before = rows_of(tmp_path, "a.txt", "a fox\na lynx\na fox\n")
     after = rows_of(tmp_path, "a.txt", "a stoat\na lynx\n\na fox\na fox\n")
     assert len({row.key for row in before}) == 3
     assert {row.key for row in before} < {row.key for row in after}
 
 
-def test_the_batch_gives_the_same_key_as_the_file(tmp_path: Path) -> None:
+def test_the_batch_derives_the_same_keys_as_the_file(tmp_path: Path) -> None:
     rows = rows_of(tmp_path, "a.jsonl", '{"prompt": "a"}\n{"prompt": "a"}\n{"prompt": "a", "key": "k"}')
-    as_batch = Rows("a")
-    # Handed over in any order, and without some of them.
+    as_batch = RowReader("a")
+    # In another order.
     assert [as_batch.read(row.item).key for row in reversed(rows)] == [row.key for row in reversed(rows)]
 
 
@@ -134,21 +135,55 @@ def test_the_batch_gives_the_same_key_as_the_file(tmp_path: Path) -> None:
     ("name", "what"),
     [("none.txt", "No such file"), ("a.md", "--format"), ("folder.txt", "Is a directory")],
 )
-def test_a_file_that_is_none_is_refused(name: str, what: str, tmp_path: Path) -> None:
+def test_an_unreadable_file_is_refused(name: str, what: str, tmp_path: Path) -> None:
     (tmp_path / "folder.txt").mkdir()
     (tmp_path / "a.md").touch()
-    with pytest.raises(ConfigurationError, match=what), opened(str(tmp_path / name), None, None):
+    with pytest.raises(ConfigurationError, match=what), open_input(str(tmp_path / name), None, None):
         raise AssertionError("it was opened")
 
 
-def test_what_can_be_read_once_only_is_read_as_often_as_needed(tmp_path: Path) -> None:
+def test_a_pipe_can_be_read_several_times(tmp_path: Path) -> None:
     reader, writer = os.pipe()
     os.write(writer, b"a fox\na lynx\n")
     os.close(writer)
     try:
-        with opened(f"/dev/fd/{reader}", "pipe", "txt") as file:
+        with open_input(f"/dev/fd/{reader}", "pipe", "txt") as file:
             assert [prompts(list(file.rows(GATEWAY))) for _ in range(2)] == [[(1, "a fox"), (2, "a lynx")]] * 2
             assert file.path.exists()
     finally:
         os.close(reader)
     assert not file.path.exists()
+
+
+def nested(depth: int) -> str:
+    return '{"a":' * depth + "1" + "}" * depth
+
+
+@pytest.mark.parametrize(
+    "metadata",
+    [
+        nested(100),
+        '["[]", NaN, -Infinity, 1e999, -0.0]',
+        '{"\\ud800": "\\udfff\\u2028\\u0000"}',
+        "9" * 4300,
+        "[" * 99 + "]" * 99,
+    ],
+)
+async def test_accepted_metadata_survives_the_round_trip(metadata: str, batch: Command) -> None:
+    file = batch.write("a.jsonl", f'{{"prompt": "a fox", "metadata": {metadata}}}', '{"prompt": "a lynx"}')
+    async with emulated(batch) as emulator:
+        assert (await batch(file)).code == 0
+        before, lines = requests(emulator), batch.lines()
+        assert (await batch(file)).code == 0
+        assert requests(emulator) == before
+    assert batch.lines() == lines
+    assert (batch.out / "index.html").exists()
+
+
+@pytest.mark.parametrize("metadata", [nested(101), nested(900), nested(100_000), "[" * 102 + "]" * 102, "9" * 4301])
+async def test_unwritable_metadata_is_an_error_before_buying(metadata: str, batch: Command) -> None:
+    file = batch.write("a.jsonl", '{"prompt": "a lynx"}', f'{{"prompt": "a fox", "metadata": {metadata}}}')
+    async with emulated(batch) as emulator:
+        said = await batch(file)
+        assert (said.code, emulator.stats().creates_received) == (2, 0)
+    assert said.complaint.startswith("nanobanana: a.jsonl, line 2: ")

@@ -1,4 +1,4 @@
-"""What a person meets who types something wrong, or asks for help."""
+"""Help, usage errors and missing extras."""
 
 import subprocess
 import sys
@@ -10,19 +10,19 @@ from nanobanana_async import __version__
 from tests.cli.command import environment, nanobanana
 
 
-async def test_the_version_is_told() -> None:
+async def test_version_is_printed() -> None:
     said = await nanobanana("--version")
     assert (said.code, said.out.strip()) == (0, __version__)
 
 
-async def test_help_names_the_commands_and_where_the_key_comes_from() -> None:
+async def test_help_names_commands_and_key_variables() -> None:
     said = await nanobanana("--help")
     assert said.code == 0
     for word in ("demo", "generate", "emulate", "APIMALL_API_KEY", "DEFAPI_API_KEY"):
         assert word in said.out
 
 
-async def test_help_shows_which_options_read_the_environment() -> None:
+async def test_help_names_environment_variables_of_options() -> None:
     said = await nanobanana("generate", "--help")
     for variable in ("NANOBANANA_GATEWAY", "NANOBANANA_BASE_URL"):
         assert variable in said.out
@@ -48,20 +48,20 @@ async def test_help_shows_which_options_read_the_environment() -> None:
         (("demo", "--prompts", "0"), "--prompts"),
     ],
 )
-async def test_wrong_usage_is_one_clear_line_and_code_2(arguments: tuple[str, ...], word: str) -> None:
+async def test_wrong_usage_is_one_line_and_code_2(arguments: tuple[str, ...], word: str) -> None:
     said = await nanobanana(*arguments)
     assert (said.code, said.out) == (2, "")
     assert word in said.complaint
 
 
-async def test_a_setting_in_the_environment_is_checked_like_an_option() -> None:
+async def test_environment_variables_are_validated_like_options() -> None:
     said = await nanobanana("generate", "x", environ=environment(APIMALL_API_KEY="k", NANOBANANA_BASE_URL="http://a.b"))
     assert said.code == 2
     assert "https" in said.complaint
 
 
 @pytest.mark.parametrize("missing", ["cyclopts", "rich", "PIL"])
-def test_without_the_extra_one_line_says_what_to_install(missing: str, tmp_path: Path) -> None:
+def test_a_missing_extra_is_named_on_one_line(missing: str, tmp_path: Path) -> None:
     program = f"import sys; sys.modules[{missing!r}] = None; from nanobanana_async.cli import main; main()"
     done = subprocess.run(
         [sys.executable, "-c", program, "demo", "--prompts", "1"],
@@ -77,7 +77,7 @@ def test_without_the_extra_one_line_says_what_to_install(missing: str, tmp_path:
     assert missing in line or "Pillow" in line
 
 
-def test_a_fault_of_ours_is_not_taken_for_a_missing_extra() -> None:
+def test_an_import_error_of_our_own_is_not_a_missing_extra() -> None:
     program = "import sys; sys.modules['nanobanana_async.models'] = None; from nanobanana_async.cli import main; main()"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=30, check=False)
     assert done.returncode == 1

@@ -1,4 +1,4 @@
-"""Scenes about credits: a till that sells jobs at a price and keeps the books, and batches read to their end."""
+"""Fixtures for credits: a fake gateway that sells jobs at a price and counts charges, and batches read to their end."""
 
 import json
 from collections import Counter, deque
@@ -18,10 +18,10 @@ from nanobanana_async import (
     PollPolicy,
     Session,
 )
-from nanobanana_async.engine.core import Engine
+from nanobanana_async.engine.engine import Engine
 from nanobanana_async.errors import TransportError
 from nanobanana_async.gateways.contract import HttpRequest
-from nanobanana_async.policy.credits import Budget
+from nanobanana_async.policy.budget import Budget
 from nanobanana_async.testing import FakeTransport, Reply
 from tests.engine.sayings import refused, said, task
 from tests.engine.scenes import API_KEY, now
@@ -30,7 +30,7 @@ Says = Literal["at create", "at end", "never"]
 GatewayName = Literal["apimall", "defapi"]
 BOTH: tuple[GatewayName, ...] = ("apimall", "defapi")
 
-LOST = TransportError("the connection was reset", sent=True)
+LOST = TransportError("the connection was reset", possibly_sent=True)
 FIFTY = ConcurrencyPolicy(max_jobs=50, learn=False)
 
 
@@ -155,7 +155,7 @@ def quick(name: GatewayName, line: FakeTransport, **settings: Any) -> Session:
 
 def engine_of(session: Session) -> Engine:
     """The engine of a session, to look at its money from inside."""
-    engine = session._host.engine
+    engine = session._session_task.engine
     assert engine is not None
     return engine
 
@@ -163,20 +163,22 @@ def engine_of(session: Session) -> Engine:
 def budget_of(session: Session) -> Budget:
     """The session's own limit."""
     (budget,) = engine_of(session)._budgets
+    assert isinstance(budget, Budget)
     return budget
 
 
 def nothing_is_left(session: Session) -> bool:
     """Whether nothing is set aside, and no trace of money is kept of any job."""
     budget = budget_of(session)
-    left = budget.reserved or budget._reserved or budget._parked or budget._unpriced
-    return not (left or engine_of(session).books.purse._drawn or engine_of(session).live)
+    left = budget.reserved or budget._shares
+    return not (left or engine_of(session).store.credits._reserved_in or engine_of(session).tracked)
 
 
 def budgets_now(session: Session) -> list[Budget]:
-    """The limits on which the live jobs draw."""
-    live = engine_of(session).live.values()
-    return list(dict.fromkeys(budget for entry in live for budget in entry.budgets))
+    """The caps, counted in memory, on which the live jobs draw."""
+    live = engine_of(session).tracked.values()
+    caps = dict.fromkeys(cap for entry in live for cap in entry.budgets)
+    return [cap for cap in caps if isinstance(cap, Budget)]
 
 
 def foxes(count: int, *, first: int = 0, word: str = "fox") -> list[str]:

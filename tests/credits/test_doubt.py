@@ -1,4 +1,4 @@
-"""Refunds, doubt and failures: what may come back is waited for, what is in doubt stays set aside, and nobody hangs."""
+"""Refunds, uncertain jobs and failures: reservations last as long as the price may still be charged."""
 
 import asyncio
 from collections.abc import AsyncGenerator
@@ -16,7 +16,7 @@ from nanobanana_async import (
     NanoBananaError,
     Session,
 )
-from nanobanana_async.rows import Item
+from nanobanana_async.batch.rows import RowInput
 from tests.credits.scenes import (
     BOTH,
     GatewayName,
@@ -52,7 +52,7 @@ async def test_refunds_let_others_be_bought(name: GatewayName) -> None:
 
 @pytest.mark.parametrize("refunds", [True, False])
 @virtually
-async def test_the_next_waits_while_a_refund_may_come_and_is_then_bought_or_refused(refunds: bool) -> None:
+async def test_next_job_waits_for_a_possible_refund(refunds: bool) -> None:
     till = Till(refunds=refunds)
     async with a_session("apimall", till.line(), max_credits=8) as session:
         first = await session.submit("a [fail] fox")
@@ -71,7 +71,7 @@ async def test_the_next_waits_while_a_refund_may_come_and_is_then_bought_or_refu
 
 @EACH_GATEWAY
 @virtually
-async def test_a_refund_on_defapi_is_no_price_of_nothing(name: GatewayName) -> None:
+async def test_refund_on_defapi_is_not_a_price_of_zero(name: GatewayName) -> None:
     till = till_of(name)
     async with a_session(name, till.line(), max_credits=LIMIT[name]) as session:
         assert isinstance(await outcome(session, "a [fail] fox"), JobFailed)
@@ -89,25 +89,25 @@ async def uncertain(session: Session, till: Till, key: str = "fox-1") -> None:
 
 @pytest.mark.parametrize("priced", ["before", "after"])
 @virtually
-async def test_a_job_in_doubt_keeps_its_credits_set_aside_and_nobody_waits_for_it(priced: str) -> None:
+async def test_uncertain_job_keeps_its_credits_reserved(priced: str) -> None:
     till = till_of("defapi")
     async with a_session("defapi", till.line(), max_credits=5) as session:
         if priced == "before":
             await session.generate("a fox")
         await uncertain(session, till)
-        run = await run_batch(session, foxes(40))
+        run = await run_batch(session, foxes(40), **({} if priced == "before" else {"expected_credits": 0.5}))
         assert run.results == (8 if priced == "before" else 9)
         assert till.taken == 5  # the one in doubt was bought
         assert budget_of(session).reserved == Decimal("0.5")
         assert "0.5" in str(run.why)
-        assert "are set aside for jobs in doubt" in str(run.why)
+        assert "are reserved for jobs in doubt" in str(run.why)
     assert now() < 600
 
 
 @pytest.mark.parametrize("later_s", [0.0, 7200.0], ids=["at once", "long after"])
-@pytest.mark.parametrize("way", ["refused", "task_id", "buy_again"])
+@pytest.mark.parametrize("way", ["not_bought", "task_id", "buy_again"])
 @virtually
-async def test_what_was_set_aside_for_a_job_in_doubt_is_settled_with_it(way: str, later_s: float) -> None:
+async def test_reservation_of_an_uncertain_job_ends_when_resolved(way: str, later_s: float) -> None:
     till = till_of("defapi")
     async with a_session("defapi", till.line(), max_credits=1) as session:
         await session.generate("an owl")
@@ -115,18 +115,23 @@ async def test_what_was_set_aside_for_a_job_in_doubt_is_settled_with_it(way: str
         assert isinstance(await outcome(session, "a crow"), CreditLimitReached)
         await asyncio.sleep(later_s)
         orders: dict[str, Any] = {"task_id": "t2"} if way == "task_id" else {way: True}
-        job = await session.settle("fox-1", **orders)
-        if way != "refused":
+        if way == "buy_again":  # what it may have cost stays set aside, and the cap holds for what is bought by hand
+            with pytest.raises(CreditLimitReached, match=r"0\.5 are reserved for jobs in doubt"):
+                await session.resolve("fox-1", **orders)
+            assert budget_of(session).reserved == Decimal("0.5")
+            return
+        job = await session.resolve("fox-1", **orders)
+        if way != "not_bought":
             assert (await job).credits == Decimal("0.5")
-        assert budget_of(session).spent == (Decimal("0.5") if way == "refused" else 1)
+        assert budget_of(session).spent == (Decimal("0.5") if way == "not_bought" else 1)
         assert nothing_is_left(session)
         more = await outcome(session, "a crow")
-        assert isinstance(more, GenerationResult if way == "refused" else CreditLimitReached)
+        assert isinstance(more, GenerationResult if way == "not_bought" else CreditLimitReached)
 
 
 @pytest.mark.parametrize("later_s", [0.0, 7200.0], ids=["at once", "long after"])
 @virtually
-async def test_a_settled_row_gives_its_credits_back_to_its_batch(later_s: float) -> None:
+async def test_resolved_row_returns_its_credits_to_its_batch(later_s: float) -> None:
     till = till_of("defapi")
     async with a_session("defapi", till.line()) as session:
         batch = session.generate_many(_slowly(till, later_s, session), max_credits=1.0)
@@ -135,18 +140,18 @@ async def test_a_settled_row_gives_its_credits_back_to_its_batch(later_s: float)
     assert till.sold == 3
 
 
-async def _slowly(till: Till, later_s: float, session: Session) -> AsyncGenerator[Item]:
+async def _slowly(till: Till, later_s: float, session: Session) -> AsyncGenerator[RowInput]:
     yield "an owl"
     await asyncio.sleep(60.0)
     till.strange.append(True)
     yield {"prompt": "a fox", "key": "fox-1"}
     await asyncio.sleep(60.0 + later_s)
-    await session.settle("fox-1", refused=True)
+    await session.resolve("fox-1", not_bought=True)
     yield "a crow"
 
 
 @virtually
-async def test_a_job_settled_elsewhere_gives_its_credits_back_when_it_is_looked_at() -> None:
+async def test_job_resolved_by_another_session_returns_its_credits() -> None:
     till, book = till_of("defapi"), SharedNotebook()
     async with (
         a_session("defapi", till.line(), ledger=Page(book), max_credits=1) as session,
@@ -156,15 +161,15 @@ async def test_a_job_settled_elsewhere_gives_its_credits_back_when_it_is_looked_
         job = await session.submit("a fox", idempotency_key="fox-1")
         with pytest.raises(JobUncertain):
             await job
-        await other.settle("fox-1", refused=True)
-        assert isinstance(await outcome(session, "an owl"), GenerationResult)
+        await other.resolve("fox-1", not_bought=True)
         with pytest.raises(NanoBananaError):
             await job
+        assert isinstance(await outcome(session, "an owl"), GenerationResult)
         assert nothing_is_left(session)
 
 
 @virtually
-async def test_a_batch_counts_what_earlier_runs_left_in_doubt() -> None:
+async def test_batch_counts_uncertain_jobs_of_earlier_runs() -> None:
     till, book = till_of("defapi"), SharedNotebook()
     async with a_session("defapi", till.line(), ledger=Page(book)) as session:
         till.strange.append(True)
@@ -172,5 +177,7 @@ async def test_a_batch_counts_what_earlier_runs_left_in_doubt() -> None:
         assert isinstance(run.outcomes[0].error, JobUncertain)
     async with a_session("defapi", till.line(), ledger=Page(book)) as session:
         run = await run_batch(session, foxes(30), batch="spring", max_credits=2.5)
+        assert "the cost of an earlier job at an estimate is unknown" in str(run.why)
+        run = await run_batch(session, foxes(30), batch="spring", max_credits=2.5, expected_credits=0.5)
         assert run.results == 4
     assert till.taken == Decimal("2.5")

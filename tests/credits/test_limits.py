@@ -1,13 +1,15 @@
-"""max_credits of a batch: exactly what fits is bought, never more, whoever tells the price, in however many runs."""
+"""`max_credits` of a batch: exactly what fits is bought, over any number of runs."""
 
 import asyncio
+from datetime import UTC, datetime
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from nanobanana_async import ConcurrencyPolicy
+from nanobanana_async import ConcurrencyPolicy, JobFailed, SqliteLedger
+from nanobanana_async.events import Event, PriceAboveEstimate
 from nanobanana_async.testing import FakeTransport
 from tests.credits.scenes import (
     BOTH,
@@ -38,16 +40,16 @@ async def test_ten_fit_and_ten_are_bought_with_fifty_free_slots(name: GatewayNam
     async with a_session(name, till.line()) as session:
         run = await run_batch(session, foxes(200), **TEN[name], **expected)
         assert session.stats().credits_spent == TEN[name]["max_credits"]
-        assert not engine_of(session).live
+        assert not engine_of(session).tracked
     assert (till.sold, run.results, len(run.outcomes)) == (10, 10, 10)
     assert "max_credits is" in str(run.why)
     assert run.stopped is not None
     assert run.stopped.done == 10
-    assert till.most_at_once == (10 if told or name == "apimall" else 9)  # nine after the one that told the price
+    assert till.most_at_once == (10 if name == "apimall" else 9)  # nine after the one that told the price
 
 
 @virtually
-async def test_a_price_told_at_the_create_keeps_the_others_back_for_one_round_trip_only() -> None:
+async def test_price_in_the_create_response_delays_others_by_one_round_trip() -> None:
     till = Till()
     async with a_session("apimall", till.line()) as session:
         await run_batch(session, foxes(11), max_credits=80)
@@ -92,7 +94,7 @@ async def a_run(
 @EACH_GATEWAY
 @pytest.mark.parametrize("limit", [10, 10.5], ids=["even", "uneven"])
 @virtually
-async def test_a_limit_holds_over_the_runs_of_a_named_batch_and_can_be_raised(name: GatewayName, limit: float) -> None:
+async def test_cap_holds_over_all_runs_of_a_named_batch(name: GatewayName, limit: float) -> None:
     till, book, price = till_of(name), SharedNotebook(), PRICE[name]
     assert await a_run(book, name, till, foxes(30), limit * price) == (10, True)
     assert await a_run(book, name, till, foxes(30), limit * price) == (0, True)
@@ -104,7 +106,7 @@ async def test_a_limit_holds_over_the_runs_of_a_named_batch_and_can_be_raised(na
 
 @EACH_GATEWAY
 @virtually
-async def test_a_limit_below_what_is_spent_buys_nothing_and_returns_what_was_bought(name: GatewayName) -> None:
+async def test_cap_below_spent_credits_buys_nothing(name: GatewayName) -> None:
     till, book = till_of(name), SharedNotebook()
     assert await a_run(book, name, till, foxes(30), TEN[name]["max_credits"]) == (10, True)
     async with a_session(name, till.line(), ledger=Page(book)) as session:
@@ -138,14 +140,14 @@ async def test_prices_that_the_ledger_knows_need_not_be_learned_again() -> None:
 
 
 @virtually
-async def test_a_failed_job_that_cost_nothing_does_not_make_the_ledger_forget_the_price() -> None:
+async def test_free_failure_does_not_change_the_known_price() -> None:
     till, book = till_of("defapi"), SharedNotebook()
     assert await a_run(book, "defapi", till, [*foxes(3), "a [fail] fox"], 100) == (4, False)
     assert await a_run(book, "defapi", till, [*foxes(60), "a [fail] fox"], 2.5) == (2, True)
     assert till.taken == Decimal("2.5")
 
 
-async def test_the_sqlite_ledger_tells_no_price_from_a_refund(tmp_path: Path) -> None:
+async def test_sqlite_ledger_takes_no_price_from_a_refund(tmp_path: Path) -> None:
     till = till_of("defapi", job_s=0.01)
     for rows, limit in (([*foxes(3), "a [fail] fox"], 100.0), (foxes(60), 2.5)):
         async with quick("defapi", till.line(latency_s=0.001), ledger=tmp_path / "jobs.sqlite") as session:
@@ -159,7 +161,9 @@ async def test_a_run_that_was_killed_is_counted_while_its_jobs_still_run(name: G
     till, book = till_of(name, job_s=60.0), SharedNotebook()
     page = Page(book)
     async with a_session(name, FakeTransport(till.answer), ledger=page) as session:
-        async with session.generate_many(foxes(30), batch="spring", **TEN[name], expected_credits=PRICE[name]) as batch:
+        async with session.generate_many(foxes(30), batch="spring", **TEN[name]) as batch:
+            if name == "defapi":  # the first one tells the price at its end
+                await anext(batch)
             taking = asyncio.Task(anext(batch))
             await asyncio.sleep(30.0)
             assert till.sold == 10
@@ -171,14 +175,14 @@ async def test_a_run_that_was_killed_is_counted_while_its_jobs_still_run(name: G
 
 
 @virtually
-async def test_jobs_of_a_killed_run_whose_price_nobody_knew_count_once_it_is_known() -> None:
+async def test_jobs_of_a_killed_run_count_once_their_price_is_known() -> None:
     till, book = till_of("defapi", job_s=60.0), SharedNotebook()
     page = Page(book)
     async with a_session("defapi", till.line(), ledger=page) as session:
-        batch = session.generate_many(foxes(4), batch="spring", max_credits=2, expected_credits=0.5)
+        batch = session.generate_many(foxes(4), batch="spring")
         taking = asyncio.Task(anext(batch))
         await asyncio.sleep(30.0)
-        assert till.sold == 4
+        assert till.sold == 4  # no cap holds them back
         taking.cancel()
         await asyncio.wait([taking])
         await batch.aclose()
@@ -225,5 +229,64 @@ async def test_nothing_stays_set_aside_when_a_batch_is_over() -> None:
                 pass
         assert [budget.reserved for budget in budgets] == [0, 0]
         assert [budget.spent for budget in budgets] == [64, 64]
-        assert not any(budget._reserved or budget._parked or budget._unpriced for budget in budgets)
-        assert not engine_of(session).books.purse._drawn
+        assert not any(budget._shares for budget in budgets)
+        assert not engine_of(session).store.credits._reserved_in
+
+
+def by_images(body: dict[str, Any]) -> Decimal:
+    return Decimal(8 * body.get("num_images", 1))
+
+
+@virtually
+async def test_a_kind_of_unknown_price_counts_at_the_example_beside_kinds_that_are_known() -> None:
+    till = Till(by_images, says="at end")
+    rows = [
+        {"prompt": "small 0"},
+        {"prompt": "big", "num_images": 4},
+        *({"prompt": f"small {n}"} for n in range(1, 30)),
+    ]
+    async with a_session("apimall", till.line()) as session:
+        run = await run_batch(session, rows, max_credits=40)
+    assert till.taken == 40
+    assert run.stopped is not None
+
+
+@pytest.mark.parametrize("name", BOTH)
+async def test_charged_failures_stay_spent_when_bought_again(name: GatewayName, tmp_path: Path) -> None:
+    till = till_of(name, job_s=0.01, refunds=False)
+    limit = 12.5 * PRICE[name]
+    for _ in range(6):
+        async with quick(name, till.line(latency_s=0.001), ledger=tmp_path / "jobs.sqlite") as session:
+            await run_batch(session, foxes(10, word="[fail] fox"), batch="spring", max_credits=limit, retry_failed=True)
+    assert till.sold == 12
+
+
+async def test_pruned_rows_and_resolved_jobs_stay_spent(tmp_path: Path) -> None:
+    till, path = till_of("defapi", job_s=0.01, refunds=False), tmp_path / "jobs.sqlite"
+    async with quick("defapi", till.line(latency_s=0.001), ledger=path) as session:
+        run = await run_batch(session, foxes(2, word="[fail] fox"), batch="spring", max_credits=2)
+        for outcome in run.outcomes:
+            with pytest.raises(JobFailed):
+                await (await session.resolve(outcome.key, buy_again=True))
+    assert till.taken == 2
+    ledger = SqliteLedger(path)
+    await ledger.open()
+    assert await ledger.prune(datetime(2100, 1, 1, tzinfo=UTC)) == 2
+    await ledger.aclose()
+    async with quick("defapi", till.line(latency_s=0.001), ledger=path) as session:
+        run = await run_batch(session, foxes(2, word="[fail] fox"), batch="spring", max_credits=2)
+    assert run.why.message == "max_credits is 2, 2 are spent, and a job for 0.5 would pass it"
+    assert till.taken == 2
+
+
+@EACH_GATEWAY
+@virtually
+async def test_price_above_the_estimate_exceeds_the_cap_by_one_job(name: GatewayName) -> None:
+    estimate = Decimal(str(PRICE[name]))
+    till = till_of(name, price=lambda _: 3 * estimate)
+    events: list[Event] = []
+    async with a_session(name, till.line(), observers=[events.append]) as session:
+        run = await run_batch(session, foxes(20), max_credits=2 * estimate)
+    assert (till.sold, run.results) == (1, 1)
+    (dear,) = [event for event in events if isinstance(event, PriceAboveEstimate)]
+    assert (dear.estimate, dear.record.credits_used) == (estimate, 3 * estimate)

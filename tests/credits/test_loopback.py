@@ -1,7 +1,8 @@
-"""The same over real sockets, against the emulator: what it charged is what the limit says, with answers lost too."""
+"""Caps over real sockets: what the emulator charged stays within the cap, also with lost answers."""
 
 from decimal import Decimal
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -33,9 +34,10 @@ async def test_lost_answers_are_charged_once_and_counted_once(name: GatewayName)
     limit = 30 * PRICE[name]
     async with emulated(duration=Fixed(0.03)) as emulator:
         losing = (faults.reset(processed=True), None, faults.cut(processed=True), None)
-        emulator.queue_faults(CREATE[name], *losing * 3)
         async with quick(emulator, name, max_credits=limit, concurrency=FIFTY) as session:
-            answers = await together(session, foxes(100))
+            answers: list[Any] = [await session.generate("an owl")]  # it tells the price
+            emulator.queue_faults(CREATE[name], *losing * 3)
+            answers += await together(session, foxes(100))
             doubts = sum(isinstance(answer, JobUncertain) for answer in answers)
             assert doubts == (0 if name == "apimall" else 6)
             assert budget_of(session).reserved == doubts * PRICE[name]
@@ -52,7 +54,7 @@ async def test_refunded_failures_make_room_for_others(name: GatewayName) -> None
         async with quick(emulator, name, concurrency=FIFTY) as session:
             run = await run_batch(session, foxes(120), max_credits=limit)
             assert session.stats().credits_spent == limit
-            assert not engine_of(session).live
+            assert not engine_of(session).tracked
         stats = emulator.stats()
     assert run.results == 20
     assert stats.failed > 0
@@ -70,7 +72,7 @@ async def test_a_named_batch_on_disk_keeps_its_limit_over_sessions(name: Gateway
     assert charged == [10, 10, 10, 17]
 
 
-async def test_what_remains_is_told_as_a_hint_and_limits_nothing() -> None:
+async def test_remaining_credits_are_a_hint_only() -> None:
     async with emulated(credits=100) as emulator, quick(emulator, max_credits=80) as session:
         await session.generate("a fox")
         assert session.stats().credits_remaining == 92

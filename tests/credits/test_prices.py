@@ -1,4 +1,4 @@
-"""Prices: several classes, prices that change, decimals, and gateways that never say what a job costs."""
+"""Prices: several classes, changing prices, decimals, and gateways that never report a price."""
 
 from decimal import Decimal
 from typing import Any
@@ -45,17 +45,17 @@ async def test_each_class_has_its_price_and_the_sum_stays_below_the_limit(limit:
 
 
 @virtually
-async def test_each_class_learns_its_price_alone() -> None:
+async def test_jobs_of_unknown_price_go_one_at_a_time_across_all_classes() -> None:
     till = Till(by_size, says="at end")
     async with a_session("apimall", till.line()) as session:
         run = await run_batch(session, mixed(3), max_credits=1000)
-        assert (run.results, till.most_at_once) == (3, 3)  # each of them is the first of its class
+        assert (run.results, till.most_at_once) == (3, 1)  # each of them is the first of its class
         run = await run_batch(session, mixed(12), max_credits=1000)
         assert till.most_at_once == 12
 
 
 @virtually
-async def test_several_pictures_are_a_class_of_their_own() -> None:
+async def test_several_images_are_a_price_class() -> None:
     till = Till(by_size)
     rows = [{"prompt": "a fox", "resolution": "1K", "num_images": number} for number in (1, 2, 3, 1, 2, 3)]
     async with a_session("apimall", till.line()) as session:
@@ -79,7 +79,7 @@ async def test_prices_of_several_classes_are_learned_from_the_ledger() -> None:
 
 @EACH_GATEWAY
 @virtually
-async def test_a_price_that_rises_is_believed_from_the_first_that_tells_it(name: GatewayName) -> None:
+async def test_higher_price_applies_from_its_first_report(name: GatewayName) -> None:
     old, new = (Decimal(8), Decimal(16)) if name == "apimall" else (Decimal("0.5"), Decimal(1))
     till = till_of(name, price=lambda _: old if now() < 100 else new)
     async with a_session(name, till.line(), max_credits=100 * old) as session:
@@ -95,7 +95,7 @@ async def test_a_price_that_rises_is_believed_from_the_first_that_tells_it(name:
 
 
 @virtually
-async def test_a_price_that_rises_unseen_passes_the_limit_by_no_more_than_what_was_on_its_way() -> None:
+async def test_unreported_higher_price_exceeds_the_cap_by_jobs_in_flight_only() -> None:
     till = till_of("defapi", price=lambda _: Decimal("0.5") if now() < 50 else Decimal(1))
     async with a_session("defapi", till.line()) as session:
         while now() < 50:
@@ -133,34 +133,35 @@ async def test_a_price_that_falls_lets_more_be_bought() -> None:
 async def test_decimals_are_counted_exactly(name: GatewayName, price: str, limit: Any, sold: int) -> None:
     till = till_of(name, price=price)
     async with a_session(name, till.line(), max_credits=limit) as session:
-        run = await run_batch(session, foxes(sold + 3))
+        run = await run_batch(session, foxes(sold + 3), expected_credits=price)
         assert (run.results, till.sold) == (sold, sold)
         assert budget_of(session).spent == till.taken == Decimal(str(limit))
 
 
 @EACH_GATEWAY
 @virtually
-async def test_a_gateway_that_never_says_the_price_sells_one_and_then_asks_to_be_told(name: GatewayName) -> None:
+async def test_gateway_without_prices_sells_one_job(name: GatewayName) -> None:
     till = till_of(name, says="never")
     async with a_session(name, till.line()) as session:
         run = await run_batch(session, foxes(20), max_credits=100)
         assert (till.sold, run.results) == (1, 1)
-        assert "the gateway does not say what such a job costs: say it in expected_credits" in str(run.why)
+        assert "the cost of an earlier job at an estimate is unknown" in str(run.why)
+        assert "set expected_credits to what such jobs cost" in str(run.why)
         run = await run_batch(session, foxes(20), max_credits=80, expected_credits=8)
         assert (till.sold, run.results) == (11, 10)
         assert "max_credits is 80, 80 are spent, and a job for 8 would pass it" in str(run.why)
-        assert not engine_of(session).books.purse._drawn
+        assert not engine_of(session).store.credits._reserved_in
 
 
 @virtually
-async def test_a_silent_gateway_and_a_limit_on_the_session() -> None:
+async def test_gateway_without_prices_and_a_session_cap() -> None:
     till = till_of("defapi", says="never")
     async with a_session("defapi", till.line(), max_credits=4) as session:
         assert isinstance(await session.generate("a fox"), GenerationResult)
-        with pytest.raises(CreditLimitReached, match="say it in expected_credits"):
+        with pytest.raises(CreditLimitReached, match="set expected_credits to what such jobs cost"):
             await session.generate("an owl")
         run = await run_batch(session, foxes(20), expected_credits=0.5)
-        assert run.results == 8
+        assert run.results == 7
 
 
 @virtually
@@ -173,7 +174,7 @@ async def test_the_runs_of_a_batch_count_what_a_silent_gateway_was_expected_to_t
 
 
 @virtually
-async def test_what_the_gateway_says_counts_more_than_what_was_expected() -> None:
+async def test_reported_price_overrides_expected_credits() -> None:
     till = Till()
     async with a_session("apimall", till.line()) as session:
         await run_batch(session, foxes(1), max_credits=8, expected_credits=4)
@@ -186,12 +187,12 @@ async def test_what_the_gateway_says_counts_more_than_what_was_expected() -> Non
 async def test_a_free_job_costs_nothing_and_is_always_bought() -> None:
     till = Till("0")
     async with a_session("apimall", till.line()) as session:
-        run = await run_batch(session, foxes(40), max_credits=1)
+        run = await run_batch(session, foxes(40), max_credits=1, expected_credits=0)
         assert (run.results, run.stopped) == (40, None)
 
 
 @virtually
-async def test_a_gateway_that_says_nothing_of_the_cost_before_the_end_is_not_taken_to_be_free() -> None:
+async def test_unreported_price_is_not_zero() -> None:
     class Late(Till):
         """Says 0 at the create, and what it took at the end."""
 

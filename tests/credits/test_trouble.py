@@ -1,4 +1,4 @@
-"""Trouble with the first job of an unknown price or with the ledger: nobody waits for ever, nothing stays set aside."""
+"""Faults of the first job of an unknown price, or of the ledger: nothing hangs, nothing stays reserved."""
 
 import asyncio
 from decimal import Decimal
@@ -30,6 +30,7 @@ from tests.credits.scenes import (
     full,
     nothing_is_left,
     outcome,
+    run_batch,
     till_of,
 )
 from tests.engine.neighbours import Page, SharedNotebook
@@ -38,7 +39,7 @@ from tests.engine.scenes import API_KEY, Notebook, now, virtually
 EACH_GATEWAY = pytest.mark.parametrize("name", BOTH)
 LIMIT: dict[GatewayName, float] = {"apimall": 80, "defapi": 5}
 
-UNSENT = TransportError("connection refused", sent=False)
+UNSENT = TransportError("connection refused", possibly_sent=False)
 TROUBLES: dict[str, list[Reply | bool | None]] = {
     "lost": [True],
     "lost three times": [True, True, True],
@@ -55,17 +56,21 @@ TROUBLES: dict[str, list[Reply | bool | None]] = {
 @pytest.mark.parametrize("trouble", TROUBLES)
 @pytest.mark.parametrize("first", ["a fox", "a [fail] fox"])
 @virtually
-async def test_whatever_meets_the_first_of_an_unknown_price_the_others_go_on(
-    name: GatewayName, trouble: str, first: str
-) -> None:
+async def test_any_fault_of_the_first_unpriced_job_keeps_the_cap(name: GatewayName, trouble: str, first: str) -> None:
     till = till_of(name)
     till.strange.extend(TROUBLES[trouble])
     async with a_session(name, till.line(), max_credits=LIMIT[name]) as session:
         async with asyncio.timeout(1800.0), asyncio.TaskGroup() as group:
             tasks = [group.create_task(outcome(session, prompt)) for prompt in [first, *foxes(40)]]
-        answers = [task.result() for task in tasks]
-        doubts = sum(isinstance(answer, JobUncertain) for answer in answers)
+        answers: list[Any] = [task.result() for task in tasks]
         price = Decimal(8) if name == "apimall" else Decimal("0.5")
+        if any(isinstance(answer, JobUncertain) for answer in answers):  # nobody will say what that one has cost
+            refusals = [answer for answer in answers if isinstance(answer, CreditLimitReached)]
+            assert len(refusals) == 40
+            assert all("expected_credits" in str(refusal) for refusal in refusals)
+            run = await run_batch(session, foxes(40, first=40), expected_credits=price)
+            answers += [outcome.result or outcome.error for outcome in run.outcomes]
+        doubts = sum(isinstance(answer, JobUncertain) for answer in answers)
         assert sum(isinstance(answer, GenerationResult) for answer in answers) == 10 - doubts
         assert till.peak <= LIMIT[name]
         assert budget_of(session).reserved == doubts * price
@@ -76,9 +81,7 @@ async def test_whatever_meets_the_first_of_an_unknown_price_the_others_go_on(
 @EACH_GATEWAY
 @pytest.mark.parametrize("write", [2, 3, 4, 5])
 @virtually
-async def test_a_ledger_that_fails_at_the_first_of_an_unknown_price_stops_nobody_else(
-    name: GatewayName, write: int
-) -> None:
+async def test_ledger_failure_of_the_first_unpriced_job_blocks_no_other(name: GatewayName, write: int) -> None:
     till = till_of(name)
     async with a_session(name, till.line(), ledger=Notebook(fails=[write]), max_credits=LIMIT[name]) as session:
         async with asyncio.timeout(1800.0):
@@ -95,7 +98,7 @@ async def test_a_ledger_that_fails_at_the_first_of_an_unknown_price_stops_nobody
 
 
 @virtually
-async def test_the_first_of_an_unknown_price_may_be_withdrawn_and_stopped() -> None:
+async def test_first_unpriced_job_can_be_withdrawn() -> None:
     till = till_of("defapi", job_s=3000.0)
     async with a_session("defapi", till.line(), max_credits=5) as session:
         till.strange.append(full())
@@ -111,18 +114,19 @@ async def test_the_first_of_an_unknown_price_may_be_withdrawn_and_stopped() -> N
         assert (till.sold, third.state) == (1, JobState.PENDING)
         with pytest.raises(NanoBananaError, match="still runs"):
             await second  # it is followed no more, and its price may never be told
-        await third.accepted()
-        assert till.sold == 2
+        with pytest.raises(CreditLimitReached, match="set expected_credits to what such jobs cost"):
+            await third
+        assert till.sold == 1
 
 
 @virtually
-async def test_creates_that_get_no_answer_at_all_end_in_doubt_and_hold_the_line_no_longer() -> None:
+async def test_unanswered_creates_become_uncertain_and_unblock_others() -> None:
     till = Till()
     shut: list[Reply] = []
 
     def answer(request: Any) -> Reply:
         if request.method == "POST" and not shut:
-            return TransportError("the connection was reset", sent=True)
+            return TransportError("the connection was reset", possibly_sent=True)
         return till.answer(request)
 
     gateway = ApiMall(api_key=API_KEY, key_lifetime_s=60.0)
@@ -130,16 +134,18 @@ async def test_creates_that_get_no_answer_at_all_end_in_doubt_and_hold_the_line_
     async with Session(gateway, http=FakeTransport(answer), retry=retry, max_credits=16) as session:
         assert isinstance(await outcome(session, "a fox", idempotency_key="fox-1"), JobUncertain)
         shut.append(full())
-        assert isinstance(await outcome(session, "an owl"), GenerationResult)
+        assert isinstance(await outcome(session, "an owl"), CreditLimitReached)  # nobody knows what the first one cost
+        run = await run_batch(session, ["an owl"], expected_credits=8)
+        assert run.results == 1
         assert budget_of(session).reserved == 8
         assert isinstance(await outcome(session, "a crow"), CreditLimitReached)
-        await session.settle("fox-1", refused=True)
+        await session.resolve("fox-1", not_bought=True)
         assert isinstance(await outcome(session, "a crow"), GenerationResult)
         assert nothing_is_left(session)
 
 
 @virtually
-async def test_jobs_whose_following_stopped_stay_counted_and_are_settled_when_followed_again() -> None:
+async def test_jobs_no_longer_polled_stay_counted() -> None:
     till = Till()
     blind: list[bool] = [True]
 
@@ -163,7 +169,7 @@ async def test_jobs_whose_following_stopped_stay_counted_and_are_settled_when_fo
 
 @EACH_GATEWAY
 @virtually
-async def test_a_session_that_closes_in_the_midst_hangs_nowhere(name: GatewayName) -> None:
+async def test_closing_with_unpriced_jobs_does_not_hang(name: GatewayName) -> None:
     till, book = till_of(name), SharedNotebook()
     async with a_session(name, till.line(), ledger=Page(book), max_credits=LIMIT[name]) as session:
         tasks = [asyncio.Task(outcome(session, prompt)) for prompt in foxes(40)]

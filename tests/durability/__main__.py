@@ -1,7 +1,7 @@
-"""Kill real processes while they buy, and count: `python -m tests.durability --kills 200`.
+"""Kill real processes while they buy, and count charges: `python -m tests.durability --kills 200`.
 
-With `--processes 4 --rows 400` so many processes buy one batch on one ledger, and one of them is killed half-way. Ends
-with code 1 when a promise was broken. With `--control` jobs in doubt are bought again on defapi, as a user may choose:
+With `--processes 4 --rows 400` four processes buy one batch on one ledger, and one of them is killed half-way. The exit
+code is 1 when a promise was broken. With `--control` jobs in doubt are bought again on defapi, as a user may choose:
 then the count must find second purchases.
 """
 
@@ -26,7 +26,7 @@ from tests.durability.worker import STEPS, GatewayName, Orders, Results
 def killed(
     gateway: GatewayName, kills: int, seed: int, folder: Path, *, manner: Idempotency, control: bool
 ) -> dict[str, Any]:
-    """Run the loop of kills at one gateway; return its figures."""
+    """Run the kill loop against one gateway; return its figures."""
     began_at = time.perf_counter()
     toll, rng = Toll(), random.Random(f"{gateway} {seed}")
     with opened(ShopSettings(seed=seed, idempotency=manner)) as shop:
@@ -35,18 +35,18 @@ def killed(
             url=shop.url,
             ledger=folder / f"{gateway}.sqlite",
             results=folder / f"{gateway}.results",
-            pictures=folder / "pictures",
+            images=folder / "images",
             retry_uncertain=control,
         )
         kill_again_and_again(orders, list(plans(kills, rng)), toll)
         rows = orders.rows * (1 + finish(orders, toll))
-        book = shop.book()
+        bought = shop.records()
     saved = Results(orders.results, lambda _: None).rows
-    verdict = judged(gateway, book, orders.ledger, saved, orders.pictures)
+    verdict = judged(gateway, bought, orders.ledger, saved, orders.images)
     if toll.crashes:
-        verdict.breaches.append(f"{toll.crashes} workers ended by themselves: see their tracebacks")
+        verdict.breaches.append(f"{toll.crashes} workers crashed: see their tracebacks")
     if len(saved) != rows:
-        verdict.breaches.append(f"{len(saved)} rows have ended, not {rows}")
+        verdict.breaches.append(f"{len(saved)} rows ended, expected {rows}")
     phases = {phase: sum(toll.at[step] for step in steps) for phase, steps in STEPS.items()}
     return {
         "gateway": gateway,
@@ -56,8 +56,8 @@ def killed(
         "exactly at the step": toll.still,
         "kills that left work open": toll.met_live_work,
         "jobs found open after kills": dict(sorted(toll.found.items())),
-        **_figures(verdict, book.counts),
-        "unfinished files among the pictures": _leftovers(folder / "pictures"),
+        **_figures(verdict, bought.counts),
+        "unfinished image files": _leftovers(folder / "images"),
         "seconds": round(time.perf_counter() - began_at, 1),
     }
 
@@ -75,17 +75,17 @@ def shared(gateway: GatewayName, processes: int, rows: int, seed: int, folder: P
             window=100,
             last_set=0,
         )
-        told = share(orders, processes)
-        book = shop.book()
-    verdict = judged(gateway, book, orders.ledger, told.saved)
-    verdict.breaches.extend(told.breaches)
+        outcome = share(orders, processes)
+        bought = shop.records()
+    verdict = judged(gateway, bought, orders.ledger, outcome.saved)
+    verdict.breaches.extend(outcome.breaches)
     return {
         "gateway": gateway,
         "processes": processes,
         "rows": rows,
-        "saved when one was killed": told.saved_at_kill,
-        "jobs that the killed one left open": told.orphaned,
-        **_figures(verdict, book.counts),
+        "saved when one was killed": outcome.saved_at_kill,
+        "jobs that the killed one left open": outcome.orphaned,
+        **_figures(verdict, bought.counts),
         "seconds": round(time.perf_counter() - began_at, 1),
     }
 
@@ -102,8 +102,8 @@ def _figures(verdict: Verdict, counts: Mapping[str, int]) -> dict[str, Any]:
     }
 
 
-def _leftovers(pictures: Path) -> int:
-    return sum(file.suffix != ".png" and file.name != "SHA256SUMS" for file in pictures.iterdir())
+def _leftovers(images: Path) -> int:
+    return sum(file.suffix != ".png" and file.name != "SHA256SUMS" for file in images.iterdir())
 
 
 def _table(figures: Mapping[str, Any]) -> str:
@@ -121,7 +121,7 @@ def _table(figures: Mapping[str, Any]) -> str:
 
 
 def main() -> int:
-    """Do what the command line says."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(prog="python -m tests.durability", description=__doc__)
     parser.add_argument("--kills", type=int, default=200)
     parser.add_argument("--gateway", choices=["apimall", "defapi", "both"], default="both")
@@ -133,16 +133,16 @@ def main() -> int:
     parser.add_argument("--rows", type=int, default=400)
     parser.add_argument("--control", action="store_true")
     parser.add_argument("--json", action="store_true", help="print one line of JSON for each gateway")
-    told = parser.parse_args()
-    gateways: list[GatewayName] = ["apimall", "defapi"] if told.gateway == "both" else [told.gateway]
+    args = parser.parse_args()
+    gateways: list[GatewayName] = ["apimall", "defapi"] if args.gateway == "both" else [args.gateway]
     broken = False
     for gateway in gateways:
         with tempfile.TemporaryDirectory(prefix="nanobanana-") as folder:
-            if told.processes:
-                figures = shared(gateway, told.processes, told.rows, told.seed, Path(folder))
+            if args.processes:
+                figures = shared(gateway, args.processes, args.rows, args.seed, Path(folder))
             else:
-                figures = killed(gateway, told.kills, told.seed, Path(folder), manner=told.manner, control=told.control)
-        print(json.dumps(figures) if told.json else f"{_table(figures)}\n", flush=True)
+                figures = killed(gateway, args.kills, args.seed, Path(folder), manner=args.manner, control=args.control)
+        print(json.dumps(figures) if args.json else f"{_table(figures)}\n", flush=True)
         broken = broken or bool(figures["breaches"])
     return int(broken)
 

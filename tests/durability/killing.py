@@ -1,4 +1,4 @@
-"""Workers in processes of their own, started and killed with SIGKILL at chosen and at random moments."""
+"""Worker processes, started and killed with SIGKILL at chosen and at random times."""
 
 import asyncio
 import json
@@ -14,46 +14,46 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
-from tests.durability.worker import STEPS, Orders, Results, Teller, work
+from tests.durability.worker import STEPS, Orders, Results, StepReporter, work
 
 PATIENCE_S = 30.0
 STEP_WITHIN_S = 4.0
-"""A step that does not come in this time is not waited for: the worker is killed wherever it is."""
+"""If the step does not come within this time, the worker is killed at its current step."""
 
 
 class Worker:
-    """A forked process at work. The one that forks has no thread and no event loop, and holds no ledger open."""
+    """A forked worker process. The forking process has no thread, no event loop and no open ledger."""
 
     def __init__(self, orders: Orders) -> None:
-        self._pipe, ours = os.pipe()
-        self._heard = b""
+        self._pipe, write_end = os.pipe()
+        self._buffer = b""
         self.pid = os.fork()
         if not self.pid:
-            _live(orders, ours)
-        os.close(ours)
+            _run(orders, write_end)
+        os.close(write_end)
 
-    def hear(self, within_s: float = PATIENCE_S) -> str | None:
-        """Return the next thing that it says; None when it says nothing more in this time, or for ever."""
+    def read_step(self, within_s: float = PATIENCE_S) -> str | None:
+        """Return the next line of the worker; None if none comes within this time or the worker has ended."""
         until = time.perf_counter() + within_s
-        while b"\n" not in self._heard:
+        while b"\n" not in self._buffer:
             left_s = until - time.perf_counter()
             if left_s <= 0 or not select.select([self._pipe], [], [], left_s)[0]:
                 return None
-            piece = os.read(self._pipe, 65536)
-            if not piece:
+            data = os.read(self._pipe, 65536)
+            if not data:
                 return None
-            self._heard += piece
-        line, _, self._heard = self._heard.partition(b"\n")
+            self._buffer += data
+        line, _, self._buffer = self._buffer.partition(b"\n")
         return line.decode()
 
     def kill(self) -> bool:
-        """Kill it with SIGKILL; say whether it was that of which it died."""
+        """Send SIGKILL; return whether the worker died of it."""
         os.kill(self.pid, signal.SIGKILL)
-        return self.ended() == -signal.SIGKILL
+        return self.wait() == -signal.SIGKILL
 
-    def ended(self) -> int:
-        """Wait for its end; return its exit code, or minus the signal."""
-        while self.hear() is not None:
+    def wait(self) -> int:
+        """Wait until the worker ends; return its exit code, or minus the signal."""
+        while self.read_step() is not None:
             pass
         os.close(self._pipe)
         _, status = os.waitpid(self.pid, 0)
@@ -63,7 +63,7 @@ class Worker:
 
 @contextmanager
 def started(orders: Orders) -> Iterator[Worker]:
-    """Start a worker that does not outlive the block."""
+    """Start a worker; kill it at the end of the block if it still runs."""
     worker = Worker(orders)
     try:
         yield worker
@@ -72,11 +72,11 @@ def started(orders: Orders) -> Iterator[Worker]:
             worker.kill()
 
 
-def _live(orders: Orders, pipe: int) -> None:
+def _run(orders: Orders, pipe: int) -> None:
     code = 1
-    logging.getLogger("nanobanana_async").setLevel(logging.ERROR)  # doubt is what is expected here
+    logging.getLogger("nanobanana_async").setLevel(logging.ERROR)  # warnings about doubt are expected here
     try:
-        asyncio.run(work(orders, Teller(pipe, orders)))
+        asyncio.run(work(orders, StepReporter(pipe, orders)))
         code = 0
     except BaseException:
         traceback.print_exc()
@@ -86,7 +86,7 @@ def _live(orders: Orders, pipe: int) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class Kill:
-    """When to kill: at the n-th time a step is said, standing still at it or so many seconds later."""
+    """When to kill: at the n-th occurrence of a step, while the worker stops there, or `delay_s` later."""
 
     step: str
     nth: int
@@ -96,14 +96,14 @@ class Kill:
 
 @dataclass
 class Toll:
-    """How the kills fell, and in which states the next worker found jobs that were at work."""
+    """Where the kills happened, and the states in which the next worker found active jobs."""
 
     at: Counter[str] = field(default_factory=Counter)
     still: int = 0
     found: Counter[str] = field(default_factory=Counter)
     met_live_work: int = 0
     crashes: int = 0
-    """Workers that ended by themselves, and not well."""
+    """Workers that ended with an error instead of being killed."""
 
 
 def plans(kills: int, rng: random.Random) -> Iterator[Kill]:
@@ -119,7 +119,7 @@ def plans(kills: int, rng: random.Random) -> Iterator[Kill]:
 
 
 def kill_again_and_again(orders: Orders, kills: Sequence[Kill], toll: Toll) -> None:
-    """Start a worker and kill it, once for each plan; each begins where the last one was ended."""
+    """Start a worker and kill it, once for each plan; each continues the work of the one before."""
     for kill in kills:
         with started(replace(orders, stop_at=kill.step if kill.still else None, stop_nth=kill.nth)) as worker:
             seen = _until(worker, kill, toll)
@@ -133,13 +133,13 @@ def kill_again_and_again(orders: Orders, kills: Sequence[Kill], toll: Toll) -> N
 
 
 def finish(orders: Orders, toll: Toll) -> int:
-    """Let a worker finish what is begun, and one set more; return the number of that set."""
+    """Let a worker finish all started sets and one more; return the number of that set."""
     rows = Results(orders.results, lambda _: None).rows
     last_set = 1 + max((int(key.split("-")[1]) for key in rows), default=0)
     with started(replace(orders, last_set=last_set)) as worker:
-        while (said := worker.hear()) is not None:
-            _note(said, toll)
-        toll.crashes += worker.ended() != 0
+        while (step := worker.read_step()) is not None:
+            _count_found(step, toll)
+        toll.crashes += worker.wait() != 0
     return last_set
 
 
@@ -147,16 +147,16 @@ def _until(worker: Worker, kill: Kill, toll: Toll) -> bool:
     left = kill.nth
     awaited = "stands still" if kill.still else kill.step
     until = time.perf_counter() + STEP_WITHIN_S
-    while (said := worker.hear(until - time.perf_counter())) is not None:
-        _note(said, toll)
-        left -= said == awaited
-        if said == awaited and (kill.still or not left):
+    while (step := worker.read_step(until - time.perf_counter())) is not None:
+        _count_found(step, toll)
+        left -= step == awaited
+        if step == awaited and (kill.still or not left):
             return True
     return False
 
 
-def _note(said: str, toll: Toll) -> None:
-    if said.startswith("{"):
-        found: dict[str, int] = json.loads(said)
+def _count_found(step: str, toll: Toll) -> None:
+    if step.startswith("{"):
+        found: dict[str, int] = json.loads(step)
         toll.found.update({state: count for state, count in found.items() if count})
         toll.met_live_work += any(found.values())

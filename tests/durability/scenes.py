@@ -1,4 +1,4 @@
-"""What the tests over real sockets and real files share: keyed rows, and a look into the file."""
+"""Shared by the tests over real sockets and files: generate keyed rows, and read the ledger's file."""
 
 import asyncio
 from collections.abc import Sequence
@@ -9,18 +9,18 @@ from nanobanana_async.errors import NanoBananaError
 from nanobanana_async.jobs import JobRecord
 from tests.end_to_end.scenes import outcome
 
-Told = GenerationResult | NanoBananaError
+Outcome = GenerationResult | NanoBananaError
 
 
-async def all_keys(session: Session, keys: Sequence[str], prompt: str = "a fox") -> dict[str, Told]:
-    """Generate a row for each key, all at once; return what each caller was told."""
+async def all_keys(session: Session, keys: Sequence[str], prompt: str = "a fox") -> dict[str, Outcome]:
+    """Generate a row for each key, all at once; return each caller's result or error."""
     async with asyncio.TaskGroup() as group:
         tasks = {key: group.create_task(outcome(session, f"{prompt}, {key}", idempotency_key=key)) for key in keys}
     return {key: task.result() for key, task in tasks.items()}
 
 
 async def written(path: Path) -> dict[str, JobRecord]:
-    """Return what the file holds, by key."""
+    """Return the records in the file, by key."""
     ledger = SqliteLedger(path, read_only=True)
     await ledger.open()
     try:

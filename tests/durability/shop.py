@@ -1,7 +1,7 @@
-"""The emulator in a process of its own, which keeps a book of every create that arrived.
+"""The emulator in a process of its own, which records every create that arrives.
 
-`python -m tests.durability.shop SETTINGS` prints where it listens; each line on its input is answered by the book, as
-one line of JSON; when its input ends, so does it.
+`python -m tests.durability.shop SETTINGS` prints its URL, and answers each line on its input with the records as one
+line of JSON. It ends when its input ends.
 """
 
 import asyncio
@@ -16,8 +16,16 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from nanobanana_async.emulator import Answer, Call, Chance, LogNormal, World, WorldSettings, faults
-from nanobanana_async.emulator.server import WorldServer
+from nanobanana_async.emulator import (
+    EmulatedRequest,
+    EmulatedResponse,
+    EmulatorSettings,
+    GatewaySimulator,
+    LogNormal,
+    RandomFault,
+    faults,
+)
+from nanobanana_async.emulator.server import EmulatorServer
 from nanobanana_async.emulator.settings import Idempotency
 
 ROOT = Path(__file__).absolute().parents[2]
@@ -32,14 +40,14 @@ class ShopSettings:
     median_s: float = 0.3
     idempotency: Idempotency = "replay"
     lost: float = 0.03
-    """The share of creates that are charged and never answered."""
+    """The fraction of creates that are charged and never answered."""
     slow: float = 0.5
-    """The share of answers that take a while, so that a kill can meet the request on the wire."""
+    """The fraction of answers that are delayed, so that a kill can hit a request in flight."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Post:
-    """One create as it arrived: its idempotency key, a digest of its body, what it was answered (0 for nothing)."""
+    """One create that arrived: its idempotency key, a digest of its body, the status of the answer (0 for none)."""
 
     key: str | None
     body: str
@@ -48,29 +56,29 @@ class Post:
 
 @dataclass(frozen=True, kw_only=True)
 class Bought:
-    """What arrived for one prompt, and the tasks that were charged for it."""
+    """The creates that arrived for one prompt, and the tasks charged for it."""
 
     posts: list[Post]
     task_ids: list[str]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Book:
-    """What the shop knows, by prompt, and its own counts."""
+class Records:
+    """The creates and charges by prompt, and the emulator's own counts."""
 
     prompts: dict[str, Bought]
     counts: dict[str, int]
 
 
-class WatchedWorld(World):
-    """A world that notes every create."""
+class RecordingSimulator(GatewaySimulator):
+    """A simulator that records every create."""
 
-    def __init__(self, settings: WorldSettings) -> None:
+    def __init__(self, settings: EmulatorSettings) -> None:
         super().__init__(settings)
         self.posts: defaultdict[str, list[Post]] = defaultdict(list)
 
-    def handle(self, now: float, call: Call) -> Answer:
-        """Answer a call as any world does."""
+    def handle(self, now: float, call: EmulatedRequest) -> EmulatedResponse:
+        """Answer a request, and record it if it is a create."""
         answer = super().handle(now, call)
         if call.method == "POST":
             key = {name.lower(): value for name, value in call.headers.items()}.get("idempotency-key")
@@ -78,8 +86,8 @@ class WatchedWorld(World):
             self.posts[json.loads(call.body)["prompt"]].append(post)
         return answer
 
-    def book(self, now: float) -> Book:
-        """Return everything that was noted."""
+    def records(self, now: float) -> Records:
+        """Return everything that was recorded."""
         prompts = {prompt: Bought(posts=posts, task_ids=[]) for prompt, posts in self.posts.items()}
         for job in self.jobs(now):
             prompts[job.prompt].task_ids.append(job.task_id)
@@ -90,63 +98,63 @@ class WatchedWorld(World):
             "creates charged": stats.creates_accepted,
             "answers lost by the gateway": stats.lost_creates,
             "repeats answered from the key": stats.replays,
-            "queries": stats.queries,
+            "queries": stats.polls,
         }
-        return Book(prompts=prompts, counts=counts)
+        return Records(prompts=prompts, counts=counts)
 
 
-def _world(shop: ShopSettings) -> WatchedWorld:
+def _simulator(shop: ShopSettings) -> RecordingSimulator:
     chances = [
-        Chance(share, fault, endpoint)
+        RandomFault(share, fault, endpoint)
         for endpoint in ("apimall.create", "defapi.create")
         for share, fault in ((shop.lost, faults.reset(processed=True)), (shop.slow, faults.delay(0.04)))
     ]
     chances += [
-        Chance(share, fault, endpoint)
+        RandomFault(share, fault, endpoint)
         for endpoint in ("apimall.query", "defapi.query")
         for share, fault in ((shop.lost, faults.reset()), (shop.slow, faults.delay(0.02)))
     ]
-    return WatchedWorld(
-        WorldSettings(
+    return RecordingSimulator(
+        EmulatorSettings(
             seed=shop.seed,
             job_limit=shop.job_limit,
             duration=LogNormal(median_s=shop.median_s),
             idempotency=shop.idempotency,
             unique_by="prompt",
             chances=chances,
-            picture_scale=0.02,
+            image_scale=0.02,
         )
     )
 
 
 async def _serve(shop: ShopSettings) -> None:
-    world = _world(shop)
-    server = await WorldServer.started(world, host="127.0.0.1", port=0)
+    simulator = _simulator(shop)
+    server = await EmulatorServer.started(simulator, host="127.0.0.1", port=0)
     print(json.dumps(server.url), flush=True)
     loop = asyncio.get_running_loop()
     while await loop.run_in_executor(None, sys.stdin.readline):
-        print(json.dumps(asdict(world.book(server.now()))), flush=True)
+        print(json.dumps(asdict(simulator.records(server.now()))), flush=True)
     await server.aclose()
 
 
 class Shop:
-    """The shop as its parent sees it."""
+    """The emulator's process, as its parent uses it."""
 
     def __init__(self, process: "subprocess.Popen[str]") -> None:
         self._process = process
         self.url: str = self._read()
 
-    def book(self) -> Book:
-        """Ask what arrived and what was charged."""
+    def records(self) -> Records:
+        """Return which creates arrived and what was charged."""
         assert self._process.stdin is not None
         self._process.stdin.write("\n")
         self._process.stdin.flush()
-        told = self._read()
+        content = self._read()
         prompts = {
             prompt: Bought(posts=[Post(**post) for post in bought["posts"]], task_ids=bought["task_ids"])
-            for prompt, bought in told["prompts"].items()
+            for prompt, bought in content["prompts"].items()
         }
-        return Book(prompts=prompts, counts=told["counts"])
+        return Records(prompts=prompts, counts=content["counts"])
 
     def _read(self) -> Any:
         assert self._process.stdout is not None
@@ -155,7 +163,7 @@ class Shop:
 
 @contextmanager
 def opened(settings: ShopSettings) -> Iterator[Shop]:
-    """Run a shop in a process of its own."""
+    """Run the emulator in a process of its own."""
     command = [sys.executable, "-m", "tests.durability.shop", json.dumps(asdict(settings))]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT) as process:
         try:

@@ -1,4 +1,4 @@
-"""Closed while its POSTs are on the wire: what is answered in time is written down, the rest waits for `resume()`."""
+"""A session closed with creates in flight: answers in time are stored, the rest waits for `resume()`."""
 
 import asyncio
 from collections import Counter
@@ -17,19 +17,19 @@ from nanobanana_async import (
 )
 from nanobanana_async.emulator import Emulator, Fault, Fixed, faults
 from nanobanana_async.errors import NanoBananaError
-from tests.durability.scenes import Told, all_keys, written
+from tests.durability.scenes import Outcome, all_keys, written
 from tests.end_to_end.scenes import BOTH, CREATE, GatewayName, charged, emulated, quick, received
 
 KEYS = [f"row-{number}" for number in range(4)]
-AT_ONCE = ConcurrencyPolicy(max_jobs=len(KEYS), learn=False)
+ALL_SLOTS = ConcurrencyPolicy(max_jobs=len(KEYS), learn=False)
 
 
 async def closed_during_posts(
     emulator: Emulator, name: GatewayName, path: Path, fault: Fault, *, close_s: float
 ) -> float:
-    """Send a POST for each row, close the session, and return how long closing took."""
+    """Send a create for each row, close the session, and return how long closing took."""
     emulator.queue_faults(CREATE[name], *[fault] * len(KEYS))
-    session = quick(emulator, name, ledger=path, timeouts=Timeouts(close_s=close_s), concurrency=AT_ONCE)
+    session = quick(emulator, name, ledger=path, timeouts=Timeouts(close_s=close_s), concurrency=ALL_SLOTS)
     await session.open()
     callers = asyncio.Task(all_keys(session, KEYS))
     await received(emulator, creates=len(KEYS))
@@ -40,9 +40,9 @@ async def closed_during_posts(
     return took_s
 
 
-async def resumed(session: Session) -> dict[str, Told]:
-    """Resume, and wait for what the jobs come to."""
-    found: dict[str, Told] = {}
+async def resumed(session: Session) -> dict[str, Outcome]:
+    """Resume, and wait for the outcome of each job."""
+    found: dict[str, Outcome] = {}
     for job in await session.resume():
         try:
             found[job.key] = await job
@@ -56,9 +56,7 @@ async def states(path: Path) -> Counter[JobState]:
 
 
 @pytest.mark.parametrize("name", BOTH)
-async def test_an_answer_within_the_grace_is_written_down_and_followed_by_the_next_session(
-    tmp_path: Path, name: GatewayName
-) -> None:
+async def test_answer_during_close_is_stored_and_followed_later(tmp_path: Path, name: GatewayName) -> None:
     path = tmp_path / "jobs.sqlite"
     async with emulated(duration=Fixed(0.05), unique_by="prompt") as emulator:
         took_s = await closed_during_posts(emulator, name, path, faults.delay(0.3), close_s=5.0)
@@ -76,7 +74,7 @@ async def test_an_answer_within_the_grace_is_written_down_and_followed_by_the_ne
 @pytest.mark.parametrize(
     "fault", [faults.stall(30.0, processed=True), faults.stall(30.0)], ids=["bought", "not bought"]
 )
-async def test_on_apimall_what_had_no_answer_is_finished_by_resume_for_one_charge(tmp_path: Path, fault: Fault) -> None:
+async def test_apimall_unanswered_create_is_finished_by_resume_once(tmp_path: Path, fault: Fault) -> None:
     path = tmp_path / "jobs.sqlite"
     async with emulated(duration=Fixed(0.05), unique_by="prompt") as emulator:
         took_s = await closed_during_posts(emulator, "apimall", path, fault, close_s=0.3)
@@ -90,9 +88,7 @@ async def test_on_apimall_what_had_no_answer_is_finished_by_resume_for_one_charg
 
 
 @pytest.mark.parametrize("bought", [True, False])
-async def test_on_defapi_what_had_no_answer_is_named_as_uncertain_and_not_sent_again(
-    tmp_path: Path, bought: bool
-) -> None:
+async def test_defapi_unanswered_create_becomes_uncertain_and_is_not_resent(tmp_path: Path, bought: bool) -> None:
     path = tmp_path / "jobs.sqlite"
     async with emulated(duration=Fixed(0.05), unique_by="prompt") as emulator:
         stall = faults.stall(30.0, processed=bought)
@@ -102,8 +98,8 @@ async def test_on_defapi_what_had_no_answer_is_named_as_uncertain_and_not_sent_a
         async with quick(emulator, "defapi", ledger=path) as session:
             found = await resumed(session)
             again = await all_keys(session, KEYS)
-        for told in (found, again):
-            assert {key: type(each) for key, each in told.items()} == dict.fromkeys(KEYS, JobUncertain)
+        for outcomes in (found, again):
+            assert {key: type(each) for key, each in outcomes.items()} == dict.fromkeys(KEYS, JobUncertain)
         assert await states(path) == {JobState.UNCERTAIN: len(KEYS)}
         assert emulator.stats().creates_received == len(KEYS)
         assert charged(emulator.stats(), len(KEYS) if bought else 0)

@@ -4,13 +4,13 @@ import os
 
 import pytest
 
-from tests.durability.test_kills import told
+from tests.durability.test_kills import figures_of
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork, and no SIGKILL")
 
 
-def test_on_apimall_each_row_is_bought_once_and_the_killed_ones_jobs_are_adopted() -> None:
-    figures = told("--gateway", "apimall", "--processes", "4", "--rows", "400")
+def test_apimall_rows_are_bought_once_and_orphans_adopted() -> None:
+    figures = figures_of("--gateway", "apimall", "--processes", "4", "--rows", "400")
     assert figures["saved when one was killed"] == 200
     assert figures["jobs that the killed one left open"] > 0
     assert figures["rows by state"] == {"SUCCEEDED": 400}
@@ -18,8 +18,8 @@ def test_on_apimall_each_row_is_bought_once_and_the_killed_ones_jobs_are_adopted
     assert figures["breaches"] == []  # each survivor has every result, and all have the same
 
 
-def test_on_defapi_each_row_is_bought_once_at_most_and_each_doubt_is_told_to_all() -> None:
-    figures = told("--gateway", "defapi", "--processes", "4", "--rows", "400")
+def test_defapi_rows_are_bought_at_most_once() -> None:
+    figures = figures_of("--gateway", "defapi", "--processes", "4", "--rows", "400")
     states = figures["rows by state"]
     assert sum(states.values()) == 400
     assert set(states) == {"SUCCEEDED", "UNCERTAIN"}

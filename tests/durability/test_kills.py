@@ -1,4 +1,4 @@
-"""Killed with SIGKILL again and again while it buys, follows and saves: nothing is paid twice, nothing paid is lost.
+"""A worker killed with SIGKILL again and again: nothing is bought twice, and nothing bought is lost.
 
 The long form is `python -m tests.durability --kills 200`.
 """
@@ -16,8 +16,8 @@ from tests.durability.shop import ROOT
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork, and no SIGKILL")
 
 
-def told(*arguments: str, code: int = 0) -> dict[str, Any]:
-    """Run the loop in a process of its own, which forks; return its figures."""
+def figures_of(*arguments: str, code: int = 0) -> dict[str, Any]:
+    """Run the kill loop in a process of its own, which forks; return its figures."""
     command = [sys.executable, "-m", "tests.durability", "--json", *arguments]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=50, check=False)
     assert done.returncode == code, done.stdout + done.stderr
@@ -25,8 +25,8 @@ def told(*arguments: str, code: int = 0) -> dict[str, Any]:
     return figures
 
 
-def test_thirty_kills_on_apimall_cost_no_second_charge_and_lose_no_job() -> None:
-    figures = told("--gateway", "apimall", "--kills", "30", "--seed", "7")
+def test_apimall_thirty_kills_charge_once_and_lose_no_job() -> None:
+    figures = figures_of("--gateway", "apimall", "--kills", "30", "--seed", "7")
     assert figures["kills"] == 30
     assert min(figures["by phase"][phase] for phase in ("submit", "poll", "save")) > 0
     assert figures["kills that left work open"] > 10
@@ -37,8 +37,8 @@ def test_thirty_kills_on_apimall_cost_no_second_charge_and_lose_no_job() -> None
     assert (figures["rows charged twice"], figures["rows charged and lost"]) == (0, 0)
 
 
-def test_ten_kills_on_defapi_buy_nothing_a_second_time_and_every_doubt_is_listed() -> None:
-    figures = told("--gateway", "defapi", "--kills", "10", "--seed", "5")
+def test_defapi_ten_kills_buy_nothing_twice() -> None:
+    figures = figures_of("--gateway", "defapi", "--kills", "10", "--seed", "5")
     assert figures["kills"] == 10
     assert figures["jobs found open after kills"]["submitting"] > 0
     states = figures["rows by state"]
@@ -48,8 +48,8 @@ def test_ten_kills_on_defapi_buy_nothing_a_second_time_and_every_doubt_is_listed
     assert (figures["rows charged twice"], figures["rows charged and lost"]) == (0, 0)
 
 
-def test_a_second_purchase_would_be_found() -> None:
-    figures = told("--gateway", "defapi", "--kills", "10", "--seed", "5", "--control", code=1)
+def test_control_run_finds_second_purchases() -> None:
+    figures = figures_of("--gateway", "defapi", "--kills", "10", "--seed", "5", "--control", code=1)
     assert figures["rows charged twice"] > 0
     assert any("charged 2 times" in breach for breach in figures["breaches"])
     assert any("sent again although it may have been bought" in breach for breach in figures["breaches"])

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from nanobanana_async import GenerationResult, JobState, JobUncertain
-from nanobanana_async.emulator import Chance, faults
+from nanobanana_async.emulator import RandomFault, faults
 from nanobanana_async.emulator.settings import Idempotency
 from tests.durability.scenes import all_keys, written
 from tests.end_to_end.scenes import CREATE, GatewayName, charged, emulated, quick
@@ -14,18 +14,18 @@ from tests.end_to_end.scenes import CREATE, GatewayName, charged, emulated, quic
 KEYS = [f"row-{number}" for number in range(100)]
 
 
-def losing(name: GatewayName) -> list[Chance]:
-    return [Chance(0.2, faults.reset(processed=True), CREATE[name])]
+def losing(name: GatewayName) -> list[RandomFault]:
+    return [RandomFault(0.2, faults.reset(processed=True), CREATE[name])]
 
 
 @pytest.mark.parametrize("manner", ["replay", "conflict"])
-async def test_a_keyed_run_ends_all_well_for_one_charge_each(tmp_path: Path, manner: Idempotency) -> None:
+async def test_apimall_lost_answers_end_in_one_charge_each(tmp_path: Path, manner: Idempotency) -> None:
     path = tmp_path / "jobs.sqlite"
     async with emulated(chances=losing("apimall"), job_limit=30, idempotency=manner, unique_by="prompt") as emulator:
         async with quick(emulator, ledger=path) as session:
-            told = await all_keys(session, KEYS)
+            outcomes = await all_keys(session, KEYS)
             assert session.stats().credits_spent == 8 * len(KEYS)
-        assert {type(each) for each in told.values()} == {GenerationResult}
+        assert {type(each) for each in outcomes.values()} == {GenerationResult}
         assert emulator.stats().lost_creates > 10
         assert charged(emulator.stats(), len(KEYS))
         assert Counter(record.state for record in (await written(path)).values()) == {JobState.SUCCEEDED: len(KEYS)}
@@ -34,19 +34,19 @@ async def test_a_keyed_run_ends_all_well_for_one_charge_each(tmp_path: Path, man
             assert await session.resume(buy=True) == []
             again = await all_keys(session, KEYS)
         assert [each.images for each in again.values() if isinstance(each, GenerationResult)] == [
-            each.images for each in told.values() if isinstance(each, GenerationResult)
+            each.images for each in outcomes.values() if isinstance(each, GenerationResult)
         ]
         assert emulator.stats().creates_received == creates
 
 
-async def test_on_defapi_each_lost_answer_is_a_job_in_doubt_and_a_second_run_sends_nothing(tmp_path: Path) -> None:
+async def test_defapi_lost_answers_are_uncertain_and_not_resent(tmp_path: Path) -> None:
     path = tmp_path / "jobs.sqlite"
     async with emulated(chances=losing("defapi"), unique_by="prompt") as emulator:
         async with quick(emulator, "defapi", ledger=path) as session:
-            told = await all_keys(session, KEYS)
+            outcomes = await all_keys(session, KEYS)
         seen = emulator.stats()
-        doubtful = {key for key, each in told.items() if isinstance(each, JobUncertain)}
-        well = {key for key, each in told.items() if isinstance(each, GenerationResult)}
+        doubtful = {key for key, each in outcomes.items() if isinstance(each, JobUncertain)}
+        well = {key for key, each in outcomes.items() if isinstance(each, GenerationResult)}
         assert len(doubtful) == seen.lost_creates > 10
         assert doubtful | well == set(KEYS)
         assert charged(seen, len(KEYS))

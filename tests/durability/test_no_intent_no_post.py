@@ -1,5 +1,5 @@
-"""What can't be written down is not bought: a `LedgerError`, and not one request has reached the gateway."""
-# ruff: noqa: ASYNC240 - small files, and nothing else runs
+"""A job that can't be stored is not bought: `LedgerError`, and no request reaches the gateway."""
+# ruff: noqa: ASYNC240 - small files, and no other task runs
 
 import asyncio
 import os
@@ -8,14 +8,14 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, closing, contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager, suppress
 from pathlib import Path
 
 import pytest
 
 from nanobanana_async import ConcurrencyPolicy, GenerationResult, LedgerError, Session, SqliteLedger
 from nanobanana_async.emulator import Emulator, Fixed
-from nanobanana_async.ledger.desk import Desk
+from nanobanana_async.ledger.statements import JobTable
 from tests.durability.scenes import all_keys
 from tests.durability.shop import ROOT
 from tests.end_to_end.scenes import BOTH, GatewayName, charged, emulated, quick
@@ -23,7 +23,7 @@ from tests.end_to_end.scenes import BOTH, GatewayName, charged, emulated, quick
 Trouble = Callable[[Path], AbstractContextManager[None]]
 
 KEYS = [f"row-{number}" for number in range(5)]
-LONG = "a fox " * 2000  # what is short may still fit into a file that can't grow
+LONG = "a fox " * 2000  # a short record may still fit into a file that can't grow
 
 
 @pytest.fixture
@@ -33,7 +33,7 @@ def path(tmp_path: Path) -> Path:
 
 @contextmanager
 def full_disk(path: Path) -> Iterator[None]:
-    """Let no file of this process become larger than the write-ahead log is: the next commit fails."""
+    """Limit this process's files to the current size of the write-ahead log, so that the next commit fails."""
     resource = pytest.importorskip("resource")
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (path.with_name(f"{path.name}-wal").stat().st_size, limits[1]))
@@ -45,7 +45,7 @@ def full_disk(path: Path) -> Iterator[None]:
 
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Hold the lock for longer than a write waits."""
+    """Hold the database lock for longer than a write waits."""
     with closing(sqlite3.connect(path, isolation_level=None)) as other:
         other.execute("BEGIN IMMEDIATE")
         yield
@@ -53,7 +53,7 @@ def locked(path: Path) -> Iterator[None]:
 
 @contextmanager
 def moved_away(path: Path) -> Iterator[None]:
-    """Take the file away, and bring it back."""
+    """Move the file away, and back at the end."""
     aside = path.rename(path.with_name("aside"))
     yield
     aside.replace(path)
@@ -73,32 +73,32 @@ def nothing_arrived(emulator: Emulator) -> bool:
 
 
 async def nothing_is_bought(session: Session) -> None:
-    """Ask for every row: each caller gets an error of his own, and may ask again."""
-    told = await all_keys(session, KEYS, LONG)
-    assert {type(each) for each in told.values()} == {LedgerError}
-    assert [(key, error.key) for key, error in told.items() if isinstance(error, LedgerError)] == list(
+    """Request every row: each caller gets its own error, and may repeat."""
+    outcomes = await all_keys(session, KEYS, LONG)
+    assert {type(each) for each in outcomes.values()} == {LedgerError}
+    assert [(key, error.key) for key, error in outcomes.items() if isinstance(error, LedgerError)] == list(
         zip(KEYS, KEYS, strict=True)
     )
 
 
 async def all_is_bought(session: Session, emulator: Emulator) -> None:
-    told = await all_keys(session, KEYS, LONG)
-    assert {type(each) for each in told.values()} == {GenerationResult}
+    outcomes = await all_keys(session, KEYS, LONG)
+    assert {type(each) for each in outcomes.values()} == {GenerationResult}
     assert charged(emulator.stats(), len(KEYS))
 
 
 async def within(ledger: SqliteLedger, statement: str) -> None:
     """Run a statement on the ledger's own connection."""
 
-    def run(desk: Desk) -> None:
-        desk.connection.execute(statement).fetchall()
+    def run(table: JobTable) -> None:
+        table.connection.execute(statement).fetchall()
 
-    await ledger._ask(run)
+    await ledger._submit(run)
 
 
 @GATEWAYS
 @TROUBLES
-async def test_a_new_job_that_cannot_be_written_is_not_sent(path: Path, name: GatewayName, trouble: Trouble) -> None:
+async def test_unwritable_new_job_is_not_sent(path: Path, name: GatewayName, trouble: Trouble) -> None:
     async with emulated(unique_by="prompt") as emulator, quick(emulator, name, ledger=quickly(path)) as session:
         with trouble(path):
             await nothing_is_bought(session)
@@ -115,9 +115,7 @@ async def test_a_new_job_that_cannot_be_written_is_not_sent(path: Path, name: Ga
     ],
     ids=["full", "read-only"],
 )
-async def test_what_sqlite_itself_refuses_to_write_is_not_sent(
-    path: Path, name: GatewayName, before: str, after: str
-) -> None:
+async def test_write_refused_by_sqlite_sends_nothing(path: Path, name: GatewayName, before: str, after: str) -> None:
     ledger = quickly(path)
     async with emulated(unique_by="prompt") as emulator, quick(emulator, name, ledger=ledger) as session:
         await within(ledger, before)
@@ -129,9 +127,7 @@ async def test_what_sqlite_itself_refuses_to_write_is_not_sent(
 
 @GATEWAYS
 @TROUBLES
-async def test_a_job_that_waited_for_its_slot_is_not_sent_when_its_turn_cannot_be_written(
-    path: Path, name: GatewayName, trouble: Trouble
-) -> None:
+async def test_waiting_job_is_not_sent_when_the_ledger_fails(path: Path, name: GatewayName, trouble: Trouble) -> None:
     one = ConcurrencyPolicy(max_jobs=1, learn=False)
     async with (
         emulated(duration=Fixed(0.3), unique_by="prompt") as emulator,
@@ -141,7 +137,7 @@ async def test_a_job_that_waited_for_its_slot_is_not_sent_when_its_turn_cannot_b
         await first.accepted()
         second = await session.submit("a crow", idempotency_key="second")
         with trouble(path):
-            assert (await first).images  # what was paid for is handed over all the same
+            assert (await first).images  # the bought image is still returned
             with pytest.raises(LedgerError) as caught:
                 await second
         assert (caught.value.key, caught.value.safe_to_repeat) == ("second", True)
@@ -151,15 +147,16 @@ async def test_a_job_that_waited_for_its_slot_is_not_sent_when_its_turn_cannot_b
 
 
 @GATEWAYS
-async def test_on_a_damaged_file_nothing_is_bought(path: Path, name: GatewayName) -> None:
+async def test_damaged_ledger_buys_nothing(path: Path, name: GatewayName) -> None:
     async with emulated() as emulator, quick(emulator, name, ledger=path) as session:
         await all_keys(session, [f"earlier-{number}" for number in range(100)])
     pages = bytearray(path.read_bytes())
     pages[2 * 4096 :] = os.urandom(len(pages) - 2 * 4096)
     path.write_bytes(pages)
     async with emulated() as emulator:
-        async with quick(emulator, name, ledger=path) as session:
-            await nothing_is_bought(session)
+        with suppress(LedgerError):  # the damage shows at opening or at the first write, as the random bytes have it
+            async with quick(emulator, name, ledger=path) as session:
+                await nothing_is_bought(session)
         assert nothing_arrived(emulator)
 
 
@@ -167,7 +164,7 @@ async def test_on_a_damaged_file_nothing_is_bought(path: Path, name: GatewayName
 @pytest.mark.parametrize(
     "content", [b"key,prompt\n" * 1000, b"SQLite format 3\0" + b"\xff" * 4080], ids=["csv", "header"]
 )
-async def test_on_a_file_that_is_no_ledger_no_session_opens(path: Path, name: GatewayName, content: bytes) -> None:
+async def test_file_that_is_no_ledger_opens_no_session(path: Path, name: GatewayName, content: bytes) -> None:
     path.write_bytes(content)
     async with emulated() as emulator:
         with pytest.raises(LedgerError):
@@ -177,7 +174,7 @@ async def test_on_a_file_that_is_no_ledger_no_session_opens(path: Path, name: Ga
 
 
 @GATEWAYS
-async def test_with_a_ledger_opened_for_reading_nothing_is_bought(path: Path, name: GatewayName) -> None:
+async def test_read_only_ledger_buys_nothing(path: Path, name: GatewayName) -> None:
     async with emulated() as emulator:
         async with quick(emulator, name, ledger=path):
             pass
@@ -204,7 +201,7 @@ async def open_once(name, url):
         pass
 
 if os.geteuid() == 0:
-    # Perhaps that user may not look into the library, nor into what it imports when that is first needed.
+    # That user may be unable to read the package or its lazy imports, so load them now.
     current_schema()
     asyncio.run(open_once(*sys.argv[1:3]))
     os.setgroups([]), os.setgid(65534), os.setuid(65534)
@@ -212,7 +209,7 @@ asyncio.run(main(*sys.argv[1:]))
 """
 
 
-def said_by_another_user(*arguments: str) -> str:
+def output_of_another_user(*arguments: str) -> str:
     command = [sys.executable, "-c", UNPRIVILEGED, *arguments]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=30, check=False)
     return done.stdout + done.stderr
@@ -221,10 +218,8 @@ def said_by_another_user(*arguments: str) -> str:
 @pytest.mark.skipif(not hasattr(os, "geteuid"), reason="permissions work differently here")
 @GATEWAYS
 @pytest.mark.parametrize(("mode", "folder_mode"), [(0o444, 0o755), (0o444, 0o555), (0o644, 0o555)])
-async def test_on_a_file_that_this_user_may_only_read_nothing_is_bought(
-    name: GatewayName, mode: int, folder_mode: int
-) -> None:
-    with tempfile.TemporaryDirectory() as folder:  # a test's own folder can't be entered by another user
+async def test_file_without_write_permission_buys_nothing(name: GatewayName, mode: int, folder_mode: int) -> None:
+    with tempfile.TemporaryDirectory() as folder:  # another user can't enter a folder of tmp_path
         path = Path(folder) / "jobs.sqlite"
         async with emulated() as emulator:
             async with quick(emulator, name, ledger=path):
@@ -232,8 +227,8 @@ async def test_on_a_file_that_this_user_may_only_read_nothing_is_bought(
             path.chmod(mode)
             path.parent.chmod(folder_mode)
             try:
-                said = await asyncio.to_thread(said_by_another_user, name, emulator.url, str(path))
+                output = await asyncio.to_thread(output_of_another_user, name, emulator.url, str(path))
             finally:
                 path.parent.chmod(0o755)
-            assert said.startswith("LedgerError"), said
+            assert output.startswith("LedgerError"), output
             assert nothing_arrived(emulator)

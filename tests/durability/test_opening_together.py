@@ -1,4 +1,4 @@
-"""Several processes open one new ledger file at the same moment, as workers that are started together do."""
+"""Several processes open one new ledger file at the same time, like workers that are started together."""
 
 import os
 import subprocess
@@ -41,7 +41,7 @@ for number in range(30):
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork")
-def test_each_of_them_finds_a_ledger(tmp_path: Path) -> None:
+def test_processes_opening_together_all_succeed(tmp_path: Path) -> None:
     command = [sys.executable, "-c", OPENERS, str(tmp_path)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=50, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")

@@ -1,4 +1,4 @@
-"""What the shop charged, what the ledger says and what was saved, held against each other."""
+"""Compare the emulator's charges, the ledger's records and the saved results."""
 
 import asyncio
 import hashlib
@@ -11,44 +11,44 @@ from pathlib import Path
 
 from nanobanana_async import JobState, SqliteLedger
 from nanobanana_async.jobs import JobRecord
-from tests.durability.shop import Book, Bought
+from tests.durability.shop import Bought, Records
 from tests.durability.worker import GatewayName, prompt_of
 
 
 @dataclass(frozen=True, kw_only=True)
 class Verdict:
-    """What was found: rows by their end, and each breach of a promise in one sentence."""
+    """The findings: rows by final state, and one sentence for each broken promise."""
 
     states: Counter[str] = field(default_factory=Counter)
     charged: int = 0
     charged_twice: int = 0
     lost: int = 0
-    """Charged rows of which neither a saved result nor an UNCERTAIN job tells."""
+    """Charged rows with neither a saved result nor an UNCERTAIN job."""
     uncertain_charged: int = 0
     breaches: list[str] = field(default_factory=list)
 
 
 def judged(
-    gateway: GatewayName, book: Book, ledger: Path, saved: Mapping[str, str | None], pictures: Path | None = None
+    gateway: GatewayName, bought: Records, ledger: Path, saved: Mapping[str, str | None], images: Path | None = None
 ) -> Verdict:
-    """Compare them. `saved` is what the workers kept: a URL, or None for a row in doubt; `pictures` is a folder."""
+    """Compare them. `saved` has an image URL for each row, or None for a row in doubt; `images` is a folder."""
     records = asyncio.run(_records(ledger))
-    rows = {key: book.prompts.get(prompt_of(key), Bought(posts=[], task_ids=[])) for key in records}
-    breaches = list(_whole(ledger))
-    unwritten = set(book.prompts) - {prompt_of(key) for key in records}
+    rows = {key: bought.prompts.get(prompt_of(key), Bought(posts=[], task_ids=[])) for key in records}
+    breaches = list(_integrity(ledger))
+    unwritten = set(bought.prompts) - {prompt_of(key) for key in records}
     breaches += (f"{prompt!r} was sent and is not in the ledger" for prompt in unwritten)
     for key, record in records.items():
         breaches += (f"{key}: {why}" for why in _sent_right(gateway, rows[key]))
         breaches += (f"{key}: {why}" for why in _ended_right(gateway, record, rows[key], saved))
-    if pictures is not None:
-        breaches += _pictures(pictures, {key for key, url in saved.items() if url is not None})
-    tells = {key for key, record in records.items() if saved.get(key) or record.state is JobState.UNCERTAIN}
+    if images is not None:
+        breaches += _check_images(images, {key for key, url in saved.items() if url is not None})
+    accounted = {key for key, record in records.items() if saved.get(key) or record.state is JobState.UNCERTAIN}
     charged = {key for key, row in rows.items() if row.task_ids}
     return Verdict(
         states=Counter(record.state.name for record in records.values()),
         charged=len(charged),
         charged_twice=sum(len(row.task_ids) > 1 for row in rows.values()),
-        lost=len(charged - tells),
+        lost=len(charged - accounted),
         uncertain_charged=sum(records[key].state is JobState.UNCERTAIN for key in charged),
         breaches=breaches,
     )
@@ -69,32 +69,32 @@ def _ended_right(
     match record.state:
         case JobState.SUCCEEDED:
             if row.task_ids[:1] != [record.task_id]:
-                yield "the ledger names another task than was charged"
+                yield "the ledger has a different task id than the charge"
             if saved.get(record.key) != record.images[0]:
-                yield "its picture was not saved"
+                yield "its image was not saved"
         case JobState.UNCERTAIN if gateway == "defapi":
             if record.key not in saved or saved[record.key] is not None:
-                yield "it is in doubt, and its caller was not told so"
+                yield "it is in doubt, and its caller got no JobUncertain"
         case state:
             yield f"it ended {state.name}"
 
 
-def _pictures(folder: Path, keys: Set[str]) -> Iterator[str]:
-    """Hold the pictures against their list: each row has one, whole, and nothing is listed that is not there."""
+def _check_images(folder: Path, keys: Set[str]) -> Iterator[str]:
+    """Check the images against their manifest: one intact image for each row, and no line without its file."""
     lines = [line.split("  ") for line in (folder / "SHA256SUMS").read_text().splitlines()]
     listed = Counter(name.rpartition("-")[0] for _, name in lines)
-    yield from (f"{key}: {listed[key]} pictures are listed" for key in keys if listed[key] != 1)
+    yield from (f"{key}: {listed[key]} images are listed" for key in keys if listed[key] != 1)
     for digest, name in lines:
         file = folder / name
         if not file.is_file() or hashlib.sha256(file.read_bytes()).hexdigest() != digest:
-            yield f"{name} is not what the list says"
+            yield f"{name} does not match the manifest"
 
 
-def _whole(ledger: Path) -> Iterator[str]:
+def _integrity(ledger: Path) -> Iterator[str]:
     with closing(sqlite3.connect(ledger)) as connection:
-        said = connection.execute("PRAGMA integrity_check").fetchall()
-    if said != [("ok",)]:
-        yield f"the ledger's file is damaged: {said[:3]}"
+        problems = connection.execute("PRAGMA integrity_check").fetchall()
+    if problems != [("ok",)]:
+        yield f"the ledger's file is damaged: {problems[:3]}"
 
 
 async def _records(path: Path) -> dict[str, JobRecord]:

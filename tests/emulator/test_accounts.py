@@ -5,16 +5,16 @@ from typing import Any
 
 import pytest
 
-from nanobanana_async.emulator import Answer
+from nanobanana_async.emulator import EmulatedResponse
 from nanobanana_async.emulator.settings import Idempotency
 from tests.emulator.calling import Caller, body_of
 
 
-def code(answer: Answer) -> str:
+def code(answer: EmulatedResponse) -> str:
     return str(body_of(answer)["error"]["code"])
 
 
-def test_no_more_jobs_run_than_the_limit_and_an_end_frees_the_slot() -> None:
+def test_job_limit_refuses_creates_until_a_job_ends() -> None:
     caller = Caller(job_limit=2)
     assert [caller.buy(f"{n}").status for n in range(3)] == [200, 200, 429]
     caller.now = 9.99
@@ -32,7 +32,7 @@ def test_the_limit_can_count_images() -> None:
     assert [caller.buy(f"{n}", num_images=n).status for n in (4, 3, 2)] == [200, 429, 200]
 
 
-def test_both_gateways_share_the_slots_unless_told_otherwise() -> None:
+def test_both_gateways_share_the_slots_by_default() -> None:
     shared, apart = Caller(job_limit=1), Caller(job_limit=1, separate_accounts=True)
     assert [shared.buy().status, shared.buy_defapi().status] == [200, 429]
     assert [apart.buy().status, apart.buy_defapi().status] == [200, 200]
@@ -41,11 +41,11 @@ def test_both_gateways_share_the_slots_unless_told_otherwise() -> None:
 def test_the_limit_can_be_changed_while_jobs_run() -> None:
     caller = Caller(job_limit=1)
     caller.buy("1")
-    caller.world.set_job_limit(2)
+    caller.simulator.set_job_limit(2)
     assert [caller.buy(f"{n}").status for n in (2, 3)] == [200, 429]
-    caller.world.set_job_limit(None, "apimall")
+    caller.simulator.set_job_limit(None, "apimall")
     assert caller.buy("4").status == 200
-    caller.world.set_job_limit(0)
+    caller.simulator.set_job_limit(0)
     assert caller.buy_defapi("5").status == 429
 
 
@@ -56,21 +56,21 @@ def test_the_limit_can_follow_a_schedule() -> None:
     assert caller.buy("3").status == 200
     caller.now = 60.0
     assert caller.buy("4").status == 429
-    caller.world.set_limit_schedule([(70.0, None)])
+    caller.simulator.set_limit_schedule([(70.0, None)])
     caller.now = 70.0
     assert caller.buy("5").status == 200
 
 
-def test_a_schedule_out_of_order_is_refused_at_birth() -> None:
+def test_unsorted_schedule_is_refused() -> None:
     with pytest.raises(ValueError, match="sorted"):
         Caller(limit_schedule=[(5.0, 2), (1.0, 0)])
 
 
-def test_a_slot_may_be_freed_only_some_time_after_the_end() -> None:
+def test_slot_can_be_freed_later_than_the_job_ends() -> None:
     caller = Caller(job_limit=1, slot_freed_after_s=3.0)
     task_id = caller.bought("1")
     caller.now = 12.9
-    assert caller.seen(task_id)["status"] == "completed"
+    assert caller.polled(task_id)["status"] == "completed"
     assert caller.buy("2").status == 429
     caller.now = 13.0
     assert caller.buy("3").status == 200
@@ -87,7 +87,7 @@ def test_creates_have_a_rate() -> None:
 def test_queries_have_a_rate_of_their_own() -> None:
     caller = Caller(queries_per_minute=1)
     task_id = caller.bought()
-    assert [caller.look(task_id).status, caller.look(task_id).status] == [200, 429]
+    assert [caller.poll(task_id).status, caller.poll(task_id).status] == [200, 429]
     assert caller.buy_defapi().status == 200
     assert caller.stats().refusals_429 == {"queries": 1}
 
@@ -112,14 +112,14 @@ def test_retry_after_is_absent_or_seconds_or_a_date() -> None:
     assert said == [None, "30", "Thu, 01 Jan 2026 00:00:30 GMT", "7"]
 
 
-def test_a_price_depends_on_resolution_and_images_and_is_taken_at_once() -> None:
+def test_price_depends_on_resolution_and_images() -> None:
     caller = Caller(credits=50)
     variants: list[dict[str, Any]] = [{}, {"resolution": "4K"}, {"num_images": 2}]
     used = [body_of(caller.buy(f"{n}", **fields))["data"]["credits_used"] for n, fields in enumerate(variants)]
     assert used == [8, 16, 16]
-    told = caller.buy("too much", num_images=2)
-    assert (told.status, code(told)) == (402, "insufficient_credits")
-    caller.world.add_credits("0.5")
+    response = caller.buy("too much", num_images=2)
+    assert (response.status, code(response)) == (402, "insufficient_credits")
+    caller.simulator.add_credits("0.5")
     stats = caller.stats()
     assert (stats.credits_charged, stats.credits_remaining) == (Decimal(40), Decimal("10.5"))
 
@@ -135,17 +135,17 @@ def test_a_failed_job_is_refunded_when_it_ends() -> None:
     task_id = caller.bought("a [fail] fox")
     assert caller.stats().credits_remaining == 92
     caller.now = 10.0
-    seen = caller.seen(task_id)
+    seen = caller.polled(task_id)
     assert (seen["credits_used"], seen["credits_refunded"]) == (8, 8)
     stats = caller.stats()
     assert (stats.credits_remaining, stats.credits_refunded, stats.failed) == (Decimal(100), Decimal(8), 1)
 
 
-def test_without_refunds_a_failure_is_paid() -> None:
+def test_failed_job_stays_charged_without_refunds() -> None:
     caller = Caller(credits=100, refund_on_failure=False)
     task_id = caller.bought("a [fail] fox")
     caller.now = 10.0
-    assert caller.seen(task_id)["credits_refunded"] == 0
+    assert caller.polled(task_id)["credits_refunded"] == 0
     assert caller.stats().credits_remaining == 92
 
 
@@ -163,18 +163,18 @@ def test_a_repeated_key_gets_the_same_bytes_again() -> None:
 def test_a_key_with_another_body_is_a_conflict(manner: Idempotency) -> None:
     caller = Caller(idempotency=manner)
     caller.buy(key="k", num_images=1)
-    told = caller.buy(key="k", num_images=2)
-    assert (told.status, code(told)) == (409, "idempotency_conflict")
+    response = caller.buy(key="k", num_images=2)
+    assert (response.status, code(response)) == (409, "idempotency_conflict")
 
 
-def test_the_order_of_fields_does_not_make_another_body() -> None:
+def test_field_order_does_not_change_a_body() -> None:
     caller = Caller()
     caller.post("/api/v1/images/generate", b'{"model":"nano-banana-pro","prompt":"x"}', Idempotency_Key="k")
-    told = caller.post("/api/v1/images/generate", b'{"prompt":"x", "model":"nano-banana-pro"}', Idempotency_Key="k")
-    assert (told.status, caller.stats().replays) == (200, 1)
+    response = caller.post("/api/v1/images/generate", b'{"prompt":"x", "model":"nano-banana-pro"}', Idempotency_Key="k")
+    assert (response.status, caller.stats().replays) == (200, 1)
 
 
-def test_a_key_may_conflict_while_its_job_runs_and_replay_afterwards() -> None:
+def test_key_conflicts_while_its_job_runs_then_replays() -> None:
     caller = Caller(idempotency="conflict")
     first = caller.buy(key="k")
     assert caller.buy(key="k").status == 409
@@ -182,7 +182,7 @@ def test_a_key_may_conflict_while_its_job_runs_and_replay_afterwards() -> None:
     assert caller.buy(key="k").body == first.body
 
 
-def test_a_forgotten_key_charges_again_and_is_counted_as_double() -> None:
+def test_forgotten_key_charges_again_and_counts_as_double() -> None:
     caller = Caller(idempotency="forget", forget_keys_after_s=30)
     first = caller.bought(key="k")
     caller.now = 29.9
@@ -196,10 +196,10 @@ def test_a_forgotten_key_charges_again_and_is_counted_as_double() -> None:
 def test_a_refused_create_leaves_no_key_behind() -> None:
     caller = Caller(job_limit=0, credits=8)
     assert caller.buy(key="k").status == 429
-    caller.world.set_job_limit(5)
+    caller.simulator.set_job_limit(5)
     assert caller.buy("other", key="k").status == 200
     assert caller.buy(key="k2").status == 402
-    caller.world.add_credits(8)
+    caller.simulator.add_credits(8)
     assert caller.buy("again other", key="k2").status == 200
 
 

@@ -1,4 +1,4 @@
-"""The emulator in the hand: starting, settings, fixtures, the command, independence."""
+"""The `Emulator` class: starting, settings, fixture, `serve`, imports."""
 
 import ast
 import asyncio
@@ -10,14 +10,17 @@ import attrs
 import pytest
 
 import nanobanana_async
-from nanobanana_async.emulator import API_KEY, Emulator, EmulatorOptions, WorldSettings, serve
+from nanobanana_async.emulator import API_KEY, Emulator, EmulatorOptions, EmulatorSettings, serve
 
 FOLDER = Path(nanobanana_async.__file__).parent / "emulator"
 
 
-def test_the_options_are_exactly_the_fields_of_the_settings() -> None:
-    fields = {field.name for field in attrs.fields(WorldSettings)}
-    assert set(typing.get_type_hints(EmulatorOptions)) == fields
+def test_options_have_the_names_and_types_of_the_settings() -> None:
+    options = typing.get_type_hints(EmulatorOptions)
+    fields = {field.name: field for field in attrs.fields(attrs.resolve_types(EmulatorSettings))}
+    assert list(options) == list(fields)
+    differing = {name for name, field in fields.items() if options[name] != field.type}
+    assert differing == {"credits"}  # its converter takes numbers and text too
 
 
 @pytest.mark.parametrize(
@@ -27,26 +30,26 @@ def test_the_options_are_exactly_the_fields_of_the_settings() -> None:
         {"failure_probability": 2.0},
         {"retry_after": "often"},
         {"idempotency": "maybe"},
-        {"picture_scale": 1.5},
+        {"image_scale": 1.5},
         {"expired_link_status": 404},
     ],
 )
-def test_settings_are_checked_at_birth(settings: dict[str, object]) -> None:
+def test_invalid_settings_are_refused(settings: dict[str, object]) -> None:
     with pytest.raises(ValueError, match=next(iter(settings))):
-        WorldSettings(**settings)  # type: ignore[arg-type]
+        EmulatorSettings(**settings)  # type: ignore[arg-type]
 
 
-def test_no_file_imports_more_of_the_package_than_its_own_folder_and_the_root() -> None:
+def test_emulator_imports_only_itself_and_the_package_root() -> None:
     strangers: dict[str, str] = {}
     for file in FOLDER.glob("*.py"):
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
             module = (node.module or "") if isinstance(node, ast.ImportFrom) else ""
             if module.startswith("nanobanana_async") and not module.startswith("nanobanana_async.emulator"):
                 strangers[file.name] = module
-    assert strangers == {"handle.py": "nanobanana_async"}
+    assert strangers == {"emulator.py": "nanobanana_async"}
 
 
-async def test_the_gateways_settings_lead_here() -> None:
+async def test_gateway_settings_point_at_the_emulator() -> None:
     async with Emulator() as emulator:
         mall, other = emulator.apimall(), emulator.defapi()
         assert mall.base_url.rstrip("/") == other.base_url.rstrip("/") == emulator.url
@@ -59,11 +62,11 @@ async def test_an_emulator_runs_once_and_only_inside_its_block() -> None:
         _ = emulator.url
     async with emulator:
         assert emulator.stats().creates_received == 0
-    with pytest.raises(RuntimeError, match="started once"):
+    with pytest.raises(RuntimeError, match="started only once"):
         await emulator.__aenter__()
 
 
-async def test_a_port_can_be_chosen_and_a_taken_one_is_an_error() -> None:
+async def test_port_can_be_chosen_and_a_used_port_raises() -> None:
     async with Emulator() as first:
         port = int(first.url.rpartition(":")[2])
         with pytest.raises(OSError, match="address already in use"):
@@ -72,7 +75,7 @@ async def test_a_port_can_be_chosen_and_a_taken_one_is_an_error() -> None:
         assert second.url == first.url
 
 
-async def test_limits_and_credits_can_be_changed_by_the_handle() -> None:
+async def test_limits_and_credits_can_be_changed_while_running() -> None:
     async with Emulator(credits=1) as emulator:
         emulator.add_credits(9)
         emulator.set_job_limit(3)
@@ -81,7 +84,7 @@ async def test_limits_and_credits_can_be_changed_by_the_handle() -> None:
         assert list(emulator.jobs()) == []
 
 
-async def test_waiting_for_connections_to_close_ends_when_they_do() -> None:
+async def test_no_connections_returns_when_all_are_closed() -> None:
     async with Emulator() as emulator:
         async with aiohttp.ClientSession() as http:
             await (await http.get(f"{emulator.url}/api/task/query")).read()
@@ -93,12 +96,12 @@ async def test_waiting_for_connections_to_close_ends_when_they_do() -> None:
 
 @pytest.mark.emulator(job_limit=3, seed=5)
 @pytest.mark.emulator(seed=6)
-def test_the_marker_configures_the_fixture_and_the_nearest_wins(nanobanana_emulator: Emulator) -> None:
-    assert nanobanana_emulator.world.settings.job_limit == 3
-    assert nanobanana_emulator.world.settings.seed == 6
+def test_nearest_marker_configures_the_fixture(nanobanana_emulator: Emulator) -> None:
+    assert nanobanana_emulator.simulator.settings.job_limit == 3
+    assert nanobanana_emulator.simulator.settings.seed == 6
 
 
-async def test_the_command_says_where_it_listens_and_how_to_get_there(capsys: pytest.CaptureFixture[str]) -> None:
+async def test_serve_prints_its_url_and_client_settings(capsys: pytest.CaptureFixture[str]) -> None:
     command = asyncio.get_running_loop().create_task(serve(0, job_limit=1))
     said = ""
     async with asyncio.timeout(5):

@@ -1,17 +1,17 @@
-"""Requests are judged as the references say, and answered in their envelopes."""
+"""Validation of requests, and the error envelopes of both gateways."""
 
 import json
 from typing import Any
 
 import pytest
 
-from nanobanana_async.emulator import Answer, Call
+from nanobanana_async.emulator import EmulatedRequest, EmulatedResponse
 from tests.emulator.calling import APIMALL_CREATE, APIMALL_QUERY, DEFAPI_CREATE, DEFAPI_QUERY, Caller, body_of
 
 URL = "https://example.com/a.png"
 
 
-def no_of_apimall(answer: Answer) -> tuple[int, str, str]:
+def no_of_apimall(answer: EmulatedResponse) -> tuple[int, str, str]:
     body = body_of(answer)
     assert body["success"] is False
     assert set(body) == {"success", "error", "request_id"}
@@ -92,7 +92,7 @@ def test_defapi_names_the_field_that_is_wrong(fields: dict[str, Any], complaint:
     assert body["detail"].startswith(complaint)
 
 
-def test_everything_the_references_allow_is_taken() -> None:
+def test_all_values_of_the_references_are_accepted() -> None:
     caller = Caller()
     apimall = caller.buy(
         type="image-to-image",
@@ -115,29 +115,29 @@ def test_everything_the_references_allow_is_taken() -> None:
         (b"[]", "the body must be a JSON object"),
     ],
 )
-def test_a_body_that_is_no_json_object_is_a_400_of_either_gateway(body: bytes, complaint: str) -> None:
+def test_body_that_is_not_a_json_object_is_400(body: bytes, complaint: str) -> None:
     caller = Caller()
     assert no_of_apimall(caller.post(APIMALL_CREATE, body)) == (400, "invalid_request", complaint)
-    told = caller.post(DEFAPI_CREATE, body)
-    assert (told.status, body_of(told)["detail"]) == (400, complaint)
+    response = caller.post(DEFAPI_CREATE, body)
+    assert (response.status, body_of(response)["detail"]) == (400, complaint)
 
 
 def test_a_create_must_say_that_it_is_json() -> None:
     body = json.dumps({"model": "nano-banana-pro", "prompt": "x"}).encode()
-    told = Caller().post(APIMALL_CREATE, body, Content_Type="text/plain")
-    assert no_of_apimall(told)[2] == "Content-Type must be application/json"
+    response = Caller().post(APIMALL_CREATE, body, Content_Type="text/plain")
+    assert no_of_apimall(response)[2] == "Content-Type must be application/json"
 
 
 @pytest.mark.parametrize("key", ["", "Basic emulator-key", "Bearer wrong", "Bearer", "emulator-key"])
-def test_without_the_right_bearer_each_endpoint_says_401_in_its_own_way(key: str) -> None:
-    world = Caller().world
+def test_wrong_key_is_401_in_each_endpoints_format(key: str) -> None:
+    simulator = Caller().simulator
     headers = {"authorization": key} if key else {}
-    create = world.handle(0.0, Call("POST", APIMALL_CREATE, {}, headers))
-    query = world.handle(0.0, Call("GET", APIMALL_QUERY + "img_1", {}, headers))
-    for told in (create, query):
-        assert no_of_apimall(told)[:2] == (401, "invalid_api_key")
-    create = world.handle(0.0, Call("POST", DEFAPI_CREATE, {}, headers))
-    query = world.handle(0.0, Call("GET", DEFAPI_QUERY, {"task_id": "ta1"}, headers))
+    create = simulator.handle(0.0, EmulatedRequest("POST", APIMALL_CREATE, {}, headers))
+    query = simulator.handle(0.0, EmulatedRequest("GET", APIMALL_QUERY + "img_1", {}, headers))
+    for response in (create, query):
+        assert no_of_apimall(response)[:2] == (401, "invalid_api_key")
+    create = simulator.handle(0.0, EmulatedRequest("POST", DEFAPI_CREATE, {}, headers))
+    query = simulator.handle(0.0, EmulatedRequest("GET", DEFAPI_QUERY, {"task_id": "ta1"}, headers))
     assert (create.status, body_of(create)) == (401, {"code": 1, "message": "Invalid API key"})
     assert (query.status, body_of(query)) == (401, {"code": 401, "message": "Invalid API key"})
 
@@ -145,43 +145,43 @@ def test_without_the_right_bearer_each_endpoint_says_401_in_its_own_way(key: str
 def test_an_unapproved_key_is_403_at_apimall_and_401_at_defapi() -> None:
     caller = Caller()
     headers = {"Authorization": "Bearer unapproved-key"}
-    told = caller.world.handle(0.0, Call("POST", APIMALL_CREATE, {}, headers))
-    assert no_of_apimall(told)[:2] == (403, "access_not_approved")
-    told = caller.world.handle(0.0, Call("POST", DEFAPI_CREATE, {}, headers))
-    assert told.status == 401
+    response = caller.simulator.handle(0.0, EmulatedRequest("POST", APIMALL_CREATE, {}, headers))
+    assert no_of_apimall(response)[:2] == (403, "access_not_approved")
+    response = caller.simulator.handle(0.0, EmulatedRequest("POST", DEFAPI_CREATE, {}, headers))
+    assert response.status == 401
 
 
 @pytest.mark.parametrize(("host", "status"), [("gw.test", 200), ("GW.test:80", 200), ("www.test", 403), ("", 403)])
-def test_a_host_that_is_not_the_gateway_is_refused_when_wished(host: str, status: int) -> None:
+def test_wrong_host_is_refused_if_gateway_host_is_set(host: str, status: int) -> None:
     caller = Caller(gateway_host="gw.test")
     body = json.dumps({"model": "nano-banana-pro", "prompt": "x"}).encode()
-    told = caller.post(APIMALL_CREATE, body, Host=host)
-    assert told.status == status
+    response = caller.post(APIMALL_CREATE, body, Host=host)
+    assert response.status == status
     assert caller.buy_defapi().status == 200
 
 
-def test_an_unknown_task_is_404_also_when_it_is_the_other_gateways() -> None:
+def test_task_of_the_other_gateway_is_404() -> None:
     caller = Caller()
     task_id = caller.bought()
-    assert no_of_apimall(caller.look("img_nobody"))[:2] == (404, "task_not_found")
-    told = caller.look_defapi(task_id)
-    assert (told.status, body_of(told)) == (404, {"code": 1, "message": "task not found"})
+    assert no_of_apimall(caller.poll("img_nobody"))[:2] == (404, "task_not_found")
+    response = caller.poll_defapi(task_id)
+    assert (response.status, body_of(response)) == (404, {"code": 1, "message": "task not found"})
 
 
-def test_defapi_wants_a_task_id_in_the_query() -> None:
-    told = Caller().look_defapi("")
-    assert (told.status, body_of(told)["detail"]) == (400, "task_id is required")
+def test_defapi_query_without_a_task_id_is_400() -> None:
+    response = Caller().poll_defapi("")
+    assert (response.status, body_of(response)["detail"]) == (400, "task_id is required")
 
 
-def test_an_unknown_path_and_a_wrong_method_are_told_in_an_envelope() -> None:
-    world = Caller().world
-    assert no_of_apimall(world.handle(0.0, Call("POST", "/api/v1/videos")))[0] == 404
-    assert no_of_apimall(world.handle(0.0, Call("GET", APIMALL_CREATE)))[0] == 405
-    assert world.handle(0.0, Call("GET", "/")).status == 404
-    assert world.process(0.0, Call("PUT", DEFAPI_CREATE)).status == 405
+def test_unknown_path_and_wrong_method_have_an_envelope() -> None:
+    simulator = Caller().simulator
+    assert no_of_apimall(simulator.handle(0.0, EmulatedRequest("POST", "/api/v1/videos")))[0] == 404
+    assert no_of_apimall(simulator.handle(0.0, EmulatedRequest("GET", APIMALL_CREATE)))[0] == 405
+    assert simulator.handle(0.0, EmulatedRequest("GET", "/")).status == 404
+    assert simulator.process(0.0, EmulatedRequest("PUT", DEFAPI_CREATE)).status == 405
 
 
-def test_a_blocked_prompt_is_451_and_costs_nothing() -> None:
+def test_blocked_prompt_is_451_and_not_charged() -> None:
     caller = Caller(credits=100)
     assert no_of_apimall(caller.buy("a [blocked] fox"))[:2] == (451, "prompt_blocked")
     assert caller.buy_defapi("a [blocked] fox").status == 451
@@ -190,11 +190,11 @@ def test_a_blocked_prompt_is_451_and_costs_nothing() -> None:
 
 def test_refusals_can_come_inside_a_200() -> None:
     caller = Caller(credits=0, refusals_in_200=True)
-    told = caller.buy()
-    assert (told.status, body_of(told)["success"]) == (200, False)
-    assert body_of(told)["error"]["code"] == "insufficient_credits"
-    told = caller.buy_defapi()
-    assert (told.status, body_of(told)["code"]) == (200, 402)
-    told = caller.look_defapi("ta-nobody")
-    assert body_of(told) == {"code": 404, "message": "task not found"}
+    response = caller.buy()
+    assert (response.status, body_of(response)["success"]) == (200, False)
+    assert body_of(response)["error"]["code"] == "insufficient_credits"
+    response = caller.buy_defapi()
+    assert (response.status, body_of(response)["code"]) == (200, 402)
+    response = caller.poll_defapi("ta-nobody")
+    assert body_of(response) == {"code": 404, "message": "task not found"}
     assert caller.stats().creates_refused == {402: 2}

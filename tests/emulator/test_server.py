@@ -1,4 +1,4 @@
-"""The emulator over real sockets, met by a plain aiohttp client."""
+"""The emulator over real sockets, called by a plain aiohttp client."""
 
 import asyncio
 import json
@@ -10,7 +10,7 @@ import pytest
 from aiohttp import web
 
 from nanobanana_async.emulator import API_KEY, Emulator, Fault, Fixed, faults
-from nanobanana_async.emulator.values import Endpoint
+from nanobanana_async.emulator.messages import Endpoint
 
 KEY = {"Authorization": f"Bearer {API_KEY}"}
 MALL = {"model": "nano-banana-pro", "prompt": "a fox"}
@@ -38,10 +38,8 @@ async def create(http: aiohttp.ClientSession, emulator: Emulator, **headers: str
         return response.status, await response.json()
 
 
-@pytest.mark.emulator(duration=Fixed(0.05), picture_scale=0.1)
-async def test_a_picture_is_bought_from_apimall_over_a_socket(
-    nanobanana_emulator: Emulator, http: aiohttp.ClientSession
-) -> None:
+@pytest.mark.emulator(duration=Fixed(0.05), image_scale=0.1)
+async def test_apimall_job_over_a_socket(nanobanana_emulator: Emulator, http: aiohttp.ClientSession) -> None:
     status, body = await create(http, nanobanana_emulator)
     task_id = body["data"]["task_id"]
     seen = await until_ended(http, f"{nanobanana_emulator.url}/api/v1/images/{task_id}")
@@ -54,9 +52,7 @@ async def test_a_picture_is_bought_from_apimall_over_a_socket(
 
 
 @pytest.mark.emulator(duration=Fixed(0.05))
-async def test_a_picture_is_bought_from_defapi_over_a_socket(
-    nanobanana_emulator: Emulator, http: aiohttp.ClientSession
-) -> None:
+async def test_defapi_job_over_a_socket(nanobanana_emulator: Emulator, http: aiohttp.ClientSession) -> None:
     async with http.post(f"{nanobanana_emulator.url}/api/image/gen", json=OTHER) as response:
         task_id = (await response.json())["data"]["task_id"]
     seen = await until_ended(http, f"{nanobanana_emulator.url}/api/task/query", task_id=task_id)
@@ -103,7 +99,7 @@ async def test_a_wrong_length_makes_the_body_unreadable(
         (faults.answer(599, body=b"odd"), 599, b"odd"),
     ],
 )
-async def test_an_overridden_answer_arrives_as_it_was_written(
+async def test_answer_fault_arrives_unchanged(
     nanobanana_emulator: Emulator, http: aiohttp.ClientSession, fault: Fault, status: int, start: bytes
 ) -> None:
     nanobanana_emulator.queue_faults("defapi.create", fault)
@@ -139,7 +135,7 @@ async def test_a_stall_ends_in_a_lost_connection(nanobanana_emulator: Emulator, 
     assert nanobanana_emulator.stats().creates_accepted == 1
 
 
-async def test_a_late_request_is_processed_after_its_caller_has_gone(
+async def test_late_request_is_processed_after_the_client_disconnects(
     nanobanana_emulator: Emulator, http: aiohttp.ClientSession
 ) -> None:
     nanobanana_emulator.queue_faults("apimall.create", faults.late(0.2))
@@ -168,7 +164,7 @@ async def test_every_endpoint_can_be_cut_off(http: aiohttp.ClientSession, endpoi
         assert emulator.stats().faults["reset"] >= 1
 
 
-async def test_closing_waits_neither_for_stalls_nor_for_idle_connections() -> None:
+async def test_closing_does_not_wait_for_stalls_or_idle_connections() -> None:
     loop = asyncio.get_running_loop()
     before = asyncio.all_tasks()
     async with aiohttp.ClientSession(headers=KEY) as http:
@@ -208,9 +204,7 @@ async def served(hook: Hook) -> tuple[web.AppRunner, str]:
 
 
 @pytest.mark.parametrize(("status", "sent"), [(200, 2), (500, 0)])
-async def test_callbacks_are_posted_once_each_and_never_again(
-    http: aiohttp.ClientSession, status: int, sent: int
-) -> None:
+async def test_each_callback_is_posted_once(http: aiohttp.ClientSession, status: int, sent: int) -> None:
     hook = Hook(status)
     runner, url = await served(hook)
     async with Emulator(duration=Fixed(0.05)) as emulator:
@@ -226,7 +220,7 @@ async def test_callbacks_are_posted_once_each_and_never_again(
     assert sorted(body["status"] for body in hook.bodies) == ["failed", "success"]
 
 
-async def test_a_callback_nobody_takes_is_counted_as_failed(http: aiohttp.ClientSession) -> None:
+async def test_undelivered_callback_counts_as_failed(http: aiohttp.ClientSession) -> None:
     runner, url = await served(Hook())
     await runner.cleanup()
     async with Emulator(duration=Fixed(0.02)) as emulator:

@@ -1,4 +1,4 @@
-"""What the tests over loopback share: quick settings, an emulator that must be left clean, a listener."""
+"""Shared helpers of the tests over loopback: quick settings, an emulator checked for leaks, an event listener."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
@@ -7,9 +7,9 @@ from typing import Any, Literal, Unpack
 
 from nanobanana_async import ApiMall, DefApi, GenerationResult, JobState, PollPolicy, RetryPolicy, Session
 from nanobanana_async.emulator import Emulator, EmulatorOptions, EmulatorStats, Fixed
-from nanobanana_async.emulator.values import Endpoint
+from nanobanana_async.emulator.messages import Endpoint
 from nanobanana_async.errors import GatewayError, NanoBananaError
-from nanobanana_async.observe import CreateFailed, Event, JobMoved, QueryFailed
+from nanobanana_async.events import CreateFailed, Event, JobStateChanged, PollFailed
 
 GatewayName = Literal["apimall", "defapi"]
 BOTH: tuple[GatewayName, ...] = ("apimall", "defapi")
@@ -26,7 +26,7 @@ TWO_ATTEMPTS = RetryPolicy(max_attempts=2, first_backoff_s=0.005, max_backoff_s=
 async def emulated(*, port: int = 0, **settings: Unpack[EmulatorOptions]) -> AsyncIterator[Emulator]:
     """Run an emulator whose jobs take a moment; at the end no connection and no asyncio task may be left."""
     before = asyncio.all_tasks()
-    options: EmulatorOptions = {"duration": Fixed(0.01), "picture_scale": 0.05}
+    options: EmulatorOptions = {"duration": Fixed(0.01), "image_scale": 0.05}
     options.update(settings)
     async with Emulator(port=port, **options) as emulator:
         yield emulator
@@ -58,12 +58,12 @@ class Listener:
     @property
     def states(self) -> list[JobState]:
         """The states that jobs went into, in order."""
-        return [event.record.state for event in self.events if isinstance(event, JobMoved)]
+        return [event.record.state for event in self.events if isinstance(event, JobStateChanged)]
 
     @property
     def errors(self) -> list[Exception]:
         """Why creates and queries failed, in order."""
-        return [event.error for event in self.events if isinstance(event, (CreateFailed, QueryFailed))]
+        return [event.error for event in self.events if isinstance(event, (CreateFailed, PollFailed))]
 
     def refusal(self) -> GatewayError:
         """Return the one refusal that was heard."""

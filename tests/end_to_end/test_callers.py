@@ -1,4 +1,4 @@
-"""Callers come, share, leave and are cancelled: one job, one payment."""
+"""Callers share a job, time out and are cancelled: one job, one payment."""
 
 import asyncio
 
@@ -30,7 +30,7 @@ ONE_AT_A_TIME = ConcurrencyPolicy(max_jobs=1, learn=False)
 
 
 @pytest.mark.parametrize("name", BOTH)
-async def test_a_generate_cancelled_during_the_post_is_charged_once_and_found_by_its_key(name: GatewayName) -> None:
+async def test_generate_cancelled_during_the_create_is_charged_once(name: GatewayName) -> None:
     async with emulated() as emulator:
         emulator.queue_faults(CREATE[name], faults.delay(0.15))
         async with quick(emulator, name) as session, asyncio.TaskGroup() as group:
@@ -48,7 +48,7 @@ async def test_a_generate_cancelled_during_the_post_is_charged_once_and_found_by
 
 
 @pytest.mark.parametrize("name", BOTH)
-async def test_a_generate_that_times_out_during_the_post_goes_on(name: GatewayName) -> None:
+async def test_job_goes_on_after_a_timeout_during_the_create(name: GatewayName) -> None:
     async with emulated() as emulator:
         emulator.queue_faults(CREATE[name], faults.late(0.15))
         async with quick(emulator, name) as session:
@@ -60,11 +60,11 @@ async def test_a_generate_that_times_out_during_the_post_goes_on(name: GatewayNa
         assert charged(emulator.stats(), 1)
 
 
-async def test_a_generate_cancelled_while_its_job_runs_leaves_the_job_to_run() -> None:
+async def test_running_job_goes_on_after_generate_is_cancelled() -> None:
     async with emulated(duration=Fixed(0.2)) as emulator, quick(emulator) as session:
         async with asyncio.TaskGroup() as group:
             caller = group.create_task(session.generate("a fox", idempotency_key="fox-1"))
-            await until(lambda: session.stats().held == 1)
+            await until(lambda: session.stats().slots_held == 1)
             caller.cancel()
         job = await session.job("fox-1")
         assert job is not None
@@ -73,7 +73,7 @@ async def test_a_generate_cancelled_while_its_job_runs_leaves_the_job_to_run() -
 
 
 @pytest.mark.parametrize("name", BOTH)
-async def test_a_generate_cancelled_before_anything_was_sent_is_withdrawn_and_costs_nothing(name: GatewayName) -> None:
+async def test_generate_cancelled_before_the_create_is_withdrawn(name: GatewayName) -> None:
     listener = Listener()
     async with emulated(duration=Fixed(0.2)) as emulator:
         session = quick(emulator, name, concurrency=ONE_AT_A_TIME, observers=[listener])
@@ -86,13 +86,15 @@ async def test_a_generate_cancelled_before_anything_was_sent_is_withdrawn_and_co
             await asyncio.wait([second])
             await until(lambda: session.stats().withdrawn == 1)
             assert (await first).images
-            assert await session.job("owl-1") is None
+            withdrawn = await session.job("owl-1")
+            assert withdrawn is not None
+            assert withdrawn.state is JobState.WITHDRAWN
         assert emulator.stats().creates_received == 1
         assert charged(emulator.stats(), 1)
     assert JobState.WITHDRAWN in listener.states
 
 
-async def test_a_withdrawn_job_can_be_bought_after_all_under_its_key() -> None:
+async def test_withdrawn_job_can_be_bought_with_its_key() -> None:
     async with emulated() as emulator:
         emulator.set_job_limit(0)
         async with quick(emulator) as session:
@@ -104,7 +106,7 @@ async def test_a_withdrawn_job_can_be_bought_after_all_under_its_key() -> None:
         assert charged(emulator.stats(), 1)
 
 
-async def test_a_job_cancelled_by_its_handle_says_whether_it_was_in_time() -> None:
+async def test_cancel_returns_whether_it_was_in_time() -> None:
     async with emulated(duration=Fixed(0.2)) as emulator:
         async with quick(emulator, concurrency=ONE_AT_A_TIME) as session:
             sent = await session.submit("a fox")
@@ -120,7 +122,7 @@ async def test_a_job_cancelled_by_its_handle_says_whether_it_was_in_time() -> No
 
 
 @pytest.mark.parametrize("name", BOTH)
-async def test_five_callers_with_one_key_share_one_job_and_one_charge(name: GatewayName) -> None:
+async def test_five_callers_with_one_key_share_one_charge(name: GatewayName) -> None:
     async with emulated() as emulator:
         async with quick(emulator, name) as session, asyncio.TaskGroup() as group:
             callers = [group.create_task(session.generate("a fox", idempotency_key="fox-1")) for _ in range(5)]
@@ -130,7 +132,7 @@ async def test_five_callers_with_one_key_share_one_job_and_one_charge(name: Gate
 
 
 @pytest.mark.parametrize("name", BOTH)
-async def test_four_of_five_callers_can_be_cancelled_without_harm_to_the_fifth(name: GatewayName) -> None:
+async def test_cancelled_callers_do_not_affect_another(name: GatewayName) -> None:
     async with emulated() as emulator:
         emulator.queue_faults(CREATE[name], faults.delay(0.1))
         async with quick(emulator, name) as session, asyncio.TaskGroup() as group:
@@ -144,7 +146,7 @@ async def test_four_of_five_callers_can_be_cancelled_without_harm_to_the_fifth(n
 
 
 @pytest.mark.parametrize("name", BOTH)
-async def test_one_key_for_two_requests_is_a_conflict_found_without_a_request(name: GatewayName) -> None:
+async def test_one_key_for_two_requests_is_a_local_conflict(name: GatewayName) -> None:
     async with emulated() as emulator:
         emulator.queue_faults(CREATE[name], faults.delay(0.1))
         async with quick(emulator, name) as session:
@@ -157,7 +159,7 @@ async def test_one_key_for_two_requests_is_a_conflict_found_without_a_request(na
         assert charged(emulator.stats(), 1)
 
 
-async def test_another_callback_url_is_no_other_request() -> None:
+async def test_another_callback_url_is_the_same_request() -> None:
     async with emulated() as emulator, quick(emulator, "defapi") as session:
         wishes = [ImageRequest("a fox", callback_url=f"https://hook.example/{number}") for number in range(2)]
         jobs = [await session.submit(wish, idempotency_key="fox-1") for wish in wishes]
@@ -165,7 +167,7 @@ async def test_another_callback_url_is_no_other_request() -> None:
         assert charged(emulator.stats(), 1)
 
 
-async def test_a_result_can_be_awaited_often_and_from_many_tasks() -> None:
+async def test_result_can_be_awaited_from_many_tasks() -> None:
     async with emulated() as emulator, quick(emulator) as session:
         job = await session.submit("a fox")
         async with asyncio.TaskGroup() as group:
@@ -175,7 +177,7 @@ async def test_a_result_can_be_awaited_often_and_from_many_tasks() -> None:
         assert emulator.stats().creates_received == 1
 
 
-async def test_updates_tell_each_state_once() -> None:
+async def test_updates_yield_each_state_once() -> None:
     async with emulated() as emulator, quick(emulator) as session:
         job = await session.submit("a fox")
         seen = [state async for state in job.updates()]
@@ -183,7 +185,7 @@ async def test_updates_tell_each_state_once() -> None:
     assert len(seen) == len(set(seen))
 
 
-async def test_a_timeout_ends_one_waiting_and_not_the_job() -> None:
+async def test_timeout_ends_one_wait_and_not_the_job() -> None:
     async with emulated(duration=Fixed(0.2)) as emulator, quick(emulator) as session:
         job = await session.submit("a fox")
         with pytest.raises(TimeoutError) as caught:
@@ -194,10 +196,10 @@ async def test_a_timeout_ends_one_waiting_and_not_the_job() -> None:
 
 
 @pytest.mark.parametrize("name", BOTH)
-async def test_two_sessions_with_one_key_pay_once_only_where_the_gateway_knows_keys(name: GatewayName) -> None:
+async def test_two_sessions_with_one_key_pay_once_if_the_gateway_supports_keys(name: GatewayName) -> None:
     async with emulated() as emulator:
         async with quick(emulator, name) as one, quick(emulator, name) as other, asyncio.TaskGroup() as group:
             tasks = [group.create_task(session.generate("a fox", idempotency_key="k")) for session in (one, other)]
         assert all(task.result().images for task in tasks)
-        bought = 1 if gateway_of(emulator, name).takes_idempotency_key else 2
+        bought = 1 if gateway_of(emulator, name).supports_idempotency_keys else 2
         assert emulator.stats().creates_accepted == bought

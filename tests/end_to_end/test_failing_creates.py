@@ -1,4 +1,4 @@
-"""Every way in which a create can go wrong on the wire: never two charges, and doubt only where there is doubt."""
+"""Creates that fail: never two charges, and UNCERTAIN only where the answer is ambiguous."""
 
 import asyncio
 from collections.abc import Iterator
@@ -76,14 +76,14 @@ async def ends_well(emulator: Emulator, fault: Fault) -> None:
 
 
 @pytest.mark.parametrize("fault", [*NOTHING_USABLE, *DELIVERED], ids=named)
-async def test_on_apimall_every_fault_ends_in_one_result_and_one_charge(fault: Fault) -> None:
+async def test_every_fault_on_apimall_ends_in_one_charge(fault: Fault) -> None:
     async with emulated() as emulator:
         await ends_well(emulator, fault)
         assert emulator.stats().replays <= 3
 
 
 @pytest.mark.parametrize("manner", ["conflict", "forget"])
-async def test_every_fault_ends_as_well_where_apimall_treats_keys_otherwise(manner: Idempotency) -> None:
+async def test_every_fault_ends_in_one_charge_with_other_key_handling(manner: Idempotency) -> None:
     refused = 0
 
     async def one(fault: Fault) -> None:
@@ -110,7 +110,7 @@ def said_of(fault: Fault) -> Iterator[None]:
 
 
 @pytest.mark.parametrize("fault", NOTHING_USABLE, ids=named)
-async def test_on_defapi_an_answer_that_leaves_doubt_parks_the_job_and_it_is_never_sent_again(fault: Fault) -> None:
+async def test_ambiguous_answer_on_defapi_makes_the_job_uncertain(fault: Fault) -> None:
     async with emulated() as emulator:
         emulator.queue_faults("defapi.create", fault)
         async with quick(emulator, "defapi") as session:
@@ -128,7 +128,7 @@ async def test_on_defapi_an_answer_that_leaves_doubt_parks_the_job_and_it_is_nev
 
 
 @pytest.mark.parametrize("fault", [None, *DELIVERED, faults.error(429)], ids=str)
-async def test_on_defapi_an_answer_that_leaves_no_doubt_never_parks_the_job(fault: Fault | None) -> None:
+async def test_clear_answer_on_defapi_never_makes_the_job_uncertain(fault: Fault | None) -> None:
     listener = Listener()
     async with emulated() as emulator:
         emulator.queue_faults("defapi.create", fault)
@@ -140,9 +140,7 @@ async def test_on_defapi_an_answer_that_leaves_no_doubt_never_parks_the_job(faul
 
 @pytest.mark.parametrize("manner", ["replay", "conflict", "forget"])
 @pytest.mark.parametrize("fault", [faults.stall(30.0, processed=True), faults.delay(30.0), faults.late(0.3)], ids=named)
-async def test_on_apimall_an_answer_that_does_not_come_in_time_is_asked_for_again(
-    fault: Fault, manner: Idempotency
-) -> None:
+async def test_create_timeout_on_apimall_is_repeated(fault: Fault, manner: Idempotency) -> None:
     async with emulated(idempotency=manner, duration=Fixed(0.2)) as emulator:
         emulator.queue_faults("apimall.create", fault)
         async with quick(emulator, timeouts=Timeouts(create_s=0.15)) as session:
@@ -151,7 +149,7 @@ async def test_on_apimall_an_answer_that_does_not_come_in_time_is_asked_for_agai
 
 
 @pytest.mark.parametrize("fault", [faults.stall(30.0, processed=True), faults.delay(30.0), faults.late(0.3)], ids=named)
-async def test_on_defapi_an_answer_that_does_not_come_in_time_parks_the_job(fault: Fault) -> None:
+async def test_create_timeout_on_defapi_makes_the_job_uncertain(fault: Fault) -> None:
     async with emulated() as emulator:
         emulator.queue_faults("defapi.create", fault)
         async with quick(emulator, "defapi", timeouts=Timeouts(create_s=0.15)) as session:
@@ -160,7 +158,7 @@ async def test_on_defapi_an_answer_that_does_not_come_in_time_parks_the_job(faul
         assert emulator.stats().creates_received == 1
 
 
-async def test_a_key_past_its_lifetime_is_not_repeated_even_if_the_gateway_has_forgotten_it() -> None:
+async def test_expired_key_is_not_repeated() -> None:
     retry = evolve(QUICK_RETRIES, first_backoff_s=0.4, max_backoff_s=0.4)
     async with emulated(idempotency="forget", forget_keys_after_s=0.3) as emulator:
         gateway = emulator.apimall(key_lifetime_s=0.1)
@@ -173,7 +171,7 @@ async def test_a_key_past_its_lifetime_is_not_repeated_even_if_the_gateway_has_f
 
 
 @pytest.mark.parametrize("fault", [faults.reset(processed=True), faults.html(502), faults.error(503)], ids=named)
-async def test_on_apimall_attempts_that_run_out_in_doubt_park_the_job(fault: Fault) -> None:
+async def test_exhausted_attempts_on_apimall_make_the_job_uncertain(fault: Fault) -> None:
     async with emulated() as emulator:
         emulator.queue_faults("apimall.create", *[fault] * 5)
         async with quick(emulator, retry=TWO_ATTEMPTS) as session:
@@ -194,7 +192,7 @@ REFUSALS = [429, 402, 401, 403, 400, 404, 451]
     [(True, False), (True, True), (False, False)],
     ids=["bought", "bought, inside a 200", "not bought"],
 )
-async def test_a_lost_answer_followed_by_a_refusal_is_repeated_until_it_is_settled(
+async def test_lost_answer_then_refusal_is_repeated_until_resolved(
     status: int, processed: bool, inside_200: bool
 ) -> None:
     listener = Listener()
@@ -209,7 +207,7 @@ async def test_a_lost_answer_followed_by_a_refusal_is_repeated_until_it_is_settl
 
 
 @pytest.mark.parametrize("status", [402, 401, 403, 400, 404, 451])
-async def test_a_lost_answer_followed_by_nothing_but_refusals_is_uncertain_and_never_refused(status: int) -> None:
+async def test_lost_answer_then_only_refusals_is_uncertain(status: int) -> None:
     listener = Listener()
     async with emulated() as emulator:
         emulator.queue_faults("apimall.create", faults.reset(processed=True), *[faults.error(status)] * 9)
@@ -223,7 +221,7 @@ async def test_a_lost_answer_followed_by_nothing_but_refusals_is_uncertain_and_n
     assert listener.states == [JobState.PENDING, JobState.SUBMITTING, JobState.UNCERTAIN]
 
 
-async def test_a_lost_answer_followed_by_429_until_patience_ends_is_uncertain_and_never_pending() -> None:
+async def test_lost_answer_then_only_429s_is_uncertain() -> None:
     listener = Listener()
     async with emulated() as emulator:
         emulator.queue_faults("apimall.create", faults.reset(processed=True), *[faults.error(429)] * 99)
@@ -236,20 +234,20 @@ async def test_a_lost_answer_followed_by_429_until_patience_ends_is_uncertain_an
 
 
 @pytest.mark.parametrize("name", BOTH)
-async def test_a_gateway_that_is_not_there_is_a_transport_error_that_is_safe_to_repeat(name: GatewayName) -> None:
+async def test_unreachable_gateway_is_safe_to_repeat(name: GatewayName) -> None:
     async with emulated() as gone:
         gateway = gone.apimall() if name == "apimall" else gone.defapi()
     async with quick(gone, gateway=gateway, retry=TWO_ATTEMPTS) as session:
         with pytest.raises(TransportError) as caught:
             await session.generate("a fox", idempotency_key="fox-1")
-        assert (caught.value.sent, caught.value.safe_to_repeat, caught.value.key) == (False, True, "fox-1")
+        assert (caught.value.possibly_sent, caught.value.safe_to_repeat, caught.value.key) == (False, True, "fox-1")
         job = await session.job("fox-1")
         assert job is not None
         assert job.state is JobState.PENDING
 
 
 @pytest.mark.parametrize("name", BOTH)
-async def test_a_gateway_that_comes_back_gets_the_job_that_was_surely_not_sent(name: GatewayName) -> None:
+async def test_unsent_job_is_sent_when_the_gateway_returns(name: GatewayName) -> None:
     listener = Listener()
     async with emulated() as gone:
         port = int(gone.url.rpartition(":")[2])

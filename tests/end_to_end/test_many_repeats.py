@@ -1,4 +1,4 @@
-"""Many repeats at once, while nothing is wrong with the gateway any more: they must not starve each other."""
+"""Many repeated creates after an outage: they must not starve each other."""
 
 import asyncio
 
@@ -10,7 +10,7 @@ from nanobanana_async.emulator import Fixed, faults
 from tests.end_to_end.scenes import QUICK_RETRIES, charged, emulated, outcome, quick, received, together
 
 
-async def test_after_lost_answers_the_next_probe_leaves_as_soon_as_the_gate_opens() -> None:
+async def test_probe_leaves_when_the_circuit_breaker_allows() -> None:
     async with emulated() as emulator:
         emulator.queue_faults("apimall.create", *[faults.reset(processed=True)] * 10)
         async with quick(emulator) as session:
@@ -21,7 +21,7 @@ async def test_after_lost_answers_the_next_probe_leaves_as_soon_as_the_gate_open
 
 
 @pytest.mark.parametrize("status", [409, 429])
-async def test_one_job_in_doubt_that_has_to_wait_does_not_use_up_what_the_others_need(status: int) -> None:
+async def test_waiting_uncertain_create_leaves_retry_budget_for_others(status: int) -> None:
     retry = evolve(QUICK_RETRIES, max_attempts=1000, max_backoff_s=0.01)
     async with emulated(duration=Fixed(0.02)) as emulator:
         walls = [faults.error(status)] * 80
@@ -33,7 +33,7 @@ async def test_one_job_in_doubt_that_has_to_wait_does_not_use_up_what_the_others
         assert charged(emulator.stats(), 1)
 
 
-async def test_a_job_in_doubt_that_meets_429_again_and_again_asks_ever_more_seldom() -> None:
+async def test_repeated_429s_increase_the_backoff_of_an_uncertain_create() -> None:
     retry = evolve(QUICK_RETRIES, first_backoff_s=0.02, max_backoff_s=1.0)
     async with emulated() as emulator:
         emulator.queue_faults("apimall.create", faults.reset(processed=True), *[faults.error(429)] * 99)

@@ -1,4 +1,4 @@
-"""Credits: what was spent, what came back, what is left, and what happens when nothing is."""
+"""Credits: spent, refunded, remaining, and exhausted."""
 
 from decimal import Decimal
 
@@ -12,7 +12,7 @@ PRICE: dict[GatewayName, Decimal] = {"apimall": Decimal(8), "defapi": Decimal("0
 
 
 @pytest.mark.parametrize("name", BOTH)
-async def test_a_result_tells_what_it_cost(name: GatewayName) -> None:
+async def test_result_has_its_price(name: GatewayName) -> None:
     async with emulated(credits=100) as emulator, quick(emulator, name) as session:
         result = await session.generate("a fox")
         assert result.credits == PRICE[name]
@@ -20,7 +20,7 @@ async def test_a_result_tells_what_it_cost(name: GatewayName) -> None:
         assert emulator.stats().credits_charged == PRICE[name]
 
 
-async def test_a_picture_of_4k_and_several_pictures_cost_what_the_gateway_says() -> None:
+async def test_4k_and_several_images_cost_the_gateways_price() -> None:
     async with emulated() as emulator, quick(emulator) as session:
         large = await session.generate("a fox", resolution="4K")
         several = await session.generate("a fox", num_images=3)
@@ -30,7 +30,7 @@ async def test_a_picture_of_4k_and_several_pictures_cost_what_the_gateway_says()
 
 
 @pytest.mark.parametrize("name", BOTH)
-async def test_a_failed_job_that_is_refunded_costs_nothing(name: GatewayName) -> None:
+async def test_refunded_failure_costs_nothing(name: GatewayName) -> None:
     async with emulated(credits=100) as emulator:
         async with quick(emulator, name) as session:
             job = await session.submit("a [fail] fox")
@@ -45,13 +45,13 @@ async def test_a_failed_job_that_is_refunded_costs_nothing(name: GatewayName) ->
 
 
 @pytest.mark.parametrize("name", BOTH)
-async def test_a_failed_job_that_is_not_refunded_was_paid_for(name: GatewayName) -> None:
+async def test_failure_without_refund_is_paid(name: GatewayName) -> None:
     async with emulated(refund_on_failure=False) as emulator, quick(emulator, name) as session:
         assert isinstance(await outcome(session, "a [fail] fox"), JobFailed)
         assert session.stats().credits_spent == PRICE[name]
 
 
-async def test_what_remains_is_apimalls_last_word_on_it_and_unknown_on_defapi() -> None:
+async def test_remaining_credits_come_from_apimall_only() -> None:
     async with emulated(credits=100) as emulator:
         async with quick(emulator) as session:
             assert session.stats().credits_remaining is None
@@ -65,7 +65,7 @@ async def test_what_remains_is_apimalls_last_word_on_it_and_unknown_on_defapi() 
 
 
 @pytest.mark.parametrize("name", BOTH)
-async def test_when_credits_run_out_the_rest_is_refused_and_nothing_is_bought_twice(name: GatewayName) -> None:
+async def test_jobs_without_credits_are_refused(name: GatewayName) -> None:
     async with emulated(credits=5 * PRICE[name]) as emulator:
         async with quick(emulator, name) as session:
             results = await together(session, [f"fox {number}" for number in range(12)])
@@ -80,7 +80,7 @@ async def test_when_credits_run_out_the_rest_is_refused_and_nothing_is_bought_tw
 
 
 @pytest.mark.parametrize("name", BOTH)
-async def test_after_a_top_up_a_refused_job_is_bought_once_under_its_old_key(name: GatewayName) -> None:
+async def test_refused_job_is_bought_once_after_a_top_up(name: GatewayName) -> None:
     async with emulated(credits=0) as emulator, quick(emulator, name) as session:
         for _ in range(2):
             with pytest.raises(InsufficientCredits):
@@ -90,7 +90,7 @@ async def test_after_a_top_up_a_refused_job_is_bought_once_under_its_old_key(nam
         assert charged(emulator.stats(), 1)
 
 
-async def test_a_lost_answer_with_the_last_credits_is_found_and_not_refused() -> None:
+async def test_lost_answer_of_the_last_credits_is_recovered() -> None:
     async with emulated(credits=8) as emulator:
         emulator.queue_faults("apimall.create", faults.reset(processed=True))
         async with quick(emulator) as session:

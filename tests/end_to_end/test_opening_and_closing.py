@@ -1,4 +1,4 @@
-"""Sessions are opened here and closed there, closed too early, or never."""
+"""Opening and closing sessions: in different tasks, too early, or never."""
 
 import asyncio
 import os
@@ -33,7 +33,7 @@ from tests.end_to_end.scenes import (
 )
 
 
-async def test_a_session_opened_in_one_task_works_in_a_second_and_is_closed_in_a_third() -> None:
+async def test_session_can_be_opened_and_closed_in_different_tasks() -> None:
     async with emulated() as emulator:
         session = quick(emulator)
         loop = asyncio.get_running_loop()
@@ -44,7 +44,7 @@ async def test_a_session_opened_in_one_task_works_in_a_second_and_is_closed_in_a
         assert charged(emulator.stats(), 2)
 
 
-async def test_a_session_opened_inside_a_scope_that_has_ended_still_works() -> None:
+async def test_session_outlives_the_scope_that_opened_it() -> None:
     async with emulated() as emulator:
         session = quick(emulator)
         async with anyio.create_task_group() as group:
@@ -55,7 +55,7 @@ async def test_a_session_opened_inside_a_scope_that_has_ended_still_works() -> N
         assert charged(emulator.stats(), 1)
 
 
-async def test_a_session_whose_owner_is_cancelled_leaves_nothing_open() -> None:
+async def test_cancelled_owner_leaves_nothing_open() -> None:
     async with emulated(duration=Fixed(30.0)) as emulator:
 
         async def own() -> None:
@@ -71,7 +71,7 @@ async def test_a_session_whose_owner_is_cancelled_leaves_nothing_open() -> None:
         assert emulator.stats().open_connections == 0
 
 
-async def test_closing_twice_at_once_and_again_is_closing_once() -> None:
+async def test_close_is_idempotent_and_concurrent() -> None:
     async with emulated() as emulator:
         session = quick(emulator)
         await session.open()
@@ -89,7 +89,7 @@ async def test_closing_twice_at_once_and_again_is_closing_once() -> None:
 
 @pytest.mark.parametrize("fault", [faults.delay(0.2), faults.late(0.2)], ids=lambda fault: str(fault.name))
 @pytest.mark.parametrize("name", BOTH)
-async def test_closing_while_posts_are_on_the_wire_writes_down_their_answers(name: GatewayName, fault: Fault) -> None:
+async def test_closing_stores_answers_of_creates_in_flight(name: GatewayName, fault: Fault) -> None:
     ledger = MemoryLedger()
     keys = [f"fox-{number}" for number in range(3)]
     async with emulated() as emulator:
@@ -111,7 +111,7 @@ async def test_closing_while_posts_are_on_the_wire_writes_down_their_answers(nam
 
 
 @pytest.mark.parametrize("name", BOTH)
-async def test_closing_does_not_wait_for_ever_for_an_answer_and_the_next_session_settles_it(name: GatewayName) -> None:
+async def test_closing_is_bounded_and_the_next_session_recovers_the_create(name: GatewayName) -> None:
     ledger = MemoryLedger()
     async with emulated() as emulator:
         emulator.queue_faults(CREATE[name], faults.delay(30.0))
@@ -135,7 +135,7 @@ async def test_closing_does_not_wait_for_ever_for_an_answer_and_the_next_session
 
 
 @pytest.mark.parametrize("name", BOTH)
-async def test_a_job_that_ran_when_its_session_was_closed_is_followed_by_the_next(name: GatewayName) -> None:
+async def test_running_job_is_polled_by_the_next_session(name: GatewayName) -> None:
     ledger = MemoryLedger()
     async with emulated(duration=Fixed(0.2)) as emulator:
         async with quick(emulator, name, ledger=ledger) as session:
@@ -148,7 +148,7 @@ async def test_a_job_that_ran_when_its_session_was_closed_is_followed_by_the_nex
         assert emulator.stats().creates_received == 1
 
 
-async def test_jobs_that_were_not_sent_when_the_session_was_closed_are_not_bought_in_secret() -> None:
+async def test_unsent_jobs_are_not_bought_by_the_next_session() -> None:
     ledger = MemoryLedger()
     async with emulated() as emulator:
         emulator.set_job_limit(0)
@@ -165,7 +165,7 @@ async def test_jobs_that_were_not_sent_when_the_session_was_closed_are_not_bough
         assert charged(emulator.stats(), 1)
 
 
-async def test_a_borrowed_aiohttp_session_is_used_and_stays_open() -> None:
+async def test_borrowed_aiohttp_session_stays_open() -> None:
     async with emulated() as emulator, aiohttp.ClientSession() as http:
         for name in BOTH:
             async with quick(emulator, name, http=http) as session:
@@ -176,7 +176,7 @@ async def test_a_borrowed_aiohttp_session_is_used_and_stays_open() -> None:
         assert charged(emulator.stats(), 2)
 
 
-async def test_a_borrowed_aiohttp_session_brings_neither_its_headers_nor_its_base_url_along() -> None:
+async def test_borrowed_aiohttp_session_adds_no_headers_or_base_url() -> None:
     async with (
         emulated() as emulator,
         aiohttp.ClientSession(
@@ -190,9 +190,7 @@ async def test_a_borrowed_aiohttp_session_brings_neither_its_headers_nor_its_bas
 
 
 @pytest.mark.parametrize("name", BOTH)
-async def test_the_proxy_settings_of_the_environment_are_ignored(
-    name: GatewayName, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_proxy_environment_is_ignored(name: GatewayName, monkeypatch: pytest.MonkeyPatch) -> None:
     for variable in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"):
         monkeypatch.setenv(variable, "http://127.0.0.1:9")
         monkeypatch.setenv(variable.lower(), "http://127.0.0.1:9")
@@ -205,14 +203,14 @@ async def test_the_proxy_settings_of_the_environment_are_ignored(
 
 
 @pytest.mark.emulator(duration=Fixed(0.05), job_limit=2)
-async def test_the_fixture_for_users_runs_an_emulator_as_its_marker_says(nanobanana_emulator: Emulator) -> None:
+async def test_public_fixture_runs_an_emulator_with_its_marker(nanobanana_emulator: Emulator) -> None:
     async with quick(nanobanana_emulator) as session, asyncio.TaskGroup() as group:
         tasks = [group.create_task(session.generate(f"fox {number}")) for number in range(4)]
     assert all(task.result().images for task in tasks)
     assert nanobanana_emulator.stats().running_max <= 2
 
 
-async def test_a_session_finds_its_gateway_in_the_environment(
+async def test_gateway_comes_from_the_environment(
     nanobanana_emulator: Emulator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("NANOBANANA_GATEWAY", "defapi")
@@ -258,7 +256,7 @@ def stderr_of(script: str) -> str:
     ],
     ids=["unused", "used", "collected", "busy"],
 )
-def test_a_session_that_is_never_closed_says_so_once_and_clearly(gateway: str, use: str, lose: str) -> None:
+def test_unclosed_session_warns_once(gateway: str, use: str, lose: str) -> None:
     duration = 30.0 if "submit" in use else 0.05
     stderr = stderr_of(SCRIPT.format(gateway=gateway, use=use, lose=lose, duration=duration))
     lines = [line for line in stderr.splitlines() if "Warning" in line]
@@ -269,7 +267,7 @@ def test_a_session_that_is_never_closed_says_so_once_and_clearly(gateway: str, u
         assert noise not in stderr
 
 
-def test_a_session_that_is_closed_says_nothing_in_development_mode() -> None:
+def test_closed_session_has_no_warning_in_development_mode() -> None:
     script = SCRIPT.format(
         gateway="defapi", use="await session.generate('a fox')", lose="await session.aclose()", duration=0.05
     )

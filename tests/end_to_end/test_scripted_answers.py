@@ -1,4 +1,4 @@
-"""Answers scripted at the HTTP edge, word for word as the references print them."""
+"""HTTP answers copied from the references."""
 
 from decimal import Decimal
 
@@ -53,7 +53,7 @@ def mall() -> Session:
     return Session(gateway, polling=QUICK_POLLS, retry=QUICK_RETRIES)
 
 
-async def test_the_examples_of_apimalls_reference_are_a_result(answers: AioResponses) -> None:
+async def test_apimall_reference_examples_give_a_result(answers: AioResponses) -> None:
     answers.post(CREATE, payload=CREATED)
     answers.get(QUERY, payload={**CREATED, "data": {"task_id": TASK, "status": "processing"}})
     answers.get(QUERY, payload=COMPLETED)
@@ -68,7 +68,7 @@ async def test_the_examples_of_apimalls_reference_are_a_result(answers: AioRespo
     assert post.kwargs["allow_redirects"] is False
 
 
-async def test_the_refusal_of_apimalls_reference_is_its_exception(answers: AioResponses) -> None:
+async def test_apimall_reference_refusal_raises_its_exception(answers: AioResponses) -> None:
     answers.post(CREATE, status=402, payload=POOR)
     async with mall() as session:
         with pytest.raises(InsufficientCredits, match="Insufficient credits") as caught:
@@ -77,7 +77,7 @@ async def test_the_refusal_of_apimalls_reference_is_its_exception(answers: AioRe
     assert caught.value.request_id == "req_01HQ9M7J7X9P7Y8T6W5V4U3S2R"
 
 
-async def test_a_repeat_after_a_503_carries_the_same_key(answers: AioResponses) -> None:
+async def test_repeat_after_a_503_has_the_same_key(answers: AioResponses) -> None:
     answers.post(CREATE, status=503, payload={**POOR, "error": {"code": "busy", "message": "Busy"}})
     answers.post(CREATE, payload=CREATED)
     answers.get(QUERY, payload=COMPLETED)
@@ -88,7 +88,7 @@ async def test_a_repeat_after_a_503_carries_the_same_key(answers: AioResponses) 
     assert first.kwargs["data"].decode() == second.kwargs["data"].decode()
 
 
-async def test_the_examples_of_defapis_reference_are_a_result(answers: AioResponses) -> None:
+async def test_defapi_reference_examples_give_a_result(answers: AioResponses) -> None:
     task, image = "ta12345678-1234-1234-1234-123456789abc", "https://google.datas.systems/fileSystem/2989.png"
     answers.post(
         "https://api.defapi.org/api/image/gen", payload={"code": 0, "message": "ok", "data": {"task_id": task}}

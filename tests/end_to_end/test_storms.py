@@ -1,4 +1,4 @@
-"""Storms: much goes wrong by chance, and the books still balance."""
+"""Many random faults at once: charges and results stay consistent."""
 
 from collections import Counter
 
@@ -6,7 +6,7 @@ import pytest
 from attrs import evolve
 
 from nanobanana_async import GenerationResult, JobUncertain
-from nanobanana_async.emulator import Chance, Emulator, Fixed, faults
+from nanobanana_async.emulator import Emulator, Fixed, RandomFault, faults
 from nanobanana_async.emulator.settings import Idempotency
 from tests.end_to_end.scenes import CREATE, QUERY, QUICK_RETRIES, GatewayName, emulated, quick, together
 
@@ -15,9 +15,9 @@ JOBS = 60
 PATIENT = evolve(QUICK_RETRIES, first_backoff_s=0.04, max_backoff_s=0.2)
 
 
-def chances(name: GatewayName) -> list[Chance]:
+def chances(name: GatewayName) -> list[RandomFault]:
     return [
-        Chance(chance, fault, endpoint)
+        RandomFault(chance, fault, endpoint)
         for endpoint in (CREATE[name], QUERY[name])
         for chance, fault in (
             (0.2, faults.reset(processed=True)),
@@ -33,9 +33,7 @@ def charges(emulator: Emulator) -> Counter[str]:
 
 @pytest.mark.parametrize("manner", ["replay", "conflict", "forget"])
 @pytest.mark.parametrize("seed", [1, 2])
-async def test_sixty_jobs_in_a_storm_all_end_well_on_apimall_for_one_charge_each(
-    seed: int, manner: Idempotency
-) -> None:
+async def test_random_faults_on_apimall_end_in_one_charge_each(seed: int, manner: Idempotency) -> None:
     prompts = [f"fox {number}" for number in range(JOBS)]
     async with emulated(
         seed=seed, chances=chances("apimall"), idempotency=manner, unique_by="prompt", job_limit=25
@@ -50,7 +48,7 @@ async def test_sixty_jobs_in_a_storm_all_end_well_on_apimall_for_one_charge_each
 
 
 @pytest.mark.parametrize("seed", [1, 2])
-async def test_sixty_jobs_in_a_storm_on_defapi_are_charged_once_at_most_and_each_doubt_is_named(seed: int) -> None:
+async def test_random_faults_on_defapi_charge_at_most_once(seed: int) -> None:
     prompts = [f"fox {number}" for number in range(JOBS)]
     async with emulated(seed=seed, chances=chances("defapi"), unique_by="prompt") as emulator:
         async with quick(emulator, "defapi") as session:
@@ -72,7 +70,7 @@ async def test_sixty_jobs_in_a_storm_on_defapi_are_charged_once_at_most_and_each
     assert seen.double_charges == 0
 
 
-async def test_a_storm_of_lost_answers_and_failing_tasks_keeps_the_books_balanced() -> None:
+async def test_lost_answers_and_failures_keep_credits_consistent() -> None:
     async with emulated(seed=3, chances=chances("apimall"), job_limit=15, failure_probability=0.2) as emulator:
         async with quick(emulator, retry=PATIENT) as session:
             results = await together(session, [f"fox {number}" for number in range(JOBS)])
@@ -84,7 +82,7 @@ async def test_a_storm_of_lost_answers_and_failing_tasks_keeps_the_books_balance
     assert stats.credits_spent == seen.credits_charged - seen.credits_refunded == 8 * good
 
 
-async def test_an_outage_parks_a_handful_of_jobs_and_not_all_of_them_on_defapi() -> None:
+async def test_outage_on_defapi_makes_only_a_few_jobs_uncertain() -> None:
     async with emulated(duration=Fixed(0.02)) as emulator:
         emulator.queue_faults("defapi.create", *[faults.html(502)] * 10)
         async with quick(emulator, "defapi") as session:

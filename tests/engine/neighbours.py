@@ -14,15 +14,17 @@ from attrs import define, field
 from nanobanana_async import Job, JobState, Session
 from nanobanana_async.errors import LedgerError, TransportError
 from nanobanana_async.gateways.contract import HttpRequest, HttpResponse
-from nanobanana_async.jobs import FINAL, UNFINISHED, JobRecord
-from nanobanana_async.ledger.base import Claim, Spending
+from nanobanana_async.jobs import ACTIVE_STATES, TERMINAL_STATES, JobRecord
+from nanobanana_async.ledger.base import Allowance, Claim, TaskTaken
+from nanobanana_async.ledger.memory_charges import MemoryCharges
+from nanobanana_async.policy.prices import Price
 from nanobanana_async.testing import FakeTransport, Reply
 from tests.engine.scenes import Opening, Shop
 
 T = TypeVar("T")
 
 KEY = "order-1"
-LOST = TransportError("the connection was reset", sent=True)
+LOST = TransportError("the connection was reset", possibly_sent=True)
 
 
 @define
@@ -38,6 +40,7 @@ class SharedNotebook:
         self.rows: dict[str, Row] = {}
         self.news: dict[tuple[Page, str], str | None] = {}
         """Whom it is for, and of which job."""
+        self.charges = MemoryCharges()
 
     def states(self) -> dict[str, JobState]:
         return {key: row.record.state for key, row in self.rows.items()}
@@ -48,11 +51,12 @@ class SharedNotebook:
     def owner(self, key: str) -> "Page | None":
         """Who follows a job; None when nobody does who lives."""
         row = self.rows[key]
-        return row.owner if row.owner is not None and row.owner.alive and row.record.state in UNFINISHED else None
+        return row.owner if row.owner is not None and row.owner.alive and row.record.state in ACTIVE_STATES else None
 
     def forget(self, key: str) -> None:
         """Prune one job."""
         del self.rows[key]
+        self.charges.forget(key)
 
 
 @define(eq=False)
@@ -92,21 +96,22 @@ class Page:
             if row is None:
                 self.book.rows[record.key] = Row(record, self)
                 self.diary.append(f"new {record.state.name}")
-                return Claim(record=record, new=True, ours=record.state in UNFINISHED)
-            return Claim(record=row.record, ours=self._taken_over(row))
+                return Claim(record=record, new=True, owned=record.state in ACTIVE_STATES)
+            return Claim(record=row.record, owned=self._taken_over(row))
 
         return await self._carried_out("claim", claim)
 
     async def advance(self, before: JobRecord, after: JobRecord) -> None:
         def advance() -> None:
-            row = self.book.rows.get(before.key)
-            mine = row is not None and (row.owner is self or row.record.state not in UNFINISHED)
-            if row is None or row.record.revision != before.revision or not mine:
-                raise LedgerError(
-                    f"job {before.key} was changed by somebody else", key=before.key, safe_to_repeat=False
-                )
-            row.record, row.owner = after, self
-            self.diary.append(f"{before.state.name} -> {after.state.name}")
+            for other in self.book.rows.values():
+                record = other.record
+                task = (record.account, record.task_id)
+                bought = record.first_sent_at is not None and after.task_id is not None
+                if record.key != after.key and bought and task == (after.account, after.task_id):
+                    raise TaskTaken(str(after.task_id), record.key, key=after.key)
+            self._swap(before, after)
+            if after.batch is not None:
+                self.book.charges.follow(before, after)
 
         await self._carried_out("advance", advance)
 
@@ -128,48 +133,51 @@ class Page:
     async def adopt(self, key: str) -> Claim | None:
         def adopt() -> Claim | None:
             row = self.book.rows.get(key)
-            return None if row is None else Claim(record=row.record, ours=self._taken_over(row))
+            return None if row is None else Claim(record=row.record, owned=self._taken_over(row))
 
         return await self._carried_out("adopt", adopt)
 
     async def release(self, key: str) -> None:
         def release() -> None:
             row = self.book.rows.get(key)
-            if row is not None and row.owner is self and row.record.state in UNFINISHED:
+            if row is not None and row.owner is self and row.record.state in ACTIVE_STATES:
                 row.owner = None
                 self.diary.append(f"let go of {row.record.state.name}")
 
         await self._carried_out("release", release)
 
-    async def held(self, account: str, *, since: datetime | None = None) -> int:
+    async def count_slots_of_others(self, account: str, *, since: datetime | None = None) -> int:
         def held() -> int:
             return sum(
                 1
                 for row in self.book.rows.values()
                 if row.record.account == account
                 and row.owner is not self
-                and row.record.state not in FINAL | {JobState.PENDING}
-                and (since is None or row.record.begun_at >= since)
+                and row.record.state not in TERMINAL_STATES | {JobState.PENDING}
+                and (since is None or row.record.may_run_since >= since)
             )
 
         return await self._carried_out("held", held)
 
-    async def spent(self, prefix: str) -> Spending:
-        def spent() -> Spending:
-            batch = [row.record for key, row in self.book.rows.items() if key.startswith(prefix)]
-            bought = [record for record in batch if record.perhaps_bought]
-            return Spending(
-                credits=sum((record.credits or Decimal(0) for record in bought), Decimal(0)),
-                priced=tuple(record for record in bought if record.credits_used is not None),
-                unpriced=tuple(record for record in bought if record.credits_used is None),
-            )
+    async def set_aside(
+        self, before: JobRecord, after: JobRecord, price: Price, max_credits: Decimal | None
+    ) -> Allowance:
+        def set_aside() -> Allowance:
+            allowance = self.book.charges.allowance(after, price, max_credits, self._follower)
+            if allowance.refusal is None:
+                self._swap(before, after)
+                self.book.charges.add(after, allowance.price)
+            return allowance
 
-        return await self._carried_out("spent", spent)
+        return await self._carried_out("advance", set_aside)
 
-    async def secret(self) -> bytes:
+    async def spent(self, batch: str) -> Decimal:
+        return await self._carried_out("spent", lambda: self.book.charges.spent(batch))
+
+    async def callback_secret(self) -> bytes:
         return bytes(32)
 
-    async def nudge(self, key: str, task_id: str | None) -> None:
+    async def notify_owner(self, key: str, task_id: str | None) -> None:
         def nudge() -> None:
             owner = self.book.owner(key) if key in self.book.rows else None
             if owner is not None and owner is not self:
@@ -177,7 +185,7 @@ class Page:
 
         await self._carried_out("nudge", nudge)
 
-    async def nudges(self) -> Sequence[tuple[str, str | None]]:
+    async def take_notices(self) -> Sequence[tuple[str, str | None]]:
         def nudges() -> list[tuple[str, str | None]]:
             mine = [key for owner, key in self.book.news if owner is self]
             return [(key, self.book.news.pop((self, key))) for key in mine]
@@ -187,7 +195,7 @@ class Page:
     async def unfinished(self, account: str) -> AsyncIterator[JobRecord]:
         def free() -> list[JobRecord]:
             rows = [row for row in self.book.rows.values() if row.record.account == account]
-            return [row.record for row in rows if row.record.state in UNFINISHED and self._free(row)]
+            return [row.record for row in rows if row.record.state in ACTIVE_STATES and self._free(row)]
 
         for record in await self._carried_out("unfinished", free):
             yield record
@@ -211,12 +219,24 @@ class Page:
         return result
 
     def _taken_over(self, row: Row) -> bool:
-        if row.record.state not in UNFINISHED:
+        if row.record.state not in ACTIVE_STATES:
             return False
         if row.owner is not self and not self._free(row):
             return False
         row.owner = self
         return True
+
+    def _swap(self, before: JobRecord, after: JobRecord) -> None:
+        row = self.book.rows.get(before.key)
+        mine = row is not None and (row.owner is self or row.record.state not in ACTIVE_STATES)
+        if row is None or row.record.revision != before.revision or not mine:
+            raise LedgerError(f"job {before.key} was changed by somebody else", key=before.key, safe_to_repeat=False)
+        row.record, row.owner = after, self
+        self.diary.append(f"{before.state.name} -> {after.state.name}")
+
+    def _follower(self, key: str) -> str | None:
+        owner = self.book.owner(key) if key in self.book.rows else None
+        return None if owner is None else "ours" if owner is self else "others"
 
     @staticmethod
     def _free(row: Row) -> bool:
@@ -273,11 +293,11 @@ class Process:
 
     @property
     def queries(self) -> int:
-        return len(self.line.queries)
+        return len(self.line.polls)
 
     @property
     def held(self) -> int:
-        return self.session.stats().held
+        return self.session.stats().slots_held
 
 
 class LosingShop(Shop):

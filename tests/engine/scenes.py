@@ -7,11 +7,11 @@ from typing import Any, ParamSpec
 
 from nanobanana_async import ApiMall, DefApi, JobState, MemoryLedger, Session
 from nanobanana_async.errors import LedgerError
+from nanobanana_async.events import Event, JobStateChanged
 from nanobanana_async.gateways.contract import HttpRequest
 from nanobanana_async.jobs import JobRecord
 from nanobanana_async.ledger.base import Claim
-from nanobanana_async.observe import Event, JobMoved
-from nanobanana_async.testing import FakeTransport, Reply, VirtualLoop, run
+from nanobanana_async.testing import FakeTransport, Reply, VirtualLoop, run_virtual
 from tests.engine.sayings import completed, created, defapi_created, defapi_done, refused, task
 
 API_KEY = "sk-secret-0123456789abcdef"
@@ -30,7 +30,7 @@ def virtually(test: Callable[P, Coroutine[Any, Any, None]]) -> Callable[P, None]
             await test(*args, **kwargs)
             assert asyncio.all_tasks() == {asyncio.current_task()}
 
-        run(main())
+        run_virtual(main())
 
     return on_virtual_time
 
@@ -71,7 +71,7 @@ class Diary(list[str]):
 
     def saw(self, event: Event) -> None:
         """Note each move that is told."""
-        if isinstance(event, JobMoved):
+        if isinstance(event, JobStateChanged):
             self.append(f"told {event.record.state.name}")
 
 
@@ -101,6 +101,7 @@ class Notebook(MemoryLedger):
         await self._write(f"{before.state.name} -> {after.state.name}")
         await super().advance(before, after)
         if self.keeps:
+            self._ended.pop(after.key, None)
             self._jobs[after.key] = after
             self._index(after)
 

@@ -11,14 +11,14 @@ from nanobanana_async import (
     RetryPolicy,
     TransportError,
 )
-from nanobanana_async.errors import GATEWAY_ERRORS, NanoBananaError
+from nanobanana_async.errors import ERROR_BY_STATUS, NanoBananaError
 from nanobanana_async.gateways.contract import HttpResponse
 from nanobanana_async.testing import FakeTransport, Reply
 from tests.engine.sayings import Step, completed, created, in_turn, refused, said, task
 from tests.engine.scenes import Diary, Notebook, apimall, virtually, wire_key
 
-LOST = TransportError("the connection was reset", sent=True)
-UNSENT = TransportError("connection refused", sent=False)
+LOST = TransportError("the connection was reset", possibly_sent=True)
+UNSENT = TransportError("connection refused", possibly_sent=False)
 HTML = HttpResponse(status=502, body=b"<html><h1>502 Bad Gateway</h1></html>")
 
 DOUBTS: dict[str, Reply] = {
@@ -87,7 +87,7 @@ async def test_the_result_tells_what_came_back_and_what_it_cost() -> None:
     assert (result.key, result.task_id, result.url) == ("order-1", "img_1", "https://cdn.example/a.png")
     assert result.credits == 8  # the last word is that of the query
     assert result.raw["request_id"] == "req_2"
-    assert (stats.succeeded, stats.held) == (1, 0)
+    assert (stats.succeeded, stats.slots_held) == (1, 0)
     assert [stats.credits_spent, stats.credits_remaining] == [8, 100]
 
 
@@ -178,16 +178,17 @@ async def test_a_409_on_a_key_never_sent_before_is_a_conflict() -> None:
     async with apimall(transport, ledger=ledger) as session:
         with pytest.raises(IdempotencyConflict, match="taken") as caught:
             await session.generate("a fox", idempotency_key="order-1")
-    assert (caught.value.status, caught.value.key, caught.value.safe_to_repeat) == (409, "order-1", True)
-    assert ledger.states() == {"order-1": JobState.REFUSED}
+    assert (caught.value.status, caught.value.key, caught.value.safe_to_repeat) == (409, "order-1", False)
+    assert ledger.states() == {"order-1": JobState.UNCERTAIN}
     assert len(transport.creates) == 1
 
 
 @virtually
 async def test_a_409_after_a_send_that_surely_never_left_is_a_conflict_too() -> None:
     async with apimall(bought(UNSENT, refused(409))) as session:
-        with pytest.raises(IdempotencyConflict):
+        with pytest.raises(IdempotencyConflict) as caught:
             await session.generate("a fox")
+    assert not caught.value.safe_to_repeat
 
 
 @pytest.mark.parametrize("status", [400, 401, 402, 403, 404, 451])
@@ -195,9 +196,9 @@ async def test_a_409_after_a_send_that_surely_never_left_is_a_conflict_too() -> 
 async def test_a_no_without_doubt_refuses_the_job_with_the_gateways_own_words(status: int) -> None:
     transport, ledger = bought(refused(status, "the_code", "the words")), Notebook(keeps=True)
     async with apimall(transport, ledger=ledger) as session:
-        with pytest.raises(GATEWAY_ERRORS[status], match="the words") as caught:
+        with pytest.raises(ERROR_BY_STATUS[status], match="the words") as caught:
             await session.generate("a fox", idempotency_key="order-1")
-        assert (session.stats().refused, session.stats().held) == (1, 0)
+        assert (session.stats().refused, session.stats().slots_held) == (1, 0)
     error = caught.value
     assert (error.status, error.code, error.request_id) == (status, "the_code", "req_9")
     assert (error.key, error.safe_to_repeat) == ("order-1", True)
@@ -239,7 +240,7 @@ async def test_a_bug_of_a_gateway_is_told_to_the_waiters_and_the_job_counts_as_p
     async with apimall(FakeTransport(broken), ledger=ledger) as session:
         with pytest.raises(NanoBananaError, match="ZeroDivisionError") as caught:
             await session.generate("a fox", idempotency_key="order-1")
-        assert session.stats().held == 0
+        assert session.stats().slots_held == 0
     assert not caught.value.safe_to_repeat
     assert ledger.states() == {"order-1": JobState.SUBMITTING}
 

@@ -177,7 +177,7 @@ async def test_a_request_that_does_not_fit_is_refused_before_anything_is_written
             await session.submit("  ")
         with pytest.raises(InvalidRequest, match="idempotency_key"):
             await session.submit("a fox", idempotency_key="no spaces allowed")
-        with pytest.raises(InvalidRequest, match="put it into the ImageRequest"):
+        with pytest.raises(ConfigurationError, match="put it into the ImageRequest"):
             await session.submit(ImageRequest("a fox"), model="other")
         with pytest.raises(InvalidRequest, match="task_id"):
             await session.attach("")
@@ -237,7 +237,8 @@ async def test_a_request_object_is_taken_as_it_is_and_the_handle_knows_it() -> N
     transport = FakeTransport(Shop().answer)
     async with apimall(transport) as session:
         job = await session.submit(wish)
-        assert (job.request, job.created_at, job.credits) == (wish, EPOCH, None)
+        named = evolve(wish, model="nano-banana-pro")  # the model that was bought is part of the request
+        assert (job.request, job.created_at, job.credits) == (named, EPOCH, None)
         assert (await job).task_id == "t1"
     assert b'"num_images":2' in (transport.creates[0].body or b"")
 

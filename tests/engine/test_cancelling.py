@@ -12,7 +12,7 @@ from nanobanana_async.testing import FakeTransport, Reply
 from tests.engine.scenes import Notebook, Opening, Shop, apimall, defapi, virtually
 
 ONE = ConcurrencyPolicy(max_jobs=1, learn=False)
-LOST = TransportError("the connection was reset", sent=True)
+LOST = TransportError("the connection was reset", possibly_sent=True)
 
 
 async def cancelled(caller: "asyncio.Task[Any]") -> None:
@@ -32,7 +32,7 @@ async def test_a_generate_cancelled_before_anything_was_sent_is_withdrawn_and_bu
         await cancelled(caller)
         await asyncio.sleep(100.0)
         assert ledger.states()["order-1"] is JobState.WITHDRAWN
-        assert (session.stats().withdrawn, session.stats().queued, session.stats().held) == (1, 0, 0)
+        assert (session.stats().withdrawn, session.stats().queued, session.stats().slots_held) == (1, 0, 0)
     assert shop.sold == 1
 
 
@@ -45,7 +45,7 @@ async def test_one_cancelled_at_its_first_step_is_withdrawn_whatever_the_ledger_
         await asyncio.sleep(0)
         await cancelled(caller)
         await asyncio.sleep(60.0)
-        assert session.stats().held == 0
+        assert session.stats().slots_held == 0
     assert ledger.states() == {"order-1": JobState.WITHDRAWN} or shop.sold == 1
 
 
@@ -59,13 +59,13 @@ async def test_a_generate_cancelled_during_the_post_is_charged_once_and_found_by
     async with session_of(transport) as session:
         caller = asyncio.Task(session.generate("a fox", idempotency_key="order-1"))
         await asyncio.sleep(0.5)
-        assert transport.open_now == 1
+        assert transport.in_flight == 1
         await cancelled(caller)
         job = await session.job("order-1")
         assert job is not None
         assert job.state is JobState.SUBMITTING
         assert (await job).task_id == "t1"
-        assert session.stats().held == 0
+        assert session.stats().slots_held == 0
     assert shop.sold == 1
     assert len(transport.creates) == 1
 
@@ -101,7 +101,7 @@ async def test_a_job_that_another_session_left_running_is_not_withdrawn_by_a_cal
         await asyncio.sleep(1.0)
         await cancelled(again)
         await asyncio.sleep(60.0)  # it is followed to its end though nobody waits
-        assert (session.stats().succeeded, session.stats().held) == (1, 0)
+        assert (session.stats().succeeded, session.stats().slots_held) == (1, 0)
     assert ledger.states() == {}
     assert shop.sold == 1
     assert not caplog.records
@@ -212,7 +212,7 @@ async def test_a_caller_cancelled_at_any_await_costs_what_the_ledger_says_and_le
             async with asyncio.TaskGroup() as group:
                 ended = [group.create_task(_cancelled_at_step(session, number, step)) for number in range(3)]
             await asyncio.sleep(300.0)
-            assert (session.stats().held, session.stats().queued, session.stats().on_wire) == (0, 0, 0)
+            assert (session.stats().slots_held, session.stats().queued, session.stats().requests_in_flight) == (0, 0, 0)
         _balanced(shop, ledger)
         if not any(task.result() for task in ended):
             return
@@ -233,7 +233,7 @@ async def test_a_caller_cancelled_at_any_moment_costs_what_the_ledger_says_and_l
                 caller.cancel()
             await asyncio.wait(callers)
             await asyncio.sleep(60.0)
-            assert (session.stats().held, session.stats().queued) == (0, 0)
+            assert (session.stats().slots_held, session.stats().queued) == (0, 0)
         _balanced(shop, ledger)
 
 

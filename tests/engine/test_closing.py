@@ -66,7 +66,7 @@ async def test_without_an_answer_in_time_the_job_stays_submitting_and_the_waiter
         error = waiter.exception()
         assert isinstance(error, SessionClosed)
         assert (error.key, error.safe_to_repeat) == ("order-1", False)
-    assert transport.open_now == 0
+    assert transport.in_flight == 0
 
 
 @virtually

@@ -6,8 +6,9 @@ from typing import Any
 import anyio
 import pytest
 
-from nanobanana_async import ConcurrencyPolicy, JobState, JobUnfinished, Session
-from nanobanana_async.testing import FakeTransport
+from nanobanana_async import ConcurrencyPolicy, JobState, JobUnfinished, Session, Timeouts, TransportError
+from nanobanana_async.gateways.contract import HttpRequest
+from nanobanana_async.testing import FakeTransport, Reply
 from tests.engine.scenes import Notebook, Shop, apimall, now, virtually
 
 ONE = ConcurrencyPolicy(max_jobs=1, learn=False)
@@ -48,6 +49,7 @@ async def test_a_generate_that_times_out_before_the_send_is_withdrawn_and_safe_t
         with pytest.raises(JobUnfinished) as caught:
             await session.generate("a fox", idempotency_key="order-1", timeout=5.0)
         assert caught.value.safe_to_repeat
+        assert str(caught.value) == "job order-1 was not sent within 5 s and was withdrawn: nothing was bought"
         await asyncio.sleep(0.0)
         assert ledger.states()["order-1"] is JobState.WITHDRAWN
     assert len(transport.creates) == 1
@@ -60,6 +62,40 @@ async def test_a_timeout_while_nobody_knows_what_the_ledger_holds_is_not_called_
         with pytest.raises(JobUnfinished) as caught:
             await session.generate("a fox", idempotency_key="order-1", timeout=1.0)
         assert not caught.value.safe_to_repeat
+
+
+@virtually
+async def test_each_wait_for_a_job_gets_the_whole_of_job_s() -> None:
+    transport = FakeTransport(Shop(job_s=250.0).answer)
+    async with apimall(transport, timeouts=Timeouts(job_s=100.0)) as session:
+        job = await session.submit("a fox")
+        for waits in (1, 2):
+            with pytest.raises(JobUnfinished, match="still runs after") as caught:
+                await job
+            assert 100.0 * waits <= now() <= 115.0 * waits
+            assert (caught.value.job, caught.value.safe_to_repeat) == (job, False)
+        assert (await caught.value.job).task_id == "t1"
+    assert len(transport.creates) == 1
+
+
+@virtually
+async def test_outage_does_not_shorten_a_later_wait() -> None:
+    shop, down = Shop(job_s=150.0), [True]
+
+    def answer(request: HttpRequest) -> Reply:
+        if request.method == "GET" and down[0]:
+            return TransportError("the connection was reset", possibly_sent=True)
+        return shop.answer(request)
+
+    async with apimall(FakeTransport(answer), timeouts=Timeouts(job_s=100.0)) as session:
+        job = await session.submit("a fox")
+        with pytest.raises(TransportError):
+            await job
+        again = asyncio.Task(job.result())
+        await asyncio.sleep(20.0)
+        assert not again.done()
+        down[0] = False
+        assert (await again).task_id == "t1"
 
 
 @pytest.mark.parametrize("scope", ["asyncio", "fail_after", "move_on_after"])

@@ -11,7 +11,7 @@ from nanobanana_async.testing import FakeTransport, Reply
 from tests.engine.sayings import Step, defapi_created, defapi_done, in_turn, said, task
 from tests.engine.scenes import Notebook, Shop, apimall, defapi, now, virtually
 
-LOST = TransportError("the connection was reset", sent=True)
+LOST = TransportError("the connection was reset", possibly_sent=True)
 
 
 def no(status: int, code: int | None = None, message: str = "No") -> HttpResponse:
@@ -98,9 +98,9 @@ async def test_a_parked_job_holds_its_slot_while_it_may_still_run() -> None:
     async with defapi(bought(LOST)) as session:
         with pytest.raises(JobUncertain):
             await session.generate("a fox")
-        assert session.stats().held == 1
+        assert session.stats().slots_held == 1
         await asyncio.sleep(600.0)
-        assert session.stats().held == 0
+        assert session.stats().slots_held == 0
 
 
 @virtually

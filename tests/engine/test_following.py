@@ -9,15 +9,15 @@ import pytest
 from nanobanana_async import (
     AccessDenied,
     AuthenticationError,
-    ContractBroken,
     JobFailed,
     JobState,
     TaskNotFound,
     Timeouts,
     TransportError,
+    UnexpectedResponse,
 )
+from nanobanana_async.events import Event, JobPolled, UnknownStatus
 from nanobanana_async.gateways.contract import HttpRequest, HttpResponse
-from nanobanana_async.observe import Event, JobSeen, UnknownStatus
 from nanobanana_async.testing import FakeTransport, Reply
 from tests.engine.sayings import (
     Step,
@@ -32,7 +32,7 @@ from tests.engine.sayings import (
 )
 from tests.engine.scenes import Notebook, Opening, Shop, apimall, defapi, now, virtually
 
-LOST = TransportError("the connection was reset", sent=True)
+LOST = TransportError("the connection was reset", possibly_sent=True)
 
 
 def seen(*queries: Step) -> FakeTransport:
@@ -54,7 +54,7 @@ async def test_a_job_goes_through_its_states_to_the_pictures() -> None:
     assert states == [JobState.PENDING, JobState.SUBMITTING, JobState.RUNNING, JobState.SUCCEEDED]
     assert result.url == "https://cdn.example/a.png"
     assert result.completed_at is not None
-    assert len(transport.queries) == 4
+    assert len(transport.polls) == 4
 
 
 @virtually
@@ -92,12 +92,12 @@ async def test_completed_without_an_image_is_looked_at_again_until_the_image_is_
 async def test_completed_without_an_image_for_ten_seconds_breaks_the_contract_and_the_job_stays_running() -> None:
     ledger, transport = Notebook(), seen(task("completed", credits_used=8))
     async with apimall(transport, ledger=ledger) as session:
-        with pytest.raises(ContractBroken, match="without an image") as caught:
+        with pytest.raises(UnexpectedResponse, match="without an image") as caught:
             await session.generate("a fox", idempotency_key="order-1")
         assert 10.0 <= now() <= 16.0
     assert "completed" in caught.value.body
     assert not caught.value.safe_to_repeat
-    assert len(transport.queries) >= 3
+    assert len(transport.polls) >= 3
     assert ledger.states() == {"order-1": JobState.RUNNING}
 
 
@@ -130,13 +130,13 @@ async def test_a_bad_key_is_told_to_the_waiters_and_the_job_can_be_awaited_again
         assert ledger.states() == {"order-1": JobState.RUNNING}
         await asyncio.sleep(100.0)
         assert (await job).task_id == "img_1"
-        assert session.stats().held == 0
+        assert session.stats().slots_held == 0
     assert len(transport.creates) == 1
 
 
 TROUBLE: dict[str, Reply] = {
     "lost connections": LOST,
-    "no connections": TransportError("refused", sent=False),
+    "no connections": TransportError("refused", possibly_sent=False),
     "503s": refused(503),
     "500s": refused(500),
     "garbage": HttpResponse(status=200, body=b"garbage"),
@@ -154,7 +154,7 @@ async def test_trouble_with_queries_never_fails_a_job(name: str) -> None:
     async with apimall(transport) as session:
         assert (await session.generate("a fox")).task_id == "img_1"
         assert 1200.0 <= now() <= 1300.0
-    assert len(transport.queries) <= 150
+    assert len(transport.polls) <= 150
 
 
 @pytest.mark.parametrize("name", [*TROUBLE, "a job that never ends"])
@@ -167,7 +167,7 @@ async def test_following_ends_after_job_s_and_the_record_stays_running(name: str
             await session.generate("a fox", idempotency_key="order-1")
         assert 300.0 <= now() <= 400.0
         assert not getattr(caught.value, "safe_to_repeat", True)
-        assert session.stats().held == 0
+        assert session.stats().slots_held == 0
     assert ledger.states() == {"order-1": JobState.RUNNING}
 
 
@@ -244,7 +244,7 @@ async def test_a_failed_task_fails_the_job_with_the_gateways_reason_and_its_refu
         stats = session.stats()
         assert caught.value.job.task_id == "img_1"
     assert (caught.value.key, caught.value.safe_to_repeat) == ("order-1", True)
-    assert (stats.failed, stats.held) == (1, 0)
+    assert (stats.failed, stats.slots_held) == (1, 0)
     assert stats.credits_spent == 0
 
 
@@ -263,7 +263,7 @@ async def test_defapi_goes_through_its_own_words_to_the_pictures() -> None:
     transport = FakeTransport(in_turn([defapi_created()], [*queries, defapi_done()]))
     async with defapi(transport, observers=[events.append]) as session:
         assert (await session.generate("a fox")).url == "https://cdn.example/a.png"
-    looks = [(event.status, event.looks) for event in events if isinstance(event, JobSeen)]
+    looks = [(event.status, event.polls) for event in events if isinstance(event, JobPolled)]
     assert looks == [("pending", 1), ("submitted", 2), ("in_progress", 3), ("success", 4)]
     assert not any(isinstance(event, UnknownStatus) for event in events)
 

@@ -5,13 +5,13 @@ import asyncio
 import pytest
 
 from nanobanana_async import JobState, LedgerError, RetryPolicy, TransportError
+from nanobanana_async.events import Event, PollFailed
 from nanobanana_async.gateways.contract import HttpRequest
-from nanobanana_async.observe import Event, QueryFailed
 from nanobanana_async.testing import FakeTransport, Reply
 from tests.engine.sayings import Step, completed, created, in_turn, refused, task
 from tests.engine.scenes import Notebook, Opening, Shop, apimall, defapi, virtually
 
-LOST = TransportError("the connection was reset", sent=True)
+LOST = TransportError("the connection was reset", possibly_sent=True)
 CLAIM, INTENT, ANSWER, END = 1, 2, 3, 4
 
 
@@ -28,7 +28,7 @@ async def test_without_a_durable_intent_nothing_is_sent(session_of: Opening, bro
         with pytest.raises(LedgerError, match="the disk is full") as caught:
             await session.generate("a fox", idempotency_key="order-1")
         assert not transport.requests
-        assert session.stats().held == 0
+        assert session.stats().slots_held == 0
         assert (caught.value.key, caught.value.task_id) == ("order-1", None)
         # A claim that was not answered leaves open what an earlier session has bought under this key.
         assert caught.value.safe_to_repeat is (broken != CLAIM)
@@ -54,11 +54,11 @@ async def test_a_task_id_that_cannot_be_written_down_is_in_the_error_and_followi
             await session.generate("a fox", idempotency_key="order-1")
         assert (caught.value.key, caught.value.task_id) == ("order-1", "img_1")
         assert not caught.value.safe_to_repeat
-        assert session.stats().held == 1
+        assert session.stats().slots_held == 1
         job = await session.job("order-1")
         assert job is not None
         assert (await job).task_id == "img_1"
-        assert session.stats().held == 0
+        assert session.stats().slots_held == 0
     assert ledger.states() == {}  # the last write caught up
     assert len(transport.creates) == 1
 
@@ -82,9 +82,9 @@ async def test_the_result_is_handed_over_although_the_last_write_failed() -> Non
     ledger = Notebook(fails=[END])
     async with apimall(bought(created()), ledger=ledger, observers=[events.append]) as session:
         assert (await session.generate("a fox", idempotency_key="order-1")).task_id == "img_1"
-        assert session.stats().held == 0
+        assert session.stats().slots_held == 0
     assert ledger.states() == {"order-1": JobState.RUNNING}  # to be found again
-    assert any(isinstance(event, QueryFailed) and isinstance(event.error, LedgerError) for event in events)
+    assert any(isinstance(event, PollFailed) and isinstance(event.error, LedgerError) for event in events)
 
 
 @virtually
@@ -114,7 +114,7 @@ async def test_a_failure_that_cannot_be_written_down_leaves_the_job_submitting_a
 
 @virtually
 async def test_giving_up_that_cannot_be_written_down_is_a_ledger_error() -> None:
-    transport = bought(TransportError("refused", sent=False))
+    transport = bought(TransportError("refused", possibly_sent=False))
     async with apimall(transport, ledger=Notebook(fails=[ANSWER]), retry=RetryPolicy(max_attempts=1)) as session:
         with pytest.raises(LedgerError):
             await session.generate("a fox")
@@ -169,7 +169,7 @@ async def test_a_write_that_somebody_else_outran_stops_the_job_before_it_is_sent
         job = await session.submit("a fox", idempotency_key="order-1")
         known = ledger.record("order-1")
         ledger.delay_s = 0.0
-        await ledger.advance(known, known.to(JobState.SUBMITTING))
-        with pytest.raises(LedgerError, match="somebody else"):
+        await ledger.advance(known, known.transition_to(JobState.SUBMITTING))
+        with pytest.raises(LedgerError, match="was changed"):
             await job
     assert not transport.requests

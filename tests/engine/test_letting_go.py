@@ -16,7 +16,6 @@ from nanobanana_async import (
     Timeouts,
     TransportError,
 )
-from nanobanana_async.errors import ContractBroken
 from nanobanana_async.gateways.contract import HttpRequest
 from nanobanana_async.testing import Reply
 from tests.engine.neighbours import (
@@ -31,7 +30,7 @@ from tests.engine.neighbours import (
 from tests.engine.sayings import refused, said
 from tests.engine.scenes import Shop, apimall, defapi, virtually
 
-UNSENT = TransportError("refused", sent=False)
+UNSENT = TransportError("refused", possibly_sent=False)
 
 
 @pytest.mark.parametrize("delay_s", [0.0, 0.1])
@@ -129,7 +128,7 @@ async def test_a_job_whose_following_stopped_is_free_for_others_and_can_be_await
         Process(book, shop.answer, session_of=apimall) as b,
     ):
         job = await a.session.submit("a fox", idempotency_key=KEY)
-        with pytest.raises((AuthenticationError, TaskNotFound, ContractBroken)):
+        with pytest.raises((AuthenticationError, TaskNotFound, JobUnfinished)):
             await job
         trouble[0] = False
         await asyncio.sleep(0.1)

@@ -137,11 +137,11 @@ class Market:
                 return
             if again:
                 self.deliberate[key] += 1
-                await process.session.settle(key, buy_again=True)
+                await process.session.resolve(key, buy_again=True)
             elif self.shop.bought[key]:
-                await process.session.settle(key, task_id=self.shop.bought[key][-1])
+                await process.session.resolve(key, task_id=self.shop.bought[key][-1])
             else:
-                await process.session.settle(key, refused=True)
+                await process.session.resolve(key, not_bought=True)
 
     async def close(self, process: Process) -> None:
         self.processes.remove(process)
@@ -176,7 +176,7 @@ class Market:
         for process in self.processes:
             assert all(task.done() for task in self.tasks[process])
             stats = process.session.stats()
-            assert (stats.held, stats.queued, stats.on_wire) == (0, 0, 0)
+            assert (stats.slots_held, stats.queued, stats.requests_in_flight) == (0, 0, 0)
         for process in list(self.processes):
             if process is not last:
                 await self.close(process)

@@ -12,7 +12,7 @@ from nanobanana_async.testing import FakeTransport, Reply
 from tests.engine.sayings import refused
 from tests.engine.scenes import Shop, apimall, defapi, now, virtually, wire_key
 
-LOST = TransportError("the connection was reset", sent=True)
+LOST = TransportError("the connection was reset", possibly_sent=True)
 PROXY = HttpResponse(status=502, body=b"<html>502</html>")
 JOBS = 200
 
@@ -103,7 +103,7 @@ async def test_during_an_outage_only_single_probes_leave() -> None:
 
     def watched(request: HttpRequest) -> Reply:
         if request.method == "POST" and 10.0 < now() < outage.ends:
-            together.append(transport.open_now)
+            together.append(transport.in_flight)
         return outage.answer(request)
 
     transport._answer = watched
@@ -177,6 +177,6 @@ async def test_repeats_that_cannot_leave_since_the_wire_is_full_draw_nothing_fro
         FakeTransport(answer), concurrency=ConcurrencyPolicy(max_jobs=9, learn=False, max_requests=1)
     ) as session:
         await generate_all(session)
-        assert session._host.engine is not None
-        assert session._host.engine.slots.budget.tokens >= 49.0
+        assert session._session_task.engine is not None
+        assert session._session_task.engine.slots.retry_budget.tokens >= 49.0
     assert shop.sold == JOBS

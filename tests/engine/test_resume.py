@@ -16,7 +16,7 @@ from nanobanana_async import (
     Session,
     SessionClosed,
 )
-from nanobanana_async.jobs import UNFINISHED
+from nanobanana_async.jobs import ACTIVE_STATES
 from tests.engine.neighbours import (
     KEY,
     LosingShop,
@@ -75,7 +75,7 @@ async def test_where_no_key_is_taken_what_was_sent_and_not_answered_is_uncertain
             await job
         assert not caught.value.safe_to_repeat
         stats = process.session.stats()
-        assert (stats.uncertain, stats.held) == (1, 1)
+        assert (stats.uncertain, stats.slots_held) == (1, 1)
         await asyncio.sleep(1800.0)
         assert process.held == 0
         assert await process.session.resume() == []
@@ -280,7 +280,7 @@ async def test_a_session_that_closes_during_resume_leaves_the_jobs_for_the_next(
         assert [book.owner(key) for key in "abc"] == [None, None, None]
     async with Process(book, shop.answer, session_of=apimall) as process:
         assert len(await process.session.resume()) == 3 - sum(
-            state not in UNFINISHED for state in book.states().values()
+            state not in ACTIVE_STATES for state in book.states().values()
         )
     assert shop.sold == 3
 

@@ -4,7 +4,7 @@ import asyncio
 import time
 
 from nanobanana_async import ConcurrencyPolicy, JobState
-from nanobanana_async.observe import Event, JobMoved
+from nanobanana_async.events import Event, JobStateChanged
 from nanobanana_async.testing import FakeTransport
 from tests.engine.scenes import Notebook, Shop, apimall, now, virtually, wire_key
 
@@ -22,7 +22,7 @@ async def test_three_thousand_generates_at_once_finish_quickly_and_leave_nothing
                 group.create_task(session.generate(f"fox {number}"))
         stats = session.stats()
         assert len(asyncio.all_tasks()) <= 64 + JOBS // 10
-    assert (shop.sold, stats.succeeded, stats.held, stats.queued) == (JOBS, JOBS, 0, 0)
+    assert (shop.sold, stats.succeeded, stats.slots_held, stats.queued) == (JOBS, JOBS, 0, 0)
     assert ledger.states() == {}
     assert now() < 120.0
     assert time.perf_counter() - began < 20.0
@@ -45,7 +45,7 @@ async def test_never_more_requests_are_on_the_wire_than_the_policy_allows() -> N
 
     def answer(request: object) -> object:
         nonlocal most
-        most = max(most, transport.open_now)
+        most = max(most, transport.in_flight)
         return shop.answer(request)  # type: ignore[arg-type]
 
     transport = FakeTransport(answer)  # type: ignore[arg-type]
@@ -62,7 +62,7 @@ async def test_who_came_first_is_sent_first() -> None:
     told: list[str] = []
 
     def observe(event: Event) -> None:
-        if isinstance(event, JobMoved) and event.record.state is JobState.SUBMITTING:
+        if isinstance(event, JobStateChanged) and event.record.state is JobState.SUBMITTING:
             told.append(event.record.key)
 
     shop = Shop(job_s=1.0)

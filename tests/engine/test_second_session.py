@@ -83,7 +83,7 @@ async def test_a_running_job_is_followed_to_its_end_and_bought_once(session_of: 
             if way == "updates":
                 assert [state async for state in job.updates()] == [JobState.RUNNING, JobState.SUCCEEDED]
             assert (await job).task_id == "t1"
-        assert session.stats().held == 0
+        assert session.stats().slots_held == 0
     assert not transport.creates
     assert shop.sold == 1
 
@@ -100,7 +100,7 @@ async def test_two_handles_of_one_job_that_was_looked_up_both_bring_its_result()
         async with asyncio.TaskGroup() as group:
             results = [group.create_task(job.result()) for job in (one, two)]
         assert results[0].result() == results[1].result()
-    assert len(transport.queries) <= 40
+    assert len(transport.polls) <= 40
 
 
 @pytest.mark.parametrize("way", ["job", "generate", "accepted"])
@@ -154,8 +154,8 @@ async def test_a_submitting_job_is_not_repeated_when_its_key_has_lived_too_long(
 async def test_a_submitting_job_is_not_repeated_when_the_wall_clock_went_back() -> None:
     shop, ledger = Shop(), Notebook()
     await left_submitting(apimall, ledger, shop)
-    virtual_loop().calendar_shift -= virtual_loop().utcnow() - ledger.record(KEY).created_at
-    virtual_loop().calendar_shift *= 2
+    virtual_loop().wall_clock_offset -= virtual_loop().utcnow() - ledger.record(KEY).created_at
+    virtual_loop().wall_clock_offset *= 2
     transport = FakeTransport(shop.answer)
     async with apimall(transport, ledger=ledger) as session:
         with pytest.raises(JobUncertain):

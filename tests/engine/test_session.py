@@ -6,9 +6,9 @@ import anyio
 import pytest
 
 from nanobanana_async import ApiMall, ConfigurationError, LedgerError, MemoryLedger, Session, SessionClosed
+from nanobanana_async.events import Event
 from nanobanana_async.gateways.contract import HttpRequest, HttpResponse
-from nanobanana_async.observe import Event
-from nanobanana_async.testing import FakeTransport, Reply, run
+from nanobanana_async.testing import FakeTransport, Reply, run_virtual
 from tests.engine.scenes import API_KEY, Notebook, Shop, apimall, now, virtually
 
 
@@ -104,7 +104,7 @@ async def test_nothing_works_after_closing_but_stats() -> None:
     for attempt in (session.generate("x"), session.submit("x"), session.job("x"), session.attach("x")):
         with pytest.raises(SessionClosed):
             await attempt
-    assert (session.stats().succeeded, session.stats().held, session.stats().on_wire) == (1, 0, 0)
+    assert (session.stats().succeeded, session.stats().slots_held, session.stats().requests_in_flight) == (1, 0, 0)
 
 
 @virtually
@@ -213,8 +213,8 @@ def test_it_does_not_matter_on_which_loop_a_ledger_was_used_before() -> None:
             assert job is not None
             return (await job).task_id
 
-    run(begin())
-    assert run(go_on()) == "t1"
+    run_virtual(begin())
+    assert run_virtual(go_on()) == "t1"
 
 
 @virtually

@@ -7,7 +7,7 @@ import pytest
 
 from nanobanana_async import (
     ConcurrencyPolicy,
-    InvalidRequest,
+    ConfigurationError,
     Job,
     JobFailed,
     JobState,
@@ -17,7 +17,7 @@ from nanobanana_async import (
     SessionClosed,
     TransportError,
 )
-from nanobanana_async.errors import ConfigurationError, GatewayError
+from nanobanana_async.errors import GatewayError
 from nanobanana_async.gateways.contract import HttpRequest
 from nanobanana_async.testing import FakeTransport, Reply
 from tests.engine.neighbours import (
@@ -30,10 +30,10 @@ from tests.engine.neighbours import (
 from tests.engine.sayings import completed, created, in_turn, task
 from tests.engine.scenes import API_KEY, Notebook, apimall, defapi, now, virtually, wire_key
 
-Way = Literal["task_id", "refused", "buy_again"]
+Way = Literal["task_id", "not_bought", "buy_again"]
 WAYS: dict[Way, dict[str, Any]] = {
     "task_id": {"task_id": "t1"},
-    "refused": {"refused": True},
+    "not_bought": {"not_bought": True},
     "buy_again": {"buy_again": True},
 }
 EACH_WAY = pytest.mark.parametrize("way", WAYS)
@@ -55,7 +55,7 @@ def a_process(book: SharedNotebook, shop: LosingShop, **settings: Any) -> Proces
 
 async def _ends_as(way: Way, job: Job, process: Process, shop: LosingShop) -> None:
     """Look at how a settled job ends: what it brings, what was sold, and that it holds nothing."""
-    if way == "refused":
+    if way == "not_bought":
         with pytest.raises(GatewayError) as caught:
             await job
         assert job.state is JobState.REFUSED
@@ -75,7 +75,7 @@ async def test_an_uncertain_job_is_settled_in_its_session(way: Way, by: str, lat
     async with a_process(book, shop) as process:
         job = await uncertain(process, shop)
         await asyncio.sleep(later_s)
-        settled = await process.session.settle(job if by == "job" else KEY, **WAYS[way])
+        settled = await process.session.resolve(job if by == "job" else KEY, **WAYS[way])
         assert settled.key == KEY
         assert process.held == (1 if way == "task_id" else 0)
         assert process.session.stats().uncertain == 0
@@ -90,7 +90,7 @@ async def test_the_old_handle_follows_while_the_settled_job_still_runs(way: Way)
     shop, book = LosingShop(job_s=20.0), SharedNotebook()
     async with a_process(book, shop) as process:
         job = await uncertain(process, shop)
-        await process.session.settle(job, **WAYS[way])
+        await process.session.resolve(job, **WAYS[way])
         await _ends_as(way, job, process, shop)
 
 
@@ -104,7 +104,7 @@ async def test_an_uncertain_job_is_settled_by_another_session_later(way: Way) ->
         assert job.state is JobState.UNCERTAIN
     await asyncio.sleep(86400.0)
     async with a_process(book, shop) as second:
-        settled = await second.session.settle(KEY, **WAYS[way])
+        settled = await second.session.resolve(KEY, **WAYS[way])
         await _ends_as(way, settled, second, shop)
 
 
@@ -114,7 +114,7 @@ async def test_a_handle_here_sees_what_another_session_has_settled(way: Way) -> 
     shop, book = LosingShop(job_s=20.0), SharedNotebook()
     async with a_process(book, shop) as a, a_process(book, shop) as b:
         job = await uncertain(a, shop)
-        settled = await b.session.settle(KEY, **WAYS[way])
+        settled = await b.session.resolve(KEY, **WAYS[way])
         asked = len(a.line.requests)
         async with asyncio.TaskGroup() as group:
             group.create_task(_ends_as(way, settled, b, shop))
@@ -125,7 +125,7 @@ async def test_a_handle_here_sees_what_another_session_has_settled(way: Way) -> 
 
 
 async def _settled_elsewhere(way: Way, job: Job) -> None:
-    if way == "refused":
+    if way == "not_bought":
         with pytest.raises(GatewayError):
             await job
     else:
@@ -138,7 +138,7 @@ async def test_the_next_generate_of_the_key_knows_what_was_settled(way: Way) -> 
     shop, book = LosingShop(job_s=20.0), SharedNotebook()
     async with a_process(book, shop) as a:
         job = await uncertain(a, shop)
-        await a.session.settle(job, **WAYS[way])
+        await a.session.resolve(job, **WAYS[way])
         result = await a.session.generate("a fox", idempotency_key=KEY)
         assert result.task_id == ("t1" if way == "task_id" else "t2")
         assert a.held == 0
@@ -146,7 +146,7 @@ async def test_the_next_generate_of_the_key_knows_what_was_settled(way: Way) -> 
     assert book.record(KEY).generation == (1 if way == "task_id" else 2)
 
 
-@pytest.mark.parametrize("way", ["refused", "buy_again"])
+@pytest.mark.parametrize("way", ["not_bought", "buy_again"])
 @virtually
 async def test_a_new_purchase_goes_under_a_wire_key_of_its_own_with_the_same_request(way: Way) -> None:
     shop, book = LosingShop(), SharedNotebook()
@@ -155,8 +155,8 @@ async def test_a_new_purchase_goes_under_a_wire_key_of_its_own_with_the_same_req
     await asyncio.sleep(1801.0)
     async with Process(book, shop.answer, session_of=apimall) as process:
         await process.session.resume()
-        job = await process.session.settle(KEY, **WAYS[way])
-        if way == "refused":
+        job = await process.session.resolve(KEY, **WAYS[way])
+        if way == "not_bought":
             job = await process.session.submit(f"a fox for {KEY}", idempotency_key=KEY)
         assert (await job).task_id == "t2"
         (create,) = process.line.creates
@@ -173,12 +173,12 @@ async def test_a_failed_job_can_be_bought_again_and_in_no_other_way() -> None:
         job = await session.submit("a fox", idempotency_key=KEY)
         with pytest.raises(JobFailed):
             await job
-        for way in (WAYS["task_id"], WAYS["refused"]):
-            with pytest.raises(InvalidRequest, match="nothing to settle"):
-                await session.settle(job, **way)
-        again = await session.settle(job, **WAYS["buy_again"])
+        for way in (WAYS["task_id"], WAYS["not_bought"]):
+            with pytest.raises(ConfigurationError, match="nothing to resolve"):
+                await session.resolve(job, **way)
+        again = await session.resolve(job, **WAYS["buy_again"])
         assert (await again).task_id == "t2"
-        assert (session.stats().failed, session.stats().succeeded, session.stats().held) == (0, 1, 0)
+        assert (session.stats().failed, session.stats().succeeded, session.stats().slots_held) == (0, 1, 0)
     assert [wire_key(create) == KEY for create in transport.creates] == [True, False]
 
 
@@ -191,19 +191,23 @@ async def test_what_cannot_be_settled_is_refused_and_nothing_is_written() -> Non
         await running.accepted()
         doubtful = await uncertain(process, shop)
         written = len(process.page.diary)
-        none_or_two: list[dict[str, Any]] = [{}, WAYS["refused"] | WAYS["buy_again"], WAYS["task_id"] | WAYS["refused"]]
+        none_or_two: list[dict[str, Any]] = [
+            {},
+            WAYS["not_bought"] | WAYS["buy_again"],
+            WAYS["task_id"] | WAYS["not_bought"],
+        ]
         for choices in none_or_two:
-            with pytest.raises(InvalidRequest, match="exactly one"):
-                await session.settle(doubtful, **choices)
+            with pytest.raises(ConfigurationError, match="exactly one"):
+                await session.resolve(doubtful, **choices)
         for way in WAYS.values():
-            with pytest.raises(InvalidRequest, match="is running: there is nothing to settle"):
-                await session.settle(running, **way)
-            with pytest.raises(InvalidRequest, match="knows no job"):
-                await session.settle("nobody", **way)
+            with pytest.raises(ConfigurationError, match="is running and polled by this session: nothing to resolve"):
+                await session.resolve(running, **way)
+            with pytest.raises(ConfigurationError, match="no job nobody in the ledger"):
+                await session.resolve("nobody", **way)
         assert len(process.page.diary) == written
         await running
-        with pytest.raises(InvalidRequest, match="is succeeded"):
-            await session.settle("running", **WAYS["buy_again"])
+        with pytest.raises(ConfigurationError, match="is succeeded"):
+            await session.resolve("running", **WAYS["buy_again"])
     assert book.states() == {"running": JobState.SUCCEEDED, KEY: JobState.UNCERTAIN}
 
 
@@ -214,8 +218,8 @@ async def test_an_attached_task_that_failed_cannot_be_bought_again_since_its_wis
         job = await session.attach("t1")
         with pytest.raises(JobFailed):
             await job
-        with pytest.raises(InvalidRequest, match="what it wanted is not known"):
-            await session.settle(job, buy_again=True)
+        with pytest.raises(ConfigurationError, match="is not in the ledger: it cannot be bought again"):
+            await session.resolve(job, buy_again=True)
 
 
 @virtually
@@ -230,7 +234,7 @@ async def test_a_job_of_another_account_is_settled_by_nobody_here() -> None:
     async with Process(book, shop.answer, session_of=mine) as other:
         for way in WAYS.values():
             with pytest.raises(ConfigurationError, match="another account"):
-                await other.session.settle(KEY, **way)
+                await other.session.resolve(KEY, **way)
     assert book.states() == {KEY: JobState.UNCERTAIN}
     assert API_KEY not in str(book.record(KEY))
 
@@ -244,14 +248,14 @@ async def test_settling_that_cannot_be_written_down_leaves_the_job_uncertain_wit
         for _ in range(3):
             process.page.fails["advance"] = 1
             with pytest.raises(LedgerError, match="the disk is full") as caught:
-                await process.session.settle(job, **WAYS[way])
+                await process.session.resolve(job, **WAYS[way])
             assert (caught.value.key, caught.value.safe_to_repeat) == (KEY, False)
             assert (process.held, process.session.stats().uncertain) == (1, 1)
             assert book.states() == {KEY: JobState.UNCERTAIN}
             with pytest.raises(JobUncertain):
                 await job
             assert process.held == 1
-        settled = await process.session.settle(job, **WAYS[way])
+        settled = await process.session.resolve(job, **WAYS[way])
         await _ends_as(way, settled, process, shop)
 
 
@@ -263,13 +267,13 @@ async def test_settling_that_failed_gives_the_slot_back_when_its_time_is_over(wa
         job = await uncertain(process, shop)
         process.page.fails["advance"] = 1
         with pytest.raises(LedgerError):
-            await process.session.settle(job, **WAYS[way])
+            await process.session.resolve(job, **WAYS[way])
         assert process.held == 1
         await asyncio.sleep(1800.0)
         assert process.held == 0
         process.page.fails["advance"] = 1
         with pytest.raises(LedgerError):
-            await process.session.settle(job, **WAYS[way])
+            await process.session.resolve(job, **WAYS[way])
         assert process.held == 0
 
 
@@ -317,7 +321,7 @@ async def test_a_refused_job_that_was_in_doubt_here_holds_no_slot_while_it_waits
         await uncertain(a, shop)
         first = await a.session.submit("a crow")
         await first.accepted()
-        await b.session.settle(KEY, refused=True)
+        await b.session.resolve(KEY, not_bought=True)
         second = await a.session.submit("a hen")
         caller = asyncio.Task(a.session.generate("a fox", idempotency_key=KEY))
         await asyncio.sleep(5.0)
@@ -340,11 +344,11 @@ async def test_of_two_who_settle_one_job_at_one_moment_one_does_and_it_is_bought
         async with a_process(book, shop, delay_s=delay_s) as process:
             job = await uncertain(process, shop)
             caplog.clear()
-            first = asyncio.Task(process.session.settle(job, **WAYS[way]))
+            first = asyncio.Task(process.session.resolve(job, **WAYS[way]))
             await asyncio.sleep(gap_s)
-            second = asyncio.Task(process.session.settle(KEY, **WAYS[way]))
+            second = asyncio.Task(process.session.resolve(KEY, **WAYS[way]))
             await asyncio.wait([first, second])
-            assert isinstance(second.exception(), InvalidRequest)
+            assert isinstance(second.exception(), ConfigurationError)
             await _ends_as(way, first.result(), process, shop)
         assert not [record for record in caplog.records if record.msg.startswith("engine")]
 
@@ -354,7 +358,7 @@ async def test_of_two_sessions_that_settle_one_job_at_one_moment_one_does_and_th
     shop, book = LosingShop(job_s=20.0), SharedNotebook()
     async with a_process(book, shop, delay_s=0.1) as a, a_process(book, shop, delay_s=0.1) as b:
         await uncertain(a, shop)
-        both = [asyncio.Task(one.session.settle(KEY, buy_again=True)) for one in (a, b)]
+        both = [asyncio.Task(one.session.resolve(KEY, buy_again=True)) for one in (a, b)]
         await asyncio.wait(both)
         errors = [settling.exception() for settling in both]
         assert sorted(type(error).__name__ for error in errors) == ["LedgerError", "NoneType"]
@@ -372,7 +376,7 @@ async def test_a_task_that_ended_long_ago_brings_its_result_at_once() -> None:
         await uncertain(process, shop)
         await asyncio.sleep(7 * 86400.0)
         before = now()
-        job = await process.session.settle(KEY, task_id="t1")
+        job = await process.session.resolve(KEY, task_id="t1")
         assert (await job).task_id == "t1"
         assert now() - before < 10.0
         assert process.held == 0
@@ -384,8 +388,8 @@ async def test_a_caller_who_leaves_while_he_settles_does_not_undo_it() -> None:
     shop, book = LosingShop(job_s=20.0), SharedNotebook()
     async with a_process(book, shop, delay_s=0.5) as process:
         job = await uncertain(process, shop)
-        settling = asyncio.Task(process.session.settle(job, task_id="t1"))
-        await asyncio.sleep(0.6)
+        settling = asyncio.Task(process.session.resolve(job, task_id="t1"))
+        await asyncio.sleep(1.3)  # the gateway has confirmed the task, and the write is on its way
         settling.cancel()
         await asyncio.wait([settling])
         assert (await job).task_id == "t1"
@@ -400,7 +404,7 @@ async def test_an_uncertain_job_says_so_also_after_the_session_was_closed() -> N
     with pytest.raises(JobUncertain):
         await job
     with pytest.raises(SessionClosed):
-        await process.session.settle(job, refused=True)
+        await process.session.resolve(job, not_bought=True)
 
 
 @virtually
@@ -409,11 +413,11 @@ async def test_a_settled_job_whose_next_answer_is_lost_too_is_uncertain_again_an
     async with a_process(book, shop) as process:
         job = await uncertain(process, shop)
         shop.loses = [True]
-        again = await process.session.settle(job, buy_again=True)
+        again = await process.session.resolve(job, buy_again=True)
         with pytest.raises(JobUncertain):
             await again
         assert (process.held, process.session.stats().uncertain) == (1, 1)
-        settled = await process.session.settle(again, task_id="t2")
+        settled = await process.session.resolve(again, task_id="t2")
         assert (await settled).task_id == "t2"
         assert process.held == 0
     assert book.record(KEY).generation == 2
@@ -426,12 +430,12 @@ async def test_nothing_is_settled_by_a_transport_that_fails() -> None:
     down: list[bool] = []
 
     def answer(request: HttpRequest) -> Reply:
-        return TransportError("refused", sent=False) if down else shop.answer(request)
+        return TransportError("refused", possibly_sent=False) if down else shop.answer(request)
 
     async with Process(book, answer, session_of=defapi) as process:
         job = await uncertain(process, shop)
         down.append(True)
-        again = await process.session.settle(job, buy_again=True)
+        again = await process.session.resolve(job, buy_again=True)
         await asyncio.sleep(5.0)
         assert (again.state, process.held) == (JobState.PENDING, 0)
         down.clear()

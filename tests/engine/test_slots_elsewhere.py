@@ -33,7 +33,7 @@ async def test_slots_that_others_hold_at_opening_count_against_the_limit_and_dra
             assert b.creates == 4
             for job in jobs:
                 await job
-            assert b.session.stats().refusals == 0
+            assert b.session.stats().throttled == 0
     assert shop.most == 4
 
 

@@ -4,25 +4,25 @@ import asyncio
 import itertools
 
 from nanobanana_async.emulator import API_KEY, Fixed
-from nanobanana_async.emulator.settings import WorldSettings
-from nanobanana_async.emulator.world import World
+from nanobanana_async.emulator.settings import EmulatorSettings
+from nanobanana_async.emulator.simulator import GatewaySimulator
+from nanobanana_async.events import Event, LimitsChanged
 from nanobanana_async.gateways.apimall import ApiMall
-from nanobanana_async.observe import Event, LimitMoved
 from nanobanana_async.session import Session
-from nanobanana_async.testing import WorldTransport
+from nanobanana_async.testing import EmulatorTransport
 from tests.engine.scenes import virtually
 
 
 @virtually
 async def test_a_limit_that_is_met_is_told_once_and_stands_in_the_stats() -> None:
-    told: list[LimitMoved] = []
+    told: list[LimitsChanged] = []
 
     def listen(event: Event) -> None:
-        if isinstance(event, LimitMoved):
+        if isinstance(event, LimitsChanged):
             told.append(event)
 
-    world = World(WorldSettings(job_limit=6, duration=Fixed(5.0)))
-    transport = WorldTransport(world, api_key=API_KEY)
+    world = GatewaySimulator(EmulatorSettings(job_limit=6, duration=Fixed(5.0)))
+    transport = EmulatorTransport(world, api_key=API_KEY)
     async with Session(ApiMall(api_key=API_KEY), http=transport, observers=[listen]) as session:
         async with asyncio.TaskGroup() as group:
             for number in range(12):
@@ -31,18 +31,18 @@ async def test_a_limit_that_is_met_is_told_once_and_stands_in_the_stats() -> Non
     assert told[0].job_limit is None
     assert 6 in {event.job_limit for event in told}
     assert all(one != other for one, other in itertools.pairwise(told))
-    assert (stats.job_limit, stats.limit_kind, stats.rate_limit, stats.gate_open) == (6, None, None, True)
-    assert stats.refusals == told[-1].refusals > 0
+    assert (stats.job_limit, stats.limit_kind, stats.creates_per_s, stats.creates_paused) == (6, None, None, False)
+    assert stats.throttled == told[-1].throttled > 0
 
 
 @virtually
 async def test_a_rate_that_is_met_is_told_in_creates_per_second() -> None:
-    world = World(WorldSettings(creates_per_minute=120, rate_burst=5, duration=Fixed(1.0)))
-    transport = WorldTransport(world, api_key=API_KEY)
+    world = GatewaySimulator(EmulatorSettings(creates_per_minute=120, rate_burst=5, duration=Fixed(1.0)))
+    transport = EmulatorTransport(world, api_key=API_KEY)
     async with Session(ApiMall(api_key=API_KEY), http=transport) as session:
         async with asyncio.TaskGroup() as group:
             for number in range(60):
                 group.create_task(session.generate(f"a fox, number {number}"))
-        rate = session.stats().rate_limit
+        rate = session.stats().creates_per_s
     assert rate is not None
     assert 1.5 < rate < 3.0

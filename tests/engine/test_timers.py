@@ -7,14 +7,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nanobanana_async.engine.entry import NEVER, Entry
-from nanobanana_async.engine.line import Line
+from nanobanana_async.engine.dispatcher import SubmitQueue
 from nanobanana_async.engine.timers import TICK_S, Timers
+from nanobanana_async.engine.tracked_job import NEVER, TrackedJob
 from nanobanana_async.jobs import JobRecord
 from tests.engine.scenes import now, virtually
 
 
-def entry(number: int = 0) -> Entry:
+def entry(number: int = 0) -> TrackedJob:
     record = JobRecord(
         key=f"order-{number}",
         gateway="g",
@@ -23,8 +23,8 @@ def entry(number: int = 0) -> Entry:
         body=b"",
         created_at=datetime(2026, 1, 1, tzinfo=UTC),
     )
-    seat = Entry(record, 1)
-    seat.number = number
+    seat = TrackedJob(record, 1)
+    seat.place = number
     return seat
 
 
@@ -41,8 +41,8 @@ async def test_what_is_due_comes_in_the_order_of_its_time() -> None:
     timers, entries = Bell().timers, [entry(number) for number in range(4)]
     for seat, due in zip(entries, (3.0, 1.0, 2.0, 9.0), strict=True):
         timers.set(seat, due)
-    assert [seat.number for seat in timers.due(3.0)] == [1, 2, 0]
-    assert [seat.number for seat in timers.due(3.0)] == []
+    assert [seat.place for seat in timers.due(3.0)] == [1, 2, 0]
+    assert [seat.place for seat in timers.due(3.0)] == []
     assert entries[0].due == NEVER
 
 
@@ -102,16 +102,16 @@ async def test_the_bell_never_rings_twice_within_a_tick() -> None:
 
 @given(st.lists(st.integers(0, 50), unique=True))
 def test_the_line_serves_by_number_whoever_came_back_when(numbers: list[int]) -> None:
-    line = Line()
+    line = SubmitQueue()
     assert not line
     for number in numbers:
         line.append(entry(number))
-    assert sorted(seat.number for seat in line) == sorted(numbers)
+    assert sorted(seat.place for seat in line) == sorted(numbers)
     served: list[int] = []
     while line:
         first = line.first()
         assert line.popleft() is first
-        served.append(first.number)
+        served.append(first.place)
     assert served == sorted(numbers)
 
 

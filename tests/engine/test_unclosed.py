@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from nanobanana_async import Session
-from nanobanana_async.testing import FakeTransport, VirtualLoop, run
+from nanobanana_async.testing import FakeTransport, VirtualLoop, run_virtual
 from tests.engine.scenes import Notebook, Shop, apimall
 
 Said = list[warnings.WarningMessage]
@@ -71,7 +71,7 @@ def test_it_says_so_once_when_the_event_loop_ends(
     caplog: pytest.LogCaptureFixture,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    assert heard_while(lambda: run(forgetful())) == [SENTENCE]
+    assert heard_while(lambda: run_virtual(forgetful())) == [SENTENCE]
     assert not caplog.records
     assert capsys.readouterr() == ("", "")
 
@@ -79,7 +79,7 @@ def test_it_says_so_once_when_the_event_loop_ends(
 def test_it_says_so_once_when_the_program_fails(caplog: pytest.LogCaptureFixture) -> None:
     def failing() -> None:
         with pytest.raises(ZeroDivisionError):
-            run(fails())
+            run_virtual(fails())
 
     assert heard_while(failing) == [SENTENCE]
     assert not caplog.records
@@ -112,7 +112,7 @@ def test_it_says_so_when_it_is_lost_and_its_jobs_go_on() -> None:
         job = await begin()
         assert (await job).task_id == "t1"
 
-    assert heard_while(lambda: run(main())) == [SENTENCE]
+    assert heard_while(lambda: run_virtual(main())) == [SENTENCE]
 
 
 def test_the_ledger_is_closed_all_the_same() -> None:
@@ -121,7 +121,7 @@ def test_the_ledger_is_closed_all_the_same() -> None:
     async def forget() -> None:
         await apimall(FakeTransport(Shop().answer), ledger=ledger).open()
 
-    assert heard_while(lambda: run(forget())) == [SENTENCE]
+    assert heard_while(lambda: run_virtual(forget())) == [SENTENCE]
     assert ledger.closed == 1
 
 
@@ -130,7 +130,7 @@ def closed_properly() -> None:
         async with apimall(FakeTransport(Shop().answer)) as session:
             await session.generate("a fox")
 
-    run(main())
+    run_virtual(main())
 
 
 def never_opened() -> None:
@@ -156,7 +156,7 @@ def test_where_warnings_are_errors_everything_is_closed_before_it_is_raised(capl
 
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        run(forget())
+        run_virtual(forget())
     assert ledger.closed == 1
     (line,) = caplog.records
     assert line.exc_info is not None

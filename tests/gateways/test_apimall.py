@@ -1,4 +1,4 @@
-"""API Mall's wire contract: the bodies of its reference, and every way in which an answer can be odd."""
+"""API Mall: the bodies of its reference, and answers that deviate from it."""
 
 import json
 from datetime import UTC, datetime
@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nanobanana_async.errors import (
-    ContractBroken,
     InvalidRequest,
+    UnexpectedResponse,
 )
 from nanobanana_async.gateways import ApiMall, Gateway, HttpResponse
 from nanobanana_async.jobs import Accepted, JobState
@@ -34,17 +34,17 @@ def answer(name: str, status: int = 200, **headers: str) -> HttpResponse:
     return HttpResponse(status=status, headers=named, body=body(name))
 
 
-# What it is and what it takes
+# Settings and requests
 
 
-def test_it_is_a_gateway_with_keys_and_without_callbacks() -> None:
+def test_gateway_has_keys_and_no_callbacks() -> None:
     gateway: Gateway = mall
     assert (gateway.name, gateway.base_url) == ("apimall", "https://gateway.apimall.ai")
-    assert (gateway.takes_idempotency_key, gateway.takes_callbacks) == (True, False)
+    assert (gateway.supports_idempotency_keys, gateway.supports_callbacks) == (True, False)
     assert (gateway.key_lifetime_s, gateway.expected_job_s) == (1800, 20)
 
 
-def test_the_request_of_the_reference_is_encoded_as_the_reference_has_it() -> None:
+def test_reference_request_is_encoded_exactly() -> None:
     wanted = ImageRequest(
         "A luxury skincare product shot on warm marble with soft golden light.",
         aspect_ratio="1:1",
@@ -55,13 +55,13 @@ def test_the_request_of_the_reference_is_encoded_as_the_reference_has_it() -> No
     assert mall.encode(wanted) == json.dumps(expected, separators=(",", ":")).encode()
 
 
-def test_fields_left_out_are_not_sent() -> None:
+def test_unset_fields_are_not_sent() -> None:
     assert mall.encode(ImageRequest("a fox")) == (
         b'{"model":"nano-banana-pro","type":"text-to-image","prompt":"a fox","num_images":1}'
     )
 
 
-def test_reference_images_make_it_an_edit() -> None:
+def test_reference_images_imply_image_to_image() -> None:
     wanted = ImageRequest("a fóx", images=["https://a.example/1.png"], num_images=3, model="nano-banana-2")
     assert mall.encode(wanted).decode() == (
         '{"model":"nano-banana-2","type":"image-to-image","prompt":"a fóx",'
@@ -70,7 +70,7 @@ def test_reference_images_make_it_an_edit() -> None:
 
 
 @given(st.text(st.characters(codec="utf-8")).map(lambda text: f"a {text} fox"), st.integers(1, 6))
-def test_the_same_request_gives_the_same_bytes(prompt: str, count: int) -> None:
+def test_same_request_gives_the_same_bytes(prompt: str, count: int) -> None:
     first, second = (mall.encode(ImageRequest(prompt, num_images=count)) for _ in range(2))
     assert first == second
     assert json.loads(first)["prompt"] == prompt
@@ -84,14 +84,14 @@ def test_the_same_request_gives_the_same_bytes(prompt: str, count: int) -> None:
         (ImageRequest("x", task_type="text-to-image", images=["https://a.example/1.png"]), "images"),
     ],
 )
-def test_what_it_does_not_take_is_refused_by_name_before_anything_is_sent(wanted: ImageRequest, named: str) -> None:
+def test_unsupported_field_is_refused_by_name_locally(wanted: ImageRequest, named: str) -> None:
     for refuse in (mall.check, mall.encode):
         with pytest.raises(InvalidRequest, match=named) as caught:
             refuse(wanted)
         assert caught.value.status is None
 
 
-def test_a_create_carries_its_idempotency_key_and_no_api_key() -> None:
+def test_create_carries_the_idempotency_key_only() -> None:
     request = mall.build_create(b"{}", wire_key="order-1")
     assert (request.method, request.url) == ("POST", "https://gateway.apimall.ai/api/v1/images/generate")
     assert request.headers == {
@@ -102,12 +102,12 @@ def test_a_create_carries_its_idempotency_key_and_no_api_key() -> None:
     assert (request.body, request.max_answer_bytes) == (b"{}", 1024**2)
 
 
-def test_a_key_that_cannot_stand_in_a_header_is_refused() -> None:
+def test_key_invalid_in_a_header_is_refused() -> None:
     with pytest.raises(InvalidRequest, match="visible ASCII"):
         mall.build_create(b"{}", wire_key="a\r\nX-Evil: 1")
 
 
-def test_a_query_names_the_task_in_its_path() -> None:
+def test_poll_names_the_task_in_the_path() -> None:
     request = mall.build_query("img/1 ?ä")
     assert (request.method, request.body) == ("GET", None)
     assert request.url == "https://gateway.apimall.ai/api/v1/images/img%2F1%20%3F%C3%A4"
@@ -115,7 +115,7 @@ def test_a_query_names_the_task_in_its_path() -> None:
 
 
 @pytest.mark.parametrize("task", ["", " ", "..", "a\nb", "x" * 513])
-def test_a_task_id_that_no_gateway_gave_is_not_asked_for(task: str) -> None:
+def test_invalid_task_id_is_not_polled(task: str) -> None:
     with pytest.raises(InvalidRequest, match="task_id"):
         mall.build_query(task)
 
@@ -123,7 +123,7 @@ def test_a_task_id_that_no_gateway_gave_is_not_asked_for(task: str) -> None:
 # Creates
 
 
-def test_the_create_answer_of_the_reference() -> None:
+def test_reference_create_answer_is_parsed() -> None:
     assert mall.read_create(answer("apimall_create.json")) == Accepted(
         task_id=TASK,
         credits_used=Decimal(8),
@@ -146,7 +146,7 @@ def test_the_create_answer_of_the_reference() -> None:
         ("apimall_create_success_missing.json", Accepted(task_id="img_1")),
     ],
 )
-def test_odd_decoration_does_not_lose_a_job_that_was_paid_for(name: str, expected: Accepted) -> None:
+def test_invalid_optional_fields_do_not_lose_a_job(name: str, expected: Accepted) -> None:
     assert mall.read_create(answer(name, 201)) == expected
 
 
@@ -167,21 +167,21 @@ def test_odd_decoration_does_not_lose_a_job_that_was_paid_for(name: str, expecte
         ("apimall_create_control_id.json", "printable text of 1 to 512"),
         ("apimall_create_long_id.json", "printable text of 1 to 512"),
         ("apimall_create_dots_id.json", "printable text of 1 to 512"),
-        ("apimall_create_refused_with_id.json", "refuses and names a task"),
+        ("apimall_create_refused_with_id.json", "an error and a task id"),
     ],
 )
-def test_a_create_answer_that_does_not_fit_says_what_is_wrong(name: str, why: str) -> None:
-    with pytest.raises(ContractBroken, match=why) as caught:
+def test_invalid_create_answer_names_the_error(name: str, why: str) -> None:
+    with pytest.raises(UnexpectedResponse, match=why) as caught:
         mall.read_create(answer(name))
     assert caught.value.status == 200
     assert 0 < len(caught.value.body) <= 200
     assert not caught.value.safe_to_repeat
 
 
-# Queries and callbacks
+# Polls and callbacks
 
 
-def test_the_query_answer_of_the_reference() -> None:
+def test_reference_poll_answer_is_parsed() -> None:
     seen = mall.read_query(answer("apimall_completed.json"))
     assert (seen.task_id, seen.state, seen.status) == (TASK, JobState.SUCCEEDED, "completed")
     assert seen.images == ("https://cdn.apimall.ai/generated/result.webp",)
@@ -203,7 +203,7 @@ def test_the_query_answer_of_the_reference() -> None:
         ("apimall_failed.json", JobState.FAILED, True, False),
     ],
 )
-def test_each_status_word_has_its_state(name: str, state: JobState, known: bool, queued: bool) -> None:
+def test_status_words_map_to_states(name: str, state: JobState, known: bool, queued: bool) -> None:
     seen = mall.read_query(answer(name))
     assert (seen.state, seen.known_status, seen.queued) == (state, known, queued)
 
@@ -217,7 +217,7 @@ def test_each_status_word_has_its_state(name: str, state: JobState, known: bool,
         ("apimall_failed_without_success.json", "Gave up"),
     ],
 )
-def test_the_reason_of_a_failure_is_found_wherever_it_stands(name: str, error: str) -> None:
+def test_failure_reason_is_found_in_each_place(name: str, error: str) -> None:
     seen = mall.read_query(answer(name))
     assert (seen.state, seen.error, seen.images) == (JobState.FAILED, error, ())
 
@@ -237,7 +237,7 @@ CDN = "https://cdn.apimall.ai"
         ("apimall_completed_inline.json", ("data:image/png;base64,iVBORw0KGgoAAAANSUhEUg==",)),
     ],
 )
-def test_pictures_are_found_in_the_order_of_the_design(name: str, images: tuple[str, ...]) -> None:
+def test_images_are_found_in_order_of_precedence(name: str, images: tuple[str, ...]) -> None:
     seen = mall.read_query(answer(name))
     assert (seen.state, seen.images) == (JobState.SUCCEEDED, images)
 
@@ -245,20 +245,49 @@ def test_pictures_are_found_in_the_order_of_the_design(name: str, images: tuple[
 @pytest.mark.parametrize(
     ("name", "why"),
     [
-        ("apimall_completed_odd_image.json", "URL or a data URI, not dict"),
-        ("apimall_several_one_odd.json", "neither an http"),
         ("apimall_status_missing.json", r"required field missing @ data.status"),
         ("apimall_status_number.json", "a status is a word, not int"),
         ("apimall_status_empty.json", "a status is a word, not empty"),
         ("apimall_create_no_data.json", "data is missing"),
     ],
 )
-def test_a_query_answer_that_does_not_fit_says_what_is_wrong(name: str, why: str) -> None:
-    with pytest.raises(ContractBroken, match=why):
+def test_invalid_poll_answer_names_the_error(name: str, why: str) -> None:
+    with pytest.raises(UnexpectedResponse, match=why):
         mall.read_query(answer(name))
 
 
-def test_odd_decoration_of_a_task_is_left_out() -> None:
+@pytest.mark.parametrize(
+    ("name", "missing"),
+    [
+        ("apimall_several_one_odd.json", {1: "an image is neither an http(s) URL nor a data URI"}),
+        ("apimall_several.json", {1: "the gateway gave no link"}),
+        ("apimall_primary_odd.json", {}),
+    ],
+)
+def test_missing_images_are_listed(name: str, missing: dict[int, str]) -> None:
+    seen = mall.read_query(answer(name))
+    assert (seen.state, dict(seen.missing)) == (JobState.SUCCEEDED, missing)
+    assert seen.images[0] == f"{CDN}/1.png" or not missing
+
+
+def test_task_with_only_invalid_images_succeeds_with_reasons() -> None:
+    seen = mall.read_query(answer("apimall_completed_odd_image.json"))
+    assert (seen.state, seen.images) == (JobState.SUCCEEDED, ())
+    assert [why for _, why in seen.missing] == [
+        "an image is a URL or a data URI, not dict",
+        "an image is neither an http(s) URL nor a data URI",
+    ]
+
+
+def test_primary_url_replaces_a_list_of_invalid_images() -> None:
+    envelope = json.loads(body("apimall_several_one_odd.json"))
+    envelope["data"] |= {"output": {"resultUrls": [None, 5, ""]}, "primary_url": f"{CDN}/1.png"}
+    seen = mall.read_query(HttpResponse(status=200, body=json.dumps(envelope).encode()))
+    assert seen.images == (f"{CDN}/1.png",)
+    assert [place for place, _ in seen.missing] == [1, 2]
+
+
+def test_invalid_optional_fields_of_a_task_become_none() -> None:
     seen = mall.read_query(answer("apimall_odd_decoration.json"))
     assert seen.images == (f"{CDN}/generated/result.webp",)
     assert (seen.credits_used, seen.credits_refunded) == (Decimal("8.50"), None)
@@ -267,11 +296,11 @@ def test_odd_decoration_of_a_task_is_left_out() -> None:
     assert seen.raw["data"]["progress"] == 100
 
 
-def test_an_inline_picture_is_kept_out_of_raw() -> None:
+def test_raw_omits_inline_images() -> None:
     seen = mall.read_query(answer("apimall_completed_inline.json"))
     assert seen.raw["data"]["primary_url"] == "<image/png, 46 characters>"
 
 
-def test_it_sends_no_callbacks() -> None:
-    with pytest.raises(ContractBroken, match="sends no callbacks"):
+def test_callback_is_refused() -> None:
+    with pytest.raises(UnexpectedResponse, match="does not send callbacks"):
         mall.read_callback(body("defapi_callback.json"))

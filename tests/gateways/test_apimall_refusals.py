@@ -1,4 +1,4 @@
-"""How API Mall says no: by status in its own envelope, or by words inside a 200."""
+"""Refusals of API Mall: by status in its own envelope, or by words inside a 200."""
 
 import json
 from pathlib import Path
@@ -7,10 +7,9 @@ from typing import Any
 import pytest
 
 from nanobanana_async.errors import (
-    GATEWAY_ERRORS,
+    ERROR_BY_STATUS,
     AccessDenied,
     AuthenticationError,
-    ContractBroken,
     GatewayError,
     GatewayUnavailable,
     IdempotencyConflict,
@@ -19,6 +18,7 @@ from nanobanana_async.errors import (
     PromptBlocked,
     RateLimited,
     TaskNotFound,
+    UnexpectedResponse,
 )
 from nanobanana_async.gateways import ApiMall, HttpResponse
 
@@ -44,35 +44,35 @@ def refusal(code: str, message: str, status: int = 200) -> HttpResponse:
     return HttpResponse(status=status, body=json.dumps(said).encode())
 
 
-@pytest.mark.parametrize("status", sorted(GATEWAY_ERRORS))
+@pytest.mark.parametrize("status", sorted(ERROR_BY_STATUS))
 @pytest.mark.parametrize("read", [mall.read_create, mall.read_query])
-def test_each_status_in_its_own_envelope_is_its_own_error(status: int, read: Any) -> None:
-    with pytest.raises(GATEWAY_ERRORS[status]) as caught:
+def test_error_envelope_gives_the_class_of_its_status(status: int, read: Any) -> None:
+    with pytest.raises(ERROR_BY_STATUS[status]) as caught:
         read(answer("apimall_error.json", status, retry_after="7"))
     assert caught.value.message.startswith("Insufficient credits")
     facts = (caught.value.status, caught.value.code, caught.value.request_id, caught.value.retry_after_s)
     assert facts == (status, "insufficient_credits", REQUEST, 7)
 
 
-@pytest.mark.parametrize("status", sorted(set(GATEWAY_ERRORS) - {429}))
+@pytest.mark.parametrize("status", sorted(set(ERROR_BY_STATUS) - {429}))
 @pytest.mark.parametrize(
     "name", ["proxy.html", "proxy_json.json", "list.json", "apimall_create.json", "apimall_error_wordless.json"]
 )
-def test_a_status_without_the_envelope_says_nothing(status: int, name: str) -> None:
-    with pytest.raises(ContractBroken, match="without its envelope") as caught:
+def test_status_without_envelope_is_unexpected(status: int, name: str) -> None:
+    with pytest.raises(UnexpectedResponse, match="not the gateway's error format") as caught:
         mall.read_create(answer(name, status, retry_after="9"))
     assert (caught.value.status, caught.value.retry_after_s) == (status, 9)
 
 
 @pytest.mark.parametrize("status", [0, 100, 203, 204, 206, 301, 304, 307, 405, 418, 422, 501, 505, 520, 524, 599])
-def test_a_status_that_is_not_listed_says_nothing_even_with_the_envelope(status: int) -> None:
-    with pytest.raises(ContractBroken) as caught:
+def test_unlisted_status_with_envelope_is_unexpected(status: int) -> None:
+    with pytest.raises(UnexpectedResponse) as caught:
         mall.read_create(answer("apimall_error.json", status))
     assert caught.value.status == status
 
 
-def test_an_envelope_too_large_to_be_one_says_nothing() -> None:
-    with pytest.raises(ContractBroken):
+def test_oversized_envelope_is_unexpected() -> None:
+    with pytest.raises(UnexpectedResponse):
         mall.read_create(HttpResponse(status=402, body=body("apimall_error.json") + b" " * 1024**2))
 
 
@@ -87,19 +87,19 @@ def test_an_envelope_too_large_to_be_one_says_nothing() -> None:
         ("apimall_error_only_code.json", "rate", "rate_limit_exceeded"),
     ],
 )
-def test_a_429_is_a_limit_whatever_its_body(name: str, kind: str | None, code: str | None) -> None:
+def test_429_is_rate_limited_with_any_body(name: str, kind: str | None, code: str | None) -> None:
     with pytest.raises(RateLimited) as caught:
         mall.read_create(answer(name, 429))
     assert (caught.value.kind, caught.value.code, caught.value.status) == (kind, code, 429)
 
 
-def test_an_empty_429_is_a_limit_too() -> None:
-    with pytest.raises(RateLimited, match="without a word") as caught:
+def test_empty_429_is_rate_limited() -> None:
+    with pytest.raises(RateLimited, match="gave no reason") as caught:
         mall.read_query(HttpResponse(status=429, headers={"x-ratelimit-remaining": "0", "x-request-id": "r-1"}))
     assert (caught.value.kind, caught.value.request_id) == ("rate", "r-1")
 
 
-def test_a_403_names_the_base_url() -> None:
+def test_403_names_the_base_url() -> None:
     gateway = ApiMall(api_key=KEY, base_url="https://www.apimall.ai/")
     with pytest.raises(AccessDenied, match=r"not approved, or https://www\.apimall\.ai is not the gateway"):
         gateway.read_create(refusal("forbidden", "API access not approved", 403))
@@ -129,7 +129,7 @@ def test_a_403_names_the_base_url() -> None:
     ],
 )
 @pytest.mark.parametrize("read", [mall.read_create, mall.read_query])
-def test_a_refusal_inside_a_200_is_known_by_its_words(
+def test_refusal_inside_a_200_is_classified_by_its_words(
     code: str, message: str, kind: type[GatewayError], read: Any
 ) -> None:
     with pytest.raises(kind) as caught:
@@ -145,16 +145,16 @@ def test_a_refusal_inside_a_200_is_known_by_its_words(
         ("apimall_error_top.json", AuthenticationError, "Invalid API key"),
         ("apimall_error_only_code.json", RateLimited, "rate_limit_exceeded"),
         ("apimall_error_success_missing.json", PromptBlocked, "Prompt blocked by content moderation"),
-        ("apimall_error_wordless.json", GatewayUnavailable, "refused without a word"),
+        ("apimall_error_wordless.json", GatewayUnavailable, "the gateway gave no reason"),
     ],
 )
-def test_an_envelope_of_another_shape_is_understood(name: str, kind: type[GatewayError], message: str) -> None:
+def test_other_envelope_shapes_are_understood(name: str, kind: type[GatewayError], message: str) -> None:
     with pytest.raises(kind) as caught:
         mall.read_create(answer(name))
     assert (type(caught.value), caught.value.message) == (kind, message)
 
 
-def test_no_error_shows_a_secret() -> None:
+def test_error_messages_hold_no_secret() -> None:
     with pytest.raises(AuthenticationError) as caught:
         mall.read_create(answer("apimall_error_secrets.json", 401))
     assert caught.value.message == "No such key: sk-*** (Bearer ***), see https://logs.apimall.ai/x?..."

@@ -1,10 +1,11 @@
-"""Foreign text in errors: short, on one line, and free of secrets."""
+"""Text of gateways in errors: short, on one line, without secrets."""
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nanobanana_async.gateways.redaction import excerpt, tidy
+from nanobanana_async.gateways.redaction import excerpt, redact
+from nanobanana_async.gateways.secret import Secret
 
 SECRET = "mall-key-0123456789"
 
@@ -31,30 +32,30 @@ SECRET = "mall-key-0123456789"
         ('"data:image\\/png;base64,' + "A" * 900 + '" end', '"data:image\\/png;base64,..." end'),
     ],
 )
-def test_an_excerpt_is_fit_for_eyes(text: str, expected: str) -> None:
-    assert tidy(text, secret=SECRET) == expected
-    assert excerpt(text.encode(), secret=SECRET) == expected
+def test_excerpt_is_redacted_and_escaped(text: str, expected: str) -> None:
+    assert redact(text, secret=Secret(SECRET)) == expected
+    assert excerpt(text.encode(), secret=Secret(SECRET)) == expected
 
 
-def test_a_short_secret_does_not_blot_out_common_words() -> None:
-    assert tidy("test the test", secret="test") == "test the test"
+def test_short_secret_is_not_masked() -> None:
+    assert redact("test the test", secret=Secret("test")) == "test the test"
 
 
 @pytest.mark.parametrize("text", ["word " * 100, "\x00" * 199, "x" * 201, "y" * 10_000_000])
-def test_an_excerpt_is_short(text: str) -> None:
-    short = tidy(text)
+def test_excerpt_is_short(text: str) -> None:
+    short = redact(text)
     assert len(short) <= 200
     assert short.endswith("...")
 
 
 @pytest.mark.parametrize("before", range(4070, 4100))
-def test_a_secret_that_the_window_cuts_does_not_come_into_view(before: int) -> None:
+def test_secret_cut_by_the_window_is_not_shown(before: int) -> None:
     lead = '"data:image/png;base64,'
     text = lead + "A" * (before - len(lead) - 2) + '" ' + SECRET + " and more" * 100
-    assert SECRET[:6] not in tidy(text, secret=SECRET)
+    assert SECRET[:6] not in redact(text, secret=Secret(SECRET))
 
 
 @given(st.text(), st.binary())
-def test_an_excerpt_is_always_printable(text: str, body: bytes) -> None:
-    assert tidy(text).isprintable()
+def test_excerpt_is_always_printable(text: str, body: bytes) -> None:
+    assert redact(text).isprintable()
     assert excerpt(body).isprintable()

@@ -1,4 +1,4 @@
-"""Peers on loopback that speak, lie and hang up by script."""
+"""Scripted servers on loopback, for answers that are wrong, late, cut short or missing."""
 
 import asyncio
 import contextlib
@@ -13,66 +13,67 @@ from typing import Self
 from nanobanana_async.config import Timeouts
 from nanobanana_async.gateways.apimall import ApiMall
 from nanobanana_async.gateways.contract import HttpRequest
-from nanobanana_async.http.api import Api
+from nanobanana_async.http.tls_and_proxies import Proxies
+from nanobanana_async.http.transport import AiohttpTransport
 
 KEY = "ak-canary-7Hq2ZxW9vBn4"
 BODY = b'{"prompt":"a lighthouse"}'
 FINE = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 2\r\n\r\n{}"
-CERTIFICATE = Path(__file__).with_name("loopback.pem")  # for localhost and 127.0.0.1, known to nobody; valid until 2126
+CERTIFICATE = Path(__file__).with_name("loopback.pem")  # for localhost and 127.0.0.1, self-signed; valid until 2126
 
 
-class Line:
-    """One accepted connection, as the peer sees it."""
+class Connection:
+    """One accepted connection, on the server's side."""
 
     def __init__(self, peer: "Peer", reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._peer = peer
         self._reader = reader
         self.writer = writer
 
-    async def hear(self) -> bytes:
-        """Read one request whole."""
+    async def read_request(self) -> bytes:
+        """Read one complete request."""
         head = await self._reader.readuntil(b"\r\n\r\n")
         _, _, length = head.lower().partition(b"content-length: ")
         body = await self._reader.readexactly(int(length.split(b"\r\n")[0])) if length else b""
-        self._peer.heard.append(head + body)
+        self._peer.requests.append(head + body)
         return head + body
 
-    async def say(self, *words: bytes) -> None:
+    async def write(self, *words: bytes) -> None:
         self.writer.write(b"".join(words))
         await self.writer.drain()
 
     async def ended(self) -> bytes:
-        """Wait until the client has hung up; return what came before."""
+        """Wait until the client closes the connection; return the bytes received until then."""
         return await self._reader.read()
 
-    def hang_up(self) -> None:
+    def close(self) -> None:
         self.writer.close()
 
     def reset(self) -> None:
-        """Close with a RST instead of a FIN."""
+        """Close the connection with a RST instead of a FIN."""
         made = self.writer.get_extra_info("socket")
         made.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         self.writer.transport.abort()
 
 
-Script = Callable[[Line], Awaitable[None]]
+Script = Callable[[Connection], Awaitable[None]]
 
 
 class Peer:
-    """`async with Peer(script) as peer`: serves each connection by the script, and counts."""
+    """A server that runs the script for each connection and records requests: `async with Peer(script) as peer`."""
 
     def __init__(self, script: Script, *, tls: bool = False) -> None:
         self._script = script
         self._tls = tls
         self._tasks: set[asyncio.Task[None]] = set()
-        self._lines: list[Line] = []
+        self._connections: list[Connection] = []
         self._changed = asyncio.Event()
-        self.heard: list[bytes] = []
+        self.requests: list[bytes] = []
         self.ended = 0
 
     @property
     def accepted(self) -> int:
-        return len(self._lines)
+        return len(self._connections)
 
     @property
     def url(self) -> str:
@@ -93,18 +94,18 @@ class Peer:
         self._server.close()
         for task in self._tasks:
             task.cancel()
-        for line in self._lines:
-            line.writer.transport.abort()
+        for connection in self._connections:
+            connection.writer.transport.abort()
         if self._tasks:
             await asyncio.wait(self._tasks)
         await asyncio.sleep(0)
 
     async def all_ended(self, count: int) -> None:
-        """Wait until so many scripts came to their end."""
+        """Wait until `count` scripts have ended."""
         await self._until(lambda: self.ended >= count)
 
-    async def all_met(self, count: int) -> None:
-        """Wait until so many connections were accepted."""
+    async def all_accepted(self, count: int) -> None:
+        """Wait until `count` connections were accepted."""
         await self._until(lambda: self.accepted >= count)
 
     async def _until(self, reached: Callable[[], bool]) -> None:
@@ -114,57 +115,59 @@ class Peer:
                 await self._changed.wait()
 
     def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        line = Line(self, reader, writer)
-        self._lines.append(line)
+        connection = Connection(self, reader, writer)
+        self._connections.append(connection)
         self._changed.set()
-        self._tasks.add(asyncio.get_running_loop().create_task(self._serve(line)))
+        self._tasks.add(asyncio.get_running_loop().create_task(self._serve(connection)))
 
-    async def _serve(self, line: Line) -> None:
+    async def _serve(self, connection: Connection) -> None:
         with contextlib.suppress(asyncio.CancelledError, asyncio.IncompleteReadError, ConnectionError, ssl.SSLError):
-            await self._script(line)
+            await self._script(connection)
         self.ended += 1
         self._changed.set()
 
 
-async def fine(line: Line) -> None:
-    """Answer everything."""
+async def fine(connection: Connection) -> None:
+    """Answer every request."""
     while True:
-        await line.hear()
-        await line.say(FINE)
+        await connection.read_request()
+        await connection.write(FINE)
 
 
-async def silent(line: Line) -> None:
-    """Take everything, answer nothing."""
-    await line.ended()
+async def silent(connection: Connection) -> None:
+    """Read every request, answer none."""
+    await connection.ended()
 
 
 def answering(*words: bytes, then: str = "hang up") -> Script:
-    """Return a script that answers one request so, then hangs up, resets, or waits."""
+    """Return a script that sends this answer to one request, then closes, resets, or waits."""
 
-    async def script(line: Line) -> None:
-        await line.hear()
-        await line.say(*words)
+    async def script(connection: Connection) -> None:
+        await connection.read_request()
+        await connection.write(*words)
         if then == "hang up":
-            line.hang_up()
+            connection.close()
         elif then == "reset":
-            await asyncio.sleep(0.02)  # a RST overtakes what is not yet read
-            line.reset()
+            await asyncio.sleep(0.02)  # a RST discards data that the client has not read yet
+            connection.reset()
         else:
-            await line.ended()
+            await connection.ended()
 
     return script
 
 
 def trusting() -> ssl.SSLContext:
-    """Return a TLS context that knows the peers' certificate."""
+    """Return a TLS context that trusts the peers' certificate."""
     return ssl.create_default_context(cafile=str(CERTIFICATE))
 
 
 @contextlib.asynccontextmanager
-async def opened(*, connect_s: float = 5.0, key: str = KEY, **settings: object) -> AsyncIterator[Api]:
-    """Open a door to nowhere in particular, and close it."""
+async def opened(
+    *, connect_s: float = 5.0, key: str = KEY, proxy: str | None = None, **settings: object
+) -> AsyncIterator[AiohttpTransport]:
+    """Open a transport to a gateway that does not exist; close it at the end."""
     gateway = ApiMall(api_key=key, base_url="https://gateway.invalid")
-    api = Api(gateway, timeouts=Timeouts(connect_s=connect_s), **settings)  # type: ignore[arg-type]
+    api = AiohttpTransport(gateway, timeouts=Timeouts(connect_s=connect_s), proxies=Proxies(proxy), **settings)  # type: ignore[arg-type]
     await api.open()
     try:
         yield api
@@ -179,7 +182,7 @@ def create(url: str, **settings: object) -> HttpRequest:
 
 
 def query(url: str, **settings: object) -> HttpRequest:
-    """Return a query: a GET without one."""
+    """Return a poll: a GET without a body."""
     return HttpRequest(method="GET", url=url, **settings)  # type: ignore[arg-type]
 
 

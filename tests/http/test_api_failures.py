@@ -1,4 +1,4 @@
-"""What the door says when no whole answer came: in our words, with `sent` told, and never with the key."""
+"""Errors of the transport when no complete answer came: `possibly_sent` is right, and the key is never shown."""
 
 import asyncio
 import base64
@@ -14,16 +14,17 @@ import aiohttp
 import pytest
 from aiohttp.abc import AbstractResolver, AbstractStreamWriter, ResolveResult
 
-from nanobanana_async.errors import ConfigurationError, ContractBroken, NanoBananaError, TransportError
+from nanobanana_async.errors import ConfigurationError, NanoBananaError, TransportError, UnexpectedResponse
 from nanobanana_async.gateways.contract import HttpRequest
-from nanobanana_async.http.api import Api
-from nanobanana_async.http.body import Body, perhaps_sent
-from nanobanana_async.http.failures import explained
+from nanobanana_async.gateways.secret import Secret
+from nanobanana_async.http.body import RequestBody, possibly_sent
+from nanobanana_async.http.exceptions import map_exception
+from nanobanana_async.http.transport import AiohttpTransport
 from tests.http.peers import (
     BODY,
     FINE,
     KEY,
-    Line,
+    Connection,
     Peer,
     Script,
     answering,
@@ -58,8 +59,8 @@ def frames(trace: TracebackType | None) -> Iterator[Any]:
         trace = trace.tb_next
 
 
-def everything_said(error: BaseException) -> Iterator[str]:
-    """Yield all that an error report could show of an error."""
+def everything_shown(error: BaseException) -> Iterator[str]:
+    """Yield everything that an error report could show of an error."""
     for link in chain(error):
         yield str(link)
         yield repr(link)
@@ -73,8 +74,10 @@ def everything_said(error: BaseException) -> Iterator[str]:
         yield pickle.dumps(error).decode("latin-1")
 
 
-async def failure(api: Api, request: HttpRequest, *, timeout_s: float = 2.0, fresh: bool = False) -> NanoBananaError:
-    """Return the error of a request that can't succeed, after looking through its pockets."""
+async def failure(
+    api: AiohttpTransport, request: HttpRequest, *, timeout_s: float = 2.0, fresh: bool = False
+) -> NanoBananaError:
+    """Return the error of a request that can't succeed; check that the error holds no secret."""
     with pytest.raises(NanoBananaError) as caught:
         await api.send(request, timeout_s=timeout_s, fresh_connection=fresh)
     error = caught.value
@@ -82,14 +85,14 @@ async def failure(api: Api, request: HttpRequest, *, timeout_s: float = 2.0, fre
     assert error.__context__ is None
     places = [frame.f_code.co_filename for frame in frames(error.__traceback__)]
     assert not [place for place in places if "aiohttp" in place]
-    for said in everything_said(error):
-        assert not [secret for secret in secrets() if secret in said]
+    for shown in everything_shown(error):
+        assert not [secret for secret in secrets() if secret in shown]
     return error
 
 
 @pytest.fixture(autouse=True)
 def nothing_logged(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
-    """Nothing at all is logged, neither by us nor by an event loop that found an exception nobody took."""
+    """Check that nothing is logged, neither by the package nor by the event loop about unretrieved exceptions."""
     caplog.set_level(logging.DEBUG)
     logging.getLogger("asyncio").setLevel(logging.INFO)
     yield
@@ -97,22 +100,22 @@ def nothing_logged(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
     assert [record.getMessage() for record in caplog.records] == []
 
 
-# Surely not sent
+# Certainly not sent
 
 
 @BOTH
 @pytest.mark.parametrize("fresh", [False, True])
-async def test_a_refused_connection_was_surely_not_sent(ask: Ask, fresh: bool) -> None:
+async def test_refused_connection_is_certainly_not_sent(ask: Ask, fresh: bool) -> None:
     async with opened() as api:
         error = await failure(api, ask(f"http://127.0.0.1:{unused_port()}/"), fresh=fresh)
     assert isinstance(error, TransportError)
-    assert error.sent is False
+    assert error.possibly_sent is False
     assert error.safe_to_repeat is True
     assert "127.0.0.1 can't be reached" in error.message
 
 
 class Unresolving(AbstractResolver):
-    """Knows no name."""
+    """A resolver that fails for every name."""
 
     async def resolve(self, host: str, port: int = 0, family: int = 0) -> list[ResolveResult]:
         raise OSError(None, "no such name")
@@ -121,85 +124,83 @@ class Unresolving(AbstractResolver):
 
 
 @BOTH
-async def test_an_unknown_host_was_surely_not_sent(ask: Ask) -> None:
+async def test_unknown_host_is_certainly_not_sent(ask: Ask) -> None:
     connector = aiohttp.TCPConnector(resolver=Unresolving())
     async with aiohttp.ClientSession(connector=connector) as lent, opened(http=lent) as api:
         error = await failure(api, ask("https://gateway.invalid/"))
     assert isinstance(error, TransportError)
-    assert (error.sent, error.message) == (False, "the name gateway.invalid can't be resolved: no such name")
+    assert (error.possibly_sent, error.message) == (False, "the name gateway.invalid can't be resolved: no such name")
 
 
 @BOTH
-async def test_a_peer_that_does_not_speak_tls_was_surely_not_sent_to(ask: Ask) -> None:
-    async def plain(line: Line) -> None:
-        await line.say(b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n")
-        await line.ended()
+async def test_peer_without_tls_is_certainly_not_sent(ask: Ask) -> None:
+    async def plain(connection: Connection) -> None:
+        await connection.write(b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n")
+        await connection.ended()
 
     async with opened() as api, Peer(plain) as peer:
         error = await failure(api, ask(peer.url.replace("http:", "https:")))
     assert isinstance(error, TransportError)
-    assert error.sent is False
+    assert error.possibly_sent is False
     assert error.message.startswith("TLS with 127.0.0.1 failed")
 
 
 @BOTH
-async def test_an_untrusted_certificate_was_surely_not_sent_to(ask: Ask) -> None:
+async def test_untrusted_certificate_is_certainly_not_sent(ask: Ask) -> None:
     async with opened() as api, Peer(fine, tls=True) as peer:
         error = await failure(api, ask(peer.url))
-        assert peer.heard == []
+        assert peer.requests == []
     assert isinstance(error, TransportError)
-    assert error.sent is False
+    assert error.possibly_sent is False
     assert error.message.startswith("the TLS certificate of 127.0.0.1 is not trusted: ")
 
 
 @pytest.mark.parametrize(("connect_s", "timeout_s"), [(0.03, 2.0), (2.0, 0.03)])
-async def test_a_connection_that_is_not_made_in_time_was_surely_not_sent(connect_s: float, timeout_s: float) -> None:
-    # The peer takes the connection and leaves the TLS handshake unanswered.
+async def test_connect_timeout_is_certainly_not_sent(connect_s: float, timeout_s: float) -> None:
+    # The peer accepts the connection and does not answer the TLS handshake.
     async with opened(connect_s=connect_s) as api, Peer(silent) as peer:
         error = await failure(api, create(peer.url.replace("http:", "https:")), timeout_s=timeout_s)
     assert isinstance(error, TransportError)
-    assert error.sent is False
+    assert error.possibly_sent is False
     assert "within 0.03 s" in error.message
 
 
 @pytest.mark.parametrize(("connect_s", "timeout_s"), [(0.03, 2.0), (2.0, 0.03)])
-async def test_a_request_that_got_no_connection_of_a_full_pool_was_surely_not_sent(
-    connect_s: float, timeout_s: float
-) -> None:
+async def test_full_pool_is_certainly_not_sent(connect_s: float, timeout_s: float) -> None:
     async with opened(connect_s=connect_s, max_connections=1) as api, Peer(silent) as peer:
         first = asyncio.get_running_loop().create_task(api.send(query(peer.url), timeout_s=9))
-        await peer.all_met(1)
+        await peer.all_accepted(1)
         error = await failure(api, create(peer.url), timeout_s=timeout_s)
         first.cancel()
         await asyncio.wait([first])
     assert isinstance(error, TransportError)
-    assert error.sent is False
+    assert error.possibly_sent is False
 
 
-# Perhaps sent
+# Possibly sent
 
 
-async def hangs_up_at_once(line: Line) -> None:
-    line.hang_up()
+async def hangs_up_at_once(connection: Connection) -> None:
+    connection.close()
 
 
-async def resets_at_once(line: Line) -> None:
-    line.reset()
+async def resets_at_once(connection: Connection) -> None:
+    connection.reset()
 
 
-async def hangs_up_after_reading(line: Line) -> None:
-    await line.hear()
-    line.hang_up()
+async def hangs_up_after_reading(connection: Connection) -> None:
+    await connection.read_request()
+    connection.close()
 
 
-async def resets_after_reading(line: Line) -> None:
-    await line.hear()
-    line.reset()
+async def resets_after_reading(connection: Connection) -> None:
+    await connection.read_request()
+    connection.reset()
 
 
-async def hangs_up_amid_the_request(line: Line) -> None:
-    await line._reader.readexactly(20)
-    line.hang_up()
+async def hangs_up_amid_the_request(connection: Connection) -> None:
+    await connection._reader.readexactly(20)
+    connection.close()
 
 
 BROKEN: dict[str, Script] = {
@@ -229,52 +230,52 @@ BROKEN: dict[str, Script] = {
 
 @BOTH
 @pytest.mark.parametrize("manner", BROKEN)
-async def test_a_lost_or_broken_answer_was_perhaps_sent(ask: Ask, manner: str) -> None:
+async def test_lost_or_broken_answer_is_possibly_sent(ask: Ask, manner: str) -> None:
     async with opened() as api, Peer(BROKEN[manner]) as peer:
         error = await failure(api, ask(peer.url))
     assert isinstance(error, TransportError)
-    assert error.sent is True
+    assert error.possibly_sent is True
     assert error.safe_to_repeat is False
 
 
 @pytest.mark.parametrize("manner", ["closed before reading", "reset after reading", "reset amid the body"])
-async def test_a_create_that_is_lost_on_a_fresh_connection_was_perhaps_sent_and_is_not_repeated(manner: str) -> None:
+async def test_create_lost_on_a_fresh_connection_is_not_resent(manner: str) -> None:
     async with opened() as api, Peer(BROKEN[manner]) as peer:
         error = await failure(api, create(peer.url), fresh=True)
         await asyncio.sleep(0.02)
         assert peer.accepted == 1
     assert isinstance(error, TransportError)
-    assert error.sent is True
+    assert error.possibly_sent is True
 
 
 @pytest.mark.parametrize("cut", range(0, len(FINE), 3))
-async def test_an_answer_cut_anywhere_is_no_answer(cut: int) -> None:
+async def test_truncated_answer_is_possibly_sent(cut: int) -> None:
     async with opened() as api, Peer(answering(FINE[:cut])) as peer:
         error = await failure(api, create(peer.url))
     assert isinstance(error, TransportError)
-    assert error.sent is True
+    assert error.possibly_sent is True
 
 
-async def test_a_length_below_the_truth_is_a_broken_answer_when_the_rest_comes_along() -> None:
+async def test_extra_bytes_with_the_answer_break_it() -> None:
     async with opened() as api, Peer(answering(FINE, b"and more", then="wait")) as peer:
         error = await failure(api, create(peer.url))
     assert isinstance(error, TransportError)
-    assert error.sent is True
+    assert error.possibly_sent is True
 
 
-async def test_a_length_below_the_truth_is_believed_and_a_late_rest_spoils_nothing() -> None:
-    async def script(line: Line) -> None:
-        await line.hear()
-        await line.say(FINE)
+async def test_late_extra_bytes_do_not_affect_the_next_request() -> None:
+    async def script(connection: Connection) -> None:
+        await connection.read_request()
+        await connection.write(FINE)
         await asyncio.sleep(0.02)
-        await line.say(b"and more")
-        await line.ended()
+        await connection.write(b"and more")
+        await connection.ended()
 
     async with opened() as api, Peer(script) as peer:
         for _ in range(2):
             assert (await api.send(create(peer.url), timeout_s=2)).body == b"{}"
             await asyncio.sleep(0.04)
-        assert (peer.accepted, len(peer.heard)) == (2, 2)
+        assert (peer.accepted, len(peer.requests)) == (2, 2)
 
 
 STALLS: dict[str, Script] = {
@@ -287,57 +288,57 @@ STALLS: dict[str, Script] = {
 
 @BOTH
 @pytest.mark.parametrize("where", STALLS)
-async def test_a_stalled_answer_ends_at_the_timeout_and_was_perhaps_sent(ask: Ask, where: str) -> None:
+async def test_stalled_answer_times_out_as_possibly_sent(ask: Ask, where: str) -> None:
     async with opened() as api, Peer(STALLS[where]) as peer:
         error = await failure(api, ask(peer.url), timeout_s=0.05)
         assert isinstance(error, TransportError)
-        assert (error.sent, error.message) == (True, "no whole answer from 127.0.0.1 within 0.05 s")
-        await peer.all_ended(1)  # the connection is not used again
+        assert (error.possibly_sent, error.message) == (True, "no complete answer from 127.0.0.1 within 0.05 s")
+        await peer.all_ended(1)  # the connection is closed, not reused
 
 
-async def test_an_answer_that_drips_does_not_outlast_the_timeout() -> None:
-    async def dripping(line: Line) -> None:
-        await line.hear()
-        await line.say(b"HTTP/1.1 200 OK\r\nContent-Length: 900\r\n\r\n")
+async def test_slow_answer_times_out() -> None:
+    async def dripping(connection: Connection) -> None:
+        await connection.read_request()
+        await connection.write(b"HTTP/1.1 200 OK\r\nContent-Length: 900\r\n\r\n")
         while True:
-            await line.say(b"x")
+            await connection.write(b"x")
             await asyncio.sleep(0.01)
 
     async with opened() as api, Peer(dripping) as peer:
         error = await failure(api, create(peer.url), timeout_s=0.1)
     assert isinstance(error, TransportError)
-    assert error.sent is True
+    assert error.possibly_sent is True
 
 
-async def test_an_upload_that_is_cut_short_was_perhaps_sent() -> None:
-    async def deaf(line: Line) -> None:
-        line.writer.transport.pause_reading()  # type: ignore[attr-defined]
+async def test_interrupted_upload_is_possibly_sent() -> None:
+    async def deaf(connection: Connection) -> None:
+        connection.writer.transport.pause_reading()  # type: ignore[attr-defined]
         await asyncio.sleep(9)
 
     async with opened() as api, Peer(deaf) as peer:
         request = HttpRequest(method="POST", url=peer.url, body=b"x" * 20_000_000)
         error = await failure(api, request, timeout_s=0.1)
     assert isinstance(error, TransportError)
-    assert error.sent is True
+    assert error.possibly_sent is True
 
 
-async def test_a_create_that_dies_with_its_connection_is_never_called_unsent() -> None:
-    # The server hangs up while the create is on its way: the tracker counts no byte, though one may have arrived.
+async def test_create_on_a_closing_connection_is_possibly_sent() -> None:
+    # The server closes while the create is being sent: the tracker counts no byte, though some may have arrived.
     async with opened() as api, Peer(answering(FINE)) as peer:
         await api.send(query(peer.url), timeout_s=2)
         error = await failure(api, create(peer.url))
     assert isinstance(error, TransportError)
-    assert error.sent is True
+    assert error.possibly_sent is True
 
 
-async def test_a_query_that_got_no_answer_in_time_counts_as_perhaps_sent() -> None:
+async def test_poll_timeout_is_possibly_sent() -> None:
     async with opened(connect_s=2.0) as api, Peer(silent) as peer:
         error = await failure(api, query(peer.url), timeout_s=0.03)
     assert isinstance(error, TransportError)
-    assert error.sent is True
+    assert error.possibly_sent is True
 
 
-async def test_a_post_without_a_body_tells_what_became_of_it() -> None:
+async def test_post_without_a_body_reports_possibly_sent() -> None:
     def bare(url: str) -> HttpRequest:
         return HttpRequest(method="POST", url=url)
 
@@ -346,30 +347,30 @@ async def test_a_post_without_a_body_tells_what_became_of_it() -> None:
         refused = await failure(api, bare(f"http://127.0.0.1:{unused_port()}/"))
     assert isinstance(lost, TransportError)
     assert isinstance(refused, TransportError)
-    assert (lost.sent, refused.sent) == (True, False)
+    assert (lost.possibly_sent, refused.possibly_sent) == (True, False)
 
 
-# How it is told
+# How `possibly_sent` is determined
 
 
-class Held(Body):
-    """A body that hesitates before its first byte."""
+class Held(RequestBody):
+    """A body that waits before its first byte."""
 
     async def write(self, writer: AbstractStreamWriter) -> None:
         await asyncio.sleep(0.05)
         await super().write(writer)
 
 
-async def test_aiohttp_keeps_the_headers_back_until_the_body_is_asked_for() -> None:
-    # On this `Body.asked` rests.
+async def test_aiohttp_sends_headers_only_with_the_body() -> None:
+    # `RequestBody.started` depends on this.
     before: list[int] = []
 
-    async def script(line: Line) -> None:
+    async def script(connection: Connection) -> None:
         await asyncio.sleep(0.03)
-        before.append(len(line._reader._buffer))  # type: ignore[attr-defined]
-        await line.hear()
-        await line.say(FINE)
-        await line.ended()
+        before.append(len(connection._reader._buffer))  # type: ignore[attr-defined]
+        await connection.read_request()
+        await connection.write(FINE)
+        await connection.ended()
 
     async with (
         Peer(script) as peer,
@@ -378,25 +379,25 @@ async def test_aiohttp_keeps_the_headers_back_until_the_body_is_asked_for() -> N
     ):
         assert response.status == 200
     assert before == [0]
-    assert peer.heard[0].endswith(BODY)
+    assert peer.requests[0].endswith(BODY)
 
 
-async def test_a_body_is_not_written_to_a_connection_that_spoke_unasked() -> None:
+async def test_body_is_not_written_to_a_connection_with_unread_data() -> None:
     class Protocol:
         should_close = True
 
     class Writer:
         protocol = Protocol()
 
-    body = Body(BODY)
+    body = RequestBody(BODY)
     with pytest.raises(ConnectionError):
         await body.write(Writer())  # type: ignore[arg-type]
-    assert body.asked is False
+    assert body.started is False
 
 
-async def test_a_body_read_by_another_way_counts_as_asked() -> None:
-    body = Body(BODY)
-    assert (await body.as_bytes(), body.asked) == (BODY, True)
+async def test_body_read_as_bytes_counts_as_started() -> None:
+    body = RequestBody(BODY)
+    assert (await body.as_bytes(), body.started) == (BODY, True)
 
 
 @pytest.mark.parametrize(
@@ -409,62 +410,62 @@ async def test_a_body_read_by_another_way_counts_as_asked() -> None:
         (aiohttp.InvalidURL("x"), False),
     ],
 )
-async def test_without_an_attempt_the_kind_of_error_decides(error: Exception, sent: bool) -> None:
-    assert perhaps_sent(error, Body(BODY), aiohttp.UploadTracker()) is sent
+async def test_without_an_attempt_the_error_type_decides(error: Exception, sent: bool) -> None:
+    assert possibly_sent(error, RequestBody(BODY), aiohttp.UploadTracker()) is sent
 
 
 @pytest.mark.parametrize("sent", [False, True])
-def test_an_error_nobody_thought_of_is_named_by_its_kind_only(sent: bool) -> None:
-    error = explained(KeyError(KEY), host="gateway.invalid", sent=sent, connect_s=1, timeout_s=1)
+def test_unknown_exception_is_named_by_its_type_only(sent: bool) -> None:
+    error = map_exception(KeyError(KEY), host="gateway.invalid", sent=sent, connect_s=1, timeout_s=1)
     assert isinstance(error, TransportError)
-    assert (error.message, error.sent) == ("the request to gateway.invalid failed (KeyError)", sent)
+    assert (error.message, error.possibly_sent) == ("the request to gateway.invalid failed (KeyError)", sent)
 
 
-def test_a_value_error_is_the_users_only_before_anything_was_sent() -> None:
+def test_value_error_is_a_configuration_error_only_when_unsent() -> None:
     facts = {"host": "", "connect_s": 1.0, "timeout_s": 1.0}
-    assert isinstance(explained(ValueError(KEY), sent=False, **facts), ConfigurationError)  # type: ignore[arg-type]
-    assert isinstance(explained(ValueError(KEY), sent=True, **facts), TransportError)  # type: ignore[arg-type]
+    assert isinstance(map_exception(ValueError(KEY), sent=False, **facts), ConfigurationError)  # type: ignore[arg-type]
+    assert isinstance(map_exception(ValueError(KEY), sent=True, **facts), TransportError)  # type: ignore[arg-type]
 
 
 # The key
 
 
-async def test_a_key_that_breaks_the_header_is_not_shown() -> None:
+async def test_key_with_a_line_break_is_not_shown() -> None:
     class Careless:
-        api_key = f"{KEY}\r\nX-Evil: 1"
+        api_key = Secret(f"{KEY}\r\nX-Evil: 1")
 
     async with opened() as api, Peer(fine) as peer:
         api._gateway = Careless()  # type: ignore[assignment]
         error = await failure(api, create(peer.url))
         assert isinstance(error, ConfigurationError)
-        assert peer.heard == []
+        assert peer.requests == []
 
 
-async def test_a_peer_that_echoes_the_request_does_not_bring_the_key_into_an_error() -> None:
-    async def echo(line: Line) -> None:
-        await line.say(await line.hear())
-        line.hang_up()
+async def test_echoed_key_does_not_appear_in_errors() -> None:
+    async def echo(connection: Connection) -> None:
+        await connection.write(await connection.read_request())
+        connection.close()
 
-    async def redirecting_echo(line: Line) -> None:
-        heard = await line.hear()
-        location = KEY.encode() if KEY.encode() in heard else b""
-        await line.say(b"HTTP/1.1 302 Found\r\nLocation: https://elsewhere/?k=", location, b"\r\n\r\n")
-        line.hang_up()
+    async def redirecting_echo(connection: Connection) -> None:
+        received = await connection.read_request()
+        location = KEY.encode() if KEY.encode() in received else b""
+        await connection.write(b"HTTP/1.1 302 Found\r\nLocation: https://elsewhere/?k=", location, b"\r\n\r\n")
+        connection.close()
 
     async with opened() as api:
         async with Peer(echo) as peer:
             assert isinstance(await failure(api, create(peer.url)), TransportError)
         async with Peer(redirecting_echo) as peer:
-            assert isinstance(await failure(api, create(peer.url)), ContractBroken)
+            assert isinstance(await failure(api, create(peer.url)), UnexpectedResponse)
 
 
-async def test_the_reprs_of_the_door_and_its_requests_do_not_show_the_key() -> None:
+async def test_reprs_do_not_show_the_key() -> None:
     async with opened(proxy="http://me:hidden@127.0.0.1:1") as api:
-        assert repr(api) == "<Api open>"
+        assert repr(api) == "<AiohttpTransport open>"
         assert KEY not in repr(create("https://gateway.invalid/"))
 
 
-async def test_a_key_left_in_a_frame_would_be_found() -> None:
+async def test_key_in_a_frame_is_detected_by_these_tests() -> None:
     def careless() -> None:
         exec(
             compile("def f(headers):\n    raise ValueError(headers['x'])\nf({'x': key})", "elsewhere", "exec"),
@@ -473,35 +474,35 @@ async def test_a_key_left_in_a_frame_would_be_found() -> None:
 
     with pytest.raises(ValueError) as caught:  # noqa: PT011
         careless()
-    assert [said for said in everything_said(caught.value) if KEY in said]
+    assert [shown for shown in everything_shown(caught.value) if KEY in shown]
 
 
 # Cancellation
 
 
 @BOTH
-async def test_a_cancelled_send_ends_at_once_with_clean_hands(ask: Ask) -> None:
+async def test_cancelled_send_ends_at_once_without_secrets(ask: Ask) -> None:
     async with opened() as api, Peer(silent) as peer:
         sending = asyncio.get_running_loop().create_task(api.send(ask(peer.url), timeout_s=9))
-        await peer.all_met(1)
+        await peer.all_accepted(1)
         await asyncio.sleep(0.01)
         sending.cancel("enough")
         with pytest.raises(asyncio.CancelledError) as caught:
             await sending
         await peer.all_ended(1)
     assert caught.value.args == ("enough",)
-    for said in everything_said(caught.value):
-        assert not [secret for secret in secrets() if secret in said]
+    for shown in everything_shown(caught.value):
+        assert not [secret for secret in secrets() if secret in shown]
 
 
-async def test_a_send_cancelled_by_a_timeout_around_it_becomes_that_timeout() -> None:
+async def test_send_in_an_expired_timeout_raises_timeout_error() -> None:
     async with opened() as api, Peer(silent) as peer:
         with pytest.raises(TimeoutError) as caught:
             async with asyncio.timeout(0.03):
                 await api.send(create(peer.url), timeout_s=9)
     assert not isinstance(caught.value, NanoBananaError)
-    for said in everything_said(caught.value):
-        assert KEY not in said
+    for shown in everything_shown(caught.value):
+        assert KEY not in shown
 
 
 @pytest.fixture
@@ -513,6 +514,6 @@ async def _loop_in_debug_mode() -> AsyncIterator[None]:
 
 
 @pytest.mark.usefixtures("_loop_in_debug_mode")
-async def test_nothing_more_is_said_when_the_loop_debugs() -> None:
+async def test_debug_mode_of_the_loop_reveals_no_secret() -> None:
     async with opened() as api, Peer(hangs_up_after_reading) as peer:
         assert isinstance(await failure(api, create(peer.url)), TransportError)

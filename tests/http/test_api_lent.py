@@ -1,4 +1,4 @@
-"""The door with a session, a TLS context or a proxy of the user's."""
+"""The transport with the user's aiohttp session, TLS context or proxy."""
 
 import asyncio
 import contextlib
@@ -9,8 +9,8 @@ import aiohttp
 import pytest
 
 from nanobanana_async.errors import ConfigurationError, TransportError
-from nanobanana_async.http.api import Api
-from tests.http.peers import FINE, KEY, Line, Peer, answering, create, fine, opened, query, trusting, unused_port
+from nanobanana_async.http.transport import AiohttpTransport
+from tests.http.peers import FINE, KEY, Connection, Peer, answering, create, fine, opened, query, trusting, unused_port
 
 REFUSAL = b"HTTP/1.1 500 No\r\nContent-Length: 0\r\n\r\n"
 
@@ -18,7 +18,7 @@ REFUSAL = b"HTTP/1.1 500 No\r\nContent-Length: 0\r\n\r\n"
 # A borrowed session
 
 
-async def test_a_borrowed_session_lends_its_connections_and_stays_open() -> None:
+async def test_borrowed_session_shares_connections_and_stays_open() -> None:
     async with Peer(fine) as peer, aiohttp.ClientSession() as lent:
         async with lent.get(peer.url) as response:
             await response.read()
@@ -31,7 +31,7 @@ async def test_a_borrowed_session_lends_its_connections_and_stays_open() -> None
         assert peer.accepted == 1
 
 
-async def test_fresh_connections_are_our_own_also_beside_a_borrowed_session() -> None:
+async def test_fresh_connections_do_not_use_the_borrowed_connector() -> None:
     async with Peer(fine) as peer, aiohttp.ClientSession() as lent, opened(http=lent) as api:
         await api.send(query(peer.url), timeout_s=2)
         for _ in range(2):
@@ -41,7 +41,7 @@ async def test_fresh_connections_are_our_own_also_beside_a_borrowed_session() ->
         assert api._sockets.open() == []
 
 
-async def test_what_would_be_unsafe_in_a_borrowed_session_does_not_apply() -> None:
+async def test_unsafe_settings_of_a_borrowed_session_are_ignored() -> None:
     tries = []
 
     async def retrying(request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType) -> aiohttp.ClientResponse:
@@ -61,7 +61,6 @@ async def test_what_would_be_unsafe_in_a_borrowed_session_does_not_apply() -> No
                 cookie_jar=jar,
                 raise_for_status=True,
                 middlewares=(retrying,),
-                proxy=target.url,
                 trust_env=True,
                 timeout=aiohttp.ClientTimeout(total=0.001),
                 auto_decompress=False,
@@ -71,39 +70,39 @@ async def test_what_would_be_unsafe_in_a_borrowed_session_does_not_apply() -> No
             answer = await api.send(create(peer.url), timeout_s=2)
         assert target.accepted == 0
     assert answer.status == 503
-    assert (tries, len(peer.heard)) == ([], 1)
-    heard = peer.heard[0].decode().lower()
-    assert "theirs" not in heard
-    assert "cookie" not in heard
+    assert (tries, len(peer.requests)) == ([], 1)
+    received = peer.requests[0].decode().lower()
+    assert "theirs" not in received
+    assert "cookie" not in received
     assert [cookie.key for cookie in jar] == ["id"]
-    assert heard.count("authorization") == 1
-    assert "idempotency-key: nb-1" in heard
+    assert received.count("authorization") == 1
+    assert "idempotency-key: nb-1" in received
 
 
-async def test_the_auth_of_a_borrowed_session_does_not_apply() -> None:
+async def test_auth_of_a_borrowed_session_is_ignored() -> None:
     with pytest.warns(DeprecationWarning, match="auth"):
         lent = aiohttp.ClientSession(auth=aiohttp.BasicAuth("me", "theirs"))
     async with lent, opened(http=lent) as api, Peer(fine) as peer:
         await api.send(create(peer.url), timeout_s=2)
-    assert f"Authorization: Bearer {KEY}".encode() in peer.heard[0]
-    assert b"Basic" not in peer.heard[0]
+    assert f"Authorization: Bearer {KEY}".encode() in peer.requests[0]
+    assert b"Basic" not in peer.requests[0]
 
 
-async def test_the_traces_of_a_borrowed_session_do_not_see_the_key() -> None:
+async def test_traces_of_a_borrowed_session_do_not_see_the_key() -> None:
     seen: list[object] = []
 
-    async def look(session: object, context: object, params: aiohttp.TraceRequestStartParams) -> None:
+    async def record(session: object, context: object, params: aiohttp.TraceRequestStartParams) -> None:
         seen.append(params.headers)
 
     trace = aiohttp.TraceConfig()
-    trace.on_request_start.append(look)
+    trace.on_request_start.append(record)
     async with aiohttp.ClientSession(trace_configs=[trace]) as lent, opened(http=lent) as api, Peer(fine) as peer:
         await api.send(create(peer.url), timeout_s=2)
-        assert len(peer.heard) == 1
+        assert len(peer.requests) == 1
     assert seen == []
 
 
-async def test_a_closed_session_can_not_be_lent() -> None:
+async def test_closed_borrowed_session_is_refused() -> None:
     lent = aiohttp.ClientSession()
     await lent.close()
     with pytest.raises(ConfigurationError, match="is closed"):
@@ -111,7 +110,7 @@ async def test_a_closed_session_can_not_be_lent() -> None:
             pass
 
 
-async def test_a_session_whose_connector_was_closed_can_not_be_lent() -> None:
+async def test_borrowed_session_with_a_closed_connector_is_refused() -> None:
     async with aiohttp.ClientSession() as lent:
         assert lent.connector is not None
         await lent.connector.close()
@@ -120,7 +119,7 @@ async def test_a_session_whose_connector_was_closed_can_not_be_lent() -> None:
                 pass
 
 
-async def test_a_session_that_is_closed_too_early_is_named() -> None:
+async def test_borrowed_session_closed_too_early_is_named() -> None:
     async with aiohttp.ClientSession() as lent, opened(http=lent) as api, Peer(fine) as peer:
         await api.send(query(peer.url), timeout_s=2)
         await lent.close()
@@ -128,7 +127,7 @@ async def test_a_session_that_is_closed_too_early_is_named() -> None:
             await api.send(query(peer.url), timeout_s=2)
 
 
-def test_a_session_of_another_loop_can_not_be_lent() -> None:
+def test_borrowed_session_of_another_loop_is_refused() -> None:
     async def make() -> aiohttp.ClientSession:
         return aiohttp.ClientSession()
 
@@ -157,63 +156,63 @@ def blind() -> ssl.SSLContext:
 
 
 @pytest.mark.parametrize("tls", [False, unverifying(), blind()])
-async def test_a_session_that_does_not_verify_certificates_can_not_be_lent(tls: ssl.SSLContext | bool) -> None:
+async def test_unverifying_borrowed_session_is_refused(tls: ssl.SSLContext | bool) -> None:
     async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(ssl=tls)) as lent:
         with pytest.raises(ConfigurationError, match="does not verify"):
             async with opened(http=lent):
                 pass
 
 
-async def test_a_connector_of_another_kind_may_be_lent() -> None:
+async def test_borrowed_unix_connector_is_accepted() -> None:
     connector = aiohttp.UnixConnector("/nowhere/at.all")
     async with aiohttp.ClientSession(connector=connector) as lent, opened(http=lent) as api:
         with pytest.raises(TransportError) as caught:
             await api.send(create("http://localhost/"), timeout_s=2)
-    assert caught.value.sent is False
+    assert caught.value.possibly_sent is False
 
 
 # TLS
 
 
 @contextlib.asynccontextmanager
-async def trusted(tls: ssl.SSLContext | aiohttp.Fingerprint) -> AsyncIterator[Api]:
+async def trusted(tls: ssl.SSLContext | aiohttp.Fingerprint) -> AsyncIterator[AiohttpTransport]:
     async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(ssl=tls)) as lent, opened(http=lent) as api:
         yield api
 
 
-async def test_the_tls_context_of_a_borrowed_session_is_used_for_all_connections() -> None:
+async def test_tls_context_of_a_borrowed_session_is_used_everywhere() -> None:
     async with trusted(trusting()) as api, Peer(fine, tls=True) as peer:
         await api.send(query(peer.url), timeout_s=2)
         await api.send(create(peer.url), timeout_s=2, fresh_connection=True)
-        assert (peer.accepted, len(peer.heard)) == (2, 2)
+        assert (peer.accepted, len(peer.requests)) == (2, 2)
 
 
-async def test_a_certificate_that_is_not_the_pinned_one_was_surely_not_sent_to() -> None:
+async def test_unpinned_certificate_is_certainly_not_sent() -> None:
     async with trusted(aiohttp.Fingerprint(b"\0" * 32)) as api, Peer(fine, tls=True) as peer:
         for fresh in (False, True):
             with pytest.raises(TransportError, match="not the expected one") as caught:
                 await api.send(create(peer.url), timeout_s=2, fresh_connection=fresh)
-            assert caught.value.sent is False
-        assert peer.heard == []
+            assert caught.value.possibly_sent is False
+        assert peer.requests == []
 
 
-async def test_a_create_lost_over_tls_was_perhaps_sent() -> None:
-    async def losing(line: Line) -> None:
-        await line.hear()
-        line.hang_up()
+async def test_create_lost_over_tls_is_possibly_sent() -> None:
+    async def losing(connection: Connection) -> None:
+        await connection.read_request()
+        connection.close()
 
     async with trusted(trusting()) as api, Peer(losing, tls=True) as peer:
         for fresh in (False, True):
             with pytest.raises(TransportError) as caught:
                 await api.send(create(peer.url), timeout_s=2, fresh_connection=fresh)
-            assert caught.value.sent is True
+            assert caught.value.possibly_sent is True
 
 
-async def test_closing_does_not_wait_for_the_goodbye_of_a_tls_peer() -> None:
-    async def rude(line: Line) -> None:
-        await line.hear()
-        await line.say(FINE)
-        line.writer.transport.pause_reading()  # type: ignore[attr-defined]
+async def test_close_does_not_wait_for_tls_close_notify() -> None:
+    async def rude(connection: Connection) -> None:
+        await connection.read_request()
+        await connection.write(FINE)
+        connection.writer.transport.pause_reading()  # type: ignore[attr-defined]
         await asyncio.sleep(9)
 
     async with trusted(trusting()) as api, Peer(rude, tls=True) as peer:
@@ -228,50 +227,50 @@ async def test_closing_does_not_wait_for_the_goodbye_of_a_tls_peer() -> None:
 
 
 @pytest.mark.parametrize("variable", ["HTTP_PROXY", "http_proxy", "HTTPS_PROXY", "ALL_PROXY"])
-async def test_a_proxy_in_the_environment_is_not_used(variable: str, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_proxy_of_the_environment_is_not_used(variable: str, monkeypatch: pytest.MonkeyPatch) -> None:
     async with Peer(fine) as proxy, Peer(fine) as peer, opened() as api:
         monkeypatch.setenv(variable, proxy.url)
         monkeypatch.delenv("NO_PROXY", raising=False)
         monkeypatch.delenv("no_proxy", raising=False)
         for fresh in (False, True):
             await api.send(create(peer.url), timeout_s=2, fresh_connection=fresh)
-        assert (len(peer.heard), proxy.accepted) == (2, 0)
+        assert (len(peer.requests), proxy.accepted) == (2, 0)
 
 
-async def test_a_proxy_that_is_asked_for_is_used() -> None:
+async def test_configured_proxy_is_used() -> None:
     async with Peer(fine) as proxy, opened(proxy=proxy.url) as api:
         for fresh in (False, True):
             await api.send(create("http://127.0.0.1:1/x"), timeout_s=2, fresh_connection=fresh)
-    assert len(proxy.heard) == 2
-    assert proxy.heard[0].startswith(b"POST http://127.0.0.1:1/x HTTP/1.1\r\n")
+    assert len(proxy.requests) == 2
+    assert proxy.requests[0].startswith(b"POST http://127.0.0.1:1/x HTTP/1.1\r\n")
 
 
 @pytest.mark.parametrize("url", ["https://gateway.invalid/", "http://127.0.0.1:1/"])
-async def test_a_proxy_that_can_not_be_reached_was_surely_not_sent_to(url: str) -> None:
+async def test_unreachable_proxy_is_certainly_not_sent(url: str) -> None:
     async with opened(proxy=f"http://127.0.0.1:{unused_port()}") as api:
         with pytest.raises(TransportError, match="the proxy can't be reached") as caught:
             await api.send(create(url), timeout_s=2)
-    assert caught.value.sent is False
+    assert caught.value.possibly_sent is False
 
 
-async def _hang_up(line: Line) -> None:
-    await line.hear()
-    line.hang_up()
+async def _hang_up(connection: Connection) -> None:
+    await connection.read_request()
+    connection.close()
 
 
 @pytest.mark.parametrize("fresh", [False, True])
-async def test_a_proxy_that_gives_no_tunnel_heard_neither_key_nor_prompt(fresh: bool) -> None:
+async def test_proxy_that_refuses_a_tunnel_gets_no_key_or_prompt(fresh: bool) -> None:
     for script in (answering(REFUSAL), _hang_up):
         async with Peer(script) as proxy, opened(proxy=proxy.url) as api:
             with pytest.raises(TransportError) as caught:
                 await api.send(create("https://gateway.invalid/"), timeout_s=2, fresh_connection=fresh)
-        assert caught.value.sent is False
+        assert caught.value.possibly_sent is False
         assert KEY not in str(caught.value)
-        assert proxy.heard[0].startswith(b"CONNECT gateway.invalid:443 ")
-        assert KEY.encode() not in proxy.heard[0]
+        assert proxy.requests[0].startswith(b"CONNECT gateway.invalid:443 ")
+        assert KEY.encode() not in proxy.requests[0]
 
 
-async def test_the_key_does_not_go_in_clear_text_through_a_proxy_elsewhere() -> None:
+async def test_key_is_not_sent_in_clear_text_to_a_remote_proxy() -> None:
     async with opened(proxy="http://proxy.invalid:3128") as api:
         with pytest.raises(ConfigurationError, match="without TLS"):
             await api.send(create("http://127.0.0.1:1/"), timeout_s=2)
@@ -280,7 +279,7 @@ async def test_the_key_does_not_go_in_clear_text_through_a_proxy_elsewhere() -> 
 @pytest.mark.parametrize(
     "proxy", ["", "proxy.invalid:3128", "socks5://127.0.0.1:1", "http://", "http://me:hidden@[bad", 7]
 )
-async def test_a_proxy_that_is_no_url_is_refused_without_showing_it(proxy: object) -> None:
+async def test_invalid_proxy_is_refused_without_showing_it(proxy: str) -> None:
     with pytest.raises(ConfigurationError, match="proxy must be a URL") as caught:
         async with opened(proxy=proxy):
             pass

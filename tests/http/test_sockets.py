@@ -1,4 +1,4 @@
-"""Sockets that are counted until they are gone."""
+"""The socket tracker: it knows the open sockets, and waits until they are closed."""
 
 import asyncio
 import socket
@@ -6,32 +6,32 @@ import socket
 import pytest
 
 from nanobanana_async.http import sockets
-from nanobanana_async.http.sockets import Sockets
+from nanobanana_async.http.sockets import SocketTracker
 
 ANYWHERE = (socket.AF_INET, socket.SOCK_STREAM, 0, "", ("127.0.0.1", 0))
 
 
-async def test_waiting_ends_as_soon_as_all_are_closed() -> None:
-    counted = Sockets()
+async def test_wait_closed_returns_once_all_are_closed() -> None:
+    counted = SocketTracker()
     made = [counted.make(ANYWHERE) for _ in range(2)]
     assert set(counted.open()) == set(made)
     made[0].close()
     assert counted.open() == [made[1]]
     asyncio.get_running_loop().call_later(0.03, made[1].close)
-    await counted.gone()
+    await counted.wait_closed()
     assert counted.open() == []
 
 
-async def test_waiting_ends_also_when_one_never_closes(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_wait_closed_gives_up_on_a_socket_that_stays_open(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sockets, "_PAUSE_S", 0)
-    counted = Sockets()
+    counted = SocketTracker()
     with counted.make(ANYWHERE) as made:
-        await counted.gone()
+        await counted.wait_closed()
         assert counted.open() == [made]
 
 
-async def test_a_socket_nobody_holds_is_not_waited_for() -> None:
-    counted = Sockets()
+async def test_garbage_collected_socket_is_not_waited_for() -> None:
+    counted = SocketTracker()
     counted.make(ANYWHERE).close()
-    await counted.gone()
+    await counted.wait_closed()
     assert counted.open() == []

@@ -1,4 +1,4 @@
-"""Another process at the same ledger: `python -m tests.ledger.child WHAT FILE [NAME]`; it is there to be killed."""
+"""A second process on the same ledger, to be killed by tests: `python -m tests.ledger.child COMMAND FILE [NAME]`."""
 
 import asyncio
 import itertools
@@ -18,7 +18,7 @@ CLAIMS = 25
 
 
 async def hold(path: str, name: str) -> None:
-    """Hold a job that runs until somebody ends the process."""
+    """Own a running job until the process is killed."""
     ledger = SqliteLedger(path)
     await ledger.open()
     await ledger.claim(running(name, f"t-{name}"))
@@ -27,7 +27,7 @@ async def hold(path: str, name: str) -> None:
 
 
 async def fork(path: str, name: str) -> None:
-    """Hold a job, and leave a forked child that outlives this process until its input ends."""
+    """Own a running job, and fork a child that outlives this process until its input ends."""
     ledger = SqliteLedger(path)
     await ledger.open()
     await ledger.claim(running(name, f"t-{name}"))
@@ -39,7 +39,7 @@ async def fork(path: str, name: str) -> None:
 
 
 async def write(path: str, name: str) -> None:
-    """Write without end; say each move once it is durable."""
+    """Write without end; print each transition once it is durable."""
     ledger = SqliteLedger(path)
     await ledger.open()
 
@@ -49,7 +49,7 @@ async def write(path: str, name: str) -> None:
             await ledger.claim(record)
             say(f"{record.key} {record.revision}")
             for state in (JobState.SUBMITTING, JobState.RUNNING, JobState.SUCCEEDED):
-                before, record = record, record.to(state, ended_at=NOON)
+                before, record = record, record.transition_to(state, ended_at=NOON)
                 await ledger.advance(before, record)
                 say(f"{record.key} {record.revision}")
 
@@ -59,13 +59,13 @@ async def write(path: str, name: str) -> None:
 
 
 async def share(path: str, name: str) -> None:
-    """Claim the same keys as everybody else, all at once; say which of them are ours."""
+    """Claim the same keys as the other processes, all at once; print those that this process owns."""
     ledger = SqliteLedger(path)
     await ledger.open()
     async with asyncio.TaskGroup() as group:
         claims = [group.create_task(ledger.claim(job(f"shared-{number}"))) for number in range(CLAIMS)]
     for number, claim in enumerate(task.result() for task in claims):
-        if claim.ours:
+        if claim.owned:
             say(f"{number} {claim.new}")
     say(f"{name} done")
     sys.stdin.read()
@@ -78,7 +78,7 @@ def say(text: str) -> None:
 
 @asynccontextmanager
 async def at(path: Path, what: str, name: str = "x") -> AsyncIterator[asyncio.subprocess.Process]:
-    """Start another process at a ledger; it is killed in the end."""
+    """Start another process on a ledger; kill it at the end."""
     process = await asyncio.create_subprocess_exec(
         sys.executable,
         *("-m", "tests.ledger.child", what, str(path), name),
@@ -91,11 +91,11 @@ async def at(path: Path, what: str, name: str = "x") -> AsyncIterator[asyncio.su
     finally:
         if process.returncode is None:
             process.kill()
-        await process.communicate(b"")  # this ends its input, for a child that it may have left
+        await process.communicate(b"")  # ends its input, which a forked child may still read
 
 
 async def line(process: asyncio.subprocess.Process) -> str:
-    """Return the next thing that it says."""
+    """Return the next line that the process prints."""
     assert process.stdout is not None
     return (await process.stdout.readline()).decode().strip()
 

@@ -1,4 +1,4 @@
-"""The contract of every ledger, as scenes that any of them must play: each takes an open, empty ledger."""
+"""The contract of every ledger, as test functions that each take an open, empty ledger."""
 
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime, timedelta
@@ -9,10 +9,12 @@ import pytest
 
 from nanobanana_async.errors import LedgerError
 from nanobanana_async.jobs import Failure, JobRecord, JobState
-from nanobanana_async.ledger.base import Ledger
+from nanobanana_async.ledger.base import Allowance, Ledger, Refusal, TaskTaken
 from nanobanana_async.models import ImageRequest
+from nanobanana_async.policy.prices import Basis, Price
 
 NOON = datetime(2026, 3, 12, 12, tzinfo=UTC)
+CONFLICT = "was changed by|is not owned by"
 
 Scene = Callable[[Ledger], Awaitable[None]]
 SCENES: list[Scene] = []
@@ -37,7 +39,7 @@ async def keys_left(ledger: Ledger, account: str = "mine") -> list[str]:
 
 async def adopted(ledger: Ledger, key: str = "order-1") -> JobRecord | None:
     claim = await ledger.adopt(key)
-    return claim.record if claim is not None and claim.ours else None
+    return claim.record if claim is not None and claim.owned else None
 
 
 def scene(play: Scene) -> Scene:
@@ -46,67 +48,67 @@ def scene(play: Scene) -> Scene:
 
 
 @scene
-async def it_keeps_the_protocol(ledger: Ledger) -> None:
+async def ledger_implements_the_protocol(ledger: Ledger) -> None:
     assert isinstance(ledger, Ledger)
 
 
 @scene
-async def a_new_job_is_claimed_and_is_ours(ledger: Ledger) -> None:
+async def new_job_is_claimed_and_owned(ledger: Ledger) -> None:
     first = job()
     claim = await ledger.claim(first)
     assert claim.record is first
-    assert (claim.new, claim.ours) == (True, True)
+    assert (claim.new, claim.owned) == (True, True)
     assert await ledger.find("order-1") == first
     assert await ledger.find("order-2") is None
 
 
 @scene
-async def a_known_key_gives_back_what_stands_there(ledger: Ledger) -> None:
+async def claim_of_a_known_key_returns_the_stored_record(ledger: Ledger) -> None:
     first = job()
     await ledger.claim(first)
     claim = await ledger.claim(job(request=ImageRequest("a crow"), body=b"{crow}"))
     assert claim.record == first
-    assert (claim.new, claim.ours) == (False, True)
+    assert (claim.new, claim.owned) == (False, True)
 
 
 @scene
-async def a_write_replaces_only_what_the_writer_saw(ledger: Ledger) -> None:
+async def write_with_a_stale_record_is_rejected(ledger: Ledger) -> None:
     first = job()
     await ledger.claim(first)
-    after = first.to(JobState.SUBMITTING, first_sent_at=NOON)
+    after = first.transition_to(JobState.SUBMITTING, first_sent_at=NOON)
     await ledger.advance(first, after)
-    with pytest.raises(LedgerError, match="changed by somebody else") as caught:
-        await ledger.advance(first, first.to(JobState.WITHDRAWN))
+    with pytest.raises(LedgerError, match=CONFLICT) as caught:
+        await ledger.advance(first, first.transition_to(JobState.WITHDRAWN))
     assert caught.value.key == "order-1"
     assert not caught.value.safe_to_repeat
     assert await ledger.find("order-1") == after
 
 
 @scene
-async def a_job_that_nobody_claimed_cannot_be_written(ledger: Ledger) -> None:
+async def unclaimed_job_can_not_be_written(ledger: Ledger) -> None:
     with pytest.raises(LedgerError) as caught:
-        await ledger.advance(job(), job().to(JobState.SUBMITTING))
+        await ledger.advance(job(), job().transition_to(JobState.SUBMITTING))
     assert caught.value.key == "order-1"
     assert await ledger.find("order-1") is None
 
 
 @scene
-async def a_write_may_catch_up_over_several_moves(ledger: Ledger) -> None:
+async def one_write_may_cover_several_transitions(ledger: Ledger) -> None:
     first = sent()
     await ledger.claim(first)
-    doubtful = first.to(JobState.SUBMITTING, in_doubt=True)
-    after = doubtful.to(JobState.RUNNING, task_id="t1", in_doubt=False)
+    doubtful = first.transition_to(JobState.SUBMITTING, in_doubt=True)
+    after = doubtful.transition_to(JobState.RUNNING, task_id="t1", in_doubt=False)
     await ledger.advance(first, after)
     assert await ledger.find("order-1") == after
 
 
 @scene
-async def every_field_comes_back(ledger: Ledger) -> None:
+async def every_field_is_stored_and_read(ledger: Ledger) -> None:
     first = sent(
         request=ImageRequest("ein Fuchs, 狐", images=["https://x.example/a.png"], resolution="2K"), body=b"\0\xff"
     )
     await ledger.claim(first)
-    after = first.to(
+    after = first.transition_to(
         JobState.UNCERTAIN,
         attempts=3,
         in_doubt=True,
@@ -124,24 +126,24 @@ async def every_field_comes_back(ledger: Ledger) -> None:
 
 
 @scene
-async def an_uncertain_job_is_kept_and_is_nobodys(ledger: Ledger) -> None:
+async def uncertain_job_is_kept_without_an_owner(ledger: Ledger) -> None:
     first = sent()
     await ledger.claim(first)
-    doubtful = first.to(JobState.UNCERTAIN, in_doubt=True)
+    doubtful = first.transition_to(JobState.UNCERTAIN, in_doubt=True)
     await ledger.advance(first, doubtful)
     assert await keys_left(ledger) == []
     assert await adopted(ledger) is None
-    assert not (await ledger.claim(job())).ours
-    found = doubtful.to(JobState.RUNNING, task_id="t1")
-    await ledger.advance(doubtful, found)  # settled: whoever does it owns it
+    assert not (await ledger.claim(job())).owned
+    found = doubtful.transition_to(JobState.RUNNING, task_id="t1")
+    await ledger.advance(doubtful, found)  # the owner that resolves the job then owns it
     assert await adopted(ledger) == found
 
 
 @scene
-async def a_task_is_found_by_its_id_within_its_account_only(ledger: Ledger) -> None:
+async def task_is_found_within_its_account_only(ledger: Ledger) -> None:
     first = sent()
     await ledger.claim(first)
-    after = first.to(JobState.RUNNING, task_id="t9")
+    after = first.transition_to(JobState.RUNNING, task_id="t9")
     await ledger.advance(first, after)
     assert await ledger.find_task("mine", "t9") == after
     assert await ledger.find_task("theirs", "t9") is None
@@ -149,10 +151,36 @@ async def a_task_is_found_by_its_id_within_its_account_only(ledger: Ledger) -> N
 
 
 @scene
-async def what_was_let_go_is_found_oldest_first_within_its_account(ledger: Ledger) -> None:
+async def task_id_belongs_to_one_bought_job(ledger: Ledger) -> None:
+    first, second = sent("a"), sent("b")
+    await ledger.claim(first)
+    await ledger.claim(second)
+    bought = first.transition_to(JobState.RUNNING, task_id="t1")
+    await ledger.advance(first, bought)
+    with pytest.raises(TaskTaken, match="task t1 belongs to job a already") as caught:
+        await ledger.advance(second, second.transition_to(JobState.RUNNING, task_id="t1"))
+    assert (caught.value.holder, caught.value.key, caught.value.safe_to_repeat) == ("a", "b", False)
+    assert await ledger.find("b") == second
+    await ledger.advance(second, second.transition_to(JobState.RUNNING, task_id="t2"))
+    await ledger.advance(bought, bought.transition_to(JobState.RUNNING, attempts=7))  # its own task id is no conflict
+    theirs = sent("c", account="theirs")
+    await ledger.claim(theirs)
+    await ledger.advance(theirs, theirs.transition_to(JobState.RUNNING, task_id="t1"))
+
+
+@scene
+async def attached_task_may_also_belong_to_a_bought_job(ledger: Ledger) -> None:
+    first = sent("b")
+    await ledger.claim(running("a", "t1"))  # attached by its id: nothing was sent
+    await ledger.claim(first)
+    await ledger.advance(first, first.transition_to(JobState.RUNNING, task_id="t1"))
+
+
+@scene
+async def released_jobs_are_listed_oldest_first_by_account(ledger: Ledger) -> None:
     for record in (job("b"), running("c", "t2", account="theirs"), sent("a"), running("d", "t3"), job("e")):
         await ledger.claim(record)
-    assert await keys_left(ledger) == []  # we follow them ourselves
+    assert await keys_left(ledger) == []  # this ledger owns them
     for key in "dcab":
         await ledger.release(key)
     assert await keys_left(ledger) == ["b", "a", "d"]
@@ -160,83 +188,204 @@ async def what_was_let_go_is_found_oldest_first_within_its_account(ledger: Ledge
 
 
 @scene
-async def what_was_let_go_is_written_by_nobody_until_it_is_adopted(ledger: Ledger) -> None:
+async def released_job_is_not_writable_until_adopted(ledger: Ledger) -> None:
     first = job()
     await ledger.claim(first)
     await ledger.release("order-1")
-    after = first.to(JobState.SUBMITTING)
-    with pytest.raises(LedgerError, match="changed by somebody else"):
+    after = first.transition_to(JobState.SUBMITTING)
+    with pytest.raises(LedgerError, match=CONFLICT):
         await ledger.advance(first, after)
     assert await adopted(ledger) == first
-    assert await adopted(ledger) == first  # it is ours already
+    assert await adopted(ledger) == first  # already owned
     assert await keys_left(ledger) == []
     await ledger.advance(first, after)
 
 
 @scene
-async def a_claim_takes_over_what_was_let_go(ledger: Ledger) -> None:
+async def claim_adopts_a_released_job(ledger: Ledger) -> None:
     await ledger.claim(running())
     await ledger.release("order-1")
     claim = await ledger.claim(job())
     assert claim.record == running()
-    assert (claim.new, claim.ours) == (False, True)
+    assert (claim.new, claim.owned) == (False, True)
     assert await keys_left(ledger) == []
 
 
 @scene
-async def what_is_not_there_can_be_neither_adopted_nor_let_go(ledger: Ledger) -> None:
+async def unknown_job_is_neither_adopted_nor_released(ledger: Ledger) -> None:
     assert await adopted(ledger) is None
     await ledger.release("order-1")
 
 
 @scene
-async def slots_that_others_hold_are_counted(ledger: Ledger) -> None:
+async def slots_of_other_owners_are_counted(ledger: Ledger) -> None:
     for record in (job("a"), sent("b"), running("c"), running("d", "t2"), running("e", "t3", account="theirs")):
         await ledger.claim(record)
-    assert await ledger.held("mine") == 0  # all are ours
+    assert await ledger.count_slots_of_others("mine") == 0  # this ledger owns all
     for key in "abce":
         await ledger.release(key)
-    assert await ledger.held("mine") == 2  # what waits holds none
-    assert await ledger.held("theirs") == 1
+    assert await ledger.count_slots_of_others("mine") == 2  # a pending job holds no slot
+    assert await ledger.count_slots_of_others("theirs") == 1
+
+
+EIGHT = Price("fox", Decimal(8))
+GUESS = Price("fox", Decimal(8), Basis.EXAMPLE)
+OWL_GUESS = Price("owl", Decimal(2), Basis.EXAMPLE)
+
+
+async def about_to_be_sent(
+    ledger: Ledger, key: str, price: Price, cap: int | None = None, *, batch: str = "b-"
+) -> tuple[JobRecord, Allowance]:
+    """Claim a job of a batch, and try to reserve its price for a create."""
+    first = (await ledger.claim(job(key, batch=batch))).record
+    after = first.transition_to(JobState.SUBMITTING, first_sent_at=NOON)
+    allowance = await ledger.set_aside(first, after, price, None if cap is None else Decimal(cap))
+    assert await ledger.find(key) == (first if allowance.refusal else after)
+    return (first if allowance.refusal else after), allowance
+
+
+async def moved(ledger: Ledger, before: JobRecord, state: JobState, **facts: Any) -> JobRecord:
+    after = before.transition_to(state, **facts)
+    await ledger.advance(before, after)
+    return after
 
 
 @scene
-async def what_a_batch_has_cost_is_summed_up(ledger: Ledger) -> None:
-    for record in (
-        running("b-1", "t1", credits_used=Decimal(8)),
-        running("b-2", "t2", credits_used=Decimal(8), credits_refunded=Decimal(3), request=ImageRequest("a crow")),
-        running("b-3", "t3", credits_used=Decimal(16), request=ImageRequest("a crow", resolution="4K")),
-        running("b-4", "t4"),
-        sent("b-5"),
-        job("b-6"),
-        running("c-1", "t5", credits_used=Decimal(8)),
-    ):
-        await ledger.claim(record)
-    spent = await ledger.spent("b-")
-    assert spent.credits == Decimal(29)
-    assert {record.key for record in spent.unpriced} == {"b-4", "b-5"}
-    prices = {(record.request and record.request.resolution, record.credits_used) for record in spent.priced}
-    assert prices == {(None, Decimal(8)), ("4K", Decimal(16))}
-    assert (await ledger.spent("d-")).credits == 0
+async def charge_is_reserved_within_the_cap_and_refused_beyond(ledger: Ledger) -> None:
+    for number, spent in ((1, 0), (2, 8)):
+        _, allowance = await about_to_be_sent(ledger, f"b-{number}", EIGHT, 20)
+        assert (allowance.refusal, allowance.spent, allowance.price) == (None, Decimal(spent), EIGHT)
+    _, allowance = await about_to_be_sent(ledger, "b-3", EIGHT, 20)
+    assert (allowance.refusal, allowance.spent) == (Refusal.SUM, Decimal(16))
+    assert (set(allowance.ours), allowance.others) == ({"b-1", "b-2"}, False)
+    _, allowance = await about_to_be_sent(ledger, "c-1", EIGHT, 8, batch="c-")
+    assert allowance.refusal is None  # another batch
+    assert [await ledger.spent(name) for name in ("b-", "c-", "d-")] == [16, 8, 0]
 
 
 @scene
-async def it_keeps_a_secret(ledger: Ledger) -> None:
-    secret = await ledger.secret()
+async def charge_follows_its_jobs_transitions(ledger: Ledger) -> None:
+    sent_job, _ = await about_to_be_sent(ledger, "b-1", GUESS, 100)
+    back = await moved(ledger, sent_job, JobState.PENDING)
+    assert await ledger.spent("b-") == 0
+    again = back.transition_to(JobState.SUBMITTING)
+    assert (await ledger.set_aside(back, again, GUESS, Decimal(100))).refusal is None
+    assert await ledger.spent("b-") == 8
+    doubt = await moved(ledger, again, JobState.UNCERTAIN, in_doubt=True)
+    assert await ledger.spent("b-") == 8
+    found = await moved(ledger, doubt, JobState.RUNNING, task_id="t1", in_doubt=False, credits_used=Decimal(12))
+    assert await ledger.spent("b-") == 12
+    await moved(ledger, found, JobState.FAILED, credits_refunded=Decimal("2.5"))
+    assert await ledger.spent("b-") == Decimal("9.5")
+
+
+@scene
+async def charge_stays_when_the_job_is_bought_again(ledger: Ledger) -> None:
+    doubt, _ = await about_to_be_sent(ledger, "b-1", EIGHT)
+    doubt = await moved(ledger, doubt, JobState.UNCERTAIN, in_doubt=True)
+    for generation in (2, 3):
+        next_generation = doubt.next_generation(body=b"{}", created_at=NOON)
+        await ledger.advance(doubt, next_generation)
+        assert next_generation.batch == "b-"
+        sent_job = next_generation.transition_to(JobState.SUBMITTING)
+        assert (await ledger.set_aside(next_generation, sent_job, EIGHT, Decimal(8 * generation))).refusal is None
+        doubt = await moved(ledger, sent_job, JobState.UNCERTAIN, in_doubt=True)
+        assert await ledger.spent("b-") == 8 * generation
+
+
+@scene
+async def one_estimate_is_reserved_at_a_time_across_classes(ledger: Ledger) -> None:
+    first, _ = await about_to_be_sent(ledger, "b-1", GUESS, 100)
+    _, allowance = await about_to_be_sent(ledger, "b-2", OWL_GUESS, 100)
+    assert (allowance.refusal, allowance.ours, allowance.others) == (Refusal.ESTIMATE, ("b-1",), False)
+    assert (await about_to_be_sent(ledger, "b-3", Price("crow", Decimal(1)), 100))[1].refusal is None
+    assert (await about_to_be_sent(ledger, "c-1", OWL_GUESS, 100, batch="c-"))[1].refusal is None
+    await moved(ledger, first, JobState.RUNNING, task_id="t1", credits_used=Decimal(8))
+    assert (await about_to_be_sent(ledger, "b-4", OWL_GUESS, 100))[1].refusal is None
+
+
+@scene
+async def learned_price_is_returned_instead_of_a_reservation(ledger: Ledger) -> None:
+    first, _ = await about_to_be_sent(ledger, "b-1", GUESS, 100)
+    await moved(ledger, first, JobState.RUNNING, task_id="t1", credits_used=Decimal(24))
+    for asked in (GUESS, EIGHT, Price("fox", Decimal(8), Basis.EXPECTED), Price("fox", Decimal(8), Basis.AGREED)):
+        _, allowance = await about_to_be_sent(ledger, "b-2", asked, 100)
+        assert (allowance.refusal, allowance.price) == (Refusal.PRICE, Price("fox", Decimal(24)))
+    assert (await about_to_be_sent(ledger, "b-2", Price("fox", Decimal(24)), 100))[1].refusal is None
+    assert await ledger.spent("b-") == 48
+    _, allowance = await about_to_be_sent(ledger, "c-1", GUESS, batch="c-")  # no cap
+    assert allowance.refusal is None
+    assert await ledger.spent("c-") == 24
+
+
+@scene
+async def learned_price_replaces_all_estimates_of_the_class(ledger: Ledger) -> None:
+    doubt, _ = await about_to_be_sent(ledger, "b-1", GUESS)
+    await moved(ledger, doubt, JobState.UNCERTAIN, in_doubt=True)
+    second, _ = await about_to_be_sent(ledger, "b-2", GUESS)
+    await moved(ledger, second, JobState.RUNNING, task_id="t1", credits_used=Decimal(24))
+    assert await ledger.spent("b-") == 48
+    third, _ = await about_to_be_sent(ledger, "d-1", OWL_GUESS, batch="d-")
+    await moved(ledger, third, JobState.UNCERTAIN, in_doubt=True)
+    known = Price("owl", Decimal(3))  # learned from jobs outside any batch
+    assert (await about_to_be_sent(ledger, "d-2", known, 100, batch="d-"))[1].refusal is None
+    assert await ledger.spent("d-") == 6
+
+
+@scene
+async def unknown_price_blocks_estimates_until_the_user_gives_one(ledger: Ledger) -> None:
+    doubt, _ = await about_to_be_sent(ledger, "b-1", GUESS, 100)
+    await moved(ledger, doubt, JobState.UNCERTAIN, in_doubt=True)
+    _, allowance = await about_to_be_sent(ledger, "b-2", GUESS, 100)
+    assert (allowance.refusal, allowance.ours, allowance.others) == (Refusal.ESTIMATE, (), False)
+    expected = Price("fox", Decimal(30), Basis.EXPECTED)
+    second, allowance = await about_to_be_sent(ledger, "b-2", expected, 60)
+    assert allowance.refusal is None
+    assert await ledger.spent("b-") == 60
+    second = await moved(ledger, second, JobState.RUNNING, task_id="t1")
+    assert (await about_to_be_sent(ledger, "b-3", expected, 100))[1].refusal is Refusal.ESTIMATE  # b-2 still runs
+    await moved(ledger, second, JobState.SUCCEEDED)  # without a price: the user's expected price becomes final
+    assert (await about_to_be_sent(ledger, "b-3", OWL_GUESS, 100))[1].refusal is None
+    assert await ledger.spent("b-") == 62
+
+
+@scene
+async def job_that_ends_without_a_price_keeps_its_estimate(ledger: Ledger) -> None:
+    first, _ = await about_to_be_sent(ledger, "b-1", GUESS, 100)
+    first = await moved(ledger, first, JobState.RUNNING, task_id="t1")
+    await moved(ledger, first, JobState.FAILED)
+    _, allowance = await about_to_be_sent(ledger, "b-2", OWL_GUESS, 100)
+    assert (allowance.refusal, allowance.ours) == (Refusal.ESTIMATE, ())
+    assert allowance.spent == 8
+
+
+@scene
+async def stale_writer_reserves_nothing(ledger: Ledger) -> None:
+    first = job("b-1", batch="b-")
+    await ledger.claim(first)
+    await ledger.release("b-1")
+    with pytest.raises(LedgerError, match=CONFLICT):
+        await ledger.set_aside(first, first.transition_to(JobState.SUBMITTING), EIGHT, Decimal(100))
+    assert await ledger.spent("b-") == 0
+
+
+@scene
+async def callback_secret_is_stable(ledger: Ledger) -> None:
+    secret = await ledger.callback_secret()
     assert len(secret) == 32
-    assert await ledger.secret() == secret
+    assert await ledger.callback_secret() == secret
 
 
 @scene
-async def nobody_leaves_word_for_himself(ledger: Ledger) -> None:
+async def owner_leaves_no_notice_for_itself(ledger: Ledger) -> None:
     await ledger.claim(running())
-    await ledger.nudge("order-1", "t1")
-    await ledger.nudge("order-2", None)
-    assert list(await ledger.nudges()) == []
+    await ledger.notify_owner("order-1", "t1")
+    await ledger.notify_owner("order-2", None)
+    assert list(await ledger.take_notices()) == []
 
 
 @scene
-async def closing_lets_go_of_all_and_it_can_be_opened_again(ledger: Ledger) -> None:
+async def close_releases_all_jobs_and_ledger_reopens(ledger: Ledger) -> None:
     await ledger.claim(running())
     await ledger.aclose()
     await ledger.aclose()

@@ -1,4 +1,4 @@
-"""The contract of every ledger, played by those there are: one line makes another one play it."""
+"""The ledger contract for each ledger of the package. Add a ledger to `LEDGERS` to test it too."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path

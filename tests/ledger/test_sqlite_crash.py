@@ -1,4 +1,4 @@
-"""Killed with SIGKILL in the middle of writing: what was said to be durable is there, and the file is whole."""
+"""A writer killed with SIGKILL: every acknowledged write is in the file, and the file is intact."""
 
 import asyncio
 import os
@@ -16,15 +16,15 @@ KILLS = int(os.environ.get("NANOBANANA_LEDGER_KILLS", "6"))
 
 
 async def killed_while_writing(path: Path, name: str, after_s: float) -> Mapping[str, int]:
-    """Let a process write and kill it; return the last revision of each job that it said was durable."""
+    """Let a process write and kill it; return the last acknowledged revision of each job."""
     async with child.at(path, "write", name) as process:
         first = await child.line(process)
         await asyncio.sleep(after_s)
         process.kill()
-        said, _ = await process.communicate()
+        output, _ = await process.communicate()
     acknowledged: dict[str, int] = {}
-    # The last line may have been cut by the kill.
-    for line in [first, *said.decode().rpartition("\n")[0].splitlines()]:
+    # The kill may have cut the last line.
+    for line in [first, *output.decode().rpartition("\n")[0].splitlines()]:
         key, revision = line.split()
         acknowledged[key] = int(revision)
     return acknowledged
@@ -38,11 +38,11 @@ def written(path: Path) -> dict[str, int]:
     return found
 
 
-async def test_nothing_that_was_acknowledged_is_lost(tmp_path: Path) -> None:
-    path, chance = tmp_path / "jobs.sqlite", random.Random(7)
+async def test_no_acknowledged_write_is_lost_by_a_kill(tmp_path: Path) -> None:
+    path, rng = tmp_path / "jobs.sqlite", random.Random(7)
     acknowledged: dict[str, int] = {}
     for kill in range(KILLS):
-        acknowledged |= await killed_while_writing(path, f"k{kill}", chance.uniform(0.0, 0.3))
+        acknowledged |= await killed_while_writing(path, f"k{kill}", rng.uniform(0.0, 0.3))
     found = written(path)
     assert len(acknowledged) > child.WRITERS
     assert {key: at for key, at in acknowledged.items() if found.get(key, -1) < at} == {}

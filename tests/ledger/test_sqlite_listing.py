@@ -1,4 +1,4 @@
-"""What the command line asks: lists, counts, tidying up, and looking without touching."""
+"""The queries of the command line: lists, counts, pruning, and read-only use."""
 
 from datetime import timedelta
 from pathlib import Path
@@ -13,13 +13,13 @@ from tests.ledger.contract import NOON, adopted, job, keys_left, running
 from tests.ledger.test_sqlite_file import ledger_at
 
 LONG_AGO = NOON - timedelta(days=90)
-LATELY = NOON - timedelta(days=1)
+YESTERDAY = NOON - timedelta(days=1)
 
 
 @pytest.fixture
 def path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(sqlite, "PAGE", 3)
-    monkeypatch.setattr(sqlite, "PRUNED_AT_ONCE", 4)
+    monkeypatch.setattr(sqlite, "PRUNE_BATCH", 4)
     return tmp_path / "jobs.sqlite"
 
 
@@ -41,7 +41,7 @@ async def test_jobs_are_listed_newest_first(path: Path) -> None:
         assert await ledger.counts() == {JobState.RUNNING: 4, JobState.PENDING: 3}
 
 
-async def test_long_lists_of_what_is_left_come_in_pages(path: Path) -> None:
+async def test_unfinished_jobs_are_read_in_pages(path: Path) -> None:
     async with ledger_at(path) as mine, ledger_at(path) as theirs:
         for number in range(10):
             await (theirs if number % 2 else mine).claim(job(f"k{number}"))
@@ -51,12 +51,12 @@ async def test_long_lists_of_what_is_left_come_in_pages(path: Path) -> None:
         found = []
         async for record in mine.unfinished("mine"):
             found.append(record.key)
-            if record.key == "k4":  # meanwhile somebody else takes one
+            if record.key == "k4":  # meanwhile another owner adopts one
                 assert await adopted(theirs, "k6") is not None
         assert found == ["k0", "k2", "k4", "k8"]
 
 
-async def test_whoever_comes_during_the_listing_is_seen_to_live(path: Path) -> None:
+async def test_owner_opened_during_the_listing_keeps_its_job(path: Path) -> None:
     async with ledger_at(path) as mine, ledger_at(path) as late:
         for number in range(8):
             await mine.claim(job(f"k{number}"))
@@ -67,12 +67,12 @@ async def test_whoever_comes_during_the_listing_is_seen_to_live(path: Path) -> N
         assert [record.key async for record in listing] == ["k1", "k2", "k3", "k4", "k6", "k7"]
 
 
-async def test_only_what_ended_long_ago_is_pruned(path: Path) -> None:
+async def test_only_jobs_ended_before_the_time_are_pruned(path: Path) -> None:
     endings = [state for state in JobState if state.value not in ("pending", "submitting", "running", "uncertain")]
     async with ledger_at(path) as ledger:
         for state in JobState:
             await ledger.claim(job(f"old-{state.value}", state=state, created_at=LONG_AGO, ended_at=LONG_AGO))
-            await ledger.claim(job(f"new-{state.value}", state=state, created_at=LONG_AGO, ended_at=LATELY))
+            await ledger.claim(job(f"new-{state.value}", state=state, created_at=LONG_AGO, ended_at=YESTERDAY))
         await ledger.claim(job("undated", state=JobState.FAILED, created_at=LONG_AGO))
         assert await ledger.prune(NOON - timedelta(days=30)) == len(endings) + 1
         left = {record.key async for record in ledger.jobs()}
@@ -82,33 +82,33 @@ async def test_only_what_ended_long_ago_is_pruned(path: Path) -> None:
         assert await ledger.prune(NOON - timedelta(days=30)) == 0
 
 
-async def test_an_empty_ledger_has_nothing_to_prune(path: Path) -> None:
+async def test_empty_ledger_prunes_nothing(path: Path) -> None:
     async with ledger_at(path) as ledger:
         assert await ledger.prune(NOON) == 0
         assert await ledger.counts() == {}
 
 
-async def test_reading_only_changes_and_owns_nothing(path: Path) -> None:
+async def test_read_only_ledger_changes_and_owns_nothing(path: Path) -> None:
     async with ledger_at(path) as live:
         await live.claim(running())
-        await live.claim(job("gone"))
-        await live.release("gone")
+        await live.claim(job("released"))
+        await live.release("released")
         beside = sorted(path.parent.rglob("*"))
         async with ledger_at(path, read_only=True) as reader:
             assert sorted(path.parent.rglob("*")) == beside
             assert await reader.find("order-1") == running()
             assert await reader.find_task("mine", "t1") == running()
-            assert await reader.held("mine") == 1
-            assert await keys_left(reader) == ["gone"]
-            assert await keys(reader) == "goneorder-1"
+            assert await reader.count_slots_of_others("mine") == 1
+            assert await keys_left(reader) == ["released"]
+            assert await keys(reader) == "releasedorder-1"
             for write in (
                 reader.claim(job("new")),
-                reader.advance(job("gone"), job("gone").to(JobState.WITHDRAWN)),
-                reader.adopt("gone"),
+                reader.advance(job("released"), job("released").transition_to(JobState.WITHDRAWN)),
+                reader.adopt("released"),
                 reader.release("order-1"),
                 reader.prune(NOON),
             ):
-                with pytest.raises(LedgerError, match="for reading only"):
+                with pytest.raises(LedgerError, match="was opened read-only"):
                     await write
             await live.claim(job("later"))
             assert await reader.find("later") == job("later")

@@ -1,4 +1,4 @@
-"""Several ledgers on one file: each follows its own jobs, and only the dead are inherited from."""
+"""Several ledgers on one file: each owns its own jobs, and adopts only those of dead owners."""
 
 import asyncio
 import os
@@ -27,7 +27,7 @@ def path(tmp_path: Path) -> Path:
 
 @pytest.fixture
 async def opened(path: Path) -> AsyncIterator[Opening]:
-    """Open one more ledger on the same file."""
+    """Return a function that opens another ledger on the same file."""
     async with AsyncExitStack() as stack:
 
         async def open_one() -> SqliteLedger:
@@ -43,130 +43,130 @@ def locks(path: Path) -> list[Path]:
     return sorted(Owners(path)._folder.glob("*.lock"))
 
 
-async def test_what_a_living_owner_follows_is_nobody_elses(opened: Opening) -> None:
+async def test_job_of_a_living_owner_is_not_adopted(opened: Opening) -> None:
     mine, theirs = await opened(), await opened()
     await theirs.claim(running())
     assert await keys_left(mine) == []
     assert await adopted(mine, "order-1") is None
     claim = await mine.claim(job())
     assert claim.record == running()
-    assert (claim.new, claim.ours) == (False, False)
-    assert await mine.held("mine") == 1
-    assert await theirs.held("mine") == 0
-    with pytest.raises(LedgerError, match="does not own it") as caught:
-        await mine.advance(running(), running().to(JobState.SUCCEEDED))
+    assert (claim.new, claim.owned) == (False, False)
+    assert await mine.count_slots_of_others("mine") == 1
+    assert await theirs.count_slots_of_others("mine") == 0
+    with pytest.raises(LedgerError, match="is not owned by this ledger") as caught:
+        await mine.advance(running(), running().transition_to(JobState.SUCCEEDED))
     assert not caught.value.safe_to_repeat
-    await mine.release("order-1")  # it is not ours to let go
+    await mine.release("order-1")  # no effect: another ledger owns it
     assert await keys_left(mine) == []
 
 
-async def test_whoever_closes_leaves_his_jobs_to_the_others(opened: Opening) -> None:
+async def test_closed_ledger_leaves_its_jobs_to_other_owners(opened: Opening) -> None:
     mine, theirs = await opened(), await opened()
     await theirs.claim(running())
     await theirs.aclose()
-    assert await mine.held("mine") == 1  # nobody follows it, but it runs
+    assert await mine.count_slots_of_others("mine") == 1  # it has no owner, but it runs
     assert await keys_left(mine) == ["order-1"]
-    assert (await mine.claim(job())).ours
-    assert await mine.held("mine") == 0
+    assert (await mine.claim(job())).owned
+    assert await mine.count_slots_of_others("mine") == 0
 
 
-async def test_word_is_left_for_whoever_follows_the_job_and_taken_once(opened: Opening) -> None:
-    mine, theirs, nobodys = await opened(), await opened(), await opened()
+async def test_notice_reaches_the_owner_once(opened: Opening) -> None:
+    mine, theirs, third = await opened(), await opened(), await opened()
     await mine.claim(running())
-    await theirs.nudge("order-1", None)
-    await theirs.nudge("order-1", "t1")  # the later word counts
-    assert await nobodys.nudges() == []
-    assert await mine.nudges() == [("order-1", "t1")]
-    assert await mine.nudges() == []
-    await mine.advance(running(), running().to(JobState.SUCCEEDED))
-    await theirs.nudge("order-1", "t1")
-    assert await mine.nudges() == []
-    assert await theirs.secret() == await mine.secret()
+    await theirs.notify_owner("order-1", None)
+    await theirs.notify_owner("order-1", "t1")  # replaces the earlier notice
+    assert await third.take_notices() == []
+    assert await mine.take_notices() == [("order-1", "t1")]
+    assert await mine.take_notices() == []
+    await mine.advance(running(), running().transition_to(JobState.SUCCEEDED))
+    await theirs.notify_owner("order-1", "t1")
+    assert await mine.take_notices() == []
+    assert await theirs.callback_secret() == await mine.callback_secret()
 
 
-async def test_of_two_heirs_one_inherits(opened: Opening) -> None:
+async def test_one_of_two_owners_adopts_a_dead_owners_job(opened: Opening) -> None:
     dead, one, other = await opened(), await opened(), await opened()
     await dead.claim(running())
     await dead.aclose()
     assert await adopted(one, "order-1") == running()
     assert await adopted(other, "order-1") is None
     with pytest.raises(LedgerError):
-        await other.advance(running(), running().to(JobState.SUCCEEDED))
+        await other.advance(running(), running().transition_to(JobState.SUCCEEDED))
 
 
-async def test_a_stale_owner_is_fenced(opened: Opening) -> None:
-    stale, heir = await opened(), await opened()
+async def test_write_after_release_and_adoption_is_rejected(opened: Opening) -> None:
+    stale, adopter = await opened(), await opened()
     first = sent()
     await stale.claim(first)
     await stale.release("order-1")
-    assert await adopted(heir, "order-1") == first
-    after = first.to(JobState.RUNNING, task_id="t1")
-    with pytest.raises(LedgerError, match="changed by somebody else"):
-        await stale.advance(first, after)  # the revision is still the one that it saw
-    await heir.advance(first, after)
+    assert await adopted(adopter, "order-1") == first
+    after = first.transition_to(JobState.RUNNING, task_id="t1")
+    with pytest.raises(LedgerError, match="is not owned by this ledger"):
+        await stale.advance(first, after)  # the revision is unchanged, the owner is not
+    await adopter.advance(first, after)
 
 
-async def test_what_has_ended_may_be_moved_on_by_anybody_who_saw_it(opened: Opening) -> None:
+async def test_any_owner_may_update_an_ended_job(opened: Opening) -> None:
     one, other = await opened(), await opened()
     first = sent()
     await one.claim(first)
-    refused = first.to(JobState.REFUSED, ended_at=NOON)
+    refused = first.transition_to(JobState.REFUSED, ended_at=NOON)
     await one.advance(first, refused)
     assert await other.find("order-1") == refused
-    assert not (await other.claim(job())).ours
-    again = refused.reborn(body=b"{new}", created_at=LATER)
+    assert not (await other.claim(job())).owned
+    again = refused.next_generation(body=b"{new}", created_at=LATER)
     await other.advance(refused, again)
     assert await other.find("order-1") == again
-    with pytest.raises(LedgerError, match="changed by somebody else"):
+    with pytest.raises(LedgerError, match="was changed by another owner"):
         await one.advance(refused, again)
 
 
-async def test_ones_own_uncertain_job_is_counted_by_the_others(opened: Opening) -> None:
+async def test_uncertain_job_counts_as_a_slot_for_other_owners(opened: Opening) -> None:
     one, other = await opened(), await opened()
     first = sent()
     await one.claim(first)
-    await one.advance(first, first.to(JobState.UNCERTAIN, in_doubt=True))
-    assert await one.held("mine") == 0  # whoever parked it counts it itself
-    assert await other.held("mine") == 1
+    await one.advance(first, first.transition_to(JobState.UNCERTAIN, in_doubt=True))
+    assert await one.count_slots_of_others("mine") == 0  # its own session counts it
+    assert await other.count_slots_of_others("mine") == 1
 
 
-async def test_slots_of_long_ago_can_be_left_out(opened: Opening) -> None:
+async def test_since_leaves_out_older_slots(opened: Opening) -> None:
     one, other = await opened(), await opened()
     for record in (sent("a"), running("b"), running("c", "t2"), job("d", state=JobState.UNCERTAIN, created_at=LATER)):
         await one.claim(record)
-    assert await other.held("mine", since=NOON) == 4
-    assert await other.held("mine", since=LATER) == 1
+    assert await other.count_slots_of_others("mine", since=NOON) == 4
+    assert await other.count_slots_of_others("mine", since=LATER) == 1
 
 
-async def test_a_killed_process_is_inherited_from_and_a_living_one_is_not(path: Path, opened: Opening) -> None:
+async def test_jobs_of_a_killed_process_are_adopted_of_a_stopped_one_not(path: Path, opened: Opening) -> None:
     mine = await opened()
     async with child.at(path, "hold", "a") as one, child.at(path, "hold", "b") as other:
         assert (await child.line(one), await child.line(other)) == ("held", "held")
         assert await keys_left(mine) == []
         assert await adopted(mine, "a") is None
-        os.kill(one.pid, signal.SIGSTOP)  # it sleeps, it is not dead
+        os.kill(one.pid, signal.SIGSTOP)  # stopped, not dead
         assert await adopted(mine, "a") is None
         one.kill()
         await one.wait()
         assert await keys_left(mine) == ["a"]
-        assert (await mine.claim(job("a"))).ours
+        assert (await mine.claim(job("a"))).owned
         assert await adopted(mine, "b") is None
-        assert len(locks(path)) == 3  # what the dead left is swept when somebody opens
+        assert len(locks(path)) == 3  # the dead owner's file is removed at the next opening
         await opened()
         assert len(locks(path)) == 3
 
 
-async def test_many_processes_share_a_new_file(path: Path) -> None:
+async def test_each_key_is_claimed_by_one_of_four_processes(path: Path) -> None:
     async with AsyncExitStack() as stack:
         children = [await stack.enter_async_context(child.at(path, "share", str(number))) for number in range(4)]
-        won: list[str] = []
+        owned: list[str] = []
         for process in children:
-            while not (said := await child.line(process)).endswith("done"):
-                won.append(said)
-        assert sorted(won) == sorted(f"{number} True" for number in range(child.CLAIMS))
+            while not (output := await child.line(process)).endswith("done"):
+                owned.append(output)
+        assert sorted(owned) == sorted(f"{number} True" for number in range(child.CLAIMS))
 
 
-async def test_the_last_to_leave_removes_the_folder(path: Path, opened: Opening) -> None:
+async def test_last_owner_removes_the_folder(path: Path, opened: Opening) -> None:
     one, other = await opened(), await opened()
     assert len(locks(path)) == 2
     assert {file.stat().st_mode & 0o777 for file in locks(path)} == {0o600}
@@ -176,10 +176,10 @@ async def test_the_last_to_leave_removes_the_folder(path: Path, opened: Opening)
     assert [file.name for file in path.parent.iterdir()] == ["jobs.sqlite"]
 
 
-async def test_links_to_one_file_are_one_ledger(path: Path, opened: Opening, tmp_path: Path) -> None:
+async def test_links_to_one_file_open_one_ledger(path: Path, opened: Opening, tmp_path: Path) -> None:
     one = await opened()
     await one.claim(running())
-    link = tmp_path / "elsewhere"
+    link = tmp_path / "link"
     link.symlink_to(path)
     other = SqliteLedger(link)
     await other.open()
@@ -190,36 +190,34 @@ async def test_links_to_one_file_are_one_ledger(path: Path, opened: Opening, tmp
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
-async def test_a_forked_child_keeps_nobody_alive(path: Path, opened: Opening) -> None:
+async def test_forked_child_does_not_keep_the_parents_lock(path: Path, opened: Opening) -> None:
     mine = await opened()
     async with child.at(path, "fork", "a") as process:
         assert await child.line(process) == "forked"
         assert await adopted(mine, "a") is None
         process.kill()
         async with asyncio.timeout(5):
-            # Though its child lives on, and was born with the lock.
-            while await adopted(mine, "a") is None:  # noqa: ASYNC110 - it dies when it dies
+            # The forked child lives on, and inherited the descriptor of the lock.
+            while await adopted(mine, "a") is None:  # noqa: ASYNC110 - a kill sets no event
                 await asyncio.sleep(0.01)
 
 
-async def test_another_process_is_told_to_open_it_again(
-    path: Path, opened: Opening, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_use_in_another_process_is_refused(path: Path, opened: Opening, monkeypatch: pytest.MonkeyPatch) -> None:
     ledger = await opened()
     with monkeypatch.context() as patched:
         patched.setattr(os, "getpid", lambda: -1)
-        with pytest.raises(LedgerError, match="forked: open it again here") as caught:
+        with pytest.raises(LedgerError, match="forked: open another one") as caught:
             await ledger.claim(job())
         assert caught.value.safe_to_repeat
-        child_s = SqliteLedger(path)
-        child_s.__dict__.update(ledger.__dict__)
-        await child_s.aclose()  # what is the parent's is left to it
-        child_s.__dict__.update(ledger.__dict__)
-        del child_s
+        in_child = SqliteLedger(path)
+        in_child.__dict__.update(ledger.__dict__)
+        await in_child.aclose()  # leaves the parent's writer alone
+        in_child.__dict__.update(ledger.__dict__)
+        del in_child
     assert (await ledger.claim(job())).new
 
 
-async def test_what_does_not_belong_into_the_folder_is_left_alone(path: Path, opened: Opening) -> None:
+async def test_foreign_files_in_the_folder_are_kept(path: Path, opened: Opening) -> None:
     folder = path.with_name("jobs.sqlite-owners")
     folder.mkdir()
     (folder / "notes.txt").write_text("mine")
@@ -230,7 +228,7 @@ async def test_what_does_not_belong_into_the_folder_is_left_alone(path: Path, op
     assert [file.name for file in folder.iterdir()] == ["notes.txt"]
 
 
-async def test_the_files_are_for_this_user_only(path: Path, opened: Opening) -> None:
+async def test_files_are_private_to_the_user(path: Path, opened: Opening) -> None:
     ledger = await opened()
     await ledger.claim(job())
     files = [path, *path.parent.glob("jobs.sqlite-[sw]*")]

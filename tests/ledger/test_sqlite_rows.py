@@ -1,4 +1,4 @@
-"""Whatever a record holds, the same comes back."""
+"""Records as rows: every record is read as it was written."""
 
 import sqlite3
 from collections.abc import Iterator
@@ -13,16 +13,23 @@ from hypothesis import strategies as st
 
 from nanobanana_async.errors import LedgerError
 from nanobanana_async.jobs import Failure, JobRecord, JobState
-from nanobanana_async.ledger.desk import Desk, swap
+from nanobanana_async.ledger.columns import (
+    COLUMNS,
+    identity_values,
+    progress_values,
+    record_of,
+    same_identity,
+    time_to_text,
+)
 from nanobanana_async.ledger.file import current_schema
-from nanobanana_async.ledger.rows import COLUMNS, deed_of, moment, record_of, same_deed, story_of
+from nanobanana_async.ledger.statements import JobTable, update_for
 from nanobanana_async.models import ImageRequest
 from tests.ledger.contract import NOON, job
 
 KEYS = st.text(st.characters(min_codepoint=0x21, max_codepoint=0x7E), min_size=1, max_size=255)
 WORDS = st.text(st.characters(exclude_categories=["Cs"]))
 PRINTABLE = WORDS.filter(lambda text: text.isprintable() and bool(text.strip()))
-TEXTS = st.text(st.characters())  # half characters too
+TEXTS = st.text(st.characters())  # lone surrogates too
 TIMES = st.datetimes(
     min_value=datetime(1900, 1, 1),  # noqa: DTZ001 - the zone is drawn too
     max_value=datetime(2900, 1, 1),  # noqa: DTZ001
@@ -59,6 +66,7 @@ RECORDS = st.builds(
     request=st.none() | REQUESTS,
     body=st.binary(),
     created_at=TIMES,
+    batch=st.none() | WORDS,
     state=st.sampled_from(JobState),
     revision=COUNTS,
     generation=COUNTS,
@@ -77,17 +85,17 @@ RECORDS = st.builds(
 
 
 @contextmanager
-def table() -> Iterator[Desk]:
+def empty_table() -> Iterator[JobTable]:
     with closing(sqlite3.connect(":memory:")) as connection:
         connection.executescript(current_schema().script)
-        yield Desk(connection, "me", lambda _: True)
+        yield JobTable(connection, "me", lambda _: True)
 
 
 @given(RECORDS)
-def test_any_record_comes_back_from_the_table(record: JobRecord) -> None:
-    with table() as desk:
-        desk.claim(record, (*deed_of(record), *story_of(record)))
-        found = desk.find(record.key)
+def test_any_record_is_stored_and_read(record: JobRecord) -> None:
+    with empty_table() as table:
+        table.claim(record, (*identity_values(record), *progress_values(record)))
+        found = table.find(record.key)
         assert found == record
         assert found is not None
         assert type(found.in_doubt) is bool
@@ -95,39 +103,39 @@ def test_any_record_comes_back_from_the_table(record: JobRecord) -> None:
 
 
 @given(RECORDS, RECORDS)
-def test_any_record_may_follow_any_other(before: JobRecord, after: JobRecord) -> None:
+def test_any_record_can_replace_another(before: JobRecord, after: JobRecord) -> None:
     after = evolve(after, key=before.key)
-    with table() as desk:
-        desk.claim(before, (*deed_of(before), *story_of(before)))
-        desk.advance(before, *swap(before, after))
-        assert desk.find(before.key) == after
+    with empty_table() as table:
+        table.claim(before, (*identity_values(before), *progress_values(before)))
+        table.advance(before, after, *update_for(before, after))
+        assert table.find(before.key) == after
 
 
-def test_the_order_is_written_again_only_when_it_changed() -> None:
+def test_identity_is_written_only_when_it_changed() -> None:
     first = job()
-    assert same_deed(first, first.to(JobState.SUBMITTING))
-    assert not same_deed(first, evolve(first, body=b"{new}"))
+    assert same_identity(first, first.transition_to(JobState.SUBMITTING))
+    assert not same_identity(first, evolve(first, body=b"{new}"))
 
 
-def test_every_field_has_its_column() -> None:
+def test_every_field_has_a_column() -> None:
     assert sorted(COLUMNS) == sorted(field.name for field in fields(JobRecord))
 
 
 def test_times_sort_as_their_text_does() -> None:
     times = [NOON, NOON + timedelta(microseconds=1), NOON + timedelta(seconds=1)]
-    assert sorted(moment(time) for time in times) == [moment(time) for time in times]
-    assert moment(datetime(2026, 3, 12, 14, tzinfo=timezone(timedelta(hours=2)))) == moment(NOON)
+    assert sorted(time_to_text(time) for time in times) == [time_to_text(time) for time in times]
+    assert time_to_text(datetime(2026, 3, 12, 14, tzinfo=timezone(timedelta(hours=2)))) == time_to_text(NOON)
 
 
-def test_the_same_request_is_the_same_text() -> None:
+def test_request_is_stored_as_canonical_json() -> None:
     request = ImageRequest("狐", resolution="2K", images=["https://x.example/a.png"])
-    assert deed_of(job(request=request))[3] == (
+    assert identity_values(job(request=request))[3] == (
         '{"images":["https://x.example/a.png"],"prompt":"狐","resolution":"2K"}'
     )
 
 
-def test_fields_that_a_later_version_adds_are_passed_over() -> None:
-    row = [*deed_of(job()), *story_of(job())]
+def test_unknown_request_fields_are_ignored() -> None:
+    row = [*identity_values(job()), *progress_values(job())]
     row[3] = '{"prompt":"a fox","seed":7}'
     assert record_of(tuple(row)) == job()
 
@@ -142,8 +150,8 @@ def test_fields_that_a_later_version_adds_are_passed_over() -> None:
         ("credits_used", "x"),
     ],
 )
-def test_a_row_that_cannot_be_read_is_named(column: str, value: str) -> None:
-    row = [*deed_of(job()), *story_of(job(credits_used=Decimal(1)))]
+def test_unreadable_row_is_named_in_the_error(column: str, value: str) -> None:
+    row = [*identity_values(job()), *progress_values(job(credits_used=Decimal(1)))]
     row[COLUMNS.index(column)] = value
     with pytest.raises(LedgerError, match="job order-1 can't be read") as caught:
         record_of(tuple(row))
@@ -151,10 +159,10 @@ def test_a_row_that_cannot_be_read_is_named(column: str, value: str) -> None:
     assert not caught.value.safe_to_repeat
 
 
-def test_a_row_that_cannot_be_read_is_not_taken_over() -> None:
-    with table() as desk:
-        desk.claim(job(), (*deed_of(job()), *story_of(job())))
-        desk.connection.execute("UPDATE jobs SET request = '{', owner = NULL")
+def test_unreadable_row_is_not_adopted() -> None:
+    with empty_table() as table:
+        table.claim(job(), (*identity_values(job()), *progress_values(job())))
+        table.connection.execute("UPDATE jobs SET request = '{', owner = NULL")
         with pytest.raises(LedgerError, match="can't be read"):
-            desk.adopt("order-1")
-        assert desk.connection.execute("SELECT owner FROM jobs").fetchone() == (None,)
+            table.adopt("order-1")
+        assert table.connection.execute("SELECT owner FROM jobs").fetchone() == (None,)

@@ -1,4 +1,4 @@
-"""One thread writes for all: together, in order, each told of its own, and also for those who have left."""
+"""The writer thread: writes are batched and ordered; a cancelled caller cancels no write."""
 
 import asyncio
 import gc
@@ -43,36 +43,36 @@ async def ended(path: Path) -> None:
 
 @pytest.fixture
 def commits(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """How many orders each transaction held."""
+    """The number of work items in each transaction."""
     sizes: list[int] = []
-    done = writer_module._done
+    run = writer_module.run_in_transaction
 
     def counted(*args: object) -> object:
         sizes.append(len(args[1]))  # type: ignore[arg-type]
-        return done(*args)  # type: ignore[arg-type]
+        return run(*args)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(writer_module, "_done", counted)
+    monkeypatch.setattr(writer_module, "run_in_transaction", counted)
     return sizes
 
 
-async def test_what_is_written_at_once_is_one_transaction(ledger: SqliteLedger, commits: list[int]) -> None:
+async def test_concurrent_writes_share_one_transaction(ledger: SqliteLedger, commits: list[int]) -> None:
     async with asyncio.TaskGroup() as group:
         for number in range(200):
             group.create_task(ledger.claim(job(f"k{number}")))
     assert commits == [200]
 
 
-async def test_a_transaction_is_not_endless(
+async def test_transaction_has_a_maximum_size(
     ledger: SqliteLedger, commits: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(writer_module, "MOST", 80)
+    monkeypatch.setattr(writer_module, "MAX_BATCH", 80)
     async with asyncio.TaskGroup() as group:
         for number in range(200):
             group.create_task(ledger.claim(job(f"k{number}")))
     assert commits == [80, 80, 40]
 
 
-async def test_what_comes_during_a_commit_shares_the_next(path: Path, ledger: SqliteLedger, commits: list[int]) -> None:
+async def test_writes_during_a_commit_share_the_next_one(path: Path, ledger: SqliteLedger, commits: list[int]) -> None:
     with closing(sqlite3.connect(path, isolation_level=None)) as other:
         other.execute("BEGIN IMMEDIATE")
         async with asyncio.TaskGroup() as group:
@@ -84,29 +84,29 @@ async def test_what_comes_during_a_commit_shares_the_next(path: Path, ledger: Sq
     assert len(commits) <= 3
 
 
-async def test_a_write_that_fails_takes_no_neighbour_with_it(ledger: SqliteLedger, commits: list[int]) -> None:
+async def test_failed_write_does_not_fail_others_in_the_batch(ledger: SqliteLedger, commits: list[int]) -> None:
     first = job("a")
     await ledger.claim(first)
-    told = await asyncio.gather(  # noqa: TID251
+    results = await asyncio.gather(  # noqa: TID251
         ledger.claim(job("b")),
-        ledger.advance(evolve(first, revision=9), first.to(JobState.WITHDRAWN)),
-        ledger.claim(evolve(job("c"), attempts=2**64)),  # no number of SQLite's
-        ledger.claim(evolve(job("d"), model="\ud83e")),  # no text
-        ledger.advance(first, first.to(JobState.SUBMITTING)),
+        ledger.advance(evolve(first, revision=9), first.transition_to(JobState.WITHDRAWN)),
+        ledger.claim(evolve(job("c"), attempts=2**64)),  # too large for SQLite
+        ledger.claim(evolve(job("d"), model="\ud83e")),  # not encodable
+        ledger.advance(first, first.transition_to(JobState.SUBMITTING)),
         ledger.find("b"),
         return_exceptions=True,
     )
     assert commits == [1, 6]
-    assert [isinstance(each, LedgerError) for each in told] == [False, True, True, True, False, False]
-    assert told[5] == job("b")  # a read sees what was written before it
-    assert "can't be written down" in str(told[2])
+    assert [isinstance(result, LedgerError) for result in results] == [False, True, True, True, False, False]
+    assert results[5] == job("b")  # a read sees the writes queued before it
+    assert "can't be stored" in str(results[2])
     assert [await ledger.find(key) for key in "cd"] == [None, None]
     found = await ledger.find("a")
     assert found is not None
     assert found.state is JobState.SUBMITTING
 
 
-async def test_a_caller_who_leaves_takes_neither_his_write_nor_his_neighbours_answer(ledger: SqliteLedger) -> None:
+async def test_cancelled_caller_cancels_no_write(ledger: SqliteLedger) -> None:
     leaving, staying = (asyncio.Task(ledger.claim(job(key))) for key in "ab")
     await asyncio.sleep(0)
     leaving.cancel()
@@ -117,7 +117,7 @@ async def test_a_caller_who_leaves_takes_neither_his_write_nor_his_neighbours_an
     assert await ledger.find("a") == job("a")
 
 
-async def test_closing_writes_what_is_queued_and_tells_who_waits(path: Path) -> None:
+async def test_close_finishes_queued_writes(path: Path) -> None:
     ledger = SqliteLedger(path)
     await ledger.open()
     writing = [asyncio.Task(ledger.claim(job(f"k{number}"))) for number in range(50)]
@@ -129,7 +129,7 @@ async def test_closing_writes_what_is_queued_and_tells_who_waits(path: Path) -> 
         assert connection.execute("SELECT count(*) FROM jobs").fetchone() == (50,)
 
 
-async def test_closing_goes_on_when_its_caller_is_cancelled(path: Path) -> None:
+async def test_cancelled_close_still_finishes(path: Path) -> None:
     ledger = SqliteLedger(path)
     await ledger.open()
     writing = asyncio.Task(ledger.claim(job()))
@@ -144,7 +144,7 @@ async def test_closing_goes_on_when_its_caller_is_cancelled(path: Path) -> None:
     await ended(path)
 
 
-async def test_closed_it_does_nothing_but_open_again(ledger: SqliteLedger) -> None:
+async def test_closed_ledger_refuses_calls_and_reopens(ledger: SqliteLedger) -> None:
     await ledger.aclose()
     await ledger.aclose()
     with pytest.raises(LedgerError, match="is not open") as caught:
@@ -156,13 +156,13 @@ async def test_closed_it_does_nothing_but_open_again(ledger: SqliteLedger) -> No
     assert (await ledger.claim(job())).new
 
 
-async def test_open_it_is_not_opened_again(ledger: SqliteLedger) -> None:
+async def test_open_ledger_refuses_a_second_open(ledger: SqliteLedger) -> None:
     with pytest.raises(LedgerError, match="a SqliteLedger of its own"):
         await ledger.open()
     assert (await ledger.claim(job())).new
 
 
-async def test_an_opening_that_is_cancelled_leaves_nothing_open(path: Path) -> None:
+async def test_cancelled_open_leaves_nothing_open(path: Path) -> None:
     ledger = SqliteLedger(path)
     opening = asyncio.Task(ledger.open())
     await asyncio.sleep(0)
@@ -175,7 +175,7 @@ async def test_an_opening_that_is_cancelled_leaves_nothing_open(path: Path) -> N
     await ledger.aclose()
 
 
-async def test_a_ledger_that_was_lost_lets_go_of_its_jobs(path: Path) -> None:
+async def test_garbage_collected_ledger_releases_its_jobs(path: Path) -> None:
     lost = SqliteLedger(path)
     await lost.open()
     await lost.claim(job())
@@ -188,7 +188,7 @@ async def test_a_ledger_that_was_lost_lets_go_of_its_jobs(path: Path) -> None:
     await ledger.aclose()
 
 
-def test_a_loop_that_ends_first_is_no_trouble(path: Path) -> None:
+def test_ledger_outliving_its_event_loop_closes_cleanly(path: Path) -> None:
     ledger = SqliteLedger(path)
     asyncio.run(ledger.open())
     threads = threads_of(path)

@@ -1,4 +1,4 @@
-"""A real Jupyter kernel for a test: its warnings are kept, and nothing of the user's own is read or written."""
+"""Run a real Jupyter kernel in a test, isolated from the user's configuration, and keep its warnings."""
 
 import asyncio
 import os
@@ -16,25 +16,25 @@ pytest.importorskip("ipykernel", reason=MISSING)
 
 
 @asynccontextmanager
-async def kernel(notebook: Any, room: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Any]:
-    """Start a kernel in a folder of its own; what it wrote to its error output is checked at the end."""
+async def kernel(notebook: Any, folder: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Any]:
+    """Start a kernel in its own folder; check its stderr at the end."""
     for name in ("JUPYTER_RUNTIME_DIR", "JUPYTER_CONFIG_DIR", "IPYTHONDIR"):
-        monkeypatch.setenv(name, str(room / name.lower()))
-    # The kernel's own warnings are its makers' business; what is left open is ours.
+        monkeypatch.setenv(name, str(folder / name.lower()))
+    # Other warnings of the kernel are not ours to fix; a resource left open is.
     environ = {**os.environ, "PYTHONWARNINGS": "default::ResourceWarning"}
     client = nbclient.NotebookClient(notebook, timeout=40, kernel_name="python3", allow_errors=True)
-    with (room / "stderr").open("w+") as errors:
-        async with client.async_setup_kernel(stderr=errors, env=environ, cwd=str(room)):
+    with (folder / "stderr").open("w+") as errors:
+        async with client.async_setup_kernel(stderr=errors, env=environ, cwd=str(folder)):
             yield client
         errors.seek(0)
-        said = errors.read()
-    assert "ResourceWarning" not in said
-    assert "Traceback" not in said
-    assert "never retrieved" not in said
+        output = errors.read()
+    assert "ResourceWarning" not in output
+    assert "Traceback" not in output
+    assert "never retrieved" not in output
 
 
 async def executed(client: Any, cell: Any) -> Any:
-    """Run one cell; return it with its outputs, which must tell of no error."""
+    """Run one cell and return it; its outputs must contain no error."""
     await client.async_execute_cell(cell, client.nb.cells.index(cell))
     assert [output for output in cell.outputs if output.output_type == "error"] == []
     assert [output for output in cell.outputs if output.get("name") == "stderr"] == []
@@ -42,7 +42,7 @@ async def executed(client: Any, cell: Any) -> Any:
 
 
 async def interrupted(client: Any, cell: Any) -> str:
-    """Run one cell, interrupt the kernel once it has printed something; return the name of the error it ends with."""
+    """Run one cell, interrupt the kernel after its first output, and return the name of the error that ended it."""
     async with asyncio.TaskGroup() as group:
         running = group.create_task(client.async_execute_cell(cell, client.nb.cells.index(cell)))
         async with asyncio.timeout(20):
@@ -55,7 +55,7 @@ async def interrupted(client: Any, cell: Any) -> str:
 
 
 def html(cell: Any) -> str:
-    """Return the HTML that stands under a cell."""
+    """Return the HTML of a cell's outputs."""
     return "".join(output.data.get("text/html", "") for output in cell.outputs if "data" in output)
 
 

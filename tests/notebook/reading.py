@@ -1,4 +1,4 @@
-"""Reads HTML as a browser would: which tags stand in it, which links, and what is plain text."""
+"""Parse HTML as a browser would, and collect its images, links, styles and text."""
 
 from html.parser import HTMLParser
 
@@ -8,7 +8,7 @@ ATTRIBUTES = {"class", "style", "dir", "src", "alt", "title", "loading", "referr
 }
 EMPTY = {"img"}
 
-# What others may say, in the hope that somebody shows it as it is.
+# Texts that would inject markup if they were shown unescaped.
 HOSTILE = [
     "<script>alert(1)</script>",
     '"><img src=x onerror=alert(1)>',
@@ -20,7 +20,7 @@ HOSTILE = [
 
 
 class Page(HTMLParser):
-    """One piece of HTML, read; it must be well-formed, and made of harmless tags only."""
+    """Parsed HTML, which must be well-formed and contain harmless tags only."""
 
     def __init__(self, html: str) -> None:
         super().__init__(convert_charrefs=True)
@@ -54,7 +54,7 @@ class Page(HTMLParser):
 
 
 def page(shown: object) -> Page:
-    """Read how a notebook shows something."""
+    """Parse the HTML that a notebook shows for an object."""
     html = shown._repr_html_()  # type: ignore[attr-defined]
     assert isinstance(html, str)
     return Page(html)

@@ -1,4 +1,4 @@
-"""`docs/notebook.ipynb` runs from its first cell to its last, in a real kernel, against the emulator."""
+"""`docs/notebook.ipynb` runs from first to last cell in a real kernel, against the emulator."""
 
 from pathlib import Path
 from typing import Any
@@ -24,15 +24,15 @@ def test_the_tour_is_committed_without_outputs() -> None:
     assert set(notebook.metadata) == {"kernelspec", "language_info"}
 
 
-async def test_the_tour_runs_and_shows_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_tour_runs_and_shows_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("PIL", reason="the emulator paints with Pillow: pip install 'nanobanana-async[emulator]'")
     notebook = tour()
     async with kernel(notebook, tmp_path, monkeypatch) as client:
         cells = {
             cell.id: await executed(client, cell) for cell in notebook.cells if cell.cell_type == "code" and cell.source
         }
-    pictures = {name: len(Page(html(cell)).images) for name, cell in cells.items() if html(cell)}
-    assert pictures == {
+    images = {name: len(Page(html(cell)).images) for name, cell in cells.items() if html(cell)}
+    assert images == {
         "one": 1,
         "edit": 3,
         "timeout": 0,
@@ -48,7 +48,7 @@ async def test_the_tour_runs_and_shows_pictures(tmp_path: Path, monkeypatch: pyt
     assert any(WIDGET in output.data for output in cells["batch"].outputs if "data" in output)
     assert Page(html(cells["batch"])).text.endswith("done 19 \N{NO-BREAK SPACE} failed 1")
     assert "InvalidRequest" in html(cells["bad-row"])
-    assert printed(cells["rerun"]) == "18 pictures, 0 of them bought anew\n"
+    assert printed(cells["rerun"]) == "18 images, 0 of them bought again\n"
     assert "23 succeeded" in html(cells["stats"])
     assert cells["save"].outputs[0].data["text/plain"].endswith(".png']")
     assert "closed" in cells["close"].outputs[0].data["text/plain"]
@@ -58,8 +58,8 @@ CELLS = {
     "open": """
         from nanobanana_async import Session
         from nanobanana_async.emulator import Emulator, Fixed
-        house = Emulator(duration=Fixed(1.0), picture_scale=0.05)
-        emulator = await house.__aenter__()
+        server = Emulator(duration=Fixed(1.0), image_scale=0.05)
+        emulator = await server.__aenter__()
         session = Session(emulator.apimall(), ledger="jobs.sqlite")
         await session.open()
     """,
@@ -85,12 +85,12 @@ CELLS = {
     """,
     "close": """
         await session.aclose()
-        await house.__aexit__(None, None, None)
+        await server.__aexit__(None, None, None)
     """,
 }
 
 
-async def test_an_interrupted_cell_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_an_interrupted_cell_loses_no_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     new = nbformat.v4.new_code_cell
     lines = {name: source.replace("\n        ", "\n").strip() for name, source in CELLS.items()}
     cells = {name: new(source, id=name) for name, source in lines.items()}

@@ -1,4 +1,4 @@
-"""`generate_many(..., progress=True)`: a bar that tells the truth, is closed in the end, and costs nothing else."""
+"""`generate_many(..., progress=True)`: the bar shows the counts, is always closed, and never fails the batch."""
 
 import asyncio
 import gc
@@ -21,28 +21,28 @@ PROMPTS = ["a fox", "an owl", "a hare"]
 
 @pytest.fixture(autouse=True)
 def closed_bars() -> Iterator[None]:
-    """No bar may be left open by a test; tqdm keeps account of them."""
+    """Check that no test leaves a bar open; tqdm tracks its instances."""
     yield
     gc.collect()
     assert list(getattr(tqdm, "_instances", ())) == []
 
 
 def lines(capsys: pytest.CaptureFixture[str]) -> list[str]:
-    """Return what was drawn, one drawing a line; the last line was left by a closing bar."""
+    """Return each drawing of the bar; the last one is left by its closing."""
     drawn = capsys.readouterr().err
     assert drawn.endswith("\n")
     return drawn.replace("\n", "").split("\r")[1:]
 
 
 @virtually
-async def _watched(batch_size: int = 3) -> None:
+async def _run_batch(batch_size: int = 3) -> None:
     async with apimall(FakeTransport(Shop(job_s=3.0).answer)) as session:
         taken = [outcome async for outcome in session.generate_many(PROMPTS[:batch_size], progress=True)]
         assert len(taken) == batch_size
 
 
-def test_the_bar_counts_rows_and_tells_slots_and_credits(capsys: pytest.CaptureFixture[str]) -> None:
-    _watched()
+def test_the_bar_shows_rows_slots_and_credits(capsys: pytest.CaptureFixture[str]) -> None:
+    _run_batch()
     drawn = lines(capsys)
     assert "0/3" in drawn[0]
     assert any("0/3" in line and "3 slots" in line for line in drawn)
@@ -50,12 +50,12 @@ def test_the_bar_counts_rows_and_tells_slots_and_credits(capsys: pytest.CaptureF
     assert "0 failed, 0 slots, 24 credits" in drawn[-1]
 
 
-def test_the_bar_moves_while_nothing_ends(capsys: pytest.CaptureFixture[str]) -> None:
-    _watched(1)
+def test_the_bar_is_redrawn_while_no_job_ends(capsys: pytest.CaptureFixture[str]) -> None:
+    _run_batch(1)
     assert sum("0/1" in line for line in lines(capsys)) >= 3
 
 
-def test_without_a_length_there_is_no_total_and_the_name_stands_in_front(
+def test_input_without_a_length_has_no_total_and_the_batch_name_is_shown(
     capsys: pytest.CaptureFixture[str], tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     async def prompts() -> AsyncIterator[str]:
@@ -63,28 +63,28 @@ def test_without_a_length_there_is_no_total_and_the_name_stands_in_front(
             yield prompt
 
     @virtually
-    async def watched() -> None:
+    async def run_batch() -> None:
         ledger = tmp_path_factory.mktemp("ledger") / "jobs.sqlite"
         async with apimall(FakeTransport(Shop().answer), ledger=ledger) as session:
             async for _ in session.generate_many(prompts(), batch="<b>spring</b>", progress=True):
                 pass
 
-    watched()
+    run_batch()
     last = lines(capsys)[-1]
     assert "3 rows [" in last
     assert last.startswith("<b>spring</b>: ")
 
 
-def test_failures_are_counted_and_a_batch_that_stops_closes_its_bar(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_stopped_batch_counts_failures_and_closes_its_bar(capsys: pytest.CaptureFixture[str]) -> None:
     @virtually
-    async def watched() -> None:
-        no = refused(402, message="no credits")
-        async with apimall(FakeTransport(in_turn([created(), refused(400), no], [completed()]))) as session:
+    async def run_batch() -> None:
+        refusal = refused(402, message="no credits")
+        async with apimall(FakeTransport(in_turn([created(), refused(400), refusal], [completed()]))) as session:
             with pytest.raises(BatchStopped):
                 async for _ in session.generate_many([*PROMPTS, "a wren"], progress=True):
                     pass
 
-    watched()
+    run_batch()
     last = lines(capsys)[-1]
     assert "2/4" in last
     assert "1 failed" in last
@@ -92,20 +92,20 @@ def test_failures_are_counted_and_a_batch_that_stops_closes_its_bar(capsys: pyte
 
 def test_leaving_early_closes_the_bar(capsys: pytest.CaptureFixture[str]) -> None:
     @virtually
-    async def watched() -> None:
+    async def run_batch() -> None:
         async with apimall(FakeTransport(Shop().answer)) as session:
             async with session.generate_many(PROMPTS, progress=True) as batch:
                 async for _ in batch:
                     break
             assert list(getattr(tqdm, "_instances", ())) == []
 
-    watched()
+    run_batch()
     assert "/3" in lines(capsys)[-1]
 
 
 def test_a_batch_that_is_dropped_closes_its_bar(capsys: pytest.CaptureFixture[str]) -> None:
     @virtually
-    async def watched() -> None:
+    async def run_batch() -> None:
         async with apimall(FakeTransport(Shop().answer)) as session:
             async for _ in session.generate_many(PROMPTS, progress=True):
                 break
@@ -113,29 +113,29 @@ def test_a_batch_that_is_dropped_closes_its_bar(capsys: pytest.CaptureFixture[st
             await asyncio.sleep(0.1)
             assert list(getattr(tqdm, "_instances", ())) == []
 
-    watched()
+    run_batch()
     assert "/3" in lines(capsys)[-1]
 
 
-def test_what_the_input_raises_closes_the_bar(capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_input_error_closes_the_bar(capsys: pytest.CaptureFixture[str]) -> None:
     async def prompts() -> AsyncIterator[str]:
         yield "a fox"
         raise LookupError("the file is cut off")
 
     @virtually
-    async def watched() -> None:
+    async def run_batch() -> None:
         async with apimall(FakeTransport(Shop().answer)) as session:
             with pytest.raises(LookupError):
                 async for _ in session.generate_many(prompts(), progress=True):
                     pass
 
-    watched()
+    run_batch()
     assert "1 rows" in lines(capsys)[-1]
 
 
-def test_a_session_that_is_closed_meanwhile_closes_the_bar(capsys: pytest.CaptureFixture[str]) -> None:
+def test_closing_the_session_closes_the_bar(capsys: pytest.CaptureFixture[str]) -> None:
     @virtually
-    async def watched() -> None:
+    async def run_batch() -> None:
         async with apimall(FakeTransport(Shop(job_s=60).answer)) as session, asyncio.TaskGroup() as group:
             closing = asyncio.get_running_loop().call_later(2, lambda: group.create_task(session.aclose()))
             with pytest.raises(SessionClosed):
@@ -143,17 +143,17 @@ def test_a_session_that_is_closed_meanwhile_closes_the_bar(capsys: pytest.Captur
                     pass
             closing.cancel()
 
-    watched()
+    run_batch()
     assert "0/3" in lines(capsys)[-1]
 
 
-def test_an_interrupted_cell_leaves_its_bar_and_the_next_goes_on_with_another(
+def test_a_batch_continued_after_an_interrupt_has_a_new_bar(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     shop = Shop(job_s=3.0, limit=1)
 
     @virtually
-    async def watched() -> None:
+    async def run_batch() -> None:
         async with apimall(FakeTransport(shop.answer)) as session:
             batch = session.generate_many(PROMPTS, progress=True)
 
@@ -165,31 +165,31 @@ def test_an_interrupted_cell_leaves_its_bar_and_the_next_goes_on_with_another(
             assert list(getattr(tqdm, "_instances", ())) == []
             assert sorted(await cell()) == [0, 1, 2]
 
-    watched()
+    run_batch()
     drawn = capsys.readouterr().err
     assert drawn.count("\n") == 2
     assert "3/3" in drawn
     assert shop.sold == 3
 
 
-def test_a_screen_that_is_gone_does_not_end_the_batch(
+def test_a_broken_stderr_does_not_end_the_batch(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    class Gone:
+    class ClosedStream:
         encoding = "utf-8"
 
         def write(self, _: str) -> int:
-            raise BrokenPipeError("nobody looks")
+            raise BrokenPipeError("the pipe is closed")
 
         def flush(self) -> None:
-            raise BrokenPipeError("nobody looks")
+            raise BrokenPipeError("the pipe is closed")
 
-    monkeypatch.setattr(sys, "stderr", Gone())
-    _watched()
+    monkeypatch.setattr(sys, "stderr", ClosedStream())
+    _run_batch()
     assert [record.getMessage() for record in caplog.records if "progress.failed" in record.getMessage()] != []
 
 
-def test_without_tqdm_nothing_is_bought_and_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_tqdm_the_extra_is_named_and_nothing_is_bought(monkeypatch: pytest.MonkeyPatch) -> None:
     transport = FakeTransport(Shop().answer)
 
     @virtually
@@ -206,13 +206,13 @@ def test_without_tqdm_nothing_is_bought_and_the_extra_is_named(monkeypatch: pyte
 
 def test_a_bar_is_drawn_at_most_five_times_a_second(capsys: pytest.CaptureFixture[str]) -> None:
     @virtually
-    async def watched() -> None:
+    async def run_batch() -> None:
         async with apimall(FakeTransport(Shop(job_s=0.1).answer)) as session:
             async for _ in session.generate_many((f"fox {number}" for number in range(300)), progress=True):
                 pass
         assert now() < 60
 
-    watched()
+    run_batch()
     assert len(lines(capsys)) < 300
 
 
@@ -235,7 +235,7 @@ NO_WIDGETS = """
 """
 
 
-def test_a_notebook_without_widgets_gets_a_line_of_text_and_no_warning() -> None:
+def test_a_notebook_without_widgets_gets_text_and_no_warning() -> None:
     environ = {name: value for name, value in os.environ.items() if not name.startswith("COVERAGE")}
     program = [sys.executable, "-W", "error", "-c", textwrap.dedent(NO_WIDGETS)]
     done = subprocess.run(program, env=environ, capture_output=True, text=True, timeout=30, check=False)

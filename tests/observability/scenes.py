@@ -1,4 +1,4 @@
-"""What the tests of telemetry share: the SDK with its in-memory exporters, and plain views of what it exported."""
+"""Helpers of the telemetry tests: the SDK with in-memory exporters, and plain views of the exported data."""
 
 import json
 from collections.abc import Awaitable, Mapping
@@ -16,7 +16,7 @@ from nanobanana_async.otel import Telemetry
 
 
 class Collector:
-    """An SDK that keeps what it is told, and the `Telemetry` that tells it."""
+    """A `Telemetry` with an SDK that keeps the exported data."""
 
     def __init__(self, *, record_prompts: bool = False) -> None:
         self._exporter = InMemorySpanExporter()
@@ -28,12 +28,12 @@ class Collector:
 
     @property
     def tracer(self) -> Tracer:
-        """For the spans of an application."""
+        """Tracer for the spans of an application."""
         return self._tracers.get_tracer("app")
 
     @property
     def all_spans(self) -> list[ReadableSpan]:
-        """Those of the application, too."""
+        """All ended spans, with those of the application."""
         return list(self._exporter.get_finished_spans())
 
     @property
@@ -43,12 +43,12 @@ class Collector:
 
     @property
     def span(self) -> ReadableSpan:
-        """The only one."""
+        """The only span of a job that has ended."""
         (span,) = self.spans
         return span
 
     def metrics(self) -> dict[str, Metric]:
-        """What has been counted and measured so far."""
+        """All metrics so far, by name."""
         data = self._reader.get_metrics_data()
         if data is None:
             return {}
@@ -56,11 +56,11 @@ class Collector:
         return {metric.name: metric for scope in scopes for metric in scope.metrics}
 
     def value(self, name: str, attributes: Mapping[str, str] | None = None) -> float:
-        """The sum over all points of a metric that have these attributes; 0 when there is none."""
+        """Sum the points of a metric that have these attributes; 0 without any."""
         metric, wanted = self.metrics().get(name), attributes or {}
         points = [] if metric is None else metric.data.data_points
-        fitting = [point for point in points if wanted.items() <= dict(point.attributes or {}).items()]
-        return sum(point.value for point in fitting if isinstance(point, NumberDataPoint))
+        matching = [point for point in points if wanted.items() <= dict(point.attributes or {}).items()]
+        return sum(point.value for point in matching if isinstance(point, NumberDataPoint))
 
     def measured(self, name: str) -> list[HistogramDataPoint]:
         """The points of a histogram."""
@@ -68,14 +68,14 @@ class Collector:
         points = [] if metric is None else metric.data.data_points
         return [point for point in points if isinstance(point, HistogramDataPoint)]
 
-    def all_that_was_told(self) -> str:
-        """Everything that left, as text."""
+    def exported_text(self) -> str:
+        """Return everything that was exported, as text."""
         spans = [span.to_json() for span in self.all_spans]
         return "\n".join([*spans, *(metric.to_json() for metric in self.metrics().values())])
 
 
 async def outcome(work: Awaitable[Any]) -> Any:
-    """What it brings, or the library's error that it ends with."""
+    """Return the result, or the library's error that was raised."""
     try:
         return await work
     except NanoBananaError as error:
@@ -86,13 +86,13 @@ def facts(span: ReadableSpan) -> dict[str, Any]:
     return dict(span.attributes or {})
 
 
-def story(span: ReadableSpan) -> list[str]:
-    """The names of a span's events, in order, without the prefix."""
+def event_names(span: ReadableSpan) -> list[str]:
+    """Return the names of a span's events, in order, without the prefix."""
     return [event.name.removeprefix("nanobanana.") for event in span.events]
 
 
-def told(span: ReadableSpan, name: str) -> list[Mapping[str, Any]]:
-    """The attributes of the events of this name."""
+def events_named(span: ReadableSpan, name: str) -> list[Mapping[str, Any]]:
+    """Return the attributes of the events with this name."""
     return [dict(event.attributes or {}) for event in span.events if event.name == f"nanobanana.{name}"]
 
 

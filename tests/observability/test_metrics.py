@@ -1,4 +1,4 @@
-"""What is counted and measured agrees with the session's own stats, and with the gateway's."""
+"""The metrics agree with the session's stats and with the gateway's."""
 
 import asyncio
 from decimal import Decimal
@@ -8,9 +8,9 @@ import pytest
 
 from nanobanana_async import ApiMall, ConcurrencyPolicy, PollPolicy, Session, TransportError
 from nanobanana_async.emulator import API_KEY, Fixed
-from nanobanana_async.emulator.settings import WorldSettings
-from nanobanana_async.emulator.world import World
-from nanobanana_async.testing import FakeTransport, WorldTransport
+from nanobanana_async.emulator.settings import EmulatorSettings
+from nanobanana_async.emulator.simulator import GatewaySimulator
+from nanobanana_async.testing import EmulatorTransport, FakeTransport
 from tests.engine.neighbours import LosingShop
 from tests.engine.sayings import completed, created, in_turn, task
 from tests.engine.scenes import Notebook, Shop, apimall, defapi, virtually
@@ -19,11 +19,11 @@ from tests.observability.scenes import Collector, outcome
 UNITS = {
     "gen_ai.client.operation.duration": "s",
     "nanobanana.job.duration": "s",
-    "nanobanana.query.delay": "s",
+    "nanobanana.poll.delay": "s",
     "nanobanana.job.ends": "{job}",
     "nanobanana.create.requests": "{request}",
     "nanobanana.create.refusals": "{request}",
-    "nanobanana.query.requests": "{request}",
+    "nanobanana.poll.requests": "{request}",
     "nanobanana.credits.spent": "{credit}",
     "nanobanana.slot.held": "{slot}",
     "nanobanana.slot.limit": "{slot}",
@@ -31,60 +31,61 @@ UNITS = {
 
 
 @virtually
-async def test_after_a_run_with_refusals_every_number_agrees_with_the_stats() -> None:
+async def test_metrics_agree_with_the_stats_after_refusals() -> None:
     collector = Collector()
-    world = World(WorldSettings(job_limit=6, duration=Fixed(5.0)))
-    transport = WorldTransport(world, api_key=API_KEY)
+    simulator = GatewaySimulator(EmulatorSettings(job_limit=6, duration=Fixed(5.0)))
+    transport = EmulatorTransport(simulator, api_key=API_KEY)
     gateway, delay = ApiMall(api_key=API_KEY), PollPolicy(target_delay_s=0.5)
     async with Session(gateway, http=transport, polling=delay, observers=[collector.telemetry]) as session:
         async with asyncio.TaskGroup() as group:
             for number in range(40):
                 group.create_task(session.generate(f"a fox, number {number}"))
             await asyncio.sleep(12.0)
-            assert collector.value("nanobanana.slot.held") == session.stats().held > 0
+            assert collector.value("nanobanana.slot.held") == session.stats().slots_held > 0
         stats = session.stats()
     assert collector.value("nanobanana.slot.held") == 0
     assert collector.value("nanobanana.slot.limit") == stats.job_limit == 6
-    assert collector.value("nanobanana.create.refusals", {"nanobanana.limit.kind": "jobs"}) == stats.refusals > 0
-    assert collector.value("nanobanana.create.requests") == 40 + stats.refusals
-    assert collector.value("nanobanana.query.requests") == stats.queries
+    assert collector.value("nanobanana.create.refusals", {"nanobanana.limit.kind": "jobs"}) == stats.throttled > 0
+    assert collector.value("nanobanana.create.requests") == 40 + stats.throttled
+    assert collector.value("nanobanana.poll.requests") == stats.polls
     assert collector.value("nanobanana.job.ends", {"nanobanana.job.state": "succeeded"}) == 40
     assert Decimal(collector.value("nanobanana.credits.spent")) == stats.credits_spent > 0
     assert {name: metric.unit for name, metric in collector.metrics().items()} == UNITS
     (job_s,) = collector.measured("nanobanana.job.duration")
     (operation_s,) = collector.measured("gen_ai.client.operation.duration")
-    (delay_s,) = collector.measured("nanobanana.query.delay")
+    (delay_s,) = collector.measured("nanobanana.poll.delay")
     assert job_s.count == operation_s.count == delay_s.count == 40
     assert 5.0 <= job_s.min < 8.0
-    assert operation_s.max > 5.0 * 40 / 6  # it counts the wait for a slot
+    assert operation_s.max > 5.0 * 40 / 6  # includes the wait for a slot
     assert delay_s.sum / 40 == pytest.approx(job_s.sum / 40 - 5.0, abs=0.1)
     assert dict(operation_s.attributes or {}) == {
         "gen_ai.operation.name": "generate_content",
         "gen_ai.provider.name": "apimall",
+        "gen_ai.request.model": "nano-banana-pro",
     }
 
 
 @virtually
-async def test_a_job_of_several_images_holds_as_many_slots_where_the_gateway_counts_so() -> None:
+async def test_a_job_holds_a_slot_for_each_image_if_the_gateway_counts_images() -> None:
     collector = Collector()
     gateway = ApiMall(api_key=API_KEY, slots_per_image=True)
     transport = FakeTransport(Shop(job_s=30.0).answer)
     async with Session(gateway, http=transport, observers=[collector.telemetry]) as session:
         job = await session.submit("a fox", num_images=3)
         await job.accepted()
-        assert collector.value("nanobanana.slot.held") == session.stats().held == 3
+        assert collector.value("nanobanana.slot.held") == session.stats().slots_held == 3
     assert collector.value("nanobanana.slot.held") == 0
 
 
 @virtually
 async def test_a_job_in_doubt_holds_its_slot() -> None:
     collector = Collector()
-    lost = TransportError("the connection was reset", sent=True)
+    lost = TransportError("the connection was reset", possibly_sent=True)
     transport = FakeTransport(in_turn([lost, lost, created()], [completed()]))
     async with apimall(transport, observers=[collector.telemetry]) as session:
         job = await session.submit("a fox")
         await asyncio.sleep(0.1)
-        assert collector.value("nanobanana.slot.held") == session.stats().held == 1
+        assert collector.value("nanobanana.slot.held") == session.stats().slots_held == 1
         await job
     assert collector.value("nanobanana.create.requests", {"nanobanana.create.outcome": "failed"}) == 2
     assert collector.value("nanobanana.create.requests", {"nanobanana.create.outcome": "accepted"}) == 1
@@ -92,18 +93,18 @@ async def test_a_job_in_doubt_holds_its_slot() -> None:
 
 
 @virtually
-async def test_each_query_counts_once_whatever_comes_of_it() -> None:
+async def test_each_poll_counts_once_whether_it_succeeds_or_fails() -> None:
     collector = Collector()
-    lost = TransportError("the connection was reset", sent=True)
+    lost = TransportError("the connection was reset", possibly_sent=True)
     answers: list[Any] = [lost, task("processing"), lost, completed()]
     transport = FakeTransport(in_turn([created()], answers))
     async with apimall(transport, ledger=Notebook(fails=[4]), observers=[collector.telemetry]) as session:
         await session.generate("a fox")
-        assert collector.value("nanobanana.query.requests") == session.stats().queries == 4
+        assert collector.value("nanobanana.poll.requests") == session.stats().polls == 4
 
 
 @virtually
-async def test_what_is_refunded_is_not_spent_and_what_is_in_doubt_counts_once() -> None:
+async def test_refunds_are_not_spent_and_uncertain_jobs_count_once() -> None:
     collector = Collector()
     refunded = task("failed", error_message="no", credits_used=8, credits_refunded=8)
     async with apimall(FakeTransport(in_turn([created()], [refunded])), observers=[collector.telemetry]) as session:
@@ -123,7 +124,7 @@ async def test_what_is_refunded_is_not_spent_and_what_is_in_doubt_counts_once() 
 
 
 @virtually
-async def test_several_sessions_add_up_and_closing_gives_back_what_they_held() -> None:
+async def test_slots_of_several_sessions_add_up_and_closing_releases_them() -> None:
     collector = Collector()
     one, other = (FakeTransport(Shop(job_s=1000.0).answer) for _ in range(2))
     policy = ConcurrencyPolicy(max_jobs=4, learn=False)

@@ -1,4 +1,4 @@
-"""A small discrete-event model: a gateway with hidden limits, and a client that asks before each create."""
+"""A discrete-event model: a gateway with hidden limits, and a client that asks its limiter before each create."""
 
 import heapq
 import itertools
@@ -13,9 +13,9 @@ from attrs import define, field
 from nanobanana_async.errors import LimitKind
 from nanobanana_async.policy.concurrency import ConcurrencyPolicy, Mode
 from nanobanana_async.policy.durations import Durations
+from nanobanana_async.policy.limiter import AdmissionLimiter
+from nanobanana_async.policy.poll_schedule import PollSchedule
 from nanobanana_async.policy.polling import PollPolicy
-from nanobanana_async.policy.schedule import Schedule
-from nanobanana_async.policy.throttle import Throttle
 
 Draw = Callable[[random.Random], float]
 
@@ -41,20 +41,20 @@ def endless(_: random.Random) -> float:
 
 
 class Limiter(Protocol):
-    """What refuses creates that come too fast."""
+    """A rate limit of the gateway."""
 
     def takes(self, now: float) -> bool:
-        """Tell whether a create is let through now."""
+        """Return whether a create is accepted now."""
         ...
 
     def wait_s(self, now: float) -> float:
-        """Return how long it will be until the next one is."""
+        """Return the seconds until the next create is accepted."""
         ...
 
 
 @define
 class Bucket:
-    """A bucket of tokens: `rate` come in a second, `burst` fit in."""
+    """A token bucket: `rate` tokens per second, at most `burst`."""
 
     rate: float
     burst: float
@@ -82,7 +82,7 @@ class Bucket:
 
 @define
 class Window:
-    """So many creates in each fixed stretch of time."""
+    """A limit per fixed window of time."""
 
     most: int
     length_s: float
@@ -108,7 +108,7 @@ class Window:
 
 @define
 class Gateway:
-    """What the client is not told."""
+    """The gateway, with limits that the client does not know."""
 
     slots: float = math.inf
     limiter: Limiter | None = None
@@ -116,7 +116,7 @@ class Gateway:
     """When the running jobs end, as a heap."""
 
     def refuses(self, now: float) -> LimitKind | None:
-        """Tell what a create that comes in now fails on."""
+        """Return the limit that refuses a create which arrives now; None if it is accepted."""
         while self.running and self.running[0] <= now:
             heapq.heappop(self.running)
         if len(self.running) >= self.slots:
@@ -128,7 +128,7 @@ class Gateway:
 
 @define
 class Refusal:
-    """A 429: when its create left, when it came back, and how the job limit was approached then."""
+    """A 429: when its create was sent, when the answer came, and the mode of the job limit then."""
 
     sent_at: float
     at: float
@@ -137,21 +137,21 @@ class Refusal:
 
 @define(eq=False)
 class Client:
-    """Sends `jobs` jobs, or goes on until `until_s`; what happened stands in its lists."""
+    """Sends `jobs` jobs, or runs until `until_s`, and records what happened."""
 
     gateway: Gateway
-    throttle: Throttle = field(factory=lambda: Throttle(ConcurrencyPolicy()))
+    limiter: AdmissionLimiter = field(factory=lambda: AdmissionLimiter(ConcurrencyPolicy()))
     draw: Draw = field(factory=lambda: lognormal(10.0, 0.4))
     jobs: float = math.inf
     until_s: float = math.inf
     rtt_s: float = 0.15
     jitter: float = 0.4
-    unseen_s: float = 0.5
-    """How long an ended job goes unseen, in the mean."""
+    unnoticed_s: float = 0.5
+    """The mean time until the end of a job is noticed."""
     stated: bool = True
-    """Whether a refusal says what it is about."""
+    """Whether a 429 states its kind."""
     states_wait: bool = False
-    wire: int = 32
+    max_requests: int = 32
     seed: int = 1
     now: float = 0.0
     sending: int = 0
@@ -161,12 +161,12 @@ class Client:
     sent_at: list[float] = field(factory=list)
     taken_at: list[float] = field(factory=list)
     filled: list[tuple[float, int]] = field(factory=list)
-    """Moments at which a create was taken at the gateway, and how many ran there then."""
+    """The time of each accept at the gateway, and the jobs that ran there then."""
     refusals: list[Refusal] = field(factory=list)
     verdicts: list[LimitKind | None] = field(factory=lambda: [None])
-    """Each verdict that was held, in turn."""
+    """Each verdict in turn."""
     refusals_before_verdict: int = 0
-    _schedule: Schedule[int] = field(factory=lambda: Schedule[int](PollPolicy(), Durations(20.0)))
+    _schedule: PollSchedule[int] = field(factory=lambda: PollSchedule[int](PollPolicy(), Durations(20.0)))
     _events: list[tuple[float, int, Callable[[], None]]] = field(factory=list)
     _numbers: Iterator[int] = field(factory=itertools.count)
     _chance: random.Random = field(init=False)
@@ -176,11 +176,11 @@ class Client:
         self._chance = random.Random(self.seed)
 
     def later(self, at: float, act: Callable[[], None]) -> None:
-        """Let something happen at a moment."""
+        """Schedule an action."""
         heapq.heappush(self._events, (at, next(self._numbers), act))
 
     def run(self) -> "Client":
-        """Let it all happen."""
+        """Run the simulation to its end."""
         self._send()
         while self._events and self.ended < self.jobs:
             at, _, act = heapq.heappop(self._events)
@@ -192,11 +192,11 @@ class Client:
         return self
 
     def in_ramp(self) -> int:
-        """Return how many refusals the first approach to the limit cost: all of its last round trip."""
+        """Return the number of 429s in the ramp: all of its last round trip."""
         return sum(refusal.sent_at <= self.refusals[0].at for refusal in self.refusals)
 
     def while_holding(self) -> int:
-        """Return how many refusals neither the ramp nor a probe explains."""
+        """Return the number of 429s outside the ramp and the probes."""
         explained_until, count = -math.inf, 0
         for refusal in self.refusals:
             if refusal.mode is not Mode.HOLD:
@@ -206,12 +206,12 @@ class Client:
         return count
 
     def _send(self) -> None:
-        throttle = self.throttle
-        while len(self.taken_at) + self.sending < self.jobs and self.sending < self.wire:
-            if not throttle.admits(self.now, len(self.held), self.sending):
-                self._wake_at(throttle.opens_at(self.now))
+        limiter = self.limiter
+        while len(self.taken_at) + self.sending < self.jobs and self.sending < self.max_requests:
+            if not limiter.admits(self.now, len(self.held), self.sending):
+                self._wake_at(limiter.opens_at(self.now))
                 return
-            throttle.sent(self.now)
+            limiter.sent(self.now)
             self.sending += 1
             self.sent_at.append(self.now)
             rtt_s = self.rtt_s * self._chance.uniform(1.0 - self.jitter, 1.0 + self.jitter)
@@ -244,50 +244,50 @@ class Client:
         self.held[number] = self.now
         self.most_held = max(self.most_held, len(self.held))
         self.taken_at.append(self.now)
-        self.throttle.accepted(self.now, sent_at, len(self.held), self.sending, self._likely_ends())
+        self.limiter.on_accepted(self.now, sent_at, len(self.held), self.sending, self._likely_ends())
         self._note_verdict()
-        seen_at = max(self.now, ends_at) + self._chance.uniform(0.0, 2.0 * self.unseen_s)
-        self.later(seen_at, partial(self._seen_ended, number))
+        noticed_at = max(self.now, ends_at) + self._chance.uniform(0.0, 2.0 * self.unnoticed_s)
+        self.later(noticed_at, partial(self._notice_end, number))
 
     def _refused(self, sent_at: float, kind: LimitKind, wait_s: float | None) -> None:
         self.sending -= 1
-        self.refusals.append(Refusal(sent_at, self.now, self.throttle.jobs.mode))
-        told = kind if self.stated else None
-        self.throttle.refused(self.now, sent_at, len(self.held), told, wait_s, self._likely_ends())
+        self.refusals.append(Refusal(sent_at, self.now, self.limiter.jobs.mode))
+        stated = kind if self.stated else None
+        self.limiter.on_throttled(self.now, sent_at, len(self.held), stated, wait_s, self._likely_ends())
         self._note_verdict()
 
-    def _seen_ended(self, number: int) -> None:
+    def _notice_end(self, number: int) -> None:
         age_s = self.now - self.held.pop(number)
         self.ended += 1
-        self._schedule.seen_ended(number, age_s, age_s - self.unseen_s)
+        self._schedule.on_ended(number, age_s, age_s - self.unnoticed_s)
         if self.ended % 20 == 1:
-            self._schedule.next_look_s(0.0)
-        self.throttle.jobs.mean_s, self.throttle.jobs.delay_s = self._schedule.mean_s, self.unseen_s
-        self.throttle.ended()
+            self._schedule.next_poll_s(0.0)
+        self.limiter.jobs.mean_s, self.limiter.jobs.delay_s = self._schedule.mean_s, self.unnoticed_s
+        self.limiter.on_ended()
 
     def _likely_ends(self) -> float:
-        since = self.throttle.wonders_since
+        since = self.limiter.undecided_since
         if since is None:
             return 0.0
         chance = self._schedule.ended_chance
         return sum(chance(max(0.0, since - at), self.now - at) for at in self.held.values())
 
     def _note_verdict(self) -> None:
-        verdict = self.throttle.verdict
+        verdict = self.limiter.verdict
         if verdict != self.verdicts[-1]:
             if len(self.verdicts) == 1:
                 self.refusals_before_verdict = len(self.refusals)
             self.verdicts.append(verdict)
 
 
-def looks(schedule: Schedule[int], draw: Draw, jobs: int, seed: int = 5) -> tuple[float, float, float]:
-    """Return looks a job, the mean delay and the mean duration when jobs are looked at by a schedule."""
+def poll_jobs(schedule: PollSchedule[int], draw: Draw, jobs: int, seed: int = 5) -> tuple[float, float, float]:
+    """Return polls per job, the mean delay and the mean duration when a schedule sets the polls."""
     chance = random.Random(seed)
     count, delay_s, total_s = 0, 0.0, 0.0
     for _ in range(jobs):
         took_s, age_s = draw(chance), 0.0
         while age_s < took_s:
-            age_s = schedule.next_look_s(age_s)
+            age_s = schedule.next_poll_s(age_s)
             count += 1
         delay_s += age_s - took_s
         total_s += took_s

@@ -1,4 +1,4 @@
-"""Job slots: a hidden limit is found, filled and followed, with hardly a refusal."""
+"""Job slots: a hidden limit is found, filled and followed with few 429s."""
 
 import math
 from functools import partial
@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from nanobanana_async.errors import ConfigurationError
 from nanobanana_async.policy.concurrency import ConcurrencyPolicy, JobLimit, Mode
-from nanobanana_async.policy.throttle import Throttle
+from nanobanana_async.policy.limiter import AdmissionLimiter
 from tests.policy.simulation import Client, Gateway, lognormal
 
 SEEDS = range(4)
@@ -22,8 +22,8 @@ round_trips = pytest.mark.parametrize("rtt_s", [0.01, 0.15])
 
 
 def sent_under(limit: int, rtt_s: float, seed: int, policy: ConcurrencyPolicy | None = None) -> Client:
-    throttle = Throttle(policy or ConcurrencyPolicy())
-    return Client(Gateway(slots=limit), throttle, jobs=40 * limit, rtt_s=rtt_s, seed=seed).run()
+    limiter = AdmissionLimiter(policy or ConcurrencyPolicy())
+    return Client(Gateway(slots=limit), limiter, jobs=40 * limit, rtt_s=rtt_s, seed=seed).run()
 
 
 def changed(limit: int, to: int, rtt_s: float, seed: int, until_s: float = CHANGE_AT_S + 120.0) -> Client:
@@ -40,7 +40,7 @@ def filled_after_s(client: Client, limit: int) -> float:
 
 @limits
 @round_trips
-def test_a_hidden_limit_is_found_and_kept_filled_with_few_refusals(limit: int, rtt_s: float) -> None:
+def test_hidden_slot_limit_is_found_and_filled_with_few_429s(limit: int, rtt_s: float) -> None:
     clients = [sent_under(limit, rtt_s, seed) for seed in SEEDS]
     assert all(client.in_ramp() <= math.ceil(math.sqrt(limit)) for client in clients)
     assert mean(client.while_holding() / client.jobs for client in clients) <= 0.015
@@ -51,7 +51,7 @@ def test_a_hidden_limit_is_found_and_kept_filled_with_few_refusals(limit: int, r
         assert client.now <= 1.2 * ideal_s + 10.0
 
 
-def test_a_climb_does_not_starve_where_many_jobs_end_in_each_round_trip() -> None:
+def test_climb_proceeds_when_many_jobs_end_per_round_trip() -> None:
     gateway = Gateway(slots=400)
     client = Client(gateway, until_s=150.0, rtt_s=0.3, seed=1).run()
     assert mean(running for at, running in client.filled if at > 30.0) >= 0.95 * 400
@@ -59,7 +59,7 @@ def test_a_climb_does_not_starve_where_many_jobs_end_in_each_round_trip() -> Non
 
 @round_trips
 @pytest.mark.parametrize(("limit", "means"), [(5, 4.0), (20, 4.0), (50, 2.5), (100, 2.5)])
-def test_a_doubled_limit_is_soon_filled(limit: int, means: float, rtt_s: float) -> None:
+def test_doubled_limit_is_filled_within_few_mean_durations(limit: int, means: float, rtt_s: float) -> None:
     took = [filled_after_s(changed(limit, 2 * limit, rtt_s, seed), 2 * limit) for seed in SEEDS]
     assert max(took) <= means * MEAN_S
     assert mean(took) <= 2.0 * MEAN_S
@@ -67,7 +67,7 @@ def test_a_doubled_limit_is_soon_filled(limit: int, means: float, rtt_s: float) 
 
 @round_trips
 @pytest.mark.parametrize(("limit", "refusals"), [(20, 10), (100, 25)])
-def test_a_halved_limit_is_followed_down_with_few_refusals(limit: int, refusals: int, rtt_s: float) -> None:
+def test_halved_limit_is_followed_with_few_429s(limit: int, refusals: int, rtt_s: float) -> None:
     clients = [changed(limit, limit // 2, rtt_s, seed) for seed in range(9)]
     assert median(sum(refusal.at > CHANGE_AT_S for refusal in client.refusals) for client in clients) <= refusals
     for client in clients:
@@ -75,7 +75,7 @@ def test_a_halved_limit_is_followed_down_with_few_refusals(limit: int, refusals:
 
 
 @round_trips
-def test_a_limit_withdrawn_for_a_while_is_filled_again_when_it_comes_back(rtt_s: float) -> None:
+def test_limit_of_zero_for_a_minute_is_filled_again_afterwards(rtt_s: float) -> None:
     gateway = Gateway(slots=60)
     client = Client(gateway, until_s=CHANGE_AT_S + 200.0, rtt_s=rtt_s)
     client.later(CHANGE_AT_S, partial(setattr, gateway, "slots", 0))
@@ -87,64 +87,64 @@ def test_a_limit_withdrawn_for_a_while_is_filled_again_when_it_comes_back(rtt_s:
 
 
 @limits
-def test_what_the_user_allows_is_never_exceeded(limit: int) -> None:
+def test_max_jobs_is_never_exceeded(limit: int) -> None:
     client = sent_under(2 * limit, 0.15, 1, ConcurrencyPolicy(max_jobs=limit))
     assert client.most_held == limit
     assert not client.refusals
 
 
 @pytest.mark.parametrize("max_jobs", [1, 7, 40])
-def test_without_learning_exactly_so_many_are_held(max_jobs: int) -> None:
+def test_learn_false_holds_exactly_max_jobs(max_jobs: int) -> None:
     policy = ConcurrencyPolicy(max_jobs=max_jobs, learn=False)
-    client = Client(Gateway(), Throttle(policy), jobs=10 * max_jobs, draw=lognormal(10.0, 0.4))
+    client = Client(Gateway(), AdmissionLimiter(policy), jobs=10 * max_jobs, draw=lognormal(10.0, 0.4))
     client.run()
     assert client.most_held == max_jobs
     limit = JobLimit(policy)
-    limit.refused(1.0, 0.5, max_jobs - 1)
+    limit.on_throttled(1.0, 0.5, max_jobs - 1)
     assert limit.admits(max_jobs - 1, 0)
     assert not limit.admits(max_jobs, 0)
-    assert limit.whole == max_jobs
+    assert limit.slots == max_jobs
 
 
-def test_without_learning_it_must_be_said_how_many() -> None:
+def test_learn_false_requires_max_jobs() -> None:
     with pytest.raises(ConfigurationError, match="max_jobs"):
         ConcurrencyPolicy(learn=False)
 
 
-def test_the_limit_is_unknown_until_it_is_met_or_set() -> None:
-    assert JobLimit(ConcurrencyPolicy()).whole is None
-    assert JobLimit(ConcurrencyPolicy(max_jobs=8)).whole == 8
+def test_slots_is_none_until_the_limit_is_met_or_set() -> None:
+    assert JobLimit(ConcurrencyPolicy()).slots is None
+    assert JobLimit(ConcurrencyPolicy(max_jobs=8)).slots == 8
     met = JobLimit(ConcurrencyPolicy(max_jobs=8))
-    met.refused(1.0, 0.5, 5)
-    assert met.whole == 5
+    met.on_throttled(1.0, 0.5, 5)
+    assert met.slots == 5
 
 
-def test_all_refusals_of_one_round_trip_are_one_event() -> None:
+def test_all_429s_of_one_round_trip_are_one_event() -> None:
     once, often = JobLimit(ConcurrencyPolicy()), JobLimit(ConcurrencyPolicy())
-    once.refused(1.0, 0.5, 30)
+    once.on_throttled(1.0, 0.5, 30)
     for number in range(8):
-        often.refused(1.0 + number / 100.0, 0.5 + number / 100.0, 30)
+        often.on_throttled(1.0 + number / 100.0, 0.5 + number / 100.0, 30)
     assert often == once
     assert often.cap == 30.0
 
 
-def test_what_was_taken_late_of_the_burst_that_met_the_limit_counts() -> None:
+def test_late_accepts_of_the_burst_raise_the_cap() -> None:
     limit = JobLimit(ConcurrencyPolicy())
-    limit.refused(1.0, 0.5, 30)
-    limit.accepted(1.1, 0.5, 31, 2)
-    limit.accepted(1.2, 0.6, 32, 1)
+    limit.on_throttled(1.0, 0.5, 30)
+    limit.on_accepted(1.1, 0.5, 31, 2)
+    limit.on_accepted(1.2, 0.6, 32, 1)
     assert limit.cap == 32.0
-    limit.accepted(5.0, 4.9, 20, 0)
-    limit.refused(9.0, 8.9, 32)
+    limit.on_accepted(5.0, 4.9, 20, 0)
+    limit.on_throttled(9.0, 8.9, 32)
     stepped_down = limit.cap
     assert stepped_down == pytest.approx(31.02)
-    limit.accepted(9.1, 8.9, 33, 0)
+    limit.on_accepted(9.1, 8.9, 33, 0)
     assert limit.cap == stepped_down
 
 
-def test_a_heavy_job_waits_for_room_for_all_of_it_but_not_forever() -> None:
+def test_heavy_job_waits_for_all_its_slots_or_runs_alone() -> None:
     limit = JobLimit(ConcurrencyPolicy(max_jobs=10))
-    limit.refused(1.0, 0.5, 8)
+    limit.on_throttled(1.0, 0.5, 8)
     assert limit.admits(4, 0, 4)
     assert not limit.admits(4, 1, 4)
     assert limit.admits(0, 0, 40)
@@ -152,18 +152,18 @@ def test_a_heavy_job_waits_for_room_for_all_of_it_but_not_forever() -> None:
     assert not limit.allows(7, 4)
 
 
-def test_a_failed_probe_restores_what_was_learned() -> None:
+def test_failed_probe_restores_the_learned_cap() -> None:
     limit = JobLimit(ConcurrencyPolicy())
-    limit.refused(1.0, 0.9, 10)
+    limit.on_throttled(1.0, 0.9, 10)
     learned = limit.cap
     for at in range(200):
-        limit.accepted(2.0 + at, 1.9 + at, 10, 0)
+        limit.on_accepted(2.0 + at, 1.9 + at, 10, 0)
         if limit.mode is Mode.CLIMB:
             break
         learned = limit.cap
     assert limit.admits(10, 0)
     assert not limit.admits(10, 1)
-    limit.refused(300.0, 299.9, 11)
+    limit.on_throttled(300.0, 299.9, 11)
     assert limit.mode is Mode.HOLD
     assert learned <= limit.cap <= learned + 0.03
 
@@ -180,27 +180,27 @@ COUNTS = st.integers(min_value=0, max_value=3000)
     COUNTS,
     st.integers(min_value=1, max_value=9),
 )
-def test_whatever_happens_at_least_one_job_may_run_and_no_more_than_allowed(
-    policy: ConcurrencyPolicy, told: list[tuple[str, float, float, int, int]], held: int, sending: int, weight: int
+def test_at_least_one_and_at_most_max_jobs_are_admitted(
+    policy: ConcurrencyPolicy, events: list[tuple[str, float, float, int, int]], held: int, sending: int, weight: int
 ) -> None:
     limit = JobLimit(policy)
-    for what, at, took_s, of_held, of_sending in told:
+    for what, at, took_s, of_held, of_sending in events:
         if what == "accepted":
-            limit.accepted(at + took_s, at, of_held + 1, of_sending)
+            limit.on_accepted(at + took_s, at, of_held + 1, of_sending)
         else:
-            limit.refused(at + took_s, at, of_held)
+            limit.on_throttled(at + took_s, at, of_held)
         assert limit.cap >= 1.0
         assert limit.admits(0, 0, weight)
-        assert limit.whole is None or 1 <= limit.whole <= limit.ceiling
+        assert limit.slots is None or 1 <= limit.slots <= limit.ceiling
         if held + sending and held + sending + weight > limit.ceiling:
             assert not limit.admits(held, sending, weight)
 
 
-def test_jobs_that_weigh_more_than_one_slot_are_probed_for_too() -> None:
+def test_heavy_jobs_are_probed_for_too() -> None:
     limit = JobLimit(ConcurrencyPolicy())
-    limit.refused(1.0, 0.9, 40)
+    limit.on_throttled(1.0, 0.9, 40)
     for number in range(200):
         at = 2.0 + number
-        limit.accepted(at, at - 0.1, 40, 0, 4)
+        limit.on_accepted(at, at - 0.1, 40, 0, 4)
     assert limit.cap > 44 or limit.mode is Mode.CLIMB
     assert limit.admits(40, 0, 4)

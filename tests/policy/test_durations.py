@@ -1,4 +1,4 @@
-"""Durations: what is learned from jobs that ended and from jobs that still run."""
+"""Durations, learned from jobs that ended and jobs that still run."""
 
 import math
 import random
@@ -40,7 +40,7 @@ def hazard_at(durations: Durations, age_s: float) -> float:
 
 @pytest.mark.parametrize("sigma", [0.2, 0.4, 0.8])
 @pytest.mark.parametrize(("completions", "off"), [(5, 0.3), (20, 0.2), (300, 0.06)])
-def test_median_and_spread_are_found_from_few_completions(sigma: float, completions: int, off: float) -> None:
+def test_median_and_sigma_are_found_from_few_completions(sigma: float, completions: int, off: float) -> None:
     fits = [learned(lognormal(60.0, sigma), completions, seed) for seed in SEEDS]
     pull = PRIOR_WEIGHT_MEDIAN / completions * math.log(60.0 / 20.0)
     standard_error = sigma / math.sqrt(completions)
@@ -48,7 +48,7 @@ def test_median_and_spread_are_found_from_few_completions(sigma: float, completi
     assert abs(median(fit.sigma for fit in fits) - sigma) <= off
 
 
-def test_nothing_is_known_but_the_first_guess_before_the_first_completion() -> None:
+def test_first_guess_holds_before_the_first_completion() -> None:
     durations = Durations(30.0)
     assert (durations.median_s, durations.sigma, durations.count) == (30.0, PRIOR_SIGMA, 0.0)
     durations.fit([])
@@ -57,7 +57,7 @@ def test_nothing_is_known_but_the_first_guess_before_the_first_completion() -> N
 
 
 @pytest.mark.parametrize("expected_s", [1.0, 400.0])
-def test_a_wrong_first_guess_of_the_median_is_forgotten_after_three_completions(expected_s: float) -> None:
+def test_wrong_first_guess_fades_after_three_completions(expected_s: float) -> None:
     durations = Durations(expected_s)
     for _ in range(3):
         durations.completed(20.0)
@@ -66,7 +66,7 @@ def test_a_wrong_first_guess_of_the_median_is_forgotten_after_three_completions(
 
 
 @pytest.mark.parametrize("seed", SEEDS)
-def test_jobs_that_still_run_keep_the_estimate_from_being_short(seed: int) -> None:
+def test_running_jobs_prevent_a_short_estimate(seed: int) -> None:
     chance = random.Random(seed)
     took = sorted(lognormal(20.0, 0.4)(chance) for _ in range(100))
     first_half, age_s = took[:50], took[49]
@@ -82,28 +82,28 @@ def test_jobs_that_still_run_keep_the_estimate_from_being_short(seed: int) -> No
     assert abs(censored.sigma - 0.4) < abs(naive.sigma - 0.4)
 
 
-def test_jobs_that_run_far_beyond_the_guess_move_it_before_any_has_ended() -> None:
+def test_long_running_jobs_raise_the_median_before_any_ends() -> None:
     durations = Durations(10.0)
     for _ in range(5):
         durations.fit([60.0] * 20)
     assert durations.median_s > 60.0
 
 
-def test_two_kinds_of_jobs_are_seen_as_two_humps_of_the_hazard() -> None:
+def test_bimodal_durations_give_two_hazard_peaks() -> None:
     durations = learned(bimodal, 300, seed=1)
     valley = hazard_at(durations, 28.0)
     assert hazard_at(durations, 16.0) > 2.0 * valley
     assert hazard_at(durations, 48.0) > 2.0 * valley
 
 
-def test_a_duration_that_no_job_undercuts_is_learned_as_such() -> None:
+def test_minimum_duration_is_learned() -> None:
     durations = learned(floor_and_tail, 300, seed=1)
     assert hazard_at(durations, 6.0) < 0.02
     assert hazard_at(durations, 12.0) == pytest.approx(0.2, rel=0.5)
     assert hazard_at(durations, 18.0) == pytest.approx(0.2, rel=0.5)
 
 
-def test_a_provider_that_got_slower_is_followed() -> None:
+def test_slower_gateway_is_followed() -> None:
     durations = learned(lognormal(10.0, 0.3), 600)
     assert durations.median_s == pytest.approx(10.0, rel=0.1)
     chance = random.Random(1)
@@ -112,7 +112,7 @@ def test_a_provider_that_got_slower_is_followed() -> None:
     durations.fit([])
     assert durations.median_s == pytest.approx(40.0, rel=0.15)
     assert durations.count <= MEMORY
-    # The one before would have it that half of all jobs end before 12 s.
+    # With the old distribution half of all jobs would end before 12 s.
     assert sum(hazard * width for hazard, width in zip(durations.hazards()[:57], WIDTHS, strict=False)) < 0.2
 
 
@@ -123,7 +123,7 @@ def test_a_provider_that_got_slower_is_followed() -> None:
     st.lists(SECONDS, max_size=30),
     st.integers(min_value=1, max_value=40),
 )
-def test_hazards_are_finite_and_above_zero_whatever_was_seen(
+def test_hazards_are_finite_and_positive_for_any_input(
     expected_s: float, took: list[float], running: list[float], times: int
 ) -> None:
     durations = Durations(expected_s)

@@ -1,6 +1,5 @@
-"""What a failed create or query means: the tables of both gateways, the gate, the budget, the backoff."""
+"""What a failed create or poll means, on both gateways, and the backoff."""
 
-import math
 from typing import Any
 
 import pytest
@@ -11,7 +10,6 @@ from nanobanana_async.errors import (
     AccessDenied,
     AuthenticationError,
     ConfigurationError,
-    ContractBroken,
     GatewayError,
     GatewayUnavailable,
     IdempotencyConflict,
@@ -23,23 +21,27 @@ from nanobanana_async.errors import (
     SessionClosed,
     TaskNotFound,
     TransportError,
+    UnexpectedResponse,
 )
 from nanobanana_async.policy.retry import (
     LATE_REPLICA_S,
-    MAX_RETRY_AFTER_S,
     Attempt,
-    Gate,
-    Heard,
-    Move,
-    RetryBudget,
+    FailureKind,
+    RetryAction,
     RetryPolicy,
+    classify_failure,
     decide_create,
-    hear,
+    ends_polling,
     is_outage,
-    stops_following,
 )
 
-REFUSE, REQUEUE, REPEAT, PARK, GIVE_UP = Move.REFUSE, Move.REQUEUE, Move.REPEAT, Move.PARK, Move.GIVE_UP
+REFUSE, REQUEUE, REPEAT, PARK, GIVE_UP = (
+    RetryAction.REFUSE,
+    RetryAction.REQUEUE,
+    RetryAction.REPEAT,
+    RetryAction.PARK,
+    RetryAction.GIVE_UP,
+)
 
 REFUSALS: dict[str, NanoBananaError] = {
     "400": InvalidRequest("no", status=400),
@@ -51,30 +53,31 @@ REFUSALS: dict[str, NanoBananaError] = {
     "402 by its code inside a 200": InsufficientCredits("no", status=200, code="402"),
 }
 UNSENT: dict[str, NanoBananaError] = {
-    "no connection": TransportError("refused", sent=False),
-    "the door was never opened": SessionClosed("closed"),
-    "the door did not let it out": ConfigurationError("not https"),
+    "no connection": TransportError("refused", possibly_sent=False),
+    "the session was never opened": SessionClosed("closed"),
 }
-STATED_TROUBLE: dict[str, NanoBananaError] = {
+WRONG_SETTING = ConfigurationError("the aiohttp session is closed")
+GATEWAY_ERRORS: dict[str, NanoBananaError] = {
     "500": GatewayUnavailable("oops", status=500),
     "503": GatewayUnavailable("busy", status=503),
 }
-NOTHING_USABLE: dict[str, NanoBananaError] = {
-    "lost answer": TransportError("reset", sent=True),
-    "garbage": ContractBroken("not JSON", status=200),
-    "html from a proxy": ContractBroken("not JSON", status=502),
+NO_ANSWER: dict[str, NanoBananaError] = {
+    "lost answer": TransportError("reset", possibly_sent=True),
+    "garbage": UnexpectedResponse("not JSON", status=200),
+    "html from a proxy": UnexpectedResponse("not JSON", status=502),
     "502": GatewayUnavailable("bad gateway", status=502),
     "504": GatewayUnavailable("timeout", status=504),
-    "a no in a 200 that nobody understands": GatewayUnavailable("what?", status=200),
-    "a status of no reference": GatewayError("teapot", status=418),
+    "unrecognised refusal in a 200": GatewayUnavailable("what?", status=200),
+    "unlisted status": GatewayError("teapot", status=418),
 }
 LIMITED = RateLimited("slow down", status=429)
 CONFLICT = IdempotencyConflict("taken", status=409)
 EVERYTHING = [
     *REFUSALS.values(),
     *UNSENT.values(),
-    *STATED_TROUBLE.values(),
-    *NOTHING_USABLE.values(),
+    WRONG_SETTING,
+    *GATEWAY_ERRORS.values(),
+    *NO_ANSWER.values(),
     LIMITED,
     CONFLICT,
 ]
@@ -93,83 +96,92 @@ def attempt(**facts: Any) -> Attempt:
     return Attempt(**{**usual, **facts})
 
 
-def decided(error: NanoBananaError, policy: RetryPolicy | None = None, **facts: Any) -> tuple[Move, bool]:
-    verdict = decide_create(error, attempt(**facts), policy or RetryPolicy())
-    return verdict.move, verdict.in_doubt
+def decided(error: NanoBananaError, policy: RetryPolicy | None = None, **facts: Any) -> tuple[RetryAction, bool]:
+    decision = decide_create(error, attempt(**facts), policy or RetryPolicy())
+    return decision.action, decision.in_doubt
 
 
 @pytest.mark.parametrize("keyed", [True, False])
 @pytest.mark.parametrize("name", REFUSALS)
-def test_a_plain_no_refuses_the_job_on_both_gateways(name: str, keyed: bool) -> None:
+def test_refusal_makes_the_job_refused_on_both_gateways(name: str, keyed: bool) -> None:
     assert decided(REFUSALS[name], keyed=keyed) == (REFUSE, False)
     assert decided(REFUSALS[name], keyed=keyed, sent_before=True, number=99) == (REFUSE, False)
 
 
 @pytest.mark.parametrize("keyed", [True, False])
 @pytest.mark.parametrize("name", UNSENT)
-def test_what_was_surely_not_sent_is_sent_again_on_both_gateways(name: str, keyed: bool) -> None:
+def test_unsent_create_is_repeated_on_both_gateways(name: str, keyed: bool) -> None:
     assert decided(UNSENT[name], keyed=keyed) == (REPEAT, False)
 
 
 @pytest.mark.parametrize("keyed", [True, False])
-def test_a_429_sends_the_job_back_to_wait_and_costs_no_attempt(keyed: bool) -> None:
-    verdict = decide_create(LIMITED, attempt(keyed=keyed, number=99), RetryPolicy())
-    assert (verdict.move, verdict.in_doubt, verdict.costs_attempt) == (REQUEUE, False, False)
+def test_429_requeues_the_job_and_costs_no_attempt(keyed: bool) -> None:
+    decision = decide_create(LIMITED, attempt(keyed=keyed, number=99), RetryPolicy())
+    assert (decision.action, decision.in_doubt, decision.costs_attempt) == (REQUEUE, False, False)
     assert decide_create(UNSENT["no connection"], attempt(keyed=keyed), RetryPolicy()).costs_attempt
 
 
-@pytest.mark.parametrize("name", [*STATED_TROUBLE, *NOTHING_USABLE])
-def test_doubt_is_repeated_under_a_living_key_and_parked_without_one(name: str) -> None:
-    error = {**STATED_TROUBLE, **NOTHING_USABLE}[name]
+@pytest.mark.parametrize("name", [*GATEWAY_ERRORS, *NO_ANSWER])
+def test_doubt_is_repeated_with_a_live_key_and_parked_without(name: str) -> None:
+    error = {**GATEWAY_ERRORS, **NO_ANSWER}[name]
     assert decided(error) == (REPEAT, True)
     assert decided(error, keyed=False) == (PARK, True)
 
 
-def test_a_409_means_still_in_work_if_we_sent_the_key_before_and_a_conflict_if_not() -> None:
+def test_409_means_in_progress_only_if_the_key_was_sent_before() -> None:
     assert decided(CONFLICT, sent_before=True) == (REPEAT, True)
-    assert decided(CONFLICT, sent_before=False) == (REFUSE, False)
-    assert hear(CONFLICT, attempt(sent_before=True)) is Heard.IN_WORK
+    assert decided(CONFLICT, sent_before=False) == (PARK, True)  # it may have been bought, so not REFUSED
+    assert classify_failure(CONFLICT, attempt(sent_before=True)) is FailureKind.IN_PROGRESS
+    assert classify_failure(CONFLICT, attempt(sent_before=False)) is FailureKind.KEY_TAKEN
 
 
-def test_a_409_of_a_gateway_without_keys_says_nothing_usable() -> None:
+def test_409_without_an_envelope_parks_a_first_send_and_repeats_a_later_one() -> None:
+    bare = UnexpectedResponse("not JSON", status=409)
+    assert decided(bare, sent_before=False) == (PARK, True)
+    assert classify_failure(bare, attempt(sent_before=False)) is FailureKind.KEY_TAKEN
+    assert decided(bare, sent_before=True) == (REPEAT, True)
+    assert decided(bare, keyed=False) == (PARK, True)
+
+
+def test_409_without_keys_is_no_answer() -> None:
     assert decided(CONFLICT, keyed=False) == (PARK, True)
 
 
-@pytest.mark.parametrize("name", STATED_TROUBLE)
-def test_only_stated_trouble_is_sent_again_by_retry_unkeyed_5xx(name: str) -> None:
-    bold = RetryPolicy(retry_unkeyed_5xx=True)
-    assert decided(STATED_TROUBLE[name], bold, keyed=False) == (REPEAT, False)
-    assert decided(STATED_TROUBLE[name], bold, keyed=False, in_doubt=True) == (PARK, True)
-    assert decided(STATED_TROUBLE[name], bold) == (REPEAT, True)
+@pytest.mark.parametrize("name", GATEWAY_ERRORS)
+def test_retry_unkeyed_5xx_repeats_gateway_errors_only(name: str) -> None:
+    risky = RetryPolicy(retry_unkeyed_5xx=True)
+    assert decided(GATEWAY_ERRORS[name], risky, keyed=False) == (REPEAT, False)
+    assert decided(GATEWAY_ERRORS[name], risky, keyed=False, in_doubt=True) == (PARK, True)
+    assert decided(GATEWAY_ERRORS[name], risky) == (REPEAT, True)
 
 
-@pytest.mark.parametrize("name", NOTHING_USABLE)
-def test_a_lost_answer_is_not_sent_again_by_retry_unkeyed_5xx(name: str) -> None:
-    assert decided(NOTHING_USABLE[name], RetryPolicy(retry_unkeyed_5xx=True), keyed=False) == (PARK, True)
+@pytest.mark.parametrize("name", NO_ANSWER)
+def test_retry_unkeyed_5xx_does_not_repeat_lost_answers(name: str) -> None:
+    assert decided(NO_ANSWER[name], RetryPolicy(retry_unkeyed_5xx=True), keyed=False) == (PARK, True)
 
 
-@pytest.mark.parametrize("name", [*STATED_TROUBLE, *NOTHING_USABLE])
-def test_retry_uncertain_sends_again_until_attempts_run_out(name: str) -> None:
-    error, bold = {**STATED_TROUBLE, **NOTHING_USABLE}[name], RetryPolicy(retry_uncertain=True)
-    assert decided(error, bold, keyed=False) == (REPEAT, True)
-    assert decided(error, bold, keyed=False, number=RetryPolicy().max_attempts) == (PARK, True)
+@pytest.mark.parametrize("name", [*GATEWAY_ERRORS, *NO_ANSWER])
+def test_retry_uncertain_repeats_until_max_attempts(name: str) -> None:
+    error, risky = {**GATEWAY_ERRORS, **NO_ANSWER}[name], RetryPolicy(retry_uncertain=True)
+    assert decided(error, risky, keyed=False) == (REPEAT, True)
+    assert decided(error, risky, keyed=False, number=RetryPolicy().max_attempts) == (PARK, True)
 
 
 @pytest.mark.parametrize("name", UNSENT)
-def test_without_doubt_the_end_of_patience_is_the_exception_and_not_uncertainty(name: str) -> None:
+def test_exhausted_retries_without_doubt_give_up(name: str) -> None:
     assert decided(UNSENT[name], number=RetryPolicy().max_attempts) == (GIVE_UP, False)
     assert decided(UNSENT[name], waited_s=900.0) == (GIVE_UP, False)
     assert decided(UNSENT[name], number=11, waited_s=899.9) == (REPEAT, False)
 
 
-def test_a_key_lives_from_its_first_send_for_its_lifetime_and_not_before() -> None:
-    lost = NOTHING_USABLE["lost answer"]
+def test_key_lives_for_its_lifetime_from_the_first_send() -> None:
+    lost = NO_ANSWER["lost answer"]
     assert decided(lost, key_age_s=1799.9) == (REPEAT, True)
     assert decided(lost, key_age_s=1800.0) == (PARK, True)
     assert decided(lost, key_age_s=-0.1) == (PARK, True)
 
 
-def test_a_429_in_doubt_waits_on_whatever_the_number_of_attempts_but_not_for_ever() -> None:
+def test_429_in_doubt_repeats_until_max_wait() -> None:
     assert decided(LIMITED, in_doubt=True, number=99) == (REPEAT, True)
     assert decided(LIMITED, in_doubt=True, waited_s=900.0) == (PARK, True)
 
@@ -195,123 +207,66 @@ policies = st.builds(
 
 
 @given(errors, attempts, policies)
-def test_doubt_is_sticky_it_is_repeated_or_parked_and_never_forgotten(
-    error: NanoBananaError, known: Attempt, policy: RetryPolicy
-) -> None:
-    verdict = decide_create(error, known, policy)
+def test_doubt_is_sticky(error: NanoBananaError, known: Attempt, policy: RetryPolicy) -> None:
+    decision = decide_create(error, known, policy)
     if known.in_doubt:
-        assert verdict.in_doubt
-    if verdict.in_doubt:
-        assert verdict.move in (REPEAT, PARK)
+        assert decision.in_doubt
+    if decision.in_doubt:
+        assert decision.action in (REPEAT, PARK)
     else:
-        assert verdict.move is not PARK
+        assert decision.action is not PARK
 
 
 @given(errors, attempts, policies)
-def test_doubt_without_a_living_key_is_parked_unless_the_user_chose_the_risk(
+def test_doubt_without_a_live_key_is_parked_by_default(
     error: NanoBananaError, known: Attempt, policy: RetryPolicy
 ) -> None:
-    verdict = decide_create(error, known, policy)
-    if verdict.in_doubt and not known.key_lives and not (policy.retry_uncertain and not known.keyed):
-        assert verdict.move is PARK
+    decision = decide_create(error, known, policy)
+    if decision.in_doubt and not known.key_lives and not (policy.retry_uncertain and not known.keyed):
+        assert decision.action is PARK
 
 
 @given(errors, attempts, policies)
-def test_no_purchase_is_tried_longer_than_max_wait_s_except_in_the_queue_for_a_slot(
-    error: NanoBananaError, known: Attempt, policy: RetryPolicy
-) -> None:
-    verdict = decide_create(error, known, policy)
+def test_max_wait_and_max_attempts_end_the_repeats(error: NanoBananaError, known: Attempt, policy: RetryPolicy) -> None:
+    decision = decide_create(error, known, policy)
     if known.waited_s >= policy.max_wait_s:
-        assert verdict.move is not REPEAT
-    if verdict.move is REPEAT and verdict.costs_attempt:
+        assert decision.action is not REPEAT
+    if decision.action is REPEAT and decision.costs_attempt:
         assert known.number < policy.max_attempts
 
 
-@pytest.mark.parametrize("kind", [AuthenticationError, AccessDenied])
-def test_a_bad_key_ends_the_following_at_once(kind: type[GatewayError]) -> None:
-    assert stops_following(kind("no"), 0.0, 1800.0)
+@pytest.mark.parametrize("keyed", [True, False])
+def test_configuration_error_is_not_retried(keyed: bool) -> None:
+    assert decided(WRONG_SETTING, keyed=keyed) == (GIVE_UP, False)
+    assert decided(WRONG_SETTING, keyed=True, in_doubt=True) == (REPEAT, True)  # the key may still show what was bought
 
 
-def test_a_404_ends_the_following_only_when_no_replica_can_lag_that_long() -> None:
-    assert not stops_following(TaskNotFound("no"), LATE_REPLICA_S - 0.1, 1800.0)
-    assert stops_following(TaskNotFound("no"), LATE_REPLICA_S, 1800.0)
+@pytest.mark.parametrize("kind", [AuthenticationError, AccessDenied, ConfigurationError])
+def test_bad_key_or_setting_ends_polling_at_once(kind: type[NanoBananaError]) -> None:
+    assert ends_polling(kind("no"), 0.0, 1800.0)
 
 
-@pytest.mark.parametrize("error", [*NOTHING_USABLE.values(), *STATED_TROUBLE.values(), *UNSENT.values(), LIMITED])
-def test_trouble_ends_the_following_only_after_job_s(error: NanoBananaError) -> None:
-    assert not stops_following(error, 1799.9, 1800.0)
-    assert stops_following(error, 1800.0, 1800.0)
+def test_404_ends_polling_only_after_the_replica_delay() -> None:
+    assert not ends_polling(TaskNotFound("no"), LATE_REPLICA_S - 0.1, 1800.0)
+    assert ends_polling(TaskNotFound("no"), LATE_REPLICA_S, 1800.0)
 
 
-def test_an_outage_is_what_speaks_of_the_gateway_or_the_way_to_it() -> None:
-    assert all(is_outage(error) for error in STATED_TROUBLE.values())
-    assert is_outage(NOTHING_USABLE["lost answer"])
-    assert is_outage(NOTHING_USABLE["garbage"])
+@pytest.mark.parametrize("error", [*NO_ANSWER.values(), *GATEWAY_ERRORS.values(), *UNSENT.values(), LIMITED])
+def test_other_errors_end_polling_after_job_s(error: NanoBananaError) -> None:
+    assert not ends_polling(error, 1799.9, 1800.0)
+    assert ends_polling(error, 1800.0, 1800.0)
+
+
+def test_outages_are_errors_of_the_gateway_or_network() -> None:
+    assert all(is_outage(error) for error in GATEWAY_ERRORS.values())
+    assert is_outage(NO_ANSWER["lost answer"])
+    assert is_outage(NO_ANSWER["garbage"])
     assert is_outage(UNSENT["no connection"])
     assert not any(is_outage(error) for error in [*REFUSALS.values(), LIMITED, CONFLICT])
 
 
 @given(st.integers(1, 10_000), st.floats(0, 1))
-def test_backoff_stays_in_the_upper_half_of_a_ceiling_that_doubles(number: int, jitter: float) -> None:
+def test_backoff_stays_in_the_upper_half_of_a_doubling_ceiling(number: int, jitter: float) -> None:
     policy = RetryPolicy(first_backoff_s=0.5, max_backoff_s=30.0)
     ceiling = 30.0 if number > 6 else 0.5 * 2 ** (number - 1)
     assert ceiling / 2 <= policy.backoff_s(number, jitter) <= ceiling
-
-
-def test_one_lone_failure_closes_no_gate_and_three_in_a_row_do() -> None:
-    gate = Gate(RetryPolicy(first_backoff_s=2.0))
-    gate.failed(10.0, jitter=1.0)
-    gate.failed(10.0, jitter=1.0)
-    assert not gate.probing
-    assert gate.admits(10.0, on_wire=9)
-    gate.failed(10.0, jitter=1.0)
-    assert gate.probing
-    assert not gate.admits(11.9, on_wire=0)
-
-
-def test_behind_a_closed_gate_single_probes_leave_after_growing_waits_until_one_succeeds() -> None:
-    gate = Gate(RetryPolicy(first_backoff_s=2.0, max_backoff_s=5.0), failures=2)
-    waits: list[float] = []
-    now = 0.0
-    for _ in range(4):
-        gate.failed(now, jitter=1.0)
-        waits.append(gate.opens_at - now)
-        now = gate.opens_at
-        assert gate.admits(now, on_wire=0)
-        assert not gate.admits(now, on_wire=1)
-    assert waits == [2.0, 4.0, 5.0, 5.0]
-    gate.succeeded()
-    assert gate.admits(now, on_wire=99)
-
-
-def test_retry_after_closes_the_gate_for_everybody_and_a_hostile_one_is_capped() -> None:
-    gate = Gate(RetryPolicy())
-    gate.pause(100.0, 5.0)
-    assert not gate.admits(104.9, on_wire=0)
-    assert gate.admits(105.0, on_wire=50)
-    gate.pause(100.0, math.inf)
-    gate.pause(100.0, 1.0)
-    assert gate.opens_at == 100.0 + MAX_RETRY_AFTER_S
-    gate.succeeded()
-    assert not gate.admits(219.9, on_wire=0)
-
-
-def test_the_budget_lets_fifty_repeats_leave_and_then_one_for_each_ten_requests() -> None:
-    budget = RetryBudget()
-    assert [budget.draw(0.0) for _ in range(51)] == [True] * 50 + [False]
-    for _ in range(9):
-        budget.earn()
-    assert not budget.draw(0.0)
-    budget.earn()
-    budget.earn()
-    assert budget.draw(0.0)
-
-
-def test_the_budget_refills_slowly_with_time_never_over_its_capacity_nor_backwards() -> None:
-    budget = RetryBudget(tokens=0.0)
-    assert not budget.draw(9.0)
-    assert budget.draw(11.0)
-    assert not budget.draw(5.0)
-    budget.tokens = 49.99
-    budget.earn()
-    assert budget.tokens == 50.0

@@ -1,6 +1,6 @@
-"""Reports with something in them: made rows, painted pictures, a run with a limit, refusals and a pause.
+"""Example reports: generated rows, painted images, and a run with a limit, refusals and a pause.
 
-`python tests/report/scenes.py FOLDER [ROWS]` writes one to look at.
+`python tests/report/scenes.py FOLDER [ROWS]` writes one.
 """
 
 import itertools
@@ -15,10 +15,10 @@ from typing import Any
 
 from attrs import evolve
 
-from nanobanana_async.emulator.composition import Picture
-from nanobanana_async.emulator.pictures import paint, size_of
+from nanobanana_async.emulator.composition import ImageSpec
+from nanobanana_async.emulator.images import paint, size_of
+from nanobanana_async.events import JobPolled, JobStateChanged, LimitsChanged
 from nanobanana_async.jobs import JobRecord, JobState
-from nanobanana_async.observe import JobMoved, JobSeen, LimitMoved
 from nanobanana_async.report import Recorder, ReportRow, write_report
 
 START = datetime(2026, 3, 14, 9, 26, 53, tzinfo=UTC)
@@ -34,14 +34,18 @@ _STYLES = (
 _REASONS = (
     ("failed", "JobFailed", "The model could not generate an image for this prompt. Try to rephrase it."),
     ("refused", "PromptBlocked", "451: the prompt was blocked by the content filter [content_policy, req_81f3]"),
-    ("uncertain", "JobUncertain", "the answer to the create was lost after it was sent; look before you pay twice"),
+    ("uncertain", "JobUncertain", "the answer to the create was lost after it was sent; check before you pay twice"),
     ("unfinished", None, None),
-    ("invalid", "InvalidRequest", "aspect_ration: unknown field: a row takes prompt, images, num_images, aspect_ratio"),
+    (
+        "invalid",
+        "InvalidRequest",
+        "aspect_ration: unknown field: the fields are prompt, images, num_images",
+    ),
 )
 
 
 def row(index: int = 0, **facts: Any) -> ReportRow:
-    """Return a row that went well, but for the facts given."""
+    """Return a succeeded row, changed by the given fields."""
     known: dict[str, Any] = {
         "index": index,
         "key": f"5f1c0ffee{index:07x}",
@@ -58,13 +62,13 @@ def row(index: int = 0, **facts: Any) -> ReportRow:
     return ReportRow(**(known | facts))
 
 
-def without_picture(index: int, status: str, error: str | None = None, **facts: Any) -> ReportRow:
-    """Return a row that ended otherwise."""
+def without_image(index: int, status: str, error: str | None = None, **facts: Any) -> ReportRow:
+    """Return a row without images."""
     return row(index, status=status, error=error, images=(), credits=None, **facts)
 
 
 def made_rows(count: int, *, seed: int = 1) -> Iterator[ReportRow]:
-    """Yield rows of a batch that ran twice, a day apart, on slots that were found one after the other."""
+    """Yield rows of a batch with two runs, a day apart, and a growing number of slots."""
     rng = random.Random(seed)
     free = [0.0] * LIMIT
     prompts = itertools.cycle(f"{a} {b}{c}" for c in _STYLES for a in _SUBJECTS for b in _MOODS)
@@ -86,10 +90,10 @@ def made_rows(count: int, *, seed: int = 1) -> Iterator[ReportRow]:
                 "num_images": 4 if index % 23 == 7 else 1,
             },
         )
-        yield _with_its_end(made, rng)
+        yield _with_outcome(made, rng)
 
 
-def _with_its_end(made: ReportRow, rng: random.Random) -> ReportRow:
+def _with_outcome(made: ReportRow, rng: random.Random) -> ReportRow:
     if made.index % 17 == 11:
         status, kind, error = _REASONS[made.index // 17 % len(_REASONS)]
         sent_at = made.sent_at if status in {"failed", "uncertain"} else None
@@ -102,52 +106,54 @@ def _with_its_end(made: ReportRow, rng: random.Random) -> ReportRow:
     return evolve(made, images=images, credits=price * number)
 
 
-def paint_pictures(folder: Path, rows: list[ReportRow], *, scale: float = 0.5) -> None:
-    """Paint what the rows show."""
+def paint_images(folder: Path, rows: list[ReportRow], *, scale: float = 0.5) -> None:
+    """Paint the images of rows."""
     for made in rows:
         for part, image in enumerate(made.images):
             width, height = size_of(str(made.settings.get("aspect_ratio", "1:1")), "1K", scale)
             path = folder / image
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(paint(Picture(made.prompt, 0, part, width, height, path.suffix == ".png")))
+            path.write_bytes(paint(ImageSpec(made.prompt, 0, part, width, height, path.suffix == ".png")))
 
 
 class Clock:
-    """A wall clock that is set by hand."""
+    """A wall clock that tests set."""
 
     def __init__(self, now: datetime = START) -> None:
         self.now = now
 
     def __call__(self) -> datetime:
-        """Return the time it was set to."""
+        """Return the current time."""
         return self.now
 
     def pass_s(self, seconds: float) -> None:
-        """Move on."""
+        """Advance the clock."""
         self.now += timedelta(seconds=seconds)
 
 
-def learned(limit: int | None, refusals: int = 0, *, gate_open: bool = True) -> LimitMoved:
-    """Return the event that tells of a limit."""
-    return LimitMoved(job_limit=limit, rate_limit=None, limit_kind=None, gate_open=gate_open, held=0, refusals=refusals)
+def limits_changed(limit: int | None, throttled: int = 0, *, gate_open: bool = True) -> LimitsChanged:
+    """Return a LimitsChanged event."""
+    return LimitsChanged(
+        job_limit=limit, creates_per_s=None, limit_kind=None, gate_open=gate_open, slots_held=0, throttled=throttled
+    )
 
 
 def record(key: str, state: JobState = JobState.RUNNING) -> JobRecord:
-    """Return a job somewhere in its life."""
+    """Return the record of a job in a state."""
     return JobRecord(key=key, gateway="apimall", account="a", request=None, body=b"", created_at=START, state=state)
 
 
-def a_job(recorder: Recorder, clock: Clock, key: str, *gaps_s: float) -> None:
-    """Let a job run, be looked at after each gap, and end at the last."""
-    recorder(JobMoved(before=JobState.SUBMITTING, record=record(key)))
+def run_job(recorder: Recorder, clock: Clock, key: str, *gaps_s: float) -> None:
+    """Record a job that is polled after each gap and ends at the last poll."""
+    recorder(JobStateChanged(before=JobState.SUBMITTING, record=record(key)))
     for gap_s in gaps_s:
         clock.pass_s(gap_s)
-        recorder(JobSeen(record=record(key), status="processing", looks=1))
-    recorder(JobMoved(before=JobState.RUNNING, record=record(key, JobState.SUCCEEDED)))
+        recorder(JobPolled(record=record(key), status="processing", polls=1))
+    recorder(JobStateChanged(before=JobState.RUNNING, record=record(key, JobState.SUCCEEDED)))
 
 
 def made_run(rows: list[ReportRow], *, seed: int = 2) -> Recorder:
-    """Return notes of the last of these rows' runs: a limit found by refusals, lost for a while, found again."""
+    """Return the recorder of the last run: a limit is learned from refusals, and creates pause once."""
     rng = random.Random(seed)
     latest = max(made.sent_at for made in rows if made.sent_at is not None)
     began = min(
@@ -158,18 +164,18 @@ def made_run(rows: list[ReportRow], *, seed: int = 2) -> Recorder:
     length_s = (latest - began).total_seconds()
     for number, (limit, refusals) in enumerate(((None, 0), (21, 1), (20, 1), (20, 2), (19, 3), (20, 3), (20, 4))):
         clock.now = began + timedelta(seconds=length_s * number / 8)
-        recorder(learned(limit, refusals, gate_open=number != 4))
+        recorder(limits_changed(limit, refusals, gate_open=number != 4))
     for number in range(len(rows)):
-        a_job(recorder, clock, f"job-{number}", 6.0, math.exp(rng.gauss(-0.4, 0.6)))
+        run_job(recorder, clock, f"job-{number}", 6.0, math.exp(rng.gauss(-0.4, 0.6)))
         clock.now = began + timedelta(seconds=length_s)
     return recorder
 
 
 def main(folder: Path, count: int) -> None:
-    """Write a report to look at."""
+    """Write an example report."""
     rows = list(made_rows(count))
     folder.mkdir(parents=True, exist_ok=True)
-    paint_pictures(folder, rows)
+    paint_images(folder, rows)
     write_report(folder / "index.html", rows, title="spring catalogue", run=made_run(rows))
     print(folder / "index.html")
 

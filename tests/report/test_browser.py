@@ -1,4 +1,4 @@
-"""The page in a real Chromium, opened from disk: what people do with it, and what it never does.
+"""The report page in Chromium, opened from disk.
 
 Skipped where Playwright or Chromium is missing; `NANOBANANA_TEST_CHROMIUM` names another browser than `chromium`.
 """
@@ -14,7 +14,7 @@ from typing import Literal
 import pytest
 
 from nanobanana_async.report import ReportRow, write_report
-from tests.report.scenes import made_rows, made_run, paint_pictures, row, without_picture
+from tests.report.scenes import made_rows, made_run, paint_images, row, without_image
 
 pytest.importorskip("playwright.sync_api", reason="Playwright is missing: pip install playwright")
 
@@ -37,20 +37,20 @@ ROWS = (
     row(9, prompt=LINES),
     row(10, prompt=ENDLESS),
     row(11, prompt="gone from disk", images=("images/gone.png",)),
-    without_picture(12, "failed", "The model is sad today.", error_kind="JobFailed", prompt="a sad lighthouse"),
-    without_picture(13, "refused", HOSTILE, error_kind=HOSTILE, prompt="a blocked one"),
-    without_picture(14, "uncertain", ENDLESS, prompt="perhaps a harbour"),
-    without_picture(15, "invalid", "prompt is empty", prompt="", sent_at=None, ended_at=None),
+    without_image(12, "failed", "The model is sad today.", error_kind="JobFailed", prompt="a sad lighthouse"),
+    without_image(13, "refused", HOSTILE, error_kind=HOSTILE, prompt="a blocked one"),
+    without_image(14, "uncertain", ENDLESS, prompt="perhaps a harbour"),
+    without_image(15, "invalid", "prompt is empty", prompt="", sent_at=None, ended_at=None),
 )
 INTRUDER = """async (port) => {
   const script = document.createElement("script");
   script.textContent = "window.pwned = 1";
   document.body.append(script);
   document.body.insertAdjacentHTML("beforeend", "<img src=x onerror='window.pwned = 1'>");
-  new Image().src = `http://127.0.0.1:${port}/picture.png`;
+  new Image().src = `http://127.0.0.1:${port}/image.png`;
   await fetch(`http://127.0.0.1:${port}/`).catch(() => {});
 }"""
-PICTURES = sum(len(one.images) for one in ROWS)
+IMAGE_COUNT = sum(len(one.images) for one in ROWS)
 
 
 @pytest.fixture(scope="module")
@@ -68,16 +68,16 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A report with its pictures, one of them gone."""
+    """A report with its images, one of them missing."""
     home = tmp_path_factory.mktemp("report")
-    paint_pictures(home, list(ROWS), scale=0.05)
+    paint_images(home, list(ROWS), scale=0.05)
     (home / "images/gone.png").unlink()
     write_report(home / "index.html", ROWS, title=f"spring {HOSTILE}", run=made_run(list(made_rows(40))))
     return home
 
 
 class Visit:
-    """A page, and what it asked for and complained of."""
+    """A browser page with its requests and console errors."""
 
     def __init__(self, browser: Browser) -> None:
         context = browser.new_context()
@@ -92,7 +92,7 @@ class Visit:
         self.page.on("dialog", lambda dialog: self.complaints.append(dialog.message))
 
     def open(self, file: Path) -> None:
-        """Open a report on a desktop, by day."""
+        """Open a report on a desktop with the light scheme."""
         self.requests.clear()
         self.complaints.clear()
         self.page.set_viewport_size({"width": 1280, "height": 900})
@@ -100,9 +100,9 @@ class Visit:
         self.page.goto(file.as_uri())
 
     def check_quiet(self, folder: Path) -> None:
-        """Fail when a script complained, or anything but the report was asked for."""
+        """Fail on script errors, and on requests for anything but the report."""
         assert self.page.evaluate("window.pwned") is None
-        complaints = [said for said in self.complaints if "ERR_FILE_NOT_FOUND" not in said]  # the picture that is gone
+        complaints = [message for message in self.complaints if "ERR_FILE_NOT_FOUND" not in message]
         assert complaints == []
         home = folder.as_uri()
         assert [url for url in self.requests if not url.startswith((f"{home}/", "data:,"))] == []
@@ -116,7 +116,7 @@ def window(browser: Browser) -> Visit:
 
 @pytest.fixture
 def visit(window: Visit, folder: Path) -> Iterator[Page]:
-    """The report, opened from disk; whatever the test does, it stays quiet and asks nobody."""
+    """The report, opened from disk; checked for errors and requests after the test."""
     window.open(folder / "index.html")
     yield window.page
     window.check_quiet(folder)
@@ -131,22 +131,22 @@ def opened(browser: Browser, folder: Path, rows: list[ReportRow]) -> Page:
 
 
 def shown(page: Page) -> list[int]:
-    """Return the rows that are to be seen, in their order."""
+    """Return the visible rows, in order."""
     cards = page.locator(".card:not([hidden])").evaluate_all("all => all.map(card => JSON.parse(card.dataset.row).i)")
     return [int(index) for index in cards]
 
 
-def test_pictures_are_loaded_from_disk_and_only_when_they_come_near(visit: Page) -> None:
+def test_images_are_loaded_lazily_from_disk(visit: Page) -> None:
     expect(visit.locator(".card")).to_have_count(len(ROWS))
     visit.wait_for_function("document.querySelector('.frame img').naturalWidth > 0")
-    assert visit.locator(".frame img[loading=lazy]").count() == PICTURES
+    assert visit.locator(".frame img[loading=lazy]").count() == IMAGE_COUNT
     visit.keyboard.press("End")
-    picture = visit.locator("[aria-label^='Row 8,'] img")
-    picture.scroll_into_view_if_needed()
-    visit.wait_for_function("image => image.naturalWidth > 0", arg=picture.element_handle())
+    image = visit.locator("[aria-label^='Row 8,'] img")
+    image.scroll_into_view_if_needed()
+    visit.wait_for_function("image => image.naturalWidth > 0", arg=image.element_handle())
 
 
-def test_a_picture_that_is_gone_says_so(visit: Page) -> None:
+def test_a_missing_image_is_marked(visit: Page) -> None:
     link = visit.locator("[aria-label^='Row 12,'] .frame a")
     link.scroll_into_view_if_needed()
     expect(link).to_have_class(re.compile("missing"))
@@ -184,7 +184,7 @@ def test_search_finds_every_word_in_prompts_and_errors(visit: Page, words: str, 
     assert visit.locator("#none").is_visible() == (not found)
 
 
-def test_search_and_status_narrow_each_other(visit: Page) -> None:
+def test_search_and_status_combine(visit: Page) -> None:
     visit.keyboard.press("/")
     visit.keyboard.type("harbour")
     visit.get_by_role("button", name="Succeeded 12").click()
@@ -192,7 +192,7 @@ def test_search_and_status_narrow_each_other(visit: Page) -> None:
 
 
 def test_cards_are_sorted(browser: Browser, folder: Path) -> None:
-    rows = [row(0, credits=None, ended_at=None), row(1), row(2), without_picture(3, "failed", "no")]
+    rows = [row(0, credits=None, ended_at=None), row(1), row(2), without_image(3, "failed", "no")]
     page = opened(browser, folder, rows)
     page.locator("#sort").select_option("Last finished first")
     assert shown(page) == [3, 2, 1, 0]
@@ -204,7 +204,7 @@ def test_cards_are_sorted(browser: Browser, folder: Path) -> None:
 
 
 @pytest.mark.parametrize("index", [7, 8, 9, 10])
-def test_a_prompt_is_text_and_copied_as_it_was_written(visit: Page, index: int) -> None:
+def test_a_prompt_is_copied_unchanged(visit: Page, index: int) -> None:
     prompt = ROWS[index].prompt
     card = visit.locator(f"[aria-label^='Row {index + 1},']")
     assert card.locator(".prompt").evaluate("part => part.textContent") == prompt
@@ -214,7 +214,7 @@ def test_a_prompt_is_text_and_copied_as_it_was_written(visit: Page, index: int) 
     assert copied.replace("\r\n", "\n") == prompt.replace("\r\n", "\n")
 
 
-def test_without_a_clipboard_a_prompt_is_copied_all_the_same(visit: Page) -> None:
+def test_a_prompt_is_copied_without_a_clipboard_api(visit: Page) -> None:
     visit.evaluate("Object.defineProperty(navigator, 'clipboard', { value: undefined })")
     visit.evaluate("document.addEventListener('copy', () => { window.taken = String(document.getSelection()); })")
     visit.locator(".copy >> nth=2").click()
@@ -226,7 +226,7 @@ def test_without_a_clipboard_a_prompt_is_copied_all_the_same(visit: Page) -> Non
     assert visit.evaluate("window.taken") == ROWS[3].prompt
 
 
-def test_hostile_words_stay_words_everywhere(visit: Page) -> None:
+def test_hostile_text_stays_text(visit: Page) -> None:
     assert visit.locator("script").count() == 1
     assert visit.locator("h1").text_content() == f"spring {HOSTILE}"
     assert visit.title() == f"spring {HOSTILE}"
@@ -234,7 +234,7 @@ def test_hostile_words_stay_words_everywhere(visit: Page) -> None:
     visit.locator("[aria-label^='Row 8,'] .frame a").click()
     assert visit.locator("dialog .prompt").text_content() == HOSTILE
     assert HOSTILE in visit.locator("dialog dd").all_text_contents()
-    assert visit.locator("img:not(.frame img, #picture)").count() == 0
+    assert visit.locator("img:not(.frame img, #large-image)").count() == 0
 
 
 def test_long_prompts_and_errors_open_and_close(visit: Page) -> None:
@@ -250,42 +250,42 @@ def test_long_prompts_and_errors_open_and_close(visit: Page) -> None:
     expect(visit.locator("[aria-label^='Row 1,'] .more")).to_have_count(0)
 
 
-def test_the_large_view_is_walked_by_keyboard_alone(visit: Page) -> None:
+def test_the_large_view_works_with_the_keyboard(visit: Page) -> None:
     place = visit.locator(".place")
     visit.locator(".frame a >> nth=0").focus()
     visit.keyboard.press("Enter")
-    expect(place).to_have_text(f"1 of {PICTURES} · row 1")
-    visit.wait_for_function("document.querySelector('#picture').naturalWidth > 0")
-    for key, told in (
-        ("ArrowRight", f"2 of {PICTURES} · row 2"),
-        ("ArrowLeft", f"1 of {PICTURES} · row 1"),
-        ("ArrowLeft", f"{PICTURES} of {PICTURES} · row 12"),
-        ("Home", f"1 of {PICTURES} · row 1"),
-        ("End", f"{PICTURES} of {PICTURES} · row 12"),
-        ("ArrowRight", f"1 of {PICTURES} · row 1"),
-        ("ArrowRight", f"2 of {PICTURES} · row 2"),
+    expect(place).to_have_text(f"1 of {IMAGE_COUNT} · row 1")
+    visit.wait_for_function("document.querySelector('#large-image').naturalWidth > 0")
+    for key, text in (
+        ("ArrowRight", f"2 of {IMAGE_COUNT} · row 2"),
+        ("ArrowLeft", f"1 of {IMAGE_COUNT} · row 1"),
+        ("ArrowLeft", f"{IMAGE_COUNT} of {IMAGE_COUNT} · row 12"),
+        ("Home", f"1 of {IMAGE_COUNT} · row 1"),
+        ("End", f"{IMAGE_COUNT} of {IMAGE_COUNT} · row 12"),
+        ("ArrowRight", f"1 of {IMAGE_COUNT} · row 1"),
+        ("ArrowRight", f"2 of {IMAGE_COUNT} · row 2"),
     ):
         visit.keyboard.press(key)
-        expect(place).to_have_text(told)
+        expect(place).to_have_text(text)
     visit.keyboard.press("Escape")
     expect(visit.locator("dialog")).to_be_hidden()
     expect(visit.locator(".frame a >> nth=1")).to_be_focused()
 
 
-def test_the_large_view_shows_the_pictures_that_are_left(visit: Page) -> None:
+def test_the_large_view_shows_filtered_images_only(visit: Page) -> None:
     visit.locator("#search").fill("lighthouse")
     expect(visit.locator("#shown")).to_have_text("2 of 16 rows")
     visit.locator(".card:not([hidden]) .frame a >> nth=2").click()
-    expect(visit.locator(".place")).to_have_text("3 of 4 · row 7 · picture 3 of 4")
+    expect(visit.locator(".place")).to_have_text("3 of 4 · row 7 · image 3 of 4")
     expect(visit.locator(".full")).to_have_attribute("href", re.compile(r"^file://.*/images/four-2\.png$"))
-    visit.get_by_role("button", name="Next picture").click()
-    visit.get_by_role("button", name="Next picture").click()
-    expect(visit.locator(".place")).to_have_text("1 of 4 · row 7 · picture 1 of 4")
+    visit.get_by_role("button", name="Next image").click()
+    visit.get_by_role("button", name="Next image").click()
+    expect(visit.locator(".place")).to_have_text("1 of 4 · row 7 · image 1 of 4")
     visit.get_by_role("button", name="Close").click()
     expect(visit.locator("dialog")).to_be_hidden()
 
 
-def test_everything_is_reached_by_tab_and_the_focus_is_seen(visit: Page) -> None:
+def test_all_controls_are_reached_by_tab_with_visible_focus(visit: Page) -> None:
     visit.keyboard.press("Tab")
     expect(visit.get_by_text("Skip to the gallery")).to_be_focused()
     reached = set()
@@ -302,7 +302,7 @@ def test_everything_is_reached_by_tab_and_the_focus_is_seen(visit: Page) -> None
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [1366, 390, 320])
-def test_nothing_is_wider_than_the_screen(visit: Page, scheme: Literal["light", "dark"], width: int) -> None:
+def test_no_element_is_wider_than_the_screen(visit: Page, scheme: Literal["light", "dark"], width: int) -> None:
     page, dark = visit, scheme == "dark"
     page.set_viewport_size({"width": width, "height": 844})
     page.emulate_media(color_scheme=scheme)
@@ -319,7 +319,7 @@ def test_nothing_is_wider_than_the_screen(visit: Page, scheme: Literal["light", 
     assert page.evaluate("document.querySelector('.side').scrollWidth <= document.querySelector('.side').clientWidth")
 
 
-def test_a_card_keeps_its_size_when_its_picture_comes(visit: Page) -> None:
+def test_loading_an_image_does_not_resize_its_card(visit: Page) -> None:
     height = "document.querySelector('.card').getBoundingClientRect().height"
     visit.wait_for_function("document.querySelector('.frame img').naturalWidth > 0")
     before = visit.evaluate(height)
@@ -327,26 +327,26 @@ def test_a_card_keeps_its_size_when_its_picture_comes(visit: Page) -> None:
     assert visit.evaluate(height) == before
 
 
-def test_a_script_that_gets_in_does_not_run_and_reaches_nobody(browser: Browser, folder: Path) -> None:
+def test_an_injected_script_neither_runs_nor_sends(browser: Browser, folder: Path) -> None:
     page = opened(browser, folder, [row()])
-    with socket.create_server(("127.0.0.1", 0)) as elsewhere:
-        page.evaluate(INTRUDER, elsewhere.getsockname()[1])
-        elsewhere.settimeout(0.3)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        page.evaluate(INTRUDER, server.getsockname()[1])
+        server.settimeout(0.3)
         with pytest.raises(TimeoutError):
-            elsewhere.accept()
+            server.accept()
     assert page.evaluate("window.pwned") is None
     page.context.close()
 
 
 @pytest.mark.parametrize("count", [0, 1])
-def test_hardly_any_rows_break_nothing(browser: Browser, folder: Path, count: int) -> None:
+def test_pages_with_few_rows_work(browser: Browser, folder: Path, count: int) -> None:
     page = opened(browser, folder, [row(number) for number in range(count)])
     assert page.locator(".bar").is_visible() == bool(count)
     assert page.locator("#none").is_visible() == (not count)
     page.context.close()
 
 
-def test_thousands_of_rows_are_filtered_in_a_moment(browser: Browser, folder: Path) -> None:
+def test_thousands_of_rows_are_filtered_quickly(browser: Browser, folder: Path) -> None:
     page = opened(browser, folder, list(made_rows(3000)))
     milliseconds = page.evaluate(
         """async () => {

@@ -1,4 +1,4 @@
-"""The run as charts: what is drawn follows from rows and notes."""
+"""The charts of a run, from its rows and its recorder."""
 
 import re
 from collections.abc import Iterable
@@ -11,11 +11,11 @@ from nanobanana_async.report import Recorder, ReportRow
 from nanobanana_async.report.charts import Chart, charts_of
 from nanobanana_async.report.summary import Summary
 from nanobanana_async.report.timeline import Axis, levels, sums
-from tests.report.scenes import START, Clock, a_job, learned, made_rows, made_run, row, without_picture
+from tests.report.scenes import START, Clock, limits_changed, made_rows, made_run, row, run_job, without_image
 
 
 def summed(rows: Iterable[ReportRow]) -> Summary:
-    """Return what some rows come to."""
+    """Return the summary of some rows."""
     summary = Summary()
     for one in rows:
         summary.add(one)
@@ -28,7 +28,7 @@ def drawn(rows: Iterable[ReportRow], run: Recorder | None = None) -> dict[str, C
     return {chart.title: chart for chart in charts}
 
 
-def test_an_idle_night_is_cut_out() -> None:
+def test_idle_time_is_cut_out() -> None:
     axis = Axis([(0.0, 100.0), (50_000.0, 50_100.0)], 60.0)
     assert axis.busy_s == 200.0
     (cut,) = axis.cuts
@@ -39,75 +39,75 @@ def test_an_idle_night_is_cut_out() -> None:
     assert (axis.place(-5.0), axis.place(0.0), axis.place(50_100.0), axis.place(9e9)) == (0.0, 0.0, 1.0, 1.0)
 
 
-def test_a_short_pause_of_a_long_run_is_no_cut() -> None:
+def test_a_short_pause_of_a_long_run_is_not_cut() -> None:
     assert Axis([(0.0, 10_000.0), (10_100.0, 20_000.0)], 60.0).cuts == ()
 
 
-def test_held_slots_are_the_most_in_each_column_and_fall_to_nothing() -> None:
+def test_levels_are_the_maximum_of_each_column() -> None:
     axis = Axis([(0.0, 100.0)], 1.0)
     steps = levels([(0.0, 50.0, 1), (25.0, 50.0, 2), (75.0, 75.0001, 4)], axis)
     assert [value for _, value in steps] == [1, 3, 0, 4, 0]
     assert [round(place, 2) for place, _ in steps] == [0.0, 0.25, 0.5, 0.75, 0.75]
 
 
-def test_sums_grow_to_the_total_whatever_the_order() -> None:
+def test_sums_are_cumulative_in_any_order() -> None:
     steps = sums([(90.0, 5.0), (10.0, 1.0), (10.0, 1.0)], Axis([(0.0, 100.0)], 1.0))
     assert [value for _, value in steps] == [0.0, 2.0, 7.0]
 
 
-def test_a_job_found_the_next_day_does_not_make_the_night_busy() -> None:
+def test_a_job_detected_the_next_day_leaves_the_night_idle() -> None:
     rows = [row(0), row(1, ended_at=START + timedelta(days=1)), row(2, sent_at=START + timedelta(days=1))]
     charts, busy_s = charts_of(summed(rows), None)
     assert busy_s < 60
     assert len(charts[0].cuts) == 1
 
 
-def test_what_happened_while_the_run_lived_is_not_cut() -> None:
+def test_the_time_of_the_recorded_run_is_not_cut() -> None:
     clock = Clock()
     run = Recorder(utcnow=clock)
-    run(learned(None))
+    run(limits_changed(None))
     clock.pass_s(4000)
-    run(learned(3))
+    run(limits_changed(3))
     charts, busy_s = charts_of(summed([row(0), row(3900)]), run)
     assert busy_s == 4000
     assert charts[0].cuts == ()
 
 
-def test_slots_are_drawn_against_the_limit_with_refusals_and_waits() -> None:
+def test_the_slots_chart_shows_limit_refusals_and_pauses() -> None:
     rows = list(made_rows(120))
     chart = drawn(rows, made_run(rows))["Job slots"]
-    assert [kind for kind, _ in chart.legend] == ["held", "limit", "refusal", "closed"]
+    assert [kind for kind, _ in chart.legend] == ["held", "limit", "throttled", "paused"]
     layers = dict(chart.layers)
-    assert layers["refusal"].count("M") == 4
-    assert layers["closed"].count("Z") == 1
+    assert layers["throttled"].count("M") == 4
+    assert layers["paused"].count("Z") == 1
     assert chart.note == "limit 20 learned · 4 refusals"
     assert all(re.fullmatch(r"[MHVhZ0-9. -]*", path) for path in layers.values())
 
 
-def test_without_notes_there_is_no_limit_but_everything_that_rows_tell() -> None:
+def test_without_a_recorder_charts_come_from_rows_only() -> None:
     charts = drawn(made_rows(120))
     assert list(charts) == ["Job slots", "Credits", "Time per job"]
     assert charts["Job slots"].note == ""
 
 
-def test_slots_are_weighed() -> None:
+def test_a_job_may_hold_several_slots() -> None:
     assert drawn([row(0, slots=4), row(1, slots=2)])["Job slots"].headline == "6 at once"
 
 
-def test_a_job_that_still_runs_holds_its_slot() -> None:
-    running = without_picture(1, "unfinished", sent_at=START, ended_at=None)
+def test_a_running_job_holds_its_slot() -> None:
+    running = without_image(1, "unfinished", sent_at=START, ended_at=None)
     assert drawn([row(0), running])["Job slots"].headline == "2 at once"
     assert drawn([running])["Job slots"].headline == "0 at once"
 
 
-def test_times_and_delays_are_spread_into_bars() -> None:
+def test_durations_and_delays_are_histograms() -> None:
     clock = Clock()
     run = Recorder(utcnow=clock)
     for number in range(20):
-        a_job(run, clock, str(number), 5.0, 0.01)
+        run_job(run, clock, str(number), 5.0, 0.01)
     charts = drawn([row(number) for number in range(20)], run)
     assert charts["Time per job"].headline == "8.0 s median"
-    assert charts["Ends seen late by"].headline == "0.0 s median"
+    assert charts["Detection delay"].headline == "0.0 s median"
     assert dict(charts["Time per job"].layers)["bars"].count("Z") == 1
 
 
@@ -115,17 +115,17 @@ def test_times_and_delays_are_spread_into_bars() -> None:
     "rows",
     [
         [],
-        [without_picture(0, "invalid", "no", sent_at=None, ended_at=None)],
+        [without_image(0, "invalid", "no", sent_at=None, ended_at=None)],
         [row(0, sent_at=None, ended_at=None)],
     ],
 )
-def test_where_nothing_ran_there_is_no_chart(rows: list[ReportRow]) -> None:
+def test_there_is_no_chart_if_nothing_ran(rows: list[ReportRow]) -> None:
     assert charts_of(summed(rows), Recorder()) == ([], 0.0)
 
 
 @pytest.mark.parametrize("took_s", [0.0, 0.004, 1.0, 3600.0, 1e6])
 @pytest.mark.parametrize("price", ["0", "0.0001", "123456789"])
-def test_charts_stay_in_their_frame_for_any_size(took_s: float, price: str) -> None:
+def test_charts_stay_in_their_box_for_any_values(took_s: float, price: str) -> None:
     rows = [row(0, ended_at=START + timedelta(seconds=took_s), credits=Decimal(price))]
     for chart in drawn(rows).values():
         for tick in (*chart.x_ticks, *chart.y_ticks):

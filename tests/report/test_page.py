@@ -1,4 +1,4 @@
-"""The page as a file: what stands in it, and how it comes to stand there."""
+"""The report page as a file: its content, and how it is written."""
 
 import base64
 import hashlib
@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from nanobanana_async.report import ReportRow, words, write_report
-from tests.report.scenes import START, made_rows, made_run, row, without_picture
+from nanobanana_async.report import ReportRow, write_report
+from tests.report.scenes import made_rows, made_run, row, without_image
 
 HOSTILE = (
     "<script>window.pwned = 1</script>",
@@ -25,7 +25,7 @@ HOSTILE = (
 
 
 class Elements(HTMLParser):
-    """The tags and attributes of a page."""
+    """Parser that collects the tags and attributes of a page."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -34,28 +34,28 @@ class Elements(HTMLParser):
         self.close()
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        """Keep it."""
+        """Collect the element."""
         self.found.append((tag, dict(attrs)))
 
     def all(self, tag: str) -> list[dict[str, str | None]]:
-        """Return the attributes of each such element."""
+        """Return the attributes of each element with this tag."""
         return [attributes for name, attributes in self.found if name == tag]
 
 
 def written(folder: Path, rows: list[ReportRow], title: str = "spring") -> str:
-    """Return the page of some rows."""
+    """Write the page of some rows and return it."""
     write_report(folder / "index.html", rows, title=title)
     return (folder / "index.html").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("text", HOSTILE)
-def test_hostile_text_adds_no_element_and_no_attribute(tmp_path: Path, text: str) -> None:
-    def with_text(said: str) -> list[tuple[str, list[str]]]:
+def test_hostile_text_adds_no_element_or_attribute(tmp_path: Path, text: str) -> None:
+    def with_text(text: str) -> list[tuple[str, list[str]]]:
         rows = [
-            row(0, prompt=said, key=said, task_id=said, images=(f"images/{said}",), metadata=said),
-            without_picture(1, "failed", said, error_kind=said, prompt=said, settings={said: said, "resolution": said}),
+            row(0, prompt=text, key=text, task_id=text, images=(f"images/{text}",), metadata=text),
+            without_image(1, "failed", text, error_kind=text, prompt=text, settings={text: text, "resolution": text}),
         ]
-        return [(tag, sorted(found)) for tag, found in Elements(written(tmp_path, rows, title=said)).found]
+        return [(tag, sorted(found)) for tag, found in Elements(written(tmp_path, rows, title=text)).found]
 
     assert with_text(text) == with_text("x" * len(text))
 
@@ -74,7 +74,7 @@ def test_hostile_text_adds_no_element_and_no_attribute(tmp_path: Path, text: str
         "50%25.png",
     ],
 )
-def test_a_picture_lies_beside_the_page_whatever_it_is_called(tmp_path: Path, name: str) -> None:
+def test_image_links_are_quoted_relative_paths(tmp_path: Path, name: str) -> None:
     (image,) = [found for found in Elements(written(tmp_path, [row(images=(name,))])).all("img") if found.get("src")]
     source = image["src"]
     assert source is not None
@@ -82,7 +82,7 @@ def test_a_picture_lies_beside_the_page_whatever_it_is_called(tmp_path: Path, na
 
 
 def test_a_file_name_that_is_no_utf_8_and_a_lone_surrogate_do_no_harm(tmp_path: Path) -> None:
-    page = written(tmp_path, [row(images=("images/\udce9.png",)), without_picture(1, "failed", "half \ud83d")])
+    page = written(tmp_path, [row(images=("images/\udce9.png",)), without_image(1, "failed", "half \ud83d")])
     assert "./images/%E9.png" in page
     assert "half \\ud83d" in page
 
@@ -102,10 +102,10 @@ def test_nothing_is_fetched_and_only_what_was_written_here_runs(tmp_path: Path) 
     assert not any(name.startswith("on") or name == "style" for _, found in Elements(page).found for name in found)
 
 
-def test_each_row_is_a_card_with_its_facts(tmp_path: Path) -> None:
+def test_each_row_is_a_card(tmp_path: Path) -> None:
     rows = [
         row(0, credits=Decimal("4.50"), images=("images/a-01.png", "images/a-02.png")),
-        without_picture(1, "refused", "451: blocked", error_kind="PromptBlocked"),
+        without_image(1, "refused", "451: blocked", error_kind="PromptBlocked"),
         row(2, images=(), error="the disk is full"),
         row(3, settings={"images": ["https://x.example/1.png"], "model": "m"}, prompt=""),
     ]
@@ -117,12 +117,12 @@ def test_each_row_is_a_card_with_its_facts(tmp_path: Path) -> None:
     assert page.count('class="quiet copy"') == 3
 
 
-def test_the_header_counts_and_sums(tmp_path: Path) -> None:
+def test_the_header_has_counts_and_sums(tmp_path: Path) -> None:
     rows = [
         row(0),
         row(1, credits=Decimal("0.25")),
-        without_picture(2, "failed", "no"),
-        without_picture(3, "uncertain"),
+        without_image(2, "failed", "no"),
+        without_image(3, "uncertain"),
     ]
     page = written(tmp_path, rows)
     facts = re.findall(r"<dt>(.*?)</dt><dd>(.*?)</dd>", page)
@@ -147,16 +147,16 @@ def test_the_header_counts_and_sums(tmp_path: Path) -> None:
         ("\N{SUPERSCRIPT TWO}:1", "1.0000"),
     ],
 )
-def test_the_frame_suits_most_pictures(tmp_path: Path, ratio: str | None, frame: str) -> None:
+def test_the_frame_has_the_most_common_shape(tmp_path: Path, ratio: str | None, frame: str) -> None:
     assert f"--frame:{frame}}}" in written(tmp_path, [row(settings={"aspect_ratio": ratio})])
 
 
-def test_no_rows_and_one_row_are_pages_too(tmp_path: Path) -> None:
+def test_no_rows_and_one_row_are_valid_pages(tmp_path: Path) -> None:
     assert "No rows yet" in written(tmp_path, [])
     assert "1 row</p>" in written(tmp_path, [row()])
 
 
-def test_an_older_page_stays_until_the_new_one_is_whole(tmp_path: Path) -> None:
+def test_the_old_page_stays_if_writing_fails(tmp_path: Path) -> None:
     before = written(tmp_path, [row()])
 
     def torn() -> Iterator[ReportRow]:
@@ -170,7 +170,7 @@ def test_an_older_page_stays_until_the_new_one_is_whole(tmp_path: Path) -> None:
     assert written(tmp_path, [row(1)]) != before
 
 
-def test_rows_are_taken_once_and_memory_does_not_grow_with_them(tmp_path: Path) -> None:
+def test_memory_does_not_grow_with_rows(tmp_path: Path) -> None:
     def peak(count: int) -> int:
         tracemalloc.start()
         write_report(tmp_path / "index.html", (row(n, prompt="fog " * 1000) for n in range(count)), title="many")
@@ -183,8 +183,8 @@ def test_rows_are_taken_once_and_memory_does_not_grow_with_them(tmp_path: Path) 
     assert growth / 1400 < 700  # bytes a row, of which the card has five thousand
 
 
-def test_of_too_many_rows_the_first_are_shown_and_what_failed_among_the_others(tmp_path: Path) -> None:
-    rows = [row(number) if number % 2 else without_picture(number, "failed", "no") for number in range(40)]
+def test_a_full_gallery_still_shows_failed_rows(tmp_path: Path) -> None:
+    rows = [row(number) if number % 2 else without_image(number, "failed", "no") for number in range(40)]
     write_report(tmp_path / "index.html", rows, title="many", max_cards=10)
     page = (tmp_path / "index.html").read_text(encoding="utf-8")
     shown = [found["data-status"] for found in Elements(page).all("article")]
@@ -193,7 +193,7 @@ def test_of_too_many_rows_the_first_are_shown_and_what_failed_among_the_others(t
     assert "20 <small>of 40 rows</small>" in page
 
 
-def test_a_run_is_drawn_above_the_gallery(tmp_path: Path) -> None:
+def test_charts_come_before_the_gallery(tmp_path: Path) -> None:
     rows = list(made_rows(60))
     write_report(tmp_path / "index.html", rows, title="spring", run=made_run(rows))
     page = (tmp_path / "index.html").read_text(encoding="utf-8")
@@ -202,38 +202,7 @@ def test_a_run_is_drawn_above_the_gallery(tmp_path: Path) -> None:
     assert page.index("<figure") < page.index("<article")
 
 
-def test_what_the_page_is_made_of_is_packaged() -> None:
+def test_templates_are_packaged() -> None:
     packaged = files("nanobanana_async.report")
     for name in ("page.html.j2", "card.html.j2", "page.css", "page.js"):
         assert packaged.joinpath(name).is_file()
-
-
-@pytest.mark.parametrize(
-    ("value", "text"),
-    [
-        (0.04, "0.0 s"),
-        (9.94, "9.9 s"),
-        (9.96, "10 s"),
-        (59.6, "1 min"),
-        (185, "3 min 5 s"),
-        (3600, "1 h"),
-        (3599.7, "1 h"),
-        (7322, "2 h 2 min"),
-        (86399, "1 d"),
-        (187_200, "2 d 4 h"),
-    ],
-)
-def test_durations_are_told_in_two_units(value: float, text: str) -> None:
-    assert words.seconds(value) == text
-
-
-def test_numbers_and_days_are_told_shortly() -> None:
-    assert [words.number(Decimal(value)) for value in ("4.50", "1E+3", "1234567.10", "0")] == [
-        "4.5",
-        "1,000",
-        "1,234,567.1",
-        "0",
-    ]
-    assert words.period(START, START) == "14 Mar 2026, 09:26 UTC"
-    assert words.period(START, START.replace(hour=10)) == "14 Mar 2026, 09:26 to 10:26 UTC"
-    assert words.period(START, START.replace(day=15)) == "14 Mar 2026, 09:26 to 15 Mar 2026, 09:26 UTC"

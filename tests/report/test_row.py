@@ -1,4 +1,4 @@
-"""A row as a line of JSON."""
+"""Rows as lines of JSON."""
 
 import json
 from datetime import timedelta
@@ -9,27 +9,27 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nanobanana_async.report import ReportRow
-from tests.report.scenes import START, row, without_picture
+from tests.report.scenes import START, row, without_image
 
 
-def test_a_row_is_read_back_as_it_was_written() -> None:
+def test_a_row_survives_the_round_trip() -> None:
     whole = row(3, metadata={"shelf": ["a", 1, None]}, error="one of two", slots=2, credits=Decimal("0.1"))
     assert ReportRow.from_json(whole.to_json()) == whole
     assert ReportRow.from_json(ReportRow(index=0, key="", status="invalid").to_json()).credits is None
 
 
 @given(st.text(alphabet=st.characters(exclude_categories=())))
-def test_any_text_stands_on_one_line_of_utf_8(text: str) -> None:
+def test_any_text_is_one_line_of_utf_8(text: str) -> None:
     line = row(prompt=text, error=text, metadata={text: text}).to_json()
     assert len(line.splitlines()) == 1
     assert ReportRow.from_json(line.encode()).prompt == text
 
 
-def test_words_are_kept_readable() -> None:
+def test_non_ascii_text_is_not_escaped() -> None:
     assert "灯台" in row(prompt="灯台").to_json()
 
 
-def test_what_json_has_no_word_for_becomes_text() -> None:
+def test_values_without_a_json_type_become_strings() -> None:
     odd = {"nan": float("nan"), "when": START, "price": Decimal("1.50"), "set": {1}, 5: (1, 2)}
     facts = json.loads(row(metadata=odd).to_json(), parse_constant=pytest.fail)
     assert facts["metadata"] == {
@@ -41,7 +41,7 @@ def test_what_json_has_no_word_for_becomes_text() -> None:
     }
 
 
-def test_fields_of_later_versions_are_passed_over() -> None:
+def test_unknown_fields_are_ignored() -> None:
     line = json.dumps(json.loads(row().to_json()) | {"mood": "fog"})
     assert ReportRow.from_json(line) == row()
 
@@ -62,12 +62,28 @@ def test_fields_of_later_versions_are_passed_over() -> None:
         "[" * 100_000,
     ],
 )
-def test_what_is_no_row_says_so(line: str) -> None:
-    with pytest.raises(ValueError, match="no row of results"):
+def test_other_content_raises_value_error(line: str) -> None:
+    with pytest.raises(ValueError, match="not a row of results"):
         ReportRow.from_json(line)
 
 
-def test_seconds_are_never_negative_and_need_both_ends() -> None:
+def test_seconds_are_not_negative_and_need_both_times() -> None:
     assert row().seconds == 8.0
     assert row(sent_at=START, ended_at=START - timedelta(seconds=5)).seconds == 0.0
-    assert without_picture(0, "unfinished", ended_at=None).seconds is None
+    assert without_image(0, "unfinished", ended_at=None).seconds is None
+
+
+def test_deep_nesting_and_self_reference_raise() -> None:
+    deep: object = None
+    for _ in range(101):
+        deep = (deep,)
+    itself: list[object] = []
+    itself.append({"again": itself})
+    for odd in (deep, itself):
+        with pytest.raises(ValueError, match="nested more than 100 deep"):
+            row(metadata=odd).to_json()
+
+
+def test_a_very_long_integer_becomes_hexadecimal() -> None:
+    facts = json.loads(row(metadata=[10**5000, -(10**5000), 10**3999]).to_json())
+    assert facts["metadata"] == [hex(10**5000), hex(-(10**5000)), 10**3999]

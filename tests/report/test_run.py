@@ -1,4 +1,4 @@
-"""From a session to the page: a batch against the emulator, its rows and its notes."""
+"""From a session to the page: a batch against the emulator with its rows and its recorder."""
 
 import asyncio
 import re
@@ -10,7 +10,7 @@ from nanobanana_async.report import Recorder, ReportRow, write_report
 
 
 def row_of(outcome: Outcome, folder: Path) -> ReportRow:
-    """Return an outcome as a row."""
+    """Convert an outcome to a row."""
     result = outcome.unwrap()
     assert outcome.request is not None
     return ReportRow(
@@ -26,9 +26,9 @@ def row_of(outcome: Outcome, folder: Path) -> ReportRow:
     )
 
 
-async def test_a_batch_is_drawn_as_it_ran(tmp_path: Path) -> None:
+async def test_the_report_shows_the_batch(tmp_path: Path) -> None:
     recorder = Recorder()
-    emulator = Emulator(job_limit=6, credits=1000, duration=LogNormal(median_s=0.3, sigma=0.2), picture_scale=0.03)
+    emulator = Emulator(job_limit=6, credits=1000, duration=LogNormal(median_s=0.3, sigma=0.2), image_scale=0.03)
     async with emulator, Session(emulator.apimall(expected_job_s=0.3), observers=[recorder]) as session:
         prompts = [f"a lighthouse, number {number}" for number in range(24)]
         async with session.generate_many(prompts, save_to=tmp_path / "images") as outcomes:
@@ -37,11 +37,11 @@ async def test_a_batch_is_drawn_as_it_ran(tmp_path: Path) -> None:
     await asyncio.to_thread(write_report, tmp_path / "index.html", rows, title="lighthouses", run=recorder)
 
     page = (tmp_path / "index.html").read_text(encoding="utf-8")
-    assert (recorder.refusals, recorder.job_limit) == (stats.refusals, stats.job_limit)
-    assert recorder.refusals > 0
+    assert (recorder.throttled, recorder.job_limit) == (stats.throttled, stats.job_limit)
+    assert recorder.throttled > 0
     assert len(recorder.delays_s()) == 24
-    assert f"limit {stats.job_limit} learned · {stats.refusals} refusal" in page
-    assert re.search(r'class="refusal" d="M', page)
+    assert f"limit {stats.job_limit} learned · {stats.throttled} refusal" in page
+    assert re.search(r'class="throttled" d="M', page)
     assert f"<dt>credits</dt><dd>{stats.credits_spent}" in page
-    for picture in re.findall(r'<img src="\./([^"]+)"', page):
-        assert (tmp_path / picture).is_file()
+    for image in re.findall(r'<img src="\./([^"]+)"', page):
+        assert (tmp_path / image).is_file()

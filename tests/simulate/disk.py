@@ -10,10 +10,9 @@ from typing import Any, TypeVar
 from nanobanana_async.errors import LedgerError
 from nanobanana_async.jobs import JobRecord
 from nanobanana_async.ledger import writer
-from nanobanana_async.ledger.desk import FIND, Desk
-from nanobanana_async.ledger.place import OpenFile
-from nanobanana_async.ledger.rows import record_of
-from nanobanana_async.ledger.troubles import about
+from nanobanana_async.ledger.columns import record_of
+from nanobanana_async.ledger.connection import LedgerConnection, copy_for
+from nanobanana_async.ledger.statements import SELECT_BY_KEY, JobTable
 from tests.simulate.machine import Machine, Process, this_process
 
 T = TypeVar("T")
@@ -38,7 +37,7 @@ class Disk:
         """Return how long half a commit takes."""
         return self._chance.uniform(0.05, 0.6) if self._chance.random() < SLOW else self._chance.uniform(0.0005, 0.003)
 
-    def writer(self, open_file: Callable[[], OpenFile], *, name: str) -> "InlineWriter":
+    def writer(self, open_file: Callable[[], LedgerConnection], *, name: str) -> "InlineWriter":
         """Stand in for the ledger's `Writer`."""
         del name
         return InlineWriter(self, open_file)
@@ -50,7 +49,7 @@ class Disk:
                 return None
             self._reader = sqlite3.connect(f"{self.path.as_uri()}?mode=ro", uri=True, isolation_level=None)
         try:
-            row = self._reader.execute(FIND, (key,)).fetchone()
+            row = self._reader.execute(SELECT_BY_KEY, (key,)).fetchone()
         except sqlite3.OperationalError:  # the file is being made
             return None
         return None if row is None else (record_of(row[:-1]), row[-1])
@@ -73,23 +72,26 @@ class InlineWriter:
     killed before it, and between durable and told.
     """
 
-    def __init__(self, disk: Disk, open_file: Callable[[], OpenFile]) -> None:
+    def __init__(self, disk: Disk, open_file: Callable[[], LedgerConnection]) -> None:
+        self.loop = disk.machine
         self._disk = disk
         self._process: Process = this_process()
         self._open_file = open_file
-        self._file: OpenFile | None = None
-        self._waiting: list[writer.Order[Any]] = []
+        self._file: LedgerConnection | None = None
+        self._waiting: list[writer.WorkItem[Any]] = []
         self._busy = True
         self._stopping = False
         self.opened: asyncio.Future[None] = disk.machine.create_future()
         self._ended: asyncio.Future[None] = disk.machine.create_future()
         disk.machine.after(disk.takes_s(), self._open)
 
-    def order(self, work: Callable[[Desk], T], *, writes: bool, key: str | None, safe: bool) -> "asyncio.Future[T]":
+    def submit(
+        self, work: Callable[[JobTable], T], *, writes: bool, key: str | None, safe: bool
+    ) -> "asyncio.Future[T]":
         """Queue a piece of work. It is done also when nobody waits for it any more."""
         future: asyncio.Future[T] = self._disk.machine.create_future()
         if self._process.lives_past("order"):
-            self._waiting.append(writer.Order(work, future, writes=writes, key=key, safe=safe))
+            self._waiting.append(writer.WorkItem(work, future, writes=writes, key=key, safe=safe))
             self._begin()
         return future
 
@@ -114,7 +116,7 @@ class InlineWriter:
                 self.opened.set_exception(error)
             return
         self._file.connection.execute("PRAGMA synchronous = OFF")  # power loss is not simulated
-        self._process.owner = self._file.desk._owner or ""
+        self._process.owner = self._file.table._owner or ""
         self._process.at_death.append(self._die)
         self._busy = False
         if not self.opened.done():
@@ -127,7 +129,7 @@ class InlineWriter:
         if self._file is not None:
             self._file.connection.close()
             if self._file._owner is not None:
-                self._file._owner.forget()
+                self._file._owner.close_in_child()
 
     def _begin(self) -> None:
         if self._busy or not self._process.alive or self._file is None:
@@ -141,22 +143,22 @@ class InlineWriter:
             file.close()
             self._ended.set_result(None)
 
-    def _commit(self, batch: list[writer.Order[Any]]) -> None:
+    def _commit(self, batch: list[writer.WorkItem[Any]]) -> None:
         if not self._process.lives_past("before commit") or self._file is None:
             return
         if self._disk.full and any(order.writes for order in batch):
             full = LedgerError("there is no room left")
             results: list[writer.Result] = [
-                (order.future, None, about(full, key=order.key, safe_to_repeat=order.safe)) for order in batch
+                (order.future, None, copy_for(full, key=order.key, safe_to_repeat=order.safe)) for order in batch
             ]
             self._disk.failed_keys.update(order.key for order in batch if order.key is not None)
         else:
-            results = writer._done(self._file, batch)
+            results = writer.run_in_transaction(self._file, batch)
         if self._process.lives_past("after commit"):
             self._disk.machine.after(self._disk.takes_s(), lambda: self._tell(results))
 
     def _tell(self, results: list[writer.Result]) -> None:
         self._busy = False
         if self._process.alive:
-            writer._deliver(results)
+            writer.deliver(results)
             self._begin()

@@ -37,7 +37,7 @@ class Stage:
     def session(self, process: Process, *, last: bool = False) -> Session:
         """Return a session of a process on the shared ledger and the shared network."""
         return Session(
-            self.plan.gateway(),
+            self.plan.gateway(process.name),
             ledger=SqliteLedger(self.disk.path),
             http=Wire(self.network, process, self.oracle.key_of),
             retry=RetryPolicy() if last else self.plan.retry,
@@ -212,16 +212,19 @@ async def settle(stage: Stage, process: Process, session: Session, key: str, dra
     settled_before = {record.task_id} if record is not None else set()
     bought = [job for job in stage.oracle.charges(key) if job.task_id not in settled_before]
     decision: dict[str, Any]
-    if draw.random() < 0.3:
+    if random.Random(f"{stage.plan.seed} {key} {len(letters)} {stage.machine.time()}").random() < 0.15:
+        decision = {"task_id": "a slip of the pen"}
+    elif draw.random() < 0.3:
         decision = {"buy_again": True}
         stage.oracle.deliberate[key] += 1
     elif bought:
         decision = {"task_id": bought[-1].task_id}
     else:
-        decision = {"refused": True}
+        decision = {"not_bought": True}
     stage.machine.note(process.name, f"{key}: settled by hand: {decision}")
+    stage.oracle.decided[key] += 1
     try:
-        await session.settle(key, **decision)
+        await session.resolve(key, **decision)
     except NanoBananaError as error:
         stage.machine.note(process.name, f"{key}: not settled: {type(error).__name__}: {error.message[:80]}")
     else:

@@ -78,7 +78,7 @@ class Process:
         """Collect what is left of it: its tasks are cancelled, with nothing in reach."""
         self.alive, self.thawed = False, True
         if self.session is not None:
-            self.session._host.closed = True  # else it would complain that nobody closed it
+            self.session._session_task.closed = True  # else it would complain that nobody closed it
         held_back, self.held_back = self.held_back, []
         for callback, args, context in held_back:
             self.machine.call_soon(callback, *args, context=context)

@@ -7,17 +7,20 @@ from typing import Any
 
 from attrs import evolve, frozen
 
-from nanobanana_async.engine import buying
-from nanobanana_async.engine.admission import Admission
-from nanobanana_async.engine.books import Books
-from nanobanana_async.engine.buying import Buyer
-from nanobanana_async.engine.entry import Entry
+from nanobanana_async.engine import submitter as buying
+from nanobanana_async.engine.claims import Claims
+from nanobanana_async.engine.next_step import Enqueue, Next
+from nanobanana_async.engine.resolver import JobResolver
+from nanobanana_async.engine.store import JobStore
+from nanobanana_async.engine.submitter import Submitter
+from nanobanana_async.engine.tracked_job import TrackedJob
 from nanobanana_async.errors import NanoBananaError, TransportError
 from nanobanana_async.gateways.apimall import ApiMall
+from nanobanana_async.gateways.base import GatewaySettings
 from nanobanana_async.gateways.contract import HttpRequest
-from nanobanana_async.jobs import Accepted, JobRecord, JobState
-from nanobanana_async.ledger.desk import Desk
-from nanobanana_async.policy.retry import Attempt, Heard, Move, RetryPolicy, Verdict, decide_create
+from nanobanana_async.jobs import Accepted, JobRecord, JobState, account_fingerprint
+from nanobanana_async.ledger.statements import JobTable
+from nanobanana_async.policy.retry import Attempt, FailureKind, RetryAction, RetryDecision, RetryPolicy, decide_create
 
 Change = tuple[Any, str, Any]
 
@@ -33,12 +36,12 @@ class Mutation:
 
 
 def _no_write_before_the_post() -> list[Change]:
-    async def write_intent(self: Any, entry: Entry) -> None:
-        entry.tried_at = min(entry.tried_at, self._clock())
-        sent_at = entry.record.first_sent_at or self._books.utcnow()
-        entry.moved(entry.record.to(JobState.SUBMITTING, first_sent_at=sent_at))
+    async def write_intent(self: Any, entry: TrackedJob) -> None:
+        entry.first_attempt_at = min(entry.first_attempt_at, self._clock())
+        sent_at = entry.record.first_sent_at or self._store.utcnow()
+        entry.set_record(entry.record.transition_to(JobState.SUBMITTING, first_sent_at=sent_at))
 
-    return [(Buyer, "_write_intent", write_intent)]
+    return [(Submitter, "_write_intent", write_intent)]
 
 
 def _new_wire_key_each_time() -> list[Change]:
@@ -52,48 +55,48 @@ def _new_wire_key_each_time() -> list[Change]:
 
 
 def _answer_goes_with_its_caller() -> list[Change]:
-    post = Buyer._post
+    post = Submitter._post
 
-    async def posted(self: Buyer, entry: Entry) -> Accepted:
+    async def posted(self: Submitter, entry: TrackedJob) -> Accepted:
         task = asyncio.Task(post(self, entry))
         while not task.done():
-            if not entry.callers and not entry.kept:
+            if not entry.callers and not entry.has_handle:
                 task.cancel()
-                raise TransportError("the caller left", sent=True)
+                raise TransportError("the caller left", possibly_sent=True)
             await asyncio.wait([task], timeout=0.02)
         return task.result()
 
-    return [(Buyer, "_post", posted)]
+    return [(Submitter, "_post", posted)]
 
 
 def _repeat_without_a_key() -> list[Change]:
-    def decided(error: NanoBananaError, attempt: Attempt, policy: RetryPolicy) -> Verdict:
+    def decided(error: NanoBananaError, attempt: Attempt, policy: RetryPolicy) -> RetryDecision:
         return decide_create(error, attempt, evolve(policy, retry_uncertain=True))
 
     return [(buying, "decide_create", decided)]
 
 
 def _doubt_forgotten_on_a_refusal() -> list[Change]:
-    def decided(error: NanoBananaError, attempt: Attempt, policy: RetryPolicy) -> Verdict:
+    def decided(error: NanoBananaError, attempt: Attempt, policy: RetryPolicy) -> RetryDecision:
         return decide_create(error, evolve(attempt, in_doubt=False), policy)
 
     return [(buying, "decide_create", decided)]
 
 
 def _told_before_written() -> list[Change]:
-    async def learn(self: Any, entry: Entry, state: JobState, **facts: Any) -> None:
-        before, after = entry.stored, entry.record.to(state, **facts)
-        self._take(entry, after, stored=after)
+    async def record_known(self: Any, entry: TrackedJob, state: JobState, **facts: Any) -> None:
+        before, after = entry.ledger_record, entry.record.transition_to(state, **facts)
+        self._set(entry, after, stored=after)
         await self.ledger.advance(before, after)
 
-    return [(Books, "learn", learn)]
+    return [(JobStore, "record_known", record_known)]
 
 
 def _adopts_from_the_living() -> list[Change]:
-    def free(self: Desk, owner: str | None) -> bool:
+    def is_unowned(self: JobTable, owner: str | None) -> bool:
         return owner != self._owner
 
-    return [(Desk, "_free", free)]
+    return [(JobTable, "_is_unowned", is_unowned)]
 
 
 def _expired_key_repeated() -> list[Change]:
@@ -101,32 +104,32 @@ def _expired_key_repeated() -> list[Change]:
 
 
 def _swap_without_comparing() -> list[Change]:
-    def advance(self: Desk, before: JobRecord, statement: str, row: tuple[Any, ...]) -> None:
+    def careless(self: JobTable, before: JobRecord, statement: str, row: tuple[Any, ...]) -> None:
         columns = statement.partition(" WHERE ")[0]
         self.connection.execute(f"{columns} WHERE key = ?", (*row, self._owner, before.key))
 
-    return [(Desk, "advance", advance)]
+    return [(JobTable, "_compare_and_swap", careless)]
 
 
 def _never_lets_go() -> list[Change]:
-    def release(self: Desk, key: str) -> None:
+    def release(self: JobTable, key: str) -> None:
         return None
 
-    return [(Desk, "release", release)]
+    return [(JobTable, "release", release)]
 
 
 def _found_half_way_is_sent_as_new() -> list[Change]:
-    async def take_up(self: Any, entry: Entry) -> float:
-        await self._books.move(entry, JobState.PENDING)
-        return float(self._clock())
+    async def recover(self: Any, entry: TrackedJob) -> Next:
+        await self._store.transition(entry, JobState.PENDING)
+        return Enqueue()
 
-    return [(Buyer, "take_up", take_up)]
+    return [(Submitter, "recover", recover)]
 
 
 def _lost_answer_taken_for_unsent() -> list[Change]:
-    def decided(error: NanoBananaError, attempt: Attempt, policy: RetryPolicy) -> Verdict:
+    def decided(error: NanoBananaError, attempt: Attempt, policy: RetryPolicy) -> RetryDecision:
         if isinstance(error, TransportError):
-            return Verdict(heard=Heard.UNSENT, move=Move.REPEAT)
+            return RetryDecision(kind=FailureKind.NOT_SENT, action=RetryAction.REPEAT)
         return decide_create(error, attempt, policy)
 
     return [(buying, "decide_create", decided)]
@@ -145,15 +148,15 @@ def _other_bytes_on_a_repeat() -> list[Change]:
 
 
 def _refused_is_renewed_in_memory_only() -> list[Change]:
-    async def renew(self: Any, entry: Entry, *, body: bytes) -> None:
-        after = entry.record.reborn(body=body, created_at=self.utcnow())
-        self._take(entry, after, stored=after)
+    async def start_generation(self: Any, entry: TrackedJob, *, body: bytes) -> None:
+        after = entry.record.next_generation(body=body, created_at=self.utcnow())
+        self._set(entry, after, stored=after)
 
-    return [(Books, "renew", renew)]
+    return [(JobStore, "start_generation", start_generation)]
 
 
 def _uncertain_is_bought_again() -> list[Change]:
-    claim_of = Admission._claim_of
+    claim_of = Claims._claim
 
     async def claimed(self: Any, wanted: JobRecord) -> Any:
         claim = await claim_of(self, wanted)
@@ -161,7 +164,41 @@ def _uncertain_is_bought_again() -> list[Change]:
             return evolve(claim, record=evolve(claim.record, state=JobState.REFUSED))
         return claim
 
-    return [(Admission, "_claim_of", claimed)]
+    return [(Claims, "_claim", claimed)]
+
+
+def _ended_jobs_are_forgotten() -> list[Change]:
+    advance = JobTable.advance
+
+    def forgets(self: JobTable, before: JobRecord, after: JobRecord, statement: str, row: tuple[Any, ...]) -> None:
+        advance(self, before, after, statement, row)
+        self.connection.execute("DELETE FROM jobs WHERE key = ? AND state IN ('succeeded', 'failed')", (before.key,))
+
+    return [(JobTable, "advance", forgets)]
+
+
+def _conflict_taken_for_a_refusal() -> list[Change]:
+    def decided(error: NanoBananaError, attempt: Attempt, policy: RetryPolicy) -> RetryDecision:
+        verdict = decide_create(error, attempt, policy)
+        if verdict.kind is FailureKind.KEY_TAKEN:
+            return RetryDecision(kind=FailureKind.REFUSED, action=RetryAction.REFUSE)
+        return verdict
+
+    return [(buying, "decide_create", decided)]
+
+
+def _settled_without_asking() -> list[Change]:
+    async def known(self: JobResolver, task_id: str, age_s: float) -> bool:
+        return True
+
+    return [(JobResolver, "_is_known_task", known)]
+
+
+def _account_is_its_api_key() -> list[Change]:
+    def account(gateway: GatewaySettings) -> str:
+        return account_fingerprint(gateway.name, gateway.api_key.reveal())
+
+    return [(GatewaySettings, "account", property(account))]
 
 
 MUTATIONS = (
@@ -201,6 +238,14 @@ MUTATIONS = (
         _uncertain_is_bought_again,
         ("double", "repeated without a key"),
     ),
+    Mutation("jobs that have ended are forgotten", _ended_jobs_are_forgotten, ("double", "lost"), 20),
+    Mutation(
+        "a conflict on the first send is taken for a refusal",
+        _conflict_taken_for_a_refusal,
+        ("bought after a conflict", "double"),
+    ),
+    Mutation("a task id is settled without asking", _settled_without_asking, ("unfinished",)),
+    Mutation("an account is known by its API key alone", _account_is_its_api_key, ("unfinished", "wrong outcome"), 20),
 )
 
 

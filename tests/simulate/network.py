@@ -9,9 +9,9 @@ from urllib.parse import parse_qsl, urlsplit
 
 from attrs import define
 
-from nanobanana_async.emulator import World
+from nanobanana_async.emulator import GatewaySimulator
+from nanobanana_async.emulator.messages import DeliveryMode, EmulatedRequest, EmulatedResponse, Endpoint
 from nanobanana_async.emulator.settings import API_KEY
-from nanobanana_async.emulator.values import Answer, Call, Endpoint, Manner
 from nanobanana_async.errors import TransportError
 from nanobanana_async.gateways.contract import HttpRequest, HttpResponse
 from tests.simulate.machine import Machine, Process
@@ -38,6 +38,8 @@ class Letter:
     on_the_way: bool = True
     fate: Fate = "open"
     timed_out: bool = False
+    conflict: bool = False
+    """It was the first of its purchase that may have arrived, and was told that its key is known."""
     task_id: str | None = None
 
     @property
@@ -63,7 +65,7 @@ class Network:
     def __init__(self, machine: Machine, plan: Plan, chance: random.Random) -> None:
         self.machine = machine
         self.plan = plan
-        self.world = World(plan.world)
+        self.world = GatewaySimulator(plan.world)
         self.letters: list[Letter] = []
         """The creates; queries are not kept."""
         self.lost_answers = 0
@@ -111,20 +113,22 @@ class Network:
         back_s = self._latency() + ordeal.back_s
         if ordeal.lost:
             self.machine.note("net", f"letter {letter.number} is lost")
-            self._give_back(letter, TransportError("the connection was reset", sent=True), back_s, ordeal.hangs)
+            self._give_back(
+                letter, TransportError("the connection was reset", possibly_sent=True), back_s, ordeal.hangs
+            )
             return
         answer = self._handled(letter.request, ordeal)
         if letter.creates:
             letter.task_id = _told_task_id(answer)
             self.machine.note("gateway", f"letter {letter.number} -> {answer.status} {ordeal.name} {_short(answer)}")
-        if ordeal.answer_lost or answer.delivery.manner in (Manner.RESET, Manner.CUT):
-            lost = TransportError("the answer was cut off", sent=True)
+        if ordeal.answer_lost or answer.delivery.mode in (DeliveryMode.RESET, DeliveryMode.CUT):
+            lost = TransportError("the answer was cut off", possibly_sent=True)
             self._give_back(letter, lost, back_s, ordeal.hangs)
             return
         headers = {name.lower(): value for name, value in answer.headers.items()}
         self._give_back(letter, HttpResponse(status=answer.status, headers=headers, body=answer.content()), back_s)
 
-    def _handled(self, request: HttpRequest, ordeal: Ordeal) -> Answer:
+    def _handled(self, request: HttpRequest, ordeal: Ordeal) -> EmulatedResponse:
         parts = urlsplit(request.url)
         headers = {
             "authorization": f"Bearer {API_KEY}",
@@ -132,7 +136,7 @@ class Network:
             **{name.lower(): value for name, value in request.headers.items()},
         }
         self.world.queue_faults(self._endpoint(request), ordeal.fault)
-        call = Call(request.method, parts.path, dict(parse_qsl(parts.query)), headers, request.body or b"")
+        call = EmulatedRequest(request.method, parts.path, dict(parse_qsl(parts.query)), headers, request.body or b"")
         return self.world.handle(self.machine.time(), call)
 
     def _endpoint(self, request: HttpRequest) -> Endpoint:
@@ -157,6 +161,9 @@ class Network:
             letter.answer.set_result(reply)
 
     def _settle(self, letter: Letter, reply: HttpResponse | TransportError, *, heard: bool) -> None:
+        if heard and isinstance(reply, HttpResponse) and reply.status == 409:
+            before = [old for old in self.of_key(letter.key) if old.number < letter.number]
+            letter.conflict = all(old.fate == "refused" for old in before if old.generation == letter.generation)
         if heard and isinstance(reply, HttpResponse) and reply.status in REFUSALS:
             letter.fate = "refused"
         elif heard and isinstance(reply, HttpResponse) and letter.task_id is not None:
@@ -193,7 +200,7 @@ class Wire:
         if ordeal.unsent:
             network.machine.note(process.name, f"can't send a {request.method}")
             await asyncio.sleep(0.01)
-            raise TransportError("connection refused", sent=False)
+            raise TransportError("connection refused", possibly_sent=False)
         letter = network.letter(process, request, key, generation)
         if not process.alive or not process.lives_past("before request"):
             await letter.answer  # never: it is dead
@@ -208,13 +215,13 @@ class Wire:
                 reply = await letter.answer
         except TimeoutError:
             letter.timed_out = True
-            raise TransportError("no answer in time", sent=True) from None
+            raise TransportError("no answer in time", possibly_sent=True) from None
         if isinstance(reply, TransportError):
             raise reply
         return reply
 
 
-def _told_task_id(answer: Answer) -> str | None:
+def _told_task_id(answer: EmulatedResponse) -> str | None:
     if answer.status != 200:
         return None
     try:
@@ -224,5 +231,5 @@ def _told_task_id(answer: Answer) -> str | None:
     return data.get("task_id") if isinstance(data, dict) else None
 
 
-def _short(answer: Answer) -> str:
+def _short(answer: EmulatedResponse) -> str:
     return repr(answer.content()[:90])[2:-1]

@@ -11,10 +11,11 @@ from collections.abc import Sequence
 from attrs import frozen
 
 from nanobanana_async import errors
-from nanobanana_async.emulator.counting import JobFacts
-from nanobanana_async.emulator.tasks import Phase
+from nanobanana_async.emulator.accounts import Phase
+from nanobanana_async.emulator.stats import JobFacts
 from nanobanana_async.errors import (
     GatewayError,
+    IdempotencyConflict,
     JobFailed,
     JobUncertain,
     JobUnfinished,
@@ -22,10 +23,10 @@ from nanobanana_async.errors import (
     LedgerError,
     NanoBananaError,
 )
+from nanobanana_async.events import Event, JobStateChanged
 from nanobanana_async.gateways.contract import HttpRequest
-from nanobanana_async.jobs import UNFINISHED, JobRecord, JobState
+from nanobanana_async.jobs import ACTIVE_STATES, JobRecord, JobState
 from nanobanana_async.models import GenerationResult
-from nanobanana_async.observe import Event, JobMoved
 from tests.simulate.disk import Disk
 from tests.simulate.machine import Machine, Process
 from tests.simulate.network import Letter, Network
@@ -58,6 +59,8 @@ class Oracle:
         self.violations: list[Violation] = []
         self.deliberate: Counter[str] = Counter()
         """Purchases by hand, per job: they may have been made, and may be second ones."""
+        self.decided: Counter[str] = Counter()
+        """Decisions by hand, per job, of whatever kind."""
         self._wire_keys: dict[tuple[str, int], str | None] = {}
         self._bodies: dict[str, bytes] = {}
         self._given_up: dict[tuple[str, str], float] = {}
@@ -107,6 +110,9 @@ class Oracle:
         for old in before:
             if old.process is not letter.process and old.process.alive and not old.answer.done():
                 self.find_fault("two buyers", f"{letter.key} was sent while {old.process.name} waits for its answer")
+        known = self._network.of_key(letter.key)
+        if not self.decided[letter.key] and any(old.conflict for old in known if old.generation < letter.generation):
+            self.find_fault("bought after a conflict", f"{letter.key} was sent anew, and nobody has decided that")
         if all(old.fate == "refused" for old in before):
             return
         if not self._plan.keyed:
@@ -186,9 +192,9 @@ class Oracle:
             return
         if found is None or not process.alive or process.ended.done() or process.session is None:
             return
-        engine = process.session._host.engine
-        follows = engine is not None and (key in engine.live or engine.runner.closing)
-        if found[0].state in UNFINISHED and found[1] == process.owner and not follows:
+        engine = process.session._session_task.engine
+        follows = engine is not None and (key in engine.tracked or engine.scheduler.closing)
+        if found[0].state in ACTIVE_STATES and found[1] == process.owner and not follows:
             self.find_fault("not let go", f"{key} is owned by {process.name}, who does not follow it")
 
     def charges(self, key: str) -> list[JobFacts]:
@@ -242,7 +248,7 @@ class Oracle:
             case JobState.FAILED:
                 fits = isinstance(outcome, JobFailed)
             case JobState.UNCERTAIN:
-                fits = isinstance(outcome, JobUncertain)
+                fits = isinstance(outcome, JobUncertain | IdempotencyConflict)
             case _:
                 fits = isinstance(outcome, NanoBananaError)
         if not fits:
@@ -262,7 +268,7 @@ class Listener:
 
     def __call__(self, event: Event) -> None:
         """Hear an event of the session."""
-        if not isinstance(event, JobMoved) or not self._process.alive:
+        if not isinstance(event, JobStateChanged) or not self._process.alive:
             return
         record = event.record
         self._machine.note(self._process.name, f"{record.key} {record.state.value} {record.task_id or ''}".rstrip())

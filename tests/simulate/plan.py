@@ -7,7 +7,7 @@ from attrs import field, frozen
 
 from nanobanana_async import ApiMall, DefApi, RetryPolicy, Timeouts
 from nanobanana_async.emulator import LogNormal
-from nanobanana_async.emulator.settings import API_KEY, Idempotency, WorldSettings
+from nanobanana_async.emulator.settings import API_KEY, EmulatorSettings, Idempotency
 
 GatewayName = Literal["apimall", "defapi"]
 Scene = Literal["apimall replay", "apimall conflict", "apimall forget", "apimall short", "defapi"]
@@ -35,7 +35,7 @@ class Plan:
 
     seed: int
     scene: Scene
-    world: WorldSettings
+    world: EmulatorSettings
     key_lifetime_s: float
     keys: int
     slots: int
@@ -53,6 +53,8 @@ class Plan:
     failing: int | None
     moves_clock: bool
     fills_disk: bool
+    rotates_keys: bool
+    """The API key is changed between processes; the account has a name."""
     outages: tuple[tuple[float, float, str], ...] = field(factory=tuple)
     """From when, until when, and how the gateway is away."""
 
@@ -64,11 +66,12 @@ class Plan:
     def keyed(self) -> bool:
         return self.scene != "defapi"
 
-    def gateway(self) -> ApiMall | DefApi:
-        """Return the client's settings."""
+    def gateway(self, process: str) -> ApiMall | DefApi:
+        """Return the settings of a process's client."""
+        key, account = (f"sk-{process}-0123456789", "studio") if self.rotates_keys else (API_KEY, "")
         if self.keyed:
-            return ApiMall(api_key=API_KEY, key_lifetime_s=self.key_lifetime_s, expected_job_s=5.0)
-        return DefApi(api_key=API_KEY, expected_job_s=5.0)
+            return ApiMall(api_key=key, account=account, key_lifetime_s=self.key_lifetime_s, expected_job_s=5.0)
+        return DefApi(api_key=key, account=account, expected_job_s=5.0)
 
 
 def plan_of(seed: int) -> Plan:
@@ -109,12 +112,13 @@ def plan_of(seed: int) -> Plan:
         failing=draw.choice((None, None, 2)),
         moves_clock=draw.random() < 0.2,
         fills_disk=draw.random() < 0.15,
+        rotates_keys=random.Random(f"{seed} keys").random() < 0.5,
         outages=_outages(draw, active_s),
     )
 
 
-def _world(draw: random.Random, seed: int, manner: Idempotency, forget_s: float) -> WorldSettings:
-    return WorldSettings(
+def _world(draw: random.Random, seed: int, manner: Idempotency, forget_s: float) -> EmulatorSettings:
+    return EmulatorSettings(
         seed=seed,
         job_limit=draw.choice((None, None, 1, 3)),
         creates_per_minute=draw.choice((None, None, 30.0)),

@@ -16,7 +16,8 @@ from typing import Any
 from attrs import frozen
 
 from nanobanana_async import testing
-from nanobanana_async.engine import buying, following
+from nanobanana_async.engine import poller as following
+from nanobanana_async.engine import submitter as buying
 from nanobanana_async.ledger import sqlite
 from tests.simulate.disk import Disk
 from tests.simulate.life import LastLook, Life, Stage
@@ -115,7 +116,7 @@ class Drama:
             await asyncio.sleep(chance.uniform(3.0, 30.0))
             if stage.plan.moves_clock and chance.random() < 0.5:
                 shift = timedelta(seconds=chance.choice((-3600.0, -20.0, 30.0, 3600.0)))
-                stage.machine.calendar_shift += shift
+                stage.machine.wall_clock_offset += shift
                 stage.machine.note("-", f"the clock moves by {shift.total_seconds():g} s")
             if stage.plan.fills_disk and chance.random() < 0.5:
                 stage.disk.full = True
@@ -153,7 +154,7 @@ def _replaced(seed: int, disk: Disk) -> Iterator[None]:
         (sqlite, "Writer", disk.writer),
         (buying, "random", chance),
         (following, "random", chance),
-        (testing, "PATIENCE_S", 0.01),
+        (testing, "DEADLOCK_S", 0.01),
     ]
     before = [getattr(module, name) for module, name, _ in instead]
     for module, name, value in instead:

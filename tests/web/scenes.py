@@ -10,7 +10,7 @@ import aiohttp
 
 from nanobanana_async import JobState
 from nanobanana_async.emulator import Emulator
-from nanobanana_async.jobs import UNFINISHED, JobRecord
+from nanobanana_async.jobs import ACTIVE_STATES, JobRecord
 from tests.durability.scenes import written
 
 
@@ -34,7 +34,7 @@ async def all_ended(ledger: Path, *, timeout_s: float = 20) -> dict[str, JobReco
     async with asyncio.timeout(timeout_s):
         while True:
             records = await written(ledger)
-            if not any(record.state in UNFINISHED for record in records.values()):
+            if not any(record.state in ACTIVE_STATES for record in records.values()):
                 return records
             await asyncio.sleep(0.05)
 

@@ -10,8 +10,8 @@ import aiohttp
 import pytest
 
 from nanobanana_async import JobState
-from nanobanana_async.emulator import Chance, Emulator, LogNormal, faults
-from nanobanana_async.emulator.values import Endpoint
+from nanobanana_async.emulator import Emulator, LogNormal, RandomFault, faults
+from nanobanana_async.emulator.messages import Endpoint
 from tests.web.pages import put
 from tests.web.scenes import all_ended, check_paid, headers_of
 from tests.web.servers import Server, free_port, pointed_at, running, uvicorn
@@ -56,9 +56,9 @@ async def test_two_hundred_cancelled_requests_lose_nothing(tmp_path: Path, kille
         seed=7,
         job_limit=60,
         duration=LogNormal(median_s=0.3),
-        picture_scale=0.02,
+        image_scale=0.02,
         unique_by="prompt",
-        chances=[Chance(0.02, faults.reset(processed=True), CREATE), Chance(0.5, faults.delay(0.05), CREATE)],
+        chances=[RandomFault(0.02, faults.reset(processed=True), CREATE), RandomFault(0.5, faults.delay(0.05), CREATE)],
     )
     async with emulator:
         server = (asgi if killed else aiohttp_web)(tmp_path, emulator)

@@ -8,7 +8,7 @@ import aiohttp
 import pytest
 
 from nanobanana_async import JobState
-from nanobanana_async.emulator import Chance, Emulator, Fixed, faults
+from nanobanana_async.emulator import Emulator, Fixed, RandomFault, faults
 from tests.durability.scenes import written
 from tests.end_to_end.scenes import received
 from tests.web.pages import put
@@ -29,8 +29,8 @@ def server_of(name: str, folder: Path, emulator: Emulator) -> Server:
 
 @pytest.mark.parametrize("name", APPS)
 async def test_what_is_on_its_way_when_the_server_is_stopped_is_finished_by_the_next(name: str, tmp_path: Path) -> None:
-    slow = Chance(1.0, faults.delay(0.4), "apimall.create")  # so the stop meets POSTs on the wire
-    async with Emulator(job_limit=4, duration=Fixed(0.3), picture_scale=0.02, chances=[slow]) as emulator:
+    slow = RandomFault(1.0, faults.delay(0.4), "apimall.create")  # so the stop meets POSTs on the wire
+    async with Emulator(job_limit=4, duration=Fixed(0.3), image_scale=0.02, chances=[slow]) as emulator:
         server = server_of(name, tmp_path, emulator)
         async with running(server), aiohttp.ClientSession() as http:
             first = await ordered(http, server.url, 0)
@@ -54,7 +54,7 @@ async def test_what_is_on_its_way_when_the_server_is_stopped_is_finished_by_the_
 
 
 async def test_fastapi_says_why_an_order_is_not_taken(tmp_path: Path) -> None:
-    async with Emulator(duration=Fixed(0.05), picture_scale=0.02) as emulator:
+    async with Emulator(duration=Fixed(0.05), image_scale=0.02) as emulator:
         server = server_of("fastapi_app", tmp_path, emulator)
         async with running(server), aiohttp.ClientSession() as http:
             await ordered(http, server.url, 0)
@@ -69,14 +69,14 @@ async def test_fastapi_says_why_an_order_is_not_taken(tmp_path: Path) -> None:
 async def test_aiohttp_answers_202_when_a_picture_takes_too_long_and_the_picture_comes_all_the_same(
     tmp_path: Path,
 ) -> None:
-    async with Emulator(duration=Fixed(1.0), picture_scale=0.02) as emulator:
+    async with Emulator(duration=Fixed(1.0), image_scale=0.02) as emulator:
         file = put("aiohttp_app.py", tmp_path)
         await asyncio.to_thread(file.write_text, file.read_text("utf-8").replace("timeout=20", "timeout=0.3"), "utf-8")
         port = free_port()
         server = Server([str(file)], port, {**pointed_at(emulator), "PORT": str(port)}, tmp_path)
         async with running(server), aiohttp.ClientSession() as http:
             wish = {"prompt": "a slow fox"}
-            async with http.post(f"{server.url}/pictures", json=wish, headers=headers_of(1)) as answer:
+            async with http.post(f"{server.url}/images", json=wish, headers=headers_of(1)) as answer:
                 assert answer.status == 202
             records = await all_ended(tmp_path / "jobs.sqlite")
             assert await check_paid(emulator, records) == {JobState.SUCCEEDED: 1}

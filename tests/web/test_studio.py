@@ -47,14 +47,14 @@ async def until_shown(http: aiohttp.ClientSession, url: str, key: str, state: st
 
 
 async def test_an_order_is_taken_once_checked_and_its_picture_served(tmp_path: Path) -> None:
-    async with Emulator(duration=Fixed(0.2), picture_scale=0.05) as emulator, aiohttp.ClientSession() as http:
+    async with Emulator(duration=Fixed(0.2), image_scale=0.05) as emulator, aiohttp.ClientSession() as http:
         async with running(studio(tmp_path, emulator)) as server:
             async with asyncio.TaskGroup() as group:  # a retry, ten times over
                 orders = [group.create_task(order(http, server.url, 1)) for _ in range(10)]
             (status_url,) = {order.result()["status_url"] for order in orders}
             card = await asked(http, f"{server.url}{status_url}?wait_s=10")
             assert (card["state"], card["prompt"], card["error"]) == ("succeeded", "a fox", None)
-            async with http.get(f"{server.url}{card['pictures'][0]}") as picture:
+            async with http.get(f"{server.url}{card['images'][0]}") as picture:
                 assert picture.content_type == "image/png"
             assert await asked(http, f"{server.url}/api/jobs") == {"jobs": [card]}
 
@@ -75,7 +75,7 @@ async def test_an_order_is_taken_once_checked_and_its_picture_served(tmp_path: P
             for status, headers, body in wrong:
                 async with http.post(f"{server.url}/api/jobs", data=body, headers=JSON | headers) as answer:
                     assert (answer.status, len((await answer.json())["detail"]) > 10) == (status, True), body
-            for path in ("/api/jobs/nobody-knows-this-key", "/pictures/..%2fjobs.sqlite", "/pictures/"):
+            for path in ("/api/jobs/nobody-knows-this-key", "/images/..%2fjobs.sqlite", "/images/"):
                 async with http.get(f"{server.url}{path}") as answer:
                     assert answer.status == 404
             await server.stop()
@@ -84,25 +84,25 @@ async def test_an_order_is_taken_once_checked_and_its_picture_served(tmp_path: P
 
 
 async def test_one_worker_shows_awaits_and_takes_over_the_jobs_of_another(tmp_path: Path) -> None:
-    async with Emulator(duration=Fixed(1.5), picture_scale=0.05) as emulator, aiohttp.ClientSession() as http:
+    async with Emulator(duration=Fixed(1.5), image_scale=0.05) as emulator, aiohttp.ClientSession() as http:
         ones, twos = studio(tmp_path, emulator), studio(tmp_path, emulator)
         async with running(ones) as one, running(twos) as two:
             card = await order(http, one.url, 1)
             await until_shown(http, two.url, card["key"], "running")
             awaited = await asked(http, f"{two.url}{card['status_url']}?wait_s=10")
-            assert (awaited["state"], len(awaited["pictures"])) == ("succeeded", 1)
+            assert (awaited["state"], len(awaited["images"])) == ("succeeded", 1)
 
             card = await order(http, one.url, 2)
             await asyncio.sleep(0.3)
             await one.kill()
             awaited = await asked(http, f"{two.url}{card['status_url']}?wait_s=10")
-            assert (awaited["state"], len(awaited["pictures"])) == ("succeeded", 1)
+            assert (awaited["state"], len(awaited["images"])) == ("succeeded", 1)
             records = await all_ended(tmp_path / "data/jobs.sqlite")
             assert await check_paid(emulator, records) == {JobState.SUCCEEDED: 2}
 
 
 async def test_two_workers_stop_though_pages_listen_and_the_next_ones_finish(tmp_path: Path) -> None:
-    async with Emulator(duration=Fixed(1.0), picture_scale=0.05, job_limit=3) as emulator:
+    async with Emulator(duration=Fixed(1.0), image_scale=0.05, job_limit=3) as emulator:
         server = studio(tmp_path, emulator, workers=2)
         async with running(server), aiohttp.ClientSession() as http:
             async with http.get(f"{server.url}/api/events"):
@@ -116,11 +116,11 @@ async def test_two_workers_stop_though_pages_listen_and_the_next_ones_finish(tmp
             assert await check_paid(emulator, records) == {JobState.SUCCEEDED: 8}
             for key in records:  # also those whose job had ended when their picture was not yet fetched
                 card = await asked(http, f"{server.url}/api/jobs/{key}?wait_s=5")
-                assert len(card["pictures"]) == 1
+                assert len(card["images"]) == 1
 
 
 async def test_a_callback_reaches_any_worker_and_finds_the_job_whose_answer_is_lost(tmp_path: Path) -> None:
-    async with Emulator(duration=Fixed(0.5), picture_scale=0.05) as emulator, aiohttp.ClientSession() as http:
+    async with Emulator(duration=Fixed(0.5), image_scale=0.05) as emulator, aiohttp.ClientSession() as http:
         async with running(studio(tmp_path, emulator, workers=2, gateway="defapi", callbacks=True)) as server:
             emulator.queue_faults("defapi.create", None, None, None, faults.reset(processed=True))
             for number in range(4):

@@ -93,17 +93,17 @@ def paid(stats: EmulatorStats, times: int) -> bool:
 
 async def test_a_prompt_is_typed_and_its_picture_arrives(tmp_path: Path) -> None:
     async with (
-        Emulator(duration=Fixed(0.6), picture_scale=0.1) as emulator,
+        Emulator(duration=Fixed(0.6), image_scale=0.1) as emulator,
         running(studio(tmp_path, emulator)) as server,
     ):
         async with visiting(server) as visit:
             page = visit.page
-            await expect(page.get_by_text("No pictures yet")).to_be_visible()
+            await expect(page.get_by_text("No images yet")).to_be_visible()
             await visit.order("a lighthouse in fog")
             await expect(page.locator(".card.busy")).to_have_count(1)
             await expect(page.get_by_label("What do you want to see?")).to_be_empty()
             await visit.sees("a lighthouse in fog")
-            await expect(page.get_by_text("No pictures yet")).to_be_hidden()
+            await expect(page.get_by_text("No images yet")).to_be_hidden()
             await expect(page.get_by_role("status")).to_have_text("Done: a lighthouse in fog")
 
             await page.keyboard.press("Tab")  # from the prompt on, with the keyboard alone
@@ -121,7 +121,7 @@ async def test_a_prompt_is_typed_and_its_picture_arrives(tmp_path: Path) -> None
 
 
 async def test_the_server_is_killed_in_the_middle_and_the_picture_arrives_all_the_same(tmp_path: Path) -> None:
-    async with Emulator(duration=Fixed(1.5), picture_scale=0.1) as emulator:
+    async with Emulator(duration=Fixed(1.5), image_scale=0.1) as emulator:
         async with running(studio(tmp_path, emulator)) as server, visiting(server) as visit:
             line = visit.page.locator("#line")
             await visit.order("a harbour before the crash")
@@ -140,7 +140,7 @@ async def test_the_server_is_killed_in_the_middle_and_the_picture_arrives_all_th
 
 async def test_a_double_click_and_a_lost_answer_buy_once(tmp_path: Path) -> None:
     async with (
-        Emulator(duration=Fixed(0.2), picture_scale=0.1) as emulator,
+        Emulator(duration=Fixed(0.2), image_scale=0.1) as emulator,
         running(studio(tmp_path, emulator)) as server,
     ):
         async with visiting(server) as visit:
@@ -173,7 +173,7 @@ async def test_a_double_click_and_a_lost_answer_buy_once(tmp_path: Path) -> None
 
 
 async def test_what_went_wrong_is_seen_and_hostile_words_stay_words(tmp_path: Path) -> None:
-    async with Emulator(duration=Fixed(0.2), picture_scale=0.1) as emulator:
+    async with Emulator(duration=Fixed(0.2), image_scale=0.1) as emulator:
         server = studio(tmp_path, emulator, gateway="defapi")
         async with running(server), visiting(server) as visit:
             await visit.order("   ")

@@ -15,7 +15,7 @@ from tests.engine.neighbours import found
 from tests.engine.scenes import Notebook, defapi, now, virtually
 from tests.webhooks.scenes import KEY, PUBLIC, CallingShop, call, calling, said
 
-LOST = TransportError("the connection was reset", sent=True)
+LOST = TransportError("the connection was reset", possibly_sent=True)
 
 
 class Losing(CallingShop):
@@ -44,13 +44,13 @@ async def test_in_the_same_session_a_call_settles_it_and_it_keeps_its_slot_until
         await doubted(session)
         job = await found(session, KEY)
         await asyncio.sleep(5.0)
-        assert session.stats().held == 1
+        assert session.stats().slots_held == 1
         assert await call(receiver, shop.url(), said("t1")) == 200
         await asyncio.sleep(0.2)
         assert ledger.record(KEY).state is JobState.RUNNING
         assert (await job).task_id == "t1"
         stats = session.stats()
-        assert (stats.held, stats.uncertain, stats.succeeded) == (0, 0, 1)
+        assert (stats.slots_held, stats.uncertain, stats.succeeded) == (0, 0, 1)
     assert (len(transport.creates), shop.looks) == (1, ["t1", "t1"])
 
 
@@ -133,7 +133,7 @@ async def test_a_forged_call_does_not_swallow_the_true_one_that_comes_right_afte
 
 
 TROUBLES: dict[str, Reply] = {
-    "a lost answer": TransportError("the connection was reset", sent=True),
+    "a lost answer": TransportError("the connection was reset", possibly_sent=True),
     "a 503": sayings.said(503, {"code": 503, "message": "unavailable"}),
     "a 429": sayings.said(429, {"code": 429, "message": "too many requests"}),
     "a proxy's page": sayings.said(502, "<html>"),
@@ -177,7 +177,7 @@ async def test_many_jobs_in_doubt_are_asked_about_a_few_at_a_time() -> None:
         for url in shop.urls.values():
             await call(receiver, url, said(next(task_id for task_id, known in shop.urls.items() if known == url)))
         while JobState.UNCERTAIN in ledger.states().values():
-            most = max(most, transport.open_now)
+            most = max(most, transport.in_flight)
             await asyncio.sleep(0.01)
         assert most <= 16
         await asyncio.sleep(5.0)
@@ -244,7 +244,7 @@ async def test_the_failure_of_an_earlier_purchase_says_nothing_about_the_next_on
     failed = sayings.task("failed", "t1")
     async with calling(shop.answer, ledger=ledger) as (session, receiver, _):
         await doubted(session)
-        await session.settle(KEY, buy_again=True)
+        await session.resolve(KEY, buy_again=True)
         await asyncio.sleep(1.0)
         assert ledger.record(KEY).generation == 2
         shop.troubles = [failed] * 3

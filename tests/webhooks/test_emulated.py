@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Unpack
 
 from nanobanana_async import ConcurrencyPolicy, JobState, Outcome, Session
-from nanobanana_async.emulator import Chance, Emulator, EmulatorOptions, EmulatorStats, Fixed, LogNormal, faults
+from nanobanana_async.emulator import Emulator, EmulatorOptions, EmulatorStats, Fixed, LogNormal, RandomFault, faults
 from nanobanana_async.webhooks import CallbackReceiver
 from tests.durability.scenes import written
 from tests.end_to_end.scenes import Listener, emulated, until
 from tests.webhooks.scenes import received
 
-LOST = Chance(0.2, faults.reset(processed=True), "defapi.create")
+LOST = RandomFault(0.2, faults.reset(processed=True), "defapi.create")
 
 
 @asynccontextmanager
@@ -66,7 +66,7 @@ async def test_a_fifth_of_the_creates_unanswered_every_job_ends_well_and_none_is
         doubtful = [outcome.key for outcome in outcomes if not outcome.ok]
         assert len(doubtful) == emulator.stats().lost_creates > 0
         await until(lambda: emulator.stats().running_now == 0, timeout_s=15.0)
-        await until(lambda: session.stats().uncertain == 0 and session.stats().held == 0, timeout_s=15.0)
+        await until(lambda: session.stats().uncertain == 0 and session.stats().slots_held == 0, timeout_s=15.0)
         for key in doubtful:
             job = await session.job(key)
             assert job is not None

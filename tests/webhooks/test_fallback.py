@@ -94,7 +94,7 @@ async def test_calls_teach_how_long_jobs_take_and_with_it_when_one_is_lost() -> 
     shop = Caller()
     async with called(shop) as session:
         await buy(session, 40)
-        median_s = session.stats().median_job_s
+        median_s = session.stats().job_duration_median_s
         assert median_s is not None
         assert abs(median_s - JOB_S) < 1.0
         shop.times = (0,)
@@ -157,7 +157,7 @@ async def test_a_call_for_a_job_that_still_runs_costs_one_look_and_it_goes_on() 
 
 
 TROUBLES: dict[str, Reply] = {
-    "a lost answer": TransportError("the connection was reset", sent=True),
+    "a lost answer": TransportError("the connection was reset", possibly_sent=True),
     "a 503": sayings.said(503, {"code": 503, "message": "unavailable"}),
     "a 429": sayings.said(429, {"code": 429, "message": "too many requests"}),
     "no picture yet": sayings.task("success", "t1"),
@@ -201,7 +201,7 @@ async def test_a_look_that_fails_is_repeated_in_its_own_time_whoever_calls() -> 
         for _ in range(1000):
             await call(receiver, shop.url(), said("t1"))
             await asyncio.sleep(0.06)
-    assert len(transport.queries) < 15
+    assert len(transport.polls) < 15
 
 
 @virtually

@@ -72,10 +72,10 @@ async def test_a_job_that_failed_is_not_brought_back() -> None:
     async with calling(fails, ledger=Notebook(keeps=True)) as (session, receiver, transport):
         with pytest.raises(JobFailed):
             await session.generate("a fox", idempotency_key=KEY)
-        looks = len(transport.queries)
-        assert await call(receiver, await session.callbacks.url_of(KEY), said("ta1")) == 200
+        looks = len(transport.polls)
+        assert await call(receiver, await session._callback_urls.make_url(KEY), said("ta1")) == 200
         await asyncio.sleep(5.0)
-        assert len(transport.queries) == looks
+        assert len(transport.polls) == looks
 
 
 @virtually
@@ -88,7 +88,7 @@ async def test_a_job_that_waits_for_a_slot_is_left_to_wait() -> None:
         record = ledger.record(KEY)
         assert record.state is JobState.PENDING
         for body in (said("t1"), b""):
-            assert await call(receiver, await session.callbacks.url_of(KEY), body) == 200
+            assert await call(receiver, await session._callback_urls.make_url(KEY), body) == 200
         assert (job.state, job.task_id, shop.looks) == (JobState.PENDING, None, [])
         assert ledger.record(KEY) == record
         assert await job.cancel()
@@ -98,7 +98,7 @@ async def test_a_job_that_waits_for_a_slot_is_left_to_wait() -> None:
 async def test_a_url_of_a_job_that_nobody_knows_does_no_harm() -> None:
     shop = CallingShop()
     async with calling(shop.answer) as (session, receiver, _):
-        assert await call(receiver, await session.callbacks.url_of("never-was"), said("t1")) == 200
+        assert await call(receiver, await session._callback_urls.make_url("never-was"), said("t1")) == 200
         await asyncio.sleep(5.0)
     assert shop.looks == []
 

@@ -20,7 +20,7 @@ SECRET = "a secret of enough letters"
 
 async def url_of(session: Session, key: str = KEY) -> str:
     """Return a job's URL; the session is open."""
-    return await session.callbacks.url_of(key)
+    return await session._callback_urls.make_url(key)
 
 
 @virtually

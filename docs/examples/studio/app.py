@@ -1,9 +1,9 @@
-"""A small studio: prompts become pictures on a page that fills live, and nothing is ever bought twice.
+"""A small web app: prompts become images on a page that updates live, and nothing is bought twice.
 
     uvicorn app:app --workers 2 --timeout-graceful-shutdown 5
 
-All workers share one ledger, a file. Whoever takes an order writes it down before it is bought; when a worker dies,
-another one goes on with what it left.
+All workers share one ledger, a file. A worker stores each order before it is bought; when a worker dies, another one
+continues its jobs.
 """
 
 import json
@@ -31,59 +31,59 @@ log = logging.getLogger("studio")
 
 PAGE = Path(__file__).parent / "page"
 FOLDER = Path(os.environ.get("STUDIO_FOLDER", "studio-data"))
-PICTURES = FOLDER / "pictures"
-PUBLIC_URL = os.environ.get("STUDIO_PUBLIC_URL")  # where the gateway reaches us; without it there are no callbacks
+IMAGES = FOLDER / "images"
+PUBLIC_URL = os.environ.get("STUDIO_PUBLIC_URL")  # where the gateway reaches the app; without it, no callbacks
 
-KEY = re.compile(r"[a-z0-9-]{16,64}")  # it names a folder, too
+KEY = re.compile(r"[a-z0-9-]{16,64}")  # a key is also the name of a folder
 CHOICES = {"aspect_ratio": ("4:3", "1:1", "3:4", "16:9"), "resolution": ("1K", "2K", "4K")}
 FIELDS = {"prompt", *CHOICES}
-LONGEST_BODY = 16 * 1024
-LONGEST_WAIT_S = 25.0
+MAX_BODY_BYTES = 16 * 1024
+MAX_WAIT_S = 25.0
 
-# Nothing on the page comes from elsewhere, and no prompt can become a script.
+# The page loads nothing from other sites, and no prompt can become a script.
 PAGE_HEADERS = {
     "Content-Security-Policy": "default-src 'self'; frame-ancestors 'none'; base-uri 'none'; form-action 'none'",
     "Cache-Control": "no-cache",
 }
 
 
-studio = Studio(FOLDER / "jobs.sqlite", PICTURES)
+studio = Studio(FOLDER / "jobs.sqlite", IMAGES)
 
 
 async def order(request: Request) -> Response:
-    """Take an order and answer 202 once it is written down. The same key again is the same order: paid once."""
+    """Answer 202 once the order is stored. The same key again is the same order, which is paid once."""
     key = request.headers.get("idempotency-key", "")
     if not KEY.fullmatch(key):
         return problem(400, "send an Idempotency-Key header of your own: 16 to 64 of a-z, 0-9 and -")
-    # No other site can make a browser send this type to us without asking first.
+    # Browsers send this type from other sites only after a CORS preflight, which this app does not answer.
     if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
         return problem(415, "send JSON, as application/json")
-    wish = await read(request)
-    if not isinstance(wish, dict) or set(wish) - FIELDS:
+    fields = await read_json(request)
+    if not isinstance(fields, dict) or set(fields) - FIELDS:
         return problem(400, "send a JSON object with prompt, and with aspect_ratio and resolution if you like")
-    job = await studio.session.submit(ImageRequest(**{"prompt": "", **wish}), idempotency_key=key)
+    job = await studio.session.submit(ImageRequest(**{"prompt": "", **fields}), idempotency_key=key)
     studio.keep(job)
-    return await told(key, 202)
+    return await job_response(key, 202)
 
 
 async def choices(request: Request) -> Response:
-    """Tell what may be chosen beside the prompt: not every gateway takes everything."""
+    """Return the values of the other fields, as far as the gateway accepts these fields."""
 
-    def takes(field: str, value: Any) -> bool:
+    def accepts(field: str, value: Any) -> bool:
         with suppress(InvalidRequest):
             studio.session.gateway.check(ImageRequest("a fox", **{field: value}))
             return True
         return False
 
-    return JSONResponse({field: values for field, values in CHOICES.items() if takes(field, values[0])})
+    return JSONResponse({field: values for field, values in CHOICES.items() if accepts(field, values[0])})
 
 
-async def read(request: Request) -> Any:
-    """Return the body as JSON; None if it is none, or too long."""
+async def read_json(request: Request) -> Any:
+    """Return the decoded JSON body; None if it is not JSON, or too long."""
     body = b""
-    async for piece in request.stream():
-        body += piece
-        if len(body) > LONGEST_BODY:
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > MAX_BODY_BYTES:
             return None
     with suppress(ValueError, RecursionError):
         return json.loads(body)
@@ -91,16 +91,16 @@ async def read(request: Request) -> Any:
 
 
 async def status(request: Request) -> Response:
-    """Tell where a job stands; with ?wait_s=10, wait so long for its pictures, whichever worker follows it."""
+    """Return the state of a job; `?wait_s=10` waits up to 10 s for its images, also for a job of another worker."""
     key = request.path_params["key"]
     try:
-        wait_s = min(float(request.query_params.get("wait_s", 0)), LONGEST_WAIT_S)
+        wait_s = min(float(request.query_params.get("wait_s", 0)), MAX_WAIT_S)
     except ValueError:
         return problem(400, "wait_s is a number of seconds")
     if wait_s > 0 and KEY.fullmatch(key) and (job := await studio.session.job(key)):
-        with suppress(NanoBananaError):  # what became of it stands in the ledger
-            await studio.session.save(await job.result(timeout=wait_s), PICTURES / key)
-    return await told(key, 200)
+        with suppress(NanoBananaError):  # the ledger has the outcome
+            await studio.session.save(await job.result(timeout=wait_s), IMAGES / key)
+    return await job_response(key, 200)
 
 
 async def listing(request: Request) -> Response:
@@ -108,12 +108,12 @@ async def listing(request: Request) -> Response:
     return JSONResponse({"jobs": await studio.board.read()})
 
 
-async def told(key: str, code: int) -> Response:
-    """Answer with what the ledger knows of a job."""
+async def job_response(key: str, code: int) -> Response:
+    """Return the job as the ledger has it, or 404."""
     record = await studio.ledger.find(key) if KEY.fullmatch(key) else None
     if record is None:
         return problem(404, "there is no such job")
-    card = card_of(record, PICTURES)
+    card = card_of(record, IMAGES)
     return JSONResponse(card, code, headers={"Location": card["status_url"], "Cache-Control": "no-store"})
 
 
@@ -133,20 +133,20 @@ async def page(request: Request) -> Response:
 
 
 def problem(code: int, detail: str, *, retry: bool = False) -> Response:
-    """Say no, in words that the page shows."""
+    """Return an error whose detail the page shows."""
     return JSONResponse({"detail": detail}, code, headers={"Retry-After": "1"} if retry else None)
 
 
 async def refused(request: Request, error: Exception) -> Response:
-    """Turn what the library raises before anything is bought into an answer."""
+    """Return the response for an error that the library raises before anything is bought."""
     match error:
         case IdempotencyConflict():
             return problem(409, "this key already stands for another order")
         case InvalidRequest():
             return problem(400, error.message)
-        case _:  # the session closes, or the ledger can't be written: nothing was bought, and the key makes it safe
-            log.warning("not taken: %s", error)
-            return problem(503, "can't take orders at this moment; send the same order again", retry=True)
+        case _:  # the session closes, or the ledger can't be written: nothing was bought, so a repeat is safe
+            log.warning("order not accepted: %s", error)
+            return problem(503, "orders can't be accepted at this moment; send the same order again", retry=True)
 
 
 routes: list[BaseRoute] = [
@@ -156,7 +156,7 @@ routes: list[BaseRoute] = [
     Route("/api/jobs/{key}", status),
     Route("/api/choices", choices),
     Route("/api/events", events),
-    Mount("/pictures", StaticFiles(directory=PICTURES, check_dir=False)),
+    Mount("/images", StaticFiles(directory=IMAGES, check_dir=False)),
     Mount("/page", StaticFiles(directory=PAGE)),
 ]
 if PUBLIC_URL is not None:
@@ -165,7 +165,7 @@ if PUBLIC_URL is not None:
 
 @asynccontextmanager
 async def lifespan(app: Starlette) -> AsyncIterator[None]:
-    """Open the studio with the worker, and close it with the worker."""
+    """Open the studio when the worker starts, and close it when the worker stops."""
     async with studio.opened():
         yield
 

@@ -1,4 +1,4 @@
-"""What the page shows: a card for each job, read from the ledger that all workers share."""
+"""Reads the ledger that all workers share, and returns a card for each job that the page shows."""
 
 import asyncio
 import logging
@@ -14,35 +14,35 @@ from nanobanana_async.jobs import JobRecord
 log = logging.getLogger("studio")
 
 SHOWN = 60
-LOOK_S = 1.0
-REST_S = 0.05
+REFRESH_S = 1.0
+MIN_GAP_S = 0.05
 ENDINGS = {".png", ".jpg", ".webp", ".gif"}
 
 Card = dict[str, Any]
 
 
 class Board:
-    """The newest jobs: looked up each second, for what other workers do, and at once when this one has news."""
+    """The newest jobs: read each second for changes by other workers, and at once after a change by this one."""
 
-    def __init__(self, ledger: SqliteLedger, pictures: Path) -> None:
+    def __init__(self, ledger: SqliteLedger, images: Path) -> None:
         self._ledger = ledger
-        self._pictures = pictures
+        self._images = images
         self._cards: dict[str, Card] | None = None
-        self._news = asyncio.Event()
+        self._refresh_wanted = asyncio.Event()
         self._changed = asyncio.Event()
 
-    def look(self) -> None:
-        """Have a look soon."""
-        self._news.set()
+    def refresh(self) -> None:
+        """Read the ledger soon."""
+        self._refresh_wanted.set()
 
     async def read(self) -> list[Card]:
         """Return the newest cards, the newest first."""
-        return [card_of(record, self._pictures) async for record in self._ledger.jobs(limit=SHOWN)]
+        return [card_of(record, self._images) async for record in self._ledger.jobs(limit=SHOWN)]
 
     async def watch(self) -> None:
-        """Look again and again, for as long as the worker lives."""
+        """Read the ledger repeatedly until cancelled."""
         while True:
-            self._news.clear()
+            self._refresh_wanted.clear()
             try:
                 cards = {card["key"]: card for card in await self.read()}
             except NanoBananaError:
@@ -52,9 +52,9 @@ class Board:
                     self._cards = cards
                     self._changed.set()
                     self._changed = asyncio.Event()
-            await anyio.sleep(REST_S)  # a burst of news is worth one look
-            with anyio.move_on_after(LOOK_S):
-                await self._news.wait()
+            await anyio.sleep(MIN_GAP_S)  # one read serves a burst of changes
+            with anyio.move_on_after(REFRESH_S):
+                await self._refresh_wanted.wait()
 
     async def changes(self) -> AsyncIterator[list[Card]]:
         """Yield all cards, then those that change, oldest first."""
@@ -70,8 +70,8 @@ class Board:
                 await changed.wait()
 
 
-def card_of(record: JobRecord, pictures: Path) -> Card:
-    """Return what the page and the API tell of a job."""
+def card_of(record: JobRecord, images: Path) -> Card:
+    """Return the fields of a job for the page and the API."""
     request, ended_at = record.request, record.ended_at
     return {
         "key": record.key,
@@ -83,13 +83,13 @@ def card_of(record: JobRecord, pictures: Path) -> Card:
         "created_at": record.created_at.isoformat(),
         "ended_at": None if ended_at is None else ended_at.isoformat(),
         "credits": None if record.credits is None else f"{record.credits.normalize():f}",
-        "pictures": pictures_of(record.key, pictures) if record.state is JobState.SUCCEEDED else [],
+        "images": saved_images(record.key, images) if record.state is JobState.SUCCEEDED else [],
         "error": None if record.failure is None else record.failure.message,
     }
 
 
-def pictures_of(key: str, pictures: Path) -> list[str]:
-    """Return where the pictures of a job that were saved are to be seen."""
-    folder = pictures / key
+def saved_images(key: str, images: Path) -> list[str]:
+    """Return the URL paths of the saved images of a job."""
+    folder = images / key
     names = sorted(path.name for path in folder.glob("*-??.*") if path.suffix in ENDINGS) if folder.is_dir() else []
-    return [f"/pictures/{key}/{name}" for name in names]
+    return [f"/images/{key}/{name}" for name in names]

@@ -1,4 +1,4 @@
-"""Start the studio on the emulator: two workers, no key, no cost. Enter kills the workers in the middle of their work.
+"""Start the studio on the emulator: two workers, no key, no cost. Enter kills the workers while jobs run.
 
 python docs/examples/studio/run.py
 """
@@ -16,7 +16,7 @@ from pathlib import Path
 
 import anyio
 
-from nanobanana_async.emulator import API_KEY, Chance, Emulator, LogNormal, faults
+from nanobanana_async.emulator import API_KEY, Emulator, LogNormal, RandomFault, faults
 
 HERE = Path(__file__).parent
 GATEWAYS = ("apimall", "defapi")
@@ -25,20 +25,22 @@ GATEWAYS = ("apimall", "defapi")
 def arguments() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--gateway", choices=GATEWAYS, default="apimall", help="defapi calls back when a job has ended")
+    parser.add_argument("--gateway", choices=GATEWAYS, default="apimall", help="defapi has callbacks")
     parser.add_argument("--port", type=int, default=8000, help="where the page is; 0 takes a free port")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--job-limit", type=int, default=4, help="how many jobs the account takes at once")
     parser.add_argument("--job-seconds", type=float, default=6.0, help="how long a job takes, as median")
     parser.add_argument(
-        "--trouble", action="store_true", help="a fifth of the jobs fail, a fifth of the answers is lost"
+        "--trouble", action="store_true", help="a fifth of the jobs fails, a fifth of the answers is lost"
     )
     return parser.parse_args()
 
 
 def emulated(options: argparse.Namespace) -> Emulator:
-    """Return the gateways that stand in for the real ones."""
-    lost = [Chance(0.2, faults.reset(processed=True), endpoint) for endpoint in ("apimall.create", "defapi.create")]
+    """Return the emulated gateways."""
+    lost = [
+        RandomFault(0.2, faults.reset(processed=True), endpoint) for endpoint in ("apimall.create", "defapi.create")
+    ]
     return Emulator(
         job_limit=options.job_limit,
         duration=LogNormal(median_s=options.job_seconds),
@@ -48,7 +50,7 @@ def emulated(options: argparse.Namespace) -> Emulator:
 
 
 async def start(port: int, folder: str, gateway_url: str, options: argparse.Namespace) -> Process:
-    """Start uvicorn as on any server, but pointed at the emulator; return once it answers."""
+    """Start uvicorn as on any server, with the emulator as gateway; return once it answers."""
     environ = {
         "NANOBANANA_GATEWAY": options.gateway,
         "NANOBANANA_BASE_URL": gateway_url,
@@ -59,7 +61,7 @@ async def start(port: int, folder: str, gateway_url: str, options: argparse.Name
     }
     command = ["-m", "uvicorn", "app:app", "--app-dir", str(HERE), "--port", str(port), "--log-level", "warning"]
     command += ["--workers", str(options.workers), "--timeout-graceful-shutdown", "5"]
-    # In a session of its own Ctrl-C does not reach it, and it can be killed with all its workers.
+    # In a session of its own Ctrl-C does not reach the server, and it can be killed with all its workers.
     process = await asyncio.create_subprocess_exec(
         sys.executable, *command, env=os.environ | environ, start_new_session=True
     )
@@ -87,11 +89,11 @@ async def kill_when_asked(process: Process) -> None:
     finally:
         loop.remove_reader(sys.stdin)
     os.killpg(process.pid, signal.SIGKILL)
-    print("Killed. It starts again, and goes on with what was bought.", flush=True)
+    print("Killed. It starts again, and continues with what was bought.", flush=True)
 
 
 async def stop(process: Process) -> None:
-    """Let the workers close what they hold; what they can't, the next ones go on with."""
+    """Let the workers close their sessions, then kill what is left; the next workers resume its jobs."""
     if process.returncode is None:
         process.terminate()
         with suppress(TimeoutError):
@@ -101,7 +103,7 @@ async def stop(process: Process) -> None:
 
 
 def free_port() -> int:
-    """Return a port that nobody uses."""
+    """Return an unused port."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
@@ -109,12 +111,12 @@ def free_port() -> int:
 
 
 async def main() -> None:
-    """Run emulator and studio until Ctrl-C."""
+    """Run the emulator and the studio until Ctrl-C."""
     options = arguments()
     port = options.port or free_port()
-    me = asyncio.current_task()
-    assert me is not None
-    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, me.cancel)
+    task = asyncio.current_task()
+    assert task is not None
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
     with tempfile.TemporaryDirectory(prefix="studio-") as folder:
         async with emulated(options) as emulator:
             killed = True

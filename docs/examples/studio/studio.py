@@ -1,4 +1,4 @@
-"""What runs in each worker beside the requests: jobs are seen to their end, whether or not anybody waits for them."""
+"""What runs in each worker beside the requests: jobs are finished and saved even when no request waits for them."""
 
 import logging
 from collections.abc import AsyncIterator
@@ -7,31 +7,31 @@ from pathlib import Path
 
 import anyio
 from anyio.abc import TaskGroup
-from board import Board, pictures_of
+from board import Board, saved_images
 
 from nanobanana_async import Job, JobState, NanoBananaError, Session, SqliteLedger
 
 log = logging.getLogger("studio")
 
 CATCH_UP_S = 10.0
-LOOKED_BACK = 500
+MAX_CHECKED = 500
 
 
 class Studio:
-    """What one worker holds: a session, the ledger it shares with the others, the jobs that it sees to their end."""
+    """The state of one worker: a session, the shared ledger, the jobs whose images it saves."""
 
-    def __init__(self, ledger: Path, pictures: Path) -> None:
-        self.pictures = pictures
+    def __init__(self, ledger: Path, images: Path) -> None:
+        self.images = images
         self.ledger = SqliteLedger(ledger)
-        self.board = Board(self.ledger, pictures)
-        self.session = Session(ledger=self.ledger, observers=[lambda event: self.board.look()])
-        self._kept: set[str] = set()
+        self.board = Board(self.ledger, images)
+        self.session = Session(ledger=self.ledger, observers=[lambda event: self.board.refresh()])
+        self._saving: set[str] = set()
         self._tasks: TaskGroup | None = None
 
     @asynccontextmanager
     async def opened(self) -> AsyncIterator[None]:
-        """Work for as long as the worker lives."""
-        self.pictures.mkdir(parents=True, exist_ok=True)
+        """Run the session, the board and the regular resume until the worker stops."""
+        self.images.mkdir(parents=True, exist_ok=True)
         async with self.session, anyio.create_task_group() as self._tasks:
             self._tasks.start_soon(self.board.watch)
             self._tasks.start_soon(self._catch_up)
@@ -39,22 +39,22 @@ class Studio:
             self._tasks.cancel_scope.cancel()  # ends the waiting, not the jobs
 
     def keep(self, job: Job) -> None:
-        """See a job to its end and keep its pictures, whether or not anybody still waits for them."""
-        if self._tasks is not None and job.key not in self._kept:
-            self._kept.add(job.key)
+        """Save the images of a job when it has ended, even when no request waits for them."""
+        if self._tasks is not None and job.key not in self._saving:
+            self._saving.add(job.key)
             self._tasks.start_soon(self._keep, job)
 
     async def _keep(self, job: Job) -> None:
         try:
-            await self.session.save(await job, self.pictures / job.key)
+            await self.session.save(await job, self.images / job.key)
         except NanoBananaError as error:
             log.warning("job %s: %s", job.key, error)
         finally:
-            self._kept.discard(job.key)
-            self.board.look()
+            self._saving.discard(job.key)
+            self.board.refresh()
 
     async def _catch_up(self) -> None:
-        """Go on with what a dead worker left, and fetch what it had not fetched: at the start, and again and again.
+        """Resume the jobs of dead workers and save images that are not saved yet, at the start and regularly.
 
         Once is not enough: the worker that is replaced may die only after its successor has started.
         """
@@ -62,8 +62,8 @@ class Studio:
             try:
                 for job in await self.session.resume(buy=True):
                     self.keep(job)
-                async for record in self.ledger.jobs(JobState.SUCCEEDED, limit=LOOKED_BACK):
-                    if not pictures_of(record.key, self.pictures) and (known := await self.session.job(record.key)):
+                async for record in self.ledger.jobs(JobState.SUCCEEDED, limit=MAX_CHECKED):
+                    if not saved_images(record.key, self.images) and (known := await self.session.job(record.key)):
                         self.keep(known)
             except NanoBananaError:
                 log.exception("catching up")

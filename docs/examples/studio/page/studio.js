@@ -1,16 +1,16 @@
-// The page: it takes an order once, however often it is clicked or sent, and shows what becomes of all of them.
+// The page: it sends each order until the server has it, always under one key, and shows all jobs.
 "use strict";
 
 const by = (id) => document.getElementById(id);
 const form = by("order"), prompt = by("prompt"), send = by("send"), notice = by("notice");
 const grid = by("jobs"), line = by("line"), view = by("view");
-const jobs = new Map(); // key -> what the server told, and its card
+const jobs = new Map(); // key -> the job as the server sent it, and its card
 
 const STATES = { // state -> [class, words, sign]
   pending: ["waiting", "Waiting for its turn", ""],
   submitting: ["busy", "Being ordered", ""],
   running: ["busy", "In the making", ""],
-  fetching: ["busy", "Fetching the picture", ""],
+  fetching: ["busy", "Fetching the image", ""],
   succeeded: ["", "", ""],
   failed: ["bad", "Failed", "!"],
   refused: ["bad", "Refused, not bought", "!"],
@@ -24,17 +24,17 @@ const DOUBLE_CLICK_MS = 700;
 
 // ---- ordering
 
-// An order has a key from its first attempt until the server has taken it. It survives a reload, and each attempt sends
-// the same key: the server knows the order again, whether or not its answer had reached us.
+// An order has a key from its first attempt until the server has accepted it. The key survives a reload, and each attempt
+// sends it: the server recognises the order, also when its answer was lost.
 function draft() {
-  const wish = { prompt: prompt.value };
-  for (const select of selects()) wish[select.id] = select.value;
+  const fields = { prompt: prompt.value };
+  for (const select of selects()) fields[select.id] = select.value;
   const kept = JSON.parse(sessionStorage.getItem("draft") ?? "null");
-  if (kept !== null && JSON.stringify(kept.wish) === JSON.stringify(wish)) return kept;
+  if (kept !== null && JSON.stringify(kept.fields) === JSON.stringify(fields)) return kept;
   const random = crypto.getRandomValues(new Uint8Array(16));
   const key = Array.from(random, (byte) => byte.toString(16).padStart(2, "0")).join("");
-  sessionStorage.setItem("draft", JSON.stringify({ key, wish }));
-  return { key, wish };
+  sessionStorage.setItem("draft", JSON.stringify({ key, fields }));
+  return { key, fields };
 }
 
 let sending = false, takenAt = 0;
@@ -56,7 +56,7 @@ async function order() {
       sessionStorage.removeItem("draft");
       takenAt = Date.now();
       show([body]);
-      if (prompt.value === mine.wish.prompt) prompt.value = "";
+      if (prompt.value === mine.fields.prompt) prompt.value = "";
       notice.textContent = "";
     } else {
       if (answer.status === 409) sessionStorage.removeItem("draft");
@@ -70,13 +70,13 @@ async function order() {
   }
 }
 
-async function post({ key, wish }) {
+async function post({ key, fields }) {
   for (const pause of [...RETRY_MS, null]) {
     try {
       const answer = await fetch("/api/jobs", {
         method: "POST",
         headers: { "Content-Type": "application/json", "Idempotency-Key": key },
-        body: JSON.stringify(wish),
+        body: JSON.stringify(fields),
         signal: AbortSignal.timeout(20000),
       });
       if (answer.status < 500 || pause === null) return answer;
@@ -108,13 +108,13 @@ by("example").addEventListener("click", () => reuse("a lighthouse in fog"));
 
 // ---- showing
 
-function show(news) {
-  for (const job of news) {
+function show(changed) {
+  for (const job of changed) {
     const known = jobs.get(job.key);
     if (known !== undefined && JSON.stringify(known.job) === JSON.stringify(job)) continue;
     const card = known?.card ?? added(job);
     fill(card, job);
-    if (known !== undefined && !done(known.job) && done(job)) tell(job);
+    if (known !== undefined && !done(known.job) && done(job)) announce(job);
     jobs.set(job.key, { job, card });
   }
   by("none").hidden = jobs.size > 0;
@@ -129,7 +129,7 @@ function added(job) {
   return card;
 }
 
-// Everything that came from people or from the gateway is set as text.
+// Prompts and messages of the gateway are set as text, never as HTML.
 function fill(card, job) {
   const [kind, , sign] = STATES[stage(job)] ?? ["", "", ""];
   const part = (name) => card.querySelector(name);
@@ -139,10 +139,10 @@ function fill(card, job) {
   part(".state").textContent = words(job);
   part(".again").hidden = !["failed", "refused", "withdrawn"].includes(job.state);
   const frame = part(".frame");
-  if (job.pictures.length === 0) {
+  if (job.images.length === 0) {
     frame.replaceChildren(...(sign === "" ? [] : [made("span", "sign", sign)]), made("p", "why", reason(job)));
   } else if (frame.querySelector("img") === null) {
-    frame.replaceChildren(picture(job));
+    frame.replaceChildren(enlargeable(job));
   }
 }
 
@@ -154,16 +154,16 @@ function made(tag, name, text) {
   return part;
 }
 
-function picture(job) {
+function enlargeable(job) {
   const button = document.createElement("button"), image = document.createElement("img");
   button.type = "button";
   button.setAttribute("aria-label", `Enlarge: ${job.prompt}`);
-  image.src = job.pictures[0];
+  image.src = job.images[0];
   image.alt = job.prompt;
   image.loading = "lazy";
   button.append(image);
   button.addEventListener("click", () => {
-    view.querySelector("img").src = job.pictures[0];
+    view.querySelector("img").src = job.images[0];
     view.querySelector("img").alt = job.prompt;
     by("caption").textContent = job.prompt;
     view.showModal();
@@ -172,7 +172,7 @@ function picture(job) {
 }
 view.addEventListener("click", (event) => { if (event.target === view) view.close(); });
 
-function stage(job) { return job.state === "succeeded" && job.pictures.length === 0 ? "fetching" : job.state; }
+function stage(job) { return job.state === "succeeded" && job.images.length === 0 ? "fetching" : job.state; }
 function done(job) { return !UNFINISHED.has(stage(job)); }
 function seconds(from, to) { return `${Math.max(0, Math.round((to - Date.parse(from)) / 1000))} s`; }
 function sentence(text) { return text.charAt(0).toUpperCase() + text.slice(1) + (/[.!?]$/.test(text) ? "" : "."); }
@@ -193,8 +193,8 @@ function reason(job) {
   return ["failed", "refused"].includes(job.state) ? sentence(job.error ?? "the gateway gave no reason") : "";
 }
 
-function tell(job) {
-  by("told").textContent = `${stage(job) === "succeeded" ? "Done" : words(job)}: ${job.prompt}`;
+function announce(job) {
+  by("status").textContent = `${stage(job) === "succeeded" ? "Done" : words(job)}: ${job.prompt}`;
 }
 
 setInterval(() => {
@@ -230,8 +230,8 @@ async function offerChoices() {
   }
   const kept = JSON.parse(sessionStorage.getItem("draft") ?? "null");
   if (kept !== null && prompt.value === "") { // the page was reloaded before the server had answered
-    prompt.value = kept.wish.prompt;
-    for (const select of selects()) select.value = kept.wish[select.id] ?? select.value;
+    prompt.value = kept.fields.prompt;
+    for (const select of selects()) select.value = kept.fields[select.id] ?? select.value;
   }
 }
 

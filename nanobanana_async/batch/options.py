@@ -1,0 +1,47 @@
+"""The options of one batch, and the types of its input."""
+
+from collections.abc import AsyncGenerator, AsyncIterable, Iterable
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+from attrs import Attribute, field, frozen
+
+from nanobanana_async.batch.rows import RowInput
+from nanobanana_async.errors import ConfigurationError
+from nanobanana_async.validators import switch
+
+Requests = Iterable[RowInput] | AsyncIterable[RowInput]
+
+
+def _check_name(_: Any, __: "Attribute[str | None]", name: object) -> None:
+    if name is not None and not (isinstance(name, str) and name.strip()):
+        raise ConfigurationError(f"batch must be a non-empty name or None, not {name!r}")
+
+
+def _check_folder(_: Any, __: "Attribute[Path | None]", folder: Path | None) -> None:
+    if folder is not None and "\0" in str(folder):
+        raise ConfigurationError("save_to must be a path without null characters")
+
+
+@frozen(kw_only=True)
+class BatchOptions:
+    """The options of one batch; see `Session.generate_many`."""
+
+    name: str | None = field(default=None, validator=_check_name)
+    ordered: bool = field(default=False, validator=switch)
+    folder: Path | None = field(default=None, validator=_check_folder)
+    max_credits: Decimal | None = None
+    expected_credits: Decimal | None = None
+    retry_failed: bool = field(default=False, validator=switch)
+    progress: bool = field(default=False, validator=switch)
+
+
+async def iterate(items: Requests) -> AsyncGenerator[RowInput, None]:
+    """Yield the rows of an iterable or async iterable."""
+    if isinstance(items, AsyncIterable):
+        async for item in items:
+            yield item
+    else:
+        for item in items:
+            yield item

@@ -1,0 +1,322 @@
+"""Pull rows into the engine when there is room, and collect their outcomes.
+
+The runner holds no reference to its `Batch`, so that a dropped batch can be garbage collected.
+"""
+
+import asyncio
+import heapq
+from contextlib import aclosing
+from functools import partial
+from typing import Any
+
+import anyio
+import anyio.lowlevel
+from anyio.abc import TaskGroup
+from attrs import evolve
+
+from nanobanana_async.batch.options import BatchOptions, Requests, iterate
+from nanobanana_async.batch.outcome import Outcome
+from nanobanana_async.batch.rows import Row, RowReader, key_prefix
+from nanobanana_async.batch.streak import ErrorStreak, ledger_may_be_lost
+from nanobanana_async.engine.engine import Engine
+from nanobanana_async.engine.tracked_job import NEVER, Phase, TrackedJob
+from nanobanana_async.errors import (
+    AccessDenied,
+    AuthenticationError,
+    CreditLimitReached,
+    IdempotencyConflict,
+    InsufficientCredits,
+    LedgerError,
+    NanoBananaError,
+    SaveError,
+    SessionClosed,
+)
+from nanobanana_async.events import log_failure
+from nanobanana_async.handle import Job
+from nanobanana_async.image_saver import ImageSaver
+from nanobanana_async.jobs import JobRecord, JobState
+
+# Rows stored but not yet sent: enough that a free slot never waits for a ledger write.
+PREFETCH = 8
+
+# With this many outcomes not yet taken, no more rows are pulled. The limit grows with the outcomes taken, so that an
+# early break buys little and a slow loop does not empty the slots.
+MIN_BUFFER, MAX_BUFFER, BUFFER_SHARE = 4, 64, 4
+
+# Rows that may be pulled, and so bought, before the first outcome is taken, and how many more per outcome taken: a
+# loop that breaks after k outcomes has bought at most 128 + 3k rows at any limit of the account. An account with 100
+# slots is filled before its first job ends; the slots of a larger account fill as outcomes are taken.
+PULLED_AT_FIRST, PULLED_PER_TAKEN = 128, 3
+
+# In an ordered batch a slow row holds back later ones: at most this multiple of the running rows is buffered.
+ORDERED_WINDOW = 2
+
+# How many rows are post-processed (saved, fetched again) at the same time, and how many more may wait for it.
+FINISHING, FINISHING_QUEUE = 8, 24
+
+ACCEPTED_STATES = frozenset({JobState.RUNNING, JobState.SUCCEEDED})
+
+# Errors of the account, the ledger or the folder: they would repeat for each row.
+ACCOUNT_ERRORS = (AuthenticationError, InsufficientCredits, AccessDenied, CreditLimitReached, LedgerError, SaveError)
+
+
+class BatchRunner:
+    """The state of one batch."""
+
+    def __init__(self, requests: Requests, options: BatchOptions, engine: Engine, saver: ImageSaver) -> None:
+        self._items = requests
+        self._options = options
+        self._engine = engine
+        self._saver = saver
+        self._rows = RowReader(options.name)
+        concurrency = engine.slots.limiter.policy
+        held = 0 if concurrency.learn or concurrency.max_jobs is None else concurrency.max_jobs
+        self._at_first = max(PULLED_AT_FIRST, held + PREFETCH)
+        self._pulled = 0
+        self._prefix = None if options.name is None else key_prefix(options.name)
+        limit = options.max_credits
+        self._caps = () if limit is None else (engine.cap(limit, self._prefix),)
+        self._scope: anyio.CancelScope | None = None
+        self._finishers = asyncio.Semaphore(FINISHING)
+        self._room = asyncio.Event()
+        self.changed = asyncio.Event()
+        """Set when `take` or `over` may have changed."""
+        self._ready: list[tuple[int, Outcome]] = []
+        """A heap of outcomes, by position in the input if ordered, otherwise by time."""
+        self._running: dict[int, TrackedJob] = {}
+        """Rows that have not ended, by index, in input order."""
+        self._unsent: dict[int, TrackedJob] = {}
+        self._dropped: set[int] = set()
+        """Indexes of rows dropped when the batch stopped buying."""
+        self._finishing: dict[int, Outcome] = {}
+        self._refusals, self._unsaved = ErrorStreak(), ErrorStreak()
+        self._pulled_all = False
+        self.done = 0
+        self.failed = 0
+        self.unbought = 0
+        self._taken = 0
+        self.stop_reason: NanoBananaError | None = None
+        """Why the batch stopped buying."""
+        self.input_error: Exception | None = None
+        """The exception of the input, or `SessionClosed`."""
+        self._stopping = False
+
+    @property
+    def over(self) -> bool:
+        """Whether all outcomes have been taken."""
+        return self._pulled_all and not (self._running or self._finishing or self._ready)
+
+    async def run(self, group: TaskGroup) -> None:
+        """Pull rows until the input ends or the batch stops buying. Runs in the session's task group."""
+        self._group = group
+        try:
+            await self._pull_all()
+            while self._running and not self._stopping:
+                self._room.clear()
+                await self._room.wait()
+            self._drop_unsent()
+        except asyncio.CancelledError:
+            self.input_error = _closed()
+        finally:
+            self._pulled_all = True
+            self.changed.set()
+
+    async def _pull_all(self) -> None:
+        try:
+            with anyio.CancelScope() as self._scope:
+                if not self._stopping:
+                    if self._options.folder is not None:
+                        await self._saver.check(self._options.folder)
+                    await self._pull()
+        except asyncio.CancelledError:
+            if self._engine.scheduler.closing:
+                raise
+            # Raised on, it would end the session.
+            self.input_error = NanoBananaError("what the input waited for was cancelled")
+        except SaveError as error:
+            self.stop(error)
+        except Exception as error:  # of the input, or of the ledger
+            self.input_error = error
+        self._pulled_all = True
+        self.changed.set()
+
+    async def _pull(self) -> None:
+        async with aclosing(iterate(self._items)) as items:
+            await self._wait_for_room()
+            async for item in items:
+                self._pulled += 1
+                await self._start_row(self._rows.read(item))
+                await self._wait_for_room()
+
+    async def _wait_for_room(self) -> None:
+        while not self._stopping:
+            waiting = len(self._ready) + max(0, len(self._finishing) - FINISHING_QUEUE)
+            most = max(MAX_BUFFER, ORDERED_WINDOW * len(self._running)) if self._options.ordered else MAX_BUFFER
+            ready = waiting < min(most, MIN_BUFFER + self._taken // BUFFER_SHARE)
+            may_pull = self._pulled < self._at_first + PULLED_PER_TAKEN * self._taken
+            if ready and may_pull and len(self._unsent) < PREFETCH:
+                return
+            self._room.clear()
+            await self._room.wait()
+        await anyio.lowlevel.checkpoint()  # raises if the scope is cancelled
+
+    async def _start_row(self, row: Row) -> None:
+        if row.request is None:
+            self._emit(_outcome(row, None, error=row.error))
+            return
+        try:
+            record = await self._engine.new_record(row.request, row.key, batch=self._prefix)
+            while (entry := self._entered(record)).leaving:
+                await entry.wait_for_change()
+        except SessionClosed:
+            raise
+        except NanoBananaError as error:
+            self._emit(_outcome(row, None, error=error))
+            return
+        except asyncio.CancelledError:  # the batch has stopped buying
+            self.unbought += 1
+            raise
+        self._engine.add_caller(entry)
+        self._running[row.index] = entry
+        entry.listeners = [*(entry.listeners or ()), partial(self._on_change, row)]
+        self._on_change(row, entry)
+
+    def _entered(self, record: JobRecord) -> TrackedJob:
+        options = self._options
+        return self._engine.submit(
+            record, *self._caps, expected_credits=options.expected_credits, retry_failed=options.retry_failed
+        )
+
+    def _on_change(self, row: Row, entry: TrackedJob) -> None:
+        """Update a row after a change of its job."""
+        if row.index not in self._running:
+            return
+        if entry.live and entry.record.state is JobState.PENDING and entry.phase is not Phase.FOREIGN:
+            self._unsent[row.index] = entry
+            if self._stopping:  # its create was in flight and was refused
+                self._drop(row.index, entry)
+            return
+        self._unsent.pop(row.index, None)
+        self._room.set()
+        if entry.record.state in ACCEPTED_STATES:
+            self._refusals.reset()
+        if not entry.live:
+            del self._running[row.index]
+            self._on_done(row, entry)
+
+    def _on_done(self, row: Row, entry: TrackedJob) -> None:
+        job = Job(self._engine, entry)
+        result = job.outcome()
+        self.changed.set()
+        if isinstance(result, SessionClosed):
+            self.input_error = result
+            return
+        if isinstance(result, NanoBananaError):
+            unbought = not entry.record.possibly_bought and entry.record.state is not JobState.FAILED
+            was_dropped = row.index in self._dropped and entry.record.state is JobState.WITHDRAWN
+            if unbought and (was_dropped or isinstance(result, ACCOUNT_ERRORS)):
+                self.unbought += 1
+                self.stop(result)
+                return
+            conflict = result if isinstance(result, IdempotencyConflict) else None
+            if (unbought or conflict) and self._refusals.add(result):
+                self.stop(ledger_may_be_lost(conflict) if conflict else result)
+            self._emit(_outcome(row, job, error=result))
+            return
+        outcome = _outcome(row, job, result=result)
+        if self._options.folder is None and result is not None:
+            self._emit(outcome)
+        else:
+            self._finishing[row.index] = outcome
+            self._group.start_soon(self._post_process, outcome)
+
+    async def _post_process(self, outcome: Outcome) -> None:
+        try:
+            finished = await self._post_processed(outcome)
+        except SessionClosed:
+            self.input_error, finished = _closed(), None
+        except asyncio.CancelledError as stray:
+            if self._engine.scheduler.workers.contains(stray):
+                finished = evolve(outcome, error=_crash(outcome, stray))
+            else:
+                self.input_error, finished = _closed(), None
+        del self._finishing[outcome.index]
+        self.changed.set()
+        if finished is None:
+            return
+        if finished.error is None:
+            self._unsaved.reset()
+        elif isinstance(finished.error, ACCOUNT_ERRORS) or self._unsaved.add(finished.error):
+            self.stop(finished.error)
+        self._emit(finished)
+
+    async def _post_processed(self, outcome: Outcome) -> Outcome:
+        try:
+            async with self._finishers:
+                if outcome.result is None and outcome.job is not None:  # inline images are not stored in the ledger
+                    outcome = evolve(outcome, result=await outcome.job.result())
+                if self._options.folder is not None and outcome.result is not None:
+                    outcome = evolve(outcome, saved=await self._saver.save(outcome.result, self._options.folder))
+        except SessionClosed:
+            raise
+        except NanoBananaError as error:
+            outcome = evolve(outcome, error=error)
+        except Exception as bug:  # a bug must not end the session
+            outcome = evolve(outcome, error=_crash(outcome, bug))
+        return outcome
+
+    def _emit(self, outcome: Outcome) -> None:
+        self.done += 1
+        self.failed += not outcome.ok
+        heapq.heappush(self._ready, (outcome.index if self._options.ordered else self.done, outcome))
+        self.changed.set()
+        self._room.set()
+
+    def take(self) -> Outcome | None:
+        """Remove and return the next outcome; None if there is none."""
+        if not self._ready:
+            return None
+        if self._options.ordered:
+            before = min(next(iter(self._running), NEVER), min(self._finishing, default=NEVER))
+            if before < self._ready[0][0]:
+                return None
+        self._taken += 1
+        self._room.set()
+        return heapq.heappop(self._ready)[1]
+
+    def stop(self, why: NanoBananaError | None = None) -> None:
+        """Pull no more rows, and withdraw jobs that were not sent yet. Running jobs go on."""
+        if not self._stopping:
+            self.stop_reason = why
+            self.abandon()
+            self._drop_unsent()
+
+    def abandon(self) -> None:
+        """Pull no more rows. `run` withdraws unsent jobs, since anyio cannot start a task from outside a task."""
+        self._stopping = True
+        if self._scope is not None:
+            self._scope.cancel()
+        self._room.set()
+
+    def _drop_unsent(self) -> None:
+        for index, entry in list(self._unsent.items()):
+            self._drop(index, entry)
+
+    def _drop(self, index: int, entry: TrackedJob) -> None:
+        """Drop a row. Its job is withdrawn unless another caller wants it, even after a refused create in flight."""
+        if index not in self._dropped:
+            self._dropped.add(index)
+            self._engine.drop_caller(entry, if_sent_back=True)
+
+
+def _crash(outcome: Outcome, failure: BaseException) -> NanoBananaError:
+    log_failure("batch.crashed", failure, row=outcome.index)
+    return NanoBananaError(f"a bug in nanobanana_async: {failure!r}; see the log")
+
+
+def _closed() -> SessionClosed:
+    return SessionClosed("the session was closed before the batch ended")
+
+
+def _outcome(row: Row, job: Job | None, **found: Any) -> Outcome:
+    return Outcome(index=row.index, key=row.key, request=row.request, metadata=row.metadata, job=job, **found)

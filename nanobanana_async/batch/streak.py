@@ -1,0 +1,33 @@
+"""Detect many equal errors in a row, which are not the fault of single rows."""
+
+from nanobanana_async.errors import GatewayError, IdempotencyConflict, NanoBananaError
+
+SAME_ERRORS = 20
+
+
+class ErrorStreak:
+    """Counts errors of one kind in a row."""
+
+    def __init__(self) -> None:
+        self._kind: object = None
+        self._count = 0
+
+    def add(self, error: NanoBananaError) -> bool:
+        """Count an error. Return True for the `SAME_ERRORS`th of its kind in a row."""
+        kind = (type(error), error.code if isinstance(error, GatewayError) else None)
+        self._count = self._count + 1 if kind == self._kind else 1
+        self._kind = kind
+        return self._count >= SAME_ERRORS
+
+    def reset(self) -> None:
+        """Restart the count after a success."""
+        self._kind, self._count = None, 0
+
+
+def ledger_may_be_lost(error: IdempotencyConflict) -> IdempotencyConflict:
+    """Return the error that stops a batch whose keys the gateway already knows, row after row."""
+    why = (
+        f"the gateway knows the keys of {SAME_ERRORS} rows in a row, and this ledger does not: the ledger of this batch"
+        " may be lost, or another host has bought the batch. Use that ledger, or resolve the jobs"
+    )
+    return IdempotencyConflict(why, status=error.status, code=error.code, safe_to_repeat=False)

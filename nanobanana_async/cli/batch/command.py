@@ -1,0 +1,162 @@
+"""`nanobanana batch`: buy the images of a file of rows into a folder; the same command continues an earlier run."""
+
+import asyncio
+from collections.abc import Callable
+from decimal import Decimal
+from pathlib import Path
+from typing import Annotated, Literal
+
+from attrs import frozen
+from cyclopts import Parameter
+from rich.console import Console
+
+from nanobanana_async import ApiMall, ConcurrencyPolicy, ConfigurationError, Gateway
+from nanobanana_async.cli.batch.dry_run import show_dry_run
+from nanobanana_async.cli.batch.folder import FILES, BatchFolder, FolderOwner, check_owner
+from nanobanana_async.cli.batch.input_file import Format, InputFile, open_input
+from nanobanana_async.cli.batch.run import Plan, Run
+from nanobanana_async.emulator import API_KEY, Emulator
+from nanobanana_async.escaping import one_line
+from nanobanana_async.formatting import count
+from nanobanana_async.gateways import registry
+from nanobanana_async.policy.prices import as_credits
+
+Name = registry.GatewayName
+Flag = Annotated[bool, Parameter(negative=())]
+GatewayFinder = Callable[[Name | None, str | None], Gateway]
+"""Returns the gateway that options and environment select."""
+
+USAGE = 2
+MAX_ERRORS = 20  # bad rows that are printed one by one
+
+
+@frozen
+class BatchCommand:
+    """The command `batch`."""
+
+    find_gateway: GatewayFinder
+
+    def batch(
+        self,
+        file: Annotated[str, Parameter(allow_leading_hyphen=True)],
+        /,
+        *,
+        output: Annotated[Path, Parameter(name=["--output", "-o"])],
+        gateway: Annotated[Name | Literal["emulator"] | None, Parameter(env_var="NANOBANANA_GATEWAY")] = None,
+        base_url: Annotated[str | None, Parameter(env_var="NANOBANANA_BASE_URL")] = None,
+        max_credits: Decimal | None = None,
+        expected_credits: Decimal | None = None,
+        max_jobs: Annotated[int | None, Parameter(env_var="NANOBANANA_MAX_JOBS")] = None,
+        retry_failed: Flag = False,
+        ordered: Flag = False,
+        name: str | None = None,
+        format: Format | None = None,  # noqa: A002 - the option's name
+        dry_run: Flag = False,
+    ) -> int:
+        """Buy an image for each row of a file; the same command continues a stopped run and buys no row twice.
+
+        A .txt file has a prompt per line, a .jsonl file an object per line, a .csv file a header; the fields are
+        prompt, images, num_images, aspect_ratio, resolution, output_format, model, task_type, key, metadata. Empty
+        lines are skipped, prompts are stripped, and there are no comments. In CSV several images are separated by
+        spaces or |, and columns named metadata.NAME form the metadata. The whole file is checked before anything is
+        bought.
+
+        The folder gets images/, results.jsonl (a line for each row that has ended), index.html (the same as a page)
+        and jobs.sqlite (the ledger). A row is identified by its key, or else by its request: lines may be moved or
+        inserted.
+
+        Stdout, unless it is a terminal: a line for each image with key, status and path, separated by tabs; rows of
+        earlier runs come first. The first Ctrl-C stops the buying and collects running jobs; the second one stops at
+        once.
+
+        Exit codes: 0 success, 1 some rows have no images, 2 usage or a bad file, 3 the buying stopped early (credits,
+        API key, a folder that can't be written) or an unknown price exceeded --max-credits, 130 interrupted.
+
+        Parameters
+        ----------
+        file
+            The file of rows; `-` is standard input.
+        output
+            The folder, created if missing. It belongs to one batch. A folder with foreign files of these names is
+            refused; other files in it are left alone, and no link in it is followed.
+        gateway
+            The gateway; by default the one whose API key is set. `emulator` runs an emulated one in this process.
+        base_url
+            The gateway's URL, if not the usual one.
+        max_credits
+            Buy nothing that would exceed this total cost of the batch, earlier runs included. The first job of each
+            price class runs alone, at the example price of the gateway's reference, until its price is known.
+        expected_credits
+            The assumed price of a job whose price is not known yet, instead of the reference's example.
+        max_jobs
+            The most jobs to run at once.
+        retry_failed
+            Buy rows again that failed, or whose request was refused.
+        ordered
+            Write results in file order instead of the order in which rows end.
+        name
+            The batch's name, by default the file's. Keys are derived from it, so it must not change: under another
+            name the same rows are bought again. Under the same name in another folder, the gateway may answer with
+            the job of the first purchase.
+        format
+            The file format, if its name does not show it; txt for standard input.
+        dry_run
+            Check the file and print what it would cost; buy and write nothing.
+        """
+        as_credits("--max-credits", max_credits)
+        as_credits("--expected-credits", expected_credits)
+        ConcurrencyPolicy(max_jobs=max_jobs)
+        emulated = gateway == "emulator"
+        selected = ApiMall(api_key=API_KEY) if gateway == "emulator" else self.find_gateway(gateway, base_url)
+        with open_input(file, name, format) as source:
+            if Path(file).exists() and Path(file).resolve() in [(output / name).resolve() for name in FILES]:
+                raise ConfigurationError(f"{file} would be overwritten: name another folder with -o")
+            owner = FolderOwner(source.batch, emulated)
+            check_owner(output, owner)
+            total = _count_valid_rows(source, selected)
+            if total is None:
+                return USAGE
+            plan = Plan(
+                file=source,
+                total=total,
+                folder=output,
+                max_credits=max_credits,
+                expected_credits=expected_credits,
+                max_jobs=max_jobs,
+                retry_failed=retry_failed,
+                ordered=ordered,
+            )
+            if dry_run:
+                return asyncio.run(show_dry_run(plan, selected))
+            with BatchFolder(output, owner) as folder:
+                return asyncio.run(_run(plan, None if emulated else selected, folder))
+
+
+async def _run(plan: Plan, gateway: Gateway | None, folder: BatchFolder) -> int:
+    console = Console(stderr=True)
+    if gateway is not None:
+        return await Run(plan, gateway, folder, console).run()
+    async with Emulator() as emulator:
+        return await Run(plan, emulator.apimall(), folder, console).run()
+
+
+def _count_valid_rows(source: InputFile, gateway: Gateway) -> int | None:
+    """Return the number of rows; print the errors and return None if a row is bad or there are none."""
+    console, bad, total = Console(stderr=True), 0, 0
+    for row in source.rows(gateway):
+        total += 1
+        if row.error is not None:
+            bad += 1
+            if bad <= MAX_ERRORS:
+                _print_error(console, f"{source.title}, line {row.line}: {row.error}")
+    if bad > MAX_ERRORS:
+        _print_error(console, f"... and {bad - MAX_ERRORS} more bad rows")
+    if not total:
+        _print_error(console, f"{source.title} is empty: it has no rows")
+    elif bad > 1:
+        _print_error(console, f"nothing was bought: correct {count(bad, 'row')} of {total} first")
+    return None if bad or not total else total
+
+
+def _print_error(console: Console, sentence: str) -> None:
+    console.print(f"nanobanana: {one_line(sentence)}", markup=False, highlight=False, emoji=False, soft_wrap=True)

@@ -1,0 +1,191 @@
+"""Show the progress of a batch on stderr: a live display on a terminal, lines of text elsewhere.
+
+The display keeps counts, not jobs: its cost does not depend on the number of rows.
+"""
+
+import math
+from collections import Counter, deque
+from collections.abc import Callable
+from decimal import Decimal
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from nanobanana_async import RateLimited, SessionStats
+from nanobanana_async.cli.display import shorten
+from nanobanana_async.escaping import one_line
+from nanobanana_async.events import CreateFailed, Event, PollFailed
+from nanobanana_async.formatting import duration, number
+
+REDRAWS_A_SECOND = 4
+ROW_LINES_UP_TO = 200  # rows; a larger batch gets a status line every SUMMARY_S
+SUMMARY_S = 5.0
+WINDOW_S = 60.0
+FULL_ROUNDS = 3  # of all slots: the pace before that is the one of the start
+PROBLEM_S = 30.0  # how long the last problem is shown
+
+_STYLES = {"succeeded": "green", "failed": "red", "refused": "red", "invalid": "red", "uncertain": "magenta"}
+_FAILED = ("failed", "refused", "invalid")
+
+
+class BatchDisplay:
+    """The progress of a batch: an observer of the session, and a context manager that shows the display.
+
+    `total` is None when the number of rows is unknown.
+    """
+
+    def __init__(
+        self, total: int | None, console: Console, clock: Callable[[], float], *, max_credits: Decimal | None = None
+    ) -> None:
+        self.total = total
+        self.console = console
+        self.counts: Counter[str] = Counter()
+        self.phase = "loading earlier results"
+        """What the run does while it does not buy; empty while it buys."""
+        self.stats: SessionStats | None = None
+        """The latest stats; rich draws in a thread, which must not call the session."""
+        self.spent_before = Decimal(0)
+        self._clock = clock
+        self._max_credits = max_credits
+        self._ended: deque[tuple[float, int]] = deque()
+        self._ended_here = 0
+        self._problem: tuple[float, str] | None = None
+        self._summary_due = clock() + SUMMARY_S
+        self._live = Live(
+            console=console,
+            get_renderable=self._render,
+            refresh_per_second=REDRAWS_A_SECOND,
+            transient=True,
+            redirect_stdout=False,
+            vertical_overflow="crop",
+        )
+
+    def __enter__(self) -> Self:
+        if self.console.is_terminal:
+            self._live.start(refresh=True)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._live.stop()
+
+    def __call__(self, event: Event) -> None:
+        """Remember the last problem."""
+        match event:
+            case CreateFailed(error=RateLimited()):
+                pass  # expected while the job limit is being learned; the display shows the limit
+            case CreateFailed(error=error) | PollFailed(error=error):
+                self._problem = (self._clock(), shorten(str(error), 200))
+            case _:
+                pass
+
+    def add_finished(self, status: str) -> None:
+        """Count a row that ended in an earlier run."""
+        self.counts[status] += 1
+
+    def ended(self, status: str, prompt: str, error: str | None) -> None:
+        """Count a row that has just ended."""
+        self.counts[status] += 1
+        self._ended_here += 1
+        if error is not None:
+            self._problem = (self._clock(), f"{shorten(prompt, 30)}: {shorten(error, 200)}")
+        if not self.console.is_terminal and (self.total or ROW_LINES_UP_TO + 1) <= ROW_LINES_UP_TO:
+            why = "" if error is None else f": {error}"
+            self.say(f"{self._progress()} {status}: {shorten(prompt)}{why}")
+
+    def tick(self, stats: SessionStats | None) -> None:
+        """Update the stats, if there is a session; called several times a second."""
+        now = self._clock()
+        self.stats = stats
+        if not self._ended or now - self._ended[-1][0] >= 1:
+            self._ended.append((now, self._ended_here))
+            while now - self._ended[0][0] > WINDOW_S:
+                self._ended.popleft()
+        big = self.total is None or self.total > ROW_LINES_UP_TO
+        if not self.console.is_terminal and big and now >= self._summary_due:
+            self._summary_due = now + SUMMARY_S
+            self.say("; ".join(line.plain for line in self._lines()))
+
+    def say(self, sentence: str) -> None:
+        """Print a line, above the live display if there is one."""
+        wrapped = self.console.is_terminal
+        self.console.print(one_line(sentence), markup=False, highlight=False, emoji=False, soft_wrap=not wrapped)
+
+    @property
+    def done(self) -> int:
+        """Number of rows that have ended, in this run or before."""
+        return self.counts.total()
+
+    @property
+    def failed(self) -> int:
+        """Number of rows without images: failed, refused or invalid."""
+        return sum(self.counts[status] for status in _FAILED)
+
+    @property
+    def spent(self) -> Decimal:
+        """Credits charged for the batch, earlier runs included."""
+        return self.spent_before + (Decimal(0) if self.stats is None else self.stats.credits_spent)
+
+    def left_s(self) -> float | None:
+        """Estimate the remaining time: from the pace of the last minute, or from learned durations at the start."""
+        stats = self.stats
+        if stats is None or self.total is None or stats.job_duration_median_s is None:
+            return None
+        slots = max(stats.job_limit or stats.slots_held, 1)
+        pace = self.rows_per_minute()
+        if pace is not None and self._ended_here > FULL_ROUNDS * slots:
+            return max(0, self.total - self.done) / pace * 60
+        mean_s = stats.job_duration_median_s * math.exp((stats.job_duration_sigma or 0.0) ** 2 / 2)
+        left = max(0, self.total - self.done)
+        return left * mean_s / min(slots, max(left, 1))
+
+    def rows_per_minute(self) -> float | None:
+        """Return the pace of the last minute; None if no row ended."""
+        if len(self._ended) < 2:
+            return None
+        (start, before), (end, after) = self._ended[0], self._ended[-1]
+        return (after - before) / (end - start) * 60 if after > before else None
+
+    def _progress(self) -> str:
+        return f"{self.done}/{self.total}" if self.total is not None else f"{self.done}"
+
+    def _lines(self) -> list[Text]:
+        """Return two lines: the counts of rows and slots, then cost and time."""
+        rows = [Text(f"{self._progress()} rows", "bold")]
+        rows += [
+            Text(f"{self.counts[status]} {status}", style) for status, style in _STYLES.items() if self.counts[status]
+        ]
+        rows += [Text(f"{self.counts['unfinished']} unfinished", "yellow")] if self.counts["unfinished"] else []
+        stats = self.stats
+        if stats is not None:
+            limit = "limit unknown" if stats.job_limit is None else f"limit {stats.job_limit}"
+            rows.append(Text(f"{stats.slots_held} running, {limit}"))
+        facts = [Text(self.phase, "yellow")] if self.phase else []
+        if stats is not None and stats.creates_paused:
+            facts.append(Text("paused by the gateway", "yellow"))
+        cap = "" if self._max_credits is None else f" of {number(self._max_credits)}"
+        facts.append(Text(f"{number(self.spent)}{cap} credits"))
+        if (pace := self.rows_per_minute()) is not None:
+            facts.append(Text(f"{pace:.0f} rows a minute"))
+        if (left_s := self.left_s()) is not None:
+            facts.append(Text(f"about {duration(left_s, tenths=False)} left"))
+        return [Text(", ").join(rows), Text(", ").join(facts)]
+
+    def _render(self) -> RenderableType:
+        bar = Table.grid(padding=(0, 1), expand=True)
+        bar.add_column(ratio=1)
+        share = "" if not self.total else f"{100 * self.done // self.total} %"
+        bar.add_row(
+            ProgressBar(total=self.total, completed=self.done, pulse=self.total is None, complete_style="cyan"), share
+        )
+        lines: list[RenderableType] = [bar, *self._lines()]
+        if self._problem is not None and (age_s := self._clock() - self._problem[0]) < PROBLEM_S:
+            sentence = f"{duration(age_s, tenths=False)} ago: {self._problem[1]}"
+            lines.append(Text(sentence, "dim", no_wrap=True, overflow="ellipsis"))
+        return Group(*lines)

@@ -1,0 +1,155 @@
+"""Print the results of a batch: one line for each image on stdout, a summary on stderr."""
+
+import os
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import suppress
+from decimal import Decimal
+from pathlib import Path
+
+import anyio.lowlevel
+import anyio.to_thread
+
+from nanobanana_async.cli.batch.display import BatchDisplay
+from nanobanana_async.cli.batch.folder import LEDGER, REPORT
+from nanobanana_async.cli.batch.results import RESULTS, Result
+from nanobanana_async.cli.display import shorten
+from nanobanana_async.errors import ConfigurationError, NanoBananaError
+from nanobanana_async.escaping import exact
+from nanobanana_async.events import Event, PriceAboveEstimate
+from nanobanana_async.formatting import count, number, plain_number
+from nanobanana_async.images.files import why_unwritable
+from nanobanana_async.report import STATUSES
+
+MAX_ERRORS = 10  # rows of each status that are listed one by one
+
+
+class StdoutLines:
+    """Print a line for each image on stdout, unless stdout is a terminal: key, status and path, separated by tabs.
+
+    A row without images has one line without a path.
+    """
+
+    def __init__(self) -> None:
+        # Keep the real stdout: the live display replaces it.
+        self._out = sys.stdout
+        self._enabled = not self._out.isatty()
+        self._lines: list[bytes] = []
+
+    def add(self, result: Result, folder: Path) -> None:
+        """Queue the lines of a row."""
+        if self._enabled:
+            start = f"{exact(result.row.key)}\t{result.row.status}"
+            paths = [str(folder / image) for image in result.row.images] or [""]
+            lines = "".join(f"{start}\t{exact(path)}\n" for path in paths)
+            self._lines.append(lines.encode(self._out.encoding, "backslashreplace"))
+
+    async def flush(self) -> None:
+        """Print the queued lines. Waits for a slow reader; nothing is printed once the reader has closed the pipe.
+
+        Raises `ConfigurationError` when stdout is a file that can't be written; then nothing more is printed.
+        """
+        lines, self._lines = self._lines, []
+        if lines:
+            await anyio.to_thread.run_sync(self._print, b"".join(lines), abandon_on_cancel=True)
+        else:
+            await anyio.lowlevel.checkpoint()
+
+    def _print(self, lines: bytes) -> None:
+        try:
+            self._out.buffer.write(lines)
+            self._out.buffer.flush()
+        except OSError as error:
+            self._enabled = False
+            with suppress(OSError, ValueError):  # so that Python's flush at exit does not fail
+                os.dup2(os.open(os.devnull, os.O_WRONLY), self._out.fileno())
+            if not isinstance(error, BrokenPipeError):
+                raise ConfigurationError(why_unwritable("standard output", error)) from None
+
+
+class BatchSummary:
+    """Collect what a run prints on stderr at its start and at its end."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self.finished_before = 0
+        """Rows that had ended before this run."""
+        self.removed = 0
+        """Rows of earlier runs that are no longer in the file."""
+        self.stop_reason: NanoBananaError | None = None
+        self.overspent = Decimal(0)
+        """By how much the total cost of the batch exceeds its cap."""
+        self._above_estimate: list[PriceAboveEstimate] = []
+        self._problems: list[tuple[int, str]] = []
+        self._counts: Counter[str] = Counter()
+
+    def add(self, result: Result) -> None:
+        """Count a row that has ended."""
+        row = result.row
+        self._counts[row.status] += 1
+        if row.status != "succeeded" and self._counts[row.status] <= MAX_ERRORS:
+            job = f" [job {row.key}]" if row.status == "uncertain" else ""
+            why = "" if row.error is None else f": {shorten(row.error, 300)}"
+            sentence = f"line {result.line} {row.status}: {shorten(row.prompt, 40)}{why}{job}"
+            self._problems.append((result.line, sentence))
+
+    def observe(self, event: Event) -> None:
+        """Remember a job that cost more than its estimate."""
+        if isinstance(event, PriceAboveEstimate):
+            self._above_estimate.append(event)
+
+    @property
+    def cap_exceeded(self) -> bool:
+        """Whether the price of a job of this run has exceeded the cap."""
+        return bool(self.overspent and self._above_estimate)
+
+    def beginning(self) -> str:
+        """Return the line about earlier runs."""
+        return f"{count(self._counts.total(), 'row')} had ended before: {self._counted()}"
+
+    def ending(self, display: BatchDisplay, left: int, *, interrupted: bool, reported: bool) -> Iterator[str]:
+        """Yield the lines about the end: problems, counts, and what the user can do next."""
+        yield from (sentence for _, sentence in sorted(self._problems))
+        for status, rows in self._counts.items():
+            if status != "succeeded" and rows > MAX_ERRORS:
+                yield f"... and {rows - MAX_ERRORS} more {status}: see {self._folder / RESULTS}"
+        if self.removed:
+            removed = count(self.removed, "row")
+            yield f"{removed} of earlier runs left the file: their images stay, the results leave them out"
+        counts = self._counted() or "none has ended"
+        yield f"{count(display.total or display.done, 'row')}: {counts}; {number(display.spent)} credits"
+        yield from self._advice(left, interrupted=interrupted)
+        shown = f"{self._folder / REPORT} shows them, " if reported else ""
+        yield f"{shown}{self._folder / RESULTS} lists them"
+
+    def _counted(self) -> str:
+        return ", ".join(f"{self._counts[status]} {status}" for status in STATUSES if self._counts[status])
+
+    def _advice(self, left: int, *, interrupted: bool) -> Iterator[str]:
+        counts = self._counts
+        if failed := counts["failed"] + counts["refused"]:
+            yield f"{count(failed, 'row')} failed: --retry-failed buys them again"
+        if counts["uncertain"]:
+            ledger = self._folder / LEDGER
+            resolve = f"nanobanana jobs resolve KEY --ledger {ledger} --as not-bought|buy-again|task-id [ID]"
+            yield (
+                f"{count(counts['uncertain'], 'row')} uncertain, perhaps bought, never sent again:"
+                f" check the gateway's own list of tasks, then `{resolve}`"
+            )
+        if self.cap_exceeded:
+            yield f"nanobanana: --max-credits was exceeded by {number(self.overspent)}: the price was not known before"
+            yield from (_above_estimate(event) for event in self._above_estimate[:MAX_ERRORS])
+        if self.stop_reason is not None:
+            yield f"nanobanana: the buying stopped: {self.stop_reason}"
+        if left and (interrupted or self.stop_reason is not None):
+            yield f"{count(left, 'row')} left: run the same command to continue"
+
+
+def _above_estimate(event: PriceAboveEstimate) -> str:
+    record, price = event.record, event.record.credits_used or Decimal(0)
+    prompt = "" if record.request is None else f" ({shorten(record.request.prompt, 40)})"
+    return (
+        f"job {record.key}{prompt} cost {number(price)}, {number(event.estimate)} were reserved:"
+        f" --expected-credits {plain_number(price)} reserves that for such jobs"
+    )

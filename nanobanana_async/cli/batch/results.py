@@ -1,0 +1,255 @@
+"""Read and write `results.jsonl`, with a line for each row that has ended, and check the images of each line."""
+
+import hashlib
+import json
+import os
+import re
+import secrets
+import stat
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from attrs import evolve, field, frozen
+
+from nanobanana_async.escaping import json_line
+from nanobanana_async.images.files import safe_name
+from nanobanana_async.images.manifest import NAME as MANIFEST
+from nanobanana_async.report import ReportRow
+
+IMAGES = "images"
+RESULTS = "results.jsonl"
+
+_NO_FOLLOW = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
+_LISTED = re.compile(rb"([0-9a-f]{64})  ((.+-\d\d)(?:-\d+)?\.[a-z]+)\n?")
+
+
+@frozen(kw_only=True)
+class Result:
+    """One line: the row as the report shows it, and the digests of its files."""
+
+    row: ReportRow
+    line: int = 0
+    """Where the row begins in its file."""
+    row_key: str | None = None
+    """The key given in the input file."""
+    sha256: tuple[str, ...] = ()
+    sizes: tuple[int, ...] = ()
+    saved_at: float | None = None
+    """When the files were last verified, in seconds since 1970."""
+
+    def to_json(self) -> str:
+        """Return the line without a newline."""
+        more = {
+            "line": self.line,
+            "row_key": self.row_key,
+            "sha256": self.sha256,
+            "bytes": self.sizes,
+            "saved_at": self.saved_at,
+        }
+        return f"{self.row.to_json()[:-1]}, {json_line(json.dumps(more))[1:]}"
+
+    @classmethod
+    def from_json(cls, line: bytes) -> "Result":
+        """Parse a line; raises ValueError for other content, such as a truncated line."""
+        row = ReportRow.from_json(line)
+        facts: dict[str, Any] = json.loads(line)
+        digests, sizes = facts.get("sha256") or (), facts.get("bytes") or ()
+        if not len(row.images) == len(digests) == len(sizes):
+            raise ValueError("not every image has a digest")
+        return cls(
+            row=row,
+            line=int(facts.get("line") or 0),
+            row_key=facts.get("row_key"),
+            sha256=tuple(map(str, digests)),
+            sizes=tuple(map(int, sizes)),
+            saved_at=facts.get("saved_at"),
+        )
+
+    def files_intact(self, folder: Path) -> bool:
+        """Return True if every image exists with the saved content.
+
+        A file of the right size that was not modified since it was saved is trusted; any other is hashed.
+        """
+        return all(map(self._is_intact, (folder / path for path in self.row.images), self.sha256, self.sizes))
+
+    def _is_intact(self, path: Path, digest: str, size: int) -> bool:
+        try:
+            seen = path.lstat()
+            if not stat.S_ISREG(seen.st_mode) or seen.st_size != size:
+                return False
+            return (self.saved_at is not None and seen.st_mtime <= self.saved_at) or _sha256(path) == digest
+        except OSError:
+            return False
+
+
+def with_files(result: Result, paths: Iterable[Path], folder: Path, now: datetime) -> Result:
+    """Return a result with its saved images; blocks while it hashes them."""
+    digests: list[str] = []
+    sizes: list[int] = []
+    images: list[str] = []
+    for path in paths:
+        sizes.append(path.stat().st_size)
+        digests.append(_sha256(path))
+        images.append(path.relative_to(folder).as_posix())
+    row = evolve(result.row, images=tuple(images))
+    return evolve(result, row=row, sha256=tuple(digests), sizes=tuple(sizes), saved_at=now.timestamp())
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@frozen
+class SavedImages:
+    """The images in the manifest of the folder: a killed run may have saved images without writing their line."""
+
+    _folder: Path
+    _names: dict[str, list[tuple[str, str]]] = field(repr=False)
+
+    @classmethod
+    def read(cls, folder: Path) -> "SavedImages":
+        """Read the manifest, which may be missing."""
+        names: dict[str, list[tuple[str, str]]] = {}
+        try:
+            with (folder / MANIFEST).open("rb") as file:
+                for line in file:
+                    if listed := _LISTED.fullmatch(line):
+                        digest, name, stem = (part.decode("utf-8", "replace") for part in listed.groups())
+                        names.setdefault(stem, []).append((name, digest))
+        except OSError:
+            pass
+        return cls(folder, names)
+
+    def images(self, key: str, indexes: Iterable[int]) -> list[Path] | None:
+        """Return the images of a job if all of them are intact, else None."""
+        found: list[Path] = []
+        for index in indexes:
+            candidates = self._names.get(safe_name(f"{key}-{index + 1:02d}"), [])
+            intact = (self._folder / name for name, digest in candidates if self._has_content(name, digest))
+            path = next(intact, None)
+            if path is None:
+                return None
+            found.append(path)
+        return found
+
+    def _has_content(self, name: str, digest: str) -> bool:
+        path = self._folder / name
+        try:
+            return stat.S_ISREG(path.lstat().st_mode) and _sha256(path) == digest
+        except OSError:
+            return False
+
+
+class Results:
+    """The results file. `begin` writes a new file beside the old one, `commit` replaces the old one; `add` appends."""
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / RESULTS
+        self._part = folder / f".nanobanana-{secrets.token_hex(8)}.jsonl.part"
+        self._offsets: dict[str, int] = {}
+        """Key -> offset of its line."""
+        self._size = 0
+        self._hash_sum = 0
+        """Sum of the hashes of all lines, which does not depend on their order."""
+        self._descriptor: int | None = None
+        self.committed = False
+        """Whether the file holds the results of this run."""
+
+    def __len__(self) -> int:
+        return len(self._offsets)
+
+    def __contains__(self, key: str) -> bool:
+        return key in self._offsets
+
+    def begin(self) -> None:
+        """Start the new file beside the old one."""
+        self._offsets, self._size, self._hash_sum = {}, 0, 0
+        self._descriptor = os.open(self._part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _NO_FOLLOW, 0o666)
+
+    def commit(self) -> bool:
+        """Replace the old file by the new one, to which further lines are appended.
+
+        Returns False if both have the same lines in any order; then the new file keeps the old modification time.
+        """
+        self.close()
+        changed = True
+        with suppress(FileNotFoundError), self.path.open("rb") as old:
+            changed = sum(map(hash, old)) != self._hash_sum
+            if not changed:
+                seen = os.fstat(old.fileno())
+                os.utime(self._part, ns=(seen.st_atime_ns, seen.st_mtime_ns))
+        os.replace(self._part, self.path)
+        self.committed = True
+        self._descriptor = os.open(self.path, os.O_WRONLY | os.O_APPEND | _NO_FOLLOW)
+        return changed
+
+    def add(self, result: Result) -> None:
+        """Append a line without buffering, so that a killed process loses none."""
+        if self._descriptor is None:
+            raise RuntimeError("add() must be called between begin() and close()")
+        line = f"{result.to_json()}\n".encode()
+        left = memoryview(line)
+        try:
+            while left:
+                left = left[os.write(self._descriptor, left) :]
+        except OSError:
+            os.ftruncate(self._descriptor, self._size)  # a partial line would corrupt the next one
+            raise
+        self._offsets[result.row.key] = self._size
+        self._size += len(line)
+        self._hash_sum += hash(line)
+
+    def get(self, key: str) -> Result | None:
+        """Return the result of a key from the file."""
+        offset = self._offsets.get(key)
+        return None if offset is None else next(read(self.path, [offset]), None)
+
+    def close(self) -> None:
+        """Flush the file to disk and close it; idempotent."""
+        descriptor, self._descriptor = self._descriptor, None
+        if descriptor is not None:
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+
+    def reorder(self, keys: Iterable[str]) -> None:
+        """Rewrite the file in the order of these keys."""
+        old, path = self._offsets, self.path
+        self.close()
+        self.begin()
+        for result in read(path, [old[key] for key in keys if key in old]):
+            self.add(result)
+        self.commit()
+
+    def discard(self) -> None:
+        """Remove the new file unless it was committed; idempotent."""
+        self.close()
+        self._part.unlink(missing_ok=True)
+
+
+def line_offsets(path: Path) -> dict[str, int]:
+    """Return the offset of each key's last line; the file may be missing or truncated."""
+    found: dict[str, int] = {}
+    try:
+        with path.open("rb") as file:
+            offset = 0
+            for line in file:
+                with suppress(ValueError):  # a truncated line of a killed process
+                    found[Result.from_json(line).row.key] = offset
+                offset += len(line)
+    except FileNotFoundError:
+        pass
+    return found
+
+
+def read(path: Path, offsets: Iterable[int]) -> Iterator[Result]:
+    """Yield the results at these offsets of the file."""
+    with path.open("rb") as file:
+        for offset in offsets:
+            file.seek(offset)
+            yield Result.from_json(file.readline())

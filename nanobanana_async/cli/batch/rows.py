@@ -1,0 +1,159 @@
+"""Build the result of a row from its ledger record and its outcome in this run."""
+
+import asyncio
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from typing import Any
+
+from attrs import evolve
+
+from nanobanana_async import ConfigurationError, Gateway, IdempotencyConflict, Outcome
+from nanobanana_async.batch.rows import RowInput
+from nanobanana_async.cli.batch.input_file import FIELDS, FileRow
+from nanobanana_async.cli.batch.results import Result, Results
+from nanobanana_async.errors import NanoBananaError
+from nanobanana_async.jobs import JobRecord, JobState
+from nanobanana_async.models import ImageRequest, same_request, with_model
+from nanobanana_async.report import ReportRow, Status
+
+_STATUSES: dict[JobState, Status] = {
+    JobState.SUCCEEDED: "succeeded",
+    JobState.FAILED: "failed",
+    JobState.REFUSED: "refused",
+    JobState.UNCERTAIN: "uncertain",
+}
+
+# Refusals caused by the row itself: the same row would be refused again. Others were temporary.
+_PERMANENT_REFUSALS = frozenset({"InvalidRequest", "PromptBlocked", "IdempotencyConflict"})
+
+YIELD_EVERY = 200  # rows skipped before other tasks get a turn
+
+
+class PendingRows:
+    """The rows without a result, as an async iterable for `generate_many`."""
+
+    def __init__(self, rows: Iterator[FileRow], results: Results) -> None:
+        self._rows = rows
+        self._results = results
+
+    def __aiter__(self) -> "PendingRows":
+        return self
+
+    async def __anext__(self) -> RowInput:
+        for number, row in enumerate(self._rows, 1):
+            if row.error is not None:
+                raise ConfigurationError(f"line {row.line}: {row.error} (the file changed during the run)")
+            if row.key not in self._results:
+                return row.item
+            if number % YIELD_EVERY == 0:
+                await asyncio.sleep(0)
+        raise StopAsyncIteration
+
+    def close(self) -> None:
+        """Close the file."""
+        close = getattr(self._rows, "close", None)
+        if close is not None:
+            close()
+
+
+def is_same(row: FileRow, record: JobRecord, gateway: Gateway) -> bool:
+    """Return True if the record is of this row: its key may have been used for another request or model."""
+    if row.request is None or record.request is None:
+        return False
+    return same_request(with_model(row.request, gateway.model), record.request)
+
+
+def is_over(record: JobRecord, *, retry_failed: bool) -> bool:
+    """Return True if a row without images is not bought again."""
+    match record.state:
+        case JobState.UNCERTAIN:
+            return True
+        case JobState.FAILED:
+            return not retry_failed
+        case JobState.REFUSED:
+            return not retry_failed and record.failure is not None and record.failure.kind in _PERMANENT_REFUSALS
+        case _:
+            return False
+
+
+def result_from_record(row: FileRow, record: JobRecord, gateway: Gateway) -> Result:
+    """Return the result of a row from its record."""
+    error_kind, error = _error(record)
+    sent = record.first_sent_at is not None or record.running_since is not None
+    report = evolve(
+        unfinished(row),
+        status=_STATUSES.get(record.state, "unfinished"),
+        settings=_settings(row.request, record.model),
+        credits=record.credits,
+        task_id=record.task_id,
+        error=error,
+        error_kind=error_kind,
+        created_at=_utc(record.created_at),
+        sent_at=_utc(record.may_run_since) if sent else None,
+        ended_at=_utc(record.ended_at),
+        slots=1 if row.request is None else gateway.slots_for(row.request),
+    )
+    return Result(row=report, line=row.line, row_key=row.own_key)
+
+
+def result_from_outcome(row: FileRow, outcome: Outcome, record: JobRecord | None, gateway: Gateway) -> Result:
+    """Return the result of a row that has just ended."""
+    if record is None or not is_same(row, record, gateway):
+        result = Result(row=unfinished(row), line=row.line, row_key=row.own_key)
+    else:
+        result = result_from_record(row, record, gateway)
+    error = outcome.error
+    if error is None:
+        return result
+    if isinstance(error, IdempotencyConflict) and error.status is None:  # raised by the library: the row was never sent
+        return _with_error(result, error, "invalid")
+    if outcome.result is not None or result.row.error is None:  # bought but not saved, or still running
+        return _with_error(result, error, "unfinished" if record is not None else "invalid")
+    return result
+
+
+def unfinished(row: FileRow) -> ReportRow:
+    """Return a row without a result."""
+    prompt = "" if row.request is None else row.request.prompt
+    settings = _settings(row.request, None)
+    return ReportRow(
+        index=row.index, key=row.key, status="unfinished", prompt=prompt, settings=settings, metadata=row.metadata
+    )
+
+
+def at_new_position(result: Result, row: FileRow) -> Result:
+    """Return a result with the current position of its row, which moves when lines are inserted before it."""
+    report = evolve(result.row, index=row.index, metadata=row.metadata)
+    return evolve(result, row=report, line=row.line, row_key=row.own_key)
+
+
+def _with_error(result: Result, error: NanoBananaError, status: Status) -> Result:
+    return evolve(result, row=evolve(result.row, status=status, error=str(error), error_kind=type(error).__name__))
+
+
+def _error(record: JobRecord) -> tuple[str | None, str | None]:
+    failure = record.failure
+    message = "the gateway gave no reason" if failure is None else failure.message
+    match record.state:
+        case JobState.FAILED:
+            return "JobFailed", message
+        case JobState.REFUSED:
+            return "GatewayError" if failure is None else failure.kind, message
+        case JobState.UNCERTAIN:
+            suffix = "" if failure is None else f": {message}"
+            return "JobUncertain", f"the job may have been bought{suffix}"
+        case _:
+            return None, None
+
+
+def _settings(request: ImageRequest | None, model: str | None) -> dict[str, Any]:
+    """Return the given fields of a request except the prompt, and the model that was used."""
+    if request is None:
+        return {}
+    default = ImageRequest(request.prompt)
+    given = {name: getattr(request, name) for name in FIELDS[1:] if getattr(request, name) != getattr(default, name)}
+    return given if model is None else {**given, "model": model}
+
+
+def _utc(when: datetime | None) -> datetime | None:
+    return None if when is None else when.astimezone(UTC)

@@ -1,0 +1,318 @@
+"""Run a batch: load finished rows, buy the rest, and write the result of each row as it ends."""
+
+import asyncio
+from datetime import UTC, datetime
+from decimal import Decimal
+from pathlib import Path
+
+import anyio.to_thread
+from attrs import evolve, frozen
+from rich.console import Console
+
+from nanobanana_async import (
+    Batch,
+    BatchStopped,
+    ConcurrencyPolicy,
+    ConfigurationError,
+    Gateway,
+    JobState,
+    LedgerError,
+    NanoBananaError,
+    Outcome,
+    Session,
+    SqliteLedger,
+)
+from nanobanana_async.batch.rows import key_prefix
+from nanobanana_async.cli.batch.display import BatchDisplay
+from nanobanana_async.cli.batch.folder import LEDGER, REPORT, BatchFolder, unwritable
+from nanobanana_async.cli.batch.input_file import FileRow, InputFile
+from nanobanana_async.cli.batch.output import BatchSummary, StdoutLines
+from nanobanana_async.cli.batch.results import (
+    IMAGES,
+    RESULTS,
+    Result,
+    Results,
+    SavedImages,
+    line_offsets,
+    read,
+    with_files,
+)
+from nanobanana_async.cli.batch.rows import (
+    YIELD_EVERY,
+    PendingRows,
+    at_new_position,
+    is_over,
+    is_same,
+    result_from_outcome,
+    result_from_record,
+    unfinished,
+)
+from nanobanana_async.cli.batch.run_report import RunReport
+from nanobanana_async.cli.generate import missing_images
+from nanobanana_async.cli.signals import StopSignals
+from nanobanana_async.jobs import with_indexes
+
+OK, FAILED, STOPPED, INTERRUPTED = 0, 1, 3, 130
+
+TICK_S = 0.25
+REPORT_S, REPORT_SHARE = 30.0, 20  # seconds between two reports, at least this many times the time to write one
+
+
+@frozen(kw_only=True)
+class Plan:
+    """The options of a run."""
+
+    file: InputFile
+    total: int
+    folder: Path
+    max_credits: Decimal | None = None
+    expected_credits: Decimal | None = None
+    max_jobs: int | None = None
+    retry_failed: bool = False
+    ordered: bool = False
+
+
+class Run:
+    """Execute a plan in a locked folder."""
+
+    def __init__(self, plan: Plan, gateway: Gateway, folder: BatchFolder, console: Console) -> None:
+        self._plan = plan
+        self._gateway = gateway
+        self._folder = folder.path
+        clock = asyncio.get_running_loop().time
+        self._display = BatchDisplay(plan.total, console, clock, max_credits=plan.max_credits)
+        self._results = Results(folder.path)
+        self._ledger = SqliteLedger(folder.path / LEDGER)
+        self._stdout = StdoutLines()
+        self._summary = BatchSummary(folder.path)
+        self._signals = StopSignals(self._display)
+        self._saved_images: SavedImages | None = None
+        self._changed = False
+        self._report = RunReport(folder.path, plan.file, gateway, self._results, lambda: self._signals.cancelled)
+        self._finalize_error: NanoBananaError | None = None
+        """Why the results or the report could not be finalized."""
+
+    async def run(self) -> int:
+        """Run the batch and return the exit code."""
+        with self._display, self._signals:
+            try:
+                await self._work()
+                await self._finalize()
+            except asyncio.CancelledError:
+                if not self._signals.cancelled:
+                    raise
+                self._signals.uncancel()
+            except BaseExceptionGroup as group:
+                raise group.exceptions[0] from None
+            finally:
+                self._results.discard()
+        return self._exit_code()
+
+    async def _work(self) -> None:
+        session = Session(
+            self._gateway,
+            ledger=self._ledger,
+            concurrency=ConcurrencyPolicy(max_jobs=self._plan.max_jobs),
+            observers=[self._display, self._report.recorder, self._summary.observe],
+            trust_env=True,
+        )
+        try:
+            (self._folder / IMAGES).mkdir(exist_ok=True)
+            await session.open()
+        except OSError as error:
+            raise unwritable(self._folder, error) from None
+        except LedgerError as error:
+            raise ConfigurationError(str(error)) from None
+        try:
+            await self._load_finished()
+            if not self._signals.stop_requested.is_set():
+                await self._buy(session)
+                await self._compare_with_cap()
+        except OSError as error:
+            raise unwritable(self._folder, error) from None
+        finally:
+            self._display.phase = "closing"
+            await session.aclose()
+            self._display.stats = session.stats()
+
+    async def _load_finished(self) -> None:
+        """Start the new results file with every row that has already ended."""
+        old_offsets = line_offsets(self._results.path)
+        self._results.begin()
+        for row in self._plan.file.rows(self._gateway):
+            if row.error is not None:
+                raise ConfigurationError(f"{self._plan.file.title}, line {row.line}: {row.error}")
+            result = await self._finished(row, old_offsets.pop(row.key, None))
+            if result is not None:
+                self._results.add(result)
+                self._summary.add(result)
+                self._display.add_finished(result.row.status)
+                self._stdout.add(result, self._folder)
+            if row.index % YIELD_EVERY == 0:
+                self._display.tick(None)
+                await self._stdout.flush()
+            if self._signals.stop_requested.is_set():
+                return
+        await self._stdout.flush()
+        self._summary.removed = len(old_offsets)
+        self._changed = self._results.commit()
+        self._summary.finished_before = len(self._results)
+        if self._summary.finished_before:
+            self._display.say(self._summary.beginning())
+        self._display.spent_before = await self._ledger.spent(key_prefix(self._plan.file.batch))
+
+    async def _finished(self, row: FileRow, offset: int | None) -> Result | None:
+        """Return the result of a row that has ended; None if something is left to do for it."""
+        old = None if offset is None else next(read(self._results.path, [offset]), None)
+        intact = (
+            old is not None
+            and old.row.status == "succeeded"
+            and bool(old.row.images)
+            and old.files_intact(self._folder)
+        )
+        if old is not None and intact and row.own_key is None:  # a derived key identifies the request
+            return at_new_position(old, row)
+        record = await self._ledger.find(row.key)
+        if record is None:  # pruned
+            same = old is not None and old.row.prompt == unfinished(row).prompt
+            return at_new_position(old, row) if old is not None and intact and same else None
+        if not is_same(row, record, self._gateway):
+            return None  # the batch will report the conflict
+        if record.state is not JobState.SUCCEEDED:
+            done = is_over(record, retry_failed=self._plan.retry_failed)
+            return result_from_record(row, record, self._gateway) if done else None
+        if old is not None and intact and record.task_id == old.row.task_id:
+            return at_new_position(old, row)
+        self._saved_images = self._saved_images or SavedImages.read(self._folder / IMAGES)
+        paths = self._saved_images.images(row.key, (index for index, _ in with_indexes(record.images, record.missing)))
+        return (
+            with_files(result_from_record(row, record, self._gateway), paths, self._folder, _now()) if paths else None
+        )
+
+    async def _buy(self, session: Session) -> None:
+        plan = self._plan
+        self._display.phase = ""
+        pending = PendingRows(plan.file.rows(self._gateway), self._results)
+        try:
+            async with (
+                asyncio.TaskGroup() as group,
+                session.generate_many(
+                    pending,
+                    batch=plan.file.batch,
+                    ordered=plan.ordered,
+                    save_to=self._folder / IMAGES,
+                    max_credits=plan.max_credits,
+                    expected_credits=plan.expected_credits,
+                    retry_failed=plan.retry_failed,
+                ) as batch,
+            ):
+                coroutines = (self._tick(session), self._stop_on_signal(batch), self._write_reports(batch))
+                background = [group.create_task(coroutine) for coroutine in coroutines]
+                try:
+                    async for outcome in batch:
+                        await self._on_outcome(batch, outcome)
+                except BatchStopped as stopped:
+                    self._summary.stop_reason = self._summary.stop_reason or stopped.cause
+                for task in background:
+                    task.cancel()
+        finally:
+            pending.close()
+
+    async def _compare_with_cap(self) -> None:
+        """Check whether prices above their estimates have exceeded the cap."""
+        cap = self._plan.max_credits
+        if cap is not None:
+            spent = await self._ledger.spent(key_prefix(self._plan.file.batch))
+            self._summary.overspent = max(Decimal(0), spent - cap)
+
+    async def _on_outcome(self, batch: Batch, outcome: Outcome) -> None:
+        try:
+            await self._write_result(outcome)
+            await self._stdout.flush()
+        except OSError as error:  # the next run finds the row in the ledger, and its images in the folder
+            await self._stop(batch, unwritable(self._folder, error, RESULTS))
+        except ConfigurationError as error:  # stdout can't be written
+            await self._stop(batch, error)
+
+    async def _stop(self, batch: Batch, reason: NanoBananaError) -> None:
+        """Stop buying, because results can't be written; collect the running jobs."""
+        self._summary.stop_reason = self._summary.stop_reason or reason
+        self._display.phase = "collecting running jobs"
+        await batch.aclose()
+
+    async def _write_result(self, outcome: Outcome) -> None:
+        row: FileRow = outcome.metadata
+        result = result_from_outcome(row, outcome, await self._ledger.find(row.key), self._gateway)
+        if outcome.saved:
+            try:
+                result = await anyio.to_thread.run_sync(with_files, result, outcome.saved, self._folder, _now())
+            except OSError as error:  # another program moved or removed an image
+                report = evolve(result.row, status="unfinished", error=str(error), error_kind=type(error).__name__)
+                result = evolve(result, row=report)
+        self._results.add(result)
+        self._changed = True
+        self._summary.add(result)
+        self._display.ended(result.row.status, result.row.prompt, result.row.error)
+        if outcome.result is not None and outcome.result.missing:
+            self._display.say(f"row {row.own_key or outcome.index + 1}: {missing_images(outcome.result)}")
+        self._stdout.add(result, self._folder)
+
+    async def _tick(self, session: Session) -> None:
+        while True:
+            self._display.tick(session.stats())
+            await asyncio.sleep(TICK_S)
+
+    async def _stop_on_signal(self, batch: Batch) -> None:
+        await self._signals.stop_requested.wait()
+        self._display.phase = "collecting running jobs"
+        await batch.aclose()
+
+    async def _write_reports(self, batch: Batch) -> None:
+        clock, pause_s = asyncio.get_running_loop().time, REPORT_S
+        while True:
+            await asyncio.sleep(pause_s)
+            began_at = clock()
+            try:
+                await self._report.write()
+            except ConfigurationError as error:
+                await self._stop(batch, error)
+            pause_s = max(REPORT_S, REPORT_SHARE * (clock() - began_at))
+
+    async def _finalize(self) -> None:
+        """Write the final results and report; nothing is bought any more."""
+        try:
+            await self._finish_results()
+        except OSError as error:
+            self._finalize_error = unwritable(self._folder, error)
+        except ConfigurationError as error:
+            self._finalize_error = error
+
+    async def _finish_results(self) -> None:
+        if self._plan.ordered and self._summary.finished_before and self._results.committed:
+            rows = self._plan.file.rows(self._gateway)
+            await anyio.to_thread.run_sync(self._results.reorder, [row.key for row in rows])
+        self._results.close()
+        if not self._changed and self._report.is_newer_than_the_results():
+            self._report.written = True  # keep the page of the last run, which has its charts
+        elif self._results.committed:
+            self._display.phase = f"writing {REPORT}"
+            await self._report.write()
+
+    def _exit_code(self) -> int:
+        """Print the summary and return the exit code."""
+        display, left = self._display, self._plan.total - len(self._results)
+        interrupted = self._signals.cancelled or (self._signals.stop_requested.is_set() and left > 0)
+        for line in self._summary.ending(display, left, interrupted=interrupted, reported=self._report.written):
+            display.say(line)
+        if interrupted:
+            return INTERRUPTED
+        if self._summary.stop_reason is not None or self._summary.cap_exceeded:
+            return STOPPED
+        if self._finalize_error is not None:
+            display.say(f"nanobanana: {self._finalize_error}")
+            return FAILED
+        return OK if display.counts["succeeded"] == display.done else FAILED
+
+
+def _now() -> datetime:
+    return datetime.now(UTC)

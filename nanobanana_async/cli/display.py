@@ -1,0 +1,96 @@
+"""Show progress on stderr from the session's events: a live display on a terminal, a line per job elsewhere."""
+
+from collections import Counter
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from nanobanana_async.escaping import one_line
+from nanobanana_async.events import Event, JobStateChanged
+from nanobanana_async.jobs import TERMINAL_STATES, JobRecord, JobState
+
+_MARKS: dict[JobState, tuple[str, str]] = {
+    JobState.PENDING: ("·", "dim"),
+    JobState.SUBMITTING: ("^", "cyan"),
+    JobState.RUNNING: ("~", "yellow"),
+    JobState.SUCCEEDED: ("#", "green"),
+    JobState.FAILED: ("x", "red"),
+    JobState.REFUSED: ("x", "red"),
+    JobState.UNCERTAIN: ("?", "magenta"),
+    JobState.WITHDRAWN: ("-", "dim"),
+}
+_ENDED = TERMINAL_STATES | {JobState.UNCERTAIN}
+
+
+class JobsDisplay:
+    """The number of jobs in each state: an observer of the session, and a context manager that shows the display."""
+
+    def __init__(self, total: int, console: Console) -> None:
+        self.total = total
+        self.console = console
+        self.records: dict[str, JobRecord] = {}
+        self._live = Live(console=console, get_renderable=self._render, transient=True)
+
+    def __enter__(self) -> Self:
+        if self.console.is_terminal:
+            self._live.start(refresh=True)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._live.stop()
+
+    def __call__(self, event: Event) -> None:
+        """Update the display from an event."""
+        if not isinstance(event, JobStateChanged):
+            return
+        self.records[event.record.key] = event.record
+        # A single job needs no progress line: its result or error is printed anyway.
+        if event.record.state in _ENDED and self.total > 1 and not self.console.is_terminal:
+            self._say(event.record)
+
+    @property
+    def done(self) -> int:
+        """Number of jobs that have ended."""
+        return sum(record.state in _ENDED for record in list(self.records.values()))
+
+    @property
+    def running_task_ids(self) -> list[str]:
+        """Task ids of the jobs that are paid for and still run."""
+        return [
+            record.task_id
+            for record in list(self.records.values())
+            if record.state is JobState.RUNNING and record.task_id is not None
+        ]
+
+    def _say(self, record: JobRecord) -> None:
+        prompt = "" if record.request is None else record.request.prompt
+        line = f"{self.done}/{self.total} {record.state.value}: {shorten(prompt)}"
+        self.console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+    def _render(self) -> RenderableType:
+        # rich draws in another thread: `list` copies atomically.
+        states = [record.state for record in list(self.records.values())]
+        counts = Counter(states)
+        marks = Text.assemble(*(_MARKS[state] for state in states), (" " * (self.total - len(states)), ""))
+        facts = Text(
+            f"{counts[JobState.PENDING]} waiting, {counts[JobState.SUBMITTING]} being sent, "
+            f"{counts[JobState.RUNNING]} running, {counts[JobState.SUCCEEDED]} done",
+            style="dim",
+        )
+        bar = Table.grid(padding=(0, 1))
+        bar.add_row(ProgressBar(total=self.total, completed=self.done, width=40), f"{self.done}/{self.total}")
+        return Group(bar, marks, facts)
+
+
+def shorten(prompt: str, limit: int = 60) -> str:
+    """Return a prompt on one line, truncated."""
+    # Escape the beginning only: a prompt, or a message that quotes it, may have megabytes.
+    line = one_line(prompt.lstrip()[: 100 * limit])
+    return line if len(line) <= limit else f"{line[: limit - 3]}..."

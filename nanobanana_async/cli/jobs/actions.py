@@ -1,0 +1,321 @@
+"""The actions of `nanobanana jobs`: read a ledger, resume jobs, resolve one, hand jobs over, prune."""
+
+import asyncio
+import re
+import sys
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from datetime import datetime
+from decimal import Decimal
+from pathlib import Path
+
+from attrs import frozen
+from rich.console import Console
+
+from nanobanana_async import (
+    ConfigurationError,
+    Gateway,
+    GenerationResult,
+    Job,
+    JobState,
+    LedgerError,
+    NanoBananaError,
+    Session,
+    SqliteLedger,
+)
+from nanobanana_async.cli.display import JobsDisplay
+from nanobanana_async.cli.generate import Interrupted, link_of, missing_images
+from nanobanana_async.escaping import exact, one_line
+from nanobanana_async.formatting import count, number
+from nanobanana_async.gateways.base import validate_account
+from nanobanana_async.jobs import JobRecord, account_conflict, named_account
+
+PRICE_SAMPLE = 1000
+"""Number of finished jobs that are read to find what a job costs."""
+
+Prices = Mapping[str, Decimal]
+"""The cost of the last job of each price class."""
+
+
+def require_ledger(path: Path) -> None:
+    """Raise `ConfigurationError` if the file is missing or empty, so that a typo does not create an empty ledger."""
+    file = path.expanduser()
+    if not file.is_file():
+        raise ConfigurationError(f"ledger {path}: no such file: set --ledger or NANOBANANA_LEDGER")
+    if not file.stat().st_size:
+        raise ConfigurationError(f"ledger {path}: the file is empty, not a ledger")
+
+
+@asynccontextmanager
+async def open_read_only(path: Path) -> AsyncIterator[SqliteLedger]:
+    """Open an existing ledger read-only; raises `ConfigurationError` if it can't be read."""
+    require_ledger(path)
+    ledger = SqliteLedger(path, read_only=True)
+    try:
+        await ledger.open()
+        try:
+            yield ledger
+        finally:
+            await ledger.aclose()
+    except LedgerError as error:
+        raise ConfigurationError(str(error)) from error
+
+
+async def find_job(ledger: SqliteLedger, key: str) -> JobRecord:
+    """Return the job with this key; raises `ConfigurationError` if there is none."""
+    record = await ledger.find(key)
+    if record is None:
+        raise ConfigurationError(f"no job {key!r} in ledger {ledger.path}")
+    return record
+
+
+@frozen
+class Unfinished:
+    """The unfinished jobs of a gateway's account that no session follows."""
+
+    records: Sequence[JobRecord]
+    other_accounts: int
+    """Number of such jobs of other accounts."""
+    price: str
+    """The expected cost of the unsent jobs, as text."""
+
+    @property
+    def unsent(self) -> int:
+        """Number of jobs that were never sent."""
+        return sum(record.state is JobState.PENDING for record in self.records)
+
+
+async def find_unfinished(path: Path, gateway: Gateway) -> Unfinished:
+    """Return the jobs that can be resumed."""
+    async with open_read_only(path) as ledger:
+        records = [record async for record in ledger.unfinished(gateway.account)]
+        other_accounts = (await ledger.count_unowned()).total() - len(records)
+        prices = await prices_in(ledger, gateway)
+    costs = [_price(gateway, prices, record) for record in records if record.state is JobState.PENDING]
+    amounts = [cost for cost in costs if cost is not None]
+    price = "their price is unknown: no job of their class has ended in this ledger"
+    if len(amounts) == len(costs):
+        price = f"about {number(sum(amounts, Decimal(0)))} credits, at the last price of their class"
+    return Unfinished(records, max(0, other_accounts), price)
+
+
+async def resume(path: Path, gateway: Gateway, unfinished: Unfinished, *, buy: bool, console: Console) -> int:
+    """Follow unfinished jobs to their end and print each result; return 0, or 1 if a job did not succeed."""
+    selected = [record for record in unfinished.records if buy or record.state is not JobState.PENDING]
+    display = JobsDisplay(len(selected), console)
+    display.records = {record.key: record for record in selected}
+    printer = ResultPrinter(display)
+    try:
+        async with Session(gateway, ledger=path, observers=[display], trust_env=True) as session:
+            with display:
+                jobs = await session.resume(buy=buy)
+                keys = {job.key for job in jobs}  # another session may have adopted some
+                display.total = len(jobs)
+                display.records = {key: record for key, record in display.records.items() if key in keys}
+                async with asyncio.TaskGroup() as group:
+                    for job in jobs:
+                        group.create_task(printer.follow(job))
+    except asyncio.CancelledError:
+        raise Interrupted("interrupted; `nanobanana jobs resume` continues the unfinished jobs") from None
+    except ExceptionGroup as group:  # such as a closed stdout
+        raise group.exceptions[0] from None
+    if not jobs:
+        printer.note("no jobs to resume")
+    if unfinished.unsent and not buy:
+        printer.note(f"{count(unfinished.unsent, 'job')} never sent: --buy buys them")
+    if unfinished.other_accounts:
+        advice = "resume them with their API keys, or after a change of key: `nanobanana jobs hand-over`"
+        printer.note(f"{count(unfinished.other_accounts, 'job')} of other accounts left: {advice}")
+    return printer.code
+
+
+async def find_resolvable(path: Path, key: str, *, buy_again: bool) -> JobRecord:
+    """Return a job that can be resolved by hand; raises `ConfigurationError` if it can't."""
+    async with open_read_only(path) as ledger:
+        record = await find_job(ledger, key)
+        followed = await ledger.is_owned(key)
+        if record.state is JobState.UNCERTAIN or (buy_again and record.state is JobState.FAILED):
+            return record
+        if record.state is JobState.RUNNING and not followed:  # the session checks whether the gateway knows its task
+            return record
+        why = "there is nothing to resolve"
+        if followed:
+            why = "a running session follows it: there is nothing to resolve"
+        elif record.state in (JobState.PENDING, JobState.SUBMITTING):
+            why = "`nanobanana jobs resume` continues it"
+    raise ConfigurationError(f"job {key} is {record.state.value}: {why}")
+
+
+async def describe_effect(path: Path, gateway: Gateway, record: JobRecord, decision: str, task_id: str | None) -> str:
+    """Return what resolving the job in this way means, and what it costs."""
+    if record.account != gateway.account:
+        raise ConfigurationError(account_conflict(record, gateway.name, gateway.account), key=record.key)
+    if decision == "not-bought":
+        return f"Job {record.key} will be recorded as not bought. If it was bought, its images are lost."
+    if decision == "task-id":
+        return f"Job {record.key} will be recorded as bought as task {task_id}, and followed. Nothing is bought."
+    async with open_read_only(path) as ledger:
+        cost = _price(gateway, await prices_in(ledger, gateway), record)
+    price = "Its price is unknown: no job of its class has ended in this ledger."
+    if cost is not None:
+        price = f"The last job of its class cost {number(cost)} credits."
+    risk = "" if record.state is JobState.FAILED else " If it was already bought, this is a second payment."
+    return f"Job {record.key} will be bought again, under another idempotency key.{risk} {price}"
+
+
+@frozen(kw_only=True)
+class Decision:
+    """How the user resolves a job: bought as this task, to be bought again, or neither: it was not bought."""
+
+    key: str
+    task_id: str | None
+    buy_again: bool
+
+
+async def resolve(path: Path, gateway: Gateway, decision: Decision, *, wait: bool, console: Console) -> int:
+    """Resolve a job. Unless it was not bought, follow it to its end, or without `wait` until it is accepted."""
+    not_bought = decision.task_id is None and not decision.buy_again
+    display = JobsDisplay(1, console)
+    printer = ResultPrinter(display, one=True)
+    try:
+        async with Session(gateway, ledger=path, observers=[display], trust_env=True) as session:
+            with display:
+                job = await session.resolve(
+                    decision.key, task_id=decision.task_id, buy_again=decision.buy_again, not_bought=not_bought
+                )
+                if wait and not not_bought:
+                    await printer.follow(job)
+                elif not not_bought:
+                    await printer.accepted(job)
+    except asyncio.CancelledError:
+        raise Interrupted("interrupted; `nanobanana jobs` shows its state") from None
+    if not_bought:
+        printer.note(f"job {job.key} is {job.state.value}")
+    return printer.code
+
+
+@frozen(kw_only=True)
+class HandOver:
+    """All jobs of one account that are given to another."""
+
+    gateway: str
+    old: str
+    new: str
+    count: int
+
+
+async def plan_hand_over(path: Path, gateway: Gateway, old: str | None, new: str | None) -> HandOver:
+    """Return the jobs to hand over; raises `ConfigurationError` if the accounts are unclear."""
+    async with open_read_only(path) as ledger:
+        counts = await ledger.accounts()
+    target = gateway.account if new is None else _account(gateway, new)
+    jobs_of = {account: jobs for (name, account), jobs in counts.items() if name == gateway.name}
+    others = {account: jobs for account, jobs in jobs_of.items() if account != target}
+    listed = ", ".join(f"{account} ({count(jobs, 'job')})" for account, jobs in others.items()) or "none"
+    if old is not None:
+        source = _account(gateway, old)
+    elif len(others) == 1:
+        source = next(iter(others))
+    else:
+        raise ConfigurationError(f"pass --from: other accounts of {gateway.name} in ledger {path}: {listed}")
+    if source not in others:
+        raise ConfigurationError(f"ledger {path}: account {source} has no jobs for {target}; other accounts: {listed}")
+    return HandOver(gateway=gateway.name, old=source, new=target, count=others[source])
+
+
+def _account(gateway: Gateway, text: str) -> str:
+    """Return the ledger's form of an account, from that form or the plain name."""
+    if re.fullmatch("[0-9a-f]{24}", text):  # a fingerprint
+        return text
+    name = validate_account(text.removeprefix(f"{gateway.name}:"), gateway.api_key)
+    if not name:
+        raise ConfigurationError("the account's name is empty")
+    return named_account(gateway.name, name)
+
+
+async def hand_over(path: Path, plan: HandOver) -> int:
+    """Give the jobs of one account to another and return their number."""
+    ledger = SqliteLedger(path)
+    await ledger.open()
+    try:
+        return await ledger.hand_over(plan.gateway, plan.old, plan.new)
+    finally:
+        await ledger.aclose()
+
+
+async def prunable(path: Path, before: datetime) -> int:
+    """Return the number of jobs that ended before a moment."""
+    async with open_read_only(path) as ledger:
+        return await ledger.prunable(before)
+
+
+async def prune(path: Path, before: datetime) -> int:
+    """Delete jobs that ended before a moment and return their number."""
+    ledger = SqliteLedger(path)
+    await ledger.open()
+    try:
+        return await ledger.prune(before)
+    finally:
+        await ledger.aclose()
+
+
+class ResultPrinter:
+    """Print the results of jobs as they end: images on stdout, the rest on stderr above the display.
+
+    With `one`, for a single job, the lines omit its key.
+    """
+
+    def __init__(self, display: JobsDisplay, *, one: bool = False) -> None:
+        self.code = 0
+        self._display = display
+        self._one = one
+        # Keep the real stdout: the live display redirects it to stderr.
+        self._out = sys.stdout
+
+    async def follow(self, job: Job) -> None:
+        """Wait for the job's end and print its result or error."""
+        try:
+            self._print_result(await job)
+        except NanoBananaError as error:
+            self._print_error(job, error)
+
+    async def accepted(self, job: Job) -> None:
+        """Wait until the gateway has accepted the job, and print its task id."""
+        try:
+            self.note(f"task {await job.accepted()}: `nanobanana jobs resume` follows it")
+        except NanoBananaError as error:
+            self._print_error(job, error)
+
+    def note(self, sentence: str) -> None:
+        """Print a line on stderr."""
+        self._display.console.print(one_line(sentence), markup=False, highlight=False, soft_wrap=True, emoji=False)
+
+    def _print_error(self, job: Job, error: NanoBananaError) -> None:
+        self.code = 1
+        prefix = "" if self._one else f"{job.key}: "
+        self.note(f"nanobanana: {prefix}{' '.join(str(error).split())}")
+
+    def _print_result(self, result: GenerationResult) -> None:
+        terminal = self._out.isatty()
+        for image in result.images:
+            url = link_of(image, terminal=terminal)
+            cells = [url] if self._one else [result.key, url]
+            if terminal and self._display.console.is_terminal:
+                self.note("  ".join(cells))
+            else:
+                print("\t".join(map(exact, cells)), file=self._out, flush=True)
+        if result.missing:
+            self.note(f"nanobanana: {'' if self._one else f'{result.key}: '}{missing_images(result)}")
+
+
+async def prices_in(ledger: SqliteLedger, gateway: Gateway) -> Prices:
+    """Return the cost of the last job of each price class (`Gateway.price_class`)."""
+    prices: dict[str, Decimal] = {}
+    async for record in ledger.jobs(JobState.SUCCEEDED, PRICE_SAMPLE):
+        if record.request is not None and record.gateway == gateway.name and record.credits is not None:
+            prices.setdefault(gateway.price_class(record.request), record.credits)
+    return prices
+
+
+def _price(gateway: Gateway, prices: Prices, record: JobRecord) -> Decimal | None:
+    return None if record.request is None else prices.get(gateway.price_class(record.request))

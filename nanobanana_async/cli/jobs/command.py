@@ -1,0 +1,309 @@
+"""`nanobanana jobs`: list and show the jobs of a ledger, resume, resolve, hand over and prune them."""
+
+import asyncio
+import sys
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated, Literal, get_args
+
+from attrs import frozen
+from cyclopts import App, Parameter
+from rich.console import Console
+
+from nanobanana_async import ConfigurationError, Gateway, JobState
+from nanobanana_async.cli.jobs import actions
+from nanobanana_async.cli.jobs import format as job_format
+from nanobanana_async.escaping import one_line
+from nanobanana_async.formatting import count, local_time
+from nanobanana_async.gateways import registry
+from nanobanana_async.validators import as_count
+
+LedgerFile = Annotated[Path, Parameter(name="--ledger", env_var="NANOBANANA_LEDGER")]
+Name = registry.GatewayName
+GatewayName = Annotated[Name | None, Parameter(env_var="NANOBANANA_GATEWAY")]
+BaseUrl = Annotated[str | None, Parameter(env_var="NANOBANANA_BASE_URL")]
+Yes = Annotated[bool, Parameter(name=["--yes", "-y"], negative=())]
+Flag = Annotated[bool, Parameter(negative=())]
+
+GatewayFinder = Callable[[Name | None, str | None], Gateway]
+"""Returns the gateway that options and environment select."""
+
+DEFAULT_LEDGER = Path("jobs.sqlite")
+MAX_ROWS = 50  # on a terminal; a pipe gets all
+
+OK, FAILED = 0, 1
+
+
+def job_commands(find_gateway: GatewayFinder) -> App:
+    """Return the command group."""
+    commands = _Commands(find_gateway)
+    group = App(name="jobs", default_command=commands.jobs)
+    for command in (commands.show, commands.resume, commands.resolve, commands.hand_over, commands.prune):
+        group.command(command)
+    return group
+
+
+@frozen
+class _Commands:
+    find_gateway: GatewayFinder
+
+    @staticmethod
+    def jobs(
+        *extra: Annotated[str, Parameter(show=False)],
+        ledger: LedgerFile = DEFAULT_LEDGER,
+        state: Annotated[list[JobState] | None, Parameter(negative=())] = None,
+        limit: int | None = None,
+        json: Flag = False,
+    ) -> int:
+        """List the jobs of a ledger, newest first; subcommands show one, resume, resolve, hand over or prune them.
+
+        In a pipe: tab-separated lines with key, state, age, task id, credits, prompt. The counts go to stderr.
+
+        Parameters
+        ----------
+        ledger
+            The ledger file.
+        state
+            Only jobs in this state; can be repeated.
+        limit
+            The most jobs to list. Default: 50 on a terminal, else all.
+        json
+            Print one JSON object per line, with the whole record.
+        """
+        if extra:
+            raise ConfigurationError(f"jobs has no command {extra[0]!r}: `nanobanana jobs show KEY [OPTIONS]`")
+        if limit is not None:
+            as_count("--limit", limit)
+        return asyncio.run(_list(ledger, state, limit, json=json))
+
+    @staticmethod
+    def show(key: str, /, *, ledger: LedgerFile = DEFAULT_LEDGER) -> int:
+        """Show everything about one job.
+
+        Parameters
+        ----------
+        key
+            The key of the job in the ledger.
+        ledger
+            The ledger file.
+        """
+        print(asyncio.run(_details(ledger, key)))
+        return OK
+
+    def resume(
+        self,
+        *,
+        ledger: LedgerFile = DEFAULT_LEDGER,
+        buy: Flag = False,
+        yes: Yes = False,
+        gateway: GatewayName = None,
+        base_url: BaseUrl = None,
+    ) -> int:
+        """Follow the unfinished jobs that no session follows to their end; print key and image URL of each.
+
+        Nothing is bought a second time. After Ctrl-C the jobs can be resumed again.
+
+        Parameters
+        ----------
+        ledger
+            The ledger file.
+        buy
+            Also buy the jobs that were recorded but never sent.
+        yes
+            Do not ask for confirmation.
+        gateway
+            The gateway; by default the one whose API key is set.
+        base_url
+            The gateway's URL, if not the usual one.
+        """
+        actions.require_ledger(ledger)
+        if buy:
+            _require_consent(yes=yes)
+        selected = self.find_gateway(gateway, base_url)
+        unfinished = asyncio.run(actions.find_unfinished(ledger, selected))
+        cost = f"{count(unfinished.unsent, 'unsent job')} will be bought: {unfinished.price}."
+        if buy and unfinished.unsent and not _confirm(cost, yes=yes):
+            return FAILED
+        return asyncio.run(actions.resume(ledger, selected, unfinished, buy=buy, console=Console(stderr=True)))
+
+    def resolve(
+        self,
+        key: str,
+        task_id: str | None = None,
+        /,
+        *,
+        as_: Annotated[Literal["not-bought", "buy-again", "task-id"], Parameter(name="--as")],
+        ledger: LedgerFile = DEFAULT_LEDGER,
+        wait: Annotated[bool, Parameter(negative="--no-wait")] = True,
+        yes: Yes = False,
+        gateway: GatewayName = None,
+        base_url: BaseUrl = None,
+    ) -> int:
+        """Resolve an uncertain job by hand; check the gateway's own list of tasks first.
+
+        `resolve KEY --as not-bought`: it was not bought. `resolve KEY --as task-id ID`: it was bought under this id,
+        and is followed. `resolve KEY --as buy-again`: buy it again; if it was already bought, this is a second payment.
+        `buy-again` also works for a failed job. A running job can be resolved if the gateway does not know its task.
+
+        Parameters
+        ----------
+        key
+            The key of the job in the ledger.
+        task_id
+            The gateway's id, with `--as task-id`.
+        as_
+            How to resolve the job.
+        ledger
+            The ledger file.
+        wait
+            Follow the job to its end and print the URLs of its images.
+        yes
+            Do not ask for confirmation.
+        gateway
+            The gateway; by default that of the job in the ledger.
+        base_url
+            The gateway's URL, if not the usual one.
+        """
+        if (task_id is not None) != (as_ == "task-id"):
+            raise ConfigurationError("--as task-id needs the id, and only it takes one: `resolve KEY --as task-id ID`")
+        record = asyncio.run(actions.find_resolvable(ledger, key, buy_again=as_ == "buy-again"))
+        known = next((name for name in get_args(Name) if name == record.gateway), None)
+        selected = self.find_gateway(gateway or known, base_url)
+        if not _confirm(asyncio.run(actions.describe_effect(ledger, selected, record, as_, task_id)), yes=yes):
+            return FAILED
+        decision = actions.Decision(key=key, task_id=task_id, buy_again=as_ == "buy-again")
+        return asyncio.run(actions.resolve(ledger, selected, decision, wait=wait, console=Console(stderr=True)))
+
+    def hand_over(
+        self,
+        *,
+        from_: Annotated[str | None, Parameter(name="--from")] = None,
+        to: str | None = None,
+        ledger: LedgerFile = DEFAULT_LEDGER,
+        yes: Yes = False,
+        gateway: GatewayName = None,
+        base_url: BaseUrl = None,
+    ) -> int:
+        """Give all jobs of one account in a ledger to another, after the account got a new API key or a name.
+
+        Nothing is bought or sent. Both must be the same account at the gateway: another one does not know the tasks.
+
+        Parameters
+        ----------
+        from_
+            The account that has the jobs, by name or fingerprint; by default the only other one.
+        to
+            The account that gets the jobs; by default that of the API key and NANOBANANA_ACCOUNT.
+        ledger
+            The ledger file.
+        yes
+            Do not ask for confirmation.
+        gateway
+            The gateway; by default the one whose API key is set.
+        base_url
+            The gateway's URL, if not the usual one.
+        """
+        actions.require_ledger(ledger)
+        plan = asyncio.run(actions.plan_hand_over(ledger, self.find_gateway(gateway, base_url), from_, to))
+        risk = "Both must be the same account at the gateway: another account does not find the tasks."
+        if not _confirm(f"{count(plan.count, 'job')} of account {plan.old} go to account {plan.new}. {risk}", yes=yes):
+            return FAILED
+        handed_over = asyncio.run(actions.hand_over(ledger, plan))
+        _print_note(f"{count(handed_over, 'job')} handed over to account {plan.new}")
+        return OK
+
+    @staticmethod
+    def prune(*, older_than: str, ledger: LedgerFile = DEFAULT_LEDGER, yes: Yes = False) -> int:
+        """Delete jobs that ended long ago; uncertain and unfinished jobs are never deleted.
+
+        A deleted job is bought again when its key, or its row of a batch, is requested again.
+
+        Parameters
+        ----------
+        older_than
+            The least time since their end, such as 30d or 12h.
+        ledger
+            The ledger file.
+        yes
+            Do not ask for confirmation.
+        """
+        try:
+            before = datetime.now(UTC) - job_format.parse_age(older_than)
+        except ValueError as error:
+            raise ConfigurationError(f"--older-than: {error}") from None
+        except OverflowError:
+            raise ConfigurationError("--older-than: too far in the past") from None
+        prunable = asyncio.run(actions.prunable(ledger, before))
+        ended = f"ended before {local_time(before)}"
+        if not prunable:
+            _print_note(f"no job {ended}")
+            return OK
+        risk = "a deleted job is bought again when its key, or its row of a batch, is requested again"
+        if not _confirm(f"{count(prunable, 'job')} that {ended} will be deleted; {risk}.", yes=yes):
+            return FAILED
+        _print_note(f"{count(asyncio.run(actions.prune(ledger, before)), 'job')} deleted")
+        return OK
+
+
+async def _list(path: Path, states: list[JobState] | None, limit: int | None, *, json: bool) -> int:
+    now, terminal = datetime.now(UTC), sys.stdout.isatty() and not json
+    if limit is None and terminal:
+        limit = MAX_ROWS
+    shown = 0
+    async with actions.open_read_only(path) as ledger:
+        records = ledger.jobs(states, limit)
+        if terminal:
+            console = Console()
+            rows = [record async for record in records]
+            shown = len(rows)
+            console.print(job_format.table_of(rows, now, console.width))
+        else:
+            async for record in records:
+                shown += 1
+                print(job_format.json_of(record) if json else job_format.line_of(record, now))
+        counts, unowned = await ledger.counts(), await ledger.count_unowned()
+    sys.stdout.flush()
+    _print_note(job_format.summary(counts))
+    if shown < (total := sum(counts[state] for state in set(states or JobState))):
+        _print_note(f"{shown} of {total} jobs are shown: --limit N shows more")
+    for hint in job_format.next_steps(counts, unowned):
+        _print_note(hint)
+    return OK
+
+
+async def _details(path: Path, key: str) -> str:
+    async with actions.open_read_only(path) as ledger:
+        record = await actions.find_job(ledger, key)
+        return job_format.job_details(record, followed=await ledger.is_owned(key), now=datetime.now(UTC))
+
+
+def _print_note(sentence: str) -> None:
+    console = Console(stderr=True)
+    wrapped = console.is_terminal
+    console.print(one_line(sentence), markup=False, highlight=False, emoji=False, soft_wrap=not wrapped)
+
+
+def _require_consent(*, yes: bool) -> None:
+    """Raise `ConfigurationError` if the user can neither be asked nor has confirmed with --yes."""
+    if not (yes or sys.stdin.isatty()):
+        raise ConfigurationError("not a terminal: pass --yes to confirm")
+
+
+def _confirm(consequence: str, *, yes: bool) -> bool:
+    """Print what will happen and ask the user. Called outside of event loops, where Ctrl-C ends the question."""
+    if yes:
+        _print_note(consequence)
+        return True
+    if not sys.stdin.isatty():
+        raise ConfigurationError(f"{one_line(consequence)} Not a terminal: pass --yes to confirm")
+    print(f"{one_line(consequence)} Continue? [y/N] ", end="", file=sys.stderr, flush=True)
+    try:
+        answer = sys.stdin.readline()
+    except KeyboardInterrupt:
+        print(file=sys.stderr)  # start a new line after the question
+        raise
+    if answer.strip().lower() in ("y", "yes"):
+        return True
+    _print_note("cancelled: nothing was done")
+    return False

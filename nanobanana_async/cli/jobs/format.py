@@ -1,0 +1,213 @@
+"""Format jobs: a table for a terminal, tab-separated lines for a pipe, JSON lines, the details of one job.
+
+The content of a ledger comes from users and gateways: only its printable characters reach a terminal.
+"""
+
+import json
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from datetime import datetime, timedelta
+from decimal import Decimal
+from enum import Enum
+from typing import Any, Literal
+
+from attrs import asdict, fields
+from rich.table import Table
+from rich.text import Text
+
+from nanobanana_async.cli.display import shorten
+from nanobanana_async.escaping import json_line, one_line
+from nanobanana_async.formatting import age, count, local_time, number, plain_number
+from nanobanana_async.jobs import ACTIVE_STATES, Failure, JobRecord, JobState, with_indexes
+from nanobanana_async.models import ImageRequest
+
+NOTHING = "-"
+
+WIDE = 110  # columns; narrower terminals show no task ids
+MAX_KEY = 36
+MIN_COLUMN = 16
+GAP = 2
+
+_TITLES = ("key", "state", "age", "task id", "credits", "prompt")
+
+_STYLES = {
+    JobState.SUBMITTING: "cyan",
+    JobState.RUNNING: "yellow",
+    JobState.SUCCEEDED: "green",
+    JobState.FAILED: "red",
+    JobState.REFUSED: "red",
+    JobState.UNCERTAIN: "magenta",
+}
+
+
+def line_of(record: JobRecord, now: datetime) -> str:
+    """Return a job as one tab-separated line: key, state, age, task id, credits, prompt."""
+    return "\t".join(_cells(record, now))
+
+
+def table_of(records: Sequence[JobRecord], now: datetime, width: int) -> Table:
+    """Return jobs as a table; keys are folded, never truncated, because other commands take them as arguments."""
+    rows = [_cells(record, now) for record in records]
+    widths = [max(len(cell) for cell in column) for column in zip(*rows, _TITLES, strict=True)]
+    others = sum(widths[column] + GAP for column in (1, 2, 4))
+    widths[0] = max(MIN_COLUMN, min(widths[0], MAX_KEY, width - others - GAP - MIN_COLUMN))
+    widths[3] = min(widths[3], MAX_KEY) if width >= WIDE else 0
+    widths[5] = max(MIN_COLUMN, width - sum(size + GAP for size in widths[:5] if size))
+    table = Table(box=None, padding=(0, GAP, 0, 0), pad_edge=False, header_style="bold")
+    for title, size in zip(_TITLES, widths, strict=True):
+        fold, right = title == "key", title in ("age", "credits")
+        if size:
+            table.add_column(
+                title, width=size, no_wrap=not fold, overflow="fold" if fold else "ellipsis", justify=_side(right=right)
+            )
+    for record, row in zip(records, rows, strict=True):
+        cells = [Text(cell) for cell, size in zip(row, widths, strict=True) if size]
+        cells[1].stylize(_STYLES.get(record.state, "dim"))
+        table.add_row(*cells)
+    return table
+
+
+def _side(*, right: bool) -> Literal["left", "right"]:
+    return "right" if right else "left"
+
+
+def _cells(record: JobRecord, now: datetime) -> tuple[str, ...]:
+    prompt = "" if record.request is None else shorten(record.request.prompt)
+    cells = (
+        record.key,
+        record.state.value,
+        age(record.created_at, now),
+        record.task_id or "",
+        "" if record.credits is None else plain_number(record.credits),
+        prompt,
+    )
+    return tuple(one_line(cell) or NOTHING for cell in cells)
+
+
+def json_of(record: JobRecord) -> str:
+    """Return a record as one line of JSON, with the size of its body instead of the body; credits are strings."""
+    facts = asdict(record, filter=lambda attribute, _: attribute.name != "body", value_serializer=_as_json)
+    facts |= {"wire_key": record.wire_key, "body_bytes": len(record.body)}
+    return json_line(json.dumps(facts))
+
+
+def _as_json(_: object, __: object, value: Any) -> Any:
+    match value:
+        case Enum():
+            return value.value
+        case datetime():
+            return value.isoformat()
+        case Decimal():
+            return f"{value:f}"
+        case _:
+            return value
+
+
+def summary(counts: Counter[JobState]) -> str:
+    """Return the number of jobs in each state."""
+    states = ", ".join(f"{counts[state]} {state.value}" for state in JobState if counts[state])
+    return f"{count(counts.total(), 'job')}: {states}" if states else "no jobs"
+
+
+def next_steps(counts: Counter[JobState], unowned: Counter[JobState]) -> Iterator[str]:
+    """Yield the commands that the user may want to run next."""
+    if sent := unowned.total() - unowned[JobState.PENDING]:
+        yield f"{count(sent, 'job')} sent, unfinished, without a session: `nanobanana jobs resume` continues them"
+    if unsent := unowned[JobState.PENDING]:
+        yield f"{count(unsent, 'job')} never sent, without a session: `nanobanana jobs resume --buy` buys them"
+    if uncertain := counts[JobState.UNCERTAIN]:
+        yield (
+            f"{count(uncertain, 'job')} perhaps bought: check the gateway's own list of tasks, then"
+            " `nanobanana jobs resolve KEY --as not-bought|buy-again|task-id [ID]`"
+        )
+
+
+def job_details(record: JobRecord, *, followed: bool, now: datetime) -> str:
+    """Return everything about one job, one line per field."""
+    rows: list[tuple[str, Sequence[str]]] = [
+        ("key", [record.key]),
+        ("state", [record.state.value]),
+        ("followed by", [_follower(record, followed=followed)]),
+        ("gateway", [f"{record.gateway}, account {record.account}"]),
+        ("task id", [record.task_id or NOTHING]),
+        ("wire key", [record.wire_key]),
+        ("purchase", [_purchase(record)]),
+        ("in doubt", ["yes: a create may have been accepted" if record.in_doubt else "no"]),
+        ("created", [_when(record.created_at, now)]),
+        ("first sent", [_when(record.first_sent_at, now)]),
+        ("running since", [_when(record.running_since, now)]),
+        ("ended", [_when(record.ended_at, now)]),
+        ("credits", [_credits(record)]),
+        ("model", [record.model or NOTHING]),
+        ("failure", [NOTHING if record.failure is None else _failure(record.failure)]),
+        ("body", [f"{len(record.body)} bytes"]),
+        *_request_rows(record.request),
+        *((f"image {index + 1}", [url or _INLINE]) for index, url in with_indexes(record.images, record.missing)),
+        *((f"image {index + 1}", [f"missing: {why}"]) for index, why in record.missing),
+    ]
+    width = max(len(name) for name, _ in rows)
+    return "\n".join(
+        f"{name if not line else '':{width}}  {one_line(text)}".rstrip()
+        for name, texts in rows
+        for line, text in enumerate(texts)
+    )
+
+
+_INLINE = "inline image, stored only at the gateway"
+
+
+def _follower(record: JobRecord, *, followed: bool) -> str:
+    if record.state not in ACTIVE_STATES:
+        uncertain = record.state is JobState.UNCERTAIN
+        return "no session: the job waits to be resolved" if uncertain else "no session: the job has ended"
+    if followed:
+        return "a running session"
+    buy = " --buy" if record.state is JobState.PENDING else ""
+    return f"no session: `nanobanana jobs resume{buy}` continues it"
+
+
+def _purchase(record: JobRecord) -> str:
+    again = "" if record.generation == 1 else f", bought again {count(record.generation - 1, 'time')}"
+    return f"{count(record.attempts, 'attempt')}{again}"
+
+
+def _when(moment: datetime | None, now: datetime) -> str:
+    if moment is None:
+        return NOTHING
+    return f"{local_time(moment)} ({age(moment, now)} ago)"
+
+
+def _credits(record: JobRecord) -> str:
+    if record.credits is None:
+        return NOTHING
+    refund = record.credits_refunded
+    if not refund:
+        return number(record.credits)
+    return f"{number(record.credits)} ({number(record.credits + refund)} less {number(refund)} refunded)"
+
+
+def _failure(failure: Failure) -> str:
+    facts = [str(failure.status)] if failure.status is not None else []
+    facts += [] if failure.code is None else [f"code {failure.code}"]
+    facts += [] if failure.request_id is None else [f"request {failure.request_id}"]
+    return f"{failure.kind}: {failure.message}" + (f" [{', '.join(facts)}]" if facts else "")
+
+
+def _request_rows(request: ImageRequest | None) -> Iterator[tuple[str, Sequence[str]]]:
+    """Yield the fields of the request that differ from their defaults."""
+    if request is None:
+        yield "prompt", ["unknown: the task was attached by its id"]
+        return
+    yield "prompt", request.prompt.splitlines()
+    for attribute in fields(ImageRequest)[1:]:
+        value = getattr(request, attribute.name)
+        if value != attribute.default:
+            yield attribute.name.replace("_", " "), value if isinstance(value, tuple) else [str(value)]
+
+
+def parse_age(text: str) -> timedelta:
+    """Parse an age such as 30d or 12h; raises ValueError for other text."""
+    digits, unit = text[:-1], text[-1:]
+    if unit not in ("d", "h") or not (digits.isascii() and digits.isdigit()):
+        raise ValueError(f"an age must be a whole number of days or hours, such as 30d or 12h, not {text!r}")
+    return timedelta(days=int(digits)) if unit == "d" else timedelta(hours=int(digits))

@@ -1,0 +1,161 @@
+"""Jobs, and the accounts that pay for them: slots, request rates and credits."""
+
+import enum
+from collections.abc import Sequence
+from decimal import Decimal
+
+from attrs import define, frozen
+
+from nanobanana_async.emulator.messages import Gateway
+from nanobanana_async.emulator.settings import EmulatorSettings
+
+UNLIMITED_CREDITS = 999_999  # `remaining_credits` of an account without a limit
+
+
+@frozen
+class CreateRequest:
+    """A valid create request."""
+
+    prompt: str
+    model: str
+    canonical: str
+    images: int = 1
+    aspect_ratio: str | None = None
+    resolution: str = "1K"
+    output_format: str = "png"
+    callback_url: str | None = None
+
+
+@frozen
+class Refusal:
+    """An error response. `kind` names the limit behind a 429: jobs, creates or queries."""
+
+    status: int
+    code: str
+    message: str
+    kind: str | None = None
+    wait_s: float | None = None
+
+
+class Phase(enum.Enum):
+    """The state of a job at the gateway."""
+
+    PENDING = "pending"
+    SUBMITTED = "submitted"
+    PROCESSING = "processing"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+
+
+@define(eq=False)
+class Task:
+    """One accepted create. Its start, end and outcome are decided when it is created."""
+
+    number: int
+    task_id: str
+    gateway: Gateway
+    key: str | None
+    request: CreateRequest
+    price: Decimal
+    remaining: Decimal | None  # credits after the charge
+    created_at: float
+    starts_at: float
+    ends_at: float
+    fails: bool
+    refunded: bool = False
+    polls: int = 0
+    first_seen_at: float | None = None
+
+    def phase(self, now: float) -> Phase:
+        """Return the phase of the job at `now`."""
+        if now >= self.ends_at:
+            return Phase.FAILED if self.fails else Phase.SUCCEEDED
+        if now >= self.starts_at:
+            return Phase.PROCESSING
+        submitted_at = (self.created_at + self.starts_at) / 2
+        return Phase.SUBMITTED if now >= submitted_at else Phase.PENDING
+
+
+class Bucket:
+    """A token bucket. Without a rate it never refuses."""
+
+    def __init__(self, per_minute: float | None, burst: int | None) -> None:
+        self._per_s = None if per_minute is None else per_minute / 60
+        self._size = float(burst) if burst is not None else max(1.0, per_minute or 0.0)
+        self._tokens = self._size
+        self._at = 0.0
+
+    def take(self, now: float) -> float:
+        """Take one token and return 0, or return the seconds until the next token."""
+        if self._per_s is None:
+            return 0.0
+        self._tokens = min(self._size, self._tokens + max(0.0, now - self._at) * self._per_s)
+        self._at = now
+        if self._tokens >= 1:
+            self._tokens -= 1
+            return 0.0
+        return (1 - self._tokens) / self._per_s
+
+
+class Account:
+    """The limits and credits of one customer."""
+
+    def __init__(self, settings: EmulatorSettings) -> None:
+        self.credits = settings.credits
+        self.limit = settings.job_limit
+        self.held = 0  # in jobs or images, as the limit counts
+        self._counts_images = settings.limit_counts == "images"
+        self._schedule: Sequence[tuple[float, int | None]] = settings.limit_schedule
+        self._next_change = 0
+        self._creates = Bucket(settings.creates_per_minute, settings.rate_burst)
+        self._queries = Bucket(settings.queries_per_minute, settings.rate_burst)
+        self._states_kind = settings.states_429_kind
+        self._slot_wait_s = settings.retry_after_s if settings.retry_after_s is not None else 1.0
+        self._rate_wait_s = settings.retry_after_s
+
+    def follow_schedule(self, now: float) -> None:
+        """Apply the limit that the schedule sets for `now`."""
+        while self._next_change < len(self._schedule) and self._schedule[self._next_change][0] <= now:
+            self.limit = self._schedule[self._next_change][1]
+            self._next_change += 1
+
+    def set_schedule(self, schedule: Sequence[tuple[float, int | None]]) -> None:
+        """Replace the schedule of limits. Times are in seconds of the simulator's clock."""
+        self._schedule = tuple(sorted(schedule, key=lambda change: change[0]))
+        self._next_change = 0
+
+    def weight(self, request: CreateRequest) -> int:
+        """Return how many slots a create takes."""
+        return request.images if self._counts_images else 1
+
+    def over_rate(self, now: float, *, create: bool) -> Refusal | None:
+        """Count one HTTP request against its rate; return the 429 if it is exceeded."""
+        wait_s = (self._creates if create else self._queries).take(now)
+        if not wait_s:
+            return None
+        kind = "creates" if create else "queries"
+        return self._too_many(kind, wait_s if self._rate_wait_s is None else self._rate_wait_s)
+
+    def over_limit(self, request: CreateRequest) -> Refusal | None:
+        """Return the 429 if no slot is free for a create."""
+        if self.limit is None or self.held + self.weight(request) <= self.limit:
+            return None
+        return self._too_many("jobs", self._slot_wait_s)
+
+    def cannot_afford(self, price: Decimal) -> Refusal | None:
+        """Return the 402 if the credits do not cover a price."""
+        if self.credits is None or self.credits >= price:
+            return None
+        return Refusal(402, "insufficient_credits", "Insufficient credits")
+
+    def pay(self, amount: Decimal) -> None:
+        """Subtract credits. A negative amount adds them."""
+        if self.credits is not None:
+            self.credits -= amount
+
+    def _too_many(self, kind: str, wait_s: float) -> Refusal:
+        if not self._states_kind:
+            return Refusal(429, "too_many_requests", "Too many requests", kind, wait_s)
+        if kind == "jobs":
+            return Refusal(429, "too_many_concurrent_jobs", "Too many concurrent jobs", kind, wait_s)
+        return Refusal(429, "rate_limit_exceeded", "Rate limit exceeded", kind, wait_s)

@@ -1,0 +1,224 @@
+"""The endpoints: create, query, image download, and the errors of each gateway."""
+
+from collections.abc import Callable, Mapping
+from datetime import timedelta
+from email.utils import format_datetime
+from math import ceil
+
+from attrs import evolve
+
+from nanobanana_async.emulator import apimall, defapi
+from nanobanana_async.emulator import images as cdn
+from nanobanana_async.emulator.accounts import CreateRequest, Phase, Refusal, Task
+from nanobanana_async.emulator.faults import Fault
+from nanobanana_async.emulator.images import paint
+from nanobanana_async.emulator.messages import EmulatedRequest, EmulatedResponse, Endpoint, Gateway
+from nanobanana_async.emulator.state import State
+
+BLOCKED_MARKER = "[blocked]"
+JSON: Mapping[str, str] = {"Content-Type": "application/json"}
+_PLAIN: Mapping[str, str] = {"Content-Type": "text/plain"}
+
+
+def create(
+    state: State,
+    now: float,
+    gateway: Gateway,
+    headers: Mapping[str, str],
+    body: bytes,
+    *,
+    read: bool,
+) -> EmulatedResponse:
+    """Return the response to a create. `read` is False when a fault hides it from the client."""
+    outcome = _decide(state, now, gateway, headers, body)
+    if isinstance(outcome, Refusal):
+        state.counters.refused[outcome.status] += 1
+        if outcome.kind is not None:
+            state.counters.refusals_429[outcome.kind] += 1
+        return refuse(state, now, gateway, outcome)
+    state.counters.lost += not read
+    body_out = apimall.created_body(outcome) if gateway == "apimall" else defapi.created_body(outcome)
+    return EmulatedResponse(200, JSON, body_out)
+
+
+def _decide(state: State, now: float, gateway: Gateway, headers: Mapping[str, str], body: bytes) -> Task | Refusal:
+    """Return the job, new or of a repeated key, or the first refusal.
+
+    A refused create leaves no key behind.
+    """
+    if refusal := unauthorized(state, gateway, headers, create=True):
+        return refusal
+    if refusal := state.accounts[gateway].over_rate(now, create=True):
+        return refusal
+    parse = apimall.parse_create if gateway == "apimall" else defapi.parse_create
+    request = parse(headers, body)
+    if isinstance(request, Refusal):
+        return request
+    key = headers.get("idempotency-key") or None
+    if gateway == "apimall" and key is not None:
+        known = state.keys.lookup(now, key, request.canonical)
+        if isinstance(known, Task):
+            state.counters.replays += 1
+        if known is not None:
+            return known
+    if refusal := _check_request(state, gateway, request):
+        return refusal
+    return state.accept(now, gateway, key, request)
+
+
+def _check_request(state: State, gateway: Gateway, request: CreateRequest) -> Refusal | None:
+    if BLOCKED_MARKER in request.prompt:
+        return apimall.BLOCKED if gateway == "apimall" else defapi.BLOCKED
+    account = state.accounts[gateway]
+    return account.cannot_afford(state.price(gateway, request)) or account.over_limit(request)
+
+
+def query(
+    state: State,
+    now: float,
+    gateway: Gateway,
+    headers: Mapping[str, str],
+    task_id: str,
+    *,
+    read: bool,
+) -> EmulatedResponse:
+    """Return the response to a query. `read` is False when a fault hides it from the client."""
+    task = _find(state, now, gateway, headers, task_id)
+    if isinstance(task, Refusal):
+        if task.kind is not None:
+            state.counters.refusals_429[task.kind] += 1
+        return refuse(state, now, gateway, task)
+    phase, status = _status(state, now, task)
+    first_report = task.first_seen_at is None
+    state.counters.on_poll(now, task, phase, status, read=read)
+    if first_report and task.first_seen_at is not None:
+        state.end_was_seen(task)
+    if gateway == "apimall":
+        return EmulatedResponse(200, JSON, _apimall_query_body(state, now, task, phase, status))
+    shape = state.settings.query_shape
+    if phase is Phase.SUCCEEDED and state.settings.data_uris:
+        return _with_body(lambda: defapi.query_body(task, phase, status, cdn.data_uris(task, state.settings), shape))
+    urls = _urls(state, now, task, phase)
+    return EmulatedResponse(200, JSON, defapi.query_body(task, phase, status, urls, shape))
+
+
+def download(state: State, now: float, request: EmulatedRequest, headers: Mapping[str, str]) -> EmulatedResponse:
+    """Return an image, painted later by the driver, or an error."""
+    state.counters.leaks += "authorization" in headers
+    link = cdn.read_link(request.path)
+    task = state.tasks.get(link.task_id) if link is not None else None
+    if link is None or task is None or link.index >= task.request.images:
+        return EmulatedResponse(404, _PLAIN, b"no such image")
+    expire_s = state.settings.links_expire_after_s
+    if expire_s is not None and link.issued_at + expire_s <= now:
+        return EmulatedResponse(state.settings.expired_link_status, _PLAIN, b"this link has expired")
+    spec = cdn.image_spec(task, link.index, state.settings)
+    headers_out = {"Content-Type": cdn.content_type(task)}
+    return EmulatedResponse(200, headers_out, b"", make_body=lambda: paint(spec))
+
+
+def callback_body(state: State, now: float, task: Task) -> bytes:
+    """Return the callback body of a finished job."""
+    phase = task.phase(now)
+    images = _urls(state, now, task, phase)
+    if phase is Phase.SUCCEEDED and state.settings.data_uris:
+        images = cdn.data_uris(task, state.settings)
+    return defapi.callback_body(task, phase, _replaced(state, defapi.status_word(phase)), images)
+
+
+def _find(state: State, now: float, gateway: Gateway, headers: Mapping[str, str], task_id: str) -> Task | Refusal:
+    if refusal := unauthorized(state, gateway, headers, create=False):
+        return refusal
+    if refusal := state.accounts[gateway].over_rate(now, create=False):
+        return refusal
+    if gateway == "defapi" and not task_id:
+        return defapi.NO_TASK_ID
+    task = state.tasks.get(task_id)
+    if task is None or task.gateway != gateway or now < task.created_at + state.settings.visible_after_s:
+        return apimall.NOT_FOUND if gateway == "apimall" else defapi.NOT_FOUND
+    return task
+
+
+def _status(state: State, now: float, task: Task) -> tuple[Phase, str]:
+    phase = task.phase(now)
+    if phase not in (Phase.SUCCEEDED, Phase.FAILED) and state.is_unknown():
+        status = "unknown"
+    else:
+        status = apimall.status_word(phase) if task.gateway == "apimall" else defapi.status_word(phase)
+    return phase, _replaced(state, status)
+
+
+def _replaced(state: State, status: str) -> str:
+    return state.settings.status_words.get(status, status)
+
+
+def _apimall_query_body(state: State, now: float, task: Task, phase: Phase, status: str) -> bytes:
+    return apimall.query_body(
+        task,
+        phase,
+        status,
+        _urls(state, now, task, phase),
+        started_at=state.settings.started_at,
+        request_id=state.request_id(),
+        failure_field=state.settings.failure_field,
+    )
+
+
+def _urls(state: State, now: float, task: Task, phase: Phase) -> list[str]:
+    if phase is not Phase.SUCCEEDED or now < task.ends_at + state.settings.images_after_s:
+        return []
+    return cdn.links(task, now, state.base_url)
+
+
+def _with_body(make: Callable[[], bytes]) -> EmulatedResponse:
+    return evolve(EmulatedResponse(200, JSON, b""), make_body=make)
+
+
+def refuse(state: State, now: float, gateway: Gateway, refusal: Refusal) -> EmulatedResponse:
+    """Return an error response, with Retry-After as the settings say."""
+    inside_200 = state.settings.refusals_in_200
+    if gateway == "apimall":
+        body = apimall.error_body(refusal, state.request_id())
+    else:
+        body = defapi.error_body(refusal, inside_200=inside_200)
+    headers = dict(JSON)
+    if refusal.wait_s is not None and state.settings.retry_after != "absent":
+        headers["Retry-After"] = _retry_after(state, now, refusal.wait_s)
+    return EmulatedResponse(200 if inside_200 else refusal.status, headers, body)
+
+
+def refuse_for(state: State, now: float, endpoint: Endpoint, fault: Fault) -> EmulatedResponse:
+    """Return the error response of an endpoint for the status of a fault."""
+    gateway: Gateway = "apimall" if endpoint.startswith("apimall") else "defapi"
+    status = fault.status or 503
+    envelopes = apimall.FAULT_ENVELOPES if gateway == "apimall" else defapi.FAULT_ENVELOPES
+    code, message = envelopes.get(status, ("error", "error"))
+    if endpoint == "defapi.query" and status == 401:
+        code = defapi.UNAUTHORIZED_QUERY.code
+    refusal = Refusal(status, fault.code or code, fault.message or message)
+    return refuse(state, now, gateway, refusal)
+
+
+def unauthorized(state: State, gateway: Gateway, headers: Mapping[str, str], *, create: bool) -> Refusal | None:
+    """Return the 401 or 403 for a missing or wrong key or host, or None."""
+    scheme, _, key = headers.get("authorization", "").partition(" ")
+    key = key.strip() if scheme.lower() == "bearer" else ""
+    settings = state.settings
+    if gateway == "defapi":
+        if key in settings.api_keys:
+            return None
+        return defapi.UNAUTHORIZED if create else defapi.UNAUTHORIZED_QUERY
+    if settings.gateway_host is not None:
+        host = headers.get("host", "").lower()
+        if settings.gateway_host.lower() not in (host, host.partition(":")[0]):
+            return apimall.WRONG_HOST
+    if key in settings.api_keys:
+        return None
+    return apimall.NOT_APPROVED if key in settings.unapproved_keys else apimall.UNAUTHORIZED
+
+
+def _retry_after(state: State, now: float, wait_s: float) -> str:
+    if state.settings.retry_after == "seconds":
+        return str(ceil(wait_s))
+    at = state.settings.started_at + timedelta(seconds=ceil(now + wait_s))
+    return format_datetime(at, usegmt=True)

@@ -1,0 +1,83 @@
+"""Requests and responses of the simulator, and how a response is delivered."""
+
+import enum
+from collections.abc import Callable, Mapping
+from typing import Literal
+
+from attrs import field, frozen
+
+from nanobanana_async.emulator.checks import number
+
+Gateway = Literal["apimall", "defapi"]
+Endpoint = Literal["apimall.create", "apimall.query", "defapi.create", "defapi.query", "cdn"]
+
+GATEWAYS: tuple[Gateway, ...] = ("apimall", "defapi")
+ENDPOINTS: tuple[Endpoint, ...] = (
+    "apimall.create",
+    "apimall.query",
+    "defapi.create",
+    "defapi.query",
+    "cdn",
+)
+
+
+@frozen
+class EmulatedRequest:
+    """One HTTP request. Header names may have any case; `path` is without the query string."""
+
+    method: str
+    path: str
+    query: Mapping[str, str] = field(factory=dict)
+    headers: Mapping[str, str] = field(factory=dict)
+    body: bytes = b""
+
+
+class DeliveryMode(enum.Enum):
+    """How the driver must send a response."""
+
+    WHOLE = "whole"  # send it unchanged
+    RESET = "reset"  # send nothing, reset the connection
+    CUT = "cut"  # send the true Content-Length and `sent_share` of the body, then close
+    SHORT = "short"  # send `sent_share` of the length as Content-Length and the whole body, then close
+    LATE = "late"  # not processed yet: wait, then call `GatewaySimulator.process`
+
+
+@frozen(kw_only=True)
+class Delivery:
+    """How a response reaches the client: after `delay_s`, in this mode."""
+
+    mode: DeliveryMode = DeliveryMode.WHOLE
+    delay_s: float = field(default=0.0, validator=number(endless=True))
+    sent_share: float = field(default=1.0, validator=number(most=1))  # of the body, for CUT and SHORT
+
+
+WHOLE = Delivery()
+
+
+@frozen
+class EmulatedResponse:
+    """The simulator's response to one request.
+
+    The driver waits `delivery.delay_s`, then sends it as `delivery.mode` says. `status` is 0 when there is nothing to
+    send. With `make_body` the body is not made yet: `content()` makes it, which may take a second of processor time, so
+    run it in a thread.
+    """
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+    delivery: Delivery = WHOLE
+    make_body: Callable[[], bytes] | None = None
+
+    def content(self) -> bytes:
+        """Return the whole body; make it first if needed."""
+        return self.body if self.make_body is None else self.make_body()
+
+
+@frozen
+class Callback:
+    """One POST due to a callback URL."""
+
+    url: str
+    body: bytes
+    task_id: str

@@ -1,0 +1,191 @@
+"""Simulate both gateways without sockets, clock or event loop.
+
+`now` is an argument of each method, in seconds since `EmulatorSettings.started_at`; it must not decrease. Jobs end as
+`now` passes, so only callbacks need a timer: call `due` at `next_due`.
+"""
+
+import random
+from collections.abc import Iterator, Mapping, Sequence
+from decimal import Decimal
+
+from nanobanana_async.emulator import apimall, defapi
+from nanobanana_async.emulator import images as cdn
+from nanobanana_async.emulator.accounts import Account, Refusal
+from nanobanana_async.emulator.endpoints import JSON, callback_body, create, download, query, refuse, refuse_for
+from nanobanana_async.emulator.faults import Fault, FaultSource
+from nanobanana_async.emulator.messages import (
+    Callback,
+    DeliveryMode,
+    EmulatedRequest,
+    EmulatedResponse,
+    Endpoint,
+    Gateway,
+)
+from nanobanana_async.emulator.settings import EmulatorSettings
+from nanobanana_async.emulator.state import State
+from nanobanana_async.emulator.stats import EmulatorStats, JobFacts, facts
+
+_NO_ENDPOINT = Refusal(404, "not_found", "endpoint not found")
+_NO_METHOD = Refusal(405, "method_not_allowed", "method not allowed")
+
+
+class GatewaySimulator:
+    """Both gateways with their accounts, the image CDN, and injected faults."""
+
+    def __init__(self, settings: EmulatorSettings | None = None) -> None:
+        self.settings = settings or EmulatorSettings()
+        self._state = State(self.settings)
+        rng = random.Random(f"{self.settings.seed} faults")
+        self._faults = FaultSource(self.settings.script, self.settings.chances, rng)
+
+    @property
+    def base_url(self) -> str:
+        """The base URL of image links; set by the driver."""
+        return self._state.base_url
+
+    @base_url.setter
+    def base_url(self, url: str) -> None:
+        self._state.base_url = url.rstrip("/")
+
+    def handle(self, now: float, request: EmulatedRequest) -> EmulatedResponse:
+        """Return the response to a request, with the fault that queue, script or chance applies to it.
+
+        `EmulatedResponse` says how to send it. With `DeliveryMode.LATE` the request is not processed yet: wait
+        `delivery.delay_s`, then send what `process` returns.
+        """
+        endpoint = _endpoint(request)
+        if endpoint is None or request.method not in _METHODS[endpoint]:
+            return self._no_such_endpoint(now, request, endpoint)
+        self._state.counters.requests[endpoint] += 1
+        fault = self._faults.next(endpoint)
+        if fault is None:
+            return self._process(now, endpoint, request, read=True)
+        self._state.counters.faults[fault.name] += 1
+        return self._with_fault(now, endpoint, request, fault)
+
+    def process(self, now: float, request: EmulatedRequest) -> EmulatedResponse:
+        """Return the response to a request without faults, and without counting the request."""
+        endpoint = _endpoint(request)
+        if endpoint is None or request.method not in _METHODS[endpoint]:
+            return self._no_such_endpoint(now, request, endpoint)
+        return self._process(now, endpoint, request, read=True)
+
+    def next_due(self) -> float | None:
+        """Return when to call `due` next, or None. A create may change it."""
+        return self._state.callbacks.next_due()
+
+    def due(self, now: float) -> list[Callback]:
+        """Return the callbacks that are due. The driver posts each once."""
+        self._state.advance_to(now)
+        return [
+            Callback(task.request.callback_url or "", callback_body(self._state, now, task), task.task_id)
+            for task in self._state.callbacks.due(now)
+        ]
+
+    def callback_done(self, *, delivered: bool) -> None:
+        """Count a callback as sent or failed."""
+        self._state.counters.callbacks["sent" if delivered else "failed"] += 1
+
+    def queue_faults(self, endpoint: Endpoint, *faults: Fault | None) -> None:
+        """Apply these faults to the next requests of an endpoint, one each; None is a normal response."""
+        self._faults.queue(endpoint, *faults)
+
+    def set_job_limit(self, limit: int | None, gateway: Gateway | None = None) -> None:
+        """Change the job limit. Running jobs continue."""
+        for account in self._accounts(gateway):
+            account.limit = limit
+
+    def set_limit_schedule(self, schedule: Sequence[tuple[float, int | None]], gateway: Gateway | None = None) -> None:
+        """Change the job limit at these times of the simulator's clock."""
+        for account in self._accounts(gateway):
+            account.set_schedule(schedule)
+
+    def add_credits(self, amount: Decimal | int | str, gateway: Gateway | None = None) -> None:
+        """Add credits to the account; no effect if they are unlimited."""
+        for account in self._accounts(gateway):
+            account.pay(-Decimal(amount))
+
+    def stats(self, now: float, *, connections: int = 0) -> EmulatorStats:
+        """Return everything counted up to now."""
+        self._state.advance_to(now)
+        return self._state.counters.snapshot(self._state.remaining(), connections)
+
+    def jobs(self, now: float) -> Iterator[JobFacts]:
+        """Yield the facts of each accepted create, oldest first."""
+        self._state.advance_to(now)
+        for task in list(self._state.tasks.values()):
+            yield facts(task, now)
+
+    def _accounts(self, gateway: Gateway | None) -> list[Account]:
+        accounts = self._state.accounts
+        return list({accounts[gateway]} if gateway else set(accounts.values()))
+
+    def _process(self, now: float, endpoint: Endpoint, request: EmulatedRequest, *, read: bool) -> EmulatedResponse:
+        self._state.advance_to(now)
+        headers = {name.lower(): value for name, value in request.headers.items()}
+        match endpoint:
+            case "apimall.create" | "defapi.create":
+                gateway = _gateway(endpoint)
+                return create(self._state, now, gateway, headers, request.body, read=read)
+            case "apimall.query":
+                task_id = request.path[len(apimall.QUERY_PREFIX) :]
+                return query(self._state, now, "apimall", headers, task_id, read=read)
+            case "defapi.query":
+                task_id = request.query.get("task_id", "")
+                return query(self._state, now, "defapi", headers, task_id, read=read)
+            case "cdn":
+                return download(self._state, now, request, headers)
+
+    def _with_fault(self, now: float, endpoint: Endpoint, request: EmulatedRequest, fault: Fault) -> EmulatedResponse:
+        if fault.delivery.mode is DeliveryMode.LATE:
+            return EmulatedResponse(0, {}, b"", fault.delivery)
+        response = EmulatedResponse(503, JSON, b"")
+        if fault.processed:
+            response = self._process(now, endpoint, request, read=fault.delivers)
+        if fault.status is not None or not fault.processed:
+            response = self._envelope(now, endpoint, fault)
+        if not fault.processed and fault.status is not None:
+            self._count_refusal(endpoint, fault.status)
+        return fault.distort(response)
+
+    def _envelope(self, now: float, endpoint: Endpoint, fault: Fault) -> EmulatedResponse:
+        if endpoint == "cdn":
+            return EmulatedResponse(fault.status or 503, {"Content-Type": "text/plain"}, b"")
+        return refuse_for(self._state, now, endpoint, fault)
+
+    def _count_refusal(self, endpoint: Endpoint, status: int) -> None:
+        if endpoint.endswith(".create") and status >= 400:
+            self._state.counters.refused[status] += 1
+        if status == 429:
+            self._state.counters.refusals_429["fault"] += 1
+
+    def _no_such_endpoint(self, now: float, request: EmulatedRequest, endpoint: Endpoint | None) -> EmulatedResponse:
+        gateway: Gateway = "apimall" if request.path.startswith("/api/v1/") else "defapi"
+        refusal = _NO_ENDPOINT if endpoint is None else _NO_METHOD
+        return refuse(self._state, now, gateway, refusal)
+
+
+_METHODS: Mapping[Endpoint, tuple[str, ...]] = {
+    "apimall.create": ("POST",),
+    "apimall.query": ("GET",),
+    "defapi.create": ("POST",),
+    "defapi.query": ("GET",),
+    "cdn": ("GET", "HEAD"),
+}
+
+
+def _endpoint(request: EmulatedRequest) -> Endpoint | None:
+    path = request.path
+    if path == apimall.CREATE_PATH:
+        return "apimall.create"
+    if path.startswith(apimall.QUERY_PREFIX) and "/" not in path[len(apimall.QUERY_PREFIX) :]:
+        return "apimall.query"
+    if path == defapi.CREATE_PATH:
+        return "defapi.create"
+    if path == defapi.QUERY_PATH:
+        return "defapi.query"
+    return "cdn" if path.startswith(cdn.PREFIX) else None
+
+
+def _gateway(endpoint: Endpoint) -> Gateway:
+    return "apimall" if endpoint.startswith("apimall") else "defapi"

@@ -1,0 +1,182 @@
+"""Count what happens in the emulator, and take snapshots of the counts."""
+
+import math
+from array import array
+from collections import Counter
+from collections.abc import Mapping
+from decimal import Decimal
+
+from attrs import frozen
+
+from nanobanana_async.emulator.accounts import CreateRequest, Phase, Task
+from nanobanana_async.emulator.messages import Endpoint, Gateway
+from nanobanana_async.emulator.settings import UniqueBy
+
+ZERO = Decimal(0)
+
+
+@frozen(kw_only=True)
+class EmulatorStats:
+    """A snapshot of all counts. Durations are in seconds of the emulated clock."""
+
+    requests: Mapping[Endpoint, int]
+    creates_received: int
+    creates_accepted: int
+    creates_refused: Mapping[int, int]  # by status; includes faults that answered before the gateway
+    replays: int  # repeated keys that got the first response again
+    double_charges: int  # accepted creates beyond the first of each unique request
+    lost_creates: int  # accepted, but a fault hid the response from the client
+    refusals_429: Mapping[str, int]  # by kind: jobs, creates, queries, fault
+    faults: Mapping[str, int]
+
+    running_now: int
+    running_max: int
+    finished: int
+    failed: int
+    unpolled: int  # ended, and no poll has reported the end yet
+
+    polls: int
+    polls_by_status: Mapping[str, int]
+    polls_per_job_mean: float
+    polls_per_job_max: int
+    seen: int  # jobs whose end a poll has reported
+    seen_delay_mean_s: float  # from a job's end to the first poll that reported it
+    seen_delay_p99_s: float
+    seen_delay_max_s: float
+
+    credits_charged: Decimal
+    credits_refunded: Decimal
+    credits_remaining: Decimal | None  # None is unlimited
+
+    callbacks_sent: int
+    callbacks_dropped: int
+    callbacks_failed: int  # the POST failed; it is not repeated
+    callbacks_refused: int  # not a loopback URL
+    credential_leaks: int  # downloads with an Authorization header
+    open_connections: int
+
+
+@frozen(kw_only=True)
+class JobFacts:
+    """The facts of one accepted create."""
+
+    task_id: str
+    gateway: Gateway
+    key: str | None
+    prompt: str
+    images: int
+    phase: Phase
+    created_at: float
+    ends_at: float
+    first_seen_done_at: float | None
+    polls: int
+    charged: Decimal
+    refunded: bool
+
+
+def facts(task: Task, now: float) -> JobFacts:
+    """Return the facts of a task at `now`."""
+    return JobFacts(
+        task_id=task.task_id,
+        gateway=task.gateway,
+        key=task.key,
+        prompt=task.request.prompt,
+        images=task.request.images,
+        phase=task.phase(now),
+        created_at=task.created_at,
+        ends_at=task.ends_at,
+        first_seen_done_at=task.first_seen_at,
+        polls=task.polls,
+        charged=task.price,
+        refunded=task.refunded,
+    )
+
+
+class Counters:
+    """Running totals. Memory grows by one number per job only."""
+
+    def __init__(self, unique_by: UniqueBy) -> None:
+        self._unique_by = unique_by
+        self._purchases: set[int] = set()
+        self._delays = array("d")
+        self.requests: Counter[Endpoint] = Counter()
+        self.refused: Counter[int] = Counter()
+        self.refusals_429: Counter[str] = Counter()
+        self.faults: Counter[str] = Counter()
+        self.by_status: Counter[str] = Counter()
+        self.callbacks: Counter[str] = Counter()
+        self.accepted = self.replays = self.double = self.lost = 0
+        self.running = self.running_max = self.finished = self.failed = 0
+        self.polls = self.polls_max = self.leaks = 0
+        self.charged = self.refunded = ZERO
+
+    def on_accepted(self, gateway: Gateway, key: str | None, request: CreateRequest, price: Decimal) -> None:
+        """Count an accepted create, and whether the same request was bought before."""
+        if self._unique_by == "prompt":
+            unique = hash((gateway, request.prompt))
+        else:
+            unique = hash((gateway, key, None if key else request.canonical))
+        self.double += unique in self._purchases
+        self._purchases.add(unique)
+        self.accepted += 1
+        self.charged += price
+        self.running += 1
+        self.running_max = max(self.running_max, self.running)
+
+    def on_ended(self, task: Task) -> None:
+        """Count a finished job."""
+        self.running -= 1
+        self.finished += 1
+        self.failed += task.fails
+        if task.refunded:
+            self.refunded += task.price
+
+    def on_poll(self, now: float, task: Task, phase: Phase, status: str, *, read: bool) -> None:
+        """Count a poll of a known job. `read` is False when a fault hides the response from the client."""
+        task.polls += 1
+        self.polls += 1
+        self.polls_max = max(self.polls_max, task.polls)
+        self.by_status[status] += 1
+        end_reported = read and phase in (Phase.SUCCEEDED, Phase.FAILED)
+        if end_reported and task.first_seen_at is None:
+            task.first_seen_at = now
+            self._delays.append(now - task.ends_at)
+
+    def snapshot(self, remaining: Decimal | None, connections: int) -> EmulatorStats:
+        """Return a snapshot of all totals."""
+        delays = sorted(self._delays)
+        seen = len(delays)
+        creates = self.requests["apimall.create"] + self.requests["defapi.create"]
+        return EmulatorStats(
+            requests=dict(self.requests),
+            creates_received=creates,
+            creates_accepted=self.accepted,
+            creates_refused=dict(self.refused),
+            replays=self.replays,
+            double_charges=self.double,
+            lost_creates=self.lost,
+            refusals_429=dict(self.refusals_429),
+            faults=dict(self.faults),
+            running_now=self.running,
+            running_max=self.running_max,
+            finished=self.finished,
+            failed=self.failed,
+            unpolled=self.finished - seen,
+            polls=self.polls,
+            polls_by_status=dict(self.by_status),
+            polls_per_job_mean=self.polls / self.accepted if self.accepted else 0.0,
+            polls_per_job_max=self.polls_max,
+            seen=seen,
+            seen_delay_mean_s=math.fsum(delays) / seen if seen else 0.0,
+            seen_delay_p99_s=delays[math.ceil(seen * 0.99) - 1] if seen else 0.0,
+            seen_delay_max_s=delays[-1] if seen else 0.0,
+            credits_charged=self.charged,
+            credits_refunded=self.refunded,
+            credits_remaining=remaining,
+            callbacks_sent=self.callbacks["sent"],
+            callbacks_dropped=self.callbacks["dropped"],
+            callbacks_failed=self.callbacks["failed"],
+            callbacks_refused=self.callbacks["refused"],
+            credential_leaks=self.leaks,
+            open_connections=connections,
+        )

@@ -1,0 +1,74 @@
+"""What a session has learned about how long jobs take, by price class."""
+
+from collections.abc import Callable
+
+from nanobanana_async.engine.tracked_job import TrackedJob
+from nanobanana_async.gateways.contract import Gateway
+from nanobanana_async.policy.durations import Durations
+from nanobanana_async.policy.poll_schedule import PollSchedule
+from nanobanana_async.policy.polling import PollPolicy
+
+
+class JobEstimates:
+    """Estimates how long jobs run, and which have probably ended. `job_s` is the longest that any is followed."""
+
+    def __init__(self, gateway: Gateway, polling: PollPolicy, *, job_s: float, clock: Callable[[], float]) -> None:
+        self._gateway = gateway
+        self._polling = polling
+        self._job_s = job_s
+        self._clock = clock
+        self._schedules: dict[str, PollSchedule[TrackedJob]] = {}
+
+    def forget(self, job: TrackedJob) -> None:
+        """Let go of a job."""
+        if job.schedule is not None:
+            job.schedule.forget(job)
+
+    def ended_probability(self, job: TrackedJob) -> float:
+        """Return how likely the job has ended since its last poll."""
+        return 0.0 if job.schedule is None else job.schedule.ended_probability(job, self._clock() - job.running_at)
+
+    def expected_ended_since(self, since: float) -> float:
+        """Return how many of the followed jobs have probably ended, unseen, since a moment."""
+        now = self._clock()
+        return sum(
+            schedule.ended_chance(max(seen_s, since - job.running_at), now - job.running_at)
+            for schedule in self._schedules.values()
+            for job, seen_s in schedule.running()
+        )
+
+    def may_run_for_s(self, job: TrackedJob) -> float:
+        """Return how long a job that was perhaps bought may still run."""
+        return min(self._job_s, self.schedule_of(job).p99_s)
+
+    @property
+    def longest_s(self) -> float:
+        """How long a job of any class may still run."""
+        classes = (self._schedule(""), *self._schedules.values())
+        return min(self._job_s, max(schedule.p99_s for schedule in classes))
+
+    def mean_s(self, job: TrackedJob) -> float:
+        """Return how long jobs like this one take, in the mean."""
+        return self.schedule_of(job).mean_s
+
+    @property
+    def best_known(self) -> Durations | None:
+        """What was learned about the class of jobs that was seen most."""
+        for schedule in self._schedules.values():
+            schedule.learn()
+        known = [schedule.durations for schedule in self._schedules.values() if schedule.durations.count]
+        return max(known, key=lambda durations: durations.count, default=None)
+
+    def schedule_of(self, job: TrackedJob) -> PollSchedule[TrackedJob]:
+        """Return the poll schedule of the job's price class."""
+        request = job.record.request
+        return self._schedule("" if request is None else self._gateway.price_class(request))
+
+    def _schedule(self, name: str) -> PollSchedule[TrackedJob]:
+        schedule = self._schedules.get(name)
+        if schedule is None:
+            # A class never seen is taken to be like the one that was seen most.
+            learned = self.best_known
+            expected_s = self._gateway.expected_job_s if learned is None else learned.median_s
+            schedule = self._schedules[name] = PollSchedule(self._polling, Durations(expected_s))
+        return schedule

@@ -1,0 +1,34 @@
+"""Counts again and again the job slots that other owners of the account hold."""
+
+from collections.abc import Callable
+
+import anyio
+
+from nanobanana_async.engine.claims import Claims
+from nanobanana_async.engine.slots import Slots
+from nanobanana_async.engine.workers import WorkerPool
+from nanobanana_async.errors import LedgerError
+from nanobanana_async.events import log, log_failure
+
+# How often the slots of jobs that this session does not follow are counted again while there are any.
+FOREIGN_RECOUNT_S = 5.0
+
+
+async def recount_foreign_slots(claims: Claims, slots: Slots, workers: WorkerPool, changed: Callable[[], None]) -> None:
+    """Count what others hold when the session opens, until it is nothing. The count only becomes less.
+
+    What they take later shows as a lower limit, as any change of the limit does.
+    """
+    try:
+        while held := await claims.count_foreign_slots():
+            slots.foreign = min(held, slots.foreign or held)
+            changed()
+            await anyio.sleep(FOREIGN_RECOUNT_S)
+    except LedgerError as error:
+        log.warning("ledger.failed error=%s", error.message)
+    except BaseException as failure:
+        if not workers.contains(failure):
+            raise
+        log_failure("ledger.failed", failure)
+    slots.foreign = 0
+    changed()

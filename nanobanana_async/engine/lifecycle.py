@@ -1,0 +1,259 @@
+"""What a session is made of, and how its engine is put together once it opens."""
+
+import asyncio
+import os
+import warnings
+from contextlib import AsyncExitStack
+from decimal import Decimal
+from weakref import WeakSet
+
+import anyio
+from attrs import Factory, field, frozen
+
+from nanobanana_async.config import Timeouts
+from nanobanana_async.engine.callback_handler import CallbackHandler
+from nanobanana_async.engine.callback_urls import CallbackUrls
+from nanobanana_async.engine.engine import Engine
+from nanobanana_async.engine.estimates import JobEstimates
+from nanobanana_async.engine.poller import Poller
+from nanobanana_async.engine.slots import Slots
+from nanobanana_async.engine.store import CreditAccount, JobStore, utcnow
+from nanobanana_async.engine.submitter import Submitter
+from nanobanana_async.errors import ConfigurationError, NanoBananaError, SessionClosed
+from nanobanana_async.events import EventEmitter
+from nanobanana_async.gateways.contract import Gateway, Transport
+from nanobanana_async.http.transport import AiohttpTransport
+from nanobanana_async.images.downloader import ImageDownloader
+from nanobanana_async.ledger.base import Ledger
+from nanobanana_async.ledger.memory import MemoryLedger
+from nanobanana_async.ledger.sqlite import SqliteLedger
+from nanobanana_async.loop_guard import LoopGuard, cancel_requested
+from nanobanana_async.policy.budget import Budget
+from nanobanana_async.policy.concurrency import ConcurrencyPolicy
+from nanobanana_async.policy.polling import PollPolicy
+from nanobanana_async.policy.retry import RetryPolicy
+
+
+def _guard_of(parts: "SessionComponents") -> LoopGuard:
+    return LoopGuard(f"<Session {parts.gateway.name}>")
+
+
+def _callback_urls_of(parts: "SessionComponents") -> CallbackUrls:
+    return CallbackUrls(parts.ledger, parts.guard)
+
+
+@frozen(kw_only=True)
+class SessionComponents:
+    """Everything that a session opens, and the settings it works by."""
+
+    gateway: Gateway
+    ledger: Ledger
+    transport: Transport
+    downloads: ImageDownloader
+    emit: EventEmitter
+    concurrency: ConcurrencyPolicy
+    polling: PollPolicy
+    retry: RetryPolicy
+    timeouts: Timeouts
+    max_credits: Decimal | None
+    guard: LoopGuard = field(init=False, default=Factory(_guard_of, takes_self=True))
+    callbacks: CallbackUrls = field(init=False, default=Factory(_callback_urls_of, takes_self=True))
+
+    def disown(self) -> None:
+        """Leave the sockets to the parent process; called in a forked child."""
+        if isinstance(self.transport, AiohttpTransport):
+            self.transport.disown()
+        self.downloads.disown()
+
+    def engine(self) -> Engine:
+        """Return an engine on the running event loop; ledger and transport must be open."""
+        clock = asyncio.get_running_loop().time
+        credit_account = CreditAccount(self.gateway)
+        store = JobStore(self.ledger, credit_account, self.emit, utcnow)
+        job_s = self.timeouts.job_s
+        estimates = JobEstimates(self.gateway, self.polling, job_s=job_s, clock=clock)
+        poller = Poller(
+            self.gateway,
+            self.transport,
+            store,
+            estimates,
+            self.polling,
+            self.retry,
+            query_s=self.timeouts.query_s,
+            job_s=job_s,
+            clock=clock,
+            is_called_back=self.callbacks.is_expected_for,
+        )
+        slots = Slots(
+            self.concurrency,
+            self.retry,
+            target_delay_s=self.polling.target_delay_s,
+            likely_ends=estimates.expected_ended_since,
+        )
+        submitter = Submitter(
+            self.gateway,
+            self.transport,
+            store,
+            slots,
+            self.retry,
+            create_s=self.timeouts.create_s,
+            begin=poller.begin,
+            lingers_s=estimates.may_run_for_s,
+            clock=clock,
+        )
+        budgets = () if self.max_credits is None else (Budget(self.max_credits, credit_account.prices),)
+        engine = Engine(
+            self.gateway,
+            store,
+            slots,
+            submitter,
+            poller,
+            estimates,
+            budgets=budgets,
+            callbacks=self.callbacks,
+            guard=self.guard,
+            max_requests=self.concurrency.max_requests,
+        )
+        handler = CallbackHandler(self.gateway, engine, self.callbacks)
+        self.callbacks.set_handler(handler.handle)
+        engine.scheduler.background.append(handler.fetch_notices)
+        return engine
+
+
+def to_ledger(ledger: Ledger | str | os.PathLike[str] | None) -> Ledger:
+    """Return the ledger that a user means: by itself, by its path, or none that lasts."""
+    match ledger:
+        case None:
+            return MemoryLedger()
+        case str() | os.PathLike():
+            return SqliteLedger(ledger)
+        case _:
+            return ledger
+
+
+class SessionTask:
+    """Opens a session's parts and its engine, and closes them in reverse. It does not know the session itself."""
+
+    def __init__(self, name: str, parts: SessionComponents) -> None:
+        self._name = name
+        self._components = parts
+        self._task: asyncio.Task[None] | None = None
+        self.engine: Engine | None = None
+        self.closed = False
+        self._abandoned = False
+
+    async def open(self) -> None:
+        """Open everything."""
+        if self._task is not None or self.closed:
+            raise ConfigurationError("this session was opened before: make a new one")
+        loop = asyncio.get_running_loop()
+        self._components.guard.bind()
+        self._opened: asyncio.Future[None] = loop.create_future()
+        self._closing = asyncio.Event()
+        # A task of its own, with no parent scope: whoever opens need not be who closes.
+        self._task = loop.create_task(self._run(), name="nanobanana_async session")
+        self._task.add_done_callback(lambda _: self._components.guard.release())
+        _HOSTS.add(self)
+        try:
+            await asyncio.shield(self._opened)
+        except BaseException:
+            await self.aclose()
+            raise
+
+    async def aclose(self) -> None:
+        """Close everything that was opened, in the host's task; idempotent, and done when it returns or raises."""
+        self._components.guard.check()
+        self.closed = True
+        if self._task is None:
+            return
+        self._closing.set()
+        if not self._opened.done():  # an opening that hangs is not waited for
+            self._task.cancel()
+        cancelled: asyncio.CancelledError | None = None
+        with anyio.CancelScope(shield=True):
+            while not self._task.done():
+                try:
+                    await asyncio.wait([self._task])
+                except asyncio.CancelledError as error:  # a native cancel does not know anyio's shield
+                    cancelled = error
+        if not self._opened.done():  # it was cancelled before its first step
+            self._opened.set_exception(_closed_while_opening())
+        if cancelled is not None:
+            raise cancelled
+        if not self._task.cancelled():
+            self._task.result()
+
+    def warn_unclosed(self) -> None:
+        """Say that the session is gone and was not closed; once, clearly."""
+        if self._task is not None and not (self.closed or self._components.guard.forked):
+            self.closed = True
+            self._warn()
+
+    def disown(self) -> None:
+        """Leave everything that is open to the parent; called in a child process right after the fork."""
+        if self._components.guard.forked:
+            if self.engine is not None:
+                self.engine.scheduler.disown()
+            self._components.disown()
+
+    def _warn(self) -> None:
+        warnings.warn(
+            f"{self._name} was never closed: use 'async with Session(...)', or await session.aclose()",
+            ResourceWarning,
+            stacklevel=3,
+        )
+
+    async def _run(self) -> None:
+        try:
+            async with AsyncExitStack() as stack:
+                for part in (self._components.ledger, self._components.transport, self._components.downloads):
+                    await part.open()
+                    stack.push_async_callback(part.aclose)
+                engine = self.engine = self._components.engine()
+                await self._serve(engine)
+        except BaseException as error:
+            stray = isinstance(error, asyncio.CancelledError) and not cancel_requested()
+            failure = NanoBananaError(_STRAY) if stray else error
+            if self._opened.done() and stray:
+                raise failure from error
+            if self._opened.done():
+                raise
+            self._opened.set_exception(_closed_while_opening() if self._closing.is_set() else failure)
+        finally:
+            if self._abandoned:  # here, where all is closed: a warning may be an error
+                self._warn()
+
+    async def _serve(self, engine: Engine) -> None:
+        async with anyio.create_task_group() as group:
+            engine.scheduler.start(group)
+            self._opened.set_result(None)
+            try:
+                await self._closing.wait()
+            except asyncio.CancelledError:  # the event loop ends around us
+                self._abandoned, self.closed = not (self.closed or self._components.guard.forked), True
+                raise
+            finally:
+                if not self._components.guard.forked:
+                    with anyio.CancelScope(shield=True):
+                        await engine.scheduler.aclose(self._components.timeouts.close_s)
+                    engine.scheduler.fail_all_waiters()
+                group.cancel_scope.cancel()
+
+
+_STRAY = "the session's ledger or transport was cancelled from within while it was being opened or closed"
+
+_HOSTS: WeakSet[SessionTask] = WeakSet()
+"""Those of the sessions that were opened. A forked child has copies of them, and their sockets are its parent's."""
+
+
+def _disown_all() -> None:
+    for host in list(_HOSTS):
+        host.disown()
+
+
+if hasattr(os, "register_at_fork"):  # pragma: no branch - there is no fork on Windows
+    os.register_at_fork(after_in_child=_disown_all)
+
+
+def _closed_while_opening() -> SessionClosed:
+    return SessionClosed("the session was closed while it was being opened")

@@ -1,0 +1,51 @@
+"""What a step of a job returns: where the job goes next. `Scheduler._apply` carries it out."""
+
+from attrs import frozen
+
+from nanobanana_async.errors import NanoBananaError
+
+
+@frozen
+class Enqueue:
+    """Wait in a queue now: for a create, or for a poll."""
+
+
+@frozen
+class ScheduleAt:
+    """Wait until `due`, in the event loop's time; then wait in a queue."""
+
+    due: float
+
+
+@frozen
+class CheckOwnerAt:
+    """Another owner follows the job: read the ledger again at `due`."""
+
+    due: float
+
+
+@frozen
+class Recover:
+    """The job is ours and was found half-way through its purchase: decide in the ledger how it goes on."""
+
+
+@frozen
+class HoldUntil:
+    """The job is UNCERTAIN: its slots stay held until `due`, since it may still run."""
+
+    due: float
+
+
+@frozen
+class LetGo:
+    """Nobody asked to buy the job: stop following it, and let others do so."""
+
+
+@frozen
+class Finish:
+    """The job has ended, or the waiting for it ends with `error`."""
+
+    error: NanoBananaError | None = None
+
+
+Next = Enqueue | ScheduleAt | CheckOwnerAt | Recover | HoldUntil | LetGo | Finish

@@ -1,0 +1,245 @@
+"""One poll of a running job, and what its answer means.
+
+A network error never fails a job: it ends the waiting, and the record stays RUNNING, to be followed again.
+"""
+
+import random
+from collections.abc import Callable
+from itertools import islice
+
+from nanobanana_async.engine.contained_send import send_contained
+from nanobanana_async.engine.estimates import JobEstimates
+from nanobanana_async.engine.fallback_polling import FallbackPolling
+from nanobanana_async.engine.next_step import Finish, Next, ScheduleAt
+from nanobanana_async.engine.store import JobStore
+from nanobanana_async.engine.tracked_job import TrackedJob
+from nanobanana_async.errors import MAX_RETRY_AFTER_S, NanoBananaError, RateLimited, UnexpectedResponse
+from nanobanana_async.events import LONGEST_WORD, JobPolled, PollFailed, UnknownStatus
+from nanobanana_async.gateways.contract import Gateway, Transport
+from nanobanana_async.http.threads import AnswerReader
+from nanobanana_async.jobs import Failure, JobRecord, JobState, Observation
+from nanobanana_async.policy.circuit import CircuitBreaker
+from nanobanana_async.policy.polling import PollPolicy
+from nanobanana_async.policy.rate import Pacer
+from nanobanana_async.policy.retry import (
+    LATE_IMAGES_S,
+    RetryPolicy,
+    ends_polling,
+    is_outage,
+)
+
+# A gateway that says something else each time is warned of so often in a session, and remembered no further.
+MOST_STRANGE_WORDS = 50
+
+
+class JobOverdue(NanoBananaError):
+    """A job still runs after `Timeouts.job_s`. Waiters get a `JobUnfinished` with this message and their `Job`."""
+
+
+class Poller:
+    """Polls one job at a time, and says what is next."""
+
+    def __init__(
+        self,
+        gateway: Gateway,
+        transport: Transport,
+        store: JobStore,
+        estimates: JobEstimates,
+        polling: PollPolicy,
+        retry: RetryPolicy,
+        *,
+        query_s: float,
+        job_s: float,
+        clock: Callable[[], float],
+        is_called_back: Callable[[JobRecord], bool],
+    ) -> None:
+        self._gateway = gateway
+        self._transport = transport
+        self._store = store
+        self._estimates = estimates
+        self._polling = polling
+        self._retry = retry
+        self._query_s = query_s
+        self.job_s = job_s
+        self._clock = clock
+        self._answers = AnswerReader()
+        self.fallback = FallbackPolling(is_called_back, clock)
+        self._jitter = random.Random()
+        self._warned_statuses: set[str] = set()
+        self.breaker = CircuitBreaker(retry)
+        self.pacer = Pacer()
+        self.polls = 0
+        self._in_flight = 0
+
+    def admits(self, now: float) -> bool:
+        """Tell whether one more query may leave."""
+        return self.breaker.allows(now, self._in_flight) and self.pacer.admits(now, self._in_flight)
+
+    def opens_at(self) -> float:
+        """When time alone lets a query leave; in the past if it waits for something else."""
+        return max(self.breaker.opens_at, self.pacer.next_at)
+
+    def sent(self, now: float) -> None:
+        """Note that a query left."""
+        self._in_flight += 1
+        self.pacer.sent(now)
+
+    def begin(self, job: TrackedJob) -> float:
+        """Begin to follow a job that runs; return when to poll it first."""
+        job.schedule = self._estimates.schedule_of(job)
+        job.schedule.began(job)
+        job.followed_since = self._clock()
+        job.failures = 0  # those of its creates
+        if self.fallback.waits_for_callback(job):
+            return self.fallback.next_check(job)
+        return job.running_at + job.schedule.next_poll_s(0.0)  # a job found again may long have ended
+
+    async def query_once(self, task_id: str) -> Observation:
+        """Ask about a task that may be ours; raise what prevents an answer."""
+        self.polls += 1
+        return await self._query(task_id)
+
+    def running_since(self, job: TrackedJob) -> float:
+        """The loop's time at which a job that was found in the ledger began to run."""
+        return self._clock() - max(0.0, self._store.age_s(job.record.may_run_since))
+
+    async def poll(self, job: TrackedJob) -> Next:
+        """Ask the gateway once."""
+        job.polls += 1
+        self.polls += 1
+        job.polled_at = sent_at = self._clock()
+        called, job.callback_pending = job.callback_pending, False
+        try:
+            seen = await self._query(job.record.task_id or "")
+        except NanoBananaError as error:
+            job.callback_pending = job.callback_pending or called  # it is still to be confirmed
+            return self._poll_failed(job, error, sent_at)
+        finally:
+            self._in_flight -= 1
+        self.breaker.succeeded()
+        self.pacer.on_accepted(self._clock(), sent_at)
+        job.failures = 0
+        self._warn_unknown_status(job, seen)
+        age_s = self._clock() - job.running_at
+        took_s = None if job.fetching_images else seen.duration_s(age_s)
+        delay_s = None if took_s is None else max(0.0, age_s - took_s)
+        self._store.emit(JobPolled(record=job.record, status=seen.status, polls=job.polls, delay_s=delay_s))
+        if job.fetching_images:
+            return self._images_fetched(job, seen)
+        match seen.state:
+            case JobState.SUCCEEDED if seen.images:
+                return await self._succeeded(job, seen, called)
+            case JobState.SUCCEEDED:
+                return self._ended_without_image(job, seen)
+            case JobState.FAILED:
+                return await self._failed(job, seen, called)
+            case _:
+                return self._still_running(job)
+
+    async def _query(self, task_id: str) -> Observation:
+        response = await send_contained(self._transport, self._gateway.build_query(task_id), timeout_s=self._query_s)
+        seen = await self._answers.read(self._gateway.read_query, response)
+        if seen.task_id not in (None, task_id):
+            raise UnexpectedResponse(f"asked about {task_id}, told about {seen.task_id}", status=response.status)
+        return seen
+
+    async def _succeeded(self, job: TrackedJob, seen: Observation, called: bool) -> Next:
+        job.observation = seen
+        # Pictures that came inline are kept out of the ledger: an empty place says that one was here.
+        kept = tuple("" if url.startswith("data:") else url for url in seen.images)
+        await self._record_end(job, JobState.SUCCEEDED, seen, called, images=kept, missing=seen.missing)
+        return Finish()
+
+    def _images_fetched(self, job: TrackedJob, seen: Observation) -> Next:
+        if not seen.images:
+            error = f"task {job.record.task_id} has succeeded, but the gateway no longer shows its pictures"
+            return self._stop(job, UnexpectedResponse(error))
+        job.fetching_images, job.observation = False, seen
+        job.wake()
+        return Finish()
+
+    async def _failed(self, job: TrackedJob, seen: Observation, called: bool) -> Next:
+        job.observation = seen
+        failure = Failure(
+            kind="JobFailed", message=seen.error or "the gateway gave no reason", request_id=seen.request_id
+        )
+        await self._record_end(job, JobState.FAILED, seen, called, failure=failure)
+        return Finish()
+
+    async def _record_end(
+        self, job: TrackedJob, state: JobState, seen: Observation, called: bool, **facts: object
+    ) -> None:
+        record = job.record
+        self.fallback.ended(record, called=called)
+        if job.schedule is not None:
+            age_s = self._clock() - job.running_at
+            took_s = seen.duration_s(age_s)
+            job.schedule.on_ended(job, age_s, age_s if called and took_s is None else took_s)
+        unwritten = await self._store.record_known(
+            job,
+            state,
+            ended_at=self._store.utcnow(),
+            credits_used=record.credits_used if seen.credits_used is None else seen.credits_used,
+            credits_refunded=seen.credits_refunded,
+            model=seen.model or record.model,
+            **facts,
+        )
+        if unwritten is not None:  # what was paid for is handed over all the same
+            self._store.emit(PollFailed(record=job.record, error=unwritten, wait_s=None, polls=job.polls))
+
+    def _ended_without_image(self, job: TrackedJob, seen: Observation) -> Next:
+        now = self._clock()
+        job.first_imageless_at = min(job.first_imageless_at, now)
+        if now - job.first_imageless_at < LATE_IMAGES_S:
+            return ScheduleAt(now + max(1.0, self._polling.min_gap_s))
+        excerpt = ", ".join(f"{name}={value!r}"[:60] for name, value in islice(seen.raw.items(), 20))[:300]
+        reasons = "".join(dict.fromkeys(f"; {why}" for _, why in seen.missing))[:300]
+        status = seen.status[:LONGEST_WORD]
+        error = UnexpectedResponse(f"task {job.record.task_id} is {status} without an image{reasons}", body=excerpt)
+        return self._stop(job, error)
+
+    def _still_running(self, job: TrackedJob) -> Next:
+        age_s = self._clock() - job.running_at
+        if age_s >= self._deadline_s(job):
+            message = f"task {job.record.task_id} still runs after {age_s:.0f} s (Timeouts.job_s); await it again"
+            return self._stop(job, JobOverdue(message, safe_to_repeat=False))
+        if job.schedule is None:
+            return ScheduleAt(self.begin(job))
+        job.schedule.on_running(job, age_s)
+        if self.fallback.waits_for_callback(job):
+            return ScheduleAt(self.fallback.next_check(job))
+        return ScheduleAt(job.running_at + job.schedule.next_poll_s(age_s))
+
+    def _deadline_s(self, job: TrackedJob) -> float:
+        """Return the age at which waiting ends: `job_s` after polling last began."""
+        return self.job_s + max(0.0, job.followed_since - job.running_at)
+
+    def _poll_failed(self, job: TrackedJob, error: NanoBananaError, sent_at: float) -> Next:
+        now = self._clock()
+        asked = min(getattr(error, "retry_after_s", None) or 0.0, MAX_RETRY_AFTER_S)
+        if isinstance(error, RateLimited):
+            self.pacer.on_throttled(now, sent_at, asked or None)
+            self.breaker.pause_until(now, asked)
+        if is_outage(error):
+            self.breaker.failed(now, self._jitter.random())
+        else:
+            self.breaker.succeeded()
+        if ends_polling(error, now - job.running_at, self._deadline_s(job)):
+            return self._stop(job, error)
+        job.failures += 1
+        wait_s = max(asked, self._retry.backoff_s(job.failures + 1, self._jitter.random()))
+        self._store.emit(PollFailed(record=job.record, error=error, wait_s=wait_s, polls=job.polls))
+        return ScheduleAt(now + wait_s)
+
+    def _stop(self, job: TrackedJob, error: NanoBananaError) -> Next:
+        """End the waiting, not the job."""
+        self._store.emit(PollFailed(record=job.record, error=error, wait_s=None, polls=job.polls))
+        return Finish(error)
+
+    def _warn_unknown_status(self, job: TrackedJob, seen: Observation) -> None:
+        """Tell of a status word that the reference does not list: once, and of so many words at most."""
+        word = seen.status[:LONGEST_WORD]
+        if seen.known_status or word in self._warned_statuses or len(self._warned_statuses) >= MOST_STRANGE_WORDS:
+            return
+        self._warned_statuses.add(word)
+        self._store.emit(UnknownStatus(record=job.record, status=word))

@@ -1,0 +1,315 @@
+"""Runs the steps of the live jobs, and is the one writer of their phases (`tracked_job.py` says what these mean)."""
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from functools import partial
+from typing import Any, assert_never
+
+from anyio.abc import TaskGroup
+
+from nanobanana_async.engine.claims import Claims
+from nanobanana_async.engine.dispatcher import Decline, Dispatcher, Step
+from nanobanana_async.engine.estimates import JobEstimates
+from nanobanana_async.engine.foreign_slots import recount_foreign_slots
+from nanobanana_async.engine.next_step import (
+    CheckOwnerAt,
+    Enqueue,
+    Finish,
+    HoldUntil,
+    LetGo,
+    Next,
+    Recover,
+    ScheduleAt,
+)
+from nanobanana_async.engine.poller import Poller
+from nanobanana_async.engine.slots import Slots
+from nanobanana_async.engine.step_runner import JobStep, StepRunner
+from nanobanana_async.engine.store import JobStore
+from nanobanana_async.engine.submitter import Submitter
+from nanobanana_async.engine.timers import Timers
+from nanobanana_async.engine.tracked_job import NEVER, UNREAD_PHASES, Phase, TrackedJob
+from nanobanana_async.engine.workers import WorkerPool
+from nanobanana_async.errors import CreditLimitReached, LedgerError, NanoBananaError, SessionClosed
+from nanobanana_async.events import JobReleased, JobTracked, log, log_failure
+from nanobanana_async.jobs import ACTIVE_STATES, JobRecord, JobState
+from nanobanana_async.validators import DAY_S
+
+
+class Scheduler:
+    """Owns every live job of a session. All bookkeeping is synchronous; only steps await."""
+
+    def __init__(
+        self,
+        store: JobStore,
+        slots: Slots,
+        submitter: Submitter,
+        poller: Poller,
+        claims: Claims,
+        estimates: JobEstimates,
+        *,
+        max_requests: int,
+    ) -> None:
+        loop = asyncio.get_running_loop()
+        self._clock = loop.time
+        self._store = store
+        self._slots = slots
+        self._submitter = submitter
+        self._poller = poller
+        self._estimates = estimates
+        self._claims = claims
+        self.workers = WorkerPool(max_requests, freed=self.tick, crashed=self._crashed)
+        self._steps = StepRunner(self.workers, self._apply)
+        self.dispatcher = Dispatcher(slots, poller, estimates, self.workers, store.credits)
+        self._timer_fired = asyncio.Event()
+        self._timers = Timers(loop, self._timer_fired.set)
+        self.tracked: dict[str, TrackedJob] = {}
+        store.credits.live = self.tracked
+        self.holding: dict[str, TrackedJob] = {}
+        """Uncertain jobs that hold their slots for a while, by key."""
+        self.background: list[Callable[[], Coroutine[Any, Any, None]]] = []
+        """What else runs as long as the session."""
+        self.closing = False
+
+    def start(self, group: TaskGroup) -> None:
+        """Begin to work in this task group."""
+        self._group = group
+        self.workers.start(group)
+        self.workers.start_task("pump", self._tick_on_timer, again=True)
+        recount = partial(recount_foreign_slots, self._claims, self._slots, self.workers, self.tick)
+        self.workers.start_task("count", recount)
+        for work in self.background:
+            self.workers.start_task("beside", work, again=True)
+
+    def start_background(self, work: Callable[[TaskGroup], Coroutine[Any, Any, None]]) -> None:
+        """Run something else in the session's task group, until the session closes. It must not raise."""
+        if self.closing:
+            raise SessionClosed("the session is closed")
+        self.workers.start_task("beside", partial(work, self._group))
+
+    async def aclose(self, grace_s: float) -> None:
+        """Start nothing more, and give creates in flight their time to be answered and written down."""
+        self.closing = True
+        self._timers.stop()
+        await self._steps.finish(grace_s)
+
+    def fail_all_waiters(self) -> None:
+        """End all waiting with `SessionClosed`; what is unfinished stays in the ledger."""
+        self.closing = True
+        self._timers.stop()
+        for job in list(self.tracked.values()):
+            self._finish(job, SessionClosed("the session was closed while you waited; the job stays in the ledger"))
+
+    def disown(self) -> None:
+        """Do nothing more: this is a forked child's copy, and the jobs are its parent's."""
+        self.closing = True
+        self._timers.stop()
+
+    def tick(self) -> None:
+        """Start what is due and may start; then set the timer."""
+        if self.closing:
+            return
+        now = self._clock()
+        for job in self._timers.due(now):
+            self._on_due(job, now)
+        starts, next_at = self.dispatcher.admit(now)
+        for job, step in starts:
+            self._start(job, step)
+        self._timers.arm(now, next_at)
+
+    async def _tick_on_timer(self) -> None:
+        """Tick whenever the timer fires: in a task, since anyio starts none from a timer's callback under sniffio."""
+        while True:
+            await self._timer_fired.wait()
+            self._timer_fired.clear()
+            self.tick()
+
+    def _start(self, job: TrackedJob, step: Step | Decline) -> None:
+        """Begin what the dispatcher decided."""
+        match step:
+            case Step.CREATE:
+                job.move(Phase.IN_FLIGHT)
+                self._steps.send(self._submitter.submit, job)
+            case Step.POLL:
+                job.move(Phase.IN_FLIGHT)
+                self._steps.poll(self._poller.poll, job)
+            case Decline(why=why):
+                self._decline(job, CreditLimitReached(why))
+
+    def _decline(self, job: TrackedJob, error: CreditLimitReached) -> None:
+        """Take back a job for which the credits do not suffice."""
+
+        async def declined(job: TrackedJob) -> Next:
+            await self._claims.withdraw(job)
+            return Finish(error)
+
+        self.withdraw(job, declined)
+
+    def withdraw(self, job: TrackedJob, step: JobStep | None = None) -> None:
+        """Take back a job that waits to be sent."""
+        job.move(Phase.WITHDRAWING)
+        self.start_step(step or self._claims.withdraw, job)
+
+    def start_step(self, step: JobStep, job: TrackedJob) -> None:
+        """Run a step that makes no request to the gateway; closing waits for it."""
+        self._steps.write(step, job)
+
+    def _apply(self, job: TrackedJob, next_step: Next) -> None:
+        """Put a job where a step says. Its phase, its queue or timer, its slots and its waiters follow from here."""
+        if not job.live:  # closing has ended the waiting
+            return
+        joined = job.joining
+        if self._withdraws(job, next_step):
+            job.withdraw_requested = False
+            if isinstance(next_step, Finish):
+                job.wait_error = next_step.error
+            self.withdraw(job)
+            job.wake()
+            return
+        too_late, job.withdraw_requested = job.withdraw_requested, False
+        match next_step:
+            case Enqueue():
+                self._schedule(job, self._clock())
+            case ScheduleAt(due=due):
+                self._schedule(job, due)
+            case CheckOwnerAt(due=due):
+                was_foreign = job.phase is Phase.FOREIGN
+                job.move(Phase.FOREIGN)
+                self._timers.set(job, due)
+                if not was_foreign:
+                    job.notify_listeners()
+            case Recover():
+                job.move(Phase.RECOVERING)
+                self.start_step(self._submitter.recover, job)
+            case HoldUntil(due=due):
+                self._retire(job, Phase.DONE, hold_until=due)
+            case LetGo():
+                self._retire(job, Phase.LOOKED_UP)
+                job.wake()
+            case Finish(error=error):
+                self._finish(job, error)
+            case _:
+                assert_never(next_step)
+        if too_late or joined != job.joining:
+            job.wake()
+
+    @staticmethod
+    def _withdraws(job: TrackedJob, next_step: Next) -> bool:
+        """Whether the step that is over leaves a job PENDING and ours that is to be withdrawn."""
+        if not job.withdraw_requested or job.record.state is not JobState.PENDING:
+            return False
+        failed_unread = isinstance(next_step, Finish) and job.phase in UNREAD_PHASES
+        return not (failed_unread or isinstance(next_step, CheckOwnerAt))
+
+    def _schedule(self, job: TrackedJob, due: float) -> None:
+        """Let a job wait for its time, or for its turn if that has come."""
+        now = self._clock()
+        due = self._poller.fallback.due_after_callback(job, due)
+        # A live job is never left without a due time, whatever a setting or a policy says.
+        due = due if due < now + DAY_S else now + DAY_S
+        if due <= now and job.record.state is JobState.RUNNING and self._poller.fallback.too_early(job):
+            due = self._poller.fallback.next_check(job)
+        if due > now:
+            job.move(Phase.SCHEDULED)
+            self._timers.set(job, due)
+        else:
+            job.move(Phase.QUEUED)
+            self.dispatcher.put(job)
+
+    def _on_due(self, job: TrackedJob, now: float) -> None:
+        """Do what the time has come for."""
+        match job.phase:
+            case Phase.SCHEDULED:
+                self._schedule(job, now)
+            case Phase.FOREIGN if job.has_waiters:
+                self.start_step(self._claims.check_owner, job)
+            case Phase.FOREIGN:
+                self._retire(job, Phase.LOOKED_UP, ours=False)
+            case Phase.HOLDING:  # it has had its time, whether it ran or not
+                if self.holding.get(job.key) is job:
+                    del self.holding[job.key]
+                self._slots.release(job)
+                job.move(Phase.DONE)
+            case _:
+                pass
+
+    def poll_soon(self, job: TrackedJob) -> None:
+        """Have a job polled as soon as it may be: a callback came."""
+        if job.phase is Phase.SCHEDULED:  # else it is in flight, or the next to be sent
+            self._schedule(job, job.due)
+            self.tick()
+
+    def track(self, job: TrackedJob, phase: Phase) -> TrackedJob:
+        """Make a job live, in this phase. It takes the slots that it held while it was in doubt."""
+        before = self.holding.pop(job.key, None)
+        if before is not None and before is not job:
+            job.holding_before = before
+            job.slots, before.slots = before.slots, 0
+            job.budgets, job.expected_credits = before.budgets, before.expected_credits
+        job.wait_error = None
+        job.move(phase)
+        self.dispatcher.assign_place(job)
+        self.tracked[job.key] = job
+        self._store.emit(JobTracked(record=job.record, weight=job.weight))
+        return job
+
+    def poll_for_images(self, job: TrackedJob) -> None:
+        """Poll a job once more that has succeeded."""
+        self.dispatcher.put(self.track(job, Phase.QUEUED))
+        self.tick()
+
+    def _finish(self, job: TrackedJob, error: NanoBananaError | None) -> None:
+        """End the following of a job that has ended, or with an error the waiting and not the job."""
+        hold_until, ours = NEVER, job.phase is not Phase.CLAIMING
+        if error is not None:
+            if job.phase in UNREAD_PHASES:  # what the ledger holds by now is unknown
+                error = error.for_job(job.key, safe_to_repeat=False)
+            job.wait_error = error
+            job.fetching_images = job.withdraw_requested = False
+            if job.holding_before is not None and not ours:  # the ledger did not say: it is in doubt as before
+                job.record = job.ledger_record = job.holding_before.record
+            hold_until = job.holds_until
+        self._retire(job, Phase.DONE, hold_until=hold_until, ours=ours)
+        job.wake()
+
+    def _retire(self, job: TrackedJob, phase: Phase, *, hold_until: float = NEVER, ours: bool = True) -> None:
+        """Follow a job no longer. An uncertain one may still run, and holds its slots for a while."""
+        self.tracked.pop(job.key, None)
+        self._estimates.forget(job)
+        self._store.credits.park(job)
+        if job.slots and job.record.state in (JobState.SUCCEEDED, JobState.FAILED):
+            self._slots.on_ended(self._estimates.mean_s(job))
+        if job.record.state is JobState.UNCERTAIN and hold_until < NEVER:
+            job.move(Phase.HOLDING)
+            self.holding[job.key] = job
+            self._timers.set(job, hold_until)
+        else:
+            job.move(phase)
+            self._slots.release(job)
+        job.holding_before = None
+        # What the ledger does not hold yet only this session can follow.
+        known = ours and job.ledger_record.task_id == job.record.task_id
+        if known and job.ledger_record.state in ACTIVE_STATES and not self.closing:
+            self.start_step(self._release, job)
+        job.notify_listeners()
+        self._store.emit(JobReleased(record=job.record, error=job.wait_error))
+
+    async def _release(self, job: TrackedJob) -> None:
+        """Let others go on with a job that we follow no longer, and that has not ended."""
+        try:
+            if job.key not in self.tracked:
+                await self._store.ledger.release(job.key)
+        except LedgerError as error:  # it is ours until we close
+            log.warning("ledger.failed job=%s error=%s", job.key, error.message)
+
+    def _crashed(self, job: TrackedJob, failure: BaseException) -> None:
+        log_failure("engine.crashed", failure, job=job.key)
+        why = f"a bug in nanobanana_async: {type(failure).__name__}: {failure}"
+        if isinstance(failure, asyncio.CancelledError):
+            why = "what the job waited for was cancelled (by an observer, the ledger or the transport)"
+        if job.live:
+            self._finish(job, NanoBananaError(f"{why}; see the log"))
+
+    def check_open(self, record: JobRecord) -> None:
+        """Raise `SessionClosed` when nothing can be begun any more."""
+        if self.closing:
+            raise SessionClosed("the session is closed", key=record.key, safe_to_repeat=not record.possibly_bought)

@@ -1,0 +1,287 @@
+"""One create of a job: the intent is written down, the POST is sent, and the answer is written down.
+
+    PENDING -> SUBMITTING (durable) -> POST -> RUNNING with its task id (durable) -> waiters learn of it
+
+Each step returns what is next. PENDING waits for a slot, SUBMITTING is repeated under its key, RUNNING is polled, and
+UNCERTAIN holds its slots for a while.
+"""
+
+import random
+from collections.abc import Callable
+from datetime import datetime
+
+from attrs import evolve
+
+from nanobanana_async.engine.contained_send import send_contained
+from nanobanana_async.engine.next_step import Enqueue, Finish, HoldUntil, Next, ScheduleAt
+from nanobanana_async.engine.slots import Slots
+from nanobanana_async.engine.store import JobStore, failure_of
+from nanobanana_async.engine.tracked_job import NEVER, TrackedJob
+from nanobanana_async.errors import (
+    MAX_RETRY_AFTER_S,
+    GatewayError,
+    IdempotencyConflict,
+    JobUncertain,
+    LedgerError,
+    NanoBananaError,
+    RateLimited,
+    TransportError,
+    UnexpectedResponse,
+)
+from nanobanana_async.events import CreateFailed
+from nanobanana_async.gateways.contract import Gateway, Transport
+from nanobanana_async.http.threads import AnswerReader
+from nanobanana_async.jobs import Accepted, Failure, JobRecord, JobState
+from nanobanana_async.ledger.base import Allowance, TaskTaken
+from nanobanana_async.policy.retry import (
+    Attempt,
+    FailureKind,
+    RetryAction,
+    RetryDecision,
+    RetryPolicy,
+    decide_create,
+    is_outage,
+)
+
+
+class Submitter:
+    """Buys one job at a time. It knows no job but the one it is given."""
+
+    def __init__(
+        self,
+        gateway: Gateway,
+        transport: Transport,
+        store: JobStore,
+        slots: Slots,
+        retry: RetryPolicy,
+        *,
+        create_s: float,
+        begin: Callable[[TrackedJob], float],
+        lingers_s: Callable[[TrackedJob], float],
+        clock: Callable[[], float],
+    ) -> None:
+        self._gateway = gateway
+        self._transport = transport
+        self._store = store
+        self._slots = slots
+        self._retry = retry
+        self._create_s = create_s
+        self._begin = begin
+        self._may_run_for_s = lingers_s
+        self._clock = clock
+        self._answers = AnswerReader()
+        self._jitter = random.Random()
+        self._last_limits: tuple[object, ...] = ()
+
+    async def submit(self, job: TrackedJob) -> Next:
+        """Make one create for the job, first or repeated."""
+        sent_before = job.record.first_sent_at is not None
+        if job.record.in_doubt and self._expired(job):  # it may have waited long for its turn
+            self._slots.create_returned(job)
+            return await self._mark_uncertain(job, "its idempotency key is too old to be sent again")
+        answer = await self._attempt_create(job)
+        match answer:
+            case Accepted():
+                return await self._accepted(job, answer)
+            case Allowance():  # it waits for its turn again, or is declined
+                self._store.credits.refused(job, answer, self._clock())
+                return Enqueue()
+            case LedgerError():  # no durable intent, no POST
+                return Finish(answer)
+            case _:
+                return await self._not_accepted(job, answer, sent_before)
+
+    async def _attempt_create(self, job: TrackedJob) -> Accepted | Allowance | NanoBananaError:
+        try:
+            if job.record.state is JobState.PENDING:
+                allowance = await self._write_intent(job)
+                if allowance is not None and allowance.refusal is not None:
+                    return allowance
+            return await self._post(job)
+        except NanoBananaError as error:
+            return error
+        finally:
+            self._slots.create_returned(job)
+
+    async def _write_intent(self, job: TrackedJob) -> Allowance | None:
+        record = job.record
+        if job.first_attempt_at == NEVER:
+            job.first_attempt_at = self._clock()
+        return await self._store.set_aside(job, first_sent_at=record.first_sent_at or self._store.utcnow())
+
+    async def _post(self, job: TrackedJob) -> Accepted:
+        request = self._gateway.build_create(job.record.body, wire_key=job.record.wire_key)
+        # A pooled connection that the server has just closed looks like a lost answer: without a key that is doubt.
+        fresh = not self._gateway.supports_idempotency_keys
+        response = await send_contained(self._transport, request, timeout_s=self._create_s, fresh_connection=fresh)
+        return await self._answers.read(self._gateway.read_create, response)
+
+    async def _accepted(self, job: TrackedJob, accepted: Accepted) -> Next:
+        self._slots.breaker.succeeded()
+        job.failures = 0
+        job.running_at = self._clock()
+        self._slots.on_accepted(job, job.running_at)
+        self._emit_limits(job.running_at)
+        if accepted.credits_remaining is not None:
+            self._store.credits.remaining = accepted.credits_remaining
+        attempts = job.record.attempts + 1
+        try:
+            await self._store.record_known(  # if it can't be written down the waiters hear of it, the following goes on
+                job,
+                JobState.RUNNING,
+                task_id=accepted.task_id,
+                running_since=self._store.utcnow(),
+                in_doubt=False,
+                body=b"",  # it is never sent again
+                attempts=attempts,
+                credits_used=accepted.credits_used,
+                model=accepted.model,
+            )
+        except TaskTaken as taken:  # what was paid for is unknown: the task shows the other job's images
+            why = f"the gateway answered with task {accepted.task_id}, which is the task of job {taken.holder} already"
+            failure = Failure(kind=UnexpectedResponse.__name__, message=why, request_id=accepted.request_id)
+            facts = {"attempts": attempts, "credits_used": accepted.credits_used, "failure": failure}
+            await self._store.transition(job, JobState.UNCERTAIN, in_doubt=True, **facts)
+            return self._hold(job)
+        return ScheduleAt(self._begin(job))
+
+    async def _not_accepted(self, job: TrackedJob, error: NanoBananaError, sent_before: bool) -> Next:
+        job.failures += 1
+        attempt = self._attempt(job, sent_before)
+        verdict = decide_create(error, attempt, self._retry)
+        now = self._clock()
+        wait_s = self._wait_s(job, error, verdict)
+        self._update_limits(job, error, verdict, now)
+        self._emit_limits(now)
+        move, doubt = verdict.action.name.lower(), verdict.in_doubt
+        self._store.emit(CreateFailed(record=job.record, error=error, action=move, wait_s=wait_s, in_doubt=doubt))
+        try:
+            return await self._carry_out(job, error, verdict, attempt, now + wait_s)
+        except LedgerError as unwritten:  # the record stays SUBMITTING, which is true: it may have been sent
+            return Finish(unwritten)
+
+    async def _carry_out(
+        self, job: TrackedJob, error: NanoBananaError, verdict: RetryDecision, attempt: Attempt, due: float
+    ) -> Next:
+        attempts = job.record.attempts + verdict.costs_attempt
+        unsent = verdict.kind is FailureKind.NOT_SENT and not attempt.sent_before
+        first_sent_at = None if unsent else job.record.first_sent_at
+        match verdict.action:
+            case RetryAction.REPEAT if verdict.in_doubt:
+                self._slots.acquire(job)
+                job.draws_retry_budget = verdict.kind in (FailureKind.SERVER_ERROR, FailureKind.NO_ANSWER)
+                await self._store.transition(job, JobState.SUBMITTING, attempts=attempts, in_doubt=True)
+                return ScheduleAt(due)
+            case RetryAction.REPEAT | RetryAction.REQUEUE:
+                if verdict.action is RetryAction.REQUEUE:
+                    job.failures = 0
+                    job.first_attempt_at = NEVER  # waiting for a slot is no trouble, and does not use up `max_wait_s`
+                await self._store.transition(job, JobState.PENDING, attempts=attempts, first_sent_at=first_sent_at)
+                return ScheduleAt(due)
+            case RetryAction.REFUSE:
+                await self._store.transition(
+                    job,
+                    JobState.REFUSED,
+                    attempts=attempts,
+                    failure=failure_of(error),
+                    ended_at=self._store.utcnow(),
+                )
+                return Finish()
+            case RetryAction.PARK:
+                failure = _reason(error, job.record, verdict)
+                if verdict.kind is not FailureKind.KEY_TAKEN:
+                    self._slots.acquire(job)
+                await self._store.transition(job, JobState.UNCERTAIN, attempts=attempts, in_doubt=True, failure=failure)
+                # This create took no slot: a job that another host bought under the key counts as theirs.
+                return self._hold(job) if job.slots else Finish()
+            case RetryAction.GIVE_UP:
+                # Whoever generates it again has all attempts before him.
+                await self._store.transition(job, JobState.PENDING, attempts=0, first_sent_at=first_sent_at)
+                return Finish(error)
+
+    async def recover(self, job: TrackedJob) -> Next:
+        """Go on with a job found in the ledger half-way through its purchase."""
+        self._slots.acquire(job)
+        attempt = self._attempt(job, sent_before=True)
+        job.first_attempt_at = self._clock()
+        why = "the session ended before an answer came"
+        verdict = decide_create(TransportError(why, possibly_sent=True), attempt, self._retry)
+        if verdict.action is not RetryAction.REPEAT:
+            return await self._mark_uncertain(job, why)
+        await self._store.transition(job, JobState.SUBMITTING, in_doubt=True)
+        return Enqueue()
+
+    def _hold(self, job: TrackedJob) -> Next:
+        return HoldUntil(self._clock() + self._may_run_for_s(job))
+
+    def _expired(self, job: TrackedJob) -> bool:
+        """Whether the key of a repeat is no longer trusted at the moment it would leave."""
+        attempt = self._attempt(job, sent_before=True)
+        return attempt.keyed and not attempt.key_lives
+
+    async def _mark_uncertain(self, job: TrackedJob, why: str) -> Next:
+        failure = job.record.failure or failure_of(TransportError(why, possibly_sent=True))
+        await self._store.transition(job, JobState.UNCERTAIN, in_doubt=True, failure=failure)
+        return self._hold(job)
+
+    def _key_age_s(self, job: TrackedJob, first_sent_at: datetime) -> float:
+        """By the wall clock, which outlives us; but not less than what the loop has seen, whatever that clock does."""
+        age_s = self._store.age_s(first_sent_at)
+        return age_s if age_s < 0 else max(age_s, self._clock() - job.first_attempt_at)
+
+    def _attempt(self, job: TrackedJob, sent_before: bool) -> Attempt:
+        record = job.record
+        return Attempt(
+            keyed=self._gateway.supports_idempotency_keys,
+            sent_before=sent_before,
+            in_doubt=record.in_doubt,
+            number=record.attempts + 1,
+            waited_s=max(0.0, self._clock() - job.first_attempt_at),
+            key_age_s=0.0 if record.first_sent_at is None else self._key_age_s(job, record.first_sent_at),
+            key_lifetime_s=self._gateway.key_lifetime_s,
+        )
+
+    def _wait_s(self, job: TrackedJob, error: NanoBananaError, verdict: RetryDecision) -> float:
+        if verdict.action is not RetryAction.REPEAT:
+            return 0.0
+        asked = min(getattr(error, "retry_after_s", None) or 0.0, MAX_RETRY_AFTER_S)
+        return max(asked, self._retry.backoff_s(job.failures, self._jitter.random()))
+
+    def _update_limits(self, job: TrackedJob, error: NanoBananaError, verdict: RetryDecision, now: float) -> None:
+        if isinstance(error, RateLimited) and not job.slots:
+            self._slots.on_throttled(job, now, error.kind, error.retry_after_s)
+        if is_outage(error):
+            self._slots.breaker.failed(now, self._jitter.random())
+        else:
+            self._slots.breaker.succeeded()
+        if isinstance(error, (GatewayError, UnexpectedResponse)) and error.retry_after_s is not None:
+            self._slots.breaker.pause_until(now, error.retry_after_s)
+
+    def _emit_limits(self, now: float) -> None:
+        """Announce what is known of the limits, when it has changed."""
+        standing = self._slots.snapshot(now)
+        known = (
+            standing.job_limit,
+            standing.creates_per_s,
+            standing.limit_kind,
+            standing.gate_open,
+            standing.throttled,
+        )
+        if known != self._last_limits:
+            self._last_limits = known
+            self._store.emit(standing)
+
+
+def _reason(error: NanoBananaError, record: JobRecord, verdict: RetryDecision) -> Failure:
+    """Return why it is unknown whether a job was bought; a conflict is one only if the job was never sent before."""
+    failure = failure_of(error)
+    if verdict.kind is FailureKind.KEY_TAKEN:
+        why = (
+            f"the gateway has had key {record.wire_key} before, and not from this job: another host may have bought job"
+            f" {record.key} under it, or this one before its ledger was lost or pruned. Nothing was bought now, and"
+            f" nothing will be: look for the task in the gateway's own list, then settle the job ({error.message})"
+        )
+        return evolve(failure, message=why)
+    if isinstance(error, IdempotencyConflict):
+        return evolve(failure, kind=JobUncertain.__name__)
+    return failure

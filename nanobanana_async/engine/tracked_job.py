@@ -1,0 +1,261 @@
+"""A job as a session holds it: its record, its phase in this session, who waits for it, and when it is due.
+
+`JobRecord.state` says where a job stands at the gateway, and moves along `TRANSITIONS`. `TrackedJob.phase` says what
+this session does with the job, and moves along `PHASES`. Only the `Scheduler` moves it:
+
+- The `Engine` brings a job in: CLAIMING (new, or looked up), RECOVERING (resolved by hand) or QUEUED (a poll for the
+  images of a job that has succeeded).
+- In CLAIMING, FOREIGN, RECOVERING, IN_FLIGHT and WITHDRAWING a step of the job runs, one at a time. It returns a
+  `Next`, and `Scheduler._apply` alone carries that out.
+- In QUEUED the `Dispatcher` decides when the job leaves; in SCHEDULED, FOREIGN and HOLDING a timer does.
+- `withdraw_requested` is an intent, set while a step runs. It is carried out when the step is over, if the job is then
+  PENDING.
+- Who wants the job (`callers`, `has_handle`, `may_buy`) is no phase: `Engine.add_caller`, `drop_caller` and `keep`.
+"""
+
+import asyncio
+import enum
+from collections import deque
+from collections.abc import Callable, Mapping
+from decimal import Decimal
+
+from nanobanana_async.errors import NanoBananaError
+from nanobanana_async.jobs import ACTIVE_STATES, JobRecord, JobState, Observation
+from nanobanana_async.policy.budget import Cap
+from nanobanana_async.policy.poll_schedule import PollSchedule
+
+NEVER = float("inf")
+NOT_YET = -NEVER
+
+
+class Phase(enum.Enum):
+    """What this session does with a job."""
+
+    LOOKED_UP = "known, and not followed here"
+    CLAIMING = "a ledger call decides who owns it"
+    FOREIGN = "another owner follows it, and we read the ledger"
+    RECOVERING = "it is ours, and a write to the ledger decides how it goes on"
+    QUEUED = "waits in a queue: to be sent, or to be polled"
+    SCHEDULED = "waits for its time"
+    IN_FLIGHT = "a request of it is in flight, or its answer is being written"
+    WITHDRAWING = "its withdrawal is being written"
+    HOLDING = "uncertain, and not followed: holds its slots while it may still run"
+    DONE = "ended, or the waiting for it ended with `wait_error`"
+
+
+_P = Phase
+
+# What a phase may become. An illegal move is a bug of ours.
+PHASES: Mapping[Phase, frozenset[Phase]] = {
+    _P.LOOKED_UP: frozenset({_P.CLAIMING, _P.RECOVERING, _P.QUEUED}),
+    _P.CLAIMING: frozenset(
+        {_P.FOREIGN, _P.RECOVERING, _P.QUEUED, _P.SCHEDULED, _P.WITHDRAWING, _P.HOLDING, _P.LOOKED_UP, _P.DONE}
+    ),
+    # FOREIGN -> FOREIGN: its owner still follows it.
+    _P.FOREIGN: frozenset({_P.FOREIGN, _P.RECOVERING, _P.QUEUED, _P.SCHEDULED, _P.HOLDING, _P.LOOKED_UP, _P.DONE}),
+    _P.RECOVERING: frozenset({_P.QUEUED, _P.SCHEDULED, _P.WITHDRAWING, _P.HOLDING, _P.DONE}),
+    _P.QUEUED: frozenset({_P.IN_FLIGHT, _P.WITHDRAWING, _P.DONE}),
+    # SCHEDULED -> SCHEDULED: a poll is planned again, as durations are learned or when a callback came.
+    _P.SCHEDULED: frozenset({_P.SCHEDULED, _P.QUEUED, _P.WITHDRAWING, _P.DONE}),
+    _P.IN_FLIGHT: frozenset({_P.QUEUED, _P.SCHEDULED, _P.WITHDRAWING, _P.HOLDING, _P.DONE}),
+    _P.WITHDRAWING: frozenset({_P.DONE}),
+    _P.HOLDING: frozenset({_P.CLAIMING, _P.RECOVERING, _P.QUEUED, _P.DONE}),
+    _P.DONE: frozenset({_P.CLAIMING, _P.RECOVERING, _P.QUEUED}),
+}
+
+LIVE_PHASES = frozenset(Phase) - {_P.LOOKED_UP, _P.HOLDING, _P.DONE}
+"""The job is followed: it stands in `Scheduler.tracked`."""
+
+JOINING_PHASES = frozenset({_P.CLAIMING, _P.RECOVERING})
+"""Where the job goes on is not yet decided."""
+
+UNREAD_PHASES = frozenset({_P.CLAIMING, _P.FOREIGN})
+"""A failure leaves unknown what the ledger holds by now."""
+
+
+class TrackedJob:
+    """A job as the engine holds it. Slotted: there may be tens of thousands."""
+
+    __slots__ = (
+        "_phase",
+        "budgets",
+        "callback_pending",
+        "callers",
+        "claimed_task_id",
+        "draws_retry_budget",
+        "due",
+        "expected_credits",
+        "failures",
+        "fetching_images",
+        "first_attempt_at",
+        "first_imageless_at",
+        "followed_since",
+        "has_handle",
+        "holding_before",
+        "ledger_record",
+        "listeners",
+        "may_buy",
+        "observation",
+        "place",
+        "polled_at",
+        "polls",
+        "record",
+        "retry_failed",
+        "running_at",
+        "schedule",
+        "sent_at",
+        "slots",
+        "updates",
+        "wait_error",
+        "watchers",
+        "weight",
+        "withdraw_requested",
+    )
+
+    def __init__(self, record: JobRecord, weight: int) -> None:
+        self.record = record
+        self.ledger_record = record
+        """What the ledger holds: the same, unless a write failed after the gateway had answered."""
+        self.weight = weight
+        self.slots = 0
+        """How many job slots it takes at this moment."""
+        self.place = 0
+        """Its place in the queue for creates: first come, first served."""
+        self.due = NEVER
+        self.first_attempt_at = NEVER
+        self.running_at = NEVER
+        self.followed_since = NOT_YET
+        """When polling last began: `Timeouts.job_s` counts from here, so each wait gets the whole time."""
+        self.sent_at = NEVER
+        self.schedule: PollSchedule[TrackedJob] | None = None
+        """When its class of jobs is polled; set once it runs."""
+        self.first_imageless_at = NEVER
+        self.polls = 0
+        self.polled_at = NOT_YET
+        """When it was last polled."""
+        self.callback_pending = False
+        """A callback came since then."""
+        self.claimed_task_id: str | None = None
+        """The task id that a callback names, while no answer to the create has."""
+        self.failures = 0
+        """In a row: creates that were not accepted, or queries that were not answered."""
+        self.draws_retry_budget = False
+        """Its last create brought nothing usable: a repeat is extra load on a gateway that may be down."""
+        self.callers = 0
+        """How many `generate` calls and batches wait for it. When the last one leaves, an unsent job is withdrawn."""
+        self.has_handle = False
+        """A handle was given out: the job outlives its callers."""
+        self.budgets: tuple[Cap, ...] = ()
+        """The caps that its price is reserved on."""
+        self.expected_credits: Decimal | None = None
+        """What the user expects such a job to cost, until the gateway names the price."""
+        self.listeners: list[Callable[[TrackedJob], None]] | None = None
+        """Called at once when its state has changed, and when nothing more happens to it by itself."""
+        self.may_buy = False
+        """A caller asked to buy it. Else a PENDING job is not sent."""
+        self.retry_failed = False
+        """If the job has FAILED it is bought again."""
+        self.fetching_images = False
+        """It has succeeded, and is polled once more for its images."""
+        self.holding_before: TrackedJob | None = None
+        """The earlier, uncertain `TrackedJob` of this key whose slots it took."""
+        self._phase = Phase.LOOKED_UP
+        self.withdraw_requested = False
+        """It is withdrawn when the step that now runs leaves it PENDING."""
+        self.observation: Observation | None = None
+        self.wait_error: NanoBananaError | None = None
+        self.watchers: list[asyncio.Future[NanoBananaError | None]] | None = None
+        self.updates: list[deque[JobState]] | None = None
+
+    @property
+    def key(self) -> str:
+        """Our key of the job."""
+        return self.record.key
+
+    @property
+    def phase(self) -> Phase:
+        """What this session does with it."""
+        return self._phase
+
+    def move(self, phase: Phase) -> None:
+        """Enter a phase; for the scheduler alone. A move that is not in `PHASES` is a `RuntimeError`."""
+        if phase not in PHASES[self._phase]:
+            raise RuntimeError(f"job {self.key} cannot go {self._phase.name} -> {phase.name}")
+        self._phase = phase
+        self.due = NEVER
+
+    @property
+    def live(self) -> bool:
+        """Whether this session follows it."""
+        return self._phase in LIVE_PHASES
+
+    @property
+    def joining(self) -> bool:
+        """Whether it is not yet decided where it goes on."""
+        return self._phase in JOINING_PHASES
+
+    @property
+    def leaving(self) -> bool:
+        """Whether it is being withdrawn, or will be when its present step is over."""
+        return self.withdraw_requested or self._phase is Phase.WITHDRAWING
+
+    @property
+    def done(self) -> bool:
+        """Whether nothing more will happen to it by itself."""
+        return self.wait_error is not None or (self.record.state not in ACTIVE_STATES and not self.fetching_images)
+
+    @property
+    def holds_until(self) -> float:
+        """Until when a job holds its slots that was uncertain when it was tracked, and still is."""
+        return NEVER if self.holding_before is None else self.holding_before.due
+
+    @property
+    def has_waiters(self) -> bool:
+        """Whether a caller may still ask for its outcome."""
+        return self.may_buy or self.has_handle or bool(self.watchers or self.updates or self.listeners)
+
+    @property
+    def images_missing(self) -> bool:
+        """Whether the ledger does not hold its result: images that came inline are not kept there."""
+        return self.observation is None and "" in self.record.images
+
+    async def wait_for_change(self) -> None:
+        """Wait for the next change; raise what interrupts the waiting."""
+        watcher: asyncio.Future[NanoBananaError | None] = asyncio.get_running_loop().create_future()
+        if self.watchers is None:
+            self.watchers = []
+        self.watchers.append(watcher)
+        try:
+            interruption = await watcher
+        finally:
+            if not watcher.done() or watcher.cancelled():
+                self._forget(watcher)
+        if interruption is not None:
+            # Each waiter raises a copy of its own: a shared exception would collect the tracebacks of all.
+            raise interruption.for_job(self.key, safe_to_repeat=not self.record.possibly_bought)
+
+    def wake(self, interruption: NanoBananaError | None = None) -> None:
+        """Wake all waiters: they read the job again, or raise the error."""
+        watchers, self.watchers = self.watchers, None
+        for watcher in watchers or ():
+            if not watcher.done():
+                watcher.set_result(interruption)
+
+    def notify_listeners(self) -> None:
+        """Call the listeners."""
+        for listener in self.listeners or ():
+            listener(self)
+
+    def set_record(self, record: JobRecord, interruption: NanoBananaError | None = None) -> None:
+        """Take the record after a transition and notify all, or interrupt the waiters."""
+        changed = record.state is not self.record.state
+        self.record = record
+        if changed:
+            for feed in self.updates or ():
+                feed.append(record.state)
+            self.wake(interruption)
+            self.notify_listeners()
+
+    def _forget(self, watcher: asyncio.Future[NanoBananaError | None]) -> None:
+        if self.watchers is not None and watcher in self.watchers:
+            self.watchers.remove(watcher)

@@ -1,0 +1,144 @@
+"""Requests in flight: a semaphore over POSTs and GETs, and the workers that make them."""
+
+import asyncio
+import contextvars
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any
+
+import anyio
+from anyio.abc import TaskGroup
+
+from nanobanana_async.engine.tracked_job import TrackedJob
+from nanobanana_async.events import log_failure
+
+JobTask = Callable[[TrackedJob], Awaitable[None]]
+
+
+class WorkerPool:
+    """Runs work on jobs in the session's task group, requests to the gateway under the semaphore.
+
+    Workers are kept: handing one its next work costs a tenth of starting a task. What fails in one of these tasks
+    never ends another: a task that ends with a `CancelledError` would cancel the group, and with it the session.
+    """
+
+    def __init__(
+        self, max_requests: int, *, freed: Callable[[], None], crashed: Callable[[TrackedJob, BaseException], None]
+    ):
+        self._permits = anyio.Semaphore(max_requests, max_value=max_requests)
+        self._max_requests = max_requests
+        self.free_requests = max_requests
+        """How many more requests may leave."""
+        self._freed = freed
+        self._crashed = crashed
+        self._group: TaskGroup | None = None
+        self._host: asyncio.Task[Any] | None = None
+        self._idle: list[asyncio.Future[tuple[JobTask, TrackedJob, bool]]] = []
+
+    def start(self, group: TaskGroup) -> None:
+        """Give it the task group in which workers live; called in the group's own task."""
+        self._group = group
+        self._host = asyncio.current_task()
+        self._context = contextvars.copy_context()
+
+    @property
+    def busy(self) -> int:
+        """How many requests are out."""
+        return self._max_requests - self.free_requests
+
+    @property
+    def full(self) -> bool:
+        """Whether no further request may leave."""
+        return not self.free_requests
+
+    def run_request(self, job_task: JobTask, job: TrackedJob) -> None:
+        """Run work that makes a request; the pool must not be `full`."""
+        self._permits.acquire_nowait()
+        self.free_requests -= 1
+        self._run(job_task, job, True)
+
+    def run_local(self, job_task: JobTask, job: TrackedJob) -> None:
+        """Run work that makes no request to the gateway."""
+        self._run(job_task, job, False)
+
+    def start_task(self, name: str, work: Callable[[], Coroutine[Any, Any, None]], *, again: bool = False) -> None:
+        """Run something else in the task group; a failure is logged and ends this only, or begins it `again`."""
+        if self._group is not None:
+            self._group.start_soon(self._contained, name, work, again)
+
+    def contains(self, failure: BaseException) -> bool:
+        """Whether a failure concerns only what the current task was doing; else the task has to end.
+
+        A `CancelledError` is such a failure too, unless the session ends or the event loop does: it came out of an
+        observer, a ledger, a transport, or other code cancelled a task of the session.
+        """
+        if isinstance(failure, Exception):
+            return True
+        if not isinstance(failure, asyncio.CancelledError) or self._ends:
+            return False
+        if (task := asyncio.current_task()) is not None:
+            while task.cancelling():
+                task.uncancel()
+        return True
+
+    @property
+    def _ends(self) -> bool:
+        if self._group is None or self._host is None:
+            return False
+        # When the event loop ends it cancels every task at once, the host's too.
+        return self._group.cancel_scope.cancel_called or self._host.cancelling() > 0 or self._host.done()
+
+    def _run(self, job_task: JobTask, job: TrackedJob, permitted: bool) -> None:
+        while self._idle:
+            handover = self._idle.pop()
+            if not handover.done():  # else its worker was cancelled
+                handover.set_result((job_task, job, permitted))
+                return
+        if self._group is not None:  # in the session's context: a worker outlives the caller who needs it first
+            self._context.copy().run(self._group.start_soon, self._work, job_task, job, permitted)
+
+    async def _work(self, job_task: JobTask, job: TrackedJob, permitted: bool) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            await self._carry(job_task, job, permitted)
+            if len(self._idle) >= self._max_requests:
+                return
+            handover: asyncio.Future[tuple[JobTask, TrackedJob, bool]] = loop.create_future()
+            self._idle.append(handover)
+            try:
+                job_task, job, permitted = await handover
+            except asyncio.CancelledError as stray:
+                if not self.contains(stray):
+                    raise
+                if handover.cancel() or handover.cancelled():
+                    return
+                job_task, job, permitted = handover.result()  # it was given one in the same turn of the loop
+
+    async def _carry(self, job_task: JobTask, job: TrackedJob, permitted: bool) -> None:
+        try:
+            try:
+                await job_task(job)
+            finally:
+                if permitted:
+                    self._permits.release()
+                    self.free_requests += 1
+        except BaseException as failure:
+            if not self.contains(failure):
+                raise
+            self._crashed(job, failure)
+        try:
+            self._freed()
+        except BaseException as failure:
+            if not self.contains(failure):
+                raise
+            log_failure("engine.crashed", failure, task="pump")
+
+    async def _contained(self, name: str, work: Callable[[], Coroutine[Any, Any, None]], again: bool) -> None:
+        while True:
+            try:
+                await work()
+            except BaseException as failure:
+                if not self.contains(failure):
+                    raise
+                log_failure("engine.crashed", failure, task=name)
+            if not again:
+                return

@@ -1,0 +1,260 @@
+"""Define the events that a session emits, and log them; metrics and progress displays observe them too."""
+
+import asyncio
+import logging
+from collections.abc import Callable
+from contextlib import suppress
+from decimal import Decimal
+from typing import Any, Protocol, runtime_checkable
+
+from attrs import asdict, frozen
+
+from nanobanana_async.errors import GatewayError, NanoBananaError
+from nanobanana_async.escaping import one_line
+from nanobanana_async.jobs import JobRecord, JobState
+from nanobanana_async.models import shorten
+
+log = logging.getLogger("nanobanana_async")
+
+LONGEST_WORD = 60
+"""Longer status words are cut in logs: the gateway sends them, and may send a page of text."""
+
+
+@frozen(kw_only=True)
+class JobTracked:
+    """The session starts to track a job: it was requested, found again or resolved.
+
+    Emitted synchronously, in the caller's context. `record` is the requested or found job; the ledger's own copy may
+    differ, and comes with the next event. `weight` is how many job slots the job takes while the gateway has it.
+    """
+
+    record: JobRecord
+    weight: int
+
+
+@frozen(kw_only=True)
+class JobReleased:
+    """The session stops tracking a job: it has ended, or is no longer followed. `error` says why it was given up."""
+
+    record: JobRecord
+    error: Exception | None
+
+
+@frozen(kw_only=True)
+class JobStateChanged:
+    """A job changed its state, and the ledger has recorded it."""
+
+    before: JobState | None
+    record: JobRecord
+
+
+@frozen(kw_only=True)
+class CreateFailed:
+    """A create returned no task id. `action` is what the session does next, after `wait_s` seconds.
+
+    `in_doubt`: this create or an earlier one of the job may have been accepted all the same.
+    """
+
+    record: JobRecord
+    error: Exception
+    action: str
+    wait_s: float
+    in_doubt: bool = False
+
+
+@frozen(kw_only=True)
+class JobPolled:
+    """A poll was answered: the job still runs, or has ended. `polls` counts the polls of this job.
+
+    `delay_s`: how many seconds ago the job ended, if the gateway reports how long it took.
+    """
+
+    record: JobRecord
+    status: str
+    polls: int
+    delay_s: float | None = None
+
+
+@frozen(kw_only=True)
+class PollFailed:
+    """A poll failed. The next poll follows after `wait_s` seconds; None means that there is none."""
+
+    record: JobRecord
+    error: Exception
+    wait_s: float | None
+    polls: int = 0
+
+
+@frozen(kw_only=True)
+class CallbackReceived:
+    """The gateway sent a callback about a job, to this process or another one; one poll follows to confirm it."""
+
+    record: JobRecord
+
+
+@frozen(kw_only=True)
+class UnknownStatus:
+    """The gateway reported a status that its reference does not list; the job counts as running."""
+
+    record: JobRecord
+    status: str
+
+
+@frozen(kw_only=True)
+class PriceAboveEstimate:
+    """A job costs more than was reserved for it: the difference may exceed a cap, and then nothing more is bought."""
+
+    record: JobRecord
+    estimate: Decimal
+
+
+@frozen(kw_only=True)
+class LimitsChanged:
+    """The learned limits of the account changed; the fields are those of `SessionStats`."""
+
+    job_limit: int | None
+    creates_per_s: float | None
+    limit_kind: str | None
+    gate_open: bool
+    slots_held: int
+    throttled: int
+
+
+Event = (
+    JobTracked
+    | JobReleased
+    | JobStateChanged
+    | CreateFailed
+    | JobPolled
+    | PollFailed
+    | CallbackReceived
+    | UnknownStatus
+    | PriceAboveEstimate
+    | LimitsChanged
+)
+
+
+@runtime_checkable
+class ObserverFactory(Protocol):
+    """An observer for several sessions that keeps their events apart."""
+
+    def observer(self) -> Callable[[Event], None]:
+        """Return the observer of one session."""
+        ...
+
+
+Observer = Callable[[Event], None] | ObserverFactory
+
+_LEVELS: dict[type, int] = {
+    JobTracked: logging.DEBUG,
+    JobReleased: logging.DEBUG,
+    JobStateChanged: logging.DEBUG,
+    JobPolled: logging.DEBUG,
+    CreateFailed: logging.INFO,
+    PollFailed: logging.INFO,
+    CallbackReceived: logging.DEBUG,
+    UnknownStatus: logging.WARNING,
+    PriceAboveEstimate: logging.WARNING,
+    LimitsChanged: logging.DEBUG,
+}
+_LEVELS_OF_STATES = {JobState.FAILED: logging.INFO, JobState.REFUSED: logging.INFO, JobState.UNCERTAIN: logging.WARNING}
+_NAMES: dict[type, str] = {
+    JobTracked: "job.tracked",
+    JobReleased: "job.released",
+    JobStateChanged: "job.state_changed",
+    JobPolled: "job.polled",
+    CreateFailed: "create.failed",
+    PollFailed: "poll.failed",
+    CallbackReceived: "callback.received",
+    UnknownStatus: "status.unknown",
+    PriceAboveEstimate: "price.above_estimate",
+    LimitsChanged: "limits.changed",
+}
+
+
+def log_event(event: Event) -> None:
+    """Log an event under a stable name, with its facts as extras, which hold neither prompts nor API keys."""
+    kind = type(event)
+    level = _LEVELS[kind]
+    if isinstance(event, JobStateChanged):
+        level = logging.WARNING if event.record.missing else _LEVELS_OF_STATES.get(event.record.state, level)
+    if not log.isEnabledFor(level):
+        return
+    facts = _facts(event)
+    text = " ".join(f"{name}={value}" for name, value in facts.items() if value is not None)
+    log.log(level, "%s %s", _NAMES[kind], one_line(text), extra={"event": _NAMES[kind], **facts})
+
+
+def _facts(event: Event) -> dict[str, Any]:
+    if isinstance(event, LimitsChanged):
+        return asdict(event)
+    record = event.record
+    facts: dict[str, Any] = {"job": record.key, "state": record.state.value, "task_id": record.task_id}
+    match event:
+        case JobReleased(error=error):
+            facts["error"] = None if error is None else _error_without_body(error)
+        case JobStateChanged(before=before):
+            facts["before"] = None if before is None else before.value
+            facts["missing_images"] = ",".join(str(index) for index, _ in record.missing) or None
+        case CreateFailed(error=error, action=action, wait_s=wait_s):
+            facts |= {"error": _error_without_body(error), "action": action, "wait_s": round(wait_s, 3)}
+            facts |= {"in_doubt": event.in_doubt or None, "limit_kind": getattr(error, "kind", None)}
+        case JobPolled(status=status, polls=polls, delay_s=delay_s):
+            facts |= {"status": shorten(status, LONGEST_WORD), "polls": polls}
+            facts["delay_s"] = None if delay_s is None else round(delay_s, 3)
+        case PollFailed(error=error, wait_s=next_poll_s):
+            facts |= {"error": _error_without_body(error), "wait_s": next_poll_s}
+        case UnknownStatus(status=status):
+            facts["status"] = shorten(status, LONGEST_WORD)
+        case PriceAboveEstimate(estimate=estimate):
+            facts |= {"estimate": str(estimate), "credits": str(record.credits_used)}
+    return facts
+
+
+def log_failure(name: str, failure: BaseException, **facts: object) -> None:
+    """Log an unexpected exception with its traceback; an exception of a logging handler is suppressed."""
+    text = "".join(f" {fact}={value}" for fact, value in facts.items())
+    with suppress(Exception, asyncio.CancelledError):
+        log.error("%s%s", name, text, exc_info=failure, extra={"event": name, **facts})
+
+
+def repr_of(observer: object) -> str:
+    """Return the repr of an observer, or its class if the repr raises."""
+    try:
+        return repr(observer)
+    except Exception:
+        return f"<{type(observer).__name__}>"
+
+
+def _job_of(event: Event) -> dict[str, str]:
+    return {} if isinstance(event, LimitsChanged) else {"job": event.record.key}
+
+
+def _error_without_body(error: Exception) -> str:
+    """Return an error without the gateway's messages and bodies, which may quote the prompt."""
+    kind = type(error).__name__
+    match error:
+        case GatewayError(status=status, code=code, request_id=request_id):
+            facts = [str(fact) for fact in (status, code, request_id) if fact is not None]
+            return f"{kind} [{', '.join(facts)}]"
+        case NanoBananaError(message=message):
+            return f"{kind}: {message}"
+        case _:
+            return kind
+
+
+class EventEmitter:
+    """Pass each event to every observer; an observer that raises is logged and does not affect the job."""
+
+    def __init__(self, observers: tuple[Observer, ...] = ()) -> None:
+        session_observers = (each.observer() if isinstance(each, ObserverFactory) else each for each in observers)
+        self._observers = (log_event, *session_observers)
+
+    def __call__(self, event: Event) -> None:
+        """Call all observers in order."""
+        for observer in self._observers:
+            try:
+                observer(event)
+            # Nothing is awaited here, so a CancelledError is the observer's: `.result()` of a cancelled future.
+            except (Exception, asyncio.CancelledError, GeneratorExit) as failure:
+                log_failure("observer.failed", failure, observer=repr_of(observer), **_job_of(event))

@@ -1,0 +1,249 @@
+"""The settings that all gateways share, validated when a gateway is created."""
+
+import functools
+import hmac
+import ipaddress
+import os
+from collections.abc import Callable, Mapping
+from decimal import Decimal
+from typing import Any, ClassVar, Self
+from urllib.parse import urlsplit
+
+from attrs import field, fields, frozen
+
+from nanobanana_async.errors import ConfigurationError, InvalidRequest
+from nanobanana_async.gateways.secret import Secret
+from nanobanana_async.jobs import account_fingerprint, named_account
+from nanobanana_async.models import ImageRequest, TaskType
+from nanobanana_async.validators import switch, within
+
+BASE_URL_VARIABLE = "NANOBANANA_BASE_URL"
+EXPECTED_VARIABLE = "NANOBANANA_EXPECTED_JOB_S"
+ACCOUNT_VARIABLE = "NANOBANANA_ACCOUNT"
+
+MAX_ACCOUNT_LENGTH = 64
+
+
+def to_secret(key: object, title: str, variable: str) -> Secret | ConfigurationError:
+    """Return the key without surrounding spaces, or the error if it can't be sent in a header.
+
+    Functions that hold the key return their errors instead of raising them: some tools show the locals of every frame
+    of a traceback.
+    """
+    if isinstance(key, Secret):
+        return key
+    advice = f'set {variable} or pass api_key="..."'  # without the key itself: the message ends up in logs
+    if not isinstance(key, str) or not (key := key.strip()):
+        return ConfigurationError(f"{title} needs an API key: {advice}")
+    if not _is_visible_ascii(key):
+        return ConfigurationError(f'the API key must be visible ASCII, without spaces or "Bearer": {advice}')
+    return Secret(key)
+
+
+def validate_base_url(url: object) -> str | ConfigurationError:
+    """Return the URL without trailing slashes, or the error if the key must not be sent to it."""
+    if not isinstance(url, str) or not (url := url.strip().rstrip("/")):
+        return ConfigurationError("base_url must be a URL such as https://gateway.example")
+    # Some URL parsers read a backslash as a slash: the key could go to another host.
+    if not _is_visible_ascii(url) or "\\" in url:
+        return ConfigurationError("base_url must be visible ASCII without spaces or backslashes")
+    try:
+        parts = urlsplit(url)
+        host, _port = parts.hostname, parts.port
+    except ValueError:
+        return ConfigurationError("base_url is not a URL: its host or port can't be read")
+    if parts.scheme not in ("http", "https") or not host:
+        return ConfigurationError("base_url must begin with https:// and name a host")
+    if "@" in parts.netloc:
+        return ConfigurationError("base_url must not hold credentials; the API key goes into api_key")
+    if "?" in url or "#" in url:
+        return ConfigurationError("base_url must not hold a query or a fragment")
+    if parts.scheme == "http" and not is_loopback(host):
+        return ConfigurationError(f"base_url must be https: the API key would travel in clear text to {host}")
+    return url
+
+
+def validate_model(model: object) -> str:
+    """Return the model's name without surrounding spaces; raise `ConfigurationError` if it is not printable text."""
+    if not isinstance(model, str) or not model.strip() or not model.strip().isprintable():
+        raise ConfigurationError(f"model must be non-empty printable text, not {model!r}")
+    return model.strip()
+
+
+def validate_account(name: object, api_key: Secret) -> str:
+    """Return the account's name without surrounding spaces, empty for none; raise `ConfigurationError` if invalid."""
+    if not isinstance(name, str):
+        raise ConfigurationError(f"account must be text, not {type(name).__name__}")
+    name = name.strip()
+    if len(name) > MAX_ACCOUNT_LENGTH or not _is_visible_ascii(name):
+        raise ConfigurationError(f"account must be 1 to {MAX_ACCOUNT_LENGTH} visible ASCII characters without spaces")
+    if hmac.compare_digest(name.encode(), api_key.reveal().encode()):
+        raise ConfigurationError("account is the API key: it would be written to the ledger; choose a name for it")
+    return name
+
+
+def _is_visible_ascii(text: str) -> bool:
+    return all("!" <= character <= "~" for character in text)
+
+
+def is_loopback(host: str) -> bool:
+    """Return whether a host name or address is this machine: localhost, 127.0.0.0/8 or ::1."""
+    if host == "localhost":
+        return True
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return address.is_loopback
+
+
+def _as_secret(key: str | Secret) -> Secret:
+    return key if isinstance(key, Secret) else Secret(key)
+
+
+def settings_in(
+    environ: Mapping[str, str], kind: "type[GatewaySettings]", **given: Any
+) -> dict[str, Any] | ConfigurationError:
+    """Return the given settings, completed from the environment; or the error in the environment."""
+    settings = given
+    if "api_key" not in settings:
+        if not (key := variable_in(environ, kind.key_variable)):
+            return ConfigurationError(f"{kind.key_variable} is not set: it holds the API key of {kind.title}")
+        settings["api_key"] = key
+    if "base_url" not in settings and (url := variable_in(environ, BASE_URL_VARIABLE)):
+        settings["base_url"] = url
+    if "expected_job_s" not in settings and (seconds := variable_in(environ, EXPECTED_VARIABLE)):
+        try:
+            settings["expected_job_s"] = float(seconds)
+        except ValueError:
+            return ConfigurationError(f"{EXPECTED_VARIABLE} must be a number of seconds")
+    if "account" not in settings and (account := variable_in(environ, ACCOUNT_VARIABLE)):
+        settings["account"] = account
+    return _seal_secrets(kind, settings) or settings
+
+
+def variable_in(environ: Mapping[str, str], name: str) -> str:
+    """Return a variable without surrounding spaces; empty if it is not set."""
+    value = environ.get(name, "")
+    return value.strip() if isinstance(value, str) else ""
+
+
+def _with_sealed_secrets(init: Callable[..., None]) -> Callable[..., None]:
+    """Return an `__init__` that wraps the secret settings before it calls the one that attrs generated.
+
+    The frame of the generated `__init__` is in the traceback of every refused setting. It must hold no key in clear.
+    """
+
+    @functools.wraps(init)
+    def checked(self: "GatewaySettings", *args: Any, **settings: Any) -> None:
+        problem = _seal_secrets(type(self), settings)
+        if problem is not None:
+            settings.clear()
+            raise problem
+        init(self, *args, **settings)
+
+    return checked
+
+
+def _seal_secrets(kind: "type[GatewaySettings]", settings: dict[str, Any]) -> ConfigurationError | None:
+    """Replace the key and the URL in the settings by checked ones; return the error if one is refused."""
+    checks: dict[str, Callable[[object], object]] = {
+        "api_key": lambda key: to_secret(key, kind.title, kind.key_variable),
+        "base_url": validate_base_url,
+    }
+    for name, check in checks.items():
+        if name in settings:
+            checked = settings[name] = check(settings[name])
+            if isinstance(checked, ConfigurationError):
+                return checked
+    return None
+
+
+@frozen(kw_only=True, repr=False)
+class GatewaySettings:
+    """The base class of the gateways. A subclass sets its names, its defaults and the variable of its key."""
+
+    short_name: ClassVar[str]
+    title: ClassVar[str]
+    key_variable: ClassVar[str]
+    credits_per_image: ClassVar[Decimal]
+
+    # A private field with a property: pyright takes a field with a converter for a descriptor, and that does not match
+    # the protocol.
+    _api_key: Secret = field(alias="api_key", repr=False, converter=_as_secret)
+    base_url: str
+    """https, or http to this machine; no credentials, query or fragment."""
+    model: str
+    """The model of requests that name none."""
+    expected_job_s: float = field(default=20.0, validator=within(above=0))
+    """The first guess of a job's duration."""
+    slots_per_image: bool = field(default=False, validator=switch)
+    """Whether the account's limit counts images: a request for n images then takes n job slots."""
+    account_name: str = field(default="", alias="account")
+    """A name for the account, passed as `account`. With it, jobs in a ledger survive a change of API key."""
+
+    @classmethod
+    def __attrs_init_subclass__(cls) -> None:
+        cls.__init__ = _with_sealed_secrets(cls.__init__)  # type: ignore[method-assign]
+
+    def __attrs_post_init__(self) -> None:
+        object.__setattr__(self, "model", validate_model(self.model))
+        object.__setattr__(self, "account_name", validate_account(self.account_name, self._api_key))
+
+    def __repr__(self) -> str:
+        # attrs' own repr raises for a half-initialised gateway, and tracebacks of refused settings show such gateways.
+        known = (f"{each.name}={getattr(self, each.name, '...')!r}" for each in fields(type(self)) if each.repr)
+        return f"{type(self).__name__}({', '.join(known)})"
+
+    @classmethod
+    def from_env(cls, environ: Mapping[str, str] | None = None, **settings: Any) -> Self:
+        """Return the gateway with the API key, base URL, account and expected duration of the environment.
+
+        Settings that are passed override the environment. Raises `ConfigurationError`, which names a missing or invalid
+        variable.
+        """
+        found = settings_in(os.environ if environ is None else environ, cls, **settings)
+        del environ, settings  # they hold the API key, and some tools show the locals of a traceback
+        if isinstance(found, ConfigurationError):
+            raise found
+        return cls(**found)
+
+    @property
+    def api_key(self) -> Secret:
+        """The API key, masked in every repr and string."""
+        return self._api_key
+
+    @property
+    def name(self) -> str:
+        """A short name that never changes, since ledgers store it."""
+        return self.short_name
+
+    @property
+    def account(self) -> str:
+        """The account as ledgers store it: its name, or a fingerprint of the API key."""
+        if self.account_name:
+            return named_account(self.name, self.account_name)
+        return account_fingerprint(self.name, self.api_key.reveal())
+
+    def slots_for(self, request: ImageRequest) -> int:
+        """Return how many job slots of the account the request takes."""
+        return request.num_images if self.slots_per_image else 1
+
+    def price_class(self, request: ImageRequest) -> str:
+        """Return the class of the request: requests of one class cost the same and take about as long."""
+        size = request.resolution or "default"
+        return f"{self.name}/{request.model or self.model}/{task_type(request)}/{size}/{request.num_images}"
+
+    def example_credits(self, request: ImageRequest) -> Decimal:
+        """Return the cost by the example of the gateway's reference: an estimate until the gateway states a price."""
+        return self.credits_per_image * request.num_images
+
+
+def task_type(request: ImageRequest) -> TaskType:
+    """Return the task type: the given one, or the one that the presence of images implies."""
+    return request.task_type or ("image-to-image" if request.images else "text-to-image")
+
+
+def unsupported_field(gateway: GatewaySettings, field_name: str, why: str = "") -> InvalidRequest:
+    """Return the error for a field that this gateway does not take."""
+    return InvalidRequest(f"{gateway.title} does not take {field_name}{why}")

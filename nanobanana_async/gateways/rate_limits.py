@@ -1,0 +1,71 @@
+"""Parse what an answer says about limits: how long to wait, and which limit was met."""
+
+import re
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+
+from nanobanana_async.errors import MAX_RETRY_AFTER_S, LimitKind
+
+_LONG_HEADER = 1000
+_LONG_SENTENCE = 1000
+
+_SECONDS = re.compile(r"[+-]?\d+(?:\.\d*)?", re.ASCII)
+_JOBS = re.compile(
+    r"concurren|in_?flight|queue_full|(?:too_many|max\w{0,20}|running|active|pending)_(?:jobs|tasks)|job_limit"
+)
+_RATE = re.compile(
+    r"(?:^|_)(?:rate|ratelimit\w{0,40}|throttl\w{0,40}|rpm|rps|qps)(?:_|$)|per_(?:second|minute|hour|day)"
+)
+_REMAINING = (
+    "x-ratelimit-remaining",
+    "ratelimit-remaining",
+    "x-ratelimit-remaining-requests",
+    "x-rate-limit-remaining",
+)
+_NONE_LEFT = re.compile(r"\b(?:r|remaining)\s*=\s*0+(?![\d.])")
+
+
+def retry_after_s(headers: Mapping[str, str], now: datetime | None = None) -> float | None:
+    """Return the seconds that `Retry-After` asks for, at most `MAX_RETRY_AFTER_S`; None if it is missing or invalid.
+
+    An HTTP date is compared with `now`, or with the answer's own `Date` header.
+    """
+    asked = headers.get("retry-after", "")[:_LONG_HEADER].strip()
+    if _SECONDS.fullmatch(asked):
+        wait_s = float(asked)
+    else:
+        until, now = _http_date(asked), now or _http_date(headers.get("date", "")[:_LONG_HEADER])
+        if until is None or now is None:
+            return None
+        wait_s = (until - now).total_seconds()
+    return min(max(wait_s, 0.0), MAX_RETRY_AFTER_S)
+
+
+def _http_date(text: str) -> datetime | None:
+    try:
+        at = parsedate_to_datetime(text)
+    except (ValueError, TypeError, IndexError, OverflowError):  # the parser raises all of these
+        return None
+    return at if at.tzinfo is not None else at.replace(tzinfo=UTC)
+
+
+def limit_kind(code: str | None, message: str, headers: Mapping[str, str]) -> LimitKind | None:
+    """Return which limit a 429 reports; None if the answer names neither or both.
+
+    A code that names jobs decides first, then the words of code and message together, then the headers.
+    """
+    if _JOBS.search(slug(code or "")):
+        return "jobs"
+    words = slug(f"{code or ''} {message}")
+    jobs = _JOBS.search(words) is not None
+    rate = _RATE.search(words) is not None  # "too many requests" is the name of every 429
+    if jobs != rate:
+        return "jobs" if jobs else "rate"
+    none_left = any(headers.get(name, "").strip() == "0" for name in _REMAINING)
+    return "rate" if none_left or _NONE_LEFT.search(headers.get("ratelimit", "")[:_LONG_HEADER]) else None
+
+
+def slug(text: str) -> str:
+    """Return the start of a text in the form of a code: "Too many jobs!" becomes "too_many_jobs_"."""
+    return re.sub(r"[^a-z0-9]+", "_", text[:_LONG_SENTENCE].lower())

@@ -1,0 +1,123 @@
+"""Recognise the gateways' error envelopes, and turn them into exceptions."""
+
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from attrs import frozen
+
+from nanobanana_async.errors import ERROR_BY_STATUS, GatewayError, GatewayUnavailable, RateLimited, UnexpectedResponse
+from nanobanana_async.gateways.contract import MIB
+from nanobanana_async.gateways.parsing import ParsedResponse, names_task, parse_word
+from nanobanana_async.gateways.rate_limits import limit_kind, retry_after_s, slug
+from nanobanana_async.gateways.redaction import MESSAGE, excerpt
+
+SUCCESS = (200, 201, 202)
+NO_MESSAGE = "the gateway gave no reason"
+
+# The status that the words of a refusal imply, first match first. Errors of the gateway itself come first, because a
+# message such as "upstream: ..." may quote anything.
+_MEANINGS = tuple(
+    (status, re.compile(words))
+    for status, words in (
+        (503, r"upstream|provider(?:_|$)|unavailable|overload|maintenance|time_?out|timed_out"),
+        (500, r"(?:^|_)(?:busy|internal)(?:_|$)|server_error"),
+        (409, r"idempoten"),
+        (
+            402,
+            r"insufficient_(?:\w{1,40}_)?(?:credit|balance|fund)|not_enough_(?:credit|balance)|(?:out|short)_of_credit",
+        ),
+        (402, r"(?:credits?|balance)_(?:is_|are_)?(?:insufficient|exhausted|too_low|not_enough)|payment_required"),
+        (429, r"(?:^|_)rate_?limit|too_many|concurren|throttl|queue_full"),
+        (451, r"moderat|prompt_(?:was_|is_)?block|content_(?:policy|filter|block)|nsfw"),
+        (401, r"api_?key|unauthori[sz]ed|unauthenticated|authentication|(?:invalid|expired)_token"),
+        (403, r"forbidden|access_(?:denied|not_approved)|not_approved|non_gateway|permission"),
+        (404, r"not_found"),
+        (400, r"invalid_(?:request|param|argument|input|model|prompt|field)|bad_request|validation|is_required"),
+    )
+)
+
+
+@frozen
+class Refusal:
+    """An error in the gateway's own envelope. The texts are not redacted yet."""
+
+    message: str
+    code: str | None = None
+    request_id: str | None = None
+
+
+FindRefusal = Callable[[Mapping[str, Any]], Refusal | None]
+
+
+def unwrap(answer: ParsedResponse, find: FindRefusal) -> tuple[dict[str, Any], Refusal | None]:
+    """Return the envelope of a 2xx and the refusal in it, if any; raise the error of any other status."""
+    if answer.status in SUCCESS:
+        envelope = answer.json_object()
+        return envelope, find(envelope)
+    refusal = _refusal_in(answer, find) if answer.status in ERROR_BY_STATUS else None
+    if refusal is None and answer.status == 429:
+        # A 429 from a proxy counts too: the proxy did not pass the request on.
+        refusal = Refusal(excerpt(answer.body, secret=answer.gateway.api_key) or NO_MESSAGE)
+    if refusal is None:
+        raise answer.unexpected("unexpected status, or a body that is not the gateway's error format")
+    raise refusal_error(answer, refusal)
+
+
+def _refusal_in(answer: ParsedResponse, find: FindRefusal) -> Refusal | None:
+    if len(answer.body) > MIB:
+        return None
+    try:
+        refusal = find(answer.json_object())
+    except UnexpectedResponse:
+        return None
+    return refusal if refusal is not None and (refusal.message != NO_MESSAGE or answer.status == 429) else None
+
+
+def refusal_error(answer: ParsedResponse, refusal: Refusal) -> GatewayError:
+    """Return the exception for a refusal.
+
+    A refusal inside a 200 whose words are not recognised becomes `GatewayUnavailable`, so that the job is in doubt:
+    treating it as final would be a guess about money.
+    """
+    status = answer.status if answer.status in ERROR_BY_STATUS else _status_from_words(refusal)
+    message = answer.clean_text(refusal.message, MESSAGE) or NO_MESSAGE
+    request_id = refusal.request_id or parse_word(answer.header("x-request-id"))
+    wait_s = retry_after_s(answer.headers)
+    if status == 429:
+        return RateLimited(
+            message,
+            kind=limit_kind(refusal.code, message, answer.headers),
+            status=answer.status,
+            code=answer.clean_text(refusal.code, MESSAGE),
+            request_id=request_id,
+            retry_after_s=wait_s,
+        )
+    if status == 403:
+        message += f"; either access to the API is not approved, or {answer.gateway.base_url} is not the gateway"
+    kind = ERROR_BY_STATUS.get(status or 0, GatewayUnavailable)
+    return kind(
+        message,
+        status=answer.status,
+        code=answer.clean_text(refusal.code, MESSAGE),
+        request_id=request_id,
+        retry_after_s=wait_s,
+    )
+
+
+def create_refusal_error(answer: ParsedResponse, refusal: Refusal, data: object) -> GatewayError | UnexpectedResponse:
+    """Return the exception for a create that was refused inside a 200. With a task id as well, the job is in doubt."""
+    if isinstance(data, dict) and names_task(data.get("task_id")):
+        return answer.unexpected("the answer is an error and a task id at the same time")
+    return refusal_error(answer, refusal)
+
+
+def _status_from_words(refusal: Refusal) -> int | None:
+    code = refusal.code or ""
+    if code.isdecimal() and int(code) in ERROR_BY_STATUS:
+        return int(code)
+    for text in (slug(code), slug(refusal.message)):
+        for status, words in _MEANINGS:
+            if words.search(text):
+                return status
+    return None

@@ -1,0 +1,69 @@
+"""Fetch and save the images of jobs; ask the gateway for a new link once when a link has expired."""
+
+import asyncio
+from pathlib import Path
+
+from attrs import frozen
+
+from nanobanana_async.engine.engine import Engine
+from nanobanana_async.errors import DownloadError, NanoBananaError, SaveError
+from nanobanana_async.images.downloader import ImageDownloader
+from nanobanana_async.models import GeneratedImage, GenerationResult
+
+
+@frozen
+class ImageSaver:
+    """Fetches and saves the images of a session's jobs."""
+
+    _engine: Engine
+    _downloader: ImageDownloader
+
+    async def fetch(self, image: GeneratedImage) -> bytes:
+        """Return the verified bytes of an image."""
+        try:
+            return await self._downloader.fetch(image.url)
+        except DownloadError as error:
+            return await self._downloader.fetch(await self._refresh_link(image, error))
+
+    async def check(self, folder: Path) -> None:
+        """Raise `SaveError` if images can't be saved in a folder."""
+        await self._downloader.check(folder)
+
+    async def save(self, result: GenerationResult, folder: Path) -> tuple[Path, ...]:
+        """Save all images of a result, named by the job's key and their number; return their paths.
+
+        If one fails, the others are still saved; then its error is raised.
+        """
+        async with asyncio.TaskGroup() as group:
+            saves = [group.create_task(self._save_or_error(image, folder, result.key)) for image in result.images]
+        saved = [save.result() for save in saves]
+        errors = [error for error in saved if isinstance(error, NanoBananaError)]
+        if errors:  # a `SaveError` first: it affects the other rows of a batch too
+            error = next((error for error in errors if isinstance(error, SaveError)), errors[0])
+            raise error.for_job(result.key, safe_to_repeat=False)
+        return tuple(path for path in saved if isinstance(path, Path))
+
+    async def _save_or_error(self, image: GeneratedImage, folder: Path, key: str) -> Path | NanoBananaError:
+        try:
+            return await self._save(image, folder, f"{key}-{image.index + 1:02d}")
+        except NanoBananaError as error:
+            return error
+
+    async def _save(self, image: GeneratedImage, folder: Path, name: str) -> Path:
+        try:
+            saved = await self._downloader.save(image.url, folder, name)
+        except DownloadError as error:
+            saved = await self._downloader.save(await self._refresh_link(image, error), folder, name)
+        return saved.path
+
+    async def _refresh_link(self, image: GeneratedImage, error: DownloadError) -> str:
+        """Return a new link from the gateway; raise the given error if there is none."""
+        if not (error.link_expired and image.task_id):
+            raise error
+        try:
+            links = await self._engine.fresh_image_links(image.task_id)
+        except NanoBananaError:
+            raise error from None
+        if image.index not in links:
+            raise error
+        return links[image.index]

@@ -1,0 +1,225 @@
+"""Download images without credentials, with retries. An image is returned complete and verified, or not at all."""
+
+import asyncio
+import io
+import random
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import ParamSpec, TypeVar
+
+import anyio
+from aiohttp.abc import AbstractResolver
+from yarl import URL
+
+from nanobanana_async.errors import DownloadError, SaveError, SessionClosed
+from nanobanana_async.http.threads import ThreadLimiter
+from nanobanana_async.http.tls_and_proxies import Proxies, Tls
+from nanobanana_async.images.fetch import ImageFetcher, Write
+from nanobanana_async.images.files import PartialFile, SavedImage, check_folder, to_fetch_error, why_unwritable
+from nanobanana_async.images.formats import verify
+from nanobanana_async.images.inline import FetchError, decode_inline, is_inline
+from nanobanana_async.models import shorten
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+_MAX_DECODES = 2  # an image with the maximum of pixels takes 256 MB while it is decoded
+_MAX_PAUSE_S = 8.0
+_CLOSING_S = 10.0
+
+
+class ImageDownloader:
+    """Fetches images by http, https and `data:` links.
+
+    Links are followed to public addresses only, and to loopback addresses if `allow_loopback` (for a gateway on this
+    machine), through at most five redirects and never from https to http. No cookie, key or referrer is sent, and no
+    credential is read from the environment. A proxy resolves host names itself: behind one, only the name shows whether
+    a host may be public.
+
+    A failure that may be temporary is retried, up to `attempts` attempts in all. At most `max_at_once` images are
+    downloaded at once; `idle_s` and `total_s` limit one attempt. Images are verified with Pillow if it is installed.
+    """
+
+    def __init__(
+        self,
+        *,
+        allow_loopback: bool = False,
+        proxies: Proxies | None = None,
+        tls: Tls = True,
+        resolver: AbstractResolver | None = None,
+        connect_s: float = 10.0,
+        idle_s: float = 20.0,
+        total_s: float = 120.0,
+        attempts: int = 4,
+        pause_s: float = 0.5,
+        max_bytes: int = 64 * 1024 * 1024,
+        max_at_once: int = 8,
+    ) -> None:
+        self._fetcher = ImageFetcher(
+            loopback=allow_loopback,
+            proxies=Proxies() if proxies is None else proxies,
+            tls=tls,
+            resolver=resolver,
+            connect_s=connect_s,
+            idle_s=idle_s,
+            total_s=total_s,
+            max_bytes=max_bytes,
+        )
+        self._attempts = attempts
+        self._pause_s = pause_s
+        self._max_bytes = max_bytes
+        self._download_slots = asyncio.Semaphore(max_at_once)
+        self._decode_slots = asyncio.Semaphore(_MAX_DECODES)
+        self._threads = ThreadLimiter(max_at_once)  # each download does one thing at a time
+        self._swept: set[Path] = set()
+        self._ongoing: set[anyio.CancelScope] = set()
+        self._idle = asyncio.Event()
+        self._state = "not open"
+
+    def __repr__(self) -> str:
+        return f"<ImageDownloader {self._state}>"
+
+    async def open(self) -> None:
+        """Make the connection pool; no connection is opened yet. Raises `SessionClosed` after `aclose`."""
+        if self._state == "closed":
+            raise SessionClosed("the session is closed")
+        if self._state == "not open":
+            self._fetcher.open()
+            self._state = "open"
+
+    async def aclose(self) -> None:
+        """Close every connection; running downloads raise `SessionClosed`. Idempotent."""
+        self._state = "closed"
+        # Closing the aiohttp session is not enough: a task that reads from a closed connection would wait forever.
+        for scope in self._ongoing:
+            scope.cancel()
+        try:
+            if self._ongoing:
+                with anyio.move_on_after(_CLOSING_S):
+                    await self._idle.wait()
+        finally:
+            await self._fetcher.aclose()
+
+    def disown(self) -> None:
+        """Leave the sockets to the parent process; called in a forked child."""
+        self._state = "closed"
+        self._fetcher.disown()
+
+    async def fetch(self, url: str) -> bytes:
+        """Return the verified bytes of an image.
+
+        Raises `DownloadError`; its `link_expired` says whether the link has expired.
+        """
+
+        async def once() -> bytes:
+            content = io.BytesIO()  # returns its bytes without a copy
+
+            async def write(chunk: bytes) -> None:
+                content.write(chunk)
+
+            await self._receive(url, write)
+            image = content.getvalue()
+            async with self._decode_slots:
+                await self._threads.run(verify, image)
+            return image
+
+        return await self._with_retries(url, once)
+
+    async def save(self, url: str, folder: Path, name: str) -> SavedImage:
+        """Save an image in a folder and list it in `SHA256SUMS`. Its file name is a safe form of `name` plus extension.
+
+        Saving the same image again changes nothing. A different file of that name is never overwritten: the image then
+        gets a number, as in `name-2.png`. Raises `DownloadError`; its `link_expired` says whether the link has expired.
+        Raises `SaveError` when the folder can't be written.
+        """
+
+        async def once() -> SavedImage:
+            part = PartialFile(folder)
+
+            async def write(chunk: bytes) -> None:
+                await self._in_thread(folder, part.write, chunk)
+
+            try:
+                await self._in_thread(folder, part.open)
+                if folder not in self._swept:
+                    self._swept.add(folder)
+                    await self._in_thread(folder, part.sweep)
+                await self._receive(url, write)
+                async with self._decode_slots:
+                    return await self._in_thread(folder, part.finish, name)
+            finally:
+                with anyio.CancelScope(shield=True):
+                    await self._threads.run(part.discard)
+
+        return await self._with_retries(url, once)
+
+    async def check(self, folder: Path) -> None:
+        """Create a folder if it is missing; raise `SaveError` if no file can be written in it."""
+        try:
+            await self._threads.run(check_folder, folder)
+        except OSError as error:
+            raise SaveError(why_unwritable(folder, error)) from None
+
+    async def _receive(self, url: str, write: Write) -> None:
+        if is_inline(url):
+            chunks = decode_inline(url, self._max_bytes)
+            while (chunk := await self._threads.run(next, chunks, None)) is not None:
+                await write(chunk)
+        else:
+            await self._fetcher.get(url, write)
+
+    async def _with_retries(self, url: str, once: Callable[[], Awaitable[T]]) -> T:
+        """Return the result of the first successful attempt; raise the last error, or `SessionClosed` when closed."""
+        self._check_open()
+        with anyio.CancelScope() as scope:
+            self._ongoing.add(scope)
+            self._idle.clear()
+            try:
+                return await self._retry_loop(url, once)
+            finally:
+                self._ongoing.discard(scope)
+                if not self._ongoing:
+                    self._idle.set()
+        raise SessionClosed("the session is closed")
+
+    async def _retry_loop(self, url: str, once: Callable[[], Awaitable[T]]) -> T:
+        attempt = 0
+        while True:
+            attempt += 1
+            try:
+                async with self._download_slots:
+                    return await once()
+            except FetchError as error:
+                reason, retryable, wait_s = error.reason, error.retryable, error.wait_s
+                link_expired, unwritable = error.link_expired, error.unwritable
+            if not retryable or attempt >= self._attempts or (is_inline(url) and not unwritable):
+                break
+            pause_s = min(self._pause_s * 2 ** (attempt - 1), _MAX_PAUSE_S)
+            await asyncio.sleep(max(pause_s * random.uniform(0.5, 1.0), wait_s or 0.0))
+        # Raised here and not in the `except`, which would chain the cause.
+        if unwritable:
+            raise SaveError(reason)
+        attempts = f" (after {attempt} attempts)" if attempt > 1 else ""
+        raise DownloadError(f"{_loggable_url(url)}: {reason}{attempts}", link_expired=link_expired)
+
+    async def _in_thread(self, folder: Path, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Run file work in a thread; raise an OSError as `FetchError`."""
+        try:
+            return await self._threads.run(work, *args, **kwargs)
+        except OSError as error:
+            raise to_fetch_error(folder, error) from None
+
+    def _check_open(self) -> None:
+        if self._state != "open":
+            raise SessionClosed(f"the session is {self._state}")
+
+
+def _loggable_url(url: str) -> str:
+    """Return a link for messages, without its query, which may hold a signature."""
+    if is_inline(url):
+        return f"the inline image ({len(url)} characters)"
+    try:
+        parsed = URL(url)
+        return shorten(f"{parsed.origin()}{parsed.raw_path}")
+    except ValueError:
+        return "the link"

@@ -1,0 +1,220 @@
+"""One attempt to download an image: redirect by redirect, without credentials, from public addresses only."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+
+import aiohttp
+from aiohttp.abc import AbstractResolver
+from yarl import URL
+
+from nanobanana_async.errors import SessionClosed
+from nanobanana_async.gateways.rate_limits import retry_after_s
+from nanobanana_async.http.exceptions import map_exception
+from nanobanana_async.http.sockets import SocketTracker
+from nanobanana_async.http.threads import ThreadedResolver
+from nanobanana_async.http.tls_and_proxies import Proxies, Tls, proxy_url
+from nanobanana_async.http.transport import USER_AGENT, disown_connector
+from nanobanana_async.images.addresses import AddressRefused, PublicSockets, is_allowed_host
+from nanobanana_async.images.inline import FetchError
+
+Write = Callable[[bytes], Awaitable[None]]
+
+MAX_REDIRECTS = 5
+_REDIRECTS = frozenset({301, 302, 303, 307, 308})
+# Status codes for an expired or revoked link; Google answers 400, some proxies 401.
+_LINK_EXPIRED = frozenset({400, 401, 403, 404, 410})
+_RETRYABLE = frozenset({408, 425, 429})
+_CHUNK = 1 << 20  # a thread writes each chunk to the disk
+_MAX_WAIT_S = 30.0  # links expire, so a longer wait is not worth it
+
+
+class ImageFetcher:
+    """Downloads an image in one attempt; raises `FetchError`.
+
+    `loopback` allows loopback addresses. Direct connections are made to public addresses only. A proxy resolves and
+    connects itself, so there only the URL's host is checked.
+    """
+
+    def __init__(
+        self,
+        *,
+        loopback: bool,
+        proxies: Proxies,
+        tls: Tls,
+        resolver: AbstractResolver | None,
+        connect_s: float,
+        idle_s: float,
+        total_s: float,
+        max_bytes: int,
+    ) -> None:
+        self._loopback = loopback
+        self._proxies = proxies
+        self._tls = tls
+        self._resolver = resolver
+        self._connect_s = connect_s
+        self._idle_s = idle_s
+        self._total_s = total_s
+        self._max_bytes = max_bytes
+        self._direct_sockets = PublicSockets(loopback=loopback)
+        self._proxy_sockets = SocketTracker()
+        self._direct: aiohttp.ClientSession | None = None
+        self._proxied: aiohttp.ClientSession | None = None
+
+    def open(self) -> None:
+        """Make the sessions; no connection is opened yet."""
+        self._direct = self._session(self._direct_sockets)
+        self._proxied = self._session(self._proxy_sockets) if self._proxies else None
+
+    def _session(self, sockets: SocketTracker) -> aiohttp.ClientSession:
+        resolver = self._resolver or ThreadedResolver()
+        return aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(ssl=self._tls, limit=0, resolver=resolver, socket_factory=sockets.make),
+            timeout=aiohttp.ClientTimeout(total=None, sock_connect=self._connect_s, sock_read=self._idle_s),
+            cookie_jar=aiohttp.DummyCookieJar(),
+            headers={"User-Agent": USER_AGENT, "Accept-Encoding": "identity"},
+            # A compressed answer, which was not asked for, then fails the check of the image's signature.
+            auto_decompress=False,
+            raise_for_status=False,
+            trust_env=False,
+        )
+
+    async def aclose(self) -> None:
+        """Close the sessions, and wait for their sockets."""
+        for session in (self._direct, self._proxied):
+            if session is not None:
+                await session.close()
+        await self._direct_sockets.wait_closed()
+        await self._proxy_sockets.wait_closed()
+
+    def disown(self) -> None:
+        """Leave the sockets to the parent process; called in a forked child. See `AiohttpTransport.disown`."""
+        for session in (self._direct, self._proxied):
+            disown_connector(session)
+        self._direct_sockets = PublicSockets(loopback=self._loopback)
+        self._proxy_sockets = SocketTracker()
+
+    async def get(self, link: str, write: Write) -> None:
+        """Download a link, and pass its content to `write` in chunks."""
+        url = read_url(link)
+        try:
+            async with asyncio.timeout(self._total_s):
+                for _ in range(1 + MAX_REDIRECTS):
+                    if not is_allowed_host(url.raw_host or "", loopback=self._loopback):
+                        raise _not_public(url)
+                    target = await self._follow(url, write)
+                    if target is None:
+                        return
+                    url = target
+        except TimeoutError:
+            raise FetchError(f"the image did not arrive within {self._total_s:g} s", retryable=True) from None
+        raise FetchError(f"too many redirects (limit {MAX_REDIRECTS})")
+
+    async def _follow(self, url: URL, write: Write) -> URL | None:
+        """Download the image and return None, or return the target of a redirect."""
+        proxy = self._proxies.of(url)
+        session = self._direct if proxy is None else self._proxied
+        if session is None:
+            raise SessionClosed("the session is not open")
+        try:
+            answer = await session.get(url, allow_redirects=False, proxy=proxy_url(proxy))
+            try:
+                if answer.status in _REDIRECTS:
+                    return _target(url, answer)
+                _check_answer(answer, self._max_bytes)
+                await self._stream(answer.content, write)
+                return None
+            finally:
+                answer.close()  # no effect after a complete image: the connection is back in the pool
+        except FetchError:
+            raise
+        except Exception as error:
+            raise self._fetch_error(error, url) from None
+        except BaseException as interrupt:
+            # The traceback of a cancellation holds aiohttp's frames, which hold the proxy's password.
+            interrupt.__context__ = None
+            raise interrupt.with_traceback(None) from None
+
+    async def _stream(self, content: aiohttp.StreamReader, write: Write) -> None:
+        size = 0
+        buffer = bytearray()
+        async for received in content.iter_any():
+            size += len(received)
+            if size > self._max_bytes:
+                raise _too_large(self._max_bytes)
+            buffer += received
+            if len(buffer) >= _CHUNK:
+                await write(bytes(buffer))
+                buffer.clear()
+        if buffer:
+            await write(bytes(buffer))
+
+    def _fetch_error(self, error: Exception, url: URL) -> FetchError:
+        """Return a `FetchError` for another exception, with the transport's messages where they apply."""
+        host = url.raw_host or ""
+        if isinstance(error, aiohttp.ClientConnectorError) and isinstance(error.os_error, AddressRefused):
+            return _not_public(url)
+        if isinstance(error, aiohttp.SocketTimeoutError):
+            return FetchError(f"{host} sent nothing for {self._idle_s:g} s", retryable=True)
+        mapped = map_exception(error, host=host, sent=True, connect_s=self._connect_s, timeout_s=self._total_s)
+        # A bad certificate or an invalid URL (both are ValueErrors) fails again.
+        return FetchError(mapped.message, retryable=not isinstance(error, ValueError))
+
+
+def read_url(link: str) -> URL:
+    """Return the URL of a link with its escapes unchanged: a signature may cover the exact text."""
+    try:
+        return _validated(_parse_verbatim(link))
+    except ValueError:
+        raise FetchError("the link is not a valid URL") from None
+
+
+def _parse_verbatim(text: str) -> URL:
+    return URL(text, encoded=text.isascii() and text.isprintable() and " " not in text)
+
+
+def _validated(url: URL) -> URL:
+    # yarl parses host and port lazily, and raises ValueError then.
+    if url.scheme not in ("http", "https") or not url.raw_host:
+        raise FetchError("the link is neither http, https nor data")
+    if url.raw_user is not None or url.raw_password is not None:
+        raise FetchError("the link holds a user name or password: links with credentials are refused")
+    return url
+
+
+def _target(url: URL, answer: aiohttp.ClientResponse) -> URL:
+    """Return the target of a redirect; raise `FetchError` if it is not allowed."""
+    location = answer.headers.get("Location", "")
+    if not location:
+        raise FetchError(f"{url.raw_host} sent a redirect without Location")
+    try:
+        target = _validated(url.join(_parse_verbatim(location)))
+    except ValueError:
+        raise FetchError(f"{url.raw_host} redirects to an invalid URL") from None
+    except FetchError as error:
+        raise FetchError(f"{url.raw_host} sent a redirect that is refused: {error.reason}") from None
+    if url.scheme == "https" and target.scheme != "https":
+        raise FetchError(f"{url.raw_host} redirects from https to http")
+    return target
+
+
+def _check_answer(answer: aiohttp.ClientResponse, max_bytes: int) -> None:
+    status = answer.status
+    if status in _LINK_EXPIRED:
+        raise FetchError(f"the link has expired (HTTP {status}): ask the gateway for a new one", link_expired=True)
+    if status != 200:
+        wait_s = retry_after_s(answer.headers)
+        raise FetchError(
+            f"{answer.url.raw_host} answered {status}",
+            retryable=status in _RETRYABLE or status >= 500,
+            wait_s=None if wait_s is None else min(wait_s, _MAX_WAIT_S),
+        )
+    if (answer.content_length or 0) > max_bytes:
+        raise _too_large(max_bytes)
+
+
+def _too_large(max_bytes: int) -> FetchError:
+    return FetchError(f"the image is larger than {max_bytes} bytes")
+
+
+def _not_public(url: URL) -> FetchError:
+    return FetchError(f"{url.raw_host} is not at a public address: images are not fetched from private networks")

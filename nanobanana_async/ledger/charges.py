@@ -1,0 +1,150 @@
+"""The charges of named batches in SQL: what a batch has reserved and spent, also for pruned jobs.
+
+The statements run in the transaction of the job's transition, so that several processes share one cap.
+"""
+
+import sqlite3
+from collections.abc import Callable
+from decimal import Decimal
+
+from nanobanana_async.jobs import JobRecord, JobState
+from nanobanana_async.ledger.base import Allowance, Refusal
+from nanobanana_async.policy.prices import Basis, Price, charge_of, credits_in, price_in, units
+
+_ESTIMATED = "basis IN ('expected', 'example')"  # the same text as in the indexes, or SQLite does not use them
+_UNDER_WAY = "state IN ('submitting', 'running')"
+
+_SELECT_PRICE_AND_SPENDING = (
+    "SELECT (SELECT credits FROM prices WHERE account = ? AND price_class = ?),"
+    " (SELECT credits FROM spending WHERE batch = ?), (SELECT unpriced FROM spending WHERE batch = ?)"
+)
+_SELECT_ESTIMATES = f"SELECT 1 FROM charges WHERE batch = ? AND {_ESTIMATED}"
+_SELECT_UNDER_WAY = (
+    f"SELECT j.key, j.owner, c.{_ESTIMATED} FROM jobs AS j JOIN charges AS c"
+    " ON c.job = j.id AND c.generation = j.generation"
+    f" WHERE j.account = ? AND j.{_UNDER_WAY} AND j.batch = ?"
+)
+_INSERT_CHARGE = (
+    "INSERT INTO charges SELECT id, ?, ?, ?, ?, ?, ? FROM jobs WHERE key = ?"
+    " ON CONFLICT (job, generation) DO UPDATE SET price_class = excluded.price_class, credits = excluded.credits,"
+    " basis = excluded.basis"
+)
+_OF_PURCHASE = "job = (SELECT id FROM jobs WHERE key = ?) AND generation = ?"
+_SET_CREDITS = f"UPDATE charges SET credits = ?, basis = 'told' WHERE {_OF_PURCHASE}"
+# The job ended without a price: the user's expected price becomes final, the gateway's example stays an estimate.
+_ACCEPT_EXPECTED = f"UPDATE charges SET basis = 'agreed' WHERE {_OF_PURCHASE} AND basis = 'expected'"
+_UPSERT_PRICE = (
+    f"INSERT INTO prices SELECT account, price_class, ? FROM charges WHERE {_OF_PURCHASE}"
+    " ON CONFLICT (account, price_class) DO UPDATE SET credits = excluded.credits"
+    " WHERE credits <> excluded.credits"
+)
+_SELECT_PRICE_CLASS = f"SELECT account, price_class FROM charges WHERE {_OF_PURCHASE}"
+_INSERT_PRICE = "INSERT INTO prices VALUES (?, ?, ?)"
+_REPRICE_ESTIMATES = (
+    f"UPDATE charges SET credits = ?, basis = 'told' WHERE account = ? AND price_class = ? AND {_ESTIMATED}"
+)
+_APPLY_USERS_PRICE = (
+    f"UPDATE charges SET credits = ?, basis = 'agreed' WHERE batch = ? AND {_ESTIMATED} AND NOT EXISTS (SELECT 1 FROM"
+    f" jobs WHERE jobs.id = charges.job AND jobs.generation = charges.generation AND jobs.{_UNDER_WAY})"
+)
+_SELECT_SPENT = "SELECT credits FROM spending WHERE batch = ?"
+
+
+class Charges:
+    """The charges of named batches. `is_unowned` says whether the jobs of an owner id have no living owner."""
+
+    def __init__(
+        self, connection: sqlite3.Connection, owner: str | None, is_unowned: Callable[[str | None], bool]
+    ) -> None:
+        self._run = connection.execute
+        self._owner = owner
+        self._is_unowned = is_unowned
+        self._sent_at_price: dict[tuple[str, int], int] = {}
+        """Purchases sent at a known price. If the gateway reports the same price, no write is needed."""
+
+    def allowance(self, job: JobRecord, price: Price, max_credits: Decimal | None) -> Allowance:
+        """Return whether a purchase fits under the cap of its batch, at the price that the ledger knows."""
+        amount, price_class = units(price.credits), (job.account, price.price_class)
+        if price.is_users_word:
+            self._run(_APPLY_USERS_PRICE, (amount, job.batch))
+        found = self._run(_SELECT_PRICE_AND_SPENDING, (*price_class, job.batch, job.batch)).fetchone()
+        known, total, unpriced = found
+        if known is None and price.basis is Basis.TOLD:  # learned from a job outside any named batch
+            self._run(_INSERT_PRICE, (*price_class, amount))
+            self._run(_REPRICE_ESTIMATES, (amount, *price_class))
+            return self.allowance(job, price, max_credits)
+        spent = credits_in(total or 0)
+        if known is not None and (price.estimated or known > amount):
+            learned = Price(price.price_class, credits_in(known))
+            return Allowance(refusal=None if max_credits is None else Refusal.PRICE, price=learned, spent=spent)
+        if max_credits is None:
+            return Allowance(price=price, spent=spent)
+        blocked = price.estimated and self._has_estimates(job.batch, price, unpriced)
+        if not blocked and (total or 0) + amount <= units(max_credits):
+            return Allowance(price=price, spent=spent)
+        ours, others = self._under_way(job, estimated_only=blocked)
+        refusal = Refusal.ESTIMATE if blocked else Refusal.SUM
+        return Allowance(refusal=refusal, price=price, spent=spent, ours=ours, others=others)
+
+    def add(self, job: JobRecord, price: Price) -> None:
+        """Reserve the price of a purchase that is about to be sent."""
+        amount = units(price.credits)
+        row = (job.generation, job.batch, job.account, price.price_class, amount, price.basis.value, job.key)
+        self._run(_INSERT_CHARGE, row)
+        if price.basis is Basis.TOLD:
+            self._sent_at_price[job.key, job.generation] = amount
+
+    def follow(self, before: JobRecord, job: JobRecord) -> None:
+        """Update the charge of a job's purchase from its record."""
+        purchase = (job.key, job.generation)
+        sent_at_price = self._sent_at_price.pop(purchase, None)
+        if job.state is JobState.RUNNING and job.credits_used and units(job.credits_used) == sent_at_price:
+            return
+        if before.state is JobState.RUNNING and before.credits_used and job.credits == before.credits:
+            return  # this price was recorded before
+        charge = charge_of(job)
+        amount = None if charge is None or charge.credits is None else units(charge.credits)
+        if charge is None:
+            if before.state is not JobState.PENDING or before.in_doubt:
+                self._run(_SET_CREDITS, (0, *purchase))
+        elif amount is None:
+            if charge.over:
+                self._run(_ACCEPT_EXPECTED, purchase)
+            elif sent_at_price is not None:
+                self._sent_at_price[purchase] = sent_at_price
+        else:
+            self._run(_SET_CREDITS, (amount, *purchase))
+        price = price_in(job)
+        if price is not None and price != price_in(before):
+            self._learn(units(price), purchase)
+
+    def spent(self, batch: str) -> Decimal:
+        """Return the sum of a batch's charges."""
+        found = self._run(_SELECT_SPENT, (batch,)).fetchone()
+        return Decimal(0) if found is None else credits_in(found[0])
+
+    def _learn(self, amount: int, purchase: tuple[str, int]) -> None:
+        """Store the price of the purchase's class, and apply it to all charges that are estimates of the class."""
+        if self._run(_UPSERT_PRICE, (amount, *purchase)).rowcount > 0:
+            for account, price_class in self._run(_SELECT_PRICE_CLASS, purchase).fetchall():
+                self._run(_REPRICE_ESTIMATES, (amount, account, price_class))
+
+    def _has_estimates(self, batch: str | None, price: Price, unpriced: int | None) -> bool:
+        """Return whether another charge of the batch is an estimate.
+
+        Estimates of pruned jobs count only against the gateway's example: a price that the user gave covers them.
+        """
+        if unpriced and price.basis is Basis.EXAMPLE:
+            return True
+        return self._run(_SELECT_ESTIMATES, (batch,)).fetchone() is not None
+
+    def _under_way(self, job: JobRecord, *, estimated_only: bool) -> tuple[tuple[str, ...], bool]:
+        """Return our jobs of the batch that may free credits, and whether another living owner has such jobs."""
+        ours, owners = [], set()
+        for key, owner, estimated in self._run(_SELECT_UNDER_WAY, (job.account, job.batch)).fetchall():
+            if estimated or not estimated_only:
+                if owner == self._owner:
+                    ours.append(key)
+                else:
+                    owners.add(owner)
+        return tuple(ours), any(not self._is_unowned(owner) for owner in owners)

@@ -1,0 +1,141 @@
+"""Convert a job's record to a row of the table `jobs` and back."""
+
+import json
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+from decimal import Decimal
+from typing import Any, TypeVar
+
+from cattrs.preconf.json import make_converter
+
+from nanobanana_async.errors import LedgerError
+from nanobanana_async.jobs import Failure, JobRecord, JobState
+from nanobanana_async.models import ImageRequest
+
+T = TypeVar("T")
+Row = tuple[Any, ...]
+
+IDENTITY = ("key", "gateway", "account", "request", "body", "created_at", "batch")
+"""Columns that identify the job; they change only with a new generation."""
+
+PROGRESS = (
+    "state",
+    "revision",
+    "generation",
+    "attempts",
+    "first_sent_at",
+    "in_doubt",
+    "task_id",
+    "running_since",
+    "ended_at",
+    "images",
+    "missing",
+    "credits_used",
+    "credits_refunded",
+    "model",
+    "failure",
+)
+"""Columns that change with every transition."""
+
+COLUMNS = IDENTITY + PROGRESS
+
+# Fields at their defaults are left out; fields that a later version adds are ignored.
+_CONVERTER = make_converter(omit_if_default=True)
+
+
+def time_to_text(when: datetime) -> str:
+    """Return a time as the ledger stores it; a time without a zone is local time."""
+    return when.astimezone(UTC).isoformat(timespec="microseconds")
+
+
+def identity_values(record: JobRecord) -> Row:
+    """Return the record's values of the columns `IDENTITY`."""
+    request = None if record.request is None else _json(_CONVERTER.unstructure(record.request))
+    return (
+        record.key,
+        record.gateway,
+        record.account,
+        request,
+        record.body,
+        time_to_text(record.created_at),
+        record.batch,
+    )
+
+
+def progress_values(record: JobRecord) -> Row:
+    """Return the record's values of the columns `PROGRESS`."""
+    return (
+        record.state.value,
+        record.revision,
+        record.generation,
+        record.attempts,
+        _maybe(time_to_text, record.first_sent_at),
+        int(record.in_doubt),
+        record.task_id,
+        _maybe(time_to_text, record.running_since),
+        _maybe(time_to_text, record.ended_at),
+        _json(record.images) if record.images else "[]",
+        _json(record.missing) if record.missing else "[]",
+        _maybe(str, record.credits_used),
+        _maybe(str, record.credits_refunded),
+        record.model,
+        None if record.failure is None else _json(_CONVERTER.unstructure(record.failure)),
+    )
+
+
+def same_identity(one: JobRecord, other: JobRecord) -> bool:
+    """Return whether two records differ only in `PROGRESS`, so that only those columns need writing."""
+    return all(getattr(one, column) == getattr(other, column) for column in IDENTITY)
+
+
+def record_of(row: Row) -> JobRecord:
+    """Return the record of a row, its columns in the order of `COLUMNS`.
+
+    Raises `LedgerError` for a row that this version can't read.
+    """
+    values: dict[str, Any] = dict(zip(COLUMNS, row, strict=True))
+    try:
+        for name, read in _READERS.items():
+            if values[name] is not None:
+                values[name] = read(values[name])
+        return JobRecord(**values)
+    except Exception as error:
+        raise LedgerError(
+            f"job {values['key']} can't be read from the ledger: {type(error).__name__}: {error}"
+            " (was its row edited by hand, or written by a newer nanobanana_async?)",
+            key=str(values["key"]),
+            safe_to_repeat=False,
+        ) from error
+
+
+def _structured(kind: type[T]) -> Callable[[str], T]:
+    return lambda text: _CONVERTER.structure(json.loads(text), kind)
+
+
+_READERS: Mapping[str, Callable[[Any], Any]] = {
+    "request": _structured(ImageRequest),
+    "created_at": datetime.fromisoformat,
+    "state": JobState,
+    "first_sent_at": datetime.fromisoformat,
+    "in_doubt": bool,
+    "running_since": datetime.fromisoformat,
+    "ended_at": datetime.fromisoformat,
+    "images": lambda text: tuple(json.loads(text)),
+    "missing": lambda text: tuple((int(position), str(reason)) for position, reason in json.loads(text)),
+    "credits_used": Decimal,
+    "credits_refunded": Decimal,
+    "failure": _structured(Failure),
+}
+
+
+def _json(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False, sort_keys=True, separators=(",", ":"))
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # a gateway's message may hold a lone surrogate, which UTF-8 can't encode
+        return json.dumps(value, sort_keys=True, separators=(",", ":"))
+    return text
+
+
+def _maybe(write: Callable[[T], str], value: T | None) -> str | None:
+    return None if value is None else write(value)

@@ -1,0 +1,80 @@
+"""Check that a session is used in its own event loop and process; detect requested cancellations."""
+
+import asyncio
+import os
+import threading
+
+from nanobanana_async.errors import ConfigurationError
+
+
+class LoopGuard:
+    """Refuses calls from another event loop, another thread or a forked child.
+
+    Futures and timers belong to one loop. A call from another loop would wait for ever, and could block later calls
+    from the right loop. Before `bind` and after `release` nothing is refused, since nothing runs then.
+    """
+
+    def __init__(self, title: str) -> None:
+        self._title = title
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._process = 0
+        self._thread = threading.current_thread()
+
+    def bind(self) -> None:
+        """Bind the guard to the running loop, its thread and this process."""
+        self._loop = asyncio.get_running_loop()
+        self._process = os.getpid()
+        self._thread = threading.current_thread()
+
+    def release(self) -> None:
+        """Release the guard after everything is closed."""
+        self._loop = None
+
+    @property
+    def forked(self) -> bool:
+        """Whether this process is a fork of the one that called `bind`."""
+        return self._loop is not None and self._process != os.getpid()
+
+    def check(self) -> None:
+        """Raise `ConfigurationError` for a call from another loop, thread or process."""
+        loop = self._loop
+        if loop is None:
+            return
+        running = running_loop()
+        if self._process != os.getpid():
+            raise ConfigurationError(
+                f"{self._title} was opened by process {self._process}, and this is a fork of it, process"
+                f" {os.getpid()}: open a session of its own in each process, after the fork"
+            )
+        if running is loop or (running is None and threading.current_thread() is self._thread):
+            return
+        raise ConfigurationError(self._wrong_loop(loop, running))
+
+    def _wrong_loop(self, loop: asyncio.AbstractEventLoop, running: asyncio.AbstractEventLoop | None) -> str:
+        here = "no event loop" if running is None else f"the event loop {running!r}"
+        home = f"{self._title} belongs to the event loop that opened it, {loop!r} in thread {self._thread.name!r}"
+        called = f"{home}, and was called from {here} in thread {threading.current_thread().name!r}"
+        if loop.is_closed():
+            return f"{called}. That loop is closed: open a new session in this one"
+        return (
+            f"{called}. Run the call there, asyncio.run_coroutine_threadsafe(coroutine, loop), or open a session of"
+            " its own in this loop"
+        )
+
+
+def running_loop() -> asyncio.AbstractEventLoop | None:
+    """Return the running event loop of this thread; None if there is none."""
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError:
+        return None
+
+
+def cancel_requested() -> bool:
+    """Return whether the cancellation of the current task was requested.
+
+    If not, a `CancelledError` comes from inside a call, for example from a future that other code cancelled. Then the
+    call failed, and the task should not end.
+    """
+    task = asyncio.current_task()
+    return task is None or task.cancelling() > 0

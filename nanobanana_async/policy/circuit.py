@@ -1,0 +1,78 @@
+"""Protect a gateway in trouble: the circuit breaker pauses requests, the retry budget bounds repeated creates."""
+
+from attrs import define
+
+from nanobanana_async.errors import MAX_RETRY_AFTER_S
+from nanobanana_async.policy.retry import RetryPolicy
+
+
+@define
+class CircuitBreaker:
+    """Pauses one class of requests (creates or polls) after `Retry-After` or several failures in a row.
+
+    While failures continue the breaker is half-open: one probe at a time leaves, each after a longer backoff. The
+    first answer ends that. An answer does not shorten a pause that `Retry-After` asked for.
+    """
+
+    policy: RetryPolicy
+    tolerated: int = 3
+    """The number of failures in a row that makes the breaker half-open."""
+    opens_at: float = 0.0
+    """When requests may leave again."""
+    failures: int = 0
+    """Failures since the last answer."""
+
+    def allows(self, now: float, in_flight: int) -> bool:
+        """Return whether one more request may leave while `in_flight` of its class have no answer yet."""
+        if now < self.opens_at:
+            return False
+        return not self.half_open or in_flight == 0
+
+    @property
+    def half_open(self) -> bool:
+        """Whether only single probes may leave."""
+        return self.failures >= self.tolerated
+
+    def pause_until(self, now: float, wait_s: float) -> None:
+        """Pause for the seconds that the gateway asked for, at most `MAX_RETRY_AFTER_S`."""
+        self.opens_at = max(self.opens_at, now + min(wait_s, MAX_RETRY_AFTER_S))
+
+    def failed(self, now: float, jitter: float) -> None:
+        """Count a failure for which `is_outage` is true."""
+        self.failures += 1
+        if self.half_open:
+            wait_s = self.policy.backoff_s(self.failures - self.tolerated + 1, jitter)
+            self.opens_at = max(self.opens_at, now + wait_s)
+
+    def succeeded(self) -> None:
+        """Count an answer. An error answer counts too: it shows that the gateway responds."""
+        self.failures = 0
+
+
+@define
+class RetryBudget:
+    """A token bucket for repeated creates, so that an outage causes little extra load.
+
+    A repeated create costs one token. Each request earns a tenth, so that repeats stay near 10 % of the traffic, as in
+    the retry budget of Google's SRE book. Time earns a little as well: otherwise the last job of a session, with no
+    other requests beside it, could wait for ever.
+    """
+
+    tokens: float = 50.0
+    capacity: float = 50.0
+    per_request: float = 0.1
+    per_second: float = 0.1
+    updated_at: float = 0.0
+
+    def earn(self) -> None:
+        """Count a request that left."""
+        self.tokens = min(self.capacity, self.tokens + self.per_request)
+
+    def draw(self, now: float) -> bool:
+        """Take the token for one repeated create; return False if there is none."""
+        self.tokens = min(self.capacity, self.tokens + max(0.0, now - self.updated_at) * self.per_second)
+        self.updated_at = now
+        if self.tokens < 1.0:
+            return False
+        self.tokens -= 1.0
+        return True

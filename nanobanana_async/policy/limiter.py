@@ -1,0 +1,218 @@
+"""Admit creates under two hidden limits, job slots and request rate, and decide which of them a 429 reports.
+
+Theory of operation. Both limits answer with 429, and they need opposite reactions: a full account opens when a job
+ends, a rate limit opens with time. Treating a rate limit as a slot limit cost 44 to 138 % of the makespan in
+simulation, more than any tuning gains. If the answer says which limit it was, that decides. If not, the limiter keeps
+log-odds of the two hypotheses
+
+    o = log P(rate) / P(slots)
+
+and adds log P(evidence | rate) / P(evidence | slots) for each piece of evidence (Bayes). The evidence is the outcome of
+one trial create that is sent shortly after an unexplained 429. Let m be the number of jobs that can be expected to have
+ended, unnoticed, in between, so that 1 - exp(-m) is the probability that a slot became free:
+
+    trial accepted before any end was noticed:  + log 0.7 / (1 - exp(-m))     time alone made room: rate
+    trial refused before any end was noticed:   + log 0.3 / exp(-m)           time did not help: slots
+    trial refused after jobs ended:             + log 0.3 / 0.06              room did not help: rate
+    trial accepted after a job ended:           + 0                           both explain it
+
+`rate_log_odds` beyond `SURELY_RATE` or `SURELY_JOBS` is a verdict. Until then an unexplained 429 is treated as one of
+slots, which is the cautious choice. A copy of the job limit from before is kept: if the verdict is the rate, the copy
+is restored, since the slots lost nothing, and the pacer handles the event instead.
+
+All 429s of one round trip are one event. Where no job of this session can end and make room, or nothing is learned
+(`learn=False`), the limiter waits with exponential backoff.
+"""
+
+import copy
+import math
+
+from attrs import define, field
+
+from nanobanana_async.errors import LimitKind
+from nanobanana_async.policy.concurrency import ConcurrencyPolicy, JobLimit
+from nanobanana_async.policy.rate import Pacer
+
+SURELY_RATE = 1.5
+SURELY_JOBS = -1.5
+"""Log-odds (4.5 to 1) at which the verdict is the rate or the slots; one clear trial is enough, or two."""
+MAX_LOG_ODDS = 4.0
+"""Bound of the log-odds, so that a verdict can be revised after a few contrary trials."""
+
+ACCEPTED_IF_RATE = 0.7
+REFUSED_IF_RATE = 0.3
+"""Probabilities of a trial's outcome under a rate limit, from simulations of both kinds of limit."""
+REFUSED_AFTER_END_IF_JOBS = 0.06
+"""Probability that a create is refused under a slot limit although jobs ended: the limit fell, or is shared."""
+LEAST_LIKELY_ENDS = 0.02
+"""Lower bound of m: keeps the evidence of one trial finite."""
+
+TRIAL_WAIT_S = 0.5
+"""The wait before the first trial; it doubles with each further one."""
+MAX_PACED_REFUSALS = 5
+"""Refusals in a row under growing gaps that cast doubt on the verdict of a rate."""
+LONGEST_WAIT_S = 30.0
+"""The longest wait before a trial, and the longest backoff."""
+
+
+@define
+class _Undecided:
+    """An unexplained 429, and the state before it was treated as one of slots."""
+
+    sent_at: float
+    at: float
+    held: int
+    before: JobLimit
+    """A copy of the job limit, to restore if the verdict is the rate."""
+    ends_before: int
+
+
+@define
+class AdmissionLimiter:
+    """Decides whether a create may leave, and learns from the answer of each."""
+
+    policy: ConcurrencyPolicy
+    jobs: JobLimit = field(init=False)
+    pacer: Pacer = field(factory=Pacer)
+    rate_log_odds: float = 0.0
+    throttled: int = 0
+    """The number of 429s to creates."""
+    blocked_until: float = -math.inf
+    """No create leaves before this time: backoff where no job can end and make room."""
+    _refused_at: float = -math.inf
+    _refused_in_a_row: int = 0
+    _max_in_flight: float = math.inf
+    """Bound of creates in flight if nothing is learned: 1 after a refusal, one more with each accept."""
+    _jobs_ended: int = 0
+    _undecided: _Undecided | None = None
+    _trials: int = 0
+    """Unexplained refusals so far; the wait before a trial doubles with each."""
+
+    def __attrs_post_init__(self) -> None:
+        self.jobs = JobLimit(self.policy)
+
+    @property
+    def verdict(self) -> LimitKind | None:
+        """The limit that unexplained 429s are attributed to; None while undecided."""
+        if self.rate_log_odds >= SURELY_RATE:
+            return "rate"
+        return "jobs" if self.rate_log_odds <= SURELY_JOBS else None
+
+    def admits(self, now: float, held: int, sending: int, weight: int = 1) -> bool:
+        """Return whether a job may be sent while `held` slots are held and `sending` creates are in flight."""
+        if now < self.blocked_until or not self.pacer.admits(now, sending):
+            return False
+        if self._trial_at <= now:
+            return not sending and self.jobs.allows(held, weight)
+        return sending < self._max_in_flight and self.jobs.admits(held, sending, weight)
+
+    def opens_at(self, now: float) -> float:
+        """Return when a create may leave by the passing of time; a past time if other events are awaited."""
+        gates_open_at = max(self.blocked_until, self.pacer.next_at)
+        if gates_open_at > now or self._trial_at == math.inf:
+            return gates_open_at
+        return self._trial_at
+
+    @property
+    def was_throttled(self) -> bool:
+        """Whether any create was answered with 429."""
+        return self.throttled > 0
+
+    @property
+    def undecided_since(self) -> float | None:
+        """When the refusal came whose kind is undecided; None if there is none."""
+        return None if self._undecided is None else self._undecided.at
+
+    def sent(self, now: float) -> None:
+        """Record that a create left."""
+        self.pacer.sent(now)
+
+    def on_ended(self) -> None:
+        """Record that the end of a job was noticed, which makes room for another."""
+        self._jobs_ended += 1
+        self.blocked_until = -math.inf
+
+    def on_accepted(
+        self, now: float, sent_at: float, held: int, sending: int, likely_ends: float = 0.0, weight: int = 1
+    ) -> None:
+        """Record that a job of this weight was accepted.
+
+        `held` includes it. `likely_ends` is m of the theory: the expected number of unnoticed ends since the refusal.
+        """
+        self._refused_in_a_row = 0
+        self._max_in_flight += 1.0
+        event = self._undecided
+        if event is not None and sent_at > event.at:
+            if self._jobs_ended == event.ends_before:
+                self._weigh(math.log(ACCEPTED_IF_RATE / -math.expm1(-max(likely_ends, LEAST_LIKELY_ENDS))))
+            if self.verdict == "rate":
+                self._attribute_to_rate(event)
+            self._undecided = None
+        self.jobs.on_accepted(now, sent_at, held, sending, weight)
+        self.pacer.on_accepted(now, sent_at)
+
+    def on_throttled(
+        self,
+        now: float,
+        sent_at: float,
+        held: int,
+        kind: LimitKind | None = None,
+        wait_s: float | None = None,
+        likely_ends: float = 0.0,
+    ) -> None:
+        """Record a 429 to a create; `kind` and `wait_s` are what the gateway stated, if it did."""
+        self.throttled += 1
+        if kind is None:
+            self._weigh_refusal(sent_at, held, likely_ends)
+            kind = self.verdict
+            if kind is None and (self._undecided is None or sent_at > self._undecided.at):
+                self._trials += 1
+                before = self._undecided.before if self._undecided is not None else copy.copy(self.jobs)
+                self._undecided = _Undecided(sent_at, now, held, before, self._jobs_ended)
+        if sent_at > self._refused_at:  # one event per round trip
+            self._refused_at = now
+            self._refused_in_a_row += 1
+        if kind == "rate":
+            if self._undecided is not None:
+                self._attribute_to_rate(self._undecided)
+                self._undecided = None
+            self.pacer.on_throttled(now, sent_at, wait_s)
+        else:
+            self._refused_for_slots(now, sent_at, held)
+
+    @property
+    def _trial_at(self) -> float:
+        if self._undecided is None or self.verdict is not None:
+            return math.inf
+        return self._undecided.at + min(LONGEST_WAIT_S, TRIAL_WAIT_S * 2.0 ** (self._trials - 1))
+
+    def _refused_for_slots(self, now: float, sent_at: float, held: int) -> None:
+        self.jobs.on_throttled(now, sent_at, held)
+        if not self.policy.learn:
+            self._max_in_flight = 1.0
+        if not held or not self.policy.learn:
+            wait_s = min(LONGEST_WAIT_S, TRIAL_WAIT_S * 2.0 ** min(self._refused_in_a_row - 1, 5))
+            self.blocked_until = now + wait_s
+
+    def _weigh_refusal(self, sent_at: float, held: int, likely_ends: float) -> None:
+        event = self._undecided
+        if event is not None and sent_at > event.at and self._jobs_ended == event.ends_before:
+            self._weigh(math.log(REFUSED_IF_RATE) + likely_ends)
+        elif (
+            event is not None
+            and sent_at > event.at
+            and -0.5 < self.rate_log_odds < SURELY_RATE
+            and held < event.held - 1
+        ):
+            # Jobs ended and fewer are held than before, and still there was no room.
+            self._weigh(math.log(REFUSED_IF_RATE / REFUSED_AFTER_END_IF_JOBS))
+        elif self.verdict == "rate" and self._refused_in_a_row >= MAX_PACED_REFUSALS:
+            self._weigh(math.log(REFUSED_IF_RATE))
+
+    def _weigh(self, evidence: float) -> None:
+        self.rate_log_odds = max(-MAX_LOG_ODDS, min(MAX_LOG_ODDS, self.rate_log_odds + evidence))
+
+    def _attribute_to_rate(self, event: _Undecided) -> None:
+        """Restore the job limit from before the refusal, and let the pacer handle the refusal."""
+        self.jobs = event.before
+        self.pacer.on_throttled(event.at, event.sent_at)

@@ -1,0 +1,171 @@
+"""Decide when to poll a job, from the learned distribution of durations.
+
+Theory of operation. A poll costs c1; each second in which a finished job goes unnoticed costs c2, since its slot is
+idle. For a job with hazard h(t), the rate at which it ends at age t if it still runs, the cheapest density of polls is
+
+    n(t) = sqrt(c2 h(t) / (2 c1)) = k sqrt(h(t))
+
+(Keller 1974; the exact schedule is that of Barlow, Hunter and Proschan 1963; this closed form is within 3 to 11 % of
+it). Poll often where the job is likely to end, seldom where it is not. With f the density of the duration, S its
+survival function and A the integral of sqrt(f S) = sqrt(h) S,
+
+    polls = k A        mean delay = A / (2 k)        polls x mean delay = A^2 / 2
+
+A fixed interval gives E[T] / 2 instead, which is higher unless durations are memoryless (then it is equal). For
+log-normal durations of sigma 0.4 the density needs 36 % fewer polls than a fixed interval with the same mean delay.
+
+The user sets the mean delay (`PollPolicy.target_delay_s`), and k = A / (2 delay) follows. The schedule stores the
+cumulative density, N(t) = integral of n from 0 to t, as a table over the age bins of `durations`; the next poll of a
+job of age a is at the age where N has grown by one: N^-1(N(a) + 1).
+"""
+
+import math
+from bisect import bisect_right
+from collections.abc import Hashable, ItemsView, Sequence
+from itertools import islice
+from typing import Generic, TypeVar
+
+from attrs import define, field
+
+from nanobanana_async.policy.durations import BINS, EDGES, SHORTEST_S, WIDTHS, Durations
+from nanobanana_async.policy.polling import PollPolicy
+
+STRAGGLER_HAZARD = 0.02
+"""The lowest hazard per second past the median, so that a job far older than all others is still polled."""
+NETWORK_S = 0.025
+"""The part of the wanted delay that round trips and timers use up; the polls aim at the rest."""
+SAMPLE = 32
+"""The number of running jobs that enter a fit: more cost processor time and change little."""
+REFIT_SHARE = 0.25
+"""A fit is repeated when the new evidence is this share of all completions."""
+REFIT_SHARE_OF_A_POLL = 0.1
+"""What a poll that finds a job running counts as evidence, where a completion counts 1."""
+
+
+Job = TypeVar("Job", bound=Hashable)
+
+
+@define
+class PollSchedule(Generic[Job]):
+    """Poll times for jobs of one price class."""
+
+    policy: PollPolicy
+    durations: Durations
+    mean_s: float = 0.0
+    p99_s: float = 0.0
+    """The learned 99th percentile of the duration."""
+    _polls: list[float] = field(factory=list, repr=False)
+    """N above: how many polls a job should have had at the age of each bin's edge."""
+    _hazard: list[float] = field(factory=list, repr=False)
+    """The cumulative hazard at each bin's edge."""
+    _running: dict[Job, float] = field(factory=dict, repr=False)
+    """The age of each job at the last poll that found it running. Its age now says nothing: it may have ended."""
+    _new_evidence: float = 0.0
+
+    def __attrs_post_init__(self) -> None:
+        self._rebuild()
+
+    def began(self, job: Job) -> None:
+        """Record that a job runs."""
+        self._running[job] = 0.0
+
+    def running(self) -> ItemsView[Job, float]:
+        """Return the jobs that run, with the age of each at the last poll that found it running."""
+        return self._running.items()
+
+    def ended_probability(self, job: Job, age_s: float) -> float:
+        """Return the probability that a job of this age has ended since its last poll."""
+        return self.ended_chance(self._running.get(job, 0.0), age_s)
+
+    def on_running(self, job: Job, age_s: float) -> None:
+        """Record that a poll found a job running at this age."""
+        self._running[job] = age_s
+        self._new_evidence += REFIT_SHARE_OF_A_POLL
+
+    def on_ended(self, job: Job, age_s: float, took_s: float | None = None) -> None:
+        """Record that a poll found a job ended.
+
+        `took_s` is the duration by the gateway's own times; without it the middle between the last two polls is used.
+        """
+        last_s = self._running.pop(job, 0.0)
+        self.durations.completed((last_s + age_s) / 2.0 if took_s is None else took_s)
+        self._new_evidence += 1.0
+
+    def forget(self, job: Job) -> None:
+        """Record that a job is no longer followed."""
+        self._running.pop(job, None)
+
+    def learn(self) -> None:
+        """Repeat the fit if there is enough new evidence."""
+        if self._new_evidence >= max(1.0, REFIT_SHARE * self.durations.count):
+            self._refit()
+
+    def next_poll_s(self, age_s: float) -> float:
+        """Return the age at which a job of this age is polled next."""
+        self.learn()
+        poll_s = self._age_one_poll_later(age_s)
+        if age_s < self.mean_s:  # jobs shorter than the target delay: one poll, that delay after their mean
+            poll_s = min(poll_s, self.mean_s + self.policy.target_delay_s)
+        return max(age_s + self.policy.min_gap_s, poll_s)
+
+    def _age_one_poll_later(self, age_s: float) -> float:
+        wanted = _interpolate(self._polls, age_s) + 1.0
+        number = bisect_right(self._polls, wanted) - 1
+        if number >= BINS:
+            return age_s + self.policy.max_gap_s
+        share = (wanted - self._polls[number]) / (self._polls[number + 1] - self._polls[number])
+        return EDGES[number] + share * WIDTHS[number]
+
+    def ended_chance(self, seen_s: float, age_s: float) -> float:
+        """Return the probability that a job found running at age `seen_s` has ended by `age_s`."""
+        return -math.expm1(_interpolate(self._hazard, seen_s) - _interpolate(self._hazard, age_s))
+
+    def _refit(self) -> None:
+        self._new_evidence = 0.0
+        stride = max(1, len(self._running) // SAMPLE)
+        self.durations.fit(list(islice(self._running.values(), 0, None, stride)))
+        self._rebuild()
+
+    def _rebuild(self) -> None:
+        hazards = self.durations.hazards()
+        survival, a_integral = 1.0, 0.0
+        self._hazard = [0.0]
+        self.mean_s, self.p99_s, median_s = SHORTEST_S, EDGES[-1], EDGES[-1]
+        for number, hazard in enumerate(hazards):
+            self._hazard.append(self._hazard[-1] + hazard * WIDTHS[number])
+            after = math.exp(-self._hazard[-1])
+            inside = (survival - after) / hazard  # the integral of the survival over the bin
+            self.mean_s += inside
+            a_integral += math.sqrt(hazard) * inside
+            if survival > 0.5 >= after:
+                median_s = EDGES[number + 1]
+            if survival > 0.01 >= after:
+                self.p99_s = EDGES[number + 1]
+            survival = after
+        target_s = self.policy.target_delay_s
+        k = a_integral / (2.0 * max(target_s - NETWORK_S, 0.8 * target_s))
+        self._polls = self._cumulative_polls(hazards, k, median_s)
+
+    def _cumulative_polls(self, hazards: Sequence[float], k: float, median_s: float) -> list[float]:
+        policy = self.policy
+        densest = 1.0 / policy.min_gap_s
+        # Past the median a job can end at any moment: no gap is longer than four target delays.
+        thinnest = 1.0 / max(policy.min_gap_s, min(policy.max_gap_s, 4.0 * policy.target_delay_s))
+        polls = [0.0]
+        for number, hazard in enumerate(hazards):
+            if EDGES[number] >= median_s:
+                density = max(k * math.sqrt(max(hazard, STRAGGLER_HAZARD)), thinnest)
+            else:
+                density = k * math.sqrt(hazard)
+            polls.append(polls[-1] + min(density, densest) * WIDTHS[number])
+        return polls
+
+
+def _interpolate(sums: Sequence[float], age_s: float) -> float:
+    """Return the value of a cumulative table at an age, linear within the bin."""
+    number = bisect_right(EDGES, age_s) - 1
+    if number < 0:
+        return 0.0
+    if number >= BINS:
+        return sums[-1]
+    return sums[number] + (age_s - EDGES[number]) / WIDTHS[number] * (sums[number + 1] - sums[number])

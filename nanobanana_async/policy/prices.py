@@ -1,0 +1,175 @@
+"""What jobs cost: learned prices, the charge in a record, and amounts as users write them."""
+
+import enum
+import functools
+from decimal import ROUND_DOWN, ROUND_UP, Decimal
+
+from attrs import frozen
+
+from nanobanana_async.errors import ConfigurationError
+from nanobanana_async.jobs import JobRecord, JobState
+
+NOTHING = Decimal(0)
+
+# The ledger counts billionths of a credit, up to a billion credits: the sums fit into 63 bits.
+BILLIONTH = Decimal("1e-9")
+MAX_CREDITS = Decimal(10**9)
+
+
+class Basis(enum.Enum):
+    """The source of a price. The values are stored in ledgers."""
+
+    TOLD = "told"
+    """The gateway stated the price, for this job or for one of its class."""
+    AGREED = "agreed"
+    """`expected_credits`, after a job of the class ended and the gateway did not state its cost."""
+    EXPECTED = "expected"
+    """`expected_credits`: the user's estimate."""
+    EXAMPLE = "example"
+    """The example of the gateway's reference."""
+
+
+@frozen
+class Price:
+    """The price of a job, or the estimate of it."""
+
+    price_class: str
+    credits: Decimal
+    basis: Basis = Basis.TOLD
+
+    @property
+    def estimated(self) -> bool:
+        """Whether the price is an estimate."""
+        return self.basis in (Basis.EXPECTED, Basis.EXAMPLE)
+
+    @property
+    def is_users_word(self) -> bool:
+        """Whether the price is `expected_credits`, which also counts for jobs whose cost stays unknown."""
+        return self.basis in (Basis.EXPECTED, Basis.AGREED)
+
+
+@frozen(kw_only=True)
+class Charge:
+    """The cost of a job by its record; `credits` is None if the record does not state it."""
+
+    credits: Decimal | None
+    under_way: bool
+    """The job runs: it may still be refunded, or make its price known."""
+    over: bool
+    """The job ended: the gateway will report no other cost."""
+
+
+def charge_of(record: JobRecord) -> Charge | None:
+    """Return the charge that a record states; None if certainly nothing was bought.
+
+    A failed job without a stated refund costs what was stated before. A stated 0 is a price if the job succeeded, a
+    refund if it failed, and no information before its end.
+    """
+    over = record.state in (JobState.SUCCEEDED, JobState.FAILED)
+    if not over and not record.possibly_bought:
+        return None
+    cost = record.credits if over else price_in(record)
+    return Charge(credits=cost, under_way=record.state in (JobState.SUBMITTING, JobState.RUNNING), over=over)
+
+
+def price_in(record: JobRecord) -> Decimal | None:
+    """Return the price that a record states. A 0 is a price only after success: some gateways report a refund as 0."""
+    return record.credits_used if record.credits_used or record.state is JobState.SUCCEEDED else None
+
+
+class Prices:
+    """The price of each class of jobs (`Gateway.price_class`), as the gateway stated it last."""
+
+    def __init__(self) -> None:
+        self._known: dict[str, Decimal] = {}
+        self._silent: set[str] = set()
+
+    def of(self, price_class: str) -> Decimal | None:
+        """Return the price of a class; None if it is not known."""
+        return self._known.get(price_class)
+
+    def learn(self, price_class: str, price: Decimal | None) -> None:
+        """Record the price of a job; None if it ended and the gateway did not state a price."""
+        if price is not None:
+            self._known[price_class] = price
+        else:
+            self._silent.add(price_class)
+
+    def estimate(self, price_class: str, example: Decimal, expected: Decimal | None) -> Price:
+        """Return the known price of a class, or the user's estimate, or the example of the gateway's reference.
+
+        The user's estimate becomes the price once a job of the class ended and the gateway did not state its cost.
+        """
+        known = self._known.get(price_class)
+        if known is not None:
+            return Price(price_class, known)
+        if expected is not None:
+            return Price(price_class, expected, Basis.AGREED if price_class in self._silent else Basis.EXPECTED)
+        return Price(price_class, example, Basis.EXAMPLE)
+
+
+_ADVICE = {
+    Basis.TOLD: "",
+    Basis.AGREED: ": the price is expected_credits, the gateway does not state what such jobs cost",
+    Basis.EXPECTED: ": the estimate is expected_credits, the price of such jobs is not known yet",
+    Basis.EXAMPLE: ": the estimate is the example of the gateway's reference, the price of such jobs is not known yet;"
+    " expected_credits sets another estimate",
+}
+
+
+def why_not(price: Price, *, limit: Decimal, spent: Decimal, reserved: Decimal = NOTHING, blocked: bool = False) -> str:
+    """Return why a job is not bought under a cap."""
+    cost = f"{'estimated at' if price.estimated else 'for'} {plain(price.credits)}"
+    if blocked:
+        return (
+            f"max_credits is {plain(limit)}, and a job {cost} is not bought while the cost of an earlier job at an"
+            " estimate is unknown: set expected_credits to what such jobs cost"
+        )
+    in_doubt = f", {plain(reserved)} are reserved for jobs in doubt" if reserved else ""
+    return (
+        f"max_credits is {plain(limit)}, {plain(spent)} are spent{in_doubt}, and a job {cost} would pass it"
+        f"{_ADVICE[price.basis]}"
+    )
+
+
+def plain(amount: Decimal) -> str:
+    """Return an amount without an exponent and without trailing zeros."""
+    text = f"{amount:f}"
+    return text.rstrip("0").rstrip(".") if "." in text else text
+
+
+def as_credits(name: str, value: Decimal | float | str | None) -> Decimal | None:
+    """Return a number of credits as the decimal that was written; raise `ConfigurationError` for anything else."""
+    if value is None:
+        return None
+    try:
+        number = Decimal(value if isinstance(value, int) else str(value))
+    except ArithmeticError:
+        number = Decimal("NaN")
+    if isinstance(value, bool) or not number.is_finite() or number < 0:
+        raise ConfigurationError(f"{name} must be a number of at least 0, not {_shown(value)}")
+    if number > MAX_CREDITS or (number and number < BILLIONTH):
+        raise ConfigurationError(
+            f"{name} must be 0, or from {plain(BILLIONTH)} to {plain(MAX_CREDITS)} credits, not {_shown(value)}"
+        )
+    rounded = number.quantize(BILLIONTH, ROUND_DOWN)
+    return number if number == rounded else rounded
+
+
+@functools.lru_cache(maxsize=256)
+def units(amount: Decimal) -> int:
+    """Return an amount in billionths of a credit, rounded up: whole numbers are summed without error."""
+    return int((min(max(amount, NOTHING), MAX_CREDITS) / BILLIONTH).to_integral_value(ROUND_UP))
+
+
+def credits_in(amount: int) -> Decimal:
+    """Return the credits of an amount in billionths."""
+    return amount * BILLIONTH
+
+
+def _shown(value: object) -> str:
+    try:
+        text = repr(value)
+    except ValueError:  # a whole number of thousands of digits
+        text = "a number of thousands of digits"
+    return text if len(text) <= 60 else f"{text[:60]}..."

@@ -1,0 +1,107 @@
+"""Validate numbers that users pass; errors state the name of the setting and the allowed range."""
+
+import math
+from collections.abc import Callable
+from decimal import Decimal
+from numbers import Integral, Real
+from typing import Any
+
+from attrs import Attribute
+
+from nanobanana_async.errors import ConfigurationError
+
+DAY_S = 86_400.0
+
+LONGEST_S = 1e9
+"""The longest finite duration, about 32 years. Timers, databases and calendars overflow beyond it."""
+
+LARGEST_COUNT = 10**9
+
+Validator = Callable[[Any, "Attribute[Any]", Any], None]
+
+
+def as_number(
+    name: str,
+    value: object,
+    *,
+    above: float | None = None,
+    least: float = 0.0,
+    most: float = LONGEST_S,
+    endless: bool = False,
+) -> float:
+    """Return a real number as a float: Decimal, Fraction and numpy numbers are accepted, text and bool are not.
+
+    With `endless` infinity is accepted too and means "no limit". Raises `ConfigurationError`, which states the range.
+    """
+    number = _as_float(value)
+    bounded = (number > above if above is not None else number >= least) and number <= most
+    if bounded or (endless and number == math.inf):
+        return number
+    bound = f"above {above:g}" if above is not None else f"of at least {least:g}"
+    also = ", or infinite for no limit" if endless else ""
+    raise ConfigurationError(f"{name} must be a number {bound} and at most {most:g}{also}, not {shown(value)}")
+
+
+def as_count(name: str, value: object, *, least: int = 1) -> int:
+    """Return a whole number as an int; raise `ConfigurationError`, which states the range."""
+    if isinstance(value, Integral) and not isinstance(value, bool) and least <= (count := int(value)) <= LARGEST_COUNT:
+        return count
+    limits = f"at least {least} and at most {LARGEST_COUNT}"
+    raise ConfigurationError(f"{name} must be a whole number of {limits}, not {shown(value)}")
+
+
+def as_timeout(name: str, value: object) -> float | None:
+    """Return a timeout in seconds; None, for no limit, if the value is None or infinity."""
+    if value is None:
+        return None
+    seconds = as_number(name, value, endless=True)
+    return None if math.isinf(seconds) else seconds
+
+
+def within(
+    *, above: float | None = None, least: float = 0.0, most: float = LONGEST_S, endless: bool = False
+) -> Validator:
+    """Return a field validator that also stores the number as a float; see `as_number`."""
+
+    def validate(settings: Any, attribute: "Attribute[Any]", value: Any) -> None:
+        number = as_number(attribute.name, value, above=above, least=least, most=most, endless=endless)
+        _store(settings, attribute, value, number)
+
+    return validate
+
+
+def at_least_one(settings: Any, attribute: "Attribute[Any]", value: Any) -> None:
+    """Validate a whole number of at least one, and store it as an int."""
+    _store(settings, attribute, value, as_count(attribute.name, value))
+
+
+def switch(_: Any, attribute: "Attribute[Any]", value: object) -> None:
+    """Validate True or False. Truthy values are refused, since "no" would count as True."""
+    if not isinstance(value, bool):
+        raise ConfigurationError(f"{attribute.name} must be True or False, not {shown(value)}")
+
+
+def shown(value: object) -> str:
+    """Return a short form of any value for an error message."""
+    try:
+        text = repr(value)
+    except Exception:  # for example for an int with more digits than Python prints
+        text = f"this {type(value).__name__}"
+    return text if len(text) <= 60 else f"{text[:60]}..."
+
+
+def _as_float(value: object) -> float:
+    """Return a number as a float; NaN for anything else, and for a finite number that exceeds the floats."""
+    if isinstance(value, bool) or not isinstance(value, (Real, Decimal)):
+        return math.nan
+    try:
+        number = float(value)
+    except (OverflowError, ValueError):  # an int beyond all floats; a signalling NaN
+        return math.nan
+    overflown = math.isinf(number) and isinstance(value, Decimal) and value.is_finite()
+    return math.nan if overflown else number
+
+
+def _store(settings: Any, attribute: "Attribute[Any]", given: object, number: float) -> None:
+    if type(given) is not type(number):
+        object.__setattr__(settings, attribute.name, number)  # the settings are frozen, and still being created

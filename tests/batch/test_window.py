@@ -1,0 +1,70 @@
+"""How many rows a batch buys at most before outcomes are taken, and that this bound costs no throughput."""
+
+import asyncio
+import random
+
+import pytest
+
+from nanobanana_async.batch import runner as feeder
+from nanobanana_async.testing import FakeTransport, run_virtual
+from tests.batch.scenes import Counted, Studio, all_of, slots
+from tests.engine.scenes import apimall, now, virtually
+
+AT_FIRST, PER_TAKEN = 128, 3  # as README says
+
+
+async def bought_by_leaving(taken: int, *, ordered: bool = False) -> int:
+    """Take so many outcomes from an account without a limit, then hold the batch and take no more."""
+    studio = Studio(job_s=2)
+    async with apimall(FakeTransport(studio.answer, latency_s=0.01)) as session:
+        batch = session.generate_many(Counted(10_000), ordered=ordered)
+        for _ in range(taken):
+            await anext(batch)
+        if not taken:
+            await batch.__aenter__()
+        await asyncio.sleep(1000)
+        return len(studio.sold)
+
+
+@pytest.mark.parametrize("ordered", [False, True])
+@pytest.mark.parametrize("taken", [0, 1, 3, 200])
+def test_bought_rows_are_bounded_by_taken_outcomes(taken: int, ordered: bool) -> None:
+    bought = run_virtual(bought_by_leaving(taken, ordered=ordered))
+    assert taken < bought <= AT_FIRST + PER_TAKEN * taken
+
+
+def test_control_runner_without_the_window_buys_far_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(feeder, "PULLED_AT_FIRST", 1_000_000)
+    assert run_virtual(bought_by_leaving(3)) > 4 * (AT_FIRST + 3 * PER_TAKEN)
+
+
+async def makespan(limit: int, rows: int, *, ordered: bool) -> float:
+    chance = random.Random(7)
+    prompts = [f"{chance.lognormvariate(3.0, 0.4):.2f} s" for _ in range(rows)]
+    begun = now()
+    async with apimall(FakeTransport(Studio(limit=limit).answer)) as session:
+        assert len(await all_of(session.generate_many(prompts, ordered=ordered))) == rows
+    return now() - begun
+
+
+@pytest.mark.parametrize("ordered", [False, True])
+@pytest.mark.parametrize(("limit", "rows"), [(5, 200), (20, 300), (100, 200), (100, 500)])
+def test_window_does_not_slow_a_usual_account(
+    limit: int, rows: int, ordered: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    random.seed(1)
+    bounded = run_virtual(makespan(limit, rows, ordered=ordered))
+    monkeypatch.setattr(feeder, "PULLED_AT_FIRST", 1_000_000)
+    random.seed(1)
+    assert bounded <= 1.02 * run_virtual(makespan(limit, rows, ordered=ordered))
+
+
+@virtually
+async def test_max_jobs_are_held_before_the_first_outcome_is_taken() -> None:
+    studio = Studio(job_s=100)
+    async with (
+        apimall(FakeTransport(studio.answer), concurrency=slots(300)) as session,
+        session.generate_many(Counted()),
+    ):
+        await asyncio.sleep(50)
+        assert len(studio.sold) == 300

@@ -1,0 +1,72 @@
+"""The display of several jobs."""
+
+import io
+from datetime import UTC, datetime
+
+import pytest
+from rich.console import Console
+
+from nanobanana_async import ApiMall, ImageRequest, JobState
+from nanobanana_async.cli.display import JobsDisplay, shorten
+from nanobanana_async.events import JobStateChanged
+from nanobanana_async.jobs import JobRecord
+
+
+def state_changes(key: str, *states: JobState) -> list[JobStateChanged]:
+    gateway = ApiMall(api_key="k")
+    request = ImageRequest(f"a fox\n{key}")
+    record = JobRecord(
+        key=key,
+        gateway="apimall",
+        account=gateway.account,
+        request=request,
+        body=gateway.encode(request),
+        created_at=datetime(2026, 1, 1, tzinfo=UTC),
+    )
+    events = [JobStateChanged(before=None, record=record)]
+    for state in states:
+        before, record = record, record.transition_to(state, task_id=f"task-{key}")
+        events.append(JobStateChanged(before=before.state, record=record))
+    return events
+
+
+S = JobState
+ENDED = (S.SUBMITTING, S.RUNNING, S.SUCCEEDED)
+
+
+def test_each_ended_job_is_a_line_in_a_pipe() -> None:
+    output = io.StringIO()
+    with JobsDisplay(2, Console(file=output, width=80)) as display:
+        for event in [*state_changes("one", *ENDED), *state_changes("two", S.SUBMITTING, S.UNCERTAIN)]:
+            display(event)
+    assert output.getvalue() == "1/2 succeeded: a fox one\n2/2 uncertain: a fox two\n"
+    assert display.done == 2
+
+
+def test_the_live_display_shows_all_jobs() -> None:
+    output = io.StringIO()
+    with JobsDisplay(3, Console(file=output, width=80, force_terminal=True)) as display:
+        for event in [
+            *state_changes("one", *ENDED),
+            *state_changes("two", S.SUBMITTING, S.RUNNING),
+            *state_changes("three"),
+        ]:
+            display(event)
+    assert "1 waiting, 0 being sent, 1 running, 1 done" in output.getvalue()
+    assert "succeeded:" not in output.getvalue()
+
+
+def test_running_task_ids_are_listed() -> None:
+    display = JobsDisplay(2, Console(file=io.StringIO()))
+    for event in [*state_changes("one", *ENDED), *state_changes("two", S.SUBMITTING, S.RUNNING)]:
+        display(event)
+    assert display.running_task_ids == ["task-two"]
+
+
+@pytest.mark.parametrize(("prompt", "short"), [("a  fox\n", "a fox"), ("x" * 61, "x" * 57 + "...")])
+def test_shorten_returns_one_short_line(prompt: str, short: str) -> None:
+    assert shorten(prompt) == short
+
+
+def test_shorten_escapes_control_characters() -> None:
+    assert shorten("a fox\x1b[2J\x07 in\u202e fog") == "a fox\\x1b[2J\\x07 in\\u202e fog"

@@ -1,0 +1,190 @@
+"""Deliberate bugs in the handling of credits, which the campaigns must detect."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import datetime
+from decimal import Decimal
+from typing import Any
+
+from attrs import evolve, frozen
+
+from nanobanana_async.jobs import JobRecord, JobState
+from nanobanana_async.ledger import charges
+from nanobanana_async.ledger.base import Allowance
+from nanobanana_async.ledger.charges import Charges
+from nanobanana_async.ledger.statements import JobTable
+from nanobanana_async.policy.budget import Affordable, BatchBudget, Budget
+from nanobanana_async.policy.prices import Basis, Charge, Price, Prices, charge_of
+from tests.credits.campaign import Plan
+
+Change = tuple[Any, str, Any]
+
+
+@frozen
+class Mutation:
+    """A bug, and the campaigns within which it must be caught."""
+
+    name: str
+    makes: Callable[[], list[Change]]
+    among: Callable[[Plan], bool] = lambda plan: True
+    """In which campaigns it can show."""
+    within: int = 60
+    """How many of these are played."""
+
+
+def _unknown_price_counts_as_nothing() -> list[Change]:
+    estimate = Prices.estimate
+
+    def estimated(self: Prices, price_class: str, example: Decimal, expected: Decimal | None) -> Price:
+        price = estimate(self, price_class, example, expected)
+        return evolve(price, credits=Decimal(0)) if price.basis is Basis.EXAMPLE else price
+
+    return [(Prices, "estimate", estimated)]
+
+
+def _estimates_go_side_by_side() -> list[Change]:
+    def consent(self: BatchBudget, price: Price) -> Affordable:
+        no = self._refusals.get(price.price_class)
+        return Affordable.NOW if no is None else no.answer
+
+    return [(Charges, "_has_estimates", lambda *_: False), (BatchBudget, "check", consent)]
+
+
+def _estimates_of_a_session_go_side_by_side() -> list[Change]:
+    consent = Budget.check
+
+    def careless(self: Budget, price: Price) -> Affordable:
+        return consent(self, evolve(price, basis=Basis.TOLD))
+
+    return [(Budget, "check", careless)]
+
+
+def _forgotten_on_rebirth() -> list[Change]:
+    follow = Charges.follow
+
+    def forgetful(self: Charges, before: JobRecord, job: JobRecord) -> None:
+        if job.generation != before.generation:
+            self._run(charges._SET_CREDITS, (0, before.key, before.generation))
+        follow(self, before, job)
+
+    return [(Charges, "follow", forgetful)]
+
+
+def _forgotten_on_prune() -> list[Change]:
+    prune = JobTable.prune
+
+    def forgetful(self: JobTable, older_than: datetime, after: int, until: int) -> int:
+        gone = prune(self, older_than, after, until)
+        self.connection.execute("UPDATE spending SET credits = (SELECT coalesce(sum(credits), 0) FROM charges)")
+        return gone
+
+    return [(JobTable, "prune", forgetful)]
+
+
+def _each_process_counts_for_itself() -> list[Change]:
+    allowance = Charges.allowance
+    begun: dict[Charges, tuple[Decimal, Decimal]] = {}
+
+    def alone(self: Charges, job: JobRecord, price: Price, max_credits: Decimal | None) -> Allowance:
+        spent_before, own = begun.setdefault(self, (self.spent(job.batch or ""), Decimal(0)))
+        if max_credits is None or spent_before + own + price.credits > max_credits:
+            return allowance(self, job, price, max_credits)
+        begun[self] = spent_before, own + price.credits
+        return Allowance(price=evolve(price, basis=Basis.TOLD), spent=spent_before)
+
+    return [(Charges, "allowance", alone)]
+
+
+def _not_set_aside() -> list[Change]:
+    return [(Charges, "add", lambda *_: None)]
+
+
+def _doubt_gives_back() -> list[Change]:
+    def hopeful(record: JobRecord) -> Charge | None:
+        return None if record.state is JobState.UNCERTAIN else charge_of(record)
+
+    return [(charges, "charge_of", hopeful)]
+
+
+def _failures_are_taken_to_be_refunded() -> list[Change]:
+    def hopeful(record: JobRecord) -> Charge | None:
+        charge = charge_of(record)
+        return evolve(charge, credits=Decimal(0)) if charge and record.state is JobState.FAILED else charge
+
+    return [(charges, "charge_of", hopeful)]
+
+
+def _told_prices_are_not_counted() -> list[Change]:
+    def deaf(record: JobRecord) -> Charge | None:
+        charge = charge_of(record)
+        return evolve(charge, credits=None) if charge and charge.credits else charge
+
+    return [(charges, "charge_of", deaf)]
+
+
+def _session_forgets_doubt() -> list[Change]:
+    return [(Budget, "suspend", Budget.release)]
+
+
+def _user_word_counts_as_told() -> list[Change]:
+    estimate = Prices.estimate
+
+    def believed(self: Prices, price_class: str, example: Decimal, expected: Decimal | None) -> Price:
+        price = estimate(self, price_class, example, expected)
+        return evolve(price, basis=Basis.TOLD) if price.basis is Basis.EXPECTED else price
+
+    return [(Prices, "estimate", believed)]
+
+
+def _dear(plan: Plan) -> bool:
+    """Whether jobs cost more than the library takes them to, and many are wanted at once."""
+    dear = [plan.price(images) > plan.estimate(images) for images in plan.factors]
+    return any(dear) and plan.says != "at create" and len(plan.rows) > 3
+
+
+MUTATIONS = (
+    Mutation("an unknown price counts as nothing", _unknown_price_counts_as_nothing),
+    Mutation("estimates go side by side", _estimates_go_side_by_side, _dear),
+    Mutation(
+        "estimates of a session go side by side",
+        _estimates_of_a_session_go_side_by_side,
+        lambda plan: _dear(plan) and plan.beside > 0,
+    ),
+    Mutation(
+        "charges are forgotten on a rebirth",
+        _forgotten_on_rebirth,
+        lambda plan: plan.failing > 0 and not plan.refunds and plan.rounds > 1,
+    ),
+    Mutation("charges are forgotten on a prune", _forgotten_on_prune, lambda plan: plan.prunes and plan.rounds > 1),
+    Mutation("each process counts for itself", _each_process_counts_for_itself, lambda plan: len(plan.rows) > 3),
+    Mutation("nothing is set aside", _not_set_aside),
+    Mutation("a job in doubt gives its credits back", _doubt_gives_back, lambda plan: plan.gateway == "defapi"),
+    Mutation(
+        "a failure is taken to be refunded",
+        _failures_are_taken_to_be_refunded,
+        lambda plan: plan.failing > 0 and not plan.refunds,
+    ),
+    Mutation("a told price is not counted", _told_prices_are_not_counted, _dear),
+    Mutation(
+        "a session forgets what is in doubt",
+        _session_forgets_doubt,
+        lambda plan: plan.gateway == "defapi" and plan.lost > 0 and plan.beside > 0,
+    ),
+    Mutation(
+        "expected_credits counts as told", _user_word_counts_as_told, lambda plan: _dear(plan) and bool(plan.expected)
+    ),
+)
+
+
+@contextmanager
+def applied(mutation: Mutation) -> Iterator[None]:
+    """Let the library have the bug for a while."""
+    changes = mutation.makes()
+    before = [(owner, name, vars(owner)[name]) for owner, name, _ in changes]
+    for owner, name, value in changes:
+        setattr(owner, name, value)
+    try:
+        yield
+    finally:
+        for owner, name, value in before:
+            setattr(owner, name, value)

@@ -1,0 +1,52 @@
+"""Short campaigns and the mutation control; `python -m tests.credits` runs the long form."""
+
+import logging
+from collections.abc import Iterator
+
+import pytest
+
+from tests.credits import __main__ as command
+from tests.credits.campaign import plan_of, play
+from tests.credits.mutations import MUTATIONS, Mutation
+
+CAMPAIGNS = 60
+
+
+@pytest.fixture(autouse=True)
+def _quietly() -> Iterator[None]:
+    log = logging.getLogger("nanobanana_async")
+    before = log.level
+    log.setLevel(logging.CRITICAL)
+    yield
+    log.setLevel(before)
+
+
+def test_no_cap_is_exceeded_by_more_than_one_job() -> None:
+    said: list[str] = []
+    broken = command.run(range(CAMPAIGNS), said.append)
+    assert not broken, "\n".join(said)
+
+
+def test_campaigns_cover_every_fault() -> None:
+    plans = [plan_of(number) for number in range(CAMPAIGNS)]
+    assert {plan.says for plan in plans} == {"at create", "at end", "never"}
+    assert {size for plan in plans for size in plan.factors} == {1, 2, 3, 4, 5, 6}
+    assert any(3 in plan.factors.values() for plan in plans)
+    for met in ("lost", "kills", "session_cap", "expected", "by_hand", "prunes", "refunds", "calm"):
+        assert len({bool(getattr(plan, met)) for plan in plans}) == 2, met
+
+
+def test_the_same_campaign_ends_the_same_way() -> None:
+    assert [play(number) for number in range(3)] == [play(number) for number in range(3)]
+
+
+@pytest.mark.parametrize("mutation", MUTATIONS, ids=[mutation.name for mutation in MUTATIONS])
+def test_a_deliberate_bug_is_caught(mutation: Mutation) -> None:
+    said: list[str] = []
+    assert command.check(mutation, said.append), said
+
+
+def test_harmless_mutation_is_reported_as_missed() -> None:
+    said: list[str] = []
+    assert not command.check(Mutation("no bug", list, within=2), said.append)
+    assert said == ["no bug: NOT CAUGHT within 2 campaigns"]

@@ -1,0 +1,89 @@
+"""An API key that was changed: the jobs stay the account's if it has a name, and what is said never pays twice."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from nanobanana_async import ApiMall, ConfigurationError, DefApi, IdempotencyConflict, Session, SqliteLedger
+from nanobanana_async.gateways.base import GatewaySettings
+from nanobanana_async.testing import FakeTransport
+from tests.engine.scenes import Shop
+
+OLD, NEW = "sk-old-0123456789", "sk-new-0123456789"
+
+
+def session_of(gateway: GatewaySettings, transport: FakeTransport, path: Path) -> Session:
+    return Session(gateway, ledger=path, http=transport)  # type: ignore[arg-type]
+
+
+async def leave_running(gateway: GatewaySettings, transport: FakeTransport, path: Path) -> None:
+    async with session_of(gateway, transport, path) as session:
+        assert [outcome.ok async for outcome in session.generate_many(["a", "b"], batch="spring")] == [True, True]
+        await (await session.submit("c", idempotency_key="order-17")).accepted()
+
+
+async def goes_on(gateway: GatewaySettings, transport: FakeTransport, path: Path) -> None:
+    async with session_of(gateway, transport, path) as session:
+        assert [job.key for job in await session.resume()] == ["order-17"]
+        assert (await session.generate("c", idempotency_key="order-17")).task_id == "t3"
+        outcomes = [outcome async for outcome in session.generate_many(["a", "b", "new"], batch="spring")]
+        assert all(outcome.ok for outcome in outcomes)
+
+
+@pytest.mark.parametrize("kind", [ApiMall, DefApi])
+async def test_a_named_account_goes_on_under_its_next_key(tmp_path: Path, kind: type[ApiMall] | type[DefApi]) -> None:
+    shop, path = Shop(job_s=0.05), tmp_path / "jobs.sqlite"
+    transport = FakeTransport(shop.answer, latency_s=0.001)
+    await leave_running(kind(api_key=OLD, account="studio"), transport, path)
+    await goes_on(kind(api_key=NEW, account="studio"), transport, path)
+    assert shop.sold == 4
+    assert OLD.encode() not in path.read_bytes()
+
+
+@pytest.mark.parametrize("kind", [ApiMall, DefApi])
+@pytest.mark.parametrize("name", ["", "studio"])
+async def test_an_account_without_a_name_is_told_both_ways_and_goes_on_after_it_was_handed_over(
+    tmp_path: Path, kind: type[ApiMall] | type[DefApi], name: str
+) -> None:
+    shop, path = Shop(job_s=0.05), tmp_path / "jobs.sqlite"
+    transport = FakeTransport(shop.answer, latency_s=0.001)
+    old, new = kind(api_key=OLD), kind(api_key=NEW, account=name)
+    await leave_running(old, transport, path)
+    async with session_of(new, transport, path) as session:
+        assert await session.resume() == []
+        with pytest.raises(IdempotencyConflict) as caught:
+            await session.generate("c", idempotency_key="order-17")
+        told: list[IdempotencyConflict | ConfigurationError] = [caught.value]
+        job = await session.job("order-17")
+        assert job is not None
+        with pytest.raises(ConfigurationError) as refused:
+            await job
+        told.append(refused.value)
+        async for outcome in session.generate_many(["a", "b"], batch="spring"):
+            assert isinstance(outcome.error, IdempotencyConflict)
+            told.append(outcome.error)
+        for error in told:
+            assert not error.safe_to_repeat
+            assert f"hand-over --from {old.account} --to {new.account}" in str(error)
+            assert "NANOBANANA_ACCOUNT" in str(error)
+            assert not re.search("use another", str(error))
+        assert shop.sold == 3
+    ledger = SqliteLedger(path)
+    await ledger.open()
+    assert await ledger.hand_over(new.name, old.account, new.account) == 3
+    await ledger.aclose()
+    await goes_on(new, transport, path)
+    assert shop.sold == 4
+
+
+async def test_a_name_that_was_forgotten_is_said(tmp_path: Path) -> None:
+    transport = FakeTransport(Shop(job_s=0.01).answer, latency_s=0.001)
+    async with session_of(ApiMall(api_key=OLD, account="studio"), transport, tmp_path / "j") as session:
+        await session.generate("c", idempotency_key="order-17")
+    async with session_of(ApiMall(api_key=NEW), transport, tmp_path / "j") as session:
+        with pytest.raises(IdempotencyConflict, match='account="studio" or NANOBANANA_ACCOUNT=studio'):
+            await session.generate("c", idempotency_key="order-17")
+    async with session_of(DefApi(api_key=NEW), transport, tmp_path / "j") as session:
+        with pytest.raises(IdempotencyConflict, match="another account, at gateway apimall and not defapi"):
+            await session.generate("c", idempotency_key="order-17")

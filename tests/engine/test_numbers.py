@@ -1,0 +1,238 @@
+"""Numbers in every public call: what is not in range is refused before anything is bought, and no timer ever stops."""
+
+import asyncio
+import math
+from decimal import Decimal
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import pytest
+from attrs import evolve
+
+from nanobanana_async import (
+    Batch,
+    ConcurrencyPolicy,
+    ConfigurationError,
+    InvalidRequest,
+    JobState,
+    JobUnfinished,
+    PollPolicy,
+    RetryPolicy,
+    Session,
+    SqliteLedger,
+    Timeouts,
+)
+from nanobanana_async.engine.tracked_job import NEVER, TrackedJob
+from nanobanana_async.events import Event, UnknownStatus
+from nanobanana_async.testing import FakeTransport
+from tests.engine import sayings
+from tests.engine.scenes import Shop, apimall, now, virtually
+
+BAD = [math.nan, -1, -math.inf, 10**400, Decimal("1E+1000000"), Decimal("sNaN"), True, "5", [5]]
+
+
+@pytest.mark.parametrize("bad", BAD, ids=[f"bad{place}" for place in range(len(BAD))])
+@virtually
+async def test_a_timeout_that_is_none_is_refused_before_anything_is_bought(bad: Any) -> None:
+    shop = Shop()
+    async with apimall(FakeTransport(shop.answer)) as session:
+        with pytest.raises(ConfigurationError, match="timeout must be a number of at least 0"):
+            await session.generate("a fox", timeout=bad)
+        assert shop.tasks == {}
+        job = await session.submit("a fox")
+        with pytest.raises(ConfigurationError, match="timeout must be a number of at least 0"):
+            await job.result(timeout=bad)
+        await asyncio.sleep(0.1)  # the timers of the event loop still ring
+        assert (await job).task_id == "t1"
+
+
+@pytest.mark.parametrize("good", [None, math.inf, 60, Decimal(60), Fraction(121, 2)])
+@virtually
+async def test_a_timeout_that_is_long_enough_or_none_lets_the_job_end(good: Any) -> None:
+    async with apimall(FakeTransport(Shop().answer)) as session:
+        assert (await session.generate("a fox", timeout=good)).task_id == "t1"
+
+
+@virtually
+async def test_no_time_at_all_is_a_timeout() -> None:
+    async with apimall(FakeTransport(Shop().answer)) as session:
+        with pytest.raises(JobUnfinished, match="after 0 s"):
+            await session.generate("a fox", timeout=0)
+
+
+@pytest.mark.parametrize("bad", [math.nan, -1, 0, 10**400, Decimal("1E+1000000"), True, "5", None])
+@pytest.mark.parametrize(
+    ("kind", "names"),
+    [
+        (Timeouts, ["connect_s", "create_s", "query_s", "job_s", "close_s"]),
+        (PollPolicy, ["target_delay_s", "min_gap_s", "max_gap_s"]),
+        (RetryPolicy, ["max_attempts", "max_wait_s", "first_backoff_s", "max_backoff_s"]),
+        (ConcurrencyPolicy, ["max_requests"]),
+    ],
+)
+def test_a_setting_out_of_range_is_refused_by_name(kind: Any, names: list[str], bad: object) -> None:
+    for name in names:
+        with pytest.raises(ConfigurationError, match=f"^{name} must be a .*number .* and at most "):
+            kind(**{name: bad})
+
+
+@pytest.mark.parametrize("name", ["retry_uncertain", "retry_unkeyed_5xx"])
+def test_a_word_is_no_consent_to_pay_twice(name: str) -> None:
+    with pytest.raises(ConfigurationError, match=f"{name} must be True or False, not 'no'"):
+        RetryPolicy(**{name: "no"})  # type: ignore[arg-type]
+    with pytest.raises(ConfigurationError, match="learn must be True or False"):
+        ConcurrencyPolicy(learn=None)  # type: ignore[arg-type]
+
+
+@virtually
+async def test_a_batch_takes_no_word_for_a_switch() -> None:
+    async with apimall(FakeTransport(Shop().answer)) as session:
+        for name in ("ordered", "retry_failed", "progress"):
+            with pytest.raises(ConfigurationError, match=f"{name} must be True or False"):
+                session.generate_many(["a fox"], **{name: "no"})  # type: ignore[arg-type]
+
+
+def test_infinity_means_no_limit_where_there_can_be_none_and_is_refused_elsewhere() -> None:
+    for name in ("connect_s", "create_s", "query_s", "job_s", "close_s"):
+        assert getattr(Timeouts(**{name: math.inf}), name) == math.inf
+    assert RetryPolicy(max_wait_s=math.inf).max_wait_s == math.inf
+    kinds: list[tuple[Any, str]] = [
+        (PollPolicy, "min_gap_s"),
+        (PollPolicy, "max_gap_s"),
+        (RetryPolicy, "max_backoff_s"),
+    ]
+    for kind, name in kinds:
+        with pytest.raises(ConfigurationError, match=f"{name} must be"):
+            kind(**{name: math.inf})
+
+
+@virtually
+async def test_a_session_without_any_limit_of_time_works() -> None:
+    endless = Timeouts(connect_s=math.inf, create_s=math.inf, query_s=math.inf, job_s=math.inf, close_s=math.inf)
+    async with apimall(FakeTransport(Shop().answer), timeouts=endless) as session:
+        assert (await session.generate("a fox")).task_id == "t1"
+
+
+@pytest.mark.parametrize("due", [NEVER, math.nan, 1e300])
+@virtually
+async def test_a_running_job_is_never_dropped_whatever_its_due_time(
+    due: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shop = Shop()
+    async with apimall(FakeTransport(shop.answer)) as session:
+        engine = session._session_task.engine
+        assert engine is not None
+        begin = engine.poller.begin
+
+        def never(entry: TrackedJob) -> float:
+            begin(entry)
+            return due
+
+        monkeypatch.setattr(engine.scheduler._submitter, "_begin", never)
+        result = await session.generate("a fox", idempotency_key="order-1")
+        assert result.task_id == "t1"
+        assert 86_000 < now() < 90_000
+
+
+@virtually
+async def test_a_job_that_was_bought_is_never_said_to_be_not_bought(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with apimall(FakeTransport(Shop(job_s=1e9).answer)) as session:
+        job = await session.submit("a fox")
+        await job.accepted()
+        monkeypatch.setattr(TrackedJob, "live", False)  # however it came to that
+        with pytest.raises(JobUnfinished, match="is running and no longer polled here: await it again") as caught:
+            await job._wait_for_change()
+        assert caught.value.safe_to_repeat is False
+        monkeypatch.undo()
+
+
+@pytest.mark.parametrize("limit", [-1, 1.5, True, "5", 10**400])
+async def test_a_ledger_is_asked_for_a_whole_number_of_jobs(tmp_path: Path, limit: Any) -> None:
+    ledger = SqliteLedger(tmp_path / "jobs.sqlite")
+    await ledger.open()
+    with pytest.raises(ConfigurationError, match="limit must be a whole number of at least 0"):
+        await anext(ledger.jobs(limit=limit))
+    for moment in (5, "2026-01-01", None):
+        with pytest.raises(ConfigurationError, match="older_than must be a datetime with a time zone"):
+            await ledger.prune(moment)  # type: ignore[arg-type]
+        with pytest.raises(ConfigurationError, match="older_than must be a datetime with a time zone"):
+            await ledger.prunable(moment)  # type: ignore[arg-type]
+    await ledger.aclose()
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -1, 1e7, True, "5", None])
+def test_how_long_a_ledger_waits_for_a_lock_has_its_limits_too(bad: Any) -> None:
+    with pytest.raises(ConfigurationError, match="busy_timeout_s must be a number of at least 0 and at most"):
+        SqliteLedger("jobs.sqlite", busy_timeout_s=bad)
+
+
+def test_what_was_refused_while_it_was_built_can_be_printed() -> None:
+    assert repr(Session.__new__(Session)) == "<Session not built>"
+    assert repr(Batch.__new__(Batch)) == "<Batch not built>"
+    ledger = SqliteLedger.__new__(SqliteLedger)
+    with pytest.raises(ConfigurationError):
+        SqliteLedger.__init__(ledger, ":memory:")
+    assert repr(ledger) == "SqliteLedger(':memory:')"
+
+
+@pytest.mark.parametrize("task_id", ["日本", "img 1", "x" * 300, "img_1", "täsk", "a/b?c=d&e"])
+@virtually
+async def test_any_printable_task_id_can_be_attached(task_id: str) -> None:
+    asked: list[str] = []
+
+    def answer(request: Any) -> Any:
+        asked.append(request.url)
+        return sayings.completed(task_id)
+
+    async with apimall(FakeTransport(answer)) as session:
+        job = await session.attach(task_id)
+        assert (await job).task_id == task_id
+        assert job.key.startswith("task-")
+        assert len(job.key) <= 255
+        assert (job.key == f"task-{task_id}") is (task_id in ("img_1", "a/b?c=d&e"))
+    assert len(asked) == 2  # once before anything is written down, and once as every running job
+
+
+@pytest.mark.parametrize("task_id", ["", "a\nb", "\ud800", None, 5])
+@virtually
+async def test_what_is_no_task_id_is_refused_as_one(task_id: Any) -> None:
+    async with apimall(FakeTransport(Shop().answer)) as session:
+        with pytest.raises(InvalidRequest, match="task_id must be printable text"):
+            await session.attach(task_id)
+
+
+@virtually
+async def test_each_strange_status_word_is_told_once_and_not_without_end() -> None:
+    events: list[Event] = []
+    words = iter(f"{'very ' * 50}strange" if number % 2 else f"odd {number // 4}" for number in range(10_000))
+    looks = 0
+
+    def answer(request: Any) -> Any:
+        nonlocal looks
+        if request.method == "POST":
+            return sayings.created("t1")
+        looks += 1
+        return sayings.task(next(words), "t1") if looks < 400 else sayings.completed("t1")
+
+    async with apimall(FakeTransport(answer), observers=[events.append]) as session:
+        await session.generate("a fox")
+    told = [event.status for event in events if isinstance(event, UnknownStatus)]
+    assert len(told) == len(set(told)) == 50
+    assert max(map(len, told)) == 60
+
+
+@virtually
+async def test_strange_words_are_logged_short(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("DEBUG", "nanobanana_async")
+    replies = iter([sayings.created("t1"), sayings.task("x" * 5000, "t1"), sayings.completed("t1")])
+    async with apimall(FakeTransport(lambda _: next(replies))) as session:
+        await session.generate("a fox")
+    assert "status.unknown" in caplog.text
+    assert "x" * 61 not in caplog.text
+
+
+def test_replaced_settings_are_checked_again() -> None:
+    with pytest.raises(ConfigurationError, match="job_s"):
+        evolve(Timeouts(), job_s=math.nan)
+    assert JobState.RUNNING.value == "running"

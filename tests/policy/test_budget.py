@@ -1,0 +1,354 @@
+"""Caps, prices, charges, and amounts as users write them."""
+
+from collections.abc import Callable
+from datetime import UTC, datetime
+from decimal import Decimal
+from functools import partial
+from typing import Any
+
+import pytest
+
+from nanobanana_async.errors import ConfigurationError
+from nanobanana_async.jobs import JobRecord, JobState
+from nanobanana_async.models import ImageRequest
+from nanobanana_async.policy.budget import NEVER_ASK_AGAIN, Affordable, BatchBudget, Budget
+from nanobanana_async.policy.prices import (
+    MAX_CREDITS,
+    Basis,
+    Charge,
+    Price,
+    Prices,
+    as_credits,
+    charge_of,
+    credits_in,
+    plain,
+    units,
+    why_not,
+)
+
+NOW, LATER, NEVER = Affordable.NOW, Affordable.LATER, Affordable.NEVER
+EIGHT = Decimal(8)
+FOX = Price("fox", EIGHT)
+GUESS = Price("fox", EIGHT, Basis.EXAMPLE)
+EXPECTED = Price("fox", EIGHT, Basis.EXPECTED)
+AGREED = Price("fox", EIGHT, Basis.AGREED)
+
+
+def a_budget(limit: str) -> tuple[Budget, Prices]:
+    prices = Prices()
+    return Budget(Decimal(limit), prices), prices
+
+
+def test_jobs_fit_up_to_the_cap_and_the_next_waits() -> None:
+    budget, _ = a_budget("24")
+    for key in "abc":
+        assert budget.check(FOX) is NOW
+        budget.reserve(key, FOX)
+    assert budget.check(FOX) is LATER
+    assert budget.reserved == 24
+    for key in "abc":
+        budget.charge(key, EIGHT)
+    assert budget.spent == 24
+    assert budget.reserved == 0
+    assert budget.check(FOX) is NEVER
+    assert budget.explain(FOX) == "max_credits is 24, 24 are spent, and a job for 8 would pass it"
+
+
+@pytest.mark.parametrize(("cost", "spent"), [(EIGHT, 8), (Decimal(0), 0), (Decimal(3), 3), (None, 8)])
+@pytest.mark.parametrize("price", [FOX, EXPECTED, AGREED], ids=["stated", "expected", "agreed"])
+def test_ended_job_is_charged_its_cost_or_its_reservation(price: Price, cost: Decimal | None, spent: int) -> None:
+    budget, _ = a_budget("8")
+    budget.reserve("a", price)
+    budget.charge("a", cost)
+    budget.charge("a", cost)
+    assert budget.spent == spent
+    assert budget.reserved == 0
+
+
+def test_released_reservation_is_free_again() -> None:
+    budget, _ = a_budget("8")
+    budget.reserve("a", FOX)
+    budget.release("a")
+    budget.release("a")
+    assert budget.spent == 0
+    assert budget.reserved == 0
+    assert budget.check(FOX) is NOW
+
+
+@pytest.mark.parametrize("price", [GUESS, EXPECTED], ids=["example", "expected"])
+def test_estimates_run_one_at_a_time_across_classes(price: Price) -> None:
+    budget, prices = a_budget("80")
+    owl = Price("owl", EIGHT, price.basis)
+    assert budget.check(price) is NOW
+    budget.reserve("a", price)
+    assert (budget.check(price), budget.check(owl)) == (LATER, LATER)
+    assert budget.check(Price("crow", EIGHT)) is NOW  # a known price
+    prices.learn("fox", EIGHT)
+    budget.set_price("a", EIGHT)
+    assert budget.check(owl) is NOW
+    assert budget.reserved == 8
+
+
+def test_estimate_above_the_cap_is_refused() -> None:
+    budget, _ = a_budget("7")
+    assert budget.check(GUESS) is NEVER
+    assert budget.explain(GUESS) == (
+        "max_credits is 7, 0 are spent, and a job estimated at 8 would pass it: the estimate is the example of the"
+        " gateway's reference, the price of such jobs is not known yet; expected_credits sets another estimate"
+    )
+    assert "the estimate is expected_credits" in budget.explain(EXPECTED)
+    assert "the gateway does not state what such jobs cost" in budget.explain(AGREED)
+
+
+@pytest.mark.parametrize("end", ["suspend", "charge"])
+def test_unknown_cost_blocks_estimates_until_expected_credits_is_set(end: str) -> None:
+    budget, prices = a_budget("80")
+    budget.reserve("a", GUESS)
+    if end == "suspend":
+        budget.suspend("a")
+    else:
+        budget.charge("a", None)
+    assert budget.check(GUESS) is NEVER
+    assert "a job estimated at 8 is not bought while the cost of an earlier job" in budget.explain(GUESS)
+    assert budget.check(Price("fox", Decimal(30), Basis.EXPECTED)) is NOW
+    assert budget.spent + budget.reserved == 30  # the user's estimate counts for the first job too
+    assert budget.check(Price("owl", Decimal(51))) is NEVER
+    assert prices.of("fox") is None
+
+
+@pytest.mark.parametrize("end", ["suspend", "charge"])
+def test_price_learned_later_applies_to_earlier_jobs(end: str) -> None:
+    budget, prices = a_budget("16")
+    budget.reserve("a", Price("fox", Decimal(2), Basis.EXAMPLE))
+    if end == "suspend":
+        budget.suspend("a")
+    else:
+        budget.charge("a", None)
+    assert budget.reserved == 2
+    prices.learn("fox", EIGHT)
+    assert budget.reserved + budget.spent == 8 or budget.spent == 8
+    assert budget.check(FOX) is NOW
+    budget.reserve("b", FOX)
+    budget.charge("b", EIGHT)
+    assert budget.check(FOX) is NEVER
+    assert budget.explain(FOX).startswith(
+        "max_credits is 16, 16 are spent" if end == "charge" else "max_credits is 16, 8"
+    )
+
+
+def test_job_in_doubt_stays_reserved_and_is_not_awaited() -> None:
+    budget, _ = a_budget("8")
+    budget.reserve("a", FOX)
+    budget.suspend("a")
+    assert budget.check(FOX) is NEVER
+    assert budget.reserved == 8
+    assert "8 are reserved for jobs in doubt" in budget.explain(FOX)
+    budget.resume("a")
+    assert budget.check(FOX) is LATER
+    budget.suspend("a")
+    budget.set_price("a", EIGHT)
+    assert budget.check(FOX) is LATER
+    budget.suspend("a")
+    budget.reserve("a", FOX)
+    assert budget.check(FOX) is LATER
+    assert budget.reserved == 8
+
+
+def test_unknown_jobs_do_not_change_the_budget() -> None:
+    budget, _ = a_budget("8")
+    budget.set_price("b", EIGHT)
+    budget.suspend("b")
+    budget.resume("b")
+    budget.charge("b", EIGHT)
+    budget.release("b")
+    assert budget.spent == 0
+    assert budget.reserved == 0
+    assert budget.check(FOX) is NOW
+
+
+def test_price_above_its_estimate_passes_the_cap_once() -> None:
+    budget, prices = a_budget("10")
+    budget.reserve("a", GUESS)
+    prices.learn("fox", Decimal(28))
+    budget.set_price("a", Decimal(28))
+    assert budget.reserved == 28
+    assert budget.check(prices.estimate("fox", EIGHT, None)) is LATER
+    budget.charge("a", Decimal(28))
+    assert budget.check(prices.estimate("fox", EIGHT, None)) is NEVER
+
+
+@pytest.mark.parametrize(("price", "answer"), [(GUESS, NEVER), (FOX, NEVER), (Price("fox", Decimal(0)), NOW)])
+def test_cap_of_zero_allows_only_free_jobs(price: Price, answer: Affordable) -> None:
+    budget, _ = a_budget("0")
+    assert budget.check(price) is answer
+
+
+def test_prices_start_as_estimates_and_are_learned() -> None:
+    prices = Prices()
+    assert prices.estimate("fox", EIGHT, None) == GUESS
+    assert prices.estimate("fox", Decimal(1), EIGHT) == EXPECTED
+    prices.learn("fox", None)  # a job has ended, and the gateway did not say what it cost
+    assert prices.estimate("fox", EIGHT, None) == GUESS
+    assert prices.estimate("fox", Decimal(1), EIGHT) == AGREED
+    prices.learn("fox", EIGHT)
+    assert prices.estimate("fox", Decimal(1), Decimal(2)) == FOX
+    prices.learn("fox", None)
+    assert prices.of("fox") == 8
+
+
+def test_batch_budget_asks_the_ledger_until_a_refusal() -> None:
+    cap = BatchBudget(Decimal(80))
+    assert cap.check(GUESS) is NOW
+    cap.reserve("a", GUESS)
+    assert cap.check(GUESS) is LATER  # the first job makes the price known
+    assert cap.check(FOX) is NOW
+    cap.resume("a")
+    cap.set_price("a", EIGHT)
+    assert cap.check(GUESS) is NOW
+    cap.refused(FOX, NEVER, "no room", asks_at=7.0)
+    assert (cap.check(FOX), cap.explain(FOX), cap.asks_at) == (NEVER, "no room", 7.0)
+    assert cap.check(Price("owl", EIGHT)) is NOW
+    changes: list[Callable[[], None]] = [
+        partial(cap.charge, "a", None),
+        partial(cap.suspend, "a"),
+        partial(cap.release, "a"),
+        cap.ask_again,
+    ]
+    for change in changes:
+        cap.refused(FOX, LATER, "no room", asks_at=7.0)
+        assert cap.check(FOX) is LATER
+        change()
+        assert (cap.check(FOX), cap.asks_at) == (NOW, NEVER_ASK_AGAIN)
+    cap.reserve("b", FOX)
+    assert cap.check(GUESS) is NOW
+
+
+def a_record(state: JobState, **facts: Any) -> JobRecord:
+    amounts: dict[str, Any] = {
+        name: Decimal(value) if isinstance(value, int) and name != "in_doubt" else value
+        for name, value in facts.items()
+    }
+    return JobRecord(
+        key="k",
+        gateway="apimall",
+        account="mine",
+        request=ImageRequest("a fox"),
+        body=b"",
+        created_at=datetime(2026, 1, 1, tzinfo=UTC),
+        state=state,
+        **amounts,
+    )
+
+
+@pytest.mark.parametrize(
+    ("record", "charge"),
+    [
+        (a_record(JobState.PENDING), None),
+        (a_record(JobState.PENDING, in_doubt=True), (None, False, False)),
+        (a_record(JobState.REFUSED), None),
+        (a_record(JobState.WITHDRAWN), None),
+        (a_record(JobState.SUBMITTING), (None, True, False)),
+        (a_record(JobState.UNCERTAIN, in_doubt=True), (None, False, False)),
+        (a_record(JobState.RUNNING), (None, True, False)),
+        (a_record(JobState.RUNNING, credits_used=0), (None, True, False)),
+        (a_record(JobState.RUNNING, credits_used=8), (8, True, False)),
+        (a_record(JobState.SUCCEEDED), (None, False, True)),
+        (a_record(JobState.SUCCEEDED, credits_used=0), (0, False, True)),
+        (a_record(JobState.SUCCEEDED, credits_used=8, credits_refunded=3), (5, False, True)),
+        (a_record(JobState.FAILED), (None, False, True)),
+        (a_record(JobState.FAILED, credits_used=8), (8, False, True)),
+        (a_record(JobState.FAILED, credits_used=8, credits_refunded=8), (0, False, True)),
+        (a_record(JobState.FAILED, credits_used=0), (0, False, True)),
+    ],
+)
+def test_charge_follows_from_the_record(record: JobRecord, charge: tuple[int | None, bool, bool] | None) -> None:
+    if charge is None:
+        assert charge_of(record) is None
+    else:
+        cost, under_way, over = charge
+        wanted = None if cost is None else Decimal(cost)
+        assert charge_of(record) == Charge(credits=wanted, under_way=under_way, over=over)
+
+
+def test_decimal_amounts_add_up_exactly() -> None:
+    limit = as_credits("max_credits", 0.3)
+    assert limit is not None
+    budget, price = Budget(limit, Prices()), Price("fox", Decimal("0.100000"))
+    for key in "abc":
+        assert budget.check(price) is NOW
+        budget.reserve(key, price)
+        budget.charge(key, Decimal("0.100000"))
+    assert budget.spent == Decimal("0.3")
+    assert budget.check(price) is NEVER
+
+
+@pytest.mark.parametrize(
+    ("value", "amount"),
+    [
+        (80, "80"),
+        (0.1, "0.1"),
+        (0.1 + 0.2, "0.3"),
+        ("0.500000", "0.5"),
+        (Decimal("1.25"), "1.25"),
+        (0, "0"),
+        (-0.0, "0"),
+        (1e9, "1e9"),
+        ("1e-9", "0.000000001"),
+    ],
+)
+def test_amount_is_kept_as_written_to_the_billionth(value: Any, amount: str) -> None:
+    assert as_credits("max_credits", value) == Decimal(amount)
+
+
+def test_none_is_no_limit() -> None:
+    assert as_credits("max_credits", None) is None
+
+
+@pytest.mark.parametrize(
+    "bad", [-1, "-0.01", "eight", "", True, False, float("nan"), float("-inf"), "sNaN", "Infinity", [8], b"8"]
+)
+def test_invalid_amount_is_refused_by_name(bad: Any) -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        as_credits("expected_credits", bad)
+    assert str(caught.value) == f"expected_credits must be a number of at least 0, not {bad!r}"
+
+
+def repr_of(value: object) -> str:
+    return type(value).__name__
+
+
+@pytest.mark.parametrize(
+    "bad", [10**5000, 1e21, "1000000000.1", Decimal("1E+1000000"), "1E-1000000", "1e-10"], ids=repr_of
+)
+def test_amount_out_of_range_gives_a_short_message(bad: Any) -> None:
+    with pytest.raises(
+        ConfigurationError, match=r"max_credits must be 0, or from 0\.000000001 to 1000000000"
+    ) as caught:
+        as_credits("max_credits", bad)
+    assert len(str(caught.value)) < 200
+
+
+def test_long_text_is_cut_in_the_message() -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        as_credits("max_credits", "8" * 500 + "x")
+    assert len(str(caught.value)) < 200
+
+
+@pytest.mark.parametrize(
+    ("amount", "whole"),
+    [("0", 0), ("0.5", 500_000_000), ("1e-9", 1), ("1e-12", 1), ("-3", 0), ("1e20", 10**18)],
+)
+def test_units_count_billionths_rounded_up(amount: str, whole: int) -> None:
+    assert units(Decimal(amount)) == whole
+    assert credits_in(10**18) == MAX_CREDITS
+
+
+@pytest.mark.parametrize(("amount", "text"), [("0.500000", "0.5"), ("8", "8"), ("1e9", "1000000000"), ("0.000", "0")])
+def test_plain_shows_amounts_without_exponent(amount: str, text: str) -> None:
+    assert plain(Decimal(amount)) == text
+
+
+def test_message_of_a_passed_cap() -> None:
+    assert why_not(FOX, limit=Decimal(10), spent=Decimal(28)) == (
+        "max_credits is 10, 28 are spent, and a job for 8 would pass it"
+    )

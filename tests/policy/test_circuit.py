@@ -1,0 +1,66 @@
+"""The circuit breaker and the retry budget."""
+
+import math
+
+from nanobanana_async.errors import MAX_RETRY_AFTER_S
+from nanobanana_async.policy.circuit import CircuitBreaker, RetryBudget
+from nanobanana_async.policy.retry import RetryPolicy
+
+
+def test_breaker_tolerates_two_failures_and_pauses_after_three() -> None:
+    breaker = CircuitBreaker(RetryPolicy(first_backoff_s=2.0))
+    breaker.failed(10.0, jitter=1.0)
+    breaker.failed(10.0, jitter=1.0)
+    assert not breaker.half_open
+    assert breaker.allows(10.0, in_flight=9)
+    breaker.failed(10.0, jitter=1.0)
+    assert breaker.half_open
+    assert not breaker.allows(11.9, in_flight=0)
+
+
+def test_half_open_breaker_admits_single_probes_after_growing_waits() -> None:
+    breaker = CircuitBreaker(RetryPolicy(first_backoff_s=2.0, max_backoff_s=5.0), failures=2)
+    waits: list[float] = []
+    now = 0.0
+    for _ in range(4):
+        breaker.failed(now, jitter=1.0)
+        waits.append(breaker.opens_at - now)
+        now = breaker.opens_at
+        assert breaker.allows(now, in_flight=0)
+        assert not breaker.allows(now, in_flight=1)
+    assert waits == [2.0, 4.0, 5.0, 5.0]
+    breaker.succeeded()
+    assert breaker.allows(now, in_flight=99)
+
+
+def test_retry_after_pauses_all_requests_and_is_capped() -> None:
+    breaker = CircuitBreaker(RetryPolicy())
+    breaker.pause_until(100.0, 5.0)
+    assert not breaker.allows(104.9, in_flight=0)
+    assert breaker.allows(105.0, in_flight=50)
+    breaker.pause_until(100.0, math.inf)
+    breaker.pause_until(100.0, 1.0)
+    assert breaker.opens_at == 100.0 + MAX_RETRY_AFTER_S
+    breaker.succeeded()
+    assert not breaker.allows(219.9, in_flight=0)
+
+
+def test_budget_allows_fifty_repeats_then_one_per_ten_requests() -> None:
+    budget = RetryBudget()
+    assert [budget.draw(0.0) for _ in range(51)] == [True] * 50 + [False]
+    for _ in range(9):
+        budget.earn()
+    assert not budget.draw(0.0)
+    budget.earn()
+    budget.earn()
+    assert budget.draw(0.0)
+
+
+def test_budget_refills_with_time_up_to_its_capacity() -> None:
+    budget = RetryBudget(tokens=0.0)
+    assert not budget.draw(9.0)
+    assert budget.draw(11.0)
+    assert not budget.draw(5.0)
+    budget.tokens = 49.99
+    budget.earn()
+    assert budget.tokens == 50.0

@@ -1,0 +1,258 @@
+"""Which limit a 429 reports, and what may leave under both limits."""
+
+import math
+from functools import partial
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nanobanana_async.errors import LimitKind
+from nanobanana_async.policy.concurrency import ConcurrencyPolicy, Mode
+from nanobanana_async.policy.limiter import LONGEST_WAIT_S, TRIAL_WAIT_S, AdmissionLimiter
+from tests.policy.simulation import Bucket, Client, Gateway
+
+SEEDS = range(4)
+FOREVER = 1e12
+
+
+def limiter(max_jobs: int | None = None, *, learn: bool = True) -> AdmissionLimiter:
+    return AdmissionLimiter(ConcurrencyPolicy(max_jobs=max_jobs, learn=learn))
+
+
+def in_doubt(held: int = 20, odds: float = 0.0) -> AdmissionLimiter:
+    """Return a limiter that met an unexplained 429 at 10 s."""
+    undecided = limiter()
+    undecided.rate_log_odds = odds
+    undecided.sent(9.9)
+    undecided.on_throttled(10.0, 9.9, held)
+    return undecided
+
+
+def test_stated_kind_is_routed_to_its_limit() -> None:
+    slots, rate = limiter(), limiter()
+    slots.on_throttled(1.0, 0.9, 5, "jobs")
+    rate.on_throttled(1.0, 0.9, 5, "rate", 7.0)
+    assert (slots.jobs.mode, slots.jobs.cap, slots.pacer.active) == (Mode.HOLD, 5.0, False)
+    assert (rate.jobs.mode, rate.jobs.cap, rate.pacer.active) == (Mode.RAMP, math.inf, True)
+    assert rate.opens_at(5.0) == 8.0
+    assert (slots.verdict, slots.undecided_since, rate.verdict, rate.undecided_since) == (None, None, None, None)
+    assert slots.was_throttled
+    assert not limiter().was_throttled
+
+
+def test_stated_rate_resolves_an_undecided_429() -> None:
+    undecided = in_doubt()
+    assert (undecided.jobs.cap, undecided.undecided_since) == (20.0, 10.0)
+    undecided.on_throttled(11.0, 10.6, 20, "rate")
+    assert undecided.jobs.mode is Mode.RAMP
+    assert undecided.undecided_since is None
+
+
+@pytest.mark.parametrize(("rate", "burst"), [(1.0, 1.0), (1.0, 10.0), (2.0, 20.0), (5.0, 10.0), (20.0, 20.0)])
+def test_hidden_rate_is_recognised_and_the_slots_are_restored(rate: float, burst: float) -> None:
+    for seed in SEEDS:
+        bucket = Bucket(rate, burst)
+        creates = int(max(300.0, 60.0 * rate))
+        client = Client(Gateway(limiter=bucket), jobs=creates, stated=False, seed=seed).run()
+        assert client.verdicts == [None, "rate"]
+        assert client.refusals_before_verdict <= 5
+        assert client.limiter.jobs.mode is Mode.RAMP
+        assert client.taken_at[-1] <= 1.2 * bucket.ideal_s(creates)
+        assert len(client.refusals) <= 0.06 * creates
+
+
+@pytest.mark.parametrize(("rate", "burst"), [(2.0, 120.0), (10.0, 100.0)])
+def test_hidden_rate_met_late_is_not_taken_for_slots(rate: float, burst: float) -> None:
+    for seed in SEEDS:
+        bucket = Bucket(rate, burst)
+        client = Client(Gateway(limiter=bucket), jobs=600, stated=False, seed=seed).run()
+        assert "jobs" not in client.verdicts
+        assert client.taken_at[-1] <= 1.2 * bucket.ideal_s(600)
+
+
+@pytest.mark.parametrize("rtt_s", [0.01, 0.15])
+@pytest.mark.parametrize("limit", [1, 2, 5, 20, 60])
+def test_hidden_slot_limit_is_recognised_after_two_trials(limit: int, rtt_s: float) -> None:
+    for seed in SEEDS:
+        gateway = Gateway(slots=limit)
+        client = Client(gateway, jobs=20 * limit + 50, stated=False, rtt_s=rtt_s, seed=seed)
+        client.later(60.0, partial(setattr, gateway, "slots", (limit + 1) // 2))
+        client.run()
+        assert client.verdicts == [None, "jobs"]
+        assert client.refusals_before_verdict - client.in_ramp() <= 2
+        assert not client.limiter.pacer.active
+
+
+def test_many_hidden_slots_are_never_taken_for_a_rate() -> None:
+    for seed in SEEDS:
+        client = Client(Gateway(slots=100), jobs=1500, stated=False, seed=seed).run()
+        assert "rate" not in client.verdicts
+        assert len(client.refusals) <= 70
+
+
+def test_trial_accepted_soon_is_evidence_for_the_rate() -> None:
+    undecided = in_doubt()
+    assert not undecided.admits(10.4, 20, 0)
+    assert undecided.opens_at(10.1) == 10.0 + TRIAL_WAIT_S
+    assert undecided.admits(10.5, 20, 0)
+    assert not undecided.admits(10.5, 20, 1)
+    undecided.on_accepted(10.6, 10.5, 21, 0)
+    assert undecided.verdict == "rate"
+    assert undecided.jobs.mode is Mode.RAMP
+    assert undecided.pacer.active
+
+
+@pytest.mark.parametrize("likely_ends", [3.0, 50.0])
+def test_trial_accepted_after_likely_ends_is_weak_evidence(likely_ends: float) -> None:
+    undecided = in_doubt()
+    undecided.on_accepted(10.6, 10.5, 21, 0, likely_ends)
+    assert undecided.verdict is None
+    assert -0.5 < undecided.rate_log_odds <= 0.0
+    assert undecided.undecided_since is None
+
+
+def test_trial_accepted_after_a_noticed_end_is_no_evidence() -> None:
+    undecided = in_doubt()
+    undecided.on_ended()
+    undecided.on_accepted(10.6, 10.5, 20, 0)
+    assert undecided.rate_log_odds == 0.0
+
+
+def test_create_in_flight_during_the_429_is_no_evidence() -> None:
+    undecided = in_doubt()
+    undecided.on_accepted(10.1, 9.95, 21, 0)
+    undecided.on_throttled(10.1, 9.95, 21)
+    assert undecided.rate_log_odds == 0.0
+    assert undecided.undecided_since == 10.0
+
+
+def test_two_refused_trials_are_evidence_for_the_slots() -> None:
+    undecided = in_doubt()
+    undecided.on_throttled(10.6, 10.5, 20)
+    assert undecided.verdict is None
+    assert undecided.opens_at(10.7) == 10.6 + 2.0 * TRIAL_WAIT_S
+    undecided.on_throttled(11.7, 11.6, 20)
+    assert undecided.verdict == "jobs"
+    assert not undecided.admits(FOREVER, 20, 0)
+
+
+def test_trial_refused_after_ended_jobs_is_evidence_for_the_rate() -> None:
+    undecided = in_doubt(held=20)
+    for _ in range(4):
+        undecided.on_ended()
+    undecided.on_throttled(14.0, 13.9, 16)
+    assert undecided.verdict == "rate"
+    assert undecided.jobs.mode is Mode.RAMP
+
+
+def test_lowered_limit_does_not_change_a_near_verdict_of_slots() -> None:
+    sure = in_doubt(odds=-1.4)
+    sure.on_ended()
+    sure.on_throttled(14.0, 13.9, 10)
+    assert sure.rate_log_odds == -1.4
+
+
+def test_repeated_paced_429s_weaken_the_rate_verdict() -> None:
+    paced = limiter()
+    paced.rate_log_odds = 2.0
+    for number in range(8):
+        paced.on_throttled(100.0 * number + 0.1, 100.0 * number, 5)
+    assert paced.rate_log_odds < 2.0
+    assert paced.verdict != "rate"
+
+
+def test_429s_of_one_round_trip_keep_the_rate_verdict() -> None:
+    paced = limiter()
+    paced.rate_log_odds = 2.0
+    for number in range(30):
+        paced.on_throttled(1.0 + number / 100.0, 0.9, 5)
+    assert paced.rate_log_odds == 2.0
+
+
+@pytest.mark.parametrize("learn", [True, False])
+@pytest.mark.parametrize("stated", [True, False])
+def test_429s_without_held_jobs_back_off_by_time(learn: bool, stated: bool) -> None:
+    client = Client(Gateway(slots=0), limiter(40, learn=learn), until_s=600.0, stated=stated).run()
+    assert len([at for at in client.sent_at if at > 1.0]) <= 45
+    gaps = [later - at for at, later in zip(client.sent_at, client.sent_at[1:], strict=False)]
+    assert max(gaps) <= LONGEST_WAIT_S + 1.0
+    back = Client(Gateway(slots=0), limiter(40, learn=learn), until_s=200.0, stated=stated)
+    back.later(60.0, partial(setattr, back.gateway, "slots", 40))
+    assert back.run().most_held >= 38
+
+
+@pytest.mark.parametrize("stated", [True, False])
+@pytest.mark.parametrize("limit", [5, 20])
+def test_fixed_max_jobs_above_the_limit_causes_no_429_storm(limit: int, stated: bool) -> None:
+    client = Client(Gateway(slots=limit), limiter(40, learn=False), jobs=20 * limit, stated=stated).run()
+    assert client.ended == client.jobs
+    assert len(client.refusals) <= 4 * client.jobs + 40
+    assert max(sum(at <= sent < at + 1.0 for sent in client.sent_at) for at in client.sent_at[40:]) <= 25
+
+
+def test_ended_job_ends_the_backoff_for_slots() -> None:
+    shut = limiter(10, learn=False)
+    shut.on_throttled(1.0, 0.9, 5, "jobs")
+    assert not shut.admits(1.1, 5, 0)
+    shut.on_ended()
+    assert shut.admits(1.1, 4, 0)
+    assert not shut.admits(1.1, 4, 1)
+    shut.on_accepted(1.2, 1.1, 5, 0)
+    assert shut.admits(1.2, 5, 1)
+
+
+def test_ended_job_does_not_end_a_wait_for_the_rate() -> None:
+    shut = limiter()
+    shut.on_throttled(1.0, 0.9, 5, "rate", 30.0)
+    shut.on_ended()
+    assert not shut.admits(30.9, 4, 0)
+    assert shut.admits(31.0, 4, 0)
+
+
+def test_trial_respects_max_jobs() -> None:
+    undecided = limiter(10)
+    undecided.on_throttled(1.0, 0.9, 8)
+    assert undecided.admits(9.0, 8, 0, 2)
+    assert not undecided.admits(9.0, 8, 0, 3)
+    assert not undecided.admits(9.0, 10, 0)
+
+
+Event = tuple[str, float, int, LimitKind | None, float | None]
+
+
+@given(
+    st.sampled_from([limiter, partial(limiter, 6), partial(limiter, 6, learn=False)]),
+    st.lists(
+        st.tuples(
+            st.sampled_from(["sent", "accepted", "refused", "ended", "waited"]),
+            st.floats(min_value=0.0, max_value=20.0),
+            st.integers(min_value=1, max_value=3),
+            st.sampled_from([None, "jobs", "rate"]),
+            st.none() | st.floats(min_value=0.0, max_value=60.0),
+        ),
+        max_size=60,
+    ),
+)
+def test_opens_at_is_exact_when_only_time_is_missing(make: partial[AdmissionLimiter], events: list[Event]) -> None:
+    limiting, now, held = make(), 0.0, 0
+    in_flight: list[float] = []
+    for what, passed_s, weight, kind, wait_s in events:
+        now += passed_s
+        if what == "sent" and limiting.admits(now, held, len(in_flight), weight):
+            limiting.sent(now)
+            in_flight.append(now)
+        elif what == "accepted" and in_flight:
+            held += 1
+            limiting.on_accepted(now, in_flight.pop(), held, len(in_flight), passed_s / 10.0)
+        elif what == "refused" and in_flight:
+            limiting.on_throttled(now, in_flight.pop(0), held, kind, wait_s, passed_s / 10.0)
+        elif what == "ended" and held:
+            held -= 1
+            limiting.on_ended()
+        state = (held, len(in_flight), weight)
+        assert held + len(in_flight) <= limiting.jobs.ceiling
+        if not limiting.admits(now, *state) and limiting.admits(FOREVER, *state):
+            opens_at = limiting.opens_at(now)
+            assert now < opens_at <= now + 120.0
+            assert limiting.admits(opens_at, *state)
