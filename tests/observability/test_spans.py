@@ -12,6 +12,7 @@ from nanobanana_async import (
     ImageRequest,
     JobFailed,
     JobUncertain,
+    JobUnfinished,
     LedgerError,
     PromptBlocked,
     RetryPolicy,

@@ -142,7 +142,7 @@ async def test_batch_files_and_listings_have_no_key_or_control_characters(
     gateway.create = (200, {"code": 0, "data": {"task_id": "task-1", "model": KEY, "request_id": KEY}})
     gateway.poll = failure(f"no {KEY} {ODD}")
     await cli_output("batch", "rows.jsonl", "-o", folder, code=1)
-    gateway.poll = success(INLINE, model=f"m {KEY}", request_id=KEY, consumed=KEY)
+    gateway.poll = success(INLINE, task_id="task-2", model=f"m {KEY}", request_id=KEY, consumed=KEY)
     gateway.create = (200, {"code": 0, "data": {"task_id": "task-2", "model": KEY, "request_id": KEY}})
     said = await cli_output("batch", "rows.jsonl", "-o", folder, "--retry-failed", code=0)
     assert len(said.splitlines()) == 1
