@@ -42,7 +42,7 @@ async def hang_up(http: aiohttp.ClientSession, url: str, number: int, rng: rando
     try:
         async with asyncio.timeout(patience_s):
             wish = {"prompt": f"a fox, number {number}"}
-            async with http.post(f"{url}/pictures", json=wish, headers=headers_of(number)) as answer:
+            async with http.post(f"{url}/images", json=wish, headers=headers_of(number)) as answer:
                 return "answered" if "/cdn/" in await answer.text() else "sent away"
     except TimeoutError:
         return "hung up"

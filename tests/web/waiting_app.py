@@ -39,4 +39,4 @@ async def picture(request: Request) -> Response:
     return EventSourceResponse(told())
 
 
-app = Starlette(routes=[Route("/pictures", picture, methods=["POST"])], lifespan=lifespan)
+app = Starlette(routes=[Route("/images", picture, methods=["POST"])], lifespan=lifespan)
