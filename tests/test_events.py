@@ -130,11 +130,14 @@ def test_events_below_the_log_level_are_not_logged(caplog: pytest.LogCaptureFixt
     assert not caplog.records
 
 
-def test_a_raising_observer_is_logged_and_the_next_one_is_called(caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize("failure", [ZeroDivisionError, asyncio.CancelledError, GeneratorExit])
+def test_a_raising_observer_is_logged_and_the_next_one_is_called(
+    failure: type[BaseException], caplog: pytest.LogCaptureFixture
+) -> None:
     received: list[Event] = []
 
     def broken(_: Event) -> None:
-        raise ZeroDivisionError
+        raise failure
 
     event = EVENTS["polled"][0]
     EventEmitter((broken, received.append))(event)

@@ -167,6 +167,12 @@ async def test_invalid_batch_name_is_refused(name: Any, path: Path) -> None:
             session.generate_many(["a fox"], batch=name)
 
 
+async def test_save_to_with_a_null_character_is_refused(path: Path) -> None:
+    async with on_file(path, wire(quick_studio())) as session:
+        with pytest.raises(ConfigurationError, match="save_to must be a path without null characters"):
+            session.generate_many(["a fox"], save_to="a\0b")
+
+
 async def test_two_sessions_at_once_buy_each_row_once(path: Path) -> None:
     studio = Studio(job_s=0.02)
     async with (
