@@ -33,10 +33,10 @@ class WatchedSimulator(GatewaySimulator):
         self.refused_at: list[float] = []
         self.first_at: float | None = None
 
-    def handle(self, now: float, call: EmulatedRequest) -> EmulatedResponse:
+    def handle(self, now: float, request: EmulatedRequest) -> EmulatedResponse:
         """Answer, and note a 429 to a create."""
-        answer = super().handle(now, call)
-        if call.method == "POST":
+        answer = super().handle(now, request)
+        if request.method == "POST":
             self.first_at = now if self.first_at is None else self.first_at
             if answer.status == 429:
                 self.refused_at.append(now)

@@ -77,13 +77,13 @@ class RecordingSimulator(GatewaySimulator):
         super().__init__(settings)
         self.posts: defaultdict[str, list[Post]] = defaultdict(list)
 
-    def handle(self, now: float, call: EmulatedRequest) -> EmulatedResponse:
+    def handle(self, now: float, request: EmulatedRequest) -> EmulatedResponse:
         """Answer a request, and record it if it is a create."""
-        answer = super().handle(now, call)
-        if call.method == "POST":
-            key = {name.lower(): value for name, value in call.headers.items()}.get("idempotency-key")
-            post = Post(key=key, body=hashlib.sha256(call.body).hexdigest()[:16], status=answer.status)
-            self.posts[json.loads(call.body)["prompt"]].append(post)
+        answer = super().handle(now, request)
+        if request.method == "POST":
+            key = {name.lower(): value for name, value in request.headers.items()}.get("idempotency-key")
+            post = Post(key=key, body=hashlib.sha256(request.body).hexdigest()[:16], status=answer.status)
+            self.posts[json.loads(request.body)["prompt"]].append(post)
         return answer
 
     def records(self, now: float) -> Records:

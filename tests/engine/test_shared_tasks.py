@@ -47,10 +47,10 @@ async def test_one_task_for_two_creates_is_no_success_of_the_second(
             done, _ = await asyncio.wait([asyncio.Task(one), asyncio.Task(other)])
             told = [each.exception() or each.result() for each in done]
         else:
-            told = [await one]
+            first = await one
             with pytest.raises(JobUncertain) as caught:
                 await other
-            told.append(caught.value)
+            told = [first, caught.value]
         (error,) = [each for each in told if isinstance(each, JobUncertain)]
         (result,) = [each for each in told if isinstance(each, GenerationResult)]
         assert f"task t1, which is the task of job {result.key} already" in str(error)
