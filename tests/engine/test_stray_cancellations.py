@@ -3,6 +3,7 @@
 import asyncio
 import logging
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -217,14 +218,14 @@ async def test_a_batch_whose_input_raises_it_ends_alone() -> None:
 
 @virtually
 async def test_a_row_whose_saving_raises_it_is_an_outcome_with_an_error(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def save(*_: object) -> None:
         cancelled_result()
 
     monkeypatch.setattr("nanobanana_async.image_saver.ImageSaver.save", save)
     async with apimall(FakeTransport(Shop().answer)) as session:
-        outcomes = [outcome async for outcome in session.generate_many(["one", "two"], save_to="nowhere")]
+        outcomes = [outcome async for outcome in session.generate_many(["one", "two"], save_to=tmp_path)]
         assert [outcome.result is not None and outcome.error is not None for outcome in outcomes] == [True, True]
         await others_are_served(session)
     assert caplog.text.count("batch.crashed row=") == 2

@@ -18,6 +18,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from nanobanana_async import ApiMall, DefApi, GeneratedImage, RetryPolicy, Session, Timeouts
+from nanobanana_async.engine import resolver
 from nanobanana_async.errors import NanoBananaError
 from nanobanana_async.events import JobPolled, PollFailed
 from tests.http.hostile_bodies import CASES, Case
@@ -56,9 +57,11 @@ async def ask(name: str, port: int) -> dict[str, Any]:
     """Send one request, in a child process; return its cost and how it ended."""
     case = CASES[name]
     kind = ApiMall if case.gateway == "apimall" else DefApi
-    gateway = kind(api_key="key-0123456789", base_url=f"http://127.0.0.1:{port}")
+    gateway = kind(api_key="key-0123456789", base_url=f"http://127.0.0.1:{port}", expected_job_s=0.01)
     timeouts = Timeouts(job_s=0.2, query_s=PATIENCE_S)
     once, answered = RetryPolicy(max_attempts=1), asyncio.Event()
+    # `attach` repeats a query that failed for as long as a replica may lag; here it raises the first failure.
+    resolver.LATE_REPLICA_S = 0.0
 
     def observe(event: object) -> None:
         if isinstance(event, (JobPolled, PollFailed)):

@@ -11,6 +11,7 @@ import aiohttp
 import pytest
 from yarl import URL
 
+import nanobanana_async
 from nanobanana_async import ApiMall, GeneratedImage, RetryPolicy, Session
 from nanobanana_async.errors import ConfigurationError, DownloadError, TransportError
 from nanobanana_async.gateways.contract import HttpRequest
@@ -178,15 +179,14 @@ async def test_proxy_that_disconnects_is_certainly_not_sent(script: Script) -> N
 
 async def test_errors_and_frames_do_not_show_a_proxy_password() -> None:
     proxy = f"http://me:hidden@127.0.0.1:{unused_port()}"
+    package = Path(nanobanana_async.__file__).parent
     async with opened(proxy=proxy) as api:
         for url in ("https://gateway.invalid/", "http://127.0.0.1:1/"):
             with pytest.raises(TransportError) as caught:
                 await api.send(query(url), timeout_s=2)
             trace = traceback.TracebackException.from_exception(caught.value, capture_locals=True)
-            frames = [frame for frame in trace.stack if "nanobanana_async" in frame.filename]
-            shown = [
-                value for frame in frames if "/tests/" not in frame.filename for value in (frame.locals or {}).values()
-            ]
+            frames = [frame for frame in trace.stack if Path(frame.filename).is_relative_to(package)]
+            shown = [value for frame in frames for value in (frame.locals or {}).values()]
             assert shown
             assert not [value for value in shown if "hidden" in value]
     async with opened(proxy="http://me:hidden@proxy.invalid:1") as api:

@@ -35,9 +35,12 @@ def aiohttp_web(folder: Path, emulator: Emulator) -> Server:
     return Server([str(file)], port, {**pointed_at(emulator), "PORT": str(port)}, folder)
 
 
-async def hang_up(http: aiohttp.ClientSession, url: str, number: int, rng: random.Random) -> str:
-    """Call at a random moment, wait for a random time; tell how it went."""
-    begin_s, patience_s = rng.uniform(0, ARRIVING_S), rng.uniform(0, PATIENCE_S)
+async def hang_up(
+    http: aiohttp.ClientSession, url: str, number: int, rng: random.Random, patience_s: float | None = None
+) -> str:
+    """Call at a random moment, wait for `patience_s`, by default a random time; tell how it went."""
+    begin_s = rng.uniform(0, ARRIVING_S)
+    patience_s = patience_s or rng.uniform(0, PATIENCE_S)
     await asyncio.sleep(begin_s)
     try:
         async with asyncio.timeout(patience_s):
@@ -65,14 +68,16 @@ async def test_two_hundred_cancelled_requests_lose_nothing(tmp_path: Path, kille
         async with running(server), aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as http:
             rng = random.Random(7)
             async with asyncio.TaskGroup() as group:
-                callers = [group.create_task(hang_up(http, server.url, n, rng)) for n in range(CALLERS)]
+                callers = [group.create_task(hang_up(http, server.url, n, rng)) for n in range(1, CALLERS)]
+                patient = group.create_task(hang_up(http, server.url, 0, rng, patience_s=30.0))
                 await asyncio.sleep(ARRIVING_S + 0.3)
+                await asyncio.wait([patient])
                 # Some callers are still waiting, some jobs on their way.
                 if killed:
                     await server.kill()
                 else:
                     await server.stop()
-            told = Counter(caller.result() for caller in callers)
+            told = Counter(caller.result() for caller in [patient, *callers])
             await server.start()
             records = await all_ended(tmp_path / "jobs.sqlite")
             ended = await check_paid(emulator, records)
