@@ -2,6 +2,7 @@
 
 from attrs import field, frozen
 
+from nanobanana_async.errors import ConfigurationError
 from nanobanana_async.validators import DAY_S, within
 
 
@@ -17,3 +18,7 @@ class PollPolicy:
     target_delay_s: float = field(default=0.5, validator=within(above=0, most=DAY_S))
     min_gap_s: float = field(default=0.2, validator=within(above=0, most=DAY_S))
     max_gap_s: float = field(default=8.0, validator=within(above=0, most=DAY_S))
+
+    def __attrs_post_init__(self) -> None:
+        if self.min_gap_s > self.max_gap_s:
+            raise ConfigurationError(f"min_gap_s is {self.min_gap_s:g}, more than max_gap_s, {self.max_gap_s:g}")

@@ -38,6 +38,8 @@ class ReportRow:
     """The given fields of the request except the prompt, and the model that was used."""
     images: tuple[str, ...] = ()
     """Paths relative to the HTML file, with forward slashes."""
+    missing: tuple[str, ...] = ()
+    """Why images of a succeeded job are missing, one sentence each, such as "image 3: the link is no URL"."""
     credits: Decimal | None = None
     """After refunds; None if the gateway did not report them."""
     task_id: str | None = None
@@ -79,7 +81,8 @@ class ReportRow:
             known = {name: value for name, value in facts.items() if name in fields_dict(cls)}
             for name in ("created_at", "sent_at", "ended_at"):
                 known[name] = _moment(known.get(name))
-            known["images"] = tuple(str(path) for path in known.get("images") or ())
+            for name in ("images", "missing"):
+                known[name] = tuple(map(str, known.get(name) or ()))
             known["credits"] = _decimal(known.get("credits"))
             return cls(**known)
         except (TypeError, ValueError, InvalidOperation, RecursionError) as error:

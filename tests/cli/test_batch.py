@@ -192,9 +192,19 @@ async def test_a_price_above_the_estimate_that_exceeds_the_cap_is_reported(batch
         said = await batch(batch.prompts(rows), "--max-credits", "10")
         assert emulator.stats().credits_charged == 28
     assert said.code == 3
-    assert "--max-credits was exceeded by 18" in said.err
+    assert "the batch has cost 18 credits more than --max-credits" in said.err
     assert "cost 28, 8 were reserved: --expected-credits 28" in said.err
     assert ("the buying stopped" in said.err) is (rows > 1)
+
+
+async def test_a_batch_that_has_cost_more_than_its_cap_says_so_in_each_run(batch: Command) -> None:
+    async with emulated(batch, apimall_prices=dict.fromkeys(("1K", "2K", "4K"), Decimal(28))) as emulator:
+        for _ in range(3):
+            said = await batch(batch.prompts(1), "--max-credits", "10")
+            assert said.code == 3
+            assert "the batch has cost 18 credits more than --max-credits" in said.err
+        assert (await batch(batch.prompts(1), "--max-credits", "28")).code == 0
+        assert emulator.stats().credits_charged == 28
 
 
 async def test_no_job_is_bought_whose_estimate_exceeds_the_cap(batch: Command) -> None:

@@ -4,11 +4,14 @@ import os
 from pathlib import Path
 
 import pytest
+from attrs import evolve
 
-from nanobanana_async import ApiMall, ConfigurationError, DefApi
+from nanobanana_async import ApiMall, ConfigurationError, DefApi, JobState
 from nanobanana_async.batch.rows import RowReader
 from nanobanana_async.cli.batch.input_file import FileRow, open_input
+from nanobanana_async.cli.batch.rows import result_from_record
 from tests.cli.batches import Command, emulated, requests
+from tests.report.scenes import record
 
 GATEWAY = ApiMall(api_key="k" * 20)
 
@@ -68,6 +71,12 @@ def test_csv_has_images_numbers_metadata_and_multiline_cells(tmp_path: Path) -> 
     assert prompts(rows) == [(2, "a fox,\non two lines"), (5, "a lynx")]
     assert [len(row.request.images) for row in rows if row.request is not None] == [2, 2]
     assert [row.metadata for row in rows] == [{"Name": "Ann"}, None]
+
+
+def test_a_result_says_why_images_are_missing(tmp_path: Path) -> None:
+    (row,) = rows_of(tmp_path, "a.txt", "a fox\n")
+    ended = evolve(record(row.key, JobState.SUCCEEDED), images=("https://x.example/1.png",), missing=((1, "no URL"),))
+    assert result_from_record(row, ended, GATEWAY).row.missing == ("image 2: no URL",)
 
 
 @pytest.mark.parametrize("delimiter", [";", "\t"])

@@ -77,6 +77,11 @@ def test_a_setting_out_of_range_is_refused_by_name(kind: Any, names: list[str], 
             kind(**{name: bad})
 
 
+def test_a_minimum_gap_above_the_maximum_is_refused() -> None:
+    with pytest.raises(ConfigurationError, match="min_gap_s is 9, more than max_gap_s, 8"):
+        PollPolicy(min_gap_s=9)
+
+
 @pytest.mark.parametrize("name", ["retry_uncertain", "retry_unkeyed_5xx"])
 def test_a_word_is_no_consent_to_pay_twice(name: str) -> None:
     with pytest.raises(ConfigurationError, match=f"{name} must be True or False, not 'no'"):

@@ -117,6 +117,11 @@ def test_each_row_is_a_card(tmp_path: Path) -> None:
     assert page.count('class="quiet copy"') == 3
 
 
+def test_a_card_says_why_images_are_missing(tmp_path: Path) -> None:
+    page = written(tmp_path, [row(0, missing=("image 2: not a <URL>",))])
+    assert '<p class="remark" dir="auto">image 2: not a &lt;URL&gt;</p>' in page
+
+
 def test_the_header_has_counts_and_sums(tmp_path: Path) -> None:
     rows = [
         row(0),

@@ -5,6 +5,7 @@ from datetime import timedelta
 from decimal import Decimal
 
 import pytest
+from attrs import evolve
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -14,6 +15,7 @@ from tests.report.scenes import START, row, without_image
 
 def test_a_row_survives_the_round_trip() -> None:
     whole = row(3, metadata={"shelf": ["a", 1, None]}, error="one of two", slots=2, credits=Decimal("0.1"))
+    whole = evolve(whole, missing=("image 2: not a URL",))
     assert ReportRow.from_json(whole.to_json()) == whole
     assert ReportRow.from_json(ReportRow(index=0, key="", status="invalid").to_json()).credits is None
 

@@ -201,6 +201,13 @@ def _account_is_its_api_key() -> list[Change]:
     return [(GatewaySettings, "account", property(account))]
 
 
+def _one_task_for_two_jobs() -> list[Change]:
+    def check_task(self: JobTable, after: JobRecord) -> None:
+        return None
+
+    return [(JobTable, "check_task", check_task)]
+
+
 MUTATIONS = (
     Mutation("no durable write before the POST", _no_write_before_the_post, ("unwritten",)),
     Mutation("a new wire key on each retry", _new_wire_key_each_time, ("wire key", "double")),
@@ -245,6 +252,7 @@ MUTATIONS = (
         ("bought after a conflict", "double"),
     ),
     Mutation("a task id is settled without asking", _settled_without_asking, ("unfinished",)),
+    Mutation("one task is given to two jobs", _one_task_for_two_jobs, ("wrong result",)),
     Mutation("an account is known by its API key alone", _account_is_its_api_key, ("unfinished", "wrong outcome"), 20),
 )
 

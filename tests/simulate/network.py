@@ -14,6 +14,7 @@ from nanobanana_async.emulator.messages import DeliveryMode, EmulatedRequest, Em
 from nanobanana_async.emulator.settings import API_KEY
 from nanobanana_async.errors import TransportError
 from nanobanana_async.gateways.contract import HttpRequest, HttpResponse
+from tests.simulate.disk import Disk
 from tests.simulate.machine import Machine, Process
 from tests.simulate.ordeals import CREATES, FINE, QUERIES, REFUSALS_OF_CREATES, Ordeal, away
 from tests.simulate.plan import Plan
@@ -41,6 +42,7 @@ class Letter:
     conflict: bool = False
     """It was the first of its purchase that may have arrived, and was told that its key is known."""
     task_id: str | None = None
+    accepted_by: EmulatedResponse | None = None
 
     @property
     def creates(self) -> bool:
@@ -62,9 +64,10 @@ class Watcher(Protocol):
 class Network:
     """Carries the letters of all processes to one world."""
 
-    def __init__(self, machine: Machine, plan: Plan, chance: random.Random) -> None:
+    def __init__(self, machine: Machine, plan: Plan, disk: Disk, chance: random.Random) -> None:
         self.machine = machine
         self.plan = plan
+        self._disk = disk
         self.world = GatewaySimulator(plan.world)
         self.letters: list[Letter] = []
         """The creates; queries are not kept."""
@@ -120,6 +123,11 @@ class Network:
         answer = self._handled(letter.request, ordeal)
         if letter.creates:
             letter.task_id = _told_task_id(answer)
+            other = self._recorded_answer(letter) if ordeal.other_answer else None
+            if other is not None:
+                answer, letter.task_id = other, None  # nobody learns of the task that was just accepted
+            elif letter.task_id is not None:
+                letter.accepted_by = answer
             self.machine.note("gateway", f"letter {letter.number} -> {answer.status} {ordeal.name} {_short(answer)}")
         if ordeal.answer_lost or answer.delivery.mode in (DeliveryMode.RESET, DeliveryMode.CUT):
             lost = TransportError("the answer was cut off", possibly_sent=True)
@@ -127,6 +135,14 @@ class Network:
             return
         headers = {name.lower(): value for name, value in answer.headers.items()}
         self._give_back(letter, HttpResponse(status=answer.status, headers=headers, body=answer.content()), back_s)
+
+    def _recorded_answer(self, letter: Letter) -> EmulatedResponse | None:
+        """Return the answer to a create of another job whose task id is in the ledger: only then it can be noticed."""
+        for other in self.letters:
+            record = self._disk.record(other.key)
+            if other.key != letter.key and other.accepted_by and record and record.task_id == other.task_id:
+                return other.accepted_by
+        return None
 
     def _handled(self, request: HttpRequest, ordeal: Ordeal) -> EmulatedResponse:
         parts = urlsplit(request.url)

@@ -21,6 +21,8 @@ class Ordeal:
     fault: Fault | None = None
     back_s: float = 0.0
     answer_lost: bool = False
+    other_answer: bool = False
+    """A cache on the way gives the answer of an earlier create, if there was one."""
     hangs: bool = False
     """What is lost is lost in silence: only the time limit tells."""
 
@@ -56,6 +58,10 @@ def _answer_lost(draw: random.Random, _: Plan) -> Ordeal:
 
 def _cut(draw: random.Random, _: Plan) -> Ordeal:
     return Ordeal(name="answer cut", fault=cut(sent_share=draw.random()))
+
+
+def _other_answer(_: random.Random, __: Plan) -> Ordeal:
+    return Ordeal(name="the answer of another create", other_answer=True)
 
 
 def _late_answer(draw: random.Random, plan: Plan) -> Ordeal:
@@ -106,6 +112,7 @@ CREATES: tuple[Draw, ...] = (
     _answer_lost,
     _answer_lost,
     _cut,
+    _other_answer,
     _late_answer,
     _late_work,
     _unsent,

@@ -52,7 +52,7 @@ def play(seed: int) -> Report:
     machine = Machine()
     with tempfile.TemporaryDirectory(dir=_quick_folder()) as folder:
         disk = Disk(machine, Path(folder) / "jobs.sqlite", random.Random(f"{seed} disk"))
-        network = Network(machine, plan, random.Random(f"{seed} network"))
+        network = Network(machine, plan, disk, random.Random(f"{seed} network"))
         oracle = network.watcher = Oracle(machine, plan, disk, network)
         drama = Drama(Stage(machine, plan, disk, network, oracle))
         with _replaced(seed, disk), asyncio.Runner(loop_factory=lambda: machine) as runner:

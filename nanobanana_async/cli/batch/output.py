@@ -99,11 +99,6 @@ class BatchSummary:
         if isinstance(event, PriceAboveEstimate):
             self._above_estimate.append(event)
 
-    @property
-    def cap_exceeded(self) -> bool:
-        """Whether the price of a job of this run has exceeded the cap."""
-        return bool(self.overspent and self._above_estimate)
-
     def beginning(self) -> str:
         """Return the line about earlier runs."""
         return f"{count(self._counts.total(), 'row')} had ended before: {self._counted()}"
@@ -137,8 +132,8 @@ class BatchSummary:
                 f"{count(counts['uncertain'], 'row')} uncertain, perhaps bought, never sent again:"
                 f" check the gateway's own list of tasks, then `{resolve}`"
             )
-        if self.cap_exceeded:
-            yield f"nanobanana: --max-credits was exceeded by {number(self.overspent)}: the price was not known before"
+        if self.overspent:
+            yield f"nanobanana: the batch has cost {number(self.overspent)} credits more than --max-credits"
             yield from (_above_estimate(event) for event in self._above_estimate[:MAX_ERRORS])
         if self.stop_reason is not None:
             yield f"nanobanana: the buying stopped: {self.stop_reason}"

@@ -85,6 +85,7 @@ def result_from_record(row: FileRow, record: JobRecord, gateway: Gateway) -> Res
         status=_STATUSES.get(record.state, "unfinished"),
         settings=_settings(row.request, record.model),
         credits=record.credits,
+        missing=tuple(f"image {index + 1}: {why}" for index, why in record.missing),
         task_id=record.task_id,
         error=error,
         error_kind=error_kind,

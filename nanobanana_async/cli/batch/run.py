@@ -219,7 +219,7 @@ class Run:
             pending.close()
 
     async def _compare_with_cap(self) -> None:
-        """Check whether prices above their estimates have exceeded the cap."""
+        """Check whether the batch, with its earlier runs, has cost more than the cap."""
         cap = self._plan.max_credits
         if cap is not None:
             spent = await self._ledger.spent(key_prefix(self._plan.file.batch))
@@ -306,7 +306,7 @@ class Run:
             display.say(line)
         if interrupted:
             return INTERRUPTED
-        if self._summary.stop_reason is not None or self._summary.cap_exceeded:
+        if self._summary.stop_reason is not None or self._summary.overspent:
             return STOPPED
         if self._finalize_error is not None:
             display.say(f"nanobanana: {self._finalize_error}")
