@@ -11,7 +11,6 @@ from typing import ClassVar
 import pytest
 
 from nanobanana_async import ApiMall, Session
-from nanobanana_async.engine import resolver
 from nanobanana_async.gateways.contract import HttpRequest, HttpResponse
 from nanobanana_async.gateways.large_answers import LARGE
 from nanobanana_async.jobs import Accepted, Observation
@@ -31,7 +30,7 @@ ALIKE = ("60 MiB inline, with escaped slashes", "60 MiB inline, as JSON in a str
 @pytest.mark.parametrize("name", [name for name in CASES if name not in ALIKE])
 async def test_hostile_answer_ends_in_a_package_error_or_is_read(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hostile_bodies, "BULK", 3 * MIB)
-    monkeypatch.setattr(resolver, "LATE_REPLICA_S", resolver.LATE_REPLICA_S)  # `ask` changes it: put it back
+    monkeypatch.setattr("nanobanana_async.engine.resolver.LATE_REPLICA_S", 0.0)  # `ask` sets it: put it back after this
     case = CASES[name]
     with served(case.answer() if case.ask != "callback" else b"") as port:
         found = await ask(name, port)
