@@ -313,6 +313,8 @@ ERROR_BY_STATUS: dict[int, type[GatewayError]] = {
     403: AccessDenied,
     404: TaskNotFound,
     409: IdempotencyConflict,
+    413: InvalidRequest,
+    422: InvalidRequest,
     429: RateLimited,
     451: PromptBlocked,
     500: GatewayUnavailable,

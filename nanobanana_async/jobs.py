@@ -8,7 +8,7 @@ import secrets
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from decimal import Decimal
-from typing import Any
+from typing import Any, Literal
 
 from attrs import evolve, field, frozen
 
@@ -57,6 +57,9 @@ TERMINAL_STATES = frozenset(state for state, onward in TRANSITIONS.items() if no
 ACTIVE_STATES = frozenset({_S.PENDING, _S.SUBMITTING, _S.RUNNING})
 """States in which an owner works on the job. UNCERTAIN is not one of them: a job in doubt is resolved by hand."""
 
+JobFailureKind = Literal["moderation", "capacity", "input", "unknown"]
+"""Why a task failed: its content was refused, the gateway or its provider could not do it, its input is unusable."""
+
 POSSIBLY_BOUGHT_STATES = frozenset({_S.SUBMITTING, _S.RUNNING, _S.UNCERTAIN, _S.SUCCEEDED})
 
 
@@ -80,6 +83,8 @@ class Accepted:
     credits_remaining: Decimal | None = None
     model: str | None = None
     request_id: str | None = None
+    provider_request_id: str | None = None
+    """The id under which the gateway's own provider traces the task, where the gateway shows one."""
 
 
 @frozen(kw_only=True)
@@ -98,12 +103,17 @@ class Observation:
     images: tuple[str, ...] = field(default=(), repr=False)
     missing: Missing = ()
     error: str | None = None
+    """Why the task failed, or why an end without images has none; None if the gateway gave no reason."""
+    error_code: str | None = None
+    failure_kind: JobFailureKind = "unknown"
     model: str | None = None
     credits_used: Decimal | None = None
     credits_refunded: Decimal | None = None
     created_at: datetime | None = None
     completed_at: datetime | None = None
     request_id: str | None = None
+    provider_request_id: str | None = None
+    """The id under which the gateway's own provider traces the task, where the gateway shows one."""
     raw: Mapping[str, Any] = field(factory=dict, repr=False, eq=False)
 
     def duration_s(self, age_s: float) -> float | None:

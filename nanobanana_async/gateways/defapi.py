@@ -1,7 +1,6 @@
 """defapi (api.defapi.org): envelope with `code` and `message`, callbacks, no idempotency key."""
 
 from collections.abc import Mapping
-from datetime import datetime
 from decimal import Decimal
 from typing import Any, ClassVar
 
@@ -11,26 +10,19 @@ from cattrs.gen import make_dict_structure_fn, override
 from nanobanana_async.errors import InvalidRequest
 from nanobanana_async.gateways.base import GatewaySettings, unsupported_field
 from nanobanana_async.gateways.contract import MIB, HttpRequest, HttpResponse
-from nanobanana_async.gateways.images import DeliveredImages, parse_delivered
 from nanobanana_async.gateways.parsing import (
     CONVERTER,
-    UNKNOWN,
     ParsedResponse,
     TaskStatus,
-    has_known_status,
-    known_task_id,
-    parse_nested_json,
-    parse_running,
     parse_word,
-    status_word,
     task_id,
     task_id_in_url,
     to_json,
-    without_inline_images,
 )
-from nanobanana_async.gateways.redaction import MESSAGE
+from nanobanana_async.gateways.rate_limits import body_wait_s
 from nanobanana_async.gateways.refusals import NO_MESSAGE, Refusal, create_refusal_error, refusal_error, unwrap
-from nanobanana_async.jobs import TERMINAL_STATES, Accepted, JobState, Observation
+from nanobanana_async.gateways.tasks import has_status, parse_task
+from nanobanana_async.jobs import Accepted, JobState, Observation
 from nanobanana_async.models import ImageRequest
 
 MAX_REFERENCE_IMAGES = 4
@@ -39,6 +31,7 @@ _STATUSES = {
     "pending": TaskStatus(queued=True),
     "submitted": TaskStatus(queued=True),
     "in_progress": TaskStatus(),
+    "unknown": TaskStatus(),
     "success": TaskStatus(JobState.SUCCEEDED),
     "failed": TaskStatus(JobState.FAILED),
 }
@@ -53,43 +46,8 @@ class _Created:
     request_id: str | None = None
 
 
-@frozen
-class _Reason:
-    message: Any = None
-
-
-@frozen
-class _Task:
-    """A `CallbackPayload`; the reference shows no other answer for a task."""
-
-    status: str
-    task_id: str | None = None
-    result: Any = None
-    consumed: Decimal | None = None
-    status_reason: _Reason = _Reason()
-    model: str | None = None
-    created_at: datetime | None = None
-    completed_at: datetime | None = None
-    request_id: str | None = None
-
-
-def _reason(value: object, _: object) -> _Reason:
-    value = parse_nested_json(value)
-    return CONVERTER.structure(value, _Reason) if isinstance(value, dict) else _Reason(value)
-
-
 CONVERTER.register_structure_hook(
     _Created, make_dict_structure_fn(_Created, CONVERTER, task_id=override(struct_hook=task_id))
-)
-CONVERTER.register_structure_hook(
-    _Task,
-    make_dict_structure_fn(
-        _Task,
-        CONVERTER,
-        status=override(struct_hook=status_word),
-        task_id=override(struct_hook=known_task_id),
-        status_reason=override(struct_hook=_reason),
-    ),
 )
 
 
@@ -179,43 +137,19 @@ class DefApi(GatewaySettings):
         answer = ParsedResponse.from_response(self, response)
         envelope, refusal = unwrap(answer, _find_refusal)
         fields = _flat(envelope)
-        if refusal is not None and not has_known_status(fields, _STATUSES):
+        if refusal is not None and not has_status(fields, _STATUSES):
             raise refusal_error(answer, refusal)
-        return _observed(answer, envelope, fields)
+        return parse_task(answer, envelope, fields, _STATUSES, refusal=refusal)
 
     def read_callback(self, body: bytes) -> Observation:
         """Parse a callback, or raise `UnexpectedResponse`. Anyone who knows the URL can send one: do not trust it."""
         answer = ParsedResponse(self, body)
         del body  # it may hold the API key, and some tools show the locals of a traceback
         envelope = answer.json_object()
-        observation = _observed(answer, envelope, _flat(envelope))
+        observation = parse_task(answer, envelope, _flat(envelope), _STATUSES)
         if observation.task_id is None:
             raise answer.unexpected("the callback names no task")
         return observation
-
-
-def _observed(answer: ParsedResponse, envelope: dict[str, Any], fields: dict[str, Any]) -> Observation:
-    if (running := parse_running(fields, _STATUSES)) is not None:
-        return running
-    task = answer.parse(_Task, fields, "data")
-    status = _STATUSES.get(task.status, UNKNOWN)
-    delivery = _delivery(task, answer.body) if status.state is JobState.SUCCEEDED else DeliveredImages()
-    return Observation(
-        task_id=task.task_id,
-        state=status.state,
-        status=task.status,
-        known_status=status.known,
-        queued=status.queued,
-        images=delivery.images,
-        missing=delivery.missing,
-        error=answer.clean_text(task.status_reason.message, MESSAGE) if status.state is JobState.FAILED else None,
-        model=task.model,
-        credits_used=task.consumed,
-        created_at=task.created_at,
-        completed_at=task.completed_at,
-        request_id=task.request_id,
-        raw=without_inline_images(envelope) if status.state in TERMINAL_STATES else {},
-    )
 
 
 def _flat(envelope: dict[str, Any]) -> dict[str, Any]:
@@ -226,13 +160,6 @@ def _flat(envelope: dict[str, Any]) -> dict[str, Any]:
     return {**envelope, **{name: value for name, value in data.items() if value is not None}}
 
 
-def _delivery(task: _Task, body: bytes) -> DeliveredImages:
-    """Return the images of a list of results, of a single result, or of either as JSON in a string."""
-    result = parse_nested_json(task.result)
-    listed = result if isinstance(result, list) else [result]
-    return parse_delivered([item.get("image", item) if isinstance(item, dict) else item for item in listed], body)
-
-
 def _find_refusal(envelope: Mapping[str, Any]) -> Refusal | None:
     """Return the error in an envelope: a `code` that is not 0."""
     if envelope.get("code") in _NO_REFUSAL:
@@ -240,5 +167,8 @@ def _find_refusal(envelope: Mapping[str, Any]) -> Refusal | None:
     texts = (envelope.get("message"), envelope.get("detail"))
     parts = [text.strip() for text in texts if isinstance(text, str) and text.strip()]
     return Refusal(
-        ": ".join(parts) or NO_MESSAGE, parse_word(envelope.get("code")), parse_word(envelope.get("request_id"))
+        ": ".join(parts) or NO_MESSAGE,
+        parse_word(envelope.get("code")),
+        parse_word(envelope.get("request_id")),
+        body_wait_s(envelope),
     )

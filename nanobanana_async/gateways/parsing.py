@@ -233,12 +233,6 @@ class TaskStatus:
     known: bool = True
 
 
-def has_known_status(fields: object, statuses: Mapping[str, TaskStatus]) -> bool:
-    """Return whether the fields hold a known status word."""
-    status = fields.get("status") if isinstance(fields, dict) else None
-    return isinstance(status, str) and len(status) <= _LONG_TEXT and status.strip().lower() in statuses
-
-
 def parse_running(fields: object, statuses: Mapping[str, TaskStatus]) -> Observation | None:
     """Return the observation of a running task from its status alone; None if the answer needs full parsing.
 

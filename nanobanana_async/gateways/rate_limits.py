@@ -3,12 +3,16 @@
 import re
 from collections.abc import Mapping
 from datetime import UTC, datetime
+from decimal import Decimal
 from email.utils import parsedate_to_datetime
+from typing import Any
 
 from nanobanana_async.errors import MAX_RETRY_AFTER_S, LimitKind
 
 _LONG_HEADER = 1000
 _LONG_SENTENCE = 1000
+_LONG_NUMBER = 64
+_EPOCH_S = 10.0**8  # a larger number of seconds is a time since 1970
 
 _SECONDS = re.compile(r"[+-]?\d+(?:\.\d*)?", re.ASCII)
 _JOBS = re.compile(
@@ -22,6 +26,14 @@ _REMAINING = (
     "ratelimit-remaining",
     "x-ratelimit-remaining-requests",
     "x-rate-limit-remaining",
+)
+_RESET = tuple(name.replace("remaining", "reset") for name in _REMAINING)
+_BODY_WAITS = (
+    ("retry_after", 1.0),
+    ("retryAfter", 1.0),
+    ("retry_after_s", 1.0),
+    ("retry_after_seconds", 1.0),
+    ("retry_after_ms", 0.001),
 )
 _NONE_LEFT = re.compile(r"\b(?:r|remaining)\s*=\s*0+(?![\d.])")
 
@@ -40,6 +52,44 @@ def retry_after_s(headers: Mapping[str, str], now: datetime | None = None) -> fl
             return None
         wait_s = (until - now).total_seconds()
     return min(max(wait_s, 0.0), MAX_RETRY_AFTER_S)
+
+
+def throttle_wait_s(headers: Mapping[str, str], in_body_s: float | None = None) -> float | None:
+    """Return the seconds that a 429 asks for: by `Retry-After`, by its body, or by when its limit is reset.
+
+    The reset is in seconds, or an epoch time, which is compared with the answer's own `Date` header.
+    """
+    wait_s = retry_after_s(headers)
+    if wait_s is None:
+        wait_s = in_body_s
+    if wait_s is None:
+        found = (_reset_s(headers.get(name, ""), headers) for name in _RESET)
+        wait_s = next((each for each in found if each is not None), None)
+    return None if wait_s is None else min(max(wait_s, 0.0), MAX_RETRY_AFTER_S)
+
+
+def body_wait_s(envelope: Mapping[str, Any]) -> float | None:
+    """Return the seconds that an error's body asks to wait; None if it names none."""
+    for fields in (envelope, envelope.get("error"), envelope.get("data"), envelope.get("detail")):
+        if not isinstance(fields, Mapping):
+            continue
+        for name, unit_s in _BODY_WAITS:
+            value = fields.get(name)
+            text = str(value) if isinstance(value, (int, Decimal, str)) else ""
+            if len(text) <= _LONG_NUMBER and _SECONDS.fullmatch(text):
+                return float(text) * unit_s
+    return None
+
+
+def _reset_s(text: str, headers: Mapping[str, str]) -> float | None:
+    text = text.strip()
+    if len(text) > _LONG_NUMBER or not _SECONDS.fullmatch(text):
+        return None
+    at = float(text)
+    if at < _EPOCH_S:
+        return at
+    now = _http_date(headers.get("date", "")[:_LONG_HEADER])
+    return None if now is None else (at / 1000 if at >= _EPOCH_S * 1000 else at) - now.timestamp()
 
 
 def _http_date(text: str) -> datetime | None:

@@ -9,11 +9,13 @@ from attrs import frozen
 from nanobanana_async.errors import ERROR_BY_STATUS, GatewayError, GatewayUnavailable, RateLimited, UnexpectedResponse
 from nanobanana_async.gateways.contract import MIB
 from nanobanana_async.gateways.parsing import ParsedResponse, names_task, parse_word
-from nanobanana_async.gateways.rate_limits import limit_kind, retry_after_s, slug
+from nanobanana_async.gateways.rate_limits import body_wait_s, limit_kind, retry_after_s, slug, throttle_wait_s
 from nanobanana_async.gateways.redaction import MESSAGE, excerpt
 
 SUCCESS = (200, 201, 202)
 NO_MESSAGE = "the gateway gave no reason"
+_PROXY_REFUSALS = (413, 429)
+"""These count without the gateway's envelope as well: a proxy that answers so did not pass the request on."""
 
 # The status that the words of a refusal imply, first match first. Errors of the gateway itself come first, because a
 # message such as "upstream: ..." may quote anything.
@@ -38,6 +40,9 @@ _MEANINGS = tuple(
 )
 
 
+_BALANCE = re.compile(r"(?:^|_)(?:credits?|balance|funds)(?:_|$)")
+
+
 @frozen
 class Refusal:
     """An error in the gateway's own envelope. The texts are not redacted yet."""
@@ -45,6 +50,8 @@ class Refusal:
     message: str
     code: str | None = None
     request_id: str | None = None
+    wait_s: float | None = None
+    """How long the body asks to wait."""
 
 
 FindRefusal = Callable[[Mapping[str, Any]], Refusal | None]
@@ -55,23 +62,31 @@ def unwrap(answer: ParsedResponse, find: FindRefusal) -> tuple[dict[str, Any], R
     if answer.status in SUCCESS:
         envelope = answer.json_object()
         return envelope, find(envelope)
-    refusal = _refusal_in(answer, find) if answer.status in ERROR_BY_STATUS else None
-    if refusal is None and answer.status == 429:
-        # A 429 from a proxy counts too: the proxy did not pass the request on.
-        refusal = Refusal(excerpt(answer.body, secret=answer.gateway.api_key) or NO_MESSAGE)
+    fields = _error_fields(answer)
+    refusal = find(fields) if answer.status in ERROR_BY_STATUS else None
+    if refusal is not None and refusal.message == NO_MESSAGE and answer.status not in _PROXY_REFUSALS:
+        refusal = None
+    if refusal is None and answer.status in _PROXY_REFUSALS and not _names_a_task(fields):
+        message = excerpt(answer.body, secret=answer.gateway.api_key) or NO_MESSAGE
+        refusal = Refusal(message, wait_s=body_wait_s(fields))
     if refusal is None:
         raise answer.unexpected("unexpected status, or a body that is not the gateway's error format")
     raise refusal_error(answer, refusal)
 
 
-def _refusal_in(answer: ParsedResponse, find: FindRefusal) -> Refusal | None:
+def _names_a_task(envelope: Mapping[str, Any]) -> bool:
+    data = envelope.get("data")
+    return any(names_task(fields.get("task_id")) for fields in (envelope, data) if isinstance(fields, Mapping))
+
+
+def _error_fields(answer: ParsedResponse) -> dict[str, Any]:
+    """Return the JSON object of an error; an empty one if the body is large or no JSON object."""
     if len(answer.body) > MIB:
-        return None
+        return {}
     try:
-        refusal = find(answer.json_object())
+        return answer.json_object()
     except UnexpectedResponse:
-        return None
-    return refusal if refusal is not None and (refusal.message != NO_MESSAGE or answer.status == 429) else None
+        return {}
 
 
 def refusal_error(answer: ParsedResponse, refusal: Refusal) -> GatewayError:
@@ -81,9 +96,10 @@ def refusal_error(answer: ParsedResponse, refusal: Refusal) -> GatewayError:
     treating it as final would be a guess about money.
     """
     status = answer.status if answer.status in ERROR_BY_STATUS else _status_from_words(refusal)
+    if status in (400, 401) and _BALANCE.search(slug(f"{refusal.code or ''} {refusal.message}")):
+        status = 402  # defapi counts a sufficient balance as a part of valid authentication
     message = answer.clean_text(refusal.message, MESSAGE) or NO_MESSAGE
     request_id = refusal.request_id or parse_word(answer.header("x-request-id"))
-    wait_s = retry_after_s(answer.headers)
     if status == 429:
         return RateLimited(
             message,
@@ -91,7 +107,7 @@ def refusal_error(answer: ParsedResponse, refusal: Refusal) -> GatewayError:
             status=answer.status,
             code=answer.clean_text(refusal.code, MESSAGE),
             request_id=request_id,
-            retry_after_s=wait_s,
+            retry_after_s=throttle_wait_s(answer.headers, refusal.wait_s),
         )
     if status == 403:
         message += f"; either access to the API is not approved, or {answer.gateway.base_url} is not the gateway"
@@ -101,7 +117,7 @@ def refusal_error(answer: ParsedResponse, refusal: Refusal) -> GatewayError:
         status=answer.status,
         code=answer.clean_text(refusal.code, MESSAGE),
         request_id=request_id,
-        retry_after_s=wait_s,
+        retry_after_s=retry_after_s(answer.headers),
     )
 
 

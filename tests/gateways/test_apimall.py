@@ -130,6 +130,7 @@ def test_reference_create_answer_is_parsed() -> None:
         credits_remaining=Decimal(112),
         model="nano-banana-pro",
         request_id=REQUEST,
+        provider_request_id="provider_req_01HQ9M87A5Y2QZW0S1R3T6YQ2C",
     )
 
 
@@ -197,7 +198,7 @@ def test_reference_poll_answer_is_parsed() -> None:
     [
         ("apimall_pending.json", JobState.RUNNING, True, True),
         ("apimall_processing.json", JobState.RUNNING, True, False),
-        ("apimall_unknown.json", JobState.RUNNING, False, False),
+        ("apimall_unknown.json", JobState.RUNNING, True, False),
         ("apimall_never_seen.json", JobState.RUNNING, False, False),
         ("apimall_completed.json", JobState.SUCCEEDED, True, False),
         ("apimall_failed.json", JobState.FAILED, True, False),
