@@ -190,7 +190,7 @@ def test_the_price_is_read_under_either_name_whatever_the_end() -> None:
     for status in (SUCCEEDED, FAILED):
         for name in ("consumed", "credits_used"):
             for seen in poll_both(status, **{name: 3, "credits_refunded": 1}):
-                assert (seen.credits_used, seen.credits_refunded) == (3, 1)
+                assert (seen.credits_used, seen.credits_refunded) == (Decimal(3), Decimal(1))
 
 
 # Refusals

@@ -61,7 +61,7 @@ async def ask(name: str, port: int) -> dict[str, Any]:
     timeouts = Timeouts(job_s=0.2, query_s=PATIENCE_S)
     once, answered = RetryPolicy(max_attempts=1), asyncio.Event()
     # `attach` repeats a query that failed for as long as a replica may lag; here it raises the first failure.
-    vars(resolver)["LATE_REPLICA_S"] = 0.0
+    resolver.__dict__["LATE_REPLICA_S"] = 0.0
 
     def observe(event: object) -> None:
         if isinstance(event, (JobPolled, PollFailed)):
