@@ -1,6 +1,7 @@
 """Make a session's transport and image downloader with the same proxy and TLS settings."""
 
 import ssl
+from collections.abc import Mapping
 from urllib.parse import urlsplit
 
 import aiohttp
@@ -23,6 +24,7 @@ def make_connections(
     tls: ssl.SSLContext | bool | None,
     proxy: str | Secret | None,
     trust_env: bool,
+    download_headers: Mapping[str, str] | None = None,
 ) -> tuple[Transport, ImageDownloader]:
     """Return the transport and the image downloader; raise `ConfigurationError` for settings that conflict."""
     proxies = Proxies(proxy, trust_env=trust_env)
@@ -42,5 +44,11 @@ def make_connections(
     else:
         transport = http
     local = is_loopback(urlsplit(gateway.base_url).hostname or "")
-    downloader = ImageDownloader(allow_loopback=local, proxies=proxies, tls=verified_tls, connect_s=timeouts.connect_s)
+    downloader = ImageDownloader(
+        allow_loopback=local,
+        proxies=proxies,
+        tls=verified_tls,
+        connect_s=timeouts.connect_s,
+        headers=download_headers,
+    )
     return transport, downloader

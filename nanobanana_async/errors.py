@@ -292,14 +292,22 @@ class LedgerError(NanoBananaError):
 class DownloadError(NanoBananaError):
     """An image could not be downloaded, or is not a valid image.
 
-    `link_expired` means that the link no longer works; the gateway may have a new one.
+    `link_expired` means that the link no longer works; the gateway may have a new one. `status` is the HTTP status of
+    an answer that holds no image; None if there was none, or if the content is at fault.
     """
 
     def __init__(
-        self, message: str, *, link_expired: bool = False, key: str | None = None, safe_to_repeat: bool = True
+        self,
+        message: str,
+        *,
+        link_expired: bool = False,
+        status: int | None = None,
+        key: str | None = None,
+        safe_to_repeat: bool = True,
     ) -> None:
         super().__init__(message, key=key, safe_to_repeat=safe_to_repeat)
         self.link_expired = link_expired
+        self.status = status
 
 
 class SaveError(NanoBananaError):

@@ -225,7 +225,8 @@ class Job:
             key=record.key,
             task_id=task_id,
             images=tuple(
-                GeneratedImage(url=url, index=index, task_id=task_id) for index, url in with_indexes(urls, missing)
+                GeneratedImage(url=url, index=index, task_id=task_id, ended_at=record.ended_at)
+                for index, url in with_indexes(urls, missing)
             ),
             missing=dict(missing) | _unnamed(record.request, len(urls) + len(missing)),
             model=record.model,

@@ -10,6 +10,9 @@ from nanobanana_async.errors import DownloadError, NanoBananaError, SaveError
 from nanobanana_async.images.downloader import ImageDownloader
 from nanobanana_async.models import GeneratedImage, GenerationResult
 
+FRESH_LINK_S = 10.0
+"""How long after the end of a job an answer without its image is repeated. Clients met 404s for some seconds."""
+
 
 @frozen
 class ImageSaver:
@@ -18,12 +21,12 @@ class ImageSaver:
     _engine: Engine
     _downloader: ImageDownloader
 
-    async def fetch(self, image: GeneratedImage) -> bytes:
-        """Return the verified bytes of an image."""
+    async def fetch(self, image: GeneratedImage, *, verified: bool) -> bytes:
+        """Return the bytes of an image."""
         try:
-            return await self._downloader.fetch(image.url)
+            return await self._downloader.fetch(image.url, fresh_s=self._fresh_s(image), verified=verified)
         except DownloadError as error:
-            return await self._downloader.fetch(await self._refresh_link(image, error))
+            return await self._downloader.fetch(await self._refresh_link(image, error), verified=verified)
 
     async def check(self, folder: Path) -> None:
         """Raise `SaveError` if images can't be saved in a folder."""
@@ -51,19 +54,24 @@ class ImageSaver:
 
     async def _save(self, image: GeneratedImage, folder: Path, name: str) -> Path:
         try:
-            saved = await self._downloader.save(image.url, folder, name)
+            saved = await self._downloader.save(image.url, folder, name, fresh_s=self._fresh_s(image))
         except DownloadError as error:
             saved = await self._downloader.save(await self._refresh_link(image, error), folder, name)
         return saved.path
 
     async def _refresh_link(self, image: GeneratedImage, error: DownloadError) -> str:
         """Return a new link from the gateway; raise the given error if there is none."""
-        if not (error.link_expired and image.task_id):
+        if not image.task_id or not (error.link_expired or error.status == 403):
             raise error
         try:
             links = await self._engine.fresh_image_links(image.task_id)
         except NanoBananaError:
             raise error from None
-        if image.index not in links:
+        link = links.get(image.index)
+        if link is None or link == image.url:
             raise error
-        return links[image.index]
+        return link
+
+    def _fresh_s(self, image: GeneratedImage) -> float:
+        """Return for how long the host may not have the image yet."""
+        return 0.0 if image.ended_at is None else max(0.0, FRESH_LINK_S - self._engine.store.age_s(image.ended_at))

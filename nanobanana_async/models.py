@@ -123,6 +123,8 @@ class GeneratedImage:
     index: int = 0
     task_id: str = field(default="", repr=False)
     """The task that made the image. It is polled for a new link when this one has expired."""
+    ended_at: datetime | None = field(default=None, repr=False, eq=False)
+    """When the job was seen to end. A host may not have the image of a job that ended moments ago."""
 
     def _repr_html_(self) -> str:
         return image_gallery([self.url])

@@ -2,7 +2,7 @@
 
 import os
 import ssl
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from decimal import Decimal
 from pathlib import Path
 from types import TracebackType
@@ -70,6 +70,7 @@ class Session:
         tls: ssl.SSLContext | bool | None = None,
         proxy: str | Secret | None = None,
         trust_env: bool = False,
+        download_headers: Mapping[str, str] | None = None,
     ) -> None:
         hidden = to_proxy_secret(proxy)
         del proxy  # it may hold a password, which the traceback of a ConfigurationError would show
@@ -78,7 +79,14 @@ class Session:
         self.gateway = gateway_from_env() if gateway is None else gateway
         concurrency, timeouts = concurrency or ConcurrencyPolicy(), timeouts or Timeouts()
         transport, downloads = make_connections(
-            self.gateway, timeouts, concurrency.max_requests, http=http, tls=tls, proxy=hidden, trust_env=trust_env
+            self.gateway,
+            timeouts,
+            concurrency.max_requests,
+            http=http,
+            tls=tls,
+            proxy=hidden,
+            trust_env=trust_env,
+            download_headers=download_headers,
         )
         self._components = SessionComponents(
             gateway=self.gateway,
@@ -278,9 +286,12 @@ class Session:
         )
         return Batch(requests, options, engine, ImageSaver(engine, self._components.downloads))
 
-    async def download(self, image: GeneratedImage) -> bytes:
-        """Return the verified bytes of an image. An expired link is refreshed once. Raises `DownloadError`."""
-        return await ImageSaver(self._engine(), self._components.downloads).fetch(image)
+    async def download(self, image: GeneratedImage, *, verify: bool = True) -> bytes:
+        """Return the bytes of an image. An expired link is refreshed once. Raises `DownloadError`.
+
+        `verify=False` returns whatever the link holds, for example an image in a format that is not recognised.
+        """
+        return await ImageSaver(self._engine(), self._components.downloads).fetch(image, verified=verify)
 
     async def save(self, result: GenerationResult, folder: str | os.PathLike[str]) -> list[Path]:
         """Save the images of a result in a folder, created if missing; return their paths.

@@ -3,7 +3,7 @@
 import asyncio
 import io
 import random
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import ParamSpec, TypeVar
 
@@ -17,6 +17,7 @@ from nanobanana_async.http.tls_and_proxies import Proxies, Tls
 from nanobanana_async.images.fetch import ImageFetcher, Write
 from nanobanana_async.images.files import PartialFile, SavedImage, check_folder, to_fetch_error, why_unwritable
 from nanobanana_async.images.formats import verify
+from nanobanana_async.images.headers import download_headers
 from nanobanana_async.images.inline import FetchError, decode_inline, is_inline
 from nanobanana_async.models import shorten
 
@@ -54,6 +55,7 @@ class ImageDownloader:
         pause_s: float = 0.5,
         max_bytes: int = 64 * 1024 * 1024,
         max_at_once: int = 8,
+        headers: Mapping[str, str] | None = None,
     ) -> None:
         self._fetcher = ImageFetcher(
             loopback=allow_loopback,
@@ -64,6 +66,7 @@ class ImageDownloader:
             idle_s=idle_s,
             total_s=total_s,
             max_bytes=max_bytes,
+            headers=download_headers(headers),
         )
         self._attempts = attempts
         self._pause_s = pause_s
@@ -105,9 +108,10 @@ class ImageDownloader:
         self._state = "closed"
         self._fetcher.disown()
 
-    async def fetch(self, url: str) -> bytes:
-        """Return the verified bytes of an image.
+    async def fetch(self, url: str, *, fresh_s: float = 0.0, verified: bool = True) -> bytes:
+        """Return the bytes of an image, verified unless `verified` is False.
 
+        For `fresh_s` seconds, an answer without the image is taken for a host that does not have the image yet.
         Raises `DownloadError`; its `link_expired` says whether the link has expired.
         """
 
@@ -119,18 +123,19 @@ class ImageDownloader:
 
             await self._receive(url, write)
             image = content.getvalue()
-            async with self._decode_slots:
-                await self._threads.run(verify, image)
+            if verified:
+                async with self._decode_slots:
+                    await self._threads.run(verify, image)
             return image
 
-        return await self._with_retries(url, once)
+        return await self._with_retries(url, once, fresh_s)
 
-    async def save(self, url: str, folder: Path, name: str) -> SavedImage:
+    async def save(self, url: str, folder: Path, name: str, *, fresh_s: float = 0.0) -> SavedImage:
         """Save an image in a folder and list it in `SHA256SUMS`. Its file name is a safe form of `name` plus extension.
 
         Saving the same image again changes nothing. A different file of that name is never overwritten: the image then
         gets a number, as in `name-2.png`. Raises `DownloadError`; its `link_expired` says whether the link has expired.
-        Raises `SaveError` when the folder can't be written.
+        Raises `SaveError` when the folder can't be written. `fresh_s`: see `fetch`.
         """
 
         async def once() -> SavedImage:
@@ -151,7 +156,7 @@ class ImageDownloader:
                 with anyio.CancelScope(shield=True):
                     await self._threads.run(part.discard)
 
-        return await self._with_retries(url, once)
+        return await self._with_retries(url, once, fresh_s)
 
     async def check(self, folder: Path) -> None:
         """Create a folder if it is missing; raise `SaveError` if no file can be written in it."""
@@ -168,21 +173,23 @@ class ImageDownloader:
         else:
             await self._fetcher.get(url, write)
 
-    async def _with_retries(self, url: str, once: Callable[[], Awaitable[T]]) -> T:
+    async def _with_retries(self, url: str, once: Callable[[], Awaitable[T]], fresh_s: float) -> T:
         """Return the result of the first successful attempt; raise the last error, or `SessionClosed` when closed."""
         self._check_open()
         with anyio.CancelScope() as scope:
             self._ongoing.add(scope)
             self._idle.clear()
             try:
-                return await self._retry_loop(url, once)
+                return await self._retry_loop(url, once, fresh_s)
             finally:
                 self._ongoing.discard(scope)
                 if not self._ongoing:
                     self._idle.set()
         raise SessionClosed("the session is closed")
 
-    async def _retry_loop(self, url: str, once: Callable[[], Awaitable[T]]) -> T:
+    async def _retry_loop(self, url: str, once: Callable[[], Awaitable[T]], fresh_s: float) -> T:
+        clock = asyncio.get_running_loop().time
+        fresh_until = clock() + fresh_s
         attempt = 0
         while True:
             attempt += 1
@@ -191,16 +198,19 @@ class ImageDownloader:
                     return await once()
             except FetchError as error:
                 reason, retryable, wait_s = error.reason, error.retryable, error.wait_s
-                link_expired, unwritable = error.link_expired, error.unwritable
-            if not retryable or attempt >= self._attempts or (is_inline(url) and not unwritable):
+                link_expired, unwritable, status = error.link_expired, error.unwritable, error.status
+                not_yet = error.not_yet
+            fresh_for_s = fresh_until - clock()
+            again = not_yet and fresh_for_s > 0
+            if not again and (not retryable or attempt >= self._attempts or (is_inline(url) and not unwritable)):
                 break
-            pause_s = min(self._pause_s * 2 ** (attempt - 1), _MAX_PAUSE_S)
-            await asyncio.sleep(max(pause_s * random.uniform(0.5, 1.0), wait_s or 0.0))
+            pause_s = min(self._pause_s * 2 ** (attempt - 1), _MAX_PAUSE_S) * random.uniform(0.5, 1.0)
+            await asyncio.sleep(max(min(pause_s, fresh_for_s) if again else pause_s, wait_s or 0.0))
         # Raised here and not in the `except`, which would chain the cause.
         if unwritable:
             raise SaveError(reason)
         attempts = f" (after {attempt} attempts)" if attempt > 1 else ""
-        raise DownloadError(f"{_loggable_url(url)}: {reason}{attempts}", link_expired=link_expired)
+        raise DownloadError(f"{_loggable_url(url)}: {reason}{attempts}", link_expired=link_expired, status=status)
 
     async def _in_thread(self, folder: Path, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Run file work in a thread; raise an OSError as `FetchError`."""

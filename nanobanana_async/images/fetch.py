@@ -1,7 +1,9 @@
 """One attempt to download an image: redirect by redirect, without credentials, from public addresses only."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
+import zlib
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from typing import Any
 
 import aiohttp
 from aiohttp.abc import AbstractResolver
@@ -13,7 +15,7 @@ from nanobanana_async.http.exceptions import map_exception
 from nanobanana_async.http.sockets import SocketTracker
 from nanobanana_async.http.threads import ThreadedResolver
 from nanobanana_async.http.tls_and_proxies import Proxies, Tls, proxy_url
-from nanobanana_async.http.transport import USER_AGENT, disown_connector
+from nanobanana_async.http.transport import disown_connector
 from nanobanana_async.images.addresses import AddressRefused, PublicSockets, is_allowed_host
 from nanobanana_async.images.inline import FetchError
 
@@ -22,7 +24,10 @@ Write = Callable[[bytes], Awaitable[None]]
 MAX_REDIRECTS = 5
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 # Status codes for an expired or revoked link; Google answers 400, some proxies 401.
-_LINK_EXPIRED = frozenset({400, 401, 403, 404, 410})
+_LINK_EXPIRED = frozenset({400, 401, 404, 410})
+_NOT_YET = frozenset({403, 404})  # some hosts answer so for some seconds after the image was made
+_GZIP = b"\x1f\x8b\x08"  # no image begins so
+_MAX_GROWTH = 10  # images are compressed already: only a bomb grows by so much
 _RETRYABLE = frozenset({408, 425, 429})
 _CHUNK = 1 << 20  # a thread writes each chunk to the disk
 _MAX_WAIT_S = 30.0  # links expire, so a longer wait is not worth it
@@ -46,6 +51,7 @@ class ImageFetcher:
         idle_s: float,
         total_s: float,
         max_bytes: int,
+        headers: Mapping[str, str],
     ) -> None:
         self._loopback = loopback
         self._proxies = proxies
@@ -55,6 +61,7 @@ class ImageFetcher:
         self._idle_s = idle_s
         self._total_s = total_s
         self._max_bytes = max_bytes
+        self._headers = {**headers, "Accept-Encoding": "identity"}
         self._direct_sockets = PublicSockets(loopback=loopback)
         self._proxy_sockets = SocketTracker()
         self._direct: aiohttp.ClientSession | None = None
@@ -71,9 +78,8 @@ class ImageFetcher:
             connector=aiohttp.TCPConnector(ssl=self._tls, limit=0, resolver=resolver, socket_factory=sockets.make),
             timeout=aiohttp.ClientTimeout(total=None, sock_connect=self._connect_s, sock_read=self._idle_s),
             cookie_jar=aiohttp.DummyCookieJar(),
-            headers={"User-Agent": USER_AGENT, "Accept-Encoding": "identity"},
-            # A compressed answer, which was not asked for, then fails the check of the image's signature.
-            auto_decompress=False,
+            headers=self._headers,
+            auto_decompress=False,  # aiohttp would not bound what a compressed answer grows to
             raise_for_status=False,
             trust_env=False,
         )
@@ -137,14 +143,17 @@ class ImageFetcher:
     async def _stream(self, content: aiohttp.StreamReader, write: Write) -> None:
         size = 0
         buffer = bytearray()
+        unpacker = _Unpacker()
         async for received in content.iter_any():
-            size += len(received)
-            if size > self._max_bytes:
-                raise _too_large(self._max_bytes)
-            buffer += received
-            if len(buffer) >= _CHUNK:
-                await write(bytes(buffer))
-                buffer.clear()
+            for piece in unpacker.unpack(received):
+                size += len(piece)
+                if size > self._max_bytes:
+                    raise _too_large(self._max_bytes)
+                buffer += piece
+                if len(buffer) >= _CHUNK:
+                    await write(bytes(buffer))
+                    buffer.clear()
+        unpacker.check_complete()
         if buffer:
             await write(bytes(buffer))
 
@@ -197,16 +206,61 @@ def _target(url: URL, answer: aiohttp.ClientResponse) -> URL:
     return target
 
 
+class _Unpacker:
+    """Unpacks an answer that is gzip by its first bytes, whatever its headers say, in pieces of bounded size.
+
+    Compression was not asked for. Some hosts compress all the same, and others send a header and no compression.
+    """
+
+    def __init__(self) -> None:
+        self._start = b""
+        self._inflater: Any = None
+        self._plain = False
+        self._most = _CHUNK
+
+    def unpack(self, received: bytes) -> Iterator[bytes]:
+        if self._inflater is None and not self._plain:
+            received = self._start = self._start + received
+            if len(received) < len(_GZIP) and _GZIP.startswith(received):
+                return
+            self._plain = not received.startswith(_GZIP)
+            self._inflater = zlib.decompressobj(wbits=31)
+        if self._plain:
+            yield received
+            return
+        self._most += _MAX_GROWTH * len(received)
+        try:
+            while received:
+                unpacked = self._inflater.decompress(received, _CHUNK)
+                self._most -= len(unpacked)
+                if self._most < 0:
+                    raise FetchError(f"the compressed image grows more than {_MAX_GROWTH} times")
+                yield unpacked
+                received = self._inflater.unconsumed_tail
+        except zlib.error:
+            raise FetchError("the compressed image is corrupt") from None
+
+    def check_complete(self) -> None:
+        if self._inflater is not None and not self._plain and not self._inflater.eof:
+            raise FetchError("the compressed image is truncated", retryable=True)
+
+
 def _check_answer(answer: aiohttp.ClientResponse, max_bytes: int) -> None:
     status = answer.status
+    not_yet = status in _NOT_YET
     if status in _LINK_EXPIRED:
-        raise FetchError(f"the link has expired (HTTP {status}): ask the gateway for a new one", link_expired=True)
+        message = f"the link has expired (HTTP {status}): ask the gateway for a new one"
+        raise FetchError(message, link_expired=True, not_yet=not_yet, status=status)
+    if status == 403:
+        message = "refused the link (HTTP 403): it has expired, or the host asks for other headers (`download_headers`)"
+        raise FetchError(f"{answer.url.raw_host} {message}", not_yet=not_yet, status=status)
     if status != 200:
         wait_s = retry_after_s(answer.headers)
         raise FetchError(
             f"{answer.url.raw_host} answered {status}",
             retryable=status in _RETRYABLE or status >= 500,
             wait_s=None if wait_s is None else min(wait_s, _MAX_WAIT_S),
+            status=status,
         )
     if (answer.content_length or 0) > max_bytes:
         raise _too_large(max_bytes)

@@ -1,4 +1,4 @@
-"""Verify PNG, JPEG, WebP and GIF images: scan the structure to the end, and decode with Pillow if it is installed.
+"""Verify images: scan the structure to the end, and decode with Pillow if it is installed.
 
 A scan finds a truncated image without decoding; it returns width and height, and raises `FetchError`. It checks the
 structure only, and the checksums of PNG; decoding is left to Pillow. Bytes after the end are ignored: some cameras
@@ -10,7 +10,7 @@ import mmap
 import re
 import struct
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import BinaryIO
 
 from attrs import frozen
@@ -162,6 +162,50 @@ def _skip_colours(reader: ByteReader, flags: int) -> None:
         reader.skip(3 << (flags & 7) + 1)
 
 
+def scan_heif(data: Data) -> Size:
+    """Scan the boxes of an AVIF or HEIC file (ISO/IEC 23008-12); the size is that of the largest image in it."""
+    sizes: list[Size] = []
+    kinds = set()
+    for kind, start, end in _boxes(data, 0, len(data)):
+        kinds.add(kind)
+        if kind == b"meta":
+            for inner, properties, properties_end in _boxes(data, start + 4, end):
+                if inner == b"iprp":
+                    sizes += _image_extents(data, properties, properties_end)
+        if {b"meta", b"mdat"} <= kinds:
+            return max(sizes, key=lambda size: size[0] * size[1], default=(0, 0))
+    raise truncated()
+
+
+def _image_extents(data: Data, start: int, end: int) -> list[Size]:
+    return [
+        struct.unpack(">II", data[position + 4 : position + 12])
+        for kind, inner_start, inner_end in _boxes(data, start, end)
+        if kind == b"ipco"
+        for prop, position, prop_end in _boxes(data, inner_start, inner_end)
+        if prop == b"ispe" and prop_end - position >= 12
+    ]
+
+
+def _boxes(data: Data, position: int, end: int) -> Iterator[tuple[bytes, int, int]]:
+    """Yield the type, start and end of each box; raise `FetchError` for one that ends after `end`."""
+    reader = ByteReader(data, position)
+    while end - reader.position >= 8:
+        begin = reader.position
+        length, kind = struct.unpack(">I4s", reader.take(8))
+        if length == 1:
+            (length,) = struct.unpack(">Q", reader.take(8))
+        elif length == 0:  # the last box
+            length = end - begin
+        start = reader.position
+        if length < start - begin:
+            raise corrupt()
+        reader.skip(begin + length - start)
+        if reader.position > end:
+            raise corrupt()
+        yield kind, start, reader.position
+
+
 MAX_PIXELS = 1 << 26
 """8192 by 8192: four times the largest image on sale, and below the size at which Pillow warns."""
 
@@ -177,11 +221,15 @@ class ImageFormat:
     scan: Callable[[Data], Size]
 
 
+_HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
+
 FORMATS = (
     ImageFormat("png", ".png", (b"\x89PNG\r\n\x1a\n",), scan_png),
     ImageFormat("jpeg", ".jpg", (b"\xff\xd8\xff",), scan_jpeg),
     ImageFormat("webp", ".webp", (b"RIFF....WEBP",), scan_webp),
     ImageFormat("gif", ".gif", (b"GIF87a", b"GIF89a"), scan_gif),
+    ImageFormat("avif", ".avif", (b"....ftypavif", b"....ftypavis"), scan_heif),
+    ImageFormat("heif", ".heic", tuple(b"....ftyp" + brand for brand in _HEIF_BRANDS), scan_heif),
 )
 
 
@@ -199,8 +247,13 @@ def check_decodes(source: BinaryIO, image_format: ImageFormat) -> None:
         from PIL import Image
     except ImportError:
         return
+    pillow_name = image_format.name.upper()
+    if pillow_name not in Image.OPEN:
+        Image.init()  # load the rarer formats
+    if pillow_name not in Image.OPEN:
+        return  # this Pillow can't read the format
     try:
-        with Image.open(source, formats=[image_format.name.upper()]) as image:
+        with Image.open(source, formats=[pillow_name]) as image:
             _check_size(image.width, image.height)  # Pillow may read a different size than the scan
             image.load()
     except FetchError:
@@ -226,7 +279,10 @@ def _detect(data: Data) -> ImageFormat:
                 if len(start) < len(signature):
                     raise truncated()
                 return image_format
-    raise FetchError("not a PNG, JPEG, WebP or GIF image")
+    raise FetchError(
+        "not a PNG, JPEG, WebP, GIF, AVIF or HEIC image (`download(image, verify=False)` returns it as it is)",
+        not_yet=True,
+    )
 
 
 def _matches(start: bytes, signature: bytes) -> bool:

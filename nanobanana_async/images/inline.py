@@ -8,8 +8,10 @@ from urllib.parse import unquote_to_bytes
 class FetchError(Exception):
     """One failed attempt to get an image; raised to callers as `DownloadError` or `SaveError`.
 
-    `retryable`: another attempt may succeed. `link_expired`: the gateway may have a new link. `wait_s`: the delay that
-    the server asked for. `unwritable`: the folder is at fault, so no other image can be saved there either.
+    `retryable`: another attempt may succeed. `not_yet`: another attempt may succeed if the job has ended moments ago,
+    when the host may not have its image yet. `link_expired`: the gateway may have a new link. `wait_s`: the delay that
+    the server asked for. `unwritable`: the folder is at fault, so no other image can be saved there either. `status`:
+    the HTTP status of an answer that is no image.
     """
 
     def __init__(
@@ -17,16 +19,20 @@ class FetchError(Exception):
         reason: str,
         *,
         retryable: bool = False,
+        not_yet: bool = False,
         link_expired: bool = False,
         wait_s: float | None = None,
         unwritable: bool = False,
+        status: int | None = None,
     ) -> None:
         super().__init__(reason)
         self.reason = reason
         self.retryable = retryable
+        self.not_yet = not_yet
         self.link_expired = link_expired
         self.wait_s = wait_s
         self.unwritable = unwritable
+        self.status = status
 
 
 _CHUNK = 1 << 20  # decoding holds the GIL: done in chunks, so that other threads can run in between

@@ -18,8 +18,8 @@ from nanobanana_async.http.tls_and_proxies import Proxies
 from nanobanana_async.images.downloader import ImageDownloader
 from tests.http.peers import Connection, Script
 
-FORMATS = ("png", "jpeg", "webp", "gif")
-ENDINGS = {"png": ".png", "jpeg": ".jpg", "webp": ".webp", "gif": ".gif"}
+FORMATS = ("png", "jpeg", "webp", "gif", "avif")
+ENDINGS = {"png": ".png", "jpeg": ".jpg", "webp": ".webp", "gif": ".gif", "avif": ".avif"}
 
 
 @functools.cache

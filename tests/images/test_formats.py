@@ -10,7 +10,7 @@ import zlib
 import pytest
 from PIL import Image
 
-from nanobanana_async.images.formats import MAX_PIXELS, check_decodes, inspect, scan_gif, verify
+from nanobanana_async.images.formats import MAX_PIXELS, check_decodes, inspect, scan_gif, scan_heif, verify
 from nanobanana_async.images.inline import FetchError
 from tests.images.scenes import FORMATS, chunk, make_image, png_claiming
 
@@ -50,6 +50,29 @@ def test_format_variants_are_accepted(kind: str, options: dict[str, object]) -> 
             inspect(out.getvalue()[:cut])
 
 
+def test_heic_is_detected_and_measured() -> None:
+    image = make_image("avif")
+    heic = image.replace(b"ftypavif", b"ftypheic", 1)
+    assert (verify(heic).name, verify(heic).extension) == ("heif", ".heic")
+    assert scan_heif(heic) == (24, 16)
+    at = heic.index(b"ispe")
+    huge = heic[: at + 8] + struct.pack(">II", *LARGE) + heic[at + 16 :]
+    assert "8193 x 8192 pixels" in refusal(huge).reason
+    without = heic.replace(b"ispe", b"free")
+    assert "corrupt" in refusal(without).reason
+
+
+@pytest.mark.parametrize(
+    "boxes",
+    [
+        struct.pack(">I4sQ", 1, b"mdat", 7),  # shorter than its own header
+        struct.pack(">I4s", 100, b"meta") + bytes(4) + struct.pack(">I4s", 200, b"iprp") + bytes(400),
+    ],
+)
+def test_impossible_boxes_are_corrupt(boxes: bytes) -> None:
+    assert "corrupt" in refusal(struct.pack(">I8s", 12, b"ftypheic") + boxes).reason
+
+
 @pytest.mark.parametrize("kind", FORMATS)
 def test_image_cut_at_any_byte_is_truncated(kind: str) -> None:
     whole = make_image(kind)
@@ -70,10 +93,10 @@ def test_bytes_after_the_end_are_ignored(kind: str) -> None:
         b"<html><body>404</body></html>",
         b"<svg xmlns='http://www.w3.org/2000/svg'/>",
         b"%PDF-1.7",
-        b"MZ",
+        b"MZ" + bytes(60),
         b"BM" + bytes(60),
         b"\x1f\x8b\x08" + bytes(40),
-        b"\x00\x00\x00\x20ftypavif" + bytes(40),
+        b"\x00\x00\x00\x20ftypisom" + bytes(40),
         b"II*\x00" + bytes(40),
         bytes(100),
         b"RIFF\x20\x00\x00\x00WAVEfmt ",
@@ -84,8 +107,8 @@ def test_bytes_after_the_end_are_ignored(kind: str) -> None:
 )
 def test_other_formats_are_refused(content: bytes) -> None:
     error = refusal(content)
-    assert error.reason == "not a PNG, JPEG, WebP or GIF image"
-    assert error.retryable is False
+    assert error.reason.startswith("not a PNG, JPEG, WebP, GIF, AVIF or HEIC image")
+    assert (error.retryable, error.not_yet) == (False, True)
 
 
 @pytest.mark.parametrize("kind", FORMATS)
@@ -133,7 +156,7 @@ def gif_claiming(width: int, height: int) -> bytes:
 BOMBS = {"png": png_claiming, "jpeg": jpeg_claiming, "webp": webp_claiming, "gif": gif_claiming}
 
 
-@pytest.mark.parametrize("kind", FORMATS)
+@pytest.mark.parametrize("kind", BOMBS)
 def test_too_many_pixels_are_refused_before_decoding(kind: str) -> None:
     with pytest.raises(FetchError, match="8193 x 8192 pixels, more than"):
         inspect(BOMBS[kind](*LARGE))
