@@ -29,7 +29,9 @@ from nanobanana_async.cli.demo import demonstrate
 from nanobanana_async.cli.generate import Interrupted, generate_all
 from nanobanana_async.cli.jobs.command import job_commands
 from nanobanana_async.config import gateway_from_env
-from nanobanana_async.emulator import Emulator, LogNormal, serve
+from nanobanana_async.emulator import ACCOUNTS, Emulator, EmulatorOptions, LogNormal, serve
+from nanobanana_async.emulator.rates import RateWindow
+from nanobanana_async.emulator.settings import AccountName
 from nanobanana_async.escaping import one_line
 from nanobanana_async.gateways import registry
 from nanobanana_async.models import OutputFormat, Resolution
@@ -179,8 +181,12 @@ def generate(
 def emulate(
     *,
     port: Annotated[int, Parameter(env_var="NANOBANANA_EMULATOR_PORT")] = 8080,
+    account: AccountName | None = None,
     job_limit: int | None = None,
     creates_per_minute: float | None = None,
+    requests_per_minute: float | None = None,
+    requests_per_day: float | None = None,
+    rate_window: RateWindow = "bucket",
     credits: Decimal | None = None,  # noqa: A002 - the option's name
     job_seconds: float = 8.0,
     speed: float = 1.0,
@@ -193,10 +199,19 @@ def emulate(
     ----------
     port
         The port; 0 selects a free one.
+    account
+        The limits of an account as they are sold: small is 5 jobs at once, 60 requests a minute and 10,000 a day.
+        Other options change them.
     job_limit
         The most jobs that run at once; more are refused with 429. Default: no limit.
     creates_per_minute
         The most creates per minute; more are refused with 429. Default: no limit.
+    requests_per_minute
+        The most creates and queries per minute, counted together. Default: no limit.
+    requests_per_day
+        The most creates and queries per day. Default: no limit.
+    rate_window
+        How requests are counted: by a token bucket, in windows by the clock, or in a sliding window.
     credits
         Credits of the account. Default: unlimited.
     job_seconds
@@ -209,18 +224,25 @@ def emulate(
         The same seed gives the same durations, failures and images.
     """
     try:
-        duration = LogNormal(median_s=job_seconds)
-        serving = serve(
-            port,
-            job_limit=job_limit,
-            creates_per_minute=creates_per_minute,
-            credits=credits,
-            duration=duration,
-            speed=speed,
-            failure_probability=failure_probability,
-            seed=seed,
-        )
-        asyncio.run(serving)
+        options: EmulatorOptions = {
+            "credits": credits,
+            "duration": LogNormal(median_s=job_seconds),
+            "speed": speed,
+            "failure_probability": failure_probability,
+            "seed": seed,
+            "rate_window": rate_window,
+        }
+        if account is not None:
+            options |= ACCOUNTS[account]
+        if job_limit is not None:
+            options["job_limit"] = job_limit
+        if creates_per_minute is not None:
+            options["creates_per_minute"] = creates_per_minute
+        if requests_per_minute is not None:
+            options["requests_per_minute"] = requests_per_minute
+        if requests_per_day is not None:
+            options["requests_per_day"] = requests_per_day
+        asyncio.run(serve(port, **options))
     except (ValueError, OverflowError) as error:  # a setting or a port out of range
         raise ConfigurationError(str(error)) from None
     return OK

@@ -12,6 +12,7 @@ from nanobanana_async.emulator.emulator import Emulator, serve
 from nanobanana_async.emulator.faults import Fault, RandomFault, Script
 from nanobanana_async.emulator.messages import Callback, Delivery, DeliveryMode, EmulatedRequest, EmulatedResponse
 from nanobanana_async.emulator.settings import (
+    ACCOUNTS,
     API_KEY,
     QUICK,
     REALISTIC,
@@ -27,6 +28,7 @@ from nanobanana_async.emulator.simulator import GatewaySimulator
 from nanobanana_async.emulator.stats import EmulatorStats, JobFacts
 
 __all__ = [
+    "ACCOUNTS",
     "API_KEY",
     "QUICK",
     "REALISTIC",

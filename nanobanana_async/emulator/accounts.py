@@ -7,8 +7,10 @@ from decimal import Decimal
 from attrs import define, frozen
 
 from nanobanana_async.emulator.messages import Gateway
+from nanobanana_async.emulator.rates import Rate, make_rate
 from nanobanana_async.emulator.settings import EmulatorSettings
 
+DAY_S = 86_400.0
 UNLIMITED_CREDITS = 999_999  # `remaining_credits` of an account without a limit
 
 
@@ -76,25 +78,20 @@ class Task:
         return Phase.SUBMITTED if now >= submitted_at else Phase.PENDING
 
 
-class Bucket:
-    """A token bucket. Without a rate it never refuses."""
-
-    def __init__(self, per_minute: float | None, burst: int | None) -> None:
-        self._per_s = None if per_minute is None else per_minute / 60
-        self._size = float(burst) if burst is not None else max(1.0, per_minute or 0.0)
-        self._tokens = self._size
-        self._at = 0.0
-
-    def take(self, now: float) -> float:
-        """Take one token and return 0, or return the seconds until the next token."""
-        if self._per_s is None:
-            return 0.0
-        self._tokens = min(self._size, self._tokens + max(0.0, now - self._at) * self._per_s)
-        self._at = now
-        if self._tokens >= 1:
-            self._tokens -= 1
-            return 0.0
-        return (1 - self._tokens) / self._per_s
+def _rates(settings: EmulatorSettings) -> list[tuple[str, Rate]]:
+    """Return the request rates of an account, each with the requests that it counts: creates, queries or all."""
+    limits = (
+        ("creates", settings.creates_per_minute, 60.0),
+        ("queries", settings.queries_per_minute, 60.0),
+        ("all", settings.requests_per_second, 1.0),
+        ("all", settings.requests_per_minute, 60.0),
+        ("all", settings.requests_per_day, DAY_S),
+    )
+    return [
+        (counted, make_rate(settings.rate_window, count, period_s, settings.rate_burst if period_s < DAY_S else None))
+        for counted, count, period_s in limits
+        if count is not None
+    ]
 
 
 class Account:
@@ -107,8 +104,7 @@ class Account:
         self._counts_images = settings.limit_counts == "images"
         self._schedule: Sequence[tuple[float, int | None]] = settings.limit_schedule
         self._next_change = 0
-        self._creates = Bucket(settings.creates_per_minute, settings.rate_burst)
-        self._queries = Bucket(settings.queries_per_minute, settings.rate_burst)
+        self._rates = _rates(settings)
         self._states_kind = settings.states_429_kind
         self._slot_wait_s = settings.retry_after_s if settings.retry_after_s is not None else 1.0
         self._rate_wait_s = settings.retry_after_s
@@ -129,12 +125,15 @@ class Account:
         return request.images if self._counts_images else 1
 
     def over_rate(self, now: float, *, create: bool) -> Refusal | None:
-        """Count one HTTP request against its rate; return the 429 if it is exceeded."""
-        wait_s = (self._creates if create else self._queries).take(now)
-        if not wait_s:
-            return None
+        """Count one HTTP request against its rates; return the 429 if one is exceeded."""
         kind = "creates" if create else "queries"
-        return self._too_many(kind, wait_s if self._rate_wait_s is None else self._rate_wait_s)
+        rates = [rate for counted, rate in self._rates if counted in (kind, "all")]
+        wait_s = max((rate.wait_s(now) for rate in rates), default=0.0)
+        if wait_s:
+            return self._too_many(kind, wait_s if self._rate_wait_s is None else self._rate_wait_s)
+        for rate in rates:
+            rate.take(now)
+        return None
 
     def over_limit(self, request: CreateRequest) -> Refusal | None:
         """Return the 429 if no slot is free for a create."""

@@ -12,6 +12,7 @@ from attrs.validators import in_, optional
 
 from nanobanana_async.emulator.checks import PROBABILITY, credits_or_none, number, price
 from nanobanana_async.emulator.faults import NO_SCRIPT, RandomFault, Script
+from nanobanana_async.emulator.rates import RateWindow
 
 Duration = Callable[[random.Random], float]
 
@@ -110,6 +111,10 @@ class EmulatorSettings:
     slot_freed_after_s: float = field(default=0.0, validator=number(endless=True))
     creates_per_minute: float | None = field(default=None, validator=optional(number(above=0)))
     queries_per_minute: float | None = field(default=None, validator=optional(number(above=0)))
+    requests_per_second: float | None = field(default=None, validator=optional(number(above=0)))  # of both kinds
+    requests_per_minute: float | None = field(default=None, validator=optional(number(above=0)))
+    requests_per_day: float | None = field(default=None, validator=optional(number(above=0)))
+    rate_window: RateWindow = field(default="bucket", validator=in_(("bucket", "clock", "sliding")))
     rate_burst: int | None = field(default=None, validator=optional(number(least=1, whole=True)))  # default: 1 min
     retry_after: RetryAfter = field(default="absent", validator=in_(("absent", "seconds", "date")))
     retry_after_s: float | None = field(default=None, validator=optional(number(endless=True)))  # default: computed
@@ -170,6 +175,10 @@ class EmulatorOptions(TypedDict, total=False):
     slot_freed_after_s: float
     creates_per_minute: float | None
     queries_per_minute: float | None
+    requests_per_second: float | None
+    requests_per_minute: float | None
+    requests_per_day: float | None
+    rate_window: RateWindow
     rate_burst: int | None
     retry_after: RetryAfter
     retry_after_s: float | None
@@ -203,3 +212,12 @@ class EmulatorOptions(TypedDict, total=False):
     script: Script
     chances: Sequence[RandomFault]
     unique_by: UniqueBy
+
+
+AccountName = Literal["small", "medium", "large"]
+ACCOUNTS: Mapping[AccountName, EmulatorOptions] = {
+    "small": {"job_limit": 5, "requests_per_minute": 60, "requests_per_day": 10_000},
+    "medium": {"job_limit": 10, "requests_per_minute": 120},
+    "large": {"job_limit": 100, "requests_per_minute": 1_200},
+}
+"""Limits of accounts as they are sold, by name. `small` is what a relative of API Mall states as its default."""
