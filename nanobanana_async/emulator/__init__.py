@@ -10,6 +10,7 @@ async with Emulator(job_limit=10) as emulator, Session(emulator.apimall()) as se
 from nanobanana_async.emulator import faults
 from nanobanana_async.emulator.emulator import Emulator, serve
 from nanobanana_async.emulator.faults import Fault, RandomFault, Script
+from nanobanana_async.emulator.field_notes import FIELD_NOTES, field_note
 from nanobanana_async.emulator.messages import Callback, Delivery, DeliveryMode, EmulatedRequest, EmulatedResponse
 from nanobanana_async.emulator.settings import (
     ACCOUNTS,
@@ -30,6 +31,7 @@ from nanobanana_async.emulator.stats import EmulatorStats, JobFacts
 __all__ = [
     "ACCOUNTS",
     "API_KEY",
+    "FIELD_NOTES",
     "QUICK",
     "REALISTIC",
     "UNAPPROVED_KEY",
@@ -52,5 +54,6 @@ __all__ = [
     "RandomFault",
     "Script",
     "faults",
+    "field_note",
     "serve",
 ]

@@ -2,7 +2,7 @@
 
 import random
 from collections import defaultdict, deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from attrs import evolve, field, frozen
 from attrs.validators import in_
@@ -22,7 +22,7 @@ class Fault:
 
     With `processed` the gateway handles the request first: a job runs and is charged, though the client may never see
     the response. A `status` without a `body` is sent in the gateway's own envelope. Without a `status` the true
-    response is kept, and only its delivery fails.
+    response is kept, and only its delivery fails, or `change` makes another body of it.
     """
 
     name: str
@@ -33,6 +33,7 @@ class Fault:
     code: str | None = None
     message: str | None = None
     delivery: Delivery = WHOLE
+    change: Callable[[EmulatedResponse], bytes] | None = None
 
     @property
     def delivers(self) -> bool:
@@ -43,6 +44,8 @@ class Fault:
         """Return the response that is sent instead."""
         if self.delivery.mode is DeliveryMode.RESET:
             return EmulatedResponse(0, {}, b"", self.delivery)
+        if self.change is not None and response.status == 200:
+            return evolve(response, body=self.change(response), make_body=None)
         if self.status is None:
             return evolve(response, delivery=self.delivery)
         if self.body is None:
