@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from benchmarks import batch, callbacks, cpu, fleet, ledger, limit, simulated
+from benchmarks import accounts, batch, callbacks, cpu, fleet, ledger, limit, simulated
 from benchmarks.limit import Moving
 from benchmarks.plot_run import draw_moving
 from benchmarks.report import Section, print_section, write_section
@@ -30,6 +30,10 @@ def _simulated(asked: argparse.Namespace) -> Section:
     return simulated.section(seeds=asked.seeds, quick=asked.quick, full=asked.full, out=asked.out)
 
 
+def _accounts(asked: argparse.Namespace) -> Section:
+    return accounts.section(seeds=1 if asked.quick else asked.seeds, quick=asked.quick)
+
+
 def _batch(asked: argparse.Namespace) -> Section:
     return batch.section(quick=asked.quick)
 
@@ -49,6 +53,7 @@ def _ledger(asked: argparse.Namespace) -> Section:
 PARTS: Mapping[str, Callable[[argparse.Namespace], Section]] = {
     "simulated": _simulated,
     "limit": _limit,
+    "accounts": _accounts,
     "batch": _batch,
     "callbacks": _callbacks,
     "cpu": _cpu,

@@ -9,7 +9,7 @@ from attrs import frozen
 
 from benchmarks.ideal import Drawn, list_schedule_s
 from benchmarks.measured import Fleet, Measured, Served
-from nanobanana_async import ApiMall, Session
+from nanobanana_async import ApiMall, Ledger, Session
 from nanobanana_async.emulator import (
     API_KEY,
     EmulatedRequest,
@@ -125,13 +125,19 @@ async def _sample(session: Session, every_s: float, samples: list[Sample]) -> No
 
 
 async def _watch(
-    simulator: WatchedSimulator, jobs: int | None, workers: int | None, until_s: float | None, sample_s: float | None
+    simulator: WatchedSimulator,
+    jobs: int | None,
+    workers: int | None,
+    until_s: float | None,
+    sample_s: float | None,
+    ledger: Ledger | None,
 ) -> Trace:
     loop = asyncio.get_running_loop()
     samples: list[Sample] = []
     well = 0
     transport = EmulatorTransport(simulator, api_key=API_KEY, latency_s=RTT_S)
-    async with Session(ApiMall(api_key=API_KEY, base_url="http://127.0.0.1"), http=transport) as session:
+    gateway = ApiMall(api_key=API_KEY, base_url="http://127.0.0.1")
+    async with Session(gateway, http=transport, ledger=ledger) as session:
         sampler = None if sample_s is None else loop.create_task(_sample(session, sample_s, samples))
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(until_s):
@@ -160,9 +166,10 @@ def simulate(
     workers: int | None = None,
     until_s: float | None = None,
     sample_s: float | None = None,
+    ledger: Ledger | None = None,
 ) -> Trace:
     """Run so many jobs, or until a moment; without `workers` everything is ordered at once."""
-    return run_virtual(_watch(WatchedSimulator(settings), jobs, workers, until_s, sample_s))
+    return run_virtual(_watch(WatchedSimulator(settings), jobs, workers, until_s, sample_s, ledger))
 
 
 def measure(fleet: Fleet, *, workers: int | None = None) -> Measured:
