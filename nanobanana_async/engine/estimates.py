@@ -47,10 +47,6 @@ class JobEstimates:
         classes = (self._schedule(""), *self._schedules.values())
         return min(self._job_s, max(schedule.p99_s for schedule in classes))
 
-    def mean_s(self, job: TrackedJob) -> float:
-        """Return how long jobs like this one take, in the mean."""
-        return self.schedule_of(job).mean_s
-
     @property
     def best_known(self) -> Durations | None:
         """What was learned about the class of jobs that was seen most."""

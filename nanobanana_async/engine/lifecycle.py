@@ -87,7 +87,6 @@ class SessionComponents:
         slots = Slots(
             self.concurrency,
             self.retry,
-            target_delay_s=self.polling.target_delay_s,
             likely_ends=estimates.expected_ended_since,
         )
         submitter = Submitter(

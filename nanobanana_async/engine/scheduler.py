@@ -277,7 +277,8 @@ class Scheduler:
         self._estimates.forget(job)
         self._store.credits.park(job)
         if job.slots and job.record.state in (JobState.SUCCEEDED, JobState.FAILED):
-            self._slots.on_ended(self._estimates.mean_s(job))
+            schedule = self._estimates.schedule_of(job)
+            self._slots.on_ended(schedule.mean_s, schedule.delay_s)
         if job.record.state is JobState.UNCERTAIN and hold_until < NEVER:
             job.move(Phase.HOLDING)
             self.holding[job.key] = job

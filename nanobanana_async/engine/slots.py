@@ -22,11 +22,9 @@ class Slots:
         concurrency: ConcurrencyPolicy,
         retry: RetryPolicy,
         *,
-        target_delay_s: float,
         likely_ends: Callable[[float], float],
     ) -> None:
         self.limiter = AdmissionLimiter(concurrency)
-        self.limiter.jobs.delay_s = target_delay_s
         self.breaker = CircuitBreaker(retry)
         self.retry_budget = RetryBudget()
         self._expected_ended_since = likely_ends
@@ -89,9 +87,10 @@ class Slots:
         """Note that the gateway refused a job for now: for want of a slot, or for its rate."""
         self.limiter.on_throttled(now, job.sent_at, self._taken, kind, wait_s, self._likely_ended())
 
-    def on_ended(self, mean_s: float) -> None:
-        """Note that a job was seen to have ended, and how long jobs take in the mean."""
+    def on_ended(self, mean_s: float, delay_s: float) -> None:
+        """Note that a job was seen to have ended, how long jobs take and how late their ends are seen, in the mean."""
         self.limiter.jobs.mean_s = mean_s
+        self.limiter.jobs.delay_s = delay_s
         self.limiter.on_ended()
 
     def snapshot(self, now: float) -> LimitsChanged:

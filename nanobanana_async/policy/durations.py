@@ -24,6 +24,8 @@ PRIOR_EVENTS = 6.0
 """This many completions in a bin weigh as much as the fitted curve."""
 LEAST_HAZARD = 1e-6
 """Per second. A hazard of zero would mean that a job can't end at an age."""
+NEVER_ENDING_SHARE = 0.01
+"""The share of jobs that are taken never to end, so that a job that hangs does not count as a very long one."""
 MEMORY = 400.0
 """After this many completions the old ones count half, so that a change at the gateway is followed."""
 STEPS = 2
@@ -73,21 +75,24 @@ class Durations:
     def fit(self, running_s: Sequence[float]) -> None:
         """Fit the log-normal; `running_s` are the ages at which polls last found jobs running.
 
-        Those jobs enter as censored observations, by expectation-maximisation. Without them the estimate is too short
+        Those jobs enter as censored observations, by expectation-maximisation, each with the probability that it is not
+        one of the few that never end. Without them the estimate is too short
         early in a batch, when only the short jobs have ended.
         """
         mu, sigma = math.log(self.median_s), self.sigma
         prior_mu = math.log(self.expected_s)
         logs = [math.log(min(age, EDGES[-1])) for age in running_s if age > SHORTEST_S]
-        seen = self.count + len(logs)
         for _ in range(STEPS if logs else 1):
-            total, squares = self._sum, self._squares
+            total, squares, seen = self._sum, self._squares, self.count
             for log_s in logs:
                 z = (log_s - mu) / sigma
                 mills = _inverse_mills(z)
                 mean = mu + sigma * mills
-                total += mean
-                squares += mean * mean + sigma * sigma * max(0.0, 1.0 + z * mills - mills * mills)
+                tail = 0.5 * math.erfc(z / _ROOT_2)
+                weight = tail / (tail + NEVER_ENDING_SHARE)  # the probability that it ends at all
+                seen += weight
+                total += weight * mean
+                squares += weight * (mean * mean + sigma * sigma * max(0.0, 1.0 + z * mills - mills * mills))
             mu = (total + PRIOR_WEIGHT_MEDIAN * prior_mu) / (seen + PRIOR_WEIGHT_MEDIAN)
             spread = squares - 2.0 * mu * total + seen * mu * mu + PRIOR_WEIGHT_SIGMA * PRIOR_SIGMA**2
             sigma = math.sqrt(max(spread / (seen + PRIOR_WEIGHT_SIGMA), 1e-4))
