@@ -180,7 +180,7 @@ class Session:
     async def job(self, key: str) -> Job | None:
         """Return the job with this key; None if it is not in the ledger."""
         engine = self._engine()
-        if (tracked := await engine.look_up(key)) is None:
+        if (tracked := await engine.find(key)) is None:
             return None
         engine.keep(tracked)
         return Job(engine, tracked)

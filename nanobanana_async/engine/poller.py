@@ -1,6 +1,6 @@
-"""One poll of a running job, and what its answer means.
+"""Poll a running job, and interpret the answer.
 
-A network error never fails a job: it ends the waiting, and the record stays RUNNING, to be followed again.
+A network error never fails a job: polls are repeated, and at last the waiting ends while the record stays RUNNING.
 """
 
 import random
@@ -28,8 +28,8 @@ from nanobanana_async.policy.retry import (
     is_outage,
 )
 
-# A gateway that says something else each time is warned of so often in a session, and remembered no further.
-MOST_STRANGE_WORDS = 50
+# How many unknown status words are remembered and warned of in a session.
+MOST_UNKNOWN_WORDS = 50
 
 
 class JobOverdue(NanoBananaError):
@@ -37,7 +37,7 @@ class JobOverdue(NanoBananaError):
 
 
 class Poller:
-    """Polls one job at a time, and says what is next."""
+    """Polls jobs. Each poll returns a `Next`."""
 
     def __init__(
         self,
@@ -72,39 +72,39 @@ class Poller:
         self._in_flight = 0
 
     def admits(self, now: float) -> bool:
-        """Tell whether one more query may leave."""
+        """Return whether one more poll may leave."""
         return self.breaker.allows(now, self._in_flight) and self.pacer.admits(now, self._in_flight)
 
     def opens_at(self) -> float:
-        """When time alone lets a query leave; in the past if it waits for something else."""
+        """Return when a poll may leave by the passing of time; a past time if other events are awaited."""
         return max(self.breaker.opens_at, self.pacer.next_at)
 
     def sent(self, now: float) -> None:
-        """Note that a query left."""
+        """Record that a poll left."""
         self._in_flight += 1
         self.pacer.sent(now)
 
     def begin(self, job: TrackedJob) -> float:
-        """Begin to follow a job that runs; return when to poll it first."""
+        """Begin to poll a RUNNING job; return when its first poll is due."""
         job.schedule = self._estimates.schedule_of(job)
         job.schedule.began(job)
         job.followed_since = self._clock()
-        job.failures = 0  # those of its creates
+        job.failures = 0  # until now it counted creates
         if self.fallback.waits_for_callback(job):
             return self.fallback.next_check(job)
-        return job.running_at + job.schedule.next_poll_s(0.0)  # a job found again may long have ended
+        return job.running_at + job.schedule.next_poll_s(0.0)  # an adopted job may have ended long ago
 
     async def query_once(self, task_id: str) -> Observation:
-        """Ask about a task that may be ours; raise what prevents an answer."""
+        """Query a task that need not be a tracked job's. Raises what prevents an answer."""
         self.polls += 1
         return await self._query(task_id)
 
     def running_since(self, job: TrackedJob) -> float:
-        """The loop's time at which a job that was found in the ledger began to run."""
+        """Return when a job from the ledger began to run, in the event loop's time."""
         return self._clock() - max(0.0, self._store.age_s(job.record.may_run_since))
 
     async def poll(self, job: TrackedJob) -> Next:
-        """Ask the gateway once."""
+        """Poll a job once."""
         job.polls += 1
         self.polls += 1
         job.polled_at = sent_at = self._clock()
@@ -112,7 +112,7 @@ class Poller:
         try:
             seen = await self._query(job.record.task_id or "")
         except NanoBananaError as error:
-            job.callback_pending = job.callback_pending or called  # it is still to be confirmed
+            job.callback_pending = job.callback_pending or called  # the callback still needs a poll that is answered
             return self._poll_failed(job, error, sent_at)
         finally:
             self._in_flight -= 1
@@ -140,19 +140,22 @@ class Poller:
         response = await send_contained(self._transport, self._gateway.build_query(task_id), timeout_s=self._query_s)
         seen = await self._answers.read(self._gateway.read_query, response)
         if seen.task_id not in (None, task_id):
-            raise UnexpectedResponse(f"asked about {task_id}, told about {seen.task_id}", status=response.status)
+            raise UnexpectedResponse(
+                f"the gateway was asked about task {task_id} and answered about task {seen.task_id}",
+                status=response.status,
+            )
         return seen
 
     async def _succeeded(self, job: TrackedJob, seen: Observation, called: bool) -> Next:
         job.observation = seen
-        # Pictures that came inline are kept out of the ledger: an empty place says that one was here.
+        # The ledger does not store inline images (data URLs); an empty URL marks the place of one.
         kept = tuple("" if url.startswith("data:") else url for url in seen.images)
         await self._record_end(job, JobState.SUCCEEDED, seen, called, images=kept, missing=seen.missing)
         return Finish()
 
     def _images_fetched(self, job: TrackedJob, seen: Observation) -> Next:
         if not seen.images:
-            error = f"task {job.record.task_id} has succeeded, but the gateway no longer shows its pictures"
+            error = f"task {job.record.task_id} has succeeded, but the gateway no longer returns its images"
             return self._stop(job, UnexpectedResponse(error))
         job.fetching_images, job.observation = False, seen
         job.wake()
@@ -184,7 +187,7 @@ class Poller:
             model=seen.model or record.model,
             **facts,
         )
-        if unwritten is not None:  # what was paid for is handed over all the same
+        if unwritten is not None:  # the caller gets the images that were paid for all the same
             self._store.emit(PollFailed(record=job.record, error=unwritten, wait_s=None, polls=job.polls))
 
     def _ended_without_image(self, job: TrackedJob, seen: Observation) -> Next:
@@ -211,7 +214,7 @@ class Poller:
         return ScheduleAt(job.running_at + job.schedule.next_poll_s(age_s))
 
     def _deadline_s(self, job: TrackedJob) -> float:
-        """Return the age at which waiting ends: `job_s` after polling last began."""
+        """Return the age of the job at which polling ends: `job_s` after polling last began."""
         return self.job_s + max(0.0, job.followed_since - job.running_at)
 
     def _poll_failed(self, job: TrackedJob, error: NanoBananaError, sent_at: float) -> Next:
@@ -232,14 +235,14 @@ class Poller:
         return ScheduleAt(now + wait_s)
 
     def _stop(self, job: TrackedJob, error: NanoBananaError) -> Next:
-        """End the waiting, not the job."""
+        """End the polling and the waiting, not the job."""
         self._store.emit(PollFailed(record=job.record, error=error, wait_s=None, polls=job.polls))
         return Finish(error)
 
     def _warn_unknown_status(self, job: TrackedJob, seen: Observation) -> None:
-        """Tell of a status word that the reference does not list: once, and of so many words at most."""
+        """Emit a status that the reference does not list, once each, and `MOST_UNKNOWN_WORDS` of them at most."""
         word = seen.status[:LONGEST_WORD]
-        if seen.known_status or word in self._warned_statuses or len(self._warned_statuses) >= MOST_STRANGE_WORDS:
+        if seen.known_status or word in self._warned_statuses or len(self._warned_statuses) >= MOST_UNKNOWN_WORDS:
             return
         self._warned_statuses.add(word)
         self._store.emit(UnknownStatus(record=job.record, status=word))

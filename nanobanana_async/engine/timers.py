@@ -1,4 +1,4 @@
-"""When something is due: one heap, one timer of the event loop."""
+"""Due times of jobs: one heap, and one timer of the event loop."""
 
 import asyncio
 import heapq
@@ -6,13 +6,13 @@ from collections.abc import Callable, Iterator
 
 from nanobanana_async.engine.tracked_job import NEVER, TrackedJob
 
-# uvloop's timers fire up to a millisecond early and in whole milliseconds: a heap that re-arms to the exact moment
-# then spins. Whatever is due within a tick is due now.
+# uvloop's timers fire up to a millisecond early and in whole milliseconds: a heap that re-arms to the exact at
+# then spins. A job that is due within a tick is due now.
 TICK_S = 0.01
 
 
 class Timers:
-    """A heap of due times. An job has at most one; setting another replaces it."""
+    """A heap of due times. A job has at most one; setting another replaces it."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop, wake: Callable[[], None]) -> None:
         self._loop = loop
@@ -23,13 +23,13 @@ class Timers:
         self._armed_for = NEVER
 
     def set(self, job: TrackedJob, due: float) -> None:
-        """Let the job be due then."""
+        """Set the due time of a job."""
         job.due = due
-        self._count += 1  # breaks ties: entries are not comparable
+        self._count += 1  # breaks ties: jobs are not comparable
         heapq.heappush(self._heap, (due, self._count, job))
 
     def due(self, now: float) -> Iterator[TrackedJob]:
-        """Take out what is due, in order."""
+        """Take out the jobs that are due, in order."""
         heap = self._heap
         while heap and (heap[0][0] <= now + TICK_S or heap[0][2].due != heap[0][0]):
             due, _, job = heapq.heappop(heap)
@@ -38,21 +38,21 @@ class Timers:
                 yield job
 
     def arm(self, now: float, also_at: float = NEVER) -> None:
-        """Set the one timer to the next due time, or to another moment if that comes first."""
-        moment = min(self._heap[0][0] if self._heap else NEVER, also_at)
-        if self._handle is not None and now < self._armed_for <= moment:
-            return  # it fires soon enough: firing once too often is cheaper than setting the timer each time
+        """Set the timer to the next due time, or to another time if that comes first."""
+        at = min(self._heap[0][0] if self._heap else NEVER, also_at)
+        if self._handle is not None and now < self._armed_for <= at:
+            return  # it fires early enough; firing once too often costs less than setting the timer each time
         self.stop()
-        if moment < NEVER:
-            self._armed_for = max(moment, now + TICK_S)
-            self._handle = self._loop.call_at(self._armed_for, self._ring)
+        if at < NEVER:
+            self._armed_for = max(at, now + TICK_S)
+            self._handle = self._loop.call_at(self._armed_for, self._fire)
 
     def stop(self) -> None:
-        """Take the timer back."""
+        """Cancel the timer."""
         if self._handle is not None:
             self._handle.cancel()
         self._handle, self._armed_for = None, NEVER
 
-    def _ring(self) -> None:
+    def _fire(self) -> None:
         self._handle, self._armed_for = None, NEVER
         self._wake()
