@@ -91,10 +91,7 @@ class BatchRunner:
         self._finishing: dict[int, Outcome] = {}
         self._refusals, self._unsaved = ErrorStreak(), ErrorStreak()
         self._pulled_all = False
-        self.done = 0
-        self.failed = 0
-        self.unbought = 0
-        self._taken = 0
+        self.done = self.failed = self.unbought = self._taken = 0
         self.stop_reason: NanoBananaError | None = None
         """Why the batch stopped buying."""
         self.input_error: Exception | None = None
@@ -178,7 +175,7 @@ class BatchRunner:
             raise
         self._engine.add_caller(tracked)
         self._running[row.index] = tracked
-        tracked.listeners = [*(tracked.listeners or ()), partial(self._on_change, row)]
+        tracked.listen(partial(self._on_change, row))
         self._on_change(row, tracked)
 
     def _entered(self, record: JobRecord) -> TrackedJob:

@@ -79,7 +79,7 @@ class CallbackHandler:
         elif job.record.state is JobState.SUBMITTING and task_id is not None:
             # The callback came before the answer to the create, or that answer is lost.
             if job.claimed_task_id is None:
-                job.listeners = [*(job.listeners or ()), self._confirm_if_uncertain]
+                job.listen(self._confirm_if_uncertain)
             job.claimed_task_id = task_id
 
     async def _route_to_owner(self, record: JobRecord | None, task_id: str | None) -> None:

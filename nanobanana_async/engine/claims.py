@@ -8,7 +8,7 @@ from nanobanana_async.engine.next_step import CheckOwnerAt, Enqueue, Finish, Hol
 from nanobanana_async.engine.poller import Poller
 from nanobanana_async.engine.slots import Slots
 from nanobanana_async.engine.store import JobStore
-from nanobanana_async.engine.tracked_job import TrackedJob
+from nanobanana_async.engine.tracked_job import Phase, TrackedJob, is_safe_to_repeat
 from nanobanana_async.errors import ConfigurationError, IdempotencyConflict, LedgerError
 from nanobanana_async.gateways.contract import Gateway
 from nanobanana_async.jobs import Failure, JobRecord, JobState, account_conflict
@@ -45,18 +45,16 @@ class Claims:
     async def claim(self, job: TrackedJob) -> Next:
         """Store the job, or adopt the job that the ledger has under its key."""
         wanted = job.record
-        claim = await self._claim(wanted)
+        claim = await self._claim(job)
         if claim.new:
-            self._store.emit_created(job)
             return self._continue(job)
         if claim.record.state in REBUYABLE or (job.retry_failed and claim.record.state is JobState.FAILED):
-            job.ledger_record = claim.record
             try:
-                await self._store.start_generation(job, body=wanted.body)
+                await self._store.start_generation(job, claim.record, body=wanted.body)
                 self._slots.release(job)
                 return self._continue(job)
             except LedgerError:
-                was, claim = claim, await self._claim(wanted)
+                was, claim = claim, await self._claim(job)
                 if claim.record.revision == was.record.revision:
                     raise
                 # else another session began the next generation first: that purchase is this job too
@@ -78,7 +76,7 @@ class Claims:
         """Store what the user knows of a job: its task id, a body to buy it again with, or neither (not bought)."""
         record = job.record
         if body is not None:
-            await self._store.start_generation(job, body=body)
+            await self._store.start_generation(job, job.ledger_record, body=body)
             self._slots.release(job)
         elif task_id is not None:
             began_at = record.first_sent_at or self._store.utcnow()
@@ -105,20 +103,19 @@ class Claims:
         since = self._store.utcnow() - timedelta(seconds=self._estimates.longest_s)
         return await self._store.ledger.count_slots_of_others(self._gateway.account, since=since)
 
-    async def _claim(self, wanted: JobRecord) -> Claim:
-        claim = await self._store.ledger.claim(wanted)
+    async def _claim(self, job: TrackedJob) -> Claim:
+        claim = await self._store.claim(job)
         try:
-            self.check_same(claim.record, wanted)
+            self.check_same(claim.record, job.record)
         except IdempotencyConflict:
             if claim.owned:  # the claim made us its owner, and we do not follow it
-                await self._store.ledger.release(wanted.key)
+                await self._store.ledger.release(job.key)
             raise
         return claim
 
     def _on_claim(self, job: TrackedJob, claim: Claim) -> Next:
         if claim.record != job.ledger_record:  # else keep our record: it may be newer, if its last write failed
-            job.ledger_record = claim.record
-            job.set_record(claim.record)
+            self._store.load(job, claim.record)
         if not claim.owned and not job.done:
             return CheckOwnerAt(self._clock() + OWNER_CHECK_S)
         if claim.owned and claim.record.state is not JobState.PENDING:
@@ -146,7 +143,7 @@ class Claims:
         """Raise `ConfigurationError` for a job of another account: this account could buy it a second time."""
         if record.account != self._gateway.account:
             why = account_conflict(record, self._gateway.name, self._gateway.account)
-            raise ConfigurationError(why, key=record.key, safe_to_repeat=not record.possibly_bought)
+            raise ConfigurationError(why, key=record.key, safe_to_repeat=is_safe_to_repeat(record, Phase.KNOWN))
 
     @staticmethod
     def check_same(known: JobRecord, wanted: JobRecord) -> None:

@@ -9,6 +9,7 @@ from itertools import islice
 from attrs import frozen
 
 from nanobanana_async.engine.estimates import JobEstimates
+from nanobanana_async.engine.image_poll import ImagePoll
 from nanobanana_async.engine.poller import Poller
 from nanobanana_async.engine.slots import Slots
 from nanobanana_async.engine.store import CreditAccount
@@ -22,7 +23,7 @@ RETRY_BUDGET_CHECK_S = 0.5
 
 
 class Step(enum.Enum):
-    """What the dispatcher lets a job do."""
+    """A request for a job that may leave."""
 
     CREATE = "create"
     POLL = "poll"
@@ -35,7 +36,7 @@ class Decline:
     why: str
 
 
-Start = tuple[TrackedJob, Step | Decline]
+Start = tuple[TrackedJob, Step | Decline] | ImagePoll
 
 
 class Dispatcher:
@@ -53,6 +54,7 @@ class Dispatcher:
         self._pending = SubmitQueue()
         self._repeats = SubmitQueue()
         self._overdue = PollQueue()
+        self._image_polls: deque[ImagePoll] = deque()
 
     @property
     def queued(self) -> int:
@@ -76,6 +78,10 @@ class Dispatcher:
                 self._repeats.append(self.assign_place(job))
             case _:
                 self._overdue.append(job)
+
+    def put_image_poll(self, poll: ImagePoll) -> None:
+        """Add a poll for images."""
+        self._image_polls.append(poll)
 
     def admit(self, now: float) -> tuple[list[Start], float]:
         """Take out what may start now, creates first. Also return when more may start by the passing of time."""
@@ -117,12 +123,17 @@ class Dispatcher:
         return min(opens_at if self._pending and opens_at > now else NEVER, asks_at)
 
     def _admit_polls(self, now: float, starts: list[Start]) -> float:
-        while self._overdue:
+        while self._image_polls or self._overdue:
             if not (free := self._free_requests(starts)):
                 return NEVER
             if not self._poller.admits(now):
                 opens_at = self._poller.opens_at()
                 return opens_at if opens_at > now else NEVER
+            if self._image_polls:
+                self._slots.retry_budget.earn()
+                self._poller.sent(now)
+                starts.append(self._image_polls.popleft())
+                continue
             job = self._overdue.pop_best(free, self._estimates.ended_probability)
             if job.phase is Phase.QUEUED:
                 self._slots.retry_budget.earn()
@@ -132,7 +143,8 @@ class Dispatcher:
 
     def _free_requests(self, starts: list[Start]) -> int:
         """Return how many more requests may leave after the starts that were just taken out."""
-        return self._workers.free_requests - sum(1 for _, step in starts if isinstance(step, Step))
+        declined = sum(1 for start in starts if isinstance(start, tuple) and isinstance(start[1], Decline))
+        return self._workers.free_requests - len(starts) + declined
 
 
 # How many overdue polls are compared when not all can be sent; the longest overdue are among them.

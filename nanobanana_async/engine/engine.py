@@ -1,7 +1,6 @@
 """The commands of a session on its jobs: submit, find, follow, resolve, withdraw."""
 
 import asyncio
-import hashlib
 from collections.abc import AsyncIterator
 from decimal import Decimal
 
@@ -10,16 +9,25 @@ from attrs import evolve
 from nanobanana_async.engine.callback_urls import CallbackUrls
 from nanobanana_async.engine.claims import Claims
 from nanobanana_async.engine.estimates import JobEstimates
-from nanobanana_async.engine.next_step import HoldUntil, Next
+from nanobanana_async.engine.next_step import HoldUntil, Next, ScheduleAt
 from nanobanana_async.engine.poller import Poller
 from nanobanana_async.engine.scheduler import Scheduler
 from nanobanana_async.engine.slots import Slots
 from nanobanana_async.engine.store import JobStore
 from nanobanana_async.engine.submitter import Submitter
 from nanobanana_async.engine.tracked_job import NEVER, Phase, TrackedJob
-from nanobanana_async.errors import ConfigurationError, CreditLimitReached, LedgerError
+from nanobanana_async.errors import ConfigurationError, CreditLimitReached, LedgerError, NanoBananaError, SessionClosed
 from nanobanana_async.gateways.contract import Gateway
-from nanobanana_async.jobs import ACTIVE_STATES, JobRecord, JobState, validate_key, validate_task_id, with_indexes
+from nanobanana_async.jobs import (
+    ACTIVE_STATES,
+    JobRecord,
+    JobState,
+    Observation,
+    key_for_task,
+    validate_key,
+    validate_task_id,
+    with_indexes,
+)
 from nanobanana_async.ledger.base import TaskTaken
 from nanobanana_async.loop_guard import LoopGuard
 from nanobanana_async.models import ImageRequest, with_model
@@ -81,6 +89,30 @@ class Engine:
         job.may_buy = True
         return job
 
+    def attach(self, record: JobRecord, seen: Observation) -> TrackedJob:
+        """Track a job that was bought outside this ledger, or return the job that is tracked under its key.
+
+        `seen` is the answer to a query of its task: if the task has ended, no further poll is needed.
+        """
+        self.scheduler.check_open(record)
+        job = self.tracked.get(record.key)
+        if job is not None:
+            self._claims.check_same(job.record, record)
+            return job
+
+        async def claim(job: TrackedJob) -> Next:
+            next_step = await self._claims.claim(job)
+            if not isinstance(next_step, ScheduleAt) or seen.state is JobState.RUNNING:
+                return next_step
+            self.estimates.forget(job)
+            job.schedule = None  # it is unknown when the task began: its duration is not learned
+            return await self.poller.interpret(job, seen)
+
+        job = self.scheduler.track(self.track(record), Phase.CLAIMING)
+        job.polls, job.polled_at = 1, self.clock()
+        self.scheduler.start_step(claim, job)
+        return job
+
     async def new_record(self, request: ImageRequest, key: str, *, batch: str | None = None) -> JobRecord:
         """Return the record of a new job. Raises `InvalidRequest` for a request that this gateway does not support.
 
@@ -101,7 +133,7 @@ class Engine:
             batch=batch,
         )
 
-    def attached_record(self, task_id: str, key: str, state: JobState, request: ImageRequest | None) -> JobRecord:
+    def attached_record(self, task_id: str, key: str, request: ImageRequest | None) -> JobRecord:
         """Return the record of a job that was bought outside this ledger, by its task id."""
         now = self.store.utcnow()
         return JobRecord(
@@ -111,7 +143,7 @@ class Engine:
             request=None if request is None else with_model(request, self._gateway.model),
             body=b"",
             created_at=now,
-            state=state,
+            state=JobState.RUNNING,
             task_id=task_id,
             running_since=now,
         )
@@ -154,9 +186,7 @@ class Engine:
             record = await self.store.ledger.find(job.key)
             moved_on = record is not None and record.revision != job.ledger_record.revision
             if record is not None and moved_on and not (given_up and record.state is JobState.PENDING):
-                job.ledger_record, job.wait_error = record, None
-                job.set_record(record)
-                self.store.credits.park(job)
+                self.scheduler.reload(job, record)
         return self.follow(job)
 
     async def adopt_all(self, records: AsyncIterator[JobRecord]) -> list[TrackedJob]:
@@ -223,30 +253,25 @@ class Engine:
         self.scheduler.check_open(record)
         self._claims.check_account(record)
 
-    async def fresh_image_links(self, task_id: str) -> dict[int, str]:
-        """Ask the gateway once more for the images of a task, by their index: links expire."""
-        key = f"pictures-{hashlib.sha256(task_id.encode()).hexdigest()[:32]}"
-        job = self.tracked.get(key)
-        if job is None:
-            job = self.poll_for_images(self.track(self.attached_record(task_id, key, JobState.SUCCEEDED, None)))
-        while not job.done:
-            await job.wait_for_change()
-        if job.wait_error is not None:
-            raise job.wait_error.for_job(key, safe_to_repeat=True)
-        seen = job.observation
-        return {} if seen is None else dict(with_indexes(seen.images, seen.missing))
-
-    def poll_for_images(self, job: TrackedJob) -> TrackedJob:
-        """Poll a job that succeeded once more for its images: the ledger does not hold inline ones."""
-        known = self.tracked.get(job.key)
-        if known is not None:
-            return known
-        self.scheduler.check_open(job.record)
+    async def fetch_images(self, job: TrackedJob) -> None:
+        """Poll a job that has succeeded once more for its images: the ledger does not store inline ones."""
         self._claims.check_account(job.record)
-        job.fetching_images = True
-        job.failures, job.running_at = 0, self.clock()
-        self.scheduler.poll_for_images(job)
-        return job
+        job.observation = await self._poll_images(job.record.task_id or "", job.key)
+
+    async def fresh_image_links(self, task_id: str) -> dict[int, str]:
+        """Poll a task once more for new links to its images, by their index: links expire."""
+        seen = await self._poll_images(task_id, key_for_task(task_id))
+        return dict(with_indexes(seen.images, seen.missing))
+
+    async def _poll_images(self, task_id: str, key: str) -> Observation:
+        if self.scheduler.closing:
+            raise SessionClosed("the session is closed", key=key, safe_to_repeat=False)
+        poll = self.scheduler.image_polls.start(task_id, self.clock())
+        self.scheduler.tick()
+        answer = await asyncio.shield(poll.answer)
+        if isinstance(answer, NanoBananaError):
+            raise answer.for_job(key, safe_to_repeat=False)
+        return answer
 
     def request_withdrawal(self, job: TrackedJob) -> bool:
         """Withdraw a job that was not sent yet. Return False if it was sent, or if another owner follows it."""

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+from nanobanana_async.engine.callback_urls import CallbackUrls
 from nanobanana_async.engine.timers import TICK_S
 from nanobanana_async.engine.tracked_job import NEVER, NOT_YET, TrackedJob
 from nanobanana_async.jobs import JobRecord, JobState
@@ -24,8 +25,8 @@ CALLBACK_POLL_GAP_S = 1.0
 class FallbackPolling:
     """Plans the polls of jobs with a callback, and counts the callbacks that never came."""
 
-    def __init__(self, is_called_back: Callable[[JobRecord], bool], clock: Callable[[], float]) -> None:
-        self._is_called_back = is_called_back
+    def __init__(self, callbacks: CallbackUrls, clock: Callable[[], float]) -> None:
+        self._callbacks = callbacks
         self._clock = clock
         self._opened_at = clock()
         self._relies = True
@@ -36,7 +37,7 @@ class FallbackPolling:
         """Whether the job waits for its callback instead of being polled as usual."""
         # The callback of a job that began before this session may have come when no session was open.
         older = job.polled_at == NOT_YET and job.running_at < self._opened_at
-        return not older and self._relies and self._is_called_back(job.record)
+        return not older and self._relies and self._callbacks.is_expected_for(job.record)
 
     def next_check(self, job: TrackedJob) -> float:
         """Return when to poll a job that waits for its callback, or to plan its poll again."""
@@ -56,7 +57,7 @@ class FallbackPolling:
 
     def ended(self, record: JobRecord, *, called: bool) -> None:
         """Record that a job ended, and whether its callback had come."""
-        if self._is_called_back(record):
+        if self._callbacks.is_expected_for(record):
             self._lost += LOSS_SMOOTHING * ((not called) - self._lost)
             self._relies = self._lost < (STOP_RELYING_ABOVE if self._relies else RELY_AGAIN_BELOW)
 

@@ -79,26 +79,21 @@ class SessionComponents:
             estimates,
             self.polling,
             self.retry,
+            self.callbacks,
             query_s=self.timeouts.query_s,
             job_s=job_s,
             clock=clock,
-            is_called_back=self.callbacks.is_expected_for,
         )
-        slots = Slots(
-            self.concurrency,
-            self.retry,
-            target_delay_s=self.polling.target_delay_s,
-            likely_ends=estimates.expected_ended_since,
-        )
+        slots = Slots(self.concurrency, self.retry, estimates, target_delay_s=self.polling.target_delay_s)
         submitter = Submitter(
             self.gateway,
             self.transport,
             store,
             slots,
+            poller,
+            estimates,
             self.retry,
             create_s=self.timeouts.create_s,
-            begin=poller.begin,
-            lingers_s=estimates.may_run_for_s,
             clock=clock,
         )
         budgets = () if self.max_credits is None else (Budget(self.max_credits, credit_account.prices),)

@@ -20,7 +20,7 @@ from nanobanana_async.errors import (
     TaskNotFound,
 )
 from nanobanana_async.events import log
-from nanobanana_async.jobs import JobRecord, JobState, validate_task_id
+from nanobanana_async.jobs import JobRecord, JobState, Observation, validate_task_id
 from nanobanana_async.policy.retry import LATE_REPLICA_S, is_outage
 
 # The first and the longest wait between two queries about a task that the gateway does not know (yet).
@@ -49,7 +49,7 @@ class JobResolver:
             raise ConfigurationError(f"job {key} is running and polled by another session: nothing to resolve")
         try:
             lost = job.record.task_id or ""
-            if await self._is_known_task(lost, self._age_s(job.record)):
+            if await self._query_task(lost, self._age_s(job.record)) is not None:
                 why = f"the gateway knows its task {lost}; call `resume` to poll it"
                 raise ConfigurationError(f"job {key} is running: nothing to resolve, {why}")
             return await self._decide(job, task_id, buy_again=buy_again)
@@ -57,11 +57,13 @@ class JobResolver:
             await self._release(key)
             raise
 
-    async def check_task(self, task_id: str, *, key: str | None = None, age_s: float = 0.0) -> None:
-        """Raise `TaskNotFound` if the gateway does not know a task; after a while, if it may be `age_s` old only."""
-        if not await self._is_known_task(task_id, age_s):
+    async def check_task(self, task_id: str, *, key: str | None = None, age_s: float = 0.0) -> Observation:
+        """Query a task that is at most `age_s` old. Raises `TaskNotFound` if the gateway does not know it."""
+        seen = await self._query_task(task_id, age_s)
+        if seen is None:
             why = f"the gateway knows no task {task_id}: nothing was changed"
             raise TaskNotFound(why, key=key, safe_to_repeat=False)
+        return seen
 
     async def _decide(self, job: TrackedJob, task_id: str | None, *, buy_again: bool) -> TrackedJob:
         key, before = job.key, job.record.revision
@@ -84,15 +86,15 @@ class JobResolver:
             raise ConfigurationError(f"no job {key} in the ledger")
         return job
 
-    async def _is_known_task(self, task_id: str, age_s: float) -> bool:
+    async def _query_task(self, task_id: str, age_s: float) -> Observation | None:
         """Query a task in the session's task group, so that closing the session ends the waiting."""
-        answer: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+        answer: asyncio.Future[Observation | None] = asyncio.get_running_loop().create_future()
 
         async def ask(_: TaskGroup) -> None:
             try:
-                known = await self._ask_until_sure(task_id, age_s)
+                seen = await self._ask_until_sure(task_id, age_s)
                 if not answer.done():
-                    answer.set_result(known)
+                    answer.set_result(seen)
             except NanoBananaError as error:
                 if not answer.done():
                     answer.set_exception(error)
@@ -104,8 +106,8 @@ class JobResolver:
         self._engine.scheduler.start_background(ask)
         return await answer
 
-    async def _ask_until_sure(self, task_id: str, age_s: float) -> bool:
-        """Query a task until the gateway knows it or must know it; return whether it does.
+    async def _ask_until_sure(self, task_id: str, age_s: float) -> Observation | None:
+        """Query a task until the gateway knows it or must know it; return None if it does not.
 
         A 404 right after the create may come from a replica that lags, and an outage may pass: both are queried
         again, for as long as a replica may lag.
@@ -116,11 +118,10 @@ class JobResolver:
             wait_s = min(2 * wait_s, LONGEST_WAIT_S)
             asked_s = 0.0
             try:
-                await self._engine.poller.query_once(task_id)
-                return True
+                return await self._engine.poller.query_once(task_id)
             except TaskNotFound:
                 if self._clock() - began + age_s >= LATE_REPLICA_S:
-                    return False
+                    return None
             except NanoBananaError as error:
                 asked_s = min(getattr(error, "retry_after_s", None) or 0.0, MAX_RETRY_AFTER_S)
                 passes = is_outage(error) or isinstance(error, RateLimited)

@@ -8,26 +8,19 @@ from typing import Any, assert_never
 from anyio.abc import TaskGroup
 
 from nanobanana_async.engine.claims import Claims
-from nanobanana_async.engine.dispatcher import Decline, Dispatcher, Step
+from nanobanana_async.engine.dispatcher import Decline, Dispatcher, Start, Step
 from nanobanana_async.engine.estimates import JobEstimates
 from nanobanana_async.engine.foreign_slots import recount_foreign_slots
-from nanobanana_async.engine.next_step import (
-    CheckOwnerAt,
-    Enqueue,
-    Finish,
-    HoldUntil,
-    LetGo,
-    Next,
-    Recover,
-    ScheduleAt,
-)
+from nanobanana_async.engine.image_poll import ImagePoll
+from nanobanana_async.engine.image_polls import ImagePolls
+from nanobanana_async.engine.next_step import CheckOwnerAt, Enqueue, Finish, HoldUntil, LetGo, Next, Recover, ScheduleAt
 from nanobanana_async.engine.poller import Poller
 from nanobanana_async.engine.slots import Slots
 from nanobanana_async.engine.step_runner import JobStep, StepRunner
 from nanobanana_async.engine.store import JobStore
 from nanobanana_async.engine.submitter import Submitter
-from nanobanana_async.engine.timers import Timers
-from nanobanana_async.engine.tracked_job import NEVER, UNREAD_PHASES, Phase, TrackedJob
+from nanobanana_async.engine.timers import Timed, Timers
+from nanobanana_async.engine.tracked_job import NEVER, UNREAD_PHASES, Phase, TrackedJob, is_safe_to_repeat
 from nanobanana_async.engine.workers import WorkerPool
 from nanobanana_async.errors import CreditLimitReached, LedgerError, NanoBananaError, SessionClosed
 from nanobanana_async.events import JobReleased, JobTracked, log, log_failure
@@ -60,12 +53,12 @@ class Scheduler:
         self.workers = WorkerPool(max_requests, freed=self.tick, crashed=self._crashed)
         self._steps = StepRunner(self.workers, self._apply)
         self.dispatcher = Dispatcher(slots, poller, estimates, self.workers, store.credits)
-        self._timer_fired = asyncio.Event()
-        self._timers = Timers(loop, self._timer_fired.set)
+        self._timers = Timers(loop)
         self.tracked: dict[str, TrackedJob] = {}
         store.credits.live = self.tracked
         self.holding: dict[str, TrackedJob] = {}
         """Uncertain jobs that hold their slots while they may still run, by key."""
+        self.image_polls = ImagePolls(poller, self.dispatcher, self._timers)
         self.background: list[Callable[[], Coroutine[Any, Any, None]]] = []
         """Coroutines that run as long as the session is open."""
         self.closing = False
@@ -98,6 +91,7 @@ class Scheduler:
         self._timers.stop()
         for job in list(self.tracked.values()):
             self._finish(job, SessionClosed("the session was closed while you waited; the job stays in the ledger"))
+        self.image_polls.fail_all(SessionClosed("the session was closed while you waited"))
 
     def disown(self) -> None:
         """Start nothing more: this is the copy in a forked child, and the jobs belong to its parent."""
@@ -109,30 +103,32 @@ class Scheduler:
         if self.closing:
             return
         now = self._clock()
-        for job in self._timers.due(now):
-            self._on_due(job, now)
+        for due in self._timers.due(now):
+            self._on_due(due, now)
         starts, next_at = self.dispatcher.admit(now)
-        for job, step in starts:
-            self._start(job, step)
+        for start in starts:
+            self._start(start)
         self._timers.arm(now, next_at)
 
     async def _tick_on_timer(self) -> None:
         """Tick whenever the timer fires. This is a task because anyio can't start tasks from a timer's callback."""
         while True:
-            await self._timer_fired.wait()
-            self._timer_fired.clear()
+            await self._timers.fired.wait()
+            self._timers.fired.clear()
             self.tick()
 
-    def _start(self, job: TrackedJob, step: Step | Decline) -> None:
+    def _start(self, start: Start) -> None:
         """Start what the dispatcher decided."""
-        match step:
-            case Step.CREATE:
+        match start:
+            case ImagePoll():
+                self.workers.run_request(self.image_polls.run, start)
+            case (job, Step.CREATE):
                 job.move(Phase.IN_FLIGHT)
                 self._steps.send(self._submitter.submit, job)
-            case Step.POLL:
+            case (job, Step.POLL):
                 job.move(Phase.IN_FLIGHT)
                 self._steps.poll(self._poller.poll, job)
-            case Decline(why=why):
+            case (job, Decline(why=why)):
                 self._decline(job, CreditLimitReached(why))
 
     def _decline(self, job: TrackedJob, error: CreditLimitReached) -> None:
@@ -215,8 +211,11 @@ class Scheduler:
             job.move(Phase.QUEUED)
             self.dispatcher.put(job)
 
-    def _on_due(self, job: TrackedJob, now: float) -> None:
+    def _on_due(self, job: Timed, now: float) -> None:
         """Continue a job whose timer is due."""
+        if isinstance(job, ImagePoll):
+            self.dispatcher.put_image_poll(job)
+            return
         match job.phase:
             case Phase.SCHEDULED:
                 self._schedule(job, now)
@@ -252,10 +251,11 @@ class Scheduler:
         self._store.emit(JobTracked(record=job.record, weight=job.weight))
         return job
 
-    def poll_for_images(self, job: TrackedJob) -> None:
-        """Poll a job once more that has succeeded."""
-        self.dispatcher.put(self.track(job, Phase.QUEUED))
-        self.tick()
+    def reload(self, job: TrackedJob, record: JobRecord) -> None:
+        """Take a newer record of a job that is not followed: how the last waiting for it ended is no longer true."""
+        job.wait_error = None
+        self._store.load(job, record)
+        self._store.credits.park(job)
 
     def _finish(self, job: TrackedJob, error: NanoBananaError | None) -> None:
         """Stop following a job: it has ended, or `error` ends the waiting and the job goes on without us."""
@@ -264,7 +264,7 @@ class Scheduler:
             if job.phase in UNREAD_PHASES:  # the job's present state in the ledger is unknown
                 error = error.for_job(job.key, safe_to_repeat=False)
             job.wait_error = error
-            job.fetching_images = job.withdraw_requested = False
+            job.withdraw_requested = False
             if job.holding_before is not None and not ours:  # the claim failed: the job is uncertain as before
                 job.record = job.ledger_record = job.holding_before.record
             hold_until = job.holds_until
@@ -301,15 +301,19 @@ class Scheduler:
         except LedgerError as error:  # it stays ours until the session closes
             log.warning("ledger.failed job=%s error=%s", job.key, error.message)
 
-    def _crashed(self, job: TrackedJob, failure: BaseException) -> None:
+    def _crashed(self, job: Timed, failure: BaseException) -> None:
         log_failure("engine.crashed", failure, job=job.key)
         why = f"a bug in nanobanana_async: {type(failure).__name__}: {failure}"
         if isinstance(failure, asyncio.CancelledError):
             why = "a step of the job was cancelled from within (by an observer, the ledger or the transport)"
-        if job.live:
-            self._finish(job, NanoBananaError(f"{why}; see the log"))
+        error = NanoBananaError(f"{why}; see the log")
+        if isinstance(job, ImagePoll):
+            self.image_polls.fail(job, error)
+        elif job.live:
+            self._finish(job, error)
 
     def check_open(self, record: JobRecord) -> None:
         """Raise `SessionClosed` if the session is closing."""
         if self.closing:
-            raise SessionClosed("the session is closed", key=record.key, safe_to_repeat=not record.possibly_bought)
+            safe = is_safe_to_repeat(record, Phase.KNOWN)
+            raise SessionClosed("the session is closed", key=record.key, safe_to_repeat=safe)

@@ -1,35 +1,31 @@
 """Count job slots, and decide whether a create may leave: limits, circuit breaker, retry budget."""
 
-from collections.abc import Callable
-
+from nanobanana_async.engine.estimates import JobEstimates
 from nanobanana_async.engine.tracked_job import TrackedJob
 from nanobanana_async.errors import LimitKind
 from nanobanana_async.events import LimitsChanged
 from nanobanana_async.policy.circuit import CircuitBreaker, RetryBudget
 from nanobanana_async.policy.concurrency import ConcurrencyPolicy
-from nanobanana_async.policy.limiter import AdmissionLimiter
+from nanobanana_async.policy.limiter import AdmissionLimiter, Create, Load
 from nanobanana_async.policy.retry import RetryPolicy
 
 
 class Slots:
-    """Counts job slots from the POST until the job is known to have ended, and compares them with the learned limit.
-
-    `likely_ends` returns the expected number of followed jobs that ended since a time and were not polled after it.
-    """
+    """Counts job slots from the POST until the job is known to have ended, and compares them with the learned limit."""
 
     def __init__(
         self,
         concurrency: ConcurrencyPolicy,
         retry: RetryPolicy,
+        estimates: JobEstimates,
         *,
         target_delay_s: float,
-        likely_ends: Callable[[float], float],
     ) -> None:
         self.limiter = AdmissionLimiter(concurrency)
         self.limiter.jobs.delay_s = target_delay_s
         self.breaker = CircuitBreaker(retry)
         self.retry_budget = RetryBudget()
-        self._expected_ended_since = likely_ends
+        self._estimates = estimates
         self.held = 0
         """Slots of jobs that were accepted, or may have been, and are not known to have ended."""
         self.foreign = 0
@@ -45,7 +41,7 @@ class Slots:
             return False
         if job.slots:  # a repeat holds its slots already; it draws from the retry budget if the gateway may be down
             return not job.draws_retry_budget or self.retry_budget.draw(now)
-        return self.limiter.admits(now, self._taken, self.weight_in_flight, job.weight)
+        return self.limiter.admits(now, Load(self.held + self.foreign, self.weight_in_flight), job.weight)
 
     def opens_at(self, now: float) -> float:
         """Return when a first create may leave by the passing of time; a past time if other events are awaited."""
@@ -81,13 +77,11 @@ class Slots:
         first = not job.slots
         self.acquire(job)
         if first:  # a repeat may have been accepted long ago, and shows nothing about the limit
-            self.limiter.on_accepted(
-                now, job.sent_at, self._taken, self.weight_in_flight, self._likely_ended(), job.weight
-            )
+            self.limiter.on_accepted(now, Create(job.sent_at, job.weight), self._load())
 
     def on_throttled(self, job: TrackedJob, now: float, kind: LimitKind | None, wait_s: float | None) -> None:
         """Record a 429: too many jobs at once, or too many requests in a time."""
-        self.limiter.on_throttled(now, job.sent_at, self._taken, kind, wait_s, self._likely_ended())
+        self.limiter.on_throttled(now, Create(job.sent_at, job.weight), self._load(), kind, wait_s)
 
     def on_ended(self, mean_s: float) -> None:
         """Record that a job ended, and the mean duration of such jobs."""
@@ -111,10 +105,7 @@ class Slots:
         self.held -= job.slots
         job.slots = 0
 
-    @property
-    def _taken(self) -> int:
-        return self.held + self.foreign
-
-    def _likely_ended(self) -> float:
+    def _load(self) -> Load:
         since = self.limiter.undecided_since
-        return 0.0 if since is None else self._expected_ended_since(since)
+        likely_ended = 0.0 if since is None else self._estimates.expected_ended_since(since)
+        return Load(self.held + self.foreign, self.weight_in_flight, likely_ended)

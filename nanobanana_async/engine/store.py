@@ -14,7 +14,7 @@ from nanobanana_async.errors import GatewayError, LedgerError, NanoBananaError
 from nanobanana_async.events import Event, EventEmitter, JobStateChanged, PriceAboveEstimate
 from nanobanana_async.gateways.contract import Gateway
 from nanobanana_async.jobs import TERMINAL_STATES, Failure, JobRecord, JobState
-from nanobanana_async.ledger.base import Allowance, Ledger, Refusal, TaskTaken
+from nanobanana_async.ledger.base import Allowance, Claim, Ledger, Refusal, TaskTaken
 from nanobanana_async.loop_guard import cancel_requested
 from nanobanana_async.policy.budget import NEVER_ASK_AGAIN, Affordable, BatchBudget, Cap
 from nanobanana_async.policy.prices import NOTHING, Price, Prices, charge_of, price_in, why_not
@@ -187,9 +187,17 @@ class JobStore:
         """Call the observers with an event."""
         self._emit(event)
 
-    def emit_created(self, job: TrackedJob) -> None:
-        """Emit that a job is new in the ledger."""
-        self.emit(JobStateChanged(before=None, record=job.record))
+    async def claim(self, job: TrackedJob) -> Claim:
+        """Store a new job, or find the record under its key; `load` makes that the job's record."""
+        claim = await self.ledger.claim(job.record)
+        if claim.new:
+            self.emit(JobStateChanged(before=None, record=job.record))
+        return claim
+
+    def load(self, job: TrackedJob, record: JobRecord) -> None:
+        """Make a record from the ledger the job's. The owner or session that wrote it has emitted its events."""
+        job.ledger_record = record
+        job.set_record(record)
 
     async def _written(self, before: JobRecord, write: Awaitable[T]) -> T:
         """Return the result of a write to the ledger; raise any failure of it as a `LedgerError`."""
@@ -203,9 +211,8 @@ class JobStore:
             why = f"the ledger failed: {type(failure).__name__}: {failure}"
             raise LedgerError(why, key=before.key, safe_to_repeat=not before.possibly_bought) from failure
 
-    async def start_generation(self, job: TrackedJob, *, body: bytes) -> None:
-        """Start the next generation of a job: a new purchase."""
-        known = job.ledger_record
+    async def start_generation(self, job: TrackedJob, known: JobRecord, *, body: bytes) -> None:
+        """Start the next generation of a job, which the ledger has as `known`: a new purchase."""
         after = known.next_generation(body=body, created_at=self.utcnow())
         await self._written(known, self.ledger.advance(known, after))
         job.record = known  # only now: the waiters must not get the end of the last generation

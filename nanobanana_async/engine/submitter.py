@@ -13,7 +13,9 @@ from datetime import datetime
 from attrs import evolve
 
 from nanobanana_async.engine.contained_send import send_contained
+from nanobanana_async.engine.estimates import JobEstimates
 from nanobanana_async.engine.next_step import Enqueue, Finish, HoldUntil, Next, ScheduleAt
+from nanobanana_async.engine.poller import Poller
 from nanobanana_async.engine.slots import Slots
 from nanobanana_async.engine.store import JobStore, failure_of
 from nanobanana_async.engine.tracked_job import NEVER, TrackedJob
@@ -53,11 +55,11 @@ class Submitter:
         transport: Transport,
         store: JobStore,
         slots: Slots,
+        poller: Poller,
+        estimates: JobEstimates,
         retry: RetryPolicy,
         *,
         create_s: float,
-        begin: Callable[[TrackedJob], float],
-        lingers_s: Callable[[TrackedJob], float],
         clock: Callable[[], float],
     ) -> None:
         self._gateway = gateway
@@ -66,8 +68,8 @@ class Submitter:
         self._slots = slots
         self._retry = retry
         self._create_s = create_s
-        self._begin = begin
-        self._may_run_for_s = lingers_s
+        self._poller = poller
+        self._estimates = estimates
         self._clock = clock
         self._answers = AnswerReader()
         self._jitter = random.Random()
@@ -143,7 +145,7 @@ class Submitter:
             facts = {"attempts": attempts, "credits_used": accepted.credits_used, "failure": failure}
             await self._store.transition(job, JobState.UNCERTAIN, in_doubt=True, **facts)
             return self._hold(job)
-        return ScheduleAt(self._begin(job))
+        return ScheduleAt(self._poller.begin(job))
 
     async def _not_accepted(self, job: TrackedJob, error: NanoBananaError, sent_before: bool) -> Next:
         job.failures += 1
@@ -212,7 +214,7 @@ class Submitter:
         return Enqueue()
 
     def _hold(self, job: TrackedJob) -> Next:
-        return HoldUntil(self._clock() + self._may_run_for_s(job))
+        return HoldUntil(self._clock() + self._estimates.may_run_for_s(job))
 
     def _expired(self, job: TrackedJob) -> bool:
         """Whether the idempotency key is too old to repeat the create with it."""

@@ -1,10 +1,13 @@
-"""Due times of jobs: one heap, and one timer of the event loop."""
+"""Due times: one heap, and one timer of the event loop."""
 
 import asyncio
 import heapq
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
+from nanobanana_async.engine.image_poll import ImagePoll
 from nanobanana_async.engine.tracked_job import NEVER, TrackedJob
+
+Timed = TrackedJob | ImagePoll
 
 # uvloop's timers fire up to a millisecond early and in whole milliseconds: a heap that re-arms to the exact at
 # then spins. A job that is due within a tick is due now.
@@ -14,21 +17,22 @@ TICK_S = 0.01
 class Timers:
     """A heap of due times. A job has at most one; setting another replaces it."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, wake: Callable[[], None]) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
-        self._wake = wake
-        self._heap: list[tuple[float, int, TrackedJob]] = []
+        self.fired = asyncio.Event()
+        """Set when the timer fires."""
+        self._heap: list[tuple[float, int, Timed]] = []
         self._count = 0
         self._handle: asyncio.TimerHandle | None = None
         self._armed_for = NEVER
 
-    def set(self, job: TrackedJob, due: float) -> None:
+    def set(self, job: Timed, due: float) -> None:
         """Set the due time of a job."""
         job.due = due
         self._count += 1  # breaks ties: jobs are not comparable
         heapq.heappush(self._heap, (due, self._count, job))
 
-    def due(self, now: float) -> Iterator[TrackedJob]:
+    def due(self, now: float) -> Iterator[Timed]:
         """Take out the jobs that are due, in order."""
         heap = self._heap
         while heap and (heap[0][0] <= now + TICK_S or heap[0][2].due != heap[0][0]):
@@ -55,4 +59,4 @@ class Timers:
 
     def _fire(self) -> None:
         self._handle, self._armed_for = None, NEVER
-        self._wake()
+        self.fired.set()

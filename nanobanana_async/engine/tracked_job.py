@@ -3,8 +3,7 @@
 `JobRecord.state` says where a job stands at the gateway, and moves along `TRANSITIONS`. `TrackedJob.phase` says what
 this session does with the job, and moves along `PHASES`. Only the `Scheduler` moves it:
 
-- The `Engine` brings a job in: CLAIMING (new, or found), RECOVERING (resolved by hand) or QUEUED (a poll for the
-  images of a job that has succeeded).
+- The `Engine` brings a job in: CLAIMING (new, or found) or RECOVERING (resolved by hand).
 - In CLAIMING, FOREIGN, RECOVERING, IN_FLIGHT and WITHDRAWING a step of the job runs, one at a time. It returns a
   `Next`, and `Scheduler._apply` alone carries that out.
 - In QUEUED the `Dispatcher` decides when the job leaves; in SCHEDULED, FOREIGN and HOLDING a timer does.
@@ -47,7 +46,7 @@ _P = Phase
 
 # What a phase may become. Any other move is a bug.
 PHASES: Mapping[Phase, frozenset[Phase]] = {
-    _P.KNOWN: frozenset({_P.CLAIMING, _P.RECOVERING, _P.QUEUED}),
+    _P.KNOWN: frozenset({_P.CLAIMING, _P.RECOVERING}),
     _P.CLAIMING: frozenset(
         {_P.FOREIGN, _P.RECOVERING, _P.QUEUED, _P.SCHEDULED, _P.WITHDRAWING, _P.HOLDING, _P.KNOWN, _P.DONE}
     ),
@@ -59,8 +58,8 @@ PHASES: Mapping[Phase, frozenset[Phase]] = {
     _P.SCHEDULED: frozenset({_P.SCHEDULED, _P.QUEUED, _P.WITHDRAWING, _P.DONE}),
     _P.IN_FLIGHT: frozenset({_P.QUEUED, _P.SCHEDULED, _P.WITHDRAWING, _P.HOLDING, _P.DONE}),
     _P.WITHDRAWING: frozenset({_P.DONE}),
-    _P.HOLDING: frozenset({_P.CLAIMING, _P.RECOVERING, _P.QUEUED, _P.DONE}),
-    _P.DONE: frozenset({_P.CLAIMING, _P.RECOVERING, _P.QUEUED}),
+    _P.HOLDING: frozenset({_P.CLAIMING, _P.RECOVERING, _P.DONE}),
+    _P.DONE: frozenset({_P.CLAIMING, _P.RECOVERING}),
 }
 
 LIVE_PHASES = frozenset(Phase) - {_P.KNOWN, _P.HOLDING, _P.DONE}
@@ -71,6 +70,14 @@ JOINING_PHASES = frozenset({_P.CLAIMING, _P.RECOVERING})
 
 UNREAD_PHASES = frozenset({_P.CLAIMING, _P.FOREIGN})
 """After a failure in one of these, the job's state in the ledger is unknown."""
+
+
+def is_safe_to_repeat(record: JobRecord, phase: Phase) -> bool:
+    """Whether a job of this session can be generated again under another key and never be paid for twice.
+
+    A live job may still be bought, unless it is being withdrawn.
+    """
+    return phase not in LIVE_PHASES - {Phase.WITHDRAWING} and not record.possibly_bought
 
 
 class TrackedJob:
@@ -86,7 +93,6 @@ class TrackedJob:
         "due",
         "expected_credits",
         "failures",
-        "fetching_images",
         "first_attempt_at",
         "first_imageless_at",
         "followed_since",
@@ -155,8 +161,6 @@ class TrackedJob:
         """A caller asked to buy it. Otherwise a PENDING job is not sent."""
         self.retry_failed = False
         """If the job is FAILED in the ledger, it is bought again."""
-        self.fetching_images = False
-        """It has succeeded, and is polled once more for its images."""
         self.holding_before: TrackedJob | None = None
         """The earlier, uncertain `TrackedJob` of this key whose slots it took."""
         self._phase = Phase.KNOWN
@@ -202,7 +206,12 @@ class TrackedJob:
     @property
     def done(self) -> bool:
         """Whether the job has ended, or the waiting for it."""
-        return self.wait_error is not None or (self.record.state not in ACTIVE_STATES and not self.fetching_images)
+        return self.wait_error is not None or self.record.state not in ACTIVE_STATES
+
+    @property
+    def safe_to_repeat(self) -> bool:
+        """What an error about the job says: see `is_safe_to_repeat`."""
+        return is_safe_to_repeat(self.record, self._phase)
 
     @property
     def holds_until(self) -> float:
@@ -219,6 +228,10 @@ class TrackedJob:
         """Whether its images must be fetched again: the ledger does not store inline images."""
         return self.observation is None and "" in self.record.images
 
+    def listen(self, listener: Callable[["TrackedJob"], None]) -> None:
+        """Add a listener."""
+        self.listeners = [*(self.listeners or ()), listener]
+
     async def wait_for_change(self) -> None:
         """Wait for the next change. Raises the error that interrupts the waiting."""
         watcher: asyncio.Future[NanoBananaError | None] = asyncio.get_running_loop().create_future()
@@ -232,7 +245,7 @@ class TrackedJob:
                 self._forget(watcher)
         if interruption is not None:
             # Each waiter raises its own copy: a shared exception would collect the tracebacks of all.
-            raise interruption.for_job(self.key, safe_to_repeat=not self.record.possibly_bought)
+            raise interruption.for_job(self.key, safe_to_repeat=self.safe_to_repeat)
 
     def wake(self, interruption: NanoBananaError | None = None) -> None:
         """Wake all waiters; they check the job again, or raise the error."""

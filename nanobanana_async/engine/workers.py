@@ -8,10 +8,10 @@ from typing import Any
 import anyio
 from anyio.abc import TaskGroup
 
-from nanobanana_async.engine.tracked_job import TrackedJob
+from nanobanana_async.engine.timers import Timed
 from nanobanana_async.events import log_failure
 
-JobTask = Callable[[TrackedJob], Awaitable[None]]
+JobTask = Callable[[Any], Awaitable[None]]
 
 
 class WorkerPool:
@@ -22,7 +22,7 @@ class WorkerPool:
     """
 
     def __init__(
-        self, max_requests: int, *, freed: Callable[[], None], crashed: Callable[[TrackedJob, BaseException], None]
+        self, max_requests: int, *, freed: Callable[[], None], crashed: Callable[[Timed, BaseException], None]
     ):
         self._permits = anyio.Semaphore(max_requests, max_value=max_requests)
         self._max_requests = max_requests
@@ -32,7 +32,7 @@ class WorkerPool:
         self._crashed = crashed
         self._group: TaskGroup | None = None
         self._host: asyncio.Task[Any] | None = None
-        self._idle: list[asyncio.Future[tuple[JobTask, TrackedJob, bool]]] = []
+        self._idle: list[asyncio.Future[tuple[JobTask, Timed, bool]]] = []
 
     def start(self, group: TaskGroup) -> None:
         """Set the task group in which workers run; called in the group's own task."""
@@ -50,13 +50,13 @@ class WorkerPool:
         """Whether no further request may leave."""
         return not self.free_requests
 
-    def run_request(self, job_task: JobTask, job: TrackedJob) -> None:
+    def run_request(self, job_task: JobTask, job: Timed) -> None:
         """Run a step that makes a request; the pool must not be `full`."""
         self._permits.acquire_nowait()
         self.free_requests -= 1
         self._run(job_task, job, True)
 
-    def run_local(self, job_task: JobTask, job: TrackedJob) -> None:
+    def run_local(self, job_task: JobTask, job: Timed) -> None:
         """Run a step that makes no request to the gateway."""
         self._run(job_task, job, False)
 
@@ -87,7 +87,7 @@ class WorkerPool:
         # When the event loop shuts down it cancels all tasks, the session's too.
         return self._group.cancel_scope.cancel_called or self._host.cancelling() > 0 or self._host.done()
 
-    def _run(self, job_task: JobTask, job: TrackedJob, permitted: bool) -> None:
+    def _run(self, job_task: JobTask, job: Timed, permitted: bool) -> None:
         while self._idle:
             handover = self._idle.pop()
             if not handover.done():  # else its worker was cancelled
@@ -96,13 +96,13 @@ class WorkerPool:
         if self._group is not None:  # in the session's context: a worker outlives the caller that needs it first
             self._context.copy().run(self._group.start_soon, self._work, job_task, job, permitted)
 
-    async def _work(self, job_task: JobTask, job: TrackedJob, permitted: bool) -> None:
+    async def _work(self, job_task: JobTask, job: Timed, permitted: bool) -> None:
         loop = asyncio.get_running_loop()
         while True:
             await self._carry(job_task, job, permitted)
             if len(self._idle) >= self._max_requests:
                 return
-            handover: asyncio.Future[tuple[JobTask, TrackedJob, bool]] = loop.create_future()
+            handover: asyncio.Future[tuple[JobTask, Timed, bool]] = loop.create_future()
             self._idle.append(handover)
             try:
                 job_task, job, permitted = await handover
@@ -113,7 +113,7 @@ class WorkerPool:
                     return
                 job_task, job, permitted = handover.result()  # a step was handed over in the same iteration of the loop
 
-    async def _carry(self, job_task: JobTask, job: TrackedJob, permitted: bool) -> None:
+    async def _carry(self, job_task: JobTask, job: Timed, permitted: bool) -> None:
         try:
             try:
                 await job_task(job)

@@ -40,6 +40,13 @@ _UPSERT_PRICE = (
 )
 _SELECT_PRICE_CLASS = f"SELECT account, price_class FROM charges WHERE {_OF_PURCHASE}"
 _INSERT_PRICE = "INSERT INTO prices VALUES (?, ?, ?)"
+_MOVE_CHARGES = "UPDATE charges SET account = ? WHERE job IN (SELECT id FROM jobs WHERE gateway = ? AND account = ?)"
+# Copied, not moved: the same name may be an account of another gateway too. A price that the new account knows stays.
+_COPY_PRICES = (
+    "INSERT INTO prices SELECT ?, price_class, credits FROM prices WHERE account = ?"
+    " ON CONFLICT (account, price_class) DO NOTHING"
+)
+_SELECT_PRICES = "SELECT credits, account, price_class FROM prices WHERE account = ?"
 _REPRICE_ESTIMATES = (
     f"UPDATE charges SET credits = ?, basis = 'reported' WHERE account = ? AND price_class = ? AND {_ESTIMATED}"
 )
@@ -117,6 +124,13 @@ class Charges:
         price = price_in(job)
         if price is not None and price != price_in(before):
             self._learn(units(price), purchase)
+
+    def hand_over(self, gateway: str, old: str, new: str) -> None:
+        """Move the charges of one account's jobs to another account, which also gets to know the old one's prices."""
+        self._run(_MOVE_CHARGES, (new, gateway, old))
+        self._run(_COPY_PRICES, (new, old))
+        for price in self._run(_SELECT_PRICES, (new,)).fetchall():
+            self._run(_REPRICE_ESTIMATES, price)
 
     def spent(self, batch: str) -> Decimal:
         """Return the sum of a batch's charges."""

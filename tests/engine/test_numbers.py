@@ -134,7 +134,7 @@ async def test_a_running_job_is_never_dropped_whatever_its_due_time(
             begin(entry)
             return due
 
-        monkeypatch.setattr(engine.scheduler._submitter, "_begin", never)
+        monkeypatch.setattr(engine.poller, "begin", never)
         result = await session.generate("a fox", idempotency_key="order-1")
         assert result.task_id == "t1"
         assert 86_000 < now() < 90_000
