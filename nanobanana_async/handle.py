@@ -136,10 +136,11 @@ class Job:
 
     async def _result(self) -> GenerationResult:
         await self._ensure_followed()
-        while not self._tracked.done:
-            await self._wait_for_change()
-        if self.state is JobState.SUCCEEDED and self._tracked.images_missing:
-            await self._engine.fetch_images(self._tracked)
+        while not self._tracked.done or self._tracked.images_missing:
+            if self._tracked.done:
+                await self._engine.fetch_images(self._tracked)
+            else:
+                await self._wait_for_change()
         if self.state is not JobState.SUCCEEDED:
             raise self._error()
         return self._result_from_record()
