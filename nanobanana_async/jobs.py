@@ -36,6 +36,8 @@ class JobState(enum.Enum):
     UNCERTAIN = "uncertain"  # sent, and it is not known whether the gateway accepted it
     WITHDRAWN = "withdrawn"  # withdrawn before anything was sent
 
+    __hash__ = object.__hash__  # members are unique; `Enum` hashes their names in Python, often for each job
+
 
 _S = JobState
 
@@ -114,7 +116,7 @@ class Observation:
         return took_s if 0.0 < took_s <= age_s + CLOCK_SLACK_S else None
 
 
-@frozen(kw_only=True)
+@frozen(kw_only=True, weakref_slot=False)
 class JobRecord:
     """The record of one job. It is immutable: each transition makes a new record."""
 

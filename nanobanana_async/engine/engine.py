@@ -56,6 +56,7 @@ class Engine:
     ) -> None:
         self.clock = asyncio.get_running_loop().time
         self._gateway = gateway
+        self._account = gateway.account  # each reading of it hashes the key again, and makes another string
         self.store = store
         self._budgets = budgets
         self._callbacks = callbacks
@@ -126,7 +127,7 @@ class Engine:
         return JobRecord(
             key=key,
             gateway=self._gateway.name,
-            account=self._gateway.account,
+            account=self._account,
             request=request,
             body=self._gateway.encode(request),
             created_at=self.store.utcnow(),
@@ -139,7 +140,7 @@ class Engine:
         return JobRecord(
             key=validate_key(key),
             gateway=self._gateway.name,
-            account=self._gateway.account,
+            account=self._account,
             request=None if request is None else with_model(request, self._gateway.model),
             body=b"",
             created_at=now,

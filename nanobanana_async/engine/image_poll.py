@@ -1,6 +1,7 @@
 """A poll for the images of a task that has succeeded: links expire, and the ledger does not store inline images."""
 
 import asyncio
+from typing import Any
 
 from nanobanana_async.engine.tracked_job import NEVER
 from nanobanana_async.errors import NanoBananaError
@@ -12,6 +13,9 @@ class ImagePoll:
 
     __slots__ = ("answer", "due", "failures", "since", "task_id")
 
+    place = 0
+    """It goes before the jobs that are due at the same time."""
+
     def __init__(self, task_id: str, since: float) -> None:
         self.task_id = task_id
         self.since = since
@@ -20,6 +24,9 @@ class ImagePoll:
         self.failures = 0
         """How many polls in a row were not answered."""
         self.answer: asyncio.Future[Observation | NanoBananaError] = asyncio.get_running_loop().create_future()
+
+    def __lt__(self, other: Any) -> bool:
+        return bool(self.place < other.place)
 
     @property
     def key(self) -> str:

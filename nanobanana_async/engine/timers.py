@@ -15,28 +15,26 @@ TICK_S = 0.01
 
 
 class Timers:
-    """A heap of due times. A job has at most one; setting another replaces it."""
+    """A heap of due times. A job has at most one; setting another replaces it. Ties are ordered by place."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
         self.fired = asyncio.Event()
         """Set when the timer fires."""
-        self._heap: list[tuple[float, int, Timed]] = []
-        self._count = 0
+        self._heap: list[tuple[float, Timed]] = []
         self._handle: asyncio.TimerHandle | None = None
         self._armed_for = NEVER
 
     def set(self, job: Timed, due: float) -> None:
         """Set the due time of a job."""
         job.due = due
-        self._count += 1  # breaks ties: jobs are not comparable
-        heapq.heappush(self._heap, (due, self._count, job))
+        heapq.heappush(self._heap, (due, job))
 
     def due(self, now: float) -> Iterator[Timed]:
         """Take out the jobs that are due, in order."""
         heap = self._heap
-        while heap and (heap[0][0] <= now + TICK_S or heap[0][2].due != heap[0][0]):
-            due, _, job = heapq.heappop(heap)
+        while heap and (heap[0][0] <= now + TICK_S or heap[0][1].due != heap[0][0]):
+            due, job = heapq.heappop(heap)
             if job.due == due:  # else it was set again or cancelled
                 job.due = NEVER
                 yield job

@@ -17,6 +17,7 @@ import enum
 from collections import deque
 from collections.abc import Callable, Mapping
 from decimal import Decimal
+from typing import Any
 
 from nanobanana_async.errors import NanoBananaError
 from nanobanana_async.jobs import ACTIVE_STATES, JobRecord, JobState, Observation
@@ -40,6 +41,8 @@ class Phase(enum.Enum):
     WITHDRAWING = "its withdrawal is being written"
     HOLDING = "uncertain, not followed; holds its slots while it may still run"
     DONE = "ended, or the waiting for it ended with `wait_error`"
+
+    __hash__ = object.__hash__  # as in `JobState`
 
 
 _P = Phase
@@ -170,6 +173,9 @@ class TrackedJob:
         self.wait_error: NanoBananaError | None = None
         self.watchers: list[asyncio.Future[NanoBananaError | None]] | None = None
         self.updates: list[deque[JobState]] | None = None
+
+    def __lt__(self, other: Any) -> bool:
+        return bool(self.place < other.place)
 
     @property
     def key(self) -> str:
