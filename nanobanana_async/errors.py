@@ -201,9 +201,8 @@ class TransportError(NanoBananaError):
     def __init__(
         self, message: str, *, possibly_sent: bool, key: str | None = None, safe_to_repeat: bool | None = None
     ) -> None:
-        super().__init__(
-            message, key=key, safe_to_repeat=not possibly_sent if safe_to_repeat is None else safe_to_repeat
-        )
+        safe = not possibly_sent if safe_to_repeat is None else safe_to_repeat
+        super().__init__(message, key=key, safe_to_repeat=safe)
         self.possibly_sent = possibly_sent
 
 
@@ -278,12 +277,7 @@ class LedgerError(NanoBananaError):
     """The ledger can't be opened or written; `task_id` is set if the gateway had just returned one."""
 
     def __init__(
-        self,
-        message: str,
-        *,
-        task_id: str | None = None,
-        key: str | None = None,
-        safe_to_repeat: bool = True,
+        self, message: str, *, task_id: str | None = None, key: str | None = None, safe_to_repeat: bool = True
     ) -> None:
         super().__init__(message, key=key, safe_to_repeat=safe_to_repeat)
         self.task_id = task_id

@@ -115,7 +115,7 @@ class LimitsChanged:
     job_limit: int | None
     creates_per_s: float | None
     limit_kind: str | None
-    gate_open: bool
+    creates_paused: bool
     slots_held: int
     throttled: int
 

@@ -7,14 +7,10 @@ from datetime import datetime
 from decimal import Decimal
 from typing import Any, Self
 
-from attrs import frozen
-
 from nanobanana_async import errors
 from nanobanana_async.engine.engine import Engine
-from nanobanana_async.engine.poller import JobOverdue
 from nanobanana_async.engine.tracked_job import TrackedJob
 from nanobanana_async.errors import (
-    ConfigurationError,
     GatewayError,
     IdempotencyConflict,
     JobFailed,
@@ -24,28 +20,10 @@ from nanobanana_async.errors import (
     NanoBananaError,
 )
 from nanobanana_async.formatting import number
-from nanobanana_async.jobs import Failure, JobState, with_indexes
+from nanobanana_async.jobs import Failure, JobSnapshot, JobState, with_indexes
 from nanobanana_async.models import GeneratedImage, GenerationResult, ImageRequest, request_facts, result_facts
 from nanobanana_async.notebook_html import Html, card, error_box, image_gallery, note
 from nanobanana_async.validators import as_timeout
-
-
-@frozen(kw_only=True)
-class JobSnapshot:
-    """A pickled `Job`: its state at that time. It cannot be awaited, since the session is not pickled.
-
-    Copies of an `Outcome` or a `JobError` made without pickling hold the same live `Job`.
-    """
-
-    key: str
-    task_id: str | None
-    state: JobState
-    request: ImageRequest | None
-    created_at: datetime
-    credits: Decimal | None
-
-    def __await__(self) -> Generator[Any, None, GenerationResult]:
-        raise ConfigurationError(f"a snapshot of job {self.key} cannot be awaited: use `await session.job(key)`")
 
 
 class Job:
@@ -69,8 +47,7 @@ class Job:
         return self
 
     def __reduce__(self) -> tuple[Any, ...]:
-        facts = (self.key, self.task_id, self.state, self.request, self.created_at, self.credits)
-        return _snapshot, facts
+        return _unpickled, (JobSnapshot.of(self._tracked.record),)
 
     def _repr_html_(self) -> str:
         request, outcome = self.request, self.outcome()
@@ -125,7 +102,8 @@ class Job:
         self._engine.guard.check()
         while self._tracked.joining:
             await self._tracked.wait_for_change()
-        self._raise_stopped()
+        if self._tracked.wait_error is not None:
+            raise self._error()
 
     async def accepted(self) -> str:
         """Wait for the gateway's task id and return it. Raises the error of a job that ended without one."""
@@ -158,13 +136,11 @@ class Job:
 
     async def _result(self) -> GenerationResult:
         await self._ensure_followed()
-        while not self._tracked.done:
-            await self._wait_for_change()
-        while self.state is JobState.SUCCEEDED and self._tracked.images_missing:
-            self._tracked = self._engine.poll_for_images(self._tracked)
-            while not self._tracked.done:
+        while not self._tracked.done or self._tracked.images_missing:
+            if self._tracked.done:
+                await self._engine.fetch_images(self._tracked)
+            else:
                 await self._wait_for_change()
-            self._raise_stopped()
         if self.state is not JobState.SUCCEEDED:
             raise self._error()
         return self._result_from_record()
@@ -203,11 +179,10 @@ class Job:
 
     async def _wait_for_change(self) -> None:
         if not self._tracked.live:
+            message = f"job {self.key} was never bought: generate it again to buy it"
             if self._tracked.record.possibly_bought:
                 message = f"job {self.key} is {self.state.value} and no longer polled here: await it again"
-                raise JobUnfinished(message, job=self, safe_to_repeat=False)
-            message = f"job {self.key} was never bought: generate it again to buy it"
-            raise JobUnfinished(message, job=self, safe_to_repeat=True)
+            raise JobUnfinished(message, job=self, safe_to_repeat=self._tracked.safe_to_repeat)
         await self._tracked.wait_for_change()
 
     def outcome(self) -> GenerationResult | NanoBananaError | None:
@@ -237,37 +212,25 @@ class Job:
             request=record.request,
         )
 
-    def _raise_stopped(self) -> None:
-        if self._tracked.wait_error is not None:
-            raise self._error()
-
     def _error(self) -> NanoBananaError:
         """Return a new error that ended the job or the wait, so that each waiter has its own traceback."""
-        tracked = self._tracked
-        record = tracked.record
-        if isinstance(tracked.wait_error, JobOverdue):
-            return JobUnfinished(tracked.wait_error.message, job=self, safe_to_repeat=False)
-        if tracked.wait_error is not None:
-            safe = tracked.wait_error.safe_to_repeat and not record.possibly_bought
-            return tracked.wait_error.for_job(record.key, safe_to_repeat=safe)
-        why = record.failure
+        record, ended_by = self._tracked.record, self._tracked.wait_error
+        why, safe = record.failure, self._tracked.safe_to_repeat
+        reason = "" if why is None else f": {why.message}"
+        if isinstance(ended_by, JobUnfinished):
+            return JobUnfinished(ended_by.message, job=self, safe_to_repeat=safe)
+        if ended_by is not None:
+            return ended_by.for_job(record.key, safe_to_repeat=safe and ended_by.safe_to_repeat)
         match record.state:
             case JobState.FAILED:
-                reason = "" if why is None else f": {why.message}"
-                return JobFailed(f"task {record.task_id} failed{reason}", job=self, safe_to_repeat=True)
-            case JobState.UNCERTAIN if why is not None and why.kind == IdempotencyConflict.__name__:
-                return _error_from_failure(why).for_job(record.key, safe_to_repeat=False)
-            case JobState.UNCERTAIN:
-                reason = "" if why is None else f": {why.message}"
-                return JobUncertain(
-                    f"job {record.key} may have been bought: the answer to its create was lost{reason}",
-                    job=self,
-                    safe_to_repeat=False,
-                )
-            case JobState.REFUSED if why is not None:
-                return _error_from_failure(why).for_job(record.key, safe_to_repeat=True)
+                return JobFailed(f"task {record.task_id} failed{reason}", job=self, safe_to_repeat=safe)
+            case JobState.UNCERTAIN if why is None or why.kind != IdempotencyConflict.__name__:
+                message = f"job {record.key} may have been bought: the answer to its create was lost{reason}"
+                return JobUncertain(message, job=self, safe_to_repeat=safe)
+            case JobState.UNCERTAIN | JobState.REFUSED if why is not None:
+                return _error_from_failure(why).for_job(record.key, safe_to_repeat=safe)
             case _:
-                return JobWithdrawn(f"job {record.key} was withdrawn", job=self, safe_to_repeat=True)
+                return JobWithdrawn(f"job {record.key} was withdrawn", job=self, safe_to_repeat=safe)
 
 
 def _unnamed(request: ImageRequest | None, named: int) -> dict[int, str]:
@@ -288,9 +251,8 @@ async def persistent_handle(engine: Engine, tracked: TrackedJob) -> Job:
     return job
 
 
-def _snapshot(*facts: Any) -> JobSnapshot:
-    key, task_id, state, request, created_at, credits_ = facts
-    return JobSnapshot(key=key, task_id=task_id, state=state, request=request, created_at=created_at, credits=credits_)
+def _unpickled(snapshot: JobSnapshot) -> JobSnapshot:
+    return snapshot
 
 
 def _status_html(state: JobState, error: NanoBananaError | None) -> Html:

@@ -5,14 +5,14 @@ import hashlib
 import hmac
 import itertools
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from datetime import datetime
 from decimal import Decimal
 from typing import Any, Literal
 
 from attrs import evolve, field, frozen
 
-from nanobanana_async.errors import InvalidRequest
+from nanobanana_async.errors import ConfigurationError, InvalidRequest
 from nanobanana_async.models import ImageRequest
 
 MAX_KEY_LENGTH = 255
@@ -35,6 +35,8 @@ class JobState(enum.Enum):
     REFUSED = "refused"  # the gateway refused the create for good
     UNCERTAIN = "uncertain"  # sent, and it is not known whether the gateway accepted it
     WITHDRAWN = "withdrawn"  # withdrawn before anything was sent
+
+    __hash__ = object.__hash__  # members are unique; `Enum` hashes their names in Python, often for each job
 
 
 _S = JobState
@@ -124,7 +126,7 @@ class Observation:
         return took_s if 0.0 < took_s <= age_s + CLOCK_SLACK_S else None
 
 
-@frozen(kw_only=True)
+@frozen(kw_only=True, weakref_slot=False)
 class JobRecord:
     """The record of one job. It is immutable: each transition makes a new record."""
 
@@ -203,6 +205,36 @@ class JobRecord:
     def possibly_bought(self) -> bool:
         """Whether money was spent on the job, or may have been, or may still be."""
         return self.in_doubt or self.state in POSSIBLY_BOUGHT_STATES
+
+
+@frozen(kw_only=True)
+class JobSnapshot:
+    """A job at one time: a pickled `Job`, or the job of an event's error. It cannot be awaited without its session.
+
+    Copies of an `Outcome` or a `JobError` made without pickling hold the same live `Job`.
+    """
+
+    key: str
+    task_id: str | None
+    state: JobState
+    request: ImageRequest | None
+    created_at: datetime
+    credits: Decimal | None
+
+    @classmethod
+    def of(cls, record: JobRecord) -> "JobSnapshot":
+        """Return the snapshot of a record."""
+        return cls(
+            key=record.key,
+            task_id=record.task_id,
+            state=record.state,
+            request=record.request,
+            created_at=record.created_at,
+            credits=record.credits,
+        )
+
+    def __await__(self) -> Generator[Any, None, Any]:
+        raise ConfigurationError(f"a snapshot of job {self.key} cannot be awaited: use `await session.job(key)`")
 
 
 def with_indexes(images: Sequence[str], missing: Missing) -> list[tuple[int, str]]:

@@ -92,7 +92,7 @@ def _to_urls(images: object) -> tuple[str, ...]:
     return tuple(images)
 
 
-@frozen
+@frozen(weakref_slot=False)
 class ImageRequest:
     """One purchase of one or more images.
 
@@ -201,7 +201,7 @@ def to_request(request: str | ImageRequest, fields: RequestFields) -> ImageReque
 
 def same_request(one: ImageRequest, other: ImageRequest) -> bool:
     """Return whether two requests ask for the same images; `callback_url` does not count."""
-    return evolve(one, callback_url=None) == evolve(other, callback_url=None)
+    return one is other or evolve(one, callback_url=None) == evolve(other, callback_url=None)
 
 
 def with_model(request: ImageRequest, model: str) -> ImageRequest:

@@ -164,8 +164,7 @@ class Session:
                 return await job.result(timeout=timeout)
             finally:
                 withdrawn = engine.drop_caller(tracked)
-        except JobUnfinished as error:
-            error.safe_to_repeat = withdrawn
+        except JobUnfinished:
             if not withdrawn or timeout is None:
                 raise
             message = f"job {job.key} was not sent within {timeout:g} s and was withdrawn: nothing was bought"
@@ -188,7 +187,7 @@ class Session:
     async def job(self, key: str) -> Job | None:
         """Return the job with this key; None if it is not in the ledger."""
         engine = self._engine()
-        if (tracked := await engine.look_up(key)) is None:
+        if (tracked := await engine.find(key)) is None:
             return None
         engine.keep(tracked)
         return Job(engine, tracked)
@@ -205,10 +204,9 @@ class Session:
         known = await self._components.ledger.find_task(self.gateway.account, task_id)
         if known is not None and (job := await self.job(known.key)) is not None:
             return job
-        await JobResolver(engine).check_task(task_id)
-        known_as = key_for_task(task_id) if key is None else key
-        record = engine.attached_record(task_id, known_as, JobState.RUNNING, request)
-        return await persistent_handle(engine, engine.submit(record))
+        seen = await JobResolver(engine).check_task(task_id)
+        record = engine.attached_record(task_id, key_for_task(task_id) if key is None else key, request)
+        return await persistent_handle(engine, engine.attach(record, seen))
 
     async def resume(self, *, buy: bool = False) -> list[Job]:
         """Adopt the unfinished jobs of the ledger that have no live owner: of dead processes and of closed sessions.

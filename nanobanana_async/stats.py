@@ -76,7 +76,7 @@ def collect_stats(engine: Engine) -> SessionStats:
         job_limit=limits.job_limit,
         creates_per_s=limits.creates_per_s,
         limit_kind=limits.limit_kind,
-        creates_paused=not limits.gate_open,
+        creates_paused=limits.creates_paused,
         slots_held=limits.slots_held,
         queued=engine.scheduler.dispatcher.queued,
         requests_in_flight=engine.scheduler.workers.busy,

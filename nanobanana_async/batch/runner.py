@@ -91,10 +91,7 @@ class BatchRunner:
         self._finishing: dict[int, Outcome] = {}
         self._refusals, self._unsaved = ErrorStreak(), ErrorStreak()
         self._pulled_all = False
-        self.done = 0
-        self.failed = 0
-        self.unbought = 0
-        self._taken = 0
+        self.done = self.failed = self.unbought = self._taken = 0
         self.stop_reason: NanoBananaError | None = None
         """Why the batch stopped buying."""
         self.input_error: Exception | None = None
@@ -166,8 +163,8 @@ class BatchRunner:
             return
         try:
             record = await self._engine.new_record(row.request, row.key, batch=self._prefix)
-            while (entry := self._entered(record)).leaving:
-                await entry.wait_for_change()
+            while (tracked := self._entered(record)).leaving:
+                await tracked.wait_for_change()
         except SessionClosed:
             raise
         except NanoBananaError as error:
@@ -176,10 +173,10 @@ class BatchRunner:
         except asyncio.CancelledError:  # the batch has stopped buying
             self.unbought += 1
             raise
-        self._engine.add_caller(entry)
-        self._running[row.index] = entry
-        entry.listeners = [*(entry.listeners or ()), partial(self._on_change, row)]
-        self._on_change(row, entry)
+        self._engine.add_caller(tracked)
+        self._running[row.index] = tracked
+        tracked.listen(partial(self._on_change, row))
+        self._on_change(row, tracked)
 
     def _entered(self, record: JobRecord) -> TrackedJob:
         options = self._options
@@ -187,33 +184,33 @@ class BatchRunner:
             record, *self._caps, expected_credits=options.expected_credits, retry_failed=options.retry_failed
         )
 
-    def _on_change(self, row: Row, entry: TrackedJob) -> None:
+    def _on_change(self, row: Row, tracked: TrackedJob) -> None:
         """Update a row after a change of its job."""
         if row.index not in self._running:
             return
-        if entry.live and entry.record.state is JobState.PENDING and entry.phase is not Phase.FOREIGN:
-            self._unsent[row.index] = entry
+        if tracked.live and tracked.record.state is JobState.PENDING and tracked.phase is not Phase.FOREIGN:
+            self._unsent[row.index] = tracked
             if self._stopping:  # its create was in flight and was refused
-                self._drop(row.index, entry)
+                self._drop(row.index, tracked)
             return
         self._unsent.pop(row.index, None)
         self._room.set()
-        if entry.record.state in ACCEPTED_STATES:
+        if tracked.record.state in ACCEPTED_STATES:
             self._refusals.reset()
-        if not entry.live:
+        if not tracked.live:
             del self._running[row.index]
-            self._on_done(row, entry)
+            self._on_done(row, tracked)
 
-    def _on_done(self, row: Row, entry: TrackedJob) -> None:
-        job = Job(self._engine, entry)
+    def _on_done(self, row: Row, tracked: TrackedJob) -> None:
+        job = Job(self._engine, tracked)
         result = job.outcome()
         self.changed.set()
         if isinstance(result, SessionClosed):
             self.input_error = result
             return
         if isinstance(result, NanoBananaError):
-            unbought = not entry.record.possibly_bought and entry.record.state is not JobState.FAILED
-            was_dropped = row.index in self._dropped and entry.record.state is JobState.WITHDRAWN
+            unbought = not tracked.record.possibly_bought and tracked.record.state is not JobState.FAILED
+            was_dropped = row.index in self._dropped and tracked.record.state is JobState.WITHDRAWN
             if unbought and (was_dropped or isinstance(result, ACCOUNT_ERRORS)):
                 self.unbought += 1
                 self.stop(result)
@@ -299,14 +296,14 @@ class BatchRunner:
         self._room.set()
 
     def _drop_unsent(self) -> None:
-        for index, entry in list(self._unsent.items()):
-            self._drop(index, entry)
+        for index, tracked in list(self._unsent.items()):
+            self._drop(index, tracked)
 
-    def _drop(self, index: int, entry: TrackedJob) -> None:
+    def _drop(self, index: int, tracked: TrackedJob) -> None:
         """Drop a row. Its job is withdrawn unless another caller wants it, even after a refused create in flight."""
         if index not in self._dropped:
             self._dropped.add(index)
-            self._engine.drop_caller(entry, if_sent_back=True)
+            self._engine.drop_caller(tracked, if_sent_back=True)
 
 
 def _crash(outcome: Outcome, failure: BaseException) -> NanoBananaError:

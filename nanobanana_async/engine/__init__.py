@@ -1,1 +1,1 @@
-"""The session's engine: one owner, one heap of due times, one timer; coroutines only for requests on the wire."""
+"""Everything that happens to the jobs of a session: claims, creates, polls, callbacks; one scheduler with one timer."""

@@ -1,7 +1,7 @@
-"""A URL of its own for each job, to which the gateway calls back when the task has ended.
+"""Make and verify callback URLs: each job has its own, which the gateway calls when the task has ended.
 
-Callbacks are unsigned. The URL holds a token that nobody can guess (an HMAC of the job's key), and what is said to it
-is a hint: it makes us ask once, and is never believed.
+Callbacks are unsigned. The URL holds a token that others cannot guess (an HMAC of the job's key), and the content of
+a callback is only a hint: it causes one poll, and is never believed.
 """
 
 import asyncio
@@ -24,7 +24,7 @@ SHORTEST_SECRET = 16
 
 
 class CallbackUrls:
-    """Makes these URLs and recognises them. The secret comes from the user, or else from the ledger."""
+    """Makes callback URLs and verifies them. The secret comes from the user, or else from the ledger."""
 
     def __init__(self, ledger: Ledger, guard: LoopGuard) -> None:
         self._ledger = ledger
@@ -33,27 +33,27 @@ class CallbackUrls:
         self._secret: bytes | None = None
         self._handler: Handler | None = None
         self.enabled = asyncio.Event()
-        """Set once somebody receives calls."""
+        """Set once a receiver for callbacks exists."""
 
     def enable(self, public_url: str, secret: bytes | None) -> None:
-        """Have calls sent below this URL from now on."""
+        """Give each new job a callback URL below this one."""
         self._guard.check()
         if secret is not None and len(secret) < SHORTEST_SECRET:
             raise ConfigurationError(f"secret must have at least {SHORTEST_SECRET} bytes, best random ones")
         self._public_url, self._secret = public_url.rstrip("/"), secret
         self.enabled.set()
 
-    def set_handler(self, hear: Handler) -> None:
-        """Say who is told of calls once the session is open."""
-        self._handler = hear
+    def set_handler(self, handler: Handler) -> None:
+        """Set the function that handles callbacks; called when the session opens."""
+        self._handler = handler
 
     async def handle(self, key: str, body: bytes) -> bool:
-        """Tell of a call; return False when nobody can take it: the session is not open."""
+        """Handle a callback. Return False if that is not possible because the session is not open."""
         self._guard.check()
         return self._handler is not None and await self._handler(key, body)
 
     def is_expected_for(self, record: JobRecord) -> bool:
-        """Whether the end of this job will be told, if all goes well."""
+        """Whether the gateway is expected to send a callback when this job ends."""
         url = None if record.request is None else record.request.callback_url
         return url is not None and self._public_url is not None and url.startswith(f"{self._public_url}{PATH}/")
 
@@ -62,7 +62,7 @@ class CallbackUrls:
         return f"{self._public_url}{PATH}/{_base64url(key.encode())}/{await self._token_of(key)}"
 
     async def verify(self, name: str, token: str) -> str | None:
-        """Return whose URL ends in this name and token; None if it is nobody's."""
+        """Return the key of the job whose URL ends in this name and token; None if there is no such URL."""
         self._guard.check()
         try:
             key = base64.urlsafe_b64decode(name + "=" * (-len(name) % 4)).decode()

@@ -1,4 +1,4 @@
-"""Claims a job in the ledger: written down as new, or found there in any state."""
+"""Claim a job in the ledger: store it as new, or continue the job that the ledger has under its key."""
 
 from collections.abc import Callable
 from datetime import timedelta
@@ -8,7 +8,7 @@ from nanobanana_async.engine.next_step import CheckOwnerAt, Enqueue, Finish, Hol
 from nanobanana_async.engine.poller import Poller
 from nanobanana_async.engine.slots import Slots
 from nanobanana_async.engine.store import JobStore
-from nanobanana_async.engine.tracked_job import TrackedJob
+from nanobanana_async.engine.tracked_job import Phase, TrackedJob, is_safe_to_repeat
 from nanobanana_async.errors import ConfigurationError, IdempotencyConflict, LedgerError
 from nanobanana_async.gateways.contract import Gateway
 from nanobanana_async.jobs import Failure, JobRecord, JobState, account_conflict
@@ -18,12 +18,12 @@ from nanobanana_async.models import difference, same_request
 # How often the ledger is read for the state of a job that another owner follows.
 OWNER_CHECK_S = 1.0
 
-# To ask for such a job again is a new purchase.
+# Requesting a job in one of these states again is a new purchase.
 REBUYABLE = frozenset({JobState.REFUSED, JobState.WITHDRAWN})
 
 
 class Claims:
-    """Claims a job's key, and finds where a known job goes on. Each step returns what is next."""
+    """Claims keys, adopts jobs, withdraws them and resolves them by hand. Each step returns a `Next`."""
 
     def __init__(
         self,
@@ -43,23 +43,21 @@ class Claims:
         self._clock = clock
 
     async def claim(self, job: TrackedJob) -> Next:
-        """Write the job down, or adopt the job that the ledger holds under its key."""
+        """Store the job, or adopt the job that the ledger has under its key."""
         wanted = job.record
-        claim = await self._claim(wanted)
+        claim = await self._claim(job)
         if claim.new:
-            self._store.emit_created(job)
             return self._continue(job)
         if claim.record.state in REBUYABLE or (job.retry_failed and claim.record.state is JobState.FAILED):
-            job.ledger_record = claim.record
             try:
-                await self._store.start_generation(job, body=wanted.body)
+                await self._store.start_generation(job, claim.record, body=wanted.body)
                 self._slots.release(job)
                 return self._continue(job)
             except LedgerError:
-                was, claim = claim, await self._claim(wanted)
+                was, claim = claim, await self._claim(job)
                 if claim.record.revision == was.record.revision:
                     raise
-                # else another session was faster: that purchase is ours as well
+                # else another session began the next generation first: that purchase is this job too
         return self._on_claim(job, claim)
 
     async def check_owner(self, job: TrackedJob) -> Next:
@@ -75,46 +73,49 @@ class Claims:
                 return LetGo()
 
     async def resolve(self, job: TrackedJob, *, task_id: str | None, body: bytes | None) -> Next:
-        """Write down what the user knows of a job: its task id, a body to buy it again with, or neither: not bought."""
+        """Store what the user knows of a job: its task id, a body to buy it again with, or neither (not bought)."""
         record = job.record
         if body is not None:
-            await self._store.start_generation(job, body=body)
+            await self._store.start_generation(job, job.ledger_record, body=body)
             self._slots.release(job)
         elif task_id is not None:
             began_at = record.first_sent_at or self._store.utcnow()
             facts = {"task_id": task_id, "running_since": began_at, "in_doubt": False, "body": b"", "failure": None}
             await self._store.transition(job, JobState.RUNNING, **facts)
         else:
-            why = record.failure or Failure(kind="GatewayError", message="settled by hand: it was not bought")
+            why = record.failure or Failure(kind="GatewayError", message="resolved by hand: it was not bought")
             facts = {"in_doubt": False, "failure": why, "ended_at": self._store.utcnow()}
-            facts |= {"task_id": None, "running_since": None, "credits_used": None}  # of a task that was not its own
+            facts |= {
+                "task_id": None,
+                "running_since": None,
+                "credits_used": None,
+            }  # the facts of a task that was not the job's own
             await self._store.transition(job, JobState.REFUSED, **facts)
         return self._continue(job)
 
     async def withdraw(self, job: TrackedJob) -> Next:
-        """Take back a job that was never sent."""
+        """Store that a job is withdrawn, which was never sent."""
         await self._store.transition(job, JobState.WITHDRAWN, ended_at=self._store.utcnow())
         return Finish(job.wait_error)
 
     async def count_foreign_slots(self) -> int:
-        """Count the jobs of this account that are not ours and may hold slots: those that may still run."""
+        """Count the jobs of this account that other owners sent, and that may still run and hold slots."""
         since = self._store.utcnow() - timedelta(seconds=self._estimates.longest_s)
         return await self._store.ledger.count_slots_of_others(self._gateway.account, since=since)
 
-    async def _claim(self, wanted: JobRecord) -> Claim:
-        claim = await self._store.ledger.claim(wanted)
+    async def _claim(self, job: TrackedJob) -> Claim:
+        claim = await self._store.claim(job)
         try:
-            self.check_same(claim.record, wanted)
+            self.check_same(claim.record, job.record)
         except IdempotencyConflict:
-            if claim.owned:  # it had no owner, and we do not follow it
-                await self._store.ledger.release(wanted.key)
+            if claim.owned:  # the claim made us its owner, and we do not follow it
+                await self._store.ledger.release(job.key)
             raise
         return claim
 
     def _on_claim(self, job: TrackedJob, claim: Claim) -> Next:
-        if claim.record != job.ledger_record:  # else we may know more than the ledger: its last write may have failed
-            job.ledger_record = claim.record
-            job.set_record(claim.record)
+        if claim.record != job.ledger_record:  # else keep our record: it may be newer, if its last write failed
+            self._store.load(job, claim.record)
         if not claim.owned and not job.done:
             return CheckOwnerAt(self._clock() + OWNER_CHECK_S)
         if claim.owned and claim.record.state is not JobState.PENDING:
@@ -122,7 +123,7 @@ class Claims:
         return self._continue(job)
 
     def _continue(self, job: TrackedJob) -> Next:
-        """Return how a job goes on that is ours, by its state."""
+        """Return how a job of ours goes on, by its state."""
         match job.record.state:
             case JobState.PENDING:
                 return Enqueue()
@@ -139,24 +140,24 @@ class Claims:
                 return Finish()
 
     def check_account(self, record: JobRecord) -> None:
-        """Raise `ConfigurationError` for a job of another account: under this one it could be bought again."""
+        """Raise `ConfigurationError` for a job of another account: this account could buy it a second time."""
         if record.account != self._gateway.account:
             why = account_conflict(record, self._gateway.name, self._gateway.account)
-            raise ConfigurationError(why, key=record.key, safe_to_repeat=not record.possibly_bought)
+            raise ConfigurationError(why, key=record.key, safe_to_repeat=is_safe_to_repeat(record, Phase.KNOWN))
 
     @staticmethod
     def check_same(known: JobRecord, wanted: JobRecord) -> None:
-        """Raise `IdempotencyConflict` if a key stands for another request already."""
+        """Raise `IdempotencyConflict` if the key belongs to another request."""
         if known.account != wanted.account:
             other = account_conflict(known, wanted.gateway, wanted.account)
             raise IdempotencyConflict(other, key=known.key, safe_to_repeat=False)
         why: str | None = None
         if wanted.task_id is not None and known.task_id != wanted.task_id:
-            why = f"a job of task {known.task_id}" if known.task_id else "a job that has no task id: settle it"
+            why = f"a job of task {known.task_id}" if known.task_id else "a job without a task id: resolve it"
         elif known.request is None or wanted.request is None:
             if known.task_id != wanted.task_id:
                 why = f"task {known.task_id}, which was attached"
         elif not same_request(known.request, wanted.request):
             why = f"another request ({difference(known.request, wanted.request)}): use another key for another request"
         if why is not None:
-            raise IdempotencyConflict(f"key {known.key} already stands for {why}", key=known.key, safe_to_repeat=False)
+            raise IdempotencyConflict(f"key {known.key} already belongs to {why}", key=known.key, safe_to_repeat=False)

@@ -1,4 +1,4 @@
-"""One request through the session's transport."""
+"""Send one request through the session's transport."""
 
 import asyncio
 
@@ -10,7 +10,7 @@ from nanobanana_async.loop_guard import cancel_requested
 async def send_contained(
     transport: Transport, request: HttpRequest, *, timeout_s: float, fresh_connection: bool = False
 ) -> HttpResponse:
-    """Send once. A cancellation from inside the transport is an answer that got lost, and no reason to stop."""
+    """Send once. A cancellation that comes from inside the transport counts as a lost answer."""
     try:
         return await transport.send(request, timeout_s=timeout_s, fresh_connection=fresh_connection)
     except asyncio.CancelledError:

@@ -1,4 +1,4 @@
-"""The queues in which jobs wait to be sent or polled, and who is next: creates first."""
+"""Decide which queued create or poll leaves next. Creates go first."""
 
 import enum
 import heapq
@@ -9,6 +9,7 @@ from itertools import islice
 from attrs import frozen
 
 from nanobanana_async.engine.estimates import JobEstimates
+from nanobanana_async.engine.image_poll import ImagePoll
 from nanobanana_async.engine.poller import Poller
 from nanobanana_async.engine.slots import Slots
 from nanobanana_async.engine.store import CreditAccount
@@ -22,7 +23,7 @@ RETRY_BUDGET_CHECK_S = 0.5
 
 
 class Step(enum.Enum):
-    """What the dispatcher lets a job do."""
+    """A request for a job that may leave."""
 
     CREATE = "create"
     POLL = "poll"
@@ -30,16 +31,16 @@ class Step(enum.Enum):
 
 @frozen
 class Decline:
-    """The credits of a job do not suffice. Why is said at once: the caps change with the next create."""
+    """A cap of credits does not allow the job. `why` is made at once, because the next create changes the caps."""
 
     why: str
 
 
-Start = tuple[TrackedJob, Step | Decline]
+Start = tuple[TrackedJob, Step | Decline] | ImagePoll
 
 
 class Dispatcher:
-    """The jobs that wait for their turn. It decides who is next; the scheduler starts them."""
+    """Holds the queued jobs and decides which is next; the scheduler starts it."""
 
     def __init__(
         self, slots: Slots, poller: Poller, estimates: JobEstimates, workers: WorkerPool, account: CreditAccount
@@ -53,51 +54,58 @@ class Dispatcher:
         self._pending = SubmitQueue()
         self._repeats = SubmitQueue()
         self._overdue = PollQueue()
+        self._image_polls: deque[ImagePoll] = deque()
 
     @property
     def queued(self) -> int:
-        """How many jobs wait for a slot."""
+        """How many jobs wait to be sent for the first time."""
         return sum(1 for job in self._pending if job.phase is Phase.QUEUED)
 
     def assign_place(self, job: TrackedJob) -> TrackedJob:
-        """Give a job the last place among all that came in."""
+        """Give a job the last place in the queue for creates."""
         self._places += 1
         job.place = self._places
         return job
 
     def put(self, job: TrackedJob) -> None:
-        """Let a job that is due wait for its turn."""
+        """Add a job to the queue for its state."""
         match job.record.state:
             case JobState.PENDING:
                 self._pending.append(job)
-            case JobState.SUBMITTING:  # behind the other repeats: no job uses up its attempts as the only probe
+            case (
+                JobState.SUBMITTING
+            ):  # behind the other repeats, so that no single job uses up its attempts as the breaker's probe
                 self._repeats.append(self.assign_place(job))
             case _:
                 self._overdue.append(job)
 
+    def put_image_poll(self, poll: ImagePoll) -> None:
+        """Add a poll for images."""
+        self._image_polls.append(poll)
+
     def admit(self, now: float) -> tuple[list[Start], float]:
-        """Take out what may start now, creates first; and return when time alone lets more start."""
+        """Take out what may start now, creates first. Also return when more may start by the passing of time."""
         starts: list[Start] = []
         creates_at = self._admit_creates(now, starts)
         return starts, min(creates_at, self._admit_polls(now, starts))
 
     def _admit_creates(self, now: float, starts: list[Start]) -> float:
-        # Jobs must not end unseen in numbers: what has ended would be taken to be held.
+        # Many overdue polls mean many ended jobs that are still counted as held: poll them before sending more.
         seen_enough = len(self._overdue) <= (self._workers.free_requests if self._slots.limiter.was_throttled else 0)
         asks_at = NEVER
         for queue in (self._repeats, self._pending) if seen_enough else (self._repeats,):
             while queue:
                 job = queue.first()
-                if job.phase is not Phase.QUEUED:  # it was withdrawn, or its waiting has ended
+                if job.phase is not Phase.QUEUED:  # it was withdrawn, or is no longer followed
                     queue.popleft()
                     continue
-                consent = self._credits.check(job, now)
-                if consent is Affordable.NEVER:
+                affordable = self._credits.check(job, now)
+                if affordable is Affordable.NEVER:
                     starts.append((queue.popleft(), Decline(self._credits.explain(job))))
                     continue
                 if not self._free_requests(starts):
                     return NEVER
-                if consent is Affordable.LATER:
+                if affordable is Affordable.LATER:
                     asks_at = min(asks_at, self._credits.asks_at(job))
                     break
                 if not self._slots.admits(job, now):
@@ -115,12 +123,17 @@ class Dispatcher:
         return min(opens_at if self._pending and opens_at > now else NEVER, asks_at)
 
     def _admit_polls(self, now: float, starts: list[Start]) -> float:
-        while self._overdue:
+        while self._image_polls or self._overdue:
             if not (free := self._free_requests(starts)):
                 return NEVER
             if not self._poller.admits(now):
                 opens_at = self._poller.opens_at()
                 return opens_at if opens_at > now else NEVER
+            if self._image_polls:
+                self._slots.retry_budget.earn()
+                self._poller.sent(now)
+                starts.append(self._image_polls.popleft())
+                continue
             job = self._overdue.pop_best(free, self._estimates.ended_probability)
             if job.phase is Phase.QUEUED:
                 self._slots.retry_budget.earn()
@@ -129,16 +142,17 @@ class Dispatcher:
         return NEVER
 
     def _free_requests(self, starts: list[Start]) -> int:
-        """How many more requests may leave, beside those that were just taken out."""
-        return self._workers.free_requests - sum(1 for _, step in starts if isinstance(step, Step))
+        """Return how many more requests may leave after the starts that were just taken out."""
+        declined = sum(1 for start in starts if isinstance(start, tuple) and isinstance(start[1], Decline))
+        return self._workers.free_requests - len(starts) + declined
 
 
-# How many overdue polls are compared when not all can be sent: the longest overdue are among them.
+# How many overdue polls are compared when not all can be sent; the longest overdue are among them.
 COMPARED = 16
 
 
 class SubmitQueue:
-    """First come, first served: a job that was sent back takes its old place."""
+    """The jobs to be sent, in the order of their places: a job that was refused for now keeps its old place."""
 
     def __init__(self) -> None:
         self._heap: list[tuple[int, TrackedJob]] = []
@@ -150,7 +164,7 @@ class SubmitQueue:
         return (job for _, job in self._heap)
 
     def append(self, job: TrackedJob) -> None:
-        """Let a job wait at the place that its number gives it."""
+        """Add a job at its place."""
         heapq.heappush(self._heap, (job.place, job))
 
     def first(self) -> TrackedJob:
@@ -163,7 +177,7 @@ class SubmitQueue:
 
 
 class PollQueue:
-    """Polls that are due, in the order in which they fell due."""
+    """The jobs to be polled, in the order in which they became due."""
 
     def __init__(self) -> None:
         self._queue: deque[TrackedJob] = deque()
@@ -172,11 +186,11 @@ class PollQueue:
         return len(self._queue)
 
     def append(self, job: TrackedJob) -> None:
-        """Let a job wait to be polled."""
+        """Add a job."""
         self._queue.append(job)
 
     def pop_best(self, room: int, gain: Callable[[TrackedJob], float]) -> TrackedJob:
-        """Take out the job to poll next: the first, or when there is no room for all the likeliest to have ended."""
+        """Take out the job to poll next: the first, or the one most likely to have ended if not all can be polled."""
         if len(self._queue) <= room:
             return self._queue.popleft()
         best = max(islice(self._queue, COMPARED), key=gain)

@@ -1,7 +1,6 @@
-"""The commands of a session on its jobs: submit, look up, follow, resolve, withdraw."""
+"""The commands of a session on its jobs: submit, find, follow, resolve, withdraw."""
 
 import asyncio
-import hashlib
 from collections.abc import AsyncIterator
 from decimal import Decimal
 
@@ -10,27 +9,36 @@ from attrs import evolve
 from nanobanana_async.engine.callback_urls import CallbackUrls
 from nanobanana_async.engine.claims import Claims
 from nanobanana_async.engine.estimates import JobEstimates
-from nanobanana_async.engine.next_step import HoldUntil, Next
+from nanobanana_async.engine.next_step import HoldUntil, Next, ScheduleAt
 from nanobanana_async.engine.poller import Poller
 from nanobanana_async.engine.scheduler import Scheduler
 from nanobanana_async.engine.slots import Slots
 from nanobanana_async.engine.store import JobStore
 from nanobanana_async.engine.submitter import Submitter
 from nanobanana_async.engine.tracked_job import NEVER, Phase, TrackedJob
-from nanobanana_async.errors import ConfigurationError, CreditLimitReached, LedgerError
+from nanobanana_async.errors import ConfigurationError, CreditLimitReached, LedgerError, NanoBananaError, SessionClosed
 from nanobanana_async.gateways.contract import Gateway
-from nanobanana_async.jobs import ACTIVE_STATES, JobRecord, JobState, validate_key, validate_task_id, with_indexes
+from nanobanana_async.jobs import (
+    ACTIVE_STATES,
+    JobRecord,
+    JobState,
+    Observation,
+    key_for_task,
+    validate_key,
+    validate_task_id,
+    with_indexes,
+)
 from nanobanana_async.ledger.base import TaskTaken
 from nanobanana_async.loop_guard import LoopGuard
 from nanobanana_async.models import ImageRequest, with_model
 from nanobanana_async.policy.budget import Affordable, BatchBudget, Budget, Cap
 
-# Jobs adopted at the same time: each is a task for a moment, and one flush of the ledger serves them all.
+# How many jobs are adopted at the same time: one flush of the ledger serves them all.
 ADOPT_BATCH = 200
 
 
 class Engine:
-    """The commands on jobs. No await stands between reading the tracked jobs and the change that follows from it."""
+    """The commands on jobs. None awaits between reading `tracked` and changing it, so that none acts on stale data."""
 
     def __init__(
         self,
@@ -48,11 +56,12 @@ class Engine:
     ) -> None:
         self.clock = asyncio.get_running_loop().time
         self._gateway = gateway
+        self._account = gateway.account  # each reading of it hashes the key again, and makes another string
         self.store = store
         self._budgets = budgets
         self._callbacks = callbacks
         self.guard = guard
-        """Checked first by every call of the public API."""
+        """Every call of the public API checks it first: is this the event loop that opened the session?"""
         self.slots = slots
         self.poller = poller
         self.estimates = estimates
@@ -67,7 +76,7 @@ class Engine:
         expected_credits: Decimal | None = None,
         retry_failed: bool = False,
     ) -> TrackedJob:
-        """Track a new job and claim its key, or return the live job under that key."""
+        """Track a new job and claim its key, or return the job that is tracked under that key."""
         self.scheduler.check_open(record)
         job = self.tracked.get(record.key)
         if job is None:
@@ -81,60 +90,84 @@ class Engine:
         job.may_buy = True
         return job
 
-    async def new_record(self, wish: ImageRequest, key: str, *, batch: str | None = None) -> JobRecord:
-        """Return the record of a new job. Raises `InvalidRequest` for a request that this gateway does not take.
+    def attach(self, record: JobRecord, seen: Observation) -> TrackedJob:
+        """Track a job that was bought outside this ledger, or return the job that is tracked under its key.
 
-        Its request names its model, also where the gateway has chosen it: another model is another request.
+        `seen` is the answer to a query of its task: if the task has ended, no further poll is needed.
+        """
+        self.scheduler.check_open(record)
+        job = self.tracked.get(record.key)
+        if job is not None:
+            self._claims.check_same(job.record, record)
+            return job
+
+        async def claim(job: TrackedJob) -> Next:
+            next_step = await self._claims.claim(job)
+            if not isinstance(next_step, ScheduleAt) or seen.state is JobState.RUNNING:
+                return next_step
+            self.estimates.forget(job)
+            job.schedule = None  # it is unknown when the task began: its duration is not learned
+            return await self.poller.interpret(job, seen)
+
+        job = self.scheduler.track(self.track(record), Phase.CLAIMING)
+        job.polls, job.polled_at = 1, self.clock()
+        self.scheduler.start_step(claim, job)
+        return job
+
+    async def new_record(self, request: ImageRequest, key: str, *, batch: str | None = None) -> JobRecord:
+        """Return the record of a new job. Raises `InvalidRequest` for a request that this gateway does not support.
+
+        The record's request names the model even if the gateway chose it: another model is another request.
         """
         validate_key(key)
-        wish = with_model(wish, self._gateway.model)
-        if self._callbacks.enabled.is_set() and self._gateway.supports_callbacks and wish.callback_url is None:
-            wish = evolve(wish, callback_url=await self._callbacks.make_url(key))
-        self._gateway.check(wish)
+        request = with_model(request, self._gateway.model)
+        if self._callbacks.enabled.is_set() and self._gateway.supports_callbacks and request.callback_url is None:
+            request = evolve(request, callback_url=await self._callbacks.make_url(key))
+        self._gateway.check(request)
         return JobRecord(
             key=key,
             gateway=self._gateway.name,
-            account=self._gateway.account,
-            request=wish,
-            body=self._gateway.encode(wish),
+            account=self._account,
+            request=request,
+            body=self._gateway.encode(request),
             created_at=self.store.utcnow(),
             batch=batch,
         )
 
-    def attached_record(self, task_id: str, key: str, state: JobState, request: ImageRequest | None) -> JobRecord:
-        """Return the record of a job that was bought outside of this ledger, and of which the task id is known."""
+    def attached_record(self, task_id: str, key: str, request: ImageRequest | None) -> JobRecord:
+        """Return the record of a job that was bought outside this ledger, by its task id."""
         now = self.store.utcnow()
         return JobRecord(
             key=validate_key(key),
             gateway=self._gateway.name,
-            account=self._gateway.account,
+            account=self._account,
             request=None if request is None else with_model(request, self._gateway.model),
             body=b"",
             created_at=now,
-            state=state,
+            state=JobState.RUNNING,
             task_id=task_id,
             running_since=now,
         )
 
     def cap(self, max_credits: Decimal, batch: str | None) -> Cap:
-        """Return a cap of credits: of a named batch, which the ledger counts, or of one without a name."""
+        """Return a cap of credits. The ledger counts what a named batch spends, this session the rest."""
         return Budget(max_credits, self.store.credits.prices) if batch is None else BatchBudget(max_credits)
 
-    async def look_up(self, key: str) -> TrackedJob | None:
-        """Find a job among the live ones or in the ledger."""
+    async def find(self, key: str) -> TrackedJob | None:
+        """Return the job with this key, tracked or from the ledger; None if there is none."""
         job = self.tracked.get(key)
         if job is None and (record := await self.store.ledger.find(key)) is not None:
             job = self.tracked.get(key) or self.track(record)
         return job
 
     def track(self, record: JobRecord) -> TrackedJob:
-        """Return a tracked job for a record: it is not yet followed."""
+        """Return a `TrackedJob` for a record; it is not followed yet."""
         job = TrackedJob(record, 1 if record.request is None else self._gateway.slots_for(record.request))
         job.budgets = self._budgets
         return job
 
     def follow(self, job: TrackedJob) -> TrackedJob:
-        """Go on with a job whose following had stopped, or that was only looked up; return the live one."""
+        """Follow a job that is not followed (any more). Return the one that is tracked under its key."""
         record = job.record
         if record.key in self.tracked:
             return self.tracked[record.key]
@@ -148,19 +181,17 @@ class Engine:
         return job
 
     async def reload_and_follow(self, job: TrackedJob) -> TrackedJob:
-        """Go on with a job; read it again first, if another process may have resolved it or gone on with it."""
+        """Follow a job. Read it from the ledger first if another process may have resolved or continued it."""
         given_up = job.wait_error is not None and job.record.state is JobState.PENDING
         if (given_up or job.record.state is JobState.UNCERTAIN) and not (job.live or self.scheduler.closing):
             record = await self.store.ledger.find(job.key)
             moved_on = record is not None and record.revision != job.ledger_record.revision
             if record is not None and moved_on and not (given_up and record.state is JobState.PENDING):
-                job.ledger_record, job.wait_error = record, None
-                job.set_record(record)
-                self.store.credits.park(job)
+                self.scheduler.reload(job, record)
         return self.follow(job)
 
     async def adopt_all(self, records: AsyncIterator[JobRecord]) -> list[TrackedJob]:
-        """Go on with jobs that have no owner; return those that are ours now."""
+        """Follow jobs that have no owner; return those that this session owns now."""
         jobs: list[TrackedJob] = []
         waiting: list[TrackedJob] = []
         async for record in records:
@@ -180,15 +211,15 @@ class Engine:
         return [job for job in waiting if job.phase is not Phase.FOREIGN]
 
     def resolve(self, job: TrackedJob, *, task_id: str | None, buy_again: bool) -> TrackedJob:
-        """Decide a job: it has this task id, is bought again, or was not bought. Return it, live.
+        """Resolve a job: it has this task id, is bought again, or was not bought. Return the tracked job.
 
-        A RUNNING job must be ours, and its task one that the gateway does not know (`Resolver`).
+        A RUNNING job must be ours, and the gateway must not know its task (`JobResolver` checks that).
         """
         record = job.record
         if task_id is not None:
             validate_task_id(task_id)
-        self.check_settles(job, buy_again=buy_again)
-        if buy_again and self.store.credits.consent_again(job, self.clock()) is Affordable.NEVER:
+        self.check_resolvable(job, buy_again=buy_again)
+        if buy_again and self.store.credits.check_again(job, self.clock()) is Affordable.NEVER:
             raise CreditLimitReached(self.store.credits.explain(job), key=record.key, safe_to_repeat=False)
         body = self._gateway.encode(record.request) if buy_again and record.request is not None else None
         job.may_buy = True
@@ -198,21 +229,21 @@ class Engine:
                 next_step = await self._claims.resolve(job, task_id=task_id, body=body)
                 job.wake()
                 return next_step
-            except LedgerError as error:  # nothing has moved: it can be resolved again
+            except LedgerError as error:  # the record is unchanged: it can be resolved again
                 taken = isinstance(error, TaskTaken)
                 job.wake(ConfigurationError(f"{error.message}: nothing was changed") if taken else error)
-                if job.record.state is JobState.RUNNING:  # it stays without an owner, as before
+                if job.record.state is JobState.RUNNING:  # `JobResolver` releases it
                     raise
                 return HoldUntil(job.holds_until)
 
         self.scheduler.start_step(resolved, self.scheduler.track(job, Phase.RECOVERING))
         return job
 
-    def check_settles(self, job: TrackedJob, *, buy_again: bool) -> None:
-        """Raise `ConfigurationError` for a job that can't be resolved this way."""
+    def check_resolvable(self, job: TrackedJob, *, buy_again: bool) -> None:
+        """Raise `ConfigurationError` if the job can't be resolved this way."""
         record = job.record
-        settles = record.state in (JobState.UNCERTAIN, JobState.RUNNING)
-        if not (settles or (buy_again and record.state is JobState.FAILED)):
+        resolvable = record.state in (JobState.UNCERTAIN, JobState.RUNNING)
+        if not (resolvable or (buy_again and record.state is JobState.FAILED)):
             raise ConfigurationError(f"job {record.key} is {record.state.value}: there is nothing to resolve")
         if buy_again and record.request is None:
             raise ConfigurationError(f"the request of job {record.key} is not in the ledger: it cannot be bought again")
@@ -223,33 +254,28 @@ class Engine:
         self.scheduler.check_open(record)
         self._claims.check_account(record)
 
-    async def fresh_image_links(self, task_id: str) -> dict[int, str]:
-        """Ask the gateway once more for the images of a task, by their index: links expire."""
-        key = f"pictures-{hashlib.sha256(task_id.encode()).hexdigest()[:32]}"
-        job = self.tracked.get(key)
-        if job is None:
-            job = self.poll_for_images(self.track(self.attached_record(task_id, key, JobState.SUCCEEDED, None)))
-        while not job.done:
-            await job.wait_for_change()
-        if job.wait_error is not None:
-            raise job.wait_error.for_job(key, safe_to_repeat=True)
-        seen = job.observation
-        return {} if seen is None else dict(with_indexes(seen.images, seen.missing))
-
-    def poll_for_images(self, job: TrackedJob) -> TrackedJob:
-        """Poll a job that succeeded once more for its images: the ledger does not hold inline ones."""
-        known = self.tracked.get(job.key)
-        if known is not None:
-            return known
-        self.scheduler.check_open(job.record)
+    async def fetch_images(self, job: TrackedJob) -> None:
+        """Poll a job that has succeeded once more for its images: the ledger does not store inline ones."""
         self._claims.check_account(job.record)
-        job.fetching_images = True
-        job.failures, job.running_at = 0, self.clock()
-        self.scheduler.poll_for_images(job)
-        return job
+        job.observation = await self._poll_images(job.record.task_id or "", job.key)
+
+    async def fresh_image_links(self, task_id: str) -> dict[int, str]:
+        """Poll a task once more for new links to its images, by their index: links expire."""
+        seen = await self._poll_images(task_id, key_for_task(task_id))
+        return dict(with_indexes(seen.images, seen.missing))
+
+    async def _poll_images(self, task_id: str, key: str) -> Observation:
+        if self.scheduler.closing:
+            raise SessionClosed("the session is closed", key=key, safe_to_repeat=False)
+        poll = self.scheduler.image_polls.start(task_id, self.clock())
+        self.scheduler.tick()
+        answer = await asyncio.shield(poll.answer)
+        if isinstance(answer, NanoBananaError):
+            raise answer.for_job(key, safe_to_repeat=False)
+        return answer
 
     def request_withdrawal(self, job: TrackedJob) -> bool:
-        """Withdraw a job that was not yet sent; return False when it is too late, or another owner follows it."""
+        """Withdraw a job that was not sent yet. Return False if it was sent, or if another owner follows it."""
         taken = job.leaving or job.phase in (Phase.IN_FLIGHT, Phase.FOREIGN) or job.wait_error is not None
         if self.scheduler.closing or taken or job.record.state is not JobState.PENDING:
             return False
@@ -258,28 +284,27 @@ class Engine:
             self.scheduler.withdraw(job)
             return True
         job.withdraw_requested = True
-        if not job.live:  # it was only looked up, and may be another owner's; else its present step is waited for
+        if not job.live:  # another owner may have it; a live job is withdrawn when its current step is over
             self.scheduler.start_step(self._claims.check_owner, self.scheduler.track(job, Phase.CLAIMING))
         return True
 
     def add_caller(self, job: TrackedJob) -> None:
-        """Note that a caller waits for the job."""
+        """Count a caller that waits for the job."""
         job.callers += 1
 
     def keep(self, job: TrackedJob) -> None:
-        """Let the job outlive its callers: a handle was given out."""
+        """Let the job outlive its callers, since a handle was given out."""
         job.has_handle = True
 
     def drop_caller(self, job: TrackedJob, *, if_sent_back: bool = False) -> bool:
-        """Let a caller go. Return whether the job is withdrawn, since it has no other caller and was not sent.
+        """Count one caller less. Return whether the job is being withdrawn: it has no other caller and was not sent.
 
-        With `if_sent_back`, a job whose create is in flight is withdrawn if the gateway sends it back unsold.
+        With `if_sent_back`, a job whose create is in flight is withdrawn too, if the gateway refuses it for now.
         """
         job.callers -= 1
         if job.callers or job.has_handle:
             return False
         job.may_buy = False
-        # Until its claim is answered, what the ledger holds under its key is unknown.
         if if_sent_back and job.phase is Phase.IN_FLIGHT:
             job.withdraw_requested = True
         return self.request_withdrawal(job) and job.phase is Phase.WITHDRAWING

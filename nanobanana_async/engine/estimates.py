@@ -1,4 +1,4 @@
-"""What a session has learned about how long jobs take, by price class."""
+"""Estimate how long jobs take, by price class, from those that this session has seen end."""
 
 from collections.abc import Callable
 
@@ -10,7 +10,7 @@ from nanobanana_async.policy.polling import PollPolicy
 
 
 class JobEstimates:
-    """Estimates how long jobs run, and which have probably ended. `job_s` is the longest that any is followed."""
+    """Estimates how long jobs run and which have probably ended. `job_s` is the longest time that a job is followed."""
 
     def __init__(self, gateway: Gateway, polling: PollPolicy, *, job_s: float, clock: Callable[[], float]) -> None:
         self._gateway = gateway
@@ -20,7 +20,7 @@ class JobEstimates:
         self._schedules: dict[str, PollSchedule[TrackedJob]] = {}
 
     def forget(self, job: TrackedJob) -> None:
-        """Let go of a job."""
+        """Forget a job that is no longer followed."""
         if job.schedule is not None:
             job.schedule.forget(job)
 
@@ -29,7 +29,7 @@ class JobEstimates:
         return 0.0 if job.schedule is None else job.schedule.ended_probability(job, self._clock() - job.running_at)
 
     def expected_ended_since(self, since: float) -> float:
-        """Return how many of the followed jobs have probably ended, unseen, since a moment."""
+        """Return the expected number of followed jobs that ended since a time and were not polled after it."""
         now = self._clock()
         return sum(
             schedule.ended_chance(max(seen_s, since - job.running_at), now - job.running_at)
@@ -38,18 +38,18 @@ class JobEstimates:
         )
 
     def may_run_for_s(self, job: TrackedJob) -> float:
-        """Return how long a job that was perhaps bought may still run."""
+        """Return how long a job may still run whose create may have been accepted."""
         return min(self._job_s, self.schedule_of(job).p99_s)
 
     @property
     def longest_s(self) -> float:
-        """How long a job of any class may still run."""
+        """The longest time that a job of any class may run."""
         classes = (self._schedule(""), *self._schedules.values())
         return min(self._job_s, max(schedule.p99_s for schedule in classes))
 
     @property
     def best_known(self) -> Durations | None:
-        """What was learned about the class of jobs that was seen most."""
+        """The learned durations of the class with the most ended jobs; None if no job has ended."""
         for schedule in self._schedules.values():
             schedule.learn()
         known = [schedule.durations for schedule in self._schedules.values() if schedule.durations.count]
@@ -63,7 +63,7 @@ class JobEstimates:
     def _schedule(self, name: str) -> PollSchedule[TrackedJob]:
         schedule = self._schedules.get(name)
         if schedule is None:
-            # A class never seen is taken to be like the one that was seen most.
+            # A class without ended jobs starts from the class with the most.
             learned = self.best_known
             expected_s = self._gateway.expected_job_s if learned is None else learned.median_s
             schedule = self._schedules[name] = PollSchedule(self._polling, Durations(expected_s))

@@ -1,4 +1,4 @@
-"""Counts again and again the job slots that other owners of the account hold."""
+"""Count the job slots of this account that other owners hold, until they are free."""
 
 from collections.abc import Callable
 
@@ -10,14 +10,14 @@ from nanobanana_async.engine.workers import WorkerPool
 from nanobanana_async.errors import LedgerError
 from nanobanana_async.events import log, log_failure
 
-# How often the slots of jobs that this session does not follow are counted again while there are any.
+# How often these slots are counted again.
 FOREIGN_RECOUNT_S = 5.0
 
 
 async def recount_foreign_slots(claims: Claims, slots: Slots, workers: WorkerPool, changed: Callable[[], None]) -> None:
-    """Count what others hold when the session opens, until it is nothing. The count only becomes less.
+    """Count the slots of other owners from the session's start until there are none. The count only falls.
 
-    What they take later shows as a lower limit, as any change of the limit does.
+    Slots that others take later show as a lower limit, as any change of the limit does.
     """
     try:
         while held := await claims.count_foreign_slots():

@@ -1,4 +1,4 @@
-"""What a session is made of, and how its engine is put together once it opens."""
+"""The parts of a session: how they are built, opened and closed."""
 
 import asyncio
 import os
@@ -44,7 +44,7 @@ def _callback_urls_of(parts: "SessionComponents") -> CallbackUrls:
 
 @frozen(kw_only=True)
 class SessionComponents:
-    """Everything that a session opens, and the settings it works by."""
+    """The parts that a session opens, and its settings."""
 
     gateway: Gateway
     ledger: Ledger
@@ -79,25 +79,21 @@ class SessionComponents:
             estimates,
             self.polling,
             self.retry,
+            self.callbacks,
             query_s=self.timeouts.query_s,
             job_s=job_s,
             clock=clock,
-            is_called_back=self.callbacks.is_expected_for,
         )
-        slots = Slots(
-            self.concurrency,
-            self.retry,
-            likely_ends=estimates.expected_ended_since,
-        )
+        slots = Slots(self.concurrency, self.retry, estimates)
         submitter = Submitter(
             self.gateway,
             self.transport,
             store,
             slots,
+            poller,
+            estimates,
             self.retry,
             create_s=self.timeouts.create_s,
-            begin=poller.begin,
-            lingers_s=estimates.may_run_for_s,
             clock=clock,
         )
         budgets = () if self.max_credits is None else (Budget(self.max_credits, credit_account.prices),)
@@ -120,7 +116,7 @@ class SessionComponents:
 
 
 def to_ledger(ledger: Ledger | str | os.PathLike[str] | None) -> Ledger:
-    """Return the ledger that a user means: by itself, by its path, or none that lasts."""
+    """Return the ledger for a setting: a ledger, the path of an SQLite file, or None for memory."""
     match ledger:
         case None:
             return MemoryLedger()
@@ -131,7 +127,7 @@ def to_ledger(ledger: Ledger | str | os.PathLike[str] | None) -> Ledger:
 
 
 class SessionTask:
-    """Opens a session's parts and its engine, and closes them in reverse. It does not know the session itself."""
+    """The task that opens the parts of a session and its engine, and closes them in reverse order."""
 
     def __init__(self, name: str, parts: SessionComponents) -> None:
         self._name = name
@@ -149,7 +145,7 @@ class SessionTask:
         self._components.guard.bind()
         self._opened: asyncio.Future[None] = loop.create_future()
         self._closing = asyncio.Event()
-        # A task of its own, with no parent scope: whoever opens need not be who closes.
+        # A task of its own without a parent scope, so that one task may open the session and another close it.
         self._task = loop.create_task(self._run(), name="nanobanana_async session")
         self._task.add_done_callback(lambda _: self._components.guard.release())
         _HOSTS.add(self)
@@ -160,13 +156,13 @@ class SessionTask:
             raise
 
     async def aclose(self) -> None:
-        """Close everything that was opened, in the host's task; idempotent, and done when it returns or raises."""
+        """Close everything that was opened, in the session's task. Idempotent; done when it returns or raises."""
         self._components.guard.check()
         self.closed = True
         if self._task is None:
             return
         self._closing.set()
-        if not self._opened.done():  # an opening that hangs is not waited for
+        if not self._opened.done():  # do not wait for an opening that hangs
             self._task.cancel()
         cancelled: asyncio.CancelledError | None = None
         with anyio.CancelScope(shield=True):
@@ -183,13 +179,13 @@ class SessionTask:
             self._task.result()
 
     def warn_unclosed(self) -> None:
-        """Say that the session is gone and was not closed; once, clearly."""
+        """Warn once that the session was garbage collected without being closed."""
         if self._task is not None and not (self.closed or self._components.guard.forked):
             self.closed = True
             self._warn()
 
     def disown(self) -> None:
-        """Leave everything that is open to the parent; called in a child process right after the fork."""
+        """Leave everything that is open to the parent process; called in a child right after the fork."""
         if self._components.guard.forked:
             if self.engine is not None:
                 self.engine.scheduler.disown()
@@ -219,7 +215,7 @@ class SessionTask:
                 raise
             self._opened.set_exception(_closed_while_opening() if self._closing.is_set() else failure)
         finally:
-            if self._abandoned:  # here, where all is closed: a warning may be an error
+            if self._abandoned:  # last, when all is closed: the user may turn warnings into errors
                 self._warn()
 
     async def _serve(self, engine: Engine) -> None:
@@ -228,7 +224,7 @@ class SessionTask:
             self._opened.set_result(None)
             try:
                 await self._closing.wait()
-            except asyncio.CancelledError:  # the event loop ends around us
+            except asyncio.CancelledError:  # the event loop is shutting down
                 self._abandoned, self.closed = not (self.closed or self._components.guard.forked), True
                 raise
             finally:
@@ -242,7 +238,7 @@ class SessionTask:
 _STRAY = "the session's ledger or transport was cancelled from within while it was being opened or closed"
 
 _HOSTS: WeakSet[SessionTask] = WeakSet()
-"""Those of the sessions that were opened. A forked child has copies of them, and their sockets are its parent's."""
+"""The tasks of all opened sessions. A forked child has copies of them, whose sockets are its parent's."""
 
 
 def _disown_all() -> None:

@@ -7,7 +7,7 @@ from nanobanana_async.errors import NanoBananaError
 
 @frozen
 class Enqueue:
-    """Wait in a queue now: for a create, or for a poll."""
+    """Wait in a queue: to be sent, or to be polled."""
 
 
 @frozen
@@ -26,19 +26,19 @@ class CheckOwnerAt:
 
 @frozen
 class Recover:
-    """The job is ours and was found half-way through its purchase: decide in the ledger how it goes on."""
+    """The job is ours, and an earlier session left it in SUBMITTING: decide how it goes on."""
 
 
 @frozen
 class HoldUntil:
-    """The job is UNCERTAIN: its slots stay held until `due`, since it may still run."""
+    """The job is UNCERTAIN: hold its slots until `due`, since it may still run."""
 
     due: float
 
 
 @frozen
 class LetGo:
-    """Nobody asked to buy the job: stop following it, and let others do so."""
+    """No caller asked to buy the job: stop following it, and let other owners do so."""
 
 
 @frozen

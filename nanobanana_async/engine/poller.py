@@ -1,23 +1,25 @@
-"""One poll of a running job, and what its answer means.
+"""Poll a running job, and interpret the answer.
 
-A network error never fails a job: it ends the waiting, and the record stays RUNNING, to be followed again.
+A network error never fails a job: polls are repeated, and at last the waiting ends while the record stays RUNNING.
 """
 
 import random
 from collections.abc import Callable
 from itertools import islice
 
+from nanobanana_async.engine.callback_urls import CallbackUrls
 from nanobanana_async.engine.contained_send import send_contained
 from nanobanana_async.engine.estimates import JobEstimates
 from nanobanana_async.engine.fallback_polling import FallbackPolling
+from nanobanana_async.engine.image_poll import ImagePoll
 from nanobanana_async.engine.next_step import Finish, Next, ScheduleAt
 from nanobanana_async.engine.store import JobStore
 from nanobanana_async.engine.tracked_job import TrackedJob
-from nanobanana_async.errors import MAX_RETRY_AFTER_S, NanoBananaError, RateLimited, UnexpectedResponse
+from nanobanana_async.errors import MAX_RETRY_AFTER_S, JobUnfinished, NanoBananaError, RateLimited, UnexpectedResponse
 from nanobanana_async.events import LONGEST_WORD, JobPolled, PollFailed, UnknownStatus
 from nanobanana_async.gateways.contract import Gateway, Transport
 from nanobanana_async.http.threads import AnswerReader
-from nanobanana_async.jobs import Failure, JobRecord, JobState, Observation
+from nanobanana_async.jobs import Failure, JobSnapshot, JobState, Observation
 from nanobanana_async.policy.circuit import CircuitBreaker
 from nanobanana_async.policy.polling import PollPolicy
 from nanobanana_async.policy.rate import Pacer
@@ -28,16 +30,12 @@ from nanobanana_async.policy.retry import (
     is_outage,
 )
 
-# A gateway that says something else each time is warned of so often in a session, and remembered no further.
-MOST_STRANGE_WORDS = 50
-
-
-class JobOverdue(NanoBananaError):
-    """A job still runs after `Timeouts.job_s`. Waiters get a `JobUnfinished` with this message and their `Job`."""
+# How many unknown status words are remembered and warned of in a session.
+MOST_UNKNOWN_WORDS = 50
 
 
 class Poller:
-    """Polls one job at a time, and says what is next."""
+    """Polls jobs. Each poll returns a `Next`."""
 
     def __init__(
         self,
@@ -47,11 +45,11 @@ class Poller:
         estimates: JobEstimates,
         polling: PollPolicy,
         retry: RetryPolicy,
+        callbacks: CallbackUrls,
         *,
         query_s: float,
         job_s: float,
         clock: Callable[[], float],
-        is_called_back: Callable[[JobRecord], bool],
     ) -> None:
         self._gateway = gateway
         self._transport = transport
@@ -63,7 +61,7 @@ class Poller:
         self.job_s = job_s
         self._clock = clock
         self._answers = AnswerReader()
-        self.fallback = FallbackPolling(is_called_back, clock)
+        self.fallback = FallbackPolling(callbacks, clock)
         self._jitter = random.Random()
         self._warned_statuses: set[str] = set()
         self.breaker = CircuitBreaker(retry)
@@ -72,60 +70,72 @@ class Poller:
         self._in_flight = 0
 
     def admits(self, now: float) -> bool:
-        """Tell whether one more query may leave."""
+        """Return whether one more poll may leave."""
         return self.breaker.allows(now, self._in_flight) and self.pacer.admits(now, self._in_flight)
 
     def opens_at(self) -> float:
-        """When time alone lets a query leave; in the past if it waits for something else."""
+        """Return when a poll may leave by the passing of time; a past time if other events are awaited."""
         return max(self.breaker.opens_at, self.pacer.next_at)
 
     def sent(self, now: float) -> None:
-        """Note that a query left."""
+        """Record that a poll left."""
         self._in_flight += 1
         self.pacer.sent(now)
 
     def begin(self, job: TrackedJob) -> float:
-        """Begin to follow a job that runs; return when to poll it first."""
+        """Begin to poll a RUNNING job; return when its first poll is due."""
         job.schedule = self._estimates.schedule_of(job)
         job.schedule.began(job)
         job.followed_since = self._clock()
-        job.failures = 0  # those of its creates
+        job.failures = 0  # until now it counted creates
         if self.fallback.waits_for_callback(job):
             return self.fallback.next_check(job)
-        return job.running_at + job.schedule.next_poll_s(0.0)  # a job found again may long have ended
+        return job.running_at + job.schedule.next_poll_s(0.0)  # an adopted job may have ended long ago
 
     async def query_once(self, task_id: str) -> Observation:
-        """Ask about a task that may be ours; raise what prevents an answer."""
+        """Query a task that need not be a tracked job's. Raises what prevents an answer."""
         self.polls += 1
         return await self._query(task_id)
 
     def running_since(self, job: TrackedJob) -> float:
-        """The loop's time at which a job that was found in the ledger began to run."""
+        """Return when a job from the ledger began to run, in the event loop's time."""
         return self._clock() - max(0.0, self._store.age_s(job.record.may_run_since))
 
     async def poll(self, job: TrackedJob) -> Next:
-        """Ask the gateway once."""
+        """Poll a job once."""
         job.polls += 1
-        self.polls += 1
-        job.polled_at = sent_at = self._clock()
+        job.polled_at = self._clock()
         called, job.callback_pending = job.callback_pending, False
         try:
-            seen = await self._query(job.record.task_id or "")
+            seen = await self._ask(job.record.task_id or "")
         except NanoBananaError as error:
-            job.callback_pending = job.callback_pending or called  # it is still to be confirmed
-            return self._poll_failed(job, error, sent_at)
-        finally:
-            self._in_flight -= 1
-        self.breaker.succeeded()
-        self.pacer.on_accepted(self._clock(), sent_at)
+            job.callback_pending = job.callback_pending or called  # the callback still needs a poll that is answered
+            return self._poll_failed(job, error)
+        return await self.interpret(job, seen, called=called)
+
+    async def poll_images(self, poll: ImagePoll) -> float | None:
+        """Poll a task for its images once. Return when to repeat that; None if all waiters have their answer."""
+        try:
+            seen = await self._ask(poll.task_id)
+        except NanoBananaError as error:
+            now = self._clock()
+            if ends_polling(error, now - poll.since, self.job_s):
+                poll.finish(error)
+                return None
+            poll.failures += 1
+            return now + self._wait_s(error, poll.failures)
+        why = f"task {poll.task_id} has succeeded, but the gateway no longer returns its images"
+        poll.finish(seen if seen.images else UnexpectedResponse(why))
+        return None
+
+    async def interpret(self, job: TrackedJob, seen: Observation, *, called: bool = False) -> Next:
+        """Return what follows from the answer to a poll; `called` says whether a callback had come."""
         job.failures = 0
         self._warn_unknown_status(job, seen)
         age_s = self._clock() - job.running_at
-        took_s = None if job.fetching_images else seen.duration_s(age_s)
+        took_s = seen.duration_s(age_s)
         delay_s = None if took_s is None else max(0.0, age_s - took_s)
         self._store.emit(JobPolled(record=job.record, status=seen.status, polls=job.polls, delay_s=delay_s))
-        if job.fetching_images:
-            return self._images_fetched(job, seen)
         match seen.state:
             case JobState.SUCCEEDED if seen.images:
                 return await self._succeeded(job, seen, called)
@@ -136,26 +146,44 @@ class Poller:
             case _:
                 return self._still_running(job)
 
+    async def _ask(self, task_id: str) -> Observation:
+        """Query a task; the breaker and the pacer, which let the query leave, learn from its outcome."""
+        self.polls += 1
+        sent_at = self._clock()
+        try:
+            seen = await self._query(task_id)
+        except NanoBananaError as error:
+            now = self._clock()
+            asked = _asked_s(error)
+            if isinstance(error, RateLimited):
+                self.pacer.on_throttled(now, sent_at, asked or None)
+                self.breaker.pause_until(now, asked)
+            if is_outage(error):
+                self.breaker.failed(now, self._jitter.random())
+            else:
+                self.breaker.succeeded()
+            raise
+        finally:
+            self._in_flight -= 1
+        self.breaker.succeeded()
+        self.pacer.on_accepted(self._clock(), sent_at)
+        return seen
+
     async def _query(self, task_id: str) -> Observation:
         response = await send_contained(self._transport, self._gateway.build_query(task_id), timeout_s=self._query_s)
         seen = await self._answers.read(self._gateway.read_query, response)
         if seen.task_id not in (None, task_id):
-            raise UnexpectedResponse(f"asked about {task_id}, told about {seen.task_id}", status=response.status)
+            raise UnexpectedResponse(
+                f"the gateway was asked about task {task_id} and answered about task {seen.task_id}",
+                status=response.status,
+            )
         return seen
 
     async def _succeeded(self, job: TrackedJob, seen: Observation, called: bool) -> Next:
         job.observation = seen
-        # Pictures that came inline are kept out of the ledger: an empty place says that one was here.
+        # The ledger does not store inline images (data URLs); an empty URL marks the place of one.
         kept = tuple("" if url.startswith("data:") else url for url in seen.images)
         await self._record_end(job, JobState.SUCCEEDED, seen, called, images=kept, missing=seen.missing)
-        return Finish()
-
-    def _images_fetched(self, job: TrackedJob, seen: Observation) -> Next:
-        if not seen.images:
-            error = f"task {job.record.task_id} has succeeded, but the gateway no longer shows its pictures"
-            return self._stop(job, UnexpectedResponse(error))
-        job.fetching_images, job.observation = False, seen
-        job.wake()
         return Finish()
 
     async def _failed(self, job: TrackedJob, seen: Observation, called: bool) -> Next:
@@ -184,7 +212,7 @@ class Poller:
             model=seen.model or record.model,
             **facts,
         )
-        if unwritten is not None:  # what was paid for is handed over all the same
+        if unwritten is not None:  # the caller gets the images that were paid for all the same
             self._store.emit(PollFailed(record=job.record, error=unwritten, wait_s=None, polls=job.polls))
 
     def _ended_without_image(self, job: TrackedJob, seen: Observation) -> Next:
@@ -202,7 +230,8 @@ class Poller:
         age_s = self._clock() - job.running_at
         if age_s >= self._deadline_s(job):
             message = f"task {job.record.task_id} still runs after {age_s:.0f} s (Timeouts.job_s); await it again"
-            return self._stop(job, JobOverdue(message, safe_to_repeat=False))
+            overdue = JobUnfinished(message, job=JobSnapshot.of(job.record), safe_to_repeat=False)
+            return self._stop(job, overdue)
         if job.schedule is None:
             return ScheduleAt(self.begin(job))
         job.schedule.on_running(job, age_s)
@@ -211,35 +240,35 @@ class Poller:
         return ScheduleAt(job.running_at + job.schedule.next_poll_s(age_s))
 
     def _deadline_s(self, job: TrackedJob) -> float:
-        """Return the age at which waiting ends: `job_s` after polling last began."""
+        """Return the age of the job at which polling ends: `job_s` after polling last began."""
         return self.job_s + max(0.0, job.followed_since - job.running_at)
 
-    def _poll_failed(self, job: TrackedJob, error: NanoBananaError, sent_at: float) -> Next:
+    def _poll_failed(self, job: TrackedJob, error: NanoBananaError) -> Next:
         now = self._clock()
-        asked = min(getattr(error, "retry_after_s", None) or 0.0, MAX_RETRY_AFTER_S)
-        if isinstance(error, RateLimited):
-            self.pacer.on_throttled(now, sent_at, asked or None)
-            self.breaker.pause_until(now, asked)
-        if is_outage(error):
-            self.breaker.failed(now, self._jitter.random())
-        else:
-            self.breaker.succeeded()
         if ends_polling(error, now - job.running_at, self._deadline_s(job)):
             return self._stop(job, error)
         job.failures += 1
-        wait_s = max(asked, self._retry.backoff_s(job.failures + 1, self._jitter.random()))
+        wait_s = self._wait_s(error, job.failures)
         self._store.emit(PollFailed(record=job.record, error=error, wait_s=wait_s, polls=job.polls))
         return ScheduleAt(now + wait_s)
 
+    def _wait_s(self, error: NanoBananaError, failures: int) -> float:
+        return max(_asked_s(error), self._retry.backoff_s(failures + 1, self._jitter.random()))
+
     def _stop(self, job: TrackedJob, error: NanoBananaError) -> Next:
-        """End the waiting, not the job."""
+        """End the polling and the waiting, not the job."""
         self._store.emit(PollFailed(record=job.record, error=error, wait_s=None, polls=job.polls))
         return Finish(error)
 
     def _warn_unknown_status(self, job: TrackedJob, seen: Observation) -> None:
-        """Tell of a status word that the reference does not list: once, and of so many words at most."""
+        """Emit a status that the reference does not list, once each, and `MOST_UNKNOWN_WORDS` of them at most."""
         word = seen.status[:LONGEST_WORD]
-        if seen.known_status or word in self._warned_statuses or len(self._warned_statuses) >= MOST_STRANGE_WORDS:
+        if seen.known_status or word in self._warned_statuses or len(self._warned_statuses) >= MOST_UNKNOWN_WORDS:
             return
         self._warned_statuses.add(word)
         self._store.emit(UnknownStatus(record=job.record, status=word))
+
+
+def _asked_s(error: NanoBananaError) -> float:
+    """Return the wait that the gateway asked for, at most `MAX_RETRY_AFTER_S`."""
+    return min(getattr(error, "retry_after_s", None) or 0.0, MAX_RETRY_AFTER_S)

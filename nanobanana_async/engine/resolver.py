@@ -1,4 +1,7 @@
-"""Decisions by hand: the gateway is asked about a task id before a job gets it, and before a RUNNING job loses it."""
+"""Resolve jobs by hand, after querying the gateway.
+
+A task id is queried before a job gets it, and the task of a RUNNING job before the job loses it.
+"""
 
 import asyncio
 
@@ -17,16 +20,16 @@ from nanobanana_async.errors import (
     TaskNotFound,
 )
 from nanobanana_async.events import log
-from nanobanana_async.jobs import JobRecord, JobState, validate_task_id
+from nanobanana_async.jobs import JobRecord, JobState, Observation, validate_task_id
 from nanobanana_async.policy.retry import LATE_REPLICA_S, is_outage
 
-# How long after a 404 or a 429 the gateway is asked about a task again.
-ASK_AGAIN_S = 2.0
+# The first and the longest wait between two queries about a task that the gateway does not know (yet).
 FIRST_WAIT_S = 0.125
+LONGEST_WAIT_S = 2.0
 
 
 class JobResolver:
-    """Settles jobs by hand; what the gateway can't confirm changes nothing."""
+    """Resolves jobs by hand. If the gateway does not confirm a task id, nothing is changed."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
@@ -34,62 +37,64 @@ class JobResolver:
         self._clock = asyncio.get_running_loop().time
 
     async def resolve(self, key: str, *, task_id: str | None, buy_again: bool) -> TrackedJob:
-        """Decide an UNCERTAIN job, or a RUNNING one whose task the gateway does not know; return its live entry."""
+        """Resolve an UNCERTAIN job, or a RUNNING one whose task the gateway does not know; return the tracked job."""
         if task_id is not None:
             validate_task_id(task_id)
-        entry = await self._look_up(key)
-        self._engine.check_settles(entry, buy_again=buy_again)
-        if entry.record.state is not JobState.RUNNING:
-            return await self._decide(entry, task_id, buy_again=buy_again)
+        job = await self._find(key)
+        self._engine.check_resolvable(job, buy_again=buy_again)
+        if job.record.state is not JobState.RUNNING:
+            return await self._decide(job, task_id, buy_again=buy_again)
         claim = await self._ledger.adopt(key)
-        if claim is None or not claim.owned or claim.record.revision != entry.record.revision:
+        if claim is None or not claim.owned or claim.record.revision != job.record.revision:
             raise ConfigurationError(f"job {key} is running and polled by another session: nothing to resolve")
         try:
-            lost = entry.record.task_id or ""
-            if await self._is_known_task(lost, self._age_s(entry.record)):
+            lost = job.record.task_id or ""
+            if await self._query_task(lost, self._age_s(job.record)) is not None:
                 why = f"the gateway knows its task {lost}; call `resume` to poll it"
                 raise ConfigurationError(f"job {key} is running: nothing to resolve, {why}")
-            return await self._decide(entry, task_id, buy_again=buy_again)
+            return await self._decide(job, task_id, buy_again=buy_again)
         except BaseException:
             await self._release(key)
             raise
 
-    async def check_task(self, task_id: str, *, key: str | None = None, age_s: float = 0.0) -> None:
-        """Raise `TaskNotFound` if the gateway does not know a task; after a while, if it may be `age_s` old only."""
-        if not await self._is_known_task(task_id, age_s):
+    async def check_task(self, task_id: str, *, key: str | None = None, age_s: float = 0.0) -> Observation:
+        """Query a task that is at most `age_s` old. Raises `TaskNotFound` if the gateway does not know it."""
+        seen = await self._query_task(task_id, age_s)
+        if seen is None:
             why = f"the gateway knows no task {task_id}: nothing was changed"
             raise TaskNotFound(why, key=key, safe_to_repeat=False)
+        return seen
 
-    async def _decide(self, entry: TrackedJob, task_id: str | None, *, buy_again: bool) -> TrackedJob:
-        key, before = entry.key, entry.record.revision
+    async def _decide(self, job: TrackedJob, task_id: str | None, *, buy_again: bool) -> TrackedJob:
+        key, before = job.key, job.record.revision
         if task_id is not None:
-            await self.check_task(task_id, key=key, age_s=self._age_s(entry.record))
-            entry = await self._look_up(key)
-            if entry.record.revision != before:
-                why = f"job {key} changed to {entry.record.state.value} meanwhile: check it, then resolve it again"
+            await self.check_task(task_id, key=key, age_s=self._age_s(job.record))
+            job = await self._find(key)
+            if job.record.revision != before:
+                why = f"job {key} changed to {job.record.state.value} meanwhile: check it, then resolve it again"
                 raise ConfigurationError(why)
-        entry = self._engine.resolve(entry, task_id=task_id, buy_again=buy_again)
-        while entry.record.revision == before:
-            await entry.wait_for_change()
-            if entry.wait_error is not None:
-                raise entry.wait_error.for_job(key, safe_to_repeat=False)
-        return entry
+        job = self._engine.resolve(job, task_id=task_id, buy_again=buy_again)
+        while job.record.revision == before:
+            await job.wait_for_change()
+            if job.wait_error is not None:
+                raise job.wait_error.for_job(key, safe_to_repeat=False)
+        return job
 
-    async def _look_up(self, key: str) -> TrackedJob:
-        entry = await self._engine.look_up(key)
-        if entry is None:
+    async def _find(self, key: str) -> TrackedJob:
+        job = await self._engine.find(key)
+        if job is None:
             raise ConfigurationError(f"no job {key} in the ledger")
-        return entry
+        return job
 
-    async def _is_known_task(self, task_id: str, age_s: float) -> bool:
-        """Ask about a task in the session's own task group, so that closing the session ends the waiting."""
-        answer: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+    async def _query_task(self, task_id: str, age_s: float) -> Observation | None:
+        """Query a task in the session's task group, so that closing the session ends the waiting."""
+        answer: asyncio.Future[Observation | None] = asyncio.get_running_loop().create_future()
 
         async def ask(_: TaskGroup) -> None:
             try:
-                known = await self._ask_until_sure(task_id, age_s)
+                seen = await self._ask_until_sure(task_id, age_s)
                 if not answer.done():
-                    answer.set_result(known)
+                    answer.set_result(seen)
             except NanoBananaError as error:
                 if not answer.done():
                     answer.set_exception(error)
@@ -101,23 +106,22 @@ class JobResolver:
         self._engine.scheduler.start_background(ask)
         return await answer
 
-    async def _ask_until_sure(self, task_id: str, age_s: float) -> bool:
-        """Query a task until the gateway knows it or must know it; return whether it does.
+    async def _ask_until_sure(self, task_id: str, age_s: float) -> Observation | None:
+        """Query a task until the gateway knows it or must know it; return None if it does not.
 
-        A 404 right after the create may come from a replica that lags, and trouble of the gateway passes: both are
-        queried again, for as long as a replica may lag.
+        A 404 right after the create may come from a replica that lags, and an outage may pass: both are queried
+        again, for as long as a replica may lag.
         """
         began = self._clock()
         wait_s = FIRST_WAIT_S
         while True:
-            wait_s = min(2 * wait_s, ASK_AGAIN_S)
+            wait_s = min(2 * wait_s, LONGEST_WAIT_S)
             asked_s = 0.0
             try:
-                await self._engine.poller.query_once(task_id)
-                return True
+                return await self._engine.poller.query_once(task_id)
             except TaskNotFound:
                 if self._clock() - began + age_s >= LATE_REPLICA_S:
-                    return False
+                    return None
             except NanoBananaError as error:
                 asked_s = min(getattr(error, "retry_after_s", None) or 0.0, MAX_RETRY_AFTER_S)
                 passes = is_outage(error) or isinstance(error, RateLimited)
@@ -126,11 +130,11 @@ class JobResolver:
             await anyio.sleep(max(wait_s, asked_s))
 
     def _age_s(self, record: JobRecord) -> float:
-        """How old a task of this job may be at most."""
+        """Return the greatest age that a task of this job can have."""
         return max(0.0, self._engine.store.age_s(record.may_run_since))
 
     async def _release(self, key: str) -> None:
-        """Let others follow a RUNNING job that was not settled after all."""
+        """Let other owners follow a RUNNING job that was not resolved."""
         with anyio.CancelScope(shield=True):
             try:
                 if key not in self._engine.tracked:

@@ -1,4 +1,4 @@
-"""Runs the steps of the live jobs, and is the one writer of their phases (`tracked_job.py` says what these mean)."""
+"""Run the steps of the tracked jobs. The scheduler is the only writer of a phase (`tracked_job.py` has the table)."""
 
 import asyncio
 from collections.abc import Callable, Coroutine
@@ -8,26 +8,19 @@ from typing import Any, assert_never
 from anyio.abc import TaskGroup
 
 from nanobanana_async.engine.claims import Claims
-from nanobanana_async.engine.dispatcher import Decline, Dispatcher, Step
+from nanobanana_async.engine.dispatcher import Decline, Dispatcher, Start, Step
 from nanobanana_async.engine.estimates import JobEstimates
 from nanobanana_async.engine.foreign_slots import recount_foreign_slots
-from nanobanana_async.engine.next_step import (
-    CheckOwnerAt,
-    Enqueue,
-    Finish,
-    HoldUntil,
-    LetGo,
-    Next,
-    Recover,
-    ScheduleAt,
-)
+from nanobanana_async.engine.image_poll import ImagePoll
+from nanobanana_async.engine.image_polls import ImagePolls
+from nanobanana_async.engine.next_step import CheckOwnerAt, Enqueue, Finish, HoldUntil, LetGo, Next, Recover, ScheduleAt
 from nanobanana_async.engine.poller import Poller
 from nanobanana_async.engine.slots import Slots
 from nanobanana_async.engine.step_runner import JobStep, StepRunner
 from nanobanana_async.engine.store import JobStore
 from nanobanana_async.engine.submitter import Submitter
-from nanobanana_async.engine.timers import Timers
-from nanobanana_async.engine.tracked_job import NEVER, UNREAD_PHASES, Phase, TrackedJob
+from nanobanana_async.engine.timers import Timed, Timers
+from nanobanana_async.engine.tracked_job import NEVER, UNREAD_PHASES, Phase, TrackedJob, is_safe_to_repeat
 from nanobanana_async.engine.workers import WorkerPool
 from nanobanana_async.errors import CreditLimitReached, LedgerError, NanoBananaError, SessionClosed
 from nanobanana_async.events import JobReleased, JobTracked, log, log_failure
@@ -36,7 +29,7 @@ from nanobanana_async.validators import DAY_S
 
 
 class Scheduler:
-    """Owns every live job of a session. All bookkeeping is synchronous; only steps await."""
+    """Owns the tracked jobs of a session. All changes of phases are synchronous; only steps await."""
 
     def __init__(
         self,
@@ -60,18 +53,18 @@ class Scheduler:
         self.workers = WorkerPool(max_requests, freed=self.tick, crashed=self._crashed)
         self._steps = StepRunner(self.workers, self._apply)
         self.dispatcher = Dispatcher(slots, poller, estimates, self.workers, store.credits)
-        self._timer_fired = asyncio.Event()
-        self._timers = Timers(loop, self._timer_fired.set)
+        self._timers = Timers(loop)
         self.tracked: dict[str, TrackedJob] = {}
         store.credits.live = self.tracked
         self.holding: dict[str, TrackedJob] = {}
-        """Uncertain jobs that hold their slots for a while, by key."""
+        """Uncertain jobs that hold their slots while they may still run, by key."""
+        self.image_polls = ImagePolls(poller, self.dispatcher, self._timers)
         self.background: list[Callable[[], Coroutine[Any, Any, None]]] = []
-        """What else runs as long as the session."""
+        """Coroutines that run as long as the session is open."""
         self.closing = False
 
     def start(self, group: TaskGroup) -> None:
-        """Begin to work in this task group."""
+        """Start the workers and background tasks in this task group."""
         self._group = group
         self.workers.start(group)
         self.workers.start_task("pump", self._tick_on_timer, again=True)
@@ -81,26 +74,27 @@ class Scheduler:
             self.workers.start_task("beside", work, again=True)
 
     def start_background(self, work: Callable[[TaskGroup], Coroutine[Any, Any, None]]) -> None:
-        """Run something else in the session's task group, until the session closes. It must not raise."""
+        """Run a coroutine in the session's task group, until the session closes. It must not raise."""
         if self.closing:
             raise SessionClosed("the session is closed")
         self.workers.start_task("beside", partial(work, self._group))
 
     async def aclose(self, grace_s: float) -> None:
-        """Start nothing more, and give creates in flight their time to be answered and written down."""
+        """Start nothing more; wait at most `grace_s` until creates in flight are answered and stored."""
         self.closing = True
         self._timers.stop()
         await self._steps.finish(grace_s)
 
     def fail_all_waiters(self) -> None:
-        """End all waiting with `SessionClosed`; what is unfinished stays in the ledger."""
+        """Raise `SessionClosed` in all waiters; unfinished jobs stay in the ledger."""
         self.closing = True
         self._timers.stop()
         for job in list(self.tracked.values()):
             self._finish(job, SessionClosed("the session was closed while you waited; the job stays in the ledger"))
+        self.image_polls.fail_all(SessionClosed("the session was closed while you waited"))
 
     def disown(self) -> None:
-        """Do nothing more: this is a forked child's copy, and the jobs are its parent's."""
+        """Start nothing more: this is the copy in a forked child, and the jobs belong to its parent."""
         self.closing = True
         self._timers.stop()
 
@@ -109,34 +103,36 @@ class Scheduler:
         if self.closing:
             return
         now = self._clock()
-        for job in self._timers.due(now):
-            self._on_due(job, now)
+        for due in self._timers.due(now):
+            self._on_due(due, now)
         starts, next_at = self.dispatcher.admit(now)
-        for job, step in starts:
-            self._start(job, step)
+        for start in starts:
+            self._start(start)
         self._timers.arm(now, next_at)
 
     async def _tick_on_timer(self) -> None:
-        """Tick whenever the timer fires: in a task, since anyio starts none from a timer's callback under sniffio."""
+        """Tick whenever the timer fires. This is a task because anyio can't start tasks from a timer's callback."""
         while True:
-            await self._timer_fired.wait()
-            self._timer_fired.clear()
+            await self._timers.fired.wait()
+            self._timers.fired.clear()
             self.tick()
 
-    def _start(self, job: TrackedJob, step: Step | Decline) -> None:
-        """Begin what the dispatcher decided."""
-        match step:
-            case Step.CREATE:
+    def _start(self, start: Start) -> None:
+        """Start what the dispatcher decided."""
+        match start:
+            case ImagePoll():
+                self.workers.run_request(self.image_polls.run, start)
+            case (job, Step.CREATE):
                 job.move(Phase.IN_FLIGHT)
                 self._steps.send(self._submitter.submit, job)
-            case Step.POLL:
+            case (job, Step.POLL):
                 job.move(Phase.IN_FLIGHT)
                 self._steps.poll(self._poller.poll, job)
-            case Decline(why=why):
+            case (job, Decline(why=why)):
                 self._decline(job, CreditLimitReached(why))
 
     def _decline(self, job: TrackedJob, error: CreditLimitReached) -> None:
-        """Take back a job for which the credits do not suffice."""
+        """Withdraw a job that a cap of credits does not allow."""
 
         async def declined(job: TrackedJob) -> Next:
             await self._claims.withdraw(job)
@@ -145,7 +141,7 @@ class Scheduler:
         self.withdraw(job, declined)
 
     def withdraw(self, job: TrackedJob, step: JobStep | None = None) -> None:
-        """Take back a job that waits to be sent."""
+        """Withdraw a job that waits to be sent."""
         job.move(Phase.WITHDRAWING)
         self.start_step(step or self._claims.withdraw, job)
 
@@ -154,7 +150,7 @@ class Scheduler:
         self._steps.write(step, job)
 
     def _apply(self, job: TrackedJob, next_step: Next) -> None:
-        """Put a job where a step says. Its phase, its queue or timer, its slots and its waiters follow from here."""
+        """Carry out what a step returned: set the phase, the queue or timer and the slots, and wake the waiters."""
         if not job.live:  # closing has ended the waiting
             return
         joined = job.joining
@@ -183,7 +179,7 @@ class Scheduler:
             case HoldUntil(due=due):
                 self._retire(job, Phase.DONE, hold_until=due)
             case LetGo():
-                self._retire(job, Phase.LOOKED_UP)
+                self._retire(job, Phase.KNOWN)
                 job.wake()
             case Finish(error=error):
                 self._finish(job, error)
@@ -194,17 +190,17 @@ class Scheduler:
 
     @staticmethod
     def _withdraws(job: TrackedJob, next_step: Next) -> bool:
-        """Whether the step that is over leaves a job PENDING and ours that is to be withdrawn."""
+        """Whether the job is to be withdrawn now: its step is over and left it PENDING and ours."""
         if not job.withdraw_requested or job.record.state is not JobState.PENDING:
             return False
         failed_unread = isinstance(next_step, Finish) and job.phase in UNREAD_PHASES
         return not (failed_unread or isinstance(next_step, CheckOwnerAt))
 
     def _schedule(self, job: TrackedJob, due: float) -> None:
-        """Let a job wait for its time, or for its turn if that has come."""
+        """Set a job's timer, or queue the job if its time has come."""
         now = self._clock()
         due = self._poller.fallback.due_after_callback(job, due)
-        # A live job is never left without a due time, whatever a setting or a policy says.
+        # A live job always has a due time, even if a setting or a policy asks for an infinite wait.
         due = due if due < now + DAY_S else now + DAY_S
         if due <= now and job.record.state is JobState.RUNNING and self._poller.fallback.too_early(job):
             due = self._poller.fallback.next_check(job)
@@ -215,16 +211,19 @@ class Scheduler:
             job.move(Phase.QUEUED)
             self.dispatcher.put(job)
 
-    def _on_due(self, job: TrackedJob, now: float) -> None:
-        """Do what the time has come for."""
+    def _on_due(self, job: Timed, now: float) -> None:
+        """Continue a job whose timer is due."""
+        if isinstance(job, ImagePoll):
+            self.dispatcher.put_image_poll(job)
+            return
         match job.phase:
             case Phase.SCHEDULED:
                 self._schedule(job, now)
             case Phase.FOREIGN if job.has_waiters:
                 self.start_step(self._claims.check_owner, job)
             case Phase.FOREIGN:
-                self._retire(job, Phase.LOOKED_UP, ours=False)
-            case Phase.HOLDING:  # it has had its time, whether it ran or not
+                self._retire(job, Phase.KNOWN, ours=False)
+            case Phase.HOLDING:  # by now it has ended, if it ever ran
                 if self.holding.get(job.key) is job:
                     del self.holding[job.key]
                 self._slots.release(job)
@@ -233,13 +232,13 @@ class Scheduler:
                 pass
 
     def poll_soon(self, job: TrackedJob) -> None:
-        """Have a job polled as soon as it may be: a callback came."""
-        if job.phase is Phase.SCHEDULED:  # else it is in flight, or the next to be sent
+        """Poll a job as soon as possible, because a callback came."""
+        if job.phase is Phase.SCHEDULED:  # else its poll is in flight or queued
             self._schedule(job, job.due)
             self.tick()
 
     def track(self, job: TrackedJob, phase: Phase) -> TrackedJob:
-        """Make a job live, in this phase. It takes the slots that it held while it was in doubt."""
+        """Begin to follow a job in this phase. It gets back the slots that it held while it was uncertain."""
         before = self.holding.pop(job.key, None)
         if before is not None and before is not job:
             job.holding_before = before
@@ -252,27 +251,28 @@ class Scheduler:
         self._store.emit(JobTracked(record=job.record, weight=job.weight))
         return job
 
-    def poll_for_images(self, job: TrackedJob) -> None:
-        """Poll a job once more that has succeeded."""
-        self.dispatcher.put(self.track(job, Phase.QUEUED))
-        self.tick()
+    def reload(self, job: TrackedJob, record: JobRecord) -> None:
+        """Take a newer record of a job that is not followed: how the last waiting for it ended is no longer true."""
+        job.wait_error = None
+        self._store.load(job, record)
+        self._store.credits.park(job)
 
     def _finish(self, job: TrackedJob, error: NanoBananaError | None) -> None:
-        """End the following of a job that has ended, or with an error the waiting and not the job."""
+        """Stop following a job: it has ended, or `error` ends the waiting and the job goes on without us."""
         hold_until, ours = NEVER, job.phase is not Phase.CLAIMING
         if error is not None:
-            if job.phase in UNREAD_PHASES:  # what the ledger holds by now is unknown
+            if job.phase in UNREAD_PHASES:  # the job's present state in the ledger is unknown
                 error = error.for_job(job.key, safe_to_repeat=False)
             job.wait_error = error
-            job.fetching_images = job.withdraw_requested = False
-            if job.holding_before is not None and not ours:  # the ledger did not say: it is in doubt as before
+            job.withdraw_requested = False
+            if job.holding_before is not None and not ours:  # the claim failed: the job is uncertain as before
                 job.record = job.ledger_record = job.holding_before.record
             hold_until = job.holds_until
         self._retire(job, Phase.DONE, hold_until=hold_until, ours=ours)
         job.wake()
 
     def _retire(self, job: TrackedJob, phase: Phase, *, hold_until: float = NEVER, ours: bool = True) -> None:
-        """Follow a job no longer. An uncertain one may still run, and holds its slots for a while."""
+        """Stop following a job. An uncertain one holds its slots until `hold_until`, since it may still run."""
         self.tracked.pop(job.key, None)
         self._estimates.forget(job)
         self._store.credits.park(job)
@@ -287,7 +287,7 @@ class Scheduler:
             job.move(phase)
             self._slots.release(job)
         job.holding_before = None
-        # What the ledger does not hold yet only this session can follow.
+        # If the ledger does not have the task id, only this session can follow the job: then it is not released.
         known = ours and job.ledger_record.task_id == job.record.task_id
         if known and job.ledger_record.state in ACTIVE_STATES and not self.closing:
             self.start_step(self._release, job)
@@ -295,22 +295,26 @@ class Scheduler:
         self._store.emit(JobReleased(record=job.record, error=job.wait_error))
 
     async def _release(self, job: TrackedJob) -> None:
-        """Let others go on with a job that we follow no longer, and that has not ended."""
+        """Let other owners follow an unfinished job that we stopped following."""
         try:
             if job.key not in self.tracked:
                 await self._store.ledger.release(job.key)
-        except LedgerError as error:  # it is ours until we close
+        except LedgerError as error:  # it stays ours until the session closes
             log.warning("ledger.failed job=%s error=%s", job.key, error.message)
 
-    def _crashed(self, job: TrackedJob, failure: BaseException) -> None:
+    def _crashed(self, job: Timed, failure: BaseException) -> None:
         log_failure("engine.crashed", failure, job=job.key)
         why = f"a bug in nanobanana_async: {type(failure).__name__}: {failure}"
         if isinstance(failure, asyncio.CancelledError):
-            why = "what the job waited for was cancelled (by an observer, the ledger or the transport)"
-        if job.live:
-            self._finish(job, NanoBananaError(f"{why}; see the log"))
+            why = "a step of the job was cancelled from within (by an observer, the ledger or the transport)"
+        error = NanoBananaError(f"{why}; see the log")
+        if isinstance(job, ImagePoll):
+            self.image_polls.fail(job, error)
+        elif job.live:
+            self._finish(job, error)
 
     def check_open(self, record: JobRecord) -> None:
-        """Raise `SessionClosed` when nothing can be begun any more."""
+        """Raise `SessionClosed` if the session is closing."""
         if self.closing:
-            raise SessionClosed("the session is closed", key=record.key, safe_to_repeat=not record.possibly_bought)
+            safe = is_safe_to_repeat(record, Phase.KNOWN)
+            raise SessionClosed("the session is closed", key=record.key, safe_to_repeat=safe)

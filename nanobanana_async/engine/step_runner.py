@@ -1,4 +1,4 @@
-"""Runs the steps of jobs in the worker pool, and counts those that closing waits for."""
+"""Run the steps of jobs in the worker pool, and count those that closing waits for."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -12,11 +12,11 @@ from nanobanana_async.engine.workers import WorkerPool
 from nanobanana_async.errors import NanoBananaError
 
 JobStep = Callable[[TrackedJob], Awaitable[Next | None]]
-"""Returns what is next; None when the job is followed no longer."""
+"""Returns what is next; None if the job is no longer followed."""
 
 
 class StepRunner:
-    """Runs creates and writes to the ledger; each is waited for when the session closes."""
+    """Runs creates, polls and writes to the ledger. Closing the session waits for all but the polls."""
 
     def __init__(self, workers: WorkerPool, apply: Callable[[TrackedJob, Next], None]) -> None:
         self._workers = workers
@@ -35,7 +35,7 @@ class StepRunner:
         self._workers.run_local(partial(self._run, step), job)
 
     def poll(self, step: Callable[[TrackedJob], Awaitable[Next]], job: TrackedJob) -> None:
-        """Run a step that asks the gateway about a job; closing does not wait for it."""
+        """Run a poll; closing does not wait for it."""
         self._workers.run_request(partial(self._poll, step), job)
 
     async def finish(self, grace_s: float) -> None:

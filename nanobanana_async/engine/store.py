@@ -1,4 +1,4 @@
-"""The session's money: what each job has set aside follows its record."""
+"""Write records: ledger first, then memory, reservations of credits, and the event."""
 
 import asyncio
 from collections import Counter
@@ -14,12 +14,12 @@ from nanobanana_async.errors import GatewayError, LedgerError, NanoBananaError
 from nanobanana_async.events import Event, EventEmitter, JobStateChanged, PriceAboveEstimate
 from nanobanana_async.gateways.contract import Gateway
 from nanobanana_async.jobs import TERMINAL_STATES, Failure, JobRecord, JobState
-from nanobanana_async.ledger.base import Allowance, Ledger, Refusal, TaskTaken
+from nanobanana_async.ledger.base import Allowance, Claim, Ledger, Refusal, TaskTaken
 from nanobanana_async.loop_guard import cancel_requested
 from nanobanana_async.policy.budget import NEVER_ASK_AGAIN, Affordable, BatchBudget, Cap
 from nanobanana_async.policy.prices import NOTHING, Price, Prices, charge_of, price_in, why_not
 
-# While jobs of other processes may free credits of a named batch, the ledger is asked again this often.
+# How often the ledger is asked again while jobs of other processes may free credits of a named batch.
 ASK_AGAIN_S = 1.0
 
 
@@ -30,10 +30,10 @@ class _Drawn:
 
 
 class CreditAccount:
-    """Knows prices, what was spent, and which caps a job draws on.
+    """The prices that this session knows, the credits it has spent, and the reservations on its caps.
 
-    What is set aside belongs to the job's key and generation, not to its entry: whoever settles a job later need not
-    hold the same one.
+    A reservation belongs to a key and generation, not to a `TrackedJob`: an uncertain job may be resolved later
+    through another `TrackedJob` of the same key.
     """
 
     def __init__(self, gateway: Gateway) -> None:
@@ -41,111 +41,111 @@ class CreditAccount:
         self.prices = Prices()
         self.spent = NOTHING
         self.remaining: Decimal | None = None
-        """The gateway's last word on the account; a hint."""
+        """The balance of the account as the gateway last stated it; only a hint."""
         self.live: Mapping[str, TrackedJob] = {}
-        """The jobs that this session follows."""
+        """`Scheduler.tracked`."""
         self._reserved_in: dict[str, _Drawn] = {}
-        """Key -> where the price of a job is set aside that was perhaps bought, until it is settled."""
+        """Key -> the caps and the price of a job's reservation, until its charge is final."""
 
-    def check(self, entry: TrackedJob, now: float) -> Affordable:
-        """Tell whether every cap of this job lets it be bought; what was perhaps bought is always finished."""
-        if not entry.budgets or entry.key in self._reserved_in or entry.record.possibly_bought:
+    def check(self, job: TrackedJob, now: float) -> Affordable:
+        """Return whether all caps of the job allow it. A job that may have been bought is always allowed to go on."""
+        if not job.budgets or job.key in self._reserved_in or job.record.possibly_bought:
             return Affordable.NOW
-        return self._consent(entry, now)
+        return self._check_caps(job, now)
 
-    def consent_again(self, entry: TrackedJob, now: float) -> Affordable:
-        """Tell whether every cap of this job lets it be bought once more, whatever became of the last purchase."""
-        return self._consent(entry, now) if entry.budgets else Affordable.NOW
+    def check_again(self, job: TrackedJob, now: float) -> Affordable:
+        """Return whether all caps of the job allow another purchase of it, beside the last one."""
+        return self._check_caps(job, now) if job.budgets else Affordable.NOW
 
-    def explain(self, entry: TrackedJob) -> str:
-        """Say which cap is used up."""
-        price = self.price(entry)
-        used_up = (cap for cap in entry.budgets if cap.check(price) is Affordable.NEVER)
+    def explain(self, job: TrackedJob) -> str:
+        """Return why a cap does not allow the job."""
+        price = self.price(job)
+        used_up = (cap for cap in job.budgets if cap.check(price) is Affordable.NEVER)
         return next(used_up).explain(price)
 
-    def asks_at(self, entry: TrackedJob) -> float:
-        """When time alone may let a job be bought that has to wait."""
-        return min((cap.asks_at for cap in entry.budgets if isinstance(cap, BatchBudget)), default=NEVER_ASK_AGAIN)
+    def asks_at(self, job: TrackedJob) -> float:
+        """Return when to ask the ledger again about a job that has to wait."""
+        return min((cap.asks_at for cap in job.budgets if isinstance(cap, BatchBudget)), default=NEVER_ASK_AGAIN)
 
-    def price(self, entry: TrackedJob) -> Price:
-        """Return what a job is taken to cost."""
-        request = entry.record.request
-        if request is None:  # it was attached by its task id, and is never bought
+    def price(self, job: TrackedJob) -> Price:
+        """Return the price of a job, or the estimate of it."""
+        request = job.record.request
+        if request is None:  # attached by its task id, and never bought
             return Price("", NOTHING)
         example = self._gateway.example_credits(request)
-        return self.prices.estimate(self._gateway.price_class(request), example, entry.expected_credits)
+        return self.prices.estimate(self._gateway.price_class(request), example, job.expected_credits)
 
-    def max_credits(self, entry: TrackedJob) -> Decimal | None:
+    def max_credits(self, job: TrackedJob) -> Decimal | None:
         """Return the cap that the ledger counts for a job's batch."""
-        return next((cap.max_credits for cap in entry.budgets if isinstance(cap, BatchBudget)), None)
+        return next((cap.max_credits for cap in job.budgets if isinstance(cap, BatchBudget)), None)
 
-    def reserve(self, entry: TrackedJob) -> None:
-        """Set the job's price aside before its create leaves."""
-        if entry.budgets:
-            price = self.price(entry)
-            self._reserved_in[entry.key] = drawn = _Drawn(self._caps_of(entry), price)
+    def reserve(self, job: TrackedJob) -> None:
+        """Reserve the job's price before its create leaves."""
+        if job.budgets:
+            price = self.price(job)
+            self._reserved_in[job.key] = drawn = _Drawn(self._caps_of(job), price)
             for cap in drawn.caps:
-                cap.reserve(_purchase(entry.record), price)
+                cap.reserve(_purchase(job.record), price)
 
-    def refused(self, entry: TrackedJob, allowance: Allowance, now: float) -> None:
-        """Give back what was set aside: the ledger does not let the job be sent."""
+    def refused(self, job: TrackedJob, allowance: Allowance, now: float) -> None:
+        """Release the reservation, because the ledger does not allow the job to be sent."""
         price = allowance.price
-        for cap in self._caps_of(entry):
-            cap.release(_purchase(entry.record))
-        self._reserved_in.pop(entry.key, None)
+        for cap in self._caps_of(job):
+            cap.release(_purchase(job.record))
+        self._reserved_in.pop(job.key, None)
         if allowance.refusal is Refusal.PRICE:
             self.prices.learn(price.price_class, price.credits)
             return
         blocked = allowance.refusal is Refusal.ESTIMATE
-        waits = allowance.others or any(key in self.live for key in allowance.ours if key != entry.key)
-        for cap in entry.budgets:
+        waits = allowance.others or any(key in self.live for key in allowance.ours if key != job.key)
+        for cap in job.budgets:
             if isinstance(cap, BatchBudget):
                 why = why_not(price, limit=cap.max_credits, spent=allowance.spent, blocked=blocked)
                 asks_at = now + ASK_AGAIN_S if waits else NEVER_ASK_AGAIN
                 cap.refused(price, Affordable.LATER if waits else Affordable.NEVER, why, asks_at=asks_at)
 
-    def on_transition(self, before: JobRecord, entry: TrackedJob) -> Price | None:
-        """Follow the record: learn what it says of the price, and settle what has ended.
+    def on_transition(self, before: JobRecord, job: TrackedJob) -> Price | None:
+        """Update prices, spending and reservations after a transition of the record.
 
-        Returns what was set aside, if the job costs more than that.
+        Returns the price that was reserved if the job costs more than that.
         """
-        record = entry.record
+        record = job.record
         if record.generation == before.generation:
             self.spent += (record.credits or 0) - (before.credits or 0)
-        else:  # a new purchase does not undo the last one, and draws on what that one drew on
-            entry.budgets = self._caps_of(entry)
-            self._reserved_in.pop(entry.key, None)
+        else:  # a new purchase counts beside the last one, and under the same caps
+            job.budgets = self._caps_of(job)
+            self._reserved_in.pop(job.key, None)
         price = price_in(record)
         if price is not None or record.state is JobState.SUCCEEDED:
             self.prices.learn(self._class_of(record), price)
-        drawn = self._reserved_in.get(entry.key)
-        self._update_reservations(entry)
+        drawn = self._reserved_in.get(job.key)
+        self._update_reservations(job)
         dearer = drawn is not None and price is not None and price != price_in(before) and price > drawn.price.credits
         return drawn.price if drawn is not None and dearer else None
 
-    def refollow(self, entry: TrackedJob) -> None:
-        """Wait for a job again that was set aside for and is followed once more."""
-        for cap in self._caps_of(entry):
-            cap.resume(_purchase(entry.record))
+    def refollow(self, job: TrackedJob) -> None:
+        """Let the caps wait for a job again that is followed once more."""
+        for cap in self._caps_of(job):
+            cap.resume(_purchase(job.record))
 
-    def park(self, entry: TrackedJob) -> None:
-        """Follow the record once more, which others may have moved; what is in doubt still stays set aside."""
-        self._update_reservations(entry)
-        for cap in self._caps_of(entry):
-            cap.suspend(_purchase(entry.record))
+    def park(self, job: TrackedJob) -> None:
+        """Update the reservation from the record, which others may have changed; the caps stop waiting for it."""
+        self._update_reservations(job)
+        for cap in self._caps_of(job):
+            cap.suspend(_purchase(job.record))
 
-    def _consent(self, entry: TrackedJob, now: float) -> Affordable:
-        for cap in entry.budgets:
+    def _check_caps(self, job: TrackedJob, now: float) -> Affordable:
+        for cap in job.budgets:
             if isinstance(cap, BatchBudget) and now >= cap.asks_at:
                 cap.ask_again()
-        price = self.price(entry)
-        return max(cap.check(price) for cap in entry.budgets)
+        price = self.price(job)
+        return max(cap.check(price) for cap in job.budgets)
 
-    def _update_reservations(self, entry: TrackedJob) -> None:
-        caps = self._caps_of(entry)
+    def _update_reservations(self, job: TrackedJob) -> None:
+        caps = self._caps_of(job)
         if not caps:
             return
-        purchase, charge = _purchase(entry.record), charge_of(entry.record)
+        purchase, charge = _purchase(job.record), charge_of(job.record)
         for cap in caps:
             if charge is None:
                 cap.release(purchase)
@@ -154,14 +154,14 @@ class CreditAccount:
             elif charge.credits is not None:
                 cap.set_price(purchase, charge.credits)
         if charge is None or charge.over:
-            self._reserved_in.pop(entry.key, None)
+            self._reserved_in.pop(job.key, None)
 
     def _class_of(self, record: JobRecord) -> str:
         return "" if record.request is None else self._gateway.price_class(record.request)
 
-    def _caps_of(self, entry: TrackedJob) -> tuple[Cap, ...]:
-        drawn = self._reserved_in.get(entry.key)
-        return entry.budgets if drawn is None else tuple(dict.fromkeys((*drawn.caps, *entry.budgets)))
+    def _caps_of(self, job: TrackedJob) -> tuple[Cap, ...]:
+        drawn = self._reserved_in.get(job.key)
+        return job.budgets if drawn is None else tuple(dict.fromkeys((*drawn.caps, *job.budgets)))
 
 
 def _purchase(record: JobRecord) -> tuple[str, int]:
@@ -172,27 +172,35 @@ T = TypeVar("T")
 
 
 class JobStore:
-    """Ledger, purse, calendar and announcements; also what the session counts."""
+    """The only writer of records: writes to the ledger, then updates the job, its reservation and the counts; emits."""
 
     def __init__(
-        self, ledger: Ledger, purse: CreditAccount, announce: EventEmitter, utcnow: Callable[[], datetime]
+        self, ledger: Ledger, account: CreditAccount, emitter: EventEmitter, utcnow: Callable[[], datetime]
     ) -> None:
         self.ledger = ledger
-        self.credits = purse
+        self.credits = account
         self.utcnow = utcnow
         self.ended: Counter[JobState] = Counter()
-        self._emit = announce
+        self._emit = emitter
 
     def emit(self, event: Event) -> None:
-        """Announce what happened."""
+        """Call the observers with an event."""
         self._emit(event)
 
-    def emit_created(self, entry: TrackedJob) -> None:
-        """Announce a job that was just written down."""
-        self.emit(JobStateChanged(before=None, record=entry.record))
+    async def claim(self, job: TrackedJob) -> Claim:
+        """Store a new job, or find the record under its key; `load` makes that the job's record."""
+        claim = await self.ledger.claim(job.record)
+        if claim.new:
+            self.emit(JobStateChanged(before=None, record=job.record))
+        return claim
+
+    def load(self, job: TrackedJob, record: JobRecord) -> None:
+        """Make a record from the ledger the job's. The owner or session that wrote it has emitted its events."""
+        job.ledger_record = record
+        job.set_record(record)
 
     async def _written(self, before: JobRecord, write: Awaitable[T]) -> T:
-        """Return what writing a change down brings; what is not written is a `LedgerError`, whatever was raised."""
+        """Return the result of a write to the ledger; raise any failure of it as a `LedgerError`."""
         try:
             return await write
         except LedgerError:
@@ -203,84 +211,80 @@ class JobStore:
             why = f"the ledger failed: {type(failure).__name__}: {failure}"
             raise LedgerError(why, key=before.key, safe_to_repeat=not before.possibly_bought) from failure
 
-    async def start_generation(self, entry: TrackedJob, *, body: bytes) -> None:
-        """Begin a new purchase of a job that was never bought."""
-        known = entry.ledger_record
+    async def start_generation(self, job: TrackedJob, known: JobRecord, *, body: bytes) -> None:
+        """Start the next generation of a job, which the ledger has as `known`: a new purchase."""
         after = known.next_generation(body=body, created_at=self.utcnow())
         await self._written(known, self.ledger.advance(known, after))
-        entry.record = known  # not before: how the last purchase ended is no answer to who waits for this one
-        self._set(entry, after, stored=after)
+        job.record = known  # only now: the waiters must not get the end of the last generation
+        self._set(job, after, stored=after)
 
-    async def transition(self, entry: TrackedJob, state: JobState, **facts: Any) -> None:
-        """Write a move down and make it true; on a `LedgerError` nothing has moved."""
-        after = entry.record.transition_to(state, **facts)
-        await self._written(entry.ledger_record, self.ledger.advance(entry.ledger_record, after))
-        self._set(entry, after, stored=after)
+    async def transition(self, job: TrackedJob, state: JobState, **facts: Any) -> None:
+        """Write a transition. On a `LedgerError` nothing has changed."""
+        after = job.record.transition_to(state, **facts)
+        await self._written(job.ledger_record, self.ledger.advance(job.ledger_record, after))
+        self._set(job, after, stored=after)
 
-    async def set_aside(self, entry: TrackedJob, **facts: Any) -> Allowance | None:
-        """Write down that a job is about to be sent, if the cap of its named batch has room; None: nobody caps it."""
-        after = entry.record.transition_to(JobState.SUBMITTING, **facts)
+    async def set_aside(self, job: TrackedJob, **facts: Any) -> Allowance | None:
+        """Write that a job is about to be sent, if the cap of its named batch allows it; None without a named batch."""
+        after = job.record.transition_to(JobState.SUBMITTING, **facts)
         allowance = None
         if after.batch is None:
-            await self._written(entry.ledger_record, self.ledger.advance(entry.ledger_record, after))
+            await self._written(job.ledger_record, self.ledger.advance(job.ledger_record, after))
         else:
-            price, max_credits = self.credits.price(entry), self.credits.max_credits(entry)
-            setting = self.ledger.set_aside(entry.ledger_record, after, price, max_credits)
-            allowance = await self._written(entry.ledger_record, setting)
+            price, max_credits = self.credits.price(job), self.credits.max_credits(job)
+            setting = self.ledger.set_aside(job.ledger_record, after, price, max_credits)
+            allowance = await self._written(job.ledger_record, setting)
         if allowance is None or allowance.refusal is None:
-            self._set(entry, after, stored=after)
+            self._set(job, after, stored=after)
         return allowance
 
-    async def record_known(self, entry: TrackedJob, state: JobState, **facts: Any) -> LedgerError | None:
-        """Make a move true that the gateway has already made; return why it could not be written down.
+    async def record_known(self, job: TrackedJob, state: JobState, **facts: Any) -> LedgerError | None:
+        """Make a transition that the gateway reported, even if the write fails; return the error of the write.
 
-        Raises `TaskTaken`, and nothing has moved, if the task id of a job that begins to run is another job's.
-
-        Who waits hears of that, unless the job has ended: then the result counts. The entry remembers what the ledger
-        holds, so that the next write can catch up.
+        The waiters get that error, unless the job has ended: then they get its outcome. `ledger_record` stays as it
+        was, so that the next write catches up. Raises `TaskTaken`, and nothing has changed, if the task id of a job
+        that begins to run belongs to another job.
         """
-        after = entry.record.transition_to(state, **facts)
+        after = job.record.transition_to(state, **facts)
         try:
-            await self._written(entry.ledger_record, self.ledger.advance(entry.ledger_record, after))
+            await self._written(job.ledger_record, self.ledger.advance(job.ledger_record, after))
         except LedgerError as error:
             if isinstance(error, TaskTaken) and state is JobState.RUNNING:
                 raise
             error.task_id = after.task_id
-            self._set(
-                entry, after, stored=entry.ledger_record, interruption=None if state in TERMINAL_STATES else error
-            )
+            self._set(job, after, stored=job.ledger_record, interruption=None if state in TERMINAL_STATES else error)
             return error
-        self._set(entry, after, stored=after)
+        self._set(job, after, stored=after)
         return None
 
     def age_s(self, since: datetime) -> float:
-        """Seconds by the wall clock; negative when it went backwards."""
+        """Return the seconds since a time by the wall clock; negative if the clock went backwards."""
         return (self.utcnow() - since).total_seconds()
 
     def _set(
-        self, entry: TrackedJob, after: JobRecord, *, stored: JobRecord, interruption: LedgerError | None = None
+        self, job: TrackedJob, after: JobRecord, *, stored: JobRecord, interruption: LedgerError | None = None
     ) -> None:
-        was, before = entry.record, entry.record.state
-        entry.ledger_record = stored
-        entry.set_record(after, interruption)
-        if (estimate := self.credits.on_transition(was, entry)) is not None:
+        was, before = job.record, job.record.state
+        job.ledger_record = stored
+        job.set_record(after, interruption)
+        if (estimate := self.credits.on_transition(was, job)) is not None:
             self.emit(PriceAboveEstimate(record=after, estimate=estimate.credits))
-        if self.ended[before]:  # an uncertain job was settled, or one that had failed is bought again
+        if self.ended[before]:  # an uncertain job was resolved, or a failed one is bought again
             self.ended[before] -= 1
-        if entry.done:
+        if job.done:
             self.ended[after.state] += 1
         if after.state is not before:
             self.emit(JobStateChanged(before=before, record=after))
 
 
 def utcnow() -> datetime:
-    """Return the wall clock; a loop of virtual time brings its own calendar (`nanobanana_async.testing`)."""
-    calendar: Callable[[], datetime] | None = getattr(asyncio.get_running_loop(), "utcnow", None)
-    return datetime.now(UTC) if calendar is None else calendar()
+    """Return the wall clock's time, or that of an event loop with virtual time (`nanobanana_async.testing`)."""
+    clock: Callable[[], datetime] | None = getattr(asyncio.get_running_loop(), "utcnow", None)
+    return datetime.now(UTC) if clock is None else clock()
 
 
 def failure_of(error: NanoBananaError) -> Failure:
-    """Return an error as facts that a ledger can keep."""
+    """Return an error in the form that a ledger can store."""
     if isinstance(error, GatewayError):
         return Failure(
             kind=type(error).__name__,

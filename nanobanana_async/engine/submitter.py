@@ -1,9 +1,9 @@
-"""One create of a job: the intent is written down, the POST is sent, and the answer is written down.
+"""Make one create of a job: write the intent, send the POST, write the answer.
 
-    PENDING -> SUBMITTING (durable) -> POST -> RUNNING with its task id (durable) -> waiters learn of it
+    PENDING -> SUBMITTING (durable) -> POST -> RUNNING with its task id (durable) -> waiters are woken
 
-Each step returns what is next. PENDING waits for a slot, SUBMITTING is repeated under its key, RUNNING is polled, and
-UNCERTAIN holds its slots for a while.
+A step leaves the job PENDING (waits for a slot), SUBMITTING (is repeated under its key), RUNNING (is polled), UNCERTAIN
+(holds its slots while it may run) or REFUSED.
 """
 
 import random
@@ -13,7 +13,9 @@ from datetime import datetime
 from attrs import evolve
 
 from nanobanana_async.engine.contained_send import send_contained
+from nanobanana_async.engine.estimates import JobEstimates
 from nanobanana_async.engine.next_step import Enqueue, Finish, HoldUntil, Next, ScheduleAt
+from nanobanana_async.engine.poller import Poller
 from nanobanana_async.engine.slots import Slots
 from nanobanana_async.engine.store import JobStore, failure_of
 from nanobanana_async.engine.tracked_job import NEVER, TrackedJob
@@ -45,7 +47,7 @@ from nanobanana_async.policy.retry import (
 
 
 class Submitter:
-    """Buys one job at a time. It knows no job but the one it is given."""
+    """Makes the creates of jobs. Each step returns a `Next`."""
 
     def __init__(
         self,
@@ -53,11 +55,11 @@ class Submitter:
         transport: Transport,
         store: JobStore,
         slots: Slots,
+        poller: Poller,
+        estimates: JobEstimates,
         retry: RetryPolicy,
         *,
         create_s: float,
-        begin: Callable[[TrackedJob], float],
-        lingers_s: Callable[[TrackedJob], float],
         clock: Callable[[], float],
     ) -> None:
         self._gateway = gateway
@@ -66,24 +68,24 @@ class Submitter:
         self._slots = slots
         self._retry = retry
         self._create_s = create_s
-        self._begin = begin
-        self._may_run_for_s = lingers_s
+        self._poller = poller
+        self._estimates = estimates
         self._clock = clock
         self._answers = AnswerReader()
         self._jitter = random.Random()
         self._last_limits: tuple[object, ...] = ()
 
     async def submit(self, job: TrackedJob) -> Next:
-        """Make one create for the job, first or repeated."""
+        """Make one create, the first or a repeat."""
         sent_before = job.record.first_sent_at is not None
-        if job.record.in_doubt and self._expired(job):  # it may have waited long for its turn
+        if job.record.in_doubt and self._expired(job):  # it may have waited long in the queue
             self._slots.create_returned(job)
             return await self._mark_uncertain(job, "its idempotency key is too old to be sent again")
         answer = await self._attempt_create(job)
         match answer:
             case Accepted():
                 return await self._accepted(job, answer)
-            case Allowance():  # it waits for its turn again, or is declined
+            case Allowance():  # the ledger does not allow it: it waits again, or is declined
                 self._store.credits.refused(job, answer, self._clock())
                 return Enqueue()
             case LedgerError():  # no durable intent, no POST
@@ -111,7 +113,7 @@ class Submitter:
 
     async def _post(self, job: TrackedJob) -> Accepted:
         request = self._gateway.build_create(job.record.body, wire_key=job.record.wire_key)
-        # A pooled connection that the server has just closed looks like a lost answer: without a key that is doubt.
+        # A pooled connection that the server has just closed looks like a lost answer, and without a key that is doubt.
         fresh = not self._gateway.supports_idempotency_keys
         response = await send_contained(self._transport, request, timeout_s=self._create_s, fresh_connection=fresh)
         return await self._answers.read(self._gateway.read_create, response)
@@ -126,56 +128,56 @@ class Submitter:
             self._store.credits.remaining = accepted.credits_remaining
         attempts = job.record.attempts + 1
         try:
-            await self._store.record_known(  # if it can't be written down the waiters hear of it, the following goes on
+            await self._store.record_known(  # if the write fails, the waiters get its error and the polls go on
                 job,
                 JobState.RUNNING,
                 task_id=accepted.task_id,
                 running_since=self._store.utcnow(),
                 in_doubt=False,
-                body=b"",  # it is never sent again
+                body=b"",  # the body is never sent again
                 attempts=attempts,
                 credits_used=accepted.credits_used,
                 model=accepted.model,
             )
-        except TaskTaken as taken:  # what was paid for is unknown: the task shows the other job's images
-            why = f"the gateway answered with task {accepted.task_id}, which is the task of job {taken.holder} already"
+        except TaskTaken as taken:  # unknown what was paid for: the task is another job's
+            why = f"the gateway answered with task {accepted.task_id}, which belongs to job {taken.holder}"
             failure = Failure(kind=UnexpectedResponse.__name__, message=why, request_id=accepted.request_id)
             facts = {"attempts": attempts, "credits_used": accepted.credits_used, "failure": failure}
             await self._store.transition(job, JobState.UNCERTAIN, in_doubt=True, **facts)
             return self._hold(job)
-        return ScheduleAt(self._begin(job))
+        return ScheduleAt(self._poller.begin(job))
 
     async def _not_accepted(self, job: TrackedJob, error: NanoBananaError, sent_before: bool) -> Next:
         job.failures += 1
         attempt = self._attempt(job, sent_before)
-        verdict = decide_create(error, attempt, self._retry)
+        decision = decide_create(error, attempt, self._retry)
         now = self._clock()
-        wait_s = self._wait_s(job, error, verdict)
-        self._update_limits(job, error, verdict, now)
+        wait_s = self._wait_s(job, error, decision)
+        self._update_limits(job, error, decision, now)
         self._emit_limits(now)
-        move, doubt = verdict.action.name.lower(), verdict.in_doubt
-        self._store.emit(CreateFailed(record=job.record, error=error, action=move, wait_s=wait_s, in_doubt=doubt))
+        action, doubt = decision.action.name.lower(), decision.in_doubt
+        self._store.emit(CreateFailed(record=job.record, error=error, action=action, wait_s=wait_s, in_doubt=doubt))
         try:
-            return await self._carry_out(job, error, verdict, attempt, now + wait_s)
-        except LedgerError as unwritten:  # the record stays SUBMITTING, which is true: it may have been sent
+            return await self._carry_out(job, error, decision, attempt, now + wait_s)
+        except LedgerError as unwritten:  # the record stays SUBMITTING: it may have been sent
             return Finish(unwritten)
 
     async def _carry_out(
-        self, job: TrackedJob, error: NanoBananaError, verdict: RetryDecision, attempt: Attempt, due: float
+        self, job: TrackedJob, error: NanoBananaError, decision: RetryDecision, attempt: Attempt, due: float
     ) -> Next:
-        attempts = job.record.attempts + verdict.costs_attempt
-        unsent = verdict.kind is FailureKind.NOT_SENT and not attempt.sent_before
+        attempts = job.record.attempts + decision.costs_attempt
+        unsent = decision.kind is FailureKind.NOT_SENT and not attempt.sent_before
         first_sent_at = None if unsent else job.record.first_sent_at
-        match verdict.action:
-            case RetryAction.REPEAT if verdict.in_doubt:
+        match decision.action:
+            case RetryAction.REPEAT if decision.in_doubt:
                 self._slots.acquire(job)
-                job.draws_retry_budget = verdict.kind in (FailureKind.SERVER_ERROR, FailureKind.NO_ANSWER)
+                job.draws_retry_budget = decision.kind in (FailureKind.SERVER_ERROR, FailureKind.NO_ANSWER)
                 await self._store.transition(job, JobState.SUBMITTING, attempts=attempts, in_doubt=True)
                 return ScheduleAt(due)
             case RetryAction.REPEAT | RetryAction.REQUEUE:
-                if verdict.action is RetryAction.REQUEUE:
+                if decision.action is RetryAction.REQUEUE:
                     job.failures = 0
-                    job.first_attempt_at = NEVER  # waiting for a slot is no trouble, and does not use up `max_wait_s`
+                    job.first_attempt_at = NEVER  # waiting for a slot does not use up `max_wait_s`
                 await self._store.transition(job, JobState.PENDING, attempts=attempts, first_sent_at=first_sent_at)
                 return ScheduleAt(due)
             case RetryAction.REFUSE:
@@ -188,34 +190,34 @@ class Submitter:
                 )
                 return Finish()
             case RetryAction.PARK:
-                failure = _reason(error, job.record, verdict)
-                if verdict.kind is not FailureKind.KEY_TAKEN:
+                failure = _reason(error, job.record, decision)
+                if decision.kind is not FailureKind.KEY_TAKEN:
                     self._slots.acquire(job)
                 await self._store.transition(job, JobState.UNCERTAIN, attempts=attempts, in_doubt=True, failure=failure)
-                # This create took no slot: a job that another host bought under the key counts as theirs.
+                # This create took no slot: if another host bought a job under the key, the slot is counted as foreign.
                 return self._hold(job) if job.slots else Finish()
             case RetryAction.GIVE_UP:
-                # Whoever generates it again has all attempts before him.
+                # If it is generated again, it has all attempts again.
                 await self._store.transition(job, JobState.PENDING, attempts=0, first_sent_at=first_sent_at)
                 return Finish(error)
 
     async def recover(self, job: TrackedJob) -> Next:
-        """Go on with a job found in the ledger half-way through its purchase."""
+        """Continue a job that an earlier session left in SUBMITTING."""
         self._slots.acquire(job)
         attempt = self._attempt(job, sent_before=True)
         job.first_attempt_at = self._clock()
         why = "the session ended before an answer came"
-        verdict = decide_create(TransportError(why, possibly_sent=True), attempt, self._retry)
-        if verdict.action is not RetryAction.REPEAT:
+        decision = decide_create(TransportError(why, possibly_sent=True), attempt, self._retry)
+        if decision.action is not RetryAction.REPEAT:
             return await self._mark_uncertain(job, why)
         await self._store.transition(job, JobState.SUBMITTING, in_doubt=True)
         return Enqueue()
 
     def _hold(self, job: TrackedJob) -> Next:
-        return HoldUntil(self._clock() + self._may_run_for_s(job))
+        return HoldUntil(self._clock() + self._estimates.may_run_for_s(job))
 
     def _expired(self, job: TrackedJob) -> bool:
-        """Whether the key of a repeat is no longer trusted at the moment it would leave."""
+        """Whether the idempotency key is too old to repeat the create with it."""
         attempt = self._attempt(job, sent_before=True)
         return attempt.keyed and not attempt.key_lives
 
@@ -225,7 +227,7 @@ class Submitter:
         return self._hold(job)
 
     def _key_age_s(self, job: TrackedJob, first_sent_at: datetime) -> float:
-        """By the wall clock, which outlives us; but not less than what the loop has seen, whatever that clock does."""
+        """Return the age of a key by the wall clock, but at least by the event loop: the wall clock may be set back."""
         age_s = self._store.age_s(first_sent_at)
         return age_s if age_s < 0 else max(age_s, self._clock() - job.first_attempt_at)
 
@@ -241,13 +243,13 @@ class Submitter:
             key_lifetime_s=self._gateway.key_lifetime_s,
         )
 
-    def _wait_s(self, job: TrackedJob, error: NanoBananaError, verdict: RetryDecision) -> float:
-        if verdict.action is not RetryAction.REPEAT:
+    def _wait_s(self, job: TrackedJob, error: NanoBananaError, decision: RetryDecision) -> float:
+        if decision.action is not RetryAction.REPEAT:
             return 0.0
         asked = min(getattr(error, "retry_after_s", None) or 0.0, MAX_RETRY_AFTER_S)
         return max(asked, self._retry.backoff_s(job.failures, self._jitter.random()))
 
-    def _update_limits(self, job: TrackedJob, error: NanoBananaError, verdict: RetryDecision, now: float) -> None:
+    def _update_limits(self, job: TrackedJob, error: NanoBananaError, decision: RetryDecision, now: float) -> None:
         if isinstance(error, RateLimited) and not job.slots:
             self._slots.on_throttled(job, now, error.kind, error.retry_after_s)
         if is_outage(error):
@@ -258,13 +260,13 @@ class Submitter:
             self._slots.breaker.pause_until(now, error.retry_after_s)
 
     def _emit_limits(self, now: float) -> None:
-        """Announce what is known of the limits, when it has changed."""
+        """Emit the learned limits if they have changed."""
         standing = self._slots.snapshot(now)
         known = (
             standing.job_limit,
             standing.creates_per_s,
             standing.limit_kind,
-            standing.gate_open,
+            standing.creates_paused,
             standing.throttled,
         )
         if known != self._last_limits:
@@ -272,14 +274,14 @@ class Submitter:
             self._store.emit(standing)
 
 
-def _reason(error: NanoBananaError, record: JobRecord, verdict: RetryDecision) -> Failure:
-    """Return why it is unknown whether a job was bought; a conflict is one only if the job was never sent before."""
+def _reason(error: NanoBananaError, record: JobRecord, decision: RetryDecision) -> Failure:
+    """Return why it is unknown whether a job was bought. A 409 counts as a conflict only at the first create."""
     failure = failure_of(error)
-    if verdict.kind is FailureKind.KEY_TAKEN:
+    if decision.kind is FailureKind.KEY_TAKEN:
         why = (
-            f"the gateway has had key {record.wire_key} before, and not from this job: another host may have bought job"
-            f" {record.key} under it, or this one before its ledger was lost or pruned. Nothing was bought now, and"
-            f" nothing will be: look for the task in the gateway's own list, then settle the job ({error.message})"
+            f"the gateway knows key {record.wire_key} already, and not from this job: another host may have bought job"
+            f" {record.key} with it, or this host before its ledger was lost or pruned. Nothing was bought now, and"
+            f" nothing will be: find the task in the gateway's own list, then resolve the job ({error.message})"
         )
         return evolve(failure, message=why)
     if isinstance(error, IdempotencyConflict):

@@ -1,10 +1,9 @@
-"""A job as a session holds it: its record, its phase in this session, who waits for it, and when it is due.
+"""One job in this session: its record, its phase, its waiters, and when it is due.
 
 `JobRecord.state` says where a job stands at the gateway, and moves along `TRANSITIONS`. `TrackedJob.phase` says what
 this session does with the job, and moves along `PHASES`. Only the `Scheduler` moves it:
 
-- The `Engine` brings a job in: CLAIMING (new, or looked up), RECOVERING (resolved by hand) or QUEUED (a poll for the
-  images of a job that has succeeded).
+- The `Engine` brings a job in: CLAIMING (new, or found) or RECOVERING (resolved by hand).
 - In CLAIMING, FOREIGN, RECOVERING, IN_FLIGHT and WITHDRAWING a step of the job runs, one at a time. It returns a
   `Next`, and `Scheduler._apply` alone carries that out.
 - In QUEUED the `Dispatcher` decides when the job leaves; in SCHEDULED, FOREIGN and HOLDING a timer does.
@@ -18,6 +17,7 @@ import enum
 from collections import deque
 from collections.abc import Callable, Mapping
 from decimal import Decimal
+from typing import Any
 
 from nanobanana_async.errors import NanoBananaError
 from nanobanana_async.jobs import ACTIVE_STATES, JobRecord, JobState, Observation
@@ -31,50 +31,60 @@ NOT_YET = -NEVER
 class Phase(enum.Enum):
     """What this session does with a job."""
 
-    LOOKED_UP = "known, and not followed here"
+    KNOWN = "known, and not followed by this session"
     CLAIMING = "a ledger call decides who owns it"
-    FOREIGN = "another owner follows it, and we read the ledger"
-    RECOVERING = "it is ours, and a write to the ledger decides how it goes on"
-    QUEUED = "waits in a queue: to be sent, or to be polled"
+    FOREIGN = "another owner follows it; we read its record from the ledger"
+    RECOVERING = "ours; a write to the ledger decides how it goes on"
+    QUEUED = "waits in a queue to be sent, or to be polled"
     SCHEDULED = "waits for its time"
     IN_FLIGHT = "a request of it is in flight, or its answer is being written"
     WITHDRAWING = "its withdrawal is being written"
-    HOLDING = "uncertain, and not followed: holds its slots while it may still run"
+    HOLDING = "uncertain, not followed; holds its slots while it may still run"
     DONE = "ended, or the waiting for it ended with `wait_error`"
+
+    __hash__ = object.__hash__  # as in `JobState`
 
 
 _P = Phase
 
-# What a phase may become. An illegal move is a bug of ours.
+# What a phase may become. Any other move is a bug.
 PHASES: Mapping[Phase, frozenset[Phase]] = {
-    _P.LOOKED_UP: frozenset({_P.CLAIMING, _P.RECOVERING, _P.QUEUED}),
+    _P.KNOWN: frozenset({_P.CLAIMING, _P.RECOVERING}),
     _P.CLAIMING: frozenset(
-        {_P.FOREIGN, _P.RECOVERING, _P.QUEUED, _P.SCHEDULED, _P.WITHDRAWING, _P.HOLDING, _P.LOOKED_UP, _P.DONE}
+        {_P.FOREIGN, _P.RECOVERING, _P.QUEUED, _P.SCHEDULED, _P.WITHDRAWING, _P.HOLDING, _P.KNOWN, _P.DONE}
     ),
     # FOREIGN -> FOREIGN: its owner still follows it.
-    _P.FOREIGN: frozenset({_P.FOREIGN, _P.RECOVERING, _P.QUEUED, _P.SCHEDULED, _P.HOLDING, _P.LOOKED_UP, _P.DONE}),
+    _P.FOREIGN: frozenset({_P.FOREIGN, _P.RECOVERING, _P.QUEUED, _P.SCHEDULED, _P.HOLDING, _P.KNOWN, _P.DONE}),
     _P.RECOVERING: frozenset({_P.QUEUED, _P.SCHEDULED, _P.WITHDRAWING, _P.HOLDING, _P.DONE}),
     _P.QUEUED: frozenset({_P.IN_FLIGHT, _P.WITHDRAWING, _P.DONE}),
     # SCHEDULED -> SCHEDULED: a poll is planned again, as durations are learned or when a callback came.
     _P.SCHEDULED: frozenset({_P.SCHEDULED, _P.QUEUED, _P.WITHDRAWING, _P.DONE}),
     _P.IN_FLIGHT: frozenset({_P.QUEUED, _P.SCHEDULED, _P.WITHDRAWING, _P.HOLDING, _P.DONE}),
     _P.WITHDRAWING: frozenset({_P.DONE}),
-    _P.HOLDING: frozenset({_P.CLAIMING, _P.RECOVERING, _P.QUEUED, _P.DONE}),
-    _P.DONE: frozenset({_P.CLAIMING, _P.RECOVERING, _P.QUEUED}),
+    _P.HOLDING: frozenset({_P.CLAIMING, _P.RECOVERING, _P.DONE}),
+    _P.DONE: frozenset({_P.CLAIMING, _P.RECOVERING}),
 }
 
-LIVE_PHASES = frozenset(Phase) - {_P.LOOKED_UP, _P.HOLDING, _P.DONE}
-"""The job is followed: it stands in `Scheduler.tracked`."""
+LIVE_PHASES = frozenset(Phase) - {_P.KNOWN, _P.HOLDING, _P.DONE}
+"""The job is followed, and is in `Scheduler.tracked`."""
 
 JOINING_PHASES = frozenset({_P.CLAIMING, _P.RECOVERING})
-"""Where the job goes on is not yet decided."""
+"""It is not decided yet how the job goes on."""
 
 UNREAD_PHASES = frozenset({_P.CLAIMING, _P.FOREIGN})
-"""A failure leaves unknown what the ledger holds by now."""
+"""After a failure in one of these, the job's state in the ledger is unknown."""
+
+
+def is_safe_to_repeat(record: JobRecord, phase: Phase) -> bool:
+    """Whether a job of this session can be generated again under another key and never be paid for twice.
+
+    A live job may still be bought, unless it is being withdrawn.
+    """
+    return phase not in LIVE_PHASES - {Phase.WITHDRAWING} and not record.possibly_bought
 
 
 class TrackedJob:
-    """A job as the engine holds it. Slotted: there may be tens of thousands."""
+    """One job in this session. It has slots because there may be tens of thousands."""
 
     __slots__ = (
         "_phase",
@@ -86,7 +96,6 @@ class TrackedJob:
         "due",
         "expected_credits",
         "failures",
-        "fetching_images",
         "first_attempt_at",
         "first_imageless_at",
         "followed_since",
@@ -115,10 +124,10 @@ class TrackedJob:
     def __init__(self, record: JobRecord, weight: int) -> None:
         self.record = record
         self.ledger_record = record
-        """What the ledger holds: the same, unless a write failed after the gateway had answered."""
+        """The record in the ledger: the same, unless a write failed after the gateway had answered."""
         self.weight = weight
         self.slots = 0
-        """How many job slots it takes at this moment."""
+        """How many job slots it holds now."""
         self.place = 0
         """Its place in the queue for creates: first come, first served."""
         self.due = NEVER
@@ -128,19 +137,19 @@ class TrackedJob:
         """When polling last began: `Timeouts.job_s` counts from here, so each wait gets the whole time."""
         self.sent_at = NEVER
         self.schedule: PollSchedule[TrackedJob] | None = None
-        """When its class of jobs is polled; set once it runs."""
+        """The poll schedule of its price class; set once it runs."""
         self.first_imageless_at = NEVER
         self.polls = 0
         self.polled_at = NOT_YET
-        """When it was last polled."""
+        """When its last poll left."""
         self.callback_pending = False
-        """A callback came since then."""
+        """A callback came after its last poll."""
         self.claimed_task_id: str | None = None
-        """The task id that a callback names, while no answer to the create has."""
+        """The task id in a callback, while the create has no answer."""
         self.failures = 0
-        """In a row: creates that were not accepted, or queries that were not answered."""
+        """How many creates in a row were not accepted, or polls not answered."""
         self.draws_retry_budget = False
-        """Its last create brought nothing usable: a repeat is extra load on a gateway that may be down."""
+        """Its last create had no usable answer: a repeat is extra load on a gateway that may be down."""
         self.callers = 0
         """How many `generate` calls and batches wait for it. When the last one leaves, an unsent job is withdrawn."""
         self.has_handle = False
@@ -148,24 +157,25 @@ class TrackedJob:
         self.budgets: tuple[Cap, ...] = ()
         """The caps that its price is reserved on."""
         self.expected_credits: Decimal | None = None
-        """What the user expects such a job to cost, until the gateway names the price."""
+        """The user's estimate of the price, until the gateway states one."""
         self.listeners: list[Callable[[TrackedJob], None]] | None = None
-        """Called at once when its state has changed, and when nothing more happens to it by itself."""
+        """Called synchronously when its state has changed, and when it is no longer followed."""
         self.may_buy = False
-        """A caller asked to buy it. Else a PENDING job is not sent."""
+        """A caller asked to buy it. Otherwise a PENDING job is not sent."""
         self.retry_failed = False
-        """If the job has FAILED it is bought again."""
-        self.fetching_images = False
-        """It has succeeded, and is polled once more for its images."""
+        """If the job is FAILED in the ledger, it is bought again."""
         self.holding_before: TrackedJob | None = None
         """The earlier, uncertain `TrackedJob` of this key whose slots it took."""
-        self._phase = Phase.LOOKED_UP
+        self._phase = Phase.KNOWN
         self.withdraw_requested = False
-        """It is withdrawn when the step that now runs leaves it PENDING."""
+        """It is withdrawn if its current step leaves it PENDING."""
         self.observation: Observation | None = None
         self.wait_error: NanoBananaError | None = None
         self.watchers: list[asyncio.Future[NanoBananaError | None]] | None = None
         self.updates: list[deque[JobState]] | None = None
+
+    def __lt__(self, other: Any) -> bool:
+        return bool(self.place < other.place)
 
     @property
     def key(self) -> str:
@@ -174,11 +184,11 @@ class TrackedJob:
 
     @property
     def phase(self) -> Phase:
-        """What this session does with it."""
+        """What this session does with the job."""
         return self._phase
 
     def move(self, phase: Phase) -> None:
-        """Enter a phase; for the scheduler alone. A move that is not in `PHASES` is a `RuntimeError`."""
+        """Enter a phase; only the scheduler calls this. Raises `RuntimeError` for a move that is not in `PHASES`."""
         if phase not in PHASES[self._phase]:
             raise RuntimeError(f"job {self.key} cannot go {self._phase.name} -> {phase.name}")
         self._phase = phase
@@ -191,36 +201,45 @@ class TrackedJob:
 
     @property
     def joining(self) -> bool:
-        """Whether it is not yet decided where it goes on."""
+        """Whether it is not decided yet how the job goes on."""
         return self._phase in JOINING_PHASES
 
     @property
     def leaving(self) -> bool:
-        """Whether it is being withdrawn, or will be when its present step is over."""
+        """Whether it is being withdrawn, or will be when its current step is over."""
         return self.withdraw_requested or self._phase is Phase.WITHDRAWING
 
     @property
     def done(self) -> bool:
-        """Whether nothing more will happen to it by itself."""
-        return self.wait_error is not None or (self.record.state not in ACTIVE_STATES and not self.fetching_images)
+        """Whether the job has ended, or the waiting for it."""
+        return self.wait_error is not None or self.record.state not in ACTIVE_STATES
+
+    @property
+    def safe_to_repeat(self) -> bool:
+        """What an error about the job says: see `is_safe_to_repeat`."""
+        return is_safe_to_repeat(self.record, self._phase)
 
     @property
     def holds_until(self) -> float:
-        """Until when a job holds its slots that was uncertain when it was tracked, and still is."""
+        """Until when it holds its slots if it is still uncertain, as it was when it was tracked."""
         return NEVER if self.holding_before is None else self.holding_before.due
 
     @property
     def has_waiters(self) -> bool:
-        """Whether a caller may still ask for its outcome."""
+        """Whether a caller may still need its outcome."""
         return self.may_buy or self.has_handle or bool(self.watchers or self.updates or self.listeners)
 
     @property
     def images_missing(self) -> bool:
-        """Whether the ledger does not hold its result: images that came inline are not kept there."""
+        """Whether its images must be fetched again: the ledger does not store inline images."""
         return self.observation is None and "" in self.record.images
 
+    def listen(self, listener: Callable[["TrackedJob"], None]) -> None:
+        """Add a listener."""
+        self.listeners = [*(self.listeners or ()), listener]
+
     async def wait_for_change(self) -> None:
-        """Wait for the next change; raise what interrupts the waiting."""
+        """Wait for the next change. Raises the error that interrupts the waiting."""
         watcher: asyncio.Future[NanoBananaError | None] = asyncio.get_running_loop().create_future()
         if self.watchers is None:
             self.watchers = []
@@ -231,11 +250,11 @@ class TrackedJob:
             if not watcher.done() or watcher.cancelled():
                 self._forget(watcher)
         if interruption is not None:
-            # Each waiter raises a copy of its own: a shared exception would collect the tracebacks of all.
-            raise interruption.for_job(self.key, safe_to_repeat=not self.record.possibly_bought)
+            # Each waiter raises its own copy: a shared exception would collect the tracebacks of all.
+            raise interruption.for_job(self.key, safe_to_repeat=self.safe_to_repeat)
 
     def wake(self, interruption: NanoBananaError | None = None) -> None:
-        """Wake all waiters: they read the job again, or raise the error."""
+        """Wake all waiters; they check the job again, or raise the error."""
         watchers, self.watchers = self.watchers, None
         for watcher in watchers or ():
             if not watcher.done():
@@ -247,7 +266,7 @@ class TrackedJob:
             listener(self)
 
     def set_record(self, record: JobRecord, interruption: NanoBananaError | None = None) -> None:
-        """Take the record after a transition and notify all, or interrupt the waiters."""
+        """Set the record after a transition. Notify listeners, and wake the waiters or interrupt them with an error."""
         changed = record.state is not self.record.state
         self.record = record
         if changed:

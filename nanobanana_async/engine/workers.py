@@ -1,4 +1,4 @@
-"""Requests in flight: a semaphore over POSTs and GETs, and the workers that make them."""
+"""Run the steps of jobs in worker tasks; a semaphore bounds the requests in flight."""
 
 import asyncio
 import contextvars
@@ -8,21 +8,21 @@ from typing import Any
 import anyio
 from anyio.abc import TaskGroup
 
-from nanobanana_async.engine.tracked_job import TrackedJob
+from nanobanana_async.engine.timers import Timed
 from nanobanana_async.events import log_failure
 
-JobTask = Callable[[TrackedJob], Awaitable[None]]
+JobTask = Callable[[Any], Awaitable[None]]
 
 
 class WorkerPool:
-    """Runs work on jobs in the session's task group, requests to the gateway under the semaphore.
+    """Runs steps in the session's task group, those that make requests under the semaphore.
 
-    Workers are kept: handing one its next work costs a tenth of starting a task. What fails in one of these tasks
-    never ends another: a task that ends with a `CancelledError` would cancel the group, and with it the session.
+    Idle workers are kept, because a new task costs ten times as much as a hand-over to an idle one. A failure in a
+    worker never ends another: a task that ended with a `CancelledError` would cancel the group and the session.
     """
 
     def __init__(
-        self, max_requests: int, *, freed: Callable[[], None], crashed: Callable[[TrackedJob, BaseException], None]
+        self, max_requests: int, *, freed: Callable[[], None], crashed: Callable[[Timed, BaseException], None]
     ):
         self._permits = anyio.Semaphore(max_requests, max_value=max_requests)
         self._max_requests = max_requests
@@ -32,17 +32,17 @@ class WorkerPool:
         self._crashed = crashed
         self._group: TaskGroup | None = None
         self._host: asyncio.Task[Any] | None = None
-        self._idle: list[asyncio.Future[tuple[JobTask, TrackedJob, bool]]] = []
+        self._idle: list[asyncio.Future[tuple[JobTask, Timed, bool]]] = []
 
     def start(self, group: TaskGroup) -> None:
-        """Give it the task group in which workers live; called in the group's own task."""
+        """Set the task group in which workers run; called in the group's own task."""
         self._group = group
         self._host = asyncio.current_task()
         self._context = contextvars.copy_context()
 
     @property
     def busy(self) -> int:
-        """How many requests are out."""
+        """How many requests are in flight."""
         return self._max_requests - self.free_requests
 
     @property
@@ -50,26 +50,26 @@ class WorkerPool:
         """Whether no further request may leave."""
         return not self.free_requests
 
-    def run_request(self, job_task: JobTask, job: TrackedJob) -> None:
-        """Run work that makes a request; the pool must not be `full`."""
+    def run_request(self, job_task: JobTask, job: Timed) -> None:
+        """Run a step that makes a request; the pool must not be `full`."""
         self._permits.acquire_nowait()
         self.free_requests -= 1
         self._run(job_task, job, True)
 
-    def run_local(self, job_task: JobTask, job: TrackedJob) -> None:
-        """Run work that makes no request to the gateway."""
+    def run_local(self, job_task: JobTask, job: Timed) -> None:
+        """Run a step that makes no request to the gateway."""
         self._run(job_task, job, False)
 
     def start_task(self, name: str, work: Callable[[], Coroutine[Any, Any, None]], *, again: bool = False) -> None:
-        """Run something else in the task group; a failure is logged and ends this only, or begins it `again`."""
+        """Run a coroutine in the task group. A failure is logged; with `again` the coroutine is then started again."""
         if self._group is not None:
             self._group.start_soon(self._contained, name, work, again)
 
     def contains(self, failure: BaseException) -> bool:
-        """Whether a failure concerns only what the current task was doing; else the task has to end.
+        """Whether a failure concerns only the current step; otherwise the task has to end.
 
-        A `CancelledError` is such a failure too, unless the session ends or the event loop does: it came out of an
-        observer, a ledger, a transport, or other code cancelled a task of the session.
+        A `CancelledError` concerns only the step unless the session or the event loop ends: it came from an observer,
+        a ledger or a transport, or other code cancelled a task of the session.
         """
         if isinstance(failure, Exception):
             return True
@@ -84,25 +84,25 @@ class WorkerPool:
     def _ends(self) -> bool:
         if self._group is None or self._host is None:
             return False
-        # When the event loop ends it cancels every task at once, the host's too.
+        # When the event loop shuts down it cancels all tasks, the session's too.
         return self._group.cancel_scope.cancel_called or self._host.cancelling() > 0 or self._host.done()
 
-    def _run(self, job_task: JobTask, job: TrackedJob, permitted: bool) -> None:
+    def _run(self, job_task: JobTask, job: Timed, permitted: bool) -> None:
         while self._idle:
             handover = self._idle.pop()
             if not handover.done():  # else its worker was cancelled
                 handover.set_result((job_task, job, permitted))
                 return
-        if self._group is not None:  # in the session's context: a worker outlives the caller who needs it first
+        if self._group is not None:  # in the session's context: a worker outlives the caller that needs it first
             self._context.copy().run(self._group.start_soon, self._work, job_task, job, permitted)
 
-    async def _work(self, job_task: JobTask, job: TrackedJob, permitted: bool) -> None:
+    async def _work(self, job_task: JobTask, job: Timed, permitted: bool) -> None:
         loop = asyncio.get_running_loop()
         while True:
             await self._carry(job_task, job, permitted)
             if len(self._idle) >= self._max_requests:
                 return
-            handover: asyncio.Future[tuple[JobTask, TrackedJob, bool]] = loop.create_future()
+            handover: asyncio.Future[tuple[JobTask, Timed, bool]] = loop.create_future()
             self._idle.append(handover)
             try:
                 job_task, job, permitted = await handover
@@ -111,9 +111,9 @@ class WorkerPool:
                     raise
                 if handover.cancel() or handover.cancelled():
                     return
-                job_task, job, permitted = handover.result()  # it was given one in the same turn of the loop
+                job_task, job, permitted = handover.result()  # a step was handed over in the same iteration of the loop
 
-    async def _carry(self, job_task: JobTask, job: TrackedJob, permitted: bool) -> None:
+    async def _carry(self, job_task: JobTask, job: Timed, permitted: bool) -> None:
         try:
             try:
                 await job_task(job)

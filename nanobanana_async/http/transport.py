@@ -253,12 +253,12 @@ async def _read(
 
 async def _read_body(content: aiohttp.StreamReader, limit: int, max_text: int | None) -> bytes:
     bounds = None if max_text is None else AnswerBounds(max_text)
-    body = io.BytesIO()  # grows in place, and returns its bytes without a copy
-    while body.tell() <= limit and not content.at_eof():
+    body, size = io.BytesIO(), 0  # it grows in place, and returns its bytes without a copy
+    while size <= limit and not content.at_eof():
         chunk = await content.readany()
         if bounds is not None:
             bounds.feed(chunk)
-        body.write(chunk)
+        size += body.write(chunk)
     return body.getvalue()
 
 

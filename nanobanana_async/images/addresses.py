@@ -80,8 +80,8 @@ def is_allowed_host(host: str, *, loopback: bool) -> bool:
     *names, last = bare.split(".")
     if last == "localhost":
         return loopback
-    looks_numeric = last.isdigit() or last.startswith("0x")
-    return bool(names) and bool(last) and not looks_numeric and last not in _PRIVATE_NAMES
+    is_number = last.isdigit() or last.startswith("0x")
+    return bool(names) and bool(last) and not is_number and last not in _PRIVATE_NAMES
 
 
 def _embedded_ipv4(address: Address) -> Address | None:

@@ -30,7 +30,7 @@ _INSERT_CHARGE = (
     " basis = excluded.basis"
 )
 _OF_PURCHASE = "job = (SELECT id FROM jobs WHERE key = ?) AND generation = ?"
-_SET_CREDITS = f"UPDATE charges SET credits = ?, basis = 'told' WHERE {_OF_PURCHASE}"
+_SET_CREDITS = f"UPDATE charges SET credits = ?, basis = 'reported' WHERE {_OF_PURCHASE}"
 # The job ended without a price: the user's expected price becomes final, the gateway's example stays an estimate.
 _ACCEPT_EXPECTED = f"UPDATE charges SET basis = 'agreed' WHERE {_OF_PURCHASE} AND basis = 'expected'"
 _UPSERT_PRICE = (
@@ -40,8 +40,15 @@ _UPSERT_PRICE = (
 )
 _SELECT_PRICE_CLASS = f"SELECT account, price_class FROM charges WHERE {_OF_PURCHASE}"
 _INSERT_PRICE = "INSERT INTO prices VALUES (?, ?, ?)"
+_MOVE_CHARGES = "UPDATE charges SET account = ? WHERE job IN (SELECT id FROM jobs WHERE gateway = ? AND account = ?)"
+# Copied, not moved: the same name may be an account of another gateway too. A price that the new account knows stays.
+_COPY_PRICES = (
+    "INSERT INTO prices SELECT ?, price_class, credits FROM prices WHERE account = ?"
+    " ON CONFLICT (account, price_class) DO NOTHING"
+)
+_SELECT_PRICES = "SELECT credits, account, price_class FROM prices WHERE account = ?"
 _REPRICE_ESTIMATES = (
-    f"UPDATE charges SET credits = ?, basis = 'told' WHERE account = ? AND price_class = ? AND {_ESTIMATED}"
+    f"UPDATE charges SET credits = ?, basis = 'reported' WHERE account = ? AND price_class = ? AND {_ESTIMATED}"
 )
 _APPLY_USERS_PRICE = (
     f"UPDATE charges SET credits = ?, basis = 'agreed' WHERE batch = ? AND {_ESTIMATED} AND NOT EXISTS (SELECT 1 FROM"
@@ -69,7 +76,7 @@ class Charges:
             self._run(_APPLY_USERS_PRICE, (amount, job.batch))
         found = self._run(_SELECT_PRICE_AND_SPENDING, (*price_class, job.batch, job.batch)).fetchone()
         known, total, unpriced = found
-        if known is None and price.basis is Basis.TOLD:  # learned from a job outside any named batch
+        if known is None and price.basis is Basis.REPORTED:  # learned from a job outside any named batch
             self._run(_INSERT_PRICE, (*price_class, amount))
             self._run(_REPRICE_ESTIMATES, (amount, *price_class))
             return self.allowance(job, price, max_credits)
@@ -91,7 +98,7 @@ class Charges:
         amount = units(price.credits)
         row = (job.generation, job.batch, job.account, price.price_class, amount, price.basis.value, job.key)
         self._run(_INSERT_CHARGE, row)
-        if price.basis is Basis.TOLD:
+        if price.basis is Basis.REPORTED:
             self._sent_at_price[job.key, job.generation] = amount
 
     def follow(self, before: JobRecord, job: JobRecord) -> None:
@@ -117,6 +124,13 @@ class Charges:
         price = price_in(job)
         if price is not None and price != price_in(before):
             self._learn(units(price), purchase)
+
+    def hand_over(self, gateway: str, old: str, new: str) -> None:
+        """Move the charges of one account's jobs to another account, which also gets to know the old one's prices."""
+        self._run(_MOVE_CHARGES, (new, gateway, old))
+        self._run(_COPY_PRICES, (new, old))
+        for price in self._run(_SELECT_PRICES, (new,)).fetchall():
+            self._run(_REPRICE_ESTIMATES, price)
 
     def spent(self, batch: str) -> Decimal:
         """Return the sum of a batch's charges."""

@@ -47,9 +47,11 @@ class MemoryLedger:
 
     _jobs: dict[str, JobRecord] = field(factory=dict, init=False, repr=False)
     _ended: dict[str, Ended] = field(factory=dict, init=False, repr=False)
-    _tasks: dict[tuple[str, str], str] = field(factory=dict, init=False, repr=False)
+    _tasks: dict[str, dict[str, str]] = field(factory=dict, init=False, repr=False)
+    """Account -> task id -> key."""
     _past_tasks: OrderedDict[tuple[str, str], str] = field(factory=OrderedDict, init=False, repr=False)
-    _owned: set[str] = field(factory=set, init=False, repr=False)
+    _unowned: set[str] = field(factory=set, init=False, repr=False)
+    """The keys of `_jobs` that this session does not own: nearly all are its own."""
     _charges: MemoryCharges = field(factory=MemoryCharges, init=False, repr=False)
     _secret: bytes = field(factory=lambda: secrets.token_bytes(32), init=False, repr=False)
     _is_open: bool = field(default=False, init=False, repr=False)
@@ -63,7 +65,7 @@ class MemoryLedger:
     async def aclose(self) -> None:
         """Release all jobs but keep them: another session may open the ledger."""
         self._is_open = False
-        self._owned.clear()
+        self._unowned = set(self._jobs)
 
     async def claim(self, record: JobRecord) -> Claim:
         """Insert a new job as its owner, or return the stored record."""
@@ -78,7 +80,7 @@ class MemoryLedger:
     async def advance(self, before: JobRecord, after: JobRecord) -> None:
         """Replace `before` by `after` if the record is unchanged and ours, or ended."""
         known = self._known(before.key)
-        may_write = before.key in self._owned or before.state not in ACTIVE_STATES
+        may_write = self._owns(before.key) or before.state not in ACTIVE_STATES
         if known is None or known.revision != before.revision or not may_write:
             raise LedgerError(f"job {before.key} was changed by another owner", key=before.key, safe_to_repeat=False)
         if after.task_id is not None and after.task_id != before.task_id:
@@ -98,9 +100,7 @@ class MemoryLedger:
         self, before: JobRecord, after: JobRecord, price: Price, max_credits: Decimal | None
     ) -> Allowance:
         """Replace `before` by `after`, which is about to be sent, and add its charge, if its batch's cap allows it."""
-        allowance = self._charges.allowance(
-            after, price, max_credits, lambda key: "ours" if key in self._owned else None
-        )
+        allowance = self._charges.allowance(after, price, max_credits, lambda key: "ours" if self._owns(key) else None)
         if allowance.refusal is None:
             await self.advance(before, after)
             self._charges.add(after, allowance.price)
@@ -112,7 +112,7 @@ class MemoryLedger:
 
     async def find_task(self, account: str, task_id: str) -> JobRecord | None:
         """Return the job to which the gateway gave this task id; None if it is unknown or forgotten."""
-        key = self._tasks.get((account, task_id))
+        key = self._tasks.get(account, {}).get(task_id)
         return None if key is None else self._known(key)
 
     async def adopt(self, key: str) -> Claim | None:
@@ -122,7 +122,8 @@ class MemoryLedger:
 
     async def release(self, key: str) -> None:
         """Give up ownership of a job."""
-        self._owned.discard(key)
+        if key in self._jobs:
+            self._unowned.add(key)
 
     async def count_slots_of_others(self, account: str, *, since: datetime | None = None) -> int:
         """Count the released jobs that may hold a slot."""
@@ -154,25 +155,29 @@ class MemoryLedger:
         return self._jobs.get(key) if ended is None else ended.record
 
     def _released(self, account: str) -> list[JobRecord]:
-        return [record for key, record in self._jobs.items() if record.account == account and key not in self._owned]
+        return [record for key, record in self._jobs.items() if record.account == account and key in self._unowned]
 
     def _try_own(self, record: JobRecord) -> bool:
         """Own an active job; an ended or UNCERTAIN one has no owner."""
         if record.state not in ACTIVE_STATES:
-            self._owned.discard(record.key)
+            if record.key in self._jobs:
+                self._unowned.add(record.key)
             return False
-        self._owned.add(record.key)
+        self._unowned.discard(record.key)
         return True
+
+    def _owns(self, key: str) -> bool:
+        return key in self._jobs and key not in self._unowned
 
     def _index(self, record: JobRecord) -> None:
         if record.task_id is not None:
-            self._tasks[record.account, record.task_id] = record.key
+            self._tasks.setdefault(record.account, {})[record.task_id] = record.key
 
     def _check_task(self, after: JobRecord) -> None:
         """Raise `TaskTaken` if the task id of `after` belongs to another job that was sent."""
         task = (after.account, after.task_id or "")
         holder = self._past_tasks.get(task)
-        if holder is None and (key := self._tasks.get(task)) is not None:
+        if holder is None and (key := self._tasks.get(task[0], {}).get(task[1])) is not None:
             known = self._known(key)
             holder = key if known is not None and known.first_sent_at is not None else None
         if holder not in (None, after.key):
@@ -180,19 +185,19 @@ class MemoryLedger:
 
     def _drop_task(self, before: JobRecord, after: JobRecord) -> None:
         if before.task_id is not None and before.task_id != after.task_id:
-            self._tasks.pop((before.account, before.task_id), None)
+            self._tasks.get(before.account, {}).pop(before.task_id, None)
 
     def _end(self, record: JobRecord) -> None:
         """Keep an ended job under a caller's own key; forget one under a generated key."""
         self._jobs.pop(record.key, None)
-        self._owned.discard(record.key)
+        self._unowned.discard(record.key)
         attached = record.first_sent_at is None and record.key == f"task-{record.task_id}"
         if not (attached or is_generated_key(record.key)):
             self._ended[record.key] = _compacted(record)
             self._index(record)
         elif record.task_id is not None:
             task = (record.account, record.task_id)
-            self._tasks.pop(task, None)
+            self._tasks.get(record.account, {}).pop(record.task_id, None)
             if record.first_sent_at is not None:
                 self._past_tasks[task] = record.key
                 if len(self._past_tasks) > TASKS_KEPT:

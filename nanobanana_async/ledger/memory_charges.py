@@ -62,7 +62,7 @@ class MemoryCharges:
     def add(self, job: JobRecord, price: Price) -> None:
         """Reserve the price of a purchase that is about to be sent."""
         self._charges[job.key, job.generation] = _Charge(batch=job.batch, account=job.account, price=price)
-        if price.basis is Basis.TOLD and (job.account, price.price_class) not in self._prices:
+        if price.basis is Basis.REPORTED and (job.account, price.price_class) not in self._prices:
             self._learn(job.account, price.price_class, price.credits)
 
     def follow(self, before: JobRecord, job: JobRecord) -> None:

@@ -49,7 +49,7 @@ CREATE TABLE charges (
     account     TEXT    NOT NULL,
     price_class TEXT    NOT NULL,
     credits     INTEGER NOT NULL,              -- reserved or charged, after refunds
-    basis       TEXT    NOT NULL,              -- told, agreed: a price; expected, example: an estimate
+    basis       TEXT    NOT NULL,              -- reported, agreed: a price; expected, example: an estimate
     PRIMARY KEY (job, generation)
 ) STRICT, WITHOUT ROWID;
 

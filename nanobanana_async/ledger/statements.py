@@ -247,11 +247,12 @@ class JobTable:
         return Counter({(gateway, account): count for gateway, account, count in rows})
 
     def hand_over(self, gateway: str, old: str, new: str) -> int:
-        """Move the jobs of one account to another; the new revision makes writes with older records fail."""
+        """Move an account's jobs and charges to another one; the new revision makes writes with older records fail."""
         if self.live_owners(old):
             raise LedgerError(
                 f"an open session still owns jobs of account {old}: close that session first", safe_to_repeat=True
             )
+        self.charges.hand_over(gateway, old, new)
         return self.connection.execute(CHANGE_ACCOUNT, (new, gateway, old)).rowcount
 
     def last_id(self) -> int:

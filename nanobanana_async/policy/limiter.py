@@ -27,7 +27,7 @@ All 429s of one round trip are one event. Where no job of this session can end a
 import copy
 import math
 
-from attrs import define, field
+from attrs import define, field, frozen
 
 from nanobanana_async.errors import LimitKind
 from nanobanana_async.policy.concurrency import ConcurrencyPolicy, JobLimit
@@ -53,6 +53,26 @@ MAX_PACED_REFUSALS = 5
 """Refusals in a row under growing gaps that cast doubt on the verdict of a rate."""
 LONGEST_WAIT_S = 30.0
 """The longest wait before a trial, and the longest backoff."""
+
+
+@frozen
+class Load:
+    """What takes up the account's slots at a moment."""
+
+    held: int
+    """Slots of jobs that were accepted, or may have been, and are not known to have ended."""
+    in_flight: int = 0
+    """Slots of the creates in flight."""
+    likely_ended: float = 0.0
+    """m of the theory: the expected number of unnoticed ends since the refusal that is undecided."""
+
+
+@frozen
+class Create:
+    """A create that was answered: when it was sent, and how many slots its job takes."""
+
+    sent_at: float
+    weight: int = 1
 
 
 @define
@@ -98,13 +118,13 @@ class AdmissionLimiter:
             return "rate"
         return "jobs" if self.rate_log_odds <= SURELY_JOBS else None
 
-    def admits(self, now: float, held: int, sending: int, weight: int = 1) -> bool:
-        """Return whether a job may be sent while `held` slots are held and `sending` creates are in flight."""
-        if now < self.blocked_until or not self.pacer.admits(now, sending):
+    def admits(self, now: float, load: Load, weight: int = 1) -> bool:
+        """Return whether a job that takes `weight` slots may be sent under this load."""
+        if now < self.blocked_until or not self.pacer.admits(now, load.in_flight):
             return False
         if self._trial_at <= now:
-            return not sending and self.jobs.allows(held, weight)
-        return sending < self._max_in_flight and self.jobs.admits(held, sending, weight)
+            return not load.in_flight and self.jobs.allows(load.held, weight)
+        return load.in_flight < self._max_in_flight and self.jobs.admits(load.held, load.in_flight, weight)
 
     def opens_at(self, now: float) -> float:
         """Return when a create may leave by the passing of time; a past time if other events are awaited."""
@@ -132,43 +152,33 @@ class AdmissionLimiter:
         self._jobs_ended += 1
         self.blocked_until = -math.inf
 
-    def on_accepted(
-        self, now: float, sent_at: float, held: int, sending: int, likely_ends: float = 0.0, weight: int = 1
-    ) -> None:
-        """Record that a job of this weight was accepted.
-
-        `held` includes it. `likely_ends` is m of the theory: the expected number of unnoticed ends since the refusal.
-        """
+    def on_accepted(self, now: float, create: Create, load: Load) -> None:
+        """Record that a create was accepted; `load.held` includes its job."""
         self._refused_in_a_row = 0
         self._max_in_flight += 1.0
         event = self._undecided
-        if event is not None and sent_at > event.at:
+        if event is not None and create.sent_at > event.at:
             if self._jobs_ended == event.ends_before:
-                self._weigh(math.log(ACCEPTED_IF_RATE / -math.expm1(-max(likely_ends, LEAST_LIKELY_ENDS))))
+                self._weigh(math.log(ACCEPTED_IF_RATE / -math.expm1(-max(load.likely_ended, LEAST_LIKELY_ENDS))))
             if self.verdict == "rate":
                 self._attribute_to_rate(event)
             self._undecided = None
-        self.jobs.on_accepted(now, sent_at, held, sending, weight)
-        self.pacer.on_accepted(now, sent_at)
+        self.jobs.on_accepted(now, create.sent_at, load.held, load.in_flight, create.weight)
+        self.pacer.on_accepted(now, create.sent_at)
 
     def on_throttled(
-        self,
-        now: float,
-        sent_at: float,
-        held: int,
-        kind: LimitKind | None = None,
-        wait_s: float | None = None,
-        likely_ends: float = 0.0,
+        self, now: float, create: Create, load: Load, kind: LimitKind | None = None, wait_s: float | None = None
     ) -> None:
         """Record a 429 to a create; `kind` and `wait_s` are what the gateway stated, if it did."""
+        sent_at = create.sent_at
         self.throttled += 1
         if kind is None:
-            self._weigh_refusal(sent_at, held, likely_ends)
+            self._weigh_refusal(sent_at, load)
             kind = self.verdict
             if kind is None and (self._undecided is None or sent_at > self._undecided.at):
                 self._trials += 1
                 before = self._undecided.before if self._undecided is not None else copy.copy(self.jobs)
-                self._undecided = _Undecided(sent_at, now, held, before, self._jobs_ended)
+                self._undecided = _Undecided(sent_at, now, load.held, before, self._jobs_ended)
         if sent_at > self._refused_at:  # one event per round trip
             self._refused_at = now
             self._refused_in_a_row += 1
@@ -178,7 +188,7 @@ class AdmissionLimiter:
                 self._undecided = None
             self.pacer.on_throttled(now, sent_at, wait_s)
         else:
-            self._refused_for_slots(now, sent_at, held)
+            self._refused_for_slots(now, sent_at, load.held)
 
     @property
     def _trial_at(self) -> float:
@@ -194,15 +204,15 @@ class AdmissionLimiter:
             wait_s = min(LONGEST_WAIT_S, TRIAL_WAIT_S * 2.0 ** min(self._refused_in_a_row - 1, 5))
             self.blocked_until = now + wait_s
 
-    def _weigh_refusal(self, sent_at: float, held: int, likely_ends: float) -> None:
+    def _weigh_refusal(self, sent_at: float, load: Load) -> None:
         event = self._undecided
         if event is not None and sent_at > event.at and self._jobs_ended == event.ends_before:
-            self._weigh(math.log(REFUSED_IF_RATE) + likely_ends)
+            self._weigh(math.log(REFUSED_IF_RATE) + load.likely_ended)
         elif (
             event is not None
             and sent_at > event.at
             and -0.5 < self.rate_log_odds < SURELY_RATE
-            and held < event.held - 1
+            and load.held < event.held - 1
         ):
             # Jobs ended and fewer are held than before, and still there was no room.
             self._weigh(math.log(REFUSED_IF_RATE / REFUSED_AFTER_END_IF_JOBS))

@@ -19,7 +19,7 @@ MAX_CREDITS = Decimal(10**9)
 class Basis(enum.Enum):
     """The source of a price. The values are stored in ledgers."""
 
-    TOLD = "told"
+    REPORTED = "reported"
     """The gateway stated the price, for this job or for one of its class."""
     AGREED = "agreed"
     """`expected_credits`, after a job of the class ended and the gateway did not state its cost."""
@@ -35,7 +35,7 @@ class Price:
 
     price_class: str
     credits: Decimal
-    basis: Basis = Basis.TOLD
+    basis: Basis = Basis.REPORTED
 
     @property
     def estimated(self) -> bool:
@@ -109,7 +109,7 @@ class Prices:
 
 
 _ADVICE = {
-    Basis.TOLD: "",
+    Basis.REPORTED: "",
     Basis.AGREED: ": the price is expected_credits, the gateway does not state what such jobs cost",
     Basis.EXPECTED: ": the estimate is expected_credits, the price of such jobs is not known yet",
     Basis.EXAMPLE: ": the estimate is the example of the gateway's reference, the price of such jobs is not known yet;"

@@ -12,7 +12,7 @@ again. Until the first 429 there is no pace. Then:
       accepted:  r *= exp(e g)        refused:  r *= exp(-(1 - e) g)
 
   The expected change is zero where the share e of the creates is refused, so the share of 429s is a setting, and r
-  settles just below the limit. g shrinks from `COARSEST_STEP` to `FINEST_STEP` as refusals narrow the range.
+  stays just below the limit. g shrinks from `COARSEST_STEP` to `FINEST_STEP` as refusals narrow the range.
 * Measuring. A token bucket is empty when it refuses, so the creates it took between two refusals, divided by the time
   between them, are its refill rate. If that is higher than the rate after the step down, it is used at once. (A bucket
   that holds a single token wastes tokens, and the quotient is then too low; hence the higher of the two.)

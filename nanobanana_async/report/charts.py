@@ -125,9 +125,9 @@ def _learned(
         if sample.throttled > refusals:
             throttled.append(place)
         refusals = sample.throttled
-        if pause_start is not None and sample.gate_open:
+        if pause_start is not None and not sample.creates_paused:
             paused.append((pause_start, place))
-        pause_start = None if sample.gate_open else place if pause_start is None else pause_start
+        pause_start = None if not sample.creates_paused else place if pause_start is None else pause_start
     end = axis.place(run.last_at.timestamp())
     if pause_start is not None:
         paused.append((pause_start, end))

@@ -20,7 +20,7 @@ class LimitSample:
     at: datetime
     job_limit: int | None
     creates_per_s: float | None
-    gate_open: bool
+    creates_paused: bool
     throttled: int
     """429s to creates so far."""
 
@@ -93,7 +93,7 @@ class Recorder:
             at=now,
             job_limit=event.job_limit,
             creates_per_s=event.creates_per_s,
-            gate_open=event.gate_open,
+            creates_paused=event.creates_paused,
             throttled=event.throttled,
         )
         if self.samples and (now - self.samples[-1].at).total_seconds() < self._min_gap_s:
@@ -118,4 +118,4 @@ class Recorder:
 
 
 def _merged(earlier: LimitSample, later: LimitSample) -> LimitSample:
-    return evolve(later, at=earlier.at, gate_open=earlier.gate_open and later.gate_open)
+    return evolve(later, at=earlier.at, creates_paused=earlier.creates_paused or later.creates_paused)

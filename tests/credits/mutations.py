@@ -54,7 +54,7 @@ def _estimates_of_a_session_go_side_by_side() -> list[Change]:
     consent = Budget.check
 
     def careless(self: Budget, price: Price) -> Affordable:
-        return consent(self, evolve(price, basis=Basis.TOLD))
+        return consent(self, evolve(price, basis=Basis.REPORTED))
 
     return [(Budget, "check", careless)]
 
@@ -90,7 +90,7 @@ def _each_process_counts_for_itself() -> list[Change]:
         if max_credits is None or spent_before + own + price.credits > max_credits:
             return allowance(self, job, price, max_credits)
         begun[self] = spent_before, own + price.credits
-        return Allowance(price=evolve(price, basis=Basis.TOLD), spent=spent_before)
+        return Allowance(price=evolve(price, basis=Basis.REPORTED), spent=spent_before)
 
     return [(Charges, "allowance", alone)]
 
@@ -131,7 +131,7 @@ def _user_word_counts_as_told() -> list[Change]:
 
     def believed(self: Prices, price_class: str, example: Decimal, expected: Decimal | None) -> Price:
         price = estimate(self, price_class, example, expected)
-        return evolve(price, basis=Basis.TOLD) if price.basis is Basis.EXPECTED else price
+        return evolve(price, basis=Basis.REPORTED) if price.basis is Basis.EXPECTED else price
 
     return [(Prices, "estimate", believed)]
 

@@ -279,6 +279,23 @@ async def test_a_failed_defapi_task_tells_its_reason() -> None:
 
 @pytest.mark.parametrize("session_of", [apimall, defapi])
 @virtually
+async def test_attached_task_that_has_ended_costs_one_query(session_of: Opening) -> None:
+    shop = Shop()
+    shop.tasks["t77"] = 0.0
+    transport = FakeTransport(shop.answer)
+    async with session_of(transport) as session:
+        await asyncio.sleep(100.0)
+        job = await session.attach("t77")
+        assert job.state is JobState.SUCCEEDED
+        assert (await job).task_id == "t77"
+        assert session.stats().polls == 1
+        assert session.stats().job_duration_median_s is None
+        assert await session.resume() == []
+    assert (transport.creates, len(transport.requests)) == ([], 1)
+
+
+@pytest.mark.parametrize("session_of", [apimall, defapi])
+@virtually
 async def test_a_task_is_attached_by_its_id_and_nothing_is_bought(session_of: Opening) -> None:
     shop = Shop()
     shop.tasks["t77"] = 0.0

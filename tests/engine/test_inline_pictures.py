@@ -89,7 +89,7 @@ async def test_a_gateway_that_has_them_no_longer_is_asked_each_time_the_job_is_a
     async with a_process(book, shop) as process:
         job = await found(process.session, KEY)
         for asked in (1, 2):
-            with pytest.raises(UnexpectedResponse, match="no longer shows its pictures") as caught:
+            with pytest.raises(UnexpectedResponse, match="no longer returns its images") as caught:
                 await job
             assert (caught.value.key, caught.value.safe_to_repeat, process.queries) == (KEY, False, asked)
         with pytest.raises(UnexpectedResponse):

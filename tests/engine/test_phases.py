@@ -27,9 +27,9 @@ def test_every_live_phase_can_end() -> None:
 
 def test_a_move_that_is_not_in_the_table_raises() -> None:
     job = looked_up()
-    with pytest.raises(RuntimeError, match="job order-1 cannot go LOOKED_UP -> IN_FLIGHT"):
+    with pytest.raises(RuntimeError, match="job order-1 cannot go KNOWN -> IN_FLIGHT"):
         job.move(Phase.IN_FLIGHT)
-    assert job.phase is Phase.LOOKED_UP
+    assert job.phase is Phase.KNOWN
 
 
 def test_a_move_cancels_the_due_time() -> None:

@@ -21,7 +21,7 @@ from nanobanana_async import (
 )
 from nanobanana_async.events import Event
 from nanobanana_async.gateways.contract import HttpRequest
-from nanobanana_async.handle import JobSnapshot
+from nanobanana_async.jobs import JobSnapshot
 from nanobanana_async.testing import FakeTransport, Reply, run_virtual
 from tests.engine import sayings
 from tests.engine.scenes import Shop, apimall, virtually

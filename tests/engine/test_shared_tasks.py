@@ -53,7 +53,7 @@ async def test_one_task_for_two_creates_is_no_success_of_the_second(
             told = [first, caught.value]
         (error,) = [each for each in told if isinstance(each, JobUncertain)]
         (result,) = [each for each in told if isinstance(each, GenerationResult)]
-        assert f"task t1, which is the task of job {result.key} already" in str(error)
+        assert f"task t1, which belongs to job {result.key}" in str(error)
         assert not error.safe_to_repeat
         assert session.stats().credits_spent == 16  # the gateway said so of both
         job = await session.job(error.key or "")
@@ -123,5 +123,5 @@ async def test_a_key_is_not_attached_to_another_task() -> None:
         job = await session.submit("a fox", idempotency_key="k")
         await job.accepted()
         shop.tasks["t9"] = 0.0
-        with pytest.raises(IdempotencyConflict, match="stands for a job of task t1"):
+        with pytest.raises(IdempotencyConflict, match="belongs to a job of task t1"):
             await session.attach("t9", key="k", request=job.request)

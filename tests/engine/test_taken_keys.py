@@ -41,7 +41,7 @@ class ForgetfulHost(Shop):
 
 async def conflict(session: Session, shop: ForgetfulHost) -> IdempotencyConflict:
     posts = shop.conflicts
-    with pytest.raises(IdempotencyConflict, match=r"another host may have bought.*settle the job") as caught:
+    with pytest.raises(IdempotencyConflict, match=r"another host may have bought.*resolve the job") as caught:
         await session.generate("a fox", idempotency_key=KEY)
     assert (caught.value.key, caught.value.status, caught.value.safe_to_repeat) == (KEY, 409, False)
     assert "Idempotency-Key conflict" in str(caught.value)

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nanobanana_async.engine.dispatcher import SubmitQueue
-from nanobanana_async.engine.timers import TICK_S, Timers
+from nanobanana_async.engine.timers import TICK_S, Timed, Timers
 from nanobanana_async.engine.tracked_job import NEVER, TrackedJob
 from nanobanana_async.jobs import JobRecord
 from tests.engine.scenes import now, virtually
@@ -28,21 +28,27 @@ def entry(number: int = 0) -> TrackedJob:
     return seat
 
 
-class Bell:
+class Bell(asyncio.Event):
     """Notes when it rings."""
 
     def __init__(self) -> None:
+        super().__init__()
         self.rang_at: list[float] = []
-        self.timers = Timers(asyncio.get_running_loop(), lambda: self.rang_at.append(now()))
+        self.timers = Timers(asyncio.get_running_loop())
+        self.timers.fired = self
+
+    def set(self) -> None:
+        self.rang_at.append(now())
 
 
 @virtually
 async def test_what_is_due_comes_in_the_order_of_its_time() -> None:
-    timers, entries = Bell().timers, [entry(number) for number in range(4)]
+    timers = Bell().timers
+    entries: list[Timed] = [entry(number) for number in range(4)]
     for seat, due in zip(entries, (3.0, 1.0, 2.0, 9.0), strict=True):
         timers.set(seat, due)
-    assert [seat.place for seat in timers.due(3.0)] == [1, 2, 0]
-    assert [seat.place for seat in timers.due(3.0)] == []
+    assert [entries.index(seat) for seat in timers.due(3.0)] == [1, 2, 0]
+    assert list(timers.due(3.0)) == []
     assert entries[0].due == NEVER
 
 

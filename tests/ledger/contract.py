@@ -234,10 +234,10 @@ OWL_GUESS = Price("owl", Decimal(2), Basis.EXAMPLE)
 
 
 async def about_to_be_sent(
-    ledger: Ledger, key: str, price: Price, cap: int | None = None, *, batch: str = "b-"
+    ledger: Ledger, key: str, price: Price, cap: int | None = None, *, batch: str = "b-", **facts: Any
 ) -> tuple[JobRecord, Allowance]:
     """Claim a job of a batch, and try to reserve its price for a create."""
-    first = (await ledger.claim(job(key, batch=batch))).record
+    first = (await ledger.claim(job(key, batch=batch, **facts))).record
     after = first.transition_to(JobState.SUBMITTING, first_sent_at=NOON)
     allowance = await ledger.set_aside(first, after, price, None if cap is None else Decimal(cap))
     assert await ledger.find(key) == (first if allowance.refusal else after)

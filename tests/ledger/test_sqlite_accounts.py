@@ -1,13 +1,16 @@
 """`hand_over`: move the jobs of one account to another after its API key changed."""
 
+from decimal import Decimal
 from pathlib import Path
 
 import pytest
 
 from nanobanana_async.errors import LedgerError
 from nanobanana_async.jobs import JobState
-from tests.ledger.contract import job, keys_left, running, sent
-from tests.ledger.test_sqlite_file import ledger_at
+from nanobanana_async.ledger.sqlite import SqliteLedger
+from nanobanana_async.policy.prices import Price
+from tests.ledger.contract import GUESS, OWL_GUESS, about_to_be_sent, job, keys_left, moved, running, sent
+from tests.ledger.test_sqlite_file import asked, ledger_at
 
 
 @pytest.fixture
@@ -67,3 +70,42 @@ async def test_stale_record_is_rejected_after_hand_over(path: Path) -> None:
         found = await ledger.find("a")
         assert found is not None
         assert (found.account, found.state) == ("new", JobState.UNCERTAIN)
+
+
+async def test_new_account_knows_the_prices_of_the_old_one(path: Path) -> None:
+    async with ledger_at(path) as ledger:
+        await priced(ledger, "a-1", account="old", credits_used=9)
+        await priced(ledger, "a-2", account="third", credits_used=5)
+        await ledger.hand_over("apimall", "old", "new")
+        assert asked(path, "SELECT account, credits FROM prices WHERE account IN ('new', 'third')") == [
+            ("new", 9 * 10**9),
+            ("third", 5 * 10**9),
+        ]
+
+
+async def test_known_price_of_the_new_account_stays(path: Path) -> None:
+    async with ledger_at(path) as ledger:
+        await priced(ledger, "a-1", account="old", credits_used=9)
+        await priced(ledger, "a-2", account="new", credits_used=5)
+        await ledger.hand_over("apimall", "old", "new")
+        assert asked(path, "SELECT credits FROM prices WHERE account = 'new'") == [(5 * 10**9,)]
+
+
+async def test_estimates_of_handed_over_jobs_are_repriced(path: Path) -> None:
+    async with ledger_at(path) as ledger:
+        for key, estimate in (("b-1", GUESS), ("c-1", OWL_GUESS)):
+            record, _ = await about_to_be_sent(ledger, key, estimate, batch=f"{key[0]}-", account="old")
+            record = await moved(ledger, record, JobState.UNCERTAIN, in_doubt=True)
+        await priced(ledger, "d-1", account="new", credits_used=9)
+        assert [await ledger.spent(batch) for batch in ("b-", "c-")] == [8, 2]
+        await ledger.hand_over("apimall", "old", "new")
+        assert [await ledger.spent(batch) for batch in ("b-", "c-")] == [9, 2]
+        await priced(ledger, "d-2", account="new", credits_used=3, estimate=OWL_GUESS)
+        assert await ledger.spent("c-") == 3
+
+
+async def priced(ledger: SqliteLedger, key: str, *, account: str, credits_used: int, estimate: Price = GUESS) -> None:
+    """Buy a job at a price that the gateway states, and let it end."""
+    record, _ = await about_to_be_sent(ledger, key, estimate, batch=f"{key[0]}-", account=account)
+    record = await moved(ledger, record, JobState.RUNNING, task_id=key, credits_used=Decimal(credits_used))
+    await moved(ledger, record, JobState.SUCCEEDED)

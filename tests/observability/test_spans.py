@@ -425,5 +425,5 @@ async def test_a_job_past_job_s_is_an_error_and_can_be_followed_again() -> None:
         await asyncio.sleep(60.0)
         await job
     first, second = collector.spans
-    assert (facts(first)["error.type"], facts(first)["nanobanana.job.state"]) == ("JobOverdue", "running")
+    assert (facts(first)["error.type"], facts(first)["nanobanana.job.state"]) == ("JobUnfinished", "running")
     assert (facts(second)["nanobanana.job.adopted"], facts(second)["nanobanana.job.state"]) == (True, "succeeded")

@@ -13,7 +13,7 @@ from attrs import define, field
 from nanobanana_async.errors import LimitKind
 from nanobanana_async.policy.concurrency import ConcurrencyPolicy, Mode
 from nanobanana_async.policy.durations import Durations
-from nanobanana_async.policy.limiter import AdmissionLimiter
+from nanobanana_async.policy.limiter import AdmissionLimiter, Create, Load
 from nanobanana_async.policy.poll_schedule import PollSchedule
 from nanobanana_async.policy.polling import PollPolicy
 
@@ -208,7 +208,7 @@ class Client:
     def _send(self) -> None:
         limiter = self.limiter
         while len(self.taken_at) + self.sending < self.jobs and self.sending < self.max_requests:
-            if not limiter.admits(self.now, len(self.held), self.sending):
+            if not limiter.admits(self.now, Load(len(self.held), self.sending)):
                 self._wake_at(limiter.opens_at(self.now))
                 return
             limiter.sent(self.now)
@@ -244,7 +244,7 @@ class Client:
         self.held[number] = self.now
         self.most_held = max(self.most_held, len(self.held))
         self.taken_at.append(self.now)
-        self.limiter.on_accepted(self.now, sent_at, len(self.held), self.sending, self._likely_ends())
+        self.limiter.on_accepted(self.now, Create(sent_at), Load(len(self.held), self.sending, self._likely_ends()))
         self._note_verdict()
         noticed_at = max(self.now, ends_at) + self._chance.uniform(0.0, 2.0 * self.unnoticed_s)
         self.later(noticed_at, partial(self._notice_end, number))
@@ -253,7 +253,9 @@ class Client:
         self.sending -= 1
         self.refusals.append(Refusal(sent_at, self.now, self.limiter.jobs.mode))
         stated = kind if self.stated else None
-        self.limiter.on_throttled(self.now, sent_at, len(self.held), stated, wait_s, self._likely_ends())
+        self.limiter.on_throttled(
+            self.now, Create(sent_at), Load(len(self.held), likely_ended=self._likely_ends()), stated, wait_s
+        )
         self._note_verdict()
 
     def _notice_end(self, number: int) -> None:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from nanobanana_async.errors import LimitKind
 from nanobanana_async.policy.concurrency import ConcurrencyPolicy, Mode
-from nanobanana_async.policy.limiter import LONGEST_WAIT_S, TRIAL_WAIT_S, AdmissionLimiter
+from nanobanana_async.policy.limiter import LONGEST_WAIT_S, TRIAL_WAIT_S, AdmissionLimiter, Create, Load
 from tests.policy.simulation import Bucket, Client, Gateway
 
 SEEDS = range(4)
@@ -25,14 +25,14 @@ def in_doubt(held: int = 20, odds: float = 0.0) -> AdmissionLimiter:
     undecided = limiter()
     undecided.rate_log_odds = odds
     undecided.sent(9.9)
-    undecided.on_throttled(10.0, 9.9, held)
+    undecided.on_throttled(10.0, Create(9.9), Load(held))
     return undecided
 
 
 def test_stated_kind_is_routed_to_its_limit() -> None:
     slots, rate = limiter(), limiter()
-    slots.on_throttled(1.0, 0.9, 5, "jobs")
-    rate.on_throttled(1.0, 0.9, 5, "rate", 7.0)
+    slots.on_throttled(1.0, Create(0.9), Load(5), "jobs")
+    rate.on_throttled(1.0, Create(0.9), Load(5), "rate", 7.0)
     assert (slots.jobs.mode, slots.jobs.cap, slots.pacer.active) == (Mode.HOLD, 5.0, False)
     assert (rate.jobs.mode, rate.jobs.cap, rate.pacer.active) == (Mode.RAMP, math.inf, True)
     assert rate.opens_at(5.0) == 8.0
@@ -44,7 +44,7 @@ def test_stated_kind_is_routed_to_its_limit() -> None:
 def test_stated_rate_resolves_an_undecided_429() -> None:
     undecided = in_doubt()
     assert (undecided.jobs.cap, undecided.undecided_since) == (20.0, 10.0)
-    undecided.on_throttled(11.0, 10.6, 20, "rate")
+    undecided.on_throttled(11.0, Create(10.6), Load(20), "rate")
     assert undecided.jobs.mode is Mode.RAMP
     assert undecided.undecided_since is None
 
@@ -93,11 +93,11 @@ def test_many_hidden_slots_are_never_taken_for_a_rate() -> None:
 
 def test_trial_accepted_soon_is_evidence_for_the_rate() -> None:
     undecided = in_doubt()
-    assert not undecided.admits(10.4, 20, 0)
+    assert not undecided.admits(10.4, Load(20, 0))
     assert undecided.opens_at(10.1) == 10.0 + TRIAL_WAIT_S
-    assert undecided.admits(10.5, 20, 0)
-    assert not undecided.admits(10.5, 20, 1)
-    undecided.on_accepted(10.6, 10.5, 21, 0)
+    assert undecided.admits(10.5, Load(20, 0))
+    assert not undecided.admits(10.5, Load(20, 1))
+    undecided.on_accepted(10.6, Create(10.5), Load(21, 0))
     assert undecided.verdict == "rate"
     assert undecided.jobs.mode is Mode.RAMP
     assert undecided.pacer.active
@@ -106,7 +106,7 @@ def test_trial_accepted_soon_is_evidence_for_the_rate() -> None:
 @pytest.mark.parametrize("likely_ends", [3.0, 50.0])
 def test_trial_accepted_after_likely_ends_is_weak_evidence(likely_ends: float) -> None:
     undecided = in_doubt()
-    undecided.on_accepted(10.6, 10.5, 21, 0, likely_ends)
+    undecided.on_accepted(10.6, Create(10.5), Load(21, 0, likely_ends))
     assert undecided.verdict is None
     assert -0.5 < undecided.rate_log_odds <= 0.0
     assert undecided.undecided_since is None
@@ -115,33 +115,33 @@ def test_trial_accepted_after_likely_ends_is_weak_evidence(likely_ends: float) -
 def test_trial_accepted_after_a_noticed_end_is_no_evidence() -> None:
     undecided = in_doubt()
     undecided.on_ended()
-    undecided.on_accepted(10.6, 10.5, 20, 0)
+    undecided.on_accepted(10.6, Create(10.5), Load(20, 0))
     assert undecided.rate_log_odds == 0.0
 
 
 def test_create_in_flight_during_the_429_is_no_evidence() -> None:
     undecided = in_doubt()
-    undecided.on_accepted(10.1, 9.95, 21, 0)
-    undecided.on_throttled(10.1, 9.95, 21)
+    undecided.on_accepted(10.1, Create(9.95), Load(21, 0))
+    undecided.on_throttled(10.1, Create(9.95), Load(21))
     assert undecided.rate_log_odds == 0.0
     assert undecided.undecided_since == 10.0
 
 
 def test_two_refused_trials_are_evidence_for_the_slots() -> None:
     undecided = in_doubt()
-    undecided.on_throttled(10.6, 10.5, 20)
+    undecided.on_throttled(10.6, Create(10.5), Load(20))
     assert undecided.verdict is None
     assert undecided.opens_at(10.7) == 10.6 + 2.0 * TRIAL_WAIT_S
-    undecided.on_throttled(11.7, 11.6, 20)
+    undecided.on_throttled(11.7, Create(11.6), Load(20))
     assert undecided.verdict == "jobs"
-    assert not undecided.admits(FOREVER, 20, 0)
+    assert not undecided.admits(FOREVER, Load(20, 0))
 
 
 def test_trial_refused_after_ended_jobs_is_evidence_for_the_rate() -> None:
     undecided = in_doubt(held=20)
     for _ in range(4):
         undecided.on_ended()
-    undecided.on_throttled(14.0, 13.9, 16)
+    undecided.on_throttled(14.0, Create(13.9), Load(16))
     assert undecided.verdict == "rate"
     assert undecided.jobs.mode is Mode.RAMP
 
@@ -149,7 +149,7 @@ def test_trial_refused_after_ended_jobs_is_evidence_for_the_rate() -> None:
 def test_lowered_limit_does_not_change_a_near_verdict_of_slots() -> None:
     sure = in_doubt(odds=-1.4)
     sure.on_ended()
-    sure.on_throttled(14.0, 13.9, 10)
+    sure.on_throttled(14.0, Create(13.9), Load(10))
     assert sure.rate_log_odds == -1.4
 
 
@@ -157,7 +157,7 @@ def test_repeated_paced_429s_weaken_the_rate_verdict() -> None:
     paced = limiter()
     paced.rate_log_odds = 2.0
     for number in range(8):
-        paced.on_throttled(100.0 * number + 0.1, 100.0 * number, 5)
+        paced.on_throttled(100.0 * number + 0.1, Create(100.0 * number), Load(5))
     assert paced.rate_log_odds < 2.0
     assert paced.verdict != "rate"
 
@@ -166,7 +166,7 @@ def test_429s_of_one_round_trip_keep_the_rate_verdict() -> None:
     paced = limiter()
     paced.rate_log_odds = 2.0
     for number in range(30):
-        paced.on_throttled(1.0 + number / 100.0, 0.9, 5)
+        paced.on_throttled(1.0 + number / 100.0, Create(0.9), Load(5))
     assert paced.rate_log_odds == 2.0
 
 
@@ -193,29 +193,29 @@ def test_fixed_max_jobs_above_the_limit_causes_no_429_storm(limit: int, stated: 
 
 def test_ended_job_ends_the_backoff_for_slots() -> None:
     shut = limiter(10, learn=False)
-    shut.on_throttled(1.0, 0.9, 5, "jobs")
-    assert not shut.admits(1.1, 5, 0)
+    shut.on_throttled(1.0, Create(0.9), Load(5), "jobs")
+    assert not shut.admits(1.1, Load(5, 0))
     shut.on_ended()
-    assert shut.admits(1.1, 4, 0)
-    assert not shut.admits(1.1, 4, 1)
-    shut.on_accepted(1.2, 1.1, 5, 0)
-    assert shut.admits(1.2, 5, 1)
+    assert shut.admits(1.1, Load(4, 0))
+    assert not shut.admits(1.1, Load(4, 1))
+    shut.on_accepted(1.2, Create(1.1), Load(5, 0))
+    assert shut.admits(1.2, Load(5, 1))
 
 
 def test_ended_job_does_not_end_a_wait_for_the_rate() -> None:
     shut = limiter()
-    shut.on_throttled(1.0, 0.9, 5, "rate", 30.0)
+    shut.on_throttled(1.0, Create(0.9), Load(5), "rate", 30.0)
     shut.on_ended()
-    assert not shut.admits(30.9, 4, 0)
-    assert shut.admits(31.0, 4, 0)
+    assert not shut.admits(30.9, Load(4, 0))
+    assert shut.admits(31.0, Load(4, 0))
 
 
 def test_trial_respects_max_jobs() -> None:
     undecided = limiter(10)
-    undecided.on_throttled(1.0, 0.9, 8)
-    assert undecided.admits(9.0, 8, 0, 2)
-    assert not undecided.admits(9.0, 8, 0, 3)
-    assert not undecided.admits(9.0, 10, 0)
+    undecided.on_throttled(1.0, Create(0.9), Load(8))
+    assert undecided.admits(9.0, Load(8, 0), 2)
+    assert not undecided.admits(9.0, Load(8, 0), 3)
+    assert not undecided.admits(9.0, Load(10, 0))
 
 
 Event = tuple[str, float, int, LimitKind | None, float | None]
@@ -239,18 +239,18 @@ def test_opens_at_is_exact_when_only_time_is_missing(make: partial[AdmissionLimi
     in_flight: list[float] = []
     for what, passed_s, weight, kind, wait_s in events:
         now += passed_s
-        if what == "sent" and limiting.admits(now, held, len(in_flight), weight):
+        if what == "sent" and limiting.admits(now, Load(held, len(in_flight)), weight):
             limiting.sent(now)
             in_flight.append(now)
         elif what == "accepted" and in_flight:
             held += 1
-            limiting.on_accepted(now, in_flight.pop(), held, len(in_flight), passed_s / 10.0)
+            limiting.on_accepted(now, Create(in_flight.pop()), Load(held, len(in_flight), passed_s / 10.0))
         elif what == "refused" and in_flight:
-            limiting.on_throttled(now, in_flight.pop(0), held, kind, wait_s, passed_s / 10.0)
+            limiting.on_throttled(now, Create(in_flight.pop(0)), Load(held, likely_ended=passed_s / 10.0), kind, wait_s)
         elif what == "ended" and held:
             held -= 1
             limiting.on_ended()
-        state = (held, len(in_flight), weight)
+        state = (Load(held, len(in_flight)), weight)
         assert held + len(in_flight) <= limiting.jobs.ceiling
         if not limiting.admits(now, *state) and limiting.admits(FOREVER, *state):
             opens_at = limiting.opens_at(now)

@@ -131,10 +131,15 @@ class Clock:
         self.now += timedelta(seconds=seconds)
 
 
-def limits_changed(limit: int | None, throttled: int = 0, *, gate_open: bool = True) -> LimitsChanged:
+def limits_changed(limit: int | None, throttled: int = 0, *, creates_paused: bool = False) -> LimitsChanged:
     """Return a LimitsChanged event."""
     return LimitsChanged(
-        job_limit=limit, creates_per_s=None, limit_kind=None, gate_open=gate_open, slots_held=0, throttled=throttled
+        job_limit=limit,
+        creates_per_s=None,
+        limit_kind=None,
+        creates_paused=creates_paused,
+        slots_held=0,
+        throttled=throttled,
     )
 
 
@@ -164,7 +169,7 @@ def made_run(rows: list[ReportRow], *, seed: int = 2) -> Recorder:
     length_s = (latest - began).total_seconds()
     for number, (limit, refusals) in enumerate(((None, 0), (21, 1), (20, 1), (20, 2), (19, 3), (20, 3), (20, 4))):
         clock.now = began + timedelta(seconds=length_s * number / 8)
-        recorder(limits_changed(limit, refusals, gate_open=number != 4))
+        recorder(limits_changed(limit, refusals, creates_paused=number == 4))
     for number in range(len(rows)):
         run_job(recorder, clock, f"job-{number}", 6.0, math.exp(rng.gauss(-0.4, 0.6)))
         clock.now = began + timedelta(seconds=length_s)

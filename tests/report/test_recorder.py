@@ -28,7 +28,7 @@ def test_a_long_run_is_downsampled() -> None:
     recorder = Recorder(max_samples=100, utcnow=clock)
     for number in range(20_000):
         clock.pass_s(10)
-        recorder(limits_changed(10 if number < 10_000 else 20, number // 10, gate_open=number != 5000))
+        recorder(limits_changed(10 if number < 10_000 else 20, number // 10, creates_paused=number == 5000))
     samples = recorder.samples
     assert 25 <= len(samples) <= 100
     assert (samples[0].at - START).total_seconds() == 10
@@ -37,7 +37,7 @@ def test_a_long_run_is_downsampled() -> None:
     assert samples[len(samples) // 4].job_limit == 10
     assert samples[-1].job_limit == 20
     assert recorder.throttled == 1999
-    assert [sample.gate_open for sample in samples].count(False) == 1
+    assert [sample.creates_paused for sample in samples].count(True) == 1
     assert sorted(sample.throttled for sample in samples) == [sample.throttled for sample in samples]
 
 

@@ -148,8 +148,8 @@ def _other_bytes_on_a_repeat() -> list[Change]:
 
 
 def _refused_is_renewed_in_memory_only() -> list[Change]:
-    async def start_generation(self: Any, entry: TrackedJob, *, body: bytes) -> None:
-        after = entry.record.next_generation(body=body, created_at=self.utcnow())
+    async def start_generation(self: Any, entry: TrackedJob, known: JobRecord, *, body: bytes) -> None:
+        after = known.next_generation(body=body, created_at=self.utcnow())
         self._set(entry, after, stored=after)
 
     return [(JobStore, "start_generation", start_generation)]
@@ -158,8 +158,8 @@ def _refused_is_renewed_in_memory_only() -> list[Change]:
 def _uncertain_is_bought_again() -> list[Change]:
     claim_of = Claims._claim
 
-    async def claimed(self: Any, wanted: JobRecord) -> Any:
-        claim = await claim_of(self, wanted)
+    async def claimed(self: Any, job: TrackedJob) -> Any:
+        claim = await claim_of(self, job)
         if claim.record.state is JobState.UNCERTAIN:
             return evolve(claim, record=evolve(claim.record, state=JobState.REFUSED))
         return claim

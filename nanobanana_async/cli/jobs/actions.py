@@ -209,8 +209,7 @@ async def plan_hand_over(path: Path, gateway: Gateway, old: str | None, new: str
     async with open_read_only(path) as ledger:
         counts = await ledger.accounts()
     target = gateway.account if new is None else _account(gateway, new)
-    jobs_of = {account: jobs for (name, account), jobs in counts.items() if name == gateway.name}
-    others = {account: jobs for account, jobs in jobs_of.items() if account != target}
+    others = {other: jobs for (name, other), jobs in counts.items() if name == gateway.name and other != target}
     listed = ", ".join(f"{account} ({count(jobs, 'job')})" for account, jobs in others.items()) or "none"
     if old is not None:
         source = _account(gateway, old)
