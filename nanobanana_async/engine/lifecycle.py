@@ -31,6 +31,7 @@ from nanobanana_async.loop_guard import LoopGuard, cancel_requested
 from nanobanana_async.policy.budget import Budget
 from nanobanana_async.policy.concurrency import ConcurrencyPolicy
 from nanobanana_async.policy.polling import PollPolicy
+from nanobanana_async.policy.request_budget import RequestBudget
 from nanobanana_async.policy.retry import RetryPolicy
 
 
@@ -72,6 +73,7 @@ class SessionComponents:
         store = JobStore(self.ledger, credit_account, self.emit, utcnow)
         job_s = self.timeouts.job_s
         estimates = JobEstimates(self.gateway, self.polling, job_s=job_s, clock=clock)
+        budget = RequestBudget()
         poller = Poller(
             self.gateway,
             self.transport,
@@ -80,11 +82,12 @@ class SessionComponents:
             self.polling,
             self.retry,
             self.callbacks,
+            budget,
             query_s=self.timeouts.query_s,
             job_s=job_s,
             clock=clock,
         )
-        slots = Slots(self.concurrency, self.retry, estimates)
+        slots = Slots(self.concurrency, self.retry, estimates, budget)
         submitter = Submitter(
             self.gateway,
             self.transport,

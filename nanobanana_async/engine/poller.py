@@ -15,14 +15,21 @@ from nanobanana_async.engine.image_poll import ImagePoll
 from nanobanana_async.engine.next_step import Finish, Next, ScheduleAt
 from nanobanana_async.engine.store import JobStore
 from nanobanana_async.engine.tracked_job import TrackedJob
-from nanobanana_async.errors import MAX_RETRY_AFTER_S, JobUnfinished, NanoBananaError, RateLimited, UnexpectedResponse
+from nanobanana_async.errors import (
+    MAX_RETRY_AFTER_S,
+    GatewayError,
+    JobUnfinished,
+    NanoBananaError,
+    RateLimited,
+    UnexpectedResponse,
+)
 from nanobanana_async.events import LONGEST_WORD, JobPolled, PollFailed, UnknownStatus
 from nanobanana_async.gateways.contract import Gateway, Transport
 from nanobanana_async.http.threads import AnswerReader
 from nanobanana_async.jobs import Failure, JobSnapshot, JobState, Observation
 from nanobanana_async.policy.circuit import CircuitBreaker
 from nanobanana_async.policy.polling import PollPolicy
-from nanobanana_async.policy.rate import Pacer
+from nanobanana_async.policy.request_budget import RequestBudget
 from nanobanana_async.policy.retry import (
     LATE_IMAGES_S,
     RetryPolicy,
@@ -46,6 +53,7 @@ class Poller:
         polling: PollPolicy,
         retry: RetryPolicy,
         callbacks: CallbackUrls,
+        budget: RequestBudget,
         *,
         query_s: float,
         job_s: float,
@@ -65,22 +73,22 @@ class Poller:
         self._jitter = random.Random()
         self._warned_statuses: set[str] = set()
         self.breaker = CircuitBreaker(retry)
-        self.pacer = Pacer()
+        self._budget = budget
         self.polls = 0
         self._in_flight = 0
 
     def admits(self, now: float) -> bool:
         """Return whether one more poll may leave."""
-        return self.breaker.allows(now, self._in_flight) and self.pacer.admits(now, self._in_flight)
+        return self.breaker.allows(now, self._in_flight) and self._budget.pacer("poll").admits(now, self._in_flight)
 
     def opens_at(self) -> float:
         """Return when a poll may leave by the passing of time; a past time if other events are awaited."""
-        return max(self.breaker.opens_at, self.pacer.next_at)
+        return max(self.breaker.opens_at, self._budget.pacer("poll").next_at)
 
     def sent(self, now: float) -> None:
         """Record that a poll left."""
         self._in_flight += 1
-        self.pacer.sent(now)
+        self._budget.sent("poll", now)
 
     def begin(self, job: TrackedJob) -> float:
         """Begin to poll a RUNNING job; return when its first poll is due."""
@@ -156,8 +164,10 @@ class Poller:
             now = self._clock()
             asked = _asked_s(error)
             if isinstance(error, RateLimited):
-                self.pacer.on_throttled(now, sent_at, asked or None)
+                self._budget.on_throttled("poll", now, sent_at, asked or None)
                 self.breaker.pause_until(now, asked)
+            elif isinstance(error, GatewayError):
+                self._budget.on_accepted("poll", now, sent_at)
             if is_outage(error):
                 self.breaker.failed(now, self._jitter.random())
             else:
@@ -166,7 +176,7 @@ class Poller:
         finally:
             self._in_flight -= 1
         self.breaker.succeeded()
-        self.pacer.on_accepted(self._clock(), sent_at)
+        self._budget.on_accepted("poll", self._clock(), sent_at)
         return seen
 
     async def _query(self, task_id: str) -> Observation:

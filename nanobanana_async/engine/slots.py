@@ -7,6 +7,7 @@ from nanobanana_async.events import LimitsChanged
 from nanobanana_async.policy.circuit import CircuitBreaker, RetryBudget
 from nanobanana_async.policy.concurrency import ConcurrencyPolicy
 from nanobanana_async.policy.limiter import AdmissionLimiter, Create, Load
+from nanobanana_async.policy.request_budget import RequestBudget
 from nanobanana_async.policy.retry import RetryPolicy
 
 
@@ -18,8 +19,9 @@ class Slots:
         concurrency: ConcurrencyPolicy,
         retry: RetryPolicy,
         estimates: JobEstimates,
+        budget: RequestBudget,
     ) -> None:
-        self.limiter = AdmissionLimiter(concurrency)
+        self.limiter = AdmissionLimiter(concurrency, budget=budget)
         self.breaker = CircuitBreaker(retry)
         self.retry_budget = RetryBudget()
         self._estimates = estimates

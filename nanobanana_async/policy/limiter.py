@@ -20,6 +20,8 @@ ended, unnoticed, in between, so that 1 - exp(-m) is the probability that a slot
 slots, which is the cautious choice. A copy of the job limit from before is kept: if the verdict is the rate, the copy
 is restored, since the slots lost nothing, and the pacer handles the event instead.
 
+Polls are evidence too: where they share a budget with creates, a rate that refuses a create refuses them as well.
+
 All 429s of one round trip are one event. Where no job of this session can end and make room, or nothing is learned
 (`learn=False`), the limiter waits with exponential backoff.
 """
@@ -32,6 +34,7 @@ from attrs import define, field, frozen
 from nanobanana_async.errors import LimitKind
 from nanobanana_async.policy.concurrency import ConcurrencyPolicy, JobLimit
 from nanobanana_async.policy.rate import Pacer
+from nanobanana_async.policy.request_budget import RequestBudget
 
 SURELY_RATE = 1.5
 SURELY_JOBS = -1.5
@@ -93,7 +96,7 @@ class AdmissionLimiter:
 
     policy: ConcurrencyPolicy
     jobs: JobLimit = field(init=False)
-    pacer: Pacer = field(factory=Pacer)
+    budget: RequestBudget = field(factory=RequestBudget)
     rate_log_odds: float = 0.0
     throttled: int = 0
     """The number of 429s to creates."""
@@ -110,6 +113,11 @@ class AdmissionLimiter:
 
     def __attrs_post_init__(self) -> None:
         self.jobs = JobLimit(self.policy)
+
+    @property
+    def pacer(self) -> Pacer:
+        """The pacer of creates, which polls may share."""
+        return self.budget.pacer("create")
 
     @property
     def verdict(self) -> LimitKind | None:
@@ -145,7 +153,7 @@ class AdmissionLimiter:
 
     def sent(self, now: float) -> None:
         """Record that a create left."""
-        self.pacer.sent(now)
+        self.budget.sent("create", now)
 
     def on_ended(self) -> None:
         """Record that the end of a job was noticed, which makes room for another."""
@@ -164,7 +172,7 @@ class AdmissionLimiter:
                 self._attribute_to_rate(event)
             self._undecided = None
         self.jobs.on_accepted(now, create.sent_at, load.held, load.in_flight, create.weight)
-        self.pacer.on_accepted(now, create.sent_at)
+        self.budget.on_accepted("create", now, create.sent_at)
 
     def on_throttled(
         self, now: float, create: Create, load: Load, kind: LimitKind | None = None, wait_s: float | None = None
@@ -174,6 +182,7 @@ class AdmissionLimiter:
         self.throttled += 1
         if kind is None:
             self._weigh_refusal(sent_at, load)
+            self._weigh(self.budget.rate_log_odds_of_refused_create(sent_at))
             kind = self.verdict
             if kind is None and (self._undecided is None or sent_at > self._undecided.at):
                 self._trials += 1
@@ -186,8 +195,10 @@ class AdmissionLimiter:
             if self._undecided is not None:
                 self._attribute_to_rate(self._undecided)
                 self._undecided = None
-            self.pacer.on_throttled(now, sent_at, wait_s)
+            self.budget.on_throttled("create", now, sent_at, wait_s)
         else:
+            if kind == "jobs":  # the request counted all the same
+                self.budget.on_accepted("create", now, sent_at)
             self._refused_for_slots(now, sent_at, load.held)
 
     @property
@@ -225,4 +236,4 @@ class AdmissionLimiter:
     def _attribute_to_rate(self, event: _Undecided) -> None:
         """Restore the job limit from before the refusal, and let the pacer handle the refusal."""
         self.jobs = event.before
-        self.pacer.on_throttled(event.at, event.sent_at)
+        self.budget.on_throttled("create", event.at, event.sent_at)
