@@ -16,12 +16,11 @@ from nanobanana_async.engine.image_polls import ImagePolls
 from nanobanana_async.engine.next_step import CheckOwnerAt, Enqueue, Finish, HoldUntil, LetGo, Next, Recover, ScheduleAt
 from nanobanana_async.engine.poller import Poller
 from nanobanana_async.engine.slots import Slots
-from nanobanana_async.engine.step_runner import JobStep, StepRunner
 from nanobanana_async.engine.store import JobStore
 from nanobanana_async.engine.submitter import Submitter
 from nanobanana_async.engine.timers import Timed, Timers
 from nanobanana_async.engine.tracked_job import NEVER, UNREAD_PHASES, Phase, TrackedJob, is_safe_to_repeat
-from nanobanana_async.engine.workers import WorkerPool
+from nanobanana_async.engine.workers import JobStep, WorkerPool
 from nanobanana_async.errors import CreditLimitReached, LedgerError, NanoBananaError, SessionClosed
 from nanobanana_async.events import JobReleased, JobTracked, log, log_failure
 from nanobanana_async.jobs import ACTIVE_STATES, JobRecord, JobState
@@ -50,8 +49,7 @@ class Scheduler:
         self._poller = poller
         self._estimates = estimates
         self._claims = claims
-        self.workers = WorkerPool(max_requests, freed=self.tick, crashed=self._crashed)
-        self._steps = StepRunner(self.workers, self._apply)
+        self.workers = WorkerPool(max_requests, apply=self._apply, freed=self.tick, crashed=self._crashed)
         self.dispatcher = Dispatcher(slots, poller, estimates, self.workers, store.credits)
         self._timers = Timers(loop)
         self.tracked: dict[str, TrackedJob] = {}
@@ -83,7 +81,7 @@ class Scheduler:
         """Start nothing more; wait at most `grace_s` until creates in flight are answered and stored."""
         self.closing = True
         self._timers.stop()
-        await self._steps.finish(grace_s)
+        await self.workers.finish(grace_s)
 
     def fail_all_waiters(self) -> None:
         """Raise `SessionClosed` in all waiters; unfinished jobs stay in the ledger."""
@@ -124,10 +122,10 @@ class Scheduler:
                 self.workers.run_request(self.image_polls.run, start)
             case (job, Step.CREATE):
                 job.move(Phase.IN_FLIGHT)
-                self._steps.send(self._submitter.submit, job)
+                self.workers.send(self._submitter.submit, job)
             case (job, Step.POLL):
                 job.move(Phase.IN_FLIGHT)
-                self._steps.poll(self._poller.poll, job)
+                self.workers.poll(self._poller.poll, job)
             case (job, Decline(why=why)):
                 self._decline(job, CreditLimitReached(why))
 
@@ -147,7 +145,7 @@ class Scheduler:
 
     def start_step(self, step: JobStep, job: TrackedJob) -> None:
         """Run a step that makes no request to the gateway; closing waits for it."""
-        self._steps.write(step, job)
+        self.workers.write(step, job)
 
     def _apply(self, job: TrackedJob, next_step: Next) -> None:
         """Carry out what a step returned: set the phase, the queue or timer and the slots, and wake the waiters."""

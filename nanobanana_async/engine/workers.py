@@ -3,15 +3,22 @@
 import asyncio
 import contextvars
 from collections.abc import Awaitable, Callable, Coroutine
+from functools import partial
 from typing import Any
 
 import anyio
 from anyio.abc import TaskGroup
 
+from nanobanana_async.engine.next_step import Finish, Next
 from nanobanana_async.engine.timers import Timed
+from nanobanana_async.engine.tracked_job import TrackedJob
+from nanobanana_async.errors import NanoBananaError
 from nanobanana_async.events import log_failure
 
 JobTask = Callable[[Any], Awaitable[None]]
+
+JobStep = Callable[[TrackedJob], Awaitable[Next | None]]
+"""Returns what is next; None if the job is no longer followed."""
 
 
 class WorkerPool:
@@ -22,17 +29,27 @@ class WorkerPool:
     """
 
     def __init__(
-        self, max_requests: int, *, freed: Callable[[], None], crashed: Callable[[Timed, BaseException], None]
-    ):
+        self,
+        max_requests: int,
+        *,
+        apply: Callable[[TrackedJob, Next], None],
+        freed: Callable[[], None],
+        crashed: Callable[[Timed, BaseException], None],
+    ) -> None:
         self._permits = anyio.Semaphore(max_requests, max_value=max_requests)
         self._max_requests = max_requests
         self.free_requests = max_requests
         """How many more requests may leave."""
+        self._apply = apply
         self._freed = freed
         self._crashed = crashed
         self._group: TaskGroup | None = None
         self._host: asyncio.Task[Any] | None = None
         self._idle: list[asyncio.Future[tuple[JobTask, Timed, bool]]] = []
+
+        self._unfinished = 0
+        """How many steps run that closing waits for."""
+        self._all_finished = asyncio.Event()
 
     def start(self, group: TaskGroup) -> None:
         """Set the task group in which workers run; called in the group's own task."""
@@ -50,15 +67,31 @@ class WorkerPool:
         """Whether no further request may leave."""
         return not self.free_requests
 
+    def send(self, step: JobStep, job: TrackedJob) -> None:
+        """Run a create of a job; a request must be free for it. Closing the session waits for it."""
+        self._begin()
+        self.run_request(partial(self._finish_step, step), job)
+
+    def write(self, step: JobStep, job: TrackedJob) -> None:
+        """Run a step that only reads and writes the ledger. Closing the session waits for it."""
+        self._begin()
+        self._run(partial(self._finish_step, step), job, False)
+
+    def poll(self, step: Callable[[TrackedJob], Awaitable[Next]], job: TrackedJob) -> None:
+        """Run a poll of a job; a request must be free for it. Closing the session does not wait for it."""
+        self.run_request(partial(self._poll, step), job)
+
+    async def finish(self, grace_s: float) -> None:
+        """Wait until all creates and writes are done, but not longer than `grace_s`."""
+        with anyio.move_on_after(grace_s):
+            if self._unfinished:
+                await self._all_finished.wait()
+
     def run_request(self, job_task: JobTask, job: Timed) -> None:
-        """Run a step that makes a request; the pool must not be `full`."""
+        """Run a coroutine that makes a request; the pool must not be `full`."""
         self._permits.acquire_nowait()
         self.free_requests -= 1
         self._run(job_task, job, True)
-
-    def run_local(self, job_task: JobTask, job: Timed) -> None:
-        """Run a step that makes no request to the gateway."""
-        self._run(job_task, job, False)
 
     def start_task(self, name: str, work: Callable[[], Coroutine[Any, Any, None]], *, again: bool = False) -> None:
         """Run a coroutine in the task group. A failure is logged; with `again` the coroutine is then started again."""
@@ -86,6 +119,26 @@ class WorkerPool:
             return False
         # When the event loop shuts down it cancels all tasks, the session's too.
         return self._group.cancel_scope.cancel_called or self._host.cancelling() > 0 or self._host.done()
+
+    def _begin(self) -> None:
+        self._unfinished += 1
+        self._all_finished.clear()
+
+    async def _finish_step(self, step: JobStep, job: TrackedJob) -> None:
+        try:
+            try:
+                next_step = await step(job)
+            except NanoBananaError as error:
+                next_step = Finish(error)
+            if next_step is not None:
+                self._apply(job, next_step)
+        finally:
+            self._unfinished -= 1
+            if not self._unfinished:
+                self._all_finished.set()
+
+    async def _poll(self, step: Callable[[TrackedJob], Awaitable[Next]], job: TrackedJob) -> None:
+        self._apply(job, await step(job))
 
     def _run(self, job_task: JobTask, job: Timed, permitted: bool) -> None:
         while self._idle:

@@ -18,7 +18,7 @@ from nanobanana_async.errors import NanoBananaError, TransportError
 from nanobanana_async.gateways.apimall import ApiMall
 from nanobanana_async.gateways.base import GatewaySettings
 from nanobanana_async.gateways.contract import HttpRequest
-from nanobanana_async.jobs import Accepted, JobRecord, JobState, account_fingerprint
+from nanobanana_async.jobs import Accepted, JobRecord, JobState, Observation, account_fingerprint
 from nanobanana_async.ledger.statements import JobTable
 from nanobanana_async.policy.retry import Attempt, FailureKind, RetryAction, RetryDecision, RetryPolicy, decide_create
 
@@ -188,10 +188,10 @@ def _conflict_taken_for_a_refusal() -> list[Change]:
 
 
 def _settled_without_asking() -> list[Change]:
-    async def known(self: JobResolver, task_id: str, age_s: float) -> bool:
-        return True
+    async def known(self: JobResolver, task_id: str, age_s: float) -> Observation:
+        return Observation(task_id=task_id, state=JobState.RUNNING, status="processing")
 
-    return [(JobResolver, "_is_known_task", known)]
+    return [(JobResolver, "_query_task", known)]
 
 
 def _account_is_its_api_key() -> list[Change]:

@@ -226,10 +226,9 @@ def _account(gateway: Gateway, text: str) -> str:
     """Return the ledger's form of an account, from that form or the plain name."""
     if re.fullmatch("[0-9a-f]{24}", text):  # a fingerprint
         return text
-    name = validate_account(text.removeprefix(f"{gateway.name}:"), gateway.api_key)
-    if not name:
-        raise ConfigurationError("the account's name is empty")
-    return named_account(gateway.name, name)
+    if name := validate_account(text.removeprefix(f"{gateway.name}:"), gateway.api_key):
+        return named_account(gateway.name, name)
+    raise ConfigurationError("the account's name is empty")
 
 
 async def hand_over(path: Path, plan: HandOver) -> int:
