@@ -1,6 +1,8 @@
 """Fixtures for the whole suite."""
 
 import inspect
+import os
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -10,6 +12,10 @@ from aiohttp import ClientResponse
 from aioresponses import aioresponses as AioResponses  # noqa: N812
 
 pytest_plugins = ["nanobanana_async.emulator.fixtures"]
+
+# Each worker and each of the hundreds of processes that tests start would compile the package again.
+sys.dont_write_bytecode = False
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 
 class _NothingToWrite:

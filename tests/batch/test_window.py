@@ -13,11 +13,11 @@ from tests.engine.scenes import apimall, now, virtually
 AT_FIRST, PER_TAKEN = 128, 3  # as README says
 
 
-async def bought_by_leaving(taken: int, *, ordered: bool = False) -> int:
+async def bought_by_leaving(taken: int, *, ordered: bool = False, rows: int = 10_000) -> int:
     """Take so many outcomes from an account without a limit, then hold the batch and take no more."""
     studio = Studio(job_s=2)
     async with apimall(FakeTransport(studio.answer, latency_s=0.01)) as session:
-        batch = session.generate_many(Counted(10_000), ordered=ordered)
+        batch = session.generate_many(Counted(rows), ordered=ordered)
         for _ in range(taken):
             await anext(batch)
         if not taken:
@@ -35,7 +35,8 @@ def test_bought_rows_are_bounded_by_taken_outcomes(taken: int, ordered: bool) ->
 
 def test_control_runner_without_the_window_buys_far_more(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(feeder, "PULLED_AT_FIRST", 1_000_000)
-    assert run_virtual(bought_by_leaving(3)) > 4 * (AT_FIRST + 3 * PER_TAKEN)
+    bound = AT_FIRST + 3 * PER_TAKEN
+    assert run_virtual(bought_by_leaving(3, rows=5 * bound)) > 4 * bound
 
 
 async def makespan(limit: int, rows: int, *, ordered: bool) -> float:

@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 
 from nanobanana_async import __version__
-from tests.cli.command import environment, nanobanana
+from tests.cli.command import environment, in_a_process, nanobanana
 
 
 async def test_version_is_printed() -> None:
-    said = await nanobanana("--version")
+    said = await in_a_process("--version")
     assert (said.code, said.out.strip()) == (0, __version__)
 
 
@@ -52,6 +52,12 @@ async def test_wrong_usage_is_one_line_and_code_2(arguments: tuple[str, ...], wo
     said = await nanobanana(*arguments)
     assert (said.code, said.out) == (2, "")
     assert word in said.complaint
+
+
+async def test_wrong_usage_ends_the_process_with_code_2() -> None:
+    said = await in_a_process("generate", "x", "--timeout", "0")
+    assert (said.code, said.out) == (2, "")
+    assert "--timeout" in said.complaint
 
 
 async def test_environment_variables_are_validated_like_options() -> None:

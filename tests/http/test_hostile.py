@@ -75,6 +75,7 @@ async def test_large_answer_is_parsed_in_a_thread(large: bool) -> None:
         return HttpResponse(status=200, body=reply.body + padding)
 
     Watched.threads.clear()
-    async with Session(Watched(api_key="k" * 8), http=FakeTransport(answer, latency_s=0.0)) as session:
+    gateway = Watched(api_key="k" * 8, expected_job_s=0.1)
+    async with Session(gateway, http=FakeTransport(answer, latency_s=0.0)) as session:
         await session.generate("a fox")
     assert Watched.threads == [("create", not large), ("query", not large)]
