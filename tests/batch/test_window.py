@@ -5,12 +5,14 @@ import random
 
 import pytest
 
+from nanobanana_async import PollPolicy
 from nanobanana_async.batch import runner as feeder
 from nanobanana_async.testing import FakeTransport, run_virtual
 from tests.batch.scenes import Counted, Studio, all_of, slots
 from tests.engine.scenes import apimall, now, virtually
 
 AT_FIRST, PER_TAKEN = 128, 3  # as README says
+SELDOM = PollPolicy(target_delay_s=2.0, min_gap_s=2.0)
 
 
 async def bought_by_leaving(taken: int, *, ordered: bool = False, rows: int = 10_000) -> int:
@@ -43,7 +45,7 @@ async def makespan(limit: int, rows: int, *, ordered: bool) -> float:
     chance = random.Random(7)
     prompts = [f"{chance.lognormvariate(3.0, 0.4):.2f} s" for _ in range(rows)]
     begun = now()
-    async with apimall(FakeTransport(Studio(limit=limit).answer)) as session:
+    async with apimall(FakeTransport(Studio(limit=limit).answer), polling=SELDOM) as session:
         assert len(await all_of(session.generate_many(prompts, ordered=ordered))) == rows
     return now() - begun
 
