@@ -13,6 +13,8 @@ from nanobanana_async.testing import FakeTransport, run_virtual
 from tests.batch.scenes import Counted, Studio, all_of, slots
 from tests.engine.scenes import apimall, now, virtually
 
+pytestmark = pytest.mark.slow
+
 # What may be pulled beyond the held jobs: rows that wait to be sent, and outcomes that wait to be taken.
 AHEAD, READY = 8, 64
 

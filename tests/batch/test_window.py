@@ -11,6 +11,8 @@ from nanobanana_async.testing import FakeTransport, run_virtual
 from tests.batch.scenes import Counted, Studio, all_of, slots
 from tests.engine.scenes import apimall, now, virtually
 
+pytestmark = pytest.mark.slow
+
 AT_FIRST, PER_TAKEN = 128, 3  # as README says
 SELDOM = PollPolicy(target_delay_s=2.0, min_gap_s=2.0)
 

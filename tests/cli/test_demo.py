@@ -2,9 +2,12 @@
 
 from pathlib import Path
 
+import pytest
 from PIL import Image
 
 from tests.cli.command import in_a_process, nanobanana
+
+pytestmark = pytest.mark.slow
 
 
 async def test_the_demo_loses_an_answer_without_a_double_charge(tmp_path: Path) -> None:

@@ -5,8 +5,12 @@ import re
 import signal
 from asyncio.subprocess import Process
 
+import pytest
+
 from nanobanana_async.emulator import API_KEY, Emulator
 from tests.cli.command import ended, environment, in_a_process, nanobanana, started
+
+pytestmark = pytest.mark.slow
 
 
 async def url_of(process: Process) -> str:

@@ -11,6 +11,8 @@ from nanobanana_async.emulator import API_KEY, Emulator, Fixed, Script
 from nanobanana_async.emulator.faults import error
 from tests.cli.command import ended, environment, in_a_process, nanobanana, started
 
+pytestmark = pytest.mark.slow
+
 QUICK = Fixed(0.1)
 
 

@@ -369,6 +369,7 @@ async def test_a_closed_pipe_prints_no_bug(jobs: Command, emulator: Emulator) ->
     assert "bug" not in said.err
 
 
+@pytest.mark.slow
 async def test_jobs_can_be_resumed_after_ctrl_c(jobs: Command) -> None:
     async with Emulator(duration=Fixed(30)) as emulator:
         await bought(jobs, emulator.apimall(), "one")

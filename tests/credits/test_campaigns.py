@@ -12,6 +12,8 @@ from tests.credits import __main__ as command
 from tests.credits.campaign import plan_of, play
 from tests.credits.mutations import MUTATIONS, Mutation
 
+pytestmark = pytest.mark.slow
+
 CAMPAIGNS = (*range(20), 33)
 REPEATED = (3, 5, 13)
 

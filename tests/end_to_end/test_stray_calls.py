@@ -26,6 +26,7 @@ from tests.engine.scenes import Shop, apimall, apimall_now
 from tests.webhooks.scenes import ask
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:coroutine .* was never awaited:RuntimeWarning")
 async def test_calls_from_other_loops_threads_and_forks_are_refused(tmp_path: Path) -> None:
     tally = await beside_a_working_service(92, tmp_path)  # each call four times: `python -m tests.end_to_end.strays`

@@ -20,6 +20,8 @@ from tests.http import hostile_bodies
 from tests.http.hostile import MAX_MEMORY_MIB, ask, measured, served
 from tests.http.hostile_bodies import CASES, MIB
 
+pytestmark = pytest.mark.slow
+
 GENEROUS_MS = 1000.0
 MEASURED = ["60 MiB of [],", "60 MiB behind an image", "a packed bomb of [],", "credits 0E-999999999999999999"]
 

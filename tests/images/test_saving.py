@@ -498,6 +498,7 @@ async def test_killed_save_leaves_a_correct_manifest(step: str, tmp_path: Path) 
     check_sums(folder)
 
 
+@pytest.mark.slow
 async def test_processes_share_a_folder(tmp_path: Path) -> None:
     for number, content in enumerate((IMAGE, OTHER_IMAGE)):
         (tmp_path / str(number)).write_bytes(content)

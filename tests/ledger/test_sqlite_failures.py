@@ -239,6 +239,7 @@ def shown() -> Iterator[Path]:
         Path(folder).chmod(0o755)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "geteuid"), reason="permissions work differently here")
 def test_read_only_folder_is_named_in_the_error(shown: Path) -> None:
     shown.chmod(0o444)
@@ -253,6 +254,7 @@ def test_read_only_folder_is_named_in_the_error(shown: Path) -> None:
     assert sorted(shown.parent.iterdir()) == [shown]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "geteuid"), reason="permissions work differently here")
 def test_file_of_another_user_is_named_in_the_error(shown: Path) -> None:
     shown.chmod(0o000)
@@ -262,6 +264,7 @@ def test_file_of_another_user_is_named_in_the_error(shown: Path) -> None:
         assert "check that this user may" in output
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "geteuid"), reason="permissions work differently here")
 def test_new_file_in_a_read_only_folder_fails(shown: Path) -> None:
     shown.parent.chmod(0o555)

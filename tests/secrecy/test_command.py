@@ -176,6 +176,7 @@ async def test_refused_environment_variables_show_no_key(
             await cli_output("generate", "a fox", code=2)
 
 
+@pytest.mark.slow
 async def test_unencodable_characters_do_not_end_the_command(tmp_path: Path) -> None:
     (tmp_path / "rows.txt").write_text("a fox", encoding="utf-8")
     environ = environment(PYTHONIOENCODING="ascii", PYTHONUTF8="0")

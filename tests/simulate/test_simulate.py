@@ -18,6 +18,8 @@ from tests.simulate.mutations import MUTATIONS, Mutation
 from tests.simulate.plan import SCENES, plan_of
 from tests.simulate.seed import play
 
+pytestmark = pytest.mark.slow
+
 SEEDS = 20
 COMPARED = 10
 HASHED = 5
