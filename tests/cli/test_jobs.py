@@ -232,6 +232,7 @@ async def test_an_attached_task_has_no_prompt(jobs: Command) -> None:
     assert lines((await jobs()).out)[0][-1] == "-"
 
 
+@pytest.mark.slow
 async def test_a_job_of_another_process_can_be_shown_but_not_resolved(jobs: Command) -> None:
     async with at(jobs.ledger, "hold", "theirs") as process:
         assert await line(process) == "held"
@@ -481,6 +482,7 @@ async def test_hand_over_accepts_both_accounts(jobs: Command) -> None:
     assert accounts == {"a": "apimall:cellar", "b": "1" * 24, "c": "1" * 24}
 
 
+@pytest.mark.slow
 async def test_jobs_of_a_running_session_are_not_handed_over(jobs: Command) -> None:
     jobs.patch.setenv("APIMALL_API_KEY", "sk-new")
     async with at(jobs.ledger, "hold", "theirs") as process:

@@ -191,6 +191,7 @@ async def test_links_to_one_file_open_one_ledger(path: Path, opened: Opening, tm
         await other.aclose()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
 async def test_forked_child_does_not_keep_the_parents_lock(path: Path, opened: Opening) -> None:
     mine = await opened()

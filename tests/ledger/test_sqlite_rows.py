@@ -91,6 +91,7 @@ def empty_table() -> Iterator[JobTable]:
         yield JobTable(connection, "me", lambda _: True)
 
 
+@pytest.mark.slow
 @given(RECORDS)
 def test_any_record_is_stored_and_read(record: JobRecord) -> None:
     with empty_table() as table:
