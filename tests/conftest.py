@@ -1,6 +1,8 @@
 """Fixtures for the whole suite."""
 
 import inspect
+import os
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -8,8 +10,17 @@ import aioresponses.core
 import pytest
 from aiohttp import ClientResponse
 from aioresponses import aioresponses as AioResponses  # noqa: N812
+from hypothesis import settings
 
 pytest_plugins = ["nanobanana_async.emulator.fixtures"]
+
+# Each worker and each of the hundreds of processes that tests start would compile the package again.
+sys.dont_write_bytecode = False
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+
+# Hypothesis fails an example that takes 200 ms, as any example may on a machine with other work.
+settings.register_profile("without a deadline", deadline=None)
+settings.load_profile("without a deadline")
 
 
 class _NothingToWrite:

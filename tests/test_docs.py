@@ -65,6 +65,7 @@ def test_block_compiles(block: Block) -> None:
     assert isinstance(compile(block.code, block.name, "exec"), CodeType)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("block", RUNNABLE, ids=lambda block: block.name)
 async def test_program_runs_against_the_emulator(block: Block, tmp_path: Path) -> None:
     assert block.arguments is not None

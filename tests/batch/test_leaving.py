@@ -90,6 +90,7 @@ async def by_garbage_collection_in_a_thread(session: Session, rows: Counted, ord
         gc.enable()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ordered", [False, True])
 @pytest.mark.parametrize(
     "leave",

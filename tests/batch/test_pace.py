@@ -8,10 +8,12 @@ from collections.abc import AsyncIterator, Iterator
 
 import pytest
 
-from nanobanana_async import Batch, ConcurrencyPolicy
+from nanobanana_async import Batch, ConcurrencyPolicy, PollPolicy
 from nanobanana_async.testing import FakeTransport, run_virtual
 from tests.batch.scenes import Counted, Studio, all_of, slots
 from tests.engine.scenes import apimall, now, virtually
+
+pytestmark = pytest.mark.slow
 
 # What may be pulled beyond the held jobs: rows that wait to be sent, and outcomes that wait to be taken.
 AHEAD, READY = 8, 64
@@ -162,10 +164,11 @@ async def test_slow_input_is_bought_row_by_row() -> None:
 def test_ordered_batch_keeps_the_slots_full() -> None:
     chance = random.Random(7)
     prompts = [f"{chance.lognormvariate(3.0, 0.4):.2f} s" for _ in range(500)]
+    seldom = PollPolicy(target_delay_s=2.0, min_gap_s=2.0)
 
     async def makespan(ordered: bool) -> float:
         begun = now()
-        async with apimall(FakeTransport(Studio().answer), concurrency=slots(25)) as session:
+        async with apimall(FakeTransport(Studio().answer), concurrency=slots(25), polling=seldom) as session:
             assert len(await all_of(session.generate_many(prompts, ordered=ordered))) == 500
         return now() - begun
 

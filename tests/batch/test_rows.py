@@ -114,6 +114,7 @@ def test_invalid_row_does_not_change_other_keys(item: Any) -> None:
     assert [good.key] == keys("a boat")
 
 
+@pytest.mark.slow
 def test_reader_keeps_eight_bytes_per_row() -> None:
     reader = RowReader("spring")
     reader.read("the first")

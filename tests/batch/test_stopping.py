@@ -172,6 +172,7 @@ def test_429_and_503_only_slow_down(refusal: Reply) -> None:
     slows_down()
 
 
+@pytest.mark.slow
 @virtually
 async def test_refusals_between_accepted_rows_do_not_stop_the_batch() -> None:
     studio = Studio(job_s=60, says=lambda prompt: refused(451, "blocked", "No") if prompt[-1] in "036" else None)

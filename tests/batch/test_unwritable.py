@@ -87,6 +87,7 @@ async def test_unwritable_folder_stops_the_batch_and_loses_nothing(breaks: Break
     assert sum(outcome.ok for outcome in again) == bought
 
 
+@pytest.mark.slow
 async def test_control_runner_without_the_folder_check_buys_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     others = tuple(kind for kind in feeder.ACCOUNT_ERRORS if kind is not SaveError)
     monkeypatch.setattr(feeder, "ACCOUNT_ERRORS", others)

@@ -5,19 +5,23 @@ import random
 
 import pytest
 
+from nanobanana_async import PollPolicy
 from nanobanana_async.batch import runner as feeder
 from nanobanana_async.testing import FakeTransport, run_virtual
 from tests.batch.scenes import Counted, Studio, all_of, slots
 from tests.engine.scenes import apimall, now, virtually
 
+pytestmark = pytest.mark.slow
+
 AT_FIRST, PER_TAKEN = 128, 3  # as README says
+SELDOM = PollPolicy(target_delay_s=2.0, min_gap_s=2.0)
 
 
-async def bought_by_leaving(taken: int, *, ordered: bool = False) -> int:
+async def bought_by_leaving(taken: int, *, ordered: bool = False, rows: int = 10_000) -> int:
     """Take so many outcomes from an account without a limit, then hold the batch and take no more."""
     studio = Studio(job_s=2)
     async with apimall(FakeTransport(studio.answer, latency_s=0.01)) as session:
-        batch = session.generate_many(Counted(10_000), ordered=ordered)
+        batch = session.generate_many(Counted(rows), ordered=ordered)
         for _ in range(taken):
             await anext(batch)
         if not taken:
@@ -35,14 +39,15 @@ def test_bought_rows_are_bounded_by_taken_outcomes(taken: int, ordered: bool) ->
 
 def test_control_runner_without_the_window_buys_far_more(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(feeder, "PULLED_AT_FIRST", 1_000_000)
-    assert run_virtual(bought_by_leaving(3)) > 4 * (AT_FIRST + 3 * PER_TAKEN)
+    bound = AT_FIRST + 3 * PER_TAKEN
+    assert run_virtual(bought_by_leaving(3, rows=5 * bound)) > 4 * bound
 
 
 async def makespan(limit: int, rows: int, *, ordered: bool) -> float:
     chance = random.Random(7)
     prompts = [f"{chance.lognormvariate(3.0, 0.4):.2f} s" for _ in range(rows)]
     begun = now()
-    async with apimall(FakeTransport(Studio(limit=limit).answer)) as session:
+    async with apimall(FakeTransport(Studio(limit=limit).answer), polling=SELDOM) as session:
         assert len(await all_of(session.generate_many(prompts, ordered=ordered))) == rows
     return now() - begun
 

@@ -1,15 +1,18 @@
-"""Run `nanobanana` in a process, and read its output and exit code."""
+"""Run `nanobanana` in this process or in one of its own, and read its output and exit code."""
 
 import asyncio
 import contextlib
+import io
 import os
 import sys
 from asyncio.subprocess import PIPE, Process
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+import pytest
 from attrs import frozen
 
+from nanobanana_async.cli import app as cli
 from nanobanana_async.emulator import API_KEY, Emulator
 
 _OURS = ("APIMALL_", "DEFAPI_", "NANOBANANA_")
@@ -64,7 +67,18 @@ async def started(*arguments: str, environ: dict[str, str], folder: Path | None 
 
 
 async def nanobanana(*arguments: str, environ: dict[str, str] | None = None, folder: Path | None = None) -> Said:
-    """Run the command to its end."""
+    """Run the command in this process: its start-up takes longer than most tests."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "environ", environment() if environ is None else environ)
+        patch.chdir(folder or Path.cwd())
+        for name in ("stdin", "stdout", "stderr"):
+            patch.setattr(sys, name, io.StringIO())
+        code = await asyncio.to_thread(cli.run, arguments)
+        return Said(code, sys.stdout.getvalue(), sys.stderr.getvalue())  # type: ignore[attr-defined]
+
+
+async def in_a_process(*arguments: str, environ: dict[str, str] | None = None, folder: Path | None = None) -> Said:
+    """Run the command to its end in a process of its own."""
     async with started(*arguments, environ=environment() if environ is None else environ, folder=folder) as process:
         return await ended(process)
 

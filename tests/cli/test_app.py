@@ -64,6 +64,7 @@ def test_a_bug_is_one_line_on_stderr(bare: pytest.MonkeyPatch, capsys: pytest.Ca
         cli.run(["generate", "x"])
 
 
+@pytest.mark.slow
 def test_a_closed_pipe_prints_no_error() -> None:
     pipeline = f"{sys.executable} -m nanobanana_async.cli --help | true; echo ${{PIPESTATUS[0]}}"
     done = subprocess.run(

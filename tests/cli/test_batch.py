@@ -15,6 +15,8 @@ from nanobanana_async.emulator.faults import error, reset
 from tests.cli.batch_kills import images_of, kill_and_rerun, lines_of
 from tests.cli.batches import Command, emulated, requests
 
+pytestmark = pytest.mark.slow
+
 NOWHERE = "http://127.0.0.1:9"
 PRUNE = ["jobs", "prune", "--older-than", "0h", "--ledger", "out/jobs.sqlite", "--yes"]
 

@@ -15,6 +15,8 @@ from tests.cli.batch_kills import lines_of
 from tests.cli.batches import Command, emulated, requests
 from tests.cli.command import Said
 
+pytestmark = pytest.mark.slow
+
 MARK = '{"batch": "foxes", "emulated": false}'
 
 

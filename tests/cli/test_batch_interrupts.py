@@ -11,9 +11,13 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
+import pytest
+
 from nanobanana_async.emulator import Emulator, Fixed
 from tests.cli.batch_kills import images_of, lines_of
 from tests.cli.command import environment, nanobanana, started
+
+pytestmark = pytest.mark.slow
 
 ROWS = 24
 NANOBANANA = f"{shlex.quote(sys.executable)} -m nanobanana_async.cli"

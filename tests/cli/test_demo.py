@@ -2,13 +2,16 @@
 
 from pathlib import Path
 
+import pytest
 from PIL import Image
 
-from tests.cli.command import nanobanana
+from tests.cli.command import in_a_process, nanobanana
+
+pytestmark = pytest.mark.slow
 
 
 async def test_the_demo_loses_an_answer_without_a_double_charge(tmp_path: Path) -> None:
-    said = await nanobanana("demo", "--prompts", "5", folder=tmp_path)
+    said = await in_a_process("demo", "--prompts", "5", folder=tmp_path)
     assert said.code == 0, said.err
     assert "40 credits, 0 paid twice" in said.err
     assert "5 images in nanobanana-demo" in said.out

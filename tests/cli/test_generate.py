@@ -9,14 +9,16 @@ from PIL import Image
 
 from nanobanana_async.emulator import API_KEY, Emulator, Fixed, Script
 from nanobanana_async.emulator.faults import error
-from tests.cli.command import ended, environment, nanobanana, started
+from tests.cli.command import ended, environment, in_a_process, nanobanana, started
+
+pytestmark = pytest.mark.slow
 
 QUICK = Fixed(0.1)
 
 
 async def test_stdout_holds_only_the_urls() -> None:
     async with Emulator(duration=QUICK) as emulator:
-        said = await nanobanana("generate", "a fox", "--num-images", "2", environ=environment(emulator))
+        said = await in_a_process("generate", "a fox", "--num-images", "2", environ=environment(emulator))
     assert said.code == 0
     assert [line.startswith(f"{emulator.url}/cdn/") for line in said.out.splitlines()] == [True, True]
 
@@ -65,7 +67,7 @@ async def test_the_built_in_emulator_needs_no_key(tmp_path: Path) -> None:
 async def test_a_refused_key_is_not_printed() -> None:
     async with Emulator() as emulator:
         environ = environment(emulator, APIMALL_API_KEY="sk-very-secret")
-        said = await nanobanana("generate", "a fox", environ=environ)
+        said = await in_a_process("generate", "a fox", environ=environ)
     assert said.code == 1
     assert "401" in said.complaint
     assert "sk-very-secret" not in said.err

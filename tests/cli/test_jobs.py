@@ -232,6 +232,7 @@ async def test_an_attached_task_has_no_prompt(jobs: Command) -> None:
     assert lines((await jobs()).out)[0][-1] == "-"
 
 
+@pytest.mark.slow
 async def test_a_job_of_another_process_can_be_shown_but_not_resolved(jobs: Command) -> None:
     async with at(jobs.ledger, "hold", "theirs") as process:
         assert await line(process) == "held"
@@ -369,6 +370,7 @@ async def test_a_closed_pipe_prints_no_bug(jobs: Command, emulator: Emulator) ->
     assert "bug" not in said.err
 
 
+@pytest.mark.slow
 async def test_jobs_can_be_resumed_after_ctrl_c(jobs: Command) -> None:
     async with Emulator(duration=Fixed(30)) as emulator:
         await bought(jobs, emulator.apimall(), "one")
@@ -480,6 +482,7 @@ async def test_hand_over_accepts_both_accounts(jobs: Command) -> None:
     assert accounts == {"a": "apimall:cellar", "b": "1" * 24, "c": "1" * 24}
 
 
+@pytest.mark.slow
 async def test_jobs_of_a_running_session_are_not_handed_over(jobs: Command) -> None:
     jobs.patch.setenv("APIMALL_API_KEY", "sk-new")
     async with at(jobs.ledger, "hold", "theirs") as process:

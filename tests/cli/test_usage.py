@@ -7,11 +7,12 @@ from pathlib import Path
 import pytest
 
 from nanobanana_async import __version__
-from tests.cli.command import environment, nanobanana
+from tests.cli.command import environment, in_a_process, nanobanana
 
 
+@pytest.mark.slow
 async def test_version_is_printed() -> None:
-    said = await nanobanana("--version")
+    said = await in_a_process("--version")
     assert (said.code, said.out.strip()) == (0, __version__)
 
 
@@ -54,12 +55,20 @@ async def test_wrong_usage_is_one_line_and_code_2(arguments: tuple[str, ...], wo
     assert word in said.complaint
 
 
+@pytest.mark.slow
+async def test_wrong_usage_ends_the_process_with_code_2() -> None:
+    said = await in_a_process("generate", "x", "--timeout", "0")
+    assert (said.code, said.out) == (2, "")
+    assert "--timeout" in said.complaint
+
+
 async def test_environment_variables_are_validated_like_options() -> None:
     said = await nanobanana("generate", "x", environ=environment(APIMALL_API_KEY="k", NANOBANANA_BASE_URL="http://a.b"))
     assert said.code == 2
     assert "https" in said.complaint
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("missing", ["cyclopts", "rich", "PIL"])
 def test_a_missing_extra_is_named_on_one_line(missing: str, tmp_path: Path) -> None:
     program = f"import sys; sys.modules[{missing!r}] = None; from nanobanana_async.cli import main; main()"
@@ -77,6 +86,7 @@ def test_a_missing_extra_is_named_on_one_line(missing: str, tmp_path: Path) -> N
     assert missing in line or "Pillow" in line
 
 
+@pytest.mark.slow
 def test_an_import_error_of_our_own_is_not_a_missing_extra() -> None:
     program = "import sys; sys.modules['nanobanana_async.models'] = None; from nanobanana_async.cli import main; main()"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=30, check=False)

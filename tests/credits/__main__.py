@@ -46,9 +46,9 @@ def run(numbers: Sequence[int], say: Say) -> int:
     return 1 if broken else 0
 
 
-def check(mutation: Mutation, say: Say) -> bool:
-    """Tell whether a deliberate bug is caught."""
-    fitting = (number for number in itertools.count() if mutation.among(plan_of(number)))
+def check(mutation: Mutation, say: Say, *, first: int = 0) -> bool:
+    """Return whether a deliberate bug is caught."""
+    fitting = (number for number in itertools.count(first) if mutation.among(plan_of(number)))
     for number in itertools.islice(fitting, mutation.within):
         with applied(mutation):
             faults = play(number).faults

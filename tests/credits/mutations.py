@@ -30,6 +30,8 @@ class Mutation:
     """In which campaigns it can show."""
     within: int = 60
     """How many of these are played."""
+    campaign: int = 0
+    """The first campaign that catches it: the suite begins there, `--mutations` at 0."""
 
 
 def _unknown_price_counts_as_nothing() -> list[Change]:
@@ -143,35 +145,51 @@ def _dear(plan: Plan) -> bool:
 
 
 MUTATIONS = (
-    Mutation("an unknown price counts as nothing", _unknown_price_counts_as_nothing),
-    Mutation("estimates go side by side", _estimates_go_side_by_side, _dear),
+    Mutation("an unknown price counts as nothing", _unknown_price_counts_as_nothing, campaign=8),
+    Mutation("estimates go side by side", _estimates_go_side_by_side, _dear, campaign=12),
     Mutation(
         "estimates of a session go side by side",
         _estimates_of_a_session_go_side_by_side,
         lambda plan: _dear(plan) and plan.beside > 0,
+        campaign=67,
     ),
     Mutation(
         "charges are forgotten on a rebirth",
         _forgotten_on_rebirth,
         lambda plan: plan.failing > 0 and not plan.refunds and plan.rounds > 1,
+        campaign=5,
     ),
-    Mutation("charges are forgotten on a prune", _forgotten_on_prune, lambda plan: plan.prunes and plan.rounds > 1),
-    Mutation("each process counts for itself", _each_process_counts_for_itself, lambda plan: len(plan.rows) > 3),
-    Mutation("nothing is set aside", _not_set_aside),
-    Mutation("a job in doubt gives its credits back", _doubt_gives_back, lambda plan: plan.gateway == "defapi"),
+    Mutation(
+        "charges are forgotten on a prune",
+        _forgotten_on_prune,
+        lambda plan: plan.prunes and plan.rounds > 1,
+        campaign=0,
+    ),
+    Mutation(
+        "each process counts for itself", _each_process_counts_for_itself, lambda plan: len(plan.rows) > 3, campaign=7
+    ),
+    Mutation("nothing is set aside", _not_set_aside, campaign=0),
+    Mutation(
+        "a job in doubt gives its credits back", _doubt_gives_back, lambda plan: plan.gateway == "defapi", campaign=0
+    ),
     Mutation(
         "a failure is taken to be refunded",
         _failures_are_taken_to_be_refunded,
         lambda plan: plan.failing > 0 and not plan.refunds,
+        campaign=5,
     ),
-    Mutation("a told price is not counted", _told_prices_are_not_counted, _dear),
+    Mutation("a told price is not counted", _told_prices_are_not_counted, _dear, campaign=29),
     Mutation(
         "a session forgets what is in doubt",
         _session_forgets_doubt,
         lambda plan: plan.gateway == "defapi" and plan.lost > 0 and plan.beside > 0,
+        campaign=109,
     ),
     Mutation(
-        "expected_credits counts as told", _user_word_counts_as_told, lambda plan: _dear(plan) and bool(plan.expected)
+        "expected_credits counts as told",
+        _user_word_counts_as_told,
+        lambda plan: _dear(plan) and bool(plan.expected),
+        campaign=17,
     ),
 )
 

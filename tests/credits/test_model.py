@@ -2,12 +2,15 @@
 
 from decimal import Decimal
 
+import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from nanobanana_async.policy.budget import Affordable, Budget
 from nanobanana_async.policy.prices import Basis, Price, Prices
+
+pytestmark = pytest.mark.slow
 
 NOW, LATER, NEVER = Affordable.NOW, Affordable.LATER, Affordable.NEVER
 EIGHT = Decimal(8)

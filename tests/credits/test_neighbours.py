@@ -3,6 +3,8 @@
 import asyncio
 from decimal import Decimal
 
+import pytest
+
 from nanobanana_async import GenerationResult
 from tests.credits.scenes import Till, a_session, budget_of, foxes, run_batch, till_of
 from tests.engine.neighbours import Page, SharedNotebook
@@ -43,6 +45,7 @@ async def test_two_processes_at_once_share_the_cap() -> None:
     assert till.taken == 88
 
 
+@pytest.mark.slow
 @virtually
 async def test_second_process_counts_running_jobs_of_the_first() -> None:
     till, book = till_of("defapi", job_s=200.0), SharedNotebook()

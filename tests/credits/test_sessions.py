@@ -263,6 +263,7 @@ async def test_cap_does_not_refuse_known_jobs() -> None:
         assert (await first).task_id == (await second).task_id == "t1"
 
 
+@pytest.mark.slow
 @virtually
 async def test_ended_jobs_leave_no_reservation() -> None:
     till = Till(job_s=1.0)

@@ -97,6 +97,7 @@ async def test_ledger_failure_of_the_first_unpriced_job_blocks_no_other(name: Ga
         assert nothing_is_left(session)
 
 
+@pytest.mark.slow
 @virtually
 async def test_first_unpriced_job_can_be_withdrawn() -> None:
     till = till_of("defapi", job_s=3000.0)

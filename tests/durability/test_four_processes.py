@@ -6,7 +6,7 @@ import pytest
 
 from tests.durability.test_kills import figures_of
 
-pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork, and no SIGKILL")
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork, and no SIGKILL")]
 
 
 def test_apimall_rows_are_bought_once_and_orphans_adopted() -> None:

@@ -11,6 +11,8 @@ from nanobanana_async.emulator.settings import Idempotency
 from tests.durability.scenes import all_keys, written
 from tests.end_to_end.scenes import CREATE, GatewayName, charged, emulated, quick
 
+pytestmark = pytest.mark.slow
+
 KEYS = [f"row-{number}" for number in range(100)]
 
 

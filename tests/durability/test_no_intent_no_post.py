@@ -20,6 +20,8 @@ from tests.durability.scenes import all_keys
 from tests.durability.shop import ROOT
 from tests.end_to_end.scenes import BOTH, GatewayName, charged, emulated, quick
 
+pytestmark = pytest.mark.slow
+
 Trouble = Callable[[Path], AbstractContextManager[None]]
 
 KEYS = [f"row-{number}" for number in range(5)]

@@ -9,6 +9,8 @@ import pytest
 
 from tests.durability.shop import ROOT
 
+pytestmark = pytest.mark.slow
+
 OPENERS = """
 import asyncio, os, sys
 from nanobanana_async import SqliteLedger

@@ -254,6 +254,7 @@ def test_is_loopback(url: str, stays: bool) -> None:
     assert is_loopback(url) is stays
 
 
+@pytest.mark.slow
 def test_many_jobs_are_fast_and_all_counted() -> None:
     caller = Caller(job_limit=1000)
     for n in range(20_000):

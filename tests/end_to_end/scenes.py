@@ -5,11 +5,12 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any, Literal, Unpack
 
-from nanobanana_async import ApiMall, DefApi, GenerationResult, JobState, PollPolicy, RetryPolicy, Session
+from nanobanana_async import ApiMall, DefApi, GenerationResult, JobState, RetryPolicy, Session
 from nanobanana_async.emulator import Emulator, EmulatorOptions, EmulatorStats, Fixed
 from nanobanana_async.emulator.messages import Endpoint
 from nanobanana_async.errors import GatewayError, NanoBananaError
 from nanobanana_async.events import CreateFailed, Event, JobStateChanged, PollFailed
+from tests.engine.scenes import REAL_TIME
 
 GatewayName = Literal["apimall", "defapi"]
 BOTH: tuple[GatewayName, ...] = ("apimall", "defapi")
@@ -17,7 +18,7 @@ BOTH: tuple[GatewayName, ...] = ("apimall", "defapi")
 CREATE: dict[GatewayName, Endpoint] = {"apimall": "apimall.create", "defapi": "defapi.create"}
 QUERY: dict[GatewayName, Endpoint] = {"apimall": "apimall.query", "defapi": "defapi.query"}
 
-QUICK_POLLS = PollPolicy(target_delay_s=0.01, min_gap_s=0.01, max_gap_s=0.05)
+QUICK_POLLS = REAL_TIME
 QUICK_RETRIES = RetryPolicy(first_backoff_s=0.005, max_backoff_s=0.05)
 TWO_ATTEMPTS = RetryPolicy(max_attempts=2, first_backoff_s=0.005, max_backoff_s=0.05)
 

@@ -23,6 +23,7 @@ from nanobanana_async import (
     UnexpectedResponse,
 )
 from nanobanana_async.emulator import Emulator, Fault, Fixed, faults
+from nanobanana_async.engine import resolver
 from nanobanana_async.jobs import JobRecord
 from tests.end_to_end.scenes import BOTH, QUERY, GatewayName, Listener, charged, emulated, gateway_of, quick
 
@@ -122,8 +123,9 @@ async def test_revoked_api_key_ends_the_wait_and_not_the_job(
 )
 @pytest.mark.parametrize("name", BOTH)
 async def test_poll_errors_past_job_s_are_raised_and_the_job_can_be_attached(
-    name: GatewayName, status: int, kind: type[GatewayError], inside_200: bool
+    name: GatewayName, status: int, kind: type[GatewayError], inside_200: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(resolver, "FIRST_WAIT_S", 0.001)  # the other session's attach meets the rest of the faults
     async with emulated(refusals_in_200=inside_200) as emulator:
         emulator.queue_faults(QUERY[name], *[faults.error(status)] * (2 if status == 429 else 8))
         async with quick(emulator, name, timeouts=Timeouts(job_s=0.04)) as session:

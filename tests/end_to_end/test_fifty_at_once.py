@@ -9,6 +9,8 @@ from nanobanana_async.emulator import Fixed
 from nanobanana_async.emulator.settings import RetryAfter
 from tests.end_to_end.scenes import BOTH, GatewayName, Listener, charged, emulated, quick, together
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize("states_kind", [True, False], ids=["kind stated", "kind unstated"])
 @pytest.mark.parametrize("name", BOTH)

@@ -9,6 +9,8 @@ from nanobanana_async import GenerationResult
 from nanobanana_async.emulator import Fixed, faults
 from tests.end_to_end.scenes import QUICK_RETRIES, charged, emulated, outcome, quick, received, together
 
+pytestmark = pytest.mark.slow
+
 
 async def test_probe_leaves_when_the_circuit_breaker_allows() -> None:
     async with emulated() as emulator:

@@ -246,6 +246,7 @@ def stderr_of(script: str) -> str:
     return ran.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("gateway", "use", "lose"),
     [
@@ -267,6 +268,7 @@ def test_unclosed_session_warns_once(gateway: str, use: str, lose: str) -> None:
         assert noise not in stderr
 
 
+@pytest.mark.slow
 def test_closed_session_has_no_warning_in_development_mode() -> None:
     script = SCRIPT.format(
         gateway="defapi", use="await session.generate('a fox')", lose="await session.aclose()", duration=0.05

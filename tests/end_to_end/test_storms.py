@@ -10,6 +10,8 @@ from nanobanana_async.emulator import Emulator, Fixed, RandomFault, faults
 from nanobanana_async.emulator.settings import Idempotency
 from tests.end_to_end.scenes import CREATE, QUERY, QUICK_RETRIES, GatewayName, emulated, quick, together
 
+pytestmark = pytest.mark.slow
+
 JOBS = 60
 # A repeat comes when the job may have ended: a key that is still in work is seldom met.
 PATIENT = evolve(QUICK_RETRIES, first_backoff_s=0.04, max_backoff_s=0.2)

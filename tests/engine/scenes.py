@@ -5,7 +5,7 @@ import functools
 from collections.abc import Callable, Coroutine, Iterable
 from typing import Any, ParamSpec
 
-from nanobanana_async import ApiMall, DefApi, JobState, MemoryLedger, Session
+from nanobanana_async import ApiMall, DefApi, JobState, MemoryLedger, PollPolicy, Session
 from nanobanana_async.errors import LedgerError
 from nanobanana_async.events import Event, JobStateChanged
 from nanobanana_async.gateways.contract import HttpRequest
@@ -15,6 +15,8 @@ from nanobanana_async.testing import FakeTransport, Reply, VirtualLoop, run_virt
 from tests.engine.sayings import completed, created, defapi_created, defapi_done, refused, task
 
 API_KEY = "sk-secret-0123456789abcdef"
+
+REAL_TIME = PollPolicy(target_delay_s=0.01, min_gap_s=0.01, max_gap_s=0.05)
 
 P = ParamSpec("P")
 Opening = Callable[..., Session]
@@ -51,6 +53,16 @@ def apimall(transport: FakeTransport, **settings: Any) -> Session:
 
 def defapi(transport: FakeTransport, **settings: Any) -> Session:
     return Session(DefApi(api_key=API_KEY), http=transport, **settings)
+
+
+def apimall_now(transport: FakeTransport, **settings: Any) -> Session:
+    """Return a session in real time, which polls a short job at once."""
+    return Session(ApiMall(api_key=API_KEY, expected_job_s=0.01), http=transport, polling=REAL_TIME, **settings)
+
+
+def defapi_now(transport: FakeTransport, **settings: Any) -> Session:
+    """Return the same for defapi."""
+    return Session(DefApi(api_key=API_KEY, expected_job_s=0.01), http=transport, polling=REAL_TIME, **settings)
 
 
 def wire_key(request: HttpRequest) -> str | None:

@@ -3,18 +3,20 @@
 import re
 from pathlib import Path
 
+import attrs
 import pytest
 
 from nanobanana_async import ApiMall, ConfigurationError, DefApi, IdempotencyConflict, Session, SqliteLedger
 from nanobanana_async.gateways.base import GatewaySettings
 from nanobanana_async.testing import FakeTransport
-from tests.engine.scenes import Shop
+from tests.engine.scenes import REAL_TIME, Shop
 
 OLD, NEW = "sk-old-0123456789", "sk-new-0123456789"
 
 
 def session_of(gateway: GatewaySettings, transport: FakeTransport, path: Path) -> Session:
-    return Session(gateway, ledger=path, http=transport)  # type: ignore[arg-type]
+    quick = attrs.evolve(gateway, expected_job_s=0.01)
+    return Session(quick, ledger=path, http=transport, polling=REAL_TIME)  # type: ignore[arg-type]
 
 
 async def leave_running(gateway: GatewaySettings, transport: FakeTransport, path: Path) -> None:

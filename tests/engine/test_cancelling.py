@@ -219,6 +219,7 @@ async def test_a_caller_cancelled_at_any_await_costs_what_the_ledger_says_and_le
     pytest.fail("a generate has not so many steps")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("session_of", [apimall, defapi])
 @virtually
 async def test_a_caller_cancelled_at_any_moment_costs_what_the_ledger_says_and_leaks_no_slot(

@@ -57,6 +57,7 @@ async def generate_all(session: Session) -> list[GenerationResult | BaseExceptio
 MANY = ConcurrencyPolicy(max_jobs=50, learn=False, max_requests=64)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("answer", [LOST, PROXY], ids=["reset", "proxy"])
 @pytest.mark.parametrize("begins", [0.0, 5.0])
 @pytest.mark.parametrize("everything", [False, True])

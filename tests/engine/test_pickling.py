@@ -112,6 +112,7 @@ def fails_in_a_process() -> None:
     run_virtual(work())
 
 
+@pytest.mark.slow
 def test_an_error_comes_out_of_a_process_pool() -> None:
     fresh = multiprocessing.get_context("spawn")
     with concurrent.futures.ProcessPoolExecutor(1, mp_context=fresh) as pool:

@@ -144,6 +144,7 @@ async def test_jobs_of_an_owner_who_lives_are_left_to_him(session_of: Opening) -
     assert shop.sold == 2
 
 
+@pytest.mark.slow
 @virtually
 async def test_several_hundred_jobs_are_resumed_oldest_first_and_each_once() -> None:
     shop, book = Shop(job_s=30.0), SharedNotebook()

@@ -2,6 +2,8 @@
 
 import asyncio
 
+import pytest
+
 from nanobanana_async import ConcurrencyPolicy, JobState
 from nanobanana_async.events import Event, JobStateChanged
 from nanobanana_async.testing import FakeTransport
@@ -10,6 +12,7 @@ from tests.engine.scenes import Notebook, Shop, apimall, now, virtually, wire_ke
 JOBS = 3000
 
 
+@pytest.mark.slow
 @virtually
 async def test_three_thousand_generates_at_once_leave_nothing() -> None:
     shop, ledger = Shop(job_s=2.0), Notebook()

@@ -192,6 +192,7 @@ async def test_a_running_job_whose_task_is_unknown_is_settled(way: str, where: s
     assert book.states() == {KEY: JobState.SUCCEEDED}
 
 
+@pytest.mark.slow
 @virtually
 async def test_a_running_job_whose_task_is_known_or_which_is_followed_is_not_settled() -> None:
     shop, book = Gateway(job_s=5000.0), SharedNotebook()

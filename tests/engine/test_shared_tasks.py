@@ -11,6 +11,7 @@ from nanobanana_async import (
     GenerationResult,
     IdempotencyConflict,
     ImageRequest,
+    JobFailed,
     JobState,
     JobUncertain,
     MemoryLedger,
@@ -20,11 +21,12 @@ from nanobanana_async import (
 from nanobanana_async.batch.rows import RowInput
 from nanobanana_async.testing import FakeTransport
 from tests.engine.sayings import completed, created, in_turn, task
-from tests.engine.scenes import API_KEY, Shop, virtually
+from tests.engine.scenes import API_KEY, REAL_TIME, Shop, virtually
 
 
 def session_on(transport: FakeTransport, ledger: Any, model: str = "nano-banana-pro") -> Session:
-    return Session(ApiMall(api_key=API_KEY, model=model), ledger=ledger, http=transport)
+    gateway = ApiMall(api_key=API_KEY, model=model, expected_job_s=0.01)
+    return Session(gateway, ledger=ledger, http=transport, polling=REAL_TIME)
 
 
 def ledger_of(kind: str, path: Path) -> Any:
@@ -110,7 +112,8 @@ async def test_a_job_is_bought_again_with_the_model_that_it_was_bought_with() ->
     transport = FakeTransport(in_turn([created("t1"), created("t2")], [task("failed", "t1"), completed("t2")]))
     ledger = MemoryLedger()
     async with session_on(transport, ledger) as session:
-        await asyncio.wait([asyncio.Task(session.generate("a fox", idempotency_key="k"))])
+        with pytest.raises(JobFailed):
+            await session.generate("a fox", idempotency_key="k")
     async with session_on(transport, ledger, "ultra") as session:
         assert (await (await session.resolve("k", buy_again=True))).task_id == "t2"
     assert all(b'"model":"nano-banana-pro"' in (create.body or b"") for create in transport.creates)

@@ -18,7 +18,7 @@ from nanobanana_async.errors import GatewayError
 from nanobanana_async.gateways.contract import HttpRequest
 from nanobanana_async.testing import FakeTransport, Reply
 from tests.engine.sayings import refused
-from tests.engine.scenes import Notebook, Shop, apimall, now, virtually, wire_key
+from tests.engine.scenes import Notebook, Shop, apimall, apimall_now, now, virtually, wire_key
 
 KEY = "order-17"
 
@@ -177,7 +177,7 @@ class Kept:
 async def test_two_hosts_with_a_file_each_pay_once(tmp_path: Path) -> None:
     shop = ForgetfulHost(job_s=0.01)
     for host in ("a", "b", "b"):
-        async with apimall(FakeTransport(shop.answer, latency_s=0.001), ledger=tmp_path / host) as session:
+        async with apimall_now(FakeTransport(shop.answer, latency_s=0.001), ledger=tmp_path / host) as session:
             if host == "a":
                 await session.generate("a fox", idempotency_key=KEY)
             else:

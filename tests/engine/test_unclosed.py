@@ -17,11 +17,15 @@ Said = list[warnings.WarningMessage]
 
 def heard_while(action: Callable[[], Any]) -> list[str]:
     """Return what is warned of while something runs, and while all that it left behind is collected."""
-    with warnings.catch_warnings(record=True) as said:
-        warnings.simplefilter("always")
-        action()
-        for _ in range(3):
-            gc.collect()
+    gc.freeze()  # what was there before needs no look: three collections of all that a test run holds take a second
+    try:
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            action()
+            for _ in range(3):
+                gc.collect()
+    finally:
+        gc.unfreeze()
     assert all(warning.category is ResourceWarning for warning in said)
     return [str(warning.message) for warning in said]
 

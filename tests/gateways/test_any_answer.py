@@ -13,6 +13,8 @@ from nanobanana_async.errors import GatewayError, UnexpectedResponse
 from nanobanana_async.gateways import ApiMall, DefApi, HttpResponse
 from nanobanana_async.jobs import Accepted, JobState, Observation
 
+pytestmark = pytest.mark.slow
+
 SECRET = "dk-0123456789abcdef"
 GATEWAYS: list[ApiMall | DefApi] = [ApiMall(api_key=SECRET), DefApi(api_key=SECRET)]
 BODIES = Path(__file__).parent / "bodies"

@@ -20,6 +20,8 @@ from tests.http import hostile_bodies
 from tests.http.hostile import MAX_MEMORY_MIB, ask, measured, served
 from tests.http.hostile_bodies import CASES, MIB
 
+pytestmark = pytest.mark.slow
+
 GENEROUS_MS = 1000.0
 MEASURED = ["60 MiB of [],", "60 MiB behind an image", "a packed bomb of [],", "credits 0E-999999999999999999"]
 
@@ -75,6 +77,7 @@ async def test_large_answer_is_parsed_in_a_thread(large: bool) -> None:
         return HttpResponse(status=200, body=reply.body + padding)
 
     Watched.threads.clear()
-    async with Session(Watched(api_key="k" * 8), http=FakeTransport(answer, latency_s=0.0)) as session:
+    gateway = Watched(api_key="k" * 8, expected_job_s=0.1)
+    async with Session(gateway, http=FakeTransport(answer, latency_s=0.0)) as session:
         await session.generate("a fox")
     assert Watched.threads == [("create", not large), ("query", not large)]

@@ -71,7 +71,7 @@ async def tunnelling(connection: Connection) -> None:
 
 
 def mall(peer: Peer) -> ApiMall:
-    return ApiMall(api_key=KEY, base_url=peer.url.rstrip("/"))
+    return ApiMall(api_key=KEY, base_url=peer.url.rstrip("/"), expected_job_s=0.1)
 
 
 async def bought_and_fetched(session: Session) -> bytes:

@@ -67,6 +67,7 @@ async def test_link_with_invalid_characters_is_escaped() -> None:
 # Cut, endless, lying
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", FORMATS)
 @pytest.mark.parametrize("length", [-1, None], ids=["length stated", "length not stated"])
 async def test_image_cut_at_any_byte_is_refused(kind: str, length: int | None) -> None:
@@ -148,6 +149,7 @@ def bomb() -> bytes:
     return gzip.compress(bytes(100_000_000), 9)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("encoding", ["gzip", "identity"])
 async def test_compression_bomb_is_not_unpacked(encoding: str) -> None:
     async with opened() as downloader, Peer(saying(reply(bomb(), f"Content-Encoding: {encoding}"))) as peer:
@@ -503,6 +505,7 @@ async def test_cancelled_fetch_leaves_no_connection() -> None:
         await peer.all_ended(1)
 
 
+@pytest.mark.slow
 async def test_loop_runs_while_a_large_image_is_verified() -> None:
     large = make_image("png", (1500, 1000))
     longest = 0.0

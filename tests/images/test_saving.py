@@ -89,6 +89,7 @@ async def test_data_uri_is_saved(tmp_path: Path) -> None:
     assert saved.path.read_bytes() == IMAGE
 
 
+@pytest.mark.slow
 async def test_large_image_is_written_unchanged(tmp_path: Path) -> None:
     large = make_image("png", (1500, 1000), compress_level=0)
     assert len(large) > 4_000_000
@@ -483,6 +484,7 @@ def _saver(
     )
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="signals are POSIX")
 @pytest.mark.parametrize("step", ["before the name", "before the flush of the folder", "before the manifest line"])
 async def test_killed_save_leaves_a_correct_manifest(step: str, tmp_path: Path) -> None:
@@ -498,6 +500,7 @@ async def test_killed_save_leaves_a_correct_manifest(step: str, tmp_path: Path) 
     check_sums(folder)
 
 
+@pytest.mark.slow
 async def test_processes_share_a_folder(tmp_path: Path) -> None:
     for number, content in enumerate((IMAGE, OTHER_IMAGE)):
         (tmp_path / str(number)).write_bytes(content)

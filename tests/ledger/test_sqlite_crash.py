@@ -7,10 +7,14 @@ import sqlite3
 from collections.abc import Mapping
 from pathlib import Path
 
+import pytest
+
 from nanobanana_async.jobs import JobState
 from nanobanana_async.ledger.sqlite import SqliteLedger
 from tests.ledger import child
 from tests.ledger.contract import keys_left
+
+pytestmark = pytest.mark.slow
 
 KILLS = int(os.environ.get("NANOBANANA_LEDGER_KILLS", "6"))
 

@@ -20,7 +20,7 @@ from nanobanana_async.ledger.connection import from_sqlite_error
 from nanobanana_async.ledger.sqlite import SqliteLedger
 from nanobanana_async.ledger.statements import JobTable
 from nanobanana_async.testing import FakeTransport
-from tests.engine.scenes import Opening, Shop, apimall, defapi
+from tests.engine.scenes import Opening, Shop, apimall_now, defapi_now
 from tests.ledger.contract import adopted, job, running, sent
 from tests.ledger.test_sqlite_file import asked, ledger_at
 
@@ -239,6 +239,7 @@ def shown() -> Iterator[Path]:
         Path(folder).chmod(0o755)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "geteuid"), reason="permissions work differently here")
 def test_read_only_folder_is_named_in_the_error(shown: Path) -> None:
     shown.chmod(0o444)
@@ -253,6 +254,7 @@ def test_read_only_folder_is_named_in_the_error(shown: Path) -> None:
     assert sorted(shown.parent.iterdir()) == [shown]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "geteuid"), reason="permissions work differently here")
 def test_file_of_another_user_is_named_in_the_error(shown: Path) -> None:
     shown.chmod(0o000)
@@ -262,6 +264,7 @@ def test_file_of_another_user_is_named_in_the_error(shown: Path) -> None:
         assert "check that this user may" in output
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "geteuid"), reason="permissions work differently here")
 def test_new_file_in_a_read_only_folder_fails(shown: Path) -> None:
     shown.parent.chmod(0o555)
@@ -321,7 +324,7 @@ async def test_wal_deleted_during_the_commit_fails_the_write(path: Path) -> None
             await asyncio.gather(claim, ledger._submit(vanish, writes=True))  # noqa: TID251
 
 
-@pytest.mark.parametrize("opening", [apimall, defapi])
+@pytest.mark.parametrize("opening", [apimall_now, defapi_now], ids=["apimall", "defapi"])
 async def test_deleted_wal_stops_creates_and_nothing_is_bought_twice(
     path: Path, tmp_path: Path, opening: Opening
 ) -> None:

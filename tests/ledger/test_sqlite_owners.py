@@ -138,6 +138,7 @@ async def test_since_leaves_out_older_slots(opened: Opening) -> None:
     assert await other.count_slots_of_others("mine", since=LATER) == 1
 
 
+@pytest.mark.slow
 async def test_jobs_of_a_killed_process_are_adopted_of_a_stopped_one_not(path: Path, opened: Opening) -> None:
     mine = await opened()
     async with child.at(path, "hold", "a") as one, child.at(path, "hold", "b") as other:
@@ -156,6 +157,7 @@ async def test_jobs_of_a_killed_process_are_adopted_of_a_stopped_one_not(path: P
         assert len(locks(path)) == 3
 
 
+@pytest.mark.slow
 async def test_each_key_is_claimed_by_one_of_four_processes(path: Path) -> None:
     async with AsyncExitStack() as stack:
         children = [await stack.enter_async_context(child.at(path, "share", str(number))) for number in range(4)]
@@ -189,6 +191,7 @@ async def test_links_to_one_file_open_one_ledger(path: Path, opened: Opening, tm
         await other.aclose()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
 async def test_forked_child_does_not_keep_the_parents_lock(path: Path, opened: Opening) -> None:
     mine = await opened()

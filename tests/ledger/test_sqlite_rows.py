@@ -91,6 +91,7 @@ def empty_table() -> Iterator[JobTable]:
         yield JobTable(connection, "me", lambda _: True)
 
 
+@pytest.mark.slow
 @given(RECORDS)
 def test_any_record_is_stored_and_read(record: JobRecord) -> None:
     with empty_table() as table:
@@ -102,6 +103,7 @@ def test_any_record_is_stored_and_read(record: JobRecord) -> None:
         assert found.created_at.tzinfo is UTC
 
 
+@pytest.mark.slow
 @given(RECORDS, RECORDS)
 def test_any_record_can_replace_another(before: JobRecord, after: JobRecord) -> None:
     after = evolve(after, key=before.key)

@@ -7,6 +7,8 @@ from hypothesis import strategies as st
 from nanobanana_async.notebook_html import MAX_INLINE_CHARS, card, error_box, image_gallery, note, table
 from tests.notebook.reading import HOSTILE, Page
 
+pytestmark = pytest.mark.slow
+
 INLINE = "data:image/png;base64,iVBORw0KGgo="
 
 

@@ -8,6 +8,8 @@ import pytest
 from tests.notebook.kernel import executed, html, interrupted, kernel, nbformat, printed
 from tests.notebook.reading import Page
 
+pytestmark = pytest.mark.slow
+
 NOTEBOOK = Path(__file__).parents[2] / "docs" / "notebook.ipynb"
 WIDGET = "application/vnd.jupyter.widget-view+json"
 

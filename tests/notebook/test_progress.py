@@ -235,6 +235,7 @@ NO_WIDGETS = """
 """
 
 
+@pytest.mark.slow
 def test_a_notebook_without_widgets_gets_text_and_no_warning() -> None:
     environ = {name: value for name, value in os.environ.items() if not name.startswith("COVERAGE")}
     program = [sys.executable, "-W", "error", "-c", textwrap.dedent(NO_WIDGETS)]

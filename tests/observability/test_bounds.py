@@ -148,6 +148,7 @@ async def test_a_job_is_logged_from_tracked_to_released(caplog: pytest.LogCaptur
     assert levels == {"INFO", "DEBUG"}
 
 
+@pytest.mark.slow
 def test_without_the_extra_only_otel_cannot_be_imported() -> None:
     program = (
         "import sys; sys.modules['opentelemetry'] = None\n"

@@ -57,6 +57,7 @@ def test_climb_proceeds_when_many_jobs_end_per_round_trip() -> None:
     assert mean(running for at, running in client.filled if at > 30.0) >= 0.95 * 400
 
 
+@pytest.mark.slow
 @round_trips
 @pytest.mark.parametrize(("limit", "means"), [(5, 4.0), (20, 4.0), (50, 2.5), (100, 2.5)])
 def test_doubled_limit_is_filled_within_few_mean_durations(limit: int, means: float, rtt_s: float) -> None:
@@ -65,6 +66,7 @@ def test_doubled_limit_is_filled_within_few_mean_durations(limit: int, means: fl
     assert mean(took) <= 2.0 * MEAN_S
 
 
+@pytest.mark.slow
 @round_trips
 @pytest.mark.parametrize(("limit", "refusals"), [(20, 10), (100, 25)])
 def test_halved_limit_is_followed_with_few_429s(limit: int, refusals: int, rtt_s: float) -> None:

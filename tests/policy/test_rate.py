@@ -29,6 +29,7 @@ def sent_through(
     ).run()
 
 
+@pytest.mark.slow
 @waits
 @pytest.mark.parametrize("rtt_s", [0.01, 0.15])
 @pytest.mark.parametrize("burst", ["ten", "a minute's worth"])
@@ -61,6 +62,7 @@ def test_fixed_window_limit_takes_at_most_twice_the_ideal_time(most: int, length
     assert client.taken_at[-1] <= 2.0 * window.ideal_s(400)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("rate", "to"), [(10.0, 20.0), (2.0, 4.0), (20.0, 5.0)])
 def test_changed_rate_is_followed(rate: float, to: float) -> None:
     bucket = Bucket(rate, 10.0)

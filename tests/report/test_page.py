@@ -175,6 +175,7 @@ def test_the_old_page_stays_if_writing_fails(tmp_path: Path) -> None:
     assert written(tmp_path, [row(1)]) != before
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_rows(tmp_path: Path) -> None:
     def peak(count: int) -> int:
         tracemalloc.start()

@@ -4,9 +4,13 @@ import asyncio
 import re
 from pathlib import Path
 
+import pytest
+
 from nanobanana_async import Outcome, Session
 from nanobanana_async.emulator import Emulator, LogNormal
 from nanobanana_async.report import Recorder, ReportRow, write_report
+
+pytestmark = pytest.mark.slow
 
 
 def row_of(outcome: Outcome, folder: Path) -> ReportRow:

@@ -19,6 +19,8 @@ from nanobanana_async.testing import FakeTransport, run_virtual
 from tests.observability.scenes import Collector
 from tests.secrecy.canary import ECHOES, KEY, Listener, seen, sightings
 
+pytestmark = pytest.mark.slow
+
 GATEWAYS: dict[str, ApiMall | DefApi] = {
     "apimall": ApiMall(api_key=KEY, expected_job_s=0.1),
     "defapi": DefApi(api_key=KEY, expected_job_s=0.1),

@@ -17,7 +17,7 @@ from nanobanana_async.cli import app as cli
 from nanobanana_async.cli.generate import link_of
 from nanobanana_async.escaping import one_line
 from nanobanana_async.models import GeneratedImage
-from tests.cli.command import environment, nanobanana
+from tests.cli.command import environment, in_a_process
 from tests.secrecy.canary import KEY, seen
 
 ODD = "\x1b]0;owned\x07\x9b2J\r\x7f\u202e\u2028\x85end"
@@ -176,11 +176,12 @@ async def test_refused_environment_variables_show_no_key(
             await cli_output("generate", "a fox", code=2)
 
 
+@pytest.mark.slow
 async def test_unencodable_characters_do_not_end_the_command(tmp_path: Path) -> None:
     (tmp_path / "rows.txt").write_text("a fox", encoding="utf-8")
     environ = environment(PYTHONIOENCODING="ascii", PYTHONUTF8="0")
     command = ("batch", "rows.txt", "-o", "füchse", "--gateway", "emulator")
-    said = await nanobanana(*command, environ=environ, folder=tmp_path)
+    said = await in_a_process(*command, environ=environ, folder=tmp_path)
     assert said.code == 0, said.err
     assert "f\\xfcchse/images/" in said.out
 

@@ -55,9 +55,9 @@ def run(seeds: Sequence[int], say: Say, *, verbose: bool = False, twice: bool = 
     return 1 if broken else 0
 
 
-def check(number: int, mutation: Mutation, say: Say) -> bool:
-    """Tell whether a deliberate bug is caught by the rules that it breaks, within its seeds."""
-    for seed in range(mutation.within):
+def check(number: int, mutation: Mutation, say: Say, *, first: int = 0) -> bool:
+    """Return whether a deliberate bug is caught by the rules that it breaks, within its seeds."""
+    for seed in range(first, first + mutation.within):
         with applied(mutation):
             found = [violation for violation in play(seed).violations if violation.rule in mutation.rules]
         without = {violation.rule for violation in play(seed).violations} if found else set()

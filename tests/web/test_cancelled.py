@@ -16,6 +16,8 @@ from tests.web.pages import put
 from tests.web.scenes import all_ended, check_paid, headers_of
 from tests.web.servers import Server, free_port, pointed_at, running, uvicorn
 
+pytestmark = pytest.mark.slow
+
 CALLERS = 200
 ARRIVING_S = 1.5
 PATIENCE_S = 1.6

@@ -15,6 +15,8 @@ from tests.web.pages import put
 from tests.web.scenes import all_ended, check_paid, headers_of, ordered
 from tests.web.servers import Server, free_port, pointed_at, running, uvicorn
 
+pytestmark = pytest.mark.slow
+
 APPS = ("fastapi_app", "litestar_app", "aiohttp_app")
 
 

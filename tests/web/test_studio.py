@@ -17,6 +17,8 @@ from tests.durability.scenes import written
 from tests.web.scenes import all_ended, check_paid, headers_of
 from tests.web.servers import ROOT, STUDIO, free_port, running, studio
 
+pytestmark = pytest.mark.slow
+
 JSON = {"Content-Type": "application/json"}
 
 

@@ -19,6 +19,8 @@ pytest.importorskip("playwright.async_api", reason="Playwright is missing: pip i
 
 from playwright.async_api import BrowserContext, Locator, Page, Route, async_playwright, expect
 
+pytestmark = pytest.mark.slow
+
 FLAGS = (
     *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
     *("--disable-background-networking", "--disable-component-update", "--disable-sync"),

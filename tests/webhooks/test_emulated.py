@@ -6,12 +6,16 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Unpack
 
+import pytest
+
 from nanobanana_async import ConcurrencyPolicy, JobState, Outcome, Session
 from nanobanana_async.emulator import Emulator, EmulatorOptions, EmulatorStats, Fixed, LogNormal, RandomFault, faults
 from nanobanana_async.webhooks import CallbackReceiver
 from tests.durability.scenes import written
 from tests.end_to_end.scenes import Listener, emulated, until
 from tests.webhooks.scenes import received
+
+pytestmark = pytest.mark.slow
 
 LOST = RandomFault(0.2, faults.reset(processed=True), "defapi.create")
 

@@ -131,6 +131,7 @@ async def test_a_call_while_the_look_is_on_the_wire_causes_another_one() -> None
         assert (job.state, len(shop.looks)) == (JobState.SUCCEEDED, 2)
 
 
+@pytest.mark.slow
 @virtually
 async def test_ten_thousand_forged_calls_change_nothing_and_take_no_memory() -> None:
     shop = CallingShop(job_s=600.0)

@@ -19,6 +19,8 @@ from tests.end_to_end.scenes import until
 from tests.engine.scenes import defapi
 from tests.webhooks.scenes import KEY, CallingShop, bound, said, served
 
+pytestmark = pytest.mark.slow
+
 Frame = Callable[[CallbackReceiver], Any]
 
 
