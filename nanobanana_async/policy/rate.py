@@ -147,6 +147,12 @@ class Pacer:
         probe_s = min(1.0 / self.rate, max(LONGEST_PROBE_S, (now - self._closed_at) / 4.0))
         self.next_at = now + max(probe_s, wait_s or 0.0)
 
+    def keep_above(self, rate: float) -> None:
+        """Raise the rate to one that is proven to be allowed."""
+        if self.active and rate > self.rate:
+            self.rate = rate
+            self.step_level = max(self.step_level, 2)
+
     def _opened(self, now: float, sent_at: float) -> bool:
         """Begin a new cycle; return whether the limit is one per window, and so its rate was measured."""
         accepted, length_s = self._cycle_accepted - 1, sent_at - self._cycle_at
