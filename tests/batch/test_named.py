@@ -9,16 +9,16 @@ import pytest
 from nanobanana_async import DefApi, JobState
 from nanobanana_async.errors import ConfigurationError, IdempotencyConflict, JobFailed, JobUncertain, TransportError
 from nanobanana_async.testing import FakeTransport
-from tests.batch.scenes import Studio, all_of, on_file, run_batch, slots, wire
-from tests.end_to_end.scenes import until
-from tests.engine.sayings import refused
-from tests.engine.scenes import apimall, virtually
+from tests.batch.fakes import PromptGateway, all_of, on_file, run_batch, slots, transport_to
+from tests.support.fakes import apimall, virtually
+from tests.support.loopback import until
+from tests.support.replies import refused
 
 PROMPTS = [f"picture {number}" for number in range(100)]
 
 
-def quick_studio(**settings: Any) -> Studio:
-    return Studio(**{"job_s": 0.01, **settings})
+def quick_studio(**settings: Any) -> PromptGateway:
+    return PromptGateway(**{"job_s": 0.01, **settings})
 
 
 @pytest.fixture
@@ -29,10 +29,10 @@ def path(tmp_path: Path) -> Path:
 async def test_second_run_repeats_outcomes_without_requests(path: Path) -> None:
     studio = quick_studio()
     first = await run_batch(path, studio, PROMPTS)
-    looks = studio.looked_at.total()
+    looks = studio.polls.total()
     again = await run_batch(path, studio, PROMPTS)
     assert len(studio.posts) == 100
-    assert studio.looked_at.total() == looks
+    assert studio.polls.total() == looks
     assert [outcome.key for outcome in again] == [outcome.key for outcome in first]
     for one, other in zip(first, again, strict=True):
         assert one.unwrap().images == other.unwrap().images
@@ -86,8 +86,11 @@ async def test_key_with_another_request_is_a_conflict(path: Path) -> None:
 
 
 async def test_running_rows_are_polled_by_the_next_run(path: Path) -> None:
-    studio = Studio(job_s=0.3)
-    async with on_file(path, wire(studio)) as session, session.generate_many(["one", "two", "three"], batch="spring"):
+    studio = PromptGateway(job_s=0.3)
+    async with (
+        on_file(path, transport_to(studio)) as session,
+        session.generate_many(["one", "two", "three"], batch="spring"),
+    ):
         await until(lambda: len(studio.sold) == 3)
     outcomes = await run_batch(path, studio, ["one", "two", "three"])
     assert len(studio.posts) == 3
@@ -95,8 +98,8 @@ async def test_running_rows_are_polled_by_the_next_run(path: Path) -> None:
 
 
 async def test_unsent_rows_are_bought_by_the_next_run(path: Path) -> None:
-    studio = Studio(job_s=0.05)
-    async with on_file(path, wire(studio), concurrency=slots(3)) as session:
+    studio = PromptGateway(job_s=0.05)
+    async with on_file(path, transport_to(studio), concurrency=slots(3)) as session:
         taken = 0
         async for _ in session.generate_many(PROMPTS, batch="spring"):
             taken += 1
@@ -140,7 +143,7 @@ async def test_an_uncertain_row_is_reported_and_not_sent(path: Path) -> None:
     studio = quick_studio(says=lost)
 
     async def run_on_defapi() -> list[Any]:
-        async with on_file(path, wire(studio), DefApi) as session:
+        async with on_file(path, transport_to(studio), DefApi) as session:
             return await all_of(session.generate_many(["lost", "fine"], batch="spring", ordered=True))
 
     first = await run_on_defapi()
@@ -155,29 +158,29 @@ async def test_an_uncertain_row_is_reported_and_not_sent(path: Path) -> None:
 
 @virtually
 async def test_named_batch_needs_a_ledger_on_disk() -> None:
-    async with apimall(FakeTransport(Studio().answer)) as session:
+    async with apimall(FakeTransport(PromptGateway().answer)) as session:
         with pytest.raises(ConfigurationError, match="needs a ledger on disk"):
             session.generate_many(["fog"], batch="spring")
 
 
 @pytest.mark.parametrize("name", ["", "  ", 7])
 async def test_invalid_batch_name_is_refused(name: Any, path: Path) -> None:
-    async with on_file(path, wire(quick_studio())) as session:
+    async with on_file(path, transport_to(quick_studio())) as session:
         with pytest.raises(ConfigurationError, match="batch must be a non-empty name"):
             session.generate_many(["a fox"], batch=name)
 
 
 async def test_save_to_with_a_null_character_is_refused(path: Path) -> None:
-    async with on_file(path, wire(quick_studio())) as session:
+    async with on_file(path, transport_to(quick_studio())) as session:
         with pytest.raises(ConfigurationError, match="save_to must be a path without null characters"):
             session.generate_many(["a fox"], save_to="a\0b")
 
 
 async def test_two_sessions_at_once_buy_each_row_once(path: Path) -> None:
-    studio = Studio(job_s=0.02)
+    studio = PromptGateway(job_s=0.02)
     async with (
-        on_file(path, wire(studio), concurrency=slots(4)) as one,
-        on_file(path, wire(studio)) as other,
+        on_file(path, transport_to(studio), concurrency=slots(4)) as one,
+        on_file(path, transport_to(studio)) as other,
         asyncio.TaskGroup() as group,
     ):
         runs = [group.create_task(all_of(s.generate_many(PROMPTS[:30], batch="spring"))) for s in (one, other)]
@@ -188,8 +191,8 @@ async def test_two_sessions_at_once_buy_each_row_once(path: Path) -> None:
 
 
 async def test_two_runs_in_one_session_buy_each_row_once(path: Path) -> None:
-    studio = Studio(job_s=0.02)
-    async with on_file(path, wire(studio), concurrency=slots(4)) as session, asyncio.TaskGroup() as group:
+    studio = PromptGateway(job_s=0.02)
+    async with on_file(path, transport_to(studio), concurrency=slots(4)) as session, asyncio.TaskGroup() as group:
         runs = [group.create_task(all_of(session.generate_many(PROMPTS[:30], batch="spring"))) for _ in range(2)]
         await asyncio.wait(runs)
     assert sorted(studio.sold) == sorted(PROMPTS[:30])
@@ -197,8 +200,8 @@ async def test_two_runs_in_one_session_buy_each_row_once(path: Path) -> None:
 
 
 async def test_batch_left_and_run_again_loses_no_row(path: Path) -> None:
-    studio = Studio(job_s=0.02)
-    async with on_file(path, wire(studio), concurrency=slots(2)) as session:
+    studio = PromptGateway(job_s=0.02)
+    async with on_file(path, transport_to(studio), concurrency=slots(2)) as session:
         for _ in range(3):
             async with session.generate_many(PROMPTS[:20], batch="spring") as batch:
                 await anext(batch)
@@ -208,7 +211,7 @@ async def test_batch_left_and_run_again_loses_no_row(path: Path) -> None:
 
 
 async def test_a_batch_knows_its_name(path: Path) -> None:
-    async with on_file(path, wire(quick_studio())) as session:
+    async with on_file(path, transport_to(quick_studio())) as session:
         batch = session.generate_many([], batch="spring")
         assert (batch.name, repr(batch)) == ("spring", "<Batch spring: 0 done>")
         assert await all_of(batch) == []

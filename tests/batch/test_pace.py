@@ -10,8 +10,8 @@ import pytest
 
 from nanobanana_async import Batch, ConcurrencyPolicy
 from nanobanana_async.testing import FakeTransport, run_virtual
-from tests.batch.scenes import Counted, Studio, all_of, slots
-from tests.engine.scenes import apimall, now, virtually
+from tests.batch.fakes import CountingInput, PromptGateway, all_of, slots
+from tests.support.fakes import apimall, now, virtually
 
 # What may be pulled beyond the held jobs: rows that wait to be sent, and outcomes that wait to be taken.
 AHEAD, READY = 8, 64
@@ -28,17 +28,17 @@ async def paced(batch: Batch, seconds: float) -> AsyncIterator[int]:
 async def test_a_row_is_not_a_task() -> None:
     policy = ConcurrencyPolicy(max_jobs=100, learn=False, max_requests=8)
     most = 0
-    async with apimall(FakeTransport(Studio(job_s=60).answer), concurrency=policy) as session:
-        async for _ in session.generate_many(Counted(400)):
+    async with apimall(FakeTransport(PromptGateway(job_s=60).answer), concurrency=policy) as session:
+        async for _ in session.generate_many(CountingInput(400)):
             most = max(most, len(asyncio.all_tasks()))
     assert most < 40  # of 100 jobs at a time
 
 
 @virtually
 async def test_rows_wait_in_the_input_until_there_is_room() -> None:
-    input_ = Counted()
+    input_ = CountingInput()
     async with (
-        apimall(FakeTransport(Studio(job_s=100).answer), concurrency=slots(5)) as session,
+        apimall(FakeTransport(PromptGateway(job_s=100).answer), concurrency=slots(5)) as session,
         session.generate_many(input_),
     ):
         await asyncio.sleep(50)
@@ -49,7 +49,7 @@ async def test_rows_wait_in_the_input_until_there_is_room() -> None:
 def test_little_is_bought_if_no_outcome_is_taken(ordered: bool) -> None:
     @virtually
     async def stays_bounded() -> None:
-        studio, input_ = Studio(), Counted()
+        studio, input_ = PromptGateway(), CountingInput()
         async with (
             apimall(FakeTransport(studio.answer), concurrency=slots(20)) as session,
             session.generate_many(input_, ordered=ordered),
@@ -71,7 +71,10 @@ async def test_endless_invalid_rows_wait_to_be_taken() -> None:
             pulled += 1
             yield ""
 
-    async with apimall(FakeTransport(Studio().answer)) as session, session.generate_many(empty_prompts()) as batch:
+    async with (
+        apimall(FakeTransport(PromptGateway().answer)) as session,
+        session.generate_many(empty_prompts()) as batch,
+    ):
         await asyncio.sleep(100)
         assert pulled < READY
         assert not (await anext(batch)).ok
@@ -79,7 +82,7 @@ async def test_endless_invalid_rows_wait_to_be_taken() -> None:
 
 @virtually
 async def test_slow_consumer_sets_the_pace_at_constant_memory() -> None:
-    studio, input_ = Studio(job_s=10), Counted(600)
+    studio, input_ = PromptGateway(job_s=10), CountingInput(600)
     sizes: list[int] = []
     begun = now()
     async with apimall(FakeTransport(studio.answer, keep=10), concurrency=slots(20)) as session:
@@ -100,8 +103,8 @@ async def test_slow_consumer_sets_the_pace_at_constant_memory() -> None:
 
 async def _makespan(pause_s: float) -> float:
     begun = now()
-    async with apimall(FakeTransport(Studio(job_s=10).answer), concurrency=slots(20)) as session:
-        async for _ in paced(session.generate_many(Counted(600)), pause_s):
+    async with apimall(FakeTransport(PromptGateway(job_s=10).answer), concurrency=slots(20)) as session:
+        async for _ in paced(session.generate_many(CountingInput(600)), pause_s):
             pass
     return now() - begun
 
@@ -115,11 +118,11 @@ async def test_consumer_faster_than_the_slots_keeps_them_full() -> None:
 
 @virtually
 async def test_batch_fills_a_learned_limit() -> None:
-    studio = Studio(job_s=60, limit=50)
+    studio = PromptGateway(job_s=60, limit=50)
     most = 0
     async with apimall(FakeTransport(studio.answer)) as session:
         begun = now()
-        async for _ in session.generate_many(Counted(600)):
+        async for _ in session.generate_many(CountingInput(600)):
             most = max(most, studio.running)
         took = now() - begun
     assert most == 50
@@ -128,7 +131,7 @@ async def test_batch_fills_a_learned_limit() -> None:
 
 @virtually
 async def test_nothing_is_pulled_while_a_throttled_row_waits() -> None:
-    studio, input_ = Studio(job_s=500, limit=1), Counted()
+    studio, input_ = PromptGateway(job_s=500, limit=1), CountingInput()
     async with apimall(FakeTransport(studio.answer)) as session, session.generate_many(input_):
         await asyncio.sleep(400)
         assert input_.pulled <= 1 + AHEAD + 1
@@ -138,8 +141,8 @@ async def test_nothing_is_pulled_while_a_throttled_row_waits() -> None:
 @virtually
 async def test_generate_works_beside_an_unread_batch() -> None:
     async with (
-        apimall(FakeTransport(Studio().answer), concurrency=slots(5)) as session,
-        session.generate_many(Counted()),
+        apimall(FakeTransport(PromptGateway().answer), concurrency=slots(5)) as session,
+        session.generate_many(CountingInput()),
     ):
         await asyncio.sleep(100)
         result = await session.generate("in between", timeout=30)
@@ -153,7 +156,7 @@ async def test_slow_input_is_bought_row_by_row() -> None:
             await asyncio.sleep(100)
             yield f"picture {number}"
 
-    async with apimall(FakeTransport(Studio().answer)) as session:
+    async with apimall(FakeTransport(PromptGateway().answer)) as session:
         begun = now()
         ends = [now() - begun async for _ in session.generate_many(rows())]
     assert all(100 * number < at < 100 * number + 60 for number, at in enumerate(ends, 1))
@@ -165,7 +168,7 @@ def test_ordered_batch_keeps_the_slots_full() -> None:
 
     async def makespan(ordered: bool) -> float:
         begun = now()
-        async with apimall(FakeTransport(Studio().answer), concurrency=slots(25)) as session:
+        async with apimall(FakeTransport(PromptGateway().answer), concurrency=slots(25)) as session:
             assert len(await all_of(session.generate_many(prompts, ordered=ordered))) == 500
         return now() - begun
 

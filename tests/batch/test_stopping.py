@@ -22,15 +22,15 @@ from nanobanana_async.gateways.contract import HttpRequest, HttpResponse
 from nanobanana_async.jobs import JobRecord
 from nanobanana_async.ledger.base import Claim
 from nanobanana_async.testing import FakeTransport, Reply
-from tests.batch.scenes import Counted, Studio, all_of, run_batch, slots, slowly, until_stopped
-from tests.end_to_end.scenes import charged, emulated, quick
-from tests.engine.sayings import refused, said
-from tests.engine.scenes import Notebook, apimall, defapi, virtually
+from tests.batch.fakes import CountingInput, PromptGateway, all_of, run_batch, slots, slowly, until_stopped
+from tests.support.fakes import RecordingLedger, apimall, defapi, virtually
+from tests.support.loopback import charged, emulated, quick
+from tests.support.replies import json_reply, refused
 
 ON_WIRE = 10
 
 
-def after(count: int, studio: Studio, refusal: Callable[[], Reply]) -> None:
+def after(count: int, studio: PromptGateway, refusal: Callable[[], Reply]) -> None:
     """Let the studio refuse everything once so many are sold."""
     studio.says = lambda prompt: refusal() if len(studio.sold) >= count else None
 
@@ -42,7 +42,7 @@ def after(count: int, studio: Studio, refusal: Callable[[], Reply]) -> None:
 def test_account_errors_stop_the_batch_at_once(status: int, kind: type[NanoBananaError], ordered: bool) -> None:
     @virtually
     async def stops() -> None:
-        studio, rows, book = Studio(job_s=60), Counted(), Notebook(keeps=True)
+        studio, rows, book = PromptGateway(job_s=60), CountingInput(), RecordingLedger(keep_ended=True)
         after(30, studio, lambda: refused(status, "no", "No"))
         async with apimall(FakeTransport(studio.answer), ledger=book, concurrency=slots(100)) as session:
             batch = session.generate_many(rows, ordered=ordered)
@@ -67,17 +67,19 @@ def test_account_errors_stop_the_batch_at_once(status: int, kind: type[NanoBanan
 
 @virtually
 async def test_nothing_is_sent_after_the_first_account_error() -> None:
-    studio = Studio(job_s=60)
+    studio = PromptGateway(job_s=60)
     after(5, studio, lambda: refused(402, "insufficient_credits", "No"))
     async with apimall(FakeTransport(studio.answer), concurrency=slots(50)) as session:
-        _, stopped = await until_stopped(session.generate_many(slowly(Counted(40), 1.0)))  # one on the wire at a time
+        _, stopped = await until_stopped(
+            session.generate_many(slowly(CountingInput(40), 1.0))
+        )  # one on the wire at a time
     assert len(studio.posts) == 6
     assert (stopped.done, stopped.unbought) == (5, 1)
 
 
 @virtually
 async def test_creates_refused_after_the_stop_stay_unbought() -> None:
-    studio = Studio(job_s=60)
+    studio = PromptGateway(job_s=60)
 
     def answer(prompt: str) -> Reply | None:
         match len(studio.posts):
@@ -96,7 +98,7 @@ async def test_creates_refused_after_the_stop_stay_unbought() -> None:
 
     studio.says = answer
     async with apimall(FakeTransport(answered), concurrency=slots(6)) as session:
-        outcomes, stopped = await until_stopped(session.generate_many(Counted()))
+        outcomes, stopped = await until_stopped(session.generate_many(CountingInput()))
         posts = len(studio.posts)
         await asyncio.sleep(1000)
     assert len(studio.posts) == posts == 6
@@ -108,9 +110,9 @@ async def test_creates_refused_after_the_stop_stay_unbought() -> None:
 def test_refusal_of_one_row_ends_that_row(status: int, kind: type[NanoBananaError]) -> None:
     @virtually
     async def goes_on() -> None:
-        studio = Studio(says=lambda prompt: refused(status, "no", "No") if prompt.endswith("0") else None)
+        studio = PromptGateway(says=lambda prompt: refused(status, "no", "No") if prompt.endswith("0") else None)
         async with apimall(FakeTransport(studio.answer)) as session:
-            outcomes = await all_of(session.generate_many(Counted(300), ordered=True))
+            outcomes = await all_of(session.generate_many(CountingInput(300), ordered=True))
         assert [outcome.index for outcome in outcomes if type(outcome.error) is kind] == list(range(9, 300, 10))
         assert len(studio.sold) == 270
 
@@ -119,7 +121,7 @@ def test_refusal_of_one_row_ends_that_row(status: int, kind: type[NanoBananaErro
 
 @virtually
 async def test_row_refused_during_the_stop_is_an_outcome() -> None:
-    studio = Studio(job_s=60)
+    studio = PromptGateway(job_s=60)
 
     def answer(prompt: str) -> Reply | None:
         if prompt == "picture 1":
@@ -128,7 +130,7 @@ async def test_row_refused_during_the_stop_is_an_outcome() -> None:
 
     studio.says = answer
     async with apimall(FakeTransport(studio.answer), concurrency=slots(3)) as session:
-        outcomes, stopped = await until_stopped(session.generate_many(Counted(3), ordered=True))
+        outcomes, stopped = await until_stopped(session.generate_many(CountingInput(3), ordered=True))
     assert [(outcome.index, outcome.ok) for outcome in outcomes] == [(1, False), (2, True)]
     assert isinstance(outcomes[0].error, PromptBlocked)
     assert (stopped.done, stopped.unbought) == (2, 1)
@@ -136,7 +138,7 @@ async def test_row_refused_during_the_stop_is_an_outcome() -> None:
 
 @virtually
 async def test_twenty_equal_refusals_in_a_row_stop_the_batch() -> None:
-    studio, rows = Studio(says=lambda prompt: refused(400, "bad_model", "No")), Counted()
+    studio, rows = PromptGateway(says=lambda prompt: refused(400, "bad_model", "No")), CountingInput()
     async with apimall(FakeTransport(studio.answer), concurrency=slots(4)) as session:
         outcomes, stopped = await until_stopped(session.generate_many(rows))
     assert 20 <= len(studio.posts) <= 20 + 8
@@ -150,10 +152,10 @@ async def test_twenty_equal_refusals_in_a_row_stop_the_batch() -> None:
 def test_success_or_another_refusal_restarts_the_count(between: Reply | None) -> None:
     @virtually
     async def goes_on() -> None:
-        studio = Studio(job_s=1)
+        studio = PromptGateway(job_s=1)
         studio.says = lambda prompt: between if len(studio.posts) % 15 == 0 else refused(400, "bad", "No")
         async with apimall(FakeTransport(studio.answer), concurrency=slots(1)) as session:
-            assert len(await all_of(session.generate_many(slowly(Counted(100), 10.0)))) == 100
+            assert len(await all_of(session.generate_many(slowly(CountingInput(100), 10.0)))) == 100
 
     goes_on()
 
@@ -162,10 +164,10 @@ def test_success_or_another_refusal_restarts_the_count(between: Reply | None) ->
 def test_429_and_503_only_slow_down(refusal: Reply) -> None:
     @virtually
     async def slows_down() -> None:
-        studio = Studio()
+        studio = PromptGateway()
         studio.says = lambda prompt: refusal if len(studio.posts) < 30 else None
         async with apimall(FakeTransport(studio.answer)) as session:
-            outcomes = await all_of(session.generate_many(Counted(100)))
+            outcomes = await all_of(session.generate_many(CountingInput(100)))
         assert [outcome.ok for outcome in outcomes] == [True] * 100
         assert len(studio.sold) == 100
 
@@ -174,18 +176,18 @@ def test_429_and_503_only_slow_down(refusal: Reply) -> None:
 
 @virtually
 async def test_refusals_between_accepted_rows_do_not_stop_the_batch() -> None:
-    studio = Studio(job_s=60, says=lambda prompt: refused(451, "blocked", "No") if prompt[-1] in "036" else None)
+    studio = PromptGateway(job_s=60, says=lambda prompt: refused(451, "blocked", "No") if prompt[-1] in "036" else None)
     async with apimall(FakeTransport(studio.answer), concurrency=slots(120)) as session:
-        outcomes = await all_of(session.generate_many(Counted(120)))
+        outcomes = await all_of(session.generate_many(CountingInput(120)))
     assert len(outcomes) == 120
     assert sum(outcome.ok for outcome in outcomes) == len(studio.sold) == 84
 
 
-class FullDisk(Notebook):
+class FullDisk(RecordingLedger):
     """Takes so many new jobs, then no write at all."""
 
     def __init__(self, room: int) -> None:
-        super().__init__(keeps=True)
+        super().__init__(keep_ended=True)
         self.room = room
 
     async def claim(self, record: JobRecord) -> Claim:
@@ -196,7 +198,7 @@ class FullDisk(Notebook):
 
 @virtually
 async def test_unwritable_ledger_stops_the_batch() -> None:
-    studio, rows = Studio(job_s=60), Counted()
+    studio, rows = PromptGateway(job_s=60), CountingInput()
     async with apimall(FakeTransport(studio.answer), ledger=FullDisk(12), concurrency=slots(100)) as session:
         outcomes, stopped = await until_stopped(session.generate_many(rows))
     assert isinstance(stopped.cause, LedgerError)
@@ -207,17 +209,17 @@ async def test_unwritable_ledger_stops_the_batch() -> None:
 
 @virtually
 async def test_a_batch_on_defapi_stops_as_well() -> None:
-    studio = Studio(job_s=60)
-    after(3, studio, lambda: said(402, {"code": 402, "message": "insufficient credits"}))
+    studio = PromptGateway(job_s=60)
+    after(3, studio, lambda: json_reply(402, {"code": 402, "message": "insufficient credits"}))
     async with defapi(FakeTransport(studio.answer), concurrency=slots(3)) as session:
-        outcomes, stopped = await until_stopped(session.generate_many(Counted()))
+        outcomes, stopped = await until_stopped(session.generate_many(CountingInput()))
     assert isinstance(stopped.cause, InsufficientCredits)
     assert len(outcomes) == 3
 
 
 @virtually
 async def test_input_is_not_pulled_after_a_stop() -> None:
-    studio = Studio(says=lambda prompt: refused(401, "no", "No"))
+    studio = PromptGateway(says=lambda prompt: refused(401, "no", "No"))
     asked_late = False
 
     def rows() -> Iterator[str]:
@@ -235,9 +237,9 @@ async def test_input_is_not_pulled_after_a_stop() -> None:
 
 
 async def test_dropped_rows_are_bought_by_the_next_run(tmp_path: Path) -> None:
-    studio = Studio(job_s=0.02)
+    studio = PromptGateway(job_s=0.02)
     after(10, studio, lambda: refused(402, "insufficient_credits", "No"))
-    path, rows = tmp_path / "jobs.sqlite", list(Counted(40))
+    path, rows = tmp_path / "jobs.sqlite", list(CountingInput(40))
     with pytest.raises(BatchStopped) as caught:
         await run_batch(path, studio, rows)
     assert caught.value.done == 10

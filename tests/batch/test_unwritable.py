@@ -16,8 +16,8 @@ from nanobanana_async.emulator.faults import Script, error
 from nanobanana_async.image_saver import ImageSaver
 from nanobanana_async.images.files import PartialFile
 from nanobanana_async.models import GenerationResult
-from tests.batch.scenes import slots, until_stopped
-from tests.end_to_end.scenes import charged, emulated, quick
+from tests.batch.fakes import slots, until_stopped
+from tests.support.loopback import charged, emulated, quick
 
 ROWS = [f"picture {number}" for number in range(120)]
 SAVED_FIRST = 6

@@ -7,17 +7,17 @@ import pytest
 
 from nanobanana_async.batch import runner as feeder
 from nanobanana_async.testing import FakeTransport, run_virtual
-from tests.batch.scenes import Counted, Studio, all_of, slots
-from tests.engine.scenes import apimall, now, virtually
+from tests.batch.fakes import CountingInput, PromptGateway, all_of, slots
+from tests.support.fakes import apimall, now, virtually
 
 AT_FIRST, PER_TAKEN = 128, 3  # as README says
 
 
 async def bought_by_leaving(taken: int, *, ordered: bool = False) -> int:
     """Take so many outcomes from an account without a limit, then hold the batch and take no more."""
-    studio = Studio(job_s=2)
+    studio = PromptGateway(job_s=2)
     async with apimall(FakeTransport(studio.answer, latency_s=0.01)) as session:
-        batch = session.generate_many(Counted(10_000), ordered=ordered)
+        batch = session.generate_many(CountingInput(10_000), ordered=ordered)
         for _ in range(taken):
             await anext(batch)
         if not taken:
@@ -42,7 +42,7 @@ async def makespan(limit: int, rows: int, *, ordered: bool) -> float:
     chance = random.Random(7)
     prompts = [f"{chance.lognormvariate(3.0, 0.4):.2f} s" for _ in range(rows)]
     begun = now()
-    async with apimall(FakeTransport(Studio(limit=limit).answer)) as session:
+    async with apimall(FakeTransport(PromptGateway(limit=limit).answer)) as session:
         assert len(await all_of(session.generate_many(prompts, ordered=ordered))) == rows
     return now() - begun
 
@@ -61,10 +61,10 @@ def test_window_does_not_slow_a_usual_account(
 
 @virtually
 async def test_max_jobs_are_held_before_the_first_outcome_is_taken() -> None:
-    studio = Studio(job_s=100)
+    studio = PromptGateway(job_s=100)
     async with (
         apimall(FakeTransport(studio.answer), concurrency=slots(300)) as session,
-        session.generate_many(Counted()),
+        session.generate_many(CountingInput()),
     ):
         await asyncio.sleep(50)
         assert len(studio.sold) == 300

@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from nanobanana_async.cli import app as cli
-from tests.cli.command import environment
+from tests.support.command import environment
 
 
 class Terminal(io.StringIO):

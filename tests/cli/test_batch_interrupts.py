@@ -13,7 +13,7 @@ from pathlib import Path
 
 from nanobanana_async.emulator import Emulator, Fixed
 from tests.cli.batch_kills import images_of, lines_of
-from tests.cli.command import environment, nanobanana, started
+from tests.support.command import environment, nanobanana, started
 
 ROWS = 24
 NANOBANANA = f"{shlex.quote(sys.executable)} -m nanobanana_async.cli"

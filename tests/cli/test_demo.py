@@ -4,7 +4,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from tests.cli.command import nanobanana
+from tests.support.command import nanobanana
 
 
 async def test_the_demo_loses_an_answer_without_a_double_charge(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import signal
 from asyncio.subprocess import Process
 
 from nanobanana_async.emulator import API_KEY, Emulator
-from tests.cli.command import ended, environment, nanobanana, started
+from tests.support.command import ended, environment, nanobanana, started
 
 
 async def url_of(process: Process) -> str:

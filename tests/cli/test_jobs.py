@@ -21,9 +21,9 @@ from nanobanana_async.cli import app as cli
 from nanobanana_async.emulator import API_KEY, Emulator, Fixed, Script
 from nanobanana_async.emulator.faults import reset
 from nanobanana_async.jobs import Failure, JobRecord
-from tests.cli.command import Said, ended, environment, started
 from tests.ledger.child import at, line
-from tests.ledger.contract import job, running
+from tests.support.command import Said, ended, environment, started
+from tests.support.ledger_contract import job, running
 
 QUICK = Fixed(0.1)
 EVIL = "\x1b]0;owned\x07\x1b[2J [red]fox[/red]\n\u202egnp :smile: \x9b31m\x7f"

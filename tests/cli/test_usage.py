@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from nanobanana_async import __version__
-from tests.cli.command import environment, nanobanana
+from tests.support.command import environment, nanobanana
 
 
 async def test_version_is_printed() -> None:

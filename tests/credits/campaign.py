@@ -34,11 +34,11 @@ from nanobanana_async import (
 )
 from nanobanana_async.batch.rows import RowReader, key_prefix
 from nanobanana_async.testing import FakeTransport, Reply
-from tests.credits.scenes import FIFTY, GatewayName, Sale, Says, Till
-from tests.engine.scenes import API_KEY
-from tests.simulate.disk import Disk
-from tests.simulate.machine import Fate, Machine, Process
+from tests.credits.fakes import FIFTY, ChargingGateway, GatewayName, PriceReported, Sale
 from tests.simulate.seed import _quick_folder, _replaced
+from tests.support.disk import Disk
+from tests.support.fakes import API_KEY
+from tests.support.machine import Fate, Machine, Process
 
 NAME = "spring"
 EXAMPLE: dict[GatewayName, Decimal] = {"apimall": Decimal(8), "defapi": Decimal("0.5")}
@@ -53,7 +53,7 @@ class Plan:
     number: int
     gateway: GatewayName
     cap: Decimal
-    says: Says
+    says: PriceReported
     factors: dict[int, Decimal]
     """Number of images -> how many times the example a job of that kind costs."""
     refunds: bool
@@ -100,7 +100,7 @@ def plan_of(number: int) -> Plan:
         mark = "[fail] " if draw.random() < failing else ""
         rows.append({"prompt": f"{mark}fox {row}", **({"num_images": size} if gateway == "apimall" else {})})
     usual = EXAMPLE[gateway] * sizes[0]
-    says: Says = draw.choice(
+    says: PriceReported = draw.choice(
         ("at create", "at end", "at end", "never") if gateway == "apimall" else ("at end", "never")
     )
     return Plan(
@@ -123,7 +123,7 @@ def plan_of(number: int) -> Plan:
     )
 
 
-class Shop(Till):
+class CampaignGateway(ChargingGateway):
     """The till of a campaign: loses some answers, and remembers which process each job was sold to."""
 
     def __init__(self, plan: Plan, draw: random.Random) -> None:
@@ -144,13 +144,13 @@ class Shop(Till):
         self.peaks_beside: dict[str, Decimal] = defaultdict(Decimal)
         """Process -> the same of its batch without a name."""
 
-    def line_of(self, buyer: str) -> FakeTransport:
+    def transport_of(self, buyer: str) -> FakeTransport:
         """Return the connection of a process."""
         return FakeTransport(lambda request: self._served(request, buyer), latency_s=self._draw.choice((0.02, 0.3)))
 
     def _served(self, request: Any, buyer: str) -> Reply:
         if request.method == "POST" and self._draw.random() < self._plan.lost:
-            self.strange.append(True)
+            self.faults.append(True)
         known = set(self.sales)
         reply = self.answer(request)
         for task_id in self.sales.keys() - known:
@@ -198,7 +198,7 @@ def play(number: int) -> Verdict:
         with _replaced(number, disk), asyncio.Runner(loop_factory=lambda: machine) as runner:
             runner.run(campaign.played())
     campaign.faults += [f"crashed: {crash!r}" for crash in machine.crashes]
-    shop = campaign.shop
+    shop = campaign.gateway
     return Verdict(
         plan=plan,
         faults=tuple(campaign.faults),
@@ -218,7 +218,7 @@ class Campaign:
         self._disk = disk
         self._draw = random.Random(f"{plan.number} campaign")
         self._processes: list[Process] = []
-        self.shop = Shop(plan, self._draw)
+        self.gateway = CampaignGateway(plan, self._draw)
         self.faults: list[str] = []
         self.counts: Counter[str] = Counter()
         self._whole = False
@@ -259,7 +259,7 @@ class Campaign:
         process.session = Session(
             gateways[self._plan.gateway](api_key=API_KEY, expected_job_s=5.0),
             ledger=SqliteLedger(self._disk.path),
-            http=self.shop.line_of(process.name),
+            http=self.gateway.transport_of(process.name),
             concurrency=FIFTY,
             polling=PollPolicy(target_delay_s=2.0),
             retry=RetryPolicy(max_wait_s=60.0),
@@ -315,8 +315,8 @@ class Campaign:
                 self.counts["pruned"] += await ledger.prune(datetime(2100, 1, 1, tzinfo=UTC))
                 # The gateway forgets the keys of pruned jobs only: it must remember the key of a job in doubt.
                 kept = {row["prompt"] for key, row in self._keys() if await ledger.find(key) is not None}
-                sales = self.shop.sales.items()
-                self.shop.forget(
+                sales = self.gateway.sales.items()
+                self.gateway.forget(
                     {task_id for task_id, sale in sales if "fox" in sale.prompt and sale.prompt not in kept}
                 )
 
@@ -324,7 +324,7 @@ class Campaign:
         job = await session.job(key)
         if job is None or self._draw.random() < 0.5:
             return
-        if job.state is JobState.UNCERTAIN and not self.shop.of_prompt(row["prompt"]):
+        if job.state is JobState.UNCERTAIN and not self.gateway.of_prompt(row["prompt"]):
             await session.resolve(key, not_bought=True)
         elif job.state in (JobState.UNCERTAIN, JobState.FAILED):
             self._by_hand += self._plan.price(int(row.get("num_images", 1)))
@@ -334,7 +334,7 @@ class Campaign:
 
     @property
     def _foxes(self) -> int:
-        return sum("fox" in sale.prompt for sale in self.shop.sales.values())
+        return sum("fox" in sale.prompt for sale in self.gateway.sales.values())
 
     def _keys(self) -> Iterator[tuple[str, dict[str, Any]]]:
         rows = RowReader(NAME)
@@ -342,7 +342,7 @@ class Campaign:
             yield rows.read(row).key, row
 
     async def _judge(self) -> None:
-        plan, shop = self._plan, self.shop
+        plan, shop = self._plan, self.gateway
         self.net = shop.net(word="fox")
         sold = [plan.price(images) - plan.estimate(images) for images in shop.images.values()]
         difference = max((Decimal(0), *sold))

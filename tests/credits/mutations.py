@@ -114,7 +114,7 @@ def _failures_are_taken_to_be_refunded() -> list[Change]:
     return [(charges, "charge_of", hopeful)]
 
 
-def _told_prices_are_not_counted() -> list[Change]:
+def _reported_prices_are_not_counted() -> list[Change]:
     def deaf(record: JobRecord) -> Charge | None:
         charge = charge_of(record)
         return evolve(charge, credits=None) if charge and charge.credits else charge
@@ -126,7 +126,7 @@ def _session_forgets_doubt() -> list[Change]:
     return [(Budget, "suspend", Budget.release)]
 
 
-def _user_word_counts_as_told() -> list[Change]:
+def _expected_price_counts_as_reported() -> list[Change]:
     estimate = Prices.estimate
 
     def believed(self: Prices, price_class: str, example: Decimal, expected: Decimal | None) -> Price:
@@ -164,14 +164,16 @@ MUTATIONS = (
         _failures_are_taken_to_be_refunded,
         lambda plan: plan.failing > 0 and not plan.refunds,
     ),
-    Mutation("a told price is not counted", _told_prices_are_not_counted, _dear),
+    Mutation("a told price is not counted", _reported_prices_are_not_counted, _dear),
     Mutation(
         "a session forgets what is in doubt",
         _session_forgets_doubt,
         lambda plan: plan.gateway == "defapi" and plan.lost > 0 and plan.beside > 0,
     ),
     Mutation(
-        "expected_credits counts as told", _user_word_counts_as_told, lambda plan: _dear(plan) and bool(plan.expected)
+        "expected_credits counts as told",
+        _expected_price_counts_as_reported,
+        lambda plan: _dear(plan) and bool(plan.expected),
     ),
 )
 

@@ -11,20 +11,20 @@ import pytest
 from nanobanana_async import ConcurrencyPolicy, JobFailed, SqliteLedger
 from nanobanana_async.events import Event, PriceAboveEstimate
 from nanobanana_async.testing import FakeTransport
-from tests.credits.scenes import (
+from tests.credits.fakes import (
     BOTH,
+    ChargingGateway,
     GatewayName,
-    Till,
     a_session,
     budgets_now,
+    charging_gateway,
     engine_of,
     foxes,
     quick,
     run_batch,
-    till_of,
 )
-from tests.engine.neighbours import Page, SharedNotebook
-from tests.engine.scenes import now, virtually
+from tests.support.fakes import now, virtually
+from tests.support.shared_ledger import LedgerView, SharedLedger
 
 TEN: dict[GatewayName, dict[str, Any]] = {"apimall": {"max_credits": 80}, "defapi": {"max_credits": 5}}
 PRICE: dict[GatewayName, float] = {"apimall": 8, "defapi": 0.5}
@@ -35,9 +35,9 @@ EACH_GATEWAY = pytest.mark.parametrize("name", BOTH)
 @pytest.mark.parametrize("told", [False, True], ids=["price unknown", "price expected"])
 @virtually
 async def test_ten_fit_and_ten_are_bought_with_fifty_free_slots(name: GatewayName, told: bool) -> None:
-    till = till_of(name)
+    till = charging_gateway(name)
     expected = {"expected_credits": PRICE[name]} if told else {}
-    async with a_session(name, till.line()) as session:
+    async with a_session(name, till.transport()) as session:
         run = await run_batch(session, foxes(200), **TEN[name], **expected)
         assert session.stats().credits_spent == TEN[name]["max_credits"]
         assert not engine_of(session).tracked
@@ -50,8 +50,8 @@ async def test_ten_fit_and_ten_are_bought_with_fifty_free_slots(name: GatewayNam
 
 @virtually
 async def test_price_in_the_create_response_delays_others_by_one_round_trip() -> None:
-    till = Till()
-    async with a_session("apimall", till.line()) as session:
+    till = ChargingGateway()
+    async with a_session("apimall", till.transport()) as session:
         await run_batch(session, foxes(11), max_credits=80)
         starts = sorted({sale.ends_at - till.job_s for sale in till.sales.values()})
     assert len(till.sales) == 10
@@ -60,13 +60,13 @@ async def test_price_in_the_create_response_delays_others_by_one_round_trip() ->
 
 @virtually
 async def test_an_endless_input_ends_with_the_credits() -> None:
-    till = Till()
+    till = ChargingGateway()
 
     def endless() -> Any:
         while True:
             yield "a fox"
 
-    async with a_session("apimall", till.line()) as session:
+    async with a_session("apimall", till.transport()) as session:
         run = await run_batch(session, endless(), max_credits=80)
     assert (till.sold, run.results) == (10, 10)
     assert now() < 120
@@ -75,18 +75,18 @@ async def test_an_endless_input_ends_with_the_credits() -> None:
 @EACH_GATEWAY
 @virtually
 async def test_the_limit_that_is_met_exactly_by_the_last_row_stops_nothing(name: GatewayName) -> None:
-    till = till_of(name)
-    async with a_session(name, till.line()) as session:
+    till = charging_gateway(name)
+    async with a_session(name, till.transport()) as session:
         run = await run_batch(session, foxes(10), **TEN[name])
     assert (run.stopped, run.results) == (None, 10)
 
 
 async def a_run(
-    book: SharedNotebook, name: GatewayName, till: Till, rows: list[str], max_credits: float, **options: Any
+    book: SharedLedger, name: GatewayName, till: ChargingGateway, rows: list[str], max_credits: float, **options: Any
 ) -> tuple[int, bool]:
     """One process runs the named batch; return how many jobs it bought, and whether it was stopped."""
     before = till.sold
-    async with a_session(name, till.line(), ledger=Page(book)) as session:
+    async with a_session(name, till.transport(), ledger=LedgerView(book)) as session:
         run = await run_batch(session, rows, batch="spring", max_credits=max_credits, **options)
     return till.sold - before, run.stopped is not None
 
@@ -95,7 +95,7 @@ async def a_run(
 @pytest.mark.parametrize("limit", [10, 10.5], ids=["even", "uneven"])
 @virtually
 async def test_cap_holds_over_all_runs_of_a_named_batch(name: GatewayName, limit: float) -> None:
-    till, book, price = till_of(name), SharedNotebook(), PRICE[name]
+    till, book, price = charging_gateway(name), SharedLedger(), PRICE[name]
     assert await a_run(book, name, till, foxes(30), limit * price) == (10, True)
     assert await a_run(book, name, till, foxes(30), limit * price) == (0, True)
     assert await a_run(book, name, till, ["an owl", *foxes(30)], limit * price) == (0, True)
@@ -107,9 +107,9 @@ async def test_cap_holds_over_all_runs_of_a_named_batch(name: GatewayName, limit
 @EACH_GATEWAY
 @virtually
 async def test_cap_below_spent_credits_buys_nothing(name: GatewayName) -> None:
-    till, book = till_of(name), SharedNotebook()
+    till, book = charging_gateway(name), SharedLedger()
     assert await a_run(book, name, till, foxes(30), TEN[name]["max_credits"]) == (10, True)
-    async with a_session(name, till.line(), ledger=Page(book)) as session:
+    async with a_session(name, till.transport(), ledger=LedgerView(book)) as session:
         run = await run_batch(session, foxes(30), batch="spring", max_credits=PRICE[name])
     assert (till.sold, run.results) == (10, 10)
     assert f"{Decimal(str(TEN[name]['max_credits']))} are spent" in str(run.why).replace("5.000000", "5")
@@ -117,14 +117,14 @@ async def test_cap_below_spent_credits_buys_nothing(name: GatewayName) -> None:
 
 @EACH_GATEWAY
 async def test_the_sqlite_ledger_remembers_prices_and_costs(name: GatewayName, tmp_path: Path) -> None:
-    till, limit = till_of(name, job_s=0.01), float(TEN[name]["max_credits"])
+    till, limit = charging_gateway(name, job_s=0.01), float(TEN[name]["max_credits"])
     sold = []
     for rows, max_credits in (
         (foxes(30), limit),
         (["an owl", *foxes(30)], limit),
         (foxes(30), limit + 3.5 * PRICE[name]),
     ):
-        async with quick(name, till.line(latency_s=0.001), ledger=tmp_path / "jobs.sqlite") as session:
+        async with quick(name, till.transport(latency_s=0.001), ledger=tmp_path / "jobs.sqlite") as session:
             await run_batch(session, rows, batch="spring", max_credits=max_credits)
         sold.append(till.sold)
     assert sold == [10, 10, 13]
@@ -132,7 +132,7 @@ async def test_the_sqlite_ledger_remembers_prices_and_costs(name: GatewayName, t
 
 @virtually
 async def test_prices_that_the_ledger_knows_need_not_be_learned_again() -> None:
-    till, book = till_of("defapi"), SharedNotebook()
+    till, book = charging_gateway("defapi"), SharedLedger()
     assert await a_run(book, "defapi", till, foxes(4), 100) == (4, False)
     till.most_at_once = 0
     assert await a_run(book, "defapi", till, foxes(12), 100) == (8, False)
@@ -141,16 +141,16 @@ async def test_prices_that_the_ledger_knows_need_not_be_learned_again() -> None:
 
 @virtually
 async def test_free_failure_does_not_change_the_known_price() -> None:
-    till, book = till_of("defapi"), SharedNotebook()
+    till, book = charging_gateway("defapi"), SharedLedger()
     assert await a_run(book, "defapi", till, [*foxes(3), "a [fail] fox"], 100) == (4, False)
     assert await a_run(book, "defapi", till, [*foxes(60), "a [fail] fox"], 2.5) == (2, True)
     assert till.taken == Decimal("2.5")
 
 
 async def test_sqlite_ledger_takes_no_price_from_a_refund(tmp_path: Path) -> None:
-    till = till_of("defapi", job_s=0.01)
+    till = charging_gateway("defapi", job_s=0.01)
     for rows, limit in (([*foxes(3), "a [fail] fox"], 100.0), (foxes(60), 2.5)):
-        async with quick("defapi", till.line(latency_s=0.001), ledger=tmp_path / "jobs.sqlite") as session:
+        async with quick("defapi", till.transport(latency_s=0.001), ledger=tmp_path / "jobs.sqlite") as session:
             await run_batch(session, rows, batch="spring", max_credits=limit)
     assert till.taken == Decimal("2.5")
 
@@ -158,8 +158,8 @@ async def test_sqlite_ledger_takes_no_price_from_a_refund(tmp_path: Path) -> Non
 @EACH_GATEWAY
 @virtually
 async def test_a_run_that_was_killed_is_counted_while_its_jobs_still_run(name: GatewayName) -> None:
-    till, book = till_of(name, job_s=60.0), SharedNotebook()
-    page = Page(book)
+    till, book = charging_gateway(name, job_s=60.0), SharedLedger()
+    page = LedgerView(book)
     async with a_session(name, FakeTransport(till.answer), ledger=page) as session:
         async with session.generate_many(foxes(30), batch="spring", **TEN[name]) as batch:
             if name == "defapi":  # the first one tells the price at its end
@@ -176,9 +176,9 @@ async def test_a_run_that_was_killed_is_counted_while_its_jobs_still_run(name: G
 
 @virtually
 async def test_jobs_of_a_killed_run_count_once_their_price_is_known() -> None:
-    till, book = till_of("defapi", job_s=60.0), SharedNotebook()
-    page = Page(book)
-    async with a_session("defapi", till.line(), ledger=page) as session:
+    till, book = charging_gateway("defapi", job_s=60.0), SharedLedger()
+    page = LedgerView(book)
+    async with a_session("defapi", till.transport(), ledger=page) as session:
         batch = session.generate_many(foxes(4), batch="spring")
         taking = asyncio.Task(anext(batch))
         await asyncio.sleep(30.0)
@@ -195,8 +195,8 @@ async def test_jobs_of_a_killed_run_count_once_their_price_is_known() -> None:
 @EACH_GATEWAY
 @virtually
 async def test_a_batch_without_a_name_counts_only_itself(name: GatewayName) -> None:
-    till = till_of(name)
-    async with a_session(name, till.line()) as session:
+    till = charging_gateway(name)
+    async with a_session(name, till.transport()) as session:
         for sold in (10, 20):
             run = await run_batch(session, foxes(30), **TEN[name])
             assert run.results == 10
@@ -205,8 +205,8 @@ async def test_a_batch_without_a_name_counts_only_itself(name: GatewayName) -> N
 
 @virtually
 async def test_rows_left_unbought_are_counted_and_withdrawn() -> None:
-    till, book = Till(), SharedNotebook()
-    async with a_session("apimall", till.line(), ledger=Page(book)) as session:
+    till, book = ChargingGateway(), SharedLedger()
+    async with a_session("apimall", till.transport(), ledger=LedgerView(book)) as session:
         run = await run_batch(session, foxes(30), batch="spring", max_credits=80)
         assert run.stopped is not None
         assert session.stats().withdrawn == run.stopped.unbought > 0
@@ -216,9 +216,9 @@ async def test_rows_left_unbought_are_counted_and_withdrawn() -> None:
 
 @virtually
 async def test_nothing_stays_set_aside_when_a_batch_is_over() -> None:
-    till = Till(job_s=5.0)
+    till = ChargingGateway(job_s=5.0)
     slow = ConcurrencyPolicy(max_jobs=3, learn=False)
-    async with a_session("apimall", till.line(), concurrency=slow, max_credits=1000) as session:
+    async with a_session("apimall", till.transport(), concurrency=slow, max_credits=1000) as session:
         async with session.generate_many([*foxes(8), *foxes(4, word="[fail] owl")], max_credits=90) as batch:
             await anext(batch)
             budgets = budgets_now(session)
@@ -239,13 +239,13 @@ def by_images(body: dict[str, Any]) -> Decimal:
 
 @virtually
 async def test_a_kind_of_unknown_price_counts_at_the_example_beside_kinds_that_are_known() -> None:
-    till = Till(by_images, says="at end")
+    till = ChargingGateway(by_images, says="at end")
     rows = [
         {"prompt": "small 0"},
         {"prompt": "big", "num_images": 4},
         *({"prompt": f"small {n}"} for n in range(1, 30)),
     ]
-    async with a_session("apimall", till.line()) as session:
+    async with a_session("apimall", till.transport()) as session:
         run = await run_batch(session, rows, max_credits=40)
     assert till.taken == 40
     assert run.stopped is not None
@@ -253,17 +253,17 @@ async def test_a_kind_of_unknown_price_counts_at_the_example_beside_kinds_that_a
 
 @pytest.mark.parametrize("name", BOTH)
 async def test_charged_failures_stay_spent_when_bought_again(name: GatewayName, tmp_path: Path) -> None:
-    till = till_of(name, job_s=0.01, refunds=False)
+    till = charging_gateway(name, job_s=0.01, refunds=False)
     limit = 12.5 * PRICE[name]
     for _ in range(6):
-        async with quick(name, till.line(latency_s=0.001), ledger=tmp_path / "jobs.sqlite") as session:
+        async with quick(name, till.transport(latency_s=0.001), ledger=tmp_path / "jobs.sqlite") as session:
             await run_batch(session, foxes(10, word="[fail] fox"), batch="spring", max_credits=limit, retry_failed=True)
     assert till.sold == 12
 
 
 async def test_pruned_rows_and_resolved_jobs_stay_spent(tmp_path: Path) -> None:
-    till, path = till_of("defapi", job_s=0.01, refunds=False), tmp_path / "jobs.sqlite"
-    async with quick("defapi", till.line(latency_s=0.001), ledger=path) as session:
+    till, path = charging_gateway("defapi", job_s=0.01, refunds=False), tmp_path / "jobs.sqlite"
+    async with quick("defapi", till.transport(latency_s=0.001), ledger=path) as session:
         run = await run_batch(session, foxes(2, word="[fail] fox"), batch="spring", max_credits=2)
         for outcome in run.outcomes:
             with pytest.raises(JobFailed):
@@ -273,7 +273,7 @@ async def test_pruned_rows_and_resolved_jobs_stay_spent(tmp_path: Path) -> None:
     await ledger.open()
     assert await ledger.prune(datetime(2100, 1, 1, tzinfo=UTC)) == 2
     await ledger.aclose()
-    async with quick("defapi", till.line(latency_s=0.001), ledger=path) as session:
+    async with quick("defapi", till.transport(latency_s=0.001), ledger=path) as session:
         run = await run_batch(session, foxes(2, word="[fail] fox"), batch="spring", max_credits=2)
     assert run.why.message == "max_credits is 2, 2 are spent, and a job for 0.5 would pass it"
     assert till.taken == 2
@@ -283,9 +283,9 @@ async def test_pruned_rows_and_resolved_jobs_stay_spent(tmp_path: Path) -> None:
 @virtually
 async def test_price_above_the_estimate_exceeds_the_cap_by_one_job(name: GatewayName) -> None:
     estimate = Decimal(str(PRICE[name]))
-    till = till_of(name, price=lambda _: 3 * estimate)
+    till = charging_gateway(name, price=lambda _: 3 * estimate)
     events: list[Event] = []
-    async with a_session(name, till.line(), observers=[events.append]) as session:
+    async with a_session(name, till.transport(), observers=[events.append]) as session:
         run = await run_batch(session, foxes(20), max_credits=2 * estimate)
     assert (till.sold, run.results) == (1, 1)
     (dear,) = [event for event in events if isinstance(event, PriceAboveEstimate)]

@@ -8,8 +8,8 @@ import pytest
 
 from nanobanana_async import CreditLimitReached, GenerationResult, JobUncertain
 from nanobanana_async.emulator import Fixed, faults
-from tests.credits.scenes import BOTH, FIFTY, GatewayName, budget_of, engine_of, foxes, outcome, run_batch
-from tests.end_to_end.scenes import CREATE, emulated, quick, together
+from tests.credits.fakes import BOTH, FIFTY, GatewayName, budget_of, engine_of, foxes, outcome, run_batch
+from tests.support.loopback import CREATE, emulated, quick, together
 
 PRICE: dict[GatewayName, Decimal] = {"apimall": Decimal(8), "defapi": Decimal("0.5")}
 EACH_GATEWAY = pytest.mark.parametrize("name", BOTH)

@@ -4,17 +4,17 @@ import asyncio
 from decimal import Decimal
 
 from nanobanana_async import GenerationResult
-from tests.credits.scenes import Till, a_session, budget_of, foxes, run_batch, till_of
-from tests.engine.neighbours import Page, SharedNotebook
-from tests.engine.scenes import virtually
+from tests.credits.fakes import ChargingGateway, a_session, budget_of, charging_gateway, foxes, run_batch
+from tests.support.fakes import virtually
+from tests.support.shared_ledger import LedgerView, SharedLedger
 
 
 @virtually
 async def test_rows_that_another_process_buys_are_not_bought_or_counted_twice() -> None:
-    till, book = Till(), SharedNotebook()
+    till, book = ChargingGateway(), SharedLedger()
     async with (
-        a_session("apimall", till.line(), ledger=Page(book)) as ours,
-        a_session("apimall", till.line(), ledger=Page(book)) as theirs,
+        a_session("apimall", till.transport(), ledger=LedgerView(book)) as ours,
+        a_session("apimall", till.transport(), ledger=LedgerView(book)) as theirs,
         asyncio.TaskGroup() as group,
     ):
         both = [
@@ -28,16 +28,16 @@ async def test_rows_that_another_process_buys_are_not_bought_or_counted_twice() 
 
 @virtually
 async def test_two_processes_at_once_share_the_cap() -> None:
-    till, book = Till(), SharedNotebook()
+    till, book = ChargingGateway(), SharedLedger()
     async with (
-        a_session("apimall", till.line(), ledger=Page(book)) as ours,
-        a_session("apimall", till.line(), ledger=Page(book)) as theirs,
+        a_session("apimall", till.transport(), ledger=LedgerView(book)) as ours,
+        a_session("apimall", till.transport(), ledger=LedgerView(book)) as theirs,
         asyncio.TaskGroup() as group,
     ):
         group.create_task(run_batch(ours, foxes(20), batch="spring", max_credits=80))
         group.create_task(run_batch(theirs, foxes(20, word="owl"), batch="spring", max_credits=80))
     assert till.sold == 10
-    async with a_session("apimall", till.line(), ledger=Page(book)) as later:
+    async with a_session("apimall", till.transport(), ledger=LedgerView(book)) as later:
         run = await run_batch(later, foxes(20, word="crow"), batch="spring", max_credits=88)
     assert run.results == 1
     assert till.taken == 88
@@ -45,10 +45,10 @@ async def test_two_processes_at_once_share_the_cap() -> None:
 
 @virtually
 async def test_second_process_counts_running_jobs_of_the_first() -> None:
-    till, book = till_of("defapi", job_s=200.0), SharedNotebook()
+    till, book = charging_gateway("defapi", job_s=200.0), SharedLedger()
     async with (
-        a_session("defapi", till.line(), ledger=Page(book)) as ours,
-        a_session("defapi", till.line(), ledger=Page(book)) as theirs,
+        a_session("defapi", till.transport(), ledger=LedgerView(book)) as ours,
+        a_session("defapi", till.transport(), ledger=LedgerView(book)) as theirs,
         asyncio.TaskGroup() as group,
     ):
         first = group.create_task(run_batch(ours, foxes(6), batch="spring", max_credits=5))
@@ -62,10 +62,10 @@ async def test_second_process_counts_running_jobs_of_the_first() -> None:
 
 @virtually
 async def test_purchases_of_others_do_not_count_for_a_session() -> None:
-    till, book = Till(), SharedNotebook()
+    till, book = ChargingGateway(), SharedLedger()
     async with (
-        a_session("apimall", till.line(), ledger=Page(book), max_credits=8) as ours,
-        a_session("apimall", till.line(), ledger=Page(book)) as theirs,
+        a_session("apimall", till.transport(), ledger=LedgerView(book), max_credits=8) as ours,
+        a_session("apimall", till.transport(), ledger=LedgerView(book)) as theirs,
     ):
         bought = await theirs.submit("a fox", idempotency_key="fox-1")
         await bought.accepted()

@@ -20,21 +20,21 @@ from nanobanana_async import (
 )
 from nanobanana_async.errors import TransportError
 from nanobanana_async.testing import FakeTransport, Reply
-from tests.credits.scenes import (
+from tests.credits.fakes import (
     BOTH,
+    ChargingGateway,
     GatewayName,
-    Till,
     a_session,
     budget_of,
+    charging_gateway,
     foxes,
     full,
     nothing_is_left,
     outcome,
     run_batch,
-    till_of,
 )
-from tests.engine.neighbours import Page, SharedNotebook
-from tests.engine.scenes import API_KEY, Notebook, now, virtually
+from tests.support.fakes import API_KEY, RecordingLedger, now, virtually
+from tests.support.shared_ledger import LedgerView, SharedLedger
 
 EACH_GATEWAY = pytest.mark.parametrize("name", BOTH)
 LIMIT: dict[GatewayName, float] = {"apimall": 80, "defapi": 5}
@@ -57,9 +57,9 @@ TROUBLES: dict[str, list[Reply | bool | None]] = {
 @pytest.mark.parametrize("first", ["a fox", "a [fail] fox"])
 @virtually
 async def test_any_fault_of_the_first_unpriced_job_keeps_the_cap(name: GatewayName, trouble: str, first: str) -> None:
-    till = till_of(name)
-    till.strange.extend(TROUBLES[trouble])
-    async with a_session(name, till.line(), max_credits=LIMIT[name]) as session:
+    till = charging_gateway(name)
+    till.faults.extend(TROUBLES[trouble])
+    async with a_session(name, till.transport(), max_credits=LIMIT[name]) as session:
         async with asyncio.timeout(1800.0), asyncio.TaskGroup() as group:
             tasks = [group.create_task(outcome(session, prompt)) for prompt in [first, *foxes(40)]]
         answers: list[Any] = [task.result() for task in tasks]
@@ -82,8 +82,10 @@ async def test_any_fault_of_the_first_unpriced_job_keeps_the_cap(name: GatewayNa
 @pytest.mark.parametrize("write", [2, 3, 4, 5])
 @virtually
 async def test_ledger_failure_of_the_first_unpriced_job_blocks_no_other(name: GatewayName, write: int) -> None:
-    till = till_of(name)
-    async with a_session(name, till.line(), ledger=Notebook(fails=[write]), max_credits=LIMIT[name]) as session:
+    till = charging_gateway(name)
+    async with a_session(
+        name, till.transport(), ledger=RecordingLedger(failing_writes=[write]), max_credits=LIMIT[name]
+    ) as session:
         async with asyncio.timeout(1800.0):
             answers = [await outcome(session, "a fox", idempotency_key="fox-1")]
             async with asyncio.TaskGroup() as group:
@@ -99,9 +101,9 @@ async def test_ledger_failure_of_the_first_unpriced_job_blocks_no_other(name: Ga
 
 @virtually
 async def test_first_unpriced_job_can_be_withdrawn() -> None:
-    till = till_of("defapi", job_s=3000.0)
-    async with a_session("defapi", till.line(), max_credits=5) as session:
-        till.strange.append(full())
+    till = charging_gateway("defapi", job_s=3000.0)
+    async with a_session("defapi", till.transport(), max_credits=5) as session:
+        till.faults.append(full())
         first = await session.submit("a fox")
         second = await session.submit("an owl")
         async for state in first.updates():
@@ -121,7 +123,7 @@ async def test_first_unpriced_job_can_be_withdrawn() -> None:
 
 @virtually
 async def test_unanswered_creates_become_uncertain_and_unblock_others() -> None:
-    till = Till()
+    till = ChargingGateway()
     shut: list[Reply] = []
 
     def answer(request: Any) -> Reply:
@@ -146,7 +148,7 @@ async def test_unanswered_creates_become_uncertain_and_unblock_others() -> None:
 
 @virtually
 async def test_jobs_no_longer_polled_stay_counted() -> None:
-    till = Till()
+    till = ChargingGateway()
     blind: list[bool] = [True]
 
     def answer(request: Any) -> Reply:
@@ -170,13 +172,13 @@ async def test_jobs_no_longer_polled_stay_counted() -> None:
 @EACH_GATEWAY
 @virtually
 async def test_closing_with_unpriced_jobs_does_not_hang(name: GatewayName) -> None:
-    till, book = till_of(name), SharedNotebook()
-    async with a_session(name, till.line(), ledger=Page(book), max_credits=LIMIT[name]) as session:
+    till, book = charging_gateway(name), SharedLedger()
+    async with a_session(name, till.transport(), ledger=LedgerView(book), max_credits=LIMIT[name]) as session:
         tasks = [asyncio.Task(outcome(session, prompt)) for prompt in foxes(40)]
         await asyncio.sleep(5.0)
     await asyncio.wait(tasks)
     assert now() < 60
-    async with a_session(name, till.line(), ledger=Page(book), max_credits=LIMIT[name]) as session:
+    async with a_session(name, till.transport(), ledger=LedgerView(book), max_credits=LIMIT[name]) as session:
         for job in await session.resume():
             await job
         assert budget_of(session).spent == 0

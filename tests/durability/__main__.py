@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from nanobanana_async.emulator.settings import Idempotency
+from tests.durability.emulator_process import AccountSettings, opened
 from tests.durability.killing import Toll, finish, kill_again_and_again, plans
 from tests.durability.sharing import share
-from tests.durability.shop import ShopSettings, opened
 from tests.durability.verdict import Verdict, judged
 from tests.durability.worker import STEPS, GatewayName, Orders, Results
 
@@ -29,7 +29,7 @@ def killed(
     """Run the kill loop against one gateway; return its figures."""
     began_at = time.perf_counter()
     toll, rng = Toll(), random.Random(f"{gateway} {seed}")
-    with opened(ShopSettings(seed=seed, idempotency=manner)) as shop:
+    with opened(AccountSettings(seed=seed, idempotency=manner)) as shop:
         orders = Orders(
             gateway=gateway,
             url=shop.url,
@@ -65,7 +65,7 @@ def killed(
 def shared(gateway: GatewayName, processes: int, rows: int, seed: int, folder: Path) -> dict[str, Any]:
     """Let several processes buy one batch together; return the figures."""
     began_at = time.perf_counter()
-    with opened(ShopSettings(seed=seed, job_limit=40)) as shop:
+    with opened(AccountSettings(seed=seed, job_limit=40)) as shop:
         orders = Orders(
             gateway=gateway,
             url=shop.url,

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from nanobanana_async import JobState, SqliteLedger
 from nanobanana_async.jobs import JobRecord
-from tests.durability.shop import Bought, Records
+from tests.durability.emulator_process import Bought, Records
 from tests.durability.worker import GatewayName, prompt_of
 
 

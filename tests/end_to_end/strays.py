@@ -22,7 +22,7 @@ from attrs import define, field
 from nanobanana_async import Batch, ConfigurationError, GenerationResult, Job, Session, SqliteLedger
 from nanobanana_async.emulator import Fixed
 from nanobanana_async.webhooks import CallbackReceiver
-from tests.end_to_end.scenes import emulated, quick
+from tests.support.loopback import emulated, quick
 
 STRAY = "a stray fox"
 A_FORK_TAKES_S = 20

@@ -13,11 +13,11 @@ from nanobanana_async import (
     JobWithdrawn,
 )
 from nanobanana_async.emulator import Fixed, faults
-from tests.end_to_end.scenes import (
+from tests.support.loopback import (
     BOTH,
     CREATE,
     GatewayName,
-    Listener,
+    RecordingObserver,
     charged,
     emulated,
     gateway_of,
@@ -74,7 +74,7 @@ async def test_running_job_goes_on_after_generate_is_cancelled() -> None:
 
 @pytest.mark.parametrize("name", BOTH)
 async def test_generate_cancelled_before_the_create_is_withdrawn(name: GatewayName) -> None:
-    listener = Listener()
+    listener = RecordingObserver()
     async with emulated(duration=Fixed(0.2)) as emulator:
         session = quick(emulator, name, concurrency=ONE_AT_A_TIME, observers=[listener])
         async with session, asyncio.TaskGroup() as group:

@@ -9,7 +9,7 @@ from PIL import Image
 
 from nanobanana_async import GeneratedImage, ImageRequest, InvalidRequest, MemoryLedger
 from nanobanana_async.models import OutputFormat
-from tests.end_to_end.scenes import charged, emulated, quick
+from tests.support.loopback import charged, emulated, quick
 
 
 async def fetched(image: GeneratedImage) -> tuple[str, Image.Image]:

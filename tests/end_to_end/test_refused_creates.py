@@ -22,12 +22,12 @@ from nanobanana_async import (
     TaskNotFound,
 )
 from nanobanana_async.emulator import UNAPPROVED_KEY, Emulator, EmulatorOptions, Fault, faults
-from tests.end_to_end.scenes import (
+from tests.support.loopback import (
     BOTH,
     CREATE,
     TWO_ATTEMPTS,
     GatewayName,
-    Listener,
+    RecordingObserver,
     charged,
     emulated,
     gateway_of,
@@ -181,7 +181,7 @@ async def test_key_used_by_another_process_is_a_conflict() -> None:
 async def test_apimall_recovers_from_a_temporary_refusal(
     status: int, kind: type[GatewayError], code: str, message: str, inside_200: bool
 ) -> None:
-    listener = Listener()
+    listener = RecordingObserver()
     async with emulated(refusals_in_200=inside_200) as emulator:
         emulator.queue_faults("apimall.create", said(status, code, message))
         async with quick(emulator, observers=[listener]) as session:
@@ -197,7 +197,7 @@ async def test_apimall_recovers_from_a_temporary_refusal(
 
 @MANNERS
 async def test_defapi_recovers_from_a_429(inside_200: bool) -> None:
-    listener = Listener()
+    listener = RecordingObserver()
     async with emulated(refusals_in_200=inside_200) as emulator:
         emulator.queue_faults("defapi.create", faults.error(429))
         async with quick(emulator, "defapi", observers=[listener]) as session:
@@ -210,7 +210,7 @@ async def test_defapi_recovers_from_a_429(inside_200: bool) -> None:
 @MANNERS
 @pytest.mark.parametrize("status", [500, 503])
 async def test_apimall_outage_past_all_attempts_is_uncertain(status: int, inside_200: bool) -> None:
-    listener = Listener()
+    listener = RecordingObserver()
     async with emulated(refusals_in_200=inside_200) as emulator:
         emulator.queue_faults("apimall.create", *[faults.error(status)] * 5)
         async with quick(emulator, retry=TWO_ATTEMPTS, observers=[listener]) as session:
@@ -228,7 +228,7 @@ async def test_apimall_outage_past_all_attempts_is_uncertain(status: int, inside
 @MANNERS
 @pytest.mark.parametrize("status", [500, 503])
 async def test_defapi_server_error_is_uncertain_at_once(status: int, inside_200: bool) -> None:
-    listener = Listener()
+    listener = RecordingObserver()
     async with emulated(refusals_in_200=inside_200) as emulator:
         emulator.queue_faults("defapi.create", said(status, "1", "Internal server error"))
         async with quick(emulator, "defapi", observers=[listener]) as session:
@@ -258,7 +258,7 @@ async def test_defapi_server_error_is_retried_with_retry_unkeyed_5xx(status: int
 @MANNERS
 @pytest.mark.parametrize("name", BOTH)
 async def test_timeout_while_waiting_for_a_slot_withdraws_the_job(name: GatewayName, inside_200: bool) -> None:
-    listener = Listener()
+    listener = RecordingObserver()
     async with emulated(job_limit=0, refusals_in_200=inside_200) as emulator:
         async with quick(emulator, name, observers=[listener]) as session:
             with pytest.raises(JobUnfinished) as caught:

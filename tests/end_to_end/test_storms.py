@@ -8,7 +8,7 @@ from attrs import evolve
 from nanobanana_async import GenerationResult, JobUncertain
 from nanobanana_async.emulator import Emulator, Fixed, RandomFault, faults
 from nanobanana_async.emulator.settings import Idempotency
-from tests.end_to_end.scenes import CREATE, QUERY, QUICK_RETRIES, GatewayName, emulated, quick, together
+from tests.support.loopback import CREATE, QUERY, QUICK_RETRIES, GatewayName, emulated, quick, together
 
 JOBS = 60
 # A repeat comes when the job may have ended: a key that is still in work is seldom met.

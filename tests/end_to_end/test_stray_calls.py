@@ -21,10 +21,10 @@ from nanobanana_async.emulator import Fixed, Script
 from nanobanana_async.emulator.faults import delay
 from nanobanana_async.testing import FakeTransport
 from nanobanana_async.webhooks import CallbackReceiver
-from tests.end_to_end.scenes import emulated, quick
 from tests.end_to_end.strays import beside_a_working_service
-from tests.engine.scenes import API_KEY, Shop, apimall
-from tests.webhooks.scenes import ask
+from tests.support.callbacks import ask
+from tests.support.fakes import API_KEY, FakeGateway, apimall
+from tests.support.loopback import emulated, quick
 
 
 @pytest.mark.filterwarnings("ignore:coroutine .* was never awaited:RuntimeWarning")
@@ -61,7 +61,7 @@ async def test_error_names_both_loops_and_the_correct_call() -> None:
 
 
 def test_a_session_left_open_in_one_run_is_closed_in_the_next() -> None:
-    session = apimall(FakeTransport(Shop().answer))
+    session = apimall(FakeTransport(FakeGateway().answer))
 
     async def use() -> None:
         with pytest.raises(SessionClosed):
@@ -77,7 +77,7 @@ def test_a_session_left_open_in_one_run_is_closed_in_the_next() -> None:
 
 def test_a_session_whose_loop_was_closed_under_it_says_so() -> None:
     loop = asyncio.new_event_loop()
-    session = apimall(FakeTransport(Shop(job_s=0.01).answer, latency_s=0.001))
+    session = apimall(FakeTransport(FakeGateway(job_s=0.01).answer, latency_s=0.001))
     loop.run_until_complete(session.open())
     job = loop.run_until_complete(session.submit("a fox"))
     loop.run_until_complete(job.result())
@@ -95,7 +95,7 @@ def test_a_session_whose_loop_was_closed_under_it_says_so() -> None:
 
 def test_results_of_a_closed_session_are_readable_on_any_loop() -> None:
     async def work() -> tuple[Session, object, object]:
-        async with apimall(FakeTransport(Shop(job_s=0.01).answer, latency_s=0.001)) as session:
+        async with apimall(FakeTransport(FakeGateway(job_s=0.01).answer, latency_s=0.001)) as session:
             job = await session.submit("a fox")
             batch = session.generate_many(["one"])
             outcomes = [outcome async for outcome in batch]
@@ -116,7 +116,7 @@ def test_results_of_a_closed_session_are_readable_on_any_loop() -> None:
 
 def test_sync_calls_from_the_sessions_own_thread_need_no_running_loop() -> None:
     with asyncio.Runner() as runner:
-        session = apimall(FakeTransport(Shop(job_s=0.01).answer, latency_s=0.001))
+        session = apimall(FakeTransport(FakeGateway(job_s=0.01).answer, latency_s=0.001))
         runner.run(session.open())
         batch = session.generate_many(["one", "two"])
         assert session.stats().queued == 0
@@ -181,7 +181,7 @@ async def test_forked_child_does_not_touch_its_parents_session(tmp_path: Path) -
 
 
 def test_a_session_may_be_made_before_a_fork_or_in_another_thread_and_opened_later() -> None:
-    session = Session(ApiMall(api_key=API_KEY), http=FakeTransport(Shop(job_s=0.01).answer, latency_s=0.001))
+    session = Session(ApiMall(api_key=API_KEY), http=FakeTransport(FakeGateway(job_s=0.01).answer, latency_s=0.001))
 
     async def use() -> str:
         async with session:

@@ -8,7 +8,7 @@ import pytest
 from nanobanana_async import ApiMall, ConfigurationError, DefApi, IdempotencyConflict, Session, SqliteLedger
 from nanobanana_async.gateways.base import GatewaySettings
 from nanobanana_async.testing import FakeTransport
-from tests.engine.scenes import Shop
+from tests.support.fakes import FakeGateway
 
 OLD, NEW = "sk-old-0123456789", "sk-new-0123456789"
 
@@ -33,7 +33,7 @@ async def goes_on(gateway: GatewaySettings, transport: FakeTransport, path: Path
 
 @pytest.mark.parametrize("kind", [ApiMall, DefApi])
 async def test_a_named_account_goes_on_under_its_next_key(tmp_path: Path, kind: type[ApiMall] | type[DefApi]) -> None:
-    shop, path = Shop(job_s=0.05), tmp_path / "jobs.sqlite"
+    shop, path = FakeGateway(job_s=0.05), tmp_path / "jobs.sqlite"
     transport = FakeTransport(shop.answer, latency_s=0.001)
     await leave_running(kind(api_key=OLD, account="studio"), transport, path)
     await goes_on(kind(api_key=NEW, account="studio"), transport, path)
@@ -46,7 +46,7 @@ async def test_a_named_account_goes_on_under_its_next_key(tmp_path: Path, kind: 
 async def test_an_account_without_a_name_is_told_both_ways_and_goes_on_after_it_was_handed_over(
     tmp_path: Path, kind: type[ApiMall] | type[DefApi], name: str
 ) -> None:
-    shop, path = Shop(job_s=0.05), tmp_path / "jobs.sqlite"
+    shop, path = FakeGateway(job_s=0.05), tmp_path / "jobs.sqlite"
     transport = FakeTransport(shop.answer, latency_s=0.001)
     old, new = kind(api_key=OLD), kind(api_key=NEW, account=name)
     await leave_running(old, transport, path)
@@ -78,7 +78,7 @@ async def test_an_account_without_a_name_is_told_both_ways_and_goes_on_after_it_
 
 
 async def test_a_name_that_was_forgotten_is_said(tmp_path: Path) -> None:
-    transport = FakeTransport(Shop(job_s=0.01).answer, latency_s=0.001)
+    transport = FakeTransport(FakeGateway(job_s=0.01).answer, latency_s=0.001)
     async with session_of(ApiMall(api_key=OLD, account="studio"), transport, tmp_path / "j") as session:
         await session.generate("c", idempotency_key="order-17")
     async with session_of(ApiMall(api_key=NEW), transport, tmp_path / "j") as session:

@@ -14,8 +14,8 @@ from nanobanana_async import (
 from nanobanana_async.errors import ERROR_BY_STATUS, NanoBananaError
 from nanobanana_async.gateways.contract import HttpResponse
 from nanobanana_async.testing import FakeTransport, Reply
-from tests.engine.sayings import Step, completed, created, in_turn, refused, said, task
-from tests.engine.scenes import Diary, Notebook, apimall, virtually, wire_key
+from tests.support.fakes import EventLog, RecordingLedger, apimall, virtually, wire_key
+from tests.support.replies import Step, completed, created, in_turn, json_reply, refused, task
 
 LOST = TransportError("the connection was reset", possibly_sent=True)
 UNSENT = TransportError("connection refused", possibly_sent=False)
@@ -30,7 +30,7 @@ DOUBTS: dict[str, Reply] = {
     "a 503 without the envelope": HttpResponse(status=503, body=b"upstream connect error"),
     "the HTML of a proxy": HTML,
     "garbage in a 200": HttpResponse(status=200, body=b"\x00\xff garbage"),
-    "a 200 without a task id": said(200, {"success": True, "data": {}}),
+    "a 200 without a task id": json_reply(200, {"success": True, "data": {}}),
     "a status of no reference": HttpResponse(status=418, body=b"{}"),
     "a redirect": HttpResponse(status=302, headers={"location": "https://elsewhere.example"}),
 }
@@ -43,9 +43,9 @@ def bought(*creates: Step) -> FakeTransport:
 
 @virtually
 async def test_every_job_is_written_down_before_it_is_sent_and_before_anybody_is_told() -> None:
-    diary = Diary()
-    transport = FakeTransport(diary.asked(in_turn([created()], [completed()])))
-    async with apimall(transport, ledger=Notebook(diary=diary), observers=[diary.saw]) as session:
+    diary = EventLog()
+    transport = FakeTransport(diary.recording_requests(in_turn([created()], [completed()])))
+    async with apimall(transport, ledger=RecordingLedger(log=diary), observers=[diary.observe]) as session:
         job = await session.submit("a fox")
         await job.accepted()
         diary.append("the caller has the task id")
@@ -67,7 +67,7 @@ async def test_every_job_is_written_down_before_it_is_sent_and_before_anybody_is
 
 @virtually
 async def test_the_intent_stands_in_the_ledger_when_the_request_leaves_even_if_writing_is_slow() -> None:
-    ledger = Notebook(delay_s=1.0)
+    ledger = RecordingLedger(delay_s=1.0)
     standing: list[JobState] = []
 
     def answer(request: Any) -> Reply:
@@ -106,7 +106,7 @@ async def test_doubt_is_repeated_with_the_same_bytes_under_the_same_key(name: st
 
 @virtually
 async def test_doubt_is_written_down_before_the_repeat_and_ends_with_a_task_id() -> None:
-    ledger, doubts = Notebook(), list[bool]()
+    ledger, doubts = RecordingLedger(), list[bool]()
 
     def answer(request: Any) -> Reply:
         doubts.append(ledger.record("order-1").in_doubt)
@@ -115,7 +115,7 @@ async def test_doubt_is_written_down_before_the_repeat_and_ends_with_a_task_id()
     async with apimall(FakeTransport(answer), ledger=ledger) as session:
         await session.generate("a fox", idempotency_key="order-1")
     assert doubts == [False, True, False]
-    assert ledger.diary == [
+    assert ledger.log == [
         "claim PENDING",
         "PENDING -> SUBMITTING",
         "SUBMITTING -> SUBMITTING",
@@ -142,7 +142,7 @@ async def test_a_lost_answer_and_then_a_no_and_then_a_task_ends_running(status: 
 @pytest.mark.parametrize("status", NOES)
 @virtually
 async def test_a_lost_answer_and_then_noes_until_patience_ends_is_uncertain(status: int) -> None:
-    transport, ledger = bought(LOST, refused(status)), Notebook()
+    transport, ledger = bought(LOST, refused(status)), RecordingLedger()
     retry = RetryPolicy(max_attempts=4, max_wait_s=200.0)
     async with apimall(transport, ledger=ledger, retry=retry) as session:
         with pytest.raises(JobUncertain) as caught:
@@ -151,7 +151,7 @@ async def test_a_lost_answer_and_then_noes_until_patience_ends_is_uncertain(stat
     assert not caught.value.safe_to_repeat
     assert caught.value.key == "order-1"
     assert ledger.states() == {"order-1": JobState.UNCERTAIN}
-    assert not {"SUBMITTING -> PENDING", "SUBMITTING -> REFUSED"} & set(ledger.diary)
+    assert not {"SUBMITTING -> PENDING", "SUBMITTING -> REFUSED"} & set(ledger.log)
 
 
 @virtually
@@ -174,7 +174,7 @@ async def test_a_409_on_a_key_that_was_sent_before_means_that_it_is_still_in_wor
 
 @virtually
 async def test_a_409_on_a_key_never_sent_before_is_a_conflict() -> None:
-    transport, ledger = bought(refused(409, "idempotency_conflict", "taken")), Notebook(keeps=True)
+    transport, ledger = bought(refused(409, "idempotency_conflict", "taken")), RecordingLedger(keep_ended=True)
     async with apimall(transport, ledger=ledger) as session:
         with pytest.raises(IdempotencyConflict, match="taken") as caught:
             await session.generate("a fox", idempotency_key="order-1")
@@ -194,7 +194,7 @@ async def test_a_409_after_a_send_that_surely_never_left_is_a_conflict_too() -> 
 @pytest.mark.parametrize("status", [400, 401, 402, 403, 404, 451])
 @virtually
 async def test_a_no_without_doubt_refuses_the_job_with_the_gateways_own_words(status: int) -> None:
-    transport, ledger = bought(refused(status, "the_code", "the words")), Notebook(keeps=True)
+    transport, ledger = bought(refused(status, "the_code", "the words")), RecordingLedger(keep_ended=True)
     async with apimall(transport, ledger=ledger) as session:
         with pytest.raises(ERROR_BY_STATUS[status], match="the words") as caught:
             await session.generate("a fox", idempotency_key="order-1")
@@ -209,7 +209,7 @@ async def test_a_no_without_doubt_refuses_the_job_with_the_gateways_own_words(st
 @virtually
 async def test_a_refused_job_is_bought_anew_under_a_wire_key_of_its_own_where_the_ledger_remembers_it() -> None:
     transport = bought(refused(402), created())
-    async with apimall(transport, ledger=Notebook(keeps=True)) as session:
+    async with apimall(transport, ledger=RecordingLedger(keep_ended=True)) as session:
         with pytest.raises(NanoBananaError):
             await session.generate("a fox", idempotency_key="order-1")
         result = await session.generate("a fox", idempotency_key="order-1")
@@ -222,7 +222,7 @@ async def test_a_refused_job_is_bought_anew_under_a_wire_key_of_its_own_where_th
 @virtually
 async def test_a_finished_job_that_the_ledger_remembers_is_handed_over_without_a_request() -> None:
     transport = bought(created())
-    async with apimall(transport, ledger=Notebook(keeps=True)) as session:
+    async with apimall(transport, ledger=RecordingLedger(keep_ended=True)) as session:
         first = await session.generate("a fox", idempotency_key="order-1")
         asked = len(transport.requests)
         again = await session.generate("a fox", idempotency_key="order-1")
@@ -236,7 +236,7 @@ async def test_a_bug_of_a_gateway_is_told_to_the_waiters_and_the_job_counts_as_p
     def broken(_: Any) -> Reply:
         raise ZeroDivisionError("a bug")
 
-    ledger = Notebook()
+    ledger = RecordingLedger()
     async with apimall(FakeTransport(broken), ledger=ledger) as session:
         with pytest.raises(NanoBananaError, match="ZeroDivisionError") as caught:
             await session.generate("a fox", idempotency_key="order-1")

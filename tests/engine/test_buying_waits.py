@@ -17,12 +17,11 @@ from nanobanana_async import (
 from nanobanana_async.errors import ConfigurationError, NanoBananaError, SessionClosed
 from nanobanana_async.gateways.contract import HttpRequest
 from nanobanana_async.testing import FakeTransport, Reply
-from tests.engine.sayings import Step, completed, created, in_turn, refused, task
-from tests.engine.scenes import (
+from tests.support.fakes import (
     API_KEY,
-    Notebook,
+    FakeGateway,
     Opening,
-    Shop,
+    RecordingLedger,
     apimall,
     defapi,
     now,
@@ -30,6 +29,7 @@ from tests.engine.scenes import (
     virtually,
     wire_key,
 )
+from tests.support.replies import Step, completed, created, in_turn, refused, task
 
 LOST = TransportError("the connection was reset", possibly_sent=True)
 UNSENT = TransportError("connection refused", possibly_sent=False)
@@ -62,7 +62,7 @@ class Clocked(FakeTransport):
 async def test_what_was_surely_not_sent_is_tried_again_then_given_up_and_can_be_bought_again(
     session_of: Opening, failure: NanoBananaError, tries: int
 ) -> None:
-    shop, ledger = Shop(), Notebook(keeps=True)
+    shop, ledger = FakeGateway(), RecordingLedger(keep_ended=True)
     works: list[bool] = []
     transport = FakeTransport(lambda request: shop.answer(request) if works else failure)
     async with session_of(transport, ledger=ledger, retry=RetryPolicy(max_attempts=3)) as session:
@@ -134,7 +134,7 @@ async def test_a_wall_clock_that_jumps_ends_the_trust_in_the_key(shift: timedelt
 @pytest.mark.parametrize("session_of", [apimall, defapi])
 @virtually
 async def test_a_429_costs_no_attempt_and_no_doubt_and_the_job_is_bought_at_last(session_of: Opening) -> None:
-    shop, ledger = Shop(job_s=30.0, limit=1), Notebook()
+    shop, ledger = FakeGateway(job_s=30.0, limit=1), RecordingLedger()
     retry = RetryPolicy(max_attempts=1, max_wait_s=5.0)
     transport = FakeTransport(shop.answer)
     async with session_of(transport, ledger=ledger, retry=retry) as session:
@@ -143,14 +143,14 @@ async def test_a_429_costs_no_attempt_and_no_doubt_and_the_job_is_bought_at_last
             await job
         assert session.stats().throttled >= 1
         assert session.stats().slots_held == 0
-    assert (shop.sold, shop.most) == (3, 1)
-    assert "SUBMITTING -> PENDING" in ledger.diary
-    assert not any("UNCERTAIN" in line for line in ledger.diary)
+    assert (shop.sold, shop.most_running) == (3, 1)
+    assert "SUBMITTING -> PENDING" in ledger.log
+    assert not any("UNCERTAIN" in line for line in ledger.log)
 
 
 @virtually
 async def test_a_job_refused_by_429_keeps_its_place_in_the_queue() -> None:
-    shop = Shop(job_s=5.0, limit=2)
+    shop = FakeGateway(job_s=5.0, limit=2)
     sold: list[str | None] = []
 
     def answer(request: HttpRequest) -> Reply:

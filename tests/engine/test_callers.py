@@ -19,8 +19,8 @@ from nanobanana_async.errors import ConfigurationError, GatewayError
 from nanobanana_async.jobs import Failure
 from nanobanana_async.models import ImageRequest
 from nanobanana_async.testing import EPOCH, FakeTransport
-from tests.engine.sayings import Step, completed, created, in_turn, refused, task
-from tests.engine.scenes import Notebook, Opening, Shop, apimall, defapi, virtually
+from tests.support.fakes import FakeGateway, Opening, RecordingLedger, apimall, defapi, virtually
+from tests.support.replies import Step, completed, created, in_turn, refused, task
 
 ONE = ConcurrencyPolicy(max_jobs=1, learn=False)
 
@@ -39,8 +39,8 @@ async def after(delay_s: float, waiter: "asyncio.Task[Any]") -> None:
 @pytest.mark.parametrize("ledger_delay_s", [0.0, 0.7])
 @virtually
 async def test_five_callers_with_one_key_share_one_job_and_one_post(session_of: Opening, ledger_delay_s: float) -> None:
-    transport = FakeTransport(Shop().answer)
-    async with session_of(transport, ledger=Notebook(delay_s=ledger_delay_s)) as session:
+    transport = FakeTransport(FakeGateway().answer)
+    async with session_of(transport, ledger=RecordingLedger(delay_s=ledger_delay_s)) as session:
         async with asyncio.TaskGroup() as group:
             callers = [group.create_task(session.generate("a fox", idempotency_key="order-1")) for _ in range(5)]
         assert session.stats().succeeded == 1
@@ -51,7 +51,7 @@ async def test_five_callers_with_one_key_share_one_job_and_one_post(session_of: 
 @pytest.mark.parametrize("moment", [0.0, 0.03, 0.2, 1.0, 2.5])
 @virtually
 async def test_one_of_them_cancelled_does_not_disturb_the_others(moment: float) -> None:
-    transport = FakeTransport(Shop().answer)
+    transport = FakeTransport(FakeGateway().answer)
     async with apimall(transport) as session:
         callers = [asyncio.Task(session.generate("a fox", idempotency_key="order-1")) for _ in range(5)]
         await after(moment, callers[2])
@@ -63,7 +63,7 @@ async def test_one_of_them_cancelled_does_not_disturb_the_others(moment: float) 
 
 @virtually
 async def test_the_same_key_with_another_request_is_a_conflict_without_a_request() -> None:
-    transport = FakeTransport(Shop(job_s=10.0).answer)
+    transport = FakeTransport(FakeGateway(job_s=10.0).answer)
     async with apimall(transport) as session:
         job = await session.submit("a fox", idempotency_key="order-1")
         await job.accepted()
@@ -78,7 +78,7 @@ async def test_the_same_key_with_another_request_is_a_conflict_without_a_request
 
 @virtually
 async def test_a_key_that_the_ledger_knows_for_another_request_is_a_conflict_too() -> None:
-    transport, ledger = FakeTransport(Shop().answer), Notebook(keeps=True)
+    transport, ledger = FakeTransport(FakeGateway().answer), RecordingLedger(keep_ended=True)
     async with apimall(transport, ledger=ledger) as session:
         await session.generate("a fox", idempotency_key="order-1")
         with pytest.raises(IdempotencyConflict) as caught:
@@ -139,7 +139,7 @@ async def test_accepted_waits_for_the_task_id_and_raises_what_came_instead() -> 
 @virtually
 async def test_updates_tell_each_change_once_to_each_of_several_listeners() -> None:
     heard: list[list[JobState]] = [[], [], []]
-    async with apimall(FakeTransport(Shop().answer)) as session:
+    async with apimall(FakeTransport(FakeGateway().answer)) as session:
         job = await session.submit("a fox")
 
         async def listen(to: list[JobState]) -> None:
@@ -159,7 +159,7 @@ async def test_updates_tell_each_change_once_to_each_of_several_listeners() -> N
 
 @virtually
 async def test_a_listener_that_leaves_early_leaves_nothing_behind() -> None:
-    async with apimall(FakeTransport(Shop().answer)) as session:
+    async with apimall(FakeTransport(FakeGateway().answer)) as session:
         job = await session.submit("a fox")
         listening = job.updates()
         assert await anext(listening) is JobState.PENDING
@@ -169,7 +169,7 @@ async def test_a_listener_that_leaves_early_leaves_nothing_behind() -> None:
 
 @virtually
 async def test_a_request_that_does_not_fit_is_refused_before_anything_is_written_or_sent() -> None:
-    transport, ledger = FakeTransport(Shop().answer), Notebook()
+    transport, ledger = FakeTransport(FakeGateway().answer), RecordingLedger()
     async with defapi(transport, ledger=ledger) as session:
         with pytest.raises(InvalidRequest, match="resolution"):
             await session.generate("a fox", resolution="2K")
@@ -182,18 +182,18 @@ async def test_a_request_that_does_not_fit_is_refused_before_anything_is_written
         with pytest.raises(InvalidRequest, match="task_id"):
             await session.attach("")
     assert not transport.requests
-    assert ledger.diary == []
+    assert ledger.log == []
 
 
 @virtually
 async def test_a_job_that_nobody_knows_is_none() -> None:
-    async with apimall(FakeTransport(Shop().answer)) as session:
+    async with apimall(FakeTransport(FakeGateway().answer)) as session:
         assert await session.job("order-1") is None
 
 
 @virtually
 async def test_every_generate_without_a_key_is_a_job_of_its_own() -> None:
-    shop = Shop()
+    shop = FakeGateway()
     async with apimall(FakeTransport(shop.answer)) as session, asyncio.TaskGroup() as group:
         for _ in range(3):
             group.create_task(session.generate("the same prompt"))
@@ -203,7 +203,7 @@ async def test_every_generate_without_a_key_is_a_job_of_its_own() -> None:
 
 @virtually
 async def test_a_withdrawn_job_tells_all_who_wait_for_it() -> None:
-    transport = FakeTransport(Shop(job_s=60.0).answer)
+    transport = FakeTransport(FakeGateway(job_s=60.0).answer)
     async with apimall(transport, concurrency=ONE) as session:
         await (await session.submit("first")).accepted()
         job = await session.submit("a fox", idempotency_key="order-1")
@@ -222,7 +222,7 @@ async def test_a_withdrawn_job_tells_all_who_wait_for_it() -> None:
 
 @virtually
 async def test_nothing_works_before_the_session_is_open() -> None:
-    session = apimall(FakeTransport(Shop().answer))
+    session = apimall(FakeTransport(FakeGateway().answer))
     for attempt in (session.generate("x"), session.submit("x"), session.job("x"), session.attach("x")):
         with pytest.raises(ConfigurationError, match="not open"):
             await attempt
@@ -234,7 +234,7 @@ async def test_nothing_works_before_the_session_is_open() -> None:
 @virtually
 async def test_a_request_object_is_taken_as_it_is_and_the_handle_knows_it() -> None:
     wish = ImageRequest("a fox", num_images=2, aspect_ratio="16:9")
-    transport = FakeTransport(Shop().answer)
+    transport = FakeTransport(FakeGateway().answer)
     async with apimall(transport) as session:
         job = await session.submit(wish)
         named = evolve(wish, model="nano-banana-pro")  # the model that was bought is part of the request
@@ -246,7 +246,7 @@ async def test_a_request_object_is_taken_as_it_is_and_the_handle_knows_it() -> N
 @pytest.mark.parametrize("kind", ["OfALaterVersion", "NanoBananaError", "log"])
 @virtually
 async def test_a_refusal_of_a_kind_that_is_not_known_here_is_told_all_the_same(kind: str) -> None:
-    ledger = Notebook(keeps=True)
+    ledger = RecordingLedger(keep_ended=True)
     async with apimall(bought(refused(402)), ledger=ledger) as session:
         with pytest.raises(InsufficientCredits):
             await session.generate("a fox", idempotency_key="order-1")

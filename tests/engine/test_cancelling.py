@@ -9,7 +9,7 @@ import pytest
 from nanobanana_async import ConcurrencyPolicy, JobState, JobUncertain, Session, SessionClosed, TransportError
 from nanobanana_async.gateways.contract import HttpRequest
 from nanobanana_async.testing import FakeTransport, Reply
-from tests.engine.scenes import Notebook, Opening, Shop, apimall, defapi, virtually
+from tests.support.fakes import FakeGateway, Opening, RecordingLedger, apimall, defapi, virtually
 
 ONE = ConcurrencyPolicy(max_jobs=1, learn=False)
 LOST = TransportError("the connection was reset", possibly_sent=True)
@@ -23,7 +23,7 @@ async def cancelled(caller: "asyncio.Task[Any]") -> None:
 
 @virtually
 async def test_a_generate_cancelled_before_anything_was_sent_is_withdrawn_and_buys_nothing() -> None:
-    shop, ledger = Shop(job_s=60.0), Notebook(keeps=True)
+    shop, ledger = FakeGateway(job_s=60.0), RecordingLedger(keep_ended=True)
     async with apimall(FakeTransport(shop.answer), ledger=ledger, concurrency=ONE) as session:
         await (await session.submit("first")).accepted()
         caller = asyncio.Task(session.generate("a fox", idempotency_key="order-1"))
@@ -39,7 +39,7 @@ async def test_a_generate_cancelled_before_anything_was_sent_is_withdrawn_and_bu
 @pytest.mark.parametrize("delay_s", [0.0, 2.0])
 @virtually
 async def test_one_cancelled_at_its_first_step_is_withdrawn_whatever_the_ledger_takes(delay_s: float) -> None:
-    shop, ledger = Shop(), Notebook(keeps=True, delay_s=delay_s)
+    shop, ledger = FakeGateway(), RecordingLedger(keep_ended=True, delay_s=delay_s)
     async with apimall(FakeTransport(shop.answer), ledger=ledger, concurrency=ONE) as session:
         caller = asyncio.Task(session.generate("a fox", idempotency_key="order-1"))
         await asyncio.sleep(0)
@@ -54,7 +54,7 @@ async def test_one_cancelled_at_its_first_step_is_withdrawn_whatever_the_ledger_
 async def test_a_generate_cancelled_during_the_post_is_charged_once_and_found_by_its_key(
     session_of: Opening,
 ) -> None:
-    shop = Shop()
+    shop = FakeGateway()
     transport = FakeTransport(shop.answer, latency_s=1.0)
     async with session_of(transport) as session:
         caller = asyncio.Task(session.generate("a fox", idempotency_key="order-1"))
@@ -72,7 +72,7 @@ async def test_a_generate_cancelled_during_the_post_is_charged_once_and_found_by
 
 @virtually
 async def test_a_new_generate_for_a_key_that_is_just_being_withdrawn_buys_it_once() -> None:
-    shop, ledger = Shop(job_s=10.0), Notebook(delay_s=0.5)
+    shop, ledger = FakeGateway(job_s=10.0), RecordingLedger(delay_s=0.5)
     async with apimall(FakeTransport(shop.answer), ledger=ledger, concurrency=ONE) as session:
         first = await session.submit("first")
         await first.accepted()
@@ -89,7 +89,7 @@ async def test_a_new_generate_for_a_key_that_is_just_being_withdrawn_buys_it_onc
 async def test_a_job_that_another_session_left_running_is_not_withdrawn_by_a_caller_that_leaves_early(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    shop, ledger = Shop(job_s=30.0), Notebook()
+    shop, ledger = FakeGateway(job_s=30.0), RecordingLedger()
     async with apimall(FakeTransport(shop.answer), ledger=ledger) as session:
         await (await session.submit("a fox", idempotency_key="order-1")).accepted()
     ledger.delay_s = 0.5
@@ -109,7 +109,7 @@ async def test_a_job_that_another_session_left_running_is_not_withdrawn_by_a_cal
 
 @virtually
 async def test_a_submit_that_is_cancelled_before_it_is_written_down_is_withdrawn() -> None:
-    shop, ledger = Shop(), Notebook(delay_s=1.0, keeps=True)
+    shop, ledger = FakeGateway(), RecordingLedger(delay_s=1.0, keep_ended=True)
     async with apimall(FakeTransport(shop.answer), ledger=ledger) as session:
         caller = asyncio.Task(session.submit("a fox", idempotency_key="order-1"))
         await asyncio.sleep(0.5)
@@ -121,7 +121,7 @@ async def test_a_submit_that_is_cancelled_before_it_is_written_down_is_withdrawn
 
 @virtually
 async def test_a_job_whose_handle_was_given_out_outlives_its_callers() -> None:
-    shop = Shop(job_s=5.0)
+    shop = FakeGateway(job_s=5.0)
     async with apimall(FakeTransport(shop.answer), concurrency=ONE) as session:
         await (await session.submit("first")).accepted()
         job = await session.submit("a fox", idempotency_key="order-1")
@@ -134,7 +134,7 @@ async def test_a_job_whose_handle_was_given_out_outlives_its_callers() -> None:
 
 @virtually
 async def test_cancelling_a_job_that_waits_withdraws_it_and_one_that_was_sent_goes_on() -> None:
-    shop = Shop(job_s=5.0)
+    shop = FakeGateway(job_s=5.0)
     async with apimall(FakeTransport(shop.answer, latency_s=1.0), concurrency=ONE) as session:
         sent, waiting = await session.submit("sent"), await session.submit("waiting")
         await asyncio.sleep(0.5)
@@ -179,7 +179,7 @@ async def _cancelled_at_step(session: Session, number: int, step: int) -> bool:
     return caller.cancelled()
 
 
-def _flaky(shop: Shop) -> Any:
+def _flaky(shop: FakeGateway) -> Any:
     lost = list[bool]()
 
     def answer(request: HttpRequest) -> Reply:
@@ -192,7 +192,7 @@ def _flaky(shop: Shop) -> Any:
     return answer
 
 
-def _balanced(shop: Shop, ledger: Notebook) -> None:
+def _balanced(shop: FakeGateway, ledger: RecordingLedger) -> None:
     """Every charge is a job that the ledger knows as bought, and every such job is a charge."""
     states = list(ledger.states().values())
     assert shop.sold == states.count(JobState.SUCCEEDED) + states.count(JobState.UNCERTAIN)
@@ -206,7 +206,7 @@ async def test_a_caller_cancelled_at_any_await_costs_what_the_ledger_says_and_le
     session_of: Opening, trouble: bool
 ) -> None:
     for step in range(1, 30):
-        shop, ledger = Shop(), Notebook(keeps=True)
+        shop, ledger = FakeGateway(), RecordingLedger(keep_ended=True)
         transport = FakeTransport(_flaky(shop) if trouble else shop.answer)
         async with session_of(transport, ledger=ledger, concurrency=ConcurrencyPolicy(max_jobs=2)) as session:
             async with asyncio.TaskGroup() as group:
@@ -225,7 +225,7 @@ async def test_a_caller_cancelled_at_any_moment_costs_what_the_ledger_says_and_l
     session_of: Opening,
 ) -> None:
     for moment in range(80):
-        shop, ledger = Shop(job_s=1.0), Notebook(keeps=True, delay_s=0.03)
+        shop, ledger = FakeGateway(job_s=1.0), RecordingLedger(keep_ended=True, delay_s=0.03)
         async with session_of(FakeTransport(shop.answer), ledger=ledger, concurrency=ONE) as session:
             callers = [asyncio.Task(session.generate("a fox", idempotency_key=f"order-{n}")) for n in range(3)]
             await asyncio.sleep(moment * 0.05)
@@ -239,7 +239,7 @@ async def test_a_caller_cancelled_at_any_moment_costs_what_the_ledger_says_and_l
 
 @virtually
 async def test_callers_cancelled_while_the_session_closes_get_their_cancel_and_leave_nothing() -> None:
-    shop = Shop(job_s=60.0)
+    shop = FakeGateway(job_s=60.0)
     async with apimall(FakeTransport(shop.answer), concurrency=ONE) as session:
         callers = [asyncio.Task(session.generate("a fox")) for _ in range(3)]
         await asyncio.sleep(1.0)

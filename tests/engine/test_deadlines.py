@@ -9,14 +9,14 @@ import pytest
 from nanobanana_async import ConcurrencyPolicy, JobState, JobUnfinished, Session, Timeouts, TransportError
 from nanobanana_async.gateways.contract import HttpRequest
 from nanobanana_async.testing import FakeTransport, Reply
-from tests.engine.scenes import Notebook, Shop, apimall, now, virtually
+from tests.support.fakes import FakeGateway, RecordingLedger, apimall, now, virtually
 
 ONE = ConcurrencyPolicy(max_jobs=1, learn=False)
 
 
 @virtually
 async def test_a_timeout_of_the_wait_leaves_the_job_alone() -> None:
-    transport = FakeTransport(Shop(job_s=30.0).answer)
+    transport = FakeTransport(FakeGateway(job_s=30.0).answer)
     async with apimall(transport) as session:
         job = await session.submit("a fox", idempotency_key="order-1")
         with pytest.raises(JobUnfinished, match="after 5 s") as caught:
@@ -30,7 +30,7 @@ async def test_a_timeout_of_the_wait_leaves_the_job_alone() -> None:
 
 @virtually
 async def test_a_generate_that_times_out_after_the_send_leaves_the_job_running_under_its_key() -> None:
-    transport = FakeTransport(Shop(job_s=30.0).answer)
+    transport = FakeTransport(FakeGateway(job_s=30.0).answer)
     async with apimall(transport) as session:
         with pytest.raises(JobUnfinished) as caught:
             await session.generate("a fox", idempotency_key="order-1", timeout=5.0)
@@ -43,7 +43,7 @@ async def test_a_generate_that_times_out_after_the_send_leaves_the_job_running_u
 
 @virtually
 async def test_a_generate_that_times_out_before_the_send_is_withdrawn_and_safe_to_repeat() -> None:
-    transport, ledger = FakeTransport(Shop(job_s=60.0).answer), Notebook(keeps=True)
+    transport, ledger = FakeTransport(FakeGateway(job_s=60.0).answer), RecordingLedger(keep_ended=True)
     async with apimall(transport, ledger=ledger, concurrency=ONE) as session:
         await (await session.submit("first")).accepted()
         with pytest.raises(JobUnfinished) as caught:
@@ -57,8 +57,8 @@ async def test_a_generate_that_times_out_before_the_send_is_withdrawn_and_safe_t
 
 @virtually
 async def test_a_timeout_while_nobody_knows_what_the_ledger_holds_is_not_called_safe() -> None:
-    ledger = Notebook(delay_s=10.0)
-    async with apimall(FakeTransport(Shop().answer), ledger=ledger) as session:
+    ledger = RecordingLedger(delay_s=10.0)
+    async with apimall(FakeTransport(FakeGateway().answer), ledger=ledger) as session:
         with pytest.raises(JobUnfinished) as caught:
             await session.generate("a fox", idempotency_key="order-1", timeout=1.0)
         assert not caught.value.safe_to_repeat
@@ -66,7 +66,7 @@ async def test_a_timeout_while_nobody_knows_what_the_ledger_holds_is_not_called_
 
 @virtually
 async def test_each_wait_for_a_job_gets_the_whole_of_job_s() -> None:
-    transport = FakeTransport(Shop(job_s=250.0).answer)
+    transport = FakeTransport(FakeGateway(job_s=250.0).answer)
     async with apimall(transport, timeouts=Timeouts(job_s=100.0)) as session:
         job = await session.submit("a fox")
         for waits in (1, 2):
@@ -80,7 +80,7 @@ async def test_each_wait_for_a_job_gets_the_whole_of_job_s() -> None:
 
 @virtually
 async def test_outage_does_not_shorten_a_later_wait() -> None:
-    shop, down = Shop(job_s=150.0), [True]
+    shop, down = FakeGateway(job_s=150.0), [True]
 
     def answer(request: HttpRequest) -> Reply:
         if request.method == "GET" and down[0]:
@@ -107,7 +107,7 @@ async def test_deadlines_around_generate_end_the_waiting_and_not_the_job(scope: 
         "fail_after": anyio.fail_after,
         "move_on_after": anyio.move_on_after,
     }
-    transport = FakeTransport(Shop(job_s=30.0).answer)
+    transport = FakeTransport(FakeGateway(job_s=30.0).answer)
     async with apimall(transport) as session:
         ended = asyncio.Task(waited(scopes[scope](deadline), session))
         await asyncio.wait([ended])

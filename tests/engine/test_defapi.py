@@ -8,14 +8,14 @@ import pytest
 from nanobanana_async import JobState, JobUncertain, RetryPolicy, Timeouts, TransportError
 from nanobanana_async.gateways.contract import HttpRequest, HttpResponse
 from nanobanana_async.testing import FakeTransport, Reply
-from tests.engine.sayings import Step, defapi_created, defapi_done, in_turn, said, task
-from tests.engine.scenes import Notebook, Shop, apimall, defapi, now, virtually
+from tests.support.fakes import FakeGateway, RecordingLedger, apimall, defapi, now, virtually
+from tests.support.replies import Step, defapi_created, defapi_done, in_turn, json_reply, task
 
 LOST = TransportError("the connection was reset", possibly_sent=True)
 
 
 def no(status: int, code: int | None = None, message: str = "No") -> HttpResponse:
-    return said(status, {"code": status if code is None else code, "message": message})
+    return json_reply(status, {"code": status if code is None else code, "message": message})
 
 
 DOUBTS: dict[str, Reply] = {
@@ -26,7 +26,7 @@ DOUBTS: dict[str, Reply] = {
     "a 504": no(504),
     "the HTML of a proxy": HttpResponse(status=502, body=b"<html>"),
     "garbage in a 200": HttpResponse(status=200, body=b"{"),
-    "a 200 without a task id": said(200, {"code": 0, "message": "ok", "data": {}}),
+    "a 200 without a task id": json_reply(200, {"code": 0, "message": "ok", "data": {}}),
     "a 409": no(409),
     "a no in a 200 that nobody understands": no(200, code=7777, message="hm"),
     "a status of no reference": HttpResponse(status=418, body=b"{}"),
@@ -64,7 +64,7 @@ async def test_a_job_is_bought_and_its_pictures_come_back() -> None:
 @pytest.mark.parametrize("name", DOUBTS)
 @virtually
 async def test_each_kind_of_doubt_parks_the_job_and_no_second_post_ever_leaves(name: str) -> None:
-    transport, ledger = bought(DOUBTS[name], defapi_created()), Notebook()
+    transport, ledger = bought(DOUBTS[name], defapi_created()), RecordingLedger()
     async with defapi(transport, ledger=ledger) as session:
         for _ in range(3):
             with pytest.raises(JobUncertain) as caught:
@@ -120,7 +120,7 @@ async def test_creates_under_a_key_may_use_a_pooled_connection() -> None:
             fresh.append(fresh_connection)
             return await super().send(request, timeout_s=timeout_s, fresh_connection=fresh_connection)
 
-    async with apimall(Noting(Shop().answer)) as session:
+    async with apimall(Noting(FakeGateway().answer)) as session:
         await session.generate("a fox")
     assert fresh
     assert not any(fresh)
@@ -173,7 +173,7 @@ async def test_a_refusal_inside_a_200_is_told_by_the_code_of_the_envelope(code: 
 @virtually
 async def test_a_picture_that_comes_inline_reaches_the_result_and_not_the_ledger() -> None:
     inline = "data:image/png;base64,iVBORw0KGgo="
-    ledger = Notebook(keeps=True)
+    ledger = RecordingLedger(keep_ended=True)
     transport = FakeTransport(in_turn([defapi_created()], [defapi_done(image=inline)]))
     async with defapi(transport, ledger=ledger) as session:
         result = await session.generate("a fox", idempotency_key="order-1")
@@ -185,7 +185,7 @@ async def test_a_picture_that_comes_inline_reaches_the_result_and_not_the_ledger
 
 @virtually
 async def test_two_callers_whose_callback_urls_differ_share_one_job() -> None:
-    transport = FakeTransport(Shop().answer)
+    transport = FakeTransport(FakeGateway().answer)
     async with defapi(transport) as session, asyncio.TaskGroup() as group:
         for number in range(3):
             fields: dict[str, Any] = {"callback_url": f"https://me.example/{number}"}

@@ -19,18 +19,18 @@ from nanobanana_async import (
 from nanobanana_async.events import Event, JobPolled, UnknownStatus
 from nanobanana_async.gateways.contract import HttpRequest, HttpResponse
 from nanobanana_async.testing import FakeTransport, Reply
-from tests.engine.sayings import (
+from tests.support.fakes import FakeGateway, Opening, RecordingLedger, apimall, defapi, now, virtually
+from tests.support.replies import (
     Step,
     completed,
     created,
     defapi_created,
     defapi_done,
     in_turn,
+    json_reply,
     refused,
-    said,
     task,
 )
-from tests.engine.scenes import Notebook, Opening, Shop, apimall, defapi, now, virtually
 
 LOST = TransportError("the connection was reset", possibly_sent=True)
 
@@ -67,7 +67,7 @@ async def test_a_404_right_after_the_create_is_a_replica_that_lags() -> None:
 
 @virtually
 async def test_a_404_that_lasts_ends_the_waiting_and_the_record_stays_running() -> None:
-    ledger = Notebook()
+    ledger = RecordingLedger()
     transport = until(500.0, refused(404), completed())
     async with apimall(transport, ledger=ledger) as session:
         with pytest.raises(TaskNotFound) as caught:
@@ -90,7 +90,7 @@ async def test_completed_without_an_image_is_looked_at_again_until_the_image_is_
 
 @virtually
 async def test_completed_without_an_image_for_ten_seconds_breaks_the_contract_and_the_job_stays_running() -> None:
-    ledger, transport = Notebook(), seen(task("completed", credits_used=8))
+    ledger, transport = RecordingLedger(), seen(task("completed", credits_used=8))
     async with apimall(transport, ledger=ledger) as session:
         with pytest.raises(UnexpectedResponse, match="without an image") as caught:
             await session.generate("a fox", idempotency_key="order-1")
@@ -119,7 +119,7 @@ async def test_a_status_never_seen_before_counts_as_running_and_is_logged_once(
 async def test_a_bad_key_is_told_to_the_waiters_and_the_job_can_be_awaited_again(
     status: int, kind: type[Exception]
 ) -> None:
-    ledger = Notebook()
+    ledger = RecordingLedger()
     transport = until(100.0, refused(status), completed())
     async with apimall(transport, ledger=ledger) as session:
         job = await session.submit("a fox", idempotency_key="order-1")
@@ -160,7 +160,7 @@ async def test_trouble_with_queries_never_fails_a_job(name: str) -> None:
 @pytest.mark.parametrize("name", [*TROUBLE, "a job that never ends"])
 @virtually
 async def test_following_ends_after_job_s_and_the_record_stays_running(name: str) -> None:
-    ledger = Notebook()
+    ledger = RecordingLedger()
     transport = seen({**TROUBLE, "a job that never ends": task("processing")}[name])
     async with apimall(transport, ledger=ledger, timeouts=Timeouts(job_s=300.0)) as session:
         with pytest.raises(Exception, match=r".") as caught:
@@ -190,7 +190,7 @@ async def test_queries_in_trouble_are_asked_ever_more_slowly() -> None:
 @pytest.mark.parametrize("asked", [45.0, None])
 @virtually
 async def test_a_429_on_a_query_slows_the_queries_and_not_the_creates(asked: float | None) -> None:
-    shop, left, asked_first = Shop(job_s=1.0), list[tuple[str, float]](), asyncio.Event()
+    shop, left, asked_first = FakeGateway(job_s=1.0), list[tuple[str, float]](), asyncio.Event()
     headers = {} if asked is None else {"retry-after": str(asked)}
 
     def answer(request: HttpRequest) -> Reply:
@@ -258,7 +258,7 @@ async def test_a_failed_task_without_a_reason_says_that_there_is_none() -> None:
 @virtually
 async def test_defapi_goes_through_its_own_words_to_the_pictures() -> None:
     words = ["pending", "submitted", "in_progress"]
-    queries: list[Step] = [said(200, {"code": 0, "data": {"task_id": "ta1", "status": word}}) for word in words]
+    queries: list[Step] = [json_reply(200, {"code": 0, "data": {"task_id": "ta1", "status": word}}) for word in words]
     events: list[Event] = []
     transport = FakeTransport(in_turn([defapi_created()], [*queries, defapi_done()]))
     async with defapi(transport, observers=[events.append]) as session:
@@ -271,7 +271,7 @@ async def test_defapi_goes_through_its_own_words_to_the_pictures() -> None:
 @virtually
 async def test_a_failed_defapi_task_tells_its_reason() -> None:
     failed = {"task_id": "ta1", "status": "failed", "status_reason": {"message": "blocked upstream"}}
-    transport = FakeTransport(in_turn([defapi_created()], [said(200, {"code": 0, "data": failed})]))
+    transport = FakeTransport(in_turn([defapi_created()], [json_reply(200, {"code": 0, "data": failed})]))
     async with defapi(transport) as session:
         with pytest.raises(JobFailed, match="blocked upstream"):
             await session.generate("a fox")
@@ -280,7 +280,7 @@ async def test_a_failed_defapi_task_tells_its_reason() -> None:
 @pytest.mark.parametrize("session_of", [apimall, defapi])
 @virtually
 async def test_a_task_is_attached_by_its_id_and_nothing_is_bought(session_of: Opening) -> None:
-    shop = Shop()
+    shop = FakeGateway()
     shop.tasks["t77"] = 0.0
     transport = FakeTransport(shop.answer)
     async with session_of(transport) as session:

@@ -8,14 +8,14 @@ from nanobanana_async import GenerationResult, JobState, SessionClosed, TaskNotF
 from nanobanana_async.errors import UnexpectedResponse
 from nanobanana_async.gateways.contract import HttpRequest
 from nanobanana_async.testing import Reply
-from tests.engine.neighbours import KEY, Process, SharedNotebook, found
-from tests.engine.sayings import defapi_done, said, task
-from tests.engine.scenes import Shop, defapi, virtually
+from tests.support.fakes import FakeGateway, defapi, virtually
+from tests.support.replies import defapi_done, json_reply, task
+from tests.support.shared_ledger import KEY, FakeProcess, SharedLedger, found
 
 INLINE = "data:image/png;base64,iVBORw0KGgo="
 
 
-class InlineShop(Shop):
+class InlineGateway(FakeGateway):
     """Shows its pictures inline, while it has them."""
 
     has_them = True
@@ -30,18 +30,18 @@ class InlineShop(Shop):
             self.down -= 1
             return TransportError("the connection was reset", possibly_sent=True)
         if not self.knows_the_task:
-            return said(404, {"code": 404, "message": "no such task"})
+            return json_reply(404, {"code": 404, "message": "no such task"})
         task_id = request.url.rpartition("=")[2]
         if reply == task("in_progress", task_id):
             return reply
         return defapi_done(task_id, image=INLINE) if self.has_them else task("success", task_id)
 
 
-def a_process(book: SharedNotebook, shop: InlineShop, *, delay_s: float = 0.0) -> Process:
-    return Process(book, shop.answer, session_of=defapi, delay_s=delay_s)
+def a_process(book: SharedLedger, shop: InlineGateway, *, delay_s: float = 0.0) -> FakeProcess:
+    return FakeProcess(book, shop.answer, session_of=defapi, delay_s=delay_s)
 
 
-async def bought_before(book: SharedNotebook, shop: InlineShop) -> GenerationResult:
+async def bought_before(book: SharedLedger, shop: InlineGateway) -> GenerationResult:
     """Let a session buy the job, and end."""
     async with a_process(book, shop) as process:
         result = await process.session.generate("a fox", idempotency_key=KEY)
@@ -53,7 +53,7 @@ async def bought_before(book: SharedNotebook, shop: InlineShop) -> GenerationRes
 @pytest.mark.parametrize("way", ["job", "generate"])
 @virtually
 async def test_a_second_session_gets_them_by_one_query(way: str) -> None:
-    shop, book = InlineShop(), SharedNotebook()
+    shop, book = InlineGateway(), SharedLedger()
     first = await bought_before(book, shop)
     async with a_process(book, shop) as process:
         job = await found(process.session, KEY)
@@ -72,7 +72,7 @@ async def test_a_second_session_gets_them_by_one_query(way: str) -> None:
 
 @virtually
 async def test_who_waits_in_another_session_gets_them_by_one_query() -> None:
-    shop, book = InlineShop(job_s=20.0), SharedNotebook()
+    shop, book = InlineGateway(job_s=20.0), SharedLedger()
     async with a_process(book, shop) as a, a_process(book, shop) as b:
         mine = asyncio.Task(a.session.generate("a fox", idempotency_key=KEY))
         await asyncio.sleep(1.0)
@@ -83,7 +83,7 @@ async def test_who_waits_in_another_session_gets_them_by_one_query() -> None:
 
 @virtually
 async def test_a_gateway_that_has_them_no_longer_is_asked_each_time_the_job_is_awaited() -> None:
-    shop, book = InlineShop(), SharedNotebook()
+    shop, book = InlineGateway(), SharedLedger()
     await bought_before(book, shop)
     shop.has_them = False
     async with a_process(book, shop) as process:
@@ -102,7 +102,7 @@ async def test_a_gateway_that_has_them_no_longer_is_asked_each_time_the_job_is_a
 
 @virtually
 async def test_a_gateway_that_has_forgotten_the_task_ends_the_asking_after_a_while() -> None:
-    shop, book = InlineShop(), SharedNotebook()
+    shop, book = InlineGateway(), SharedLedger()
     await bought_before(book, shop)
     shop.knows_the_task = False
     async with a_process(book, shop) as process:
@@ -115,7 +115,7 @@ async def test_a_gateway_that_has_forgotten_the_task_ends_the_asking_after_a_whi
 
 @virtually
 async def test_a_lost_answer_is_asked_for_again() -> None:
-    shop, book = InlineShop(), SharedNotebook()
+    shop, book = InlineGateway(), SharedLedger()
     await bought_before(book, shop)
     shop.down = 3
     async with a_process(book, shop) as process:
@@ -125,7 +125,7 @@ async def test_a_lost_answer_is_asked_for_again() -> None:
 
 @virtually
 async def test_two_who_wait_share_one_query() -> None:
-    shop, book = InlineShop(), SharedNotebook()
+    shop, book = InlineGateway(), SharedLedger()
     await bought_before(book, shop)
     async with a_process(book, shop) as process:
         one, two = await found(process.session, KEY), await found(process.session, KEY)
@@ -138,7 +138,7 @@ async def test_two_who_wait_share_one_query() -> None:
 @pytest.mark.parametrize("delay_s", [0.0, 0.1])
 @virtually
 async def test_nobody_ever_gets_a_result_without_them_whenever_he_asks(delay_s: float) -> None:
-    shop, book = InlineShop(), SharedNotebook()
+    shop, book = InlineGateway(), SharedLedger()
     await bought_before(book, shop)
     for gap_s in (0.0, 0.01, 0.025, 0.05, 0.1, 0.125, 0.15):
         async with a_process(book, shop, delay_s=delay_s) as process:
@@ -156,7 +156,7 @@ async def test_nobody_ever_gets_a_result_without_them_whenever_he_asks(delay_s: 
 @virtually
 async def test_a_waiter_who_is_told_late_asks_again_with_whoever_asks_then() -> None:
     """The job has ended, and before its waiter runs, somebody else has begun to ask for it under its key."""
-    shop, book = InlineShop(job_s=5.0), SharedNotebook()
+    shop, book = InlineGateway(job_s=5.0), SharedLedger()
     async with a_process(book, shop) as a, a_process(book, shop, delay_s=0.1) as b:
         mine = asyncio.Task(a.session.generate("a fox", idempotency_key=KEY))
         await asyncio.sleep(1.0)
@@ -175,7 +175,7 @@ async def test_a_waiter_who_is_told_late_asks_again_with_whoever_asks_then() -> 
 
 @virtually
 async def test_closing_meanwhile_sends_the_waiters_away() -> None:
-    shop, book = InlineShop(), SharedNotebook()
+    shop, book = InlineGateway(), SharedLedger()
     await bought_before(book, shop)
     shop.down = 10_000
     async with a_process(book, shop) as process:
@@ -191,7 +191,7 @@ async def test_closing_meanwhile_sends_the_waiters_away() -> None:
 
 @virtually
 async def test_a_caller_who_gives_up_does_not_disturb_who_stays() -> None:
-    shop, book = InlineShop(), SharedNotebook()
+    shop, book = InlineGateway(), SharedLedger()
     await bought_before(book, shop)
     shop.down = 3
     async with a_process(book, shop) as process:

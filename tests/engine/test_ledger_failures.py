@@ -8,8 +8,8 @@ from nanobanana_async import JobState, LedgerError, RetryPolicy, TransportError
 from nanobanana_async.events import Event, PollFailed
 from nanobanana_async.gateways.contract import HttpRequest
 from nanobanana_async.testing import FakeTransport, Reply
-from tests.engine.sayings import Step, completed, created, in_turn, refused, task
-from tests.engine.scenes import Notebook, Opening, Shop, apimall, defapi, virtually
+from tests.support.fakes import FakeGateway, Opening, RecordingLedger, apimall, defapi, virtually
+from tests.support.replies import Step, completed, created, in_turn, refused, task
 
 LOST = TransportError("the connection was reset", possibly_sent=True)
 CLAIM, INTENT, ANSWER, END = 1, 2, 3, 4
@@ -23,7 +23,7 @@ def bought(*creates: Step) -> FakeTransport:
 @pytest.mark.parametrize("broken", [CLAIM, INTENT])
 @virtually
 async def test_without_a_durable_intent_nothing_is_sent(session_of: Opening, broken: int) -> None:
-    transport, ledger = FakeTransport(Shop().answer), Notebook(fails=[broken])
+    transport, ledger = FakeTransport(FakeGateway().answer), RecordingLedger(failing_writes=[broken])
     async with session_of(transport, ledger=ledger) as session:
         with pytest.raises(LedgerError, match="the disk is full") as caught:
             await session.generate("a fox", idempotency_key="order-1")
@@ -39,8 +39,8 @@ async def test_without_a_durable_intent_nothing_is_sent(session_of: Opening, bro
 
 @virtually
 async def test_a_job_that_cannot_be_written_down_is_not_submitted() -> None:
-    transport = FakeTransport(Shop().answer)
-    async with apimall(transport, ledger=Notebook(fails=[CLAIM])) as session:
+    transport = FakeTransport(FakeGateway().answer)
+    async with apimall(transport, ledger=RecordingLedger(failing_writes=[CLAIM])) as session:
         with pytest.raises(LedgerError):
             await session.submit("a fox")
     assert not transport.requests
@@ -48,7 +48,7 @@ async def test_a_job_that_cannot_be_written_down_is_not_submitted() -> None:
 
 @virtually
 async def test_a_task_id_that_cannot_be_written_down_is_in_the_error_and_following_goes_on() -> None:
-    transport, ledger = bought(created()), Notebook(fails=[ANSWER])
+    transport, ledger = bought(created()), RecordingLedger(failing_writes=[ANSWER])
     async with apimall(transport, ledger=ledger) as session:
         with pytest.raises(LedgerError) as caught:
             await session.generate("a fox", idempotency_key="order-1")
@@ -65,7 +65,7 @@ async def test_a_task_id_that_cannot_be_written_down_is_in_the_error_and_followi
 
 @virtually
 async def test_each_waiter_hears_of_the_unwritten_task_id_and_can_await_again() -> None:
-    async with apimall(bought(created()), ledger=Notebook(fails=[ANSWER])) as session:
+    async with apimall(bought(created()), ledger=RecordingLedger(failing_writes=[ANSWER])) as session:
         job = await session.submit("a fox")
         waiting = [asyncio.Task(job.accepted()), asyncio.Task(job.result())]
         await asyncio.wait(waiting)
@@ -79,7 +79,7 @@ async def test_each_waiter_hears_of_the_unwritten_task_id_and_can_await_again() 
 @virtually
 async def test_the_result_is_handed_over_although_the_last_write_failed() -> None:
     events: list[Event] = []
-    ledger = Notebook(fails=[END])
+    ledger = RecordingLedger(failing_writes=[END])
     async with apimall(bought(created()), ledger=ledger, observers=[events.append]) as session:
         assert (await session.generate("a fox", idempotency_key="order-1")).task_id == "img_1"
         assert session.stats().slots_held == 0
@@ -90,7 +90,7 @@ async def test_the_result_is_handed_over_although_the_last_write_failed() -> Non
 @virtually
 async def test_a_result_that_could_not_be_written_down_is_found_again_by_its_key() -> None:
     transport = bought(created())
-    async with apimall(transport, ledger=Notebook(fails=[END])) as session:
+    async with apimall(transport, ledger=RecordingLedger(failing_writes=[END])) as session:
         await session.generate("a fox", idempotency_key="order-1")
         assert (await session.generate("a fox", idempotency_key="order-1")).task_id == "img_1"
     assert len(transport.creates) == 1
@@ -101,7 +101,7 @@ async def test_a_result_that_could_not_be_written_down_is_found_again_by_its_key
 async def test_a_failure_that_cannot_be_written_down_leaves_the_job_submitting_and_repeats_nothing(
     answer: Reply,
 ) -> None:
-    transport, ledger = bought(answer, created()), Notebook(fails=[ANSWER])
+    transport, ledger = bought(answer, created()), RecordingLedger(failing_writes=[ANSWER])
     async with apimall(transport, ledger=ledger) as session:
         with pytest.raises(LedgerError) as caught:
             await session.generate("a fox", idempotency_key="order-1")
@@ -115,7 +115,9 @@ async def test_a_failure_that_cannot_be_written_down_leaves_the_job_submitting_a
 @virtually
 async def test_giving_up_that_cannot_be_written_down_is_a_ledger_error() -> None:
     transport = bought(TransportError("refused", possibly_sent=False))
-    async with apimall(transport, ledger=Notebook(fails=[ANSWER]), retry=RetryPolicy(max_attempts=1)) as session:
+    async with apimall(
+        transport, ledger=RecordingLedger(failing_writes=[ANSWER]), retry=RetryPolicy(max_attempts=1)
+    ) as session:
         with pytest.raises(LedgerError):
             await session.generate("a fox")
     assert len(transport.creates) == 1
@@ -123,8 +125,8 @@ async def test_giving_up_that_cannot_be_written_down_is_a_ledger_error() -> None
 
 @virtually
 async def test_a_withdrawal_that_cannot_be_written_down_sends_nothing_all_the_same() -> None:
-    shop = Shop(job_s=50.0, limit=1)
-    ledger = Notebook()
+    shop = FakeGateway(job_s=50.0, limit=1)
+    ledger = RecordingLedger()
     async with apimall(FakeTransport(shop.answer), ledger=ledger) as session:
         await (await session.submit("one")).accepted()
         waiting = await session.submit("two", idempotency_key="order-2")
@@ -145,7 +147,7 @@ async def test_a_withdrawal_that_cannot_be_written_down_sends_nothing_all_the_sa
 async def test_whichever_write_fails_every_post_has_its_intent_and_nothing_is_sold_twice(
     broken: int, session_of: Opening
 ) -> None:
-    shop, ledger, bare = Shop(), Notebook(fails=[broken], keeps=True), list[str]()
+    shop, ledger, bare = FakeGateway(), RecordingLedger(failing_writes=[broken], keep_ended=True), list[str]()
 
     def answer(request: HttpRequest) -> Reply:
         if request.method == "POST" and JobState.SUBMITTING not in ledger.states().values():
@@ -164,7 +166,7 @@ async def test_whichever_write_fails_every_post_has_its_intent_and_nothing_is_so
 
 @virtually
 async def test_a_write_that_somebody_else_outran_stops_the_job_before_it_is_sent() -> None:
-    transport, ledger = FakeTransport(Shop().answer), Notebook(delay_s=0.5)
+    transport, ledger = FakeTransport(FakeGateway().answer), RecordingLedger(delay_s=0.5)
     async with apimall(transport, ledger=ledger) as session:
         job = await session.submit("a fox", idempotency_key="order-1")
         known = ledger.record("order-1")

@@ -18,17 +18,17 @@ from nanobanana_async import (
 )
 from nanobanana_async.gateways.contract import HttpRequest
 from nanobanana_async.testing import Reply
-from tests.engine.neighbours import (
+from tests.support.fakes import FakeGateway, apimall, defapi, virtually
+from tests.support.replies import json_reply, refused
+from tests.support.shared_ledger import (
     KEY,
-    Process,
-    SharedNotebook,
+    FakeProcess,
+    SharedLedger,
     found,
     fox,
     leave_pending,
     leave_running,
 )
-from tests.engine.sayings import refused, said
-from tests.engine.scenes import Shop, apimall, defapi, virtually
 
 UNSENT = TransportError("refused", possibly_sent=False)
 
@@ -36,15 +36,15 @@ UNSENT = TransportError("refused", possibly_sent=False)
 @pytest.mark.parametrize("delay_s", [0.0, 0.1])
 @virtually
 async def test_a_refused_job_that_two_sessions_buy_anew_at_one_moment_is_bought_once(delay_s: float) -> None:
-    shop, book = Shop(), SharedNotebook()
+    shop, book = FakeGateway(), SharedLedger()
     poor = [True]
 
     def answer(request: HttpRequest) -> Reply:
         return refused(402) if poor[0] else shop.answer(request)
 
     async with (
-        Process(book, answer, session_of=apimall, delay_s=delay_s) as a,
-        Process(book, answer, session_of=apimall, delay_s=delay_s) as b,
+        FakeProcess(book, answer, session_of=apimall, delay_s=delay_s) as a,
+        FakeProcess(book, answer, session_of=apimall, delay_s=delay_s) as b,
     ):
         with pytest.raises(InsufficientCredits):
             await fox(a.session)
@@ -59,13 +59,13 @@ async def test_a_refused_job_that_two_sessions_buy_anew_at_one_moment_is_bought_
 
 @virtually
 async def test_a_caller_who_comes_while_a_refused_job_is_bought_anew_shares_the_new_purchase() -> None:
-    shop, book = Shop(), SharedNotebook()
+    shop, book = FakeGateway(), SharedLedger()
     poor = [True]
 
     def answer(request: HttpRequest) -> Reply:
         return refused(402) if poor[0] else shop.answer(request)
 
-    async with Process(book, answer, session_of=apimall, delay_s=1.0) as a:
+    async with FakeProcess(book, answer, session_of=apimall, delay_s=1.0) as a:
         with pytest.raises(InsufficientCredits):
             await fox(a.session)
         poor[0] = False
@@ -79,16 +79,16 @@ async def test_a_caller_who_comes_while_a_refused_job_is_bought_anew_shares_the_
 
 @virtually
 async def test_a_new_purchase_that_cannot_be_written_down_is_a_ledger_error_and_sends_nothing() -> None:
-    shop, book = Shop(), SharedNotebook()
+    shop, book = FakeGateway(), SharedLedger()
     answers: list[Reply] = [refused(402)]
 
     def answer(request: HttpRequest) -> Reply:
         return answers.pop() if answers else shop.answer(request)
 
-    async with Process(book, answer, session_of=apimall) as a:
+    async with FakeProcess(book, answer, session_of=apimall) as a:
         with pytest.raises(InsufficientCredits):
             await fox(a.session)
-        a.page.fails["advance"] = 1
+        a.ledger.fails["advance"] = 1
         with pytest.raises(LedgerError, match="the disk is full") as caught:
             await fox(a.session)
         assert not caught.value.safe_to_repeat  # somebody else may have been faster
@@ -98,21 +98,24 @@ async def test_a_new_purchase_that_cannot_be_written_down_is_a_ledger_error_and_
 
 @virtually
 async def test_a_conflict_on_a_job_that_was_taken_over_lets_go_of_it() -> None:
-    shop, book = Shop(job_s=30.0), SharedNotebook()
+    shop, book = FakeGateway(job_s=30.0), SharedLedger()
     await leave_running(book, shop, KEY, session_of=apimall)
-    async with Process(book, shop.answer, session_of=apimall) as a, Process(book, shop.answer, session_of=apimall) as b:
+    async with (
+        FakeProcess(book, shop.answer, session_of=apimall) as a,
+        FakeProcess(book, shop.answer, session_of=apimall) as b,
+    ):
         with pytest.raises(IdempotencyConflict):
             await a.session.generate("a wolf", idempotency_key=KEY)
         assert book.owner(KEY) is None
         (job,) = await b.session.resume()
         assert (await job).task_id == "t1"
-        assert not a.line.requests
+        assert not a.transport.requests
 
 
 @pytest.mark.parametrize("why", ["the key was revoked", "the task is unknown", "it takes too long"])
 @virtually
 async def test_a_job_whose_following_stopped_is_free_for_others_and_can_be_awaited_again(why: str) -> None:
-    shop, book = Shop(job_s=200.0), SharedNotebook()
+    shop, book = FakeGateway(job_s=200.0), SharedLedger()
     trouble = [True]
 
     def answer(request: HttpRequest) -> Reply:
@@ -124,8 +127,8 @@ async def test_a_job_whose_following_stopped_is_free_for_others_and_can_be_await
 
     patience = Timeouts(job_s=50.0) if why == "it takes too long" else Timeouts()
     async with (
-        Process(book, answer, session_of=apimall, timeouts=patience) as a,
-        Process(book, shop.answer, session_of=apimall) as b,
+        FakeProcess(book, answer, session_of=apimall, timeouts=patience) as a,
+        FakeProcess(book, shop.answer, session_of=apimall) as b,
     ):
         job = await a.session.submit("a fox", idempotency_key=KEY)
         with pytest.raises((AuthenticationError, TaskNotFound, JobUnfinished)):
@@ -135,7 +138,7 @@ async def test_a_job_whose_following_stopped_is_free_for_others_and_can_be_await
         assert (book.states()[KEY], book.owner(KEY), a.held) == (JobState.RUNNING, None, 0)
         theirs = fox(b.session)
         await asyncio.sleep(5.0)
-        assert book.owner(KEY) is b.page
+        assert book.owner(KEY) is b.ledger
         asked = a.queries
         again = asyncio.Task(job.result())
         assert await theirs == "t1"
@@ -146,13 +149,13 @@ async def test_a_job_whose_following_stopped_is_free_for_others_and_can_be_await
 
 @virtually
 async def test_a_job_whose_following_stopped_is_followed_again_here_if_nobody_else_does() -> None:
-    shop, book = Shop(job_s=100.0), SharedNotebook()
+    shop, book = FakeGateway(job_s=100.0), SharedLedger()
     trouble = [True]
 
     def answer(request: HttpRequest) -> Reply:
         return refused(401) if request.method == "GET" and trouble[0] else shop.answer(request)
 
-    async with Process(book, answer, session_of=apimall) as a:
+    async with FakeProcess(book, answer, session_of=apimall) as a:
         job = await a.session.submit("a fox", idempotency_key=KEY)
         for _ in range(3):
             with pytest.raises(AuthenticationError):
@@ -165,10 +168,10 @@ async def test_a_job_whose_following_stopped_is_followed_again_here_if_nobody_el
 
 @virtually
 async def test_a_job_that_was_given_up_unsent_is_free_for_others_and_its_handle_waits_for_them() -> None:
-    shop, book = Shop(job_s=10.0), SharedNotebook()
+    shop, book = FakeGateway(job_s=10.0), SharedLedger()
     async with (
-        Process(book, lambda _: UNSENT, session_of=apimall, retry=RetryPolicy(max_attempts=1)) as a,
-        Process(book, shop.answer, session_of=apimall) as b,
+        FakeProcess(book, lambda _: UNSENT, session_of=apimall, retry=RetryPolicy(max_attempts=1)) as a,
+        FakeProcess(book, shop.answer, session_of=apimall) as b,
     ):
         job = await a.session.submit("a fox", idempotency_key=KEY)
         with pytest.raises(TransportError):
@@ -187,40 +190,43 @@ async def test_a_job_that_was_given_up_unsent_is_free_for_others_and_its_handle_
 
 @virtually
 async def test_letting_go_that_fails_harms_nothing() -> None:
-    shop, book = Shop(job_s=50.0), SharedNotebook()
+    shop, book = FakeGateway(job_s=50.0), SharedLedger()
     trouble = [True]
 
     def answer(request: HttpRequest) -> Reply:
         return refused(401) if request.method == "GET" and trouble[0] else shop.answer(request)
 
-    async with Process(book, shop.answer, session_of=apimall) as b:
-        async with Process(book, answer, session_of=apimall) as a:
+    async with FakeProcess(book, shop.answer, session_of=apimall) as b:
+        async with FakeProcess(book, answer, session_of=apimall) as a:
             job = await a.session.submit("a fox", idempotency_key=KEY)
-            a.page.fails["release"] = 1
+            a.ledger.fails["release"] = 1
             with pytest.raises(AuthenticationError):
                 await job
             await asyncio.sleep(1.0)
-            assert book.owner(KEY) is a.page
+            assert book.owner(KEY) is a.ledger
             theirs = fox(b.session)
             await asyncio.sleep(3.0)
-            assert not b.line.requests
+            assert not b.transport.requests
         assert await theirs == "t1"
     assert shop.sold == 1
 
 
 @virtually
 async def test_a_task_id_that_the_ledger_does_not_know_is_not_left_to_others() -> None:
-    shop, book = Shop(job_s=50.0), SharedNotebook()
+    shop, book = FakeGateway(job_s=50.0), SharedLedger()
     trouble = [True]
 
     def answer(request: HttpRequest) -> Reply:
-        no = said(401, {"code": 401, "message": "No"})
+        no = json_reply(401, {"code": 401, "message": "No"})
         return no if request.method == "GET" and trouble[0] else shop.answer(request)
 
-    async with Process(book, answer, session_of=defapi) as a, Process(book, shop.answer, session_of=defapi) as b:
+    async with (
+        FakeProcess(book, answer, session_of=defapi) as a,
+        FakeProcess(book, shop.answer, session_of=defapi) as b,
+    ):
         job = await a.session.submit("a fox", idempotency_key=KEY)
         await asyncio.sleep(0.01)
-        a.page.fails["advance"] = 1
+        a.ledger.fails["advance"] = 1
         with pytest.raises(LedgerError):
             await job.accepted()
         with pytest.raises(AuthenticationError):
@@ -236,9 +242,9 @@ async def test_a_task_id_that_the_ledger_does_not_know_is_not_left_to_others() -
 @virtually
 async def test_a_generate_that_comes_while_a_job_is_let_go_buys_it() -> None:
     for moment in range(40):
-        shop, book = Shop(), SharedNotebook()
+        shop, book = FakeGateway(), SharedLedger()
         await leave_pending(book, shop, KEY, session_of=apimall)
-        async with Process(book, shop.answer, session_of=apimall, delay_s=0.2) as a:
+        async with FakeProcess(book, shop.answer, session_of=apimall, delay_s=0.2) as a:
             job = await found(a.session, KEY)
             waiting = asyncio.Task(job.result())
             await asyncio.sleep(moment * 0.025)
@@ -253,9 +259,9 @@ async def test_a_cancel_that_comes_while_the_job_is_looked_for_withdraws_it_once
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     for moment in range(24):
-        shop, book = Shop(), SharedNotebook()
+        shop, book = FakeGateway(), SharedLedger()
         await leave_pending(book, shop, KEY, session_of=apimall)
-        async with Process(book, shop.answer, session_of=apimall, delay_s=0.2) as a:
+        async with FakeProcess(book, shop.answer, session_of=apimall, delay_s=0.2) as a:
             job = await found(a.session, KEY)
             waiting = asyncio.Task(job.result())
             await asyncio.sleep(moment * 0.025)
@@ -269,12 +275,15 @@ async def test_a_cancel_that_comes_while_the_job_is_looked_for_withdraws_it_once
 
 @virtually
 async def test_a_result_that_could_not_be_written_down_is_found_by_who_waits_elsewhere() -> None:
-    shop, book = Shop(job_s=10.0), SharedNotebook()
-    async with Process(book, shop.answer, session_of=defapi) as a, Process(book, shop.answer, session_of=defapi) as b:
+    shop, book = FakeGateway(job_s=10.0), SharedLedger()
+    async with (
+        FakeProcess(book, shop.answer, session_of=defapi) as a,
+        FakeProcess(book, shop.answer, session_of=defapi) as b,
+    ):
         mine = fox(a.session)
         await asyncio.sleep(1.0)
         theirs = fox(b.session)
-        a.page.fails["advance"] = 1
+        a.ledger.fails["advance"] = 1
         assert await mine == "t1"
         assert book.states() == {KEY: JobState.RUNNING}
         assert await theirs == "t1"

@@ -10,8 +10,8 @@ from nanobanana_async import DefApi, GenerationResult, ImageRequest, JobState, S
 from nanobanana_async.errors import UnexpectedResponse
 from nanobanana_async.gateways.contract import HttpRequest
 from nanobanana_async.testing import FakeTransport, Reply, run_virtual
-from tests.engine.sayings import created, defapi_created, said, task
-from tests.engine.scenes import API_KEY, apimall, now, virtually
+from tests.support.fakes import API_KEY, apimall, now, virtually
+from tests.support.replies import created, defapi_created, json_reply, task
 
 SIX = [f"https://cdn.example/{number}.png" for number in range(6)]
 MISFITS: list[Any] = [None, "", 5, "pending", "https://[broken"]
@@ -51,7 +51,7 @@ async def test_defapi_too() -> None:
         if request.method == "POST":
             return defapi_created("t1")
         results = [{"image": SIX[0]}, {"image": 7}, {"note": "none"}, {"image": SIX[3]}]
-        return said(200, {"code": 0, "data": {"task_id": "t1", "status": "success", "result": results}})
+        return json_reply(200, {"code": 0, "data": {"task_id": "t1", "status": "success", "result": results}})
 
     async with Session(DefApi(api_key=API_KEY), http=FakeTransport(answer)) as session:
         assert told(await session.generate("a fox")) == ({0: SIX[0], 3: SIX[3]}, [1, 2])

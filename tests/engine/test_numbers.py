@@ -26,8 +26,8 @@ from nanobanana_async import (
 from nanobanana_async.engine.tracked_job import NEVER, TrackedJob
 from nanobanana_async.events import Event, UnknownStatus
 from nanobanana_async.testing import FakeTransport
-from tests.engine import sayings
-from tests.engine.scenes import Shop, apimall, now, virtually
+from tests.support import replies
+from tests.support.fakes import FakeGateway, apimall, now, virtually
 
 BAD = [math.nan, -1, -math.inf, 10**400, Decimal("1E+1000000"), Decimal("sNaN"), True, "5", [5]]
 
@@ -35,7 +35,7 @@ BAD = [math.nan, -1, -math.inf, 10**400, Decimal("1E+1000000"), Decimal("sNaN"),
 @pytest.mark.parametrize("bad", BAD, ids=[f"bad{place}" for place in range(len(BAD))])
 @virtually
 async def test_a_timeout_that_is_none_is_refused_before_anything_is_bought(bad: Any) -> None:
-    shop = Shop()
+    shop = FakeGateway()
     async with apimall(FakeTransport(shop.answer)) as session:
         with pytest.raises(ConfigurationError, match="timeout must be a number of at least 0"):
             await session.generate("a fox", timeout=bad)
@@ -50,13 +50,13 @@ async def test_a_timeout_that_is_none_is_refused_before_anything_is_bought(bad: 
 @pytest.mark.parametrize("good", [None, math.inf, 60, Decimal(60), Fraction(121, 2)])
 @virtually
 async def test_a_timeout_that_is_long_enough_or_none_lets_the_job_end(good: Any) -> None:
-    async with apimall(FakeTransport(Shop().answer)) as session:
+    async with apimall(FakeTransport(FakeGateway().answer)) as session:
         assert (await session.generate("a fox", timeout=good)).task_id == "t1"
 
 
 @virtually
 async def test_no_time_at_all_is_a_timeout() -> None:
-    async with apimall(FakeTransport(Shop().answer)) as session:
+    async with apimall(FakeTransport(FakeGateway().answer)) as session:
         with pytest.raises(JobUnfinished, match="after 0 s"):
             await session.generate("a fox", timeout=0)
 
@@ -92,7 +92,7 @@ def test_a_word_is_no_consent_to_pay_twice(name: str) -> None:
 
 @virtually
 async def test_a_batch_takes_no_word_for_a_switch() -> None:
-    async with apimall(FakeTransport(Shop().answer)) as session:
+    async with apimall(FakeTransport(FakeGateway().answer)) as session:
         for name in ("ordered", "retry_failed", "progress"):
             with pytest.raises(ConfigurationError, match=f"{name} must be True or False"):
                 session.generate_many(["a fox"], **{name: "no"})  # type: ignore[arg-type]
@@ -115,7 +115,7 @@ def test_infinity_means_no_limit_where_there_can_be_none_and_is_refused_elsewher
 @virtually
 async def test_a_session_without_any_limit_of_time_works() -> None:
     endless = Timeouts(connect_s=math.inf, create_s=math.inf, query_s=math.inf, job_s=math.inf, close_s=math.inf)
-    async with apimall(FakeTransport(Shop().answer), timeouts=endless) as session:
+    async with apimall(FakeTransport(FakeGateway().answer), timeouts=endless) as session:
         assert (await session.generate("a fox")).task_id == "t1"
 
 
@@ -124,7 +124,7 @@ async def test_a_session_without_any_limit_of_time_works() -> None:
 async def test_a_running_job_is_never_dropped_whatever_its_due_time(
     due: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    shop = Shop()
+    shop = FakeGateway()
     async with apimall(FakeTransport(shop.answer)) as session:
         engine = session._session_task.engine
         assert engine is not None
@@ -142,7 +142,7 @@ async def test_a_running_job_is_never_dropped_whatever_its_due_time(
 
 @virtually
 async def test_a_job_that_was_bought_is_never_said_to_be_not_bought(monkeypatch: pytest.MonkeyPatch) -> None:
-    async with apimall(FakeTransport(Shop(job_s=1e9).answer)) as session:
+    async with apimall(FakeTransport(FakeGateway(job_s=1e9).answer)) as session:
         job = await session.submit("a fox")
         await job.accepted()
         monkeypatch.setattr(TrackedJob, "live", False)  # however it came to that
@@ -188,7 +188,7 @@ async def test_any_printable_task_id_can_be_attached(task_id: str) -> None:
 
     def answer(request: Any) -> Any:
         asked.append(request.url)
-        return sayings.completed(task_id)
+        return replies.completed(task_id)
 
     async with apimall(FakeTransport(answer)) as session:
         job = await session.attach(task_id)
@@ -202,7 +202,7 @@ async def test_any_printable_task_id_can_be_attached(task_id: str) -> None:
 @pytest.mark.parametrize("task_id", ["", "a\nb", "\ud800", None, 5])
 @virtually
 async def test_what_is_no_task_id_is_refused_as_one(task_id: Any) -> None:
-    async with apimall(FakeTransport(Shop().answer)) as session:
+    async with apimall(FakeTransport(FakeGateway().answer)) as session:
         with pytest.raises(InvalidRequest, match="task_id must be printable text"):
             await session.attach(task_id)
 
@@ -216,9 +216,9 @@ async def test_each_strange_status_word_is_told_once_and_not_without_end() -> No
     def answer(request: Any) -> Any:
         nonlocal looks
         if request.method == "POST":
-            return sayings.created("t1")
+            return replies.created("t1")
         looks += 1
-        return sayings.task(next(words), "t1") if looks < 400 else sayings.completed("t1")
+        return replies.task(next(words), "t1") if looks < 400 else replies.completed("t1")
 
     async with apimall(FakeTransport(answer), observers=[events.append]) as session:
         await session.generate("a fox")
@@ -230,7 +230,7 @@ async def test_each_strange_status_word_is_told_once_and_not_without_end() -> No
 @virtually
 async def test_strange_words_are_logged_short(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("DEBUG", "nanobanana_async")
-    replies = iter([sayings.created("t1"), sayings.task("x" * 5000, "t1"), sayings.completed("t1")])
+    replies = iter([replies.created("t1"), replies.task("x" * 5000, "t1"), replies.completed("t1")])
     async with apimall(FakeTransport(lambda _: next(replies))) as session:
         await session.generate("a fox")
     assert "status.unknown" in caplog.text

@@ -9,8 +9,8 @@ from nanobanana_async import ConcurrencyPolicy, JobUncertain, RetryPolicy, Sessi
 from nanobanana_async.gateways.contract import HttpRequest, HttpResponse
 from nanobanana_async.models import GenerationResult
 from nanobanana_async.testing import FakeTransport, Reply
-from tests.engine.sayings import refused
-from tests.engine.scenes import Shop, apimall, defapi, now, virtually, wire_key
+from tests.support.fakes import FakeGateway, apimall, defapi, now, virtually, wire_key
+from tests.support.replies import refused
 
 LOST = TransportError("the connection was reset", possibly_sent=True)
 PROXY = HttpResponse(status=502, body=b"<html>502</html>")
@@ -23,7 +23,7 @@ class Outage:
     def __init__(
         self, answer: Reply, *, begins: float, ends: float, limit: int | None = None, everything: bool = False
     ) -> None:
-        self.shop = Shop(limit=limit)
+        self.shop = FakeGateway(limit=limit)
         self._everything = everything
         self._answer = answer
         self._begins, self.ends = begins, ends
@@ -127,7 +127,7 @@ async def test_the_jobs_in_doubt_take_turns_as_probes_so_that_none_uses_up_its_a
 
 @virtually
 async def test_one_lone_lost_answer_does_not_stop_the_others() -> None:
-    shop, lost = Shop(), list[str | None]()
+    shop, lost = FakeGateway(), list[str | None]()
 
     def answer(request: HttpRequest) -> Reply:
         if request.method == "POST" and not lost:
@@ -146,7 +146,7 @@ async def test_one_lone_lost_answer_does_not_stop_the_others() -> None:
 
 @virtually
 async def test_an_empty_budget_makes_repeats_wait_and_new_jobs_leave() -> None:
-    shop, seen = Shop(), Counter[str | None]()
+    shop, seen = FakeGateway(), Counter[str | None]()
 
     def each_first_answer_is_lost(request: HttpRequest) -> Reply:
         if request.method == "GET":
@@ -164,7 +164,7 @@ async def test_an_empty_budget_makes_repeats_wait_and_new_jobs_leave() -> None:
 
 @virtually
 async def test_repeats_that_cannot_leave_since_the_wire_is_full_draw_nothing_from_the_budget() -> None:
-    shop, seen = Shop(job_s=0.1), set[str | None]()
+    shop, seen = FakeGateway(job_s=0.1), set[str | None]()
 
     async def answer(request: HttpRequest) -> Reply:
         if request.method == "POST" and wire_key(request) == "order-0" and not seen:

@@ -7,7 +7,7 @@ import pytest
 from nanobanana_async.engine.tracked_job import LIVE_PHASES, PHASES, Phase, TrackedJob
 from nanobanana_async.jobs import JobRecord
 from nanobanana_async.testing import FakeTransport
-from tests.engine.scenes import Shop, apimall, virtually
+from tests.support.fakes import FakeGateway, apimall, virtually
 
 
 def looked_up() -> TrackedJob:
@@ -41,7 +41,7 @@ def test_a_move_cancels_the_due_time() -> None:
 
 @virtually
 async def test_a_finished_job_is_done_and_no_longer_tracked() -> None:
-    async with apimall(FakeTransport(Shop().answer)) as session:
+    async with apimall(FakeTransport(FakeGateway().answer)) as session:
         job = await session.submit("a fox")
         await job
         assert job._tracked.phase is Phase.DONE

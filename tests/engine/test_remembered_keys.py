@@ -19,8 +19,8 @@ from nanobanana_async import (
 )
 from nanobanana_async.errors import InsufficientCredits
 from nanobanana_async.testing import FakeTransport
-from tests.engine.sayings import completed, created, defapi_created, defapi_done, in_turn, refused, task
-from tests.engine.scenes import Opening, Shop, apimall, defapi, virtually
+from tests.support.fakes import FakeGateway, Opening, apimall, defapi, virtually
+from tests.support.replies import completed, created, defapi_created, defapi_done, in_turn, refused, task
 
 KEY = "order-17"
 EACH_GATEWAY = pytest.mark.parametrize("opening", [apimall, defapi])
@@ -33,7 +33,7 @@ async def bought(session: Session, prompt: str = "a fox") -> Any:
 @EACH_GATEWAY
 @virtually
 async def test_a_finished_job_is_returned_again_without_a_request(opening: Opening) -> None:
-    transport = FakeTransport(Shop().answer)
+    transport = FakeTransport(FakeGateway().answer)
     async with opening(transport) as session:
         first = await bought(session)
         asked = len(transport.requests)
@@ -52,7 +52,7 @@ async def test_a_finished_job_is_returned_again_without_a_request(opening: Openi
 
 @virtually
 async def test_a_row_of_a_batch_with_a_key_of_its_own_is_bought_once() -> None:
-    shop = Shop()
+    shop = FakeGateway()
     async with apimall(FakeTransport(shop.answer)) as session:
         rows = [{"prompt": "a fox", "key": KEY}, {"prompt": "a crow"}]
         for _ in range(3):
@@ -65,7 +65,7 @@ async def test_a_row_of_a_batch_with_a_key_of_its_own_is_bought_once() -> None:
 @virtually
 async def test_a_key_that_the_session_made_is_forgotten() -> None:
     ledger = MemoryLedger()
-    async with apimall(FakeTransport(Shop().answer), ledger=ledger) as session:
+    async with apimall(FakeTransport(FakeGateway().answer), ledger=ledger) as session:
         result = await session.generate("a fox")
         assert await session.job(result.key) is None
         assert [outcome.ok async for outcome in session.generate_many(["a", "b"])] == [True, True]
@@ -113,7 +113,7 @@ async def test_a_refused_job_is_bought_anew_under_a_new_wire_key() -> None:
 
 @virtually
 async def test_a_withdrawn_job_is_bought_anew() -> None:
-    shop = Shop(job_s=20.0)
+    shop = FakeGateway(job_s=20.0)
     one = ConcurrencyPolicy(max_jobs=1, learn=False)
     async with apimall(FakeTransport(shop.answer), concurrency=one) as session:
         first = await session.submit("a crow")
@@ -156,7 +156,7 @@ async def test_inline_images_are_not_kept_and_are_asked_for_again() -> None:
 
 @virtually
 async def test_callers_one_after_the_other_and_at_once_pay_once() -> None:
-    shop = Shop()
+    shop = FakeGateway()
     async with apimall(FakeTransport(shop.answer)) as session:
         for _ in range(3):
             async with asyncio.TaskGroup() as group:

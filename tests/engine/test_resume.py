@@ -17,17 +17,17 @@ from nanobanana_async import (
     SessionClosed,
 )
 from nanobanana_async.jobs import ACTIVE_STATES
-from tests.engine.neighbours import (
+from tests.support.fakes import API_KEY, FakeGateway, Opening, apimall, defapi, now, virtually, wire_key
+from tests.support.shared_ledger import (
     KEY,
-    LosingShop,
-    Process,
-    SharedNotebook,
+    FakeProcess,
+    LosingGateway,
+    SharedLedger,
     found,
     leave_pending,
     leave_running,
     leave_submitting,
 )
-from tests.engine.scenes import API_KEY, Opening, Shop, apimall, defapi, now, virtually, wire_key
 
 BOTH = pytest.mark.parametrize("session_of", [apimall, defapi])
 Leaving = Callable[..., Awaitable[None]]
@@ -36,9 +36,9 @@ Leaving = Callable[..., Awaitable[None]]
 @BOTH
 @virtually
 async def test_what_ran_is_followed_and_nothing_is_bought(session_of: Opening) -> None:
-    shop, book = Shop(job_s=30.0), SharedNotebook()
+    shop, book = FakeGateway(job_s=30.0), SharedLedger()
     await leave_running(book, shop, "a", "b", session_of=session_of)
-    async with Process(book, shop.answer, session_of=session_of) as process:
+    async with FakeProcess(book, shop.answer, session_of=session_of) as process:
         jobs = await process.session.resume()
         assert [(job.key, job.state, job.task_id) for job in jobs] == [
             ("a", JobState.RUNNING, "t1"),
@@ -53,22 +53,22 @@ async def test_what_ran_is_followed_and_nothing_is_bought(session_of: Opening) -
 
 @virtually
 async def test_what_was_sent_and_not_answered_is_repeated_under_its_key_and_with_its_bytes() -> None:
-    shop, book = Shop(), SharedNotebook()
+    shop, book = FakeGateway(), SharedLedger()
     await leave_submitting(book, shop, KEY, session_of=apimall)
     before = book.record(KEY)
-    async with Process(book, shop.answer, session_of=apimall) as process:
+    async with FakeProcess(book, shop.answer, session_of=apimall) as process:
         (job,) = await process.session.resume()
         assert (await job).task_id == "t1"
-        (create,) = process.line.creates
+        (create,) = process.transport.creates
     assert (wire_key(create), create.body) == (KEY, before.body)
     assert shop.sold == 1
 
 
 @virtually
 async def test_where_no_key_is_taken_what_was_sent_and_not_answered_is_uncertain() -> None:
-    shop, book = Shop(), SharedNotebook()
+    shop, book = FakeGateway(), SharedLedger()
     await leave_submitting(book, shop, KEY, session_of=defapi)
-    async with Process(book, shop.answer, session_of=defapi) as process:
+    async with FakeProcess(book, shop.answer, session_of=defapi) as process:
         (job,) = await process.session.resume()
         assert job.state is JobState.UNCERTAIN
         with pytest.raises(JobUncertain) as caught:
@@ -79,30 +79,30 @@ async def test_where_no_key_is_taken_what_was_sent_and_not_answered_is_uncertain
         await asyncio.sleep(1800.0)
         assert process.held == 0
         assert await process.session.resume() == []
-        assert not process.line.requests
+        assert not process.transport.requests
     assert shop.sold == 1
 
 
 @virtually
 async def test_a_key_that_has_lived_too_long_is_not_repeated() -> None:
-    shop, book = Shop(), SharedNotebook()
+    shop, book = FakeGateway(), SharedLedger()
     await leave_submitting(book, shop, KEY, session_of=apimall)
     await asyncio.sleep(1801.0)
-    async with Process(book, shop.answer, session_of=apimall) as process:
+    async with FakeProcess(book, shop.answer, session_of=apimall) as process:
         (job,) = await process.session.resume()
         assert job.state is JobState.UNCERTAIN
-        assert not process.line.requests
+        assert not process.transport.requests
 
 
 @BOTH
 @virtually
 async def test_what_was_never_sent_is_bought_only_when_that_is_asked_for(session_of: Opening) -> None:
-    shop, book = Shop(), SharedNotebook()
+    shop, book = FakeGateway(), SharedLedger()
     await leave_pending(book, shop, "a", "b", session_of=session_of)
-    async with Process(book, shop.answer, session_of=session_of) as process:
+    async with FakeProcess(book, shop.answer, session_of=session_of) as process:
         assert await process.session.resume() == []
         await asyncio.sleep(60.0)
-        assert not process.line.requests
+        assert not process.transport.requests
         assert book.owner("a") is None
         jobs = await process.session.resume(buy=True)
         assert [job.key for job in jobs] == ["a", "b"]
@@ -112,33 +112,33 @@ async def test_what_was_never_sent_is_bought_only_when_that_is_asked_for(session
 
 @virtually
 async def test_jobs_of_another_account_are_left_alone() -> None:
-    shop, book = Shop(job_s=30.0), SharedNotebook()
+    shop, book = FakeGateway(job_s=30.0), SharedLedger()
     await leave_running(book, shop, KEY, session_of=apimall)
 
     def mine(transport: Any, **settings: Any) -> Session:
         return Session(ApiMall(api_key=f"{API_KEY}-of-mine"), http=transport, **settings)
 
-    async with Process(book, shop.answer, session_of=mine) as process:
+    async with FakeProcess(book, shop.answer, session_of=mine) as process:
         assert await process.session.resume(buy=True) == []
         await asyncio.sleep(60.0)
-        assert not process.line.requests
+        assert not process.transport.requests
     assert book.states() == {KEY: JobState.RUNNING}
 
 
 @BOTH
 @virtually
 async def test_jobs_of_an_owner_who_lives_are_left_to_him(session_of: Opening) -> None:
-    shop, book = Shop(job_s=30.0), SharedNotebook()
+    shop, book = FakeGateway(job_s=30.0), SharedLedger()
     one = ConcurrencyPolicy(max_jobs=1, learn=False)
     async with (
-        Process(book, shop.answer, session_of=session_of, concurrency=one) as first,
-        Process(book, shop.answer, session_of=session_of) as second,
+        FakeProcess(book, shop.answer, session_of=session_of, concurrency=one) as first,
+        FakeProcess(book, shop.answer, session_of=session_of) as second,
     ):
         running, waiting = await first.session.submit("one"), await first.session.submit("two")
         await running.accepted()
         assert await second.session.resume(buy=True) == []
         await asyncio.sleep(10.0)
-        assert not second.line.requests
+        assert not second.transport.requests
         await running
         await waiting
     assert shop.sold == 2
@@ -146,9 +146,9 @@ async def test_jobs_of_an_owner_who_lives_are_left_to_him(session_of: Opening) -
 
 @virtually
 async def test_several_hundred_jobs_are_resumed_oldest_first_and_each_once() -> None:
-    shop, book = Shop(job_s=30.0), SharedNotebook()
+    shop, book = FakeGateway(job_s=30.0), SharedLedger()
     keys = [f"order-{number}" for number in range(450)]
-    async with Process(book, shop.answer, session_of=apimall) as first:
+    async with FakeProcess(book, shop.answer, session_of=apimall) as first:
         async with asyncio.TaskGroup() as group:
             for key in keys:
                 group.create_task(first.session.submit("a fox", idempotency_key=key))
@@ -156,7 +156,7 @@ async def test_several_hundred_jobs_are_resumed_oldest_first_and_each_once() -> 
         assert shop.sold == 450
         first.kill()
         assert list(book.states()) == keys
-        async with Process(book, shop.answer, session_of=apimall) as second:
+        async with FakeProcess(book, shop.answer, session_of=apimall) as second:
             jobs = await second.session.resume()
             assert [job.key for job in jobs] == keys
             async with asyncio.TaskGroup() as group:
@@ -168,9 +168,9 @@ async def test_several_hundred_jobs_are_resumed_oldest_first_and_each_once() -> 
 
 @virtually
 async def test_a_second_resume_finds_nothing_more_and_two_at_once_share_nothing() -> None:
-    shop, book = Shop(job_s=30.0), SharedNotebook()
+    shop, book = FakeGateway(job_s=30.0), SharedLedger()
     await leave_running(book, shop, "a", "b", "c", session_of=apimall)
-    async with Process(book, shop.answer, session_of=apimall, delay_s=0.1) as process:
+    async with FakeProcess(book, shop.answer, session_of=apimall, delay_s=0.1) as process:
         async with asyncio.TaskGroup() as group:
             both = [group.create_task(process.session.resume()) for _ in range(2)]
         assert sorted(job.key for task in both for job in task.result()) == ["a", "b", "c"]
@@ -183,9 +183,9 @@ async def test_a_second_resume_finds_nothing_more_and_two_at_once_share_nothing(
 @virtually
 async def test_a_generate_of_the_same_key_shares_the_job_with_resume(leave: Leaving, delay_s: float) -> None:
     for moment in (0.0, 0.2, 0.4, 0.7, 1.0, 1.3):
-        shop, book = Shop(job_s=10.0), SharedNotebook()
+        shop, book = FakeGateway(job_s=10.0), SharedLedger()
         await leave(book, shop, KEY, session_of=apimall)
-        async with Process(book, shop.answer, session_of=apimall, delay_s=delay_s) as process:
+        async with FakeProcess(book, shop.answer, session_of=apimall, delay_s=delay_s) as process:
             resuming = asyncio.Task(process.session.resume())
             await asyncio.sleep(moment)
             result = await process.session.generate(f"a fox for {KEY}", idempotency_key=KEY)
@@ -197,12 +197,12 @@ async def test_a_generate_of_the_same_key_shares_the_job_with_resume(leave: Leav
 @pytest.mark.parametrize("leave", [leave_running, leave_submitting, leave_pending])
 @virtually
 async def test_two_sessions_that_resume_at_one_moment_follow_each_job_once_and_buy_it_once(leave: Leaving) -> None:
-    shop, book = Shop(job_s=10.0), SharedNotebook()
+    shop, book = FakeGateway(job_s=10.0), SharedLedger()
     keys = {"a", "b", "c", "d"}
     await leave(book, shop, *sorted(keys), session_of=apimall)
     async with (
-        Process(book, shop.answer, session_of=apimall, delay_s=0.01) as first,
-        Process(book, shop.answer, session_of=apimall, delay_s=0.013) as second,
+        FakeProcess(book, shop.answer, session_of=apimall, delay_s=0.01) as first,
+        FakeProcess(book, shop.answer, session_of=apimall, delay_s=0.013) as second,
     ):
         async with asyncio.TaskGroup() as group:
             lists = [group.create_task(one.session.resume(buy=True)) for one in (first, second)]
@@ -218,10 +218,10 @@ async def test_two_sessions_that_resume_at_one_moment_follow_each_job_once_and_b
 
 @virtually
 async def test_a_list_that_cannot_be_read_is_a_ledger_error_and_resume_can_be_called_again() -> None:
-    shop, book = Shop(job_s=10.0), SharedNotebook()
+    shop, book = FakeGateway(job_s=10.0), SharedLedger()
     await leave_running(book, shop, KEY, session_of=apimall)
-    async with Process(book, shop.answer, session_of=apimall) as process:
-        process.page.fails["unfinished"] = 1
+    async with FakeProcess(book, shop.answer, session_of=apimall) as process:
+        process.ledger.fails["unfinished"] = 1
         with pytest.raises(LedgerError, match="the disk is full"):
             await process.session.resume()
         (job,) = await process.session.resume()
@@ -231,13 +231,13 @@ async def test_a_list_that_cannot_be_read_is_a_ledger_error_and_resume_can_be_ca
 @pytest.mark.parametrize("method", ["adopt", "advance"])
 @virtually
 async def test_a_job_that_cannot_be_taken_up_is_not_sent_and_goes_on_when_it_is_awaited(method: str) -> None:
-    shop, book = Shop(), SharedNotebook()
+    shop, book = FakeGateway(), SharedLedger()
     await leave_submitting(book, shop, KEY, session_of=apimall)
-    async with Process(book, shop.answer, session_of=apimall) as process:
-        process.page.fails[method] = 1
+    async with FakeProcess(book, shop.answer, session_of=apimall) as process:
+        process.ledger.fails[method] = 1
         (job,) = await process.session.resume()
         await asyncio.sleep(10.0)
-        assert not process.line.requests
+        assert not process.transport.requests
         assert (job.state, process.held) == (JobState.SUBMITTING, 0)
         assert (await job).task_id == "t1"
     assert shop.sold == 1
@@ -245,13 +245,13 @@ async def test_a_job_that_cannot_be_taken_up_is_not_sent_and_goes_on_when_it_is_
 
 @virtually
 async def test_a_job_that_could_not_be_taken_up_is_free_for_others() -> None:
-    shop, book = Shop(), SharedNotebook()
+    shop, book = FakeGateway(), SharedLedger()
     await leave_submitting(book, shop, KEY, session_of=apimall)
     async with (
-        Process(book, shop.answer, session_of=apimall) as first,
-        Process(book, shop.answer, session_of=apimall) as second,
+        FakeProcess(book, shop.answer, session_of=apimall) as first,
+        FakeProcess(book, shop.answer, session_of=apimall) as second,
     ):
-        first.page.fails["advance"] = 1
+        first.ledger.fails["advance"] = 1
         await first.session.resume()
         await asyncio.sleep(1.0)
         assert book.owner(KEY) is None
@@ -263,10 +263,10 @@ async def test_a_job_that_could_not_be_taken_up_is_free_for_others() -> None:
 @pytest.mark.parametrize("delay_s", [0.0, 0.5])
 @virtually
 async def test_a_session_that_closes_during_resume_leaves_the_jobs_for_the_next(delay_s: float) -> None:
-    shop, book = Shop(job_s=10.0), SharedNotebook()
+    shop, book = FakeGateway(job_s=10.0), SharedLedger()
     await leave_running(book, shop, "a", "b", "c", session_of=apimall)
     for moment in (0.0, 0.3, 0.6, 0.8, 1.1, 1.6):
-        async with Process(book, shop.answer, session_of=apimall, delay_s=delay_s) as process:
+        async with FakeProcess(book, shop.answer, session_of=apimall, delay_s=delay_s) as process:
             resuming = asyncio.Task(process.session.resume())
             await asyncio.sleep(moment)
             await process.session.aclose()
@@ -278,7 +278,7 @@ async def test_a_session_that_closes_during_resume_leaves_the_jobs_for_the_next(
                     with pytest.raises(SessionClosed):
                         await job
         assert [book.owner(key) for key in "abc"] == [None, None, None]
-    async with Process(book, shop.answer, session_of=apimall) as process:
+    async with FakeProcess(book, shop.answer, session_of=apimall) as process:
         assert len(await process.session.resume()) == 3 - sum(
             state not in ACTIVE_STATES for state in book.states().values()
         )
@@ -287,10 +287,10 @@ async def test_a_session_that_closes_during_resume_leaves_the_jobs_for_the_next(
 
 @virtually
 async def test_a_job_that_loses_its_answers_again_is_still_bought_once() -> None:
-    shop, book = LosingShop(job_s=5.0), SharedNotebook()
+    shop, book = LosingGateway(job_s=5.0), SharedLedger()
     await leave_submitting(book, shop, "a", "b", session_of=apimall)
-    shop.loses = [True, True, True]
-    async with Process(book, shop.answer, session_of=apimall) as process:
+    shop.lost_answers = [True, True, True]
+    async with FakeProcess(book, shop.answer, session_of=apimall) as process:
         jobs = await process.session.resume()
         assert {(await job).task_id for job in jobs} == {"t1", "t2"}
         assert process.held == 0
@@ -299,16 +299,16 @@ async def test_a_job_that_loses_its_answers_again_is_still_bought_once() -> None
 
 @virtually
 async def test_jobs_that_are_resumed_again_and_again_by_processes_that_die_are_bought_once() -> None:
-    shop, book = Shop(job_s=60.0), SharedNotebook()
+    shop, book = FakeGateway(job_s=60.0), SharedLedger()
     await leave_submitting(book, shop, "a", "b", session_of=apimall)
     for life_s in (0.0, 0.02, 0.04, 0.06, 0.2):
-        async with Process(book, shop.answer, session_of=apimall, delay_s=0.01) as process:
+        async with FakeProcess(book, shop.answer, session_of=apimall, delay_s=0.01) as process:
             resuming = asyncio.Task(process.session.resume())
             await asyncio.sleep(life_s)
             process.kill()
             resuming.cancel()
             await asyncio.wait([resuming])
-    async with Process(book, shop.answer, session_of=apimall) as process:
+    async with FakeProcess(book, shop.answer, session_of=apimall) as process:
         began_at = now()
         for job in await process.session.resume():
             await job
@@ -320,9 +320,9 @@ async def test_jobs_that_are_resumed_again_and_again_by_processes_that_die_are_b
 
 @virtually
 async def test_a_pending_job_that_resume_left_alone_can_still_be_looked_up_and_generated() -> None:
-    shop, book = Shop(), SharedNotebook()
+    shop, book = FakeGateway(), SharedLedger()
     await leave_pending(book, shop, KEY, session_of=apimall)
-    async with Process(book, shop.answer, session_of=apimall) as process:
+    async with FakeProcess(book, shop.answer, session_of=apimall) as process:
         await process.session.resume()
         with pytest.raises(JobUnfinished, match="never bought"):
             await (await found(process.session, KEY))

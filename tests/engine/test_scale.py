@@ -5,14 +5,14 @@ import asyncio
 from nanobanana_async import ConcurrencyPolicy, JobState
 from nanobanana_async.events import Event, JobStateChanged
 from nanobanana_async.testing import FakeTransport
-from tests.engine.scenes import Notebook, Shop, apimall, now, virtually, wire_key
+from tests.support.fakes import FakeGateway, RecordingLedger, apimall, now, virtually, wire_key
 
 JOBS = 3000
 
 
 @virtually
 async def test_three_thousand_generates_at_once_leave_nothing() -> None:
-    shop, ledger = Shop(job_s=2.0), Notebook()
+    shop, ledger = FakeGateway(job_s=2.0), RecordingLedger()
     transport = FakeTransport(shop.answer)
     wide = ConcurrencyPolicy(max_jobs=300, learn=False, max_requests=64)
     async with apimall(transport, ledger=ledger, concurrency=wide) as session:
@@ -28,18 +28,18 @@ async def test_three_thousand_generates_at_once_leave_nothing() -> None:
 
 @virtually
 async def test_never_more_jobs_are_held_than_the_policy_allows() -> None:
-    shop = Shop(job_s=2.0)
+    shop = FakeGateway(job_s=2.0)
     policy = ConcurrencyPolicy(max_jobs=7)
     async with apimall(FakeTransport(shop.answer), concurrency=policy) as session, asyncio.TaskGroup() as group:
         for number in range(60):
             group.create_task(session.generate(f"fox {number}"))
     assert shop.sold == 60
-    assert 4 <= shop.most <= 7
+    assert 4 <= shop.most_running <= 7
 
 
 @virtually
 async def test_never_more_requests_are_on_the_wire_than_the_policy_allows() -> None:
-    shop, most = Shop(job_s=0.2), 0
+    shop, most = FakeGateway(job_s=0.2), 0
 
     def answer(request: object) -> object:
         nonlocal most
@@ -63,7 +63,7 @@ async def test_who_came_first_is_sent_first() -> None:
         if isinstance(event, JobStateChanged) and event.record.state is JobState.SUBMITTING:
             told.append(event.record.key)
 
-    shop = Shop(job_s=1.0)
+    shop = FakeGateway(job_s=1.0)
     transport = FakeTransport(shop.answer)
     policy = ConcurrencyPolicy(max_jobs=3, learn=False)
     async with apimall(transport, concurrency=policy, observers=[observe]) as session, asyncio.TaskGroup() as group:

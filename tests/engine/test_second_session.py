@@ -18,11 +18,11 @@ from nanobanana_async import (
 )
 from nanobanana_async.gateways.contract import HttpRequest
 from nanobanana_async.testing import FakeTransport, Reply
-from tests.engine.scenes import (
+from tests.support.fakes import (
     API_KEY,
-    Notebook,
+    FakeGateway,
     Opening,
-    Shop,
+    RecordingLedger,
     apimall,
     defapi,
     now,
@@ -34,12 +34,12 @@ from tests.engine.scenes import (
 KEY = "order-1"
 
 
-async def left_running(session_of: Opening, ledger: Notebook, shop: Shop) -> None:
+async def left_running(session_of: Opening, ledger: RecordingLedger, shop: FakeGateway) -> None:
     async with session_of(FakeTransport(shop.answer), ledger=ledger) as session:
         await (await session.submit("a fox", idempotency_key=KEY)).accepted()
 
 
-async def left_submitting(session_of: Opening, ledger: Notebook, shop: Shop) -> FakeTransport:
+async def left_submitting(session_of: Opening, ledger: RecordingLedger, shop: FakeGateway) -> FakeTransport:
     """Leave a job whose POST was sold, and whose answer never came."""
 
     async def never(request: HttpRequest) -> Reply:
@@ -55,7 +55,7 @@ async def left_submitting(session_of: Opening, ledger: Notebook, shop: Shop) -> 
     return transport
 
 
-async def left_pending(ledger: Notebook, shop: Shop) -> None:
+async def left_pending(ledger: RecordingLedger, shop: FakeGateway) -> None:
     ledger.delay_s = 1.0
     async with apimall(FakeTransport(shop.answer), ledger=ledger) as session:
         caller = asyncio.Task(session.generate("a fox", idempotency_key=KEY))
@@ -70,7 +70,7 @@ async def left_pending(ledger: Notebook, shop: Shop) -> None:
 @pytest.mark.parametrize("way", ["job", "generate", "attach", "updates"])
 @virtually
 async def test_a_running_job_is_followed_to_its_end_and_bought_once(session_of: Opening, way: str) -> None:
-    shop, ledger = Shop(job_s=30.0), Notebook()
+    shop, ledger = FakeGateway(job_s=30.0), RecordingLedger()
     await left_running(session_of, ledger, shop)
     transport = FakeTransport(shop.answer)
     async with session_of(transport, ledger=ledger) as session:
@@ -90,7 +90,7 @@ async def test_a_running_job_is_followed_to_its_end_and_bought_once(session_of: 
 
 @virtually
 async def test_two_handles_of_one_job_that_was_looked_up_both_bring_its_result() -> None:
-    shop, ledger = Shop(job_s=30.0), Notebook()
+    shop, ledger = FakeGateway(job_s=30.0), RecordingLedger()
     await left_running(apimall, ledger, shop)
     transport = FakeTransport(shop.answer)
     async with apimall(transport, ledger=ledger) as session:
@@ -106,7 +106,7 @@ async def test_two_handles_of_one_job_that_was_looked_up_both_bring_its_result()
 @pytest.mark.parametrize("way", ["job", "generate", "accepted"])
 @virtually
 async def test_a_submitting_job_is_repeated_under_its_key_on_apimall(way: str) -> None:
-    shop, ledger = Shop(), Notebook()
+    shop, ledger = FakeGateway(), RecordingLedger()
     first = await left_submitting(apimall, ledger, shop)
     transport = FakeTransport(shop.answer)
     async with apimall(transport, ledger=ledger) as session:
@@ -124,7 +124,7 @@ async def test_a_submitting_job_is_repeated_under_its_key_on_apimall(way: str) -
 @pytest.mark.parametrize("way", ["job", "generate"])
 @virtually
 async def test_a_submitting_job_is_uncertain_on_defapi_and_never_sent_again(way: str) -> None:
-    shop, ledger = Shop(), Notebook()
+    shop, ledger = FakeGateway(), RecordingLedger()
     await left_submitting(defapi, ledger, shop)
     transport = FakeTransport(shop.answer)
     async with defapi(transport, ledger=ledger) as session:
@@ -140,7 +140,7 @@ async def test_a_submitting_job_is_uncertain_on_defapi_and_never_sent_again(way:
 
 @virtually
 async def test_a_submitting_job_is_not_repeated_when_its_key_has_lived_too_long() -> None:
-    shop, ledger = Shop(), Notebook()
+    shop, ledger = FakeGateway(), RecordingLedger()
     await left_submitting(apimall, ledger, shop)
     await asyncio.sleep(1801.0)
     transport = FakeTransport(shop.answer)
@@ -152,7 +152,7 @@ async def test_a_submitting_job_is_not_repeated_when_its_key_has_lived_too_long(
 
 @virtually
 async def test_a_submitting_job_is_not_repeated_when_the_wall_clock_went_back() -> None:
-    shop, ledger = Shop(), Notebook()
+    shop, ledger = FakeGateway(), RecordingLedger()
     await left_submitting(apimall, ledger, shop)
     virtual_loop().wall_clock_offset -= virtual_loop().utcnow() - ledger.record(KEY).created_at
     virtual_loop().wall_clock_offset *= 2
@@ -166,7 +166,7 @@ async def test_a_submitting_job_is_not_repeated_when_the_wall_clock_went_back() 
 @pytest.mark.parametrize("leave", [left_running, left_submitting])
 @virtually
 async def test_a_job_of_another_account_is_neither_followed_nor_repeated(leave: Any) -> None:
-    shop, ledger = Shop(), Notebook()
+    shop, ledger = FakeGateway(), RecordingLedger()
     await leave(apimall, ledger, shop)
     transport = FakeTransport(shop.answer)
     async with Session(ApiMall(api_key="another-key-of-mine"), ledger=ledger, http=transport) as session:
@@ -182,7 +182,7 @@ async def test_a_job_of_another_account_is_neither_followed_nor_repeated(leave: 
 
 @virtually
 async def test_a_pending_job_is_bought_when_it_is_generated_again_and_only_then() -> None:
-    shop, ledger = Shop(), Notebook()
+    shop, ledger = FakeGateway(), RecordingLedger()
     await left_pending(ledger, shop)
     async with apimall(FakeTransport(shop.answer), ledger=ledger) as session:
         job = await session.job(KEY)
@@ -202,7 +202,7 @@ async def test_a_pending_job_is_bought_when_it_is_generated_again_and_only_then(
 
 @virtually
 async def test_a_pending_job_that_was_looked_up_can_be_withdrawn() -> None:
-    shop, ledger = Shop(), Notebook(keeps=True)
+    shop, ledger = FakeGateway(), RecordingLedger(keep_ended=True)
     await left_pending(ledger, shop)
     async with apimall(FakeTransport(shop.answer), ledger=ledger) as session:
         job = await session.job(KEY)
@@ -216,7 +216,7 @@ async def test_a_pending_job_that_was_looked_up_can_be_withdrawn() -> None:
 
 @virtually
 async def test_a_job_that_was_looked_up_and_is_running_is_not_stirred_by_cancel() -> None:
-    shop, ledger = Shop(job_s=30.0), Notebook()
+    shop, ledger = FakeGateway(job_s=30.0), RecordingLedger()
     await left_submitting(apimall, ledger, shop)
     transport = FakeTransport(shop.answer)
     async with apimall(transport, ledger=ledger) as session:
@@ -229,7 +229,7 @@ async def test_a_job_that_was_looked_up_and_is_running_is_not_stirred_by_cancel(
 
 @virtually
 async def test_a_job_found_again_is_looked_at_by_its_age_and_not_as_if_it_had_just_begun() -> None:
-    shop, ledger = Shop(job_s=30.0), Notebook()
+    shop, ledger = FakeGateway(job_s=30.0), RecordingLedger()
     await left_running(apimall, ledger, shop)
     await asyncio.sleep(3600.0)
     async with apimall(FakeTransport(shop.answer), ledger=ledger) as session:
@@ -240,7 +240,7 @@ async def test_a_job_found_again_is_looked_at_by_its_age_and_not_as_if_it_had_ju
 
 @virtually
 async def test_attach_names_the_job_as_it_is_told_and_the_key_is_taken_for_another_task() -> None:
-    shop = Shop()
+    shop = FakeGateway()
     shop.tasks |= {"t8": 0.0, "t9": 0.0}
     async with apimall(FakeTransport(shop.answer)) as session:
         job = await session.attach("t8", key="mine")
@@ -253,7 +253,7 @@ async def test_attach_names_the_job_as_it_is_told_and_the_key_is_taken_for_anoth
 
 @virtually
 async def test_a_job_that_cannot_be_taken_up_for_want_of_the_ledger_is_not_sent_and_can_be_awaited_again() -> None:
-    shop, ledger = Shop(), Notebook()
+    shop, ledger = FakeGateway(), RecordingLedger()
     await left_submitting(apimall, ledger, shop)
     transport = FakeTransport(shop.answer)
     ledger.fails = {ledger.writes + 1}

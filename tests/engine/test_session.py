@@ -9,14 +9,14 @@ from nanobanana_async import ApiMall, ConfigurationError, LedgerError, MemoryLed
 from nanobanana_async.events import Event
 from nanobanana_async.gateways.contract import HttpRequest, HttpResponse
 from nanobanana_async.testing import FakeTransport, Reply, run_virtual
-from tests.engine.scenes import API_KEY, Notebook, Shop, apimall, now, virtually
+from tests.support.fakes import API_KEY, FakeGateway, RecordingLedger, apimall, now, virtually
 
 
-class Doors(FakeTransport):
+class LifecycleTransport(FakeTransport):
     """Counts how often it was opened and closed; may fail or hang at opening."""
 
     def __init__(self, *, fails: Exception | None = None, hangs: bool = False) -> None:
-        super().__init__(Shop().answer)
+        super().__init__(FakeGateway().answer)
         self.opened = self.closed = 0
         self._fails = fails
         self._hangs = hangs
@@ -34,7 +34,7 @@ class Doors(FakeTransport):
 
 @virtually
 async def test_it_can_be_opened_in_one_task_and_closed_in_another() -> None:
-    session, doors = apimall(transport := Doors()), transport
+    session, doors = apimall(transport := LifecycleTransport()), transport
     await asyncio.Task(session.open())
     result = await asyncio.Task(session.generate("a fox"))
     await asyncio.Task(session.aclose())
@@ -44,7 +44,7 @@ async def test_it_can_be_opened_in_one_task_and_closed_in_another() -> None:
 
 @virtually
 async def test_it_can_be_opened_and_closed_in_tasks_of_different_anyio_groups() -> None:
-    session = apimall(doors := Doors())
+    session = apimall(doors := LifecycleTransport())
     async with anyio.create_task_group() as group:
         group.start_soon(session.open)
     async with anyio.create_task_group() as group:
@@ -57,7 +57,7 @@ async def test_it_can_be_opened_and_closed_in_tasks_of_different_anyio_groups() 
 
 @virtually
 async def test_one_opened_inside_a_scope_that_is_over_or_cancelled_lives_on() -> None:
-    session = apimall(Doors())
+    session = apimall(LifecycleTransport())
     with anyio.CancelScope() as scope:
         await session.open()
         scope.cancel()
@@ -67,7 +67,7 @@ async def test_one_opened_inside_a_scope_that_is_over_or_cancelled_lives_on() ->
 
 @virtually
 async def test_closing_is_idempotent_and_may_be_done_by_several_at_once() -> None:
-    session = apimall(doors := Doors())
+    session = apimall(doors := LifecycleTransport())
     async with asyncio.TaskGroup() as group:
         group.create_task(session.aclose())
     await session.aclose()
@@ -83,7 +83,7 @@ async def test_closing_is_idempotent_and_may_be_done_by_several_at_once() -> Non
 
 @virtually
 async def test_opening_twice_or_after_closing_is_a_clear_error() -> None:
-    session = apimall(Doors())
+    session = apimall(LifecycleTransport())
     async with session:
         assert repr(session) == "<Session apimall open, 0 jobs held>"
         with pytest.raises(ConfigurationError, match="opened before"):
@@ -91,7 +91,7 @@ async def test_opening_twice_or_after_closing_is_a_clear_error() -> None:
         assert (await session.generate("a fox")).task_id == "t1"
     with pytest.raises(ConfigurationError, match="make a new one"):
         await session.open()
-    never = apimall(Doors())
+    never = apimall(LifecycleTransport())
     await never.aclose()
     with pytest.raises(ConfigurationError, match="opened before"):
         await never.open()
@@ -99,7 +99,7 @@ async def test_opening_twice_or_after_closing_is_a_clear_error() -> None:
 
 @virtually
 async def test_nothing_works_after_closing_but_stats() -> None:
-    async with apimall(FakeTransport(Shop().answer)) as session:
+    async with apimall(FakeTransport(FakeGateway().answer)) as session:
         await session.generate("a fox")
     for attempt in (session.generate("x"), session.submit("x"), session.job("x"), session.attach("x")):
         with pytest.raises(SessionClosed):
@@ -109,7 +109,7 @@ async def test_nothing_works_after_closing_but_stats() -> None:
 
 @virtually
 async def test_an_exception_in_the_body_closes_it_and_goes_on() -> None:
-    doors = Doors()
+    doors = LifecycleTransport()
     session = apimall(doors)
 
     async def body() -> None:
@@ -124,14 +124,14 @@ async def test_an_exception_in_the_body_closes_it_and_goes_on() -> None:
         await session.submit("a fox")
 
 
-class Unopenable(Notebook):
+class Unopenable(RecordingLedger):
     async def open(self) -> None:
         raise LedgerError("the file is locked")
 
 
 @virtually
 async def test_a_ledger_that_cannot_be_opened_is_told_and_nothing_stays_open() -> None:
-    session = apimall(doors := Doors(), ledger=Unopenable())
+    session = apimall(doors := LifecycleTransport(), ledger=Unopenable())
     with pytest.raises(LedgerError, match="the file is locked"):
         await session.open()
     assert (doors.opened, doors.closed) == (0, 0)
@@ -142,17 +142,17 @@ async def test_a_ledger_that_cannot_be_opened_is_told_and_nothing_stays_open() -
 
 @virtually
 async def test_a_transport_that_cannot_be_opened_is_told_and_the_ledger_is_closed() -> None:
-    ledger = Notebook()
+    ledger = RecordingLedger()
     with pytest.raises(ConfigurationError, match="the lent session is closed"):
-        async with apimall(Doors(fails=ConfigurationError("the lent session is closed")), ledger=ledger):
+        async with apimall(LifecycleTransport(fails=ConfigurationError("the lent session is closed")), ledger=ledger):
             pytest.fail("it was not opened")
     assert ledger.closed == 1
 
 
 @virtually
 async def test_an_opening_that_hangs_can_be_cancelled() -> None:
-    ledger = Notebook()
-    session = apimall(Doors(hangs=True), ledger=ledger)
+    ledger = RecordingLedger()
+    session = apimall(LifecycleTransport(hangs=True), ledger=ledger)
     with pytest.raises(TimeoutError):
         async with asyncio.timeout(5.0):
             await session.open()
@@ -163,7 +163,7 @@ async def test_an_opening_that_hangs_can_be_cancelled() -> None:
 @pytest.mark.parametrize("moment", [None, 0.0, 5.0])
 @virtually
 async def test_closing_while_it_is_being_opened_tells_the_opener(moment: float | None) -> None:
-    session = apimall(Doors(hangs=True), ledger=Notebook())
+    session = apimall(LifecycleTransport(hangs=True), ledger=RecordingLedger())
     opener = asyncio.Task(session.open())
     if moment is None:
         closer = asyncio.Task(session.aclose())  # it runs before the session's own task has begun
@@ -182,7 +182,7 @@ async def test_an_observer_that_raises_harms_nothing() -> None:
     def broken(_: Event) -> None:
         raise ZeroDivisionError
 
-    async with apimall(FakeTransport(Shop().answer), observers=[broken, heard.append]) as session:
+    async with apimall(FakeTransport(FakeGateway().answer), observers=[broken, heard.append]) as session:
         assert (await session.generate("a fox")).task_id == "t1"
     assert len(heard) >= 5
 
@@ -201,7 +201,7 @@ def test_constructing_needs_no_event_loop_and_an_environment_only_without_a_gate
 
 
 def test_it_does_not_matter_on_which_loop_a_ledger_was_used_before() -> None:
-    ledger, shop = Notebook(), Shop(job_s=5.0)
+    ledger, shop = RecordingLedger(), FakeGateway(job_s=5.0)
 
     async def begin() -> None:
         async with apimall(FakeTransport(shop.answer), ledger=ledger) as session:
@@ -225,7 +225,7 @@ async def test_a_fake_that_never_answers_is_asked_for_as_long_as_the_timeouts_sa
             return await super().send(request, timeout_s=timeout_s, fresh_connection=fresh_connection)
 
     waits = list[tuple[str, float]]()
-    shop = Shop()
+    shop = FakeGateway()
 
     def answer(request: HttpRequest) -> Reply:
         return shop.answer(request)

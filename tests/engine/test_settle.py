@@ -20,15 +20,15 @@ from nanobanana_async import (
 from nanobanana_async.errors import GatewayError
 from nanobanana_async.gateways.contract import HttpRequest
 from nanobanana_async.testing import FakeTransport, Reply
-from tests.engine.neighbours import (
+from tests.support.fakes import API_KEY, RecordingLedger, apimall, defapi, now, virtually, wire_key
+from tests.support.replies import completed, created, in_turn, task
+from tests.support.shared_ledger import (
     KEY,
-    LosingShop,
-    Process,
-    SharedNotebook,
+    FakeProcess,
+    LosingGateway,
+    SharedLedger,
     leave_submitting,
 )
-from tests.engine.sayings import completed, created, in_turn, task
-from tests.engine.scenes import API_KEY, Notebook, apimall, defapi, now, virtually, wire_key
 
 Way = Literal["task_id", "not_bought", "buy_again"]
 WAYS: dict[Way, dict[str, Any]] = {
@@ -39,9 +39,9 @@ WAYS: dict[Way, dict[str, Any]] = {
 EACH_WAY = pytest.mark.parametrize("way", WAYS)
 
 
-async def uncertain(process: Process, shop: LosingShop) -> Job:
+async def uncertain(process: FakeProcess, shop: LosingGateway) -> Job:
     """Buy a job whose answer is lost, where no key is taken."""
-    shop.loses, held = [True], process.held
+    shop.lost_answers, held = [True], process.held
     job = await process.session.submit("a fox", idempotency_key=KEY)
     with pytest.raises(JobUncertain):
         await job
@@ -49,11 +49,11 @@ async def uncertain(process: Process, shop: LosingShop) -> Job:
     return job
 
 
-def a_process(book: SharedNotebook, shop: LosingShop, **settings: Any) -> Process:
-    return Process(book, shop.answer, session_of=defapi, **settings)
+def a_process(book: SharedLedger, shop: LosingGateway, **settings: Any) -> FakeProcess:
+    return FakeProcess(book, shop.answer, session_of=defapi, **settings)
 
 
-async def _ends_as(way: Way, job: Job, process: Process, shop: LosingShop) -> None:
+async def _ends_as(way: Way, job: Job, process: FakeProcess, shop: LosingGateway) -> None:
     """Look at how a settled job ends: what it brings, what was sold, and that it holds nothing."""
     if way == "not_bought":
         with pytest.raises(GatewayError) as caught:
@@ -71,7 +71,7 @@ async def _ends_as(way: Way, job: Job, process: Process, shop: LosingShop) -> No
 @pytest.mark.parametrize("later_s", [0.0, 3600.0])
 @virtually
 async def test_an_uncertain_job_is_settled_in_its_session(way: Way, by: str, later_s: float) -> None:
-    shop, book = LosingShop(job_s=20.0), SharedNotebook()
+    shop, book = LosingGateway(job_s=20.0), SharedLedger()
     async with a_process(book, shop) as process:
         job = await uncertain(process, shop)
         await asyncio.sleep(later_s)
@@ -87,7 +87,7 @@ async def test_an_uncertain_job_is_settled_in_its_session(way: Way, by: str, lat
 @EACH_WAY
 @virtually
 async def test_the_old_handle_follows_while_the_settled_job_still_runs(way: Way) -> None:
-    shop, book = LosingShop(job_s=20.0), SharedNotebook()
+    shop, book = LosingGateway(job_s=20.0), SharedLedger()
     async with a_process(book, shop) as process:
         job = await uncertain(process, shop)
         await process.session.resolve(job, **WAYS[way])
@@ -97,7 +97,7 @@ async def test_the_old_handle_follows_while_the_settled_job_still_runs(way: Way)
 @EACH_WAY
 @virtually
 async def test_an_uncertain_job_is_settled_by_another_session_later(way: Way) -> None:
-    shop, book = LosingShop(job_s=20.0), SharedNotebook()
+    shop, book = LosingGateway(job_s=20.0), SharedLedger()
     await leave_submitting(book, shop, KEY, session_of=defapi)
     async with a_process(book, shop) as first:
         (job,) = await first.session.resume()
@@ -111,15 +111,15 @@ async def test_an_uncertain_job_is_settled_by_another_session_later(way: Way) ->
 @EACH_WAY
 @virtually
 async def test_a_handle_here_sees_what_another_session_has_settled(way: Way) -> None:
-    shop, book = LosingShop(job_s=20.0), SharedNotebook()
+    shop, book = LosingGateway(job_s=20.0), SharedLedger()
     async with a_process(book, shop) as a, a_process(book, shop) as b:
         job = await uncertain(a, shop)
         settled = await b.session.resolve(KEY, **WAYS[way])
-        asked = len(a.line.requests)
+        asked = len(a.transport.requests)
         async with asyncio.TaskGroup() as group:
             group.create_task(_ends_as(way, settled, b, shop))
             group.create_task(_settled_elsewhere(way, job))
-        assert len(a.line.requests) == asked
+        assert len(a.transport.requests) == asked
         await asyncio.sleep(1800.0)
         assert a.held == 0
 
@@ -135,7 +135,7 @@ async def _settled_elsewhere(way: Way, job: Job) -> None:
 @EACH_WAY
 @virtually
 async def test_the_next_generate_of_the_key_knows_what_was_settled(way: Way) -> None:
-    shop, book = LosingShop(job_s=20.0), SharedNotebook()
+    shop, book = LosingGateway(job_s=20.0), SharedLedger()
     async with a_process(book, shop) as a:
         job = await uncertain(a, shop)
         await a.session.resolve(job, **WAYS[way])
@@ -149,17 +149,17 @@ async def test_the_next_generate_of_the_key_knows_what_was_settled(way: Way) -> 
 @pytest.mark.parametrize("way", ["not_bought", "buy_again"])
 @virtually
 async def test_a_new_purchase_goes_under_a_wire_key_of_its_own_with_the_same_request(way: Way) -> None:
-    shop, book = LosingShop(), SharedNotebook()
+    shop, book = LosingGateway(), SharedLedger()
     await leave_submitting(book, shop, KEY, session_of=apimall)
     first = book.record(KEY)
     await asyncio.sleep(1801.0)
-    async with Process(book, shop.answer, session_of=apimall) as process:
+    async with FakeProcess(book, shop.answer, session_of=apimall) as process:
         await process.session.resume()
         job = await process.session.resolve(KEY, **WAYS[way])
         if way == "not_bought":
             job = await process.session.submit(f"a fox for {KEY}", idempotency_key=KEY)
         assert (await job).task_id == "t2"
-        (create,) = process.line.creates
+        (create,) = process.transport.creates
     assert create.body == first.body
     assert wire_key(create) not in (None, KEY)
     assert (book.record(KEY).generation, book.record(KEY).request) == (2, first.request)
@@ -168,7 +168,7 @@ async def test_a_new_purchase_goes_under_a_wire_key_of_its_own_with_the_same_req
 @virtually
 async def test_a_failed_job_can_be_bought_again_and_in_no_other_way() -> None:
     transport = FakeTransport(in_turn([created("t1"), created("t2")], [task("failed", "t1"), completed("t2")]))
-    ledger = Notebook(keeps=True)
+    ledger = RecordingLedger(keep_ended=True)
     async with apimall(transport, ledger=ledger) as session:
         job = await session.submit("a fox", idempotency_key=KEY)
         with pytest.raises(JobFailed):
@@ -184,13 +184,13 @@ async def test_a_failed_job_can_be_bought_again_and_in_no_other_way() -> None:
 
 @virtually
 async def test_what_cannot_be_settled_is_refused_and_nothing_is_written() -> None:
-    shop, book = LosingShop(job_s=30.0), SharedNotebook()
+    shop, book = LosingGateway(job_s=30.0), SharedLedger()
     async with a_process(book, shop) as process:
         session = process.session
         running = await session.submit("a crow", idempotency_key="running")
         await running.accepted()
         doubtful = await uncertain(process, shop)
-        written = len(process.page.diary)
+        written = len(process.ledger.changes)
         none_or_two: list[dict[str, Any]] = [
             {},
             WAYS["not_bought"] | WAYS["buy_again"],
@@ -204,7 +204,7 @@ async def test_what_cannot_be_settled_is_refused_and_nothing_is_written() -> Non
                 await session.resolve(running, **way)
             with pytest.raises(ConfigurationError, match="no job nobody in the ledger"):
                 await session.resolve("nobody", **way)
-        assert len(process.page.diary) == written
+        assert len(process.ledger.changes) == written
         await running
         with pytest.raises(ConfigurationError, match="is succeeded"):
             await session.resolve("running", **WAYS["buy_again"])
@@ -213,7 +213,7 @@ async def test_what_cannot_be_settled_is_refused_and_nothing_is_written() -> Non
 
 @virtually
 async def test_an_attached_task_that_failed_cannot_be_bought_again_since_its_wish_is_not_known() -> None:
-    ledger = Notebook(keeps=True)
+    ledger = RecordingLedger(keep_ended=True)
     async with apimall(FakeTransport(in_turn([created()], [task("failed", "t1")])), ledger=ledger) as session:
         job = await session.attach("t1")
         with pytest.raises(JobFailed):
@@ -224,14 +224,14 @@ async def test_an_attached_task_that_failed_cannot_be_bought_again_since_its_wis
 
 @virtually
 async def test_a_job_of_another_account_is_settled_by_nobody_here() -> None:
-    shop, book = LosingShop(), SharedNotebook()
+    shop, book = LosingGateway(), SharedLedger()
     async with a_process(book, shop) as process:
         await uncertain(process, shop)
 
     def mine(transport: Any, **settings: Any) -> Session:
         return apimall(transport, **settings)
 
-    async with Process(book, shop.answer, session_of=mine) as other:
+    async with FakeProcess(book, shop.answer, session_of=mine) as other:
         for way in WAYS.values():
             with pytest.raises(ConfigurationError, match="another account"):
                 await other.session.resolve(KEY, **way)
@@ -242,11 +242,11 @@ async def test_a_job_of_another_account_is_settled_by_nobody_here() -> None:
 @EACH_WAY
 @virtually
 async def test_settling_that_cannot_be_written_down_leaves_the_job_uncertain_with_its_slot(way: Way) -> None:
-    shop, book = LosingShop(job_s=20.0), SharedNotebook()
+    shop, book = LosingGateway(job_s=20.0), SharedLedger()
     async with a_process(book, shop) as process:
         job = await uncertain(process, shop)
         for _ in range(3):
-            process.page.fails["advance"] = 1
+            process.ledger.fails["advance"] = 1
             with pytest.raises(LedgerError, match="the disk is full") as caught:
                 await process.session.resolve(job, **WAYS[way])
             assert (caught.value.key, caught.value.safe_to_repeat) == (KEY, False)
@@ -262,16 +262,16 @@ async def test_settling_that_cannot_be_written_down_leaves_the_job_uncertain_wit
 @EACH_WAY
 @virtually
 async def test_settling_that_failed_gives_the_slot_back_when_its_time_is_over(way: Way) -> None:
-    shop, book = LosingShop(job_s=20.0), SharedNotebook()
+    shop, book = LosingGateway(job_s=20.0), SharedLedger()
     async with a_process(book, shop) as process:
         job = await uncertain(process, shop)
-        process.page.fails["advance"] = 1
+        process.ledger.fails["advance"] = 1
         with pytest.raises(LedgerError):
             await process.session.resolve(job, **WAYS[way])
         assert process.held == 1
         await asyncio.sleep(1800.0)
         assert process.held == 0
-        process.page.fails["advance"] = 1
+        process.ledger.fails["advance"] = 1
         with pytest.raises(LedgerError):
             await process.session.resolve(job, **WAYS[way])
         assert process.held == 0
@@ -279,10 +279,10 @@ async def test_settling_that_failed_gives_the_slot_back_when_its_time_is_over(wa
 
 @virtually
 async def test_a_generate_that_the_ledger_does_not_answer_leaves_the_slot_of_the_doubtful_job_held() -> None:
-    shop, book = LosingShop(job_s=20.0), SharedNotebook()
+    shop, book = LosingGateway(job_s=20.0), SharedLedger()
     async with a_process(book, shop) as process:
         await uncertain(process, shop)
-        process.page.fails["claim"] = 1
+        process.ledger.fails["claim"] = 1
         with pytest.raises(LedgerError) as caught:
             await process.session.generate("a fox", idempotency_key=KEY)
         assert not caught.value.safe_to_repeat
@@ -298,7 +298,7 @@ async def test_a_generate_that_the_ledger_does_not_answer_leaves_the_slot_of_the
 async def test_asking_again_for_a_doubtful_job_neither_shortens_nor_stretches_the_time_of_its_slot() -> None:
     ends: list[float] = []
     for asks in (0, 3):
-        shop, book = LosingShop(job_s=20.0), SharedNotebook()
+        shop, book = LosingGateway(job_s=20.0), SharedLedger()
         began_at = now()
         async with a_process(book, shop) as process:
             await uncertain(process, shop)
@@ -315,7 +315,7 @@ async def test_asking_again_for_a_doubtful_job_neither_shortens_nor_stretches_th
 
 @virtually
 async def test_a_refused_job_that_was_in_doubt_here_holds_no_slot_while_it_waits_to_be_bought_anew() -> None:
-    shop, book = LosingShop(job_s=60.0), SharedNotebook()
+    shop, book = LosingGateway(job_s=60.0), SharedLedger()
     one = ConcurrencyPolicy(max_jobs=2, learn=False)
     async with a_process(book, shop, concurrency=one) as a, a_process(book, shop) as b:
         await uncertain(a, shop)
@@ -340,7 +340,7 @@ async def test_of_two_who_settle_one_job_at_one_moment_one_does_and_it_is_bought
     way: Way, delay_s: float, caplog: pytest.LogCaptureFixture
 ) -> None:
     for gap_s in (0.0, 0.05, 0.15, 0.2, 0.25, 0.3):
-        shop, book = LosingShop(job_s=20.0), SharedNotebook()
+        shop, book = LosingGateway(job_s=20.0), SharedLedger()
         async with a_process(book, shop, delay_s=delay_s) as process:
             job = await uncertain(process, shop)
             caplog.clear()
@@ -355,7 +355,7 @@ async def test_of_two_who_settle_one_job_at_one_moment_one_does_and_it_is_bought
 
 @virtually
 async def test_of_two_sessions_that_settle_one_job_at_one_moment_one_does_and_the_other_hears_of_it() -> None:
-    shop, book = LosingShop(job_s=20.0), SharedNotebook()
+    shop, book = LosingGateway(job_s=20.0), SharedLedger()
     async with a_process(book, shop, delay_s=0.1) as a, a_process(book, shop, delay_s=0.1) as b:
         await uncertain(a, shop)
         both = [asyncio.Task(one.session.resolve(KEY, buy_again=True)) for one in (a, b)]
@@ -371,7 +371,7 @@ async def test_of_two_sessions_that_settle_one_job_at_one_moment_one_does_and_th
 
 @virtually
 async def test_a_task_that_ended_long_ago_brings_its_result_at_once() -> None:
-    shop, book = LosingShop(job_s=20.0), SharedNotebook()
+    shop, book = LosingGateway(job_s=20.0), SharedLedger()
     async with a_process(book, shop) as process:
         await uncertain(process, shop)
         await asyncio.sleep(7 * 86400.0)
@@ -385,7 +385,7 @@ async def test_a_task_that_ended_long_ago_brings_its_result_at_once() -> None:
 
 @virtually
 async def test_a_caller_who_leaves_while_he_settles_does_not_undo_it() -> None:
-    shop, book = LosingShop(job_s=20.0), SharedNotebook()
+    shop, book = LosingGateway(job_s=20.0), SharedLedger()
     async with a_process(book, shop, delay_s=0.5) as process:
         job = await uncertain(process, shop)
         settling = asyncio.Task(process.session.resolve(job, task_id="t1"))
@@ -398,7 +398,7 @@ async def test_a_caller_who_leaves_while_he_settles_does_not_undo_it() -> None:
 
 @virtually
 async def test_an_uncertain_job_says_so_also_after_the_session_was_closed() -> None:
-    shop, book = LosingShop(), SharedNotebook()
+    shop, book = LosingGateway(), SharedLedger()
     async with a_process(book, shop) as process:
         job = await uncertain(process, shop)
     with pytest.raises(JobUncertain):
@@ -409,10 +409,10 @@ async def test_an_uncertain_job_says_so_also_after_the_session_was_closed() -> N
 
 @virtually
 async def test_a_settled_job_whose_next_answer_is_lost_too_is_uncertain_again_and_settled_again() -> None:
-    shop, book = LosingShop(job_s=20.0), SharedNotebook()
+    shop, book = LosingGateway(job_s=20.0), SharedLedger()
     async with a_process(book, shop) as process:
         job = await uncertain(process, shop)
-        shop.loses = [True]
+        shop.lost_answers = [True]
         again = await process.session.resolve(job, buy_again=True)
         with pytest.raises(JobUncertain):
             await again
@@ -426,13 +426,13 @@ async def test_a_settled_job_whose_next_answer_is_lost_too_is_uncertain_again_an
 @virtually
 async def test_nothing_is_settled_by_a_transport_that_fails() -> None:
     """A job that is bought again and surely not sent waits; it is not uncertain."""
-    shop, book = LosingShop(job_s=20.0), SharedNotebook()
+    shop, book = LosingGateway(job_s=20.0), SharedLedger()
     down: list[bool] = []
 
     def answer(request: HttpRequest) -> Reply:
         return TransportError("refused", possibly_sent=False) if down else shop.answer(request)
 
-    async with Process(book, answer, session_of=defapi) as process:
+    async with FakeProcess(book, answer, session_of=defapi) as process:
         job = await uncertain(process, shop)
         down.append(True)
         again = await process.session.resolve(job, buy_again=True)

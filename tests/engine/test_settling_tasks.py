@@ -19,9 +19,9 @@ from nanobanana_async.errors import AuthenticationError, LedgerError, Unexpected
 from nanobanana_async.gateways.contract import HttpRequest
 from nanobanana_async.policy.retry import LATE_REPLICA_S
 from nanobanana_async.testing import Reply
-from tests.engine.neighbours import KEY, LosingShop, Process, SharedNotebook
-from tests.engine.sayings import refused, said
-from tests.engine.scenes import apimall, defapi, now, virtually
+from tests.support.fakes import apimall, defapi, now, virtually
+from tests.support.replies import json_reply, refused
+from tests.support.shared_ledger import KEY, FakeProcess, LosingGateway, SharedLedger
 
 DECISIONS: dict[str, dict[str, Any]] = {
     "task_id": {"task_id": "t1"},
@@ -30,7 +30,7 @@ DECISIONS: dict[str, dict[str, Any]] = {
 }
 
 
-class Gateway(LosingShop):
+class Gateway(LosingGateway):
     """A shop that knows its own tasks only; `hidden` ones are not seen yet, and `says` overrides any query."""
 
     def __init__(self, *, job_s: float = 20.0) -> None:
@@ -43,12 +43,12 @@ class Gateway(LosingShop):
             return self.says.pop(0)
         task_id = request.url.rpartition("=" if "=" in request.url else "/")[2]
         if task_id not in self.tasks or task_id in self.hidden:
-            return said(404, {"code": 404, "message": "task not found"}) if "=" in request.url else refused(404)
-        return super()._tell(request)
+            return json_reply(404, {"code": 404, "message": "task not found"}) if "=" in request.url else refused(404)
+        return super()._poll(request)
 
 
 async def uncertain(session: Session, shop: Gateway, key: str = KEY) -> Job:
-    shop.loses = [True]
+    shop.lost_answers = [True]
     job = await session.submit("a fox", idempotency_key=key)
     with pytest.raises(JobUncertain):
         await job
@@ -58,8 +58,8 @@ async def uncertain(session: Session, shop: Gateway, key: str = KEY) -> Job:
 @pytest.mark.parametrize("later_s", [0.0, 3600.0])
 @virtually
 async def test_a_task_that_the_gateway_does_not_know_changes_nothing(later_s: float) -> None:
-    shop, book = Gateway(), SharedNotebook()
-    async with Process(book, shop.answer, session_of=defapi) as process:
+    shop, book = Gateway(), SharedLedger()
+    async with FakeProcess(book, shop.answer, session_of=defapi) as process:
         job = await uncertain(process.session, shop)
         await asyncio.sleep(later_s)
         began, before = now(), book.record(KEY)
@@ -76,22 +76,22 @@ async def test_a_task_that_the_gateway_does_not_know_changes_nothing(later_s: fl
 @pytest.mark.parametrize("task_id", ["", "  ", "t\n1", "\x00", 5, True])
 @virtually
 async def test_what_is_no_task_id_is_refused_without_a_request(task_id: Any) -> None:
-    shop, book = Gateway(), SharedNotebook()
-    async with Process(book, shop.answer, session_of=defapi) as process:
+    shop, book = Gateway(), SharedLedger()
+    async with FakeProcess(book, shop.answer, session_of=defapi) as process:
         job = await uncertain(process.session, shop)
-        asked = len(process.line.requests)
+        asked = len(process.transport.requests)
         with pytest.raises(InvalidRequest, match="task_id must be printable text, and not empty"):
             await process.session.resolve(job, task_id=task_id)
         with pytest.raises(InvalidRequest, match="task_id must be printable text, and not empty"):
             await process.session.attach(task_id)
-        assert len(process.line.requests) == asked
+        assert len(process.transport.requests) == asked
         assert book.states() == {KEY: JobState.UNCERTAIN}
 
 
 @virtually
 async def test_a_task_that_a_lagging_replica_shows_late_is_waited_for() -> None:
-    shop, book = Gateway(), SharedNotebook()
-    async with Process(book, shop.answer, session_of=defapi) as process:
+    shop, book = Gateway(), SharedLedger()
+    async with FakeProcess(book, shop.answer, session_of=defapi) as process:
         job = await uncertain(process.session, shop)
         shop.hidden.add("t1")
         settling = asyncio.Task(process.session.resolve(job, task_id="t1"))
@@ -100,27 +100,31 @@ async def test_a_task_that_a_lagging_replica_shows_late_is_waited_for() -> None:
         assert (await (await settling)).task_id == "t1"
 
 
-TROUBLES = [TransportError("reset", possibly_sent=True), said(401, {"code": 401, "message": "no"}), said(200, {})]
+TROUBLES = [
+    TransportError("reset", possibly_sent=True),
+    json_reply(401, {"code": 401, "message": "no"}),
+    json_reply(200, {}),
+]
 
 
 @pytest.mark.parametrize("trouble", TROUBLES)
 @virtually
 async def test_what_the_gateway_could_not_confirm_changes_nothing(trouble: Reply) -> None:
-    shop, book = Gateway(), SharedNotebook()
-    async with Process(book, shop.answer, session_of=defapi) as process:
+    shop, book = Gateway(), SharedLedger()
+    async with FakeProcess(book, shop.answer, session_of=defapi) as process:
         job = await uncertain(process.session, shop)
         shop.says = [trouble] * 100
         with pytest.raises((TransportError, AuthenticationError, UnexpectedResponse)):
             await process.session.resolve(job, task_id="t1")
         assert book.states() == {KEY: JobState.UNCERTAIN}
-        shop.says = [said(429, {"code": 429, "message": "too many"})]
+        shop.says = [json_reply(429, {"code": 429, "message": "too many"})]
         assert (await (await process.session.resolve(job, task_id="t1"))).task_id == "t1"
 
 
 @virtually
 async def test_the_task_of_another_job_is_refused_with_that_jobs_key() -> None:
-    shop, book = Gateway(), SharedNotebook()
-    async with Process(book, shop.answer, session_of=defapi) as process:
+    shop, book = Gateway(), SharedLedger()
+    async with FakeProcess(book, shop.answer, session_of=defapi) as process:
         other = await process.session.submit("a crow", idempotency_key="other")
         assert await other.accepted() == "t1"
         job = await uncertain(process.session, shop)
@@ -133,8 +137,8 @@ async def test_the_task_of_another_job_is_refused_with_that_jobs_key() -> None:
 
 @virtually
 async def test_the_task_that_was_only_attached_before_may_settle_the_job_that_bought_it() -> None:
-    shop, book = Gateway(), SharedNotebook()
-    async with Process(book, shop.answer, session_of=defapi) as process:
+    shop, book = Gateway(), SharedLedger()
+    async with FakeProcess(book, shop.answer, session_of=defapi) as process:
         job = await uncertain(process.session, shop)
         assert (await (await process.session.attach("t1"))).task_id == "t1"
         assert (await (await process.session.resolve(job, task_id="t1"))).task_id == "t1"
@@ -142,8 +146,8 @@ async def test_the_task_that_was_only_attached_before_may_settle_the_job_that_bo
 
 @virtually
 async def test_an_unknown_task_is_not_attached() -> None:
-    shop, book = Gateway(), SharedNotebook()
-    async with Process(book, shop.answer, session_of=apimall) as process:
+    shop, book = Gateway(), SharedLedger()
+    async with FakeProcess(book, shop.answer, session_of=apimall) as process:
         with pytest.raises(TaskNotFound, match="knows no task tl"):
             await process.session.attach("tl")
         assert book.states() == {}
@@ -155,7 +159,7 @@ async def test_an_unknown_task_is_not_attached() -> None:
         assert (await (await attaching)).task_id == "t9"
 
 
-async def lost_task(process: Process, shop: Gateway, book: SharedNotebook) -> Job:
+async def lost_task(process: FakeProcess, shop: Gateway, book: SharedLedger) -> Job:
     """Leave a job RUNNING under a task id that the gateway does not know, as a typo once did."""
     job = await uncertain(process.session, shop)
     shop.tasks["typo"] = now()
@@ -172,10 +176,10 @@ async def lost_task(process: Process, shop: Gateway, book: SharedNotebook) -> Jo
 @pytest.mark.parametrize("way", DECISIONS)
 @virtually
 async def test_a_running_job_whose_task_is_unknown_is_settled(way: str, where: str) -> None:
-    shop, book = Gateway(), SharedNotebook()
+    shop, book = Gateway(), SharedLedger()
     async with (
-        Process(book, shop.answer, session_of=defapi) as a,
-        Process(book, shop.answer, session_of=defapi) as b,
+        FakeProcess(book, shop.answer, session_of=defapi) as a,
+        FakeProcess(book, shop.answer, session_of=defapi) as b,
     ):
         await lost_task(a, shop, book)
         process = a if where == "here" else b
@@ -194,10 +198,10 @@ async def test_a_running_job_whose_task_is_unknown_is_settled(way: str, where: s
 
 @virtually
 async def test_a_running_job_whose_task_is_known_or_which_is_followed_is_not_settled() -> None:
-    shop, book = Gateway(job_s=5000.0), SharedNotebook()
+    shop, book = Gateway(job_s=5000.0), SharedLedger()
     async with (
-        Process(book, shop.answer, session_of=defapi) as a,
-        Process(book, shop.answer, session_of=defapi) as b,
+        FakeProcess(book, shop.answer, session_of=defapi) as a,
+        FakeProcess(book, shop.answer, session_of=defapi) as b,
     ):
         job = await a.session.submit("a fox", idempotency_key=KEY)
         await job.accepted()
@@ -217,13 +221,13 @@ async def test_a_running_job_whose_task_is_known_or_which_is_followed_is_not_set
 
 @virtually
 async def test_a_wrong_second_guess_lets_the_job_go_again() -> None:
-    shop, book = Gateway(), SharedNotebook()
-    async with Process(book, shop.answer, session_of=defapi) as process:
+    shop, book = Gateway(), SharedLedger()
+    async with FakeProcess(book, shop.answer, session_of=defapi) as process:
         await lost_task(process, shop, book)
         with pytest.raises(TaskNotFound, match="no task tl"):
             await process.session.resolve(KEY, task_id="tl")
         assert (book.owner(KEY), process.held) == (None, 0)
-        process.page.fails["advance"] = 1
+        process.ledger.fails["advance"] = 1
         with pytest.raises(LedgerError, match="the disk is full"):
             await process.session.resolve(KEY, task_id="t1")
         await asyncio.sleep(1.0)
@@ -233,10 +237,10 @@ async def test_a_wrong_second_guess_lets_the_job_go_again() -> None:
 
 @virtually
 async def test_two_who_settle_at_once_decide_once() -> None:
-    shop, book = Gateway(), SharedNotebook()
+    shop, book = Gateway(), SharedLedger()
     async with (
-        Process(book, shop.answer, session_of=defapi) as a,
-        Process(book, shop.answer, session_of=defapi) as b,
+        FakeProcess(book, shop.answer, session_of=defapi) as a,
+        FakeProcess(book, shop.answer, session_of=defapi) as b,
     ):
         job = await uncertain(a.session, shop)
         ways = [a.session.resolve(KEY, task_id="t1"), a.session.resolve(KEY, task_id="t1")]

@@ -19,8 +19,8 @@ from nanobanana_async import (
 )
 from nanobanana_async.batch.rows import RowInput
 from nanobanana_async.testing import FakeTransport
-from tests.engine.sayings import completed, created, in_turn, task
-from tests.engine.scenes import API_KEY, Shop, virtually
+from tests.support.fakes import API_KEY, FakeGateway, virtually
+from tests.support.replies import completed, created, in_turn, task
 
 
 def session_on(transport: FakeTransport, ledger: Any, model: str = "nano-banana-pro") -> Session:
@@ -63,7 +63,7 @@ async def test_one_task_for_two_creates_is_no_success_of_the_second(
 
 @virtually
 async def test_a_task_that_was_attached_in_doubt_is_shared_with_the_job_that_bought_it() -> None:
-    shop = Shop()
+    shop = FakeGateway()
     async with session_on(FakeTransport(shop.answer), None) as session:
         shop.tasks["t1"], shop.keys["k"] = 0.0, "t1"
         assert (await (await session.attach("t1"))).task_id == "t1"
@@ -72,7 +72,7 @@ async def test_a_task_that_was_attached_in_doubt_is_shared_with_the_job_that_bou
 
 @BOTH_LEDGERS
 async def test_another_default_model_is_another_request(tmp_path: Path, kind: str) -> None:
-    shop, ledger = Shop(job_s=0.01), ledger_of(kind, tmp_path)
+    shop, ledger = FakeGateway(job_s=0.01), ledger_of(kind, tmp_path)
     transport = FakeTransport(shop.answer, latency_s=0.001)
     async with session_on(transport, ledger) as session:
         first = await session.generate("a fox", idempotency_key="k")
@@ -91,7 +91,7 @@ async def test_another_default_model_is_another_request(tmp_path: Path, kind: st
 
 
 async def test_a_named_batch_under_another_default_model_buys_no_row_and_names_both(tmp_path: Path) -> None:
-    shop, path = Shop(job_s=0.01), tmp_path / "jobs.sqlite"
+    shop, path = FakeGateway(job_s=0.01), tmp_path / "jobs.sqlite"
     transport = FakeTransport(shop.answer, latency_s=0.001)
     rows: list[RowInput] = ["a fox", {"prompt": "a crow", "key": "crow"}]
     async with session_on(transport, path) as session:
@@ -118,7 +118,7 @@ async def test_a_job_is_bought_again_with_the_model_that_it_was_bought_with() ->
 
 @virtually
 async def test_a_key_is_not_attached_to_another_task() -> None:
-    shop = Shop(job_s=50.0)
+    shop = FakeGateway(job_s=50.0)
     async with session_on(FakeTransport(shop.answer), None) as session:
         job = await session.submit("a fox", idempotency_key="k")
         await job.accepted()

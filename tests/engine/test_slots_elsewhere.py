@@ -9,23 +9,23 @@ from nanobanana_async import (
     ConcurrencyPolicy,
     JobState,
 )
-from tests.engine.neighbours import (
-    Process,
+from tests.support.fakes import FakeGateway, apimall, defapi, now, virtually
+from tests.support.shared_ledger import (
+    FakeProcess,
     Row,
-    SharedNotebook,
+    SharedLedger,
     leave_running,
 )
-from tests.engine.scenes import Shop, apimall, defapi, now, virtually
 
 
 @virtually
 async def test_slots_that_others_hold_at_opening_count_against_the_limit_and_drain_as_the_jobs_end() -> None:
-    shop, book = Shop(job_s=60.0, limit=4), SharedNotebook()
+    shop, book = FakeGateway(job_s=60.0, limit=4), SharedLedger()
     four = ConcurrencyPolicy(max_jobs=4, learn=False)
-    async with Process(book, shop.answer, session_of=apimall, concurrency=four) as a:
+    async with FakeProcess(book, shop.answer, session_of=apimall, concurrency=four) as a:
         for number in range(3):
             await (await a.session.submit(f"crow {number}")).accepted()
-        async with Process(book, shop.answer, session_of=apimall, concurrency=four) as b:
+        async with FakeProcess(book, shop.answer, session_of=apimall, concurrency=four) as b:
             jobs = [await b.session.submit(f"fox {number}") for number in range(4)]
             await asyncio.sleep(20.0)
             assert (b.held, b.creates, b.session.stats().queued) == (1, 1, 3)
@@ -34,14 +34,14 @@ async def test_slots_that_others_hold_at_opening_count_against_the_limit_and_dra
             for job in jobs:
                 await job
             assert b.session.stats().throttled == 0
-    assert shop.most == 4
+    assert shop.most_running == 4
 
 
 @virtually
 async def test_jobs_that_were_adopted_are_not_counted_twice_for_long() -> None:
-    shop, book = Shop(job_s=60.0), SharedNotebook()
+    shop, book = FakeGateway(job_s=60.0), SharedLedger()
     await leave_running(book, shop, "a", "b", "c", session_of=apimall)
-    async with Process(
+    async with FakeProcess(
         book, shop.answer, session_of=apimall, concurrency=ConcurrencyPolicy(max_jobs=4, learn=False)
     ) as b:
         await b.session.resume()
@@ -54,14 +54,14 @@ async def test_jobs_that_were_adopted_are_not_counted_twice_for_long() -> None:
 @pytest.mark.parametrize("state", [JobState.RUNNING, JobState.UNCERTAIN])
 @virtually
 async def test_only_jobs_that_may_still_run_count_at_opening(state: JobState, age_s: float, sent: int) -> None:
-    shop, book = Shop(job_s=3600.0), SharedNotebook()
+    shop, book = FakeGateway(job_s=3600.0), SharedLedger()
     await leave_running(book, shop, "a", "b", "c", session_of=defapi)
     for key, row in list(book.rows.items()):
         if state is JobState.UNCERTAIN:
             book.rows[key] = Row(evolve(row.record, state=state, task_id=None, in_doubt=True), None)
     await asyncio.sleep(age_s)
     four = ConcurrencyPolicy(max_jobs=4, learn=False)
-    async with Process(book, shop.answer, session_of=defapi, concurrency=four) as b:
+    async with FakeProcess(book, shop.answer, session_of=defapi, concurrency=four) as b:
         for number in range(4):
             await b.session.submit(f"fox {number}")
         await asyncio.sleep(1.0)
@@ -70,9 +70,9 @@ async def test_only_jobs_that_may_still_run_count_at_opening(state: JobState, ag
 
 @virtually
 async def test_jobs_that_nobody_follows_do_not_keep_a_session_waiting_long_after_they_have_ended() -> None:
-    shop, book = Shop(job_s=60.0, limit=3), SharedNotebook()
+    shop, book = FakeGateway(job_s=60.0, limit=3), SharedLedger()
     await leave_running(book, shop, "a", "b", "c", session_of=apimall)
-    async with Process(book, shop.answer, session_of=apimall) as b:
+    async with FakeProcess(book, shop.answer, session_of=apimall) as b:
         began_at = now()
         await b.session.generate("fox")
         assert now() - began_at < 300.0

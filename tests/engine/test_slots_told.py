@@ -10,7 +10,7 @@ from nanobanana_async.events import Event, LimitsChanged
 from nanobanana_async.gateways.apimall import ApiMall
 from nanobanana_async.session import Session
 from nanobanana_async.testing import EmulatorTransport
-from tests.engine.scenes import virtually
+from tests.support.fakes import virtually
 
 
 @virtually

@@ -14,7 +14,7 @@ from nanobanana_async.gateways.contract import HttpRequest, HttpResponse
 from nanobanana_async.jobs import JobRecord
 from nanobanana_async.ledger.base import Claim
 from nanobanana_async.testing import FakeTransport
-from tests.engine.scenes import Notebook, Shop, apimall, defapi, virtually
+from tests.support.fakes import FakeGateway, RecordingLedger, apimall, defapi, virtually
 
 KEY = "the-bad-one"
 
@@ -46,7 +46,7 @@ async def test_an_observer_that_raises_it_harms_nothing_and_is_named_with_the_jo
         if isinstance(event, JobStateChanged) and is_bad(event.record):
             cancelled_result()
 
-    async with apimall(FakeTransport(Shop().answer), observers=[observer]) as session:
+    async with apimall(FakeTransport(FakeGateway().answer), observers=[observer]) as session:
         result = await session.generate("a fox", idempotency_key=KEY)
         assert result.task_id
         await others_are_served(session)
@@ -65,7 +65,7 @@ async def test_an_observer_that_cancels_the_task_it_is_called_in_harms_its_own_j
             assert task is not None
             task.cancel()
 
-    shop = Shop()
+    shop = FakeGateway()
     async with apimall(FakeTransport(shop.answer), observers=[observer]) as session:
         with pytest.raises(NanoBananaError, match="was cancelled") as caught:
             await session.generate("a fox", idempotency_key=KEY)
@@ -81,7 +81,7 @@ async def test_an_observer_that_cancels_the_task_it_is_called_in_harms_its_own_j
 class Cancelling(FakeTransport):
     """A transport in which one request is cancelled from within."""
 
-    def __init__(self, shop: Shop, method: str, *, after: bool) -> None:
+    def __init__(self, shop: FakeGateway, method: str, *, after: bool) -> None:
         super().__init__(shop.answer)
         self._method = method
         self._after = after
@@ -102,7 +102,7 @@ class Cancelling(FakeTransport):
 @pytest.mark.parametrize("method", ["POST", "GET"])
 @virtually
 async def test_a_request_cancelled_inside_the_transport_is_a_lost_answer(method: str, after: bool) -> None:
-    shop = Shop()
+    shop = FakeGateway()
     async with apimall(Cancelling(shop, method, after=after)) as session:
         result = await session.generate("a fox", idempotency_key=KEY)
         assert result.key == KEY
@@ -112,7 +112,7 @@ async def test_a_request_cancelled_inside_the_transport_is_a_lost_answer(method:
 
 @virtually
 async def test_without_idempotency_keys_such_a_create_is_in_doubt_and_not_bought_again() -> None:
-    shop = Shop()
+    shop = FakeGateway()
     async with defapi(Cancelling(shop, "POST", after=True)) as session:
         with pytest.raises(NanoBananaError) as caught:
             await session.generate("a fox", idempotency_key=KEY)
@@ -121,7 +121,7 @@ async def test_without_idempotency_keys_such_a_create_is_in_doubt_and_not_bought
     assert len(shop.tasks) == 4
 
 
-class Broken(Notebook):
+class Broken(RecordingLedger):
     """A ledger of somebody else, in which a call fails for one job."""
 
     def __init__(self, method: str, failure: type[BaseException]) -> None:
@@ -148,7 +148,7 @@ class Broken(Notebook):
 @pytest.mark.parametrize("method", ["claim", "SUBMITTING", "RUNNING", "SUCCEEDED"])
 @virtually
 async def test_a_ledger_that_fails_so_harms_its_own_job_only(method: str, failure: type[BaseException]) -> None:
-    shop = Shop()
+    shop = FakeGateway()
     async with apimall(FakeTransport(shop.answer), ledger=Broken(method, failure)) as session:
         if method == "SUCCEEDED":  # what was paid for is handed over all the same
             assert (await session.generate("a fox", idempotency_key=KEY)).task_id
@@ -161,7 +161,7 @@ async def test_a_ledger_that_fails_so_harms_its_own_job_only(method: str, failur
         await others_are_served(session)
 
 
-class Miscounting(Notebook):
+class Miscounting(RecordingLedger):
     async def count_slots_of_others(self, account: str, *, since: Any = None) -> int:
         cancelled_result()
         return 0
@@ -172,7 +172,7 @@ class Miscounting(Notebook):
 
 @virtually
 async def test_the_sessions_other_tasks_survive_it_too(caplog: pytest.LogCaptureFixture) -> None:
-    async with apimall(FakeTransport(Shop(job_s=5.0).answer), ledger=Miscounting()) as session:
+    async with apimall(FakeTransport(FakeGateway(job_s=5.0).answer), ledger=Miscounting()) as session:
         session._callback_urls.enable("https://app.example", b"s" * 16)
         await others_are_served(session)
         assert session.stats().succeeded == 3
@@ -182,7 +182,7 @@ async def test_the_sessions_other_tasks_survive_it_too(caplog: pytest.LogCapture
 
 @virtually
 async def test_somebody_who_cancels_every_other_task_of_the_session_does_not_stop_it() -> None:
-    async with apimall(FakeTransport(Shop().answer)) as session:
+    async with apimall(FakeTransport(FakeGateway().answer)) as session:
         await others_are_served(session)  # idle workers wait for their next step now
         for task in asyncio.all_tasks() - {asyncio.current_task()}:
             if "SessionTask._run" not in repr(task):
@@ -197,7 +197,7 @@ async def test_a_progress_bar_that_raises_it_ends_the_bar_only(monkeypatch: pyte
             cancelled_result()
 
     monkeypatch.setattr("nanobanana_async.batch.progress._tqdm", lambda: Bar)
-    async with apimall(FakeTransport(Shop().answer)) as session:
+    async with apimall(FakeTransport(FakeGateway().answer)) as session:
         outcomes = [outcome async for outcome in session.generate_many(["one", "two"], progress=True)]
         assert all(outcome.ok for outcome in outcomes)
         await others_are_served(session)
@@ -209,7 +209,7 @@ async def test_a_batch_whose_input_raises_it_ends_alone() -> None:
         yield "one"
         cancelled_result()
 
-    async with apimall(FakeTransport(Shop().answer)) as session:
+    async with apimall(FakeTransport(FakeGateway().answer)) as session:
         with pytest.raises(NanoBananaError, match="cancelled"):
             async for _ in session.generate_many(rows()):
                 pass
@@ -224,14 +224,14 @@ async def test_a_row_whose_saving_raises_it_is_an_outcome_with_an_error(
         cancelled_result()
 
     monkeypatch.setattr("nanobanana_async.image_saver.ImageSaver.save", save)
-    async with apimall(FakeTransport(Shop().answer)) as session:
+    async with apimall(FakeTransport(FakeGateway().answer)) as session:
         outcomes = [outcome async for outcome in session.generate_many(["one", "two"], save_to=tmp_path)]
         assert [outcome.result is not None and outcome.error is not None for outcome in outcomes] == [True, True]
         await others_are_served(session)
     assert caplog.text.count("batch.crashed row=") == 2
 
 
-class Unopenable(Notebook):
+class Unopenable(RecordingLedger):
     def __init__(self, method: str) -> None:
         super().__init__()
         self._method = method
@@ -249,10 +249,10 @@ class Unopenable(Notebook):
 
 @virtually
 async def test_at_opening_and_closing_it_is_an_error_and_no_cancellation_of_the_caller() -> None:
-    session = apimall(FakeTransport(Shop().answer), ledger=Unopenable("open"))
+    session = apimall(FakeTransport(FakeGateway().answer), ledger=Unopenable("open"))
     with pytest.raises(NanoBananaError, match="was cancelled from within"):
         await session.open()
-    session = apimall(FakeTransport(Shop().answer), ledger=Unopenable("aclose"))
+    session = apimall(FakeTransport(FakeGateway().answer), ledger=Unopenable("aclose"))
     await session.open()
     await others_are_served(session)
     with pytest.raises(NanoBananaError, match="was cancelled from within"):
@@ -271,7 +271,7 @@ async def test_a_log_that_can_not_be_written_harms_nothing(monkeypatch: pytest.M
     monkeypatch.setattr(log, "level", logging.DEBUG)
     log.addFilter(refusing)
     try:
-        async with apimall(FakeTransport(Shop().answer)) as session:
+        async with apimall(FakeTransport(FakeGateway().answer)) as session:
             await others_are_served(session)
     finally:
         log.removeFilter(refusing)
@@ -279,7 +279,7 @@ async def test_a_log_that_can_not_be_written_harms_nothing(monkeypatch: pytest.M
 
 @virtually
 async def test_the_end_of_the_event_loop_still_ends_the_session() -> None:
-    session = apimall(FakeTransport(Shop(job_s=50.0).answer), retry=RetryPolicy())
+    session = apimall(FakeTransport(FakeGateway(job_s=50.0).answer), retry=RetryPolicy())
     await session.open()
     caller = asyncio.Task(session.generate("a fox"))
     await asyncio.sleep(1.0)

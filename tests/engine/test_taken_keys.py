@@ -17,13 +17,13 @@ from nanobanana_async import (
 from nanobanana_async.errors import GatewayError
 from nanobanana_async.gateways.contract import HttpRequest
 from nanobanana_async.testing import FakeTransport, Reply
-from tests.engine.sayings import refused
-from tests.engine.scenes import Notebook, Shop, apimall, now, virtually, wire_key
+from tests.support.fakes import FakeGateway, RecordingLedger, apimall, now, virtually, wire_key
+from tests.support.replies import refused
 
 KEY = "order-17"
 
 
-class ForgetfulHost(Shop):
+class ForgetfulGateway(FakeGateway):
     """A shop that answers a repeated key with a conflict; `earlier` are keys that another ledger bought under."""
 
     def __init__(self, *earlier: str, job_s: float = 2.0) -> None:
@@ -36,10 +36,10 @@ class ForgetfulHost(Shop):
         if key in self.earlier or key in self.keys:
             self.conflicts += 1
             return refused(409, "idempotency_conflict", "Idempotency-Key conflict")
-        return super()._sell(request)
+        return super()._create(request)
 
 
-async def conflict(session: Session, shop: ForgetfulHost) -> IdempotencyConflict:
+async def conflict(session: Session, shop: ForgetfulGateway) -> IdempotencyConflict:
     posts = shop.conflicts
     with pytest.raises(IdempotencyConflict, match=r"another host may have bought.*settle the job") as caught:
         await session.generate("a fox", idempotency_key=KEY)
@@ -51,7 +51,7 @@ async def conflict(session: Session, shop: ForgetfulHost) -> IdempotencyConflict
 
 @virtually
 async def test_it_is_never_bought_again_by_itself_and_asked_about_once() -> None:
-    shop, ledger = ForgetfulHost(KEY), Notebook()
+    shop, ledger = ForgetfulGateway(KEY), RecordingLedger()
     for _ in range(2):  # sessions
         async with apimall(FakeTransport(shop.answer), ledger=ledger) as session:
             for _ in range(3):
@@ -68,7 +68,7 @@ async def test_it_is_never_bought_again_by_itself_and_asked_about_once() -> None
 
 @virtually
 async def test_a_human_finds_its_task() -> None:
-    shop = ForgetfulHost(KEY)
+    shop = ForgetfulGateway(KEY)
     shop.tasks["t9"] = now() - 100.0
     async with apimall(FakeTransport(shop.answer)) as session:
         await conflict(session, shop)
@@ -80,7 +80,7 @@ async def test_a_human_finds_its_task() -> None:
 
 @virtually
 async def test_a_human_says_that_it_was_not_bought() -> None:
-    shop = ForgetfulHost(KEY)
+    shop = ForgetfulGateway(KEY)
     async with apimall(FakeTransport(shop.answer)) as session:
         await conflict(session, shop)
         settled = await session.resolve(KEY, not_bought=True)
@@ -93,7 +93,7 @@ async def test_a_human_says_that_it_was_not_bought() -> None:
 
 @virtually
 async def test_a_human_buys_it_again_and_a_conflict_of_that_purchase_is_one_again() -> None:
-    shop, ledger = ForgetfulHost(KEY), Notebook()
+    shop, ledger = ForgetfulGateway(KEY), RecordingLedger()
     async with apimall(FakeTransport(shop.answer), ledger=ledger) as session:
         await conflict(session, shop)
         shop.earlier.add(
@@ -110,7 +110,7 @@ async def test_a_human_buys_it_again_and_a_conflict_of_that_purchase_is_one_agai
 
 @virtually
 async def test_a_job_sent_before_whose_key_stays_in_work_is_uncertain_and_no_conflict() -> None:
-    shop = ForgetfulHost()
+    shop = ForgetfulGateway()
 
     def answer(request: HttpRequest) -> Reply:
         reply = shop.answer(request)
@@ -124,7 +124,7 @@ async def test_a_job_sent_before_whose_key_stays_in_work_is_uncertain_and_no_con
 
 @virtually
 async def test_its_price_stays_set_aside_until_it_is_settled() -> None:
-    shop = ForgetfulHost(KEY)
+    shop = ForgetfulGateway(KEY)
     async with apimall(FakeTransport(shop.answer), max_credits=Decimal(16)) as session:
         await session.generate("a fox")
         await conflict(session, shop)
@@ -140,9 +140,9 @@ async def test_its_price_stays_set_aside_until_it_is_settled() -> None:
 @pytest.mark.parametrize("rows", [3, 60])
 @virtually
 async def test_a_named_batch_whose_ledger_was_lost_buys_nothing_again(rows: int) -> None:
-    shop = ForgetfulHost(job_s=0.5)
+    shop = ForgetfulGateway(job_s=0.5)
     prompts = [f"fox {number}" for number in range(rows)]
-    ledgers = {name: Notebook(keeps=True) for name in ("first", "second")}
+    ledgers = {name: RecordingLedger(keep_ended=True) for name in ("first", "second")}
     few = ConcurrencyPolicy(max_jobs=4, learn=False)
     stops = []
     for name in ("first", "second", "second"):
@@ -167,7 +167,7 @@ async def test_a_named_batch_whose_ledger_was_lost_buys_nothing_again(rows: int)
 class Kept:
     """A ledger in memory that is not one by its type, so that a named batch takes it."""
 
-    def __init__(self, book: Notebook) -> None:
+    def __init__(self, book: RecordingLedger) -> None:
         self._book = book
 
     def __getattr__(self, name: str) -> object:
@@ -175,7 +175,7 @@ class Kept:
 
 
 async def test_two_hosts_with_a_file_each_pay_once(tmp_path: Path) -> None:
-    shop = ForgetfulHost(job_s=0.01)
+    shop = ForgetfulGateway(job_s=0.01)
     for host in ("a", "b", "b"):
         async with apimall(FakeTransport(shop.answer, latency_s=0.001), ledger=tmp_path / host) as session:
             if host == "a":

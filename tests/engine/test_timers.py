@@ -11,7 +11,7 @@ from nanobanana_async.engine.dispatcher import SubmitQueue
 from nanobanana_async.engine.timers import TICK_S, Timers
 from nanobanana_async.engine.tracked_job import NEVER, TrackedJob
 from nanobanana_async.jobs import JobRecord
-from tests.engine.scenes import now, virtually
+from tests.support.fakes import now, virtually
 
 
 def entry(number: int = 0) -> TrackedJob:

@@ -10,7 +10,7 @@ import pytest
 
 from nanobanana_async import Session
 from nanobanana_async.testing import FakeTransport, VirtualLoop, run_virtual
-from tests.engine.scenes import Notebook, Shop, apimall
+from tests.support.fakes import FakeGateway, RecordingLedger, apimall
 
 Said = list[warnings.WarningMessage]
 
@@ -30,27 +30,27 @@ SENTENCE = "<Session apimall> was never closed: use 'async with Session(...)', o
 
 
 async def forgets_at_once() -> None:
-    await apimall(FakeTransport(Shop().answer)).open()
+    await apimall(FakeTransport(FakeGateway().answer)).open()
     gc.collect()
     await asyncio.sleep(10.0)
 
 
 async def forgets_after_work() -> None:
-    session = apimall(FakeTransport(Shop().answer))
+    session = apimall(FakeTransport(FakeGateway().answer))
     await session.open()
     await session.generate("a fox")
     await (await session.submit("another")).accepted()
 
 
 async def forgets_during_a_post() -> None:
-    session = apimall(FakeTransport(Shop().answer, latency_s=9.0))
+    session = apimall(FakeTransport(FakeGateway().answer, latency_s=9.0))
     await session.open()
     await session.submit("a fox")
     await asyncio.sleep(1.0)
 
 
 async def forgets_while_callers_wait() -> None:
-    session = apimall(FakeTransport(Shop(limit=1, job_s=99.0).answer))
+    session = apimall(FakeTransport(FakeGateway(limit=1, job_s=99.0).answer))
     await session.open()
     waiting = [asyncio.Task(session.generate(f"fox {number}")) for number in range(5)]
     await asyncio.sleep(10.0)
@@ -58,7 +58,7 @@ async def forgets_while_callers_wait() -> None:
 
 
 async def fails() -> None:
-    session = apimall(FakeTransport(Shop().answer))
+    session = apimall(FakeTransport(FakeGateway().answer))
     await session.open()
     raise ZeroDivisionError
 
@@ -90,7 +90,7 @@ def test_it_says_so_once_when_it_is_collected_after_its_loop_was_closed(
 ) -> None:
     def abandon() -> None:
         loop = VirtualLoop()
-        session = apimall(FakeTransport(Shop().answer))
+        session = apimall(FakeTransport(FakeGateway().answer))
         loop.run_until_complete(session.open())
         loop.run_until_complete(session.generate("a fox"))
         loop.close()
@@ -101,7 +101,7 @@ def test_it_says_so_once_when_it_is_collected_after_its_loop_was_closed(
 
 
 def test_it_says_so_when_it_is_lost_and_its_jobs_go_on() -> None:
-    shop = Shop()
+    shop = FakeGateway()
 
     async def begin() -> Any:
         session = apimall(FakeTransport(shop.answer))
@@ -116,10 +116,10 @@ def test_it_says_so_when_it_is_lost_and_its_jobs_go_on() -> None:
 
 
 def test_the_ledger_is_closed_all_the_same() -> None:
-    ledger = Notebook()
+    ledger = RecordingLedger()
 
     async def forget() -> None:
-        await apimall(FakeTransport(Shop().answer), ledger=ledger).open()
+        await apimall(FakeTransport(FakeGateway().answer), ledger=ledger).open()
 
     assert heard_while(lambda: run_virtual(forget())) == [SENTENCE]
     assert ledger.closed == 1
@@ -127,14 +127,14 @@ def test_the_ledger_is_closed_all_the_same() -> None:
 
 def closed_properly() -> None:
     async def main() -> None:
-        async with apimall(FakeTransport(Shop().answer)) as session:
+        async with apimall(FakeTransport(FakeGateway().answer)) as session:
             await session.generate("a fox")
 
     run_virtual(main())
 
 
 def never_opened() -> None:
-    apimall(FakeTransport(Shop().answer))
+    apimall(FakeTransport(FakeGateway().answer))
 
 
 def never_built() -> None:
@@ -148,10 +148,10 @@ def test_a_session_that_was_closed_or_never_opened_says_nothing(innocent: Callab
 
 
 def test_where_warnings_are_errors_everything_is_closed_before_it_is_raised(caplog: pytest.LogCaptureFixture) -> None:
-    ledger, kept = Notebook(), list[Session]()
+    ledger, kept = RecordingLedger(), list[Session]()
 
     async def forget() -> None:
-        kept.append(apimall(FakeTransport(Shop().answer), ledger=ledger))
+        kept.append(apimall(FakeTransport(FakeGateway().answer), ledger=ledger))
         await kept[0].open()
 
     with warnings.catch_warnings():

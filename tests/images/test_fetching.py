@@ -15,8 +15,8 @@ import pytest
 from nanobanana_async.errors import DownloadError, SessionClosed
 from nanobanana_async.images import fetch as fetch_module
 from nanobanana_async.images.downloader import ImageDownloader
-from tests.http.peers import Connection, Peer, Script, answering, silent, unused_port
-from tests.images.scenes import FORMATS, failure, make_image, opened, png_claiming, reply, saying
+from tests.support.images import FORMATS, failure, make_image, opened, png_claiming, reply, saying
+from tests.support.peers import Connection, Peer, Script, answering, silent, unused_port
 
 IMAGE = make_image("png", (60, 40))
 

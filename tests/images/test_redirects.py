@@ -5,8 +5,8 @@ import asyncio
 import pytest
 from aiohttp.abc import ResolveResult
 
-from tests.http.peers import Connection, Peer, trusting
-from tests.images.scenes import StaticResolver, failure, make_image, opened, redirect, reply, saying
+from tests.support.images import StaticResolver, failure, make_image, opened, redirect, reply, saying
+from tests.support.peers import Connection, Peer, trusting
 
 IMAGE = make_image()
 

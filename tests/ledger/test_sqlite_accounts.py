@@ -6,8 +6,8 @@ import pytest
 
 from nanobanana_async.errors import LedgerError
 from nanobanana_async.jobs import JobState
-from tests.ledger.contract import job, keys_left, running, sent
 from tests.ledger.test_sqlite_file import ledger_at
+from tests.support.ledger_contract import job, keys_left, running, sent
 
 
 @pytest.fixture

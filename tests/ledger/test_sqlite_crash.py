@@ -10,7 +10,7 @@ from pathlib import Path
 from nanobanana_async.jobs import JobState
 from nanobanana_async.ledger.sqlite import SqliteLedger
 from tests.ledger import child
-from tests.ledger.contract import keys_left
+from tests.support.ledger_contract import keys_left
 
 KILLS = int(os.environ.get("NANOBANANA_LEDGER_KILLS", "6"))
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from nanobanana_async.report import ReportRow, write_report
-from tests.report.scenes import made_rows, made_run, row, without_image
+from tests.support.reports import made_rows, made_run, row, without_image
 
 HOSTILE = (
     "<script>window.pwned = 1</script>",

@@ -16,8 +16,8 @@ from nanobanana_async.events import Event
 from nanobanana_async.gateways import HttpRequest, HttpResponse
 from nanobanana_async.policy.retry import RetryPolicy
 from nanobanana_async.testing import FakeTransport, run_virtual
-from tests.observability.scenes import Collector
 from tests.secrecy.canary import ECHOES, KEY, Listener, seen, sightings
+from tests.support.telemetry import TelemetryCollector
 
 GATEWAYS: dict[str, ApiMall | DefApi] = {
     "apimall": ApiMall(api_key=KEY, expected_job_s=0.1),
@@ -176,7 +176,7 @@ class Stage:
     def __init__(self, name: str) -> None:
         self.gateway: Gateway = GATEWAYS[name]
         self.script = Script(name)
-        self.collector = Collector()
+        self.collector = TelemetryCollector()
         self.events: list[Event] = []
         self.kinds: set[str] = set()
         self.leaks: list[str] = []

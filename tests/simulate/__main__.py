@@ -48,7 +48,7 @@ def run(seeds: Sequence[int], say: Say, *, verbose: bool = False, twice: bool = 
             broken += 1
         if report.violations:
             broken += 1
-            say(_told(report))
+            say(_violations_text(report))
     for line in totals.lines():
         say(line)
     say(f"{len(seeds)} seeds in {time.perf_counter() - began:.1f} s, {broken} broken")
@@ -69,7 +69,7 @@ def check(number: int, mutation: Mutation, say: Say) -> bool:
     return False
 
 
-def _told(report: Report) -> str:
+def _violations_text(report: Report) -> str:
     lines = [f"seed {report.seed} ({report.scene}):"]
     lines += [f"  {violation.at:9.3f} {violation.rule}: {violation.text}" for violation in report.violations[:5]]
     return "\n".join([*lines, f"  replay: python -m tests.simulate --seed {report.seed} --verbose"])

@@ -83,7 +83,7 @@ def _doubt_forgotten_on_a_refusal() -> list[Change]:
     return [(buying, "decide_create", decided)]
 
 
-def _told_before_written() -> list[Change]:
+def _emitted_before_written() -> list[Change]:
     async def record_known(self: Any, entry: TrackedJob, state: JobState, **facts: Any) -> None:
         before, after = entry.ledger_record, entry.record.transition_to(state, **facts)
         self._set(entry, after, stored=after)
@@ -187,7 +187,7 @@ def _conflict_taken_for_a_refusal() -> list[Change]:
     return [(buying, "decide_create", decided)]
 
 
-def _settled_without_asking() -> list[Change]:
+def _resolved_without_asking() -> list[Change]:
     async def known(self: JobResolver, task_id: str, age_s: float) -> bool:
         return True
 
@@ -218,7 +218,7 @@ MUTATIONS = (
         _doubt_forgotten_on_a_refusal,
         ("repeated without a key", "double", "lost"),
     ),
-    Mutation("told before it is written", _told_before_written, ("told early",)),
+    Mutation("told before it is written", _emitted_before_written, ("told early",)),
     Mutation("a living owner's job is adopted", _adopts_from_the_living, ("two buyers", "not the owner")),
     Mutation("an expired key is repeated", _expired_key_repeated, ("expired",)),
     Mutation(
@@ -251,7 +251,7 @@ MUTATIONS = (
         _conflict_taken_for_a_refusal,
         ("bought after a conflict", "double"),
     ),
-    Mutation("a task id is settled without asking", _settled_without_asking, ("unfinished",)),
+    Mutation("a task id is settled without asking", _resolved_without_asking, ("unfinished",)),
     Mutation("one task is given to two jobs", _one_task_for_two_jobs, ("wrong result",)),
     Mutation("an account is known by its API key alone", _account_is_its_api_key, ("unfinished", "wrong outcome"), 20),
 )

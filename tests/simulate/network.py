@@ -14,10 +14,10 @@ from nanobanana_async.emulator.messages import DeliveryMode, EmulatedRequest, Em
 from nanobanana_async.emulator.settings import API_KEY
 from nanobanana_async.errors import TransportError
 from nanobanana_async.gateways.contract import HttpRequest, HttpResponse
-from tests.simulate.disk import Disk
-from tests.simulate.machine import Machine, Process
-from tests.simulate.ordeals import CREATES, FINE, QUERIES, REFUSALS_OF_CREATES, Ordeal, away
+from tests.simulate.ordeals import CREATES, FINE, QUERIES, REFUSALS_OF_CREATES, Disturbance, away
 from tests.simulate.plan import Plan
+from tests.support.disk import Disk
+from tests.support.machine import Machine, Process
 
 Fate = Literal["open", "accepted", "refused", "doubt"]
 
@@ -25,7 +25,7 @@ REFUSALS = frozenset({400, 401, 402, 403, 404, 429, 451})
 
 
 @define(eq=False)
-class Letter:
+class SentRequest:
     """One request that left a process."""
 
     number: int
@@ -36,7 +36,7 @@ class Letter:
     generation: int
     left_at: float
     answer: "asyncio.Future[HttpResponse | TransportError]"
-    on_the_way: bool = True
+    in_flight: bool = True
     fate: Fate = "open"
     timed_out: bool = False
     conflict: bool = False
@@ -56,9 +56,9 @@ class Letter:
 class Watcher(Protocol):
     """Who must know what goes over the wire: the oracle."""
 
-    def left(self, letter: Letter) -> None: ...
+    def left(self, letter: SentRequest) -> None: ...
 
-    def answered(self, letter: Letter, heard: bool) -> None: ...
+    def answered(self, letter: SentRequest, heard: bool) -> None: ...
 
 
 class Network:
@@ -69,7 +69,7 @@ class Network:
         self.plan = plan
         self._disk = disk
         self.world = GatewaySimulator(plan.world)
-        self.letters: list[Letter] = []
+        self.letters: list[SentRequest] = []
         """The creates; queries are not kept."""
         self.lost_answers = 0
         self.quiet = False
@@ -77,11 +77,11 @@ class Network:
         self._sent = 0
         self.watcher: Watcher | None = None
 
-    def of_key(self, key: str) -> list[Letter]:
+    def of_key(self, key: str) -> list[SentRequest]:
         """Return the creates of a job, in the order in which they left."""
         return [letter for letter in self.letters if letter.key == key]
 
-    def draw(self, creates: bool, key: str) -> Ordeal:
+    def draw(self, creates: bool, key: str) -> Disturbance:
         """Say what happens to the next request."""
         if self.quiet:
             return FINE
@@ -96,23 +96,23 @@ class Network:
             return FINE
         return self._chance.choice(kinds)(self._chance, self.plan)
 
-    def post(self, letter: Letter, ordeal: Ordeal) -> None:
+    def post(self, letter: SentRequest, ordeal: Disturbance) -> None:
         """Send a letter on its way; it goes on whatever becomes of its sender."""
         self._sent += 1
         if letter.creates:
             self.letters.append(letter)
         self.machine.after(self._latency() + ordeal.out_s, lambda: self._arrive(letter, ordeal))
 
-    def letter(self, process: Process, request: HttpRequest, key: str, generation: int) -> Letter:
+    def letter(self, process: Process, request: HttpRequest, key: str, generation: int) -> SentRequest:
         """Return a letter that is about to leave."""
         answer: asyncio.Future[HttpResponse | TransportError] = self.machine.create_future()
-        return Letter(self._sent + 1, process, request, key, generation, self.machine.time(), answer)
+        return SentRequest(self._sent + 1, process, request, key, generation, self.machine.time(), answer)
 
     def _latency(self) -> float:
         return self.plan.latency_s * self._chance.uniform(0.5, 1.5)
 
-    def _arrive(self, letter: Letter, ordeal: Ordeal) -> None:
-        letter.on_the_way = False
+    def _arrive(self, letter: SentRequest, ordeal: Disturbance) -> None:
+        letter.in_flight = False
         back_s = self._latency() + ordeal.back_s
         if ordeal.lost:
             self.machine.note("net", f"letter {letter.number} is lost")
@@ -122,7 +122,7 @@ class Network:
             return
         answer = self._handled(letter.request, ordeal)
         if letter.creates:
-            letter.task_id = _told_task_id(answer)
+            letter.task_id = _task_id_in(answer)
             other = self._recorded_answer(letter) if ordeal.other_answer else None
             if other is not None:
                 answer, letter.task_id = other, None  # nobody learns of the task that was just accepted
@@ -136,7 +136,7 @@ class Network:
         headers = {name.lower(): value for name, value in answer.headers.items()}
         self._give_back(letter, HttpResponse(status=answer.status, headers=headers, body=answer.content()), back_s)
 
-    def _recorded_answer(self, letter: Letter) -> EmulatedResponse | None:
+    def _recorded_answer(self, letter: SentRequest) -> EmulatedResponse | None:
         """Return the answer to a create of another job whose task id is in the ledger: only then it can be noticed."""
         for other in self.letters:
             record = self._disk.record(other.key)
@@ -144,7 +144,7 @@ class Network:
                 return other.accepted_by
         return None
 
-    def _handled(self, request: HttpRequest, ordeal: Ordeal) -> EmulatedResponse:
+    def _handled(self, request: HttpRequest, ordeal: Disturbance) -> EmulatedResponse:
         parts = urlsplit(request.url)
         headers = {
             "authorization": f"Bearer {API_KEY}",
@@ -161,22 +161,22 @@ class Network:
         return "defapi.create" if request.method == "POST" else "defapi.query"
 
     def _give_back(
-        self, letter: Letter, reply: HttpResponse | TransportError, back_s: float, hangs: bool = False
+        self, letter: SentRequest, reply: HttpResponse | TransportError, back_s: float, hangs: bool = False
     ) -> None:
         if hangs:
             if letter.creates:
-                self._settle(letter, reply, heard=False)
+                self._resolve(letter, reply, heard=False)
             return
         self.machine.after(back_s, lambda: self._deliver(letter, reply))
 
-    def _deliver(self, letter: Letter, reply: HttpResponse | TransportError) -> None:
+    def _deliver(self, letter: SentRequest, reply: HttpResponse | TransportError) -> None:
         heard = letter.process.alive and not letter.answer.done()
         if letter.creates:
-            self._settle(letter, reply, heard=heard)
+            self._resolve(letter, reply, heard=heard)
         if heard:
             letter.answer.set_result(reply)
 
-    def _settle(self, letter: Letter, reply: HttpResponse | TransportError, *, heard: bool) -> None:
+    def _resolve(self, letter: SentRequest, reply: HttpResponse | TransportError, *, heard: bool) -> None:
         if heard and isinstance(reply, HttpResponse) and reply.status == 409:
             before = [old for old in self.of_key(letter.key) if old.number < letter.number]
             letter.conflict = all(old.fate == "refused" for old in before if old.generation == letter.generation)
@@ -192,7 +192,7 @@ class Network:
             self.watcher.answered(letter, heard)
 
 
-class Wire:
+class SimulatedTransport:
     """A process's door to the network: the session's transport."""
 
     def __init__(self, network: Network, process: Process, key_of: Callable[[HttpRequest], tuple[str, int]]) -> None:
@@ -237,7 +237,7 @@ class Wire:
         return reply
 
 
-def _told_task_id(answer: EmulatedResponse) -> str | None:
+def _task_id_in(answer: EmulatedResponse) -> str | None:
     if answer.status != 200:
         return None
     try:

@@ -27,10 +27,10 @@ from nanobanana_async.events import Event, JobStateChanged
 from nanobanana_async.gateways.contract import HttpRequest
 from nanobanana_async.jobs import ACTIVE_STATES, JobRecord, JobState
 from nanobanana_async.models import GenerationResult
-from tests.simulate.disk import Disk
-from tests.simulate.machine import Machine, Process
-from tests.simulate.network import Letter, Network
+from tests.simulate.network import Network, SentRequest
 from tests.simulate.plan import Plan
+from tests.support.disk import Disk
+from tests.support.machine import Machine, Process
 
 Outcome = GenerationResult | BaseException
 
@@ -78,7 +78,7 @@ class Oracle:
         record = self._disk.record(key)
         return key, 0 if record is None else record.generation
 
-    def left(self, letter: Letter) -> None:
+    def left(self, letter: SentRequest) -> None:
         """A request is about to leave: it must be written down, with these bytes, by who sends it."""
         if not letter.creates:
             return
@@ -95,7 +95,7 @@ class Oracle:
         self._check_wire_key(letter, record)
         self._check_repeat(letter)
 
-    def _check_wire_key(self, letter: Letter, record: JobRecord) -> None:
+    def _check_wire_key(self, letter: SentRequest, record: JobRecord) -> None:
         sent, body = letter.wire_key, letter.request.body or b""
         if sent is None:
             return
@@ -105,7 +105,7 @@ class Oracle:
         if self._bodies.setdefault(sent, body) != body:
             self.find_fault("other bytes", f"two bodies were sent under {sent}")
 
-    def _check_repeat(self, letter: Letter) -> None:
+    def _check_repeat(self, letter: SentRequest) -> None:
         before = [old for old in self._network.of_key(letter.key) if old.generation == letter.generation]
         for old in before:
             if old.process is not letter.process and old.process.alive and not old.answer.done():
@@ -122,7 +122,7 @@ class Oracle:
         if age_s > self._plan.key_lifetime_s:
             self.find_fault("expired", f"{letter.key} was sent again {age_s:.3f} s after it was first sent")
 
-    def answered(self, letter: Letter, heard: bool) -> None:
+    def answered(self, letter: SentRequest, heard: bool) -> None:
         """A create's answer has come: who lives must have waited for it, and must write it down."""
         process = letter.process
         if not heard and process.alive and not process.closing and not letter.timed_out and letter.answer.done():
@@ -130,18 +130,18 @@ class Oracle:
         if heard and letter.fate == "accepted":
             self._machine.after(PATIENCE_S, lambda: self._check_kept(letter))
 
-    def _check_kept(self, letter: Letter) -> None:
+    def _check_kept(self, letter: SentRequest) -> None:
         record = self._disk.record(letter.key)
         if not letter.process.alive or letter.key in self._disk.failed_keys:
             return
         if record is None or (record.generation == letter.generation and record.task_id != letter.task_id):
             self.find_fault("answer dropped", f"{letter.key} is {letter.task_id}: told, and not written down")
 
-    def observer(self, process: Process) -> "Listener":
+    def observer(self, process: Process) -> "EventChecker":
         """Return who listens to a session's events."""
-        return Listener(self, self._machine, self._disk, process)
+        return EventChecker(self, self._machine, self._disk, process)
 
-    def told(self, process: Process, key: str, request_prompt: str, outcome: Outcome) -> None:
+    def check_outcome(self, process: Process, key: str, request_prompt: str, outcome: Outcome) -> None:
         """A caller got a result or an error."""
         match outcome:
             case GenerationResult():
@@ -257,7 +257,7 @@ class Oracle:
             )
 
 
-class Listener:
+class EventChecker:
     """A session's observer: what it is told must be in the file by then."""
 
     def __init__(self, oracle: Oracle, machine: Machine, disk: Disk, process: Process) -> None:

@@ -10,7 +10,7 @@ from tests.simulate.plan import LATEST_S, Plan
 
 
 @frozen(kw_only=True)
-class Ordeal:
+class Disturbance:
     """What happens to one request on its way, at the gateway, and on the way back."""
 
     name: str = "-"
@@ -27,84 +27,84 @@ class Ordeal:
     """What is lost is lost in silence: only the time limit tells."""
 
 
-FINE = Ordeal()
+FINE = Disturbance()
 
 
-def away(how: str) -> Ordeal:
+def away(how: str) -> Disturbance:
     """Return what every request meets while the gateway is away."""
     match how:
         case "unreachable":
-            return Ordeal(name="unreachable", unsent=True)
+            return Disturbance(name="unreachable", unsent=True)
         case "silent":
-            return Ordeal(name="silent", lost=True, hangs=True)
+            return Disturbance(name="silent", lost=True, hangs=True)
         case "proxy":
-            return Ordeal(name="proxy 502", fault=html(502))
+            return Disturbance(name="proxy 502", fault=html(502))
         case "busy":
-            return Ordeal(name="busy", fault=error(503))
+            return Disturbance(name="busy", fault=error(503))
         case _:
-            return Ordeal(name="key revoked", fault=error(401))
+            return Disturbance(name="key revoked", fault=error(401))
 
 
-Draw = Callable[[random.Random, Plan], Ordeal]
+Draw = Callable[[random.Random, Plan], Disturbance]
 
 
-def _lost(draw: random.Random, _: Plan) -> Ordeal:
-    return Ordeal(name="lost on the way", lost=True, hangs=draw.random() < 0.3)
+def _lost(draw: random.Random, _: Plan) -> Disturbance:
+    return Disturbance(name="lost on the way", lost=True, hangs=draw.random() < 0.3)
 
 
-def _answer_lost(draw: random.Random, _: Plan) -> Ordeal:
-    return Ordeal(name="answer lost", answer_lost=True, hangs=draw.random() < 0.3)
+def _answer_lost(draw: random.Random, _: Plan) -> Disturbance:
+    return Disturbance(name="answer lost", answer_lost=True, hangs=draw.random() < 0.3)
 
 
-def _cut(draw: random.Random, _: Plan) -> Ordeal:
-    return Ordeal(name="answer cut", fault=cut(sent_share=draw.random()))
+def _cut(draw: random.Random, _: Plan) -> Disturbance:
+    return Disturbance(name="answer cut", fault=cut(sent_share=draw.random()))
 
 
-def _other_answer(_: random.Random, __: Plan) -> Ordeal:
-    return Ordeal(name="the answer of another create", other_answer=True)
+def _other_answer(_: random.Random, __: Plan) -> Disturbance:
+    return Disturbance(name="the answer of another create", other_answer=True)
 
 
-def _late_answer(draw: random.Random, plan: Plan) -> Ordeal:
-    return Ordeal(
+def _late_answer(draw: random.Random, plan: Plan) -> Disturbance:
+    return Disturbance(
         name="late answer", back_s=draw.choice((3.0, plan.timeouts.create_s * 0.9, plan.timeouts.create_s + 5))
     )
 
 
-def _late_work(draw: random.Random, _: Plan) -> Ordeal:
-    return Ordeal(name="late work", out_s=draw.uniform(1.0, LATEST_S))
+def _late_work(draw: random.Random, _: Plan) -> Disturbance:
+    return Disturbance(name="late work", out_s=draw.uniform(1.0, LATEST_S))
 
 
-def _unsent(_: random.Random, __: Plan) -> Ordeal:
-    return Ordeal(name="unsent", unsent=True)
+def _unsent(_: random.Random, __: Plan) -> Disturbance:
+    return Disturbance(name="unsent", unsent=True)
 
 
-def _trouble(draw: random.Random, _: Plan) -> Ordeal:
+def _trouble(draw: random.Random, _: Plan) -> Disturbance:
     status, processed = draw.choice((500, 503)), draw.random() < 0.5
-    return Ordeal(name="trouble", fault=error(status, processed=processed, envelope=draw.random() < 0.7))
+    return Disturbance(name="trouble", fault=error(status, processed=processed, envelope=draw.random() < 0.7))
 
 
-def _proxy(draw: random.Random, _: Plan) -> Ordeal:
-    return Ordeal(name="proxy", fault=html(draw.choice((200, 502, 504)), processed=draw.random() < 0.5))
+def _proxy(draw: random.Random, _: Plan) -> Disturbance:
+    return Disturbance(name="proxy", fault=html(draw.choice((200, 502, 504)), processed=draw.random() < 0.5))
 
 
-def _garbage(draw: random.Random, _: Plan) -> Ordeal:
-    return Ordeal(name="garbage", fault=garbage(draw.choice((200, 503)), processed=draw.random() < 0.5))
+def _garbage(draw: random.Random, _: Plan) -> Disturbance:
+    return Disturbance(name="garbage", fault=garbage(draw.choice((200, 503)), processed=draw.random() < 0.5))
 
 
-def _limited(draw: random.Random, _: Plan) -> Ordeal:
+def _limited(draw: random.Random, _: Plan) -> Disturbance:
     code = draw.choice(("too_many_concurrent_jobs", "rate_limit_exceeded", "too_many_requests"))
     wait_s = draw.choice((None, "1", "20", "200"))
-    return Ordeal(name=code, fault=error(429, code=code, retry_after=wait_s))
+    return Disturbance(name=code, fault=error(429, code=code, retry_after=wait_s))
 
 
-def _refused(draw: random.Random, _: Plan) -> Ordeal:
-    return Ordeal(name="refused", fault=error(draw.choice((401, 402, 402, 451, 403))))
+def _refused(draw: random.Random, _: Plan) -> Disturbance:
+    return Disturbance(name="refused", fault=error(draw.choice((401, 402, 402, 451, 403))))
 
 
-def _at_work(draw: random.Random, plan: Plan) -> Ordeal:
+def _at_work(draw: random.Random, plan: Plan) -> Disturbance:
     if not plan.keyed:
         return _refused(draw, plan)
-    return Ordeal(name="key at work", fault=error(409))
+    return Disturbance(name="key at work", fault=error(409))
 
 
 CREATES: tuple[Draw, ...] = (

@@ -19,12 +19,12 @@ from nanobanana_async import testing
 from nanobanana_async.engine import poller as following
 from nanobanana_async.engine import submitter as buying
 from nanobanana_async.ledger import sqlite
-from tests.simulate.disk import Disk
-from tests.simulate.life import LastLook, Life, Stage
-from tests.simulate.machine import Machine, Process
+from tests.simulate.life import FinalCheck, ProcessLife, Shared
 from tests.simulate.network import Network
 from tests.simulate.oracle import Oracle, Violation
 from tests.simulate.plan import LATEST_S, Scene, plan_of
+from tests.support.disk import Disk
+from tests.support.machine import Machine, Process
 
 CALM_S = 7200.0
 """How long the last look may take."""
@@ -54,7 +54,7 @@ def play(seed: int) -> Report:
         disk = Disk(machine, Path(folder) / "jobs.sqlite", random.Random(f"{seed} disk"))
         network = Network(machine, plan, disk, random.Random(f"{seed} network"))
         oracle = network.watcher = Oracle(machine, plan, disk, network)
-        drama = Drama(Stage(machine, plan, disk, network, oracle))
+        drama = SeedRun(Shared(machine, plan, disk, network, oracle))
         with _replaced(seed, disk), asyncio.Runner(loop_factory=lambda: machine) as runner:
             try:
                 runner.run(drama.played())
@@ -71,10 +71,10 @@ def play(seed: int) -> Report:
     )
 
 
-class Drama:
+class SeedRun:
     """Trouble first, then calm, then the verdict."""
 
-    def __init__(self, stage: Stage) -> None:
+    def __init__(self, stage: Shared) -> None:
         self._stage = stage
         self._processes: list[Process] = []
         self.counts: Counter[str] = Counter()
@@ -94,9 +94,9 @@ class Drama:
         stage.world_calms_down()
         await asyncio.sleep(LATEST_S + plan.timeouts.create_s + 20.0)  # what is on its way arrives
         stage.machine.note("-", "all is calm")
-        last = LastLook(stage)
+        last = FinalCheck(stage)
         self._processes.append(last.process)
-        await last.lived(CALM_S)
+        await last.run(CALM_S)
         stage.oracle.judge(last.outcomes)
         self._count()
         for process in self._processes:
@@ -104,9 +104,11 @@ class Drama:
 
     async def _slot(self, number: int, chance: random.Random) -> None:
         for turn in range(self._stage.plan.lives):
-            life = Life(self._stage, f"p{number}.{turn}", random.Random(f"{self._stage.plan.seed} {number} {turn}"))
+            life = ProcessLife(
+                self._stage, f"p{number}.{turn}", random.Random(f"{self._stage.plan.seed} {number} {turn}")
+            )
             self._processes.append(life.process)
-            await life.lived()
+            await life.run()
             await asyncio.sleep(chance.choice((0.0, 1.0, chance.uniform(0.0, 20.0))))
 
     async def _meddle(self, chance: random.Random) -> None:
@@ -134,7 +136,7 @@ class Drama:
         counts["creates"] = len(letters)
         counts["in doubt"] = stage.network.lost_answers
         counts["repeats"] = len(letters) - len({(letter.key, letter.generation) for letter in letters})
-        counts["settled"] = stage.settled
+        counts["settled"] = stage.resolved
         for key in stage.asked:
             charges, allowed = len(stage.oracle.charges(key)), 1 + stage.oracle.deliberate[key]
             counts["charges"] += charges

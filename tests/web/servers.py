@@ -49,7 +49,7 @@ class Server:
                     async with http.get(f"{self.url}/is-anybody-there"):
                         return
                 await asyncio.sleep(0.05)
-        raise AssertionError(f"the server did not start:\n{self.told()}")
+        raise AssertionError(f"the server did not start:\n{self.log_text()}")
 
     async def stop(self, *, within_s: float = 15) -> None:
         """Ask it to stop, as an operator does, and wait until it has."""
@@ -58,7 +58,7 @@ class Server:
         async with asyncio.timeout(within_s):
             code = await self._process.wait()
         # A single uvicorn ends with the signal that it was sent, after it has closed everything.
-        assert code in (0, -signal.SIGTERM), self.told()
+        assert code in (0, -signal.SIGTERM), self.log_text()
 
     async def kill(self) -> None:
         """Kill it with all its workers, wherever they are."""
@@ -67,7 +67,7 @@ class Server:
                 os.killpg(self._process.pid, signal.SIGKILL)
             await self._process.wait()
 
-    def told(self) -> str:
+    def log_text(self) -> str:
         """Return what it has logged."""
         return self.log.read_text("utf-8", "replace")
 

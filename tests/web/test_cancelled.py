@@ -12,8 +12,8 @@ import pytest
 from nanobanana_async import JobState
 from nanobanana_async.emulator import Emulator, LogNormal, RandomFault, faults
 from nanobanana_async.emulator.messages import Endpoint
+from tests.web.orders import all_ended, check_paid, headers_of
 from tests.web.pages import put
-from tests.web.scenes import all_ended, check_paid, headers_of
 from tests.web.servers import Server, free_port, pointed_at, running, uvicorn
 
 CALLERS = 200

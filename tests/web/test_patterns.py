@@ -9,10 +9,10 @@ import pytest
 
 from nanobanana_async import JobState
 from nanobanana_async.emulator import Emulator, Fixed, RandomFault, faults
-from tests.durability.scenes import written
-from tests.end_to_end.scenes import received
+from tests.support.ledger_file import written
+from tests.support.loopback import received
+from tests.web.orders import all_ended, check_paid, headers_of, ordered
 from tests.web.pages import put
-from tests.web.scenes import all_ended, check_paid, headers_of, ordered
 from tests.web.servers import Server, free_port, pointed_at, running, uvicorn
 
 APPS = ("fastapi_app", "litestar_app", "aiohttp_app")
@@ -50,7 +50,7 @@ async def test_what_is_on_its_way_when_the_server_is_stopped_is_finished_by_the_
                 assert (await answer.json())["state"] == "succeeded"
             async with http.get(f"{server.url}/jobs/nobody-knows-this-key") as answer:
                 assert answer.status == 404
-        assert "Traceback" not in server.told()
+        assert "Traceback" not in server.log_text()
 
 
 async def test_fastapi_says_why_an_order_is_not_taken(tmp_path: Path) -> None:

@@ -13,8 +13,8 @@ import pytest
 
 from nanobanana_async import JobState
 from nanobanana_async.emulator import Emulator, Fixed, faults
-from tests.durability.scenes import written
-from tests.web.scenes import all_ended, check_paid, headers_of
+from tests.support.ledger_file import written
+from tests.web.orders import all_ended, check_paid, headers_of
 from tests.web.servers import ROOT, STUDIO, free_port, running, studio
 
 JSON = {"Content-Type": "application/json"}
@@ -79,7 +79,7 @@ async def test_an_order_is_taken_once_checked_and_its_picture_served(tmp_path: P
                 async with http.get(f"{server.url}{path}") as answer:
                     assert answer.status == 404
             await server.stop()
-        assert "Traceback" not in server.told()
+        assert "Traceback" not in server.log_text()
         assert (emulator.stats().creates_accepted, emulator.stats().double_charges) == (1, 0)
 
 

@@ -9,9 +9,9 @@ from typing import Unpack
 from nanobanana_async import ConcurrencyPolicy, JobState, Outcome, Session
 from nanobanana_async.emulator import Emulator, EmulatorOptions, EmulatorStats, Fixed, LogNormal, RandomFault, faults
 from nanobanana_async.webhooks import CallbackReceiver
-from tests.durability.scenes import written
-from tests.end_to_end.scenes import Listener, emulated, until
-from tests.webhooks.scenes import received
+from tests.support.callbacks import received
+from tests.support.ledger_file import written
+from tests.support.loopback import RecordingObserver, emulated, until
 
 LOST = RandomFault(0.2, faults.reset(processed=True), "defapi.create")
 
@@ -77,7 +77,7 @@ async def test_a_fifth_of_the_creates_unanswered_every_job_ends_well_and_none_is
 
 async def test_behind_a_balancer_a_call_may_reach_the_process_that_did_not_buy(tmp_path: Path) -> None:
     async with emulated(duration=Fixed(0.3)) as emulator:
-        heard = Listener()
+        heard = RecordingObserver()
         buyer = Session(emulator.defapi(), ledger=tmp_path / "jobs.sqlite")
         other = Session(emulator.defapi(), ledger=tmp_path / "jobs.sqlite", observers=[heard])
         async with received(other) as (url,), other:

@@ -10,18 +10,20 @@ from nanobanana_async import DefApi, JobState, Session
 from nanobanana_async.gateways.contract import HttpRequest
 from nanobanana_async.testing import FakeTransport, Reply
 from nanobanana_async.webhooks import CallbackReceiver
-from tests.engine.neighbours import LOST, Process, SharedNotebook, a_dead_process, found
-from tests.engine.scenes import Opening, defapi, now, virtually
-from tests.webhooks.scenes import KEY, PUBLIC, CallingShop, call, said
+from tests.support.callbacks import KEY, PUBLIC, CallbackGateway, call, callback_body
+from tests.support.fakes import Opening, defapi, now, virtually
+from tests.support.shared_ledger import LOST, FakeProcess, SharedLedger, found, killed_process
 
 
-def process(book: SharedNotebook, shop: CallingShop, session_of: Opening = defapi) -> tuple[Process, CallbackReceiver]:
+def process(
+    book: SharedLedger, shop: CallbackGateway, session_of: Opening = defapi
+) -> tuple[FakeProcess, CallbackReceiver]:
     """Return a process with a receiver, not yet begun."""
-    made = Process(book, shop.answer, session_of=session_of)
+    made = FakeProcess(book, shop.answer, session_of=session_of)
     return made, CallbackReceiver(made.session, public_url=PUBLIC)
 
 
-class LosingShop(CallingShop):
+class LosingCallbackGateway(CallbackGateway):
     def answer(self, request: HttpRequest) -> Reply:
         reply = super().answer(request)
         return LOST if request.method == "POST" else reply
@@ -29,14 +31,14 @@ class LosingShop(CallingShop):
 
 @virtually
 async def test_a_call_that_reaches_another_process_wakes_the_one_that_follows_the_job() -> None:
-    shop, book = CallingShop(job_s=10.0), SharedNotebook()
+    shop, book = CallbackGateway(job_s=10.0), SharedLedger()
     mine, _ = process(book, shop)
     theirs, receiver = process(book, shop)
     async with mine, theirs:
         job = await mine.session.submit("a fox", idempotency_key=KEY)
         await job.accepted()
         await asyncio.sleep(10.0)
-        assert await call(receiver, shop.url(), said("t1")) == 200
+        assert await call(receiver, shop.url(), callback_body("t1")) == 200
         await asyncio.sleep(1.0)
         assert job.state is JobState.SUCCEEDED
         assert (mine.queries, theirs.queries) == (1, 0)
@@ -44,8 +46,8 @@ async def test_a_call_that_reaches_another_process_wakes_the_one_that_follows_th
 
 @virtually
 async def test_so_it_does_where_that_process_waits_for_the_job_itself_and_has_old_news_of_it() -> None:
-    shop, book = CallingShop(job_s=0.1), SharedNotebook()
-    mine = Process(book, shop.answer, session_of=defapi, delay_s=0.2)
+    shop, book = CallbackGateway(job_s=0.1), SharedLedger()
+    mine = FakeProcess(book, shop.answer, session_of=defapi, delay_s=0.2)
     CallbackReceiver(mine.session, public_url=PUBLIC)
     theirs, receiver = process(book, shop)
     async with mine, theirs:
@@ -57,7 +59,7 @@ async def test_so_it_does_where_that_process_waits_for_the_job_itself_and_has_ol
         await job.accepted()
         await asyncio.sleep(0.1)
         assert (await found(theirs.session, KEY)).state is JobState.PENDING
-        await call(receiver, shop.url(), said("t1"))
+        await call(receiver, shop.url(), callback_body("t1"))
         await asyncio.sleep(1.2)
         assert job.state is JobState.SUCCEEDED
         assert (await waiting).task_id == "t1"
@@ -65,8 +67,8 @@ async def test_so_it_does_where_that_process_waits_for_the_job_itself_and_has_ol
 
 @virtually
 async def test_a_call_for_a_job_of_a_dead_process_is_enough_for_another_to_take_it_over() -> None:
-    shop, book = CallingShop(job_s=5.0), SharedNotebook()
-    dead = a_dead_process(book, shop.answer, session_of=defapi)
+    shop, book = CallbackGateway(job_s=5.0), SharedLedger()
+    dead = killed_process(book, shop.answer, session_of=defapi)
     async with dead as one:
         CallbackReceiver(one.session, public_url=PUBLIC)
         await (await one.session.submit("a fox", idempotency_key=KEY)).accepted()
@@ -74,7 +76,7 @@ async def test_a_call_for_a_job_of_a_dead_process_is_enough_for_another_to_take_
     async with theirs:
         await asyncio.sleep(5.0)
         assert book.states() == {KEY: JobState.RUNNING}
-        await call(receiver, shop.url(), said("t1"))
+        await call(receiver, shop.url(), callback_body("t1"))
         await asyncio.sleep(0.2)
         assert book.states() == {KEY: JobState.SUCCEEDED}
         assert (theirs.creates, theirs.queries, theirs.held) == (0, 1, 0)
@@ -82,8 +84,8 @@ async def test_a_call_for_a_job_of_a_dead_process_is_enough_for_another_to_take_
 
 @virtually
 async def test_so_it_is_for_one_that_died_before_the_answer_came() -> None:
-    shop, book = CallingShop(job_s=5.0), SharedNotebook()
-    async with a_dead_process(book, shop.answer, session_of=defapi) as one:
+    shop, book = CallbackGateway(job_s=5.0), SharedLedger()
+    async with killed_process(book, shop.answer, session_of=defapi) as one:
         CallbackReceiver(one.session, public_url=PUBLIC)
         await one.session.submit("a fox", idempotency_key=KEY)
         await asyncio.sleep(0.03)
@@ -91,7 +93,7 @@ async def test_so_it_is_for_one_that_died_before_the_answer_came() -> None:
     theirs, receiver = process(book, shop)
     async with theirs:
         await asyncio.sleep(5.0)
-        await call(receiver, shop.url(), said("t1"))
+        await call(receiver, shop.url(), callback_body("t1"))
         await asyncio.sleep(2.0)
         assert book.states() == {KEY: JobState.SUCCEEDED}
         assert theirs.creates == 0
@@ -99,16 +101,16 @@ async def test_so_it_is_for_one_that_died_before_the_answer_came() -> None:
 
 @virtually
 async def test_a_call_while_the_post_of_another_process_is_on_its_way_reaches_that_one() -> None:
-    shop, book = LosingShop(job_s=0.5), SharedNotebook()
+    shop, book = LosingCallbackGateway(job_s=0.5), SharedLedger()
     theirs, receiver = process(book, shop)
-    mine = Process(book, shop.answer, session_of=defapi)
-    mine.line._latency_s = 4.0
+    mine = FakeProcess(book, shop.answer, session_of=defapi)
+    mine.transport._latency_s = 4.0
     CallbackReceiver(mine.session, public_url=PUBLIC)
     async with mine, theirs:
         job = await mine.session.submit("a fox", idempotency_key=KEY)
         await asyncio.sleep(3.0)
         assert book.states() == {KEY: JobState.SUBMITTING}
-        await call(receiver, shop.url(), said("t1"))
+        await call(receiver, shop.url(), callback_body("t1"))
         await asyncio.sleep(10.0)
         assert job.state is JobState.SUCCEEDED
         assert (mine.creates, theirs.creates) == (1, 0)
@@ -116,14 +118,14 @@ async def test_a_call_while_the_post_of_another_process_is_on_its_way_reaches_th
 
 @virtually
 async def test_doubt_that_another_process_left_is_settled_by_whoever_receives_the_call() -> None:
-    shop, book = LosingShop(), SharedNotebook()
+    shop, book = LosingCallbackGateway(), SharedLedger()
     mine, _ = process(book, shop)
     theirs, receiver = process(book, shop)
     async with mine, theirs:
         await mine.session.submit("a fox", idempotency_key=KEY)
         await asyncio.sleep(2.0)
         assert book.states() == {KEY: JobState.UNCERTAIN}
-        await call(receiver, shop.url(), said("t1"))
+        await call(receiver, shop.url(), callback_body("t1"))
         await asyncio.sleep(2.0)
         assert book.states() == {KEY: JobState.SUCCEEDED}
         assert (await mine.session.generate("a fox", idempotency_key=KEY)).task_id == "t1"
@@ -132,14 +134,14 @@ async def test_doubt_that_another_process_left_is_settled_by_whoever_receives_th
 
 @virtually
 async def test_one_call_to_each_of_two_processes_settles_a_doubt_once() -> None:
-    shop, book = LosingShop(), SharedNotebook()
+    shop, book = LosingCallbackGateway(), SharedLedger()
     mine, one = process(book, shop)
     theirs, other = process(book, shop)
     async with mine, theirs:
         await mine.session.submit("a fox", idempotency_key=KEY)
         await asyncio.sleep(2.0)
         for receiver in (one, other):
-            await call(receiver, shop.url(), said("t1"))
+            await call(receiver, shop.url(), callback_body("t1"))
         await asyncio.sleep(5.0)
         assert book.states() == {KEY: JobState.SUCCEEDED}
         assert (mine.held, theirs.held) == (0, 0)
@@ -151,7 +153,7 @@ def of_another_account(transport: FakeTransport, **settings: Any) -> Session:
 
 @virtually
 async def test_a_job_of_another_account_is_not_taken_over_and_its_owner_is_told() -> None:
-    shop, book = CallingShop(job_s=5.0), SharedNotebook()
+    shop, book = CallbackGateway(job_s=5.0), SharedLedger()
     mine, _ = process(book, shop)
     theirs, receiver = process(book, shop, of_another_account)
     async with theirs:
@@ -159,14 +161,14 @@ async def test_a_job_of_another_account_is_not_taken_over_and_its_owner_is_told(
             job = await mine.session.submit("a fox", idempotency_key=KEY)
             await job.accepted()
             await asyncio.sleep(5.0)
-            assert await call(receiver, shop.url(), said("t1")) == 200
+            assert await call(receiver, shop.url(), callback_body("t1")) == 200
             await asyncio.sleep(1.0)
             assert job.state is JobState.SUCCEEDED
         again, _ = process(book, shop)
         async with again:
             await (await again.session.submit("a hare", idempotency_key="order-2")).accepted()
             again.kill()
-        assert await call(receiver, shop.url(2), said("t2")) == 200
+        assert await call(receiver, shop.url(2), callback_body("t2")) == 200
         assert book.owner("order-2") is None
         assert book.states()["order-2"] is JobState.RUNNING
 
@@ -174,38 +176,38 @@ async def test_a_job_of_another_account_is_not_taken_over_and_its_owner_is_told(
 @pytest.mark.parametrize("method", ["find", "adopt", "nudge"])
 @virtually
 async def test_a_ledger_that_fails_is_said_to_the_caller_who_may_come_again(method: str) -> None:
-    shop, book = CallingShop(job_s=5.0), SharedNotebook()
+    shop, book = CallbackGateway(job_s=5.0), SharedLedger()
     mine, _ = process(book, shop)
     theirs, receiver = process(book, shop)
     async with mine, theirs:
         job = await mine.session.submit("a fox", idempotency_key=KEY)
         await job.accepted()
         await asyncio.sleep(5.0)
-        theirs.page.fails[method] = 1
-        assert await call(receiver, shop.url(), said("t1")) == 503
-        assert await call(receiver, shop.url(), said("t1")) == 200
+        theirs.ledger.fails[method] = 1
+        assert await call(receiver, shop.url(), callback_body("t1")) == 503
+        assert await call(receiver, shop.url(), callback_body("t1")) == 200
         await asyncio.sleep(1.0)
         assert job.state is JobState.SUCCEEDED
 
 
 @virtually
 async def test_word_that_can_not_be_fetched_for_a_while_is_fetched_later() -> None:
-    shop, book = CallingShop(job_s=5.0), SharedNotebook()
+    shop, book = CallbackGateway(job_s=5.0), SharedLedger()
     mine, _ = process(book, shop)
     theirs, receiver = process(book, shop)
     async with mine, theirs:
         job = await mine.session.submit("a fox", idempotency_key=KEY)
         await job.accepted()
         await asyncio.sleep(5.0)
-        mine.page.fails["nudges"] = 3
-        await call(receiver, shop.url(), said("t1"))
+        mine.ledger.fails["nudges"] = 3
+        await call(receiver, shop.url(), callback_body("t1"))
         begun = now()
         await job
         assert now() - begun < 3.0
 
 
 async def test_two_sessions_on_one_file_wake_each_other_within_a_second(tmp_path: Path) -> None:
-    shop = CallingShop(job_s=0.3)
+    shop = CallbackGateway(job_s=0.3)
     sessions = [defapi(FakeTransport(shop.answer, latency_s=0.01), ledger=tmp_path / "jobs.sqlite") for _ in range(2)]
     mine, theirs = sessions
     _, receiver = [CallbackReceiver(session, public_url=PUBLIC) for session in sessions]
@@ -213,8 +215,8 @@ async def test_two_sessions_on_one_file_wake_each_other_within_a_second(tmp_path
         job = await mine.submit("a fox", idempotency_key=KEY)
         await job.accepted()
         await asyncio.sleep(0.3)
-        assert await call(receiver, shop.url(), said("t1")) == 200
+        assert await call(receiver, shop.url(), callback_body("t1")) == 200
         async with asyncio.timeout(1.5):
             assert (await job).task_id == "t1"
-    assert shop.looks == ["t1"]
-    assert await call(receiver, shop.url(), said("t1")) == 503
+    assert shop.polled == ["t1"]
+    assert await call(receiver, shop.url(), callback_body("t1")) == 503

@@ -15,17 +15,17 @@ from aiohttp import ClientSession, web
 from nanobanana_async import Session
 from nanobanana_async.testing import FakeTransport
 from nanobanana_async.webhooks import MAX_BODY, CallbackReceiver
-from tests.end_to_end.scenes import until
-from tests.engine.scenes import defapi
-from tests.webhooks.scenes import KEY, CallingShop, bound, said, served
+from tests.support.callbacks import KEY, CallbackGateway, bound, callback_body, served
+from tests.support.fakes import defapi
+from tests.support.loopback import until
 
 Frame = Callable[[CallbackReceiver], Any]
 
 
 @asynccontextmanager
-async def open_app(path: str = "/hooks") -> AsyncIterator[tuple[Session, CallingShop, str]]:
+async def open_app(path: str = "/hooks") -> AsyncIterator[tuple[Session, CallbackGateway, str]]:
     """Serve the routes of a receiver, beside a page of the app's own; yield a running job's URL."""
-    shop = CallingShop(job_s=0.0)
+    shop = CallbackGateway(job_s=0.0)
     listener, address = bound()
     session = defapi(FakeTransport(shop.answer, latency_s=0.001))
     receiver = CallbackReceiver(session, public_url=address + path)
@@ -59,10 +59,10 @@ def head(url: str, *headers: str) -> bytes:
 @pytest.mark.parametrize("path", ["", "/hooks", "/a/b/"])
 async def test_aiohttp_routes_take_a_call(path: str) -> None:
     async with open_app(path) as (session, shop, url), ClientSession() as http:
-        async with http.post(url, data=said("t1")) as response:
+        async with http.post(url, data=callback_body("t1")) as response:
             assert response.status == 200
         await until(lambda: session.stats().succeeded == 1)
-    assert shop.looks == ["t1"]
+    assert shop.polled == ["t1"]
 
 
 async def test_aiohttp_routes_give_one_404_to_every_method_and_every_wrong_path() -> None:
@@ -78,7 +78,7 @@ async def test_aiohttp_routes_give_one_404_to_every_method_and_every_wrong_path(
                 answers.add((got.status, await got.text(), headers))
         async with http.head(url) as got:
             assert got.status == 404
-        assert shop.looks == []
+        assert shop.polled == []
     assert len(answers) == 1
     assert answers.pop()[:2] == (404, "")
 
@@ -159,7 +159,7 @@ async def test_under_uvicorn_a_call_takes_no_time(frame: Frame) -> None:
     uvicorn = pytest.importorskip("uvicorn")
     if frame is not itself:
         pytest.importorskip(frame.__name__)
-    shop = CallingShop(job_s=0.0)
+    shop = CallbackGateway(job_s=0.0)
     listener, address = bound()
     session = defapi(FakeTransport(shop.answer, latency_s=0.001))
     receiver = CallbackReceiver(session, public_url=address + ("" if frame is itself else "/hooks"))
@@ -170,13 +170,13 @@ async def test_under_uvicorn_a_call_takes_no_time(frame: Frame) -> None:
         try:
             await (await session.submit("a fox", idempotency_key=KEY)).accepted()
             async with ClientSession() as http, asyncio.timeout(2.0):
-                async with http.post(f"{shop.url()}x", data=said("t1")) as response:
+                async with http.post(f"{shop.url()}x", data=callback_body("t1")) as response:
                     assert (response.status, await response.read()) == (404, b"")
-                async with http.post(shop.url(), data=said("t1")) as response:
+                async with http.post(shop.url(), data=callback_body("t1")) as response:
                     assert response.status == 200
                 await until(lambda: session.stats().succeeded == 1)
                 async with http.post(shop.url(), data=b"x" * 1_000_000) as response:
                     assert response.status == 200
         finally:
             server.should_exit = True
-    assert shop.looks == ["t1"]
+    assert shop.polled == ["t1"]

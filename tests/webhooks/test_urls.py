@@ -11,9 +11,9 @@ import pytest
 from nanobanana_async import ConfigurationError, ImageRequest, JobState, MemoryLedger, Session
 from nanobanana_async.testing import FakeTransport
 from nanobanana_async.webhooks import CallbackReceiver
-from tests.engine.neighbours import Process, SharedNotebook
-from tests.engine.scenes import Notebook, apimall, defapi, virtually
-from tests.webhooks.scenes import KEY, PUBLIC, CallingShop, call, calling, said, url_in
+from tests.support.callbacks import KEY, PUBLIC, CallbackGateway, call, callback_body, calling, url_in
+from tests.support.fakes import RecordingLedger, apimall, defapi, virtually
+from tests.support.shared_ledger import FakeProcess, SharedLedger
 
 SECRET = "a secret of enough letters"
 
@@ -25,7 +25,7 @@ async def url_of(session: Session, key: str = KEY) -> str:
 
 @virtually
 async def test_each_job_gets_a_url_of_its_own_below_the_public_one() -> None:
-    shop = CallingShop()
+    shop = CallbackGateway()
     async with calling(shop.answer) as (session, _, transport), asyncio.TaskGroup() as group:
         for number in range(20):
             group.create_task(session.generate("a fox", idempotency_key=f"order-{number}"))
@@ -36,7 +36,7 @@ async def test_each_job_gets_a_url_of_its_own_below_the_public_one() -> None:
 
 @virtually
 async def test_a_token_has_more_than_128_bits_and_nothing_of_it_is_shared_by_two_keys() -> None:
-    async with calling(CallingShop().answer) as (session, _, _):
+    async with calling(CallbackGateway().answer) as (session, _, _):
         tokens = [(await url_of(session, f"order-{number}")).rpartition("/")[2] for number in range(200)]
     raw = [base64.urlsafe_b64decode(token + "=" * (-len(token) % 4)) for token in tokens]
     assert {len(token) for token in raw} == {24}
@@ -49,7 +49,7 @@ async def test_a_token_has_more_than_128_bits_and_nothing_of_it_is_shared_by_two
 @pytest.mark.parametrize("key", ["a/b/../c", "spring:3", "..", "?x=1&y#z", "%2F%00", "~" * 255, "!", "a" * 254])
 @virtually
 async def test_whatever_stands_in_a_key_its_url_leads_back_to_it(key: str) -> None:
-    shop = CallingShop(job_s=10.0)
+    shop = CallbackGateway(job_s=10.0)
     async with calling(shop.answer) as (session, receiver, _):
         job = await session.submit("a fox", idempotency_key=key)
         await job.accepted()
@@ -57,22 +57,22 @@ async def test_whatever_stands_in_a_key_its_url_leads_back_to_it(key: str) -> No
         assert urlsplit(url).path.count("/") == 4
         assert not set(url) - set(PUBLIC) - set("0123456789_-/ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz")
         await asyncio.sleep(10.0)
-        assert await call(receiver, url, said("t1")) == 200
+        assert await call(receiver, url, callback_body("t1")) == 200
         await asyncio.sleep(0.2)
         assert job.state is JobState.SUCCEEDED
-        assert len(shop.looks) == 1
+        assert len(shop.polled) == 1
 
 
 async def test_the_secret_is_kept_in_the_ledger_file_and_so_the_url_outlives_the_process(tmp_path: Path) -> None:
     urls = []
     for _ in range(2):
-        session = defapi(FakeTransport(CallingShop().answer), ledger=tmp_path / "jobs.sqlite")
+        session = defapi(FakeTransport(CallbackGateway().answer), ledger=tmp_path / "jobs.sqlite")
         receiver = CallbackReceiver(session, public_url=PUBLIC)
         async with session:
             urls.append(await url_of(session))
             assert await call(receiver, urls[0]) == 200
     assert urls[0] == urls[1]
-    session = defapi(FakeTransport(CallingShop().answer), ledger=tmp_path / "others.sqlite")
+    session = defapi(FakeTransport(CallbackGateway().answer), ledger=tmp_path / "others.sqlite")
     receiver = CallbackReceiver(session, public_url=PUBLIC)
     async with session:
         assert await url_of(session) != urls[0]
@@ -83,12 +83,12 @@ async def test_the_secret_is_kept_in_the_ledger_file_and_so_the_url_outlives_the
 async def test_a_secret_of_ones_own_makes_the_same_urls_on_any_ledger() -> None:
     urls = []
     for secret in (SECRET, SECRET.encode()):
-        session = defapi(FakeTransport(CallingShop().answer), ledger=MemoryLedger())
+        session = defapi(FakeTransport(CallbackGateway().answer), ledger=MemoryLedger())
         CallbackReceiver(session, public_url=PUBLIC, secret=secret)
         async with session:
             urls.append(await url_of(session))
     assert urls[0] == urls[1]
-    async with calling(CallingShop().answer) as (session, receiver, _):
+    async with calling(CallbackGateway().answer) as (session, receiver, _):
         assert await url_of(session) not in urls
         assert await call(receiver, urls[0]) == 404
 
@@ -96,7 +96,7 @@ async def test_a_secret_of_ones_own_makes_the_same_urls_on_any_ledger() -> None:
 @pytest.mark.parametrize("secret", ["", "fifteen letters", b"0123456789abcde"])
 def test_a_secret_that_can_be_guessed_is_refused(secret: str | bytes) -> None:
     with pytest.raises(ConfigurationError, match="16 bytes"):
-        CallbackReceiver(defapi(FakeTransport(CallingShop().answer)), public_url=PUBLIC, secret=secret)
+        CallbackReceiver(defapi(FakeTransport(CallbackGateway().answer)), public_url=PUBLIC, secret=secret)
 
 
 @pytest.mark.parametrize(
@@ -118,13 +118,13 @@ def test_a_secret_that_can_be_guessed_is_refused(secret: str | bytes) -> None:
 )
 def test_a_public_url_that_no_gateway_could_call_is_refused(url: str) -> None:
     with pytest.raises(ConfigurationError, match="public_url"):
-        CallbackReceiver(defapi(FakeTransport(CallingShop().answer)), public_url=url)
+        CallbackReceiver(defapi(FakeTransport(CallbackGateway().answer)), public_url=url)
 
 
 @pytest.mark.parametrize("url", ["https://app.example", "https://app.example/", "http://[::1]:80/a/b/", PUBLIC + "//"])
 @virtually
 async def test_a_public_url_may_have_a_path_and_slashes_at_the_end(url: str) -> None:
-    session = defapi(FakeTransport(CallingShop().answer))
+    session = defapi(FakeTransport(CallbackGateway().answer))
     receiver = CallbackReceiver(session, public_url=url)
     async with session:
         made = await url_of(session)
@@ -134,7 +134,7 @@ async def test_a_public_url_may_have_a_path_and_slashes_at_the_end(url: str) -> 
 
 @virtually
 async def test_a_request_with_its_own_callback_url_keeps_it() -> None:
-    shop = CallingShop()
+    shop = CallbackGateway()
     async with calling(shop.answer) as (session, _, transport):
         await session.generate("a fox", callback_url="https://me.example/here")
     assert url_in(transport.creates[0]) == "https://me.example/here"
@@ -142,7 +142,7 @@ async def test_a_request_with_its_own_callback_url_keeps_it() -> None:
 
 @virtually
 async def test_a_gateway_that_takes_no_callbacks_gets_none() -> None:
-    transport = FakeTransport(CallingShop().answer)
+    transport = FakeTransport(CallbackGateway().answer)
     session = apimall(transport)
     CallbackReceiver(session, public_url=PUBLIC)
     async with session:
@@ -152,7 +152,7 @@ async def test_a_gateway_that_takes_no_callbacks_gets_none() -> None:
 
 @virtually
 async def test_without_a_receiver_nothing_is_sent() -> None:
-    transport = FakeTransport(CallingShop().answer)
+    transport = FakeTransport(CallbackGateway().answer)
     async with defapi(transport) as session:
         await session.generate("a fox")
     assert url_in(transport.creates[0]) is None
@@ -160,7 +160,7 @@ async def test_without_a_receiver_nothing_is_sent() -> None:
 
 @virtually
 async def test_a_receiver_may_be_made_while_the_session_is_open() -> None:
-    shop = CallingShop(job_s=10.0)
+    shop = CallbackGateway(job_s=10.0)
     transport = FakeTransport(shop.answer)
     async with defapi(transport) as session:
         await (await session.submit("a fox")).accepted()
@@ -169,14 +169,14 @@ async def test_a_receiver_may_be_made_while_the_session_is_open() -> None:
         await job.accepted()
         assert [url_in(create) is None for create in transport.creates] == [True, False]
         await asyncio.sleep(10.0)
-        assert await call(receiver, shop.url(2), said("t2")) == 200
+        assert await call(receiver, shop.url(2), callback_body("t2")) == 200
         await asyncio.sleep(0.2)
         assert job.state is JobState.SUCCEEDED
 
 
 @virtually
 async def test_of_two_receivers_both_hear_and_the_later_ones_url_is_sent() -> None:
-    shop = CallingShop()
+    shop = CallbackGateway()
     async with calling(shop.answer) as (session, first, transport):
         second = CallbackReceiver(session, public_url="https://other.example")
         await session.generate("a fox")
@@ -188,7 +188,7 @@ async def test_of_two_receivers_both_hear_and_the_later_ones_url_is_sent() -> No
 
 @virtually
 async def test_the_url_is_no_part_of_the_request_also_when_the_app_has_moved() -> None:
-    shop, ledger = CallingShop(), Notebook(keeps=True)
+    shop, ledger = CallbackGateway(), RecordingLedger(keep_ended=True)
     for public_url in (PUBLIC, "https://moved.example"):
         session = defapi(FakeTransport(shop.answer), ledger=ledger)
         CallbackReceiver(session, public_url=public_url)
@@ -202,10 +202,10 @@ async def test_the_url_is_no_part_of_the_request_also_when_the_app_has_moved() -
 
 @virtually
 async def test_batches_send_it_too_and_find_their_rows_again_under_another_url() -> None:
-    shop, book = CallingShop(), SharedNotebook()
+    shop, book = CallbackGateway(), SharedLedger()
     keys = []
     for public_url in (PUBLIC, "https://moved.example", None):
-        process = Process(book, shop.answer, session_of=defapi)
+        process = FakeProcess(book, shop.answer, session_of=defapi)
         if public_url is not None:
             CallbackReceiver(process.session, public_url=public_url)
         async with process:

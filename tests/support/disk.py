@@ -13,7 +13,7 @@ from nanobanana_async.ledger import writer
 from nanobanana_async.ledger.columns import record_of
 from nanobanana_async.ledger.connection import LedgerConnection, copy_for
 from nanobanana_async.ledger.statements import SELECT_BY_KEY, JobTable
-from tests.simulate.machine import Machine, Process, this_process
+from tests.support.machine import Machine, Process, this_process
 
 T = TypeVar("T")
 

@@ -46,7 +46,7 @@ def quick(emulator: Emulator, name: GatewayName = "apimall", /, **settings: Any)
     return Session(**options)
 
 
-class Listener:
+class RecordingObserver:
     """An observer that keeps what it heard."""
 
     def __init__(self) -> None:

@@ -11,7 +11,7 @@ import aiohttp
 from nanobanana_async import JobState
 from nanobanana_async.emulator import Emulator
 from nanobanana_async.jobs import ACTIVE_STATES, JobRecord
-from tests.durability.scenes import written
+from tests.support.ledger_file import written
 
 
 def headers_of(number: int) -> dict[str, str]:

@@ -1,6 +1,6 @@
 """The emulator in a process of its own, which records every create that arrives.
 
-`python -m tests.durability.shop SETTINGS` prints its URL, and answers each line on its input with the records as one
+`python -m tests.durability.emulator_process SETTINGS` prints its URL, and answers each line on its input with the records as one
 line of JSON. It ends when its input ends.
 """
 
@@ -32,7 +32,7 @@ ROOT = Path(__file__).absolute().parents[2]
 
 
 @dataclass(frozen=True, kw_only=True)
-class ShopSettings:
+class AccountSettings:
     """How the emulated account behaves."""
 
     seed: int = 0
@@ -103,7 +103,7 @@ class RecordingSimulator(GatewaySimulator):
         return Records(prompts=prompts, counts=counts)
 
 
-def _simulator(shop: ShopSettings) -> RecordingSimulator:
+def _simulator(shop: AccountSettings) -> RecordingSimulator:
     chances = [
         RandomFault(share, fault, endpoint)
         for endpoint in ("apimall.create", "defapi.create")
@@ -127,7 +127,7 @@ def _simulator(shop: ShopSettings) -> RecordingSimulator:
     )
 
 
-async def _serve(shop: ShopSettings) -> None:
+async def _serve(shop: AccountSettings) -> None:
     simulator = _simulator(shop)
     server = await EmulatorServer.started(simulator, host="127.0.0.1", port=0)
     print(json.dumps(server.url), flush=True)
@@ -137,7 +137,7 @@ async def _serve(shop: ShopSettings) -> None:
     await server.aclose()
 
 
-class Shop:
+class EmulatorProcess:
     """The emulator's process, as its parent uses it."""
 
     def __init__(self, process: "subprocess.Popen[str]") -> None:
@@ -162,15 +162,15 @@ class Shop:
 
 
 @contextmanager
-def opened(settings: ShopSettings) -> Iterator[Shop]:
+def opened(settings: AccountSettings) -> Iterator[EmulatorProcess]:
     """Run the emulator in a process of its own."""
-    command = [sys.executable, "-m", "tests.durability.shop", json.dumps(asdict(settings))]
+    command = [sys.executable, "-m", "tests.durability.emulator_process", json.dumps(asdict(settings))]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT) as process:
         try:
-            yield Shop(process)
+            yield EmulatorProcess(process)
         finally:
             process.kill()
 
 
 if __name__ == "__main__":
-    asyncio.run(_serve(ShopSettings(**json.loads(sys.argv[1]))))
+    asyncio.run(_serve(AccountSettings(**json.loads(sys.argv[1]))))
