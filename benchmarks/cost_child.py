@@ -100,9 +100,9 @@ def _on_uvloop(work: Coroutine[Any, Any, dict[str, Any]]) -> dict[str, Any]:
 
 def main() -> None:
     """Do what was ordered, and answer with the result."""
-    told = orders()
-    jobs = int(told["jobs"])
-    match told["what"], told.get("loop"):
+    options = orders()
+    jobs = int(options["jobs"])
+    match options["what"], options.get("loop"):
         case "grow", _:
             result = run_virtual(_grow(jobs))
         case "hold", _:

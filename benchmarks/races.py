@@ -38,18 +38,18 @@ class Race:
 
     client: str
     fleet: Fleet
-    told: int | None = None
+    known_limit: int | None = None
 
     @property
     def load(self) -> float:
         """Tell what it asks of the machine; a peer that was told too much also comes again and again."""
-        loose = self.client not in (OURS, ON_DISK) and self.told != self.fleet.limit
-        wanting = (self.told or self.fleet.jobs) / 3 if loose else 0.0
+        loose = self.client not in (OURS, ON_DISK) and self.known_limit != self.fleet.limit
+        wanting = (self.known_limit or self.fleet.jobs) / 3 if loose else 0.0
         return LOADS[self.client] * max(self.fleet.limit, wanting)
 
-    def of(self, client: str, fleet: Fleet, told: int | None) -> bool:
+    def of(self, client: str, fleet: Fleet, known_limit: int | None) -> bool:
         """Tell whether it is this client's race with this fleet, under any seed."""
-        return (self.client, evolve(self.fleet, seed=fleet.seed), self.told) == (client, fleet, told)
+        return (self.client, evolve(self.fleet, seed=fleet.seed), self.known_limit) == (client, fleet, known_limit)
 
 
 @frozen(kw_only=True)
@@ -95,18 +95,18 @@ async def _run(race: Race, line: asyncio.Barrier) -> Finish:
     durations = Drawn(fleet.seed, fleet.median_s, fleet.sigma).take(fleet.jobs)
     ideal_s = list_schedule_s(durations, fleet.limit)
     server = Child("benchmarks.fleet_server", asdict(fleet))
-    orders: dict[str, Any] = {"client": race.client, "jobs": fleet.jobs, "told": race.told}
+    orders: dict[str, Any] = {"client": race.client, "jobs": fleet.jobs, "known_limit": race.known_limit}
     async with server:
         orders["url"] = (await server.answer(START_S))["url"]
         async with Child("benchmarks.fleet_client", orders) as client:
             await client.answer(START_S)
             await line.wait()
-            client.tell({})
+            client.send({})
             try:
                 ended = await client.answer(6 * ideal_s + 60)
             except (TimeoutError, RuntimeError) as error:
                 return Finish(race=race, failures={}, trouble=f"{type(error).__name__} {error}".strip())
-        server.tell({})
+        server.send({})
         served = await server.answer(START_S)
     refused_at = tuple(served.pop("refused_at"))
     measured = Measured.of(

@@ -87,7 +87,7 @@ class CountingInput:
     def __iter__(self) -> Iterator[str]:
         while self._count is None or self.pulled < self._count:
             self.pulled += 1
-            yield f"picture {self.pulled}"
+            yield f"image {self.pulled}"
 
 
 async def slowly(rows: Iterable[Any], pause_s: float = 0.5) -> AsyncIterator[Any]:
@@ -110,9 +110,9 @@ def on_file(
     return Session(gateway(api_key=API_KEY, expected_job_s=0.01), ledger=path, http=transport, **quick)
 
 
-def transport_to(studio: PromptGateway) -> FakeTransport:
+def transport_to(gateway: PromptGateway) -> FakeTransport:
     """Return a quick wire to a studio."""
-    return FakeTransport(studio.answer, latency_s=0.002)
+    return FakeTransport(gateway.answer, latency_s=0.002)
 
 
 async def all_of(batch: Batch) -> list[Outcome]:
@@ -131,8 +131,8 @@ async def until_stopped(batch: Batch) -> tuple[list[Outcome], BatchStopped]:
     raise AssertionError("the batch did not stop")
 
 
-async def run_batch(path: Path, studio: PromptGateway, rows: Iterable[Any], **options: Any) -> list[Outcome]:
+async def run_batch(path: Path, gateway: PromptGateway, rows: Iterable[Any], **options: Any) -> list[Outcome]:
     """Run a batch named "spring" in a session of its own."""
-    async with on_file(path, transport_to(studio)) as session:
+    async with on_file(path, transport_to(gateway)) as session:
         outcomes = await all_of(session.generate_many(rows, **{"batch": "spring", **options}))
     return sorted(outcomes, key=lambda outcome: outcome.index)

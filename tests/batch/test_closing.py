@@ -28,7 +28,7 @@ async def taken_until_closed(batch: Batch) -> int:
 @pytest.mark.parametrize("ordered", [False, True])
 def test_consumer_gets_session_closed(ordered: bool) -> None:
     @virtually
-    async def is_told() -> None:
+    async def check() -> None:
         session = apimall(FakeTransport(PromptGateway(job_s=60).answer), concurrency=slots(5))
         await session.open()
         batch = session.generate_many(CountingInput(), ordered=ordered)
@@ -41,17 +41,17 @@ def test_consumer_gets_session_closed(ordered: bool) -> None:
             await anext(batch)
         await batch.aclose()
 
-    is_told()
+    check()
 
 
 @virtually
 async def test_outcomes_ended_before_closing_are_yielded() -> None:
-    book = RecordingLedger(keep_ended=True)
-    async with apimall(FakeTransport(PromptGateway(job_s=5).answer), ledger=book, concurrency=slots(5)) as session:
+    ledger = RecordingLedger(keep_ended=True)
+    async with apimall(FakeTransport(PromptGateway(job_s=5).answer), ledger=ledger, concurrency=slots(5)) as session:
         batch = session.generate_many(CountingInput())
         await anext(batch)
         await asyncio.sleep(100)
-    ended = list(book.states().values()).count(JobState.SUCCEEDED)
+    ended = list(ledger.states().values()).count(JobState.SUCCEEDED)
     assert await taken_until_closed(batch) == ended - 1 > 0
 
 

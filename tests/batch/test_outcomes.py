@@ -118,15 +118,15 @@ def test_input_of_a_wrong_type_raises_configuration_error(requests: Any) -> None
 def test_a_bad_row_is_an_outcome(row: dict[str, Any], says: str) -> None:
     @virtually
     async def goes_on() -> None:
-        studio = PromptGateway()
-        async with defapi(FakeTransport(studio.answer)) as session:
+        gateway = PromptGateway()
+        async with defapi(FakeTransport(gateway.answer)) as session:
             outcomes = await all_of(session.generate_many(["before", row, "after"], ordered=True))
         bad = outcomes[1]
         assert (bad.index, bad.metadata, bad.result, bad.job, bad.ok) == (1, 7, None, None, False)
         assert isinstance(bad.error, InvalidRequest)
         assert says in str(bad.error)
         assert [outcome.ok for outcome in outcomes] == [True, False, True]
-        assert studio.sold == ["before", "after"]
+        assert gateway.sold == ["before", "after"]
 
     goes_on()
 
@@ -142,8 +142,8 @@ async def test_row_of_a_wrong_type_is_an_outcome() -> None:
 
 @virtually
 async def test_a_failed_and_a_refused_row_are_outcomes_with_their_jobs() -> None:
-    studio = PromptGateway(says=lambda prompt: refused(451, "blocked", "no") if prompt == "rude" else None)
-    async with apimall(FakeTransport(studio.answer)) as session:
+    gateway = PromptGateway(says=lambda prompt: refused(451, "blocked", "no") if prompt == "rude" else None)
+    async with apimall(FakeTransport(gateway.answer)) as session:
         outcomes = await all_of(session.generate_many(["fine", "fail", "rude"], ordered=True))
     assert [type(outcome.error).__name__ for outcome in outcomes] == ["NoneType", "JobFailed", "PromptBlocked"]
     assert [outcome.job.state.name for outcome in outcomes if outcome.job] == ["SUCCEEDED", "FAILED", "REFUSED"]
@@ -153,18 +153,18 @@ async def test_a_failed_and_a_refused_row_are_outcomes_with_their_jobs() -> None
         outcomes[1].unwrap()
 
 
-def test_an_outcome_with_neither_result_nor_error_can_not_be_unwrapped() -> None:
+def test_outcome_without_result_or_error_cannot_be_unwrapped() -> None:
     with pytest.raises(RuntimeError, match="row 3 has neither"):
         Outcome(index=3, key="k", request=None).unwrap()
 
 
 @virtually
 async def test_two_rows_with_one_key_share_a_job() -> None:
-    studio = PromptGateway()
+    gateway = PromptGateway()
     rows = [{"prompt": "fog", "key": "same", "metadata": number} for number in range(2)]
-    async with apimall(FakeTransport(studio.answer)) as session:
+    async with apimall(FakeTransport(gateway.answer)) as session:
         outcomes = await all_of(session.generate_many([*rows, {"prompt": "rain", "key": "same"}], ordered=True))
-    assert studio.sold == ["fog"]
+    assert gateway.sold == ["fog"]
     assert [outcome.metadata for outcome in outcomes] == [0, 1, None]
     assert outcomes[0].result == outcomes[1].result
     assert type(outcomes[2].error).__name__ == "IdempotencyConflict"

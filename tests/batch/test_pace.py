@@ -49,13 +49,13 @@ async def test_rows_wait_in_the_input_until_there_is_room() -> None:
 def test_little_is_bought_if_no_outcome_is_taken(ordered: bool) -> None:
     @virtually
     async def stays_bounded() -> None:
-        studio, input_ = PromptGateway(), CountingInput()
+        gateway, input_ = PromptGateway(), CountingInput()
         async with (
-            apimall(FakeTransport(studio.answer), concurrency=slots(20)) as session,
+            apimall(FakeTransport(gateway.answer), concurrency=slots(20)) as session,
             session.generate_many(input_, ordered=ordered),
         ):
             await asyncio.sleep(2000)
-            assert len(studio.sold) < 20 + 4 + AHEAD
+            assert len(gateway.sold) < 20 + 4 + AHEAD
             assert input_.pulled < 20 + 4 + 2 * AHEAD
 
     stays_bounded()
@@ -82,10 +82,10 @@ async def test_endless_invalid_rows_wait_to_be_taken() -> None:
 
 @virtually
 async def test_slow_consumer_sets_the_pace_at_constant_memory() -> None:
-    studio, input_ = PromptGateway(job_s=10), CountingInput(600)
+    gateway, input_ = PromptGateway(job_s=10), CountingInput(600)
     sizes: list[int] = []
     begun = now()
-    async with apimall(FakeTransport(studio.answer, keep=10), concurrency=slots(20)) as session:
+    async with apimall(FakeTransport(gateway.answer, keep=10), concurrency=slots(20)) as session:
         tracemalloc.start()
         taken = 0
         async for _ in paced(session.generate_many(input_), 1.0):
@@ -118,12 +118,12 @@ async def test_consumer_faster_than_the_slots_keeps_them_full() -> None:
 
 @virtually
 async def test_batch_fills_a_learned_limit() -> None:
-    studio = PromptGateway(job_s=60, limit=50)
+    gateway = PromptGateway(job_s=60, limit=50)
     most = 0
-    async with apimall(FakeTransport(studio.answer)) as session:
+    async with apimall(FakeTransport(gateway.answer)) as session:
         begun = now()
         async for _ in session.generate_many(CountingInput(600)):
-            most = max(most, studio.running)
+            most = max(most, gateway.running)
         took = now() - begun
     assert most == 50
     assert took < 1.5 * 600 / 50 * 60
@@ -131,11 +131,11 @@ async def test_batch_fills_a_learned_limit() -> None:
 
 @virtually
 async def test_nothing_is_pulled_while_a_throttled_row_waits() -> None:
-    studio, input_ = PromptGateway(job_s=500, limit=1), CountingInput()
-    async with apimall(FakeTransport(studio.answer)) as session, session.generate_many(input_):
+    gateway, input_ = PromptGateway(job_s=500, limit=1), CountingInput()
+    async with apimall(FakeTransport(gateway.answer)) as session, session.generate_many(input_):
         await asyncio.sleep(400)
         assert input_.pulled <= 1 + AHEAD + 1
-        assert len(studio.sold) == 1
+        assert len(gateway.sold) == 1
 
 
 @virtually
@@ -154,7 +154,7 @@ async def test_slow_input_is_bought_row_by_row() -> None:
     async def rows() -> AsyncIterator[str]:
         for number in range(5):
             await asyncio.sleep(100)
-            yield f"picture {number}"
+            yield f"image {number}"
 
     async with apimall(FakeTransport(PromptGateway().answer)) as session:
         begun = now()

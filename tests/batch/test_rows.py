@@ -120,7 +120,7 @@ def test_reader_keeps_eight_bytes_per_row() -> None:
     tracemalloc.start()
     try:
         for number in range(20_000):
-            reader.read(f"picture {number}")
+            reader.read(f"image {number}")
         assert tracemalloc.get_traced_memory()[0] < 20_000 * 16
     finally:
         tracemalloc.stop()

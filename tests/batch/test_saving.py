@@ -18,7 +18,7 @@ from tests.batch.fakes import CountingInput, PromptGateway, all_of, slots
 from tests.support.fakes import apimall, virtually
 from tests.support.loopback import GatewayName, charged, emulated, quick
 
-FIVE = [f"picture {number}" for number in range(5)]
+FIVE = [f"image {number}" for number in range(5)]
 
 
 async def saved_batch(
@@ -178,8 +178,8 @@ class FakeSaver:
 def test_slow_saving_keeps_the_order(monkeypatch: pytest.MonkeyPatch) -> None:
     @virtually
     async def stays_in_order() -> None:
-        desk = FakeSaver({"row-1": 100.0, "row-3": 100.0}, default_s=1.0)
-        desk.put_in(monkeypatch)
+        saver = FakeSaver({"row-1": 100.0, "row-3": 100.0}, default_s=1.0)
+        saver.put_in(monkeypatch)
         # Row 3 is being saved when row 1 ends, and both still are when row 2 is saved.
         rows = [{"prompt": f"{took} s", "key": f"row-{number}"} for number, took in enumerate((20, 40, 60, 20))]
         async with apimall(FakeTransport(PromptGateway().answer)) as session:
@@ -192,13 +192,13 @@ def test_slow_saving_keeps_the_order(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_concurrent_saves_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     @virtually
     async def stays_bounded() -> None:
-        desk, studio = FakeSaver(default_s=100.0), PromptGateway(job_s=1)
-        desk.put_in(monkeypatch)
-        async with apimall(FakeTransport(studio.answer), concurrency=slots(20)) as session:
+        saver, gateway = FakeSaver(default_s=100.0), PromptGateway(job_s=1)
+        saver.put_in(monkeypatch)
+        async with apimall(FakeTransport(gateway.answer), concurrency=slots(20)) as session:
             async for _ in session.generate_many(CountingInput(100), save_to="out"):
-                assert desk.most <= 8
-                assert len(studio.sold) - desk.saved <= 20 + 8 + 24 + 30
-        assert desk.saved == 100
+                assert saver.most <= 8
+                assert len(gateway.sold) - saver.saved <= 20 + 8 + 24 + 30
+        assert saver.saved == 100
 
     stays_bounded()
 
@@ -206,12 +206,12 @@ def test_concurrent_saves_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_ended_rows_are_saved_after_leaving(monkeypatch: pytest.MonkeyPatch) -> None:
     @virtually
     async def saves_on() -> None:
-        desk, studio = FakeSaver(), PromptGateway()
-        desk.put_in(monkeypatch)
-        async with apimall(FakeTransport(studio.answer), concurrency=slots(5)) as session:
+        saver, gateway = FakeSaver(), PromptGateway()
+        saver.put_in(monkeypatch)
+        async with apimall(FakeTransport(gateway.answer), concurrency=slots(5)) as session:
             async for _ in session.generate_many(CountingInput(), save_to="out"):
                 break
             await asyncio.sleep(100)
-            assert desk.saved == len(studio.sold) > 5
+            assert saver.saved == len(gateway.sold) > 5
 
     saves_on()

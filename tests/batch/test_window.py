@@ -5,7 +5,7 @@ import random
 
 import pytest
 
-from nanobanana_async.batch import runner as feeder
+from nanobanana_async.batch import runner as runner
 from nanobanana_async.testing import FakeTransport, run_virtual
 from tests.batch.fakes import CountingInput, PromptGateway, all_of, slots
 from tests.support.fakes import apimall, now, virtually
@@ -15,15 +15,15 @@ AT_FIRST, PER_TAKEN = 128, 3  # as README says
 
 async def bought_by_leaving(taken: int, *, ordered: bool = False) -> int:
     """Take so many outcomes from an account without a limit, then hold the batch and take no more."""
-    studio = PromptGateway(job_s=2)
-    async with apimall(FakeTransport(studio.answer, latency_s=0.01)) as session:
+    gateway = PromptGateway(job_s=2)
+    async with apimall(FakeTransport(gateway.answer, latency_s=0.01)) as session:
         batch = session.generate_many(CountingInput(10_000), ordered=ordered)
         for _ in range(taken):
             await anext(batch)
         if not taken:
             await batch.__aenter__()
         await asyncio.sleep(1000)
-        return len(studio.sold)
+        return len(gateway.sold)
 
 
 @pytest.mark.parametrize("ordered", [False, True])
@@ -34,7 +34,7 @@ def test_bought_rows_are_bounded_by_taken_outcomes(taken: int, ordered: bool) ->
 
 
 def test_control_runner_without_the_window_buys_far_more(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(feeder, "PULLED_AT_FIRST", 1_000_000)
+    monkeypatch.setattr(runner, "PULLED_AT_FIRST", 1_000_000)
     assert run_virtual(bought_by_leaving(3)) > 4 * (AT_FIRST + 3 * PER_TAKEN)
 
 
@@ -54,17 +54,17 @@ def test_window_does_not_slow_a_usual_account(
 ) -> None:
     random.seed(1)
     bounded = run_virtual(makespan(limit, rows, ordered=ordered))
-    monkeypatch.setattr(feeder, "PULLED_AT_FIRST", 1_000_000)
+    monkeypatch.setattr(runner, "PULLED_AT_FIRST", 1_000_000)
     random.seed(1)
     assert bounded <= 1.02 * run_virtual(makespan(limit, rows, ordered=ordered))
 
 
 @virtually
 async def test_max_jobs_are_held_before_the_first_outcome_is_taken() -> None:
-    studio = PromptGateway(job_s=100)
+    gateway = PromptGateway(job_s=100)
     async with (
-        apimall(FakeTransport(studio.answer), concurrency=slots(300)) as session,
+        apimall(FakeTransport(gateway.answer), concurrency=slots(300)) as session,
         session.generate_many(CountingInput()),
     ):
         await asyncio.sleep(50)
-        assert len(studio.sold) == 300
+        assert len(gateway.sold) == 300

@@ -198,13 +198,13 @@ def play(number: int) -> Verdict:
         with _replaced(number, disk), asyncio.Runner(loop_factory=lambda: machine) as runner:
             runner.run(campaign.played())
     campaign.faults += [f"crashed: {crash!r}" for crash in machine.crashes]
-    shop = campaign.gateway
+    gateway = campaign.gateway
     return Verdict(
         plan=plan,
         faults=tuple(campaign.faults),
-        sold=shop.sold,
+        sold=gateway.sold,
         net=campaign.net,
-        passed=max(Decimal(0), shop.peak_of_batch - plan.cap),
+        passed=max(Decimal(0), gateway.peak_of_batch - plan.cap),
         counts=campaign.counts,
     )
 
@@ -342,18 +342,18 @@ class Campaign:
             yield rows.read(row).key, row
 
     async def _judge(self) -> None:
-        plan, shop = self._plan, self.gateway
-        self.net = shop.net(word="fox")
-        sold = [plan.price(images) - plan.estimate(images) for images in shop.images.values()]
+        plan, gateway = self._plan, self.gateway
+        self.net = gateway.net(word="fox")
+        sold = [plan.price(images) - plan.estimate(images) for images in gateway.images.values()]
         difference = max((Decimal(0), *sold))
-        passed = shop.peak_of_batch - plan.cap - self._by_hand
+        passed = gateway.peak_of_batch - plan.cap - self._by_hand
         if passed > difference:
             self.faults.append(f"cap {plan.cap} was passed by {passed}, one job's difference is {difference}")
-        for buyer, peak in shop.peaks_beside.items():  # after a kill a process may finish what a dead one had sent
+        for buyer, peak in gateway.peaks_beside.items():  # after a kill a process may finish what a dead one had sent
             if not plan.kills and peak > plan.cap + difference:
                 self.faults.append(f"{buyer}: cap {plan.cap} of a batch without a name was passed: {peak}")
         if plan.session_cap is not None and not plan.kills:  # else it may finish what a dead process had sent
-            for buyer, peak in shop.peaks.items():
+            for buyer, peak in gateway.peaks.items():
                 if buyer.startswith("p") and peak > plan.session_cap + difference:
                     self.faults.append(f"{buyer}: its session's cap {plan.session_cap} was passed: {peak}")
         try:

@@ -140,17 +140,17 @@ def charging_gateway(name: GatewayName, **settings: Any) -> ChargingGateway:
     return ChargingGateway(**{"price": "0.5", **usual, **settings})
 
 
-def a_session(name: GatewayName, line: FakeTransport, **settings: Any) -> Session:
+def a_session(name: GatewayName, transport: FakeTransport, **settings: Any) -> Session:
     gateway = ApiMall(api_key=API_KEY) if name == "apimall" else DefApi(api_key=API_KEY)
-    return Session(gateway, http=line, **{"concurrency": FIFTY, **settings})
+    return Session(gateway, http=transport, **{"concurrency": FIFTY, **settings})
 
 
-def quick(name: GatewayName, line: FakeTransport, **settings: Any) -> Session:
+def quick(name: GatewayName, transport: FakeTransport, **settings: Any) -> Session:
     """A session in real time that does not wait long for anything."""
     polling = PollPolicy(target_delay_s=0.01, min_gap_s=0.005, max_gap_s=0.02)
     gateways = {"apimall": ApiMall, "defapi": DefApi}
     gateway = gateways[name](api_key=API_KEY, expected_job_s=0.01)
-    return Session(gateway, http=line, concurrency=FIFTY, polling=polling, **settings)
+    return Session(gateway, http=transport, concurrency=FIFTY, polling=polling, **settings)
 
 
 def engine_of(session: Session) -> Engine:

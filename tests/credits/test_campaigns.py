@@ -46,7 +46,7 @@ def test_a_deliberate_bug_is_caught(mutation: Mutation) -> None:
     assert command.check(mutation, said.append), said
 
 
-def test_harmless_mutation_is_reported_as_missed() -> None:
+def test_harmless_mutation_is_reported_as_not_caught() -> None:
     said: list[str] = []
     assert not command.check(Mutation("no bug", list, within=2), said.append)
     assert said == ["no bug: NOT CAUGHT within 2 campaigns"]

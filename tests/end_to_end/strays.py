@@ -133,13 +133,13 @@ def _in_a_fork(service: Service, names: list[str]) -> Callable[[], list[str]]:
             os._exit(0)
     os.close(writing)
 
-    def told_by_child() -> list[str]:
+    def said_by_child() -> list[str]:
         with os.fdopen(reading) as pipe:
             said = pipe.read()
         os.waitpid(child, 0)
         return said.split("\n") if said else ["a child said nothing"]
 
-    return told_by_child
+    return said_by_child
 
 
 async def _serve(session: Session, numbers: "count[int]", tally: Tally, stop: asyncio.Event) -> None:

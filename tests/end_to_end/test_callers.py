@@ -161,8 +161,8 @@ async def test_one_key_for_two_requests_is_a_local_conflict(name: GatewayName) -
 
 async def test_another_callback_url_is_the_same_request() -> None:
     async with emulated() as emulator, quick(emulator, "defapi") as session:
-        wishes = [ImageRequest("a fox", callback_url=f"https://hook.example/{number}") for number in range(2)]
-        jobs = [await session.submit(wish, idempotency_key="fox-1") for wish in wishes]
+        requests = [ImageRequest("a fox", callback_url=f"https://hook.example/{number}") for number in range(2)]
+        jobs = [await session.submit(request, idempotency_key="fox-1") for request in requests]
         assert (await jobs[0]).task_id == (await jobs[1]).task_id
         assert charged(emulator.stats(), 1)
 

@@ -218,11 +218,11 @@ async def test_apimall_outage_past_all_attempts_is_uncertain(status: int, inside
                 await session.generate("a fox", idempotency_key="fox-1")
         assert emulator.stats().creates_received == 2
         assert charged(emulator.stats(), 0)
-    error, heard = caught.value, listener.errors[-1]
+    error, seen = caught.value, listener.errors[-1]
     assert (error.key, error.safe_to_repeat, error.job.task_id) == ("fox-1", False, None)
-    assert isinstance(heard, GatewayUnavailable)
-    assert heard.request_id is not None
-    assert heard.message in error.message
+    assert isinstance(seen, GatewayUnavailable)
+    assert seen.request_id is not None
+    assert seen.message in error.message
 
 
 @MANNERS

@@ -42,31 +42,31 @@ def bought(*creates: Step) -> FakeTransport:
 
 
 @virtually
-async def test_every_job_is_written_down_before_it_is_sent_and_before_anybody_is_told() -> None:
-    diary = EventLog()
-    transport = FakeTransport(diary.recording_requests(in_turn([created()], [completed()])))
-    async with apimall(transport, ledger=RecordingLedger(log=diary), observers=[diary.observe]) as session:
+async def test_transition_is_stored_before_request_and_event() -> None:
+    log = EventLog()
+    transport = FakeTransport(log.recording_requests(in_turn([created()], [completed()])))
+    async with apimall(transport, ledger=RecordingLedger(log=log), observers=[log.observe]) as session:
         job = await session.submit("a fox")
         await job.accepted()
-        diary.append("the caller has the task id")
+        log.append("the caller has the task id")
         await job
-    assert diary == [
+    assert log == [
         "claim PENDING",
-        "told PENDING",
+        "event PENDING",
         "PENDING -> SUBMITTING",
-        "told SUBMITTING",
+        "event SUBMITTING",
         "POST",
         "SUBMITTING -> RUNNING",
-        "told RUNNING",
+        "event RUNNING",
         "the caller has the task id",
         "GET",
         "RUNNING -> SUCCEEDED",
-        "told SUCCEEDED",
+        "event SUCCEEDED",
     ]
 
 
 @virtually
-async def test_the_intent_stands_in_the_ledger_when_the_request_leaves_even_if_writing_is_slow() -> None:
+async def test_slow_ledger_stores_the_intent_before_the_create() -> None:
     ledger = RecordingLedger(delay_s=1.0)
     standing: list[JobState] = []
 
@@ -80,7 +80,7 @@ async def test_the_intent_stands_in_the_ledger_when_the_request_leaves_even_if_w
 
 
 @virtually
-async def test_the_result_tells_what_came_back_and_what_it_cost() -> None:
+async def test_result_has_images_and_credits() -> None:
     async with apimall(bought(created(cost=9))) as session:
         result = await session.generate("a fox", idempotency_key="order-1", num_images=2)
         stats = session.stats()
@@ -93,7 +93,7 @@ async def test_the_result_tells_what_came_back_and_what_it_cost() -> None:
 
 @pytest.mark.parametrize("name", DOUBTS)
 @virtually
-async def test_doubt_is_repeated_with_the_same_bytes_under_the_same_key(name: str) -> None:
+async def test_lost_create_is_repeated_with_same_bytes_and_key(name: str) -> None:
     transport = bought(DOUBTS[name], DOUBTS[name], created())
     async with apimall(transport) as session:
         result = await session.generate("a fox", idempotency_key="order-1", aspect_ratio="16:9")
@@ -105,7 +105,7 @@ async def test_doubt_is_repeated_with_the_same_bytes_under_the_same_key(name: st
 
 
 @virtually
-async def test_doubt_is_written_down_before_the_repeat_and_ends_with_a_task_id() -> None:
+async def test_doubt_is_stored_before_the_repeat() -> None:
     ledger, doubts = RecordingLedger(), list[bool]()
 
     def answer(request: Any) -> Reply:
@@ -126,7 +126,7 @@ async def test_doubt_is_written_down_before_the_repeat_and_ends_with_a_task_id()
 
 @pytest.mark.parametrize("status", NOES)
 @virtually
-async def test_a_lost_answer_and_then_a_no_and_then_a_task_ends_running(status: int) -> None:
+async def test_lost_answer_then_refusal_then_task_is_running(status: int) -> None:
     transport = bought(LOST, refused(status), refused(status), created())
     states: list[JobState] = []
     async with apimall(transport) as session:
@@ -141,7 +141,7 @@ async def test_a_lost_answer_and_then_a_no_and_then_a_task_ends_running(status: 
 
 @pytest.mark.parametrize("status", NOES)
 @virtually
-async def test_a_lost_answer_and_then_noes_until_patience_ends_is_uncertain(status: int) -> None:
+async def test_lost_answer_then_only_refusals_is_uncertain(status: int) -> None:
     transport, ledger = bought(LOST, refused(status)), RecordingLedger()
     retry = RetryPolicy(max_attempts=4, max_wait_s=200.0)
     async with apimall(transport, ledger=ledger, retry=retry) as session:
@@ -155,7 +155,7 @@ async def test_a_lost_answer_and_then_noes_until_patience_ends_is_uncertain(stat
 
 
 @virtually
-async def test_an_uncertain_job_is_not_sent_again_by_generating_it_again() -> None:
+async def test_generate_does_not_resend_an_uncertain_job() -> None:
     transport = bought(LOST)
     async with apimall(transport, retry=RetryPolicy(max_attempts=2)) as session:
         for _ in range(3):
@@ -165,7 +165,7 @@ async def test_an_uncertain_job_is_not_sent_again_by_generating_it_again() -> No
 
 
 @virtually
-async def test_a_409_on_a_key_that_was_sent_before_means_that_it_is_still_in_work() -> None:
+async def test_409_on_a_sent_key_means_in_progress() -> None:
     transport = bought(LOST, refused(409), refused(409), created())
     async with apimall(transport) as session:
         assert (await session.generate("a fox")).task_id == "img_1"
@@ -173,7 +173,7 @@ async def test_a_409_on_a_key_that_was_sent_before_means_that_it_is_still_in_wor
 
 
 @virtually
-async def test_a_409_on_a_key_never_sent_before_is_a_conflict() -> None:
+async def test_409_on_an_unsent_key_is_a_conflict() -> None:
     transport, ledger = bought(refused(409, "idempotency_conflict", "taken")), RecordingLedger(keep_ended=True)
     async with apimall(transport, ledger=ledger) as session:
         with pytest.raises(IdempotencyConflict, match="taken") as caught:
@@ -184,7 +184,7 @@ async def test_a_409_on_a_key_never_sent_before_is_a_conflict() -> None:
 
 
 @virtually
-async def test_a_409_after_a_send_that_surely_never_left_is_a_conflict_too() -> None:
+async def test_409_after_an_unsent_attempt_is_a_conflict() -> None:
     async with apimall(bought(UNSENT, refused(409))) as session:
         with pytest.raises(IdempotencyConflict) as caught:
             await session.generate("a fox")
@@ -193,7 +193,7 @@ async def test_a_409_after_a_send_that_surely_never_left_is_a_conflict_too() -> 
 
 @pytest.mark.parametrize("status", [400, 401, 402, 403, 404, 451])
 @virtually
-async def test_a_no_without_doubt_refuses_the_job_with_the_gateways_own_words(status: int) -> None:
+async def test_clear_refusal_has_the_gateways_message(status: int) -> None:
     transport, ledger = bought(refused(status, "the_code", "the words")), RecordingLedger(keep_ended=True)
     async with apimall(transport, ledger=ledger) as session:
         with pytest.raises(ERROR_BY_STATUS[status], match="the words") as caught:
@@ -207,7 +207,7 @@ async def test_a_no_without_doubt_refuses_the_job_with_the_gateways_own_words(st
 
 
 @virtually
-async def test_a_refused_job_is_bought_anew_under_a_wire_key_of_its_own_where_the_ledger_remembers_it() -> None:
+async def test_kept_refused_job_is_bought_again_with_a_new_wire_key() -> None:
     transport = bought(refused(402), created())
     async with apimall(transport, ledger=RecordingLedger(keep_ended=True)) as session:
         with pytest.raises(NanoBananaError):
@@ -220,7 +220,7 @@ async def test_a_refused_job_is_bought_anew_under_a_wire_key_of_its_own_where_th
 
 
 @virtually
-async def test_a_finished_job_that_the_ledger_remembers_is_handed_over_without_a_request() -> None:
+async def test_kept_finished_job_is_returned_without_a_request() -> None:
     transport = bought(created())
     async with apimall(transport, ledger=RecordingLedger(keep_ended=True)) as session:
         first = await session.generate("a fox", idempotency_key="order-1")
@@ -232,7 +232,7 @@ async def test_a_finished_job_that_the_ledger_remembers_is_handed_over_without_a
 
 
 @virtually
-async def test_a_bug_of_a_gateway_is_told_to_the_waiters_and_the_job_counts_as_perhaps_bought() -> None:
+async def test_gateway_bug_reaches_waiters_and_job_is_in_doubt() -> None:
     def broken(_: Any) -> Reply:
         raise ZeroDivisionError("a bug")
 
@@ -246,7 +246,7 @@ async def test_a_bug_of_a_gateway_is_told_to_the_waiters_and_the_job_counts_as_p
 
 
 @virtually
-async def test_what_an_uncertain_job_says_quotes_the_last_answer() -> None:
+async def test_uncertain_error_quotes_the_last_answer() -> None:
     async with apimall(bought(HTML), retry=RetryPolicy(max_attempts=1)) as session:
         with pytest.raises(JobUncertain, match="502 Bad Gateway"):
             await session.generate("a fox", idempotency_key="order-1")

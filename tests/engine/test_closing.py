@@ -22,7 +22,7 @@ def answering_after(delay_s: float, reply: Reply) -> FakeTransport:
 
 
 @virtually
-async def test_a_post_on_the_wire_is_waited_for_and_its_answer_is_written_down() -> None:
+async def test_close_waits_for_a_create_and_stores_its_answer() -> None:
     ledger = RecordingLedger()
     async with apimall(answering_after(6.0, created("img_1")), ledger=ledger) as session:
         caller = asyncio.Task(session.generate("a fox", idempotency_key="order-1"))
@@ -39,9 +39,7 @@ async def test_a_post_on_the_wire_is_waited_for_and_its_answer_is_written_down()
     ("status", "state"), [(429, JobState.PENDING), (503, JobState.SUBMITTING), (402, JobState.REFUSED)]
 )
 @virtually
-async def test_a_refusal_that_comes_while_closing_is_written_down_and_nothing_is_sent_after_it(
-    status: int, state: JobState
-) -> None:
+async def test_refusal_during_close_is_stored_and_not_repeated(status: int, state: JobState) -> None:
     ledger, transport = RecordingLedger(keep_ended=True), answering_after(6.0, refused(status))
     async with apimall(transport, ledger=ledger) as session:
         await session.submit("a fox", idempotency_key="order-1")
@@ -53,7 +51,7 @@ async def test_a_refusal_that_comes_while_closing_is_written_down_and_nothing_is
 
 @pytest.mark.parametrize("session_of", [apimall, defapi])
 @virtually
-async def test_without_an_answer_in_time_the_job_stays_submitting_and_the_waiters_go(session_of: Opening) -> None:
+async def test_unanswered_create_at_close_stays_submitting(session_of: Opening) -> None:
     ledger, transport = RecordingLedger(), answering_after(100.0, created())
     async with session_of(transport, ledger=ledger, timeouts=Timeouts(close_s=3.0)) as session:
         job = await session.submit("a fox", idempotency_key="order-1")
@@ -70,10 +68,10 @@ async def test_without_an_answer_in_time_the_job_stays_submitting_and_the_waiter
 
 
 @virtually
-async def test_what_was_not_sent_stays_pending_and_is_safe_to_repeat() -> None:
-    shop, ledger = FakeGateway(job_s=99.0), RecordingLedger()
+async def test_unsent_job_stays_pending_and_safe_to_repeat() -> None:
+    gateway, ledger = FakeGateway(job_s=99.0), RecordingLedger()
     one = ConcurrencyPolicy(max_jobs=1, learn=False)
-    async with apimall(FakeTransport(shop.answer), ledger=ledger, concurrency=one) as session:
+    async with apimall(FakeTransport(gateway.answer), ledger=ledger, concurrency=one) as session:
         await (await session.submit("first", idempotency_key="order-1")).accepted()
         caller = asyncio.Task(session.generate("second", idempotency_key="order-2"))
         await asyncio.sleep(1.0)
@@ -81,11 +79,11 @@ async def test_what_was_not_sent_stays_pending_and_is_safe_to_repeat() -> None:
         await caller
     assert (caught.value.key, caught.value.safe_to_repeat) == ("order-2", True)
     assert ledger.states() == {"order-1": JobState.RUNNING, "order-2": JobState.PENDING}
-    assert shop.sold == 1
+    assert gateway.sold == 1
 
 
 @virtually
-async def test_a_handle_kept_beyond_closing_says_closed_and_that_the_job_may_be_bought() -> None:
+async def test_handle_after_closing_says_possibly_bought() -> None:
     async with apimall(FakeTransport(FakeGateway(job_s=99.0).answer)) as session:
         job = await session.submit("a fox", idempotency_key="order-1")
         await job.accepted()
@@ -99,23 +97,23 @@ async def test_a_handle_kept_beyond_closing_says_closed_and_that_the_job_may_be_
 
 
 @virtually
-async def test_a_listener_is_let_go_when_the_session_closes() -> None:
+async def test_close_ends_updates() -> None:
     async with apimall(FakeTransport(FakeGateway(job_s=99.0).answer)) as session:
         job = await session.submit("a fox")
-        heard: list[JobState] = []
+        states: list[JobState] = []
 
         async def listen() -> None:
-            heard.extend([state async for state in job.updates()])
+            states.extend([state async for state in job.updates()])
 
         listening = asyncio.Task(listen())
         await asyncio.sleep(1.0)
     await asyncio.wait([listening])
     assert listening.exception() is None
-    assert heard[-1] is JobState.RUNNING
+    assert states[-1] is JobState.RUNNING
 
 
 @virtually
-async def test_closing_is_quick_when_nothing_is_on_the_wire_but_queries() -> None:
+async def test_close_does_not_wait_for_polls() -> None:
     async with apimall(FakeTransport(FakeGateway(job_s=99.0).answer)) as session:
         await (await session.submit("a fox")).accepted()
         await asyncio.sleep(10.0)
@@ -124,7 +122,7 @@ async def test_closing_is_quick_when_nothing_is_on_the_wire_but_queries() -> Non
 
 
 @virtually
-async def test_a_write_on_its_way_is_waited_for_too() -> None:
+async def test_close_waits_for_ledger_writes() -> None:
     ledger = RecordingLedger(delay_s=2.0)
     transport = FakeTransport(FakeGateway().answer)
     async with apimall(transport, ledger=ledger) as session:
@@ -148,7 +146,7 @@ class Slow(FakeTransport):
 
 
 @virtually
-async def test_an_owner_cancelled_while_closing_still_closes_everything_and_is_cancelled_then() -> None:
+async def test_cancelled_close_still_closes_everything() -> None:
     ledger, transport = RecordingLedger(), Slow(FakeGateway(job_s=99.0).answer, latency_s=8.0)
     session = apimall(transport, ledger=ledger)
     await session.open()
@@ -166,7 +164,7 @@ async def test_an_owner_cancelled_while_closing_still_closes_everything_and_is_c
 
 
 @virtually
-async def test_an_owner_in_a_cancelled_anyio_scope_closes_everything_too() -> None:
+async def test_cancelled_anyio_scope_still_closes_everything() -> None:
     ledger, transport = RecordingLedger(), Slow(FakeGateway(job_s=99.0).answer, latency_s=8.0)
     with anyio.move_on_after(2.0) as scope:
         async with apimall(transport, ledger=ledger) as session:
@@ -178,7 +176,7 @@ async def test_an_owner_in_a_cancelled_anyio_scope_closes_everything_too() -> No
 
 
 @virtually
-async def test_a_task_group_that_fails_around_it_closes_everything_too() -> None:
+async def test_failing_task_group_still_closes_everything() -> None:
     ledger, transport = RecordingLedger(), Slow(FakeGateway(job_s=99.0).answer)
 
     async def fail() -> None:
@@ -202,16 +200,16 @@ async def test_a_task_group_that_fails_around_it_closes_everything_too() -> None
 
 
 @virtually
-async def test_nothing_is_asked_once_closing_has_begun() -> None:
+async def test_no_poll_is_sent_after_closing_began() -> None:
     asked: list[float] = []
 
     async def answer(request: HttpRequest) -> Reply:
         asked.append(now())
         if request.method == "POST":
             await asyncio.sleep(4.0)
-        return shop.answer(request)
+        return gateway.answer(request)
 
-    shop = FakeGateway(job_s=0.1)
+    gateway = FakeGateway(job_s=0.1)
     transport = FakeTransport(answer, latency_s=0.0)
     async with apimall(transport, concurrency=ConcurrencyPolicy(max_jobs=2, learn=False)) as session:
         for number in range(6):
@@ -223,7 +221,7 @@ async def test_nothing_is_asked_once_closing_has_begun() -> None:
 
 
 @virtually
-async def test_a_hundred_waiters_all_hear_of_it() -> None:
+async def test_close_ends_a_hundred_waiters() -> None:
     async with apimall(FakeTransport(FakeGateway(job_s=99.0).answer)) as session:
         callers: list[asyncio.Task[Any]] = [asyncio.Task(session.generate(f"fox {n}")) for n in range(100)]
         await asyncio.sleep(1.0)

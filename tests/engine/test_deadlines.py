@@ -15,7 +15,7 @@ ONE = ConcurrencyPolicy(max_jobs=1, learn=False)
 
 
 @virtually
-async def test_a_timeout_of_the_wait_leaves_the_job_alone() -> None:
+async def test_wait_timeout_does_not_affect_the_job() -> None:
     transport = FakeTransport(FakeGateway(job_s=30.0).answer)
     async with apimall(transport) as session:
         job = await session.submit("a fox", idempotency_key="order-1")
@@ -29,7 +29,7 @@ async def test_a_timeout_of_the_wait_leaves_the_job_alone() -> None:
 
 
 @virtually
-async def test_a_generate_that_times_out_after_the_send_leaves_the_job_running_under_its_key() -> None:
+async def test_generate_timeout_after_the_create_leaves_the_job_running() -> None:
     transport = FakeTransport(FakeGateway(job_s=30.0).answer)
     async with apimall(transport) as session:
         with pytest.raises(JobUnfinished) as caught:
@@ -42,7 +42,7 @@ async def test_a_generate_that_times_out_after_the_send_leaves_the_job_running_u
 
 
 @virtually
-async def test_a_generate_that_times_out_before_the_send_is_withdrawn_and_safe_to_repeat() -> None:
+async def test_generate_timeout_before_the_create_withdraws() -> None:
     transport, ledger = FakeTransport(FakeGateway(job_s=60.0).answer), RecordingLedger(keep_ended=True)
     async with apimall(transport, ledger=ledger, concurrency=ONE) as session:
         await (await session.submit("first")).accepted()
@@ -56,7 +56,7 @@ async def test_a_generate_that_times_out_before_the_send_is_withdrawn_and_safe_t
 
 
 @virtually
-async def test_a_timeout_while_nobody_knows_what_the_ledger_holds_is_not_called_safe() -> None:
+async def test_timeout_during_an_unfinished_claim_is_not_safe() -> None:
     ledger = RecordingLedger(delay_s=10.0)
     async with apimall(FakeTransport(FakeGateway().answer), ledger=ledger) as session:
         with pytest.raises(JobUnfinished) as caught:
@@ -65,7 +65,7 @@ async def test_a_timeout_while_nobody_knows_what_the_ledger_holds_is_not_called_
 
 
 @virtually
-async def test_each_wait_for_a_job_gets_the_whole_of_job_s() -> None:
+async def test_each_wait_gets_the_whole_job_s() -> None:
     transport = FakeTransport(FakeGateway(job_s=250.0).answer)
     async with apimall(transport, timeouts=Timeouts(job_s=100.0)) as session:
         job = await session.submit("a fox")
@@ -80,12 +80,12 @@ async def test_each_wait_for_a_job_gets_the_whole_of_job_s() -> None:
 
 @virtually
 async def test_outage_does_not_shorten_a_later_wait() -> None:
-    shop, down = FakeGateway(job_s=150.0), [True]
+    gateway, down = FakeGateway(job_s=150.0), [True]
 
     def answer(request: HttpRequest) -> Reply:
         if request.method == "GET" and down[0]:
             return TransportError("the connection was reset", possibly_sent=True)
-        return shop.answer(request)
+        return gateway.answer(request)
 
     async with apimall(FakeTransport(answer), timeouts=Timeouts(job_s=100.0)) as session:
         job = await session.submit("a fox")
@@ -101,7 +101,7 @@ async def test_outage_does_not_shorten_a_later_wait() -> None:
 @pytest.mark.parametrize("scope", ["asyncio", "fail_after", "move_on_after"])
 @pytest.mark.parametrize("deadline", [0.01, 1.0])
 @virtually
-async def test_deadlines_around_generate_end_the_waiting_and_not_the_job(scope: str, deadline: float) -> None:
+async def test_outer_deadline_ends_the_wait_and_not_the_job(scope: str, deadline: float) -> None:
     scopes: dict[str, Any] = {
         "asyncio": asyncio.timeout,
         "fail_after": anyio.fail_after,

@@ -22,7 +22,7 @@ def bought(*creates: Step) -> FakeTransport:
 @pytest.mark.parametrize("session_of", [apimall, defapi])
 @pytest.mark.parametrize("broken", [CLAIM, INTENT])
 @virtually
-async def test_without_a_durable_intent_nothing_is_sent(session_of: Opening, broken: int) -> None:
+async def test_unstored_intent_sends_nothing(session_of: Opening, broken: int) -> None:
     transport, ledger = FakeTransport(FakeGateway().answer), RecordingLedger(failing_writes=[broken])
     async with session_of(transport, ledger=ledger) as session:
         with pytest.raises(LedgerError, match="the disk is full") as caught:
@@ -38,7 +38,7 @@ async def test_without_a_durable_intent_nothing_is_sent(session_of: Opening, bro
 
 
 @virtually
-async def test_a_job_that_cannot_be_written_down_is_not_submitted() -> None:
+async def test_unstored_job_is_not_submitted() -> None:
     transport = FakeTransport(FakeGateway().answer)
     async with apimall(transport, ledger=RecordingLedger(failing_writes=[CLAIM])) as session:
         with pytest.raises(LedgerError):
@@ -47,7 +47,7 @@ async def test_a_job_that_cannot_be_written_down_is_not_submitted() -> None:
 
 
 @virtually
-async def test_a_task_id_that_cannot_be_written_down_is_in_the_error_and_following_goes_on() -> None:
+async def test_unstored_task_id_is_in_the_error_and_polling_continues() -> None:
     transport, ledger = bought(created()), RecordingLedger(failing_writes=[ANSWER])
     async with apimall(transport, ledger=ledger) as session:
         with pytest.raises(LedgerError) as caught:
@@ -64,7 +64,7 @@ async def test_a_task_id_that_cannot_be_written_down_is_in_the_error_and_followi
 
 
 @virtually
-async def test_each_waiter_hears_of_the_unwritten_task_id_and_can_await_again() -> None:
+async def test_each_waiter_gets_the_unstored_task_id() -> None:
     async with apimall(bought(created()), ledger=RecordingLedger(failing_writes=[ANSWER])) as session:
         job = await session.submit("a fox")
         waiting = [asyncio.Task(job.accepted()), asyncio.Task(job.result())]
@@ -77,7 +77,7 @@ async def test_each_waiter_hears_of_the_unwritten_task_id_and_can_await_again() 
 
 
 @virtually
-async def test_the_result_is_handed_over_although_the_last_write_failed() -> None:
+async def test_result_is_returned_though_its_write_failed() -> None:
     events: list[Event] = []
     ledger = RecordingLedger(failing_writes=[END])
     async with apimall(bought(created()), ledger=ledger, observers=[events.append]) as session:
@@ -88,7 +88,7 @@ async def test_the_result_is_handed_over_although_the_last_write_failed() -> Non
 
 
 @virtually
-async def test_a_result_that_could_not_be_written_down_is_found_again_by_its_key() -> None:
+async def test_unstored_result_is_found_by_its_key() -> None:
     transport = bought(created())
     async with apimall(transport, ledger=RecordingLedger(failing_writes=[END])) as session:
         await session.generate("a fox", idempotency_key="order-1")
@@ -98,7 +98,7 @@ async def test_a_result_that_could_not_be_written_down_is_found_again_by_its_key
 
 @pytest.mark.parametrize("answer", [LOST, refused(503), refused(429), refused(402)], ids=["lost", "503", "429", "402"])
 @virtually
-async def test_a_failure_that_cannot_be_written_down_leaves_the_job_submitting_and_repeats_nothing(
+async def test_unstored_failure_stays_submitting_without_a_repeat(
     answer: Reply,
 ) -> None:
     transport, ledger = bought(answer, created()), RecordingLedger(failing_writes=[ANSWER])
@@ -113,7 +113,7 @@ async def test_a_failure_that_cannot_be_written_down_leaves_the_job_submitting_a
 
 
 @virtually
-async def test_giving_up_that_cannot_be_written_down_is_a_ledger_error() -> None:
+async def test_unstored_uncertain_state_is_a_ledger_error() -> None:
     transport = bought(TransportError("refused", possibly_sent=False))
     async with apimall(
         transport, ledger=RecordingLedger(failing_writes=[ANSWER]), retry=RetryPolicy(max_attempts=1)
@@ -124,10 +124,10 @@ async def test_giving_up_that_cannot_be_written_down_is_a_ledger_error() -> None
 
 
 @virtually
-async def test_a_withdrawal_that_cannot_be_written_down_sends_nothing_all_the_same() -> None:
-    shop = FakeGateway(job_s=50.0, limit=1)
+async def test_unstored_withdrawal_sends_nothing() -> None:
+    gateway = FakeGateway(job_s=50.0, limit=1)
     ledger = RecordingLedger()
-    async with apimall(FakeTransport(shop.answer), ledger=ledger) as session:
+    async with apimall(FakeTransport(gateway.answer), ledger=ledger) as session:
         await (await session.submit("one")).accepted()
         waiting = await session.submit("two", idempotency_key="order-2")
         await asyncio.sleep(5.0)
@@ -137,22 +137,20 @@ async def test_a_withdrawal_that_cannot_be_written_down_sends_nothing_all_the_sa
         with pytest.raises(LedgerError):
             await waiting
         await asyncio.sleep(100.0)
-    assert shop.sold == 1
+    assert gateway.sold == 1
     assert ledger.states() == {"order-2": JobState.PENDING}
 
 
 @pytest.mark.parametrize("broken", range(1, 7))
 @pytest.mark.parametrize("session_of", [apimall, defapi])
 @virtually
-async def test_whichever_write_fails_every_post_has_its_intent_and_nothing_is_sold_twice(
-    broken: int, session_of: Opening
-) -> None:
-    shop, ledger, bare = FakeGateway(), RecordingLedger(failing_writes=[broken], keep_ended=True), list[str]()
+async def test_any_failed_write_keeps_intents_and_single_purchases(broken: int, session_of: Opening) -> None:
+    gateway, ledger, bare = FakeGateway(), RecordingLedger(failing_writes=[broken], keep_ended=True), list[str]()
 
     def answer(request: HttpRequest) -> Reply:
         if request.method == "POST" and JobState.SUBMITTING not in ledger.states().values():
             bare.append("a POST without a durable intent")
-        return shop.answer(request)
+        return gateway.answer(request)
 
     async with session_of(FakeTransport(answer), ledger=ledger) as session:
         for _ in range(3):
@@ -161,11 +159,11 @@ async def test_whichever_write_fails_every_post_has_its_intent_and_nothing_is_so
             except LedgerError:
                 continue
     assert bare == []
-    assert shop.sold == 1
+    assert gateway.sold == 1
 
 
 @virtually
-async def test_a_write_that_somebody_else_outran_stops_the_job_before_it_is_sent() -> None:
+async def test_overtaken_write_stops_the_job_unsent() -> None:
     transport, ledger = FakeTransport(FakeGateway().answer), RecordingLedger(delay_s=0.5)
     async with apimall(transport, ledger=ledger) as session:
         job = await session.submit("a fox", idempotency_key="order-1")

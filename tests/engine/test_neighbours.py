@@ -25,7 +25,7 @@ SEEDS = 100
 
 @pytest.mark.parametrize("scene", SCENES, ids=[scene.__name__ for scene in SCENES])
 @virtually
-async def test_the_shared_notebook_keeps_the_contract_of_every_ledger(scene: Scene) -> None:
+async def test_shared_ledger_keeps_the_ledger_contract(scene: Scene) -> None:
     ledger: Ledger = LedgerView(SharedLedger())
     await ledger.open()
     try:
@@ -60,8 +60,8 @@ class RandomRun:
 
     def __init__(self, seed: int, session_of: Opening) -> None:
         self.dice = random.Random(seed)
-        self.book = SharedLedger()
-        self.shop = RandomGateway(self.dice, limit=self.dice.choice([None, 2]))
+        self.shared = SharedLedger()
+        self.gateway = RandomGateway(self.dice, limit=self.dice.choice([None, 2]))
         self.session_of = session_of
         self.delay_s = self.dice.choice([0.0, 0.0, 0.02])
         self.processes: list[FakeProcess] = []
@@ -77,8 +77,8 @@ class RandomRun:
 
     async def open(self) -> FakeProcess:
         process = FakeProcess(
-            self.book,
-            self.shop.answer,
+            self.shared,
+            self.gateway.answer,
             session_of=self.session_of,
             delay_s=self.delay_s,
             timeouts=Timeouts(close_s=1.0),
@@ -109,12 +109,12 @@ class RandomRun:
         self.start(process, submit(self.dice.choice(KEYS)))
 
     async def find_job(self, process: FakeProcess) -> None:
-        async def look_up(key: str, *, cancels: bool) -> None:
+        async def use_job(key: str, *, cancels: bool) -> None:
             job = await process.session.job(key)
             if job is not None:
                 await (job.cancel() if cancels else job.result())
 
-        self.start(process, look_up(self.dice.choice(KEYS), cancels=self.dice.random() < 0.5))
+        self.start(process, use_job(self.dice.choice(KEYS), cancels=self.dice.random() < 0.5))
 
     async def resume(self, process: FakeProcess) -> None:
         self.start(process, process.session.resume(buy=self.dice.random() < 0.5))
@@ -133,13 +133,13 @@ class RandomRun:
         """Look at the gateway's list of tasks, and say what is true; or buy it again, whatever is true."""
         async with self.human:
             await asyncio.sleep(1.0)  # what was on the wire has arrived
-            if self.book.states().get(key) is not JobState.UNCERTAIN:
+            if self.shared.states().get(key) is not JobState.UNCERTAIN:
                 return
             if again:
                 self.deliberate[key] += 1
                 await process.session.resolve(key, buy_again=True)
-            elif self.shop.bought[key]:
-                await process.session.resolve(key, task_id=self.shop.bought[key][-1])
+            elif self.gateway.bought[key]:
+                await process.session.resolve(key, task_id=self.gateway.bought[key][-1])
             else:
                 await process.session.resolve(key, not_bought=True)
 
@@ -168,7 +168,7 @@ class RandomRun:
 
     async def wind_up(self) -> None:
         """Let the dust settle, then bring everything to its end."""
-        self.shop.losing = False
+        self.gateway.losing = False
         last = await self.open()
         for process in self.processes:
             process.ledger.fails.clear()
@@ -214,20 +214,20 @@ def keyed(transport: FakeTransport, **settings: Any) -> Session:
 
 @virtually
 async def played(seed: int, session_of: Opening) -> None:
-    market = RandomRun(seed, session_of)
-    await market.play(30)
-    await market.wind_up()
-    for key, row in market.book.rows.items():
-        tasks, again = market.shop.bought[key], market.deliberate[key]
+    run = RandomRun(seed, session_of)
+    await run.play(30)
+    await run.wind_up()
+    for key, row in run.shared.rows.items():
+        tasks, again = run.gateway.bought[key], run.deliberate[key]
         assert len(tasks) <= 1 + again
         if tasks and not again:
             assert (row.record.state, row.record.task_id) == (JobState.SUCCEEDED, tasks[0])
-    assert {key for key, tasks in market.shop.bought.items() if tasks} <= market.book.rows.keys()
+    assert {key for key, tasks in run.gateway.bought.items() if tasks} <= run.shared.rows.keys()
 
 
 @pytest.mark.parametrize("session_of", [keyed, defapi])
 @pytest.mark.parametrize("first", range(0, SEEDS, 10))
-def test_whatever_neighbours_do_nothing_is_bought_twice_or_lost_and_nobody_hangs(
+def test_random_sessions_buy_once_and_never_hang(
     session_of: Opening, first: int, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.ERROR)

@@ -43,7 +43,7 @@ async def failure() -> JobFailed:
 
 
 @virtually
-async def test_the_error_of_a_live_job_pickles_and_its_job_becomes_a_snapshot() -> None:
+async def test_pickled_error_of_a_live_job_has_a_snapshot() -> None:
     error = await failure()
     again = pickled(error)
     assert type(again) is JobFailed
@@ -59,7 +59,7 @@ async def test_the_error_of_a_live_job_pickles_and_its_job_becomes_a_snapshot() 
 
 
 @virtually
-async def test_in_one_process_copies_keep_the_live_job() -> None:
+async def test_copied_error_keeps_the_live_job() -> None:
     async with apimall(FakeTransport(FakeGateway().answer)) as session:
         with pytest.raises(JobUnfinished) as caught:
             await session.generate("a fox", timeout=0.5)
@@ -72,7 +72,7 @@ async def test_in_one_process_copies_keep_the_live_job() -> None:
 
 
 @virtually
-async def test_outcomes_results_stats_and_events_pickle_and_copy() -> None:
+async def test_public_values_pickle_and_copy() -> None:
     events: list[Event] = []
     async with apimall(FakeTransport(FakeGateway().answer), observers=[events.append]) as session:
         result = await session.generate("a fox")
@@ -112,7 +112,7 @@ def fails_in_a_process() -> None:
     run_virtual(work())
 
 
-def test_an_error_comes_out_of_a_process_pool() -> None:
+def test_error_passes_through_a_process_pool() -> None:
     fresh = multiprocessing.get_context("spawn")
     with concurrent.futures.ProcessPoolExecutor(1, mp_context=fresh) as pool:
         error = pool.submit(fails_in_a_process).exception(timeout=50)
@@ -122,7 +122,7 @@ def test_an_error_comes_out_of_a_process_pool() -> None:
 
 
 @virtually
-async def test_a_job_is_its_own_copy() -> None:
+async def test_copied_job_is_the_same_object() -> None:
     async with apimall(FakeTransport(FakeGateway().answer)) as session:
         job = await session.submit("a fox")
         assert copy.copy(job) is copy.deepcopy(job) is job

@@ -23,9 +23,9 @@ def entry(number: int = 0) -> TrackedJob:
         body=b"",
         created_at=datetime(2026, 1, 1, tzinfo=UTC),
     )
-    seat = TrackedJob(record, 1)
-    seat.place = number
-    return seat
+    job = TrackedJob(record, 1)
+    job.place = number
+    return job
 
 
 class Bell:
@@ -37,35 +37,35 @@ class Bell:
 
 
 @virtually
-async def test_what_is_due_comes_in_the_order_of_its_time() -> None:
+async def test_due_jobs_are_ordered_by_time() -> None:
     timers, entries = Bell().timers, [entry(number) for number in range(4)]
-    for seat, due in zip(entries, (3.0, 1.0, 2.0, 9.0), strict=True):
-        timers.set(seat, due)
-    assert [seat.place for seat in timers.due(3.0)] == [1, 2, 0]
-    assert [seat.place for seat in timers.due(3.0)] == []
+    for job, due in zip(entries, (3.0, 1.0, 2.0, 9.0), strict=True):
+        timers.set(job, due)
+    assert [job.place for job in timers.due(3.0)] == [1, 2, 0]
+    assert [job.place for job in timers.due(3.0)] == []
     assert entries[0].due == NEVER
 
 
 @virtually
-async def test_an_entry_that_is_set_anew_is_due_once_at_its_new_time() -> None:
-    timers, seat = Bell().timers, entry()
+async def test_rescheduled_job_is_due_once() -> None:
+    timers, job = Bell().timers, entry()
     for due in (1.0, 5.0, 2.0):
-        timers.set(seat, due)
+        timers.set(job, due)
     assert list(timers.due(1.5)) == []
-    assert list(timers.due(2.0)) == [seat]
+    assert list(timers.due(2.0)) == [job]
     assert list(timers.due(9.0)) == []
 
 
 @virtually
-async def test_what_is_due_within_a_tick_is_due_now() -> None:
-    timers, seat = Bell().timers, entry()
-    timers.set(seat, 1.0)
+async def test_job_due_within_a_tick_is_due_now() -> None:
+    timers, job = Bell().timers, entry()
+    timers.set(job, 1.0)
     assert list(timers.due(1.0 - 2 * TICK_S)) == []
-    assert list(timers.due(1.0 - TICK_S / 2)) == [seat]
+    assert list(timers.due(1.0 - TICK_S / 2)) == [job]
 
 
 @virtually
-async def test_the_bell_rings_at_the_first_due_time_or_sooner_if_told() -> None:
+async def test_timer_fires_at_the_earliest_due_time() -> None:
     bell = Bell()
     bell.timers.set(entry(1), 30.0)
     bell.timers.arm(now())
@@ -81,7 +81,7 @@ async def test_the_bell_rings_at_the_first_due_time_or_sooner_if_told() -> None:
 
 
 @virtually
-async def test_a_stopped_bell_is_silent_and_one_with_nothing_to_ring_for_too() -> None:
+async def test_stopped_or_empty_timer_does_not_fire() -> None:
     bell = Bell()
     bell.timers.arm(now())
     bell.timers.set(entry(), 10.0)
@@ -92,7 +92,7 @@ async def test_a_stopped_bell_is_silent_and_one_with_nothing_to_ring_for_too() -
 
 
 @virtually
-async def test_the_bell_never_rings_twice_within_a_tick() -> None:
+async def test_timer_fires_at_most_once_per_tick() -> None:
     bell = Bell()
     bell.timers.set(entry(), 0.0)
     bell.timers.arm(now())
@@ -101,12 +101,12 @@ async def test_the_bell_never_rings_twice_within_a_tick() -> None:
 
 
 @given(st.lists(st.integers(0, 50), unique=True))
-def test_the_line_serves_by_number_whoever_came_back_when(numbers: list[int]) -> None:
+def test_queue_is_ordered_by_place(numbers: list[int]) -> None:
     line = SubmitQueue()
     assert not line
     for number in numbers:
         line.append(entry(number))
-    assert sorted(seat.place for seat in line) == sorted(numbers)
+    assert sorted(job.place for job in line) == sorted(numbers)
     served: list[int] = []
     while line:
         first = line.first()
@@ -115,6 +115,6 @@ def test_the_line_serves_by_number_whoever_came_back_when(numbers: list[int]) ->
     assert served == sorted(numbers)
 
 
-def test_an_entry_has_no_room_for_what_it_does_not_know() -> None:
+def test_tracked_job_has_no_other_attributes() -> None:
     with pytest.raises(AttributeError):
         entry().anything = 1  # type: ignore[attr-defined]

@@ -15,7 +15,7 @@ from tests.support.fakes import FakeGateway, RecordingLedger, apimall
 Said = list[warnings.WarningMessage]
 
 
-def heard_while(action: Callable[[], Any]) -> list[str]:
+def warnings_while(action: Callable[[], Any]) -> list[str]:
     """Return what is warned of while something runs, and while all that it left behind is collected."""
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
@@ -66,26 +66,26 @@ async def fails() -> None:
 @pytest.mark.parametrize(
     "forgetful", [forgets_at_once, forgets_after_work, forgets_during_a_post, forgets_while_callers_wait]
 )
-def test_it_says_so_once_when_the_event_loop_ends(
+def test_unclosed_session_warns_once_at_loop_end(
     forgetful: Callable[[], Coroutine[Any, Any, None]],
     caplog: pytest.LogCaptureFixture,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    assert heard_while(lambda: run_virtual(forgetful())) == [SENTENCE]
+    assert warnings_while(lambda: run_virtual(forgetful())) == [SENTENCE]
     assert not caplog.records
     assert capsys.readouterr() == ("", "")
 
 
-def test_it_says_so_once_when_the_program_fails(caplog: pytest.LogCaptureFixture) -> None:
+def test_unclosed_session_warns_once_when_the_program_fails(caplog: pytest.LogCaptureFixture) -> None:
     def failing() -> None:
         with pytest.raises(ZeroDivisionError):
             run_virtual(fails())
 
-    assert heard_while(failing) == [SENTENCE]
+    assert warnings_while(failing) == [SENTENCE]
     assert not caplog.records
 
 
-def test_it_says_so_once_when_it_is_collected_after_its_loop_was_closed(
+def test_session_collected_after_its_loop_warns_once(
     caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def abandon() -> None:
@@ -95,16 +95,16 @@ def test_it_says_so_once_when_it_is_collected_after_its_loop_was_closed(
         loop.run_until_complete(session.generate("a fox"))
         loop.close()
 
-    assert heard_while(abandon) == [SENTENCE]
+    assert warnings_while(abandon) == [SENTENCE]
     assert not caplog.records
     assert capsys.readouterr() == ("", "")
 
 
-def test_it_says_so_when_it_is_lost_and_its_jobs_go_on() -> None:
-    shop = FakeGateway()
+def test_lost_session_warns_and_its_jobs_continue() -> None:
+    gateway = FakeGateway()
 
     async def begin() -> Any:
-        session = apimall(FakeTransport(shop.answer))
+        session = apimall(FakeTransport(gateway.answer))
         await session.open()
         return await session.submit("a fox")
 
@@ -112,16 +112,16 @@ def test_it_says_so_when_it_is_lost_and_its_jobs_go_on() -> None:
         job = await begin()
         assert (await job).task_id == "t1"
 
-    assert heard_while(lambda: run_virtual(main())) == [SENTENCE]
+    assert warnings_while(lambda: run_virtual(main())) == [SENTENCE]
 
 
-def test_the_ledger_is_closed_all_the_same() -> None:
+def test_ledger_of_an_unclosed_session_is_closed() -> None:
     ledger = RecordingLedger()
 
     async def forget() -> None:
         await apimall(FakeTransport(FakeGateway().answer), ledger=ledger).open()
 
-    assert heard_while(lambda: run_virtual(forget())) == [SENTENCE]
+    assert warnings_while(lambda: run_virtual(forget())) == [SENTENCE]
     assert ledger.closed == 1
 
 
@@ -143,11 +143,11 @@ def never_built() -> None:
 
 
 @pytest.mark.parametrize("innocent", [closed_properly, never_opened, never_built])
-def test_a_session_that_was_closed_or_never_opened_says_nothing(innocent: Callable[[], None]) -> None:
-    assert heard_while(innocent) == []
+def test_closed_or_unopened_session_does_not_warn(innocent: Callable[[], None]) -> None:
+    assert warnings_while(innocent) == []
 
 
-def test_where_warnings_are_errors_everything_is_closed_before_it_is_raised(caplog: pytest.LogCaptureFixture) -> None:
+def test_warning_as_error_is_raised_after_closing(caplog: pytest.LogCaptureFixture) -> None:
     ledger, kept = RecordingLedger(), list[Session]()
 
     async def forget() -> None:

@@ -31,7 +31,7 @@ def nothing_logged(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
 
 
 @pytest.mark.parametrize("kind", FORMATS)
-async def test_image_is_returned_whatever_its_content_type(kind: str) -> None:
+async def test_image_with_any_content_type_is_returned(kind: str) -> None:
     async with opened() as downloader, Peer(saying(reply(make_image(kind), "Content-Type: text/html"))) as peer:
         assert await downloader.fetch(peer.url + "a.svg") == make_image(kind)
 

@@ -325,8 +325,8 @@ async def test_wal_deleted_during_the_commit_fails_the_write(path: Path) -> None
 async def test_deleted_wal_stops_creates_and_nothing_is_bought_twice(
     path: Path, tmp_path: Path, opening: Opening
 ) -> None:
-    shop = FakeGateway(job_s=0.01)
-    transport = FakeTransport(shop.answer, latency_s=0.001)
+    gateway = FakeGateway(job_s=0.01)
+    transport = FakeTransport(gateway.answer, latency_s=0.001)
     async with opening(transport, ledger=path) as session:
         first = await session.generate("a fox", idempotency_key="order-17")
         part(path, "wal").unlink()
@@ -339,4 +339,4 @@ async def test_deleted_wal_stops_creates_and_nothing_is_bought_twice(
     async with opening(transport, ledger=after_a_kill) as session:
         assert (await session.generate("a fox", idempotency_key="order-17")).task_id == first.task_id
         await session.generate("a crow", idempotency_key="order-18")
-    assert shop.sold == 2
+    assert gateway.sold == 2

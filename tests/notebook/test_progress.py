@@ -150,11 +150,11 @@ def test_closing_the_session_closes_the_bar(capsys: pytest.CaptureFixture[str]) 
 def test_a_batch_continued_after_an_interrupt_has_a_new_bar(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    shop = FakeGateway(job_s=3.0, limit=1)
+    gateway = FakeGateway(job_s=3.0, limit=1)
 
     @virtually
     async def run_batch() -> None:
-        async with apimall(FakeTransport(shop.answer)) as session:
+        async with apimall(FakeTransport(gateway.answer)) as session:
             batch = session.generate_many(PROMPTS, progress=True)
 
             async def cell() -> list[int]:
@@ -169,7 +169,7 @@ def test_a_batch_continued_after_an_interrupt_has_a_new_bar(
     drawn = capsys.readouterr().err
     assert drawn.count("\n") == 2
     assert "3/3" in drawn
-    assert shop.sold == 3
+    assert gateway.sold == 3
 
 
 def test_a_broken_stderr_does_not_end_the_batch(

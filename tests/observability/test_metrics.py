@@ -111,9 +111,9 @@ async def test_refunds_are_not_spent_and_uncertain_jobs_count_once() -> None:
     refunded = task("failed", error_message="no", credits_used=8, credits_refunded=8)
     async with apimall(FakeTransport(in_turn([created()], [refunded])), observers=[collector.telemetry]) as session:
         await outcome(session.generate("a fox"))
-    shop = LosingGateway()
-    shop.lost_answers = [True]
-    async with defapi(FakeTransport(shop.answer), observers=[collector.telemetry]) as session:
+    gateway = LosingGateway()
+    gateway.lost_answers = [True]
+    async with defapi(FakeTransport(gateway.answer), observers=[collector.telemetry]) as session:
         await outcome(session.generate("a fox"))
         await asyncio.sleep(2000.0)
     ends = [("apimall", "failed", "JobFailed"), ("defapi", "uncertain", "JobUncertain")]

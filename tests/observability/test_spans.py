@@ -150,12 +150,12 @@ async def test_the_parent_is_the_span_that_requested_the_job() -> None:
 
 @virtually
 async def test_requests_run_in_the_context_of_the_session() -> None:
-    collector, shop = TelemetryCollector(), FakeGateway()
+    collector, gateway = TelemetryCollector(), FakeGateway()
     current: set[bool] = set()
 
     def answer(request: HttpRequest) -> Reply:
         current.add(trace.get_current_span().get_span_context().is_valid)
-        return shop.answer(request)
+        return gateway.answer(request)
 
     async with apimall(FakeTransport(answer)) as session:
         with collector.tracer.start_as_current_span("first"):
@@ -272,8 +272,8 @@ async def test_a_failed_job_has_an_error_type_and_no_messages(name: str) -> None
 @virtually
 async def test_cancelling_a_caller_ends_the_span_of_an_unsent_job_only() -> None:
     collector = TelemetryCollector()
-    shop = FakeGateway(job_s=30.0, limit=1)
-    async with apimall(FakeTransport(shop.answer), observers=[collector.telemetry]) as session:
+    gateway = FakeGateway(job_s=30.0, limit=1)
+    async with apimall(FakeTransport(gateway.answer), observers=[collector.telemetry]) as session:
         sent = asyncio.Task(session.generate("a fox", idempotency_key="sent"))
         await asyncio.sleep(5.0)
         waits = asyncio.Task(session.generate("a fox", idempotency_key="waits"))
@@ -293,12 +293,16 @@ async def test_cancelling_a_caller_ends_the_span_of_an_unsent_job_only() -> None
 @virtually
 async def test_closing_ends_the_span_and_the_next_session_starts_another() -> None:
     first, second = TelemetryCollector(), TelemetryCollector()
-    shop, book = FakeGateway(job_s=30.0), SharedLedger()
-    async with apimall(FakeTransport(shop.answer), ledger=LedgerView(book), observers=[first.telemetry]) as session:
+    gateway, shared = FakeGateway(job_s=30.0), SharedLedger()
+    async with apimall(
+        FakeTransport(gateway.answer), ledger=LedgerView(shared), observers=[first.telemetry]
+    ) as session:
         await (await session.submit("a fox", idempotency_key="order-1")).accepted()
     assert facts(first.span)["nanobanana.job.state"] == "running"
     assert first.span.status.status_code is StatusCode.UNSET
-    async with apimall(FakeTransport(shop.answer), ledger=LedgerView(book), observers=[second.telemetry]) as session:
+    async with apimall(
+        FakeTransport(gateway.answer), ledger=LedgerView(shared), observers=[second.telemetry]
+    ) as session:
         with second.tracer.start_as_current_span("lifespan") as lifespan:
             (job,) = await session.resume()
         await job
@@ -313,9 +317,11 @@ async def test_closing_ends_the_span_and_the_next_session_starts_another() -> No
 
 @virtually
 async def test_the_span_of_an_adopted_job_starts_at_its_adoption() -> None:
-    collector, shop, book = TelemetryCollector(), FakeGateway(job_s=30.0), SharedLedger()
-    await leave_running(book, shop, "order-1", session_of=apimall)
-    async with apimall(FakeTransport(shop.answer), ledger=LedgerView(book), observers=[collector.telemetry]) as session:
+    collector, gateway, shared = TelemetryCollector(), FakeGateway(job_s=30.0), SharedLedger()
+    await leave_running(shared, gateway, "order-1", session_of=apimall)
+    async with apimall(
+        FakeTransport(gateway.answer), ledger=LedgerView(shared), observers=[collector.telemetry]
+    ) as session:
         with collector.tracer.start_as_current_span("lifespan"):
             (job,) = await session.resume()
         await job
@@ -327,9 +333,11 @@ async def test_the_span_of_an_adopted_job_starts_at_its_adoption() -> None:
 
 @virtually
 async def test_an_unsent_job_bought_by_resume_is_adopted() -> None:
-    collector, shop, book = TelemetryCollector(), FakeGateway(), SharedLedger()
-    await leave_pending(book, shop, "order-1", session_of=apimall)
-    async with apimall(FakeTransport(shop.answer), ledger=LedgerView(book), observers=[collector.telemetry]) as session:
+    collector, gateway, shared = TelemetryCollector(), FakeGateway(), SharedLedger()
+    await leave_pending(shared, gateway, "order-1", session_of=apimall)
+    async with apimall(
+        FakeTransport(gateway.answer), ledger=LedgerView(shared), observers=[collector.telemetry]
+    ) as session:
         (job,) = await session.resume(buy=True)
         await job
     assert facts(collector.span)["nanobanana.job.adopted"] is True
@@ -362,11 +370,11 @@ async def test_each_generation_of_a_job_has_a_span() -> None:
 @virtually
 async def test_a_resolved_job_has_a_second_span() -> None:
     collector = TelemetryCollector()
-    shop = FakeGateway()
-    shop.tasks["t1"] = 0.0
+    gateway = FakeGateway()
+    gateway.tasks["t1"] = 0.0
 
     def answer(request: Any) -> Any:
-        return LOST if request.method == "POST" else shop.answer(request)
+        return LOST if request.method == "POST" else gateway.answer(request)
 
     async with defapi(
         FakeTransport(answer), ledger=RecordingLedger(keep_ended=True), observers=[collector.telemetry]
@@ -382,8 +390,8 @@ async def test_a_resolved_job_has_a_second_span() -> None:
 @virtually
 async def test_a_callback_is_an_event_of_the_span() -> None:
     collector = TelemetryCollector()
-    shop = FakeGateway(job_s=30.0)
-    async with defapi(FakeTransport(shop.answer), observers=[collector.telemetry]) as session:
+    gateway = FakeGateway(job_s=30.0)
+    async with defapi(FakeTransport(gateway.answer), observers=[collector.telemetry]) as session:
         session._callback_urls.enable("https://app.example/hooks", b"0123456789abcdef")
         job = await session.submit(PROMPT)
         await asyncio.sleep(30.5)

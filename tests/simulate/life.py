@@ -60,17 +60,17 @@ class Shared:
 class ProcessLife:
     """One process from its start to its end, whatever that will be."""
 
-    def __init__(self, stage: Shared, name: str, draw: random.Random) -> None:
-        self._shared = stage
+    def __init__(self, shared: Shared, name: str, draw: random.Random) -> None:
+        self._shared = shared
         self._draw = draw
-        self.lasts_s = draw.uniform(0.5, stage.plan.active_s / stage.plan.lives)
-        self._crowd = draw.randint(1, 2 + 2 * stage.plan.keys)
+        self.lasts_s = draw.uniform(0.5, shared.plan.active_s / shared.plan.lives)
+        self._crowd = draw.randint(1, 2 + 2 * shared.plan.keys)
         self._resumes = draw.random() < 0.6
         self._buys = draw.random() < 0.3
         self._resolves = draw.random() < 0.4
         point = draw.choice((*FATES, "close", "close", "close"))
         fate = Fate(point, draw.randint(1, _REACH[point])) if point in _REACH else None
-        self.process = Process(stage.machine, name, fate)
+        self.process = Process(shared.machine, name, fate)
         self._closes = point == "close" or fate is not None
 
     async def run(self) -> None:
@@ -115,9 +115,9 @@ class ProcessLife:
         await asyncio.sleep(min(wait_s, max(0.0, self._ends_at - self._shared.machine.time())))
 
     async def _caller(self, session: Session) -> None:
-        stage, draw = self._shared, self._draw
-        key = draw.choice(stage.keys)
-        prompt = stage.prompt(key, draw)
+        shared, draw = self._shared, self._draw
+        key = draw.choice(shared.keys)
+        prompt = shared.prompt(key, draw)
         kind = draw.choices(("generate", "submit", "cancel", "look", "attach"), (8, 3, 1, 1, 1))[0]
         timeout = draw.choice((None, None, 0.05, 2.0, 30.0))
         leaves_at = draw.choice((0, 0, 0, draw.randint(1, 12)))
@@ -127,13 +127,13 @@ class ProcessLife:
             return
         call: Coroutine[Any, Any, Any]
         if kind == "generate":
-            stage.asked.setdefault(key, prompt)
+            shared.asked.setdefault(key, prompt)
             call = session.generate(prompt, idempotency_key=key, timeout=timeout)
         elif kind == "submit":
-            stage.asked.setdefault(key, prompt)
+            shared.asked.setdefault(key, prompt)
             call = self._submit(session, key, prompt, timeout)
         elif kind == "cancel":
-            stage.asked.setdefault(key, prompt)
+            shared.asked.setdefault(key, prompt)
             call = self._withdraw(session, key, prompt, draw.uniform(0.0, 0.3))
         elif kind == "look":
             call = self._await_job(session, key, timeout)
@@ -166,7 +166,7 @@ class ProcessLife:
             task_id = await job.accepted()
             record = self._shared.disk.record(key)
             if key not in self._shared.disk.failed_keys and (record is None or record.task_id != task_id):
-                self._shared.oracle.find_fault("told early", f"{key} is {task_id}, and the ledger does not say so")
+                self._shared.oracle.find_fault("reported early", f"{key} is {task_id}, and the ledger does not say so")
         return await job.result(timeout=timeout)
 
     async def _withdraw(self, session: Session, key: str, prompt: str, after_s: float) -> None:
@@ -203,40 +203,40 @@ async def _awaiting(what: Awaitable[Any]) -> Any:
     return await what
 
 
-async def resolve_by_hand(stage: Shared, process: Process, session: Session, key: str, draw: random.Random) -> None:
+async def resolve_by_hand(shared: Shared, process: Process, session: Session, key: str, draw: random.Random) -> None:
     """Decide an uncertain job as a careful human does: by the gateway's own list, once nothing is on its way."""
-    letters = stage.network.of_key(key)
-    if any(letter.in_flight for letter in letters):
+    requests = shared.network.of_key(key)
+    if any(request.in_flight for request in requests):
         return
-    record = stage.disk.record(key)
-    settled_before = {record.task_id} if record is not None else set()
-    bought = [job for job in stage.oracle.charges(key) if job.task_id not in settled_before]
+    record = shared.disk.record(key)
+    resolved_before = {record.task_id} if record is not None else set()
+    bought = [job for job in shared.oracle.charges(key) if job.task_id not in resolved_before]
     decision: dict[str, Any]
-    if random.Random(f"{stage.plan.seed} {key} {len(letters)} {stage.machine.time()}").random() < 0.15:
+    if random.Random(f"{shared.plan.seed} {key} {len(requests)} {shared.machine.time()}").random() < 0.15:
         decision = {"task_id": "a slip of the pen"}
     elif draw.random() < 0.3:
         decision = {"buy_again": True}
-        stage.oracle.deliberate[key] += 1
+        shared.oracle.deliberate[key] += 1
     elif bought:
         decision = {"task_id": bought[-1].task_id}
     else:
         decision = {"not_bought": True}
-    stage.machine.note(process.name, f"{key}: settled by hand: {decision}")
-    stage.oracle.decided[key] += 1
+    shared.machine.note(process.name, f"{key}: resolved by hand: {decision}")
+    shared.oracle.decided[key] += 1
     try:
         await session.resolve(key, **decision)
     except NanoBananaError as error:
-        stage.machine.note(process.name, f"{key}: not settled: {type(error).__name__}: {error.message[:80]}")
+        shared.machine.note(process.name, f"{key}: not resolved: {type(error).__name__}: {error.message[:80]}")
     else:
-        stage.resolved += 1
+        shared.resolved += 1
 
 
 class FinalCheck:
     """A fresh process after everything has calmed down: it goes on with all, and asks for every job once more."""
 
-    def __init__(self, stage: Shared) -> None:
-        self._shared = stage
-        self.process = Process(stage.machine, "last")
+    def __init__(self, shared: Shared) -> None:
+        self._shared = shared
+        self.process = Process(shared.machine, "last")
         self.outcomes: dict[str, Outcome] = {}
 
     async def run(self, within_s: float) -> None:
@@ -245,29 +245,29 @@ class FinalCheck:
         await asyncio.wait([self.process.ended])
 
     async def _main(self, within_s: float) -> None:
-        stage = self._shared
-        session = stage.session(self.process, last=True)
+        shared = self._shared
+        session = shared.session(self.process, last=True)
         self.process.session = session
         async with session:
             for job in await session.resume():
-                stage.machine.note("last", f"resumed {job.key}")
-            asks = {key: asyncio.Task(self._ask(session, key)) for key in sorted(stage.asked)}
+                shared.machine.note("last", f"resumed {job.key}")
+            asks = {key: asyncio.Task(self._ask(session, key)) for key in sorted(shared.asked)}
             if asks:
                 await asyncio.wait(asks.values(), timeout=within_s)
             for key, ask in asks.items():
                 if not ask.done():
-                    stage.oracle.find_fault("unfinished", f"{key}: no outcome after {within_s:.0f} s of calm")
+                    shared.oracle.find_fault("unfinished", f"{key}: no outcome after {within_s:.0f} s of calm")
                     ask.cancel()
             self.process.closing = True
 
     async def _ask(self, session: Session, key: str) -> None:
-        stage = self._shared
-        record = stage.disk.record(key)
-        prompt = stage.asked[key]
+        shared = self._shared
+        record = shared.disk.record(key)
+        prompt = shared.asked[key]
         if record is not None and record.request is not None:
             prompt = record.request.prompt
         try:
             self.outcomes[key] = await session.generate(prompt, idempotency_key=key)
         except NanoBananaError as error:
             self.outcomes[key] = error
-        stage.oracle.check_outcome(self.process, key, prompt, self.outcomes[key])
+        shared.oracle.check_outcome(self.process, key, prompt, self.outcomes[key])

@@ -218,7 +218,7 @@ MUTATIONS = (
         _doubt_forgotten_on_a_refusal,
         ("repeated without a key", "double", "lost"),
     ),
-    Mutation("told before it is written", _emitted_before_written, ("told early",)),
+    Mutation("emitted before it is written", _emitted_before_written, ("reported early",)),
     Mutation("a living owner's job is adopted", _adopts_from_the_living, ("two buyers", "not the owner")),
     Mutation("an expired key is repeated", _expired_key_repeated, ("expired",)),
     Mutation(
@@ -239,7 +239,7 @@ MUTATIONS = (
         ("repeated without a key", "double", "safe to repeat"),
     ),
     Mutation("other bytes on a repeat", _other_bytes_on_a_repeat, ("other bytes",)),
-    Mutation("a new purchase is not written", _refused_is_renewed_in_memory_only, ("unwritten", "told early")),
+    Mutation("a new purchase is not written", _refused_is_renewed_in_memory_only, ("unwritten", "reported early")),
     Mutation(
         "an uncertain job is bought again when asked for",
         _uncertain_is_bought_again,
@@ -251,7 +251,7 @@ MUTATIONS = (
         _conflict_taken_for_a_refusal,
         ("bought after a conflict", "double"),
     ),
-    Mutation("a task id is settled without asking", _resolved_without_asking, ("unfinished",)),
+    Mutation("a task id is resolved without asking", _resolved_without_asking, ("unfinished",)),
     Mutation("one task is given to two jobs", _one_task_for_two_jobs, ("wrong result",)),
     Mutation("an account is known by its API key alone", _account_is_its_api_key, ("unfinished", "wrong outcome"), 20),
 )

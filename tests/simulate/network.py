@@ -58,7 +58,7 @@ class Watcher(Protocol):
 
     def left(self, letter: SentRequest) -> None: ...
 
-    def answered(self, letter: SentRequest, heard: bool) -> None: ...
+    def answered(self, letter: SentRequest, delivered: bool) -> None: ...
 
 
 class Network:
@@ -165,31 +165,31 @@ class Network:
     ) -> None:
         if hangs:
             if letter.creates:
-                self._resolve(letter, reply, heard=False)
+                self._resolve(letter, reply, delivered=False)
             return
         self.machine.after(back_s, lambda: self._deliver(letter, reply))
 
     def _deliver(self, letter: SentRequest, reply: HttpResponse | TransportError) -> None:
-        heard = letter.process.alive and not letter.answer.done()
+        delivered = letter.process.alive and not letter.answer.done()
         if letter.creates:
-            self._resolve(letter, reply, heard=heard)
-        if heard:
+            self._resolve(letter, reply, delivered=delivered)
+        if delivered:
             letter.answer.set_result(reply)
 
-    def _resolve(self, letter: SentRequest, reply: HttpResponse | TransportError, *, heard: bool) -> None:
-        if heard and isinstance(reply, HttpResponse) and reply.status == 409:
+    def _resolve(self, letter: SentRequest, reply: HttpResponse | TransportError, *, delivered: bool) -> None:
+        if delivered and isinstance(reply, HttpResponse) and reply.status == 409:
             before = [old for old in self.of_key(letter.key) if old.number < letter.number]
             letter.conflict = all(old.fate == "refused" for old in before if old.generation == letter.generation)
-        if heard and isinstance(reply, HttpResponse) and reply.status in REFUSALS:
+        if delivered and isinstance(reply, HttpResponse) and reply.status in REFUSALS:
             letter.fate = "refused"
-        elif heard and isinstance(reply, HttpResponse) and letter.task_id is not None:
+        elif delivered and isinstance(reply, HttpResponse) and letter.task_id is not None:
             letter.fate = "accepted"
         else:
             letter.fate = "doubt"
             self.lost_answers += 1
             self.machine.note("net", f"nobody learns what became of letter {letter.number}")
         if self.watcher is not None:
-            self.watcher.answered(letter, heard)
+            self.watcher.answered(letter, delivered)
 
 
 class SimulatedTransport:

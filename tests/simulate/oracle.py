@@ -122,12 +122,12 @@ class Oracle:
         if age_s > self._plan.key_lifetime_s:
             self.find_fault("expired", f"{letter.key} was sent again {age_s:.3f} s after it was first sent")
 
-    def answered(self, letter: SentRequest, heard: bool) -> None:
+    def answered(self, letter: SentRequest, delivered: bool) -> None:
         """A create's answer has come: who lives must have waited for it, and must write it down."""
         process = letter.process
-        if not heard and process.alive and not process.closing and not letter.timed_out and letter.answer.done():
+        if not delivered and process.alive and not process.closing and not letter.timed_out and letter.answer.done():
             self.find_fault("answer dropped", f"{process.name} no longer waited for letter {letter.number}")
-        if heard and letter.fate == "accepted":
+        if delivered and letter.fate == "accepted":
             self._machine.after(PATIENCE_S, lambda: self._check_kept(letter))
 
     def _check_kept(self, letter: SentRequest) -> None:
@@ -276,4 +276,4 @@ class EventChecker:
         if record.key in self._disk.failed_keys:
             return
         if stands is None or stands.revision < record.revision:
-            self._oracle.find_fault("told early", f"{record.key} {record.state.value} was told and is not written")
+            self._oracle.find_fault("reported early", f"{record.key} {record.state.value} was told and is not written")

@@ -136,7 +136,7 @@ class SeedRun:
         counts["creates"] = len(letters)
         counts["in doubt"] = stage.network.lost_answers
         counts["repeats"] = len(letters) - len({(letter.key, letter.generation) for letter in letters})
-        counts["settled"] = stage.resolved
+        counts["resolved"] = stage.resolved
         for key in stage.asked:
             charges, allowed = len(stage.oracle.charges(key)), 1 + stage.oracle.deliberate[key]
             counts["charges"] += charges

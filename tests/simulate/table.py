@@ -18,7 +18,7 @@ COLUMNS = (
     "by hand",
     "doubles",
     "lost",
-    "settled",
+    "resolved",
     "succeeded",
     "failed",
     "refused",

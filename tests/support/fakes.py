@@ -72,7 +72,7 @@ class EventLog(list[str]):
     def observe(self, event: Event) -> None:
         """Note each move that is told."""
         if isinstance(event, JobStateChanged):
-            self.append(f"told {event.record.state.name}")
+            self.append(f"event {event.record.state.name}")
 
 
 class RecordingLedger(MemoryLedger):

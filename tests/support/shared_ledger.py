@@ -262,14 +262,14 @@ class FakeProcess:
 
     def __init__(
         self,
-        book: SharedLedger,
+        shared: SharedLedger,
         answer: Callable[[HttpRequest], Reply],
         *,
         session_of: Opening,
         delay_s: float = 0.0,
         **settings: Any,
     ) -> None:
-        self.ledger = LedgerView(book, delay_s)
+        self.ledger = LedgerView(shared, delay_s)
         self.transport = KillableTransport(answer)
         self.session: Session = session_of(self.transport, ledger=self.ledger, **settings)
 
@@ -316,39 +316,39 @@ class LosingGateway(FakeGateway):
 
 @asynccontextmanager
 async def killed_process(
-    book: SharedLedger, answer: Callable[[HttpRequest], Reply], *, session_of: Opening, **settings: Any
+    shared: SharedLedger, answer: Callable[[HttpRequest], Reply], *, session_of: Opening, **settings: Any
 ) -> AsyncGenerator[FakeProcess]:
     """Let a process work, and kill it at the end of the block."""
-    async with FakeProcess(book, answer, session_of=session_of, **settings) as process:
+    async with FakeProcess(shared, answer, session_of=session_of, **settings) as process:
         yield process
         process.kill()
 
 
-async def leave_running(book: SharedLedger, shop: FakeGateway, *keys: str, session_of: Opening) -> None:
+async def leave_running(shared: SharedLedger, gateway: FakeGateway, *keys: str, session_of: Opening) -> None:
     """Let a process buy jobs, and kill it while they run."""
-    async with killed_process(book, shop.answer, session_of=session_of) as process:
+    async with killed_process(shared, gateway.answer, session_of=session_of) as process:
         for key in keys:
             await (await process.session.submit(f"a fox for {key}", idempotency_key=key)).accepted()
 
 
-async def leave_submitting(book: SharedLedger, shop: FakeGateway, *keys: str, session_of: Opening) -> None:
+async def leave_submitting(shared: SharedLedger, gateway: FakeGateway, *keys: str, session_of: Opening) -> None:
     """Let a process send its creates, and kill it before an answer comes."""
-    async with killed_process(book, shop.answer, session_of=session_of) as process:
+    async with killed_process(shared, gateway.answer, session_of=session_of) as process:
         for key in keys:
             await process.session.submit(f"a fox for {key}", idempotency_key=key)
             await asyncio.sleep(0.03)
-            assert book.states()[key] is JobState.SUBMITTING
+            assert shared.states()[key] is JobState.SUBMITTING
 
 
-async def leave_pending(book: SharedLedger, shop: FakeGateway, *keys: str, session_of: Opening) -> None:
+async def leave_pending(shared: SharedLedger, gateway: FakeGateway, *keys: str, session_of: Opening) -> None:
     """Let processes write jobs down, and kill them before anything is sent."""
     for key in keys:
-        async with killed_process(book, shop.answer, session_of=session_of, delay_s=1.0) as process:
+        async with killed_process(shared, gateway.answer, session_of=session_of, delay_s=1.0) as process:
             submitting = asyncio.Task(process.session.submit(f"a fox for {key}", idempotency_key=key))
             await asyncio.sleep(1.75)  # counted what is held, written it down; not yet heard of it
         submitting.cancel()
         await asyncio.wait([submitting])
-        assert book.states()[key] is JobState.PENDING
+        assert shared.states()[key] is JobState.PENDING
 
 
 async def found(session: Session, key: str) -> Job:

@@ -21,12 +21,12 @@ def headers_of(number: int) -> dict[str, str]:
 
 async def ordered(http: aiohttp.ClientSession, url: str, number: int) -> Mapping[str, Any]:
     """Order a fox; return what was answered with 202."""
-    wish = {"prompt": f"a fox, number {number}"}
-    async with http.post(f"{url}/jobs", json=wish, headers=headers_of(number)) as answer:
+    request = {"prompt": f"a fox, number {number}"}
+    async with http.post(f"{url}/jobs", json=request, headers=headers_of(number)) as answer:
         assert answer.status == 202, await answer.text()
-        told: dict[str, Any] = await answer.json()
-        assert answer.headers["Location"].endswith(f"/jobs/{told['key']}")
-        return told
+        accepted: dict[str, Any] = await answer.json()
+        assert answer.headers["Location"].endswith(f"/jobs/{accepted['key']}")
+        return accepted
 
 
 async def all_ended(ledger: Path, *, timeout_s: float = 20) -> dict[str, JobRecord]:

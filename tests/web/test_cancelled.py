@@ -44,8 +44,8 @@ async def hang_up(
     await asyncio.sleep(begin_s)
     try:
         async with asyncio.timeout(patience_s):
-            wish = {"prompt": f"a fox, number {number}"}
-            async with http.post(f"{url}/images", json=wish, headers=headers_of(number)) as answer:
+            request = {"prompt": f"a fox, number {number}"}
+            async with http.post(f"{url}/images", json=request, headers=headers_of(number)) as answer:
                 return "answered" if "/cdn/" in await answer.text() else "sent away"
     except TimeoutError:
         return "hung up"
@@ -77,12 +77,12 @@ async def test_two_hundred_cancelled_requests_lose_nothing(tmp_path: Path, kille
                     await server.kill()
                 else:
                     await server.stop()
-            told = Counter(caller.result() for caller in [patient, *callers])
+            outcomes = Counter(caller.result() for caller in [patient, *callers])
             await server.start()
             records = await all_ended(tmp_path / "jobs.sqlite")
             ended = await check_paid(emulator, records)
-        print(f"callers {dict(told)}, jobs {dict(ended)}, answers lost {emulator.stats().lost_creates}")
-        assert told["hung up"] >= CALLERS / 4
-        assert told["answered"] > 0
+        print(f"callers {dict(outcomes)}, jobs {dict(ended)}, answers lost {emulator.stats().lost_creates}")
+        assert outcomes["hung up"] >= CALLERS / 4
+        assert outcomes["answered"] > 0
         assert ended[JobState.SUCCEEDED] >= CALLERS / 4
         assert emulator.stats().lost_creates >= 1

@@ -28,7 +28,7 @@ def server_of(name: str, folder: Path, emulator: Emulator) -> Server:
 
 
 @pytest.mark.parametrize("name", APPS)
-async def test_what_is_on_its_way_when_the_server_is_stopped_is_finished_by_the_next(name: str, tmp_path: Path) -> None:
+async def test_unfinished_jobs_are_finished_by_the_next_server(name: str, tmp_path: Path) -> None:
     slow = RandomFault(1.0, faults.delay(0.4), "apimall.create")  # so the stop meets POSTs on the wire
     async with Emulator(job_limit=4, duration=Fixed(0.3), image_scale=0.02, chances=[slow]) as emulator:
         server = server_of(name, tmp_path, emulator)
@@ -53,20 +53,20 @@ async def test_what_is_on_its_way_when_the_server_is_stopped_is_finished_by_the_
         assert "Traceback" not in server.log_text()
 
 
-async def test_fastapi_says_why_an_order_is_not_taken(tmp_path: Path) -> None:
+async def test_fastapi_gives_the_reason_of_a_refusal(tmp_path: Path) -> None:
     async with Emulator(duration=Fixed(0.05), image_scale=0.02) as emulator:
         server = server_of("fastapi_app", tmp_path, emulator)
         async with running(server), aiohttp.ClientSession() as http:
             await ordered(http, server.url, 0)
-            for wish, number, status in (({"prompt": "another fox"}, 0, 409), ({"prompt": " "}, 1, 400)):
-                async with http.post(f"{server.url}/jobs", json=wish, headers=headers_of(number)) as answer:
+            for request, number, status in (({"prompt": "another fox"}, 0, 409), ({"prompt": " "}, 1, 400)):
+                async with http.post(f"{server.url}/jobs", json=request, headers=headers_of(number)) as answer:
                     assert answer.status == status
             async with http.post(f"{server.url}/jobs", json={"prompt": "a fox"}) as answer:
                 assert answer.status == 422
         assert emulator.stats().creates_accepted <= 1
 
 
-async def test_aiohttp_answers_202_when_a_picture_takes_too_long_and_the_picture_comes_all_the_same(
+async def test_aiohttp_answers_202_for_a_slow_image_that_still_arrives(
     tmp_path: Path,
 ) -> None:
     async with Emulator(duration=Fixed(1.0), image_scale=0.02) as emulator:
@@ -75,8 +75,8 @@ async def test_aiohttp_answers_202_when_a_picture_takes_too_long_and_the_picture
         port = free_port()
         server = Server([str(file)], port, {**pointed_at(emulator), "PORT": str(port)}, tmp_path)
         async with running(server), aiohttp.ClientSession() as http:
-            wish = {"prompt": "a slow fox"}
-            async with http.post(f"{server.url}/images", json=wish, headers=headers_of(1)) as answer:
+            request = {"prompt": "a slow fox"}
+            async with http.post(f"{server.url}/images", json=request, headers=headers_of(1)) as answer:
                 assert answer.status == 202
             records = await all_ended(tmp_path / "jobs.sqlite")
             assert await check_paid(emulator, records) == {JobState.SUCCEEDED: 1}

@@ -46,7 +46,7 @@ async def until_shown(http: aiohttp.ClientSession, url: str, key: str, state: st
     raise AssertionError("the events have ended")
 
 
-async def test_an_order_is_taken_once_checked_and_its_picture_served(tmp_path: Path) -> None:
+async def test_order_is_bought_once_and_its_image_served(tmp_path: Path) -> None:
     async with Emulator(duration=Fixed(0.2), image_scale=0.05) as emulator, aiohttp.ClientSession() as http:
         async with running(studio(tmp_path, emulator)) as server:
             async with asyncio.TaskGroup() as group:  # a retry, ten times over
@@ -83,7 +83,7 @@ async def test_an_order_is_taken_once_checked_and_its_picture_served(tmp_path: P
         assert (emulator.stats().creates_accepted, emulator.stats().double_charges) == (1, 0)
 
 
-async def test_one_worker_shows_awaits_and_takes_over_the_jobs_of_another(tmp_path: Path) -> None:
+async def test_worker_shows_and_adopts_jobs_of_another(tmp_path: Path) -> None:
     async with Emulator(duration=Fixed(1.5), image_scale=0.05) as emulator, aiohttp.ClientSession() as http:
         ones, twos = studio(tmp_path, emulator), studio(tmp_path, emulator)
         async with running(ones) as one, running(twos) as two:
@@ -101,7 +101,7 @@ async def test_one_worker_shows_awaits_and_takes_over_the_jobs_of_another(tmp_pa
             assert await check_paid(emulator, records) == {JobState.SUCCEEDED: 2}
 
 
-async def test_two_workers_stop_though_pages_listen_and_the_next_ones_finish(tmp_path: Path) -> None:
+async def test_workers_stop_with_open_pages_and_successors_finish(tmp_path: Path) -> None:
     async with Emulator(duration=Fixed(1.0), image_scale=0.05, job_limit=3) as emulator:
         server = studio(tmp_path, emulator, workers=2)
         async with running(server), aiohttp.ClientSession() as http:
@@ -119,7 +119,7 @@ async def test_two_workers_stop_though_pages_listen_and_the_next_ones_finish(tmp
                 assert len(card["images"]) == 1
 
 
-async def test_a_callback_reaches_any_worker_and_finds_the_job_whose_answer_is_lost(tmp_path: Path) -> None:
+async def test_callback_to_any_worker_resolves_a_lost_answer(tmp_path: Path) -> None:
     async with Emulator(duration=Fixed(0.5), image_scale=0.05) as emulator, aiohttp.ClientSession() as http:
         async with running(studio(tmp_path, emulator, workers=2, gateway="defapi", callbacks=True)) as server:
             emulator.queue_faults("defapi.create", None, None, None, faults.reset(processed=True))
@@ -134,7 +134,7 @@ async def test_a_callback_reaches_any_worker_and_finds_the_job_whose_answer_is_l
         assert (stats.callbacks_sent, stats.callbacks_failed, stats.lost_creates) == (4, 0, 1)
 
 
-async def test_one_command_starts_it_and_ctrl_c_ends_it(tmp_path: Path) -> None:
+async def test_one_command_starts_and_ctrl_c_ends_the_server(tmp_path: Path) -> None:
     command = re.search(
         r"^python (docs/examples/studio/run\.py)$", (STUDIO / "README.md").read_text("utf-8"), re.MULTILINE
     )
@@ -168,5 +168,5 @@ async def test_one_command_starts_it_and_ctrl_c_ends_it(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["index.html", "studio.js", "studio.css"])
-def test_the_page_asks_nobody_else(name: str) -> None:
+def test_page_requests_no_other_host(name: str) -> None:
     assert re.findall(r"(?:https?:)?//[a-z0-9.-]+\.[a-z]{2,}", (STUDIO / "page" / name).read_text("utf-8")) == []

@@ -35,7 +35,7 @@ class Visit:
         self.page = page
         self.server = server
         self.complaints: list[str] = []
-        self.elsewhere: list[str] = []
+        self.foreign_urls: list[str] = []
         page.on("pageerror", lambda error: self.complaints.append(str(error)))
         page.on("console", lambda message: self.complaints.append(message.text))
         page.on("dialog", lambda dialog: self.complaints.append(dialog.message))
@@ -43,7 +43,7 @@ class Visit:
 
     def _asked(self, url: str) -> None:
         if not url.startswith(f"{self.server.url}/"):
-            self.elsewhere.append(url)
+            self.foreign_urls.append(url)
 
     @property
     def cards(self) -> Locator:
@@ -83,7 +83,7 @@ async def visiting(server: Server) -> AsyncIterator[Visit]:
         yield visit
         assert await visit.page.evaluate("window.pwned") is None
         await browser.close()
-    assert visit.elsewhere == []
+    assert visit.foreign_urls == []
 
 
 def paid(stats: EmulatorStats, times: int) -> bool:
@@ -91,7 +91,7 @@ def paid(stats: EmulatorStats, times: int) -> bool:
     return (stats.creates_accepted, stats.double_charges) == (times, 0)
 
 
-async def test_a_prompt_is_typed_and_its_picture_arrives(tmp_path: Path) -> None:
+async def test_typed_prompt_shows_its_image(tmp_path: Path) -> None:
     async with (
         Emulator(duration=Fixed(0.6), image_scale=0.1) as emulator,
         running(studio(tmp_path, emulator)) as server,
@@ -120,7 +120,7 @@ async def test_a_prompt_is_typed_and_its_picture_arrives(tmp_path: Path) -> None
         assert paid(emulator.stats(), 1)
 
 
-async def test_the_server_is_killed_in_the_middle_and_the_picture_arrives_all_the_same(tmp_path: Path) -> None:
+async def test_image_arrives_after_the_server_was_killed(tmp_path: Path) -> None:
     async with Emulator(duration=Fixed(1.5), image_scale=0.1) as emulator:
         async with running(studio(tmp_path, emulator)) as server, visiting(server) as visit:
             line = visit.page.locator("#line")
@@ -138,7 +138,7 @@ async def test_the_server_is_killed_in_the_middle_and_the_picture_arrives_all_th
         assert paid(emulator.stats(), 2)
 
 
-async def test_a_double_click_and_a_lost_answer_buy_once(tmp_path: Path) -> None:
+async def test_double_click_and_lost_answer_buy_once(tmp_path: Path) -> None:
     async with (
         Emulator(duration=Fixed(0.2), image_scale=0.1) as emulator,
         running(studio(tmp_path, emulator)) as server,
@@ -172,7 +172,7 @@ async def test_a_double_click_and_a_lost_answer_buy_once(tmp_path: Path) -> None
         assert paid(emulator.stats(), 2)
 
 
-async def test_what_went_wrong_is_seen_and_hostile_words_stay_words(tmp_path: Path) -> None:
+async def test_errors_are_shown_and_hostile_text_stays_text(tmp_path: Path) -> None:
     async with Emulator(duration=Fixed(0.2), image_scale=0.1) as emulator:
         server = studio(tmp_path, emulator, gateway="defapi")
         async with running(server), visiting(server) as visit:

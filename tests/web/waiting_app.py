@@ -32,11 +32,11 @@ async def picture(request: Request) -> Response:
     session: Session = request.state.session
     prompt = (await request.json())["prompt"]
 
-    async def told() -> AsyncIterator[str]:
+    async def events() -> AsyncIterator[str]:
         result = await session.generate(prompt, idempotency_key=request.headers["idempotency-key"])
         yield result.url
 
-    return EventSourceResponse(told())
+    return EventSourceResponse(events())
 
 
 app = Starlette(routes=[Route("/images", picture, methods=["POST"])], lifespan=lifespan)

@@ -41,14 +41,14 @@ async def name_and_token(session: Session, key: str = KEY) -> tuple[str, str]:
     ],
 )
 @virtually
-async def test_it_may_be_mounted_anywhere(path: str, root_path: str) -> None:
+async def test_app_can_be_mounted_anywhere(path: str, root_path: str) -> None:
     async with calling(CallbackGateway().answer) as (session, receiver, _):
         whole = path.format("/".join(await name_and_token(session)))
         assert (await ask(receiver, whole, root_path=root_path)).status == 200
 
 
 @virtually
-async def test_whatever_is_not_a_jobs_url_gets_one_and_the_same_404() -> None:
+async def test_other_urls_get_the_same_404() -> None:
     async with calling(CallbackGateway().answer) as (session, receiver, _):
         name, token = await name_and_token(session)
         other, _ = await name_and_token(session, "order-2")
@@ -81,7 +81,7 @@ async def test_whatever_is_not_a_jobs_url_gets_one_and_the_same_404() -> None:
 
 
 @virtually
-async def test_a_wrong_token_is_answered_before_its_body_has_come() -> None:
+async def test_wrong_token_is_answered_before_the_body() -> None:
     async with calling(CallbackGateway().answer) as (_, receiver, _):
         assert (await ask(receiver, "/callbacks/b3JkZXItMQ/nonsense", [Wait(100.0)])).status == 404
         assert now() < 1.0
@@ -105,23 +105,23 @@ BODIES: dict[str, tuple[list[Piece], float]] = {
 
 @pytest.mark.parametrize("how", BODIES)
 @virtually
-async def test_however_a_body_comes_the_job_is_asked_about_once(how: str) -> None:
+async def test_body_in_any_pieces_causes_one_poll(how: str) -> None:
     pieces, takes_s = BODIES[how]
-    shop = CallbackGateway(job_s=JOB_S)
-    async with calling(shop.answer) as (session, receiver, _):
+    gateway = CallbackGateway(job_s=JOB_S)
+    async with calling(gateway.answer) as (session, receiver, _):
         job = await session.submit("a fox")
         await job.accepted()
         await asyncio.sleep(JOB_S)
         begun = now()
-        assert (await ask(receiver, shop.url().removeprefix("https://app.example"), pieces)).status == 200
+        assert (await ask(receiver, gateway.url().removeprefix("https://app.example"), pieces)).status == 200
         assert now() - begun == pytest.approx(takes_s, abs=0.01)
         await asyncio.sleep(0.1)
         assert job.state is JobState.SUCCEEDED
-    assert shop.polled == ["t1"]
+    assert gateway.polled == ["t1"]
 
 
 @virtually
-async def test_who_has_hung_up_needs_no_answer() -> None:
+async def test_disconnected_client_gets_no_answer() -> None:
     async def receive() -> Message:
         return {"type": "http.disconnect"}
 
@@ -149,13 +149,13 @@ async def lifespan(app: CallbackReceiver) -> list[str]:
 
 
 @virtually
-async def test_it_can_be_the_whole_application() -> None:
+async def test_receiver_can_be_the_whole_application() -> None:
     async with calling(CallbackGateway().answer) as (_, receiver, _):
         assert await lifespan(receiver) == ["lifespan.startup.complete", "lifespan.shutdown.complete"]
 
 
 @virtually
-async def test_websockets_are_refused_and_what_asgi_may_bring_some_day_is_said_to_be_unknown() -> None:
+async def test_websocket_and_unknown_scopes_are_refused() -> None:
     sent: list[Message] = []
 
     async def receive() -> Message:
@@ -171,7 +171,7 @@ async def test_websockets_are_refused_and_what_asgi_may_bring_some_day_is_said_t
             await receiver({"type": "webtransport"}, receive, send)
 
 
-async def test_a_session_that_is_not_open_takes_no_call(tmp_path: object) -> None:
+async def test_unopened_session_answers_503(tmp_path: object) -> None:
     session = defapi(FakeTransport(CallbackGateway().answer), ledger=f"{tmp_path}/jobs.sqlite")
     receiver = CallbackReceiver(session, public_url=PUBLIC)
     path = "/callbacks/b3JkZXItMQ/token"
@@ -184,9 +184,9 @@ async def test_a_session_that_is_not_open_takes_no_call(tmp_path: object) -> Non
 
 
 @virtually
-async def test_a_session_that_is_closing_takes_no_call() -> None:
-    shop = CallbackGateway()
-    transport = FakeTransport(shop.answer, latency_s=4.0)
+async def test_closing_session_answers_503() -> None:
+    gateway = CallbackGateway()
+    transport = FakeTransport(gateway.answer, latency_s=4.0)
     session = defapi(transport)
     receiver = CallbackReceiver(session, public_url=PUBLIC)
     await session.open()
@@ -197,4 +197,4 @@ async def test_a_session_that_is_closing_takes_no_call() -> None:
     await asyncio.sleep(1.0)
     assert (await ask(receiver, path, [callback_body("t1")])).status == 503
     await closing
-    assert shop.polled == []
+    assert gateway.polled == []

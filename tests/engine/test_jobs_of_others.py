@@ -33,11 +33,11 @@ async def queued_behind_another(first: FakeProcess) -> None:
 
 @BOTH
 @virtually
-async def test_a_job_that_another_session_follows_is_waited_for_through_the_ledger(session_of: Opening) -> None:
-    shop, book = FakeGateway(job_s=30.0), SharedLedger()
+async def test_job_of_another_session_is_awaited_through_the_ledger(session_of: Opening) -> None:
+    gateway, shared = FakeGateway(job_s=30.0), SharedLedger()
     async with (
-        FakeProcess(book, shop.answer, session_of=session_of) as a,
-        FakeProcess(book, shop.answer, session_of=session_of) as b,
+        FakeProcess(shared, gateway.answer, session_of=session_of) as a,
+        FakeProcess(shared, gateway.answer, session_of=session_of) as b,
     ):
         mine = fox(a.session)
         await asyncio.sleep(1.0)
@@ -50,16 +50,16 @@ async def test_a_job_that_another_session_follows_is_waited_for_through_the_ledg
         assert done_at[0] - written_at <= 1.1
         assert not b.transport.requests
         assert b.held == 0
-    assert shop.sold == 1
+    assert gateway.sold == 1
 
 
 @BOTH
 @pytest.mark.parametrize("end", ["killed", "closed"])
 @virtually
-async def test_a_running_job_is_taken_over_when_its_owner_goes(session_of: Opening, end: str) -> None:
-    shop, book = FakeGateway(job_s=30.0), SharedLedger()
-    async with FakeProcess(book, shop.answer, session_of=session_of) as b:
-        async with FakeProcess(book, shop.answer, session_of=session_of) as a:
+async def test_running_job_is_adopted_when_its_owner_exits(session_of: Opening, end: str) -> None:
+    gateway, shared = FakeGateway(job_s=30.0), SharedLedger()
+    async with FakeProcess(shared, gateway.answer, session_of=session_of) as b:
+        async with FakeProcess(shared, gateway.answer, session_of=session_of) as a:
             await (await a.session.submit("a fox", idempotency_key=KEY)).accepted()
             theirs = fox(b.session)
             await asyncio.sleep(5.0)
@@ -70,18 +70,18 @@ async def test_a_running_job_is_taken_over_when_its_owner_goes(session_of: Openi
                 await a.session.aclose()
             await asyncio.sleep(1.1)
             assert b.held == 1
-            assert book.owner(KEY) is b.ledger
+            assert shared.owner(KEY) is b.ledger
             assert await theirs == "t1"
         assert (b.held, b.creates) == (0, 0)
-    assert shop.sold == 1
+    assert gateway.sold == 1
 
 
 @virtually
-async def test_a_submitting_job_is_repeated_under_its_key_when_its_owner_dies() -> None:
-    shop, book = FakeGateway(), SharedLedger()
+async def test_submitting_job_of_a_dead_owner_is_repeated_with_its_key() -> None:
+    gateway, shared = FakeGateway(), SharedLedger()
     async with (
-        FakeProcess(book, shop.answer, session_of=apimall) as a,
-        FakeProcess(book, shop.answer, session_of=apimall) as b,
+        FakeProcess(shared, gateway.answer, session_of=apimall) as a,
+        FakeProcess(shared, gateway.answer, session_of=apimall) as b,
     ):
         await a.session.submit("a fox", idempotency_key=KEY)
         await asyncio.sleep(0.03)
@@ -90,15 +90,15 @@ async def test_a_submitting_job_is_repeated_under_its_key_when_its_owner_dies() 
         a.kill()
         assert await theirs == "t1"
         assert b.creates == 1
-    assert shop.sold == 1
+    assert gateway.sold == 1
 
 
 @virtually
-async def test_a_submitting_job_is_uncertain_where_no_key_is_taken_when_its_owner_dies() -> None:
-    shop, book = FakeGateway(), SharedLedger()
+async def test_unkeyed_submitting_job_of_a_dead_owner_is_uncertain() -> None:
+    gateway, shared = FakeGateway(), SharedLedger()
     async with (
-        FakeProcess(book, shop.answer, session_of=defapi) as a,
-        FakeProcess(book, shop.answer, session_of=defapi) as b,
+        FakeProcess(shared, gateway.answer, session_of=defapi) as a,
+        FakeProcess(shared, gateway.answer, session_of=defapi) as b,
     ):
         await a.session.submit("a fox", idempotency_key=KEY)
         await asyncio.sleep(0.03)
@@ -109,18 +109,16 @@ async def test_a_submitting_job_is_uncertain_where_no_key_is_taken_when_its_owne
             await theirs
         assert not b.transport.requests
         assert b.held == 1
-    assert shop.sold == 1
+    assert gateway.sold == 1
 
 
 @BOTH
 @pytest.mark.parametrize("end", ["killed", "closed"])
 @virtually
-async def test_a_pending_job_that_was_asked_for_here_too_is_bought_here_when_its_owner_goes(
-    session_of: Opening, end: str
-) -> None:
-    shop, book = FakeGateway(job_s=30.0), SharedLedger()
-    async with FakeProcess(book, shop.answer, session_of=session_of) as b:
-        a = FakeProcess(book, shop.answer, session_of=session_of, concurrency=ONE)
+async def test_pending_job_wanted_here_is_bought_when_owner_exits(session_of: Opening, end: str) -> None:
+    gateway, shared = FakeGateway(job_s=30.0), SharedLedger()
+    async with FakeProcess(shared, gateway.answer, session_of=session_of) as b:
+        a = FakeProcess(shared, gateway.answer, session_of=session_of, concurrency=ONE)
         async with a:
             await queued_behind_another(a)
             theirs = fox(b.session)
@@ -129,14 +127,14 @@ async def test_a_pending_job_that_was_asked_for_here_too_is_bought_here_when_its
             if end == "killed":
                 a.kill()
         assert await theirs == "t2"
-    assert shop.sold == 2
+    assert gateway.sold == 2
 
 
 @virtually
-async def test_a_pending_job_that_was_only_looked_up_is_waited_for_and_not_bought_when_its_owner_dies() -> None:
-    shop, book = FakeGateway(job_s=30.0), SharedLedger()
-    async with FakeProcess(book, shop.answer, session_of=apimall) as b:
-        async with FakeProcess(book, shop.answer, session_of=apimall, concurrency=ONE) as a:
+async def test_pending_job_only_found_here_is_not_bought() -> None:
+    gateway, shared = FakeGateway(job_s=30.0), SharedLedger()
+    async with FakeProcess(shared, gateway.answer, session_of=apimall) as b:
+        async with FakeProcess(shared, gateway.answer, session_of=apimall, concurrency=ONE) as a:
             await queued_behind_another(a)
             job = await found(b.session, KEY)
             waiting = asyncio.Task(job.result())
@@ -149,31 +147,31 @@ async def test_a_pending_job_that_was_only_looked_up_is_waited_for_and_not_bough
             assert caught.value.safe_to_repeat
         await asyncio.sleep(60.0)
         assert not b.transport.requests
-        assert book.owner(KEY) is None
+        assert shared.owner(KEY) is None
         assert await job.cancel()
-    assert book.states()[KEY] is JobState.WITHDRAWN
-    assert shop.sold == 1
+    assert shared.states()[KEY] is JobState.WITHDRAWN
+    assert gateway.sold == 1
 
 
 @virtually
-async def test_a_pending_job_that_was_only_looked_up_brings_its_result_when_its_owner_buys_it() -> None:
-    shop, book = FakeGateway(job_s=10.0), SharedLedger()
+async def test_found_pending_job_returns_its_owners_result() -> None:
+    gateway, shared = FakeGateway(job_s=10.0), SharedLedger()
     async with (
-        FakeProcess(book, shop.answer, session_of=apimall, concurrency=ONE) as a,
-        FakeProcess(book, shop.answer, session_of=apimall) as b,
+        FakeProcess(shared, gateway.answer, session_of=apimall, concurrency=ONE) as a,
+        FakeProcess(shared, gateway.answer, session_of=apimall) as b,
     ):
         await queued_behind_another(a)
         job = await found(b.session, KEY)
         assert (await job).task_id == "t2"
         assert not b.transport.requests
-    assert shop.sold == 2
+    assert gateway.sold == 2
 
 
 @virtually
-async def test_a_caller_who_has_left_does_not_buy_what_its_owner_leaves_unsent() -> None:
-    shop, book = FakeGateway(job_s=30.0), SharedLedger()
-    async with FakeProcess(book, shop.answer, session_of=apimall) as b:
-        async with FakeProcess(book, shop.answer, session_of=apimall, concurrency=ONE) as a:
+async def test_departed_caller_does_not_buy_an_unsent_job() -> None:
+    gateway, shared = FakeGateway(job_s=30.0), SharedLedger()
+    async with FakeProcess(shared, gateway.answer, session_of=apimall) as b:
+        async with FakeProcess(shared, gateway.answer, session_of=apimall, concurrency=ONE) as a:
             await queued_behind_another(a)
             with pytest.raises(JobUnfinished) as caught:
                 await b.session.generate("a fox", idempotency_key=KEY, timeout=3.0)
@@ -181,16 +179,16 @@ async def test_a_caller_who_has_left_does_not_buy_what_its_owner_leaves_unsent()
             a.kill()
         await asyncio.sleep(60.0)
         assert b.creates == 0
-        assert book.states()[KEY] is JobState.PENDING
-        assert book.owner(KEY) is None
-    assert shop.sold == 1
+        assert shared.states()[KEY] is JobState.PENDING
+        assert shared.owner(KEY) is None
+    assert gateway.sold == 1
 
 
 @virtually
-async def test_a_caller_who_leaves_before_the_ledger_has_answered_does_not_buy_it_either() -> None:
-    shop, book = FakeGateway(job_s=30.0), SharedLedger()
-    async with FakeProcess(book, shop.answer, session_of=apimall, delay_s=0.5) as b:
-        async with FakeProcess(book, shop.answer, session_of=apimall, concurrency=ONE) as a:
+async def test_caller_cancelled_during_the_claim_does_not_buy() -> None:
+    gateway, shared = FakeGateway(job_s=30.0), SharedLedger()
+    async with FakeProcess(shared, gateway.answer, session_of=apimall, delay_s=0.5) as b:
+        async with FakeProcess(shared, gateway.answer, session_of=apimall, concurrency=ONE) as a:
             await queued_behind_another(a)
             await asyncio.sleep(1.0)
             caller = fox(b.session)
@@ -200,16 +198,16 @@ async def test_a_caller_who_leaves_before_the_ledger_has_answered_does_not_buy_i
             a.kill()
         await asyncio.sleep(60.0)
         assert b.creates == 0
-        assert book.owner(KEY) is None
-    assert shop.sold == 1
+        assert shared.owner(KEY) is None
+    assert gateway.sold == 1
 
 
 @virtually
-async def test_a_job_that_nobody_waits_for_any_more_is_not_looked_at_for_ever() -> None:
-    shop, book = FakeGateway(job_s=300.0), SharedLedger()
+async def test_job_without_waiters_is_no_longer_checked() -> None:
+    gateway, shared = FakeGateway(job_s=300.0), SharedLedger()
     async with (
-        FakeProcess(book, shop.answer, session_of=apimall) as a,
-        FakeProcess(book, shop.answer, session_of=apimall) as b,
+        FakeProcess(shared, gateway.answer, session_of=apimall) as a,
+        FakeProcess(shared, gateway.answer, session_of=apimall) as b,
     ):
         await (await a.session.submit("a fox", idempotency_key=KEY)).accepted()
         with pytest.raises(JobUnfinished):
@@ -219,15 +217,15 @@ async def test_a_job_that_nobody_waits_for_any_more_is_not_looked_at_for_ever() 
         await asyncio.sleep(60.0)
         assert not b.ledger.calls["adopt"]
         assert await fox(b.session) == "t1"
-    assert shop.sold == 1
+    assert gateway.sold == 1
 
 
 @virtually
-async def test_changes_are_told_across_sessions() -> None:
-    shop, book = FakeGateway(job_s=10.0), SharedLedger()
+async def test_updates_yield_changes_of_other_sessions() -> None:
+    gateway, shared = FakeGateway(job_s=10.0), SharedLedger()
     async with (
-        FakeProcess(book, shop.answer, session_of=apimall, concurrency=ONE) as a,
-        FakeProcess(book, shop.answer, session_of=apimall) as b,
+        FakeProcess(shared, gateway.answer, session_of=apimall, concurrency=ONE) as a,
+        FakeProcess(shared, gateway.answer, session_of=apimall) as b,
     ):
         await queued_behind_another(a)
         job = await found(b.session, KEY)
@@ -238,11 +236,11 @@ async def test_changes_are_told_across_sessions() -> None:
 
 
 @virtually
-async def test_a_task_id_is_learned_through_the_ledger() -> None:
-    shop, book = FakeGateway(job_s=10.0), SharedLedger()
+async def test_accepted_returns_a_task_id_of_another_session() -> None:
+    gateway, shared = FakeGateway(job_s=10.0), SharedLedger()
     async with (
-        FakeProcess(book, shop.answer, session_of=apimall, concurrency=ONE) as a,
-        FakeProcess(book, shop.answer, session_of=apimall) as b,
+        FakeProcess(shared, gateway.answer, session_of=apimall, concurrency=ONE) as a,
+        FakeProcess(shared, gateway.answer, session_of=apimall) as b,
     ):
         await queued_behind_another(a)
         job = await b.session.submit("a fox", idempotency_key=KEY)
@@ -254,16 +252,16 @@ async def test_a_task_id_is_learned_through_the_ledger() -> None:
 
 
 @virtually
-async def test_a_job_that_is_pruned_meanwhile_is_a_ledger_error() -> None:
-    shop, book = FakeGateway(job_s=30.0), SharedLedger()
+async def test_job_pruned_during_the_wait_is_a_ledger_error() -> None:
+    gateway, shared = FakeGateway(job_s=30.0), SharedLedger()
     async with (
-        FakeProcess(book, shop.answer, session_of=apimall) as a,
-        FakeProcess(book, shop.answer, session_of=apimall) as b,
+        FakeProcess(shared, gateway.answer, session_of=apimall) as a,
+        FakeProcess(shared, gateway.answer, session_of=apimall) as b,
     ):
         await (await a.session.submit("a fox", idempotency_key=KEY)).accepted()
         theirs = fox(b.session)
         await asyncio.sleep(1.5)
-        book.forget(KEY)
+        shared.forget(KEY)
         with pytest.raises(LedgerError, match="no longer in the ledger") as caught:
             await theirs
         assert caught.value.key == KEY
@@ -271,36 +269,36 @@ async def test_a_job_that_is_pruned_meanwhile_is_a_ledger_error() -> None:
 
 
 @virtually
-async def test_a_ledger_that_fails_once_while_we_wait_is_told_and_the_job_can_be_awaited_again() -> None:
-    shop, book = FakeGateway(job_s=10.0), SharedLedger()
+async def test_ledger_failure_during_the_wait_can_be_awaited_again() -> None:
+    gateway, shared = FakeGateway(job_s=10.0), SharedLedger()
     async with (
-        FakeProcess(book, shop.answer, session_of=apimall, concurrency=ONE) as a,
-        FakeProcess(book, shop.answer, session_of=apimall) as b,
+        FakeProcess(shared, gateway.answer, session_of=apimall, concurrency=ONE) as a,
+        FakeProcess(shared, gateway.answer, session_of=apimall) as b,
     ):
         await queued_behind_another(a)
-        looked_up = await found(b.session, KEY)
+        handle_by_key = await found(b.session, KEY)
         job = await b.session.submit("a fox", idempotency_key=KEY)
-        for handle in (looked_up, job):
+        for handle in (handle_by_key, job):
             waiting = asyncio.Task(handle.result())
             await asyncio.sleep(0.1)
             b.ledger.fails["adopt"] = 1
             with pytest.raises(LedgerError, match="the disk is full"):
                 await waiting
         await asyncio.sleep(30.0)
-        assert (await looked_up).task_id == "t2"
+        assert (await handle_by_key).task_id == "t2"
         assert (await job).task_id == "t2"
-    assert shop.sold == 2
+    assert gateway.sold == 2
 
 
 @virtually
-async def test_a_session_that_closes_sends_away_who_waits_for_the_jobs_of_others() -> None:
-    shop, book = FakeGateway(job_s=30.0), SharedLedger()
-    async with FakeProcess(book, shop.answer, session_of=apimall, concurrency=ONE) as a:
+async def test_close_ends_waits_for_jobs_of_other_sessions() -> None:
+    gateway, shared = FakeGateway(job_s=30.0), SharedLedger()
+    async with FakeProcess(shared, gateway.answer, session_of=apimall, concurrency=ONE) as a:
         await queued_behind_another(a)
-        async with FakeProcess(book, shop.answer, session_of=apimall) as b:
+        async with FakeProcess(shared, gateway.answer, session_of=apimall) as b:
             waiting = [fox(b.session), asyncio.Task((await found(b.session, KEY)).result())]
             await asyncio.sleep(3.0)
         await asyncio.wait(waiting)
         assert all(isinstance(waiter.exception(), SessionClosed) for waiter in waiting)
-        assert book.owner(KEY) is a.ledger
+        assert shared.owner(KEY) is a.ledger
         assert await fox(a.session) == "t2"
