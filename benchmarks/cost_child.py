@@ -57,7 +57,7 @@ async def _hold(jobs: int) -> dict[str, Any]:
 
 
 class _Punctual(LeanGate):
-    """Knows how late each look comes: with one fixed gap, every look is due a gap after the last answer."""
+    """Knows how late each poll is: with one fixed gap, each poll is due one gap after the last answer."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
         super().__init__(clock)

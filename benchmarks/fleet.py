@@ -88,7 +88,7 @@ def _let_loose(fleet: Fleet, finishes: Sequence[Finish]) -> Table:
                 well = min(run.ended_well for run in runs)
                 rows.append([_named(client), known_limit or "nothing", well, medians(runs).refused, others or "-"])
     return Table(
-        title=f"Told nothing, or three times the true limit, and nothing tuned: {fleet.title}, all thrown in at once",
+        title=f"With no limit given, or three times the true one, untuned: {fleet.title}, all submitted at once",
         columns=("client", "known limit", f"ended well of {fleet.jobs}", "429s", "the others"),
         rows=rows,
     )

@@ -70,7 +70,7 @@ async def _rate(ledger: SqliteLedger, writers: int, jobs: int, name: str) -> flo
 
 
 def _fill(path: Path, jobs: int) -> None:
-    """Write a ledger of finished jobs, with a few unfinished ones strewn in that nobody follows."""
+    """Write a ledger of finished jobs, with a few unfinished ones that have no owner."""
     connection = open_writable(path, current_schema(), busy_s=1.0)
     stride = jobs // UNFINISHED
 

@@ -34,7 +34,7 @@ PACKAGES = {
 
 @frozen(kw_only=True)
 class Race:
-    """One client, one fleet, and the limit it is told; None: nothing is told or tuned."""
+    """One client, one fleet, and the limit that the client is given; None: no limit is given, nothing is tuned."""
 
     client: str
     fleet: Fleet
@@ -42,13 +42,13 @@ class Race:
 
     @property
     def load(self) -> float:
-        """Tell what it asks of the machine; a peer that was told too much also comes again and again."""
+        """Return its load on the machine; a peer with too high a limit also repeats refused requests."""
         loose = self.client not in (OURS, ON_DISK) and self.known_limit != self.fleet.limit
         wanting = (self.known_limit or self.fleet.jobs) / 3 if loose else 0.0
         return LOADS[self.client] * max(self.fleet.limit, wanting)
 
     def of(self, client: str, fleet: Fleet, known_limit: int | None) -> bool:
-        """Tell whether it is this client's race with this fleet, under any seed."""
+        """Return whether it is this client's race with this fleet, under any seed."""
         return (self.client, evolve(self.fleet, seed=fleet.seed), self.known_limit) == (client, fleet, known_limit)
 
 
@@ -64,7 +64,7 @@ class Finish:
 
 
 def missing(client: str) -> bool:
-    """Tell whether a peer is not installed."""
+    """Return whether a peer is not installed."""
     package = PACKAGES.get(client)
     return package is not None and importlib.util.find_spec(package) is None
 

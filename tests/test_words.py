@@ -18,13 +18,18 @@ from attrs import frozen
 
 ROOT = Path(__file__).parent.parent
 GLOSSARY = "docs/architecture.md"
-SEARCHED = ("README.md", "CHANGELOG.md", "docs", "nanobanana_async")
+SEARCHED = ("README.md", "CHANGELOG.md", "docs", "nanobanana_async", "tests", "benchmarks")
 """Files and folders in which retired words are counted."""
 
-CLEAN: tuple[str, ...] = ("README.md", "CHANGELOG.md", "docs", "tests/test_docs.py")
+CLEAN: tuple[str, ...] = ("README.md", "CHANGELOG.md", "docs", "tests", "benchmarks")
 """Files and folders that must have none; add a path when it is clean."""
 
-ALLOWED: tuple[tuple[str, str, str], ...] = ()
+ALLOWED: tuple[tuple[str, str, str], ...] = (
+    *(("tests/test_words.py", word, "an example of this test") for word in ("desk", "ghost", "he", "heard", "picture")),
+    *(("tests/test_words.py", word, "an example of this test") for word in ("purse", "the wire", "told", "wish")),
+    ("tests/credits/mutations.py", "told", "the name of a `Basis` in policy/prices.py"),
+    ("tests/engine/test_phases.py", "looked", "the name of a `Phase` in engine/tracked_job.py"),
+)
 """Exceptions: path, word, reason."""
 
 SECTION = "### Retired words"

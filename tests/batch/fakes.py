@@ -111,7 +111,7 @@ def on_file(
 
 
 def transport_to(gateway: PromptGateway) -> FakeTransport:
-    """Return a quick wire to a studio."""
+    """Return a fast transport to a fake gateway."""
     return FakeTransport(gateway.answer, latency_s=0.002)
 
 

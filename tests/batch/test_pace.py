@@ -97,8 +97,8 @@ async def test_slow_consumer_sets_the_pace_at_constant_memory() -> None:
         tracemalloc.stop()
     assert (
         now() - begun < 1.05 * 600 + 30
-    )  # the slots could have made 1200 in this time: he waits for nothing but himself
-    assert sizes[-1] - sizes[0] < 400_000  # the studio itself remembers prompts and keys
+    )  # the slots could have made 1200 in this time: the batch waits for its consumer only
+    assert sizes[-1] - sizes[0] < 400_000  # the fake gateway itself remembers prompts and keys
 
 
 async def _makespan(pause_s: float) -> float:

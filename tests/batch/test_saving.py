@@ -128,7 +128,7 @@ async def test_inline_images_are_fetched_again_by_the_next_run(tmp_path: Path, s
 
 async def test_bug_in_saving_is_an_outcome(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async def broken(*_: object) -> None:
-        raise ZeroDivisionError("nobody thought of this")
+        raise ZeroDivisionError("an unforeseen error")
 
     monkeypatch.setattr(ImageDownloader, "save", broken)
     async with emulated() as emulator, quick(emulator) as session:
@@ -152,7 +152,7 @@ async def test_outcomes_are_saved_before_they_are_yielded(tmp_path: Path) -> Non
 
 
 class FakeSaver:
-    """Saves without a disk; it takes the seconds that stand at the end of the prompt's number, as told."""
+    """Saves without a disk; a save takes the seconds given for the job's key, or `default_s`."""
 
     def __init__(self, seconds: dict[str, float] | None = None, default_s: float = 5.0) -> None:
         self.seconds = seconds or {}

@@ -31,7 +31,7 @@ IN_FLIGHT = 10
 
 
 def after(count: int, gateway: PromptGateway, refusal: Callable[[], Reply]) -> None:
-    """Let the studio refuse everything once so many are sold."""
+    """Make the fake gateway refuse everything once so many jobs are sold."""
     gateway.says = lambda prompt: refusal() if len(gateway.sold) >= count else None
 
 
@@ -54,7 +54,7 @@ def test_account_errors_stop_the_batch_at_once(status: int, kind: type[NanoBanan
         assert type(stopped.cause) is kind
         assert [outcome.ok for outcome in outcomes] == [True] * 30
         assert (stopped.done, stopped.unbought) == (30, pulled - 30)
-        assert len(gateway.posts) == posts <= 30 + 32  # no more than what was on the wire
+        assert len(gateway.posts) == posts <= 30 + 32  # no more than what was in flight
         assert rows.pulled == pulled
         assert set(ledger.states().values()) <= {
             JobState.SUCCEEDED,
@@ -72,7 +72,7 @@ async def test_nothing_is_sent_after_the_first_account_error() -> None:
     async with apimall(FakeTransport(gateway.answer), concurrency=slots(50)) as session:
         _, stopped = await until_stopped(
             session.generate_many(slowly(CountingInput(40), 1.0))
-        )  # one on the wire at a time
+        )  # one in flight at a time
     assert len(gateway.posts) == 6
     assert (stopped.done, stopped.unbought) == (5, 1)
 

@@ -47,7 +47,7 @@ def run(numbers: Sequence[int], say: Say) -> int:
 
 
 def check(mutation: Mutation, say: Say) -> bool:
-    """Tell whether a deliberate bug is caught."""
+    """Return whether a deliberate bug is caught."""
     fitting = (number for number in itertools.count() if mutation.among(plan_of(number)))
     for number in itertools.islice(fitting, mutation.within):
         with applied(mutation):

@@ -1,8 +1,8 @@
 """One random campaign: processes that buy one named batch under a cap, beside each other and one after the other.
 
-Prices are told at the create, at the end or never, as the reference's example says or three times as high. Failures are
-refunded or not, answers are lost, processes are killed between two steps, rows are bought again, jobs are pruned and
-settled by hand. The gateway counts what it charges; nothing of the library's own bookkeeping is believed.
+Prices are reported at the create, at the end or never; they are those of the reference's example or three times as
+high. Failures are refunded or not, answers are lost, processes are killed between two steps, rows are bought again,
+jobs are pruned and resolved by hand. The checks use the fake gateway's own counts, never the library's bookkeeping.
 """
 
 import asyncio
@@ -71,7 +71,7 @@ class Plan:
 
     @property
     def calm(self) -> bool:
-        """Whether nothing goes wrong and every price is told as the example says: then all that fits is bought."""
+        """Whether there are no faults and all prices are the example's: then all that fits the cap is bought."""
         dull = not (self.lost or self.kills or self.failing or self.by_hand) and self.session_cap is None
         return dull and self.says != "never" and set(self.factors.values()) == {1} and self.expected is None
 
@@ -82,7 +82,7 @@ class Plan:
         return EXAMPLE[self.gateway] * images * self.factors[images]
 
     def estimate(self, images: int) -> Decimal:
-        """Return what the library takes it to cost until it is told."""
+        """Return the library's estimate before the price is reported."""
         return EXAMPLE[self.gateway] * images if self.expected is None else self.expected
 
 
@@ -124,7 +124,7 @@ def plan_of(number: int) -> Plan:
 
 
 class CampaignGateway(ChargingGateway):
-    """The till of a campaign: loses some answers, and remembers which process each job was sold to."""
+    """The fake gateway of a campaign: loses some answers, and remembers which process bought each job."""
 
     def __init__(self, plan: Plan, draw: random.Random) -> None:
         super().__init__(
@@ -171,7 +171,7 @@ class CampaignGateway(ChargingGateway):
         return [sale for sale in self.sales.values() if sale.prompt == prompt]
 
     def forget(self, task_ids: set[str]) -> None:
-        """Forget the keys of jobs: whoever comes with one of them buys again."""
+        """Forget the keys of jobs: a create with one of these keys buys again."""
         self.keys = {key: task_id for key, task_id in self.keys.items() if task_id not in task_ids}
 
 
@@ -304,7 +304,7 @@ class Campaign:
             self.faults.append(f"{name} hangs")
 
     async def _between(self) -> None:
-        """Settle and buy by hand, and prune, while nobody else is there."""
+        """Resolve and buy by hand, and prune, while no other process runs."""
         process = self._processes[-1]
         if self._plan.by_hand:
             async with self._session(process) as session:

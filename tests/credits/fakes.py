@@ -135,7 +135,7 @@ class ChargingGateway:
 
 
 def charging_gateway(name: GatewayName, **settings: Any) -> ChargingGateway:
-    """A till that tells the price when that gateway does: API Mall at the create, defapi at the end."""
+    """Return a fake gateway that reports prices as the real one does: API Mall at the create, defapi at the end."""
     usual: dict[str, Any] = {"says": "at create", "price": "8"} if name == "apimall" else {"says": "at end"}
     return ChargingGateway(**{"price": "0.5", **usual, **settings})
 

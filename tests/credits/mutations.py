@@ -164,14 +164,14 @@ MUTATIONS = (
         _failures_are_taken_to_be_refunded,
         lambda plan: plan.failing > 0 and not plan.refunds,
     ),
-    Mutation("a told price is not counted", _reported_prices_are_not_counted, _dear),
+    Mutation("a reported price is not counted", _reported_prices_are_not_counted, _dear),
     Mutation(
         "a session forgets what is in doubt",
         _session_forgets_doubt,
         lambda plan: plan.gateway == "defapi" and plan.lost > 0 and plan.beside > 0,
     ),
     Mutation(
-        "expected_credits counts as told",
+        "expected_credits counts as reported",
         _expected_price_counts_as_reported,
         lambda plan: _dear(plan) and bool(plan.expected),
     ),

@@ -45,7 +45,7 @@ async def test_only_jobs_within_the_cap_are_bought_with_free_slots(name: Gateway
     assert "max_credits is" in str(run.why)
     assert run.stopped is not None
     assert run.stopped.done == 10
-    assert gateway.most_at_once == (10 if name == "apimall" else 9)  # nine after the one that told the price
+    assert gateway.most_at_once == (10 if name == "apimall" else 9)  # nine after the one that reported the price
 
 
 @virtually
@@ -167,7 +167,7 @@ async def test_running_jobs_of_a_killed_run_are_counted(name: GatewayName) -> No
     view = LedgerView(shared)
     async with a_session(name, FakeTransport(gateway.answer), ledger=view) as session:
         async with session.generate_many(foxes(30), batch="spring", **TEN[name]) as batch:
-            if name == "defapi":  # the first one tells the price at its end
+            if name == "defapi":  # the first one reports the price at its end
                 await anext(batch)
             taking = asyncio.Task(anext(batch))
             await asyncio.sleep(30.0)
@@ -192,7 +192,7 @@ async def test_jobs_of_a_killed_run_count_once_their_price_is_known() -> None:
         await asyncio.wait([taking])
         await batch.aclose()
         view.kill()
-    # Nobody told what a job costs, nor when one ends: what was bought is followed, and tells it.
+    # Neither the price nor an end was reported yet: the bought job is polled, and reports both.
     assert await a_run(shared, "defapi", gateway, foxes(30), 3) == (2, True)
     assert gateway.taken == 3
 

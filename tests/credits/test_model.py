@@ -100,7 +100,7 @@ TestSpending.settings = settings(max_examples=60, stateful_step_count=40, deadli
 
 
 class Learning(RuleBasedStateMachine):
-    """Two classes without a price: their jobs go one by one until each has told it, and the cap is passed by one."""
+    """Two classes without a price: their jobs run one by one until each reports it; one job may exceed the cap."""
 
     TRUE, GUESS = {"owl": Decimal(24), "fox": Decimal(3)}, {"owl": EIGHT, "fox": Decimal(1)}
     NAMES = st.sampled_from(sorted(TRUE))

@@ -53,7 +53,7 @@ async def test_second_process_counts_running_jobs_of_the_first() -> None:
     ):
         first = group.create_task(run_batch(ours, foxes(6), batch="spring", max_credits=5))
         await asyncio.sleep(50.0)
-        assert gateway.sold == 1  # until it has told the price, in whichever process
+        assert gateway.sold == 1  # until it has reported the price, in either process
         run = await run_batch(theirs, foxes(30), batch="spring", max_credits=5)
         await first
     assert gateway.taken == 5

@@ -101,7 +101,7 @@ async def test_unreported_higher_price_exceeds_the_cap_by_jobs_in_flight_only() 
         while now() < 50:
             await session.generate("a fox")
         run = await run_batch(session, foxes(200), max_credits=10)
-        assert run.results == 20  # nobody could know; then it stops
+        assert run.results == 20  # the price was unknown; then it stops
         assert session.stats().credits_spent == gateway.taken
 
 

@@ -147,7 +147,7 @@ async def test_expected_credits_of_a_batch_count_for_the_session() -> None:
     async with a_session("defapi", gateway.transport(), max_credits=5) as session:
         run = await run_batch(session, foxes(40), expected_credits=0.5)
         assert run.why.message.startswith("max_credits is 5, 5 are spent")
-    assert (gateway.sold, gateway.most_at_once) == (10, 9)  # nine after the one that told the price
+    assert (gateway.sold, gateway.most_at_once) == (10, 9)  # nine after the one that reported the price
 
 
 @virtually

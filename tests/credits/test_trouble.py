@@ -64,7 +64,7 @@ async def test_any_fault_of_the_first_unpriced_job_keeps_the_cap(name: GatewayNa
             tasks = [group.create_task(outcome(session, prompt)) for prompt in [first, *foxes(40)]]
         answers: list[Any] = [task.result() for task in tasks]
         price = Decimal(8) if name == "apimall" else Decimal("0.5")
-        if any(isinstance(answer, JobUncertain) for answer in answers):  # nobody will say what that one has cost
+        if any(isinstance(answer, JobUncertain) for answer in answers):  # the price of that job is never reported
             refusals = [answer for answer in answers if isinstance(answer, CreditLimitReached)]
             assert len(refusals) == 40
             assert all("expected_credits" in str(refusal) for refusal in refusals)
@@ -115,7 +115,7 @@ async def test_first_unpriced_job_can_be_withdrawn() -> None:
         await asyncio.sleep(60.0)
         assert (gateway.sold, third.state) == (1, JobState.PENDING)
         with pytest.raises(NanoBananaError, match="still runs"):
-            await second  # it is followed no more, and its price may never be told
+            await second  # it is no longer polled, and its price may never be reported
         with pytest.raises(CreditLimitReached, match="set expected_credits to what such jobs cost"):
             await third
         assert gateway.sold == 1
@@ -136,7 +136,7 @@ async def test_unanswered_creates_become_uncertain_and_unblock_others() -> None:
     async with Session(settings, http=FakeTransport(answer), retry=retry, max_credits=16) as session:
         assert isinstance(await outcome(session, "a fox", idempotency_key="fox-1"), JobUncertain)
         shut.append(full())
-        assert isinstance(await outcome(session, "an owl"), CreditLimitReached)  # nobody knows what the first one cost
+        assert isinstance(await outcome(session, "an owl"), CreditLimitReached)  # the price of the first job is unknown
         run = await run_batch(session, ["an owl"], expected_credits=8)
         assert run.results == 1
         assert budget_of(session).reserved == 8

@@ -59,7 +59,7 @@ def said(status: int, code: str, message: str) -> Fault:
 
 
 def facts(name: GatewayName, status: int, code: str, *, inside_200: bool) -> tuple[int, str, str]:
-    """Return status, code and request id as the error must tell them."""
+    """Return status, code and request id as the error must report them."""
     if name == "apimall":
         return 200 if inside_200 else status, code, "req_02" + "1".zfill(24)
     if inside_200:
@@ -89,7 +89,7 @@ async def test_final_refusal_raises_its_own_exception(
     assert message in str(error)
     expected = facts(name, status, code, inside_200=inside_200)
     assert (error.status, error.code, error.request_id) == expected
-    conflict = kind is IdempotencyConflict  # somebody may have bought under the key
+    conflict = kind is IdempotencyConflict  # another process may have bought with the key
     assert (error.key, error.safe_to_repeat) == ("fox-1", not conflict)
     assert (stats.uncertain if conflict else stats.refused, stats.slots_held) == (1, 0)
 

@@ -200,7 +200,7 @@ async def test_borrowed_aiohttp_session_closed_early_fails_its_jobs() -> None:
         lent = aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=1))
         async with quick(emulator, http=lent) as session:
             callers = [asyncio.Task(session.generate(f"fox {number}")) for number in range(4)]
-            await asyncio.sleep(0.1)  # one is on the wire, the others wait for its connection
+            await asyncio.sleep(0.1)  # one is in flight, the others wait for its connection
             await lent.close()
             _, waiting = await asyncio.wait(callers[1:], timeout=5.0)
             assert waiting == set()

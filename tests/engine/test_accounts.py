@@ -1,4 +1,4 @@
-"""An API key that was changed: the jobs stay the account's if it has a name, and what is said never pays twice."""
+"""A changed API key: a named account keeps its jobs, and no error message leads to a second purchase."""
 
 import re
 from pathlib import Path

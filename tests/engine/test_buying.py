@@ -1,4 +1,4 @@
-"""The purchase: the order of writes and sends, identical repeats, and doubt that sticks (API Mall)."""
+"""Creates with idempotency keys (API Mall): order of writes and requests, identical repeats, lasting doubt."""
 
 from typing import Any
 

@@ -56,7 +56,11 @@ class Clocked(FakeTransport):
 @pytest.mark.parametrize("session_of", [apimall, defapi])
 @pytest.mark.parametrize(
     ("failure", "tries"),
-    [(UNSENT, 3), (SessionClosed("the door is not open"), 3), (ConfigurationError("the request must use https"), 1)],
+    [
+        (UNSENT, 3),
+        (SessionClosed("the transport is not open"), 3),
+        (ConfigurationError("the request must use https"), 1),
+    ],
 )
 @virtually
 async def test_unsent_create_is_retried_then_given_up(

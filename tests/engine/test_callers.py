@@ -1,4 +1,4 @@
-"""Who waits for a job: several callers, timeouts, handles, updates. None of them can disturb another."""
+"""Callers that wait for a job: several at once, timeouts, handles and updates, independent of each other."""
 
 import asyncio
 from typing import Any

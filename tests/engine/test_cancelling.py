@@ -100,7 +100,7 @@ async def test_cancelled_caller_does_not_withdraw_an_adopted_running_job(
         again = asyncio.Task(session.generate("a fox", idempotency_key="order-1"))
         await asyncio.sleep(1.0)
         await cancelled(again)
-        await asyncio.sleep(60.0)  # it is followed to its end though nobody waits
+        await asyncio.sleep(60.0)  # it is polled to its end without a waiter
         assert (session.stats().succeeded, session.stats().slots_held) == (1, 0)
     assert ledger.states() == {}
     assert gateway.sold == 1
@@ -167,7 +167,7 @@ class CancelledAtStep:
 
 
 async def _cancelled_at_step(session: Session, number: int, step: int) -> bool:
-    """Generate, cancelled at the n-th suspension; tell whether it came that far."""
+    """Generate, cancelled at the n-th suspension; return whether that suspension was reached."""
     driver = CancelledAtStep(session.generate(f"fox {number}", idempotency_key=f"order-{number}"), step)
 
     async def drive() -> None:

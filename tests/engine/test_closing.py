@@ -1,4 +1,4 @@
-"""Closing a session: POSTs on the wire are answered and written down, waiters are sent away, nothing is left behind."""
+"""Closing a session: answers of creates in flight are stored, waiters end, and nothing is left open."""
 
 import asyncio
 from typing import Any

@@ -1,4 +1,4 @@
-"""Buying where no idempotency key is taken: whatever is in doubt is parked, and never sent twice by itself."""
+"""Creates without idempotency keys (defapi): a job in doubt becomes uncertain and is not sent again."""
 
 import asyncio
 from typing import Any
@@ -28,7 +28,7 @@ DOUBTS: dict[str, Reply] = {
     "garbage in a 200": HttpResponse(status=200, body=b"{"),
     "a 200 without a task id": json_reply(200, {"code": 0, "message": "ok", "data": {}}),
     "a 409": no(409),
-    "a no in a 200 that nobody understands": no(200, code=7777, message="hm"),
+    "an unknown refusal in a 200": no(200, code=7777, message="hm"),
     "a status of no reference": HttpResponse(status=418, body=b"{}"),
 }
 

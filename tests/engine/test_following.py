@@ -1,4 +1,4 @@
-"""After the purchase: what queries say, and what ends the waiting without ending the job."""
+"""Polling a job: its states, failed polls, and what ends a wait without ending the job."""
 
 import asyncio
 import logging

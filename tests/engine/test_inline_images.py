@@ -1,4 +1,4 @@
-"""Pictures that came inline are not in the ledger: who wants them later asks the gateway once more."""
+"""Inline images are not in the ledger: a later waiter polls the gateway for them once more."""
 
 import asyncio
 
@@ -16,7 +16,7 @@ INLINE = "data:image/png;base64,iVBORw0KGgo="
 
 
 class InlineGateway(FakeGateway):
-    """Shows its pictures inline, while it has them."""
+    """Sends its images inline, while it has them."""
 
     has_them = True
     down = 0
@@ -89,7 +89,7 @@ async def test_lost_inline_images_are_polled_for_on_each_await() -> None:
     async with a_process(shared, gateway) as process:
         job = await found(process.session, KEY)
         for asked in (1, 2):
-            with pytest.raises(UnexpectedResponse, match="no longer shows its pictures") as caught:
+            with pytest.raises(UnexpectedResponse, match="no longer shows its images") as caught:
                 await job
             assert (caught.value.key, caught.value.safe_to_repeat, process.queries) == (KEY, False, asked)
         with pytest.raises(UnexpectedResponse):
@@ -155,7 +155,7 @@ async def test_result_always_has_its_inline_images(delay_s: float) -> None:
 
 @virtually
 async def test_late_waiter_shares_the_next_fetch() -> None:
-    """The job has ended, and before its waiter runs, somebody else has begun to ask for it under its key."""
+    """The job has ended, and before its waiter runs, another caller has begun to fetch it by its key."""
     gateway, shared = InlineGateway(job_s=5.0), SharedLedger()
     async with a_process(shared, gateway) as a, a_process(shared, gateway, delay_s=0.1) as b:
         mine = asyncio.Task(a.session.generate("a fox", idempotency_key=KEY))

@@ -1,4 +1,4 @@
-"""Jobs that another session on the same ledger follows: waited for through it, taken over when it goes."""
+"""Jobs that another session on the same ledger owns: awaited through the ledger, adopted when the owner exits."""
 
 import asyncio
 
@@ -203,7 +203,7 @@ async def test_caller_cancelled_during_the_claim_does_not_buy() -> None:
 
 
 @virtually
-async def test_job_without_waiters_is_no_longer_checked() -> None:
+async def test_job_of_others_without_waiters_is_not_checked() -> None:
     gateway, shared = FakeGateway(job_s=300.0), SharedLedger()
     async with (
         FakeProcess(shared, gateway.answer, session_of=apimall) as a,

@@ -1,4 +1,4 @@
-"""Jobs that change hands: let go when their following stops, bought anew, taken up by who comes first."""
+"""Jobs that change their owner: released when polling stops, bought again, adopted by the first other session."""
 
 import asyncio
 
@@ -91,7 +91,7 @@ async def test_unstored_repurchase_sends_nothing() -> None:
         a.ledger.fails["advance"] = 1
         with pytest.raises(LedgerError, match="the disk is full") as caught:
             await fox(a.session)
-        assert not caught.value.safe_to_repeat  # somebody else may have been faster
+        assert not caught.value.safe_to_repeat  # another session may have been faster
         assert a.creates == 1
         assert await fox(a.session) == "t1"
 

@@ -1,4 +1,4 @@
-"""What is known of the account's limits is changes whenever it changes."""
+"""LimitsChanged: emitted whenever the known limits of the account change."""
 
 import asyncio
 import itertools

@@ -1,4 +1,4 @@
-"""A job that brings five good images and one misfit: five are delivered at once, the sixth is named."""
+"""A job with five valid images and an invalid one: five are returned at once, the sixth is named missing."""
 
 import logging
 from pathlib import Path

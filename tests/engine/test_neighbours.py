@@ -1,4 +1,4 @@
-"""Sessions on one ledger, at random: they buy, leave, die, resume and settle, and nothing is bought twice or lost."""
+"""Random sessions on one ledger: they buy, cancel, die, resume and resolve; no job is bought twice or lost."""
 
 import asyncio
 import json
@@ -35,7 +35,7 @@ async def test_shared_ledger_keeps_the_ledger_contract(scene: Scene) -> None:
 
 
 class RandomGateway(FakeGateway):
-    """A shop that loses answers, before or after it has sold, and knows what it sold to whom."""
+    """A fake gateway that loses answers before or after a sale, and knows the tasks of each prompt."""
 
     def __init__(self, dice: random.Random, *, limit: int | None) -> None:
         super().__init__(job_s=3.0, limit=limit)
@@ -56,7 +56,7 @@ class RandomGateway(FakeGateway):
 
 
 class RandomRun:
-    """Up to three processes on one notebook, and somebody who does with them what he likes."""
+    """Up to three fake processes on one shared ledger, and random actions on them."""
 
     def __init__(self, seed: int, session_of: Opening) -> None:
         self.dice = random.Random(seed)
@@ -67,7 +67,7 @@ class RandomRun:
         self.processes: list[FakeProcess] = []
         self.tasks: defaultdict[FakeProcess, list[asyncio.Task[Any]]] = defaultdict(list)
         self.deliberate: Counter[str] = Counter()
-        """How often a key was bought anew by hand."""
+        """How often a key was bought again by hand."""
 
         self.human = asyncio.Lock()
 
@@ -130,9 +130,9 @@ class RandomRun:
         self.start(process, self._resolve(process, self.dice.choice(KEYS), again=self.dice.random() < 0.3))
 
     async def _resolve(self, process: FakeProcess, key: str, *, again: bool) -> None:
-        """Look at the gateway's list of tasks, and say what is true; or buy it again, whatever is true."""
+        """Resolve a job by the gateway's own list of tasks; with `again`, buy it again in any case."""
         async with self.human:
-            await asyncio.sleep(1.0)  # what was on the wire has arrived
+            await asyncio.sleep(1.0)  # requests in flight have arrived
             if self.shared.states().get(key) is not JobState.UNCERTAIN:
                 return
             if again:
@@ -157,7 +157,7 @@ class RandomRun:
         await self._ended(process)
 
     async def _ended(self, process: FakeProcess) -> None:
-        """See that nobody hangs, and that whoever failed was told why in our words."""
+        """Check that no caller hangs, and that every failure is an error of the library."""
         tasks = self.tasks.pop(process, [])
         if tasks:
             _, hanging = await asyncio.wait(tasks, timeout=30.0)
@@ -167,7 +167,7 @@ class RandomRun:
             assert error is None or isinstance(error, NanoBananaError)
 
     async def wind_up(self) -> None:
-        """Let the dust settle, then bring everything to its end."""
+        """Stop the faults, then bring every job to its end."""
         self.gateway.losing = False
         last = await self.open()
         for process in self.processes:

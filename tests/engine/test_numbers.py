@@ -1,4 +1,4 @@
-"""Numbers in every public call: what is not in range is refused before anything is bought, and no timer ever stops."""
+"""Numbers in public calls: values out of range are refused before anything is bought, and no timer stops."""
 
 import asyncio
 import math
@@ -151,7 +151,7 @@ async def test_bought_job_is_never_reported_as_not_bought(monkeypatch: pytest.Mo
 
 
 @pytest.mark.parametrize("limit", [-1, 1.5, True, "5", 10**400])
-async def test_fractional_ledger_limit_is_refused(tmp_path: Path, limit: Any) -> None:
+async def test_invalid_ledger_arguments_are_refused(tmp_path: Path, limit: Any) -> None:
     ledger = SqliteLedger(tmp_path / "jobs.sqlite")
     await ledger.open()
     with pytest.raises(ConfigurationError, match="limit must be a whole number of at least 0"):
@@ -170,7 +170,7 @@ def test_ledger_lock_timeout_out_of_range_is_refused(bad: Any) -> None:
         SqliteLedger("jobs.sqlite", busy_timeout_s=bad)
 
 
-def test_half_built_object_has_a_repr() -> None:
+def test_object_refused_by_its_constructor_has_a_repr() -> None:
     assert repr(Session.__new__(Session)) == "<Session not built>"
     assert repr(Batch.__new__(Batch)) == "<Batch not built>"
     ledger = SqliteLedger.__new__(SqliteLedger)

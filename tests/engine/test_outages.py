@@ -1,4 +1,4 @@
-"""An outage costs little: a handful of parked jobs where no key is taken, few extra requests where one is."""
+"""Outages: few jobs become uncertain without keys, and few extra requests are sent with keys."""
 
 import asyncio
 from collections import Counter
@@ -18,7 +18,7 @@ JOBS = 200
 
 
 class Outage:
-    """A shop that answers with `answer` from `begins` to `ends`: creates, or queries too."""
+    """A fake gateway that answers creates, and polls if asked to, with `answer` from `begins` to `ends`."""
 
     def __init__(
         self, answer: Reply, *, begins: float, ends: float, limit: int | None = None, everything: bool = False

@@ -1,4 +1,4 @@
-"""The phases of a tracked job, and the table of its moves."""
+"""The phases of a tracked job, and the table of its transitions."""
 
 from datetime import UTC, datetime
 

@@ -1,4 +1,4 @@
-"""What callers hold goes through pickle, copies and process pools; what is live stays behind."""
+"""Public values survive pickle, copies and process pools; live jobs become snapshots."""
 
 import asyncio
 import concurrent.futures

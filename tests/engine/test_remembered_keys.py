@@ -1,4 +1,4 @@
-"""The same key is the same payment as long as the session lives, also with the ledger in memory."""
+"""A key is paid once in a session, also with a ledger in memory."""
 
 import asyncio
 from typing import Any

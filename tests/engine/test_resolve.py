@@ -1,4 +1,4 @@
-"""settle(): a human says what became of an uncertain job; nothing is lost of it, and nothing bought unasked."""
+"""resolve(): the user decides what became of an uncertain job; nothing else is bought."""
 
 import asyncio
 from typing import Any, Literal
@@ -80,7 +80,7 @@ async def test_uncertain_job_is_resolved_in_its_session(way: Way, by: str, later
         assert process.held == (1 if way == "task_id" else 0)
         assert process.session.stats().uncertain == 0
         await _ends_as(way, resolved, process, gateway)
-        await _ends_as(way, job, process, gateway)  # the old handle tells the same
+        await _ends_as(way, job, process, gateway)  # the old handle returns the same
     assert shared.record(KEY).generation == (2 if way == "buy_again" else 1)
 
 
@@ -202,7 +202,7 @@ async def test_invalid_resolution_is_refused_and_writes_nothing() -> None:
         for way in WAYS.values():
             with pytest.raises(ConfigurationError, match="is running and polled by this session: nothing to resolve"):
                 await session.resolve(running, **way)
-            with pytest.raises(ConfigurationError, match="no job nobody in the ledger"):
+            with pytest.raises(ConfigurationError, match="no job unknown in the ledger"):
                 await session.resolve("nobody", **way)
         assert len(process.ledger.changes) == written
         await running

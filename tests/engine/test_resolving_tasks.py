@@ -1,4 +1,4 @@
-"""A task id that a human gives is confirmed by the gateway first; a job whose task is unknown there can be resolved."""
+"""resolve() with a task id: the gateway confirms it first; a job whose task is unknown there can be resolved."""
 
 import asyncio
 from typing import Any
@@ -31,14 +31,14 @@ DECISIONS: dict[str, dict[str, Any]] = {
 
 
 class Gateway(LosingGateway):
-    """A shop that knows its own tasks only; `hidden` ones are not seen yet, and `says` overrides any query."""
+    """A fake gateway that knows its own tasks only; `hidden` tasks get a 404, and `says` overrides any poll."""
 
     def __init__(self, *, job_s: float = 20.0) -> None:
         super().__init__(job_s=job_s)
         self.hidden: set[str] = set()
         self.says: list[Reply] = []
 
-    def _tell(self, request: HttpRequest) -> Reply:
+    def _poll(self, request: HttpRequest) -> Reply:
         if self.says:
             return self.says.pop(0)
         task_id = request.url.rpartition("=" if "=" in request.url else "/")[2]
@@ -210,7 +210,7 @@ async def test_known_or_followed_running_job_is_not_resolved() -> None:
                 await a.session.resolve(KEY, **way)
             with pytest.raises(ConfigurationError, match="polled by another session: nothing to resolve"):
                 await b.session.resolve(KEY, **way)
-        await asyncio.sleep(2000.0)  # job_s is over: nobody follows it
+        await asyncio.sleep(2000.0)  # job_s is over: no session polls it
         assert shared.owner(KEY) is None
         for way in DECISIONS.values():
             with pytest.raises(ConfigurationError, match="nothing to resolve, the gateway knows its task t1"):

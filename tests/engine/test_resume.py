@@ -1,4 +1,4 @@
-"""resume(): what dead processes left is gone on with, by one session, and bought once."""
+"""resume(): one session continues the jobs of dead processes, and each is bought once."""
 
 import asyncio
 from collections.abc import Awaitable, Callable

@@ -1,4 +1,4 @@
-"""Thousands of jobs: all done, in order."""
+"""Thousands of jobs at once: all end, in order and within the limits."""
 
 import asyncio
 

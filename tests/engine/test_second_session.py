@@ -1,4 +1,4 @@
-"""A second session on the same ledger goes on where the first one ended."""
+"""A second session on the same ledger continues the jobs of the first."""
 
 import asyncio
 from typing import Any

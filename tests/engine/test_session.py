@@ -1,4 +1,4 @@
-"""The life of a session: opened here, closed there, whatever happens between."""
+"""Opening and closing a session: in other tasks and scopes, with failures, twice, and at once."""
 
 import asyncio
 

@@ -1,4 +1,4 @@
-"""What is one purchase: two creates never share a task in silence, and another model is another request."""
+"""One task for two creates is reported, and another default model is another request."""
 
 import asyncio
 from pathlib import Path

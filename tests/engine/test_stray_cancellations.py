@@ -1,4 +1,4 @@
-"""A CancelledError that nobody asked for: it comes out of foreign code, and harms the job it came to only."""
+"""A CancelledError raised by foreign code (observer, transport, ledger, input) affects its own job only."""
 
 import asyncio
 import logging
@@ -122,7 +122,7 @@ async def test_cancelled_unkeyed_create_is_uncertain_and_not_repeated() -> None:
 
 
 class Broken(RecordingLedger):
-    """A ledger of somebody else, in which a call fails for one job."""
+    """A third-party ledger in which a call fails for one job."""
 
     def __init__(self, method: str, failure: type[BaseException]) -> None:
         super().__init__()

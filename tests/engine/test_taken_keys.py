@@ -1,4 +1,4 @@
-"""A 409 to the first send of a key: somebody may have bought under it, so nothing is bought until a human decides."""
+"""A 409 to the first create of a key: another host may have bought with it, so the job waits to be resolved."""
 
 from decimal import Decimal
 from pathlib import Path
@@ -24,7 +24,7 @@ KEY = "order-17"
 
 
 class ForgetfulGateway(FakeGateway):
-    """A shop that answers a repeated key with a conflict; `earlier` are keys that another ledger bought under."""
+    """A fake gateway that answers a repeated key with a conflict; `earlier` are keys that another ledger used."""
 
     def __init__(self, *earlier: str, job_s: float = 2.0) -> None:
         super().__init__(job_s=job_s)
@@ -41,7 +41,7 @@ class ForgetfulGateway(FakeGateway):
 
 async def conflict(session: Session, gateway: ForgetfulGateway) -> IdempotencyConflict:
     posts = gateway.conflicts
-    with pytest.raises(IdempotencyConflict, match=r"another host may have bought.*settle the job") as caught:
+    with pytest.raises(IdempotencyConflict, match=r"another host may have bought.*the job") as caught:
         await session.generate("a fox", idempotency_key=KEY)
     assert (caught.value.key, caught.value.status, caught.value.safe_to_repeat) == (KEY, 409, False)
     assert "Idempotency-Key conflict" in str(caught.value)

@@ -1,4 +1,4 @@
-"""The heap of due times and its one timer; the line in which jobs wait."""
+"""The heap of due times with its one timer, and the queue of jobs to submit."""
 
 import asyncio
 from datetime import UTC, datetime

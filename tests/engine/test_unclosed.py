@@ -1,4 +1,4 @@
-"""A session that is never closed says so: once, clearly, and nothing else is printed."""
+"""A session that is never closed gives one ResourceWarning and prints nothing else."""
 
 import asyncio
 import gc

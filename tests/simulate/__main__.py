@@ -56,7 +56,7 @@ def run(seeds: Sequence[int], say: Say, *, verbose: bool = False, twice: bool = 
 
 
 def check(number: int, mutation: Mutation, say: Say) -> bool:
-    """Tell whether a deliberate bug is caught by the rules that it breaks, within its seeds."""
+    """Return whether a deliberate bug is caught by the rules that it breaks, within its seeds."""
     for seed in range(mutation.within):
         with applied(mutation):
             found = [violation for violation in play(seed).violations if violation.rule in mutation.rules]

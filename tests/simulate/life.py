@@ -1,4 +1,4 @@
-"""What processes and people do in a seed: callers who come and go, resumers, hands that settle, a last look at all."""
+"""What processes and users do in a seed: callers, resume, resolutions by hand, and a final check of all jobs."""
 
 import asyncio
 import random
@@ -31,7 +31,7 @@ class Shared:
         self.oracle = oracle
         self.keys = [f"key-{number}" for number in range(plan.keys)]
         self.asked: dict[str, str] = {}
-        """The jobs that somebody asked for, and the prompt of the last one."""
+        """The keys that were requested, each with its prompt."""
         self.resolved = 0
 
     def session(self, process: Process, *, last: bool = False) -> Session:
@@ -58,7 +58,7 @@ class Shared:
 
 
 class ProcessLife:
-    """One process from its start to its end, whatever that will be."""
+    """One process from its start to its end: closed or killed."""
 
     def __init__(self, shared: Shared, name: str, draw: random.Random) -> None:
         self._shared = shared

@@ -1,4 +1,4 @@
-"""The network and the gateway behind it: every request is a letter, and the seed says what happens to it."""
+"""The network and the gateway behind it: the seed decides what happens to each request."""
 
 import asyncio
 import json
@@ -40,7 +40,7 @@ class SentRequest:
     fate: Fate = "open"
     timed_out: bool = False
     conflict: bool = False
-    """It was the first of its purchase that may have arrived, and was told that its key is known."""
+    """It was the first create of its generation that may have arrived, and its key was already known (409)."""
     task_id: str | None = None
     accepted_by: EmulatedResponse | None = None
 
@@ -54,7 +54,7 @@ class SentRequest:
 
 
 class Watcher(Protocol):
-    """Who must know what goes over the wire: the oracle."""
+    """Gets each request and answer: implemented by the oracle."""
 
     def left(self, letter: SentRequest) -> None: ...
 
@@ -97,7 +97,7 @@ class Network:
         return self._chance.choice(kinds)(self._chance, self.plan)
 
     def post(self, letter: SentRequest, ordeal: Disturbance) -> None:
-        """Send a letter on its way; it goes on whatever becomes of its sender."""
+        """Send a request; it arrives even if its sender is killed."""
         self._sent += 1
         if letter.creates:
             self.letters.append(letter)
@@ -125,7 +125,7 @@ class Network:
             letter.task_id = _task_id_in(answer)
             other = self._recorded_answer(letter) if ordeal.other_answer else None
             if other is not None:
-                answer, letter.task_id = other, None  # nobody learns of the task that was just accepted
+                answer, letter.task_id = other, None  # the accepted task is reported to no process
             elif letter.task_id is not None:
                 letter.accepted_by = answer
             self.machine.note("gateway", f"letter {letter.number} -> {answer.status} {ordeal.name} {_short(answer)}")
@@ -187,13 +187,13 @@ class Network:
         else:
             letter.fate = "doubt"
             self.lost_answers += 1
-            self.machine.note("net", f"nobody learns what became of letter {letter.number}")
+            self.machine.note("net", f"no process gets the outcome of request {letter.number}")
         if self.watcher is not None:
             self.watcher.answered(letter, delivered)
 
 
 class SimulatedTransport:
-    """A process's door to the network: the session's transport."""
+    """A session's transport on the simulated network."""
 
     def __init__(self, network: Network, process: Process, key_of: Callable[[HttpRequest], tuple[str, int]]) -> None:
         self._network = network

@@ -60,7 +60,7 @@ class Oracle:
         self.deliberate: Counter[str] = Counter()
         """Purchases by hand, per job: they may have been made, and may be second ones."""
         self.decided: Counter[str] = Counter()
-        """Decisions by hand, per job, of whatever kind."""
+        """Decisions by hand of any kind, per job."""
         self._wire_keys: dict[tuple[str, int], str | None] = {}
         self._bodies: dict[str, bytes] = {}
         self._given_up: dict[tuple[str, str], float] = {}
@@ -71,7 +71,7 @@ class Oracle:
         self.violations.append(Violation(rule, text, self._machine.time()))
 
     def key_of(self, request: HttpRequest) -> tuple[str, int]:
-        """Read off a create whose job it is; the file says which purchase of that job. A query is nobody's."""
+        """Return the key of a create, by its prompt, and the generation in the ledger file; a poll has no key."""
         if request.body is None:
             return "", 0
         key = str(json.loads(request.body)["prompt"]).split()[0]
@@ -112,7 +112,9 @@ class Oracle:
                 self.find_fault("two buyers", f"{letter.key} was sent while {old.process.name} waits for its answer")
         known = self._network.of_key(letter.key)
         if not self.decided[letter.key] and any(old.conflict for old in known if old.generation < letter.generation):
-            self.find_fault("bought after a conflict", f"{letter.key} was sent anew, and nobody has decided that")
+            self.find_fault(
+                "bought after a conflict", f"{letter.key} was sent as a new generation without a decision by hand"
+            )
         if all(old.fate == "refused" for old in before):
             return
         if not self._plan.keyed:
@@ -135,7 +137,7 @@ class Oracle:
         if not letter.process.alive or letter.key in self._disk.failed_keys:
             return
         if record is None or (record.generation == letter.generation and record.task_id != letter.task_id):
-            self.find_fault("answer dropped", f"{letter.key} is {letter.task_id}: told, and not written down")
+            self.find_fault("answer dropped", f"{letter.key} is {letter.task_id}: answered, and not written down")
 
     def observer(self, process: Process) -> "EventChecker":
         """Return who listens to a session's events."""
@@ -163,7 +165,7 @@ class Oracle:
         other = record is not None and record.request is not None and record.request.prompt != prompt
         if isinstance(error, LedgerError) and not self._plan.fills_disk:
             self.find_fault("ledger error", f"{key}: {error}")
-        about_a_job = error.key is not None  # else it was raised at the door, and says nothing about any job
+        about_a_job = error.key is not None  # else the call itself was refused, which says nothing about the job
         if (
             error.safe_to_repeat
             and about_a_job
@@ -179,13 +181,13 @@ class Oracle:
         self._machine.after(PATIENCE_S, lambda: self._check_let_go(process, key, at))
 
     def _is_being_bought(self, process: Process, key: str, error: NanoBananaError) -> bool:
-        """Whether a create is on its way; who was refused, or withdrew, can't know what others buy after him."""
+        """Whether a create is in flight; a refused or withdrawn caller can't know what others buy later."""
         known_to_all = not isinstance(error, GatewayError | JobUnfinished | JobWithdrawn)
         letters = self._network.of_key(key)
         return any(letter.fate == "open" and (known_to_all or letter.process is process) for letter in letters)
 
     def _check_let_go(self, process: Process, key: str, at: float) -> None:
-        if self._given_up[process.name, key] > at:  # somebody has asked for it since
+        if self._given_up[process.name, key] > at:  # another caller has requested it since
             return
         found = self._disk.find(key)
         if key in self._disk.failed_keys:  # then to let go may have failed, too
@@ -252,13 +254,11 @@ class Oracle:
             case _:
                 fits = isinstance(outcome, NanoBananaError)
         if not fits:
-            self.find_fault(
-                "wrong outcome", f"{key} is {record.state.value}, and its caller was told {outcome!r}"[:300]
-            )
+            self.find_fault("wrong outcome", f"{key} is {record.state.value}, and its caller got {outcome!r}"[:300])
 
 
 class EventChecker:
-    """A session's observer: what it is told must be in the file by then."""
+    """A session's observer: a state must be in the file before its event."""
 
     def __init__(self, oracle: Oracle, machine: Machine, disk: Disk, process: Process) -> None:
         self._oracle = oracle
@@ -276,4 +276,6 @@ class EventChecker:
         if record.key in self._disk.failed_keys:
             return
         if stands is None or stands.revision < record.revision:
-            self._oracle.find_fault("reported early", f"{record.key} {record.state.value} was told and is not written")
+            self._oracle.find_fault(
+                "reported early", f"{record.key} {record.state.value} was emitted and is not written"
+            )

@@ -24,7 +24,7 @@ class Disturbance:
     other_answer: bool = False
     """A cache on the way gives the answer of an earlier create, if there was one."""
     hangs: bool = False
-    """What is lost is lost in silence: only the time limit tells."""
+    """A lost request or answer is noticed by the timeout only."""
 
 
 FINE = Disturbance()

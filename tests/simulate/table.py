@@ -28,7 +28,7 @@ COLUMNS = (
 )
 _NOTE = (
     'In "apimall short" the gateway forgets keys before `key_lifetime_s` is over: there the promise does not hold,\n'
-    "and doubles are counted without being violations. `by hand` are purchases that somebody decided on deliberately."
+    "and doubles are counted without being violations. `by hand` are deliberate purchases with `buy_again`."
 )
 
 

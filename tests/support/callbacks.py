@@ -1,4 +1,4 @@
-"""Scenes for callbacks: an ASGI application driven by hand, a shop that notes URLs, an app on a port."""
+"""Fakes for callbacks: ASGI calls made by hand, a fake gateway that keeps callback URLs, an app on a port."""
 
 import asyncio
 import json
@@ -97,7 +97,7 @@ def url_in(request: HttpRequest) -> str | None:
 
 
 class CallbackGateway(FakeGateway):
-    """A shop that notes the callback URL of each task that it sells."""
+    """A fake gateway that keeps the callback URL of each task that it sells."""
 
     def __init__(self, *, job_s: float = 2.0, limit: int | None = None) -> None:
         super().__init__(job_s=job_s, limit=limit)

@@ -1,4 +1,4 @@
-"""The disk: the real SQLite ledger without its thread, and an auditor who reads the file on his own."""
+"""The disk: the real SQLite ledger without its thread, and a reader that sees the file independently."""
 
 import asyncio
 import random
@@ -68,8 +68,8 @@ class Disk:
 class InlineWriter:
     """`ledger.writer.Writer` on virtual time: the same transactions, in callbacks instead of a thread.
 
-    A commit takes what is queued when it begins, is durable half-way, and is told at its end: its process can be
-    killed before it, and between durable and told.
+    A commit takes what is queued when it begins, is durable half-way, and returns at its end: its process can be
+    killed before it, and between the write and the return.
     """
 
     def __init__(self, disk: Disk, open_file: Callable[[], LedgerConnection]) -> None:
@@ -88,7 +88,7 @@ class InlineWriter:
     def submit(
         self, work: Callable[[JobTable], T], *, writes: bool, key: str | None, safe: bool
     ) -> "asyncio.Future[T]":
-        """Queue a piece of work. It is done also when nobody waits for it any more."""
+        """Queue a piece of work. It is done also when its caller was cancelled."""
         future: asyncio.Future[T] = self._disk.machine.create_future()
         if self._process.lives_past("order"):
             self._waiting.append(writer.WorkItem(work, future, writes=writes, key=key, safe=safe))
@@ -155,9 +155,9 @@ class InlineWriter:
         else:
             results = writer.run_in_transaction(self._file, batch)
         if self._process.lives_past("after commit"):
-            self._disk.machine.after(self._disk.takes_s(), lambda: self._tell(results))
+            self._disk.machine.after(self._disk.takes_s(), lambda: self._deliver(results))
 
-    def _tell(self, results: list[writer.Result]) -> None:
+    def _deliver(self, results: list[writer.Result]) -> None:
         self._busy = False
         if self._process.alive:
             writer.deliver(results)

@@ -1,4 +1,4 @@
-"""Scenes for engine tests: virtual time, sessions on a fake wire, ledgers that keep a diary, an honest little shop."""
+"""Fakes for tests on virtual time: sessions on a fake transport, a recording ledger, and a fake gateway."""
 
 import asyncio
 import functools
@@ -58,7 +58,7 @@ def wire_key(request: HttpRequest) -> str | None:
 
 
 class EventLog(list[str]):
-    """What happened, in order: the writes to the ledger, the requests, what callers were told."""
+    """What happened, in order: the writes to the ledger, the requests and the events."""
 
     def recording_requests(self, answer: Callable[[HttpRequest], Reply]) -> Callable[[HttpRequest], Reply]:
         """Note each request before it is answered."""
@@ -70,13 +70,13 @@ class EventLog(list[str]):
         return noted
 
     def observe(self, event: Event) -> None:
-        """Note each move that is told."""
+        """Note each transition that is emitted."""
         if isinstance(event, JobStateChanged):
             self.append(f"event {event.record.state.name}")
 
 
 class RecordingLedger(MemoryLedger):
-    """A ledger that keeps a diary, and may be slow, may fail at its n-th write, may keep what has ended."""
+    """A ledger that logs its writes, and may be slow, fail at its n-th write, or keep ended jobs."""
 
     def __init__(
         self,
@@ -120,7 +120,7 @@ class RecordingLedger(MemoryLedger):
         self.log.append(what)
 
     def states(self) -> dict[str, JobState]:
-        """Where each job of it stands."""
+        """Return the state of each job by key."""
         return {key: record.state for key, record in self._jobs.items()}
 
     def record(self, key: str) -> JobRecord:
@@ -128,7 +128,7 @@ class RecordingLedger(MemoryLedger):
 
 
 class FakeGateway:
-    """Both gateways in few lines: sells a job per POST (on API Mall per key), and counts. Jobs end after `job_s`."""
+    """Both gateways: one job per create (on API Mall per key), which ends after `job_s`; counts its sales."""
 
     def __init__(self, *, job_s: float = 2.0, limit: int | None = None) -> None:
         self.job_s = job_s

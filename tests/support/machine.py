@@ -26,7 +26,7 @@ class Fate:
 
 
 class Process:
-    """One operating system's process, as far as the ledger, the gateway and its callers can tell."""
+    """One operating system's process, as the ledger, the gateway and its callers see it."""
 
     def __init__(self, machine: "Machine", name: str, fate: Fate | None = None) -> None:
         self.machine = machine
@@ -78,7 +78,7 @@ class Process:
         """Collect what is left of it: its tasks are cancelled, with nothing in reach."""
         self.alive, self.thawed = False, True
         if self.session is not None:
-            self.session._session_task.closed = True  # else it would complain that nobody closed it
+            self.session._session_task.closed = True  # else it would warn that it was not closed
         held_back, self.held_back = self.held_back, []
         for callback, args, context in held_back:
             self.machine.call_soon(callback, *args, context=context)
@@ -90,7 +90,7 @@ class Process:
             done, _ = await asyncio.wait(left, timeout=1.0)
             for task in done:
                 if not task.cancelled():
-                    task.exception()  # or asyncio would complain that nobody looked at it
+                    task.exception()  # or asyncio would log an exception that was never retrieved
 
 
 PROCESS: ContextVar[Process | None] = ContextVar("PROCESS", default=None)
@@ -120,7 +120,7 @@ class Machine(VirtualLoop):
         """Call back later on behalf of no process: the disk, the network and the gateway do."""
         self.call_later(delay_s, callback, context=Context())
 
-    def call_soon(  # type: ignore[override]  # arguments are passed on, whatever they are
+    def call_soon(  # type: ignore[override]  # arguments are passed on unchanged
         self, callback: Callable[..., object], *args: Any, context: Context | None = None
     ) -> asyncio.Handle:
         """Run soon, unless its process is killed before."""

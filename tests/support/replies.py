@@ -1,4 +1,4 @@
-"""What API Mall and defapi say, in few words: the replies that engine tests script."""
+"""Replies of API Mall and defapi, for tests that script a gateway."""
 
 import json
 from collections.abc import Callable

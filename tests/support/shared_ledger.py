@@ -1,4 +1,4 @@
-"""Neighbours: several sessions on one ledger, each an owner that lives, closes, or is killed in the midst of work."""
+"""Several sessions on one ledger in memory, each an owner that can close or be killed during its work."""
 
 import asyncio
 from collections import Counter
@@ -34,12 +34,12 @@ class Row:
 
 
 class SharedLedger:
-    """What several sessions write into: one dict, and for each session a `Page` through which it reads and writes."""
+    """The rows of several sessions; each session reads and writes them through its own `LedgerView`."""
 
     def __init__(self) -> None:
         self.rows: dict[str, Row] = {}
         self.notices: dict[tuple[LedgerView, str], str | None] = {}
-        """Whom it is for, and of which job."""
+        """Owner and key -> the reported task id."""
         self.charges = MemoryCharges()
 
     def states(self) -> dict[str, JobState]:
@@ -49,7 +49,7 @@ class SharedLedger:
         return self.rows[key].record
 
     def owner(self, key: str) -> "LedgerView | None":
-        """Who follows a job; None when nobody does who lives."""
+        """Return the living owner of a job, or None."""
         row = self.rows[key]
         return row.owner if row.owner is not None and row.owner.alive and row.record.state in ACTIVE_STATES else None
 
@@ -61,7 +61,7 @@ class SharedLedger:
 
 @define(eq=False)
 class LedgerView:
-    """One owner's view: a ledger. It may be slow, may fail when told to, and may be killed."""
+    """One owner's ledger on the shared rows. It may be slow, fail as `fails` says, and be killed."""
 
     shared: SharedLedger
     delay_s: float = 0.0
@@ -87,7 +87,7 @@ class LedgerView:
                 row.owner = None
 
     def kill(self) -> None:
-        """Die: the lock is gone, and whatever is asked of it from now on is never answered."""
+        """Die: the lock is gone, and no later call is ever answered."""
         self.alive, self.killed = False, True
 
     async def claim(self, record: JobRecord) -> Claim:
@@ -178,19 +178,19 @@ class LedgerView:
         return bytes(32)
 
     async def notify_owner(self, key: str, task_id: str | None) -> None:
-        def nudge() -> None:
+        def notify() -> None:
             owner = self.shared.owner(key) if key in self.shared.rows else None
             if owner is not None and owner is not self:
                 self.shared.notices[owner, key] = task_id
 
-        await self._carried_out("nudge", nudge)
+        await self._carried_out("notify", notify)
 
     async def take_notices(self) -> Sequence[tuple[str, str | None]]:
-        def nudges() -> list[tuple[str, str | None]]:
+        def notices() -> list[tuple[str, str | None]]:
             mine = [key for owner, key in self.shared.notices if owner is self]
             return [(key, self.shared.notices.pop((self, key))) for key in mine]
 
-        return await self._carried_out("nudges", nudges)
+        return await self._carried_out("notices", notices)
 
     async def unfinished(self, account: str) -> AsyncIterator[JobRecord]:
         def free() -> list[JobRecord]:
@@ -201,7 +201,7 @@ class LedgerView:
             yield record
 
     async def _carried_out(self, name: str, work: Callable[[], T]) -> T:
-        """Do a piece of work after those before it; half of the delay passes before it is done, half after."""
+        """Run `work` in call order; half of the delay passes before it, half after."""
         self.calls[name] += 1
         async with self._turn:
             await asyncio.sleep(self.delay_s / 2)
@@ -230,7 +230,7 @@ class LedgerView:
         row = self.shared.rows.get(before.key)
         mine = row is not None and (row.owner is self or row.record.state not in ACTIVE_STATES)
         if row is None or row.record.revision != before.revision or not mine:
-            raise LedgerError(f"job {before.key} was changed by somebody else", key=before.key, safe_to_repeat=False)
+            raise LedgerError(f"job {before.key} was changed by another owner", key=before.key, safe_to_repeat=False)
         row.record, row.owner = after, self
         self.changes.append(f"{before.state.name} -> {after.state.name}")
 
@@ -244,7 +244,7 @@ class LedgerView:
 
 
 class KillableTransport(FakeTransport):
-    """A process's connection; when the process is killed nothing comes back on it, and nothing leaves any more."""
+    """A process's transport; after a kill no request leaves and no answer arrives."""
 
     killed = False
 
@@ -283,7 +283,7 @@ class FakeProcess:
         await self.session.aclose()
 
     def kill(self) -> None:
-        """Die as with `kill -9`: no write, no request, and the jobs are anybody's."""
+        """Die as with `kill -9`: no write, no request, and the jobs have no owner."""
         self.ledger.kill()
         self.transport.killed = True
 
@@ -301,7 +301,7 @@ class FakeProcess:
 
 
 class LosingGateway(FakeGateway):
-    """A shop whose next answers to creates are lost, one for each True in `loses`, after it has sold."""
+    """A fake gateway that loses the answer to a create after the sale, one for each True in `lost_answers`."""
 
     def __init__(self, *, job_s: float = 2.0, limit: int | None = None) -> None:
         super().__init__(job_s=job_s, limit=limit)
@@ -345,7 +345,7 @@ async def leave_pending(shared: SharedLedger, gateway: FakeGateway, *keys: str, 
     for key in keys:
         async with killed_process(shared, gateway.answer, session_of=session_of, delay_s=1.0) as process:
             submitting = asyncio.Task(process.session.submit(f"a fox for {key}", idempotency_key=key))
-            await asyncio.sleep(1.75)  # counted what is held, written it down; not yet heard of it
+            await asyncio.sleep(1.75)  # slots counted and job stored; the answer has not come yet
         submitting.cancel()
         await asyncio.wait([submitting])
         assert shared.states()[key] is JobState.PENDING

@@ -1,4 +1,4 @@
-"""Web servers in processes of their own, as they are run in earnest: to be asked, stopped, killed and started again."""
+"""Web servers in processes of their own, which tests start, call, stop and kill."""
 
 import asyncio
 import os
@@ -19,7 +19,7 @@ STUDIO = ROOT / "docs/examples/studio"
 
 
 def free_port() -> int:
-    """Return a port that nobody uses."""
+    """Return an unused port."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
@@ -46,7 +46,7 @@ class Server:
         async with asyncio.timeout(20), aiohttp.ClientSession() as http:
             while self._process.returncode is None:
                 with suppress(aiohttp.ClientError):
-                    async with http.get(f"{self.url}/is-anybody-there"):
+                    async with http.get(f"{self.url}/is-it-up"):
                         return
                 await asyncio.sleep(0.05)
         raise AssertionError(f"the server did not start:\n{self.log_text()}")
@@ -74,7 +74,7 @@ class Server:
 
 @asynccontextmanager
 async def running(server: Server) -> AsyncIterator[Server]:
-    """Run a server until the end of the block, whatever happens in it."""
+    """Run a server until the end of the block, also when it raises."""
     try:
         await server.start()
         yield server

@@ -38,7 +38,7 @@ def aiohttp_web(folder: Path, emulator: Emulator) -> Server:
 async def hang_up(
     http: aiohttp.ClientSession, url: str, number: int, rng: random.Random, patience_s: float | None = None
 ) -> str:
-    """Call at a random moment, wait for `patience_s`, by default a random time; tell how it went."""
+    """Call at a random moment, wait for `patience_s`, by default a random time; return the outcome."""
     begin_s = rng.uniform(0, ARRIVING_S)
     patience_s = patience_s or rng.uniform(0, PATIENCE_S)
     await asyncio.sleep(begin_s)

@@ -1,4 +1,4 @@
-"""The applications of docs/web.md behind real servers: orders on their way when they are stopped, and what is left."""
+"""The applications of docs/web.md behind real servers: unfinished orders at a stop, and refused orders."""
 
 import asyncio
 from collections import Counter
@@ -29,7 +29,7 @@ def server_of(name: str, folder: Path, emulator: Emulator) -> Server:
 
 @pytest.mark.parametrize("name", APPS)
 async def test_unfinished_jobs_are_finished_by_the_next_server(name: str, tmp_path: Path) -> None:
-    slow = RandomFault(1.0, faults.delay(0.4), "apimall.create")  # so the stop meets POSTs on the wire
+    slow = RandomFault(1.0, faults.delay(0.4), "apimall.create")  # so the stop meets creates in flight
     async with Emulator(job_limit=4, duration=Fixed(0.3), image_scale=0.02, chances=[slow]) as emulator:
         server = server_of(name, tmp_path, emulator)
         async with running(server), aiohttp.ClientSession() as http:

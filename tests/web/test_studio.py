@@ -1,4 +1,4 @@
-"""The studio's API, its workers on one ledger, and its ends."""
+"""The studio example: its API, several workers on one ledger, stops and kills."""
 
 import asyncio
 import json
@@ -21,7 +21,7 @@ JSON = {"Content-Type": "application/json"}
 
 
 async def order(http: aiohttp.ClientSession, url: str, number: int, prompt: str = "a fox") -> dict[str, Any]:
-    """Order a picture; return its card."""
+    """Order an image; return its card."""
     async with http.post(f"{url}/api/jobs", json={"prompt": prompt}, headers=headers_of(number)) as answer:
         assert answer.status == 202, await answer.text()
         card: dict[str, Any] = await answer.json()
@@ -37,7 +37,7 @@ async def asked(http: aiohttp.ClientSession, url: str) -> Any:
 
 
 async def until_shown(http: aiohttp.ClientSession, url: str, key: str, state: str) -> None:
-    """Listen to what the page is told until it is told that a job is in this state."""
+    """Read the page's events until one shows the job in this state."""
     async with asyncio.timeout(5), http.get(f"{url}/api/events") as events:
         async for line in events.content:
             cards = json.loads(line.removeprefix(b"data: ")) if line.startswith(b"data: ") else []
@@ -54,8 +54,8 @@ async def test_order_is_bought_once_and_its_image_served(tmp_path: Path) -> None
             (status_url,) = {order.result()["status_url"] for order in orders}
             card = await asked(http, f"{server.url}{status_url}?wait_s=10")
             assert (card["state"], card["prompt"], card["error"]) == ("succeeded", "a fox", None)
-            async with http.get(f"{server.url}{card['images'][0]}") as picture:
-                assert picture.content_type == "image/png"
+            async with http.get(f"{server.url}{card['images'][0]}") as image:
+                assert image.content_type == "image/png"
             assert await asked(http, f"{server.url}/api/jobs") == {"jobs": [card]}
 
             wrong: list[tuple[int, dict[str, str], str | bytes]] = [
@@ -114,7 +114,7 @@ async def test_workers_stop_with_open_pages_and_successors_finish(tmp_path: Path
             await server.start()
             records = await all_ended(tmp_path / "data/jobs.sqlite")
             assert await check_paid(emulator, records) == {JobState.SUCCEEDED: 8}
-            for key in records:  # also those whose job had ended when their picture was not yet fetched
+            for key in records:  # also those whose job had ended when their image was not yet fetched
                 card = await asked(http, f"{server.url}/api/jobs/{key}?wait_s=5")
                 assert len(card["images"]) == 1
 

@@ -1,4 +1,4 @@
-"""The studio in a real Chromium: orders, pictures that arrive, and a server that dies in the middle.
+"""The studio in a real Chromium: orders, images that arrive, and a server that is killed.
 
 Skipped where Playwright or Chromium is missing; `NANOBANANA_TEST_CHROMIUM` names another browser than `chromium`.
 """
@@ -56,7 +56,7 @@ class Visit:
         await self.page.keyboard.press("Enter")
 
     async def sees(self, prompt: str) -> None:
-        """Wait for a picture that is really there."""
+        """Wait until the image of a prompt has loaded."""
         card = self.cards.filter(has_text=prompt)
         await expect(card).to_have_count(1)
         await expect(card).to_have_attribute("data-state", "succeeded", timeout=15_000)
@@ -67,7 +67,7 @@ class Visit:
 
 @asynccontextmanager
 async def visiting(server: Server) -> AsyncIterator[Visit]:
-    """Open the page in a browser; whatever the test does, the page asks nobody else and runs nothing foreign."""
+    """Open the page in a browser; check at the end that it requested no other host and ran no foreign script."""
     executable = (
         os.environ.get("NANOBANANA_TEST_CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
     )
@@ -87,7 +87,7 @@ async def visiting(server: Server) -> AsyncIterator[Visit]:
 
 
 def paid(stats: EmulatorStats, times: int) -> bool:
-    """Tell whether exactly so many jobs were bought, none of them twice."""
+    """Return whether exactly so many jobs were bought, none of them twice."""
     return (stats.creates_accepted, stats.double_charges) == (times, 0)
 
 

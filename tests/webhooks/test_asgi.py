@@ -175,7 +175,7 @@ async def test_unopened_session_answers_503(tmp_path: object) -> None:
     session = defapi(FakeTransport(CallbackGateway().answer), ledger=f"{tmp_path}/jobs.sqlite")
     receiver = CallbackReceiver(session, public_url=PUBLIC)
     path = "/callbacks/b3JkZXItMQ/token"
-    assert (await ask(receiver, path)).status == 503  # whose token it is nobody knows yet
+    assert (await ask(receiver, path)).status == 503  # the session has no secret yet, so no token can be checked
     async with session:
         path = f"/callbacks/{'/'.join(await name_and_token(session))}"
         assert (await ask(receiver, path)).status == 200

@@ -1,4 +1,4 @@
-"""Jobs of which nobody knows whether they were bought: a call with a task id that the gateway confirms decides."""
+"""Uncertain jobs: a callback with a task id that the gateway confirms resolves them."""
 
 import asyncio
 from collections.abc import Callable

@@ -20,7 +20,7 @@ LOST = RandomFault(0.2, faults.reset(processed=True), "defapi.create")
 async def gateway(
     tmp_path: Path, max_jobs: int | None = None, **options: Unpack[EmulatorOptions]
 ) -> AsyncIterator[tuple[Emulator, Session]]:
-    """Run an emulator, and an app with a session on a file that may be max_jobs the limit."""
+    """Run an emulator, and an app with a session on a file; `max_jobs` sets its limit."""
     settings: EmulatorOptions = {"job_limit": 20, "duration": LogNormal(median_s=0.6, sigma=0.4), "seed": 1}
     settings.update(options)
     async with emulated(**settings) as emulator:
@@ -59,7 +59,7 @@ async def test_dropped_and_repeated_callbacks_end_all_jobs_once(tmp_path: Path) 
 
 
 async def test_callbacks_resolve_unanswered_creates(tmp_path: Path) -> None:
-    # Told the limit, since a refusal that is lost is a doubt that nobody can settle: no call tells of it.
+    # The limit is set, since a lost refusal leaves a doubt that no callback can resolve.
     async with gateway(tmp_path, max_jobs=20, chances=[LOST]) as (emulator, session):
         outcomes = await buy(session, 60)
         doubtful = [outcome.key for outcome in outcomes if not outcome.ok]

@@ -1,4 +1,4 @@
-"""Looking goes on as a slow safety net: a call that is lost, late or false costs time and never the job."""
+"""Fallback polling: a callback that is lost, late or false costs time and never the job."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -19,7 +19,7 @@ JOB_S = 10.0
 
 
 class CallingGateway(CallbackGateway):
-    """A shop that calls: for the k-th task of a cycle as often as `times` says, so much after its end."""
+    """A fake gateway that calls back for the k-th task of a cycle as often as `times` says, `delay_s` after its end."""
 
     def __init__(self, *times: int, job_s: float = JOB_S, delay_s: float = 0.0, limit: int | None = None) -> None:
         super().__init__(job_s=job_s, limit=limit)
@@ -81,7 +81,7 @@ async def test_repeated_callbacks_cause_no_more_polls() -> None:
 
 
 @virtually
-async def test_late_callback_is_harmless_or_causes_a_poll() -> None:
+async def test_late_callbacks_cost_at_most_two_polls_per_job() -> None:
     gateway = CallingGateway(delay_s=4.0)
     async with called(gateway) as session:
         await buy(session, 40)
@@ -160,7 +160,7 @@ TROUBLES: dict[str, Reply] = {
     "a lost answer": TransportError("the connection was reset", possibly_sent=True),
     "a 503": replies.json_reply(503, {"code": 503, "message": "unavailable"}),
     "a 429": replies.json_reply(429, {"code": 429, "message": "too many requests"}),
-    "no picture yet": replies.task("success", "t1"),
+    "no image yet": replies.task("success", "t1"),
 }
 
 

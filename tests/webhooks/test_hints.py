@@ -1,4 +1,4 @@
-"""A call is a hint: it causes a look, and what it says is never believed."""
+"""A callback is a hint: it causes a poll, and its content is not trusted."""
 
 import asyncio
 import gc
@@ -21,9 +21,9 @@ LIES = {
     "success of another task": callback_body("t999"),
     "success": callback_body("t1", result=[{"image": "https://evil.example/a.png"}], consumed="0.000001"),
     "failure": callback_body("t1", "failed", status_reason={"message": "no"}),
-    "a state nobody knows": callback_body("t1", "exploded"),
+    "an unknown state": callback_body("t1", "exploded"),
     "that it runs": callback_body("t1", "in_progress"),
-    "somebody else's JSON": b'{"event": "push", "task": 1}',
+    "other JSON": b'{"event": "push", "task": 1}',
     "no JSON": b"\x00\xff{",
     "depth": b"[" * 60_000,
     "a number without end": b'{"task_id": ' + b"9" * 60_000 + b"}",

@@ -1,4 +1,4 @@
-"""A call may reach any process that shares the ledger: it wakes the one that follows the job, or takes the job over."""
+"""A callback may reach any process that shares the ledger: it notifies the job's owner, or adopts the job."""
 
 import asyncio
 from pathlib import Path
@@ -52,7 +52,7 @@ async def test_callback_in_a_waiting_process_notifies_the_owner() -> None:
     theirs, receiver = process(shared, gateway)
     async with mine, theirs:
         submitting = asyncio.Task(mine.session.submit("a fox", idempotency_key=KEY))
-        while KEY not in shared.states():  # noqa: ASYNC110 - the book has no event
+        while KEY not in shared.states():  # noqa: ASYNC110 - the ledger has no event
             await asyncio.sleep(0.01)
         waiting = asyncio.Task(theirs.session.generate("a fox", idempotency_key=KEY))
         job = await submitting
@@ -152,7 +152,7 @@ def of_another_account(transport: FakeTransport, **settings: Any) -> Session:
 
 
 @virtually
-async def test_job_of_another_account_is_not_adopted_but_notified() -> None:
+async def test_callback_for_another_account_notifies_its_owner() -> None:
     gateway, shared = CallbackGateway(job_s=5.0), SharedLedger()
     mine, _ = process(shared, gateway)
     theirs, receiver = process(shared, gateway, of_another_account)
@@ -175,7 +175,7 @@ async def test_job_of_another_account_is_not_adopted_but_notified() -> None:
 
 @pytest.mark.parametrize("method", ["find", "adopt", "nudge"])
 @virtually
-async def test_ledger_failure_answers_with_an_error(method: str) -> None:
+async def test_ledger_failure_answers_503_and_next_call_works(method: str) -> None:
     gateway, shared = CallbackGateway(job_s=5.0), SharedLedger()
     mine, _ = process(shared, gateway)
     theirs, receiver = process(shared, gateway)

@@ -1,4 +1,4 @@
-"""The callback URL: one for each job, of which nobody can guess another, and no part of what is wanted."""
+"""Callback URLs: one for each job, not guessable from another, and not part of the request."""
 
 import asyncio
 import base64
