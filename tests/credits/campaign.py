@@ -35,8 +35,7 @@ from nanobanana_async import (
 from nanobanana_async.batch.rows import RowReader, key_prefix
 from nanobanana_async.testing import FakeTransport, Reply
 from tests.credits.fakes import FIFTY, ChargingGateway, GatewayName, PriceReported, Sale
-from tests.simulate.seed import _quick_folder, _replaced
-from tests.support.disk import Disk
+from tests.support.disk import Disk, deterministic, memory_folder
 from tests.support.fakes import API_KEY
 from tests.support.machine import Fate, Machine, Process
 
@@ -192,11 +191,11 @@ def play(number: int) -> Verdict:
     """Run a campaign to its end."""
     plan = plan_of(number)
     machine = Machine()
-    with tempfile.TemporaryDirectory(dir=_quick_folder()) as folder:
+    with tempfile.TemporaryDirectory(dir=memory_folder()) as folder:
         disk = Disk(machine, Path(folder) / "jobs.sqlite", random.Random(f"{number} disk"))
         campaign = Campaign(plan, machine, disk)
-        with _replaced(number, disk), asyncio.Runner(loop_factory=lambda: machine) as runner:
-            runner.run(campaign.played())
+        with deterministic(number, disk), asyncio.Runner(loop_factory=lambda: machine) as runner:
+            runner.run(campaign.run())
     campaign.faults += [f"crashed: {crash!r}" for crash in machine.crashes]
     gateway = campaign.gateway
     return Verdict(
@@ -228,7 +227,7 @@ class Campaign:
         self._by_hand = Decimal(0)
         """What purchases by hand, which no cap holds back, may have cost."""
 
-    async def played(self) -> None:
+    async def run(self) -> None:
         """Play it."""
         for number in range(self._plan.rounds):
             count = self._draw.randint(1, 3)

@@ -1,8 +1,6 @@
 """Deliberate bugs: each breaks one promise in the library's own code, and the oracle must notice."""
 
 import asyncio
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from typing import Any
 
 from attrs import evolve, frozen
@@ -21,16 +19,13 @@ from nanobanana_async.gateways.contract import HttpRequest
 from nanobanana_async.jobs import Accepted, JobRecord, JobState, account_fingerprint
 from nanobanana_async.ledger.statements import JobTable
 from nanobanana_async.policy.retry import Attempt, FailureKind, RetryAction, RetryDecision, RetryPolicy, decide_create
-
-Change = tuple[Any, str, Any]
+from tests.support.mutations import Change, Mutation
 
 
 @frozen
-class Mutation:
-    """A bug, and the seeds within which it must be caught; `rules` are those that may do it."""
+class SeedMutation(Mutation):
+    """A bug that one of `rules` must catch within the first `within` seeds."""
 
-    name: str
-    makes: Callable[[], list[Change]]
     rules: tuple[str, ...]
     within: int = 150
 
@@ -209,63 +204,53 @@ def _one_task_for_two_jobs() -> list[Change]:
 
 
 MUTATIONS = (
-    Mutation("no durable write before the POST", _no_write_before_the_post, ("unwritten",)),
-    Mutation("a new wire key on each retry", _new_wire_key_each_time, ("wire key", "double")),
-    Mutation("the answer goes with its caller", _answer_goes_with_its_caller, ("answer dropped",)),
-    Mutation("a lost answer is repeated without a key", _repeat_without_a_key, ("repeated without a key", "double")),
-    Mutation(
+    SeedMutation("no durable write before the POST", _no_write_before_the_post, ("unwritten",)),
+    SeedMutation("a new wire key on each retry", _new_wire_key_each_time, ("wire key", "double")),
+    SeedMutation("the answer goes with its caller", _answer_goes_with_its_caller, ("answer dropped",)),
+    SeedMutation(
+        "a lost answer is repeated without a key", _repeat_without_a_key, ("repeated without a key", "double")
+    ),
+    SeedMutation(
         "doubt is forgotten on a refusal",
         _doubt_forgotten_on_a_refusal,
         ("repeated without a key", "double", "lost"),
     ),
-    Mutation("emitted before it is written", _emitted_before_written, ("reported early",)),
-    Mutation("a living owner's job is adopted", _adopts_from_the_living, ("two buyers", "not the owner")),
-    Mutation("an expired key is repeated", _expired_key_repeated, ("expired",)),
-    Mutation(
+    SeedMutation("emitted before it is written", _emitted_before_written, ("reported early",)),
+    SeedMutation("a living owner's job is adopted", _adopts_from_the_living, ("two buyers", "not the owner")),
+    SeedMutation("an expired key is repeated", _expired_key_repeated, ("expired",)),
+    SeedMutation(
         "the ledger swaps without comparing",
         _swap_without_comparing,
         ("two buyers", "not the owner", "repeated without a key"),
         150,
     ),
-    Mutation("a job that was given up is not let go", _never_lets_go, ("not let go",)),
-    Mutation(
+    SeedMutation("a job that was given up is not let go", _never_lets_go, ("not let go",)),
+    SeedMutation(
         "a job found half-way is sent as new",
         _found_half_way_is_sent_as_new,
         ("repeated without a key", "double", "expired"),
     ),
-    Mutation(
+    SeedMutation(
         "a lost answer is taken for unsent",
         _lost_answer_taken_for_unsent,
         ("repeated without a key", "double", "safe to repeat"),
     ),
-    Mutation("other bytes on a repeat", _other_bytes_on_a_repeat, ("other bytes",)),
-    Mutation("a new purchase is not written", _refused_is_renewed_in_memory_only, ("unwritten", "reported early")),
-    Mutation(
+    SeedMutation("other bytes on a repeat", _other_bytes_on_a_repeat, ("other bytes",)),
+    SeedMutation("a new purchase is not written", _refused_is_renewed_in_memory_only, ("unwritten", "reported early")),
+    SeedMutation(
         "an uncertain job is bought again when asked for",
         _uncertain_is_bought_again,
         ("double", "repeated without a key"),
     ),
-    Mutation("jobs that have ended are forgotten", _ended_jobs_are_forgotten, ("double", "lost"), 20),
-    Mutation(
+    SeedMutation("jobs that have ended are forgotten", _ended_jobs_are_forgotten, ("double", "lost"), 20),
+    SeedMutation(
         "a conflict on the first send is taken for a refusal",
         _conflict_taken_for_a_refusal,
         ("bought after a conflict", "double"),
     ),
-    Mutation("a task id is resolved without asking", _resolved_without_asking, ("unfinished",)),
-    Mutation("one task is given to two jobs", _one_task_for_two_jobs, ("wrong result",)),
-    Mutation("an account is known by its API key alone", _account_is_its_api_key, ("unfinished", "wrong outcome"), 20),
+    SeedMutation("a task id is resolved without asking", _resolved_without_asking, ("unfinished",)),
+    SeedMutation("one task is given to two jobs", _one_task_for_two_jobs, ("wrong result",)),
+    SeedMutation(
+        "an account is known by its API key alone", _account_is_its_api_key, ("unfinished", "wrong outcome"), 20
+    ),
 )
-
-
-@contextmanager
-def applied(mutation: Mutation) -> Iterator[None]:
-    """Let the library have the bug for a while."""
-    changes = mutation.makes()
-    before = [(owner, name, vars(owner)[name]) for owner, name, _ in changes]
-    for owner, name, value in changes:
-        setattr(owner, name, value)
-    try:
-        yield
-    finally:
-        for owner, name, value in before:
-            setattr(owner, name, value)

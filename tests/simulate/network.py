@@ -14,7 +14,7 @@ from nanobanana_async.emulator.messages import DeliveryMode, EmulatedRequest, Em
 from nanobanana_async.emulator.settings import API_KEY
 from nanobanana_async.errors import TransportError
 from nanobanana_async.gateways.contract import HttpRequest, HttpResponse
-from tests.simulate.ordeals import CREATES, FINE, QUERIES, REFUSALS_OF_CREATES, Disturbance, away
+from tests.simulate.disturbances import CREATES, FINE, QUERIES, REFUSALS_OF_CREATES, Disturbance, away
 from tests.simulate.plan import Plan
 from tests.support.disk import Disk
 from tests.support.machine import Machine, Process
@@ -56,20 +56,20 @@ class SentRequest:
 class Watcher(Protocol):
     """Gets each request and answer: implemented by the oracle."""
 
-    def left(self, letter: SentRequest) -> None: ...
+    def left(self, sent: SentRequest) -> None: ...
 
-    def answered(self, letter: SentRequest, delivered: bool) -> None: ...
+    def answered(self, sent: SentRequest, delivered: bool) -> None: ...
 
 
 class Network:
-    """Carries the letters of all processes to one world."""
+    """Carries the requests of all processes to one simulated gateway."""
 
     def __init__(self, machine: Machine, plan: Plan, disk: Disk, chance: random.Random) -> None:
         self.machine = machine
         self.plan = plan
         self._disk = disk
         self.world = GatewaySimulator(plan.world)
-        self.letters: list[SentRequest] = []
+        self.creates: list[SentRequest] = []
         """The creates; queries are not kept."""
         self.lost_answers = 0
         self.quiet = False
@@ -79,7 +79,7 @@ class Network:
 
     def of_key(self, key: str) -> list[SentRequest]:
         """Return the creates of a job, in the order in which they left."""
-        return [letter for letter in self.letters if letter.key == key]
+        return [sent for sent in self.creates if sent.key == key]
 
     def draw(self, creates: bool, key: str) -> Disturbance:
         """Say what happens to the next request."""
@@ -90,68 +90,70 @@ class Network:
             if begin <= now < end:
                 return away(how)
         kinds = CREATES if creates else QUERIES
-        if creates and any(letter.fate == "doubt" for letter in self.of_key(key)) and self._chance.random() < 0.3:
+        if creates and any(sent.fate == "doubt" for sent in self.of_key(key)) and self._chance.random() < 0.3:
             kinds = REFUSALS_OF_CREATES  # right after a lost answer a refusal says nothing about it
         elif self._chance.random() >= self.plan.trouble:
             return FINE
         return self._chance.choice(kinds)(self._chance, self.plan)
 
-    def post(self, letter: SentRequest, ordeal: Disturbance) -> None:
+    def post(self, sent: SentRequest, disturbance: Disturbance) -> None:
         """Send a request; it arrives even if its sender is killed."""
         self._sent += 1
-        if letter.creates:
-            self.letters.append(letter)
-        self.machine.after(self._latency() + ordeal.out_s, lambda: self._arrive(letter, ordeal))
+        if sent.creates:
+            self.creates.append(sent)
+        self.machine.after(self._latency() + disturbance.out_s, lambda: self._arrive(sent, disturbance))
 
-    def letter(self, process: Process, request: HttpRequest, key: str, generation: int) -> SentRequest:
-        """Return a letter that is about to leave."""
+    def new_request(self, process: Process, request: HttpRequest, key: str, generation: int) -> SentRequest:
+        """Return a request that is about to leave."""
         answer: asyncio.Future[HttpResponse | TransportError] = self.machine.create_future()
         return SentRequest(self._sent + 1, process, request, key, generation, self.machine.time(), answer)
 
     def _latency(self) -> float:
         return self.plan.latency_s * self._chance.uniform(0.5, 1.5)
 
-    def _arrive(self, letter: SentRequest, ordeal: Disturbance) -> None:
-        letter.in_flight = False
-        back_s = self._latency() + ordeal.back_s
-        if ordeal.lost:
-            self.machine.note("net", f"letter {letter.number} is lost")
+    def _arrive(self, sent: SentRequest, disturbance: Disturbance) -> None:
+        sent.in_flight = False
+        back_s = self._latency() + disturbance.back_s
+        if disturbance.lost:
+            self.machine.note("net", f"request {sent.number} is lost")
             self._give_back(
-                letter, TransportError("the connection was reset", possibly_sent=True), back_s, ordeal.hangs
+                sent, TransportError("the connection was reset", possibly_sent=True), back_s, disturbance.hangs
             )
             return
-        answer = self._handled(letter.request, ordeal)
-        if letter.creates:
-            letter.task_id = _task_id_in(answer)
-            other = self._recorded_answer(letter) if ordeal.other_answer else None
+        answer = self._handled(sent.request, disturbance)
+        if sent.creates:
+            sent.task_id = _task_id_in(answer)
+            other = self._recorded_answer(sent) if disturbance.other_answer else None
             if other is not None:
-                answer, letter.task_id = other, None  # the accepted task is reported to no process
-            elif letter.task_id is not None:
-                letter.accepted_by = answer
-            self.machine.note("gateway", f"letter {letter.number} -> {answer.status} {ordeal.name} {_short(answer)}")
-        if ordeal.answer_lost or answer.delivery.mode in (DeliveryMode.RESET, DeliveryMode.CUT):
+                answer, sent.task_id = other, None  # the accepted task is reported to no process
+            elif sent.task_id is not None:
+                sent.accepted_by = answer
+            self.machine.note(
+                "gateway", f"request {sent.number} -> {answer.status} {disturbance.name} {_short(answer)}"
+            )
+        if disturbance.answer_lost or answer.delivery.mode in (DeliveryMode.RESET, DeliveryMode.CUT):
             lost = TransportError("the answer was cut off", possibly_sent=True)
-            self._give_back(letter, lost, back_s, ordeal.hangs)
+            self._give_back(sent, lost, back_s, disturbance.hangs)
             return
         headers = {name.lower(): value for name, value in answer.headers.items()}
-        self._give_back(letter, HttpResponse(status=answer.status, headers=headers, body=answer.content()), back_s)
+        self._give_back(sent, HttpResponse(status=answer.status, headers=headers, body=answer.content()), back_s)
 
-    def _recorded_answer(self, letter: SentRequest) -> EmulatedResponse | None:
+    def _recorded_answer(self, sent: SentRequest) -> EmulatedResponse | None:
         """Return the answer to a create of another job whose task id is in the ledger: only then it can be noticed."""
-        for other in self.letters:
+        for other in self.creates:
             record = self._disk.record(other.key)
-            if other.key != letter.key and other.accepted_by and record and record.task_id == other.task_id:
+            if other.key != sent.key and other.accepted_by and record and record.task_id == other.task_id:
                 return other.accepted_by
         return None
 
-    def _handled(self, request: HttpRequest, ordeal: Disturbance) -> EmulatedResponse:
+    def _handled(self, request: HttpRequest, disturbance: Disturbance) -> EmulatedResponse:
         parts = urlsplit(request.url)
         headers = {
             "authorization": f"Bearer {API_KEY}",
             "host": parts.netloc,
             **{name.lower(): value for name, value in request.headers.items()},
         }
-        self.world.queue_faults(self._endpoint(request), ordeal.fault)
+        self.world.queue_faults(self._endpoint(request), disturbance.fault)
         call = EmulatedRequest(request.method, parts.path, dict(parse_qsl(parts.query)), headers, request.body or b"")
         return self.world.handle(self.machine.time(), call)
 
@@ -161,35 +163,35 @@ class Network:
         return "defapi.create" if request.method == "POST" else "defapi.query"
 
     def _give_back(
-        self, letter: SentRequest, reply: HttpResponse | TransportError, back_s: float, hangs: bool = False
+        self, sent: SentRequest, reply: HttpResponse | TransportError, back_s: float, hangs: bool = False
     ) -> None:
         if hangs:
-            if letter.creates:
-                self._resolve(letter, reply, delivered=False)
+            if sent.creates:
+                self._resolve(sent, reply, delivered=False)
             return
-        self.machine.after(back_s, lambda: self._deliver(letter, reply))
+        self.machine.after(back_s, lambda: self._deliver(sent, reply))
 
-    def _deliver(self, letter: SentRequest, reply: HttpResponse | TransportError) -> None:
-        delivered = letter.process.alive and not letter.answer.done()
-        if letter.creates:
-            self._resolve(letter, reply, delivered=delivered)
+    def _deliver(self, sent: SentRequest, reply: HttpResponse | TransportError) -> None:
+        delivered = sent.process.alive and not sent.answer.done()
+        if sent.creates:
+            self._resolve(sent, reply, delivered=delivered)
         if delivered:
-            letter.answer.set_result(reply)
+            sent.answer.set_result(reply)
 
-    def _resolve(self, letter: SentRequest, reply: HttpResponse | TransportError, *, delivered: bool) -> None:
+    def _resolve(self, sent: SentRequest, reply: HttpResponse | TransportError, *, delivered: bool) -> None:
         if delivered and isinstance(reply, HttpResponse) and reply.status == 409:
-            before = [old for old in self.of_key(letter.key) if old.number < letter.number]
-            letter.conflict = all(old.fate == "refused" for old in before if old.generation == letter.generation)
+            before = [old for old in self.of_key(sent.key) if old.number < sent.number]
+            sent.conflict = all(old.fate == "refused" for old in before if old.generation == sent.generation)
         if delivered and isinstance(reply, HttpResponse) and reply.status in REFUSALS:
-            letter.fate = "refused"
-        elif delivered and isinstance(reply, HttpResponse) and letter.task_id is not None:
-            letter.fate = "accepted"
+            sent.fate = "refused"
+        elif delivered and isinstance(reply, HttpResponse) and sent.task_id is not None:
+            sent.fate = "accepted"
         else:
-            letter.fate = "doubt"
+            sent.fate = "doubt"
             self.lost_answers += 1
-            self.machine.note("net", f"no process gets the outcome of request {letter.number}")
+            self.machine.note("net", f"no process gets the outcome of request {sent.number}")
         if self.watcher is not None:
-            self.watcher.answered(letter, delivered)
+            self.watcher.answered(sent, delivered)
 
 
 class SimulatedTransport:
@@ -212,25 +214,25 @@ class SimulatedTransport:
         del fresh_connection  # there are no connections
         key, generation = self._key_of(request)
         creates = request.method == "POST"
-        ordeal = network.draw(creates, key)
-        if ordeal.unsent:
+        disturbance = network.draw(creates, key)
+        if disturbance.unsent:
             network.machine.note(process.name, f"can't send a {request.method}")
             await asyncio.sleep(0.01)
             raise TransportError("connection refused", possibly_sent=False)
-        letter = network.letter(process, request, key, generation)
+        sent = network.new_request(process, request, key, generation)
         if not process.alive or not process.lives_past("before request"):
-            await letter.answer  # never: it is dead
+            await sent.answer  # never: it is dead
         if creates:
-            network.machine.note(process.name, f"POST {key} generation {generation} as letter {letter.number}")
+            network.machine.note(process.name, f"POST {key} generation {generation} as request {sent.number}")
         if network.watcher is not None:
-            network.watcher.left(letter)
-        network.post(letter, ordeal)
+            network.watcher.left(sent)
+        network.post(sent, disturbance)
         process.lives_past("after request")
         try:
             async with asyncio.timeout(timeout_s):
-                reply = await letter.answer
+                reply = await sent.answer
         except TimeoutError:
-            letter.timed_out = True
+            sent.timed_out = True
             raise TransportError("no answer in time", possibly_sent=True) from None
         if isinstance(reply, TransportError):
             raise reply

@@ -1,16 +1,14 @@
 """The simulation in short, and the mutation control; `python -m tests.simulate` is the long form."""
 
-import logging
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.simulate import __main__ as command
-from tests.simulate.mutations import MUTATIONS, Mutation
+from tests.simulate.mutations import MUTATIONS, SeedMutation
 from tests.simulate.plan import SCENES, plan_of
 from tests.simulate.seed import play
 
@@ -19,14 +17,7 @@ COMPARED = 20
 HASHED = 10
 ROOT = Path(os.path.abspath(__file__)).parents[2]
 
-
-@pytest.fixture(autouse=True)
-def _quietly() -> Iterator[None]:
-    log = logging.getLogger("nanobanana_async")
-    before = log.level
-    log.setLevel(logging.CRITICAL)
-    yield
-    log.setLevel(before)
+pytestmark = pytest.mark.usefixtures("quiet_log")
 
 
 def test_sixty_seeds_break_no_promise() -> None:
@@ -79,7 +70,7 @@ def test_a_deliberate_bug_is_caught(number: int) -> None:
 
 def test_harmless_mutation_is_reported_as_not_caught() -> None:
     said: list[str] = []
-    assert not command.check(0, Mutation("no bug", list, ("double",), within=3), said.append)
+    assert not command.check(0, SeedMutation("no bug", list, ("double",), within=3), said.append)
     assert said == [" 0 no bug: NOT CAUGHT within 3 seeds"]
 
 

@@ -1,19 +1,25 @@
 """The disk: the real SQLite ledger without its thread, and a reader that sees the file independently."""
 
 import asyncio
+import itertools
 import random
 import sqlite3
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, TypeVar
 
+from nanobanana_async import testing
+from nanobanana_async.engine import poller, submitter
 from nanobanana_async.errors import LedgerError
 from nanobanana_async.jobs import JobRecord
-from nanobanana_async.ledger import writer
+from nanobanana_async.ledger import sqlite, writer
 from nanobanana_async.ledger.columns import record_of
 from nanobanana_async.ledger.connection import LedgerConnection, copy_for
 from nanobanana_async.ledger.statements import SELECT_BY_KEY, JobTable
 from tests.support.machine import Machine, Process, this_process
+from tests.support.mutations import patched
 
 T = TypeVar("T")
 
@@ -162,3 +168,23 @@ class InlineWriter:
         if self._process.alive:
             writer.deliver(results)
             self._begin()
+
+
+def deterministic(seed: int, disk: Disk) -> AbstractContextManager[None]:
+    """Replace the library's threads and random numbers by what the seed decides, until the end of the block."""
+    numbers = itertools.count()
+    chance: Any = SimpleNamespace(Random=lambda: random.Random(f"{seed} jitter {next(numbers)}"))
+    return patched(
+        [
+            (sqlite, "Writer", disk.writer),
+            (submitter, "random", chance),
+            (poller, "random", chance),
+            (testing, "DEADLOCK_S", 0.01),  # no other thread is waited for: without a timer nothing can happen
+        ]
+    )
+
+
+def memory_folder() -> str | None:
+    """Return a folder in memory for files that are written often, if the system has one."""
+    memory = Path("/dev/shm")
+    return str(memory) if memory.is_dir() else None

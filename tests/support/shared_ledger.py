@@ -99,7 +99,7 @@ class LedgerView:
                 return Claim(record=record, new=True, owned=record.state in ACTIVE_STATES)
             return Claim(record=row.record, owned=self._taken_over(row))
 
-        return await self._carried_out("claim", claim)
+        return await self._run("claim", claim)
 
     async def advance(self, before: JobRecord, after: JobRecord) -> None:
         def advance() -> None:
@@ -113,14 +113,14 @@ class LedgerView:
             if after.batch is not None:
                 self.shared.charges.follow(before, after)
 
-        await self._carried_out("advance", advance)
+        await self._run("advance", advance)
 
     async def find(self, key: str) -> JobRecord | None:
         def find() -> JobRecord | None:
             row = self.shared.rows.get(key)
             return None if row is None else row.record
 
-        return await self._carried_out("find", find)
+        return await self._run("find", find)
 
     async def find_task(self, account: str, task_id: str) -> JobRecord | None:
         def find_task() -> JobRecord | None:
@@ -128,14 +128,14 @@ class LedgerView:
             mine = [record for record in known if (record.account, record.task_id) == (account, task_id)]
             return mine[-1] if mine else None
 
-        return await self._carried_out("find_task", find_task)
+        return await self._run("find_task", find_task)
 
     async def adopt(self, key: str) -> Claim | None:
         def adopt() -> Claim | None:
             row = self.shared.rows.get(key)
             return None if row is None else Claim(record=row.record, owned=self._taken_over(row))
 
-        return await self._carried_out("adopt", adopt)
+        return await self._run("adopt", adopt)
 
     async def release(self, key: str) -> None:
         def release() -> None:
@@ -144,7 +144,7 @@ class LedgerView:
                 row.owner = None
                 self.changes.append(f"let go of {row.record.state.name}")
 
-        await self._carried_out("release", release)
+        await self._run("release", release)
 
     async def count_slots_of_others(self, account: str, *, since: datetime | None = None) -> int:
         def held() -> int:
@@ -157,7 +157,7 @@ class LedgerView:
                 and (since is None or row.record.may_run_since >= since)
             )
 
-        return await self._carried_out("held", held)
+        return await self._run("count_slots_of_others", held)
 
     async def set_aside(
         self, before: JobRecord, after: JobRecord, price: Price, max_credits: Decimal | None
@@ -169,10 +169,10 @@ class LedgerView:
                 self.shared.charges.add(after, allowance.price)
             return allowance
 
-        return await self._carried_out("advance", set_aside)
+        return await self._run("advance", set_aside)
 
     async def spent(self, batch: str) -> Decimal:
-        return await self._carried_out("spent", lambda: self.shared.charges.spent(batch))
+        return await self._run("spent", lambda: self.shared.charges.spent(batch))
 
     async def callback_secret(self) -> bytes:
         return bytes(32)
@@ -183,24 +183,24 @@ class LedgerView:
             if owner is not None and owner is not self:
                 self.shared.notices[owner, key] = task_id
 
-        await self._carried_out("notify", notify)
+        await self._run("notify_owner", notify)
 
     async def take_notices(self) -> Sequence[tuple[str, str | None]]:
         def notices() -> list[tuple[str, str | None]]:
             mine = [key for owner, key in self.shared.notices if owner is self]
             return [(key, self.shared.notices.pop((self, key))) for key in mine]
 
-        return await self._carried_out("notices", notices)
+        return await self._run("take_notices", notices)
 
     async def unfinished(self, account: str) -> AsyncIterator[JobRecord]:
         def free() -> list[JobRecord]:
             rows = [row for row in self.shared.rows.values() if row.record.account == account]
             return [row.record for row in rows if row.record.state in ACTIVE_STATES and self._free(row)]
 
-        for record in await self._carried_out("unfinished", free):
+        for record in await self._run("unfinished", free):
             yield record
 
-    async def _carried_out(self, name: str, work: Callable[[], T]) -> T:
+    async def _run(self, name: str, work: Callable[[], T]) -> T:
         """Run `work` in call order; half of the delay passes before it, half after."""
         self.calls[name] += 1
         async with self._turn:

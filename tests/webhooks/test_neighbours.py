@@ -173,7 +173,7 @@ async def test_callback_for_another_account_notifies_its_owner() -> None:
         assert shared.states()["order-2"] is JobState.RUNNING
 
 
-@pytest.mark.parametrize("method", ["find", "adopt", "nudge"])
+@pytest.mark.parametrize("method", ["find", "adopt", "notify_owner"])
 @virtually
 async def test_ledger_failure_answers_503_and_next_call_works(method: str) -> None:
     gateway, shared = CallbackGateway(job_s=5.0), SharedLedger()
@@ -199,7 +199,7 @@ async def test_unread_notice_is_read_later() -> None:
         job = await mine.session.submit("a fox", idempotency_key=KEY)
         await job.accepted()
         await asyncio.sleep(5.0)
-        mine.ledger.fails["nudges"] = 3
+        mine.ledger.fails["take_notices"] = 3
         await call(receiver, gateway.url(), callback_body("t1"))
         begun = now()
         await job
