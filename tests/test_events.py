@@ -32,8 +32,8 @@ from nanobanana_async.events import (
 from nanobanana_async.gateways.contract import HttpResponse
 from nanobanana_async.testing import FakeTransport, Reply
 from tests.support.fakes import API_KEY, Opening, RecordingLedger, apimall, defapi, virtually
+from tests.support.records import record
 from tests.support.replies import Step, completed, created, in_turn, json_reply, refused, task
-from tests.test_jobs import record
 
 PROMPT = "a-very-secret-fox-in-the-snow"
 ECHO = f"your prompt {PROMPT!r} and your key {API_KEY} are not welcome"

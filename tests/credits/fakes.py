@@ -177,7 +177,7 @@ def nothing_is_left(session: Session) -> bool:
 def budgets_now(session: Session) -> list[Budget]:
     """The caps, counted in memory, on which the live jobs draw."""
     live = engine_of(session).tracked.values()
-    caps = dict.fromkeys(cap for entry in live for cap in entry.budgets)
+    caps = dict.fromkeys(cap for job in live for cap in job.budgets)
     return [cap for cap in caps if isinstance(cap, Budget)]
 
 

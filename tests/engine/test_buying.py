@@ -34,7 +34,7 @@ DOUBTS: dict[str, Reply] = {
     "a status of no reference": HttpResponse(status=418, body=b"{}"),
     "a redirect": HttpResponse(status=302, headers={"location": "https://elsewhere.example"}),
 }
-NOES = [429, 402, 401, 451, 403, 400, 404]
+REFUSALS = [429, 402, 401, 451, 403, 400, 404]
 
 
 def bought(*creates: Step) -> FakeTransport:
@@ -124,7 +124,7 @@ async def test_doubt_is_stored_before_the_repeat() -> None:
     ]
 
 
-@pytest.mark.parametrize("status", NOES)
+@pytest.mark.parametrize("status", REFUSALS)
 @virtually
 async def test_lost_answer_then_refusal_then_task_is_running(status: int) -> None:
     transport = bought(LOST, refused(status), refused(status), created())
@@ -139,7 +139,7 @@ async def test_lost_answer_then_refusal_then_task_is_running(status: int) -> Non
     assert len(transport.creates) == 4
 
 
-@pytest.mark.parametrize("status", NOES)
+@pytest.mark.parametrize("status", REFUSALS)
 @virtually
 async def test_lost_answer_then_only_refusals_is_uncertain(status: int) -> None:
     transport, ledger = bought(LOST, refused(status)), RecordingLedger()

@@ -128,8 +128,8 @@ async def test_running_job_with_any_due_time_is_kept(due: float, monkeypatch: py
         assert engine is not None
         begin = engine.poller.begin
 
-        def never(entry: TrackedJob) -> float:
-            begin(entry)
+        def never(job: TrackedJob) -> float:
+            begin(job)
             return due
 
         monkeypatch.setattr(engine.scheduler._submitter, "_begin", never)

@@ -14,7 +14,7 @@ from nanobanana_async.jobs import JobRecord
 from tests.support.fakes import now, virtually
 
 
-def entry(number: int = 0) -> TrackedJob:
+def job_number(number: int = 0) -> TrackedJob:
     record = JobRecord(
         key=f"order-{number}",
         gateway="g",
@@ -28,27 +28,27 @@ def entry(number: int = 0) -> TrackedJob:
     return job
 
 
-class Bell:
-    """Notes when it rings."""
+class RecordedTimer:
+    """Timers whose due times are recorded."""
 
     def __init__(self) -> None:
-        self.rang_at: list[float] = []
-        self.timers = Timers(asyncio.get_running_loop(), lambda: self.rang_at.append(now()))
+        self.fired_at: list[float] = []
+        self.timers = Timers(asyncio.get_running_loop(), lambda: self.fired_at.append(now()))
 
 
 @virtually
 async def test_due_jobs_are_ordered_by_time() -> None:
-    timers, entries = Bell().timers, [entry(number) for number in range(4)]
-    for job, due in zip(entries, (3.0, 1.0, 2.0, 9.0), strict=True):
+    timers, jobs = RecordedTimer().timers, [job_number(number) for number in range(4)]
+    for job, due in zip(jobs, (3.0, 1.0, 2.0, 9.0), strict=True):
         timers.set(job, due)
     assert [job.place for job in timers.due(3.0)] == [1, 2, 0]
     assert [job.place for job in timers.due(3.0)] == []
-    assert entries[0].due == NEVER
+    assert jobs[0].due == NEVER
 
 
 @virtually
 async def test_rescheduled_job_is_due_once() -> None:
-    timers, job = Bell().timers, entry()
+    timers, job = RecordedTimer().timers, job_number()
     for due in (1.0, 5.0, 2.0):
         timers.set(job, due)
     assert list(timers.due(1.5)) == []
@@ -58,7 +58,7 @@ async def test_rescheduled_job_is_due_once() -> None:
 
 @virtually
 async def test_job_due_within_a_tick_is_due_now() -> None:
-    timers, job = Bell().timers, entry()
+    timers, job = RecordedTimer().timers, job_number()
     timers.set(job, 1.0)
     assert list(timers.due(1.0 - 2 * TICK_S)) == []
     assert list(timers.due(1.0 - TICK_S / 2)) == [job]
@@ -66,46 +66,46 @@ async def test_job_due_within_a_tick_is_due_now() -> None:
 
 @virtually
 async def test_timer_fires_at_the_earliest_due_time() -> None:
-    bell = Bell()
-    bell.timers.set(entry(1), 30.0)
-    bell.timers.arm(now())
-    bell.timers.set(entry(2), 10.0)
-    bell.timers.arm(now())
+    timer = RecordedTimer()
+    timer.timers.set(job_number(1), 30.0)
+    timer.timers.arm(now())
+    timer.timers.set(job_number(2), 10.0)
+    timer.timers.arm(now())
     await asyncio.sleep(15.0)
-    assert bell.rang_at == [10.0]
-    list(bell.timers.due(now()))
-    bell.timers.arm(now(), also_at=20.0)
-    bell.timers.arm(now(), also_at=25.0)
+    assert timer.fired_at == [10.0]
+    list(timer.timers.due(now()))
+    timer.timers.arm(now(), also_at=20.0)
+    timer.timers.arm(now(), also_at=25.0)
     await asyncio.sleep(100.0)
-    assert bell.rang_at == [10.0, 20.0]
+    assert timer.fired_at == [10.0, 20.0]
 
 
 @virtually
 async def test_stopped_or_empty_timer_does_not_fire() -> None:
-    bell = Bell()
-    bell.timers.arm(now())
-    bell.timers.set(entry(), 10.0)
-    bell.timers.arm(now())
-    bell.timers.stop()
+    timer = RecordedTimer()
+    timer.timers.arm(now())
+    timer.timers.set(job_number(), 10.0)
+    timer.timers.arm(now())
+    timer.timers.stop()
     await asyncio.sleep(100.0)
-    assert bell.rang_at == []
+    assert timer.fired_at == []
 
 
 @virtually
 async def test_timer_fires_at_most_once_per_tick() -> None:
-    bell = Bell()
-    bell.timers.set(entry(), 0.0)
-    bell.timers.arm(now())
+    timer = RecordedTimer()
+    timer.timers.set(job_number(), 0.0)
+    timer.timers.arm(now())
     await asyncio.sleep(1.0)
-    assert bell.rang_at == [TICK_S]
+    assert timer.fired_at == [TICK_S]
 
 
 @given(st.lists(st.integers(0, 50), unique=True))
 def test_queue_is_ordered_by_place(numbers: list[int]) -> None:
-    line = SubmitQueue()
+    queue = SubmitQueue()
     assert not line
     for number in numbers:
-        line.append(entry(number))
+        line.append(job_number(number))
     assert sorted(job.place for job in line) == sorted(numbers)
     served: list[int] = []
     while line:
@@ -117,4 +117,4 @@ def test_queue_is_ordered_by_place(numbers: list[int]) -> None:
 
 def test_tracked_job_has_no_other_attributes() -> None:
     with pytest.raises(AttributeError):
-        entry().anything = 1  # type: ignore[attr-defined]
+        job_number().anything = 1  # type: ignore[attr-defined]

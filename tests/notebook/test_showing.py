@@ -212,9 +212,9 @@ async def test_a_job_without_its_inline_images_says_how_to_get_them() -> None:
         job = await session.submit("a fox")
         await job
         assert page(job).images == ["data:image/png;base64,iVBORw0KGgo="]
-        entry = job._tracked
-        entry.observation = None
-        assert entry.images_missing
+        tracked = job._tracked
+        tracked.observation = None
+        assert tracked.images_missing
         assert "await the job to fetch them again" in page(job).text
 
 

@@ -25,10 +25,10 @@ from nanobanana_async.events import (
 from nanobanana_async.otel import Telemetry, names
 from nanobanana_async.testing import FakeTransport
 from tests.support.fakes import FakeGateway, apimall, virtually
+from tests.support.records import record
 from tests.support.replies import created, in_turn
 from tests.support.replies import task as said_of
 from tests.support.telemetry import TelemetryCollector
-from tests.test_jobs import record
 
 PAGE = Path(__file__).parent.parent.parent / "docs" / "observability.md"
 

@@ -31,10 +31,10 @@ class SeedMutation(Mutation):
 
 
 def _no_write_before_the_post() -> list[Change]:
-    async def write_intent(self: Any, entry: TrackedJob) -> None:
-        entry.first_attempt_at = min(entry.first_attempt_at, self._clock())
-        sent_at = entry.record.first_sent_at or self._store.utcnow()
-        entry.set_record(entry.record.transition_to(JobState.SUBMITTING, first_sent_at=sent_at))
+    async def write_intent(self: Any, job: TrackedJob) -> None:
+        job.first_attempt_at = min(job.first_attempt_at, self._clock())
+        sent_at = job.record.first_sent_at or self._store.utcnow()
+        job.set_record(job.record.transition_to(JobState.SUBMITTING, first_sent_at=sent_at))
 
     return [(Submitter, "_write_intent", write_intent)]
 
@@ -52,10 +52,10 @@ def _new_wire_key_each_time() -> list[Change]:
 def _answer_goes_with_its_caller() -> list[Change]:
     post = Submitter._post
 
-    async def posted(self: Submitter, entry: TrackedJob) -> Accepted:
-        task = asyncio.Task(post(self, entry))
+    async def posted(self: Submitter, job: TrackedJob) -> Accepted:
+        task = asyncio.Task(post(self, job))
         while not task.done():
-            if not entry.callers and not entry.has_handle:
+            if not job.callers and not job.has_handle:
                 task.cancel()
                 raise TransportError("the caller left", possibly_sent=True)
             await asyncio.wait([task], timeout=0.02)
@@ -79,9 +79,9 @@ def _doubt_forgotten_on_a_refusal() -> list[Change]:
 
 
 def _emitted_before_written() -> list[Change]:
-    async def record_known(self: Any, entry: TrackedJob, state: JobState, **facts: Any) -> None:
-        before, after = entry.ledger_record, entry.record.transition_to(state, **facts)
-        self._set(entry, after, stored=after)
+    async def record_known(self: Any, job: TrackedJob, state: JobState, **facts: Any) -> None:
+        before, after = job.ledger_record, job.record.transition_to(state, **facts)
+        self._set(job, after, stored=after)
         await self.ledger.advance(before, after)
 
     return [(JobStore, "record_known", record_known)]
@@ -114,8 +114,8 @@ def _never_lets_go() -> list[Change]:
 
 
 def _found_half_way_is_sent_as_new() -> list[Change]:
-    async def recover(self: Any, entry: TrackedJob) -> Next:
-        await self._store.transition(entry, JobState.PENDING)
+    async def recover(self: Any, job: TrackedJob) -> Next:
+        await self._store.transition(job, JobState.PENDING)
         return Enqueue()
 
     return [(Submitter, "recover", recover)]
@@ -143,9 +143,9 @@ def _other_bytes_on_a_repeat() -> list[Change]:
 
 
 def _refused_is_renewed_in_memory_only() -> list[Change]:
-    async def start_generation(self: Any, entry: TrackedJob, *, body: bytes) -> None:
-        after = entry.record.next_generation(body=body, created_at=self.utcnow())
-        self._set(entry, after, stored=after)
+    async def start_generation(self: Any, job: TrackedJob, *, body: bytes) -> None:
+        after = job.record.next_generation(body=body, created_at=self.utcnow())
+        self._set(job, after, stored=after)
 
     return [(JobStore, "start_generation", start_generation)]
 
