@@ -103,14 +103,14 @@ async def test_timer_fires_at_most_once_per_tick() -> None:
 @given(st.lists(st.integers(0, 50), unique=True))
 def test_queue_is_ordered_by_place(numbers: list[int]) -> None:
     queue = SubmitQueue()
-    assert not line
+    assert not queue
     for number in numbers:
-        line.append(job_number(number))
-    assert sorted(job.place for job in line) == sorted(numbers)
+        queue.append(job_number(number))
+    assert sorted(job.place for job in queue) == sorted(numbers)
     served: list[int] = []
-    while line:
-        first = line.first()
-        assert line.popleft() is first
+    while queue:
+        first = queue.first()
+        assert queue.popleft() is first
         served.append(first.place)
     assert served == sorted(numbers)
 
