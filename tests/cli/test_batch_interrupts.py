@@ -19,7 +19,7 @@ ROWS = 24
 NANOBANANA = f"{shlex.quote(sys.executable)} -m nanobanana_async.cli"
 
 
-class Terminal:
+class PseudoTerminal:
     """A command on a pseudo terminal; its stdout goes to a file."""
 
     def __init__(self, process: Process, master: int) -> None:
@@ -47,7 +47,7 @@ class Terminal:
 
 
 @asynccontextmanager
-async def terminal(folder: Path, command: str, environ: dict[str, str]) -> AsyncIterator[Terminal]:
+async def terminal(folder: Path, command: str, environ: dict[str, str]) -> AsyncIterator[PseudoTerminal]:
     master, slave = pty.openpty()
     name = os.ttyname(slave)
     # The leader of a new session gets the first terminal that it opens as its controlling terminal, which sends Ctrl-C.
@@ -60,7 +60,7 @@ async def terminal(folder: Path, command: str, environ: dict[str, str]) -> Async
         stdout=DEVNULL,
         stderr=DEVNULL,
     )
-    shown = Terminal(process, master)
+    shown = PseudoTerminal(process, master)
     try:
         yield shown
     finally:

@@ -15,7 +15,7 @@ from nanobanana_async.errors import ERROR_BY_STATUS, NanoBananaError
 from nanobanana_async.gateways.contract import HttpResponse
 from nanobanana_async.testing import FakeTransport, Reply
 from tests.support.fakes import EventLog, RecordingLedger, apimall, virtually, wire_key
-from tests.support.replies import Step, completed, created, in_turn, json_reply, refused, task
+from tests.support.replies import completed, created, in_turn, json_reply, refused, scripted_creates
 
 LOST = TransportError("the connection was reset", possibly_sent=True)
 UNSENT = TransportError("connection refused", possibly_sent=False)
@@ -35,10 +35,6 @@ DOUBTS: dict[str, Reply] = {
     "a redirect": HttpResponse(status=302, headers={"location": "https://elsewhere.example"}),
 }
 REFUSALS = [429, 402, 401, 451, 403, 400, 404]
-
-
-def bought(*creates: Step) -> FakeTransport:
-    return FakeTransport(in_turn([*creates], [task("processing"), completed()]))
 
 
 @virtually
@@ -81,7 +77,7 @@ async def test_slow_ledger_stores_the_intent_before_the_create() -> None:
 
 @virtually
 async def test_result_has_images_and_credits() -> None:
-    async with apimall(bought(created(cost=9))) as session:
+    async with apimall(scripted_creates(created(cost=9))) as session:
         result = await session.generate("a fox", idempotency_key="order-1", num_images=2)
         stats = session.stats()
     assert (result.key, result.task_id, result.url) == ("order-1", "img_1", "https://cdn.example/a.png")
@@ -94,7 +90,7 @@ async def test_result_has_images_and_credits() -> None:
 @pytest.mark.parametrize("name", DOUBTS)
 @virtually
 async def test_lost_create_is_repeated_with_same_bytes_and_key(name: str) -> None:
-    transport = bought(DOUBTS[name], DOUBTS[name], created())
+    transport = scripted_creates(DOUBTS[name], DOUBTS[name], created())
     async with apimall(transport) as session:
         result = await session.generate("a fox", idempotency_key="order-1", aspect_ratio="16:9")
     first, *repeats = transport.creates
@@ -127,7 +123,7 @@ async def test_doubt_is_stored_before_the_repeat() -> None:
 @pytest.mark.parametrize("status", REFUSALS)
 @virtually
 async def test_lost_answer_then_refusal_then_task_is_running(status: int) -> None:
-    transport = bought(LOST, refused(status), refused(status), created())
+    transport = scripted_creates(LOST, refused(status), refused(status), created())
     states: list[JobState] = []
     async with apimall(transport) as session:
         job = await session.submit("a fox")
@@ -142,7 +138,7 @@ async def test_lost_answer_then_refusal_then_task_is_running(status: int) -> Non
 @pytest.mark.parametrize("status", REFUSALS)
 @virtually
 async def test_lost_answer_then_only_refusals_is_uncertain(status: int) -> None:
-    transport, ledger = bought(LOST, refused(status)), RecordingLedger()
+    transport, ledger = scripted_creates(LOST, refused(status)), RecordingLedger()
     retry = RetryPolicy(max_attempts=4, max_wait_s=200.0)
     async with apimall(transport, ledger=ledger, retry=retry) as session:
         with pytest.raises(JobUncertain) as caught:
@@ -156,7 +152,7 @@ async def test_lost_answer_then_only_refusals_is_uncertain(status: int) -> None:
 
 @virtually
 async def test_generate_does_not_resend_an_uncertain_job() -> None:
-    transport = bought(LOST)
+    transport = scripted_creates(LOST)
     async with apimall(transport, retry=RetryPolicy(max_attempts=2)) as session:
         for _ in range(3):
             with pytest.raises(JobUncertain):
@@ -166,7 +162,7 @@ async def test_generate_does_not_resend_an_uncertain_job() -> None:
 
 @virtually
 async def test_409_on_a_sent_key_means_in_progress() -> None:
-    transport = bought(LOST, refused(409), refused(409), created())
+    transport = scripted_creates(LOST, refused(409), refused(409), created())
     async with apimall(transport) as session:
         assert (await session.generate("a fox")).task_id == "img_1"
     assert len(transport.creates) == 4
@@ -174,7 +170,10 @@ async def test_409_on_a_sent_key_means_in_progress() -> None:
 
 @virtually
 async def test_409_on_an_unsent_key_is_a_conflict() -> None:
-    transport, ledger = bought(refused(409, "idempotency_conflict", "taken")), RecordingLedger(keep_ended=True)
+    transport, ledger = (
+        scripted_creates(refused(409, "idempotency_conflict", "taken")),
+        RecordingLedger(keep_ended=True),
+    )
     async with apimall(transport, ledger=ledger) as session:
         with pytest.raises(IdempotencyConflict, match="taken") as caught:
             await session.generate("a fox", idempotency_key="order-1")
@@ -185,7 +184,7 @@ async def test_409_on_an_unsent_key_is_a_conflict() -> None:
 
 @virtually
 async def test_409_after_an_unsent_attempt_is_a_conflict() -> None:
-    async with apimall(bought(UNSENT, refused(409))) as session:
+    async with apimall(scripted_creates(UNSENT, refused(409))) as session:
         with pytest.raises(IdempotencyConflict) as caught:
             await session.generate("a fox")
     assert not caught.value.safe_to_repeat
@@ -194,7 +193,7 @@ async def test_409_after_an_unsent_attempt_is_a_conflict() -> None:
 @pytest.mark.parametrize("status", [400, 401, 402, 403, 404, 451])
 @virtually
 async def test_clear_refusal_has_the_gateways_message(status: int) -> None:
-    transport, ledger = bought(refused(status, "the_code", "the words")), RecordingLedger(keep_ended=True)
+    transport, ledger = scripted_creates(refused(status, "the_code", "the words")), RecordingLedger(keep_ended=True)
     async with apimall(transport, ledger=ledger) as session:
         with pytest.raises(ERROR_BY_STATUS[status], match="the words") as caught:
             await session.generate("a fox", idempotency_key="order-1")
@@ -208,7 +207,7 @@ async def test_clear_refusal_has_the_gateways_message(status: int) -> None:
 
 @virtually
 async def test_kept_refused_job_is_bought_again_with_a_new_wire_key() -> None:
-    transport = bought(refused(402), created())
+    transport = scripted_creates(refused(402), created())
     async with apimall(transport, ledger=RecordingLedger(keep_ended=True)) as session:
         with pytest.raises(NanoBananaError):
             await session.generate("a fox", idempotency_key="order-1")
@@ -221,7 +220,7 @@ async def test_kept_refused_job_is_bought_again_with_a_new_wire_key() -> None:
 
 @virtually
 async def test_kept_finished_job_is_returned_without_a_request() -> None:
-    transport = bought(created())
+    transport = scripted_creates(created())
     async with apimall(transport, ledger=RecordingLedger(keep_ended=True)) as session:
         first = await session.generate("a fox", idempotency_key="order-1")
         asked = len(transport.requests)
@@ -247,6 +246,6 @@ async def test_gateway_bug_reaches_waiters_and_job_is_in_doubt() -> None:
 
 @virtually
 async def test_uncertain_error_quotes_the_last_answer() -> None:
-    async with apimall(bought(HTML), retry=RetryPolicy(max_attempts=1)) as session:
+    async with apimall(scripted_creates(HTML), retry=RetryPolicy(max_attempts=1)) as session:
         with pytest.raises(JobUncertain, match="502 Bad Gateway"):
             await session.generate("a fox", idempotency_key="order-1")

@@ -29,14 +29,10 @@ from tests.support.fakes import (
     virtually,
     wire_key,
 )
-from tests.support.replies import Step, completed, created, in_turn, refused, task
+from tests.support.replies import Step, completed, created, in_turn, refused, scripted_creates
 
 LOST = TransportError("the connection was reset", possibly_sent=True)
 UNSENT = TransportError("connection refused", possibly_sent=False)
-
-
-def bought(*creates: Step) -> FakeTransport:
-    return FakeTransport(in_turn([*creates], [task("processing"), completed()]))
 
 
 class Clocked(FakeTransport):
@@ -100,7 +96,7 @@ async def test_backoff_grows_until_max_wait_s() -> None:
 
 @virtually
 async def test_doubt_beyond_max_wait_s_is_uncertain() -> None:
-    transport = bought(LOST)
+    transport = scripted_creates(LOST)
     async with apimall(transport, retry=RetryPolicy(max_attempts=99, max_wait_s=20.0)) as session:
         with pytest.raises(JobUncertain):
             await session.generate("a fox")
@@ -128,7 +124,7 @@ async def test_clock_jump_ends_trust_in_the_key(shift: timedelta) -> None:
         loop.wall_clock_offset = shift
         return LOST
 
-    transport = bought(lost_while_the_clock_is_set, created())
+    transport = scripted_creates(lost_while_the_clock_is_set, created())
     async with apimall(transport) as session:
         with pytest.raises(JobUncertain):
             await session.generate("a fox")

@@ -20,13 +20,9 @@ from nanobanana_async.jobs import Failure
 from nanobanana_async.models import ImageRequest
 from nanobanana_async.testing import EPOCH, FakeTransport
 from tests.support.fakes import FakeGateway, Opening, RecordingLedger, apimall, defapi, virtually
-from tests.support.replies import Step, completed, created, in_turn, refused, task
+from tests.support.replies import created, in_turn, refused, scripted_creates, task
 
 ONE = ConcurrencyPolicy(max_jobs=1, learn=False)
-
-
-def bought(*creates: Step) -> FakeTransport:
-    return FakeTransport(in_turn([*creates], [task("processing"), completed()]))
 
 
 async def after(delay_s: float, waiter: "asyncio.Task[Any]") -> None:
@@ -89,7 +85,7 @@ async def test_key_stored_for_another_request_is_a_conflict() -> None:
 
 @virtually
 async def test_each_waiter_gets_its_own_exception() -> None:
-    async with apimall(bought(refused(402))) as session:
+    async with apimall(scripted_creates(refused(402))) as session:
         callers = [asyncio.Task(session.generate("a fox", idempotency_key="order-1")) for _ in range(3)]
         await asyncio.wait(callers)
     errors = [caller.exception() for caller in callers]
@@ -100,7 +96,7 @@ async def test_each_waiter_gets_its_own_exception() -> None:
 
 @virtually
 async def test_job_can_be_awaited_repeatedly_and_concurrently() -> None:
-    async with apimall(bought(created())) as session:
+    async with apimall(scripted_creates(created())) as session:
         job = await session.submit("a fox")
         async with asyncio.TaskGroup() as group:
             waiting = [group.create_task(job.result()) for _ in range(3)]
@@ -125,7 +121,7 @@ async def test_failed_job_raises_on_each_await() -> None:
 
 @virtually
 async def test_accepted_returns_the_task_id_or_raises() -> None:
-    async with apimall(bought(created("img_9"), refused(402))) as session:
+    async with apimall(scripted_creates(created("img_9"), refused(402))) as session:
         job = await session.submit("a fox")
         assert job.task_id is None
         assert await job.accepted() == await job.accepted() == "img_9"
@@ -247,7 +243,7 @@ async def test_job_has_the_given_request() -> None:
 @virtually
 async def test_stored_error_of_unknown_kind_is_still_raised(kind: str) -> None:
     ledger = RecordingLedger(keep_ended=True)
-    async with apimall(bought(refused(402)), ledger=ledger) as session:
+    async with apimall(scripted_creates(refused(402)), ledger=ledger) as session:
         with pytest.raises(InsufficientCredits):
             await session.generate("a fox", idempotency_key="order-1")
         known = ledger.record("order-1")

@@ -9,14 +9,10 @@ from nanobanana_async.events import Event, PollFailed
 from nanobanana_async.gateways.contract import HttpRequest
 from nanobanana_async.testing import FakeTransport, Reply
 from tests.support.fakes import FakeGateway, Opening, RecordingLedger, apimall, defapi, virtually
-from tests.support.replies import Step, completed, created, in_turn, refused, task
+from tests.support.replies import created, refused, scripted_creates
 
 LOST = TransportError("the connection was reset", possibly_sent=True)
 CLAIM, INTENT, ANSWER, END = 1, 2, 3, 4
-
-
-def bought(*creates: Step) -> FakeTransport:
-    return FakeTransport(in_turn([*creates], [task("processing"), completed()]))
 
 
 @pytest.mark.parametrize("session_of", [apimall, defapi])
@@ -48,7 +44,7 @@ async def test_unstored_job_is_not_submitted() -> None:
 
 @virtually
 async def test_unstored_task_id_is_in_the_error_and_polling_continues() -> None:
-    transport, ledger = bought(created()), RecordingLedger(failing_writes=[ANSWER])
+    transport, ledger = scripted_creates(created()), RecordingLedger(failing_writes=[ANSWER])
     async with apimall(transport, ledger=ledger) as session:
         with pytest.raises(LedgerError) as caught:
             await session.generate("a fox", idempotency_key="order-1")
@@ -65,7 +61,7 @@ async def test_unstored_task_id_is_in_the_error_and_polling_continues() -> None:
 
 @virtually
 async def test_each_waiter_gets_the_unstored_task_id() -> None:
-    async with apimall(bought(created()), ledger=RecordingLedger(failing_writes=[ANSWER])) as session:
+    async with apimall(scripted_creates(created()), ledger=RecordingLedger(failing_writes=[ANSWER])) as session:
         job = await session.submit("a fox")
         waiting = [asyncio.Task(job.accepted()), asyncio.Task(job.result())]
         await asyncio.wait(waiting)
@@ -80,7 +76,7 @@ async def test_each_waiter_gets_the_unstored_task_id() -> None:
 async def test_result_is_returned_though_its_write_failed() -> None:
     events: list[Event] = []
     ledger = RecordingLedger(failing_writes=[END])
-    async with apimall(bought(created()), ledger=ledger, observers=[events.append]) as session:
+    async with apimall(scripted_creates(created()), ledger=ledger, observers=[events.append]) as session:
         assert (await session.generate("a fox", idempotency_key="order-1")).task_id == "img_1"
         assert session.stats().slots_held == 0
     assert ledger.states() == {"order-1": JobState.RUNNING}  # to be found again
@@ -89,7 +85,7 @@ async def test_result_is_returned_though_its_write_failed() -> None:
 
 @virtually
 async def test_unstored_result_is_found_by_its_key() -> None:
-    transport = bought(created())
+    transport = scripted_creates(created())
     async with apimall(transport, ledger=RecordingLedger(failing_writes=[END])) as session:
         await session.generate("a fox", idempotency_key="order-1")
         assert (await session.generate("a fox", idempotency_key="order-1")).task_id == "img_1"
@@ -101,7 +97,7 @@ async def test_unstored_result_is_found_by_its_key() -> None:
 async def test_unstored_failure_stays_submitting_without_a_repeat(
     answer: Reply,
 ) -> None:
-    transport, ledger = bought(answer, created()), RecordingLedger(failing_writes=[ANSWER])
+    transport, ledger = scripted_creates(answer, created()), RecordingLedger(failing_writes=[ANSWER])
     async with apimall(transport, ledger=ledger) as session:
         with pytest.raises(LedgerError) as caught:
             await session.generate("a fox", idempotency_key="order-1")
@@ -114,7 +110,7 @@ async def test_unstored_failure_stays_submitting_without_a_repeat(
 
 @virtually
 async def test_unstored_uncertain_state_is_a_ledger_error() -> None:
-    transport = bought(TransportError("refused", possibly_sent=False))
+    transport = scripted_creates(TransportError("refused", possibly_sent=False))
     async with apimall(
         transport, ledger=RecordingLedger(failing_writes=[ANSWER]), retry=RetryPolicy(max_attempts=1)
     ) as session:

@@ -1,4 +1,4 @@
-"""What may happen to a request between a process and the gateway, there and back; drawn from the seed."""
+"""Faults of a request between a process and the gateway, both ways, drawn from the seed."""
 
 import random
 from collections.abc import Callable
@@ -11,7 +11,7 @@ from tests.simulate.plan import LATEST_S, Plan
 
 @frozen(kw_only=True)
 class Disturbance:
-    """What happens to one request on its way, at the gateway, and on the way back."""
+    """What happens to one request: on its way, at the gateway, and on the way back."""
 
     name: str = "-"
     unsent: bool = False
@@ -31,7 +31,7 @@ FINE = Disturbance()
 
 
 def away(how: str) -> Disturbance:
-    """Return what every request meets while the gateway is away."""
+    """Return the fault of every request during an outage of this kind."""
     match how:
         case "unreachable":
             return Disturbance(name="unreachable", unsent=True)

@@ -1,4 +1,4 @@
-"""What many seeds came to, as a table."""
+"""Totals of many seeds, as a table."""
 
 from collections import Counter
 from collections.abc import Iterable

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import io
 import os
 import sys
 from asyncio.subprocess import PIPE, Process
@@ -13,6 +14,13 @@ from attrs import frozen
 from nanobanana_async.emulator import API_KEY, Emulator
 
 _OURS = ("APIMALL_", "DEFAPI_", "NANOBANANA_")
+
+
+class TerminalStream(io.StringIO):
+    """A stream that is a terminal."""
+
+    def isatty(self) -> bool:
+        return True
 
 
 @frozen

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 from nanobanana_async.gateways.contract import HttpRequest, HttpResponse
-from nanobanana_async.testing import Reply
+from nanobanana_async.testing import FakeTransport, Reply
 
 Step = Reply | Callable[[HttpRequest], Reply]
 
@@ -53,3 +53,8 @@ def in_turn(creates: list[Step], queries: list[Step]) -> Callable[[HttpRequest],
         return step(request) if callable(step) else step
 
     return answer
+
+
+def scripted_creates(*creates: Step) -> FakeTransport:
+    """Answer creates in turn; the first poll finds the job running, every later one completed."""
+    return FakeTransport(in_turn([*creates], [task("processing"), completed()]))
