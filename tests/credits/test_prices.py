@@ -196,7 +196,7 @@ async def test_unreported_price_is_not_zero() -> None:
     class Late(ChargingGateway):
         """Says 0 at the create, and what it took at the end."""
 
-        def _sell(self, request: Any) -> Any:
+        def _create(self, request: Any) -> Any:
             reply: Any = super()._create(request)
             body = reply.body.replace(b'"credits_used": "8"', b'"credits_used": 0')
             assert body != reply.body

@@ -31,7 +31,7 @@ class ForgetfulGateway(FakeGateway):
         self.earlier = set(earlier)
         self.conflicts = 0
 
-    def _sell(self, request: HttpRequest) -> Reply:
+    def _create(self, request: HttpRequest) -> Reply:
         key = wire_key(request)
         if key in self.earlier or key in self.keys:
             self.conflicts += 1
