@@ -19,6 +19,7 @@ from tests.support.shared_ledger import (
     SharedLedger,
     found,
     fox,
+    two_processes,
 )
 
 BOTH = pytest.mark.parametrize("session_of", [apimall, defapi])
@@ -35,10 +36,7 @@ async def queued_behind_another(first: FakeProcess) -> None:
 @virtually
 async def test_job_of_another_session_is_awaited_through_the_ledger(session_of: Opening) -> None:
     gateway, shared = FakeGateway(job_s=30.0), SharedLedger()
-    async with (
-        FakeProcess(shared, gateway.answer, session_of=session_of) as a,
-        FakeProcess(shared, gateway.answer, session_of=session_of) as b,
-    ):
+    async with two_processes(shared, gateway.answer, session_of=session_of) as (a, b):
         mine = fox(a.session)
         await asyncio.sleep(1.0)
         theirs = fox(b.session)
@@ -79,10 +77,7 @@ async def test_running_job_is_adopted_when_its_owner_exits(session_of: Opening, 
 @virtually
 async def test_submitting_job_of_a_dead_owner_is_repeated_with_its_key() -> None:
     gateway, shared = FakeGateway(), SharedLedger()
-    async with (
-        FakeProcess(shared, gateway.answer, session_of=apimall) as a,
-        FakeProcess(shared, gateway.answer, session_of=apimall) as b,
-    ):
+    async with two_processes(shared, gateway.answer, session_of=apimall) as (a, b):
         await a.session.submit("a fox", idempotency_key=KEY)
         await asyncio.sleep(0.03)
         theirs = fox(b.session)
@@ -96,10 +91,7 @@ async def test_submitting_job_of_a_dead_owner_is_repeated_with_its_key() -> None
 @virtually
 async def test_unkeyed_submitting_job_of_a_dead_owner_is_uncertain() -> None:
     gateway, shared = FakeGateway(), SharedLedger()
-    async with (
-        FakeProcess(shared, gateway.answer, session_of=defapi) as a,
-        FakeProcess(shared, gateway.answer, session_of=defapi) as b,
-    ):
+    async with two_processes(shared, gateway.answer, session_of=defapi) as (a, b):
         await a.session.submit("a fox", idempotency_key=KEY)
         await asyncio.sleep(0.03)
         theirs = fox(b.session)
@@ -205,10 +197,7 @@ async def test_caller_cancelled_during_the_claim_does_not_buy() -> None:
 @virtually
 async def test_job_of_others_without_waiters_is_not_checked() -> None:
     gateway, shared = FakeGateway(job_s=300.0), SharedLedger()
-    async with (
-        FakeProcess(shared, gateway.answer, session_of=apimall) as a,
-        FakeProcess(shared, gateway.answer, session_of=apimall) as b,
-    ):
+    async with two_processes(shared, gateway.answer, session_of=apimall) as (a, b):
         await (await a.session.submit("a fox", idempotency_key=KEY)).accepted()
         with pytest.raises(JobUnfinished):
             await b.session.generate("a fox", idempotency_key=KEY, timeout=3.0)
@@ -254,10 +243,7 @@ async def test_accepted_returns_a_task_id_of_another_session() -> None:
 @virtually
 async def test_job_pruned_during_the_wait_is_a_ledger_error() -> None:
     gateway, shared = FakeGateway(job_s=30.0), SharedLedger()
-    async with (
-        FakeProcess(shared, gateway.answer, session_of=apimall) as a,
-        FakeProcess(shared, gateway.answer, session_of=apimall) as b,
-    ):
+    async with two_processes(shared, gateway.answer, session_of=apimall) as (a, b):
         await (await a.session.submit("a fox", idempotency_key=KEY)).accepted()
         theirs = fox(b.session)
         await asyncio.sleep(1.5)

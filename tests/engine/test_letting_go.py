@@ -28,6 +28,7 @@ from tests.support.shared_ledger import (
     fox,
     leave_pending,
     leave_running,
+    two_processes,
 )
 
 UNSENT = TransportError("refused", possibly_sent=False)
@@ -42,10 +43,7 @@ async def test_refused_job_is_bought_again_by_one_of_two_sessions(delay_s: float
     def answer(request: HttpRequest) -> Reply:
         return refused(402) if poor[0] else gateway.answer(request)
 
-    async with (
-        FakeProcess(shared, answer, session_of=apimall, delay_s=delay_s) as a,
-        FakeProcess(shared, answer, session_of=apimall, delay_s=delay_s) as b,
-    ):
+    async with two_processes(shared, answer, session_of=apimall, delay_s=delay_s) as (a, b):
         with pytest.raises(InsufficientCredits):
             await fox(a.session)
         poor[0] = False
@@ -100,10 +98,7 @@ async def test_unstored_repurchase_sends_nothing() -> None:
 async def test_conflict_on_an_adopted_job_releases_it() -> None:
     gateway, shared = FakeGateway(job_s=30.0), SharedLedger()
     await leave_running(shared, gateway, KEY, session_of=apimall)
-    async with (
-        FakeProcess(shared, gateway.answer, session_of=apimall) as a,
-        FakeProcess(shared, gateway.answer, session_of=apimall) as b,
-    ):
+    async with two_processes(shared, gateway.answer, session_of=apimall) as (a, b):
         with pytest.raises(IdempotencyConflict):
             await a.session.generate("a wolf", idempotency_key=KEY)
         assert shared.owner(KEY) is None
@@ -276,10 +271,7 @@ async def test_cancel_during_the_ledger_lookup_withdraws_once(
 @virtually
 async def test_unstored_result_is_found_by_another_session() -> None:
     gateway, shared = FakeGateway(job_s=10.0), SharedLedger()
-    async with (
-        FakeProcess(shared, gateway.answer, session_of=defapi) as a,
-        FakeProcess(shared, gateway.answer, session_of=defapi) as b,
-    ):
+    async with two_processes(shared, gateway.answer, session_of=defapi) as (a, b):
         mine = fox(a.session)
         await asyncio.sleep(1.0)
         theirs = fox(b.session)

@@ -88,10 +88,10 @@ class RandomRun:
         return process
 
     async def play(self, steps: int) -> None:
-        """Do something, and something else, and so on."""
+        """Do so many random actions."""
         for _ in range(steps):
             process = self.dice.choice(self.processes) if self.processes else await self.open()
-            await self.dice.choice(MOVES)(self, process)
+            await self.dice.choice(ACTIONS)(self, process)
             await asyncio.sleep(self.dice.choice([0.0, 0.0, 0.01, 0.03, 0.3, 1.5]))
 
     def start(self, process: FakeProcess, coroutine: Coroutine[Any, Any, Any]) -> None:
@@ -191,7 +191,7 @@ class RandomRun:
 
 
 Move = Callable[[RandomRun, FakeProcess], Awaitable[None]]
-MOVES: list[Move] = [
+ACTIONS: list[Move] = [
     *[RandomRun.generate] * 5,
     RandomRun.submit,
     RandomRun.find_job,

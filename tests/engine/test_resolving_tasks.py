@@ -21,7 +21,7 @@ from nanobanana_async.policy.retry import LATE_REPLICA_S
 from nanobanana_async.testing import Reply
 from tests.support.fakes import apimall, defapi, now, virtually
 from tests.support.replies import json_reply, refused
-from tests.support.shared_ledger import KEY, FakeProcess, LosingGateway, SharedLedger
+from tests.support.shared_ledger import KEY, FakeProcess, LosingGateway, SharedLedger, two_processes
 
 DECISIONS: dict[str, dict[str, Any]] = {
     "task_id": {"task_id": "t1"},
@@ -177,10 +177,7 @@ async def lost_task(process: FakeProcess, gateway: Gateway, shared: SharedLedger
 @virtually
 async def test_running_job_with_unknown_task_can_be_resolved(way: str, where: str) -> None:
     gateway, shared = Gateway(), SharedLedger()
-    async with (
-        FakeProcess(shared, gateway.answer, session_of=defapi) as a,
-        FakeProcess(shared, gateway.answer, session_of=defapi) as b,
-    ):
+    async with two_processes(shared, gateway.answer, session_of=defapi) as (a, b):
         await lost_task(a, gateway, shared)
         process = a if where == "here" else b
         resolved = await process.session.resolve(KEY, **DECISIONS[way])
@@ -199,10 +196,7 @@ async def test_running_job_with_unknown_task_can_be_resolved(way: str, where: st
 @virtually
 async def test_known_or_followed_running_job_is_not_resolved() -> None:
     gateway, shared = Gateway(job_s=5000.0), SharedLedger()
-    async with (
-        FakeProcess(shared, gateway.answer, session_of=defapi) as a,
-        FakeProcess(shared, gateway.answer, session_of=defapi) as b,
-    ):
+    async with two_processes(shared, gateway.answer, session_of=defapi) as (a, b):
         job = await a.session.submit("a fox", idempotency_key=KEY)
         await job.accepted()
         for way in DECISIONS.values():
@@ -238,10 +232,7 @@ async def test_wrong_second_task_id_releases_the_job() -> None:
 @virtually
 async def test_concurrent_resolves_decide_once() -> None:
     gateway, shared = Gateway(), SharedLedger()
-    async with (
-        FakeProcess(shared, gateway.answer, session_of=defapi) as a,
-        FakeProcess(shared, gateway.answer, session_of=defapi) as b,
-    ):
+    async with two_processes(shared, gateway.answer, session_of=defapi) as (a, b):
         job = await uncertain(a.session, gateway)
         ways = [a.session.resolve(KEY, task_id="t1"), a.session.resolve(KEY, task_id="t1")]
         ways += [b.session.resolve(KEY, task_id="t1"), a.session.resolve(KEY, not_bought=True)]

@@ -27,6 +27,7 @@ from tests.support.shared_ledger import (
     leave_pending,
     leave_running,
     leave_submitting,
+    two_processes,
 )
 
 BOTH = pytest.mark.parametrize("session_of", [apimall, defapi])
@@ -247,10 +248,7 @@ async def test_job_that_fails_to_resume_continues_when_awaited(method: str) -> N
 async def test_job_that_fails_to_resume_is_released() -> None:
     gateway, shared = FakeGateway(), SharedLedger()
     await leave_submitting(shared, gateway, KEY, session_of=apimall)
-    async with (
-        FakeProcess(shared, gateway.answer, session_of=apimall) as first,
-        FakeProcess(shared, gateway.answer, session_of=apimall) as second,
-    ):
+    async with two_processes(shared, gateway.answer, session_of=apimall) as (first, second):
         first.ledger.fails["advance"] = 1
         await first.session.resume()
         await asyncio.sleep(1.0)

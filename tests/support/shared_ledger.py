@@ -315,6 +315,18 @@ class LosingGateway(FakeGateway):
 
 
 @asynccontextmanager
+async def two_processes(
+    shared: SharedLedger, answer: Callable[[HttpRequest], Reply], *, session_of: Opening, **settings: Any
+) -> AsyncGenerator[tuple[FakeProcess, FakeProcess]]:
+    """Run two processes with the same settings; the second is closed first."""
+    async with (
+        FakeProcess(shared, answer, session_of=session_of, **settings) as first,
+        FakeProcess(shared, answer, session_of=session_of, **settings) as second,
+    ):
+        yield first, second
+
+
+@asynccontextmanager
 async def killed_process(
     shared: SharedLedger, answer: Callable[[HttpRequest], Reply], *, session_of: Opening, **settings: Any
 ) -> AsyncGenerator[FakeProcess]:
