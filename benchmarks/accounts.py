@@ -1,6 +1,6 @@
 """Accounts as they are sold: a few jobs at once and a budget of requests, both unknown to the client.
 
-Beside each, a loop written by hand that is told everything: a semaphore of the true limit, a pause between any two
+Beside each, a loop written by hand that knows everything: a semaphore of the true limit, a pause between any two
 requests, and one fixed poll interval, the shortest that the budget allows.
 """
 
@@ -40,7 +40,7 @@ class Account:
     median_s: float
     jobs: int
     cold: float
-    """The target for makespan / ideal, told nothing."""
+    """The target for makespan / ideal of a session without knowledge."""
     refused: float
     """The target for the share of all requests that are refused."""
     warm: tuple[float, float] | None = None
@@ -123,7 +123,7 @@ class Found:
 
 
 def run_cold(account: Account) -> Found:
-    """Run a session that was told nothing."""
+    """Run a session without knowledge of the account."""
     trace = simulate(account.settings(), jobs=account.jobs)
     return Found.of(account, trace.stats, trace.ended_at)
 
@@ -136,7 +136,7 @@ def run_warm(account: Account) -> Found:
     return Found.of(account, trace.stats, trace.ended_at)
 
 
-class Told:
+class HandWritten:
     """The loop written by hand."""
 
     def __init__(self, account: Account) -> None:
@@ -187,11 +187,11 @@ class Told:
         return Found.of(self._account, self._simulator.stats(self._last_end), self._last_end)
 
 
-def run_told(account: Account) -> Found:
+def run_hand_written(account: Account) -> Found:
     """Run the loop written by hand."""
 
     async def run() -> Found:
-        return await Told(account).run()
+        return await HandWritten(account).run()
 
     return run_virtual(run())
 
@@ -263,7 +263,7 @@ def _run(plan: tuple[str, Account]) -> Found:
         case "warm":
             return run_warm(account)
         case _:
-            return run_told(account)
+            return run_hand_written(account)
 
 
 def _middle(runs: Sequence[Found]) -> Found:

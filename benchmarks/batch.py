@@ -71,7 +71,11 @@ async def _measure(many: int, folder: Path) -> Section:
     ]
     sleeper = pairs[f"a consumer who sleeps {SLOW_S} s"][1]
     checks += [
-        Check(what="time of who sleeps over his own pace", value=sleeper["took_s"] / (many * SLOW_S), target=1.05),
+        Check(
+            what="time of a consumer that is slower than the jobs",
+            value=sleeper["took_s"] / (many * SLOW_S),
+            target=1.05,
+        ),
         Check(what="ordered over unordered time", value=_time(pairs["ordered"]) / _time(pairs["unnamed"]), target=1.25),
         Check(what="creates of a batch that is run again", value=again["creates"], target=0),
         Check(

@@ -63,12 +63,12 @@ async def _named(rows: int, path: str) -> dict[str, Any]:
 
 def main() -> None:
     """Do what was ordered."""
-    told = orders()
-    rows = int(told["rows"])
-    if "path" in told:
-        result = asyncio.run(_named(rows, told["path"]))
+    options = orders()
+    rows = int(options["rows"])
+    if "path" in options:
+        result = asyncio.run(_named(rows, options["path"]))
     else:
-        result = run_virtual(_unnamed(rows, bool(told.get("ordered")), float(told.get("sleep_s", 0.0))))
+        result = run_virtual(_unnamed(rows, bool(options.get("ordered")), float(options.get("sleep_s", 0.0))))
     reply({**result, "rows": rows, "peak_mb": peak_mb()})
 
 

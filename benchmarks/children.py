@@ -28,7 +28,7 @@ class Child:
         self._process = await asyncio.create_subprocess_exec(
             sys.executable, "-m", self._module, stdin=PIPE, stdout=PIPE, env=self._environ, limit=2**26
         )
-        self.tell(self._orders)
+        self.send(self._orders)
         return self
 
     async def __aexit__(
@@ -40,7 +40,7 @@ class Child:
             process.kill()
         await process.wait()
 
-    def tell(self, words: Mapping[str, Any]) -> None:
+    def send(self, words: Mapping[str, Any]) -> None:
         """Send it a line."""
         stdin = self._running().stdin
         assert stdin is not None
@@ -64,8 +64,8 @@ class Child:
 
 def orders() -> dict[str, Any]:
     """In the child: read the task."""
-    told: dict[str, Any] = json.loads(sys.stdin.readline())
-    return told
+    options: dict[str, Any] = json.loads(sys.stdin.readline())
+    return options
 
 
 def reply(words: Mapping[str, Any]) -> None:

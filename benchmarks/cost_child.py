@@ -57,7 +57,7 @@ async def _hold(jobs: int) -> dict[str, Any]:
 
 
 class _Punctual(LeanGate):
-    """Knows how late each look comes: with one fixed gap, every look is due a gap after the last answer."""
+    """Knows how late each poll is: with one fixed gap, each poll is due one gap after the last answer."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
         super().__init__(clock)
@@ -100,9 +100,9 @@ def _on_uvloop(work: Coroutine[Any, Any, dict[str, Any]]) -> dict[str, Any]:
 
 def main() -> None:
     """Do what was ordered, and answer with the result."""
-    told = orders()
-    jobs = int(told["jobs"])
-    match told["what"], told.get("loop"):
+    options = orders()
+    jobs = int(options["jobs"])
+    match options["what"], options.get("loop"):
         case "grow", _:
             result = run_virtual(_grow(jobs))
         case "hold", _:

@@ -41,17 +41,17 @@ async def _pairs(regime: Regime, count: int) -> list[tuple[dict[str, Any], dict[
         for _ in range(count):
             same: dict[str, Any] = {"url": url, "jobs": regime.jobs, "held": regime.held}
             ours = await _one(**same)
-            pairs.append((ours, await _one(**same, looks=ours["looks"], paced_s=ours["wall_s"])))
+            pairs.append((ours, await _one(**same, polls=ours["polls"], paced_s=ours["wall_s"])))
     return pairs
 
 
 def _measured(regime: Regime, count: int) -> tuple[Table, list[float]]:
     rows, ratios = [], []
     for ours, raw in asyncio.run(_pairs(regime, count)):
-        costs = [1e6 * run["cpu_s"] / (run["well"] + run["looks"]) for run in (ours, raw)]
+        costs = [1e6 * run["cpu_s"] / (run["well"] + run["polls"]) for run in (ours, raw)]
         ratios.append(costs[0] / costs[1])
-        rows.append((ours["well"], ours["looks"], ours["wall_s"], raw["wall_s"], *costs, ratios[-1]))
-    columns = ("jobs", "looks", "session s", "raw s", "session us / request", "raw us / request", "ratio")
+        rows.append((ours["well"], ours["polls"], ours["wall_s"], raw["wall_s"], *costs, ratios[-1]))
+    columns = ("jobs", "polls", "session s", "raw s", "session us / request", "raw us / request", "ratio")
     title = f"Processor time of the whole client, pairs of runs at the same pace, {regime.title}"
     return Table(title=title, columns=columns, rows=rows), ratios
 

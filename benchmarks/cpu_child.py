@@ -14,7 +14,7 @@ from benchmarks.simulating import throw_in
 from nanobanana_async import ApiMall, ConcurrencyPolicy, PollPolicy, Session
 from nanobanana_async.emulator import API_KEY
 
-ON_WIRE = 32
+IN_FLIGHT = 32
 TICK_S = 0.01
 
 Step = tuple[int, bool]
@@ -23,23 +23,23 @@ Step = tuple[int, bool]
 
 async def session(url: str, jobs: int, held: int) -> dict[str, Any]:
     """Buy so many jobs through a session that holds so many at a time and asks often."""
-    concurrency = ConcurrencyPolicy(max_jobs=held, learn=False, max_requests=ON_WIRE)
+    concurrency = ConcurrencyPolicy(max_jobs=held, learn=False, max_requests=IN_FLIGHT)
     polling = PollPolicy(target_delay_s=0.05, min_gap_s=0.2)
     async with Session(ApiMall(api_key=API_KEY, base_url=url), concurrency=concurrency, polling=polling) as opened:
         begun, begun_cpu = time.perf_counter(), time.process_time()
         well = await throw_in(opened, jobs)
         spent = {"cpu_s": time.process_time() - begun_cpu, "wall_s": time.perf_counter() - begun}
-        return {**spent, "well": well, "looks": opened.stats().polls}
+        return {**spent, "well": well, "polls": opened.stats().polls}
 
 
-def steps(jobs: int, held: int, looks: int) -> Iterator[Step]:
-    """Return as many creates and looks, each job looked at while the next ones are bought."""
+def steps(jobs: int, held: int, polls: int) -> Iterator[Step]:
+    """Return as many creates and polls, each job looked at while the next ones are bought."""
     done = 0
     for number in range(jobs + held):
         if number < jobs:
             yield number, True
-        due = looks * (number + 1) // (jobs + held)
-        first, last = max(0, number - held), min(number - ON_WIRE, jobs - 1)
+        due = polls * (number + 1) // (jobs + held)
+        first, last = max(0, number - held), min(number - IN_FLIGHT, jobs - 1)
         if last >= first:  # the youngest jobs may have no task id yet
             for turn in range(done, due):
                 yield first + turn % (last - first + 1), False
@@ -58,9 +58,9 @@ async def _let_go(permits: asyncio.Semaphore, count: int, seconds: float) -> Non
         await asyncio.sleep(TICK_S)
 
 
-async def raw(url: str, jobs: int, held: int, looks: int, paced_s: float) -> dict[str, Any]:
+async def raw(url: str, jobs: int, held: int, polls: int, paced_s: float) -> dict[str, Any]:
     """Make the same requests in the same time with nothing but aiohttp."""
-    plan = steps(jobs, held, looks)
+    plan = steps(jobs, held, polls)
     permits = asyncio.Semaphore(0)
     tasks: dict[int, URL] = {}
     newest = base = URL(url)
@@ -79,15 +79,15 @@ async def raw(url: str, jobs: int, held: int, looks: int, paced_s: float) -> dic
                 assert status in ("pending", "processing", "completed")
 
     headers = {"Authorization": f"Bearer {API_KEY}"}
-    connector = aiohttp.TCPConnector(limit=2 * ON_WIRE)
+    connector = aiohttp.TCPConnector(limit=2 * IN_FLIGHT)
     async with aiohttp.ClientSession(connector=connector, headers=headers) as http:
         begun, begun_cpu = time.perf_counter(), time.process_time()
         async with asyncio.TaskGroup() as group:
-            for _ in range(ON_WIRE):
+            for _ in range(IN_FLIGHT):
                 group.create_task(work(http))
-            await _let_go(permits, jobs + looks, paced_s)
+            await _let_go(permits, jobs + polls, paced_s)
         spent = {"cpu_s": time.process_time() - begun_cpu, "wall_s": time.perf_counter() - begun}
-    return {**spent, "well": len(tasks), "looks": asked}
+    return {**spent, "well": len(tasks), "polls": asked}
 
 
 async def _create(http: aiohttp.ClientSession, base: URL, number: int) -> str:
@@ -105,8 +105,8 @@ async def _create(http: aiohttp.ClientSession, base: URL, number: int) -> str:
 
 def main() -> None:
     """Do what was ordered."""
-    told = orders()
-    reply(asyncio.run((raw if "looks" in told else session)(**told)))
+    options = orders()
+    reply(asyncio.run((raw if "polls" in options else session)(**options)))
 
 
 if __name__ == "__main__":

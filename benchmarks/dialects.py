@@ -41,7 +41,7 @@ class Counter:
         task_id: str = json.loads(answer.body)["data"]["task_id"]
         return task_id
 
-    def look(self, task_id: str) -> Seen:
+    def poll(self, task_id: str) -> Seen:
         """Return where a job stands; it counts as a poll."""
         data = json.loads(self._ask("GET", f"/api/v1/images/{task_id}").body)["data"]
         seen = Seen(status=data["status"], urls=tuple((data["output"] or {}).get("resultUrls", ())))
@@ -76,7 +76,7 @@ def fal(counter: Counter) -> list[web.RouteDef]:
         return web.json_response({"request_id": task_id, **urls})
 
     async def status(request: web.Request) -> web.Response:
-        return web.json_response(words[counter.look(request.match_info["id"]).status])
+        return web.json_response(words[counter.poll(request.match_info["id"]).status])
 
     async def result(request: web.Request) -> web.Response:
         seen = counter.fetch(request.match_info["id"])
@@ -122,7 +122,7 @@ def replicate(counter: Counter) -> list[web.RouteDef]:
 
     async def get(request: web.Request) -> web.Response:
         task_id = request.match_info["id"]
-        return prediction(task_id, counter.look(task_id))
+        return prediction(task_id, counter.poll(task_id))
 
     return [web.post("/v1/predictions", create), web.get("/v1/predictions/{id}", get)]
 
@@ -144,7 +144,7 @@ def runway(counter: Counter) -> list[web.RouteDef]:
 
     async def retrieve(request: web.Request) -> web.Response:
         task_id = request.match_info["id"]
-        seen = counter.look(task_id)
+        seen = counter.poll(task_id)
         output = {"output": list(seen.urls)} if seen.urls else {}
         return web.json_response({"id": task_id, "createdAt": CREATED_AT, **words[seen.status], **output})
 
@@ -163,7 +163,7 @@ def comfy(counter: Counter) -> list[web.RouteDef]:
         return web.json_response({"request_id": task_id})
 
     async def status(request: web.Request) -> web.Response:
-        seen = counter.look(request.match_info["id"])
+        seen = counter.poll(request.match_info["id"])
         failure = {"error_type": "generation_failed"} if seen.status == "failed" else {}
         return web.json_response({"status": words[seen.status], **failure})
 

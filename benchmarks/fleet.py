@@ -28,9 +28,13 @@ NOTES = (
 
 def _plan(fleets: Sequence[Fleet], seeds: int, peers: Sequence[str]) -> list[Race]:
     races = [Race(client=OURS, fleet=evolve(fleet, seed=seed)) for fleet in fleets for seed in range(1, seeds + 1)]
-    races += [Race(client=peer, fleet=fleet, told=fleet.limit) for fleet in fleets for peer in peers]
+    races += [Race(client=peer, fleet=fleet, known_limit=fleet.limit) for fleet in fleets for peer in peers]
     small = fleets[0]
-    races += [Race(client=peer, fleet=small, told=told) for told in (3 * small.limit, None) for peer in peers]
+    races += [
+        Race(client=peer, fleet=small, known_limit=known_limit)
+        for known_limit in (3 * small.limit, None)
+        for peer in peers
+    ]
     return races
 
 
@@ -53,20 +57,20 @@ def _named(client: str) -> str:
 def _side_by_side(fleet: Fleet, finishes: Sequence[Finish], seeds: int) -> Table:
     rows: list[list[Cell]] = []
     for client in CLIENTS:
-        told = None if client == OURS else fleet.limit
-        found = [finish for finish in finishes if finish.race.of(client, fleet, told)]
+        known_limit = None if client == OURS else fleet.limit
+        found = [finish for finish in finishes if finish.race.of(client, fleet, known_limit)]
         if missing(client) or not found:
             rows.append([client, "not installed", *["-"] * (len(COLUMNS) + 2)])
             continue
         runs = [finish.measured for finish in found if finish.measured is not None]
         if not runs:
-            rows.append([_named(client), told, *["did not finish"] * (len(COLUMNS) + 2)])
+            rows.append([_named(client), known_limit, *["did not finish"] * (len(COLUMNS) + 2)])
             continue
         middle = medians(runs)
-        rows.append([_named(client), told, *cells(middle), middle.cpu_ms_per_job, middle.peak_mb])
+        rows.append([_named(client), known_limit, *cells(middle), middle.cpu_ms_per_job, middle.peak_mb])
     return Table(
         title=f"{fleet.title}; {OURS}: median of {seeds} seeds, peers: seed 1",
-        columns=("client", "told", *COLUMNS, "CPU ms / job", "peak MB"),
+        columns=("client", "known limit", *COLUMNS, "CPU ms / job", "peak MB"),
         rows=rows,
         notes=NOTES,
     )
@@ -76,16 +80,16 @@ def _let_loose(fleet: Fleet, finishes: Sequence[Finish]) -> Table:
     """Show who copes with a limit that is unknown or wrong."""
     rows: list[list[Cell]] = []
     for client in CLIENTS:
-        for told in (3 * fleet.limit, None):
-            found = [finish for finish in finishes if finish.race.of(client, fleet, told)]
+        for known_limit in (3 * fleet.limit, None):
+            found = [finish for finish in finishes if finish.race.of(client, fleet, known_limit)]
             runs = [finish.measured for finish in found if finish.measured is not None]
             if runs:
                 others = ", ".join(f"{count} {name}" for name, count in found[0].failures.items())
                 well = min(run.ended_well for run in runs)
-                rows.append([_named(client), told or "nothing", well, medians(runs).refused, others or "-"])
+                rows.append([_named(client), known_limit or "nothing", well, medians(runs).refused, others or "-"])
     return Table(
-        title=f"Told nothing, or three times the true limit, and nothing tuned: {fleet.title}, all thrown in at once",
-        columns=("client", "told", f"ended well of {fleet.jobs}", "429s", "the others"),
+        title=f"With no limit given, or three times the true one, untuned: {fleet.title}, all submitted at once",
+        columns=("client", "known limit", f"ended well of {fleet.jobs}", "429s", "the others"),
         rows=rows,
     )
 
@@ -93,8 +97,8 @@ def _let_loose(fleet: Fleet, finishes: Sequence[Finish]) -> Table:
 def _draw(fleet: Fleet, finishes: Sequence[Finish], table: Table, out: Path) -> str:
     points = []
     for client in CLIENTS:
-        told = None if client == OURS else fleet.limit
-        runs = [finish.measured for finish in finishes if finish.race.of(client, fleet, told)]
+        known_limit = None if client == OURS else fleet.limit
+        runs = [finish.measured for finish in finishes if finish.race.of(client, fleet, known_limit)]
         if finished := [run for run in runs if run is not None]:
             middle = medians(finished)
             points.append(Point(name=_named(client), polls=middle.polls_per_job, delay_s=middle.delay_mean_s))

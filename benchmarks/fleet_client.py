@@ -118,10 +118,10 @@ CLIENTS: Mapping[str, Callable[[str], contextlib.AbstractAsyncContextManager[Buy
 VARIANTS = {ON_DISK: ours_on_disk}
 
 
-async def _run(client: str, url: str, jobs: int, told: int | None) -> dict[str, Any]:
-    """Throw all jobs in at once, behind a semaphore when the client is told a limit."""
+async def _run(client: str, url: str, jobs: int, known_limit: int | None) -> dict[str, Any]:
+    """Submit all jobs at once, behind a semaphore when the client is given a limit."""
     failures: Counter[str] = Counter()
-    permits = contextlib.nullcontext() if told is None else asyncio.Semaphore(told)
+    permits = contextlib.nullcontext() if known_limit is None else asyncio.Semaphore(known_limit)
 
     async def one(buy: Buy, prompt: str) -> bool:
         async with permits:

@@ -14,8 +14,8 @@ from benchmarks.simulating import WatchedSimulator
 from nanobanana_async.emulator import EmulatorSettings
 
 
-async def _serve(told: dict[str, Any]) -> None:
-    fleet = Fleet(**told)
+async def _serve(options: dict[str, Any]) -> None:
+    fleet = Fleet(**options)
     simulator = WatchedSimulator(
         EmulatorSettings(
             seed=fleet.seed, job_limit=fleet.limit, duration=Drawn(fleet.seed, fleet.median_s, fleet.sigma)

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 
 
 class Drawn:
-    """Log-normal durations of a seed: the k-th job that is accepted takes the k-th of them, whoever buys it."""
+    """Log-normal durations of a seed: the k-th accepted job takes the k-th duration, for every client."""
 
     def __init__(self, seed: int, median_s: float, sigma: float) -> None:
         self._rng = random.Random(f"{seed} durations")

@@ -70,7 +70,7 @@ async def _rate(ledger: SqliteLedger, writers: int, jobs: int, name: str) -> flo
 
 
 def _fill(path: Path, jobs: int) -> None:
-    """Write a ledger of finished jobs, with a few unfinished ones strewn in that nobody follows."""
+    """Write a ledger of finished jobs, with a few unfinished ones that have no owner."""
     connection = open_writable(path, current_schema(), busy_s=1.0)
     stride = jobs // UNFINISHED
 
@@ -96,10 +96,10 @@ async def _large(path: Path) -> dict[str, float]:
         await ledger.open()
         opened_at = time.perf_counter()
         records = [record async for record in ledger.unfinished(ACCOUNT)]
-        looked_at = time.perf_counter()
+        fetched = time.perf_counter()
         assert len(records) == UNFINISHED
         found["open"].append(opened_at - begun)
-        found["unfinished"].append(looked_at - opened_at)
+        found["unfinished"].append(fetched - opened_at)
         for name, work in (
             ("find", ledger.find(records[-1].key)),
             ("held", ledger.count_slots_of_others(ACCOUNT)),
@@ -174,12 +174,16 @@ async def _measure(folder: Path, *, jobs: int, seeds: int) -> Section:
         (f"{WRITERS} writers, empty ledger", median(together), median(together) / bare),
         (f"{WRITERS} writers, ledger of {jobs:,} jobs", median(grown), median(grown) / bare),
     ]
-    looks = [*((name, 1e3 * took) for name, took in times.items()), (f"prune of {pruned:,}", 1e3 * prune_s)]
+    milliseconds = [*((name, 1e3 * took) for name, took in times.items()), (f"prune of {pruned:,}", 1e3 * prune_s)]
     return Section(
         name="ledger",
         tables=[
             Table(title="Durable job transitions", columns=("who", "per second", "times bare"), rows=rows),
-            Table(title=f"A ledger of {jobs:,} jobs, {UNFINISHED} of them unfinished", columns=("", "ms"), rows=looks),
+            Table(
+                title=f"A ledger of {jobs:,} jobs, {UNFINISHED} of them unfinished",
+                columns=("", "ms"),
+                rows=milliseconds,
+            ),
         ],
         checks=[
             Check(what="transitions a second", value=median(together), worst=min(together), target=1e4, at_least=True),

@@ -43,7 +43,7 @@ class Moving:
 
     @property
     def schedule(self) -> tuple[tuple[float, int], ...]:
-        """Tell when the limit becomes what."""
+        """Return the times and values of the limit's changes."""
         changed = (CHANGED_AT_S, self.after)
         return (changed,) if self.back_after_s is None else (changed, (CHANGED_AT_S + self.back_after_s, self.before))
 

@@ -1,4 +1,4 @@
-"""Pictures of the results."""
+"""Charts of the results."""
 
 import os
 from collections.abc import Sequence

@@ -34,22 +34,22 @@ PACKAGES = {
 
 @frozen(kw_only=True)
 class Race:
-    """One client, one fleet, and the limit it is told; None: nothing is told or tuned."""
+    """One client, one fleet, and the limit that the client is given; None: no limit is given, nothing is tuned."""
 
     client: str
     fleet: Fleet
-    told: int | None = None
+    known_limit: int | None = None
 
     @property
     def load(self) -> float:
-        """Tell what it asks of the machine; a peer that was told too much also comes again and again."""
-        loose = self.client not in (OURS, ON_DISK) and self.told != self.fleet.limit
-        wanting = (self.told or self.fleet.jobs) / 3 if loose else 0.0
+        """Return its load on the machine; a peer with too high a limit also repeats refused requests."""
+        loose = self.client not in (OURS, ON_DISK) and self.known_limit != self.fleet.limit
+        wanting = (self.known_limit or self.fleet.jobs) / 3 if loose else 0.0
         return LOADS[self.client] * max(self.fleet.limit, wanting)
 
-    def of(self, client: str, fleet: Fleet, told: int | None) -> bool:
-        """Tell whether it is this client's race with this fleet, under any seed."""
-        return (self.client, evolve(self.fleet, seed=fleet.seed), self.told) == (client, fleet, told)
+    def of(self, client: str, fleet: Fleet, known_limit: int | None) -> bool:
+        """Return whether it is this client's race with this fleet, under any seed."""
+        return (self.client, evolve(self.fleet, seed=fleet.seed), self.known_limit) == (client, fleet, known_limit)
 
 
 @frozen(kw_only=True)
@@ -64,7 +64,7 @@ class Finish:
 
 
 def missing(client: str) -> bool:
-    """Tell whether a peer is not installed."""
+    """Return whether a peer is not installed."""
     package = PACKAGES.get(client)
     return package is not None and importlib.util.find_spec(package) is None
 
@@ -95,18 +95,18 @@ async def _run(race: Race, line: asyncio.Barrier) -> Finish:
     durations = Drawn(fleet.seed, fleet.median_s, fleet.sigma).take(fleet.jobs)
     ideal_s = list_schedule_s(durations, fleet.limit)
     server = Child("benchmarks.fleet_server", asdict(fleet))
-    orders: dict[str, Any] = {"client": race.client, "jobs": fleet.jobs, "told": race.told}
+    orders: dict[str, Any] = {"client": race.client, "jobs": fleet.jobs, "known_limit": race.known_limit}
     async with server:
         orders["url"] = (await server.answer(START_S))["url"]
         async with Child("benchmarks.fleet_client", orders) as client:
             await client.answer(START_S)
             await line.wait()
-            client.tell({})
+            client.send({})
             try:
                 ended = await client.answer(6 * ideal_s + 60)
             except (TimeoutError, RuntimeError) as error:
                 return Finish(race=race, failures={}, trouble=f"{type(error).__name__} {error}".strip())
-        server.tell({})
+        server.send({})
         served = await server.answer(START_S)
     refused_at = tuple(served.pop("refused_at"))
     measured = Measured.of(

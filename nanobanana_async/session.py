@@ -287,7 +287,7 @@ class Session:
     async def download(self, image: GeneratedImage, *, verify: bool = True) -> bytes:
         """Return the bytes of an image. An expired link is refreshed once. Raises `DownloadError`.
 
-        `verify=False` returns whatever the link holds, for example an image in a format that is not recognised.
+        `verify=False` returns what the link holds, for example an image in a format that is not recognised.
         """
         return await ImageSaver(self._engine(), self._components.downloads).fetch(image, verified=verify)
 

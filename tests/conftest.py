@@ -1,6 +1,7 @@
 """Fixtures for the whole suite."""
 
 import inspect
+import logging
 import os
 import sys
 from collections.abc import Iterator
@@ -47,3 +48,9 @@ def answers(monkeypatch: pytest.MonkeyPatch) -> Iterator[AioResponses]:
     monkeypatch.setattr(aioresponses.core, "ClientResponse", _ScriptedResponse)
     with AioResponses() as scripted:
         yield scripted
+
+
+@pytest.fixture
+def quiet_log(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Log critical errors only, for tests that provoke many failures."""
+    monkeypatch.setattr(logging.getLogger("nanobanana_async"), "level", logging.CRITICAL)

@@ -31,9 +31,9 @@ from nanobanana_async.events import (
 )
 from nanobanana_async.gateways.contract import HttpResponse
 from nanobanana_async.testing import FakeTransport, Reply
-from tests.engine.sayings import Step, completed, created, in_turn, refused, said, task
-from tests.engine.scenes import API_KEY, Notebook, Opening, apimall, defapi, virtually
-from tests.test_jobs import record
+from tests.support.fakes import API_KEY, Opening, RecordingLedger, apimall, defapi, virtually
+from tests.support.records import record
+from tests.support.replies import Step, completed, created, in_turn, json_reply, refused, task
 
 PROMPT = "a-very-secret-fox-in-the-snow"
 ECHO = f"your prompt {PROMPT!r} and your key {API_KEY} are not welcome"
@@ -152,7 +152,7 @@ SCENES: dict[str, tuple[list[Step], list[Step]]] = {
     "success": ([created()], [task("processing"), completed()]),
     "a refusal quotes us": ([refused(400, "bad", ECHO)], [completed()]),
     "an unreadable answer quotes us": ([HttpResponse(status=200, body=ECHO.encode())], [completed()]),
-    "an answer without a task quotes us": ([said(200, {"success": True, "data": {"why": ECHO}})], [completed()]),
+    "an answer without a task quotes us": ([json_reply(200, {"success": True, "data": {"why": ECHO}})], [completed()]),
     "lost, then accepted": ([LOST, refused(503, "busy", ECHO), created()], [LOST, completed()]),
     "throttled": ([refused(429, "slow", ECHO), created()], [refused(429, "slow", ECHO), completed()]),
     "the task fails": ([created()], [task("failed", error_message=ECHO)]),
@@ -178,7 +178,7 @@ async def test_neither_prompt_nor_api_key_is_ever_logged(
 ) -> None:
     transport = FakeTransport(in_turn(*SCENES[name]))
     settings: dict[str, Any] = {
-        "ledger": Notebook(fails=[] if broken is None else [broken]),
+        "ledger": RecordingLedger(failing_writes=[] if broken is None else [broken]),
         "retry": RetryPolicy(max_attempts=3),
         "timeouts": Timeouts(job_s=60.0),
         "concurrency": ConcurrencyPolicy(),
@@ -216,7 +216,7 @@ async def test_a_job_emits_its_events_in_order() -> None:
         names.append(f"{type(event).__name__} {fact}")
 
     transport = FakeTransport(in_turn([LOST, created()], [LOST, task("processing"), completed()]))
-    async with apimall(transport, observers=[observe], ledger=Notebook(fails=[5])) as session:
+    async with apimall(transport, observers=[observe], ledger=RecordingLedger(failing_writes=[5])) as session:
         await session.generate("a fox")
     assert names == [
         "JobStateChanged pending",

@@ -1,6 +1,5 @@
 """The record of a job: transitions, keys, cost, and whether money may be spent."""
 
-from datetime import UTC, datetime
 from decimal import Decimal
 from itertools import product
 from typing import Any
@@ -15,18 +14,16 @@ from nanobanana_async.jobs import (
     TERMINAL_STATES,
     TRANSITIONS,
     Failure,
-    JobRecord,
     JobState,
     Observation,
     account_fingerprint,
     validate_key,
 )
-from nanobanana_async.models import ImageRequest
+from tests.support.records import NOON, record
 
-NOON = datetime(2026, 3, 12, 12, tzinfo=UTC)
 PENDING, SUBMITTING, RUNNING, SUCCEEDED, FAILED, REFUSED, UNCERTAIN, WITHDRAWN = JobState
 
-MOVES = {
+TRANSITION_PAIRS = {
     (PENDING, SUBMITTING),
     (PENDING, WITHDRAWN),
     (SUBMITTING, SUBMITTING),
@@ -44,11 +41,6 @@ MOVES = {
 }
 
 
-def record(**facts: Any) -> JobRecord:
-    usual: dict[str, Any] = {"key": "order-1", "gateway": "apimall", "account": "a", "body": b"{}", "created_at": NOON}
-    return JobRecord(**{**usual, "request": ImageRequest("x"), **facts})
-
-
 def test_transitions_name_every_state() -> None:
     assert set(TRANSITIONS) == set(JobState)
     assert {SUCCEEDED, FAILED, REFUSED, WITHDRAWN} == TERMINAL_STATES
@@ -57,7 +49,7 @@ def test_transitions_name_every_state() -> None:
 @pytest.mark.parametrize(("before", "after"), list(product(JobState, JobState)), ids=lambda state: state.name)
 def test_only_listed_transitions_are_allowed(before: JobState, after: JobState) -> None:
     job = record(state=before, revision=4)
-    if (before, after) in MOVES:
+    if (before, after) in TRANSITION_PAIRS:
         moved = job.transition_to(after, task_id="t-1")
         assert (moved.state, moved.revision, moved.task_id) == (after, 5, "t-1")
         assert (job.state, job.revision, job.task_id) == (before, 4, None)

@@ -63,7 +63,7 @@ GUESTS = {
     "pytest": frozenset({"emulator", "testing"}),
     "pytest_asyncio": frozenset({"emulator", "testing"}),
 }
-# The emulator is no client of a gateway, but it calls back, and shares no code with the door.
+# The emulator is no client of a gateway, but it calls back, and shares no code with the transport.
 NAMES_AIOHTTP_ERRORS = frozenset({"http", "images", "emulator"})
 
 
@@ -107,7 +107,7 @@ def _wrong_step(package: str, room: str, module: str, names: tuple[str, ...]) ->
 
 
 def wrong_imports(package: Path) -> list[str]:
-    """Tell each import of ours that does not go downstairs."""
+    """Return each import of the package that does not go downwards."""
     found: list[str] = []
     for path, room, tree in parsed(package):
         if room == "__init__":
@@ -129,7 +129,7 @@ def _steps(package: str, module: str, names: tuple[str, ...]) -> list[str]:
 
 
 def unquiet_thoughts(package: Path) -> list[str]:
-    """Tell each await, clock or door to the outside world in a file that should only think."""
+    """Return each await, clock or input/output in a file that must be pure."""
     found: list[str] = []
     for path, room, tree in parsed(package):
         if room not in THOUGHT:
@@ -151,7 +151,7 @@ def _is_signature(node: ast.AsyncFunctionDef) -> bool:
 
 
 def misplaced_guests(package: Path) -> list[str]:
-    """Tell each foreign library in a room where it is not at home."""
+    """Return each third-party import in a part of the package that must not use it."""
     return [
         f"{path}:{line}: {room} imports {module}"
         for path, room, tree in parsed(package)
@@ -161,7 +161,7 @@ def misplaced_guests(package: Path) -> list[str]:
 
 
 def foreign_errors(package: Path) -> list[str]:
-    """Tell each aiohttp exception that is named behind the door: its repr may print the Authorization header."""
+    """Return each aiohttp exception named outside the transport: its repr may print the Authorization header."""
     aiohttp = importlib.import_module("aiohttp")
     errors = {name for name in dir(aiohttp) if _is_exception(getattr(aiohttp, name))}
     found: list[str] = []
@@ -188,7 +188,7 @@ def _is_name(node: ast.expr, name: str) -> bool:
 
 
 def hidden_cycles(package: Path) -> list[str]:
-    """Tell each `TYPE_CHECKING`: needing one is a cycle's first cough."""
+    """Return each use of `TYPE_CHECKING`: it hides an import cycle."""
     return [
         f"{path}:{node.lineno}: TYPE_CHECKING"
         for path, _, tree in parsed(package)
@@ -199,13 +199,13 @@ def hidden_cycles(package: Path) -> list[str]:
 
 
 def long_files(package: Path) -> list[str]:
-    """Tell each file that has more than one reason to exist, by its length."""
+    """Return each file that is too long."""
     lengths = {file: len(file.read_text(encoding="utf-8").splitlines()) for file in package.rglob("*.py")}
     return [f"{file.name}: {lines} lines" for file, lines in sorted(lengths.items()) if lines >= MAX_LINES]
 
 
 def statements_in_root(package: Path) -> list[str]:
-    """Tell each statement of the root that is neither docstring, import nor a list of names."""
+    """Return each statement of the root that is neither docstring, import nor a list of names."""
     tree = ast.parse((package / "__init__.py").read_text(encoding="utf-8"))
     return [f"__init__.py:{node.lineno}: runs" for node in tree.body if not _only_names(node)]
 
@@ -217,19 +217,19 @@ def _only_names(node: ast.stmt) -> bool:
     return docstring or isinstance(node, ast.ImportFrom)
 
 
-def test_every_import_goes_downstairs() -> None:
+def test_every_import_goes_downwards() -> None:
     assert wrong_imports(PACKAGE) == []
 
 
-def test_above_the_line_nothing_awaits_reads_a_clock_or_opens_a_socket() -> None:
+def test_pure_files_do_no_input_or_output() -> None:
     assert unquiet_thoughts(PACKAGE) == []
 
 
-def test_foreign_libraries_stay_in_their_rooms() -> None:
+def test_third_party_imports_stay_in_their_parts() -> None:
     assert misplaced_guests(PACKAGE) == []
 
 
-def test_aiohttp_exceptions_are_named_at_the_door_only() -> None:
+def test_aiohttp_exceptions_are_named_in_the_transport_only() -> None:
     assert foreign_errors(PACKAGE) == []
 
 
@@ -271,11 +271,11 @@ def a_house_with(tmp_path: Path, **files: str) -> Path:
         ("session", "def late():\n    from house.cli.app import run", "session imports cli"),
         ("session", "import house.errors", "write `from house.errors import ...`"),
         ("session", "from .errors import JobError", "relative"),
-        ("session", "from house.attic import ghost", "attic has no floor"),
-        ("attic", "ghost = 1", "attic has no floor"),
+        ("session", "from house.attic import thing", "attic has no floor"),
+        ("attic", "thing = 1", "attic has no floor"),
     ],
 )
-def test_a_wrong_import_is_caught(tmp_path: Path, file: str, line: str, complaint: str) -> None:
+def test_wrong_import_is_found(tmp_path: Path, file: str, line: str, complaint: str) -> None:
     found = wrong_imports(a_house_with(tmp_path, **{file: line}))
     assert len(found) == 1
     assert complaint in found[0]
@@ -292,7 +292,7 @@ def test_a_wrong_import_is_caught(tmp_path: Path, file: str, line: str, complain
         ("jobs", "from decimal import Decimal"),
     ],
 )
-def test_a_right_import_is_let_through(tmp_path: Path, file: str, line: str) -> None:
+def test_right_import_is_accepted(tmp_path: Path, file: str, line: str) -> None:
     assert wrong_imports(a_house_with(tmp_path, **{file: line})) == []
 
 
@@ -306,17 +306,17 @@ def test_a_right_import_is_let_through(tmp_path: Path, file: str, line: str) -> 
         ("from datetime import UTC, datetime\nborn = datetime.now(UTC)", "reads a clock"),
     ],
 )
-def test_a_thought_that_acts_is_caught(tmp_path: Path, text: str, complaint: str) -> None:
+def test_pure_file_with_side_effects_is_found(tmp_path: Path, text: str, complaint: str) -> None:
     assert complaint in unquiet_thoughts(a_house_with(tmp_path, policy__retry=text))[0]
     assert unquiet_thoughts(a_house_with(tmp_path, policy__retry="", session=text)) == []
 
 
-def test_a_protocol_may_promise_what_others_await(tmp_path: Path) -> None:
-    promise = 'class Door:\n    async def open(self) -> None:\n        """Open."""\n        ...'
+def test_protocol_may_declare_async_methods(tmp_path: Path) -> None:
+    promise = 'class Transport:\n    async def open(self) -> None:\n        """Open."""\n        ...'
     assert unquiet_thoughts(a_house_with(tmp_path, gateways__contract=promise)) == []
 
 
-def test_other_trespasses_are_caught_too(tmp_path: Path) -> None:
+def test_other_violations_are_found(tmp_path: Path) -> None:
     package = a_house_with(
         tmp_path,
         session="import aiohttp\nimport rich\nx = aiohttp.ClientError",

@@ -18,7 +18,7 @@ BUY = HttpRequest(method="POST", url="https://gateway.example", body=b"{}")
 FINE = HttpResponse(status=200, body=b"{}")
 
 
-def test_a_day_passes_in_a_moment_and_to_the_second() -> None:
+def test_virtual_day_passes_at_once() -> None:
     async def sleep() -> float:
         loop = asyncio.get_running_loop()
         await asyncio.sleep(86_400.0)
@@ -45,7 +45,7 @@ def test_things_happen_in_the_order_of_their_virtual_time() -> None:
     assert happened == [(10.0, "soon"), (20.0, "then"), (30.0, "late")]
 
 
-def test_the_calendar_follows_the_virtual_time_and_can_be_set_alone() -> None:
+def test_wall_clock_follows_virtual_time_and_can_be_set() -> None:
     async def main() -> None:
         loop = asyncio.get_running_loop()
         assert isinstance(loop, VirtualLoop)
@@ -93,7 +93,7 @@ def test_run_hands_back_what_the_coroutine_raises() -> None:
         run_virtual(fail())
 
 
-def test_the_fake_answers_after_its_latency_and_keeps_what_was_asked() -> None:
+def test_fake_transport_answers_after_latency_and_keeps_requests() -> None:
     async def main() -> None:
         fake = FakeTransport(lambda _: FINE, latency_s=0.5)
         await fake.open()
@@ -112,7 +112,7 @@ def test_the_fake_answers_after_its_latency_and_keeps_what_was_asked() -> None:
     run_virtual(main())
 
 
-def test_an_exception_that_the_answer_returns_is_raised_after_the_latency() -> None:
+def test_returned_exception_is_raised_after_the_latency() -> None:
     async def main() -> None:
         refused = TransportError("refused", possibly_sent=False)
         fake = FakeTransport(lambda _: refused, latency_s=0.5)
@@ -124,7 +124,7 @@ def test_an_exception_that_the_answer_returns_is_raised_after_the_latency() -> N
     run_virtual(main())
 
 
-def test_an_answer_that_takes_longer_than_the_timeout_is_lost_and_perhaps_was_sent() -> None:
+def test_answer_after_the_timeout_is_possibly_sent() -> None:
     async def slowly(_: HttpRequest) -> Reply:
         await asyncio.sleep(10.0)
         return FINE
@@ -155,7 +155,7 @@ def create() -> HttpRequest:
     return ApiMall(api_key=API_KEY).build_create(JOB, wire_key="order-1")
 
 
-def test_a_whole_world_answers_without_sockets_and_an_hour_of_jobs_takes_a_moment() -> None:
+def test_simulator_transport_runs_an_hour_of_jobs_at_once() -> None:
     async def main() -> None:
         transport = world_with()
         async with Session(ApiMall(api_key=API_KEY), http=transport) as session:

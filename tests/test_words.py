@@ -18,13 +18,16 @@ from attrs import frozen
 
 ROOT = Path(__file__).parent.parent
 GLOSSARY = "docs/architecture.md"
-SEARCHED = ("README.md", "CHANGELOG.md", "docs", "nanobanana_async")
+SEARCHED = ("README.md", "CHANGELOG.md", "docs", "nanobanana_async", "tests", "benchmarks")
 """Files and folders in which retired words are counted."""
 
-CLEAN: tuple[str, ...] = ("README.md", "CHANGELOG.md", "docs", "nanobanana_async", "tests/test_docs.py")
+CLEAN: tuple[str, ...] = ("README.md", "CHANGELOG.md", "docs", "nanobanana_async", "tests", "benchmarks")
 """Files and folders that must have none; add a path when it is clean."""
 
-ALLOWED: tuple[tuple[str, str, str], ...] = ()
+ALLOWED: tuple[tuple[str, str, str], ...] = (
+    *(("tests/test_words.py", word, "an example of this test") for word in ("desk", "ghost", "he", "heard", "picture")),
+    *(("tests/test_words.py", word, "an example of this test") for word in ("purse", "the wire", "told", "wish")),
+)
 """Exceptions: path, word, reason."""
 
 SECTION = "### Retired words"

@@ -27,14 +27,11 @@ _MARKS: dict[JobState, tuple[str, str]] = {
 _ENDED = TERMINAL_STATES | {JobState.UNCERTAIN}
 
 
-class JobsDisplay:
-    """The number of jobs in each state: an observer of the session, and a context manager that shows the display."""
+class LiveDisplay:
+    """A context manager that shows a live display if the console is a terminal."""
 
-    def __init__(self, total: int, console: Console) -> None:
-        self.total = total
-        self.console = console
-        self.records: dict[str, JobRecord] = {}
-        self._live = Live(console=console, get_renderable=self._render, transient=True)
+    console: Console
+    _live: Live
 
     def __enter__(self) -> Self:
         if self.console.is_terminal:
@@ -45,6 +42,16 @@ class JobsDisplay:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._live.stop()
+
+
+class JobsDisplay(LiveDisplay):
+    """The number of jobs in each state: an observer of the session, and a context manager that shows the display."""
+
+    def __init__(self, total: int, console: Console) -> None:
+        self.total = total
+        self.console = console
+        self.records: dict[str, JobRecord] = {}
+        self._live = Live(console=console, get_renderable=self._render, transient=True)
 
     def __call__(self, event: Event) -> None:
         """Update the display from an event."""

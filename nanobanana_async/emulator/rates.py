@@ -6,7 +6,7 @@ from typing import Literal, Protocol
 RateWindow = Literal["bucket", "clock", "sliding"]
 """How requests per time are counted.
 
-A token bucket refills all the time and holds `burst` tokens at most; a window by the clock begins anew with each full
+A token bucket refills all the time and holds `burst` tokens at most; a window by the clock starts again with each full
 second, minute or day; a sliding window looks back from each request. Refused requests do not count.
 """
 

@@ -207,7 +207,7 @@ def _target(url: URL, answer: aiohttp.ClientResponse) -> URL:
 
 
 class _Unpacker:
-    """Unpacks an answer that is gzip by its first bytes, whatever its headers say, in pieces of bounded size.
+    """Unpacks an answer that is gzip by its first bytes, even if its headers do not say so, in pieces of bounded size.
 
     Compression was not asked for. Some hosts compress all the same, and others send a header and no compression.
     """
@@ -225,7 +225,7 @@ class _Unpacker:
                 return
             self._plain = not received.startswith(_GZIP)
             self._inflater = zlib.decompressobj(wbits=31)
-        if self._plain:
+        if self._plain or self._inflater is None:
             yield received
             return
         self._most += _MAX_GROWTH * len(received)

@@ -10,9 +10,9 @@ from nanobanana_async import Batch, JobState
 from nanobanana_async.emulator.faults import Script, stall
 from nanobanana_async.errors import ConfigurationError, SessionClosed
 from nanobanana_async.testing import FakeTransport
-from tests.batch.scenes import Counted, Studio, all_of, slots, slowly
-from tests.end_to_end.scenes import emulated, quick, until
-from tests.engine.scenes import Notebook, apimall, virtually
+from tests.batch.fakes import CountingInput, PromptGateway, all_of, slots, slowly
+from tests.support.fakes import RecordingLedger, apimall, virtually
+from tests.support.loopback import emulated, quick, until
 
 
 async def taken_until_closed(batch: Batch) -> int:
@@ -28,10 +28,10 @@ async def taken_until_closed(batch: Batch) -> int:
 @pytest.mark.parametrize("ordered", [False, True])
 def test_consumer_gets_session_closed(ordered: bool) -> None:
     @virtually
-    async def is_told() -> None:
-        session = apimall(FakeTransport(Studio(job_s=60).answer), concurrency=slots(5))
+    async def check() -> None:
+        session = apimall(FakeTransport(PromptGateway(job_s=60).answer), concurrency=slots(5))
         await session.open()
-        batch = session.generate_many(Counted(), ordered=ordered)
+        batch = session.generate_many(CountingInput(), ordered=ordered)
         async with asyncio.timeout(100), asyncio.TaskGroup() as group:
             waiting = [group.create_task(taken_until_closed(batch)) for _ in range(3)]
             await asyncio.sleep(10)
@@ -41,23 +41,23 @@ def test_consumer_gets_session_closed(ordered: bool) -> None:
             await anext(batch)
         await batch.aclose()
 
-    is_told()
+    check()
 
 
 @virtually
 async def test_outcomes_ended_before_closing_are_yielded() -> None:
-    book = Notebook(keeps=True)
-    async with apimall(FakeTransport(Studio(job_s=5).answer), ledger=book, concurrency=slots(5)) as session:
-        batch = session.generate_many(Counted())
+    ledger = RecordingLedger(keep_ended=True)
+    async with apimall(FakeTransport(PromptGateway(job_s=5).answer), ledger=ledger, concurrency=slots(5)) as session:
+        batch = session.generate_many(CountingInput())
         await anext(batch)
         await asyncio.sleep(100)
-    ended = list(book.states().values()).count(JobState.SUCCEEDED)
+    ended = list(ledger.states().values()).count(JobState.SUCCEEDED)
     assert await taken_until_closed(batch) == ended - 1 > 0
 
 
 @virtually
 async def test_closing_ends_a_waiting_input() -> None:
-    async with apimall(FakeTransport(Studio().answer)) as session:
+    async with apimall(FakeTransport(PromptGateway().answer)) as session:
         batch = session.generate_many(slowly(["one", "two"], 1000.0))
         async with batch:
             await asyncio.sleep(1)
@@ -67,7 +67,7 @@ async def test_closing_ends_a_waiting_input() -> None:
 
 @virtually
 async def test_batch_started_after_closing_raises_each_time() -> None:
-    async with apimall(FakeTransport(Studio().answer)) as session:
+    async with apimall(FakeTransport(PromptGateway().answer)) as session:
         batch = session.generate_many(["one"])
     async with asyncio.timeout(10):
         for _ in range(2):
@@ -82,14 +82,14 @@ async def test_batch_started_after_closing_raises_each_time() -> None:
 
 @virtually
 async def test_a_batch_needs_an_open_session() -> None:
-    session = apimall(FakeTransport(Studio().answer))
+    session = apimall(FakeTransport(PromptGateway().answer))
     with pytest.raises(ConfigurationError, match="not open"):
         session.generate_many(["one"])
 
 
 @virtually
 async def test_ended_batch_stays_ended_after_closing() -> None:
-    async with apimall(FakeTransport(Studio().answer)) as session:
+    async with apimall(FakeTransport(PromptGateway().answer)) as session:
         batch = session.generate_many(["one", "two"])
         assert len(await all_of(batch)) == 2
     with pytest.raises(StopAsyncIteration):
@@ -112,7 +112,7 @@ async def test_cancelled_close_still_closes() -> None:
     async with emulated() as emulator:
         session = quick(emulator)
         await session.open()
-        batch = session.generate_many(Counted())
+        batch = session.generate_many(CountingInput())
         await anext(batch)
         closing = asyncio.get_running_loop().create_task(session.aclose())
         await asyncio.sleep(0)

@@ -10,14 +10,14 @@ import pytest
 from nanobanana_async import ImageRequest, Outcome
 from nanobanana_async.errors import ConfigurationError, InvalidRequest, JobFailed, NanoBananaError
 from nanobanana_async.testing import FakeTransport
-from tests.batch.scenes import Counted, Studio, all_of, slots, slowly
-from tests.engine.sayings import refused
-from tests.engine.scenes import apimall, defapi, virtually
+from tests.batch.fakes import CountingInput, PromptGateway, all_of, slots, slowly
+from tests.support.fakes import apimall, defapi, virtually
+from tests.support.replies import refused
 
 
 @virtually
 async def test_outcomes_come_as_rows_end() -> None:
-    async with apimall(FakeTransport(Studio().answer)) as session:
+    async with apimall(FakeTransport(PromptGateway().answer)) as session:
         outcomes = await all_of(session.generate_many(["60 s", "20 s", "40 s"]))
     assert [outcome.index for outcome in outcomes] == [1, 2, 0]
     assert all(outcome.ok and outcome.result and outcome.job for outcome in outcomes)
@@ -25,21 +25,21 @@ async def test_outcomes_come_as_rows_end() -> None:
 
 @virtually
 async def test_ordered_outcomes_come_in_input_order() -> None:
-    async with apimall(FakeTransport(Studio().answer)) as session:
+    async with apimall(FakeTransport(PromptGateway().answer)) as session:
         outcomes = await all_of(session.generate_many(["60 s", "20 s", {}, "40 s"], ordered=True))
     assert [outcome.index for outcome in outcomes] == [0, 1, 2, 3]
 
 
 @virtually
 async def test_ordered_batch_buffers_at_most_a_window() -> None:
-    input_ = Counted()
+    input_ = CountingInput()
 
     def rows() -> Iterator[str]:
         yield "500 s"
         yield from input_
 
     async with (
-        apimall(FakeTransport(Studio().answer), concurrency=slots(10)) as session,
+        apimall(FakeTransport(PromptGateway().answer), concurrency=slots(10)) as session,
         session.generate_many(rows(), ordered=True) as batch,
     ):
         first = await anext(batch)
@@ -55,7 +55,7 @@ async def test_rows_may_be_prompts_requests_and_mappings() -> None:
         ImageRequest("a boat", resolution="2K"),
         {"prompt": "fog", "num_images": 2, "key": "row-3", "metadata": {"customer": 7}},
     ]
-    async with apimall(FakeTransport(Studio().answer)) as session:
+    async with apimall(FakeTransport(PromptGateway().answer)) as session:
         outcomes = await all_of(session.generate_many(rows, ordered=True))
     assert [outcome.request for outcome in outcomes] == [
         ImageRequest("a lighthouse"),
@@ -69,7 +69,7 @@ async def test_rows_may_be_prompts_requests_and_mappings() -> None:
 
 @virtually
 async def test_the_input_may_be_an_async_iterable() -> None:
-    async with apimall(FakeTransport(Studio().answer)) as session:
+    async with apimall(FakeTransport(PromptGateway().answer)) as session:
         outcomes = await all_of(session.generate_many(slowly(["one", "two", "three"], 5.0)))
     assert [outcome.index for outcome in outcomes] == [0, 1, 2]
 
@@ -77,15 +77,15 @@ async def test_the_input_may_be_an_async_iterable() -> None:
 @virtually
 async def test_the_input_may_have_no_end() -> None:
     async with (
-        apimall(FakeTransport(Studio().answer), concurrency=slots(10)) as session,
-        session.generate_many(Counted()) as batch,
+        apimall(FakeTransport(PromptGateway().answer), concurrency=slots(10)) as session,
+        session.generate_many(CountingInput()) as batch,
     ):
         assert len({(await anext(batch)).index for _ in range(300)}) == 300
 
 
 @virtually
 async def test_no_rows_give_no_outcomes() -> None:
-    async with apimall(FakeTransport(Studio().answer)) as session:
+    async with apimall(FakeTransport(PromptGateway().answer)) as session:
         assert await all_of(session.generate_many([])) == []
         assert await all_of(session.generate_many(slowly([]), ordered=True)) == []
 
@@ -94,7 +94,7 @@ async def test_no_rows_give_no_outcomes() -> None:
 def test_input_of_a_wrong_type_raises_configuration_error(requests: Any) -> None:
     @virtually
     async def refuses() -> None:
-        async with apimall(FakeTransport(Studio().answer)) as session:
+        async with apimall(FakeTransport(PromptGateway().answer)) as session:
             with pytest.raises(ConfigurationError, match=f"an iterable of prompts, not {type(requests).__name__}"):
                 session.generate_many(requests)
         gc.collect()  # the half-made batch goes without a complaint
@@ -118,15 +118,15 @@ def test_input_of_a_wrong_type_raises_configuration_error(requests: Any) -> None
 def test_a_bad_row_is_an_outcome(row: dict[str, Any], says: str) -> None:
     @virtually
     async def goes_on() -> None:
-        studio = Studio()
-        async with defapi(FakeTransport(studio.answer)) as session:
+        gateway = PromptGateway()
+        async with defapi(FakeTransport(gateway.answer)) as session:
             outcomes = await all_of(session.generate_many(["before", row, "after"], ordered=True))
         bad = outcomes[1]
         assert (bad.index, bad.metadata, bad.result, bad.job, bad.ok) == (1, 7, None, None, False)
         assert isinstance(bad.error, InvalidRequest)
         assert says in str(bad.error)
         assert [outcome.ok for outcome in outcomes] == [True, False, True]
-        assert studio.sold == ["before", "after"]
+        assert gateway.sold == ["before", "after"]
 
     goes_on()
 
@@ -134,7 +134,7 @@ def test_a_bad_row_is_an_outcome(row: dict[str, Any], says: str) -> None:
 @virtually
 async def test_row_of_a_wrong_type_is_an_outcome() -> None:
     rows: list[Any] = [None, 5, b"bytes", ["a list"], "a prompt"]
-    async with apimall(FakeTransport(Studio().answer)) as session:
+    async with apimall(FakeTransport(PromptGateway().answer)) as session:
         outcomes = await all_of(session.generate_many(rows, ordered=True))
     assert [type(outcome.error) for outcome in outcomes] == [InvalidRequest] * 4 + [type(None)]
     assert "not list" in str(outcomes[3].error)
@@ -142,8 +142,8 @@ async def test_row_of_a_wrong_type_is_an_outcome() -> None:
 
 @virtually
 async def test_a_failed_and_a_refused_row_are_outcomes_with_their_jobs() -> None:
-    studio = Studio(says=lambda prompt: refused(451, "blocked", "no") if prompt == "rude" else None)
-    async with apimall(FakeTransport(studio.answer)) as session:
+    gateway = PromptGateway(says=lambda prompt: refused(451, "blocked", "no") if prompt == "rude" else None)
+    async with apimall(FakeTransport(gateway.answer)) as session:
         outcomes = await all_of(session.generate_many(["fine", "fail", "rude"], ordered=True))
     assert [type(outcome.error).__name__ for outcome in outcomes] == ["NoneType", "JobFailed", "PromptBlocked"]
     assert [outcome.job.state.name for outcome in outcomes if outcome.job] == ["SUCCEEDED", "FAILED", "REFUSED"]
@@ -153,18 +153,18 @@ async def test_a_failed_and_a_refused_row_are_outcomes_with_their_jobs() -> None
         outcomes[1].unwrap()
 
 
-def test_an_outcome_with_neither_result_nor_error_can_not_be_unwrapped() -> None:
+def test_outcome_without_result_or_error_cannot_be_unwrapped() -> None:
     with pytest.raises(RuntimeError, match="row 3 has neither"):
         Outcome(index=3, key="k", request=None).unwrap()
 
 
 @virtually
 async def test_two_rows_with_one_key_share_a_job() -> None:
-    studio = Studio()
+    gateway = PromptGateway()
     rows = [{"prompt": "fog", "key": "same", "metadata": number} for number in range(2)]
-    async with apimall(FakeTransport(studio.answer)) as session:
+    async with apimall(FakeTransport(gateway.answer)) as session:
         outcomes = await all_of(session.generate_many([*rows, {"prompt": "rain", "key": "same"}], ordered=True))
-    assert studio.sold == ["fog"]
+    assert gateway.sold == ["fog"]
     assert [outcome.metadata for outcome in outcomes] == [0, 1, None]
     assert outcomes[0].result == outcomes[1].result
     assert type(outcomes[2].error).__name__ == "IdempotencyConflict"
@@ -178,7 +178,7 @@ def test_input_exception_is_raised_after_running_rows(ordered: bool) -> None:
 
     @virtually
     async def raises_late() -> None:
-        async with apimall(FakeTransport(Studio().answer)) as session:
+        async with apimall(FakeTransport(PromptGateway().answer)) as session:
             batch = session.generate_many(rows(), ordered=ordered)
             assert [(await anext(batch)).index for _ in range(2)] == ([0, 1] if ordered else [1, 0])
             with pytest.raises(KeyError, match="row 3"):
@@ -196,7 +196,7 @@ async def test_cancelled_input_does_not_end_the_session() -> None:
         gone.cancel()
         await gone
 
-    async with apimall(FakeTransport(Studio().answer)) as session:
+    async with apimall(FakeTransport(PromptGateway().answer)) as session:
         batch = session.generate_many(rows())
         assert (await anext(batch)).ok
         with pytest.raises(NanoBananaError, match="was cancelled"):
@@ -213,8 +213,8 @@ async def test_several_consumers_share_the_outcomes() -> None:
             mine.append(outcome.index)
             await asyncio.sleep(0.5)
 
-    async with apimall(FakeTransport(Studio().answer), concurrency=slots(10)) as session:
-        batch = session.generate_many(Counted(100))
+    async with apimall(FakeTransport(PromptGateway().answer), concurrency=slots(10)) as session:
+        batch = session.generate_many(CountingInput(100))
         async with asyncio.timeout(1000), asyncio.TaskGroup() as group:
             for mine in taken:
                 group.create_task(consume(mine))
@@ -224,15 +224,18 @@ async def test_several_consumers_share_the_outcomes() -> None:
 
 @virtually
 async def test_two_batches_of_one_session_do_not_mix() -> None:
-    async with apimall(FakeTransport(Studio().answer), concurrency=slots(10)) as session, asyncio.TaskGroup() as group:
-        tasks = [group.create_task(all_of(session.generate_many(Counted(40), ordered=True))) for _ in range(2)]
+    async with (
+        apimall(FakeTransport(PromptGateway().answer), concurrency=slots(10)) as session,
+        asyncio.TaskGroup() as group,
+    ):
+        tasks = [group.create_task(all_of(session.generate_many(CountingInput(40), ordered=True))) for _ in range(2)]
     for one in tasks:
         assert [outcome.index for outcome in one.result()] == list(range(40))
 
 
 @virtually
 async def test_batch_counts_rows() -> None:
-    async with apimall(FakeTransport(Studio().answer)) as session:
+    async with apimall(FakeTransport(PromptGateway().answer)) as session:
         batch = session.generate_many(["one", "two"])
         assert repr(batch) == "<Batch without a name: 0 done>"
         await all_of(batch)

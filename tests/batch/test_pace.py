@@ -10,8 +10,8 @@ import pytest
 
 from nanobanana_async import Batch, ConcurrencyPolicy, PollPolicy
 from nanobanana_async.testing import FakeTransport, run_virtual
-from tests.batch.scenes import Counted, Studio, all_of, slots
-from tests.engine.scenes import apimall, now, virtually
+from tests.batch.fakes import CountingInput, PromptGateway, all_of, slots
+from tests.support.fakes import apimall, now, virtually
 
 pytestmark = pytest.mark.slow
 
@@ -30,17 +30,17 @@ async def paced(batch: Batch, seconds: float) -> AsyncIterator[int]:
 async def test_a_row_is_not_a_task() -> None:
     policy = ConcurrencyPolicy(max_jobs=100, learn=False, max_requests=8)
     most = 0
-    async with apimall(FakeTransport(Studio(job_s=60).answer), concurrency=policy) as session:
-        async for _ in session.generate_many(Counted(400)):
+    async with apimall(FakeTransport(PromptGateway(job_s=60).answer), concurrency=policy) as session:
+        async for _ in session.generate_many(CountingInput(400)):
             most = max(most, len(asyncio.all_tasks()))
     assert most < 40  # of 100 jobs at a time
 
 
 @virtually
 async def test_rows_wait_in_the_input_until_there_is_room() -> None:
-    input_ = Counted()
+    input_ = CountingInput()
     async with (
-        apimall(FakeTransport(Studio(job_s=100).answer), concurrency=slots(5)) as session,
+        apimall(FakeTransport(PromptGateway(job_s=100).answer), concurrency=slots(5)) as session,
         session.generate_many(input_),
     ):
         await asyncio.sleep(50)
@@ -51,13 +51,13 @@ async def test_rows_wait_in_the_input_until_there_is_room() -> None:
 def test_little_is_bought_if_no_outcome_is_taken(ordered: bool) -> None:
     @virtually
     async def stays_bounded() -> None:
-        studio, input_ = Studio(), Counted()
+        gateway, input_ = PromptGateway(), CountingInput()
         async with (
-            apimall(FakeTransport(studio.answer), concurrency=slots(20)) as session,
+            apimall(FakeTransport(gateway.answer), concurrency=slots(20)) as session,
             session.generate_many(input_, ordered=ordered),
         ):
             await asyncio.sleep(2000)
-            assert len(studio.sold) < 20 + 4 + AHEAD
+            assert len(gateway.sold) < 20 + 4 + AHEAD
             assert input_.pulled < 20 + 4 + 2 * AHEAD
 
     stays_bounded()
@@ -73,7 +73,10 @@ async def test_endless_invalid_rows_wait_to_be_taken() -> None:
             pulled += 1
             yield ""
 
-    async with apimall(FakeTransport(Studio().answer)) as session, session.generate_many(empty_prompts()) as batch:
+    async with (
+        apimall(FakeTransport(PromptGateway().answer)) as session,
+        session.generate_many(empty_prompts()) as batch,
+    ):
         await asyncio.sleep(100)
         assert pulled < READY
         assert not (await anext(batch)).ok
@@ -81,10 +84,10 @@ async def test_endless_invalid_rows_wait_to_be_taken() -> None:
 
 @virtually
 async def test_slow_consumer_sets_the_pace_at_constant_memory() -> None:
-    studio, input_ = Studio(job_s=10), Counted(600)
+    gateway, input_ = PromptGateway(job_s=10), CountingInput(600)
     sizes: list[int] = []
     begun = now()
-    async with apimall(FakeTransport(studio.answer, keep=10), concurrency=slots(20)) as session:
+    async with apimall(FakeTransport(gateway.answer, keep=10), concurrency=slots(20)) as session:
         tracemalloc.start()
         taken = 0
         async for _ in paced(session.generate_many(input_), 1.0):
@@ -96,14 +99,14 @@ async def test_slow_consumer_sets_the_pace_at_constant_memory() -> None:
         tracemalloc.stop()
     assert (
         now() - begun < 1.05 * 600 + 30
-    )  # the slots could have made 1200 in this time: he waits for nothing but himself
-    assert sizes[-1] - sizes[0] < 400_000  # the studio itself remembers prompts and keys
+    )  # the slots could have made 1200 in this time: the batch waits for its consumer only
+    assert sizes[-1] - sizes[0] < 400_000  # the fake gateway itself remembers prompts and keys
 
 
 async def _makespan(pause_s: float) -> float:
     begun = now()
-    async with apimall(FakeTransport(Studio(job_s=10).answer), concurrency=slots(20)) as session:
-        async for _ in paced(session.generate_many(Counted(600)), pause_s):
+    async with apimall(FakeTransport(PromptGateway(job_s=10).answer), concurrency=slots(20)) as session:
+        async for _ in paced(session.generate_many(CountingInput(600)), pause_s):
             pass
     return now() - begun
 
@@ -117,12 +120,12 @@ async def test_consumer_faster_than_the_slots_keeps_them_full() -> None:
 
 @virtually
 async def test_batch_fills_a_learned_limit() -> None:
-    studio = Studio(job_s=60, limit=50)
+    gateway = PromptGateway(job_s=60, limit=50)
     most = 0
-    async with apimall(FakeTransport(studio.answer)) as session:
+    async with apimall(FakeTransport(gateway.answer)) as session:
         begun = now()
-        async for _ in session.generate_many(Counted(600)):
-            most = max(most, studio.running)
+        async for _ in session.generate_many(CountingInput(600)):
+            most = max(most, gateway.running)
         took = now() - begun
     assert most == 50
     assert took < 1.5 * 600 / 50 * 60
@@ -130,18 +133,18 @@ async def test_batch_fills_a_learned_limit() -> None:
 
 @virtually
 async def test_nothing_is_pulled_while_a_throttled_row_waits() -> None:
-    studio, input_ = Studio(job_s=500, limit=1), Counted()
-    async with apimall(FakeTransport(studio.answer)) as session, session.generate_many(input_):
+    gateway, input_ = PromptGateway(job_s=500, limit=1), CountingInput()
+    async with apimall(FakeTransport(gateway.answer)) as session, session.generate_many(input_):
         await asyncio.sleep(400)
         assert input_.pulled <= 1 + AHEAD + 1
-        assert len(studio.sold) == 1
+        assert len(gateway.sold) == 1
 
 
 @virtually
 async def test_generate_works_beside_an_unread_batch() -> None:
     async with (
-        apimall(FakeTransport(Studio().answer), concurrency=slots(5)) as session,
-        session.generate_many(Counted()),
+        apimall(FakeTransport(PromptGateway().answer), concurrency=slots(5)) as session,
+        session.generate_many(CountingInput()),
     ):
         await asyncio.sleep(100)
         result = await session.generate("in between", timeout=30)
@@ -153,9 +156,9 @@ async def test_slow_input_is_bought_row_by_row() -> None:
     async def rows() -> AsyncIterator[str]:
         for number in range(5):
             await asyncio.sleep(100)
-            yield f"picture {number}"
+            yield f"image {number}"
 
-    async with apimall(FakeTransport(Studio().answer)) as session:
+    async with apimall(FakeTransport(PromptGateway().answer)) as session:
         begun = now()
         ends = [now() - begun async for _ in session.generate_many(rows())]
     assert all(100 * number < at < 100 * number + 60 for number, at in enumerate(ends, 1))
@@ -168,7 +171,7 @@ def test_ordered_batch_keeps_the_slots_full() -> None:
 
     async def makespan(ordered: bool) -> float:
         begun = now()
-        async with apimall(FakeTransport(Studio().answer), concurrency=slots(25), polling=seldom) as session:
+        async with apimall(FakeTransport(PromptGateway().answer), concurrency=slots(25), polling=seldom) as session:
             assert len(await all_of(session.generate_many(prompts, ordered=ordered))) == 500
         return now() - begun
 

@@ -33,7 +33,7 @@ def keys(*rows: Any, batch: str = "spring") -> list[str]:
 
 
 def test_keys_never_change() -> None:
-    """Never change these: whoever runs his batch again after an upgrade would buy everything a second time."""
+    """Never change these: a batch that is run again after an upgrade would buy every row a second time."""
     assert keys("a lighthouse", "a lighthouse", MANY, {"prompt": "fog", "key": "row-7"}) == [
         "b63e1c46566b-d3b0583388e8d7063703eca81d41543e",
         "b63e1c46566b-742f0c717aa741543fb9a606189a31f4",
@@ -121,7 +121,7 @@ def test_reader_keeps_eight_bytes_per_row() -> None:
     tracemalloc.start()
     try:
         for number in range(20_000):
-            reader.read(f"picture {number}")
+            reader.read(f"image {number}")
         assert tracemalloc.get_traced_memory()[0] < 20_000 * 16
     finally:
         tracemalloc.stop()

@@ -14,11 +14,11 @@ from nanobanana_async.image_saver import ImageSaver
 from nanobanana_async.images.downloader import ImageDownloader
 from nanobanana_async.models import GenerationResult
 from nanobanana_async.testing import FakeTransport
-from tests.batch.scenes import Counted, Studio, all_of, slots
-from tests.end_to_end.scenes import GatewayName, charged, emulated, quick
-from tests.engine.scenes import apimall, virtually
+from tests.batch.fakes import CountingInput, PromptGateway, all_of, slots
+from tests.support.fakes import apimall, virtually
+from tests.support.loopback import GatewayName, charged, emulated, quick
 
-FIVE = [f"picture {number}" for number in range(5)]
+FIVE = [f"image {number}" for number in range(5)]
 
 
 async def saved_batch(
@@ -128,7 +128,7 @@ async def test_inline_images_are_fetched_again_by_the_next_run(tmp_path: Path, s
 
 async def test_bug_in_saving_is_an_outcome(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async def broken(*_: object) -> None:
-        raise ZeroDivisionError("nobody thought of this")
+        raise ZeroDivisionError("an unforeseen error")
 
     monkeypatch.setattr(ImageDownloader, "save", broken)
     async with emulated() as emulator, quick(emulator) as session:
@@ -143,7 +143,7 @@ async def test_outcomes_are_saved_before_they_are_yielded(tmp_path: Path) -> Non
     async with (
         emulated(script=slow) as emulator,
         quick(emulator, concurrency=slots(5)) as session,
-        session.generate_many(Counted(20), save_to=tmp_path) as batch,
+        session.generate_many(CountingInput(20), save_to=tmp_path) as batch,
     ):
         outcome = await anext(batch)
         assert outcome.saved[0].exists()
@@ -151,8 +151,8 @@ async def test_outcomes_are_saved_before_they_are_yielded(tmp_path: Path) -> Non
         assert len(await all_of(batch)) == 19
 
 
-class Desk:
-    """Saves without a disk; it takes the seconds that stand at the end of the prompt's number, as told."""
+class FakeSaver:
+    """Saves without a disk; a save takes the seconds given for the job's key, or `default_s`."""
 
     def __init__(self, seconds: dict[str, float] | None = None, default_s: float = 5.0) -> None:
         self.seconds = seconds or {}
@@ -178,11 +178,11 @@ class Desk:
 def test_slow_saving_keeps_the_order(monkeypatch: pytest.MonkeyPatch) -> None:
     @virtually
     async def stays_in_order() -> None:
-        desk = Desk({"row-1": 100.0, "row-3": 100.0}, default_s=1.0)
-        desk.put_in(monkeypatch)
+        saver = FakeSaver({"row-1": 100.0, "row-3": 100.0}, default_s=1.0)
+        saver.put_in(monkeypatch)
         # Row 3 is being saved when row 1 ends, and both still are when row 2 is saved.
         rows = [{"prompt": f"{took} s", "key": f"row-{number}"} for number, took in enumerate((20, 40, 60, 20))]
-        async with apimall(FakeTransport(Studio().answer)) as session:
+        async with apimall(FakeTransport(PromptGateway().answer)) as session:
             outcomes = await all_of(session.generate_many(rows, ordered=True, save_to="out"))
         assert [outcome.index for outcome in outcomes] == [0, 1, 2, 3]
 
@@ -192,13 +192,13 @@ def test_slow_saving_keeps_the_order(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_concurrent_saves_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     @virtually
     async def stays_bounded() -> None:
-        desk, studio = Desk(default_s=100.0), Studio(job_s=1)
-        desk.put_in(monkeypatch)
-        async with apimall(FakeTransport(studio.answer), concurrency=slots(20)) as session:
-            async for _ in session.generate_many(Counted(100), save_to="out"):
-                assert desk.most <= 8
-                assert len(studio.sold) - desk.saved <= 20 + 8 + 24 + 30
-        assert desk.saved == 100
+        saver, gateway = FakeSaver(default_s=100.0), PromptGateway(job_s=1)
+        saver.put_in(monkeypatch)
+        async with apimall(FakeTransport(gateway.answer), concurrency=slots(20)) as session:
+            async for _ in session.generate_many(CountingInput(100), save_to="out"):
+                assert saver.most <= 8
+                assert len(gateway.sold) - saver.saved <= 20 + 8 + 24 + 30
+        assert saver.saved == 100
 
     stays_bounded()
 
@@ -206,12 +206,12 @@ def test_concurrent_saves_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_ended_rows_are_saved_after_leaving(monkeypatch: pytest.MonkeyPatch) -> None:
     @virtually
     async def saves_on() -> None:
-        desk, studio = Desk(), Studio()
-        desk.put_in(monkeypatch)
-        async with apimall(FakeTransport(studio.answer), concurrency=slots(5)) as session:
-            async for _ in session.generate_many(Counted(), save_to="out"):
+        saver, gateway = FakeSaver(), PromptGateway()
+        saver.put_in(monkeypatch)
+        async with apimall(FakeTransport(gateway.answer), concurrency=slots(5)) as session:
+            async for _ in session.generate_many(CountingInput(), save_to="out"):
                 break
             await asyncio.sleep(100)
-            assert desk.saved == len(studio.sold) > 5
+            assert saver.saved == len(gateway.sold) > 5
 
     saves_on()

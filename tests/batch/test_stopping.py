@@ -22,17 +22,17 @@ from nanobanana_async.gateways.contract import HttpRequest, HttpResponse
 from nanobanana_async.jobs import JobRecord
 from nanobanana_async.ledger.base import Claim
 from nanobanana_async.testing import FakeTransport, Reply
-from tests.batch.scenes import Counted, Studio, all_of, run_batch, slots, slowly, until_stopped
-from tests.end_to_end.scenes import charged, emulated, quick
-from tests.engine.sayings import refused, said
-from tests.engine.scenes import Notebook, apimall, defapi, virtually
+from tests.batch.fakes import CountingInput, PromptGateway, all_of, run_batch, slots, slowly, until_stopped
+from tests.support.fakes import RecordingLedger, apimall, defapi, virtually
+from tests.support.loopback import charged, emulated, quick
+from tests.support.replies import json_reply, refused
 
-ON_WIRE = 10
+IN_FLIGHT = 10
 
 
-def after(count: int, studio: Studio, refusal: Callable[[], Reply]) -> None:
-    """Let the studio refuse everything once so many are sold."""
-    studio.says = lambda prompt: refusal() if len(studio.sold) >= count else None
+def after(count: int, gateway: PromptGateway, refusal: Callable[[], Reply]) -> None:
+    """Make the fake gateway refuse everything once so many jobs are sold."""
+    gateway.says = lambda prompt: refusal() if len(gateway.sold) >= count else None
 
 
 @pytest.mark.parametrize("ordered", [False, True])
@@ -42,21 +42,21 @@ def after(count: int, studio: Studio, refusal: Callable[[], Reply]) -> None:
 def test_account_errors_stop_the_batch_at_once(status: int, kind: type[NanoBananaError], ordered: bool) -> None:
     @virtually
     async def stops() -> None:
-        studio, rows, book = Studio(job_s=60), Counted(), Notebook(keeps=True)
-        after(30, studio, lambda: refused(status, "no", "No"))
-        async with apimall(FakeTransport(studio.answer), ledger=book, concurrency=slots(100)) as session:
+        gateway, rows, ledger = PromptGateway(job_s=60), CountingInput(), RecordingLedger(keep_ended=True)
+        after(30, gateway, lambda: refused(status, "no", "No"))
+        async with apimall(FakeTransport(gateway.answer), ledger=ledger, concurrency=slots(100)) as session:
             batch = session.generate_many(rows, ordered=ordered)
             outcomes, stopped = await until_stopped(batch)
-            posts, pulled = len(studio.posts), rows.pulled
+            posts, pulled = len(gateway.posts), rows.pulled
             with pytest.raises(BatchStopped):
                 await anext(batch)
             await asyncio.sleep(1000)
         assert type(stopped.cause) is kind
         assert [outcome.ok for outcome in outcomes] == [True] * 30
         assert (stopped.done, stopped.unbought) == (30, pulled - 30)
-        assert len(studio.posts) == posts <= 30 + 32  # no more than what was on the wire
+        assert len(gateway.posts) == posts <= 30 + 32  # no more than what was in flight
         assert rows.pulled == pulled
-        assert set(book.states().values()) <= {
+        assert set(ledger.states().values()) <= {
             JobState.SUCCEEDED,
             JobState.REFUSED,
             JobState.WITHDRAWN,
@@ -67,20 +67,22 @@ def test_account_errors_stop_the_batch_at_once(status: int, kind: type[NanoBanan
 
 @virtually
 async def test_nothing_is_sent_after_the_first_account_error() -> None:
-    studio = Studio(job_s=60)
-    after(5, studio, lambda: refused(402, "insufficient_credits", "No"))
-    async with apimall(FakeTransport(studio.answer), concurrency=slots(50)) as session:
-        _, stopped = await until_stopped(session.generate_many(slowly(Counted(40), 1.0)))  # one on the wire at a time
-    assert len(studio.posts) == 6
+    gateway = PromptGateway(job_s=60)
+    after(5, gateway, lambda: refused(402, "insufficient_credits", "No"))
+    async with apimall(FakeTransport(gateway.answer), concurrency=slots(50)) as session:
+        _, stopped = await until_stopped(
+            session.generate_many(slowly(CountingInput(40), 1.0))
+        )  # one in flight at a time
+    assert len(gateway.posts) == 6
     assert (stopped.done, stopped.unbought) == (5, 1)
 
 
 @virtually
 async def test_creates_refused_after_the_stop_stay_unbought() -> None:
-    studio = Studio(job_s=60)
+    gateway = PromptGateway(job_s=60)
 
     def answer(prompt: str) -> Reply | None:
-        match len(studio.posts):
+        match len(gateway.posts):
             case 1 | 2:
                 return None
             case 3:
@@ -89,17 +91,17 @@ async def test_creates_refused_after_the_stop_stay_unbought() -> None:
                 return refused(429, "too_many_concurrent_jobs", "No")
 
     async def answered(request: HttpRequest) -> Reply:
-        reply = studio.answer(request)
+        reply = gateway.answer(request)
         if isinstance(reply, HttpResponse) and reply.status == 429:
             await asyncio.sleep(1.0)  # by then the buying has stopped
         return reply
 
-    studio.says = answer
+    gateway.says = answer
     async with apimall(FakeTransport(answered), concurrency=slots(6)) as session:
-        outcomes, stopped = await until_stopped(session.generate_many(Counted()))
-        posts = len(studio.posts)
+        outcomes, stopped = await until_stopped(session.generate_many(CountingInput()))
+        posts = len(gateway.posts)
         await asyncio.sleep(1000)
-    assert len(studio.posts) == posts == 6
+    assert len(gateway.posts) == posts == 6
     assert (len(outcomes), stopped.done) == (2, 2)
     assert stopped.unbought >= 4
 
@@ -108,27 +110,27 @@ async def test_creates_refused_after_the_stop_stay_unbought() -> None:
 def test_refusal_of_one_row_ends_that_row(status: int, kind: type[NanoBananaError]) -> None:
     @virtually
     async def goes_on() -> None:
-        studio = Studio(says=lambda prompt: refused(status, "no", "No") if prompt.endswith("0") else None)
-        async with apimall(FakeTransport(studio.answer)) as session:
-            outcomes = await all_of(session.generate_many(Counted(300), ordered=True))
+        gateway = PromptGateway(says=lambda prompt: refused(status, "no", "No") if prompt.endswith("0") else None)
+        async with apimall(FakeTransport(gateway.answer)) as session:
+            outcomes = await all_of(session.generate_many(CountingInput(300), ordered=True))
         assert [outcome.index for outcome in outcomes if type(outcome.error) is kind] == list(range(9, 300, 10))
-        assert len(studio.sold) == 270
+        assert len(gateway.sold) == 270
 
     goes_on()
 
 
 @virtually
 async def test_row_refused_during_the_stop_is_an_outcome() -> None:
-    studio = Studio(job_s=60)
+    gateway = PromptGateway(job_s=60)
 
     def answer(prompt: str) -> Reply | None:
-        if prompt == "picture 1":
+        if prompt == "image 1":
             return refused(402, "insufficient_credits", "No")
-        return refused(451, "blocked", "No") if prompt == "picture 2" else None
+        return refused(451, "blocked", "No") if prompt == "image 2" else None
 
-    studio.says = answer
-    async with apimall(FakeTransport(studio.answer), concurrency=slots(3)) as session:
-        outcomes, stopped = await until_stopped(session.generate_many(Counted(3), ordered=True))
+    gateway.says = answer
+    async with apimall(FakeTransport(gateway.answer), concurrency=slots(3)) as session:
+        outcomes, stopped = await until_stopped(session.generate_many(CountingInput(3), ordered=True))
     assert [(outcome.index, outcome.ok) for outcome in outcomes] == [(1, False), (2, True)]
     assert isinstance(outcomes[0].error, PromptBlocked)
     assert (stopped.done, stopped.unbought) == (2, 1)
@@ -136,10 +138,10 @@ async def test_row_refused_during_the_stop_is_an_outcome() -> None:
 
 @virtually
 async def test_twenty_equal_refusals_in_a_row_stop_the_batch() -> None:
-    studio, rows = Studio(says=lambda prompt: refused(400, "bad_model", "No")), Counted()
-    async with apimall(FakeTransport(studio.answer), concurrency=slots(4)) as session:
+    gateway, rows = PromptGateway(says=lambda prompt: refused(400, "bad_model", "No")), CountingInput()
+    async with apimall(FakeTransport(gateway.answer), concurrency=slots(4)) as session:
         outcomes, stopped = await until_stopped(session.generate_many(rows))
-    assert 20 <= len(studio.posts) <= 20 + 8
+    assert 20 <= len(gateway.posts) <= 20 + 8
     assert isinstance(stopped.cause, InvalidRequest)
     assert stopped.cause.code == "bad_model"
     assert len(outcomes) == stopped.done >= 20
@@ -150,10 +152,10 @@ async def test_twenty_equal_refusals_in_a_row_stop_the_batch() -> None:
 def test_success_or_another_refusal_restarts_the_count(between: Reply | None) -> None:
     @virtually
     async def goes_on() -> None:
-        studio = Studio(job_s=1)
-        studio.says = lambda prompt: between if len(studio.posts) % 15 == 0 else refused(400, "bad", "No")
-        async with apimall(FakeTransport(studio.answer), concurrency=slots(1)) as session:
-            assert len(await all_of(session.generate_many(slowly(Counted(100), 10.0)))) == 100
+        gateway = PromptGateway(job_s=1)
+        gateway.says = lambda prompt: between if len(gateway.posts) % 15 == 0 else refused(400, "bad", "No")
+        async with apimall(FakeTransport(gateway.answer), concurrency=slots(1)) as session:
+            assert len(await all_of(session.generate_many(slowly(CountingInput(100), 10.0)))) == 100
 
     goes_on()
 
@@ -162,12 +164,12 @@ def test_success_or_another_refusal_restarts_the_count(between: Reply | None) ->
 def test_429_and_503_only_slow_down(refusal: Reply) -> None:
     @virtually
     async def slows_down() -> None:
-        studio = Studio()
-        studio.says = lambda prompt: refusal if len(studio.posts) < 30 else None
-        async with apimall(FakeTransport(studio.answer)) as session:
-            outcomes = await all_of(session.generate_many(Counted(100)))
+        gateway = PromptGateway()
+        gateway.says = lambda prompt: refusal if len(gateway.posts) < 30 else None
+        async with apimall(FakeTransport(gateway.answer)) as session:
+            outcomes = await all_of(session.generate_many(CountingInput(100)))
         assert [outcome.ok for outcome in outcomes] == [True] * 100
-        assert len(studio.sold) == 100
+        assert len(gateway.sold) == 100
 
     slows_down()
 
@@ -175,18 +177,20 @@ def test_429_and_503_only_slow_down(refusal: Reply) -> None:
 @pytest.mark.slow
 @virtually
 async def test_refusals_between_accepted_rows_do_not_stop_the_batch() -> None:
-    studio = Studio(job_s=60, says=lambda prompt: refused(451, "blocked", "No") if prompt[-1] in "036" else None)
-    async with apimall(FakeTransport(studio.answer), concurrency=slots(120)) as session:
-        outcomes = await all_of(session.generate_many(Counted(120)))
+    gateway = PromptGateway(
+        job_s=60, says=lambda prompt: refused(451, "blocked", "No") if prompt[-1] in "036" else None
+    )
+    async with apimall(FakeTransport(gateway.answer), concurrency=slots(120)) as session:
+        outcomes = await all_of(session.generate_many(CountingInput(120)))
     assert len(outcomes) == 120
-    assert sum(outcome.ok for outcome in outcomes) == len(studio.sold) == 84
+    assert sum(outcome.ok for outcome in outcomes) == len(gateway.sold) == 84
 
 
-class FullDisk(Notebook):
+class FullDisk(RecordingLedger):
     """Takes so many new jobs, then no write at all."""
 
     def __init__(self, room: int) -> None:
-        super().__init__(keeps=True)
+        super().__init__(keep_ended=True)
         self.room = room
 
     async def claim(self, record: JobRecord) -> Claim:
@@ -197,37 +201,37 @@ class FullDisk(Notebook):
 
 @virtually
 async def test_unwritable_ledger_stops_the_batch() -> None:
-    studio, rows = Studio(job_s=60), Counted()
-    async with apimall(FakeTransport(studio.answer), ledger=FullDisk(12), concurrency=slots(100)) as session:
+    gateway, rows = PromptGateway(job_s=60), CountingInput()
+    async with apimall(FakeTransport(gateway.answer), ledger=FullDisk(12), concurrency=slots(100)) as session:
         outcomes, stopped = await until_stopped(session.generate_many(rows))
     assert isinstance(stopped.cause, LedgerError)
     assert len(outcomes) + stopped.unbought == rows.pulled
-    assert len(studio.sold) == len(outcomes) <= 12
+    assert len(gateway.sold) == len(outcomes) <= 12
     assert stopped.unbought < 2 * 8
 
 
 @virtually
 async def test_a_batch_on_defapi_stops_as_well() -> None:
-    studio = Studio(job_s=60)
-    after(3, studio, lambda: said(402, {"code": 402, "message": "insufficient credits"}))
-    async with defapi(FakeTransport(studio.answer), concurrency=slots(3)) as session:
-        outcomes, stopped = await until_stopped(session.generate_many(Counted()))
+    gateway = PromptGateway(job_s=60)
+    after(3, gateway, lambda: json_reply(402, {"code": 402, "message": "insufficient credits"}))
+    async with defapi(FakeTransport(gateway.answer), concurrency=slots(3)) as session:
+        outcomes, stopped = await until_stopped(session.generate_many(CountingInput()))
     assert isinstance(stopped.cause, InsufficientCredits)
     assert len(outcomes) == 3
 
 
 @virtually
 async def test_input_is_not_pulled_after_a_stop() -> None:
-    studio = Studio(says=lambda prompt: refused(401, "no", "No"))
+    gateway = PromptGateway(says=lambda prompt: refused(401, "no", "No"))
     asked_late = False
 
     def rows() -> Iterator[str]:
         nonlocal asked_late
         for number in range(1000):
-            asked_late = asked_late or len(studio.posts) > 8
-            yield f"picture {number}"
+            asked_late = asked_late or len(gateway.posts) > 8
+            yield f"image {number}"
 
-    async with apimall(FakeTransport(studio.answer)) as session:
+    async with apimall(FakeTransport(gateway.answer)) as session:
         _, stopped = await until_stopped(session.generate_many(rows()))
         assert stopped.done == 0
         with pytest.raises(AuthenticationError):
@@ -236,20 +240,20 @@ async def test_input_is_not_pulled_after_a_stop() -> None:
 
 
 async def test_dropped_rows_are_bought_by_the_next_run(tmp_path: Path) -> None:
-    studio = Studio(job_s=0.02)
-    after(10, studio, lambda: refused(402, "insufficient_credits", "No"))
-    path, rows = tmp_path / "jobs.sqlite", list(Counted(40))
+    gateway = PromptGateway(job_s=0.02)
+    after(10, gateway, lambda: refused(402, "insufficient_credits", "No"))
+    path, rows = tmp_path / "jobs.sqlite", list(CountingInput(40))
     with pytest.raises(BatchStopped) as caught:
-        await run_batch(path, studio, rows)
+        await run_batch(path, gateway, rows)
     assert caught.value.done == 10
-    studio.says = lambda prompt: None
-    outcomes = await run_batch(path, studio, rows)
+    gateway.says = lambda prompt: None
+    outcomes = await run_batch(path, gateway, rows)
     assert [outcome.ok for outcome in outcomes] == [True] * 40
-    assert sorted(studio.sold) == sorted(rows)
+    assert sorted(gateway.sold) == sorted(rows)
 
 
 async def test_batch_buys_the_rest_after_a_top_up(tmp_path: Path) -> None:
-    path, prompts = tmp_path / "jobs.sqlite", [f"picture {number}" for number in range(200)]
+    path, prompts = tmp_path / "jobs.sqlite", [f"image {number}" for number in range(200)]
     async with emulated(credits=Decimal(30 * 8), unique_by="prompt", job_limit=50) as emulator:
         async with quick(emulator, ledger=path, concurrency=slots(50)) as session:
             outcomes, stopped = await until_stopped(session.generate_many(prompts, batch="spring"))

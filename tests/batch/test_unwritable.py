@@ -9,17 +9,17 @@ from pathlib import Path
 import pytest
 
 from nanobanana_async import BatchStopped, DownloadError, Outcome, SaveError
-from nanobanana_async.batch import runner as feeder
+from nanobanana_async.batch import runner as runner
 from nanobanana_async.batch.streak import ErrorStreak
 from nanobanana_async.emulator import Emulator
 from nanobanana_async.emulator.faults import Script, error
 from nanobanana_async.image_saver import ImageSaver
 from nanobanana_async.images.files import PartialFile
 from nanobanana_async.models import GenerationResult
-from tests.batch.scenes import slots, until_stopped
-from tests.end_to_end.scenes import charged, emulated, quick
+from tests.batch.fakes import slots, until_stopped
+from tests.support.loopback import charged, emulated, quick
 
-ROWS = [f"picture {number}" for number in range(120)]
+ROWS = [f"image {number}" for number in range(120)]
 SAVED_FIRST = 6
 Breaks = Callable[[Path, pytest.MonkeyPatch], None]
 
@@ -80,7 +80,7 @@ async def test_unwritable_folder_stops_the_batch_and_loses_nothing(breaks: Break
             assert outcome.result is not None  # it was bought
 
         async with quick(emulator, ledger=tmp_path / "jobs.sqlite") as session:
-            batch = session.generate_many(ROWS[:bought], batch="spring", save_to=tmp_path / "elsewhere")
+            batch = session.generate_many(ROWS[:bought], batch="spring", save_to=tmp_path / "other")
             again = [outcome async for outcome in batch]
         assert charged(emulator.stats(), bought)
     assert all(outcome.saved[0].exists() for outcome in again if outcome.ok)
@@ -89,8 +89,8 @@ async def test_unwritable_folder_stops_the_batch_and_loses_nothing(breaks: Break
 
 @pytest.mark.slow
 async def test_control_runner_without_the_folder_check_buys_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    others = tuple(kind for kind in feeder.ACCOUNT_ERRORS if kind is not SaveError)
-    monkeypatch.setattr(feeder, "ACCOUNT_ERRORS", others)
+    others = tuple(kind for kind in runner.ACCOUNT_ERRORS if kind is not SaveError)
+    monkeypatch.setattr(runner, "ACCOUNT_ERRORS", others)
     monkeypatch.setattr(ErrorStreak, "add", lambda *_: False)
     async with emulated() as emulator:
         outcomes, stopped = await break_off(emulator, tmp_path, replaced_by_a_file)

@@ -6,10 +6,10 @@ import random
 import pytest
 
 from nanobanana_async import PollPolicy
-from nanobanana_async.batch import runner as feeder
+from nanobanana_async.batch import runner
 from nanobanana_async.testing import FakeTransport, run_virtual
-from tests.batch.scenes import Counted, Studio, all_of, slots
-from tests.engine.scenes import apimall, now, virtually
+from tests.batch.fakes import CountingInput, PromptGateway, all_of, slots
+from tests.support.fakes import apimall, now, virtually
 
 pytestmark = pytest.mark.slow
 
@@ -19,15 +19,15 @@ SELDOM = PollPolicy(target_delay_s=2.0, min_gap_s=2.0)
 
 async def bought_by_leaving(taken: int, *, ordered: bool = False, rows: int = 10_000) -> int:
     """Take so many outcomes from an account without a limit, then hold the batch and take no more."""
-    studio = Studio(job_s=2)
-    async with apimall(FakeTransport(studio.answer, latency_s=0.01)) as session:
-        batch = session.generate_many(Counted(rows), ordered=ordered)
+    gateway = PromptGateway(job_s=2)
+    async with apimall(FakeTransport(gateway.answer, latency_s=0.01)) as session:
+        batch = session.generate_many(CountingInput(rows), ordered=ordered)
         for _ in range(taken):
             await anext(batch)
         if not taken:
             await batch.__aenter__()
         await asyncio.sleep(1000)
-        return len(studio.sold)
+        return len(gateway.sold)
 
 
 @pytest.mark.parametrize("ordered", [False, True])
@@ -38,7 +38,7 @@ def test_bought_rows_are_bounded_by_taken_outcomes(taken: int, ordered: bool) ->
 
 
 def test_control_runner_without_the_window_buys_far_more(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(feeder, "PULLED_AT_FIRST", 1_000_000)
+    monkeypatch.setattr(runner, "PULLED_AT_FIRST", 1_000_000)
     bound = AT_FIRST + 3 * PER_TAKEN
     assert run_virtual(bought_by_leaving(3, rows=5 * bound)) > 4 * bound
 
@@ -47,7 +47,7 @@ async def makespan(limit: int, rows: int, *, ordered: bool) -> float:
     chance = random.Random(7)
     prompts = [f"{chance.lognormvariate(3.0, 0.4):.2f} s" for _ in range(rows)]
     begun = now()
-    async with apimall(FakeTransport(Studio(limit=limit).answer), polling=SELDOM) as session:
+    async with apimall(FakeTransport(PromptGateway(limit=limit).answer), polling=SELDOM) as session:
         assert len(await all_of(session.generate_many(prompts, ordered=ordered))) == rows
     return now() - begun
 
@@ -59,17 +59,17 @@ def test_window_does_not_slow_a_usual_account(
 ) -> None:
     random.seed(1)
     bounded = run_virtual(makespan(limit, rows, ordered=ordered))
-    monkeypatch.setattr(feeder, "PULLED_AT_FIRST", 1_000_000)
+    monkeypatch.setattr(runner, "PULLED_AT_FIRST", 1_000_000)
     random.seed(1)
     assert bounded <= 1.02 * run_virtual(makespan(limit, rows, ordered=ordered))
 
 
 @virtually
 async def test_max_jobs_are_held_before_the_first_outcome_is_taken() -> None:
-    studio = Studio(job_s=100)
+    gateway = PromptGateway(job_s=100)
     async with (
-        apimall(FakeTransport(studio.answer), concurrency=slots(300)) as session,
-        session.generate_many(Counted()),
+        apimall(FakeTransport(gateway.answer), concurrency=slots(300)) as session,
+        session.generate_many(CountingInput()),
     ):
         await asyncio.sleep(50)
-        assert len(studio.sold) == 300
+        assert len(gateway.sold) == 300

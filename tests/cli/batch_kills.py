@@ -17,7 +17,7 @@ from typing import Any
 from attrs import frozen
 
 from nanobanana_async.emulator import Emulator, EmulatorStats, LogNormal
-from tests.cli.command import Said, ended, environment, started
+from tests.support.command import Said, ended, environment, started
 
 
 def lines_of(folder: Path) -> list[dict[str, Any]]:

@@ -14,7 +14,7 @@ import pytest
 from nanobanana_async.cli import app as cli
 from nanobanana_async.emulator import API_KEY, Emulator, EmulatorOptions, Fixed
 from tests.cli.batch_kills import lines_of
-from tests.cli.command import Said, environment
+from tests.support.command import Said, environment
 
 
 class Command:

@@ -9,8 +9,16 @@ from tests.cli.batches import Command
 
 
 @pytest.fixture
-def batch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
+def isolated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Remove the command's variables from the environment, and work in an empty folder."""
     for name in [name for name in os.environ if name.startswith(("APIMALL_", "DEFAPI_", "NANOBANANA_"))]:
         monkeypatch.delenv(name)
     monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def batch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], isolated: None
+) -> Command:
+    del isolated
     return Command(tmp_path, monkeypatch, capsys)

@@ -8,14 +8,7 @@ import sys
 import pytest
 
 from nanobanana_async.cli import app as cli
-from tests.cli.command import environment
-
-
-class Terminal(io.StringIO):
-    """A stdin that is a terminal."""
-
-    def isatty(self) -> bool:
-        return True
+from tests.support.command import TerminalStream, environment
 
 
 @pytest.fixture
@@ -33,7 +26,7 @@ def test_a_missing_key_is_prompted_for_on_a_terminal(bare: pytest.MonkeyPatch) -
         questions.append(question)
         return "typed-key"
 
-    bare.setattr(sys, "stdin", Terminal())
+    bare.setattr(sys, "stdin", TerminalStream())
     bare.setattr(getpass, "getpass", typed)
     gateway = cli._find_gateway("defapi", "https://gateway.example")
     assert (gateway.name, gateway.api_key.reveal(), gateway.base_url) == (

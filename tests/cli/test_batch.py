@@ -199,7 +199,7 @@ async def test_a_price_above_the_estimate_that_exceeds_the_cap_is_reported(batch
     assert ("the buying stopped" in said.err) is (rows > 1)
 
 
-async def test_a_batch_that_has_cost_more_than_its_cap_says_so_in_each_run(batch: Command) -> None:
+async def test_batch_above_its_cap_reports_it_in_each_run(batch: Command) -> None:
     async with emulated(batch, apimall_prices=dict.fromkeys(("1K", "2K", "4K"), Decimal(28))) as emulator:
         for _ in range(3):
             said = await batch(batch.prompts(1), "--max-credits", "10")

@@ -12,7 +12,7 @@ from nanobanana_async import RateLimited, SessionStats
 from nanobanana_async.cli.batch.display import BatchDisplay
 from nanobanana_async.errors import TransportError
 from nanobanana_async.events import CreateFailed
-from tests.ledger.contract import job
+from tests.support.ledger_contract import job
 
 STATS = SessionStats(
     job_limit=12,

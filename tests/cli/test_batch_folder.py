@@ -13,7 +13,7 @@ from nanobanana_async.cli.batch.folder import FILES, FOLDERS, MARKER
 from nanobanana_async.images.files import PartialFile
 from tests.cli.batch_kills import lines_of
 from tests.cli.batches import Command, emulated, requests
-from tests.cli.command import Said
+from tests.support.command import Said
 
 pytestmark = pytest.mark.slow
 

@@ -15,7 +15,7 @@ import pytest
 
 from nanobanana_async.emulator import Emulator, Fixed
 from tests.cli.batch_kills import images_of, lines_of
-from tests.cli.command import environment, nanobanana, started
+from tests.support.command import environment, nanobanana, started
 
 pytestmark = pytest.mark.slow
 
@@ -23,7 +23,7 @@ ROWS = 24
 NANOBANANA = f"{shlex.quote(sys.executable)} -m nanobanana_async.cli"
 
 
-class Terminal:
+class PseudoTerminal:
     """A command on a pseudo terminal; its stdout goes to a file."""
 
     def __init__(self, process: Process, master: int) -> None:
@@ -51,7 +51,7 @@ class Terminal:
 
 
 @asynccontextmanager
-async def terminal(folder: Path, command: str, environ: dict[str, str]) -> AsyncIterator[Terminal]:
+async def terminal(folder: Path, command: str, environ: dict[str, str]) -> AsyncIterator[PseudoTerminal]:
     master, slave = pty.openpty()
     name = os.ttyname(slave)
     # The leader of a new session gets the first terminal that it opens as its controlling terminal, which sends Ctrl-C.
@@ -64,7 +64,7 @@ async def terminal(folder: Path, command: str, environ: dict[str, str]) -> Async
         stdout=DEVNULL,
         stderr=DEVNULL,
     )
-    shown = Terminal(process, master)
+    shown = PseudoTerminal(process, master)
     try:
         yield shown
     finally:

@@ -11,7 +11,7 @@ from nanobanana_async.batch.rows import RowReader
 from nanobanana_async.cli.batch.input_file import FileRow, open_input
 from nanobanana_async.cli.batch.rows import result_from_record
 from tests.cli.batches import Command, emulated, requests
-from tests.report.scenes import record
+from tests.support.reports import record
 
 GATEWAY = ApiMall(api_key="k" * 20)
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from tests.cli.command import in_a_process, nanobanana
+from tests.support.command import in_a_process, nanobanana
 
 pytestmark = pytest.mark.slow
 

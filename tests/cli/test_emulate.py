@@ -8,7 +8,7 @@ from asyncio.subprocess import Process
 import pytest
 
 from nanobanana_async.emulator import API_KEY, Emulator
-from tests.cli.command import ended, environment, in_a_process, nanobanana, started
+from tests.support.command import ended, environment, in_a_process, nanobanana, started
 
 pytestmark = pytest.mark.slow
 

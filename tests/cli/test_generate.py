@@ -9,7 +9,7 @@ from PIL import Image
 
 from nanobanana_async.emulator import API_KEY, Emulator, Fixed, Script
 from nanobanana_async.emulator.faults import error
-from tests.cli.command import ended, environment, in_a_process, nanobanana, started
+from tests.support.command import ended, environment, in_a_process, nanobanana, started
 
 pytestmark = pytest.mark.slow
 

@@ -21,19 +21,12 @@ from nanobanana_async.cli import app as cli
 from nanobanana_async.emulator import API_KEY, Emulator, Fixed, Script
 from nanobanana_async.emulator.faults import reset
 from nanobanana_async.jobs import Failure, JobRecord
-from tests.cli.command import Said, ended, environment, started
 from tests.ledger.child import at, line
-from tests.ledger.contract import job, running
+from tests.support.command import Said, TerminalStream, ended, environment, started
+from tests.support.ledger_contract import job, running
 
 QUICK = Fixed(0.1)
 EVIL = "\x1b]0;owned\x07\x1b[2J [red]fox[/red]\n\u202egnp :smile: \x9b31m\x7f"
-
-
-class Terminal(io.StringIO):
-    """A stream that is a terminal."""
-
-    def isatty(self) -> bool:
-        return True
 
 
 class ClosedPipe(io.StringIO):
@@ -56,7 +49,7 @@ class Command:
 
     async def __call__(self, *tokens: str, answer: str | None = None) -> Said:
         with self.patch.context() as patch:
-            patch.setattr(sys, "stdin", io.StringIO() if answer is None else Terminal(f"{answer}\n"))
+            patch.setattr(sys, "stdin", io.StringIO() if answer is None else TerminalStream(f"{answer}\n"))
             self._capsys.readouterr()
             code = await asyncio.to_thread(cli.run, ["jobs", *tokens])
         said = self._capsys.readouterr()
@@ -64,7 +57,7 @@ class Command:
 
     async def shown(self, *tokens: str, columns: int) -> str:
         """Return the output on a terminal without colours."""
-        output = Terminal()
+        output = TerminalStream()
         with self.patch.context() as patch:
             for name, value in {"TERM": "dumb", "COLUMNS": str(columns), "LINES": "50"}.items():
                 patch.setenv(name, value)
@@ -94,10 +87,10 @@ async def opened(path: Path) -> AsyncIterator[SqliteLedger]:
 
 
 @pytest.fixture
-def jobs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
-    for name in [name for name in os.environ if name.startswith(("APIMALL_", "DEFAPI_", "NANOBANANA_"))]:
-        monkeypatch.delenv(name)
-    monkeypatch.chdir(tmp_path)
+def jobs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], isolated: None
+) -> Command:
+    del isolated
     return Command(tmp_path, monkeypatch, capsys)
 
 

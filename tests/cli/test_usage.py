@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from nanobanana_async import __version__
-from tests.cli.command import environment, in_a_process, nanobanana
+from tests.support.command import environment, in_a_process, nanobanana
 
 
 @pytest.mark.slow

@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 
 from tests.credits.campaign import plan_of, play
-from tests.credits.mutations import MUTATIONS, Mutation, applied
+from tests.credits.mutations import MUTATIONS, CampaignMutation
 
 Say = Callable[[str], None]
 
@@ -46,11 +46,11 @@ def run(numbers: Sequence[int], say: Say) -> int:
     return 1 if broken else 0
 
 
-def check(mutation: Mutation, say: Say, *, first: int = 0) -> bool:
+def check(mutation: CampaignMutation, say: Say, *, first: int = 0) -> bool:
     """Return whether a deliberate bug is caught."""
     fitting = (number for number in itertools.count(first) if mutation.among(plan_of(number)))
     for number in itertools.islice(fitting, mutation.within):
-        with applied(mutation):
+        with mutation.applied():
             faults = play(number).faults
         if faults and not play(number).faults:
             say(f"{mutation.name}: campaign {number}: {faults[0]}")

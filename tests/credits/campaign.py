@@ -1,8 +1,8 @@
 """One random campaign: processes that buy one named batch under a cap, beside each other and one after the other.
 
-Prices are told at the create, at the end or never, as the reference's example says or three times as high. Failures are
-refunded or not, answers are lost, processes are killed between two steps, rows are bought again, jobs are pruned and
-settled by hand. The gateway counts what it charges; nothing of the library's own bookkeeping is believed.
+Prices are reported at the create, at the end or never; they are those of the reference's example or three times as
+high. Failures are refunded or not, answers are lost, processes are killed between two steps, rows are bought again,
+jobs are pruned and resolved by hand. The checks use the fake gateway's own counts, never the library's bookkeeping.
 """
 
 import asyncio
@@ -34,11 +34,10 @@ from nanobanana_async import (
 )
 from nanobanana_async.batch.rows import RowReader, key_prefix
 from nanobanana_async.testing import FakeTransport, Reply
-from tests.credits.scenes import FIFTY, GatewayName, Sale, Says, Till
-from tests.engine.scenes import API_KEY
-from tests.simulate.disk import Disk
-from tests.simulate.machine import Fate, Machine, Process
-from tests.simulate.seed import _quick_folder, _replaced
+from tests.credits.fakes import FIFTY, ChargingGateway, GatewayName, PriceReported, Sale
+from tests.support.disk import Disk, deterministic, memory_folder
+from tests.support.fakes import API_KEY
+from tests.support.machine import Fate, Machine, Process
 
 NAME = "spring"
 EXAMPLE: dict[GatewayName, Decimal] = {"apimall": Decimal(8), "defapi": Decimal("0.5")}
@@ -53,7 +52,7 @@ class Plan:
     number: int
     gateway: GatewayName
     cap: Decimal
-    says: Says
+    says: PriceReported
     factors: dict[int, Decimal]
     """Number of images -> how many times the example a job of that kind costs."""
     refunds: bool
@@ -71,7 +70,7 @@ class Plan:
 
     @property
     def calm(self) -> bool:
-        """Whether nothing goes wrong and every price is told as the example says: then all that fits is bought."""
+        """Whether there are no faults and all prices are the example's: then all that fits the cap is bought."""
         dull = not (self.lost or self.kills or self.failing or self.by_hand) and self.session_cap is None
         return dull and self.says != "never" and set(self.factors.values()) == {1} and self.expected is None
 
@@ -82,7 +81,7 @@ class Plan:
         return EXAMPLE[self.gateway] * images * self.factors[images]
 
     def estimate(self, images: int) -> Decimal:
-        """Return what the library takes it to cost until it is told."""
+        """Return the library's estimate before the price is reported."""
         return EXAMPLE[self.gateway] * images if self.expected is None else self.expected
 
 
@@ -100,7 +99,7 @@ def plan_of(number: int) -> Plan:
         mark = "[fail] " if draw.random() < failing else ""
         rows.append({"prompt": f"{mark}fox {row}", **({"num_images": size} if gateway == "apimall" else {})})
     usual = EXAMPLE[gateway] * sizes[0]
-    says: Says = draw.choice(
+    says: PriceReported = draw.choice(
         ("at create", "at end", "at end", "never") if gateway == "apimall" else ("at end", "never")
     )
     return Plan(
@@ -123,8 +122,8 @@ def plan_of(number: int) -> Plan:
     )
 
 
-class Shop(Till):
-    """The till of a campaign: loses some answers, and remembers which process each job was sold to."""
+class CampaignGateway(ChargingGateway):
+    """The fake gateway of a campaign: loses some answers, and remembers which process bought each job."""
 
     def __init__(self, plan: Plan, draw: random.Random) -> None:
         super().__init__(
@@ -144,13 +143,13 @@ class Shop(Till):
         self.peaks_beside: dict[str, Decimal] = defaultdict(Decimal)
         """Process -> the same of its batch without a name."""
 
-    def line_of(self, buyer: str) -> FakeTransport:
+    def transport_of(self, buyer: str) -> FakeTransport:
         """Return the connection of a process."""
         return FakeTransport(lambda request: self._served(request, buyer), latency_s=self._draw.choice((0.02, 0.3)))
 
     def _served(self, request: Any, buyer: str) -> Reply:
         if request.method == "POST" and self._draw.random() < self._plan.lost:
-            self.strange.append(True)
+            self.faults.append(True)
         known = set(self.sales)
         reply = self.answer(request)
         for task_id in self.sales.keys() - known:
@@ -171,7 +170,7 @@ class Shop(Till):
         return [sale for sale in self.sales.values() if sale.prompt == prompt]
 
     def forget(self, task_ids: set[str]) -> None:
-        """Forget the keys of jobs: whoever comes with one of them buys again."""
+        """Forget the keys of jobs: a create with one of these keys buys again."""
         self.keys = {key: task_id for key, task_id in self.keys.items() if task_id not in task_ids}
 
 
@@ -192,19 +191,19 @@ def play(number: int) -> Verdict:
     """Run a campaign to its end."""
     plan = plan_of(number)
     machine = Machine()
-    with tempfile.TemporaryDirectory(dir=_quick_folder()) as folder:
+    with tempfile.TemporaryDirectory(dir=memory_folder()) as folder:
         disk = Disk(machine, Path(folder) / "jobs.sqlite", random.Random(f"{number} disk"))
         campaign = Campaign(plan, machine, disk)
-        with _replaced(number, disk), asyncio.Runner(loop_factory=lambda: machine) as runner:
-            runner.run(campaign.played())
+        with deterministic(number, disk), asyncio.Runner(loop_factory=lambda: machine) as runner:
+            runner.run(campaign.run())
     campaign.faults += [f"crashed: {crash!r}" for crash in machine.crashes]
-    shop = campaign.shop
+    gateway = campaign.gateway
     return Verdict(
         plan=plan,
         faults=tuple(campaign.faults),
-        sold=shop.sold,
+        sold=gateway.sold,
         net=campaign.net,
-        passed=max(Decimal(0), shop.peak_of_batch - plan.cap),
+        passed=max(Decimal(0), gateway.peak_of_batch - plan.cap),
         counts=campaign.counts,
     )
 
@@ -218,7 +217,7 @@ class Campaign:
         self._disk = disk
         self._draw = random.Random(f"{plan.number} campaign")
         self._processes: list[Process] = []
-        self.shop = Shop(plan, self._draw)
+        self.gateway = CampaignGateway(plan, self._draw)
         self.faults: list[str] = []
         self.counts: Counter[str] = Counter()
         self._whole = False
@@ -228,7 +227,7 @@ class Campaign:
         self._by_hand = Decimal(0)
         """What purchases by hand, which no cap holds back, may have cost."""
 
-    async def played(self) -> None:
+    async def run(self) -> None:
         """Play it."""
         for number in range(self._plan.rounds):
             count = self._draw.randint(1, 3)
@@ -259,7 +258,7 @@ class Campaign:
         process.session = Session(
             gateways[self._plan.gateway](api_key=API_KEY, expected_job_s=5.0),
             ledger=SqliteLedger(self._disk.path),
-            http=self.shop.line_of(process.name),
+            http=self.gateway.transport_of(process.name),
             concurrency=FIFTY,
             polling=PollPolicy(target_delay_s=2.0),
             retry=RetryPolicy(max_wait_s=60.0),
@@ -304,7 +303,7 @@ class Campaign:
             self.faults.append(f"{name} hangs")
 
     async def _between(self) -> None:
-        """Settle and buy by hand, and prune, while nobody else is there."""
+        """Resolve and buy by hand, and prune, while no other process runs."""
         process = self._processes[-1]
         if self._plan.by_hand:
             async with self._session(process) as session:
@@ -315,8 +314,8 @@ class Campaign:
                 self.counts["pruned"] += await ledger.prune(datetime(2100, 1, 1, tzinfo=UTC))
                 # The gateway forgets the keys of pruned jobs only: it must remember the key of a job in doubt.
                 kept = {row["prompt"] for key, row in self._keys() if await ledger.find(key) is not None}
-                sales = self.shop.sales.items()
-                self.shop.forget(
+                sales = self.gateway.sales.items()
+                self.gateway.forget(
                     {task_id for task_id, sale in sales if "fox" in sale.prompt and sale.prompt not in kept}
                 )
 
@@ -324,7 +323,7 @@ class Campaign:
         job = await session.job(key)
         if job is None or self._draw.random() < 0.5:
             return
-        if job.state is JobState.UNCERTAIN and not self.shop.of_prompt(row["prompt"]):
+        if job.state is JobState.UNCERTAIN and not self.gateway.of_prompt(row["prompt"]):
             await session.resolve(key, not_bought=True)
         elif job.state in (JobState.UNCERTAIN, JobState.FAILED):
             self._by_hand += self._plan.price(int(row.get("num_images", 1)))
@@ -334,7 +333,7 @@ class Campaign:
 
     @property
     def _foxes(self) -> int:
-        return sum("fox" in sale.prompt for sale in self.shop.sales.values())
+        return sum("fox" in sale.prompt for sale in self.gateway.sales.values())
 
     def _keys(self) -> Iterator[tuple[str, dict[str, Any]]]:
         rows = RowReader(NAME)
@@ -342,18 +341,18 @@ class Campaign:
             yield rows.read(row).key, row
 
     async def _judge(self) -> None:
-        plan, shop = self._plan, self.shop
-        self.net = shop.net(word="fox")
-        sold = [plan.price(images) - plan.estimate(images) for images in shop.images.values()]
+        plan, gateway = self._plan, self.gateway
+        self.net = gateway.net(word="fox")
+        sold = [plan.price(images) - plan.estimate(images) for images in gateway.images.values()]
         difference = max((Decimal(0), *sold))
-        passed = shop.peak_of_batch - plan.cap - self._by_hand
+        passed = gateway.peak_of_batch - plan.cap - self._by_hand
         if passed > difference:
             self.faults.append(f"cap {plan.cap} was passed by {passed}, one job's difference is {difference}")
-        for buyer, peak in shop.peaks_beside.items():  # after a kill a process may finish what a dead one had sent
+        for buyer, peak in gateway.peaks_beside.items():  # after a kill a process may finish what a dead one had sent
             if not plan.kills and peak > plan.cap + difference:
                 self.faults.append(f"{buyer}: cap {plan.cap} of a batch without a name was passed: {peak}")
         if plan.session_cap is not None and not plan.kills:  # else it may finish what a dead process had sent
-            for buyer, peak in shop.peaks.items():
+            for buyer, peak in gateway.peaks.items():
                 if buyer.startswith("p") and peak > plan.session_cap + difference:
                     self.faults.append(f"{buyer}: its session's cap {plan.session_cap} was passed: {peak}")
         try:

@@ -1,10 +1,8 @@
 """Deliberate bugs in the handling of credits, which the campaigns must detect."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from datetime import datetime
 from decimal import Decimal
-from typing import Any
 
 from attrs import evolve, frozen
 
@@ -16,16 +14,13 @@ from nanobanana_async.ledger.statements import JobTable
 from nanobanana_async.policy.budget import Affordable, BatchBudget, Budget
 from nanobanana_async.policy.prices import Basis, Charge, Price, Prices, charge_of
 from tests.credits.campaign import Plan
-
-Change = tuple[Any, str, Any]
+from tests.support.mutations import Change, Mutation
 
 
 @frozen
-class Mutation:
-    """A bug, and the campaigns within which it must be caught."""
+class CampaignMutation(Mutation):
+    """A bug that must be caught within `within` campaigns."""
 
-    name: str
-    makes: Callable[[], list[Change]]
     among: Callable[[Plan], bool] = lambda plan: True
     """In which campaigns it can show."""
     within: int = 60
@@ -116,7 +111,7 @@ def _failures_are_taken_to_be_refunded() -> list[Change]:
     return [(charges, "charge_of", hopeful)]
 
 
-def _told_prices_are_not_counted() -> list[Change]:
+def _reported_prices_are_not_counted() -> list[Change]:
     def deaf(record: JobRecord) -> Charge | None:
         charge = charge_of(record)
         return evolve(charge, credits=None) if charge and charge.credits else charge
@@ -128,7 +123,7 @@ def _session_forgets_doubt() -> list[Change]:
     return [(Budget, "suspend", Budget.release)]
 
 
-def _user_word_counts_as_told() -> list[Change]:
+def _expected_price_counts_as_reported() -> list[Change]:
     estimate = Prices.estimate
 
     def believed(self: Prices, price_class: str, example: Decimal, expected: Decimal | None) -> Price:
@@ -145,64 +140,50 @@ def _dear(plan: Plan) -> bool:
 
 
 MUTATIONS = (
-    Mutation("an unknown price counts as nothing", _unknown_price_counts_as_nothing, campaign=8),
-    Mutation("estimates go side by side", _estimates_go_side_by_side, _dear, campaign=12),
-    Mutation(
+    CampaignMutation("an unknown price counts as nothing", _unknown_price_counts_as_nothing, campaign=8),
+    CampaignMutation("estimates go side by side", _estimates_go_side_by_side, _dear, campaign=12),
+    CampaignMutation(
         "estimates of a session go side by side",
         _estimates_of_a_session_go_side_by_side,
         lambda plan: _dear(plan) and plan.beside > 0,
         campaign=67,
     ),
-    Mutation(
+    CampaignMutation(
         "charges are forgotten on a rebirth",
         _forgotten_on_rebirth,
         lambda plan: plan.failing > 0 and not plan.refunds and plan.rounds > 1,
         campaign=5,
     ),
-    Mutation(
+    CampaignMutation(
         "charges are forgotten on a prune",
         _forgotten_on_prune,
         lambda plan: plan.prunes and plan.rounds > 1,
         campaign=0,
     ),
-    Mutation(
+    CampaignMutation(
         "each process counts for itself", _each_process_counts_for_itself, lambda plan: len(plan.rows) > 3, campaign=7
     ),
-    Mutation("nothing is set aside", _not_set_aside, campaign=0),
-    Mutation(
+    CampaignMutation("nothing is set aside", _not_set_aside, campaign=0),
+    CampaignMutation(
         "a job in doubt gives its credits back", _doubt_gives_back, lambda plan: plan.gateway == "defapi", campaign=0
     ),
-    Mutation(
+    CampaignMutation(
         "a failure is taken to be refunded",
         _failures_are_taken_to_be_refunded,
         lambda plan: plan.failing > 0 and not plan.refunds,
         campaign=5,
     ),
-    Mutation("a told price is not counted", _told_prices_are_not_counted, _dear, campaign=29),
-    Mutation(
+    CampaignMutation("a reported price is not counted", _reported_prices_are_not_counted, _dear, campaign=29),
+    CampaignMutation(
         "a session forgets what is in doubt",
         _session_forgets_doubt,
         lambda plan: plan.gateway == "defapi" and plan.lost > 0 and plan.beside > 0,
         campaign=109,
     ),
-    Mutation(
-        "expected_credits counts as told",
-        _user_word_counts_as_told,
+    CampaignMutation(
+        "expected_credits counts as reported",
+        _expected_price_counts_as_reported,
         lambda plan: _dear(plan) and bool(plan.expected),
         campaign=17,
     ),
 )
-
-
-@contextmanager
-def applied(mutation: Mutation) -> Iterator[None]:
-    """Let the library have the bug for a while."""
-    changes = mutation.makes()
-    before = [(owner, name, vars(owner)[name]) for owner, name, _ in changes]
-    for owner, name, value in changes:
-        setattr(owner, name, value)
-    try:
-        yield
-    finally:
-        for owner, name, value in before:
-            setattr(owner, name, value)

@@ -3,28 +3,16 @@
 The long forms are `python -m tests.credits --campaigns 2000` and `python -m tests.credits --mutations`.
 """
 
-import logging
-from collections.abc import Iterator
-
 import pytest
 
 from tests.credits import __main__ as command
 from tests.credits.campaign import plan_of, play
-from tests.credits.mutations import MUTATIONS, Mutation
+from tests.credits.mutations import MUTATIONS, CampaignMutation
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("quiet_log")]
 
 CAMPAIGNS = (*range(20), 33)
 REPEATED = (3, 5, 13)
-
-
-@pytest.fixture(autouse=True)
-def _quietly() -> Iterator[None]:
-    log = logging.getLogger("nanobanana_async")
-    before = log.level
-    log.setLevel(logging.CRITICAL)
-    yield
-    log.setLevel(before)
 
 
 def test_no_cap_is_exceeded_by_more_than_one_job() -> None:
@@ -47,12 +35,12 @@ def test_the_same_campaign_ends_the_same_way() -> None:
 
 
 @pytest.mark.parametrize("mutation", MUTATIONS, ids=[mutation.name for mutation in MUTATIONS])
-def test_a_deliberate_bug_is_caught(mutation: Mutation) -> None:
+def test_a_deliberate_bug_is_caught(mutation: CampaignMutation) -> None:
     said: list[str] = []
     assert command.check(mutation, said.append, first=mutation.campaign), said
 
 
-def test_harmless_mutation_is_reported_as_missed() -> None:
+def test_harmless_mutation_is_reported_as_not_caught() -> None:
     said: list[str] = []
-    assert not command.check(Mutation("no bug", list, within=2), said.append)
+    assert not command.check(CampaignMutation("no bug", list, within=2), said.append)
     assert said == ["no bug: NOT CAUGHT within 2 campaigns"]

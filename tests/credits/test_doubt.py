@@ -17,20 +17,20 @@ from nanobanana_async import (
     Session,
 )
 from nanobanana_async.batch.rows import RowInput
-from tests.credits.scenes import (
+from tests.credits.fakes import (
     BOTH,
+    ChargingGateway,
     GatewayName,
-    Till,
     a_session,
     budget_of,
+    charging_gateway,
     foxes,
     nothing_is_left,
     outcome,
     run_batch,
-    till_of,
 )
-from tests.engine.neighbours import Page, SharedNotebook
-from tests.engine.scenes import now, virtually
+from tests.support.fakes import now, virtually
+from tests.support.shared_ledger import LedgerView, SharedLedger
 
 EACH_GATEWAY = pytest.mark.parametrize("name", BOTH)
 LIMIT: dict[GatewayName, float] = {"apimall": 80, "defapi": 5}
@@ -39,26 +39,26 @@ LIMIT: dict[GatewayName, float] = {"apimall": 80, "defapi": 5}
 @EACH_GATEWAY
 @virtually
 async def test_refunds_let_others_be_bought(name: GatewayName) -> None:
-    till = till_of(name)
+    gateway = charging_gateway(name)
     rows = [f"a {'[fail] ' if number % 3 == 0 else ''}fox {number}" for number in range(60)]
-    async with a_session(name, till.line()) as session:
+    async with a_session(name, gateway.transport()) as session:
         run = await run_batch(session, rows, max_credits=LIMIT[name])
-        assert session.stats().credits_spent == LIMIT[name] == till.taken
+        assert session.stats().credits_spent == LIMIT[name] == gateway.taken
     assert run.results == 10
-    assert till.sold > 10
-    assert till.peak == LIMIT[name]
+    assert gateway.sold > 10
+    assert gateway.peak == LIMIT[name]
     assert run.stopped is not None
 
 
 @pytest.mark.parametrize("refunds", [True, False])
 @virtually
 async def test_next_job_waits_for_a_possible_refund(refunds: bool) -> None:
-    till = Till(refunds=refunds)
-    async with a_session("apimall", till.line(), max_credits=8) as session:
+    gateway = ChargingGateway(refunds=refunds)
+    async with a_session("apimall", gateway.transport(), max_credits=8) as session:
         first = await session.submit("a [fail] fox")
         await first.accepted()
         second = await session.submit("an owl")
-        await asyncio.sleep(till.job_s / 2)
+        await asyncio.sleep(gateway.job_s / 2)
         assert (first.state, second.state) == (JobState.RUNNING, JobState.PENDING)
         if refunds:
             assert (await second).credits == 8
@@ -72,32 +72,32 @@ async def test_next_job_waits_for_a_possible_refund(refunds: bool) -> None:
 @EACH_GATEWAY
 @virtually
 async def test_refund_on_defapi_is_not_a_price_of_zero(name: GatewayName) -> None:
-    till = till_of(name)
-    async with a_session(name, till.line(), max_credits=LIMIT[name]) as session:
+    gateway = charging_gateway(name)
+    async with a_session(name, gateway.transport(), max_credits=LIMIT[name]) as session:
         assert isinstance(await outcome(session, "a [fail] fox"), JobFailed)
         run = await run_batch(session, foxes(200))
         assert run.results == 10
-        assert till.peak == LIMIT[name]
+        assert gateway.peak == LIMIT[name]
         assert nothing_is_left(session)
 
 
-async def uncertain(session: Session, till: Till, key: str = "fox-1") -> None:
+async def uncertain(session: Session, gateway: ChargingGateway, key: str = "fox-1") -> None:
     """Buy a job whose answer is lost, where no key is taken."""
-    till.strange.append(True)
+    gateway.faults.append(True)
     assert isinstance(await outcome(session, "a fox", idempotency_key=key), JobUncertain)
 
 
 @pytest.mark.parametrize("priced", ["before", "after"])
 @virtually
 async def test_uncertain_job_keeps_its_credits_reserved(priced: str) -> None:
-    till = till_of("defapi")
-    async with a_session("defapi", till.line(), max_credits=5) as session:
+    gateway = charging_gateway("defapi")
+    async with a_session("defapi", gateway.transport(), max_credits=5) as session:
         if priced == "before":
             await session.generate("a fox")
-        await uncertain(session, till)
+        await uncertain(session, gateway)
         run = await run_batch(session, foxes(40), **({} if priced == "before" else {"expected_credits": 0.5}))
         assert run.results == (8 if priced == "before" else 9)
-        assert till.taken == 5  # the one in doubt was bought
+        assert gateway.taken == 5  # the one in doubt was bought
         assert budget_of(session).reserved == Decimal("0.5")
         assert "0.5" in str(run.why)
         assert "are reserved for jobs in doubt" in str(run.why)
@@ -108,10 +108,10 @@ async def test_uncertain_job_keeps_its_credits_reserved(priced: str) -> None:
 @pytest.mark.parametrize("way", ["not_bought", "task_id", "buy_again"])
 @virtually
 async def test_reservation_of_an_uncertain_job_ends_when_resolved(way: str, later_s: float) -> None:
-    till = till_of("defapi")
-    async with a_session("defapi", till.line(), max_credits=1) as session:
+    gateway = charging_gateway("defapi")
+    async with a_session("defapi", gateway.transport(), max_credits=1) as session:
         await session.generate("an owl")
-        await uncertain(session, till)
+        await uncertain(session, gateway)
         assert isinstance(await outcome(session, "a crow"), CreditLimitReached)
         await asyncio.sleep(later_s)
         orders: dict[str, Any] = {"task_id": "t2"} if way == "task_id" else {way: True}
@@ -132,18 +132,18 @@ async def test_reservation_of_an_uncertain_job_ends_when_resolved(way: str, late
 @pytest.mark.parametrize("later_s", [0.0, 7200.0], ids=["at once", "long after"])
 @virtually
 async def test_resolved_row_returns_its_credits_to_its_batch(later_s: float) -> None:
-    till = till_of("defapi")
-    async with a_session("defapi", till.line()) as session:
-        batch = session.generate_many(_slowly(till, later_s, session), max_credits=1.0)
+    gateway = charging_gateway("defapi")
+    async with a_session("defapi", gateway.transport()) as session:
+        batch = session.generate_many(_slowly(gateway, later_s, session), max_credits=1.0)
         states = [outcome.job.state.name if outcome.job else "" async for outcome in batch]
     assert states == ["SUCCEEDED", "UNCERTAIN", "SUCCEEDED"]
-    assert till.sold == 3
+    assert gateway.sold == 3
 
 
-async def _slowly(till: Till, later_s: float, session: Session) -> AsyncGenerator[RowInput]:
+async def _slowly(gateway: ChargingGateway, later_s: float, session: Session) -> AsyncGenerator[RowInput]:
     yield "an owl"
     await asyncio.sleep(60.0)
-    till.strange.append(True)
+    gateway.faults.append(True)
     yield {"prompt": "a fox", "key": "fox-1"}
     await asyncio.sleep(60.0 + later_s)
     await session.resolve("fox-1", not_bought=True)
@@ -152,12 +152,12 @@ async def _slowly(till: Till, later_s: float, session: Session) -> AsyncGenerato
 
 @virtually
 async def test_job_resolved_by_another_session_returns_its_credits() -> None:
-    till, book = till_of("defapi"), SharedNotebook()
+    gateway, shared = charging_gateway("defapi"), SharedLedger()
     async with (
-        a_session("defapi", till.line(), ledger=Page(book), max_credits=1) as session,
-        a_session("defapi", till.line(), ledger=Page(book)) as other,
+        a_session("defapi", gateway.transport(), ledger=LedgerView(shared), max_credits=1) as session,
+        a_session("defapi", gateway.transport(), ledger=LedgerView(shared)) as other,
     ):
-        till.strange.append(True)
+        gateway.faults.append(True)
         job = await session.submit("a fox", idempotency_key="fox-1")
         with pytest.raises(JobUncertain):
             await job
@@ -170,14 +170,14 @@ async def test_job_resolved_by_another_session_returns_its_credits() -> None:
 
 @virtually
 async def test_batch_counts_uncertain_jobs_of_earlier_runs() -> None:
-    till, book = till_of("defapi"), SharedNotebook()
-    async with a_session("defapi", till.line(), ledger=Page(book)) as session:
-        till.strange.append(True)
+    gateway, shared = charging_gateway("defapi"), SharedLedger()
+    async with a_session("defapi", gateway.transport(), ledger=LedgerView(shared)) as session:
+        gateway.faults.append(True)
         run = await run_batch(session, foxes(1), batch="spring", max_credits=2.5)
         assert isinstance(run.outcomes[0].error, JobUncertain)
-    async with a_session("defapi", till.line(), ledger=Page(book)) as session:
+    async with a_session("defapi", gateway.transport(), ledger=LedgerView(shared)) as session:
         run = await run_batch(session, foxes(30), batch="spring", max_credits=2.5)
         assert "the cost of an earlier job at an estimate is unknown" in str(run.why)
         run = await run_batch(session, foxes(30), batch="spring", max_credits=2.5, expected_credits=0.5)
         assert run.results == 4
-    assert till.taken == Decimal("2.5")
+    assert gateway.taken == Decimal("2.5")

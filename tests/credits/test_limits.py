@@ -11,20 +11,20 @@ import pytest
 from nanobanana_async import ConcurrencyPolicy, JobFailed, SqliteLedger
 from nanobanana_async.events import Event, PriceAboveEstimate
 from nanobanana_async.testing import FakeTransport
-from tests.credits.scenes import (
+from tests.credits.fakes import (
     BOTH,
+    ChargingGateway,
     GatewayName,
-    Till,
     a_session,
     budgets_now,
+    charging_gateway,
     engine_of,
     foxes,
     quick,
     run_batch,
-    till_of,
 )
-from tests.engine.neighbours import Page, SharedNotebook
-from tests.engine.scenes import now, virtually
+from tests.support.fakes import now, virtually
+from tests.support.shared_ledger import LedgerView, SharedLedger
 
 TEN: dict[GatewayName, dict[str, Any]] = {"apimall": {"max_credits": 80}, "defapi": {"max_credits": 5}}
 PRICE: dict[GatewayName, float] = {"apimall": 8, "defapi": 0.5}
@@ -32,193 +32,198 @@ EACH_GATEWAY = pytest.mark.parametrize("name", BOTH)
 
 
 @EACH_GATEWAY
-@pytest.mark.parametrize("told", [False, True], ids=["price unknown", "price expected"])
+@pytest.mark.parametrize("price_known", [False, True], ids=["price unknown", "price expected"])
 @virtually
-async def test_ten_fit_and_ten_are_bought_with_fifty_free_slots(name: GatewayName, told: bool) -> None:
-    till = till_of(name)
-    expected = {"expected_credits": PRICE[name]} if told else {}
-    async with a_session(name, till.line()) as session:
+async def test_only_jobs_within_the_cap_are_bought_with_free_slots(name: GatewayName, price_known: bool) -> None:
+    gateway = charging_gateway(name)
+    expected = {"expected_credits": PRICE[name]} if price_known else {}
+    async with a_session(name, gateway.transport()) as session:
         run = await run_batch(session, foxes(200), **TEN[name], **expected)
         assert session.stats().credits_spent == TEN[name]["max_credits"]
         assert not engine_of(session).tracked
-    assert (till.sold, run.results, len(run.outcomes)) == (10, 10, 10)
+    assert (gateway.sold, run.results, len(run.outcomes)) == (10, 10, 10)
     assert "max_credits is" in str(run.why)
     assert run.stopped is not None
     assert run.stopped.done == 10
-    assert till.most_at_once == (10 if name == "apimall" else 9)  # nine after the one that told the price
+    assert gateway.most_at_once == (10 if name == "apimall" else 9)  # nine after the one that reported the price
 
 
 @virtually
 async def test_price_in_the_create_response_delays_others_by_one_round_trip() -> None:
-    till = Till()
-    async with a_session("apimall", till.line()) as session:
+    gateway = ChargingGateway()
+    async with a_session("apimall", gateway.transport()) as session:
         await run_batch(session, foxes(11), max_credits=80)
-        starts = sorted({sale.ends_at - till.job_s for sale in till.sales.values()})
-    assert len(till.sales) == 10
+        starts = sorted({sale.ends_at - gateway.job_s for sale in gateway.sales.values()})
+    assert len(gateway.sales) == 10
     assert starts[-1] - starts[0] < 0.2
 
 
 @virtually
-async def test_an_endless_input_ends_with_the_credits() -> None:
-    till = Till()
+async def test_endless_input_ends_at_the_cap() -> None:
+    gateway = ChargingGateway()
 
     def endless() -> Any:
         while True:
             yield "a fox"
 
-    async with a_session("apimall", till.line()) as session:
+    async with a_session("apimall", gateway.transport()) as session:
         run = await run_batch(session, endless(), max_credits=80)
-    assert (till.sold, run.results) == (10, 10)
+    assert (gateway.sold, run.results) == (10, 10)
     assert now() < 120
 
 
 @EACH_GATEWAY
 @virtually
-async def test_the_limit_that_is_met_exactly_by_the_last_row_stops_nothing(name: GatewayName) -> None:
-    till = till_of(name)
-    async with a_session(name, till.line()) as session:
+async def test_cap_met_exactly_by_the_last_row_stops_nothing(name: GatewayName) -> None:
+    gateway = charging_gateway(name)
+    async with a_session(name, gateway.transport()) as session:
         run = await run_batch(session, foxes(10), **TEN[name])
     assert (run.stopped, run.results) == (None, 10)
 
 
 async def a_run(
-    book: SharedNotebook, name: GatewayName, till: Till, rows: list[str], max_credits: float, **options: Any
+    shared: SharedLedger,
+    name: GatewayName,
+    gateway: ChargingGateway,
+    rows: list[str],
+    max_credits: float,
+    **options: Any,
 ) -> tuple[int, bool]:
     """One process runs the named batch; return how many jobs it bought, and whether it was stopped."""
-    before = till.sold
-    async with a_session(name, till.line(), ledger=Page(book)) as session:
+    before = gateway.sold
+    async with a_session(name, gateway.transport(), ledger=LedgerView(shared)) as session:
         run = await run_batch(session, rows, batch="spring", max_credits=max_credits, **options)
-    return till.sold - before, run.stopped is not None
+    return gateway.sold - before, run.stopped is not None
 
 
 @EACH_GATEWAY
 @pytest.mark.parametrize("limit", [10, 10.5], ids=["even", "uneven"])
 @virtually
 async def test_cap_holds_over_all_runs_of_a_named_batch(name: GatewayName, limit: float) -> None:
-    till, book, price = till_of(name), SharedNotebook(), PRICE[name]
-    assert await a_run(book, name, till, foxes(30), limit * price) == (10, True)
-    assert await a_run(book, name, till, foxes(30), limit * price) == (0, True)
-    assert await a_run(book, name, till, ["an owl", *foxes(30)], limit * price) == (0, True)
-    assert await a_run(book, name, till, foxes(30), (limit + 7) * price) == (7, True)
-    assert await a_run(book, name, till, foxes(30), 1000 * price) == (13, False)
-    assert till.taken == 30 * Decimal(str(price))
+    gateway, shared, price = charging_gateway(name), SharedLedger(), PRICE[name]
+    assert await a_run(shared, name, gateway, foxes(30), limit * price) == (10, True)
+    assert await a_run(shared, name, gateway, foxes(30), limit * price) == (0, True)
+    assert await a_run(shared, name, gateway, ["an owl", *foxes(30)], limit * price) == (0, True)
+    assert await a_run(shared, name, gateway, foxes(30), (limit + 7) * price) == (7, True)
+    assert await a_run(shared, name, gateway, foxes(30), 1000 * price) == (13, False)
+    assert gateway.taken == 30 * Decimal(str(price))
 
 
 @EACH_GATEWAY
 @virtually
 async def test_cap_below_spent_credits_buys_nothing(name: GatewayName) -> None:
-    till, book = till_of(name), SharedNotebook()
-    assert await a_run(book, name, till, foxes(30), TEN[name]["max_credits"]) == (10, True)
-    async with a_session(name, till.line(), ledger=Page(book)) as session:
+    gateway, shared = charging_gateway(name), SharedLedger()
+    assert await a_run(shared, name, gateway, foxes(30), TEN[name]["max_credits"]) == (10, True)
+    async with a_session(name, gateway.transport(), ledger=LedgerView(shared)) as session:
         run = await run_batch(session, foxes(30), batch="spring", max_credits=PRICE[name])
-    assert (till.sold, run.results) == (10, 10)
+    assert (gateway.sold, run.results) == (10, 10)
     assert f"{Decimal(str(TEN[name]['max_credits']))} are spent" in str(run.why).replace("5.000000", "5")
 
 
 @EACH_GATEWAY
 async def test_the_sqlite_ledger_remembers_prices_and_costs(name: GatewayName, tmp_path: Path) -> None:
-    till, limit = till_of(name, job_s=0.01), float(TEN[name]["max_credits"])
+    gateway, limit = charging_gateway(name, job_s=0.01), float(TEN[name]["max_credits"])
     sold = []
     for rows, max_credits in (
         (foxes(30), limit),
         (["an owl", *foxes(30)], limit),
         (foxes(30), limit + 3.5 * PRICE[name]),
     ):
-        async with quick(name, till.line(latency_s=0.001), ledger=tmp_path / "jobs.sqlite") as session:
+        async with quick(name, gateway.transport(latency_s=0.001), ledger=tmp_path / "jobs.sqlite") as session:
             await run_batch(session, rows, batch="spring", max_credits=max_credits)
-        sold.append(till.sold)
+        sold.append(gateway.sold)
     assert sold == [10, 10, 13]
 
 
 @virtually
-async def test_prices_that_the_ledger_knows_need_not_be_learned_again() -> None:
-    till, book = till_of("defapi"), SharedNotebook()
-    assert await a_run(book, "defapi", till, foxes(4), 100) == (4, False)
-    till.most_at_once = 0
-    assert await a_run(book, "defapi", till, foxes(12), 100) == (8, False)
-    assert till.most_at_once == 8
+async def test_prices_in_the_ledger_are_not_learned_again() -> None:
+    gateway, shared = charging_gateway("defapi"), SharedLedger()
+    assert await a_run(shared, "defapi", gateway, foxes(4), 100) == (4, False)
+    gateway.most_at_once = 0
+    assert await a_run(shared, "defapi", gateway, foxes(12), 100) == (8, False)
+    assert gateway.most_at_once == 8
 
 
 @virtually
 async def test_free_failure_does_not_change_the_known_price() -> None:
-    till, book = till_of("defapi"), SharedNotebook()
-    assert await a_run(book, "defapi", till, [*foxes(3), "a [fail] fox"], 100) == (4, False)
-    assert await a_run(book, "defapi", till, [*foxes(60), "a [fail] fox"], 2.5) == (2, True)
-    assert till.taken == Decimal("2.5")
+    gateway, shared = charging_gateway("defapi"), SharedLedger()
+    assert await a_run(shared, "defapi", gateway, [*foxes(3), "a [fail] fox"], 100) == (4, False)
+    assert await a_run(shared, "defapi", gateway, [*foxes(60), "a [fail] fox"], 2.5) == (2, True)
+    assert gateway.taken == Decimal("2.5")
 
 
 async def test_sqlite_ledger_takes_no_price_from_a_refund(tmp_path: Path) -> None:
-    till = till_of("defapi", job_s=0.01)
+    gateway = charging_gateway("defapi", job_s=0.01)
     for rows, limit in (([*foxes(3), "a [fail] fox"], 100.0), (foxes(60), 2.5)):
-        async with quick("defapi", till.line(latency_s=0.001), ledger=tmp_path / "jobs.sqlite") as session:
+        async with quick("defapi", gateway.transport(latency_s=0.001), ledger=tmp_path / "jobs.sqlite") as session:
             await run_batch(session, rows, batch="spring", max_credits=limit)
-    assert till.taken == Decimal("2.5")
+    assert gateway.taken == Decimal("2.5")
 
 
 @EACH_GATEWAY
 @virtually
-async def test_a_run_that_was_killed_is_counted_while_its_jobs_still_run(name: GatewayName) -> None:
-    till, book = till_of(name, job_s=60.0), SharedNotebook()
-    page = Page(book)
-    async with a_session(name, FakeTransport(till.answer), ledger=page) as session:
+async def test_running_jobs_of_a_killed_run_are_counted(name: GatewayName) -> None:
+    gateway, shared = charging_gateway(name, job_s=60.0), SharedLedger()
+    view = LedgerView(shared)
+    async with a_session(name, FakeTransport(gateway.answer), ledger=view) as session:
         async with session.generate_many(foxes(30), batch="spring", **TEN[name]) as batch:
-            if name == "defapi":  # the first one tells the price at its end
+            if name == "defapi":  # the first one reports the price at its end
                 await anext(batch)
             taking = asyncio.Task(anext(batch))
             await asyncio.sleep(30.0)
-            assert till.sold == 10
+            assert gateway.sold == 10
             taking.cancel()
             await asyncio.wait([taking])
-        page.kill()
-    assert await a_run(book, name, till, foxes(30), TEN[name]["max_credits"]) == (0, True)
+        view.kill()
+    assert await a_run(shared, name, gateway, foxes(30), TEN[name]["max_credits"]) == (0, True)
     assert now() < 600
 
 
 @virtually
 async def test_jobs_of_a_killed_run_count_once_their_price_is_known() -> None:
-    till, book = till_of("defapi", job_s=60.0), SharedNotebook()
-    page = Page(book)
-    async with a_session("defapi", till.line(), ledger=page) as session:
+    gateway, shared = charging_gateway("defapi", job_s=60.0), SharedLedger()
+    view = LedgerView(shared)
+    async with a_session("defapi", gateway.transport(), ledger=view) as session:
         batch = session.generate_many(foxes(4), batch="spring")
         taking = asyncio.Task(anext(batch))
         await asyncio.sleep(30.0)
-        assert till.sold == 4  # no cap holds them back
+        assert gateway.sold == 4  # no cap holds them back
         taking.cancel()
         await asyncio.wait([taking])
         await batch.aclose()
-        page.kill()
-    # Nobody told what a job costs, nor when one ends: what was bought is followed, and tells it.
-    assert await a_run(book, "defapi", till, foxes(30), 3) == (2, True)
-    assert till.taken == 3
+        view.kill()
+    # Neither the price nor an end was reported yet: the bought job is polled, and reports both.
+    assert await a_run(shared, "defapi", gateway, foxes(30), 3) == (2, True)
+    assert gateway.taken == 3
 
 
 @EACH_GATEWAY
 @virtually
 async def test_a_batch_without_a_name_counts_only_itself(name: GatewayName) -> None:
-    till = till_of(name)
-    async with a_session(name, till.line()) as session:
+    gateway = charging_gateway(name)
+    async with a_session(name, gateway.transport()) as session:
         for sold in (10, 20):
             run = await run_batch(session, foxes(30), **TEN[name])
             assert run.results == 10
-            assert till.sold == sold
+            assert gateway.sold == sold
 
 
 @virtually
 async def test_rows_left_unbought_are_counted_and_withdrawn() -> None:
-    till, book = Till(), SharedNotebook()
-    async with a_session("apimall", till.line(), ledger=Page(book)) as session:
+    gateway, shared = ChargingGateway(), SharedLedger()
+    async with a_session("apimall", gateway.transport(), ledger=LedgerView(shared)) as session:
         run = await run_batch(session, foxes(30), batch="spring", max_credits=80)
         assert run.stopped is not None
         assert session.stats().withdrawn == run.stopped.unbought > 0
-    assert sum(state.name == "SUCCEEDED" for state in book.states().values()) == 10
-    assert sum(state.name == "WITHDRAWN" for state in book.states().values()) == run.stopped.unbought
+    assert sum(state.name == "SUCCEEDED" for state in shared.states().values()) == 10
+    assert sum(state.name == "WITHDRAWN" for state in shared.states().values()) == run.stopped.unbought
 
 
 @virtually
-async def test_nothing_stays_set_aside_when_a_batch_is_over() -> None:
-    till = Till(job_s=5.0)
+async def test_ended_batch_leaves_no_reservation() -> None:
+    gateway = ChargingGateway(job_s=5.0)
     slow = ConcurrencyPolicy(max_jobs=3, learn=False)
-    async with a_session("apimall", till.line(), concurrency=slow, max_credits=1000) as session:
+    async with a_session("apimall", gateway.transport(), concurrency=slow, max_credits=1000) as session:
         async with session.generate_many([*foxes(8), *foxes(4, word="[fail] owl")], max_credits=90) as batch:
             await anext(batch)
             budgets = budgets_now(session)
@@ -238,55 +243,55 @@ def by_images(body: dict[str, Any]) -> Decimal:
 
 
 @virtually
-async def test_a_kind_of_unknown_price_counts_at_the_example_beside_kinds_that_are_known() -> None:
-    till = Till(by_images, says="at end")
+async def test_unpriced_class_is_estimated_beside_known_prices() -> None:
+    gateway = ChargingGateway(by_images, says="at end")
     rows = [
         {"prompt": "small 0"},
         {"prompt": "big", "num_images": 4},
         *({"prompt": f"small {n}"} for n in range(1, 30)),
     ]
-    async with a_session("apimall", till.line()) as session:
+    async with a_session("apimall", gateway.transport()) as session:
         run = await run_batch(session, rows, max_credits=40)
-    assert till.taken == 40
+    assert gateway.taken == 40
     assert run.stopped is not None
 
 
 @pytest.mark.parametrize("name", BOTH)
 async def test_charged_failures_stay_spent_when_bought_again(name: GatewayName, tmp_path: Path) -> None:
-    till = till_of(name, job_s=0.01, refunds=False)
+    gateway = charging_gateway(name, job_s=0.01, refunds=False)
     limit = 12.5 * PRICE[name]
     for _ in range(6):
-        async with quick(name, till.line(latency_s=0.001), ledger=tmp_path / "jobs.sqlite") as session:
+        async with quick(name, gateway.transport(latency_s=0.001), ledger=tmp_path / "jobs.sqlite") as session:
             await run_batch(session, foxes(10, word="[fail] fox"), batch="spring", max_credits=limit, retry_failed=True)
-    assert till.sold == 12
+    assert gateway.sold == 12
 
 
 async def test_pruned_rows_and_resolved_jobs_stay_spent(tmp_path: Path) -> None:
-    till, path = till_of("defapi", job_s=0.01, refunds=False), tmp_path / "jobs.sqlite"
-    async with quick("defapi", till.line(latency_s=0.001), ledger=path) as session:
+    gateway, path = charging_gateway("defapi", job_s=0.01, refunds=False), tmp_path / "jobs.sqlite"
+    async with quick("defapi", gateway.transport(latency_s=0.001), ledger=path) as session:
         run = await run_batch(session, foxes(2, word="[fail] fox"), batch="spring", max_credits=2)
         for outcome in run.outcomes:
             with pytest.raises(JobFailed):
                 await (await session.resolve(outcome.key, buy_again=True))
-    assert till.taken == 2
+    assert gateway.taken == 2
     ledger = SqliteLedger(path)
     await ledger.open()
     assert await ledger.prune(datetime(2100, 1, 1, tzinfo=UTC)) == 2
     await ledger.aclose()
-    async with quick("defapi", till.line(latency_s=0.001), ledger=path) as session:
+    async with quick("defapi", gateway.transport(latency_s=0.001), ledger=path) as session:
         run = await run_batch(session, foxes(2, word="[fail] fox"), batch="spring", max_credits=2)
     assert run.why.message == "max_credits is 2, 2 are spent, and a job for 0.5 would pass it"
-    assert till.taken == 2
+    assert gateway.taken == 2
 
 
 @EACH_GATEWAY
 @virtually
 async def test_price_above_the_estimate_exceeds_the_cap_by_one_job(name: GatewayName) -> None:
     estimate = Decimal(str(PRICE[name]))
-    till = till_of(name, price=lambda _: 3 * estimate)
+    gateway = charging_gateway(name, price=lambda _: 3 * estimate)
     events: list[Event] = []
-    async with a_session(name, till.line(), observers=[events.append]) as session:
+    async with a_session(name, gateway.transport(), observers=[events.append]) as session:
         run = await run_batch(session, foxes(20), max_credits=2 * estimate)
-    assert (till.sold, run.results) == (1, 1)
+    assert (gateway.sold, run.results) == (1, 1)
     (dear,) = [event for event in events if isinstance(event, PriceAboveEstimate)]
     assert (dear.estimate, dear.record.credits_used) == (estimate, 3 * estimate)

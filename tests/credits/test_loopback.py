@@ -8,8 +8,8 @@ import pytest
 
 from nanobanana_async import CreditLimitReached, GenerationResult, JobUncertain
 from nanobanana_async.emulator import Fixed, faults
-from tests.credits.scenes import BOTH, FIFTY, GatewayName, budget_of, engine_of, foxes, outcome, run_batch
-from tests.end_to_end.scenes import CREATE, emulated, quick, together
+from tests.credits.fakes import BOTH, FIFTY, GatewayName, budget_of, engine_of, foxes, outcome, run_batch
+from tests.support.loopback import CREATE, emulated, quick, together
 
 PRICE: dict[GatewayName, Decimal] = {"apimall": Decimal(8), "defapi": Decimal("0.5")}
 EACH_GATEWAY = pytest.mark.parametrize("name", BOTH)
@@ -35,7 +35,7 @@ async def test_lost_answers_are_charged_once_and_counted_once(name: GatewayName)
     async with emulated(duration=Fixed(0.03)) as emulator:
         losing = (faults.reset(processed=True), None, faults.cut(processed=True), None)
         async with quick(emulator, name, max_credits=limit, concurrency=FIFTY) as session:
-            answers: list[Any] = [await session.generate("an owl")]  # it tells the price
+            answers: list[Any] = [await session.generate("an owl")]  # it reports the price
             emulator.queue_faults(CREATE[name], *losing * 3)
             answers += await together(session, foxes(100))
             doubts = sum(isinstance(answer, JobUncertain) for answer in answers)

@@ -19,7 +19,7 @@ COSTS = {"fox": Decimal("0.1"), "owl": Decimal(8), "crow": Decimal("12.5")}
 CLASSES = st.sampled_from(sorted(COSTS))
 
 
-def told(name: str) -> Price:
+def reported_price(name: str) -> Price:
     return Price(name, COSTS[name])
 
 
@@ -43,14 +43,14 @@ class Spending(RuleBasedStateMachine):
 
     @rule(name=CLASSES)
     def buy(self, name: str) -> None:
-        consent = self.budget.check(told(name))
+        consent = self.budget.check(reported_price(name))
         open_sum = sum((COSTS[other] for other in (*self.under_way.values(), *self.in_doubt.values())), Decimal(0))
         fits = self.taken + open_sum + COSTS[name] <= 40
         assert consent is (NOW if fits else LATER if self.under_way else NEVER)
         if fits:
             self.bought += 1
             self.under_way[f"job {self.bought}"] = name
-            self.budget.reserve(f"job {self.bought}", told(name))
+            self.budget.reserve(f"job {self.bought}", reported_price(name))
 
     @precondition(lambda self: self.under_way or self.in_doubt)
     @rule(data=st.data(), share=st.sampled_from([0, 1, 2, None]))
@@ -73,16 +73,16 @@ class Spending(RuleBasedStateMachine):
         self.budget.suspend(key)
 
     @precondition(lambda self: self.under_way or self.in_doubt)
-    @rule(data=st.data(), way=st.sampled_from(["told", "follow", "reserve"]))
+    @rule(data=st.data(), way=st.sampled_from(["reported", "follow", "reserve"]))
     def go_on(self, data: st.DataObject, way: str) -> None:
         key, name = self._any(data)
         self.under_way[key] = name
-        if way == "told":
+        if way == "reported":
             self.budget.set_price(key, COSTS[name])
         elif way == "follow":
             self.budget.resume(key)
         else:
-            self.budget.reserve(key, told(name))
+            self.budget.reserve(key, reported_price(name))
 
     @invariant()
     def the_sums_are_those_of_the_model(self) -> None:
@@ -103,7 +103,7 @@ TestSpending.settings = settings(max_examples=60, stateful_step_count=40, deadli
 
 
 class Learning(RuleBasedStateMachine):
-    """Two classes without a price: their jobs go one by one until each has told it, and the cap is passed by one."""
+    """Two classes without a price: their jobs run one by one until each reports it; one job may exceed the cap."""
 
     TRUE, GUESS = {"owl": Decimal(24), "fox": Decimal(3)}, {"owl": EIGHT, "fox": Decimal(1)}
     NAMES = st.sampled_from(sorted(TRUE))
@@ -137,11 +137,11 @@ class Learning(RuleBasedStateMachine):
             self.budget.reserve(key, price)
 
     @precondition(lambda self: self.under_way)
-    @rule(data=st.data(), way=st.sampled_from(["park", "release", "silent", "told"]))
+    @rule(data=st.data(), way=st.sampled_from(["park", "release", "silent", "reported"]))
     def one_goes_on(self, data: st.DataObject, way: str) -> None:
         key = data.draw(st.sampled_from(sorted(self.under_way)))
         name = self.jobs[key]
-        if way == "told":
+        if way == "reported":
             self.prices.learn(name, self.TRUE[name])
             self.budget.set_price(key, self.TRUE[name])
             return
@@ -172,5 +172,5 @@ TestLearning = Learning.TestCase
 TestLearning.settings = settings(max_examples=60, stateful_step_count=30, deadline=None)
 
 
-def test_an_estimate_of_the_user_is_an_estimate() -> None:
+def test_expected_credits_are_an_estimate() -> None:
     assert Prices().estimate("owl", EIGHT, Decimal(2)) == Price("owl", Decimal(2), Basis.EXPECTED)

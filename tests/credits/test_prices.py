@@ -6,19 +6,19 @@ from typing import Any
 import pytest
 
 from nanobanana_async import CreditLimitReached, GenerationResult
-from tests.credits.scenes import (
+from tests.credits.fakes import (
     BOTH,
+    ChargingGateway,
     GatewayName,
-    Till,
     a_session,
     budget_of,
+    charging_gateway,
     engine_of,
     foxes,
     run_batch,
-    till_of,
 )
-from tests.engine.neighbours import Page, SharedNotebook
-from tests.engine.scenes import now, virtually
+from tests.support.fakes import now, virtually
+from tests.support.shared_ledger import LedgerView, SharedLedger
 
 EACH_GATEWAY = pytest.mark.parametrize("name", BOTH)
 BY_SIZE = {"1K": Decimal(8), "2K": Decimal(12), "4K": Decimal(16)}
@@ -35,54 +35,54 @@ def mixed(count: int, **facts: Any) -> list[dict[str, Any]]:
 
 @pytest.mark.parametrize("limit", [160, 167])
 @virtually
-async def test_each_class_has_its_price_and_the_sum_stays_below_the_limit(limit: int) -> None:
-    till = Till(by_size)
-    async with a_session("apimall", till.line()) as session:
+async def test_each_class_has_its_price_within_the_cap(limit: int) -> None:
+    gateway = ChargingGateway(by_size)
+    async with a_session("apimall", gateway.transport()) as session:
         run = await run_batch(session, mixed(60), max_credits=limit)
-        assert session.stats().credits_spent == till.taken == till.peak
-    assert limit - min(BY_SIZE.values()) < till.taken <= limit  # what was pulled with the one too many may still fit
+        assert session.stats().credits_spent == gateway.taken == gateway.peak
+    assert limit - min(BY_SIZE.values()) < gateway.taken <= limit  # what was pulled with the one too many may still fit
     assert "would pass it" in str(run.why)
 
 
 @virtually
 async def test_jobs_of_unknown_price_go_one_at_a_time_across_all_classes() -> None:
-    till = Till(by_size, says="at end")
-    async with a_session("apimall", till.line()) as session:
+    gateway = ChargingGateway(by_size, says="at end")
+    async with a_session("apimall", gateway.transport()) as session:
         run = await run_batch(session, mixed(3), max_credits=1000)
-        assert (run.results, till.most_at_once) == (3, 1)  # each of them is the first of its class
+        assert (run.results, gateway.most_at_once) == (3, 1)  # each of them is the first of its class
         run = await run_batch(session, mixed(12), max_credits=1000)
-        assert till.most_at_once == 12
+        assert gateway.most_at_once == 12
 
 
 @virtually
 async def test_several_images_are_a_price_class() -> None:
-    till = Till(by_size)
+    gateway = ChargingGateway(by_size)
     rows = [{"prompt": "a fox", "resolution": "1K", "num_images": number} for number in (1, 2, 3, 1, 2, 3)]
-    async with a_session("apimall", till.line()) as session:
+    async with a_session("apimall", gateway.transport()) as session:
         run = await run_batch(session, rows, max_credits=72)
-    assert sorted(sale.price for sale in till.sales.values()) == [8, 8, 16, 16, 24]
+    assert sorted(sale.price for sale in gateway.sales.values()) == [8, 8, 16, 16, 24]
     assert "a job for 24 would pass it" in str(run.why)
 
 
 @virtually
 async def test_prices_of_several_classes_are_learned_from_the_ledger() -> None:
-    till, book = Till(by_size, says="at end"), SharedNotebook()
-    async with a_session("apimall", till.line(), ledger=Page(book)) as session:
+    gateway, shared = ChargingGateway(by_size, says="at end"), SharedLedger()
+    async with a_session("apimall", gateway.transport(), ledger=LedgerView(shared)) as session:
         await run_batch(session, mixed(6), batch="spring", max_credits=1000)
-    till.most_at_once = 0
-    async with a_session("apimall", till.line(), ledger=Page(book)) as session:
+    gateway.most_at_once = 0
+    async with a_session("apimall", gateway.transport(), ledger=LedgerView(shared)) as session:
         run = await run_batch(session, mixed(60), batch="spring", max_credits=160)
         assert run.stopped is not None
-    assert 160 - min(BY_SIZE.values()) < till.taken <= 160
-    assert till.most_at_once > len(BY_SIZE)
+    assert 160 - min(BY_SIZE.values()) < gateway.taken <= 160
+    assert gateway.most_at_once > len(BY_SIZE)
 
 
 @EACH_GATEWAY
 @virtually
 async def test_higher_price_applies_from_its_first_report(name: GatewayName) -> None:
     old, new = (Decimal(8), Decimal(16)) if name == "apimall" else (Decimal("0.5"), Decimal(1))
-    till = till_of(name, price=lambda _: old if now() < 100 else new)
-    async with a_session(name, till.line(), max_credits=100 * old) as session:
+    gateway = charging_gateway(name, price=lambda _: old if now() < 100 else new)
+    async with a_session(name, gateway.transport(), max_credits=100 * old) as session:
         await session.generate("a fox")
         while now() < 100:
             await session.generate("an owl")
@@ -90,31 +90,31 @@ async def test_higher_price_applies_from_its_first_report(name: GatewayName) -> 
         spent = budget_of(session).spent
         run = await run_batch(session, foxes(200))
         assert run.results == (100 * old - spent) // new
-        assert till.taken <= 100 * old
+        assert gateway.taken <= 100 * old
         assert budget_of(session).reserved == 0
 
 
 @virtually
 async def test_unreported_higher_price_exceeds_the_cap_by_jobs_in_flight_only() -> None:
-    till = till_of("defapi", price=lambda _: Decimal("0.5") if now() < 50 else Decimal(1))
-    async with a_session("defapi", till.line()) as session:
+    gateway = charging_gateway("defapi", price=lambda _: Decimal("0.5") if now() < 50 else Decimal(1))
+    async with a_session("defapi", gateway.transport()) as session:
         while now() < 50:
             await session.generate("a fox")
         run = await run_batch(session, foxes(200), max_credits=10)
-        assert run.results == 20  # nobody could know; then it stops
-        assert session.stats().credits_spent == till.taken
+        assert run.results == 20  # the price was unknown; then it stops
+        assert session.stats().credits_spent == gateway.taken
 
 
 @virtually
-async def test_a_price_that_falls_lets_more_be_bought() -> None:
-    till = Till(lambda _: Decimal(8) if now() < 50 else Decimal(4))
-    async with a_session("apimall", till.line(), max_credits=80) as session:
+async def test_lower_price_lets_more_be_bought() -> None:
+    gateway = ChargingGateway(lambda _: Decimal(8) if now() < 50 else Decimal(4))
+    async with a_session("apimall", gateway.transport(), max_credits=80) as session:
         while now() < 50:
             await session.generate("a fox")
         spent = budget_of(session).spent
         run = await run_batch(session, foxes(200))
         assert run.results == (80 - spent) // 4
-        assert till.taken == 80
+        assert gateway.taken == 80
 
 
 @pytest.mark.parametrize(
@@ -131,32 +131,32 @@ async def test_a_price_that_falls_lets_more_be_bought() -> None:
 @EACH_GATEWAY
 @virtually
 async def test_decimals_are_counted_exactly(name: GatewayName, price: str, limit: Any, sold: int) -> None:
-    till = till_of(name, price=price)
-    async with a_session(name, till.line(), max_credits=limit) as session:
+    gateway = charging_gateway(name, price=price)
+    async with a_session(name, gateway.transport(), max_credits=limit) as session:
         run = await run_batch(session, foxes(sold + 3), expected_credits=price)
-        assert (run.results, till.sold) == (sold, sold)
-        assert budget_of(session).spent == till.taken == Decimal(str(limit))
+        assert (run.results, gateway.sold) == (sold, sold)
+        assert budget_of(session).spent == gateway.taken == Decimal(str(limit))
 
 
 @EACH_GATEWAY
 @virtually
 async def test_gateway_without_prices_sells_one_job(name: GatewayName) -> None:
-    till = till_of(name, says="never")
-    async with a_session(name, till.line()) as session:
+    gateway = charging_gateway(name, says="never")
+    async with a_session(name, gateway.transport()) as session:
         run = await run_batch(session, foxes(20), max_credits=100)
-        assert (till.sold, run.results) == (1, 1)
+        assert (gateway.sold, run.results) == (1, 1)
         assert "the cost of an earlier job at an estimate is unknown" in str(run.why)
         assert "set expected_credits to what such jobs cost" in str(run.why)
         run = await run_batch(session, foxes(20), max_credits=80, expected_credits=8)
-        assert (till.sold, run.results) == (11, 10)
+        assert (gateway.sold, run.results) == (11, 10)
         assert "max_credits is 80, 80 are spent, and a job for 8 would pass it" in str(run.why)
         assert not engine_of(session).store.credits._reserved_in
 
 
 @virtually
 async def test_gateway_without_prices_and_a_session_cap() -> None:
-    till = till_of("defapi", says="never")
-    async with a_session("defapi", till.line(), max_credits=4) as session:
+    gateway = charging_gateway("defapi", says="never")
+    async with a_session("defapi", gateway.transport(), max_credits=4) as session:
         assert isinstance(await session.generate("a fox"), GenerationResult)
         with pytest.raises(CreditLimitReached, match="set expected_credits to what such jobs cost"):
             await session.generate("an owl")
@@ -165,18 +165,18 @@ async def test_gateway_without_prices_and_a_session_cap() -> None:
 
 
 @virtually
-async def test_the_runs_of_a_batch_count_what_a_silent_gateway_was_expected_to_take() -> None:
-    till, book = till_of("defapi", says="never"), SharedNotebook()
+async def test_expected_price_counts_in_all_runs_of_a_batch() -> None:
+    gateway, shared = charging_gateway("defapi", says="never"), SharedLedger()
     for sold, limit in ((10, 5), (10, 5), (14, 7)):
-        async with a_session("defapi", till.line(), ledger=Page(book)) as session:
+        async with a_session("defapi", gateway.transport(), ledger=LedgerView(shared)) as session:
             await run_batch(session, foxes(40), batch="spring", max_credits=limit, expected_credits=0.5)
-        assert till.sold == sold
+        assert gateway.sold == sold
 
 
 @virtually
 async def test_reported_price_overrides_expected_credits() -> None:
-    till = Till()
-    async with a_session("apimall", till.line()) as session:
+    gateway = ChargingGateway()
+    async with a_session("apimall", gateway.transport()) as session:
         await run_batch(session, foxes(1), max_credits=8, expected_credits=4)
         run = await run_batch(session, foxes(40), max_credits=80, expected_credits=4)
         assert run.results == 10
@@ -185,26 +185,26 @@ async def test_reported_price_overrides_expected_credits() -> None:
 
 @virtually
 async def test_a_free_job_costs_nothing_and_is_always_bought() -> None:
-    till = Till("0")
-    async with a_session("apimall", till.line()) as session:
+    gateway = ChargingGateway("0")
+    async with a_session("apimall", gateway.transport()) as session:
         run = await run_batch(session, foxes(40), max_credits=1, expected_credits=0)
         assert (run.results, run.stopped) == (40, None)
 
 
 @virtually
 async def test_unreported_price_is_not_zero() -> None:
-    class Late(Till):
+    class Late(ChargingGateway):
         """Says 0 at the create, and what it took at the end."""
 
-        def _sell(self, request: Any) -> Any:
-            reply: Any = super()._sell(request)
+        def _create(self, request: Any) -> Any:
+            reply: Any = super()._create(request)
             body = reply.body.replace(b'"credits_used": "8"', b'"credits_used": 0')
             assert body != reply.body
             return type(reply)(status=200, headers={}, body=body)
 
-    till = Late()
-    async with a_session("apimall", till.line(), max_credits=80) as session:
+    gateway = Late()
+    async with a_session("apimall", gateway.transport(), max_credits=80) as session:
         run = await run_batch(session, foxes(40))
         assert run.results == 10
-        assert till.taken == 80
+        assert gateway.taken == 80
         assert budget_of(session).reserved == 0

@@ -19,20 +19,20 @@ from nanobanana_async import (
 from nanobanana_async.errors import ConfigurationError
 from nanobanana_async.policy.prices import plain
 from nanobanana_async.testing import FakeTransport
-from tests.credits.scenes import (
+from tests.credits.fakes import (
     BOTH,
+    ChargingGateway,
     GatewayName,
-    Till,
     a_session,
     budget_of,
+    charging_gateway,
     foxes,
     nothing_is_left,
     outcome,
     run_batch,
-    till_of,
 )
-from tests.engine.neighbours import Page, SharedNotebook, leave_submitting
-from tests.engine.scenes import Notebook, Shop, apimall, now, virtually
+from tests.support.fakes import FakeGateway, RecordingLedger, apimall, now, virtually
+from tests.support.shared_ledger import LedgerView, SharedLedger, leave_submitting
 
 EACH_GATEWAY = pytest.mark.parametrize("name", BOTH)
 LIMIT: dict[GatewayName, Any] = {"apimall": 80, "defapi": "5"}
@@ -47,15 +47,15 @@ async def together(session: Session, prompts: list[str]) -> list[GenerationResul
 @EACH_GATEWAY
 @virtually
 async def test_two_hundred_jobs_never_exceed_the_session_cap(name: GatewayName) -> None:
-    till = till_of(name)
-    async with a_session(name, till.line(), max_credits=LIMIT[name]) as session:
+    gateway = charging_gateway(name)
+    async with a_session(name, gateway.transport(), max_credits=LIMIT[name]) as session:
         answers = await together(session, foxes(200))
         stats = session.stats()
         assert (stats.succeeded, stats.withdrawn, stats.queued) == (10, 190, 0)
         assert budget_of(session).reserved == 0
     refusals = [answer for answer in answers if isinstance(answer, CreditLimitReached)]
-    assert (till.sold, len(refusals)) == (10, 190)
-    assert till.peak == Decimal(LIMIT[name])
+    assert (gateway.sold, len(refusals)) == (10, 190)
+    assert gateway.peak == Decimal(LIMIT[name])
     assert all(refusal.safe_to_repeat and refusal.key for refusal in refusals)
     assert len({refusal.key for refusal in refusals}) == 190
     assert now() < 120
@@ -64,8 +64,8 @@ async def test_two_hundred_jobs_never_exceed_the_session_cap(name: GatewayName) 
 @pytest.mark.parametrize("way", ["generate", "submit"])
 @virtually
 async def test_job_refused_by_the_cap_can_be_bought_later(way: str) -> None:
-    till, ledger = Till(), Notebook(keeps=True)
-    async with a_session("apimall", till.line(), ledger=ledger, max_credits=8) as session:
+    gateway, ledger = ChargingGateway(), RecordingLedger(keep_ended=True)
+    async with a_session("apimall", gateway.transport(), ledger=ledger, max_credits=8) as session:
         await session.generate("a fox")
         if way == "generate":
             with pytest.raises(CreditLimitReached, match="max_credits is 8, 8 are spent, and a job for 8") as caught:
@@ -80,18 +80,18 @@ async def test_job_refused_by_the_cap_can_be_bought_later(way: str) -> None:
         assert ledger.record("owl-1").state is JobState.WITHDRAWN
         with pytest.raises(CreditLimitReached):
             await session.generate("an owl", idempotency_key="owl-1")
-    async with a_session("apimall", till.line(), ledger=ledger, max_credits=100) as richer:
+    async with a_session("apimall", gateway.transport(), ledger=ledger, max_credits=100) as richer:
         assert (await richer.generate("an owl", idempotency_key="owl-1")).credits == 8
         known = await richer.job("owl-1")
         assert known is not None
         assert known.state is JobState.SUCCEEDED
-    assert till.sold == 2
+    assert gateway.sold == 2
 
 
 @virtually
 async def test_job_withdrawn_by_the_cap_is_withdrawn_when_found() -> None:
-    ledger = Notebook(keeps=True)
-    async with a_session("apimall", Till().line(), ledger=ledger, max_credits=0) as session:
+    ledger = RecordingLedger(keep_ended=True)
+    async with a_session("apimall", ChargingGateway().transport(), ledger=ledger, max_credits=0) as session:
         assert isinstance(await outcome(session, "an owl", idempotency_key="owl-1"), CreditLimitReached)
         job = await session.job("owl-1")
         assert job is not None
@@ -101,30 +101,30 @@ async def test_job_withdrawn_by_the_cap_is_withdrawn_when_found() -> None:
 
 @EACH_GATEWAY
 @virtually
-async def test_a_limit_of_nothing_buys_nothing(name: GatewayName) -> None:
-    till = till_of(name)
-    async with a_session(name, till.line(), max_credits=0) as session:
+async def test_cap_of_zero_buys_nothing(name: GatewayName) -> None:
+    gateway = charging_gateway(name)
+    async with a_session(name, gateway.transport(), max_credits=0) as session:
         with pytest.raises(
             CreditLimitReached, match=r"max_credits is 0, 0 are spent, and a job estimated at [80.5]+ would pass it"
         ):
             await session.generate("a fox")
         run = await run_batch(session, foxes(5), max_credits=100)
         assert run.stopped is not None
-    async with a_session(name, till.line()) as session:
+    async with a_session(name, gateway.transport()) as session:
         run = await run_batch(session, foxes(5), max_credits=0)
         assert run.stopped is not None
-    assert till.asked["POST"] == 0
+    assert gateway.requests["POST"] == 0
 
 
 @EACH_GATEWAY
 @pytest.mark.parametrize(("of_session", "of_batch"), [(10, 20), (20, 10), (10, 10)])
 @virtually
 async def test_tighter_of_two_caps_holds(name: GatewayName, of_session: int, of_batch: int) -> None:
-    till = till_of(name)
+    gateway = charging_gateway(name)
     price = Decimal(8) if name == "apimall" else Decimal("0.5")
-    async with a_session(name, till.line(), max_credits=of_session * price) as session:
+    async with a_session(name, gateway.transport(), max_credits=of_session * price) as session:
         run = await run_batch(session, foxes(40), max_credits=of_batch * price)
-        assert (till.sold, run.results) == (10, 10)
+        assert (gateway.sold, run.results) == (10, 10)
         assert f"max_credits is {plain(min(of_session, of_batch) * price)}," in str(run.why)
         more = await together(session, foxes(20, word="owl"))
         assert sum(isinstance(answer, GenerationResult) for answer in more) == of_session - 10
@@ -133,54 +133,54 @@ async def test_tighter_of_two_caps_holds(name: GatewayName, of_session: int, of_
 
 @virtually
 async def test_several_batches_share_the_limit_of_their_session() -> None:
-    till = Till()
-    async with a_session("apimall", till.line(), max_credits=80) as session, asyncio.TaskGroup() as group:
+    gateway = ChargingGateway()
+    async with a_session("apimall", gateway.transport(), max_credits=80) as session, asyncio.TaskGroup() as group:
         runs = [group.create_task(run_batch(session, foxes(30), max_credits=56)) for _ in range(3)]
         done = [await run for run in runs]
-    assert sum(run.results for run in done) == till.sold == 10
+    assert sum(run.results for run in done) == gateway.sold == 10
     assert max(run.results for run in done) <= 7
 
 
 @virtually
-async def test_what_a_batch_expects_counts_for_the_session_too() -> None:
-    till = till_of("defapi")
-    async with a_session("defapi", till.line(), max_credits=5) as session:
+async def test_expected_credits_of_a_batch_count_for_the_session() -> None:
+    gateway = charging_gateway("defapi")
+    async with a_session("defapi", gateway.transport(), max_credits=5) as session:
         run = await run_batch(session, foxes(40), expected_credits=0.5)
         assert run.why.message.startswith("max_credits is 5, 5 are spent")
-    assert (till.sold, till.most_at_once) == (10, 9)  # nine after the one that told the price
+    assert (gateway.sold, gateway.most_at_once) == (10, 9)  # nine after the one that reported the price
 
 
 @virtually
 async def test_repeated_create_is_reserved_once() -> None:
-    till = Till()
-    till.strange.extend([True, True, None, True])
-    async with a_session("apimall", till.line(), max_credits=80) as session:
+    gateway = ChargingGateway()
+    gateway.faults.extend([True, True, None, True])
+    async with a_session("apimall", gateway.transport(), max_credits=80) as session:
         answers = await together(session, foxes(40))
         assert session.stats().credits_spent == 80
         assert budget_of(session).reserved == 0
-    assert sum(isinstance(answer, GenerationResult) for answer in answers) == till.sold == 10
-    assert till.asked["POST"] > 10
+    assert sum(isinstance(answer, GenerationResult) for answer in answers) == gateway.sold == 10
+    assert gateway.requests["POST"] > 10
 
 
 @virtually
 async def test_create_of_a_dead_process_is_repeated_despite_the_cap() -> None:
-    shop, book = Shop(job_s=2.0), SharedNotebook()
-    await leave_submitting(book, shop, "fox-1", session_of=apimall)
-    async with apimall(FakeTransport(shop.answer), ledger=Page(book), max_credits=0) as session:
+    gateway, shared = FakeGateway(job_s=2.0), SharedLedger()
+    await leave_submitting(shared, gateway, "fox-1", session_of=apimall)
+    async with apimall(FakeTransport(gateway.answer), ledger=LedgerView(shared), max_credits=0) as session:
         (job,) = await session.resume()
         assert (await job).credits == 8
         assert isinstance(await outcome(session, "an owl"), CreditLimitReached)
         assert budget_of(session).reserved == 0
-    assert shop.sold == 1
+    assert gateway.sold == 1
 
 
 @virtually
-async def test_a_job_that_is_only_followed_costs_the_session_nothing() -> None:
-    till = Till()
-    ledger = Notebook()
-    async with a_session("apimall", till.line(), ledger=ledger) as first:
+async def test_followed_job_costs_the_session_nothing() -> None:
+    gateway = ChargingGateway()
+    ledger = RecordingLedger()
+    async with a_session("apimall", gateway.transport(), ledger=ledger) as first:
         await (await first.submit("a fox", idempotency_key="fox-1")).accepted()
-    async with a_session("apimall", till.line(), ledger=ledger, max_credits=0) as second:
+    async with a_session("apimall", gateway.transport(), ledger=ledger, max_credits=0) as second:
         (job,) = await second.resume()
         assert (await job).credits == 8
         attached = await second.attach("t1")
@@ -190,9 +190,9 @@ async def test_a_job_that_is_only_followed_costs_the_session_nothing() -> None:
 
 @pytest.mark.parametrize("limit", [8, 8.0, "8", " 8.0 ", Decimal(8), "8e0"])
 @virtually
-async def test_a_limit_may_be_written_as_any_number(limit: Any) -> None:
-    till = Till()
-    async with a_session("apimall", till.line(), max_credits=limit) as session:
+async def test_cap_accepts_any_number_type(limit: Any) -> None:
+    gateway = ChargingGateway()
+    async with a_session("apimall", gateway.transport(), max_credits=limit) as session:
         assert isinstance(await outcome(session, "a fox"), GenerationResult)
         assert isinstance(await outcome(session, "an owl"), CreditLimitReached)
 
@@ -201,8 +201,8 @@ async def test_a_limit_may_be_written_as_any_number(limit: Any) -> None:
 @virtually
 async def test_invalid_cap_is_refused(bad: Any) -> None:
     with pytest.raises(ConfigurationError, match="max_credits must be a number of at least 0"):
-        a_session("apimall", Till().line(), max_credits=bad)
-    async with a_session("apimall", Till().line()) as session:
+        a_session("apimall", ChargingGateway().transport(), max_credits=bad)
+    async with a_session("apimall", ChargingGateway().transport()) as session:
         for name in ("max_credits", "expected_credits"):
             with pytest.raises(ConfigurationError, match=f"{name} must be a number of at least 0"):
                 session.generate_many(["a fox"], **{name: bad})
@@ -211,26 +211,26 @@ async def test_invalid_cap_is_refused(bad: Any) -> None:
 @EACH_GATEWAY
 @virtually
 async def test_credits_spent_are_after_refunds(name: GatewayName) -> None:
-    till = till_of(name)
-    async with a_session(name, till.line()) as session:
+    gateway = charging_gateway(name)
+    async with a_session(name, gateway.transport()) as session:
         assert isinstance(await outcome(session, "a [fail] fox"), JobFailed)
         assert session.stats().credits_spent == 0
         await session.generate("a fox")
-        assert session.stats().credits_spent == till.taken > 0
+        assert session.stats().credits_spent == gateway.taken > 0
 
 
 @virtually
 async def test_paid_failure_stays_spent_when_bought_again() -> None:
-    till, ledger = Till(refunds=False), Notebook(keeps=True)
-    async with a_session("apimall", till.line(), ledger=ledger, max_credits=100) as session:
+    gateway, ledger = ChargingGateway(refunds=False), RecordingLedger(keep_ended=True)
+    async with a_session("apimall", gateway.transport(), ledger=ledger, max_credits=100) as session:
         assert isinstance(await outcome(session, "a [fail] fox", idempotency_key="fox-1"), JobFailed)
         job = await session.resolve("fox-1", buy_again=True)
         with pytest.raises(JobFailed):
             await job
-        assert session.stats().credits_spent == till.taken == 16
+        assert session.stats().credits_spent == gateway.taken == 16
         assert budget_of(session).spent == 16
         assert budget_of(session).reserved == 0
-    async with a_session("apimall", till.line(), ledger=ledger) as later:
+    async with a_session("apimall", gateway.transport(), ledger=ledger) as later:
         with pytest.raises(JobFailed):
             await (await later.resolve("fox-1", buy_again=True))
         assert later.stats().credits_spent == 8
@@ -238,8 +238,8 @@ async def test_paid_failure_stays_spent_when_bought_again() -> None:
 
 @virtually
 async def test_cancelled_unsent_job_leaves_nothing_reserved() -> None:
-    till = Till()
-    async with a_session("apimall", till.line(), max_credits=8) as session:
+    gateway = ChargingGateway()
+    async with a_session("apimall", gateway.transport(), max_credits=8) as session:
         running = await session.submit("a fox")
         await running.accepted()
         waiting = asyncio.Task(session.generate("an owl"))
@@ -251,13 +251,13 @@ async def test_cancelled_unsent_job_leaves_nothing_reserved() -> None:
         await running
         assert budget_of(session).reserved == 0
         assert budget_of(session).spent == 8
-    assert till.sold == 1
+    assert gateway.sold == 1
 
 
 @virtually
 async def test_cap_does_not_refuse_known_jobs() -> None:
-    till = Till()
-    async with a_session("apimall", till.line(), ledger=MemoryLedger(), max_credits=8) as session:
+    gateway = ChargingGateway()
+    async with a_session("apimall", gateway.transport(), ledger=MemoryLedger(), max_credits=8) as session:
         first = await session.submit("a fox", idempotency_key="k")
         second = await session.submit("a fox", idempotency_key="k")
         assert (await first).task_id == (await second).task_id == "t1"
@@ -266,8 +266,8 @@ async def test_cap_does_not_refuse_known_jobs() -> None:
 @pytest.mark.slow
 @virtually
 async def test_ended_jobs_leave_no_reservation() -> None:
-    till = Till(job_s=1.0)
-    async with a_session("apimall", till.line(), max_credits=10_000) as session:
+    gateway = ChargingGateway(job_s=1.0)
+    async with a_session("apimall", gateway.transport(), max_credits=10_000) as session:
         run = await run_batch(session, [*foxes(300), *foxes(100, word="[fail] owl")], max_credits=9000)
         assert run.stopped is None
         budget = budget_of(session)

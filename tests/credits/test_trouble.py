@@ -20,21 +20,21 @@ from nanobanana_async import (
 )
 from nanobanana_async.errors import TransportError
 from nanobanana_async.testing import FakeTransport, Reply
-from tests.credits.scenes import (
+from tests.credits.fakes import (
     BOTH,
+    ChargingGateway,
     GatewayName,
-    Till,
     a_session,
     budget_of,
+    charging_gateway,
     foxes,
     full,
     nothing_is_left,
     outcome,
     run_batch,
-    till_of,
 )
-from tests.engine.neighbours import Page, SharedNotebook
-from tests.engine.scenes import API_KEY, Notebook, now, virtually
+from tests.support.fakes import API_KEY, RecordingLedger, now, virtually
+from tests.support.shared_ledger import LedgerView, SharedLedger
 
 EACH_GATEWAY = pytest.mark.parametrize("name", BOTH)
 LIMIT: dict[GatewayName, float] = {"apimall": 80, "defapi": 5}
@@ -57,14 +57,14 @@ TROUBLES: dict[str, list[Reply | bool | None]] = {
 @pytest.mark.parametrize("first", ["a fox", "a [fail] fox"])
 @virtually
 async def test_any_fault_of_the_first_unpriced_job_keeps_the_cap(name: GatewayName, trouble: str, first: str) -> None:
-    till = till_of(name)
-    till.strange.extend(TROUBLES[trouble])
-    async with a_session(name, till.line(), max_credits=LIMIT[name]) as session:
+    gateway = charging_gateway(name)
+    gateway.faults.extend(TROUBLES[trouble])
+    async with a_session(name, gateway.transport(), max_credits=LIMIT[name]) as session:
         async with asyncio.timeout(1800.0), asyncio.TaskGroup() as group:
             tasks = [group.create_task(outcome(session, prompt)) for prompt in [first, *foxes(40)]]
         answers: list[Any] = [task.result() for task in tasks]
         price = Decimal(8) if name == "apimall" else Decimal("0.5")
-        if any(isinstance(answer, JobUncertain) for answer in answers):  # nobody will say what that one has cost
+        if any(isinstance(answer, JobUncertain) for answer in answers):  # the price of that job is never reported
             refusals = [answer for answer in answers if isinstance(answer, CreditLimitReached)]
             assert len(refusals) == 40
             assert all("expected_credits" in str(refusal) for refusal in refusals)
@@ -72,7 +72,7 @@ async def test_any_fault_of_the_first_unpriced_job_keeps_the_cap(name: GatewayNa
             answers += [outcome.result or outcome.error for outcome in run.outcomes]
         doubts = sum(isinstance(answer, JobUncertain) for answer in answers)
         assert sum(isinstance(answer, GenerationResult) for answer in answers) == 10 - doubts
-        assert till.peak <= LIMIT[name]
+        assert gateway.peak <= LIMIT[name]
         assert budget_of(session).reserved == doubts * price
         assert bool(doubts) != nothing_is_left(session)
     assert now() < 1800
@@ -82,8 +82,10 @@ async def test_any_fault_of_the_first_unpriced_job_keeps_the_cap(name: GatewayNa
 @pytest.mark.parametrize("write", [2, 3, 4, 5])
 @virtually
 async def test_ledger_failure_of_the_first_unpriced_job_blocks_no_other(name: GatewayName, write: int) -> None:
-    till = till_of(name)
-    async with a_session(name, till.line(), ledger=Notebook(fails=[write]), max_credits=LIMIT[name]) as session:
+    gateway = charging_gateway(name)
+    async with a_session(
+        name, gateway.transport(), ledger=RecordingLedger(failing_writes=[write]), max_credits=LIMIT[name]
+    ) as session:
         async with asyncio.timeout(1800.0):
             answers = [await outcome(session, "a fox", idempotency_key="fox-1")]
             async with asyncio.TaskGroup() as group:
@@ -91,7 +93,7 @@ async def test_ledger_failure_of_the_first_unpriced_job_blocks_no_other(name: Ga
             answers += [task.result() for task in tasks]
             unwritten = sum(isinstance(answer, LedgerError) for answer in answers)
             assert unwritten <= 1
-            assert till.peak == LIMIT[name]
+            assert gateway.peak == LIMIT[name]
             again = await outcome(session, "a fox", idempotency_key="fox-1")
             assert isinstance(again, GenerationResult | CreditLimitReached)
         assert nothing_is_left(session)
@@ -100,9 +102,9 @@ async def test_ledger_failure_of_the_first_unpriced_job_blocks_no_other(name: Ga
 @pytest.mark.slow
 @virtually
 async def test_first_unpriced_job_can_be_withdrawn() -> None:
-    till = till_of("defapi", job_s=3000.0)
-    async with a_session("defapi", till.line(), max_credits=5) as session:
-        till.strange.append(full())
+    gateway = charging_gateway("defapi", job_s=3000.0)
+    async with a_session("defapi", gateway.transport(), max_credits=5) as session:
+        gateway.faults.append(full())
         first = await session.submit("a fox")
         second = await session.submit("an owl")
         async for state in first.updates():
@@ -112,30 +114,30 @@ async def test_first_unpriced_job_can_be_withdrawn() -> None:
         await second.accepted()  # nothing was bought yet, so this one goes alone
         third = await session.submit("a crow")
         await asyncio.sleep(60.0)
-        assert (till.sold, third.state) == (1, JobState.PENDING)
+        assert (gateway.sold, third.state) == (1, JobState.PENDING)
         with pytest.raises(NanoBananaError, match="still runs"):
-            await second  # it is followed no more, and its price may never be told
+            await second  # it is no longer polled, and its price may never be reported
         with pytest.raises(CreditLimitReached, match="set expected_credits to what such jobs cost"):
             await third
-        assert till.sold == 1
+        assert gateway.sold == 1
 
 
 @virtually
 async def test_unanswered_creates_become_uncertain_and_unblock_others() -> None:
-    till = Till()
+    gateway = ChargingGateway()
     shut: list[Reply] = []
 
     def answer(request: Any) -> Reply:
         if request.method == "POST" and not shut:
             return TransportError("the connection was reset", possibly_sent=True)
-        return till.answer(request)
+        return gateway.answer(request)
 
-    gateway = ApiMall(api_key=API_KEY, key_lifetime_s=60.0)
+    settings = ApiMall(api_key=API_KEY, key_lifetime_s=60.0)
     retry = RetryPolicy(max_attempts=3, first_backoff_s=0.1, max_backoff_s=1.0)
-    async with Session(gateway, http=FakeTransport(answer), retry=retry, max_credits=16) as session:
+    async with Session(settings, http=FakeTransport(answer), retry=retry, max_credits=16) as session:
         assert isinstance(await outcome(session, "a fox", idempotency_key="fox-1"), JobUncertain)
         shut.append(full())
-        assert isinstance(await outcome(session, "an owl"), CreditLimitReached)  # nobody knows what the first one cost
+        assert isinstance(await outcome(session, "an owl"), CreditLimitReached)  # the price of the first job is unknown
         run = await run_batch(session, ["an owl"], expected_credits=8)
         assert run.results == 1
         assert budget_of(session).reserved == 8
@@ -147,11 +149,11 @@ async def test_unanswered_creates_become_uncertain_and_unblock_others() -> None:
 
 @virtually
 async def test_jobs_no_longer_polled_stay_counted() -> None:
-    till = Till()
+    gateway = ChargingGateway()
     blind: list[bool] = [True]
 
     def answer(request: Any) -> Reply:
-        return full(401) if request.method == "GET" and blind else till.answer(request)
+        return full(401) if request.method == "GET" and blind else gateway.answer(request)
 
     async with a_session("apimall", FakeTransport(answer), max_credits=8) as session:
         job = await session.submit("a [fail] fox", idempotency_key="fox-1")
@@ -171,13 +173,13 @@ async def test_jobs_no_longer_polled_stay_counted() -> None:
 @EACH_GATEWAY
 @virtually
 async def test_closing_with_unpriced_jobs_does_not_hang(name: GatewayName) -> None:
-    till, book = till_of(name), SharedNotebook()
-    async with a_session(name, till.line(), ledger=Page(book), max_credits=LIMIT[name]) as session:
+    gateway, shared = charging_gateway(name), SharedLedger()
+    async with a_session(name, gateway.transport(), ledger=LedgerView(shared), max_credits=LIMIT[name]) as session:
         tasks = [asyncio.Task(outcome(session, prompt)) for prompt in foxes(40)]
         await asyncio.sleep(5.0)
     await asyncio.wait(tasks)
     assert now() < 60
-    async with a_session(name, till.line(), ledger=Page(book), max_credits=LIMIT[name]) as session:
+    async with a_session(name, gateway.transport(), ledger=LedgerView(shared), max_credits=LIMIT[name]) as session:
         for job in await session.resume():
             await job
         assert budget_of(session).spent == 0

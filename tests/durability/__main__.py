@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from nanobanana_async.emulator.settings import Idempotency
+from tests.durability.emulator_process import AccountSettings, opened
 from tests.durability.killing import Toll, finish, kill_again_and_again, plans
 from tests.durability.sharing import share
-from tests.durability.shop import ShopSettings, opened
 from tests.durability.verdict import Verdict, judged
 from tests.durability.worker import STEPS, GatewayName, Orders, Results
 
@@ -29,10 +29,10 @@ def killed(
     """Run the kill loop against one gateway; return its figures."""
     began_at = time.perf_counter()
     toll, rng = Toll(), random.Random(f"{gateway} {seed}")
-    with opened(ShopSettings(seed=seed, idempotency=manner)) as shop:
+    with opened(AccountSettings(seed=seed, idempotency=manner)) as emulator:
         orders = Orders(
             gateway=gateway,
-            url=shop.url,
+            url=emulator.url,
             ledger=folder / f"{gateway}.sqlite",
             results=folder / f"{gateway}.results",
             images=folder / "images",
@@ -40,7 +40,7 @@ def killed(
         )
         kill_again_and_again(orders, list(plans(kills, rng)), toll)
         rows = orders.rows * (1 + finish(orders, toll))
-        bought = shop.records()
+        bought = emulator.records()
     saved = Results(orders.results, lambda _: None).rows
     verdict = judged(gateway, bought, orders.ledger, saved, orders.images)
     if toll.crashes:
@@ -65,10 +65,10 @@ def killed(
 def shared(gateway: GatewayName, processes: int, rows: int, seed: int, folder: Path) -> dict[str, Any]:
     """Let several processes buy one batch together; return the figures."""
     began_at = time.perf_counter()
-    with opened(ShopSettings(seed=seed, job_limit=40)) as shop:
+    with opened(AccountSettings(seed=seed, job_limit=40)) as emulator:
         orders = Orders(
             gateway=gateway,
-            url=shop.url,
+            url=emulator.url,
             ledger=folder / "shared.sqlite",
             results=folder / "shared.results",
             rows=rows,
@@ -76,7 +76,7 @@ def shared(gateway: GatewayName, processes: int, rows: int, seed: int, folder: P
             last_set=0,
         )
         outcome = share(orders, processes)
-        bought = shop.records()
+        bought = emulator.records()
     verdict = judged(gateway, bought, orders.ledger, outcome.saved)
     verdict.breaches.extend(outcome.breaches)
     return {

@@ -17,8 +17,8 @@ from nanobanana_async import (
 )
 from nanobanana_async.emulator import Emulator, Fault, Fixed, faults
 from nanobanana_async.errors import NanoBananaError
-from tests.durability.scenes import Outcome, all_keys, written
-from tests.end_to_end.scenes import BOTH, CREATE, GatewayName, charged, emulated, quick, received
+from tests.support.ledger_file import Outcome, all_keys, written
+from tests.support.loopback import BOTH, CREATE, GatewayName, charged, emulated, quick, received
 
 KEYS = [f"row-{number}" for number in range(4)]
 ALL_SLOTS = ConcurrencyPolicy(max_jobs=len(KEYS), learn=False)

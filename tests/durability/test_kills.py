@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tests.durability.shop import ROOT
+from tests.durability.emulator_process import ROOT
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork, and no SIGKILL")]
 

@@ -8,8 +8,8 @@ import pytest
 from nanobanana_async import GenerationResult, JobState, JobUncertain
 from nanobanana_async.emulator import RandomFault, faults
 from nanobanana_async.emulator.settings import Idempotency
-from tests.durability.scenes import all_keys, written
-from tests.end_to_end.scenes import CREATE, GatewayName, charged, emulated, quick
+from tests.support.ledger_file import all_keys, written
+from tests.support.loopback import CREATE, GatewayName, charged, emulated, quick
 
 pytestmark = pytest.mark.slow
 

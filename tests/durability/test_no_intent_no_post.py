@@ -16,9 +16,9 @@ import pytest
 from nanobanana_async import ConcurrencyPolicy, GenerationResult, LedgerError, Session, SqliteLedger
 from nanobanana_async.emulator import Emulator, Fixed
 from nanobanana_async.ledger.statements import JobTable
-from tests.durability.scenes import all_keys
-from tests.durability.shop import ROOT
-from tests.end_to_end.scenes import BOTH, GatewayName, charged, emulated, quick
+from tests.durability.emulator_process import ROOT
+from tests.support.ledger_file import all_keys
+from tests.support.loopback import BOTH, GatewayName, charged, emulated, quick
 
 pytestmark = pytest.mark.slow
 

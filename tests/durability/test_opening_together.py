@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.durability.shop import ROOT
+from tests.durability.emulator_process import ROOT
 
 pytestmark = pytest.mark.slow
 

@@ -9,10 +9,11 @@ from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from nanobanana_async import JobState, SqliteLedger
+from nanobanana_async import JobState
 from nanobanana_async.jobs import JobRecord
-from tests.durability.shop import Bought, Records
+from tests.durability.emulator_process import Bought, Records
 from tests.durability.worker import GatewayName, prompt_of
+from tests.support.ledger_file import written
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +33,7 @@ def judged(
     gateway: GatewayName, bought: Records, ledger: Path, saved: Mapping[str, str | None], images: Path | None = None
 ) -> Verdict:
     """Compare them. `saved` has an image URL for each row, or None for a row in doubt; `images` is a folder."""
-    records = asyncio.run(_records(ledger))
+    records = asyncio.run(written(ledger))
     rows = {key: bought.prompts.get(prompt_of(key), Bought(posts=[], task_ids=[])) for key in records}
     breaches = list(_integrity(ledger))
     unwritten = set(bought.prompts) - {prompt_of(key) for key in records}
@@ -95,12 +96,3 @@ def _integrity(ledger: Path) -> Iterator[str]:
         problems = connection.execute("PRAGMA integrity_check").fetchall()
     if problems != [("ok",)]:
         yield f"the ledger's file is damaged: {problems[:3]}"
-
-
-async def _records(path: Path) -> dict[str, JobRecord]:
-    ledger = SqliteLedger(path, read_only=True)
-    await ledger.open()
-    try:
-        return {record.key: record async for record in ledger.jobs()}
-    finally:
-        await ledger.aclose()

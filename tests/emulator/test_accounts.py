@@ -203,7 +203,7 @@ def test_a_refused_create_leaves_no_key_behind() -> None:
     assert caller.buy("again other", key="k2").status == 200
 
 
-def test_defapi_takes_no_keys_and_equal_bodies_count_as_double() -> None:
+def test_defapi_ignores_keys_and_counts_equal_bodies_as_double() -> None:
     caller = Caller()
     first, second = caller.bought_defapi(), caller.bought_defapi()
     assert first != second

@@ -226,7 +226,7 @@ def test_a_callback_is_due_when_the_job_ends() -> None:
     assert caller.simulator.next_due() is None
 
 
-def test_callbacks_can_be_dropped_or_doubled_and_stay_on_loopback() -> None:
+def test_callbacks_can_be_dropped_or_repeated_on_loopback_only() -> None:
     dropped = Caller(callback_drop_probability=1.0)
     doubled = Caller(callback_duplicate_probability=1.0)
     for caller in (dropped, doubled):

@@ -37,7 +37,7 @@ ODD = ["nan", "-1", "True", "text", "list", "10**400"]
         "callback_delay_s",
     ],
 )
-def test_a_setting_out_of_range_is_refused_by_name(name: str, bad: Any) -> None:
+def test_setting_out_of_range_is_refused_by_name(name: str, bad: Any) -> None:
     with pytest.raises(ValueError, match=f"^{name} must be a (whole )?number .* and at most "):
         EmulatorSettings(**{name: bad})
 

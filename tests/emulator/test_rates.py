@@ -8,7 +8,7 @@ from tests.emulator.calling import Caller
 
 
 def taken(window: RateWindow, times: list[float], count: float = 2, burst: int | None = None) -> list[float]:
-    """Send a request at each time; return the wait that each was told, 0 for an accepted one."""
+    """Send a request at each time; return the wait of each, 0 for an accepted one."""
     rate = make_rate(window, count, 60.0, burst)
     waits = []
     for now in times:
@@ -23,11 +23,11 @@ def test_token_bucket_refills_all_the_time() -> None:
     assert taken("bucket", [0, 0], burst=1) == [0, 30]
 
 
-def test_clock_window_begins_anew_with_each_period() -> None:
+def test_clock_window_empties_with_each_period() -> None:
     assert taken("clock", [50, 55, 58, 60, 60, 61]) == [0, 0, 2, 0, 0, 59]
 
 
-def test_sliding_window_looks_back_from_each_request() -> None:
+def test_sliding_window_ends_at_each_request() -> None:
     assert taken("sliding", [50, 55, 58, 109, 110, 111]) == [0, 0, 52, 1, 0, 4]
 
 

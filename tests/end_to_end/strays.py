@@ -22,7 +22,7 @@ from attrs import define, field
 from nanobanana_async import Batch, ConfigurationError, GenerationResult, Job, Session, SqliteLedger
 from nanobanana_async.emulator import Fixed
 from nanobanana_async.webhooks import CallbackReceiver
-from tests.end_to_end.scenes import emulated, quick
+from tests.support.loopback import emulated, quick
 
 STRAY = "a stray fox"
 A_FORK_TAKES_S = 20
@@ -31,7 +31,7 @@ CALLS_OF_A_FORK = 25
 
 @define
 class Service:
-    """What a program has in its hands while its session works."""
+    """The public objects of a program with an open session."""
 
     session: Session
     job: Job
@@ -71,7 +71,7 @@ class Service:
 
 @define
 class Tally:
-    """What came of the calls."""
+    """Counts of the results of the calls."""
 
     strays: Counter[str] = field(factory=Counter)
     """Refused with `ConfigurationError`, or what else: by the call's name."""
@@ -99,7 +99,7 @@ async def _called(call: Callable[[], Any]) -> Any:
 
 
 def _stray(name: str, call: Callable[[], Any], *, looped: bool) -> str:
-    """Make a call here and say what came of it."""
+    """Make a call here and return a description of the result."""
     try:
         if looped:
             asyncio.run(asyncio.wait_for(_called(call), 5.0))
@@ -133,13 +133,13 @@ def _in_a_fork(service: Service, names: list[str]) -> Callable[[], list[str]]:
             os._exit(0)
     os.close(writing)
 
-    def told_by_child() -> list[str]:
+    def said_by_child() -> list[str]:
         with os.fdopen(reading) as pipe:
             said = pipe.read()
         os.waitpid(child, 0)
         return said.split("\n") if said else ["a child said nothing"]
 
-    return told_by_child
+    return said_by_child
 
 
 async def _serve(session: Session, numbers: "count[int]", tally: Tally, stop: asyncio.Event) -> None:
@@ -199,7 +199,7 @@ def _properly(session: Session, loop: asyncio.AbstractEventLoop) -> GenerationRe
 
 
 def main() -> int:
-    """Make the calls, print what came of them, and fail if anybody was harmed."""
+    """Make the calls, print what came of them, and fail if a call had an effect."""
     number = int(sys.argv[1]) if len(sys.argv) > 1 else 500
     with tempfile.TemporaryDirectory() as folder:
         tally = asyncio.run(beside_a_working_service(number, Path(folder)))

@@ -13,11 +13,11 @@ from nanobanana_async import (
     JobWithdrawn,
 )
 from nanobanana_async.emulator import Fixed, faults
-from tests.end_to_end.scenes import (
+from tests.support.loopback import (
     BOTH,
     CREATE,
     GatewayName,
-    Listener,
+    RecordingObserver,
     charged,
     emulated,
     gateway_of,
@@ -74,7 +74,7 @@ async def test_running_job_goes_on_after_generate_is_cancelled() -> None:
 
 @pytest.mark.parametrize("name", BOTH)
 async def test_generate_cancelled_before_the_create_is_withdrawn(name: GatewayName) -> None:
-    listener = Listener()
+    listener = RecordingObserver()
     async with emulated(duration=Fixed(0.2)) as emulator:
         session = quick(emulator, name, concurrency=ONE_AT_A_TIME, observers=[listener])
         async with session, asyncio.TaskGroup() as group:
@@ -161,8 +161,8 @@ async def test_one_key_for_two_requests_is_a_local_conflict(name: GatewayName) -
 
 async def test_another_callback_url_is_the_same_request() -> None:
     async with emulated() as emulator, quick(emulator, "defapi") as session:
-        wishes = [ImageRequest("a fox", callback_url=f"https://hook.example/{number}") for number in range(2)]
-        jobs = [await session.submit(wish, idempotency_key="fox-1") for wish in wishes]
+        requests = [ImageRequest("a fox", callback_url=f"https://hook.example/{number}") for number in range(2)]
+        jobs = [await session.submit(request, idempotency_key="fox-1") for request in requests]
         assert (await jobs[0]).task_id == (await jobs[1]).task_id
         assert charged(emulator.stats(), 1)
 

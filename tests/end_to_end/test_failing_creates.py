@@ -10,13 +10,13 @@ from attrs import evolve
 from nanobanana_async import JobState, JobUncertain, Timeouts, TransportError
 from nanobanana_async.emulator import Emulator, Fault, Fixed, faults
 from nanobanana_async.emulator.settings import Idempotency
-from tests.end_to_end.scenes import (
+from tests.support.loopback import (
     BOTH,
     CREATE,
     QUICK_RETRIES,
     TWO_ATTEMPTS,
     GatewayName,
-    Listener,
+    RecordingObserver,
     charged,
     emulated,
     quick,
@@ -62,7 +62,7 @@ def named(fault: Fault) -> str:
 
 async def ends_well(emulator: Emulator, fault: Fault) -> None:
     """Meet the fault twice on API Mall; it must end in one result and one charge."""
-    listener = Listener()
+    listener = RecordingObserver()
     emulator.queue_faults("apimall.create", fault, fault)
     retry = evolve(QUICK_RETRIES, max_attempts=100)
     async with quick(emulator, retry=retry, observers=[listener]) as session:
@@ -129,7 +129,7 @@ async def test_ambiguous_answer_on_defapi_makes_the_job_uncertain(fault: Fault) 
 
 @pytest.mark.parametrize("fault", [None, *DELIVERED, faults.error(429)], ids=str)
 async def test_clear_answer_on_defapi_never_makes_the_job_uncertain(fault: Fault | None) -> None:
-    listener = Listener()
+    listener = RecordingObserver()
     async with emulated() as emulator:
         emulator.queue_faults("defapi.create", fault)
         async with quick(emulator, "defapi", observers=[listener]) as session:
@@ -195,7 +195,7 @@ REFUSALS = [429, 402, 401, 403, 400, 404, 451]
 async def test_lost_answer_then_refusal_is_repeated_until_resolved(
     status: int, processed: bool, inside_200: bool
 ) -> None:
-    listener = Listener()
+    listener = RecordingObserver()
     async with emulated(refusals_in_200=inside_200) as emulator:
         emulator.queue_faults("apimall.create", faults.reset(processed=processed), *[faults.error(status)] * 2)
         async with quick(emulator, observers=[listener]) as session:
@@ -208,7 +208,7 @@ async def test_lost_answer_then_refusal_is_repeated_until_resolved(
 
 @pytest.mark.parametrize("status", [402, 401, 403, 400, 404, 451])
 async def test_lost_answer_then_only_refusals_is_uncertain(status: int) -> None:
-    listener = Listener()
+    listener = RecordingObserver()
     async with emulated() as emulator:
         emulator.queue_faults("apimall.create", faults.reset(processed=True), *[faults.error(status)] * 9)
         retry = evolve(TWO_ATTEMPTS, max_attempts=3)
@@ -222,7 +222,7 @@ async def test_lost_answer_then_only_refusals_is_uncertain(status: int) -> None:
 
 
 async def test_lost_answer_then_only_429s_is_uncertain() -> None:
-    listener = Listener()
+    listener = RecordingObserver()
     async with emulated() as emulator:
         emulator.queue_faults("apimall.create", faults.reset(processed=True), *[faults.error(429)] * 99)
         retry = evolve(TWO_ATTEMPTS, max_wait_s=0.3, first_backoff_s=0.05)
@@ -248,7 +248,7 @@ async def test_unreachable_gateway_is_safe_to_repeat(name: GatewayName) -> None:
 
 @pytest.mark.parametrize("name", BOTH)
 async def test_unsent_job_is_sent_when_the_gateway_returns(name: GatewayName) -> None:
-    listener = Listener()
+    listener = RecordingObserver()
     async with emulated() as gone:
         port = int(gone.url.rpartition(":")[2])
         gateway = gone.apimall(expected_job_s=0.05) if name == "apimall" else gone.defapi(expected_job_s=0.1)

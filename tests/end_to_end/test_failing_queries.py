@@ -25,7 +25,7 @@ from nanobanana_async import (
 from nanobanana_async.emulator import Emulator, Fault, Fixed, faults
 from nanobanana_async.engine import resolver
 from nanobanana_async.jobs import JobRecord
-from tests.end_to_end.scenes import BOTH, QUERY, GatewayName, Listener, charged, emulated, gateway_of, quick
+from tests.support.loopback import BOTH, QUERY, GatewayName, RecordingObserver, charged, emulated, gateway_of, quick
 
 TROUBLE = [
     faults.reset(),
@@ -202,7 +202,7 @@ async def test_old_unknown_task_is_task_not_found(name: GatewayName, inside_200:
 
 @pytest.mark.parametrize("name", BOTH)
 async def test_lagging_replica_does_not_lose_the_job(name: GatewayName) -> None:
-    listener = Listener()
+    listener = RecordingObserver()
     async with emulated(visible_after_s=0.3) as emulator:
         async with quick(emulator, name, observers=[listener]) as session:
             assert (await session.generate("a fox")).images

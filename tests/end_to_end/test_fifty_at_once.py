@@ -7,7 +7,7 @@ import pytest
 from nanobanana_async import GenerationResult, JobState
 from nanobanana_async.emulator import Fixed
 from nanobanana_async.emulator.settings import RetryAfter
-from tests.end_to_end.scenes import BOTH, GatewayName, Listener, charged, emulated, quick, together
+from tests.support.loopback import BOTH, GatewayName, RecordingObserver, charged, emulated, quick, together
 
 pytestmark = pytest.mark.slow
 
@@ -16,7 +16,7 @@ pytestmark = pytest.mark.slow
 @pytest.mark.parametrize("name", BOTH)
 async def test_fifty_jobs_against_a_hidden_limit_of_ten(name: GatewayName, states_kind: bool) -> None:
     before = asyncio.all_tasks()
-    listener = Listener()
+    listener = RecordingObserver()
     async with emulated(job_limit=10, states_429_kind=states_kind, duration=Fixed(0.1)) as emulator:
         async with quick(emulator, name, observers=[listener]) as session:
             results = await together(session, [f"fox {number}" for number in range(50)])

@@ -9,16 +9,16 @@ from PIL import Image
 
 from nanobanana_async import GeneratedImage, ImageRequest, InvalidRequest, MemoryLedger
 from nanobanana_async.models import OutputFormat
-from tests.end_to_end.scenes import charged, emulated, quick
+from tests.support.loopback import charged, emulated, quick
 
 
 async def fetched(image: GeneratedImage) -> tuple[str, Image.Image]:
-    """Fetch a picture as anybody would; return its media type and itself."""
+    """Fetch an image as a browser does; return its media type and the opened image."""
     async with aiohttp.ClientSession() as http, http.get(image.url) as response:
         assert response.status == 200
-        picture = Image.open(io.BytesIO(await response.read()))
-        picture.load()
-        return response.content_type, picture
+        opened = Image.open(io.BytesIO(await response.read()))
+        opened.load()
+        return response.content_type, opened
 
 
 @pytest.mark.parametrize(("count", "form"), [(1, "png"), (2, "jpeg"), (6, "jpg")])
@@ -30,9 +30,9 @@ async def test_num_images_gives_that_many_links(count: int, form: OutputFormat) 
         assert len({image.url for image in result.images}) == count
         assert result.url == result.images[0].url
         for image in result.images:
-            media_type, picture = await fetched(image)
+            media_type, opened = await fetched(image)
             expected = "PNG" if form == "png" else "JPEG"
-            assert (picture.format, media_type) == (expected, f"image/{expected.lower()}")
+            assert (opened.format, media_type) == (expected, f"image/{expected.lower()}")
         assert charged(emulator.stats(), 1)
         assert emulator.stats().credential_leaks == 0
 
@@ -42,8 +42,8 @@ async def test_image_has_the_requested_aspect_ratio(ratio: str, expected: float)
     async with emulated(image_scale=0.2) as emulator:
         async with quick(emulator) as session:
             result = await session.generate("a fox", aspect_ratio=ratio)
-        _, picture = await fetched(result.images[0])
-    assert picture.width / picture.height == pytest.approx(expected, rel=0.03)
+        _, image = await fetched(result.images[0])
+    assert image.width / image.height == pytest.approx(expected, rel=0.03)
 
 
 async def test_higher_resolution_is_a_larger_image() -> None:
@@ -55,12 +55,12 @@ async def test_higher_resolution_is_a_larger_image() -> None:
 
 
 async def test_reference_images_work_on_both_gateways() -> None:
-    wish = ImageRequest("put it into a basket", images=["https://pictures.example/soap.png"])
+    request = ImageRequest("put it into a basket", images=["https://pictures.example/soap.png"])
     async with emulated() as emulator:
         async with quick(emulator) as session:
-            assert (await session.generate(wish)).images
+            assert (await session.generate(request)).images
         async with quick(emulator, "defapi") as session:
-            assert (await session.generate(wish)).images
+            assert (await session.generate(request)).images
         assert charged(emulator.stats(), 2)
 
 
@@ -68,8 +68,8 @@ async def test_defapi_link_leads_to_an_image() -> None:
     async with emulated() as emulator:
         async with quick(emulator, "defapi") as session:
             result = await session.generate("a fox")
-        media_type, picture = await fetched(result.images[0])
-    assert (picture.format, media_type) == ("PNG", "image/png")
+        media_type, image = await fetched(result.images[0])
+    assert (image.format, media_type) == ("PNG", "image/png")
 
 
 async def test_inline_image_is_not_in_raw_or_repr() -> None:
@@ -79,9 +79,9 @@ async def test_inline_image_is_not_in_raw_or_repr() -> None:
             result = await job
             again = await job
         head, _, payload = result.url.partition(",")
-        picture = Image.open(io.BytesIO(base64.b64decode(payload, validate=True)))
-        picture.load()
-        assert (head, picture.format, picture.width) == ("data:image/png;base64", "PNG", 51)
+        image = Image.open(io.BytesIO(base64.b64decode(payload, validate=True)))
+        image.load()
+        assert (head, image.format, image.width) == ("data:image/png;base64", "PNG", 51)
         assert again.url == result.url
         assert payload[:40] not in str(result.raw)
         assert payload not in repr(result)
@@ -91,9 +91,9 @@ async def test_inline_image_is_not_in_raw_or_repr() -> None:
 async def test_large_inline_image_is_complete() -> None:
     async with emulated(data_uris=True, image_scale=1.0) as emulator, quick(emulator, "defapi") as session:
         result = await session.generate("a fox")
-        picture = Image.open(io.BytesIO(base64.b64decode(result.url.partition(",")[2], validate=True)))
-        picture.load()
-        assert picture.size == (1024, 1024)
+        image = Image.open(io.BytesIO(base64.b64decode(result.url.partition(",")[2], validate=True)))
+        image.load()
+        assert image.size == (1024, 1024)
 
 
 async def test_unsupported_field_is_named_before_sending() -> None:

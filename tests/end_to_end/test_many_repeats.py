@@ -7,7 +7,7 @@ from attrs import evolve
 
 from nanobanana_async import GenerationResult
 from nanobanana_async.emulator import Fixed, faults
-from tests.end_to_end.scenes import QUICK_RETRIES, charged, emulated, outcome, quick, received, together
+from tests.support.loopback import QUICK_RETRIES, charged, emulated, outcome, quick, received, together
 
 pytestmark = pytest.mark.slow
 

@@ -6,7 +6,7 @@ import pytest
 
 from nanobanana_async import GenerationResult, InsufficientCredits, JobFailed
 from nanobanana_async.emulator import faults
-from tests.end_to_end.scenes import BOTH, GatewayName, charged, emulated, outcome, quick, together
+from tests.support.loopback import BOTH, GatewayName, charged, emulated, outcome, quick, together
 
 PRICE: dict[GatewayName, Decimal] = {"apimall": Decimal(8), "defapi": Decimal("0.5")}
 

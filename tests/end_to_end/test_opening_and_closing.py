@@ -21,7 +21,7 @@ from nanobanana_async import (
     Timeouts,
 )
 from nanobanana_async.emulator import Emulator, Fault, Fixed, faults
-from tests.end_to_end.scenes import (
+from tests.support.loopback import (
     BOTH,
     CREATE,
     GatewayName,

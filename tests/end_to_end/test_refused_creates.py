@@ -22,12 +22,12 @@ from nanobanana_async import (
     TaskNotFound,
 )
 from nanobanana_async.emulator import UNAPPROVED_KEY, Emulator, EmulatorOptions, Fault, faults
-from tests.end_to_end.scenes import (
+from tests.support.loopback import (
     BOTH,
     CREATE,
     TWO_ATTEMPTS,
     GatewayName,
-    Listener,
+    RecordingObserver,
     charged,
     emulated,
     gateway_of,
@@ -59,7 +59,7 @@ def said(status: int, code: str, message: str) -> Fault:
 
 
 def facts(name: GatewayName, status: int, code: str, *, inside_200: bool) -> tuple[int, str, str]:
-    """Return status, code and request id as the error must tell them."""
+    """Return status, code and request id as the error must report them."""
     if name == "apimall":
         return 200 if inside_200 else status, code, "req_02" + "1".zfill(24)
     if inside_200:
@@ -89,7 +89,7 @@ async def test_final_refusal_raises_its_own_exception(
     assert message in str(error)
     expected = facts(name, status, code, inside_200=inside_200)
     assert (error.status, error.code, error.request_id) == expected
-    conflict = kind is IdempotencyConflict  # somebody may have bought under the key
+    conflict = kind is IdempotencyConflict  # another process may have bought with the key
     assert (error.key, error.safe_to_repeat) == ("fox-1", not conflict)
     assert (stats.uncertain if conflict else stats.refused, stats.slots_held) == (1, 0)
 
@@ -181,7 +181,7 @@ async def test_key_used_by_another_process_is_a_conflict() -> None:
 async def test_apimall_recovers_from_a_temporary_refusal(
     status: int, kind: type[GatewayError], code: str, message: str, inside_200: bool
 ) -> None:
-    listener = Listener()
+    listener = RecordingObserver()
     async with emulated(refusals_in_200=inside_200) as emulator:
         emulator.queue_faults("apimall.create", said(status, code, message))
         async with quick(emulator, observers=[listener]) as session:
@@ -197,7 +197,7 @@ async def test_apimall_recovers_from_a_temporary_refusal(
 
 @MANNERS
 async def test_defapi_recovers_from_a_429(inside_200: bool) -> None:
-    listener = Listener()
+    listener = RecordingObserver()
     async with emulated(refusals_in_200=inside_200) as emulator:
         emulator.queue_faults("defapi.create", faults.error(429))
         async with quick(emulator, "defapi", observers=[listener]) as session:
@@ -210,7 +210,7 @@ async def test_defapi_recovers_from_a_429(inside_200: bool) -> None:
 @MANNERS
 @pytest.mark.parametrize("status", [500, 503])
 async def test_apimall_outage_past_all_attempts_is_uncertain(status: int, inside_200: bool) -> None:
-    listener = Listener()
+    listener = RecordingObserver()
     async with emulated(refusals_in_200=inside_200) as emulator:
         emulator.queue_faults("apimall.create", *[faults.error(status)] * 5)
         async with quick(emulator, retry=TWO_ATTEMPTS, observers=[listener]) as session:
@@ -218,17 +218,17 @@ async def test_apimall_outage_past_all_attempts_is_uncertain(status: int, inside
                 await session.generate("a fox", idempotency_key="fox-1")
         assert emulator.stats().creates_received == 2
         assert charged(emulator.stats(), 0)
-    error, heard = caught.value, listener.errors[-1]
+    error, seen = caught.value, listener.errors[-1]
     assert (error.key, error.safe_to_repeat, error.job.task_id) == ("fox-1", False, None)
-    assert isinstance(heard, GatewayUnavailable)
-    assert heard.request_id is not None
-    assert heard.message in error.message
+    assert isinstance(seen, GatewayUnavailable)
+    assert seen.request_id is not None
+    assert seen.message in error.message
 
 
 @MANNERS
 @pytest.mark.parametrize("status", [500, 503])
 async def test_defapi_server_error_is_uncertain_at_once(status: int, inside_200: bool) -> None:
-    listener = Listener()
+    listener = RecordingObserver()
     async with emulated(refusals_in_200=inside_200) as emulator:
         emulator.queue_faults("defapi.create", said(status, "1", "Internal server error"))
         async with quick(emulator, "defapi", observers=[listener]) as session:
@@ -258,7 +258,7 @@ async def test_defapi_server_error_is_retried_with_retry_unkeyed_5xx(status: int
 @MANNERS
 @pytest.mark.parametrize("name", BOTH)
 async def test_timeout_while_waiting_for_a_slot_withdraws_the_job(name: GatewayName, inside_200: bool) -> None:
-    listener = Listener()
+    listener = RecordingObserver()
     async with emulated(job_limit=0, refusals_in_200=inside_200) as emulator:
         async with quick(emulator, name, observers=[listener]) as session:
             with pytest.raises(JobUnfinished) as caught:

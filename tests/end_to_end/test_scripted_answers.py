@@ -7,7 +7,7 @@ from aioresponses import aioresponses as AioResponses  # noqa: N812
 from yarl import URL
 
 from nanobanana_async import ApiMall, DefApi, InsufficientCredits, Session
-from tests.end_to_end.scenes import QUICK_POLLS, QUICK_RETRIES
+from tests.support.loopback import QUICK_POLLS, QUICK_RETRIES
 
 CREATE = "https://gateway.apimall.ai/api/v1/images/generate"
 TASK = "img_01HQ9M7XJQ7PZ3GQ9F6C5W3N2M"

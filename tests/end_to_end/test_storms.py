@@ -8,7 +8,7 @@ from attrs import evolve
 from nanobanana_async import GenerationResult, JobUncertain
 from nanobanana_async.emulator import Emulator, Fixed, RandomFault, faults
 from nanobanana_async.emulator.settings import Idempotency
-from tests.end_to_end.scenes import CREATE, QUERY, QUICK_RETRIES, GatewayName, emulated, quick, together
+from tests.support.loopback import CREATE, QUERY, QUICK_RETRIES, GatewayName, emulated, quick, together
 
 pytestmark = pytest.mark.slow
 
@@ -90,7 +90,7 @@ async def test_outage_on_defapi_makes_only_a_few_jobs_uncertain() -> None:
         async with quick(emulator, "defapi") as session:
             results = await together(session, [f"fox {number}" for number in range(JOBS)])
         seen = emulator.stats()
-    parked = sum(isinstance(result, JobUncertain) for result in results)
-    assert parked == 10
-    assert sum(isinstance(result, GenerationResult) for result in results) == JOBS - parked
-    assert (seen.creates_received, seen.creates_accepted, seen.double_charges) == (JOBS, JOBS - parked, 0)
+    uncertain = sum(isinstance(result, JobUncertain) for result in results)
+    assert uncertain == 10
+    assert sum(isinstance(result, GenerationResult) for result in results) == JOBS - uncertain
+    assert (seen.creates_received, seen.creates_accepted, seen.double_charges) == (JOBS, JOBS - uncertain, 0)

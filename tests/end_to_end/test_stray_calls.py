@@ -20,10 +20,10 @@ from nanobanana_async.emulator import Fixed, Script
 from nanobanana_async.emulator.faults import delay
 from nanobanana_async.testing import FakeTransport
 from nanobanana_async.webhooks import CallbackReceiver
-from tests.end_to_end.scenes import emulated, quick
 from tests.end_to_end.strays import beside_a_working_service
-from tests.engine.scenes import Shop, apimall, apimall_now
-from tests.webhooks.scenes import ask
+from tests.support.callbacks import ask
+from tests.support.fakes import FakeGateway, apimall, apimall_now
+from tests.support.loopback import emulated, quick
 
 
 @pytest.mark.slow
@@ -37,18 +37,18 @@ async def test_calls_from_other_loops_threads_and_forks_are_refused(tmp_path: Pa
 
 
 def in_a_thread_of_its_own(session: Session) -> str:
-    told: list[str] = []
+    results: list[str] = []
 
     def call() -> None:
         try:
             asyncio.run(session.generate("a fox"))
         except ConfigurationError as error:
-            told.append(str(error))
+            results.append(str(error))
 
     thread = threading.Thread(target=call, name="view-7")
     thread.start()
     thread.join()
-    return told[0]
+    return results[0]
 
 
 async def test_error_names_both_loops_and_the_correct_call() -> None:
@@ -60,8 +60,8 @@ async def test_error_names_both_loops_and_the_correct_call() -> None:
     assert "asyncio.run_coroutine_threadsafe(coroutine, loop)" in said
 
 
-def test_a_session_left_open_in_one_run_is_closed_in_the_next() -> None:
-    session = apimall(FakeTransport(Shop().answer))
+def test_session_left_open_in_one_run_is_closed_in_the_next() -> None:
+    session = apimall(FakeTransport(FakeGateway().answer))
 
     async def use() -> None:
         with pytest.raises(SessionClosed):
@@ -75,9 +75,9 @@ def test_a_session_left_open_in_one_run_is_closed_in_the_next() -> None:
     asyncio.run(use())
 
 
-def test_a_session_whose_loop_was_closed_under_it_says_so() -> None:
+def test_session_with_a_closed_loop_says_so() -> None:
     loop = asyncio.new_event_loop()
-    session = apimall_now(FakeTransport(Shop(job_s=0.01).answer, latency_s=0.001))
+    session = apimall_now(FakeTransport(FakeGateway(job_s=0.01).answer, latency_s=0.001))
     loop.run_until_complete(session.open())
     job = loop.run_until_complete(session.submit("a fox"))
     loop.run_until_complete(job.result())
@@ -95,7 +95,7 @@ def test_a_session_whose_loop_was_closed_under_it_says_so() -> None:
 
 def test_results_of_a_closed_session_are_readable_on_any_loop() -> None:
     async def work() -> tuple[Session, object, object]:
-        async with apimall_now(FakeTransport(Shop(job_s=0.01).answer, latency_s=0.001)) as session:
+        async with apimall_now(FakeTransport(FakeGateway(job_s=0.01).answer, latency_s=0.001)) as session:
             job = await session.submit("a fox")
             batch = session.generate_many(["one"])
             outcomes = [outcome async for outcome in batch]
@@ -116,7 +116,7 @@ def test_results_of_a_closed_session_are_readable_on_any_loop() -> None:
 
 def test_sync_calls_from_the_sessions_own_thread_need_no_running_loop() -> None:
     with asyncio.Runner() as runner:
-        session = apimall_now(FakeTransport(Shop(job_s=0.01).answer, latency_s=0.001))
+        session = apimall_now(FakeTransport(FakeGateway(job_s=0.01).answer, latency_s=0.001))
         runner.run(session.open())
         batch = session.generate_many(["one", "two"])
         assert session.stats().queued == 0
@@ -139,16 +139,16 @@ async def test_callback_on_another_loop_gets_503(caplog: pytest.LogCaptureFixtur
     assert "belongs to the event loop that opened it" in caplog.text
 
 
-async def test_a_ledger_used_from_another_loop_is_refused_and_stays_open(tmp_path: Path) -> None:
+async def test_ledger_used_on_another_loop_is_refused_and_stays_open(tmp_path: Path) -> None:
     ledger = SqliteLedger(tmp_path / "jobs.sqlite")
     await ledger.open()
 
-    async def elsewhere() -> None:
+    async def on_other_loop() -> None:
         for call in (ledger.find("key"), ledger.counts(), ledger.aclose()):
             with pytest.raises(LedgerError, match="belongs to the event loop that opened it"):
                 await call
 
-    await asyncio.to_thread(lambda: asyncio.run(elsewhere()))
+    await asyncio.to_thread(lambda: asyncio.run(on_other_loop()))
     assert await ledger.find("key") is None
     await ledger.aclose()
 
@@ -181,18 +181,18 @@ async def test_forked_child_does_not_touch_its_parents_session(tmp_path: Path) -
         assert emulator.stats().creates_accepted == 3
 
 
-def test_a_session_may_be_made_before_a_fork_or_in_another_thread_and_opened_later() -> None:
-    session = apimall_now(FakeTransport(Shop(job_s=0.01).answer, latency_s=0.001))
+def test_session_can_be_made_in_another_thread_or_before_a_fork() -> None:
+    session = apimall_now(FakeTransport(FakeGateway(job_s=0.01).answer, latency_s=0.001))
 
     async def use() -> str:
         async with session:
             return (await session.generate("a fox")).task_id
 
-    told: list[str] = []
-    thread = threading.Thread(target=lambda: told.append(asyncio.run(use())))
+    results: list[str] = []
+    thread = threading.Thread(target=lambda: results.append(asyncio.run(use())))
     thread.start()
     thread.join()
-    assert told == ["t1"]
+    assert results == ["t1"]
 
 
 async def test_borrowed_aiohttp_session_closed_early_fails_its_jobs() -> None:
@@ -201,7 +201,7 @@ async def test_borrowed_aiohttp_session_closed_early_fails_its_jobs() -> None:
         lent = aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=1))
         async with quick(emulator, http=lent) as session:
             callers = [asyncio.Task(session.generate(f"fox {number}")) for number in range(4)]
-            await asyncio.sleep(0.1)  # one is on the wire, the others wait for its connection
+            await asyncio.sleep(0.1)  # one is in flight, the others wait for its connection
             await lent.close()
             _, waiting = await asyncio.wait(callers[1:], timeout=5.0)
             assert waiting == set()
@@ -216,7 +216,7 @@ async def test_borrowed_aiohttp_session_closed_early_fails_its_jobs() -> None:
         assert emulator.stats().creates_accepted <= 1
 
 
-def test_a_ledger_whose_loop_was_closed_under_it_can_be_closed_and_opened_again(tmp_path: Path) -> None:
+def test_ledger_with_a_closed_loop_can_be_reopened(tmp_path: Path) -> None:
     ledger = SqliteLedger(tmp_path / "jobs.sqlite")
     loop = asyncio.new_event_loop()
     loop.run_until_complete(ledger.open())

@@ -1,4 +1,4 @@
-"""An API key that was changed: the jobs stay the account's if it has a name, and what is said never pays twice."""
+"""A changed API key: a named account keeps its jobs, and no error message leads to a second purchase."""
 
 import re
 from pathlib import Path
@@ -9,7 +9,7 @@ import pytest
 from nanobanana_async import ApiMall, ConfigurationError, DefApi, IdempotencyConflict, Session, SqliteLedger
 from nanobanana_async.gateways.base import GatewaySettings
 from nanobanana_async.testing import FakeTransport
-from tests.engine.scenes import REAL_TIME, Shop
+from tests.support.fakes import REAL_TIME, FakeGateway
 
 OLD, NEW = "sk-old-0123456789", "sk-new-0123456789"
 
@@ -34,53 +34,53 @@ async def goes_on(gateway: GatewaySettings, transport: FakeTransport, path: Path
 
 
 @pytest.mark.parametrize("kind", [ApiMall, DefApi])
-async def test_a_named_account_goes_on_under_its_next_key(tmp_path: Path, kind: type[ApiMall] | type[DefApi]) -> None:
-    shop, path = Shop(job_s=0.05), tmp_path / "jobs.sqlite"
-    transport = FakeTransport(shop.answer, latency_s=0.001)
+async def test_named_account_continues_with_a_new_api_key(tmp_path: Path, kind: type[ApiMall] | type[DefApi]) -> None:
+    gateway, path = FakeGateway(job_s=0.05), tmp_path / "jobs.sqlite"
+    transport = FakeTransport(gateway.answer, latency_s=0.001)
     await leave_running(kind(api_key=OLD, account="studio"), transport, path)
     await goes_on(kind(api_key=NEW, account="studio"), transport, path)
-    assert shop.sold == 4
+    assert gateway.sold == 4
     assert OLD.encode() not in path.read_bytes()
 
 
 @pytest.mark.parametrize("kind", [ApiMall, DefApi])
 @pytest.mark.parametrize("name", ["", "studio"])
-async def test_an_account_without_a_name_is_told_both_ways_and_goes_on_after_it_was_handed_over(
+async def test_unnamed_account_conflict_names_both_remedies(
     tmp_path: Path, kind: type[ApiMall] | type[DefApi], name: str
 ) -> None:
-    shop, path = Shop(job_s=0.05), tmp_path / "jobs.sqlite"
-    transport = FakeTransport(shop.answer, latency_s=0.001)
+    gateway, path = FakeGateway(job_s=0.05), tmp_path / "jobs.sqlite"
+    transport = FakeTransport(gateway.answer, latency_s=0.001)
     old, new = kind(api_key=OLD), kind(api_key=NEW, account=name)
     await leave_running(old, transport, path)
     async with session_of(new, transport, path) as session:
         assert await session.resume() == []
         with pytest.raises(IdempotencyConflict) as caught:
             await session.generate("c", idempotency_key="order-17")
-        told: list[IdempotencyConflict | ConfigurationError] = [caught.value]
+        errors: list[IdempotencyConflict | ConfigurationError] = [caught.value]
         job = await session.job("order-17")
         assert job is not None
         with pytest.raises(ConfigurationError) as refused:
             await job
-        told.append(refused.value)
+        errors.append(refused.value)
         async for outcome in session.generate_many(["a", "b"], batch="spring"):
             assert isinstance(outcome.error, IdempotencyConflict)
-            told.append(outcome.error)
-        for error in told:
+            errors.append(outcome.error)
+        for error in errors:
             assert not error.safe_to_repeat
             assert f"hand-over --from {old.account} --to {new.account}" in str(error)
             assert "NANOBANANA_ACCOUNT" in str(error)
             assert not re.search("use another", str(error))
-        assert shop.sold == 3
+        assert gateway.sold == 3
     ledger = SqliteLedger(path)
     await ledger.open()
     assert await ledger.hand_over(new.name, old.account, new.account) == 3
     await ledger.aclose()
     await goes_on(new, transport, path)
-    assert shop.sold == 4
+    assert gateway.sold == 4
 
 
-async def test_a_name_that_was_forgotten_is_said(tmp_path: Path) -> None:
-    transport = FakeTransport(Shop(job_s=0.01).answer, latency_s=0.001)
+async def test_forgotten_account_name_is_in_the_error(tmp_path: Path) -> None:
+    transport = FakeTransport(FakeGateway(job_s=0.01).answer, latency_s=0.001)
     async with session_of(ApiMall(api_key=OLD, account="studio"), transport, tmp_path / "j") as session:
         await session.generate("c", idempotency_key="order-17")
     async with session_of(ApiMall(api_key=NEW), transport, tmp_path / "j") as session:

@@ -1,4 +1,4 @@
-"""The purchase: the order of writes and sends, identical repeats, and doubt that sticks (API Mall)."""
+"""Creates with idempotency keys (API Mall): order of writes and requests, identical repeats, lasting doubt."""
 
 from typing import Any
 
@@ -14,8 +14,8 @@ from nanobanana_async import (
 from nanobanana_async.errors import ERROR_BY_STATUS, NanoBananaError
 from nanobanana_async.gateways.contract import HttpResponse
 from nanobanana_async.testing import FakeTransport, Reply
-from tests.engine.sayings import Step, completed, created, in_turn, refused, said, task
-from tests.engine.scenes import Diary, Notebook, apimall, virtually, wire_key
+from tests.support.fakes import EventLog, RecordingLedger, apimall, virtually, wire_key
+from tests.support.replies import completed, created, in_turn, json_reply, refused, scripted_creates
 
 LOST = TransportError("the connection was reset", possibly_sent=True)
 UNSENT = TransportError("connection refused", possibly_sent=False)
@@ -30,44 +30,40 @@ DOUBTS: dict[str, Reply] = {
     "a 503 without the envelope": HttpResponse(status=503, body=b"upstream connect error"),
     "the HTML of a proxy": HTML,
     "garbage in a 200": HttpResponse(status=200, body=b"\x00\xff garbage"),
-    "a 200 without a task id": said(200, {"success": True, "data": {}}),
+    "a 200 without a task id": json_reply(200, {"success": True, "data": {}}),
     "a status of no reference": HttpResponse(status=418, body=b"{}"),
     "a redirect": HttpResponse(status=302, headers={"location": "https://elsewhere.example"}),
 }
-NOES = [429, 402, 401, 451, 403, 400, 404]
-
-
-def bought(*creates: Step) -> FakeTransport:
-    return FakeTransport(in_turn([*creates], [task("processing"), completed()]))
+REFUSALS = [429, 402, 401, 451, 403, 400, 404]
 
 
 @virtually
-async def test_every_job_is_written_down_before_it_is_sent_and_before_anybody_is_told() -> None:
-    diary = Diary()
-    transport = FakeTransport(diary.asked(in_turn([created()], [completed()])))
-    async with apimall(transport, ledger=Notebook(diary=diary), observers=[diary.saw]) as session:
+async def test_transition_is_stored_before_request_and_event() -> None:
+    log = EventLog()
+    transport = FakeTransport(log.recording_requests(in_turn([created()], [completed()])))
+    async with apimall(transport, ledger=RecordingLedger(log=log), observers=[log.observe]) as session:
         job = await session.submit("a fox")
         await job.accepted()
-        diary.append("the caller has the task id")
+        log.append("the caller has the task id")
         await job
-    assert diary == [
+    assert log == [
         "claim PENDING",
-        "told PENDING",
+        "event PENDING",
         "PENDING -> SUBMITTING",
-        "told SUBMITTING",
+        "event SUBMITTING",
         "POST",
         "SUBMITTING -> RUNNING",
-        "told RUNNING",
+        "event RUNNING",
         "the caller has the task id",
         "GET",
         "RUNNING -> SUCCEEDED",
-        "told SUCCEEDED",
+        "event SUCCEEDED",
     ]
 
 
 @virtually
-async def test_the_intent_stands_in_the_ledger_when_the_request_leaves_even_if_writing_is_slow() -> None:
-    ledger = Notebook(delay_s=1.0)
+async def test_slow_ledger_stores_the_intent_before_the_create() -> None:
+    ledger = RecordingLedger(delay_s=1.0)
     standing: list[JobState] = []
 
     def answer(request: Any) -> Reply:
@@ -80,8 +76,8 @@ async def test_the_intent_stands_in_the_ledger_when_the_request_leaves_even_if_w
 
 
 @virtually
-async def test_the_result_tells_what_came_back_and_what_it_cost() -> None:
-    async with apimall(bought(created(cost=9))) as session:
+async def test_result_has_images_and_credits() -> None:
+    async with apimall(scripted_creates(created(cost=9))) as session:
         result = await session.generate("a fox", idempotency_key="order-1", num_images=2)
         stats = session.stats()
     assert (result.key, result.task_id, result.url) == ("order-1", "img_1", "https://cdn.example/a.png")
@@ -93,8 +89,8 @@ async def test_the_result_tells_what_came_back_and_what_it_cost() -> None:
 
 @pytest.mark.parametrize("name", DOUBTS)
 @virtually
-async def test_doubt_is_repeated_with_the_same_bytes_under_the_same_key(name: str) -> None:
-    transport = bought(DOUBTS[name], DOUBTS[name], created())
+async def test_lost_create_is_repeated_with_same_bytes_and_key(name: str) -> None:
+    transport = scripted_creates(DOUBTS[name], DOUBTS[name], created())
     async with apimall(transport) as session:
         result = await session.generate("a fox", idempotency_key="order-1", aspect_ratio="16:9")
     first, *repeats = transport.creates
@@ -105,8 +101,8 @@ async def test_doubt_is_repeated_with_the_same_bytes_under_the_same_key(name: st
 
 
 @virtually
-async def test_doubt_is_written_down_before_the_repeat_and_ends_with_a_task_id() -> None:
-    ledger, doubts = Notebook(), list[bool]()
+async def test_doubt_is_stored_before_the_repeat() -> None:
+    ledger, doubts = RecordingLedger(), list[bool]()
 
     def answer(request: Any) -> Reply:
         doubts.append(ledger.record("order-1").in_doubt)
@@ -115,7 +111,7 @@ async def test_doubt_is_written_down_before_the_repeat_and_ends_with_a_task_id()
     async with apimall(FakeTransport(answer), ledger=ledger) as session:
         await session.generate("a fox", idempotency_key="order-1")
     assert doubts == [False, True, False]
-    assert ledger.diary == [
+    assert ledger.log == [
         "claim PENDING",
         "PENDING -> SUBMITTING",
         "SUBMITTING -> SUBMITTING",
@@ -124,10 +120,10 @@ async def test_doubt_is_written_down_before_the_repeat_and_ends_with_a_task_id()
     ]
 
 
-@pytest.mark.parametrize("status", NOES)
+@pytest.mark.parametrize("status", REFUSALS)
 @virtually
-async def test_a_lost_answer_and_then_a_no_and_then_a_task_ends_running(status: int) -> None:
-    transport = bought(LOST, refused(status), refused(status), created())
+async def test_lost_answer_then_refusal_then_task_is_running(status: int) -> None:
+    transport = scripted_creates(LOST, refused(status), refused(status), created())
     states: list[JobState] = []
     async with apimall(transport) as session:
         job = await session.submit("a fox")
@@ -139,10 +135,10 @@ async def test_a_lost_answer_and_then_a_no_and_then_a_task_ends_running(status: 
     assert len(transport.creates) == 4
 
 
-@pytest.mark.parametrize("status", NOES)
+@pytest.mark.parametrize("status", REFUSALS)
 @virtually
-async def test_a_lost_answer_and_then_noes_until_patience_ends_is_uncertain(status: int) -> None:
-    transport, ledger = bought(LOST, refused(status)), Notebook()
+async def test_lost_answer_then_only_refusals_is_uncertain(status: int) -> None:
+    transport, ledger = scripted_creates(LOST, refused(status)), RecordingLedger()
     retry = RetryPolicy(max_attempts=4, max_wait_s=200.0)
     async with apimall(transport, ledger=ledger, retry=retry) as session:
         with pytest.raises(JobUncertain) as caught:
@@ -151,12 +147,12 @@ async def test_a_lost_answer_and_then_noes_until_patience_ends_is_uncertain(stat
     assert not caught.value.safe_to_repeat
     assert caught.value.key == "order-1"
     assert ledger.states() == {"order-1": JobState.UNCERTAIN}
-    assert not {"SUBMITTING -> PENDING", "SUBMITTING -> REFUSED"} & set(ledger.diary)
+    assert not {"SUBMITTING -> PENDING", "SUBMITTING -> REFUSED"} & set(ledger.log)
 
 
 @virtually
-async def test_an_uncertain_job_is_not_sent_again_by_generating_it_again() -> None:
-    transport = bought(LOST)
+async def test_generate_does_not_resend_an_uncertain_job() -> None:
+    transport = scripted_creates(LOST)
     async with apimall(transport, retry=RetryPolicy(max_attempts=2)) as session:
         for _ in range(3):
             with pytest.raises(JobUncertain):
@@ -165,16 +161,19 @@ async def test_an_uncertain_job_is_not_sent_again_by_generating_it_again() -> No
 
 
 @virtually
-async def test_a_409_on_a_key_that_was_sent_before_means_that_it_is_still_in_work() -> None:
-    transport = bought(LOST, refused(409), refused(409), created())
+async def test_409_on_a_sent_key_means_in_progress() -> None:
+    transport = scripted_creates(LOST, refused(409), refused(409), created())
     async with apimall(transport) as session:
         assert (await session.generate("a fox")).task_id == "img_1"
     assert len(transport.creates) == 4
 
 
 @virtually
-async def test_a_409_on_a_key_never_sent_before_is_a_conflict() -> None:
-    transport, ledger = bought(refused(409, "idempotency_conflict", "taken")), Notebook(keeps=True)
+async def test_409_on_an_unsent_key_is_a_conflict() -> None:
+    transport, ledger = (
+        scripted_creates(refused(409, "idempotency_conflict", "taken")),
+        RecordingLedger(keep_ended=True),
+    )
     async with apimall(transport, ledger=ledger) as session:
         with pytest.raises(IdempotencyConflict, match="taken") as caught:
             await session.generate("a fox", idempotency_key="order-1")
@@ -184,8 +183,8 @@ async def test_a_409_on_a_key_never_sent_before_is_a_conflict() -> None:
 
 
 @virtually
-async def test_a_409_after_a_send_that_surely_never_left_is_a_conflict_too() -> None:
-    async with apimall(bought(UNSENT, refused(409))) as session:
+async def test_409_after_an_unsent_attempt_is_a_conflict() -> None:
+    async with apimall(scripted_creates(UNSENT, refused(409))) as session:
         with pytest.raises(IdempotencyConflict) as caught:
             await session.generate("a fox")
     assert not caught.value.safe_to_repeat
@@ -193,8 +192,8 @@ async def test_a_409_after_a_send_that_surely_never_left_is_a_conflict_too() -> 
 
 @pytest.mark.parametrize("status", [400, 401, 402, 403, 404, 451])
 @virtually
-async def test_a_no_without_doubt_refuses_the_job_with_the_gateways_own_words(status: int) -> None:
-    transport, ledger = bought(refused(status, "the_code", "the words")), Notebook(keeps=True)
+async def test_clear_refusal_has_the_gateways_message(status: int) -> None:
+    transport, ledger = scripted_creates(refused(status, "the_code", "the words")), RecordingLedger(keep_ended=True)
     async with apimall(transport, ledger=ledger) as session:
         with pytest.raises(ERROR_BY_STATUS[status], match="the words") as caught:
             await session.generate("a fox", idempotency_key="order-1")
@@ -207,9 +206,9 @@ async def test_a_no_without_doubt_refuses_the_job_with_the_gateways_own_words(st
 
 
 @virtually
-async def test_a_refused_job_is_bought_anew_under_a_wire_key_of_its_own_where_the_ledger_remembers_it() -> None:
-    transport = bought(refused(402), created())
-    async with apimall(transport, ledger=Notebook(keeps=True)) as session:
+async def test_kept_refused_job_is_bought_again_with_a_new_wire_key() -> None:
+    transport = scripted_creates(refused(402), created())
+    async with apimall(transport, ledger=RecordingLedger(keep_ended=True)) as session:
         with pytest.raises(NanoBananaError):
             await session.generate("a fox", idempotency_key="order-1")
         result = await session.generate("a fox", idempotency_key="order-1")
@@ -220,9 +219,9 @@ async def test_a_refused_job_is_bought_anew_under_a_wire_key_of_its_own_where_th
 
 
 @virtually
-async def test_a_finished_job_that_the_ledger_remembers_is_handed_over_without_a_request() -> None:
-    transport = bought(created())
-    async with apimall(transport, ledger=Notebook(keeps=True)) as session:
+async def test_kept_finished_job_is_returned_without_a_request() -> None:
+    transport = scripted_creates(created())
+    async with apimall(transport, ledger=RecordingLedger(keep_ended=True)) as session:
         first = await session.generate("a fox", idempotency_key="order-1")
         asked = len(transport.requests)
         again = await session.generate("a fox", idempotency_key="order-1")
@@ -232,11 +231,11 @@ async def test_a_finished_job_that_the_ledger_remembers_is_handed_over_without_a
 
 
 @virtually
-async def test_a_bug_of_a_gateway_is_told_to_the_waiters_and_the_job_counts_as_perhaps_bought() -> None:
+async def test_gateway_bug_reaches_waiters_and_job_is_in_doubt() -> None:
     def broken(_: Any) -> Reply:
         raise ZeroDivisionError("a bug")
 
-    ledger = Notebook()
+    ledger = RecordingLedger()
     async with apimall(FakeTransport(broken), ledger=ledger) as session:
         with pytest.raises(NanoBananaError, match="ZeroDivisionError") as caught:
             await session.generate("a fox", idempotency_key="order-1")
@@ -246,7 +245,7 @@ async def test_a_bug_of_a_gateway_is_told_to_the_waiters_and_the_job_counts_as_p
 
 
 @virtually
-async def test_what_an_uncertain_job_says_quotes_the_last_answer() -> None:
-    async with apimall(bought(HTML), retry=RetryPolicy(max_attempts=1)) as session:
+async def test_uncertain_error_quotes_the_last_answer() -> None:
+    async with apimall(scripted_creates(HTML), retry=RetryPolicy(max_attempts=1)) as session:
         with pytest.raises(JobUncertain, match="502 Bad Gateway"):
             await session.generate("a fox", idempotency_key="order-1")

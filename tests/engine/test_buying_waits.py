@@ -17,12 +17,11 @@ from nanobanana_async import (
 from nanobanana_async.errors import ConfigurationError, NanoBananaError, SessionClosed
 from nanobanana_async.gateways.contract import HttpRequest
 from nanobanana_async.testing import FakeTransport, Reply
-from tests.engine.sayings import Step, completed, created, in_turn, refused, task
-from tests.engine.scenes import (
+from tests.support.fakes import (
     API_KEY,
-    Notebook,
+    FakeGateway,
     Opening,
-    Shop,
+    RecordingLedger,
     apimall,
     defapi,
     now,
@@ -30,13 +29,10 @@ from tests.engine.scenes import (
     virtually,
     wire_key,
 )
+from tests.support.replies import Step, completed, created, in_turn, refused, scripted_creates
 
 LOST = TransportError("the connection was reset", possibly_sent=True)
 UNSENT = TransportError("connection refused", possibly_sent=False)
-
-
-def bought(*creates: Step) -> FakeTransport:
-    return FakeTransport(in_turn([*creates], [task("processing"), completed()]))
 
 
 class Clocked(FakeTransport):
@@ -56,15 +52,19 @@ class Clocked(FakeTransport):
 @pytest.mark.parametrize("session_of", [apimall, defapi])
 @pytest.mark.parametrize(
     ("failure", "tries"),
-    [(UNSENT, 3), (SessionClosed("the door is not open"), 3), (ConfigurationError("the request must use https"), 1)],
+    [
+        (UNSENT, 3),
+        (SessionClosed("the transport is not open"), 3),
+        (ConfigurationError("the request must use https"), 1),
+    ],
 )
 @virtually
-async def test_what_was_surely_not_sent_is_tried_again_then_given_up_and_can_be_bought_again(
+async def test_unsent_create_is_retried_then_given_up(
     session_of: Opening, failure: NanoBananaError, tries: int
 ) -> None:
-    shop, ledger = Shop(), Notebook(keeps=True)
+    gateway, ledger = FakeGateway(), RecordingLedger(keep_ended=True)
     works: list[bool] = []
-    transport = FakeTransport(lambda request: shop.answer(request) if works else failure)
+    transport = FakeTransport(lambda request: gateway.answer(request) if works else failure)
     async with session_of(transport, ledger=ledger, retry=RetryPolicy(max_attempts=3)) as session:
         for _ in range(2):
             tried = len(transport.creates)
@@ -77,11 +77,11 @@ async def test_what_was_surely_not_sent_is_tried_again_then_given_up_and_can_be_
             assert session.stats().slots_held == 0
         works.append(True)
         assert (await session.generate("a fox", idempotency_key="order-1")).key == "order-1"
-    assert shop.sold == 1
+    assert gateway.sold == 1
 
 
 @virtually
-async def test_the_waits_between_attempts_grow_and_end_when_max_wait_s_is_over() -> None:
+async def test_backoff_grows_until_max_wait_s() -> None:
     transport = Clocked(UNSENT)
     async with apimall(transport, retry=RetryPolicy(max_attempts=99, max_wait_s=60.0)) as session:
         with pytest.raises(TransportError):
@@ -95,8 +95,8 @@ async def test_the_waits_between_attempts_grow_and_end_when_max_wait_s_is_over()
 
 
 @virtually
-async def test_doubt_that_lasts_longer_than_max_wait_s_is_uncertain() -> None:
-    transport = bought(LOST)
+async def test_doubt_beyond_max_wait_s_is_uncertain() -> None:
+    transport = scripted_creates(LOST)
     async with apimall(transport, retry=RetryPolicy(max_attempts=99, max_wait_s=20.0)) as session:
         with pytest.raises(JobUncertain):
             await session.generate("a fox")
@@ -104,7 +104,7 @@ async def test_doubt_that_lasts_longer_than_max_wait_s_is_uncertain() -> None:
 
 
 @virtually
-async def test_no_repeat_leaves_after_the_lifetime_of_the_key() -> None:
+async def test_expired_key_is_not_repeated() -> None:
     transport = Clocked(LOST)
     gateway = ApiMall(api_key=API_KEY, key_lifetime_s=30.0)
     retry = RetryPolicy(max_attempts=99, max_wait_s=9000.0)
@@ -117,14 +117,14 @@ async def test_no_repeat_leaves_after_the_lifetime_of_the_key() -> None:
 
 @pytest.mark.parametrize("shift", [timedelta(hours=-1), timedelta(hours=1)])
 @virtually
-async def test_a_wall_clock_that_jumps_ends_the_trust_in_the_key(shift: timedelta) -> None:
+async def test_clock_jump_ends_trust_in_the_key(shift: timedelta) -> None:
     loop = virtual_loop()
 
     def lost_while_the_clock_is_set(_: HttpRequest) -> Reply:
         loop.wall_clock_offset = shift
         return LOST
 
-    transport = bought(lost_while_the_clock_is_set, created())
+    transport = scripted_creates(lost_while_the_clock_is_set, created())
     async with apimall(transport) as session:
         with pytest.raises(JobUncertain):
             await session.generate("a fox")
@@ -133,30 +133,30 @@ async def test_a_wall_clock_that_jumps_ends_the_trust_in_the_key(shift: timedelt
 
 @pytest.mark.parametrize("session_of", [apimall, defapi])
 @virtually
-async def test_a_429_costs_no_attempt_and_no_doubt_and_the_job_is_bought_at_last(session_of: Opening) -> None:
-    shop, ledger = Shop(job_s=30.0, limit=1), Notebook()
+async def test_429_uses_no_attempt_and_adds_no_doubt(session_of: Opening) -> None:
+    gateway, ledger = FakeGateway(job_s=30.0, limit=1), RecordingLedger()
     retry = RetryPolicy(max_attempts=1, max_wait_s=5.0)
-    transport = FakeTransport(shop.answer)
+    transport = FakeTransport(gateway.answer)
     async with session_of(transport, ledger=ledger, retry=retry) as session:
         jobs = [await session.submit(f"fox {number}", idempotency_key=f"order-{number}") for number in range(3)]
         for job in jobs:
             await job
         assert session.stats().throttled >= 1
         assert session.stats().slots_held == 0
-    assert (shop.sold, shop.most) == (3, 1)
-    assert "SUBMITTING -> PENDING" in ledger.diary
-    assert not any("UNCERTAIN" in line for line in ledger.diary)
+    assert (gateway.sold, gateway.most_running) == (3, 1)
+    assert "SUBMITTING -> PENDING" in ledger.log
+    assert not any("UNCERTAIN" in line for line in ledger.log)
 
 
 @virtually
-async def test_a_job_refused_by_429_keeps_its_place_in_the_queue() -> None:
-    shop = Shop(job_s=5.0, limit=2)
+async def test_job_refused_by_429_keeps_its_place() -> None:
+    gateway = FakeGateway(job_s=5.0, limit=2)
     sold: list[str | None] = []
 
     def answer(request: HttpRequest) -> Reply:
-        known = shop.sold
-        reply = shop.answer(request)
-        if shop.sold > known:
+        known = gateway.sold
+        reply = gateway.answer(request)
+        if gateway.sold > known:
             sold.append(wire_key(request))
         return reply
 
@@ -170,7 +170,7 @@ async def test_a_job_refused_by_429_keeps_its_place_in_the_queue() -> None:
 
 
 @virtually
-async def test_retry_after_closes_the_gate_for_all_creates() -> None:
+async def test_retry_after_pauses_all_creates() -> None:
     slow_down = refused(429, "rate_limit", "too many requests", **{"retry-after": "40"})
     transport = Clocked(slow_down, created("img_1"))
     async with apimall(transport) as session:
@@ -180,7 +180,7 @@ async def test_retry_after_closes_the_gate_for_all_creates() -> None:
 
 
 @virtually
-async def test_a_hostile_retry_after_is_capped_at_two_minutes() -> None:
+async def test_retry_after_is_capped_at_two_minutes() -> None:
     transport = Clocked(refused(429, **{"retry-after": "86400"}), created())
     async with apimall(transport) as session:
         await session.generate("a fox")
@@ -188,7 +188,7 @@ async def test_a_hostile_retry_after_is_capped_at_two_minutes() -> None:
 
 
 @virtually
-async def test_a_repeat_waits_as_long_as_a_503_asks() -> None:
+async def test_repeat_waits_for_the_retry_after_of_a_503() -> None:
     transport = Clocked(refused(503, **{"retry-after": "25"}), created())
     async with apimall(transport) as session:
         await session.generate("a fox")
@@ -196,7 +196,7 @@ async def test_a_repeat_waits_as_long_as_a_503_asks() -> None:
 
 
 @virtually
-async def test_a_429_while_nothing_is_held_is_asked_again_ever_more_slowly() -> None:
+async def test_429_with_no_slot_held_backs_off() -> None:
     transport = Clocked(*[refused(429)] * 6, created())
     async with apimall(transport) as session:
         await session.generate("a fox")

@@ -1,4 +1,4 @@
-"""Who waits for a job: several callers, timeouts, handles, updates. None of them can disturb another."""
+"""Callers that wait for a job: several at once, timeouts, handles and updates, independent of each other."""
 
 import asyncio
 from typing import Any
@@ -19,14 +19,10 @@ from nanobanana_async.errors import ConfigurationError, GatewayError
 from nanobanana_async.jobs import Failure
 from nanobanana_async.models import ImageRequest
 from nanobanana_async.testing import EPOCH, FakeTransport
-from tests.engine.sayings import Step, completed, created, in_turn, refused, task
-from tests.engine.scenes import Notebook, Opening, Shop, apimall, defapi, virtually
+from tests.support.fakes import FakeGateway, Opening, RecordingLedger, apimall, defapi, virtually
+from tests.support.replies import created, in_turn, refused, scripted_creates, task
 
 ONE = ConcurrencyPolicy(max_jobs=1, learn=False)
-
-
-def bought(*creates: Step) -> FakeTransport:
-    return FakeTransport(in_turn([*creates], [task("processing"), completed()]))
 
 
 async def after(delay_s: float, waiter: "asyncio.Task[Any]") -> None:
@@ -38,9 +34,9 @@ async def after(delay_s: float, waiter: "asyncio.Task[Any]") -> None:
 @pytest.mark.parametrize("session_of", [apimall, defapi])
 @pytest.mark.parametrize("ledger_delay_s", [0.0, 0.7])
 @virtually
-async def test_five_callers_with_one_key_share_one_job_and_one_post(session_of: Opening, ledger_delay_s: float) -> None:
-    transport = FakeTransport(Shop().answer)
-    async with session_of(transport, ledger=Notebook(delay_s=ledger_delay_s)) as session:
+async def test_five_callers_with_one_key_share_one_create(session_of: Opening, ledger_delay_s: float) -> None:
+    transport = FakeTransport(FakeGateway().answer)
+    async with session_of(transport, ledger=RecordingLedger(delay_s=ledger_delay_s)) as session:
         async with asyncio.TaskGroup() as group:
             callers = [group.create_task(session.generate("a fox", idempotency_key="order-1")) for _ in range(5)]
         assert session.stats().succeeded == 1
@@ -50,8 +46,8 @@ async def test_five_callers_with_one_key_share_one_job_and_one_post(session_of: 
 
 @pytest.mark.parametrize("moment", [0.0, 0.03, 0.2, 1.0, 2.5])
 @virtually
-async def test_one_of_them_cancelled_does_not_disturb_the_others(moment: float) -> None:
-    transport = FakeTransport(Shop().answer)
+async def test_cancelled_caller_does_not_affect_the_others(moment: float) -> None:
+    transport = FakeTransport(FakeGateway().answer)
     async with apimall(transport) as session:
         callers = [asyncio.Task(session.generate("a fox", idempotency_key="order-1")) for _ in range(5)]
         await after(moment, callers[2])
@@ -62,8 +58,8 @@ async def test_one_of_them_cancelled_does_not_disturb_the_others(moment: float) 
 
 
 @virtually
-async def test_the_same_key_with_another_request_is_a_conflict_without_a_request() -> None:
-    transport = FakeTransport(Shop(job_s=10.0).answer)
+async def test_key_of_another_request_is_a_local_conflict() -> None:
+    transport = FakeTransport(FakeGateway(job_s=10.0).answer)
     async with apimall(transport) as session:
         job = await session.submit("a fox", idempotency_key="order-1")
         await job.accepted()
@@ -77,8 +73,8 @@ async def test_the_same_key_with_another_request_is_a_conflict_without_a_request
 
 
 @virtually
-async def test_a_key_that_the_ledger_knows_for_another_request_is_a_conflict_too() -> None:
-    transport, ledger = FakeTransport(Shop().answer), Notebook(keeps=True)
+async def test_key_stored_for_another_request_is_a_conflict() -> None:
+    transport, ledger = FakeTransport(FakeGateway().answer), RecordingLedger(keep_ended=True)
     async with apimall(transport, ledger=ledger) as session:
         await session.generate("a fox", idempotency_key="order-1")
         with pytest.raises(IdempotencyConflict) as caught:
@@ -88,8 +84,8 @@ async def test_a_key_that_the_ledger_knows_for_another_request_is_a_conflict_too
 
 
 @virtually
-async def test_each_waiter_gets_an_exception_object_of_its_own() -> None:
-    async with apimall(bought(refused(402))) as session:
+async def test_each_waiter_gets_its_own_exception() -> None:
+    async with apimall(scripted_creates(refused(402))) as session:
         callers = [asyncio.Task(session.generate("a fox", idempotency_key="order-1")) for _ in range(3)]
         await asyncio.wait(callers)
     errors = [caller.exception() for caller in callers]
@@ -99,8 +95,8 @@ async def test_each_waiter_gets_an_exception_object_of_its_own() -> None:
 
 
 @virtually
-async def test_a_job_can_be_awaited_twice_and_from_many_tasks() -> None:
-    async with apimall(bought(created())) as session:
+async def test_job_can_be_awaited_repeatedly_and_concurrently() -> None:
+    async with apimall(scripted_creates(created())) as session:
         job = await session.submit("a fox")
         async with asyncio.TaskGroup() as group:
             waiting = [group.create_task(job.result()) for _ in range(3)]
@@ -114,7 +110,7 @@ async def test_a_job_can_be_awaited_twice_and_from_many_tasks() -> None:
 
 
 @virtually
-async def test_a_job_that_failed_says_so_each_time_it_is_awaited() -> None:
+async def test_failed_job_raises_on_each_await() -> None:
     async with apimall(FakeTransport(in_turn([created()], [task("failed")]))) as session:
         job = await session.submit("a fox")
         for _ in range(2):
@@ -124,8 +120,8 @@ async def test_a_job_that_failed_says_so_each_time_it_is_awaited() -> None:
 
 
 @virtually
-async def test_accepted_waits_for_the_task_id_and_raises_what_came_instead() -> None:
-    async with apimall(bought(created("img_9"), refused(402))) as session:
+async def test_accepted_returns_the_task_id_or_raises() -> None:
+    async with apimall(scripted_creates(created("img_9"), refused(402))) as session:
         job = await session.submit("a fox")
         assert job.task_id is None
         assert await job.accepted() == await job.accepted() == "img_9"
@@ -137,9 +133,9 @@ async def test_accepted_waits_for_the_task_id_and_raises_what_came_instead() -> 
 
 
 @virtually
-async def test_updates_tell_each_change_once_to_each_of_several_listeners() -> None:
-    heard: list[list[JobState]] = [[], [], []]
-    async with apimall(FakeTransport(Shop().answer)) as session:
+async def test_updates_yield_each_state_once_per_listener() -> None:
+    listeners: list[list[JobState]] = [[], [], []]
+    async with apimall(FakeTransport(FakeGateway().answer)) as session:
         job = await session.submit("a fox")
 
         async def listen(to: list[JobState]) -> None:
@@ -148,18 +144,18 @@ async def test_updates_tell_each_change_once_to_each_of_several_listeners() -> N
                 await asyncio.sleep(len(to))  # a slow listener misses nothing
 
         async with asyncio.TaskGroup() as group:
-            for ear in heard[:2]:
-                group.create_task(listen(ear))
+            for states in listeners[:2]:
+                group.create_task(listen(states))
             await job.accepted()
-            group.create_task(listen(heard[2]))
+            group.create_task(listen(listeners[2]))
         assert [state async for state in job.updates()] == [JobState.SUCCEEDED]
     whole = [JobState.PENDING, JobState.SUBMITTING, JobState.RUNNING, JobState.SUCCEEDED]
-    assert heard == [whole[1:], whole[1:], whole[2:]]
+    assert listeners == [whole[1:], whole[1:], whole[2:]]
 
 
 @virtually
-async def test_a_listener_that_leaves_early_leaves_nothing_behind() -> None:
-    async with apimall(FakeTransport(Shop().answer)) as session:
+async def test_closed_updates_iterator_leaves_nothing() -> None:
+    async with apimall(FakeTransport(FakeGateway().answer)) as session:
         job = await session.submit("a fox")
         listening = job.updates()
         assert await anext(listening) is JobState.PENDING
@@ -168,8 +164,8 @@ async def test_a_listener_that_leaves_early_leaves_nothing_behind() -> None:
 
 
 @virtually
-async def test_a_request_that_does_not_fit_is_refused_before_anything_is_written_or_sent() -> None:
-    transport, ledger = FakeTransport(Shop().answer), Notebook()
+async def test_invalid_request_is_refused_before_ledger_and_gateway() -> None:
+    transport, ledger = FakeTransport(FakeGateway().answer), RecordingLedger()
     async with defapi(transport, ledger=ledger) as session:
         with pytest.raises(InvalidRequest, match="resolution"):
             await session.generate("a fox", resolution="2K")
@@ -182,28 +178,28 @@ async def test_a_request_that_does_not_fit_is_refused_before_anything_is_written
         with pytest.raises(InvalidRequest, match="task_id"):
             await session.attach("")
     assert not transport.requests
-    assert ledger.diary == []
+    assert ledger.log == []
 
 
 @virtually
-async def test_a_job_that_nobody_knows_is_none() -> None:
-    async with apimall(FakeTransport(Shop().answer)) as session:
+async def test_unknown_key_is_none() -> None:
+    async with apimall(FakeTransport(FakeGateway().answer)) as session:
         assert await session.job("order-1") is None
 
 
 @virtually
-async def test_every_generate_without_a_key_is_a_job_of_its_own() -> None:
-    shop = Shop()
-    async with apimall(FakeTransport(shop.answer)) as session, asyncio.TaskGroup() as group:
+async def test_generate_without_a_key_is_a_new_job() -> None:
+    gateway = FakeGateway()
+    async with apimall(FakeTransport(gateway.answer)) as session, asyncio.TaskGroup() as group:
         for _ in range(3):
             group.create_task(session.generate("the same prompt"))
-    assert shop.sold == 3
-    assert len(shop.keys) == 3
+    assert gateway.sold == 3
+    assert len(gateway.keys) == 3
 
 
 @virtually
-async def test_a_withdrawn_job_tells_all_who_wait_for_it() -> None:
-    transport = FakeTransport(Shop(job_s=60.0).answer)
+async def test_withdrawal_raises_for_all_waiters() -> None:
+    transport = FakeTransport(FakeGateway(job_s=60.0).answer)
     async with apimall(transport, concurrency=ONE) as session:
         await (await session.submit("first")).accepted()
         job = await session.submit("a fox", idempotency_key="order-1")
@@ -221,8 +217,8 @@ async def test_a_withdrawn_job_tells_all_who_wait_for_it() -> None:
 
 
 @virtually
-async def test_nothing_works_before_the_session_is_open() -> None:
-    session = apimall(FakeTransport(Shop().answer))
+async def test_calls_before_open_are_refused() -> None:
+    session = apimall(FakeTransport(FakeGateway().answer))
     for attempt in (session.generate("x"), session.submit("x"), session.job("x"), session.attach("x")):
         with pytest.raises(ConfigurationError, match="not open"):
             await attempt
@@ -232,12 +228,12 @@ async def test_nothing_works_before_the_session_is_open() -> None:
 
 
 @virtually
-async def test_a_request_object_is_taken_as_it_is_and_the_handle_knows_it() -> None:
-    wish = ImageRequest("a fox", num_images=2, aspect_ratio="16:9")
-    transport = FakeTransport(Shop().answer)
+async def test_job_has_the_given_request() -> None:
+    request = ImageRequest("a fox", num_images=2, aspect_ratio="16:9")
+    transport = FakeTransport(FakeGateway().answer)
     async with apimall(transport) as session:
-        job = await session.submit(wish)
-        named = evolve(wish, model="nano-banana-pro")  # the model that was bought is part of the request
+        job = await session.submit(request)
+        named = evolve(request, model="nano-banana-pro")  # the model that was bought is part of the request
         assert (job.request, job.created_at, job.credits) == (named, EPOCH, None)
         assert (await job).task_id == "t1"
     assert b'"num_images":2' in (transport.creates[0].body or b"")
@@ -245,9 +241,9 @@ async def test_a_request_object_is_taken_as_it_is_and_the_handle_knows_it() -> N
 
 @pytest.mark.parametrize("kind", ["OfALaterVersion", "NanoBananaError", "log"])
 @virtually
-async def test_a_refusal_of_a_kind_that_is_not_known_here_is_told_all_the_same(kind: str) -> None:
-    ledger = Notebook(keeps=True)
-    async with apimall(bought(refused(402)), ledger=ledger) as session:
+async def test_stored_error_of_unknown_kind_is_still_raised(kind: str) -> None:
+    ledger = RecordingLedger(keep_ended=True)
+    async with apimall(scripted_creates(refused(402)), ledger=ledger) as session:
         with pytest.raises(InsufficientCredits):
             await session.generate("a fox", idempotency_key="order-1")
         known = ledger.record("order-1")

@@ -9,7 +9,7 @@ import pytest
 from nanobanana_async import ConcurrencyPolicy, JobState, JobUncertain, Session, SessionClosed, TransportError
 from nanobanana_async.gateways.contract import HttpRequest
 from nanobanana_async.testing import FakeTransport, Reply
-from tests.engine.scenes import Notebook, Opening, Shop, apimall, defapi, virtually
+from tests.support.fakes import FakeGateway, Opening, RecordingLedger, apimall, defapi, virtually
 
 ONE = ConcurrencyPolicy(max_jobs=1, learn=False)
 LOST = TransportError("the connection was reset", possibly_sent=True)
@@ -22,9 +22,9 @@ async def cancelled(caller: "asyncio.Task[Any]") -> None:
 
 
 @virtually
-async def test_a_generate_cancelled_before_anything_was_sent_is_withdrawn_and_buys_nothing() -> None:
-    shop, ledger = Shop(job_s=60.0), Notebook(keeps=True)
-    async with apimall(FakeTransport(shop.answer), ledger=ledger, concurrency=ONE) as session:
+async def test_generate_cancelled_before_the_create_is_withdrawn() -> None:
+    gateway, ledger = FakeGateway(job_s=60.0), RecordingLedger(keep_ended=True)
+    async with apimall(FakeTransport(gateway.answer), ledger=ledger, concurrency=ONE) as session:
         await (await session.submit("first")).accepted()
         caller = asyncio.Task(session.generate("a fox", idempotency_key="order-1"))
         await asyncio.sleep(1.0)
@@ -33,29 +33,29 @@ async def test_a_generate_cancelled_before_anything_was_sent_is_withdrawn_and_bu
         await asyncio.sleep(100.0)
         assert ledger.states()["order-1"] is JobState.WITHDRAWN
         assert (session.stats().withdrawn, session.stats().queued, session.stats().slots_held) == (1, 0, 0)
-    assert shop.sold == 1
+    assert gateway.sold == 1
 
 
 @pytest.mark.parametrize("delay_s", [0.0, 2.0])
 @virtually
-async def test_one_cancelled_at_its_first_step_is_withdrawn_whatever_the_ledger_takes(delay_s: float) -> None:
-    shop, ledger = Shop(), Notebook(keeps=True, delay_s=delay_s)
-    async with apimall(FakeTransport(shop.answer), ledger=ledger, concurrency=ONE) as session:
+async def test_generate_cancelled_at_its_first_step_is_withdrawn(delay_s: float) -> None:
+    gateway, ledger = FakeGateway(), RecordingLedger(keep_ended=True, delay_s=delay_s)
+    async with apimall(FakeTransport(gateway.answer), ledger=ledger, concurrency=ONE) as session:
         caller = asyncio.Task(session.generate("a fox", idempotency_key="order-1"))
         await asyncio.sleep(0)
         await cancelled(caller)
         await asyncio.sleep(60.0)
         assert session.stats().slots_held == 0
-    assert ledger.states() == {"order-1": JobState.WITHDRAWN} or shop.sold == 1
+    assert ledger.states() == {"order-1": JobState.WITHDRAWN} or gateway.sold == 1
 
 
 @pytest.mark.parametrize("session_of", [apimall, defapi])
 @virtually
-async def test_a_generate_cancelled_during_the_post_is_charged_once_and_found_by_its_key(
+async def test_generate_cancelled_during_the_create_is_charged_once(
     session_of: Opening,
 ) -> None:
-    shop = Shop()
-    transport = FakeTransport(shop.answer, latency_s=1.0)
+    gateway = FakeGateway()
+    transport = FakeTransport(gateway.answer, latency_s=1.0)
     async with session_of(transport) as session:
         caller = asyncio.Task(session.generate("a fox", idempotency_key="order-1"))
         await asyncio.sleep(0.5)
@@ -66,14 +66,14 @@ async def test_a_generate_cancelled_during_the_post_is_charged_once_and_found_by
         assert job.state is JobState.SUBMITTING
         assert (await job).task_id == "t1"
         assert session.stats().slots_held == 0
-    assert shop.sold == 1
+    assert gateway.sold == 1
     assert len(transport.creates) == 1
 
 
 @virtually
-async def test_a_new_generate_for_a_key_that_is_just_being_withdrawn_buys_it_once() -> None:
-    shop, ledger = Shop(job_s=10.0), Notebook(delay_s=0.5)
-    async with apimall(FakeTransport(shop.answer), ledger=ledger, concurrency=ONE) as session:
+async def test_generate_during_a_withdrawal_buys_once() -> None:
+    gateway, ledger = FakeGateway(job_s=10.0), RecordingLedger(delay_s=0.5)
+    async with apimall(FakeTransport(gateway.answer), ledger=ledger, concurrency=ONE) as session:
         first = await session.submit("first")
         await first.accepted()
         caller = asyncio.Task(session.generate("a fox", idempotency_key="order-1"))
@@ -82,60 +82,60 @@ async def test_a_new_generate_for_a_key_that_is_just_being_withdrawn_buys_it_onc
         async with asyncio.TaskGroup() as group:  # the withdrawal is being written at this moment
             again = [group.create_task(session.generate("a fox", idempotency_key="order-1")) for _ in range(2)]
     assert {caller.result().task_id for caller in again} == {"t2"}
-    assert shop.sold == 2
+    assert gateway.sold == 2
 
 
 @virtually
-async def test_a_job_that_another_session_left_running_is_not_withdrawn_by_a_caller_that_leaves_early(
+async def test_cancelled_caller_does_not_withdraw_an_adopted_running_job(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    shop, ledger = Shop(job_s=30.0), Notebook()
-    async with apimall(FakeTransport(shop.answer), ledger=ledger) as session:
+    gateway, ledger = FakeGateway(job_s=30.0), RecordingLedger()
+    async with apimall(FakeTransport(gateway.answer), ledger=ledger) as session:
         await (await session.submit("a fox", idempotency_key="order-1")).accepted()
     ledger.delay_s = 0.5
-    async with apimall(FakeTransport(shop.answer), ledger=ledger) as session:
+    async with apimall(FakeTransport(gateway.answer), ledger=ledger) as session:
         caller = asyncio.Task(session.generate("a fox", idempotency_key="order-1"))
         await asyncio.sleep(0.1)
         await cancelled(caller)  # while the ledger is being asked
         again = asyncio.Task(session.generate("a fox", idempotency_key="order-1"))
         await asyncio.sleep(1.0)
         await cancelled(again)
-        await asyncio.sleep(60.0)  # it is followed to its end though nobody waits
+        await asyncio.sleep(60.0)  # it is polled to its end without a waiter
         assert (session.stats().succeeded, session.stats().slots_held) == (1, 0)
     assert ledger.states() == {}
-    assert shop.sold == 1
+    assert gateway.sold == 1
     assert not caplog.records
 
 
 @virtually
-async def test_a_submit_that_is_cancelled_before_it_is_written_down_is_withdrawn() -> None:
-    shop, ledger = Shop(), Notebook(delay_s=1.0, keeps=True)
-    async with apimall(FakeTransport(shop.answer), ledger=ledger) as session:
+async def test_submit_cancelled_before_the_write_is_withdrawn() -> None:
+    gateway, ledger = FakeGateway(), RecordingLedger(delay_s=1.0, keep_ended=True)
+    async with apimall(FakeTransport(gateway.answer), ledger=ledger) as session:
         caller = asyncio.Task(session.submit("a fox", idempotency_key="order-1"))
         await asyncio.sleep(0.5)
         await cancelled(caller)
         await asyncio.sleep(30.0)
     assert ledger.states() == {"order-1": JobState.WITHDRAWN}
-    assert shop.sold == 0
+    assert gateway.sold == 0
 
 
 @virtually
-async def test_a_job_whose_handle_was_given_out_outlives_its_callers() -> None:
-    shop = Shop(job_s=5.0)
-    async with apimall(FakeTransport(shop.answer), concurrency=ONE) as session:
+async def test_submitted_job_outlives_its_callers() -> None:
+    gateway = FakeGateway(job_s=5.0)
+    async with apimall(FakeTransport(gateway.answer), concurrency=ONE) as session:
         await (await session.submit("first")).accepted()
         job = await session.submit("a fox", idempotency_key="order-1")
         caller = asyncio.Task(session.generate("a fox", idempotency_key="order-1"))
         await asyncio.sleep(1.0)
         await cancelled(caller)
         assert (await job).task_id == "t2"
-    assert shop.sold == 2
+    assert gateway.sold == 2
 
 
 @virtually
-async def test_cancelling_a_job_that_waits_withdraws_it_and_one_that_was_sent_goes_on() -> None:
-    shop = Shop(job_s=5.0)
-    async with apimall(FakeTransport(shop.answer, latency_s=1.0), concurrency=ONE) as session:
+async def test_cancel_withdraws_unsent_jobs_only() -> None:
+    gateway = FakeGateway(job_s=5.0)
+    async with apimall(FakeTransport(gateway.answer, latency_s=1.0), concurrency=ONE) as session:
         sent, waiting = await session.submit("sent"), await session.submit("waiting")
         await asyncio.sleep(0.5)
         async with asyncio.TaskGroup() as group:
@@ -144,7 +144,7 @@ async def test_cancelling_a_job_that_waits_withdraws_it_and_one_that_was_sent_go
         assert not await sent.cancel()
         assert (await sent).task_id == "t1"
         assert not await sent.cancel()
-    assert shop.sold == 1
+    assert gateway.sold == 1
 
 
 class CancelledAtStep:
@@ -167,7 +167,7 @@ class CancelledAtStep:
 
 
 async def _cancelled_at_step(session: Session, number: int, step: int) -> bool:
-    """Generate, cancelled at the n-th suspension; tell whether it came that far."""
+    """Generate, cancelled at the n-th suspension; return whether that suspension was reached."""
     driver = CancelledAtStep(session.generate(f"fox {number}", idempotency_key=f"order-{number}"), step)
 
     async def drive() -> None:
@@ -179,11 +179,11 @@ async def _cancelled_at_step(session: Session, number: int, step: int) -> bool:
     return caller.cancelled()
 
 
-def _flaky(shop: Shop) -> Any:
+def _flaky(gateway: FakeGateway) -> Any:
     lost = list[bool]()
 
     def answer(request: HttpRequest) -> Reply:
-        reply = shop.answer(request)
+        reply = gateway.answer(request)
         if request.method == "POST" and len(lost) < 2:
             lost.append(True)
             return LOST
@@ -192,28 +192,26 @@ def _flaky(shop: Shop) -> Any:
     return answer
 
 
-def _balanced(shop: Shop, ledger: Notebook) -> None:
+def _balanced(gateway: FakeGateway, ledger: RecordingLedger) -> None:
     """Every charge is a job that the ledger knows as bought, and every such job is a charge."""
     states = list(ledger.states().values())
-    assert shop.sold == states.count(JobState.SUCCEEDED) + states.count(JobState.UNCERTAIN)
+    assert gateway.sold == states.count(JobState.SUCCEEDED) + states.count(JobState.UNCERTAIN)
     assert set(states) <= {JobState.SUCCEEDED, JobState.UNCERTAIN, JobState.WITHDRAWN}
 
 
 @pytest.mark.parametrize("trouble", [False, True])
 @pytest.mark.parametrize("session_of", [apimall, defapi])
 @virtually
-async def test_a_caller_cancelled_at_any_await_costs_what_the_ledger_says_and_leaks_no_slot(
-    session_of: Opening, trouble: bool
-) -> None:
+async def test_cancel_at_any_await_agrees_with_the_ledger(session_of: Opening, trouble: bool) -> None:
     for step in range(1, 30):
-        shop, ledger = Shop(), Notebook(keeps=True)
-        transport = FakeTransport(_flaky(shop) if trouble else shop.answer)
+        gateway, ledger = FakeGateway(), RecordingLedger(keep_ended=True)
+        transport = FakeTransport(_flaky(gateway) if trouble else gateway.answer)
         async with session_of(transport, ledger=ledger, concurrency=ConcurrencyPolicy(max_jobs=2)) as session:
             async with asyncio.TaskGroup() as group:
                 ended = [group.create_task(_cancelled_at_step(session, number, step)) for number in range(3)]
             await asyncio.sleep(300.0)
             assert (session.stats().slots_held, session.stats().queued, session.stats().requests_in_flight) == (0, 0, 0)
-        _balanced(shop, ledger)
+        _balanced(gateway, ledger)
         if not any(task.result() for task in ended):
             return
     pytest.fail("a generate has not so many steps")
@@ -222,12 +220,12 @@ async def test_a_caller_cancelled_at_any_await_costs_what_the_ledger_says_and_le
 @pytest.mark.slow
 @pytest.mark.parametrize("session_of", [apimall, defapi])
 @virtually
-async def test_a_caller_cancelled_at_any_moment_costs_what_the_ledger_says_and_leaks_no_slot(
+async def test_cancel_at_any_time_agrees_with_the_ledger(
     session_of: Opening,
 ) -> None:
     for moment in range(80):
-        shop, ledger = Shop(job_s=1.0), Notebook(keeps=True, delay_s=0.03)
-        async with session_of(FakeTransport(shop.answer), ledger=ledger, concurrency=ONE) as session:
+        gateway, ledger = FakeGateway(job_s=1.0), RecordingLedger(keep_ended=True, delay_s=0.03)
+        async with session_of(FakeTransport(gateway.answer), ledger=ledger, concurrency=ONE) as session:
             callers = [asyncio.Task(session.generate("a fox", idempotency_key=f"order-{n}")) for n in range(3)]
             await asyncio.sleep(moment * 0.05)
             for caller in callers:
@@ -235,13 +233,13 @@ async def test_a_caller_cancelled_at_any_moment_costs_what_the_ledger_says_and_l
             await asyncio.wait(callers)
             await asyncio.sleep(60.0)
             assert (session.stats().slots_held, session.stats().queued) == (0, 0)
-        _balanced(shop, ledger)
+        _balanced(gateway, ledger)
 
 
 @virtually
-async def test_callers_cancelled_while_the_session_closes_get_their_cancel_and_leave_nothing() -> None:
-    shop = Shop(job_s=60.0)
-    async with apimall(FakeTransport(shop.answer), concurrency=ONE) as session:
+async def test_callers_cancelled_during_close_leave_nothing() -> None:
+    gateway = FakeGateway(job_s=60.0)
+    async with apimall(FakeTransport(gateway.answer), concurrency=ONE) as session:
         callers = [asyncio.Task(session.generate("a fox")) for _ in range(3)]
         await asyncio.sleep(1.0)
         closing = asyncio.Task(session.aclose())
@@ -250,4 +248,4 @@ async def test_callers_cancelled_while_the_session_closes_get_their_cancel_and_l
         await asyncio.wait([closing, *callers])
     assert callers[0].cancelled()
     assert all(isinstance(caller.exception(), SessionClosed) for caller in callers[1:])
-    assert shop.sold == 1
+    assert gateway.sold == 1

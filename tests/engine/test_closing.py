@@ -1,4 +1,4 @@
-"""Closing a session: POSTs on the wire are answered and written down, waiters are sent away, nothing is left behind."""
+"""Closing a session: answers of creates in flight are stored, waiters end, and nothing is left open."""
 
 import asyncio
 from typing import Any
@@ -9,8 +9,8 @@ import pytest
 from nanobanana_async import ConcurrencyPolicy, JobState, SessionClosed, Timeouts
 from nanobanana_async.gateways.contract import HttpRequest
 from nanobanana_async.testing import FakeTransport, Reply
-from tests.engine.sayings import created, refused
-from tests.engine.scenes import Notebook, Opening, Shop, apimall, defapi, now, virtually
+from tests.support.fakes import FakeGateway, Opening, RecordingLedger, apimall, defapi, now, virtually
+from tests.support.replies import created, refused
 
 
 def answering_after(delay_s: float, reply: Reply) -> FakeTransport:
@@ -22,8 +22,8 @@ def answering_after(delay_s: float, reply: Reply) -> FakeTransport:
 
 
 @virtually
-async def test_a_post_on_the_wire_is_waited_for_and_its_answer_is_written_down() -> None:
-    ledger = Notebook()
+async def test_close_waits_for_a_create_and_stores_its_answer() -> None:
+    ledger = RecordingLedger()
     async with apimall(answering_after(6.0, created("img_1")), ledger=ledger) as session:
         caller = asyncio.Task(session.generate("a fox", idempotency_key="order-1"))
         await asyncio.sleep(1.0)
@@ -39,10 +39,8 @@ async def test_a_post_on_the_wire_is_waited_for_and_its_answer_is_written_down()
     ("status", "state"), [(429, JobState.PENDING), (503, JobState.SUBMITTING), (402, JobState.REFUSED)]
 )
 @virtually
-async def test_a_refusal_that_comes_while_closing_is_written_down_and_nothing_is_sent_after_it(
-    status: int, state: JobState
-) -> None:
-    ledger, transport = Notebook(keeps=True), answering_after(6.0, refused(status))
+async def test_refusal_during_close_is_stored_and_not_repeated(status: int, state: JobState) -> None:
+    ledger, transport = RecordingLedger(keep_ended=True), answering_after(6.0, refused(status))
     async with apimall(transport, ledger=ledger) as session:
         await session.submit("a fox", idempotency_key="order-1")
         await asyncio.sleep(1.0)
@@ -53,8 +51,8 @@ async def test_a_refusal_that_comes_while_closing_is_written_down_and_nothing_is
 
 @pytest.mark.parametrize("session_of", [apimall, defapi])
 @virtually
-async def test_without_an_answer_in_time_the_job_stays_submitting_and_the_waiters_go(session_of: Opening) -> None:
-    ledger, transport = Notebook(), answering_after(100.0, created())
+async def test_unanswered_create_at_close_stays_submitting(session_of: Opening) -> None:
+    ledger, transport = RecordingLedger(), answering_after(100.0, created())
     async with session_of(transport, ledger=ledger, timeouts=Timeouts(close_s=3.0)) as session:
         job = await session.submit("a fox", idempotency_key="order-1")
         waiting = [asyncio.Task(job.result()), asyncio.Task(job.accepted())]
@@ -70,10 +68,10 @@ async def test_without_an_answer_in_time_the_job_stays_submitting_and_the_waiter
 
 
 @virtually
-async def test_what_was_not_sent_stays_pending_and_is_safe_to_repeat() -> None:
-    shop, ledger = Shop(job_s=99.0), Notebook()
+async def test_unsent_job_stays_pending_and_safe_to_repeat() -> None:
+    gateway, ledger = FakeGateway(job_s=99.0), RecordingLedger()
     one = ConcurrencyPolicy(max_jobs=1, learn=False)
-    async with apimall(FakeTransport(shop.answer), ledger=ledger, concurrency=one) as session:
+    async with apimall(FakeTransport(gateway.answer), ledger=ledger, concurrency=one) as session:
         await (await session.submit("first", idempotency_key="order-1")).accepted()
         caller = asyncio.Task(session.generate("second", idempotency_key="order-2"))
         await asyncio.sleep(1.0)
@@ -81,12 +79,12 @@ async def test_what_was_not_sent_stays_pending_and_is_safe_to_repeat() -> None:
         await caller
     assert (caught.value.key, caught.value.safe_to_repeat) == ("order-2", True)
     assert ledger.states() == {"order-1": JobState.RUNNING, "order-2": JobState.PENDING}
-    assert shop.sold == 1
+    assert gateway.sold == 1
 
 
 @virtually
-async def test_a_handle_kept_beyond_closing_says_closed_and_that_the_job_may_be_bought() -> None:
-    async with apimall(FakeTransport(Shop(job_s=99.0).answer)) as session:
+async def test_handle_after_closing_says_possibly_bought() -> None:
+    async with apimall(FakeTransport(FakeGateway(job_s=99.0).answer)) as session:
         job = await session.submit("a fox", idempotency_key="order-1")
         await job.accepted()
     for _ in range(2):
@@ -99,24 +97,24 @@ async def test_a_handle_kept_beyond_closing_says_closed_and_that_the_job_may_be_
 
 
 @virtually
-async def test_a_listener_is_let_go_when_the_session_closes() -> None:
-    async with apimall(FakeTransport(Shop(job_s=99.0).answer)) as session:
+async def test_close_ends_updates() -> None:
+    async with apimall(FakeTransport(FakeGateway(job_s=99.0).answer)) as session:
         job = await session.submit("a fox")
-        heard: list[JobState] = []
+        states: list[JobState] = []
 
         async def listen() -> None:
-            heard.extend([state async for state in job.updates()])
+            states.extend([state async for state in job.updates()])
 
         listening = asyncio.Task(listen())
         await asyncio.sleep(1.0)
     await asyncio.wait([listening])
     assert listening.exception() is None
-    assert heard[-1] is JobState.RUNNING
+    assert states[-1] is JobState.RUNNING
 
 
 @virtually
-async def test_closing_is_quick_when_nothing_is_on_the_wire_but_queries() -> None:
-    async with apimall(FakeTransport(Shop(job_s=99.0).answer)) as session:
+async def test_close_does_not_wait_for_polls() -> None:
+    async with apimall(FakeTransport(FakeGateway(job_s=99.0).answer)) as session:
         await (await session.submit("a fox")).accepted()
         await asyncio.sleep(10.0)
         before = now()
@@ -124,9 +122,9 @@ async def test_closing_is_quick_when_nothing_is_on_the_wire_but_queries() -> Non
 
 
 @virtually
-async def test_a_write_on_its_way_is_waited_for_too() -> None:
-    ledger = Notebook(delay_s=2.0)
-    transport = FakeTransport(Shop().answer)
+async def test_close_waits_for_ledger_writes() -> None:
+    ledger = RecordingLedger(delay_s=2.0)
+    transport = FakeTransport(FakeGateway().answer)
     async with apimall(transport, ledger=ledger) as session:
         caller = asyncio.Task(session.generate("a fox", idempotency_key="order-1"))
         await asyncio.sleep(1.0)
@@ -148,8 +146,8 @@ class Slow(FakeTransport):
 
 
 @virtually
-async def test_an_owner_cancelled_while_closing_still_closes_everything_and_is_cancelled_then() -> None:
-    ledger, transport = Notebook(), Slow(Shop(job_s=99.0).answer, latency_s=8.0)
+async def test_cancelled_close_still_closes_everything() -> None:
+    ledger, transport = RecordingLedger(), Slow(FakeGateway(job_s=99.0).answer, latency_s=8.0)
     session = apimall(transport, ledger=ledger)
     await session.open()
     await session.submit("a fox", idempotency_key="order-1")
@@ -166,8 +164,8 @@ async def test_an_owner_cancelled_while_closing_still_closes_everything_and_is_c
 
 
 @virtually
-async def test_an_owner_in_a_cancelled_anyio_scope_closes_everything_too() -> None:
-    ledger, transport = Notebook(), Slow(Shop(job_s=99.0).answer, latency_s=8.0)
+async def test_cancelled_anyio_scope_still_closes_everything() -> None:
+    ledger, transport = RecordingLedger(), Slow(FakeGateway(job_s=99.0).answer, latency_s=8.0)
     with anyio.move_on_after(2.0) as scope:
         async with apimall(transport, ledger=ledger) as session:
             await session.generate("a fox", idempotency_key="order-1")
@@ -178,8 +176,8 @@ async def test_an_owner_in_a_cancelled_anyio_scope_closes_everything_too() -> No
 
 
 @virtually
-async def test_a_task_group_that_fails_around_it_closes_everything_too() -> None:
-    ledger, transport = Notebook(), Slow(Shop(job_s=99.0).answer)
+async def test_failing_task_group_still_closes_everything() -> None:
+    ledger, transport = RecordingLedger(), Slow(FakeGateway(job_s=99.0).answer)
 
     async def fail() -> None:
         await asyncio.sleep(3.0)
@@ -202,16 +200,16 @@ async def test_a_task_group_that_fails_around_it_closes_everything_too() -> None
 
 
 @virtually
-async def test_nothing_is_asked_once_closing_has_begun() -> None:
+async def test_no_poll_is_sent_after_closing_began() -> None:
     asked: list[float] = []
 
     async def answer(request: HttpRequest) -> Reply:
         asked.append(now())
         if request.method == "POST":
             await asyncio.sleep(4.0)
-        return shop.answer(request)
+        return gateway.answer(request)
 
-    shop = Shop(job_s=0.1)
+    gateway = FakeGateway(job_s=0.1)
     transport = FakeTransport(answer, latency_s=0.0)
     async with apimall(transport, concurrency=ConcurrencyPolicy(max_jobs=2, learn=False)) as session:
         for number in range(6):
@@ -223,8 +221,8 @@ async def test_nothing_is_asked_once_closing_has_begun() -> None:
 
 
 @virtually
-async def test_a_hundred_waiters_all_hear_of_it() -> None:
-    async with apimall(FakeTransport(Shop(job_s=99.0).answer)) as session:
+async def test_close_ends_a_hundred_waiters() -> None:
+    async with apimall(FakeTransport(FakeGateway(job_s=99.0).answer)) as session:
         callers: list[asyncio.Task[Any]] = [asyncio.Task(session.generate(f"fox {n}")) for n in range(100)]
         await asyncio.sleep(1.0)
     await asyncio.wait(callers)

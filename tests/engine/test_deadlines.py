@@ -9,14 +9,14 @@ import pytest
 from nanobanana_async import ConcurrencyPolicy, JobState, JobUnfinished, Session, Timeouts, TransportError
 from nanobanana_async.gateways.contract import HttpRequest
 from nanobanana_async.testing import FakeTransport, Reply
-from tests.engine.scenes import Notebook, Shop, apimall, now, virtually
+from tests.support.fakes import FakeGateway, RecordingLedger, apimall, now, virtually
 
 ONE = ConcurrencyPolicy(max_jobs=1, learn=False)
 
 
 @virtually
-async def test_a_timeout_of_the_wait_leaves_the_job_alone() -> None:
-    transport = FakeTransport(Shop(job_s=30.0).answer)
+async def test_wait_timeout_does_not_affect_the_job() -> None:
+    transport = FakeTransport(FakeGateway(job_s=30.0).answer)
     async with apimall(transport) as session:
         job = await session.submit("a fox", idempotency_key="order-1")
         with pytest.raises(JobUnfinished, match="after 5 s") as caught:
@@ -29,8 +29,8 @@ async def test_a_timeout_of_the_wait_leaves_the_job_alone() -> None:
 
 
 @virtually
-async def test_a_generate_that_times_out_after_the_send_leaves_the_job_running_under_its_key() -> None:
-    transport = FakeTransport(Shop(job_s=30.0).answer)
+async def test_generate_timeout_after_the_create_leaves_the_job_running() -> None:
+    transport = FakeTransport(FakeGateway(job_s=30.0).answer)
     async with apimall(transport) as session:
         with pytest.raises(JobUnfinished) as caught:
             await session.generate("a fox", idempotency_key="order-1", timeout=5.0)
@@ -42,8 +42,8 @@ async def test_a_generate_that_times_out_after_the_send_leaves_the_job_running_u
 
 
 @virtually
-async def test_a_generate_that_times_out_before_the_send_is_withdrawn_and_safe_to_repeat() -> None:
-    transport, ledger = FakeTransport(Shop(job_s=60.0).answer), Notebook(keeps=True)
+async def test_generate_timeout_before_the_create_withdraws() -> None:
+    transport, ledger = FakeTransport(FakeGateway(job_s=60.0).answer), RecordingLedger(keep_ended=True)
     async with apimall(transport, ledger=ledger, concurrency=ONE) as session:
         await (await session.submit("first")).accepted()
         with pytest.raises(JobUnfinished) as caught:
@@ -56,17 +56,17 @@ async def test_a_generate_that_times_out_before_the_send_is_withdrawn_and_safe_t
 
 
 @virtually
-async def test_a_timeout_while_nobody_knows_what_the_ledger_holds_is_not_called_safe() -> None:
-    ledger = Notebook(delay_s=10.0)
-    async with apimall(FakeTransport(Shop().answer), ledger=ledger) as session:
+async def test_timeout_during_an_unfinished_claim_is_not_safe() -> None:
+    ledger = RecordingLedger(delay_s=10.0)
+    async with apimall(FakeTransport(FakeGateway().answer), ledger=ledger) as session:
         with pytest.raises(JobUnfinished) as caught:
             await session.generate("a fox", idempotency_key="order-1", timeout=1.0)
         assert not caught.value.safe_to_repeat
 
 
 @virtually
-async def test_each_wait_for_a_job_gets_the_whole_of_job_s() -> None:
-    transport = FakeTransport(Shop(job_s=250.0).answer)
+async def test_each_wait_gets_the_whole_job_s() -> None:
+    transport = FakeTransport(FakeGateway(job_s=250.0).answer)
     async with apimall(transport, timeouts=Timeouts(job_s=100.0)) as session:
         job = await session.submit("a fox")
         for waits in (1, 2):
@@ -80,12 +80,12 @@ async def test_each_wait_for_a_job_gets_the_whole_of_job_s() -> None:
 
 @virtually
 async def test_outage_does_not_shorten_a_later_wait() -> None:
-    shop, down = Shop(job_s=150.0), [True]
+    gateway, down = FakeGateway(job_s=150.0), [True]
 
     def answer(request: HttpRequest) -> Reply:
         if request.method == "GET" and down[0]:
             return TransportError("the connection was reset", possibly_sent=True)
-        return shop.answer(request)
+        return gateway.answer(request)
 
     async with apimall(FakeTransport(answer), timeouts=Timeouts(job_s=100.0)) as session:
         job = await session.submit("a fox")
@@ -101,13 +101,13 @@ async def test_outage_does_not_shorten_a_later_wait() -> None:
 @pytest.mark.parametrize("scope", ["asyncio", "fail_after", "move_on_after"])
 @pytest.mark.parametrize("deadline", [0.01, 1.0])
 @virtually
-async def test_deadlines_around_generate_end_the_waiting_and_not_the_job(scope: str, deadline: float) -> None:
+async def test_outer_deadline_ends_the_wait_and_not_the_job(scope: str, deadline: float) -> None:
     scopes: dict[str, Any] = {
         "asyncio": asyncio.timeout,
         "fail_after": anyio.fail_after,
         "move_on_after": anyio.move_on_after,
     }
-    transport = FakeTransport(Shop(job_s=30.0).answer)
+    transport = FakeTransport(FakeGateway(job_s=30.0).answer)
     async with apimall(transport) as session:
         ended = asyncio.Task(waited(scopes[scope](deadline), session))
         await asyncio.wait([ended])

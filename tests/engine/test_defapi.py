@@ -1,4 +1,4 @@
-"""Buying where no idempotency key is taken: whatever is in doubt is parked, and never sent twice by itself."""
+"""Creates without idempotency keys (defapi): a job in doubt becomes uncertain and is not sent again."""
 
 import asyncio
 from typing import Any
@@ -8,14 +8,14 @@ import pytest
 from nanobanana_async import JobState, JobUncertain, RetryPolicy, Timeouts, TransportError
 from nanobanana_async.gateways.contract import HttpRequest, HttpResponse
 from nanobanana_async.testing import FakeTransport, Reply
-from tests.engine.sayings import Step, defapi_created, defapi_done, in_turn, said, task
-from tests.engine.scenes import Notebook, Shop, apimall, defapi, now, virtually
+from tests.support.fakes import FakeGateway, RecordingLedger, apimall, defapi, now, virtually
+from tests.support.replies import Step, defapi_created, defapi_done, in_turn, json_reply, task
 
 LOST = TransportError("the connection was reset", possibly_sent=True)
 
 
 def no(status: int, code: int | None = None, message: str = "No") -> HttpResponse:
-    return said(status, {"code": status if code is None else code, "message": message})
+    return json_reply(status, {"code": status if code is None else code, "message": message})
 
 
 DOUBTS: dict[str, Reply] = {
@@ -26,9 +26,9 @@ DOUBTS: dict[str, Reply] = {
     "a 504": no(504),
     "the HTML of a proxy": HttpResponse(status=502, body=b"<html>"),
     "garbage in a 200": HttpResponse(status=200, body=b"{"),
-    "a 200 without a task id": said(200, {"code": 0, "message": "ok", "data": {}}),
+    "a 200 without a task id": json_reply(200, {"code": 0, "message": "ok", "data": {}}),
     "a 409": no(409),
-    "a no in a 200 that nobody understands": no(200, code=7777, message="hm"),
+    "an unknown refusal in a 200": no(200, code=7777, message="hm"),
     "a status of no reference": HttpResponse(status=418, body=b"{}"),
 }
 
@@ -50,7 +50,7 @@ class Remembering(FakeTransport):
 
 
 @virtually
-async def test_a_job_is_bought_and_its_pictures_come_back() -> None:
+async def test_defapi_job_returns_its_images() -> None:
     transport = bought(defapi_created())
     async with defapi(transport) as session:
         result = await session.generate("a fox", idempotency_key="order-1")
@@ -63,8 +63,8 @@ async def test_a_job_is_bought_and_its_pictures_come_back() -> None:
 
 @pytest.mark.parametrize("name", DOUBTS)
 @virtually
-async def test_each_kind_of_doubt_parks_the_job_and_no_second_post_ever_leaves(name: str) -> None:
-    transport, ledger = bought(DOUBTS[name], defapi_created()), Notebook()
+async def test_every_ambiguous_answer_is_uncertain_without_a_repeat(name: str) -> None:
+    transport, ledger = bought(DOUBTS[name], defapi_created()), RecordingLedger()
     async with defapi(transport, ledger=ledger) as session:
         for _ in range(3):
             with pytest.raises(JobUncertain) as caught:
@@ -80,7 +80,7 @@ async def test_each_kind_of_doubt_parks_the_job_and_no_second_post_ever_leaves(n
 
 
 @virtually
-async def test_an_answer_that_takes_too_long_is_doubt() -> None:
+async def test_create_timeout_is_uncertain() -> None:
     async def slow(_: HttpRequest) -> Reply:
         await asyncio.sleep(500.0)
         return defapi_created()
@@ -94,7 +94,7 @@ async def test_an_answer_that_takes_too_long_is_doubt() -> None:
 
 
 @virtually
-async def test_a_parked_job_holds_its_slot_while_it_may_still_run() -> None:
+async def test_uncertain_job_holds_its_slot_while_it_may_run() -> None:
     async with defapi(bought(LOST)) as session:
         with pytest.raises(JobUncertain):
             await session.generate("a fox")
@@ -104,7 +104,7 @@ async def test_a_parked_job_holds_its_slot_while_it_may_still_run() -> None:
 
 
 @virtually
-async def test_creates_go_over_a_fresh_connection_and_queries_do_not() -> None:
+async def test_only_creates_use_a_fresh_connection() -> None:
     transport = Remembering(defapi_created())
     async with defapi(transport) as session:
         await session.generate("a fox")
@@ -112,7 +112,7 @@ async def test_creates_go_over_a_fresh_connection_and_queries_do_not() -> None:
 
 
 @virtually
-async def test_creates_under_a_key_may_use_a_pooled_connection() -> None:
+async def test_keyed_creates_may_use_a_pooled_connection() -> None:
     fresh: list[bool] = []
 
     class Noting(FakeTransport):
@@ -120,14 +120,14 @@ async def test_creates_under_a_key_may_use_a_pooled_connection() -> None:
             fresh.append(fresh_connection)
             return await super().send(request, timeout_s=timeout_s, fresh_connection=fresh_connection)
 
-    async with apimall(Noting(Shop().answer)) as session:
+    async with apimall(Noting(FakeGateway().answer)) as session:
         await session.generate("a fox")
     assert fresh
     assert not any(fresh)
 
 
 @virtually
-async def test_nothing_like_a_key_is_sent() -> None:
+async def test_no_idempotency_key_is_sent() -> None:
     transport = bought(defapi_created())
     async with defapi(transport) as session:
         await session.generate("a fox", idempotency_key="order-1")
@@ -138,7 +138,7 @@ async def test_nothing_like_a_key_is_sent() -> None:
 
 @pytest.mark.parametrize("name", ["a lost answer", "a 500 with the envelope", "garbage in a 200"])
 @virtually
-async def test_retry_uncertain_takes_the_risk_of_paying_twice(name: str) -> None:
+async def test_retry_uncertain_repeats_without_a_key(name: str) -> None:
     transport = bought(DOUBTS[name], DOUBTS[name], defapi_created())
     async with defapi(transport, retry=RetryPolicy(retry_uncertain=True)) as session:
         assert (await session.generate("a fox")).task_id == "ta1"
@@ -146,7 +146,7 @@ async def test_retry_uncertain_takes_the_risk_of_paying_twice(name: str) -> None
 
 
 @virtually
-async def test_retry_unkeyed_5xx_sends_again_after_stated_trouble_and_not_after_a_lost_answer() -> None:
+async def test_retry_unkeyed_5xx_does_not_repeat_lost_answers() -> None:
     transport = bought(no(503), no(500), defapi_created())
     retry = RetryPolicy(retry_unkeyed_5xx=True)
     async with defapi(transport, retry=retry) as session:
@@ -161,7 +161,7 @@ async def test_retry_unkeyed_5xx_sends_again_after_stated_trouble_and_not_after_
 
 @pytest.mark.parametrize(("code", "name"), [(402, "InsufficientCredits"), (401, "AuthenticationError")])
 @virtually
-async def test_a_refusal_inside_a_200_is_told_by_the_code_of_the_envelope(code: int, name: str) -> None:
+async def test_refusal_in_a_200_is_read_from_the_envelope(code: int, name: str) -> None:
     transport = bought(no(200, code=code, message="the words"))
     async with defapi(transport) as session:
         with pytest.raises(Exception, match="the words") as caught:
@@ -171,9 +171,9 @@ async def test_a_refusal_inside_a_200_is_told_by_the_code_of_the_envelope(code: 
 
 
 @virtually
-async def test_a_picture_that_comes_inline_reaches_the_result_and_not_the_ledger() -> None:
+async def test_inline_image_is_in_the_result_and_not_the_ledger() -> None:
     inline = "data:image/png;base64,iVBORw0KGgo="
-    ledger = Notebook(keeps=True)
+    ledger = RecordingLedger(keep_ended=True)
     transport = FakeTransport(in_turn([defapi_created()], [defapi_done(image=inline)]))
     async with defapi(transport, ledger=ledger) as session:
         result = await session.generate("a fox", idempotency_key="order-1")
@@ -184,8 +184,8 @@ async def test_a_picture_that_comes_inline_reaches_the_result_and_not_the_ledger
 
 
 @virtually
-async def test_two_callers_whose_callback_urls_differ_share_one_job() -> None:
-    transport = FakeTransport(Shop().answer)
+async def test_callers_with_different_callback_urls_share_a_job() -> None:
+    transport = FakeTransport(FakeGateway().answer)
     async with defapi(transport) as session, asyncio.TaskGroup() as group:
         for number in range(3):
             fields: dict[str, Any] = {"callback_url": f"https://me.example/{number}"}

@@ -1,4 +1,4 @@
-"""After the purchase: what queries say, and what ends the waiting without ending the job."""
+"""Polling a job: its states, failed polls, and what ends a wait without ending the job."""
 
 import asyncio
 import logging
@@ -19,18 +19,18 @@ from nanobanana_async import (
 from nanobanana_async.events import Event, JobPolled, UnknownStatus
 from nanobanana_async.gateways.contract import HttpRequest, HttpResponse
 from nanobanana_async.testing import FakeTransport, Reply
-from tests.engine.sayings import (
+from tests.support.fakes import FakeGateway, Opening, RecordingLedger, apimall, defapi, now, virtually
+from tests.support.replies import (
     Step,
     completed,
     created,
     defapi_created,
     defapi_done,
     in_turn,
+    json_reply,
     refused,
-    said,
     task,
 )
-from tests.engine.scenes import Notebook, Opening, Shop, apimall, defapi, now, virtually
 
 LOST = TransportError("the connection was reset", possibly_sent=True)
 
@@ -45,7 +45,7 @@ def until(moment: float, before: Reply, after: Reply) -> FakeTransport:
 
 
 @virtually
-async def test_a_job_goes_through_its_states_to_the_pictures() -> None:
+async def test_apimall_job_reaches_its_images() -> None:
     transport = seen(task("pending"), task("processing"), task("PROCESSING"), completed())
     async with apimall(transport) as session:
         job = await session.submit("a fox")
@@ -58,7 +58,7 @@ async def test_a_job_goes_through_its_states_to_the_pictures() -> None:
 
 
 @virtually
-async def test_a_404_right_after_the_create_is_a_replica_that_lags() -> None:
+async def test_early_404_is_a_lagging_replica() -> None:
     transport = until(20.0, refused(404), completed())
     async with apimall(transport) as session:
         assert (await session.generate("a fox")).task_id == "img_1"
@@ -66,8 +66,8 @@ async def test_a_404_right_after_the_create_is_a_replica_that_lags() -> None:
 
 
 @virtually
-async def test_a_404_that_lasts_ends_the_waiting_and_the_record_stays_running() -> None:
-    ledger = Notebook()
+async def test_lasting_404_ends_the_wait_and_stays_running() -> None:
+    ledger = RecordingLedger()
     transport = until(500.0, refused(404), completed())
     async with apimall(transport, ledger=ledger) as session:
         with pytest.raises(TaskNotFound) as caught:
@@ -83,14 +83,14 @@ async def test_a_404_that_lasts_ends_the_waiting_and_the_record_stays_running() 
 
 
 @virtually
-async def test_completed_without_an_image_is_looked_at_again_until_the_image_is_there() -> None:
+async def test_completed_task_without_images_is_polled_again() -> None:
     async with apimall(seen(task("completed"), task("completed"), completed())) as session:
         assert (await session.generate("a fox")).url == "https://cdn.example/a.png"
 
 
 @virtually
-async def test_completed_without_an_image_for_ten_seconds_breaks_the_contract_and_the_job_stays_running() -> None:
-    ledger, transport = Notebook(), seen(task("completed", credits_used=8))
+async def test_ten_seconds_without_images_is_unexpected_response() -> None:
+    ledger, transport = RecordingLedger(), seen(task("completed", credits_used=8))
     async with apimall(transport, ledger=ledger) as session:
         with pytest.raises(UnexpectedResponse, match="without an image") as caught:
             await session.generate("a fox", idempotency_key="order-1")
@@ -102,7 +102,7 @@ async def test_completed_without_an_image_for_ten_seconds_breaks_the_contract_an
 
 
 @virtually
-async def test_a_status_never_seen_before_counts_as_running_and_is_logged_once(
+async def test_unknown_status_counts_as_running_and_is_logged_once(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     events: list[Event] = []
@@ -116,10 +116,8 @@ async def test_a_status_never_seen_before_counts_as_running_and_is_logged_once(
 
 @pytest.mark.parametrize(("status", "kind"), [(401, AuthenticationError), (403, AccessDenied)])
 @virtually
-async def test_a_bad_key_is_told_to_the_waiters_and_the_job_can_be_awaited_again(
-    status: int, kind: type[Exception]
-) -> None:
-    ledger = Notebook()
+async def test_rejected_api_key_ends_the_wait_and_not_the_job(status: int, kind: type[Exception]) -> None:
+    ledger = RecordingLedger()
     transport = until(100.0, refused(status), completed())
     async with apimall(transport, ledger=ledger) as session:
         job = await session.submit("a fox", idempotency_key="order-1")
@@ -149,7 +147,7 @@ TROUBLE: dict[str, Reply] = {
 
 @pytest.mark.parametrize("name", TROUBLE)
 @virtually
-async def test_trouble_with_queries_never_fails_a_job(name: str) -> None:
+async def test_poll_errors_never_fail_a_job(name: str) -> None:
     transport = until(1200.0, TROUBLE[name], completed())
     async with apimall(transport) as session:
         assert (await session.generate("a fox")).task_id == "img_1"
@@ -159,8 +157,8 @@ async def test_trouble_with_queries_never_fails_a_job(name: str) -> None:
 
 @pytest.mark.parametrize("name", [*TROUBLE, "a job that never ends"])
 @virtually
-async def test_following_ends_after_job_s_and_the_record_stays_running(name: str) -> None:
-    ledger = Notebook()
+async def test_polling_ends_after_job_s_and_job_stays_running(name: str) -> None:
+    ledger = RecordingLedger()
     transport = seen({**TROUBLE, "a job that never ends": task("processing")}[name])
     async with apimall(transport, ledger=ledger, timeouts=Timeouts(job_s=300.0)) as session:
         with pytest.raises(Exception, match=r".") as caught:
@@ -172,7 +170,7 @@ async def test_following_ends_after_job_s_and_the_record_stays_running(name: str
 
 
 @virtually
-async def test_queries_in_trouble_are_asked_ever_more_slowly() -> None:
+async def test_failing_polls_back_off() -> None:
     moments: list[float] = []
 
     def answer(request: HttpRequest) -> Reply:
@@ -189,16 +187,16 @@ async def test_queries_in_trouble_are_asked_ever_more_slowly() -> None:
 
 @pytest.mark.parametrize("asked", [45.0, None])
 @virtually
-async def test_a_429_on_a_query_slows_the_queries_and_not_the_creates(asked: float | None) -> None:
-    shop, left, asked_first = Shop(job_s=1.0), list[tuple[str, float]](), asyncio.Event()
+async def test_429_on_a_poll_slows_polls_only(asked: float | None) -> None:
+    gateway, left, asked_first = FakeGateway(job_s=1.0), list[tuple[str, float]](), asyncio.Event()
     headers = {} if asked is None else {"retry-after": str(asked)}
 
     def answer(request: HttpRequest) -> Reply:
         left.append((request.method, now()))
         if request.method == "GET":
             asked_first.set()
-        first_look = sum(method == "GET" for method, _ in left) == 1
-        return refused(429, **headers) if request.method == "GET" and first_look else shop.answer(request)
+        first_poll = sum(method == "GET" for method, _ in left) == 1
+        return refused(429, **headers) if request.method == "GET" and first_poll else gateway.answer(request)
 
     async with apimall(FakeTransport(answer)) as session:
         first = await session.submit("one")
@@ -214,7 +212,7 @@ async def test_a_429_on_a_query_slows_the_queries_and_not_the_creates(asked: flo
 
 
 @virtually
-async def test_a_query_waits_as_long_as_a_503_asks_but_not_longer_than_two_minutes() -> None:
+async def test_poll_retry_after_is_capped_at_two_minutes() -> None:
     moments: list[float] = []
 
     def answer(request: HttpRequest) -> Reply:
@@ -229,14 +227,14 @@ async def test_a_query_waits_as_long_as_a_503_asks_but_not_longer_than_two_minut
 
 
 @virtually
-async def test_an_answer_about_another_task_is_not_believed() -> None:
+async def test_answer_about_another_task_is_rejected() -> None:
     async with apimall(seen(completed("img_other", "https://cdn.example/not-mine.png"), completed())) as session:
         assert (await session.generate("a fox")).url == "https://cdn.example/a.png"
 
 
 @pytest.mark.parametrize("field", ["error_message", "failMsg"])
 @virtually
-async def test_a_failed_task_fails_the_job_with_the_gateways_reason_and_its_refund(field: str) -> None:
+async def test_failed_task_has_the_gateways_reason_and_refund(field: str) -> None:
     failed = task("failed", credits_used=8, credits_refunded=8, **{field: "the model gave up"})
     async with apimall(seen(failed)) as session:
         with pytest.raises(JobFailed, match="the model gave up") as caught:
@@ -249,29 +247,29 @@ async def test_a_failed_task_fails_the_job_with_the_gateways_reason_and_its_refu
 
 
 @virtually
-async def test_a_failed_task_without_a_reason_says_that_there_is_none() -> None:
+async def test_failed_task_without_a_reason_says_so() -> None:
     async with apimall(seen(task("failed"))) as session:
         with pytest.raises(JobFailed, match="no reason"):
             await session.generate("a fox")
 
 
 @virtually
-async def test_defapi_goes_through_its_own_words_to_the_pictures() -> None:
+async def test_defapi_job_reaches_its_images() -> None:
     words = ["pending", "submitted", "in_progress"]
-    queries: list[Step] = [said(200, {"code": 0, "data": {"task_id": "ta1", "status": word}}) for word in words]
+    queries: list[Step] = [json_reply(200, {"code": 0, "data": {"task_id": "ta1", "status": word}}) for word in words]
     events: list[Event] = []
     transport = FakeTransport(in_turn([defapi_created()], [*queries, defapi_done()]))
     async with defapi(transport, observers=[events.append]) as session:
         assert (await session.generate("a fox")).url == "https://cdn.example/a.png"
-    looks = [(event.status, event.polls) for event in events if isinstance(event, JobPolled)]
-    assert looks == [("pending", 1), ("submitted", 2), ("in_progress", 3), ("success", 4)]
+    polls = [(event.status, event.polls) for event in events if isinstance(event, JobPolled)]
+    assert polls == [("pending", 1), ("submitted", 2), ("in_progress", 3), ("success", 4)]
     assert not any(isinstance(event, UnknownStatus) for event in events)
 
 
 @virtually
-async def test_a_failed_defapi_task_tells_its_reason() -> None:
+async def test_failed_defapi_task_has_its_reason() -> None:
     failed = {"task_id": "ta1", "status": "failed", "status_reason": {"message": "blocked upstream"}}
-    transport = FakeTransport(in_turn([defapi_created()], [said(200, {"code": 0, "data": failed})]))
+    transport = FakeTransport(in_turn([defapi_created()], [json_reply(200, {"code": 0, "data": failed})]))
     async with defapi(transport) as session:
         with pytest.raises(JobFailed, match="blocked upstream"):
             await session.generate("a fox")
@@ -280,9 +278,9 @@ async def test_a_failed_defapi_task_tells_its_reason() -> None:
 @pytest.mark.parametrize("session_of", [apimall, defapi])
 @virtually
 async def test_attached_task_that_has_ended_costs_one_query(session_of: Opening) -> None:
-    shop = Shop()
-    shop.tasks["t77"] = 0.0
-    transport = FakeTransport(shop.answer)
+    gateway = FakeGateway()
+    gateway.tasks["t77"] = 0.0
+    transport = FakeTransport(gateway.answer)
     async with session_of(transport) as session:
         await asyncio.sleep(100.0)
         job = await session.attach("t77")
@@ -296,10 +294,10 @@ async def test_attached_task_that_has_ended_costs_one_query(session_of: Opening)
 
 @pytest.mark.parametrize("session_of", [apimall, defapi])
 @virtually
-async def test_a_task_is_attached_by_its_id_and_nothing_is_bought(session_of: Opening) -> None:
-    shop = Shop()
-    shop.tasks["t77"] = 0.0
-    transport = FakeTransport(shop.answer)
+async def test_attach_by_task_id_buys_nothing(session_of: Opening) -> None:
+    gateway = FakeGateway()
+    gateway.tasks["t77"] = 0.0
+    transport = FakeTransport(gateway.answer)
     async with session_of(transport) as session:
         job = await session.attach("t77")
         assert (job.key, job.task_id, job.request, job.state) == ("task-t77", "t77", None, JobState.RUNNING)

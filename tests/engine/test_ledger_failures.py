@@ -8,22 +8,18 @@ from nanobanana_async import JobState, LedgerError, RetryPolicy, TransportError
 from nanobanana_async.events import Event, PollFailed
 from nanobanana_async.gateways.contract import HttpRequest
 from nanobanana_async.testing import FakeTransport, Reply
-from tests.engine.sayings import Step, completed, created, in_turn, refused, task
-from tests.engine.scenes import Notebook, Opening, Shop, apimall, defapi, virtually
+from tests.support.fakes import FakeGateway, Opening, RecordingLedger, apimall, defapi, virtually
+from tests.support.replies import created, refused, scripted_creates
 
 LOST = TransportError("the connection was reset", possibly_sent=True)
 CLAIM, INTENT, ANSWER, END = 1, 2, 3, 4
 
 
-def bought(*creates: Step) -> FakeTransport:
-    return FakeTransport(in_turn([*creates], [task("processing"), completed()]))
-
-
 @pytest.mark.parametrize("session_of", [apimall, defapi])
 @pytest.mark.parametrize("broken", [CLAIM, INTENT])
 @virtually
-async def test_without_a_durable_intent_nothing_is_sent(session_of: Opening, broken: int) -> None:
-    transport, ledger = FakeTransport(Shop().answer), Notebook(fails=[broken])
+async def test_unstored_intent_sends_nothing(session_of: Opening, broken: int) -> None:
+    transport, ledger = FakeTransport(FakeGateway().answer), RecordingLedger(failing_writes=[broken])
     async with session_of(transport, ledger=ledger) as session:
         with pytest.raises(LedgerError, match="the disk is full") as caught:
             await session.generate("a fox", idempotency_key="order-1")
@@ -38,17 +34,17 @@ async def test_without_a_durable_intent_nothing_is_sent(session_of: Opening, bro
 
 
 @virtually
-async def test_a_job_that_cannot_be_written_down_is_not_submitted() -> None:
-    transport = FakeTransport(Shop().answer)
-    async with apimall(transport, ledger=Notebook(fails=[CLAIM])) as session:
+async def test_unstored_job_is_not_submitted() -> None:
+    transport = FakeTransport(FakeGateway().answer)
+    async with apimall(transport, ledger=RecordingLedger(failing_writes=[CLAIM])) as session:
         with pytest.raises(LedgerError):
             await session.submit("a fox")
     assert not transport.requests
 
 
 @virtually
-async def test_a_task_id_that_cannot_be_written_down_is_in_the_error_and_following_goes_on() -> None:
-    transport, ledger = bought(created()), Notebook(fails=[ANSWER])
+async def test_unstored_task_id_is_in_the_error_and_polling_continues() -> None:
+    transport, ledger = scripted_creates(created()), RecordingLedger(failing_writes=[ANSWER])
     async with apimall(transport, ledger=ledger) as session:
         with pytest.raises(LedgerError) as caught:
             await session.generate("a fox", idempotency_key="order-1")
@@ -64,8 +60,8 @@ async def test_a_task_id_that_cannot_be_written_down_is_in_the_error_and_followi
 
 
 @virtually
-async def test_each_waiter_hears_of_the_unwritten_task_id_and_can_await_again() -> None:
-    async with apimall(bought(created()), ledger=Notebook(fails=[ANSWER])) as session:
+async def test_each_waiter_gets_the_unstored_task_id() -> None:
+    async with apimall(scripted_creates(created()), ledger=RecordingLedger(failing_writes=[ANSWER])) as session:
         job = await session.submit("a fox")
         waiting = [asyncio.Task(job.accepted()), asyncio.Task(job.result())]
         await asyncio.wait(waiting)
@@ -77,10 +73,10 @@ async def test_each_waiter_hears_of_the_unwritten_task_id_and_can_await_again() 
 
 
 @virtually
-async def test_the_result_is_handed_over_although_the_last_write_failed() -> None:
+async def test_result_is_returned_though_its_write_failed() -> None:
     events: list[Event] = []
-    ledger = Notebook(fails=[END])
-    async with apimall(bought(created()), ledger=ledger, observers=[events.append]) as session:
+    ledger = RecordingLedger(failing_writes=[END])
+    async with apimall(scripted_creates(created()), ledger=ledger, observers=[events.append]) as session:
         assert (await session.generate("a fox", idempotency_key="order-1")).task_id == "img_1"
         assert session.stats().slots_held == 0
     assert ledger.states() == {"order-1": JobState.RUNNING}  # to be found again
@@ -88,9 +84,9 @@ async def test_the_result_is_handed_over_although_the_last_write_failed() -> Non
 
 
 @virtually
-async def test_a_result_that_could_not_be_written_down_is_found_again_by_its_key() -> None:
-    transport = bought(created())
-    async with apimall(transport, ledger=Notebook(fails=[END])) as session:
+async def test_unstored_result_is_found_by_its_key() -> None:
+    transport = scripted_creates(created())
+    async with apimall(transport, ledger=RecordingLedger(failing_writes=[END])) as session:
         await session.generate("a fox", idempotency_key="order-1")
         assert (await session.generate("a fox", idempotency_key="order-1")).task_id == "img_1"
     assert len(transport.creates) == 1
@@ -98,10 +94,10 @@ async def test_a_result_that_could_not_be_written_down_is_found_again_by_its_key
 
 @pytest.mark.parametrize("answer", [LOST, refused(503), refused(429), refused(402)], ids=["lost", "503", "429", "402"])
 @virtually
-async def test_a_failure_that_cannot_be_written_down_leaves_the_job_submitting_and_repeats_nothing(
+async def test_unstored_failure_stays_submitting_without_a_repeat(
     answer: Reply,
 ) -> None:
-    transport, ledger = bought(answer, created()), Notebook(fails=[ANSWER])
+    transport, ledger = scripted_creates(answer, created()), RecordingLedger(failing_writes=[ANSWER])
     async with apimall(transport, ledger=ledger) as session:
         with pytest.raises(LedgerError) as caught:
             await session.generate("a fox", idempotency_key="order-1")
@@ -113,19 +109,21 @@ async def test_a_failure_that_cannot_be_written_down_leaves_the_job_submitting_a
 
 
 @virtually
-async def test_giving_up_that_cannot_be_written_down_is_a_ledger_error() -> None:
-    transport = bought(TransportError("refused", possibly_sent=False))
-    async with apimall(transport, ledger=Notebook(fails=[ANSWER]), retry=RetryPolicy(max_attempts=1)) as session:
+async def test_unstored_uncertain_state_is_a_ledger_error() -> None:
+    transport = scripted_creates(TransportError("refused", possibly_sent=False))
+    async with apimall(
+        transport, ledger=RecordingLedger(failing_writes=[ANSWER]), retry=RetryPolicy(max_attempts=1)
+    ) as session:
         with pytest.raises(LedgerError):
             await session.generate("a fox")
     assert len(transport.creates) == 1
 
 
 @virtually
-async def test_a_withdrawal_that_cannot_be_written_down_sends_nothing_all_the_same() -> None:
-    shop = Shop(job_s=50.0, limit=1)
-    ledger = Notebook()
-    async with apimall(FakeTransport(shop.answer), ledger=ledger) as session:
+async def test_unstored_withdrawal_sends_nothing() -> None:
+    gateway = FakeGateway(job_s=50.0, limit=1)
+    ledger = RecordingLedger()
+    async with apimall(FakeTransport(gateway.answer), ledger=ledger) as session:
         await (await session.submit("one")).accepted()
         waiting = await session.submit("two", idempotency_key="order-2")
         await asyncio.sleep(5.0)
@@ -135,22 +133,20 @@ async def test_a_withdrawal_that_cannot_be_written_down_sends_nothing_all_the_sa
         with pytest.raises(LedgerError):
             await waiting
         await asyncio.sleep(100.0)
-    assert shop.sold == 1
+    assert gateway.sold == 1
     assert ledger.states() == {"order-2": JobState.PENDING}
 
 
 @pytest.mark.parametrize("broken", range(1, 7))
 @pytest.mark.parametrize("session_of", [apimall, defapi])
 @virtually
-async def test_whichever_write_fails_every_post_has_its_intent_and_nothing_is_sold_twice(
-    broken: int, session_of: Opening
-) -> None:
-    shop, ledger, bare = Shop(), Notebook(fails=[broken], keeps=True), list[str]()
+async def test_any_failed_write_keeps_intents_and_single_purchases(broken: int, session_of: Opening) -> None:
+    gateway, ledger, bare = FakeGateway(), RecordingLedger(failing_writes=[broken], keep_ended=True), list[str]()
 
     def answer(request: HttpRequest) -> Reply:
         if request.method == "POST" and JobState.SUBMITTING not in ledger.states().values():
             bare.append("a POST without a durable intent")
-        return shop.answer(request)
+        return gateway.answer(request)
 
     async with session_of(FakeTransport(answer), ledger=ledger) as session:
         for _ in range(3):
@@ -159,12 +155,12 @@ async def test_whichever_write_fails_every_post_has_its_intent_and_nothing_is_so
             except LedgerError:
                 continue
     assert bare == []
-    assert shop.sold == 1
+    assert gateway.sold == 1
 
 
 @virtually
-async def test_a_write_that_somebody_else_outran_stops_the_job_before_it_is_sent() -> None:
-    transport, ledger = FakeTransport(Shop().answer), Notebook(delay_s=0.5)
+async def test_overtaken_write_stops_the_job_unsent() -> None:
+    transport, ledger = FakeTransport(FakeGateway().answer), RecordingLedger(delay_s=0.5)
     async with apimall(transport, ledger=ledger) as session:
         job = await session.submit("a fox", idempotency_key="order-1")
         known = ledger.record("order-1")

@@ -1,4 +1,4 @@
-"""Jobs that change hands: let go when their following stops, bought anew, taken up by who comes first."""
+"""Jobs that change their owner: released when polling stops, bought again, adopted by the first other session."""
 
 import asyncio
 
@@ -18,34 +18,32 @@ from nanobanana_async import (
 )
 from nanobanana_async.gateways.contract import HttpRequest
 from nanobanana_async.testing import Reply
-from tests.engine.neighbours import (
+from tests.support.fakes import FakeGateway, apimall, defapi, virtually
+from tests.support.replies import json_reply, refused
+from tests.support.shared_ledger import (
     KEY,
-    Process,
-    SharedNotebook,
+    FakeProcess,
+    SharedLedger,
     found,
     fox,
     leave_pending,
     leave_running,
+    two_processes,
 )
-from tests.engine.sayings import refused, said
-from tests.engine.scenes import Shop, apimall, defapi, virtually
 
 UNSENT = TransportError("refused", possibly_sent=False)
 
 
 @pytest.mark.parametrize("delay_s", [0.0, 0.1])
 @virtually
-async def test_a_refused_job_that_two_sessions_buy_anew_at_one_moment_is_bought_once(delay_s: float) -> None:
-    shop, book = Shop(), SharedNotebook()
+async def test_refused_job_is_bought_again_by_one_of_two_sessions(delay_s: float) -> None:
+    gateway, shared = FakeGateway(), SharedLedger()
     poor = [True]
 
     def answer(request: HttpRequest) -> Reply:
-        return refused(402) if poor[0] else shop.answer(request)
+        return refused(402) if poor[0] else gateway.answer(request)
 
-    async with (
-        Process(book, answer, session_of=apimall, delay_s=delay_s) as a,
-        Process(book, answer, session_of=apimall, delay_s=delay_s) as b,
-    ):
+    async with two_processes(shared, answer, session_of=apimall, delay_s=delay_s) as (a, b):
         with pytest.raises(InsufficientCredits):
             await fox(a.session)
         poor[0] = False
@@ -53,19 +51,19 @@ async def test_a_refused_job_that_two_sessions_buy_anew_at_one_moment_is_bought_
         assert [await caller for caller in callers] == ["t1"] * 4
         assert a.creates + b.creates == 2  # the refused one, and the one that was bought
         assert a.session.stats().refused == 0
-    assert book.record(KEY).generation == 2
-    assert shop.sold == 1
+    assert shared.record(KEY).generation == 2
+    assert gateway.sold == 1
 
 
 @virtually
-async def test_a_caller_who_comes_while_a_refused_job_is_bought_anew_shares_the_new_purchase() -> None:
-    shop, book = Shop(), SharedNotebook()
+async def test_caller_during_a_repurchase_shares_it() -> None:
+    gateway, shared = FakeGateway(), SharedLedger()
     poor = [True]
 
     def answer(request: HttpRequest) -> Reply:
-        return refused(402) if poor[0] else shop.answer(request)
+        return refused(402) if poor[0] else gateway.answer(request)
 
-    async with Process(book, answer, session_of=apimall, delay_s=1.0) as a:
+    async with FakeProcess(shared, answer, session_of=apimall, delay_s=1.0) as a:
         with pytest.raises(InsufficientCredits):
             await fox(a.session)
         poor[0] = False
@@ -74,45 +72,45 @@ async def test_a_caller_who_comes_while_a_refused_job_is_bought_anew_shares_the_
             await asyncio.sleep(0.25)
             callers.append(fox(a.session))
         assert {await caller for caller in callers} == {"t1"}
-    assert shop.sold == 1
+    assert gateway.sold == 1
 
 
 @virtually
-async def test_a_new_purchase_that_cannot_be_written_down_is_a_ledger_error_and_sends_nothing() -> None:
-    shop, book = Shop(), SharedNotebook()
+async def test_unstored_repurchase_sends_nothing() -> None:
+    gateway, shared = FakeGateway(), SharedLedger()
     answers: list[Reply] = [refused(402)]
 
     def answer(request: HttpRequest) -> Reply:
-        return answers.pop() if answers else shop.answer(request)
+        return answers.pop() if answers else gateway.answer(request)
 
-    async with Process(book, answer, session_of=apimall) as a:
+    async with FakeProcess(shared, answer, session_of=apimall) as a:
         with pytest.raises(InsufficientCredits):
             await fox(a.session)
-        a.page.fails["advance"] = 1
+        a.ledger.fails["advance"] = 1
         with pytest.raises(LedgerError, match="the disk is full") as caught:
             await fox(a.session)
-        assert not caught.value.safe_to_repeat  # somebody else may have been faster
+        assert not caught.value.safe_to_repeat  # another session may have been faster
         assert a.creates == 1
         assert await fox(a.session) == "t1"
 
 
 @virtually
-async def test_a_conflict_on_a_job_that_was_taken_over_lets_go_of_it() -> None:
-    shop, book = Shop(job_s=30.0), SharedNotebook()
-    await leave_running(book, shop, KEY, session_of=apimall)
-    async with Process(book, shop.answer, session_of=apimall) as a, Process(book, shop.answer, session_of=apimall) as b:
+async def test_conflict_on_an_adopted_job_releases_it() -> None:
+    gateway, shared = FakeGateway(job_s=30.0), SharedLedger()
+    await leave_running(shared, gateway, KEY, session_of=apimall)
+    async with two_processes(shared, gateway.answer, session_of=apimall) as (a, b):
         with pytest.raises(IdempotencyConflict):
             await a.session.generate("a wolf", idempotency_key=KEY)
-        assert book.owner(KEY) is None
+        assert shared.owner(KEY) is None
         (job,) = await b.session.resume()
         assert (await job).task_id == "t1"
-        assert not a.line.requests
+        assert not a.transport.requests
 
 
 @pytest.mark.parametrize("why", ["the key was revoked", "the task is unknown", "it takes too long"])
 @virtually
-async def test_a_job_whose_following_stopped_is_free_for_others_and_can_be_awaited_again(why: str) -> None:
-    shop, book = Shop(job_s=200.0), SharedNotebook()
+async def test_job_no_longer_polled_is_released_and_awaitable(why: str) -> None:
+    gateway, shared = FakeGateway(job_s=200.0), SharedLedger()
     trouble = [True]
 
     def answer(request: HttpRequest) -> Reply:
@@ -120,39 +118,39 @@ async def test_a_job_whose_following_stopped_is_free_for_others_and_can_be_await
             return refused(401)
         if request.method == "GET" and trouble[0] and why == "the task is unknown":
             return refused(404)
-        return shop.answer(request)
+        return gateway.answer(request)
 
     patience = Timeouts(job_s=50.0) if why == "it takes too long" else Timeouts()
     async with (
-        Process(book, answer, session_of=apimall, timeouts=patience) as a,
-        Process(book, shop.answer, session_of=apimall) as b,
+        FakeProcess(shared, answer, session_of=apimall, timeouts=patience) as a,
+        FakeProcess(shared, gateway.answer, session_of=apimall) as b,
     ):
         job = await a.session.submit("a fox", idempotency_key=KEY)
         with pytest.raises((AuthenticationError, TaskNotFound, JobUnfinished)):
             await job
         trouble[0] = False
         await asyncio.sleep(0.1)
-        assert (book.states()[KEY], book.owner(KEY), a.held) == (JobState.RUNNING, None, 0)
+        assert (shared.states()[KEY], shared.owner(KEY), a.held) == (JobState.RUNNING, None, 0)
         theirs = fox(b.session)
         await asyncio.sleep(5.0)
-        assert book.owner(KEY) is b.page
+        assert shared.owner(KEY) is b.ledger
         asked = a.queries
         again = asyncio.Task(job.result())
         assert await theirs == "t1"
         assert (await again).task_id == "t1"
         assert a.queries == asked
-    assert shop.sold == 1
+    assert gateway.sold == 1
 
 
 @virtually
-async def test_a_job_whose_following_stopped_is_followed_again_here_if_nobody_else_does() -> None:
-    shop, book = Shop(job_s=100.0), SharedNotebook()
+async def test_released_job_without_an_owner_is_polled_again_here() -> None:
+    gateway, shared = FakeGateway(job_s=100.0), SharedLedger()
     trouble = [True]
 
     def answer(request: HttpRequest) -> Reply:
-        return refused(401) if request.method == "GET" and trouble[0] else shop.answer(request)
+        return refused(401) if request.method == "GET" and trouble[0] else gateway.answer(request)
 
-    async with Process(book, answer, session_of=apimall) as a:
+    async with FakeProcess(shared, answer, session_of=apimall) as a:
         job = await a.session.submit("a fox", idempotency_key=KEY)
         for _ in range(3):
             with pytest.raises(AuthenticationError):
@@ -160,21 +158,21 @@ async def test_a_job_whose_following_stopped_is_followed_again_here_if_nobody_el
         trouble[0] = False
         assert (await job).task_id == "t1"
         assert a.held == 0
-    assert shop.sold == 1
+    assert gateway.sold == 1
 
 
 @virtually
-async def test_a_job_that_was_given_up_unsent_is_free_for_others_and_its_handle_waits_for_them() -> None:
-    shop, book = Shop(job_s=10.0), SharedNotebook()
+async def test_unsent_job_given_up_is_released_and_handle_waits() -> None:
+    gateway, shared = FakeGateway(job_s=10.0), SharedLedger()
     async with (
-        Process(book, lambda _: UNSENT, session_of=apimall, retry=RetryPolicy(max_attempts=1)) as a,
-        Process(book, shop.answer, session_of=apimall) as b,
+        FakeProcess(shared, lambda _: UNSENT, session_of=apimall, retry=RetryPolicy(max_attempts=1)) as a,
+        FakeProcess(shared, gateway.answer, session_of=apimall) as b,
     ):
         job = await a.session.submit("a fox", idempotency_key=KEY)
         with pytest.raises(TransportError):
             await job
         await asyncio.sleep(0.1)
-        assert (book.states()[KEY], book.owner(KEY)) == (JobState.PENDING, None)
+        assert (shared.states()[KEY], shared.owner(KEY)) == (JobState.PENDING, None)
         with pytest.raises(TransportError):
             await job
         theirs = fox(b.session)
@@ -182,45 +180,48 @@ async def test_a_job_that_was_given_up_unsent_is_free_for_others_and_its_handle_
         assert (await job).task_id == "t1"
         assert await theirs == "t1"
         assert a.creates == 1
-    assert shop.sold == 1
+    assert gateway.sold == 1
 
 
 @virtually
-async def test_letting_go_that_fails_harms_nothing() -> None:
-    shop, book = Shop(job_s=50.0), SharedNotebook()
+async def test_failed_release_is_ignored() -> None:
+    gateway, shared = FakeGateway(job_s=50.0), SharedLedger()
     trouble = [True]
 
     def answer(request: HttpRequest) -> Reply:
-        return refused(401) if request.method == "GET" and trouble[0] else shop.answer(request)
+        return refused(401) if request.method == "GET" and trouble[0] else gateway.answer(request)
 
-    async with Process(book, shop.answer, session_of=apimall) as b:
-        async with Process(book, answer, session_of=apimall) as a:
+    async with FakeProcess(shared, gateway.answer, session_of=apimall) as b:
+        async with FakeProcess(shared, answer, session_of=apimall) as a:
             job = await a.session.submit("a fox", idempotency_key=KEY)
-            a.page.fails["release"] = 1
+            a.ledger.fails["release"] = 1
             with pytest.raises(AuthenticationError):
                 await job
             await asyncio.sleep(1.0)
-            assert book.owner(KEY) is a.page
+            assert shared.owner(KEY) is a.ledger
             theirs = fox(b.session)
             await asyncio.sleep(3.0)
-            assert not b.line.requests
+            assert not b.transport.requests
         assert await theirs == "t1"
-    assert shop.sold == 1
+    assert gateway.sold == 1
 
 
 @virtually
-async def test_a_task_id_that_the_ledger_does_not_know_is_not_left_to_others() -> None:
-    shop, book = Shop(job_s=50.0), SharedNotebook()
+async def test_job_with_an_unstored_task_id_is_not_released() -> None:
+    gateway, shared = FakeGateway(job_s=50.0), SharedLedger()
     trouble = [True]
 
     def answer(request: HttpRequest) -> Reply:
-        no = said(401, {"code": 401, "message": "No"})
-        return no if request.method == "GET" and trouble[0] else shop.answer(request)
+        no = json_reply(401, {"code": 401, "message": "No"})
+        return no if request.method == "GET" and trouble[0] else gateway.answer(request)
 
-    async with Process(book, answer, session_of=defapi) as a, Process(book, shop.answer, session_of=defapi) as b:
+    async with (
+        FakeProcess(shared, answer, session_of=defapi) as a,
+        FakeProcess(shared, gateway.answer, session_of=defapi) as b,
+    ):
         job = await a.session.submit("a fox", idempotency_key=KEY)
         await asyncio.sleep(0.01)
-        a.page.fails["advance"] = 1
+        a.ledger.fails["advance"] = 1
         with pytest.raises(LedgerError):
             await job.accepted()
         with pytest.raises(AuthenticationError):
@@ -230,53 +231,53 @@ async def test_a_task_id_that_the_ledger_does_not_know_is_not_left_to_others() -
         trouble[0] = False
         assert (await job).task_id == "t1"
         assert await theirs == "t1"
-    assert shop.sold == 1
+    assert gateway.sold == 1
 
 
 @virtually
-async def test_a_generate_that_comes_while_a_job_is_let_go_buys_it() -> None:
+async def test_generate_during_a_release_buys_the_job() -> None:
     for moment in range(40):
-        shop, book = Shop(), SharedNotebook()
-        await leave_pending(book, shop, KEY, session_of=apimall)
-        async with Process(book, shop.answer, session_of=apimall, delay_s=0.2) as a:
+        gateway, shared = FakeGateway(), SharedLedger()
+        await leave_pending(shared, gateway, KEY, session_of=apimall)
+        async with FakeProcess(shared, gateway.answer, session_of=apimall, delay_s=0.2) as a:
             job = await found(a.session, KEY)
             waiting = asyncio.Task(job.result())
             await asyncio.sleep(moment * 0.025)
             assert (await a.session.generate(f"a fox for {KEY}", idempotency_key=KEY)).task_id == "t1"
             await asyncio.wait([waiting])
             assert isinstance(waiting.exception(), (JobUnfinished, type(None)))
-        assert shop.sold == 1
+        assert gateway.sold == 1
 
 
 @virtually
-async def test_a_cancel_that_comes_while_the_job_is_looked_for_withdraws_it_once(
+async def test_cancel_during_the_ledger_lookup_withdraws_once(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     for moment in range(24):
-        shop, book = Shop(), SharedNotebook()
-        await leave_pending(book, shop, KEY, session_of=apimall)
-        async with Process(book, shop.answer, session_of=apimall, delay_s=0.2) as a:
+        gateway, shared = FakeGateway(), SharedLedger()
+        await leave_pending(shared, gateway, KEY, session_of=apimall)
+        async with FakeProcess(shared, gateway.answer, session_of=apimall, delay_s=0.2) as a:
             job = await found(a.session, KEY)
             waiting = asyncio.Task(job.result())
             await asyncio.sleep(moment * 0.025)
             assert await job.cancel()
             await asyncio.wait([waiting])
             assert waiting.exception() is not None
-        assert book.states() == {KEY: JobState.WITHDRAWN}
-        assert shop.sold == 0
+        assert shared.states() == {KEY: JobState.WITHDRAWN}
+        assert gateway.sold == 0
     assert not caplog.records
 
 
 @virtually
-async def test_a_result_that_could_not_be_written_down_is_found_by_who_waits_elsewhere() -> None:
-    shop, book = Shop(job_s=10.0), SharedNotebook()
-    async with Process(book, shop.answer, session_of=defapi) as a, Process(book, shop.answer, session_of=defapi) as b:
+async def test_unstored_result_is_found_by_another_session() -> None:
+    gateway, shared = FakeGateway(job_s=10.0), SharedLedger()
+    async with two_processes(shared, gateway.answer, session_of=defapi) as (a, b):
         mine = fox(a.session)
         await asyncio.sleep(1.0)
         theirs = fox(b.session)
-        a.page.fails["advance"] = 1
+        a.ledger.fails["advance"] = 1
         assert await mine == "t1"
-        assert book.states() == {KEY: JobState.RUNNING}
+        assert shared.states() == {KEY: JobState.RUNNING}
         assert await theirs == "t1"
         assert b.creates == 0
-    assert book.states() == {KEY: JobState.SUCCEEDED}
+    assert shared.states() == {KEY: JobState.SUCCEEDED}

@@ -1,4 +1,4 @@
-"""A job that brings five good images and one misfit: five are delivered at once, the sixth is named."""
+"""A job with five valid images and an invalid one: five are returned at once, the sixth is named missing."""
 
 import logging
 from pathlib import Path
@@ -10,15 +10,15 @@ from nanobanana_async import DefApi, GenerationResult, ImageRequest, JobState, S
 from nanobanana_async.errors import UnexpectedResponse
 from nanobanana_async.gateways.contract import HttpRequest
 from nanobanana_async.testing import FakeTransport, Reply, run_virtual
-from tests.engine.sayings import created, defapi_created, said, task
-from tests.engine.scenes import API_KEY, apimall, now, virtually
+from tests.support.fakes import API_KEY, apimall, now, virtually
+from tests.support.replies import created, defapi_created, json_reply, task
 
 SIX = [f"https://cdn.example/{number}.png" for number in range(6)]
 MISFITS: list[Any] = [None, "", 5, "pending", "https://[broken"]
 WANTED = ImageRequest("a fox", num_images=6)
 
 
-def shop(urls: list[Any]) -> FakeTransport:
+def gateway(urls: list[Any]) -> FakeTransport:
     def answer(request: HttpRequest) -> Reply:
         if request.method == "POST":
             return created(cost=48)
@@ -27,18 +27,18 @@ def shop(urls: list[Any]) -> FakeTransport:
     return FakeTransport(answer)
 
 
-def told(result: GenerationResult) -> tuple[dict[int, str], list[int]]:
+def links_and_missing(result: GenerationResult) -> tuple[dict[int, str], list[int]]:
     return {image.index: image.url for image in result.images}, sorted(result.missing)
 
 
 @pytest.mark.parametrize("misfit", MISFITS)
 @virtually
-async def test_the_good_ones_come_at_once_with_their_own_index(misfit: Any, caplog: pytest.LogCaptureFixture) -> None:
-    async with apimall(shop([*SIX[:1], misfit, *SIX[2:]])) as session:
+async def test_valid_images_keep_their_index(misfit: Any, caplog: pytest.LogCaptureFixture) -> None:
+    async with apimall(gateway([*SIX[:1], misfit, *SIX[2:]])) as session:
         with caplog.at_level(logging.WARNING, "nanobanana_async"):
             result = await session.generate(WANTED)
         assert now() < 60
-    assert told(result) == ({number: url for number, url in enumerate(SIX) if number != 1}, [1])
+    assert links_and_missing(result) == ({number: url for number, url in enumerate(SIX) if number != 1}, [1])
     assert result.credits == 48
     [line] = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
     assert line.startswith("job.state_changed")
@@ -46,28 +46,28 @@ async def test_the_good_ones_come_at_once_with_their_own_index(misfit: Any, capl
 
 
 @virtually
-async def test_defapi_too() -> None:
+async def test_defapi_valid_images_keep_their_index() -> None:
     def answer(request: HttpRequest) -> Reply:
         if request.method == "POST":
             return defapi_created("t1")
         results = [{"image": SIX[0]}, {"image": 7}, {"note": "none"}, {"image": SIX[3]}]
-        return said(200, {"code": 0, "data": {"task_id": "t1", "status": "success", "result": results}})
+        return json_reply(200, {"code": 0, "data": {"task_id": "t1", "status": "success", "result": results}})
 
     async with Session(DefApi(api_key=API_KEY), http=FakeTransport(answer)) as session:
-        assert told(await session.generate("a fox")) == ({0: SIX[0], 3: SIX[3]}, [1, 2])
+        assert links_and_missing(await session.generate("a fox")) == ({0: SIX[0], 3: SIX[3]}, [1, 2])
 
 
 @virtually
-async def test_fewer_images_than_were_asked_for_are_named_too() -> None:
-    async with apimall(shop(SIX[:4])) as session:
+async def test_images_fewer_than_requested_are_named_missing() -> None:
+    async with apimall(gateway(SIX[:4])) as session:
         result = await session.generate(WANTED)
-    assert told(result) == (dict(enumerate(SIX[:4])), [4, 5])
+    assert links_and_missing(result) == (dict(enumerate(SIX[:4])), [4, 5])
     assert set(result.missing.values()) == {"the gateway returned fewer images than requested"}
 
 
 @virtually
-async def test_nothing_but_misfits_ends_the_waiting_after_its_grace_and_says_why() -> None:
-    async with apimall(shop([5, 5, None])) as session:
+async def test_only_invalid_images_end_the_wait_with_a_reason() -> None:
+    async with apimall(gateway([5, 5, None])) as session:
         job = await session.submit(WANTED)
         with pytest.raises(UnexpectedResponse, match="without an image; an image is a URL or a data URI, not int"):
             await job
@@ -75,14 +75,14 @@ async def test_nothing_but_misfits_ends_the_waiting_after_its_grace_and_says_why
         assert job.state is JobState.RUNNING
 
 
-def test_the_ledger_keeps_both_and_a_second_session_tells_the_same(tmp_path: Path) -> None:
+def test_second_session_reports_the_same_missing_images(tmp_path: Path) -> None:
     inline = "data:image/png;base64,iVBORw0KGgo="
 
     async def buy(urls: list[Any]) -> GenerationResult:
-        async with apimall(shop(urls), ledger=tmp_path / "jobs.sqlite") as session:
+        async with apimall(gateway(urls), ledger=tmp_path / "jobs.sqlite") as session:
             return await session.generate(WANTED, idempotency_key="order-1")
 
     first = run_virtual(buy([SIX[0], "", SIX[2], None, SIX[4], inline]))
     again = run_virtual(buy([SIX[0], "", SIX[2], None, SIX[4], inline]))
-    assert told(first) == told(again)
+    assert links_and_missing(first) == links_and_missing(again)
     assert (sorted(first.missing), first.images[-1].index) == ([1, 3], 5)

@@ -1,4 +1,4 @@
-"""Sessions on one ledger, at random: they buy, leave, die, resume and settle, and nothing is bought twice or lost."""
+"""Random sessions on one ledger: they buy, cancel, die, resume and resolve; no job is bought twice or lost."""
 
 import asyncio
 import json
@@ -15,9 +15,9 @@ from nanobanana_async.errors import NanoBananaError
 from nanobanana_async.gateways.contract import HttpRequest
 from nanobanana_async.ledger.base import Ledger
 from nanobanana_async.testing import FakeTransport, Reply
-from tests.engine.neighbours import LOST, Page, Process, SharedNotebook
-from tests.engine.scenes import API_KEY, Opening, Shop, defapi, virtually
-from tests.ledger.contract import SCENES, Scene
+from tests.support.fakes import API_KEY, FakeGateway, Opening, defapi, virtually
+from tests.support.ledger_contract import SCENES, Scene
+from tests.support.shared_ledger import LOST, FakeProcess, LedgerView, SharedLedger
 
 KEYS = ("a", "b", "c")
 SEEDS = 100
@@ -25,8 +25,8 @@ SEEDS = 100
 
 @pytest.mark.parametrize("scene", SCENES, ids=[scene.__name__ for scene in SCENES])
 @virtually
-async def test_the_shared_notebook_keeps_the_contract_of_every_ledger(scene: Scene) -> None:
-    ledger: Ledger = Page(SharedNotebook())
+async def test_shared_ledger_keeps_the_ledger_contract(scene: Scene) -> None:
+    ledger: Ledger = LedgerView(SharedLedger())
     await ledger.open()
     try:
         await scene(ledger)
@@ -34,8 +34,8 @@ async def test_the_shared_notebook_keeps_the_contract_of_every_ledger(scene: Sce
         await ledger.aclose()
 
 
-class Bazaar(Shop):
-    """A shop that loses answers, before or after it has sold, and knows what it sold to whom."""
+class RandomGateway(FakeGateway):
+    """A fake gateway that loses answers before or after a sale, and knows the tasks of each prompt."""
 
     def __init__(self, dice: random.Random, *, limit: int | None) -> None:
         super().__init__(job_s=3.0, limit=limit)
@@ -55,30 +55,30 @@ class Bazaar(Shop):
         return LOST if luck < 0.25 else reply
 
 
-class Market:
-    """Up to three processes on one notebook, and somebody who does with them what he likes."""
+class RandomRun:
+    """Up to three fake processes on one shared ledger, and random actions on them."""
 
     def __init__(self, seed: int, session_of: Opening) -> None:
         self.dice = random.Random(seed)
-        self.book = SharedNotebook()
-        self.shop = Bazaar(self.dice, limit=self.dice.choice([None, 2]))
+        self.shared = SharedLedger()
+        self.gateway = RandomGateway(self.dice, limit=self.dice.choice([None, 2]))
         self.session_of = session_of
         self.delay_s = self.dice.choice([0.0, 0.0, 0.02])
-        self.processes: list[Process] = []
-        self.tasks: defaultdict[Process, list[asyncio.Task[Any]]] = defaultdict(list)
+        self.processes: list[FakeProcess] = []
+        self.tasks: defaultdict[FakeProcess, list[asyncio.Task[Any]]] = defaultdict(list)
         self.deliberate: Counter[str] = Counter()
-        """How often a key was bought anew by hand."""
+        """How often a key was bought again by hand."""
 
         self.human = asyncio.Lock()
 
-    async def another(self, _: Process) -> None:
+    async def another(self, _: FakeProcess) -> None:
         if len(self.processes) < 3:
             await self.open()
 
-    async def open(self) -> Process:
-        process = Process(
-            self.book,
-            self.shop.answer,
+    async def open(self) -> FakeProcess:
+        process = FakeProcess(
+            self.shared,
+            self.gateway.answer,
             session_of=self.session_of,
             delay_s=self.delay_s,
             timeouts=Timeouts(close_s=1.0),
@@ -88,67 +88,67 @@ class Market:
         return process
 
     async def play(self, steps: int) -> None:
-        """Do something, and something else, and so on."""
+        """Do so many random actions."""
         for _ in range(steps):
             process = self.dice.choice(self.processes) if self.processes else await self.open()
-            await self.dice.choice(MOVES)(self, process)
+            await self.dice.choice(ACTIONS)(self, process)
             await asyncio.sleep(self.dice.choice([0.0, 0.0, 0.01, 0.03, 0.3, 1.5]))
 
-    def start(self, process: Process, coroutine: Coroutine[Any, Any, Any]) -> None:
+    def start(self, process: FakeProcess, coroutine: Coroutine[Any, Any, Any]) -> None:
         self.tasks[process].append(asyncio.Task(coroutine))
 
-    async def generate(self, process: Process) -> None:
+    async def generate(self, process: FakeProcess) -> None:
         key = self.dice.choice(KEYS)
         timeout = self.dice.choice([None, None, 0.5])
         self.start(process, process.session.generate(key, idempotency_key=key, timeout=timeout))
 
-    async def submit(self, process: Process) -> None:
+    async def submit(self, process: FakeProcess) -> None:
         async def submit(key: str) -> None:
             await (await process.session.submit(key, idempotency_key=key))
 
         self.start(process, submit(self.dice.choice(KEYS)))
 
-    async def look_up(self, process: Process) -> None:
-        async def look_up(key: str, *, cancels: bool) -> None:
+    async def find_job(self, process: FakeProcess) -> None:
+        async def use_job(key: str, *, cancels: bool) -> None:
             job = await process.session.job(key)
             if job is not None:
                 await (job.cancel() if cancels else job.result())
 
-        self.start(process, look_up(self.dice.choice(KEYS), cancels=self.dice.random() < 0.5))
+        self.start(process, use_job(self.dice.choice(KEYS), cancels=self.dice.random() < 0.5))
 
-    async def resume(self, process: Process) -> None:
+    async def resume(self, process: FakeProcess) -> None:
         self.start(process, process.session.resume(buy=self.dice.random() < 0.5))
 
-    async def leave(self, process: Process) -> None:
+    async def leave(self, process: FakeProcess) -> None:
         if self.tasks[process]:
             self.dice.choice(self.tasks[process]).cancel()
 
-    async def trouble(self, process: Process) -> None:
-        process.page.fails[self.dice.choice(["claim", "advance", "adopt", "find"])] += 1
+    async def trouble(self, process: FakeProcess) -> None:
+        process.ledger.fails[self.dice.choice(["claim", "advance", "adopt", "find"])] += 1
 
-    async def settle(self, process: Process) -> None:
-        self.start(process, self._settle(process, self.dice.choice(KEYS), again=self.dice.random() < 0.3))
+    async def resolve(self, process: FakeProcess) -> None:
+        self.start(process, self._resolve(process, self.dice.choice(KEYS), again=self.dice.random() < 0.3))
 
-    async def _settle(self, process: Process, key: str, *, again: bool) -> None:
-        """Look at the gateway's list of tasks, and say what is true; or buy it again, whatever is true."""
+    async def _resolve(self, process: FakeProcess, key: str, *, again: bool) -> None:
+        """Resolve a job by the gateway's own list of tasks; with `again`, buy it again in any case."""
         async with self.human:
-            await asyncio.sleep(1.0)  # what was on the wire has arrived
-            if self.book.states().get(key) is not JobState.UNCERTAIN:
+            await asyncio.sleep(1.0)  # requests in flight have arrived
+            if self.shared.states().get(key) is not JobState.UNCERTAIN:
                 return
             if again:
                 self.deliberate[key] += 1
                 await process.session.resolve(key, buy_again=True)
-            elif self.shop.bought[key]:
-                await process.session.resolve(key, task_id=self.shop.bought[key][-1])
+            elif self.gateway.bought[key]:
+                await process.session.resolve(key, task_id=self.gateway.bought[key][-1])
             else:
                 await process.session.resolve(key, not_bought=True)
 
-    async def close(self, process: Process) -> None:
+    async def close(self, process: FakeProcess) -> None:
         self.processes.remove(process)
         await process.session.aclose()
         await self._ended(process)
 
-    async def kill(self, process: Process) -> None:
+    async def kill(self, process: FakeProcess) -> None:
         self.processes.remove(process)
         process.kill()
         for task in self.tasks[process]:
@@ -156,8 +156,8 @@ class Market:
         await process.session.aclose()  # of the dead: only so that no task of it is left here
         await self._ended(process)
 
-    async def _ended(self, process: Process) -> None:
-        """See that nobody hangs, and that whoever failed was told why in our words."""
+    async def _ended(self, process: FakeProcess) -> None:
+        """Check that no caller hangs, and that every failure is an error of the library."""
         tasks = self.tasks.pop(process, [])
         if tasks:
             _, hanging = await asyncio.wait(tasks, timeout=30.0)
@@ -167,11 +167,11 @@ class Market:
             assert error is None or isinstance(error, NanoBananaError)
 
     async def wind_up(self) -> None:
-        """Let the dust settle, then bring everything to its end."""
-        self.shop.losing = False
+        """Stop the faults, then bring every job to its end."""
+        self.gateway.losing = False
         last = await self.open()
         for process in self.processes:
-            process.page.fails.clear()
+            process.ledger.fails.clear()
         await asyncio.sleep(1800.0)
         for process in self.processes:
             assert all(task.done() for task in self.tasks[process])
@@ -184,26 +184,26 @@ class Market:
             self.start(last, job.result())
         await asyncio.sleep(100.0)
         for key in KEYS:
-            await self._settle(last, key, again=False)
+            await self._resolve(last, key, again=False)
         await asyncio.sleep(100.0)
         assert last.held == 0
         await self.close(last)
 
 
-Move = Callable[[Market, Process], Awaitable[None]]
-MOVES: list[Move] = [
-    *[Market.generate] * 5,
-    Market.submit,
-    Market.look_up,
-    Market.look_up,
-    Market.resume,
-    Market.leave,
-    Market.trouble,
-    Market.settle,
-    Market.settle,
-    Market.close,
-    Market.kill,
-    Market.another,
+Move = Callable[[RandomRun, FakeProcess], Awaitable[None]]
+ACTIONS: list[Move] = [
+    *[RandomRun.generate] * 5,
+    RandomRun.submit,
+    RandomRun.find_job,
+    RandomRun.find_job,
+    RandomRun.resume,
+    RandomRun.leave,
+    RandomRun.trouble,
+    RandomRun.resolve,
+    RandomRun.resolve,
+    RandomRun.close,
+    RandomRun.kill,
+    RandomRun.another,
 ]
 
 
@@ -214,20 +214,20 @@ def keyed(transport: FakeTransport, **settings: Any) -> Session:
 
 @virtually
 async def played(seed: int, session_of: Opening) -> None:
-    market = Market(seed, session_of)
-    await market.play(30)
-    await market.wind_up()
-    for key, row in market.book.rows.items():
-        tasks, again = market.shop.bought[key], market.deliberate[key]
+    run = RandomRun(seed, session_of)
+    await run.play(30)
+    await run.wind_up()
+    for key, row in run.shared.rows.items():
+        tasks, again = run.gateway.bought[key], run.deliberate[key]
         assert len(tasks) <= 1 + again
         if tasks and not again:
             assert (row.record.state, row.record.task_id) == (JobState.SUCCEEDED, tasks[0])
-    assert {key for key, tasks in market.shop.bought.items() if tasks} <= market.book.rows.keys()
+    assert {key for key, tasks in run.gateway.bought.items() if tasks} <= run.shared.rows.keys()
 
 
 @pytest.mark.parametrize("session_of", [keyed, defapi])
 @pytest.mark.parametrize("first", range(0, SEEDS, 10))
-def test_whatever_neighbours_do_nothing_is_bought_twice_or_lost_and_nobody_hangs(
+def test_random_sessions_buy_once_and_never_hang(
     session_of: Opening, first: int, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.ERROR)

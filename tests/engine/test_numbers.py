@@ -1,4 +1,4 @@
-"""Numbers in every public call: what is not in range is refused before anything is bought, and no timer ever stops."""
+"""Numbers in public calls: values out of range are refused before anything is bought, and no timer stops."""
 
 import asyncio
 import math
@@ -26,20 +26,20 @@ from nanobanana_async import (
 from nanobanana_async.engine.tracked_job import NEVER, TrackedJob
 from nanobanana_async.events import Event, UnknownStatus
 from nanobanana_async.testing import FakeTransport
-from tests.engine import sayings
-from tests.engine.scenes import Shop, apimall, now, virtually
+from tests.support import replies
+from tests.support.fakes import FakeGateway, apimall, now, virtually
 
 BAD = [math.nan, -1, -math.inf, 10**400, Decimal("1E+1000000"), Decimal("sNaN"), True, "5", [5]]
 
 
 @pytest.mark.parametrize("bad", BAD, ids=[f"bad{place}" for place in range(len(BAD))])
 @virtually
-async def test_a_timeout_that_is_none_is_refused_before_anything_is_bought(bad: Any) -> None:
-    shop = Shop()
-    async with apimall(FakeTransport(shop.answer)) as session:
+async def test_invalid_timeout_is_refused_before_buying(bad: Any) -> None:
+    gateway = FakeGateway()
+    async with apimall(FakeTransport(gateway.answer)) as session:
         with pytest.raises(ConfigurationError, match="timeout must be a number of at least 0"):
             await session.generate("a fox", timeout=bad)
-        assert shop.tasks == {}
+        assert gateway.tasks == {}
         job = await session.submit("a fox")
         with pytest.raises(ConfigurationError, match="timeout must be a number of at least 0"):
             await job.result(timeout=bad)
@@ -49,14 +49,14 @@ async def test_a_timeout_that_is_none_is_refused_before_anything_is_bought(bad: 
 
 @pytest.mark.parametrize("good", [None, math.inf, 60, Decimal(60), Fraction(121, 2)])
 @virtually
-async def test_a_timeout_that_is_long_enough_or_none_lets_the_job_end(good: Any) -> None:
-    async with apimall(FakeTransport(Shop().answer)) as session:
+async def test_sufficient_or_no_timeout_returns_the_result(good: Any) -> None:
+    async with apimall(FakeTransport(FakeGateway().answer)) as session:
         assert (await session.generate("a fox", timeout=good)).task_id == "t1"
 
 
 @virtually
-async def test_no_time_at_all_is_a_timeout() -> None:
-    async with apimall(FakeTransport(Shop().answer)) as session:
+async def test_zero_timeout_times_out() -> None:
+    async with apimall(FakeTransport(FakeGateway().answer)) as session:
         with pytest.raises(JobUnfinished, match="after 0 s"):
             await session.generate("a fox", timeout=0)
 
@@ -71,19 +71,19 @@ async def test_no_time_at_all_is_a_timeout() -> None:
         (ConcurrencyPolicy, ["max_requests"]),
     ],
 )
-def test_a_setting_out_of_range_is_refused_by_name(kind: Any, names: list[str], bad: object) -> None:
+def test_setting_out_of_range_is_refused_by_name(kind: Any, names: list[str], bad: object) -> None:
     for name in names:
         with pytest.raises(ConfigurationError, match=f"^{name} must be a .*number .* and at most "):
             kind(**{name: bad})
 
 
-def test_a_minimum_gap_above_the_maximum_is_refused() -> None:
+def test_min_gap_above_max_gap_is_refused() -> None:
     with pytest.raises(ConfigurationError, match="min_gap_s is 9, more than max_gap_s, 8"):
         PollPolicy(min_gap_s=9)
 
 
 @pytest.mark.parametrize("name", ["retry_uncertain", "retry_unkeyed_5xx"])
-def test_a_word_is_no_consent_to_pay_twice(name: str) -> None:
+def test_non_boolean_retry_uncertain_is_refused(name: str) -> None:
     with pytest.raises(ConfigurationError, match=f"{name} must be True or False, not 'no'"):
         RetryPolicy(**{name: "no"})  # type: ignore[arg-type]
     with pytest.raises(ConfigurationError, match="learn must be True or False"):
@@ -91,14 +91,14 @@ def test_a_word_is_no_consent_to_pay_twice(name: str) -> None:
 
 
 @virtually
-async def test_a_batch_takes_no_word_for_a_switch() -> None:
-    async with apimall(FakeTransport(Shop().answer)) as session:
+async def test_non_boolean_batch_option_is_refused() -> None:
+    async with apimall(FakeTransport(FakeGateway().answer)) as session:
         for name in ("ordered", "retry_failed", "progress"):
             with pytest.raises(ConfigurationError, match=f"{name} must be True or False"):
                 session.generate_many(["a fox"], **{name: "no"})  # type: ignore[arg-type]
 
 
-def test_infinity_means_no_limit_where_there_can_be_none_and_is_refused_elsewhere() -> None:
+def test_infinity_is_accepted_only_as_no_limit() -> None:
     for name in ("connect_s", "create_s", "query_s", "job_s", "close_s"):
         assert getattr(Timeouts(**{name: math.inf}), name) == math.inf
     assert RetryPolicy(max_wait_s=math.inf).max_wait_s == math.inf
@@ -113,25 +113,23 @@ def test_infinity_means_no_limit_where_there_can_be_none_and_is_refused_elsewher
 
 
 @virtually
-async def test_a_session_without_any_limit_of_time_works() -> None:
+async def test_session_without_time_limits_works() -> None:
     endless = Timeouts(connect_s=math.inf, create_s=math.inf, query_s=math.inf, job_s=math.inf, close_s=math.inf)
-    async with apimall(FakeTransport(Shop().answer), timeouts=endless) as session:
+    async with apimall(FakeTransport(FakeGateway().answer), timeouts=endless) as session:
         assert (await session.generate("a fox")).task_id == "t1"
 
 
 @pytest.mark.parametrize("due", [NEVER, math.nan, 1e300])
 @virtually
-async def test_a_running_job_is_never_dropped_whatever_its_due_time(
-    due: float, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    shop = Shop()
-    async with apimall(FakeTransport(shop.answer)) as session:
+async def test_running_job_with_any_due_time_is_kept(due: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    gateway = FakeGateway()
+    async with apimall(FakeTransport(gateway.answer)) as session:
         engine = session._session_task.engine
         assert engine is not None
         begin = engine.poller.begin
 
-        def never(entry: TrackedJob) -> float:
-            begin(entry)
+        def never(job: TrackedJob) -> float:
+            begin(job)
             return due
 
         monkeypatch.setattr(engine.poller, "begin", never)
@@ -141,8 +139,8 @@ async def test_a_running_job_is_never_dropped_whatever_its_due_time(
 
 
 @virtually
-async def test_a_job_that_was_bought_is_never_said_to_be_not_bought(monkeypatch: pytest.MonkeyPatch) -> None:
-    async with apimall(FakeTransport(Shop(job_s=1e9).answer)) as session:
+async def test_bought_job_is_never_reported_as_not_bought(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with apimall(FakeTransport(FakeGateway(job_s=1e9).answer)) as session:
         job = await session.submit("a fox")
         await job.accepted()
         monkeypatch.setattr(TrackedJob, "live", False)  # however it came to that
@@ -153,7 +151,7 @@ async def test_a_job_that_was_bought_is_never_said_to_be_not_bought(monkeypatch:
 
 
 @pytest.mark.parametrize("limit", [-1, 1.5, True, "5", 10**400])
-async def test_a_ledger_is_asked_for_a_whole_number_of_jobs(tmp_path: Path, limit: Any) -> None:
+async def test_invalid_ledger_arguments_are_refused(tmp_path: Path, limit: Any) -> None:
     ledger = SqliteLedger(tmp_path / "jobs.sqlite")
     await ledger.open()
     with pytest.raises(ConfigurationError, match="limit must be a whole number of at least 0"):
@@ -167,12 +165,12 @@ async def test_a_ledger_is_asked_for_a_whole_number_of_jobs(tmp_path: Path, limi
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -1, 1e7, True, "5", None])
-def test_how_long_a_ledger_waits_for_a_lock_has_its_limits_too(bad: Any) -> None:
+def test_ledger_lock_timeout_out_of_range_is_refused(bad: Any) -> None:
     with pytest.raises(ConfigurationError, match="busy_timeout_s must be a number of at least 0 and at most"):
         SqliteLedger("jobs.sqlite", busy_timeout_s=bad)
 
 
-def test_what_was_refused_while_it_was_built_can_be_printed() -> None:
+def test_object_refused_by_its_constructor_has_a_repr() -> None:
     assert repr(Session.__new__(Session)) == "<Session not built>"
     assert repr(Batch.__new__(Batch)) == "<Batch not built>"
     ledger = SqliteLedger.__new__(SqliteLedger)
@@ -183,12 +181,12 @@ def test_what_was_refused_while_it_was_built_can_be_printed() -> None:
 
 @pytest.mark.parametrize("task_id", ["日本", "img 1", "x" * 300, "img_1", "täsk", "a/b?c=d&e"])
 @virtually
-async def test_any_printable_task_id_can_be_attached(task_id: str) -> None:
+async def test_printable_task_id_can_be_attached(task_id: str) -> None:
     asked: list[str] = []
 
     def answer(request: Any) -> Any:
         asked.append(request.url)
-        return sayings.completed(task_id)
+        return replies.completed(task_id)
 
     async with apimall(FakeTransport(answer)) as session:
         job = await session.attach(task_id)
@@ -201,43 +199,43 @@ async def test_any_printable_task_id_can_be_attached(task_id: str) -> None:
 
 @pytest.mark.parametrize("task_id", ["", "a\nb", "\ud800", None, 5])
 @virtually
-async def test_what_is_no_task_id_is_refused_as_one(task_id: Any) -> None:
-    async with apimall(FakeTransport(Shop().answer)) as session:
+async def test_invalid_task_id_is_refused(task_id: Any) -> None:
+    async with apimall(FakeTransport(FakeGateway().answer)) as session:
         with pytest.raises(InvalidRequest, match="task_id must be printable text"):
             await session.attach(task_id)
 
 
 @virtually
-async def test_each_strange_status_word_is_told_once_and_not_without_end() -> None:
+async def test_unknown_statuses_are_reported_once_and_bounded() -> None:
     events: list[Event] = []
     words = iter(f"{'very ' * 50}strange" if number % 2 else f"odd {number // 4}" for number in range(10_000))
-    looks = 0
+    polls = 0
 
     def answer(request: Any) -> Any:
-        nonlocal looks
+        nonlocal polls
         if request.method == "POST":
-            return sayings.created("t1")
-        looks += 1
-        return sayings.task(next(words), "t1") if looks < 400 else sayings.completed("t1")
+            return replies.created("t1")
+        polls += 1
+        return replies.task(next(words), "t1") if polls < 400 else replies.completed("t1")
 
     async with apimall(FakeTransport(answer), observers=[events.append]) as session:
         await session.generate("a fox")
-    told = [event.status for event in events if isinstance(event, UnknownStatus)]
-    assert len(told) == len(set(told)) == 50
-    assert max(map(len, told)) == 60
+    reported = [event.status for event in events if isinstance(event, UnknownStatus)]
+    assert len(reported) == len(set(reported)) == 50
+    assert max(map(len, reported)) == 60
 
 
 @virtually
-async def test_strange_words_are_logged_short(caplog: pytest.LogCaptureFixture) -> None:
+async def test_long_unknown_status_is_logged_truncated(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("DEBUG", "nanobanana_async")
-    replies = iter([sayings.created("t1"), sayings.task("x" * 5000, "t1"), sayings.completed("t1")])
-    async with apimall(FakeTransport(lambda _: next(replies))) as session:
+    answers = iter([replies.created("t1"), replies.task("x" * 5000, "t1"), replies.completed("t1")])
+    async with apimall(FakeTransport(lambda _: next(answers))) as session:
         await session.generate("a fox")
     assert "status.unknown" in caplog.text
     assert "x" * 61 not in caplog.text
 
 
-def test_replaced_settings_are_checked_again() -> None:
+def test_evolved_settings_are_validated() -> None:
     with pytest.raises(ConfigurationError, match="job_s"):
         evolve(Timeouts(), job_s=math.nan)
     assert JobState.RUNNING.value == "running"

@@ -1,4 +1,4 @@
-"""An outage costs little: a handful of parked jobs where no key is taken, few extra requests where one is."""
+"""Outages: few jobs become uncertain without keys, and few extra requests are sent with keys."""
 
 import asyncio
 from collections import Counter
@@ -9,8 +9,8 @@ from nanobanana_async import ConcurrencyPolicy, JobUncertain, RetryPolicy, Sessi
 from nanobanana_async.gateways.contract import HttpRequest, HttpResponse
 from nanobanana_async.models import GenerationResult
 from nanobanana_async.testing import FakeTransport, Reply
-from tests.engine.sayings import refused
-from tests.engine.scenes import Shop, apimall, defapi, now, virtually, wire_key
+from tests.support.fakes import FakeGateway, apimall, defapi, now, virtually, wire_key
+from tests.support.replies import refused
 
 LOST = TransportError("the connection was reset", possibly_sent=True)
 PROXY = HttpResponse(status=502, body=b"<html>502</html>")
@@ -18,12 +18,12 @@ JOBS = 200
 
 
 class Outage:
-    """A shop that answers with `answer` from `begins` to `ends`: creates, or queries too."""
+    """A fake gateway that answers creates, and polls if asked to, with `answer` from `begins` to `ends`."""
 
     def __init__(
         self, answer: Reply, *, begins: float, ends: float, limit: int | None = None, everything: bool = False
     ) -> None:
-        self.shop = Shop(limit=limit)
+        self.gateway = FakeGateway(limit=limit)
         self._everything = everything
         self._answer = answer
         self._begins, self.ends = begins, ends
@@ -39,7 +39,7 @@ class Outage:
             if not down and now() >= self.ends and self.back_at is None:
                 self.back_at = now()
         hit = request.method == "POST" or self._everything
-        return self._answer if down and hit else self.shop.answer(request)
+        return self._answer if down and hit else self.gateway.answer(request)
 
 
 async def generate_all(session: Session) -> list[GenerationResult | BaseException]:
@@ -62,33 +62,31 @@ MANY = ConcurrencyPolicy(max_jobs=50, learn=False, max_requests=64)
 @pytest.mark.parametrize("begins", [0.0, 5.0])
 @pytest.mark.parametrize("everything", [False, True])
 @virtually
-async def test_without_keys_an_outage_parks_a_handful_and_not_the_batch(
-    answer: Reply, begins: float, everything: bool
-) -> None:
+async def test_outage_without_keys_leaves_few_jobs_uncertain(answer: Reply, begins: float, everything: bool) -> None:
     outage = Outage(answer, begins=begins, ends=begins + 300.0, limit=20, everything=everything)
     async with defapi(FakeTransport(outage.answer), concurrency=ConcurrencyPolicy()) as session:
         outcomes = await generate_all(session)
-    parked = sum(isinstance(outcome, JobUncertain) for outcome in outcomes)
-    assert parked <= 25
-    assert parked or everything  # a full house that can't be looked at sends nothing at all
-    assert outage.shop.sold == JOBS - parked
-    assert outage.creates_during == parked
+    uncertain = sum(isinstance(outcome, JobUncertain) for outcome in outcomes)
+    assert uncertain <= 25
+    assert uncertain or everything  # with all slots held by jobs that can't be polled, nothing is sent
+    assert outage.gateway.sold == JOBS - uncertain
+    assert outage.creates_during == uncertain
 
 
 @pytest.mark.parametrize("everything", [False, True])
 @virtually
-async def test_with_keys_an_outage_costs_few_extra_requests_and_loses_nothing(everything: bool) -> None:
+async def test_outage_with_keys_loses_nothing_at_few_requests(everything: bool) -> None:
     outage = Outage(PROXY, begins=3.0, ends=123.0, everything=everything)
     async with apimall(FakeTransport(outage.answer), concurrency=MANY) as session:
         outcomes = await generate_all(session)
     assert all(isinstance(outcome, GenerationResult) for outcome in outcomes)
-    assert outage.shop.sold == JOBS
+    assert outage.gateway.sold == JOBS
     assert outage.creates_during <= 50 + 50
     assert sum(outage.asked.values()) - JOBS <= 100
 
 
 @virtually
-async def test_buying_goes_on_within_one_backoff_after_the_outage() -> None:
+async def test_creates_resume_within_one_backoff_after_an_outage() -> None:
     outage = Outage(LOST, begins=3.0, ends=203.0)
     async with apimall(FakeTransport(outage.answer), concurrency=MANY) as session:
         await generate_all(session)
@@ -97,7 +95,7 @@ async def test_buying_goes_on_within_one_backoff_after_the_outage() -> None:
 
 
 @virtually
-async def test_during_an_outage_only_single_probes_leave() -> None:
+async def test_outage_allows_single_probes_only() -> None:
     outage = Outage(refused(503), begins=0.0, ends=120.0)
     together: list[int] = []
     transport = FakeTransport(outage.answer)
@@ -112,29 +110,29 @@ async def test_during_an_outage_only_single_probes_leave() -> None:
         await generate_all(session)
     assert together
     assert max(together) == 1
-    assert outage.shop.sold == JOBS
+    assert outage.gateway.sold == JOBS
 
 
 @virtually
-async def test_the_jobs_in_doubt_take_turns_as_probes_so_that_none_uses_up_its_attempts_alone() -> None:
+async def test_jobs_in_doubt_take_turns_as_probes() -> None:
     outage = Outage(PROXY, begins=0.0, ends=250.0)
     six = ConcurrencyPolicy(max_jobs=6, learn=False)
     async with apimall(FakeTransport(outage.answer), concurrency=six) as session, asyncio.TaskGroup() as group:
         for number in range(6):
             group.create_task(session.generate("a fox", idempotency_key=f"order-{number}"))
-    assert outage.shop.sold == 6
+    assert outage.gateway.sold == 6
     assert max(outage.asked.values()) <= 7
 
 
 @virtually
-async def test_one_lone_lost_answer_does_not_stop_the_others() -> None:
-    shop, lost = Shop(), list[str | None]()
+async def test_single_lost_answer_does_not_pause_others() -> None:
+    gateway, lost = FakeGateway(), list[str | None]()
 
     def answer(request: HttpRequest) -> Reply:
         if request.method == "POST" and not lost:
             lost.append(wire_key(request))
             return LOST
-        return shop.answer(request)
+        return gateway.answer(request)
 
     async with apimall(FakeTransport(answer), retry=RetryPolicy(first_backoff_s=100.0, max_backoff_s=100.0)) as session:
         first = await session.submit("first")
@@ -142,37 +140,37 @@ async def test_one_lone_lost_answer_does_not_stop_the_others() -> None:
         await second
         assert now() < 10.0
         await first
-    assert shop.sold == 2
+    assert gateway.sold == 2
 
 
 @virtually
-async def test_an_empty_budget_makes_repeats_wait_and_new_jobs_leave() -> None:
-    shop, seen = Shop(), Counter[str | None]()
+async def test_empty_retry_budget_delays_repeats_only() -> None:
+    gateway, seen = FakeGateway(), Counter[str | None]()
 
     def each_first_answer_is_lost(request: HttpRequest) -> Reply:
         if request.method == "GET":
-            return shop.answer(request)
+            return gateway.answer(request)
         seen[wire_key(request)] += 1
-        reply = shop.answer(request)
+        reply = gateway.answer(request)
         return reply if seen[wire_key(request)] > 1 or len(seen) % 2 else LOST
 
     async with apimall(FakeTransport(each_first_answer_is_lost), concurrency=MANY) as session:
         outcomes = await generate_all(session)
     assert all(isinstance(outcome, GenerationResult) for outcome in outcomes)
-    assert shop.sold == JOBS
+    assert gateway.sold == JOBS
     assert max(seen.values()) == 2
 
 
 @virtually
-async def test_repeats_that_cannot_leave_since_the_wire_is_full_draw_nothing_from_the_budget() -> None:
-    shop, seen = Shop(job_s=0.1), set[str | None]()
+async def test_repeats_waiting_for_a_request_use_no_retry_budget() -> None:
+    gateway, seen = FakeGateway(job_s=0.1), set[str | None]()
 
     async def answer(request: HttpRequest) -> Reply:
         if request.method == "POST" and wire_key(request) == "order-0" and not seen:
             seen.add("order-0")
             return LOST
         await asyncio.sleep(5.0)
-        return shop.answer(request)
+        return gateway.answer(request)
 
     async with apimall(
         FakeTransport(answer), concurrency=ConcurrencyPolicy(max_jobs=9, learn=False, max_requests=1)
@@ -180,4 +178,4 @@ async def test_repeats_that_cannot_leave_since_the_wire_is_full_draw_nothing_fro
         await generate_all(session)
         assert session._session_task.engine is not None
         assert session._session_task.engine.slots.retry_budget.tokens >= 49.0
-    assert shop.sold == JOBS
+    assert gateway.sold == JOBS

@@ -1,4 +1,4 @@
-"""The phases of a tracked job, and the table of its moves."""
+"""The phases of a tracked job, and the table of its transitions."""
 
 from datetime import UTC, datetime
 
@@ -7,16 +7,16 @@ import pytest
 from nanobanana_async.engine.tracked_job import LIVE_PHASES, PHASES, Phase, TrackedJob
 from nanobanana_async.jobs import JobRecord
 from nanobanana_async.testing import FakeTransport
-from tests.engine.scenes import Shop, apimall, virtually
+from tests.support.fakes import FakeGateway, apimall, virtually
 
 
-def looked_up() -> TrackedJob:
+def found_job() -> TrackedJob:
     created_at = datetime(2026, 1, 1, tzinfo=UTC)
     record = JobRecord(key="order-1", gateway="g", account="a", request=None, body=b"", created_at=created_at)
     return TrackedJob(record, 1)
 
 
-def test_every_phase_has_its_moves_and_can_be_reached() -> None:
+def test_every_phase_has_transitions_and_is_reachable() -> None:
     assert set(PHASES) == set(Phase)
     assert {phase for onward in PHASES.values() for phase in onward} == set(Phase)
 
@@ -25,23 +25,23 @@ def test_every_live_phase_can_end() -> None:
     assert all(Phase.DONE in PHASES[phase] for phase in LIVE_PHASES)
 
 
-def test_a_move_that_is_not_in_the_table_raises() -> None:
-    job = looked_up()
+def test_transition_outside_the_table_raises() -> None:
+    job = found_job()
     with pytest.raises(RuntimeError, match="job order-1 cannot go KNOWN -> IN_FLIGHT"):
         job.move(Phase.IN_FLIGHT)
     assert job.phase is Phase.KNOWN
 
 
-def test_a_move_cancels_the_due_time() -> None:
-    job = looked_up()
+def test_transition_cancels_the_due_time() -> None:
+    job = found_job()
     job.due = 3.0
     job.move(Phase.CLAIMING)
     assert job.due == float("inf")
 
 
 @virtually
-async def test_a_finished_job_is_done_and_no_longer_tracked() -> None:
-    async with apimall(FakeTransport(Shop().answer)) as session:
+async def test_finished_job_is_no_longer_tracked() -> None:
+    async with apimall(FakeTransport(FakeGateway().answer)) as session:
         job = await session.submit("a fox")
         await job
         assert job._tracked.phase is Phase.DONE

@@ -1,4 +1,4 @@
-"""What callers hold goes through pickle, copies and process pools; what is live stays behind."""
+"""Public values survive pickle, copies and process pools; live jobs become snapshots."""
 
 import asyncio
 import concurrent.futures
@@ -23,8 +23,8 @@ from nanobanana_async.events import Event
 from nanobanana_async.gateways.contract import HttpRequest
 from nanobanana_async.jobs import JobSnapshot
 from nanobanana_async.testing import FakeTransport, Reply, run_virtual
-from tests.engine import sayings
-from tests.engine.scenes import Shop, apimall, virtually
+from tests.support import replies
+from tests.support.fakes import FakeGateway, apimall, virtually
 
 
 def pickled(value: Any) -> Any:
@@ -32,7 +32,7 @@ def pickled(value: Any) -> Any:
 
 
 def failing(request: HttpRequest) -> Reply:
-    return sayings.created("t1") if request.method == "POST" else sayings.task("failed", "t1")
+    return replies.created("t1") if request.method == "POST" else replies.task("failed", "t1")
 
 
 async def failure() -> JobFailed:
@@ -43,7 +43,7 @@ async def failure() -> JobFailed:
 
 
 @virtually
-async def test_the_error_of_a_live_job_pickles_and_its_job_becomes_a_snapshot() -> None:
+async def test_pickled_error_of_a_live_job_has_a_snapshot() -> None:
     error = await failure()
     again = pickled(error)
     assert type(again) is JobFailed
@@ -59,8 +59,8 @@ async def test_the_error_of_a_live_job_pickles_and_its_job_becomes_a_snapshot() 
 
 
 @virtually
-async def test_in_one_process_copies_keep_the_live_job() -> None:
-    async with apimall(FakeTransport(Shop().answer)) as session:
+async def test_copied_error_keeps_the_live_job() -> None:
+    async with apimall(FakeTransport(FakeGateway().answer)) as session:
         with pytest.raises(JobUnfinished) as caught:
             await session.generate("a fox", timeout=0.5)
         error = caught.value
@@ -72,9 +72,9 @@ async def test_in_one_process_copies_keep_the_live_job() -> None:
 
 
 @virtually
-async def test_outcomes_results_stats_and_events_pickle_and_copy() -> None:
+async def test_public_values_pickle_and_copy() -> None:
     events: list[Event] = []
-    async with apimall(FakeTransport(Shop().answer), observers=[events.append]) as session:
+    async with apimall(FakeTransport(FakeGateway().answer), observers=[events.append]) as session:
         result = await session.generate("a fox")
         good, bad = [outcome async for outcome in session.generate_many(["one", ""], ordered=True)]
         stats = session.stats()
@@ -113,7 +113,7 @@ def fails_in_a_process() -> None:
 
 
 @pytest.mark.slow
-def test_an_error_comes_out_of_a_process_pool() -> None:
+def test_error_passes_through_a_process_pool() -> None:
     fresh = multiprocessing.get_context("spawn")
     with concurrent.futures.ProcessPoolExecutor(1, mp_context=fresh) as pool:
         error = pool.submit(fails_in_a_process).exception(timeout=50)
@@ -123,8 +123,8 @@ def test_an_error_comes_out_of_a_process_pool() -> None:
 
 
 @virtually
-async def test_a_job_is_its_own_copy() -> None:
-    async with apimall(FakeTransport(Shop().answer)) as session:
+async def test_copied_job_is_the_same_object() -> None:
+    async with apimall(FakeTransport(FakeGateway().answer)) as session:
         job = await session.submit("a fox")
         assert copy.copy(job) is copy.deepcopy(job) is job
         assert pickled(job).state is job.state

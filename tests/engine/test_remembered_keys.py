@@ -1,4 +1,4 @@
-"""The same key is the same payment as long as the session lives, also with the ledger in memory."""
+"""A key is paid once in a session, also with a ledger in memory."""
 
 import asyncio
 from typing import Any
@@ -19,8 +19,8 @@ from nanobanana_async import (
 )
 from nanobanana_async.errors import InsufficientCredits
 from nanobanana_async.testing import FakeTransport
-from tests.engine.sayings import completed, created, defapi_created, defapi_done, in_turn, refused, task
-from tests.engine.scenes import Opening, Shop, apimall, defapi, virtually
+from tests.support.fakes import FakeGateway, Opening, apimall, defapi, virtually
+from tests.support.replies import completed, created, defapi_created, defapi_done, in_turn, refused, task
 
 KEY = "order-17"
 EACH_GATEWAY = pytest.mark.parametrize("opening", [apimall, defapi])
@@ -32,8 +32,8 @@ async def bought(session: Session, prompt: str = "a fox") -> Any:
 
 @EACH_GATEWAY
 @virtually
-async def test_a_finished_job_is_returned_again_without_a_request(opening: Opening) -> None:
-    transport = FakeTransport(Shop().answer)
+async def test_finished_key_is_returned_without_a_request(opening: Opening) -> None:
+    transport = FakeTransport(FakeGateway().answer)
     async with opening(transport) as session:
         first = await bought(session)
         asked = len(transport.requests)
@@ -43,29 +43,29 @@ async def test_a_finished_job_is_returned_again_without_a_request(opening: Openi
         assert job is not None
         assert (await job, job.state) == (first, JobState.SUCCEEDED)
         assert (await session.attach(first.task_id)).key == KEY
-        for wish in (ImageRequest("a crow"), ImageRequest("a fox", images=["https://x.example/a.png"])):
+        for request in (ImageRequest("a crow"), ImageRequest("a fox", images=["https://x.example/a.png"])):
             with pytest.raises(IdempotencyConflict, match="another request") as caught:
-                await session.generate(wish, idempotency_key=KEY)
+                await session.generate(request, idempotency_key=KEY)
             assert (caught.value.key, caught.value.safe_to_repeat) == (KEY, False)
         assert len(transport.requests) == asked
 
 
 @virtually
-async def test_a_row_of_a_batch_with_a_key_of_its_own_is_bought_once() -> None:
-    shop = Shop()
-    async with apimall(FakeTransport(shop.answer)) as session:
+async def test_batch_row_with_its_own_key_is_bought_once() -> None:
+    gateway = FakeGateway()
+    async with apimall(FakeTransport(gateway.answer)) as session:
         rows = [{"prompt": "a fox", "key": KEY}, {"prompt": "a crow"}]
         for _ in range(3):
             outcomes = [outcome async for outcome in session.generate_many(rows, ordered=True)]
             assert all(outcome.ok for outcome in outcomes)
             assert outcomes[0].unwrap().task_id == (await bought(session)).task_id
-    assert shop.sold == 4  # the row without a key is a new one each time
+    assert gateway.sold == 4  # the row without a key is a new one each time
 
 
 @virtually
-async def test_a_key_that_the_session_made_is_forgotten() -> None:
+async def test_generated_key_is_forgotten() -> None:
     ledger = MemoryLedger()
-    async with apimall(FakeTransport(Shop().answer), ledger=ledger) as session:
+    async with apimall(FakeTransport(FakeGateway().answer), ledger=ledger) as session:
         result = await session.generate("a fox")
         assert await session.job(result.key) is None
         assert [outcome.ok async for outcome in session.generate_many(["a", "b"])] == [True, True]
@@ -75,7 +75,7 @@ async def test_a_key_that_the_session_made_is_forgotten() -> None:
 
 
 @virtually
-async def test_a_failed_job_tells_its_failure_again_and_is_bought_anew_only_if_asked_to() -> None:
+async def test_failed_key_raises_again_until_retry_failed() -> None:
     failed = task("failed", "t1", error_message="the model fell over", credits_used=8, credits_refunded=8)
     transport = FakeTransport(in_turn([created("t1"), created("t2")], [failed, completed("t2")]))
     async with apimall(transport) as session:
@@ -91,7 +91,7 @@ async def test_a_failed_job_tells_its_failure_again_and_is_bought_anew_only_if_a
 
 
 @virtually
-async def test_a_failed_job_is_settled_to_be_bought_again() -> None:
+async def test_failed_key_can_be_resolved_with_buy_again() -> None:
     transport = FakeTransport(in_turn([created("t1"), created("t2")], [task("failed", "t1"), completed("t2")]))
     async with apimall(transport) as session:
         with pytest.raises(JobFailed):
@@ -100,7 +100,7 @@ async def test_a_failed_job_is_settled_to_be_bought_again() -> None:
 
 
 @virtually
-async def test_a_refused_job_is_bought_anew_under_a_new_wire_key() -> None:
+async def test_refused_key_is_bought_again_with_a_new_wire_key() -> None:
     transport = FakeTransport(in_turn([refused(402), created("t1")], [completed("t1")]))
     async with apimall(transport) as session:
         with pytest.raises(InsufficientCredits):
@@ -112,26 +112,26 @@ async def test_a_refused_job_is_bought_anew_under_a_new_wire_key() -> None:
 
 
 @virtually
-async def test_a_withdrawn_job_is_bought_anew() -> None:
-    shop = Shop(job_s=20.0)
+async def test_withdrawn_key_is_bought_again() -> None:
+    gateway = FakeGateway(job_s=20.0)
     one = ConcurrencyPolicy(max_jobs=1, learn=False)
-    async with apimall(FakeTransport(shop.answer), concurrency=one) as session:
+    async with apimall(FakeTransport(gateway.answer), concurrency=one) as session:
         first = await session.submit("a crow")
         await first.accepted()
         job = await session.submit("a fox", idempotency_key=KEY)
         assert await job.cancel()
         with pytest.raises(JobWithdrawn):
             await job
-        assert shop.sold == 1
+        assert gateway.sold == 1
         with pytest.raises(IdempotencyConflict):
             await bought(session, "a wolf")
         assert (await bought(session)).task_id == "t2"
         assert (await bought(session)).task_id == "t2"
-    assert shop.sold == 2
+    assert gateway.sold == 2
 
 
 @virtually
-async def test_an_uncertain_job_stays_so() -> None:
+async def test_uncertain_key_stays_uncertain() -> None:
     transport = FakeTransport(in_turn([refused(500)], [defapi_done()]))
     async with defapi(transport, retry=RetryPolicy(max_attempts=1)) as session:
         for _ in range(2):
@@ -141,7 +141,7 @@ async def test_an_uncertain_job_stays_so() -> None:
 
 
 @virtually
-async def test_inline_images_are_not_kept_and_are_asked_for_again() -> None:
+async def test_inline_images_are_not_kept_and_polled_again() -> None:
     inline = "data:image/png;base64,iVBORw0KGgo="
     transport = FakeTransport(in_turn([defapi_created("t1")], [defapi_done("t1", inline)]))
     ledger = MemoryLedger()
@@ -155,11 +155,11 @@ async def test_inline_images_are_not_kept_and_are_asked_for_again() -> None:
 
 
 @virtually
-async def test_callers_one_after_the_other_and_at_once_pay_once() -> None:
-    shop = Shop()
-    async with apimall(FakeTransport(shop.answer)) as session:
+async def test_sequential_and_concurrent_callers_pay_once() -> None:
+    gateway = FakeGateway()
+    async with apimall(FakeTransport(gateway.answer)) as session:
         for _ in range(3):
             async with asyncio.TaskGroup() as group:
                 for _ in range(5):
                     group.create_task(bought(session))
-    assert shop.sold == 1
+    assert gateway.sold == 1

@@ -1,4 +1,4 @@
-"""resume(): what dead processes left is gone on with, by one session, and bought once."""
+"""resume(): one session continues the jobs of dead processes, and each is bought once."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -17,17 +17,18 @@ from nanobanana_async import (
     SessionClosed,
 )
 from nanobanana_async.jobs import ACTIVE_STATES
-from tests.engine.neighbours import (
+from tests.support.fakes import API_KEY, FakeGateway, Opening, apimall, defapi, now, virtually, wire_key
+from tests.support.shared_ledger import (
     KEY,
-    LosingShop,
-    Process,
-    SharedNotebook,
+    FakeProcess,
+    LosingGateway,
+    SharedLedger,
     found,
     leave_pending,
     leave_running,
     leave_submitting,
+    two_processes,
 )
-from tests.engine.scenes import API_KEY, Opening, Shop, apimall, defapi, now, virtually, wire_key
 
 BOTH = pytest.mark.parametrize("session_of", [apimall, defapi])
 Leaving = Callable[..., Awaitable[None]]
@@ -35,10 +36,10 @@ Leaving = Callable[..., Awaitable[None]]
 
 @BOTH
 @virtually
-async def test_what_ran_is_followed_and_nothing_is_bought(session_of: Opening) -> None:
-    shop, book = Shop(job_s=30.0), SharedNotebook()
-    await leave_running(book, shop, "a", "b", session_of=session_of)
-    async with Process(book, shop.answer, session_of=session_of) as process:
+async def test_running_job_is_followed_and_nothing_is_bought(session_of: Opening) -> None:
+    gateway, shared = FakeGateway(job_s=30.0), SharedLedger()
+    await leave_running(shared, gateway, "a", "b", session_of=session_of)
+    async with FakeProcess(shared, gateway.answer, session_of=session_of) as process:
         jobs = await process.session.resume()
         assert [(job.key, job.state, job.task_id) for job in jobs] == [
             ("a", JobState.RUNNING, "t1"),
@@ -48,27 +49,27 @@ async def test_what_ran_is_followed_and_nothing_is_bought(session_of: Opening) -
         assert [(await job).task_id for job in jobs] == ["t1", "t2"]
         assert (process.held, process.session.stats().succeeded) == (0, 2)
         assert process.creates == 0
-    assert shop.sold == 2
+    assert gateway.sold == 2
 
 
 @virtually
-async def test_what_was_sent_and_not_answered_is_repeated_under_its_key_and_with_its_bytes() -> None:
-    shop, book = Shop(), SharedNotebook()
-    await leave_submitting(book, shop, KEY, session_of=apimall)
-    before = book.record(KEY)
-    async with Process(book, shop.answer, session_of=apimall) as process:
+async def test_unanswered_create_is_repeated_with_its_key_and_bytes() -> None:
+    gateway, shared = FakeGateway(), SharedLedger()
+    await leave_submitting(shared, gateway, KEY, session_of=apimall)
+    before = shared.record(KEY)
+    async with FakeProcess(shared, gateway.answer, session_of=apimall) as process:
         (job,) = await process.session.resume()
         assert (await job).task_id == "t1"
-        (create,) = process.line.creates
+        (create,) = process.transport.creates
     assert (wire_key(create), create.body) == (KEY, before.body)
-    assert shop.sold == 1
+    assert gateway.sold == 1
 
 
 @virtually
-async def test_where_no_key_is_taken_what_was_sent_and_not_answered_is_uncertain() -> None:
-    shop, book = Shop(), SharedNotebook()
-    await leave_submitting(book, shop, KEY, session_of=defapi)
-    async with Process(book, shop.answer, session_of=defapi) as process:
+async def test_unanswered_unkeyed_create_is_uncertain() -> None:
+    gateway, shared = FakeGateway(), SharedLedger()
+    await leave_submitting(shared, gateway, KEY, session_of=defapi)
+    async with FakeProcess(shared, gateway.answer, session_of=defapi) as process:
         (job,) = await process.session.resume()
         assert job.state is JobState.UNCERTAIN
         with pytest.raises(JobUncertain) as caught:
@@ -79,99 +80,99 @@ async def test_where_no_key_is_taken_what_was_sent_and_not_answered_is_uncertain
         await asyncio.sleep(1800.0)
         assert process.held == 0
         assert await process.session.resume() == []
-        assert not process.line.requests
-    assert shop.sold == 1
+        assert not process.transport.requests
+    assert gateway.sold == 1
 
 
 @virtually
-async def test_a_key_that_has_lived_too_long_is_not_repeated() -> None:
-    shop, book = Shop(), SharedNotebook()
-    await leave_submitting(book, shop, KEY, session_of=apimall)
+async def test_unanswered_create_with_an_expired_key_is_not_repeated() -> None:
+    gateway, shared = FakeGateway(), SharedLedger()
+    await leave_submitting(shared, gateway, KEY, session_of=apimall)
     await asyncio.sleep(1801.0)
-    async with Process(book, shop.answer, session_of=apimall) as process:
+    async with FakeProcess(shared, gateway.answer, session_of=apimall) as process:
         (job,) = await process.session.resume()
         assert job.state is JobState.UNCERTAIN
-        assert not process.line.requests
+        assert not process.transport.requests
 
 
 @BOTH
 @virtually
-async def test_what_was_never_sent_is_bought_only_when_that_is_asked_for(session_of: Opening) -> None:
-    shop, book = Shop(), SharedNotebook()
-    await leave_pending(book, shop, "a", "b", session_of=session_of)
-    async with Process(book, shop.answer, session_of=session_of) as process:
+async def test_unsent_job_is_bought_only_with_buy(session_of: Opening) -> None:
+    gateway, shared = FakeGateway(), SharedLedger()
+    await leave_pending(shared, gateway, "a", "b", session_of=session_of)
+    async with FakeProcess(shared, gateway.answer, session_of=session_of) as process:
         assert await process.session.resume() == []
         await asyncio.sleep(60.0)
-        assert not process.line.requests
-        assert book.owner("a") is None
+        assert not process.transport.requests
+        assert shared.owner("a") is None
         jobs = await process.session.resume(buy=True)
         assert [job.key for job in jobs] == ["a", "b"]
         assert {(await job).task_id for job in jobs} == {"t1", "t2"}
-    assert shop.sold == 2
+    assert gateway.sold == 2
 
 
 @virtually
-async def test_jobs_of_another_account_are_left_alone() -> None:
-    shop, book = Shop(job_s=30.0), SharedNotebook()
-    await leave_running(book, shop, KEY, session_of=apimall)
+async def test_jobs_of_another_account_are_not_resumed() -> None:
+    gateway, shared = FakeGateway(job_s=30.0), SharedLedger()
+    await leave_running(shared, gateway, KEY, session_of=apimall)
 
     def mine(transport: Any, **settings: Any) -> Session:
         return Session(ApiMall(api_key=f"{API_KEY}-of-mine"), http=transport, **settings)
 
-    async with Process(book, shop.answer, session_of=mine) as process:
+    async with FakeProcess(shared, gateway.answer, session_of=mine) as process:
         assert await process.session.resume(buy=True) == []
         await asyncio.sleep(60.0)
-        assert not process.line.requests
-    assert book.states() == {KEY: JobState.RUNNING}
+        assert not process.transport.requests
+    assert shared.states() == {KEY: JobState.RUNNING}
 
 
 @BOTH
 @virtually
-async def test_jobs_of_an_owner_who_lives_are_left_to_him(session_of: Opening) -> None:
-    shop, book = Shop(job_s=30.0), SharedNotebook()
+async def test_jobs_of_a_living_owner_are_not_resumed(session_of: Opening) -> None:
+    gateway, shared = FakeGateway(job_s=30.0), SharedLedger()
     one = ConcurrencyPolicy(max_jobs=1, learn=False)
     async with (
-        Process(book, shop.answer, session_of=session_of, concurrency=one) as first,
-        Process(book, shop.answer, session_of=session_of) as second,
+        FakeProcess(shared, gateway.answer, session_of=session_of, concurrency=one) as first,
+        FakeProcess(shared, gateway.answer, session_of=session_of) as second,
     ):
         running, waiting = await first.session.submit("one"), await first.session.submit("two")
         await running.accepted()
         assert await second.session.resume(buy=True) == []
         await asyncio.sleep(10.0)
-        assert not second.line.requests
+        assert not second.transport.requests
         await running
         await waiting
-    assert shop.sold == 2
+    assert gateway.sold == 2
 
 
 @pytest.mark.slow
 @virtually
-async def test_several_hundred_jobs_are_resumed_oldest_first_and_each_once() -> None:
-    shop, book = Shop(job_s=30.0), SharedNotebook()
+async def test_hundreds_of_jobs_resume_once_oldest_first() -> None:
+    gateway, shared = FakeGateway(job_s=30.0), SharedLedger()
     keys = [f"order-{number}" for number in range(450)]
-    async with Process(book, shop.answer, session_of=apimall) as first:
+    async with FakeProcess(shared, gateway.answer, session_of=apimall) as first:
         async with asyncio.TaskGroup() as group:
             for key in keys:
                 group.create_task(first.session.submit("a fox", idempotency_key=key))
         await asyncio.sleep(29.0)
-        assert shop.sold == 450
+        assert gateway.sold == 450
         first.kill()
-        assert list(book.states()) == keys
-        async with Process(book, shop.answer, session_of=apimall) as second:
+        assert list(shared.states()) == keys
+        async with FakeProcess(shared, gateway.answer, session_of=apimall) as second:
             jobs = await second.session.resume()
             assert [job.key for job in jobs] == keys
             async with asyncio.TaskGroup() as group:
                 for job in jobs:
                     group.create_task(job.result())
             assert (second.held, second.creates) == (0, 0)
-    assert shop.sold == 450
+    assert gateway.sold == 450
 
 
 @virtually
-async def test_a_second_resume_finds_nothing_more_and_two_at_once_share_nothing() -> None:
-    shop, book = Shop(job_s=30.0), SharedNotebook()
-    await leave_running(book, shop, "a", "b", "c", session_of=apimall)
-    async with Process(book, shop.answer, session_of=apimall, delay_s=0.1) as process:
+async def test_repeated_or_concurrent_resume_returns_each_job_once() -> None:
+    gateway, shared = FakeGateway(job_s=30.0), SharedLedger()
+    await leave_running(shared, gateway, "a", "b", "c", session_of=apimall)
+    async with FakeProcess(shared, gateway.answer, session_of=apimall, delay_s=0.1) as process:
         async with asyncio.TaskGroup() as group:
             both = [group.create_task(process.session.resume()) for _ in range(2)]
         assert sorted(job.key for task in both for job in task.result()) == ["a", "b", "c"]
@@ -182,28 +183,28 @@ async def test_a_second_resume_finds_nothing_more_and_two_at_once_share_nothing(
 @pytest.mark.parametrize("leave", [leave_running, leave_submitting, leave_pending])
 @pytest.mark.parametrize("delay_s", [0.0, 0.3])
 @virtually
-async def test_a_generate_of_the_same_key_shares_the_job_with_resume(leave: Leaving, delay_s: float) -> None:
+async def test_generate_shares_a_resumed_job(leave: Leaving, delay_s: float) -> None:
     for moment in (0.0, 0.2, 0.4, 0.7, 1.0, 1.3):
-        shop, book = Shop(job_s=10.0), SharedNotebook()
-        await leave(book, shop, KEY, session_of=apimall)
-        async with Process(book, shop.answer, session_of=apimall, delay_s=delay_s) as process:
+        gateway, shared = FakeGateway(job_s=10.0), SharedLedger()
+        await leave(shared, gateway, KEY, session_of=apimall)
+        async with FakeProcess(shared, gateway.answer, session_of=apimall, delay_s=delay_s) as process:
             resuming = asyncio.Task(process.session.resume())
             await asyncio.sleep(moment)
             result = await process.session.generate(f"a fox for {KEY}", idempotency_key=KEY)
             for job in await resuming:
                 assert await job == result
-        assert shop.sold == 1
+        assert gateway.sold == 1
 
 
 @pytest.mark.parametrize("leave", [leave_running, leave_submitting, leave_pending])
 @virtually
-async def test_two_sessions_that_resume_at_one_moment_follow_each_job_once_and_buy_it_once(leave: Leaving) -> None:
-    shop, book = Shop(job_s=10.0), SharedNotebook()
+async def test_two_sessions_resuming_at_once_buy_once(leave: Leaving) -> None:
+    gateway, shared = FakeGateway(job_s=10.0), SharedLedger()
     keys = {"a", "b", "c", "d"}
-    await leave(book, shop, *sorted(keys), session_of=apimall)
+    await leave(shared, gateway, *sorted(keys), session_of=apimall)
     async with (
-        Process(book, shop.answer, session_of=apimall, delay_s=0.01) as first,
-        Process(book, shop.answer, session_of=apimall, delay_s=0.013) as second,
+        FakeProcess(shared, gateway.answer, session_of=apimall, delay_s=0.01) as first,
+        FakeProcess(shared, gateway.answer, session_of=apimall, delay_s=0.013) as second,
     ):
         async with asyncio.TaskGroup() as group:
             lists = [group.create_task(one.session.resume(buy=True)) for one in (first, second)]
@@ -214,15 +215,15 @@ async def test_two_sessions_that_resume_at_one_moment_follow_each_job_once_and_b
         for task in lists:
             for job in task.result():
                 await job
-    assert shop.sold == 4
+    assert gateway.sold == 4
 
 
 @virtually
-async def test_a_list_that_cannot_be_read_is_a_ledger_error_and_resume_can_be_called_again() -> None:
-    shop, book = Shop(job_s=10.0), SharedNotebook()
-    await leave_running(book, shop, KEY, session_of=apimall)
-    async with Process(book, shop.answer, session_of=apimall) as process:
-        process.page.fails["unfinished"] = 1
+async def test_unreadable_list_is_a_ledger_error_and_resume_is_repeatable() -> None:
+    gateway, shared = FakeGateway(job_s=10.0), SharedLedger()
+    await leave_running(shared, gateway, KEY, session_of=apimall)
+    async with FakeProcess(shared, gateway.answer, session_of=apimall) as process:
+        process.ledger.fails["unfinished"] = 1
         with pytest.raises(LedgerError, match="the disk is full"):
             await process.session.resume()
         (job,) = await process.session.resume()
@@ -231,43 +232,40 @@ async def test_a_list_that_cannot_be_read_is_a_ledger_error_and_resume_can_be_ca
 
 @pytest.mark.parametrize("method", ["adopt", "advance"])
 @virtually
-async def test_a_job_that_cannot_be_taken_up_is_not_sent_and_goes_on_when_it_is_awaited(method: str) -> None:
-    shop, book = Shop(), SharedNotebook()
-    await leave_submitting(book, shop, KEY, session_of=apimall)
-    async with Process(book, shop.answer, session_of=apimall) as process:
-        process.page.fails[method] = 1
+async def test_job_that_fails_to_resume_continues_when_awaited(method: str) -> None:
+    gateway, shared = FakeGateway(), SharedLedger()
+    await leave_submitting(shared, gateway, KEY, session_of=apimall)
+    async with FakeProcess(shared, gateway.answer, session_of=apimall) as process:
+        process.ledger.fails[method] = 1
         (job,) = await process.session.resume()
         await asyncio.sleep(10.0)
-        assert not process.line.requests
+        assert not process.transport.requests
         assert (job.state, process.held) == (JobState.SUBMITTING, 0)
         assert (await job).task_id == "t1"
-    assert shop.sold == 1
+    assert gateway.sold == 1
 
 
 @virtually
-async def test_a_job_that_could_not_be_taken_up_is_free_for_others() -> None:
-    shop, book = Shop(), SharedNotebook()
-    await leave_submitting(book, shop, KEY, session_of=apimall)
-    async with (
-        Process(book, shop.answer, session_of=apimall) as first,
-        Process(book, shop.answer, session_of=apimall) as second,
-    ):
-        first.page.fails["advance"] = 1
+async def test_job_that_fails_to_resume_is_released() -> None:
+    gateway, shared = FakeGateway(), SharedLedger()
+    await leave_submitting(shared, gateway, KEY, session_of=apimall)
+    async with two_processes(shared, gateway.answer, session_of=apimall) as (first, second):
+        first.ledger.fails["advance"] = 1
         await first.session.resume()
         await asyncio.sleep(1.0)
-        assert book.owner(KEY) is None
+        assert shared.owner(KEY) is None
         (job,) = await second.session.resume()
         assert (await job).task_id == "t1"
-    assert shop.sold == 1
+    assert gateway.sold == 1
 
 
 @pytest.mark.parametrize("delay_s", [0.0, 0.5])
 @virtually
-async def test_a_session_that_closes_during_resume_leaves_the_jobs_for_the_next(delay_s: float) -> None:
-    shop, book = Shop(job_s=10.0), SharedNotebook()
-    await leave_running(book, shop, "a", "b", "c", session_of=apimall)
+async def test_close_during_resume_leaves_jobs_to_the_next_session(delay_s: float) -> None:
+    gateway, shared = FakeGateway(job_s=10.0), SharedLedger()
+    await leave_running(shared, gateway, "a", "b", "c", session_of=apimall)
     for moment in (0.0, 0.3, 0.6, 0.8, 1.1, 1.6):
-        async with Process(book, shop.answer, session_of=apimall, delay_s=delay_s) as process:
+        async with FakeProcess(shared, gateway.answer, session_of=apimall, delay_s=delay_s) as process:
             resuming = asyncio.Task(process.session.resume())
             await asyncio.sleep(moment)
             await process.session.aclose()
@@ -278,54 +276,54 @@ async def test_a_session_that_closes_during_resume_leaves_the_jobs_for_the_next(
                 for job in resuming.result():
                     with pytest.raises(SessionClosed):
                         await job
-        assert [book.owner(key) for key in "abc"] == [None, None, None]
-    async with Process(book, shop.answer, session_of=apimall) as process:
+        assert [shared.owner(key) for key in "abc"] == [None, None, None]
+    async with FakeProcess(shared, gateway.answer, session_of=apimall) as process:
         assert len(await process.session.resume()) == 3 - sum(
-            state not in ACTIVE_STATES for state in book.states().values()
+            state not in ACTIVE_STATES for state in shared.states().values()
         )
-    assert shop.sold == 3
+    assert gateway.sold == 3
 
 
 @virtually
-async def test_a_job_that_loses_its_answers_again_is_still_bought_once() -> None:
-    shop, book = LosingShop(job_s=5.0), SharedNotebook()
-    await leave_submitting(book, shop, "a", "b", session_of=apimall)
-    shop.loses = [True, True, True]
-    async with Process(book, shop.answer, session_of=apimall) as process:
+async def test_job_losing_answers_again_is_bought_once() -> None:
+    gateway, shared = LosingGateway(job_s=5.0), SharedLedger()
+    await leave_submitting(shared, gateway, "a", "b", session_of=apimall)
+    gateway.lost_answers = [True, True, True]
+    async with FakeProcess(shared, gateway.answer, session_of=apimall) as process:
         jobs = await process.session.resume()
         assert {(await job).task_id for job in jobs} == {"t1", "t2"}
         assert process.held == 0
-    assert shop.sold == 2
+    assert gateway.sold == 2
 
 
 @virtually
-async def test_jobs_that_are_resumed_again_and_again_by_processes_that_die_are_bought_once() -> None:
-    shop, book = Shop(job_s=60.0), SharedNotebook()
-    await leave_submitting(book, shop, "a", "b", session_of=apimall)
+async def test_jobs_resumed_by_dying_processes_are_bought_once() -> None:
+    gateway, shared = FakeGateway(job_s=60.0), SharedLedger()
+    await leave_submitting(shared, gateway, "a", "b", session_of=apimall)
     for life_s in (0.0, 0.02, 0.04, 0.06, 0.2):
-        async with Process(book, shop.answer, session_of=apimall, delay_s=0.01) as process:
+        async with FakeProcess(shared, gateway.answer, session_of=apimall, delay_s=0.01) as process:
             resuming = asyncio.Task(process.session.resume())
             await asyncio.sleep(life_s)
             process.kill()
             resuming.cancel()
             await asyncio.wait([resuming])
-    async with Process(book, shop.answer, session_of=apimall) as process:
+    async with FakeProcess(shared, gateway.answer, session_of=apimall) as process:
         began_at = now()
         for job in await process.session.resume():
             await job
         assert now() - began_at < 60.0
         assert process.held == 0
-    assert shop.sold == 2
-    assert set(book.states().values()) == {JobState.SUCCEEDED}
+    assert gateway.sold == 2
+    assert set(shared.states().values()) == {JobState.SUCCEEDED}
 
 
 @virtually
-async def test_a_pending_job_that_resume_left_alone_can_still_be_looked_up_and_generated() -> None:
-    shop, book = Shop(), SharedNotebook()
-    await leave_pending(book, shop, KEY, session_of=apimall)
-    async with Process(book, shop.answer, session_of=apimall) as process:
+async def test_unresumed_pending_job_can_be_found_and_generated() -> None:
+    gateway, shared = FakeGateway(), SharedLedger()
+    await leave_pending(shared, gateway, KEY, session_of=apimall)
+    async with FakeProcess(shared, gateway.answer, session_of=apimall) as process:
         await process.session.resume()
         with pytest.raises(JobUnfinished, match="never bought"):
             await (await found(process.session, KEY))
         assert (await process.session.generate(f"a fox for {KEY}", idempotency_key=KEY)).task_id == "t1"
-    assert shop.sold == 1
+    assert gateway.sold == 1

@@ -1,4 +1,4 @@
-"""A second session on the same ledger goes on where the first one ended."""
+"""A second session on the same ledger continues the jobs of the first."""
 
 import asyncio
 from typing import Any
@@ -18,11 +18,11 @@ from nanobanana_async import (
 )
 from nanobanana_async.gateways.contract import HttpRequest
 from nanobanana_async.testing import FakeTransport, Reply
-from tests.engine.scenes import (
+from tests.support.fakes import (
     API_KEY,
-    Notebook,
+    FakeGateway,
     Opening,
-    Shop,
+    RecordingLedger,
     apimall,
     defapi,
     now,
@@ -34,16 +34,16 @@ from tests.engine.scenes import (
 KEY = "order-1"
 
 
-async def left_running(session_of: Opening, ledger: Notebook, shop: Shop) -> None:
-    async with session_of(FakeTransport(shop.answer), ledger=ledger) as session:
+async def left_running(session_of: Opening, ledger: RecordingLedger, gateway: FakeGateway) -> None:
+    async with session_of(FakeTransport(gateway.answer), ledger=ledger) as session:
         await (await session.submit("a fox", idempotency_key=KEY)).accepted()
 
 
-async def left_submitting(session_of: Opening, ledger: Notebook, shop: Shop) -> FakeTransport:
+async def left_submitting(session_of: Opening, ledger: RecordingLedger, gateway: FakeGateway) -> FakeTransport:
     """Leave a job whose POST was sold, and whose answer never came."""
 
     async def never(request: HttpRequest) -> Reply:
-        shop.answer(request)
+        gateway.answer(request)
         await asyncio.sleep(1e5)
         raise AssertionError
 
@@ -55,9 +55,9 @@ async def left_submitting(session_of: Opening, ledger: Notebook, shop: Shop) -> 
     return transport
 
 
-async def left_pending(ledger: Notebook, shop: Shop) -> None:
+async def left_pending(ledger: RecordingLedger, gateway: FakeGateway) -> None:
     ledger.delay_s = 1.0
-    async with apimall(FakeTransport(shop.answer), ledger=ledger) as session:
+    async with apimall(FakeTransport(gateway.answer), ledger=ledger) as session:
         caller = asyncio.Task(session.generate("a fox", idempotency_key=KEY))
         await asyncio.sleep(0.5)
     await asyncio.wait([caller])
@@ -69,10 +69,10 @@ async def left_pending(ledger: Notebook, shop: Shop) -> None:
 @pytest.mark.parametrize("session_of", [apimall, defapi])
 @pytest.mark.parametrize("way", ["job", "generate", "attach", "updates"])
 @virtually
-async def test_a_running_job_is_followed_to_its_end_and_bought_once(session_of: Opening, way: str) -> None:
-    shop, ledger = Shop(job_s=30.0), Notebook()
-    await left_running(session_of, ledger, shop)
-    transport = FakeTransport(shop.answer)
+async def test_running_job_is_polled_to_its_end_by_the_next_session(session_of: Opening, way: str) -> None:
+    gateway, ledger = FakeGateway(job_s=30.0), RecordingLedger()
+    await left_running(session_of, ledger, gateway)
+    transport = FakeTransport(gateway.answer)
     async with session_of(transport, ledger=ledger) as session:
         if way == "generate":
             assert (await session.generate("a fox", idempotency_key=KEY)).task_id == "t1"
@@ -85,14 +85,14 @@ async def test_a_running_job_is_followed_to_its_end_and_bought_once(session_of: 
             assert (await job).task_id == "t1"
         assert session.stats().slots_held == 0
     assert not transport.creates
-    assert shop.sold == 1
+    assert gateway.sold == 1
 
 
 @virtually
-async def test_two_handles_of_one_job_that_was_looked_up_both_bring_its_result() -> None:
-    shop, ledger = Shop(job_s=30.0), Notebook()
-    await left_running(apimall, ledger, shop)
-    transport = FakeTransport(shop.answer)
+async def test_two_handles_of_a_found_job_return_its_result() -> None:
+    gateway, ledger = FakeGateway(job_s=30.0), RecordingLedger()
+    await left_running(apimall, ledger, gateway)
+    transport = FakeTransport(gateway.answer)
     async with apimall(transport, ledger=ledger) as session:
         one, two = await session.job(KEY), await session.job(KEY)
         assert one is not None
@@ -105,10 +105,10 @@ async def test_two_handles_of_one_job_that_was_looked_up_both_bring_its_result()
 
 @pytest.mark.parametrize("way", ["job", "generate", "accepted"])
 @virtually
-async def test_a_submitting_job_is_repeated_under_its_key_on_apimall(way: str) -> None:
-    shop, ledger = Shop(), Notebook()
-    first = await left_submitting(apimall, ledger, shop)
-    transport = FakeTransport(shop.answer)
+async def test_apimall_submitting_job_is_repeated_with_its_key(way: str) -> None:
+    gateway, ledger = FakeGateway(), RecordingLedger()
+    first = await left_submitting(apimall, ledger, gateway)
+    transport = FakeTransport(gateway.answer)
     async with apimall(transport, ledger=ledger) as session:
         job = await session.job(KEY)
         assert job is not None
@@ -116,17 +116,17 @@ async def test_a_submitting_job_is_repeated_under_its_key_on_apimall(way: str) -
             assert await job.accepted() == "t1"
         result = await (session.generate("a fox", idempotency_key=KEY) if way == "generate" else job)
     assert result.task_id == "t1"
-    assert shop.sold == 1
+    assert gateway.sold == 1
     before, after = first.creates[0], transport.creates[0]
     assert (before.body, wire_key(before)) == (after.body, wire_key(after)) == (after.body, KEY)
 
 
 @pytest.mark.parametrize("way", ["job", "generate"])
 @virtually
-async def test_a_submitting_job_is_uncertain_on_defapi_and_never_sent_again(way: str) -> None:
-    shop, ledger = Shop(), Notebook()
-    await left_submitting(defapi, ledger, shop)
-    transport = FakeTransport(shop.answer)
+async def test_defapi_submitting_job_is_uncertain_and_not_resent(way: str) -> None:
+    gateway, ledger = FakeGateway(), RecordingLedger()
+    await left_submitting(defapi, ledger, gateway)
+    transport = FakeTransport(gateway.answer)
     async with defapi(transport, ledger=ledger) as session:
         job = await session.job(KEY)
         assert job is not None
@@ -139,11 +139,11 @@ async def test_a_submitting_job_is_uncertain_on_defapi_and_never_sent_again(way:
 
 
 @virtually
-async def test_a_submitting_job_is_not_repeated_when_its_key_has_lived_too_long() -> None:
-    shop, ledger = Shop(), Notebook()
-    await left_submitting(apimall, ledger, shop)
+async def test_submitting_job_with_an_expired_key_is_not_repeated() -> None:
+    gateway, ledger = FakeGateway(), RecordingLedger()
+    await left_submitting(apimall, ledger, gateway)
     await asyncio.sleep(1801.0)
-    transport = FakeTransport(shop.answer)
+    transport = FakeTransport(gateway.answer)
     async with apimall(transport, ledger=ledger) as session:
         with pytest.raises(JobUncertain):
             await session.generate("a fox", idempotency_key=KEY)
@@ -151,12 +151,12 @@ async def test_a_submitting_job_is_not_repeated_when_its_key_has_lived_too_long(
 
 
 @virtually
-async def test_a_submitting_job_is_not_repeated_when_the_wall_clock_went_back() -> None:
-    shop, ledger = Shop(), Notebook()
-    await left_submitting(apimall, ledger, shop)
+async def test_submitting_job_is_not_repeated_after_the_clock_went_back() -> None:
+    gateway, ledger = FakeGateway(), RecordingLedger()
+    await left_submitting(apimall, ledger, gateway)
     virtual_loop().wall_clock_offset -= virtual_loop().utcnow() - ledger.record(KEY).created_at
     virtual_loop().wall_clock_offset *= 2
-    transport = FakeTransport(shop.answer)
+    transport = FakeTransport(gateway.answer)
     async with apimall(transport, ledger=ledger) as session:
         with pytest.raises(JobUncertain):
             await session.generate("a fox", idempotency_key=KEY)
@@ -165,10 +165,10 @@ async def test_a_submitting_job_is_not_repeated_when_the_wall_clock_went_back() 
 
 @pytest.mark.parametrize("leave", [left_running, left_submitting])
 @virtually
-async def test_a_job_of_another_account_is_neither_followed_nor_repeated(leave: Any) -> None:
-    shop, ledger = Shop(), Notebook()
-    await leave(apimall, ledger, shop)
-    transport = FakeTransport(shop.answer)
+async def test_job_of_another_account_is_neither_polled_nor_repeated(leave: Any) -> None:
+    gateway, ledger = FakeGateway(), RecordingLedger()
+    await leave(apimall, ledger, gateway)
+    transport = FakeTransport(gateway.answer)
     async with Session(ApiMall(api_key="another-key-of-mine"), ledger=ledger, http=transport) as session:
         job = await session.job(KEY)
         assert job is not None
@@ -181,10 +181,10 @@ async def test_a_job_of_another_account_is_neither_followed_nor_repeated(leave: 
 
 
 @virtually
-async def test_a_pending_job_is_bought_when_it_is_generated_again_and_only_then() -> None:
-    shop, ledger = Shop(), Notebook()
-    await left_pending(ledger, shop)
-    async with apimall(FakeTransport(shop.answer), ledger=ledger) as session:
+async def test_pending_job_is_bought_only_by_generate() -> None:
+    gateway, ledger = FakeGateway(), RecordingLedger()
+    await left_pending(ledger, gateway)
+    async with apimall(FakeTransport(gateway.answer), ledger=ledger) as session:
         job = await session.job(KEY)
         assert job is not None
         for wait in (job.result, job.accepted):
@@ -192,33 +192,33 @@ async def test_a_pending_job_is_bought_when_it_is_generated_again_and_only_then(
                 await wait()
             assert caught.value.safe_to_repeat
         assert [state async for state in job.updates()] == [JobState.PENDING]
-        assert shop.sold == 0
+        assert gateway.sold == 0
         caller = asyncio.Task(session.generate("a fox", idempotency_key=KEY))
         await asyncio.sleep(0.01)
         assert (await job).task_id == "t1"
         assert (await caller).task_id == "t1"
-    assert shop.sold == 1
+    assert gateway.sold == 1
 
 
 @virtually
-async def test_a_pending_job_that_was_looked_up_can_be_withdrawn() -> None:
-    shop, ledger = Shop(), Notebook(keeps=True)
-    await left_pending(ledger, shop)
-    async with apimall(FakeTransport(shop.answer), ledger=ledger) as session:
+async def test_found_pending_job_can_be_withdrawn() -> None:
+    gateway, ledger = FakeGateway(), RecordingLedger(keep_ended=True)
+    await left_pending(ledger, gateway)
+    async with apimall(FakeTransport(gateway.answer), ledger=ledger) as session:
         job = await session.job(KEY)
         assert job is not None
         assert await job.cancel()
         assert job.state is JobState.WITHDRAWN
         assert session.stats().withdrawn == 1
     assert ledger.states() == {KEY: JobState.WITHDRAWN}
-    assert shop.sold == 0
+    assert gateway.sold == 0
 
 
 @virtually
-async def test_a_job_that_was_looked_up_and_is_running_is_not_stirred_by_cancel() -> None:
-    shop, ledger = Shop(job_s=30.0), Notebook()
-    await left_submitting(apimall, ledger, shop)
-    transport = FakeTransport(shop.answer)
+async def test_cancel_does_not_affect_a_found_running_job() -> None:
+    gateway, ledger = FakeGateway(job_s=30.0), RecordingLedger()
+    await left_submitting(apimall, ledger, gateway)
+    transport = FakeTransport(gateway.answer)
     async with apimall(transport, ledger=ledger) as session:
         job = await session.job(KEY)
         assert job is not None
@@ -228,21 +228,21 @@ async def test_a_job_that_was_looked_up_and_is_running_is_not_stirred_by_cancel(
 
 
 @virtually
-async def test_a_job_found_again_is_looked_at_by_its_age_and_not_as_if_it_had_just_begun() -> None:
-    shop, ledger = Shop(job_s=30.0), Notebook()
-    await left_running(apimall, ledger, shop)
+async def test_adopted_job_is_polled_by_its_age() -> None:
+    gateway, ledger = FakeGateway(job_s=30.0), RecordingLedger()
+    await left_running(apimall, ledger, gateway)
     await asyncio.sleep(3600.0)
-    async with apimall(FakeTransport(shop.answer), ledger=ledger) as session:
+    async with apimall(FakeTransport(gateway.answer), ledger=ledger) as session:
         before = now()
         await session.generate("a fox", idempotency_key=KEY)
         assert now() - before < 8.0
 
 
 @virtually
-async def test_attach_names_the_job_as_it_is_told_and_the_key_is_taken_for_another_task() -> None:
-    shop = Shop()
-    shop.tasks |= {"t8": 0.0, "t9": 0.0}
-    async with apimall(FakeTransport(shop.answer)) as session:
+async def test_attach_uses_the_given_key_for_one_task() -> None:
+    gateway = FakeGateway()
+    gateway.tasks |= {"t8": 0.0, "t9": 0.0}
+    async with apimall(FakeTransport(gateway.answer)) as session:
         job = await session.attach("t8", key="mine")
         assert job.key == "mine"
         with pytest.raises(IdempotencyConflict):
@@ -252,10 +252,10 @@ async def test_attach_names_the_job_as_it_is_told_and_the_key_is_taken_for_anoth
 
 
 @virtually
-async def test_a_job_that_cannot_be_taken_up_for_want_of_the_ledger_is_not_sent_and_can_be_awaited_again() -> None:
-    shop, ledger = Shop(), Notebook()
-    await left_submitting(apimall, ledger, shop)
-    transport = FakeTransport(shop.answer)
+async def test_ledger_failure_at_adoption_sends_nothing_and_is_retryable() -> None:
+    gateway, ledger = FakeGateway(), RecordingLedger()
+    await left_submitting(apimall, ledger, gateway)
+    transport = FakeTransport(gateway.answer)
     ledger.fails = {ledger.writes + 1}
     async with apimall(transport, ledger=ledger) as session:
         job = await session.job(KEY)
@@ -265,4 +265,4 @@ async def test_a_job_that_cannot_be_taken_up_for_want_of_the_ledger_is_not_sent_
         assert not caught.value.safe_to_repeat
         assert not transport.requests
         assert (await job).task_id == "t1"
-    assert shop.sold == 1
+    assert gateway.sold == 1

@@ -1,4 +1,4 @@
-"""The life of a session: opened here, closed there, whatever happens between."""
+"""Opening and closing a session: in other tasks and scopes, with failures, twice, and at once."""
 
 import asyncio
 
@@ -9,14 +9,14 @@ from nanobanana_async import ApiMall, ConfigurationError, LedgerError, MemoryLed
 from nanobanana_async.events import Event
 from nanobanana_async.gateways.contract import HttpRequest, HttpResponse
 from nanobanana_async.testing import FakeTransport, Reply, run_virtual
-from tests.engine.scenes import API_KEY, Notebook, Shop, apimall, now, virtually
+from tests.support.fakes import API_KEY, FakeGateway, RecordingLedger, apimall, now, virtually
 
 
-class Doors(FakeTransport):
+class LifecycleTransport(FakeTransport):
     """Counts how often it was opened and closed; may fail or hang at opening."""
 
     def __init__(self, *, fails: Exception | None = None, hangs: bool = False) -> None:
-        super().__init__(Shop().answer)
+        super().__init__(FakeGateway().answer)
         self.opened = self.closed = 0
         self._fails = fails
         self._hangs = hangs
@@ -33,18 +33,18 @@ class Doors(FakeTransport):
 
 
 @virtually
-async def test_it_can_be_opened_in_one_task_and_closed_in_another() -> None:
-    session, doors = apimall(transport := Doors()), transport
+async def test_session_opens_in_one_task_and_closes_in_another() -> None:
+    session = apimall(transport := LifecycleTransport())
     await asyncio.Task(session.open())
     result = await asyncio.Task(session.generate("a fox"))
     await asyncio.Task(session.aclose())
     assert result.task_id == "t1"
-    assert (doors.opened, doors.closed) == (1, 1)
+    assert (transport.opened, transport.closed) == (1, 1)
 
 
 @virtually
-async def test_it_can_be_opened_and_closed_in_tasks_of_different_anyio_groups() -> None:
-    session = apimall(doors := Doors())
+async def test_session_opens_and_closes_in_different_anyio_groups() -> None:
+    session = apimall(transport := LifecycleTransport())
     async with anyio.create_task_group() as group:
         group.start_soon(session.open)
     async with anyio.create_task_group() as group:
@@ -52,12 +52,12 @@ async def test_it_can_be_opened_and_closed_in_tasks_of_different_anyio_groups() 
     async with anyio.create_task_group() as group:
         group.start_soon(session.aclose)
         group.start_soon(session.aclose)
-    assert (doors.opened, doors.closed) == (1, 1)
+    assert (transport.opened, transport.closed) == (1, 1)
 
 
 @virtually
-async def test_one_opened_inside_a_scope_that_is_over_or_cancelled_lives_on() -> None:
-    session = apimall(Doors())
+async def test_session_outlives_the_scope_that_opened_it() -> None:
+    session = apimall(LifecycleTransport())
     with anyio.CancelScope() as scope:
         await session.open()
         scope.cancel()
@@ -66,24 +66,24 @@ async def test_one_opened_inside_a_scope_that_is_over_or_cancelled_lives_on() ->
 
 
 @virtually
-async def test_closing_is_idempotent_and_may_be_done_by_several_at_once() -> None:
-    session = apimall(doors := Doors())
+async def test_close_is_idempotent_and_concurrent() -> None:
+    session = apimall(transport := LifecycleTransport())
     async with asyncio.TaskGroup() as group:
         group.create_task(session.aclose())
     await session.aclose()
-    session = apimall(doors)
+    session = apimall(transport)
     await session.open()
     async with asyncio.TaskGroup() as group:
         for _ in range(3):
             group.create_task(session.aclose())
     await session.aclose()
-    assert (doors.opened, doors.closed) == (1, 1)
+    assert (transport.opened, transport.closed) == (1, 1)
     assert repr(session) == "<Session apimall closed>"
 
 
 @virtually
-async def test_opening_twice_or_after_closing_is_a_clear_error() -> None:
-    session = apimall(Doors())
+async def test_second_open_and_reopen_are_refused() -> None:
+    session = apimall(LifecycleTransport())
     async with session:
         assert repr(session) == "<Session apimall open, 0 jobs held>"
         with pytest.raises(ConfigurationError, match="opened before"):
@@ -91,15 +91,15 @@ async def test_opening_twice_or_after_closing_is_a_clear_error() -> None:
         assert (await session.generate("a fox")).task_id == "t1"
     with pytest.raises(ConfigurationError, match="make a new one"):
         await session.open()
-    never = apimall(Doors())
+    never = apimall(LifecycleTransport())
     await never.aclose()
     with pytest.raises(ConfigurationError, match="opened before"):
         await never.open()
 
 
 @virtually
-async def test_nothing_works_after_closing_but_stats() -> None:
-    async with apimall(FakeTransport(Shop().answer)) as session:
+async def test_only_stats_work_after_closing() -> None:
+    async with apimall(FakeTransport(FakeGateway().answer)) as session:
         await session.generate("a fox")
     for attempt in (session.generate("x"), session.submit("x"), session.job("x"), session.attach("x")):
         with pytest.raises(SessionClosed):
@@ -108,9 +108,9 @@ async def test_nothing_works_after_closing_but_stats() -> None:
 
 
 @virtually
-async def test_an_exception_in_the_body_closes_it_and_goes_on() -> None:
-    doors = Doors()
-    session = apimall(doors)
+async def test_exception_in_the_body_closes_and_propagates() -> None:
+    transport = LifecycleTransport()
+    session = apimall(transport)
 
     async def body() -> None:
         async with session:
@@ -119,40 +119,40 @@ async def test_an_exception_in_the_body_closes_it_and_goes_on() -> None:
 
     with pytest.raises(ZeroDivisionError):
         await body()
-    assert doors.closed == 1
+    assert transport.closed == 1
     with pytest.raises(SessionClosed):
         await session.submit("a fox")
 
 
-class Unopenable(Notebook):
+class Unopenable(RecordingLedger):
     async def open(self) -> None:
         raise LedgerError("the file is locked")
 
 
 @virtually
-async def test_a_ledger_that_cannot_be_opened_is_told_and_nothing_stays_open() -> None:
-    session = apimall(doors := Doors(), ledger=Unopenable())
+async def test_failed_ledger_open_is_raised_and_leaves_nothing_open() -> None:
+    session = apimall(transport := LifecycleTransport(), ledger=Unopenable())
     with pytest.raises(LedgerError, match="the file is locked"):
         await session.open()
-    assert (doors.opened, doors.closed) == (0, 0)
+    assert (transport.opened, transport.closed) == (0, 0)
     with pytest.raises(SessionClosed):
         await session.generate("a fox")
     await session.aclose()
 
 
 @virtually
-async def test_a_transport_that_cannot_be_opened_is_told_and_the_ledger_is_closed() -> None:
-    ledger = Notebook()
+async def test_failed_transport_open_is_raised_and_closes_the_ledger() -> None:
+    ledger = RecordingLedger()
     with pytest.raises(ConfigurationError, match="the lent session is closed"):
-        async with apimall(Doors(fails=ConfigurationError("the lent session is closed")), ledger=ledger):
+        async with apimall(LifecycleTransport(fails=ConfigurationError("the lent session is closed")), ledger=ledger):
             pytest.fail("it was not opened")
     assert ledger.closed == 1
 
 
 @virtually
-async def test_an_opening_that_hangs_can_be_cancelled() -> None:
-    ledger = Notebook()
-    session = apimall(Doors(hangs=True), ledger=ledger)
+async def test_hanging_open_can_be_cancelled() -> None:
+    ledger = RecordingLedger()
+    session = apimall(LifecycleTransport(hangs=True), ledger=ledger)
     with pytest.raises(TimeoutError):
         async with asyncio.timeout(5.0):
             await session.open()
@@ -162,8 +162,8 @@ async def test_an_opening_that_hangs_can_be_cancelled() -> None:
 
 @pytest.mark.parametrize("moment", [None, 0.0, 5.0])
 @virtually
-async def test_closing_while_it_is_being_opened_tells_the_opener(moment: float | None) -> None:
-    session = apimall(Doors(hangs=True), ledger=Notebook())
+async def test_close_during_open_fails_the_opener(moment: float | None) -> None:
+    session = apimall(LifecycleTransport(hangs=True), ledger=RecordingLedger())
     opener = asyncio.Task(session.open())
     if moment is None:
         closer = asyncio.Task(session.aclose())  # it runs before the session's own task has begun
@@ -176,18 +176,18 @@ async def test_closing_while_it_is_being_opened_tells_the_opener(moment: float |
 
 
 @virtually
-async def test_an_observer_that_raises_harms_nothing() -> None:
-    heard: list[Event] = []
+async def test_raising_observer_does_not_affect_the_job() -> None:
+    events: list[Event] = []
 
     def broken(_: Event) -> None:
         raise ZeroDivisionError
 
-    async with apimall(FakeTransport(Shop().answer), observers=[broken, heard.append]) as session:
+    async with apimall(FakeTransport(FakeGateway().answer), observers=[broken, events.append]) as session:
         assert (await session.generate("a fox")).task_id == "t1"
-    assert len(heard) >= 5
+    assert len(events) >= 5
 
 
-def test_constructing_needs_no_event_loop_and_an_environment_only_without_a_gateway(
+def test_constructor_needs_no_loop_and_environment_only_without_gateway(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("DEFAPI_API_KEY", API_KEY)
@@ -200,15 +200,15 @@ def test_constructing_needs_no_event_loop_and_an_environment_only_without_a_gate
     assert repr(Session(ApiMall(api_key=API_KEY), ledger=MemoryLedger())) == "<Session apimall not open>"
 
 
-def test_it_does_not_matter_on_which_loop_a_ledger_was_used_before() -> None:
-    ledger, shop = Notebook(), Shop(job_s=5.0)
+def test_ledger_used_on_another_loop_can_be_reused() -> None:
+    ledger, gateway = RecordingLedger(), FakeGateway(job_s=5.0)
 
     async def begin() -> None:
-        async with apimall(FakeTransport(shop.answer), ledger=ledger) as session:
+        async with apimall(FakeTransport(gateway.answer), ledger=ledger) as session:
             await (await session.submit("a fox", idempotency_key="order-1")).accepted()
 
     async def go_on() -> str:
-        async with apimall(FakeTransport(shop.answer), ledger=ledger) as session:
+        async with apimall(FakeTransport(gateway.answer), ledger=ledger) as session:
             job = await session.job("order-1")
             assert job is not None
             return (await job).task_id
@@ -218,17 +218,17 @@ def test_it_does_not_matter_on_which_loop_a_ledger_was_used_before() -> None:
 
 
 @virtually
-async def test_a_fake_that_never_answers_is_asked_for_as_long_as_the_timeouts_say() -> None:
+async def test_unanswered_request_ends_at_its_timeout() -> None:
     class Silent(FakeTransport):
         async def send(self, request: HttpRequest, *, timeout_s: float, fresh_connection: bool = False) -> HttpResponse:
             waits.append((request.method, timeout_s))
             return await super().send(request, timeout_s=timeout_s, fresh_connection=fresh_connection)
 
     waits = list[tuple[str, float]]()
-    shop = Shop()
+    gateway = FakeGateway()
 
     def answer(request: HttpRequest) -> Reply:
-        return shop.answer(request)
+        return gateway.answer(request)
 
     async with apimall(Silent(answer)) as session:
         await session.generate("a fox")

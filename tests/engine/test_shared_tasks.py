@@ -1,4 +1,4 @@
-"""What is one purchase: two creates never share a task in silence, and another model is another request."""
+"""One task for two creates is reported, and another default model is another request."""
 
 import asyncio
 from pathlib import Path
@@ -20,8 +20,8 @@ from nanobanana_async import (
 )
 from nanobanana_async.batch.rows import RowInput
 from nanobanana_async.testing import FakeTransport
-from tests.engine.sayings import completed, created, in_turn, task
-from tests.engine.scenes import API_KEY, REAL_TIME, Shop, virtually
+from tests.support.fakes import API_KEY, REAL_TIME, FakeGateway, virtually
+from tests.support.replies import completed, created, in_turn, task
 
 
 def session_on(transport: FakeTransport, ledger: Any, model: str = "nano-banana-pro") -> Session:
@@ -39,22 +39,22 @@ BOTH_LEDGERS = pytest.mark.parametrize("kind", ["memory", "file"])
 @BOTH_LEDGERS
 @pytest.mark.parametrize("keys", [("k1", "k2"), (None, None)])
 @pytest.mark.parametrize("at_once", [True, False])
-async def test_one_task_for_two_creates_is_no_success_of_the_second(
+async def test_second_create_with_the_same_task_is_uncertain(
     tmp_path: Path, kind: str, keys: tuple[str | None, str | None], at_once: bool
 ) -> None:
     transport = FakeTransport(in_turn([created("t1")], [task("processing", "t1"), completed("t1")]), latency_s=0.001)
     async with session_on(transport, ledger_of(kind, tmp_path)) as session:
-        one, other = (session.generate(f"picture {key}", idempotency_key=key) for key in keys)
+        one, other = (session.generate(f"image {key}", idempotency_key=key) for key in keys)
         if at_once:
             done, _ = await asyncio.wait([asyncio.Task(one), asyncio.Task(other)])
-            told = [each.exception() or each.result() for each in done]
+            outcomes = [each.exception() or each.result() for each in done]
         else:
             first = await one
             with pytest.raises(JobUncertain) as caught:
                 await other
-            told = [first, caught.value]
-        (error,) = [each for each in told if isinstance(each, JobUncertain)]
-        (result,) = [each for each in told if isinstance(each, GenerationResult)]
+            outcomes = [first, caught.value]
+        (error,) = [each for each in outcomes if isinstance(each, JobUncertain)]
+        (result,) = [each for each in outcomes if isinstance(each, GenerationResult)]
         assert f"task t1, which belongs to job {result.key}" in str(error)
         assert not error.safe_to_repeat
         assert session.stats().credits_spent == 16  # the gateway said so of both
@@ -64,37 +64,37 @@ async def test_one_task_for_two_creates_is_no_success_of_the_second(
 
 
 @virtually
-async def test_a_task_that_was_attached_in_doubt_is_shared_with_the_job_that_bought_it() -> None:
-    shop = Shop()
-    async with session_on(FakeTransport(shop.answer), None) as session:
-        shop.tasks["t1"], shop.keys["k"] = 0.0, "t1"
+async def test_task_attached_in_doubt_is_shared_with_its_job() -> None:
+    gateway = FakeGateway()
+    async with session_on(FakeTransport(gateway.answer), None) as session:
+        gateway.tasks["t1"], gateway.keys["k"] = 0.0, "t1"
         assert (await (await session.attach("t1"))).task_id == "t1"
         assert (await session.generate("a fox", idempotency_key="k")).task_id == "t1"
 
 
 @BOTH_LEDGERS
 async def test_another_default_model_is_another_request(tmp_path: Path, kind: str) -> None:
-    shop, ledger = Shop(job_s=0.01), ledger_of(kind, tmp_path)
-    transport = FakeTransport(shop.answer, latency_s=0.001)
+    gateway, ledger = FakeGateway(job_s=0.01), ledger_of(kind, tmp_path)
+    transport = FakeTransport(gateway.answer, latency_s=0.001)
     async with session_on(transport, ledger) as session:
         first = await session.generate("a fox", idempotency_key="k")
         again = await session.generate("a fox", idempotency_key="k", model="nano-banana-pro")
         assert first == again
     async with session_on(transport, ledger, "nano-banana-3-ultra") as session:
-        for wish in (ImageRequest("a fox"), ImageRequest("a fox", model="nano-banana-3-ultra")):
+        for request in (ImageRequest("a fox"), ImageRequest("a fox", model="nano-banana-3-ultra")):
             with pytest.raises(
                 IdempotencyConflict, match="model is nano-banana-pro, not nano-banana-3-ultra"
             ) as caught:
-                await session.generate(wish, idempotency_key="k")
+                await session.generate(request, idempotency_key="k")
             assert (caught.value.key, caught.value.safe_to_repeat) == ("k", False)
         same = await session.generate("a fox", idempotency_key="k", model="nano-banana-pro")
         assert same == first
-    assert shop.sold == 1
+    assert gateway.sold == 1
 
 
-async def test_a_named_batch_under_another_default_model_buys_no_row_and_names_both(tmp_path: Path) -> None:
-    shop, path = Shop(job_s=0.01), tmp_path / "jobs.sqlite"
-    transport = FakeTransport(shop.answer, latency_s=0.001)
+async def test_named_batch_with_another_default_model_names_both(tmp_path: Path) -> None:
+    gateway, path = FakeGateway(job_s=0.01), tmp_path / "jobs.sqlite"
+    transport = FakeTransport(gateway.answer, latency_s=0.001)
     rows: list[RowInput] = ["a fox", {"prompt": "a crow", "key": "crow"}]
     async with session_on(transport, path) as session:
         assert [outcome.ok async for outcome in session.generate_many(rows, batch="spring")] == [True, True]
@@ -104,11 +104,11 @@ async def test_a_named_batch_under_another_default_model_buys_no_row_and_names_b
             assert "model is nano-banana-pro, not ultra" in str(outcome.error)
         named = [{"prompt": "a fox", "model": "ultra"}]
         assert [outcome.ok async for outcome in session.generate_many(named, batch="spring")] == [True]
-    assert shop.sold == 3
+    assert gateway.sold == 3
 
 
 @virtually
-async def test_a_job_is_bought_again_with_the_model_that_it_was_bought_with() -> None:
+async def test_buy_again_keeps_the_model() -> None:
     transport = FakeTransport(in_turn([created("t1"), created("t2")], [task("failed", "t1"), completed("t2")]))
     ledger = MemoryLedger()
     async with session_on(transport, ledger) as session:
@@ -120,11 +120,11 @@ async def test_a_job_is_bought_again_with_the_model_that_it_was_bought_with() ->
 
 
 @virtually
-async def test_a_key_is_not_attached_to_another_task() -> None:
-    shop = Shop(job_s=50.0)
-    async with session_on(FakeTransport(shop.answer), None) as session:
+async def test_key_is_not_attached_to_another_task() -> None:
+    gateway = FakeGateway(job_s=50.0)
+    async with session_on(FakeTransport(gateway.answer), None) as session:
         job = await session.submit("a fox", idempotency_key="k")
         await job.accepted()
-        shop.tasks["t9"] = 0.0
+        gateway.tasks["t9"] = 0.0
         with pytest.raises(IdempotencyConflict, match="belongs to a job of task t1"):
             await session.attach("t9", key="k", request=job.request)

@@ -1,4 +1,4 @@
-"""A CancelledError that nobody asked for: it comes out of foreign code, and harms the job it came to only."""
+"""A CancelledError raised by foreign code (observer, transport, ledger, input) affects its own job only."""
 
 import asyncio
 import logging
@@ -14,7 +14,7 @@ from nanobanana_async.gateways.contract import HttpRequest, HttpResponse
 from nanobanana_async.jobs import JobRecord
 from nanobanana_async.ledger.base import Claim
 from nanobanana_async.testing import FakeTransport
-from tests.engine.scenes import Notebook, Shop, apimall, defapi, virtually
+from tests.support.fakes import FakeGateway, RecordingLedger, apimall, defapi, virtually
 
 KEY = "the-bad-one"
 
@@ -39,14 +39,14 @@ async def others_are_served(session: Session, number: int = 3) -> None:
 
 
 @virtually
-async def test_an_observer_that_raises_it_harms_nothing_and_is_named_with_the_job(
+async def test_observer_raising_cancelled_error_is_logged_with_the_job(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     def observer(event: Event) -> None:
         if isinstance(event, JobStateChanged) and is_bad(event.record):
             cancelled_result()
 
-    async with apimall(FakeTransport(Shop().answer), observers=[observer]) as session:
+    async with apimall(FakeTransport(FakeGateway().answer), observers=[observer]) as session:
         result = await session.generate("a fox", idempotency_key=KEY)
         assert result.task_id
         await others_are_served(session)
@@ -56,7 +56,7 @@ async def test_an_observer_that_raises_it_harms_nothing_and_is_named_with_the_jo
 
 
 @virtually
-async def test_an_observer_that_cancels_the_task_it_is_called_in_harms_its_own_job_only(
+async def test_observer_cancelling_its_task_affects_one_job(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     def observer(event: Event) -> None:
@@ -65,8 +65,8 @@ async def test_an_observer_that_cancels_the_task_it_is_called_in_harms_its_own_j
             assert task is not None
             task.cancel()
 
-    shop = Shop()
-    async with apimall(FakeTransport(shop.answer), observers=[observer]) as session:
+    gateway = FakeGateway()
+    async with apimall(FakeTransport(gateway.answer), observers=[observer]) as session:
         with pytest.raises(NanoBananaError, match="was cancelled") as caught:
             await session.generate("a fox", idempotency_key=KEY)
         assert caught.value.safe_to_repeat is False
@@ -74,15 +74,15 @@ async def test_an_observer_that_cancels_the_task_it_is_called_in_harms_its_own_j
         job = await session.job(KEY)
         assert job is not None
         assert (await job).task_id  # it goes on when it is awaited again, under its key
-    assert len(shop.tasks) == 4
+    assert len(gateway.tasks) == 4
     assert any(record.__dict__.get("job") == KEY for record in caplog.records if record.levelno == logging.ERROR)
 
 
 class Cancelling(FakeTransport):
     """A transport in which one request is cancelled from within."""
 
-    def __init__(self, shop: Shop, method: str, *, after: bool) -> None:
-        super().__init__(shop.answer)
+    def __init__(self, gateway: FakeGateway, method: str, *, after: bool) -> None:
+        super().__init__(gateway.answer)
         self._method = method
         self._after = after
         self.left = 1
@@ -101,28 +101,28 @@ class Cancelling(FakeTransport):
 @pytest.mark.parametrize("after", [False, True])
 @pytest.mark.parametrize("method", ["POST", "GET"])
 @virtually
-async def test_a_request_cancelled_inside_the_transport_is_a_lost_answer(method: str, after: bool) -> None:
-    shop = Shop()
-    async with apimall(Cancelling(shop, method, after=after)) as session:
+async def test_request_cancelled_in_the_transport_is_a_lost_answer(method: str, after: bool) -> None:
+    gateway = FakeGateway()
+    async with apimall(Cancelling(gateway, method, after=after)) as session:
         result = await session.generate("a fox", idempotency_key=KEY)
         assert result.key == KEY
         await others_are_served(session)
-    assert len(shop.tasks) == 4
+    assert len(gateway.tasks) == 4
 
 
 @virtually
-async def test_without_idempotency_keys_such_a_create_is_in_doubt_and_not_bought_again() -> None:
-    shop = Shop()
-    async with defapi(Cancelling(shop, "POST", after=True)) as session:
+async def test_cancelled_unkeyed_create_is_uncertain_and_not_repeated() -> None:
+    gateway = FakeGateway()
+    async with defapi(Cancelling(gateway, "POST", after=True)) as session:
         with pytest.raises(NanoBananaError) as caught:
             await session.generate("a fox", idempotency_key=KEY)
         assert caught.value.safe_to_repeat is False
         await others_are_served(session)
-    assert len(shop.tasks) == 4
+    assert len(gateway.tasks) == 4
 
 
-class Broken(Notebook):
-    """A ledger of somebody else, in which a call fails for one job."""
+class Broken(RecordingLedger):
+    """A third-party ledger in which a call fails for one job."""
 
     def __init__(self, method: str, failure: type[BaseException]) -> None:
         super().__init__()
@@ -147,9 +147,9 @@ class Broken(Notebook):
 @pytest.mark.parametrize("failure", [asyncio.CancelledError, OSError])
 @pytest.mark.parametrize("method", ["claim", "SUBMITTING", "RUNNING", "SUCCEEDED"])
 @virtually
-async def test_a_ledger_that_fails_so_harms_its_own_job_only(method: str, failure: type[BaseException]) -> None:
-    shop = Shop()
-    async with apimall(FakeTransport(shop.answer), ledger=Broken(method, failure)) as session:
+async def test_ledger_raising_cancelled_error_affects_one_job(method: str, failure: type[BaseException]) -> None:
+    gateway = FakeGateway()
+    async with apimall(FakeTransport(gateway.answer), ledger=Broken(method, failure)) as session:
         if method == "SUCCEEDED":  # what was paid for is handed over all the same
             assert (await session.generate("a fox", idempotency_key=KEY)).task_id
         else:
@@ -161,7 +161,7 @@ async def test_a_ledger_that_fails_so_harms_its_own_job_only(method: str, failur
         await others_are_served(session)
 
 
-class Miscounting(Notebook):
+class Miscounting(RecordingLedger):
     async def count_slots_of_others(self, account: str, *, since: Any = None) -> int:
         cancelled_result()
         return 0
@@ -171,8 +171,8 @@ class Miscounting(Notebook):
 
 
 @virtually
-async def test_the_sessions_other_tasks_survive_it_too(caplog: pytest.LogCaptureFixture) -> None:
-    async with apimall(FakeTransport(Shop(job_s=5.0).answer), ledger=Miscounting()) as session:
+async def test_other_session_tasks_survive_a_cancelled_error(caplog: pytest.LogCaptureFixture) -> None:
+    async with apimall(FakeTransport(FakeGateway(job_s=5.0).answer), ledger=Miscounting()) as session:
         session._callback_urls.enable("https://app.example", b"s" * 16)
         await others_are_served(session)
         assert session.stats().succeeded == 3
@@ -181,8 +181,8 @@ async def test_the_sessions_other_tasks_survive_it_too(caplog: pytest.LogCapture
 
 
 @virtually
-async def test_somebody_who_cancels_every_other_task_of_the_session_does_not_stop_it() -> None:
-    async with apimall(FakeTransport(Shop().answer)) as session:
+async def test_session_survives_the_cancellation_of_its_tasks() -> None:
+    async with apimall(FakeTransport(FakeGateway().answer)) as session:
         await others_are_served(session)  # idle workers wait for their next step now
         for task in asyncio.all_tasks() - {asyncio.current_task()}:
             if "SessionTask._run" not in repr(task):
@@ -191,25 +191,25 @@ async def test_somebody_who_cancels_every_other_task_of_the_session_does_not_sto
 
 
 @virtually
-async def test_a_progress_bar_that_raises_it_ends_the_bar_only(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_bar_raising_cancelled_error_ends_the_bar_only(monkeypatch: pytest.MonkeyPatch) -> None:
     class Bar:
         def __init__(self, **_: object) -> None:
             cancelled_result()
 
     monkeypatch.setattr("nanobanana_async.batch.progress._tqdm", lambda: Bar)
-    async with apimall(FakeTransport(Shop().answer)) as session:
+    async with apimall(FakeTransport(FakeGateway().answer)) as session:
         outcomes = [outcome async for outcome in session.generate_many(["one", "two"], progress=True)]
         assert all(outcome.ok for outcome in outcomes)
         await others_are_served(session)
 
 
 @virtually
-async def test_a_batch_whose_input_raises_it_ends_alone() -> None:
+async def test_input_raising_cancelled_error_ends_its_batch_only() -> None:
     async def rows() -> AsyncIterator[str]:
         yield "one"
         cancelled_result()
 
-    async with apimall(FakeTransport(Shop().answer)) as session:
+    async with apimall(FakeTransport(FakeGateway().answer)) as session:
         with pytest.raises(NanoBananaError, match="cancelled"):
             async for _ in session.generate_many(rows()):
                 pass
@@ -217,21 +217,21 @@ async def test_a_batch_whose_input_raises_it_ends_alone() -> None:
 
 
 @virtually
-async def test_a_row_whose_saving_raises_it_is_an_outcome_with_an_error(
+async def test_saver_raising_cancelled_error_is_a_row_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def save(*_: object) -> None:
         cancelled_result()
 
     monkeypatch.setattr("nanobanana_async.image_saver.ImageSaver.save", save)
-    async with apimall(FakeTransport(Shop().answer)) as session:
+    async with apimall(FakeTransport(FakeGateway().answer)) as session:
         outcomes = [outcome async for outcome in session.generate_many(["one", "two"], save_to=tmp_path)]
         assert [outcome.result is not None and outcome.error is not None for outcome in outcomes] == [True, True]
         await others_are_served(session)
     assert caplog.text.count("batch.crashed row=") == 2
 
 
-class Unopenable(Notebook):
+class Unopenable(RecordingLedger):
     def __init__(self, method: str) -> None:
         super().__init__()
         self._method = method
@@ -248,11 +248,11 @@ class Unopenable(Notebook):
 
 
 @virtually
-async def test_at_opening_and_closing_it_is_an_error_and_no_cancellation_of_the_caller() -> None:
-    session = apimall(FakeTransport(Shop().answer), ledger=Unopenable("open"))
+async def test_cancelled_error_at_open_or_close_does_not_cancel_caller() -> None:
+    session = apimall(FakeTransport(FakeGateway().answer), ledger=Unopenable("open"))
     with pytest.raises(NanoBananaError, match="was cancelled from within"):
         await session.open()
-    session = apimall(FakeTransport(Shop().answer), ledger=Unopenable("aclose"))
+    session = apimall(FakeTransport(FakeGateway().answer), ledger=Unopenable("aclose"))
     await session.open()
     await others_are_served(session)
     with pytest.raises(NanoBananaError, match="was cancelled from within"):
@@ -261,7 +261,7 @@ async def test_at_opening_and_closing_it_is_an_error_and_no_cancellation_of_the_
 
 
 @virtually
-async def test_a_log_that_can_not_be_written_harms_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_failing_log_handler_is_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
     class Refusing(logging.Filter):
         def filter(self, record: logging.LogRecord) -> bool:
             raise asyncio.CancelledError
@@ -271,15 +271,15 @@ async def test_a_log_that_can_not_be_written_harms_nothing(monkeypatch: pytest.M
     monkeypatch.setattr(log, "level", logging.DEBUG)
     log.addFilter(refusing)
     try:
-        async with apimall(FakeTransport(Shop().answer)) as session:
+        async with apimall(FakeTransport(FakeGateway().answer)) as session:
             await others_are_served(session)
     finally:
         log.removeFilter(refusing)
 
 
 @virtually
-async def test_the_end_of_the_event_loop_still_ends_the_session() -> None:
-    session = apimall(FakeTransport(Shop(job_s=50.0).answer), retry=RetryPolicy())
+async def test_loop_shutdown_still_ends_the_session() -> None:
+    session = apimall(FakeTransport(FakeGateway(job_s=50.0).answer), retry=RetryPolicy())
     await session.open()
     caller = asyncio.Task(session.generate("a fox"))
     await asyncio.sleep(1.0)

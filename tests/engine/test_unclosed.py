@@ -1,4 +1,4 @@
-"""A session that is never closed says so: once, clearly, and nothing else is printed."""
+"""A session that is never closed gives one ResourceWarning and prints nothing else."""
 
 import asyncio
 import gc
@@ -10,12 +10,12 @@ import pytest
 
 from nanobanana_async import Session
 from nanobanana_async.testing import FakeTransport, VirtualLoop, run_virtual
-from tests.engine.scenes import Notebook, Shop, apimall
+from tests.support.fakes import FakeGateway, RecordingLedger, apimall
 
 Said = list[warnings.WarningMessage]
 
 
-def heard_while(action: Callable[[], Any]) -> list[str]:
+def warnings_while(action: Callable[[], Any]) -> list[str]:
     """Return what is warned of while something runs, and while all that it left behind is collected."""
     gc.freeze()  # what was there before needs no look: three collections of all that a test run holds take a second
     try:
@@ -34,27 +34,27 @@ SENTENCE = "<Session apimall> was never closed: use 'async with Session(...)', o
 
 
 async def forgets_at_once() -> None:
-    await apimall(FakeTransport(Shop().answer)).open()
+    await apimall(FakeTransport(FakeGateway().answer)).open()
     gc.collect()
     await asyncio.sleep(10.0)
 
 
 async def forgets_after_work() -> None:
-    session = apimall(FakeTransport(Shop().answer))
+    session = apimall(FakeTransport(FakeGateway().answer))
     await session.open()
     await session.generate("a fox")
     await (await session.submit("another")).accepted()
 
 
 async def forgets_during_a_post() -> None:
-    session = apimall(FakeTransport(Shop().answer, latency_s=9.0))
+    session = apimall(FakeTransport(FakeGateway().answer, latency_s=9.0))
     await session.open()
     await session.submit("a fox")
     await asyncio.sleep(1.0)
 
 
 async def forgets_while_callers_wait() -> None:
-    session = apimall(FakeTransport(Shop(limit=1, job_s=99.0).answer))
+    session = apimall(FakeTransport(FakeGateway(limit=1, job_s=99.0).answer))
     await session.open()
     waiting = [asyncio.Task(session.generate(f"fox {number}")) for number in range(5)]
     await asyncio.sleep(10.0)
@@ -62,7 +62,7 @@ async def forgets_while_callers_wait() -> None:
 
 
 async def fails() -> None:
-    session = apimall(FakeTransport(Shop().answer))
+    session = apimall(FakeTransport(FakeGateway().answer))
     await session.open()
     raise ZeroDivisionError
 
@@ -70,45 +70,45 @@ async def fails() -> None:
 @pytest.mark.parametrize(
     "forgetful", [forgets_at_once, forgets_after_work, forgets_during_a_post, forgets_while_callers_wait]
 )
-def test_it_says_so_once_when_the_event_loop_ends(
+def test_unclosed_session_warns_once_at_loop_end(
     forgetful: Callable[[], Coroutine[Any, Any, None]],
     caplog: pytest.LogCaptureFixture,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    assert heard_while(lambda: run_virtual(forgetful())) == [SENTENCE]
+    assert warnings_while(lambda: run_virtual(forgetful())) == [SENTENCE]
     assert not caplog.records
     assert capsys.readouterr() == ("", "")
 
 
-def test_it_says_so_once_when_the_program_fails(caplog: pytest.LogCaptureFixture) -> None:
+def test_unclosed_session_warns_once_when_the_program_fails(caplog: pytest.LogCaptureFixture) -> None:
     def failing() -> None:
         with pytest.raises(ZeroDivisionError):
             run_virtual(fails())
 
-    assert heard_while(failing) == [SENTENCE]
+    assert warnings_while(failing) == [SENTENCE]
     assert not caplog.records
 
 
-def test_it_says_so_once_when_it_is_collected_after_its_loop_was_closed(
+def test_session_collected_after_its_loop_warns_once(
     caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def abandon() -> None:
         loop = VirtualLoop()
-        session = apimall(FakeTransport(Shop().answer))
+        session = apimall(FakeTransport(FakeGateway().answer))
         loop.run_until_complete(session.open())
         loop.run_until_complete(session.generate("a fox"))
         loop.close()
 
-    assert heard_while(abandon) == [SENTENCE]
+    assert warnings_while(abandon) == [SENTENCE]
     assert not caplog.records
     assert capsys.readouterr() == ("", "")
 
 
-def test_it_says_so_when_it_is_lost_and_its_jobs_go_on() -> None:
-    shop = Shop()
+def test_lost_session_warns_and_its_jobs_continue() -> None:
+    gateway = FakeGateway()
 
     async def begin() -> Any:
-        session = apimall(FakeTransport(shop.answer))
+        session = apimall(FakeTransport(gateway.answer))
         await session.open()
         return await session.submit("a fox")
 
@@ -116,29 +116,29 @@ def test_it_says_so_when_it_is_lost_and_its_jobs_go_on() -> None:
         job = await begin()
         assert (await job).task_id == "t1"
 
-    assert heard_while(lambda: run_virtual(main())) == [SENTENCE]
+    assert warnings_while(lambda: run_virtual(main())) == [SENTENCE]
 
 
-def test_the_ledger_is_closed_all_the_same() -> None:
-    ledger = Notebook()
+def test_ledger_of_an_unclosed_session_is_closed() -> None:
+    ledger = RecordingLedger()
 
     async def forget() -> None:
-        await apimall(FakeTransport(Shop().answer), ledger=ledger).open()
+        await apimall(FakeTransport(FakeGateway().answer), ledger=ledger).open()
 
-    assert heard_while(lambda: run_virtual(forget())) == [SENTENCE]
+    assert warnings_while(lambda: run_virtual(forget())) == [SENTENCE]
     assert ledger.closed == 1
 
 
 def closed_properly() -> None:
     async def main() -> None:
-        async with apimall(FakeTransport(Shop().answer)) as session:
+        async with apimall(FakeTransport(FakeGateway().answer)) as session:
             await session.generate("a fox")
 
     run_virtual(main())
 
 
 def never_opened() -> None:
-    apimall(FakeTransport(Shop().answer))
+    apimall(FakeTransport(FakeGateway().answer))
 
 
 def never_built() -> None:
@@ -147,15 +147,15 @@ def never_built() -> None:
 
 
 @pytest.mark.parametrize("innocent", [closed_properly, never_opened, never_built])
-def test_a_session_that_was_closed_or_never_opened_says_nothing(innocent: Callable[[], None]) -> None:
-    assert heard_while(innocent) == []
+def test_closed_or_unopened_session_does_not_warn(innocent: Callable[[], None]) -> None:
+    assert warnings_while(innocent) == []
 
 
-def test_where_warnings_are_errors_everything_is_closed_before_it_is_raised(caplog: pytest.LogCaptureFixture) -> None:
-    ledger, kept = Notebook(), list[Session]()
+def test_warning_as_error_is_raised_after_closing(caplog: pytest.LogCaptureFixture) -> None:
+    ledger, kept = RecordingLedger(), list[Session]()
 
     async def forget() -> None:
-        kept.append(apimall(FakeTransport(Shop().answer), ledger=ledger))
+        kept.append(apimall(FakeTransport(FakeGateway().answer), ledger=ledger))
         await kept[0].open()
 
     with warnings.catch_warnings():

@@ -1,7 +1,7 @@
 """The two ways through the package that docs/architecture.md describes stay short.
 
 A way is what is on the stack at its stations: when a step is handed to a worker, when the ledger is called, when a
-request leaves, when the waiters are woken. A file is entered when it comes onto the stack anew.
+request leaves, when the waiters are woken. A file is entered when it was not on the stack at the station before.
 """
 
 import sys
@@ -19,7 +19,7 @@ from nanobanana_async.engine.workers import WorkerPool
 from nanobanana_async.handle import Job
 from nanobanana_async.ledger.memory import MemoryLedger
 from nanobanana_async.testing import FakeTransport
-from tests.engine.scenes import Shop, apimall, virtually
+from tests.support.fakes import FakeGateway, apimall, virtually
 
 PACKAGE = Path(nanobanana_async.__file__).parent
 
@@ -76,7 +76,7 @@ async def ways(monkeypatch: pytest.MonkeyPatch, found: dict[str, list[str]]) -> 
 
         monkeypatch.setattr(owner, name, watched)
 
-    async with apimall(FakeTransport(Shop().answer)) as session:
+    async with apimall(FakeTransport(FakeGateway().answer)) as session:
         watch(WorkerPool, "_run")
         watch(MemoryLedger, "claim")
         watch(MemoryLedger, "advance")

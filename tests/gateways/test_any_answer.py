@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,12 +11,12 @@ from hypothesis import strategies as st
 from nanobanana_async.errors import GatewayError, UnexpectedResponse
 from nanobanana_async.gateways import ApiMall, DefApi, HttpResponse
 from nanobanana_async.jobs import Accepted, JobState, Observation
+from tests.gateways.recorded import body
 
 pytestmark = pytest.mark.slow
 
 SECRET = "dk-0123456789abcdef"
 GATEWAYS: list[ApiMall | DefApi] = [ApiMall(api_key=SECRET), DefApi(api_key=SECRET)]
-BODIES = Path(__file__).parent / "bodies"
 STATUSES = st.sampled_from([200, 201, 202, 204, 301, 400, 401, 402, 403, 404, 409, 418, 429, 451, 500, 502, 503, 504])
 
 words = st.sampled_from(
@@ -86,7 +85,7 @@ REFERENCE = ["apimall_create.json", "apimall_completed.json", "defapi_create.jso
 @pytest.mark.parametrize("name", REFERENCE)
 @given(data=st.data())
 def test_reference_body_with_any_field_replaced_is_parsed(name: str, data: st.DataObject) -> None:
-    envelope = json.loads((BODIES / name).read_bytes())
+    envelope = json.loads(body(name))
     place = data.draw(st.sampled_from([envelope, envelope["data"]]))
     place[data.draw(st.sampled_from(sorted(place)))] = data.draw(values)
     response = HttpResponse(status=200, body=json.dumps(envelope).encode())
@@ -96,7 +95,7 @@ def test_reference_body_with_any_field_replaced_is_parsed(name: str, data: st.Da
 
 @pytest.mark.parametrize("name", REFERENCE)
 def test_truncated_body_is_unexpected(name: str) -> None:
-    whole = (BODIES / name).read_bytes().rstrip()
+    whole = body(name).rstrip()
     gateway = GATEWAYS[name.startswith("defapi")]
     for end in range(len(whole)):
         response = HttpResponse(status=200, body=whole[:end])
@@ -112,7 +111,7 @@ OPTIONAL = ["credits_used", "credits_refunded", "created_at", "updated_at", "com
 @pytest.mark.parametrize("field", OPTIONAL)
 @given(value=values)
 def test_invalid_optional_field_does_not_lose_the_image(field: str, value: Any) -> None:
-    envelope = json.loads((BODIES / "apimall_completed.json").read_bytes())
+    envelope = json.loads(body("apimall_completed.json"))
     envelope["data"][field] = value
     seen = GATEWAYS[0].read_query(HttpResponse(status=200, body=json.dumps(envelope).encode()))
     assert seen.images == ("https://cdn.apimall.ai/generated/result.webp",)

@@ -3,7 +3,6 @@
 import json
 from datetime import UTC, datetime
 from decimal import Decimal
-from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -16,22 +15,13 @@ from nanobanana_async.errors import (
 from nanobanana_async.gateways import ApiMall, Gateway, HttpResponse
 from nanobanana_async.jobs import Accepted, JobState
 from nanobanana_async.models import ImageRequest
+from tests.gateways.recorded import answer, body
 
 KEY = "mall-key-0123456789"
 TASK = "img_01HQ9M7XJQ7PZ3GQ9F6C5W3N2M"
 REQUEST = "req_01HQ9M7J7X9P7Y8T6W5V4U3S2R"
-BODIES = Path(__file__).parent / "bodies"
 
 mall: ApiMall = ApiMall(api_key=KEY)
-
-
-def body(name: str) -> bytes:
-    return (BODIES / name).read_bytes()
-
-
-def answer(name: str, status: int = 200, **headers: str) -> HttpResponse:
-    named = {header.replace("_", "-"): value for header, value in headers.items()}
-    return HttpResponse(status=status, headers=named, body=body(name))
 
 
 # Settings and requests

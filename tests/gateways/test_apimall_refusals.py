@@ -1,7 +1,6 @@
 """Refusals of API Mall: by status in its own envelope, or by words inside a 200."""
 
 import json
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -21,22 +20,13 @@ from nanobanana_async.errors import (
     UnexpectedResponse,
 )
 from nanobanana_async.gateways import ApiMall, HttpResponse
+from tests.gateways.recorded import answer, body
 
 KEY = "mall-key-0123456789"
 TASK = "img_01HQ9M7XJQ7PZ3GQ9F6C5W3N2M"
 REQUEST = "req_01HQ9M7J7X9P7Y8T6W5V4U3S2R"
-BODIES = Path(__file__).parent / "bodies"
 
 mall: ApiMall = ApiMall(api_key=KEY)
-
-
-def body(name: str) -> bytes:
-    return (BODIES / name).read_bytes()
-
-
-def answer(name: str, status: int = 200, **headers: str) -> HttpResponse:
-    named = {header.replace("_", "-"): value for header, value in headers.items()}
-    return HttpResponse(status=status, headers=named, body=body(name))
 
 
 def refusal(code: str, message: str, status: int = 200) -> HttpResponse:

@@ -3,7 +3,6 @@
 import json
 from datetime import UTC, datetime
 from decimal import Decimal
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,24 +18,15 @@ from nanobanana_async.errors import (
     TaskNotFound,
     UnexpectedResponse,
 )
-from nanobanana_async.gateways import DefApi, Gateway, HttpResponse
+from nanobanana_async.gateways import DefApi, Gateway
 from nanobanana_async.jobs import Accepted, JobState
 from nanobanana_async.models import ImageRequest
+from tests.gateways.recorded import answer, body
 
 TASK = "ta5c9705-b8ae-4cb9-aa6f-97c4fee88c8d"
 URL = "https://google.datas.systems/fileSystem/response_images/1.png"
-BODIES = Path(__file__).parent / "bodies"
 
 defapi: DefApi = DefApi(api_key="dk-1234567890abcdef")
-
-
-def body(name: str) -> bytes:
-    return (BODIES / name).read_bytes()
-
-
-def answer(name: str, status: int = 200, **headers: str) -> HttpResponse:
-    named = {header.replace("_", "-"): value for header, value in headers.items()}
-    return HttpResponse(status=status, headers=named, body=body(name))
 
 
 # Settings and requests

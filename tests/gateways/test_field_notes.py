@@ -73,7 +73,7 @@ FAILED = ("failed", "failed")
     ],
     ids=json.dumps,
 )
-def test_the_image_is_found_in_each_form(task: dict[str, Any]) -> None:
+def test_image_is_found_in_each_form(task: dict[str, Any]) -> None:
     for seen in poll_both(SUCCEEDED, **task):
         assert (seen.state, seen.images, seen.missing) == (JobState.SUCCEEDED, (U,), ())
 
@@ -84,21 +84,21 @@ def test_several_images_are_found_among_texts() -> None:
 
 
 @pytest.mark.parametrize("task", [{"result": None}, {"result": []}, {"result": [{"image": ""}]}, {"output": {}}])
-def test_an_empty_result_has_the_reason_and_the_price(task: dict[str, Any]) -> None:
+def test_empty_result_has_the_reason_and_the_price(task: dict[str, Any]) -> None:
     reason = {"message": "the result is empty, it is billed all the same"}
     for seen in poll_both(SUCCEEDED, status_reason=reason, consumed="0.5", **task):
         assert (seen.state, seen.images, seen.missing) == (JobState.SUCCEEDED, (), ())
         assert (seen.error, seen.credits_used) == (reason["message"], Decimal("0.5"))
 
 
-def test_a_text_instead_of_an_image_is_the_reason() -> None:
+def test_text_instead_of_an_image_is_the_reason() -> None:
     for seen in poll_both(SUCCEEDED, result=[{"text": "I can't draw this: it is against the safety rules"}]):
         assert (seen.images, seen.missing) == ((), ())
         assert seen.error == "I can't draw this: it is against the safety rules"
         assert seen.failure_kind == "moderation"
 
 
-def test_a_link_that_is_no_url_is_missing_with_its_reason() -> None:
+def test_link_that_is_no_url_is_missing_with_its_reason() -> None:
     for seen in poll_both(SUCCEEDED, result=[{"image": "no link"}]):
         assert (seen.images, len(seen.missing)) == ((), 1)
 
@@ -107,14 +107,14 @@ def test_a_link_that_is_no_url_is_missing_with_its_reason() -> None:
 
 
 @pytest.mark.parametrize(("word", "state"), [("error", JobState.FAILED), ("cancelled", JobState.FAILED)])
-def test_a_failure_word_of_the_other_dialect_is_an_end_with_a_reason(word: str, state: JobState) -> None:
+def test_failure_word_of_the_other_dialect_is_an_end_with_a_reason(word: str, state: JobState) -> None:
     for seen in poll_both((word, word), error="no capacity"):
         assert (seen.state, seen.error, seen.failure_kind) == (state, "no capacity", "capacity")
     for seen in poll_both((word, word)):
         assert (seen.state, seen.known_status) == (JobState.RUNNING, False)
 
 
-def test_a_success_word_of_the_other_dialect_is_an_end_with_an_image_or_a_reason() -> None:
+def test_success_word_of_the_other_dialect_is_an_end_with_an_image_or_a_reason() -> None:
     for seen in poll_both(("success", "completed"), result=[{"image": U}]):
         assert (seen.state, seen.images) == (JobState.SUCCEEDED, (U,))
     for seen in poll_both(("success", "completed"), status_reason={"message": "no result"}):
@@ -123,7 +123,7 @@ def test_a_success_word_of_the_other_dialect_is_an_end_with_an_image_or_a_reason
         assert seen.state is JobState.RUNNING
 
 
-def test_an_image_beside_a_running_status_is_no_end() -> None:
+def test_image_beside_a_running_status_is_no_end() -> None:
     for seen in poll_both(("processing", "in_progress"), result=[{"image": U}]):
         assert (seen.state, seen.images) == (JobState.RUNNING, ())
 
@@ -151,12 +151,12 @@ def test_unknown_is_a_known_status() -> None:
         ({}, None, None),
     ],
 )
-def test_the_reason_is_found_in_each_place(task: dict[str, Any], code: str | None, message: str | None) -> None:
+def test_reason_is_found_in_each_place(task: dict[str, Any], code: str | None, message: str | None) -> None:
     for seen in poll_both(FAILED, **task):
         assert (seen.state, seen.error_code, seen.error) == (JobState.FAILED, code, message)
 
 
-def test_the_reason_stands_in_the_error_of_the_envelope() -> None:
+def test_reason_stands_in_the_error_of_the_envelope() -> None:
     error = {"code": "content_policy", "message": "stopped by the content filter"}
     task = {"task_id": "t1", "status": "failed"}
     seen = mall.read_query(response({"success": False, "error": error, "data": task}))
@@ -182,11 +182,11 @@ def test_the_reason_stands_in_the_error_of_the_envelope() -> None:
         (None, None, "unknown"),
     ],
 )
-def test_a_failure_has_a_kind(code: str | None, message: str | None, kind: JobFailureKind) -> None:
+def test_failure_has_a_kind(code: str | None, message: str | None, kind: JobFailureKind) -> None:
     assert failure_kind(code, message) == kind
 
 
-def test_the_price_is_read_under_either_name_whatever_the_end() -> None:
+def test_price_is_read_under_either_name_after_success_and_failure() -> None:
     for status in (SUCCEEDED, FAILED):
         for name in ("consumed", "credits_used"):
             for seen in poll_both(status, **{name: 3, "credits_refunded": 1}):
@@ -206,7 +206,7 @@ def test_413_and_422_in_the_envelope_are_final_refusals(status: int) -> None:
             read(response(fields, status))
 
 
-def test_a_413_of_a_proxy_is_a_final_refusal_and_a_422_is_not() -> None:
+def test_413_of_a_proxy_is_a_final_refusal_and_a_422_is_not() -> None:
     for gateway in (mall, defapi):
         with pytest.raises(InvalidRequest):
             gateway.read_create(response(b"<html>413 Request Entity Too Large</html>", 413))
@@ -227,7 +227,7 @@ def test_words_of_balance_in_a_400_or_401_are_insufficient_credits(status: int, 
             read(response(fields, status))
 
 
-def test_a_401_about_the_key_stays_an_authentication_error() -> None:
+def test_401_about_the_key_stays_an_authentication_error() -> None:
     with pytest.raises(AuthenticationError):
         defapi.read_create(response({"code": 1, "message": "the API key has expired"}, 401))
 
@@ -251,7 +251,7 @@ def test_a_401_about_the_key_stays_an_authentication_error() -> None:
         ({}, {"x_ratelimit_reset": "soon"}, None),
     ],
 )
-def test_a_429_asks_to_wait_by_body_or_reset(
+def test_429_asks_to_wait_by_body_or_reset(
     fields: dict[str, Any], headers: dict[str, str], wait_s: float | None
 ) -> None:
     for gateway in (mall, defapi):
@@ -261,7 +261,7 @@ def test_a_429_asks_to_wait_by_body_or_reset(
             assert caught.value.retry_after_s == wait_s
 
 
-def test_a_reset_is_no_wait_of_another_error() -> None:
+def test_reset_is_no_wait_of_another_error() -> None:
     with pytest.raises(GatewayError) as caught:
         defapi.read_query(response({"code": 1, "message": "busy"}, 503, x_ratelimit_reset="12"))
     assert caught.value.retry_after_s is None
@@ -270,7 +270,7 @@ def test_a_reset_is_no_wait_of_another_error() -> None:
 # Ids
 
 
-def test_the_request_id_of_the_provider_is_kept_beside_the_gateways() -> None:
+def test_request_id_of_the_provider_is_kept_beside_the_gateways() -> None:
     data = {"task_id": "t1", "request_id": "provider-1", "status": "failed"}
     envelope = {"success": True, "data": data, "request_id": "gateway-1"}
     accepted, seen = mall.read_create(response(envelope)), mall.read_query(response(envelope))

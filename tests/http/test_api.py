@@ -16,7 +16,7 @@ from nanobanana_async.errors import ConfigurationError, SessionClosed, Transport
 from nanobanana_async.gateways.apimall import ApiMall
 from nanobanana_async.gateways.contract import HttpRequest
 from nanobanana_async.http.transport import AiohttpTransport
-from tests.http.peers import BODY, FINE, KEY, Connection, Peer, answering, create, fine, opened, query, silent
+from tests.support.peers import BODY, FINE, KEY, Connection, Peer, answering, create, fine, opened, query, silent
 
 CAP = 1000
 GATEWAY = ApiMall(api_key=KEY, base_url="https://gateway.invalid")

@@ -20,7 +20,7 @@ from nanobanana_async.gateways.secret import Secret
 from nanobanana_async.http.body import RequestBody, possibly_sent
 from nanobanana_async.http.exceptions import map_exception
 from nanobanana_async.http.transport import AiohttpTransport
-from tests.http.peers import (
+from tests.support.peers import (
     BODY,
     FINE,
     KEY,

@@ -10,7 +10,19 @@ import pytest
 
 from nanobanana_async.errors import ConfigurationError, TransportError
 from nanobanana_async.http.transport import AiohttpTransport
-from tests.http.peers import FINE, KEY, Connection, Peer, answering, create, fine, opened, query, trusting, unused_port
+from tests.support.peers import (
+    FINE,
+    KEY,
+    Connection,
+    Peer,
+    answering,
+    create,
+    fine,
+    opened,
+    query,
+    trusting,
+    unused_port,
+)
 
 REFUSAL = b"HTTP/1.1 500 No\r\nContent-Length: 0\r\n\r\n"
 

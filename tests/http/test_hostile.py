@@ -15,10 +15,10 @@ from nanobanana_async.gateways.contract import HttpRequest, HttpResponse
 from nanobanana_async.gateways.large_answers import LARGE
 from nanobanana_async.jobs import Accepted, Observation
 from nanobanana_async.testing import FakeTransport, Reply
-from tests.engine.sayings import completed, created
 from tests.http import hostile_bodies
 from tests.http.hostile import MAX_MEMORY_MIB, ask, measured, served
 from tests.http.hostile_bodies import CASES, MIB
+from tests.support.replies import completed, created
 
 pytestmark = pytest.mark.slow
 

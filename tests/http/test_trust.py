@@ -17,7 +17,9 @@ from nanobanana_async.errors import ConfigurationError, DownloadError, Transport
 from nanobanana_async.gateways.contract import HttpRequest
 from nanobanana_async.gateways.secret import Secret
 from nanobanana_async.http.tls_and_proxies import Proxies
-from tests.http.peers import (
+from tests.support.images import StaticResolver, failure, make_image, reply
+from tests.support.images import opened as opened_downloader
+from tests.support.peers import (
     KEY,
     Connection,
     Peer,
@@ -30,8 +32,6 @@ from tests.http.peers import (
     trusting,
     unused_port,
 )
-from tests.images.scenes import StaticResolver, failure, make_image, reply
-from tests.images.scenes import opened as opened_downloader
 
 ONCE = RetryPolicy(max_attempts=1)
 CERTIFICATE = Path(__file__).with_name("loopback.pem")

@@ -17,8 +17,8 @@ from nanobanana_async import ApiMall, Session
 from nanobanana_async.errors import ConfigurationError, DownloadError, SessionClosed
 from nanobanana_async.images import fetch as fetch_module
 from nanobanana_async.images.downloader import ImageDownloader
-from tests.http.peers import Connection, Peer, Script, answering, silent, unused_port
-from tests.images.scenes import FORMATS, failure, make_image, opened, png_claiming, reply, saying
+from tests.support.images import FORMATS, failure, make_image, opened, png_claiming, reply, saying
+from tests.support.peers import Connection, Peer, Script, answering, silent, unused_port
 
 IMAGE = make_image("png", (60, 40))
 
@@ -33,7 +33,7 @@ def nothing_logged(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
 
 
 @pytest.mark.parametrize("kind", FORMATS)
-async def test_image_is_returned_whatever_its_content_type(kind: str) -> None:
+async def test_image_with_any_content_type_is_returned(kind: str) -> None:
     async with opened() as downloader, Peer(saying(reply(make_image(kind), "Content-Type: text/html"))) as peer:
         assert await downloader.fetch(peer.url + "a.svg") == make_image(kind)
 

@@ -12,7 +12,7 @@ from PIL import Image
 
 from nanobanana_async.images.formats import MAX_PIXELS, check_decodes, inspect, scan_gif, scan_heif, verify
 from nanobanana_async.images.inline import FetchError
-from tests.images.scenes import FORMATS, chunk, make_image, png_claiming
+from tests.support.images import FORMATS, chunk, make_image, png_claiming
 
 LARGE = 8193, 8192
 

@@ -13,8 +13,8 @@ import pytest
 
 from nanobanana_async import ApiMall, GeneratedImage, GenerationResult, Session
 from nanobanana_async.images import downloader as downloader_module
-from tests.http.peers import Peer
-from tests.images.scenes import make_image, reply, saying
+from tests.support.images import make_image, reply, saying
+from tests.support.peers import Peer
 
 POOL = 40  # threads in anyio's shared pool, which plain `def` endpoints may all use at once
 PATIENCE_S = 120.0

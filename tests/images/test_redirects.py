@@ -5,8 +5,8 @@ import asyncio
 import pytest
 from aiohttp.abc import ResolveResult
 
-from tests.http.peers import Connection, Peer, trusting
-from tests.images.scenes import StaticResolver, failure, make_image, opened, redirect, reply, saying
+from tests.support.images import StaticResolver, failure, make_image, opened, redirect, reply, saying
+from tests.support.peers import Connection, Peer, trusting
 
 IMAGE = make_image()
 
@@ -17,8 +17,8 @@ async def test_redirect_to_another_host_carries_nothing_along(status: int) -> No
         opened(resolver=StaticResolver(other_example="127.0.0.1")) as downloader,
         Peer(saying(reply(IMAGE))) as there,
     ):
-        elsewhere = there.url.replace("127.0.0.1", "other.example") + "b.png?k=1"
-        script = saying(redirect(elsewhere, status)[:-2] + b"Set-Cookie: id=1\r\n\r\n")
+        target = there.url.replace("127.0.0.1", "other.example") + "b.png?k=1"
+        script = saying(redirect(target, status)[:-2] + b"Set-Cookie: id=1\r\n\r\n")
         async with Peer(script) as here:
             assert await downloader.fetch(here.url + "a.png?secret=1") == IMAGE
     head = there.requests[0]
@@ -158,8 +158,8 @@ async def test_only_allowed_addresses_of_a_name_are_tried(addresses: tuple[str, 
 async def test_name_rebound_between_redirects_is_refused() -> None:
     resolver = StaticResolver(images_example=["127.0.0.1", "10.0.0.1"])
     async with opened(resolver=resolver) as downloader, Peer(saying(reply(IMAGE))) as other:
-        elsewhere = other.url.replace("127.0.0.1", "images.example")
-        async with Peer(saying(redirect(elsewhere))) as peer:
+        target = other.url.replace("127.0.0.1", "images.example")
+        async with Peer(saying(redirect(target))) as peer:
             error = await failure(downloader, peer.url.replace("127.0.0.1", "images.example"))
         assert other.accepted == 0
     assert resolver.lookups == 2

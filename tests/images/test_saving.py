@@ -25,8 +25,8 @@ from nanobanana_async.images.downloader import ImageDownloader
 from nanobanana_async.images.files import PartialFile, SavedImage, rename_exclusive
 from nanobanana_async.images.inline import FetchError
 from nanobanana_async.images.manifest import NAME, Manifest
-from tests.http.peers import Peer, answering
-from tests.images.scenes import ENDINGS, FORMATS, make_image, opened, png_claiming, redirect, reply, saying
+from tests.support.images import ENDINGS, FORMATS, make_image, opened, png_claiming, redirect, reply, saying
+from tests.support.peers import Peer, answering
 
 IMAGE = make_image("png", (60, 40))
 OTHER_IMAGE = make_image("png", (60, 40), seed=2)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from nanobanana_async.jobs import JobState
 from nanobanana_async.ledger.sqlite import SqliteLedger
-from tests.ledger.contract import NOON, job, running
+from tests.support.ledger_contract import NOON, job, running
 
 ROOT = Path(os.path.abspath(__file__)).parents[2]
 WRITERS = 20

@@ -8,7 +8,7 @@ import pytest
 from nanobanana_async.ledger.base import Ledger
 from nanobanana_async.ledger.memory import MemoryLedger
 from nanobanana_async.ledger.sqlite import SqliteLedger
-from tests.ledger.contract import SCENES, Scene
+from tests.support.ledger_contract import SCENES, Scene
 
 LEDGERS: Mapping[str, Callable[[Path], Ledger]] = {
     "memory": lambda _: MemoryLedger(),

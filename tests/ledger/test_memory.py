@@ -13,7 +13,7 @@ from nanobanana_async.jobs import Failure, JobRecord, JobState, generate_key
 from nanobanana_async.ledger.base import TaskTaken
 from nanobanana_async.ledger.memory import TASKS_KEPT
 from nanobanana_async.models import ImageRequest
-from tests.engine.scenes import virtually
+from tests.support.fakes import virtually
 
 NOON = datetime(2026, 3, 12, 12, tzinfo=UTC)
 

@@ -9,8 +9,8 @@ from nanobanana_async.errors import LedgerError
 from nanobanana_async.jobs import JobState
 from nanobanana_async.ledger.sqlite import SqliteLedger
 from nanobanana_async.policy.prices import Price
-from tests.ledger.contract import GUESS, OWL_GUESS, about_to_be_sent, job, keys_left, moved, running, sent
 from tests.ledger.test_sqlite_file import asked, ledger_at
+from tests.support.ledger_contract import GUESS, OWL_GUESS, about_to_be_sent, job, keys_left, moved, running, sent
 
 
 @pytest.fixture

@@ -10,8 +10,8 @@ from nanobanana_async.jobs import JobState
 from nanobanana_async.ledger import charges
 from nanobanana_async.ledger.base import Refusal
 from nanobanana_async.policy.prices import MAX_CREDITS, Basis, Price
-from tests.ledger.contract import EIGHT, GUESS, NOON, OWL_GUESS, about_to_be_sent, moved
 from tests.ledger.test_sqlite_file import asked, ledger_at
+from tests.support.ledger_contract import EIGHT, GUESS, NOON, OWL_GUESS, about_to_be_sent, moved
 
 
 @pytest.fixture

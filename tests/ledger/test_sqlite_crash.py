@@ -12,7 +12,7 @@ import pytest
 from nanobanana_async.jobs import JobState
 from nanobanana_async.ledger.sqlite import SqliteLedger
 from tests.ledger import child
-from tests.ledger.contract import keys_left
+from tests.support.ledger_contract import keys_left
 
 pytestmark = pytest.mark.slow
 

@@ -20,9 +20,9 @@ from nanobanana_async.ledger.connection import from_sqlite_error
 from nanobanana_async.ledger.sqlite import SqliteLedger
 from nanobanana_async.ledger.statements import JobTable
 from nanobanana_async.testing import FakeTransport
-from tests.engine.scenes import Opening, Shop, apimall_now, defapi_now
-from tests.ledger.contract import adopted, job, running, sent
 from tests.ledger.test_sqlite_file import asked, ledger_at
+from tests.support.fakes import FakeGateway, Opening, apimall_now, defapi_now
+from tests.support.ledger_contract import adopted, job, running, sent
 
 BIG = b"x" * 100_000
 
@@ -191,7 +191,7 @@ import asyncio, os, sys
 from nanobanana_async.errors import LedgerError
 from nanobanana_async.ledger.sqlite import SqliteLedger
 from nanobanana_async.ledger.file import current_schema
-from tests.ledger.contract import job
+from tests.support.ledger_contract import job
 
 async def main(path, read_only):
     ledger = SqliteLedger(path, read_only=read_only)
@@ -328,8 +328,8 @@ async def test_wal_deleted_during_the_commit_fails_the_write(path: Path) -> None
 async def test_deleted_wal_stops_creates_and_nothing_is_bought_twice(
     path: Path, tmp_path: Path, opening: Opening
 ) -> None:
-    shop = Shop(job_s=0.01)
-    transport = FakeTransport(shop.answer, latency_s=0.001)
+    gateway = FakeGateway(job_s=0.01)
+    transport = FakeTransport(gateway.answer, latency_s=0.001)
     async with opening(transport, ledger=path) as session:
         first = await session.generate("a fox", idempotency_key="order-17")
         part(path, "wal").unlink()
@@ -342,4 +342,4 @@ async def test_deleted_wal_stops_creates_and_nothing_is_bought_twice(
     async with opening(transport, ledger=after_a_kill) as session:
         assert (await session.generate("a fox", idempotency_key="order-17")).task_id == first.task_id
         await session.generate("a crow", idempotency_key="order-18")
-    assert shop.sold == 2
+    assert gateway.sold == 2

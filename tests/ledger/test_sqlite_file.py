@@ -14,7 +14,7 @@ from nanobanana_async.ledger import file, statements
 from nanobanana_async.ledger.connection import open_file
 from nanobanana_async.ledger.file import APPLICATION_ID, Schema, current_schema, open_read_only, open_writable
 from nanobanana_async.ledger.sqlite import SqliteLedger
-from tests.ledger.contract import job, running
+from tests.support.ledger_contract import job, running
 
 WIDER = Schema(
     script=current_schema().script.replace(

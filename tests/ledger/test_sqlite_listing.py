@@ -9,8 +9,8 @@ from nanobanana_async.errors import LedgerError
 from nanobanana_async.jobs import JobState
 from nanobanana_async.ledger import sqlite
 from nanobanana_async.ledger.sqlite import SqliteLedger
-from tests.ledger.contract import NOON, adopted, job, keys_left, running
 from tests.ledger.test_sqlite_file import ledger_at
+from tests.support.ledger_contract import NOON, adopted, job, keys_left, running
 
 LONG_AGO = NOON - timedelta(days=90)
 YESTERDAY = NOON - timedelta(days=1)

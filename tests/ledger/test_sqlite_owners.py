@@ -14,7 +14,7 @@ from nanobanana_async.jobs import JobState
 from nanobanana_async.ledger.owners import Owners
 from nanobanana_async.ledger.sqlite import SqliteLedger
 from tests.ledger import child
-from tests.ledger.contract import NOON, adopted, job, keys_left, running, sent
+from tests.support.ledger_contract import NOON, adopted, job, keys_left, running, sent
 
 Opening = Callable[[], Awaitable[SqliteLedger]]
 LATER = NOON.replace(hour=13)

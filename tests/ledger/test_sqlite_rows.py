@@ -24,7 +24,7 @@ from nanobanana_async.ledger.columns import (
 from nanobanana_async.ledger.file import current_schema
 from nanobanana_async.ledger.statements import JobTable, update_for
 from nanobanana_async.models import ImageRequest
-from tests.ledger.contract import NOON, job
+from tests.support.ledger_contract import NOON, job
 
 KEYS = st.text(st.characters(min_codepoint=0x21, max_codepoint=0x7E), min_size=1, max_size=255)
 WORDS = st.text(st.characters(exclude_categories=["Cs"]))

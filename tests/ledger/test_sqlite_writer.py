@@ -15,7 +15,7 @@ from nanobanana_async.errors import LedgerError
 from nanobanana_async.jobs import JobState
 from nanobanana_async.ledger import writer as writer_module
 from nanobanana_async.ledger.sqlite import SqliteLedger
-from tests.ledger.contract import adopted, job
+from tests.support.ledger_contract import adopted, job
 
 
 @pytest.fixture

@@ -13,8 +13,8 @@ from tqdm.auto import tqdm
 
 from nanobanana_async import BatchStopped, ConfigurationError, SessionClosed
 from nanobanana_async.testing import FakeTransport
-from tests.engine.sayings import completed, created, in_turn, refused
-from tests.engine.scenes import Shop, apimall, now, virtually
+from tests.support.fakes import FakeGateway, apimall, now, virtually
+from tests.support.replies import completed, created, in_turn, refused
 
 PROMPTS = ["a fox", "an owl", "a hare"]
 
@@ -36,7 +36,7 @@ def lines(capsys: pytest.CaptureFixture[str]) -> list[str]:
 
 @virtually
 async def _run_batch(batch_size: int = 3) -> None:
-    async with apimall(FakeTransport(Shop(job_s=3.0).answer)) as session:
+    async with apimall(FakeTransport(FakeGateway(job_s=3.0).answer)) as session:
         taken = [outcome async for outcome in session.generate_many(PROMPTS[:batch_size], progress=True)]
         assert len(taken) == batch_size
 
@@ -65,7 +65,7 @@ def test_input_without_a_length_has_no_total_and_the_batch_name_is_shown(
     @virtually
     async def run_batch() -> None:
         ledger = tmp_path_factory.mktemp("ledger") / "jobs.sqlite"
-        async with apimall(FakeTransport(Shop().answer), ledger=ledger) as session:
+        async with apimall(FakeTransport(FakeGateway().answer), ledger=ledger) as session:
             async for _ in session.generate_many(prompts(), batch="<b>spring</b>", progress=True):
                 pass
 
@@ -93,7 +93,7 @@ def test_a_stopped_batch_counts_failures_and_closes_its_bar(capsys: pytest.Captu
 def test_leaving_early_closes_the_bar(capsys: pytest.CaptureFixture[str]) -> None:
     @virtually
     async def run_batch() -> None:
-        async with apimall(FakeTransport(Shop().answer)) as session:
+        async with apimall(FakeTransport(FakeGateway().answer)) as session:
             async with session.generate_many(PROMPTS, progress=True) as batch:
                 async for _ in batch:
                     break
@@ -106,7 +106,7 @@ def test_leaving_early_closes_the_bar(capsys: pytest.CaptureFixture[str]) -> Non
 def test_a_batch_that_is_dropped_closes_its_bar(capsys: pytest.CaptureFixture[str]) -> None:
     @virtually
     async def run_batch() -> None:
-        async with apimall(FakeTransport(Shop().answer)) as session:
+        async with apimall(FakeTransport(FakeGateway().answer)) as session:
             async for _ in session.generate_many(PROMPTS, progress=True):
                 break
             gc.collect()
@@ -124,7 +124,7 @@ def test_an_input_error_closes_the_bar(capsys: pytest.CaptureFixture[str]) -> No
 
     @virtually
     async def run_batch() -> None:
-        async with apimall(FakeTransport(Shop().answer)) as session:
+        async with apimall(FakeTransport(FakeGateway().answer)) as session:
             with pytest.raises(LookupError):
                 async for _ in session.generate_many(prompts(), progress=True):
                     pass
@@ -136,7 +136,7 @@ def test_an_input_error_closes_the_bar(capsys: pytest.CaptureFixture[str]) -> No
 def test_closing_the_session_closes_the_bar(capsys: pytest.CaptureFixture[str]) -> None:
     @virtually
     async def run_batch() -> None:
-        async with apimall(FakeTransport(Shop(job_s=60).answer)) as session, asyncio.TaskGroup() as group:
+        async with apimall(FakeTransport(FakeGateway(job_s=60).answer)) as session, asyncio.TaskGroup() as group:
             closing = asyncio.get_running_loop().call_later(2, lambda: group.create_task(session.aclose()))
             with pytest.raises(SessionClosed):
                 async for _ in session.generate_many(PROMPTS, progress=True):
@@ -150,11 +150,11 @@ def test_closing_the_session_closes_the_bar(capsys: pytest.CaptureFixture[str]) 
 def test_a_batch_continued_after_an_interrupt_has_a_new_bar(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    shop = Shop(job_s=3.0, limit=1)
+    gateway = FakeGateway(job_s=3.0, limit=1)
 
     @virtually
     async def run_batch() -> None:
-        async with apimall(FakeTransport(shop.answer)) as session:
+        async with apimall(FakeTransport(gateway.answer)) as session:
             batch = session.generate_many(PROMPTS, progress=True)
 
             async def cell() -> list[int]:
@@ -169,7 +169,7 @@ def test_a_batch_continued_after_an_interrupt_has_a_new_bar(
     drawn = capsys.readouterr().err
     assert drawn.count("\n") == 2
     assert "3/3" in drawn
-    assert shop.sold == 3
+    assert gateway.sold == 3
 
 
 def test_a_broken_stderr_does_not_end_the_batch(
@@ -190,7 +190,7 @@ def test_a_broken_stderr_does_not_end_the_batch(
 
 
 def test_without_tqdm_the_extra_is_named_and_nothing_is_bought(monkeypatch: pytest.MonkeyPatch) -> None:
-    transport = FakeTransport(Shop().answer)
+    transport = FakeTransport(FakeGateway().answer)
 
     @virtually
     async def asked() -> None:
@@ -207,7 +207,7 @@ def test_without_tqdm_the_extra_is_named_and_nothing_is_bought(monkeypatch: pyte
 def test_a_bar_is_drawn_at_most_five_times_a_second(capsys: pytest.CaptureFixture[str]) -> None:
     @virtually
     async def run_batch() -> None:
-        async with apimall(FakeTransport(Shop(job_s=0.1).answer)) as session:
+        async with apimall(FakeTransport(FakeGateway(job_s=0.1).answer)) as session:
             async for _ in session.generate_many((f"fox {number}" for number in range(300)), progress=True):
                 pass
         assert now() < 60
@@ -223,7 +223,7 @@ NO_WIDGETS = """
     shell.get_ipython = lambda: None
     sys.modules["ipywidgets"] = None
     from nanobanana_async.testing import FakeTransport
-    from tests.engine.scenes import Shop, apimall, virtually
+    from tests.support.fakes import Shop, apimall, virtually
 
     @virtually
     async def main():

@@ -17,9 +17,9 @@ from nanobanana_async import (
 )
 from nanobanana_async.gateways.contract import HttpRequest
 from nanobanana_async.testing import FakeTransport, Reply
-from tests.engine.sayings import completed, created, in_turn, refused, task
-from tests.engine.scenes import Shop, apimall, virtually
 from tests.notebook.reading import HOSTILE, page
+from tests.support.fakes import FakeGateway, apimall, virtually
+from tests.support.replies import completed, created, in_turn, refused, task
 
 LINK = "https://cdn.example/a.png"
 STARTED_AT = datetime(2026, 1, 1, tzinfo=UTC)
@@ -157,7 +157,7 @@ def test_stats_show_learned_values() -> None:
 
 @virtually
 async def test_a_job_shows_its_state_then_its_images_without_a_request() -> None:
-    transport = FakeTransport(Shop(job_s=2.0).answer)
+    transport = FakeTransport(FakeGateway(job_s=2.0).answer)
     async with apimall(transport) as session:
         job = await session.submit("a fox", idempotency_key="order-17", aspect_ratio="16:9")
         before = page(job)
@@ -178,7 +178,7 @@ async def test_a_job_shows_its_state_then_its_images_without_a_request() -> None
 
 @virtually
 async def test_a_result_carries_its_request() -> None:
-    async with apimall(FakeTransport(Shop().answer)) as session:
+    async with apimall(FakeTransport(FakeGateway().answer)) as session:
         assert (await session.generate("a fox")).request == ImageRequest("a fox", model="nano-banana-pro")
         assert "a fox" in page(await session.generate("a fox")).text
 
@@ -212,9 +212,9 @@ async def test_a_job_without_its_inline_images_says_how_to_get_them() -> None:
         job = await session.submit("a fox")
         await job
         assert page(job).images == ["data:image/png;base64,iVBORw0KGgo="]
-        entry = job._tracked
-        entry.observation = None
-        assert entry.images_missing
+        tracked = job._tracked
+        tracked.observation = None
+        assert tracked.images_missing
         assert "await the job to fetch them again" in page(job).text
 
 

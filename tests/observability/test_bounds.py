@@ -24,11 +24,11 @@ from nanobanana_async.events import (
 )
 from nanobanana_async.otel import Telemetry, names
 from nanobanana_async.testing import FakeTransport
-from tests.engine.sayings import created, in_turn
-from tests.engine.sayings import task as said_of
-from tests.engine.scenes import Shop, apimall, virtually
-from tests.observability.scenes import Collector
-from tests.test_jobs import record
+from tests.support.fakes import FakeGateway, apimall, virtually
+from tests.support.records import record
+from tests.support.replies import created, in_turn
+from tests.support.replies import task as said_of
+from tests.support.telemetry import TelemetryCollector
 
 PAGE = Path(__file__).parent.parent.parent / "docs" / "observability.md"
 
@@ -86,8 +86,8 @@ async def test_an_event_without_an_sdk_is_cheap() -> None:
 
 @virtually
 async def test_released_jobs_are_forgotten() -> None:
-    collector = Collector()
-    transport = FakeTransport(Shop().answer)
+    collector = TelemetryCollector()
+    transport = FakeTransport(FakeGateway().answer)
     async with apimall(transport, observers=[collector.telemetry]) as session:
         for number in range(50):
             await session.generate(f"a fox, number {number}")
@@ -109,14 +109,14 @@ async def test_a_raising_observer_fails_no_job(caplog: pytest.LogCaptureFixture)
             return observe
 
     with caplog.at_level(logging.ERROR, "nanobanana_async"):
-        async with apimall(FakeTransport(Shop().answer), observers=[Broken()]) as session:
+        async with apimall(FakeTransport(FakeGateway().answer), observers=[Broken()]) as session:
             assert (await session.generate("a fox")).task_id == "t1"
     assert {line.__dict__["event"] for line in caplog.records} == {"observer.failed"}
 
 
 @virtually
 async def test_an_event_of_an_untracked_job_is_ignored() -> None:
-    collector = Collector()
+    collector = TelemetryCollector()
     observer = collector.telemetry.observer()
     observer(CreateFailed(record=JOB_RECORD, error=ZeroDivisionError(), action="park", wait_s=0.0))
     assert (collector.spans, collector.metrics()) == ([], {})

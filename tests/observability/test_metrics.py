@@ -11,10 +11,10 @@ from nanobanana_async.emulator import API_KEY, Fixed
 from nanobanana_async.emulator.settings import EmulatorSettings
 from nanobanana_async.emulator.simulator import GatewaySimulator
 from nanobanana_async.testing import EmulatorTransport, FakeTransport
-from tests.engine.neighbours import LosingShop
-from tests.engine.sayings import completed, created, in_turn, task
-from tests.engine.scenes import Notebook, Shop, apimall, defapi, virtually
-from tests.observability.scenes import Collector, outcome
+from tests.support.fakes import FakeGateway, RecordingLedger, apimall, defapi, virtually
+from tests.support.replies import completed, created, in_turn, task
+from tests.support.shared_ledger import LosingGateway
+from tests.support.telemetry import TelemetryCollector, outcome
 
 UNITS = {
     "gen_ai.client.operation.duration": "s",
@@ -32,7 +32,7 @@ UNITS = {
 
 @virtually
 async def test_metrics_agree_with_the_stats_after_refusals() -> None:
-    collector = Collector()
+    collector = TelemetryCollector()
     simulator = GatewaySimulator(EmulatorSettings(job_limit=6, duration=Fixed(5.0)))
     transport = EmulatorTransport(simulator, api_key=API_KEY)
     gateway, delay = ApiMall(api_key=API_KEY), PollPolicy(target_delay_s=0.5)
@@ -67,9 +67,9 @@ async def test_metrics_agree_with_the_stats_after_refusals() -> None:
 
 @virtually
 async def test_a_job_holds_a_slot_for_each_image_if_the_gateway_counts_images() -> None:
-    collector = Collector()
+    collector = TelemetryCollector()
     gateway = ApiMall(api_key=API_KEY, slots_per_image=True)
-    transport = FakeTransport(Shop(job_s=30.0).answer)
+    transport = FakeTransport(FakeGateway(job_s=30.0).answer)
     async with Session(gateway, http=transport, observers=[collector.telemetry]) as session:
         job = await session.submit("a fox", num_images=3)
         await job.accepted()
@@ -79,7 +79,7 @@ async def test_a_job_holds_a_slot_for_each_image_if_the_gateway_counts_images() 
 
 @virtually
 async def test_a_job_in_doubt_holds_its_slot() -> None:
-    collector = Collector()
+    collector = TelemetryCollector()
     lost = TransportError("the connection was reset", possibly_sent=True)
     transport = FakeTransport(in_turn([lost, lost, created()], [completed()]))
     async with apimall(transport, observers=[collector.telemetry]) as session:
@@ -94,24 +94,26 @@ async def test_a_job_in_doubt_holds_its_slot() -> None:
 
 @virtually
 async def test_each_poll_counts_once_whether_it_succeeds_or_fails() -> None:
-    collector = Collector()
+    collector = TelemetryCollector()
     lost = TransportError("the connection was reset", possibly_sent=True)
     answers: list[Any] = [lost, task("processing"), lost, completed()]
     transport = FakeTransport(in_turn([created()], answers))
-    async with apimall(transport, ledger=Notebook(fails=[4]), observers=[collector.telemetry]) as session:
+    async with apimall(
+        transport, ledger=RecordingLedger(failing_writes=[4]), observers=[collector.telemetry]
+    ) as session:
         await session.generate("a fox")
         assert collector.value("nanobanana.poll.requests") == session.stats().polls == 4
 
 
 @virtually
 async def test_refunds_are_not_spent_and_uncertain_jobs_count_once() -> None:
-    collector = Collector()
+    collector = TelemetryCollector()
     refunded = task("failed", error_message="no", credits_used=8, credits_refunded=8)
     async with apimall(FakeTransport(in_turn([created()], [refunded])), observers=[collector.telemetry]) as session:
         await outcome(session.generate("a fox"))
-    shop = LosingShop()
-    shop.loses = [True]
-    async with defapi(FakeTransport(shop.answer), observers=[collector.telemetry]) as session:
+    gateway = LosingGateway()
+    gateway.lost_answers = [True]
+    async with defapi(FakeTransport(gateway.answer), observers=[collector.telemetry]) as session:
         await outcome(session.generate("a fox"))
         await asyncio.sleep(2000.0)
     ends = [("apimall", "failed", "JobFailed"), ("defapi", "uncertain", "JobUncertain")]
@@ -125,8 +127,8 @@ async def test_refunds_are_not_spent_and_uncertain_jobs_count_once() -> None:
 
 @virtually
 async def test_slots_of_several_sessions_add_up_and_closing_releases_them() -> None:
-    collector = Collector()
-    one, other = (FakeTransport(Shop(job_s=1000.0).answer) for _ in range(2))
+    collector = TelemetryCollector()
+    one, other = (FakeTransport(FakeGateway(job_s=1000.0).answer) for _ in range(2))
     policy = ConcurrencyPolicy(max_jobs=4, learn=False)
     async with apimall(one, concurrency=policy, observers=[collector.telemetry]) as first:
         async with apimall(other, concurrency=policy, observers=[collector.telemetry]) as second:

@@ -21,10 +21,10 @@ from nanobanana_async import (
 )
 from nanobanana_async.gateways.contract import HttpRequest
 from nanobanana_async.testing import FakeTransport, Reply
-from tests.engine.neighbours import Page, SharedNotebook, leave_pending, leave_running
-from tests.engine.sayings import completed, created, in_turn, refused, task
-from tests.engine.scenes import API_KEY, Notebook, Shop, apimall, defapi, virtually
-from tests.observability.scenes import Collector, event_names, events_named, facts, messages, outcome
+from tests.support.fakes import API_KEY, FakeGateway, RecordingLedger, apimall, defapi, virtually
+from tests.support.replies import completed, created, in_turn, refused, task
+from tests.support.shared_ledger import LedgerView, SharedLedger, leave_pending, leave_running
+from tests.support.telemetry import TelemetryCollector, event_names, events_named, facts, messages, outcome
 
 PROMPT = "a-very-secret-fox-in-the-snow"
 REFERENCE = "https://me.example/private-photo.png?token=abc"
@@ -54,7 +54,7 @@ def selling(*queries: Any) -> FakeTransport:
 
 @virtually
 async def test_a_job_is_one_span_with_exactly_the_documented_attributes() -> None:
-    collector = Collector()
+    collector = TelemetryCollector()
     async with apimall(selling(task("processing"), completed()), observers=[collector.telemetry]) as session:
         await session.generate(PROMPT, idempotency_key="order-1")
         span = collector.span  # the span ends before the caller gets the result
@@ -78,7 +78,7 @@ async def test_a_job_is_one_span_with_exactly_the_documented_attributes() -> Non
 
 @virtually
 async def test_the_request_is_in_attributes_and_span_name() -> None:
-    collector = Collector()
+    collector = TelemetryCollector()
     request = ImageRequest(
         PROMPT,
         model="pro-2",
@@ -106,7 +106,7 @@ async def test_the_request_is_in_attributes_and_span_name() -> None:
 @virtually
 async def test_prompts_are_recorded_only_on_request() -> None:
     for record_prompts in (False, True):
-        collector = Collector(record_prompts=record_prompts)
+        collector = TelemetryCollector(record_prompts=record_prompts)
         async with apimall(selling(), observers=[collector.telemetry]) as session:
             await session.generate(PROMPT, images=[REFERENCE])
         text = collector.exported_text()
@@ -118,8 +118,8 @@ async def test_prompts_are_recorded_only_on_request() -> None:
 
 @virtually
 async def test_the_parent_is_the_span_that_requested_the_job() -> None:
-    collector = Collector()
-    transport = FakeTransport(Shop(limit=1).answer)  # the second job waits for the slot of the first
+    collector = TelemetryCollector()
+    transport = FakeTransport(FakeGateway(limit=1).answer)  # the second job waits for the slot of the first
     async with apimall(transport, observers=[collector.telemetry]) as session:
 
         async def request(name: str) -> None:
@@ -150,12 +150,12 @@ async def test_the_parent_is_the_span_that_requested_the_job() -> None:
 
 @virtually
 async def test_requests_run_in_the_context_of_the_session() -> None:
-    collector, shop = Collector(), Shop()
+    collector, gateway = TelemetryCollector(), FakeGateway()
     current: set[bool] = set()
 
     def answer(request: HttpRequest) -> Reply:
         current.add(trace.get_current_span().get_span_context().is_valid)
-        return shop.answer(request)
+        return gateway.answer(request)
 
     async with apimall(FakeTransport(answer)) as session:
         with collector.tracer.start_as_current_span("first"):
@@ -166,8 +166,8 @@ async def test_requests_run_in_the_context_of_the_session() -> None:
 
 @virtually
 async def test_jobs_of_a_batch_are_children_of_the_span_that_started_it() -> None:
-    collector = Collector()
-    async with apimall(FakeTransport(Shop().answer), observers=[collector.telemetry]) as session:
+    collector = TelemetryCollector()
+    async with apimall(FakeTransport(FakeGateway().answer), observers=[collector.telemetry]) as session:
         with collector.tracer.start_as_current_span("nightly") as nightly:
             async with session.generate_many(f"fox {number}" for number in range(30)) as outcomes:
                 assert [outcome.ok async for outcome in outcomes] == [True] * 30
@@ -177,7 +177,7 @@ async def test_jobs_of_a_batch_are_children_of_the_span_that_started_it() -> Non
 
 @virtually
 async def test_two_callers_with_one_key_share_a_span() -> None:
-    collector = Collector()
+    collector = TelemetryCollector()
     async with apimall(selling(), observers=[collector.telemetry]) as session, asyncio.TaskGroup() as group:
         for _ in range(2):
             group.create_task(session.generate(PROMPT, idempotency_key="order-1"))
@@ -186,7 +186,7 @@ async def test_two_callers_with_one_key_share_a_span() -> None:
 
 @virtually
 async def test_throttled_creates_have_limit_kind_and_wait() -> None:
-    collector = Collector()
+    collector = TelemetryCollector()
     busy = refused(429, "too_many_concurrent_jobs", ECHO)
     slow = refused(429, "no", ECHO, **{"retry-after": "7"})
     transport = FakeTransport(in_turn([busy, slow, created()], [completed()]))
@@ -207,7 +207,7 @@ async def test_throttled_creates_have_limit_kind_and_wait() -> None:
 
 @virtually
 async def test_lost_creates_and_polls_are_events_of_a_succeeded_job() -> None:
-    collector = Collector()
+    collector = TelemetryCollector()
     transport = FakeTransport(in_turn([LOST, created()], [LOST, completed()]))
     async with apimall(transport, observers=[collector.telemetry]) as session:
         await session.generate(PROMPT)
@@ -244,7 +244,7 @@ BAD_ENDS: dict[str, tuple[Any, list[Any], list[Any], type[Exception], str, dict[
         [completed()],
         LedgerError,
         "pending",
-        {"ledger": Notebook(fails=[1])},
+        {"ledger": RecordingLedger(failing_writes=[1])},
     ),
     "no credits": (apimall, [created()], [completed()], CreditLimitReached, "withdrawn", {"max_credits": 0}),
 }
@@ -254,7 +254,7 @@ BAD_ENDS: dict[str, tuple[Any, list[Any], list[Any], type[Exception], str, dict[
 @virtually
 async def test_a_failed_job_has_an_error_type_and_no_messages(name: str) -> None:
     opening, creates, queries, expected, state, settings = BAD_ENDS[name]
-    collector = Collector()
+    collector = TelemetryCollector()
     transport = FakeTransport(in_turn(creates, queries))
     async with opening(transport, observers=[collector.telemetry], **settings) as session:
         with pytest.raises(expected):
@@ -271,9 +271,9 @@ async def test_a_failed_job_has_an_error_type_and_no_messages(name: str) -> None
 
 @virtually
 async def test_cancelling_a_caller_ends_the_span_of_an_unsent_job_only() -> None:
-    collector = Collector()
-    shop = Shop(job_s=30.0, limit=1)
-    async with apimall(FakeTransport(shop.answer), observers=[collector.telemetry]) as session:
+    collector = TelemetryCollector()
+    gateway = FakeGateway(job_s=30.0, limit=1)
+    async with apimall(FakeTransport(gateway.answer), observers=[collector.telemetry]) as session:
         sent = asyncio.Task(session.generate("a fox", idempotency_key="sent"))
         await asyncio.sleep(5.0)
         waits = asyncio.Task(session.generate("a fox", idempotency_key="waits"))
@@ -292,13 +292,17 @@ async def test_cancelling_a_caller_ends_the_span_of_an_unsent_job_only() -> None
 
 @virtually
 async def test_closing_ends_the_span_and_the_next_session_starts_another() -> None:
-    first, second = Collector(), Collector()
-    shop, book = Shop(job_s=30.0), SharedNotebook()
-    async with apimall(FakeTransport(shop.answer), ledger=Page(book), observers=[first.telemetry]) as session:
+    first, second = TelemetryCollector(), TelemetryCollector()
+    gateway, shared = FakeGateway(job_s=30.0), SharedLedger()
+    async with apimall(
+        FakeTransport(gateway.answer), ledger=LedgerView(shared), observers=[first.telemetry]
+    ) as session:
         await (await session.submit("a fox", idempotency_key="order-1")).accepted()
     assert facts(first.span)["nanobanana.job.state"] == "running"
     assert first.span.status.status_code is StatusCode.UNSET
-    async with apimall(FakeTransport(shop.answer), ledger=Page(book), observers=[second.telemetry]) as session:
+    async with apimall(
+        FakeTransport(gateway.answer), ledger=LedgerView(shared), observers=[second.telemetry]
+    ) as session:
         with second.tracer.start_as_current_span("lifespan") as lifespan:
             (job,) = await session.resume()
         await job
@@ -313,9 +317,11 @@ async def test_closing_ends_the_span_and_the_next_session_starts_another() -> No
 
 @virtually
 async def test_the_span_of_an_adopted_job_starts_at_its_adoption() -> None:
-    collector, shop, book = Collector(), Shop(job_s=30.0), SharedNotebook()
-    await leave_running(book, shop, "order-1", session_of=apimall)
-    async with apimall(FakeTransport(shop.answer), ledger=Page(book), observers=[collector.telemetry]) as session:
+    collector, gateway, shared = TelemetryCollector(), FakeGateway(job_s=30.0), SharedLedger()
+    await leave_running(shared, gateway, "order-1", session_of=apimall)
+    async with apimall(
+        FakeTransport(gateway.answer), ledger=LedgerView(shared), observers=[collector.telemetry]
+    ) as session:
         with collector.tracer.start_as_current_span("lifespan"):
             (job,) = await session.resume()
         await job
@@ -327,9 +333,11 @@ async def test_the_span_of_an_adopted_job_starts_at_its_adoption() -> None:
 
 @virtually
 async def test_an_unsent_job_bought_by_resume_is_adopted() -> None:
-    collector, shop, book = Collector(), Shop(), SharedNotebook()
-    await leave_pending(book, shop, "order-1", session_of=apimall)
-    async with apimall(FakeTransport(shop.answer), ledger=Page(book), observers=[collector.telemetry]) as session:
+    collector, gateway, shared = TelemetryCollector(), FakeGateway(), SharedLedger()
+    await leave_pending(shared, gateway, "order-1", session_of=apimall)
+    async with apimall(
+        FakeTransport(gateway.answer), ledger=LedgerView(shared), observers=[collector.telemetry]
+    ) as session:
         (job,) = await session.resume(buy=True)
         await job
     assert facts(collector.span)["nanobanana.job.adopted"] is True
@@ -338,8 +346,8 @@ async def test_an_unsent_job_bought_by_resume_is_adopted() -> None:
 
 @virtually
 async def test_requesting_a_finished_job_again_has_no_span() -> None:
-    collector = Collector()
-    ledger = Notebook(keeps=True)
+    collector = TelemetryCollector()
+    ledger = RecordingLedger(keep_ended=True)
     async with apimall(selling(), ledger=ledger, observers=[collector.telemetry]) as session:
         for _ in range(2):
             await session.generate(PROMPT, idempotency_key="order-1")
@@ -348,9 +356,9 @@ async def test_requesting_a_finished_job_again_has_no_span() -> None:
 
 @virtually
 async def test_each_generation_of_a_job_has_a_span() -> None:
-    collector = Collector()
+    collector = TelemetryCollector()
     transport = FakeTransport(in_turn([refused(402), created()], [completed()]))
-    async with apimall(transport, ledger=Notebook(keeps=True), observers=[collector.telemetry]) as session:
+    async with apimall(transport, ledger=RecordingLedger(keep_ended=True), observers=[collector.telemetry]) as session:
         for _ in range(2):
             await outcome(session.generate(PROMPT, idempotency_key="order-1"))
     generations = [
@@ -361,14 +369,16 @@ async def test_each_generation_of_a_job_has_a_span() -> None:
 
 @virtually
 async def test_a_resolved_job_has_a_second_span() -> None:
-    collector = Collector()
-    shop = Shop()
-    shop.tasks["t1"] = 0.0
+    collector = TelemetryCollector()
+    gateway = FakeGateway()
+    gateway.tasks["t1"] = 0.0
 
     def answer(request: Any) -> Any:
-        return LOST if request.method == "POST" else shop.answer(request)
+        return LOST if request.method == "POST" else gateway.answer(request)
 
-    async with defapi(FakeTransport(answer), ledger=Notebook(keeps=True), observers=[collector.telemetry]) as session:
+    async with defapi(
+        FakeTransport(answer), ledger=RecordingLedger(keep_ended=True), observers=[collector.telemetry]
+    ) as session:
         assert isinstance(await outcome(session.generate(PROMPT, idempotency_key="order-1")), JobUncertain)
         await (await session.resolve("order-1", task_id="t1"))
     first, second = collector.spans
@@ -379,9 +389,9 @@ async def test_a_resolved_job_has_a_second_span() -> None:
 
 @virtually
 async def test_a_callback_is_an_event_of_the_span() -> None:
-    collector = Collector()
-    shop = Shop(job_s=30.0)
-    async with defapi(FakeTransport(shop.answer), observers=[collector.telemetry]) as session:
+    collector = TelemetryCollector()
+    gateway = FakeGateway(job_s=30.0)
+    async with defapi(FakeTransport(gateway.answer), observers=[collector.telemetry]) as session:
         session._callback_urls.enable("https://app.example/hooks", b"0123456789abcdef")
         job = await session.submit(PROMPT)
         await asyncio.sleep(30.5)
@@ -398,8 +408,8 @@ async def test_a_callback_is_an_event_of_the_span() -> None:
 
 @virtually
 async def test_one_telemetry_separates_the_jobs_of_two_sessions() -> None:
-    collector = Collector()
-    lines = [FakeTransport(Shop(job_s=job_s).answer) for job_s in (5.0, 20.0)]
+    collector = TelemetryCollector()
+    lines = [FakeTransport(FakeGateway(job_s=job_s).answer) for job_s in (5.0, 20.0)]
     async with (
         apimall(lines[0], observers=[collector.telemetry]) as quick,
         apimall(lines[1], observers=[collector.telemetry]) as slow,
@@ -416,8 +426,8 @@ async def test_one_telemetry_separates_the_jobs_of_two_sessions() -> None:
 
 @virtually
 async def test_a_job_past_job_s_is_an_error_and_can_be_followed_again() -> None:
-    collector = Collector()
-    transport = FakeTransport(Shop(job_s=90.0).answer)
+    collector = TelemetryCollector()
+    transport = FakeTransport(FakeGateway(job_s=90.0).answer)
     timeouts = Timeouts(job_s=60.0)
     async with apimall(transport, timeouts=timeouts, observers=[collector.telemetry]) as session:
         job = await session.submit(PROMPT)

@@ -14,7 +14,7 @@ from typing import Literal
 import pytest
 
 from nanobanana_async.report import ReportRow, write_report
-from tests.report.scenes import made_rows, made_run, paint_images, row, without_image
+from tests.support.reports import made_rows, made_run, paint_images, row, without_image
 
 pytest.importorskip("playwright.sync_api", reason="Playwright is missing: pip install playwright")
 

@@ -11,7 +11,7 @@ from nanobanana_async.report import Recorder, ReportRow
 from nanobanana_async.report.charts import Chart, charts_of
 from nanobanana_async.report.summary import Summary
 from nanobanana_async.report.timeline import Axis, levels, sums
-from tests.report.scenes import START, Clock, limits_changed, made_rows, made_run, row, run_job, without_image
+from tests.support.reports import START, Clock, limits_changed, made_rows, made_run, row, run_job, without_image
 
 
 def summed(rows: Iterable[ReportRow]) -> Summary:

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from nanobanana_async.report import ReportRow, write_report
-from tests.report.scenes import made_rows, made_run, row, without_image
+from tests.support.reports import made_rows, made_run, row, without_image
 
 HOSTILE = (
     "<script>window.pwned = 1</script>",
@@ -81,13 +81,13 @@ def test_image_links_are_quoted_relative_paths(tmp_path: Path, name: str) -> Non
     assert re.fullmatch(r"\./[A-Za-z0-9_.~/%-]+", source)
 
 
-def test_a_file_name_that_is_no_utf_8_and_a_lone_surrogate_do_no_harm(tmp_path: Path) -> None:
+def test_non_utf_8_file_name_and_lone_surrogate_are_accepted(tmp_path: Path) -> None:
     page = written(tmp_path, [row(images=("images/\udce9.png",)), without_image(1, "failed", "half \ud83d")])
     assert "./images/%E9.png" in page
     assert "half \\ud83d" in page
 
 
-def test_nothing_is_fetched_and_only_what_was_written_here_runs(tmp_path: Path) -> None:
+def test_page_fetches_nothing_and_runs_only_its_script(tmp_path: Path) -> None:
     page = written(tmp_path, [row()])
     (policy,) = [found["content"] for found in Elements(page).all("meta") if "http-equiv" in found]
     assert policy is not None

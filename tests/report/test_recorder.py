@@ -8,7 +8,7 @@ from nanobanana_async.errors import TransportError
 from nanobanana_async.events import JobPolled, JobStateChanged, PollFailed
 from nanobanana_async.jobs import JobState
 from nanobanana_async.report import Recorder
-from tests.report.scenes import START, Clock, limits_changed, record, run_job
+from tests.support.reports import START, Clock, limits_changed, record, run_job
 
 
 def test_the_recorder_has_the_last_known_limit() -> None:

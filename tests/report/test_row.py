@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nanobanana_async.report import ReportRow
-from tests.report.scenes import START, row, without_image
+from tests.support.reports import START, row, without_image
 
 
 def test_a_row_survives_the_round_trip() -> None:

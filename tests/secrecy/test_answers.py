@@ -16,8 +16,8 @@ from nanobanana_async.events import Event
 from nanobanana_async.gateways import HttpRequest, HttpResponse
 from nanobanana_async.policy.retry import RetryPolicy
 from nanobanana_async.testing import FakeTransport, run_virtual
-from tests.observability.scenes import Collector
 from tests.secrecy.canary import ECHOES, KEY, Listener, seen, sightings
+from tests.support.telemetry import TelemetryCollector
 
 pytestmark = pytest.mark.slow
 
@@ -178,7 +178,7 @@ class Stage:
     def __init__(self, name: str) -> None:
         self.gateway: Gateway = GATEWAYS[name]
         self.script = Script(name)
-        self.collector = Collector()
+        self.collector = TelemetryCollector()
         self.events: list[Event] = []
         self.kinds: set[str] = set()
         self.leaks: list[str] = []

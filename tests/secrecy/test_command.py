@@ -17,8 +17,8 @@ from nanobanana_async.cli import app as cli
 from nanobanana_async.cli.generate import link_of
 from nanobanana_async.escaping import one_line
 from nanobanana_async.models import GeneratedImage
-from tests.cli.command import environment, in_a_process
 from tests.secrecy.canary import KEY, seen
+from tests.support.command import environment, in_a_process
 
 ODD = "\x1b]0;owned\x07\x9b2J\r\x7f\u202e\u2028\x85end"
 PNG = base64.b64encode(

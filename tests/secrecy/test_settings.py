@@ -15,8 +15,8 @@ from nanobanana_async.config import gateway_from_env
 from nanobanana_async.gateways import Secret
 from nanobanana_async.http.transport import AiohttpTransport
 from nanobanana_async.policy.retry import RetryPolicy
-from tests.http.peers import Peer, answering, silent, unused_port
 from tests.secrecy.canary import KEY, PASSWORD, outcome_of, pockets, sightings
+from tests.support.peers import Peer, answering, silent, unused_port
 
 # Globals, so that no frame of a test holds them.
 OTHER = "a-password-of-the-environment-9K2"

@@ -6,7 +6,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 
-from tests.simulate.mutations import MUTATIONS, Mutation, applied
+from tests.simulate.mutations import MUTATIONS, SeedMutation
 from tests.simulate.seed import Report, play
 from tests.simulate.table import Totals
 
@@ -31,7 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     seeds = range(chosen.first, chosen.first + chosen.seeds) if chosen.seed is None else [chosen.seed]
     if chosen.mutation is None:
         return run(seeds, print, verbose=chosen.verbose, twice=chosen.twice)
-    with applied(MUTATIONS[chosen.mutation]):
+    with MUTATIONS[chosen.mutation].applied():
         return run(seeds, print, verbose=chosen.verbose, twice=chosen.twice)
 
 
@@ -48,17 +48,17 @@ def run(seeds: Sequence[int], say: Say, *, verbose: bool = False, twice: bool = 
             broken += 1
         if report.violations:
             broken += 1
-            say(_told(report))
+            say(_violations_text(report))
     for line in totals.lines():
         say(line)
     say(f"{len(seeds)} seeds in {time.perf_counter() - began:.1f} s, {broken} broken")
     return 1 if broken else 0
 
 
-def check(number: int, mutation: Mutation, say: Say, *, first: int = 0) -> bool:
+def check(number: int, mutation: SeedMutation, say: Say, *, first: int = 0) -> bool:
     """Return whether a deliberate bug is caught by the rules that it breaks, within its seeds."""
     for seed in range(first, first + mutation.within):
-        with applied(mutation):
+        with mutation.applied():
             found = [violation for violation in play(seed).violations if violation.rule in mutation.rules]
         without = {violation.rule for violation in play(seed).violations} if found else set()
         for violation in found:
@@ -69,7 +69,7 @@ def check(number: int, mutation: Mutation, say: Say, *, first: int = 0) -> bool:
     return False
 
 
-def _told(report: Report) -> str:
+def _violations_text(report: Report) -> str:
     lines = [f"seed {report.seed} ({report.scene}):"]
     lines += [f"  {violation.at:9.3f} {violation.rule}: {violation.text}" for violation in report.violations[:5]]
     return "\n".join([*lines, f"  replay: python -m tests.simulate --seed {report.seed} --verbose"])

@@ -1,8 +1,6 @@
 """Deliberate bugs: each breaks one promise in the library's own code, and the oracle must notice."""
 
 import asyncio
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from typing import Any
 
 from attrs import evolve, frozen
@@ -21,16 +19,13 @@ from nanobanana_async.gateways.contract import HttpRequest
 from nanobanana_async.jobs import Accepted, JobRecord, JobState, Observation, account_fingerprint
 from nanobanana_async.ledger.statements import JobTable
 from nanobanana_async.policy.retry import Attempt, FailureKind, RetryAction, RetryDecision, RetryPolicy, decide_create
-
-Change = tuple[Any, str, Any]
+from tests.support.mutations import Change, Mutation
 
 
 @frozen
-class Mutation:
-    """A bug, and the seeds within which it must be caught; `rules` are those that may do it."""
+class SeedMutation(Mutation):
+    """A bug that one of `rules` must catch within the first `within` seeds."""
 
-    name: str
-    makes: Callable[[], list[Change]]
     rules: tuple[str, ...]
     within: int = 150
     seed: int = 0
@@ -38,10 +33,10 @@ class Mutation:
 
 
 def _no_write_before_the_post() -> list[Change]:
-    async def write_intent(self: Any, entry: TrackedJob) -> None:
-        entry.first_attempt_at = min(entry.first_attempt_at, self._clock())
-        sent_at = entry.record.first_sent_at or self._store.utcnow()
-        entry.set_record(entry.record.transition_to(JobState.SUBMITTING, first_sent_at=sent_at))
+    async def write_intent(self: Any, job: TrackedJob) -> None:
+        job.first_attempt_at = min(job.first_attempt_at, self._clock())
+        sent_at = job.record.first_sent_at or self._store.utcnow()
+        job.set_record(job.record.transition_to(JobState.SUBMITTING, first_sent_at=sent_at))
 
     return [(Submitter, "_write_intent", write_intent)]
 
@@ -59,10 +54,10 @@ def _new_wire_key_each_time() -> list[Change]:
 def _answer_goes_with_its_caller() -> list[Change]:
     post = Submitter._post
 
-    async def posted(self: Submitter, entry: TrackedJob) -> Accepted:
-        task = asyncio.Task(post(self, entry))
+    async def posted(self: Submitter, job: TrackedJob) -> Accepted:
+        task = asyncio.Task(post(self, job))
         while not task.done():
-            if not entry.callers and not entry.has_handle:
+            if not job.callers and not job.has_handle:
                 task.cancel()
                 raise TransportError("the caller left", possibly_sent=True)
             await asyncio.wait([task], timeout=0.02)
@@ -85,10 +80,10 @@ def _doubt_forgotten_on_a_refusal() -> list[Change]:
     return [(buying, "decide_create", decided)]
 
 
-def _told_before_written() -> list[Change]:
-    async def record_known(self: Any, entry: TrackedJob, state: JobState, **facts: Any) -> None:
-        before, after = entry.ledger_record, entry.record.transition_to(state, **facts)
-        self._set(entry, after, stored=after)
+def _emitted_before_written() -> list[Change]:
+    async def record_known(self: Any, job: TrackedJob, state: JobState, **facts: Any) -> None:
+        before, after = job.ledger_record, job.record.transition_to(state, **facts)
+        self._set(job, after, stored=after)
         await self.ledger.advance(before, after)
 
     return [(JobStore, "record_known", record_known)]
@@ -121,8 +116,8 @@ def _never_lets_go() -> list[Change]:
 
 
 def _found_half_way_is_sent_as_new() -> list[Change]:
-    async def recover(self: Any, entry: TrackedJob) -> Next:
-        await self._store.transition(entry, JobState.PENDING)
+    async def recover(self: Any, job: TrackedJob) -> Next:
+        await self._store.transition(job, JobState.PENDING)
         return Enqueue()
 
     return [(Submitter, "recover", recover)]
@@ -150,9 +145,9 @@ def _other_bytes_on_a_repeat() -> list[Change]:
 
 
 def _refused_is_renewed_in_memory_only() -> list[Change]:
-    async def start_generation(self: Any, entry: TrackedJob, known: JobRecord, *, body: bytes) -> None:
+    async def start_generation(self: Any, job: TrackedJob, known: JobRecord, *, body: bytes) -> None:
         after = known.next_generation(body=body, created_at=self.utcnow())
-        self._set(entry, after, stored=after)
+        self._set(job, after, stored=after)
 
     return [(JobStore, "start_generation", start_generation)]
 
@@ -189,7 +184,7 @@ def _conflict_taken_for_a_refusal() -> list[Change]:
     return [(buying, "decide_create", decided)]
 
 
-def _settled_without_asking() -> list[Change]:
+def _resolved_without_asking() -> list[Change]:
     async def known(self: JobResolver, task_id: str, age_s: float) -> Observation:
         return Observation(task_id=task_id, state=JobState.RUNNING, status="processing")
 
@@ -211,73 +206,61 @@ def _one_task_for_two_jobs() -> list[Change]:
 
 
 MUTATIONS = (
-    Mutation("no durable write before the POST", _no_write_before_the_post, ("unwritten",), seed=0),
-    Mutation("a new wire key on each retry", _new_wire_key_each_time, ("wire key", "double"), seed=0),
-    Mutation("the answer goes with its caller", _answer_goes_with_its_caller, ("answer dropped",), seed=2),
-    Mutation(
+    SeedMutation("no durable write before the POST", _no_write_before_the_post, ("unwritten",), seed=0),
+    SeedMutation("a new wire key on each retry", _new_wire_key_each_time, ("wire key", "double"), seed=0),
+    SeedMutation("the answer goes with its caller", _answer_goes_with_its_caller, ("answer dropped",), seed=2),
+    SeedMutation(
         "a lost answer is repeated without a key", _repeat_without_a_key, ("repeated without a key", "double"), seed=6
     ),
-    Mutation(
+    SeedMutation(
         "doubt is forgotten on a refusal",
         _doubt_forgotten_on_a_refusal,
         ("repeated without a key", "double", "lost"),
         seed=10,
     ),
-    Mutation("told before it is written", _told_before_written, ("told early",), seed=0),
-    Mutation("a living owner's job is adopted", _adopts_from_the_living, ("two buyers", "not the owner"), seed=4),
-    Mutation("an expired key is repeated", _expired_key_repeated, ("expired",), seed=0),
-    Mutation(
+    SeedMutation("emitted before it is written", _emitted_before_written, ("reported early",), seed=0),
+    SeedMutation("a living owner's job is adopted", _adopts_from_the_living, ("two buyers", "not the owner"), seed=4),
+    SeedMutation("an expired key is repeated", _expired_key_repeated, ("expired",), seed=0),
+    SeedMutation(
         "the ledger swaps without comparing",
         _swap_without_comparing,
         ("two buyers", "not the owner", "repeated without a key"),
         150,
         seed=37,
     ),
-    Mutation("a job that was given up is not let go", _never_lets_go, ("not let go",), seed=14),
-    Mutation(
+    SeedMutation("a job that was given up is not let go", _never_lets_go, ("not let go",), seed=14),
+    SeedMutation(
         "a job found half-way is sent as new",
         _found_half_way_is_sent_as_new,
         ("repeated without a key", "double", "expired"),
         seed=4,
     ),
-    Mutation(
+    SeedMutation(
         "a lost answer is taken for unsent",
         _lost_answer_taken_for_unsent,
         ("repeated without a key", "double", "safe to repeat"),
         seed=13,
     ),
-    Mutation("other bytes on a repeat", _other_bytes_on_a_repeat, ("other bytes",), seed=0),
-    Mutation("a new purchase is not written", _refused_is_renewed_in_memory_only, ("unwritten", "told early"), seed=13),
-    Mutation(
+    SeedMutation("other bytes on a repeat", _other_bytes_on_a_repeat, ("other bytes",), seed=0),
+    SeedMutation(
+        "a new purchase is not written", _refused_is_renewed_in_memory_only, ("unwritten", "reported early"), seed=13
+    ),
+    SeedMutation(
         "an uncertain job is bought again when asked for",
         _uncertain_is_bought_again,
         ("double", "repeated without a key"),
         seed=4,
     ),
-    Mutation("jobs that have ended are forgotten", _ended_jobs_are_forgotten, ("double", "lost"), 20, seed=0),
-    Mutation(
+    SeedMutation("jobs that have ended are forgotten", _ended_jobs_are_forgotten, ("double", "lost"), 20, seed=0),
+    SeedMutation(
         "a conflict on the first send is taken for a refusal",
         _conflict_taken_for_a_refusal,
         ("bought after a conflict", "double"),
         seed=60,
     ),
-    Mutation("a task id is settled without asking", _settled_without_asking, ("unfinished",), seed=13),
-    Mutation("one task is given to two jobs", _one_task_for_two_jobs, ("wrong result",), seed=9),
-    Mutation(
+    SeedMutation("a task id is resolved without asking", _resolved_without_asking, ("unfinished",), seed=13),
+    SeedMutation("one task is given to two jobs", _one_task_for_two_jobs, ("wrong result",), seed=9),
+    SeedMutation(
         "an account is known by its API key alone", _account_is_its_api_key, ("unfinished", "wrong outcome"), 20, seed=1
     ),
 )
-
-
-@contextmanager
-def applied(mutation: Mutation) -> Iterator[None]:
-    """Let the library have the bug for a while."""
-    changes = mutation.makes()
-    before = [(owner, name, vars(owner)[name]) for owner, name, _ in changes]
-    for owner, name, value in changes:
-        setattr(owner, name, value)
-    try:
-        yield
-    finally:
-        for owner, name, value in before:
-            setattr(owner, name, value)

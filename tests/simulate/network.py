@@ -1,4 +1,4 @@
-"""The network and the gateway behind it: every request is a letter, and the seed says what happens to it."""
+"""The network and the gateway behind it: the seed decides what happens to each request."""
 
 import asyncio
 import json
@@ -14,10 +14,10 @@ from nanobanana_async.emulator.messages import DeliveryMode, EmulatedRequest, Em
 from nanobanana_async.emulator.settings import API_KEY
 from nanobanana_async.errors import TransportError
 from nanobanana_async.gateways.contract import HttpRequest, HttpResponse
-from tests.simulate.disk import Disk
-from tests.simulate.machine import Machine, Process
-from tests.simulate.ordeals import CREATES, FINE, QUERIES, REFUSALS_OF_CREATES, Ordeal, away
+from tests.simulate.disturbances import CREATES, FINE, QUERIES, REFUSALS_OF_CREATES, Disturbance, away
 from tests.simulate.plan import Plan
+from tests.support.disk import Disk
+from tests.support.machine import Machine, Process
 
 Fate = Literal["open", "accepted", "refused", "doubt"]
 
@@ -25,7 +25,7 @@ REFUSALS = frozenset({400, 401, 402, 403, 404, 429, 451})
 
 
 @define(eq=False)
-class Letter:
+class SentRequest:
     """One request that left a process."""
 
     number: int
@@ -36,11 +36,11 @@ class Letter:
     generation: int
     left_at: float
     answer: "asyncio.Future[HttpResponse | TransportError]"
-    on_the_way: bool = True
+    in_flight: bool = True
     fate: Fate = "open"
     timed_out: bool = False
     conflict: bool = False
-    """It was the first of its purchase that may have arrived, and was told that its key is known."""
+    """It was the first create of its generation that may have arrived, and its key was already known (409)."""
     task_id: str | None = None
     accepted_by: EmulatedResponse | None = None
 
@@ -54,22 +54,22 @@ class Letter:
 
 
 class Watcher(Protocol):
-    """Who must know what goes over the wire: the oracle."""
+    """Gets each request and answer: implemented by the oracle."""
 
-    def left(self, letter: Letter) -> None: ...
+    def left(self, sent: SentRequest) -> None: ...
 
-    def answered(self, letter: Letter, heard: bool) -> None: ...
+    def answered(self, sent: SentRequest, delivered: bool) -> None: ...
 
 
 class Network:
-    """Carries the letters of all processes to one world."""
+    """Carries the requests of all processes to one simulated gateway."""
 
     def __init__(self, machine: Machine, plan: Plan, disk: Disk, chance: random.Random) -> None:
         self.machine = machine
         self.plan = plan
         self._disk = disk
         self.world = GatewaySimulator(plan.world)
-        self.letters: list[Letter] = []
+        self.creates: list[SentRequest] = []
         """The creates; queries are not kept."""
         self.lost_answers = 0
         self.quiet = False
@@ -77,11 +77,11 @@ class Network:
         self._sent = 0
         self.watcher: Watcher | None = None
 
-    def of_key(self, key: str) -> list[Letter]:
+    def of_key(self, key: str) -> list[SentRequest]:
         """Return the creates of a job, in the order in which they left."""
-        return [letter for letter in self.letters if letter.key == key]
+        return [sent for sent in self.creates if sent.key == key]
 
-    def draw(self, creates: bool, key: str) -> Ordeal:
+    def draw(self, creates: bool, key: str) -> Disturbance:
         """Say what happens to the next request."""
         if self.quiet:
             return FINE
@@ -90,68 +90,70 @@ class Network:
             if begin <= now < end:
                 return away(how)
         kinds = CREATES if creates else QUERIES
-        if creates and any(letter.fate == "doubt" for letter in self.of_key(key)) and self._chance.random() < 0.3:
+        if creates and any(sent.fate == "doubt" for sent in self.of_key(key)) and self._chance.random() < 0.3:
             kinds = REFUSALS_OF_CREATES  # right after a lost answer a refusal says nothing about it
         elif self._chance.random() >= self.plan.trouble:
             return FINE
         return self._chance.choice(kinds)(self._chance, self.plan)
 
-    def post(self, letter: Letter, ordeal: Ordeal) -> None:
-        """Send a letter on its way; it goes on whatever becomes of its sender."""
+    def post(self, sent: SentRequest, disturbance: Disturbance) -> None:
+        """Send a request; it arrives even if its sender is killed."""
         self._sent += 1
-        if letter.creates:
-            self.letters.append(letter)
-        self.machine.after(self._latency() + ordeal.out_s, lambda: self._arrive(letter, ordeal))
+        if sent.creates:
+            self.creates.append(sent)
+        self.machine.after(self._latency() + disturbance.out_s, lambda: self._arrive(sent, disturbance))
 
-    def letter(self, process: Process, request: HttpRequest, key: str, generation: int) -> Letter:
-        """Return a letter that is about to leave."""
+    def new_request(self, process: Process, request: HttpRequest, key: str, generation: int) -> SentRequest:
+        """Return a request that is about to leave."""
         answer: asyncio.Future[HttpResponse | TransportError] = self.machine.create_future()
-        return Letter(self._sent + 1, process, request, key, generation, self.machine.time(), answer)
+        return SentRequest(self._sent + 1, process, request, key, generation, self.machine.time(), answer)
 
     def _latency(self) -> float:
         return self.plan.latency_s * self._chance.uniform(0.5, 1.5)
 
-    def _arrive(self, letter: Letter, ordeal: Ordeal) -> None:
-        letter.on_the_way = False
-        back_s = self._latency() + ordeal.back_s
-        if ordeal.lost:
-            self.machine.note("net", f"letter {letter.number} is lost")
+    def _arrive(self, sent: SentRequest, disturbance: Disturbance) -> None:
+        sent.in_flight = False
+        back_s = self._latency() + disturbance.back_s
+        if disturbance.lost:
+            self.machine.note("net", f"request {sent.number} is lost")
             self._give_back(
-                letter, TransportError("the connection was reset", possibly_sent=True), back_s, ordeal.hangs
+                sent, TransportError("the connection was reset", possibly_sent=True), back_s, disturbance.hangs
             )
             return
-        answer = self._handled(letter.request, ordeal)
-        if letter.creates:
-            letter.task_id = _told_task_id(answer)
-            other = self._recorded_answer(letter) if ordeal.other_answer else None
+        answer = self._handled(sent.request, disturbance)
+        if sent.creates:
+            sent.task_id = _task_id_in(answer)
+            other = self._recorded_answer(sent) if disturbance.other_answer else None
             if other is not None:
-                answer, letter.task_id = other, None  # nobody learns of the task that was just accepted
-            elif letter.task_id is not None:
-                letter.accepted_by = answer
-            self.machine.note("gateway", f"letter {letter.number} -> {answer.status} {ordeal.name} {_short(answer)}")
-        if ordeal.answer_lost or answer.delivery.mode in (DeliveryMode.RESET, DeliveryMode.CUT):
+                answer, sent.task_id = other, None  # the accepted task is reported to no process
+            elif sent.task_id is not None:
+                sent.accepted_by = answer
+            self.machine.note(
+                "gateway", f"request {sent.number} -> {answer.status} {disturbance.name} {_short(answer)}"
+            )
+        if disturbance.answer_lost or answer.delivery.mode in (DeliveryMode.RESET, DeliveryMode.CUT):
             lost = TransportError("the answer was cut off", possibly_sent=True)
-            self._give_back(letter, lost, back_s, ordeal.hangs)
+            self._give_back(sent, lost, back_s, disturbance.hangs)
             return
         headers = {name.lower(): value for name, value in answer.headers.items()}
-        self._give_back(letter, HttpResponse(status=answer.status, headers=headers, body=answer.content()), back_s)
+        self._give_back(sent, HttpResponse(status=answer.status, headers=headers, body=answer.content()), back_s)
 
-    def _recorded_answer(self, letter: Letter) -> EmulatedResponse | None:
+    def _recorded_answer(self, sent: SentRequest) -> EmulatedResponse | None:
         """Return the answer to a create of another job whose task id is in the ledger: only then it can be noticed."""
-        for other in self.letters:
+        for other in self.creates:
             record = self._disk.record(other.key)
-            if other.key != letter.key and other.accepted_by and record and record.task_id == other.task_id:
+            if other.key != sent.key and other.accepted_by and record and record.task_id == other.task_id:
                 return other.accepted_by
         return None
 
-    def _handled(self, request: HttpRequest, ordeal: Ordeal) -> EmulatedResponse:
+    def _handled(self, request: HttpRequest, disturbance: Disturbance) -> EmulatedResponse:
         parts = urlsplit(request.url)
         headers = {
             "authorization": f"Bearer {API_KEY}",
             "host": parts.netloc,
             **{name.lower(): value for name, value in request.headers.items()},
         }
-        self.world.queue_faults(self._endpoint(request), ordeal.fault)
+        self.world.queue_faults(self._endpoint(request), disturbance.fault)
         call = EmulatedRequest(request.method, parts.path, dict(parse_qsl(parts.query)), headers, request.body or b"")
         return self.world.handle(self.machine.time(), call)
 
@@ -161,39 +163,39 @@ class Network:
         return "defapi.create" if request.method == "POST" else "defapi.query"
 
     def _give_back(
-        self, letter: Letter, reply: HttpResponse | TransportError, back_s: float, hangs: bool = False
+        self, sent: SentRequest, reply: HttpResponse | TransportError, back_s: float, hangs: bool = False
     ) -> None:
         if hangs:
-            if letter.creates:
-                self._settle(letter, reply, heard=False)
+            if sent.creates:
+                self._resolve(sent, reply, delivered=False)
             return
-        self.machine.after(back_s, lambda: self._deliver(letter, reply))
+        self.machine.after(back_s, lambda: self._deliver(sent, reply))
 
-    def _deliver(self, letter: Letter, reply: HttpResponse | TransportError) -> None:
-        heard = letter.process.alive and not letter.answer.done()
-        if letter.creates:
-            self._settle(letter, reply, heard=heard)
-        if heard:
-            letter.answer.set_result(reply)
+    def _deliver(self, sent: SentRequest, reply: HttpResponse | TransportError) -> None:
+        delivered = sent.process.alive and not sent.answer.done()
+        if sent.creates:
+            self._resolve(sent, reply, delivered=delivered)
+        if delivered:
+            sent.answer.set_result(reply)
 
-    def _settle(self, letter: Letter, reply: HttpResponse | TransportError, *, heard: bool) -> None:
-        if heard and isinstance(reply, HttpResponse) and reply.status == 409:
-            before = [old for old in self.of_key(letter.key) if old.number < letter.number]
-            letter.conflict = all(old.fate == "refused" for old in before if old.generation == letter.generation)
-        if heard and isinstance(reply, HttpResponse) and reply.status in REFUSALS:
-            letter.fate = "refused"
-        elif heard and isinstance(reply, HttpResponse) and letter.task_id is not None:
-            letter.fate = "accepted"
+    def _resolve(self, sent: SentRequest, reply: HttpResponse | TransportError, *, delivered: bool) -> None:
+        if delivered and isinstance(reply, HttpResponse) and reply.status == 409:
+            before = [old for old in self.of_key(sent.key) if old.number < sent.number]
+            sent.conflict = all(old.fate == "refused" for old in before if old.generation == sent.generation)
+        if delivered and isinstance(reply, HttpResponse) and reply.status in REFUSALS:
+            sent.fate = "refused"
+        elif delivered and isinstance(reply, HttpResponse) and sent.task_id is not None:
+            sent.fate = "accepted"
         else:
-            letter.fate = "doubt"
+            sent.fate = "doubt"
             self.lost_answers += 1
-            self.machine.note("net", f"nobody learns what became of letter {letter.number}")
+            self.machine.note("net", f"no process gets the outcome of request {sent.number}")
         if self.watcher is not None:
-            self.watcher.answered(letter, heard)
+            self.watcher.answered(sent, delivered)
 
 
-class Wire:
-    """A process's door to the network: the session's transport."""
+class SimulatedTransport:
+    """A session's transport on the simulated network."""
 
     def __init__(self, network: Network, process: Process, key_of: Callable[[HttpRequest], tuple[str, int]]) -> None:
         self._network = network
@@ -212,32 +214,32 @@ class Wire:
         del fresh_connection  # there are no connections
         key, generation = self._key_of(request)
         creates = request.method == "POST"
-        ordeal = network.draw(creates, key)
-        if ordeal.unsent:
+        disturbance = network.draw(creates, key)
+        if disturbance.unsent:
             network.machine.note(process.name, f"can't send a {request.method}")
             await asyncio.sleep(0.01)
             raise TransportError("connection refused", possibly_sent=False)
-        letter = network.letter(process, request, key, generation)
+        sent = network.new_request(process, request, key, generation)
         if not process.alive or not process.lives_past("before request"):
-            await letter.answer  # never: it is dead
+            await sent.answer  # never: it is dead
         if creates:
-            network.machine.note(process.name, f"POST {key} generation {generation} as letter {letter.number}")
+            network.machine.note(process.name, f"POST {key} generation {generation} as request {sent.number}")
         if network.watcher is not None:
-            network.watcher.left(letter)
-        network.post(letter, ordeal)
+            network.watcher.left(sent)
+        network.post(sent, disturbance)
         process.lives_past("after request")
         try:
             async with asyncio.timeout(timeout_s):
-                reply = await letter.answer
+                reply = await sent.answer
         except TimeoutError:
-            letter.timed_out = True
+            sent.timed_out = True
             raise TransportError("no answer in time", possibly_sent=True) from None
         if isinstance(reply, TransportError):
             raise reply
         return reply
 
 
-def _told_task_id(answer: EmulatedResponse) -> str | None:
+def _task_id_in(answer: EmulatedResponse) -> str | None:
     if answer.status != 200:
         return None
     try:

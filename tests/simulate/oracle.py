@@ -27,10 +27,10 @@ from nanobanana_async.events import Event, JobStateChanged
 from nanobanana_async.gateways.contract import HttpRequest
 from nanobanana_async.jobs import ACTIVE_STATES, JobRecord, JobState
 from nanobanana_async.models import GenerationResult
-from tests.simulate.disk import Disk
-from tests.simulate.machine import Machine, Process
-from tests.simulate.network import Letter, Network
+from tests.simulate.network import Network, SentRequest
 from tests.simulate.plan import Plan
+from tests.support.disk import Disk
+from tests.support.machine import Machine, Process
 
 Outcome = GenerationResult | BaseException
 
@@ -60,7 +60,7 @@ class Oracle:
         self.deliberate: Counter[str] = Counter()
         """Purchases by hand, per job: they may have been made, and may be second ones."""
         self.decided: Counter[str] = Counter()
-        """Decisions by hand, per job, of whatever kind."""
+        """Decisions by hand of any kind, per job."""
         self._wire_keys: dict[tuple[str, int], str | None] = {}
         self._bodies: dict[str, bytes] = {}
         self._given_up: dict[tuple[str, str], float] = {}
@@ -71,77 +71,79 @@ class Oracle:
         self.violations.append(Violation(rule, text, self._machine.time()))
 
     def key_of(self, request: HttpRequest) -> tuple[str, int]:
-        """Read off a create whose job it is; the file says which purchase of that job. A query is nobody's."""
+        """Return the key of a create, by its prompt, and the generation in the ledger file; a poll has no key."""
         if request.body is None:
             return "", 0
         key = str(json.loads(request.body)["prompt"]).split()[0]
         record = self._disk.record(key)
         return key, 0 if record is None else record.generation
 
-    def left(self, letter: Letter) -> None:
+    def left(self, sent: SentRequest) -> None:
         """A request is about to leave: it must be written down, with these bytes, by who sends it."""
-        if not letter.creates:
+        if not sent.creates:
             return
-        found = self._disk.find(letter.key)
+        found = self._disk.find(sent.key)
         if found is None or found[0].state is not JobState.SUBMITTING:
             stands = "nothing" if found is None else found[0].state.value
-            self.find_fault("unwritten", f"{letter.key} was sent, and the ledger holds {stands}")
+            self.find_fault("unwritten", f"{sent.key} was sent, and the ledger holds {stands}")
             return
         record, owner = found
-        if owner != letter.process.owner:
-            self.find_fault("not the owner", f"{letter.key} was sent by {letter.process.name}, who does not own it")
-        if record.body != letter.request.body:
-            self.find_fault("other bytes", f"{letter.key} was sent with bytes that are not in the ledger")
-        self._check_wire_key(letter, record)
-        self._check_repeat(letter)
+        if owner != sent.process.owner:
+            self.find_fault("not the owner", f"{sent.key} was sent by {sent.process.name}, who does not own it")
+        if record.body != sent.request.body:
+            self.find_fault("other bytes", f"{sent.key} was sent with bytes that are not in the ledger")
+        self._check_wire_key(sent, record)
+        self._check_repeat(sent)
 
-    def _check_wire_key(self, letter: Letter, record: JobRecord) -> None:
-        sent, body = letter.wire_key, letter.request.body or b""
-        if sent is None:
+    def _check_wire_key(self, sent: SentRequest, record: JobRecord) -> None:
+        wire_key, body = sent.wire_key, sent.request.body or b""
+        if wire_key is None:
             return
-        known = self._wire_keys.setdefault((letter.key, letter.generation), sent)
-        if known != sent or sent != record.wire_key:
-            self.find_fault("wire key", f"{letter.key} was sent under {sent}, before under {known}")
-        if self._bodies.setdefault(sent, body) != body:
-            self.find_fault("other bytes", f"two bodies were sent under {sent}")
+        known = self._wire_keys.setdefault((sent.key, sent.generation), wire_key)
+        if known != wire_key or wire_key != record.wire_key:
+            self.find_fault("wire key", f"{sent.key} was sent under {wire_key}, before under {known}")
+        if self._bodies.setdefault(wire_key, body) != body:
+            self.find_fault("other bytes", f"two bodies were sent under {wire_key}")
 
-    def _check_repeat(self, letter: Letter) -> None:
-        before = [old for old in self._network.of_key(letter.key) if old.generation == letter.generation]
+    def _check_repeat(self, sent: SentRequest) -> None:
+        before = [old for old in self._network.of_key(sent.key) if old.generation == sent.generation]
         for old in before:
-            if old.process is not letter.process and old.process.alive and not old.answer.done():
-                self.find_fault("two buyers", f"{letter.key} was sent while {old.process.name} waits for its answer")
-        known = self._network.of_key(letter.key)
-        if not self.decided[letter.key] and any(old.conflict for old in known if old.generation < letter.generation):
-            self.find_fault("bought after a conflict", f"{letter.key} was sent anew, and nobody has decided that")
+            if old.process is not sent.process and old.process.alive and not old.answer.done():
+                self.find_fault("two buyers", f"{sent.key} was sent while {old.process.name} waits for its answer")
+        known = self._network.of_key(sent.key)
+        if not self.decided[sent.key] and any(old.conflict for old in known if old.generation < sent.generation):
+            self.find_fault(
+                "bought after a conflict", f"{sent.key} was sent as a new generation without a decision by hand"
+            )
         if all(old.fate == "refused" for old in before):
             return
         if not self._plan.keyed:
-            self.find_fault("repeated without a key", f"{letter.key} was sent again after letter {before[-1].number}")
+            self.find_fault("repeated without a key", f"{sent.key} was sent again after request {before[-1].number}")
             return
         age_s = self._machine.time() - before[0].left_at
         if age_s > self._plan.key_lifetime_s:
-            self.find_fault("expired", f"{letter.key} was sent again {age_s:.3f} s after it was first sent")
+            self.find_fault("expired", f"{sent.key} was sent again {age_s:.3f} s after it was first sent")
 
-    def answered(self, letter: Letter, heard: bool) -> None:
+    def answered(self, sent: SentRequest, delivered: bool) -> None:
         """A create's answer has come: who lives must have waited for it, and must write it down."""
-        process = letter.process
-        if not heard and process.alive and not process.closing and not letter.timed_out and letter.answer.done():
-            self.find_fault("answer dropped", f"{process.name} no longer waited for letter {letter.number}")
-        if heard and letter.fate == "accepted":
-            self._machine.after(PATIENCE_S, lambda: self._check_kept(letter))
+        process = sent.process
+        if not delivered and process.alive and not process.closing and not sent.timed_out and sent.answer.done():
+            self.find_fault("answer dropped", f"{process.name} no longer waited for request {sent.number}")
+        if delivered and sent.fate == "accepted":
+            self._machine.after(PATIENCE_S, lambda: self._check_kept(sent))
 
-    def _check_kept(self, letter: Letter) -> None:
-        record = self._disk.record(letter.key)
-        if not letter.process.alive or letter.key in self._disk.failed_keys:
+    def _check_kept(self, sent: SentRequest) -> None:
+        record = self._disk.record(sent.key)
+        if not sent.process.alive or sent.key in self._disk.failed_keys:
             return
-        if record is None or (record.generation == letter.generation and record.task_id != letter.task_id):
-            self.find_fault("answer dropped", f"{letter.key} is {letter.task_id}: told, and not written down")
+        if record is None or (record.generation == sent.generation and record.task_id != sent.task_id):
+            self.find_fault("answer dropped", f"{sent.key} is {sent.task_id}: answered, and not written down")
 
-    def observer(self, process: Process) -> "Listener":
+    def observer(self, process: Process) -> "EventChecker":
         """Return who listens to a session's events."""
-        return Listener(self, self._machine, self._disk, process)
+        return EventChecker(self, self._machine, self._disk, process)
 
-    def told(self, process: Process, key: str, request_prompt: str, outcome: Outcome) -> None:
+    def check_outcome(self, process: Process, key: str, request_prompt: str, outcome: Outcome) -> None:
         """A caller got a result or an error."""
         match outcome:
             case GenerationResult():
@@ -163,7 +165,7 @@ class Oracle:
         other = record is not None and record.request is not None and record.request.prompt != prompt
         if isinstance(error, LedgerError) and not self._plan.fills_disk:
             self.find_fault("ledger error", f"{key}: {error}")
-        about_a_job = error.key is not None  # else it was raised at the door, and says nothing about any job
+        about_a_job = error.key is not None  # else the call itself was refused, which says nothing about the job
         if (
             error.safe_to_repeat
             and about_a_job
@@ -179,13 +181,13 @@ class Oracle:
         self._machine.after(PATIENCE_S, lambda: self._check_let_go(process, key, at))
 
     def _is_being_bought(self, process: Process, key: str, error: NanoBananaError) -> bool:
-        """Whether a create is on its way; who was refused, or withdrew, can't know what others buy after him."""
+        """Whether a create is in flight; a refused or withdrawn caller can't know what others buy later."""
         known_to_all = not isinstance(error, GatewayError | JobUnfinished | JobWithdrawn)
-        letters = self._network.of_key(key)
-        return any(letter.fate == "open" and (known_to_all or letter.process is process) for letter in letters)
+        creates = self._network.of_key(key)
+        return any(sent.fate == "open" and (known_to_all or sent.process is process) for sent in creates)
 
     def _check_let_go(self, process: Process, key: str, at: float) -> None:
-        if self._given_up[process.name, key] > at:  # somebody has asked for it since
+        if self._given_up[process.name, key] > at:  # another caller has requested it since
             return
         found = self._disk.find(key)
         if key in self._disk.failed_keys:  # then to let go may have failed, too
@@ -216,8 +218,8 @@ class Oracle:
 
     def _judge_record(self, key: str, record: JobRecord, charges: Sequence[JobFacts]) -> None:
         known = {job.task_id: job for job in charges}
-        owed = [letter for letter in self._network.of_key(key) if letter.generation == record.generation]
-        own_charges = {letter.task_id for letter in owed if letter.task_id in known} | self._silent(record, charges)
+        owed = [sent for sent in self._network.of_key(key) if sent.generation == record.generation]
+        own_charges = {sent.task_id for sent in owed if sent.task_id in known} | self._silent(record, charges)
         match record.state:
             case JobState.SUCCEEDED | JobState.FAILED:
                 truth = known.get(record.task_id or "")
@@ -252,13 +254,11 @@ class Oracle:
             case _:
                 fits = isinstance(outcome, NanoBananaError)
         if not fits:
-            self.find_fault(
-                "wrong outcome", f"{key} is {record.state.value}, and its caller was told {outcome!r}"[:300]
-            )
+            self.find_fault("wrong outcome", f"{key} is {record.state.value}, and its caller got {outcome!r}"[:300])
 
 
-class Listener:
-    """A session's observer: what it is told must be in the file by then."""
+class EventChecker:
+    """A session's observer: a state must be in the file before its event."""
 
     def __init__(self, oracle: Oracle, machine: Machine, disk: Disk, process: Process) -> None:
         self._oracle = oracle
@@ -276,4 +276,6 @@ class Listener:
         if record.key in self._disk.failed_keys:
             return
         if stands is None or stands.revision < record.revision:
-            self._oracle.find_fault("told early", f"{record.key} {record.state.value} was told and is not written")
+            self._oracle.find_fault(
+                "reported early", f"{record.key} {record.state.value} was emitted and is not written"
+            )

@@ -1,4 +1,4 @@
-"""What a seed stands for: which gateway, how it behaves, how much goes wrong. All drawn from the seed alone."""
+"""The plan of a seed: the gateway, its behaviour and its faults, drawn from the seed alone."""
 
 import random
 from typing import Literal
@@ -44,7 +44,7 @@ class Plan:
     """How many processes follow each other in a slot."""
     active_s: float
     trouble: float
-    """How many of the requests meet a fault."""
+    """The fraction of requests that meet a fault."""
     latency_s: float
     timeouts: Timeouts
     retry: RetryPolicy
@@ -56,7 +56,7 @@ class Plan:
     rotates_keys: bool
     """The API key is changed between processes; the account has a name."""
     outages: tuple[tuple[float, float, str], ...] = field(factory=tuple)
-    """From when, until when, and how the gateway is away."""
+    """Begin, end and kind of each outage."""
 
     @property
     def gateway_name(self) -> GatewayName:
@@ -75,7 +75,7 @@ class Plan:
 
 
 def plan_of(seed: int) -> Plan:
-    """Draw what a seed stands for."""
+    """Draw the plan of a seed."""
     draw = random.Random(f"{seed} plan")
     scene = SCENES[seed % len(SCENES)]
     lifetime_s = draw.choice((4.0, 15.0, 60.0, 1800.0))

@@ -2,32 +2,23 @@
 
 import asyncio
 import hashlib
-import itertools
 import random
 import tempfile
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 from attrs import frozen
 
-from nanobanana_async import testing
-from nanobanana_async.engine import poller as following
-from nanobanana_async.engine import submitter as buying
-from nanobanana_async.ledger import sqlite
-from tests.simulate.disk import Disk
-from tests.simulate.life import LastLook, Life, Stage
-from tests.simulate.machine import Machine, Process
+from tests.simulate.life import FinalCheck, ProcessLife, Shared
 from tests.simulate.network import Network
 from tests.simulate.oracle import Oracle, Violation
 from tests.simulate.plan import LATEST_S, Scene, plan_of
+from tests.support.disk import Disk, deterministic, memory_folder
+from tests.support.machine import Machine, Process
 
 CALM_S = 7200.0
-"""How long the last look may take."""
+"""How long the final check may take."""
 
 
 @frozen(kw_only=True)
@@ -50,14 +41,14 @@ def play(seed: int) -> Report:
     """Run a seed to its end."""
     plan = plan_of(seed)
     machine = Machine()
-    with tempfile.TemporaryDirectory(dir=_quick_folder()) as folder:
+    with tempfile.TemporaryDirectory(dir=memory_folder()) as folder:
         disk = Disk(machine, Path(folder) / "jobs.sqlite", random.Random(f"{seed} disk"))
         network = Network(machine, plan, disk, random.Random(f"{seed} network"))
         oracle = network.watcher = Oracle(machine, plan, disk, network)
-        drama = Drama(Stage(machine, plan, disk, network, oracle))
-        with _replaced(seed, disk), asyncio.Runner(loop_factory=lambda: machine) as runner:
+        seed_run = SeedRun(Shared(machine, plan, disk, network, oracle))
+        with deterministic(seed, disk), asyncio.Runner(loop_factory=lambda: machine) as runner:
             try:
-                runner.run(drama.played())
+                runner.run(seed_run.run())
             finally:
                 disk.close()
     for crash in machine.crashes:
@@ -66,22 +57,22 @@ def play(seed: int) -> Report:
         seed=seed,
         scene=plan.scene,
         violations=tuple(oracle.violations),
-        counts=drama.counts,
+        counts=seed_run.counts,
         trace=tuple(machine.trace),
     )
 
 
-class Drama:
+class SeedRun:
     """Trouble first, then calm, then the verdict."""
 
-    def __init__(self, stage: Stage) -> None:
-        self._stage = stage
+    def __init__(self, shared: Shared) -> None:
+        self._shared = shared
         self._processes: list[Process] = []
         self.counts: Counter[str] = Counter()
 
-    async def played(self) -> None:
+    async def run(self) -> None:
         """Play it."""
-        stage, plan = self._stage, self._stage.plan
+        shared, plan = self._shared, self._shared.plan
         chance = random.Random(f"{plan.seed} lives")
         slots = [asyncio.Task(self._slot(number, chance)) for number in range(plan.slots)]
         meddling = asyncio.Task(self._meddle(random.Random(f"{plan.seed} meddling")))
@@ -90,82 +81,57 @@ class Drama:
         await asyncio.wait([meddling])
         for slot in slots:
             slot.result()
-        stage.disk.full, stage.network.quiet = False, True
-        stage.world_calms_down()
+        shared.disk.full, shared.network.quiet = False, True
+        shared.world_calms_down()
         await asyncio.sleep(LATEST_S + plan.timeouts.create_s + 20.0)  # what is on its way arrives
-        stage.machine.note("-", "all is calm")
-        last = LastLook(stage)
+        shared.machine.note("-", "all is calm")
+        last = FinalCheck(shared)
         self._processes.append(last.process)
-        await last.lived(CALM_S)
-        stage.oracle.judge(last.outcomes)
+        await last.run(CALM_S)
+        shared.oracle.judge(last.outcomes)
         self._count()
         for process in self._processes:
             await process.bury()
 
     async def _slot(self, number: int, chance: random.Random) -> None:
-        for turn in range(self._stage.plan.lives):
-            life = Life(self._stage, f"p{number}.{turn}", random.Random(f"{self._stage.plan.seed} {number} {turn}"))
+        for turn in range(self._shared.plan.lives):
+            life = ProcessLife(
+                self._shared, f"p{number}.{turn}", random.Random(f"{self._shared.plan.seed} {number} {turn}")
+            )
             self._processes.append(life.process)
-            await life.lived()
+            await life.run()
             await asyncio.sleep(chance.choice((0.0, 1.0, chance.uniform(0.0, 20.0))))
 
     async def _meddle(self, chance: random.Random) -> None:
         """Move the clock, fill the disk."""
-        stage = self._stage
+        shared = self._shared
         while True:
             await asyncio.sleep(chance.uniform(3.0, 30.0))
-            if stage.plan.moves_clock and chance.random() < 0.5:
+            if shared.plan.moves_clock and chance.random() < 0.5:
                 shift = timedelta(seconds=chance.choice((-3600.0, -20.0, 30.0, 3600.0)))
-                stage.machine.wall_clock_offset += shift
-                stage.machine.note("-", f"the clock moves by {shift.total_seconds():g} s")
-            if stage.plan.fills_disk and chance.random() < 0.5:
-                stage.disk.full = True
-                stage.machine.note("-", "the disk is full")
+                shared.machine.wall_clock_offset += shift
+                shared.machine.note("-", f"the clock moves by {shift.total_seconds():g} s")
+            if shared.plan.fills_disk and chance.random() < 0.5:
+                shared.disk.full = True
+                shared.machine.note("-", "the disk is full")
                 await asyncio.sleep(chance.uniform(0.1, 8.0))
-                stage.disk.full = False
-                stage.machine.note("-", "the disk has room again")
+                shared.disk.full = False
+                shared.machine.note("-", "the disk has room again")
 
     def _count(self) -> None:
-        stage, counts = self._stage, self.counts
-        letters = stage.network.letters
-        counts["jobs"] = len(stage.asked)
+        shared, counts = self._shared, self.counts
+        creates = shared.network.creates
+        counts["jobs"] = len(shared.asked)
         counts["processes"] = len(self._processes) - 1
         counts["kills"] = sum(1 for process in self._processes if not process.alive)
-        counts["creates"] = len(letters)
-        counts["in doubt"] = stage.network.lost_answers
-        counts["repeats"] = len(letters) - len({(letter.key, letter.generation) for letter in letters})
-        counts["settled"] = stage.settled
-        for key in stage.asked:
-            charges, allowed = len(stage.oracle.charges(key)), 1 + stage.oracle.deliberate[key]
+        counts["creates"] = len(creates)
+        counts["in doubt"] = shared.network.lost_answers
+        counts["repeats"] = len(creates) - len({(sent.key, sent.generation) for sent in creates})
+        counts["resolved"] = shared.resolved
+        for key in shared.asked:
+            charges, allowed = len(shared.oracle.charges(key)), 1 + shared.oracle.deliberate[key]
             counts["charges"] += charges
-            counts["by hand"] += stage.oracle.deliberate[key]
+            counts["by hand"] += shared.oracle.deliberate[key]
             counts["doubles"] += max(0, charges - allowed)
-            record = stage.disk.record(key)
+            record = shared.disk.record(key)
             counts["lost" if record is None else record.state.value] += 1
-
-
-@contextmanager
-def _replaced(seed: int, disk: Disk) -> Iterator[None]:
-    """Put what a seed decides in the place of threads and of chance."""
-    numbers = itertools.count()
-    chance: Any = SimpleNamespace(Random=lambda: random.Random(f"{seed} jitter {next(numbers)}"))
-    # Nothing here waits for another thread: where nothing is scheduled, nothing will come.
-    instead: list[tuple[Any, str, Any]] = [
-        (sqlite, "Writer", disk.writer),
-        (buying, "random", chance),
-        (following, "random", chance),
-        (testing, "DEADLOCK_S", 0.01),
-    ]
-    before = [getattr(module, name) for module, name, _ in instead]
-    for module, name, value in instead:
-        setattr(module, name, value)
-    try:
-        yield
-    finally:
-        for (module, name, _), value in zip(instead, before, strict=True):
-            setattr(module, name, value)
-
-
-def _quick_folder() -> str | None:
-    memory = Path("/dev/shm")
-    return str(memory) if memory.is_dir() else None

@@ -1,4 +1,4 @@
-"""What many seeds came to, as a table."""
+"""Totals of many seeds, as a table."""
 
 from collections import Counter
 from collections.abc import Iterable
@@ -18,7 +18,7 @@ COLUMNS = (
     "by hand",
     "doubles",
     "lost",
-    "settled",
+    "resolved",
     "succeeded",
     "failed",
     "refused",
@@ -28,7 +28,7 @@ COLUMNS = (
 )
 _NOTE = (
     'In "apimall short" the gateway forgets keys before `key_lifetime_s` is over: there the promise does not hold,\n'
-    "and doubles are counted without being violations. `by hand` are purchases that somebody decided on deliberately."
+    "and doubles are counted without being violations. `by hand` are deliberate purchases with `buy_again`."
 )
 
 

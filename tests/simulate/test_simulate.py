@@ -4,21 +4,19 @@ The long forms are `python -m tests.simulate --seeds 1000` and `python -m tests.
 """
 
 import functools
-import logging
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.simulate import __main__ as command
-from tests.simulate.mutations import MUTATIONS, Mutation
+from tests.simulate.mutations import MUTATIONS, SeedMutation
 from tests.simulate.plan import SCENES, plan_of
 from tests.simulate.seed import play
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("quiet_log")]
 
 SEEDS = 20
 COMPARED = 10
@@ -27,35 +25,25 @@ FORGETFUL = 9
 """A seed in which the gateway forgets a key too soon and charges twice."""
 ROOT = Path(os.path.abspath(__file__)).parents[2]
 
-
-@pytest.fixture(autouse=True)
-def _quietly() -> Iterator[None]:
-    log = logging.getLogger("nanobanana_async")
-    before = log.level
-    log.setLevel(logging.CRITICAL)
-    yield
-    log.setLevel(before)
-
-
 report_of = functools.cache(play)
 
 
-def test_no_promise_is_broken_in_twenty_seeds(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_twenty_seeds_break_no_promise(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(command, "play", report_of)
     said: list[str] = []
     broken = command.run(range(SEEDS), said.append)
     assert not broken, "\n".join(said)
 
 
-def test_the_same_seed_gives_the_same_trace() -> None:
+def test_same_seed_gives_the_same_trace() -> None:
     traces = [(report_of(seed).trace, play(seed).trace) for seed in range(COMPARED)]
     assert all(first == second for first, second in traces)
     assert len({trace for trace, _ in traces}) == COMPARED
 
 
-def test_another_process_with_other_hashes_sees_the_same_trace() -> None:
+def test_trace_does_not_depend_on_hash_seed() -> None:
     code = f"from tests.simulate.seed import play\nfor seed in range({HASHED}): print(play(seed).digest)"
-    told = subprocess.run(
+    other = subprocess.run(
         [sys.executable, "-c", code],
         env={**os.environ, "PYTHONHASHSEED": "7"},
         cwd=ROOT,
@@ -63,21 +51,21 @@ def test_another_process_with_other_hashes_sees_the_same_trace() -> None:
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
     )
-    assert told.stdout.decode().split() == [report_of(seed).digest for seed in range(HASHED)]
+    assert other.stdout.decode().split() == [report_of(seed).digest for seed in range(HASHED)]
 
 
-def test_the_seeds_meet_every_scene_and_every_kind_of_trouble() -> None:
+def test_seeds_cover_every_scene_and_fault() -> None:
     plans = [plan_of(seed) for seed in range(SEEDS)]
     assert {plan.scene for plan in plans} == set(SCENES)
     assert any(plan.moves_clock for plan in plans)
     assert any(plan.fills_disk for plan in plans)
     assert any(plan.outages for plan in plans)
     reports = [report_of(seed) for seed in range(SEEDS)]
-    for met in ("kills", "in doubt", "repeats", "settled", "by hand", "succeeded", "failed", "uncertain", "refused"):
+    for met in ("kills", "in doubt", "repeats", "resolved", "by hand", "succeeded", "failed", "uncertain", "refused"):
         assert any(report.counts[met] for report in reports), met
 
 
-def test_a_gateway_that_forgets_keys_too_soon_charges_twice_and_the_table_says_so() -> None:
+def test_table_counts_double_charges_of_a_forgetful_gateway() -> None:
     report = report_of(FORGETFUL)
     assert report.scene == "apimall short"
     assert report.counts["doubles"] > 0
@@ -90,13 +78,13 @@ def test_a_deliberate_bug_is_caught(number: int) -> None:
     assert command.check(number, MUTATIONS[number], said.append, first=MUTATIONS[number].seed), said
 
 
-def test_a_bug_that_breaks_nothing_is_reported_as_missed() -> None:
+def test_harmless_mutation_is_reported_as_not_caught() -> None:
     said: list[str] = []
-    assert not command.check(0, Mutation("no bug", list, ("double",), within=3), said.append)
+    assert not command.check(0, SeedMutation("no bug", list, ("double",), within=3), said.append)
     assert said == [" 0 no bug: NOT CAUGHT within 3 seeds"]
 
 
-def test_a_broken_seed_prints_the_command_that_replays_it(capsys: pytest.CaptureFixture[str]) -> None:
+def test_broken_seed_prints_its_replay_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert command.main(["--seed", "0", "--verbose", "--mutation", "0"]) == 1
     said = capsys.readouterr().out
     assert "replay: python -m tests.simulate --seed 0 --verbose" in said

@@ -1,4 +1,4 @@
-"""Read by type checkers, never run: what a user's editor tells about the public names.
+"""Read by type checkers, never run: the types of the public names in a user's editor.
 
 Each `type: ignore` stands for an error that the checker must find; mypy complains about one that is not needed.
 """

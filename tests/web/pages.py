@@ -1,4 +1,4 @@
-"""The applications of docs/web.md, as they stand there."""
+"""The applications of docs/web.md, read from the page."""
 
 import re
 from pathlib import Path

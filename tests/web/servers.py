@@ -1,4 +1,4 @@
-"""Web servers in processes of their own, as they are run in earnest: to be asked, stopped, killed and started again."""
+"""Web servers in processes of their own, which tests start, call, stop and kill."""
 
 import asyncio
 import os
@@ -19,7 +19,7 @@ STUDIO = ROOT / "docs/examples/studio"
 
 
 def free_port() -> int:
-    """Return a port that nobody uses."""
+    """Return an unused port."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
@@ -46,10 +46,10 @@ class Server:
         async with asyncio.timeout(20), aiohttp.ClientSession() as http:
             while self._process.returncode is None:
                 with suppress(aiohttp.ClientError):
-                    async with http.get(f"{self.url}/is-anybody-there"):
+                    async with http.get(f"{self.url}/is-it-up"):
                         return
                 await asyncio.sleep(0.05)
-        raise AssertionError(f"the server did not start:\n{self.told()}")
+        raise AssertionError(f"the server did not start:\n{self.log_text()}")
 
     async def stop(self, *, within_s: float = 15) -> None:
         """Ask it to stop, as an operator does, and wait until it has."""
@@ -58,7 +58,7 @@ class Server:
         async with asyncio.timeout(within_s):
             code = await self._process.wait()
         # A single uvicorn ends with the signal that it was sent, after it has closed everything.
-        assert code in (0, -signal.SIGTERM), self.told()
+        assert code in (0, -signal.SIGTERM), self.log_text()
 
     async def kill(self) -> None:
         """Kill it with all its workers, wherever they are."""
@@ -67,14 +67,14 @@ class Server:
                 os.killpg(self._process.pid, signal.SIGKILL)
             await self._process.wait()
 
-    def told(self) -> str:
+    def log_text(self) -> str:
         """Return what it has logged."""
         return self.log.read_text("utf-8", "replace")
 
 
 @asynccontextmanager
 async def running(server: Server) -> AsyncIterator[Server]:
-    """Run a server until the end of the block, whatever happens in it."""
+    """Run a server until the end of the block, also when it raises."""
     try:
         await server.start()
         yield server

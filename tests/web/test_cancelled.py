@@ -12,8 +12,8 @@ import pytest
 from nanobanana_async import JobState
 from nanobanana_async.emulator import Emulator, LogNormal, RandomFault, faults
 from nanobanana_async.emulator.messages import Endpoint
+from tests.web.orders import all_ended, check_paid, headers_of
 from tests.web.pages import put
-from tests.web.scenes import all_ended, check_paid, headers_of
 from tests.web.servers import Server, free_port, pointed_at, running, uvicorn
 
 pytestmark = pytest.mark.slow
@@ -40,14 +40,14 @@ def aiohttp_web(folder: Path, emulator: Emulator) -> Server:
 async def hang_up(
     http: aiohttp.ClientSession, url: str, number: int, rng: random.Random, patience_s: float | None = None
 ) -> str:
-    """Call at a random moment, wait for `patience_s`, by default a random time; tell how it went."""
+    """Call at a random moment, wait for `patience_s`, by default a random time; return the outcome."""
     begin_s = rng.uniform(0, ARRIVING_S)
     patience_s = patience_s or rng.uniform(0, PATIENCE_S)
     await asyncio.sleep(begin_s)
     try:
         async with asyncio.timeout(patience_s):
-            wish = {"prompt": f"a fox, number {number}"}
-            async with http.post(f"{url}/images", json=wish, headers=headers_of(number)) as answer:
+            request = {"prompt": f"a fox, number {number}"}
+            async with http.post(f"{url}/images", json=request, headers=headers_of(number)) as answer:
                 return "answered" if "/cdn/" in await answer.text() else "sent away"
     except TimeoutError:
         return "hung up"
@@ -79,12 +79,12 @@ async def test_two_hundred_cancelled_requests_lose_nothing(tmp_path: Path, kille
                     await server.kill()
                 else:
                     await server.stop()
-            told = Counter(caller.result() for caller in [patient, *callers])
+            outcomes = Counter(caller.result() for caller in [patient, *callers])
             await server.start()
             records = await all_ended(tmp_path / "jobs.sqlite")
             ended = await check_paid(emulator, records)
-        print(f"callers {dict(told)}, jobs {dict(ended)}, answers lost {emulator.stats().lost_creates}")
-        assert told["hung up"] >= CALLERS / 4
-        assert told["answered"] > 0
+        print(f"callers {dict(outcomes)}, jobs {dict(ended)}, answers lost {emulator.stats().lost_creates}")
+        assert outcomes["hung up"] >= CALLERS / 4
+        assert outcomes["answered"] > 0
         assert ended[JobState.SUCCEEDED] >= CALLERS / 4
         assert emulator.stats().lost_creates >= 1

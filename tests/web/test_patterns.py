@@ -1,4 +1,4 @@
-"""The applications of docs/web.md behind real servers: orders on their way when they are stopped, and what is left."""
+"""The applications of docs/web.md behind real servers: unfinished orders at a stop, and refused orders."""
 
 import asyncio
 from collections import Counter
@@ -9,10 +9,10 @@ import pytest
 
 from nanobanana_async import JobState
 from nanobanana_async.emulator import Emulator, Fixed, RandomFault, faults
-from tests.durability.scenes import written
-from tests.end_to_end.scenes import received
+from tests.support.ledger_file import written
+from tests.support.loopback import received
+from tests.web.orders import all_ended, check_paid, headers_of, ordered
 from tests.web.pages import put
-from tests.web.scenes import all_ended, check_paid, headers_of, ordered
 from tests.web.servers import Server, free_port, pointed_at, running, uvicorn
 
 pytestmark = pytest.mark.slow
@@ -30,8 +30,8 @@ def server_of(name: str, folder: Path, emulator: Emulator) -> Server:
 
 
 @pytest.mark.parametrize("name", APPS)
-async def test_what_is_on_its_way_when_the_server_is_stopped_is_finished_by_the_next(name: str, tmp_path: Path) -> None:
-    slow = RandomFault(1.0, faults.delay(0.4), "apimall.create")  # so the stop meets POSTs on the wire
+async def test_unfinished_jobs_are_finished_by_the_next_server(name: str, tmp_path: Path) -> None:
+    slow = RandomFault(1.0, faults.delay(0.4), "apimall.create")  # so the stop meets creates in flight
     async with Emulator(job_limit=4, duration=Fixed(0.3), image_scale=0.02, chances=[slow]) as emulator:
         server = server_of(name, tmp_path, emulator)
         async with running(server), aiohttp.ClientSession() as http:
@@ -52,23 +52,23 @@ async def test_what_is_on_its_way_when_the_server_is_stopped_is_finished_by_the_
                 assert (await answer.json())["state"] == "succeeded"
             async with http.get(f"{server.url}/jobs/nobody-knows-this-key") as answer:
                 assert answer.status == 404
-        assert "Traceback" not in server.told()
+        assert "Traceback" not in server.log_text()
 
 
-async def test_fastapi_says_why_an_order_is_not_taken(tmp_path: Path) -> None:
+async def test_fastapi_gives_the_reason_of_a_refusal(tmp_path: Path) -> None:
     async with Emulator(duration=Fixed(0.05), image_scale=0.02) as emulator:
         server = server_of("fastapi_app", tmp_path, emulator)
         async with running(server), aiohttp.ClientSession() as http:
             await ordered(http, server.url, 0)
-            for wish, number, status in (({"prompt": "another fox"}, 0, 409), ({"prompt": " "}, 1, 400)):
-                async with http.post(f"{server.url}/jobs", json=wish, headers=headers_of(number)) as answer:
+            for request, number, status in (({"prompt": "another fox"}, 0, 409), ({"prompt": " "}, 1, 400)):
+                async with http.post(f"{server.url}/jobs", json=request, headers=headers_of(number)) as answer:
                     assert answer.status == status
             async with http.post(f"{server.url}/jobs", json={"prompt": "a fox"}) as answer:
                 assert answer.status == 422
         assert emulator.stats().creates_accepted <= 1
 
 
-async def test_aiohttp_answers_202_when_a_picture_takes_too_long_and_the_picture_comes_all_the_same(
+async def test_aiohttp_answers_202_for_a_slow_image_that_still_arrives(
     tmp_path: Path,
 ) -> None:
     async with Emulator(duration=Fixed(1.0), image_scale=0.02) as emulator:
@@ -77,8 +77,8 @@ async def test_aiohttp_answers_202_when_a_picture_takes_too_long_and_the_picture
         port = free_port()
         server = Server([str(file)], port, {**pointed_at(emulator), "PORT": str(port)}, tmp_path)
         async with running(server), aiohttp.ClientSession() as http:
-            wish = {"prompt": "a slow fox"}
-            async with http.post(f"{server.url}/images", json=wish, headers=headers_of(1)) as answer:
+            request = {"prompt": "a slow fox"}
+            async with http.post(f"{server.url}/images", json=request, headers=headers_of(1)) as answer:
                 assert answer.status == 202
             records = await all_ended(tmp_path / "jobs.sqlite")
             assert await check_paid(emulator, records) == {JobState.SUCCEEDED: 1}

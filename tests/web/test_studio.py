@@ -1,4 +1,4 @@
-"""The studio's API, its workers on one ledger, and its ends."""
+"""The studio example: its API, several workers on one ledger, stops and kills."""
 
 import asyncio
 import json
@@ -13,8 +13,8 @@ import pytest
 
 from nanobanana_async import JobState
 from nanobanana_async.emulator import Emulator, Fixed, faults
-from tests.durability.scenes import written
-from tests.web.scenes import all_ended, check_paid, headers_of
+from tests.support.ledger_file import written
+from tests.web.orders import all_ended, check_paid, headers_of
 from tests.web.servers import ROOT, STUDIO, free_port, running, studio
 
 pytestmark = pytest.mark.slow
@@ -23,7 +23,7 @@ JSON = {"Content-Type": "application/json"}
 
 
 async def order(http: aiohttp.ClientSession, url: str, number: int, prompt: str = "a fox") -> dict[str, Any]:
-    """Order a picture; return its card."""
+    """Order an image; return its card."""
     async with http.post(f"{url}/api/jobs", json={"prompt": prompt}, headers=headers_of(number)) as answer:
         assert answer.status == 202, await answer.text()
         card: dict[str, Any] = await answer.json()
@@ -39,7 +39,7 @@ async def asked(http: aiohttp.ClientSession, url: str) -> Any:
 
 
 async def until_shown(http: aiohttp.ClientSession, url: str, key: str, state: str) -> None:
-    """Listen to what the page is told until it is told that a job is in this state."""
+    """Read the page's events until one shows the job in this state."""
     async with asyncio.timeout(5), http.get(f"{url}/api/events") as events:
         async for line in events.content:
             cards = json.loads(line.removeprefix(b"data: ")) if line.startswith(b"data: ") else []
@@ -48,7 +48,7 @@ async def until_shown(http: aiohttp.ClientSession, url: str, key: str, state: st
     raise AssertionError("the events have ended")
 
 
-async def test_an_order_is_taken_once_checked_and_its_picture_served(tmp_path: Path) -> None:
+async def test_order_is_bought_once_and_its_image_served(tmp_path: Path) -> None:
     async with Emulator(duration=Fixed(0.2), image_scale=0.05) as emulator, aiohttp.ClientSession() as http:
         async with running(studio(tmp_path, emulator)) as server:
             async with asyncio.TaskGroup() as group:  # a retry, ten times over
@@ -56,8 +56,8 @@ async def test_an_order_is_taken_once_checked_and_its_picture_served(tmp_path: P
             (status_url,) = {order.result()["status_url"] for order in orders}
             card = await asked(http, f"{server.url}{status_url}?wait_s=10")
             assert (card["state"], card["prompt"], card["error"]) == ("succeeded", "a fox", None)
-            async with http.get(f"{server.url}{card['images'][0]}") as picture:
-                assert picture.content_type == "image/png"
+            async with http.get(f"{server.url}{card['images'][0]}") as image:
+                assert image.content_type == "image/png"
             assert await asked(http, f"{server.url}/api/jobs") == {"jobs": [card]}
 
             wrong: list[tuple[int, dict[str, str], str | bytes]] = [
@@ -81,11 +81,11 @@ async def test_an_order_is_taken_once_checked_and_its_picture_served(tmp_path: P
                 async with http.get(f"{server.url}{path}") as answer:
                     assert answer.status == 404
             await server.stop()
-        assert "Traceback" not in server.told()
+        assert "Traceback" not in server.log_text()
         assert (emulator.stats().creates_accepted, emulator.stats().double_charges) == (1, 0)
 
 
-async def test_one_worker_shows_awaits_and_takes_over_the_jobs_of_another(tmp_path: Path) -> None:
+async def test_worker_shows_and_adopts_jobs_of_another(tmp_path: Path) -> None:
     async with Emulator(duration=Fixed(1.5), image_scale=0.05) as emulator, aiohttp.ClientSession() as http:
         ones, twos = studio(tmp_path, emulator), studio(tmp_path, emulator)
         async with running(ones) as one, running(twos) as two:
@@ -103,7 +103,7 @@ async def test_one_worker_shows_awaits_and_takes_over_the_jobs_of_another(tmp_pa
             assert await check_paid(emulator, records) == {JobState.SUCCEEDED: 2}
 
 
-async def test_two_workers_stop_though_pages_listen_and_the_next_ones_finish(tmp_path: Path) -> None:
+async def test_workers_stop_with_open_pages_and_successors_finish(tmp_path: Path) -> None:
     async with Emulator(duration=Fixed(1.0), image_scale=0.05, job_limit=3) as emulator:
         server = studio(tmp_path, emulator, workers=2)
         async with running(server), aiohttp.ClientSession() as http:
@@ -116,12 +116,12 @@ async def test_two_workers_stop_though_pages_listen_and_the_next_ones_finish(tmp
             await server.start()
             records = await all_ended(tmp_path / "data/jobs.sqlite")
             assert await check_paid(emulator, records) == {JobState.SUCCEEDED: 8}
-            for key in records:  # also those whose job had ended when their picture was not yet fetched
+            for key in records:  # also those whose job had ended when their image was not yet fetched
                 card = await asked(http, f"{server.url}/api/jobs/{key}?wait_s=5")
                 assert len(card["images"]) == 1
 
 
-async def test_a_callback_reaches_any_worker_and_finds_the_job_whose_answer_is_lost(tmp_path: Path) -> None:
+async def test_callback_to_any_worker_resolves_a_lost_answer(tmp_path: Path) -> None:
     async with Emulator(duration=Fixed(0.5), image_scale=0.05) as emulator, aiohttp.ClientSession() as http:
         async with running(studio(tmp_path, emulator, workers=2, gateway="defapi", callbacks=True)) as server:
             emulator.queue_faults("defapi.create", None, None, None, faults.reset(processed=True))
@@ -136,7 +136,7 @@ async def test_a_callback_reaches_any_worker_and_finds_the_job_whose_answer_is_l
         assert (stats.callbacks_sent, stats.callbacks_failed, stats.lost_creates) == (4, 0, 1)
 
 
-async def test_one_command_starts_it_and_ctrl_c_ends_it(tmp_path: Path) -> None:
+async def test_one_command_starts_and_ctrl_c_ends_the_server(tmp_path: Path) -> None:
     command = re.search(
         r"^python (docs/examples/studio/run\.py)$", (STUDIO / "README.md").read_text("utf-8"), re.MULTILINE
     )
@@ -170,5 +170,5 @@ async def test_one_command_starts_it_and_ctrl_c_ends_it(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["index.html", "studio.js", "studio.css"])
-def test_the_page_asks_nobody_else(name: str) -> None:
+def test_page_requests_no_other_host(name: str) -> None:
     assert re.findall(r"(?:https?:)?//[a-z0-9.-]+\.[a-z]{2,}", (STUDIO / "page" / name).read_text("utf-8")) == []

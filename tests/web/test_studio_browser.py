@@ -1,4 +1,4 @@
-"""The studio in a real Chromium: orders, pictures that arrive, and a server that dies in the middle.
+"""The studio in a real Chromium: orders, images that arrive, and a server that is killed.
 
 Skipped where Playwright or Chromium is missing; `NANOBANANA_TEST_CHROMIUM` names another browser than `chromium`.
 """
@@ -37,7 +37,7 @@ class Visit:
         self.page = page
         self.server = server
         self.complaints: list[str] = []
-        self.elsewhere: list[str] = []
+        self.foreign_urls: list[str] = []
         page.on("pageerror", lambda error: self.complaints.append(str(error)))
         page.on("console", lambda message: self.complaints.append(message.text))
         page.on("dialog", lambda dialog: self.complaints.append(dialog.message))
@@ -45,7 +45,7 @@ class Visit:
 
     def _asked(self, url: str) -> None:
         if not url.startswith(f"{self.server.url}/"):
-            self.elsewhere.append(url)
+            self.foreign_urls.append(url)
 
     @property
     def cards(self) -> Locator:
@@ -58,7 +58,7 @@ class Visit:
         await self.page.keyboard.press("Enter")
 
     async def sees(self, prompt: str) -> None:
-        """Wait for a picture that is really there."""
+        """Wait until the image of a prompt has loaded."""
         card = self.cards.filter(has_text=prompt)
         await expect(card).to_have_count(1)
         await expect(card).to_have_attribute("data-state", "succeeded", timeout=15_000)
@@ -69,7 +69,7 @@ class Visit:
 
 @asynccontextmanager
 async def visiting(server: Server) -> AsyncIterator[Visit]:
-    """Open the page in a browser; whatever the test does, the page asks nobody else and runs nothing foreign."""
+    """Open the page in a browser; check at the end that it requested no other host and ran no foreign script."""
     executable = (
         os.environ.get("NANOBANANA_TEST_CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
     )
@@ -85,15 +85,15 @@ async def visiting(server: Server) -> AsyncIterator[Visit]:
         yield visit
         assert await visit.page.evaluate("window.pwned") is None
         await browser.close()
-    assert visit.elsewhere == []
+    assert visit.foreign_urls == []
 
 
 def paid(stats: EmulatorStats, times: int) -> bool:
-    """Tell whether exactly so many jobs were bought, none of them twice."""
+    """Return whether exactly so many jobs were bought, none of them twice."""
     return (stats.creates_accepted, stats.double_charges) == (times, 0)
 
 
-async def test_a_prompt_is_typed_and_its_picture_arrives(tmp_path: Path) -> None:
+async def test_typed_prompt_shows_its_image(tmp_path: Path) -> None:
     async with (
         Emulator(duration=Fixed(0.6), image_scale=0.1) as emulator,
         running(studio(tmp_path, emulator)) as server,
@@ -122,7 +122,7 @@ async def test_a_prompt_is_typed_and_its_picture_arrives(tmp_path: Path) -> None
         assert paid(emulator.stats(), 1)
 
 
-async def test_the_server_is_killed_in_the_middle_and_the_picture_arrives_all_the_same(tmp_path: Path) -> None:
+async def test_image_arrives_after_the_server_was_killed(tmp_path: Path) -> None:
     async with Emulator(duration=Fixed(1.5), image_scale=0.1) as emulator:
         async with running(studio(tmp_path, emulator)) as server, visiting(server) as visit:
             line = visit.page.locator("#line")
@@ -140,7 +140,7 @@ async def test_the_server_is_killed_in_the_middle_and_the_picture_arrives_all_th
         assert paid(emulator.stats(), 2)
 
 
-async def test_a_double_click_and_a_lost_answer_buy_once(tmp_path: Path) -> None:
+async def test_double_click_and_lost_answer_buy_once(tmp_path: Path) -> None:
     async with (
         Emulator(duration=Fixed(0.2), image_scale=0.1) as emulator,
         running(studio(tmp_path, emulator)) as server,
@@ -174,7 +174,7 @@ async def test_a_double_click_and_a_lost_answer_buy_once(tmp_path: Path) -> None
         assert paid(emulator.stats(), 2)
 
 
-async def test_what_went_wrong_is_seen_and_hostile_words_stay_words(tmp_path: Path) -> None:
+async def test_errors_are_shown_and_hostile_text_stays_text(tmp_path: Path) -> None:
     async with Emulator(duration=Fixed(0.2), image_scale=0.1) as emulator:
         server = studio(tmp_path, emulator, gateway="defapi")
         async with running(server), visiting(server) as visit:

@@ -1,4 +1,4 @@
-"""An endpoint that waits for its picture in a response that is cancelled when the client hangs up."""
+"""An endpoint that waits for its image in a response that is cancelled when the client hangs up."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -27,16 +27,16 @@ async def lifespan(app: Starlette) -> AsyncIterator[State]:
         yield {"session": session}
 
 
-async def picture(request: Request) -> Response:
-    """Buy a picture and tell where it is."""
+async def image(request: Request) -> Response:
+    """Buy an image and return its URL."""
     session: Session = request.state.session
     prompt = (await request.json())["prompt"]
 
-    async def told() -> AsyncIterator[str]:
+    async def events() -> AsyncIterator[str]:
         result = await session.generate(prompt, idempotency_key=request.headers["idempotency-key"])
         yield result.url
 
-    return EventSourceResponse(told())
+    return EventSourceResponse(events())
 
 
-app = Starlette(routes=[Route("/images", picture, methods=["POST"])], lifespan=lifespan)
+app = Starlette(routes=[Route("/images", image, methods=["POST"])], lifespan=lifespan)

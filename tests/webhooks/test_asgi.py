@@ -7,21 +7,21 @@ import pytest
 from nanobanana_async import JobState, Session
 from nanobanana_async.testing import FakeTransport
 from nanobanana_async.webhooks import BODY_S, MAX_BODY, CallbackReceiver, Message
-from tests.end_to_end.scenes import until
-from tests.engine.scenes import defapi, now, virtually
-from tests.webhooks.scenes import (
-    HANGS_UP,
+from tests.support.callbacks import (
+    DISCONNECT,
     KEY,
     PUBLIC,
     Answer,
-    CallingShop,
+    CallbackGateway,
     Piece,
     Wait,
     ask,
+    callback_body,
     calling,
     http_scope,
-    said,
 )
+from tests.support.fakes import defapi, now, virtually
+from tests.support.loopback import until
 
 JOB_S = 20.0
 
@@ -41,15 +41,15 @@ async def name_and_token(session: Session, key: str = KEY) -> tuple[str, str]:
     ],
 )
 @virtually
-async def test_it_may_be_mounted_anywhere(path: str, root_path: str) -> None:
-    async with calling(CallingShop().answer) as (session, receiver, _):
+async def test_app_can_be_mounted_anywhere(path: str, root_path: str) -> None:
+    async with calling(CallbackGateway().answer) as (session, receiver, _):
         whole = path.format("/".join(await name_and_token(session)))
         assert (await ask(receiver, whole, root_path=root_path)).status == 200
 
 
 @virtually
-async def test_whatever_is_not_a_jobs_url_gets_one_and_the_same_404() -> None:
-    async with calling(CallingShop().answer) as (session, receiver, _):
+async def test_other_urls_get_the_same_404() -> None:
+    async with calling(CallbackGateway().answer) as (session, receiver, _):
         name, token = await name_and_token(session)
         other, _ = await name_and_token(session, "order-2")
         right = f"/callbacks/{name}/{token}"
@@ -75,60 +75,60 @@ async def test_whatever_is_not_a_jobs_url_gets_one_and_the_same_404() -> None:
             "/",
             "",
         )
-        answers += [await ask(receiver, path, [said("t1")]) for path in paths]
+        answers += [await ask(receiver, path, [callback_body("t1")]) for path in paths]
         assert set(answers) == {Answer(404, ((b"content-length", b"0"),), b"")}
         assert (await ask(receiver, right)).status == 200
 
 
 @virtually
-async def test_a_wrong_token_is_answered_before_its_body_has_come() -> None:
-    async with calling(CallingShop().answer) as (_, receiver, _):
+async def test_wrong_token_is_answered_before_the_body() -> None:
+    async with calling(CallbackGateway().answer) as (_, receiver, _):
         assert (await ask(receiver, "/callbacks/b3JkZXItMQ/nonsense", [Wait(100.0)])).status == 404
         assert now() < 1.0
 
 
 BODIES: dict[str, tuple[list[Piece], float]] = {
-    "whole": ([said("t1")], 0.0),
-    "byte by byte": ([bytes([byte]) for byte in said("t1")], 0.0),
-    "with empty pieces between": ([b"", said("t1")[:9], b"", said("t1")[9:], b""], 0.0),
-    "slowly": ([said("t1")[:9], Wait(2.0), said("t1")[9:]], 2.0),
-    "too slowly": ([said("t1")[:9], Wait(60.0), said("t1")[9:]], BODY_S),
+    "whole": ([callback_body("t1")], 0.0),
+    "byte by byte": ([bytes([byte]) for byte in callback_body("t1")], 0.0),
+    "with empty pieces between": ([b"", callback_body("t1")[:9], b"", callback_body("t1")[9:], b""], 0.0),
+    "slowly": ([callback_body("t1")[:9], Wait(2.0), callback_body("t1")[9:]], 2.0),
+    "too slowly": ([callback_body("t1")[:9], Wait(60.0), callback_body("t1")[9:]], BODY_S),
     "dripping": ([piece for _ in range(40) for piece in (b" ", Wait(1.0))], BODY_S),
     "not at all": ([b""], 0.0),
-    "cut off": ([said("t1")[:9], HANGS_UP], 0.0),
-    "hung up at once": ([HANGS_UP], 0.0),
-    "as long as is read": ([said("t1").ljust(MAX_BODY)], 0.0),
-    "too long": ([said("t1").ljust(MAX_BODY + 1)], 0.0),
+    "cut off": ([callback_body("t1")[:9], DISCONNECT], 0.0),
+    "hung up at once": ([DISCONNECT], 0.0),
+    "as long as is read": ([callback_body("t1").ljust(MAX_BODY)], 0.0),
+    "too long": ([callback_body("t1").ljust(MAX_BODY + 1)], 0.0),
     "without end": ([b"x" * 1000] * 10_000, 0.0),
 }
 
 
 @pytest.mark.parametrize("how", BODIES)
 @virtually
-async def test_however_a_body_comes_the_job_is_asked_about_once(how: str) -> None:
+async def test_body_in_any_pieces_causes_one_poll(how: str) -> None:
     pieces, takes_s = BODIES[how]
-    shop = CallingShop(job_s=JOB_S)
-    async with calling(shop.answer) as (session, receiver, _):
+    gateway = CallbackGateway(job_s=JOB_S)
+    async with calling(gateway.answer) as (session, receiver, _):
         job = await session.submit("a fox")
         await job.accepted()
         await asyncio.sleep(JOB_S)
         begun = now()
-        assert (await ask(receiver, shop.url().removeprefix("https://app.example"), pieces)).status == 200
+        assert (await ask(receiver, gateway.url().removeprefix("https://app.example"), pieces)).status == 200
         assert now() - begun == pytest.approx(takes_s, abs=0.01)
         await asyncio.sleep(0.1)
         assert job.state is JobState.SUCCEEDED
-    assert shop.looks == ["t1"]
+    assert gateway.polled == ["t1"]
 
 
 @virtually
-async def test_who_has_hung_up_needs_no_answer() -> None:
+async def test_disconnected_client_gets_no_answer() -> None:
     async def receive() -> Message:
         return {"type": "http.disconnect"}
 
     async def send(_: Message) -> None:
         raise OSError("the connection is gone")
 
-    async with calling(CallingShop().answer) as (session, receiver, _):
+    async with calling(CallbackGateway().answer) as (session, receiver, _):
         path = f"/callbacks/{'/'.join(await name_and_token(session))}"
         await receiver(http_scope(path), receive, send)
 
@@ -149,13 +149,13 @@ async def lifespan(app: CallbackReceiver) -> list[str]:
 
 
 @virtually
-async def test_it_can_be_the_whole_application() -> None:
-    async with calling(CallingShop().answer) as (_, receiver, _):
+async def test_receiver_can_be_the_whole_application() -> None:
+    async with calling(CallbackGateway().answer) as (_, receiver, _):
         assert await lifespan(receiver) == ["lifespan.startup.complete", "lifespan.shutdown.complete"]
 
 
 @virtually
-async def test_websockets_are_refused_and_what_asgi_may_bring_some_day_is_said_to_be_unknown() -> None:
+async def test_websocket_and_unknown_scopes_are_refused() -> None:
     sent: list[Message] = []
 
     async def receive() -> Message:
@@ -164,18 +164,18 @@ async def test_websockets_are_refused_and_what_asgi_may_bring_some_day_is_said_t
     async def send(message: Message) -> None:
         sent.append(message)
 
-    async with calling(CallingShop().answer) as (_, receiver, _):
+    async with calling(CallbackGateway().answer) as (_, receiver, _):
         await receiver({"type": "websocket", "path": "/callbacks/x/y"}, receive, send)
         assert [message["type"] for message in sent] == ["websocket.close"]
         with pytest.raises(ValueError, match="webtransport"):
             await receiver({"type": "webtransport"}, receive, send)
 
 
-async def test_a_session_that_is_not_open_takes_no_call(tmp_path: object) -> None:
-    session = defapi(FakeTransport(CallingShop().answer), ledger=f"{tmp_path}/jobs.sqlite")
+async def test_unopened_session_answers_503(tmp_path: object) -> None:
+    session = defapi(FakeTransport(CallbackGateway().answer), ledger=f"{tmp_path}/jobs.sqlite")
     receiver = CallbackReceiver(session, public_url=PUBLIC)
     path = "/callbacks/b3JkZXItMQ/token"
-    assert (await ask(receiver, path)).status == 503  # whose token it is nobody knows yet
+    assert (await ask(receiver, path)).status == 503  # the session has no secret yet, so no token can be checked
     async with session:
         path = f"/callbacks/{'/'.join(await name_and_token(session))}"
         assert (await ask(receiver, path)).status == 200
@@ -184,9 +184,9 @@ async def test_a_session_that_is_not_open_takes_no_call(tmp_path: object) -> Non
 
 
 @virtually
-async def test_a_session_that_is_closing_takes_no_call() -> None:
-    shop = CallingShop()
-    transport = FakeTransport(shop.answer, latency_s=4.0)
+async def test_closing_session_answers_503() -> None:
+    gateway = CallbackGateway()
+    transport = FakeTransport(gateway.answer, latency_s=4.0)
     session = defapi(transport)
     receiver = CallbackReceiver(session, public_url=PUBLIC)
     await session.open()
@@ -195,6 +195,6 @@ async def test_a_session_that_is_closing_takes_no_call() -> None:
     path = f"/callbacks/{'/'.join(await name_and_token(session))}"
     closing = asyncio.Task(session.aclose())
     await asyncio.sleep(1.0)
-    assert (await ask(receiver, path, [said("t1")])).status == 503
+    assert (await ask(receiver, path, [callback_body("t1")])).status == 503
     await closing
-    assert shop.looks == []
+    assert gateway.polled == []

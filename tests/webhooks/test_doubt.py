@@ -1,4 +1,4 @@
-"""Jobs of which nobody knows whether they were bought: a call with a task id that the gateway confirms decides."""
+"""Uncertain jobs: a callback with a task id that the gateway confirms resolves them."""
 
 import asyncio
 from collections.abc import Callable
@@ -10,15 +10,15 @@ from nanobanana_async import JobState, JobUncertain, Session, TransportError
 from nanobanana_async.gateways.contract import HttpRequest
 from nanobanana_async.testing import FakeTransport, Reply
 from nanobanana_async.webhooks import CallbackReceiver
-from tests.engine import sayings
-from tests.engine.neighbours import found
-from tests.engine.scenes import Notebook, defapi, now, virtually
-from tests.webhooks.scenes import KEY, PUBLIC, CallingShop, call, calling, said
+from tests.support import replies
+from tests.support.callbacks import KEY, PUBLIC, CallbackGateway, call, callback_body, calling
+from tests.support.fakes import RecordingLedger, defapi, now, virtually
+from tests.support.shared_ledger import found
 
 LOST = TransportError("the connection was reset", possibly_sent=True)
 
 
-class Losing(CallingShop):
+class LosingCallbackGateway(CallbackGateway):
     """Sells, and its answers to creates are lost; its queries answer what stands first in `troubles`."""
 
     def __init__(self, *, job_s: float = 2.0) -> None:
@@ -38,144 +38,146 @@ async def doubted(session: Session, key: str = KEY) -> None:
 
 
 @virtually
-async def test_in_the_same_session_a_call_settles_it_and_it_keeps_its_slot_until_it_has_ended() -> None:
-    shop, ledger = Losing(job_s=5.0), Notebook(keeps=True)
-    async with calling(shop.answer, ledger=ledger) as (session, receiver, transport):
+async def test_callback_resolves_in_the_same_session_and_keeps_the_slot() -> None:
+    gateway, ledger = LosingCallbackGateway(job_s=5.0), RecordingLedger(keep_ended=True)
+    async with calling(gateway.answer, ledger=ledger) as (session, receiver, transport):
         await doubted(session)
         job = await found(session, KEY)
         await asyncio.sleep(5.0)
         assert session.stats().slots_held == 1
-        assert await call(receiver, shop.url(), said("t1")) == 200
+        assert await call(receiver, gateway.url(), callback_body("t1")) == 200
         await asyncio.sleep(0.2)
         assert ledger.record(KEY).state is JobState.RUNNING
         assert (await job).task_id == "t1"
         stats = session.stats()
         assert (stats.slots_held, stats.uncertain, stats.succeeded) == (0, 0, 1)
-    assert (len(transport.creates), shop.looks) == (1, ["t1", "t1"])
+    assert (len(transport.creates), gateway.polled) == (1, ["t1", "t1"])
 
 
 @virtually
-async def test_a_call_that_comes_while_it_still_runs_settles_it_as_well() -> None:
-    shop = Losing(job_s=20.0)
-    async with calling(shop.answer) as (session, receiver, _):
+async def test_callback_resolves_a_job_that_still_runs() -> None:
+    gateway = LosingCallbackGateway(job_s=20.0)
+    async with calling(gateway.answer) as (session, receiver, _):
         await doubted(session)
         job = await found(session, KEY)
-        await call(receiver, shop.url(), said("t1", "in_progress"))
+        await call(receiver, gateway.url(), callback_body("t1", "in_progress"))
         await asyncio.sleep(3.0)
         assert (await found(session, KEY)).state is JobState.RUNNING
         assert (await job).task_id == "t1"
 
 
 @virtually
-async def test_in_a_later_session_a_call_settles_it_too() -> None:
-    shop, ledger = Losing(), Notebook(keeps=True)
-    async with calling(shop.answer, ledger=ledger) as (session, _, _):
+async def test_callback_resolves_in_a_later_session() -> None:
+    gateway, ledger = LosingCallbackGateway(), RecordingLedger(keep_ended=True)
+    async with calling(gateway.answer, ledger=ledger) as (session, _, _):
         await doubted(session)
-    async with calling(shop.answer, ledger=ledger) as (session, receiver, transport):
+    async with calling(gateway.answer, ledger=ledger) as (session, receiver, transport):
         await asyncio.sleep(2.0)
-        assert await call(receiver, shop.url(), said("t1")) == 200
+        assert await call(receiver, gateway.url(), callback_body("t1")) == 200
         await asyncio.sleep(2.0)
         assert (await session.generate(f"a fox for {KEY}", idempotency_key=KEY)).task_id == "t1"
         assert transport.creates == []
 
 
 @pytest.mark.parametrize(
-    ("body", "looks"),
+    ("body", "polled"),
     [
-        (said("t999"), ["t999"]),  # the gateway does not know it
-        (said("../t1"), ["..%2Ft1"]),
-        (said("x" * 60_000, "in_progress"), []),  # no gateway can have given it
-        (said(None), []),
+        (callback_body("t999"), ["t999"]),  # the gateway does not know it
+        (callback_body("../t1"), ["..%2Ft1"]),
+        (callback_body("x" * 60_000, "in_progress"), []),  # no gateway can have given it
+        (callback_body(None), []),
         (b"", []),
         (b"not JSON", []),
     ],
 )
 @virtually
-async def test_a_call_that_names_no_task_of_the_gateway_leaves_it_in_doubt(body: bytes, looks: list[str]) -> None:
-    shop, ledger = Losing(), Notebook(keeps=True)
-    async with calling(shop.answer, ledger=ledger) as (session, receiver, _):
+async def test_callback_with_an_unknown_task_leaves_it_uncertain(body: bytes, polled: list[str]) -> None:
+    gateway, ledger = LosingCallbackGateway(), RecordingLedger(keep_ended=True)
+    async with calling(gateway.answer, ledger=ledger) as (session, receiver, _):
         await doubted(session)
         record = ledger.record(KEY)
-        assert await call(receiver, shop.url(), body) == 200
+        assert await call(receiver, gateway.url(), body) == 200
         await asyncio.sleep(100.0)
         assert ledger.record(KEY) == record
-    assert shop.looks == looks
+    assert gateway.polled == polled
 
 
 @virtually
-async def test_the_task_of_another_job_is_not_taken_for_it() -> None:
-    shop, ledger = Losing(), Notebook(keeps=True)
-    async with calling(shop.answer, ledger=ledger) as (session, receiver, _):
+async def test_callback_with_the_task_of_another_job_is_ignored() -> None:
+    gateway, ledger = LosingCallbackGateway(), RecordingLedger(keep_ended=True)
+    async with calling(gateway.answer, ledger=ledger) as (session, receiver, _):
         for number in (1, 2):
             await doubted(session, f"order-{number}")
         await asyncio.sleep(2.0)
-        await call(receiver, shop.url(1), said("t1"))
+        await call(receiver, gateway.url(1), callback_body("t1"))
         await asyncio.sleep(3.0)
         assert ledger.states() == {"order-1": JobState.SUCCEEDED, "order-2": JobState.UNCERTAIN}
-        looks = len(shop.looks)
-        await call(receiver, shop.url(2), said("t1"))
+        polled = len(gateway.polled)
+        await call(receiver, gateway.url(2), callback_body("t1"))
         await asyncio.sleep(3.0)
-        assert (ledger.states()["order-2"], len(shop.looks)) == (JobState.UNCERTAIN, looks)
+        assert (ledger.states()["order-2"], len(gateway.polled)) == (JobState.UNCERTAIN, polled)
 
 
 @virtually
-async def test_a_forged_call_does_not_swallow_the_true_one_that_comes_right_after_it() -> None:
-    shop, ledger = Losing(), Notebook(keeps=True)
-    async with calling(shop.answer, ledger=ledger) as (session, receiver, _):
+async def test_forged_callback_does_not_hide_the_next() -> None:
+    gateway, ledger = LosingCallbackGateway(), RecordingLedger(keep_ended=True)
+    async with calling(gateway.answer, ledger=ledger) as (session, receiver, _):
         await doubted(session)
         await asyncio.sleep(2.0)
         for task_id in ("t998", "t999", "t1"):
-            await call(receiver, shop.url(), said(task_id))
+            await call(receiver, gateway.url(), callback_body(task_id))
             await asyncio.sleep(0.01)
         await asyncio.sleep(4.0)
         assert ledger.states() == {KEY: JobState.SUCCEEDED}
-    assert shop.looks == ["t998", "t1", "t1"]
+    assert gateway.polled == ["t998", "t1", "t1"]
 
 
 TROUBLES: dict[str, Reply] = {
     "a lost answer": TransportError("the connection was reset", possibly_sent=True),
-    "a 503": sayings.said(503, {"code": 503, "message": "unavailable"}),
-    "a 429": sayings.said(429, {"code": 429, "message": "too many requests"}),
-    "a proxy's page": sayings.said(502, "<html>"),
+    "a 503": replies.json_reply(503, {"code": 503, "message": "unavailable"}),
+    "a 429": replies.json_reply(429, {"code": 429, "message": "too many requests"}),
+    "a proxy's page": replies.json_reply(502, "<html>"),
 }
 
 
 @pytest.mark.parametrize("trouble", TROUBLES)
 @virtually
-async def test_a_call_is_not_lost_when_the_question_gets_no_answer(trouble: str) -> None:
-    shop, ledger = Losing(), Notebook(keeps=True)
-    async with calling(shop.answer, ledger=ledger) as (session, receiver, _):
+async def test_failed_confirmation_does_not_lose_the_callback(trouble: str) -> None:
+    gateway, ledger = LosingCallbackGateway(), RecordingLedger(keep_ended=True)
+    async with calling(gateway.answer, ledger=ledger) as (session, receiver, _):
         await doubted(session)
         await asyncio.sleep(2.0)
-        shop.troubles = [TROUBLES[trouble]] * 4
-        await call(receiver, shop.url(), said("t1"))
+        gateway.troubles = [TROUBLES[trouble]] * 4
+        await call(receiver, gateway.url(), callback_body("t1"))
         await asyncio.sleep(30.0)
         assert ledger.states() == {KEY: JobState.SUCCEEDED}
-    assert len(shop.looks) == 6
+    assert len(gateway.polled) == 6
 
 
 @virtually
-async def test_doubt_is_asked_about_once_a_second_however_often_it_is_called_for() -> None:
-    shop = Losing()
-    async with calling(shop.answer, ledger=Notebook(keeps=True)) as (session, receiver, _):
+async def test_uncertain_job_is_polled_at_most_once_a_second() -> None:
+    gateway = LosingCallbackGateway()
+    async with calling(gateway.answer, ledger=RecordingLedger(keep_ended=True)) as (session, receiver, _):
         await doubted(session)
         begun = now()
         while now() < begun + 10.0:
-            await call(receiver, shop.url(), said("t999"))
+            await call(receiver, gateway.url(), callback_body("t999"))
             await asyncio.sleep(0.03)
-    assert 9 <= len(shop.looks) <= 11
+    assert 9 <= len(gateway.polled) <= 11
 
 
 @virtually
-async def test_many_jobs_in_doubt_are_asked_about_a_few_at_a_time() -> None:
-    shop, ledger = Losing(), Notebook(keeps=True)
-    async with calling(shop.answer, ledger=ledger) as (session, receiver, transport):
+async def test_uncertain_jobs_are_polled_a_few_at_a_time() -> None:
+    gateway, ledger = LosingCallbackGateway(), RecordingLedger(keep_ended=True)
+    async with calling(gateway.answer, ledger=ledger) as (session, receiver, transport):
         for number in range(40):
             await doubted(session, f"order-{number}")
         await asyncio.sleep(2.0)
         most = 0
-        for url in shop.urls.values():
-            await call(receiver, url, said(next(task_id for task_id, known in shop.urls.items() if known == url)))
+        for url in gateway.urls.values():
+            await call(
+                receiver, url, callback_body(next(task_id for task_id, known in gateway.urls.items() if known == url))
+            )
         while JobState.UNCERTAIN in ledger.states().values():
             most = max(most, transport.in_flight)
             await asyncio.sleep(0.01)
@@ -184,74 +186,74 @@ async def test_many_jobs_in_doubt_are_asked_about_a_few_at_a_time() -> None:
         assert set(ledger.states().values()) == {JobState.SUCCEEDED}
 
 
-def late(shop: CallingShop, seconds: float, reply: Reply | None = None) -> Callable[[HttpRequest], Any]:
+def late(gateway: CallbackGateway, seconds: float, reply: Reply | None = None) -> Callable[[HttpRequest], Any]:
     """Let the answers to creates come so late, or another reply instead."""
 
     async def answer(request: HttpRequest) -> Reply:
-        told = shop.answer(request)
+        reply_before = gateway.answer(request)
         if request.method == "POST":
             await asyncio.sleep(seconds)
-            return told if reply is None else reply
-        return told
+            return reply_before if reply is None else reply
+        return reply_before
 
     return answer
 
 
 @pytest.mark.parametrize("answer", [None, LOST])
 @virtually
-async def test_a_call_may_be_faster_than_the_answer_and_it_counts_if_that_is_lost(answer: Reply | None) -> None:
-    shop, ledger = CallingShop(job_s=1.0), Notebook(keeps=True)
-    async with calling(late(shop, 5.0, answer), ledger=ledger) as (session, receiver, transport):
+async def test_callback_before_a_lost_create_answer_counts(answer: Reply | None) -> None:
+    gateway, ledger = CallbackGateway(job_s=1.0), RecordingLedger(keep_ended=True)
+    async with calling(late(gateway, 5.0, answer), ledger=ledger) as (session, receiver, transport):
         job = await session.submit("a fox", idempotency_key=KEY)
         await asyncio.sleep(1.5)
         assert ledger.states() == {KEY: JobState.SUBMITTING}
-        assert await call(receiver, shop.url(), said("t1")) == 200
+        assert await call(receiver, gateway.url(), callback_body("t1")) == 200
         await asyncio.sleep(0.5)
-        assert (ledger.states(), shop.looks) == ({KEY: JobState.SUBMITTING}, [])
+        assert (ledger.states(), gateway.polled) == ({KEY: JobState.SUBMITTING}, [])
         await asyncio.sleep(5.0)
         assert job.state is JobState.SUCCEEDED
         assert (await job).task_id == "t1"
         assert len(transport.creates) == 1
-    assert shop.looks == ["t1"] * (1 if answer is None else 2)
+    assert gateway.polled == ["t1"] * (1 if answer is None else 2)
 
 
 @virtually
-async def test_the_answer_counts_and_not_what_a_call_said_before_it() -> None:
-    shop = CallingShop(job_s=1.0)
-    async with calling(late(shop, 5.0)) as (session, receiver, _):
+async def test_create_answer_overrides_an_earlier_callback() -> None:
+    gateway = CallbackGateway(job_s=1.0)
+    async with calling(late(gateway, 5.0)) as (session, receiver, _):
         job = await session.submit("a fox", idempotency_key=KEY)
         await asyncio.sleep(1.5)
-        await call(receiver, shop.url(), said("t999"))
+        await call(receiver, gateway.url(), callback_body("t999"))
         assert (await job).task_id == "t1"
-    assert shop.looks == ["t1"]
+    assert gateway.polled == ["t1"]
 
 
 @virtually
-async def test_a_session_that_closes_before_the_answer_comes_closes_well_and_leaves_the_doubt() -> None:
-    shop, ledger = CallingShop(job_s=1.0), Notebook(keeps=True)
-    session = defapi(FakeTransport(late(shop, 5.0, LOST)), ledger=ledger)
+async def test_close_during_the_confirmation_leaves_it_uncertain() -> None:
+    gateway, ledger = CallbackGateway(job_s=1.0), RecordingLedger(keep_ended=True)
+    session = defapi(FakeTransport(late(gateway, 5.0, LOST)), ledger=ledger)
     receiver = CallbackReceiver(session, public_url=PUBLIC)
     async with session:
         await session.submit("a fox", idempotency_key=KEY)
         await asyncio.sleep(1.5)
-        await call(receiver, shop.url(), said("t1"))
+        await call(receiver, gateway.url(), callback_body("t1"))
     assert ledger.states() == {KEY: JobState.UNCERTAIN}
 
 
 @virtually
-async def test_the_failure_of_an_earlier_purchase_says_nothing_about_the_next_one() -> None:
-    shop, ledger = Losing(), Notebook(keeps=True)
-    failed = sayings.task("failed", "t1")
-    async with calling(shop.answer, ledger=ledger) as (session, receiver, _):
+async def test_failed_earlier_generation_does_not_decide_the_next() -> None:
+    gateway, ledger = LosingCallbackGateway(), RecordingLedger(keep_ended=True)
+    failed = replies.task("failed", "t1")
+    async with calling(gateway.answer, ledger=ledger) as (session, receiver, _):
         await doubted(session)
         await session.resolve(KEY, buy_again=True)
         await asyncio.sleep(1.0)
         assert ledger.record(KEY).generation == 2
-        shop.troubles = [failed] * 3
-        await call(receiver, shop.url(1), said("t1", "failed"))
+        gateway.troubles = [failed] * 3
+        await call(receiver, gateway.url(1), callback_body("t1", "failed"))
         await asyncio.sleep(2.0)
         assert ledger.states() == {KEY: JobState.UNCERTAIN}
-        shop.troubles = []
-        await call(receiver, shop.url(2), said("t2"))
+        gateway.troubles = []
+        await call(receiver, gateway.url(2), callback_body("t2"))
         await asyncio.sleep(4.0)
         assert (ledger.record(KEY).state, ledger.record(KEY).task_id) == (JobState.SUCCEEDED, "t2")

@@ -11,9 +11,9 @@ import pytest
 from nanobanana_async import ConcurrencyPolicy, JobState, Outcome, Session
 from nanobanana_async.emulator import Emulator, EmulatorOptions, EmulatorStats, Fixed, LogNormal, RandomFault, faults
 from nanobanana_async.webhooks import CallbackReceiver
-from tests.durability.scenes import written
-from tests.end_to_end.scenes import Listener, emulated, until
-from tests.webhooks.scenes import received
+from tests.support.callbacks import received
+from tests.support.ledger_file import written
+from tests.support.loopback import RecordingObserver, emulated, until
 
 pytestmark = pytest.mark.slow
 
@@ -21,14 +21,14 @@ LOST = RandomFault(0.2, faults.reset(processed=True), "defapi.create")
 
 
 @asynccontextmanager
-async def shop(
-    tmp_path: Path, told: int | None = None, **options: Unpack[EmulatorOptions]
+async def gateway(
+    tmp_path: Path, max_jobs: int | None = None, **options: Unpack[EmulatorOptions]
 ) -> AsyncIterator[tuple[Emulator, Session]]:
-    """Run an emulator, and an app with a session on a file that may be told the limit."""
+    """Run an emulator, and an app with a session on a file; `max_jobs` sets its limit."""
     settings: EmulatorOptions = {"job_limit": 20, "duration": LogNormal(median_s=0.6, sigma=0.4), "seed": 1}
     settings.update(options)
     async with emulated(**settings) as emulator:
-        concurrency = ConcurrencyPolicy(max_jobs=told)
+        concurrency = ConcurrencyPolicy(max_jobs=max_jobs)
         session = Session(emulator.defapi(), ledger=tmp_path / "jobs.sqlite", concurrency=concurrency)
         async with received(session), session:
             yield emulator, session
@@ -42,8 +42,8 @@ def well(stats: EmulatorStats, count: int) -> bool:
     return (stats.creates_accepted, stats.double_charges, stats.callbacks_failed) == (count, 0, 0)
 
 
-async def test_with_callbacks_each_job_is_polled_about_once(tmp_path: Path) -> None:
-    async with shop(tmp_path) as (emulator, session):
+async def test_callbacks_leave_about_one_poll_per_job(tmp_path: Path) -> None:
+    async with gateway(tmp_path) as (emulator, session):
         outcomes = await buy(session, 60)
         stats = emulator.stats()
     assert all(outcome.ok for outcome in outcomes)
@@ -51,9 +51,9 @@ async def test_with_callbacks_each_job_is_polled_about_once(tmp_path: Path) -> N
     assert stats.polls_per_job_mean <= 1.2  # how soon it is seen: `python -m benchmarks callbacks`
 
 
-async def test_a_third_dropped_and_a_third_repeated_all_end_and_nothing_is_done_twice(tmp_path: Path) -> None:
+async def test_dropped_and_repeated_callbacks_end_all_jobs_once(tmp_path: Path) -> None:
     options: EmulatorOptions = {"callback_drop_probability": 1 / 3, "callback_duplicate_probability": 1 / 3}
-    async with shop(tmp_path, **options) as (emulator, session):
+    async with gateway(tmp_path, **options) as (emulator, session):
         outcomes = await buy(session, 30)
         stats = emulator.stats()
     assert all(outcome.ok for outcome in outcomes)
@@ -62,9 +62,9 @@ async def test_a_third_dropped_and_a_third_repeated_all_end_and_nothing_is_done_
     assert stats.polls_per_job_mean <= 4.0
 
 
-async def test_a_fifth_of_the_creates_unanswered_every_job_ends_well_and_none_is_in_doubt(tmp_path: Path) -> None:
-    # Told the limit, since a refusal that is lost is a doubt that nobody can settle: no call tells of it.
-    async with shop(tmp_path, told=20, chances=[LOST]) as (emulator, session):
+async def test_callbacks_resolve_unanswered_creates(tmp_path: Path) -> None:
+    # The limit is set, since a lost refusal leaves a doubt that no callback can resolve.
+    async with gateway(tmp_path, max_jobs=20, chances=[LOST]) as (emulator, session):
         outcomes = await buy(session, 60)
         doubtful = [outcome.key for outcome in outcomes if not outcome.ok]
         assert len(doubtful) == emulator.stats().lost_creates > 0
@@ -79,11 +79,11 @@ async def test_a_fifth_of_the_creates_unanswered_every_job_ends_well_and_none_is
     assert {record.state for record in (await written(tmp_path / "jobs.sqlite")).values()} == {JobState.SUCCEEDED}
 
 
-async def test_behind_a_balancer_a_call_may_reach_the_process_that_did_not_buy(tmp_path: Path) -> None:
+async def test_callback_behind_a_balancer_reaches_the_owner(tmp_path: Path) -> None:
     async with emulated(duration=Fixed(0.3)) as emulator:
-        heard = Listener()
+        observer = RecordingObserver()
         buyer = Session(emulator.defapi(), ledger=tmp_path / "jobs.sqlite")
-        other = Session(emulator.defapi(), ledger=tmp_path / "jobs.sqlite", observers=[heard])
+        other = Session(emulator.defapi(), ledger=tmp_path / "jobs.sqlite", observers=[observer])
         async with received(other) as (url,), other:
             CallbackReceiver(buyer, public_url=url)
             async with buyer, asyncio.timeout(4.0):
@@ -92,4 +92,4 @@ async def test_behind_a_balancer_a_call_may_reach_the_process_that_did_not_buy(t
     assert all(outcome.ok for outcome in outcomes)
     assert well(stats, 10)
     assert stats.polls_per_job_mean <= 1.2
-    assert heard.events == []
+    assert observer.events == []

@@ -1,4 +1,4 @@
-"""Looking goes on as a slow safety net: a call that is lost, late or false costs time and never the job."""
+"""Fallback polling: a callback that is lost, late or false costs time and never the job."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -11,15 +11,15 @@ from nanobanana_async import JobState, Session, TransportError
 from nanobanana_async.gateways.contract import HttpRequest
 from nanobanana_async.testing import FakeTransport, Reply
 from nanobanana_async.webhooks import CallbackReceiver
-from tests.engine import sayings
-from tests.engine.scenes import Notebook, defapi, now, virtually
-from tests.webhooks.scenes import KEY, PUBLIC, CallingShop, call, calling, said
+from tests.support import replies
+from tests.support.callbacks import KEY, PUBLIC, CallbackGateway, call, callback_body, calling
+from tests.support.fakes import RecordingLedger, defapi, now, virtually
 
 JOB_S = 10.0
 
 
-class Caller(CallingShop):
-    """A shop that calls: for the k-th task of a cycle as often as `times` says, so much after its end."""
+class CallingGateway(CallbackGateway):
+    """A fake gateway that calls back for the k-th task of a cycle as often as `times` says, `delay_s` after its end."""
 
     def __init__(self, *times: int, job_s: float = JOB_S, delay_s: float = 0.0, limit: int | None = None) -> None:
         super().__init__(job_s=job_s, limit=limit)
@@ -41,17 +41,17 @@ class Caller(CallingShop):
     async def _call(self, task_id: str) -> None:
         await asyncio.sleep(self.job_s + self.delay_s)
         assert self.receiver is not None
-        self.statuses.append(await call(self.receiver, self.urls[task_id], said(task_id)))
+        self.statuses.append(await call(self.receiver, self.urls[task_id], callback_body(task_id)))
 
 
 @asynccontextmanager
-async def called(shop: Caller, **settings: Any) -> AsyncIterator[Session]:
+async def called(gateway: CallingGateway, **settings: Any) -> AsyncIterator[Session]:
     """Open a session whose gateway calls back; wait for its last call."""
-    async with calling(shop.answer, **settings) as (session, receiver, _):
-        shop.receiver = receiver
-        async with asyncio.TaskGroup() as shop.group:
+    async with calling(gateway.answer, **settings) as (session, receiver, _):
+        gateway.receiver = receiver
+        async with asyncio.TaskGroup() as gateway.group:
             yield session
-        shop.group = None
+        gateway.group = None
 
 
 async def buy(session: Session, count: int) -> float:
@@ -63,155 +63,155 @@ async def buy(session: Session, count: int) -> float:
 
 
 @virtually
-async def test_when_all_calls_come_each_job_is_asked_about_once_and_at_once() -> None:
-    shop = Caller()
-    async with called(shop) as session:
+async def test_each_callback_causes_one_immediate_poll() -> None:
+    gateway = CallingGateway()
+    async with called(gateway) as session:
         took = await buy(session, 40)
-    assert len(shop.looks) == 40
+    assert len(gateway.polled) == 40
     assert took < JOB_S + 2.0
 
 
 @virtually
-async def test_repeated_calls_cost_no_more() -> None:
-    shop = Caller(3)
-    async with called(shop) as session:
+async def test_repeated_callbacks_cause_no_more_polls() -> None:
+    gateway = CallingGateway(3)
+    async with called(gateway) as session:
         await buy(session, 40)
-    assert len(shop.looks) == 40
-    assert shop.statuses == [200] * 120
+    assert len(gateway.polled) == 40
+    assert gateway.statuses == [200] * 120
 
 
 @virtually
-async def test_late_calls_find_the_job_seen_or_wake_it() -> None:
-    shop = Caller(delay_s=4.0)
-    async with called(shop) as session:
+async def test_late_callbacks_cost_at_most_two_polls_per_job() -> None:
+    gateway = CallingGateway(delay_s=4.0)
+    async with called(gateway) as session:
         await buy(session, 40)
-    assert shop.statuses == [200] * 40
-    assert len(shop.looks) <= 80
+    assert gateway.statuses == [200] * 40
+    assert len(gateway.polled) <= 80
 
 
 @virtually
-async def test_calls_teach_how_long_jobs_take_and_with_it_when_one_is_lost() -> None:
-    shop = Caller()
-    async with called(shop) as session:
+async def test_callbacks_teach_durations_for_the_fallback() -> None:
+    gateway = CallingGateway()
+    async with called(gateway) as session:
         await buy(session, 40)
         median_s = session.stats().job_duration_median_s
         assert median_s is not None
         assert abs(median_s - JOB_S) < 1.0
-        shop.times = (0,)
+        gateway.times = (0,)
         begun = now()
         await session.generate("a fox")
         assert now() - begun < 2 * JOB_S
 
 
 @virtually
-async def test_a_job_whose_call_is_lost_is_seen_within_a_minute() -> None:
-    shop = Caller(0)
-    async with called(shop) as session:
+async def test_job_with_a_lost_callback_ends_within_a_minute() -> None:
+    gateway = CallingGateway(0)
+    async with called(gateway) as session:
         begun = now()
         await session.generate("a fox")
         assert now() - begun <= 60.5
 
 
 @virtually
-async def test_where_calls_are_lost_jobs_are_looked_at_as_if_there_were_none() -> None:
-    shop = Caller(0)
-    async with called(shop) as session:
+async def test_lost_callbacks_fall_back_to_normal_polling() -> None:
+    gateway = CallingGateway(0)
+    async with called(gateway) as session:
         for _ in range(3):
             await session.generate("a fox")
         begun = now()
         for _ in range(5):
             await session.generate("a fox")
         assert (now() - begun) / 5 < JOB_S + 1.0
-        shop.times = (1,)  # and when they come again, they are relied on again
+        gateway.times = (1,)  # and when they come again, they are relied on again
         for _ in range(30):
             await session.generate("a fox")
-        looks = len(shop.looks)
+        polled = len(gateway.polled)
         for _ in range(5):
             await session.generate("a fox")
-        assert len(shop.looks) - looks == 5
+        assert len(gateway.polled) - polled == 5
 
 
 @virtually
-async def test_one_lost_call_in_ten_does_not_make_us_look_more_often() -> None:
-    shop = Caller(*[1] * 9, 0)
-    async with called(shop) as session:
+async def test_one_lost_callback_in_ten_adds_no_polls() -> None:
+    gateway = CallingGateway(*[1] * 9, 0)
+    async with called(gateway) as session:
         await buy(session, 100)
-    assert len(shop.looks) <= 150
+    assert len(gateway.polled) <= 150
 
 
 @virtually
-async def test_a_third_lost_and_a_third_repeated_all_jobs_end_and_none_is_bought_twice() -> None:
-    shop = Caller(0, 1, 2, limit=20)
-    async with called(shop) as session:
+async def test_lost_and_repeated_callbacks_buy_once() -> None:
+    gateway = CallingGateway(0, 1, 2, limit=20)
+    async with called(gateway) as session:
         await buy(session, 100)
-    assert shop.sold == 100
+    assert gateway.sold == 100
 
 
 @virtually
-async def test_a_call_for_a_job_that_still_runs_costs_one_look_and_it_goes_on() -> None:
-    shop = Caller(delay_s=-8.0)
-    async with called(shop) as session:
+async def test_early_callback_costs_one_poll() -> None:
+    gateway = CallingGateway(delay_s=-8.0)
+    async with called(gateway) as session:
         await session.generate("a fox")
-    assert shop.looks[:1] == ["t1"]
-    assert len(shop.looks) <= 3
+    assert gateway.polled[:1] == ["t1"]
+    assert len(gateway.polled) <= 3
 
 
 TROUBLES: dict[str, Reply] = {
     "a lost answer": TransportError("the connection was reset", possibly_sent=True),
-    "a 503": sayings.said(503, {"code": 503, "message": "unavailable"}),
-    "a 429": sayings.said(429, {"code": 429, "message": "too many requests"}),
-    "no picture yet": sayings.task("success", "t1"),
+    "a 503": replies.json_reply(503, {"code": 503, "message": "unavailable"}),
+    "a 429": replies.json_reply(429, {"code": 429, "message": "too many requests"}),
+    "no image yet": replies.task("success", "t1"),
 }
 
 
 @pytest.mark.parametrize("trouble", TROUBLES)
 @virtually
-async def test_when_the_look_after_a_call_brings_nothing_the_next_one_comes_soon(trouble: str) -> None:
-    shop = Caller()
-    shop.troubles = [TROUBLES[trouble]]
-    async with called(shop) as session:
+async def test_poll_after_an_early_callback_is_repeated_soon(trouble: str) -> None:
+    gateway = CallingGateway()
+    gateway.troubles = [TROUBLES[trouble]]
+    async with called(gateway) as session:
         begun = now()
         await session.generate("a fox")
         assert now() - begun < JOB_S + 3.0
-    assert len(shop.looks) == 2
+    assert len(gateway.polled) == 2
 
 
 @virtually
-async def test_failed_looks_after_calls_do_not_count_as_lost_calls() -> None:
-    shop = Caller()
-    async with called(shop) as session:
+async def test_failed_poll_is_not_a_lost_callback() -> None:
+    gateway = CallingGateway()
+    async with called(gateway) as session:
         for _ in range(10):
-            shop.troubles = [TROUBLES["a lost answer"]]
+            gateway.troubles = [TROUBLES["a lost answer"]]
             await session.generate("a fox")
-        looks = len(shop.looks)
+        polled = len(gateway.polled)
         await session.generate("a fox")
-        assert len(shop.looks) - looks == 1
+        assert len(gateway.polled) - polled == 1
 
 
 @virtually
-async def test_a_look_that_fails_is_repeated_in_its_own_time_whoever_calls() -> None:
-    shop = CallingShop(job_s=1.0)
+async def test_callback_does_not_hasten_a_failed_poll() -> None:
+    gateway = CallbackGateway(job_s=1.0)
     troubled = [TROUBLES["a lost answer"]] * 100
-    transport = FakeTransport(lambda request: shop.answer(request) if request.method == "POST" else troubled.pop())
+    transport = FakeTransport(lambda request: gateway.answer(request) if request.method == "POST" else troubled.pop())
     session = defapi(transport)
     receiver = CallbackReceiver(session, public_url=PUBLIC)
     async with session:
         await (await session.submit("a fox", idempotency_key=KEY)).accepted()
         await asyncio.sleep(1.0)
         for _ in range(1000):
-            await call(receiver, shop.url(), said("t1"))
+            await call(receiver, gateway.url(), callback_body("t1"))
             await asyncio.sleep(0.06)
     assert len(transport.polls) < 15
 
 
 @virtually
-async def test_of_a_job_found_again_the_call_may_have_come_while_nobody_was_there() -> None:
-    shop, ledger = CallingShop(job_s=JOB_S), Notebook(keeps=True)
-    async with calling(shop.answer, ledger=ledger) as (session, _, _):
+async def test_adopted_job_is_polled_for_a_past_callback() -> None:
+    gateway, ledger = CallbackGateway(job_s=JOB_S), RecordingLedger(keep_ended=True)
+    async with calling(gateway.answer, ledger=ledger) as (session, _, _):
         await (await session.submit("a fox", idempotency_key=KEY)).accepted()
         await asyncio.sleep(1.0)
     await asyncio.sleep(JOB_S)
-    async with calling(shop.answer, ledger=ledger) as (session, _, _):
+    async with calling(gateway.answer, ledger=ledger) as (session, _, _):
         (job,) = await session.resume()
         begun = now()
         await job
@@ -219,16 +219,16 @@ async def test_of_a_job_found_again_the_call_may_have_come_while_nobody_was_ther
 
 
 @virtually
-async def test_a_job_found_again_that_still_runs_waits_for_its_call() -> None:
-    shop, ledger = Caller(job_s=60.0), Notebook(keeps=True)
-    async with calling(shop.answer, ledger=ledger) as (session, _, _):
+async def test_adopted_running_job_waits_for_its_callback() -> None:
+    gateway, ledger = CallingGateway(job_s=60.0), RecordingLedger(keep_ended=True)
+    async with calling(gateway.answer, ledger=ledger) as (session, _, _):
         await (await session.submit("a fox", idempotency_key=KEY)).accepted()
         await asyncio.sleep(25.0)
-    async with calling(shop.answer, ledger=ledger) as (session, receiver, _):
+    async with calling(gateway.answer, ledger=ledger) as (session, receiver, _):
         (job,) = await session.resume()
         await asyncio.sleep(60.0 - now() + 0.1)
-        looks = len(shop.looks)
-        assert looks <= 3
-        await call(receiver, shop.url(), said("t1"))
+        polled = len(gateway.polled)
+        assert polled <= 3
+        await call(receiver, gateway.url(), callback_body("t1"))
         await asyncio.sleep(0.2)
-        assert (job.state, len(shop.looks)) == (JobState.SUCCEEDED, looks + 1)
+        assert (job.state, len(gateway.polled)) == (JobState.SUCCEEDED, polled + 1)

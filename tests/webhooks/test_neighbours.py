@@ -1,4 +1,4 @@
-"""A call may reach any process that shares the ledger: it wakes the one that follows the job, or takes the job over."""
+"""A callback may reach any process that shares the ledger: it notifies the job's owner, or adopts the job."""
 
 import asyncio
 from pathlib import Path
@@ -10,138 +10,140 @@ from nanobanana_async import DefApi, JobState, Session
 from nanobanana_async.gateways.contract import HttpRequest
 from nanobanana_async.testing import FakeTransport, Reply
 from nanobanana_async.webhooks import CallbackReceiver
-from tests.engine.neighbours import LOST, Process, SharedNotebook, a_dead_process, found
-from tests.engine.scenes import Opening, defapi, now, virtually
-from tests.webhooks.scenes import KEY, PUBLIC, CallingShop, call, said
+from tests.support.callbacks import KEY, PUBLIC, CallbackGateway, call, callback_body
+from tests.support.fakes import Opening, defapi, now, virtually
+from tests.support.shared_ledger import LOST, FakeProcess, SharedLedger, found, killed_process
 
 
-def process(book: SharedNotebook, shop: CallingShop, session_of: Opening = defapi) -> tuple[Process, CallbackReceiver]:
+def process(
+    shared: SharedLedger, gateway: CallbackGateway, session_of: Opening = defapi
+) -> tuple[FakeProcess, CallbackReceiver]:
     """Return a process with a receiver, not yet begun."""
-    made = Process(book, shop.answer, session_of=session_of)
+    made = FakeProcess(shared, gateway.answer, session_of=session_of)
     return made, CallbackReceiver(made.session, public_url=PUBLIC)
 
 
-class LosingShop(CallingShop):
+class LosingCallbackGateway(CallbackGateway):
     def answer(self, request: HttpRequest) -> Reply:
         reply = super().answer(request)
         return LOST if request.method == "POST" else reply
 
 
 @virtually
-async def test_a_call_that_reaches_another_process_wakes_the_one_that_follows_the_job() -> None:
-    shop, book = CallingShop(job_s=10.0), SharedNotebook()
-    mine, _ = process(book, shop)
-    theirs, receiver = process(book, shop)
+async def test_callback_in_another_process_notifies_the_owner() -> None:
+    gateway, shared = CallbackGateway(job_s=10.0), SharedLedger()
+    mine, _ = process(shared, gateway)
+    theirs, receiver = process(shared, gateway)
     async with mine, theirs:
         job = await mine.session.submit("a fox", idempotency_key=KEY)
         await job.accepted()
         await asyncio.sleep(10.0)
-        assert await call(receiver, shop.url(), said("t1")) == 200
+        assert await call(receiver, gateway.url(), callback_body("t1")) == 200
         await asyncio.sleep(1.0)
         assert job.state is JobState.SUCCEEDED
         assert (mine.queries, theirs.queries) == (1, 0)
 
 
 @virtually
-async def test_so_it_does_where_that_process_waits_for_the_job_itself_and_has_old_news_of_it() -> None:
-    shop, book = CallingShop(job_s=0.1), SharedNotebook()
-    mine = Process(book, shop.answer, session_of=defapi, delay_s=0.2)
+async def test_callback_in_a_waiting_process_notifies_the_owner() -> None:
+    gateway, shared = CallbackGateway(job_s=0.1), SharedLedger()
+    mine = FakeProcess(shared, gateway.answer, session_of=defapi, delay_s=0.2)
     CallbackReceiver(mine.session, public_url=PUBLIC)
-    theirs, receiver = process(book, shop)
+    theirs, receiver = process(shared, gateway)
     async with mine, theirs:
         submitting = asyncio.Task(mine.session.submit("a fox", idempotency_key=KEY))
-        while KEY not in book.states():  # noqa: ASYNC110 - the book has no event
+        while KEY not in shared.states():  # noqa: ASYNC110 - the ledger has no event
             await asyncio.sleep(0.01)
         waiting = asyncio.Task(theirs.session.generate("a fox", idempotency_key=KEY))
         job = await submitting
         await job.accepted()
         await asyncio.sleep(0.1)
         assert (await found(theirs.session, KEY)).state is JobState.PENDING
-        await call(receiver, shop.url(), said("t1"))
+        await call(receiver, gateway.url(), callback_body("t1"))
         await asyncio.sleep(1.2)
         assert job.state is JobState.SUCCEEDED
         assert (await waiting).task_id == "t1"
 
 
 @virtually
-async def test_a_call_for_a_job_of_a_dead_process_is_enough_for_another_to_take_it_over() -> None:
-    shop, book = CallingShop(job_s=5.0), SharedNotebook()
-    dead = a_dead_process(book, shop.answer, session_of=defapi)
+async def test_callback_for_a_dead_owners_job_adopts_it() -> None:
+    gateway, shared = CallbackGateway(job_s=5.0), SharedLedger()
+    dead = killed_process(shared, gateway.answer, session_of=defapi)
     async with dead as one:
         CallbackReceiver(one.session, public_url=PUBLIC)
         await (await one.session.submit("a fox", idempotency_key=KEY)).accepted()
-    theirs, receiver = process(book, shop)
+    theirs, receiver = process(shared, gateway)
     async with theirs:
         await asyncio.sleep(5.0)
-        assert book.states() == {KEY: JobState.RUNNING}
-        await call(receiver, shop.url(), said("t1"))
+        assert shared.states() == {KEY: JobState.RUNNING}
+        await call(receiver, gateway.url(), callback_body("t1"))
         await asyncio.sleep(0.2)
-        assert book.states() == {KEY: JobState.SUCCEEDED}
+        assert shared.states() == {KEY: JobState.SUCCEEDED}
         assert (theirs.creates, theirs.queries, theirs.held) == (0, 1, 0)
 
 
 @virtually
-async def test_so_it_is_for_one_that_died_before_the_answer_came() -> None:
-    shop, book = CallingShop(job_s=5.0), SharedNotebook()
-    async with a_dead_process(book, shop.answer, session_of=defapi) as one:
+async def test_callback_for_a_dead_owners_submitting_job_adopts_it() -> None:
+    gateway, shared = CallbackGateway(job_s=5.0), SharedLedger()
+    async with killed_process(shared, gateway.answer, session_of=defapi) as one:
         CallbackReceiver(one.session, public_url=PUBLIC)
         await one.session.submit("a fox", idempotency_key=KEY)
         await asyncio.sleep(0.03)
-        assert book.states() == {KEY: JobState.SUBMITTING}
-    theirs, receiver = process(book, shop)
+        assert shared.states() == {KEY: JobState.SUBMITTING}
+    theirs, receiver = process(shared, gateway)
     async with theirs:
         await asyncio.sleep(5.0)
-        await call(receiver, shop.url(), said("t1"))
+        await call(receiver, gateway.url(), callback_body("t1"))
         await asyncio.sleep(2.0)
-        assert book.states() == {KEY: JobState.SUCCEEDED}
+        assert shared.states() == {KEY: JobState.SUCCEEDED}
         assert theirs.creates == 0
 
 
 @virtually
-async def test_a_call_while_the_post_of_another_process_is_on_its_way_reaches_that_one() -> None:
-    shop, book = LosingShop(job_s=0.5), SharedNotebook()
-    theirs, receiver = process(book, shop)
-    mine = Process(book, shop.answer, session_of=defapi)
-    mine.line._latency_s = 4.0
+async def test_callback_during_another_process_create_reaches_it() -> None:
+    gateway, shared = LosingCallbackGateway(job_s=0.5), SharedLedger()
+    theirs, receiver = process(shared, gateway)
+    mine = FakeProcess(shared, gateway.answer, session_of=defapi)
+    mine.transport._latency_s = 4.0
     CallbackReceiver(mine.session, public_url=PUBLIC)
     async with mine, theirs:
         job = await mine.session.submit("a fox", idempotency_key=KEY)
         await asyncio.sleep(3.0)
-        assert book.states() == {KEY: JobState.SUBMITTING}
-        await call(receiver, shop.url(), said("t1"))
+        assert shared.states() == {KEY: JobState.SUBMITTING}
+        await call(receiver, gateway.url(), callback_body("t1"))
         await asyncio.sleep(10.0)
         assert job.state is JobState.SUCCEEDED
         assert (mine.creates, theirs.creates) == (1, 0)
 
 
 @virtually
-async def test_doubt_that_another_process_left_is_settled_by_whoever_receives_the_call() -> None:
-    shop, book = LosingShop(), SharedNotebook()
-    mine, _ = process(book, shop)
-    theirs, receiver = process(book, shop)
+async def test_receiver_resolves_an_uncertain_job_of_another_process() -> None:
+    gateway, shared = LosingCallbackGateway(), SharedLedger()
+    mine, _ = process(shared, gateway)
+    theirs, receiver = process(shared, gateway)
     async with mine, theirs:
         await mine.session.submit("a fox", idempotency_key=KEY)
         await asyncio.sleep(2.0)
-        assert book.states() == {KEY: JobState.UNCERTAIN}
-        await call(receiver, shop.url(), said("t1"))
+        assert shared.states() == {KEY: JobState.UNCERTAIN}
+        await call(receiver, gateway.url(), callback_body("t1"))
         await asyncio.sleep(2.0)
-        assert book.states() == {KEY: JobState.SUCCEEDED}
+        assert shared.states() == {KEY: JobState.SUCCEEDED}
         assert (await mine.session.generate("a fox", idempotency_key=KEY)).task_id == "t1"
         assert mine.creates + theirs.creates == 1
 
 
 @virtually
-async def test_one_call_to_each_of_two_processes_settles_a_doubt_once() -> None:
-    shop, book = LosingShop(), SharedNotebook()
-    mine, one = process(book, shop)
-    theirs, other = process(book, shop)
+async def test_callbacks_to_two_processes_resolve_once() -> None:
+    gateway, shared = LosingCallbackGateway(), SharedLedger()
+    mine, one = process(shared, gateway)
+    theirs, other = process(shared, gateway)
     async with mine, theirs:
         await mine.session.submit("a fox", idempotency_key=KEY)
         await asyncio.sleep(2.0)
         for receiver in (one, other):
-            await call(receiver, shop.url(), said("t1"))
+            await call(receiver, gateway.url(), callback_body("t1"))
         await asyncio.sleep(5.0)
-        assert book.states() == {KEY: JobState.SUCCEEDED}
+        assert shared.states() == {KEY: JobState.SUCCEEDED}
         assert (mine.held, theirs.held) == (0, 0)
 
 
@@ -150,71 +152,73 @@ def of_another_account(transport: FakeTransport, **settings: Any) -> Session:
 
 
 @virtually
-async def test_a_job_of_another_account_is_not_taken_over_and_its_owner_is_told() -> None:
-    shop, book = CallingShop(job_s=5.0), SharedNotebook()
-    mine, _ = process(book, shop)
-    theirs, receiver = process(book, shop, of_another_account)
+async def test_callback_for_another_account_notifies_its_owner() -> None:
+    gateway, shared = CallbackGateway(job_s=5.0), SharedLedger()
+    mine, _ = process(shared, gateway)
+    theirs, receiver = process(shared, gateway, of_another_account)
     async with theirs:
         async with mine:
             job = await mine.session.submit("a fox", idempotency_key=KEY)
             await job.accepted()
             await asyncio.sleep(5.0)
-            assert await call(receiver, shop.url(), said("t1")) == 200
+            assert await call(receiver, gateway.url(), callback_body("t1")) == 200
             await asyncio.sleep(1.0)
             assert job.state is JobState.SUCCEEDED
-        again, _ = process(book, shop)
+        again, _ = process(shared, gateway)
         async with again:
             await (await again.session.submit("a hare", idempotency_key="order-2")).accepted()
             again.kill()
-        assert await call(receiver, shop.url(2), said("t2")) == 200
-        assert book.owner("order-2") is None
-        assert book.states()["order-2"] is JobState.RUNNING
+        assert await call(receiver, gateway.url(2), callback_body("t2")) == 200
+        assert shared.owner("order-2") is None
+        assert shared.states()["order-2"] is JobState.RUNNING
 
 
-@pytest.mark.parametrize("method", ["find", "adopt", "nudge"])
+@pytest.mark.parametrize("method", ["find", "adopt", "notify_owner"])
 @virtually
-async def test_a_ledger_that_fails_is_said_to_the_caller_who_may_come_again(method: str) -> None:
-    shop, book = CallingShop(job_s=5.0), SharedNotebook()
-    mine, _ = process(book, shop)
-    theirs, receiver = process(book, shop)
+async def test_ledger_failure_answers_503_and_next_call_works(method: str) -> None:
+    gateway, shared = CallbackGateway(job_s=5.0), SharedLedger()
+    mine, _ = process(shared, gateway)
+    theirs, receiver = process(shared, gateway)
     async with mine, theirs:
         job = await mine.session.submit("a fox", idempotency_key=KEY)
         await job.accepted()
         await asyncio.sleep(5.0)
-        theirs.page.fails[method] = 1
-        assert await call(receiver, shop.url(), said("t1")) == 503
-        assert await call(receiver, shop.url(), said("t1")) == 200
+        theirs.ledger.fails[method] = 1
+        assert await call(receiver, gateway.url(), callback_body("t1")) == 503
+        assert await call(receiver, gateway.url(), callback_body("t1")) == 200
         await asyncio.sleep(1.0)
         assert job.state is JobState.SUCCEEDED
 
 
 @virtually
-async def test_word_that_can_not_be_fetched_for_a_while_is_fetched_later() -> None:
-    shop, book = CallingShop(job_s=5.0), SharedNotebook()
-    mine, _ = process(book, shop)
-    theirs, receiver = process(book, shop)
+async def test_unread_notice_is_read_later() -> None:
+    gateway, shared = CallbackGateway(job_s=5.0), SharedLedger()
+    mine, _ = process(shared, gateway)
+    theirs, receiver = process(shared, gateway)
     async with mine, theirs:
         job = await mine.session.submit("a fox", idempotency_key=KEY)
         await job.accepted()
         await asyncio.sleep(5.0)
-        mine.page.fails["nudges"] = 3
-        await call(receiver, shop.url(), said("t1"))
+        mine.ledger.fails["take_notices"] = 3
+        await call(receiver, gateway.url(), callback_body("t1"))
         begun = now()
         await job
         assert now() - begun < 3.0
 
 
-async def test_two_sessions_on_one_file_wake_each_other_within_a_second(tmp_path: Path) -> None:
-    shop = CallingShop(job_s=0.3)
-    sessions = [defapi(FakeTransport(shop.answer, latency_s=0.01), ledger=tmp_path / "jobs.sqlite") for _ in range(2)]
+async def test_sessions_on_one_file_notify_within_a_second(tmp_path: Path) -> None:
+    gateway = CallbackGateway(job_s=0.3)
+    sessions = [
+        defapi(FakeTransport(gateway.answer, latency_s=0.01), ledger=tmp_path / "jobs.sqlite") for _ in range(2)
+    ]
     mine, theirs = sessions
     _, receiver = [CallbackReceiver(session, public_url=PUBLIC) for session in sessions]
     async with mine, theirs:
         job = await mine.submit("a fox", idempotency_key=KEY)
         await job.accepted()
         await asyncio.sleep(0.3)
-        assert await call(receiver, shop.url(), said("t1")) == 200
+        assert await call(receiver, gateway.url(), callback_body("t1")) == 200
         async with asyncio.timeout(1.5):
             assert (await job).task_id == "t1"
-    assert shop.looks == ["t1"]
-    assert await call(receiver, shop.url(), said("t1")) == 503
+    assert gateway.polled == ["t1"]
+    assert await call(receiver, gateway.url(), callback_body("t1")) == 503

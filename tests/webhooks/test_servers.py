@@ -15,9 +15,9 @@ from aiohttp import ClientSession, web
 from nanobanana_async import Session
 from nanobanana_async.testing import FakeTransport
 from nanobanana_async.webhooks import MAX_BODY, CallbackReceiver
-from tests.end_to_end.scenes import until
-from tests.engine.scenes import defapi
-from tests.webhooks.scenes import KEY, CallingShop, bound, said, served
+from tests.support.callbacks import KEY, CallbackGateway, bound, callback_body, served
+from tests.support.fakes import defapi
+from tests.support.loopback import until
 
 pytestmark = pytest.mark.slow
 
@@ -25,17 +25,17 @@ Frame = Callable[[CallbackReceiver], Any]
 
 
 @asynccontextmanager
-async def open_app(path: str = "/hooks") -> AsyncIterator[tuple[Session, CallingShop, str]]:
+async def open_app(path: str = "/hooks") -> AsyncIterator[tuple[Session, CallbackGateway, str]]:
     """Serve the routes of a receiver, beside a page of the app's own; yield a running job's URL."""
-    shop = CallingShop(job_s=0.0)
+    gateway = CallbackGateway(job_s=0.0)
     listener, address = bound()
-    session = defapi(FakeTransport(shop.answer, latency_s=0.001))
+    session = defapi(FakeTransport(gateway.answer, latency_s=0.001))
     receiver = CallbackReceiver(session, public_url=address + path)
     app = web.Application()
     app.add_routes(receiver.aiohttp_routes())
     async with session, served(app, listener):
         await (await session.submit("a fox", idempotency_key=KEY)).accepted()
-        yield session, shop, shop.url()
+        yield session, gateway, gateway.url()
 
 
 async def raw(url: str, *pieces: bytes, read: bool = True) -> bytes:
@@ -59,17 +59,17 @@ def head(url: str, *headers: str) -> bytes:
 
 
 @pytest.mark.parametrize("path", ["", "/hooks", "/a/b/"])
-async def test_aiohttp_routes_take_a_call(path: str) -> None:
-    async with open_app(path) as (session, shop, url), ClientSession() as http:
-        async with http.post(url, data=said("t1")) as response:
+async def test_aiohttp_routes_accept_a_callback(path: str) -> None:
+    async with open_app(path) as (session, gateway, url), ClientSession() as http:
+        async with http.post(url, data=callback_body("t1")) as response:
             assert response.status == 200
         await until(lambda: session.stats().succeeded == 1)
-    assert shop.looks == ["t1"]
+    assert gateway.polled == ["t1"]
 
 
-async def test_aiohttp_routes_give_one_404_to_every_method_and_every_wrong_path() -> None:
+async def test_aiohttp_routes_answer_404_to_other_methods_and_paths() -> None:
     answers = set()
-    async with open_app() as (_, shop, url), ClientSession() as http:
+    async with open_app() as (_, gateway, url), ClientSession() as http:
         base = url.rpartition("/")[0]
         wrong = [(method, url) for method in ("GET", "PUT", "DELETE", "OPTIONS", "PATCH")]
         wrong += [("POST", other) for other in (f"{url}x", f"{url}/more", f"{base}/token")]
@@ -80,13 +80,13 @@ async def test_aiohttp_routes_give_one_404_to_every_method_and_every_wrong_path(
                 answers.add((got.status, await got.text(), headers))
         async with http.head(url) as got:
             assert got.status == 404
-        assert shop.looks == []
+        assert gateway.polled == []
     assert len(answers) == 1
     assert answers.pop()[:2] == (404, "")
 
 
 @pytest.mark.parametrize("size", [MAX_BODY, MAX_BODY + 1, 5_000_000])
-async def test_a_body_of_any_length_wakes(size: int) -> None:
+async def test_body_of_any_length_causes_a_poll(size: int) -> None:
     async with open_app() as (session, _, url), ClientSession() as http:
         async with http.post(url, data=io.BytesIO(b" " * size)) as response:
             assert response.status == 200
@@ -102,7 +102,7 @@ SENT: dict[str, list[bytes]] = {
 
 
 @pytest.mark.parametrize("how", SENT)
-async def test_a_body_that_breaks_off_or_lies_wakes_as_well_and_the_app_goes_on(how: str) -> None:
+async def test_broken_body_causes_a_poll(how: str) -> None:
     async with open_app() as (session, _, url):
         first, *rest = SENT[how]
         start = head(url)[:-2] + first
@@ -113,7 +113,7 @@ async def test_a_body_that_breaks_off_or_lies_wakes_as_well_and_the_app_goes_on(
         await until(lambda: session.stats().succeeded == 1)
 
 
-async def test_a_body_that_becomes_huge_when_it_is_unpacked_wakes_too() -> None:
+async def test_compressed_huge_body_causes_a_poll() -> None:
     async with open_app() as (session, _, url), ClientSession() as http:
         async with http.post(url, data=gzip.compress(bytes(50_000_000)), headers={"Content-Encoding": "gzip"}) as got:
             assert got.status in (200, 400)
@@ -157,13 +157,13 @@ def itself(receiver: CallbackReceiver) -> Any:
 
 
 @pytest.mark.parametrize("frame", [itself, starlette, fastapi, litestar])
-async def test_under_uvicorn_a_call_takes_no_time(frame: Frame) -> None:
+async def test_uvicorn_callback_is_answered_at_once(frame: Frame) -> None:
     uvicorn = pytest.importorskip("uvicorn")
     if frame is not itself:
         pytest.importorskip(frame.__name__)
-    shop = CallingShop(job_s=0.0)
+    gateway = CallbackGateway(job_s=0.0)
     listener, address = bound()
-    session = defapi(FakeTransport(shop.answer, latency_s=0.001))
+    session = defapi(FakeTransport(gateway.answer, latency_s=0.001))
     receiver = CallbackReceiver(session, public_url=address + ("" if frame is itself else "/hooks"))
     server = uvicorn.Server(uvicorn.Config(frame(receiver), log_config=None, ws="none", timeout_graceful_shutdown=1))
     async with session, asyncio.TaskGroup() as group:
@@ -172,13 +172,13 @@ async def test_under_uvicorn_a_call_takes_no_time(frame: Frame) -> None:
         try:
             await (await session.submit("a fox", idempotency_key=KEY)).accepted()
             async with ClientSession() as http, asyncio.timeout(2.0):
-                async with http.post(f"{shop.url()}x", data=said("t1")) as response:
+                async with http.post(f"{gateway.url()}x", data=callback_body("t1")) as response:
                     assert (response.status, await response.read()) == (404, b"")
-                async with http.post(shop.url(), data=said("t1")) as response:
+                async with http.post(gateway.url(), data=callback_body("t1")) as response:
                     assert response.status == 200
                 await until(lambda: session.stats().succeeded == 1)
-                async with http.post(shop.url(), data=b"x" * 1_000_000) as response:
+                async with http.post(gateway.url(), data=b"x" * 1_000_000) as response:
                     assert response.status == 200
         finally:
             server.should_exit = True
-    assert shop.looks == ["t1"]
+    assert gateway.polled == ["t1"]

@@ -7,8 +7,6 @@ import math
 from collections import Counter, deque
 from collections.abc import Callable
 from decimal import Decimal
-from types import TracebackType
-from typing import Self
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -17,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from nanobanana_async import RateLimited, SessionStats
-from nanobanana_async.cli.display import shorten
+from nanobanana_async.cli.display import LiveDisplay, shorten
 from nanobanana_async.escaping import one_line
 from nanobanana_async.events import CreateFailed, Event, PollFailed
 from nanobanana_async.formatting import duration, number
@@ -33,7 +31,7 @@ _STYLES = {"succeeded": "green", "failed": "red", "refused": "red", "invalid": "
 _FAILED = ("failed", "refused", "invalid")
 
 
-class BatchDisplay:
+class BatchDisplay(LiveDisplay):
     """The progress of a batch: an observer of the session, and a context manager that shows the display.
 
     `total` is None when the number of rows is unknown.
@@ -64,16 +62,6 @@ class BatchDisplay:
             redirect_stdout=False,
             vertical_overflow="crop",
         )
-
-    def __enter__(self) -> Self:
-        if self.console.is_terminal:
-            self._live.start(refresh=True)
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._live.stop()
 
     def __call__(self, event: Event) -> None:
         """Remember the last problem."""

@@ -1,4 +1,4 @@
-"""A task id that a human gives is confirmed by the gateway first; a job whose task is unknown there can be settled."""
+"""resolve() with a task id: the gateway confirms it first; a job whose task is unknown there can be resolved."""
 
 import asyncio
 from typing import Any
@@ -19,9 +19,9 @@ from nanobanana_async.errors import AuthenticationError, LedgerError, Unexpected
 from nanobanana_async.gateways.contract import HttpRequest
 from nanobanana_async.policy.retry import LATE_REPLICA_S
 from nanobanana_async.testing import Reply
-from tests.engine.neighbours import KEY, LosingShop, Process, SharedNotebook
-from tests.engine.sayings import refused, said
-from tests.engine.scenes import apimall, defapi, now, virtually
+from tests.support.fakes import apimall, defapi, now, virtually
+from tests.support.replies import json_reply, refused
+from tests.support.shared_ledger import KEY, FakeProcess, LosingGateway, SharedLedger, two_processes
 
 DECISIONS: dict[str, dict[str, Any]] = {
     "task_id": {"task_id": "t1"},
@@ -30,25 +30,25 @@ DECISIONS: dict[str, dict[str, Any]] = {
 }
 
 
-class Gateway(LosingShop):
-    """A shop that knows its own tasks only; `hidden` ones are not seen yet, and `says` overrides any query."""
+class Gateway(LosingGateway):
+    """A fake gateway that knows its own tasks only; `hidden` tasks get a 404, and `says` overrides any poll."""
 
     def __init__(self, *, job_s: float = 20.0) -> None:
         super().__init__(job_s=job_s)
         self.hidden: set[str] = set()
         self.says: list[Reply] = []
 
-    def _tell(self, request: HttpRequest) -> Reply:
+    def _poll(self, request: HttpRequest) -> Reply:
         if self.says:
             return self.says.pop(0)
         task_id = request.url.rpartition("=" if "=" in request.url else "/")[2]
         if task_id not in self.tasks or task_id in self.hidden:
-            return said(404, {"code": 404, "message": "task not found"}) if "=" in request.url else refused(404)
-        return super()._tell(request)
+            return json_reply(404, {"code": 404, "message": "task not found"}) if "=" in request.url else refused(404)
+        return super()._poll(request)
 
 
-async def uncertain(session: Session, shop: Gateway, key: str = KEY) -> Job:
-    shop.loses = [True]
+async def uncertain(session: Session, gateway: Gateway, key: str = KEY) -> Job:
+    gateway.lost_answers = [True]
     job = await session.submit("a fox", idempotency_key=key)
     with pytest.raises(JobUncertain):
         await job
@@ -57,73 +57,77 @@ async def uncertain(session: Session, shop: Gateway, key: str = KEY) -> Job:
 
 @pytest.mark.parametrize("later_s", [0.0, 3600.0])
 @virtually
-async def test_a_task_that_the_gateway_does_not_know_changes_nothing(later_s: float) -> None:
-    shop, book = Gateway(), SharedNotebook()
-    async with Process(book, shop.answer, session_of=defapi) as process:
-        job = await uncertain(process.session, shop)
+async def test_unknown_task_id_changes_nothing(later_s: float) -> None:
+    gateway, shared = Gateway(), SharedLedger()
+    async with FakeProcess(shared, gateway.answer, session_of=defapi) as process:
+        job = await uncertain(process.session, gateway)
         await asyncio.sleep(later_s)
-        began, before = now(), book.record(KEY)
+        began, before = now(), shared.record(KEY)
         with pytest.raises(TaskNotFound, match="knows no task tl: nothing was changed") as caught:
             await process.session.resolve(job, task_id="tl")
         assert (caught.value.key, caught.value.safe_to_repeat) == (KEY, False)
-        assert book.record(KEY) == before
+        assert shared.record(KEY) == before
         waited_s = now() - began
         assert waited_s < 1.0 if later_s else LATE_REPLICA_S - 5 < waited_s < LATE_REPLICA_S + 5
         assert (await (await process.session.resolve(job, task_id="t1"))).task_id == "t1"
-    assert shop.sold == 1
+    assert gateway.sold == 1
 
 
 @pytest.mark.parametrize("task_id", ["", "  ", "t\n1", "\x00", 5, True])
 @virtually
-async def test_what_is_no_task_id_is_refused_without_a_request(task_id: Any) -> None:
-    shop, book = Gateway(), SharedNotebook()
-    async with Process(book, shop.answer, session_of=defapi) as process:
-        job = await uncertain(process.session, shop)
-        asked = len(process.line.requests)
+async def test_malformed_task_id_is_refused_without_a_request(task_id: Any) -> None:
+    gateway, shared = Gateway(), SharedLedger()
+    async with FakeProcess(shared, gateway.answer, session_of=defapi) as process:
+        job = await uncertain(process.session, gateway)
+        asked = len(process.transport.requests)
         with pytest.raises(InvalidRequest, match="task_id must be printable text, and not empty"):
             await process.session.resolve(job, task_id=task_id)
         with pytest.raises(InvalidRequest, match="task_id must be printable text, and not empty"):
             await process.session.attach(task_id)
-        assert len(process.line.requests) == asked
-        assert book.states() == {KEY: JobState.UNCERTAIN}
+        assert len(process.transport.requests) == asked
+        assert shared.states() == {KEY: JobState.UNCERTAIN}
 
 
 @virtually
-async def test_a_task_that_a_lagging_replica_shows_late_is_waited_for() -> None:
-    shop, book = Gateway(), SharedNotebook()
-    async with Process(book, shop.answer, session_of=defapi) as process:
-        job = await uncertain(process.session, shop)
-        shop.hidden.add("t1")
-        settling = asyncio.Task(process.session.resolve(job, task_id="t1"))
+async def test_resolve_waits_for_a_lagging_replica() -> None:
+    gateway, shared = Gateway(), SharedLedger()
+    async with FakeProcess(shared, gateway.answer, session_of=defapi) as process:
+        job = await uncertain(process.session, gateway)
+        gateway.hidden.add("t1")
+        resolving = asyncio.Task(process.session.resolve(job, task_id="t1"))
         await asyncio.sleep(10.0)
-        shop.hidden.clear()
-        assert (await (await settling)).task_id == "t1"
+        gateway.hidden.clear()
+        assert (await (await resolving)).task_id == "t1"
 
 
-TROUBLES = [TransportError("reset", possibly_sent=True), said(401, {"code": 401, "message": "no"}), said(200, {})]
+TROUBLES = [
+    TransportError("reset", possibly_sent=True),
+    json_reply(401, {"code": 401, "message": "no"}),
+    json_reply(200, {}),
+]
 
 
 @pytest.mark.parametrize("trouble", TROUBLES)
 @virtually
-async def test_what_the_gateway_could_not_confirm_changes_nothing(trouble: Reply) -> None:
-    shop, book = Gateway(), SharedNotebook()
-    async with Process(book, shop.answer, session_of=defapi) as process:
-        job = await uncertain(process.session, shop)
-        shop.says = [trouble] * 100
+async def test_unconfirmed_task_id_changes_nothing(trouble: Reply) -> None:
+    gateway, shared = Gateway(), SharedLedger()
+    async with FakeProcess(shared, gateway.answer, session_of=defapi) as process:
+        job = await uncertain(process.session, gateway)
+        gateway.says = [trouble] * 100
         with pytest.raises((TransportError, AuthenticationError, UnexpectedResponse)):
             await process.session.resolve(job, task_id="t1")
-        assert book.states() == {KEY: JobState.UNCERTAIN}
-        shop.says = [said(429, {"code": 429, "message": "too many"})]
+        assert shared.states() == {KEY: JobState.UNCERTAIN}
+        gateway.says = [json_reply(429, {"code": 429, "message": "too many"})]
         assert (await (await process.session.resolve(job, task_id="t1"))).task_id == "t1"
 
 
 @virtually
-async def test_the_task_of_another_job_is_refused_with_that_jobs_key() -> None:
-    shop, book = Gateway(), SharedNotebook()
-    async with Process(book, shop.answer, session_of=defapi) as process:
+async def test_task_of_another_job_is_refused_with_its_key() -> None:
+    gateway, shared = Gateway(), SharedLedger()
+    async with FakeProcess(shared, gateway.answer, session_of=defapi) as process:
         other = await process.session.submit("a crow", idempotency_key="other")
         assert await other.accepted() == "t1"
-        job = await uncertain(process.session, shop)
+        job = await uncertain(process.session, gateway)
         held = process.held
         with pytest.raises(ConfigurationError, match="task t1 belongs to job other already: nothing was changed"):
             await process.session.resolve(job, task_id="t1")
@@ -132,74 +136,68 @@ async def test_the_task_of_another_job_is_refused_with_that_jobs_key() -> None:
 
 
 @virtually
-async def test_the_task_that_was_only_attached_before_may_settle_the_job_that_bought_it() -> None:
-    shop, book = Gateway(), SharedNotebook()
-    async with Process(book, shop.answer, session_of=defapi) as process:
-        job = await uncertain(process.session, shop)
+async def test_attached_task_can_resolve_the_job_that_bought_it() -> None:
+    gateway, shared = Gateway(), SharedLedger()
+    async with FakeProcess(shared, gateway.answer, session_of=defapi) as process:
+        job = await uncertain(process.session, gateway)
         assert (await (await process.session.attach("t1"))).task_id == "t1"
         assert (await (await process.session.resolve(job, task_id="t1"))).task_id == "t1"
 
 
 @virtually
-async def test_an_unknown_task_is_not_attached() -> None:
-    shop, book = Gateway(), SharedNotebook()
-    async with Process(book, shop.answer, session_of=apimall) as process:
+async def test_unknown_task_is_not_attached() -> None:
+    gateway, shared = Gateway(), SharedLedger()
+    async with FakeProcess(shared, gateway.answer, session_of=apimall) as process:
         with pytest.raises(TaskNotFound, match="knows no task tl"):
             await process.session.attach("tl")
-        assert book.states() == {}
-        shop.tasks["t9"] = now()
-        shop.hidden.add("t9")
+        assert shared.states() == {}
+        gateway.tasks["t9"] = now()
+        gateway.hidden.add("t9")
         attaching = asyncio.Task(process.session.attach("t9"))
         await asyncio.sleep(10.0)
-        shop.hidden.clear()
+        gateway.hidden.clear()
         assert (await (await attaching)).task_id == "t9"
 
 
-async def lost_task(process: Process, shop: Gateway, book: SharedNotebook) -> Job:
+async def lost_task(process: FakeProcess, gateway: Gateway, shared: SharedLedger) -> Job:
     """Leave a job RUNNING under a task id that the gateway does not know, as a typo once did."""
-    job = await uncertain(process.session, shop)
-    shop.tasks["typo"] = now()
+    job = await uncertain(process.session, gateway)
+    gateway.tasks["typo"] = now()
     job = await process.session.resolve(job, task_id="typo")
-    del shop.tasks["typo"]
+    del gateway.tasks["typo"]
     with pytest.raises(TaskNotFound):
         await job
     await asyncio.sleep(1.0)
-    assert (book.states(), book.owner(KEY)) == ({KEY: JobState.RUNNING}, None)
+    assert (shared.states(), shared.owner(KEY)) == ({KEY: JobState.RUNNING}, None)
     return job
 
 
 @pytest.mark.parametrize("where", ["here", "in another session"])
 @pytest.mark.parametrize("way", DECISIONS)
 @virtually
-async def test_a_running_job_whose_task_is_unknown_is_settled(way: str, where: str) -> None:
-    shop, book = Gateway(), SharedNotebook()
-    async with (
-        Process(book, shop.answer, session_of=defapi) as a,
-        Process(book, shop.answer, session_of=defapi) as b,
-    ):
-        await lost_task(a, shop, book)
+async def test_running_job_with_unknown_task_can_be_resolved(way: str, where: str) -> None:
+    gateway, shared = Gateway(), SharedLedger()
+    async with two_processes(shared, gateway.answer, session_of=defapi) as (a, b):
+        await lost_task(a, gateway, shared)
         process = a if where == "here" else b
-        settled = await process.session.resolve(KEY, **DECISIONS[way])
+        resolved = await process.session.resolve(KEY, **DECISIONS[way])
         if way == "not_bought":
-            assert settled.state is JobState.REFUSED
-            assert (book.record(KEY).task_id, book.record(KEY).in_doubt) == (None, False)
+            assert resolved.state is JobState.REFUSED
+            assert (shared.record(KEY).task_id, shared.record(KEY).in_doubt) == (None, False)
             await asyncio.sleep(1.0)
             assert (await process.session.generate("a fox", idempotency_key=KEY)).task_id == "t2"
         else:
-            assert (await settled).task_id == ("t1" if way == "task_id" else "t2")
+            assert (await resolved).task_id == ("t1" if way == "task_id" else "t2")
         assert (a.held, b.held) == (0, 0)
-    assert shop.sold == (1 if way == "task_id" else 2)
-    assert book.states() == {KEY: JobState.SUCCEEDED}
+    assert gateway.sold == (1 if way == "task_id" else 2)
+    assert shared.states() == {KEY: JobState.SUCCEEDED}
 
 
 @pytest.mark.slow
 @virtually
-async def test_a_running_job_whose_task_is_known_or_which_is_followed_is_not_settled() -> None:
-    shop, book = Gateway(job_s=5000.0), SharedNotebook()
-    async with (
-        Process(book, shop.answer, session_of=defapi) as a,
-        Process(book, shop.answer, session_of=defapi) as b,
-    ):
+async def test_known_or_followed_running_job_is_not_resolved() -> None:
+    gateway, shared = Gateway(job_s=5000.0), SharedLedger()
+    async with two_processes(shared, gateway.answer, session_of=defapi) as (a, b):
         job = await a.session.submit("a fox", idempotency_key=KEY)
         await job.accepted()
         for way in DECISIONS.values():
@@ -207,39 +205,36 @@ async def test_a_running_job_whose_task_is_known_or_which_is_followed_is_not_set
                 await a.session.resolve(KEY, **way)
             with pytest.raises(ConfigurationError, match="polled by another session: nothing to resolve"):
                 await b.session.resolve(KEY, **way)
-        await asyncio.sleep(2000.0)  # job_s is over: nobody follows it
-        assert book.owner(KEY) is None
+        await asyncio.sleep(2000.0)  # job_s is over: no session polls it
+        assert shared.owner(KEY) is None
         for way in DECISIONS.values():
             with pytest.raises(ConfigurationError, match="nothing to resolve, the gateway knows its task t1"):
                 await b.session.resolve(KEY, **way)
-            assert book.owner(KEY) is None  # it was let go again
-    assert (shop.sold, book.states()) == (1, {KEY: JobState.RUNNING})
+            assert shared.owner(KEY) is None  # it was let go again
+    assert (gateway.sold, shared.states()) == (1, {KEY: JobState.RUNNING})
 
 
 @virtually
-async def test_a_wrong_second_guess_lets_the_job_go_again() -> None:
-    shop, book = Gateway(), SharedNotebook()
-    async with Process(book, shop.answer, session_of=defapi) as process:
-        await lost_task(process, shop, book)
+async def test_wrong_second_task_id_releases_the_job() -> None:
+    gateway, shared = Gateway(), SharedLedger()
+    async with FakeProcess(shared, gateway.answer, session_of=defapi) as process:
+        await lost_task(process, gateway, shared)
         with pytest.raises(TaskNotFound, match="no task tl"):
             await process.session.resolve(KEY, task_id="tl")
-        assert (book.owner(KEY), process.held) == (None, 0)
-        process.page.fails["advance"] = 1
+        assert (shared.owner(KEY), process.held) == (None, 0)
+        process.ledger.fails["advance"] = 1
         with pytest.raises(LedgerError, match="the disk is full"):
             await process.session.resolve(KEY, task_id="t1")
         await asyncio.sleep(1.0)
-        assert (book.owner(KEY), process.held) == (None, 0)
+        assert (shared.owner(KEY), process.held) == (None, 0)
         assert (await (await process.session.resolve(KEY, task_id="t1"))).task_id == "t1"
 
 
 @virtually
-async def test_two_who_settle_at_once_decide_once() -> None:
-    shop, book = Gateway(), SharedNotebook()
-    async with (
-        Process(book, shop.answer, session_of=defapi) as a,
-        Process(book, shop.answer, session_of=defapi) as b,
-    ):
-        job = await uncertain(a.session, shop)
+async def test_concurrent_resolves_decide_once() -> None:
+    gateway, shared = Gateway(), SharedLedger()
+    async with two_processes(shared, gateway.answer, session_of=defapi) as (a, b):
+        job = await uncertain(a.session, gateway)
         ways = [a.session.resolve(KEY, task_id="t1"), a.session.resolve(KEY, task_id="t1")]
         ways += [b.session.resolve(KEY, task_id="t1"), a.session.resolve(KEY, not_bought=True)]
         tasks = [asyncio.Task(way) for way in ways]
@@ -248,4 +243,4 @@ async def test_two_who_settle_at_once_decide_once() -> None:
         errors = [task.exception() for task in tasks if task.exception() is not None]
         assert all(isinstance(error, (ConfigurationError, LedgerError)) for error in errors)
         del job
-    assert shop.sold == 1
+    assert gateway.sold == 1

@@ -23,10 +23,10 @@ from nanobanana_async.errors import TransportError
 from nanobanana_async.gateways.contract import HttpRequest
 from nanobanana_async.policy.budget import Budget
 from nanobanana_async.testing import FakeTransport, Reply
-from tests.engine.sayings import refused, said, task
-from tests.engine.scenes import API_KEY, now
+from tests.support.fakes import API_KEY, now
+from tests.support.replies import json_reply, refused, task
 
-Says = Literal["at create", "at end", "never"]
+PriceReported = Literal["at create", "at end", "never"]
 GatewayName = Literal["apimall", "defapi"]
 BOTH: tuple[GatewayName, ...] = ("apimall", "defapi")
 
@@ -43,7 +43,7 @@ class Sale:
         self.ends_at = ends_at
 
 
-class Till:
+class ChargingGateway:
     """A gateway that takes money: API Mall where creates bring a key, else defapi. Jobs of `[fail]` prompts fail.
 
     What `strange` holds happens to the next creates, one each: True sells and loses the answer, a reply is the answer
@@ -54,7 +54,7 @@ class Till:
         self,
         price: str | Callable[[dict[str, Any]], Decimal] = "8",
         *,
-        says: Says = "at create",
+        says: PriceReported = "at create",
         job_s: float = 20.0,
         refunds: bool = True,
     ) -> None:
@@ -64,11 +64,11 @@ class Till:
         self.refunds = refunds
         self.sales: dict[str, Sale] = {}
         self.keys: dict[str, str] = {}
-        self.strange: deque[Reply | bool | None] = deque()
+        self.faults: deque[Reply | bool | None] = deque()
         self.peak = Decimal(0)
         """The most that was ever taken and not given back."""
         self.most_at_once = 0
-        self.asked: Counter[str] = Counter()
+        self.requests: Counter[str] = Counter()
 
     @property
     def sold(self) -> int:
@@ -83,16 +83,16 @@ class Till:
         """What was taken and not given back."""
         return sum((sale.price for sale in self.sales.values() if not self._refunded(sale)), Decimal(0))
 
-    def line(self, *, latency_s: float = 0.05) -> FakeTransport:
+    def transport(self, *, latency_s: float = 0.05) -> FakeTransport:
         return FakeTransport(self.answer, latency_s=latency_s)
 
     def answer(self, request: HttpRequest) -> Reply:
-        self.asked[request.method] += 1
-        return self._sell(request) if request.method == "POST" else self._tell(request)
+        self.requests[request.method] += 1
+        return self._create(request) if request.method == "POST" else self._poll(request)
 
-    def _sell(self, request: HttpRequest) -> Reply:
+    def _create(self, request: HttpRequest) -> Reply:
         key = request.headers.get("Idempotency-Key")
-        twist = self.strange.popleft() if self.strange else None
+        twist = self.faults.popleft() if self.faults else None
         if twist not in (None, True):
             assert not isinstance(twist, bool)
             return twist
@@ -110,10 +110,10 @@ class Till:
             return LOST
         cost = {"credits_used": str(self.sales[task_id].price)} if self.says == "at create" else {}
         if key is None:
-            return said(200, {"code": 0, "message": "ok", "data": {"task_id": task_id}})
-        return said(200, {"success": True, "data": {"task_id": task_id, **cost}, "request_id": "req_1"})
+            return json_reply(200, {"code": 0, "message": "ok", "data": {"task_id": task_id}})
+        return json_reply(200, {"success": True, "data": {"task_id": task_id, **cost}, "request_id": "req_1"})
 
-    def _tell(self, request: HttpRequest) -> Reply:
+    def _poll(self, request: HttpRequest) -> Reply:
         task_id = request.url.rpartition("=" if "=" in request.url else "/")[2]
         sale = self.sales[task_id]
         if now() < sale.ends_at:
@@ -123,7 +123,7 @@ class Till:
             cost = {} if self.says == "never" else {"consumed": f"{0 if back else sale.price:.6f}"}
             story = {"status": "failed", "status_reason": {"message": "no"}} if failed else {"status": "success"}
             result = [] if failed else [{"image": "https://cdn.example/a.png"}]
-            return said(200, {"code": 0, "data": {"task_id": task_id, "result": result, **story, **cost}})
+            return json_reply(200, {"code": 0, "data": {"task_id": task_id, "result": result, **story, **cost}})
         price = str(sale.price)
         facts = {} if self.says == "never" else {"credits_used": price, "credits_refunded": price if back else "0"}
         if failed:
@@ -134,23 +134,23 @@ class Till:
         return self.refunds and "[fail]" in sale.prompt and now() >= sale.ends_at
 
 
-def till_of(name: GatewayName, **settings: Any) -> Till:
-    """A till that tells the price when that gateway does: API Mall at the create, defapi at the end."""
+def charging_gateway(name: GatewayName, **settings: Any) -> ChargingGateway:
+    """Return a fake gateway that reports prices as the real one does: API Mall at the create, defapi at the end."""
     usual: dict[str, Any] = {"says": "at create", "price": "8"} if name == "apimall" else {"says": "at end"}
-    return Till(**{"price": "0.5", **usual, **settings})
+    return ChargingGateway(**{"price": "0.5", **usual, **settings})
 
 
-def a_session(name: GatewayName, line: FakeTransport, **settings: Any) -> Session:
+def a_session(name: GatewayName, transport: FakeTransport, **settings: Any) -> Session:
     gateway = ApiMall(api_key=API_KEY) if name == "apimall" else DefApi(api_key=API_KEY)
-    return Session(gateway, http=line, **{"concurrency": FIFTY, **settings})
+    return Session(gateway, http=transport, **{"concurrency": FIFTY, **settings})
 
 
-def quick(name: GatewayName, line: FakeTransport, **settings: Any) -> Session:
+def quick(name: GatewayName, transport: FakeTransport, **settings: Any) -> Session:
     """A session in real time that does not wait long for anything."""
     polling = PollPolicy(target_delay_s=0.01, min_gap_s=0.005, max_gap_s=0.02)
     gateways = {"apimall": ApiMall, "defapi": DefApi}
     gateway = gateways[name](api_key=API_KEY, expected_job_s=0.01)
-    return Session(gateway, http=line, concurrency=FIFTY, polling=polling, **settings)
+    return Session(gateway, http=transport, concurrency=FIFTY, polling=polling, **settings)
 
 
 def engine_of(session: Session) -> Engine:
@@ -177,7 +177,7 @@ def nothing_is_left(session: Session) -> bool:
 def budgets_now(session: Session) -> list[Budget]:
     """The caps, counted in memory, on which the live jobs draw."""
     live = engine_of(session).tracked.values()
-    caps = dict.fromkeys(cap for entry in live for cap in entry.budgets)
+    caps = dict.fromkeys(cap for job in live for cap in job.budgets)
     return [cap for cap in caps if isinstance(cap, Budget)]
 
 

@@ -1,31 +1,33 @@
-"""What API Mall and defapi say, in few words: the replies that engine tests script."""
+"""Replies of API Mall and defapi, for tests that script a gateway."""
 
 import json
 from collections.abc import Callable
 from typing import Any
 
 from nanobanana_async.gateways.contract import HttpRequest, HttpResponse
-from nanobanana_async.testing import Reply
+from nanobanana_async.testing import FakeTransport, Reply
 
 Step = Reply | Callable[[HttpRequest], Reply]
 
 
-def said(status: int, body: Any, **headers: str) -> HttpResponse:
+def json_reply(status: int, body: Any, **headers: str) -> HttpResponse:
     return HttpResponse(status=status, headers=headers, body=json.dumps(body).encode())
 
 
 def created(task_id: str = "img_1", cost: int = 8) -> HttpResponse:
     data = {"task_id": task_id, "credits_used": cost, "remaining_credits": 100, "model": "nano-banana-pro"}
-    return said(200, {"success": True, "data": data, "request_id": "req_1"})
+    return json_reply(200, {"success": True, "data": data, "request_id": "req_1"})
 
 
 def refused(status: int, code: str = "no", message: str = "No", **headers: str) -> HttpResponse:
     body = {"success": False, "error": {"code": code, "message": message}, "request_id": "req_9"}
-    return said(status, body, **headers)
+    return json_reply(status, body, **headers)
 
 
 def task(status: str, task_id: str = "img_1", **facts: Any) -> HttpResponse:
-    return said(200, {"success": True, "data": {"task_id": task_id, "status": status, **facts}, "request_id": "req_2"})
+    return json_reply(
+        200, {"success": True, "data": {"task_id": task_id, "status": status, **facts}, "request_id": "req_2"}
+    )
 
 
 def completed(task_id: str = "img_1", url: str = "https://cdn.example/a.png") -> HttpResponse:
@@ -33,12 +35,12 @@ def completed(task_id: str = "img_1", url: str = "https://cdn.example/a.png") ->
 
 
 def defapi_created(task_id: str = "ta1") -> HttpResponse:
-    return said(200, {"code": 0, "message": "ok", "data": {"task_id": task_id}})
+    return json_reply(200, {"code": 0, "message": "ok", "data": {"task_id": task_id}})
 
 
 def defapi_done(task_id: str = "ta1", image: str = "https://cdn.example/a.png") -> HttpResponse:
     data = {"task_id": task_id, "status": "success", "result": [{"image": image}], "consumed": "0.500000"}
-    return said(200, {"code": 0, "message": "ok", "data": data})
+    return json_reply(200, {"code": 0, "message": "ok", "data": data})
 
 
 def in_turn(creates: list[Step], queries: list[Step]) -> Callable[[HttpRequest], Reply]:
@@ -51,3 +53,8 @@ def in_turn(creates: list[Step], queries: list[Step]) -> Callable[[HttpRequest],
         return step(request) if callable(step) else step
 
     return answer
+
+
+def scripted_creates(*creates: Step) -> FakeTransport:
+    """Answer creates in turn; the first poll finds the job running, every later one completed."""
+    return FakeTransport(in_turn([*creates], [task("processing"), completed()]))

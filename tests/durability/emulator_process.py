@@ -1,7 +1,7 @@
 """The emulator in a process of its own, which records every create that arrives.
 
-`python -m tests.durability.shop SETTINGS` prints its URL, and answers each line on its input with the records as one
-line of JSON. It ends when its input ends.
+`python -m tests.durability.emulator_process SETTINGS` prints its URL, and answers each line on its input with the
+records as one line of JSON. It ends when its input ends.
 """
 
 import asyncio
@@ -32,7 +32,7 @@ ROOT = Path(__file__).absolute().parents[2]
 
 
 @dataclass(frozen=True, kw_only=True)
-class ShopSettings:
+class AccountSettings:
     """How the emulated account behaves."""
 
     seed: int = 0
@@ -103,23 +103,23 @@ class RecordingSimulator(GatewaySimulator):
         return Records(prompts=prompts, counts=counts)
 
 
-def _simulator(shop: ShopSettings) -> RecordingSimulator:
+def _simulator(account: AccountSettings) -> RecordingSimulator:
     chances = [
         RandomFault(share, fault, endpoint)
         for endpoint in ("apimall.create", "defapi.create")
-        for share, fault in ((shop.lost, faults.reset(processed=True)), (shop.slow, faults.delay(0.04)))
+        for share, fault in ((account.lost, faults.reset(processed=True)), (account.slow, faults.delay(0.04)))
     ]
     chances += [
         RandomFault(share, fault, endpoint)
         for endpoint in ("apimall.query", "defapi.query")
-        for share, fault in ((shop.lost, faults.reset()), (shop.slow, faults.delay(0.02)))
+        for share, fault in ((account.lost, faults.reset()), (account.slow, faults.delay(0.02)))
     ]
     return RecordingSimulator(
         EmulatorSettings(
-            seed=shop.seed,
-            job_limit=shop.job_limit,
-            duration=LogNormal(median_s=shop.median_s),
-            idempotency=shop.idempotency,
+            seed=account.seed,
+            job_limit=account.job_limit,
+            duration=LogNormal(median_s=account.median_s),
+            idempotency=account.idempotency,
             unique_by="prompt",
             chances=chances,
             image_scale=0.02,
@@ -127,8 +127,8 @@ def _simulator(shop: ShopSettings) -> RecordingSimulator:
     )
 
 
-async def _serve(shop: ShopSettings) -> None:
-    simulator = _simulator(shop)
+async def _serve(account: AccountSettings) -> None:
+    simulator = _simulator(account)
     server = await EmulatorServer.started(simulator, host="127.0.0.1", port=0)
     print(json.dumps(server.url), flush=True)
     loop = asyncio.get_running_loop()
@@ -137,7 +137,7 @@ async def _serve(shop: ShopSettings) -> None:
     await server.aclose()
 
 
-class Shop:
+class EmulatorProcess:
     """The emulator's process, as its parent uses it."""
 
     def __init__(self, process: "subprocess.Popen[str]") -> None:
@@ -162,15 +162,15 @@ class Shop:
 
 
 @contextmanager
-def opened(settings: ShopSettings) -> Iterator[Shop]:
+def opened(settings: AccountSettings) -> Iterator[EmulatorProcess]:
     """Run the emulator in a process of its own."""
-    command = [sys.executable, "-m", "tests.durability.shop", json.dumps(asdict(settings))]
+    command = [sys.executable, "-m", "tests.durability.emulator_process", json.dumps(asdict(settings))]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT) as process:
         try:
-            yield Shop(process)
+            yield EmulatorProcess(process)
         finally:
             process.kill()
 
 
 if __name__ == "__main__":
-    asyncio.run(_serve(ShopSettings(**json.loads(sys.argv[1]))))
+    asyncio.run(_serve(AccountSettings(**json.loads(sys.argv[1]))))

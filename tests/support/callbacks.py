@@ -1,4 +1,4 @@
-"""Scenes for callbacks: an ASGI application driven by hand, a shop that notes URLs, an app on a port."""
+"""Fakes for callbacks: ASGI calls made by hand, a fake gateway that keeps callback URLs, an app on a port."""
 
 import asyncio
 import json
@@ -15,8 +15,8 @@ from nanobanana_async import Session
 from nanobanana_async.gateways.contract import HttpRequest
 from nanobanana_async.testing import FakeTransport, Reply
 from nanobanana_async.webhooks import CallbackReceiver, Message
-from tests.engine import sayings
-from tests.engine.scenes import Shop, defapi
+from tests.support import replies
+from tests.support.fakes import FakeGateway, defapi
 
 PUBLIC = "https://app.example/hooks"
 KEY = "order-1"
@@ -42,7 +42,7 @@ class Wait:
     seconds: float
 
 
-HANGS_UP = Wait(-1.0)
+DISCONNECT = Wait(-1.0)
 Piece = bytes | Wait
 
 
@@ -59,7 +59,7 @@ async def ask(
     async def receive() -> Message:
         while left and isinstance(left[0], Wait):
             pause = left.pop(0)
-            if pause is HANGS_UP:
+            if pause is DISCONNECT:
                 return {"type": "http.disconnect"}
             assert isinstance(pause, Wait)
             await asyncio.sleep(pause.seconds)
@@ -80,7 +80,7 @@ async def ask(
     return Answer(start["status"], tuple(start["headers"]), b"".join(message["body"] for message in bodies))
 
 
-def said(task_id: str | None = None, status: str = "success", **facts: Any) -> bytes:
+def callback_body(task_id: str | None = None, status: str = "success", **facts: Any) -> bytes:
     """Return what a callback says."""
     return json.dumps({"task_id": task_id, "status": status, **facts}).encode()
 
@@ -96,22 +96,22 @@ def url_in(request: HttpRequest) -> str | None:
     return url
 
 
-class CallingShop(Shop):
-    """A shop that notes the callback URL of each task that it sells."""
+class CallbackGateway(FakeGateway):
+    """A fake gateway that keeps the callback URL of each task that it sells."""
 
     def __init__(self, *, job_s: float = 2.0, limit: int | None = None) -> None:
         super().__init__(job_s=job_s, limit=limit)
         self.urls: dict[str, str] = {}
         """Task id -> URL, in the order of the sales."""
-        self.looks: list[str] = []
+        self.polled: list[str] = []
         """The task ids that were asked about."""
 
     def answer(self, request: HttpRequest) -> Reply:
         before = self.sold
         if request.method == "GET" and "=" in request.url:
-            self.looks.append(request.url.rpartition("=")[2])
-            if self.looks[-1] not in self.tasks:
-                return sayings.said(404, {"code": 404, "message": "task not found"})
+            self.polled.append(request.url.rpartition("=")[2])
+            if self.polled[-1] not in self.tasks:
+                return replies.json_reply(404, {"code": 404, "message": "task not found"})
         reply = super().answer(request)
         if self.sold > before and (url := url_in(request)) is not None:
             self.urls[f"t{self.sold}"] = url

@@ -11,26 +11,26 @@ from nanobanana_async import ApiMall, Batch, ConcurrencyPolicy, DefApi, Outcome,
 from nanobanana_async.errors import BatchStopped
 from nanobanana_async.gateways.contract import HttpRequest
 from nanobanana_async.testing import FakeTransport, Reply
-from tests.end_to_end.scenes import QUICK_POLLS, QUICK_RETRIES
-from tests.engine.sayings import completed, created, defapi_created, defapi_done, refused, task
-from tests.engine.scenes import API_KEY, now, wire_key
+from tests.support.fakes import API_KEY, now, wire_key
+from tests.support.loopback import QUICK_POLLS, QUICK_RETRIES
+from tests.support.replies import completed, created, defapi_created, defapi_done, refused, task
 
-Says = Callable[[str], Reply | None]
+AnswerFor = Callable[[str], Reply | None]
 """What a create for a prompt is answered with instead of being sold."""
 
 
-class Studio:
+class PromptGateway:
     """Both gateways in few lines. A job takes `job_s`, or what stands before " s" in its prompt; "fail" fails."""
 
-    def __init__(self, *, job_s: float = 2.0, limit: int | None = None, says: Says | None = None) -> None:
+    def __init__(self, *, job_s: float = 2.0, limit: int | None = None, says: AnswerFor | None = None) -> None:
         self.job_s = job_s
         self.limit = limit
-        self.says: Says = says or (lambda prompt: None)
+        self.says: AnswerFor = says or (lambda prompt: None)
         self.posts: list[str] = []
         """The prompt of each POST, in order."""
         self.keys: dict[str, str] = {}
         self.wire_keys: list[str | None] = []
-        self.looked_at: Counter[str] = Counter()
+        self.polls: Counter[str] = Counter()
         self._tasks: dict[str, tuple[str, float]] = {}
 
     @property
@@ -44,7 +44,7 @@ class Studio:
 
     def answer(self, request: HttpRequest) -> Reply:
         if request.method == "GET":
-            return self._tell(request)
+            return self._poll(request)
         prompt, key = str(json.loads(request.body or b"{}")["prompt"]), wire_key(request)
         self.posts.append(prompt)
         self.wire_keys.append(key)
@@ -54,9 +54,9 @@ class Studio:
             return reply
         if self.limit is not None and self.running >= self.limit:
             return refused(429, "too_many_concurrent_jobs", "too many concurrent jobs")
-        return self._sell(prompt, key)
+        return self._create(prompt, key)
 
-    def _sell(self, prompt: str, key: str | None) -> Reply:
+    def _create(self, prompt: str, key: str | None) -> Reply:
         task_id = f"t{len(self._tasks) + 1}"
         seconds, said, _ = prompt.partition(" s")
         self._tasks[task_id] = (prompt, now() + (float(seconds) if said else self.job_s))
@@ -65,10 +65,10 @@ class Studio:
         self.keys[key] = task_id
         return created(task_id)
 
-    def _tell(self, request: HttpRequest) -> Reply:
+    def _poll(self, request: HttpRequest) -> Reply:
         keyed = "=" not in request.url
         task_id = request.url.rpartition("/" if keyed else "=")[2]
-        self.looked_at[task_id] += 1
+        self.polls[task_id] += 1
         prompt, ends_at = self._tasks[task_id]
         if now() < ends_at:
             return task("processing" if keyed else "in_progress", task_id)
@@ -77,7 +77,7 @@ class Studio:
         return completed(task_id) if keyed else defapi_done(task_id)
 
 
-class Counted:
+class CountingInput:
     """An input that counts how many rows were pulled; without a number it has no end."""
 
     def __init__(self, count: int | None = None) -> None:
@@ -87,7 +87,7 @@ class Counted:
     def __iter__(self) -> Iterator[str]:
         while self._count is None or self.pulled < self._count:
             self.pulled += 1
-            yield f"picture {self.pulled}"
+            yield f"image {self.pulled}"
 
 
 async def slowly(rows: Iterable[Any], pause_s: float = 0.5) -> AsyncIterator[Any]:
@@ -110,9 +110,9 @@ def on_file(
     return Session(gateway(api_key=API_KEY, expected_job_s=0.01), ledger=path, http=transport, **quick)
 
 
-def wire(studio: Studio) -> FakeTransport:
-    """Return a quick wire to a studio."""
-    return FakeTransport(studio.answer, latency_s=0.002)
+def transport_to(gateway: PromptGateway) -> FakeTransport:
+    """Return a fast transport to a fake gateway."""
+    return FakeTransport(gateway.answer, latency_s=0.002)
 
 
 async def all_of(batch: Batch) -> list[Outcome]:
@@ -131,8 +131,8 @@ async def until_stopped(batch: Batch) -> tuple[list[Outcome], BatchStopped]:
     raise AssertionError("the batch did not stop")
 
 
-async def run_batch(path: Path, studio: Studio, rows: Iterable[Any], **options: Any) -> list[Outcome]:
+async def run_batch(path: Path, gateway: PromptGateway, rows: Iterable[Any], **options: Any) -> list[Outcome]:
     """Run a batch named "spring" in a session of its own."""
-    async with on_file(path, wire(studio)) as session:
+    async with on_file(path, transport_to(gateway)) as session:
         outcomes = await all_of(session.generate_many(rows, **{"batch": "spring", **options}))
     return sorted(outcomes, key=lambda outcome: outcome.index)

@@ -1,19 +1,25 @@
-"""The disk: the real SQLite ledger without its thread, and an auditor who reads the file on his own."""
+"""The disk: the real SQLite ledger without its thread, and a reader that sees the file independently."""
 
 import asyncio
+import itertools
 import random
 import sqlite3
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, TypeVar
 
+from nanobanana_async import testing
+from nanobanana_async.engine import poller, submitter
 from nanobanana_async.errors import LedgerError
 from nanobanana_async.jobs import JobRecord
-from nanobanana_async.ledger import writer
+from nanobanana_async.ledger import sqlite, writer
 from nanobanana_async.ledger.columns import record_of
 from nanobanana_async.ledger.connection import LedgerConnection, copy_for
 from nanobanana_async.ledger.statements import SELECT_BY_KEY, JobTable
-from tests.simulate.machine import Machine, Process, this_process
+from tests.support.machine import Machine, Process, this_process
+from tests.support.mutations import patched
 
 T = TypeVar("T")
 
@@ -68,8 +74,8 @@ class Disk:
 class InlineWriter:
     """`ledger.writer.Writer` on virtual time: the same transactions, in callbacks instead of a thread.
 
-    A commit takes what is queued when it begins, is durable half-way, and is told at its end: its process can be
-    killed before it, and between durable and told.
+    A commit takes what is queued when it begins, is durable half-way, and returns at its end: its process can be
+    killed before it, and between the write and the return.
     """
 
     def __init__(self, disk: Disk, open_file: Callable[[], LedgerConnection]) -> None:
@@ -88,7 +94,7 @@ class InlineWriter:
     def submit(
         self, work: Callable[[JobTable], T], *, writes: bool, key: str | None, safe: bool
     ) -> "asyncio.Future[T]":
-        """Queue a piece of work. It is done also when nobody waits for it any more."""
+        """Queue a piece of work. It is done also when its caller was cancelled."""
         future: asyncio.Future[T] = self._disk.machine.create_future()
         if self._process.lives_past("order"):
             self._waiting.append(writer.WorkItem(work, future, writes=writes, key=key, safe=safe))
@@ -155,10 +161,30 @@ class InlineWriter:
         else:
             results = writer.run_in_transaction(self._file, batch)
         if self._process.lives_past("after commit"):
-            self._disk.machine.after(self._disk.takes_s(), lambda: self._tell(results))
+            self._disk.machine.after(self._disk.takes_s(), lambda: self._deliver(results))
 
-    def _tell(self, results: list[writer.Result]) -> None:
+    def _deliver(self, results: list[writer.Result]) -> None:
         self._busy = False
         if self._process.alive:
             writer.deliver(results)
             self._begin()
+
+
+def deterministic(seed: int, disk: Disk) -> AbstractContextManager[None]:
+    """Replace the library's threads and random numbers by what the seed decides, until the end of the block."""
+    numbers = itertools.count()
+    chance: Any = SimpleNamespace(Random=lambda: random.Random(f"{seed} jitter {next(numbers)}"))
+    return patched(
+        [
+            (sqlite, "Writer", disk.writer),
+            (submitter, "random", chance),
+            (poller, "random", chance),
+            (testing, "DEADLOCK_S", 0.01),  # no other thread is waited for: without a timer nothing can happen
+        ]
+    )
+
+
+def memory_folder() -> str | None:
+    """Return a folder in memory for files that are written often, if the system has one."""
+    memory = Path("/dev/shm")
+    return str(memory) if memory.is_dir() else None

@@ -18,6 +18,13 @@ from nanobanana_async.emulator import API_KEY, Emulator
 _OURS = ("APIMALL_", "DEFAPI_", "NANOBANANA_")
 
 
+class TerminalStream(io.StringIO):
+    """A stream that is a terminal."""
+
+    def isatty(self) -> bool:
+        return True
+
+
 @frozen
 class Said:
     """The exit code and output of a command."""
@@ -71,10 +78,11 @@ async def nanobanana(*arguments: str, environ: dict[str, str] | None = None, fol
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "environ", environment() if environ is None else environ)
         patch.chdir(folder or Path.cwd())
-        for name in ("stdin", "stdout", "stderr"):
-            patch.setattr(sys, name, io.StringIO())
+        streams = {name: io.StringIO() for name in ("stdin", "stdout", "stderr")}
+        for name, stream in streams.items():
+            patch.setattr(sys, name, stream)
         code = await asyncio.to_thread(cli.run, arguments)
-        return Said(code, sys.stdout.getvalue(), sys.stderr.getvalue())  # type: ignore[attr-defined]
+        return Said(code, streams["stdout"].getvalue(), streams["stderr"].getvalue())
 
 
 async def in_a_process(*arguments: str, environ: dict[str, str] | None = None, folder: Path | None = None) -> Said:

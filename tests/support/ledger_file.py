@@ -7,7 +7,7 @@ from pathlib import Path
 from nanobanana_async import GenerationResult, Session, SqliteLedger
 from nanobanana_async.errors import NanoBananaError
 from nanobanana_async.jobs import JobRecord
-from tests.end_to_end.scenes import outcome
+from tests.support.loopback import outcome
 
 Outcome = GenerationResult | NanoBananaError
 

@@ -1,6 +1,6 @@
 """Example reports: generated rows, painted images, and a run with a limit, refusals and a pause.
 
-`python tests/report/scenes.py FOLDER [ROWS]` writes one.
+`python tests/support/reports.py FOLDER [ROWS]` writes one.
 """
 
 import itertools

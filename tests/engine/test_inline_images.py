@@ -1,4 +1,4 @@
-"""Pictures that came inline are not in the ledger: who wants them later asks the gateway once more."""
+"""Inline images are not in the ledger: a later waiter polls the gateway for them once more."""
 
 import asyncio
 
@@ -8,15 +8,15 @@ from nanobanana_async import GenerationResult, JobState, SessionClosed, TaskNotF
 from nanobanana_async.errors import UnexpectedResponse
 from nanobanana_async.gateways.contract import HttpRequest
 from nanobanana_async.testing import Reply
-from tests.engine.neighbours import KEY, Process, SharedNotebook, found
-from tests.engine.sayings import defapi_done, said, task
-from tests.engine.scenes import Shop, defapi, virtually
+from tests.support.fakes import FakeGateway, defapi, virtually
+from tests.support.replies import defapi_done, json_reply, task
+from tests.support.shared_ledger import KEY, FakeProcess, SharedLedger, found
 
 INLINE = "data:image/png;base64,iVBORw0KGgo="
 
 
-class InlineShop(Shop):
-    """Shows its pictures inline, while it has them."""
+class InlineGateway(FakeGateway):
+    """Sends its images inline, while it has them."""
 
     has_them = True
     down = 0
@@ -30,32 +30,32 @@ class InlineShop(Shop):
             self.down -= 1
             return TransportError("the connection was reset", possibly_sent=True)
         if not self.knows_the_task:
-            return said(404, {"code": 404, "message": "no such task"})
+            return json_reply(404, {"code": 404, "message": "no such task"})
         task_id = request.url.rpartition("=")[2]
         if reply == task("in_progress", task_id):
             return reply
         return defapi_done(task_id, image=INLINE) if self.has_them else task("success", task_id)
 
 
-def a_process(book: SharedNotebook, shop: InlineShop, *, delay_s: float = 0.0) -> Process:
-    return Process(book, shop.answer, session_of=defapi, delay_s=delay_s)
+def a_process(shared: SharedLedger, gateway: InlineGateway, *, delay_s: float = 0.0) -> FakeProcess:
+    return FakeProcess(shared, gateway.answer, session_of=defapi, delay_s=delay_s)
 
 
-async def bought_before(book: SharedNotebook, shop: InlineShop) -> GenerationResult:
+async def bought_before(shared: SharedLedger, gateway: InlineGateway) -> GenerationResult:
     """Let a session buy the job, and end."""
-    async with a_process(book, shop) as process:
+    async with a_process(shared, gateway) as process:
         result = await process.session.generate("a fox", idempotency_key=KEY)
-        assert (result.url, book.record(KEY).images) == (INLINE, ("",))
+        assert (result.url, shared.record(KEY).images) == (INLINE, ("",))
         assert (await (await found(process.session, KEY))).url == INLINE
     return result
 
 
 @pytest.mark.parametrize("way", ["job", "generate"])
 @virtually
-async def test_a_second_session_gets_them_by_one_query(way: str) -> None:
-    shop, book = InlineShop(), SharedNotebook()
-    first = await bought_before(book, shop)
-    async with a_process(book, shop) as process:
+async def test_second_session_fetches_inline_images_by_one_poll(way: str) -> None:
+    gateway, shared = InlineGateway(), SharedLedger()
+    first = await bought_before(shared, gateway)
+    async with a_process(shared, gateway) as process:
         job = await found(process.session, KEY)
         if way == "job":
             result = await job
@@ -66,14 +66,14 @@ async def test_a_second_session_gets_them_by_one_query(way: str) -> None:
         assert (process.creates, process.queries, process.held) == (0, 1, 0)
         assert process.session.stats().succeeded == 0
         assert job.state is JobState.SUCCEEDED
-    assert shop.sold == 1
-    assert INLINE not in str(book.record(KEY))
+    assert gateway.sold == 1
+    assert INLINE not in str(shared.record(KEY))
 
 
 @virtually
-async def test_who_waits_in_another_session_gets_them_by_one_query() -> None:
-    shop, book = InlineShop(job_s=20.0), SharedNotebook()
-    async with a_process(book, shop) as a, a_process(book, shop) as b:
+async def test_waiter_in_another_session_fetches_images_by_one_poll() -> None:
+    gateway, shared = InlineGateway(job_s=20.0), SharedLedger()
+    async with a_process(shared, gateway) as a, a_process(shared, gateway) as b:
         mine = asyncio.Task(a.session.generate("a fox", idempotency_key=KEY))
         await asyncio.sleep(1.0)
         assert (await b.session.generate("a fox", idempotency_key=KEY)).url == INLINE
@@ -82,11 +82,11 @@ async def test_who_waits_in_another_session_gets_them_by_one_query() -> None:
 
 
 @virtually
-async def test_a_gateway_that_has_them_no_longer_is_asked_each_time_the_job_is_awaited() -> None:
-    shop, book = InlineShop(), SharedNotebook()
-    await bought_before(book, shop)
-    shop.has_them = False
-    async with a_process(book, shop) as process:
+async def test_lost_inline_images_are_polled_for_on_each_await() -> None:
+    gateway, shared = InlineGateway(), SharedLedger()
+    await bought_before(shared, gateway)
+    gateway.has_them = False
+    async with a_process(shared, gateway) as process:
         job = await found(process.session, KEY)
         for asked in (1, 2):
             with pytest.raises(UnexpectedResponse, match="no longer returns its images") as caught:
@@ -94,40 +94,40 @@ async def test_a_gateway_that_has_them_no_longer_is_asked_each_time_the_job_is_a
             assert (caught.value.key, caught.value.safe_to_repeat, process.queries) == (KEY, False, asked)
         with pytest.raises(UnexpectedResponse):
             await process.session.generate("a fox", idempotency_key=KEY)
-        shop.has_them = True
+        gateway.has_them = True
         assert (await job).url == INLINE
         assert process.creates == 0
-    assert (shop.sold, book.states()) == (1, {KEY: JobState.SUCCEEDED})
+    assert (gateway.sold, shared.states()) == (1, {KEY: JobState.SUCCEEDED})
 
 
 @virtually
-async def test_a_gateway_that_has_forgotten_the_task_ends_the_asking_after_a_while() -> None:
-    shop, book = InlineShop(), SharedNotebook()
-    await bought_before(book, shop)
-    shop.knows_the_task = False
-    async with a_process(book, shop) as process:
+async def test_forgotten_task_ends_the_fetch() -> None:
+    gateway, shared = InlineGateway(), SharedLedger()
+    await bought_before(shared, gateway)
+    gateway.knows_the_task = False
+    async with a_process(shared, gateway) as process:
         with pytest.raises(TaskNotFound) as caught:
             await process.session.generate("a fox", idempotency_key=KEY)
         assert not caught.value.safe_to_repeat
         assert process.creates == 0
-    assert shop.sold == 1
+    assert gateway.sold == 1
 
 
 @virtually
-async def test_a_lost_answer_is_asked_for_again() -> None:
-    shop, book = InlineShop(), SharedNotebook()
-    await bought_before(book, shop)
-    shop.down = 3
-    async with a_process(book, shop) as process:
+async def test_lost_answer_is_polled_again() -> None:
+    gateway, shared = InlineGateway(), SharedLedger()
+    await bought_before(shared, gateway)
+    gateway.down = 3
+    async with a_process(shared, gateway) as process:
         assert (await (await found(process.session, KEY))).url == INLINE
         assert (process.creates, process.queries) == (0, 4)
 
 
 @virtually
-async def test_two_who_wait_share_one_query() -> None:
-    shop, book = InlineShop(), SharedNotebook()
-    await bought_before(book, shop)
-    async with a_process(book, shop) as process:
+async def test_two_waiters_share_one_poll() -> None:
+    gateway, shared = InlineGateway(), SharedLedger()
+    await bought_before(shared, gateway)
+    async with a_process(shared, gateway) as process:
         one, two = await found(process.session, KEY), await found(process.session, KEY)
         async with asyncio.TaskGroup() as group:
             results = [group.create_task(job.result()) for job in (one, one, two)]
@@ -137,11 +137,11 @@ async def test_two_who_wait_share_one_query() -> None:
 
 @pytest.mark.parametrize("delay_s", [0.0, 0.1])
 @virtually
-async def test_nobody_ever_gets_a_result_without_them_whenever_he_asks(delay_s: float) -> None:
-    shop, book = InlineShop(), SharedNotebook()
-    await bought_before(book, shop)
+async def test_result_always_has_its_inline_images(delay_s: float) -> None:
+    gateway, shared = InlineGateway(), SharedLedger()
+    await bought_before(shared, gateway)
     for gap_s in (0.0, 0.01, 0.025, 0.05, 0.1, 0.125, 0.15):
-        async with a_process(book, shop, delay_s=delay_s) as process:
+        async with a_process(shared, gateway, delay_s=delay_s) as process:
             job = await found(process.session, KEY)
             waiting: list[asyncio.Task[GenerationResult]] = []
             for _ in range(6):
@@ -154,10 +154,10 @@ async def test_nobody_ever_gets_a_result_without_them_whenever_he_asks(delay_s: 
 
 
 @virtually
-async def test_a_waiter_who_is_told_late_asks_again_with_whoever_asks_then() -> None:
-    """The job has ended, and before its waiter runs, somebody else has begun to ask for it under its key."""
-    shop, book = InlineShop(job_s=5.0), SharedNotebook()
-    async with a_process(book, shop) as a, a_process(book, shop, delay_s=0.1) as b:
+async def test_late_waiter_shares_the_next_fetch() -> None:
+    """The job has ended, and before its waiter runs, another caller has begun to fetch it by its key."""
+    gateway, shared = InlineGateway(job_s=5.0), SharedLedger()
+    async with a_process(shared, gateway) as a, a_process(shared, gateway, delay_s=0.1) as b:
         mine = asyncio.Task(a.session.generate("a fox", idempotency_key=KEY))
         await asyncio.sleep(1.0)
         job = await found(b.session, KEY)
@@ -174,11 +174,11 @@ async def test_a_waiter_who_is_told_late_asks_again_with_whoever_asks_then() -> 
 
 
 @virtually
-async def test_closing_meanwhile_sends_the_waiters_away() -> None:
-    shop, book = InlineShop(), SharedNotebook()
-    await bought_before(book, shop)
-    shop.down = 10_000
-    async with a_process(book, shop) as process:
+async def test_close_during_the_fetch_ends_the_waiters() -> None:
+    gateway, shared = InlineGateway(), SharedLedger()
+    await bought_before(shared, gateway)
+    gateway.down = 10_000
+    async with a_process(shared, gateway) as process:
         job = await found(process.session, KEY)
         waiting = [asyncio.Task(job.result()), asyncio.Task(process.session.generate("a fox", idempotency_key=KEY))]
         await asyncio.sleep(5.0)
@@ -186,15 +186,15 @@ async def test_closing_meanwhile_sends_the_waiters_away() -> None:
     assert all(isinstance(waiter.exception(), SessionClosed) for waiter in waiting)
     with pytest.raises(SessionClosed):
         await job
-    assert shop.sold == 1
+    assert gateway.sold == 1
 
 
 @virtually
-async def test_a_caller_who_gives_up_does_not_disturb_who_stays() -> None:
-    shop, book = InlineShop(), SharedNotebook()
-    await bought_before(book, shop)
-    shop.down = 3
-    async with a_process(book, shop) as process:
+async def test_cancelled_caller_does_not_end_the_fetch() -> None:
+    gateway, shared = InlineGateway(), SharedLedger()
+    await bought_before(shared, gateway)
+    gateway.down = 3
+    async with a_process(shared, gateway) as process:
         job = await found(process.session, KEY)
         waiting = [asyncio.Task(job.result()) for _ in range(2)]
         await asyncio.sleep(0.5)

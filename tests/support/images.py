@@ -16,7 +16,7 @@ from PIL import Image
 from nanobanana_async.errors import DownloadError
 from nanobanana_async.http.tls_and_proxies import Proxies
 from nanobanana_async.images.downloader import ImageDownloader
-from tests.http.peers import Connection, Script
+from tests.support.peers import Connection, Script
 
 FORMATS = ("png", "jpeg", "webp", "gif", "avif")
 ENDINGS = {"png": ".png", "jpeg": ".jpg", "webp": ".webp", "gif": ".gif", "avif": ".avif"}

@@ -1,4 +1,4 @@
-"""Neighbours: several sessions on one ledger, each an owner that lives, closes, or is killed in the midst of work."""
+"""Several sessions on one ledger in memory, each an owner that can close or be killed during its work."""
 
 import asyncio
 from collections import Counter
@@ -19,7 +19,7 @@ from nanobanana_async.ledger.base import Allowance, Claim, TaskTaken
 from nanobanana_async.ledger.memory_charges import MemoryCharges
 from nanobanana_async.policy.prices import Price
 from nanobanana_async.testing import FakeTransport, Reply
-from tests.engine.scenes import Opening, Shop
+from tests.support.fakes import FakeGateway, Opening
 
 T = TypeVar("T")
 
@@ -30,16 +30,16 @@ LOST = TransportError("the connection was reset", possibly_sent=True)
 @define
 class Row:
     record: JobRecord
-    owner: "Page | None"
+    owner: "LedgerView | None"
 
 
-class SharedNotebook:
-    """What several sessions write into: one dict, and for each session a `Page` through which it reads and writes."""
+class SharedLedger:
+    """The rows of several sessions; each session reads and writes them through its own `LedgerView`."""
 
     def __init__(self) -> None:
         self.rows: dict[str, Row] = {}
-        self.news: dict[tuple[Page, str], str | None] = {}
-        """Whom it is for, and of which job."""
+        self.notices: dict[tuple[LedgerView, str], str | None] = {}
+        """Owner and key -> the reported task id."""
         self.charges = MemoryCharges()
 
     def states(self) -> dict[str, JobState]:
@@ -48,8 +48,8 @@ class SharedNotebook:
     def record(self, key: str) -> JobRecord:
         return self.rows[key].record
 
-    def owner(self, key: str) -> "Page | None":
-        """Who follows a job; None when nobody does who lives."""
+    def owner(self, key: str) -> "LedgerView | None":
+        """Return the living owner of a job, or None."""
         row = self.rows[key]
         return row.owner if row.owner is not None and row.owner.alive and row.record.state in ACTIVE_STATES else None
 
@@ -60,18 +60,18 @@ class SharedNotebook:
 
 
 @define(eq=False)
-class Page:
-    """One owner's view: a ledger. It may be slow, may fail when told to, and may be killed."""
+class LedgerView:
+    """One owner's ledger on the shared rows. It may be slow, fail as `fails` says, and be killed."""
 
-    book: SharedNotebook
+    shared: SharedLedger
     delay_s: float = 0.0
     alive: bool = False
     killed: bool = False
     fails: Counter[str] = field(factory=Counter)
     """How often each method fails from now on."""
-    asked: Counter[str] = field(factory=Counter)
+    calls: Counter[str] = field(factory=Counter)
     """How often each method was called."""
-    diary: list[str] = field(factory=list)
+    changes: list[str] = field(factory=list)
     """What it changed, in order."""
     _turn: asyncio.Lock = field(factory=asyncio.Lock)
 
@@ -82,28 +82,28 @@ class Page:
 
     async def aclose(self) -> None:
         self.alive = False
-        for row in self.book.rows.values():
+        for row in self.shared.rows.values():
             if row.owner is self:
                 row.owner = None
 
     def kill(self) -> None:
-        """Die: the lock is gone, and whatever is asked of it from now on is never answered."""
+        """Die: the lock is gone, and no later call is ever answered."""
         self.alive, self.killed = False, True
 
     async def claim(self, record: JobRecord) -> Claim:
         def claim() -> Claim:
-            row = self.book.rows.get(record.key)
+            row = self.shared.rows.get(record.key)
             if row is None:
-                self.book.rows[record.key] = Row(record, self)
-                self.diary.append(f"new {record.state.name}")
+                self.shared.rows[record.key] = Row(record, self)
+                self.changes.append(f"new {record.state.name}")
                 return Claim(record=record, new=True, owned=record.state in ACTIVE_STATES)
             return Claim(record=row.record, owned=self._taken_over(row))
 
-        return await self._carried_out("claim", claim)
+        return await self._run("claim", claim)
 
     async def advance(self, before: JobRecord, after: JobRecord) -> None:
         def advance() -> None:
-            for other in self.book.rows.values():
+            for other in self.shared.rows.values():
                 record = other.record
                 task = (record.account, record.task_id)
                 bought = record.first_sent_at is not None and after.task_id is not None
@@ -111,98 +111,98 @@ class Page:
                     raise TaskTaken(str(after.task_id), record.key, key=after.key)
             self._swap(before, after)
             if after.batch is not None:
-                self.book.charges.follow(before, after)
+                self.shared.charges.follow(before, after)
 
-        await self._carried_out("advance", advance)
+        await self._run("advance", advance)
 
     async def find(self, key: str) -> JobRecord | None:
         def find() -> JobRecord | None:
-            row = self.book.rows.get(key)
+            row = self.shared.rows.get(key)
             return None if row is None else row.record
 
-        return await self._carried_out("find", find)
+        return await self._run("find", find)
 
     async def find_task(self, account: str, task_id: str) -> JobRecord | None:
         def find_task() -> JobRecord | None:
-            known = [row.record for row in self.book.rows.values()]
+            known = [row.record for row in self.shared.rows.values()]
             mine = [record for record in known if (record.account, record.task_id) == (account, task_id)]
             return mine[-1] if mine else None
 
-        return await self._carried_out("find_task", find_task)
+        return await self._run("find_task", find_task)
 
     async def adopt(self, key: str) -> Claim | None:
         def adopt() -> Claim | None:
-            row = self.book.rows.get(key)
+            row = self.shared.rows.get(key)
             return None if row is None else Claim(record=row.record, owned=self._taken_over(row))
 
-        return await self._carried_out("adopt", adopt)
+        return await self._run("adopt", adopt)
 
     async def release(self, key: str) -> None:
         def release() -> None:
-            row = self.book.rows.get(key)
+            row = self.shared.rows.get(key)
             if row is not None and row.owner is self and row.record.state in ACTIVE_STATES:
                 row.owner = None
-                self.diary.append(f"let go of {row.record.state.name}")
+                self.changes.append(f"let go of {row.record.state.name}")
 
-        await self._carried_out("release", release)
+        await self._run("release", release)
 
     async def count_slots_of_others(self, account: str, *, since: datetime | None = None) -> int:
         def held() -> int:
             return sum(
                 1
-                for row in self.book.rows.values()
+                for row in self.shared.rows.values()
                 if row.record.account == account
                 and row.owner is not self
                 and row.record.state not in TERMINAL_STATES | {JobState.PENDING}
                 and (since is None or row.record.may_run_since >= since)
             )
 
-        return await self._carried_out("held", held)
+        return await self._run("count_slots_of_others", held)
 
     async def set_aside(
         self, before: JobRecord, after: JobRecord, price: Price, max_credits: Decimal | None
     ) -> Allowance:
         def set_aside() -> Allowance:
-            allowance = self.book.charges.allowance(after, price, max_credits, self._follower)
+            allowance = self.shared.charges.allowance(after, price, max_credits, self._follower)
             if allowance.refusal is None:
                 self._swap(before, after)
-                self.book.charges.add(after, allowance.price)
+                self.shared.charges.add(after, allowance.price)
             return allowance
 
-        return await self._carried_out("advance", set_aside)
+        return await self._run("advance", set_aside)
 
     async def spent(self, batch: str) -> Decimal:
-        return await self._carried_out("spent", lambda: self.book.charges.spent(batch))
+        return await self._run("spent", lambda: self.shared.charges.spent(batch))
 
     async def callback_secret(self) -> bytes:
         return bytes(32)
 
     async def notify_owner(self, key: str, task_id: str | None) -> None:
-        def nudge() -> None:
-            owner = self.book.owner(key) if key in self.book.rows else None
+        def notify() -> None:
+            owner = self.shared.owner(key) if key in self.shared.rows else None
             if owner is not None and owner is not self:
-                self.book.news[owner, key] = task_id
+                self.shared.notices[owner, key] = task_id
 
-        await self._carried_out("nudge", nudge)
+        await self._run("notify_owner", notify)
 
     async def take_notices(self) -> Sequence[tuple[str, str | None]]:
-        def nudges() -> list[tuple[str, str | None]]:
-            mine = [key for owner, key in self.book.news if owner is self]
-            return [(key, self.book.news.pop((self, key))) for key in mine]
+        def notices() -> list[tuple[str, str | None]]:
+            mine = [key for owner, key in self.shared.notices if owner is self]
+            return [(key, self.shared.notices.pop((self, key))) for key in mine]
 
-        return await self._carried_out("nudges", nudges)
+        return await self._run("take_notices", notices)
 
     async def unfinished(self, account: str) -> AsyncIterator[JobRecord]:
         def free() -> list[JobRecord]:
-            rows = [row for row in self.book.rows.values() if row.record.account == account]
+            rows = [row for row in self.shared.rows.values() if row.record.account == account]
             return [row.record for row in rows if row.record.state in ACTIVE_STATES and self._free(row)]
 
-        for record in await self._carried_out("unfinished", free):
+        for record in await self._run("unfinished", free):
             yield record
 
-    async def _carried_out(self, name: str, work: Callable[[], T]) -> T:
-        """Do a piece of work after those before it; half of the delay passes before it is done, half after."""
-        self.asked[name] += 1
+    async def _run(self, name: str, work: Callable[[], T]) -> T:
+        """Run `work` in call order; half of the delay passes before it, half after."""
+        self.calls[name] += 1
         async with self._turn:
             await asyncio.sleep(self.delay_s / 2)
             if self.killed:
@@ -227,15 +227,15 @@ class Page:
         return True
 
     def _swap(self, before: JobRecord, after: JobRecord) -> None:
-        row = self.book.rows.get(before.key)
+        row = self.shared.rows.get(before.key)
         mine = row is not None and (row.owner is self or row.record.state not in ACTIVE_STATES)
         if row is None or row.record.revision != before.revision or not mine:
-            raise LedgerError(f"job {before.key} was changed by somebody else", key=before.key, safe_to_repeat=False)
+            raise LedgerError(f"job {before.key} was changed by another owner", key=before.key, safe_to_repeat=False)
         row.record, row.owner = after, self
-        self.diary.append(f"{before.state.name} -> {after.state.name}")
+        self.changes.append(f"{before.state.name} -> {after.state.name}")
 
     def _follower(self, key: str) -> str | None:
-        owner = self.book.owner(key) if key in self.book.rows else None
+        owner = self.shared.owner(key) if key in self.shared.rows else None
         return None if owner is None else "ours" if owner is self else "others"
 
     @staticmethod
@@ -243,8 +243,8 @@ class Page:
         return row.owner is None or not row.owner.alive
 
 
-class Line(FakeTransport):
-    """A process's connection; when the process is killed nothing comes back on it, and nothing leaves any more."""
+class KillableTransport(FakeTransport):
+    """A process's transport; after a kill no request leaves and no answer arrives."""
 
     killed = False
 
@@ -257,21 +257,21 @@ class Line(FakeTransport):
         return response
 
 
-class Process:
+class FakeProcess:
     """A process with one session on the shared ledger: `async with`, or killed."""
 
     def __init__(
         self,
-        book: SharedNotebook,
+        shared: SharedLedger,
         answer: Callable[[HttpRequest], Reply],
         *,
         session_of: Opening,
         delay_s: float = 0.0,
         **settings: Any,
     ) -> None:
-        self.page = Page(book, delay_s)
-        self.line = Line(answer)
-        self.session: Session = session_of(self.line, ledger=self.page, **settings)
+        self.ledger = LedgerView(shared, delay_s)
+        self.transport = KillableTransport(answer)
+        self.session: Session = session_of(self.transport, ledger=self.ledger, **settings)
 
     async def __aenter__(self) -> Self:
         await self.session.open()
@@ -283,72 +283,84 @@ class Process:
         await self.session.aclose()
 
     def kill(self) -> None:
-        """Die as with `kill -9`: no write, no request, and the jobs are anybody's."""
-        self.page.kill()
-        self.line.killed = True
+        """Die as with `kill -9`: no write, no request, and the jobs have no owner."""
+        self.ledger.kill()
+        self.transport.killed = True
 
     @property
     def creates(self) -> int:
-        return len(self.line.creates)
+        return len(self.transport.creates)
 
     @property
     def queries(self) -> int:
-        return len(self.line.polls)
+        return len(self.transport.polls)
 
     @property
     def held(self) -> int:
         return self.session.stats().slots_held
 
 
-class LosingShop(Shop):
-    """A shop whose next answers to creates are lost, one for each True in `loses`, after it has sold."""
+class LosingGateway(FakeGateway):
+    """A fake gateway that loses the answer to a create after the sale, one for each True in `lost_answers`."""
 
     def __init__(self, *, job_s: float = 2.0, limit: int | None = None) -> None:
         super().__init__(job_s=job_s, limit=limit)
-        self.loses: list[bool] = []
+        self.lost_answers: list[bool] = []
 
     def answer(self, request: HttpRequest) -> Reply:
         reply = super().answer(request)
-        if request.method == "POST" and self.loses and self.loses.pop(0):
+        if request.method == "POST" and self.lost_answers and self.lost_answers.pop(0):
             return LOST
         return reply
 
 
 @asynccontextmanager
-async def a_dead_process(
-    book: SharedNotebook, answer: Callable[[HttpRequest], Reply], *, session_of: Opening, **settings: Any
-) -> AsyncGenerator[Process]:
+async def two_processes(
+    shared: SharedLedger, answer: Callable[[HttpRequest], Reply], *, session_of: Opening, **settings: Any
+) -> AsyncGenerator[tuple[FakeProcess, FakeProcess]]:
+    """Run two processes with the same settings; the second is closed first."""
+    async with (
+        FakeProcess(shared, answer, session_of=session_of, **settings) as first,
+        FakeProcess(shared, answer, session_of=session_of, **settings) as second,
+    ):
+        yield first, second
+
+
+@asynccontextmanager
+async def killed_process(
+    shared: SharedLedger, answer: Callable[[HttpRequest], Reply], *, session_of: Opening, **settings: Any
+) -> AsyncGenerator[FakeProcess]:
     """Let a process work, and kill it at the end of the block."""
-    async with Process(book, answer, session_of=session_of, **settings) as process:
+    async with FakeProcess(shared, answer, session_of=session_of, **settings) as process:
         yield process
         process.kill()
 
 
-async def leave_running(book: SharedNotebook, shop: Shop, *keys: str, session_of: Opening) -> None:
+async def leave_running(shared: SharedLedger, gateway: FakeGateway, *keys: str, session_of: Opening) -> None:
     """Let a process buy jobs, and kill it while they run."""
-    async with a_dead_process(book, shop.answer, session_of=session_of) as process:
+    async with killed_process(shared, gateway.answer, session_of=session_of) as process:
         for key in keys:
             await (await process.session.submit(f"a fox for {key}", idempotency_key=key)).accepted()
 
 
-async def leave_submitting(book: SharedNotebook, shop: Shop, *keys: str, session_of: Opening) -> None:
+async def leave_submitting(shared: SharedLedger, gateway: FakeGateway, *keys: str, session_of: Opening) -> None:
     """Let a process send its creates, and kill it before an answer comes."""
-    async with a_dead_process(book, shop.answer, session_of=session_of) as process:
+    async with killed_process(shared, gateway.answer, session_of=session_of) as process:
         for key in keys:
             await process.session.submit(f"a fox for {key}", idempotency_key=key)
             await asyncio.sleep(0.03)
-            assert book.states()[key] is JobState.SUBMITTING
+            assert shared.states()[key] is JobState.SUBMITTING
 
 
-async def leave_pending(book: SharedNotebook, shop: Shop, *keys: str, session_of: Opening) -> None:
+async def leave_pending(shared: SharedLedger, gateway: FakeGateway, *keys: str, session_of: Opening) -> None:
     """Let processes write jobs down, and kill them before anything is sent."""
     for key in keys:
-        async with a_dead_process(book, shop.answer, session_of=session_of, delay_s=1.0) as process:
+        async with killed_process(shared, gateway.answer, session_of=session_of, delay_s=1.0) as process:
             submitting = asyncio.Task(process.session.submit(f"a fox for {key}", idempotency_key=key))
-            await asyncio.sleep(1.75)  # counted what is held, written it down; not yet heard of it
+            await asyncio.sleep(1.75)  # slots counted and job stored; the answer has not come yet
         submitting.cancel()
         await asyncio.wait([submitting])
-        assert book.states()[key] is JobState.PENDING
+        assert shared.states()[key] is JobState.PENDING
 
 
 async def found(session: Session, key: str) -> Job:

@@ -1,4 +1,4 @@
-"""A loop of virtual time on which processes live and die: several in one real process, each killed between two steps.
+"""Simulated processes on one event loop of virtual time: each can be killed between any two steps.
 
 A process is everything that runs in a context which names it: its tasks, their wake-ups, its timers. When it is killed
 none of its callbacks runs any more, no `finally` either, so that it can't write or send; what it had sent goes on
@@ -26,7 +26,7 @@ class Fate:
 
 
 class Process:
-    """One operating system's process, as far as the ledger, the gateway and its callers can tell."""
+    """One operating system's process, as the ledger, the gateway and its callers see it."""
 
     def __init__(self, machine: "Machine", name: str, fate: Fate | None = None) -> None:
         self.machine = machine
@@ -75,14 +75,16 @@ class Process:
             self.machine.crashes.append(error)
 
     async def bury(self) -> None:
-        """Collect what is left of it: its tasks are cancelled, with nothing in reach."""
+        """Cancel its remaining tasks, after the disk and network no longer serve it."""
         self.alive, self.thawed = False, True
         if self.session is not None:
-            self.session._session_task.closed = True  # else it would complain that nobody closed it
+            self.session._session_task.closed = True  # else it would warn that it was not closed
         held_back, self.held_back = self.held_back, []
         for callback, args, context in held_back:
             self.machine.call_soon(callback, *args, context=context)
-        for _ in range(10):  # a task that is cancelled before its first step would complain
+        for _ in range(
+            10
+        ):  # a coroutine of a task cancelled before its first step would warn that it was never awaited
             await asyncio.sleep(0)
         while left := list(self.tasks):
             for task in left:
@@ -90,7 +92,7 @@ class Process:
             done, _ = await asyncio.wait(left, timeout=1.0)
             for task in done:
                 if not task.cancelled():
-                    task.exception()  # or asyncio would complain that nobody looked at it
+                    task.exception()  # or asyncio would log an exception that was never retrieved
 
 
 PROCESS: ContextVar[Process | None] = ContextVar("PROCESS", default=None)
@@ -104,7 +106,7 @@ def this_process() -> Process:
 
 
 class Machine(VirtualLoop):
-    """A virtual loop that knows whose each callback is, and that keeps the trace of a seed."""
+    """A virtual loop that knows the process of each callback, and keeps the trace of a seed."""
 
     def __init__(self) -> None:
         self.trace: list[str] = []
@@ -120,7 +122,7 @@ class Machine(VirtualLoop):
         """Call back later on behalf of no process: the disk, the network and the gateway do."""
         self.call_later(delay_s, callback, context=Context())
 
-    def call_soon(  # type: ignore[override]  # arguments are passed on, whatever they are
+    def call_soon(  # type: ignore[override]  # arguments are passed on unchanged
         self, callback: Callable[..., object], *args: Any, context: Context | None = None
     ) -> asyncio.Handle:
         """Run soon, unless its process is killed before."""

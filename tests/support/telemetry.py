@@ -15,7 +15,7 @@ from nanobanana_async import NanoBananaError
 from nanobanana_async.otel import Telemetry
 
 
-class Collector:
+class TelemetryCollector:
     """A `Telemetry` with an SDK that keeps the exported data."""
 
     def __init__(self, *, record_prompts: bool = False) -> None:

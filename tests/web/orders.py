@@ -1,4 +1,4 @@
-"""What the tests of web applications share: orders, the wait for all of them, and what the ledger holds."""
+"""Helpers of the tests of web applications: orders, the wait for all of them, and the jobs in the ledger."""
 
 import asyncio
 from collections import Counter
@@ -11,7 +11,7 @@ import aiohttp
 from nanobanana_async import JobState
 from nanobanana_async.emulator import Emulator
 from nanobanana_async.jobs import ACTIVE_STATES, JobRecord
-from tests.durability.scenes import written
+from tests.support.ledger_file import written
 
 
 def headers_of(number: int) -> dict[str, str]:
@@ -21,12 +21,12 @@ def headers_of(number: int) -> dict[str, str]:
 
 async def ordered(http: aiohttp.ClientSession, url: str, number: int) -> Mapping[str, Any]:
     """Order a fox; return what was answered with 202."""
-    wish = {"prompt": f"a fox, number {number}"}
-    async with http.post(f"{url}/jobs", json=wish, headers=headers_of(number)) as answer:
+    request = {"prompt": f"a fox, number {number}"}
+    async with http.post(f"{url}/jobs", json=request, headers=headers_of(number)) as answer:
         assert answer.status == 202, await answer.text()
-        told: dict[str, Any] = await answer.json()
-        assert answer.headers["Location"].endswith(f"/jobs/{told['key']}")
-        return told
+        accepted: dict[str, Any] = await answer.json()
+        assert answer.headers["Location"].endswith(f"/jobs/{accepted['key']}")
+        return accepted
 
 
 async def all_ended(ledger: Path, *, timeout_s: float = 20) -> dict[str, JobRecord]:
@@ -40,7 +40,7 @@ async def all_ended(ledger: Path, *, timeout_s: float = 20) -> dict[str, JobReco
 
 
 async def check_paid(emulator: Emulator, records: Mapping[str, JobRecord]) -> Counter[JobState]:
-    """Fail unless each job was charged once, withdrawn ones never, and each has its picture; count them by state."""
+    """Fail unless each job was charged once, withdrawn ones never, and each has its image; count them by state."""
     charged = Counter(job.prompt for job in emulator.jobs())
     bought = [record for record in records.values() if record.state is not JobState.WITHDRAWN]
     assert charged == Counter(record.request.prompt for record in bought if record.request is not None)
@@ -48,7 +48,7 @@ async def check_paid(emulator: Emulator, records: Mapping[str, JobRecord]) -> Co
     async with aiohttp.ClientSession() as http:
         for record in bought:
             assert record.state is JobState.SUCCEEDED, record
-            async with http.get(record.images[0]) as picture:
-                assert picture.status == 200
-                assert (await picture.read()).startswith(b"\x89PNG")
+            async with http.get(record.images[0]) as image:
+                assert image.status == 200
+                assert (await image.read()).startswith(b"\x89PNG")
     return Counter(record.state for record in records.values())

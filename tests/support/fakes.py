@@ -1,4 +1,4 @@
-"""Scenes for engine tests: virtual time, sessions on a fake wire, ledgers that keep a diary, an honest little shop."""
+"""Fakes for tests on virtual time: sessions on a fake transport, a recording ledger, and a fake gateway."""
 
 import asyncio
 import functools
@@ -12,7 +12,7 @@ from nanobanana_async.gateways.contract import HttpRequest
 from nanobanana_async.jobs import JobRecord
 from nanobanana_async.ledger.base import Claim
 from nanobanana_async.testing import FakeTransport, Reply, VirtualLoop, run_virtual
-from tests.engine.sayings import completed, created, defapi_created, defapi_done, refused, task
+from tests.support.replies import completed, created, defapi_created, defapi_done, refused, task
 
 API_KEY = "sk-secret-0123456789abcdef"
 
@@ -69,10 +69,10 @@ def wire_key(request: HttpRequest) -> str | None:
     return request.headers.get("Idempotency-Key")
 
 
-class Diary(list[str]):
-    """What happened, in order: the writes to the ledger, the requests, what callers were told."""
+class EventLog(list[str]):
+    """What happened, in order: the writes to the ledger, the requests and the events."""
 
-    def asked(self, answer: Callable[[HttpRequest], Reply]) -> Callable[[HttpRequest], Reply]:
+    def recording_requests(self, answer: Callable[[HttpRequest], Reply]) -> Callable[[HttpRequest], Reply]:
         """Note each request before it is answered."""
 
         def noted(request: HttpRequest) -> Reply:
@@ -81,23 +81,28 @@ class Diary(list[str]):
 
         return noted
 
-    def saw(self, event: Event) -> None:
-        """Note each move that is told."""
+    def observe(self, event: Event) -> None:
+        """Note each transition that is emitted."""
         if isinstance(event, JobStateChanged):
-            self.append(f"told {event.record.state.name}")
+            self.append(f"event {event.record.state.name}")
 
 
-class Notebook(MemoryLedger):
-    """A ledger that keeps a diary, and may be slow, may fail at its n-th write, may keep what has ended."""
+class RecordingLedger(MemoryLedger):
+    """A ledger that logs its writes, and may be slow, fail at its n-th write, or keep ended jobs."""
 
     def __init__(
-        self, *, diary: Diary | None = None, fails: Iterable[int] = (), delay_s: float = 0.0, keeps: bool = False
+        self,
+        *,
+        log: EventLog | None = None,
+        failing_writes: Iterable[int] = (),
+        delay_s: float = 0.0,
+        keep_ended: bool = False,
     ) -> None:
         super().__init__()
-        self.diary = Diary() if diary is None else diary
-        self.fails = set(fails)
+        self.log = EventLog() if log is None else log
+        self.fails = set(failing_writes)
         self.delay_s = delay_s
-        self.keeps = keeps
+        self.keeps = keep_ended
         self.writes = 0
         self.closed = 0
 
@@ -122,20 +127,20 @@ class Notebook(MemoryLedger):
             await asyncio.sleep(self.delay_s)
         self.writes += 1
         if self.writes in self.fails:
-            self.diary.append(f"{what} fails")
+            self.log.append(f"{what} fails")
             raise LedgerError("the disk is full")
-        self.diary.append(what)
+        self.log.append(what)
 
     def states(self) -> dict[str, JobState]:
-        """Where each job of it stands."""
+        """Return the state of each job by key."""
         return {key: record.state for key, record in self._jobs.items()}
 
     def record(self, key: str) -> JobRecord:
         return self._jobs[key]
 
 
-class Shop:
-    """Both gateways in few lines: sells a job per POST (on API Mall per key), and counts. Jobs end after `job_s`."""
+class FakeGateway:
+    """Both gateways: one job per create (on API Mall per key), which ends after `job_s`; counts its sales."""
 
     def __init__(self, *, job_s: float = 2.0, limit: int | None = None) -> None:
         self.job_s = job_s
@@ -143,7 +148,7 @@ class Shop:
         self.tasks: dict[str, float] = {}
         """Task id -> when it was sold."""
         self.keys: dict[str, str] = {}
-        self.most = 0
+        self.most_running = 0
 
     @property
     def sold(self) -> int:
@@ -154,9 +159,9 @@ class Shop:
         return sum(1 for sold_at in self.tasks.values() if now() < sold_at + self.job_s)
 
     def answer(self, request: HttpRequest) -> Reply:
-        return self._sell(request) if request.method == "POST" else self._tell(request)
+        return self._create(request) if request.method == "POST" else self._poll(request)
 
-    def _sell(self, request: HttpRequest) -> Reply:
+    def _create(self, request: HttpRequest) -> Reply:
         key = wire_key(request)
         if key in self.keys:
             return created(self.keys[key])
@@ -164,13 +169,13 @@ class Shop:
             return refused(429, "too_many_concurrent_jobs", "too many concurrent jobs")
         task_id = f"t{self.sold + 1}"
         self.tasks[task_id] = now()
-        self.most = max(self.most, self.running)
+        self.most_running = max(self.most_running, self.running)
         if key is None:
             return defapi_created(task_id)
         self.keys[key] = task_id
         return created(task_id)
 
-    def _tell(self, request: HttpRequest) -> Reply:
+    def _poll(self, request: HttpRequest) -> Reply:
         task_id = request.url.rpartition("=" if "=" in request.url else "/")[2]
         done = now() >= self.tasks[task_id] + self.job_s
         if "=" in request.url:

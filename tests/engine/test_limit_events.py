@@ -1,4 +1,4 @@
-"""What is known of the account's limits is told whenever it changes."""
+"""LimitsChanged: emitted whenever the known limits of the account change."""
 
 import asyncio
 import itertools
@@ -10,16 +10,16 @@ from nanobanana_async.events import Event, LimitsChanged
 from nanobanana_async.gateways.apimall import ApiMall
 from nanobanana_async.session import Session
 from nanobanana_async.testing import EmulatorTransport
-from tests.engine.scenes import virtually
+from tests.support.fakes import virtually
 
 
 @virtually
-async def test_a_limit_that_is_met_is_told_once_and_stands_in_the_stats() -> None:
-    told: list[LimitsChanged] = []
+async def test_learned_limit_is_an_event_once_and_in_stats() -> None:
+    changes: list[LimitsChanged] = []
 
     def listen(event: Event) -> None:
         if isinstance(event, LimitsChanged):
-            told.append(event)
+            changes.append(event)
 
     world = GatewaySimulator(EmulatorSettings(job_limit=6, duration=Fixed(5.0)))
     transport = EmulatorTransport(world, api_key=API_KEY)
@@ -28,15 +28,15 @@ async def test_a_limit_that_is_met_is_told_once_and_stands_in_the_stats() -> Non
             for number in range(12):
                 group.create_task(session.generate(f"a fox, number {number}"))
         stats = session.stats()
-    assert told[0].job_limit is None
-    assert 6 in {event.job_limit for event in told}
-    assert all(one != other for one, other in itertools.pairwise(told))
+    assert changes[0].job_limit is None
+    assert 6 in {event.job_limit for event in changes}
+    assert all(one != other for one, other in itertools.pairwise(changes))
     assert (stats.job_limit, stats.limit_kind, stats.creates_per_s, stats.creates_paused) == (6, None, None, False)
-    assert stats.throttled == told[-1].throttled > 0
+    assert stats.throttled == changes[-1].throttled > 0
 
 
 @virtually
-async def test_a_rate_that_is_met_is_told_in_creates_per_second() -> None:
+async def test_learned_rate_is_in_creates_per_second() -> None:
     world = GatewaySimulator(EmulatorSettings(creates_per_minute=120, rate_burst=5, duration=Fixed(1.0)))
     transport = EmulatorTransport(world, api_key=API_KEY)
     async with Session(ApiMall(api_key=API_KEY), http=transport) as session:

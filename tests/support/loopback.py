@@ -1,4 +1,4 @@
-"""Shared helpers of the tests over loopback: quick settings, an emulator checked for leaks, an event listener."""
+"""Helpers of tests over loopback: quick settings, an emulator checked for leaks, a recording observer."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
@@ -10,7 +10,7 @@ from nanobanana_async.emulator import Emulator, EmulatorOptions, EmulatorStats, 
 from nanobanana_async.emulator.messages import Endpoint
 from nanobanana_async.errors import GatewayError, NanoBananaError
 from nanobanana_async.events import CreateFailed, Event, JobStateChanged, PollFailed
-from tests.engine.scenes import REAL_TIME
+from tests.support.fakes import REAL_TIME
 
 GatewayName = Literal["apimall", "defapi"]
 BOTH: tuple[GatewayName, ...] = ("apimall", "defapi")
@@ -36,7 +36,7 @@ async def emulated(*, port: int = 0, **settings: Unpack[EmulatorOptions]) -> Asy
 
 
 def gateway_of(emulator: Emulator, name: GatewayName, **settings: Any) -> ApiMall | DefApi:
-    """Return the client's settings for one of the gateways, told that jobs are short."""
+    """Return the client's settings for one of the gateways, with short expected jobs."""
     make = emulator.apimall if name == "apimall" else emulator.defapi
     return make(**{"expected_job_s": 0.01, **settings})
 
@@ -47,8 +47,8 @@ def quick(emulator: Emulator, name: GatewayName = "apimall", /, **settings: Any)
     return Session(**options)
 
 
-class Listener:
-    """An observer that keeps what it heard."""
+class RecordingObserver:
+    """An observer that keeps its events."""
 
     def __init__(self) -> None:
         self.events: list[Event] = []
@@ -67,7 +67,7 @@ class Listener:
         return [event.error for event in self.events if isinstance(event, (CreateFailed, PollFailed))]
 
     def refusal(self) -> GatewayError:
-        """Return the one refusal that was heard."""
+        """Return the only refusal among the errors."""
         (error,) = (error for error in self.errors if isinstance(error, GatewayError))
         return error
 
@@ -75,7 +75,7 @@ class Listener:
 async def until(holds: Callable[[], bool], *, timeout_s: float = 5.0) -> None:
     """Wait until something holds."""
     async with asyncio.timeout(timeout_s):
-        while not holds():  # noqa: ASYNC110 - what is looked at has no event
+        while not holds():  # noqa: ASYNC110 - the condition has no event
             await asyncio.sleep(0.002)
 
 
@@ -100,5 +100,5 @@ async def together(session: Session, prompts: list[str], **options: Any) -> list
 
 
 def charged(stats: EmulatorStats, times: int) -> bool:
-    """Tell whether exactly so many jobs were charged, none of them twice."""
+    """Return whether exactly so many jobs were charged, none of them twice."""
     return (stats.creates_accepted, stats.double_charges) == (times, 0)

@@ -1,0 +1,79 @@
+"""Slots of the account that other sessions hold when one opens."""
+
+import asyncio
+
+import pytest
+from attrs import evolve
+
+from nanobanana_async import (
+    ConcurrencyPolicy,
+    JobState,
+)
+from tests.support.fakes import FakeGateway, apimall, defapi, now, virtually
+from tests.support.shared_ledger import (
+    FakeProcess,
+    Row,
+    SharedLedger,
+    leave_running,
+)
+
+
+@virtually
+async def test_slots_of_other_sessions_count_until_their_jobs_end() -> None:
+    gateway, shared = FakeGateway(job_s=60.0, limit=4), SharedLedger()
+    four = ConcurrencyPolicy(max_jobs=4, learn=False)
+    async with FakeProcess(shared, gateway.answer, session_of=apimall, concurrency=four) as a:
+        for number in range(3):
+            await (await a.session.submit(f"crow {number}")).accepted()
+        async with FakeProcess(shared, gateway.answer, session_of=apimall, concurrency=four) as b:
+            jobs = [await b.session.submit(f"fox {number}") for number in range(4)]
+            await asyncio.sleep(20.0)
+            assert (b.held, b.creates, b.session.stats().queued) == (1, 1, 3)
+            await asyncio.sleep(55.0)
+            assert b.creates == 4
+            for job in jobs:
+                await job
+            assert b.session.stats().throttled == 0
+    assert gateway.most_running == 4
+
+
+@virtually
+async def test_adopted_jobs_are_counted_twice_only_briefly() -> None:
+    gateway, shared = FakeGateway(job_s=60.0), SharedLedger()
+    await leave_running(shared, gateway, "a", "b", "c", session_of=apimall)
+    async with FakeProcess(
+        shared, gateway.answer, session_of=apimall, concurrency=ConcurrencyPolicy(max_jobs=4, learn=False)
+    ) as b:
+        await b.session.resume()
+        await b.session.submit("fox")
+        await asyncio.sleep(5.1)
+        assert (b.held, b.creates) == (4, 1)
+
+
+@pytest.mark.parametrize(("age_s", "sent"), [(10.0, 1), (1900.0, 4)])
+@pytest.mark.parametrize("state", [JobState.RUNNING, JobState.UNCERTAIN])
+@virtually
+async def test_only_possibly_running_jobs_count_at_opening(state: JobState, age_s: float, sent: int) -> None:
+    gateway, shared = FakeGateway(job_s=3600.0), SharedLedger()
+    await leave_running(shared, gateway, "a", "b", "c", session_of=defapi)
+    for key, row in list(shared.rows.items()):
+        if state is JobState.UNCERTAIN:
+            shared.rows[key] = Row(evolve(row.record, state=state, task_id=None, in_doubt=True), None)
+    await asyncio.sleep(age_s)
+    four = ConcurrencyPolicy(max_jobs=4, learn=False)
+    async with FakeProcess(shared, gateway.answer, session_of=defapi, concurrency=four) as b:
+        for number in range(4):
+            await b.session.submit(f"fox {number}")
+        await asyncio.sleep(1.0)
+        assert b.creates == sent
+
+
+@virtually
+async def test_unowned_jobs_free_their_slots_when_ended() -> None:
+    gateway, shared = FakeGateway(job_s=60.0, limit=3), SharedLedger()
+    await leave_running(shared, gateway, "a", "b", "c", session_of=apimall)
+    async with FakeProcess(shared, gateway.answer, session_of=apimall) as b:
+        began_at = now()
+        await b.session.generate("fox")
+        assert now() - began_at < 300.0
+    assert gateway.sold == 4
