@@ -77,6 +77,7 @@ class Pacer:
     _cycle_accepted: int = 0
     _window_rate: float = 0.0
     """The rate that the last cycle of a window proved, a little lower after each refusal since."""
+    _last_measured: float = 0.0
     _closed_at: float = math.inf
     """When the first request of the current run of refusals was sent; infinite while requests are accepted."""
     _holds_back: bool = False
@@ -100,7 +101,7 @@ class Pacer:
         """Record that a request left. If it left late, the next one makes up for half of the lost gap."""
         self._cycle_at = min(self._cycle_at, now)
         if self.active:
-            self._holds_back = self._holds_back and now < self.next_at + 1.0 / self.rate
+            self._holds_back = self._holds_back and now < self.next_at + 2.0 / self.rate
             self.next_at = max(self.next_at, now - 0.5 / self.rate) + 1.0 / self.rate
 
     def on_accepted(self, now: float, sent_at: float) -> None:
@@ -168,7 +169,9 @@ class Pacer:
         measured = accepted / max(length_s, 1e-3)
         if closed_s * measured < WINDOW_GAPS:
             return False
-        self.rate = self._window_rate = BELOW_WINDOW * measured
+        self.rate = BELOW_WINDOW * measured
+        # The first cycle of a bucket holds its burst, and proves nothing.
+        self._window_rate, self._last_measured = min(self._last_measured, self.rate), self.rate
         self.step_level = max(self.step_level, 2)
         self.next_at = now + 1.0 / self.rate
         return True

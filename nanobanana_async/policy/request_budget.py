@@ -24,10 +24,14 @@ from nanobanana_async.policy.rate import Pacer
 
 RequestKind = Literal["create", "poll"]
 
+_OTHER: dict[RequestKind, RequestKind] = {"create": "poll", "poll": "create"}
+
 SURELY_SHARED = 1.5
 """Log-odds (4.5 to 1) at which the budget counts as shared: one clear observation is enough."""
 MAX_LOG_ODDS = 6.0
 """Bound of the log-odds, so that a verdict can be revised after a few contrary observations."""
+WELL_KNOWN = 3.0
+"""Log-odds from which no request is spent on showing whether the budget is shared."""
 LONG_RUN = 3
 """Refusals in a row from which the other kind's success counts: one or two happen whenever a bucket is empty."""
 REFUSED_TOO = math.log(0.7 / 0.05)
@@ -113,15 +117,13 @@ class RequestBudget:
         own = self._kinds[kind]
         if not self.shared:
             return own.pacer.admits(now, in_flight)
-        # A kind that is refused leaves gaps for the other kind, which shows whether the budget is shared.
-        return self._both.pacer.admits(now, in_flight) and (own.refused_at is None or now >= own.pacer.next_at)
+        if self._may_try(kind):
+            return not in_flight
+        return self._both.pacer.admits(now, in_flight)
 
     def opens_at(self, kind: RequestKind) -> float:
         """Return when a request may leave by the passing of time."""
-        own = self._kinds[kind]
-        if not self.shared:
-            return own.pacer.next_at
-        return self._both.pacer.next_at if own.refused_at is None else max(self._both.pacer.next_at, own.pacer.next_at)
+        return -math.inf if self.shared and self._may_try(kind) else self.pacer(kind).next_at
 
     def sent(self, kind: RequestKind, now: float) -> None:
         """Record that a request left."""
@@ -163,9 +165,15 @@ class RequestBudget:
             return POLLS_ACCEPTED
         return 0.0
 
+    def _may_try(self, kind: RequestKind) -> bool:
+        """Return whether one request may show, at once, whether it is refused as the other kind was."""
+        other = self._kinds[_OTHER[kind]]
+        untried = other.refused_at is not None and other.tried_meanwhile < other.refused
+        return untried and self._kinds[kind].refused_at is None and self.log_odds < WELL_KNOWN
+
     def _meanwhile(self, kind: RequestKind, sent_at: float, *, accepted: bool) -> bool:
         """Count a request for the other kind; return whether that was being refused when this one was sent."""
-        other = self._kinds["poll" if kind == "create" else "create"]
+        other = self._kinds[_OTHER[kind]]
         if other.refused_at is None or sent_at <= other.refused_at:
             return False
         other.tried_meanwhile += 1
