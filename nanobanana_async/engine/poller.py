@@ -79,11 +79,11 @@ class Poller:
 
     def admits(self, now: float) -> bool:
         """Return whether one more poll may leave."""
-        return self.breaker.allows(now, self._in_flight) and self._budget.pacer("poll").admits(now, self._in_flight)
+        return self.breaker.allows(now, self._in_flight) and self._budget.admits("poll", now, self._in_flight)
 
     def opens_at(self) -> float:
         """Return when a poll may leave by the passing of time; a past time if other events are awaited."""
-        return max(self.breaker.opens_at, self._budget.pacer("poll").next_at)
+        return max(self.breaker.opens_at, self._budget.opens_at("poll"))
 
     def sent(self, now: float) -> None:
         """Record that a poll left."""

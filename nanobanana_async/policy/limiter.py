@@ -50,6 +50,8 @@ REFUSED_AFTER_END_IF_JOBS = 0.06
 LEAST_LIKELY_ENDS = 0.02
 """Lower bound of m: keeps the evidence of one trial finite."""
 
+FAR_BELOW = 0.7
+"""A refusal with fewer held slots than this share of the learned limit is one for the rate, if a rate was met."""
 TRIAL_WAIT_S = 0.5
 """The wait before the first trial; it doubles with each further one."""
 MAX_PACED_REFUSALS = 5
@@ -128,7 +130,7 @@ class AdmissionLimiter:
 
     def admits(self, now: float, load: Load, weight: int = 1) -> bool:
         """Return whether a job that takes `weight` slots may be sent under this load."""
-        if now < self.blocked_until or not self.pacer.admits(now, load.in_flight):
+        if now < self.blocked_until or not self.budget.admits("create", now, load.in_flight):
             return False
         if self._trial_at <= now:
             return not load.in_flight and self.jobs.allows(load.held, weight)
@@ -136,7 +138,7 @@ class AdmissionLimiter:
 
     def opens_at(self, now: float) -> float:
         """Return when a create may leave by the passing of time; a past time if other events are awaited."""
-        gates_open_at = max(self.blocked_until, self.pacer.next_at)
+        gates_open_at = max(self.blocked_until, self.budget.opens_at("create"))
         if gates_open_at > now or self._trial_at == math.inf:
             return gates_open_at
         return self._trial_at
@@ -183,6 +185,8 @@ class AdmissionLimiter:
         if kind is None:
             self._weigh_refusal(sent_at, load)
             self._weigh(self.budget.rate_log_odds_of_refused_create(sent_at))
+            if self.budget.limited and load.held < FAR_BELOW * self.jobs.cap < math.inf:
+                self._weigh(SURELY_RATE)
             kind = self.verdict
             if kind is None and (self._undecided is None or sent_at > self._undecided.at):
                 self._trials += 1

@@ -50,6 +50,8 @@ WINDOW_GAPS = 3.0
 """A limit that refuses for longer than this many gaps is one per window of time."""
 BELOW_WINDOW = 0.98
 """The pace as a share of what a window takes."""
+WINDOW_DOUBT = 0.95
+"""What is left of a window's measured rate after each refusal: a window that has just opened may refuse at once."""
 LONGEST_PROBE_S = 10.0
 """The longest wait between two probes of a limit that refuses, until it has refused for four times as long."""
 
@@ -73,6 +75,8 @@ class Pacer:
     _cycle_at: float = math.inf
     """When the current cycle began: the first request, or the first accepted one after refusals."""
     _cycle_accepted: int = 0
+    _window_rate: float = 0.0
+    """The rate that the last cycle of a window proved, a little lower after each refusal since."""
     _closed_at: float = math.inf
     """When the first request of the current run of refusals was sent; infinite while requests are accepted."""
     _holds_back: bool = False
@@ -142,20 +146,29 @@ class Pacer:
             else:
                 self.rate = max(stepped, min(self.rate, 0.99 * self.accepted_since_refusal / passed_s))
                 self.step_level += 1
-        self.rate = max(self.rate, MIN_RATE)
+        self._window_rate *= WINDOW_DOUBT
+        self.rate = max(self.rate, self._window_rate, MIN_RATE)
         self._handled_at, self._emptied_at, self.accepted_since_refusal = now, sent_at, 0
         probe_s = min(1.0 / self.rate, max(LONGEST_PROBE_S, (now - self._closed_at) / 4.0))
         self.next_at = now + max(probe_s, wait_s or 0.0)
 
+    def keep_above(self, rate: float) -> None:
+        """Raise the rate to one that is proven to be allowed."""
+        if self.active and rate > self.rate:
+            self.rate = rate
+            self.step_level = max(self.step_level, 2)
+
     def _opened(self, now: float, sent_at: float) -> bool:
         """Begin a new cycle; return whether the limit is one per window, and so its rate was measured."""
         accepted, length_s = self._cycle_accepted - 1, sent_at - self._cycle_at
-        closed_s = sent_at - self._closed_at
-        self._cycle_at, self._cycle_accepted, self._closed_at = sent_at, 1, math.inf
-        measured = accepted / max(length_s, 1e-3)
-        if accepted < TOO_FEW or closed_s * measured < WINDOW_GAPS:
+        closed_s, self._closed_at = sent_at - self._closed_at, math.inf
+        if accepted < TOO_FEW:  # too few for a measurement: the cycle goes on
             return False
-        self.rate = BELOW_WINDOW * measured
+        self._cycle_at, self._cycle_accepted = sent_at, 1
+        measured = accepted / max(length_s, 1e-3)
+        if closed_s * measured < WINDOW_GAPS:
+            return False
+        self.rate = self._window_rate = BELOW_WINDOW * measured
         self.step_level = max(self.step_level, 2)
         self.next_at = now + 1.0 / self.rate
         return True

@@ -1,17 +1,21 @@
 """Find out whether creates and polls share one budget of requests, and pace them by it.
 
 Theory of operation. A gateway may limit the requests per time of creates, of polls, or of both together, and does not
-say which. Each kind begins with a pacer of its own. When one kind is refused for its rate, the next request of the
-other kind, sent before the first is accepted again, is a trial:
+say which. Each kind begins with a pacer of its own. While one kind is refused for its rate, what the other kind meets
+is evidence, added up as log P(seen | shared) / P(seen | separate):
 
-    refused too:    the budget is shared (or both limits were met at once, which is rare)
-    accepted soon:  the budgets are separate (a shared one would refuse it, unless it has just opened)
+    the other kind is refused too:            + log 0.7 / 0.05    two limits are rarely met at once
+    refused again, though the share q of the
+    other kind was accepted in between:       + log (1 - q)       a shared budget would have taken it as well
 
-`_evidence` adds up such trials; above zero one pacer is used for both kinds. Creates go first then, since the
-dispatcher admits them first and each may use the next gap; polls share the rest.
+At `SURELY_SHARED` one pacer is used for both kinds. Creates go first then, since the dispatcher admits them first and
+each may use the next gap; polls share the rest.
+
+What was accepted in the last full minute proves that such a rate is allowed: no pace falls far below it.
 """
 
 import math
+from collections import deque
 from typing import Literal
 
 from attrs import define, field
@@ -20,73 +24,156 @@ from nanobanana_async.policy.rate import Pacer
 
 RequestKind = Literal["create", "poll"]
 
-REFUSED_TOO = 2.0
-ACCEPTED_SOON = -1.0
-MAX_EVIDENCE = 4.0
-"""Weights of the trials, and the bound of their sum: a verdict can be revised after a few contrary trials."""
+SURELY_SHARED = 1.5
+"""Log-odds (4.5 to 1) at which the budget counts as shared: one clear observation is enough."""
+MAX_LOG_ODDS = 6.0
+"""Bound of the log-odds, so that a verdict can be revised after a few contrary observations."""
+LONG_RUN = 3
+"""Refusals in a row from which the other kind's success counts: one or two happen whenever a bucket is empty."""
+REFUSED_TOO = math.log(0.7 / 0.05)
 POLLS_REFUSED = math.log(0.7 / 0.1)
 POLLS_ACCEPTED = math.log(0.1 / 0.7)
 """What polls show about an unexplained 429 to a create: that they are refused too, or not although both share."""
 SOON_S = 0.5
-"""A trial that is accepted later than this after a refusal shows nothing: the limit may have opened again."""
+"""A poll that was accepted so shortly before a create shows that the rate of both was not exceeded."""
+MINUTE_S = 60
+PROVEN = 0.9
+"""No pace is below this share of the rate that the last minute proves."""
+
+
+@define
+class AcceptedLately:
+    """Counts accepted requests in each second of the last minute."""
+
+    _seconds: deque[list[int]] = field(factory=deque)
+    _first_at: float = math.inf
+
+    def add(self, at: float) -> None:
+        """Count a request that was sent at a time, and accepted."""
+        self._first_at = min(self._first_at, at)
+        second = int(at)
+        if self._seconds and second <= self._seconds[-1][0]:
+            self._seconds[-1][1] += 1
+            return
+        self._seconds.append([second, 1])
+        while self._seconds[0][0] <= second - MINUTE_S:
+            self._seconds.popleft()
+
+    def proven_rate(self, now: float) -> float:
+        """Return the rate of the last minute, or of its second half if that was lower; 0 before a full minute."""
+        if now - self._first_at < MINUTE_S:
+            return 0.0
+        minute = sum(count for second, count in self._seconds if second > now - MINUTE_S)
+        half = sum(count for second, count in self._seconds if second > now - MINUTE_S / 2)
+        return min(minute, 2 * half) / MINUTE_S
+
+
+@define
+class _Kind:
+    """One kind of requests: its own pacer, and what it met since it was last accepted."""
+
+    pacer: Pacer = field(factory=Pacer)
+    accepted: AcceptedLately = field(factory=AcceptedLately)
+    accepted_at: float = -math.inf
+    """When the last accepted request was sent."""
+    refused_at: float | None = None
+    """When the first refusal of a run of refusals was answered; None while requests are accepted."""
+    refused: int = 0
+    """The length of the run."""
+    tried_meanwhile: int = 0
+    accepted_meanwhile: int = 0
+    """Requests of the other kind that were sent during the run, and how many of them were accepted."""
 
 
 @define
 class RequestBudget:
     """The pacers of creates and polls, which may be one; see the theory at the top of the module."""
 
-    _own: dict[RequestKind, Pacer] = field(factory=lambda: {"create": Pacer(), "poll": Pacer()})
-    _shared: Pacer = field(factory=Pacer)
-    _evidence: float = 0.0
-    _refused: dict[RequestKind, tuple[float, float]] = field(factory=dict)
-    """When the last refused request of a kind was sent and answered, until one of the kind is accepted."""
-    _poll_accepted_at: float = -math.inf
-    """When the last accepted poll was sent."""
+    log_odds: float = SURELY_SHARED
+    """Of a shared budget. It is assumed at first, since accounts are sold with one limit of requests."""
+    _kinds: dict[RequestKind, _Kind] = field(factory=lambda: {"create": _Kind(), "poll": _Kind()})
+    _both: _Kind = field(factory=_Kind)
 
     @property
     def shared(self) -> bool:
         """Whether creates and polls share one budget."""
-        return self._evidence > 0.0
+        return self.log_odds >= SURELY_SHARED
+
+    @property
+    def limited(self) -> bool:
+        """Whether any request was refused for its rate."""
+        return self._both.pacer.active
 
     def pacer(self, kind: RequestKind) -> Pacer:
         """Return the pacer of a kind of requests."""
-        return self._shared if self.shared else self._own[kind]
+        return self._both.pacer if self.shared else self._kinds[kind].pacer
+
+    def admits(self, kind: RequestKind, now: float, in_flight: int) -> bool:
+        """Return whether a request may leave now while `in_flight` of its kind have no answer yet."""
+        own = self._kinds[kind]
+        if not self.shared:
+            return own.pacer.admits(now, in_flight)
+        # A kind that is refused leaves gaps for the other kind, which shows whether the budget is shared.
+        return self._both.pacer.admits(now, in_flight) and (own.refused_at is None or now >= own.pacer.next_at)
+
+    def opens_at(self, kind: RequestKind) -> float:
+        """Return when a request may leave by the passing of time."""
+        own = self._kinds[kind]
+        if not self.shared:
+            return own.pacer.next_at
+        return self._both.pacer.next_at if own.refused_at is None else max(self._both.pacer.next_at, own.pacer.next_at)
 
     def sent(self, kind: RequestKind, now: float) -> None:
         """Record that a request left."""
-        self._own[kind].sent(now)
-        self._shared.sent(now)
+        self._kinds[kind].pacer.sent(now)
+        self._both.pacer.sent(now)
 
     def on_accepted(self, kind: RequestKind, now: float, sent_at: float) -> None:
         """Record that a request was answered, and not with a 429 for its rate."""
-        if kind in self._refused and sent_at > self._refused[kind][1]:
-            del self._refused[kind]
-        if kind == "poll":
-            self._poll_accepted_at = max(self._poll_accepted_at, sent_at)
-        other: RequestKind = "poll" if kind == "create" else "create"
-        if other in self._refused:
-            refused_sent_at, refused_at = self._refused[other]
-            if refused_sent_at < sent_at <= refused_at + SOON_S:
-                self._weigh(ACCEPTED_SOON)
-        self._own[kind].on_accepted(now, sent_at)
-        self._shared.on_accepted(now, sent_at)
+        self._meanwhile(kind, sent_at, accepted=True)
+        for each in (self._kinds[kind], self._both):
+            each.accepted.add(sent_at)
+            each.accepted_at = max(each.accepted_at, sent_at)
+            if each.refused_at is not None and sent_at > each.refused_at:
+                each.refused_at = None
+            each.pacer.on_accepted(now, sent_at)
 
     def on_throttled(self, kind: RequestKind, now: float, sent_at: float, wait_s: float | None = None) -> None:
         """Record a 429 for the rate; `wait_s` is the wait that the gateway asked for."""
-        other: RequestKind = "poll" if kind == "create" else "create"
-        if other in self._refused and sent_at > self._refused[other][1]:
-            self._weigh(REFUSED_TOO)
-        self._refused[kind] = (sent_at, now)
-        self._own[kind].on_throttled(now, sent_at, wait_s)
-        self._shared.on_throttled(now, sent_at, wait_s)
+        this = self._kinds[kind]
+        if self._meanwhile(kind, sent_at, accepted=False):
+            self._weigh(REFUSED_TOO, now)
+        if this.refused_at is None:
+            this.refused_at, this.refused, this.tried_meanwhile, this.accepted_meanwhile = now, 1, 0, 0
+        elif sent_at > this.refused_at:
+            this.refused += 1
+            if this.refused >= LONG_RUN and this.accepted_meanwhile:
+                share = (this.accepted_meanwhile + 0.5) / (this.tried_meanwhile + 1.0)
+                self._weigh(math.log(1.0 - share), now)
+        for each in (this, self._both):
+            each.pacer.on_throttled(now, sent_at, wait_s)
+            each.pacer.keep_above(PROVEN * each.accepted.proven_rate(now))
 
     def rate_log_odds_of_refused_create(self, sent_at: float) -> float:
         """Return what polls show about an unexplained 429 to a create: log P(polls | rate) / P(polls | slots)."""
-        if "poll" in self._refused and self._evidence >= 0.0:
+        polls = self._kinds["poll"]
+        if polls.refused_at is not None and self.log_odds >= 0.0:
             return POLLS_REFUSED
-        if self.shared and sent_at - self._poll_accepted_at <= SOON_S:
+        if self.shared and sent_at - polls.accepted_at <= SOON_S:
             return POLLS_ACCEPTED
         return 0.0
 
-    def _weigh(self, evidence: float) -> None:
-        self._evidence = max(-MAX_EVIDENCE, min(MAX_EVIDENCE, self._evidence + evidence))
+    def _meanwhile(self, kind: RequestKind, sent_at: float, *, accepted: bool) -> bool:
+        """Count a request for the other kind; return whether that was being refused when this one was sent."""
+        other = self._kinds["poll" if kind == "create" else "create"]
+        if other.refused_at is None or sent_at <= other.refused_at:
+            return False
+        other.tried_meanwhile += 1
+        other.accepted_meanwhile += accepted
+        return True
+
+    def _weigh(self, evidence: float, now: float) -> None:
+        before = self.shared
+        self.log_odds = max(-MAX_LOG_ODDS, min(MAX_LOG_ODDS, self.log_odds + evidence))
+        if self.shared and not before:
+            self._both.pacer.keep_above(self._both.accepted.proven_rate(now))

@@ -78,11 +78,11 @@ async def nanobanana(*arguments: str, environ: dict[str, str] | None = None, fol
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "environ", environment() if environ is None else environ)
         patch.chdir(folder or Path.cwd())
-        streams = {name: io.StringIO() for name in ("stdin", "stdout", "stderr")}
-        for name, stream in streams.items():
+        out, err = io.StringIO(), io.StringIO()
+        for name, stream in (("stdin", io.StringIO()), ("stdout", out), ("stderr", err)):
             patch.setattr(sys, name, stream)
         code = await asyncio.to_thread(cli.run, arguments)
-        return Said(code, streams["stdout"].getvalue(), streams["stderr"].getvalue())
+        return Said(code, out.getvalue(), err.getvalue())
 
 
 async def in_a_process(*arguments: str, environ: dict[str, str] | None = None, folder: Path | None = None) -> Said:
