@@ -147,8 +147,8 @@ def test_str_shows_facts_and_advice(error: NanoBananaError, sentence: str) -> No
     assert str(error) == sentence
 
 
-def test_every_reference_status_has_a_class() -> None:
-    assert set(ERROR_BY_STATUS) == {400, 401, 402, 403, 404, 409, 429, 451, 500, 502, 503, 504}
+def test_each_error_status_has_a_class() -> None:
+    assert set(ERROR_BY_STATUS) == {400, 401, 402, 403, 404, 409, 413, 422, 429, 451, 500, 502, 503, 504}
     assert {status for status, kind in ERROR_BY_STATUS.items() if kind is GatewayUnavailable} == {500, 502, 503, 504}
 
 

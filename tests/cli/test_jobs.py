@@ -24,6 +24,7 @@ from nanobanana_async.jobs import Failure, JobRecord
 from tests.ledger.child import at, line
 from tests.support.command import Said, TerminalStream, ended, environment, started
 from tests.support.ledger_contract import job, running
+from tests.support.loopback import until
 
 QUICK = Fixed(0.1)
 EVIL = "\x1b]0;owned\x07\x1b[2J [red]fox[/red]\n\u202egnp :smile: \x9b31m\x7f"
@@ -422,6 +423,7 @@ async def test_an_unknown_task_id_changes_nothing_and_can_be_corrected(jobs: Com
     assert said.code != 0
     assert "the gateway knows no task" in said.err
     assert (await jobs.records())["lost"] == before
+    await until(lambda: emulator.now() > sold.ends_at)  # the next poll of a job of this age is a minute later
     async with opened(jobs.ledger) as ledger:  # a wrong task id was recorded
         await ledger.advance(before, before.transition_to(JobState.RUNNING, task_id="wrong", running_since=long_ago))
     said = await jobs("resolve", "lost", "--as", "task-id", sold.task_id, *again)

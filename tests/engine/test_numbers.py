@@ -61,12 +61,15 @@ async def test_zero_timeout_times_out() -> None:
             await session.generate("a fox", timeout=0)
 
 
-@pytest.mark.parametrize("bad", [math.nan, -1, 0, 10**400, Decimal("1E+1000000"), True, "5", None])
+OUT_OF_RANGE = [math.nan, -1, 0, 10**400, Decimal("1E+1000000"), True, "5"]
+
+
+@pytest.mark.parametrize("bad", [*OUT_OF_RANGE, None])
 @pytest.mark.parametrize(
     ("kind", "names"),
     [
         (Timeouts, ["connect_s", "create_s", "query_s", "job_s", "close_s"]),
-        (PollPolicy, ["target_delay_s", "min_gap_s", "max_gap_s"]),
+        (PollPolicy, ["min_gap_s", "max_gap_s"]),
         (RetryPolicy, ["max_attempts", "max_wait_s", "first_backoff_s", "max_backoff_s"]),
         (ConcurrencyPolicy, ["max_requests"]),
     ],
@@ -77,9 +80,17 @@ def test_setting_out_of_range_is_refused_by_name(kind: Any, names: list[str], ba
             kind(**{name: bad})
 
 
+@pytest.mark.parametrize("bad", OUT_OF_RANGE)
+def test_target_delay_out_of_range_is_refused(bad: Any) -> None:
+    with pytest.raises(ConfigurationError, match=r"^target_delay_s must be a .*number .* and at most "):
+        PollPolicy(target_delay_s=bad)
+
+
 def test_min_gap_above_max_gap_is_refused() -> None:
     with pytest.raises(ConfigurationError, match="min_gap_s is 9, more than max_gap_s, 8"):
-        PollPolicy(min_gap_s=9)
+        PollPolicy(min_gap_s=9, max_gap_s=8)
+    with pytest.raises(ConfigurationError, match="min_gap_s is 61, more than max_gap_s, 60"):
+        PollPolicy(min_gap_s=61)
 
 
 @pytest.mark.parametrize("name", ["retry_uncertain", "retry_unkeyed_5xx"])
@@ -218,7 +229,8 @@ async def test_unknown_statuses_are_reported_once_and_bounded() -> None:
         polls += 1
         return replies.task(next(words), "t1") if polls < 400 else replies.completed("t1")
 
-    async with apimall(FakeTransport(answer), observers=[events.append]) as session:
+    polling = PollPolicy(target_delay_s=0.5, max_gap_s=2.0)
+    async with apimall(FakeTransport(answer), observers=[events.append], polling=polling) as session:
         await session.generate("a fox")
     reported = [event.status for event in events if isinstance(event, UnknownStatus)]
     assert len(reported) == len(set(reported)) == 50

@@ -20,6 +20,7 @@ from nanobanana_async.http.tls_and_proxies import Proxies
 from tests.support.images import StaticResolver, failure, make_image, reply
 from tests.support.images import opened as opened_downloader
 from tests.support.peers import (
+    CERTIFICATE,
     KEY,
     Connection,
     Peer,
@@ -34,7 +35,6 @@ from tests.support.peers import (
 )
 
 ONCE = RetryPolicy(max_attempts=1)
-CERTIFICATE = Path(__file__).with_name("loopback.pem")
 
 
 async def gateway(connection: Connection) -> None:

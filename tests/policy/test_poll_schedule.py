@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nanobanana_async.policy.durations import EDGES, SHORTEST_S, Durations
-from nanobanana_async.policy.poll_schedule import PollSchedule
+from nanobanana_async.policy.poll_schedule import STRAGGLER_GROWTH, UNKNOWN_GROWTH, PollSchedule
 from nanobanana_async.policy.polling import PollPolicy
 from tests.policy.simulation import Draw, bimodal, floor_and_tail, lognormal, poll_jobs
 
@@ -15,13 +15,14 @@ LN_10 = lognormal(10.0, 0.4)
 LONG_TAIL = lognormal(12.0, 0.8)
 WORTH_LEARNING = 300
 JOBS = 1500
+HALF_A_SECOND = PollPolicy(target_delay_s=0.5, max_gap_s=8.0)
 
 
 def learned(
-    draw: Draw, completions: int, policy: PollPolicy | None = None, expected_s: float = 20.0
+    draw: Draw, completions: int, policy: PollPolicy = HALF_A_SECOND, expected_s: float = 20.0
 ) -> PollSchedule[int]:
     chance = random.Random(1)
-    schedule = PollSchedule[int](policy or PollPolicy(), Durations(expected_s))
+    schedule = PollSchedule[int](policy, Durations(expected_s))
     for job in range(completions):
         took_s = draw(chance)
         schedule.on_ended(job, took_s, took_s)
@@ -59,7 +60,10 @@ def test_next_poll_keeps_min_gap(schedule: PollSchedule[int], age_s: float) -> N
 def test_gap_past_the_median_is_at_most_four_target_delays(schedule: PollSchedule[int], beyond_s: float) -> None:
     policy = schedule.policy
     age_s = median_s(schedule) + beyond_s
-    longest_s = max(policy.min_gap_s, min(policy.max_gap_s, 4.0 * policy.target_delay_s))
+    wanted_s = 4.0 * schedule.delay_s
+    if age_s > schedule.p99_s:
+        wanted_s = max(wanted_s, STRAGGLER_GROWTH * age_s)
+    longest_s = max(policy.min_gap_s, min(policy.max_gap_s, wanted_s))
     assert schedule.next_poll_s(age_s) - age_s <= longest_s * (1.0 + 1e-6)
 
 
@@ -87,7 +91,7 @@ def test_ended_chance_grows_with_age(schedule: PollSchedule[int], ages: tuple[fl
     "draw", [LN_10, LONG_TAIL, bimodal, floor_and_tail], ids=["log-normal", "tail", "two", "floor"]
 )
 def test_learned_polls_meet_the_delay_and_beat_a_fixed_interval(draw: Draw, target_s: float) -> None:
-    policy = PollPolicy(target_delay_s=target_s)
+    policy = PollPolicy(target_delay_s=target_s, max_gap_s=4.0 * target_s)  # the gaps of stragglers stay short
     a_job, delay_s, mean_s = poll_jobs(learned(draw, WORTH_LEARNING, policy), draw, JOBS)
     assert 0.78 * target_s <= delay_s <= 1.2 * target_s
     # A fixed interval needs mean / interval + 1/2 polls for a delay of half an interval.
@@ -110,7 +114,11 @@ def test_cold_start_beats_a_fixed_interval(completions: int, most: float, off: f
 
 def test_poll_count_is_inverse_to_the_target_delay() -> None:
     quick, slow = (
-        poll_jobs(learned(lognormal(60.0, 0.4), 100, PollPolicy(target_delay_s=target_s)), lognormal(60.0, 0.4), 300)
+        poll_jobs(
+            learned(lognormal(60.0, 0.4), 100, PollPolicy(target_delay_s=target_s, max_gap_s=8.0)),
+            lognormal(60.0, 0.4),
+            300,
+        )
         for target_s in (0.5, 2.0)
     )
     assert quick[0] / slow[0] == pytest.approx(4.0, rel=0.1)
@@ -160,9 +168,52 @@ def test_ended_probability_is_higher_for_jobs_polled_longer_ago() -> None:
 
 
 def test_running_jobs_lengthen_the_schedule_before_any_ends() -> None:
-    schedule = PollSchedule[int](PollPolicy(), Durations(5.0))
+    schedule = PollSchedule[int](HALF_A_SECOND, Durations(5.0))
     first_s = schedule.next_poll_s(0.0)
-    for job in range(200):
-        schedule.on_running(job, 60.0)
-    assert schedule.next_poll_s(0.0) > 2.0 * first_s
+    for age_s in (6.0, 12.0, 24.0, 60.0):
+        for job in range(200):
+            schedule.on_running(job, age_s)
+        schedule.learn()
+    assert schedule.next_poll_s(0.0) > 10.0 * first_s
     assert schedule.mean_s > 60.0
+
+
+def test_job_far_older_than_all_others_does_not_lengthen_the_schedule() -> None:
+    schedule = learned(LN_10, 60)
+    mean_s = schedule.mean_s
+    for _ in range(100):
+        schedule.on_running(1, 1000.0)
+    schedule.learn()
+    assert schedule.mean_s == pytest.approx(mean_s, rel=0.05)
+
+
+# Without a target
+
+
+@pytest.mark.parametrize(("typical_s", "most"), [(2.0, 3.0), (10.0, 10.0), (60.0, 11.0), (180.0, 11.0)])
+def test_default_delay_is_four_percent_of_the_mean_and_at_least_half_a_second(typical_s: float, most: float) -> None:
+    draw = lognormal(typical_s, 0.4)
+    schedule = learned(draw, 100, PollPolicy())
+    assert schedule.delay_s == max(0.5, 0.04 * schedule.mean_s)
+    a_job, delay_s, _ = poll_jobs(schedule, draw, 300)
+    assert a_job <= most
+    assert delay_s == pytest.approx(schedule.delay_s, rel=0.25)
+
+
+def test_gaps_grow_with_age_while_durations_are_unknown() -> None:
+    schedule = PollSchedule[int](PollPolicy(), Durations(5.0))
+    gaps = [schedule.next_poll_s(age_s) - age_s for age_s in (0.0, 5.0, 10.0, 100.0, 200.0, 1000.0)]
+    assert gaps == pytest.approx([3.0, 3.0, 3.0, UNKNOWN_GROWTH * 100.0, UNKNOWN_GROWTH * 200.0, 60.0])
+    for job in range(3):
+        schedule.on_ended(job, 5.0, 5.0)
+    assert schedule.next_poll_s(5.0) - 5.0 < 2.0
+
+
+def test_gaps_of_stragglers_are_a_share_of_their_age() -> None:
+    by_default, given_target = learned(LN_10, 60, PollPolicy()), learned(LN_10, 60, PollPolicy(target_delay_s=0.5))
+    age_s = by_default.p99_s - 1.0
+    assert by_default.next_poll_s(age_s) - age_s == pytest.approx(STRAGGLER_GROWTH * age_s)
+    assert given_target.next_poll_s(age_s) - age_s < STRAGGLER_GROWTH * age_s
+    for schedule in (by_default, given_target):
+        assert schedule.next_poll_s(100.0) - 100.0 == pytest.approx(STRAGGLER_GROWTH * 100.0)
+        assert schedule.next_poll_s(1000.0) - 1000.0 == 60.0
