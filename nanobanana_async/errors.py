@@ -26,6 +26,9 @@ E = TypeVar("E", bound="NanoBananaError")
 LimitKind = Literal["jobs", "rate"]
 """Which limit a 429 reports: too many jobs at once, or too many requests in a time."""
 
+JobFailureKind = Literal["moderation", "capacity", "input", "unknown"]
+"""Why a task failed: its content was refused, the gateway or its provider could not do it, its input is unusable."""
+
 MAX_RETRY_AFTER_S = 120.0
 """The longest `Retry-After` that is obeyed. A longer one would let one wrong header stop a session."""
 
@@ -238,7 +241,14 @@ class JobError(NanoBananaError):
 
 
 class JobFailed(JobError):
-    """The gateway reports that the task failed. Generating it again is a new purchase."""
+    """The gateway reports that the task failed, or it ended without an image. Generating it again is a new purchase.
+
+    `kind` is derived from the gateway's code and words: "moderation", "capacity", "input" or "unknown".
+    """
+
+    def __init__(self, message: str, *, job: JobHandle, safe_to_repeat: bool, kind: JobFailureKind = "unknown") -> None:
+        super().__init__(message, job=job, safe_to_repeat=safe_to_repeat)
+        self.kind: JobFailureKind = kind
 
 
 class JobUncertain(JobError):
@@ -306,21 +316,3 @@ class DownloadError(NanoBananaError):
 
 class SaveError(NanoBananaError):
     """A folder can't be written. The images of bought jobs can be saved later, without a new purchase."""
-
-
-ERROR_BY_STATUS: dict[int, type[GatewayError]] = {
-    400: InvalidRequest,
-    401: AuthenticationError,
-    402: InsufficientCredits,
-    403: AccessDenied,
-    404: TaskNotFound,
-    409: IdempotencyConflict,
-    413: InvalidRequest,
-    422: InvalidRequest,
-    429: RateLimited,
-    451: PromptBlocked,
-    500: GatewayUnavailable,
-    502: GatewayUnavailable,
-    503: GatewayUnavailable,
-    504: GatewayUnavailable,
-}

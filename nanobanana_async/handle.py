@@ -19,8 +19,9 @@ from nanobanana_async.errors import (
     JobWithdrawn,
     NanoBananaError,
 )
+from nanobanana_async.failures import Failure
 from nanobanana_async.formatting import number
-from nanobanana_async.jobs import Failure, JobSnapshot, JobState, with_indexes
+from nanobanana_async.jobs import JobSnapshot, JobState, with_indexes
 from nanobanana_async.models import GeneratedImage, GenerationResult, ImageRequest, request_facts, result_facts
 from nanobanana_async.notebook_html import Html, card, error_box, image_gallery, note
 from nanobanana_async.validators import as_timeout
@@ -223,7 +224,8 @@ class Job:
             return ended_by.for_job(record.key, safe_to_repeat=safe and ended_by.safe_to_repeat)
         match record.state:
             case JobState.FAILED:
-                return JobFailed(f"task {record.task_id} failed{reason}", job=self, safe_to_repeat=safe)
+                kind = "unknown" if why is None else why.failure_kind
+                return JobFailed(f"task {record.task_id} failed{reason}", job=self, safe_to_repeat=safe, kind=kind)
             case JobState.UNCERTAIN if why is None or why.kind != IdempotencyConflict.__name__:
                 message = f"job {record.key} may have been bought: the answer to its create was lost{reason}"
                 return JobUncertain(message, job=self, safe_to_repeat=safe)

@@ -5,14 +5,15 @@ import hashlib
 import hmac
 import itertools
 import secrets
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Collection, Generator, Mapping, Sequence
 from datetime import datetime
 from decimal import Decimal
-from typing import Any, Literal
+from typing import Any
 
 from attrs import evolve, field, frozen
 
-from nanobanana_async.errors import ConfigurationError, InvalidRequest
+from nanobanana_async.errors import ConfigurationError, InvalidRequest, JobFailureKind
+from nanobanana_async.failures import Failure
 from nanobanana_async.models import ImageRequest
 
 MAX_KEY_LENGTH = 255
@@ -59,21 +60,7 @@ TERMINAL_STATES = frozenset(state for state, onward in TRANSITIONS.items() if no
 ACTIVE_STATES = frozenset({_S.PENDING, _S.SUBMITTING, _S.RUNNING})
 """States in which an owner works on the job. UNCERTAIN is not one of them: a job in doubt is resolved by hand."""
 
-JobFailureKind = Literal["moderation", "capacity", "input", "unknown"]
-"""Why a task failed: its content was refused, the gateway or its provider could not do it, its input is unusable."""
-
 POSSIBLY_BOUGHT_STATES = frozenset({_S.SUBMITTING, _S.RUNNING, _S.UNCERTAIN, _S.SUCCEEDED})
-
-
-@frozen(kw_only=True)
-class Failure:
-    """Why a job failed, in a form that a ledger can store; `kind` names a class of `errors`."""
-
-    kind: str
-    message: str
-    status: int | None = None
-    code: str | None = None
-    request_id: str | None = None
 
 
 @frozen(kw_only=True)
@@ -235,6 +222,13 @@ class JobSnapshot:
 
     def __await__(self) -> Generator[Any, None, Any]:
         raise ConfigurationError(f"a snapshot of job {self.key} cannot be awaited: use `await session.job(key)`")
+
+
+def is_retried(record: JobRecord, kinds: Collection[str]) -> bool:
+    """Return whether a job has failed in one of these ways."""
+    if record.state is not JobState.FAILED:
+        return False
+    return ("unknown" if record.failure is None else record.failure.failure_kind) in kinds
 
 
 def with_indexes(images: Sequence[str], missing: Missing) -> list[tuple[int, str]]:

@@ -2,7 +2,7 @@
 
 import os
 import ssl
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from decimal import Decimal
 from pathlib import Path
 from types import TracebackType
@@ -18,7 +18,7 @@ from nanobanana_async.engine.engine import Engine
 from nanobanana_async.engine.lifecycle import SessionComponents, SessionTask, to_ledger
 from nanobanana_async.engine.resolver import JobResolver
 from nanobanana_async.engine.tracked_job import TrackedJob
-from nanobanana_async.errors import ConfigurationError, JobUnfinished, SessionClosed
+from nanobanana_async.errors import ConfigurationError, JobFailureKind, JobUnfinished, SessionClosed
 from nanobanana_async.events import EventEmitter, Observer
 from nanobanana_async.gateways.contract import Gateway, Transport
 from nanobanana_async.gateways.secret import Secret
@@ -230,8 +230,7 @@ class Session:
 
         Pass exactly one of `task_id` (the job was bought as this task, which is polled), `not_bought`, or `buy_again`
         (buy it with a new idempotency key: a second payment if it was bought after all). `buy_again` also works for a
-        FAILED job, and all three for a RUNNING job whose task the gateway does not know. `task_id` is polled once
-        first:
+        FAILED job, and all three for a RUNNING job whose task the gateway does not know. `task_id` is polled first:
         raises `TaskNotFound`, and changes nothing, if the gateway does not know it, after up to 40 seconds for a new
         task. Raises `ConfigurationError` for any other job, and for the task id of another job.
         """
@@ -253,7 +252,7 @@ class Session:
         save_to: str | os.PathLike[str] | None = None,
         max_credits: Decimal | float | None = None,
         expected_credits: Decimal | float | None = None,
-        retry_failed: bool = False,
+        retry_failed: bool | Collection[JobFailureKind] = False,
         progress: bool = False,
     ) -> Batch:
         """Buy any number of jobs: `async for outcome in session.generate_many(prompts)`.
@@ -262,8 +261,9 @@ class Session:
         its fields and optionally `key` and `metadata`. An invalid row is an outcome with an error.
 
         A batch with a name, `batch`, can be run again: finished rows are returned without a request, running rows are
-        polled, and only rows never bought are bought (FAILED rows with `retry_failed`). A row is identified by its
-        `key`, or by its request and how often that occurred before, never by its position. This needs a ledger on disk.
+        polled, and only rows never bought are bought. `retry_failed` buys FAILED rows again: all but those that
+        moderation stopped, or the given kinds, as in `{"capacity"}`. A row is identified by its `key`, or by its
+        request and how often that occurred before, never by its position. This needs a ledger on disk.
 
         Outcomes come in the order in which rows end, or with `ordered` in the order of the input. `save_to` saves the
         images in the background. `max_credits` caps everything ever spent under the name. Until a price is known, jobs
@@ -294,9 +294,8 @@ class Session:
     async def save(self, result: GenerationResult, folder: str | os.PathLike[str]) -> list[Path]:
         """Save the images of a result in a folder, created if missing; return their paths.
 
-        Files are named by the job's key, the image's number and its actual type. They appear complete or not at all,
-        and are listed in the folder's `SHA256SUMS`. Saving again changes nothing, and no other file is overwritten.
-        Raises `DownloadError`, or `SaveError` if the folder cannot be written.
+        Files are named by key, number and actual type, appear complete or not at all, and are listed in `SHA256SUMS`.
+        Saving again changes nothing, and no other file is overwritten. Raises `DownloadError` or `SaveError`.
         """
         return list(await ImageSaver(self._engine(), self._components.downloads).save(result, Path(folder)))
 

@@ -11,7 +11,6 @@ from attrs import frozen
 
 from nanobanana_async import errors
 from nanobanana_async.errors import (
-    ERROR_BY_STATUS,
     BatchStopped,
     ConfigurationError,
     CreditLimitReached,
@@ -33,6 +32,7 @@ from nanobanana_async.errors import (
     TransportError,
     UnexpectedResponse,
 )
+from nanobanana_async.gateways.refusals import ERROR_BY_STATUS
 
 
 @frozen

@@ -17,7 +17,7 @@ MAX_LINES = 320
 FLOORS: tuple[frozenset[str], ...] = (
     frozenset({"_version"}),
     frozenset({"errors", "escaping", "file_locks"}),
-    frozenset({"validators"}),
+    frozenset({"failures", "validators"}),
     frozenset({"formatting"}),
     frozenset({"notebook_html"}),
     frozenset({"models"}),
@@ -42,7 +42,7 @@ ROOT_FLOOR = FLOOR_OF["webhooks"]
 
 # Above the line: no await, no clock, no socket.
 THOUGHT = frozenset(
-    {"_version", "errors", "escaping", "formatting", "validators", "notebook_html", "models", "jobs"}
+    {"_version", "errors", "escaping", "failures", "formatting", "validators", "notebook_html", "models", "jobs"}
     | {"gateways", "policy"}
 )
 IO_MODULES = frozenset(

@@ -9,6 +9,7 @@ from attrs import Attribute, field, frozen
 
 from nanobanana_async.batch.rows import RowInput
 from nanobanana_async.errors import ConfigurationError
+from nanobanana_async.failures import to_failure_kinds
 from nanobanana_async.validators import switch
 
 Requests = Iterable[RowInput] | AsyncIterable[RowInput]
@@ -33,7 +34,8 @@ class BatchOptions:
     folder: Path | None = field(default=None, validator=_check_folder)
     max_credits: Decimal | None = None
     expected_credits: Decimal | None = None
-    retry_failed: bool = field(default=False, validator=switch)
+    retry_failed: frozenset[str] = field(default=frozenset(), converter=to_failure_kinds)
+    """The kinds of failures that are bought again."""
     progress: bool = field(default=False, validator=switch)
 
 

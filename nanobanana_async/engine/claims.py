@@ -10,8 +10,9 @@ from nanobanana_async.engine.slots import Slots
 from nanobanana_async.engine.store import JobStore
 from nanobanana_async.engine.tracked_job import Phase, TrackedJob, is_safe_to_repeat
 from nanobanana_async.errors import ConfigurationError, IdempotencyConflict, LedgerError
+from nanobanana_async.failures import Failure
 from nanobanana_async.gateways.contract import Gateway
-from nanobanana_async.jobs import Failure, JobRecord, JobState, account_conflict
+from nanobanana_async.jobs import JobRecord, JobState, account_conflict, is_retried
 from nanobanana_async.ledger.base import Claim
 from nanobanana_async.models import difference, same_request
 
@@ -48,7 +49,7 @@ class Claims:
         claim = await self._claim(job)
         if claim.new:
             return self._continue(job)
-        if claim.record.state in REBUYABLE or (job.retry_failed and claim.record.state is JobState.FAILED):
+        if claim.record.state in REBUYABLE or is_retried(claim.record, job.retry_failed):
             try:
                 await self._store.start_generation(job, claim.record, body=wanted.body)
                 self._slots.release(job)

@@ -74,7 +74,7 @@ class Engine:
         record: JobRecord,
         *budgets: Cap,
         expected_credits: Decimal | None = None,
-        retry_failed: bool = False,
+        retry_failed: frozenset[str] = frozenset(),
     ) -> TrackedJob:
         """Track a new job and claim its key, or return the job that is tracked under that key."""
         self.scheduler.check_open(record)

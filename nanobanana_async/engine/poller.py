@@ -24,9 +24,10 @@ from nanobanana_async.errors import (
     UnexpectedResponse,
 )
 from nanobanana_async.events import LONGEST_WORD, JobPolled, PollFailed, UnknownStatus
+from nanobanana_async.failures import Failure
 from nanobanana_async.gateways.contract import Gateway, Transport
 from nanobanana_async.http.threads import AnswerReader
-from nanobanana_async.jobs import Failure, JobSnapshot, JobState, Observation
+from nanobanana_async.jobs import JobSnapshot, JobState, Observation
 from nanobanana_async.policy.circuit import CircuitBreaker
 from nanobanana_async.policy.polling import PollPolicy
 from nanobanana_async.policy.request_budget import RequestBudget
@@ -148,7 +149,7 @@ class Poller:
             case JobState.SUCCEEDED if seen.images:
                 return await self._succeeded(job, seen, called)
             case JobState.SUCCEEDED:
-                return self._ended_without_image(job, seen)
+                return await self._ended_without_image(job, seen, called)
             case JobState.FAILED:
                 return await self._failed(job, seen, called)
             case _:
@@ -198,8 +199,13 @@ class Poller:
 
     async def _failed(self, job: TrackedJob, seen: Observation, called: bool) -> Next:
         job.observation = seen
+        no_reason = "it ended without an image" if seen.state is JobState.SUCCEEDED else "the gateway gave no reason"
         failure = Failure(
-            kind="JobFailed", message=seen.error or "the gateway gave no reason", request_id=seen.request_id
+            kind="JobFailed",
+            message=seen.error or no_reason,
+            code=seen.error_code,
+            request_id=seen.request_id or seen.provider_request_id,
+            failure_kind=seen.failure_kind,
         )
         await self._record_end(job, JobState.FAILED, seen, called, failure=failure)
         return Finish()
@@ -225,11 +231,14 @@ class Poller:
         if unwritten is not None:  # the caller gets the images that were paid for all the same
             self._store.emit(PollFailed(record=job.record, error=unwritten, wait_s=None, polls=job.polls))
 
-    def _ended_without_image(self, job: TrackedJob, seen: Observation) -> Next:
+    async def _ended_without_image(self, job: TrackedJob, seen: Observation, called: bool) -> Next:
+        """Wait for late images for a while; then the job has failed, unless there are links that can't be used."""
         now = self._clock()
         job.first_imageless_at = min(job.first_imageless_at, now)
         if now - job.first_imageless_at < LATE_IMAGES_S:
             return ScheduleAt(now + max(1.0, self._polling.min_gap_s))
+        if not seen.missing:
+            return await self._failed(job, seen, called)
         excerpt = ", ".join(f"{name}={value!r}"[:60] for name, value in islice(seen.raw.items(), 20))[:300]
         reasons = "".join(dict.fromkeys(f"; {why}" for _, why in seen.missing))[:300]
         status = seen.status[:LONGEST_WORD]

@@ -12,8 +12,9 @@ from attrs import frozen
 from nanobanana_async.engine.tracked_job import TrackedJob
 from nanobanana_async.errors import GatewayError, LedgerError, NanoBananaError
 from nanobanana_async.events import Event, EventEmitter, JobStateChanged, PriceAboveEstimate
+from nanobanana_async.failures import Failure
 from nanobanana_async.gateways.contract import Gateway
-from nanobanana_async.jobs import TERMINAL_STATES, Failure, JobRecord, JobState
+from nanobanana_async.jobs import TERMINAL_STATES, JobRecord, JobState
 from nanobanana_async.ledger.base import Allowance, Claim, Ledger, Refusal, TaskTaken
 from nanobanana_async.loop_guard import cancel_requested
 from nanobanana_async.policy.budget import NEVER_ASK_AGAIN, Affordable, BatchBudget, Cap

@@ -31,9 +31,10 @@ from nanobanana_async.errors import (
     UnexpectedResponse,
 )
 from nanobanana_async.events import CreateFailed
+from nanobanana_async.failures import Failure
 from nanobanana_async.gateways.contract import Gateway, Transport
 from nanobanana_async.http.threads import AnswerReader
-from nanobanana_async.jobs import Accepted, Failure, JobRecord, JobState
+from nanobanana_async.jobs import Accepted, JobRecord, JobState
 from nanobanana_async.ledger.base import Allowance, TaskTaken
 from nanobanana_async.policy.retry import (
     Attempt,

@@ -162,7 +162,7 @@ class TrackedJob:
         """Called synchronously when its state has changed, and when it is no longer followed."""
         self.may_buy = False
         """A caller asked to buy it. Otherwise a PENDING job is not sent."""
-        self.retry_failed = False
+        self.retry_failed: frozenset[str] = frozenset()
         """If the job is FAILED in the ledger, it is bought again."""
         self.holding_before: TrackedJob | None = None
         """The earlier, uncertain `TrackedJob` of this key whose slots it took."""

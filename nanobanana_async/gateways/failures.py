@@ -2,8 +2,8 @@
 
 import re
 
+from nanobanana_async.errors import JobFailureKind
 from nanobanana_async.gateways.rate_limits import slug
-from nanobanana_async.jobs import JobFailureKind
 
 # First match first. Moderation comes first, because a job that moderation stopped must not be bought again by accident,
 # and a message such as "provider: content blocked" names the provider as well.

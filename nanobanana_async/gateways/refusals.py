@@ -6,13 +6,41 @@ from typing import Any
 
 from attrs import frozen
 
-from nanobanana_async.errors import ERROR_BY_STATUS, GatewayError, GatewayUnavailable, RateLimited, UnexpectedResponse
+from nanobanana_async.errors import (
+    AccessDenied,
+    AuthenticationError,
+    GatewayError,
+    GatewayUnavailable,
+    IdempotencyConflict,
+    InsufficientCredits,
+    InvalidRequest,
+    PromptBlocked,
+    RateLimited,
+    TaskNotFound,
+    UnexpectedResponse,
+)
 from nanobanana_async.gateways.contract import MIB
 from nanobanana_async.gateways.parsing import ParsedResponse, names_task, parse_word
 from nanobanana_async.gateways.rate_limits import body_wait_s, limit_kind, retry_after_s, slug, throttle_wait_s
 from nanobanana_async.gateways.redaction import MESSAGE, excerpt
 
 SUCCESS = (200, 201, 202)
+ERROR_BY_STATUS: dict[int, type[GatewayError]] = {
+    400: InvalidRequest,
+    401: AuthenticationError,
+    402: InsufficientCredits,
+    403: AccessDenied,
+    404: TaskNotFound,
+    409: IdempotencyConflict,
+    413: InvalidRequest,
+    422: InvalidRequest,
+    429: RateLimited,
+    451: PromptBlocked,
+    500: GatewayUnavailable,
+    502: GatewayUnavailable,
+    503: GatewayUnavailable,
+    504: GatewayUnavailable,
+}
 NO_MESSAGE = "the gateway gave no reason"
 _PROXY_REFUSALS = (413, 429)
 """These count without the gateway's envelope as well: a proxy that answers so did not pass the request on."""

@@ -9,7 +9,8 @@ from typing import Any, TypeVar
 from cattrs.preconf.json import make_converter
 
 from nanobanana_async.errors import LedgerError
-from nanobanana_async.jobs import Failure, JobRecord, JobState
+from nanobanana_async.failures import Failure
+from nanobanana_async.jobs import JobRecord, JobState
 from nanobanana_async.models import ImageRequest
 
 T = TypeVar("T")

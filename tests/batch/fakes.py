@@ -20,7 +20,10 @@ AnswerFor = Callable[[str], Reply | None]
 
 
 class PromptGateway:
-    """Both gateways in few lines. A job takes `job_s`, or what stands before " s" in its prompt; "fail" fails."""
+    """Both gateways in few lines. A job takes `job_s`, or what stands before " s" in its prompt.
+
+    A job with "fail" in its prompt fails; what follows "fail: " is the reason.
+    """
 
     def __init__(self, *, job_s: float = 2.0, limit: int | None = None, says: AnswerFor | None = None) -> None:
         self.job_s = job_s
@@ -73,7 +76,7 @@ class PromptGateway:
         if now() < ends_at:
             return task("processing" if keyed else "in_progress", task_id)
         if "fail" in prompt:
-            return task("failed", task_id, error_message="it did not work out")
+            return task("failed", task_id, error_message=prompt.partition("fail: ")[2] or "it did not work out")
         return completed(task_id) if keyed else defapi_done(task_id)
 
 

@@ -215,3 +215,27 @@ async def test_a_batch_knows_its_name(path: Path) -> None:
         batch = session.generate_many([], batch="spring")
         assert (batch.name, repr(batch)) == ("spring", "<Batch spring: 0 done>")
         assert await all_of(batch) == []
+
+
+async def test_retry_failed_takes_kinds_and_not_moderation_unless_named(path: Path) -> None:
+    gateway = quick_studio()
+    rows = ["fail: blocked by the content filter", "fail: no capacity", "fail: it broke"]
+    first = await run_batch(path, gateway, rows, ordered=True)
+    kinds = [outcome.error.kind for outcome in first if isinstance(outcome.error, JobFailed)]
+    assert kinds == ["moderation", "capacity", "unknown"]
+
+    async def bought_again(retry_failed: Any) -> list[str]:
+        before = len(gateway.posts)
+        await run_batch(path, gateway, rows, retry_failed=retry_failed)
+        return sorted(gateway.posts[before:])
+
+    assert await bought_again({"capacity"}) == rows[1:2]
+    assert await bought_again(True) == sorted(rows[1:])
+    assert await bought_again(["moderation"]) == rows[:1]
+    assert await bought_again([]) == await bought_again(False) == []
+
+
+@pytest.mark.parametrize("wrong", ["capacity", ["weather"], 1, None])
+async def test_unknown_kinds_of_failures_are_refused(path: Path, wrong: Any) -> None:
+    with pytest.raises(ConfigurationError, match=r"collection of kinds \(capacity, input, moderation, unknown\)"):
+        await run_batch(path, quick_studio(), ["a fox"], retry_failed=wrong)

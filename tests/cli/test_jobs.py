@@ -20,7 +20,8 @@ from nanobanana_async import ApiMall, DefApi, ImageRequest, JobState, JobUncerta
 from nanobanana_async.cli import app as cli
 from nanobanana_async.emulator import API_KEY, Emulator, Fixed, Script
 from nanobanana_async.emulator.faults import reset
-from nanobanana_async.jobs import Failure, JobRecord
+from nanobanana_async.failures import Failure
+from nanobanana_async.jobs import JobRecord
 from tests.ledger.child import at, line
 from tests.support.command import Said, TerminalStream, ended, environment, started
 from tests.support.ledger_contract import job, running

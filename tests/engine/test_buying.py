@@ -11,8 +11,9 @@ from nanobanana_async import (
     RetryPolicy,
     TransportError,
 )
-from nanobanana_async.errors import ERROR_BY_STATUS, NanoBananaError
+from nanobanana_async.errors import NanoBananaError
 from nanobanana_async.gateways.contract import HttpResponse
+from nanobanana_async.gateways.refusals import ERROR_BY_STATUS
 from nanobanana_async.testing import FakeTransport, Reply
 from tests.support.fakes import EventLog, RecordingLedger, apimall, virtually, wire_key
 from tests.support.replies import completed, created, in_turn, json_reply, refused, scripted_creates

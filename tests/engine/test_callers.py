@@ -16,7 +16,7 @@ from nanobanana_async import (
     JobWithdrawn,
 )
 from nanobanana_async.errors import ConfigurationError, GatewayError
-from nanobanana_async.jobs import Failure
+from nanobanana_async.failures import Failure
 from nanobanana_async.models import ImageRequest
 from nanobanana_async.testing import EPOCH, FakeTransport
 from tests.support.fakes import FakeGateway, Opening, RecordingLedger, apimall, defapi, virtually

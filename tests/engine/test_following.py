@@ -14,7 +14,6 @@ from nanobanana_async import (
     TaskNotFound,
     Timeouts,
     TransportError,
-    UnexpectedResponse,
 )
 from nanobanana_async.events import Event, JobPolled, UnknownStatus
 from nanobanana_async.gateways.contract import HttpRequest, HttpResponse
@@ -89,16 +88,18 @@ async def test_completed_task_without_images_is_polled_again() -> None:
 
 
 @virtually
-async def test_ten_seconds_without_images_is_unexpected_response() -> None:
+async def test_ten_seconds_without_images_is_a_failed_job() -> None:
     ledger, transport = RecordingLedger(), seen(task("completed", credits_used=8))
     async with apimall(transport, ledger=ledger) as session:
-        with pytest.raises(UnexpectedResponse, match="without an image") as caught:
+        with pytest.raises(JobFailed, match="it ended without an image") as caught:
             await session.generate("a fox", idempotency_key="order-1")
         assert 10.0 <= now() <= 16.0
-    assert "completed" in caught.value.body
-    assert not caught.value.safe_to_repeat
+        job = await session.job("order-1")
+        assert job is not None
+        assert job.credits == 8
+    assert caught.value.kind == "unknown"
     assert len(transport.polls) >= 3
-    assert ledger.states() == {"order-1": JobState.RUNNING}
+    assert ledger.states() == {"order-1": JobState.FAILED}
 
 
 @virtually

@@ -6,7 +6,6 @@ from typing import Any
 import pytest
 
 from nanobanana_async.errors import (
-    ERROR_BY_STATUS,
     AccessDenied,
     AuthenticationError,
     GatewayError,
@@ -20,6 +19,7 @@ from nanobanana_async.errors import (
     UnexpectedResponse,
 )
 from nanobanana_async.gateways import ApiMall, HttpResponse
+from nanobanana_async.gateways.refusals import ERROR_BY_STATUS
 from tests.gateways.recorded import answer, body
 
 KEY = "mall-key-0123456789"

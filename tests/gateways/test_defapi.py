@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 
 from nanobanana_async.errors import (
-    ERROR_BY_STATUS,
     AuthenticationError,
     GatewayError,
     GatewayUnavailable,
@@ -19,6 +18,7 @@ from nanobanana_async.errors import (
     UnexpectedResponse,
 )
 from nanobanana_async.gateways import DefApi, Gateway
+from nanobanana_async.gateways.refusals import ERROR_BY_STATUS
 from nanobanana_async.jobs import Accepted, JobState
 from nanobanana_async.models import ImageRequest
 from tests.gateways.recorded import answer, body

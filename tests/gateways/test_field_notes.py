@@ -12,12 +12,13 @@ from nanobanana_async.errors import (
     GatewayError,
     InsufficientCredits,
     InvalidRequest,
+    JobFailureKind,
     RateLimited,
     UnexpectedResponse,
 )
 from nanobanana_async.gateways.contract import HttpResponse
 from nanobanana_async.gateways.failures import failure_kind
-from nanobanana_async.jobs import JobFailureKind, JobState, Observation
+from nanobanana_async.jobs import JobState, Observation
 
 mall = ApiMall(api_key="k" * 20)
 defapi = DefApi(api_key="dk-" + "k" * 20)

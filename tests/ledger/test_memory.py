@@ -9,7 +9,8 @@ import pytest
 from attrs import evolve
 
 from nanobanana_async import IdempotencyConflict, LedgerError, MemoryLedger
-from nanobanana_async.jobs import Failure, JobRecord, JobState, generate_key
+from nanobanana_async.failures import Failure
+from nanobanana_async.jobs import JobRecord, JobState, generate_key
 from nanobanana_async.ledger.base import TaskTaken
 from nanobanana_async.ledger.memory import TASKS_KEPT
 from nanobanana_async.models import ImageRequest

@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nanobanana_async.errors import LedgerError
-from nanobanana_async.jobs import Failure, JobRecord, JobState
+from nanobanana_async.failures import Failure
+from nanobanana_async.jobs import JobRecord, JobState
 from nanobanana_async.ledger.columns import (
     COLUMNS,
     identity_values,

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from nanobanana_async.errors import LedgerError
-from nanobanana_async.jobs import Failure, JobRecord, JobState
+from nanobanana_async.failures import Failure
+from nanobanana_async.jobs import JobRecord, JobState
 from nanobanana_async.ledger.base import Allowance, Ledger, Refusal, TaskTaken
 from nanobanana_async.models import ImageRequest
 from nanobanana_async.policy.prices import Basis, Price

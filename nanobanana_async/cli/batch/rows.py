@@ -12,7 +12,8 @@ from nanobanana_async.batch.rows import RowInput
 from nanobanana_async.cli.batch.input_file import FIELDS, FileRow
 from nanobanana_async.cli.batch.results import Result, Results
 from nanobanana_async.errors import NanoBananaError
-from nanobanana_async.jobs import JobRecord, JobState
+from nanobanana_async.failures import to_failure_kinds
+from nanobanana_async.jobs import JobRecord, JobState, is_retried
 from nanobanana_async.models import ImageRequest, same_request, with_model
 from nanobanana_async.report import ReportRow, Status
 
@@ -69,7 +70,7 @@ def is_over(record: JobRecord, *, retry_failed: bool) -> bool:
         case JobState.UNCERTAIN:
             return True
         case JobState.FAILED:
-            return not retry_failed
+            return not is_retried(record, to_failure_kinds(retry_failed))
         case JobState.REFUSED:
             return not retry_failed and record.failure is not None and record.failure.kind in _PERMANENT_REFUSALS
         case _:

@@ -17,8 +17,9 @@ from rich.text import Text
 
 from nanobanana_async.cli.display import shorten
 from nanobanana_async.escaping import json_line, one_line
+from nanobanana_async.failures import Failure
 from nanobanana_async.formatting import age, count, local_time, number, plain_number
-from nanobanana_async.jobs import ACTIVE_STATES, Failure, JobRecord, JobState, with_indexes
+from nanobanana_async.jobs import ACTIVE_STATES, JobRecord, JobState, with_indexes
 from nanobanana_async.models import ImageRequest
 
 NOTHING = "-"
