@@ -6,7 +6,7 @@ from typing import Any
 import anyio
 import pytest
 
-from nanobanana_async import ConcurrencyPolicy, JobState, JobUnfinished, Session, Timeouts, TransportError
+from nanobanana_async import ConcurrencyPolicy, JobState, JobUnfinished, PollPolicy, Session, Timeouts, TransportError
 from nanobanana_async.gateways.contract import HttpRequest
 from nanobanana_async.testing import FakeTransport, Reply
 from tests.support.fakes import FakeGateway, RecordingLedger, apimall, now, virtually
@@ -67,7 +67,8 @@ async def test_timeout_during_an_unfinished_claim_is_not_safe() -> None:
 @virtually
 async def test_each_wait_gets_the_whole_job_s() -> None:
     transport = FakeTransport(FakeGateway(job_s=250.0).answer)
-    async with apimall(transport, timeouts=Timeouts(job_s=100.0)) as session:
+    polling = PollPolicy(target_delay_s=0.5, max_gap_s=8.0)
+    async with apimall(transport, timeouts=Timeouts(job_s=100.0), polling=polling) as session:
         job = await session.submit("a fox")
         for waits in (1, 2):
             with pytest.raises(JobUnfinished, match="still runs after") as caught:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from nanobanana_async import JobState, Session, TransportError
+from nanobanana_async import JobState, PollPolicy, Session, TransportError
 from nanobanana_async.gateways.contract import HttpRequest
 from nanobanana_async.testing import FakeTransport, Reply
 from nanobanana_async.webhooks import CallbackReceiver
@@ -115,7 +115,7 @@ async def test_job_with_a_lost_callback_ends_within_a_minute() -> None:
 @virtually
 async def test_lost_callbacks_fall_back_to_normal_polling() -> None:
     gateway = CallingGateway(0)
-    async with called(gateway) as session:
+    async with called(gateway, polling=PollPolicy(target_delay_s=0.5, max_gap_s=8.0)) as session:
         for _ in range(3):
             await session.generate("a fox")
         begun = now()
