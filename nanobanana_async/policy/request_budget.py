@@ -1,15 +1,17 @@
 """Find out whether creates and polls share one budget of requests, and pace them by it.
 
 Theory of operation. A gateway may limit the requests per time of creates, of polls, or of both together, and does not
-say which. Each kind begins with a pacer of its own. While one kind is refused for its rate, what the other kind meets
-is evidence, added up as log P(seen | shared) / P(seen | separate):
+say which. Three pacers learn all the time: one of each kind, and one of both. The budget counts as shared at first,
+since accounts are sold with one limit. While one kind is refused for its rate, what the other kind meets is evidence,
+added up as log P(seen | shared) / P(seen | separate):
 
     the other kind is refused too:            + log 0.7 / 0.05    two limits are rarely met at once
     refused again, though the share q of the
     other kind was accepted in between:       + log (1 - q)       a shared budget would have taken it as well
 
-At `SURELY_SHARED` one pacer is used for both kinds. Creates go first then, since the dispatcher admits them first and
-each may use the next gap; polls share the rest.
+So that there is evidence, after each refusal one request of the other kind may leave at once, until the budget is well
+known. From `SURELY_SHARED` on the pacer of both is used. Creates go first then, since the dispatcher admits them first
+and each may use the next gap; polls share the rest.
 
 What was accepted in the last full minute proves that such a rate is allowed: no pace falls far below it.
 """
@@ -27,7 +29,7 @@ RequestKind = Literal["create", "poll"]
 _OTHER: dict[RequestKind, RequestKind] = {"create": "poll", "poll": "create"}
 
 SURELY_SHARED = 1.5
-"""Log-odds (4.5 to 1) at which the budget counts as shared: one clear observation is enough."""
+"""Log-odds (4.5 to 1) from which the budget counts as shared; they begin there."""
 MAX_LOG_ODDS = 6.0
 """Bound of the log-odds, so that a verdict can be revised after a few contrary observations."""
 WELL_KNOWN = 3.0
@@ -64,8 +66,8 @@ class AcceptedLately:
             self._seconds.popleft()
 
     def proven_rate(self, now: float) -> float:
-        """Return the rate of the last minute, or of its second half if that was lower; 0 before a full minute."""
-        if now - self._first_at < MINUTE_S:
+        """Return the rate of the minute before, or of its second half if that was lower; 0 before a full minute."""
+        if not now - self._first_at >= MINUTE_S:
             return 0.0
         minute = sum(count for second, count in self._seconds if second > now - MINUTE_S)
         half = sum(count for second, count in self._seconds if second > now - MINUTE_S / 2)
@@ -144,17 +146,17 @@ class RequestBudget:
         """Record a 429 for the rate; `wait_s` is the wait that the gateway asked for."""
         this = self._kinds[kind]
         if self._meanwhile(kind, sent_at, accepted=False):
-            self._weigh(REFUSED_TOO, now)
+            self._weigh(REFUSED_TOO)
         if this.refused_at is None:
             this.refused_at, this.refused, this.tried_meanwhile, this.accepted_meanwhile = now, 1, 0, 0
         elif sent_at > this.refused_at:
             this.refused += 1
             if this.refused >= LONG_RUN and this.accepted_meanwhile:
                 share = (this.accepted_meanwhile + 0.5) / (this.tried_meanwhile + 1.0)
-                self._weigh(math.log(1.0 - share), now)
+                self._weigh(math.log(1.0 - share))
         for each in (this, self._both):
             each.pacer.on_throttled(now, sent_at, wait_s)
-            each.pacer.keep_above(PROVEN * each.accepted.proven_rate(now))
+            each.pacer.keep_above(PROVEN * each.accepted.proven_rate(each.accepted_at))
 
     def rate_log_odds_of_refused_create(self, sent_at: float) -> float:
         """Return what polls show about an unexplained 429 to a create: log P(polls | rate) / P(polls | slots)."""
@@ -180,8 +182,8 @@ class RequestBudget:
         other.accepted_meanwhile += accepted
         return True
 
-    def _weigh(self, evidence: float, now: float) -> None:
+    def _weigh(self, evidence: float) -> None:
         before = self.shared
         self.log_odds = max(-MAX_LOG_ODDS, min(MAX_LOG_ODDS, self.log_odds + evidence))
         if self.shared and not before:
-            self._both.pacer.keep_above(self._both.accepted.proven_rate(now))
+            self._both.pacer.keep_above(self._both.accepted.proven_rate(self._both.accepted_at))
