@@ -167,12 +167,15 @@ class JobRecord:
             raise RuntimeError(f"a job cannot go {self.state.name} -> {state.name}")
         return evolve(self, state=state, revision=self.revision + 1, **facts)
 
-    def next_generation(self, *, body: bytes, created_at: datetime) -> "JobRecord":
-        """Return the record of the next generation: a deliberate new purchase with its own `Idempotency-Key`."""
+    def next_generation(self, *, body: bytes, created_at: datetime, account: str | None = None) -> "JobRecord":
+        """Return the record of the next generation: a deliberate new purchase with its own `Idempotency-Key`.
+
+        `account` is another account that buys it; only a job that was never accepted may move.
+        """
         return JobRecord(
             key=self.key,
             gateway=self.gateway,
-            account=self.account,
+            account=account or self.account,
             request=self.request,
             body=body,
             created_at=created_at,
@@ -205,6 +208,22 @@ class JobRecord:
     def possibly_bought(self) -> bool:
         """Whether money was spent on the job, or may have been, or may still be."""
         return self.in_doubt or self.state in POSSIBLY_BOUGHT_STATES
+
+    @property
+    def never_accepted(self) -> bool:
+        """Whether certainly no create was accepted: the gateway refused it, it was withdrawn, or it was never sent.
+
+        False for a job that was resolved by hand: the gateway did not say that it was not bought.
+        """
+        if self.in_doubt or self.task_id is not None:
+            return False
+        match self.state:
+            case JobState.PENDING:
+                return self.first_sent_at is None
+            case JobState.REFUSED:
+                return self.failure is not None and self.failure.status is not None
+            case _:
+                return self.state is JobState.WITHDRAWN
 
 
 @frozen(kw_only=True)

@@ -60,6 +60,7 @@ async def _ends_as(way: Way, job: Job, process: FakeProcess, gateway: LosingGate
             await job
         assert job.state is JobState.REFUSED
         assert caught.value.safe_to_repeat
+        assert str(caught.value).startswith("resolved by hand as not bought; before that: ")
     else:
         assert (await job).task_id == ("t1" if way == "task_id" else "t2")
     assert gateway.sold == (2 if way == "buy_again" else 1)
@@ -203,7 +204,7 @@ async def test_invalid_resolution_is_refused_and_writes_nothing() -> None:
             with pytest.raises(ConfigurationError, match="is running and polled by this session: nothing to resolve"):
                 await session.resolve(running, **way)
             with pytest.raises(ConfigurationError, match="no job unknown in the ledger"):
-                await session.resolve("nobody", **way)
+                await session.resolve("unknown", **way)
         assert len(process.ledger.changes) == written
         await running
         with pytest.raises(ConfigurationError, match="is succeeded"):

@@ -151,6 +151,23 @@ async def task_is_found_within_its_account_only(ledger: Ledger) -> None:
 
 
 @scene
+async def next_generation_may_belong_to_another_account(ledger: Ledger) -> None:
+    for key, state in (("a", JobState.PENDING), ("b", JobState.WITHDRAWN)):
+        first = job(key)
+        await ledger.claim(first)
+        if state is not JobState.PENDING:
+            first, before = first.transition_to(state), first
+            await ledger.advance(before, first)
+        again = first.next_generation(account="theirs", body=b"{}", created_at=NOON)
+        await ledger.advance(first, again)
+        with pytest.raises(LedgerError, match=CONFLICT):
+            await ledger.advance(first, first.next_generation(body=b"{}", created_at=NOON))
+        assert await ledger.find(key) == again
+        await ledger.release(key)
+    assert (await keys_left(ledger), await keys_left(ledger, "theirs")) == ([], ["a", "b"])
+
+
+@scene
 async def task_id_belongs_to_one_bought_job(ledger: Ledger) -> None:
     first, second = sent("a"), sent("b")
     await ledger.claim(first)
