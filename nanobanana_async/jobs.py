@@ -279,6 +279,11 @@ def validate_task_id(task_id: object) -> str:
     return task_id
 
 
+def key_prefix(batch: str) -> str:
+    """Return the common prefix of the keys of a named batch; ledgers count its charges under it."""
+    return f"{hashlib.sha256(f'nanobanana_async batch {batch}'.encode(errors='surrogatepass')).hexdigest()[:12]}-"
+
+
 def key_for_task(task_id: str) -> str:
     """Return the key of a job known by its task id alone: readable if the id fits into a key, otherwise a hash."""
     key = f"task-{task_id}"
@@ -303,32 +308,3 @@ def is_generated_key(key: str) -> bool:
 
 def _mark(nonce: str) -> str:
     return hmac.digest(_PROCESS_SECRET, nonce.encode(), "sha256").hex()[:16]
-
-
-def named_account(gateway: str, name: str) -> str:
-    """Return the ledger's identifier of an account with a name. The colon distinguishes it from a fingerprint."""
-    return f"{gateway}:{name}"
-
-
-def account_fingerprint(gateway: str, api_key: str) -> str:
-    """Return the ledger's identifier of an account without a name: a hash that does not reveal the key."""
-    return hashlib.sha256(f"nanobanana_async:{gateway}:{api_key}".encode()).hexdigest()[:24]
-
-
-def account_conflict(record: JobRecord, gateway: str, account: str) -> str:
-    """Return the message for a job of another account, with the ways to continue without a second purchase."""
-    if record.gateway != gateway:
-        return (
-            f"job {record.key} belongs to another account, at gateway {record.gateway} and not {gateway}:"
-            " use that gateway"
-        )
-    hand_over = f"`nanobanana jobs hand-over --from {record.account} --to {account}`"
-    name = record.account.removeprefix(f"{gateway}:")
-    advice = "name the account with account=... or NANOBANANA_ACCOUNT, so that later changes of its key do not matter"
-    if name != record.account:
-        advice = f'name it with account="{name}" or NANOBANANA_ACCOUNT={name}'
-    return (
-        f"job {record.key} belongs to another account, {record.account}, and this session has account {account}. If"
-        f" both are one account whose API key was changed, {advice}, or hand over its jobs: {hand_over}. Otherwise use"
-        " the API key of that account"
-    )

@@ -9,6 +9,7 @@ from attrs.exceptions import FrozenInstanceError
 from hypothesis import given
 from hypothesis import strategies as st
 
+from nanobanana_async.accounts import account_fingerprint
 from nanobanana_async.errors import InvalidRequest
 from nanobanana_async.jobs import (
     TERMINAL_STATES,
@@ -16,7 +17,6 @@ from nanobanana_async.jobs import (
     Failure,
     JobState,
     Observation,
-    account_fingerprint,
     validate_key,
 )
 from tests.support.records import NOON, record

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from datetime import timedelta
 
+from nanobanana_async.accounts import account_conflict
 from nanobanana_async.engine.estimates import JobEstimates
 from nanobanana_async.engine.next_step import CheckOwnerAt, Enqueue, Finish, HoldUntil, LetGo, Next, Recover, ScheduleAt
 from nanobanana_async.engine.poller import Poller
@@ -11,8 +12,9 @@ from nanobanana_async.engine.store import JobStore
 from nanobanana_async.engine.tracked_job import Phase, TrackedJob, is_safe_to_repeat
 from nanobanana_async.errors import ConfigurationError, IdempotencyConflict, LedgerError
 from nanobanana_async.gateways.contract import Gateway
-from nanobanana_async.jobs import Failure, JobRecord, JobState, account_conflict
+from nanobanana_async.jobs import Failure, JobRecord, JobState
 from nanobanana_async.ledger.base import Claim
+from nanobanana_async.ledger.sqlite import SqliteLedger
 from nanobanana_async.models import difference, same_request
 
 # How often the ledger is read for the state of a job that another owner follows.
@@ -41,6 +43,7 @@ class Claims:
         self._poller = poller
         self._estimates = estimates
         self._clock = clock
+        self._ledger_file = store.ledger.path if isinstance(store.ledger, SqliteLedger) else None
 
     async def claim(self, job: TrackedJob) -> Next:
         """Store the job, or adopt the job that the ledger has under its key.
@@ -129,9 +132,8 @@ class Claims:
         if claim.owned and claim.record.account != wanted.account:
             await self._store.ledger.release(wanted.key)
 
-    @staticmethod
-    def _other_account(known: JobRecord, wanted: JobRecord) -> IdempotencyConflict:
-        why = account_conflict(known, wanted.gateway, wanted.account)
+    def _other_account(self, known: JobRecord, wanted: JobRecord) -> IdempotencyConflict:
+        why = account_conflict(known, wanted.gateway, wanted.account, self._ledger_file)
         return IdempotencyConflict(why, key=known.key, safe_to_repeat=False)
 
     def _on_claim(self, job: TrackedJob, claim: Claim) -> Next:
@@ -163,14 +165,13 @@ class Claims:
     def check_account(self, record: JobRecord) -> None:
         """Raise `ConfigurationError` for a job of another account: this account could buy it a second time."""
         if record.account != self._gateway.account:
-            why = account_conflict(record, self._gateway.name, self._gateway.account)
+            why = account_conflict(record, self._gateway.name, self._gateway.account, self._ledger_file)
             raise ConfigurationError(why, key=record.key, safe_to_repeat=is_safe_to_repeat(record, Phase.KNOWN))
 
-    @staticmethod
-    def check_same(known: JobRecord, wanted: JobRecord) -> None:
+    def check_same(self, known: JobRecord, wanted: JobRecord) -> None:
         """Raise `IdempotencyConflict` if the key belongs to another request, or to a purchase of another account."""
         if known.account != wanted.account and not (known.gateway == wanted.gateway and known.never_accepted):
-            raise Claims._other_account(known, wanted)
+            raise self._other_account(known, wanted)
         why: str | None = None
         if wanted.task_id is not None and known.task_id != wanted.task_id:
             why = f"a job of task {known.task_id}" if known.task_id else "a job without a task id: resolve it"

