@@ -154,12 +154,15 @@ class JobRecord:
             raise RuntimeError(f"a job cannot go {self.state.name} -> {state.name}")
         return evolve(self, state=state, revision=self.revision + 1, **facts)
 
-    def next_generation(self, *, body: bytes, created_at: datetime) -> "JobRecord":
-        """Return the record of the next generation: a deliberate new purchase with its own `Idempotency-Key`."""
+    def next_generation(self, *, body: bytes, created_at: datetime, account: str | None = None) -> "JobRecord":
+        """Return the record of the next generation: a deliberate new purchase with its own `Idempotency-Key`.
+
+        `account` is another account that buys it; only a job that was never accepted may move.
+        """
         return JobRecord(
             key=self.key,
             gateway=self.gateway,
-            account=self.account,
+            account=account or self.account,
             request=self.request,
             body=body,
             created_at=created_at,
@@ -192,6 +195,22 @@ class JobRecord:
     def possibly_bought(self) -> bool:
         """Whether money was spent on the job, or may have been, or may still be."""
         return self.in_doubt or self.state in POSSIBLY_BOUGHT_STATES
+
+    @property
+    def never_accepted(self) -> bool:
+        """Whether certainly no create was accepted: the gateway refused it, it was withdrawn, or it was never sent.
+
+        False for a job that was resolved by hand: the gateway did not say that it was not bought.
+        """
+        if self.in_doubt or self.task_id is not None:
+            return False
+        match self.state:
+            case JobState.PENDING:
+                return self.first_sent_at is None
+            case JobState.REFUSED:
+                return self.failure is not None and self.failure.status is not None
+            case _:
+                return self.state is JobState.WITHDRAWN
 
 
 @frozen(kw_only=True)
@@ -254,6 +273,11 @@ def validate_task_id(task_id: object) -> str:
     return task_id
 
 
+def key_prefix(batch: str) -> str:
+    """Return the common prefix of the keys of a named batch; ledgers count its charges under it."""
+    return f"{hashlib.sha256(f'nanobanana_async batch {batch}'.encode(errors='surrogatepass')).hexdigest()[:12]}-"
+
+
 def key_for_task(task_id: str) -> str:
     """Return the key of a job known by its task id alone: readable if the id fits into a key, otherwise a hash."""
     key = f"task-{task_id}"
@@ -278,32 +302,3 @@ def is_generated_key(key: str) -> bool:
 
 def _mark(nonce: str) -> str:
     return hmac.digest(_PROCESS_SECRET, nonce.encode(), "sha256").hex()[:16]
-
-
-def named_account(gateway: str, name: str) -> str:
-    """Return the ledger's identifier of an account with a name. The colon distinguishes it from a fingerprint."""
-    return f"{gateway}:{name}"
-
-
-def account_fingerprint(gateway: str, api_key: str) -> str:
-    """Return the ledger's identifier of an account without a name: a hash that does not reveal the key."""
-    return hashlib.sha256(f"nanobanana_async:{gateway}:{api_key}".encode()).hexdigest()[:24]
-
-
-def account_conflict(record: JobRecord, gateway: str, account: str) -> str:
-    """Return the message for a job of another account, with the ways to continue without a second purchase."""
-    if record.gateway != gateway:
-        return (
-            f"job {record.key} belongs to another account, at gateway {record.gateway} and not {gateway}:"
-            " use that gateway"
-        )
-    hand_over = f"`nanobanana jobs hand-over --from {record.account} --to {account}`"
-    name = record.account.removeprefix(f"{gateway}:")
-    advice = "name the account with account=... or NANOBANANA_ACCOUNT, so that later changes of its key do not matter"
-    if name != record.account:
-        advice = f'name it with account="{name}" or NANOBANANA_ACCOUNT={name}'
-    return (
-        f"job {record.key} belongs to another account, {record.account}, and this session has account {account}. If"
-        f" both are one account whose API key was changed, {advice}, or hand over its jobs: {hand_over}. Otherwise use"
-        " the API key of that account"
-    )

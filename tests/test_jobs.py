@@ -9,9 +9,10 @@ from attrs.exceptions import FrozenInstanceError
 from hypothesis import given
 from hypothesis import strategies as st
 
+from nanobanana_async.accounts import account_fingerprint
 from nanobanana_async.errors import InvalidRequest
 from nanobanana_async.failures import Failure
-from nanobanana_async.jobs import TERMINAL_STATES, TRANSITIONS, JobState, Observation, account_fingerprint, validate_key
+from nanobanana_async.jobs import TERMINAL_STATES, TRANSITIONS, JobState, Observation, validate_key
 from tests.support.records import NOON, record
 
 PENDING, SUBMITTING, RUNNING, SUCCEEDED, FAILED, REFUSED, UNCERTAIN, WITHDRAWN = JobState

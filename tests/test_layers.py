@@ -22,6 +22,7 @@ FLOORS: tuple[frozenset[str], ...] = (
     frozenset({"notebook_html"}),
     frozenset({"models"}),
     frozenset({"jobs"}),
+    frozenset({"accounts"}),
     frozenset({"gateways", "policy"}),
     frozenset({"config", "events", "loop_guard"}),
     frozenset({"http", "ledger"}),
@@ -42,7 +43,18 @@ ROOT_FLOOR = FLOOR_OF["webhooks"]
 
 # Above the line: no await, no clock, no socket.
 THOUGHT = frozenset(
-    {"_version", "errors", "escaping", "failures", "formatting", "validators", "notebook_html", "models", "jobs"}
+    {
+        "_version",
+        "accounts",
+        "errors",
+        "escaping",
+        "failures",
+        "formatting",
+        "validators",
+        "notebook_html",
+        "models",
+        "jobs",
+    }
     | {"gateways", "policy"}
 )
 IO_MODULES = frozenset(

@@ -18,7 +18,10 @@ class Outcome:
     index: int
     """The row's position in the input, from 0."""
     key: str
-    """Its idempotency key; empty if the row was invalid and had no key."""
+    """The key of its job, for `Session.job`: in a named batch derived from the row's own `key`, or from its request.
+
+    Empty if the row was invalid and had no key.
+    """
     request: ImageRequest | None
     """None if the row was invalid."""
     metadata: Any = None

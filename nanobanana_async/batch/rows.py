@@ -10,7 +10,7 @@ from typing import Any
 from attrs import asdict, evolve, fields_dict, frozen
 
 from nanobanana_async.errors import InvalidRequest
-from nanobanana_async.jobs import generate_key, validate_key
+from nanobanana_async.jobs import generate_key, key_prefix, validate_key
 from nanobanana_async.models import ImageRequest
 
 REQUEST_FIELDS = frozenset(fields_dict(ImageRequest))
@@ -23,6 +23,9 @@ class Row:
 
     index: int
     key: str
+    """The idempotency key of its job."""
+    own_key: str | None = None
+    """The `key` of the input, from which the key of a row of a named batch is derived."""
     request: ImageRequest | None = None
     metadata: Any = None
     error: InvalidRequest | None = None
@@ -30,11 +33,6 @@ class Row:
 
 RowInput = str | ImageRequest | Mapping[str, Any] | Row
 """A prompt, a request, a mapping (fields of `ImageRequest`, optionally `key` and `metadata`), or a `Row`."""
-
-
-def key_prefix(batch: str) -> str:
-    """Return the common prefix of the keys of a named batch."""
-    return f"{hashlib.sha256(f'nanobanana_async batch {batch}'.encode(errors='surrogatepass')).hexdigest()[:12]}-"
 
 
 class RowReader:
@@ -65,7 +63,7 @@ class RowReader:
                 own_key, metadata = item.get("key"), item.get("metadata")
             request = _to_request(item)
             key = self._key_of(request, None if own_key is None else validate_key(own_key))
-            return Row(index=index, key=key, request=request, metadata=metadata)
+            return Row(index=index, key=key, own_key=own_key, request=request, metadata=metadata)
         except InvalidRequest as error:
             return Row(index=index, key="" if own_key is None else str(own_key), metadata=metadata, error=error)
 

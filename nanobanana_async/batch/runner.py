@@ -14,10 +14,11 @@ import anyio.lowlevel
 from anyio.abc import TaskGroup
 from attrs import evolve
 
+from nanobanana_async.batch.messages import crash, with_own_key
 from nanobanana_async.batch.options import BatchOptions, Requests, iterate
 from nanobanana_async.batch.outcome import Outcome
-from nanobanana_async.batch.rows import Row, RowReader, key_prefix
-from nanobanana_async.batch.streak import ErrorStreak, ledger_may_be_lost
+from nanobanana_async.batch.rows import Row, RowReader
+from nanobanana_async.batch.streak import ErrorStreak, stop_reason
 from nanobanana_async.engine.engine import Engine
 from nanobanana_async.engine.tracked_job import NEVER, Phase, TrackedJob
 from nanobanana_async.errors import (
@@ -31,10 +32,9 @@ from nanobanana_async.errors import (
     SaveError,
     SessionClosed,
 )
-from nanobanana_async.events import log_failure
 from nanobanana_async.handle import Job
 from nanobanana_async.image_saver import ImageSaver
-from nanobanana_async.jobs import JobRecord, JobState
+from nanobanana_async.jobs import JobRecord, JobState, key_prefix
 
 # Rows stored but not yet sent: enough that a free slot never waits for a ledger write.
 PREFETCH = 8
@@ -168,7 +168,7 @@ class BatchRunner:
         except SessionClosed:
             raise
         except NanoBananaError as error:
-            self._emit(_outcome(row, None, error=error))
+            self._emit(_outcome(row, None, error=with_own_key(error, row)))
             return
         except asyncio.CancelledError:  # the batch has stopped buying
             self.unbought += 1
@@ -215,10 +215,9 @@ class BatchRunner:
                 self.unbought += 1
                 self.stop(result)
                 return
-            conflict = result if isinstance(result, IdempotencyConflict) else None
-            if (unbought or conflict) and self._refusals.add(result):
-                self.stop(ledger_may_be_lost(conflict) if conflict else result)
-            self._emit(_outcome(row, job, error=result))
+            if (unbought or isinstance(result, IdempotencyConflict)) and self._refusals.add(result):
+                self.stop(stop_reason(result, "were not bought"))
+            self._emit(_outcome(row, job, error=with_own_key(result, row)))
             return
         outcome = _outcome(row, job, result=result)
         if self._options.folder is None and result is not None:
@@ -234,7 +233,7 @@ class BatchRunner:
             self.input_error, finished = _closed(), None
         except asyncio.CancelledError as stray:
             if self._engine.scheduler.workers.contains(stray):
-                finished = evolve(outcome, error=_crash(outcome, stray))
+                finished = evolve(outcome, error=crash(outcome.index, stray))
             else:
                 self.input_error, finished = _closed(), None
         del self._finishing[outcome.index]
@@ -243,8 +242,10 @@ class BatchRunner:
             return
         if finished.error is None:
             self._unsaved.reset()
-        elif isinstance(finished.error, ACCOUNT_ERRORS) or self._unsaved.add(finished.error):
+        elif isinstance(finished.error, ACCOUNT_ERRORS):
             self.stop(finished.error)
+        elif self._unsaved.add(finished.error):
+            self.stop(stop_reason(finished.error, "were bought and have no saved images"))
         self._emit(finished)
 
     async def _post_processed(self, outcome: Outcome) -> Outcome:
@@ -259,7 +260,7 @@ class BatchRunner:
         except NanoBananaError as error:
             outcome = evolve(outcome, error=error)
         except Exception as bug:  # a bug must not end the session
-            outcome = evolve(outcome, error=_crash(outcome, bug))
+            outcome = evolve(outcome, error=crash(outcome.index, bug))
         return outcome
 
     def _emit(self, outcome: Outcome) -> None:
@@ -304,11 +305,6 @@ class BatchRunner:
         if index not in self._dropped:
             self._dropped.add(index)
             self._engine.drop_caller(tracked, if_sent_back=True)
-
-
-def _crash(outcome: Outcome, failure: BaseException) -> NanoBananaError:
-    log_failure("batch.crashed", failure, row=outcome.index)
-    return NanoBananaError(f"a bug in nanobanana_async: {failure!r}; see the log")
 
 
 def _closed() -> SessionClosed:

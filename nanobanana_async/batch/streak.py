@@ -1,5 +1,6 @@
 """Detect many equal errors in a row, which are not the fault of single rows."""
 
+from nanobanana_async.batch.messages import with_message
 from nanobanana_async.errors import GatewayError, IdempotencyConflict, NanoBananaError
 
 SAME_ERRORS = 20
@@ -14,7 +15,9 @@ class ErrorStreak:
 
     def add(self, error: NanoBananaError) -> bool:
         """Count an error. Return True for the `SAME_ERRORS`th of its kind in a row."""
-        kind = (type(error), error.code if isinstance(error, GatewayError) else None)
+        kind: object = type(error)
+        if isinstance(error, GatewayError):  # without a status the library itself refused the row
+            kind = (type(error), error.code, error.status is None)
         self._count = self._count + 1 if kind == self._kind else 1
         self._kind = kind
         return self._count >= SAME_ERRORS
@@ -24,7 +27,14 @@ class ErrorStreak:
         self._kind, self._count = None, 0
 
 
-def ledger_may_be_lost(error: IdempotencyConflict) -> IdempotencyConflict:
+def stop_reason(error: NanoBananaError, what: str) -> NanoBananaError:
+    """Return the error that stops a batch after a streak of this error; `what` says what happened to the rows."""
+    if isinstance(error, IdempotencyConflict) and error.status is not None:
+        return _ledger_may_be_lost(error)
+    return with_message(error, f"{SAME_ERRORS} rows in a row {what} for the same reason: {error.message}")
+
+
+def _ledger_may_be_lost(error: IdempotencyConflict) -> IdempotencyConflict:
     """Return the error that stops a batch whose keys the gateway already knows, row after row."""
     why = (
         f"the gateway knows the keys of {SAME_ERRORS} rows in a row, and this ledger does not: the ledger of this batch"

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from datetime import timedelta
 
+from nanobanana_async.accounts import account_conflict
 from nanobanana_async.engine.estimates import JobEstimates
 from nanobanana_async.engine.next_step import CheckOwnerAt, Enqueue, Finish, HoldUntil, LetGo, Next, Recover, ScheduleAt
 from nanobanana_async.engine.poller import Poller
@@ -12,8 +13,9 @@ from nanobanana_async.engine.tracked_job import Phase, TrackedJob, is_safe_to_re
 from nanobanana_async.errors import ConfigurationError, IdempotencyConflict, LedgerError
 from nanobanana_async.failures import Failure
 from nanobanana_async.gateways.contract import Gateway
-from nanobanana_async.jobs import JobRecord, JobState, account_conflict, is_retried
+from nanobanana_async.jobs import JobRecord, JobState, is_retried
 from nanobanana_async.ledger.base import Claim
+from nanobanana_async.ledger.sqlite import SqliteLedger
 from nanobanana_async.models import difference, same_request
 
 # How often the ledger is read for the state of a job that another owner follows.
@@ -42,23 +44,33 @@ class Claims:
         self._poller = poller
         self._estimates = estimates
         self._clock = clock
+        self._ledger_file = store.ledger.path if isinstance(store.ledger, SqliteLedger) else None
 
     async def claim(self, job: TrackedJob) -> Next:
-        """Store the job, or adopt the job that the ledger has under its key."""
+        """Store the job, or adopt the job that the ledger has under its key.
+
+        A job of another account that was never accepted there becomes a new generation of this account.
+        """
         wanted = job.record
         claim = await self._claim(job)
         if claim.new:
             return self._continue(job)
-        if claim.record.state in REBUYABLE or is_retried(claim.record, job.retry_failed):
+        known = claim.record
+        again = known.state in REBUYABLE or is_retried(known, job.retry_failed)
+        if again or known.account != wanted.account:
             try:
-                await self._store.start_generation(job, claim.record, body=wanted.body)
+                await self._store.start_generation(job, known, body=wanted.body)
                 self._slots.release(job)
                 return self._continue(job)
             except LedgerError:
-                was, claim = claim, await self._claim(job)
-                if claim.record.revision == was.record.revision:
+                claim = await self._claim(job)
+                if claim.record.revision == known.revision:
+                    await self._let_go(claim, wanted)
                     raise
                 # else another session began the next generation first: that purchase is this job too
+                if claim.record.account != wanted.account:
+                    await self._let_go(claim, wanted)
+                    raise self._other_account(claim.record, wanted) from None
         return self._on_claim(job, claim)
 
     async def check_owner(self, job: TrackedJob) -> Next:
@@ -84,8 +96,7 @@ class Claims:
             facts = {"task_id": task_id, "running_since": began_at, "in_doubt": False, "body": b"", "failure": None}
             await self._store.transition(job, JobState.RUNNING, **facts)
         else:
-            why = record.failure or Failure(kind="GatewayError", message="resolved by hand: it was not bought")
-            facts = {"in_doubt": False, "failure": why, "ended_at": self._store.utcnow()}
+            facts = {"in_doubt": False, "failure": _not_bought(record), "ended_at": self._store.utcnow()}
             facts |= {
                 "task_id": None,
                 "running_since": None,
@@ -106,13 +117,25 @@ class Claims:
 
     async def _claim(self, job: TrackedJob) -> Claim:
         claim = await self._store.claim(job)
+        known, wanted = claim.record, job.record
         try:
-            self.check_same(claim.record, job.record)
+            self.check_same(known, wanted)
+            if known.account != wanted.account and known.state is JobState.PENDING and not claim.owned:
+                raise self._other_account(known, wanted)  # a session of that account is about to send it
         except IdempotencyConflict:
             if claim.owned:  # the claim made us its owner, and we do not follow it
                 await self._store.ledger.release(job.key)
             raise
         return claim
+
+    async def _let_go(self, claim: Claim, wanted: JobRecord) -> None:
+        """Release a job of another account that the claim made ours."""
+        if claim.owned and claim.record.account != wanted.account:
+            await self._store.ledger.release(wanted.key)
+
+    def _other_account(self, known: JobRecord, wanted: JobRecord) -> IdempotencyConflict:
+        why = account_conflict(known, wanted.gateway, wanted.account, self._ledger_file)
+        return IdempotencyConflict(why, key=known.key, safe_to_repeat=False)
 
     def _on_claim(self, job: TrackedJob, claim: Claim) -> Next:
         if claim.record != job.ledger_record:  # else keep our record: it may be newer, if its last write failed
@@ -143,15 +166,13 @@ class Claims:
     def check_account(self, record: JobRecord) -> None:
         """Raise `ConfigurationError` for a job of another account: this account could buy it a second time."""
         if record.account != self._gateway.account:
-            why = account_conflict(record, self._gateway.name, self._gateway.account)
+            why = account_conflict(record, self._gateway.name, self._gateway.account, self._ledger_file)
             raise ConfigurationError(why, key=record.key, safe_to_repeat=is_safe_to_repeat(record, Phase.KNOWN))
 
-    @staticmethod
-    def check_same(known: JobRecord, wanted: JobRecord) -> None:
-        """Raise `IdempotencyConflict` if the key belongs to another request."""
-        if known.account != wanted.account:
-            other = account_conflict(known, wanted.gateway, wanted.account)
-            raise IdempotencyConflict(other, key=known.key, safe_to_repeat=False)
+    def check_same(self, known: JobRecord, wanted: JobRecord) -> None:
+        """Raise `IdempotencyConflict` if the key belongs to another request, or to a purchase of another account."""
+        if known.account != wanted.account and not (known.gateway == wanted.gateway and known.never_accepted):
+            raise self._other_account(known, wanted)
         why: str | None = None
         if wanted.task_id is not None and known.task_id != wanted.task_id:
             why = f"a job of task {known.task_id}" if known.task_id else "a job without a task id: resolve it"
@@ -162,3 +183,11 @@ class Claims:
             why = f"another request ({difference(known.request, wanted.request)}): use another key for another request"
         if why is not None:
             raise IdempotencyConflict(f"key {known.key} already belongs to {why}", key=known.key, safe_to_repeat=False)
+
+
+def _not_bought(record: JobRecord) -> Failure:
+    """Return the failure of a job that was resolved by hand as not bought. It keeps the kind of the earlier failure."""
+    decision = "resolved by hand as not bought"
+    if record.failure is None:
+        return Failure(kind="GatewayError", message=decision)
+    return Failure(kind=record.failure.kind, message=f"{decision}; before that: {record.failure.message}")

@@ -213,8 +213,8 @@ class JobStore:
             raise LedgerError(why, key=before.key, safe_to_repeat=not before.possibly_bought) from failure
 
     async def start_generation(self, job: TrackedJob, known: JobRecord, *, body: bytes) -> None:
-        """Start the next generation of a job, which the ledger has as `known`: a new purchase."""
-        after = known.next_generation(body=body, created_at=self.utcnow())
+        """Start the next generation of a job, which the ledger has as `known`: a new purchase by the job's account."""
+        after = known.next_generation(account=job.record.account, body=body, created_at=self.utcnow())
         await self._written(known, self.ledger.advance(known, after))
         job.record = known  # only now: the waiters must not get the end of the last generation
         self._set(job, after, stored=after)

@@ -11,9 +11,9 @@ from urllib.parse import urlsplit
 
 from attrs import field, fields, frozen
 
+from nanobanana_async.accounts import account_fingerprint, named_account
 from nanobanana_async.errors import ConfigurationError, InvalidRequest
 from nanobanana_async.gateways.secret import Secret
-from nanobanana_async.jobs import account_fingerprint, named_account
 from nanobanana_async.models import ImageRequest, TaskType
 from nanobanana_async.validators import switch, within
 
@@ -70,15 +70,20 @@ def validate_model(model: object) -> str:
     return model.strip()
 
 
-def validate_account(name: object, api_key: Secret) -> str:
-    """Return the account's name without surrounding spaces, empty for none; raise `ConfigurationError` if invalid."""
+def validate_account(name: object, gateway: str, api_key: Secret) -> str:
+    """Return the account's name without surrounding spaces, empty for none; raise `ConfigurationError` if invalid.
+
+    The form in which ledgers show the account, `gateway:name`, is the same account.
+    """
     if not isinstance(name, str):
         raise ConfigurationError(f"account must be text, not {type(name).__name__}")
-    name = name.strip()
+    given, name = name.strip(), name.strip().removeprefix(f"{gateway}:")
     if len(name) > MAX_ACCOUNT_LENGTH or not _is_visible_ascii(name):
         raise ConfigurationError(f"account must be 1 to {MAX_ACCOUNT_LENGTH} visible ASCII characters without spaces")
-    if hmac.compare_digest(name.encode(), api_key.reveal().encode()):
+    if any(hmac.compare_digest(text.encode(), api_key.reveal().encode()) for text in (given, name)):
         raise ConfigurationError("account is the API key: it would be written to the ledger; choose a name for it")
+    if ":" in name:
+        raise ConfigurationError(f"account must be a name without a colon: ledgers store it as {gateway}:NAME")
     return name
 
 
@@ -188,7 +193,7 @@ class GatewaySettings:
 
     def __attrs_post_init__(self) -> None:
         object.__setattr__(self, "model", validate_model(self.model))
-        object.__setattr__(self, "account_name", validate_account(self.account_name, self._api_key))
+        object.__setattr__(self, "account_name", validate_account(self.account_name, self.name, self._api_key))
 
     def __repr__(self) -> str:
         # attrs' own repr raises for a half-initialised gateway, and tracebacks of refused settings show such gateways.

@@ -121,7 +121,10 @@ class Ledger(Protocol):
         ...
 
     async def spent(self, batch: str) -> Decimal:
-        """Return the sum of a batch's charges, reserved ones included, after refunds; pruned jobs still count."""
+        """Return the sum of the charges of the batch with this name, reserved ones included, after refunds.
+
+        Pruned jobs still count. Records and charges have `key_prefix(batch)` in place of the name.
+        """
         ...
 
     async def callback_secret(self) -> bytes:

@@ -55,6 +55,12 @@ _APPLY_USERS_PRICE = (
     f" jobs WHERE jobs.id = charges.job AND jobs.generation = charges.generation AND jobs.{_UNDER_WAY})"
 )
 _SELECT_SPENT = "SELECT credits FROM spending WHERE batch = ?"
+_SELECT_RESERVED = (
+    "SELECT coalesce(sum(c.credits), 0) FROM jobs AS j JOIN charges AS c"
+    " ON c.job = j.id AND c.generation = j.generation"
+    " WHERE j.state IN ('pending', 'submitting', 'running', 'uncertain') AND j.batch = ?"
+    " AND (j.state <> 'running' OR CAST(coalesce(j.credits_used, '0') AS REAL) = 0)"
+)
 
 
 class Charges:
@@ -136,6 +142,10 @@ class Charges:
         """Return the sum of a batch's charges."""
         found = self._run(_SELECT_SPENT, (batch,)).fetchone()
         return Decimal(0) if found is None else credits_in(found[0])
+
+    def reserved(self, batch: str) -> Decimal:
+        """Return the sum of the charges of purchases that have not ended and whose price the gateway has not stated."""
+        return credits_in(self._run(_SELECT_RESERVED, (batch,)).fetchone()[0])
 
     def _learn(self, amount: int, purchase: tuple[str, int]) -> None:
         """Store the price of the purchase's class, and apply it to all charges that are estimates of the class."""

@@ -10,7 +10,7 @@ from decimal import Decimal
 from attrs import asdict, define, evolve, field, frozen
 
 from nanobanana_async.errors import IdempotencyConflict, LedgerError
-from nanobanana_async.jobs import ACTIVE_STATES, TERMINAL_STATES, JobRecord, JobState, is_generated_key
+from nanobanana_async.jobs import ACTIVE_STATES, TERMINAL_STATES, JobRecord, JobState, is_generated_key, key_prefix
 from nanobanana_async.ledger.base import Allowance, Claim, TaskTaken
 from nanobanana_async.ledger.memory_charges import MemoryCharges
 from nanobanana_async.models import ImageRequest
@@ -130,8 +130,8 @@ class MemoryLedger:
         return sum(1 for record in self._released(account) if _may_hold_a_slot(record, since))
 
     async def spent(self, batch: str) -> Decimal:
-        """Return the sum of a batch's charges, reserved ones included, after refunds."""
-        return self._charges.spent(batch)
+        """Return the sum of the charges of the batch with this name, reserved ones included, after refunds."""
+        return self._charges.spent(key_prefix(batch))
 
     async def callback_secret(self) -> bytes:
         """Return 32 random bytes, the same as long as the ledger exists."""

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from nanobanana_async.errors import ConfigurationError, LedgerError
-from nanobanana_async.jobs import JobRecord, JobState
+from nanobanana_async.jobs import JobRecord, JobState, key_prefix
 from nanobanana_async.ledger.base import Allowance, Claim
 from nanobanana_async.ledger.columns import identity_values, progress_values
 from nanobanana_async.ledger.connection import open_file
@@ -152,8 +152,15 @@ class SqliteLedger:
         return await self._submit(lambda table: table.count_slots_of_others(account, since))
 
     async def spent(self, batch: str) -> Decimal:
-        """Return the sum of a batch's charges, reserved ones included, after refunds; pruned jobs still count."""
-        return await self._submit(lambda table: table.charges.spent(batch))
+        """Return the credits of the batch with this name: charged after refunds, and reserved; pruned jobs count.
+
+        `batch` is the name that was passed to `generate_many`; 0 for a name that has bought nothing here.
+        """
+        return await self._submit(lambda table: table.charges.spent(key_prefix(batch)))
+
+    async def reserved(self, batch: str) -> Decimal:
+        """Return the part of `spent` that is reserved: for jobs in doubt, and running ones without a stated price."""
+        return await self._submit(lambda table: table.charges.reserved(key_prefix(batch)))
 
     async def callback_secret(self) -> bytes:
         """Return the 32 random bytes, stored in the file, that sign callback URLs."""

@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nanobanana_async import ImageRequest
-from nanobanana_async.batch.rows import RowReader, key_prefix
-from nanobanana_async.jobs import validate_key
+from nanobanana_async.batch.rows import RowReader
+from nanobanana_async.jobs import key_prefix, validate_key
 
 MANY = ImageRequest(
     "a boat",

@@ -182,7 +182,9 @@ async def test_max_credits_counts_earlier_runs(batch: Command) -> None:
         said = await batch(file, "--max-credits", "17")
         assert (said.code, batch.statuses()) == (3, {"succeeded": 2})
         assert "max_credits is 17" in said.err
-        assert "4 rows left: run the same command to continue" in said.err
+        assert "4 rows left: raise --max-credits" in said.err
+        assert "run the same command" not in said.err
+        assert "2 succeeded; 16 credits spent\n" in said.err
         assert (await batch(file, "--max-credits", "17")).code == 3
         assert (await batch(file, "--max-credits", "48")).code == 0
         assert emulator.stats().credits_charged == 48
@@ -326,8 +328,8 @@ async def test_a_dry_run_changes_nothing(batch: Command) -> None:
     async with emulated(batch) as emulator:
         said = await batch(file, "--dry-run")
         assert (said.code, said.out.splitlines()[:2], batch.out.exists()) == (0, ["rows\t4", "to buy\t4"], False)
-        assert "credits\tunknown: " in said.out
-        assert "credits\tabout 10" in (await batch(file, "--dry-run", "--expected-credits", "2.5")).out
+        assert "credits\tabout 32 (estimate)" in said.out
+        assert "credits\tabout 10 (estimate)" in (await batch(file, "--dry-run", "--expected-credits", "2.5")).out
         await batch(batch.write("foxes.txt", "a fox 1"))
         seen = {path: path.stat().st_mtime_ns for path in batch.out.rglob("*")}
         said = await batch(batch.prompts(4), "--dry-run")

@@ -31,7 +31,7 @@ STATS = SessionStats(
     refused=0,
     uncertain=0,
     withdrawn=0,
-    credits_spent=Decimal("16.50"),
+    credits_spent=Decimal(99),
     credits_remaining=None,
 )
 
@@ -45,6 +45,7 @@ class Scene:
         console = Console(file=self.output, force_terminal=terminal, width=80, height=24, color_system=None)
         self.display = BatchDisplay(total, console, lambda: self.now, **settings)
         self.display.phase = ""
+        self.display.spent = Decimal("16.50")
 
     def rendered(self, width: int = 80) -> list[str]:
         output = io.StringIO()
@@ -57,10 +58,11 @@ def test_the_display_shows_rows_slots_credits_and_remaining_time() -> None:
     for status in ["succeeded"] * 50 + ["failed", "uncertain"]:
         scene.display.add_finished(status)
     scene.display.tick(STATS)
+    scene.display.reserved = Decimal(2)
     bar, rows, facts = scene.rendered()
     assert bar.endswith("17 %")
     assert rows == "52/300 rows, 50 succeeded, 1 failed, 1 uncertain, 12 running, limit 12"
-    assert facts == "16.5 of 60 credits, about 10 min 20 s left"  # 248 rows of 30 s, twelve at a time
+    assert facts == "16.5 of 60 credits, 2 reserved, about 10 min 20 s left"  # 248 rows of 30 s, twelve at a time
 
 
 def test_the_remaining_time_follows_the_pace() -> None:

@@ -212,7 +212,7 @@ async def test_one_job_is_shown_in_full(jobs: Command) -> None:
     assert facts["credits"] == "2 (8 less 6 refunded)"
     assert facts["failure"].endswith("[500, code E1, request r1]")
     assert facts["ended"].startswith(f"{at_noon.astimezone():%Y-%m-%d %H:%M:%S %z} (")
-    assert facts["purchase"] == "3 attempts, bought again 1 time"
+    assert facts["purchase"] == "3 attempts, after it was requested again 1 time"
     assert (facts["resolution"], facts["images"], facts["body"]) == ("2K", "https://a.example/1.png", "2 bytes")
     assert (facts["image 1"], facts["image 2"]) == (
         "https://cdn.example/1.png",
@@ -238,7 +238,7 @@ async def test_a_job_of_another_process_can_be_shown_but_not_resolved(jobs: Comm
         assert resolved.code == 2
         assert "job theirs is running: a running session follows it" in resolved.complaint
     shown, resolved = await jobs("show", "theirs"), await jobs("resolve", "theirs", "--as", "not-bought", "--yes")
-    assert "no session: `nanobanana jobs resume`" in shown.out
+    assert "no session: `nanobanana jobs resume --ledger jobs.sqlite`" in shown.out
     assert "APIMALL_API_KEY" in resolved.complaint  # resolving checks whether the gateway knows the task
 
 
@@ -291,6 +291,7 @@ async def test_a_newer_or_damaged_ledger_is_an_error(jobs: Command, tokens: tupl
         (("resolve", "failed", "--as", "not-bought"), "nothing to resolve"),
         (("resolve", "uncertain", "--as", "task-id"), "ID"),
         (("resolve", "uncertain", "t1", "--as", "not-bought"), "ID"),
+        (("resolve", "uncertain", "", "--as", "task-id"), "task_id must be printable text, and not empty"),
         (("resolve", "uncertain", "--as", "not-bought", "--yes"), "another account"),
         (("resolve", "uncertain", "--as", "not-bought", "--gateway", "defapi"), "DEFAPI_API_KEY"),
         (("prune",), "--older-than"),
@@ -331,7 +332,7 @@ async def test_unsent_jobs_are_bought_only_with_buy_and_confirmation(jobs: Comma
     await jobs.write(unsent("one", gateway), unsent("other", emulator.apimall(api_key="x")))
     said = await jobs("resume")
     assert said.code == 0
-    assert "1 job never sent: --buy buys them" in said.err
+    assert "1 job never sent: `nanobanana jobs resume --buy --ledger jobs.sqlite` buys them" in said.err
     assert "1 job of other accounts left" in said.err
     said = await jobs("resume", "--buy", answer="")
     assert said.code == 1
@@ -507,7 +508,7 @@ async def test_buy_again_shows_the_price_first(jobs: Command, emulator: Emulator
         assert (record.state, said.out.startswith(f"{emulator.url}/cdn/")) == (JobState.SUCCEEDED, True)
     else:
         assert (record.state, said.out) == (JobState.RUNNING, "")
-        assert f"task {record.task_id}: `nanobanana jobs resume` follows it" in said.err
+        assert f"task {record.task_id}: `nanobanana jobs resume --ledger jobs.sqlite` follows it" in said.err
 
 
 async def test_a_failed_job_can_be_bought_again(jobs: Command, emulator: Emulator) -> None:

@@ -32,7 +32,7 @@ from nanobanana_async import (
     Session,
     SqliteLedger,
 )
-from nanobanana_async.batch.rows import RowReader, key_prefix
+from nanobanana_async.batch.rows import RowReader
 from nanobanana_async.testing import FakeTransport, Reply
 from tests.credits.fakes import FIFTY, ChargingGateway, GatewayName, PriceReported, Sale
 from tests.support.disk import Disk, deterministic, memory_folder
@@ -357,7 +357,7 @@ class Campaign:
                     self.faults.append(f"{buyer}: its session's cap {plan.session_cap} was passed: {peak}")
         try:
             async with _opened(self._disk) as ledger:
-                counted = await ledger.spent(key_prefix(NAME))
+                counted = await ledger.spent(NAME)
         except LedgerError as error:
             self.faults.append(f"the ledger can't be read: {error}")
             return

@@ -60,6 +60,7 @@ async def _ends_as(way: Way, job: Job, process: FakeProcess, gateway: LosingGate
             await job
         assert job.state is JobState.REFUSED
         assert caught.value.safe_to_repeat
+        assert str(caught.value).startswith("resolved by hand as not bought; before that: ")
     else:
         assert (await job).task_id == ("t1" if way == "task_id" else "t2")
     assert gateway.sold == (2 if way == "buy_again" else 1)

@@ -7,10 +7,10 @@ import pytest
 from attrs import evolve
 from attrs.exceptions import FrozenInstanceError
 
+from nanobanana_async.accounts import account_fingerprint
 from nanobanana_async.errors import ConfigurationError
 from nanobanana_async.gateways import ApiMall, DefApi
 from nanobanana_async.gateways.base import GatewaySettings
-from nanobanana_async.jobs import account_fingerprint
 from nanobanana_async.models import ImageRequest
 
 BOTH = [ApiMall, DefApi]
@@ -200,12 +200,13 @@ def test_named_account_survives_a_key_change(kind: Any) -> None:
     assert gateway.account == f"{gateway.name}:studio"
     assert evolve(gateway, api_key="another-key").account == gateway.account
     assert evolve(gateway, account="").account == account_fingerprint(gateway.name, KEY)
+    assert kind(api_key=KEY, account=gateway.account) == gateway  # the form that ledgers and messages show
     assert kind(api_key=KEY, account="x" * 64).account == f"{gateway.name}:{'x' * 64}"
     assert account_fingerprint(gateway.name, KEY).isalnum()  # so no name is a fingerprint
 
 
 @both
-@pytest.mark.parametrize("name", ["x" * 65, "two words", "schlüssel", "a\nb", None, 5, KEY, f" {KEY} "])
+@pytest.mark.parametrize("name", ["x" * 65, "two words", "schlüssel", "a\nb", None, 5, KEY, f" {KEY} ", "third:studio"])
 def test_invalid_account_name_is_refused_without_showing_the_key(kind: Any, name: object) -> None:
     with pytest.raises(ConfigurationError, match="account") as caught:
         kind(api_key=KEY, account=name)

@@ -5,6 +5,7 @@ from typing import Any
 
 from attrs import evolve, frozen
 
+from nanobanana_async.accounts import account_fingerprint
 from nanobanana_async.engine import submitter as buying
 from nanobanana_async.engine.claims import Claims
 from nanobanana_async.engine.next_step import Enqueue, Next
@@ -16,7 +17,7 @@ from nanobanana_async.errors import NanoBananaError, TransportError
 from nanobanana_async.gateways.apimall import ApiMall
 from nanobanana_async.gateways.base import GatewaySettings
 from nanobanana_async.gateways.contract import HttpRequest
-from nanobanana_async.jobs import Accepted, JobRecord, JobState, Observation, account_fingerprint
+from nanobanana_async.jobs import Accepted, JobRecord, JobState, Observation
 from nanobanana_async.ledger.statements import JobTable
 from nanobanana_async.policy.retry import Attempt, FailureKind, RetryAction, RetryDecision, RetryPolicy, decide_create
 from tests.support.mutations import Change, Mutation

@@ -9,7 +9,7 @@ import pytest
 
 from nanobanana_async.errors import LedgerError
 from nanobanana_async.failures import Failure
-from nanobanana_async.jobs import JobRecord, JobState
+from nanobanana_async.jobs import JobRecord, JobState, key_prefix
 from nanobanana_async.ledger.base import Allowance, Ledger, Refusal, TaskTaken
 from nanobanana_async.models import ImageRequest
 from nanobanana_async.policy.prices import Basis, Price
@@ -152,6 +152,23 @@ async def task_is_found_within_its_account_only(ledger: Ledger) -> None:
 
 
 @scene
+async def next_generation_may_belong_to_another_account(ledger: Ledger) -> None:
+    for key, state in (("a", JobState.PENDING), ("b", JobState.WITHDRAWN)):
+        first = job(key)
+        await ledger.claim(first)
+        if state is not JobState.PENDING:
+            first, before = first.transition_to(state), first
+            await ledger.advance(before, first)
+        again = first.next_generation(account="theirs", body=b"{}", created_at=NOON)
+        await ledger.advance(first, again)
+        with pytest.raises(LedgerError, match=CONFLICT):
+            await ledger.advance(first, first.next_generation(body=b"{}", created_at=NOON))
+        assert await ledger.find(key) == again
+        await ledger.release(key)
+    assert (await keys_left(ledger), await keys_left(ledger, "theirs")) == ([], ["a", "b"])
+
+
+@scene
 async def task_id_belongs_to_one_bought_job(ledger: Ledger) -> None:
     first, second = sent("a"), sent("b")
     await ledger.claim(first)
@@ -235,7 +252,7 @@ OWL_GUESS = Price("owl", Decimal(2), Basis.EXAMPLE)
 
 
 async def about_to_be_sent(
-    ledger: Ledger, key: str, price: Price, cap: int | None = None, *, batch: str = "b-", **facts: Any
+    ledger: Ledger, key: str, price: Price, cap: int | None = None, *, batch: str = key_prefix("b"), **facts: Any
 ) -> tuple[JobRecord, Allowance]:
     """Claim a job of a batch, and try to reserve its price for a create."""
     first = (await ledger.claim(job(key, batch=batch, **facts))).record
@@ -259,25 +276,25 @@ async def charge_is_reserved_within_the_cap_and_refused_beyond(ledger: Ledger) -
     _, allowance = await about_to_be_sent(ledger, "b-3", EIGHT, 20)
     assert (allowance.refusal, allowance.spent) == (Refusal.SUM, Decimal(16))
     assert (set(allowance.ours), allowance.others) == ({"b-1", "b-2"}, False)
-    _, allowance = await about_to_be_sent(ledger, "c-1", EIGHT, 8, batch="c-")
+    _, allowance = await about_to_be_sent(ledger, "c-1", EIGHT, 8, batch=key_prefix("c"))
     assert allowance.refusal is None  # another batch
-    assert [await ledger.spent(name) for name in ("b-", "c-", "d-")] == [16, 8, 0]
+    assert [await ledger.spent(name) for name in ("b", "c", "d")] == [16, 8, 0]
 
 
 @scene
 async def charge_follows_its_jobs_transitions(ledger: Ledger) -> None:
     sent_job, _ = await about_to_be_sent(ledger, "b-1", GUESS, 100)
     back = await moved(ledger, sent_job, JobState.PENDING)
-    assert await ledger.spent("b-") == 0
+    assert await ledger.spent("b") == 0
     again = back.transition_to(JobState.SUBMITTING)
     assert (await ledger.set_aside(back, again, GUESS, Decimal(100))).refusal is None
-    assert await ledger.spent("b-") == 8
+    assert await ledger.spent("b") == 8
     doubt = await moved(ledger, again, JobState.UNCERTAIN, in_doubt=True)
-    assert await ledger.spent("b-") == 8
+    assert await ledger.spent("b") == 8
     found = await moved(ledger, doubt, JobState.RUNNING, task_id="t1", in_doubt=False, credits_used=Decimal(12))
-    assert await ledger.spent("b-") == 12
+    assert await ledger.spent("b") == 12
     await moved(ledger, found, JobState.FAILED, credits_refunded=Decimal("2.5"))
-    assert await ledger.spent("b-") == Decimal("9.5")
+    assert await ledger.spent("b") == Decimal("9.5")
 
 
 @scene
@@ -287,11 +304,11 @@ async def charge_stays_when_the_job_is_bought_again(ledger: Ledger) -> None:
     for generation in (2, 3):
         next_generation = doubt.next_generation(body=b"{}", created_at=NOON)
         await ledger.advance(doubt, next_generation)
-        assert next_generation.batch == "b-"
+        assert next_generation.batch == key_prefix("b")
         sent_job = next_generation.transition_to(JobState.SUBMITTING)
         assert (await ledger.set_aside(next_generation, sent_job, EIGHT, Decimal(8 * generation))).refusal is None
         doubt = await moved(ledger, sent_job, JobState.UNCERTAIN, in_doubt=True)
-        assert await ledger.spent("b-") == 8 * generation
+        assert await ledger.spent("b") == 8 * generation
 
 
 @scene
@@ -300,7 +317,7 @@ async def one_estimate_is_reserved_at_a_time_across_classes(ledger: Ledger) -> N
     _, allowance = await about_to_be_sent(ledger, "b-2", OWL_GUESS, 100)
     assert (allowance.refusal, allowance.ours, allowance.others) == (Refusal.ESTIMATE, ("b-1",), False)
     assert (await about_to_be_sent(ledger, "b-3", Price("crow", Decimal(1)), 100))[1].refusal is None
-    assert (await about_to_be_sent(ledger, "c-1", OWL_GUESS, 100, batch="c-"))[1].refusal is None
+    assert (await about_to_be_sent(ledger, "c-1", OWL_GUESS, 100, batch=key_prefix("c")))[1].refusal is None
     await moved(ledger, first, JobState.RUNNING, task_id="t1", credits_used=Decimal(8))
     assert (await about_to_be_sent(ledger, "b-4", OWL_GUESS, 100))[1].refusal is None
 
@@ -313,10 +330,10 @@ async def learned_price_is_returned_instead_of_a_reservation(ledger: Ledger) -> 
         _, allowance = await about_to_be_sent(ledger, "b-2", asked, 100)
         assert (allowance.refusal, allowance.price) == (Refusal.PRICE, Price("fox", Decimal(24)))
     assert (await about_to_be_sent(ledger, "b-2", Price("fox", Decimal(24)), 100))[1].refusal is None
-    assert await ledger.spent("b-") == 48
-    _, allowance = await about_to_be_sent(ledger, "c-1", GUESS, batch="c-")  # no cap
+    assert await ledger.spent("b") == 48
+    _, allowance = await about_to_be_sent(ledger, "c-1", GUESS, batch=key_prefix("c"))  # no cap
     assert allowance.refusal is None
-    assert await ledger.spent("c-") == 24
+    assert await ledger.spent("c") == 24
 
 
 @scene
@@ -325,12 +342,12 @@ async def learned_price_replaces_all_estimates_of_the_class(ledger: Ledger) -> N
     await moved(ledger, doubt, JobState.UNCERTAIN, in_doubt=True)
     second, _ = await about_to_be_sent(ledger, "b-2", GUESS)
     await moved(ledger, second, JobState.RUNNING, task_id="t1", credits_used=Decimal(24))
-    assert await ledger.spent("b-") == 48
-    third, _ = await about_to_be_sent(ledger, "d-1", OWL_GUESS, batch="d-")
+    assert await ledger.spent("b") == 48
+    third, _ = await about_to_be_sent(ledger, "d-1", OWL_GUESS, batch=key_prefix("d"))
     await moved(ledger, third, JobState.UNCERTAIN, in_doubt=True)
     known = Price("owl", Decimal(3))  # learned from jobs outside any batch
-    assert (await about_to_be_sent(ledger, "d-2", known, 100, batch="d-"))[1].refusal is None
-    assert await ledger.spent("d-") == 6
+    assert (await about_to_be_sent(ledger, "d-2", known, 100, batch=key_prefix("d")))[1].refusal is None
+    assert await ledger.spent("d") == 6
 
 
 @scene
@@ -342,12 +359,12 @@ async def unknown_price_blocks_estimates_until_the_user_gives_one(ledger: Ledger
     expected = Price("fox", Decimal(30), Basis.EXPECTED)
     second, allowance = await about_to_be_sent(ledger, "b-2", expected, 60)
     assert allowance.refusal is None
-    assert await ledger.spent("b-") == 60
+    assert await ledger.spent("b") == 60
     second = await moved(ledger, second, JobState.RUNNING, task_id="t1")
     assert (await about_to_be_sent(ledger, "b-3", expected, 100))[1].refusal is Refusal.ESTIMATE  # b-2 still runs
     await moved(ledger, second, JobState.SUCCEEDED)  # without a price: the user's expected price becomes final
     assert (await about_to_be_sent(ledger, "b-3", OWL_GUESS, 100))[1].refusal is None
-    assert await ledger.spent("b-") == 62
+    assert await ledger.spent("b") == 62
 
 
 @scene
@@ -362,12 +379,12 @@ async def job_that_ends_without_a_price_keeps_its_estimate(ledger: Ledger) -> No
 
 @scene
 async def stale_writer_reserves_nothing(ledger: Ledger) -> None:
-    first = job("b-1", batch="b-")
+    first = job("b-1", batch=key_prefix("b"))
     await ledger.claim(first)
     await ledger.release("b-1")
     with pytest.raises(LedgerError, match=CONFLICT):
         await ledger.set_aside(first, first.transition_to(JobState.SUBMITTING), EIGHT, Decimal(100))
-    assert await ledger.spent("b-") == 0
+    assert await ledger.spent("b") == 0
 
 
 @scene

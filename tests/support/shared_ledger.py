@@ -14,7 +14,7 @@ from attrs import define, field
 from nanobanana_async import Job, JobState, Session
 from nanobanana_async.errors import LedgerError, TransportError
 from nanobanana_async.gateways.contract import HttpRequest, HttpResponse
-from nanobanana_async.jobs import ACTIVE_STATES, TERMINAL_STATES, JobRecord
+from nanobanana_async.jobs import ACTIVE_STATES, TERMINAL_STATES, JobRecord, key_prefix
 from nanobanana_async.ledger.base import Allowance, Claim, TaskTaken
 from nanobanana_async.ledger.memory_charges import MemoryCharges
 from nanobanana_async.policy.prices import Price
@@ -172,7 +172,7 @@ class LedgerView:
         return await self._run("advance", set_aside)
 
     async def spent(self, batch: str) -> Decimal:
-        return await self._run("spent", lambda: self.shared.charges.spent(batch))
+        return await self._run("spent", lambda: self.shared.charges.spent(key_prefix(batch)))
 
     async def callback_secret(self) -> bytes:
         return bytes(32)

@@ -12,7 +12,7 @@ from rich.console import Console
 
 from nanobanana_async import ApiMall, ConcurrencyPolicy, ConfigurationError, Gateway
 from nanobanana_async.cli.batch.dry_run import show_dry_run
-from nanobanana_async.cli.batch.folder import FILES, BatchFolder, FolderOwner, check_owner
+from nanobanana_async.cli.batch.folder import FILES, BatchFolder, FolderOwner, check_ledger, check_owner
 from nanobanana_async.cli.batch.input_file import Format, InputFile, open_input
 from nanobanana_async.cli.batch.run import Plan, Run
 from nanobanana_async.emulator import API_KEY, Emulator
@@ -51,6 +51,7 @@ class BatchCommand:
         ordered: Flag = False,
         name: str | None = None,
         format: Format | None = None,  # noqa: A002 - the option's name
+        new_ledger: Flag = False,
         dry_run: Flag = False,
     ) -> int:
         """Buy an image for each row of a file; the same command continues a stopped run and buys no row twice.
@@ -100,6 +101,9 @@ class BatchCommand:
             the job of the first purchase.
         format
             The file format, if its name does not show it; txt for standard input.
+        new_ledger
+            Begin a new ledger where that of earlier runs is lost. Rows without a result are bought, perhaps a second
+            time, and --max-credits counts from 0.
         dry_run
             Check the file and print what it would cost; buy and write nothing.
         """
@@ -112,7 +116,8 @@ class BatchCommand:
             if Path(file).exists() and Path(file).resolve() in [(output / name).resolve() for name in FILES]:
                 raise ConfigurationError(f"{file} would be overwritten: name another folder with -o")
             owner = FolderOwner(source.batch, emulated)
-            check_owner(output, owner)
+            if check_owner(output, owner):
+                check_ledger(output, new_ledger=new_ledger)
             total = _count_valid_rows(source, selected)
             if total is None:
                 return USAGE

@@ -47,7 +47,10 @@ class BatchDisplay(LiveDisplay):
         """What the run does while it does not buy; empty while it buys."""
         self.stats: SessionStats | None = None
         """The latest stats; rich draws in a thread, which must not call the session."""
-        self.spent_before = Decimal(0)
+        self.spent = Decimal(0)
+        """Credits charged for the batch, earlier runs included, by its ledger."""
+        self.reserved = Decimal(0)
+        """Credits reserved beside them: for jobs in doubt, and running ones whose price the gateway has not stated."""
         self._clock = clock
         self._max_credits = max_credits
         self._ended: deque[tuple[float, int]] = deque()
@@ -115,11 +118,6 @@ class BatchDisplay(LiveDisplay):
         """Number of rows without images: failed, refused or invalid."""
         return sum(self.counts[status] for status in _FAILED)
 
-    @property
-    def spent(self) -> Decimal:
-        """Credits charged for the batch, earlier runs included."""
-        return self.spent_before + (Decimal(0) if self.stats is None else self.stats.credits_spent)
-
     def left_s(self) -> float | None:
         """Estimate the remaining time: from the pace of the last minute, or from learned durations at the start."""
         stats = self.stats
@@ -159,6 +157,8 @@ class BatchDisplay(LiveDisplay):
             facts.append(Text("paused by the gateway", "yellow"))
         cap = "" if self._max_credits is None else f" of {number(self._max_credits)}"
         facts.append(Text(f"{number(self.spent)}{cap} credits"))
+        if self.reserved:
+            facts.append(Text(f"{number(self.reserved)} reserved"))
         if (pace := self.rows_per_minute()) is not None:
             facts.append(Text(f"{pace:.0f} rows a minute"))
         if (left_s := self.left_s()) is not None:

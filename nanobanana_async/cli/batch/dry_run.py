@@ -1,12 +1,15 @@
 """`nanobanana batch --dry-run`: print what a run would buy and cost, without writing anything."""
 
+import sys
 from collections import Counter
+from collections.abc import Mapping
 from contextlib import AsyncExitStack
 from decimal import Decimal
 
 from nanobanana_async import Gateway, JobState
 from nanobanana_async.cli.batch.folder import LEDGER
 from nanobanana_async.cli.batch.input_file import FileRow
+from nanobanana_async.cli.batch.other_accounts import OtherAccounts
 from nanobanana_async.cli.batch.results import RESULTS, line_offsets
 from nanobanana_async.cli.batch.rows import is_over, is_same
 from nanobanana_async.cli.batch.run import Plan
@@ -16,14 +19,16 @@ from nanobanana_async.jobs import JobRecord
 
 OK = 0
 
-_STATUSES = ("finished", "failed", "uncertain", "running", "to buy")
+_STATUSES = ("finished", "failed", "uncertain", "running", "of another account", "to buy")
 
 
 async def show_dry_run(plan: Plan, gateway: Gateway) -> int:
     """Print the number of rows by status, and the cost of the rows to buy."""
     counts: Counter[str] = Counter()
     to_buy: Counter[str] = Counter()
+    examples: dict[str, Decimal] = {}
     prices: Prices = {}
+    others = OtherAccounts(gateway, plan.folder / LEDGER)
     old_offsets = line_offsets(plan.folder / RESULTS)
     path = plan.folder / LEDGER
     async with AsyncExitStack() as stack:
@@ -37,14 +42,21 @@ async def show_dry_run(plan: Plan, gateway: Gateway) -> int:
             status = (
                 "finished" if record is None and row.key in old_offsets else _row_status(row, record, plan, gateway)
             )
+            unsaved = status in ("running", "to buy") or (status == "finished" and row.key not in old_offsets)
+            if unsaved and record is not None and others.add(record):
+                status = "of another account"
             counts[status] += 1
             if status == "to buy" and row.request is not None:
-                to_buy[gateway.price_class(row.request)] += 1
+                price_class = gateway.price_class(row.request)
+                examples[price_class] = gateway.example_credits(row.request)
+                to_buy[price_class] += 1
     print(f"rows\t{plan.total}")
     for status in _STATUSES:
         if counts[status] or status == "to buy":
             print(f"{status}\t{counts[status]}")
-    print(f"credits\t{_estimate(to_buy, prices, plan.expected_credits)}")
+    print(f"credits\t{_estimate(to_buy, prices, plan.expected_credits, examples)}")
+    if others.message:
+        print(f"nanobanana: this run would buy nothing: {others.message}", file=sys.stderr)
     return OK
 
 
@@ -64,12 +76,15 @@ def _row_status(row: FileRow, record: JobRecord | None, plan: Plan, gateway: Gat
             return "failed" if is_over(record, retry_failed=plan.retry_failed) else "to buy"
 
 
-def _estimate(to_buy: Counter[str], prices: Prices, expected: Decimal | None) -> str:
-    """Return the cost of the rows to buy, as text, from the price of each class."""
-    known = {price_class: prices.get(price_class, expected) for price_class in to_buy}
-    costs = [price * to_buy[price_class] for price_class, price in known.items() if price is not None]
+def _estimate(to_buy: Counter[str], prices: Prices, expected: Decimal | None, examples: Mapping[str, Decimal]) -> str:
+    """Return the cost of the rows to buy, as text: by known prices, or else estimates.
+
+    An estimate is `expected`, or the example of the gateway's reference.
+    """
     if not to_buy:
         return "0"
-    if len(costs) < len(known):
-        return "unknown: no job of a class has been bought yet; set --expected-credits"
-    return f"about {plain_number(sum(costs, Decimal(0)))}"
+    estimates = {price_class: example if expected is None else expected for price_class, example in examples.items()}
+    known = {price_class: prices.get(price_class, estimates[price_class]) for price_class in to_buy}
+    total = sum((price * to_buy[price_class] for price_class, price in known.items()), Decimal(0))
+    estimated = "" if to_buy.keys() <= prices.keys() else " (estimate)"
+    return f"about {plain_number(total)}{estimated}"

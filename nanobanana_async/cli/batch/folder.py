@@ -154,6 +154,29 @@ def check_owner(path: Path, owner: FolderOwner) -> bool:
     return True
 
 
+def check_ledger(path: Path, *, new_ledger: bool) -> None:
+    """Raise `ConfigurationError` if the ledger of earlier runs in this folder is missing.
+
+    Without it `max_credits` counts from 0, and rows that were bought and have no result yet are bought again.
+    `new_ledger` is the user's consent to that.
+    """
+    ledger = path / LEDGER
+    with suppress(FileNotFoundError):
+        if ledger.stat().st_size:
+            if new_ledger:
+                raise ConfigurationError(f"{ledger} exists: --new-ledger is for a folder whose ledger is lost")
+            return
+    images = path / IMAGES
+    written = [name for name in (RESULTS, REPORT) if (path / name).exists()]
+    written += [IMAGES] if images.is_dir() and any(images.iterdir()) else []
+    if written and not new_ledger:
+        raise ConfigurationError(
+            f"{ledger} is missing, the record of what this batch has bought, although {path} holds {', '.join(written)}"
+            " of an earlier run: without it --max-credits would count from 0, and rows that were bought but have no"
+            " result would be bought again. Restore it, or pass --new-ledger to begin a new one"
+        )
+
+
 def _marker(path: Path) -> FolderOwner | None:
     """Return the owner in the marker; None if there is no marker."""
     marker = path / MARKER

@@ -50,7 +50,7 @@ class FileRow:
     @property
     def item(self) -> RowInput:
         """The row as input of `generate_many`, with this object as its metadata."""
-        return Row(index=self.index, key=self.key, request=self.request, metadata=self)
+        return Row(index=self.index, key=self.key, own_key=self.own_key, request=self.request, metadata=self)
 
 
 @frozen

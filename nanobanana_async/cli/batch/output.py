@@ -15,7 +15,8 @@ from nanobanana_async.cli.batch.display import BatchDisplay
 from nanobanana_async.cli.batch.folder import LEDGER, REPORT
 from nanobanana_async.cli.batch.results import RESULTS, Result
 from nanobanana_async.cli.display import shorten
-from nanobanana_async.errors import ConfigurationError, NanoBananaError
+from nanobanana_async.cli.jobs.format import resolve_command
+from nanobanana_async.errors import ConfigurationError, CreditLimitReached, NanoBananaError
 from nanobanana_async.escaping import exact
 from nanobanana_async.events import Event, PriceAboveEstimate
 from nanobanana_async.formatting import count, number, plain_number
@@ -113,7 +114,11 @@ class BatchSummary:
             removed = count(self.removed, "row")
             yield f"{removed} of earlier runs left the file: their images stay, the results leave them out"
         counts = self._counted() or "none has ended"
-        yield f"{count(display.total or display.done, 'row')}: {counts}; {number(display.spent)} credits"
+        reserved = ""
+        if display.reserved:
+            reserved = f", and {number(display.reserved)} reserved for jobs that run or are in doubt"
+        all_rows = count(display.total or display.done, "row")
+        yield f"{all_rows}: {counts}; {number(display.spent)} credits spent{reserved}"
         yield from self._advice(left, interrupted=interrupted)
         shown = f"{self._folder / REPORT} shows them, " if reported else ""
         yield f"{shown}{self._folder / RESULTS} lists them"
@@ -126,8 +131,7 @@ class BatchSummary:
         if failed := counts["failed"] + counts["refused"]:
             yield f"{count(failed, 'row')} failed: --retry-failed buys them again"
         if counts["uncertain"]:
-            ledger = self._folder / LEDGER
-            resolve = f"nanobanana jobs resolve KEY --ledger {ledger} --as not-bought|buy-again|task-id [ID]"
+            resolve = resolve_command(self._folder / LEDGER)
             yield (
                 f"{count(counts['uncertain'], 'row')} uncertain, perhaps bought, never sent again:"
                 f" check the gateway's own list of tasks, then `{resolve}`"
@@ -137,7 +141,10 @@ class BatchSummary:
             yield from (_above_estimate(event) for event in self._above_estimate[:MAX_ERRORS])
         if self.stop_reason is not None:
             yield f"nanobanana: the buying stopped: {self.stop_reason}"
-        if left and (interrupted or self.stop_reason is not None):
+        if left and isinstance(self.stop_reason, CreditLimitReached):
+            change = "raise --max-credits, or set --expected-credits where the price is unknown"
+            yield f"{count(left, 'row')} left: {change}, and run the command again"
+        elif left and (interrupted or self.stop_reason is not None):
             yield f"{count(left, 'row')} left: run the same command to continue"
 
 

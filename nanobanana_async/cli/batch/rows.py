@@ -108,7 +108,8 @@ def result_from_outcome(row: FileRow, outcome: Outcome, record: JobRecord | None
     if error is None:
         return result
     if isinstance(error, IdempotencyConflict) and error.status is None:  # raised by the library: the row was never sent
-        return _with_error(result, error, "invalid")
+        other_account = record is not None and record.account != gateway.account
+        return _with_error(result, error, "unfinished" if other_account else "invalid")
     if outcome.result is not None or result.row.error is None:  # bought but not saved, or still running
         return _with_error(result, error, "unfinished" if record is not None else "invalid")
     return result

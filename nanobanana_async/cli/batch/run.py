@@ -1,6 +1,7 @@
 """Run a batch: load finished rows, buy the rest, and write the result of each row as it ends."""
 
 import asyncio
+from contextlib import suppress
 from datetime import UTC, datetime
 from decimal import Decimal
 from pathlib import Path
@@ -15,42 +16,33 @@ from nanobanana_async import (
     ConcurrencyPolicy,
     ConfigurationError,
     Gateway,
-    JobState,
     LedgerError,
     NanoBananaError,
     Outcome,
     Session,
     SqliteLedger,
 )
-from nanobanana_async.batch.rows import key_prefix
 from nanobanana_async.cli.batch.display import BatchDisplay
+from nanobanana_async.cli.batch.finished import FinishedRows
 from nanobanana_async.cli.batch.folder import LEDGER, REPORT, BatchFolder, unwritable
 from nanobanana_async.cli.batch.input_file import FileRow, InputFile
 from nanobanana_async.cli.batch.output import BatchSummary, StdoutLines
 from nanobanana_async.cli.batch.results import (
     IMAGES,
     RESULTS,
-    Result,
     Results,
-    SavedImages,
     line_offsets,
-    read,
     with_files,
 )
 from nanobanana_async.cli.batch.rows import (
     YIELD_EVERY,
     PendingRows,
-    at_new_position,
-    is_over,
-    is_same,
     result_from_outcome,
-    result_from_record,
-    unfinished,
 )
 from nanobanana_async.cli.batch.run_report import RunReport
 from nanobanana_async.cli.generate import missing_images
+from nanobanana_async.cli.jobs.actions import require_ledger
 from nanobanana_async.cli.signals import StopSignals
-from nanobanana_async.jobs import with_indexes
 
 OK, FAILED, STOPPED, INTERRUPTED = 0, 1, 3, 130
 
@@ -86,7 +78,6 @@ class Run:
         self._stdout = StdoutLines()
         self._summary = BatchSummary(folder.path)
         self._signals = StopSignals(self._display)
-        self._saved_images: SavedImages | None = None
         self._changed = False
         self._report = RunReport(folder.path, plan.file, gateway, self._results, lambda: self._signals.cancelled)
         self._finalize_error: NanoBananaError | None = None
@@ -134,15 +125,33 @@ class Run:
             self._display.phase = "closing"
             await session.aclose()
             self._display.stats = session.stats()
+            await self._read_final_credits()
+
+    async def _read_credits(self) -> None:
+        """Show what the ledger says that the batch has spent, with its earlier runs, and has reserved."""
+        batch, display = self._plan.file.batch, self._display
+        display.reserved = await self._ledger.reserved(batch)
+        display.spent = await self._ledger.spent(batch) - display.reserved
+
+    async def _read_final_credits(self) -> None:
+        """Read the credits once more: the session stores the last answers while it closes, and closes the ledger."""
+        with suppress(LedgerError, ConfigurationError):  # then the display keeps the last amounts
+            require_ledger(self._ledger.path)  # or opening it would create an empty one
+            await self._ledger.open()
+            try:
+                await self._read_credits()
+            finally:
+                await self._ledger.aclose()
 
     async def _load_finished(self) -> None:
         """Start the new results file with every row that has already ended."""
         old_offsets = line_offsets(self._results.path)
+        finished = FinishedRows(self._folder, self._gateway, self._ledger, retry_failed=self._plan.retry_failed)
         self._results.begin()
         for row in self._plan.file.rows(self._gateway):
             if row.error is not None:
                 raise ConfigurationError(f"{self._plan.file.title}, line {row.line}: {row.error}")
-            result = await self._finished(row, old_offsets.pop(row.key, None))
+            result = await finished.find(row, old_offsets.pop(row.key, None))
             if result is not None:
                 self._results.add(result)
                 self._summary.add(result)
@@ -153,41 +162,14 @@ class Run:
                 await self._stdout.flush()
             if self._signals.stop_requested.is_set():
                 return
+        finished.other_accounts.check()
         await self._stdout.flush()
         self._summary.removed = len(old_offsets)
         self._changed = self._results.commit()
         self._summary.finished_before = len(self._results)
         if self._summary.finished_before:
             self._display.say(self._summary.beginning())
-        self._display.spent_before = await self._ledger.spent(key_prefix(self._plan.file.batch))
-
-    async def _finished(self, row: FileRow, offset: int | None) -> Result | None:
-        """Return the result of a row that has ended; None if something is left to do for it."""
-        old = None if offset is None else next(read(self._results.path, [offset]), None)
-        intact = (
-            old is not None
-            and old.row.status == "succeeded"
-            and bool(old.row.images)
-            and old.files_intact(self._folder)
-        )
-        if old is not None and intact and row.own_key is None:  # a derived key identifies the request
-            return at_new_position(old, row)
-        record = await self._ledger.find(row.key)
-        if record is None:  # pruned
-            same = old is not None and old.row.prompt == unfinished(row).prompt
-            return at_new_position(old, row) if old is not None and intact and same else None
-        if not is_same(row, record, self._gateway):
-            return None  # the batch will report the conflict
-        if record.state is not JobState.SUCCEEDED:
-            done = is_over(record, retry_failed=self._plan.retry_failed)
-            return result_from_record(row, record, self._gateway) if done else None
-        if old is not None and intact and record.task_id == old.row.task_id:
-            return at_new_position(old, row)
-        self._saved_images = self._saved_images or SavedImages.read(self._folder / IMAGES)
-        paths = self._saved_images.images(row.key, (index for index, _ in with_indexes(record.images, record.missing)))
-        return (
-            with_files(result_from_record(row, record, self._gateway), paths, self._folder, _now()) if paths else None
-        )
+        await self._read_credits()
 
     async def _buy(self, session: Session) -> None:
         plan = self._plan
@@ -222,7 +204,7 @@ class Run:
         """Check whether the batch, with its earlier runs, has cost more than the cap."""
         cap = self._plan.max_credits
         if cap is not None:
-            spent = await self._ledger.spent(key_prefix(self._plan.file.batch))
+            spent = await self._ledger.spent(self._plan.file.batch)
             self._summary.overspent = max(Decimal(0), spent - cap)
 
     async def _on_outcome(self, batch: Batch, outcome: Outcome) -> None:
@@ -259,6 +241,8 @@ class Run:
 
     async def _tick(self, session: Session) -> None:
         while True:
+            with suppress(LedgerError):  # the batch reports it
+                await self._read_credits()
             self._display.tick(session.stats())
             await asyncio.sleep(TICK_S)
 

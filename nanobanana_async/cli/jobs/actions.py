@@ -2,7 +2,7 @@
 
 import asyncio
 import re
-import sys
+import shlex
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from datetime import datetime
@@ -15,20 +15,19 @@ from rich.console import Console
 from nanobanana_async import (
     ConfigurationError,
     Gateway,
-    GenerationResult,
-    Job,
     JobState,
     LedgerError,
-    NanoBananaError,
     Session,
     SqliteLedger,
 )
+from nanobanana_async.accounts import account_conflict, jobs_command, named_account
 from nanobanana_async.cli.display import JobsDisplay
-from nanobanana_async.cli.generate import Interrupted, link_of, missing_images
-from nanobanana_async.escaping import exact, one_line
+from nanobanana_async.cli.generate import Interrupted
+from nanobanana_async.cli.jobs.format import resume_command
+from nanobanana_async.cli.jobs.printer import ResultPrinter
 from nanobanana_async.formatting import count, number
 from nanobanana_async.gateways.base import validate_account
-from nanobanana_async.jobs import JobRecord, account_conflict, named_account
+from nanobanana_async.jobs import JobRecord
 
 PRICE_SAMPLE = 1000
 """Number of finished jobs that are read to find what a job costs."""
@@ -116,15 +115,15 @@ async def resume(path: Path, gateway: Gateway, unfinished: Unfinished, *, buy: b
                     for job in jobs:
                         group.create_task(printer.follow(job))
     except asyncio.CancelledError:
-        raise Interrupted("interrupted; `nanobanana jobs resume` continues the unfinished jobs") from None
+        raise Interrupted(f"interrupted; `{jobs_command('resume', path)}` continues the unfinished jobs") from None
     except ExceptionGroup as group:  # such as a closed stdout
         raise group.exceptions[0] from None
     if not jobs:
         printer.note("no jobs to resume")
     if unfinished.unsent and not buy:
-        printer.note(f"{count(unfinished.unsent, 'job')} never sent: --buy buys them")
+        printer.note(f"{count(unfinished.unsent, 'job')} never sent: `{jobs_command('resume --buy', path)}` buys them")
     if unfinished.other_accounts:
-        advice = "resume them with their API keys, or after a change of key: `nanobanana jobs hand-over`"
+        advice = f"resume them with their API keys, or after a change of key: `{jobs_command('hand-over', path)}`"
         printer.note(f"{count(unfinished.other_accounts, 'job')} of other accounts left: {advice}")
     return printer.code
 
@@ -142,14 +141,14 @@ async def find_resolvable(path: Path, key: str, *, buy_again: bool) -> JobRecord
         if followed:
             why = "a running session follows it: there is nothing to resolve"
         elif record.state in (JobState.PENDING, JobState.SUBMITTING):
-            why = "`nanobanana jobs resume` continues it"
+            why = f"`{resume_command(record, path)}` continues it"
     raise ConfigurationError(f"job {key} is {record.state.value}: {why}")
 
 
 async def describe_effect(path: Path, gateway: Gateway, record: JobRecord, decision: str, task_id: str | None) -> str:
     """Return what resolving the job in this way means, and what it costs."""
     if record.account != gateway.account:
-        raise ConfigurationError(account_conflict(record, gateway.name, gateway.account), key=record.key)
+        raise ConfigurationError(account_conflict(record, gateway.name, gateway.account, path), key=record.key)
     if decision == "not-bought":
         return f"Job {record.key} will be recorded as not bought. If it was bought, its images are lost."
     if decision == "task-id":
@@ -186,9 +185,10 @@ async def resolve(path: Path, gateway: Gateway, decision: Decision, *, wait: boo
                 if wait and not not_bought:
                     await printer.follow(job)
                 elif not not_bought:
-                    await printer.accepted(job)
+                    await printer.accepted(job, path)
     except asyncio.CancelledError:
-        raise Interrupted("interrupted; `nanobanana jobs` shows its state") from None
+        command = jobs_command(f"show {shlex.quote(decision.key)}", path)
+        raise Interrupted(f"interrupted; `{command}` shows its state") from None
     if not_bought:
         printer.note(f"job {job.key} is {job.state.value}")
     return printer.code
@@ -226,7 +226,7 @@ def _account(gateway: Gateway, text: str) -> str:
     """Return the ledger's form of an account, from that form or the plain name."""
     if re.fullmatch("[0-9a-f]{24}", text):  # a fingerprint
         return text
-    if name := validate_account(text.removeprefix(f"{gateway.name}:"), gateway.api_key):
+    if name := validate_account(text, gateway.name, gateway.api_key):
         return named_account(gateway.name, name)
     raise ConfigurationError("the account's name is empty")
 
@@ -255,55 +255,6 @@ async def prune(path: Path, before: datetime) -> int:
         return await ledger.prune(before)
     finally:
         await ledger.aclose()
-
-
-class ResultPrinter:
-    """Print the results of jobs as they end: images on stdout, the rest on stderr above the display.
-
-    With `one`, for a single job, the lines omit its key.
-    """
-
-    def __init__(self, display: JobsDisplay, *, one: bool = False) -> None:
-        self.code = 0
-        self._display = display
-        self._one = one
-        # Keep the real stdout: the live display redirects it to stderr.
-        self._out = sys.stdout
-
-    async def follow(self, job: Job) -> None:
-        """Wait for the job's end and print its result or error."""
-        try:
-            self._print_result(await job)
-        except NanoBananaError as error:
-            self._print_error(job, error)
-
-    async def accepted(self, job: Job) -> None:
-        """Wait until the gateway has accepted the job, and print its task id."""
-        try:
-            self.note(f"task {await job.accepted()}: `nanobanana jobs resume` follows it")
-        except NanoBananaError as error:
-            self._print_error(job, error)
-
-    def note(self, sentence: str) -> None:
-        """Print a line on stderr."""
-        self._display.console.print(one_line(sentence), markup=False, highlight=False, soft_wrap=True, emoji=False)
-
-    def _print_error(self, job: Job, error: NanoBananaError) -> None:
-        self.code = 1
-        prefix = "" if self._one else f"{job.key}: "
-        self.note(f"nanobanana: {prefix}{' '.join(str(error).split())}")
-
-    def _print_result(self, result: GenerationResult) -> None:
-        terminal = self._out.isatty()
-        for image in result.images:
-            url = link_of(image, terminal=terminal)
-            cells = [url] if self._one else [result.key, url]
-            if terminal and self._display.console.is_terminal:
-                self.note("  ".join(cells))
-            else:
-                print("\t".join(map(exact, cells)), file=self._out, flush=True)
-        if result.missing:
-            self.note(f"nanobanana: {'' if self._one else f'{result.key}: '}{missing_images(result)}")
 
 
 async def prices_in(ledger: SqliteLedger, gateway: Gateway) -> Prices:

@@ -17,6 +17,7 @@ from nanobanana_async.cli.jobs import format as job_format
 from nanobanana_async.escaping import one_line
 from nanobanana_async.formatting import count, local_time
 from nanobanana_async.gateways import registry
+from nanobanana_async.jobs import validate_task_id
 from nanobanana_async.validators import as_count
 
 LedgerFile = Annotated[Path, Parameter(name="--ledger", env_var="NANOBANANA_LEDGER")]
@@ -167,6 +168,8 @@ class _Commands:
         """
         if (task_id is not None) != (as_ == "task-id"):
             raise ConfigurationError("--as task-id needs the id, and only it takes one: `resolve KEY --as task-id ID`")
+        if task_id is not None:
+            validate_task_id(task_id)
         record = asyncio.run(actions.find_resolvable(ledger, key, buy_again=as_ == "buy-again"))
         known = next((name for name in get_args(Name) if name == record.gateway), None)
         selected = self.find_gateway(gateway or known, base_url)
@@ -267,7 +270,7 @@ async def _list(path: Path, states: list[JobState] | None, limit: int | None, *,
     _print_note(job_format.summary(counts))
     if shown < (total := sum(counts[state] for state in set(states or JobState))):
         _print_note(f"{shown} of {total} jobs are shown: --limit N shows more")
-    for hint in job_format.next_steps(counts, unowned):
+    for hint in job_format.next_steps(counts, unowned, path):
         _print_note(hint)
     return OK
 
@@ -275,7 +278,7 @@ async def _list(path: Path, states: list[JobState] | None, limit: int | None, *,
 async def _details(path: Path, key: str) -> str:
     async with actions.open_read_only(path) as ledger:
         record = await actions.find_job(ledger, key)
-        return job_format.job_details(record, followed=await ledger.is_owned(key), now=datetime.now(UTC))
+        return job_format.job_details(record, path, followed=await ledger.is_owned(key), now=datetime.now(UTC))
 
 
 def _print_note(sentence: str) -> None:

@@ -9,12 +9,14 @@ from collections.abc import Iterator, Sequence
 from datetime import datetime, timedelta
 from decimal import Decimal
 from enum import Enum
+from pathlib import Path
 from typing import Any, Literal
 
 from attrs import asdict, fields
 from rich.table import Table
 from rich.text import Text
 
+from nanobanana_async.accounts import jobs_command
 from nanobanana_async.cli.display import shorten
 from nanobanana_async.escaping import json_line, one_line
 from nanobanana_async.failures import Failure
@@ -110,25 +112,36 @@ def summary(counts: Counter[JobState]) -> str:
     return f"{count(counts.total(), 'job')}: {states}" if states else "no jobs"
 
 
-def next_steps(counts: Counter[JobState], unowned: Counter[JobState]) -> Iterator[str]:
+def next_steps(counts: Counter[JobState], unowned: Counter[JobState], ledger: Path) -> Iterator[str]:
     """Yield the commands that the user may want to run next."""
+    resume, buy = jobs_command("resume", ledger), jobs_command("resume --buy", ledger)
     if sent := unowned.total() - unowned[JobState.PENDING]:
-        yield f"{count(sent, 'job')} sent, unfinished, without a session: `nanobanana jobs resume` continues them"
+        yield f"{count(sent, 'job')} sent, unfinished, without a session: `{resume}` continues them"
     if unsent := unowned[JobState.PENDING]:
-        yield f"{count(unsent, 'job')} never sent, without a session: `nanobanana jobs resume --buy` buys them"
+        yield f"{count(unsent, 'job')} never sent, without a session: `{buy}` buys them"
     if uncertain := counts[JobState.UNCERTAIN]:
         yield (
             f"{count(uncertain, 'job')} perhaps bought: check the gateway's own list of tasks, then"
-            " `nanobanana jobs resolve KEY --as not-bought|buy-again|task-id [ID]`"
+            f" `{resolve_command(ledger)}`"
         )
 
 
-def job_details(record: JobRecord, *, followed: bool, now: datetime) -> str:
+def resume_command(record: JobRecord, ledger: Path) -> str:
+    """Return the command that continues an unfinished job."""
+    return jobs_command("resume --buy" if record.state is JobState.PENDING else "resume", ledger)
+
+
+def resolve_command(ledger: Path) -> str:
+    """Return the command that resolves an uncertain job, with placeholders for the key and the decision."""
+    return f"{jobs_command('resolve KEY', ledger)} --as not-bought|buy-again|task-id [ID]"
+
+
+def job_details(record: JobRecord, ledger: Path, *, followed: bool, now: datetime) -> str:
     """Return everything about one job, one line per field."""
     rows: list[tuple[str, Sequence[str]]] = [
         ("key", [record.key]),
         ("state", [record.state.value]),
-        ("followed by", [_follower(record, followed=followed)]),
+        ("followed by", [_follower(record, ledger, followed=followed)]),
         ("gateway", [f"{record.gateway}, account {record.account}"]),
         ("task id", [record.task_id or NOTHING]),
         ("wire key", [record.wire_key]),
@@ -157,18 +170,18 @@ def job_details(record: JobRecord, *, followed: bool, now: datetime) -> str:
 _INLINE = "inline image, stored only at the gateway"
 
 
-def _follower(record: JobRecord, *, followed: bool) -> str:
+def _follower(record: JobRecord, ledger: Path, *, followed: bool) -> str:
     if record.state not in ACTIVE_STATES:
         uncertain = record.state is JobState.UNCERTAIN
         return "no session: the job waits to be resolved" if uncertain else "no session: the job has ended"
     if followed:
         return "a running session"
-    buy = " --buy" if record.state is JobState.PENDING else ""
-    return f"no session: `nanobanana jobs resume{buy}` continues it"
+    return f"no session: `{resume_command(record, ledger)}` continues it"
 
 
 def _purchase(record: JobRecord) -> str:
-    again = "" if record.generation == 1 else f", bought again {count(record.generation - 1, 'time')}"
+    """Return the attempts of the current generation. Earlier ones may have been withdrawn, and never bought."""
+    again = "" if record.generation == 1 else f", after it was requested again {count(record.generation - 1, 'time')}"
     return f"{count(record.attempts, 'attempt')}{again}"
 
 
