@@ -2,7 +2,6 @@
 
 import asyncio
 import re
-import sys
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from datetime import datetime
@@ -15,17 +14,14 @@ from rich.console import Console
 from nanobanana_async import (
     ConfigurationError,
     Gateway,
-    GenerationResult,
-    Job,
     JobState,
     LedgerError,
-    NanoBananaError,
     Session,
     SqliteLedger,
 )
 from nanobanana_async.cli.display import JobsDisplay
-from nanobanana_async.cli.generate import Interrupted, link_of, missing_images
-from nanobanana_async.escaping import exact, one_line
+from nanobanana_async.cli.jobs.printer import ResultPrinter
+from nanobanana_async.cli.signals import Interrupted
 from nanobanana_async.formatting import count, number
 from nanobanana_async.gateways.base import validate_account
 from nanobanana_async.jobs import JobRecord, account_conflict, named_account
@@ -255,55 +251,6 @@ async def prune(path: Path, before: datetime) -> int:
         return await ledger.prune(before)
     finally:
         await ledger.aclose()
-
-
-class ResultPrinter:
-    """Print the results of jobs as they end: images on stdout, the rest on stderr above the display.
-
-    With `one`, for a single job, the lines omit its key.
-    """
-
-    def __init__(self, display: JobsDisplay, *, one: bool = False) -> None:
-        self.code = 0
-        self._display = display
-        self._one = one
-        # Keep the real stdout: the live display redirects it to stderr.
-        self._out = sys.stdout
-
-    async def follow(self, job: Job) -> None:
-        """Wait for the job's end and print its result or error."""
-        try:
-            self._print_result(await job)
-        except NanoBananaError as error:
-            self._print_error(job, error)
-
-    async def accepted(self, job: Job) -> None:
-        """Wait until the gateway has accepted the job, and print its task id."""
-        try:
-            self.note(f"task {await job.accepted()}: `nanobanana jobs resume` follows it")
-        except NanoBananaError as error:
-            self._print_error(job, error)
-
-    def note(self, sentence: str) -> None:
-        """Print a line on stderr."""
-        self._display.console.print(one_line(sentence), markup=False, highlight=False, soft_wrap=True, emoji=False)
-
-    def _print_error(self, job: Job, error: NanoBananaError) -> None:
-        self.code = 1
-        prefix = "" if self._one else f"{job.key}: "
-        self.note(f"nanobanana: {prefix}{' '.join(str(error).split())}")
-
-    def _print_result(self, result: GenerationResult) -> None:
-        terminal = self._out.isatty()
-        for image in result.images:
-            url = link_of(image, terminal=terminal)
-            cells = [url] if self._one else [result.key, url]
-            if terminal and self._display.console.is_terminal:
-                self.note("  ".join(cells))
-            else:
-                print("\t".join(map(exact, cells)), file=self._out, flush=True)
-        if result.missing:
-            self.note(f"nanobanana: {'' if self._one else f'{result.key}: '}{missing_images(result)}")
 
 
 async def prices_in(ledger: SqliteLedger, gateway: Gateway) -> Prices:
