@@ -1,18 +1,107 @@
-"""Make a session's transport and image downloader with the same proxy and TLS settings."""
+"""Make the components of a session from its settings, which are checked first."""
 
+import os
 import ssl
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from decimal import Decimal
 from urllib.parse import urlsplit
 
 import aiohttp
 
 from nanobanana_async.config import Timeouts
+from nanobanana_async.engine.lifecycle import SessionComponents, to_ledger
+from nanobanana_async.errors import ConfigurationError
+from nanobanana_async.events import EventEmitter, Observer, ObserverFactory
 from nanobanana_async.gateways.base import is_loopback
 from nanobanana_async.gateways.contract import Gateway, Transport
 from nanobanana_async.gateways.secret import Secret
 from nanobanana_async.http.tls_and_proxies import Proxies, tls_of_borrowed, validate_tls
 from nanobanana_async.http.transport import AiohttpTransport
 from nanobanana_async.images.downloader import ImageDownloader
+from nanobanana_async.ledger.base import Ledger
+from nanobanana_async.policy.concurrency import ConcurrencyPolicy
+from nanobanana_async.policy.polling import PollPolicy
+from nanobanana_async.policy.prices import as_credits
+from nanobanana_async.policy.retry import RetryPolicy
+from nanobanana_async.validators import check_kind, check_switch, kind_of
+
+
+def wrong_gateway(gateway: object) -> ConfigurationError | None:
+    """Return the error for a gateway that is none; returned, not raised: it may be an API key, and this frame holds it.
+
+    A traceback that shows locals would show the key.
+    """
+    advice = "gateway must be a gateway, such as ApiMall.from_env() or DefApi.from_env()"
+    if isinstance(gateway, type):
+        return ConfigurationError(f"{advice}, not the class {gateway.__name__}")
+    # `isinstance(gateway, Gateway)` would evaluate its properties, which may raise.
+    fits = all(callable(getattr(gateway, method, None)) for method in ("encode", "build_create", "read_query"))
+    return None if fits else ConfigurationError(f"{advice}, not {kind_of(gateway)}")
+
+
+def make_components(
+    gateway: Gateway,
+    *,
+    ledger: Ledger | str | os.PathLike[str] | None,
+    concurrency: ConcurrencyPolicy | None,
+    polling: PollPolicy | None,
+    retry: RetryPolicy | None,
+    timeouts: Timeouts | None,
+    max_credits: Decimal | float | None,
+    observers: Sequence[Observer],
+    http: aiohttp.ClientSession | Transport | None,
+    tls: ssl.SSLContext | bool | None,
+    proxy: Secret | None,
+    trust_env: bool,
+    download_headers: Mapping[str, str] | None,
+) -> SessionComponents:
+    """Return the components of a session; raise `ConfigurationError`, which says what to pass, for a wrong setting."""
+    policies = {
+        "concurrency": (concurrency, ConcurrencyPolicy, "ConcurrencyPolicy(max_jobs=5)"),
+        "polling": (polling, PollPolicy, "PollPolicy(target_delay_s=0.5)"),
+        "retry": (retry, RetryPolicy, "RetryPolicy(max_attempts=3)"),
+        "timeouts": (timeouts, Timeouts, "Timeouts(create_s=30)"),
+    }
+    for name, (value, kind, example) in policies.items():
+        check_kind(name, value, (kind, type(None)), f"a {kind.__name__}, such as {example}")
+    wanted = "an aiohttp.ClientSession, or a transport of nanobanana_async.testing"
+    check_kind("http", http, (aiohttp.ClientSession, Transport, type(None)), wanted)
+    check_switch("trust_env", trust_env)
+    concurrency, timeouts = concurrency or ConcurrencyPolicy(), timeouts or Timeouts()
+    transport, downloads = make_connections(
+        gateway,
+        timeouts,
+        concurrency.max_requests,
+        http=http,
+        tls=tls,
+        proxy=proxy,
+        trust_env=trust_env,
+        download_headers=download_headers,
+    )
+    return SessionComponents(
+        gateway=gateway,
+        ledger=to_ledger(ledger),
+        transport=transport,
+        downloads=downloads,
+        emit=EventEmitter(_as_observers(observers)),
+        concurrency=concurrency,
+        polling=polling or PollPolicy(),
+        retry=retry or RetryPolicy(),
+        timeouts=timeouts,
+        max_credits=as_credits("max_credits", max_credits),
+    )
+
+
+def _as_observers(observers: object) -> tuple[Observer, ...]:
+    wanted = "a list of functions that take an event, such as [print]"
+    check_kind("observers", observers, Iterable, wanted)
+    found: list[Observer] = []
+    for index, observer in enumerate(observers if isinstance(observers, Iterable) else ()):
+        if isinstance(observer, type) or not (callable(observer) or isinstance(observer, ObserverFactory)):
+            what = f"the class {observer.__name__}" if isinstance(observer, type) else kind_of(observer)
+            raise ConfigurationError(f"observers must be {wanted}; number {index + 1} is {what}")
+        found.append(observer)
+    return tuple(found)
 
 
 def make_connections(

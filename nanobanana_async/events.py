@@ -86,6 +86,19 @@ class PollFailed:
 
 
 @frozen(kw_only=True)
+class GatewayUnreachable:
+    """Creates and polls have got no usable answer for `for_s` seconds; they are tried again.
+
+    Emitted after about 5 seconds, then once a minute until an answer comes. `error` is the last failure, and `record`
+    the job that met it: the others wait too.
+    """
+
+    record: JobRecord
+    error: Exception
+    for_s: float
+
+
+@frozen(kw_only=True)
 class CallbackReceived:
     """The gateway sent a callback about a job, to this process or another one; one poll follows to confirm it."""
 
@@ -127,6 +140,7 @@ Event = (
     | CreateFailed
     | JobPolled
     | PollFailed
+    | GatewayUnreachable
     | CallbackReceived
     | UnknownStatus
     | PriceAboveEstimate
@@ -152,6 +166,7 @@ _LEVELS: dict[type, int] = {
     JobPolled: logging.DEBUG,
     CreateFailed: logging.INFO,
     PollFailed: logging.INFO,
+    GatewayUnreachable: logging.WARNING,
     CallbackReceived: logging.DEBUG,
     UnknownStatus: logging.WARNING,
     PriceAboveEstimate: logging.WARNING,
@@ -165,6 +180,7 @@ _NAMES: dict[type, str] = {
     JobPolled: "job.polled",
     CreateFailed: "create.failed",
     PollFailed: "poll.failed",
+    GatewayUnreachable: "gateway.unreachable",
     CallbackReceived: "callback.received",
     UnknownStatus: "status.unknown",
     PriceAboveEstimate: "price.above_estimate",
@@ -204,6 +220,8 @@ def _facts(event: Event) -> dict[str, Any]:
             facts["delay_s"] = None if delay_s is None else round(delay_s, 3)
         case PollFailed(error=error, wait_s=next_poll_s):
             facts |= {"error": _error_without_body(error), "wait_s": next_poll_s}
+        case GatewayUnreachable(error=error, for_s=for_s):
+            facts |= {"error": _error_without_body(error), "for_s": round(for_s, 3)}
         case UnknownStatus(status=status):
             facts["status"] = shorten(status, LONGEST_WORD)
         case PriceAboveEstimate(estimate=estimate):

@@ -9,7 +9,7 @@ from typing import Any, Self
 
 from nanobanana_async import errors
 from nanobanana_async.engine.engine import Engine
-from nanobanana_async.engine.tracked_job import TrackedJob
+from nanobanana_async.engine.tracked_job import Phase, TrackedJob
 from nanobanana_async.errors import (
     GatewayError,
     IdempotencyConflict,
@@ -132,8 +132,7 @@ class Job:
         except TimeoutError as error:
             if isinstance(error, NanoBananaError) or not deadline.expired():
                 raise
-        message = f"job {self.key} is {self.state.value} after {timeout:g} s; the job goes on: await it again"
-        raise JobUnfinished(message, job=self, safe_to_repeat=False)
+        raise timed_out(self, self._tracked, timeout or 0.0)
 
     async def _result(self) -> GenerationResult:
         await self._ensure_followed()
@@ -241,16 +240,17 @@ def _unnamed(request: ImageRequest | None, named: int) -> dict[int, str]:
     return dict.fromkeys(range(named, wanted), "the gateway returned fewer images than requested")
 
 
-async def persistent_handle(engine: Engine, tracked: TrackedJob) -> Job:
-    """Return the handle of a job once the ledger has stored it. From then on the job outlives its callers."""
-    job = Job(engine, tracked)
-    engine.add_caller(tracked)
-    try:
-        await job.persisted()
-        engine.keep(tracked)
-    finally:
-        engine.drop_caller(tracked)
-    return job
+def timed_out(job: Job, tracked: TrackedJob, timeout: float) -> JobUnfinished:
+    """Return the error of a wait that ended before the job did; the job goes on."""
+    sending = tracked.record.state is JobState.PENDING and tracked.phase is Phase.IN_FLIGHT
+    stage = "being sent" if sending else tracked.record.state.value
+    message = f"job {job.key} is {stage} after {timeout:g} s{last_failure(tracked)}; the job goes on: await it again"
+    return JobUnfinished(message, job=job, safe_to_repeat=False)
+
+
+def last_failure(tracked: TrackedJob) -> str:
+    """Return why the last create of a job was not accepted, in parentheses; nothing if it was."""
+    return "" if tracked.create_failure is None else f" ({tracked.create_failure})"
 
 
 def _unpickled(snapshot: JobSnapshot) -> JobSnapshot:

@@ -12,20 +12,21 @@ import aiohttp
 
 from nanobanana_async.batch.batch import Batch
 from nanobanana_async.batch.options import BatchOptions, Requests
+from nanobanana_async.callers import persistent_handle, result_for_caller
 from nanobanana_async.config import Timeouts, gateway_from_env
-from nanobanana_async.connections import make_connections
+from nanobanana_async.connections import make_components, wrong_gateway
 from nanobanana_async.engine.engine import Engine
-from nanobanana_async.engine.lifecycle import SessionComponents, SessionTask, to_ledger
+from nanobanana_async.engine.lifecycle import SessionTask
 from nanobanana_async.engine.resolver import JobResolver
 from nanobanana_async.engine.tracked_job import TrackedJob
-from nanobanana_async.errors import ConfigurationError, JobFailureKind, JobUnfinished, SessionClosed
-from nanobanana_async.events import EventEmitter, Observer
+from nanobanana_async.errors import ConfigurationError, JobFailureKind, SessionClosed
+from nanobanana_async.events import Observer
 from nanobanana_async.gateways.contract import Gateway, Transport
 from nanobanana_async.gateways.secret import Secret
-from nanobanana_async.handle import Job, persistent_handle
+from nanobanana_async.handle import Job
 from nanobanana_async.http.tls_and_proxies import to_proxy_secret
 from nanobanana_async.image_saver import ImageSaver
-from nanobanana_async.jobs import JobState, generate_key, key_for_task, validate_task_id
+from nanobanana_async.jobs import JobSnapshot, JobState, generate_key, key_for_task, validate_task_id
 from nanobanana_async.ledger.base import Ledger
 from nanobanana_async.ledger.memory import MemoryLedger
 from nanobanana_async.models import GeneratedImage, GenerationResult, ImageRequest, RequestFields, to_request
@@ -34,7 +35,7 @@ from nanobanana_async.policy.polling import PollPolicy
 from nanobanana_async.policy.prices import as_credits
 from nanobanana_async.policy.retry import RetryPolicy
 from nanobanana_async.stats import SessionStats, collect_stats
-from nanobanana_async.validators import as_timeout
+from nanobanana_async.validators import as_folder, as_timeout, check_kind, check_switch
 
 
 class Session:
@@ -76,29 +77,25 @@ class Session:
         del proxy  # it may hold a password, which the traceback of a ConfigurationError would show
         if isinstance(hidden, ConfigurationError):
             raise hidden
+        problem = None if gateway is None else wrong_gateway(gateway)
+        if problem is not None:
+            del gateway  # it may be an API key
+            raise problem
         self.gateway = gateway_from_env() if gateway is None else gateway
-        concurrency, timeouts = concurrency or ConcurrencyPolicy(), timeouts or Timeouts()
-        transport, downloads = make_connections(
+        self._components = make_components(
             self.gateway,
-            timeouts,
-            concurrency.max_requests,
+            ledger=ledger,
+            concurrency=concurrency,
+            polling=polling,
+            retry=retry,
+            timeouts=timeouts,
+            max_credits=max_credits,
+            observers=observers,
             http=http,
             tls=tls,
             proxy=hidden,
             trust_env=trust_env,
             download_headers=download_headers,
-        )
-        self._components = SessionComponents(
-            gateway=self.gateway,
-            ledger=to_ledger(ledger),
-            transport=transport,
-            downloads=downloads,
-            emit=EventEmitter(tuple(observers)),
-            concurrency=concurrency,
-            polling=polling or PollPolicy(),
-            retry=retry or RetryPolicy(),
-            timeouts=timeouts,
-            max_credits=as_credits("max_credits", max_credits),
         )
         self._callback_urls = self._components.callbacks
         self._session_task = SessionTask(f"<Session {self.gateway.name}>", self._components)
@@ -151,24 +148,14 @@ class Session:
         `fields` are those of `ImageRequest`. The idempotency key becomes the job's `key`: the same key again is the
         same job and the same payment; another request with that key raises `IdempotencyConflict`. When the caller is
         cancelled, or after `timeout` seconds, a job that was not sent yet is withdrawn; one that was sent goes on and
-        can be found by its key. Raises `JobUnfinished` on timeout, a `GatewayError` if the gateway refuses, `JobFailed`
-        if the task failed, `JobUncertain` if the job may have been bought and no answer said so.
+        can be found by its key. Writing the withdrawal to the ledger may take up to a second more. Raises
+        `JobUnfinished` on timeout, which says which of the two is the case, a `GatewayError` if the gateway refuses,
+        `JobFailed` if the task failed, `JobUncertain` if the job may have been bought and no answer said so.
         """
         engine = self._engine()
         timeout = as_timeout("timeout", timeout)  # an invalid timeout must raise before anything is bought
         tracked = await self._register(request, idempotency_key, fields)
-        engine.add_caller(tracked)
-        job, withdrawn = Job(engine, tracked), False
-        try:
-            try:
-                return await job.result(timeout=timeout)
-            finally:
-                withdrawn = engine.drop_caller(tracked)
-        except JobUnfinished:
-            if not withdrawn or timeout is None:
-                raise
-            message = f"job {job.key} was not sent within {timeout:g} s and was withdrawn: nothing was bought"
-            raise JobUnfinished(message, job=job, safe_to_repeat=True) from None
+        return await result_for_caller(engine, tracked, timeout)
 
     async def submit(
         self,
@@ -187,6 +174,7 @@ class Session:
     async def job(self, key: str) -> Job | None:
         """Return the job with this key; None if it is not in the ledger."""
         engine = self._engine()
+        check_kind("key", key, str, "the key of a job, as text")
         if (tracked := await engine.find(key)) is None:
             return None
         engine.keep(tracked)
@@ -195,17 +183,21 @@ class Session:
     async def attach(self, task_id: str, *, key: str | None = None, request: ImageRequest | None = None) -> Job:
         """Poll a task of this account by its task id. Nothing is bought.
 
-        `key` is the job's key in the ledger; by default it is derived from the task id. The task is polled once first:
-        raises `TaskNotFound` if the gateway does not know it, after up to 40 seconds because a new task may not be
-        visible yet.
+        `key` is the job's key in the ledger; by default it is derived from the task id. A task that the ledger knows
+        already keeps its key: another one raises `ConfigurationError`, another `request` `IdempotencyConflict`. A task
+        that it does not know is polled once first: raises `TaskNotFound` if the gateway does not know it, after up to
+        40 seconds because a new task may not be visible yet.
         """
         engine = self._engine()
         validate_task_id(task_id)
+        check_kind("request", request, (ImageRequest, type(None)), "an ImageRequest")
         known = await self._components.ledger.find_task(self.gateway.account, task_id)
-        if known is not None and (job := await self.job(known.key)) is not None:
-            return job
-        seen = await JobResolver(engine).check_task(task_id)
+        if known is not None:
+            engine.check_attachable(known, key, request)
+            if (job := await self.job(known.key)) is not None:
+                return job
         record = engine.attached_record(task_id, key_for_task(task_id) if key is None else key, request)
+        seen = await JobResolver(engine).check_attached(task_id, record.key)
         return await persistent_handle(engine, engine.attach(record, seen))
 
     async def resume(self, *, buy: bool = False) -> list[Job]:
@@ -216,6 +208,7 @@ class Session:
         oldest first. Jobs of other live processes are left alone.
         """
         engine = self._engine()
+        check_switch("buy", buy)
         unfinished = self._components.ledger.unfinished(self.gateway.account)
         wanted = (record async for record in unfinished if buy or record.state is not JobState.PENDING)
         adopted = await engine.adopt_all(wanted)
@@ -238,6 +231,7 @@ class Session:
         chosen = [task_id is not None, not_bought, buy_again]
         if any(not isinstance(choice, bool) for choice in chosen) or chosen.count(True) != 1:
             raise ConfigurationError("pass exactly one of task_id, not_bought=True, buy_again=True")
+        check_kind("job", job, (str, Job, JobSnapshot), "a Job or the key of one")
         key = job if isinstance(job, str) else job.key
         tracked = await JobResolver(engine).resolve(key, task_id=task_id, buy_again=buy_again)
         engine.keep(tracked)
@@ -276,7 +270,7 @@ class Session:
         options = BatchOptions(
             name=batch,
             ordered=ordered,
-            folder=None if save_to is None else Path(save_to),
+            folder=None if save_to is None else as_folder("save_to", save_to),
             max_credits=as_credits("max_credits", max_credits),
             expected_credits=as_credits("expected_credits", expected_credits),
             retry_failed=retry_failed,
@@ -289,7 +283,10 @@ class Session:
 
         `verify=False` returns what the link holds, for example an image in a format that is not recognised.
         """
-        return await ImageSaver(self._engine(), self._components.downloads).fetch(image, verified=verify)
+        saver = ImageSaver(self._engine(), self._components.downloads)
+        check_kind("image", image, GeneratedImage, "a GeneratedImage, such as result.images[0]")
+        check_switch("verify", verify)
+        return await saver.fetch(image, verified=verify)
 
     async def save(self, result: GenerationResult, folder: str | os.PathLike[str]) -> list[Path]:
         """Save the images of a result in a folder, created if missing; return their paths.
@@ -297,7 +294,9 @@ class Session:
         Files are named by key, number and actual type, appear complete or not at all, and are listed in `SHA256SUMS`.
         Saving again changes nothing, and no other file is overwritten. Raises `DownloadError` or `SaveError`.
         """
-        return list(await ImageSaver(self._engine(), self._components.downloads).save(result, Path(folder)))
+        saver = ImageSaver(self._engine(), self._components.downloads)
+        check_kind("result", result, GenerationResult, "the GenerationResult of a job")
+        return list(await saver.save(result, as_folder("folder", folder)))
 
     def stats(self) -> SessionStats:
         """Return a snapshot of limits, requests, jobs and credits."""

@@ -1,9 +1,11 @@
-"""Validate numbers that users pass; errors state the name of the setting and the allowed range."""
+"""Validate what users pass: numbers, switches, folders, objects. Errors state the name of the setting and what fits."""
 
 import math
+import os
 from collections.abc import Callable
 from decimal import Decimal
 from numbers import Integral, Real
+from pathlib import Path
 from typing import Any
 
 from attrs import Attribute
@@ -76,15 +78,45 @@ def at_least_one(settings: Any, attribute: "Attribute[Any]", value: Any) -> None
 
 
 def switch(_: Any, attribute: "Attribute[Any]", value: object) -> None:
-    """Validate True or False. Truthy values are refused, since "no" would count as True."""
+    """Validate True or False; see `check_switch`."""
+    check_switch(attribute.name, value)
+
+
+def check_switch(name: str, value: object) -> None:
+    """Raise `ConfigurationError` unless the value is True or False. "no" is refused: it would count as True."""
     if not isinstance(value, bool):
-        raise ConfigurationError(f"{attribute.name} must be True or False, not {shown(value)}")
+        raise ConfigurationError(f"{name} must be True or False, not {shown(value)}")
+
+
+def check_kind(name: str, value: object, kinds: type | tuple[type, ...], wanted: str) -> None:
+    """Raise `ConfigurationError`, which says what is wanted, unless the value is an instance of one of the kinds.
+
+    A class is refused too: it has the attributes of a protocol, as its instances do. The value is not shown, since it
+    may be an API key.
+    """
+    if isinstance(value, type):
+        raise ConfigurationError(f"{name} must be {wanted}, not the class {value.__name__}")
+    if not isinstance(value, kinds):
+        raise ConfigurationError(f"{name} must be {wanted}, not {kind_of(value)}")
+
+
+def kind_of(value: object) -> str:
+    """Return the type of a value in words, for an error message that must not show the value."""
+    return "None" if value is None else f"an object of type {type(value).__name__}"
+
+
+def as_folder(name: str, value: object) -> Path:
+    """Return the path of a folder; raise `ConfigurationError` for an empty one, which would be the current folder."""
+    path = os.fspath(value) if isinstance(value, (str, os.PathLike)) else None
+    if not isinstance(path, str) or not path.strip() or "\0" in path:
+        raise ConfigurationError(f"{name} must be the path of a folder, not {shown(value)}; '.' is the current folder")
+    return Path(path)
 
 
 def shown(value: object) -> str:
     """Return a short form of any value for an error message."""
     try:
-        text = repr(value)
+        text = str(value) if isinstance(value, Decimal) else repr(value)
     except Exception:  # for example for an int with more digits than Python prints
         text = f"this {type(value).__name__}"
     return text if len(text) <= 60 else f"{text[:60]}..."

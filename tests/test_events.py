@@ -22,6 +22,7 @@ from nanobanana_async.events import (
     CreateFailed,
     Event,
     EventEmitter,
+    GatewayUnreachable,
     JobPolled,
     JobStateChanged,
     PollFailed,
@@ -94,6 +95,12 @@ EVENTS: dict[str, tuple[Event, str, int, dict[str, Any]]] = {
         "poll.failed",
         logging.INFO,
         {"error": "ValueError", "wait_s": None},
+    ),
+    "unreachable": (
+        GatewayUnreachable(record=FOUND, error=LOST, for_s=7.12345),
+        "gateway.unreachable",
+        logging.WARNING,
+        {"error": "TransportError: the connection was reset", "for_s": 7.123},
     ),
     "above the estimate": (
         PriceAboveEstimate(record=evolve(FOUND, credits_used=Decimal(28)), estimate=Decimal(8)),

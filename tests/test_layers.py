@@ -29,6 +29,7 @@ FLOORS: tuple[frozenset[str], ...] = (
     frozenset({"images"}),
     frozenset({"engine"}),
     frozenset({"connections", "handle", "image_saver", "stats"}),
+    frozenset({"callers"}),
     frozenset({"batch"}),
     frozenset({"session"}),
     frozenset({"webhooks", "otel"}),

@@ -20,18 +20,13 @@ def _check_name(_: Any, __: "Attribute[str | None]", name: object) -> None:
         raise ConfigurationError(f"batch must be a non-empty name or None, not {name!r}")
 
 
-def _check_folder(_: Any, __: "Attribute[Path | None]", folder: Path | None) -> None:
-    if folder is not None and "\0" in str(folder):
-        raise ConfigurationError("save_to must be a path without null characters")
-
-
 @frozen(kw_only=True)
 class BatchOptions:
     """The options of one batch; see `Session.generate_many`."""
 
     name: str | None = field(default=None, validator=_check_name)
     ordered: bool = field(default=False, validator=switch)
-    folder: Path | None = field(default=None, validator=_check_folder)
+    folder: Path | None = None
     max_credits: Decimal | None = None
     expected_credits: Decimal | None = None
     retry_failed: frozenset[str] = field(default=frozenset(), converter=to_failure_kinds)

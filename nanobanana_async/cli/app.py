@@ -26,8 +26,11 @@ from nanobanana_async import (
 )
 from nanobanana_async.cli.batch.command import BatchCommand
 from nanobanana_async.cli.demo import demonstrate
-from nanobanana_async.cli.generate import Interrupted, generate_all
+from nanobanana_async.cli.generate import Delivery, generations, run_jobs
+from nanobanana_async.cli.jobs.attach import attach_options
 from nanobanana_async.cli.jobs.command import job_commands
+from nanobanana_async.cli.options import BaseUrl, FolderOption, Timeout, setting_message, usage_message
+from nanobanana_async.cli.signals import Interrupted, run_until_signal
 from nanobanana_async.config import gateway_from_env
 from nanobanana_async.emulator import ACCOUNTS, Emulator, EmulatorOptions, LogNormal, serve
 from nanobanana_async.emulator.rates import RateWindow
@@ -55,10 +58,11 @@ app = App(
 
 def run(tokens: Sequence[str]) -> int:
     """Run one command and return its exit code; an error is printed as one line on stderr."""
+    _remove_empty_variables()
     try:
         code = app(list(tokens), exit_on_error=False, print_error=False)
     except CycloptsError as error:
-        return _print_error(error, USAGE)
+        return _print_error(usage_message(error), USAGE)
     except Interrupted as interrupted:
         return _print_error(interrupted, INTERRUPTED)
     except KeyboardInterrupt:
@@ -66,7 +70,7 @@ def run(tokens: Sequence[str]) -> int:
     except (ConfigurationError, InvalidRequest) as error:
         # An InvalidRequest of the gateway (400) has a status; without one it was raised here, before anything was sent.
         local = not isinstance(error, InvalidRequest) or error.status is None
-        return _print_error(error, USAGE if local else FAILED)
+        return _print_error(setting_message(error), USAGE if local else FAILED)
     except BrokenPipeError:
         # The reader closed our output: print nothing, and redirect stdout so that Python's flush at exit does not fail.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -82,6 +86,13 @@ def run(tokens: Sequence[str]) -> int:
     return code if isinstance(code, int) else OK
 
 
+def _remove_empty_variables() -> None:
+    """Treat empty variables as unset, as the library does: `NANOBANANA_GATEWAY=` is no gateway without a name."""
+    for name in [name for name in os.environ if name.startswith("NANOBANANA_")]:
+        if not os.environ[name].strip():
+            del os.environ[name]
+
+
 def _print_error(error: object, code: int) -> int:
     line = one_line(str(error)) or type(error).__name__
     print(f"nanobanana: {line}", file=sys.stderr)
@@ -91,7 +102,7 @@ def _print_error(error: object, code: int) -> int:
 @app.command
 def demo(
     *,
-    output: Annotated[Path, Parameter(name=["--output", "-o"])] = Path("nanobanana-demo"),
+    output: Annotated[Path, FolderOption] = Path("nanobanana-demo"),
     prompts: Annotated[int, Parameter(help="The number of images.")] = 24,
 ) -> int:
     """Generate images through an emulated gateway: no key, no network, no cost, about 15 seconds.
@@ -102,7 +113,7 @@ def demo(
         The folder for the images.
     """
     as_count("--prompts", prompts)
-    return asyncio.run(demonstrate(output, prompts, Console(stderr=True)))
+    return run_until_signal(demonstrate(output, prompts, Console(stderr=True)))
 
 
 @app.command
@@ -110,9 +121,9 @@ def generate(
     prompts: Annotated[list[str], Parameter(name="PROMPT", negative=())],
     /,
     *,
-    output: Annotated[Path | None, Parameter(name=["--output", "-o"])] = None,
+    output: Annotated[Path | None, FolderOption] = None,
     gateway: Annotated[GatewayName | None, Parameter(env_var="NANOBANANA_GATEWAY")] = None,
-    base_url: Annotated[str | None, Parameter(env_var="NANOBANANA_BASE_URL")] = None,
+    base_url: BaseUrl = None,
     image: Annotated[list[str] | None, Parameter(negative=())] = None,
     num_images: int = 1,
     aspect_ratio: str | None = None,
@@ -120,9 +131,11 @@ def generate(
     output_format: OutputFormat | None = None,
     model: str | None = None,
     max_jobs: Annotated[int | None, Parameter(env_var="NANOBANANA_MAX_JOBS")] = None,
-    timeout: Annotated[float | None, Parameter(env_var="NANOBANANA_TIMEOUT")] = None,
+    timeout: Timeout = None,
 ) -> int:
     """Generate images for all prompts concurrently and print their URLs, or with -o the paths of the saved files.
+
+    After Ctrl-C, SIGTERM or --timeout, a message names the tasks that are paid for, and the command that fetches them.
 
     Parameters
     ----------
@@ -143,7 +156,8 @@ def generate(
     max_jobs
         The most jobs to run at once.
     timeout
-        Seconds to wait for each prompt; a job that takes longer continues at the gateway.
+        Seconds to wait for each prompt; a job that takes longer continues at the gateway, and
+        `nanobanana jobs attach TASK_ID` fetches its images.
     """
     requests = [
         ImageRequest(
@@ -161,20 +175,21 @@ def generate(
     if timeout is not None:
         as_number("--timeout", timeout, above=0, endless=True)
 
-    async def run_with(selected: Gateway) -> int:
+    async def run_with(selected: Gateway, attach_options: Sequence[str] | None) -> int:
         for request in requests:
             selected.check(request)
-        return await generate_all(selected, requests, policy, output, timeout, Console(stderr=True))
+        delivery = Delivery(folder=output, attach_options=attach_options)
+        return await run_jobs(selected, generations(requests, timeout), policy, delivery, Console(stderr=True))
 
     async def run_emulated() -> int:
         async with Emulator() as emulator:
-            return await run_with(emulator.apimall())
+            return await run_with(emulator.apimall(), None)
 
     if gateway == "emulator":
         if output is None:
             raise ConfigurationError("--gateway emulator needs -o DIR: its images are lost when the command ends")
-        return asyncio.run(run_emulated())
-    return asyncio.run(run_with(_find_gateway(gateway, base_url)))
+        return run_until_signal(run_emulated())
+    return run_until_signal(run_with(_find_gateway(gateway, base_url), attach_options(gateway, base_url)))
 
 
 @app.command

@@ -1,6 +1,7 @@
 """Show progress on stderr from the session's events: a live display on a terminal, a line per job elsewhere."""
 
 from collections import Counter
+from collections.abc import Iterable
 from types import TracebackType
 from typing import Self
 
@@ -11,7 +12,8 @@ from rich.table import Table
 from rich.text import Text
 
 from nanobanana_async.escaping import one_line
-from nanobanana_async.events import Event, JobStateChanged
+from nanobanana_async.events import Event, GatewayUnreachable, JobStateChanged
+from nanobanana_async.formatting import duration
 from nanobanana_async.jobs import TERMINAL_STATES, JobRecord, JobState
 
 _MARKS: dict[JobState, tuple[str, str]] = {
@@ -55,6 +57,8 @@ class JobsDisplay(LiveDisplay):
 
     def __call__(self, event: Event) -> None:
         """Update the display from an event."""
+        if isinstance(event, GatewayUnreachable):
+            self.print_note(unreachable_message(event))
         if not isinstance(event, JobStateChanged):
             return
         self.records[event.record.key] = event.record
@@ -67,19 +71,19 @@ class JobsDisplay(LiveDisplay):
         """Number of jobs that have ended."""
         return sum(record.state in _ENDED for record in list(self.records.values()))
 
-    @property
-    def running_task_ids(self) -> list[str]:
-        """Task ids of the jobs that are paid for and still run."""
-        return [
-            record.task_id
-            for record in list(self.records.values())
-            if record.state is JobState.RUNNING and record.task_id is not None
-        ]
+    def paid_tasks(self, keys: Iterable[str]) -> list[str]:
+        """Return the task ids of those jobs that are paid for, and have images or may still get them."""
+        records = [self.records[key] for key in keys if key in self.records]
+        paid = (JobState.RUNNING, JobState.SUCCEEDED)
+        return [record.task_id for record in records if record.task_id is not None and record.state in paid]
+
+    def print_note(self, sentence: str) -> None:
+        """Print a line on stderr, above the live display if there is one."""
+        self.console.print(one_line(sentence), markup=False, highlight=False, soft_wrap=True, emoji=False)
 
     def _say(self, record: JobRecord) -> None:
         prompt = "" if record.request is None else record.request.prompt
-        line = f"{self.done}/{self.total} {record.state.value}: {shorten(prompt)}"
-        self.console.print(line, markup=False, highlight=False, soft_wrap=True)
+        self.print_note(f"{self.done}/{self.total} {record.state.value}: {shorten(prompt)}")
 
     def _render(self) -> RenderableType:
         # rich draws in another thread: `list` copies atomically.
@@ -94,6 +98,13 @@ class JobsDisplay(LiveDisplay):
         bar = Table.grid(padding=(0, 1))
         bar.add_row(ProgressBar(total=self.total, completed=self.done, width=40), f"{self.done}/{self.total}")
         return Group(bar, marks, facts)
+
+
+def unreachable_message(event: GatewayUnreachable) -> str:
+    """Return why nothing happens while the gateway gives no usable answer."""
+    return (
+        f"nanobanana: {shorten(str(event.error), 200)}; trying again (for {duration(event.for_s, tenths=False)} so far)"
+    )
 
 
 def shorten(prompt: str, limit: int = 60) -> str:

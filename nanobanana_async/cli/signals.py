@@ -1,15 +1,40 @@
-"""Handle Ctrl-C and SIGTERM while a batch runs."""
+"""Handle Ctrl-C and SIGTERM: both end a command; while a batch runs, the first Ctrl-C only stops the buying."""
 
 import asyncio
 import os
 import signal
+from collections.abc import Coroutine
 from contextlib import suppress
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from nanobanana_async.cli.batch.display import BatchDisplay
 
 INTERRUPTED = 130
+
+
+class Interrupted(Exception):
+    """Ctrl-C or SIGTERM ended the command; the message says what is paid for and how to get it."""
+
+
+def run_until_signal(main: Coroutine[Any, Any, int]) -> int:
+    """Run a command and return its exit code. SIGTERM cancels it as Ctrl-C does.
+
+    Raises `KeyboardInterrupt` if it was cancelled and has not raised `Interrupted` with words of its own.
+    """
+
+    async def run() -> int:
+        loop, task = asyncio.get_running_loop(), asyncio.current_task()
+        if task is not None:
+            # Not available on Windows, and not outside the main thread.
+            with suppress(NotImplementedError, RuntimeError, ValueError):
+                loop.add_signal_handler(signal.SIGTERM, task.cancel)
+        return await main
+
+    try:
+        return asyncio.run(run())
+    except asyncio.CancelledError:
+        raise KeyboardInterrupt from None
 
 
 class StopSignals:

@@ -149,6 +149,14 @@ class Engine:
             running_since=now,
         )
 
+    def check_attachable(self, known: JobRecord, key: str | None, request: ImageRequest | None) -> None:
+        """Raise an error if a task that is a job already is to be attached under another key or request."""
+        if key is not None and key != known.key:
+            why = f"task {known.task_id} is job {known.key} in this ledger: attach it without a key, or with that one"
+            raise ConfigurationError(why, key=known.key)
+        if request is not None and known.request is not None:
+            self._claims.check_same(known, self.attached_record(known.task_id or "", known.key, request))
+
     def cap(self, max_credits: Decimal, batch: str | None) -> Cap:
         """Return a cap of credits. The ledger counts what a named batch spends, this session the rest."""
         return Budget(max_credits, self.store.credits.prices) if batch is None else BatchBudget(max_credits)
@@ -296,15 +304,15 @@ class Engine:
         """Let the job outlive its callers, since a handle was given out."""
         job.has_handle = True
 
-    def drop_caller(self, job: TrackedJob, *, if_sent_back: bool = False) -> bool:
-        """Count one caller less. Return whether the job is being withdrawn: it has no other caller and was not sent.
+    def drop_caller(self, job: TrackedJob, *, if_sent_back: bool = False) -> None:
+        """Count one caller less. Without another caller or a handle, a job that was not sent is withdrawn.
 
         With `if_sent_back`, a job whose create is in flight is withdrawn too, if the gateway refuses it for now.
         """
         job.callers -= 1
         if job.callers or job.has_handle:
-            return False
+            return
         job.may_buy = False
         if if_sent_back and job.phase is Phase.IN_FLIGHT:
             job.withdraw_requested = True
-        return self.request_withdrawal(job) and job.phase is Phase.WITHDRAWING
+        self.request_withdrawal(job)

@@ -33,6 +33,7 @@ from nanobanana_async.policy.concurrency import ConcurrencyPolicy
 from nanobanana_async.policy.polling import PollPolicy
 from nanobanana_async.policy.request_budget import RequestBudget
 from nanobanana_async.policy.retry import RetryPolicy
+from nanobanana_async.validators import check_kind
 
 
 def _guard_of(parts: "SessionComponents") -> LoopGuard:
@@ -126,6 +127,7 @@ def to_ledger(ledger: Ledger | str | os.PathLike[str] | None) -> Ledger:
         case str() | os.PathLike():
             return SqliteLedger(ledger)
         case _:
+            check_kind("ledger", ledger, Ledger, "a ledger or the path of its file, such as 'jobs.sqlite'")
             return ledger
 
 

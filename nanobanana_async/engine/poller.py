@@ -13,6 +13,7 @@ from nanobanana_async.engine.estimates import JobEstimates
 from nanobanana_async.engine.fallback_polling import FallbackPolling
 from nanobanana_async.engine.image_poll import ImagePoll
 from nanobanana_async.engine.next_step import Finish, Next, ScheduleAt
+from nanobanana_async.engine.outage import OutageReport
 from nanobanana_async.engine.store import JobStore
 from nanobanana_async.engine.tracked_job import TrackedJob
 from nanobanana_async.errors import (
@@ -74,6 +75,8 @@ class Poller:
         self._jitter = random.Random()
         self._warned_statuses: set[str] = set()
         self.breaker = CircuitBreaker(retry)
+        self.outage = OutageReport(store, clock)
+        """Shared with the submitter."""
         self._budget = budget
         self.polls = 0
         self._in_flight = 0
@@ -177,6 +180,7 @@ class Poller:
         finally:
             self._in_flight -= 1
         self.breaker.succeeded()
+        self.outage.answered()
         self._budget.on_accepted("poll", self._clock(), sent_at)
         return seen
 
@@ -264,6 +268,7 @@ class Poller:
 
     def _poll_failed(self, job: TrackedJob, error: NanoBananaError) -> Next:
         now = self._clock()
+        self.outage.failed(job, error, job.polled_at)
         if ends_polling(error, now - job.running_at, self._deadline_s(job)):
             return self._stop(job, error)
         job.failures += 1

@@ -57,18 +57,27 @@ class JobResolver:
             await self._release(key)
             raise
 
-    async def check_task(self, task_id: str, *, key: str | None = None, age_s: float = 0.0) -> Observation:
+    async def check_attached(self, task_id: str, key: str) -> Observation:
+        """Query a task before it is attached. Attaching buys nothing, so each error is safe to repeat."""
+        try:
+            return await self._check_task(task_id)
+        except NanoBananaError as error:
+            raise error.for_job(key, safe_to_repeat=True) from None
+
+    async def _check_task(self, task_id: str, *, age_s: float = 0.0) -> Observation:
         """Query a task that is at most `age_s` old. Raises `TaskNotFound` if the gateway does not know it."""
         seen = await self._query_task(task_id, age_s)
         if seen is None:
-            why = f"the gateway knows no task {task_id}: nothing was changed"
-            raise TaskNotFound(why, key=key, safe_to_repeat=False)
+            raise TaskNotFound(f"the gateway knows no task {task_id}: nothing was changed")
         return seen
 
     async def _decide(self, job: TrackedJob, task_id: str | None, *, buy_again: bool) -> TrackedJob:
         key, before = job.key, job.record.revision
         if task_id is not None:
-            await self.check_task(task_id, key=key, age_s=self._age_s(job.record))
+            try:
+                await self._check_task(task_id, age_s=self._age_s(job.record))
+            except TaskNotFound as unknown:
+                raise unknown.for_job(key, safe_to_repeat=False) from None
             job = await self._find(key)
             if job.record.revision != before:
                 why = f"job {key} changed to {job.record.state.value} meanwhile: check it, then resolve it again"

@@ -121,7 +121,8 @@ class Submitter:
 
     async def _accepted(self, job: TrackedJob, accepted: Accepted) -> Next:
         self._slots.breaker.succeeded()
-        job.failures = 0
+        self._poller.outage.answered()
+        job.failures, job.create_failure = 0, None
         job.running_at = self._clock()
         self._slots.on_accepted(job, job.running_at)
         self._emit_limits(job.running_at)
@@ -157,7 +158,9 @@ class Submitter:
         self._update_limits(job, error, decision, now)
         self._emit_limits(now)
         action, doubt = decision.action.name.lower(), decision.in_doubt
+        job.create_failure = error.message
         self._store.emit(CreateFailed(record=job.record, error=error, action=action, wait_s=wait_s, in_doubt=doubt))
+        self._poller.outage.failed(job, error, job.sent_at)
         try:
             return await self._carry_out(job, error, decision, attempt, now + wait_s)
         except LedgerError as unwritten:  # the record stays SUBMITTING: it may have been sent

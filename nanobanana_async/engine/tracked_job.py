@@ -92,6 +92,7 @@ class TrackedJob:
         "callback_pending",
         "callers",
         "claimed_task_id",
+        "create_failure",
         "draws_retry_budget",
         "due",
         "expected_credits",
@@ -148,6 +149,8 @@ class TrackedJob:
         """The task id in a callback, while the create has no answer."""
         self.failures = 0
         """How many creates in a row were not accepted, or polls not answered."""
+        self.create_failure: str | None = None
+        """Why the last create of this session was not accepted; None if it was, or if there was none."""
         self.draws_retry_budget = False
         """Its last create had no usable answer: a repeat is extra load on a gateway that may be down."""
         self.callers = 0

@@ -39,10 +39,16 @@ _ADVICE = {
     errno.EROFS: "let this user write there",
     errno.EMFILE: "raise the limit of open files (ulimit -n)",
     errno.ENFILE: "raise the limit of open files",
-    errno.EEXIST: "move away what is in its place",
-    errno.EISDIR: "move away what is in its place",
-    errno.ELOOP: "move away what is in its place",
-    errno.ENOTDIR: "move away what is in its place",
+    errno.EEXIST: "move it away",
+    errno.EISDIR: "move it away",
+    errno.ELOOP: "move it away",
+    errno.ENOTDIR: "move it away",
+}
+_REASONS = {
+    errno.EEXIST: "something else has this name",
+    errno.EISDIR: "a folder has this name",
+    errno.ELOOP: "a symbolic link has this name",
+    errno.ENOTDIR: "a part of the path is a file",
 }
 
 
@@ -164,10 +170,11 @@ class PartialFile:
             os.close(descriptor)
 
 
-def why_unwritable(path: Path | str, error: OSError) -> str:
-    """Return why a file or folder can't be written, and what to do."""
-    advice = _ADVICE.get(error.errno or 0)
-    reason = f"{path} can't be written: {error.strerror or type(error).__name__}"
+def why_unwritable(path: Path | str, error: OSError, *, or_else: str = "") -> str:
+    """Return why a file or folder can't be written, and what to do; `or_else` is another way out."""
+    number = error.errno or 0
+    advice = " or ".join(filter(None, (_ADVICE.get(number), or_else)))
+    reason = f"{path} can't be written: {_REASONS.get(number) or error.strerror or type(error).__name__}"
     return f"{reason}: {advice}" if advice else reason
 
 

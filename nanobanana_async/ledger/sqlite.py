@@ -19,7 +19,7 @@ from nanobanana_async.ledger.statements import JobTable, update_for
 from nanobanana_async.ledger.writer import Writer
 from nanobanana_async.loop_guard import running_loop
 from nanobanana_async.policy.prices import Price
-from nanobanana_async.validators import as_count, as_number, shown
+from nanobanana_async.validators import as_count, as_number, check_kind, shown
 
 T = TypeVar("T")
 
@@ -46,6 +46,7 @@ class SqliteLedger:
         self, path: str | os.PathLike[str], *, read_only: bool = False, busy_timeout_s: float = BUSY_S
     ) -> None:
         self._path = path
+        check_kind("path", path, (str, os.PathLike), "the path of a file, such as 'jobs.sqlite'")
         if os.fspath(path) in ("", ":memory:"):
             raise ConfigurationError(f"{os.fspath(path)!r} is not a file: omit ledger=, or pass MemoryLedger()")
         self._read_only = read_only

@@ -122,8 +122,8 @@ def why_not(price: Price, *, limit: Decimal, spent: Decimal, reserved: Decimal =
     cost = f"{'estimated at' if price.estimated else 'for'} {plain(price.credits)}"
     if blocked:
         return (
-            f"max_credits is {plain(limit)}, and a job {cost} is not bought while the cost of an earlier job at an"
-            " estimate is unknown: set expected_credits to what such jobs cost"
+            f"max_credits is {plain(limit)}, and a job {cost} is not bought: an earlier job was bought at an estimate,"
+            " and its cost is still unknown; set expected_credits to what such jobs cost"
         )
     in_doubt = f", {plain(reserved)} are reserved for jobs in doubt" if reserved else ""
     return (
@@ -138,7 +138,7 @@ def plain(amount: Decimal) -> str:
     return text.rstrip("0").rstrip(".") if "." in text else text
 
 
-def as_credits(name: str, value: Decimal | float | str | None) -> Decimal | None:
+def as_credits(name: str, value: Decimal | float | None) -> Decimal | None:
     """Return a number of credits as the decimal that was written; raise `ConfigurationError` for anything else."""
     if value is None:
         return None
@@ -146,7 +146,7 @@ def as_credits(name: str, value: Decimal | float | str | None) -> Decimal | None
         number = Decimal(value if isinstance(value, int) else str(value))
     except ArithmeticError:
         number = Decimal("NaN")
-    if isinstance(value, bool) or not number.is_finite() or number < 0:
+    if isinstance(value, (bool, str)) or not number.is_finite() or number < 0:
         raise ConfigurationError(f"{name} must be a number of at least 0, not {_shown(value)}")
     if number > MAX_CREDITS or (number and number < BILLIONTH):
         raise ConfigurationError(
@@ -169,7 +169,7 @@ def credits_in(amount: int) -> Decimal:
 
 def _shown(value: object) -> str:
     try:
-        text = repr(value)
+        text = str(value) if isinstance(value, Decimal) else repr(value)
     except ValueError:  # a whole number of thousands of digits
         text = "a number of thousands of digits"
     return text if len(text) <= 60 else f"{text[:60]}..."

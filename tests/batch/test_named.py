@@ -170,10 +170,11 @@ async def test_invalid_batch_name_is_refused(name: Any, path: Path) -> None:
             session.generate_many(["a fox"], batch=name)
 
 
-async def test_save_to_with_a_null_character_is_refused(path: Path) -> None:
+@pytest.mark.parametrize("bad", ["a\0b", "", " ", 5])
+async def test_save_to_that_is_no_path_is_refused(path: Path, bad: Any) -> None:
     async with on_file(path, transport_to(quick_studio())) as session:
-        with pytest.raises(ConfigurationError, match="save_to must be a path without null characters"):
-            session.generate_many(["a fox"], save_to="a\0b")
+        with pytest.raises(ConfigurationError, match="save_to must be the path of a folder"):
+            session.generate_many(["a fox"], save_to=bad)
 
 
 async def test_two_sessions_at_once_buy_each_row_once(path: Path) -> None:

@@ -6,9 +6,9 @@ from datetime import UTC, datetime
 import pytest
 from rich.console import Console
 
-from nanobanana_async import ApiMall, ImageRequest, JobState
+from nanobanana_async import ApiMall, ImageRequest, JobState, TransportError
 from nanobanana_async.cli.display import JobsDisplay, shorten
-from nanobanana_async.events import JobStateChanged
+from nanobanana_async.events import GatewayUnreachable, JobStateChanged
 from nanobanana_async.jobs import JobRecord
 
 
@@ -56,11 +56,28 @@ def test_the_live_display_shows_all_jobs() -> None:
     assert "succeeded:" not in output.getvalue()
 
 
-def test_running_task_ids_are_listed() -> None:
-    display = JobsDisplay(2, Console(file=io.StringIO()))
-    for event in [*state_changes("one", *ENDED), *state_changes("two", S.SUBMITTING, S.RUNNING)]:
+def test_tasks_that_are_paid_for_are_listed() -> None:
+    display = JobsDisplay(4, Console(file=io.StringIO()))
+    for event in [
+        *state_changes("one", *ENDED),
+        *state_changes("two", S.SUBMITTING, S.RUNNING),
+        *state_changes("three", S.SUBMITTING),
+        *state_changes("four", S.SUBMITTING, S.RUNNING, S.FAILED),
+    ]:
         display(event)
-    assert display.running_task_ids == ["task-two"]
+    assert display.paid_tasks(display.records) == ["task-one", "task-two"]
+    assert display.paid_tasks(["two", "three", "other"]) == ["task-two"]
+
+
+@pytest.mark.parametrize("total", [1, 2])
+def test_unreachable_gateway_is_one_line(total: int) -> None:
+    output = io.StringIO()
+    error = TransportError("gateway.example can't be reached: Connection\nrefused", possibly_sent=False)
+    with JobsDisplay(total, Console(file=output, width=80)) as display:
+        display(GatewayUnreachable(record=state_changes("one")[0].record, error=error, for_s=5.8))
+    assert output.getvalue() == (
+        "nanobanana: gateway.example can't be reached: Connection refused; trying again (for 6 s so far)\n"
+    )
 
 
 @pytest.mark.parametrize(("prompt", "short"), [("a  fox\n", "a fox"), ("x" * 61, "x" * 57 + "...")])

@@ -1,6 +1,7 @@
 """`nanobanana generate` against the emulator, over real sockets."""
 
 import asyncio
+import shlex
 import signal
 from pathlib import Path
 
@@ -84,32 +85,113 @@ async def test_a_blocked_prompt_does_not_affect_the_others() -> None:
 
 
 async def test_an_image_that_cannot_be_downloaded_leaves_its_url(tmp_path: Path) -> None:
-    script = Script({"cdn": [error(404)] * 2})  # the link and its replacement have expired
+    script = Script({"cdn": [error(410)] * 2})  # the link and its replacement have expired
     async with Emulator(duration=QUICK, script=script) as emulator:
         said = await nanobanana("generate", "a fox", "-o", "out", environ=environment(emulator), folder=tmp_path)
     assert said.code == 1
     assert said.out.startswith(f"{emulator.url}/cdn/")
-    assert "404" in said.err
+    assert "410" in said.err
+    assert "`nanobanana jobs attach img_" in said.complaint
 
 
-async def test_a_timeout_names_the_running_task() -> None:
-    async with Emulator(duration=Fixed(30)) as emulator:
-        said = await nanobanana("generate", "a fox", "--timeout", "1", environ=environment(emulator))
+async def test_a_timeout_names_the_command_that_fetches_the_images(tmp_path: Path) -> None:
+    async with Emulator(duration=Fixed(2), image_scale=0.1) as emulator:
+        environ = environment(emulator)
+        options = ("--timeout", "1", "-o", "my images", "--base-url", emulator.url)
+        said = await nanobanana("generate", "a fox", *options, environ=environ, folder=tmp_path)
         (job,) = emulator.jobs()
-    assert said.code == 1
-    assert job.task_id in said.err
+        command = f"nanobanana jobs attach {job.task_id} --gateway apimall --base-url {emulator.url} -o 'my images'"
+        assert (said.code, said.out) == (1, "")
+        assert said.complaint == (
+            "nanobanana: the waiting ended before the job, which goes on at the gateway and is paid for;"
+            f" `{command}` fetches its images and buys nothing"
+        )
+        fetched = await nanobanana(*shlex.split(command)[1:], environ=environ, folder=tmp_path)
+        assert (fetched.code, fetched.err) == (0, "")
+        assert (tmp_path / fetched.out.strip()).parent.name == "my images"
+        with Image.open(tmp_path / fetched.out.strip()) as image:
+            assert image.width > 0
+        assert emulator.stats().creates_accepted == 1
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+async def test_a_signal_names_the_paid_tasks_and_exits_with_130(number: signal.Signals) -> None:
+    async with Emulator(duration=Fixed(3)) as emulator:
+        environ = environment(emulator)
+        async with started("generate", "a fox", "an owl", environ=environ) as process:
+            async with asyncio.timeout(20):
+                while emulator.stats().creates_accepted < 2:  # noqa: ASYNC110 - the emulator has no event for it
+                    await asyncio.sleep(0.05)
+            process.send_signal(number)
+            said = await ended(process)
+        assert said.code == 130
+        ids = {job.task_id for job in emulator.jobs()}
+        assert "2 jobs paid for and not delivered" in said.complaint
+        command = said.complaint.split("`")[1]
+        assert ids <= set(command.split())
+        assert emulator.stats().open_connections == 0
+        fetched = await nanobanana(*shlex.split(command)[1:], environ=environ)
+        assert (fetched.code, len(fetched.out.splitlines())) == (0, 2)
+        assert emulator.stats().creates_accepted == 2
+
+
+async def test_results_before_a_signal_are_printed() -> None:
+    async with Emulator(duration=Fixed(0.2), job_limit=1) as emulator:
+        environ = environment(emulator)
+        async with started("generate", *map(str, range(30)), "--max-jobs", "1", environ=environ) as process:
+            async with asyncio.timeout(20):
+                while emulator.stats().creates_accepted < 3:  # noqa: ASYNC110 - the emulator has no event for it
+                    await asyncio.sleep(0.05)
+            process.send_signal(signal.SIGTERM)
+            said = await ended(process)
+        bought = emulator.stats().creates_accepted
+    assert said.code == 130
+    assert bought - 1 <= len(said.out.splitlines()) <= bought
     assert "Traceback" not in said.err
 
 
-async def test_ctrl_c_names_the_paid_tasks_and_exits_with_130() -> None:
-    async with Emulator(duration=Fixed(30)) as emulator:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+async def test_a_signal_before_anything_is_bought_says_so(number: signal.Signals) -> None:
+    script = Script({"apimall.create": [error(429)] * 100})
+    async with Emulator(script=script) as emulator:
         async with started("generate", "a fox", environ=environment(emulator)) as process:
             async with asyncio.timeout(20):
-                while emulator.stats().polls == 0:  # noqa: ASYNC110 - the emulator has no event for it
+                while emulator.stats().creates_received == 0:  # noqa: ASYNC110 - the emulator has no event for it
                     await asyncio.sleep(0.05)
-            process.send_signal(signal.SIGINT)
+            process.send_signal(number)
             said = await ended(process)
-        (job,) = emulator.jobs()
-    assert said.code == 130
-    assert job.task_id in said.complaint
-    assert emulator.stats().open_connections == 0
+        assert emulator.stats().creates_accepted == 0
+    assert (said.code, said.complaint) == (130, "nanobanana: interrupted; nothing was bought")
+
+
+@pytest.mark.parametrize(("folder", "why"), [("file", "something else has this name: move it away or name another")])
+async def test_a_folder_that_cannot_be_written_buys_nothing(tmp_path: Path, folder: str, why: str) -> None:
+    (tmp_path / "file").write_text("mine")
+    async with Emulator(duration=QUICK) as emulator:
+        said = await nanobanana("generate", "a fox", "-o", folder, environ=environment(emulator), folder=tmp_path)
+        assert not emulator.stats().requests
+    assert (said.code, said.out) == (2, "")
+    assert f"{folder} can't be written: {why}" in said.complaint
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+async def test_an_unwritable_parent_is_reported_in_words(tmp_path: Path) -> None:
+    async with Emulator(duration=QUICK) as emulator:
+        said = await nanobanana("generate", "x", "-o", "/proc/foo", environ=environment(emulator), folder=tmp_path)
+        assert emulator.stats().creates_accepted == 0
+    assert said.code == 2
+    assert said.complaint == (
+        "nanobanana: /proc/foo can't be written: No such file or directory: name another folder with -o"
+    )
+
+
+async def test_an_unreachable_gateway_is_reported() -> None:
+    async with Emulator() as emulator:
+        environ = environment(emulator)
+    said = await nanobanana("generate", "a fox", "--timeout", "8", environ=environ)
+    assert said.code == 1
+    waiting, end = said.err.splitlines()
+    assert "127.0.0.1 can't be reached" in waiting
+    assert "trying again" in waiting
+    assert "127.0.0.1 can't be reached" in end
+    assert end.endswith("was withdrawn: nothing was bought")

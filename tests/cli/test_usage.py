@@ -35,11 +35,24 @@ async def test_help_names_environment_variables_of_options() -> None:
     [
         (("generate",), "PROMPT"),
         (("generate", "x", "--resolution", "3K"), "--resolution"),
-        (("generate", "x", "--num-images", "9"), "num_images"),
+        (("generate", "x", "--resolution", "3K"), "1K"),
+        (("generate", "x", "--num-images", "9"), "--num-images must be a whole number from 1 to 6"),
+        (("generate", "x", "--num-images", "two"), "--num-images must be a whole number, not 'two'"),
+        (("generate", "x", "--gateway", "foo"), "--gateway must be one of apimall, defapi, emulator, not 'foo'"),
+        (("generate", "x", "-o", ""), "the folder must be the path of a folder"),
+        (("batch", "x.txt", "-o", ""), "the folder must be the path of a folder"),
+        (("demo", "-o", " "), "the folder must be the path of a folder"),
+        (("batch", "x.txt", "-o", "x", "--max-credits", "abc"), "--max-credits must be a number, not 'abc'"),
+        (
+            ("batch", "x.txt", "-o", "x", "--max-credits", "nan"),
+            "--max-credits must be a number of at least 0, not NaN",
+        ),
+        (("jobs", "resolve", "k", "", "--as", "task-id"), "task_id must be printable text"),
         (("generate", " "), "prompt is empty"),
         (("generate", "x", "--api-key", "secret"), "--api-key"),
         (("generate", "x", "--timeout", "0"), "--timeout"),
-        (("generate", "x", "--max-jobs", "0"), "max_jobs"),
+        (("generate", "x", "--max-jobs", "0"), "--max-jobs must be a whole number of at least 1"),
+        (("generate", "x", "--timeout", "soon"), "--timeout must be a number, not 'soon'"),
         (("generate", "x", "--gateway", "emulator"), "-o"),
         (("generate", "x"), "APIMALL_API_KEY"),
         (("generate", "x", "--gateway", "defapi"), "DEFAPI_API_KEY"),
@@ -66,6 +79,32 @@ async def test_environment_variables_are_validated_like_options() -> None:
     said = await nanobanana("generate", "x", environ=environment(APIMALL_API_KEY="k", NANOBANANA_BASE_URL="http://a.b"))
     assert said.code == 2
     assert "https" in said.complaint
+
+
+@pytest.mark.parametrize("name", ["NANOBANANA_GATEWAY", "NANOBANANA_MAX_JOBS", "NANOBANANA_TIMEOUT"])
+async def test_empty_environment_variables_are_unset(name: str) -> None:
+    said = await nanobanana("generate", "x", environ=environment() | {name: " "})
+    assert said.code == 2
+    assert "set APIMALL_API_KEY or DEFAPI_API_KEY" in said.complaint
+
+
+async def test_invalid_environment_variable_is_named() -> None:
+    said = await nanobanana("generate", "x", environ=environment(NANOBANANA_GATEWAY="foo"))
+    assert said.code == 2
+    assert "NANOBANANA_GATEWAY must be one of apimall, defapi, emulator, not 'foo'" in said.complaint
+
+
+@pytest.mark.slow
+def test_ctrl_c_during_the_imports_prints_one_line() -> None:
+    program = (
+        "import sys; from nanobanana_async.cli import main\n"
+        "class Interrupting:\n"
+        "    def find_spec(self, name, path, target=None):\n"
+        "        if name == 'cyclopts': raise KeyboardInterrupt\n"
+        "sys.meta_path.insert(0, Interrupting()); main()"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=30, check=False)
+    assert (done.returncode, done.stderr) == (130, "nanobanana: interrupted\n")
 
 
 @pytest.mark.slow

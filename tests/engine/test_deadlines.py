@@ -6,7 +6,16 @@ from typing import Any
 import anyio
 import pytest
 
-from nanobanana_async import ConcurrencyPolicy, JobState, JobUnfinished, PollPolicy, Session, Timeouts, TransportError
+from nanobanana_async import (
+    ConcurrencyPolicy,
+    JobState,
+    JobUnfinished,
+    LedgerError,
+    PollPolicy,
+    Session,
+    Timeouts,
+    TransportError,
+)
 from nanobanana_async.gateways.contract import HttpRequest
 from nanobanana_async.testing import FakeTransport, Reply
 from tests.support.fakes import FakeGateway, RecordingLedger, apimall, now, virtually
@@ -62,6 +71,54 @@ async def test_timeout_during_an_unfinished_claim_is_not_safe() -> None:
         with pytest.raises(JobUnfinished) as caught:
             await session.generate("a fox", idempotency_key="order-1", timeout=1.0)
         assert not caught.value.safe_to_repeat
+        assert "was not stored within 1 s: it is withdrawn, unless it was sent before" in str(caught.value)
+        assert now() == pytest.approx(2.0)  # the timeout, and one second for the ledger
+        await asyncio.sleep(20.0)
+        assert ledger.states().get("order-1") is not JobState.RUNNING
+
+
+@virtually
+async def test_timeout_during_a_claim_waits_for_the_withdrawal() -> None:
+    gateway, ledger = FakeGateway(), RecordingLedger(delay_s=0.4, keep_ended=True)
+    async with apimall(FakeTransport(gateway.answer), ledger=ledger) as session:
+        with pytest.raises(JobUnfinished, match="was withdrawn: nothing was bought") as caught:
+            await session.generate("a fox", idempotency_key="order-1", timeout=0.1)
+        assert caught.value.safe_to_repeat
+        assert ledger.states()["order-1"] is JobState.WITHDRAWN
+    assert gateway.sold == 0
+
+
+@virtually
+async def test_ledger_failure_after_the_timeout_is_raised() -> None:
+    ledger = RecordingLedger(delay_s=0.4, failing_writes=[1])
+    async with apimall(FakeTransport(FakeGateway().answer), ledger=ledger) as session:
+        with pytest.raises(LedgerError, match="the disk is full"):
+            await session.generate("a fox", timeout=0.1)
+
+
+@virtually
+async def test_timeout_names_why_the_job_was_not_sent() -> None:
+    unreachable = TransportError("gateway.example can't be reached: Connection refused", possibly_sent=False)
+    async with apimall(FakeTransport(lambda _: unreachable)) as session:
+        with pytest.raises(JobUnfinished) as caught:
+            await session.generate("a fox", idempotency_key="order-1", timeout=4.0)
+    assert str(caught.value) == (
+        "job order-1 was not sent within 4 s (gateway.example can't be reached: Connection refused)"
+        " and was withdrawn: nothing was bought"
+    )
+    assert caught.value.safe_to_repeat
+
+
+@virtually
+async def test_timeout_while_the_create_is_sent_says_so() -> None:
+    gateway, ledger = FakeGateway(), RecordingLedger(delay_s=0.4)
+    async with apimall(FakeTransport(gateway.answer), ledger=ledger) as session:
+        with pytest.raises(
+            JobUnfinished, match=r"is being sent after 0\.6 s; the job goes on: await it again"
+        ) as caught:
+            await session.generate("a fox", idempotency_key="order-1", timeout=0.6)
+        assert not caught.value.safe_to_repeat
+        assert (await caught.value.job).task_id == "t1"
 
 
 @virtually

@@ -27,7 +27,7 @@ from nanobanana_async.engine.tracked_job import NEVER, TrackedJob
 from nanobanana_async.events import Event, UnknownStatus
 from nanobanana_async.testing import FakeTransport
 from tests.support import replies
-from tests.support.fakes import FakeGateway, apimall, now, virtually
+from tests.support.fakes import FakeGateway, apimall, apimall_now, now, virtually
 
 BAD = [math.nan, -1, -math.inf, 10**400, Decimal("1E+1000000"), Decimal("sNaN"), True, "5", [5]]
 
@@ -55,10 +55,51 @@ async def test_sufficient_or_no_timeout_returns_the_result(good: Any) -> None:
 
 
 @virtually
-async def test_zero_timeout_times_out() -> None:
-    async with apimall(FakeTransport(FakeGateway().answer)) as session:
-        with pytest.raises(JobUnfinished, match="after 0 s"):
+async def test_zero_timeout_buys_nothing() -> None:
+    gateway = FakeGateway()
+    async with apimall(FakeTransport(gateway.answer)) as session:
+        with pytest.raises(
+            JobUnfinished, match="was not sent within 0 s and was withdrawn: nothing was bought"
+        ) as caught:
             await session.generate("a fox", timeout=0)
+        assert caught.value.safe_to_repeat
+        await asyncio.sleep(10.0)
+    assert gateway.sold == 0
+
+
+@pytest.mark.parametrize("timeout", [0, 1e-6, 0.001])
+async def test_short_timeout_reports_what_became_of_the_job(tmp_path: Path, timeout: float) -> None:
+    gateway = FakeGateway()
+    ledger = SqliteLedger(tmp_path / "jobs.sqlite")
+    async with apimall(FakeTransport(gateway.answer), ledger=ledger) as session:
+        with pytest.raises(JobUnfinished) as caught:
+            await session.generate("a fox", idempotency_key="order-1", timeout=timeout)
+        job = await session.job("order-1")
+        assert job is not None
+        withdrawn = job.state is JobState.WITHDRAWN
+        assert caught.value.safe_to_repeat is withdrawn
+        assert ("was withdrawn: nothing was bought" in str(caught.value)) is withdrawn
+        assert withdrawn or timeout
+    assert gateway.sold == (0 if withdrawn else 1)
+
+
+@virtually
+async def test_zero_timeout_returns_a_result_that_exists() -> None:
+    gateway = FakeGateway()
+    async with apimall(FakeTransport(gateway.answer)) as session:
+        await session.generate("a fox", idempotency_key="order-1")
+        assert (await session.generate("a fox", idempotency_key="order-1", timeout=0)).task_id == "t1"
+    assert gateway.sold == 1
+
+
+async def test_zero_timeout_finds_a_result_in_the_ledger(tmp_path: Path) -> None:
+    gateway = FakeGateway(job_s=0.0)
+    path = tmp_path / "jobs.sqlite"
+    async with apimall_now(FakeTransport(gateway.answer), ledger=path) as session:
+        await session.generate("a fox", idempotency_key="order-1")
+    async with apimall_now(FakeTransport(gateway.answer), ledger=path) as session:
+        assert (await session.generate("a fox", idempotency_key="order-1", timeout=0)).task_id == "t1"
+    assert gateway.sold == 1
 
 
 OUT_OF_RANGE = [math.nan, -1, 0, 10**400, Decimal("1E+1000000"), True, "5"]

@@ -1,11 +1,13 @@
 """Outages: few jobs become uncertain without keys, and few extra requests are sent with keys."""
 
 import asyncio
+import itertools
 from collections import Counter
 
 import pytest
 
-from nanobanana_async import ConcurrencyPolicy, JobUncertain, RetryPolicy, Session, TransportError
+from nanobanana_async import ConcurrencyPolicy, JobUncertain, JobUnfinished, RetryPolicy, Session, TransportError
+from nanobanana_async.events import CreateFailed, Event, GatewayUnreachable, PollFailed
 from nanobanana_async.gateways.contract import HttpRequest, HttpResponse
 from nanobanana_async.models import GenerationResult
 from nanobanana_async.testing import FakeTransport, Reply
@@ -179,3 +181,74 @@ async def test_repeats_waiting_for_a_request_use_no_retry_budget() -> None:
         assert session._session_task.engine is not None
         assert session._session_task.engine.slots.retry_budget.tokens >= 49.0
     assert gateway.sold == JOBS
+
+
+DOWN = TransportError("gateway.example can't be reached: Connection refused", possibly_sent=False)
+
+
+@virtually
+async def test_unreachable_gateway_is_reported_after_five_seconds_then_rarely(caplog: pytest.LogCaptureFixture) -> None:
+    reports: list[tuple[float, GatewayUnreachable]] = []
+
+    def observe(event: Event) -> None:
+        if isinstance(event, GatewayUnreachable):
+            reports.append((now(), event))
+
+    outage = Outage(DOWN, begins=0.0, ends=150.0)
+    async with apimall(FakeTransport(outage.answer), observers=[observe]) as session:
+        caplog.set_level("WARNING", "nanobanana_async")
+        await session.generate("a fox")
+    times = [at for at, _ in reports]
+    assert 5.0 <= times[0] <= 12.0
+    assert 2 <= len(times) <= 3
+    assert all(60.0 <= later - at <= 95.0 for at, later in itertools.pairwise(times))
+    assert [event.error for _, event in reports] == [DOWN] * len(times)
+    assert reports[0][1].for_s == pytest.approx(times[0], abs=0.1)
+    assert caplog.text.count("gateway.unreachable") == len(times)
+    assert "error=TransportError: gateway.example can't be reached: Connection refused" in caplog.text
+
+
+@pytest.mark.parametrize("everything", [False, True])
+@virtually
+async def test_short_outage_is_not_reported(everything: bool) -> None:
+    events: list[Event] = []
+    outage = Outage(DOWN, begins=2.0, ends=5.0, everything=everything)
+    async with apimall(FakeTransport(outage.answer), observers=[events.append]) as session:
+        for number in range(4):
+            await session.generate(f"fox {number}")
+    assert any(isinstance(event, (CreateFailed, PollFailed)) for event in events)
+    assert not any(isinstance(event, GatewayUnreachable) for event in events)
+
+
+@virtually
+async def test_unanswered_polls_are_reported() -> None:
+    events: list[Event] = []
+    outage = Outage(LOST, begins=1.0, ends=30.0, everything=True)
+    async with apimall(FakeTransport(outage.answer), observers=[events.append]) as session:
+        await session.generate("a fox")
+    (report,) = [event for event in events if isinstance(event, GatewayUnreachable)]
+    assert report.record.task_id == "t1"
+    assert 5.0 <= report.for_s <= 15.0
+
+
+@virtually
+async def test_first_failure_after_a_long_wait_is_reported_at_once() -> None:
+    events: list[tuple[float, Event]] = []
+
+    async def slow(request: HttpRequest) -> Reply:
+        await asyncio.sleep(10.0)
+        return TransportError("no connection to gateway.example within 10 s", possibly_sent=False)
+
+    async with apimall(FakeTransport(slow), observers=[lambda event: events.append((now(), event))]) as session:
+        with pytest.raises(JobUnfinished):
+            await session.generate("a fox", timeout=15.0)
+    assert [at for at, event in events if isinstance(event, GatewayUnreachable)] == [pytest.approx(10.0, abs=0.1)]
+
+
+@virtually
+async def test_refusals_are_no_outage() -> None:
+    events: list[Event] = []
+    outage = Outage(refused(429, "too_many", "slow down"), begins=0.0, ends=60.0)
+    async with apimall(FakeTransport(outage.answer), observers=[events.append]) as session:
+        await session.generate("a fox")
+    assert not any(isinstance(event, GatewayUnreachable) for event in events)

@@ -7,6 +7,8 @@ import pytest
 
 from nanobanana_async import (
     ConfigurationError,
+    IdempotencyConflict,
+    ImageRequest,
     InvalidRequest,
     Job,
     JobState,
@@ -148,8 +150,9 @@ async def test_attached_task_can_resolve_the_job_that_bought_it() -> None:
 async def test_unknown_task_is_not_attached() -> None:
     gateway, shared = Gateway(), SharedLedger()
     async with FakeProcess(shared, gateway.answer, session_of=apimall) as process:
-        with pytest.raises(TaskNotFound, match="knows no task tl"):
+        with pytest.raises(TaskNotFound, match="knows no task tl") as caught:
             await process.session.attach("tl")
+        assert (caught.value.key, caught.value.safe_to_repeat) == ("task-tl", True)
         assert shared.states() == {}
         gateway.tasks["t9"] = now()
         gateway.hidden.add("t9")
@@ -157,6 +160,38 @@ async def test_unknown_task_is_not_attached() -> None:
         await asyncio.sleep(10.0)
         gateway.hidden.clear()
         assert (await (await attaching)).task_id == "t9"
+
+
+@pytest.mark.parametrize("trouble", TROUBLES)
+@virtually
+async def test_failed_attach_is_safe_to_repeat(trouble: Reply) -> None:
+    gateway, shared = Gateway(), SharedLedger()
+    async with FakeProcess(shared, gateway.answer, session_of=defapi) as process:
+        gateway.says = [trouble] * 100
+        with pytest.raises((TransportError, AuthenticationError, UnexpectedResponse)) as caught:
+            await process.session.attach("t1", key="mine")
+        assert (caught.value.key, caught.value.safe_to_repeat) == ("mine", True)
+    assert gateway.sold == 0
+
+
+@virtually
+async def test_known_task_is_attached_under_its_own_key_only() -> None:
+    gateway, shared = Gateway(), SharedLedger()
+    async with FakeProcess(shared, gateway.answer, session_of=apimall) as process:
+        await process.session.generate("a fox", idempotency_key=KEY)
+        why = f"task t1 is job {KEY} in this ledger: attach it without a key, or with that one"
+        with pytest.raises(ConfigurationError, match=why) as caught:
+            await process.session.attach("t1", key="mine")
+        assert caught.value.key == KEY
+        with pytest.raises(IdempotencyConflict, match="another request"):
+            await process.session.attach("t1", request=ImageRequest("a crow"))
+        for job in (
+            await process.session.attach("t1"),
+            await process.session.attach("t1", key=KEY),
+            await process.session.attach("t1", request=ImageRequest("a fox")),
+        ):
+            assert (job.key, (await job).task_id) == (KEY, "t1")
+    assert gateway.sold == 1
 
 
 async def lost_task(process: FakeProcess, gateway: Gateway, shared: SharedLedger) -> Job:

@@ -109,7 +109,7 @@ def test_unknown_cost_blocks_estimates_until_expected_credits_is_set(end: str) -
     else:
         budget.charge("a", None)
     assert budget.check(GUESS) is NEVER
-    assert "a job estimated at 8 is not bought while the cost of an earlier job" in budget.explain(GUESS)
+    assert "a job estimated at 8 is not bought: an earlier job was bought at an estimate" in budget.explain(GUESS)
     assert budget.check(Price("fox", Decimal(30), Basis.EXPECTED)) is NOW
     assert budget.spent + budget.reserved == 30  # the user's estimate counts for the first job too
     assert budget.check(Price("owl", Decimal(51))) is NEVER
@@ -288,16 +288,21 @@ def test_decimal_amounts_add_up_exactly() -> None:
         (80, "80"),
         (0.1, "0.1"),
         (0.1 + 0.2, "0.3"),
-        ("0.500000", "0.5"),
+        (Decimal("0.500000"), "0.5"),
         (Decimal("1.25"), "1.25"),
         (0, "0"),
         (-0.0, "0"),
         (1e9, "1e9"),
-        ("1e-9", "0.000000001"),
+        (Decimal("1e-9"), "0.000000001"),
     ],
 )
 def test_amount_is_kept_as_written_to_the_billionth(value: Any, amount: str) -> None:
     assert as_credits("max_credits", value) == Decimal(amount)
+
+
+def test_refused_decimal_is_shown_as_written() -> None:
+    with pytest.raises(ConfigurationError, match=r"max_credits must be a number of at least 0, not NaN$"):
+        as_credits("max_credits", Decimal("NaN"))
 
 
 def test_none_is_no_limit() -> None:
@@ -305,7 +310,7 @@ def test_none_is_no_limit() -> None:
 
 
 @pytest.mark.parametrize(
-    "bad", [-1, "-0.01", "eight", "", True, False, float("nan"), float("-inf"), "sNaN", "Infinity", [8], b"8"]
+    "bad", [-1, "5", "-0.01", "eight", "", True, False, float("nan"), float("-inf"), "sNaN", "Infinity", [8], b"8"]
 )
 def test_invalid_amount_is_refused_by_name(bad: Any) -> None:
     with pytest.raises(ConfigurationError) as caught:
@@ -318,7 +323,9 @@ def repr_of(value: object) -> str:
 
 
 @pytest.mark.parametrize(
-    "bad", [10**5000, 1e21, "1000000000.1", Decimal("1E+1000000"), "1E-1000000", "1e-10"], ids=repr_of
+    "bad",
+    [10**5000, 1e21, Decimal("1000000000.1"), Decimal("1E+1000000"), Decimal("1E-1000000"), Decimal("1e-10")],
+    ids=repr_of,
 )
 def test_amount_out_of_range_gives_a_short_message(bad: Any) -> None:
     with pytest.raises(
@@ -330,7 +337,7 @@ def test_amount_out_of_range_gives_a_short_message(bad: Any) -> None:
 
 def test_long_text_is_cut_in_the_message() -> None:
     with pytest.raises(ConfigurationError) as caught:
-        as_credits("max_credits", "8" * 500 + "x")
+        as_credits("max_credits", "8" * 500 + "x")  # type: ignore[arg-type]
     assert len(str(caught.value)) < 200
 
 

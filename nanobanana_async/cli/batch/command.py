@@ -15,6 +15,7 @@ from nanobanana_async.cli.batch.dry_run import show_dry_run
 from nanobanana_async.cli.batch.folder import FILES, BatchFolder, FolderOwner, check_ledger, check_owner
 from nanobanana_async.cli.batch.input_file import Format, InputFile, open_input
 from nanobanana_async.cli.batch.run import Plan, Run
+from nanobanana_async.cli.options import FolderOption
 from nanobanana_async.emulator import API_KEY, Emulator
 from nanobanana_async.escaping import one_line
 from nanobanana_async.formatting import count
@@ -41,7 +42,7 @@ class BatchCommand:
         file: Annotated[str, Parameter(allow_leading_hyphen=True)],
         /,
         *,
-        output: Annotated[Path, Parameter(name=["--output", "-o"])],
+        output: Annotated[Path, FolderOption],
         gateway: Annotated[Name | Literal["emulator"] | None, Parameter(env_var="NANOBANANA_GATEWAY")] = None,
         base_url: Annotated[str | None, Parameter(env_var="NANOBANANA_BASE_URL")] = None,
         max_credits: Decimal | None = None,

@@ -15,9 +15,9 @@ from rich.table import Table
 from rich.text import Text
 
 from nanobanana_async import RateLimited, SessionStats
-from nanobanana_async.cli.display import LiveDisplay, shorten
+from nanobanana_async.cli.display import LiveDisplay, shorten, unreachable_message
 from nanobanana_async.escaping import one_line
-from nanobanana_async.events import CreateFailed, Event, PollFailed
+from nanobanana_async.events import CreateFailed, Event, GatewayUnreachable, PollFailed
 from nanobanana_async.formatting import duration, number
 
 REDRAWS_A_SECOND = 4
@@ -67,8 +67,10 @@ class BatchDisplay(LiveDisplay):
         )
 
     def __call__(self, event: Event) -> None:
-        """Remember the last problem."""
+        """Remember the last problem; print why nothing happens if the gateway does not answer."""
         match event:
+            case GatewayUnreachable():
+                self.say(unreachable_message(event))
             case CreateFailed(error=RateLimited()):
                 pass  # expected while the job limit is being learned; the display shows the limit
             case CreateFailed(error=error) | PollFailed(error=error):

@@ -119,10 +119,10 @@ def unwritable(folder: Path, error: OSError, file: str = "") -> ConfigurationErr
     try:
         (folder / LEDGER).lstat()
     except (FileNotFoundError, NotADirectoryError):
-        other = ", or name another folder with -o"
+        other = "name another folder with -o"
     except OSError:
         pass
-    return ConfigurationError(f"{why_unwritable(folder / file, error)}{other}")
+    return ConfigurationError(why_unwritable(folder / file, error, or_else=other))
 
 
 def check_owner(path: Path, owner: FolderOwner) -> bool:

@@ -22,9 +22,9 @@ from nanobanana_async import (
 )
 from nanobanana_async.accounts import account_conflict, jobs_command, named_account
 from nanobanana_async.cli.display import JobsDisplay
-from nanobanana_async.cli.generate import Interrupted
 from nanobanana_async.cli.jobs.format import resume_command
 from nanobanana_async.cli.jobs.printer import ResultPrinter
+from nanobanana_async.cli.signals import Interrupted
 from nanobanana_async.formatting import count, number
 from nanobanana_async.gateways.base import validate_account
 from nanobanana_async.jobs import JobRecord

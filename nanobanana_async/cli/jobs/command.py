@@ -1,8 +1,7 @@
-"""`nanobanana jobs`: list and show the jobs of a ledger, resume, resolve, hand over and prune them."""
+"""`nanobanana jobs`: list and show the jobs of a ledger, resume, resolve, hand over and prune them; attach tasks."""
 
 import asyncio
 import sys
-from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Literal, get_args
@@ -11,24 +10,16 @@ from attrs import frozen
 from cyclopts import App, Parameter
 from rich.console import Console
 
-from nanobanana_async import ConfigurationError, Gateway, JobState
+from nanobanana_async import ConfigurationError, JobState
 from nanobanana_async.cli.jobs import actions
 from nanobanana_async.cli.jobs import format as job_format
+from nanobanana_async.cli.jobs.attach import AttachCommand
+from nanobanana_async.cli.options import BaseUrl, Flag, GatewayFinder, GatewayName, LedgerFile, Name, Yes
+from nanobanana_async.cli.signals import run_until_signal
 from nanobanana_async.escaping import one_line
 from nanobanana_async.formatting import count, local_time
-from nanobanana_async.gateways import registry
 from nanobanana_async.jobs import validate_task_id
 from nanobanana_async.validators import as_count
-
-LedgerFile = Annotated[Path, Parameter(name="--ledger", env_var="NANOBANANA_LEDGER")]
-Name = registry.GatewayName
-GatewayName = Annotated[Name | None, Parameter(env_var="NANOBANANA_GATEWAY")]
-BaseUrl = Annotated[str | None, Parameter(env_var="NANOBANANA_BASE_URL")]
-Yes = Annotated[bool, Parameter(name=["--yes", "-y"], negative=())]
-Flag = Annotated[bool, Parameter(negative=())]
-
-GatewayFinder = Callable[[Name | None, str | None], Gateway]
-"""Returns the gateway that options and environment select."""
 
 DEFAULT_LEDGER = Path("jobs.sqlite")
 MAX_ROWS = 50  # on a terminal; a pipe gets all
@@ -40,7 +31,8 @@ def job_commands(find_gateway: GatewayFinder) -> App:
     """Return the command group."""
     commands = _Commands(find_gateway)
     group = App(name="jobs", default_command=commands.jobs)
-    for command in (commands.show, commands.resume, commands.resolve, commands.hand_over, commands.prune):
+    attach = AttachCommand(find_gateway).attach
+    for command in (commands.show, attach, commands.resume, commands.resolve, commands.hand_over, commands.prune):
         group.command(command)
     return group
 
@@ -126,7 +118,7 @@ class _Commands:
         cost = f"{count(unfinished.unsent, 'unsent job')} will be bought: {unfinished.price}."
         if buy and unfinished.unsent and not _confirm(cost, yes=yes):
             return FAILED
-        return asyncio.run(actions.resume(ledger, selected, unfinished, buy=buy, console=Console(stderr=True)))
+        return run_until_signal(actions.resume(ledger, selected, unfinished, buy=buy, console=Console(stderr=True)))
 
     def resolve(
         self,
@@ -176,7 +168,7 @@ class _Commands:
         if not _confirm(asyncio.run(actions.describe_effect(ledger, selected, record, as_, task_id)), yes=yes):
             return FAILED
         decision = actions.Decision(key=key, task_id=task_id, buy_again=as_ == "buy-again")
-        return asyncio.run(actions.resolve(ledger, selected, decision, wait=wait, console=Console(stderr=True)))
+        return run_until_signal(actions.resolve(ledger, selected, decision, wait=wait, console=Console(stderr=True)))
 
     def hand_over(
         self,

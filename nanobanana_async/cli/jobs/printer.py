@@ -3,11 +3,11 @@
 import sys
 from pathlib import Path
 
-from nanobanana_async import GenerationResult, Job, NanoBananaError
+from nanobanana_async import GenerationResult, Job, JobUnfinished, NanoBananaError
 from nanobanana_async.accounts import jobs_command
 from nanobanana_async.cli.display import JobsDisplay
 from nanobanana_async.cli.generate import link_of, missing_images
-from nanobanana_async.escaping import exact, one_line
+from nanobanana_async.escaping import exact
 
 
 class ResultPrinter:
@@ -39,12 +39,15 @@ class ResultPrinter:
 
     def note(self, sentence: str) -> None:
         """Print a line on stderr."""
-        self._display.console.print(one_line(sentence), markup=False, highlight=False, soft_wrap=True, emoji=False)
+        self._display.print_note(sentence)
 
     def _print_error(self, job: Job, error: NanoBananaError) -> None:
         self.code = 1
         prefix = "" if self._one else f"{job.key}: "
-        self.note(f"nanobanana: {prefix}{' '.join(str(error).split())}")
+        sentence = " ".join(str(error).split())
+        if isinstance(error, JobUnfinished) and not error.safe_to_repeat:
+            sentence = "the waiting ended before the job: `nanobanana jobs resume` continues it"
+        self.note(f"nanobanana: {prefix}{sentence}")
 
     def _print_result(self, result: GenerationResult) -> None:
         terminal = self._out.isatty()

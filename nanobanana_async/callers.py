@@ -1,0 +1,67 @@
+"""Wait for a job as one of its callers: a job whose last caller leaves before it was sent is withdrawn."""
+
+import asyncio
+from contextlib import suppress
+
+from nanobanana_async.engine.engine import Engine
+from nanobanana_async.engine.tracked_job import Phase, TrackedJob
+from nanobanana_async.errors import JobUnfinished, NanoBananaError
+from nanobanana_async.handle import Job, last_failure, timed_out
+from nanobanana_async.jobs import JobState
+from nanobanana_async.models import GenerationResult
+
+WITHDRAWAL_S = 1.0
+"""How long `generate` waits after its timeout until the ledger has stored that the job is withdrawn."""
+
+
+async def result_for_caller(engine: Engine, tracked: TrackedJob, timeout: float | None) -> GenerationResult:
+    """Wait for a job's result as one of its callers. When the last caller leaves, an unsent job is withdrawn.
+
+    Raises `JobUnfinished` on timeout; its message and `safe_to_repeat` say whether the job was withdrawn.
+    """
+    job = Job(engine, tracked)
+    engine.add_caller(tracked)
+    try:
+        try:
+            if timeout == 0 and not tracked.done:  # leave before the job can be sent
+                raise timed_out(job, tracked, timeout)
+            return await job.result(timeout=timeout)
+        finally:
+            engine.drop_caller(tracked)
+    except JobUnfinished:
+        if timeout is None or not tracked.leaving:
+            raise
+    return await _withdrawn_job(engine, tracked, timeout)
+
+
+async def _withdrawn_job(engine: Engine, tracked: TrackedJob, timeout: float) -> GenerationResult:
+    """Wait until a withdrawal is decided, and raise how it ended; return the result of a job that had ended before."""
+    job = Job(engine, tracked)
+    with suppress(TimeoutError):
+        async with asyncio.timeout(WITHDRAWAL_S):
+            while tracked.leaving and tracked.live:
+                await tracked.wait_for_change()
+    if tracked.phase is Phase.CLAIMING:
+        message = f"job {job.key} was not stored within {timeout:g} s: it is withdrawn, unless it was sent before"
+        raise JobUnfinished(f"{message}; `session.job` finds it", job=job, safe_to_repeat=False)
+    if tracked.leaving or job.state is JobState.WITHDRAWN:
+        message = f"job {job.key} was not sent within {timeout:g} s{last_failure(tracked)} and was withdrawn"
+        raise JobUnfinished(f"{message}: nothing was bought", job=job, safe_to_repeat=True)
+    outcome = job.outcome()
+    if outcome is None:
+        raise timed_out(job, tracked, timeout)
+    if isinstance(outcome, NanoBananaError):
+        raise outcome
+    return outcome
+
+
+async def persistent_handle(engine: Engine, tracked: TrackedJob) -> Job:
+    """Return the handle of a job once the ledger has stored it. From then on the job outlives its callers."""
+    job = Job(engine, tracked)
+    engine.add_caller(tracked)
+    try:
+        await job.persisted()
+        engine.keep(tracked)
+    finally:
+        engine.drop_caller(tracked)
+    return job

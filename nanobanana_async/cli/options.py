@@ -1,0 +1,81 @@
+"""Options that several commands share, and messages about values that they do not accept."""
+
+import re
+import types
+from collections.abc import Callable, Iterator, Sequence
+from decimal import Decimal
+from pathlib import Path
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+from cyclopts import CoercionError, CycloptsError, Parameter, Token
+
+from nanobanana_async.errors import ConfigurationError, InvalidRequest
+from nanobanana_async.gateways import registry
+from nanobanana_async.gateways.contract import Gateway
+from nanobanana_async.validators import as_folder
+
+Name = registry.GatewayName
+GatewayName = Annotated[Name | None, Parameter(env_var="NANOBANANA_GATEWAY")]
+BaseUrl = Annotated[str | None, Parameter(env_var="NANOBANANA_BASE_URL")]
+Timeout = Annotated[float | None, Parameter(env_var="NANOBANANA_TIMEOUT")]
+LedgerFile = Annotated[Path, Parameter(name="--ledger", env_var="NANOBANANA_LEDGER")]
+Yes = Annotated[bool, Parameter(name=["--yes", "-y"], negative=())]
+Flag = Annotated[bool, Parameter(negative=())]
+
+GatewayFinder = Callable[[Name | None, str | None], Gateway]
+"""Returns the gateway that options and environment select."""
+
+
+def _to_folder(_: Any, tokens: Sequence[Token]) -> Path:
+    return as_folder("the folder", tokens[0].value)
+
+
+FolderOption = Parameter(name=["--output", "-o"], converter=_to_folder)
+"""The folder for the images. An empty value is refused: it would be the current folder."""
+
+_NUMBERS = {int: "a whole number", float: "a number", Decimal: "a number"}
+_SETTINGS = ("max_jobs", "max_credits", "expected_credits", "num_images", "aspect_ratio", "output_format", "base_url")
+_SETTING = re.compile(rf"\b({'|'.join(_SETTINGS)})\b")
+
+
+def usage_message(error: CycloptsError) -> str:
+    """Return what is wrong with the arguments, without the names of Python types."""
+    if not isinstance(error, CoercionError) or error.token is None:
+        return str(error)
+    token = error.token
+    name = token.keyword or (error.argument.name if error.argument is not None else "the value")
+    if error.msg is not None:
+        return f"{name}: {error.msg}"
+    wanted = " or ".join(_wanted(error.target_type))
+    return f"{name} must be {wanted}, not {token.value!r}" if wanted else str(error)
+
+
+def _wanted(kind: Any) -> Iterator[str]:
+    """Yield what a value of this type is, in words."""
+    if get_origin(kind) in (Union, types.UnionType):
+        choices = [choice for member in get_args(kind) for choice in _choices(member)]
+        if choices:
+            yield f"one of {', '.join(choices)}"
+        for member in get_args(kind):
+            if not _choices(member):
+                yield from _wanted(member)
+    elif choices := _choices(kind):
+        yield f"one of {', '.join(choices)}"
+    elif kind in _NUMBERS:
+        yield _NUMBERS[kind]
+
+
+def _choices(kind: Any) -> list[str]:
+    return [str(choice) for choice in get_args(kind)] if get_origin(kind) is Literal else []
+
+
+def with_option_names(sentence: str) -> str:
+    """Return a message of the library with the names of options instead of those of Python arguments."""
+    return _SETTING.sub(lambda name: f"--{name[1].replace('_', '-')}", sentence)
+
+
+def setting_message(error: ConfigurationError | InvalidRequest) -> str:
+    """Return the message about a wrong setting with the option's name where it begins with an argument's."""
+    sentence = str(error)
+    first, space, rest = sentence.partition(" ")
+    return f"{with_option_names(first)}{space}{rest}"

@@ -1,0 +1,78 @@
+"""`nanobanana jobs attach` against the emulator."""
+
+from pathlib import Path
+
+import pytest
+
+from nanobanana_async import Session
+from nanobanana_async.emulator import API_KEY, Emulator, Fixed, Script
+from nanobanana_async.emulator.faults import error
+from tests.support.command import environment, nanobanana
+
+pytestmark = pytest.mark.slow
+
+QUICK = Fixed(0.1)
+
+
+async def bought(emulator: Emulator, *prompts: str) -> list[str]:
+    """Buy jobs in a session that forgets them, and return their task ids."""
+    async with Session(emulator.apimall()) as session:
+        return [(await session.generate(prompt)).task_id for prompt in prompts]
+
+
+async def test_images_of_tasks_are_printed_in_order() -> None:
+    async with Emulator(duration=QUICK) as emulator:
+        one, other = await bought(emulator, "a fox", "an owl")
+        said = await nanobanana("jobs", "attach", other, one, other, environ=environment(emulator))
+        assert emulator.stats().creates_accepted == 2
+    assert said.code == 0
+    assert [line.startswith(f"{emulator.url}/cdn/") for line in said.out.splitlines()] == [True, True]
+    assert [task_id in line for task_id, line in zip((other, one), said.out.splitlines(), strict=True)] == [True, True]
+
+
+async def test_images_are_saved_again_without_a_second_copy(tmp_path: Path) -> None:
+    async with Emulator(duration=QUICK, data_uris=True, image_scale=0.1) as emulator:
+        async with Session(emulator.defapi()) as session:
+            task_id = (await session.generate("a fox")).task_id
+        environ = environment(emulator, DEFAPI_API_KEY=API_KEY)
+        command = ("jobs", "attach", task_id, "--gateway", "defapi", "-o", "out")
+        first, second = [await nanobanana(*command, environ=environ, folder=tmp_path) for _ in range(2)]
+    assert (first.code, first.out) == (second.code, second.out)
+    assert first.code == 0
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"SHA256SUMS", Path(first.out.strip()).name}
+
+
+async def test_refused_key_is_one_line() -> None:
+    script = Script({"apimall.query": [error(401)] * 3})
+    async with Emulator(duration=QUICK, script=script) as emulator:
+        said = await nanobanana("jobs", "attach", "img_x", environ=environment(emulator))
+    assert (said.code, said.out) == (1, "")
+    assert "401" in said.complaint
+
+
+async def test_timeout_names_the_command_again() -> None:
+    async with Emulator(duration=Fixed(30)) as emulator:
+        async with Session(emulator.apimall()) as session:
+            task_id = await (await session.submit("a fox")).accepted()
+        said = await nanobanana("jobs", "attach", task_id, "--timeout", "0.5", environ=environment(emulator))
+    assert said.code == 1
+    assert f"`nanobanana jobs attach {task_id} --gateway apimall" in said.complaint
+
+
+@pytest.mark.parametrize(
+    ("arguments", "word"),
+    [
+        (("",), "task_id must be printable text"),
+        ((), "TASK_ID"),
+        (("img_1", "--timeout", "0"), "--timeout"),
+        (("img_1", "-o", ""), "must be the path of a folder"),
+        (("img_1", "-o", "file"), "something else has this name"),
+    ],
+)
+async def test_wrong_usage_sends_nothing(tmp_path: Path, arguments: tuple[str, ...], word: str) -> None:
+    (tmp_path / "file").touch()
+    async with Emulator() as emulator:
+        said = await nanobanana("jobs", "attach", *arguments, environ=environment(emulator), folder=tmp_path)
+        assert not emulator.stats().requests
+    assert said.code == 2
+    assert word in said.complaint
