@@ -39,7 +39,7 @@ async def _withdrawn_job(engine: Engine, tracked: TrackedJob, timeout: float) ->
     job = Job(engine, tracked)
     with suppress(TimeoutError):
         async with asyncio.timeout(WITHDRAWAL_S):
-            while tracked.leaving and tracked.live:
+            while tracked.leaving and tracked.is_followed:
                 await tracked.wait_for_change()
     if tracked.phase is Phase.CLAIMING:
         message = f"job {job.key} was not stored within {timeout:g} s: it is withdrawn, unless it was sent before"

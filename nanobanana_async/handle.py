@@ -138,7 +138,7 @@ class Job:
         await self._ensure_followed()
         while not self._tracked.done or self._tracked.images_missing:
             if self._tracked.done:
-                await self._engine.fetch_images(self._tracked)
+                await self._engine.poll_for_images(self._tracked)
             else:
                 await self._wait_for_change()
         if self.state is not JobState.SUCCEEDED:
@@ -156,7 +156,7 @@ class Job:
             while True:
                 while feed:
                     yield feed.popleft()
-                if tracked.done or not tracked.live:
+                if tracked.done or not tracked.is_followed:
                     return
                 self._engine.guard.check()  # the caller may resume this generator on another event loop
                 await tracked.wait_for_change()
@@ -178,7 +178,7 @@ class Job:
         self._tracked = await self._engine.reload_and_follow(self._tracked)
 
     async def _wait_for_change(self) -> None:
-        if not self._tracked.live:
+        if not self._tracked.is_followed:
             message = f"job {self.key} was never bought: generate it again to buy it"
             if self._tracked.record.possibly_bought:
                 message = f"job {self.key} is {self.state.value} and no longer polled here: await it again"

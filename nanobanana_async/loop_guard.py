@@ -48,9 +48,9 @@ class LoopGuard:
             )
         if running is loop or (running is None and threading.current_thread() is self._thread):
             return
-        raise ConfigurationError(self._wrong_loop(loop, running))
+        raise ConfigurationError(self._wrong_loop_message(loop, running))
 
-    def _wrong_loop(self, loop: asyncio.AbstractEventLoop, running: asyncio.AbstractEventLoop | None) -> str:
+    def _wrong_loop_message(self, loop: asyncio.AbstractEventLoop, running: asyncio.AbstractEventLoop | None) -> str:
         here = "no event loop" if running is None else f"the event loop {running!r}"
         home = f"{self._title} belongs to the event loop that opened it, {loop!r} in thread {self._thread.name!r}"
         called = f"{home}, and was called from {here} in thread {threading.current_thread().name!r}"

@@ -118,7 +118,7 @@ class Batch:
         loop: asyncio.AbstractEventLoop | None = self.__dict__.get("_loop")  # missing if the constructor raised
         if loop is not None and not self._guard.forked:  # a forked child must not wake its parent's loop
             with suppress(RuntimeError):  # the loop is closed
-                loop.call_soon_threadsafe(self._runner.abandon)  # garbage collection runs in any thread
+                loop.call_soon_threadsafe(self._runner.request_stop)  # garbage collection runs in any thread
                 if self._progress is not None:
                     loop.call_soon_threadsafe(self._progress.close)
 

@@ -188,7 +188,7 @@ class BatchRunner:
         """Update a row after a change of its job."""
         if row.index not in self._running:
             return
-        if tracked.live and tracked.record.state is JobState.PENDING and tracked.phase is not Phase.FOREIGN:
+        if tracked.is_followed and tracked.record.state is JobState.PENDING and tracked.phase is not Phase.FOREIGN:
             self._unsent[row.index] = tracked
             if self._stopping:  # its create was in flight and was refused
                 self._drop(row.index, tracked)
@@ -197,7 +197,7 @@ class BatchRunner:
         self._room.set()
         if tracked.record.state in ACCEPTED_STATES:
             self._refusals.reset()
-        if not tracked.live:
+        if not tracked.is_followed:
             del self._running[row.index]
             self._on_done(row, tracked)
 
@@ -286,10 +286,10 @@ class BatchRunner:
         """Pull no more rows, and withdraw jobs that were not sent yet. Running jobs go on."""
         if not self._stopping:
             self.stop_reason = why
-            self.abandon()
+            self.request_stop()
             self._drop_unsent()
 
-    def abandon(self) -> None:
+    def request_stop(self) -> None:
         """Pull no more rows. `run` withdraws unsent jobs, since anyio cannot start a task from outside a task."""
         self._stopping = True
         if self._scope is not None:

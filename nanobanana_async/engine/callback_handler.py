@@ -79,7 +79,7 @@ class CallbackHandler:
         elif job.record.state is JobState.SUBMITTING and task_id is not None:
             # The callback came before the answer to the create, or that answer is lost.
             if job.claimed_task_id is None:
-                job.listen(self._confirm_if_uncertain)
+                job.listen(self._start_confirming_if_uncertain)
             job.claimed_task_id = task_id
 
     async def _route_to_owner(self, record: JobRecord | None, task_id: str | None) -> None:
@@ -93,14 +93,14 @@ class CallbackHandler:
                 claim = await ledger.adopt(record.key) if ours else None
                 if claim is not None and claim.owned:
                     job = self._engine.tracked.get(record.key) or self._engine.track(claim.record)
-                    self._wake(self._engine.follow(job), task_id)
+                    self._wake(self._engine.ensure_followed(job), task_id)
                 else:
                     await ledger.notify_owner(record.key, task_id)
             case _:
                 pass  # the job has ended, or was never sent: no callback is due
 
-    def _confirm_if_uncertain(self, job: TrackedJob) -> None:
-        in_doubt = not job.live and job.record.state is JobState.UNCERTAIN
+    def _start_confirming_if_uncertain(self, job: TrackedJob) -> None:
+        in_doubt = not job.is_followed and job.record.state is JobState.UNCERTAIN
         if in_doubt and job.claimed_task_id is not None and not self._engine.scheduler.closing:
             self._confirm_later(job.key, job.claimed_task_id)
 

@@ -5,7 +5,16 @@ from datetime import timedelta
 
 from nanobanana_async.accounts import account_conflict
 from nanobanana_async.engine.estimates import JobEstimates
-from nanobanana_async.engine.next_step import CheckOwnerAt, Enqueue, Finish, HoldUntil, LetGo, Next, Recover, ScheduleAt
+from nanobanana_async.engine.next_step import (
+    CheckOwnerAt,
+    Enqueue,
+    Finish,
+    HoldSlotsUntil,
+    LetGo,
+    Next,
+    Recover,
+    ScheduleAt,
+)
 from nanobanana_async.engine.poller import Poller
 from nanobanana_async.engine.slots import Slots
 from nanobanana_async.engine.store import JobStore
@@ -105,7 +114,7 @@ class Claims:
             await self._store.transition(job, JobState.REFUSED, **facts)
         return self._continue(job)
 
-    async def withdraw(self, job: TrackedJob) -> Next:
+    async def store_withdrawal(self, job: TrackedJob) -> Next:
         """Store that a job is withdrawn, which was never sent."""
         await self._store.transition(job, JobState.WITHDRAWN, ended_at=self._store.utcnow())
         return Finish(job.wait_error)
@@ -139,7 +148,7 @@ class Claims:
 
     def _on_claim(self, job: TrackedJob, claim: Claim) -> Next:
         if claim.record != job.ledger_record:  # else keep our record: it may be newer, if its last write failed
-            self._store.load(job, claim.record)
+            self._store.replace_record(job, claim.record)
         if not claim.owned and not job.done:
             return CheckOwnerAt(self._clock() + OWNER_CHECK_S)
         if claim.owned and claim.record.state is not JobState.PENDING:
@@ -159,7 +168,7 @@ class Claims:
                 job.running_at = self._poller.running_since(job)
                 return ScheduleAt(self._poller.begin(job))
             case JobState.UNCERTAIN if job.slots:
-                return HoldUntil(job.holds_until)
+                return HoldSlotsUntil(job.holds_until)
             case _:
                 return Finish()
 

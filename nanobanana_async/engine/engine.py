@@ -9,7 +9,7 @@ from attrs import evolve
 from nanobanana_async.engine.callback_urls import CallbackUrls
 from nanobanana_async.engine.claims import Claims
 from nanobanana_async.engine.estimates import JobEstimates
-from nanobanana_async.engine.next_step import HoldUntil, Next, ScheduleAt
+from nanobanana_async.engine.next_step import HoldSlotsUntil, Next, ScheduleAt
 from nanobanana_async.engine.poller import Poller
 from nanobanana_async.engine.scheduler import Scheduler
 from nanobanana_async.engine.slots import Slots
@@ -174,7 +174,7 @@ class Engine:
         job.budgets = self._budgets
         return job
 
-    def follow(self, job: TrackedJob) -> TrackedJob:
+    def ensure_followed(self, job: TrackedJob) -> TrackedJob:
         """Follow a job that is not followed (any more). Return the one that is tracked under its key."""
         record = job.record
         if record.key in self.tracked:
@@ -191,12 +191,12 @@ class Engine:
     async def reload_and_follow(self, job: TrackedJob) -> TrackedJob:
         """Follow a job. Read it from the ledger first if another process may have resolved or continued it."""
         given_up = job.wait_error is not None and job.record.state is JobState.PENDING
-        if (given_up or job.record.state is JobState.UNCERTAIN) and not (job.live or self.scheduler.closing):
+        if (given_up or job.record.state is JobState.UNCERTAIN) and not (job.is_followed or self.scheduler.closing):
             record = await self.store.ledger.find(job.key)
             moved_on = record is not None and record.revision != job.ledger_record.revision
             if record is not None and moved_on and not (given_up and record.state is JobState.PENDING):
                 self.scheduler.reload(job, record)
-        return self.follow(job)
+        return self.ensure_followed(job)
 
     async def adopt_all(self, records: AsyncIterator[JobRecord]) -> list[TrackedJob]:
         """Follow jobs that have no owner; return those that this session owns now."""
@@ -206,7 +206,7 @@ class Engine:
             if record.key not in self.tracked:
                 job = self.track(record)
                 job.may_buy = True
-                waiting.append(self.follow(job))
+                waiting.append(self.ensure_followed(job))
             if len(waiting) >= ADOPT_BATCH:
                 jobs += await self._adopted(waiting)
                 waiting = []
@@ -242,7 +242,7 @@ class Engine:
                 job.wake(ConfigurationError(f"{error.message}: nothing was changed") if taken else error)
                 if job.record.state is JobState.RUNNING:  # `JobResolver` releases it
                     raise
-                return HoldUntil(job.holds_until)
+                return HoldSlotsUntil(job.holds_until)
 
         self.scheduler.start_step(resolved, self.scheduler.track(job, Phase.RECOVERING))
         return job
@@ -255,14 +255,14 @@ class Engine:
             raise ConfigurationError(f"job {record.key} is {record.state.value}: there is nothing to resolve")
         if buy_again and record.request is None:
             raise ConfigurationError(f"the request of job {record.key} is not in the ledger: it cannot be bought again")
-        if job.live and record.state is JobState.RUNNING:
+        if job.is_followed and record.state is JobState.RUNNING:
             raise ConfigurationError(f"job {record.key} is running and polled by this session: nothing to resolve")
-        if job.live:
+        if job.is_followed:
             raise ConfigurationError(f"job {record.key} is being resolved by another call")
         self.scheduler.check_open(record)
         self._claims.check_account(record)
 
-    async def fetch_images(self, job: TrackedJob) -> None:
+    async def poll_for_images(self, job: TrackedJob) -> None:
         """Poll a job that has succeeded once more for its images: the ledger does not store inline ones."""
         self._claims.check_account(job.record)
         job.observation = await self._poll_images(job.record.task_id or "", job.key)
@@ -292,7 +292,7 @@ class Engine:
             self.scheduler.withdraw(job)
             return True
         job.withdraw_requested = True
-        if not job.live:  # another owner may have it; a live job is withdrawn when its current step is over
+        if not job.is_followed:  # another owner may have it; a live job is withdrawn when its current step is over
             self.scheduler.start_step(self._claims.check_owner, self.scheduler.track(job, Phase.CLAIMING))
         return True
 

@@ -55,7 +55,7 @@ class FallbackPolling:
         waits = self.waits_for_callback(job) and not job.callback_pending and not in_trouble
         return waits and self._fallback(job) > self._clock() + TICK_S
 
-    def ended(self, record: JobRecord, *, called: bool) -> None:
+    def on_ended(self, record: JobRecord, *, called: bool) -> None:
         """Record that a job ended, and whether its callback had come."""
         if self._callbacks.is_expected_for(record):
             self._lost += LOSS_SMOOTHING * ((not called) - self._lost)

@@ -218,7 +218,7 @@ class Poller:
         self, job: TrackedJob, state: JobState, seen: Observation, called: bool, **facts: object
     ) -> None:
         record = job.record
-        self.fallback.ended(record, called=called)
+        self.fallback.on_ended(record, called=called)
         if job.schedule is not None:
             age_s = self._clock() - job.running_at
             took_s = seen.duration_s(age_s)

@@ -43,7 +43,7 @@ class JobResolver:
         job = await self._find(key)
         self._engine.check_resolvable(job, buy_again=buy_again)
         if job.record.state is not JobState.RUNNING:
-            return await self._decide(job, task_id, buy_again=buy_again)
+            return await self._carry_out_decision(job, task_id, buy_again=buy_again)
         claim = await self._ledger.adopt(key)
         if claim is None or not claim.owned or claim.record.revision != job.record.revision:
             raise ConfigurationError(f"job {key} is running and polled by another session: nothing to resolve")
@@ -52,7 +52,7 @@ class JobResolver:
             if await self._query_task(lost, self._age_s(job.record)) is not None:
                 why = f"the gateway knows its task {lost}; call `resume` to poll it"
                 raise ConfigurationError(f"job {key} is running: nothing to resolve, {why}")
-            return await self._decide(job, task_id, buy_again=buy_again)
+            return await self._carry_out_decision(job, task_id, buy_again=buy_again)
         except BaseException:
             await self._release(key)
             raise
@@ -71,7 +71,7 @@ class JobResolver:
             raise TaskNotFound(f"the gateway knows no task {task_id}: nothing was changed")
         return seen
 
-    async def _decide(self, job: TrackedJob, task_id: str | None, *, buy_again: bool) -> TrackedJob:
+    async def _carry_out_decision(self, job: TrackedJob, task_id: str | None, *, buy_again: bool) -> TrackedJob:
         key, before = job.key, job.record.revision
         if task_id is not None:
             try:

@@ -13,7 +13,16 @@ from nanobanana_async.engine.estimates import JobEstimates
 from nanobanana_async.engine.foreign_slots import recount_foreign_slots
 from nanobanana_async.engine.image_poll import ImagePoll
 from nanobanana_async.engine.image_polls import ImagePolls
-from nanobanana_async.engine.next_step import CheckOwnerAt, Enqueue, Finish, HoldUntil, LetGo, Next, Recover, ScheduleAt
+from nanobanana_async.engine.next_step import (
+    CheckOwnerAt,
+    Enqueue,
+    Finish,
+    HoldSlotsUntil,
+    LetGo,
+    Next,
+    Recover,
+    ScheduleAt,
+)
 from nanobanana_async.engine.poller import Poller
 from nanobanana_async.engine.slots import Slots
 from nanobanana_async.engine.store import JobStore
@@ -133,7 +142,7 @@ class Scheduler:
         """Withdraw a job that a cap of credits does not allow."""
 
         async def declined(job: TrackedJob) -> Next:
-            await self._claims.withdraw(job)
+            await self._claims.store_withdrawal(job)
             return Finish(error)
 
         self.withdraw(job, declined)
@@ -141,7 +150,7 @@ class Scheduler:
     def withdraw(self, job: TrackedJob, step: JobStep | None = None) -> None:
         """Withdraw a job that waits to be sent."""
         job.move(Phase.WITHDRAWING)
-        self.start_step(step or self._claims.withdraw, job)
+        self.start_step(step or self._claims.store_withdrawal, job)
 
     def start_step(self, step: JobStep, job: TrackedJob) -> None:
         """Run a step that makes no request to the gateway; closing waits for it."""
@@ -149,7 +158,7 @@ class Scheduler:
 
     def _apply(self, job: TrackedJob, next_step: Next) -> None:
         """Carry out what a step returned: set the phase, the queue or timer and the slots, and wake the waiters."""
-        if not job.live:  # closing has ended the waiting
+        if not job.is_followed:  # closing has ended the waiting
             return
         joined = job.joining
         if self._withdraws(job, next_step):
@@ -174,7 +183,7 @@ class Scheduler:
             case Recover():
                 job.move(Phase.RECOVERING)
                 self.start_step(self._submitter.recover, job)
-            case HoldUntil(due=due):
+            case HoldSlotsUntil(due=due):
                 self._retire(job, Phase.DONE, hold_until=due)
             case LetGo():
                 self._retire(job, Phase.KNOWN)
@@ -252,7 +261,7 @@ class Scheduler:
     def reload(self, job: TrackedJob, record: JobRecord) -> None:
         """Take a newer record of a job that is not followed: how the last waiting for it ended is no longer true."""
         job.wait_error = None
-        self._store.load(job, record)
+        self._store.replace_record(job, record)
         self._store.credits.park(job)
 
     def _finish(self, job: TrackedJob, error: NanoBananaError | None) -> None:
@@ -308,7 +317,7 @@ class Scheduler:
         error = NanoBananaError(f"{why}; see the log")
         if isinstance(job, ImagePoll):
             self.image_polls.fail(job, error)
-        elif job.live:
+        elif job.is_followed:
             self._finish(job, error)
 
     def check_open(self, record: JobRecord) -> None:

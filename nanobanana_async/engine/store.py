@@ -25,8 +25,8 @@ ASK_AGAIN_S = 1.0
 
 
 @frozen
-class _Drawn:
-    caps: tuple[Cap, ...]
+class _Reservation:
+    credit_caps: tuple[Cap, ...]
     price: Price
 
 
@@ -45,7 +45,7 @@ class CreditAccount:
         """The balance of the account as the gateway last stated it; only a hint."""
         self.live: Mapping[str, TrackedJob] = {}
         """`Scheduler.tracked`."""
-        self._reserved_in: dict[str, _Drawn] = {}
+        self._reserved_in: dict[str, _Reservation] = {}
         """Key -> the caps and the price of a job's reservation, until its charge is final."""
 
     def check(self, job: TrackedJob, now: float) -> Affordable:
@@ -84,15 +84,15 @@ class CreditAccount:
         """Reserve the job's price before its create leaves."""
         if job.budgets:
             price = self.price(job)
-            self._reserved_in[job.key] = drawn = _Drawn(self._caps_of(job), price)
-            for cap in drawn.caps:
-                cap.reserve(_purchase(job.record), price)
+            self._reserved_in[job.key] = drawn = _Reservation(self._caps_of(job), price)
+            for cap in drawn.credit_caps:
+                cap.reserve(_purchase_id(job.record), price)
 
     def refused(self, job: TrackedJob, allowance: Allowance, now: float) -> None:
         """Release the reservation, because the ledger does not allow the job to be sent."""
         price = allowance.price
         for cap in self._caps_of(job):
-            cap.release(_purchase(job.record))
+            cap.release(_purchase_id(job.record))
         self._reserved_in.pop(job.key, None)
         if allowance.refusal is Refusal.PRICE:
             self.prices.learn(price.price_class, price.credits)
@@ -127,13 +127,13 @@ class CreditAccount:
     def refollow(self, job: TrackedJob) -> None:
         """Let the caps wait for a job again that is followed once more."""
         for cap in self._caps_of(job):
-            cap.resume(_purchase(job.record))
+            cap.resume(_purchase_id(job.record))
 
     def park(self, job: TrackedJob) -> None:
         """Update the reservation from the record, which others may have changed; the caps stop waiting for it."""
         self._update_reservations(job)
         for cap in self._caps_of(job):
-            cap.suspend(_purchase(job.record))
+            cap.suspend(_purchase_id(job.record))
 
     def _check_caps(self, job: TrackedJob, now: float) -> Affordable:
         for cap in job.budgets:
@@ -146,7 +146,7 @@ class CreditAccount:
         caps = self._caps_of(job)
         if not caps:
             return
-        purchase, charge = _purchase(job.record), charge_of(job.record)
+        purchase, charge = _purchase_id(job.record), charge_of(job.record)
         for cap in caps:
             if charge is None:
                 cap.release(purchase)
@@ -162,10 +162,10 @@ class CreditAccount:
 
     def _caps_of(self, job: TrackedJob) -> tuple[Cap, ...]:
         drawn = self._reserved_in.get(job.key)
-        return job.budgets if drawn is None else tuple(dict.fromkeys((*drawn.caps, *job.budgets)))
+        return job.budgets if drawn is None else tuple(dict.fromkeys((*drawn.credit_caps, *job.budgets)))
 
 
-def _purchase(record: JobRecord) -> tuple[str, int]:
+def _purchase_id(record: JobRecord) -> tuple[str, int]:
     return record.key, record.generation
 
 
@@ -195,7 +195,7 @@ class JobStore:
             self.emit(JobStateChanged(before=None, record=job.record))
         return claim
 
-    def load(self, job: TrackedJob, record: JobRecord) -> None:
+    def replace_record(self, job: TrackedJob, record: JobRecord) -> None:
         """Make a record from the ledger the job's. The owner or session that wrote it has emitted its events."""
         job.ledger_record = record
         job.set_record(record)
@@ -284,7 +284,7 @@ def utcnow() -> datetime:
     return datetime.now(UTC) if clock is None else clock()
 
 
-def failure_of(error: NanoBananaError) -> Failure:
+def to_failure(error: NanoBananaError) -> Failure:
     """Return an error in the form that a ledger can store."""
     if isinstance(error, GatewayError):
         return Failure(

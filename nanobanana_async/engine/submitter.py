@@ -14,10 +14,10 @@ from attrs import evolve
 
 from nanobanana_async.engine.contained_send import send_contained
 from nanobanana_async.engine.estimates import JobEstimates
-from nanobanana_async.engine.next_step import Enqueue, Finish, HoldUntil, Next, ScheduleAt
+from nanobanana_async.engine.next_step import Enqueue, Finish, HoldSlotsUntil, Next, ScheduleAt
 from nanobanana_async.engine.poller import Poller
 from nanobanana_async.engine.slots import Slots
-from nanobanana_async.engine.store import JobStore, failure_of
+from nanobanana_async.engine.store import JobStore, to_failure
 from nanobanana_async.engine.tracked_job import NEVER, TrackedJob
 from nanobanana_async.errors import (
     MAX_RETRY_AFTER_S,
@@ -42,7 +42,7 @@ from nanobanana_async.policy.retry import (
     RetryAction,
     RetryDecision,
     RetryPolicy,
-    decide_create,
+    decide_failed_create,
     is_outage,
 )
 
@@ -152,7 +152,7 @@ class Submitter:
     async def _not_accepted(self, job: TrackedJob, error: NanoBananaError, sent_before: bool) -> Next:
         job.failures += 1
         attempt = self._attempt(job, sent_before)
-        decision = decide_create(error, attempt, self._retry)
+        decision = decide_failed_create(error, attempt, self._retry)
         now = self._clock()
         wait_s = self._wait_s(job, error, decision)
         self._update_limits(job, error, decision, now)
@@ -189,7 +189,7 @@ class Submitter:
                     job,
                     JobState.REFUSED,
                     attempts=attempts,
-                    failure=failure_of(error),
+                    failure=to_failure(error),
                     ended_at=self._store.utcnow(),
                 )
                 return Finish()
@@ -211,14 +211,14 @@ class Submitter:
         attempt = self._attempt(job, sent_before=True)
         job.first_attempt_at = self._clock()
         why = "the session ended before an answer came"
-        decision = decide_create(TransportError(why, possibly_sent=True), attempt, self._retry)
+        decision = decide_failed_create(TransportError(why, possibly_sent=True), attempt, self._retry)
         if decision.action is not RetryAction.REPEAT:
             return await self._mark_uncertain(job, why)
         await self._store.transition(job, JobState.SUBMITTING, in_doubt=True)
         return Enqueue()
 
     def _hold(self, job: TrackedJob) -> Next:
-        return HoldUntil(self._clock() + self._estimates.may_run_for_s(job))
+        return HoldSlotsUntil(self._clock() + self._estimates.may_run_for_s(job))
 
     def _expired(self, job: TrackedJob) -> bool:
         """Whether the idempotency key is too old to repeat the create with it."""
@@ -226,7 +226,7 @@ class Submitter:
         return attempt.keyed and not attempt.key_lives
 
     async def _mark_uncertain(self, job: TrackedJob, why: str) -> Next:
-        failure = job.record.failure or failure_of(TransportError(why, possibly_sent=True))
+        failure = job.record.failure or to_failure(TransportError(why, possibly_sent=True))
         await self._store.transition(job, JobState.UNCERTAIN, in_doubt=True, failure=failure)
         return self._hold(job)
 
@@ -280,7 +280,7 @@ class Submitter:
 
 def _reason(error: NanoBananaError, record: JobRecord, decision: RetryDecision) -> Failure:
     """Return why it is unknown whether a job was bought. A 409 counts as a conflict only at the first create."""
-    failure = failure_of(error)
+    failure = to_failure(error)
     if decision.kind is FailureKind.KEY_TAKEN:
         why = (
             f"the gateway knows key {record.wire_key} already, and not from this job: another host may have bought job"

@@ -198,7 +198,7 @@ class TrackedJob:
         self.due = NEVER
 
     @property
-    def live(self) -> bool:
+    def is_followed(self) -> bool:
         """Whether this session follows it."""
         return self._phase in LIVE_PHASES
 

@@ -198,10 +198,10 @@ def task_id(value: object, _: object = None) -> str:
 
 def names_task(value: object) -> bool:
     """Return whether an answer names a task, even one whose id can't be stored."""
-    return known_task_id(value) is not None or (isinstance(value, str) and MASK in value)
+    return task_id_or_none(value) is not None or (isinstance(value, str) and MASK in value)
 
 
-def known_task_id(value: object, _: object = None) -> str | None:
+def task_id_or_none(value: object, _: object = None) -> str | None:
     """Return a task id, or None if it is invalid: for answers where it only confirms a known id."""
     try:
         return task_id(value)

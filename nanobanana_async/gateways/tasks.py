@@ -19,11 +19,11 @@ from nanobanana_async.gateways.parsing import (
     UNKNOWN,
     ParsedResponse,
     TaskStatus,
-    known_task_id,
     parse_nested_json,
     parse_running,
     parse_word,
     status_word,
+    task_id_or_none,
     without_inline_images,
 )
 from nanobanana_async.gateways.redaction import MESSAGE
@@ -75,7 +75,7 @@ CONVERTER.register_structure_hook(
         _Task,
         CONVERTER,
         status=override(struct_hook=status_word),
-        task_id=override(struct_hook=known_task_id),
+        task_id=override(struct_hook=task_id_or_none),
         fail_message=override(rename="failMsg"),
     ),
 )

@@ -95,7 +95,7 @@ class Charges:
         blocked = price.estimated and self._has_estimates(job.batch, price, unpriced)
         if not blocked and (total or 0) + amount <= units(max_credits):
             return Allowance(price=price, spent=spent)
-        ours, others = self._under_way(job, estimated_only=blocked)
+        ours, others = self._keys_that_may_free_credits(job, estimated_only=blocked)
         refusal = Refusal.ESTIMATE if blocked else Refusal.SUM
         return Allowance(refusal=refusal, price=price, spent=spent, ours=ours, others=others)
 
@@ -162,7 +162,7 @@ class Charges:
             return True
         return self._run(_SELECT_ESTIMATES, (batch,)).fetchone() is not None
 
-    def _under_way(self, job: JobRecord, *, estimated_only: bool) -> tuple[tuple[str, ...], bool]:
+    def _keys_that_may_free_credits(self, job: JobRecord, *, estimated_only: bool) -> tuple[tuple[str, ...], bool]:
         """Return our jobs of the batch that may free credits, and whether another living owner has such jobs."""
         ours, owners = [], set()
         for key, owner, estimated in self._run(_SELECT_UNDER_WAY, (job.account, job.batch)).fetchall():

@@ -106,7 +106,7 @@ class AdmissionLimiter:
     """No create leaves before this time: backoff where no job can end and make room."""
     _refused_at: float = -math.inf
     _refused_in_a_row: int = 0
-    _max_in_flight: float = math.inf
+    _max_creates_in_flight: float = math.inf
     """Bound of creates in flight if nothing is learned: 1 after a refusal, one more with each accept."""
     _jobs_ended: int = 0
     _undecided: _Undecided | None = None
@@ -134,7 +134,7 @@ class AdmissionLimiter:
             return False
         if self._trial_at <= now:
             return not load.in_flight and self.jobs.allows(load.held, weight)
-        return load.in_flight < self._max_in_flight and self.jobs.admits(load.held, load.in_flight, weight)
+        return load.in_flight < self._max_creates_in_flight and self.jobs.admits(load.held, load.in_flight, weight)
 
     def opens_at(self, now: float) -> float:
         """Return when a create may leave by the passing of time; a past time if other events are awaited."""
@@ -165,7 +165,7 @@ class AdmissionLimiter:
     def on_accepted(self, now: float, create: Create, load: Load) -> None:
         """Record that a create was accepted; `load.held` includes its job."""
         self._refused_in_a_row = 0
-        self._max_in_flight += 1.0
+        self._max_creates_in_flight += 1.0
         event = self._undecided
         if event is not None and create.sent_at > event.at:
             if self._jobs_ended == event.ends_before:
@@ -214,7 +214,7 @@ class AdmissionLimiter:
     def _refused_for_slots(self, now: float, sent_at: float, held: int) -> None:
         self.jobs.on_throttled(now, sent_at, held)
         if not self.policy.learn:
-            self._max_in_flight = 1.0
+            self._max_creates_in_flight = 1.0
         if not held or not self.policy.learn:
             wait_s = min(LONGEST_WAIT_S, TRIAL_WAIT_S * 2.0 ** min(self._refused_in_a_row - 1, 5))
             self.blocked_until = now + wait_s

@@ -147,10 +147,10 @@ def as_credits(name: str, value: Decimal | float | None) -> Decimal | None:
     except ArithmeticError:
         number = Decimal("NaN")
     if isinstance(value, (bool, str)) or not number.is_finite() or number < 0:
-        raise ConfigurationError(f"{name} must be a number of at least 0, not {_shown(value)}")
+        raise ConfigurationError(f"{name} must be a number of at least 0, not {_short_repr(value)}")
     if number > MAX_CREDITS or (number and number < BILLIONTH):
         raise ConfigurationError(
-            f"{name} must be 0, or from {plain(BILLIONTH)} to {plain(MAX_CREDITS)} credits, not {_shown(value)}"
+            f"{name} must be 0, or from {plain(BILLIONTH)} to {plain(MAX_CREDITS)} credits, not {_short_repr(value)}"
         )
     rounded = number.quantize(BILLIONTH, ROUND_DOWN)
     return number if number == rounded else rounded
@@ -167,7 +167,7 @@ def credits_in(amount: int) -> Decimal:
     return amount * BILLIONTH
 
 
-def _shown(value: object) -> str:
+def _short_repr(value: object) -> str:
     try:
         text = str(value) if isinstance(value, Decimal) else repr(value)
     except ValueError:  # a whole number of thousands of digits

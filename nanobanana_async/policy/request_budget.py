@@ -51,26 +51,26 @@ PROVEN = 0.9
 class AcceptedLately:
     """Counts accepted requests in each second of the last minute."""
 
-    _seconds: deque[list[int]] = field(factory=deque)
+    _counts_by_second: deque[list[int]] = field(factory=deque)
     _first_at: float = math.inf
 
     def add(self, at: float) -> None:
         """Count a request that was sent at a time, and accepted."""
         self._first_at = min(self._first_at, at)
         second = int(at)
-        if self._seconds and second <= self._seconds[-1][0]:
-            self._seconds[-1][1] += 1
+        if self._counts_by_second and second <= self._counts_by_second[-1][0]:
+            self._counts_by_second[-1][1] += 1
             return
-        self._seconds.append([second, 1])
-        while self._seconds[0][0] <= second - MINUTE_S:
-            self._seconds.popleft()
+        self._counts_by_second.append([second, 1])
+        while self._counts_by_second[0][0] <= second - MINUTE_S:
+            self._counts_by_second.popleft()
 
     def proven_rate(self, now: float) -> float:
         """Return the rate of the minute before, or of its second half if that was lower; 0 before a full minute."""
         if not now - self._first_at >= MINUTE_S:
             return 0.0
-        minute = sum(count for second, count in self._seconds if second > now - MINUTE_S)
-        half = sum(count for second, count in self._seconds if second > now - MINUTE_S / 2)
+        minute = sum(count for second, count in self._counts_by_second if second > now - MINUTE_S)
+        half = sum(count for second, count in self._counts_by_second if second > now - MINUTE_S / 2)
         return min(minute, 2 * half) / MINUTE_S
 
 
@@ -84,7 +84,7 @@ class _Kind:
     """When the last accepted request was sent."""
     refused_at: float | None = None
     """When the first refusal of a run of refusals was answered; None while requests are accepted."""
-    refused: int = 0
+    refused_in_a_row: int = 0
     """The length of the run."""
     tried_meanwhile: int = 0
     accepted_meanwhile: int = 0
@@ -148,10 +148,10 @@ class RequestBudget:
         if self._meanwhile(kind, sent_at, accepted=False):
             self._weigh(REFUSED_TOO)
         if this.refused_at is None:
-            this.refused_at, this.refused, this.tried_meanwhile, this.accepted_meanwhile = now, 1, 0, 0
+            this.refused_at, this.refused_in_a_row, this.tried_meanwhile, this.accepted_meanwhile = now, 1, 0, 0
         elif sent_at > this.refused_at:
-            this.refused += 1
-            if this.refused >= LONG_RUN and this.accepted_meanwhile:
+            this.refused_in_a_row += 1
+            if this.refused_in_a_row >= LONG_RUN and this.accepted_meanwhile:
                 share = (this.accepted_meanwhile + 0.5) / (this.tried_meanwhile + 1.0)
                 self._weigh(math.log(1.0 - share))
         for each in (this, self._both):
@@ -170,7 +170,7 @@ class RequestBudget:
     def _may_try(self, kind: RequestKind) -> bool:
         """Return whether one request may show, at once, whether it is refused as the other kind was."""
         other = self._kinds[_OTHER[kind]]
-        untried = other.refused_at is not None and other.tried_meanwhile < other.refused
+        untried = other.refused_at is not None and other.tried_meanwhile < other.refused_in_a_row
         return untried and self._kinds[kind].refused_at is None and self.log_odds < WELL_KNOWN
 
     def _meanwhile(self, kind: RequestKind, sent_at: float, *, accepted: bool) -> bool:

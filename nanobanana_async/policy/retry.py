@@ -142,7 +142,7 @@ def _costs_attempt(kind: FailureKind) -> bool:
     return kind not in (FailureKind.THROTTLED, FailureKind.IN_PROGRESS)
 
 
-def decide_create(error: NanoBananaError, attempt: Attempt, policy: RetryPolicy) -> RetryDecision:
+def decide_failed_create(error: NanoBananaError, attempt: Attempt, policy: RetryPolicy) -> RetryDecision:
     """Decide what to do with a job whose create failed.
 
     Doubt is sticky: once a create may have been accepted, only a task id ends the doubt, and no later refusal does.

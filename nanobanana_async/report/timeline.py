@@ -19,7 +19,7 @@ Step = tuple[float, float]
 
 
 @frozen
-class Cut:
+class IdleCut:
     """A place where idle time was cut out, and its length."""
 
     place: float
@@ -45,7 +45,7 @@ class Axis:
             self._pieces.append((start, end, offset_s))
             offset_s += end - start + cut_s
         self.cuts = tuple(
-            Cut((offset_s - cut_s / 2) / self.length_s, start - end)
+            IdleCut((offset_s - cut_s / 2) / self.length_s, start - end)
             for (_, end, _), (start, _, offset_s) in pairwise(self._pieces)
         )
 

@@ -195,7 +195,7 @@ async def test_bought_job_is_never_reported_as_not_bought(monkeypatch: pytest.Mo
     async with apimall(FakeTransport(FakeGateway(job_s=1e9).answer)) as session:
         job = await session.submit("a fox")
         await job.accepted()
-        monkeypatch.setattr(TrackedJob, "live", False)  # however it came to that
+        monkeypatch.setattr(TrackedJob, "is_followed", False)  # however it came to that
         with pytest.raises(JobUnfinished, match="is running and no longer polled here: await it again") as caught:
             await job._wait_for_change()
         assert caught.value.safe_to_repeat is False

@@ -13,7 +13,6 @@ from nanobanana_async.gateways.images import image_url, parse_first_delivered
 from nanobanana_async.gateways.parsing import (
     ParsedResponse,
     TaskStatus,
-    known_task_id,
     parse_decimal,
     parse_nested_json,
     parse_running,
@@ -21,6 +20,7 @@ from nanobanana_async.gateways.parsing import (
     parse_word,
     status_word,
     task_id,
+    task_id_or_none,
     without_inline_images,
 )
 from nanobanana_async.jobs import JobState
@@ -173,18 +173,18 @@ def test_parse_word_returns_short_printable_text_or_none(value: object, expected
 @pytest.mark.parametrize("value", ["ta-1", "a b", "ä", "x" * 512, 7])
 def test_valid_task_id_is_unchanged(value: object) -> None:
     assert task_id(value) == str(value)
-    assert known_task_id(value) == str(value)
+    assert task_id_or_none(value) == str(value)
 
 
 @pytest.mark.parametrize("value", ["", " ", ".", "..", "a\x00", "a\ud800", "x" * 513, True, None, [], {}])
 def test_invalid_task_id_raises(value: object) -> None:
     with pytest.raises(ValueError, match="a task id is"):
         task_id(value)
-    assert known_task_id(value) is None
+    assert task_id_or_none(value) is None
 
 
 def test_task_id_with_replacement_character_is_invalid() -> None:
-    assert known_task_id("a\N{REPLACEMENT CHARACTER}") is None
+    assert task_id_or_none("a\N{REPLACEMENT CHARACTER}") is None
 
 
 def test_status_is_lower_case_and_short() -> None:

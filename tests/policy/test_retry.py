@@ -30,7 +30,7 @@ from nanobanana_async.policy.retry import (
     RetryAction,
     RetryPolicy,
     classify_failure,
-    decide_create,
+    decide_failed_create,
     ends_polling,
     is_outage,
 )
@@ -97,7 +97,7 @@ def attempt(**facts: Any) -> Attempt:
 
 
 def decided(error: NanoBananaError, policy: RetryPolicy | None = None, **facts: Any) -> tuple[RetryAction, bool]:
-    decision = decide_create(error, attempt(**facts), policy or RetryPolicy())
+    decision = decide_failed_create(error, attempt(**facts), policy or RetryPolicy())
     return decision.action, decision.in_doubt
 
 
@@ -116,9 +116,9 @@ def test_unsent_create_is_repeated_on_both_gateways(name: str, keyed: bool) -> N
 
 @pytest.mark.parametrize("keyed", [True, False])
 def test_429_requeues_the_job_and_costs_no_attempt(keyed: bool) -> None:
-    decision = decide_create(LIMITED, attempt(keyed=keyed, number=99), RetryPolicy())
+    decision = decide_failed_create(LIMITED, attempt(keyed=keyed, number=99), RetryPolicy())
     assert (decision.action, decision.in_doubt, decision.costs_attempt) == (REQUEUE, False, False)
-    assert decide_create(UNSENT["no connection"], attempt(keyed=keyed), RetryPolicy()).costs_attempt
+    assert decide_failed_create(UNSENT["no connection"], attempt(keyed=keyed), RetryPolicy()).costs_attempt
 
 
 @pytest.mark.parametrize("name", [*GATEWAY_ERRORS, *NO_ANSWER])
@@ -208,7 +208,7 @@ policies = st.builds(
 
 @given(errors, attempts, policies)
 def test_doubt_is_sticky(error: NanoBananaError, known: Attempt, policy: RetryPolicy) -> None:
-    decision = decide_create(error, known, policy)
+    decision = decide_failed_create(error, known, policy)
     if known.in_doubt:
         assert decision.in_doubt
     if decision.in_doubt:
@@ -221,14 +221,14 @@ def test_doubt_is_sticky(error: NanoBananaError, known: Attempt, policy: RetryPo
 def test_doubt_without_a_live_key_is_parked_by_default(
     error: NanoBananaError, known: Attempt, policy: RetryPolicy
 ) -> None:
-    decision = decide_create(error, known, policy)
+    decision = decide_failed_create(error, known, policy)
     if decision.in_doubt and not known.key_lives and not (policy.retry_uncertain and not known.keyed):
         assert decision.action is PARK
 
 
 @given(errors, attempts, policies)
 def test_max_wait_and_max_attempts_end_the_repeats(error: NanoBananaError, known: Attempt, policy: RetryPolicy) -> None:
-    decision = decide_create(error, known, policy)
+    decision = decide_failed_create(error, known, policy)
     if known.waited_s >= policy.max_wait_s:
         assert decision.action is not REPEAT
     if decision.action is REPEAT and decision.costs_attempt:

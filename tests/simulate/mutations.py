@@ -19,7 +19,14 @@ from nanobanana_async.gateways.base import GatewaySettings
 from nanobanana_async.gateways.contract import HttpRequest
 from nanobanana_async.jobs import Accepted, JobRecord, JobState, Observation
 from nanobanana_async.ledger.statements import JobTable
-from nanobanana_async.policy.retry import Attempt, FailureKind, RetryAction, RetryDecision, RetryPolicy, decide_create
+from nanobanana_async.policy.retry import (
+    Attempt,
+    FailureKind,
+    RetryAction,
+    RetryDecision,
+    RetryPolicy,
+    decide_failed_create,
+)
 from tests.support.mutations import Change, Mutation
 
 
@@ -69,16 +76,16 @@ def _answer_goes_with_its_caller() -> list[Change]:
 
 def _repeat_without_a_key() -> list[Change]:
     def decided(error: NanoBananaError, attempt: Attempt, policy: RetryPolicy) -> RetryDecision:
-        return decide_create(error, attempt, evolve(policy, retry_uncertain=True))
+        return decide_failed_create(error, attempt, evolve(policy, retry_uncertain=True))
 
-    return [(buying, "decide_create", decided)]
+    return [(buying, "decide_failed_create", decided)]
 
 
 def _doubt_forgotten_on_a_refusal() -> list[Change]:
     def decided(error: NanoBananaError, attempt: Attempt, policy: RetryPolicy) -> RetryDecision:
-        return decide_create(error, evolve(attempt, in_doubt=False), policy)
+        return decide_failed_create(error, evolve(attempt, in_doubt=False), policy)
 
-    return [(buying, "decide_create", decided)]
+    return [(buying, "decide_failed_create", decided)]
 
 
 def _emitted_before_written() -> list[Change]:
@@ -128,9 +135,9 @@ def _lost_answer_taken_for_unsent() -> list[Change]:
     def decided(error: NanoBananaError, attempt: Attempt, policy: RetryPolicy) -> RetryDecision:
         if isinstance(error, TransportError):
             return RetryDecision(kind=FailureKind.NOT_SENT, action=RetryAction.REPEAT)
-        return decide_create(error, attempt, policy)
+        return decide_failed_create(error, attempt, policy)
 
-    return [(buying, "decide_create", decided)]
+    return [(buying, "decide_failed_create", decided)]
 
 
 def _other_bytes_on_a_repeat() -> list[Change]:
@@ -177,12 +184,12 @@ def _ended_jobs_are_forgotten() -> list[Change]:
 
 def _conflict_taken_for_a_refusal() -> list[Change]:
     def decided(error: NanoBananaError, attempt: Attempt, policy: RetryPolicy) -> RetryDecision:
-        verdict = decide_create(error, attempt, policy)
+        verdict = decide_failed_create(error, attempt, policy)
         if verdict.kind is FailureKind.KEY_TAKEN:
             return RetryDecision(kind=FailureKind.REFUSED, action=RetryAction.REFUSE)
         return verdict
 
-    return [(buying, "decide_create", decided)]
+    return [(buying, "decide_failed_create", decided)]
 
 
 def _resolved_without_asking() -> list[Change]:

@@ -175,7 +175,7 @@ def _decoded(line: int, raw: bytes) -> str:
         raise _Unreadable(line, f"byte {error.start + 1} is not UTF-8: save the file as UTF-8") from None
 
 
-def _each_line(file: BinaryIO, read: Callable[[str], dict[str, Any] | str]) -> Iterator[ParsedLine]:
+def _parse_lines(file: BinaryIO, read: Callable[[str], dict[str, Any] | str]) -> Iterator[ParsedLine]:
     for line, raw in enumerate(file, 1):
         try:
             text = _decoded(line, raw).strip()
@@ -189,11 +189,11 @@ def _each_line(file: BinaryIO, read: Callable[[str], dict[str, Any] | str]) -> I
 
 
 def _txt(file: BinaryIO) -> Iterator[ParsedLine]:
-    yield from _each_line(file, lambda text: {"prompt": text})
+    yield from _parse_lines(file, lambda text: {"prompt": text})
 
 
 def _jsonl(file: BinaryIO) -> Iterator[ParsedLine]:
-    yield from _each_line(file, _object)
+    yield from _parse_lines(file, _object)
 
 
 def _object(text: str) -> dict[str, Any] | str:
