@@ -84,7 +84,7 @@ async def test_a_blocked_prompt_does_not_affect_the_others() -> None:
 
 
 async def test_an_image_that_cannot_be_downloaded_leaves_its_url(tmp_path: Path) -> None:
-    script = Script({"cdn": [error(404)] * 2})  # the link and its replacement have expired
+    script = Script({"cdn": [error(404)] * 8})  # four attempts with the link, four with its replacement
     async with Emulator(duration=QUICK, script=script) as emulator:
         said = await nanobanana("generate", "a fox", "-o", "out", environ=environment(emulator), folder=tmp_path)
     assert said.code == 1

@@ -202,8 +202,8 @@ async def test_invalid_resolution_is_refused_and_writes_nothing() -> None:
         for way in WAYS.values():
             with pytest.raises(ConfigurationError, match="is running and polled by this session: nothing to resolve"):
                 await session.resolve(running, **way)
-            with pytest.raises(ConfigurationError, match="no job nobody in the ledger"):
-                await session.resolve("nobody", **way)
+            with pytest.raises(ConfigurationError, match="no job unknown in the ledger"):
+                await session.resolve("unknown", **way)
         assert len(process.ledger.changes) == written
         await running
         with pytest.raises(ConfigurationError, match="is succeeded"):
