@@ -223,11 +223,11 @@ NO_WIDGETS = """
     shell.get_ipython = lambda: None
     sys.modules["ipywidgets"] = None
     from nanobanana_async.testing import FakeTransport
-    from tests.support.fakes import Shop, apimall, virtually
+    from tests.support.fakes import FakeGateway, apimall, virtually
 
     @virtually
     async def main():
-        async with apimall(FakeTransport(Shop().answer)) as session:
+        async with apimall(FakeTransport(FakeGateway().answer)) as session:
             async for _ in session.generate_many(["a fox"], progress=True):
                 pass
 

@@ -44,7 +44,7 @@ class StdoutLines:
             start = f"{exact(result.row.key)}\t{result.row.status}"
             paths = [str(folder / image) for image in result.row.images] or [""]
             lines = "".join(f"{start}\t{exact(path)}\n" for path in paths)
-            self._lines.append(lines.encode(self._out.encoding, "backslashreplace"))
+            self._lines.append(lines.encode(self._out.encoding or "utf-8", "backslashreplace"))
 
     async def flush(self) -> None:
         """Print the queued lines. Waits for a slow reader; nothing is printed once the reader has closed the pipe.
