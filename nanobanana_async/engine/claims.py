@@ -9,7 +9,7 @@ from nanobanana_async.engine.next_step import (
     CheckOwnerAt,
     Enqueue,
     Finish,
-    HoldSlotsUntil,
+    HoldSlots,
     LetGo,
     Next,
     Recover,
@@ -168,7 +168,7 @@ class Claims:
                 job.running_at = self._poller.running_since(job)
                 return ScheduleAt(self._poller.begin(job))
             case JobState.UNCERTAIN if job.slots:
-                return HoldSlotsUntil(job.holds_until)
+                return HoldSlots(job.holds_until)
             case _:
                 return Finish()
 

@@ -9,7 +9,7 @@ from attrs import evolve
 from nanobanana_async.engine.callback_urls import CallbackUrls
 from nanobanana_async.engine.claims import Claims
 from nanobanana_async.engine.estimates import JobEstimates
-from nanobanana_async.engine.next_step import HoldSlotsUntil, Next, ScheduleAt
+from nanobanana_async.engine.next_step import HoldSlots, Next, ScheduleAt
 from nanobanana_async.engine.poller import Poller
 from nanobanana_async.engine.scheduler import Scheduler
 from nanobanana_async.engine.slots import Slots
@@ -242,7 +242,7 @@ class Engine:
                 job.wake(ConfigurationError(f"{error.message}: nothing was changed") if taken else error)
                 if job.record.state is JobState.RUNNING:  # `JobResolver` releases it
                     raise
-                return HoldSlotsUntil(job.holds_until)
+                return HoldSlots(job.holds_until)
 
         self.scheduler.start_step(resolved, self.scheduler.track(job, Phase.RECOVERING))
         return job

@@ -30,7 +30,7 @@ class Recover:
 
 
 @frozen
-class HoldSlotsUntil:
+class HoldSlots:
     """The job is UNCERTAIN: hold its slots until `due`, since it may still run."""
 
     due: float
@@ -48,4 +48,4 @@ class Finish:
     error: NanoBananaError | None = None
 
 
-Next = Enqueue | ScheduleAt | CheckOwnerAt | Recover | HoldSlotsUntil | LetGo | Finish
+Next = Enqueue | ScheduleAt | CheckOwnerAt | Recover | HoldSlots | LetGo | Finish

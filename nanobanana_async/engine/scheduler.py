@@ -13,16 +13,7 @@ from nanobanana_async.engine.estimates import JobEstimates
 from nanobanana_async.engine.foreign_slots import recount_foreign_slots
 from nanobanana_async.engine.image_poll import ImagePoll
 from nanobanana_async.engine.image_polls import ImagePolls
-from nanobanana_async.engine.next_step import (
-    CheckOwnerAt,
-    Enqueue,
-    Finish,
-    HoldSlotsUntil,
-    LetGo,
-    Next,
-    Recover,
-    ScheduleAt,
-)
+from nanobanana_async.engine.next_step import CheckOwnerAt, Enqueue, Finish, HoldSlots, LetGo, Next, Recover, ScheduleAt
 from nanobanana_async.engine.poller import Poller
 from nanobanana_async.engine.slots import Slots
 from nanobanana_async.engine.store import JobStore
@@ -183,7 +174,7 @@ class Scheduler:
             case Recover():
                 job.move(Phase.RECOVERING)
                 self.start_step(self._submitter.recover, job)
-            case HoldSlotsUntil(due=due):
+            case HoldSlots(due=due):
                 self._retire(job, Phase.DONE, hold_until=due)
             case LetGo():
                 self._retire(job, Phase.KNOWN)

@@ -14,7 +14,7 @@ from attrs import evolve
 
 from nanobanana_async.engine.contained_send import send_contained
 from nanobanana_async.engine.estimates import JobEstimates
-from nanobanana_async.engine.next_step import Enqueue, Finish, HoldSlotsUntil, Next, ScheduleAt
+from nanobanana_async.engine.next_step import Enqueue, Finish, HoldSlots, Next, ScheduleAt
 from nanobanana_async.engine.poller import Poller
 from nanobanana_async.engine.slots import Slots
 from nanobanana_async.engine.store import JobStore, to_failure
@@ -218,7 +218,7 @@ class Submitter:
         return Enqueue()
 
     def _hold(self, job: TrackedJob) -> Next:
-        return HoldSlotsUntil(self._clock() + self._estimates.may_run_for_s(job))
+        return HoldSlots(self._clock() + self._estimates.may_run_for_s(job))
 
     def _expired(self, job: TrackedJob) -> bool:
         """Whether the idempotency key is too old to repeat the create with it."""

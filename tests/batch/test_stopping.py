@@ -7,11 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from nanobanana_async import JobState
+from nanobanana_async import ApiMall, JobState, Session
 from nanobanana_async.errors import (
     AccessDenied,
     AuthenticationError,
     BatchStopped,
+    IdempotencyConflict,
     InsufficientCredits,
     InvalidRequest,
     LedgerError,
@@ -23,7 +24,7 @@ from nanobanana_async.jobs import JobRecord
 from nanobanana_async.ledger.base import Claim
 from nanobanana_async.testing import FakeTransport, Reply
 from tests.batch.fakes import CountingInput, PromptGateway, all_of, run_batch, slots, slowly, until_stopped
-from tests.support.fakes import RecordingLedger, apimall, defapi, virtually
+from tests.support.fakes import REAL_TIME, RecordingLedger, apimall, defapi, virtually
 from tests.support.loopback import charged, emulated, quick
 from tests.support.replies import json_reply, refused
 
@@ -144,8 +145,51 @@ async def test_twenty_equal_refusals_in_a_row_stop_the_batch() -> None:
     assert 20 <= len(gateway.posts) <= 20 + 8
     assert isinstance(stopped.cause, InvalidRequest)
     assert stopped.cause.code == "bad_model"
+    assert stopped.cause.message == "20 rows in a row were not bought for the same reason: No"
     assert len(outcomes) == stopped.done >= 20
     assert stopped.done + stopped.unbought == rows.pulled
+
+
+async def test_batch_of_another_account_names_the_hand_over(tmp_path: Path) -> None:
+    rows, path = [f"image {number}" for number in range(30)], tmp_path / "jobs.sqlite"
+    gateway = PromptGateway(job_s=0.01)
+    old, new = (ApiMall(api_key=key, expected_job_s=0.01) for key in ("old", "new"))
+    transport = FakeTransport(gateway.answer, latency_s=0.001)
+    async with Session(old, ledger=path, http=transport, polling=REAL_TIME) as session:
+        assert len(await all_of(session.generate_many(rows, batch="spring"))) == 30
+    async with Session(new, ledger=path, http=transport, polling=REAL_TIME) as session:
+        _, stopped = await until_stopped(session.generate_many(rows, batch="spring"))
+    assert "20 rows in a row were not bought for the same reason: job " in str(stopped.cause)
+    assert f"`nanobanana jobs hand-over --ledger {path} --from {old.account} --to {new.account}`" in str(stopped.cause)
+    assert "may be lost" not in str(stopped.cause)
+    assert not stopped.cause.safe_to_repeat
+    assert len(gateway.sold) == 30
+
+
+@virtually
+async def test_batch_whose_rows_all_changed_says_so() -> None:
+    gateway, ledger = PromptGateway(job_s=1), RecordingLedger(keep_ended=True)
+    rows = [[{"prompt": f"{name} {number}", "key": f"row{number}"} for number in range(30)] for name in ("fox", "owl")]
+    async with apimall(FakeTransport(gateway.answer), ledger=ledger) as session:
+        assert len(await all_of(session.generate_many(rows[0]))) == 30
+        outcomes, stopped = await until_stopped(session.generate_many(rows[1]))
+    assert "20 rows in a row were not bought for the same reason: key row" in str(stopped.cause)
+    assert "already belongs to another request" in str(outcomes[0].error)
+    assert len(gateway.sold) == 30
+
+
+async def test_error_names_the_rows_own_key_in_a_named_batch(tmp_path: Path) -> None:
+    gateway, path = PromptGateway(job_s=0.01), tmp_path / "jobs.sqlite"
+    transport = FakeTransport(gateway.answer, latency_s=0.001)
+    async with Session(ApiMall(api_key="k"), ledger=path, http=transport, polling=REAL_TIME) as session:
+        for prompt in ("a fox", "an owl"):
+            rows = [{"prompt": prompt, "key": "row2"}]
+            (outcome,) = await all_of(session.generate_many(rows, batch="spring"))
+        assert isinstance(outcome.error, IdempotencyConflict)
+        assert f"key {outcome.key} (the row's key is row2) already belongs to another request" in str(outcome.error)
+        assert await session.job(outcome.key) is not None
+        assert await session.job("row2") is None
+    assert len(gateway.sold) == 1
 
 
 @pytest.mark.parametrize("between", [None, refused(451, "blocked", "No"), refused(400, "other", "No")])

@@ -118,6 +118,7 @@ async def test_twenty_unsaved_images_in_a_row_stop_the_batch(tmp_path: Path) -> 
         outcomes, stopped = await until_stopped(session.generate_many(ROWS, save_to=tmp_path / "out"))
         assert emulator.stats().creates_accepted == len(outcomes) < 90
     assert isinstance(stopped.cause, DownloadError)
+    assert stopped.cause.message.startswith("20 rows in a row were bought and have no saved images for the same reason")
     assert len(outcomes) >= 20
 
 

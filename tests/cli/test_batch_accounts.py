@@ -3,15 +3,17 @@
 import asyncio
 import re
 import shlex
-from decimal import Decimal
 
 import pytest
 
+from nanobanana_async import ImageRequest, SqliteLedger
+from nanobanana_async.batch.rows import RowReader
 from nanobanana_async.cli import app as cli
 from nanobanana_async.emulator import API_KEY, Fixed
 from tests.cli.batch_kills import images_of, lines_of
 from tests.cli.batches import Command, emulated, requests
 from tests.support.command import environment, started
+from tests.support.records import record
 
 pytestmark = pytest.mark.slow
 
@@ -75,5 +77,21 @@ async def test_rows_refused_with_a_mistyped_key_are_bought_with_the_right_one(ba
         batch.patch.setenv("APIMALL_API_KEY", API_KEY)
         assert "to buy\t12" in (await batch(file, "--dry-run")).out
         assert (await batch(file, "--max-credits", "96")).code == 0
-        assert (emulator.stats().creates_accepted, emulator.stats().credits_charged) == (12, Decimal(96))
+        assert emulator.stats().creates_accepted == 12
+        assert emulator.stats().credits_charged == 96
     assert batch.statuses() == {"succeeded": 12}
+
+
+async def test_an_unsent_row_of_a_living_session_of_another_account_is_unfinished(batch: Command) -> None:
+    async with emulated(batch) as emulator:
+        await batch(batch.write("foxes.txt", "a fox"))
+        key, ledger = RowReader("foxes").read("a lynx").key, SqliteLedger(batch.out / "jobs.sqlite")
+        await ledger.open()
+        request = ImageRequest("a lynx", model=emulator.apimall().model)
+        await ledger.claim(record(key=key, account=emulator.apimall(api_key=NEW_KEY).account, request=request))
+        said = await batch(batch.write("foxes.txt", "a fox", "a lynx"))
+        await ledger.aclose()
+        assert (said.code, batch.lines()["a lynx"]["status"]) == (1, "unfinished")
+        assert "belongs to another account" in said.err
+        assert (await batch("foxes.txt")).code == 0
+        assert emulator.stats().creates_accepted == 2

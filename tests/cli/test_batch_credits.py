@@ -17,6 +17,8 @@ from tests.support.command import Said, ended, environment, started
 
 pytestmark = pytest.mark.slow
 
+NONE = Decimal(0)
+
 
 def credits_of(said: Said) -> tuple[Decimal, Decimal]:
     """Return the credits that the summary says are spent and reserved."""
@@ -41,8 +43,8 @@ async def test_adopted_jobs_count_once_after_a_kill(batch: Command, gateway: str
     async with emulated(batch, gateway, job_limit=4, duration=Fixed(0.7)) as emulator:
         await stopped_run(batch, emulator, 0, accepted=8, gateway=gateway)
         said = await batch("foxes.txt")
-        assert (said.code, credits_of(said)) == (0, (emulator.stats().credits_charged, Decimal(0)))
-        assert credits_of(await batch("foxes.txt")) == (emulator.stats().credits_charged, Decimal(0))
+        assert (said.code, credits_of(said)) == (0, (emulator.stats().credits_charged, NONE))
+        assert credits_of(await batch("foxes.txt")) == (emulator.stats().credits_charged, NONE)
         assert emulator.stats().creates_accepted == 12
 
 

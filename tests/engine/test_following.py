@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+from decimal import Decimal
 from itertools import pairwise
 
 import pytest
@@ -96,7 +97,7 @@ async def test_ten_seconds_without_images_is_a_failed_job() -> None:
         assert 10.0 <= now() <= 16.0
         job = await session.job("order-1")
         assert job is not None
-        assert (job.state, job.credits) == (JobState.FAILED, 8)
+        assert (job.state, job.credits) == (JobState.FAILED, Decimal(8))
     assert caught.value.kind == "unknown"
     assert len(transport.polls) >= 3
 
