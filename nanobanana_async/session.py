@@ -291,7 +291,8 @@ class Session:
         """Save the images of a result in a folder, created if missing; return their paths.
 
         Files are named by the job's key, the image's number and its actual type. They appear complete or not at all,
-        and are listed in the folder's `SHA256SUMS`. Saving again changes nothing, and no other file is overwritten.
+        and are listed in the folder's `SHA256SUMS`. Saving again changes nothing but a damaged image, which is
+        replaced; no other file is overwritten.
         Raises `DownloadError`, or `SaveError` if the folder cannot be written.
         """
         saver = ImageSaver(self._engine(), self._components.downloads)
