@@ -345,7 +345,7 @@ async def test_a_dry_run_changes_nothing(batch: Command) -> None:
 
 async def test_failed_downloads_are_repeated_by_the_next_run(batch: Command) -> None:
     file = batch.prompts(1)
-    async with emulated(batch, script=Script({"cdn": [error(404)] * 2})) as emulator:
+    async with emulated(batch, script=Script({"cdn": [error(410)] * 2})) as emulator:
         said = await batch(file)
         assert (said.code, batch.statuses()) == (1, {"unfinished": 1})
         assert batch.lines()["a fox 0"]["error_kind"] == "DownloadError"

@@ -83,7 +83,7 @@ async def test_environment_variables_are_validated_like_options() -> None:
 
 @pytest.mark.parametrize("name", ["NANOBANANA_GATEWAY", "NANOBANANA_MAX_JOBS", "NANOBANANA_TIMEOUT"])
 async def test_empty_environment_variables_are_unset(name: str) -> None:
-    said = await nanobanana("generate", "x", environ=environment(**{name: " "}))
+    said = await nanobanana("generate", "x", environ={**environment(), name: " "})
     assert said.code == 2
     assert "set APIMALL_API_KEY or DEFAPI_API_KEY" in said.complaint
 

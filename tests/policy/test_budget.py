@@ -337,7 +337,7 @@ def test_amount_out_of_range_gives_a_short_message(bad: Any) -> None:
 
 def test_long_text_is_cut_in_the_message() -> None:
     with pytest.raises(ConfigurationError) as caught:
-        as_credits("max_credits", "8" * 500 + "x")
+        as_credits("max_credits", "8" * 500 + "x")  # type: ignore[arg-type]
     assert len(str(caught.value)) < 200
 
 
