@@ -23,6 +23,11 @@ def count(value: int, one: str, many: str | None = None) -> str:
     return f"{value:,} {one if value == 1 else many or f'{one}s'}"
 
 
+def credit_count(amount: Decimal | int | float) -> str:
+    """Return "1 credit" or "2.5 credits"."""
+    return f"{number(amount)} {'credit' if amount == 1 else 'credits'}"
+
+
 def duration(seconds: float, *, tenths: bool = True) -> str:
     """Return a duration in its two largest units: "0.4 s", "12 s", "3 min 5 s", "2 d 4 h".
 

@@ -60,18 +60,22 @@ class ImageSaver:
         return saved.path
 
     async def _refresh_link(self, image: GeneratedImage, error: DownloadError) -> str:
-        """Return a new link from the gateway; raise the given error if there is none."""
+        """Return a new link from the gateway; raise the given error, with the reason, if there is none."""
         if not image.task_id or not (error.link_expired or error.status == 403):
             raise error
         try:
             links = await self._engine.fresh_image_links(image.task_id)
-        except NanoBananaError:
-            raise error from None
+        except NanoBananaError as refusal:
+            raise _with_reason(error, f"the gateway gave no new link: {refusal.message}") from None
         link = links.get(image.index)
         if link is None or link == image.url:
-            raise error
+            raise _with_reason(error, "the gateway has no new link")
         return link
 
     def _fresh_s(self, image: GeneratedImage) -> float:
         """Return for how long the host may not have the image yet."""
         return 0.0 if image.ended_at is None else max(0.0, FRESH_LINK_S - self._engine.store.age_s(image.ended_at))
+
+
+def _with_reason(error: DownloadError, reason: str) -> DownloadError:
+    return DownloadError(f"{error.message}; {reason}", link_expired=error.link_expired, status=error.status)

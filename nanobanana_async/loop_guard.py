@@ -51,14 +51,16 @@ class LoopGuard:
         raise ConfigurationError(self._wrong_loop_message(loop, running))
 
     def _wrong_loop_message(self, loop: asyncio.AbstractEventLoop, running: asyncio.AbstractEventLoop | None) -> str:
-        here = "no event loop" if running is None else f"the event loop {running!r}"
-        home = f"{self._title} belongs to the event loop that opened it, {loop!r} in thread {self._thread.name!r}"
-        called = f"{home}, and was called from {here} in thread {threading.current_thread().name!r}"
+        here = "without an event loop" if running is None else "in another event loop"
+        called = (
+            f"{self._title} belongs to the event loop that opened it, in thread {self._thread.name!r}, and was called"
+            f" {here}, in thread {threading.current_thread().name!r}"
+        )
         if loop.is_closed():
             return f"{called}. That loop is closed: open a new session in this one"
         return (
-            f"{called}. Run the call there, asyncio.run_coroutine_threadsafe(coroutine, loop), or open a session of"
-            " its own in this loop"
+            f"{called}. Call it in its own loop, with asyncio.run_coroutine_threadsafe(coroutine, loop), or open a"
+            " session of its own in this loop"
         )
 
 

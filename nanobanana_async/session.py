@@ -292,7 +292,7 @@ class Session:
         """Save the images of a result in a folder, created if missing; return their paths.
 
         Files are named by key, number and actual type, appear complete or not at all, and are listed in `SHA256SUMS`.
-        Saving again changes nothing, and no other file is overwritten. Raises `DownloadError` or `SaveError`.
+        Saving again changes nothing but a damaged image, which is replaced. Raises `DownloadError` or `SaveError`.
         """
         saver = ImageSaver(self._engine(), self._components.downloads)
         check_kind("result", result, GenerationResult, "the GenerationResult of a job")

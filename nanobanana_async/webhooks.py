@@ -13,6 +13,7 @@ from nanobanana_async.engine.callback_urls import PATH
 from nanobanana_async.errors import ConfigurationError, NanoBananaError
 from nanobanana_async.events import log
 from nanobanana_async.session import Session
+from nanobanana_async.validators import check_kind
 
 MAX_BODY = 64 * 1024
 BODY_S = 5.0
@@ -40,6 +41,7 @@ class CallbackReceiver:
     """
 
     def __init__(self, session: Session, *, public_url: str, secret: bytes | str | None = None) -> None:
+        check_kind("session", session, Session, "a Session")
         self._callbacks = session._callback_urls
         self._path = _path_of(public_url)
         session._callback_urls.enable(public_url, secret.encode() if isinstance(secret, str) else secret)

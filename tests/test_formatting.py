@@ -5,7 +5,7 @@ from decimal import Decimal
 
 import pytest
 
-from nanobanana_async.formatting import age, count, duration, local_time, number, period, plain_number
+from nanobanana_async.formatting import age, count, credit_count, duration, local_time, number, period, plain_number
 
 START = datetime(2026, 3, 14, 9, 26, 53, tzinfo=UTC)
 
@@ -24,6 +24,14 @@ START = datetime(2026, 3, 14, 9, 26, 53, tzinfo=UTC)
 )
 def test_numbers_have_no_trailing_zeros(value: Decimal | int | float, grouped: str, plain: str) -> None:
     assert (number(value), plain_number(value)) == (grouped, plain)
+
+
+@pytest.mark.parametrize(
+    ("amount", "text"),
+    [(Decimal("1.0"), "1 credit"), (1, "1 credit"), (Decimal("0.5"), "0.5 credits"), (0, "0 credits")],
+)
+def test_credits_are_singular_or_plural(amount: Decimal | int, text: str) -> None:
+    assert credit_count(amount) == text
 
 
 def test_count_chooses_singular_or_plural() -> None:

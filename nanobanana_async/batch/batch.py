@@ -12,6 +12,7 @@ from nanobanana_async.batch.progress import Progress
 from nanobanana_async.batch.runner import BatchRunner
 from nanobanana_async.engine.engine import Engine
 from nanobanana_async.errors import BatchStopped, ConfigurationError
+from nanobanana_async.formatting import count
 from nanobanana_async.image_saver import ImageSaver
 from nanobanana_async.notebook_html import Html, card, error_box, note
 
@@ -133,7 +134,7 @@ class Batch:
             raise runner.input_error
         if runner.stop_reason is not None:
             raise BatchStopped(
-                f"the batch stopped buying after {runner.done} rows: {runner.stop_reason}",
+                f"the batch stopped buying after {count(runner.done, 'row')}: {runner.stop_reason}",
                 cause=runner.stop_reason,
                 done=runner.done,
                 unbought=runner.unbought,

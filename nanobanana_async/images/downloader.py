@@ -134,8 +134,9 @@ class ImageDownloader:
         """Save an image in a folder and list it in `SHA256SUMS`. Its file name is a safe form of `name` plus extension.
 
         Saving the same image again changes nothing. A different file of that name is never overwritten: the image then
-        gets a number, as in `name-2.png`. Raises `DownloadError`; its `link_expired` says whether the link has expired.
-        Raises `SaveError` when the folder can't be written. `fresh_s`: see `fetch`.
+        gets a number, as in `name-2.png`. Only a damaged file that `SHA256SUMS` lists as this image is replaced. Raises
+        `DownloadError`; its `link_expired` says whether the link has expired. Raises `SaveError` when the folder can't
+        be written. `fresh_s`: see `fetch`.
         """
 
         async def once() -> SavedImage:

@@ -249,7 +249,7 @@ def _check_answer(answer: aiohttp.ClientResponse, max_bytes: int) -> None:
     status = answer.status
     not_yet = status in _NOT_YET
     if status in _LINK_EXPIRED:
-        message = f"the link has expired (HTTP {status}): ask the gateway for a new one"
+        message = f"the link has expired (HTTP {status})"
         raise FetchError(message, link_expired=True, not_yet=not_yet, status=status)
     if status == 403:
         message = "refused the link (HTTP 403): it has expired, or the host asks for other headers (`download_headers`)"

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from attrs import frozen
 
-from nanobanana_async.images.formats import ImageFormat, check_decodes, inspect
+from nanobanana_async.images.formats import ImageFormat, check_decodes, inspect, verify
 from nanobanana_async.images.inline import FetchError
 from nanobanana_async.images.manifest import NAME as MANIFEST
 from nanobanana_async.images.manifest import Manifest
@@ -39,10 +39,10 @@ _ADVICE = {
     errno.EROFS: "let this user write there",
     errno.EMFILE: "raise the limit of open files (ulimit -n)",
     errno.ENFILE: "raise the limit of open files",
-    errno.EEXIST: "move it away",
-    errno.EISDIR: "move it away",
-    errno.ELOOP: "move it away",
-    errno.ENOTDIR: "move it away",
+    errno.EEXIST: "move that away",
+    errno.EISDIR: "move that away",
+    errno.ELOOP: "move that away",
+    errno.ENOTDIR: "move that away",
 }
 _REASONS = {
     errno.EEXIST: "something else has this name",
@@ -150,7 +150,10 @@ class PartialFile:
         return image_format
 
     def _claim_name(self, manifest: Manifest, stem: str, image_format: ImageFormat, digest: str) -> str:
-        """Rename the file to the first free name, unless a file with its content has it; return the name."""
+        """Rename the file to the first free name, unless a file with its content has it; return the name.
+
+        A file that the manifest lists as this image, and that is no image any more, is replaced.
+        """
         extension = image_format.extension
         for number in range(1, _MAX_NUMBER):
             name = f"{stem}{extension}" if number == 1 else f"{stem}-{number}{extension}"
@@ -161,6 +164,9 @@ class PartialFile:
                 rename_exclusive(self._path, target)
                 return name
             if _has_content(target, self._size, digest):
+                return name
+            if digest in manifest.digests_of(name) and _is_damaged(target):
+                os.replace(self._path, target)
                 return name
         raise FetchError(f"too many images are named {stem}{extension}: save it under another key")
 
@@ -173,8 +179,11 @@ class PartialFile:
 def why_unwritable(path: Path | str, error: OSError, *, or_else: str = "") -> str:
     """Return why a file or folder can't be written, and what to do; `or_else` is another way out."""
     number = error.errno or 0
+    why = error.strerror or type(error).__name__
+    if number in _REASONS and isinstance(error.filename, (str, os.PathLike)):  # else the text is our own
+        path, why = os.fspath(error.filename), _REASONS[number]
     advice = " or ".join(filter(None, (_ADVICE.get(number), or_else)))
-    reason = f"{path} can't be written: {_REASONS.get(number) or error.strerror or type(error).__name__}"
+    reason = f"{path} can't be written: {why}"
     return f"{reason}: {advice}" if advice else reason
 
 
@@ -253,6 +262,20 @@ def _has_content(path: Path, size: int, digest: str) -> bool:
             return False
         with os.fdopen(os.open(path, os.O_RDONLY | _NO_FOLLOW), "rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest() == digest
+    except OSError:
+        return False
+
+
+def _is_damaged(path: Path) -> bool:
+    """Return whether a regular file, not a link, holds no complete image."""
+    try:
+        if not stat.S_ISREG(path.lstat().st_mode):
+            return False
+        with os.fdopen(os.open(path, os.O_RDONLY | _NO_FOLLOW), "rb") as file:
+            verify(file.read())
+        return False
+    except FetchError:
+        return True
     except OSError:
         return False
 

@@ -264,7 +264,7 @@ class SqliteLedger:
         if self._process != os.getpid():
             return "was opened before this process was forked: open another one in this process"
         if self._writer is not None and running_loop() is not self._writer.loop:
-            return f"belongs to the event loop that opened it, {self._writer.loop!r}: open another one in this loop"
+            return "belongs to the event loop that opened it: open another one in this loop"
         return None
 
 

@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from attrs import evolve
 
-from nanobanana_async import DownloadError, ImageRequest, Outcome
+from nanobanana_async import DownloadError, ImageRequest, Outcome, Session
 from nanobanana_async.emulator import Emulator
 from nanobanana_async.emulator.faults import Script, delay, error
 from nanobanana_async.image_saver import ImageSaver
@@ -103,9 +104,20 @@ async def test_unavailable_image_is_an_error_beside_its_result(tmp_path: Path) -
         assert charged(emulator.stats(), 1)
     assert isinstance(outcomes[0].error, DownloadError)
     assert outcomes[0].error.link_expired
+    assert str(outcomes[0].error).endswith("the link has expired (HTTP 410)")  # also the new one
     assert outcomes[0].result is not None
     assert outcomes[0].saved == ()
     assert not list(tmp_path.iterdir())  # noqa: ASYNC240 - nothing else runs
+
+
+async def test_refused_request_for_a_new_link_is_named(tmp_path: Path) -> None:
+    gone = Script({"cdn": [error(410)]}, repeat_last=True)
+    async with emulated(script=gone) as emulator, Session(emulator.apimall()) as session:
+        result = await session.generate("one")
+        image = evolve(result.images[0], task_id="img_unknown")
+        with pytest.raises(DownloadError, match=r"the link has expired \(HTTP 410\); the gateway gave no new link: "):
+            await session.download(image)
+        assert charged(emulator.stats(), 1)
 
 
 @pytest.mark.parametrize("save", [False, True])

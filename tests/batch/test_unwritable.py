@@ -107,7 +107,9 @@ async def test_folder_is_checked_before_anything_is_bought(ordered: bool, tmp_pa
         assert (await session.generate("afterwards")).images
     assert (outcomes, stopped.done, stopped.unbought) == ([], 0, 0)
     assert isinstance(stopped.cause, SaveError)
-    assert str(stopped.cause).startswith(f"{tmp_path / 'file' / 'out'} can't be written: Not a directory: move away")
+    assert str(stopped.cause).startswith(
+        f"{tmp_path / 'file' / 'out'} can't be written: a part of the path is a file: "
+    )
 
 
 async def test_twenty_unsaved_images_in_a_row_stop_the_batch(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+from datetime import datetime
 from decimal import Decimal
 from pathlib import Path
 
@@ -152,6 +153,7 @@ async def test_damaged_results_are_rebuilt_without_a_request(damage: str, batch:
         said = await batch(file)
         assert (said.code, requests(emulator)) == (0, before)
     for line in lines.values():
+        assert datetime.fromisoformat(line["saved_at"]).tzinfo is not None
         line["saved_at"] = None
     assert {prompt: {**line, "saved_at": None} for prompt, line in batch.lines().items()} == lines
     assert len(images_of(batch.out)) == 4
@@ -181,7 +183,7 @@ async def test_max_credits_counts_earlier_runs(batch: Command) -> None:
     async with emulated(batch) as emulator:
         said = await batch(file, "--max-credits", "17")
         assert (said.code, batch.statuses()) == (3, {"succeeded": 2})
-        assert "max_credits is 17" in said.err
+        assert "--max-credits is 17" in said.err
         assert "4 rows left: raise --max-credits" in said.err
         assert "run the same command" not in said.err
         assert "2 succeeded; 16 credits spent\n" in said.err
@@ -216,7 +218,7 @@ async def test_no_job_is_bought_whose_estimate_exceeds_the_cap(batch: Command) -
         said = await batch(batch.prompts(2), "--max-credits", "7")
         assert (said.code, emulator.stats().creates_received) == (3, 0)
         assert "a job estimated at 8 would pass it" in said.err
-        assert "expected_credits sets another estimate" in said.err
+        assert "--expected-credits sets another estimate" in said.err
         assert (await batch(batch.prompts(2), "--max-credits", "7", "--expected-credits", "7")).code == 3
         assert emulator.stats().credits_charged == 8
 
@@ -285,9 +287,12 @@ async def test_a_missing_key_or_unwritable_folder_is_a_usage_error(batch: Comman
     assert (await batch(file)).complaint.startswith("nanobanana: no gateway: pass one, or set APIMALL_API_KEY")
     batch.patch.setenv("APIMALL_API_KEY", API_KEY)
     batch.patch.setenv("NANOBANANA_BASE_URL", NOWHERE)
-    for folder, why in (("foxes.txt", "File exists"), ("foxes.txt/out", "Not a directory")):
+    for folder, why in (
+        ("foxes.txt", "something else has this name"),
+        ("foxes.txt/out", "a part of the path is a file"),
+    ):
         said = await batch(file, folder=folder)
-        advice = "move away what is in its place, or name another folder with -o"
+        advice = "move that away or name another folder with -o"
         assert (said.code, said.complaint) == (2, f"nanobanana: {folder} can't be written: {why}: {advice}")
     (batch.folder / "odd").mkdir()
     (batch.folder / "odd" / ".nanobanana-batch").write_text('{"batch": "foxes", "emulated": false}')
@@ -343,7 +348,7 @@ async def test_a_dry_run_changes_nothing(batch: Command) -> None:
 
 async def test_failed_downloads_are_repeated_by_the_next_run(batch: Command) -> None:
     file = batch.prompts(1)
-    async with emulated(batch, script=Script({"cdn": [error(404)] * 8})) as emulator:
+    async with emulated(batch, script=Script({"cdn": [error(410)] * 2})) as emulator:
         said = await batch(file)
         assert (said.code, batch.statuses()) == (1, {"unfinished": 1})
         assert batch.lines()["a fox 0"]["error_kind"] == "DownloadError"

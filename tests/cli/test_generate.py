@@ -164,7 +164,7 @@ async def test_a_signal_before_anything_is_bought_says_so(number: signal.Signals
     assert (said.code, said.complaint) == (130, "nanobanana: interrupted; nothing was bought")
 
 
-@pytest.mark.parametrize(("folder", "why"), [("file", "something else has this name: move it away or name another")])
+@pytest.mark.parametrize(("folder", "why"), [("file", "something else has this name: move that away or name another")])
 async def test_a_folder_that_cannot_be_written_buys_nothing(tmp_path: Path, folder: str, why: str) -> None:
     (tmp_path / "file").write_text("mine")
     async with Emulator(duration=QUICK) as emulator:

@@ -19,6 +19,7 @@ from nanobanana_async import (
 from nanobanana_async.events import Event
 from nanobanana_async.otel import Telemetry
 from nanobanana_async.testing import FakeTransport
+from nanobanana_async.webhooks import CallbackReceiver
 from tests.support.fakes import API_KEY, FakeGateway, apimall, virtually
 
 
@@ -122,6 +123,11 @@ async def test_non_boolean_verify_is_refused() -> None:
         result = await session.generate("a fox")
         with pytest.raises(ConfigurationError, match="verify must be True or False"):
             await session.download(result.images[0], verify="no")  # type: ignore[arg-type]
+
+
+def test_receiver_of_no_session_is_refused() -> None:
+    with pytest.raises(ConfigurationError, match="session must be a Session, not an object of type int"):
+        CallbackReceiver(5, public_url="https://app.example")  # type: ignore[arg-type]
 
 
 def test_ledger_path_of_the_wrong_kind_is_refused() -> None:

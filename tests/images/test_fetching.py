@@ -263,7 +263,7 @@ async def test_expired_link_is_reported_without_retry(status: int) -> None:
         error = await failure(downloader, f"{peer.url}a.png?X-Signature=secret")
         assert peer.accepted == 1
     assert error.link_expired is True
-    assert error.message == (f"{peer.url}a.png: the link has expired (HTTP {status}): ask the gateway for a new one")
+    assert error.message == (f"{peer.url}a.png: the link has expired (HTTP {status})")
 
 
 @pytest.mark.parametrize("status", [408, 429, 500, 502, 503, 504])

@@ -152,6 +152,31 @@ async def test_deleted_image_is_saved_again_without_a_second_line(tmp_path: Path
     assert len(listed(tmp_path)) == 1
 
 
+@pytest.mark.parametrize("damage", [b"", b"junk", IMAGE[: len(IMAGE) // 2], bytes(len(IMAGE))])
+async def test_damaged_image_is_replaced(tmp_path: Path, damage: bytes) -> None:
+    (await save(IMAGE, tmp_path)).path.write_bytes(damage)
+    saved = await save(IMAGE, tmp_path)
+    assert saved.path.name == "nb-1.png"
+    assert saved.path.read_bytes() == IMAGE
+    assert held(tmp_path) == {"nb-1.png", NAME}
+    check_sums(tmp_path)
+
+
+async def test_edited_image_is_kept(tmp_path: Path) -> None:
+    (await save(IMAGE, tmp_path)).path.write_bytes(OTHER_IMAGE)
+    assert (await save(IMAGE, tmp_path)).path.name == "nb-1-2.png"
+    assert (tmp_path / "nb-1.png").read_bytes() == OTHER_IMAGE
+
+
+async def test_link_in_place_of_a_listed_image_is_kept(tmp_path: Path) -> None:
+    (tmp_path / "outside").write_bytes(b"mine")
+    path = (await save(IMAGE, tmp_path)).path
+    path.unlink()
+    path.symlink_to(tmp_path / "outside")
+    assert (await save(IMAGE, tmp_path)).path.name == "nb-1-2.png"
+    assert (tmp_path / "outside").read_bytes() == b"mine"
+
+
 async def test_listed_name_is_not_given_to_another_image(tmp_path: Path) -> None:
     (await save(IMAGE, tmp_path)).path.unlink()
     assert (await save(OTHER_IMAGE, tmp_path)).path.name == "nb-1-2.png"
@@ -222,7 +247,7 @@ async def test_manifest_that_is_no_regular_file_is_not_written(kind: str, tmp_pa
             (folder / NAME).mkdir()
         case _:
             os.mkfifo(folder / NAME)
-    with pytest.raises(SaveError, match=f"{folder} can't be written: .*: move away what is in its place"):
+    with pytest.raises(SaveError, match=rf"{folder}(/{NAME})? can't be written: .*: move that away"):
         await save(IMAGE, folder)
     assert held(folder) == {NAME}
     assert not outside.exists() or outside.read_text() == "mine\n"
@@ -230,7 +255,7 @@ async def test_manifest_that_is_no_regular_file_is_not_written(kind: str, tmp_pa
 
 async def test_file_in_place_of_the_folder_is_reported(tmp_path: Path) -> None:
     (tmp_path / "out").write_bytes(b"")
-    with pytest.raises(SaveError, match="out can't be written: File exists"):
+    with pytest.raises(SaveError, match="out can't be written: something else has this name: move that away"):
         await save(IMAGE, tmp_path / "out")
 
 

@@ -16,10 +16,11 @@ from nanobanana_async.cli.batch.folder import LEDGER, REPORT
 from nanobanana_async.cli.batch.results import RESULTS, Result
 from nanobanana_async.cli.display import shorten
 from nanobanana_async.cli.jobs.format import resolve_command
+from nanobanana_async.cli.options import with_option_names
 from nanobanana_async.errors import ConfigurationError, CreditLimitReached, NanoBananaError
 from nanobanana_async.escaping import exact
 from nanobanana_async.events import Event, PriceAboveEstimate
-from nanobanana_async.formatting import count, number, plain_number
+from nanobanana_async.formatting import count, credit_count, number, plain_number
 from nanobanana_async.images.files import why_unwritable
 from nanobanana_async.report import STATUSES
 
@@ -137,10 +138,10 @@ class BatchSummary:
                 f" check the gateway's own list of tasks, then `{resolve}`"
             )
         if self.overspent:
-            yield f"nanobanana: the batch has cost {number(self.overspent)} credits more than --max-credits"
+            yield f"nanobanana: the batch has cost {credit_count(self.overspent)} more than --max-credits"
             yield from (_above_estimate(event) for event in self._above_estimate[:MAX_ERRORS])
         if self.stop_reason is not None:
-            yield f"nanobanana: the buying stopped: {self.stop_reason}"
+            yield f"nanobanana: the buying stopped: {with_option_names(str(self.stop_reason))}"
         if left and isinstance(self.stop_reason, CreditLimitReached):
             change = "raise --max-credits, or set --expected-credits where the price is unknown"
             yield f"{count(left, 'row')} left: {change}, and run the command again"

@@ -37,8 +37,8 @@ class Result:
     """The key given in the input file."""
     sha256: tuple[str, ...] = ()
     sizes: tuple[int, ...] = ()
-    saved_at: float | None = None
-    """When the files were last verified, in seconds since 1970."""
+    saved_at: datetime | None = None
+    """When the files were last verified."""
 
     def to_json(self) -> str:
         """Return the line without a newline."""
@@ -47,7 +47,7 @@ class Result:
             "row_key": self.row_key,
             "sha256": self.sha256,
             "bytes": self.sizes,
-            "saved_at": self.saved_at,
+            "saved_at": None if self.saved_at is None else self.saved_at.isoformat(),
         }
         return f"{self.row.to_json()[:-1]}, {json_line(json.dumps(more))[1:]}"
 
@@ -65,7 +65,7 @@ class Result:
             row_key=facts.get("row_key"),
             sha256=tuple(map(str, digests)),
             sizes=tuple(map(int, sizes)),
-            saved_at=facts.get("saved_at"),
+            saved_at=_to_time(facts.get("saved_at")),
         )
 
     def files_intact(self, folder: Path) -> bool:
@@ -80,7 +80,7 @@ class Result:
             seen = path.lstat()
             if not stat.S_ISREG(seen.st_mode) or seen.st_size != size:
                 return False
-            return (self.saved_at is not None and seen.st_mtime <= self.saved_at) or _sha256(path) == digest
+            return (self.saved_at is not None and seen.st_mtime <= self.saved_at.timestamp()) or _sha256(path) == digest
         except OSError:
             return False
 
@@ -95,7 +95,12 @@ def with_files(result: Result, paths: Iterable[Path], folder: Path, now: datetim
         digests.append(_sha256(path))
         images.append(path.relative_to(folder).as_posix())
     row = evolve(result.row, images=tuple(images))
-    return evolve(result, row=row, sha256=tuple(digests), sizes=tuple(sizes), saved_at=now.timestamp())
+    return evolve(result, row=row, sha256=tuple(digests), sizes=tuple(sizes), saved_at=now)
+
+
+def _to_time(text: object) -> datetime | None:
+    """Return a time from its ISO form; None for anything else: then the files are hashed."""
+    return datetime.fromisoformat(text) if isinstance(text, str) else None
 
 
 def _sha256(path: Path) -> str:

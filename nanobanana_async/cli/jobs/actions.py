@@ -25,7 +25,7 @@ from nanobanana_async.cli.display import JobsDisplay
 from nanobanana_async.cli.jobs.format import resume_command
 from nanobanana_async.cli.jobs.printer import ResultPrinter
 from nanobanana_async.cli.signals import Interrupted
-from nanobanana_async.formatting import count, number
+from nanobanana_async.formatting import count, credit_count
 from nanobanana_async.gateways.base import validate_account
 from nanobanana_async.jobs import JobRecord
 
@@ -94,7 +94,7 @@ async def find_unfinished(path: Path, gateway: Gateway) -> Unfinished:
     amounts = [cost for cost in costs if cost is not None]
     price = "their price is unknown: no job of their class has ended in this ledger"
     if len(amounts) == len(costs):
-        price = f"about {number(sum(amounts, Decimal(0)))} credits, at the last price of their class"
+        price = f"about {credit_count(sum(amounts, Decimal(0)))}, at the last price of their class"
     return Unfinished(records, max(0, other_accounts), price)
 
 
@@ -157,7 +157,7 @@ async def describe_effect(path: Path, gateway: Gateway, record: JobRecord, decis
         cost = _price(gateway, await prices_in(ledger, gateway), record)
     price = "Its price is unknown: no job of its class has ended in this ledger."
     if cost is not None:
-        price = f"The last job of its class cost {number(cost)} credits."
+        price = f"The last job of its class cost {credit_count(cost)}."
     risk = "" if record.state is JobState.FAILED else " If it was already bought, this is a second payment."
     return f"Job {record.key} will be bought again, under another idempotency key.{risk} {price}"
 
