@@ -15,7 +15,7 @@ import pytest
 
 from nanobanana_async.emulator import Emulator, Fixed
 from tests.cli.batch_kills import images_of, lines_of
-from tests.support.command import environment, nanobanana, started
+from tests.support.command import environment, in_a_process, started
 
 pytestmark = pytest.mark.slow
 
@@ -85,7 +85,7 @@ async def emulated(folder: Path, job_s: float) -> AsyncIterator[tuple[Emulator, 
 
 async def check_rerun(folder: Path, emulator: Emulator, environ: dict[str, str]) -> None:
     """Check that the same command finishes the batch: every row once, every image intact, no double charge."""
-    said = await nanobanana("batch", "foxes.txt", "-o", "out", environ=environ, folder=folder)
+    said = await in_a_process("batch", "foxes.txt", "-o", "out", environ=environ, folder=folder)
     assert said.code == 0
     assert (len(lines_of(folder / "out")), len(images_of(folder / "out"))) == (ROWS, ROWS)
     assert (emulator.stats().creates_accepted, emulator.stats().double_charges) == (ROWS, 0)
