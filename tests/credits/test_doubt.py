@@ -177,7 +177,7 @@ async def test_batch_counts_uncertain_jobs_of_earlier_runs() -> None:
         assert isinstance(run.outcomes[0].error, JobUncertain)
     async with a_session("defapi", gateway.transport(), ledger=LedgerView(shared)) as session:
         run = await run_batch(session, foxes(30), batch="spring", max_credits=2.5)
-        assert "the cost of an earlier job at an estimate is unknown" in str(run.why)
+        assert "bought at an estimate, and its cost is still unknown" in str(run.why)
         run = await run_batch(session, foxes(30), batch="spring", max_credits=2.5, expected_credits=0.5)
         assert run.results == 4
     assert gateway.taken == Decimal("2.5")

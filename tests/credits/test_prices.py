@@ -121,11 +121,11 @@ async def test_lower_price_lets_more_be_bought() -> None:
     ("price", "limit", "sold"),
     [
         ("0.1", 0.3, 3),
-        ("0.1", "0.3", 3),
+        ("0.1", Decimal("0.3"), 3),
         ("0.10", 1, 10),
         ("0.07", 0.7, 10),
         ("1.1", 3.3, 3),
-        ("0.000001", "0.000003", 3),
+        ("0.000001", Decimal("0.000003"), 3),
     ],
 )
 @EACH_GATEWAY
@@ -133,7 +133,7 @@ async def test_lower_price_lets_more_be_bought() -> None:
 async def test_decimals_are_counted_exactly(name: GatewayName, price: str, limit: Any, sold: int) -> None:
     gateway = charging_gateway(name, price=price)
     async with a_session(name, gateway.transport(), max_credits=limit) as session:
-        run = await run_batch(session, foxes(sold + 3), expected_credits=price)
+        run = await run_batch(session, foxes(sold + 3), expected_credits=Decimal(price))
         assert (run.results, gateway.sold) == (sold, sold)
         assert budget_of(session).spent == gateway.taken == Decimal(str(limit))
 
@@ -145,7 +145,7 @@ async def test_gateway_without_prices_sells_one_job(name: GatewayName) -> None:
     async with a_session(name, gateway.transport()) as session:
         run = await run_batch(session, foxes(20), max_credits=100)
         assert (gateway.sold, run.results) == (1, 1)
-        assert "the cost of an earlier job at an estimate is unknown" in str(run.why)
+        assert "bought at an estimate, and its cost is still unknown" in str(run.why)
         assert "set expected_credits to what such jobs cost" in str(run.why)
         run = await run_batch(session, foxes(20), max_credits=80, expected_credits=8)
         assert (gateway.sold, run.results) == (11, 10)
