@@ -110,7 +110,8 @@ async def test_unavailable_image_is_an_error_beside_its_result(tmp_path: Path) -
     assert not list(tmp_path.iterdir())  # noqa: ASYNC240 - nothing else runs
 
 
-async def test_refused_request_for_a_new_link_is_named(tmp_path: Path) -> None:
+async def test_refused_request_for_a_new_link_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("nanobanana_async.policy.retry.LATE_REPLICA_S", 0.1)  # how long an unknown task is asked for
     gone = Script({"cdn": [error(410)]}, repeat_last=True)
     async with emulated(script=gone) as emulator, Session(emulator.apimall()) as session:
         result = await session.generate("one")

@@ -114,7 +114,7 @@ async def test_folder_is_checked_before_anything_is_bought(ordered: bool, tmp_pa
 
 async def test_twenty_unsaved_images_in_a_row_stop_the_batch(tmp_path: Path) -> None:
     async with (
-        emulated(script=Script({"cdn": [error(404)]}, repeat_last=True)) as emulator,
+        emulated(script=Script({"cdn": [error(410)]}, repeat_last=True)) as emulator,
         quick(emulator, concurrency=slots(5)) as session,
     ):
         outcomes, stopped = await until_stopped(session.generate_many(ROWS, save_to=tmp_path / "out"))
