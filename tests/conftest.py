@@ -50,6 +50,13 @@ def answers(monkeypatch: pytest.MonkeyPatch) -> Iterator[AioResponses]:
         yield scripted
 
 
+@pytest.fixture(autouse=True)
+def _early_polls(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Poll jobs of unknown duration early, in the folders whose tests run in real time with default settings."""
+    if {"cli", "http", "notebook", "secrecy"} & set(request.path.parts):
+        monkeypatch.setattr("nanobanana_async.policy.poll_schedule.FEW_SECONDS_S", 0.1)
+
+
 @pytest.fixture
 def quiet_log(monkeypatch: pytest.MonkeyPatch) -> None:
     """Log critical errors only, for tests that provoke many failures."""

@@ -86,7 +86,7 @@ async def test_deleted_image_is_saved_again(tmp_path: Path) -> None:
 
 async def test_expired_links_are_refreshed(tmp_path: Path) -> None:
     folder, ledger = tmp_path / "out", tmp_path / "jobs.sqlite"
-    async with emulated(links_expire_after_s=0.3) as emulator:
+    async with emulated(links_expire_after_s=0.3, expired_link_status=410) as emulator:
         await saved_batch(emulator, None, FIVE, ledger=ledger)
         queries = emulator.stats().polls
         await asyncio.sleep(0.4)

@@ -44,8 +44,9 @@ def replaced_by_a_file(folder: Path, patch: pytest.MonkeyPatch) -> None:
 
 
 def list_replaced_by_a_link(folder: Path, patch: pytest.MonkeyPatch) -> None:
-    (folder / "SHA256SUMS").rename(folder / "old")
-    (folder / "SHA256SUMS").symlink_to(folder / "old")
+    (folder / "link").symlink_to(folder / "old")
+    os.link(folder / "SHA256SUMS", folder / "old")
+    (folder / "link").replace(folder / "SHA256SUMS")  # at once, since a thread of the batch may write a list meanwhile
 
 
 async def break_off(emulator: Emulator, tmp_path: Path, breaks: Breaks) -> tuple[list[Outcome], Exception | None]:
