@@ -196,7 +196,7 @@ class Session:
             engine.check_attachable(known, key, request)
             if (job := await self.job(known.key)) is not None:
                 return job
-        record = engine.attached_record(task_id, key_for_task(task_id) if key is None else key, request)
+        record = engine.new_attached_record(task_id, key_for_task(task_id) if key is None else key, request)
         seen = await JobResolver(engine).check_attached(task_id, record.key)
         return await persistent_handle(engine, engine.attach(record, seen))
 

@@ -90,7 +90,7 @@ class Batch:
         runner, progress = self._runner, self._progress
         if progress is not None:
             progress.show()
-        while (outcome := runner.take()) is None:
+        while (outcome := runner.take_outcome()) is None:
             if runner.over:
                 self._raise_error()
                 raise StopAsyncIteration

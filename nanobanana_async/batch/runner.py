@@ -75,7 +75,7 @@ class BatchRunner:
         self._pulled = 0
         self._prefix = None if options.name is None else key_prefix(options.name)
         limit = options.max_credits
-        self._caps = () if limit is None else (engine.cap(limit, self._prefix),)
+        self._caps = () if limit is None else (engine.make_cap(limit, self._prefix),)
         self._scope: anyio.CancelScope | None = None
         self._finishers = asyncio.Semaphore(FINISHING)
         self._room = asyncio.Event()
@@ -270,7 +270,7 @@ class BatchRunner:
         self.changed.set()
         self._room.set()
 
-    def take(self) -> Outcome | None:
+    def take_outcome(self) -> Outcome | None:
         """Remove and return the next outcome; None if there is none."""
         if not self._ready:
             return None

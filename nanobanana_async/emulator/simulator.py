@@ -53,7 +53,7 @@ class GatewaySimulator:
         `EmulatedResponse` says how to send it. With `DeliveryMode.LATE` the request is not processed yet: wait
         `delivery.delay_s`, then send what `process` returns.
         """
-        endpoint = _endpoint(request)
+        endpoint = _endpoint_of(request)
         if endpoint is None or request.method not in _METHODS[endpoint]:
             return self._no_such_endpoint(now, request, endpoint)
         self._state.counters.requests[endpoint] += 1
@@ -65,7 +65,7 @@ class GatewaySimulator:
 
     def process(self, now: float, request: EmulatedRequest) -> EmulatedResponse:
         """Return the response to a request without faults, and without counting the request."""
-        endpoint = _endpoint(request)
+        endpoint = _endpoint_of(request)
         if endpoint is None or request.method not in _METHODS[endpoint]:
             return self._no_such_endpoint(now, request, endpoint)
         return self._process(now, endpoint, request, read=True)
@@ -174,7 +174,7 @@ _METHODS: Mapping[Endpoint, tuple[str, ...]] = {
 }
 
 
-def _endpoint(request: EmulatedRequest) -> Endpoint | None:
+def _endpoint_of(request: EmulatedRequest) -> Endpoint | None:
     path = request.path
     if path == apimall.CREATE_PATH:
         return "apimall.create"

@@ -134,7 +134,7 @@ class Engine:
             batch=batch,
         )
 
-    def attached_record(self, task_id: str, key: str, request: ImageRequest | None) -> JobRecord:
+    def new_attached_record(self, task_id: str, key: str, request: ImageRequest | None) -> JobRecord:
         """Return the record of a job that was bought outside this ledger, by its task id."""
         now = self.store.utcnow()
         return JobRecord(
@@ -155,9 +155,9 @@ class Engine:
             why = f"task {known.task_id} is job {known.key} in this ledger: attach it without a key, or with that one"
             raise ConfigurationError(why, key=known.key)
         if request is not None and known.request is not None:
-            self._claims.check_same(known, self.attached_record(known.task_id or "", known.key, request))
+            self._claims.check_same(known, self.new_attached_record(known.task_id or "", known.key, request))
 
-    def cap(self, max_credits: Decimal, batch: str | None) -> Cap:
+    def make_cap(self, max_credits: Decimal, batch: str | None) -> Cap:
         """Return a cap of credits. The ledger counts what a named batch spends, this session the rest."""
         return Budget(max_credits, self.store.credits.prices) if batch is None else BatchBudget(max_credits)
 
@@ -208,11 +208,11 @@ class Engine:
                 job.may_buy = True
                 waiting.append(self.ensure_followed(job))
             if len(waiting) >= ADOPT_BATCH:
-                jobs += await self._adopted(waiting)
+                jobs += await self._wait_for_claims(waiting)
                 waiting = []
-        return jobs + await self._adopted(waiting)
+        return jobs + await self._wait_for_claims(waiting)
 
-    async def _adopted(self, waiting: list[TrackedJob]) -> list[TrackedJob]:
+    async def _wait_for_claims(self, waiting: list[TrackedJob]) -> list[TrackedJob]:
         for job in waiting:
             while job.joining:
                 await job.wait_for_change()

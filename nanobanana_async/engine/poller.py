@@ -169,17 +169,17 @@ class Poller:
             asked = _asked_s(error)
             if isinstance(error, RateLimited):
                 self._budget.on_throttled("poll", now, sent_at, asked or None)
-                self.breaker.pause_until(now, asked)
+                self.breaker.pause_for(now, asked)
             elif isinstance(error, GatewayError):
                 self._budget.on_accepted("poll", now, sent_at)
             if is_outage(error):
                 self.breaker.failed(now, self._jitter.random())
             else:
-                self.breaker.succeeded()
+                self.breaker.answered()
             raise
         finally:
             self._in_flight -= 1
-        self.breaker.succeeded()
+        self.breaker.answered()
         self.outage.answered()
         self._budget.on_accepted("poll", self._clock(), sent_at)
         return seen

@@ -87,9 +87,10 @@ class Scheduler:
         """Raise `SessionClosed` in all waiters; unfinished jobs stay in the ledger."""
         self.closing = True
         self._timers.stop()
+        closed = "the session was closed while you waited"
         for job in list(self.tracked.values()):
-            self._finish(job, SessionClosed("the session was closed while you waited; the job stays in the ledger"))
-        self.image_polls.fail_all(SessionClosed("the session was closed while you waited"))
+            self._stop_following(job, SessionClosed(f"{closed}; the job stays in the ledger"))
+        self.image_polls.fail_all(SessionClosed(closed))
 
     def disown(self) -> None:
         """Start nothing more: this is the copy in a forked child, and the jobs belong to its parent."""
@@ -105,7 +106,7 @@ class Scheduler:
             self._on_due(due, now)
         starts, next_at = self.dispatcher.admit(now)
         for start in starts:
-            self._start(start)
+            self._carry_out(start)
         self._timers.arm(now, next_at)
 
     async def _tick_on_timer(self) -> None:
@@ -115,14 +116,14 @@ class Scheduler:
             self._timers.fired.clear()
             self.tick()
 
-    def _start(self, start: Start) -> None:
+    def _carry_out(self, start: Start) -> None:
         """Start what the dispatcher decided."""
         match start:
             case ImagePoll():
                 self.workers.run_request(self.image_polls.run, start)
             case (job, Step.CREATE):
                 job.move(Phase.IN_FLIGHT)
-                self.workers.send(self._submitter.submit, job)
+                self.workers.run_create(self._submitter.submit, job)
             case (job, Step.POLL):
                 job.move(Phase.IN_FLIGHT)
                 self.workers.poll(self._poller.poll, job)
@@ -180,7 +181,7 @@ class Scheduler:
                 self._retire(job, Phase.KNOWN)
                 job.wake()
             case Finish(error=error):
-                self._finish(job, error)
+                self._stop_following(job, error)
             case _:
                 assert_never(next_step)
         if too_late or joined != job.joining:
@@ -217,7 +218,7 @@ class Scheduler:
         match job.phase:
             case Phase.SCHEDULED:
                 self._schedule(job, now)
-            case Phase.FOREIGN if job.has_waiters:
+            case Phase.FOREIGN if job.is_wanted:
                 self.start_step(self._claims.check_owner, job)
             case Phase.FOREIGN:
                 self._retire(job, Phase.KNOWN, ours=False)
@@ -255,7 +256,7 @@ class Scheduler:
         self._store.replace_record(job, record)
         self._store.credits.park(job)
 
-    def _finish(self, job: TrackedJob, error: NanoBananaError | None) -> None:
+    def _stop_following(self, job: TrackedJob, error: NanoBananaError | None) -> None:
         """Stop following a job: it has ended, or `error` ends the waiting and the job goes on without us."""
         hold_until, ours = NEVER, job.phase is not Phase.CLAIMING
         if error is not None:
@@ -288,11 +289,11 @@ class Scheduler:
         # If the ledger does not have the task id, only this session can follow the job: then it is not released.
         known = ours and job.ledger_record.task_id == job.record.task_id
         if known and job.ledger_record.state in ACTIVE_STATES and not self.closing:
-            self.start_step(self._release, job)
+            self.start_step(self._release_ownership, job)
         job.notify_listeners()
         self._store.emit(JobReleased(record=job.record, error=job.wait_error))
 
-    async def _release(self, job: TrackedJob) -> None:
+    async def _release_ownership(self, job: TrackedJob) -> None:
         """Let other owners follow an unfinished job that we stopped following."""
         try:
             if job.key not in self.tracked:
@@ -309,7 +310,7 @@ class Scheduler:
         if isinstance(job, ImagePoll):
             self.image_polls.fail(job, error)
         elif job.is_followed:
-            self._finish(job, error)
+            self._stop_following(job, error)
 
     def check_open(self, record: JobRecord) -> None:
         """Raise `SessionClosed` if the session is closing."""

@@ -52,11 +52,11 @@ class CreditAccount:
         """Return whether all caps of the job allow it. A job that may have been bought is always allowed to go on."""
         if not job.budgets or job.key in self._reserved_in or job.record.possibly_bought:
             return Affordable.NOW
-        return self._check_caps(job, now)
+        return self._affordable_under_caps(job, now)
 
     def check_again(self, job: TrackedJob, now: float) -> Affordable:
         """Return whether all caps of the job allow another purchase of it, beside the last one."""
-        return self._check_caps(job, now) if job.budgets else Affordable.NOW
+        return self._affordable_under_caps(job, now) if job.budgets else Affordable.NOW
 
     def explain(self, job: TrackedJob) -> str:
         """Return why a cap does not allow the job."""
@@ -101,7 +101,7 @@ class CreditAccount:
         waits = allowance.others or any(key in self.live for key in allowance.ours if key != job.key)
         for cap in job.budgets:
             if isinstance(cap, BatchBudget):
-                why = why_not(price, limit=cap.max_credits, spent=allowance.spent, blocked=blocked)
+                why = why_not(price, limit=cap.max_credits, spent=allowance.other_charges, blocked=blocked)
                 asks_at = now + ASK_AGAIN_S if waits else NEVER_ASK_AGAIN
                 cap.refused(price, Affordable.LATER if waits else Affordable.NEVER, why, asks_at=asks_at)
 
@@ -120,7 +120,7 @@ class CreditAccount:
         if price is not None or record.state is JobState.SUCCEEDED:
             self.prices.learn(self._class_of(record), price)
         drawn = self._reserved_in.get(job.key)
-        self._update_reservations(job)
+        self._update_caps(job)
         dearer = drawn is not None and price is not None and price != price_in(before) and price > drawn.price.credits
         return drawn.price if drawn is not None and dearer else None
 
@@ -131,18 +131,18 @@ class CreditAccount:
 
     def park(self, job: TrackedJob) -> None:
         """Update the reservation from the record, which others may have changed; the caps stop waiting for it."""
-        self._update_reservations(job)
+        self._update_caps(job)
         for cap in self._caps_of(job):
             cap.suspend(_purchase_id(job.record))
 
-    def _check_caps(self, job: TrackedJob, now: float) -> Affordable:
+    def _affordable_under_caps(self, job: TrackedJob, now: float) -> Affordable:
         for cap in job.budgets:
             if isinstance(cap, BatchBudget) and now >= cap.asks_at:
                 cap.ask_again()
         price = self.price(job)
         return max(cap.check(price) for cap in job.budgets)
 
-    def _update_reservations(self, job: TrackedJob) -> None:
+    def _update_caps(self, job: TrackedJob) -> None:
         caps = self._caps_of(job)
         if not caps:
             return
@@ -225,7 +225,7 @@ class JobStore:
         await self._written(job.ledger_record, self.ledger.advance(job.ledger_record, after))
         self._set(job, after, stored=after)
 
-    async def set_aside(self, job: TrackedJob, **facts: Any) -> Allowance | None:
+    async def advance_and_charge(self, job: TrackedJob, **facts: Any) -> Allowance | None:
         """Write that a job is about to be sent, if the cap of its named batch allows it; None without a named batch."""
         after = job.record.transition_to(JobState.SUBMITTING, **facts)
         allowance = None
@@ -233,7 +233,7 @@ class JobStore:
             await self._written(job.ledger_record, self.ledger.advance(job.ledger_record, after))
         else:
             price, max_credits = self.credits.price(job), self.credits.max_credits(job)
-            setting = self.ledger.set_aside(job.ledger_record, after, price, max_credits)
+            setting = self.ledger.advance_and_charge(job.ledger_record, after, price, max_credits)
             allowance = await self._written(job.ledger_record, setting)
         if allowance is None or allowance.refusal is None:
             self._set(job, after, stored=after)

@@ -110,7 +110,7 @@ class Submitter:
         record = job.record
         if job.first_attempt_at == NEVER:
             job.first_attempt_at = self._clock()
-        return await self._store.set_aside(job, first_sent_at=record.first_sent_at or self._store.utcnow())
+        return await self._store.advance_and_charge(job, first_sent_at=record.first_sent_at or self._store.utcnow())
 
     async def _post(self, job: TrackedJob) -> Accepted:
         request = self._gateway.build_create(job.record.body, wire_key=job.record.wire_key)
@@ -120,7 +120,7 @@ class Submitter:
         return await self._answers.read(self._gateway.read_create, response)
 
     async def _accepted(self, job: TrackedJob, accepted: Accepted) -> Next:
-        self._slots.breaker.succeeded()
+        self._slots.breaker.answered()
         self._poller.outage.answered()
         job.failures, job.create_failure = 0, None
         job.running_at = self._clock()
@@ -259,9 +259,9 @@ class Submitter:
         if is_outage(error):
             self._slots.breaker.failed(now, self._jitter.random())
         else:
-            self._slots.breaker.succeeded()
+            self._slots.breaker.answered()
         if isinstance(error, (GatewayError, UnexpectedResponse)) and error.retry_after_s is not None:
-            self._slots.breaker.pause_until(now, error.retry_after_s)
+            self._slots.breaker.pause_for(now, error.retry_after_s)
 
     def _emit_limits(self, now: float) -> None:
         """Emit the learned limits if they have changed."""

@@ -228,7 +228,7 @@ class TrackedJob:
         return NEVER if self.holding_before is None else self.holding_before.due
 
     @property
-    def has_waiters(self) -> bool:
+    def is_wanted(self) -> bool:
         """Whether a caller may still need its outcome."""
         return self.may_buy or self.has_handle or bool(self.watchers or self.updates or self.listeners)
 

@@ -67,15 +67,15 @@ class WorkerPool:
         """Whether no further request may leave."""
         return not self.free_requests
 
-    def send(self, step: JobStep, job: TrackedJob) -> None:
+    def run_create(self, step: JobStep, job: TrackedJob) -> None:
         """Run a create of a job; a request must be free for it. Closing the session waits for it."""
         self._begin()
-        self.run_request(partial(self._finish_step, step), job)
+        self.run_request(partial(self._run_step, step), job)
 
     def write(self, step: JobStep, job: TrackedJob) -> None:
         """Run a step that only reads and writes the ledger. Closing the session waits for it."""
         self._begin()
-        self._run(partial(self._finish_step, step), job, False)
+        self._run(partial(self._run_step, step), job, False)
 
     def poll(self, step: Callable[[TrackedJob], Awaitable[Next]], job: TrackedJob) -> None:
         """Run a poll of a job; a request must be free for it. Closing the session does not wait for it."""
@@ -124,7 +124,7 @@ class WorkerPool:
         self._unfinished += 1
         self._all_finished.clear()
 
-    async def _finish_step(self, step: JobStep, job: TrackedJob) -> None:
+    async def _run_step(self, step: JobStep, job: TrackedJob) -> None:
         try:
             try:
                 next_step = await step(job)
@@ -152,7 +152,7 @@ class WorkerPool:
     async def _work(self, job_task: JobTask, job: Timed, permitted: bool) -> None:
         loop = asyncio.get_running_loop()
         while True:
-            await self._carry(job_task, job, permitted)
+            await self._run_contained(job_task, job, permitted)
             if len(self._idle) >= self._max_requests:
                 return
             handover: asyncio.Future[tuple[JobTask, Timed, bool]] = loop.create_future()
@@ -166,7 +166,7 @@ class WorkerPool:
                     return
                 job_task, job, permitted = handover.result()  # a step was handed over in the same iteration of the loop
 
-    async def _carry(self, job_task: JobTask, job: Timed, permitted: bool) -> None:
+    async def _run_contained(self, job_task: JobTask, job: Timed, permitted: bool) -> None:
         try:
             try:
                 await job_task(job)

@@ -43,7 +43,7 @@ class Allowance:
     """None: the credits are reserved."""
     price: Price
     """The price of the job, as the ledger knows it."""
-    spent: Decimal
+    other_charges: Decimal
     """The sum of the batch's other charges."""
     ours: tuple[str, ...] = ()
     """Keys of jobs that this ledger owns and that may still free credits or teach a price."""
@@ -89,7 +89,7 @@ class Ledger(Protocol):
         """
         ...
 
-    async def set_aside(
+    async def advance_and_charge(
         self, before: JobRecord, after: JobRecord, price: Price, max_credits: Decimal | None
     ) -> Allowance:
         """Replace `before` by `after`, which is about to be sent, and add its charge to `after.batch`, if it fits.

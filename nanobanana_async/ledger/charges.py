@@ -89,15 +89,15 @@ class Charges:
         spent = credits_in(total or 0)
         if known is not None and (price.estimated or known > amount):
             learned = Price(price.price_class, credits_in(known))
-            return Allowance(refusal=None if max_credits is None else Refusal.PRICE, price=learned, spent=spent)
+            return Allowance(refusal=None if max_credits is None else Refusal.PRICE, price=learned, other_charges=spent)
         if max_credits is None:
-            return Allowance(price=price, spent=spent)
+            return Allowance(price=price, other_charges=spent)
         blocked = price.estimated and self._has_estimates(job.batch, price, unpriced)
         if not blocked and (total or 0) + amount <= units(max_credits):
-            return Allowance(price=price, spent=spent)
+            return Allowance(price=price, other_charges=spent)
         ours, others = self._keys_that_may_free_credits(job, estimated_only=blocked)
         refusal = Refusal.ESTIMATE if blocked else Refusal.SUM
-        return Allowance(refusal=refusal, price=price, spent=spent, ours=ours, others=others)
+        return Allowance(refusal=refusal, price=price, other_charges=spent, ours=ours, others=others)
 
     def add(self, job: JobRecord, price: Price) -> None:
         """Reserve the price of a purchase that is about to be sent."""

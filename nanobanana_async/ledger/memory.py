@@ -96,7 +96,7 @@ class MemoryLedger:
         if after.batch is not None:
             self._charges.follow(before, after)
 
-    async def set_aside(
+    async def advance_and_charge(
         self, before: JobRecord, after: JobRecord, price: Price, max_credits: Decimal | None
     ) -> Allowance:
         """Replace `before` by `after`, which is about to be sent, and add its charge, if its batch's cap allows it."""

@@ -40,21 +40,21 @@ class MemoryCharges:
         learned = None if known is None else Price(price.price_class, known)
         spent = self.spent(job.batch)
         if max_credits is None:
-            return Allowance(price=learned or price, spent=spent)
+            return Allowance(price=learned or price, other_charges=spent)
         if learned is not None and (price.estimated or learned.credits > price.credits):
-            return Allowance(refusal=Refusal.PRICE, price=learned, spent=spent)
+            return Allowance(refusal=Refusal.PRICE, price=learned, other_charges=spent)
         in_batch = {key: charge for (key, _), charge in self._charges.items() if charge.batch == job.batch}
         pruned = [charge for charge in self._pruned if charge.batch == job.batch and price.basis is Basis.EXAMPLE]
         blocked = price.estimated and any(charge.price.estimated for charge in (*in_batch.values(), *pruned))
         if not blocked and spent + price.credits <= max_credits:
-            return Allowance(price=price, spent=spent)
+            return Allowance(price=price, other_charges=spent)
         under_way = [
             key for key, charge in in_batch.items() if charge.under_way and (charge.price.estimated or not blocked)
         ]
         return Allowance(
             refusal=Refusal.ESTIMATE if blocked else Refusal.SUM,
             price=price,
-            spent=spent,
+            other_charges=spent,
             ours=tuple(key for key in under_way if owner_of(key) == "ours"),
             others=any(owner_of(key) == "others" for key in under_way),
         )

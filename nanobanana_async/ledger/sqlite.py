@@ -121,13 +121,15 @@ class SqliteLedger:
 
         await self._write(advance, before)
 
-    async def set_aside(
+    async def advance_and_charge(
         self, before: JobRecord, after: JobRecord, price: Price, max_credits: Decimal | None
     ) -> Allowance:
         """Replace `before` by `after`, which is about to be sent, and add its charge, if its batch's cap allows it."""
         statement, row = update_for(before, after)
-        set_aside = partial(JobTable.set_aside, before=before, after=after, statement=statement, row=row)
-        return await self._write(partial(set_aside, price=price, max_credits=max_credits), before)
+        advance_and_charge = partial(
+            JobTable.advance_and_charge, before=before, after=after, statement=statement, row=row
+        )
+        return await self._write(partial(advance_and_charge, price=price, max_credits=max_credits), before)
 
     async def adopt(self, key: str) -> Claim | None:
         """Take ownership of an active job without a living owner; return the stored record."""

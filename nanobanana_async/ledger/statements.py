@@ -113,7 +113,7 @@ class JobTable:
         if after.batch is not None:
             self.charges.follow(before, after)
 
-    def set_aside(
+    def advance_and_charge(
         self,
         before: JobRecord,
         after: JobRecord,

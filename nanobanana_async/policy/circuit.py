@@ -33,7 +33,7 @@ class CircuitBreaker:
         """Whether only single probes may leave."""
         return self.failures >= self.tolerated
 
-    def pause_until(self, now: float, wait_s: float) -> None:
+    def pause_for(self, now: float, wait_s: float) -> None:
         """Pause for the seconds that the gateway asked for, at most `MAX_RETRY_AFTER_S`."""
         self.opens_at = max(self.opens_at, now + min(wait_s, MAX_RETRY_AFTER_S))
 
@@ -44,7 +44,7 @@ class CircuitBreaker:
             wait_s = self.policy.backoff_s(self.failures - self.tolerated + 1, jitter)
             self.opens_at = max(self.opens_at, now + wait_s)
 
-    def succeeded(self) -> None:
+    def answered(self) -> None:
         """Count an answer. An error answer counts too: it shows that the gateway responds."""
         self.failures = 0
 

@@ -78,7 +78,7 @@ class Pacer:
     _window_rate: float = 0.0
     """The rate that the last cycle of a window proved, a little lower after each refusal since."""
     _last_measured: float = 0.0
-    _closed_at: float = math.inf
+    _refused_since: float = math.inf
     """When the first request of the current run of refusals was sent; infinite while requests are accepted."""
     _holds_back: bool = False
     """Whether requests lately waited for the pace."""
@@ -112,7 +112,7 @@ class Pacer:
         self.accepted_since_refusal += 1
         if sent_at <= self._handled_at:  # in flight when the limit was met
             return
-        if self._closed_at < math.inf and self._opened(now, sent_at):
+        if self._refused_since < math.inf and self._opened(now, sent_at):
             return
         if not self.step_level:
             self.rate *= 2.0
@@ -131,7 +131,7 @@ class Pacer:
         if sent_at <= self._handled_at:
             return
         passed_s = max(sent_at - self._emptied_at, 1e-3)
-        self._closed_at = min(self._closed_at, sent_at)
+        self._refused_since = min(self._refused_since, sent_at)
         if not self.active:
             self.rate = 1.0 / max(wait_s or 0.0, FIRST_WAIT_S)  # start the search from below
         elif not self.accepted_since_refusal:  # no token came in since the last refusal
@@ -150,7 +150,7 @@ class Pacer:
         self._window_rate *= WINDOW_DOUBT
         self.rate = max(self.rate, self._window_rate, MIN_RATE)
         self._handled_at, self._emptied_at, self.accepted_since_refusal = now, sent_at, 0
-        probe_s = min(1.0 / self.rate, max(LONGEST_PROBE_S, (now - self._closed_at) / 4.0))
+        probe_s = min(1.0 / self.rate, max(LONGEST_PROBE_S, (now - self._refused_since) / 4.0))
         self.next_at = now + max(probe_s, wait_s or 0.0)
 
     def keep_above(self, rate: float) -> None:
@@ -162,7 +162,7 @@ class Pacer:
     def _opened(self, now: float, sent_at: float) -> bool:
         """Begin a new cycle; return whether the limit is one per window, and so its rate was measured."""
         accepted, length_s = self._cycle_accepted - 1, sent_at - self._cycle_at
-        closed_s, self._closed_at = sent_at - self._closed_at, math.inf
+        closed_s, self._refused_since = sent_at - self._refused_since, math.inf
         if accepted < TOO_FEW:  # too few for a measurement: the cycle goes on
             return False
         self._cycle_at, self._cycle_accepted = sent_at, 1

@@ -92,7 +92,7 @@ def _slots(held: Sequence[tuple[float, float, int]], run: Recorder | None, axis:
         layers.append(("throttled", marks))
         legend.append(("throttled", "refused (429)"))
     if run is not None:
-        notes.append(count(run.throttled, "refusal"))
+        notes.append(count(run.throttled_count, "refusal"))
     if paused:
         legend.append(("paused", "paused"))
     return Chart(

@@ -68,7 +68,7 @@ class Recorder:
                 pass
 
     @property
-    def throttled(self) -> int:
+    def throttled_count(self) -> int:
         """429s to creates."""
         return self.samples[-1].throttled if self.samples else 0
 

@@ -87,7 +87,7 @@ def _each_process_counts_for_itself() -> list[Change]:
         if max_credits is None or spent_before + own + price.credits > max_credits:
             return allowance(self, job, price, max_credits)
         begun[self] = spent_before, own + price.credits
-        return Allowance(price=evolve(price, basis=Basis.REPORTED), spent=spent_before)
+        return Allowance(price=evolve(price, basis=Basis.REPORTED), other_charges=spent_before)
 
     return [(Charges, "allowance", alone)]
 

@@ -40,7 +40,7 @@ async def test_estimate_of_a_pruned_job_still_blocks_estimates(path: Path) -> No
         await ledger.prune(NOON + timedelta(days=1))
         _, allowance = await about_to_be_sent(ledger, "b-2", OWL_GUESS, 100)
         assert allowance.refusal is Refusal.ESTIMATE
-        assert allowance.spent == 8
+        assert allowance.other_charges == 8
         expected = Price("owl", Decimal(2), Basis.EXPECTED)
         assert (await about_to_be_sent(ledger, "b-2", expected, 100))[1].refusal is None
 

@@ -29,19 +29,19 @@ def test_half_open_breaker_admits_single_probes_after_growing_waits() -> None:
         assert breaker.allows(now, in_flight=0)
         assert not breaker.allows(now, in_flight=1)
     assert waits == [2.0, 4.0, 5.0, 5.0]
-    breaker.succeeded()
+    breaker.answered()
     assert breaker.allows(now, in_flight=99)
 
 
 def test_retry_after_pauses_all_requests_and_is_capped() -> None:
     breaker = CircuitBreaker(RetryPolicy())
-    breaker.pause_until(100.0, 5.0)
+    breaker.pause_for(100.0, 5.0)
     assert not breaker.allows(104.9, in_flight=0)
     assert breaker.allows(105.0, in_flight=50)
-    breaker.pause_until(100.0, math.inf)
-    breaker.pause_until(100.0, 1.0)
+    breaker.pause_for(100.0, math.inf)
+    breaker.pause_for(100.0, 1.0)
     assert breaker.opens_at == 100.0 + MAX_RETRY_AFTER_S
-    breaker.succeeded()
+    breaker.answered()
     assert not breaker.allows(219.9, in_flight=0)
 
 

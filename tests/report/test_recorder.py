@@ -14,11 +14,11 @@ from tests.support.reports import START, Clock, limits_changed, record, run_job
 def test_the_recorder_has_the_last_known_limit() -> None:
     clock = Clock()
     recorder = Recorder(utcnow=clock)
-    assert (recorder.job_limit, recorder.throttled, recorder.started_at) == (None, 0, None)
+    assert (recorder.job_limit, recorder.throttled_count, recorder.started_at) == (None, 0, None)
     recorder(limits_changed(None))
     clock.pass_s(5)
     recorder(limits_changed(20, 3))
-    assert (recorder.job_limit, recorder.throttled) == (20, 3)
+    assert (recorder.job_limit, recorder.throttled_count) == (20, 3)
     assert (recorder.started_at, recorder.last_at) == (START, clock.now)
     assert [sample.job_limit for sample in recorder.samples] == [None, 20]
 
@@ -36,7 +36,7 @@ def test_a_long_run_is_downsampled() -> None:
     assert max(gaps) < 4 * min(gaps)
     assert samples[len(samples) // 4].job_limit == 10
     assert samples[-1].job_limit == 20
-    assert recorder.throttled == 1999
+    assert recorder.throttled_count == 1999
     assert [sample.creates_paused for sample in samples].count(True) == 1
     assert sorted(sample.throttled for sample in samples) == [sample.throttled for sample in samples]
 

@@ -41,8 +41,8 @@ async def test_the_report_shows_the_batch(tmp_path: Path) -> None:
     await asyncio.to_thread(write_report, tmp_path / "index.html", rows, title="lighthouses", run=recorder)
 
     page = (tmp_path / "index.html").read_text(encoding="utf-8")
-    assert (recorder.throttled, recorder.job_limit) == (stats.throttled, stats.job_limit)
-    assert recorder.throttled > 0
+    assert (recorder.throttled_count, recorder.job_limit) == (stats.throttled, stats.job_limit)
+    assert recorder.throttled_count > 0
     assert len(recorder.delays_s()) == 24
     assert f"limit {stats.job_limit} learned · {stats.throttled} refusal" in page
     assert re.search(r'class="throttled" d="M', page)

@@ -257,7 +257,7 @@ async def about_to_be_sent(
     """Claim a job of a batch, and try to reserve its price for a create."""
     first = (await ledger.claim(job(key, batch=batch, **facts))).record
     after = first.transition_to(JobState.SUBMITTING, first_sent_at=NOON)
-    allowance = await ledger.set_aside(first, after, price, None if cap is None else Decimal(cap))
+    allowance = await ledger.advance_and_charge(first, after, price, None if cap is None else Decimal(cap))
     assert await ledger.find(key) == (first if allowance.refusal else after)
     return (first if allowance.refusal else after), allowance
 
@@ -272,9 +272,9 @@ async def moved(ledger: Ledger, before: JobRecord, state: JobState, **facts: Any
 async def charge_is_reserved_within_the_cap_and_refused_beyond(ledger: Ledger) -> None:
     for number, spent in ((1, 0), (2, 8)):
         _, allowance = await about_to_be_sent(ledger, f"b-{number}", EIGHT, 20)
-        assert (allowance.refusal, allowance.spent, allowance.price) == (None, Decimal(spent), EIGHT)
+        assert (allowance.refusal, allowance.other_charges, allowance.price) == (None, Decimal(spent), EIGHT)
     _, allowance = await about_to_be_sent(ledger, "b-3", EIGHT, 20)
-    assert (allowance.refusal, allowance.spent) == (Refusal.SUM, Decimal(16))
+    assert (allowance.refusal, allowance.other_charges) == (Refusal.SUM, Decimal(16))
     assert (set(allowance.ours), allowance.others) == ({"b-1", "b-2"}, False)
     _, allowance = await about_to_be_sent(ledger, "c-1", EIGHT, 8, batch=key_prefix("c"))
     assert allowance.refusal is None  # another batch
@@ -287,7 +287,7 @@ async def charge_follows_its_jobs_transitions(ledger: Ledger) -> None:
     back = await moved(ledger, sent_job, JobState.PENDING)
     assert await ledger.spent("b") == 0
     again = back.transition_to(JobState.SUBMITTING)
-    assert (await ledger.set_aside(back, again, GUESS, Decimal(100))).refusal is None
+    assert (await ledger.advance_and_charge(back, again, GUESS, Decimal(100))).refusal is None
     assert await ledger.spent("b") == 8
     doubt = await moved(ledger, again, JobState.UNCERTAIN, in_doubt=True)
     assert await ledger.spent("b") == 8
@@ -306,7 +306,9 @@ async def charge_stays_when_the_job_is_bought_again(ledger: Ledger) -> None:
         await ledger.advance(doubt, next_generation)
         assert next_generation.batch == key_prefix("b")
         sent_job = next_generation.transition_to(JobState.SUBMITTING)
-        assert (await ledger.set_aside(next_generation, sent_job, EIGHT, Decimal(8 * generation))).refusal is None
+        assert (
+            await ledger.advance_and_charge(next_generation, sent_job, EIGHT, Decimal(8 * generation))
+        ).refusal is None
         doubt = await moved(ledger, sent_job, JobState.UNCERTAIN, in_doubt=True)
         assert await ledger.spent("b") == 8 * generation
 
@@ -374,7 +376,7 @@ async def job_that_ends_without_a_price_keeps_its_estimate(ledger: Ledger) -> No
     await moved(ledger, first, JobState.FAILED)
     _, allowance = await about_to_be_sent(ledger, "b-2", OWL_GUESS, 100)
     assert (allowance.refusal, allowance.ours) == (Refusal.ESTIMATE, ())
-    assert allowance.spent == 8
+    assert allowance.other_charges == 8
 
 
 @scene
@@ -383,7 +385,7 @@ async def stale_writer_reserves_nothing(ledger: Ledger) -> None:
     await ledger.claim(first)
     await ledger.release("b-1")
     with pytest.raises(LedgerError, match=CONFLICT):
-        await ledger.set_aside(first, first.transition_to(JobState.SUBMITTING), EIGHT, Decimal(100))
+        await ledger.advance_and_charge(first, first.transition_to(JobState.SUBMITTING), EIGHT, Decimal(100))
     assert await ledger.spent("b") == 0
 
 

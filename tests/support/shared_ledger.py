@@ -159,17 +159,17 @@ class LedgerView:
 
         return await self._run("count_slots_of_others", held)
 
-    async def set_aside(
+    async def advance_and_charge(
         self, before: JobRecord, after: JobRecord, price: Price, max_credits: Decimal | None
     ) -> Allowance:
-        def set_aside() -> Allowance:
+        def advance_and_charge() -> Allowance:
             allowance = self.shared.charges.allowance(after, price, max_credits, self._follower)
             if allowance.refusal is None:
                 self._swap(before, after)
                 self.shared.charges.add(after, allowance.price)
             return allowance
 
-        return await self._run("advance", set_aside)
+        return await self._run("advance", advance_and_charge)
 
     async def spent(self, batch: str) -> Decimal:
         return await self._run("spent", lambda: self.shared.charges.spent(key_prefix(batch)))
