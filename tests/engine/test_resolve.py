@@ -436,6 +436,7 @@ async def test_transport_failure_resolves_nothing() -> None:
         down.append(True)
         again = await process.session.resolve(job, buy_again=True)
         await asyncio.sleep(5.0)
-        assert (again.state, process.held) == (JobState.PENDING, 0)
+        assert again.state in (JobState.PENDING, JobState.SUBMITTING)  # it waits, or is just tried again
+        assert process.held == 0
         down.clear()
         assert (await again).task_id == "t2"
