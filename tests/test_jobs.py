@@ -10,9 +10,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nanobanana_async.accounts import account_fingerprint
-from nanobanana_async.errors import InvalidRequest
+from nanobanana_async.errors import InvalidRequest, JobFailureKind
 from nanobanana_async.failures import Failure
-from nanobanana_async.jobs import TERMINAL_STATES, TRANSITIONS, JobState, Observation, validate_key
+from nanobanana_async.jobs import (
+    TERMINAL_STATES,
+    TRANSITIONS,
+    JobState,
+    Observation,
+    is_retried,
+    key_prefix,
+    validate_key,
+)
 from tests.support.records import NOON, record
 
 PENDING, SUBMITTING, RUNNING, SUCCEEDED, FAILED, REFUSED, UNCERTAIN, WITHDRAWN = JobState
@@ -120,3 +128,16 @@ def test_observation_hides_images_and_ignores_raw_in_equality() -> None:
     seen = Observation(task_id="t", state=SUCCEEDED, status="completed", images=("https://a.example/1",), raw={"a": 1})
     assert "a.example" not in repr(seen)
     assert seen == Observation(task_id="t", state=SUCCEEDED, status="completed", images=("https://a.example/1",))
+
+
+def test_key_prefix_is_made_of_the_batch_name_alone() -> None:
+    assert key_prefix("spring") == key_prefix("spring") != key_prefix("summer")
+    assert validate_key(key_prefix("灯台")).isascii()
+
+
+@pytest.mark.parametrize(("kind", "retried"), [("capacity", True), ("moderation", False), (None, False)])
+def test_failed_job_is_retried_by_its_kind(kind: JobFailureKind | None, retried: bool) -> None:
+    failure = None if kind is None else Failure(kind="JobFailed", message="no", failure_kind=kind)
+    assert is_retried(record(state=FAILED, failure=failure), {"capacity"}) is retried
+    assert not is_retried(record(state=SUCCEEDED), {"capacity"})
+    assert is_retried(record(state=FAILED), {"unknown"})
