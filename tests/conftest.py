@@ -58,6 +58,10 @@ def _early_polls(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.fixture
-def quiet_log(monkeypatch: pytest.MonkeyPatch) -> None:
+def quiet_log() -> Iterator[None]:
     """Log critical errors only, for tests that provoke many failures."""
-    monkeypatch.setattr(logging.getLogger("nanobanana_async"), "level", logging.CRITICAL)
+    log = logging.getLogger("nanobanana_async")
+    level = log.level
+    log.setLevel(logging.CRITICAL)  # also clears what loggers remember of their levels
+    yield
+    log.setLevel(level)

@@ -88,7 +88,7 @@ async def test_every_fault_ends_in_one_charge_with_other_key_handling(manner: Id
 
     async def one(fault: Fault) -> None:
         nonlocal refused
-        async with Emulator(idempotency=manner, duration=Fixed(0.4)) as emulator:  # still in work when repeated
+        async with Emulator(idempotency=manner, duration=Fixed(2.0)) as emulator:  # still in work when repeated
             with said_of(fault):
                 await ends_well(emulator, fault)
             refused += emulator.stats().creates_refused.get(409, 0)
