@@ -67,7 +67,7 @@ class AcceptedLately:
 
     def proven_rate(self, now: float) -> float:
         """Return the rate of the minute before, or of its second half if that was lower; 0 before a full minute."""
-        if not now - self._first_at >= MINUTE_S:
+        if now - self._first_at < MINUTE_S:
             return 0.0
         minute = sum(count for second, count in self._counts_by_second if second > now - MINUTE_S)
         half = sum(count for second, count in self._counts_by_second if second > now - MINUTE_S / 2)
@@ -135,11 +135,12 @@ class RequestBudget:
     def on_accepted(self, kind: RequestKind, now: float, sent_at: float) -> None:
         """Record that a request was answered, and not with a 429 for its rate."""
         self._meanwhile(kind, sent_at, accepted=True)
-        for each in (self._kinds[kind], self._both):
+        this = self._kinds[kind]
+        if this.refused_at is not None and sent_at > this.refused_at:
+            this.refused_at = None
+        for each in (this, self._both):
             each.accepted.add(sent_at)
             each.accepted_at = max(each.accepted_at, sent_at)
-            if each.refused_at is not None and sent_at > each.refused_at:
-                each.refused_at = None
             each.pacer.on_accepted(now, sent_at)
 
     def on_throttled(self, kind: RequestKind, now: float, sent_at: float, wait_s: float | None = None) -> None:
