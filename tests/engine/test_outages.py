@@ -195,7 +195,8 @@ async def test_unreachable_gateway_is_reported_after_five_seconds_then_rarely(ca
             reports.append((now(), event))
 
     outage = Outage(DOWN, begins=0.0, ends=150.0)
-    async with apimall(FakeTransport(outage.answer), observers=[observe]) as session:
+    often = RetryPolicy(max_attempts=1000, max_backoff_s=2.0)  # a report comes with a failure, whose time is random
+    async with apimall(FakeTransport(outage.answer), observers=[observe], retry=often) as session:
         caplog.set_level("WARNING", "nanobanana_async")
         await session.generate("a fox")
     times = [at for at, _ in reports]
