@@ -125,6 +125,8 @@ class Job:
         `JobUncertain`, `JobWithdrawn`, the gateway's refusal, a `TransportError`.
         """
         self._engine.guard.check()
+        if timeout is None:
+            return await self._result()
         deadline = asyncio.timeout(timeout := as_timeout("timeout", timeout))
         try:
             async with deadline:
@@ -140,7 +142,7 @@ class Job:
             if self._tracked.done:
                 await self._engine.poll_for_images(self._tracked)
             else:
-                await self._wait_for_change()
+                await self._wait_for_change(until_over=True)
         if self.state is not JobState.SUCCEEDED:
             raise self._error()
         return self._result_from_record()
@@ -177,13 +179,13 @@ class Job:
         """Start polling a job that was only looked up, or whose polling has stopped."""
         self._tracked = await self._engine.reload_and_follow(self._tracked)
 
-    async def _wait_for_change(self) -> None:
+    async def _wait_for_change(self, *, until_over: bool = False) -> None:
         if not self._tracked.is_followed:
             message = f"job {self.key} was never bought: generate it again to buy it"
             if self._tracked.record.possibly_bought:
                 message = f"job {self.key} is {self.state.value} and no longer polled here: await it again"
             raise JobUnfinished(message, job=self, safe_to_repeat=self._tracked.safe_to_repeat)
-        await self._tracked.wait_for_change()
+        await self._tracked.wait_for_change(until_over=until_over)
 
     def outcome(self) -> GenerationResult | NanoBananaError | None:
         """Return the result or error of a job; None if it has not ended, or its images must be fetched again."""

@@ -261,7 +261,7 @@ def validate_key(key: str) -> str:
     """Return the key if it can be sent in a header (1 to 255 visible ASCII characters), or raise `InvalidRequest`."""
     if not isinstance(key, str) or not 1 <= len(key) <= MAX_KEY_LENGTH:
         raise InvalidRequest(f"idempotency_key must be text of 1 to {MAX_KEY_LENGTH} characters")
-    if not all("!" <= character <= "~" for character in key):
+    if not _is_visible_ascii(key):
         raise InvalidRequest("idempotency_key must be visible ASCII without spaces")
     return key
 
@@ -281,9 +281,13 @@ def key_prefix(batch: str) -> str:
 def key_for_task(task_id: str) -> str:
     """Return the key of a job known by its task id alone: readable if the id fits into a key, otherwise a hash."""
     key = f"task-{task_id}"
-    if len(key) <= MAX_KEY_LENGTH and all("!" <= character <= "~" for character in key):
+    if len(key) <= MAX_KEY_LENGTH and _is_visible_ascii(key):
         return key
     return f"task-sha256-{hashlib.sha256(task_id.encode()).hexdigest()}"
+
+
+def _is_visible_ascii(text: str) -> bool:
+    return text.isascii() and text.isprintable() and " " not in text
 
 
 _PROCESS_SECRET = secrets.token_bytes(16)
@@ -301,4 +305,4 @@ def is_generated_key(key: str) -> bool:
 
 
 def _mark(nonce: str) -> str:
-    return hmac.digest(_PROCESS_SECRET, nonce.encode(), "sha256").hex()[:16]
+    return hashlib.blake2b(nonce.encode(), key=_PROCESS_SECRET, digest_size=8).hexdigest()

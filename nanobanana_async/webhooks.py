@@ -60,7 +60,7 @@ class CallbackReceiver:
 
     def aiohttp_routes(self) -> list[web.RouteDef]:
         """Return the routes for an `aiohttp.web` application, with the path of `public_url`."""
-        return [web.route("*", f"{self._path}{PATH}/{{call:.*}}", self._serve_aiohttp)]
+        return [web.route("*", f"{self._path}{PATH}/{{call:.*}}", self._handle_aiohttp)]
 
     async def _serve(self, scope: Message, receive: Receive, send: Send) -> None:
         more = True
@@ -80,7 +80,7 @@ class CallbackReceiver:
             await send({"type": "http.response.start", "status": status, "headers": [(b"content-length", b"0")]})
             await send({"type": "http.response.body", "body": b""})
 
-    async def _serve_aiohttp(self, request: web.Request) -> web.Response:
+    async def _handle_aiohttp(self, request: web.Request) -> web.Response:
         async def read_chunk() -> bytes | None:
             return await request.content.readany() or None
 

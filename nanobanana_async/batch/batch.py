@@ -8,7 +8,7 @@ from typing import Self
 
 from nanobanana_async.batch.options import BatchOptions, Requests
 from nanobanana_async.batch.outcome import Outcome
-from nanobanana_async.batch.progress import Progress
+from nanobanana_async.batch.progress import ProgressBar
 from nanobanana_async.batch.runner import BatchRunner
 from nanobanana_async.engine.engine import Engine
 from nanobanana_async.errors import BatchStopped, ConfigurationError
@@ -38,7 +38,7 @@ class Batch:
         self._scheduler = engine.scheduler
         self._guard = engine.guard
         self._runner = BatchRunner(_validated(requests), options, engine, saver)
-        self._progress = Progress(requests, options.name, self._runner, engine) if options.progress else None
+        self._progress = ProgressBar(requests, options.name, self._runner, engine) if options.progress else None
 
     def __repr__(self) -> str:
         if "_runner" not in self.__dict__:  # a debugger may show a batch whose constructor raised

@@ -24,7 +24,7 @@ class Counts(Protocol):
     failed: int
 
 
-class Progress:
+class ProgressBar:
     """Shows a bar while outcomes are awaited: rows ended, rows failed, slots in use and credits spent.
 
     A closed bar opens again when outcomes are awaited again: each notebook cell gets its own bar. Raises

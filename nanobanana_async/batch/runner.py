@@ -232,7 +232,7 @@ class BatchRunner:
         except SessionClosed:
             self.input_error, finished = _closed(), None
         except asyncio.CancelledError as stray:
-            if self._engine.scheduler.workers.contains(stray):
+            if self._engine.scheduler.workers.concerns_only_the_step(stray):
                 finished = evolve(outcome, error=crash(outcome.index, stray))
             else:
                 self.input_error, finished = _closed(), None

@@ -208,9 +208,9 @@ def unauthorized(state: State, gateway: Gateway, headers: Mapping[str, str], *, 
         if key in settings.api_keys:
             return None
         return defapi.UNAUTHORIZED if create else defapi.UNAUTHORIZED_QUERY
-    if settings.gateway_host is not None:
+    if settings.required_host is not None:
         host = headers.get("host", "").lower()
-        if settings.gateway_host.lower() not in (host, host.partition(":")[0]):
+        if settings.required_host.lower() not in (host, host.partition(":")[0]):
             return apimall.WRONG_HOST
     if key in settings.api_keys:
         return None

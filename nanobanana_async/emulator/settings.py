@@ -99,7 +99,7 @@ class EmulatorSettings:
     # access
     api_keys: frozenset[str] = field(default=frozenset({API_KEY}), converter=_strings)
     unapproved_keys: frozenset[str] = field(default=frozenset({UNAPPROVED_KEY}), converter=_strings)
-    gateway_host: str | None = None  # API Mall answers 403 for any other Host
+    required_host: str | None = None  # API Mall answers 403 for any other Host
     separate_accounts: bool = False  # False: both gateways share one account
 
     # limits
@@ -167,7 +167,7 @@ class EmulatorOptions(TypedDict, total=False):
     started_at: datetime
     api_keys: frozenset[str]
     unapproved_keys: frozenset[str]
-    gateway_host: str | None
+    required_host: str | None
     separate_accounts: bool
     job_limit: int | None
     limit_counts: LimitCounts

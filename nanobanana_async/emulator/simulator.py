@@ -143,12 +143,12 @@ class GatewaySimulator:
         if fault.processed:
             response = self._process(now, endpoint, request, read=fault.delivers)
         if fault.status is not None or not fault.processed:
-            response = self._envelope(now, endpoint, fault)
+            response = self._fault_response(now, endpoint, fault)
         if not fault.processed and fault.status is not None:
             self._count_refusal(endpoint, fault.status)
         return fault.distort(response)
 
-    def _envelope(self, now: float, endpoint: Endpoint, fault: Fault) -> EmulatedResponse:
+    def _fault_response(self, now: float, endpoint: Endpoint, fault: Fault) -> EmulatedResponse:
         if endpoint == "cdn":
             return EmulatedResponse(fault.status or 503, {"Content-Type": "text/plain"}, b"")
         return refuse_for(self._state, now, endpoint, fault)

@@ -168,7 +168,7 @@ class Claims:
                 job.running_at = self._poller.running_since(job)
                 return ScheduleAt(self._poller.begin(job))
             case JobState.UNCERTAIN if job.slots:
-                return HoldSlots(job.holds_until)
+                return HoldSlots(job.holds_slots_until)
             case _:
                 return Finish()
 

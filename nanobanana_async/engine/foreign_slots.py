@@ -27,7 +27,7 @@ async def recount_foreign_slots(claims: Claims, slots: Slots, workers: WorkerPoo
     except LedgerError as error:
         log.warning("ledger.failed error=%s", error.message)
     except BaseException as failure:
-        if not workers.contains(failure):
+        if not workers.concerns_only_the_step(failure):
             raise
         log_failure("ledger.failed", failure)
     slots.foreign = 0

@@ -40,7 +40,7 @@ class JobResolver:
         """Resolve an UNCERTAIN job, or a RUNNING one whose task the gateway does not know; return the tracked job."""
         if task_id is not None:
             validate_task_id(task_id)
-        job = await self._find(key)
+        job = await self._require_job(key)
         self._engine.check_resolvable(job, buy_again=buy_again)
         if job.record.state is not JobState.RUNNING:
             return await self._carry_out_decision(job, task_id, buy_again=buy_again)
@@ -49,7 +49,7 @@ class JobResolver:
             raise ConfigurationError(f"job {key} is running and polled by another session: nothing to resolve")
         try:
             lost = job.record.task_id or ""
-            if await self._query_task(lost, self._age_s(job.record)) is not None:
+            if await self._query_task(lost, self._task_age_s(job.record)) is not None:
                 why = f"the gateway knows its task {lost}; call `resume` to poll it"
                 raise ConfigurationError(f"job {key} is running: nothing to resolve, {why}")
             return await self._carry_out_decision(job, task_id, buy_again=buy_again)
@@ -75,10 +75,10 @@ class JobResolver:
         key, before = job.key, job.record.revision
         if task_id is not None:
             try:
-                await self._check_task(task_id, age_s=self._age_s(job.record))
+                await self._check_task(task_id, age_s=self._task_age_s(job.record))
             except TaskNotFound as unknown:
                 raise unknown.for_job(key, safe_to_repeat=False) from None
-            job = await self._find(key)
+            job = await self._require_job(key)
             if job.record.revision != before:
                 why = f"job {key} changed to {job.record.state.value} meanwhile: check it, then resolve it again"
                 raise ConfigurationError(why)
@@ -89,7 +89,7 @@ class JobResolver:
                 raise job.wait_error.for_job(key, safe_to_repeat=False)
         return job
 
-    async def _find(self, key: str) -> TrackedJob:
+    async def _require_job(self, key: str) -> TrackedJob:
         job = await self._engine.find(key)
         if job is None:
             raise ConfigurationError(f"no job {key} in the ledger")
@@ -138,7 +138,7 @@ class JobResolver:
                     raise
             await anyio.sleep(max(wait_s, asked_s))
 
-    def _age_s(self, record: JobRecord) -> float:
+    def _task_age_s(self, record: JobRecord) -> float:
         """Return the greatest age that a task of this job can have."""
         return max(0.0, self._engine.store.age_s(record.may_run_since))
 

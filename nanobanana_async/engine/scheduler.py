@@ -146,7 +146,7 @@ class Scheduler:
 
     def start_step(self, step: JobStep, job: TrackedJob) -> None:
         """Run a step that makes no request to the gateway; closing waits for it."""
-        self.workers.write(step, job)
+        self.workers.run_ledger_step(step, job)
 
     def _apply(self, job: TrackedJob, next_step: Next) -> None:
         """Carry out what a step returned: set the phase, the queue or timer and the slots, and wake the waiters."""
@@ -266,7 +266,7 @@ class Scheduler:
             job.withdraw_requested = False
             if job.holding_before is not None and not ours:  # the claim failed: the job is uncertain as before
                 job.record = job.ledger_record = job.holding_before.record
-            hold_until = job.holds_until
+            hold_until = job.holds_slots_until
         self._retire(job, Phase.DONE, hold_until=hold_until, ours=ours)
         job.wake()
 

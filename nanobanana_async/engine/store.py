@@ -120,7 +120,7 @@ class CreditAccount:
         if price is not None or record.state is JobState.SUCCEEDED:
             self.prices.learn(self._class_of(record), price)
         drawn = self._reserved_in.get(job.key)
-        self._update_caps(job)
+        self._update_reservations(job)
         dearer = drawn is not None and price is not None and price != price_in(before) and price > drawn.price.credits
         return drawn.price if drawn is not None and dearer else None
 
@@ -131,7 +131,7 @@ class CreditAccount:
 
     def park(self, job: TrackedJob) -> None:
         """Update the reservation from the record, which others may have changed; the caps stop waiting for it."""
-        self._update_caps(job)
+        self._update_reservations(job)
         for cap in self._caps_of(job):
             cap.suspend(_purchase_id(job.record))
 
@@ -142,7 +142,7 @@ class CreditAccount:
         price = self.price(job)
         return max(cap.check(price) for cap in job.budgets)
 
-    def _update_caps(self, job: TrackedJob) -> None:
+    def _update_reservations(self, job: TrackedJob) -> None:
         caps = self._caps_of(job)
         if not caps:
             return

@@ -24,6 +24,8 @@ from nanobanana_async.jobs import ACTIVE_STATES, JobRecord, JobState, Observatio
 from nanobanana_async.policy.budget import Cap
 from nanobanana_async.policy.poll_schedule import PollSchedule
 
+Watchers = list[asyncio.Future[NanoBananaError | None]] | None
+
 NEVER = float("inf")
 NOT_YET = -NEVER
 
@@ -95,6 +97,7 @@ class TrackedJob:
         "create_failure",
         "draws_retry_budget",
         "due",
+        "end_watchers",
         "expected_credits",
         "failures",
         "first_attempt_at",
@@ -174,7 +177,10 @@ class TrackedJob:
         """It is withdrawn if its current step leaves it PENDING."""
         self.observation: Observation | None = None
         self.wait_error: NanoBananaError | None = None
-        self.watchers: list[asyncio.Future[NanoBananaError | None]] | None = None
+        self.watchers: Watchers = None
+        """Futures of those that wait for any change."""
+        self.end_watchers: Watchers = None
+        """Futures of those that wait until the job is over; other changes would wake them for nothing."""
         self.updates: list[deque[JobState]] | None = None
 
     def __lt__(self, other: Any) -> bool:
@@ -223,14 +229,15 @@ class TrackedJob:
         return is_safe_to_repeat(self.record, self._phase)
 
     @property
-    def holds_until(self) -> float:
+    def holds_slots_until(self) -> float:
         """Until when it holds its slots if it is still uncertain, as it was when it was tracked."""
         return NEVER if self.holding_before is None else self.holding_before.due
 
     @property
     def is_wanted(self) -> bool:
         """Whether a caller may still need its outcome."""
-        return self.may_buy or self.has_handle or bool(self.watchers or self.updates or self.listeners)
+        waited_for = self.watchers or self.end_watchers or self.updates or self.listeners
+        return self.may_buy or self.has_handle or bool(waited_for)
 
     @property
     def images_missing(self) -> bool:
@@ -241,12 +248,13 @@ class TrackedJob:
         """Add a listener."""
         self.listeners = [*(self.listeners or ()), listener]
 
-    async def wait_for_change(self) -> None:
-        """Wait for the next change. Raises the error that interrupts the waiting."""
+    async def wait_for_change(self, *, until_over: bool = False) -> None:
+        """Wait for the next change, or until the job is done or not followed. Raises the error that interrupts it."""
         watcher: asyncio.Future[NanoBananaError | None] = asyncio.get_running_loop().create_future()
-        if self.watchers is None:
-            self.watchers = []
-        self.watchers.append(watcher)
+        if until_over:
+            self.end_watchers = [*(self.end_watchers or ()), watcher]
+        else:
+            self.watchers = [*(self.watchers or ()), watcher]
         try:
             interruption = await watcher
         finally:
@@ -257,9 +265,11 @@ class TrackedJob:
             raise interruption.for_job(self.key, safe_to_repeat=self.safe_to_repeat)
 
     def wake(self, interruption: NanoBananaError | None = None) -> None:
-        """Wake all waiters; they check the job again, or raise the error."""
-        watchers, self.watchers = self.watchers, None
-        for watcher in watchers or ():
+        """Wake the waiters after a change; they check the job again, or raise the error."""
+        woken, self.watchers = self.watchers or (), None
+        if interruption is not None or self.done or not self.is_followed:
+            woken, self.end_watchers = [*woken, *(self.end_watchers or ())], None
+        for watcher in woken:
             if not watcher.done():
                 watcher.set_result(interruption)
 
@@ -279,5 +289,5 @@ class TrackedJob:
             self.notify_listeners()
 
     def _forget(self, watcher: asyncio.Future[NanoBananaError | None]) -> None:
-        if self.watchers is not None and watcher in self.watchers:
-            self.watchers.remove(watcher)
+        self.watchers = [other for other in self.watchers or () if other is not watcher] or None
+        self.end_watchers = [other for other in self.end_watchers or () if other is not watcher] or None

@@ -72,7 +72,7 @@ class WorkerPool:
         self._begin()
         self.run_request(partial(self._run_step, step), job)
 
-    def write(self, step: JobStep, job: TrackedJob) -> None:
+    def run_ledger_step(self, step: JobStep, job: TrackedJob) -> None:
         """Run a step that only reads and writes the ledger. Closing the session waits for it."""
         self._begin()
         self._run(partial(self._run_step, step), job, False)
@@ -96,9 +96,9 @@ class WorkerPool:
     def start_task(self, name: str, work: Callable[[], Coroutine[Any, Any, None]], *, again: bool = False) -> None:
         """Run a coroutine in the task group. A failure is logged; with `again` the coroutine is then started again."""
         if self._group is not None:
-            self._group.start_soon(self._contained, name, work, again)
+            self._group.start_soon(self._run_background_task, name, work, again)
 
-    def contains(self, failure: BaseException) -> bool:
+    def concerns_only_the_step(self, failure: BaseException) -> bool:
         """Whether a failure concerns only the current step; otherwise the task has to end.
 
         A `CancelledError` concerns only the step unless the session or the event loop ends: it came from an observer,
@@ -160,7 +160,7 @@ class WorkerPool:
             try:
                 job_task, job, permitted = await handover
             except asyncio.CancelledError as stray:
-                if not self.contains(stray):
+                if not self.concerns_only_the_step(stray):
                     raise
                 if handover.cancel() or handover.cancelled():
                     return
@@ -175,22 +175,22 @@ class WorkerPool:
                     self._permits.release()
                     self.free_requests += 1
         except BaseException as failure:
-            if not self.contains(failure):
+            if not self.concerns_only_the_step(failure):
                 raise
             self._crashed(job, failure)
         try:
             self._freed()
         except BaseException as failure:
-            if not self.contains(failure):
+            if not self.concerns_only_the_step(failure):
                 raise
             log_failure("engine.crashed", failure, task="pump")
 
-    async def _contained(self, name: str, work: Callable[[], Coroutine[Any, Any, None]], again: bool) -> None:
+    async def _run_background_task(self, name: str, work: Callable[[], Coroutine[Any, Any, None]], again: bool) -> None:
         while True:
             try:
                 await work()
             except BaseException as failure:
-                if not self.contains(failure):
+                if not self.concerns_only_the_step(failure):
                     raise
                 log_failure("engine.crashed", failure, task=name)
             if not again:

@@ -221,7 +221,12 @@ def status_word(value: object, _: object = None) -> str:
     """Return the gateway's status word in lower case, or raise ValueError."""
     if not isinstance(value, str) or not value.strip():
         raise ValueError(f"a status is a word, not {'empty' if value == '' else type(value).__name__}")
-    return redact(value.strip()[:_LONG_TEXT].lower(), limit=_LONG_NUMBER)
+    return _redacted_word(value.strip()[:_LONG_TEXT].lower())
+
+
+@functools.lru_cache(maxsize=64)
+def _redacted_word(word: str) -> str:
+    return redact(word, limit=_LONG_NUMBER)  # cached: a gateway has few status words
 
 
 @frozen

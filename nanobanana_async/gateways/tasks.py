@@ -135,7 +135,7 @@ def parse_task(
         missing=delivery.missing,
         error=message,
         error_code=code,
-        failure_kind=failure_kind(code, message),
+        failure_kind=failure_kind(code, message) if failed else "unknown",
         model=task.model,
         credits_used=task.consumed if task.credits_used is None else task.credits_used,
         credits_refunded=task.credits_refunded,

@@ -206,9 +206,9 @@ class SqliteLedger:
         """Count all jobs by state."""
         return await self._submit(JobTable.counts)
 
-    async def is_owned(self, key: str) -> bool:
+    async def has_owner(self, key: str) -> bool:
         """Return whether a job is active and has a living owner: another one, or this ledger."""
-        return await self._submit(lambda table: table.is_owned(key), key=key)
+        return await self._submit(lambda table: table.has_owner(key), key=key)
 
     async def count_unowned(self) -> Counter[JobState]:
         """Count the active jobs of all accounts without a living owner, by state."""

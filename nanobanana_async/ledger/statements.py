@@ -205,7 +205,7 @@ class JobTable:
         """Count the jobs by state."""
         return Counter({JobState(state): count for state, count in self.connection.execute(COUNT_BY_STATE)})
 
-    def is_owned(self, key: str) -> bool:
+    def has_owner(self, key: str) -> bool:
         """Return whether the job is active and has a living owner."""
         found = self.connection.execute(SELECT_OWNER, (key,)).fetchone()
         return found is not None and not self._is_unowned(found[0])

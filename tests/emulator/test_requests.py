@@ -152,8 +152,8 @@ def test_an_unapproved_key_is_403_at_apimall_and_401_at_defapi() -> None:
 
 
 @pytest.mark.parametrize(("host", "status"), [("gw.test", 200), ("GW.test:80", 200), ("www.test", 403), ("", 403)])
-def test_wrong_host_is_refused_if_gateway_host_is_set(host: str, status: int) -> None:
-    caller = Caller(gateway_host="gw.test")
+def test_wrong_host_is_refused_if_a_host_is_required(host: str, status: int) -> None:
+    caller = Caller(required_host="gw.test")
     body = json.dumps({"model": "nano-banana-pro", "prompt": "x"}).encode()
     response = caller.post(APIMALL_CREATE, body, Host=host)
     assert response.status == status

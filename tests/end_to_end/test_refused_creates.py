@@ -125,7 +125,7 @@ async def test_a_refused_job_can_be_bought_again_under_its_key(name: GatewayName
 RULES: list[tuple[type[GatewayError], str, EmulatorOptions, dict[str, Any], str]] = [
     (AuthenticationError, "API key", {}, {"api_key": "wrong"}, "a fox"),
     (AccessDenied, "not approved", {}, {"api_key": UNAPPROVED_KEY}, "a fox"),
-    (AccessDenied, "non-gateway host", {"gateway_host": "gateway.apimall.ai"}, {}, "a fox"),
+    (AccessDenied, "non-gateway host", {"required_host": "gateway.apimall.ai"}, {}, "a fox"),
     (InsufficientCredits, "credits", {"credits": "0.1"}, {}, "a fox"),
     (PromptBlocked, "moderation", {}, {}, "a [blocked] fox"),
 ]

@@ -12,7 +12,7 @@ from rich.console import Console
 
 from nanobanana_async import ApiMall, ConcurrencyPolicy, ConfigurationError, Gateway
 from nanobanana_async.cli.batch.dry_run import show_dry_run
-from nanobanana_async.cli.batch.folder import FILES, BatchFolder, FolderOwner, check_ledger, check_owner
+from nanobanana_async.cli.batch.folder import FILES, BatchFolder, FolderOwner, check_owner, refuse_lost_ledger
 from nanobanana_async.cli.batch.input_file import Format, InputFile, open_input
 from nanobanana_async.cli.batch.run import Plan, Run
 from nanobanana_async.cli.options import FolderOption
@@ -118,7 +118,7 @@ class BatchCommand:
                 raise ConfigurationError(f"{file} would be overwritten: name another folder with -o")
             owner = FolderOwner(source.batch, emulated)
             if check_owner(output, owner):
-                check_ledger(output, new_ledger=new_ledger)
+                refuse_lost_ledger(output, new_ledger=new_ledger)
             total = _count_valid_rows(source, selected)
             if total is None:
                 return USAGE

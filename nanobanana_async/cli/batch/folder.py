@@ -132,7 +132,7 @@ def check_owner(path: Path, owner: FolderOwner) -> bool:
     without a marker by any file, in a marked folder by a link or special file. Other files are ignored.
     """
     taken = [name for name in (*FILES, *FOLDERS) if os.path.lexists(path / name)]
-    found = _marker(path)  # read last: a starting run writes the marker before the other files
+    found = _read_marker(path)  # read last: a starting run writes the marker before the other files
     if found is None:
         if taken:
             raise ConfigurationError(
@@ -154,7 +154,7 @@ def check_owner(path: Path, owner: FolderOwner) -> bool:
     return True
 
 
-def check_ledger(path: Path, *, new_ledger: bool) -> None:
+def refuse_lost_ledger(path: Path, *, new_ledger: bool) -> None:
     """Raise `ConfigurationError` if the ledger of earlier runs in this folder is missing.
 
     Without it `max_credits` counts from 0, and rows that were bought and have no result yet are bought again.
@@ -177,7 +177,7 @@ def check_ledger(path: Path, *, new_ledger: bool) -> None:
         )
 
 
-def _marker(path: Path) -> FolderOwner | None:
+def _read_marker(path: Path) -> FolderOwner | None:
     """Return the owner in the marker; None if there is no marker."""
     marker = path / MARKER
     try:

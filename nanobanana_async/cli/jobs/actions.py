@@ -132,7 +132,7 @@ async def find_resolvable(path: Path, key: str, *, buy_again: bool) -> JobRecord
     """Return a job that can be resolved by hand; raises `ConfigurationError` if it can't."""
     async with open_read_only(path) as ledger:
         record = await find_job(ledger, key)
-        followed = await ledger.is_owned(key)
+        followed = await ledger.has_owner(key)
         if record.state is JobState.UNCERTAIN or (buy_again and record.state is JobState.FAILED):
             return record
         if record.state is JobState.RUNNING and not followed:  # the session checks whether the gateway knows its task

@@ -270,7 +270,7 @@ async def _list(path: Path, states: list[JobState] | None, limit: int | None, *,
 async def _details(path: Path, key: str) -> str:
     async with actions.open_read_only(path) as ledger:
         record = await actions.find_job(ledger, key)
-        return job_format.job_details(record, path, followed=await ledger.is_owned(key), now=datetime.now(UTC))
+        return job_format.job_details(record, path, followed=await ledger.has_owner(key), now=datetime.now(UTC))
 
 
 def _print_note(sentence: str) -> None:
