@@ -17,8 +17,9 @@ from nanobanana_async.engine.engine import Engine
 from nanobanana_async.engine.estimates import JobEstimates
 from nanobanana_async.engine.poller import Poller
 from nanobanana_async.engine.slots import Slots
-from nanobanana_async.engine.store import CreditAccount, JobStore, utcnow
+from nanobanana_async.engine.store import CreditAccount, JobStore
 from nanobanana_async.engine.submitter import Submitter
+from nanobanana_async.engine.wall_clock import WallClock, utcnow
 from nanobanana_async.errors import ConfigurationError, NanoBananaError, SessionClosed
 from nanobanana_async.events import EventEmitter
 from nanobanana_async.gateways.contract import Gateway, Transport
@@ -71,7 +72,7 @@ class SessionComponents:
         """Return an engine on the running event loop; ledger and transport must be open."""
         clock = asyncio.get_running_loop().time
         credit_account = CreditAccount(self.gateway)
-        store = JobStore(self.ledger, credit_account, self.emit, utcnow)
+        store = JobStore(self.ledger, credit_account, self.emit, WallClock(utcnow, clock))
         job_s = self.timeouts.job_s
         estimates = JobEstimates(self.gateway, self.polling, job_s=job_s, clock=clock)
         budget = RequestBudget()

@@ -3,7 +3,7 @@
 import asyncio
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping
-from datetime import UTC, datetime
+from datetime import datetime
 from decimal import Decimal
 from typing import Any, TypeVar
 
@@ -259,7 +259,7 @@ class JobStore:
         return None
 
     def age_s(self, since: datetime) -> float:
-        """Return the seconds since a time by the wall clock; negative if the clock went backwards."""
+        """Return the seconds since a time; negative if the clock was set back before the session was opened."""
         return (self.utcnow() - since).total_seconds()
 
     def _set(
@@ -276,12 +276,6 @@ class JobStore:
             self.ended[after.state] += 1
         if after.state is not before:
             self.emit(JobStateChanged(before=before, record=after))
-
-
-def utcnow() -> datetime:
-    """Return the wall clock's time, or that of an event loop with virtual time (`nanobanana_async.testing`)."""
-    clock: Callable[[], datetime] | None = getattr(asyncio.get_running_loop(), "utcnow", None)
-    return datetime.now(UTC) if clock is None else clock()
 
 
 def to_failure(error: NanoBananaError) -> Failure:

@@ -231,7 +231,7 @@ class Submitter:
         return self._hold(job)
 
     def _key_age_s(self, job: TrackedJob, first_sent_at: datetime) -> float:
-        """Return the age of a key by the wall clock, but at least by the event loop: the wall clock may be set back."""
+        """Return the age of a key, at least by the event loop's clock: it may come from a session before this one."""
         age_s = self._store.age_s(first_sent_at)
         return age_s if age_s < 0 else max(age_s, self._clock() - job.first_attempt_at)
 

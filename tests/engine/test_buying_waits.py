@@ -1,5 +1,6 @@
 """How long a purchase is tried: unsent requests, slots, Retry-After, and the lifetime of a key."""
 
+from collections.abc import Callable
 from datetime import timedelta
 from itertools import pairwise
 
@@ -115,20 +116,44 @@ async def test_expired_key_is_not_repeated() -> None:
     assert max(transport.left_at["POST"]) < 30.0 + 30.0
 
 
-@pytest.mark.parametrize("shift", [timedelta(hours=-1), timedelta(hours=1)])
-@virtually
-async def test_clock_jump_ends_trust_in_the_key(shift: timedelta) -> None:
-    loop = virtual_loop()
-
-    def lost_while_the_clock_is_set(_: HttpRequest) -> Reply:
-        loop.wall_clock_offset = shift
+def lost_while_the_clock_is_set(shift: timedelta) -> Callable[[HttpRequest], Reply]:
+    def lost(_: HttpRequest) -> Reply:
+        virtual_loop().wall_clock_offset += shift
         return LOST
 
-    transport = scripted_creates(lost_while_the_clock_is_set, created())
+    return lost
+
+
+@virtually
+async def test_clock_that_jumps_forward_ends_trust_in_the_key() -> None:
+    transport = scripted_creates(lost_while_the_clock_is_set(timedelta(hours=1)), created())
     async with apimall(transport) as session:
         with pytest.raises(JobUncertain):
             await session.generate("a fox")
     assert len(transport.creates) == 1
+
+
+@pytest.mark.parametrize("shift", [timedelta(seconds=-1), timedelta(hours=-1)])
+@virtually
+async def test_create_is_repeated_after_the_clock_was_set_back(shift: timedelta) -> None:
+    transport = scripted_creates(lost_while_the_clock_is_set(shift), created())
+    async with apimall(transport) as session:
+        result = await session.generate("a fox")
+    assert len(transport.creates) == 2
+    assert result.created_at is not None
+    assert result.completed_at is not None
+    assert result.created_at <= result.completed_at
+
+
+@virtually
+async def test_key_expires_although_the_clock_is_set_back_again_and_again() -> None:
+    transport = Clocked(lost_while_the_clock_is_set(timedelta(minutes=-10)))
+    gateway = ApiMall(api_key=API_KEY, key_lifetime_s=30.0)
+    retry = RetryPolicy(max_attempts=99, max_wait_s=9000.0)
+    async with Session(gateway, http=transport, retry=retry) as session:
+        with pytest.raises(JobUncertain):
+            await session.generate("a fox")
+    assert max(transport.left_at["POST"]) < 30.0 + 30.0
 
 
 @pytest.mark.parametrize("session_of", [apimall, defapi])
