@@ -102,7 +102,7 @@ async def _large(path: Path) -> dict[str, float]:
         found["unfinished"].append(fetched - opened_at)
         for name, work in (
             ("find", ledger.find(records[-1].key)),
-            ("held", ledger.count_slots_of_others(ACCOUNT)),
+            ("held", ledger.count_foreign_jobs(ACCOUNT)),
             ("counts", ledger.counts()),
         ):
             begun = time.perf_counter()

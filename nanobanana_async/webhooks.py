@@ -93,7 +93,7 @@ class CallbackReceiver:
             key = None if match is None else await self._callbacks.verify(match[1], match[2])
             if key is None:
                 return 404
-            handled = await self._callbacks.handle(key, await _body(read_chunk))
+            handled = await self._callbacks.handle_verified(key, await _body(read_chunk))
         except NanoBananaError as error:  # the session is not open, or its ledger failed
             log.warning("callback.failed error=%s", error.message)
             handled = False

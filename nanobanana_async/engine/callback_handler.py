@@ -92,7 +92,7 @@ class CallbackHandler:
             case JobState.RUNNING | JobState.SUBMITTING:
                 claim = await ledger.adopt(record.key) if ours else None
                 if claim is not None and claim.owned:
-                    job = self._engine.tracked.get(record.key) or self._engine.new_tracked_job(claim.record)
+                    job = self._engine.tracked.get(record.key) or self._engine.build_tracked_job(claim.record)
                     self._wake(self._engine.ensure_followed(job), task_id)
                 else:
                     await ledger.notify_owner(record.key, task_id)
@@ -153,7 +153,7 @@ class CallbackHandler:
             return True
         job = engine.scheduler.holding.get(key)
         if job is None or job.record.revision != record.revision:
-            job = engine.new_tracked_job(record)
+            job = engine.build_tracked_job(record)
         job = engine.resolve(job, task_id=task_id, buy_again=False)
         job.callback_pending, job.polled_at = True, asked_at
         return True

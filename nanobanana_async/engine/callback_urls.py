@@ -43,11 +43,11 @@ class CallbackUrls:
         self._public_url, self._secret = public_url.rstrip("/"), secret
         self.enabled.set()
 
-    def set_handler(self, handler: Handler) -> None:
+    def set_callback_handler(self, handler: Handler) -> None:
         """Set the function that handles callbacks; called when the session opens."""
         self._handler = handler
 
-    async def handle(self, key: str, body: bytes) -> bool:
+    async def handle_verified(self, key: str, body: bytes) -> bool:
         """Handle a callback. Return False if that is not possible because the session is not open."""
         self._guard.check()
         return self._handler is not None and await self._handler(key, body)

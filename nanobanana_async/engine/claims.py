@@ -121,8 +121,8 @@ class Claims:
 
     async def count_foreign_slots(self) -> int:
         """Count the jobs of this account that other owners sent, and that may still run and hold slots."""
-        since = self._store.utcnow() - timedelta(seconds=self._estimates.longest_s)
-        return await self._store.ledger.count_slots_of_others(self._gateway.account, since=since)
+        since = self._store.utcnow() - timedelta(seconds=self._estimates.any_may_run_for_s)
+        return await self._store.ledger.count_foreign_jobs(self._gateway.account, since=since)
 
     async def _claim(self, job: TrackedJob) -> Claim:
         claim = await self._store.claim(job)

@@ -80,7 +80,7 @@ class Engine:
         self.scheduler.check_open(record)
         job = self.tracked.get(record.key)
         if job is None:
-            job = self.scheduler.track(self.new_tracked_job(record), Phase.CLAIMING)
+            job = self.scheduler.track(self.build_tracked_job(record), Phase.CLAIMING)
             job.budgets += budgets
             job.expected_credits = expected_credits
             job.retry_failed = retry_failed
@@ -109,7 +109,7 @@ class Engine:
             job.schedule = None  # it is unknown when the task began: its duration is not learned
             return await self.poller.interpret(job, seen)
 
-        job = self.scheduler.track(self.new_tracked_job(record), Phase.CLAIMING)
+        job = self.scheduler.track(self.build_tracked_job(record), Phase.CLAIMING)
         job.polls, job.polled_at = 1, self.clock()
         self.scheduler.start_step(claim, job)
         return job
@@ -165,10 +165,10 @@ class Engine:
         """Return the job with this key, tracked or from the ledger; None if there is none."""
         job = self.tracked.get(key)
         if job is None and (record := await self.store.ledger.find(key)) is not None:
-            job = self.tracked.get(key) or self.new_tracked_job(record)
+            job = self.tracked.get(key) or self.build_tracked_job(record)
         return job
 
-    def new_tracked_job(self, record: JobRecord) -> TrackedJob:
+    def build_tracked_job(self, record: JobRecord) -> TrackedJob:
         """Return a `TrackedJob` for a record; it is not followed yet."""
         job = TrackedJob(record, 1 if record.request is None else self._gateway.slots_for(record.request))
         job.budgets = self._budgets
@@ -204,7 +204,7 @@ class Engine:
         waiting: list[TrackedJob] = []
         async for record in records:
             if record.key not in self.tracked:
-                job = self.new_tracked_job(record)
+                job = self.build_tracked_job(record)
                 job.may_buy = True
                 waiting.append(self.ensure_followed(job))
             if len(waiting) >= ADOPT_BATCH:

@@ -42,7 +42,7 @@ class JobEstimates:
         return min(self._job_s, self.schedule_of(job).p99_s)
 
     @property
-    def longest_s(self) -> float:
+    def any_may_run_for_s(self) -> float:
         """The longest time that a job of any class may run."""
         classes = (self._schedule(""), *self._schedules.values())
         return min(self._job_s, max(schedule.p99_s for schedule in classes))

@@ -115,7 +115,7 @@ class SessionComponents:
             max_requests=self.concurrency.max_requests,
         )
         handler = CallbackHandler(self.gateway, engine, self.callbacks)
-        self.callbacks.set_handler(handler.handle)
+        self.callbacks.set_callback_handler(handler.handle)
         engine.scheduler.background.append(handler.fetch_notices)
         return engine
 

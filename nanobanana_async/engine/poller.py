@@ -223,7 +223,7 @@ class Poller:
             age_s = self._clock() - job.running_at
             took_s = seen.duration_s(age_s)
             job.schedule.on_ended(job, age_s, age_s if called and took_s is None else took_s)
-        unwritten = await self._store.record_known(
+        unwritten = await self._store.transition_as_reported(
             job,
             state,
             ended_at=self._store.utcnow(),

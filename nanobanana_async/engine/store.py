@@ -239,7 +239,7 @@ class JobStore:
             self._set(job, after, stored=after)
         return allowance
 
-    async def record_known(self, job: TrackedJob, state: JobState, **facts: Any) -> LedgerError | None:
+    async def transition_as_reported(self, job: TrackedJob, state: JobState, **facts: Any) -> LedgerError | None:
         """Make a transition that the gateway reported, even if the write fails; return the error of the write.
 
         The waiters get that error, unless the job has ended: then they get its outcome. `ledger_record` stays as it

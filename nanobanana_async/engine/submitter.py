@@ -130,16 +130,18 @@ class Submitter:
             self._store.credits.remaining = accepted.credits_remaining
         attempts = job.record.attempts + 1
         try:
-            await self._store.record_known(  # if the write fails, the waiters get its error and the polls go on
-                job,
-                JobState.RUNNING,
-                task_id=accepted.task_id,
-                running_since=self._store.utcnow(),
-                in_doubt=False,
-                body=b"",  # the body is never sent again
-                attempts=attempts,
-                credits_used=accepted.credits_used,
-                model=accepted.model,
+            await (
+                self._store.transition_as_reported(  # if the write fails, the waiters get its error and the polls go on
+                    job,
+                    JobState.RUNNING,
+                    task_id=accepted.task_id,
+                    running_since=self._store.utcnow(),
+                    in_doubt=False,
+                    body=b"",  # the body is never sent again
+                    attempts=attempts,
+                    credits_used=accepted.credits_used,
+                    model=accepted.model,
+                )
             )
         except TaskTaken as taken:  # unknown what was paid for: the task is another job's
             why = f"the gateway answered with task {accepted.task_id}, which belongs to job {taken.holder}"
@@ -151,7 +153,7 @@ class Submitter:
 
     async def _not_accepted(self, job: TrackedJob, error: NanoBananaError, sent_before: bool) -> Next:
         job.failures += 1
-        attempt = self._attempt(job, sent_before)
+        attempt = self._describe_attempt(job, sent_before)
         decision = decide_failed_create(error, attempt, self._retry)
         now = self._clock()
         wait_s = self._wait_s(job, error, decision)
@@ -208,7 +210,7 @@ class Submitter:
     async def recover(self, job: TrackedJob) -> Next:
         """Continue a job that an earlier session left in SUBMITTING."""
         self._slots.acquire(job)
-        attempt = self._attempt(job, sent_before=True)
+        attempt = self._describe_attempt(job, sent_before=True)
         job.first_attempt_at = self._clock()
         why = "the session ended before an answer came"
         decision = decide_failed_create(TransportError(why, possibly_sent=True), attempt, self._retry)
@@ -222,7 +224,7 @@ class Submitter:
 
     def _expired(self, job: TrackedJob) -> bool:
         """Whether the idempotency key is too old to repeat the create with it."""
-        attempt = self._attempt(job, sent_before=True)
+        attempt = self._describe_attempt(job, sent_before=True)
         return attempt.keyed and not attempt.key_lives
 
     async def _mark_uncertain(self, job: TrackedJob, why: str) -> Next:
@@ -235,7 +237,7 @@ class Submitter:
         age_s = self._store.age_s(first_sent_at)
         return age_s if age_s < 0 else max(age_s, self._clock() - job.first_attempt_at)
 
-    def _attempt(self, job: TrackedJob, sent_before: bool) -> Attempt:
+    def _describe_attempt(self, job: TrackedJob, sent_before: bool) -> Attempt:
         record = job.record
         return Attempt(
             keyed=self._gateway.supports_idempotency_keys,

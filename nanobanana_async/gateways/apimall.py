@@ -156,7 +156,7 @@ class ApiMall(GatewaySettings):
         """Raise `UnexpectedResponse`: this gateway sends no callbacks."""
         answer = ParsedResponse(self, body)
         del body  # it may hold the API key, and some tools show the locals of a traceback
-        raise answer.unexpected("this gateway does not send callbacks")
+        raise answer.unexpected_response("this gateway does not send callbacks")
 
 
 def _flag(value: object) -> bool | None:

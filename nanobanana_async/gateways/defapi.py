@@ -148,7 +148,7 @@ class DefApi(GatewaySettings):
         envelope = answer.json_object()
         observation = parse_task(answer, envelope, _flat(envelope), _STATUSES)
         if observation.task_id is None:
-            raise answer.unexpected("the callback names no task")
+            raise answer.unexpected_response("the callback names no task")
         return observation
 
 

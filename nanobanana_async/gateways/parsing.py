@@ -75,7 +75,7 @@ class ParsedResponse:
     def from_response(cls, gateway: GatewaySettings, response: HttpResponse) -> "ParsedResponse":
         return cls(gateway, response.body, response.status, response.headers)
 
-    def unexpected(self, why: str) -> UnexpectedResponse:
+    def unexpected_response(self, why: str) -> UnexpectedResponse:
         """Return the exception for an invalid answer, with a short excerpt of it."""
         return UnexpectedResponse(
             f"{self.gateway.title}: {why}",
@@ -99,7 +99,7 @@ class ParsedResponse:
         """Return the JSON object of the body with the API key masked, or raise `UnexpectedResponse`."""
         envelope = self._decoded()
         if isinstance(envelope, str):
-            raise self.unexpected(envelope)
+            raise self.unexpected_response(envelope)
         return envelope
 
     def _decoded(self) -> dict[str, Any] | str:
@@ -122,12 +122,12 @@ class ParsedResponse:
     def parse(self, kind: type[T], fields: object, path: str) -> T:
         """Return the fields as an instance of `kind`, or raise `UnexpectedResponse` that names each invalid field."""
         if not isinstance(fields, Mapping):
-            raise self.unexpected(f"{path} is missing or is not an object")
+            raise self.unexpected_response(f"{path} is missing or is not an object")
         try:
             return CONVERTER.structure(fields, kind)
         except cattrs.BaseValidationError as error:
             lines = cattrs.transform_error(error, path, _field_error)
-        raise self.unexpected("; ".join(lines))
+        raise self.unexpected_response("; ".join(lines))
 
 
 def _field_error(error: BaseException, _: object) -> str:
@@ -282,7 +282,7 @@ class _Raw:
 
     def plain(self, value: Any, depth: int) -> Any:
         if isinstance(value, str):
-            return self._text(value)
+            return self._bounded_text(value)
         if isinstance(value, (dict, list)):
             if depth >= _DEEP or self._left <= 0:
                 return "<nested>" if depth >= _DEEP else "<more>"
@@ -291,7 +291,7 @@ class _Raw:
             return {self._name(name): self.plain(inner, depth + 1) for name, inner in value.items()}
         return value
 
-    def _text(self, value: str) -> str:
+    def _bounded_text(self, value: str) -> str:
         if value[:5].lower() == "data:" or (len(value) > _LONG_TEXT and ";base64," in value):
             size = len(value) + lifted_length(value)
             return f"<{value[5:40].partition(';')[0] or 'data'}, {size} characters>"

@@ -98,7 +98,7 @@ def unwrap(answer: ParsedResponse, find: FindRefusal) -> tuple[dict[str, Any], R
         message = excerpt(answer.body, secret=answer.gateway.api_key) or NO_MESSAGE
         refusal = Refusal(message, wait_s=body_wait_s(fields))
     if refusal is None:
-        raise answer.unexpected("unexpected status, or a body that is not the gateway's error format")
+        raise answer.unexpected_response("unexpected status, or a body that is not the gateway's error format")
     raise refusal_error(answer, refusal)
 
 
@@ -152,7 +152,7 @@ def refusal_error(answer: ParsedResponse, refusal: Refusal) -> GatewayError:
 def create_refusal_error(answer: ParsedResponse, refusal: Refusal, data: object) -> GatewayError | UnexpectedResponse:
     """Return the exception for a create that was refused inside a 200. With a task id as well, the job is in doubt."""
     if isinstance(data, dict) and names_task(data.get("task_id")):
-        return answer.unexpected("the answer is an error and a task id at the same time")
+        return answer.unexpected_response("the answer is an error and a task id at the same time")
     return refusal_error(answer, refusal)
 
 

@@ -172,7 +172,7 @@ class ImageFetcher:
 def read_url(link: str) -> URL:
     """Return the URL of a link with its escapes unchanged: a signature may cover the exact text."""
     try:
-        return _validated(_parse_verbatim(link))
+        return _validated_url(_parse_verbatim(link))
     except ValueError:
         raise FetchError("the link is not a valid URL") from None
 
@@ -181,7 +181,7 @@ def _parse_verbatim(text: str) -> URL:
     return URL(text, encoded=text.isascii() and text.isprintable() and " " not in text)
 
 
-def _validated(url: URL) -> URL:
+def _validated_url(url: URL) -> URL:
     # yarl parses host and port lazily, and raises ValueError then.
     if url.scheme not in ("http", "https") or not url.raw_host:
         raise FetchError("the link is neither http, https nor data")
@@ -196,7 +196,7 @@ def _target(url: URL, answer: aiohttp.ClientResponse) -> URL:
     if not location:
         raise FetchError(f"{url.raw_host} sent a redirect without Location")
     try:
-        target = _validated(url.join(_parse_verbatim(location)))
+        target = _validated_url(url.join(_parse_verbatim(location)))
     except ValueError:
         raise FetchError(f"{url.raw_host} redirects to an invalid URL") from None
     except FetchError as error:

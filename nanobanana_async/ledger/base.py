@@ -116,7 +116,7 @@ class Ledger(Protocol):
         """Give up ownership of a job: any owner may adopt it afterwards."""
         ...
 
-    async def count_slots_of_others(self, account: str, *, since: datetime | None = None) -> int:
+    async def count_foreign_jobs(self, account: str, *, since: datetime | None = None) -> int:
         """Count the account's jobs that may hold a slot and are not ours; only those begun since a time, if given."""
         ...
 

@@ -125,7 +125,7 @@ class MemoryLedger:
         if key in self._jobs:
             self._unowned.add(key)
 
-    async def count_slots_of_others(self, account: str, *, since: datetime | None = None) -> int:
+    async def count_foreign_jobs(self, account: str, *, since: datetime | None = None) -> int:
         """Count the released jobs that may hold a slot."""
         return sum(1 for record in self._released(account) if _may_hold_a_slot(record, since))
 

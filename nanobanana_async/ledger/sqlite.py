@@ -147,12 +147,12 @@ class SqliteLedger:
         """Return the job to which the gateway gave this task id."""
         return await self._submit(lambda table: table.find_task(account, task_id))
 
-    async def count_slots_of_others(self, account: str, *, since: datetime | None = None) -> int:
+    async def count_foreign_jobs(self, account: str, *, since: datetime | None = None) -> int:
         """Count the jobs of other owners, or of none, that may hold a slot: sent and not known to have ended.
 
         `since` leaves out those that were sent, or began to run, before it.
         """
-        return await self._submit(lambda table: table.count_slots_of_others(account, since))
+        return await self._submit(lambda table: table.count_foreign_jobs(account, since))
 
     async def spent(self, batch: str) -> Decimal:
         """Return the credits of the batch with this name: charged after refunds, and reserved; pruned jobs count.

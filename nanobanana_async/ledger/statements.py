@@ -170,7 +170,7 @@ class JobTable:
         found = self.connection.execute(SELECT_BY_TASK, (account, task_id)).fetchone()
         return None if found is None else record_of(found)
 
-    def count_slots_of_others(self, account: str, since: datetime | None) -> int:
+    def count_foreign_jobs(self, account: str, since: datetime | None) -> int:
         """Count the jobs that may hold a slot and are not ours."""
         start = None if since is None else time_to_text(since)
         return int(self.connection.execute(COUNT_SLOTS_OF_OTHERS, (account, self._owner, start, start)).fetchone()[0])
@@ -188,7 +188,7 @@ class JobTable:
         rows = self.connection.execute(page, (account, after, *live_owners, limit)).fetchall()
         # Checked again: an owner that opened after `live_owners` was read may have adopted some.
         unowned = [record_of(row[2:]) for row in rows if self._is_unowned(row[1])]
-        return _next_start(rows, limit), unowned
+        return _next_page_start(rows, limit), unowned
 
     def jobs(self, states: Collection[JobState] | None, before: int, limit: int) -> tuple[int | None, list[JobRecord]]:
         """Return a page of all jobs, the newest first, and where the next page starts, if there is one."""
@@ -199,7 +199,7 @@ class JobTable:
             pages = " UNION ALL ".join([SELECT_PAGE_OF_STATE] * len(states))
             parameters = tuple(parameter for state in states for parameter in (before, state.value))
         rows = self.connection.execute(f"{pages} ORDER BY id DESC LIMIT ?", (*parameters, limit)).fetchall()
-        return _next_start(rows, limit), [record_of(row[1:]) for row in rows]
+        return _next_page_start(rows, limit), [record_of(row[1:]) for row in rows]
 
     def counts(self) -> Counter[JobState]:
         """Count the jobs by state."""
@@ -283,5 +283,5 @@ class JobTable:
         return True
 
 
-def _next_start(rows: Sequence[Row], limit: int) -> int | None:
+def _next_page_start(rows: Sequence[Row], limit: int) -> int | None:
     return rows[-1][0] if len(rows) == limit else None

@@ -29,7 +29,7 @@ class Affordable(enum.IntEnum):
 class _Share:
     price: Price
     under_way: bool = field(default=True, kw_only=True)
-    over: bool = field(default=False, kw_only=True)
+    job_ended: bool = field(default=False, kw_only=True)
     """The job ended and its cost is unknown: it counts as spent once the price of its class is known."""
 
 
@@ -100,7 +100,7 @@ class Budget:
         if share is None:
             return
         if cost is None and share.price.basis is Basis.EXAMPLE:
-            self._put(purchase, evolve(share, under_way=False, over=True))
+            self._put(purchase, evolve(share, under_way=False, job_ended=True))
             return
         self.spent += share.price.credits if cost is None else cost
         self.release(purchase)
@@ -129,7 +129,7 @@ class Budget:
                 price = asked.credits
             if price is not None:
                 self._put(purchase, evolve(share, price=Price(price_class, price)))
-                if share.over:
+                if share.job_ended:
                     self.spent += price
                     self.release(purchase)
 

@@ -102,7 +102,7 @@ def _card(row: ReportRow) -> str:
 
 def _page(title: str, summary: Summary, run: Recorder | None, cards: IO[str]) -> Iterator[str]:
     charts, busy_s = charts_of(summary, run)
-    style = Markup(f":root{{--frame:{summary.frame:.4f}}}\n{_text('page.css')}")
+    style = Markup(f":root{{--frame:{summary.frame_ratio:.4f}}}\n{_text('page.css')}")
     script = Markup(_text("page.js"))
     return (
         _templates()

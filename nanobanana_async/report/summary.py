@@ -58,7 +58,7 @@ class Summary:
         return [end - start for start, end in zip(self.began, self.ended, strict=True)]
 
     @property
-    def frame(self) -> float:
+    def frame_ratio(self) -> float:
         """Aspect ratio (width by height) of the frames, from the most common image shape."""
         shapes = Counter({ratio: n for shape, n in self._shapes.items() if (ratio := _ratio(shape)) is not None})
         if not shapes:

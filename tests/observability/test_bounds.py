@@ -130,7 +130,7 @@ async def test_a_job_is_logged_from_tracked_to_released(caplog: pytest.LogCaptur
             job = await session.submit("a fox")
             await job.accepted()
             session._callback_urls.enable("https://app.example", b"0123456789abcdef")
-            assert await session._callback_urls.handle(job.key, b"")
+            assert await session._callback_urls.handle_verified(job.key, b"")
             with pytest.raises(Exception, match="failed"):
                 await job
     logged = [line.__dict__["event"] for line in caplog.records if line.__dict__["event"] != "limits.changed"]

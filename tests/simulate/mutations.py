@@ -89,12 +89,12 @@ def _doubt_forgotten_on_a_refusal() -> list[Change]:
 
 
 def _emitted_before_written() -> list[Change]:
-    async def record_known(self: Any, job: TrackedJob, state: JobState, **facts: Any) -> None:
+    async def transition_as_reported(self: Any, job: TrackedJob, state: JobState, **facts: Any) -> None:
         before, after = job.ledger_record, job.record.transition_to(state, **facts)
         self._set(job, after, stored=after)
         await self.ledger.advance(before, after)
 
-    return [(JobStore, "record_known", record_known)]
+    return [(JobStore, "transition_as_reported", transition_as_reported)]
 
 
 def _adopts_from_the_living() -> list[Change]:

@@ -146,7 +146,7 @@ class LedgerView:
 
         await self._run("release", release)
 
-    async def count_slots_of_others(self, account: str, *, since: datetime | None = None) -> int:
+    async def count_foreign_jobs(self, account: str, *, since: datetime | None = None) -> int:
         def held() -> int:
             return sum(
                 1
@@ -157,7 +157,7 @@ class LedgerView:
                 and (since is None or row.record.may_run_since >= since)
             )
 
-        return await self._run("count_slots_of_others", held)
+        return await self._run("count_foreign_jobs", held)
 
     async def advance_and_charge(
         self, before: JobRecord, after: JobRecord, price: Price, max_credits: Decimal | None

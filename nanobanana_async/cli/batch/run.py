@@ -212,11 +212,11 @@ class Run:
             await self._write_result(outcome)
             await self._stdout.flush()
         except OSError as error:  # the next run finds the row in the ledger, and its images in the folder
-            await self._stop(batch, unwritable(self._folder, error, RESULTS))
+            await self._stop_on_write_error(batch, unwritable(self._folder, error, RESULTS))
         except ConfigurationError as error:  # stdout can't be written
-            await self._stop(batch, error)
+            await self._stop_on_write_error(batch, error)
 
-    async def _stop(self, batch: Batch, reason: NanoBananaError) -> None:
+    async def _stop_on_write_error(self, batch: Batch, reason: NanoBananaError) -> None:
         """Stop buying, because results can't be written; collect the running jobs."""
         self._summary.stop_reason = self._summary.stop_reason or reason
         self._display.phase = "collecting running jobs"
@@ -259,7 +259,7 @@ class Run:
             try:
                 await self._report.write()
             except ConfigurationError as error:
-                await self._stop(batch, error)
+                await self._stop_on_write_error(batch, error)
             pause_s = max(REPORT_S, REPORT_SHARE * (clock() - began_at))
 
     async def _finalize(self) -> None:

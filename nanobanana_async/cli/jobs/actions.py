@@ -208,11 +208,11 @@ async def plan_hand_over(path: Path, gateway: Gateway, old: str | None, new: str
     """Return the jobs to hand over; raises `ConfigurationError` if the accounts are unclear."""
     async with open_read_only(path) as ledger:
         counts = await ledger.accounts()
-    target = gateway.account if new is None else _account(gateway, new)
+    target = gateway.account if new is None else _to_ledger_account(gateway, new)
     others = {other: jobs for (name, other), jobs in counts.items() if name == gateway.name and other != target}
     listed = ", ".join(f"{account} ({count(jobs, 'job')})" for account, jobs in others.items()) or "none"
     if old is not None:
-        source = _account(gateway, old)
+        source = _to_ledger_account(gateway, old)
     elif len(others) == 1:
         source = next(iter(others))
     else:
@@ -222,7 +222,7 @@ async def plan_hand_over(path: Path, gateway: Gateway, old: str | None, new: str
     return HandOver(gateway=gateway.name, old=source, new=target, count=others[source])
 
 
-def _account(gateway: Gateway, text: str) -> str:
+def _to_ledger_account(gateway: Gateway, text: str) -> str:
     """Return the ledger's form of an account, from that form or the plain name."""
     if re.fullmatch("[0-9a-f]{24}", text):  # a fingerprint
         return text
