@@ -11,6 +11,7 @@ import anyio
 from attrs import Factory, field, frozen
 
 from nanobanana_async.config import Timeouts
+from nanobanana_async.engine.account_memory import AccountMemory
 from nanobanana_async.engine.callback_handler import CallbackHandler
 from nanobanana_async.engine.callback_urls import CallbackUrls
 from nanobanana_async.engine.engine import Engine
@@ -210,7 +211,10 @@ class SessionTask:
                     await part.open()
                     stack.push_async_callback(part.aclose)
                 engine = self.engine = self._components.engine()
-                await self._serve(engine)
+                memory = AccountMemory(self._components.ledger, self._components.gateway.account, engine)
+                await memory.load()
+                engine.scheduler.background.append(memory.keep_saving)
+                await self._serve(engine, memory)
         except BaseException as error:
             stray = isinstance(error, asyncio.CancelledError) and not cancel_requested()
             failure = NanoBananaError(_STRAY) if stray else error
@@ -223,7 +227,7 @@ class SessionTask:
             if self._abandoned:  # last, when all is closed: the user may turn warnings into errors
                 self._warn()
 
-    async def _serve(self, engine: Engine) -> None:
+    async def _serve(self, engine: Engine, memory: AccountMemory) -> None:
         async with anyio.create_task_group() as group:
             engine.scheduler.start(group)
             self._opened.set_result(None)
@@ -236,6 +240,7 @@ class SessionTask:
                 if not self._components.guard.forked:
                     with anyio.CancelScope(shield=True):
                         await engine.scheduler.aclose(self._components.timeouts.close_s)
+                        await memory.save()
                     engine.scheduler.fail_all_waiters()
                 group.cancel_scope.cancel()
 

@@ -99,6 +99,8 @@ class JobLimit:
     _climbed_at: float = -math.inf
     _usually_sending: float = 0.0
     """Creates in flight when completions alone drive them: throughput times round trip (Little's law)."""
+    _filled_at_once: float = 0.0
+    """So many slots need no ramp, by what an earlier session learned long ago."""
 
     @property
     def slots(self) -> int | None:
@@ -110,6 +112,20 @@ class JobLimit:
     def ceiling(self) -> float:
         """The user's `max_jobs`, or infinity."""
         return math.inf if self.policy.max_jobs is None else float(self.policy.max_jobs)
+
+    @property
+    def learned(self) -> float | None:
+        """The cap that the next session starts from; None before the first 429."""
+        if self.cap == math.inf:
+            return None
+        return self.cap if self._cap_before_probe is None else self._cap_before_probe
+
+    def restore(self, cap: float, now: float, *, fresh: bool) -> None:
+        """Start at the cap that an earlier session learned; if that is not fresh, begin the ramp at half of it."""
+        if fresh:
+            self._hold(now, cap)
+        else:
+            self._filled_at_once = cap / 2.0
 
     def allows(self, taken: int, weight: int) -> bool:
         """Return whether one more job fits into `max_jobs`. A job heavier than that is allowed alone."""
@@ -126,7 +142,7 @@ class JobLimit:
         if not self.policy.learn:
             return True
         if self.mode is Mode.RAMP:
-            return sending < max(2, math.isqrt(held))
+            return sending < max(2, math.isqrt(held)) or taken + weight <= self._filled_at_once
         if not taken:
             return True
         # Compare with the usual creates in flight: where many jobs end in each round trip there are always some.

@@ -29,6 +29,8 @@ import math
 
 from attrs import define
 
+from nanobanana_async.policy.learned import FASTEST, LearnedPace
+
 REFUSED_SHARE = 0.01
 """e above: the share of requests at the limit that may be refused. These probes show when the limit rises."""
 TOO_FEW = 8
@@ -179,3 +181,15 @@ class Pacer:
     @property
     def _step(self) -> float:
         return max(FINEST_STEP, COARSEST_STEP / self.step_level)
+
+    def learned(self) -> LearnedPace | None:
+        """Return what the next session starts from; None while no rate is measured."""
+        if not self.step_level:
+            return None
+        rate, window_rate = min(self.rate, FASTEST), min(self._window_rate, FASTEST)
+        return LearnedPace(rate=rate, step_level=self.step_level, window_rate=window_rate)
+
+    def restore(self, pace: LearnedPace, now: float) -> None:
+        """Start from what an earlier session learned."""
+        self.rate, self.step_level, self._emptied_at = max(pace.rate, MIN_RATE), int(pace.step_level), now
+        self._window_rate = self._last_measured = pace.window_rate

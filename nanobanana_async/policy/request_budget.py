@@ -22,6 +22,7 @@ from typing import Literal
 
 from attrs import define, field
 
+from nanobanana_async.policy.learned import LearnedRates
 from nanobanana_async.policy.rate import Pacer
 
 RequestKind = Literal["create", "poll"]
@@ -188,3 +189,17 @@ class RequestBudget:
         self.log_odds = max(-MAX_LOG_ODDS, min(MAX_LOG_ODDS, self.log_odds + evidence))
         if self.shared and not before:
             self._both.pacer.keep_above(self._both.accepted.proven_rate(self._both.accepted_at))
+
+    def learned(self) -> LearnedRates | None:
+        """Return what the next session starts from; None before the first refusal for the rate."""
+        if not self.limited:
+            return None
+        create, poll, both = (each.pacer.learned() for each in (*self._kinds.values(), self._both))
+        return LearnedRates(log_odds=self.log_odds, create=create, poll=poll, both=both)
+
+    def restore(self, rates: LearnedRates, now: float) -> None:
+        """Start from what an earlier session learned."""
+        self.log_odds = rates.log_odds
+        for each, pace in zip((*self._kinds.values(), self._both), (rates.create, rates.poll, rates.both), strict=True):
+            if pace is not None:
+                each.pacer.restore(pace, now)
