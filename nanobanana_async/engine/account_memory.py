@@ -78,10 +78,10 @@ class AccountMemory:
                 self._estimates.restore(name, count=weight, **moments)
             if facts.price is not None and is_fresh(facts.at, now):
                 self._prices.learn(name, facts.price)
-        if known.limits is not None:
-            self._limiter.restore(known.limits, now=self._clock(), at=now)
         if (durations := self._estimates.best_known) is not None:
             self._limiter.jobs.mean_s = durations.median_s
+        if known.limits is not None:
+            self._limiter.restore(known.limits, now=self._clock(), at=now)
 
     def _export(self) -> LearnedAccount:
         at = self._utcnow()
@@ -93,7 +93,7 @@ class AccountMemory:
                 mean, variance = each.log_moments
                 facts = LearnedClass(at=at, count=each.count, log_mean=mean, log_variance=variance, price=facts.price)
             classes[name] = facts
-        return LearnedAccount(limits=self._limiter.learned(at), classes=classes)
+        return LearnedAccount(limits=self._limiter.learned(now=self._clock(), at=at), classes=classes)
 
 
 def _check_contained(failure: BaseException) -> None:

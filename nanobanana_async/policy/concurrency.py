@@ -92,6 +92,7 @@ class JobLimit:
     _successes: int = 0
     """Accepts that filled the last slot since the last refusal or probe."""
     _probe_at: float = math.inf
+    _probe_means: float = PROBE_EVERY_MEANS
     _cap_before_probe: float | None = None
     _trusted_above: float = math.inf
     """A climb that holds more jobs than this proves a higher limit."""
@@ -114,16 +115,18 @@ class JobLimit:
         return math.inf if self.policy.max_jobs is None else float(self.policy.max_jobs)
 
     @property
-    def learned(self) -> float | None:
+    def learned(self) -> int | None:
         """The cap that the next session starts from; None before the first 429."""
         if self.cap == math.inf:
             return None
-        return self.cap if self._cap_before_probe is None else self._cap_before_probe
+        return int(self.cap if self._cap_before_probe is None else self._cap_before_probe)
 
-    def restore(self, cap: float, now: float, *, fresh: bool) -> None:
+    def restore(self, cap: int, now: float, *, fresh: bool) -> None:
         """Start at the cap that an earlier session learned; if that is not fresh, begin the ramp at half of it."""
         if fresh:
             self._hold(now, cap)
+            self._probe_at = now + self.mean_s if cap < FEW_SLOTS else math.inf
+            self._probe_means = 2.0 * PROBE_EVERY_MEANS  # one early probe, and fewer of a limit that is known so well
         else:
             self._filled_at_once = cap / 2.0
 
@@ -211,7 +214,8 @@ class JobLimit:
 
     def _ramp(self) -> None:
         self.mode, self._cap_before_probe, self._events_in_a_row = Mode.RAMP, None, 0
+        self._probe_means = PROBE_EVERY_MEANS
 
     def _hold(self, now: float, cap: float) -> None:
         self.mode, self.cap, self._cap_before_probe, self._successes = Mode.HOLD, max(1.0, cap), None, 0
-        self._probe_at = now + PROBE_EVERY_MEANS * self.mean_s if self.cap < FEW_SLOTS else math.inf
+        self._probe_at = now + self._probe_means * self.mean_s if self.cap < FEW_SLOTS else math.inf

@@ -30,7 +30,7 @@ from cattrs.preconf.json import make_converter
 
 from nanobanana_async.errors import ConfigurationError
 from nanobanana_async.policy.prices import as_credits
-from nanobanana_async.validators import DAY_S, within
+from nanobanana_async.validators import DAY_S, at_least_one, within
 
 FRESH_S = DAY_S
 """How long a job limit and a price are believed; see the theory at the top of the module."""
@@ -60,7 +60,6 @@ class LearnedPace:
     """What a pacer learned (`policy.rate`)."""
 
     rate: float = field(validator=within(above=0, most=FASTEST))
-    step_level: float = field(validator=within(least=1))
     window_rate: float = field(default=0.0, validator=within(most=FASTEST))
 
 
@@ -79,8 +78,8 @@ class LearnedLimits:
     """What the limiter learned (`policy.limiter`), and when."""
 
     at: datetime = field(validator=_aware, eq=False)
-    job_limit: float | None = field(default=None, validator=optional(within(least=1)))
-    """The learned cap; None if no 429 showed one."""
+    job_limit: int | None = field(default=None, validator=optional(at_least_one))
+    """The learned cap in whole slots; None if no 429 showed one."""
     rate_log_odds: float = field(default=0.0, validator=within(least=-100, most=100))
     rates: LearnedRates | None = None
 

@@ -244,10 +244,10 @@ class AdmissionLimiter:
         self.jobs = event.before
         self.budget.on_throttled("create", event.at, event.sent_at)
 
-    def learned(self, at: datetime) -> LearnedLimits | None:
+    def learned(self, *, now: float, at: datetime) -> LearnedLimits | None:
         """Return what the next session starts from; None before the first 429."""
         jobs = self.jobs if self._undecided is None else self._undecided.before
-        rates = self.budget.learned()
+        rates = self.budget.learned(now)
         if jobs.learned is None and rates is None:
             return None
         return LearnedLimits(at=at, job_limit=jobs.learned, rate_log_odds=self.rate_log_odds, rates=rates)

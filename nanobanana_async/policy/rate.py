@@ -56,6 +56,10 @@ WINDOW_DOUBT = 0.95
 """What is left of a window's measured rate after each refusal: a window that has just opened may refuse at once."""
 LONGEST_PROBE_S = 10.0
 """The longest wait between two probes of a limit that refuses, until it has refused for four times as long."""
+RESTORED = 0.985
+"""The pace of a session's start, as a share of the rate that an earlier one learned: few refusals, hardly slower."""
+FINE = 10
+"""The step level of a session that starts from a learned rate."""
 
 
 @define
@@ -84,6 +88,7 @@ class Pacer:
     """When the first request of the current run of refusals was sent; infinite while requests are accepted."""
     _holds_back: bool = False
     """Whether requests lately waited for the pace."""
+    _clean_run: int = CLEAN_RUN
 
     @property
     def active(self) -> bool:
@@ -122,7 +127,7 @@ class Pacer:
                 self.step_level, self.accepted_since_refusal, self._emptied_at = 2, CLEAN_RUN, -math.inf
         elif not self._holds_back:
             pass
-        elif self.accepted_since_refusal >= CLEAN_RUN:
+        elif self.accepted_since_refusal >= self._clean_run:
             self.rate *= CLEAN_GROWTH
         else:
             self.rate *= math.exp(REFUSED_SHARE * self._step)
@@ -182,14 +187,18 @@ class Pacer:
     def _step(self) -> float:
         return max(FINEST_STEP, COARSEST_STEP / self.step_level)
 
-    def learned(self) -> LearnedPace | None:
-        """Return what the next session starts from; None while no rate is measured."""
+    def learned(self, proven: float) -> LearnedPace | None:
+        """Return what the next session starts from, if a rate is measured; `proven` is that of the best minute.
+
+        A rate that grew since it was measured, and was not met by a refusal, counts only as far as it is proven.
+        """
         if not self.step_level:
             return None
-        rate, window_rate = min(self.rate, FASTEST), min(self._window_rate, FASTEST)
-        return LearnedPace(rate=rate, step_level=self.step_level, window_rate=window_rate)
+        rate = min(self.rate, max(self._last_measured, proven) or FASTEST, FASTEST)
+        return LearnedPace(rate=rate, window_rate=min(self._window_rate, rate))
 
     def restore(self, pace: LearnedPace, now: float) -> None:
         """Start from what an earlier session learned."""
-        self.rate, self.step_level, self._emptied_at = max(pace.rate, MIN_RATE), int(pace.step_level), now
+        self.rate, self.step_level, self._emptied_at = max(RESTORED * pace.rate, MIN_RATE), FINE, now
         self._window_rate = self._last_measured = pace.window_rate
+        self._clean_run = 4 * CLEAN_RUN  # it starts below the limit, so that more of them have to be accepted
