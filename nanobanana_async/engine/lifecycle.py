@@ -240,7 +240,8 @@ class SessionTask:
                 if not self._components.guard.forked:
                     with anyio.CancelScope(shield=True):
                         await engine.scheduler.aclose(self._components.timeouts.close_s)
-                        await memory.save()
+                        with anyio.move_on_after(self._components.timeouts.close_s):
+                            await memory.save()
                     engine.scheduler.fail_all_waiters()
                 group.cancel_scope.cancel()
 
