@@ -20,7 +20,7 @@ import math
 from collections import deque
 from typing import Literal
 
-from attrs import define, field
+from attrs import define, evolve, field
 
 from nanobanana_async.policy.learned import LearnedPace, LearnedRates
 from nanobanana_async.policy.rate import Pacer
@@ -209,10 +209,10 @@ class RequestBudget:
             each.best_minute = max(each.best_minute, each.accepted.in_last_minute(now) / MINUTE_S)
         if not self.limited:
             return None
+        rates = LearnedRates(log_odds=self.log_odds, both=self._both.learned())
         if self.shared:
-            return LearnedRates(log_odds=self.log_odds, both=self._both.learned())
-        create, poll = self._kinds["create"].learned(), self._kinds["poll"].learned()
-        return LearnedRates(log_odds=self.log_odds, create=create, poll=poll)
+            return rates
+        return evolve(rates, create=self._kinds["create"].learned(), poll=self._kinds["poll"].learned())
 
     def restore(self, rates: LearnedRates, now: float) -> None:
         """Start from what an earlier session learned."""
