@@ -33,6 +33,7 @@ from nanobanana_async.policy.budget import Budget
 from nanobanana_async.policy.concurrency import ConcurrencyPolicy
 from nanobanana_async.policy.polling import PollPolicy
 from nanobanana_async.policy.request_budget import RequestBudget
+from nanobanana_async.policy.request_cap import CappedRequestBudget, RequestCap
 from nanobanana_async.policy.retry import RetryPolicy
 from nanobanana_async.validators import check_kind
 
@@ -75,7 +76,9 @@ class SessionComponents:
         store = JobStore(self.ledger, credit_account, self.emit, utcnow)
         job_s = self.timeouts.job_s
         estimates = JobEstimates(self.gateway, self.polling, job_s=job_s, clock=clock)
-        budget = RequestBudget()
+        per_minute = self.concurrency.max_requests_per_minute
+        cap = None if per_minute is None else RequestCap(per_minute)
+        budget = RequestBudget() if cap is None else CappedRequestBudget(cap=cap)
         poller = Poller(
             self.gateway,
             self.transport,
@@ -85,11 +88,12 @@ class SessionComponents:
             self.retry,
             self.callbacks,
             budget,
+            cap=cap,
             query_s=self.timeouts.query_s,
             job_s=job_s,
             clock=clock,
         )
-        slots = Slots(self.concurrency, self.retry, estimates, budget)
+        slots = Slots(self.concurrency, self.retry, estimates, budget, cap)
         submitter = Submitter(
             self.gateway,
             self.transport,

@@ -51,15 +51,18 @@ PROBE_AFTER_ROUNDS = 1.3
 
 @frozen(kw_only=True)
 class ConcurrencyPolicy:
-    """How many jobs may be held and how many requests may be in flight.
+    """How many jobs may be held, and how many requests may be in flight and leave in a minute.
 
     `max_jobs` caps the held jobs, and the learned cap stays below it; with `learn=False` nothing is learned and
-    `max_jobs` is the limit. `max_requests` bounds creates and polls in flight together.
+    `max_jobs` is the limit. `max_requests` bounds creates and polls in flight together, `max_requests_per_minute` those
+    that leave in any minute: set it if you know the account's budget of requests, or share it with other programs. The
+    learned rates stay below it.
     """
 
     max_jobs: int | None = field(default=None, validator=optional(at_least_one))
     learn: bool = field(default=True, validator=switch)
     max_requests: int = field(default=32, validator=at_least_one)
+    max_requests_per_minute: int | None = field(default=None, validator=optional(at_least_one))
 
     def __attrs_post_init__(self) -> None:
         if self.max_jobs is None and not self.learn:
