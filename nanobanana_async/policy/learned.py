@@ -30,7 +30,7 @@ from cattrs.preconf.json import make_converter
 
 from nanobanana_async.errors import ConfigurationError
 from nanobanana_async.policy.prices import as_credits
-from nanobanana_async.validators import DAY_S, at_least_one, within
+from nanobanana_async.validators import DAY_S, at_least_one, switch, within
 
 FRESH_S = DAY_S
 """How long a job limit and a price are believed; see the theory at the top of the module."""
@@ -60,7 +60,8 @@ class LearnedPace:
     """What a pacer learned (`policy.rate`)."""
 
     rate: float = field(validator=within(above=0, most=FASTEST))
-    window_rate: float = field(default=0.0, validator=within(most=FASTEST))
+    windowed: bool = field(default=False, validator=switch)
+    """The limit is one per window of time."""
 
 
 @frozen(kw_only=True)

@@ -198,11 +198,11 @@ class Pacer:
         if not self._measured_rate:
             return None
         rate = min(max(self._measured_rate, min(self.rate, proven)), FASTEST)
-        return LearnedPace(rate=rate, window_rate=min(self._window_rate, rate))
+        return LearnedPace(rate=rate, windowed=self._last_measured > 0.0)
 
     def restore(self, pace: LearnedPace, now: float) -> None:
         """Start from what an earlier session learned."""
         self._measured_rate = max(pace.rate, MIN_RATE)
         self.rate, self.step_level, self._emptied_at = max(RESTORED * pace.rate, MIN_RATE), FINE, now
-        self._window_rate = self._last_measured = pace.window_rate
+        self._window_rate = self._last_measured = self.rate if pace.windowed else 0.0
         self._clean_run = 4 * CLEAN_RUN  # it starts below the limit, so that more of them have to be accepted

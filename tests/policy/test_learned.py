@@ -28,7 +28,7 @@ from nanobanana_async.policy.rate import MIN_RATE, Pacer
 from nanobanana_async.policy.request_budget import RequestBudget
 
 NOON = datetime(2026, 3, 12, 12, tzinfo=UTC)
-SHARED = LearnedRates(log_odds=3.0, both=LearnedPace(rate=1.0, window_rate=0.9))
+SHARED = LearnedRates(log_odds=3.0, both=LearnedPace(rate=1.0, windowed=True))
 APART = LearnedRates(
     log_odds=-2.0, both=LearnedPace(rate=4.5), create=LearnedPace(rate=0.5), poll=LearnedPace(rate=4.0)
 )
