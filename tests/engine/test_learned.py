@@ -1,22 +1,25 @@
 """A session starts from what an earlier one on the same ledger learned about the account."""
 
 import asyncio
+import heapq
 import itertools
 import json
 import logging
 from datetime import timedelta
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import pytest
 
 from nanobanana_async import ApiMall, Ledger, MemoryLedger, Session, SessionStats, SqliteLedger
 from nanobanana_async.emulator import API_KEY, Fixed, LogNormal
+from nanobanana_async.emulator.rates import RateWindow
 from nanobanana_async.emulator.settings import EmulatorSettings
 from nanobanana_async.emulator.simulator import GatewaySimulator
 from nanobanana_async.engine.account_memory import SAVE_EVERY_S
 from nanobanana_async.errors import LedgerError
-from nanobanana_async.testing import EmulatorTransport, FakeTransport
+from nanobanana_async.testing import EmulatorTransport, FakeTransport, run_virtual
 from tests.support.fakes import FakeGateway, apimall, virtual_loop, virtually
 
 LIMIT = 6
@@ -175,3 +178,36 @@ async def test_hanging_ledger_does_not_hold_up_the_close() -> None:
     async with apimall(FakeTransport(FakeGateway().answer), ledger=Hanging()) as session:
         await session.generate("a fox")
     assert asyncio.get_running_loop().time() < 60.0
+
+
+def _sold(ledger: MemoryLedger, window: RateWindow, seed: int) -> tuple[float, float]:
+    """Run 40 jobs on an account as sold; return makespan / ideal and the share of refused requests."""
+    duration = LogNormal(median_s=45.0, sigma=0.4)
+    options = EmulatorSettings(job_limit=5, requests_per_minute=60, rate_window=window, duration=duration, seed=seed)
+    world = GatewaySimulator(options)
+
+    async def main() -> float:
+        transport = EmulatorTransport(world, api_key=API_KEY)
+        async with Session(ApiMall(api_key=API_KEY), http=transport, ledger=ledger) as session:
+            async with asyncio.TaskGroup() as group:
+                for number in range(40):
+                    group.create_task(session.generate(f"fox {number}"))
+            return asyncio.get_running_loop().time()
+
+    ended_at = run_virtual(main())
+    free_at = [0.0] * 5
+    for job in sorted(world.jobs(ended_at), key=lambda job: job.created_at):
+        heapq.heapreplace(free_at, free_at[0] + job.ends_at - job.created_at)
+    stats = world.stats(ended_at)
+    return ended_at / max(free_at), sum(stats.refusals_429.values()) / sum(stats.requests.values())
+
+
+@pytest.mark.parametrize("window", ["sliding", "clock", "bucket"])
+def test_second_run_on_an_account_as_sold_meets_hardly_a_refusal(window: RateWindow) -> None:
+    runs = []
+    for seed in range(3):
+        ledger = MemoryLedger()
+        _sold(ledger, window, 10 + seed)
+        runs.append(_sold(ledger, window, seed))
+    assert median(refused for _, refused in runs) <= 0.01
+    assert median(ratio for ratio, _ in runs) <= 1.1
