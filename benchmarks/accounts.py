@@ -25,6 +25,8 @@ from nanobanana_async.models import ImageRequest
 from nanobanana_async.testing import EmulatorTransport, run_virtual
 
 SIGMA = 0.4
+WAYS = ("cold", "warm", "by hand")
+"""A session without knowledge, one on the ledger of an earlier one, and the loop written by hand."""
 WINDOWS: tuple[RateWindow, ...] = ("sliding", "clock", "bucket")
 POLL_SHARE = 0.32
 """Polls a job times the mean delay, as a share of the mean duration, for the best schedule and sigma 0.4."""
@@ -278,17 +280,12 @@ def _middle(runs: Sequence[Found]) -> Found:
 def section(*, seeds: int, quick: bool) -> Section:
     """Run every account with each seed: cold, warm, and by hand."""
     accounts = _accounts(quick)
-    plans = [
-        (how, evolve(account, seed=seed))
-        for account in accounts
-        for how in _ways(account)
-        for seed in range(1, seeds + 1)
-    ]
+    plans = [(how, evolve(account, seed=seed)) for account in accounts for how in WAYS for seed in range(1, seeds + 1)]
     outcomes = iter(side_by_side(_run, plans))
     rows: list[Sequence[Cell]] = []
     checks: list[Check] = []
     for account in accounts:
-        for how in _ways(account):
+        for how in WAYS:
             runs = [next(outcomes) for _ in range(seeds)]
             middle = _middle(runs)
             rows.append(
@@ -315,7 +312,3 @@ def section(*, seeds: int, quick: bool) -> Section:
     columns = ("account", "client", "bound", "makespan / ideal", "worst", "refused %", "polls a job", "mean delay s")
     title = f"Accounts as sold, on the virtual clock, round trip {RTT_S} s: medians of {seeds} seeds"
     return Section(name="accounts", tables=[Table(title=title, columns=columns, rows=rows)], checks=checks)
-
-
-def _ways(account: Account) -> tuple[str, ...]:
-    return ("cold", "by hand") if account.warm is None else ("cold", "warm", "by hand")

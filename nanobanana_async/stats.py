@@ -15,9 +15,9 @@ class SessionStats:
     """A snapshot of a session."""
 
     job_limit: int | None
-    """The learned limit of job slots; None until a 429 showed one."""
+    """The learned limit of job slots; None until a 429 showed one, in this session or a recent one on its ledger."""
     creates_per_s: float | None
-    """The learned rate of creates per second; None until a 429 showed one."""
+    """The learned rate of creates per second; None until a 429 showed one, as above."""
     limit_kind: str | None
     """The limit that 429s without a stated kind are attributed to: "jobs" or "rate"; None while undecided."""
     creates_paused: bool
@@ -32,7 +32,7 @@ class SessionStats:
     throttled: int
     """429s to creates."""
     job_duration_median_s: float | None
-    """Median duration of the most frequent class of jobs; None until a job has ended."""
+    """Median duration of the most frequent class of jobs; None until a job has ended, as above."""
     job_duration_sigma: float | None
     """Standard deviation of the logarithm of these durations."""
     succeeded: int

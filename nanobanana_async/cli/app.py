@@ -131,6 +131,7 @@ def generate(
     output_format: OutputFormat | None = None,
     model: str | None = None,
     max_jobs: Annotated[int | None, Parameter(env_var="NANOBANANA_MAX_JOBS")] = None,
+    max_requests_per_minute: Annotated[int | None, Parameter(env_var="NANOBANANA_MAX_REQUESTS_PER_MINUTE")] = None,
     timeout: Timeout = None,
 ) -> int:
     """Generate images for all prompts concurrently and print their URLs, or with -o the paths of the saved files.
@@ -155,6 +156,8 @@ def generate(
         Aspect ratio, such as 16:9.
     max_jobs
         The most jobs to run at once.
+    max_requests_per_minute
+        The most requests to the gateway in a minute, if you know what the account allows.
     timeout
         Seconds to wait for each prompt; a job that takes longer continues at the gateway, and
         `nanobanana jobs attach TASK_ID` fetches its images.
@@ -171,7 +174,7 @@ def generate(
         )
         for prompt in prompts
     ]
-    policy = ConcurrencyPolicy(max_jobs=max_jobs)
+    policy = ConcurrencyPolicy(max_jobs=max_jobs, max_requests_per_minute=max_requests_per_minute)
     if timeout is not None:
         as_number("--timeout", timeout, above=0, endless=True)
 

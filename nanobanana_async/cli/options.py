@@ -34,7 +34,16 @@ FolderOption = Parameter(name=["--output", "-o"], converter=_to_folder)
 """The folder for the images. An empty value is refused: it would be the current folder."""
 
 _NUMBERS = {int: "a whole number", float: "a number", Decimal: "a number"}
-_SETTINGS = ("max_jobs", "max_credits", "expected_credits", "num_images", "aspect_ratio", "output_format", "base_url")
+_SETTINGS = (
+    "max_jobs",
+    "max_requests_per_minute",
+    "max_credits",
+    "expected_credits",
+    "num_images",
+    "aspect_ratio",
+    "output_format",
+    "base_url",
+)
 _SETTING = re.compile(rf"\b({'|'.join(_SETTINGS)})\b")
 
 

@@ -55,6 +55,17 @@ class JobEstimates:
         known = [schedule.durations for schedule in self._schedules.values() if schedule.durations.count]
         return max(known, key=lambda durations: durations.count, default=None)
 
+    def restore(self, name: str, *, count: float, log_mean: float, log_variance: float) -> None:
+        """Start a price class from the durations that an earlier session learned."""
+        durations = Durations(self._gateway.expected_job_s)
+        durations.restore(count, log_mean, log_variance)
+        self._schedules[name] = PollSchedule(self._polling, durations)
+
+    @property
+    def durations(self) -> dict[str, Durations]:
+        """The learned durations by price class, of those with an ended job."""
+        return {name: each.durations for name, each in self._schedules.items() if name and each.durations.count}
+
     def schedule_of(self, job: TrackedJob) -> PollSchedule[TrackedJob]:
         """Return the poll schedule of the job's price class."""
         request = job.record.request

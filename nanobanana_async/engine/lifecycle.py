@@ -11,6 +11,7 @@ import anyio
 from attrs import Factory, field, frozen
 
 from nanobanana_async.config import Timeouts
+from nanobanana_async.engine.account_memory import AccountMemory
 from nanobanana_async.engine.callback_handler import CallbackHandler
 from nanobanana_async.engine.callback_urls import CallbackUrls
 from nanobanana_async.engine.engine import Engine
@@ -33,6 +34,7 @@ from nanobanana_async.policy.budget import Budget
 from nanobanana_async.policy.concurrency import ConcurrencyPolicy
 from nanobanana_async.policy.polling import PollPolicy
 from nanobanana_async.policy.request_budget import RequestBudget
+from nanobanana_async.policy.request_cap import CappedRequestBudget, RequestCap
 from nanobanana_async.policy.retry import RetryPolicy
 from nanobanana_async.validators import check_kind
 
@@ -75,7 +77,9 @@ class SessionComponents:
         store = JobStore(self.ledger, credit_account, self.emit, WallClock(utcnow, clock))
         job_s = self.timeouts.job_s
         estimates = JobEstimates(self.gateway, self.polling, job_s=job_s, clock=clock)
-        budget = RequestBudget()
+        per_minute = self.concurrency.max_requests_per_minute
+        cap = None if per_minute is None else RequestCap(per_minute)
+        budget = RequestBudget() if cap is None else CappedRequestBudget(cap=cap)
         poller = Poller(
             self.gateway,
             self.transport,
@@ -85,11 +89,12 @@ class SessionComponents:
             self.retry,
             self.callbacks,
             budget,
+            cap=cap,
             query_s=self.timeouts.query_s,
             job_s=job_s,
             clock=clock,
         )
-        slots = Slots(self.concurrency, self.retry, estimates, budget)
+        slots = Slots(self.concurrency, self.retry, estimates, budget, cap)
         submitter = Submitter(
             self.gateway,
             self.transport,
@@ -211,7 +216,10 @@ class SessionTask:
                     await part.open()
                     stack.push_async_callback(part.aclose)
                 engine = self.engine = self._components.engine()
-                await self._serve(engine)
+                memory = AccountMemory(self._components.ledger, self._components.gateway.account, engine)
+                await memory.load()
+                engine.scheduler.background.append(memory.keep_saving)
+                await self._serve(engine, memory)
         except BaseException as error:
             stray = isinstance(error, asyncio.CancelledError) and not cancel_requested()
             failure = NanoBananaError(_STRAY) if stray else error
@@ -224,7 +232,7 @@ class SessionTask:
             if self._abandoned:  # last, when all is closed: the user may turn warnings into errors
                 self._warn()
 
-    async def _serve(self, engine: Engine) -> None:
+    async def _serve(self, engine: Engine, memory: AccountMemory) -> None:
         async with anyio.create_task_group() as group:
             engine.scheduler.start(group)
             self._opened.set_result(None)
@@ -237,6 +245,8 @@ class SessionTask:
                 if not self._components.guard.forked:
                     with anyio.CancelScope(shield=True):
                         await engine.scheduler.aclose(self._components.timeouts.close_s)
+                        with anyio.move_on_after(self._components.timeouts.close_s):
+                            await memory.save()
                     engine.scheduler.fail_all_waiters()
                 group.cancel_scope.cancel()
 

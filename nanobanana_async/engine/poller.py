@@ -7,6 +7,8 @@ import random
 from collections.abc import Callable
 from itertools import islice
 
+import anyio
+
 from nanobanana_async.engine.callback_urls import CallbackUrls
 from nanobanana_async.engine.contained_send import send_contained
 from nanobanana_async.engine.estimates import JobEstimates
@@ -15,6 +17,7 @@ from nanobanana_async.engine.image_poll import ImagePoll
 from nanobanana_async.engine.next_step import Finish, Next, ScheduleAt
 from nanobanana_async.engine.outage import OutageReport
 from nanobanana_async.engine.store import JobStore
+from nanobanana_async.engine.timers import TICK_S
 from nanobanana_async.engine.tracked_job import TrackedJob
 from nanobanana_async.errors import (
     MAX_RETRY_AFTER_S,
@@ -32,6 +35,7 @@ from nanobanana_async.jobs import JobSnapshot, JobState, Observation
 from nanobanana_async.policy.circuit import CircuitBreaker
 from nanobanana_async.policy.polling import PollPolicy
 from nanobanana_async.policy.request_budget import RequestBudget
+from nanobanana_async.policy.request_cap import RequestCap
 from nanobanana_async.policy.retry import (
     LATE_IMAGES_S,
     RetryPolicy,
@@ -57,6 +61,7 @@ class Poller:
         callbacks: CallbackUrls,
         budget: RequestBudget,
         *,
+        cap: RequestCap | None = None,
         query_s: float,
         job_s: float,
         clock: Callable[[], float],
@@ -78,6 +83,7 @@ class Poller:
         self.outage = OutageReport(store, clock)
         """Shared with the submitter."""
         self._budget = budget
+        self._cap = cap
         self.polls = 0
         self._in_flight = 0
 
@@ -106,6 +112,10 @@ class Poller:
 
     async def query_once(self, task_id: str) -> Observation:
         """Query a task that need not be a tracked job's. Raises what prevents an answer."""
+        if self._cap is not None:
+            while (wait_s := self._cap.opens_at - self._clock()) > 0:  # noqa: ASYNC110 - others may take the turn
+                await anyio.sleep(max(wait_s, TICK_S))
+            self._cap.sent(self._clock())
         self.polls += 1
         return await self._query(task_id)
 

@@ -8,6 +8,7 @@ from nanobanana_async.policy.circuit import CircuitBreaker, RetryBudget
 from nanobanana_async.policy.concurrency import ConcurrencyPolicy
 from nanobanana_async.policy.limiter import AdmissionLimiter, Create, Load
 from nanobanana_async.policy.request_budget import RequestBudget
+from nanobanana_async.policy.request_cap import RequestCap
 from nanobanana_async.policy.retry import RetryPolicy
 
 
@@ -20,11 +21,13 @@ class Slots:
         retry: RetryPolicy,
         estimates: JobEstimates,
         budget: RequestBudget,
+        cap: RequestCap | None = None,
     ) -> None:
         self.limiter = AdmissionLimiter(concurrency, budget=budget)
         self.breaker = CircuitBreaker(retry)
         self.retry_budget = RetryBudget()
         self._estimates = estimates
+        self._cap = cap
         self.held = 0
         """Slots of jobs that were accepted, or may have been, and are not known to have ended."""
         self.foreign = 0
@@ -39,6 +42,8 @@ class Slots:
         if not self.breaker.allows(now, self.creates_in_flight):
             return False
         if job.slots:  # a repeat holds its slots already; it draws from the retry budget if the gateway may be down
+            if self._cap is not None and now < self._cap.opens_at:
+                return False
             return not job.draws_retry_budget or self.retry_budget.draw(now)
         return self.limiter.admits(now, Load(self.held + self.foreign, self.weight_in_flight), job.weight)
 
@@ -54,6 +59,8 @@ class Slots:
         if not job.slots:
             self.weight_in_flight += job.weight
             self.limiter.sent(now)
+        elif self._cap is not None:
+            self._cap.sent(now)
 
     def create_returned(self, job: TrackedJob) -> None:
         """Record that a create is no longer in flight; its outcome is recorded next."""

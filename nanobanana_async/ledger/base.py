@@ -139,6 +139,14 @@ class Ledger(Protocol):
         """Remove and return the callback notices left for us: keys, each with the claimed task id if there was one."""
         ...
 
+    async def recall(self, account: str) -> str | None:
+        """Return the text that was last stored by `remember` for an account; None if there is none."""
+        ...
+
+    async def remember(self, account: str, learned: str) -> None:
+        """Store what was learned about an account, in place of what was stored before; any owner may."""
+        ...
+
     def unfinished(self, account: str) -> AsyncIterator[JobRecord]:
         """Yield the account's active jobs without an owner, oldest first.
 

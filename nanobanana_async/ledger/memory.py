@@ -53,6 +53,7 @@ class MemoryLedger:
     _unowned: set[str] = field(factory=set, init=False, repr=False)
     """The keys of `_jobs` that this session does not own: nearly all are its own."""
     _charges: MemoryCharges = field(factory=MemoryCharges, init=False, repr=False)
+    _learned: dict[str, str] = field(factory=dict, init=False, repr=False)
     _secret: bytes = field(factory=lambda: secrets.token_bytes(32), init=False, repr=False)
     _is_open: bool = field(default=False, init=False, repr=False)
 
@@ -143,6 +144,14 @@ class MemoryLedger:
     async def take_notices(self) -> Sequence[tuple[str, str | None]]:
         """Return nothing: no other process can leave a notice here."""
         return ()
+
+    async def recall(self, account: str) -> str | None:
+        """Return the text that was last stored for an account."""
+        return self._learned.get(account)
+
+    async def remember(self, account: str, learned: str) -> None:
+        """Store what was learned about an account, for later sessions of this process."""
+        self._learned[account] = learned
 
     async def unfinished(self, account: str) -> AsyncIterator[JobRecord]:
         """Yield an account's released active jobs, oldest first."""

@@ -90,6 +90,12 @@ CREATE TABLE prices (
     PRIMARY KEY (account, price_class)
 ) STRICT, WITHOUT ROWID;
 
+-- What sessions learned about an account: limits, durations and prices as JSON. The last writer wins.
+CREATE TABLE learned (
+    account TEXT PRIMARY KEY,
+    facts   TEXT NOT NULL
+) STRICT, WITHOUT ROWID;
+
 -- The key that signs callback URLs. A forged callback only triggers a poll, so a leaked key buys nothing.
 CREATE TABLE secrets (
     name  TEXT PRIMARY KEY,

@@ -177,6 +177,14 @@ class SqliteLedger:
         """Remove and return the callback notices left for us."""
         return await self._submit(JobTable.take_notices, writes=True)
 
+    async def recall(self, account: str) -> str | None:
+        """Return what earlier sessions learned about an account, as JSON."""
+        return await self._submit(lambda table: table.recall(account))
+
+    async def remember(self, account: str, learned: str) -> None:
+        """Store what was learned about an account; the last writer wins."""
+        await self._submit(lambda table: table.remember(account, learned), writes=True)
+
     async def unfinished(self, account: str) -> AsyncIterator[JobRecord]:
         """Yield an account's active jobs without a living owner, oldest first; call `adopt` to take one."""
         owners = await self._submit(lambda table: table.live_owners(account))

@@ -80,6 +80,9 @@ INSERT_NOTICE = (
     f" SELECT owner, key, ? FROM jobs WHERE key = ? AND owner <> ? AND NOT {_NOT_ACTIVE}"
 )
 
+UPSERT_LEARNED = "INSERT OR REPLACE INTO learned VALUES (?, ?)"
+COPY_LEARNED = "INSERT INTO learned SELECT ?, facts FROM learned WHERE account = ? ON CONFLICT (account) DO NOTHING"
+
 
 def update_for(before: JobRecord, after: JobRecord) -> tuple[str, Row]:
     """Return the statement and the row that replace `before` by `after`; unchanged identity columns are left out."""
@@ -241,6 +244,15 @@ class JobTable:
             "DELETE FROM callback_notices WHERE owner = ? RETURNING key, task_id", (self._owner,)
         ).fetchall()
 
+    def recall(self, account: str) -> str | None:
+        """Return what was learned about an account."""
+        found = self.connection.execute("SELECT facts FROM learned WHERE account = ?", (account,)).fetchone()
+        return None if found is None else str(found[0])
+
+    def remember(self, account: str, learned: str) -> None:
+        """Store what was learned about an account."""
+        self.connection.execute(UPSERT_LEARNED, (account, learned))
+
     def accounts(self) -> Counter[tuple[str, str]]:
         """Count the jobs of each gateway and account."""
         rows = self.connection.execute(COUNT_BY_ACCOUNT)
@@ -253,6 +265,7 @@ class JobTable:
                 f"an open session still owns jobs of account {old}: close that session first", safe_to_repeat=True
             )
         self.charges.hand_over(gateway, old, new)
+        self.connection.execute(COPY_LEARNED, (new, old))
         return self.connection.execute(CHANGE_ACCOUNT, (new, gateway, old)).rowcount
 
     def last_id(self) -> int:

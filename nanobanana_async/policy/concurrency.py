@@ -51,15 +51,18 @@ PROBE_AFTER_ROUNDS = 1.3
 
 @frozen(kw_only=True)
 class ConcurrencyPolicy:
-    """How many jobs may be held and how many requests may be in flight.
+    """How many jobs may be held, and how many requests may be in flight and leave in a minute.
 
     `max_jobs` caps the held jobs, and the learned cap stays below it; with `learn=False` nothing is learned and
-    `max_jobs` is the limit. `max_requests` bounds creates and polls in flight together.
+    `max_jobs` is the limit. `max_requests` bounds creates and polls in flight together, `max_requests_per_minute` those
+    that leave in any minute: set it if you know the account's budget of requests, or share it with other programs. The
+    learned rates stay below it.
     """
 
     max_jobs: int | None = field(default=None, validator=optional(at_least_one))
     learn: bool = field(default=True, validator=switch)
     max_requests: int = field(default=32, validator=at_least_one)
+    max_requests_per_minute: int | None = field(default=None, validator=optional(at_least_one))
 
     def __attrs_post_init__(self) -> None:
         if self.max_jobs is None and not self.learn:
@@ -92,6 +95,7 @@ class JobLimit:
     _successes: int = 0
     """Accepts that filled the last slot since the last refusal or probe."""
     _probe_at: float = math.inf
+    _probe_means: float = PROBE_EVERY_MEANS
     _cap_before_probe: float | None = None
     _trusted_above: float = math.inf
     """A climb that holds more jobs than this proves a higher limit."""
@@ -99,6 +103,8 @@ class JobLimit:
     _climbed_at: float = -math.inf
     _usually_sending: float = 0.0
     """Creates in flight when completions alone drive them: throughput times round trip (Little's law)."""
+    _filled_at_once: float = 0.0
+    """So many slots need no ramp, by what an earlier session learned long ago."""
 
     @property
     def slots(self) -> int | None:
@@ -110,6 +116,22 @@ class JobLimit:
     def ceiling(self) -> float:
         """The user's `max_jobs`, or infinity."""
         return math.inf if self.policy.max_jobs is None else float(self.policy.max_jobs)
+
+    @property
+    def learned(self) -> int | None:
+        """The cap that the next session starts from; None before the first 429."""
+        if self.cap == math.inf:
+            return None
+        return int(self.cap if self._cap_before_probe is None else self._cap_before_probe)
+
+    def restore(self, cap: int, now: float, *, fresh: bool) -> None:
+        """Start at the cap that an earlier session learned; if that is not fresh, begin the ramp at half of it."""
+        if fresh:
+            self._hold(now, cap)
+            self._probe_at = now + self.mean_s if cap < FEW_SLOTS else math.inf
+            self._probe_means = 2.0 * PROBE_EVERY_MEANS  # one early probe, and fewer of a limit that is known so well
+        else:
+            self._filled_at_once = cap / 2.0
 
     def allows(self, taken: int, weight: int) -> bool:
         """Return whether one more job fits into `max_jobs`. A job heavier than that is allowed alone."""
@@ -126,7 +148,7 @@ class JobLimit:
         if not self.policy.learn:
             return True
         if self.mode is Mode.RAMP:
-            return sending < max(2, math.isqrt(held))
+            return sending < max(2, math.isqrt(held)) or taken + weight <= self._filled_at_once
         if not taken:
             return True
         # Compare with the usual creates in flight: where many jobs end in each round trip there are always some.
@@ -195,7 +217,8 @@ class JobLimit:
 
     def _ramp(self) -> None:
         self.mode, self._cap_before_probe, self._events_in_a_row = Mode.RAMP, None, 0
+        self._probe_means = PROBE_EVERY_MEANS
 
     def _hold(self, now: float, cap: float) -> None:
         self.mode, self.cap, self._cap_before_probe, self._successes = Mode.HOLD, max(1.0, cap), None, 0
-        self._probe_at = now + PROBE_EVERY_MEANS * self.mean_s if self.cap < FEW_SLOTS else math.inf
+        self._probe_at = now + self._probe_means * self.mean_s if self.cap < FEW_SLOTS else math.inf

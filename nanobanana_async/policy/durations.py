@@ -72,6 +72,18 @@ class Durations:
         if self.count > MEMORY:
             self._forget_half()
 
+    @property
+    def log_moments(self) -> tuple[float, float]:
+        """The mean and variance of the logarithms of the durations; meaningless before the first."""
+        mean = self._sum / max(self.count, 1e-9)
+        return mean, max(0.0, self._squares / max(self.count, 1e-9) - mean * mean)
+
+    def restore(self, count: float, log_mean: float, log_variance: float) -> None:
+        """Start from the durations of an earlier session, which weigh `count` completions."""
+        log_mean = min(max(log_mean, _LOG_EDGES[0]), _LOG_EDGES[-1])
+        self.count, self._sum, self._squares = count, count * log_mean, count * (log_variance + log_mean * log_mean)
+        self.fit(())
+
     def fit(self, running_s: Sequence[float]) -> None:
         """Fit the log-normal; `running_s` are the ages at which polls last found jobs running.
 

@@ -28,11 +28,13 @@ All 429s of one round trip are one event. Where no job of this session can end a
 
 import copy
 import math
+from datetime import datetime
 
 from attrs import define, field, frozen
 
 from nanobanana_async.errors import LimitKind
 from nanobanana_async.policy.concurrency import ConcurrencyPolicy, JobLimit
+from nanobanana_async.policy.learned import LearnedLimits, is_fresh, is_kept
 from nanobanana_async.policy.rate import Pacer
 from nanobanana_async.policy.request_budget import RequestBudget
 
@@ -145,8 +147,8 @@ class AdmissionLimiter:
 
     @property
     def was_throttled(self) -> bool:
-        """Whether any create was answered with 429."""
-        return self.throttled > 0
+        """Whether any create was answered with 429, in this session or the one whose limits it started from."""
+        return self.throttled > 0 or self.jobs.cap < math.inf
 
     @property
     def undecided_since(self) -> float | None:
@@ -241,3 +243,21 @@ class AdmissionLimiter:
         """Restore the job limit from before the refusal, and let the pacer handle the refusal."""
         self.jobs = event.before
         self.budget.on_throttled("create", event.at, event.sent_at)
+
+    def learned(self, *, now: float, at: datetime) -> LearnedLimits | None:
+        """Return what the next session starts from; None before the first 429."""
+        jobs = self.jobs if self._undecided is None else self._undecided.before
+        rates = self.budget.learned(now)
+        if jobs.learned is None and rates is None:
+            return None
+        return LearnedLimits(at=at, job_limit=jobs.learned, rate_log_odds=self.rate_log_odds, rates=rates)
+
+    def restore(self, limits: LearnedLimits, *, now: float, at: datetime) -> None:
+        """Start from what an earlier session learned, as far as it is believed at the wall clock's time `at`."""
+        if not is_kept(limits.at, at):
+            return
+        self.rate_log_odds = limits.rate_log_odds
+        if limits.rates is not None:
+            self.budget.restore(limits.rates, now)
+        if limits.job_limit is not None and self.policy.learn:
+            self.jobs.restore(limits.job_limit, now, fresh=is_fresh(limits.at, at))

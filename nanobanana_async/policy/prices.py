@@ -2,6 +2,7 @@
 
 import enum
 import functools
+from collections.abc import Mapping
 from decimal import ROUND_DOWN, ROUND_UP, Decimal
 
 from attrs import frozen
@@ -87,6 +88,11 @@ class Prices:
     def of(self, price_class: str) -> Decimal | None:
         """Return the price of a class; None if it is not known."""
         return self._known.get(price_class)
+
+    @property
+    def known(self) -> Mapping[str, Decimal]:
+        """The known prices by class."""
+        return self._known
 
     def learn(self, price_class: str, price: Decimal | None) -> None:
         """Record the price of a job; None if it ended and the gateway did not state a price."""

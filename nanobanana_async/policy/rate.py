@@ -29,6 +29,8 @@ import math
 
 from attrs import define
 
+from nanobanana_async.policy.learned import FASTEST, LearnedPace
+
 REFUSED_SHARE = 0.01
 """e above: the share of requests at the limit that may be refused. These probes show when the limit rises."""
 TOO_FEW = 8
@@ -54,6 +56,10 @@ WINDOW_DOUBT = 0.95
 """What is left of a window's measured rate after each refusal: a window that has just opened may refuse at once."""
 LONGEST_PROBE_S = 10.0
 """The longest wait between two probes of a limit that refuses, until it has refused for four times as long."""
+RESTORED = 0.985
+"""The pace of a session's start, as a share of the rate that an earlier one learned: few refusals, hardly slower."""
+FINE = 10
+"""The step level of a session that starts from a learned rate."""
 
 
 @define
@@ -78,10 +84,13 @@ class Pacer:
     _window_rate: float = 0.0
     """The rate that the last cycle of a window proved, a little lower after each refusal since."""
     _last_measured: float = 0.0
+    _measured_rate: float = 0.0
+    """The rate after the last refusal, or at the last opening of a window; 0 during the search."""
     _refused_since: float = math.inf
     """When the first request of the current run of refusals was sent; infinite while requests are accepted."""
     _holds_back: bool = False
     """Whether requests lately waited for the pace."""
+    _clean_run: int = CLEAN_RUN
 
     @property
     def active(self) -> bool:
@@ -120,7 +129,7 @@ class Pacer:
                 self.step_level, self.accepted_since_refusal, self._emptied_at = 2, CLEAN_RUN, -math.inf
         elif not self._holds_back:
             pass
-        elif self.accepted_since_refusal >= CLEAN_RUN:
+        elif self.accepted_since_refusal >= self._clean_run:
             self.rate *= CLEAN_GROWTH
         else:
             self.rate *= math.exp(REFUSED_SHARE * self._step)
@@ -149,6 +158,7 @@ class Pacer:
                 self.step_level += 1
         self._window_rate *= WINDOW_DOUBT
         self.rate = max(self.rate, self._window_rate, MIN_RATE)
+        self._measured_rate = self.rate if self.step_level else 0.0
         self._handled_at, self._emptied_at, self.accepted_since_refusal = now, sent_at, 0
         probe_s = min(1.0 / self.rate, max(LONGEST_PROBE_S, (now - self._refused_since) / 4.0))
         self.next_at = now + max(probe_s, wait_s or 0.0)
@@ -169,7 +179,7 @@ class Pacer:
         measured = accepted / max(length_s, 1e-3)
         if closed_s * measured < WINDOW_GAPS:
             return False
-        self.rate = BELOW_WINDOW * measured
+        self.rate = self._measured_rate = BELOW_WINDOW * measured
         # The first cycle of a bucket holds its burst, and proves nothing.
         self._window_rate, self._last_measured = min(self._last_measured, self.rate), self.rate
         self.step_level = max(self.step_level, 2)
@@ -179,3 +189,20 @@ class Pacer:
     @property
     def _step(self) -> float:
         return max(FINEST_STEP, COARSEST_STEP / self.step_level)
+
+    def learned(self, proven: float) -> LearnedPace | None:
+        """Return what the next session starts from, if a rate was measured; `proven` is that of the best minute.
+
+        A rate that grew since it was measured was not met by a refusal, and counts as far as it is proven.
+        """
+        if not self._measured_rate:
+            return None
+        rate = min(max(self._measured_rate, min(self.rate, proven)), FASTEST)
+        return LearnedPace(rate=rate, windowed=self._last_measured > 0.0)
+
+    def restore(self, pace: LearnedPace, now: float) -> None:
+        """Start from what an earlier session learned."""
+        self._measured_rate = max(pace.rate, MIN_RATE)
+        self.rate, self.step_level, self._emptied_at = max(RESTORED * pace.rate, MIN_RATE), FINE, now
+        self._window_rate = self._last_measured = self.rate if pace.windowed else 0.0
+        self._clean_run = 4 * CLEAN_RUN  # it starts below the limit, so that more of them have to be accepted

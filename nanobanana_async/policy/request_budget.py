@@ -20,8 +20,9 @@ import math
 from collections import deque
 from typing import Literal
 
-from attrs import define, field
+from attrs import define, evolve, field
 
+from nanobanana_async.policy.learned import LearnedPace, LearnedRates
 from nanobanana_async.policy.rate import Pacer
 
 RequestKind = Literal["create", "poll"]
@@ -65,11 +66,15 @@ class AcceptedLately:
         while self._counts_by_second[0][0] <= second - MINUTE_S:
             self._counts_by_second.popleft()
 
+    def in_last_minute(self, now: float) -> int:
+        """Return how many requests of the last minute were accepted."""
+        return sum(count for second, count in self._counts_by_second if second > now - MINUTE_S)
+
     def proven_rate(self, now: float) -> float:
         """Return the rate of the minute before, or of its second half if that was lower; 0 before a full minute."""
         if now - self._first_at < MINUTE_S:
             return 0.0
-        minute = sum(count for second, count in self._counts_by_second if second > now - MINUTE_S)
+        minute = self.in_last_minute(now)
         half = sum(count for second, count in self._counts_by_second if second > now - MINUTE_S / 2)
         return min(minute, 2 * half) / MINUTE_S
 
@@ -86,9 +91,15 @@ class _Kind:
     """When the first refusal of a run of refusals was answered; None while requests are accepted."""
     refused_in_a_row: int = 0
     """The length of the run."""
+    best_minute: float = 0.0
+    """The highest rate that a minute has proven."""
     tried_meanwhile: int = 0
     accepted_meanwhile: int = 0
     """Requests of the other kind that were sent during the run, and how many of them were accepted."""
+
+    def learned(self) -> LearnedPace | None:
+        """Return what the pacer learned."""
+        return self.pacer.learned(self.best_minute)
 
 
 @define
@@ -188,3 +199,25 @@ class RequestBudget:
         self.log_odds = max(-MAX_LOG_ODDS, min(MAX_LOG_ODDS, self.log_odds + evidence))
         if self.shared and not before:
             self._both.pacer.keep_above(self._both.accepted.proven_rate(self._both.accepted_at))
+
+    def learned(self, now: float) -> LearnedRates | None:
+        """Return what the next session starts from; None before the first refusal for the rate.
+
+        Called each half minute, so that it sees the minutes in which the most was accepted.
+        """
+        for each in (*self._kinds.values(), self._both):
+            each.best_minute = max(each.best_minute, each.accepted.in_last_minute(now) / MINUTE_S)
+        if not self.limited:
+            return None
+        rates = LearnedRates(log_odds=self.log_odds, both=self._both.learned())
+        if self.shared:
+            return rates
+        return evolve(rates, create=self._kinds["create"].learned(), poll=self._kinds["poll"].learned())
+
+    def restore(self, rates: LearnedRates, now: float) -> None:
+        """Start from what an earlier session learned."""
+        self.log_odds = rates.log_odds
+        kinds = (self._kinds["create"], self._kinds["poll"], self._both)
+        for each, pace in zip(kinds, (rates.create, rates.poll, rates.both), strict=True):
+            if pace is not None:
+                each.pacer.restore(pace, now)

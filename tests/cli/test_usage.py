@@ -52,6 +52,10 @@ async def test_help_names_environment_variables_of_options() -> None:
         (("generate", "x", "--api-key", "secret"), "--api-key"),
         (("generate", "x", "--timeout", "0"), "--timeout"),
         (("generate", "x", "--max-jobs", "0"), "--max-jobs must be a whole number of at least 1"),
+        (
+            ("generate", "x", "--max-requests-per-minute", "0"),
+            "--max-requests-per-minute must be a whole number of at least 1",
+        ),
         (("generate", "x", "--timeout", "soon"), "--timeout must be a number, not 'soon'"),
         (("generate", "x", "--gateway", "emulator"), "-o"),
         (("generate", "x"), "APIMALL_API_KEY"),

@@ -109,3 +109,13 @@ async def priced(ledger: SqliteLedger, key: str, *, account: str, credits_used: 
     record, _ = await about_to_be_sent(ledger, key, estimate, batch=key_prefix(key[0]), account=account)
     record = await moved(ledger, record, JobState.RUNNING, task_id=key, credits_used=Decimal(credits_used))
     await moved(ledger, record, JobState.SUCCEEDED)
+
+
+async def test_hand_over_copies_what_was_learned_unless_the_new_account_has_its_own(path: Path) -> None:
+    async with ledger_at(path) as ledger:
+        await ledger.remember("old", "facts")
+        await ledger.hand_over("apimall", "old", "new")
+        assert [await ledger.recall(account) for account in ("old", "new")] == ["facts", "facts"]
+        await ledger.remember("new", "later facts")
+        await ledger.hand_over("apimall", "old", "new")
+        assert await ledger.recall("new") == "later facts"

@@ -397,6 +397,19 @@ async def callback_secret_is_stable(ledger: Ledger) -> None:
 
 
 @scene
+async def what_was_learned_is_kept_by_account_and_the_last_writer_wins(ledger: Ledger) -> None:
+    assert await ledger.recall("mine") is None
+    await ledger.remember("mine", '{"classes": {}}')
+    await ledger.remember("theirs", "{}")
+    await ledger.remember("mine", '{"limits": "größer"}')
+    assert await ledger.recall("mine") == '{"limits": "größer"}'
+    await ledger.aclose()
+    await ledger.open()
+    assert await ledger.recall("mine") == '{"limits": "größer"}'
+    assert await ledger.recall("theirs") == "{}"
+
+
+@scene
 async def owner_leaves_no_notice_for_itself(ledger: Ledger) -> None:
     await ledger.claim(running())
     await ledger.notify_owner("order-1", "t1")

@@ -41,6 +41,7 @@ class SharedLedger:
         self.notices: dict[tuple[LedgerView, str], str | None] = {}
         """Owner and key -> the reported task id."""
         self.charges = MemoryCharges()
+        self.learned: dict[str, str] = {}
 
     def states(self) -> dict[str, JobState]:
         return {key: row.record.state for key, row in self.rows.items()}
@@ -170,6 +171,13 @@ class LedgerView:
             return allowance
 
         return await self._run("advance", advance_and_charge)
+
+    async def recall(self, account: str) -> str | None:
+        return self.shared.learned.get(account)
+
+    async def remember(self, account: str, learned: str) -> None:
+        if not self.killed:
+            self.shared.learned[account] = learned
 
     async def spent(self, batch: str) -> Decimal:
         return await self._run("spent", lambda: self.shared.charges.spent(key_prefix(batch)))

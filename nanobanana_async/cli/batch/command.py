@@ -48,6 +48,7 @@ class BatchCommand:
         max_credits: Decimal | None = None,
         expected_credits: Decimal | None = None,
         max_jobs: Annotated[int | None, Parameter(env_var="NANOBANANA_MAX_JOBS")] = None,
+        max_requests_per_minute: Annotated[int | None, Parameter(env_var="NANOBANANA_MAX_REQUESTS_PER_MINUTE")] = None,
         retry_failed: Flag = False,
         ordered: Flag = False,
         name: str | None = None,
@@ -92,6 +93,8 @@ class BatchCommand:
             The assumed price of a job whose price is not known yet, instead of the reference's example.
         max_jobs
             The most jobs to run at once.
+        max_requests_per_minute
+            The most requests to the gateway in a minute, if you know what the account allows.
         retry_failed
             Buy rows again that failed, or whose request was refused.
         ordered
@@ -110,7 +113,7 @@ class BatchCommand:
         """
         as_credits("--max-credits", max_credits)
         as_credits("--expected-credits", expected_credits)
-        ConcurrencyPolicy(max_jobs=max_jobs)
+        concurrency = ConcurrencyPolicy(max_jobs=max_jobs, max_requests_per_minute=max_requests_per_minute)
         emulated = gateway == "emulator"
         selected = ApiMall(api_key=API_KEY) if gateway == "emulator" else self.find_gateway(gateway, base_url)
         with open_input(file, name, format) as source:
@@ -128,7 +131,7 @@ class BatchCommand:
                 folder=output,
                 max_credits=max_credits,
                 expected_credits=expected_credits,
-                max_jobs=max_jobs,
+                concurrency=concurrency,
                 retry_failed=retry_failed,
                 ordered=ordered,
             )

@@ -7,7 +7,7 @@ from decimal import Decimal
 from pathlib import Path
 
 import anyio.to_thread
-from attrs import evolve, frozen
+from attrs import evolve, field, frozen
 from rich.console import Console
 
 from nanobanana_async import (
@@ -59,7 +59,7 @@ class Plan:
     folder: Path
     max_credits: Decimal | None = None
     expected_credits: Decimal | None = None
-    max_jobs: int | None = None
+    concurrency: ConcurrencyPolicy = field(factory=ConcurrencyPolicy)
     retry_failed: bool = False
     ordered: bool = False
 
@@ -103,7 +103,7 @@ class Run:
         session = Session(
             self._gateway,
             ledger=self._ledger,
-            concurrency=ConcurrencyPolicy(max_jobs=self._plan.max_jobs),
+            concurrency=self._plan.concurrency,
             observers=[self._display, self._report.recorder, self._summary.observe],
             trust_env=True,
         )

@@ -1,0 +1,63 @@
+"""Keep all requests of a session below a number per minute that the user states.
+
+The bound holds from the first request on and needs no refusal: in any minute at most `per_minute` requests leave. They
+leave in about even gaps, since a burst may use up a token bucket, or the minute, and then nothing leaves for long. Gaps
+in which nothing left are made up for, up to `MAKE_UP_S`: polls come in groups, and a strictly even pace delays them.
+"""
+
+import math
+from collections import deque
+
+from attrs import define, field
+
+from nanobanana_async.policy.request_budget import RequestBudget, RequestKind
+
+COUNTED_S = 61.0
+"""A minute and a second: a gateway counts when requests arrive, and one may be on its way longer than the next."""
+MAKE_UP_S = 6.0
+"""The requests of a tenth of a minute may leave at once; in simulation more did not shorten the makespan."""
+
+
+@define
+class RequestCap:
+    """A bound of requests per minute."""
+
+    per_minute: int
+    _next_at: float = -math.inf
+    _last_minute: deque[float] = field(init=False, repr=False)
+    """When the last `per_minute` requests left."""
+
+    def __attrs_post_init__(self) -> None:
+        self._last_minute = deque(maxlen=self.per_minute)
+
+    @property
+    def opens_at(self) -> float:
+        """When the next request may leave."""
+        if len(self._last_minute) < self.per_minute:
+            return self._next_at
+        return max(self._next_at, self._last_minute[0] + COUNTED_S)
+
+    def sent(self, now: float) -> None:
+        """Count a request."""
+        self._next_at = max(self._next_at, now - MAKE_UP_S) + COUNTED_S / self.per_minute
+        self._last_minute.append(now)
+
+
+@define
+class CappedRequestBudget(RequestBudget):
+    """A budget of requests with a cap: what is learned stays below it."""
+
+    cap: RequestCap = field(kw_only=True)
+
+    def admits(self, kind: RequestKind, now: float, in_flight: int) -> bool:
+        """Return whether a request may leave now while `in_flight` of its kind have no answer yet."""
+        return now >= self.cap.opens_at and super().admits(kind, now, in_flight)
+
+    def opens_at(self, kind: RequestKind) -> float:
+        """Return when a request may leave by the passing of time."""
+        return max(self.cap.opens_at, super().opens_at(kind))
+
+    def sent(self, kind: RequestKind, now: float) -> None:
+        """Record that a request left."""
+        self.cap.sent(now)
+        super().sent(kind, now)

@@ -1,0 +1,257 @@
+"""What was learned about an account survives as JSON, ages, and is replaced fact by fact."""
+
+import math
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+
+import pytest
+from attrs import evolve
+
+from nanobanana_async.errors import ConfigurationError
+from nanobanana_async.policy.concurrency import ConcurrencyPolicy, JobLimit, Mode
+from nanobanana_async.policy.durations import Durations
+from nanobanana_async.policy.learned import (
+    FRESH_S,
+    HALVED_S,
+    KEPT_S,
+    MOST_CLASSES,
+    MOST_WEIGHT,
+    LearnedAccount,
+    LearnedClass,
+    LearnedLimits,
+    LearnedPace,
+    LearnedRates,
+)
+from nanobanana_async.policy.limiter import AdmissionLimiter, Create, Load
+from nanobanana_async.policy.prices import Prices
+from nanobanana_async.policy.rate import MIN_RATE, Pacer
+from nanobanana_async.policy.request_budget import RequestBudget
+
+NOON = datetime(2026, 3, 12, 12, tzinfo=UTC)
+SHARED = LearnedRates(log_odds=3.0, both=LearnedPace(rate=1.0, windowed=True))
+APART = LearnedRates(
+    log_odds=-2.0, both=LearnedPace(rate=4.5), create=LearnedPace(rate=0.5), poll=LearnedPace(rate=4.0)
+)
+LIMITS = LearnedLimits(at=NOON, job_limit=5, rate_log_odds=-1.5, rates=SHARED)
+FOXES = LearnedClass(at=NOON, count=6.0, log_mean=3.0, log_variance=0.2, price=Decimal("8.5"))
+
+
+def later(seconds: float) -> datetime:
+    return NOON + timedelta(seconds=seconds)
+
+
+@pytest.mark.parametrize("limits", [None, LIMITS, evolve(LIMITS, rates=APART), LearnedLimits(at=NOON)])
+@pytest.mark.parametrize("classes", [{}, {"foxes": FOXES, "owls": LearnedClass(at=NOON)}])
+def test_facts_survive_as_json(limits: LearnedLimits | None, classes: dict[str, LearnedClass]) -> None:
+    facts = LearnedAccount(limits=limits, classes=classes)
+    read = LearnedAccount.from_json(facts.to_json())
+    assert read == facts
+    assert limits is None or (read.limits is not None and read.limits.at == NOON)
+
+
+def test_unknown_fields_are_ignored() -> None:
+    text = '{"moods": 3, "limits": {"at": "2026-03-12T12:00:00+00:00", "job_limit": 5, "colour": "red"}}'
+    assert LearnedAccount.from_json(text) == LearnedAccount(limits=LearnedLimits(at=NOON, job_limit=5))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "{",
+        "null",
+        '{"limits": 5}',
+        '{"limits": {"job_limit": 5}}',
+        '{"limits": {"at": "2026-03-12T12:00:00", "job_limit": 5}}',
+        '{"limits": {"at": "2026-03-12T12:00:00+00:00", "job_limit": 0}}',
+        '{"limits": {"at": "2026-03-12T12:00:00+00:00", "rate_log_odds": NaN}}',
+        '{"limits": {"at": "2026-03-12T12:00:00+00:00", "rates": {"log_odds": 1, "both": {"rate": 0}}}}',
+        '{"classes": {"foxes": {"at": "2026-03-12T12:00:00+00:00", "count": -1}}}',
+        '{"classes": {"foxes": {"at": "2026-03-12T12:00:00+00:00", "log_mean": 1e9}}}',
+        '{"classes": {"foxes": {"at": "2026-03-12T12:00:00+00:00", "price": "-1"}}}',
+        '{"classes": {"foxes": {"at": "2026-03-12T12:00:00+00:00", "price": "a lot"}}}',
+    ],
+)
+def test_damaged_text_is_an_error(text: str) -> None:
+    with pytest.raises((ValueError, TypeError, ConfigurationError, ExceptionGroup)):
+        LearnedAccount.from_json(text)
+
+
+def test_durations_fade_with_age() -> None:
+    many = evolve(FOXES, count=400.0)
+    assert many.faded(NOON) == MOST_WEIGHT
+    assert many.faded(later(HALVED_S)) == MOST_WEIGHT / 2
+    assert many.faded(later(-HALVED_S)) == MOST_WEIGHT / 2  # a clock was wrong
+    assert many.faded(later(KEPT_S + 1)) == 0
+    assert evolve(FOXES, count=0.9).faded(later(HALVED_S)) == 0
+
+
+def test_only_changed_facts_are_replaced() -> None:
+    owls = evolve(FOXES, count=2.0)
+    stored = LearnedAccount(limits=LIMITS, classes={"foxes": FOXES, "owls": owls})
+    began = LearnedAccount(limits=LIMITS, classes={"foxes": evolve(FOXES, count=3.0), "owls": owls})
+    slower = evolve(FOXES, at=later(60), log_mean=3.5)
+    ended = LearnedAccount(limits=evolve(LIMITS, at=later(60)), classes={**began.classes, "foxes": slower})
+    updated = stored.updated(began, ended)
+    assert updated.limits is LIMITS
+    assert updated.classes == {"foxes": slower, "owls": owls}
+    assert updated.classes["owls"].at == NOON
+    fewer = evolve(LIMITS, at=later(60), job_limit=4)
+    assert stored.updated(began, evolve(ended, limits=fewer)).limits is fewer
+    assert stored.updated(began, began) == stored
+
+
+def test_classes_learned_last_are_kept() -> None:
+    old = {f"class {number}": evolve(FOXES, at=later(number)) for number in range(MOST_CLASSES)}
+    new = LearnedAccount(classes={"new": evolve(FOXES, at=later(1000))})
+    kept = LearnedAccount(classes=old).updated(LearnedAccount(), new).classes
+    assert len(kept) == MOST_CLASSES
+    assert "new" in kept
+    assert "class 0" not in kept
+
+
+def test_fresh_job_limit_is_held_from_the_first_create() -> None:
+    limit = JobLimit(ConcurrencyPolicy(), mean_s=10.0)
+    limit.restore(5, 100.0, fresh=True)
+    assert (limit.mode, limit.learned) == (Mode.HOLD, 5)
+    assert all(limit.admits(0, sending) for sending in range(5))
+    assert not limit.admits(0, 5)
+    limit.on_accepted(120.0, 119.9, 5, 0)  # one early probe
+    assert limit.admits(5, 0)
+    assert limit.learned == 5
+    limit.on_throttled(121.0, 120.1, 5)
+    assert not limit.admits(5, 0)
+    limit.on_accepted(170.0, 169.9, 5, 0)  # the next one comes after 60 s instead of 30 s
+    assert not limit.admits(5, 0)
+    limit.on_accepted(182.0, 181.9, 5, 0)
+    assert limit.admits(5, 0)
+
+
+def test_restored_large_limit_is_not_probed_by_the_clock() -> None:
+    limit = JobLimit(ConcurrencyPolicy())
+    limit.restore(80, 0.0, fresh=True)
+    limit.on_accepted(1e6, 1e6 - 0.1, 80, 0)
+    assert not limit.admits(80, 0)
+
+
+def test_old_job_limit_fills_half_at_once_and_ramps_on() -> None:
+    limit = JobLimit(ConcurrencyPolicy())
+    limit.restore(20, 0.0, fresh=False)
+    assert limit.mode is Mode.RAMP
+    assert limit.learned is None
+    assert limit.admits(0, 9)
+    assert not limit.admits(0, 10)
+    assert limit.admits(10, 2)
+    assert not limit.admits(10, 3)
+
+
+def test_job_limit_is_learned_only_from_a_429() -> None:
+    limit = JobLimit(ConcurrencyPolicy())
+    assert limit.learned is None
+    limit.on_throttled(1.0, 0.9, 7)
+    assert limit.learned == 7
+
+
+@pytest.mark.parametrize(("rates", "pace"), [(SHARED, SHARED.both), (APART, APART.create)])
+def test_restored_budget_paces_from_the_first_request(rates: LearnedRates, pace: LearnedPace) -> None:
+    budget = RequestBudget()
+    budget.restore(rates, 10.0)
+    assert budget.shared is (rates is SHARED)
+    assert budget.learned(10.0) == rates
+    assert 0.97 * pace.rate < budget.pacer("create").rate < pace.rate
+    budget.sent("create", 10.0)
+    assert not budget.admits("create", 10.1, 1)
+    assert budget.admits("create", 10.0 + 1.1 / pace.rate, 1)
+    assert budget.learned(10.0) == rates
+
+
+def test_pace_of_a_search_is_not_learned() -> None:
+    budget = RequestBudget()
+    budget.sent("poll", 0.0)
+    budget.on_throttled("poll", 0.05, 0.0)
+    assert budget.learned(1.0) == LearnedRates(log_odds=budget.log_odds)
+
+
+@pytest.mark.parametrize(("every_s", "learned"), [(10.0, 1.0), (0.5, 2.0), (0.1, 5.0)])
+def test_pace_that_grew_is_learned_as_far_as_a_minute_proves_it(every_s: float, learned: float) -> None:
+    budget = RequestBudget()
+    budget.restore(LearnedRates(log_odds=3.0, both=LearnedPace(rate=1.0)), 0.0)
+    budget.pacer("poll").rate = 5.0
+    for number in range(int(120 / every_s)):
+        budget.on_accepted("poll", number * every_s + 0.05, number * every_s)
+    rates = budget.learned(120.0)
+    assert rates is not None
+    assert rates.both is not None
+    assert rates.both.rate == pytest.approx(learned, rel=0.05)
+
+
+def test_refusal_right_after_the_start_halves_a_restored_pace() -> None:
+    pacer = Pacer()
+    pacer.restore(LearnedPace(rate=2.0), 5.0)
+    pacer.sent(5.0)
+    pacer.on_throttled(5.05, 5.0)
+    assert 0.9 < pacer.rate <= 1.0
+    slow = Pacer()
+    slow.restore(LearnedPace(rate=1e-9), 0.0)
+    assert slow.rate == MIN_RATE
+
+
+def test_limiter_learns_nothing_without_a_429() -> None:
+    limiter = AdmissionLimiter(ConcurrencyPolicy())
+    limiter.sent(0.0)
+    limiter.on_accepted(0.1, Create(0.0), Load(1))
+    assert limiter.learned(now=0.2, at=NOON) is None
+
+
+def test_undecided_429_is_not_learned_as_a_job_limit() -> None:
+    limiter = AdmissionLimiter(ConcurrencyPolicy())
+    limiter.on_throttled(0.1, Create(0.0), Load(7))
+    assert limiter.jobs.cap == 7
+    assert limiter.learned(now=0.2, at=NOON) is None
+
+
+def test_limiter_starts_from_learned_limits() -> None:
+    limiter = AdmissionLimiter(ConcurrencyPolicy())
+    limiter.restore(LIMITS, now=0.0, at=later(60))
+    assert (limiter.jobs.slots, limiter.verdict, limiter.was_throttled) == (5, "jobs", True)
+    assert limiter.budget.limited
+    learned = limiter.learned(now=0.0, at=later(60))
+    assert learned is not None
+    assert (learned.at, learned.job_limit) == (later(60), 5)
+
+
+def test_age_decides_which_limits_are_used() -> None:
+    limiter = AdmissionLimiter(ConcurrencyPolicy())
+    limiter.restore(LIMITS, now=0.0, at=later(FRESH_S + 1))
+    assert limiter.jobs.cap == math.inf
+    assert limiter.budget.limited
+    limiter = AdmissionLimiter(ConcurrencyPolicy())
+    limiter.restore(LIMITS, now=0.0, at=later(KEPT_S + 1))
+    assert not limiter.budget.limited
+
+
+def test_limits_without_facts_and_fixed_limits_restore_nothing() -> None:
+    limiter = AdmissionLimiter(ConcurrencyPolicy(max_jobs=9, learn=False))
+    limiter.restore(evolve(LIMITS, rates=None), now=0.0, at=NOON)
+    assert (limiter.jobs.slots, limiter.budget.limited) == (9, False)
+    limiter = AdmissionLimiter(ConcurrencyPolicy())
+    limiter.restore(LearnedLimits(at=NOON), now=0.0, at=NOON)
+    assert limiter.jobs.slots is None
+
+
+def test_new_durations_win_over_restored_ones_after_a_few_jobs() -> None:
+    durations = Durations(20.0)
+    durations.restore(MOST_WEIGHT, math.log(60.0), 0.04)
+    assert durations.median_s == pytest.approx(60.0, rel=0.1)
+    assert durations.log_moments == pytest.approx((math.log(60.0), 0.04))
+    for _ in range(16):
+        durations.completed(20.0)
+    durations.fit(())
+    assert durations.median_s < 32.0
+
+
+def test_known_prices_are_those_that_were_stated() -> None:
+    prices = Prices()
+    prices.learn("foxes", Decimal(8))
+    prices.learn("owls", None)
+    assert prices.known == {"foxes": Decimal(8)}
