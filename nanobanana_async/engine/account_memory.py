@@ -12,7 +12,7 @@ from nanobanana_async.engine.engine import Engine
 from nanobanana_async.events import log
 from nanobanana_async.ledger.base import Ledger
 from nanobanana_async.loop_guard import cancel_requested
-from nanobanana_async.policy.learned import LearnedAccount, LearnedClass, is_fresh
+from nanobanana_async.policy.learned import LearnedAccount, LearnedClass, is_kept
 
 SAVE_EVERY_S = 30.0
 """How much learning a `kill -9` loses at most."""
@@ -76,8 +76,8 @@ class AccountMemory:
             if weight := facts.faded(now):
                 moments = {"log_mean": facts.log_mean, "log_variance": facts.log_variance}
                 self._estimates.restore(name, count=weight, **moments)
-            if facts.price is not None and is_fresh(facts.at, now):
-                self._prices.learn(name, facts.price)
+            if facts.price is not None and is_kept(facts.at, now):
+                self._prices.restore(name, facts.price)
         if (durations := self._estimates.best_known) is not None:
             self._limiter.jobs.mean_s = durations.median_s
         if known.limits is not None:

@@ -12,8 +12,9 @@ believed:
   requests: a single refusal lowers it, and a clean run raises it.
 * Durations are evidence that fades. Those of an earlier session weigh `MOST_WEIGHT` completions at most, and half of
   that after each `HALVED_S`: a gateway that became slower outweighs them after a few jobs.
-* Prices are known for `FRESH_S`. A cap of credits admits many jobs at a known price, so an old price could pass the
-  cap by all of them. Without one the first job of its class goes alone, and shows the price.
+* Prices are estimates for `KEPT_S`, as the example of the gateway's reference is. A cap of credits admits many jobs at
+  a known price, so a price that has changed since could pass the cap by all of them. At an estimate the first job of
+  its class goes alone, and shows the price.
 
 Each fact has a time of its own. A session replaces only facts that changed while it ran, so that it neither makes old
 facts look fresh nor forgets what it did not meet.
@@ -33,7 +34,7 @@ from nanobanana_async.policy.prices import as_credits
 from nanobanana_async.validators import DAY_S, at_least_one, switch, within
 
 FRESH_S = DAY_S
-"""How long a job limit and a price are believed; see the theory at the top of the module."""
+"""How long a job limit is believed; see the theory at the top of the module."""
 KEPT_S = 30.0 * DAY_S
 """How long anything is used."""
 MOST_WEIGHT = 8.0
@@ -132,7 +133,7 @@ class LearnedAccount:
 
 
 def is_fresh(at: datetime, now: datetime) -> bool:
-    """Return whether a job limit or a price of a time is believed."""
+    """Return whether a job limit of a time is believed."""
     return _age_s(at, now) <= FRESH_S
 
 

@@ -27,7 +27,7 @@ class Basis(enum.Enum):
     EXPECTED = "expected"
     """`expected_credits`: the user's estimate."""
     EXAMPLE = "example"
-    """The example of the gateway's reference."""
+    """What an earlier session paid, or the example of the gateway's reference."""
 
 
 @frozen
@@ -83,6 +83,7 @@ class Prices:
 
     def __init__(self) -> None:
         self._known: dict[str, Decimal] = {}
+        self._earlier: dict[str, Decimal] = {}
         self._silent: set[str] = set()
 
     def of(self, price_class: str) -> Decimal | None:
@@ -91,8 +92,12 @@ class Prices:
 
     @property
     def known(self) -> Mapping[str, Decimal]:
-        """The known prices by class."""
-        return self._known
+        """The known prices by class, in this session and in the one before."""
+        return {**self._earlier, **self._known}
+
+    def restore(self, price_class: str, price: Decimal) -> None:
+        """Record what an earlier session paid: an estimate, since the gateway may have changed its price."""
+        self._earlier[price_class] = price
 
     def learn(self, price_class: str, price: Decimal | None) -> None:
         """Record the price of a job; None if it ended and the gateway did not state a price."""
@@ -102,7 +107,7 @@ class Prices:
             self._silent.add(price_class)
 
     def estimate(self, price_class: str, example: Decimal, expected: Decimal | None) -> Price:
-        """Return the known price of a class, or the user's estimate, or the example of the gateway's reference.
+        """Return the known price of a class, or the user's estimate, or what an earlier session paid, or the example.
 
         The user's estimate becomes the price once a job of the class ended and the gateway did not state its cost.
         """
@@ -111,15 +116,15 @@ class Prices:
             return Price(price_class, known)
         if expected is not None:
             return Price(price_class, expected, Basis.AGREED if price_class in self._silent else Basis.EXPECTED)
-        return Price(price_class, example, Basis.EXAMPLE)
+        return Price(price_class, self._earlier.get(price_class, example), Basis.EXAMPLE)
 
 
 _ADVICE = {
     Basis.REPORTED: "",
     Basis.AGREED: ": the price is expected_credits, the gateway does not state what such jobs cost",
     Basis.EXPECTED: ": the estimate is expected_credits, the price of such jobs is not known yet",
-    Basis.EXAMPLE: ": the estimate is the example of the gateway's reference, the price of such jobs is not known yet;"
-    " expected_credits sets another estimate",
+    Basis.EXAMPLE: ": the estimate is what such jobs cost earlier or in the gateway's reference, their price is not known"
+    " yet; expected_credits sets another estimate",
 }
 
 

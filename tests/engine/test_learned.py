@@ -6,6 +6,7 @@ import itertools
 import json
 import logging
 from datetime import timedelta
+from decimal import Decimal
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -18,12 +19,13 @@ from nanobanana_async.emulator.rates import RateWindow
 from nanobanana_async.emulator.settings import EmulatorSettings
 from nanobanana_async.emulator.simulator import GatewaySimulator
 from nanobanana_async.engine.account_memory import SAVE_EVERY_S
-from nanobanana_async.errors import LedgerError
+from nanobanana_async.errors import CreditLimitReached, LedgerError
 from nanobanana_async.testing import EmulatorTransport, FakeTransport, run_virtual
 from tests.support.fakes import FakeGateway, apimall, virtual_loop, virtually
 
 LIMIT = 6
 SEEDS = itertools.count()
+PRICES_AFTER = {"1K": Decimal(20), "2K": Decimal(20), "4K": Decimal(20)}
 
 
 class Forgetful(MemoryLedger):
@@ -70,6 +72,23 @@ async def test_second_session_holds_the_learned_limit_from_the_start() -> None:
     assert (warm.throttled, warm.job_limit) == (0, LIMIT)
     stats = await run(ledger, jobs=0)
     assert stats.job_duration_median_s == pytest.approx(10.0, rel=0.2)
+
+
+@virtually
+async def test_cap_is_kept_though_the_price_has_risen_since_the_earlier_session() -> None:
+    ledger = MemoryLedger()
+    await run(ledger, jobs=2)
+    world = GatewaySimulator(EmulatorSettings(job_limit=LIMIT, duration=Fixed(10.0), apimall_prices=PRICES_AFTER))
+    transport = EmulatorTransport(world, api_key=API_KEY)
+    async with Session(ApiMall(api_key=API_KEY), http=transport, ledger=ledger, max_credits=48) as session:
+        jobs = [await session.submit(f"an owl, number {number}") for number in range(6)]
+        declined = 0
+        for job in jobs:
+            try:
+                await job
+            except CreditLimitReached:
+                declined += 1
+        assert (declined, session.stats().credits_spent) == (4, 40)
 
 
 def test_second_session_on_a_file_starts_warm(tmp_path: Path) -> None:

@@ -93,8 +93,8 @@ def test_estimate_above_the_cap_is_refused() -> None:
     budget, _ = a_budget("7")
     assert budget.check(GUESS) is NEVER
     assert budget.explain(GUESS) == (
-        "max_credits is 7, 0 are spent, and a job estimated at 8 would pass it: the estimate is the example of the"
-        " gateway's reference, the price of such jobs is not known yet; expected_credits sets another estimate"
+        "max_credits is 7, 0 are spent, and a job estimated at 8 would pass it: the estimate is what such jobs cost"
+        " earlier or in the gateway's reference, their price is not known yet; expected_credits sets another estimate"
     )
     assert "the estimate is expected_credits" in budget.explain(EXPECTED)
     assert "the gateway does not state what such jobs cost" in budget.explain(AGREED)

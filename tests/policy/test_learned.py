@@ -23,7 +23,7 @@ from nanobanana_async.policy.learned import (
     LearnedRates,
 )
 from nanobanana_async.policy.limiter import AdmissionLimiter, Create, Load
-from nanobanana_async.policy.prices import Prices
+from nanobanana_async.policy.prices import Basis, Price, Prices
 from nanobanana_async.policy.rate import MIN_RATE, Pacer
 from nanobanana_async.policy.request_budget import RequestBudget
 
@@ -255,3 +255,13 @@ def test_known_prices_are_those_that_were_stated() -> None:
     prices.learn("foxes", Decimal(8))
     prices.learn("owls", None)
     assert prices.known == {"foxes": Decimal(8)}
+
+
+def test_price_of_an_earlier_session_is_an_estimate() -> None:
+    prices = Prices()
+    prices.restore("foxes", Decimal(8))
+    assert prices.known == {"foxes": Decimal(8)}
+    assert prices.estimate("foxes", Decimal(1), None) == Price("foxes", Decimal(8), Basis.EXAMPLE)
+    assert prices.estimate("foxes", Decimal(1), Decimal(9)).credits == 9
+    prices.learn("foxes", Decimal(10))
+    assert prices.estimate("foxes", Decimal(1), Decimal(9)) == Price("foxes", Decimal(10))
