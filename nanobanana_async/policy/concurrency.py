@@ -18,7 +18,9 @@ little, since some of the k may have ended unnoticed. Three modes follow:
   slow rise is also the probe for a higher limit.
 * CLIMB, after a long run without a 429, or every few mean durations if the cap is small. One more job than the cap
   allows is admitted each round trip. If the cap rises beyond what unnoticed ends explain, L has risen: back to RAMP. If
-  a create is refused, the cap before the climb is restored. After a fall of L the same climb finds the new limit.
+  a create is refused, the cap before the climb is restored. After a fall of L the same climb finds the new limit. A cap
+  that the ramp has just met rests on a single event, and jobs of others may have filled the account then, so the first
+  climb comes after one mean duration, the next after two.
 
 When L falls, refusals come in a row: each time wait for twice as many completions before the next create, so a halved
 limit costs about log2 of the difference in 429s. All 429s of one round trip are one event: counting each of a burst as
@@ -43,8 +45,10 @@ REFUSED_SHARE_OF_MANY = 0.01
 """e for a cap of `FEW_SLOTS` or more, where creates are frequent and a smaller share probes often enough."""
 FEW_SLOTS = 50
 """A cap below this is also probed by the clock: with so few jobs a long run without a 429 takes too much time."""
+FIRST_PROBE_MEANS = 1.0
+"""The time from the first 429 to the first such probe, in mean durations of a job; it doubles with each."""
 PROBE_EVERY_MEANS = 3.0
-"""The time between such probes, in mean durations of a job."""
+"""The longest time between such probes, in mean durations."""
 PROBE_AFTER_ROUNDS = 1.3
 """A climb begins after this many accepts per slot without a 429 (and at least `FEW_SLOTS` accepts)."""
 
@@ -94,8 +98,11 @@ class JobLimit:
     """Refusal events since the last accept."""
     _successes: int = 0
     """Accepts that filled the last slot since the last refusal or probe."""
-    _probe_at: float = math.inf
-    _probe_means: float = PROBE_EVERY_MEANS
+    _held_since: float = math.inf
+    """When the present cap was set."""
+    _probe_means: float = FIRST_PROBE_MEANS
+    """The time from then to the next probe, in mean durations."""
+    _most_probe_means: float = PROBE_EVERY_MEANS
     _cap_before_probe: float | None = None
     _trusted_above: float = math.inf
     """A climb that holds more jobs than this proves a higher limit."""
@@ -128,8 +135,7 @@ class JobLimit:
         """Start at the cap that an earlier session learned; if that is not fresh, begin the ramp at half of it."""
         if fresh:
             self._hold(now, cap)
-            self._probe_at = now + self.mean_s if cap < FEW_SLOTS else math.inf
-            self._probe_means = 2.0 * PROBE_EVERY_MEANS  # one early probe, and fewer of a limit that is known so well
+            self._most_probe_means = 2.0 * PROBE_EVERY_MEANS  # fewer probes of a limit that is known so well
         else:
             self._filled_at_once = cap / 2.0
 
@@ -183,6 +189,7 @@ class JobLimit:
             self._ramp_ended_at = now
             self._hold(now, held)
         elif self.mode is Mode.CLIMB:
+            self._probe_means = min(2.0 * self._probe_means, self._most_probe_means)
             self._hold(now, held if self._cap_before_probe is None else min(self._cap_before_probe, held))
         elif self._events_in_a_row == 1:
             self._hold(now, min(self.cap - (1.0 - self._share), held))
@@ -198,7 +205,8 @@ class JobLimit:
     def _filled(self, now: float, sent_at: float, weight: int) -> None:
         self.cap += self._share * weight
         self._successes += 1
-        if now >= self._probe_at or self._successes >= max(FEW_SLOTS, PROBE_AFTER_ROUNDS * self.cap):
+        probe_at = self._held_since + self._probe_means * self.mean_s if self.cap < FEW_SLOTS else math.inf
+        if now >= probe_at or self._successes >= max(FEW_SLOTS, PROBE_AFTER_ROUNDS * self.cap):
             self._trusted_above = self._above_noise(self.cap)
             self._cap_before_probe, self._successes = self.cap, 0
             self._climb(now, sent_at)
@@ -217,8 +225,8 @@ class JobLimit:
 
     def _ramp(self) -> None:
         self.mode, self._cap_before_probe, self._events_in_a_row = Mode.RAMP, None, 0
-        self._probe_means = PROBE_EVERY_MEANS
+        self._probe_means, self._most_probe_means = FIRST_PROBE_MEANS, PROBE_EVERY_MEANS
 
     def _hold(self, now: float, cap: float) -> None:
         self.mode, self.cap, self._cap_before_probe, self._successes = Mode.HOLD, max(1.0, cap), None, 0
-        self._probe_at = now + self._probe_means * self.mean_s if self.cap < FEW_SLOTS else math.inf
+        self._held_since = now

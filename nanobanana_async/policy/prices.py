@@ -123,8 +123,8 @@ _ADVICE = {
     Basis.REPORTED: "",
     Basis.AGREED: ": the price is expected_credits, the gateway does not state what such jobs cost",
     Basis.EXPECTED: ": the estimate is expected_credits, the price of such jobs is not known yet",
-    Basis.EXAMPLE: ": the estimate is what such jobs cost earlier or in the gateway's reference, their price is not known"
-    " yet; expected_credits sets another estimate",
+    Basis.EXAMPLE: ": the estimate is what such jobs cost earlier or in the gateway's reference, their price is not"
+    " known yet; expected_credits sets another estimate",
 }
 
 

@@ -88,7 +88,7 @@ async def test_cap_is_kept_though_the_price_has_risen_since_the_earlier_session(
                 await job
             except CreditLimitReached:
                 declined += 1
-        assert (declined, session.stats().credits_spent) == (4, 40)
+        assert (declined, session.stats().credits_spent) == (4, Decimal(40))
 
 
 def test_second_session_on_a_file_starts_warm(tmp_path: Path) -> None:

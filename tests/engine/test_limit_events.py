@@ -3,14 +3,14 @@
 import asyncio
 import itertools
 
-from nanobanana_async.emulator import API_KEY, Fixed
+from nanobanana_async.emulator import API_KEY, Fixed, LogNormal
 from nanobanana_async.emulator.settings import EmulatorSettings
 from nanobanana_async.emulator.simulator import GatewaySimulator
 from nanobanana_async.events import Event, LimitsChanged
 from nanobanana_async.gateways.apimall import ApiMall
 from nanobanana_async.session import Session
 from nanobanana_async.testing import EmulatorTransport
-from tests.support.fakes import virtually
+from tests.support.fakes import now, virtually
 
 
 @virtually
@@ -46,3 +46,18 @@ async def test_learned_rate_is_in_creates_per_second() -> None:
         rate = session.stats().creates_per_s
     assert rate is not None
     assert 1.5 < rate < 3.0
+
+
+@virtually
+async def test_slots_that_others_held_at_the_start_are_filled_soon_afterwards() -> None:
+    world = GatewaySimulator(EmulatorSettings(job_limit=20, duration=LogNormal(median_s=5.0), seed=5))
+    ours, other = (Session(ApiMall(api_key=API_KEY), http=EmulatorTransport(world, api_key=API_KEY)) for _ in range(2))
+    async with ours, other:
+        for number in range(20):
+            await (await other.submit(f"an owl, number {number}")).accepted()
+        began = now()
+        async with asyncio.TaskGroup() as group:
+            for number in range(61):
+                group.create_task(ours.generate(f"a fox, number {number}"))
+    alone_s = 61 / 20 * 5.5
+    assert now() - began <= 2.5 * alone_s  # the limit that it met first was 1, and held for a minute

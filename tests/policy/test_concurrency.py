@@ -61,9 +61,9 @@ def test_climb_proceeds_when_many_jobs_end_per_round_trip() -> None:
 @round_trips
 @pytest.mark.parametrize(("limit", "means"), [(5, 4.0), (20, 4.0), (50, 2.5), (100, 2.5)])
 def test_doubled_limit_is_filled_within_few_mean_durations(limit: int, means: float, rtt_s: float) -> None:
-    took = [filled_after_s(changed(limit, 2 * limit, rtt_s, seed), 2 * limit) for seed in SEEDS]
+    took = [filled_after_s(changed(limit, 2 * limit, rtt_s, seed), 2 * limit) for seed in range(12)]
     assert max(took) <= means * MEAN_S
-    assert mean(took) <= 2.0 * MEAN_S
+    assert mean(took) <= 2.2 * MEAN_S  # small limits are probed every three means: half of that, and the climb
 
 
 @pytest.mark.slow

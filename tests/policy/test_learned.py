@@ -121,10 +121,14 @@ def test_fresh_job_limit_is_held_from_the_first_create() -> None:
     assert limit.learned == 5
     limit.on_throttled(121.0, 120.1, 5)
     assert not limit.admits(5, 0)
-    limit.on_accepted(170.0, 169.9, 5, 0)  # the next one comes after 60 s instead of 30 s
-    assert not limit.admits(5, 0)
-    limit.on_accepted(182.0, 181.9, 5, 0)
-    assert limit.admits(5, 0)
+    held_since, probes_s = 121.0, (20.0, 40.0, 60.0, 60.0)  # after each refused probe the next one comes later
+    for probe_s in probes_s:
+        limit.on_accepted(held_since + probe_s - 1.0, held_since + probe_s - 1.1, 5, 0)
+        assert not limit.admits(5, 0)
+        held_since += probe_s
+        limit.on_accepted(held_since, held_since - 0.1, 5, 0)
+        assert limit.admits(5, 0)
+        limit.on_throttled(held_since, held_since - 0.05, 5)
 
 
 def test_restored_large_limit_is_not_probed_by_the_clock() -> None:
