@@ -1,10 +1,11 @@
 """Fixtures for the whole suite."""
 
+import gc
 import inspect
 import logging
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from typing import Any
 
 import aioresponses.core
@@ -22,6 +23,18 @@ os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 # Hypothesis fails an example that takes 200 ms, as any example may on a machine with other work.
 settings.register_profile("without a deadline", deadline=None)
 settings.load_profile("without a deadline")
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """Keep what the imports and the list of tests consist of, a million objects, out of all garbage collections."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.collect()
+        gc.freeze()
+        gc.enable()
 
 
 class _NothingToWrite:
