@@ -21,8 +21,9 @@ sys.dont_write_bytecode = False
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 # Hypothesis fails an example that takes 200 ms, as any example may on a machine with other work.
-settings.register_profile("without a deadline", deadline=None)
-settings.load_profile("without a deadline")
+# Forty examples at first sight of a test show what a hundred do; each run draws others.
+settings.register_profile("suite", deadline=None, max_examples=40)
+settings.load_profile("suite")
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
