@@ -1,10 +1,11 @@
 """Fixtures for the whole suite."""
 
+import gc
 import inspect
 import logging
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from typing import Any
 
 import aioresponses.core
@@ -20,8 +21,28 @@ sys.dont_write_bytecode = False
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 # Hypothesis fails an example that takes 200 ms, as any example may on a machine with other work.
-settings.register_profile("without a deadline", deadline=None)
-settings.load_profile("without a deadline")
+# Forty examples at first sight of a test show what a hundred do; each run draws others.
+settings.register_profile("suite", deadline=None, max_examples=40)
+settings.load_profile("suite")
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """Keep what the imports and the list of tests consist of, a million objects, out of all garbage collections."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.collect()
+        gc.freeze()
+        gc.enable()
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Start the files with slow tests first: at the end of the run no worker has a long one alone."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
 
 
 class _NothingToWrite:

@@ -5,6 +5,7 @@ import from its own room and from lower floors, and nothing else of ours.
 """
 
 import ast
+import functools
 import importlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -85,12 +86,32 @@ def parsed(package: Path) -> Iterator[tuple[str, str, ast.Module]]:
     for file in sorted(package.rglob("*.py")):
         path = file.relative_to(package)
         room = path.parts[0].removesuffix(".py")
-        yield path.as_posix(), room, ast.parse(file.read_text(encoding="utf-8"))
+        yield path.as_posix(), room, tree_of(file.read_text(encoding="utf-8"))
+
+
+@functools.cache
+def tree_of(source: str) -> ast.Module:
+    """Parse a file; five tests go through the whole package."""
+    return ast.parse(source)
+
+
+@functools.cache
+def nodes_of(tree: ast.Module) -> tuple[ast.AST, ...]:
+    """Return all nodes of a file."""
+    return tuple(ast.walk(tree))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _short_memory() -> Iterator[None]:
+    """Forget the trees after the last test here: with them each garbage collection of the worker would take longer."""
+    yield
+    tree_of.cache_clear()
+    nodes_of.cache_clear()
 
 
 def imported(tree: ast.Module) -> Iterator[tuple[int, str, tuple[str, ...]]]:
     """Yield each import: its line, the module, the names taken from it (none for a plain `import`)."""
-    for node in ast.walk(tree):
+    for node in nodes_of(tree):
         if isinstance(node, ast.Import):
             for alias in node.names:
                 yield node.lineno, alias.name, ()
@@ -150,7 +171,7 @@ def unquiet_thoughts(package: Path) -> list[str]:
         for line, module, _ in imported(tree):
             if module in IO_MODULES or module.split(".")[0] in IO_MODULES:
                 found.append(f"{path}:{line}: imports {module}")
-        for node in ast.walk(tree):
+        for node in nodes_of(tree):
             if isinstance(node, ast.AsyncFunctionDef) and not _is_signature(node):
                 found.append(f"{path}:{node.lineno}: awaits")
             elif isinstance(node, ast.Attribute) and node.attr in CLOCK_READERS:
@@ -186,7 +207,7 @@ def foreign_errors(package: Path) -> list[str]:
                 found.extend(f"{path}:{line}: names aiohttp.{name}" for name in names if name in errors)
         found.extend(
             f"{path}:{node.lineno}: names aiohttp.{node.attr}"
-            for node in ast.walk(tree)
+            for node in nodes_of(tree)
             if isinstance(node, ast.Attribute) and node.attr in errors and _is_name(node.value, "aiohttp")
         )
     return found
@@ -205,7 +226,7 @@ def hidden_cycles(package: Path) -> list[str]:
     return [
         f"{path}:{node.lineno}: TYPE_CHECKING"
         for path, _, tree in parsed(package)
-        for node in ast.walk(tree)
+        for node in nodes_of(tree)
         if (isinstance(node, ast.Name) and node.id == "TYPE_CHECKING")
         or (isinstance(node, ast.Attribute) and node.attr == "TYPE_CHECKING")
     ]

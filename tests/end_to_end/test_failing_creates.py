@@ -82,6 +82,7 @@ async def test_every_fault_on_apimall_ends_in_one_charge(fault: Fault) -> None:
         assert emulator.stats().replays <= 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("manner", ["conflict", "forget"])
 async def test_every_fault_ends_in_one_charge_with_other_key_handling(manner: Idempotency) -> None:
     refused = 0

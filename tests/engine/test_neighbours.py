@@ -226,7 +226,9 @@ async def played(seed: int, session_of: Opening) -> None:
 
 
 @pytest.mark.parametrize("session_of", [keyed, defapi])
-@pytest.mark.parametrize("first", range(0, SEEDS, 10))
+@pytest.mark.parametrize(
+    "first", [0, 10, *(pytest.param(first, marks=pytest.mark.slow) for first in range(20, SEEDS, 10))]
+)
 def test_random_sessions_buy_once_and_never_hang(
     session_of: Opening, first: int, caplog: pytest.LogCaptureFixture
 ) -> None:

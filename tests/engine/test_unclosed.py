@@ -17,15 +17,12 @@ Said = list[warnings.WarningMessage]
 
 def warnings_while(action: Callable[[], Any]) -> list[str]:
     """Return what is warned of while something runs, and while all that it left behind is collected."""
-    gc.freeze()  # what was there before needs no look: three collections of all that a test run holds take a second
-    try:
-        with warnings.catch_warnings(record=True) as said:
-            warnings.simplefilter("always")
-            action()
-            for _ in range(3):
-                gc.collect()
-    finally:
-        gc.unfreeze()
+    gc.freeze()  # what earlier tests left behind is not this action's; conftest.py has frozen most of it already
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        action()
+        for _ in range(3):
+            gc.collect()
     assert all(warning.category is ResourceWarning for warning in said)
     return [str(warning.message) for warning in said]
 

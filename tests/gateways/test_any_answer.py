@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from nanobanana_async.errors import GatewayError, UnexpectedResponse
@@ -14,6 +14,7 @@ from nanobanana_async.jobs import Accepted, JobState, Observation
 from tests.gateways.recorded import body
 
 pytestmark = pytest.mark.slow
+thorough = settings(max_examples=100)
 
 SECRET = "dk-0123456789abcdef"
 GATEWAYS: list[ApiMall | DefApi] = [ApiMall(api_key=SECRET), DefApi(api_key=SECRET)]
@@ -61,6 +62,7 @@ def assert_readable(gateway: ApiMall | DefApi, response: HttpResponse) -> None:
 
 
 @pytest.mark.parametrize("gateway", GATEWAYS)
+@thorough
 @given(status=st.integers(0, 999) | STATUSES, body=st.binary(), headers=headers)
 @example(status=200, body=b"[" * 200_000, headers={})
 @example(status=200, body=b'{"success":true,"data":' + b'{"data":' * 900 + b"1" + b"}" * 901, headers={})
@@ -72,6 +74,7 @@ def test_any_bytes_give_a_value_or_typed_error(
 
 
 @pytest.mark.parametrize("gateway", GATEWAYS)
+@thorough
 @given(status=STATUSES, answer=fields | values, headers=headers)
 def test_any_json_gives_a_value_or_typed_error(
     gateway: ApiMall | DefApi, status: int, answer: Any, headers: dict[str, str]
@@ -83,6 +86,7 @@ REFERENCE = ["apimall_create.json", "apimall_completed.json", "defapi_create.jso
 
 
 @pytest.mark.parametrize("name", REFERENCE)
+@thorough
 @given(data=st.data())
 def test_reference_body_with_any_field_replaced_is_parsed(name: str, data: st.DataObject) -> None:
     envelope = json.loads(body(name))
@@ -109,6 +113,7 @@ OPTIONAL = ["credits_used", "credits_refunded", "created_at", "updated_at", "com
 
 
 @pytest.mark.parametrize("field", OPTIONAL)
+@thorough
 @given(value=values)
 def test_invalid_optional_field_does_not_lose_the_image(field: str, value: Any) -> None:
     envelope = json.loads(body("apimall_completed.json"))

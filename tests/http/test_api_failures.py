@@ -90,6 +90,13 @@ async def failure(
     return error
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _earlier_tests_apart() -> None:
+    """Keep what earlier tests of the worker left alive out of the collection after each test here."""
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.fixture(autouse=True)
 def nothing_logged(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
     """Check that nothing is logged, neither by the package nor by the event loop about unretrieved exceptions."""

@@ -188,7 +188,6 @@ class Client:
                 break
             self.now = at
             act()
-            self._send()
         return self
 
     def in_ramp(self) -> int:
@@ -224,6 +223,7 @@ class Client:
 
     def _wake(self) -> None:
         self._waking_at = math.inf
+        self._send()
 
     def _arrive(self, sent_at: float, rtt_s: float) -> None:
         gateway = self.gateway
@@ -248,6 +248,7 @@ class Client:
         self._note_verdict()
         noticed_at = max(self.now, ends_at) + self._chance.uniform(0.0, 2.0 * self.unnoticed_s)
         self.later(noticed_at, partial(self._notice_end, number))
+        self._send()
 
     def _refused(self, sent_at: float, kind: LimitKind, wait_s: float | None) -> None:
         self.sending -= 1
@@ -257,6 +258,7 @@ class Client:
             self.now, Create(sent_at), Load(len(self.held), likely_ended=self._likely_ends()), stated, wait_s
         )
         self._note_verdict()
+        self._send()
 
     def _notice_end(self, number: int) -> None:
         age_s = self.now - self.held.pop(number)
@@ -266,6 +268,7 @@ class Client:
             self._schedule.next_poll_s(0.0)
         self.limiter.jobs.mean_s, self.limiter.jobs.delay_s = self._schedule.mean_s, self.unnoticed_s
         self.limiter.on_ended()
+        self._send()
 
     def _likely_ends(self) -> float:
         since = self.limiter.undecided_since

@@ -17,7 +17,8 @@ SEEDS = range(4)
 CHANGE_AT_S = 300.0
 MEAN_S = 10.0 * math.exp(0.08)
 
-limits = pytest.mark.parametrize("limit", [5, 20, 60, 100])
+large = [pytest.param(limit, marks=pytest.mark.slow) for limit in (60, 100)]
+limits = pytest.mark.parametrize("limit", [5, 20, *large])
 round_trips = pytest.mark.parametrize("rtt_s", [0.01, 0.15])
 
 

@@ -92,6 +92,8 @@ class Peer:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._server.close()
+        for _ in range(3):  # a connection accepted just now gets to `_accept` in the third turn of the loop
+            await asyncio.sleep(0)
         for task in self._tasks:
             task.cancel()
         for connection in self._connections:
