@@ -121,11 +121,13 @@ class RequestBudget:
             return own.pacer.admits(now, in_flight)
         if self._may_try(kind):
             return not in_flight
-        return self._both.pacer.admits(now, in_flight)
+        return self._both.pacer.admits(now, in_flight, urgent=kind == "create")
 
     def opens_at(self, kind: RequestKind) -> float:
         """Return when a request may leave by the passing of time."""
-        return -math.inf if self.shared and self._may_try(kind) else self.pacer(kind).next_at
+        if self.shared and self._may_try(kind):
+            return -math.inf
+        return self.pacer(kind).opens_at(urgent=self.shared and kind == "create")
 
     def sent(self, kind: RequestKind, now: float) -> None:
         """Record that a request left."""
