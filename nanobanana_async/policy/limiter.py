@@ -32,7 +32,7 @@ import math
 from attrs import define, field, frozen
 
 from nanobanana_async.errors import LimitKind
-from nanobanana_async.policy.concurrency import ConcurrencyPolicy, JobLimit
+from nanobanana_async.policy.concurrency import ConcurrencyPolicy, JobLimit, Mode
 from nanobanana_async.policy.rate import Pacer
 from nanobanana_async.policy.request_budget import RequestBudget
 
@@ -50,8 +50,13 @@ REFUSED_AFTER_END_IF_JOBS = 0.06
 LEAST_LIKELY_ENDS = 0.02
 """Lower bound of m: keeps the evidence of one trial finite."""
 
-FAR_BELOW = 0.7
-"""A refusal with fewer held slots than this share of the learned limit is one for the rate, if a rate was met."""
+BELOW = 0.95
+FAR_BELOW = 0.5
+"""With fewer held slots than such a share of those at which slots were refused before, a slot should be free."""
+BELOW_FULL = math.log(0.3 / 0.03)
+"""What that shows: under a limit of slots such a refusal means that the limit fell. Far below, it counts twice."""
+FULL = math.log(0.2)
+"""With as many held slots, a refusal for slots is likely."""
 TRIAL_WAIT_S = 0.5
 """The wait before the first trial; it doubles with each further one."""
 MAX_PACED_REFUSALS = 5
@@ -108,6 +113,8 @@ class AdmissionLimiter:
     _refused_in_a_row: int = 0
     _max_creates_in_flight: float = math.inf
     """Bound of creates in flight if nothing is learned: 1 after a refusal, one more with each accept."""
+    _full_at: float = math.inf
+    """The fewest slots that were held when a create was refused for lack of one."""
     _jobs_ended: int = 0
     _undecided: _Undecided | None = None
     _trials: int = 0
@@ -124,12 +131,12 @@ class AdmissionLimiter:
     @property
     def verdict(self) -> LimitKind | None:
         """The limit that unexplained 429s are attributed to; None while undecided."""
-        if self.rate_log_odds >= SURELY_RATE:
-            return "rate"
-        return "jobs" if self.rate_log_odds <= SURELY_JOBS else None
+        return _verdict(self.rate_log_odds)
 
     def admits(self, now: float, load: Load, weight: int = 1) -> bool:
         """Return whether a job that takes `weight` slots may be sent under this load."""
+        if self._undecided is not None and self.budget.polls_refused_after(self._undecided.sent_at):
+            self._attribute_to_rate(self._undecided)
         if now < self.blocked_until or not self.budget.admits("create", now, load.in_flight):
             return False
         if self._trial_at <= now:
@@ -184,10 +191,10 @@ class AdmissionLimiter:
         self.throttled += 1
         if kind is None:
             self._weigh_refusal(sent_at, load)
-            self._weigh(self.budget.rate_log_odds_of_refused_create(sent_at))
-            if self.budget.limited and load.held < FAR_BELOW * self.jobs.cap < math.inf:
-                self._weigh(SURELY_RATE)
-            kind = self.verdict
+            polls = self.budget.rate_log_odds_of_refused_create(sent_at)
+            usual = max(SURELY_JOBS, min(SURELY_RATE, self.rate_log_odds))
+            kind = _verdict(usual + polls + self._rate_log_odds_of_load(load.held))
+            self._weigh(polls)
             if kind is None and (self._undecided is None or sent_at > self._undecided.at):
                 self._trials += 1
                 before = self._undecided.before if self._undecided is not None else copy.copy(self.jobs)
@@ -198,10 +205,11 @@ class AdmissionLimiter:
         if kind == "rate":
             if self._undecided is not None:
                 self._attribute_to_rate(self._undecided)
-                self._undecided = None
             self.budget.on_throttled("create", now, sent_at, wait_s)
         else:
             if kind == "jobs":  # the request counted all the same
+                self._full_at = load.held if self.jobs.mode is Mode.RAMP else min(self._full_at, load.held)
+                self._undecided, self._trials = None, 0
                 self.budget.on_accepted("create", now, sent_at)
             self._refused_for_slots(now, sent_at, load.held)
 
@@ -234,10 +242,26 @@ class AdmissionLimiter:
         elif self.verdict == "rate" and self._refused_in_a_row >= MAX_PACED_REFUSALS:
             self._weigh(math.log(REFUSED_IF_RATE))
 
+    def _rate_log_odds_of_load(self, held: int) -> float:
+        """Return what the held slots show: with fewer than at any refusal for slots, a slot should be free."""
+        if self._full_at == math.inf:
+            return 0.0
+        if held >= self._full_at:
+            return FULL
+        if held >= BELOW * self._full_at:
+            return 0.0
+        return BELOW_FULL if held >= FAR_BELOW * self._full_at else 2.0 * BELOW_FULL
+
     def _weigh(self, evidence: float) -> None:
         self.rate_log_odds = max(-MAX_LOG_ODDS, min(MAX_LOG_ODDS, self.rate_log_odds + evidence))
 
     def _attribute_to_rate(self, event: _Undecided) -> None:
         """Restore the job limit from before the refusal, and let the pacer handle the refusal."""
-        self.jobs = event.before
+        self.jobs, self._undecided, self._trials = event.before, None, 0
         self.budget.on_throttled("create", event.at, event.sent_at)
+
+
+def _verdict(rate_log_odds: float) -> LimitKind | None:
+    if rate_log_odds >= SURELY_RATE:
+        return "rate"
+    return "jobs" if rate_log_odds <= SURELY_JOBS else None

@@ -118,7 +118,7 @@ class RequestBudget:
         """Return whether a request may leave now while `in_flight` of its kind have no answer yet."""
         own = self._kinds[kind]
         if not self.shared:
-            return own.pacer.admits(now, in_flight)
+            return own.pacer.admits(now, in_flight, urgent=kind == "create")
         if self._may_try(kind):
             return not in_flight
         return self._both.pacer.admits(now, in_flight, urgent=kind == "create")
@@ -127,7 +127,7 @@ class RequestBudget:
         """Return when a request may leave by the passing of time."""
         if self.shared and self._may_try(kind):
             return -math.inf
-        return self.pacer(kind).opens_at(urgent=self.shared and kind == "create")
+        return self.pacer(kind).opens_at(urgent=kind == "create")
 
     def sent(self, kind: RequestKind, now: float) -> None:
         """Record that a request left."""
@@ -166,9 +166,15 @@ class RequestBudget:
         polls = self._kinds["poll"]
         if polls.refused_at is not None and self.log_odds >= 0.0:
             return POLLS_REFUSED
-        if self.shared and sent_at - polls.accepted_at <= SOON_S:
-            return POLLS_ACCEPTED
-        return 0.0
+        if sent_at - polls.accepted_at > SOON_S:
+            return 0.0
+        shared = 1.0 / (1.0 + math.exp(-self.log_odds))  # otherwise they show nothing
+        return math.log(shared * math.exp(POLLS_ACCEPTED) + 1.0 - shared)
+
+    def polls_refused_after(self, sent_at: float) -> bool:
+        """Return whether polls are refused for their rate, the first of them after a request of both."""
+        refused_at = self._kinds["poll"].refused_at
+        return self.shared and refused_at is not None and refused_at > sent_at
 
     def _may_try(self, kind: RequestKind) -> bool:
         """Return whether one request may show, at once, whether it is refused as the other kind was."""
