@@ -95,6 +95,8 @@ class _Undecided:
     before: JobLimit
     """A copy of the job limit, to restore if the verdict is the rate."""
     ends_before: int
+    log_odds: float
+    """Of the rate, for this refusal."""
 
 
 @define
@@ -172,12 +174,16 @@ class AdmissionLimiter:
     def on_accepted(self, now: float, create: Create, load: Load) -> None:
         """Record that a create was accepted; `load.held` includes its job."""
         self._refused_in_a_row = 0
+        if create.sent_at <= self._refused_at and self._full_at < math.inf:  # in the burst that met the limit
+            self._full_at = max(self._full_at, load.held)
         self._max_creates_in_flight += 1.0
         event = self._undecided
         if event is not None and create.sent_at > event.at:
             if self._jobs_ended == event.ends_before:
-                self._weigh(math.log(ACCEPTED_IF_RATE / -math.expm1(-max(load.likely_ended, LEAST_LIKELY_ENDS))))
-            if self.verdict == "rate":
+                evidence = math.log(ACCEPTED_IF_RATE / -math.expm1(-max(load.likely_ended, LEAST_LIKELY_ENDS)))
+                self._weigh(evidence)
+                event.log_odds += evidence
+            if _verdict(event.log_odds) == "rate":
                 self._attribute_to_rate(event)
             self._undecided = None
         self.jobs.on_accepted(now, create.sent_at, load.held, load.in_flight, create.weight)
@@ -190,15 +196,7 @@ class AdmissionLimiter:
         sent_at = create.sent_at
         self.throttled += 1
         if kind is None:
-            self._weigh_refusal(sent_at, load)
-            polls = self.budget.rate_log_odds_of_refused_create(sent_at)
-            usual = max(SURELY_JOBS, min(SURELY_RATE, self.rate_log_odds))
-            kind = _verdict(usual + polls + self._rate_log_odds_of_load(load.held))
-            self._weigh(polls)
-            if kind is None and (self._undecided is None or sent_at > self._undecided.at):
-                self._trials += 1
-                before = self._undecided.before if self._undecided is not None else copy.copy(self.jobs)
-                self._undecided = _Undecided(sent_at, now, load.held, before, self._jobs_ended)
+            kind = self._judge(now, sent_at, load)
         if sent_at > self._refused_at:  # one event per round trip
             self._refused_at = now
             self._refused_in_a_row += 1
@@ -215,7 +213,7 @@ class AdmissionLimiter:
 
     @property
     def _trial_at(self) -> float:
-        if self._undecided is None or self.verdict is not None:
+        if self._undecided is None or (self.verdict is not None and not self.budget.limited):
             return math.inf
         return self._undecided.at + min(LONGEST_WAIT_S, TRIAL_WAIT_S * 2.0 ** (self._trials - 1))
 
@@ -227,20 +225,37 @@ class AdmissionLimiter:
             wait_s = min(LONGEST_WAIT_S, TRIAL_WAIT_S * 2.0 ** min(self._refused_in_a_row - 1, 5))
             self.blocked_until = now + wait_s
 
-    def _weigh_refusal(self, sent_at: float, load: Load) -> None:
+    def _judge(self, now: float, sent_at: float, load: Load) -> LimitKind | None:
+        """Return which limit an unexplained refusal reports; None, and remember it, if that is unclear."""
+        polls = self.budget.rate_log_odds_of_refused_create(sent_at)
+        evidence = self._weigh_refusal(sent_at, load) + polls
+        self._weigh(polls)
         event = self._undecided
-        if event is not None and sent_at > event.at and self._jobs_ended == event.ends_before:
-            self._weigh(math.log(REFUSED_IF_RATE) + load.likely_ended)
-        elif (
-            event is not None
-            and sent_at > event.at
-            and -0.5 < self.rate_log_odds < SURELY_RATE
-            and load.held < event.held - 1
-        ):
-            # Jobs ended and fewer are held than before, and still there was no room.
-            self._weigh(math.log(REFUSED_IF_RATE / REFUSED_AFTER_END_IF_JOBS))
+        if event is not None and sent_at > event.at:
+            odds = event.log_odds + evidence
+        else:
+            usual = max(SURELY_JOBS, min(SURELY_RATE, self.rate_log_odds - polls))
+            odds = usual + polls + self._rate_log_odds_of_load(load.held)
+        kind = _verdict(odds)
+        if kind is None and (event is None or sent_at > event.at):
+            self._trials += 1
+            before = copy.copy(self.jobs) if event is None else event.before
+            self._undecided = _Undecided(sent_at, now, load.held, before, self._jobs_ended, odds)
+        return kind
+
+    def _weigh_refusal(self, sent_at: float, load: Load) -> float:
+        """Weigh a refusal as the outcome of a trial; return what it shows."""
+        event, evidence = self._undecided, 0.0
+        if event is not None and sent_at > event.at:
+            if self._jobs_ended == event.ends_before:
+                evidence = math.log(REFUSED_IF_RATE) + load.likely_ended
+            elif -0.5 < self.rate_log_odds < SURELY_RATE and load.held < event.held - 1:
+                # Jobs ended and fewer are held than before, and still there was no room.
+                evidence = math.log(REFUSED_IF_RATE / REFUSED_AFTER_END_IF_JOBS)
         elif self.verdict == "rate" and self._refused_in_a_row >= MAX_PACED_REFUSALS:
-            self._weigh(math.log(REFUSED_IF_RATE))
+            evidence = math.log(REFUSED_IF_RATE)
+        self._weigh(evidence)
+        return evidence
 
     def _rate_log_odds_of_load(self, held: int) -> float:
         """Return what the held slots show: with fewer than at any refusal for slots, a slot should be free."""

@@ -166,7 +166,7 @@ class RequestBudget:
         polls = self._kinds["poll"]
         if polls.refused_at is not None and self.log_odds >= 0.0:
             return POLLS_REFUSED
-        if sent_at - polls.accepted_at > SOON_S:
+        if self.limited or sent_at - polls.accepted_at > SOON_S:  # at a known limit single requests are refused
             return 0.0
         shared = 1.0 / (1.0 + math.exp(-self.log_odds))  # otherwise they show nothing
         return math.log(shared * math.exp(POLLS_ACCEPTED) + 1.0 - shared)
