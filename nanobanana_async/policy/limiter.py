@@ -32,7 +32,7 @@ import math
 from attrs import define, field, frozen
 
 from nanobanana_async.errors import LimitKind
-from nanobanana_async.policy.concurrency import ConcurrencyPolicy, JobLimit, Mode
+from nanobanana_async.policy.concurrency import ConcurrencyPolicy, JobLimit
 from nanobanana_async.policy.rate import Pacer
 from nanobanana_async.policy.request_budget import RequestBudget
 
@@ -53,7 +53,7 @@ LEAST_LIKELY_ENDS = 0.02
 BELOW = 0.95
 FAR_BELOW = 0.5
 """With fewer held slots than such a share of those at which slots were refused before, a slot should be free."""
-BELOW_FULL = math.log(0.3 / 0.03)
+BELOW_FULL = math.log(0.3 / 0.06)
 """What that shows: under a limit of slots such a refusal means that the limit fell. Far below, it counts twice."""
 FULL = math.log(0.2)
 """With as many held slots, a refusal for slots is likely."""
@@ -97,6 +97,8 @@ class _Undecided:
     ends_before: int
     log_odds: float
     """Of the rate, for this refusal."""
+    refusals: list[tuple[float, float]]
+    """When this refusal and those before it since the last accepted create came, and when their creates were sent."""
 
 
 @define
@@ -117,6 +119,8 @@ class AdmissionLimiter:
     """Bound of creates in flight if nothing is learned: 1 after a refusal, one more with each accept."""
     _full_at: float = math.inf
     """The fewest slots that were held when a create was refused for lack of one."""
+    _ramp_ended_at: float = -math.inf
+    """When that happened for the first time."""
     _jobs_ended: int = 0
     _undecided: _Undecided | None = None
     _trials: int = 0
@@ -174,16 +178,17 @@ class AdmissionLimiter:
     def on_accepted(self, now: float, create: Create, load: Load) -> None:
         """Record that a create was accepted; `load.held` includes its job."""
         self._refused_in_a_row = 0
-        if create.sent_at <= self._refused_at and self._full_at < math.inf:  # in the burst that met the limit
+        if create.sent_at <= self._ramp_ended_at:  # in the burst that met the limit
             self._full_at = max(self._full_at, load.held)
         self._max_creates_in_flight += 1.0
         event = self._undecided
         if event is not None and create.sent_at > event.at:
             if self._jobs_ended == event.ends_before:
                 evidence = math.log(ACCEPTED_IF_RATE / -math.expm1(-max(load.likely_ended, LEAST_LIKELY_ENDS)))
-                self._weigh(evidence)
+                if self.verdict is None:
+                    self._weigh(evidence)
                 event.log_odds += evidence
-            if _verdict(event.log_odds) == "rate":
+            if event.log_odds > (0.0 if self.budget.limited else SURELY_RATE):
                 self._attribute_to_rate(event)
             self._undecided = None
         self.jobs.on_accepted(now, create.sent_at, load.held, load.in_flight, create.weight)
@@ -206,7 +211,9 @@ class AdmissionLimiter:
             self.budget.on_throttled("create", now, sent_at, wait_s)
         else:
             if kind == "jobs":  # the request counted all the same
-                self._full_at = load.held if self.jobs.mode is Mode.RAMP else min(self._full_at, load.held)
+                if self._full_at == math.inf:
+                    self._ramp_ended_at = now
+                self._full_at = min(self._full_at, load.held)
                 self._undecided, self._trials = None, 0
                 self.budget.on_accepted("create", now, sent_at)
             self._refused_for_slots(now, sent_at, load.held)
@@ -227,35 +234,48 @@ class AdmissionLimiter:
 
     def _judge(self, now: float, sent_at: float, load: Load) -> LimitKind | None:
         """Return which limit an unexplained refusal reports; None, and remember it, if that is unclear."""
-        polls = self.budget.rate_log_odds_of_refused_create(sent_at)
+        polls, slots = self.budget.rate_log_odds_of_refused_create(sent_at), self._rate_log_odds_of_load(load.held)
+        if slots > 0.0:  # polls may have a budget of their own
+            polls = max(0.0, polls)
         evidence = self._weigh_refusal(sent_at, load) + polls
         self._weigh(polls)
         event = self._undecided
         if event is not None and sent_at > event.at:
             odds = event.log_odds + evidence
         else:
-            usual = max(SURELY_JOBS, min(SURELY_RATE, self.rate_log_odds - polls))
-            odds = usual + polls + self._rate_log_odds_of_load(load.held)
+            usual = max(SURELY_JOBS, min(SURELY_RATE, self.rate_log_odds))
+            if slots > 0.0 and self.budget.limited:  # the usual kind was learned from refusals of a full account
+                doubtful = load.held and self._refused_in_a_row >= 4 * MAX_PACED_REFUSALS
+                usual = math.log(REFUSED_IF_RATE) if doubtful else 0.0
+            odds = usual + polls + slots
         kind = _verdict(odds)
-        if kind is None and (event is None or sent_at > event.at):
-            self._trials += 1
+        if kind is None and odds > 0.0 and self.verdict == "rate":
+            kind = "rate"
+        if kind is None:
             before = copy.copy(self.jobs) if event is None else event.before
-            self._undecided = _Undecided(sent_at, now, load.held, before, self._jobs_ended, odds)
+            refusals = [*(() if event is None else event.refusals), (now, sent_at)]
+            if event is None or sent_at > event.at:
+                self._trials += 1
+                self._undecided = _Undecided(sent_at, now, load.held, before, self._jobs_ended, odds, refusals)
+            else:
+                event.refusals = refusals
         return kind
 
     def _weigh_refusal(self, sent_at: float, load: Load) -> float:
-        """Weigh a refusal as the outcome of a trial; return what it shows."""
-        event, evidence = self._undecided, 0.0
-        if event is not None and sent_at > event.at:
-            if self._jobs_ended == event.ends_before:
-                evidence = math.log(REFUSED_IF_RATE) + load.likely_ended
-            elif -0.5 < self.rate_log_odds < SURELY_RATE and load.held < event.held - 1:
-                # Jobs ended and fewer are held than before, and still there was no room.
-                evidence = math.log(REFUSED_IF_RATE / REFUSED_AFTER_END_IF_JOBS)
-        elif self.verdict == "rate" and self._refused_in_a_row >= MAX_PACED_REFUSALS:
-            evidence = math.log(REFUSED_IF_RATE)
-        self._weigh(evidence)
-        return evidence
+        """Weigh a refusal as the outcome of a trial; return what it shows about the refusal that is undecided."""
+        event = self._undecided
+        if event is None or sent_at <= event.at:
+            if self.verdict == "rate" and self._refused_in_a_row >= MAX_PACED_REFUSALS:
+                self._weigh(math.log(REFUSED_IF_RATE))
+            return 0.0
+        if self._jobs_ended == event.ends_before:
+            evidence = math.log(REFUSED_IF_RATE) + load.likely_ended
+            self._weigh(evidence)
+            return evidence
+        if -0.5 < self.rate_log_odds < SURELY_RATE and load.held < event.held - 1:
+            # Jobs ended and fewer are held than before, and still there was no room.
+            self._weigh(math.log(REFUSED_IF_RATE / REFUSED_AFTER_END_IF_JOBS))
+        return math.log(max(event.held, 1) / max(1, min(load.held, event.held)))  # a slot limit would have fallen again
 
     def _rate_log_odds_of_load(self, held: int) -> float:
         """Return what the held slots show: with fewer than at any refusal for slots, a slot should be free."""
@@ -265,7 +285,7 @@ class AdmissionLimiter:
             return FULL
         if held >= BELOW * self._full_at:
             return 0.0
-        return BELOW_FULL if held >= FAR_BELOW * self._full_at else 2.0 * BELOW_FULL
+        return BELOW_FULL
 
     def _weigh(self, evidence: float) -> None:
         self.rate_log_odds = max(-MAX_LOG_ODDS, min(MAX_LOG_ODDS, self.rate_log_odds + evidence))
@@ -273,7 +293,8 @@ class AdmissionLimiter:
     def _attribute_to_rate(self, event: _Undecided) -> None:
         """Restore the job limit from before the refusal, and let the pacer handle the refusal."""
         self.jobs, self._undecided, self._trials = event.before, None, 0
-        self.budget.on_throttled("create", event.at, event.sent_at)
+        for at, sent_at in event.refusals:
+            self.budget.on_throttled("create", at, sent_at)
 
 
 def _verdict(rate_log_odds: float) -> LimitKind | None:
