@@ -63,7 +63,7 @@ WINDOW_S = 60.0
 """The period of a window. If it is another, what is measured in a minute is about the same rate."""
 WAIT_UNIT_S = 1.0
 """Stated waits are whole seconds, rounded upwards."""
-WINDOW_GAPS = 3.0
+WINDOW_GAPS = 1.5
 """A limit that refuses for longer than this many gaps is one per window of time."""
 WINDOW_STEP = 0.02
 """The pace is this much below the quota, and grows by this share."""
@@ -140,6 +140,7 @@ class Pacer:
     """Events in this run."""
     _taken: int = 0
     """The requests of the minute before this run: the quota of a window."""
+    _first_run: bool = True
     _closed_s: float = 0.0
     """How long the gateway has refused in this run, or says that it will."""
     _least_rate: float = 0.0
@@ -194,12 +195,12 @@ class Pacer:
         if self.windowed:
             self._grow(now)
             return
-        if not self.step_level:
+        if not self._holds_back:
+            pass
+        elif not self.step_level:
             self.rate *= 2.0
             if self.rate * (now - sent_at) > 1.0:  # the round trip limits single creates: the search ends
                 self.step_level, self.accepted_since_refusal, self._emptied_at = 2, CLEAN_RUN, -math.inf
-        elif not self._holds_back:
-            pass
         elif self.accepted_since_refusal >= CLEAN_RUN:
             self.rate *= CLEAN_GROWTH
         else:
@@ -234,6 +235,7 @@ class Pacer:
         self._taken = self._sent.total
         passed_s = max(0.0, min(sent_at - self._began_at, WINDOW_S))
         self._least_rate = self._taken / (passed_s + WINDOW_S)
+        self._first_run = not self.active
 
     def _step_down(self, sent_at: float, wait_s: float | None) -> None:
         passed_s = max(sent_at - self._emptied_at, 1e-3)
@@ -266,17 +268,24 @@ class Pacer:
     def _opened(self, now: float) -> bool:
         """End a run of refusals; return whether the limit is one per window, and so its quota was measured."""
         self._refused_since = math.inf
-        if not self.windowed and (
-            self._taken < TOO_FEW or self._closed_s < max(FIRST_WAIT_S, WINDOW_GAPS / self._least_rate)
-        ):
+        if not self.windowed and not self._is_window(now):
             return False
         highest = self.rate if self.windowed else math.inf
         self.windowed, self.step_level = True, max(self.step_level, 2)
-        self.rate = max(MIN_RATE, (1.0 - WINDOW_STEP) * min(highest, self._taken / WINDOW_S))
+        self.rate = max(MIN_RATE, (1.0 - WINDOW_STEP) * min(highest, self._taken / self._counted_s(now)))
         self._growth, self._raise_at = WINDOW_STEP, now + self._patience * WINDOW_S
         self._patience = min(2.0 * self._patience, LONGEST_PATIENCE)
         self.next_at = now + 1.0 / self.rate
         return True
+
+    def _is_window(self, now: float) -> bool:
+        """Return whether the gateway refused for longer than a bucket does, and long after the first request."""
+        closed_s = max(FIRST_WAIT_S, WINDOW_GAPS / max(self._least_rate, MIN_RATE))
+        return self._taken >= TOO_FEW and self._closed_s >= closed_s and now >= self._began_at + WINDOW_S / 2.0
+
+    def _counted_s(self, now: float) -> float:
+        """Return the time in which a window took what was counted: a whole one, if this was the first run."""
+        return WINDOW_S if self._first_run else min(WINDOW_S, now - self._began_at)
 
     def _grow(self, now: float) -> None:
         if now >= self._raise_at and self._holds_back:
