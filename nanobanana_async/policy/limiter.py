@@ -244,7 +244,7 @@ class AdmissionLimiter:
             odds = event.log_odds + evidence
         else:
             usual = max(SURELY_JOBS, min(SURELY_RATE, self.rate_log_odds))
-            if slots >= 0.0 and self._full_at < math.inf and self.budget.limited:  # the usual kind was learned from refusals of a full account
+            if self._full_at < math.inf and self.budget.limited:  # the usual kind was learned from refusals of a full account
                 doubtful = load.held and self._refused_in_a_row >= 4 * MAX_PACED_REFUSALS
                 usual = math.log(REFUSED_IF_RATE) if doubtful else 0.0
             odds = usual + polls + slots
