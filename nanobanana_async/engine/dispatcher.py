@@ -90,8 +90,12 @@ class Dispatcher:
         return starts, min(creates_at, self._admit_polls(now, starts))
 
     def _admit_creates(self, now: float, starts: list[Start]) -> float:
-        # Many overdue polls mean many ended jobs that are still counted as held: poll them before sending more.
-        seen_enough = len(self._overdue) <= (self._workers.free_requests if self._slots.limiter.was_throttled else 0)
+        # Many overdue polls mean many ended jobs that are still counted as held: poll them before sending more. Where
+        # requests are scarce, polls are always overdue, and creates must not wait for them.
+        limiter = self._slots.limiter
+        seen_enough = limiter.budget.limited or len(self._overdue) <= (
+            self._workers.free_requests if limiter.was_throttled else 0
+        )
         asks_at = NEVER
         for queue in (self._repeats, self._pending) if seen_enough else (self._repeats,):
             while queue:

@@ -277,7 +277,7 @@ class Scheduler:
         self._store.credits.park(job)
         if job.slots and job.record.state in (JobState.SUCCEEDED, JobState.FAILED):
             schedule = self._estimates.schedule_of(job)
-            self._slots.on_ended(schedule.mean_s, schedule.delay_s)
+            self._slots.on_ended(schedule.mean_s, max(schedule.delay_s, schedule.seen_delay_s))
         if job.record.state is JobState.UNCERTAIN and hold_until < NEVER:
             job.move(Phase.HOLDING)
             self.holding[job.key] = job

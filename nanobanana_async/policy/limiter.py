@@ -52,8 +52,13 @@ REFUSED_AFTER_END_IF_JOBS = 0.06
 LEAST_LIKELY_ENDS = 0.02
 """Lower bound of m: keeps the evidence of one trial finite."""
 
-FAR_BELOW = 0.7
-"""A refusal with fewer held slots than this share of the learned limit is one for the rate, if a rate was met."""
+BELOW = 0.95
+FAR_BELOW = 0.5
+"""With fewer held slots than such a share of those at which slots were refused before, a slot should be free."""
+BELOW_FULL = math.log(0.3 / 0.06)
+"""What that shows: under a limit of slots such a refusal means that the limit fell. Far below, it counts twice."""
+FULL = math.log(0.2)
+"""With as many held slots, a refusal for slots is likely."""
 TRIAL_WAIT_S = 0.5
 """The wait before the first trial; it doubles with each further one."""
 MAX_PACED_REFUSALS = 5
@@ -92,6 +97,10 @@ class _Undecided:
     before: JobLimit
     """A copy of the job limit, to restore if the verdict is the rate."""
     ends_before: int
+    log_odds: float
+    """Of the rate, for this refusal."""
+    refusals: list[tuple[float, float]]
+    """When this refusal and those before it since the last accepted create came, and when their creates were sent."""
 
 
 @define
@@ -110,6 +119,10 @@ class AdmissionLimiter:
     _refused_in_a_row: int = 0
     _max_creates_in_flight: float = math.inf
     """Bound of creates in flight if nothing is learned: 1 after a refusal, one more with each accept."""
+    _full_at: float = math.inf
+    """The fewest slots that were held when a create was refused for lack of one."""
+    _ramp_ended_at: float = -math.inf
+    """When that happened for the first time."""
     _jobs_ended: int = 0
     _undecided: _Undecided | None = None
     _trials: int = 0
@@ -126,12 +139,12 @@ class AdmissionLimiter:
     @property
     def verdict(self) -> LimitKind | None:
         """The limit that unexplained 429s are attributed to; None while undecided."""
-        if self.rate_log_odds >= SURELY_RATE:
-            return "rate"
-        return "jobs" if self.rate_log_odds <= SURELY_JOBS else None
+        return _verdict(self.rate_log_odds)
 
     def admits(self, now: float, load: Load, weight: int = 1) -> bool:
         """Return whether a job that takes `weight` slots may be sent under this load."""
+        if self._undecided is not None and self.budget.polls_refused_after(self._undecided.sent_at):
+            self._attribute_to_rate(self._undecided)
         if now < self.blocked_until or not self.budget.admits("create", now, load.in_flight):
             return False
         if self._trial_at <= now:
@@ -167,12 +180,17 @@ class AdmissionLimiter:
     def on_accepted(self, now: float, create: Create, load: Load) -> None:
         """Record that a create was accepted; `load.held` includes its job."""
         self._refused_in_a_row = 0
+        if create.sent_at <= self._ramp_ended_at:  # in the burst that met the limit
+            self._full_at = max(self._full_at, load.held)
         self._max_creates_in_flight += 1.0
         event = self._undecided
         if event is not None and create.sent_at > event.at:
             if self._jobs_ended == event.ends_before:
-                self._weigh(math.log(ACCEPTED_IF_RATE / -math.expm1(-max(load.likely_ended, LEAST_LIKELY_ENDS))))
-            if self.verdict == "rate":
+                evidence = math.log(ACCEPTED_IF_RATE / -math.expm1(-max(load.likely_ended, LEAST_LIKELY_ENDS)))
+                if self.verdict is None:
+                    self._weigh(evidence)
+                event.log_odds += evidence
+            if event.log_odds > (0.0 if self.budget.limited else SURELY_RATE):
                 self._attribute_to_rate(event)
             self._undecided = None
         self.jobs.on_accepted(now, create.sent_at, load.held, load.in_flight, create.weight)
@@ -185,31 +203,26 @@ class AdmissionLimiter:
         sent_at = create.sent_at
         self.throttled += 1
         if kind is None:
-            self._weigh_refusal(sent_at, load)
-            self._weigh(self.budget.rate_log_odds_of_refused_create(sent_at))
-            if self.budget.limited and load.held < FAR_BELOW * self.jobs.cap < math.inf:
-                self._weigh(SURELY_RATE)
-            kind = self.verdict
-            if kind is None and (self._undecided is None or sent_at > self._undecided.at):
-                self._trials += 1
-                before = self._undecided.before if self._undecided is not None else copy.copy(self.jobs)
-                self._undecided = _Undecided(sent_at, now, load.held, before, self._jobs_ended)
+            kind = self._judge(now, sent_at, load)
         if sent_at > self._refused_at:  # one event per round trip
             self._refused_at = now
             self._refused_in_a_row += 1
         if kind == "rate":
             if self._undecided is not None:
                 self._attribute_to_rate(self._undecided)
-                self._undecided = None
             self.budget.on_throttled("create", now, sent_at, wait_s)
         else:
             if kind == "jobs":  # the request counted all the same
+                if self._full_at == math.inf:
+                    self._ramp_ended_at = now
+                self._full_at = min(self._full_at, load.held)
+                self._undecided, self._trials = None, 0
                 self.budget.on_accepted("create", now, sent_at)
             self._refused_for_slots(now, sent_at, load.held)
 
     @property
     def _trial_at(self) -> float:
-        if self._undecided is None or self.verdict is not None:
+        if self._undecided is None or (self.verdict is not None and not self.budget.limited):
             return math.inf
         return self._undecided.at + min(LONGEST_WAIT_S, TRIAL_WAIT_S * 2.0 ** (self._trials - 1))
 
@@ -221,28 +234,67 @@ class AdmissionLimiter:
             wait_s = min(LONGEST_WAIT_S, TRIAL_WAIT_S * 2.0 ** min(self._refused_in_a_row - 1, 5))
             self.blocked_until = now + wait_s
 
-    def _weigh_refusal(self, sent_at: float, load: Load) -> None:
+    def _judge(self, now: float, sent_at: float, load: Load) -> LimitKind | None:
+        """Return which limit an unexplained refusal reports; None, and remember it, if that is unclear."""
+        polls, slots = self.budget.rate_log_odds_of_refused_create(sent_at), self._rate_log_odds_of_load(load.held)
+        if slots > 0.0:  # polls may have a budget of their own
+            polls = max(0.0, polls)
+        evidence = self._weigh_refusal(sent_at, load) + polls
+        self._weigh(polls)
         event = self._undecided
-        if event is not None and sent_at > event.at and self._jobs_ended == event.ends_before:
-            self._weigh(math.log(REFUSED_IF_RATE) + load.likely_ended)
-        elif (
-            event is not None
-            and sent_at > event.at
-            and -0.5 < self.rate_log_odds < SURELY_RATE
-            and load.held < event.held - 1
-        ):
+        if event is not None and sent_at > event.at:
+            odds = event.log_odds + evidence
+        else:
+            usual = max(SURELY_JOBS, min(SURELY_RATE, self.rate_log_odds))
+            if self._full_at < math.inf and self.budget.limited:  # `usual` comes from refusals of a full account
+                doubtful = load.held and self._refused_in_a_row >= 4 * MAX_PACED_REFUSALS
+                usual = math.log(REFUSED_IF_RATE) if doubtful else 0.0
+            odds = usual + polls + slots
+        kind = _verdict(odds) or ("rate" if odds > 0.0 and self.verdict == "rate" else None)
+        if kind is None:
+            before = copy.copy(self.jobs) if event is None else event.before
+            refusals = [*(() if event is None else event.refusals), (now, sent_at)]
+            if event is None or sent_at > event.at:
+                self._trials += 1
+                self._undecided = _Undecided(sent_at, now, load.held, before, self._jobs_ended, odds, refusals)
+            else:
+                event.refusals = refusals
+        return kind
+
+    def _weigh_refusal(self, sent_at: float, load: Load) -> float:
+        """Weigh a refusal as the outcome of a trial; return what it shows about the refusal that is undecided."""
+        event = self._undecided
+        if event is None or sent_at <= event.at:
+            if self.verdict == "rate" and self._refused_in_a_row >= MAX_PACED_REFUSALS:
+                self._weigh(math.log(REFUSED_IF_RATE))
+            return 0.0
+        if self._jobs_ended == event.ends_before:
+            evidence = math.log(REFUSED_IF_RATE) + load.likely_ended
+            self._weigh(evidence)
+            return evidence
+        if -0.5 < self.rate_log_odds < SURELY_RATE and load.held < event.held - 1:
             # Jobs ended and fewer are held than before, and still there was no room.
             self._weigh(math.log(REFUSED_IF_RATE / REFUSED_AFTER_END_IF_JOBS))
-        elif self.verdict == "rate" and self._refused_in_a_row >= MAX_PACED_REFUSALS:
-            self._weigh(math.log(REFUSED_IF_RATE))
+        return math.log(max(event.held, 1) / max(1, min(load.held, event.held)))  # a slot limit would have fallen again
+
+    def _rate_log_odds_of_load(self, held: int) -> float:
+        """Return what the held slots show: with fewer than at any refusal for slots, a slot should be free."""
+        if self._full_at == math.inf:
+            return 0.0
+        if held >= self._full_at:
+            return FULL
+        if held >= BELOW * self._full_at:
+            return 0.0
+        return BELOW_FULL
 
     def _weigh(self, evidence: float) -> None:
         self.rate_log_odds = max(-MAX_LOG_ODDS, min(MAX_LOG_ODDS, self.rate_log_odds + evidence))
 
     def _attribute_to_rate(self, event: _Undecided) -> None:
         """Restore the job limit from before the refusal, and let the pacer handle the refusal."""
-        self.jobs = event.before
-        self.budget.on_throttled("create", event.at, event.sent_at)
+        self.jobs, self._undecided, self._trials = event.before, None, 0
+        for at, sent_at in event.refusals:
+            self.budget.on_throttled("create", at, sent_at)
 
     def learned(self, *, now: float, at: datetime) -> LearnedLimits | None:
         """Return what the next session starts from; None before the first 429."""
@@ -261,3 +313,7 @@ class AdmissionLimiter:
             self.budget.restore(limits.rates, now)
         if limits.job_limit is not None and self.policy.learn:
             self.jobs.restore(limits.job_limit, now, fresh=is_fresh(limits.at, at))
+
+
+def _verdict(rate_log_odds: float) -> LimitKind | None:
+    return "rate" if rate_log_odds >= SURELY_RATE else "jobs" if rate_log_odds <= SURELY_JOBS else None

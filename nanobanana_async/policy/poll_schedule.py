@@ -48,6 +48,8 @@ STRAGGLER_HAZARD = 0.02
 """The lowest hazard per second past the median, so that a job far older than all others is still polled."""
 NETWORK_S = 0.025
 """The part of the wanted delay that round trips and timers use up; the polls aim at the rest."""
+DELAY_WEIGHT = 0.1
+"""The weight of the last delay in the mean of late."""
 SAMPLE = 32
 """The number of running jobs that enter a fit: more cost processor time and change little."""
 REFIT_SHARE = 0.25
@@ -70,6 +72,8 @@ class PollSchedule(Generic[Job]):
     """The learned 99th percentile of the duration."""
     delay_s: float = 0.0
     """The wanted mean delay."""
+    seen_delay_s: float = 0.0
+    """The mean delay of late: it is longer than the wanted one where polls must wait for their turn."""
     _p90_s: float = 0.0
     _polls: list[float] = field(factory=list, repr=False)
     """N above: how many polls a job should have had at the age of each bin's edge."""
@@ -105,7 +109,9 @@ class PollSchedule(Generic[Job]):
         `took_s` is the duration by the gateway's own times; without it the middle between the last two polls is used.
         """
         last_s = self._running.pop(job, 0.0)
-        self.durations.completed((last_s + age_s) / 2.0 if took_s is None else took_s)
+        ended_s = (last_s + age_s) / 2.0 if took_s is None else took_s
+        self.seen_delay_s += DELAY_WEIGHT * (max(0.0, age_s - ended_s) - self.seen_delay_s)
+        self.durations.completed(ended_s)
         self._new_evidence += 1.0
 
     def forget(self, job: Job) -> None:

@@ -1,11 +1,15 @@
-"""Pace requests under a hidden rate limit: learn the gap between two requests from the 429s.
+"""Pace requests under a hidden rate limit: learn from the 429s how many requests it takes, and how it counts them.
 
 Theory of operation. The gateway takes some rate of requests per second and does not publish it. The pacer keeps its own
-rate r and lets one request leave every 1/r seconds; a gap, not a burst, because a burst after a pause meets the limit
-again. Until the first 429 there is no pace. Then:
+rate r and lets one request leave every 1/r seconds. Until the first 429 there is no pace. If A requests were accepted
+in the t seconds before it,
 
-* Search. Single requests leave, each at twice the rate of the one before, until one is refused or the round trip is
-  longer than the gap. The search comes from below.
+    r >= A / (t + 60 s)
+
+whether the limit is a window (of a minute or less) or a token bucket (which holds a minute's worth or less). Then:
+
+* Search, if this bound is low. Single requests leave, each at twice the rate of the one before, until one is refused or
+  the round trip is longer than the gap. The search comes from below.
 * Tracking. Quantile tracking (a stochastic approximation, Robbins and Monro 1951) of the logarithm of the rate, with
   step size g and share e = `REFUSED_SHARE`:
 
@@ -13,23 +17,31 @@ again. Until the first 429 there is no pace. Then:
 
   The expected change is zero where the share e of the requests is refused, so the share of 429s is a setting, and r
   stays just below the limit. g shrinks from `COARSEST_STEP` to `FINEST_STEP` as refusals narrow the range.
-* Windows. A limit per minute, by the clock or sliding, refuses for many gaps in a row and then opens again. One cycle
-  lasts from one opening to the next. What was accepted in a cycle, divided by its length, is a rate that the gateway
-  takes, and so the pace continues just below it. A bucket refuses for one gap only, and is measured differently:
 * Measuring. A token bucket is empty when it refuses, so the requests it took between two refusals, divided by the time
   between them, are its refill rate. If that is higher than the rate after the step down, it is used at once. (A bucket
   that holds a single token wastes tokens, and the quotient is then too low; hence the higher of the two.)
 * Acceleration. After a long run without a 429 the limit has probably risen, and the rate grows much faster. The rate
   grows only while it holds requests back: otherwise nothing shows that the gateway takes more.
 
+A bucket refuses for one gap of its rate. A limit per minute, by the clock or sliding, refuses for many gaps and then
+opens again: it is recognised by a refusal more than `WINDOW_GAPS` / r after the first, with the bound of r above. What
+was accepted in the minute before the first of these refusals is then the quota Q, exactly for a sliding window, and
+about so by the clock. From then on
+
+* no request leaves while Q others left within a minute: this alone is safe for both ways to count;
+* requests are spread evenly at r = Q / 60 s, but a few may follow at once after a pause, and urgent ones don't wait;
+* each refusal lowers r to what was accepted in the minute before it, or by `WINDOW_STEP`; each minute without one, from
+  a growing number of such minutes on, raises it by `WINDOW_STEP`, which doubles while the gateway takes what is sent.
+
 All 429s of one round trip are one event: they say the same thing, and counting each would cut the rate many times.
 """
 
 import math
 
-from attrs import define
+from attrs import define, field
 
 from nanobanana_async.policy.learned import FASTEST, LearnedPace
+from nanobanana_async.policy.request_counts import SentLately
 
 REFUSED_SHARE = 0.01
 """e above: the share of requests at the limit that may be refused. These probes show when the limit rises."""
@@ -46,20 +58,25 @@ MIN_RATE = 1.0 / 30.0
 FINEST_STEP = 0.04
 COARSEST_STEP = 0.4
 """g above is `COARSEST_STEP` divided by the step level, and at least `FINEST_STEP`."""
-
-
-WINDOW_GAPS = 3.0
-"""A limit that refuses for longer than this many gaps is one per window of time."""
-BELOW_WINDOW = 0.98
-"""The pace as a share of what a window takes."""
-WINDOW_DOUBT = 0.95
-"""What is left of a window's measured rate after each refusal: a window that has just opened may refuse at once."""
 LONGEST_PROBE_S = 10.0
 """The longest wait between two probes of a limit that refuses, until it has refused for four times as long."""
 RESTORED = 0.985
 """The pace of a session's start, as a share of the rate that an earlier one learned: few refusals, hardly slower."""
 FINE = 10
 """The step level of a session that starts from a learned rate."""
+
+WINDOW_S = 60.0
+"""The period of a window. If it is another, what is measured in a minute is about the same rate."""
+WAIT_UNIT_S = 1.0
+"""Stated waits are whole seconds, rounded upwards."""
+WINDOW_GAPS = 1.5
+"""A limit that refuses for longer than this many gaps is one per window of time."""
+WINDOW_STEP = 0.02
+"""The pace is this much below the quota, and grows by this share."""
+WINDOW_BURST = 0.05
+"""The share of the quota that may leave at once after a pause."""
+LONGEST_PATIENCE = 8.0
+"""The most minutes without a refusal before the rate of a window is raised."""
 
 
 @define
@@ -74,61 +91,87 @@ class Pacer:
     """Requests that were sent after the last refusal and accepted."""
     step_level: int = 0
     """How fine the steps are: 0 during the search, then from 1 upwards."""
+    windowed: bool = False
+    """Whether the limit is one per window of time."""
+    _sent: SentLately = field(factory=SentLately)
     _emptied_at: float = -math.inf
     """When the last refused request was sent: the gateway's bucket was empty then."""
     _handled_at: float = -math.inf
     """When the last refusal came. Requests sent before that belong to the same event."""
-    _cycle_at: float = math.inf
-    """When the current cycle began: the first request, or the first accepted one after refusals."""
-    _cycle_accepted: int = 0
-    _window_rate: float = 0.0
-    """The rate that the last cycle of a window proved, a little lower after each refusal since."""
-    _last_measured: float = 0.0
-    _measured_rate: float = 0.0
-    """The rate after the last refusal, or at the last opening of a window; 0 during the search."""
+    _accepted_at: float = -math.inf
+    """When the last accepted request was sent."""
+    _began_at: float = math.inf
+    """When the first request left."""
     _refused_since: float = math.inf
     """When the first request of the current run of refusals was sent; infinite while requests are accepted."""
+    _refusals: int = 0
+    """Events in this run."""
+    _taken: int = 0
+    """The requests of the minute before this run: the quota of a window."""
+    _first_run: bool = True
+    _closed_s: float = 0.0
+    """How long the gateway has refused in this run, or says that it will."""
+    _measured_rate: float = 0.0
+    """The rate after the last refusal, or at the last opening of a window; 0 during the search."""
+    _clean_run: int = CLEAN_RUN
+    _least_rate: float = 0.0
+    """The bound of the rate of the theory, at the start of this run."""
     _holds_back: bool = False
     """Whether requests lately waited for the pace."""
-    _clean_run: int = CLEAN_RUN
+    _raise_at: float = math.inf
+    """When the rate of a window is raised next."""
+    _growth: float = WINDOW_STEP
+    _patience: float = 1.0
+    """The minutes without a refusal before the next raise."""
 
     @property
     def active(self) -> bool:
         """Whether a rate limit was met."""
         return self.rate < math.inf
 
-    def admits(self, now: float, sending: int) -> bool:
+    def admits(self, now: float, sending: int, *, urgent: bool = False) -> bool:
         """Return whether a request may leave now while `sending` others are in flight."""
         if not self.active:
             return True
-        if now < self.next_at:
+        self._sent.forget(now)
+        if (now < self.next_at and not (urgent and self._waits_for_room)) or self._full:
             self._holds_back = True
             return False
         return self.step_level > 0 or not sending
 
+    def opens_at(self, *, urgent: bool = False) -> float:
+        """Return when a request may leave by the passing of time."""
+        paced = -math.inf if urgent and self._waits_for_room else self.next_at
+        return max(paced, self._sent.next_expiry) if self._full else paced
+
     def sent(self, now: float) -> None:
-        """Record that a request left. If it left late, the next one makes up for half of the lost gap."""
-        self._cycle_at = min(self._cycle_at, now)
+        """Record that a request left. If it left late, the next ones make up for some of the lost time."""
+        self._began_at = min(self._began_at, now)
+        self._sent.add(now)
         if self.active:
             self._holds_back = self._holds_back and now < self.next_at + 2.0 / self.rate
-            self.next_at = max(self.next_at, now - 0.5 / self.rate) + 1.0 / self.rate
+            made_up_s = max(0.5 / self.rate, WINDOW_BURST * WINDOW_S if self._waits_for_room else 0.0)
+            self.next_at = max(self.next_at, now - made_up_s) + 1.0 / self.rate
 
     def on_accepted(self, now: float, sent_at: float) -> None:
         """Record that a request was accepted."""
-        self._cycle_accepted += 1
+        self._accepted_at = max(self._accepted_at, sent_at)
         if not self.active or sent_at <= self._emptied_at:
             return
         self.accepted_since_refusal += 1
         if sent_at <= self._handled_at:  # in flight when the limit was met
             return
-        if self._refused_since < math.inf and self._opened(now, sent_at):
+        if self._refused_since < math.inf and self._opened(now):
             return
-        if not self.step_level:
+        if self.windowed:
+            self._grow(now)
+            return
+        if not self._holds_back:
+            pass
+        elif not self.step_level:
             self.rate *= 2.0
             if self.rate * (now - sent_at) > 1.0:  # the round trip limits single creates: the search ends
                 self.step_level, self.accepted_since_refusal, self._emptied_at = 2, CLEAN_RUN, -math.inf
-        elif not self._holds_back:
-            pass
         elif self.accepted_since_refusal >= self._clean_run:
             self.rate *= CLEAN_GROWTH
         else:
@@ -137,12 +180,39 @@ class Pacer:
 
     def on_throttled(self, now: float, sent_at: float, wait_s: float | None = None) -> None:
         """Record a 429 for the rate; `wait_s` is the wait that the gateway asked for."""
+        counted = self._sent.remove(sent_at)
         if sent_at <= self._handled_at:
+            self._taken -= counted and self._refused_since < math.inf  # it was counted when the run began
             return
+        if self._refused_since == math.inf:
+            self._begin_run(sent_at)
+        self._refusals += 1
+        closed_since = max(self._refused_since, self._accepted_at)
+        self._closed_s = max(self._closed_s, sent_at - closed_since, (wait_s or 0.0) - WAIT_UNIT_S)
+        if not self.windowed:
+            self._step_down(sent_at, wait_s)
+            self._measured_rate = self.rate if self.step_level else 0.0
+        self._handled_at, self._emptied_at, self.accepted_since_refusal = now, sent_at, 0
+        self.next_at = now + max(self._probe_s(now), wait_s or 0.0)
+
+    def keep_above(self, rate: float) -> None:
+        """Raise the rate to one that is proven to be allowed."""
+        if self.active and rate > self.rate:
+            self.rate = rate
+            self.step_level = max(self.step_level, 2)
+
+    def _begin_run(self, sent_at: float) -> None:
+        self._refused_since, self._refusals, self._closed_s = sent_at, 0, 0.0
+        self._sent.forget(sent_at)
+        self._taken = self._sent.total
+        passed_s = max(0.0, min(sent_at - self._began_at, WINDOW_S))
+        self._least_rate = self._taken / (passed_s + WINDOW_S)
+        self._first_run = not self.active
+
+    def _step_down(self, sent_at: float, wait_s: float | None) -> None:
         passed_s = max(sent_at - self._emptied_at, 1e-3)
-        self._refused_since = min(self._refused_since, sent_at)
         if not self.active:
-            self.rate = 1.0 / max(wait_s or 0.0, FIRST_WAIT_S)  # start the search from below
+            self.rate = max(self._least_rate, 1.0 / max(wait_s or 0.0, FIRST_WAIT_S))
         elif not self.accepted_since_refusal:  # no token came in since the last refusal
             self.rate = min(self.rate / 2.0, 1.0 / passed_s)
             self.step_level //= 2
@@ -156,35 +226,55 @@ class Pacer:
             else:
                 self.rate = max(stepped, min(self.rate, 0.99 * self.accepted_since_refusal / passed_s))
                 self.step_level += 1
-        self._window_rate *= WINDOW_DOUBT
-        self.rate = max(self.rate, self._window_rate, MIN_RATE)
-        self._measured_rate = self.rate if self.step_level else 0.0
-        self._handled_at, self._emptied_at, self.accepted_since_refusal = now, sent_at, 0
-        probe_s = min(1.0 / self.rate, max(LONGEST_PROBE_S, (now - self._refused_since) / 4.0))
-        self.next_at = now + max(probe_s, wait_s or 0.0)
+        self.rate = max(self.rate, MIN_RATE)
 
-    def keep_above(self, rate: float) -> None:
-        """Raise the rate to one that is proven to be allowed."""
-        if self.active and rate > self.rate:
-            self.rate = rate
-            self.step_level = max(self.step_level, 2)
+    def _probe_s(self, now: float) -> float:
+        """Return how long to wait after a refusal: one gap, then twice as long each time; no longer than a window."""
+        wait_s = 1.0 / self.rate
+        if self._refusals > 1:
+            wait_s = max(wait_s, FIRST_WAIT_S * 2.0 ** min(self._refusals - 2, 16))
+        wait_s = min(wait_s, max(LONGEST_PROBE_S, (now - self._refused_since) / 4.0), 1.0 / MIN_RATE)
+        opens_s = self._sent.next_expiry - now
+        return min(wait_s, opens_s) if opens_s > 0.0 else wait_s
 
-    def _opened(self, now: float, sent_at: float) -> bool:
-        """Begin a new cycle; return whether the limit is one per window, and so its rate was measured."""
-        accepted, length_s = self._cycle_accepted - 1, sent_at - self._cycle_at
-        closed_s, self._refused_since = sent_at - self._refused_since, math.inf
-        if accepted < TOO_FEW:  # too few for a measurement: the cycle goes on
+    def _opened(self, now: float) -> bool:
+        """End a run of refusals; return whether the limit is one per window, and so its quota was measured."""
+        self._refused_since = math.inf
+        if not self.windowed and not self._is_window(now):
             return False
-        self._cycle_at, self._cycle_accepted = sent_at, 1
-        measured = accepted / max(length_s, 1e-3)
-        if closed_s * measured < WINDOW_GAPS:
-            return False
-        self.rate = self._measured_rate = BELOW_WINDOW * measured
-        # The first cycle of a bucket holds its burst, and proves nothing.
-        self._window_rate, self._last_measured = min(self._last_measured, self.rate), self.rate
-        self.step_level = max(self.step_level, 2)
+        highest = self.rate if self.windowed else math.inf
+        self.windowed, self.step_level = True, max(self.step_level, 2)
+        self.rate = max(MIN_RATE, (1.0 - WINDOW_STEP) * min(highest, self._taken / self._counted_s(now)))
+        self._measured_rate = self.rate
+        self._growth, self._raise_at = WINDOW_STEP, now + self._patience * WINDOW_S
+        self._patience = min(2.0 * self._patience, LONGEST_PATIENCE)
         self.next_at = now + 1.0 / self.rate
         return True
+
+    def _is_window(self, now: float) -> bool:
+        """Return whether the gateway refused for longer than a bucket does, and long after the first request."""
+        closed_s = max(FIRST_WAIT_S, WINDOW_GAPS / max(self._least_rate, MIN_RATE))
+        return self._taken >= TOO_FEW and self._closed_s >= closed_s and now >= self._began_at + WINDOW_S / 2.0
+
+    def _counted_s(self, now: float) -> float:
+        """Return the time in which a window took what was counted: a whole one, if this was the first run."""
+        return WINDOW_S if self._first_run else min(WINDOW_S, now - self._began_at)
+
+    def _grow(self, now: float) -> None:
+        if now >= self._raise_at and self._holds_back:
+            if self._growth > WINDOW_STEP:  # the gateway took more than before
+                self._patience = 1.0
+            self.rate *= 1.0 + self._growth
+            self._growth, self._raise_at = 2.0 * self._growth, now + WINDOW_S
+
+    @property
+    def _waits_for_room(self) -> bool:
+        """Whether the quota of a window bounds what may leave at once."""
+        return self.windowed and self._refused_since == math.inf
+
+    @property
+    def _full(self) -> bool:
+        return self._waits_for_room and self._sent.total >= self.rate * WINDOW_S / (1.0 - WINDOW_STEP)
 
     @property
     def _step(self) -> float:
@@ -198,11 +288,13 @@ class Pacer:
         if not self._measured_rate:
             return None
         rate = min(max(self._measured_rate, min(self.rate, proven)), FASTEST)
-        return LearnedPace(rate=rate, windowed=self._last_measured > 0.0)
+        return LearnedPace(rate=rate, windowed=self.windowed)
 
     def restore(self, pace: LearnedPace, now: float) -> None:
-        """Start from what an earlier session learned."""
+        """Start from what an earlier session learned: with few probes, as the limit is known well."""
         self._measured_rate = max(pace.rate, MIN_RATE)
         self.rate, self.step_level, self._emptied_at = max(RESTORED * pace.rate, MIN_RATE), FINE, now
-        self._window_rate = self._last_measured = self.rate if pace.windowed else 0.0
         self._clean_run = 4 * CLEAN_RUN  # it starts below the limit, so that more of them have to be accepted
+        if pace.windowed:
+            self.windowed, self.rate, self._patience = True, self._measured_rate, LONGEST_PATIENCE
+            self._raise_at = now + self._patience * WINDOW_S

@@ -17,13 +17,13 @@ What was accepted in the last full minute proves that such a rate is allowed: no
 """
 
 import math
-from collections import deque
 from typing import Literal
 
 from attrs import define, evolve, field
 
 from nanobanana_async.policy.learned import LearnedPace, LearnedRates
 from nanobanana_async.policy.rate import Pacer
+from nanobanana_async.policy.request_counts import MINUTE_S, AcceptedLately
 
 RequestKind = Literal["create", "poll"]
 
@@ -43,40 +43,8 @@ POLLS_ACCEPTED = math.log(0.1 / 0.7)
 """What polls show about an unexplained 429 to a create: that they are refused too, or not although both share."""
 SOON_S = 0.5
 """A poll that was accepted so shortly before a create shows that the rate of both was not exceeded."""
-MINUTE_S = 60
 PROVEN = 0.9
 """No pace is below this share of the rate that the last minute proves."""
-
-
-@define
-class AcceptedLately:
-    """Counts accepted requests in each second of the last minute."""
-
-    _counts_by_second: deque[list[int]] = field(factory=deque)
-    _first_at: float = math.inf
-
-    def add(self, at: float) -> None:
-        """Count a request that was sent at a time, and accepted."""
-        self._first_at = min(self._first_at, at)
-        second = int(at)
-        if self._counts_by_second and second <= self._counts_by_second[-1][0]:
-            self._counts_by_second[-1][1] += 1
-            return
-        self._counts_by_second.append([second, 1])
-        while self._counts_by_second[0][0] <= second - MINUTE_S:
-            self._counts_by_second.popleft()
-
-    def in_last_minute(self, now: float) -> int:
-        """Return how many requests of the last minute were accepted."""
-        return sum(count for second, count in self._counts_by_second if second > now - MINUTE_S)
-
-    def proven_rate(self, now: float) -> float:
-        """Return the rate of the minute before, or of its second half if that was lower; 0 before a full minute."""
-        if now - self._first_at < MINUTE_S:
-            return 0.0
-        minute = self.in_last_minute(now)
-        half = sum(count for second, count in self._counts_by_second if second > now - MINUTE_S / 2)
-        return min(minute, 2 * half) / MINUTE_S
 
 
 @define
@@ -129,14 +97,16 @@ class RequestBudget:
         """Return whether a request may leave now while `in_flight` of its kind have no answer yet."""
         own = self._kinds[kind]
         if not self.shared:
-            return own.pacer.admits(now, in_flight)
+            return own.pacer.admits(now, in_flight, urgent=kind == "create")
         if self._may_try(kind):
             return not in_flight
-        return self._both.pacer.admits(now, in_flight)
+        return self._both.pacer.admits(now, in_flight, urgent=kind == "create")
 
     def opens_at(self, kind: RequestKind) -> float:
         """Return when a request may leave by the passing of time."""
-        return -math.inf if self.shared and self._may_try(kind) else self.pacer(kind).next_at
+        if self.shared and self._may_try(kind):
+            return -math.inf
+        return self.pacer(kind).opens_at(urgent=kind == "create")
 
     def sent(self, kind: RequestKind, now: float) -> None:
         """Record that a request left."""
@@ -175,9 +145,15 @@ class RequestBudget:
         polls = self._kinds["poll"]
         if polls.refused_at is not None and self.log_odds >= 0.0:
             return POLLS_REFUSED
-        if self.shared and sent_at - polls.accepted_at <= SOON_S:
-            return POLLS_ACCEPTED
-        return 0.0
+        if self.limited or sent_at - polls.accepted_at > SOON_S:  # at a known limit single requests are refused
+            return 0.0
+        shared = 1.0 / (1.0 + math.exp(-self.log_odds))  # otherwise they show nothing
+        return math.log(shared * math.exp(POLLS_ACCEPTED) + 1.0 - shared)
+
+    def polls_refused_after(self, sent_at: float) -> bool:
+        """Return whether polls are refused for their rate, the first of them after a request of both."""
+        refused_at = self._kinds["poll"].refused_at
+        return self.shared and refused_at is not None and refused_at > sent_at
 
     def _may_try(self, kind: RequestKind) -> bool:
         """Return whether one request may show, at once, whether it is refused as the other kind was."""

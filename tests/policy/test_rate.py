@@ -113,6 +113,7 @@ def test_long_outage_is_probed_every_half_minute_and_the_rate_recovers() -> None
         assert pacer.next_at - now <= 31.0
         now = pacer.next_at
     for _ in range(8):
+        assert not pacer.admits(now - 0.01, 0)  # a request waits: only then does a success show that more is allowed
         pacer.sent(now)
         pacer.on_accepted(now + 0.1, now)
         now = max(now + 0.1, pacer.next_at)

@@ -2,7 +2,8 @@
 
 import pytest
 
-from nanobanana_async.policy.request_budget import AcceptedLately, RequestBudget, RequestKind
+from nanobanana_async.policy.request_budget import RequestBudget, RequestKind
+from nanobanana_async.policy.request_counts import AcceptedLately
 
 BOTH: tuple[RequestKind, RequestKind] = ("create", "poll")
 
