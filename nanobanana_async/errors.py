@@ -157,10 +157,11 @@ class IdempotencyConflict(GatewayError):
 class RateLimited(GatewayError):
     """429: too many requests, or too many jobs at once; nothing was bought.
 
-    `kind` is "jobs" or "rate" if the answer states it, otherwise None.
+    `kind` is "jobs" or "rate" if stated; `used_up_for_s`: how long a budget of a day is used up (infinite: not stated).
     """
 
     advice = "wait, then repeat"
+    used_up_for_s: float | None = None
 
     def __init__(
         self,

@@ -4,6 +4,7 @@ import asyncio
 import logging
 from collections.abc import Callable
 from contextlib import suppress
+from datetime import datetime
 from decimal import Decimal
 from typing import Any, Protocol, runtime_checkable
 
@@ -99,6 +100,19 @@ class GatewayUnreachable:
 
 
 @frozen(kw_only=True)
+class BudgetUsedUp:
+    """The account's budget of requests of a day, or of hours, is used up: nothing is sent before `until`.
+
+    Emitted once for each such pause; one request after two minutes checks what the gateway says. `record` is the job
+    whose request was refused: the others wait too.
+    """
+
+    record: JobRecord
+    error: Exception
+    until: datetime
+
+
+@frozen(kw_only=True)
 class CallbackReceived:
     """The gateway sent a callback about a job, to this process or another one; one poll follows to confirm it."""
 
@@ -141,6 +155,7 @@ Event = (
     | JobPolled
     | PollFailed
     | GatewayUnreachable
+    | BudgetUsedUp
     | CallbackReceived
     | UnknownStatus
     | PriceAboveEstimate
@@ -167,6 +182,7 @@ _LEVELS: dict[type, int] = {
     CreateFailed: logging.INFO,
     PollFailed: logging.INFO,
     GatewayUnreachable: logging.WARNING,
+    BudgetUsedUp: logging.WARNING,
     CallbackReceived: logging.DEBUG,
     UnknownStatus: logging.WARNING,
     PriceAboveEstimate: logging.WARNING,
@@ -181,6 +197,7 @@ _NAMES: dict[type, str] = {
     CreateFailed: "create.failed",
     PollFailed: "poll.failed",
     GatewayUnreachable: "gateway.unreachable",
+    BudgetUsedUp: "budget.used_up",
     CallbackReceived: "callback.received",
     UnknownStatus: "status.unknown",
     PriceAboveEstimate: "price.above_estimate",
@@ -222,6 +239,8 @@ def _facts(event: Event) -> dict[str, Any]:
             facts |= {"error": _error_without_body(error), "wait_s": next_poll_s}
         case GatewayUnreachable(error=error, for_s=for_s):
             facts |= {"error": _error_without_body(error), "for_s": round(for_s, 3)}
+        case BudgetUsedUp(error=error, until=until):
+            facts |= {"error": _error_without_body(error), "until": until.isoformat(timespec="seconds")}
         case UnknownStatus(status=status):
             facts["status"] = shorten(status, LONGEST_WORD)
         case PriceAboveEstimate(estimate=estimate):

@@ -41,19 +41,18 @@ from nanobanana_async.validators import as_folder, as_timeout, check_kind, check
 class Session:
     """Buys jobs through one gateway, polls them, and keeps the account's job slots full.
 
-    The constructor needs no running event loop; opening does. One task may open the session and another close it. All
-    calls must come from the event loop that opened it: a call from another loop, thread or forked child raises
-    `ConfigurationError` and has no other effect.
+    The constructor needs no running event loop; opening does. One task may open the session and another close it. Calls
+    from any other loop, thread or process than the one that opened it raise `ConfigurationError` and change nothing.
 
     `gateway` defaults to the one named by the environment. `ledger` is a `Ledger` or the path of an SQLite file, which
     stores each job before it is bought; the default is memory, which forgets a finished job unless the caller chose its
     key. `max_credits` caps the credits of this session: the purchase that would exceed it raises `CreditLimitReached`.
-    Only a price above its estimate can exceed the cap, by one job.
-    `tls` is an `ssl.SSLContext` for your own certificate authorities, `proxy` the URL of a proxy, with credentials if
-    needed; with `trust_env` proxies come from HTTP_PROXY, HTTPS_PROXY and NO_PROXY. All three apply to the gateway and
-    to images. `http` is your own `aiohttp.ClientSession` (borrowed, never closed; its connector's TLS settings apply to
-    images too; it excludes the other three) or a transport of `nanobanana_async.testing`. `observers` are called with
-    each event of `nanobanana_async.events`.
+    Only a price above its estimate can exceed the cap, by one job. `tls` is an `ssl.SSLContext` for your own
+    certificate authorities, `proxy` the URL of a proxy, with credentials if needed; with `trust_env` proxies come from
+    HTTP_PROXY, HTTPS_PROXY and NO_PROXY. All three apply to the gateway and to images. `http` is your own
+    `aiohttp.ClientSession` (borrowed, never closed; its connector's TLS settings apply to images too; it excludes the
+    other three) or a transport of `nanobanana_async.testing`. `observers` are called with each event of
+    `nanobanana_async.events`.
     """
 
     def __init__(
@@ -247,6 +246,7 @@ class Session:
         max_credits: Decimal | float | None = None,
         expected_credits: Decimal | float | None = None,
         retry_failed: bool | Collection[JobFailureKind] = False,
+        max_wait_s: float | None = None,
         progress: bool = False,
     ) -> Batch:
         """Buy any number of jobs: `async for outcome in session.generate_many(prompts)`.
@@ -259,10 +259,10 @@ class Session:
         moderation stopped, or the given kinds, as in `{"capacity"}`. A row is identified by its `key`, or by its
         request and how often that occurred before, never by its position. This needs a ledger on disk.
 
-        Outcomes come in the order in which rows end, or with `ordered` in the order of the input. `save_to` saves the
-        images in the background. `max_credits` caps everything ever spent under the name. Until a price is known, jobs
-        are bought one at a time at `expected_credits`, by default the example price of the gateway's reference.
-        `progress` shows a tqdm bar.
+        Outcomes come as rows end, or with `ordered` in the order of the input. `save_to` saves the images in the
+        background. `max_credits` caps everything ever spent under the name; until a price is known, jobs are bought one
+        at a time at `expected_credits`, by default the example of the gateway's reference. `max_wait_s` bounds the wait
+        for a used-up daily budget of the account (`BatchStopped`). `progress` shows a tqdm bar.
         """
         engine = self._engine()
         if batch is not None and isinstance(self._components.ledger, MemoryLedger):
@@ -274,6 +274,7 @@ class Session:
             max_credits=as_credits("max_credits", max_credits),
             expected_credits=as_credits("expected_credits", expected_credits),
             retry_failed=retry_failed,
+            max_wait_s=as_timeout("max_wait_s", max_wait_s),
             progress=progress,
         )
         return Batch(requests, options, engine, ImageSaver(engine, self._components.downloads))

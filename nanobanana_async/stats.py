@@ -1,11 +1,12 @@
 """A snapshot of a session: limits, requests, jobs and credits."""
 
+from datetime import datetime
 from decimal import Decimal
 
 from attrs import frozen
 
 from nanobanana_async.engine.engine import Engine
-from nanobanana_async.formatting import duration, number
+from nanobanana_async.formatting import duration, moment, number
 from nanobanana_async.jobs import JobState
 from nanobanana_async.notebook_html import card, table
 
@@ -22,6 +23,8 @@ class SessionStats:
     """The limit that 429s without a stated kind are attributed to: "jobs" or "rate"; None while undecided."""
     creates_paused: bool
     """True while Retry-After or an outage holds creates back."""
+    paused_until: datetime | None = None
+    """When the gateway takes requests again, by its own words, if the budget of a day or of hours is used up."""
     slots_held: int
     """Job slots in use: by jobs accepted or possibly accepted, and not known to have ended."""
     queued: int
@@ -60,6 +63,10 @@ class SessionStats:
             ("waiting for a slot", self.queued),
             ("creates a second", None if self.creates_per_s is None else f"{self.creates_per_s:.2g}"),
             ("creates", "paused: the gateway asked for a pause, or is down" if self.creates_paused else None),
+            (
+                "used up",
+                None if self.paused_until is None else f"a daily budget, until {moment(self.paused_until)}",
+            ),
             ("throttled (429)", self.throttled),
             ("polls", self.polls),
             ("a job takes", None if self.job_duration_median_s is None else duration(self.job_duration_median_s)),
@@ -77,6 +84,7 @@ def collect_stats(engine: Engine) -> SessionStats:
         creates_per_s=limits.creates_per_s,
         limit_kind=limits.limit_kind,
         creates_paused=limits.creates_paused,
+        paused_until=engine.poller.used_up.until,
         slots_held=limits.slots_held,
         queued=engine.scheduler.dispatcher.queued,
         requests_in_flight=engine.scheduler.workers.busy,

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Any
 
@@ -19,6 +20,7 @@ from nanobanana_async import (
 )
 from nanobanana_async.errors import InsufficientCredits, UnexpectedResponse
 from nanobanana_async.events import (
+    BudgetUsedUp,
     CreateFailed,
     Event,
     EventEmitter,
@@ -101,6 +103,12 @@ EVENTS: dict[str, tuple[Event, str, int, dict[str, Any]]] = {
         "gateway.unreachable",
         logging.WARNING,
         {"error": "TransportError: the connection was reset", "for_s": 7.123},
+    ),
+    "used up": (
+        BudgetUsedUp(record=FOUND, error=ValueError("?"), until=datetime(2026, 1, 2, tzinfo=UTC)),
+        "budget.used_up",
+        logging.WARNING,
+        {"error": "ValueError", "until": "2026-01-02T00:00:00+00:00"},
     ),
     "above the estimate": (
         PriceAboveEstimate(record=evolve(FOUND, credits_used=Decimal(28)), estimate=Decimal(8)),

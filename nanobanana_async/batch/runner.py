@@ -14,24 +14,15 @@ import anyio.lowlevel
 from anyio.abc import TaskGroup
 from attrs import evolve
 
+from nanobanana_async.batch.budget_watch import watch_budget
 from nanobanana_async.batch.messages import crash, with_own_key
 from nanobanana_async.batch.options import BatchOptions, Requests, iterate
 from nanobanana_async.batch.outcome import Outcome
 from nanobanana_async.batch.rows import Row, RowReader
-from nanobanana_async.batch.streak import ErrorStreak, stop_reason
+from nanobanana_async.batch.streak import ACCOUNT_ERRORS, ErrorStreak, stop_reason
 from nanobanana_async.engine.engine import Engine
 from nanobanana_async.engine.tracked_job import NEVER, Phase, TrackedJob
-from nanobanana_async.errors import (
-    AccessDenied,
-    AuthenticationError,
-    CreditLimitReached,
-    IdempotencyConflict,
-    InsufficientCredits,
-    LedgerError,
-    NanoBananaError,
-    SaveError,
-    SessionClosed,
-)
+from nanobanana_async.errors import IdempotencyConflict, NanoBananaError, SaveError, SessionClosed
 from nanobanana_async.handle import Job
 from nanobanana_async.image_saver import ImageSaver
 from nanobanana_async.jobs import JobRecord, JobState, key_prefix
@@ -55,9 +46,6 @@ ORDERED_WINDOW = 2
 FINISHING, FINISHING_QUEUE = 8, 24
 
 ACCEPTED_STATES = frozenset({JobState.RUNNING, JobState.SUCCEEDED})
-
-# Errors of the account, the ledger or the folder: they would repeat for each row.
-ACCOUNT_ERRORS = (AuthenticationError, InsufficientCredits, AccessDenied, CreditLimitReached, LedgerError, SaveError)
 
 
 class BatchRunner:
@@ -106,6 +94,8 @@ class BatchRunner:
     async def run(self, group: TaskGroup) -> None:
         """Pull rows until the input ends or the batch stops buying. Runs in the session's task group."""
         self._group = group
+        if (most_s := self._options.max_wait_s) is not None:
+            group.start_soon(watch_budget, self._engine.poller.used_up, most_s, lambda: self.over, self._give_up)
         try:
             await self._pull_all()
             while self._running and not self._stopping:
@@ -288,6 +278,14 @@ class BatchRunner:
             self.stop_reason = why
             self.request_stop()
             self._drop_unsent()
+
+    def _give_up(self, why: NanoBananaError) -> None:
+        """Stop, and do not wait for the jobs that run: they stay in the ledger."""
+        self.stop(why)
+        for index in [index for index in self._running if index not in self._unsent]:
+            self._engine.drop_caller(self._running.pop(index))
+        self._room.set()
+        self.changed.set()
 
     def request_stop(self) -> None:
         """Pull no more rows. `run` withdraws unsent jobs, since anyio cannot start a task from outside a task."""

@@ -12,8 +12,8 @@ from rich.table import Table
 from rich.text import Text
 
 from nanobanana_async.escaping import one_line
-from nanobanana_async.events import Event, GatewayUnreachable, JobStateChanged
-from nanobanana_async.formatting import duration
+from nanobanana_async.events import BudgetUsedUp, Event, GatewayUnreachable, JobStateChanged
+from nanobanana_async.formatting import duration, moment
 from nanobanana_async.jobs import TERMINAL_STATES, JobRecord, JobState
 
 _MARKS: dict[JobState, tuple[str, str]] = {
@@ -59,6 +59,8 @@ class JobsDisplay(LiveDisplay):
         """Update the display from an event."""
         if isinstance(event, GatewayUnreachable):
             self.print_note(unreachable_message(event))
+        if isinstance(event, BudgetUsedUp):
+            self.print_note(used_up_message(event))
         if not isinstance(event, JobStateChanged):
             return
         self.records[event.record.key] = event.record
@@ -105,6 +107,11 @@ def unreachable_message(event: GatewayUnreachable) -> str:
     return (
         f"nanobanana: {shorten(str(event.error), 200)}; trying again (for {duration(event.for_s, tenths=False)} so far)"
     )
+
+
+def used_up_message(event: BudgetUsedUp) -> str:
+    """Return why nothing happens while a budget of the account is used up."""
+    return f"nanobanana: the account's daily budget of requests is used up; goes on at {moment(event.until)}"
 
 
 def shorten(prompt: str, limit: int = 60) -> str:

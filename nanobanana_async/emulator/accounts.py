@@ -78,8 +78,8 @@ class Task:
         return Phase.SUBMITTED if now >= submitted_at else Phase.PENDING
 
 
-def _rates(settings: EmulatorSettings) -> list[tuple[str, Rate]]:
-    """Return the request rates of an account, each with the requests that it counts: creates, queries or all."""
+def _rates(settings: EmulatorSettings) -> list[tuple[str, Rate, float]]:
+    """Return the request rates of an account, each with what it counts (creates, queries or all) and its period."""
     limits = (
         ("creates", settings.creates_per_minute, 60.0),
         ("queries", settings.queries_per_minute, 60.0),
@@ -88,7 +88,11 @@ def _rates(settings: EmulatorSettings) -> list[tuple[str, Rate]]:
         ("all", settings.requests_per_day, DAY_S),
     )
     return [
-        (counted, make_rate(settings.rate_window, count, period_s, settings.rate_burst if period_s < DAY_S else None))
+        (
+            counted,
+            make_rate(settings.rate_window, count, period_s, settings.rate_burst if period_s < DAY_S else None),
+            period_s,
+        )
         for counted, count, period_s in limits
         if count is not None
     ]
@@ -127,11 +131,12 @@ class Account:
     def over_rate(self, now: float, *, create: bool) -> Refusal | None:
         """Count one HTTP request against its rates; return the 429 if one is exceeded."""
         kind = "creates" if create else "queries"
-        rates = [rate for counted, rate in self._rates if counted in (kind, "all")]
-        wait_s = max((rate.wait_s(now) for rate in rates), default=0.0)
+        rates = [(rate, period_s) for counted, rate, period_s in self._rates if counted in (kind, "all")]
+        wait_s, period_s = max(((rate.wait_s(now), period_s) for rate, period_s in rates), default=(0.0, 0.0))
         if wait_s:
-            return self._too_many(kind, wait_s if self._rate_wait_s is None else self._rate_wait_s)
-        for rate in rates:
+            stated_s = wait_s if self._rate_wait_s is None else self._rate_wait_s
+            return self._too_many(kind, stated_s, daily=period_s == DAY_S)
+        for rate, _ in rates:
             rate.take(now)
         return None
 
@@ -152,9 +157,11 @@ class Account:
         if self.credits is not None:
             self.credits -= amount
 
-    def _too_many(self, kind: str, wait_s: float) -> Refusal:
+    def _too_many(self, kind: str, wait_s: float, *, daily: bool = False) -> Refusal:
         if not self._states_kind:
             return Refusal(429, "too_many_requests", "Too many requests", kind, wait_s)
         if kind == "jobs":
             return Refusal(429, "too_many_concurrent_jobs", "Too many concurrent jobs", kind, wait_s)
+        if daily:
+            return Refusal(429, "daily_limit_exceeded", "Daily request limit exceeded", kind, wait_s)
         return Refusal(429, "rate_limit_exceeded", "Rate limit exceeded", kind, wait_s)

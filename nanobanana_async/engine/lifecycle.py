@@ -33,9 +33,9 @@ from nanobanana_async.loop_guard import LoopGuard, cancel_requested
 from nanobanana_async.policy.budget import Budget
 from nanobanana_async.policy.concurrency import ConcurrencyPolicy
 from nanobanana_async.policy.polling import PollPolicy
-from nanobanana_async.policy.request_budget import RequestBudget
-from nanobanana_async.policy.request_cap import CappedRequestBudget, RequestCap
+from nanobanana_async.policy.request_cap import RequestCap
 from nanobanana_async.policy.retry import RetryPolicy
+from nanobanana_async.policy.session_budget import SessionBudget
 from nanobanana_async.validators import check_kind
 
 
@@ -78,8 +78,7 @@ class SessionComponents:
         job_s = self.timeouts.job_s
         estimates = JobEstimates(self.gateway, self.polling, job_s=job_s, clock=clock)
         per_minute = self.concurrency.max_requests_per_minute
-        cap = None if per_minute is None else RequestCap(per_minute)
-        budget = RequestBudget() if cap is None else CappedRequestBudget(cap=cap)
+        budget = SessionBudget(cap=None if per_minute is None else RequestCap(per_minute))
         poller = Poller(
             self.gateway,
             self.transport,
@@ -89,12 +88,11 @@ class SessionComponents:
             self.retry,
             self.callbacks,
             budget,
-            cap=cap,
             query_s=self.timeouts.query_s,
             job_s=job_s,
             clock=clock,
         )
-        slots = Slots(self.concurrency, self.retry, estimates, budget, cap)
+        slots = Slots(self.concurrency, self.retry, estimates, budget)
         submitter = Submitter(
             self.gateway,
             self.transport,

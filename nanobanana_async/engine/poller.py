@@ -19,6 +19,7 @@ from nanobanana_async.engine.outage import OutageReport
 from nanobanana_async.engine.store import JobStore
 from nanobanana_async.engine.timers import TICK_S
 from nanobanana_async.engine.tracked_job import TrackedJob
+from nanobanana_async.engine.used_up import UsedUpBudgets
 from nanobanana_async.errors import (
     MAX_RETRY_AFTER_S,
     GatewayError,
@@ -34,14 +35,13 @@ from nanobanana_async.http.threads import AnswerReader
 from nanobanana_async.jobs import JobSnapshot, JobState, Observation
 from nanobanana_async.policy.circuit import CircuitBreaker
 from nanobanana_async.policy.polling import PollPolicy
-from nanobanana_async.policy.request_budget import RequestBudget
-from nanobanana_async.policy.request_cap import RequestCap
 from nanobanana_async.policy.retry import (
     LATE_IMAGES_S,
     RetryPolicy,
     ends_polling,
     is_outage,
 )
+from nanobanana_async.policy.session_budget import SessionBudget
 
 # How many unknown status words are remembered and warned of in a session.
 MOST_UNKNOWN_WORDS = 50
@@ -59,9 +59,8 @@ class Poller:
         polling: PollPolicy,
         retry: RetryPolicy,
         callbacks: CallbackUrls,
-        budget: RequestBudget,
+        budget: SessionBudget,
         *,
-        cap: RequestCap | None = None,
         query_s: float,
         job_s: float,
         clock: Callable[[], float],
@@ -82,8 +81,8 @@ class Poller:
         self.breaker = CircuitBreaker(retry)
         self.outage = OutageReport(store, clock)
         """Shared with the submitter."""
+        self.used_up = UsedUpBudgets(store, budget, clock)
         self._budget = budget
-        self._cap = cap
         self.polls = 0
         self._in_flight = 0
 
@@ -112,10 +111,9 @@ class Poller:
 
     async def query_once(self, task_id: str) -> Observation:
         """Query a task that need not be a tracked job's. Raises what prevents an answer."""
-        if self._cap is not None:
-            while (wait_s := self._cap.opens_at - self._clock()) > 0:  # noqa: ASYNC110 - others may take the turn
-                await anyio.sleep(max(wait_s, TICK_S))
-            self._cap.sent(self._clock())
+        while (wait_s := self._budget.cap_wait_s(self._clock())) > 0:  # noqa: ASYNC110 - others may take the turn
+            await anyio.sleep(max(wait_s, TICK_S))
+        self._budget.count(self._clock())
         self.polls += 1
         return await self._query(task_id)
 
@@ -177,10 +175,10 @@ class Poller:
         except NanoBananaError as error:
             now = self._clock()
             asked = _asked_s(error)
-            if isinstance(error, RateLimited):
+            if isinstance(error, RateLimited) and not self.used_up.refused(error, sent_at):
                 self._budget.on_throttled("poll", now, sent_at, asked or None)
                 self.breaker.pause_for(now, asked)
-            elif isinstance(error, GatewayError):
+            elif isinstance(error, GatewayError) and not isinstance(error, RateLimited):
                 self._budget.on_accepted("poll", now, sent_at)
             if is_outage(error):
                 self.breaker.failed(now, self._jitter.random())
@@ -279,6 +277,7 @@ class Poller:
     def _poll_failed(self, job: TrackedJob, error: NanoBananaError) -> Next:
         now = self._clock()
         self.outage.failed(job, error, job.polled_at)
+        self.used_up.report(job, error)
         if ends_polling(error, now - job.running_at, self._deadline_s(job)):
             return self._stop(job, error)
         job.failures += 1

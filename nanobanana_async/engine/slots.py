@@ -7,9 +7,8 @@ from nanobanana_async.events import LimitsChanged
 from nanobanana_async.policy.circuit import CircuitBreaker, RetryBudget
 from nanobanana_async.policy.concurrency import ConcurrencyPolicy
 from nanobanana_async.policy.limiter import AdmissionLimiter, Create, Load
-from nanobanana_async.policy.request_budget import RequestBudget
-from nanobanana_async.policy.request_cap import RequestCap
 from nanobanana_async.policy.retry import RetryPolicy
+from nanobanana_async.policy.session_budget import SessionBudget
 
 
 class Slots:
@@ -20,14 +19,13 @@ class Slots:
         concurrency: ConcurrencyPolicy,
         retry: RetryPolicy,
         estimates: JobEstimates,
-        budget: RequestBudget,
-        cap: RequestCap | None = None,
+        budget: SessionBudget,
     ) -> None:
         self.limiter = AdmissionLimiter(concurrency, budget=budget)
         self.breaker = CircuitBreaker(retry)
         self.retry_budget = RetryBudget()
         self._estimates = estimates
-        self._cap = cap
+        self.budget = budget
         self.held = 0
         """Slots of jobs that were accepted, or may have been, and are not known to have ended."""
         self.foreign = 0
@@ -42,7 +40,7 @@ class Slots:
         if not self.breaker.allows(now, self.creates_in_flight):
             return False
         if job.slots:  # a repeat holds its slots already; it draws from the retry budget if the gateway may be down
-            if self._cap is not None and now < self._cap.opens_at:
+            if now < self.budget.gate_opens_at:
                 return False
             return not job.draws_retry_budget or self.retry_budget.draw(now)
         return self.limiter.admits(now, Load(self.held + self.foreign, self.weight_in_flight), job.weight)
@@ -59,8 +57,8 @@ class Slots:
         if not job.slots:
             self.weight_in_flight += job.weight
             self.limiter.sent(now)
-        elif self._cap is not None:
-            self._cap.sent(now)
+        else:
+            self.budget.count(now)
 
     def create_returned(self, job: TrackedJob) -> None:
         """Record that a create is no longer in flight; its outcome is recorded next."""
@@ -81,6 +79,7 @@ class Slots:
     def on_accepted(self, job: TrackedJob, now: float) -> None:
         """Record that the gateway accepted the job."""
         first = not job.slots
+        self.budget.pause.answered(job.sent_at)
         self.acquire(job)
         if first:  # a repeat may have been accepted long ago, and shows nothing about the limit
             self.limiter.on_accepted(now, Create(job.sent_at, job.weight), self._load())
@@ -102,7 +101,7 @@ class Slots:
             job_limit=self.limiter.jobs.slots,
             creates_per_s=pacer.rate if pacer.active else None,
             limit_kind=self.limiter.verdict,
-            creates_paused=not self.breaker.allows(now, self.creates_in_flight),
+            creates_paused=self.budget.pause.used_up or not self.breaker.allows(now, self.creates_in_flight),
             slots_held=self.held,
             throttled=self.limiter.throttled,
         )

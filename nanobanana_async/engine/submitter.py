@@ -163,6 +163,7 @@ class Submitter:
         job.create_failure = error.message
         self._store.emit(CreateFailed(record=job.record, error=error, action=action, wait_s=wait_s, in_doubt=doubt))
         self._poller.outage.failed(job, error, job.sent_at)
+        self._poller.used_up.report(job, error)
         try:
             return await self._carry_out(job, error, decision, attempt, now + wait_s)
         except LedgerError as unwritten:  # the record stays SUBMITTING: it may have been sent
@@ -256,7 +257,8 @@ class Submitter:
         return max(asked, self._retry.backoff_s(job.failures, self._jitter.random()))
 
     def _update_limits(self, job: TrackedJob, error: NanoBananaError, decision: RetryDecision, now: float) -> None:
-        if isinstance(error, RateLimited) and not job.slots:
+        used_up = isinstance(error, RateLimited) and self._poller.used_up.refused(error, job.sent_at)
+        if isinstance(error, RateLimited) and not used_up and not job.slots:
             self._slots.on_throttled(job, now, error.kind, error.retry_after_s)
         if is_outage(error):
             self._slots.breaker.failed(now, self._jitter.random())

@@ -1,13 +1,19 @@
 """Parse what an answer says about limits: how long to wait, and which limit was met."""
 
+import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from decimal import Decimal
 from email.utils import parsedate_to_datetime
 from typing import Any
 
 from nanobanana_async.errors import MAX_RETRY_AFTER_S, LimitKind
+
+LONG_WAIT_S = 600.0
+"""A wait of ten minutes or more is no matter of requests per minute: a budget of hours or of a day is used up."""
+LONGEST_DAY_S = 90_000.0
+"""A day and an hour: no budget is used up for longer."""
 
 _LONG_HEADER = 1000
 _LONG_SENTENCE = 1000
@@ -20,6 +26,9 @@ _JOBS = re.compile(
 )
 _RATE = re.compile(
     r"(?:^|_)(?:rate|ratelimit\w{0,40}|throttl\w{0,40}|rpm|rps|qps)(?:_|$)|per_(?:second|minute|hour|day)"
+)
+_DAY = re.compile(
+    r"daily|(?:per|a|each|this|one)_day(?:_|$)|(?:^|_)day_(?:limit|quota)|24_?h(?:ours?)?(?:_|$)|_today(?:_|$)"
 )
 _REMAINING = (
     "x-ratelimit-remaining",
@@ -43,6 +52,11 @@ def retry_after_s(headers: Mapping[str, str], now: datetime | None = None) -> fl
 
     An HTTP date is compared with `now`, or with the answer's own `Date` header.
     """
+    wait_s = _retry_after_s(headers, now)
+    return None if wait_s is None else min(wait_s, MAX_RETRY_AFTER_S)
+
+
+def _retry_after_s(headers: Mapping[str, str], now: datetime | None = None) -> float | None:
     asked = headers.get("retry-after", "")[:_LONG_HEADER].strip()
     if _SECONDS.fullmatch(asked):
         wait_s = float(asked)
@@ -51,7 +65,7 @@ def retry_after_s(headers: Mapping[str, str], now: datetime | None = None) -> fl
         if until is None or now is None:
             return None
         wait_s = (until - now).total_seconds()
-    return min(max(wait_s, 0.0), MAX_RETRY_AFTER_S)
+    return max(wait_s, 0.0)
 
 
 def throttle_wait_s(headers: Mapping[str, str], in_body_s: float | None = None) -> float | None:
@@ -59,13 +73,36 @@ def throttle_wait_s(headers: Mapping[str, str], in_body_s: float | None = None) 
 
     The reset is in seconds, or an epoch time, which is compared with the answer's own `Date` header.
     """
-    wait_s = retry_after_s(headers)
+    wait_s = _stated_wait_s(headers, in_body_s, _RESET)
+    return None if wait_s is None else min(wait_s, MAX_RETRY_AFTER_S)
+
+
+def used_up_for_s(
+    code: str | None, message: str, headers: Mapping[str, str], in_body_s: float | None = None
+) -> float | None:
+    """Return for how long a 429 says that a budget of hours or of a day is used up; None if it does not say so.
+
+    It says so by a wait of `LONG_WAIT_S` or more, or by naming the day in words or headers; infinite without a time.
+    """
+    day_headers = [name for name in headers if "ratelimit" in name.replace("-", "") and "day" in name]
+    resets = [name for name in day_headers if "reset" in name]
+    wait_s = _stated_wait_s(headers, in_body_s, (*resets, *_RESET))
+    if wait_s is not None and wait_s >= LONG_WAIT_S:
+        return min(wait_s, LONGEST_DAY_S)
+    none_left = any("remaining" in name and headers[name].strip() == "0" for name in day_headers)
+    if wait_s is not None or not (none_left or _DAY.search(slug(f"{code or ''} {message}"))):
+        return None
+    return math.inf
+
+
+def _stated_wait_s(headers: Mapping[str, str], in_body_s: float | None, resets: Iterable[str]) -> float | None:
+    wait_s = _retry_after_s(headers)
     if wait_s is None:
         wait_s = in_body_s
     if wait_s is None:
-        found = (_reset_s(headers.get(name, ""), headers) for name in _RESET)
+        found = (_reset_s(headers.get(name, ""), headers) for name in resets)
         wait_s = next((each for each in found if each is not None), None)
-    return None if wait_s is None else min(max(wait_s, 0.0), MAX_RETRY_AFTER_S)
+    return None if wait_s is None else max(wait_s, 0.0)
 
 
 def body_wait_s(envelope: Mapping[str, Any]) -> float | None:

@@ -21,7 +21,14 @@ from nanobanana_async.errors import (
 )
 from nanobanana_async.gateways.contract import MIB
 from nanobanana_async.gateways.parsing import ParsedResponse, names_task, parse_word
-from nanobanana_async.gateways.rate_limits import body_wait_s, limit_kind, retry_after_s, slug, throttle_wait_s
+from nanobanana_async.gateways.rate_limits import (
+    body_wait_s,
+    limit_kind,
+    retry_after_s,
+    slug,
+    throttle_wait_s,
+    used_up_for_s,
+)
 from nanobanana_async.gateways.redaction import MESSAGE, excerpt
 
 SUCCESS = (200, 201, 202)
@@ -129,7 +136,7 @@ def refusal_error(answer: ParsedResponse, refusal: Refusal) -> GatewayError:
     message = answer.clean_text(refusal.message, MESSAGE) or NO_MESSAGE
     request_id = refusal.request_id or parse_word(answer.header("x-request-id"))
     if status == 429:
-        return RateLimited(
+        limited = RateLimited(
             message,
             kind=limit_kind(refusal.code, message, answer.headers),
             status=answer.status,
@@ -137,6 +144,9 @@ def refusal_error(answer: ParsedResponse, refusal: Refusal) -> GatewayError:
             request_id=request_id,
             retry_after_s=throttle_wait_s(answer.headers, refusal.wait_s),
         )
+        if limited.kind != "jobs":
+            limited.used_up_for_s = used_up_for_s(refusal.code, message, answer.headers, refusal.wait_s)
+        return limited
     if status == 403:
         message += f"; either access to the API is not approved, or {answer.gateway.base_url} is not the gateway"
     kind = ERROR_BY_STATUS.get(status or 0, GatewayUnavailable)

@@ -10,8 +10,6 @@ from collections import deque
 
 from attrs import define, field
 
-from nanobanana_async.policy.request_budget import RequestBudget, RequestKind
-
 COUNTED_S = 61.0
 """A minute and a second: a gateway counts when requests arrive, and one may be on its way longer than the next."""
 MAKE_UP_S = 6.0
@@ -41,23 +39,3 @@ class RequestCap:
         """Count a request."""
         self._next_at = max(self._next_at, now - MAKE_UP_S) + COUNTED_S / self.per_minute
         self._last_minute.append(now)
-
-
-@define
-class CappedRequestBudget(RequestBudget):
-    """A budget of requests with a cap: what is learned stays below it."""
-
-    cap: RequestCap = field(kw_only=True)
-
-    def admits(self, kind: RequestKind, now: float, in_flight: int) -> bool:
-        """Return whether a request may leave now while `in_flight` of its kind have no answer yet."""
-        return now >= self.cap.opens_at and super().admits(kind, now, in_flight)
-
-    def opens_at(self, kind: RequestKind) -> float:
-        """Return when a request may leave by the passing of time."""
-        return max(self.cap.opens_at, super().opens_at(kind))
-
-    def sent(self, kind: RequestKind, now: float) -> None:
-        """Record that a request left."""
-        self.cap.sent(now)
-        super().sent(kind, now)

@@ -13,6 +13,7 @@ from nanobanana_async.cli import app as cli
 from nanobanana_async.cli.batch.folder import BatchFolder, FolderOwner
 from nanobanana_async.emulator import API_KEY, Script
 from nanobanana_async.emulator.faults import error, reset
+from nanobanana_async.policy import long_pause
 from tests.cli.batch_kills import images_of, kill_and_rerun, lines_of
 from tests.cli.batches import Command, emulated, requests
 
@@ -366,3 +367,18 @@ async def test_a_repeatedly_killed_batch_buys_each_row_once(tmp_path: Path) -> N
     assert killed.requests_of_rerun == 0
     assert 0 < killed.killed_at[0] < killed.killed_at[1] < 60
     assert json.loads((killed.folder / ".nanobanana-batch").read_text()) == {"batch": "prompts", "emulated": False}
+
+
+async def test_a_used_up_daily_budget_stops_the_batch_with_the_time_to_go_on(
+    batch: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(long_pause, "MAX_RETRY_AFTER_S", 0.1)
+    monkeypatch.setattr(long_pause, "LATER_S", 0.1)
+    async with emulated(batch, requests_per_day=12, rate_window="clock") as emulator:
+        said = await batch(batch.prompts(30), "--max-wait", "0")
+    assert said.code == 3
+    assert "the account's daily budget of requests is used up; goes on at " in said.err
+    assert "the buying stopped: the account's daily budget of requests is used up until " in said.err
+    left = 30 - batch.statuses()["succeeded"]
+    assert f"{left} rows left: run the same command to continue" in said.err
+    assert emulator.stats().creates_accepted < 13

@@ -2,6 +2,7 @@
 
 import io
 import time
+from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Any
 
@@ -11,7 +12,7 @@ from rich.console import Console
 from nanobanana_async import RateLimited, SessionStats
 from nanobanana_async.cli.batch.display import BatchDisplay
 from nanobanana_async.errors import TransportError
-from nanobanana_async.events import CreateFailed
+from nanobanana_async.events import BudgetUsedUp, CreateFailed
 from tests.support.ledger_contract import job
 
 STATS = SessionStats(
@@ -129,3 +130,16 @@ def test_a_hundred_thousand_rows_are_cheap_to_show() -> None:
     assert took_s < 2
     assert len(scene.rendered()) == 3
     assert len(scene.display._ended) <= 61
+
+
+def test_the_display_shows_when_a_used_up_budget_is_filled_again() -> None:
+    scene = Scene(300, terminal=False)
+    until = datetime(2026, 1, 2, tzinfo=UTC)
+    scene.display(BudgetUsedUp(record=job(), error=RateLimited("no more"), until=until))
+    assert scene.output.getvalue() == (
+        "nanobanana: the account's daily budget of requests is used up; goes on at 2 Jan 2026, 00:00 UTC\n"
+    )
+    scene.display.tick(evolve(STATS, creates_paused=True, paused_until=until))
+    shown = " ".join(scene.rendered(200))
+    assert "the account's daily budget is used up; goes on at 2 Jan 2026, 00:00 UTC" in shown
+    assert "paused by the gateway" not in shown

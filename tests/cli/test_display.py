@@ -6,9 +6,9 @@ from datetime import UTC, datetime
 import pytest
 from rich.console import Console
 
-from nanobanana_async import ApiMall, ImageRequest, JobState, TransportError
+from nanobanana_async import ApiMall, ImageRequest, JobState, RateLimited, TransportError
 from nanobanana_async.cli.display import JobsDisplay, shorten
-from nanobanana_async.events import GatewayUnreachable, JobStateChanged
+from nanobanana_async.events import BudgetUsedUp, GatewayUnreachable, JobStateChanged
 from nanobanana_async.jobs import JobRecord
 
 
@@ -77,6 +77,16 @@ def test_unreachable_gateway_is_one_line(total: int) -> None:
         display(GatewayUnreachable(record=state_changes("one")[0].record, error=error, for_s=5.8))
     assert output.getvalue() == (
         "nanobanana: gateway.example can't be reached: Connection refused; trying again (for 6 s so far)\n"
+    )
+
+
+def test_used_up_budget_is_one_line() -> None:
+    output = io.StringIO()
+    with JobsDisplay(1, Console(file=output, width=80)) as display:
+        until = datetime(2026, 1, 2, tzinfo=UTC)
+        display(BudgetUsedUp(record=state_changes("one")[0].record, error=RateLimited("no more"), until=until))
+    assert output.getvalue() == (
+        "nanobanana: the account's daily budget of requests is used up; goes on at 2 Jan 2026, 00:00 UTC\n"
     )
 
 

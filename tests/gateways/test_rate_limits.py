@@ -1,12 +1,13 @@
 """`Retry-After`, and the limit that a 429 reports."""
 
+import math
 from datetime import UTC, datetime, timedelta, timezone
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nanobanana_async.gateways.rate_limits import limit_kind, retry_after_s
+from nanobanana_async.gateways.rate_limits import limit_kind, retry_after_s, used_up_for_s
 
 NOON = datetime(2026, 3, 12, 12, tzinfo=UTC)
 DATE = "Thu, 12 Mar 2026 12:00:00 GMT"
@@ -73,3 +74,30 @@ def test_limit_kind_follows_words_then_headers(
     code: str | None, message: str, headers: dict[str, str], expected: str | None
 ) -> None:
     assert limit_kind(code, message, headers) == expected
+
+
+@pytest.mark.parametrize(
+    ("code", "message", "headers", "in_body_s", "expected"),
+    [
+        (None, "Too many requests", {"retry-after": "36000"}, None, 36_000),
+        (None, "Too many requests", {"retry-after": "Thu, 12 Mar 2026 22:00:00 GMT", "date": DATE}, None, 36_000),
+        (None, "Too many requests", {"retry-after": "9" * 30}, None, 90_000),
+        (None, "Too many requests", {}, 7200.0, 7200),
+        (None, "Too many requests", {"x-ratelimit-reset": "7200"}, None, 7200),
+        (None, "", {"x-ratelimit-remaining-day": "0", "x-ratelimit-reset-day": "7200"}, None, 7200),
+        (None, "", {"x-ratelimit-remaining-day": "0"}, None, math.inf),
+        (None, "", {"x-ratelimit-remaining-day": "17"}, None, None),
+        ("daily_limit_exceeded", "", {}, None, math.inf),
+        (None, "You have made 10,000 requests today", {}, None, math.inf),
+        (None, "Limit of 10000 requests per day reached", {}, None, math.inf),
+        (None, "quota exceeded for 24 hours", {}, None, math.inf),
+        (None, "Limit of 10000 requests per day reached", {"retry-after": "30"}, None, None),
+        (None, "Too many requests", {"retry-after": "599"}, None, None),
+        (None, "Too many requests per minute", {}, None, None),
+        ("rate_limited", "someday", {}, None, None),
+    ],
+)
+def test_used_up_budget_of_a_day_is_recognised(
+    code: str | None, message: str, headers: dict[str, str], in_body_s: float | None, expected: float | None
+) -> None:
+    assert used_up_for_s(code, message, headers, in_body_s) == expected

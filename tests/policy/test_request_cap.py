@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from nanobanana_async.errors import ConfigurationError
 from nanobanana_async.policy.concurrency import ConcurrencyPolicy
-from nanobanana_async.policy.request_cap import CappedRequestBudget, RequestCap
+from nanobanana_async.policy.request_cap import RequestCap
+from nanobanana_async.policy.session_budget import SessionBudget
 
 
 def most_in_a_minute(sent: list[float]) -> int:
@@ -53,7 +54,7 @@ def test_requests_leave_evenly_after_a_small_burst() -> None:
 
 
 def test_learned_pace_stays_below_the_cap() -> None:
-    budget = CappedRequestBudget(cap=RequestCap(2))
+    budget = SessionBudget(cap=RequestCap(2))
     assert budget.opens_at("poll") == -math.inf
     budget.sent("create", 0.0)
     assert not budget.admits("poll", 24.0, 0)

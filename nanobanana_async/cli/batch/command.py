@@ -21,6 +21,7 @@ from nanobanana_async.escaping import one_line
 from nanobanana_async.formatting import count
 from nanobanana_async.gateways import registry
 from nanobanana_async.policy.prices import as_credits
+from nanobanana_async.validators import as_number
 
 Name = registry.GatewayName
 Flag = Annotated[bool, Parameter(negative=())]
@@ -28,6 +29,7 @@ GatewayFinder = Callable[[Name | None, str | None], Gateway]
 """Returns the gateway that options and environment select."""
 
 USAGE = 2
+MAX_WAIT_S = 600.0
 MAX_ERRORS = 20  # bad rows that are printed one by one
 
 
@@ -49,6 +51,7 @@ class BatchCommand:
         expected_credits: Decimal | None = None,
         max_jobs: Annotated[int | None, Parameter(env_var="NANOBANANA_MAX_JOBS")] = None,
         max_requests_per_minute: Annotated[int | None, Parameter(env_var="NANOBANANA_MAX_REQUESTS_PER_MINUTE")] = None,
+        max_wait: float = MAX_WAIT_S,
         retry_failed: Flag = False,
         ordered: Flag = False,
         name: str | None = None,
@@ -95,6 +98,9 @@ class BatchCommand:
             The most jobs to run at once.
         max_requests_per_minute
             The most requests to the gateway in a minute, if you know what the account allows.
+        max_wait
+            Seconds to wait when the account's daily budget of requests is used up; if that takes longer, the run stops,
+            and the same command continues it later.
         retry_failed
             Buy rows again that failed, or whose request was refused.
         ordered
@@ -113,6 +119,7 @@ class BatchCommand:
         """
         as_credits("--max-credits", max_credits)
         as_credits("--expected-credits", expected_credits)
+        max_wait_s = as_number("--max-wait", max_wait, endless=True)
         concurrency = ConcurrencyPolicy(max_jobs=max_jobs, max_requests_per_minute=max_requests_per_minute)
         emulated = gateway == "emulator"
         selected = ApiMall(api_key=API_KEY) if gateway == "emulator" else self.find_gateway(gateway, base_url)
@@ -132,6 +139,7 @@ class BatchCommand:
                 max_credits=max_credits,
                 expected_credits=expected_credits,
                 concurrency=concurrency,
+                max_wait_s=max_wait_s,
                 retry_failed=retry_failed,
                 ordered=ordered,
             )

@@ -15,10 +15,10 @@ from rich.table import Table
 from rich.text import Text
 
 from nanobanana_async import RateLimited, SessionStats
-from nanobanana_async.cli.display import LiveDisplay, shorten, unreachable_message
+from nanobanana_async.cli.display import LiveDisplay, shorten, unreachable_message, used_up_message
 from nanobanana_async.escaping import one_line
-from nanobanana_async.events import CreateFailed, Event, GatewayUnreachable, PollFailed
-from nanobanana_async.formatting import duration, number
+from nanobanana_async.events import BudgetUsedUp, CreateFailed, Event, GatewayUnreachable, PollFailed
+from nanobanana_async.formatting import duration, moment, number
 
 REDRAWS_A_SECOND = 4
 ROW_LINES_UP_TO = 200  # rows; a larger batch gets a status line every SUMMARY_S
@@ -71,6 +71,8 @@ class BatchDisplay(LiveDisplay):
         match event:
             case GatewayUnreachable():
                 self.say(unreachable_message(event))
+            case BudgetUsedUp():
+                self.say(used_up_message(event))
             case CreateFailed(error=RateLimited()):
                 pass  # expected while the job limit is being learned; the display shows the limit
             case CreateFailed(error=error) | PollFailed(error=error):
@@ -155,7 +157,10 @@ class BatchDisplay(LiveDisplay):
             limit = "limit unknown" if stats.job_limit is None else f"limit {stats.job_limit}"
             rows.append(Text(f"{stats.slots_held} running, {limit}"))
         facts = [Text(self.phase, "yellow")] if self.phase else []
-        if stats is not None and stats.creates_paused:
+        if stats is not None and stats.paused_until is not None:
+            until = moment(stats.paused_until)
+            facts.append(Text(f"the account's daily budget is used up; goes on at {until}", "yellow"))
+        elif stats is not None and stats.creates_paused:
             facts.append(Text("paused by the gateway", "yellow"))
         cap = "" if self._max_credits is None else f" of {number(self._max_credits)}"
         facts.append(Text(f"{number(self.spent)}{cap} credits"))

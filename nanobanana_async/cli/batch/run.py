@@ -60,6 +60,7 @@ class Plan:
     max_credits: Decimal | None = None
     expected_credits: Decimal | None = None
     concurrency: ConcurrencyPolicy = field(factory=ConcurrencyPolicy)
+    max_wait_s: float | None = None
     retry_failed: bool = False
     ordered: bool = False
 
@@ -186,6 +187,7 @@ class Run:
                     max_credits=plan.max_credits,
                     expected_credits=plan.expected_credits,
                     retry_failed=plan.retry_failed,
+                    max_wait_s=plan.max_wait_s,
                 ) as batch,
             ):
                 coroutines = (self._tick(session), self._stop_on_signal(batch), self._write_reports(batch))

@@ -1,0 +1,27 @@
+"""Stop a batch when a budget of the account is used up for longer than the batch may wait."""
+
+from collections.abc import Callable
+
+import anyio
+
+from nanobanana_async.engine.used_up import UsedUpBudgets
+from nanobanana_async.errors import NanoBananaError, RateLimited
+from nanobanana_async.formatting import moment
+
+CHECK_S = 1.0
+
+
+async def watch_budget(
+    used_up: UsedUpBudgets, max_wait_s: float, is_over: Callable[[], bool], give_up: Callable[[NanoBananaError], None]
+) -> None:
+    """Call `give_up` with the reason once the wait is certain to be too long; return when the batch is over."""
+    while not is_over():
+        until = used_up.until
+        if until is not None and used_up.stops(max_wait_s):
+            why = (
+                f"the account's daily budget of requests is used up until {moment(until)}; what runs stays in the"
+                " ledger: run the batch again then"
+            )
+            give_up(RateLimited(why, kind="rate"))
+            return
+        await anyio.sleep(CHECK_S)
