@@ -155,6 +155,7 @@ class Run:
             if result is not None:
                 self._results.add(result)
                 self._summary.add(result)
+                self._report.add(result.row)
                 self._display.add_finished(result.row.status)
                 self._stdout.add(result, self._folder)
             if row.index % YIELD_EVERY == 0:
@@ -188,7 +189,8 @@ class Run:
                     retry_failed=plan.retry_failed,
                 ) as batch,
             ):
-                coroutines = (self._tick(session), self._stop_on_signal(batch), self._write_reports(batch))
+                report = (self._write_reports(batch), self._report.make_thumbnails())
+                coroutines = (self._tick(session), self._stop_on_signal(batch), *report)
                 background = [group.create_task(coroutine) for coroutine in coroutines]
                 try:
                     async for outcome in batch:
@@ -232,6 +234,7 @@ class Run:
                 report = evolve(result.row, status="unfinished", error=str(error), error_kind=type(error).__name__)
                 result = evolve(result, row=report)
         self._results.add(result)
+        self._report.add(result.row)
         self._changed = True
         self._summary.add(result)
         self._display.ended(result.row.status, result.row.prompt, result.row.error)
@@ -280,6 +283,7 @@ class Run:
             self._report.written = True  # keep the page of the last run, which has its charts
         elif self._results.committed:
             self._display.phase = f"writing {REPORT}"
+            await self._report.finish_thumbnails()
             await self._report.write()
 
     def _exit_code(self) -> int:
