@@ -10,7 +10,7 @@
   const dialog = find("#large");
   const texts = new Map();
   const parsed = new Map();
-  let shown = cards; // in the order on the page
+  let shown = [...cards]; // in the order on the page
   let status = "";
 
   document.documentElement.classList.add("js");

@@ -72,7 +72,9 @@ def write_report(
                     if summary.shown.total() and summary.shown.total() % _GROUP == 0:
                         cards.write('</div>\n<div class="grid">\n')
                     summary.shown[row.status] += 1
-                    cards.write(_card(row, path.parent, "" if advice is None or row.status == "succeeded" else advice(row)))
+                    cards.write(
+                        _card(row, path.parent, "" if advice is None or row.status == "succeeded" else advice(row))
+                    )
             cards.seek(0)
             descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
             with open(descriptor, "w", encoding="utf-8", errors="backslashreplace", newline="\n") as file:
