@@ -115,7 +115,10 @@ class DemoDisplay(LiveDisplay):
             ("job limit", limit),
             ("jobs at once", f"{gateway.running_max} at most"),
             ("polls", f"{polls}; one every {INTERVAL_S:.0f} s would have been {fixed}"),
-            ("ends seen", f"after {delay_s:.1f} s on average; every {INTERVAL_S:.0f} s: after {fixed_delay_s:.1f} s"),
+            (
+                "ends seen",
+                f"after {delay_s:.1f} s of a gateway's time; every {INTERVAL_S:.0f} s: after {fixed_delay_s:.1f} s",
+            ),
         ):
             facts.add_row(name, value)
         self.say("")

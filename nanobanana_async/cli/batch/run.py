@@ -22,7 +22,7 @@ from nanobanana_async import (
     Session,
     SqliteLedger,
 )
-from nanobanana_async.cli.batch.display import BatchDisplay
+from nanobanana_async.cli.batch.display import COLLECTING, BatchDisplay
 from nanobanana_async.cli.batch.finished import FinishedRows
 from nanobanana_async.cli.batch.folder import LEDGER, REPORT, BatchFolder, unwritable
 from nanobanana_async.cli.batch.input_file import FileRow, InputFile
@@ -221,7 +221,7 @@ class Run:
     async def _stop_on_write_error(self, batch: Batch, reason: NanoBananaError) -> None:
         """Stop buying, because results can't be written; collect the running jobs."""
         self._summary.stop_reason = self._summary.stop_reason or reason
-        self._display.phase = "collecting running jobs"
+        self._display.phase = COLLECTING
         await batch.aclose()
 
     async def _write_result(self, outcome: Outcome) -> None:
@@ -237,7 +237,7 @@ class Run:
         self._report.add(result.row)
         self._changed = True
         self._summary.add(result)
-        self._display.ended(result.row.status, result.row.prompt, result.row.error)
+        self._display.ended(result.row.key, result.row.status, result.row.prompt, result.row.error)
         if outcome.result is not None and outcome.result.missing:
             self._display.say(f"row {row.own_key or outcome.index + 1}: {missing_images(outcome.result)}")
         self._stdout.add(result, self._folder)
@@ -251,7 +251,7 @@ class Run:
 
     async def _stop_on_signal(self, batch: Batch) -> None:
         await self._signals.stop_requested.wait()
-        self._display.phase = "collecting running jobs"
+        self._display.phase = COLLECTING
         await batch.aclose()
 
     async def _write_reports(self, batch: Batch) -> None:
