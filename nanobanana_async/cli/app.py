@@ -110,7 +110,7 @@ def demo(
     Parameters
     ----------
     output
-        The folder for the images.
+        The folder for the images and their page. Another demo in it replaces those of the last one.
     """
     as_count("--prompts", prompts)
     return run_until_signal(demonstrate(output, prompts, Console(stderr=True)))

@@ -1,27 +1,46 @@
 """`nanobanana demo`: run the client against an emulated gateway with a job limit and a lost answer."""
 
 import asyncio
+import hashlib
 import itertools
-from collections.abc import Sequence
+import stat
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
+import anyio.to_thread
 from rich.console import Console
-from rich.table import Table
 
-from nanobanana_async import GenerationResult, NanoBananaError, Session, SessionStats
-from nanobanana_async.cli.display import JobsDisplay, shorten
-from nanobanana_async.cli.generate import Delivery
-from nanobanana_async.emulator import Emulator, EmulatorStats, LogNormal, Script
+from nanobanana_async import Outcome, PollPolicy, Session
+from nanobanana_async.cli.batch.folder import REPORT, BatchFolder, FolderOwner
+from nanobanana_async.cli.batch.results import IMAGES
+from nanobanana_async.cli.demo_display import SPEED, DemoDisplay
+from nanobanana_async.emulator import Emulator, LogNormal
 from nanobanana_async.emulator.faults import reset
 from nanobanana_async.emulator.images import require_pillow
-from nanobanana_async.escaping import exact, one_line
+from nanobanana_async.escaping import exact
+from nanobanana_async.formatting import count as counted
+from nanobanana_async.images.manifest import NAME as MANIFEST
+from nanobanana_async.jobs import JobRecord
+from nanobanana_async.report import Recorder, ReportRow, write_report
 
 JOB_LIMIT = 6  # the session has to find it
-JOB_SECONDS = 2.0
+JOB_S = 25.0
+EXPECTED_JOB_S = 20.0  # the client's default guess
+TARGET_DELAY_S = 1.5  # the mean delay of a fixed interval of 3 s
 LOST = 4  # number of the create whose answer is lost after its job was accepted and charged
+LOSE_AFTER = 3  # images; in a demo of more than two rounds the next create loses it, when there is time to read
+
+OWNER = FolderOwner("nanobanana demo", emulated=True)
 
 _SUBJECTS = ("a lighthouse", "an old library", "a greenhouse", "a night train", "a harbour", "a clock tower")
 _MOODS = ("in fog", "at first light", "under the northern lights", "in a summer storm")
+
+_NEXT = """\
+Try next, still without a key or cost:
+  echo "a fox in snow" | nanobanana batch - -o foxes --gateway emulator
+or buy a real image; the command asks for your API key:
+  nanobanana generate "a fox in snow" --gateway apimall -o images"""
 
 
 def _prompts(count: int) -> list[str]:
@@ -30,66 +49,87 @@ def _prompts(count: int) -> list[str]:
 
 
 async def demonstrate(folder: Path, count: int, console: Console) -> int:
-    """Generate and save `count` images, print what happened, and return 0, or 1 if one of them failed."""
+    """Generate and save `count` images, print what happens, and return 0, or 1 if one of them failed."""
     require_pillow()
-    await Delivery(folder=folder).check_folder()
-    prompts = _prompts(count)
-    console.print(
-        f"{count} images from an emulated gateway that runs {JOB_LIMIT} jobs at once. The session does not know the\n"
-        f"limit, and the answer to create number {LOST} will be lost.",
-        highlight=False,
-        soft_wrap=True,
-    )
-    script = Script({"apimall.create": (*[None] * (LOST - 1), reset(processed=True))})
+    with BatchFolder(folder, OWNER):
+        _remove_images(folder / IMAGES)
+        return await _run(folder, count, console)
+
+
+async def _run(folder: Path, count: int, console: Console) -> int:
     emulator = Emulator(
         job_limit=JOB_LIMIT,
-        credits=1000,
-        duration=LogNormal(median_s=JOB_SECONDS, sigma=0.3),
+        credits=50 * count,
+        duration=LogNormal(median_s=JOB_S, sigma=0.25),
+        speed=SPEED,
         image_scale=0.5,
-        script=script,
     )
-    display = JobsDisplay(count, console)
+    recorder, display = Recorder(), DemoDisplay(count, emulator, console)
     async with emulator:
-        gateway = emulator.apimall(expected_job_s=JOB_SECONDS)
-        async with Session(gateway, observers=[display]) as session, asyncio.TaskGroup() as group:
-            started_at = asyncio.get_running_loop().time()
+        session = Session(
+            emulator.apimall(expected_job_s=EXPECTED_JOB_S / SPEED),
+            polling=PollPolicy(target_delay_s=TARGET_DELAY_S / SPEED, min_gap_s=0.5 / SPEED),
+            observers=[display, recorder],
+        )
+        async with session, asyncio.TaskGroup() as group:
             with display:
-                tasks = [group.create_task(_one(session, prompt, folder, console)) for prompt in prompts]
-                await asyncio.wait(tasks)
-            took_s = asyncio.get_running_loop().time() - started_at
-            stats = session.stats()
-        gateway_stats = emulator.stats()
-    saved = [path for task in tasks for path in task.result()]
-    _print_facts(stats, gateway_stats, took_s, console)
-    print(f"{len(saved)} images in {exact(str(folder))}")
-    return 0 if len(saved) == count and not gateway_stats.double_charges else 1
+                ticking = group.create_task(display.follow(session.stats))
+                rows = await _generate(session, emulator, display, folder, count)
+                ticking.cancel()
+        display.print_facts(session.stats())
+    write = partial(write_report, folder / REPORT, rows, title=OWNER.batch, run=recorder)
+    await anyio.to_thread.run_sync(write)
+    saved = sum(len(row.images) for row in rows)
+    display.say(f"\n{counted(saved, 'image')} and a page of them, with charts of the run:")
+    print(exact(str(folder / REPORT)), flush=True)
+    display.say(f"\n{_NEXT}")
+    return 0 if saved == count and not emulator.stats().double_charges else 1
 
 
-async def _one(session: Session, prompt: str, folder: Path, console: Console) -> Sequence[Path]:
-    try:
-        result: GenerationResult = await session.generate(prompt, aspect_ratio="16:9", resolution="1K")
-        return await session.save(result, folder)
-    except NanoBananaError as error:
-        console.print(f"{shorten(prompt)}: {one_line(str(error))}", markup=False, highlight=False, soft_wrap=True)
-        return ()
+async def _generate(
+    session: Session, emulator: Emulator, display: DemoDisplay, folder: Path, count: int
+) -> list[ReportRow]:
+    """Buy and save the images, lose one answer, and return the rows in input order."""
+    late, lost_answer = count > 2 * JOB_LIMIT, reset(processed=True)
+    if not late:
+        emulator.queue_faults("apimall.create", *[None] * (min(LOST, count) - 1), lost_answer)
+    requests = [{"prompt": prompt, "aspect_ratio": "16:9", "resolution": "1K"} for prompt in _prompts(count)]
+    rows: list[ReportRow] = []
+    async with session.generate_many(requests, save_to=folder / IMAGES) as batch:
+        async for outcome in batch:
+            rows.append(_row(outcome, display.records.get(outcome.key), folder))
+            display.ended(outcome)
+            if late and len(rows) == LOSE_AFTER:
+                emulator.queue_faults("apimall.create", lost_answer)
+    return sorted(rows, key=lambda row: row.index)
 
 
-def _print_facts(stats: SessionStats, gateway: EmulatorStats, took_s: float, console: Console) -> None:
-    table = Table.grid(padding=(0, 2))
-    rows = [
-        ("jobs", f"{gateway.creates_accepted} bought, {stats.succeeded} finished, in {took_s:.1f} s"),
-        (
-            "lost answers",
-            f"{gateway.lost_creates}, repeated under the same key without a second job: {gateway.replays}",
-        ),
-        ("charges", f"{gateway.credits_charged} credits, {gateway.double_charges} paid twice"),
-        ("job limit", f"{JOB_LIMIT} at the gateway, {stats.job_limit} learned; refused with 429: {stats.throttled}"),
-        ("running", f"{gateway.running_max} jobs at once at most"),
-        (
-            "polls",
-            f"{gateway.polls_per_job_mean:.1f} per job, {gateway.seen_delay_mean_s:.2f} s mean detection delay",
-        ),
-    ]
-    for name, value in rows:
-        table.add_row(name, value)
-    console.print(table, highlight=False)
+def _remove_images(images: Path) -> None:
+    """Remove the images of an earlier demo: those in its list whose content has not changed since."""
+    manifest = images / MANIFEST
+    with suppress(FileNotFoundError):
+        for line in manifest.read_text(encoding="utf-8", errors="replace").splitlines():
+            digest, _, name = line.partition("  ")
+            path = images / Path(name).name
+            with suppress(OSError):  # removed or renamed by hand
+                if stat.S_ISREG(path.lstat().st_mode) and hashlib.sha256(path.read_bytes()).hexdigest() == digest:
+                    path.unlink()
+        manifest.unlink()
+
+
+def _row(outcome: Outcome, record: JobRecord | None, folder: Path) -> ReportRow:
+    result, error = outcome.result, outcome.error
+    return ReportRow(
+        index=outcome.index,
+        key=outcome.key,
+        status="succeeded" if error is None else "failed",
+        prompt="" if outcome.request is None else outcome.request.prompt,
+        settings={"resolution": "1K", "aspect_ratio": "16:9"},
+        images=tuple(path.relative_to(folder).as_posix() for path in outcome.saved),
+        credits=None if result is None else result.credits,
+        task_id=None if result is None else result.task_id,
+        error=None if error is None else str(error),
+        error_kind=None if error is None else type(error).__name__,
+        sent_at=None if record is None else record.may_run_since,
+        ended_at=None if record is None else record.ended_at,
+    )

@@ -16,15 +16,15 @@ from nanobanana_async.events import BudgetUsedUp, Event, GatewayUnreachable, Job
 from nanobanana_async.formatting import duration, moment
 from nanobanana_async.jobs import TERMINAL_STATES, JobRecord, JobState
 
-_MARKS: dict[JobState, tuple[str, str]] = {
-    JobState.PENDING: ("·", "dim"),
-    JobState.SUBMITTING: ("^", "cyan"),
-    JobState.RUNNING: ("~", "yellow"),
-    JobState.SUCCEEDED: ("#", "green"),
-    JobState.FAILED: ("x", "red"),
-    JobState.REFUSED: ("x", "red"),
-    JobState.UNCERTAIN: ("?", "magenta"),
-    JobState.WITHDRAWN: ("-", "dim"),
+_WORDS = {
+    JobState.PENDING: "waiting",
+    JobState.SUBMITTING: "being sent",
+    JobState.RUNNING: "running",
+    JobState.SUCCEEDED: "done",
+    JobState.FAILED: "failed",
+    JobState.REFUSED: "refused",
+    JobState.UNCERTAIN: "uncertain",
+    JobState.WITHDRAWN: "withdrawn",
 }
 _ENDED = TERMINAL_STATES | {JobState.UNCERTAIN}
 
@@ -89,17 +89,12 @@ class JobsDisplay(LiveDisplay):
 
     def _render(self) -> RenderableType:
         # rich draws in another thread: `list` copies atomically.
-        states = [record.state for record in list(self.records.values())]
-        counts = Counter(states)
-        marks = Text.assemble(*(_MARKS[state] for state in states), (" " * (self.total - len(states)), ""))
-        facts = Text(
-            f"{counts[JobState.PENDING]} waiting, {counts[JobState.SUBMITTING]} being sent, "
-            f"{counts[JobState.RUNNING]} running, {counts[JobState.SUCCEEDED]} done",
-            style="dim",
-        )
+        counts = Counter(record.state for record in list(self.records.values()))
+        shown = [f"{counts[state]} {word}" for state, word in _WORDS.items() if counts[state]]
+        facts = Text(", ".join(shown) or "starting", style="dim")
         bar = Table.grid(padding=(0, 1))
         bar.add_row(ProgressBar(total=self.total, completed=self.done, width=40), f"{self.done}/{self.total}")
-        return Group(bar, marks, facts)
+        return Group(bar, facts)
 
 
 def unreachable_message(event: GatewayUnreachable) -> str:

@@ -237,7 +237,7 @@ def inspect(data: Data) -> ImageFormat:
     """Return the format of a complete image of allowed size; raise `FetchError` otherwise."""
     image_format = _detect(data)
     width, height = image_format.scan(data)
-    _check_size(width, height)
+    check_size(width, height)
     return image_format
 
 
@@ -254,7 +254,7 @@ def check_decodes(source: BinaryIO, image_format: ImageFormat) -> None:
         return  # this Pillow can't read the format
     try:
         with Image.open(source, formats=[pillow_name]) as image:
-            _check_size(image.width, image.height)  # Pillow may read a different size than the scan
+            check_size(image.width, image.height)  # Pillow may read a different size than the scan
             image.load()
     except FetchError:
         raise
@@ -290,7 +290,8 @@ def _matches(start: bytes, signature: bytes) -> bool:
     return all(expected in (ord("."), found) for found, expected in zip(start, signature, strict=False))
 
 
-def _check_size(width: int, height: int) -> None:
+def check_size(width: int, height: int) -> None:
+    """Raise `FetchError` for an image without pixels, or with more than `MAX_PIXELS`."""
     if width <= 0 or height <= 0:
         raise corrupt()
     if width * height > MAX_PIXELS:

@@ -6,7 +6,7 @@ import json
 import os
 import secrets
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from datetime import UTC, datetime
 from functools import cache
 from importlib.resources import files
@@ -23,7 +23,11 @@ from nanobanana_async.report.charts import charts_of
 from nanobanana_async.report.recorder import Recorder
 from nanobanana_async.report.row import STATUSES, ReportRow, json_value
 from nanobanana_async.report.summary import Summary
+from nanobanana_async.report.thumbnails import find_thumbnail
 
+MAX_CARDS = 10_000
+
+_GROUP = 60  # cards that are laid out together: full rows of up to six
 _CHUNK = 1 << 16
 _LONG = 64  # characters; a longer prompt may not fit into two lines
 _MAX_ALT = 160
@@ -39,13 +43,21 @@ STATUS_HELP = {
 
 
 def write_report(
-    path: Path, rows: Iterable[ReportRow], *, title: str, run: Recorder | None = None, max_cards: int = 10_000
+    path: Path,
+    rows: Iterable[ReportRow],
+    *,
+    title: str,
+    run: Recorder | None = None,
+    advice: Callable[[ReportRow], str] | None = None,
+    max_cards: int = MAX_CARDS,
 ) -> None:
     """Write the report of rows as one HTML file, which replaces an older one atomically.
 
-    The rows are iterated once and not kept. `run` adds the limit, refusals and detection delays of the run. The gallery
+    The rows are iterated once and not kept. `run` adds the limit, refusals and detection delays of the run, `advice` a
+    sentence to the card of each row that did not succeed: what to do about it. The gallery
     shows the first `max_cards` rows and up to as many further rows that did not succeed, because browsers are slow with
-    more; counts and charts include all rows. The function blocks: call it in a thread.
+    more; counts and charts include all rows. Images that `make_thumbnail` has seen are shown by their thumbnails. The
+    function blocks: call it in a thread.
     """
     part = path.with_name(f".nanobanana-{secrets.token_hex(8)}.html.part")
     summary = Summary()
@@ -57,8 +69,12 @@ def write_report(
                 summary.add(row)
                 spare = summary.shown.total() - max_cards
                 if spare < 0 or (row.status != "succeeded" and spare < max_cards):
+                    if summary.shown.total() and summary.shown.total() % _GROUP == 0:
+                        cards.write('</div>\n<div class="grid">\n')
                     summary.shown[row.status] += 1
-                    cards.write(_card(row))
+                    cards.write(
+                        _card(row, path.parent, "" if advice is None or row.status == "succeeded" else advice(row))
+                    )
             cards.seek(0)
             descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
             with open(descriptor, "w", encoding="utf-8", errors="backslashreplace", newline="\n") as file:
@@ -81,7 +97,7 @@ class Fact:
     tone: str = ""
 
 
-def _card(row: ReportRow) -> str:
+def _card(row: ReportRow, folder: Path, advice: str) -> str:
     prompt = row.prompt if row.prompt.strip() else ""
     return (
         _templates()
@@ -90,7 +106,8 @@ def _card(row: ReportRow) -> str:
             row=row,
             prompt=prompt,
             long=_is_long(prompt) or (not row.images and len(row.error or "") > 2 * _LONG),
-            images=[_link(image) for image in row.images],
+            images=[(_link(image), _link(find_thumbnail(folder, image) or image)) for image in row.images],
+            advice=advice,
             alt=prompt[:_MAX_ALT] or f"row {row.index + 1}",
             settings=_short_settings(row),
             took="" if row.seconds is None else duration(row.seconds),
@@ -114,10 +131,12 @@ def _page(title: str, summary: Summary, run: Recorder | None, cards: IO[str]) ->
             policy=_policy(style, script),
             facts=_header(summary, busy_s),
             charts=charts,
+            run_facts=" · ".join(f"{chart.title.lower()} {chart.headline}" for chart in charts),
             statuses=[(status, summary.shown[status]) for status in STATUSES if summary.shown[status]],
             help=STATUS_HELP,
             rows=summary.rows,
             shown=summary.shown.total(),
+            group=_GROUP,
             when=_when(summary),
             cards=(Markup(chunk) for chunk in iter(lambda: cards.read(_CHUNK), "")),
         )

@@ -10,9 +10,10 @@ from attrs import evolve
 from rich.console import Console
 
 from nanobanana_async import RateLimited, SessionStats
-from nanobanana_async.cli.batch.display import BatchDisplay
+from nanobanana_async.cli.batch.display import COLLECTING, BatchDisplay
 from nanobanana_async.errors import TransportError
-from nanobanana_async.events import BudgetUsedUp, CreateFailed
+from nanobanana_async.events import BudgetUsedUp, CreateFailed, JobStateChanged
+from nanobanana_async.jobs import JobState
 from tests.support.ledger_contract import job
 
 STATS = SessionStats(
@@ -70,16 +71,65 @@ def test_the_remaining_time_follows_the_pace() -> None:
     scene = Scene(300)
     for _ in range(60):
         scene.now += 1
-        scene.display.ended("succeeded", "a fox", None)
+        scene.display.ended("key", "succeeded", "a fox", None)
         scene.display.tick(STATS)
     assert round(scene.display.rows_per_minute() or 0) == 60
     assert round(scene.display.left_s() or 0) == 240
     assert "60 rows a minute, about 4 min left" in scene.rendered()[2]
 
 
+def running(key: str) -> JobStateChanged:
+    return JobStateChanged(before=JobState.SUBMITTING, record=evolve(job(), key=key, state=JobState.RUNNING))
+
+
+def succeeded(key: str) -> JobStateChanged:
+    return JobStateChanged(before=JobState.RUNNING, record=evolve(job(), key=key, state=JobState.SUCCEEDED))
+
+
+def paced(total: int = 300) -> Scene:
+    """Return a scene after a minute at 60 rows a minute, with jobs that began 10, 5 and 4 seconds ago."""
+    scene = Scene(total)
+    for number in range(60):
+        scene.now += 1
+        scene.display.ended(f"row-{number}", "succeeded", "a fox", None)
+        scene.display.tick(STATS)
+        if number in (49, 54, 55):
+            scene.display(running(f"late-{number}"))
+    return scene
+
+
+def test_a_stopped_batch_shows_what_is_left_to_collect() -> None:
+    scene = paced()
+    scene.display.phase = COLLECTING
+    scene.display.tick(evolve(STATS, slots_held=3))
+    assert scene.rendered()[2] == "collecting 3 running jobs, 16.5 credits, about 26 s left"
+    scene.display(succeeded("late-54"))
+    scene.display(succeeded("late-55"))
+    scene.display.tick(evolve(STATS, slots_held=1))
+    expected = "collecting 1 running job and saving the images of 2 jobs, 16.5 credits, about 20 s left"
+    assert " ".join(scene.rendered(120)[2].split()) == expected
+    scene.display.ended("late-54", "succeeded", "a fox", None)
+    scene.display.ended("late-55", "unfinished", "a fox", "the link has expired")
+    scene.now += 25
+    assert scene.rendered()[2] == "collecting 1 running job, 16.5 credits"  # it should have ended 5 seconds ago
+    scene.display(succeeded("late-49"))
+    scene.display.tick(evolve(STATS, slots_held=0))
+    assert scene.rendered()[2] == "saving the images of 1 job, 16.5 credits"
+    scene.display.ended("late-49", "succeeded", "a fox", None)
+    assert scene.rendered()[2] == "collecting running jobs, 16.5 credits"
+
+
+def test_the_last_rows_of_a_batch_are_estimated_by_their_jobs() -> None:
+    scene = paced(total=63)
+    scene.display.tick(evolve(STATS, slots_held=3))
+    assert scene.rendered()[2] == "collecting 3 running jobs, 16.5 credits, about 26 s left"
+    scene.display.tick(evolve(STATS, slots_held=2))  # a row waits to be sent
+    assert "60 rows a minute, about 3 s left" in scene.rendered()[2]
+
+
 def test_the_number_of_rows_may_be_unknown() -> None:
     scene = Scene(None)
-    scene.display.ended("succeeded", "a fox", None)
+    scene.display.ended("key", "succeeded", "a fox", None)
     scene.display.tick(evolve(STATS, job_limit=None, job_duration_median_s=None))
     assert scene.rendered()[1] == "1 rows, 1 succeeded, 12 running, limit unknown"
     assert scene.display.left_s() is None
@@ -101,8 +151,8 @@ def test_the_last_problem_is_shown_for_a_while_except_throttling() -> None:
 
 def test_a_small_batch_in_a_pipe_prints_a_line_per_row() -> None:
     scene = Scene(2, terminal=False)
-    scene.display.ended("succeeded", "a fox", None)
-    scene.display.ended("failed", "a\nlynx", "no\x1b[31m")
+    scene.display.ended("key", "succeeded", "a fox", None)
+    scene.display.ended("key", "failed", "a\nlynx", "no\x1b[31m")
     scene.display.tick(STATS)
     assert scene.output.getvalue().splitlines() == ["1/2 succeeded: a fox", "2/2 failed: a lynx: no\\x1b[31m"]
 
@@ -111,7 +161,7 @@ def test_a_large_batch_in_a_pipe_prints_periodic_summaries() -> None:
     scene = Scene(100_000, terminal=False)
     for _ in range(100):
         scene.now += 0.25
-        scene.display.ended("succeeded", "a fox", None)
+        scene.display.ended("key", "succeeded", "a fox", None)
         scene.display.tick(STATS)
     lines = scene.output.getvalue().splitlines()
     assert len(lines) == 5
@@ -123,7 +173,7 @@ def test_a_hundred_thousand_rows_are_cheap_to_show() -> None:
     began_at = time.process_time()
     for number in range(100_000):
         scene.now += 0.001
-        scene.display.ended("succeeded", "a fox", None)
+        scene.display.ended("key", "succeeded", "a fox", None)
         if number % 250 == 0:
             scene.display.tick(STATS)
     took_s = time.process_time() - began_at

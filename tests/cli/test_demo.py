@@ -1,5 +1,6 @@
-"""`nanobanana demo`: no key, a lost answer, no double charge."""
+"""`nanobanana demo`: no key, a lost answer, no double charge, and a page at the end."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -11,15 +12,57 @@ pytestmark = pytest.mark.slow
 
 
 async def test_the_demo_loses_an_answer_without_a_double_charge(tmp_path: Path) -> None:
-    said = await in_a_process("demo", "--prompts", "5", folder=tmp_path)
+    said = await in_a_process("demo", "--prompts", "8", folder=tmp_path)
     assert said.code == 0, said.err
-    assert "40 credits, 0 paid twice" in said.err
-    assert "5 images in nanobanana-demo" in said.out
-    images = list((tmp_path / "nanobanana-demo").glob("*.png"))
-    assert len(images) == 5
+    assert said.out == "nanobanana-demo/index.html\n"
+    for pattern in (
+        r"\d s  The gateway refuses more than 6 jobs at once \(429, no charge\)",
+        r"\d s  An answer is lost: has 'a [^']+' been bought\?",
+        r"\d s  The gateway knows the key: the job is found again and was paid for once\.",
+        r"\d s  8 of 8 images; \d+ polls; one every 3 s: \d+\.",
+        r"bought +8 jobs in \d+",
+        r"credits +64; jobs paid twice: 0",
+        r"lost answers +1; found again without a second purchase: 1",
+        r"job limit +6 learned from \d refusal",
+        r"polls +\d+; one every 3 s would have been \d+",
+        r'  echo "a fox in snow" \| nanobanana batch - -o foxes --gateway emulator',
+    ):
+        assert re.search(pattern, said.err), (pattern, said.err)
+    assert said.err.isascii()
+    images = list((tmp_path / "nanobanana-demo" / "images").glob("*.png"))
+    assert len(images) == 8
     for path in images:
         with Image.open(path) as image:
             assert image.width > image.height
+
+
+async def test_a_second_demo_replaces_the_images_of_the_first(tmp_path: Path) -> None:
+    images = tmp_path / "nanobanana-demo" / "images"
+    assert (await nanobanana("demo", "--prompts", "3", folder=tmp_path)).code == 0
+    first = {path.name for path in images.glob("*.png")}
+    edited = images / min(first)
+    edited.write_bytes(edited.read_bytes() + b"edited by hand")
+    (images / "mine.png").write_bytes(b"another file")
+    said = await nanobanana("demo", "--prompts", "2", folder=tmp_path)
+    assert said.code == 0, said.err
+    left = {path.name for path in images.glob("*.png")}
+    assert left & (first | {"mine.png"}) == {edited.name, "mine.png"}
+    assert len(left) == 4
+    page = (images.parent / "index.html").read_text(encoding="utf-8")
+    shown = re.findall(r'href="\./images/([^"]+)"', page)
+    assert len(shown) == 2
+    assert left >= set(shown)
+
+
+@pytest.mark.parametrize("name", ["index.html", "images"])
+async def test_a_folder_with_other_files_is_refused(tmp_path: Path, name: str) -> None:
+    mine = tmp_path / "mine" / name
+    mine.parent.mkdir()
+    mine.write_text("written by hand")
+    said = await nanobanana("demo", "--prompts", "1", "-o", "mine", folder=tmp_path)
+    assert said.code == 2
+    assert f"mine holds {name}, which this command did not create" in said.complaint
+    assert mine.read_text() == "written by hand"
 
 
 async def test_a_demo_that_cannot_save_is_refused(tmp_path: Path) -> None:

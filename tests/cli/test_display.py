@@ -52,7 +52,7 @@ def test_the_live_display_shows_all_jobs() -> None:
             *state_changes("three"),
         ]:
             display(event)
-    assert "1 waiting, 0 being sent, 1 running, 1 done" in output.getvalue()
+    assert "1 waiting, 1 running, 1 done" in output.getvalue()
     assert "succeeded:" not in output.getvalue()
 
 

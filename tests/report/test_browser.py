@@ -1,11 +1,9 @@
 """The report page in Chromium, opened from disk.
 
-Skipped where Playwright or Chromium is missing; `NANOBANANA_TEST_CHROMIUM` names another browser than `chromium`.
+Skipped where Playwright or Chromium is missing, see `conftest.py`.
 """
 
-import os
 import re
-import shutil
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,19 +11,17 @@ from typing import Literal
 
 import pytest
 
-from nanobanana_async.report import ReportRow, write_report
+from nanobanana_async.report import write_report
 from tests.support.reports import made_rows, made_run, paint_images, row, without_image
 
 pytest.importorskip("playwright.sync_api", reason="Playwright is missing: pip install playwright")
 
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from playwright.sync_api import Browser, Page, expect
+
+from tests.support.browsing import Visit, opened, shown
 
 pytestmark = pytest.mark.slow
 
-FLAGS = (
-    *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
-    *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
-)
 HOSTILE = "<script>window.pwned = 1</script></script><img src=x onerror=\"window.pwned = 1\"> & 'x' {{ 7 * 7 }}"
 REORDERING = "abc \N{RIGHT-TO-LEFT OVERRIDE}gnp.exe \N{HEBREW LETTER ALEF} and on"
 LINES = "first\r\nsecond\rthird\n\tfourth\x07\x1b[31m"
@@ -56,19 +52,6 @@ IMAGE_COUNT = sum(len(one.images) for one in ROWS)
 
 
 @pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    """One browser for the module."""
-    named = os.environ.get("NANOBANANA_TEST_CHROMIUM")
-    executable = named or shutil.which("chromium") or shutil.which("chromium-browser")
-    if executable is None:
-        pytest.skip("Chromium is missing: apt-get install chromium, or name it in NANOBANANA_TEST_CHROMIUM")
-    with sync_playwright() as playwright:
-        launched = playwright.chromium.launch(executable_path=executable, args=FLAGS)
-        yield launched
-        launched.close()
-
-
-@pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A report with its images, one of them missing."""
     home = tmp_path_factory.mktemp("report")
@@ -78,64 +61,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return home
 
 
-class Visit:
-    """A browser page with its requests and console errors."""
-
-    def __init__(self, browser: Browser) -> None:
-        context = browser.new_context()
-        context.grant_permissions(["clipboard-read", "clipboard-write"])
-        context.set_default_timeout(10_000)
-        self.page = context.new_page()
-        self.requests: list[str] = []
-        self.complaints: list[str] = []
-        self.page.on("request", lambda request: self.requests.append(request.url))
-        self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
-        self.page.on("console", lambda message: self.complaints.append(message.text))
-        self.page.on("dialog", lambda dialog: self.complaints.append(dialog.message))
-
-    def open(self, file: Path) -> None:
-        """Open a report on a desktop with the light scheme."""
-        self.requests.clear()
-        self.complaints.clear()
-        self.page.set_viewport_size({"width": 1280, "height": 900})
-        self.page.emulate_media(color_scheme="light")
-        self.page.goto(file.as_uri())
-
-    def check_quiet(self, folder: Path) -> None:
-        """Fail on script errors, and on requests for anything but the report."""
-        assert self.page.evaluate("window.pwned") is None
-        complaints = [message for message in self.complaints if "ERR_FILE_NOT_FOUND" not in message]
-        assert complaints == []
-        home = folder.as_uri()
-        assert [url for url in self.requests if not url.startswith((f"{home}/", "data:,"))] == []
-
-
-@pytest.fixture(scope="module")
-def window(browser: Browser) -> Visit:
-    """One window for the module: a new one for each test takes longer than most of them."""
-    return Visit(browser)
-
-
 @pytest.fixture
 def visit(window: Visit, folder: Path) -> Iterator[Page]:
     """The report, opened from disk; checked for errors and requests after the test."""
     window.open(folder / "index.html")
     yield window.page
     window.check_quiet(folder)
-
-
-def opened(browser: Browser, folder: Path, rows: list[ReportRow]) -> Page:
-    """Return a page of other rows; close its context."""
-    write_report(folder / "other.html", rows, title="other")
-    page = browser.new_context().new_page()
-    page.goto((folder / "other.html").as_uri())
-    return page
-
-
-def shown(page: Page) -> list[int]:
-    """Return the visible rows, in order."""
-    cards = page.locator(".card:not([hidden])").evaluate_all("all => all.map(card => JSON.parse(card.dataset.row).i)")
-    return [int(index) for index in cards]
 
 
 def test_images_are_loaded_lazily_from_disk(visit: Page) -> None:
@@ -171,7 +102,8 @@ def test_chips_filter_by_status(visit: Page) -> None:
     ("words", "found"),
     [
         ("HARBOUR", [0, 1, 2, 3, 4, 5, 14]),
-        ("number harbour 3", [3]),
+        ("number harbour 3", [2, 3]),
+        ("#3 harbour", [2]),
         ("sad", [12]),
         ("task_000004", [4]),
         ("5f1c0ffee0000002", [2]),

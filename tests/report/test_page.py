@@ -158,7 +158,7 @@ def test_the_frame_has_the_most_common_shape(tmp_path: Path, ratio: str | None, 
 
 def test_no_rows_and_one_row_are_valid_pages(tmp_path: Path) -> None:
     assert "No rows yet" in written(tmp_path, [])
-    assert "1 row</p>" in written(tmp_path, [row()])
+    assert ">1 row</span>" in written(tmp_path, [row()])
 
 
 def test_the_old_page_stays_if_writing_fails(tmp_path: Path) -> None:
@@ -199,13 +199,29 @@ def test_a_full_gallery_still_shows_failed_rows(tmp_path: Path) -> None:
     assert "20 <small>of 40 rows</small>" in page
 
 
-def test_charts_come_before_the_gallery(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("rows", "groups"), [(0, 1), (1, 1), (60, 1), (61, 2), (120, 2), (150, 3)])
+def test_cards_are_laid_out_in_groups(tmp_path: Path, rows: int, groups: int) -> None:
+    found = Elements(written(tmp_path, [row(number) for number in range(rows)]))
+    assert len([found for found in found.all("div") if found.get("class") == "grid"]) == groups
+    assert len(found.all("article")) == rows
+
+
+def test_cards_of_rows_without_success_have_advice(tmp_path: Path) -> None:
+    rows = [row(0), without_image(1, "failed", "no"), without_image(2, "unfinished")]
+    write_report(tmp_path / "index.html", rows, title="spring", advice=lambda row: f"<{row.status}> {row.index}")
+    page = (tmp_path / "index.html").read_text(encoding="utf-8")
+    advice = re.findall(r'<p class="advice">(.*?)</p>', page)
+    assert advice == ["&lt;failed&gt; 1", "&lt;unfinished&gt; 2"]
+
+
+def test_charts_come_after_the_gallery_and_are_folded(tmp_path: Path) -> None:
     rows = list(made_rows(60))
     write_report(tmp_path / "index.html", rows, title="spring", run=made_run(rows))
     page = (tmp_path / "index.html").read_text(encoding="utf-8")
     assert page.count("<figure") == 4
     assert re.search(r'aria-label="Job slots, \d+ at once, limit 20 learned · 4 refusals"', page)
-    assert page.index("<figure") < page.index("<article")
+    assert page.rindex("<article") < page.index('<details class="run" id="run">') < page.index("<figure")
+    assert '<a href="#run">Charts of the run</a>' in page
 
 
 def test_templates_are_packaged() -> None:

@@ -17,8 +17,9 @@ from rich.text import Text
 from nanobanana_async import RateLimited, SessionStats
 from nanobanana_async.cli.display import LiveDisplay, shorten, unreachable_message, used_up_message
 from nanobanana_async.escaping import one_line
-from nanobanana_async.events import BudgetUsedUp, CreateFailed, Event, GatewayUnreachable, PollFailed
-from nanobanana_async.formatting import duration, moment, number
+from nanobanana_async.events import BudgetUsedUp, CreateFailed, Event, GatewayUnreachable, JobStateChanged, PollFailed
+from nanobanana_async.formatting import count, duration, moment, number
+from nanobanana_async.jobs import JobRecord, JobState
 
 REDRAWS_A_SECOND = 4
 ROW_LINES_UP_TO = 200  # rows; a larger batch gets a status line every SUMMARY_S
@@ -26,6 +27,9 @@ SUMMARY_S = 5.0
 WINDOW_S = 60.0
 FULL_ROUNDS = 3  # of all slots: the pace before that is the one of the start
 PROBLEM_S = 30.0  # how long the last problem is shown
+
+COLLECTING = "collecting running jobs"
+"""The phase after the buying stopped."""
 
 _STYLES = {"succeeded": "green", "failed": "red", "refused": "red", "invalid": "red", "uncertain": "magenta"}
 _FAILED = ("failed", "refused", "invalid")
@@ -55,6 +59,10 @@ class BatchDisplay(LiveDisplay):
         self._max_credits = max_credits
         self._ended: deque[tuple[float, int]] = deque()
         self._ended_here = 0
+        self._running: dict[str, float] = {}
+        """When each running job began to run."""
+        self._saving: set[str] = set()
+        """Jobs that have succeeded, and whose images are not saved yet."""
         self._problem: tuple[float, str] | None = None
         self._summary_due = clock() + SUMMARY_S
         self._live = Live(
@@ -73,6 +81,8 @@ class BatchDisplay(LiveDisplay):
                 self.say(unreachable_message(event))
             case BudgetUsedUp():
                 self.say(used_up_message(event))
+            case JobStateChanged(record=record):
+                self._follow(record)
             case CreateFailed(error=RateLimited()):
                 pass  # expected while the job limit is being learned; the display shows the limit
             case CreateFailed(error=error) | PollFailed(error=error):
@@ -80,12 +90,21 @@ class BatchDisplay(LiveDisplay):
             case _:
                 pass
 
+    def _follow(self, record: JobRecord) -> None:
+        if record.state is JobState.RUNNING:
+            self._running.setdefault(record.key, self._clock())
+        else:
+            self._running.pop(record.key, None)
+        if record.state is JobState.SUCCEEDED:
+            self._saving.add(record.key)
+
     def add_finished(self, status: str) -> None:
         """Count a row that ended in an earlier run."""
         self.counts[status] += 1
 
-    def ended(self, status: str, prompt: str, error: str | None) -> None:
+    def ended(self, key: str, status: str, prompt: str, error: str | None) -> None:
         """Count a row that has just ended."""
+        self._saving.discard(key)
         self.counts[status] += 1
         self._ended_here += 1
         if error is not None:
@@ -122,10 +141,32 @@ class BatchDisplay(LiveDisplay):
         """Number of rows without images: failed, refused or invalid."""
         return sum(self.counts[status] for status in _FAILED)
 
+    @property
+    def collecting(self) -> bool:
+        """Whether nothing more will be bought: the buying has stopped, or every row that is left runs or is saved."""
+        if self.phase == COLLECTING:
+            return True
+        held = 0 if self.stats is None else self.stats.slots_held
+        left = None if self.total is None else self.total - self.done
+        return not self.phase and left is not None and 0 < left <= held + len(self._saving)
+
     def left_s(self) -> float | None:
-        """Estimate the remaining time: from the pace of the last minute, or from learned durations at the start."""
+        """Estimate the remaining time: from the pace of the last minute, or from learned durations at the start.
+
+        Once nothing more is bought, the pace says nothing: then it is the time until the youngest job should have
+        ended, and None if that has passed.
+        """
         stats = self.stats
-        if stats is None or self.total is None or stats.job_duration_median_s is None:
+        if stats is None or stats.job_duration_median_s is None:
+            return None
+        if self.collecting:
+            youngest_at = max(list(self._running.values()), default=None)
+            if youngest_at is None:
+                return None
+            most_s = stats.job_duration_median_s * math.exp(stats.job_duration_sigma or 0.0)
+            left_s = youngest_at + most_s - self._clock()
+            return left_s if left_s > 0 else None
+        if self.total is None:
             return None
         slots = max(stats.job_limit or stats.slots_held, 1)
         pace = self.rows_per_minute()
@@ -156,7 +197,7 @@ class BatchDisplay(LiveDisplay):
         if stats is not None:
             limit = "limit unknown" if stats.job_limit is None else f"limit {stats.job_limit}"
             rows.append(Text(f"{stats.slots_held} running, {limit}"))
-        facts = [Text(self.phase, "yellow")] if self.phase else []
+        facts = [Text(self._phase(), "yellow")] if self._phase() else []
         if stats is not None and stats.paused_until is not None:
             until = moment(stats.paused_until)
             facts.append(Text(f"the account's daily budget is used up; goes on at {until}", "yellow"))
@@ -166,11 +207,21 @@ class BatchDisplay(LiveDisplay):
         facts.append(Text(f"{number(self.spent)}{cap} credits"))
         if self.reserved:
             facts.append(Text(f"{number(self.reserved)} reserved"))
-        if (pace := self.rows_per_minute()) is not None:
+        if (pace := self.rows_per_minute()) is not None and not self.collecting:
             facts.append(Text(f"{pace:.0f} rows a minute"))
         if (left_s := self.left_s()) is not None:
             facts.append(Text(f"about {duration(left_s, tenths=False)} left"))
         return [Text(", ").join(rows), Text(", ").join(facts)]
+
+    def _phase(self) -> str:
+        """Return what the run does while it does not buy, and what is left to collect."""
+        if not self.collecting:
+            return self.phase
+        held = 0 if self.stats is None else self.stats.slots_held
+        parts = [f"collecting {count(held, 'running job')}"] if held else []
+        if self._saving:
+            parts.append(f"saving the images of {count(len(self._saving), 'job')}")
+        return " and ".join(parts) or self.phase
 
     def _render(self) -> RenderableType:
         bar = Table.grid(padding=(0, 1), expand=True)

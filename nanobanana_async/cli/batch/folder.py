@@ -16,6 +16,7 @@ from nanobanana_async.cli.batch.results import IMAGES, RESULTS
 from nanobanana_async.errors import ConfigurationError
 from nanobanana_async.file_locks import try_lock
 from nanobanana_async.images.files import make_folder, rename_exclusive, why_unwritable
+from nanobanana_async.report import THUMBNAILS
 
 LEDGER = "jobs.sqlite"
 REPORT = "index.html"
@@ -24,7 +25,7 @@ MARKER = ".nanobanana-batch"
 CHANGED = (LEDGER, *(f"{LEDGER}-{suffix}" for suffix in ("wal", "shm", "journal")))
 """Files that are written in place; all others are replaced atomically."""
 FILES = (RESULTS, REPORT, *CHANGED)
-FOLDERS = (IMAGES, f"{LEDGER}-owners")
+FOLDERS = (IMAGES, THUMBNAILS, f"{LEDGER}-owners")
 
 _PART = re.compile(r"\.nanobanana-[0-9a-f]{16}(?:\.jsonl|\.html)?\.part")
 _MARKER_BYTES = 1 << 20

@@ -22,7 +22,7 @@ from nanobanana_async import (
     Session,
     SqliteLedger,
 )
-from nanobanana_async.cli.batch.display import BatchDisplay
+from nanobanana_async.cli.batch.display import COLLECTING, BatchDisplay
 from nanobanana_async.cli.batch.finished import FinishedRows
 from nanobanana_async.cli.batch.folder import LEDGER, REPORT, BatchFolder, unwritable
 from nanobanana_async.cli.batch.input_file import FileRow, InputFile
@@ -156,6 +156,7 @@ class Run:
             if result is not None:
                 self._results.add(result)
                 self._summary.add(result)
+                self._report.add(result.row)
                 self._display.add_finished(result.row.status)
                 self._stdout.add(result, self._folder)
             if row.index % YIELD_EVERY == 0:
@@ -190,7 +191,8 @@ class Run:
                     max_wait_s=plan.max_wait_s,
                 ) as batch,
             ):
-                coroutines = (self._tick(session), self._stop_on_signal(batch), self._write_reports(batch))
+                report = (self._write_reports(batch), self._report.make_thumbnails())
+                coroutines = (self._tick(session), self._stop_on_signal(batch), *report)
                 background = [group.create_task(coroutine) for coroutine in coroutines]
                 try:
                     async for outcome in batch:
@@ -221,7 +223,7 @@ class Run:
     async def _stop_on_write_error(self, batch: Batch, reason: NanoBananaError) -> None:
         """Stop buying, because results can't be written; collect the running jobs."""
         self._summary.stop_reason = self._summary.stop_reason or reason
-        self._display.phase = "collecting running jobs"
+        self._display.phase = COLLECTING
         await batch.aclose()
 
     async def _write_result(self, outcome: Outcome) -> None:
@@ -234,9 +236,10 @@ class Run:
                 report = evolve(result.row, status="unfinished", error=str(error), error_kind=type(error).__name__)
                 result = evolve(result, row=report)
         self._results.add(result)
+        self._report.add(result.row)
         self._changed = True
         self._summary.add(result)
-        self._display.ended(result.row.status, result.row.prompt, result.row.error)
+        self._display.ended(result.row.key, result.row.status, result.row.prompt, result.row.error)
         if outcome.result is not None and outcome.result.missing:
             self._display.say(f"row {row.own_key or outcome.index + 1}: {missing_images(outcome.result)}")
         self._stdout.add(result, self._folder)
@@ -250,7 +253,7 @@ class Run:
 
     async def _stop_on_signal(self, batch: Batch) -> None:
         await self._signals.stop_requested.wait()
-        self._display.phase = "collecting running jobs"
+        self._display.phase = COLLECTING
         await batch.aclose()
 
     async def _write_reports(self, batch: Batch) -> None:
@@ -282,6 +285,7 @@ class Run:
             self._report.written = True  # keep the page of the last run, which has its charts
         elif self._results.committed:
             self._display.phase = f"writing {REPORT}"
+            await self._report.finish_thumbnails()
             await self._report.write()
 
     def _exit_code(self) -> int:

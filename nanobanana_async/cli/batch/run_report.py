@@ -1,16 +1,22 @@
-"""Write the report page during a run and at its end."""
+"""Write the report page during a run and at its end, and make thumbnails of its images in the background."""
 
+import asyncio
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import anyio
 import anyio.to_thread
 
 from nanobanana_async import Gateway
-from nanobanana_async.cli.batch.folder import REPORT, unwritable
+from nanobanana_async.cli.batch.folder import LEDGER, REPORT, unwritable
 from nanobanana_async.cli.batch.input_file import InputFile
 from nanobanana_async.cli.batch.results import Results
 from nanobanana_async.cli.batch.rows import unfinished
-from nanobanana_async.report import Recorder, ReportRow, write_report
+from nanobanana_async.cli.jobs.format import resolve_command
+from nanobanana_async.report import MAX_CARDS, Recorder, ReportRow, make_thumbnail, write_report
+
+LAST_THUMBNAILS_S = 20.0
+"""How long the end of a run waits for thumbnails; images without one are shown themselves."""
 
 
 class RunReport:
@@ -27,6 +33,27 @@ class RunReport:
         self._results = results
         self._cancelled = cancelled
         self._report_version = 0
+        self._images: asyncio.Queue[str] = asyncio.Queue()
+        """Images that may have no thumbnail yet."""
+
+    def add(self, row: ReportRow) -> None:
+        """Queue the images of a row for their thumbnails, if the page may show them."""
+        if row.index < MAX_CARDS:
+            for image in row.images:
+                self._images.put_nowait(image)
+
+    async def make_thumbnails(self) -> None:
+        """Make thumbnails until cancelled, one at a time: the run itself needs the processor."""
+        while True:
+            image = await self._images.get()
+            await anyio.to_thread.run_sync(make_thumbnail, self._folder, image, abandon_on_cancel=True)
+
+    async def finish_thumbnails(self) -> None:
+        """Make the thumbnails that are left, for a limited time."""
+        with anyio.move_on_after(LAST_THUMBNAILS_S):
+            while not self._images.empty():
+                image = self._images.get_nowait()
+                await anyio.to_thread.run_sync(make_thumbnail, self._folder, image, abandon_on_cancel=True)
 
     async def write(self) -> None:
         """Write the page; raises `ConfigurationError` if it can't be written."""
@@ -34,7 +61,7 @@ class RunReport:
         path, title, rows = self._folder / REPORT, self._file.batch, self._rows(self._report_version)
 
         def write() -> None:
-            write_report(path, rows, title=title, run=self.recorder)
+            write_report(path, rows, title=title, run=self.recorder, advice=self._advice)
 
         self.written = False
         try:
@@ -42,6 +69,19 @@ class RunReport:
         except OSError as error:
             raise unwritable(self._folder, error, REPORT) from None
         self.written = True
+
+    def _advice(self, row: ReportRow) -> str:
+        """Return what to do about a row that did not succeed."""
+        match row.status:
+            case "failed" | "refused":
+                return "Run the same command with --retry-failed to buy it again."
+            case "uncertain":
+                resolve = resolve_command(self._folder / LEDGER).replace("KEY", row.key)
+                return f"Check the gateway's own list of tasks, then {resolve}"
+            case "invalid":
+                return "Correct the row, then run the same command again."
+            case _:
+                return "Run the same command again to continue."
 
     def is_newer_than_the_results(self) -> bool:
         """Return True if the page was written after the results."""
