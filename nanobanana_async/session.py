@@ -11,7 +11,8 @@ from typing import Self, Unpack
 import aiohttp
 
 from nanobanana_async.batch.batch import Batch
-from nanobanana_async.batch.options import BatchOptions, Requests
+from nanobanana_async.batch.options import BatchOptions
+from nanobanana_async.batch.rows import Requests
 from nanobanana_async.callers import persistent_handle, result_for_caller
 from nanobanana_async.config import Timeouts, gateway_from_env
 from nanobanana_async.connections import make_components, wrong_gateway

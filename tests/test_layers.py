@@ -17,7 +17,7 @@ MAX_LINES = 320
 FLOORS: tuple[frozenset[str], ...] = (
     frozenset({"_version"}),
     frozenset({"errors", "escaping", "file_locks"}),
-    frozenset({"failures", "validators"}),
+    frozenset({"failures", "validators", "values"}),
     frozenset({"formatting"}),
     frozenset({"notebook_html"}),
     frozenset({"models"}),
@@ -52,6 +52,7 @@ THOUGHT = frozenset(
         "failures",
         "formatting",
         "validators",
+        "values",
         "notebook_html",
         "models",
         "jobs",

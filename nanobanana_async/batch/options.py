@@ -1,18 +1,16 @@
 """The options of one batch, and the types of its input."""
 
-from collections.abc import AsyncGenerator, AsyncIterable, Iterable
+from collections.abc import AsyncGenerator, AsyncIterable
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
 from attrs import Attribute, field, frozen
 
-from nanobanana_async.batch.rows import RowInput
+from nanobanana_async.batch.rows import Requests, RowInput
 from nanobanana_async.errors import ConfigurationError
 from nanobanana_async.failures import to_failure_kinds
 from nanobanana_async.validators import switch
-
-Requests = Iterable[RowInput] | AsyncIterable[RowInput]
 
 
 def _check_name(_: Any, __: "Attribute[str | None]", name: object) -> None:

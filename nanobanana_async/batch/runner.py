@@ -15,9 +15,9 @@ from anyio.abc import TaskGroup
 from attrs import evolve
 
 from nanobanana_async.batch.messages import crash, with_own_key
-from nanobanana_async.batch.options import BatchOptions, Requests, iterate
+from nanobanana_async.batch.options import BatchOptions, iterate
 from nanobanana_async.batch.outcome import Outcome
-from nanobanana_async.batch.rows import Row, RowReader
+from nanobanana_async.batch.rows import Requests, Row, RowReader
 from nanobanana_async.batch.streak import ErrorStreak, stop_reason
 from nanobanana_async.engine.engine import Engine
 from nanobanana_async.engine.tracked_job import NEVER, Phase, TrackedJob

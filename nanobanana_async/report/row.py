@@ -31,6 +31,8 @@ class ReportRow:
 
     index: int
     """The row's place in the input, from 0."""
+    number: int = 0
+    """Its line in a text file, its row in a table: what people call it. 0 if it is not known."""
     key: str
     status: Status = field(validator=_status)
     prompt: str = ""

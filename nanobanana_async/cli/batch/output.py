@@ -73,8 +73,9 @@ class StdoutLines:
 class BatchSummary:
     """Collect what a run prints on stderr at its start and at its end."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, unit: str = "row") -> None:
         self._folder = folder
+        self._unit = unit
         self.finished_before = 0
         """Rows that had ended before this run."""
         self.removed = 0
@@ -93,8 +94,8 @@ class BatchSummary:
         if row.status != "succeeded" and self._counts[row.status] <= MAX_ERRORS:
             job = f" [job {row.key}]" if row.status == "uncertain" else ""
             why = "" if row.error is None else f": {shorten(row.error, 300)}"
-            sentence = f"line {result.line} {row.status}: {shorten(row.prompt, 40)}{why}{job}"
-            self._problems.append((result.line, sentence))
+            sentence = f"{self._unit} {row.number} {row.status}: {shorten(row.prompt, 40)}{why}{job}"
+            self._problems.append((row.number, sentence))
 
     def observe(self, event: Event) -> None:
         """Remember a job that cost more than its estimate."""

@@ -31,8 +31,6 @@ class Result:
     """One line: the row as the report shows it, and the digests of its files."""
 
     row: ReportRow
-    line: int = 0
-    """Where the row begins in its file."""
     row_key: str | None = None
     """The key given in the input file."""
     sha256: tuple[str, ...] = ()
@@ -43,7 +41,6 @@ class Result:
     def to_json(self) -> str:
         """Return the line without a newline."""
         more = {
-            "line": self.line,
             "row_key": self.row_key,
             "sha256": self.sha256,
             "bytes": self.sizes,
@@ -61,7 +58,6 @@ class Result:
             raise ValueError("not every image has a digest")
         return cls(
             row=row,
-            line=int(facts.get("line") or 0),
             row_key=facts.get("row_key"),
             sha256=tuple(map(str, digests)),
             sizes=tuple(map(int, sizes)),

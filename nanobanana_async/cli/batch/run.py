@@ -76,7 +76,7 @@ class Run:
         self._results = Results(folder.path)
         self._ledger = SqliteLedger(folder.path / LEDGER)
         self._stdout = StdoutLines()
-        self._summary = BatchSummary(folder.path)
+        self._summary = BatchSummary(folder.path, plan.file.unit)
         self._signals = StopSignals(self._display)
         self._changed = False
         self._report = RunReport(folder.path, plan.file, gateway, self._results, lambda: self._signals.cancelled)
@@ -150,7 +150,8 @@ class Run:
         self._results.begin()
         for row in self._plan.file.rows(self._gateway):
             if row.error is not None:
-                raise ConfigurationError(f"{self._plan.file.title}, line {row.line}: {row.error}")
+                file = self._plan.file
+                raise ConfigurationError(f"{file.title}, {file.unit} {row.number}: {row.error}")
             result = await finished.find(row, old_offsets.pop(row.key, None))
             if result is not None:
                 self._results.add(result)
@@ -236,7 +237,7 @@ class Run:
         self._summary.add(result)
         self._display.ended(result.row.status, result.row.prompt, result.row.error)
         if outcome.result is not None and outcome.result.missing:
-            self._display.say(f"row {row.own_key or outcome.index + 1}: {missing_images(outcome.result)}")
+            self._display.say(f"{self._plan.file.unit} {row.number}: {missing_images(outcome.result)}")
         self._stdout.add(result, self._folder)
 
     async def _tick(self, session: Session) -> None:
