@@ -1,12 +1,13 @@
 """Requests and results: immutable values, validated on creation."""
 
+import math
 from collections.abc import Mapping, Sequence
 from datetime import datetime, time
 from decimal import Decimal
-from typing import Any, Literal, TypedDict, cast, get_args
+from typing import Any, Literal, cast, get_args
 from urllib.parse import urlsplit
 
-from attrs import Attribute, evolve, field, fields, fields_dict, frozen
+from attrs import Attribute, asdict, evolve, field, fields, fields_dict, frozen
 
 from nanobanana_async.errors import ConfigurationError, InvalidRequest
 from nanobanana_async.formatting import duration, number
@@ -26,19 +27,6 @@ OutputFormat = Literal["jpeg", "jpg", "png"]
 TaskType = Literal["text-to-image", "image-to-image"]
 
 MAX_IMAGES = 6  # API Mall's reference: "num_images ... Range: 1 - 6"
-
-
-class RequestFields(TypedDict, total=False):
-    """The fields that `generate` and `submit` accept beside the prompt; see `ImageRequest`."""
-
-    images: tuple[str, ...] | list[str]
-    num_images: int
-    aspect_ratio: str | None
-    resolution: Resolution | None
-    output_format: OutputFormat | None
-    model: str | None
-    task_type: TaskType | None
-    callback_url: str | None
 
 
 def _check_prompt(_: Any, __: "Attribute[str]", prompt: object) -> None:
@@ -135,6 +123,34 @@ class ImageRequest:
     """None means image-to-image if there are `images`, otherwise text-to-image."""
     callback_url: str | None = field(default=None, kw_only=True, converter=_to_callback, validator=_check_callback)
 
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields as JSON types."""
+        return {**asdict(self), "images": list(self.images)}
+
+
+def to_json(value: Any) -> Any:
+    """Return a value as JSON types: credits as numbers, times in ISO form, what JSON does not have as text."""
+    match value:
+        case None | bool() | str() | int():
+            return value
+        case float():
+            return value if math.isfinite(value) else str(value)
+        case Decimal():
+            return json_number(value)
+        case datetime():
+            return value.isoformat()
+        case Mapping():
+            return {str(name): to_json(inner) for name, inner in value.items()}
+        case list() | tuple():
+            return [to_json(inner) for inner in value]
+        case _:
+            return str(value)
+
+
+def json_number(value: Decimal) -> int | float:
+    """Return an amount as the number that JSON has for it."""
+    return int(value) if value == value.to_integral_value() else float(value)
+
 
 REQUEST_FIELDS = tuple(fields_dict(ImageRequest))
 ROW_FIELDS = ("key", "metadata")
@@ -181,6 +197,14 @@ class GenerationResult:
     def url(self) -> str:
         """The first image's URL."""
         return self.images[0].url
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the result as JSON types, without `raw`: credits as numbers, times in ISO form."""
+        facts = asdict(self, filter=lambda attribute, _: attribute.name not in ("raw", "request", "images"))
+        facts = {name: to_json(value) for name, value in facts.items()}
+        facts["images"] = [{"index": image.index, "url": image.url} for image in self.images]
+        facts["request"] = None if self.request is None else self.request.to_dict()
+        return facts
 
     # Only HTML: every notebook shows it, it can hold several images, and IPython adds the repr as plain text.
     def _repr_html_(self) -> str:

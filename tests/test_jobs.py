@@ -22,6 +22,7 @@ from nanobanana_async.jobs import (
     key_prefix,
     validate_key,
 )
+from nanobanana_async.values import validate_row_key
 from tests.support.records import NOON, record
 
 PENDING, SUBMITTING, RUNNING, SUCCEEDED, FAILED, REFUSED, UNCERTAIN, WITHDRAWN = JobState

@@ -31,6 +31,7 @@ FLOORS: tuple[frozenset[str], ...] = (
     frozenset({"connections", "handle", "image_saver", "stats"}),
     frozenset({"callers"}),
     frozenset({"batch"}),
+    frozenset({"purchases"}),
     frozenset({"session"}),
     frozenset({"webhooks", "otel"}),
     frozenset({"report", "emulator"}),

@@ -10,6 +10,7 @@ from attrs import Attribute, field, frozen
 from nanobanana_async.batch.rows import Requests, RowInput
 from nanobanana_async.errors import ConfigurationError
 from nanobanana_async.failures import to_failure_kinds
+from nanobanana_async.images.names import NameTemplate
 from nanobanana_async.validators import switch
 
 
@@ -25,6 +26,7 @@ class BatchOptions:
     name: str | None = field(default=None, validator=_check_name)
     ordered: bool = field(default=False, validator=switch)
     folder: Path | None = None
+    names: NameTemplate | None = None
     max_credits: Decimal | None = None
     expected_credits: Decimal | None = None
     retry_failed: frozenset[str] = field(default=frozenset(), converter=to_failure_kinds)

@@ -4,12 +4,13 @@ import hashlib
 import json
 from array import array
 from bisect import bisect_left
-from collections.abc import AsyncIterable, Iterable, Mapping
+from collections.abc import AsyncIterable, Callable, Iterable, Mapping
 from typing import Any
 
 from attrs import asdict, evolve, fields_dict, frozen
 
 from nanobanana_async.errors import ConfigurationError, InvalidRequest
+from nanobanana_async.images.names import NameFacts
 from nanobanana_async.jobs import generate_key, key_prefix, validate_key
 from nanobanana_async.models import ImageRequest, to_request
 from nanobanana_async.values import is_absent, to_mapping, validate_row_key
@@ -27,6 +28,8 @@ class Row:
     request: ImageRequest | None = None
     metadata: Any = None
     error: InvalidRequest | None = None
+    name: str = ""
+    """The name of its images; empty if they are not saved."""
 
 
 RowInput = str | ImageRequest | Mapping[str, Any] | Row
@@ -42,7 +45,8 @@ class RowReader:
     often it occurred before. It never depends on the position: an inserted line must not buy the rest again.
     """
 
-    def __init__(self, batch: str | None) -> None:
+    def __init__(self, batch: str | None, name: Callable[[NameFacts], str] | None = None) -> None:
+        self._name = name
         self._prefix = None if batch is None else key_prefix(batch)
         self._validate = validate_key if batch is None else validate_row_key
         self._count = 0
@@ -70,8 +74,10 @@ class RowReader:
                 own_key, metadata = mapping.get("key"), mapping.get("metadata")
             own_key = None if is_absent(own_key) else self._validate(own_key)
             request = to_request(item, {})
+            facts = NameFacts(row=index + 1, key=own_key, prompt=request.prompt, metadata=metadata)
+            name = "" if self._name is None else self._name(facts)
             key = self._key_of(request, own_key)
-            return Row(index=index, key=key, own_key=own_key, request=request, metadata=metadata)
+            return Row(index=index, key=key, own_key=own_key, request=request, metadata=metadata, name=name)
         except (InvalidRequest, ConfigurationError) as error:
             text = None if own_key is None else str(own_key)
             invalid = error if isinstance(error, InvalidRequest) else InvalidRequest(error.message)

@@ -34,6 +34,7 @@ from nanobanana_async.errors import (
 )
 from nanobanana_async.handle import Job
 from nanobanana_async.image_saver import ImageSaver
+from nanobanana_async.images.names import row_name
 from nanobanana_async.jobs import JobRecord, JobState, key_prefix
 
 # Rows stored but not yet sent: enough that a free slot never waits for a ledger write.
@@ -68,7 +69,8 @@ class BatchRunner:
         self._options = options
         self._engine = engine
         self._saver = saver
-        self._rows = RowReader(options.name)
+        saved = options.folder is not None
+        self._rows = RowReader(options.name, partial(row_name, options.names) if saved else None)
         concurrency = engine.slots.limiter.policy
         held = 0 if concurrency.learn or concurrency.max_jobs is None else concurrency.max_jobs
         self._at_first = max(PULLED_AT_FIRST, held + PREFETCH)
@@ -224,11 +226,11 @@ class BatchRunner:
             self._emit(outcome)
         else:
             self._finishing[row.index] = outcome
-            self._group.start_soon(self._post_process, outcome)
+            self._group.start_soon(self._post_process, row, outcome)
 
-    async def _post_process(self, outcome: Outcome) -> None:
+    async def _post_process(self, row: Row, outcome: Outcome) -> None:
         try:
-            finished = await self._post_processed(outcome)
+            finished = await self._post_processed(row, outcome)
         except SessionClosed:
             self.input_error, finished = _closed(), None
         except asyncio.CancelledError as stray:
@@ -248,13 +250,15 @@ class BatchRunner:
             self.stop(stop_reason(finished.error, "were bought and have no saved images"))
         self._emit(finished)
 
-    async def _post_processed(self, outcome: Outcome) -> Outcome:
+    async def _post_processed(self, row: Row, outcome: Outcome) -> Outcome:
         try:
             async with self._finishers:
                 if outcome.result is None and outcome.job is not None:  # inline images are not stored in the ledger
                     outcome = evolve(outcome, result=await outcome.job.result())
                 if self._options.folder is not None and outcome.result is not None:
-                    outcome = evolve(outcome, saved=await self._saver.save(outcome.result, self._options.folder))
+                    folder, result = self._options.folder, outcome.result
+                    saved = await self._saver.save(result, folder, row.name, row_key=row.own_key)
+                    outcome = evolve(outcome, saved=saved)
         except SessionClosed:
             raise
         except NanoBananaError as error:
@@ -312,4 +316,12 @@ def _closed() -> SessionClosed:
 
 
 def _outcome(row: Row, job: Job | None, **found: Any) -> Outcome:
-    return Outcome(index=row.index, key=row.key, request=row.request, metadata=row.metadata, job=job, **found)
+    return Outcome(
+        index=row.index,
+        key=row.key,
+        row_key=row.own_key,
+        request=row.request,
+        metadata=row.metadata,
+        job=job,
+        **found,
+    )

@@ -10,6 +10,7 @@ from typing import Any, Literal, get_args
 from attrs import asdict, field, fields_dict, frozen
 
 from nanobanana_async.escaping import json_line
+from nanobanana_async.models import json_number
 
 Status = Literal["succeeded", "failed", "refused", "uncertain", "unfinished", "invalid"]
 STATUSES: tuple[Status, ...] = get_args(Status)
@@ -120,6 +121,8 @@ def json_value(value: Any, depth: int = 0) -> Any:
             return value if abs(value) < _MAX_INT else hex(value)
         case float():
             return value if math.isfinite(value) else str(value)
+        case Decimal() if value.is_finite():
+            return json_number(value)
         case datetime():
             return value.isoformat()
         case Mapping():

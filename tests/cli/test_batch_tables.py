@@ -147,7 +147,8 @@ def test_encoding_is_found_and_a_guess_is_said(encoding: str, note: str | None, 
     read = Read(tmp_path / "a.txt", TEXT.encode(encoding))
     assert read.prompts == TEXT.splitlines()
     said = " ".join(read.notes).replace(str(tmp_path / "a.txt"), "a.txt")
-    assert said.startswith(note or "") and bool(said) is (note is not None)
+    assert said.startswith(note or "")
+    assert bool(said) is (note is not None)
 
 
 @pytest.mark.parametrize(

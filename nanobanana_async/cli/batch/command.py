@@ -21,6 +21,7 @@ from nanobanana_async.emulator import API_KEY, Emulator
 from nanobanana_async.escaping import one_line
 from nanobanana_async.formatting import count
 from nanobanana_async.gateways import registry
+from nanobanana_async.images.names import NameTemplate
 from nanobanana_async.policy.prices import as_credits
 
 Name = registry.GatewayName
@@ -57,6 +58,7 @@ class BatchCommand:
         sheet: str | None = None,
         comments: str | None = None,
         strict: Flag = False,
+        names: str | None = None,
         num_images: int | None = None,
         aspect_ratio: str | None = None,
         resolution: str | None = None,
@@ -121,6 +123,9 @@ class BatchCommand:
             Skip lines that begin with this text, such as '#'.
         strict
             Refuse columns and fields that are not known, instead of keeping them as metadata.
+        names
+            The names of the images, without extension: a template with {row}, {slug} (of the prompt), {key} and
+            {metadata[NAME]}. Default: the row's key, or {row:04}-{slug}. Saved images keep their names.
         num_images
             Images per prompt, 1 to 6, for rows that do not say it. This and the next four are part of the request:
             another value buys these rows again.
@@ -152,7 +157,8 @@ class BatchCommand:
         }
         defaults: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
         ImageRequest("a prompt", **defaults)  # raises for a wrong option, once, and not for each row
-        options = ReadingOptions(defaults=defaults, comments=comments, strict=strict)
+        template = None if names is None else NameTemplate("--names", names)
+        options = ReadingOptions(defaults=defaults, comments=comments, strict=strict, names=template)
         with open_input(file, name, format, options, encoding=encoding, sheet=sheet) as source:
             if Path(file).exists() and Path(file).resolve() in [(output / name).resolve() for name in FILES]:
                 raise ConfigurationError(f"{file} would be overwritten: name another folder with -o")

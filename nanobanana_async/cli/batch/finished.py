@@ -7,8 +7,9 @@ from nanobanana_async import Gateway, JobState, SqliteLedger
 from nanobanana_async.cli.batch.folder import LEDGER
 from nanobanana_async.cli.batch.input_file import FileRow
 from nanobanana_async.cli.batch.other_accounts import OtherAccounts
-from nanobanana_async.cli.batch.results import IMAGES, RESULTS, Result, SavedImages, read, with_files
+from nanobanana_async.cli.batch.results import IMAGES, RESULTS, Result, read, with_files
 from nanobanana_async.cli.batch.rows import at_new_position, is_over, is_same, result_from_record, unfinished
+from nanobanana_async.images.saved import SavedImages
 from nanobanana_async.jobs import JobRecord, with_indexes
 
 
@@ -55,7 +56,8 @@ class FinishedRows:
         if intact is not None and record.task_id == intact.row.task_id:
             return at_new_position(intact, row)
         self._saved_images = self._saved_images or SavedImages.read(self._folder / IMAGES)
-        paths = self._saved_images.images(row.key, (index for index, _ in with_indexes(record.images, record.missing)))
+        indexes = [index for index, _ in with_indexes(record.images, record.missing)]
+        paths = self._saved_images.find(record.key, record.task_id or "", indexes)
         if not paths:
             return None
         return with_files(result_from_record(row, record, self._gateway), paths, self._folder, datetime.now(UTC))

@@ -18,6 +18,7 @@ from nanobanana_async.cli.batch.notes import Notes
 from nanobanana_async.cli.batch.spool import spooled
 from nanobanana_async.errors import ConfigurationError, InvalidRequest
 from nanobanana_async.gateways.contract import Gateway
+from nanobanana_async.images.names import NameFacts, NameTemplate, row_name
 from nanobanana_async.models import ImageRequest
 from nanobanana_async.report import ReportRow
 from nanobanana_async.values import did_you_mean, is_absent
@@ -56,11 +57,20 @@ class FileRow:
     request: ImageRequest | None = None
     metadata: Any = None
     error: str | None = None
+    name: str = ""
+    """The name of its images."""
 
     @property
     def item(self) -> RowInput:
         """The row as input of `generate_many`, with this object as its metadata."""
-        return Row(index=self.index, key=self.key, own_key=self.own_key, request=self.request, metadata=self)
+        return Row(
+            index=self.index,
+            key=self.key,
+            own_key=self.own_key,
+            request=self.request,
+            metadata=self,
+            name=self.name,
+        )
 
 
 @frozen(kw_only=True)
@@ -73,6 +83,7 @@ class ReadingOptions:
     """Rows that begin with this text are skipped."""
     strict: bool = False
     """Whether names that are no field are refused."""
+    names: NameTemplate | None = None
 
 
 @frozen
@@ -103,8 +114,29 @@ class InputFile:
                 yield FileRow(index=index, number=number, error=found)
                 continue
             row = rows.read({**self.options.defaults, **found})
-            yield _checked(FileRow(index=index, number=number), row, own_keys, gateway)
+            yield self._checked(FileRow(index=index, number=number), row, own_keys, gateway)
         notes.repeated = rows.repeated
+
+    def _checked(self, found: FileRow, row: Row, own_keys: set[int], gateway: Gateway) -> FileRow:
+        error = None if row.error is None else row.error.message.replace("idempotency_key", "key")
+        name = ""
+        if row.request is not None:
+            facts = NameFacts(row=found.number, key=row.own_key, prompt=row.request.prompt, metadata=row.metadata)
+            try:
+                gateway.check(row.request)
+                name = row_name(self.options.names, facts)
+            except InvalidRequest as wrong:
+                error = wrong.message
+        if row.own_key is not None and row.error is None:
+            if hash(row.own_key) in own_keys:
+                error = error or f"key {row.own_key!r} belongs to an earlier row: each row needs its own key, or none"
+            own_keys.add(hash(row.own_key))
+        if error is None and row.metadata is not None:
+            error = _unwritable(row.metadata)
+        found = evolve(found, request=row.request, error=error)
+        if error is not None:
+            return found
+        return evolve(found, key=row.key, own_key=row.own_key, metadata=row.metadata, name=name)
 
     def _parsed(self, notes: Notes) -> Iterator[ParsedRow]:
         notes.unit = self.unit
@@ -120,21 +152,6 @@ class InputFile:
                     yield from _table(_csv_cells(file), self.options, notes)
                 case "xlsx":
                     yield from _table(enumerate(map(json.loads, file), 1), self.options, notes)
-
-
-def _checked(found: FileRow, row: Row, own_keys: set[int], gateway: Gateway) -> FileRow:
-    error = None if row.error is None else row.error.message.replace("idempotency_key", "key")
-    if row.request is not None:
-        error = _refused(gateway, row.request)
-    if row.own_key is not None and row.error is None:
-        if hash(row.own_key) in own_keys:
-            error = error or f"key {row.own_key!r} belongs to an earlier row: each row needs its own key, or none"
-        own_keys.add(hash(row.own_key))
-    if error is None and row.metadata is not None:
-        error = _unwritable(row.metadata)
-    if error is not None:
-        return evolve(found, request=row.request, error=error)
-    return evolve(found, key=row.key, own_key=row.own_key, request=row.request, metadata=row.metadata)
 
 
 @contextmanager
@@ -169,14 +186,6 @@ def open_input(
         except OSError as error:
             raise ConfigurationError(f"{title} can't be read: {error.strerror or error}") from None
         yield InputFile(copy.path, title, kind, name, options or ReadingOptions(), copy.note)
-
-
-def _refused(gateway: Gateway, request: ImageRequest) -> str | None:
-    try:
-        gateway.check(request)
-    except InvalidRequest as error:
-        return error.message
-    return None
 
 
 def _unwritable(metadata: object) -> str | None:
