@@ -88,7 +88,7 @@ class RowReader:
             return generate_key() if own_key is None else own_key
         if own_key is not None:
             return job_key_of_row(self._prefix, own_key)
-        canonical = _canonical(request)
+        canonical = canonical_request(request)
         digest = hashlib.sha256(f"request {canonical}".encode()).hexdigest()
         number = self._occurrence(int(digest[:16], 16))
         if number:
@@ -111,7 +111,7 @@ def job_key_of_row(batch_prefix: str, row_key: str) -> str:
     return batch_prefix + hashlib.sha256(f"key {row_key}".encode()).hexdigest()[:32]
 
 
-def _canonical(request: ImageRequest) -> str:
+def canonical_request(request: ImageRequest) -> str:
     """Return the request as text without default values, so that a new field does not change existing keys."""
     facts = asdict(evolve(request, callback_url=None))
     defaults = {name: field.default for name, field in fields_dict(ImageRequest).items()}

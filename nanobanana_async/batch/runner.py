@@ -5,6 +5,7 @@ The runner holds no reference to its `Batch`, so that a dropped batch can be gar
 
 import asyncio
 import heapq
+import time
 from contextlib import aclosing
 from functools import partial
 from typing import Any
@@ -140,7 +141,7 @@ class BatchRunner:
         self.changed.set()
 
     async def _pull(self) -> None:
-        async with aclosing(iterate(self._items)) as items:
+        async with aclosing(iterate(self._items, time.perf_counter)) as items:
             await self._wait_for_room()
             async for item in items:
                 self._pulled += 1

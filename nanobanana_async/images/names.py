@@ -51,12 +51,12 @@ class NameTemplate:
         if not isinstance(given, str) or not (text := _EXTENSION.sub("", given.strip())):
             raise ConfigurationError(f"{self.option} must be a template such as {{row:04}}-{{slug}}, not {given!r}")
         try:
-            parts = tuple(
-                (literal, self._checked(name, spec, conversion), spec or "")
-                for literal, name, spec, conversion in string.Formatter().parse(text)
-            )
+            parsed = list(string.Formatter().parse(text))
         except ValueError as error:
             raise ConfigurationError(f"{self.option}: {given!r} is no template: {error}") from None
+        parts = tuple(
+            (literal, self._checked(name, spec, conversion), spec or "") for literal, name, spec, conversion in parsed
+        )
         for literal, _, _ in parts:
             if not _LITERAL.fullmatch(_ascii(literal)):
                 why = "only letters, digits, spaces and . _ - can stand in a file name, and folders can't be made"

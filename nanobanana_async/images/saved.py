@@ -116,18 +116,23 @@ class SavedImages:
 
     _folder: Path
     _lines: dict[bytes, tuple[str, str]]
+    _rows: dict[str, dict[str, str]]
+    """By row key: the jobs of its files, by their names."""
 
     @classmethod
     def read(cls, folder: Path) -> "SavedImages":
         """Read the list, which may be missing."""
         lines: dict[bytes, tuple[str, str]] = {}
+        rows: dict[str, dict[str, str]] = {}
         with suppress(OSError), open(os.open(folder / NAME, os.O_RDONLY | _FLAGS), "rb") as file:
             for line in file:
                 facts = _facts(line)
                 with suppress(KeyError, TypeError):
                     beginning = _beginning(facts["key"], facts["task_id"], facts["image"] - 1)
                     lines[beginning] = (facts["file_name"], facts["sha256"])
-        return cls(folder, lines)
+                    if facts["row_key"] is not None:
+                        rows.setdefault(facts["row_key"], {})[facts["file_name"]] = facts["key"]
+        return cls(folder, lines, rows)
 
     def find(self, key: str, task_id: str, indexes: Iterable[int]) -> list[Path] | None:
         """Return the files of these images of a task if all of them are intact, else None."""
@@ -139,6 +144,11 @@ class SavedImages:
                 return None
             found.append(path)
         return found
+
+    def earlier(self, row_key: str, job_key: str) -> list[str]:
+        """Return the names of the files of a row that belong to other jobs than this one, and exist."""
+        files = self._rows.get(row_key, {})
+        return [name for name, key in files.items() if key != job_key and (self._folder / name).is_file()]
 
 
 def has_content(path: Path, digest: str) -> bool:

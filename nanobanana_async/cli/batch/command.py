@@ -15,7 +15,8 @@ from nanobanana_async.cli.batch.dry_run import show_dry_run
 from nanobanana_async.cli.batch.folder import FILES, BatchFolder, FolderOwner, check_owner, refuse_lost_ledger
 from nanobanana_async.cli.batch.input_file import Format, InputFile, ReadingOptions, open_input
 from nanobanana_async.cli.batch.notes import Notes
-from nanobanana_async.cli.batch.run import Plan, Run
+from nanobanana_async.cli.batch.plan import Plan
+from nanobanana_async.cli.batch.run import Run
 from nanobanana_async.cli.options import FolderOption
 from nanobanana_async.emulator import API_KEY, Emulator
 from nanobanana_async.escaping import one_line
@@ -51,6 +52,7 @@ class BatchCommand:
         expected_credits: Decimal | None = None,
         max_jobs: Annotated[int | None, Parameter(env_var="NANOBANANA_MAX_JOBS")] = None,
         retry_failed: Flag = False,
+        buy_changed: Flag = False,
         ordered: Flag = False,
         name: str | None = None,
         format: Format | None = None,  # noqa: A002 - the option's name
@@ -76,8 +78,9 @@ class BatchCommand:
         before anything is bought. Rows are numbered by their line in a text file, and in a table as a spreadsheet shows
         them: the header is row 1.
 
-        The folder gets images/, results.jsonl (a line for each row that has ended), index.html (the same as a page)
-        and jobs.sqlite (the ledger). A row is identified by its key, or else by its request: lines may be moved or
+        The folder gets images/ (with metadata.jsonl, a data set of the images), results.jsonl (a line for each row that
+        has ended), results.csv (the same for spreadsheets), index.html (the same as a page) and jobs.sqlite (the
+        ledger). A row is identified by its key, or else by its request: lines may be moved or
         inserted.
 
         Stdout, unless it is a terminal: a line for each image with key, status and path, separated by tabs; rows of
@@ -107,6 +110,9 @@ class BatchCommand:
             The most jobs to run at once.
         retry_failed
             Buy rows again that failed, or whose request was refused.
+        buy_changed
+            Buy rows again whose request has changed under their key since they were bought. Their images of before
+            stay, and the results list them.
         ordered
             Write results in file order instead of the order in which rows end.
         name
@@ -165,7 +171,8 @@ class BatchCommand:
             owner = FolderOwner(source.batch, emulated)
             if check_owner(output, owner):
                 refuse_lost_ledger(output, new_ledger=new_ledger)
-            total = _count_valid_rows(source, selected)
+            notes = Notes()
+            total = _count_valid_rows(source, selected, notes)
             if total is None:
                 return USAGE
             plan = Plan(
@@ -176,7 +183,9 @@ class BatchCommand:
                 expected_credits=expected_credits,
                 max_jobs=max_jobs,
                 retry_failed=retry_failed,
+                buy_changed=buy_changed,
                 ordered=ordered,
+                delimiter=notes.delimiter,
             )
             if dry_run:
                 return asyncio.run(show_dry_run(plan, selected))
@@ -192,9 +201,9 @@ async def _run(plan: Plan, gateway: Gateway | None, folder: BatchFolder) -> int:
         return await Run(plan, emulator.apimall(), folder, console).run()
 
 
-def _count_valid_rows(source: InputFile, gateway: Gateway) -> int | None:
+def _count_valid_rows(source: InputFile, gateway: Gateway, notes: Notes) -> int | None:
     """Return the number of rows; print the errors and return None if a row is bad or there are none."""
-    console, notes, bad, total = Console(stderr=True), Notes(), 0, 0
+    console, bad, total = Console(stderr=True), 0, 0
     for row in source.rows(gateway, notes):
         total += 1
         if row.error is not None:

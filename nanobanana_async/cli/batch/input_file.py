@@ -99,6 +99,8 @@ class InputFile:
     options: ReadingOptions = ReadingOptions()
     note: str = ""
     """How the file was read, if that was a guess."""
+    changed_keys: dict[str, str] = field(factory=dict, repr=False)
+    """The keys of rows that were bought again after a change, by the keys that they would have."""
 
     @property
     def unit(self) -> str:
@@ -136,7 +138,8 @@ class InputFile:
         found = evolve(found, request=row.request, error=error)
         if error is not None:
             return found
-        return evolve(found, key=row.key, own_key=row.own_key, metadata=row.metadata, name=name)
+        key = self.changed_keys.get(row.key, row.key)
+        return evolve(found, key=key, own_key=row.own_key, metadata=row.metadata, name=name)
 
     def _parsed(self, notes: Notes) -> Iterator[ParsedRow]:
         notes.unit = self.unit
@@ -149,7 +152,7 @@ class InputFile:
                 case "jsonl":
                     yield from _jsonl(file, self.options, notes)
                 case "csv":
-                    yield from _table(_csv_cells(file), self.options, notes)
+                    yield from _table(_csv_cells(file, notes), self.options, notes)
                 case "xlsx":
                     yield from _table(enumerate(map(json.loads, file), 1), self.options, notes)
 
@@ -246,7 +249,7 @@ def _object(text: str, options: ReadingOptions, notes: Notes) -> dict[str, Any] 
     return facts
 
 
-def _csv_cells(file: Iterator[str]) -> Iterator[tuple[int, list[str]]]:
+def _csv_cells(file: Iterator[str], notes: Notes) -> Iterator[tuple[int, list[str]]]:
     """Yield the cells of each row, with the number that a spreadsheet shows."""
     csv.field_size_limit(_LONGEST_CELL)
     blank: list[str] = []
@@ -260,6 +263,7 @@ def _csv_cells(file: Iterator[str]) -> Iterator[tuple[int, list[str]]]:
     else:
         # Many locales of spreadsheets write semicolons; names of columns contain no delimiter.
         delimiter, lines = max(",;\t", key=first.count), chain(blank, [first], file)
+    notes.delimiter = delimiter
     yield from enumerate(csv.reader(lines, delimiter=delimiter, strict=True), 1)
 
 

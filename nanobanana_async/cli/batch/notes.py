@@ -13,6 +13,8 @@ class Notes:
     """What was seen while a file was read."""
 
     unit: str = "line"
+    delimiter: str = ","
+    """What separates the cells of the table."""
     hashes: int = 0
     """Prompts that begin with #."""
     repeated: int = 0

@@ -42,7 +42,7 @@ class StdoutLines:
     def add(self, result: Result, folder: Path) -> None:
         """Queue the lines of a row."""
         if self._enabled:
-            start = f"{exact(result.row.key)}\t{result.row.status}"
+            start = f"{exact(result.row_key or result.row.key)}\t{result.row.status}"
             paths = [str(folder / image) for image in result.row.images] or [""]
             lines = "".join(f"{start}\t{exact(path)}\n" for path in paths)
             self._lines.append(lines.encode(self._out.encoding or "utf-8", "backslashreplace"))
@@ -92,7 +92,7 @@ class BatchSummary:
         row = result.row
         self._counts[row.status] += 1
         if row.status != "succeeded" and self._counts[row.status] <= MAX_ERRORS:
-            job = f" [job {row.key}]" if row.status == "uncertain" else ""
+            job = f" [job {result.row_key or row.key}]" if row.status == "uncertain" else ""
             why = "" if row.error is None else f": {shorten(row.error, 300)}"
             sentence = f"{self._unit} {row.number} {row.status}: {shorten(row.prompt, 40)}{why}{job}"
             self._problems.append((row.number, sentence))

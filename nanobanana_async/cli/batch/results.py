@@ -33,6 +33,8 @@ class Result:
     sizes: tuple[int, ...] = ()
     saved_at: datetime | None = None
     """When the files were last verified."""
+    earlier_images: tuple[str, ...] = ()
+    """The images of the row's earlier purchases, before it was changed."""
 
     def to_json(self) -> str:
         """Return the line without a newline."""
@@ -41,6 +43,7 @@ class Result:
             "sha256": self.sha256,
             "bytes": self.sizes,
             "saved_at": None if self.saved_at is None else self.saved_at.isoformat(),
+            "earlier_images": self.earlier_images,
         }
         return f"{self.row.to_json()[:-1]}, {json_line(json.dumps(more))[1:]}"
 
@@ -58,6 +61,7 @@ class Result:
             sha256=tuple(map(str, digests)),
             sizes=tuple(map(int, sizes)),
             saved_at=_to_time(facts.get("saved_at")),
+            earlier_images=tuple(map(str, facts.get("earlier_images") or ())),
         )
 
     def files_intact(self, folder: Path) -> bool:

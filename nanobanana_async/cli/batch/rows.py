@@ -109,9 +109,9 @@ def result_from_outcome(row: FileRow, outcome: Outcome, record: JobRecord | None
         return result
     if isinstance(error, IdempotencyConflict) and error.status is None:  # raised by the library: the row was never sent
         other_account = record is not None and record.account != gateway.account
-        return _with_error(result, error, "unfinished" if other_account else "invalid")
+        return with_error(result, error, "unfinished" if other_account else "invalid")
     if outcome.result is not None or result.row.error is None:  # bought but not saved, or still running
-        return _with_error(result, error, "unfinished" if record is not None else "invalid")
+        return with_error(result, error, "unfinished" if record is not None else "invalid")
     return result
 
 
@@ -136,7 +136,8 @@ def at_new_position(result: Result, row: FileRow) -> Result:
     return evolve(result, row=report, row_key=row.own_key)
 
 
-def _with_error(result: Result, error: NanoBananaError, status: Status) -> Result:
+def with_error(result: Result, error: NanoBananaError, status: Status) -> Result:
+    """Return a result with an error."""
     return evolve(result, row=evolve(result.row, status=status, error=str(error), error_kind=type(error).__name__))
 
 
