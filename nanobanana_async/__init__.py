@@ -39,7 +39,7 @@ from nanobanana_async.jobs import JobState
 from nanobanana_async.ledger.base import Ledger
 from nanobanana_async.ledger.memory import MemoryLedger
 from nanobanana_async.ledger.sqlite import SqliteLedger
-from nanobanana_async.models import GeneratedImage, GenerationResult, ImageRequest
+from nanobanana_async.models import GeneratedImage, GenerationResult, ImageRequest, Resolution
 from nanobanana_async.policy.concurrency import ConcurrencyPolicy
 from nanobanana_async.policy.polling import PollPolicy
 from nanobanana_async.policy.retry import RetryPolicy
@@ -81,6 +81,7 @@ __all__ = [
     "PollPolicy",
     "PromptBlocked",
     "RateLimited",
+    "Resolution",
     "RetryPolicy",
     "SaveError",
     "Session",

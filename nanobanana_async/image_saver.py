@@ -8,6 +8,7 @@ from attrs import frozen
 from nanobanana_async.engine.engine import Engine
 from nanobanana_async.errors import DownloadError, NanoBananaError, SaveError
 from nanobanana_async.images.downloader import ImageDownloader
+from nanobanana_async.images.saved import PurchasedImage
 from nanobanana_async.models import GeneratedImage, GenerationResult
 
 FRESH_LINK_S = 10.0
@@ -32,13 +33,27 @@ class ImageSaver:
         """Raise `SaveError` if images can't be saved in a folder."""
         await self._downloader.check(folder)
 
-    async def save(self, result: GenerationResult, folder: Path) -> tuple[Path, ...]:
-        """Save all images of a result, named by the job's key and their number; return their paths.
+    async def save(
+        self, result: GenerationResult, folder: Path, name: str, *, row_key: str | None = None
+    ) -> tuple[Path, ...]:
+        """Save all images of a result under a name, with a number if there are several; return their paths.
 
         If one fails, the others are still saved; then its error is raised.
         """
+        wanted = 1 if result.request is None else result.request.num_images
+        several = max(wanted, len(result.images) + len(result.missing)) > 1
         async with asyncio.TaskGroup() as group:
-            saves = [group.create_task(self._save_or_error(image, folder, result.key)) for image in result.images]
+            saves = [
+                group.create_task(
+                    self._save_or_error(
+                        image,
+                        folder,
+                        f"{name}-{image.index + 1}" if several else name,
+                        PurchasedImage.of(result, image, row_key),
+                    )
+                )
+                for image in result.images
+            ]
         saved = [save.result() for save in saves]
         errors = [error for error in saved if isinstance(error, NanoBananaError)]
         if errors:  # a `SaveError` first: it affects the other rows of a batch too
@@ -46,17 +61,21 @@ class ImageSaver:
             raise error.for_job(result.key, safe_to_repeat=False)
         return tuple(path for path in saved if isinstance(path, Path))
 
-    async def _save_or_error(self, image: GeneratedImage, folder: Path, key: str) -> Path | NanoBananaError:
+    async def _save_or_error(
+        self, image: GeneratedImage, folder: Path, name: str, purchased: PurchasedImage
+    ) -> Path | NanoBananaError:
         try:
-            return await self._save(image, folder, f"{key}-{image.index + 1:02d}")
+            return await self._save(image, folder, name, purchased)
         except NanoBananaError as error:
             return error
 
-    async def _save(self, image: GeneratedImage, folder: Path, name: str) -> Path:
+    async def _save(self, image: GeneratedImage, folder: Path, name: str, purchased: PurchasedImage) -> Path:
+        if (known := await self._downloader.find_saved(folder, purchased)) is not None:
+            return known
         try:
-            saved = await self._downloader.save(image.url, folder, name, fresh_s=self._fresh_s(image))
+            saved = await self._downloader.save(image.url, folder, name, purchased, fresh_s=self._fresh_s(image))
         except DownloadError as error:
-            saved = await self._downloader.save(await self._refresh_link(image, error), folder, name)
+            saved = await self._downloader.save(await self._refresh_link(image, error), folder, name, purchased)
         return saved.path
 
     async def _refresh_link(self, image: GeneratedImage, error: DownloadError) -> str:

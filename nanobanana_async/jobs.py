@@ -15,6 +15,7 @@ from attrs import evolve, field, frozen
 from nanobanana_async.errors import ConfigurationError, InvalidRequest, JobFailureKind
 from nanobanana_async.failures import Failure
 from nanobanana_async.models import ImageRequest
+from nanobanana_async.values import as_key_text
 
 MAX_KEY_LENGTH = 255
 
@@ -25,7 +26,7 @@ CLOCK_SLACK_S = 5.0
 """The tolerance when a duration by the gateway's times is compared with a job's age: its clock starts earlier."""
 
 
-class JobState(enum.Enum):
+class JobState(enum.StrEnum):
     """The state of a job; `TRANSITIONS` lists every allowed change."""
 
     PENDING = "pending"  # recorded, not sent
@@ -37,7 +38,7 @@ class JobState(enum.Enum):
     UNCERTAIN = "uncertain"  # sent, and it is not known whether the gateway accepted it
     WITHDRAWN = "withdrawn"  # withdrawn before anything was sent
 
-    __hash__ = object.__hash__  # members are unique; `Enum` hashes their names in Python, often for each job
+    __hash__ = str.__hash__  # `Enum` hashes their names in Python, often for each job
 
 
 _S = JobState
@@ -257,13 +258,17 @@ def with_indexes(images: Sequence[str], missing: Missing) -> list[tuple[int, str
     return list(zip(indexes, images, strict=False))
 
 
-def validate_key(key: str) -> str:
-    """Return the key if it can be sent in a header (1 to 255 visible ASCII characters), or raise `InvalidRequest`."""
-    if not isinstance(key, str) or not 1 <= len(key) <= MAX_KEY_LENGTH:
+def validate_key(key: object) -> str:
+    """Return the key if it can be sent in a header (1 to 255 visible ASCII characters), or raise `InvalidRequest`.
+
+    A whole number or a UUID is returned as text.
+    """
+    text = as_key_text(key)
+    if not isinstance(text, str) or not 1 <= len(text) <= MAX_KEY_LENGTH:
         raise InvalidRequest(f"idempotency_key must be text of 1 to {MAX_KEY_LENGTH} characters")
-    if not _is_visible_ascii(key):
+    if not _is_visible_ascii(text):
         raise InvalidRequest("idempotency_key must be visible ASCII without spaces")
-    return key
+    return text
 
 
 def validate_task_id(task_id: object) -> str:

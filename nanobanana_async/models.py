@@ -1,16 +1,26 @@
 """Requests and results: immutable values, validated on creation."""
 
-from collections.abc import Mapping
-from datetime import datetime
+import math
+from collections.abc import Mapping, Sequence
+from datetime import datetime, time
 from decimal import Decimal
-from typing import Any, Literal, TypedDict, get_args
+from typing import Any, Literal, cast, get_args
 from urllib.parse import urlsplit
 
-from attrs import Attribute, evolve, field, fields, frozen
+from attrs import Attribute, asdict, evolve, field, fields, fields_dict, frozen
 
 from nanobanana_async.errors import ConfigurationError, InvalidRequest
 from nanobanana_async.formatting import duration, number
 from nanobanana_async.notebook_html import LabelledValue, card, image_gallery
+from nanobanana_async.values import (
+    as_choice,
+    as_ratio,
+    as_small_count,
+    as_text,
+    did_you_mean,
+    is_absent,
+    to_mapping,
+)
 
 Resolution = Literal["1K", "2K", "4K"]
 OutputFormat = Literal["jpeg", "jpg", "png"]
@@ -19,47 +29,43 @@ TaskType = Literal["text-to-image", "image-to-image"]
 MAX_IMAGES = 6  # API Mall's reference: "num_images ... Range: 1 - 6"
 
 
-class RequestFields(TypedDict, total=False):
-    """The fields that `generate` and `submit` accept beside the prompt; see `ImageRequest`."""
-
-    images: tuple[str, ...] | list[str]
-    num_images: int
-    aspect_ratio: str | None
-    resolution: Resolution | None
-    output_format: OutputFormat | None
-    model: str | None
-    task_type: TaskType | None
-    callback_url: str | None
-
-
 def _check_prompt(_: Any, __: "Attribute[str]", prompt: object) -> None:
+    if is_absent(prompt):
+        raise InvalidRequest("prompt is empty")
     if not isinstance(prompt, str):
         raise InvalidRequest(f"prompt must be text, not {type(prompt).__name__}")
-    if not prompt.strip():
-        raise InvalidRequest("prompt is empty")
     try:
         prompt.encode()
     except UnicodeEncodeError as error:
         raise InvalidRequest(f"prompt contains a lone surrogate at index {error.start}") from None
 
 
-def _check_text(_: Any, attribute: "Attribute[str | None]", text: object) -> None:
-    if text is not None and (not isinstance(text, str) or not text.strip() or not text.isprintable()):
-        raise InvalidRequest(f"{attribute.name} must be non-empty printable text, not {text!r}")
+def _to_count(value: float | str | None) -> int:
+    return 1 if is_absent(value) else as_small_count("num_images", value, MAX_IMAGES)
 
 
-def _check_count(_: Any, __: "Attribute[int]", count: object) -> None:
-    if not isinstance(count, int) or isinstance(count, bool) or not 1 <= count <= MAX_IMAGES:
-        raise InvalidRequest(f"num_images must be a whole number from 1 to {MAX_IMAGES}, not {count!r}")
+def _to_ratio(value: str | time | None) -> str | None:
+    return None if is_absent(value) else as_ratio("aspect_ratio", value)
 
 
-def _one_of(allowed: tuple[str, ...]) -> Any:
-    def check(_: Any, attribute: "Attribute[str | None]", value: object) -> None:
-        if value is not None and value not in allowed:
-            choices = ", ".join(allowed)
-            raise InvalidRequest(f"{attribute.name} must be one of {choices}, not {value!r}")
+def _to_resolution(value: Resolution | None) -> Resolution | None:
+    return None if is_absent(value) else cast(Resolution, as_choice("resolution", value, get_args(Resolution)))
 
-    return check
+
+def _to_format(value: OutputFormat | None) -> OutputFormat | None:
+    return None if is_absent(value) else cast(OutputFormat, as_choice("output_format", value, get_args(OutputFormat)))
+
+
+def _to_task_type(value: TaskType | None) -> TaskType | None:
+    return None if is_absent(value) else cast(TaskType, as_choice("task_type", value, get_args(TaskType)))
+
+
+def _to_model(value: str | None) -> str | None:
+    return None if is_absent(value) else as_text("model", value)
+
+
+def _to_callback(url: str | None) -> str | None:
+    return None if is_absent(url) else url
 
 
 def _check_url(name: str, url: object) -> None:
@@ -83,7 +89,9 @@ def _check_callback(_: Any, attribute: "Attribute[str | None]", url: object) -> 
         _check_url(attribute.name, url)
 
 
-def _to_urls(images: object) -> tuple[str, ...]:
+def _to_urls(images: Sequence[str] | None) -> tuple[str, ...]:
+    if is_absent(images):
+        return ()
     # A string is a sequence of characters: without this check each character would be refused as a URL.
     if isinstance(images, str):
         raise InvalidRequest("images must be a list of URLs, not one string")
@@ -96,23 +104,57 @@ def _to_urls(images: object) -> tuple[str, ...]:
 class ImageRequest:
     """One purchase of one or more images.
 
-    Fields left out are not sent, so the gateway's defaults apply. Each gateway refuses fields that it does not take,
-    by name, before anything is sent. Raises `InvalidRequest` (status None) for values that no gateway takes.
+    Fields left out are not sent, so the gateway's defaults apply; None, empty text, NaN and pandas.NA count as left
+    out. Each gateway refuses fields that it does not take, by name, before anything is sent. Raises `InvalidRequest`
+    (status None) for values that no gateway takes.
     """
 
     prompt: str = field(validator=_check_prompt)
     images: tuple[str, ...] = field(default=(), kw_only=True, converter=_to_urls, validator=_check_urls)
     """URLs of reference images, for edits and compositions; at most 4 on defapi."""
-    num_images: int = field(default=1, kw_only=True, validator=_check_count)
-    aspect_ratio: str | None = field(default=None, kw_only=True, validator=_check_text)
-    """Such as "16:9". Not validated, since the references list no values."""
-    resolution: Resolution | None = field(default=None, kw_only=True, validator=_one_of(get_args(Resolution)))
-    output_format: OutputFormat | None = field(default=None, kw_only=True, validator=_one_of(get_args(OutputFormat)))
-    model: str | None = field(default=None, kw_only=True, validator=_check_text)
+    num_images: int = field(default=1, kw_only=True, converter=_to_count)
+    aspect_ratio: str | None = field(default=None, kw_only=True, converter=_to_ratio)
+    """Such as "16:9". Only its form is checked, since the references list no values."""
+    resolution: Resolution | None = field(default=None, kw_only=True, converter=_to_resolution)
+    output_format: OutputFormat | None = field(default=None, kw_only=True, converter=_to_format)
+    model: str | None = field(default=None, kw_only=True, converter=_to_model)
     """None means the model of the gateway's settings."""
-    task_type: TaskType | None = field(default=None, kw_only=True, validator=_one_of(get_args(TaskType)))
+    task_type: TaskType | None = field(default=None, kw_only=True, converter=_to_task_type)
     """None means image-to-image if there are `images`, otherwise text-to-image."""
-    callback_url: str | None = field(default=None, kw_only=True, validator=_check_callback)
+    callback_url: str | None = field(default=None, kw_only=True, converter=_to_callback, validator=_check_callback)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields as JSON types."""
+        return {**asdict(self), "images": list(self.images)}
+
+
+def to_json(value: Any) -> Any:
+    """Return a value as JSON types: credits as numbers, times in ISO form, what JSON does not have as text."""
+    match value:
+        case None | bool() | str() | int():
+            return value
+        case float():
+            return value if math.isfinite(value) else str(value)
+        case Decimal():
+            return json_number(value)
+        case datetime():
+            return value.isoformat()
+        case Mapping():
+            return {str(name): to_json(inner) for name, inner in value.items()}
+        case list() | tuple():
+            return [to_json(inner) for inner in value]
+        case _:
+            return str(value)
+
+
+def json_number(value: Decimal) -> int | float:
+    """Return an amount as the number that JSON has for it."""
+    return int(value) if value == value.to_integral_value() else float(value)
+
+
+REQUEST_FIELDS = tuple(fields_dict(ImageRequest))
+ROW_FIELDS = ("key", "metadata")
+"""What a mapping may have beside the fields of its request."""
 
 
 @frozen(kw_only=True)
@@ -156,6 +198,14 @@ class GenerationResult:
         """The first image's URL."""
         return self.images[0].url
 
+    def to_dict(self) -> dict[str, Any]:
+        """Return the result as JSON types, without `raw`: credits as numbers, times in ISO form."""
+        facts = asdict(self, filter=lambda attribute, _: attribute.name not in ("raw", "request", "images"))
+        facts = {name: to_json(value) for name, value in facts.items()}
+        facts["images"] = [{"index": image.index, "url": image.url} for image in self.images]
+        facts["request"] = None if self.request is None else self.request.to_dict()
+        return facts
+
     # Only HTML: every notebook shows it, it can hold several images, and IPython adds the repr as plain text.
     def _repr_html_(self) -> str:
         prompt = None if self.request is None else self.request.prompt
@@ -188,15 +238,32 @@ def request_facts(request: ImageRequest | None) -> list[LabelledValue]:
     ]
 
 
-def to_request(request: str | ImageRequest, fields: RequestFields) -> ImageRequest:
-    """Return the request for a prompt with fields, or the request itself; raise `InvalidRequest` for a mixture."""
+def to_request(request: object, given: Mapping[str, Any]) -> ImageRequest:
+    """Return the request for a prompt with fields, of a mapping, or the request itself.
+
+    Raises `ConfigurationError` for a mixture.
+    """
     if isinstance(request, str):
-        return ImageRequest(request, **fields)
-    if not isinstance(request, ImageRequest):
-        raise ConfigurationError(f"a request is a prompt or an ImageRequest, not {type(request).__name__}")
-    if fields:
-        raise ConfigurationError(f"{', '.join(fields)}: put it into the ImageRequest, or pass the prompt as text")
-    return request
+        return ImageRequest(request, **given)
+    mapping = to_mapping(request)
+    if mapping is None and not isinstance(request, ImageRequest):
+        raise ConfigurationError(f"a request is a prompt, a mapping or an ImageRequest, not {type(request).__name__}")
+    if given:
+        where = "ImageRequest" if mapping is None else "mapping"
+        raise ConfigurationError(f"{', '.join(given)}: put it into the {where}, or pass the prompt as text")
+    return request_of(mapping) if mapping is not None else cast(ImageRequest, request)
+
+
+def request_of(mapping: Mapping[Any, Any]) -> ImageRequest:
+    """Return the request of a mapping; raise `InvalidRequest` if it has unknown fields or no prompt."""
+    known = (*REQUEST_FIELDS, *ROW_FIELDS)
+    if unknown := [name for name in mapping if name not in known]:
+        hint = did_you_mean(unknown[0], known)
+        names = ", ".join(map(str, unknown))
+        raise InvalidRequest(f"unknown field {names}{hint or ': a row takes ' + ', '.join(known)}")
+    if "prompt" not in mapping:
+        raise InvalidRequest("a row needs a prompt")
+    return ImageRequest(**{name: value for name, value in mapping.items() if name in REQUEST_FIELDS})
 
 
 def same_request(one: ImageRequest, other: ImageRequest) -> bool:

@@ -2,43 +2,43 @@
 
 import os
 import ssl
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from decimal import Decimal
 from pathlib import Path
 from types import TracebackType
-from typing import Self, Unpack
+from typing import Self
+from uuid import UUID
 
 import aiohttp
 
-from nanobanana_async.batch.batch import Batch
-from nanobanana_async.batch.options import BatchOptions, Requests
-from nanobanana_async.callers import persistent_handle, result_for_caller
+from nanobanana_async.batch.rows import job_key_of_row
+from nanobanana_async.callers import persistent_handle
 from nanobanana_async.config import Timeouts, gateway_from_env
 from nanobanana_async.connections import make_components, wrong_gateway
 from nanobanana_async.engine.engine import Engine
 from nanobanana_async.engine.lifecycle import SessionTask
 from nanobanana_async.engine.resolver import JobResolver
-from nanobanana_async.engine.tracked_job import TrackedJob
-from nanobanana_async.errors import ConfigurationError, JobFailureKind, SessionClosed
+from nanobanana_async.errors import ConfigurationError, SessionClosed
 from nanobanana_async.events import Observer
 from nanobanana_async.gateways.contract import Gateway, Transport
 from nanobanana_async.gateways.secret import Secret
 from nanobanana_async.handle import Job
 from nanobanana_async.http.tls_and_proxies import to_proxy_secret
 from nanobanana_async.image_saver import ImageSaver
-from nanobanana_async.jobs import JobSnapshot, JobState, generate_key, key_for_task, validate_task_id
+from nanobanana_async.images.names import NameFacts, NameTemplate, default_name
+from nanobanana_async.jobs import JobSnapshot, JobState, key_for_task, key_prefix, validate_task_id
 from nanobanana_async.ledger.base import Ledger
-from nanobanana_async.ledger.memory import MemoryLedger
-from nanobanana_async.models import GeneratedImage, GenerationResult, ImageRequest, RequestFields, to_request
+from nanobanana_async.models import GeneratedImage, GenerationResult, ImageRequest
 from nanobanana_async.policy.concurrency import ConcurrencyPolicy
 from nanobanana_async.policy.polling import PollPolicy
-from nanobanana_async.policy.prices import as_credits
 from nanobanana_async.policy.retry import RetryPolicy
+from nanobanana_async.purchases import Purchases
 from nanobanana_async.stats import SessionStats, collect_stats
-from nanobanana_async.validators import as_folder, as_timeout, check_kind, check_switch
+from nanobanana_async.validators import as_folder, check_kind, check_switch
+from nanobanana_async.values import validate_row_key
 
 
-class Session:
+class Session(Purchases):
     """Buys jobs through one gateway, polls them, and keeps the account's job slots full.
 
     The constructor needs no running event loop; opening does. One task may open the session and another close it. Calls
@@ -134,46 +134,14 @@ class Session:
         """
         await self._session_task.aclose()
 
-    async def generate(
-        self,
-        request: str | ImageRequest,
-        *,
-        idempotency_key: str | None = None,
-        timeout: float | None = None,
-        **fields: Unpack[RequestFields],
-    ) -> GenerationResult:
-        """Buy one job and wait for its images.
+    async def job(self, key: str, *, batch: str | None = None) -> Job | None:
+        """Return the job with this key; None if it is not in the ledger.
 
-        `fields` are those of `ImageRequest`. The idempotency key becomes the job's `key`: the same key again is the
-        same job and the same payment; another request with that key raises `IdempotencyConflict`. When the caller is
-        cancelled, or after `timeout` seconds, a job that was not sent yet is withdrawn; one that was sent goes on and
-        can be found by its key. Writing the withdrawal to the ledger may take up to a second more. Raises
-        `JobUnfinished` on timeout, which says which of the two is the case, a `GatewayError` if the gateway refuses,
-        `JobFailed` if the task failed, `JobUncertain` if the job may have been bought and no answer said so.
+        With `batch`, `key` is the key of a row in the batch of that name.
         """
         engine = self._engine()
-        timeout = as_timeout("timeout", timeout)  # an invalid timeout must raise before anything is bought
-        tracked = await self._register(request, idempotency_key, fields)
-        return await result_for_caller(engine, tracked, timeout)
-
-    async def submit(
-        self,
-        request: str | ImageRequest,
-        *,
-        idempotency_key: str | None = None,
-        **fields: Unpack[RequestFields],
-    ) -> Job:
-        """Store a job and return its handle; the job is bought when a slot is free.
-
-        `await job.accepted()` waits for the gateway's task id, `await job` for the images.
-        """
-        engine = self._engine()
-        return await persistent_handle(engine, await self._register(request, idempotency_key, fields))
-
-    async def job(self, key: str) -> Job | None:
-        """Return the job with this key; None if it is not in the ledger."""
-        engine = self._engine()
-        check_kind("key", key, str, "the key of a job, as text")
+        check_kind("key", key, (str, int, UUID), "the key of a job, as text")
+        key = job_key_of_row(key_prefix(batch), validate_row_key(key)) if batch is not None else str(key)
         if (tracked := await engine.find(key)) is None:
             return None
         engine.keep(tracked)
@@ -236,49 +204,6 @@ class Session:
         engine.keep(tracked)
         return Job(engine, tracked)
 
-    def generate_many(
-        self,
-        requests: Requests,
-        *,
-        batch: str | None = None,
-        ordered: bool = False,
-        save_to: str | os.PathLike[str] | None = None,
-        max_credits: Decimal | float | None = None,
-        expected_credits: Decimal | float | None = None,
-        retry_failed: bool | Collection[JobFailureKind] = False,
-        max_wait_s: float | None = None,
-        progress: bool = False,
-    ) -> Batch:
-        """Buy any number of jobs: `async for outcome in session.generate_many(prompts)`.
-
-        `requests` is an iterable or async iterable, possibly infinite, of prompts, `ImageRequest`s, or mappings with
-        its fields and optionally `key` and `metadata`. An invalid row is an outcome with an error.
-
-        A batch with a name, `batch`, can be run again: finished rows are returned without a request, running rows are
-        polled, and only rows never bought are bought. `retry_failed` buys FAILED rows again: all but those that
-        moderation stopped, or the given kinds, as in `{"capacity"}`. A row is identified by its `key`, or by its
-        request and how often that occurred before, never by its position. This needs a ledger on disk.
-
-        Outcomes come as rows end, or with `ordered` in the order of the input. `save_to` saves the images in the
-        background. `max_credits` caps everything ever spent under the name; until a price is known, jobs are bought one
-        at a time at `expected_credits`, by default the example of the gateway's reference. `max_wait_s` bounds the wait
-        for a used-up daily budget of the account (`BatchStopped`). `progress` shows a tqdm bar.
-        """
-        engine = self._engine()
-        if batch is not None and isinstance(self._components.ledger, MemoryLedger):
-            raise ConfigurationError("a named batch needs a ledger on disk: Session(ledger='jobs.sqlite')")
-        options = BatchOptions(
-            name=batch,
-            ordered=ordered,
-            folder=None if save_to is None else as_folder("save_to", save_to),
-            max_credits=as_credits("max_credits", max_credits),
-            expected_credits=as_credits("expected_credits", expected_credits),
-            retry_failed=retry_failed,
-            max_wait_s=as_timeout("max_wait_s", max_wait_s),
-            progress=progress,
-        )
-        return Batch(requests, options, engine, ImageSaver(engine, self._components.downloads))
-
     async def download(self, image: GeneratedImage, *, verify: bool = True) -> bytes:
         """Return the bytes of an image. An expired link is refreshed once. Raises `DownloadError`.
 
@@ -289,26 +214,26 @@ class Session:
         check_switch("verify", verify)
         return await saver.fetch(image, verified=verify)
 
-    async def save(self, result: GenerationResult, folder: str | os.PathLike[str]) -> list[Path]:
+    async def save(
+        self, result: GenerationResult, folder: str | os.PathLike[str], *, name: str | None = None
+    ) -> list[Path]:
         """Save the images of a result in a folder, created if missing; return their paths.
 
-        Files are named by key, number and actual type, appear complete or not at all, and are listed in `SHA256SUMS`.
-        Saving again changes nothing but a damaged image, which is replaced. Raises `DownloadError` or `SaveError`.
+        `name` is their name without an extension, and may have the fields `{key}` and `{slug}` (of the prompt). By
+        default it is the `idempotency_key` that was given, else the slug. Several images of a job get -1, -2 and so on.
+        Files appear complete or not at all, and are listed in `SHA256SUMS` and `metadata.jsonl`. An image that was
+        saved in the folder before keeps its name and is not downloaded again. Raises `DownloadError` or `SaveError`.
         """
         saver = ImageSaver(self._engine(), self._components.downloads)
         check_kind("result", result, GenerationResult, "the GenerationResult of a job")
-        return list(await saver.save(result, as_folder("folder", folder)))
+        template = None if name is None else NameTemplate("name", name, fields=("key", "slug"))
+        facts = NameFacts(key=result.key, prompt=None if result.request is None else result.request.prompt)
+        stem = default_name(result.key, facts) if template is None else template.stem(facts)
+        return list(await saver.save(result, as_folder("folder", folder), stem))
 
     def stats(self) -> SessionStats:
         """Return a snapshot of limits, requests, jobs and credits."""
         return collect_stats(self._engine(closed_too=True))
-
-    async def _register(self, request: str | ImageRequest, key: str | None, fields: RequestFields) -> TrackedJob:
-        engine = self._engine()
-        record = await engine.new_record(to_request(request, fields), generate_key() if key is None else key)
-        while (tracked := engine.submit(record)).leaving:
-            await tracked.wait_for_change()  # its last caller has left: submit again once the job is withdrawn
-        return tracked
 
     def _engine(self, *, closed_too: bool = False) -> Engine:
         self._components.guard.check()

@@ -3,6 +3,7 @@
 from decimal import Decimal
 from itertools import product
 from typing import Any
+from uuid import UUID
 
 import pytest
 from attrs.exceptions import FrozenInstanceError
@@ -21,6 +22,7 @@ from nanobanana_async.jobs import (
     key_prefix,
     validate_key,
 )
+from nanobanana_async.values import validate_row_key
 from tests.support.records import NOON, record
 
 PENDING, SUBMITTING, RUNNING, SUCCEEDED, FAILED, REFUSED, UNCERTAIN, WITHDRAWN = JobState
@@ -91,10 +93,24 @@ def test_every_wire_key_is_a_valid_header_value(key: str, generation: int) -> No
     assert validate_key(wire_key) == wire_key
 
 
-@pytest.mark.parametrize("key", ["", "x" * 256, "a b", "a\n", "ä", "\x7f", None, 5])
+@pytest.mark.parametrize("key", ["", "x" * 256, "a b", "a\n", "ä", "\x7f", None, 5.5, True, b"k"])
 def test_key_invalid_in_a_header_is_refused(key: Any) -> None:
     with pytest.raises(InvalidRequest, match="idempotency_key"):
         validate_key(key)
+
+
+@pytest.mark.parametrize(
+    ("key", "text"), [(5, "5"), (17.0, "17"), (UUID(int=1), "00000000-0000-0000-0000-000000000001"), ("5.0", "5.0")]
+)
+def test_number_and_uuid_are_keys_as_text(key: Any, text: str) -> None:
+    assert (validate_key(key), validate_row_key(key)) == (text, text)
+
+
+def test_row_key_may_be_any_printable_text() -> None:
+    assert validate_row_key("Frühling 1") == "Frühling 1"
+    for key in ("", " ", "a\nb", "x" * 256, None, b"k"):
+        with pytest.raises(InvalidRequest, match="key must be printable text"):
+            validate_row_key(key)
 
 
 @pytest.mark.parametrize(

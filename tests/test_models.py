@@ -1,16 +1,21 @@
 """Requests are validated field by field; results are plain values."""
 
+from datetime import time
 from decimal import Decimal
+from importlib import import_module
 from typing import Any
 
+import numpy as np
 import pytest
-from attrs import evolve
+from attrs import evolve, fields_dict
 from attrs.exceptions import FrozenInstanceError
 from hypothesis import given
 from hypothesis import strategies as st
 
 from nanobanana_async.errors import InvalidRequest
 from nanobanana_async.models import GeneratedImage, GenerationResult, ImageRequest, same_request, shorten
+
+pd: Any = import_module("pandas")  # it has no types
 
 
 def test_prompt_alone_is_a_valid_request() -> None:
@@ -47,11 +52,11 @@ def test_valid_field_is_kept(field: str, value: Any) -> None:
     [
         ("prompt", "", "prompt is empty"),
         ("prompt", " \n", "prompt is empty"),
-        ("prompt", None, "prompt must be text, not NoneType"),
+        ("prompt", None, "prompt is empty"),
+        ("prompt", float("nan"), "prompt is empty"),
         ("prompt", b"x", "prompt must be text, not bytes"),
         ("prompt", "a\ud800", "prompt contains a lone surrogate at index 1"),
         ("images", "https://a.example/1.png", "images must be a list of URLs, not one string"),
-        ("images", None, "images must be a list of URLs, not NoneType"),
         ("images", {"https://a.example/1.png"}, "images must be a list of URLs, not set"),
         ("images", ["https://a.example/1.png", "1.png"], r"images\[1\] must be an http or https URL"),
         ("images", [5], r"images\[0\]"),
@@ -64,14 +69,21 @@ def test_valid_field_is_kept(field: str, value: Any) -> None:
         ("num_images", 0, "num_images must be a whole number from 1 to 6, not 0"),
         ("num_images", 7, "num_images"),
         ("num_images", True, "num_images"),
-        ("num_images", "2", "num_images"),
-        ("num_images", 1.0, "num_images"),
-        ("aspect_ratio", "", "aspect_ratio must be non-empty printable text"),
+        ("num_images", "two", "num_images"),
+        ("num_images", 1.5, "num_images"),
+        ("num_images", "1e1", "num_images"),
+        ("aspect_ratio", "16x9", "must be two numbers such as 16:9, not '16x9': did you mean 16:9?"),
+        ("aspect_ratio", "4 / 3", "did you mean 4:3?"),
         ("aspect_ratio", "16\n9", "aspect_ratio"),
+        ("aspect_ratio", "16:0", "aspect_ratio"),
+        ("aspect_ratio", "wide", r"not 'wide' \(change the request\)"),
         ("aspect_ratio", 1.5, "aspect_ratio"),
-        ("resolution", "2k", "resolution must be one of 1K, 2K, 4K, not '2k'"),
+        ("aspect_ratio", time(16, 9, 30), "not '16:09:30'"),
+        ("resolution", "2048", "resolution must be one of 1K, 2K, 4K, not '2048'"),
+        ("resolution", "2KK", "did you mean 2K?"),
         ("output_format", "webp", "output_format must be one of jpeg, jpg, png"),
-        ("model", " ", "model"),
+        ("model", "a\nb", "model must be printable text"),
+        ("output_format", "pngg", "did you mean png?"),
         ("task_type", "video", "task_type must be one of text-to-image, image-to-image"),
         ("callback_url", "a.example/hook", "callback_url must be an http or https URL"),
     ],
@@ -81,6 +93,38 @@ def test_invalid_field_is_refused_by_name(field: str, value: Any, why: str) -> N
         ImageRequest(**{"prompt": "x", field: value})
     assert caught.value.status is None
     assert caught.value.safe_to_repeat
+
+
+@pytest.mark.parametrize("nothing", [None, "", " ", float("nan"), np.float32("nan"), Decimal("NaN"), pd.NA, pd.NaT])
+@pytest.mark.parametrize("name", [name for name in fields_dict(ImageRequest) if name != "prompt"])
+def test_absent_value_is_the_default(name: str, nothing: Any) -> None:
+    assert ImageRequest("x", **{name: nothing}) == ImageRequest("x")
+
+
+@pytest.mark.parametrize(
+    ("field", "given", "meant"),
+    [
+        ("num_images", np.int64(2), 2),
+        ("num_images", 2.0, 2),
+        ("num_images", np.float32(3), 3),
+        ("num_images", Decimal("4"), 4),
+        ("num_images", " 2 ", 2),
+        ("num_images", "2.0", 2),
+        ("resolution", "2k", "2K"),
+        ("resolution", " 4K ", "4K"),
+        ("output_format", "PNG", "png"),
+        ("task_type", "Text-to-Image", "text-to-image"),
+        ("aspect_ratio", "16 : 9", "16:9"),
+        ("aspect_ratio", "16:09", "16:9"),
+        ("aspect_ratio", "04:03:00", "4:3"),
+        ("aspect_ratio", time(9, 16), "9:16"),
+        ("aspect_ratio", "1.91:1", "1.91:1"),
+        ("model", " nano-banana ", "nano-banana"),
+    ],
+)
+def test_value_written_by_a_table_is_read(field: str, given: Any, meant: Any) -> None:
+    read = getattr(ImageRequest("x", **{field: given}), field)
+    assert (read, type(read)) == (meant, type(meant))
 
 
 def test_long_invalid_url_is_cut_in_the_message() -> None:

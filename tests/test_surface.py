@@ -25,6 +25,7 @@ PUBLIC = {
     "MemoryLedger",
     "Outcome",
     "PollPolicy",
+    "Resolution",
     "RetryPolicy",
     "Session",
     "SessionStats",

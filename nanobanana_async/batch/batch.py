@@ -1,17 +1,18 @@
 """`Batch`, the async iterator of outcomes."""
 
 import asyncio
-from collections.abc import AsyncIterable, Iterable, Mapping
 from contextlib import suppress
 from types import TracebackType
 from typing import Self
 
-from nanobanana_async.batch.options import BatchOptions, Requests
+from nanobanana_async.batch.inputs import to_requests
+from nanobanana_async.batch.options import BatchOptions
 from nanobanana_async.batch.outcome import Outcome
 from nanobanana_async.batch.progress import ProgressBar
+from nanobanana_async.batch.rows import Requests
 from nanobanana_async.batch.runner import BatchRunner
 from nanobanana_async.engine.engine import Engine
-from nanobanana_async.errors import BatchStopped, ConfigurationError
+from nanobanana_async.errors import BatchStopped
 from nanobanana_async.formatting import count
 from nanobanana_async.image_saver import ImageSaver
 from nanobanana_async.notebook_html import Html, card, error_box, note
@@ -37,7 +38,8 @@ class Batch:
         self.name = options.name
         self._scheduler = engine.scheduler
         self._guard = engine.guard
-        self._runner = BatchRunner(_validated(requests), options, engine, saver)
+        requests = to_requests(requests)
+        self._runner = BatchRunner(requests, options, engine, saver)
         self._progress = ProgressBar(requests, options.name, self._runner, engine) if options.progress else None
 
     def __repr__(self) -> str:
@@ -139,9 +141,3 @@ class Batch:
                 done=runner.done,
                 unbought=runner.unbought,
             )
-
-
-def _validated(requests: Requests) -> Requests:
-    if isinstance(requests, (str, bytes, Mapping)) or not isinstance(requests, (Iterable, AsyncIterable)):
-        raise ConfigurationError(f"requests must be an iterable of prompts, not {type(requests).__name__}")
-    return requests

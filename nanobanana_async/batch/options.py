@@ -1,18 +1,23 @@
 """The options of one batch, and the types of its input."""
 
-from collections.abc import AsyncGenerator, AsyncIterable, Iterable
+from collections.abc import AsyncGenerator, AsyncIterable, Callable
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
 from attrs import Attribute, field, frozen
 
-from nanobanana_async.batch.rows import RowInput
+from nanobanana_async.batch.rows import Requests, RowInput
 from nanobanana_async.errors import ConfigurationError
+from nanobanana_async.events import log
 from nanobanana_async.failures import to_failure_kinds
+from nanobanana_async.images.names import NameTemplate
 from nanobanana_async.validators import switch
 
-Requests = Iterable[RowInput] | AsyncIterable[RowInput]
+BLOCKED_S = 0.25
+"""How long a plain iterator may take for a row until the log says that it stops the event loop."""
+
+_ADVICE = "the event loop stops while the next row is read: pass an async iterator, or a list that is read before"
 
 
 def _check_name(_: Any, __: "Attribute[str | None]", name: object) -> None:
@@ -27,6 +32,7 @@ class BatchOptions:
     name: str | None = field(default=None, validator=_check_name)
     ordered: bool = field(default=False, validator=switch)
     folder: Path | None = None
+    names: NameTemplate | None = None
     max_credits: Decimal | None = None
     expected_credits: Decimal | None = None
     retry_failed: frozenset[str] = field(default=frozenset(), converter=to_failure_kinds)
@@ -36,11 +42,21 @@ class BatchOptions:
     progress: bool = field(default=False, validator=switch)
 
 
-async def iterate(items: Requests) -> AsyncGenerator[RowInput, None]:
-    """Yield the rows of an iterable or async iterable."""
+async def iterate(items: Requests, clock: Callable[[], float]) -> AsyncGenerator[RowInput, None]:
+    """Yield the rows of an iterable or async iterable. Log once if a plain iterator blocks the event loop."""
     if isinstance(items, AsyncIterable):
         async for item in items:
             yield item
-    else:
-        for item in items:
-            yield item
+        return
+    rows, logged = iter(items), False
+    while True:
+        begun_at = clock()
+        try:
+            item = next(rows)
+        except StopIteration:
+            return
+        took_s = clock() - begun_at
+        if took_s > BLOCKED_S and not logged:
+            logged = True
+            log.warning("batch.input_blocks took=%.2fs advice=%s", took_s, repr(_ADVICE))
+        yield item

@@ -7,7 +7,7 @@ from attrs import field, frozen
 
 from nanobanana_async.errors import NanoBananaError
 from nanobanana_async.handle import Job
-from nanobanana_async.models import GenerationResult, ImageRequest, request_facts, result_facts
+from nanobanana_async.models import GenerationResult, ImageRequest, request_facts, result_facts, to_json
 from nanobanana_async.notebook_html import Html, LabelledValue, card, error_box, image_gallery, note
 
 
@@ -22,6 +22,8 @@ class Outcome:
 
     Empty if the row was invalid and had no key.
     """
+    row_key: str | None = None
+    """The `key` of the row, if it has one: `session.job(row_key, batch=...)` finds its job in a named batch."""
     request: ImageRequest | None
     """None if the row was invalid."""
     metadata: Any = None
@@ -45,6 +47,21 @@ class Outcome:
         if self.result is None:
             raise RuntimeError(f"row {self.index} has neither a result nor an error")
         return self.result
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the outcome as JSON types: credits as numbers, times in ISO form, an error as its name and message."""
+        error = self.error
+        return {
+            "index": self.index,
+            "key": self.key,
+            "row_key": self.row_key,
+            "request": None if self.request is None else self.request.to_dict(),
+            "metadata": to_json(self.metadata),
+            "state": None if self.job is None else self.job.state.value,
+            "result": None if self.result is None else self.result.to_dict(),
+            "error": None if error is None else {"kind": type(error).__name__, "message": str(error)},
+            "saved": [str(path) for path in self.saved],
+        }
 
     def _repr_html_(self) -> str:
         facts: list[LabelledValue] = [("row", self.index)]

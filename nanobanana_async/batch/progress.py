@@ -6,7 +6,7 @@ from collections.abc import Sized
 from contextlib import suppress
 from typing import Any, Protocol
 
-from nanobanana_async.batch.options import Requests
+from nanobanana_async.batch.rows import Requests
 from nanobanana_async.engine.engine import Engine
 from nanobanana_async.errors import ConfigurationError
 from nanobanana_async.escaping import one_line

@@ -4,17 +4,16 @@ import hashlib
 import json
 from array import array
 from bisect import bisect_left
-from collections.abc import Mapping
+from collections.abc import AsyncIterable, Callable, Iterable, Mapping
 from typing import Any
 
 from attrs import asdict, evolve, fields_dict, frozen
 
-from nanobanana_async.errors import InvalidRequest
+from nanobanana_async.errors import ConfigurationError, InvalidRequest
+from nanobanana_async.images.names import NameFacts
 from nanobanana_async.jobs import generate_key, key_prefix, validate_key
-from nanobanana_async.models import ImageRequest
-
-REQUEST_FIELDS = frozenset(fields_dict(ImageRequest))
-ROW_FIELDS = frozenset({"key", "metadata"})
+from nanobanana_async.models import ImageRequest, to_request
+from nanobanana_async.values import is_absent, to_mapping, validate_row_key
 
 
 @frozen(kw_only=True)
@@ -29,10 +28,14 @@ class Row:
     request: ImageRequest | None = None
     metadata: Any = None
     error: InvalidRequest | None = None
+    name: str = ""
+    """The name of its images; empty if they are not saved."""
 
 
 RowInput = str | ImageRequest | Mapping[str, Any] | Row
 """A prompt, a request, a mapping (fields of `ImageRequest`, optionally `key` and `metadata`), or a `Row`."""
+
+Requests = Iterable[RowInput] | AsyncIterable[RowInput]
 
 
 class RowReader:
@@ -42,8 +45,10 @@ class RowReader:
     often it occurred before. It never depends on the position: an inserted line must not buy the rest again.
     """
 
-    def __init__(self, batch: str | None) -> None:
+    def __init__(self, batch: str | None, name: Callable[[NameFacts], str] | None = None) -> None:
+        self._name = name
         self._prefix = None if batch is None else key_prefix(batch)
+        self._validate = validate_key if batch is None else validate_row_key
         self._count = 0
         self._seen = [array("Q") for _ in range(256)]
         """64 bits of each request's digest: in a million rows a collision occurs once in 37 million batches.
@@ -52,6 +57,11 @@ class RowReader:
         """
         self._repeats: dict[int, int] = {}
 
+    @property
+    def repeated(self) -> int:
+        """Number of rows without a key whose request occurred before."""
+        return sum(self._repeats.values())
+
     def read(self, item: object) -> Row:
         """Return the next row: valid, or with its error."""
         index, self._count = self._count, self._count + 1
@@ -59,20 +69,26 @@ class RowReader:
             return evolve(item, index=index)
         own_key, metadata = None, None
         try:
-            if isinstance(item, Mapping):
-                own_key, metadata = item.get("key"), item.get("metadata")
-            request = _to_request(item)
-            key = self._key_of(request, None if own_key is None else validate_key(own_key))
-            return Row(index=index, key=key, own_key=own_key, request=request, metadata=metadata)
-        except InvalidRequest as error:
-            return Row(index=index, key="" if own_key is None else str(own_key), metadata=metadata, error=error)
+            mapping = to_mapping(item)
+            if mapping is not None:
+                own_key, metadata = mapping.get("key"), mapping.get("metadata")
+            own_key = None if is_absent(own_key) else self._validate(own_key)
+            request = to_request(item, {})
+            facts = NameFacts(row=index + 1, key=own_key, prompt=request.prompt, metadata=metadata)
+            name = "" if self._name is None else self._name(facts)
+            key = self._key_of(request, own_key)
+            return Row(index=index, key=key, own_key=own_key, request=request, metadata=metadata, name=name)
+        except (InvalidRequest, ConfigurationError) as error:
+            text = None if own_key is None else str(own_key)
+            invalid = error if isinstance(error, InvalidRequest) else InvalidRequest(error.message)
+            return Row(index=index, key=text or "", own_key=text, metadata=metadata, error=invalid)
 
     def _key_of(self, request: ImageRequest, own_key: str | None) -> str:
         if self._prefix is None:
             return generate_key() if own_key is None else own_key
         if own_key is not None:
-            return self._prefix + hashlib.sha256(f"key {own_key}".encode()).hexdigest()[:32]
-        canonical = _canonical(request)
+            return job_key_of_row(self._prefix, own_key)
+        canonical = canonical_request(request)
         digest = hashlib.sha256(f"request {canonical}".encode()).hexdigest()
         number = self._occurrence(int(digest[:16], 16))
         if number:
@@ -90,29 +106,13 @@ class RowReader:
         return self._repeats[digest]
 
 
-def _to_request(item: object) -> ImageRequest:
-    match item:
-        case ImageRequest():
-            return item
-        case str():
-            return ImageRequest(item)
-        case Mapping():
-            unknown = [str(name) for name in item if name not in REQUEST_FIELDS | ROW_FIELDS]
-            if unknown:
-                raise InvalidRequest(f"unknown field {', '.join(unknown)}: a row takes {_field_names()}")
-            if "prompt" not in item:
-                raise InvalidRequest("a row needs a prompt")
-            return ImageRequest(**{name: value for name, value in item.items() if name in REQUEST_FIELDS})
-        case _:
-            raise InvalidRequest(f"a row is a prompt, a mapping or an ImageRequest, not {type(item).__name__}")
+def job_key_of_row(batch_prefix: str, row_key: str) -> str:
+    """Return the key of the job of a row with this key, in the named batch whose keys have this prefix."""
+    return batch_prefix + hashlib.sha256(f"key {row_key}".encode()).hexdigest()[:32]
 
 
-def _canonical(request: ImageRequest) -> str:
+def canonical_request(request: ImageRequest) -> str:
     """Return the request as text without default values, so that a new field does not change existing keys."""
     facts = asdict(evolve(request, callback_url=None))
     defaults = {name: field.default for name, field in fields_dict(ImageRequest).items()}
     return json.dumps({name: value for name, value in facts.items() if value != defaults[name]}, sort_keys=True)
-
-
-def _field_names() -> str:
-    return ", ".join([*fields_dict(ImageRequest), *sorted(ROW_FIELDS)])

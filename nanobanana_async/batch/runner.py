@@ -5,6 +5,7 @@ The runner holds no reference to its `Batch`, so that a dropped batch can be gar
 
 import asyncio
 import heapq
+import time
 from contextlib import aclosing
 from functools import partial
 from typing import Any
@@ -16,15 +17,16 @@ from attrs import evolve
 
 from nanobanana_async.batch.budget_watch import watch_budget
 from nanobanana_async.batch.messages import crash, with_own_key
-from nanobanana_async.batch.options import BatchOptions, Requests, iterate
+from nanobanana_async.batch.options import BatchOptions, iterate
 from nanobanana_async.batch.outcome import Outcome
-from nanobanana_async.batch.rows import Row, RowReader
+from nanobanana_async.batch.rows import Requests, Row, RowReader
 from nanobanana_async.batch.streak import ACCOUNT_ERRORS, ErrorStreak, stop_reason
 from nanobanana_async.engine.engine import Engine
 from nanobanana_async.engine.tracked_job import NEVER, Phase, TrackedJob
 from nanobanana_async.errors import IdempotencyConflict, NanoBananaError, SaveError, SessionClosed
 from nanobanana_async.handle import Job
 from nanobanana_async.image_saver import ImageSaver
+from nanobanana_async.images.names import row_name
 from nanobanana_async.jobs import JobRecord, JobState, key_prefix
 
 # Rows stored but not yet sent: enough that a free slot never waits for a ledger write.
@@ -56,7 +58,8 @@ class BatchRunner:
         self._options = options
         self._engine = engine
         self._saver = saver
-        self._rows = RowReader(options.name)
+        saved = options.folder is not None
+        self._rows = RowReader(options.name, partial(row_name, options.names) if saved else None)
         concurrency = engine.slots.limiter.policy
         held = 0 if concurrency.learn or concurrency.max_jobs is None else concurrency.max_jobs
         self._at_first = max(PULLED_AT_FIRST, held + PREFETCH)
@@ -128,7 +131,7 @@ class BatchRunner:
         self.changed.set()
 
     async def _pull(self) -> None:
-        async with aclosing(iterate(self._items)) as items:
+        async with aclosing(iterate(self._items, time.perf_counter)) as items:
             await self._wait_for_room()
             async for item in items:
                 self._pulled += 1
@@ -214,11 +217,11 @@ class BatchRunner:
             self._emit(outcome)
         else:
             self._finishing[row.index] = outcome
-            self._group.start_soon(self._post_process, outcome)
+            self._group.start_soon(self._post_process, row, outcome)
 
-    async def _post_process(self, outcome: Outcome) -> None:
+    async def _post_process(self, row: Row, outcome: Outcome) -> None:
         try:
-            finished = await self._post_processed(outcome)
+            finished = await self._post_processed(row, outcome)
         except SessionClosed:
             self.input_error, finished = _closed(), None
         except asyncio.CancelledError as stray:
@@ -238,13 +241,15 @@ class BatchRunner:
             self.stop(stop_reason(finished.error, "were bought and have no saved images"))
         self._emit(finished)
 
-    async def _post_processed(self, outcome: Outcome) -> Outcome:
+    async def _post_processed(self, row: Row, outcome: Outcome) -> Outcome:
         try:
             async with self._finishers:
                 if outcome.result is None and outcome.job is not None:  # inline images are not stored in the ledger
                     outcome = evolve(outcome, result=await outcome.job.result())
                 if self._options.folder is not None and outcome.result is not None:
-                    outcome = evolve(outcome, saved=await self._saver.save(outcome.result, self._options.folder))
+                    folder, result = self._options.folder, outcome.result
+                    saved = await self._saver.save(result, folder, row.name, row_key=row.own_key)
+                    outcome = evolve(outcome, saved=saved)
         except SessionClosed:
             raise
         except NanoBananaError as error:
@@ -310,4 +315,12 @@ def _closed() -> SessionClosed:
 
 
 def _outcome(row: Row, job: Job | None, **found: Any) -> Outcome:
-    return Outcome(index=row.index, key=row.key, request=row.request, metadata=row.metadata, job=job, **found)
+    return Outcome(
+        index=row.index,
+        key=row.key,
+        row_key=row.own_key,
+        request=row.request,
+        metadata=row.metadata,
+        job=job,
+        **found,
+    )

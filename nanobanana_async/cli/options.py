@@ -87,4 +87,5 @@ def setting_message(error: ConfigurationError | InvalidRequest) -> str:
     """Return the message about a wrong setting with the option's name where it begins with an argument's."""
     sentence = str(error)
     first, space, rest = sentence.partition(" ")
-    return f"{with_option_names(first)}{space}{rest}"
+    option = f"--{first}" if first in ("resolution", "model") else with_option_names(first)
+    return f"{option}{space}{rest}"

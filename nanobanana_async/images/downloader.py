@@ -19,6 +19,7 @@ from nanobanana_async.images.files import PartialFile, SavedImage, check_folder,
 from nanobanana_async.images.formats import verify
 from nanobanana_async.images.headers import download_headers
 from nanobanana_async.images.inline import FetchError, decode_inline, is_inline
+from nanobanana_async.images.saved import PurchasedImage, find_saved
 from nanobanana_async.models import shorten
 
 P = ParamSpec("P")
@@ -130,8 +131,12 @@ class ImageDownloader:
 
         return await self._with_retries(url, once, fresh_s)
 
-    async def save(self, url: str, folder: Path, name: str, *, fresh_s: float = 0.0) -> SavedImage:
+    async def save(
+        self, url: str, folder: Path, name: str, purchased: PurchasedImage | None = None, *, fresh_s: float = 0.0
+    ) -> SavedImage:
         """Save an image in a folder and list it in `SHA256SUMS`. Its file name is a safe form of `name` plus extension.
+
+        With `purchased`, which says where the image comes from, it is listed in `metadata.jsonl` too.
 
         Saving the same image again changes nothing. A different file of that name is never overwritten: the image then
         gets a number, as in `name-2.png`. Only a damaged file that `SHA256SUMS` lists as this image is replaced. Raises
@@ -152,12 +157,16 @@ class ImageDownloader:
                     await self._in_thread(folder, part.sweep)
                 await self._receive(url, write)
                 async with self._decode_slots:
-                    return await self._in_thread(folder, part.finish, name)
+                    return await self._in_thread(folder, part.finish, name, purchased)
             finally:
                 with anyio.CancelScope(shield=True):
                     await self._threads.run(part.discard)
 
         return await self._with_retries(url, once, fresh_s)
+
+    async def find_saved(self, folder: Path, purchased: PurchasedImage) -> Path | None:
+        """Return the intact file of an image that was saved in the folder before; None if there is none."""
+        return await self._threads.run(find_saved, folder, purchased)
 
     async def check(self, folder: Path) -> None:
         """Create a folder if it is missing; raise `SaveError` if no file can be written in it."""

@@ -20,6 +20,8 @@ from nanobanana_async.images.formats import ImageFormat, check_decodes, inspect,
 from nanobanana_async.images.inline import FetchError
 from nanobanana_async.images.manifest import NAME as MANIFEST
 from nanobanana_async.images.manifest import Manifest
+from nanobanana_async.images.names import safe_name
+from nanobanana_async.images.saved import PurchasedImage, add_to_list, check_list, has_content
 
 _PART_NAME = re.compile(r"\.nanobanana-[0-9a-f]{16}\.part")
 _STALE_S = 3600.0
@@ -98,8 +100,8 @@ class PartialFile:
             self._digest.update(content)
             self._size += len(content)
 
-    def finish(self, key: str) -> SavedImage:
-        """Verify and flush the image, and rename the file to a name made from the key.
+    def finish(self, name: str, purchased: PurchasedImage | None = None) -> SavedImage:
+        """Verify and flush the image, rename the file to a safe form of the name, and list it.
 
         If the same image already has the name, that file stays; if another file has it, this image gets a number.
         """
@@ -111,10 +113,12 @@ class PartialFile:
             self._close()  # Windows can't rename an open file
             digest = self._digest.hexdigest()
             with Manifest(self._folder) as manifest:
-                name = self._claim_name(manifest, safe_name(key), image_format, digest)
+                name = self._claim_name(manifest, safe_name(name), image_format, digest)
                 sync_folder(self._folder)  # also for the manifest's own name
-                if digest not in manifest.digests_of(name):
+                if (name, digest) not in manifest.listed(name):
                     manifest.add(name, digest)
+                if purchased is not None:
+                    add_to_list(self._folder, purchased, name, digest)
             return SavedImage(path=self._folder / name, sha256=digest, size=self._size, format=image_format.name)
 
     def sweep(self) -> None:
@@ -157,18 +161,19 @@ class PartialFile:
         extension = image_format.extension
         for number in range(1, _MAX_NUMBER):
             name = f"{stem}{extension}" if number == 1 else f"{stem}-{number}{extension}"
-            if manifest.digests_of(name) - {digest}:
+            listed = manifest.listed(name)
+            if listed - {(name, digest)}:  # another image, or one whose name differs in the case of its letters
                 continue
             target = self._folder / name
             with suppress(FileExistsError):
                 rename_exclusive(self._path, target)
                 return name
-            if _has_content(target, self._size, digest):
+            if has_content(target, digest):
                 return name
-            if digest in manifest.digests_of(name) and _is_damaged(target):
+            if listed and _is_damaged(target):
                 os.replace(self._path, target)
                 return name
-        raise FetchError(f"too many images are named {stem}{extension}: save it under another key")
+        raise FetchError(f"too many images are named {stem}{extension}: save it under another name")
 
     def _close(self) -> None:
         descriptor, self._descriptor = self._descriptor, None
@@ -203,6 +208,7 @@ def check_folder(folder: Path) -> None:
         if os.path.lexists(folder / MANIFEST):
             with Manifest(folder):
                 pass
+        check_list(folder)
     finally:
         part.discard()
 
@@ -254,18 +260,6 @@ def _remove_stale(entry: os.DirEntry[str], now: float) -> None:
             os.unlink(entry.path)
 
 
-def _has_content(path: Path, size: int, digest: str) -> bool:
-    """Return whether a regular file, not a link, has this content."""
-    try:
-        status = path.lstat()
-        if not stat.S_ISREG(status.st_mode) or status.st_size != size:
-            return False
-        with os.fdopen(os.open(path, os.O_RDONLY | _NO_FOLLOW), "rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest() == digest
-    except OSError:
-        return False
-
-
 def _is_damaged(path: Path) -> bool:
     """Return whether a regular file, not a link, holds no complete image."""
     try:
@@ -278,19 +272,3 @@ def _is_damaged(path: Path) -> bool:
         return True
     except OSError:
         return False
-
-
-_MAX_LENGTH = 120  # with number and extension far below the file systems' limit of 255 bytes
-_UNSAFE = re.compile(r"[^A-Za-z0-9._-]")
-# A leading dot hides a file, a leading dash is read as an option, Windows drops trailing dots.
-_SAFE = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9._-]*[A-Za-z0-9_-])?")
-_RESERVED = re.compile(r"(?:con|prn|aux|nul|com\d|lpt\d)(?:\..*)?", re.IGNORECASE)  # devices on Windows
-
-
-def safe_name(key: str) -> str:
-    """Return a file name without extension for a key: the key if it is safe, else a similar name with a digest."""
-    if len(key) <= _MAX_LENGTH and _SAFE.fullmatch(key) and not _RESERVED.fullmatch(key):
-        return key
-    digest = hashlib.sha256(key.encode("utf-8", "surrogatepass")).hexdigest()[:16]
-    similar = _UNSAFE.sub("_", key)[: _MAX_LENGTH - 18].strip(".-")
-    return f"_{similar}-{digest}" if _RESERVED.fullmatch(similar) or not similar else f"{similar}-{digest}"

@@ -44,6 +44,7 @@ class Manifest:
             with suppress(OSError):  # without locks lines stay whole, each is one appending write; one may appear twice
                 wait_for_lock(self._descriptor)
             self._lines = self._read()
+            self._lower = self._lines.lower()
         except BaseException:
             os.close(self._descriptor)
             raise
@@ -56,15 +57,19 @@ class Manifest:
             unlock(self._descriptor)
         os.close(self._descriptor)
 
-    def digests_of(self, name: str) -> set[str]:
-        """Return the digests listed for a file name: none, one, or more if other programs wrote them."""
+    def listed(self, name: str) -> set[tuple[str, str]]:
+        """Return the lines of a file name, in any case of its letters: names and digests.
+
+        Names that differ in case alone are one file on macOS and Windows.
+        """
         # Searched, not split: the list of a large batch has a hundred thousand lines, and is read for each image.
-        ending = f"  {name}\n".encode()
-        found: set[str] = set()
-        start = self._lines.find(ending)
+        ending = f"  {name}\n".encode().lower()
+        found: set[tuple[str, str]] = set()
+        start = self._lower.find(ending)
         while start >= 0:
-            found.add(self._lines[max(start - 64, 0) : start].decode("latin-1"))
-            start = self._lines.find(ending, start + 1)
+            line = self._lines[max(start - 64, 0) : start + len(ending) - 1].decode("latin-1")
+            found.add((line[-len(name) :], line[: -len(name) - 2]))
+            start = self._lower.find(ending, start + 1)
         return found
 
     def add(self, name: str, digest: str) -> None:

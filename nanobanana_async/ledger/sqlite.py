@@ -226,6 +226,10 @@ class SqliteLedger:
         """Count the jobs by gateway and account. An account is `gateway:name`, or a fingerprint of the API key."""
         return await self._submit(JobTable.accounts)
 
+    async def batches(self) -> list[str]:
+        """Return the prefixes of the keys of all named batches."""
+        return await self._submit(JobTable.batches)
+
     async def hand_over(self, gateway: str, old: str, new: str) -> int:
         """Move all jobs of one account to another of the same gateway, after its API key changed; return how many.
 

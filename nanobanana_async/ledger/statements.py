@@ -50,6 +50,7 @@ SELECT_BY_TASK = f"SELECT {_ALL_COLUMNS} FROM jobs WHERE account = ? AND task_id
 SELECT_TASK_HOLDER = (
     "SELECT key FROM jobs WHERE account = ? AND task_id = ? AND key <> ? AND first_sent_at IS NOT NULL LIMIT 1"
 )
+BATCHES = "SELECT DISTINCT batch FROM jobs WHERE batch IS NOT NULL"
 COUNT_BY_ACCOUNT = "SELECT gateway, account, count(*) FROM jobs GROUP BY gateway, account"
 CHANGE_ACCOUNT = "UPDATE jobs SET account = ?, revision = revision + 1 WHERE gateway = ? AND account = ?"
 TAKE_OWNERSHIP = "UPDATE jobs SET owner = ? WHERE key = ? AND owner IS ?"
@@ -257,6 +258,10 @@ class JobTable:
         """Count the jobs of each gateway and account."""
         rows = self.connection.execute(COUNT_BY_ACCOUNT)
         return Counter({(gateway, account): count for gateway, account, count in rows})
+
+    def batches(self) -> list[str]:
+        """Return the prefixes of the keys of all named batches."""
+        return [batch for (batch,) in self.connection.execute(BATCHES)]
 
     def hand_over(self, gateway: str, old: str, new: str) -> int:
         """Move an account's jobs and charges to another one; the new revision makes writes with older records fail."""

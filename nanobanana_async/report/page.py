@@ -108,7 +108,7 @@ def _card(row: ReportRow, folder: Path, advice: str) -> str:
             long=_is_long(prompt) or (not row.images and len(row.error or "") > 2 * _LONG),
             images=[(_link(image), _link(find_thumbnail(folder, image) or image)) for image in row.images],
             advice=advice,
-            alt=prompt[:_MAX_ALT] or f"row {row.index + 1}",
+            alt=prompt[:_MAX_ALT] or f"row {row.number or row.index + 1}",
             settings=_short_settings(row),
             took="" if row.seconds is None else duration(row.seconds),
             price="" if row.credits is None else f"{number(row.credits)} cr",
@@ -207,7 +207,12 @@ def _facts(row: ReportRow) -> dict[str, Any]:
         facts["s"] = round(row.seconds, 3)
     if row.ended_at is not None:
         facts["e"] = round(row.ended_at.timestamp(), 3)
-    details: list[tuple[str, Any]] = [("key", row.key), ("task id", row.task_id), *row.settings.items()]
+    details: list[tuple[str, Any]] = [
+        ("row", row.number or None),
+        ("key", row.key),
+        ("task id", row.task_id),
+        *row.settings.items(),
+    ]
     if row.credits is not None:
         details.append(("credits", number(row.credits)))
     if row.seconds is not None:

@@ -10,6 +10,7 @@ from typing import Any, Literal, get_args
 from attrs import asdict, field, fields_dict, frozen
 
 from nanobanana_async.escaping import json_line
+from nanobanana_async.models import json_number
 
 Status = Literal["succeeded", "failed", "refused", "uncertain", "unfinished", "invalid"]
 STATUSES: tuple[Status, ...] = get_args(Status)
@@ -31,6 +32,8 @@ class ReportRow:
 
     index: int
     """The row's place in the input, from 0."""
+    number: int = 0
+    """Its line in a text file, its row in a table: what people call it. 0 if it is not known."""
     key: str
     status: Status = field(validator=_status)
     prompt: str = ""
@@ -118,6 +121,8 @@ def json_value(value: Any, depth: int = 0) -> Any:
             return value if abs(value) < _MAX_INT else hex(value)
         case float():
             return value if math.isfinite(value) else str(value)
+        case Decimal() if value.is_finite():
+            return json_number(value)
         case datetime():
             return value.isoformat()
         case Mapping():

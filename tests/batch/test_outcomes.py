@@ -1,14 +1,13 @@
 """The outcomes of a batch: each row once, in order of ending or of the input; invalid rows included."""
 
 import asyncio
-import gc
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import pytest
 
 from nanobanana_async import ImageRequest, Outcome
-from nanobanana_async.errors import ConfigurationError, InvalidRequest, JobFailed, NanoBananaError
+from nanobanana_async.errors import InvalidRequest, JobFailed, NanoBananaError
 from nanobanana_async.testing import FakeTransport
 from tests.batch.fakes import CountingInput, PromptGateway, all_of, slots, slowly
 from tests.support.fakes import apimall, defapi, virtually
@@ -90,18 +89,6 @@ async def test_no_rows_give_no_outcomes() -> None:
         assert await all_of(session.generate_many(slowly([]), ordered=True)) == []
 
 
-@pytest.mark.parametrize("requests", ["a lighthouse", b"a lighthouse", {"prompt": "a lighthouse"}, None, 5])
-def test_input_of_a_wrong_type_raises_configuration_error(requests: Any) -> None:
-    @virtually
-    async def refuses() -> None:
-        async with apimall(FakeTransport(PromptGateway().answer)) as session:
-            with pytest.raises(ConfigurationError, match=f"an iterable of prompts, not {type(requests).__name__}"):
-                session.generate_many(requests)
-        gc.collect()  # the half-made batch goes without a complaint
-
-    refuses()
-
-
 @pytest.mark.parametrize(
     ("row", "says"),
     [
@@ -110,8 +97,8 @@ def test_input_of_a_wrong_type_raises_configuration_error(requests: Any) -> None
         ({"prompt": " ", "metadata": 7}, "prompt is empty"),
         ({"prompt": "fog", "num_images": "many", "metadata": 7}, "num_images must be a whole number"),
         ({"prompt": "fog", "key": "with space", "metadata": 7}, "visible ASCII"),
-        ({"prompt": "fog", "key": 7, "metadata": 7}, "must be text"),
-        ({"prompt": "fog", "key": "", "metadata": 7}, "1 to 255 characters"),
+        ({"prompt": "fog", "key": 7.5, "metadata": 7}, "must be text"),
+        ({"prompt": "fog", "key": "x" * 256, "metadata": 7}, "1 to 255 characters"),
         ({"prompt": "fog", "output_format": "png", "metadata": 7}, "output_format"),
     ],
 )

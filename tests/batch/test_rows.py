@@ -2,6 +2,7 @@
 
 import tracemalloc
 from typing import Any
+from uuid import UUID
 
 import pytest
 from attrs import fields_dict
@@ -135,7 +136,18 @@ class Ambiguous:
         raise ValueError("the truth value is ambiguous")
 
 
-@pytest.mark.parametrize("key", [Ambiguous(), float("nan"), b"k", ["k"], "\ud800"])
+@pytest.mark.parametrize("nothing", [None, "", " ", float("nan")])
+def test_absent_key_is_no_key(nothing: object) -> None:
+    assert keys({"prompt": "fog", "key": nothing, "num_images": nothing}) == keys("fog")
+
+
+def test_number_and_uuid_are_the_same_key_as_their_text() -> None:
+    given = [{"prompt": "fog", "key": key} for key in (17, 17.0, "17")]
+    assert len(set(keys(*given))) == 1
+    assert keys({"prompt": "fog", "key": UUID(int=5)}) == keys({"prompt": "fog", "key": str(UUID(int=5))})
+
+
+@pytest.mark.parametrize("key", [Ambiguous(), 1.5, True, b"k", ["k"], "\ud800"])
 def test_invalid_key_is_an_error_of_its_row(key: object) -> None:
     row = RowReader("spring").read({"prompt": "a fox", "key": key, "metadata": Ambiguous()})
     assert row.request is None

@@ -2,13 +2,14 @@
 
 import asyncio
 import hashlib
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 from attrs import evolve
 
-from nanobanana_async import DownloadError, ImageRequest, Outcome, Session
+from nanobanana_async import ConfigurationError, DownloadError, ImageRequest, Outcome, Session
 from nanobanana_async.emulator import Emulator
 from nanobanana_async.emulator.faults import Script, delay, error
 from nanobanana_async.image_saver import ImageSaver
@@ -40,19 +41,20 @@ def listed(folder: Path) -> dict[str, str]:
 
 def hashed(folder: Path) -> dict[str, str]:
     """Return what stands in the folder, in the manifest's form."""
-    files = [path for path in folder.iterdir() if path.name != "SHA256SUMS"]
+    files = [path for path in folder.iterdir() if path.name not in ("SHA256SUMS", "metadata.jsonl")]
     return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
-async def test_images_are_saved_by_key_and_listed(tmp_path: Path) -> None:
+async def test_images_are_named_by_row_and_prompt_or_key(tmp_path: Path) -> None:
     folder = tmp_path / "new" / "out"
     async with emulated() as emulator:
         rows = ["one", ImageRequest("two", num_images=3), {"prompt": "three", "key": "my-key"}]
         outcomes = await saved_batch(emulator, folder, rows)
         assert emulator.stats().credential_leaks == 0
     assert [len(outcome.saved) for outcome in outcomes] == [1, 3, 1]
-    assert [path.stem for path in outcomes[1].saved] == [f"{outcomes[1].key}-{number:02d}" for number in (1, 2, 3)]
-    assert outcomes[2].saved[0].stem == "my-key-01"
+    assert [path.stem for path in outcomes[0].saved] == ["0001-one"]
+    assert [path.stem for path in outcomes[1].saved] == ["0002-two-1", "0002-two-2", "0002-two-3"]
+    assert [path.stem for path in outcomes[2].saved] == ["my-key"]
     assert {path.name for outcome in outcomes for path in outcome.saved} == set(hashed(folder))
     assert listed(folder) == hashed(folder)
     assert len(listed(folder)) == 5
@@ -71,6 +73,72 @@ async def test_second_run_saves_nothing_twice(tmp_path: Path) -> None:
     assert [outcome.saved for outcome in again] == [outcome.saved for outcome in first]
     assert (folder / "SHA256SUMS").read_text() == lines
     assert {path: path.stat().st_mtime_ns for path in folder.iterdir()} == stamps
+
+
+async def test_saved_images_keep_their_names_and_are_not_downloaded_again(tmp_path: Path) -> None:
+    folder, ledger = tmp_path / "out", tmp_path / "jobs.sqlite"
+    async with emulated() as emulator:
+        first = await saved_batch(emulator, folder, FIVE, ledger=ledger)
+        requests = dict(emulator.stats().requests)
+        again = await saved_batch(emulator, folder, ["new", *FIVE], ledger=ledger, names="{slug}")
+        assert emulator.stats().requests["cdn"] == requests["cdn"] + 1
+        assert charged(emulator.stats(), 6)
+    assert [outcome.saved for outcome in again[1:]] == [outcome.saved for outcome in first]
+    assert again[0].saved == (folder / "new.png",)
+    assert listed(folder) == hashed(folder)
+
+
+async def test_folder_is_a_data_set_that_an_image_folder_loader_reads(tmp_path: Path) -> None:
+    async with emulated() as emulator:
+        rows = ["one", {"prompt": "zwei", "key": "k", "num_images": 2, "aspect_ratio": "16:9"}, "three"]
+        await saved_batch(emulator, tmp_path, rows)
+    lines = [json.loads(line) for line in (tmp_path / "metadata.jsonl").read_text().splitlines()]
+    assert {line["file_name"]: line["sha256"] for line in lines} == hashed(tmp_path)  # each image once, and no other
+    assert len({tuple(line) for line in lines}) == 1  # the loader wants the same fields in each line
+    two = sorted((line for line in lines if line["row_key"] == "k"), key=lambda line: line["image"])
+    facts = [(line["file_name"], line["prompt"], line["aspect_ratio"], line["image"]) for line in two]
+    assert facts == [("k-1.png", "zwei", "16:9", 1), ("k-2.png", "zwei", "16:9", 2)]
+
+
+async def test_names_of_a_template_are_safe_and_differ(tmp_path: Path) -> None:
+    rows = [
+        {"prompt": "a", "metadata": {"shelf": "../x/Y"}},
+        {"prompt": "b", "metadata": {"shelf": "../x/y"}},  # one file on macOS and Windows
+        {"prompt": "c", "metadata": {"shelf": "con"}},
+        {"prompt": "d"},
+    ]
+    async with emulated() as emulator:
+        outcomes = await saved_batch(emulator, tmp_path, rows, names="{metadata[shelf]}")
+        assert charged(emulator.stats(), 3)
+    names = sorted(path.name for outcome in outcomes for path in outcome.saved)
+    assert names[0] == "_con.png"
+    assert names[1:] in (["_x_Y-2.png", "_x_y.png"], ["_x_Y.png", "_x_y-2.png"])  # whichever was saved first
+    assert str(outcomes[3].error) == (
+        "names has {metadata[shelf]}, and this row's metadata has no 'shelf' (change the request)"
+    )
+
+
+async def test_single_result_is_named_by_its_key_its_prompt_or_as_wanted(tmp_path: Path) -> None:
+    async with emulated() as emulator, quick(emulator) as session:
+        plain = await session.generate("A lighthouse, in Fog!")
+        keyed = await session.generate({"prompt": "fog", "key": "order-17"})
+        both = await session.generate("fog", num_images=2)
+        names = [path.name for result in (plain, keyed, both) for path in await session.save(result, tmp_path)]
+        assert names == ["a-lighthouse-in-fog.png", "order-17.png", "fog-1.png", "fog-2.png"]
+        wanted = await session.save(plain, tmp_path / "other", name="hero {slug}.png")
+        assert [path.name for path in wanted] == ["hero_a-lighthouse-in-fog.png"]
+        before = emulator.stats().requests["cdn"]
+        assert [path.name for path in await session.save(plain, tmp_path, name="hero")] == ["a-lighthouse-in-fog.png"]
+        assert emulator.stats().requests["cdn"] == before
+        with pytest.raises(ConfigurationError, match=r"name has \{row\}: it takes \{key\}, \{slug\}"):
+            await session.save(plain, tmp_path, name="{row}")
+
+
+async def test_wrong_template_is_refused_before_anything_is_bought(tmp_path: Path) -> None:
+    async with emulated() as emulator, quick(emulator) as session:
+        with pytest.raises(ConfigurationError, match=r"names has \{prompt\}"):
+            session.generate_many(FIVE, save_to=tmp_path, names="{prompt}")
+        assert charged(emulator.stats(), 0)
 
 
 async def test_deleted_image_is_saved_again(tmp_path: Path) -> None:
@@ -173,7 +241,7 @@ class FakeSaver:
         self.at_once = self.most = self.saved = 0
 
     def put_in(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        async def save(_: ImageSaver, result: GenerationResult, folder: Path) -> tuple[Path, ...]:
+        async def save(_: ImageSaver, result: GenerationResult, folder: Path, *__: Any, **___: Any) -> tuple[Path, ...]:
             self.at_once += 1
             self.most = max(self.most, self.at_once)
             await asyncio.sleep(self.seconds.get(result.key, self.default_s))

@@ -131,7 +131,7 @@ class Shelf:
     def __init__(self) -> None:
         self.asked = 0
 
-    async def save(self, result: GenerationResult, folder: Path) -> tuple[Path, ...]:
+    async def save(self, result: GenerationResult, folder: Path, *_: object, **__: object) -> tuple[Path, ...]:
         self.asked += 1
         if self.asked % 10:
             raise DownloadError("the server has no such image")
@@ -140,14 +140,14 @@ class Shelf:
 
 async def test_missing_images_between_others_are_row_errors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shelf = Shelf()
-    monkeypatch.setattr(ImageSaver, "save", lambda _, result, folder: shelf.save(result, folder))
+    monkeypatch.setattr(ImageSaver, "save", lambda _, *args, **named: shelf.save(*args, **named))
     async with emulated() as emulator, quick(emulator) as session:
         outcomes = [outcome async for outcome in session.generate_many(ROWS, save_to=tmp_path)]
     assert (len(outcomes), sum(outcome.ok for outcome in outcomes)) == (120, 12)
 
 
 async def test_folder_error_takes_precedence_in_a_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    async def saved(_: ImageSaver, image: object, folder: Path, key: str) -> Path | DownloadError | SaveError:
+    async def saved(self: ImageSaver, image: object, *_: object) -> Path | DownloadError | SaveError:
         await asyncio.sleep(0)
         return SaveError("full") if getattr(image, "index", 0) == 2 else DownloadError("missing")
 

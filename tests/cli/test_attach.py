@@ -39,7 +39,11 @@ async def test_images_are_saved_again_without_a_second_copy(tmp_path: Path) -> N
         first, second = [await nanobanana(*command, environ=environ, folder=tmp_path) for _ in range(2)]
     assert (first.code, first.out) == (second.code, second.out)
     assert first.code == 0
-    assert {path.name for path in (tmp_path / "out").iterdir()} == {"SHA256SUMS", Path(first.out.strip()).name}
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {
+        "SHA256SUMS",
+        "metadata.jsonl",
+        Path(first.out.strip()).name,
+    }
 
 
 async def test_refused_key_is_one_line() -> None:

@@ -36,7 +36,7 @@ async def test_a_batch_writes_images_results_report_and_ledger(batch: Command) -
         assert (said.code, emulator.stats().creates_accepted) == (0, 3)
     lines = batch.lines()
     fox = lines["a fox"]
-    assert (fox["index"], fox["line"], fox["row_key"], fox["metadata"]) == (0, 2, "f1", {"shelf": "7"})
+    assert (fox["index"], fox["number"], fox["row_key"], fox["metadata"]) == (0, 2, "f1", {"shelf": "7"})
     assert (fox["settings"]["num_images"], fox["settings"]["resolution"], len(fox["images"])) == (2, "2K", 2)
     assert all(line[name] for line in lines.values() for name in ("task_id", "credits", "created_at", "ended_at"))
     assert len(images_of(batch.out)) == 4
@@ -80,7 +80,7 @@ async def test_only_new_rows_are_bought_and_removed_rows_are_reported(batch: Com
         await batch("foxes.txt")
         said = await batch(batch.write("foxes.txt", "a stoat", "a lynx", "a stoat"))
         assert emulator.stats().creates_accepted == 4
-    assert [(line["prompt"], line["index"], line["line"]) for line in lines_of(batch.out)[:1]] == [("a lynx", 1, 2)]
+    assert [(line["prompt"], line["index"], line["number"]) for line in lines_of(batch.out)[:1]] == [("a lynx", 1, 2)]
     assert len(lines_of(batch.out)) == 3
     assert "1 row of earlier runs left the file" in said.err
     assert len(list((batch.out / "images").glob("*.png"))) == 4
@@ -256,8 +256,8 @@ async def test_standard_input_has_a_prompt_per_line_by_default(batch: Command) -
         ("a.txt", [], "a.txt is empty"),
         ("a.csv", ["prompt,key"], "a.csv is empty"),
         ("a.jsonl", ['{"prompt": "a"}', '{"prompt": '], "a.jsonl, line 2: broken JSON at column 11"),
-        ("a.csv", ["prompt,colour", "a fox,red"], "a.csv, line 1: unknown column 'colour'"),
-        ("a.md", ["a fox"], "a.md: unknown format: pass --format txt|jsonl|csv"),
+        ("a.csv", ["colour,key", "red,1"], "a.csv, row 1: column prompt is missing"),
+        ("a.md", ["a fox"], "a.md: unknown format: pass --format txt|jsonl|csv|xlsx"),
     ],
 )
 async def test_a_bad_file_is_one_line_on_stderr_and_creates_no_folder(

@@ -28,11 +28,14 @@ async def test_results_keep_the_order_of_the_prompts(tmp_path: Path) -> None:
     prompts = [f"image {number}" for number in range(6)]
     async with Emulator(duration=QUICK, job_limit=2, image_scale=0.1) as emulator:
         said = await nanobanana("generate", *prompts, "-o", "out", environ=environment(emulator), folder=tmp_path)
-        bought = {job.key: job.prompt for job in emulator.jobs()}
     assert said.code == 0
     files = [tmp_path / line for line in said.out.splitlines()]
-    assert [bought[file.stem.rpartition("-")[0]] for file in files] == prompts
-    assert {file.name for file in (tmp_path / "out").iterdir()} == {"SHA256SUMS", *(file.name for file in files)}
+    assert [file.stem for file in files] == [prompt.replace(" ", "-") for prompt in prompts]
+    assert {file.name for file in (tmp_path / "out").iterdir()} == {
+        "SHA256SUMS",
+        "metadata.jsonl",
+        *(file.name for file in files),
+    }
     for file in files:
         with Image.open(file) as image:
             assert image.width > 0

@@ -103,7 +103,7 @@ def _figures(verdict: Verdict, counts: Mapping[str, int]) -> dict[str, Any]:
 
 
 def _leftovers(images: Path) -> int:
-    return sum(file.suffix != ".png" and file.name != "SHA256SUMS" for file in images.iterdir())
+    return sum(file.suffix != ".png" and file.name not in ("SHA256SUMS", "metadata.jsonl") for file in images.iterdir())
 
 
 def _table(figures: Mapping[str, Any]) -> str:

@@ -83,7 +83,7 @@ def _ended_right(
 def _check_images(folder: Path, keys: Set[str]) -> Iterator[str]:
     """Check the images against their manifest: one intact image for each row, and no line without its file."""
     lines = [line.split("  ") for line in (folder / "SHA256SUMS").read_text().splitlines()]
-    listed = Counter(name.rpartition("-")[0] for _, name in lines)
+    listed = Counter(Path(name).stem for _, name in lines)
     yield from (f"{key}: {listed[key]} images are listed" for key in keys if listed[key] != 1)
     for digest, name in lines:
         file = folder / name

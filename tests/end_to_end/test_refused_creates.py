@@ -152,7 +152,7 @@ async def test_apimall_rules_raise_their_exceptions(
 async def test_invalid_aspect_ratio_is_the_gateways_400() -> None:
     async with emulated() as emulator, quick(emulator) as session:
         with pytest.raises(InvalidRequest, match="aspect_ratio must look like 16:9") as caught:
-            await session.generate("a fox", aspect_ratio="rather wide")
+            await session.generate("a fox", aspect_ratio="1.91:1")
         assert (caught.value.status, caught.value.code) == (400, "invalid_request")
 
 

@@ -44,7 +44,7 @@ REQUESTS = st.builds(
     st.text(st.characters(exclude_categories=["Cs"]), min_size=1).filter(lambda text: bool(text.strip())),
     images=st.lists(st.sampled_from(["https://x.example/a.png", "http://y.example/é?q=1"]), max_size=6),
     num_images=st.integers(1, 6),
-    aspect_ratio=st.none() | PRINTABLE,
+    aspect_ratio=st.none() | st.tuples(st.integers(1, 99), st.integers(1, 99)).map(lambda two: f"{two[0]}:{two[1]}"),
     resolution=st.sampled_from([None, "1K", "2K", "4K"]),
     output_format=st.sampled_from([None, "jpeg", "jpg", "png"]),
     model=st.none() | PRINTABLE,

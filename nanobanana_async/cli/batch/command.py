@@ -4,22 +4,25 @@ import asyncio
 from collections.abc import Callable
 from decimal import Decimal
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from attrs import frozen
 from cyclopts import Parameter
 from rich.console import Console
 
-from nanobanana_async import ApiMall, ConcurrencyPolicy, ConfigurationError, Gateway
+from nanobanana_async import ApiMall, ConcurrencyPolicy, ConfigurationError, Gateway, ImageRequest
 from nanobanana_async.cli.batch.dry_run import show_dry_run
 from nanobanana_async.cli.batch.folder import FILES, BatchFolder, FolderOwner, check_owner, refuse_lost_ledger
-from nanobanana_async.cli.batch.input_file import Format, InputFile, open_input
-from nanobanana_async.cli.batch.run import Plan, Run
+from nanobanana_async.cli.batch.input_file import Format, InputFile, ReadingOptions, open_input
+from nanobanana_async.cli.batch.notes import Notes
+from nanobanana_async.cli.batch.plan import Plan
+from nanobanana_async.cli.batch.run import Run
 from nanobanana_async.cli.options import FolderOption
 from nanobanana_async.emulator import API_KEY, Emulator
 from nanobanana_async.escaping import one_line
 from nanobanana_async.formatting import count
 from nanobanana_async.gateways import registry
+from nanobanana_async.images.names import NameTemplate
 from nanobanana_async.policy.prices import as_credits
 from nanobanana_async.validators import as_number
 
@@ -53,22 +56,35 @@ class BatchCommand:
         max_requests_per_minute: Annotated[int | None, Parameter(env_var="NANOBANANA_MAX_REQUESTS_PER_MINUTE")] = None,
         max_wait: float = MAX_WAIT_S,
         retry_failed: Flag = False,
+        buy_changed: Flag = False,
         ordered: Flag = False,
         name: str | None = None,
         format: Format | None = None,  # noqa: A002 - the option's name
+        encoding: str | None = None,
+        sheet: str | None = None,
+        comments: str | None = None,
+        strict: Flag = False,
+        names: str | None = None,
+        num_images: int | None = None,
+        aspect_ratio: str | None = None,
+        resolution: str | None = None,
+        output_format: str | None = None,
+        model: str | None = None,
         new_ledger: Flag = False,
         dry_run: Flag = False,
     ) -> int:
         """Buy an image for each row of a file; the same command continues a stopped run and buys no row twice.
 
-        A .txt file has a prompt per line, a .jsonl file an object per line, a .csv file a header; the fields are
-        prompt, images, num_images, aspect_ratio, resolution, output_format, model, task_type, key, metadata. Empty
-        lines are skipped, prompts are stripped, and there are no comments. In CSV several images are separated by
-        spaces or |, and columns named metadata.NAME form the metadata. The whole file is checked before anything is
-        bought.
+        A .txt file has a prompt per line, a .jsonl file an object per line, a .csv or .xlsx file a header; the fields
+        are prompt, images, num_images, aspect_ratio, resolution, output_format, model, task_type, key, metadata, in any
+        case, with spaces or dashes. Other columns are kept as metadata. Empty lines and columns are skipped, prompts
+        are stripped. In tables several images are separated by spaces or |. The file is copied and checked as a whole
+        before anything is bought. Rows are numbered by their line in a text file, and in a table as a spreadsheet shows
+        them: the header is row 1.
 
-        The folder gets images/, results.jsonl (a line for each row that has ended), index.html (the same as a page)
-        and jobs.sqlite (the ledger). A row is identified by its key, or else by its request: lines may be moved or
+        The folder gets images/ (with metadata.jsonl, a data set of the images), results.jsonl (a line for each row that
+        has ended), results.csv (the same for spreadsheets), index.html (the same as a page) and jobs.sqlite (the
+        ledger). A row is identified by its key, or else by its request: lines may be moved or
         inserted.
 
         Stdout, unless it is a terminal: a line for each image with key, status and path, separated by tabs; rows of
@@ -103,6 +119,9 @@ class BatchCommand:
             and the same command continues it later.
         retry_failed
             Buy rows again that failed, or whose request was refused.
+        buy_changed
+            Buy rows again whose request has changed under their key since they were bought. Their images of before
+            stay, and the results list them.
         ordered
             Write results in file order instead of the order in which rows end.
         name
@@ -111,6 +130,28 @@ class BatchCommand:
             the job of the first purchase.
         format
             The file format, if its name does not show it; txt for standard input.
+        encoding
+            The encoding of a text file. Default: UTF-8, UTF-16 or Windows-1252, whichever it is; a guess is said.
+        sheet
+            The sheet of a workbook; by default the first.
+        comments
+            Skip lines that begin with this text, such as '#'.
+        strict
+            Refuse columns and fields that are not known, instead of keeping them as metadata.
+        names
+            The names of the images, without extension: a template with {row}, {slug} (of the prompt), {key} and
+            {metadata[NAME]}. Default: the row's key, or {row:04}-{slug}. Saved images keep their names.
+        num_images
+            Images per prompt, 1 to 6, for rows that do not say it. This and the next four are part of the request:
+            another value buys these rows again.
+        aspect_ratio
+            Aspect ratio, such as 16:9, for rows that have none.
+        resolution
+            1K, 2K or 4K, for rows that have none.
+        output_format
+            jpeg, jpg or png, for rows that have none.
+        model
+            The model, for rows that have none.
         new_ledger
             Begin a new ledger where that of earlier runs is lost. Rows without a result are bought, perhaps a second
             time, and --max-credits counts from 0.
@@ -123,13 +164,25 @@ class BatchCommand:
         concurrency = ConcurrencyPolicy(max_jobs=max_jobs, max_requests_per_minute=max_requests_per_minute)
         emulated = gateway == "emulator"
         selected = ApiMall(api_key=API_KEY) if gateway == "emulator" else self.find_gateway(gateway, base_url)
-        with open_input(file, name, format) as source:
+        given = {
+            "num_images": num_images,
+            "aspect_ratio": aspect_ratio,
+            "resolution": resolution,
+            "output_format": output_format,
+            "model": model,
+        }
+        defaults: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+        ImageRequest("a prompt", **defaults)  # raises for a wrong option, once, and not for each row
+        template = None if names is None else NameTemplate("--names", names)
+        options = ReadingOptions(defaults=defaults, comments=comments, strict=strict, names=template)
+        with open_input(file, name, format, options, encoding=encoding, sheet=sheet) as source:
             if Path(file).exists() and Path(file).resolve() in [(output / name).resolve() for name in FILES]:
                 raise ConfigurationError(f"{file} would be overwritten: name another folder with -o")
             owner = FolderOwner(source.batch, emulated)
             if check_owner(output, owner):
                 refuse_lost_ledger(output, new_ledger=new_ledger)
-            total = _count_valid_rows(source, selected)
+            notes = Notes()
+            total = _count_valid_rows(source, selected, notes)
             if total is None:
                 return USAGE
             plan = Plan(
@@ -141,7 +194,9 @@ class BatchCommand:
                 concurrency=concurrency,
                 max_wait_s=max_wait_s,
                 retry_failed=retry_failed,
+                buy_changed=buy_changed,
                 ordered=ordered,
+                delimiter=notes.delimiter,
             )
             if dry_run:
                 return asyncio.run(show_dry_run(plan, selected))
@@ -157,17 +212,19 @@ async def _run(plan: Plan, gateway: Gateway | None, folder: BatchFolder) -> int:
         return await Run(plan, emulator.apimall(), folder, console).run()
 
 
-def _count_valid_rows(source: InputFile, gateway: Gateway) -> int | None:
+def _count_valid_rows(source: InputFile, gateway: Gateway, notes: Notes) -> int | None:
     """Return the number of rows; print the errors and return None if a row is bad or there are none."""
     console, bad, total = Console(stderr=True), 0, 0
-    for row in source.rows(gateway):
+    for row in source.rows(gateway, notes):
         total += 1
         if row.error is not None:
             bad += 1
             if bad <= MAX_ERRORS:
-                _print_error(console, f"{source.title}, line {row.line}: {row.error}")
+                _print_error(console, f"{source.title}, {source.unit} {row.number}: {row.error}")
     if bad > MAX_ERRORS:
         _print_error(console, f"... and {bad - MAX_ERRORS} more bad rows")
+    for note in filter(None, (source.note, *(f"{source.title}: {note}" for note in notes.sentences()))):
+        _print_error(console, note)
     if not total:
         _print_error(console, f"{source.title} is empty: it has no rows")
     elif bad > 1:

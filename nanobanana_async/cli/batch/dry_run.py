@@ -7,19 +7,22 @@ from contextlib import AsyncExitStack
 from decimal import Decimal
 
 from nanobanana_async import Gateway, JobState
+from nanobanana_async.cli.batch.changed import ChangedRows
 from nanobanana_async.cli.batch.folder import LEDGER
 from nanobanana_async.cli.batch.input_file import FileRow
 from nanobanana_async.cli.batch.other_accounts import OtherAccounts
+from nanobanana_async.cli.batch.plan import Plan
 from nanobanana_async.cli.batch.results import RESULTS, line_offsets
 from nanobanana_async.cli.batch.rows import is_over, is_same
-from nanobanana_async.cli.batch.run import Plan
 from nanobanana_async.cli.jobs.actions import Prices, open_read_only, prices_in
+from nanobanana_async.escaping import one_line
 from nanobanana_async.formatting import plain_number
 from nanobanana_async.jobs import JobRecord
 
 OK = 0
+MAX_ERRORS = 20  # changed rows that are printed one by one
 
-_STATUSES = ("finished", "failed", "uncertain", "running", "of another account", "to buy")
+_STATUSES = ("finished", "changed", "failed", "uncertain", "running", "of another account", "to buy")
 
 
 async def show_dry_run(plan: Plan, gateway: Gateway) -> int:
@@ -38,10 +41,17 @@ async def show_dry_run(plan: Plan, gateway: Gateway) -> int:
         if ledger is not None:
             prices = await prices_in(ledger, gateway)
         for row in plan.file.rows(gateway):
+            why = None
+            if ledger is not None:
+                row, why = await ChangedRows(plan.file, gateway, ledger.find, buy=plan.buy_changed).current(row)
             record = None if ledger is None else await ledger.find(row.key)
             status = (
                 "finished" if record is None and row.key in old_offsets else _row_status(row, record, plan, gateway)
             )
+            if why is not None:
+                status = "changed"
+                if counts[status] < MAX_ERRORS:
+                    print(f"nanobanana: {one_line(why)}", file=sys.stderr)
             unsaved = status in ("running", "to buy") or (status == "finished" and row.key not in old_offsets)
             if unsaved and record is not None and others.add(record):
                 status = "of another account"

@@ -3,31 +3,80 @@
 from datetime import UTC, datetime
 from pathlib import Path
 
-from nanobanana_async import Gateway, JobState, SqliteLedger
+from attrs import evolve
+
+from nanobanana_async import Gateway, IdempotencyConflict, JobState, SqliteLedger
+from nanobanana_async.cli.batch.changed import ChangedRows
 from nanobanana_async.cli.batch.folder import LEDGER
-from nanobanana_async.cli.batch.input_file import FileRow
+from nanobanana_async.cli.batch.input_file import FileRow, InputFile
 from nanobanana_async.cli.batch.other_accounts import OtherAccounts
-from nanobanana_async.cli.batch.results import IMAGES, RESULTS, Result, SavedImages, read, with_files
-from nanobanana_async.cli.batch.rows import at_new_position, is_over, is_same, result_from_record, unfinished
+from nanobanana_async.cli.batch.results import IMAGES, RESULTS, Result, read, with_files
+from nanobanana_async.cli.batch.rows import (
+    at_new_position,
+    is_over,
+    is_same,
+    result_from_record,
+    unfinished,
+    with_error,
+)
+from nanobanana_async.images.saved import SavedImages
 from nanobanana_async.jobs import JobRecord, with_indexes
 
 
 class FinishedRows:
     """Return the results of finished rows, and count the unfinished rows of other accounts."""
 
-    def __init__(self, folder: Path, gateway: Gateway, ledger: SqliteLedger, *, retry_failed: bool) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        file: InputFile,
+        gateway: Gateway,
+        ledger: SqliteLedger,
+        *,
+        retry_failed: bool,
+        buy_changed: bool,
+    ) -> None:
         self.other_accounts = OtherAccounts(gateway, folder / LEDGER)
+        self._changed = ChangedRows(file, gateway, ledger.find, buy=buy_changed)
         self._folder = folder
         self._gateway = gateway
         self._ledger = ledger
         self._retry_failed = retry_failed
         self._saved_images: SavedImages | None = None
+        self._changed_keys: set[str] = set()
+        """Keys of the jobs of changed rows."""
 
-    async def find(self, row: FileRow, offset: int | None) -> Result | None:
+    async def find(self, row: FileRow, old_offsets: dict[str, int]) -> Result | None:
         """Return the result of a row that has ended; None if something is left to do for it.
 
-        `offset` is where the old results have the row.
+        `old_offsets` is where the old results have the rows; what was found is removed.
         """
+        given_key = row.key
+        row, why = await self._changed.current(row)
+        offset = old_offsets.pop(row.key, None)
+        if why is not None:
+            self._changed_keys.add(row.key)
+            result = with_error(Result(row=unfinished(row), row_key=row.own_key), IdempotencyConflict(why), "invalid")
+            return self.with_earlier_images(result)
+        if row.key != given_key:
+            self._changed_keys.add(row.key)
+            old_offsets.pop(given_key, None)
+        found = await self._find(row, offset)
+        return None if found is None else self.with_earlier_images(found)
+
+    def with_earlier_images(self, result: Result) -> Result:
+        """Return a result with the images of earlier purchases of its row, if it has changed."""
+        if result.row_key is None or result.row.key not in self._changed_keys:
+            return result
+        bought_here = result.row.key if result.row.images else ""
+        names = self._saved().earlier(result.row_key, bought_here)
+        return evolve(result, earlier_images=tuple(f"{IMAGES}/{name}" for name in names))
+
+    def _saved(self) -> SavedImages:
+        self._saved_images = self._saved_images or SavedImages.read(self._folder / IMAGES)
+        return self._saved_images
+
+    async def _find(self, row: FileRow, offset: int | None) -> Result | None:
         old = None if offset is None else next(read(self._folder / RESULTS, [offset]), None)
         intact = (
             old is not None
@@ -54,8 +103,8 @@ class FinishedRows:
             return result_from_record(row, record, self._gateway) if done else None
         if intact is not None and record.task_id == intact.row.task_id:
             return at_new_position(intact, row)
-        self._saved_images = self._saved_images or SavedImages.read(self._folder / IMAGES)
-        paths = self._saved_images.images(row.key, (index for index, _ in with_indexes(record.images, record.missing)))
+        indexes = [index for index, _ in with_indexes(record.images, record.missing)]
+        paths = self._saved().find(record.key, record.task_id or "", indexes)
         if not paths:
             return None
         return with_files(result_from_record(row, record, self._gateway), paths, self._folder, datetime.now(UTC))

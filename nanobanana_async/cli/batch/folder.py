@@ -24,10 +24,10 @@ MARKER = ".nanobanana-batch"
 
 CHANGED = (LEDGER, *(f"{LEDGER}-{suffix}" for suffix in ("wal", "shm", "journal")))
 """Files that are written in place; all others are replaced atomically."""
-FILES = (RESULTS, REPORT, *CHANGED)
+FILES = (RESULTS, "results.csv", REPORT, *CHANGED)
 FOLDERS = (IMAGES, THUMBNAILS, f"{LEDGER}-owners")
 
-_PART = re.compile(r"\.nanobanana-[0-9a-f]{16}(?:\.jsonl|\.html)?\.part")
+_PART = re.compile(r"\.nanobanana-[0-9a-f]{16}(?:\.jsonl|\.html|\.csv)?\.part")
 _MARKER_BYTES = 1 << 20
 _NO_FOLLOW = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
 

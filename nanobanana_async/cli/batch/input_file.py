@@ -1,36 +1,46 @@
-"""Read the input file of a batch, line by line: text with a prompt per line, JSON lines, or CSV."""
+"""Read the rows of a batch: text with a prompt per line, JSON lines, or a table (CSV, or the sheet of a workbook)."""
 
 import csv
 import json
-import os
 import re
-import shutil
 import sys
-import tempfile
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from itertools import chain
 from pathlib import Path
-from typing import Any, BinaryIO, Literal, get_args
+from typing import Any, Literal, get_args
 
-from attrs import fields_dict, frozen
+from attrs import evolve, field, frozen
 
+from nanobanana_async.batch.columns import COLUMNS, HeaderError, column_name, read_header
 from nanobanana_async.batch.rows import Row, RowInput, RowReader
+from nanobanana_async.cli.batch.notes import Notes
+from nanobanana_async.cli.batch.spool import spooled
 from nanobanana_async.errors import ConfigurationError, InvalidRequest
 from nanobanana_async.gateways.contract import Gateway
+from nanobanana_async.images.names import NameFacts, NameTemplate, row_name
 from nanobanana_async.models import ImageRequest
 from nanobanana_async.report import ReportRow
+from nanobanana_async.values import did_you_mean, is_absent
 
-Format = Literal["txt", "jsonl", "csv"]
+Format = Literal["txt", "jsonl", "csv", "xlsx"]
 
-FIELDS = tuple(name for name in fields_dict(ImageRequest) if name != "callback_url")
-COLUMNS = (*FIELDS, "key", "metadata")
-
-_ENDINGS: Mapping[str, Format] = {".txt": "txt", ".jsonl": "jsonl", ".ndjson": "jsonl", ".csv": "csv", ".tsv": "csv"}
-_BOM, _BOMS_OF_UTF16 = b"\xef\xbb\xbf", (b"\xff\xfe", b"\xfe\xff")
+_ENDINGS: Mapping[str, Format] = {
+    ".txt": "txt",
+    ".jsonl": "jsonl",
+    ".ndjson": "jsonl",
+    ".csv": "csv",
+    ".tsv": "csv",
+    ".xlsx": "xlsx",
+    ".xlsm": "xlsx",
+    ".xls": "xlsx",
+    ".ods": "xlsx",
+}
 _LONGEST_CELL = 1 << 24
+_SEP = re.compile(r'"?sep=(.)"?\s*')  # Excel's own first line, which it does not show
 
-ParsedLine = tuple[int, dict[str, Any] | str]
-"""The line at which a row begins, and its fields or an error message."""
+ParsedRow = tuple[int, dict[str, Any] | str]
+"""The number of a row, and its fields or an error message."""
 
 
 @frozen(kw_only=True)
@@ -38,7 +48,8 @@ class FileRow:
     """One row of the file: its request, or its error."""
 
     index: int
-    line: int
+    number: int
+    """Its line in a text file; its row in a table, where the header is row 1, as a spreadsheet shows it."""
     key: str = ""
     """The key of the row's job in the ledger."""
     own_key: str | None = None
@@ -46,16 +57,38 @@ class FileRow:
     request: ImageRequest | None = None
     metadata: Any = None
     error: str | None = None
+    name: str = ""
+    """The name of its images."""
 
     @property
     def item(self) -> RowInput:
         """The row as input of `generate_many`, with this object as its metadata."""
-        return Row(index=self.index, key=self.key, own_key=self.own_key, request=self.request, metadata=self)
+        return Row(
+            index=self.index,
+            key=self.key,
+            own_key=self.own_key,
+            request=self.request,
+            metadata=self,
+            name=self.name,
+        )
+
+
+@frozen(kw_only=True)
+class ReadingOptions:
+    """How the rows of a file are read."""
+
+    defaults: Mapping[str, Any] = field(factory=dict)
+    """Fields of the rows that do not have them."""
+    comments: str | None = None
+    """Rows that begin with this text are skipped."""
+    strict: bool = False
+    """Whether names that are no field are refused."""
+    names: NameTemplate | None = None
 
 
 @frozen
 class InputFile:
-    """An input file with its format. It can be read several times, also concurrently."""
+    """An input file with its format. It can be read several times, also concurrently: it is a copy."""
 
     path: Path
     title: str
@@ -63,40 +96,78 @@ class InputFile:
     format: Format
     batch: str
     """The batch's name, from which the keys are derived."""
+    options: ReadingOptions = ReadingOptions()
+    note: str = ""
+    """How the file was read, if that was a guess."""
+    changed_keys: dict[str, str] = field(factory=dict, repr=False)
+    """The keys of rows that were bought again after a change, by the keys that they would have."""
 
-    def rows(self, gateway: Gateway) -> Iterator[FileRow]:
+    @property
+    def unit(self) -> str:
+        """What the number of a row counts."""
+        return "row" if self.format in ("csv", "xlsx") else "line"
+
+    def rows(self, gateway: Gateway, notes: Notes | None = None) -> Iterator[FileRow]:
         """Yield every row; a request that the gateway does not support becomes an error of the row."""
+        notes = Notes() if notes is None else notes
         rows, own_keys = RowReader(self.batch), set[int]()
-        try:
-            file = self.path.open("rb")
-        except OSError as error:
-            raise ConfigurationError(f"{self.title} can't be read: {error.strerror or error}") from None
-        with file:
-            for index, (line, found) in enumerate(_READERS[self.format](file)):
-                if isinstance(found, str):
-                    yield FileRow(index=index, line=line, error=found)
-                else:
-                    yield _row(index, line, rows.read(found), found.get("key"), own_keys, gateway)
+        for index, (number, found) in enumerate(self._parsed(notes)):
+            if isinstance(found, str):
+                yield FileRow(index=index, number=number, error=found)
+                continue
+            row = rows.read({**self.options.defaults, **found})
+            yield self._checked(FileRow(index=index, number=number), row, own_keys, gateway)
+        notes.repeated = rows.repeated
 
+    def _checked(self, found: FileRow, row: Row, own_keys: set[int], gateway: Gateway) -> FileRow:
+        error = None if row.error is None else row.error.message.replace("idempotency_key", "key")
+        name = ""
+        if row.request is not None:
+            facts = NameFacts(row=found.number, key=row.own_key, prompt=row.request.prompt, metadata=row.metadata)
+            try:
+                gateway.check(row.request)
+                name = row_name(self.options.names, facts)
+            except InvalidRequest as wrong:
+                error = wrong.message
+        if row.own_key is not None and row.error is None:
+            if hash(row.own_key) in own_keys:
+                error = error or f"key {row.own_key!r} belongs to an earlier row: each row needs its own key, or none"
+            own_keys.add(hash(row.own_key))
+        if error is None and row.metadata is not None:
+            error = _unwritable(row.metadata)
+        found = evolve(found, request=row.request, error=error)
+        if error is not None:
+            return found
+        key = self.changed_keys.get(row.key, row.key)
+        return evolve(found, key=key, own_key=row.own_key, metadata=row.metadata, name=name)
 
-def _row(index: int, line: int, row: Row, own_key: str | None, own_keys: set[int], gateway: Gateway) -> FileRow:
-    error = None if row.error is None else row.error.message.replace("idempotency_key", "key")
-    if row.request is not None:
-        error = _refused(gateway, row.request)
-    if own_key is not None and row.error is None:
-        if hash(own_key) in own_keys:
-            error = error or f"key {own_key!r} belongs to an earlier row: each row needs its own key, or none"
-        own_keys.add(hash(own_key))
-    if error is None and row.metadata is not None:
-        error = _unwritable(row.metadata)
-    if error is not None:
-        return FileRow(index=index, line=line, request=row.request, error=error)
-    return FileRow(index=index, line=line, key=row.key, own_key=own_key, request=row.request, metadata=row.metadata)
+    def _parsed(self, notes: Notes) -> Iterator[ParsedRow]:
+        notes.unit = self.unit
+        # Only \n, \r\n and \r end a line: form feeds and Unicode's line separators are part of a prompt.
+        newline = "" if self.format == "csv" else None
+        with self.path.open(encoding="utf-8", newline=newline) as file:
+            match self.format:
+                case "txt":
+                    yield from _txt(file, self.options, notes)
+                case "jsonl":
+                    yield from _jsonl(file, self.options, notes)
+                case "csv":
+                    yield from _table(_csv_cells(file, notes), self.options, notes)
+                case "xlsx":
+                    yield from _table(enumerate(map(json.loads, file), 1), self.options, notes)
 
 
 @contextmanager
-def open_input(file: str, name: str | None, kind: Format | None) -> Iterator[InputFile]:
-    """Find the file and its format; a pipe is copied to a temporary file, since rows are read several times.
+def open_input(
+    file: str,
+    name: str | None,
+    kind: Format | None,
+    options: ReadingOptions | None = None,
+    *,
+    encoding: str | None = None,
+    sheet: str | None = None,
+) -> Iterator[InputFile]:
+    """Find the file and its format, and copy it: an editor may save it while the batch runs.
 
     Raises `ConfigurationError` if the file can't be read.
     """
@@ -110,41 +181,14 @@ def open_input(file: str, name: str | None, kind: Format | None) -> Iterator[Inp
     name = (path.stem if file != "-" else "stdin") if name is None else name
     if not name.strip():
         raise ConfigurationError("--name is empty")
-    try:
-        if file != "-" and path.is_file():
-            with path.open("rb"):  # check that it exists and is readable
-                pass
-            yield InputFile(path, title, kind, name)
-            return
-        with sys.stdin.buffer if file == "-" else path.open("rb") as source:
-            spool = _spooled(source)
-    except OSError as error:
-        raise ConfigurationError(f"{title} can't be read: {error.strerror or error}") from None
-    try:
-        yield InputFile(spool, title, kind, name)
-    finally:
-        spool.unlink(missing_ok=True)
-
-
-def _spooled(source: BinaryIO) -> Path:
-    if source.isatty():
-        print("nanobanana: enter one prompt per line; Ctrl-D ends the input", file=sys.stderr)
-    descriptor, name = tempfile.mkstemp(prefix="nanobanana-", suffix=".rows")
-    try:
-        with open(descriptor, "wb") as spool:
-            shutil.copyfileobj(source, spool)
-    except BaseException:
-        os.unlink(name)
-        raise
-    return Path(name)
-
-
-def _refused(gateway: Gateway, request: ImageRequest) -> str | None:
-    try:
-        gateway.check(request)
-    except InvalidRequest as error:
-        return error.message
-    return None
+    with ExitStack() as stack:
+        try:
+            with sys.stdin.buffer if file == "-" else path.open("rb") as source:
+                copying = spooled(source, title, workbook=kind == "xlsx", encoding=encoding, sheet=sheet)
+                copy = stack.enter_context(copying)
+        except OSError as error:
+            raise ConfigurationError(f"{title} can't be read: {error.strerror or error}") from None
+        yield InputFile(copy.path, title, kind, name, options or ReadingOptions(), copy.note)
 
 
 def _unwritable(metadata: object) -> str | None:
@@ -156,128 +200,91 @@ def _unwritable(metadata: object) -> str | None:
     return None
 
 
-class _Unreadable(Exception):
-    """A line that is not UTF-8 text."""
+def _lines(file: Iterator[str], options: ReadingOptions) -> Iterator[tuple[int, str]]:
+    for number, line in enumerate(file, 1):
+        text = line.strip()
+        if text and not (options.comments and text.startswith(options.comments)):
+            yield number, text
 
-    def __init__(self, line: int, why: str) -> None:
-        super().__init__(why)
-        self.line = line
+
+def _txt(file: Iterator[str], options: ReadingOptions, notes: Notes) -> Iterator[ParsedRow]:
+    for number, text in _lines(file, options):
+        notes.hashes += text.startswith("#")
+        yield number, {"prompt": text}
 
 
-def _decoded(line: int, raw: bytes) -> str:
-    if line == 1:
-        if raw.startswith(_BOMS_OF_UTF16):
-            raise _Unreadable(line, "UTF-16 is not supported: save the file as UTF-8")
-        raw = raw.removeprefix(_BOM)
+def _jsonl(file: Iterator[str], options: ReadingOptions, notes: Notes) -> Iterator[ParsedRow]:
+    for number, text in _lines(file, options):
+        yield number, _object(text, options, notes)
+
+
+def _object(text: str, options: ReadingOptions, notes: Notes) -> dict[str, Any] | str:
     try:
-        return raw.decode()
-    except UnicodeDecodeError as error:
-        raise _Unreadable(line, f"byte {error.start + 1} is not UTF-8: save the file as UTF-8") from None
-
-
-def _parse_lines(file: BinaryIO, read: Callable[[str], dict[str, Any] | str]) -> Iterator[ParsedLine]:
-    for line, raw in enumerate(file, 1):
-        try:
-            text = _decoded(line, raw).strip()
-        except _Unreadable as error:
-            yield line, str(error)
-            if raw.startswith(_BOMS_OF_UTF16):  # so are all following lines
-                return
-            continue
-        if text:
-            yield line, read(text)
-
-
-def _txt(file: BinaryIO) -> Iterator[ParsedLine]:
-    yield from _parse_lines(file, lambda text: {"prompt": text})
-
-
-def _jsonl(file: BinaryIO) -> Iterator[ParsedLine]:
-    yield from _parse_lines(file, _object)
-
-
-def _object(text: str) -> dict[str, Any] | str:
-    try:
-        facts = json.loads(text)
+        given = json.loads(text)
     except json.JSONDecodeError as error:
         return f"broken JSON at column {error.colno}: {error.msg}"
     except (ValueError, RecursionError) as error:
         return f"broken JSON: {error}"
-    if not isinstance(facts, dict):
+    if not isinstance(given, dict):
         return 'a row must be an object, such as {"prompt": "a fox"}'
-    if unknown := [name for name in facts if name not in COLUMNS]:
-        return f"unknown field {', '.join(map(repr, unknown))}: the fields are {', '.join(COLUMNS)}"
-    return {name: value for name, value in facts.items() if value is not None}
-
-
-def _csv(file: BinaryIO) -> Iterator[ParsedLine]:
-    csv.field_size_limit(_LONGEST_CELL)
-    lines = (_decoded(line, raw) for line, raw in enumerate(file, 1))
-    line = 1
-    try:
-        first = next(lines, "")
-        # Many locales of spreadsheets write semicolons; column names contain no delimiter.
-        delimiter = max(",;\t", key=first.count)
-        reader = csv.reader(_chain(first, lines), delimiter=delimiter, strict=True)
-        header = _header(next((cells for cells in reader if any(cells)), []))
-        if isinstance(header, str):
-            yield 1, header
-            return
-        line = reader.line_num + 1
-        for cells in reader:
-            if any(cell.strip() for cell in cells):
-                yield line, _fields_of(header, cells)
-            line = reader.line_num + 1
-    except _Unreadable as error:
-        yield error.line, str(error)
-    except csv.Error as error:
-        yield line, f"broken CSV: {error}"
-
-
-def _chain(first: str, rest: Iterator[str]) -> Iterator[str]:
-    yield first
-    yield from rest
-
-
-def _header(cells: list[str]) -> list[str] | str:
-    names = [_column(cell.strip()) for cell in cells]
-    known = f"the columns are {', '.join(COLUMNS)} and metadata.NAME"
-    unknown = [name for name in names if name not in COLUMNS and not re.fullmatch(r"metadata\..+", name)]
-    if unknown:
-        return f"unknown column {', '.join(map(repr, unknown))}: {known}"
-    duplicates = [name for name in dict.fromkeys(names) if names.count(name) > 1]
-    if duplicates:
-        return f"duplicate column {', '.join(duplicates)}"
-    if names and "prompt" not in names:
-        return f"column prompt is missing: {known}"
-    if "metadata" in names and any(name.startswith("metadata.") for name in names):
-        return "use either metadata or metadata.NAME, not both"
-    return names
-
-
-def _column(name: str) -> str:
-    """Return a column name in lower case, except the part after `metadata.`."""
-    start, dot, rest = name.partition(".")
-    return f"{start.lower()}{dot}{rest}"
-
-
-def _fields_of(header: list[str], cells: list[str]) -> dict[str, Any] | str:
-    if len(cells) > len(header):
-        return f"{len(cells)} cells, but the header has {len(header)}"
     facts: dict[str, Any] = {}
-    for name, cell in zip(header, (cell.strip() for cell in cells), strict=False):
-        if not cell:
-            continue
-        match name:
-            case "images":
-                facts[name] = cell.replace("|", " ").split()
-            case "num_images":
-                facts[name] = int(cell) if cell.isascii() and cell.isdigit() and len(cell) < 4 else cell
-            case _ if name in COLUMNS:
-                facts[name] = cell
-            case _:
-                facts.setdefault("metadata", {})[name.removeprefix("metadata.")] = cell
+    more: dict[str, Any] = {}
+    for name, value in given.items():
+        meant = column_name(name) or "metadata."
+        if meant in COLUMNS:
+            if meant in facts:
+                return f"field {meant} is given twice"
+            if not is_absent(value):
+                facts[meant] = value
+        elif options.strict:
+            return f"unknown field {name!r}{did_you_mean(name, COLUMNS)}; the fields are {', '.join(COLUMNS)}"
+        else:
+            notes.unknown.setdefault(name)
+            more[meant.removeprefix("metadata.")] = value
+    if more:
+        metadata = facts.get("metadata", {})
+        if not isinstance(metadata, dict):
+            return f"unknown field {next(iter(more))!r}, and metadata is no object that could keep it"
+        facts["metadata"] = {**more, **metadata}
     return facts
 
 
-_READERS: Mapping[Format, Callable[[BinaryIO], Iterator[ParsedLine]]] = {"txt": _txt, "jsonl": _jsonl, "csv": _csv}
+def _csv_cells(file: Iterator[str], notes: Notes) -> Iterator[tuple[int, list[str]]]:
+    """Yield the cells of each row, with the number that a spreadsheet shows."""
+    csv.field_size_limit(_LONGEST_CELL)
+    blank: list[str] = []
+    first = ""
+    for first in file:
+        if first.strip():
+            break
+        blank.append(first)
+    if given := _SEP.fullmatch(first):
+        delimiter, lines = given[1], iter(file)
+    else:
+        # Many locales of spreadsheets write semicolons; names of columns contain no delimiter.
+        delimiter, lines = max(",;\t", key=first.count), chain(blank, [first], file)
+    notes.delimiter = delimiter
+    yield from enumerate(csv.reader(lines, delimiter=delimiter, strict=True), 1)
+
+
+def _table(rows: Iterator[tuple[int, list[str]]], options: ReadingOptions, notes: Notes) -> Iterator[ParsedRow]:
+    """Yield the rows of a table below its header, which is the first row that is not empty."""
+    columns = None
+    number = 0
+    try:
+        for number, cells in rows:
+            filled = next((cell.strip() for cell in cells if cell.strip()), "")
+            if not filled or (options.comments and filled.startswith(options.comments)):
+                continue
+            if columns is None:
+                columns = read_header(cells, strict=options.strict)
+                notes.unknown = dict.fromkeys(columns.unknown)
+                continue
+            try:
+                yield number, columns.facts([cell.strip() for cell in cells])
+            except HeaderError as error:
+                yield number, str(error)
+    except HeaderError as error:
+        yield number, str(error)
+    except csv.Error as error:
+        yield number + 1, f"broken CSV: {error}"

@@ -42,7 +42,7 @@ class StdoutLines:
     def add(self, result: Result, folder: Path) -> None:
         """Queue the lines of a row."""
         if self._enabled:
-            start = f"{exact(result.row.key)}\t{result.row.status}"
+            start = f"{exact(result.row_key or result.row.key)}\t{result.row.status}"
             paths = [str(folder / image) for image in result.row.images] or [""]
             lines = "".join(f"{start}\t{exact(path)}\n" for path in paths)
             self._lines.append(lines.encode(self._out.encoding or "utf-8", "backslashreplace"))
@@ -73,8 +73,9 @@ class StdoutLines:
 class BatchSummary:
     """Collect what a run prints on stderr at its start and at its end."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, unit: str = "row") -> None:
         self._folder = folder
+        self._unit = unit
         self.finished_before = 0
         """Rows that had ended before this run."""
         self.removed = 0
@@ -91,10 +92,10 @@ class BatchSummary:
         row = result.row
         self._counts[row.status] += 1
         if row.status != "succeeded" and self._counts[row.status] <= MAX_ERRORS:
-            job = f" [job {row.key}]" if row.status == "uncertain" else ""
+            job = f" [job {result.row_key or row.key}]" if row.status == "uncertain" else ""
             why = "" if row.error is None else f": {shorten(row.error, 300)}"
-            sentence = f"line {result.line} {row.status}: {shorten(row.prompt, 40)}{why}{job}"
-            self._problems.append((result.line, sentence))
+            sentence = f"{self._unit} {row.number} {row.status}: {shorten(row.prompt, 40)}{why}{job}"
+            self._problems.append((row.number, sentence))
 
     def observe(self, event: Event) -> None:
         """Remember a job that cost more than its estimate."""

@@ -3,7 +3,6 @@
 import hashlib
 import json
 import os
-import re
 import secrets
 import stat
 from collections.abc import Iterable, Iterator
@@ -12,18 +11,15 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from attrs import evolve, field, frozen
+from attrs import evolve, frozen
 
 from nanobanana_async.escaping import json_line
-from nanobanana_async.images.files import safe_name
-from nanobanana_async.images.manifest import NAME as MANIFEST
 from nanobanana_async.report import ReportRow
 
 IMAGES = "images"
 RESULTS = "results.jsonl"
 
 _NO_FOLLOW = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
-_LISTED = re.compile(rb"([0-9a-f]{64})  ((.+-\d\d)(?:-\d+)?\.[a-z]+)\n?")
 
 
 @frozen(kw_only=True)
@@ -31,23 +27,23 @@ class Result:
     """One line: the row as the report shows it, and the digests of its files."""
 
     row: ReportRow
-    line: int = 0
-    """Where the row begins in its file."""
     row_key: str | None = None
     """The key given in the input file."""
     sha256: tuple[str, ...] = ()
     sizes: tuple[int, ...] = ()
     saved_at: datetime | None = None
     """When the files were last verified."""
+    earlier_images: tuple[str, ...] = ()
+    """The images of the row's earlier purchases, before it was changed."""
 
     def to_json(self) -> str:
         """Return the line without a newline."""
         more = {
-            "line": self.line,
             "row_key": self.row_key,
             "sha256": self.sha256,
             "bytes": self.sizes,
             "saved_at": None if self.saved_at is None else self.saved_at.isoformat(),
+            "earlier_images": self.earlier_images,
         }
         return f"{self.row.to_json()[:-1]}, {json_line(json.dumps(more))[1:]}"
 
@@ -61,11 +57,11 @@ class Result:
             raise ValueError("not every image has a digest")
         return cls(
             row=row,
-            line=int(facts.get("line") or 0),
             row_key=facts.get("row_key"),
             sha256=tuple(map(str, digests)),
             sizes=tuple(map(int, sizes)),
             saved_at=_to_time(facts.get("saved_at")),
+            earlier_images=tuple(map(str, facts.get("earlier_images") or ())),
         )
 
     def files_intact(self, folder: Path) -> bool:
@@ -106,47 +102,6 @@ def _to_time(text: object) -> datetime | None:
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-@frozen
-class SavedImages:
-    """The images in the manifest of the folder: a killed run may have saved images without writing their line."""
-
-    _folder: Path
-    _names: dict[str, list[tuple[str, str]]] = field(repr=False)
-
-    @classmethod
-    def read(cls, folder: Path) -> "SavedImages":
-        """Read the manifest, which may be missing."""
-        names: dict[str, list[tuple[str, str]]] = {}
-        try:
-            with (folder / MANIFEST).open("rb") as file:
-                for line in file:
-                    if listed := _LISTED.fullmatch(line):
-                        digest, name, stem = (part.decode("utf-8", "replace") for part in listed.groups())
-                        names.setdefault(stem, []).append((name, digest))
-        except OSError:
-            pass
-        return cls(folder, names)
-
-    def images(self, key: str, indexes: Iterable[int]) -> list[Path] | None:
-        """Return the images of a job if all of them are intact, else None."""
-        found: list[Path] = []
-        for index in indexes:
-            candidates = self._names.get(safe_name(f"{key}-{index + 1:02d}"), [])
-            intact = (self._folder / name for name, digest in candidates if self._has_content(name, digest))
-            path = next(intact, None)
-            if path is None:
-                return None
-            found.append(path)
-        return found
-
-    def _has_content(self, name: str, digest: str) -> bool:
-        path = self._folder / name
-        try:
-            return stat.S_ISREG(path.lstat().st_mode) and _sha256(path) == digest
-        except OSError:
-            return False
 
 
 class Results:

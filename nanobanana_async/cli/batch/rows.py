@@ -9,12 +9,12 @@ from attrs import evolve
 
 from nanobanana_async import ConfigurationError, Gateway, IdempotencyConflict, Outcome
 from nanobanana_async.batch.rows import RowInput
-from nanobanana_async.cli.batch.input_file import FIELDS, FileRow
+from nanobanana_async.cli.batch.input_file import FileRow
 from nanobanana_async.cli.batch.results import Result, Results
 from nanobanana_async.errors import NanoBananaError
 from nanobanana_async.failures import to_failure_kinds
 from nanobanana_async.jobs import JobRecord, JobState, is_retried
-from nanobanana_async.models import ImageRequest, same_request, with_model
+from nanobanana_async.models import REQUEST_FIELDS, ImageRequest, same_request, with_model
 from nanobanana_async.report import ReportRow, Status
 
 _STATUSES: dict[JobState, Status] = {
@@ -43,7 +43,7 @@ class PendingRows:
     async def __anext__(self) -> RowInput:
         for number, row in enumerate(self._rows, 1):
             if row.error is not None:
-                raise ConfigurationError(f"line {row.line}: {row.error} (the file changed during the run)")
+                raise ConfigurationError(f"row {row.number}: {row.error}")
             if row.key not in self._results:
                 return row.item
             if number % YIELD_EVERY == 0:
@@ -95,13 +95,13 @@ def result_from_record(row: FileRow, record: JobRecord, gateway: Gateway) -> Res
         ended_at=_utc(record.ended_at),
         slots=1 if row.request is None else gateway.slots_for(row.request),
     )
-    return Result(row=report, line=row.line, row_key=row.own_key)
+    return Result(row=report, row_key=row.own_key)
 
 
 def result_from_outcome(row: FileRow, outcome: Outcome, record: JobRecord | None, gateway: Gateway) -> Result:
     """Return the result of a row that has just ended."""
     if record is None or not is_same(row, record, gateway):
-        result = Result(row=unfinished(row), line=row.line, row_key=row.own_key)
+        result = Result(row=unfinished(row), row_key=row.own_key)
     else:
         result = result_from_record(row, record, gateway)
     error = outcome.error
@@ -109,9 +109,9 @@ def result_from_outcome(row: FileRow, outcome: Outcome, record: JobRecord | None
         return result
     if isinstance(error, IdempotencyConflict) and error.status is None:  # raised by the library: the row was never sent
         other_account = record is not None and record.account != gateway.account
-        return _with_error(result, error, "unfinished" if other_account else "invalid")
+        return with_error(result, error, "unfinished" if other_account else "invalid")
     if outcome.result is not None or result.row.error is None:  # bought but not saved, or still running
-        return _with_error(result, error, "unfinished" if record is not None else "invalid")
+        return with_error(result, error, "unfinished" if record is not None else "invalid")
     return result
 
 
@@ -120,17 +120,24 @@ def unfinished(row: FileRow) -> ReportRow:
     prompt = "" if row.request is None else row.request.prompt
     settings = _settings(row.request, None)
     return ReportRow(
-        index=row.index, key=row.key, status="unfinished", prompt=prompt, settings=settings, metadata=row.metadata
+        index=row.index,
+        number=row.number,
+        key=row.key,
+        status="unfinished",
+        prompt=prompt,
+        settings=settings,
+        metadata=row.metadata,
     )
 
 
 def at_new_position(result: Result, row: FileRow) -> Result:
     """Return a result with the current position of its row, which moves when lines are inserted before it."""
-    report = evolve(result.row, index=row.index, metadata=row.metadata)
-    return evolve(result, row=report, line=row.line, row_key=row.own_key)
+    report = evolve(result.row, index=row.index, number=row.number, metadata=row.metadata)
+    return evolve(result, row=report, row_key=row.own_key)
 
 
-def _with_error(result: Result, error: NanoBananaError, status: Status) -> Result:
+def with_error(result: Result, error: NanoBananaError, status: Status) -> Result:
+    """Return a result with an error."""
     return evolve(result, row=evolve(result.row, status=status, error=str(error), error_kind=type(error).__name__))
 
 
@@ -154,7 +161,8 @@ def _settings(request: ImageRequest | None, model: str | None) -> dict[str, Any]
     if request is None:
         return {}
     default = ImageRequest(request.prompt)
-    given = {name: getattr(request, name) for name in FIELDS[1:] if getattr(request, name) != getattr(default, name)}
+    names = [name for name in REQUEST_FIELDS if name not in ("prompt", "callback_url")]
+    given = {name: getattr(request, name) for name in names if getattr(request, name) != getattr(default, name)}
     return given if model is None else {**given, "model": model}
 
 

@@ -1,19 +1,18 @@
 """Run a batch: load finished rows, buy the rest, and write the result of each row as it ends."""
 
 import asyncio
+from collections.abc import Iterator
 from contextlib import suppress
 from datetime import UTC, datetime
 from decimal import Decimal
-from pathlib import Path
 
 import anyio.to_thread
-from attrs import evolve, field, frozen
+from attrs import evolve
 from rich.console import Console
 
 from nanobanana_async import (
     Batch,
     BatchStopped,
-    ConcurrencyPolicy,
     ConfigurationError,
     Gateway,
     LedgerError,
@@ -25,11 +24,13 @@ from nanobanana_async import (
 from nanobanana_async.cli.batch.display import COLLECTING, BatchDisplay
 from nanobanana_async.cli.batch.finished import FinishedRows
 from nanobanana_async.cli.batch.folder import LEDGER, REPORT, BatchFolder, unwritable
-from nanobanana_async.cli.batch.input_file import FileRow, InputFile
+from nanobanana_async.cli.batch.input_file import FileRow
 from nanobanana_async.cli.batch.output import BatchSummary, StdoutLines
+from nanobanana_async.cli.batch.plan import Plan
 from nanobanana_async.cli.batch.results import (
     IMAGES,
     RESULTS,
+    Result,
     Results,
     line_offsets,
     with_files,
@@ -40,6 +41,7 @@ from nanobanana_async.cli.batch.rows import (
     result_from_outcome,
 )
 from nanobanana_async.cli.batch.run_report import RunReport
+from nanobanana_async.cli.batch.spreadsheet import SPREADSHEET, write_spreadsheet
 from nanobanana_async.cli.generate import missing_images
 from nanobanana_async.cli.jobs.actions import require_ledger
 from nanobanana_async.cli.signals import StopSignals
@@ -48,21 +50,6 @@ OK, FAILED, STOPPED, INTERRUPTED = 0, 1, 3, 130
 
 TICK_S = 0.25
 REPORT_S, REPORT_SHARE = 30.0, 20  # seconds between two reports, at least this many times the time to write one
-
-
-@frozen(kw_only=True)
-class Plan:
-    """The options of a run."""
-
-    file: InputFile
-    total: int
-    folder: Path
-    max_credits: Decimal | None = None
-    expected_credits: Decimal | None = None
-    concurrency: ConcurrencyPolicy = field(factory=ConcurrencyPolicy)
-    max_wait_s: float | None = None
-    retry_failed: bool = False
-    ordered: bool = False
 
 
 class Run:
@@ -77,7 +64,7 @@ class Run:
         self._results = Results(folder.path)
         self._ledger = SqliteLedger(folder.path / LEDGER)
         self._stdout = StdoutLines()
-        self._summary = BatchSummary(folder.path)
+        self._summary = BatchSummary(folder.path, plan.file.unit)
         self._signals = StopSignals(self._display)
         self._changed = False
         self._report = RunReport(folder.path, plan.file, gateway, self._results, lambda: self._signals.cancelled)
@@ -147,12 +134,21 @@ class Run:
     async def _load_finished(self) -> None:
         """Start the new results file with every row that has already ended."""
         old_offsets = line_offsets(self._results.path)
-        finished = FinishedRows(self._folder, self._gateway, self._ledger, retry_failed=self._plan.retry_failed)
+        plan = self._plan
+        finished = self._finished = FinishedRows(
+            self._folder,
+            plan.file,
+            self._gateway,
+            self._ledger,
+            retry_failed=plan.retry_failed,
+            buy_changed=plan.buy_changed,
+        )
         self._results.begin()
         for row in self._plan.file.rows(self._gateway):
             if row.error is not None:
-                raise ConfigurationError(f"{self._plan.file.title}, line {row.line}: {row.error}")
-            result = await finished.find(row, old_offsets.pop(row.key, None))
+                file = self._plan.file
+                raise ConfigurationError(f"{file.title}, {file.unit} {row.number}: {row.error}")
+            result = await finished.find(row, old_offsets)
             if result is not None:
                 self._results.add(result)
                 self._summary.add(result)
@@ -235,13 +231,14 @@ class Run:
             except OSError as error:  # another program moved or removed an image
                 report = evolve(result.row, status="unfinished", error=str(error), error_kind=type(error).__name__)
                 result = evolve(result, row=report)
+        result = self._finished.with_earlier_images(result)
         self._results.add(result)
         self._report.add(result.row)
         self._changed = True
         self._summary.add(result)
         self._display.ended(result.row.key, result.row.status, result.row.prompt, result.row.error)
         if outcome.result is not None and outcome.result.missing:
-            self._display.say(f"row {row.own_key or outcome.index + 1}: {missing_images(outcome.result)}")
+            self._display.say(f"{self._plan.file.unit} {row.number}: {missing_images(outcome.result)}")
         self._stdout.add(result, self._folder)
 
     async def _tick(self, session: Session) -> None:
@@ -281,6 +278,13 @@ class Run:
             rows = self._plan.file.rows(self._gateway)
             await anyio.to_thread.run_sync(self._results.reorder, [row.key for row in rows])
         self._results.close()
+        if self._results.committed and (self._changed or not (self._folder / SPREADSHEET).exists()):
+            file, results = self._plan.file, self._results
+
+            def ended() -> Iterator[Result]:
+                return filter(None, (results.get(row.key) for row in file.rows(self._gateway)))
+
+            await anyio.to_thread.run_sync(write_spreadsheet, self._folder, ended, self._plan.delimiter)
         if not self._changed and self._report.is_newer_than_the_results():
             self._report.written = True  # keep the page of the last run, which has its charts
         elif self._results.committed:

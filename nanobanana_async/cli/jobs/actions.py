@@ -21,6 +21,7 @@ from nanobanana_async import (
     SqliteLedger,
 )
 from nanobanana_async.accounts import account_conflict, jobs_command, named_account
+from nanobanana_async.batch.rows import job_key_of_row
 from nanobanana_async.cli.display import JobsDisplay
 from nanobanana_async.cli.jobs.format import resume_command
 from nanobanana_async.cli.jobs.printer import ResultPrinter
@@ -61,11 +62,20 @@ async def open_read_only(path: Path) -> AsyncIterator[SqliteLedger]:
 
 
 async def find_job(ledger: SqliteLedger, key: str) -> JobRecord:
-    """Return the job with this key; raises `ConfigurationError` if there is none."""
-    record = await ledger.find(key)
-    if record is None:
-        raise ConfigurationError(f"no job {key!r} in ledger {ledger.path}")
-    return record
+    """Return the job with this key, or of the row with this key in a named batch.
+
+    Raises `ConfigurationError` if there is none, or if several batches have such a row.
+    """
+    if (record := await ledger.find(key)) is not None:
+        return record
+    of_rows = [await ledger.find(job_key_of_row(batch, key)) for batch in await ledger.batches()]
+    records = [record for record in of_rows if record is not None]
+    if not records:
+        raise ConfigurationError(f"no job and no row {key!r} in ledger {ledger.path}")
+    if len(records) > 1:
+        keys = ", ".join(record.key for record in records)
+        raise ConfigurationError(f"{len(records)} batches have a row {key!r}: pass the key of its job: {keys}")
+    return records[0]
 
 
 @frozen
@@ -132,7 +142,7 @@ async def find_resolvable(path: Path, key: str, *, buy_again: bool) -> JobRecord
     """Return a job that can be resolved by hand; raises `ConfigurationError` if it can't."""
     async with open_read_only(path) as ledger:
         record = await find_job(ledger, key)
-        followed = await ledger.has_owner(key)
+        followed = await ledger.has_owner(record.key)
         if record.state is JobState.UNCERTAIN or (buy_again and record.state is JobState.FAILED):
             return record
         if record.state is JobState.RUNNING and not followed:  # the session checks whether the gateway knows its task

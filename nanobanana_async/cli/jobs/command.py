@@ -77,7 +77,7 @@ class _Commands:
         Parameters
         ----------
         key
-            The key of the job in the ledger.
+            The key of the job in the ledger, or the key of a row of a named batch.
         ledger
             The ledger file.
         """
@@ -142,7 +142,7 @@ class _Commands:
         Parameters
         ----------
         key
-            The key of the job in the ledger.
+            The key of the job in the ledger, or the key of a row of a named batch.
         task_id
             The gateway's id, with `--as task-id`.
         as_
@@ -167,7 +167,7 @@ class _Commands:
         selected = self.find_gateway(gateway or known, base_url)
         if not _confirm(asyncio.run(actions.describe_effect(ledger, selected, record, as_, task_id)), yes=yes):
             return FAILED
-        decision = actions.Decision(key=key, task_id=task_id, buy_again=as_ == "buy-again")
+        decision = actions.Decision(key=record.key, task_id=task_id, buy_again=as_ == "buy-again")
         return run_until_signal(actions.resolve(ledger, selected, decision, wait=wait, console=Console(stderr=True)))
 
     def hand_over(
@@ -270,7 +270,7 @@ async def _list(path: Path, states: list[JobState] | None, limit: int | None, *,
 async def _details(path: Path, key: str) -> str:
     async with actions.open_read_only(path) as ledger:
         record = await actions.find_job(ledger, key)
-        return job_format.job_details(record, path, followed=await ledger.has_owner(key), now=datetime.now(UTC))
+        return job_format.job_details(record, path, followed=await ledger.has_owner(record.key), now=datetime.now(UTC))
 
 
 def _print_note(sentence: str) -> None:

@@ -1,0 +1,67 @@
+"""Rows that have changed under their key since they were bought: they are bought again only if the user says so."""
+
+import hashlib
+from collections.abc import Awaitable, Callable, Iterator
+
+from attrs import evolve, fields
+
+from nanobanana_async import Gateway
+from nanobanana_async.batch.rows import canonical_request
+from nanobanana_async.cli.batch.input_file import FileRow, InputFile
+from nanobanana_async.cli.batch.rows import is_same
+from nanobanana_async.cli.display import shorten
+from nanobanana_async.jobs import JobRecord, key_prefix
+from nanobanana_async.models import ImageRequest, with_model
+
+
+class ChangedRows:
+    """Find the job of each row by its key and its request. `find` reads the ledger."""
+
+    def __init__(
+        self,
+        file: InputFile,
+        gateway: Gateway,
+        find: Callable[[str], Awaitable[JobRecord | None]],
+        *,
+        buy: bool,
+    ) -> None:
+        self._file = file
+        self._gateway = gateway
+        self._find = find
+        self._buy = buy
+
+    async def current(self, row: FileRow) -> tuple[FileRow, str | None]:
+        """Return the row under the key of its job, and why it is not bought; None if it may be bought.
+
+        A changed row that is bought again has a job of its own: the key in the ledger is then derived from its request
+        too, so that later runs find it.
+        """
+        if row.own_key is None or row.request is None:
+            return row, None
+        record = await self._find(row.key)
+        if record is None or record.request is None or is_same(row, record, self._gateway):
+            return row, None
+        if record.account != self._gateway.account and not record.never_accepted:
+            return row, None  # the batch reports that it belongs to another account
+        wanted = with_model(row.request, self._gateway.model)
+        text = f"changed {row.own_key} {canonical_request(wanted)}"
+        key = key_prefix(self._file.batch) + hashlib.sha256(text.encode()).hexdigest()[:32]
+        if not (self._buy or record.never_accepted) and await self._find(key) is None:
+            return row, _why(row.own_key, record.request, wanted)
+        self._file.changed_keys[row.key] = key
+        return evolve(row, key=key), None
+
+
+def _why(row_key: str, bought: ImageRequest, wanted: ImageRequest) -> str:
+    changes = "; ".join(_changes(bought, wanted))
+    return (
+        f"row {row_key} has changed since it was bought: {changes}. --buy-changed buys it again and keeps the image of"
+        " before; to buy it beside that, give it another key"
+    )
+
+
+def _changes(bought: ImageRequest, wanted: ImageRequest) -> Iterator[str]:
+    for name in (attribute.name for attribute in fields(ImageRequest)):
+        was, now = getattr(bought, name), getattr(wanted, name)
+        if was != now and name != "callback_url":
+            yield f"{name} was {shorten(str(was), 60)!r} and is {shorten(str(now), 60)!r}"

@@ -1,0 +1,36 @@
+"""What a user should know about a file before its rows are bought: each thing once, with its count."""
+
+from collections.abc import Iterator
+
+from attrs import define, field
+
+from nanobanana_async.batch.columns import unknown_note
+from nanobanana_async.formatting import count
+
+
+@define
+class Notes:
+    """What was seen while a file was read."""
+
+    unit: str = "line"
+    delimiter: str = ","
+    """What separates the cells of the table."""
+    hashes: int = 0
+    """Prompts that begin with #."""
+    repeated: int = 0
+    """Rows that are equal to an earlier one."""
+    unknown: dict[str, None] = field(factory=dict)
+    """Names that are no field, in order."""
+
+    def sentences(self) -> Iterator[str]:
+        """Yield a sentence about each thing that was seen."""
+        if note := unknown_note(list(self.unknown), "column" if self.unit == "row" else "field"):
+            yield note
+        if self.hashes:
+            begin = "line begins with # and is a prompt" if self.hashes == 1 else "lines begin with # and are prompts"
+            yield f"{self.hashes:,} {begin}: --comments '#' skips such lines"
+        if self.repeated:
+            bought = "repeats an earlier one: it is bought as a separate image"
+            if self.repeated > 1:
+                bought = "repeat an earlier one: they are bought as separate images"
+            yield f"{count(self.repeated, self.unit)} {bought}"

@@ -1,0 +1,27 @@
+"""What a run of a batch is to do."""
+
+from decimal import Decimal
+from pathlib import Path
+
+from attrs import field, frozen
+
+from nanobanana_async import ConcurrencyPolicy
+from nanobanana_async.cli.batch.input_file import InputFile
+
+
+@frozen(kw_only=True)
+class Plan:
+    """The options of a run."""
+
+    file: InputFile
+    total: int
+    folder: Path
+    max_credits: Decimal | None = None
+    expected_credits: Decimal | None = None
+    concurrency: ConcurrencyPolicy = field(factory=ConcurrencyPolicy)
+    max_wait_s: float | None = None
+    retry_failed: bool = False
+    buy_changed: bool = False
+    ordered: bool = False
+    delimiter: str = ","
+    """What separates the cells of `results.csv`."""

@@ -1,0 +1,173 @@
+"""The calls of a `Session` that buy: `generate`, `submit`, `generate_many`."""
+
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Collection, Mapping, Sequence
+from decimal import Decimal
+from typing import Any
+
+from nanobanana_async.batch.batch import Batch
+from nanobanana_async.batch.options import BatchOptions
+from nanobanana_async.batch.rows import Requests
+from nanobanana_async.callers import persistent_handle, result_for_caller
+from nanobanana_async.engine.engine import Engine
+from nanobanana_async.engine.lifecycle import SessionComponents
+from nanobanana_async.engine.tracked_job import TrackedJob
+from nanobanana_async.errors import ConfigurationError, JobFailureKind
+from nanobanana_async.handle import Job
+from nanobanana_async.image_saver import ImageSaver
+from nanobanana_async.images.names import NameTemplate
+from nanobanana_async.jobs import generate_key
+from nanobanana_async.ledger.memory import MemoryLedger
+from nanobanana_async.models import GenerationResult, ImageRequest, OutputFormat, Resolution, TaskType, to_request
+from nanobanana_async.policy.prices import as_credits
+from nanobanana_async.validators import as_folder, as_timeout
+from nanobanana_async.values import is_absent, to_mapping
+
+
+class Purchases(ABC):
+    """The base class of `Session` with the calls that buy."""
+
+    _components: SessionComponents
+
+    @abstractmethod
+    def _engine(self, *, closed_too: bool = False) -> Engine: ...
+
+    async def generate(
+        self,
+        request: str | Mapping[str, Any] | ImageRequest,
+        *,
+        idempotency_key: str | None = None,
+        timeout: float | None = None,
+        images: Sequence[str] = (),
+        num_images: int = 1,
+        aspect_ratio: str | None = None,
+        resolution: Resolution | None = None,
+        output_format: OutputFormat | None = None,
+        model: str | None = None,
+        task_type: TaskType | None = None,
+        callback_url: str | None = None,
+    ) -> GenerationResult:
+        """Buy one job and wait for its images.
+
+        The fields from `images` on are those of `ImageRequest`, for a prompt that is given as text. A mapping has them
+        itself, and may have a `key`, which is the idempotency key. That key becomes the job's `key`: the same key again
+        is the same job and the same payment; another request with that key raises `IdempotencyConflict`. When the
+        caller is cancelled, or after `timeout` seconds, a job that was not sent yet is withdrawn; one that was sent
+        goes on and can be found by its key. Writing the withdrawal may take up to a second more. Raises
+        `JobUnfinished` on timeout, which says which of the two is the case, a `GatewayError` if the gateway refuses,
+        `JobFailed` if the task failed, `JobUncertain` if the job may have been bought and no answer said so.
+        """
+        engine = self._engine()
+        timeout = as_timeout("timeout", timeout)  # an invalid timeout must raise before anything is bought
+        fields = _given(
+            images=images,
+            num_images=num_images,
+            aspect_ratio=aspect_ratio,
+            resolution=resolution,
+            output_format=output_format,
+            model=model,
+            task_type=task_type,
+            callback_url=callback_url,
+        )
+        tracked = await self._register(request, idempotency_key, fields)
+        return await result_for_caller(engine, tracked, timeout)
+
+    async def submit(
+        self,
+        request: str | Mapping[str, Any] | ImageRequest,
+        *,
+        idempotency_key: str | None = None,
+        images: Sequence[str] = (),
+        num_images: int = 1,
+        aspect_ratio: str | None = None,
+        resolution: Resolution | None = None,
+        output_format: OutputFormat | None = None,
+        model: str | None = None,
+        task_type: TaskType | None = None,
+        callback_url: str | None = None,
+    ) -> Job:
+        """Store a job and return its handle; the job is bought when a slot is free.
+
+        `await job.accepted()` waits for the gateway's task id, `await job` for the images. See `generate` for the
+        arguments.
+        """
+        engine = self._engine()
+        fields = _given(
+            images=images,
+            num_images=num_images,
+            aspect_ratio=aspect_ratio,
+            resolution=resolution,
+            output_format=output_format,
+            model=model,
+            task_type=task_type,
+            callback_url=callback_url,
+        )
+        return await persistent_handle(engine, await self._register(request, idempotency_key, fields))
+
+    def generate_many(
+        self,
+        requests: Requests,
+        *,
+        batch: str | None = None,
+        ordered: bool = False,
+        save_to: str | os.PathLike[str] | None = None,
+        names: str | None = None,
+        max_credits: Decimal | float | None = None,
+        expected_credits: Decimal | float | None = None,
+        retry_failed: bool | Collection[JobFailureKind] = False,
+        max_wait_s: float | None = None,
+        progress: bool = False,
+    ) -> Batch:
+        """Buy any number of jobs: `async for outcome in session.generate_many(prompts)`.
+
+        `requests` is an iterable or async iterable, possibly infinite, of prompts, `ImageRequest`s, or mappings with
+        its fields and optionally `key` and `metadata`; or a DataFrame with such columns, whose other columns become
+        metadata. A plain iterator runs in the event loop: one that waits for a disk or a network should be an async
+        iterator. An invalid row is an outcome with an error.
+
+        A batch with a name, `batch`, can be run again: finished rows are returned without a request, running rows are
+        polled, and only rows never bought are bought. `retry_failed` buys FAILED rows again: all but those that
+        moderation stopped, or the given kinds, as in `{"capacity"}`. A row is identified by its `key`, or by its
+        request and how often that occurred before, never by its position. This needs a ledger on disk.
+
+        Outcomes come in the order in which rows end, or with `ordered` in the order of the input. `save_to` saves the
+        images in the background. `names` is a template of their names, with the fields `{row}` (its number, from 1),
+        `{slug}` (of the prompt), `{key}` and `{metadata[NAME]}`; the default is the row's key, or `{row:04}-{slug}`.
+        `max_credits` caps everything ever spent under the name. Until a price is known, jobs are bought one at a time
+        at `expected_credits`, by default the example price of the gateway's reference. `max_wait_s` bounds the wait for
+        a used-up daily budget of the account (`BatchStopped`). `progress` shows a tqdm bar.
+        """
+        engine = self._engine()
+        if batch is not None and isinstance(self._components.ledger, MemoryLedger):
+            raise ConfigurationError("a named batch needs a ledger on disk: Session(ledger='jobs.sqlite')")
+        options = BatchOptions(
+            name=batch,
+            ordered=ordered,
+            folder=None if save_to is None else as_folder("save_to", save_to),
+            names=None if names is None else NameTemplate("names", names),
+            max_credits=as_credits("max_credits", max_credits),
+            expected_credits=as_credits("expected_credits", expected_credits),
+            retry_failed=retry_failed,
+            max_wait_s=as_timeout("max_wait_s", max_wait_s),
+            progress=progress,
+        )
+        return Batch(requests, options, engine, ImageSaver(engine, self._components.downloads))
+
+    async def _register(self, request: object, key: str | None, fields: Mapping[str, Any]) -> TrackedJob:
+        engine = self._engine()
+        wanted, mapping = to_request(request, fields), to_mapping(request)
+        if mapping is not None and not is_absent(own_key := mapping.get("key")):
+            if key is not None:
+                raise ConfigurationError("the mapping has a key: pass idempotency_key or that, not both")
+            key = own_key
+        record = await engine.new_record(wanted, generate_key() if key is None else key)
+        while (tracked := engine.submit(record)).leaving:
+            await tracked.wait_for_change()  # its last caller has left: submit again once the job is withdrawn
+        return tracked
+
+
+def _given(**fields: Any) -> dict[str, Any]:
+    """Return the fields that are not at their defaults."""
+    defaults = {"images": (), "num_images": 1}
+    return {name: value for name, value in fields.items() if value is not defaults.get(name)}

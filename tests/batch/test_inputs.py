@@ -1,0 +1,126 @@
+"""Inputs that are no lists of prompts: data frames are read row by row, what would be misread is refused."""
+
+import csv
+import gc
+import io
+import logging
+from collections.abc import Iterable
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nanobanana_async import ConfigurationError, ImageRequest
+from nanobanana_async.batch.inputs import to_requests
+from nanobanana_async.batch.rows import Row, RowReader
+from nanobanana_async.testing import FakeTransport
+from tests.batch.fakes import PromptGateway, all_of
+from tests.support.fakes import apimall, virtually
+
+pd: Any = import_module("pandas")  # it has no types
+pl: Any = import_module("polars")
+
+TABLE = {"Prompt": ["a fox", "a lynx"], "Num Images": [2, None], "key": [1, 2], "shelf": ["A", None]}
+
+
+def read_rows(rows: Any) -> list[Row]:
+    reader, found = RowReader("spring"), to_requests(rows)
+    assert isinstance(found, Iterable)
+    return [reader.read(row) for row in found]
+
+
+def requests_of(rows: Any) -> list[ImageRequest]:
+    read = read_rows(rows)
+    assert [row.error for row in read] == [None] * len(read)
+    return [row.request for row in read if row.request is not None]
+
+
+@pytest.mark.parametrize("frame", [pd.DataFrame(TABLE), pl.DataFrame(TABLE)], ids=["pandas", "polars"])
+def test_rows_of_a_data_frame_are_bought_and_not_its_columns(frame: Any) -> None:
+    assert requests_of(frame) == [ImageRequest("a fox", num_images=2), ImageRequest("a lynx")]
+    assert [(row.own_key, row.metadata) for row in read_rows(frame)] == [("1", {"shelf": "A"}), ("2", None)]
+
+
+@virtually
+async def test_generate_many_buys_the_rows_of_a_data_frame() -> None:
+    gateway = PromptGateway()
+    async with apimall(FakeTransport(gateway.answer)) as session:
+        outcomes = await all_of(session.generate_many(pd.DataFrame(TABLE)))
+    assert sorted(gateway.sold) == ["a fox", "a lynx"]
+    assert {outcome.key for outcome in outcomes} == {"1", "2"}
+
+
+def test_unknown_columns_of_a_data_frame_are_logged_once(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING):
+        requests_of(pd.DataFrame({"prompt": ["a", "b"], "resoluton": ["2K", "2K"], "shelf": [1, 2]}))
+    (line,) = [record.getMessage() for record in caplog.records]
+    assert "columns 'resoluton', 'shelf' kept as metadata; 'resoluton': did you mean resolution?" in line
+
+
+@pytest.mark.parametrize(
+    ("frame", "what"),
+    [
+        (pd.DataFrame({"promt": ["a"]}), "column prompt is missing: did you mean promt?"),
+        (pd.DataFrame(), "a name for each column, and one with the name prompt"),
+        (pl.DataFrame({"Prompt": ["a"], "prompt": ["b"]}), "duplicate column prompt"),
+        (pl.LazyFrame({"prompt": ["a"]}), "not LazyFrame: call .collect\\(\\) on it"),
+    ],
+)
+def test_data_frame_without_prompts_is_refused(frame: Any, what: str) -> None:
+    with pytest.raises(ConfigurationError, match=what):
+        to_requests(frame)
+
+
+def test_empty_prompt_of_a_data_frame_is_an_error_of_its_row() -> None:
+    good, bad = read_rows(pd.DataFrame({"prompt": ["a fox", float("nan")]}))
+    assert good.error is None
+    assert bad.error is not None
+    assert bad.error.message == "prompt is empty"
+
+
+def test_series_of_prompts_is_read_value_by_value() -> None:
+    wanted = [ImageRequest("a fox"), ImageRequest("a lynx")]
+    assert requests_of(pd.Series(["a fox", "a lynx"])) == wanted
+    assert requests_of(pl.Series(["a fox", "a lynx"])) == wanted
+    assert requests_of(pd.Series(["a fox", "a lynx"]).to_numpy()) == wanted
+
+
+def test_row_of_a_data_frame_is_a_row_and_no_input() -> None:
+    frame = pd.DataFrame({"prompt": ["a fox"], "aspect_ratio": ["16:9"]})
+    assert requests_of([row for _, row in frame.iterrows()]) == [ImageRequest("a fox", aspect_ratio="16:9")]
+    with pytest.raises(ConfigurationError, match=r"one row: pass \[row.to_dict\(\)\]"):
+        to_requests(frame.iloc[0])
+
+
+def test_rows_of_a_csv_reader_are_bought() -> None:
+    table = io.StringIO("prompt,num_images,resolution\na fox,2,\na lynx,,2k\n")
+    assert requests_of(csv.DictReader(table)) == [
+        ImageRequest("a fox", num_images=2),
+        ImageRequest("a lynx", resolution="2K"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("requests", "advice"),
+    [
+        ("a lighthouse", r"not str: pass \[prompt\] for one prompt"),
+        ("prompts.csv", "not the name of a file: read it"),
+        (Path("prompts.txt"), "read the file, as in path.read_text"),
+        (b"a lighthouse", "not bytes: decode it"),
+        (bytearray(b"x"), "not bytearray: decode it"),
+        ({"prompt": "a lighthouse"}, r"not dict: pass \[row\] for one row"),
+        (ImageRequest("a lighthouse"), r"pass \[request\] for one request"),
+        (None, "not NoneType"),
+        (5, "not int"),
+    ],
+)
+def test_input_that_would_be_misread_is_refused_with_advice(requests: Any, advice: str) -> None:
+    @virtually
+    async def refuses() -> None:
+        async with apimall(FakeTransport(PromptGateway().answer)) as session:
+            with pytest.raises(ConfigurationError, match=f"requests must be an iterable of prompts, .*{advice}"):
+                session.generate_many(requests)
+        gc.collect()  # the half-made batch goes without a complaint
+
+    refuses()

@@ -1,0 +1,138 @@
+"""The user's own keys: rows that change under them, names of files, and finding a job by them."""
+
+import csv
+import json
+from decimal import Decimal
+from pathlib import Path
+
+import pytest
+
+from nanobanana_async.cli.batch.results import Result
+from nanobanana_async.cli.batch.spreadsheet import write_spreadsheet
+from nanobanana_async.emulator import Script
+from nanobanana_async.emulator.faults import error
+from nanobanana_async.report import ReportRow
+from tests.cli.batch_kills import images_of, lines_of
+from tests.cli.batches import Command, emulated, requests
+from tests.support.command import nanobanana
+
+pytestmark = pytest.mark.slow
+
+
+async def test_changed_row_is_bought_only_on_request_and_keeps_its_old_image(batch: Command) -> None:
+    async with emulated(batch) as emulator:
+        await batch(batch.write("a.csv", "key,prompt", "door,a red door", "cat,a cat"))
+        said = await batch(batch.write("a.csv", "key,prompt", "door,a RED door", "cat,a cat"))
+        assert (said.code, emulator.stats().creates_accepted) == (1, 2)
+        line = batch.lines()["a RED door"]
+        assert (line["status"], line["images"], line["earlier_images"]) == ("invalid", [], ["images/door.png"])
+        assert (
+            "row door has changed since it was bought: prompt was 'a red door' and is 'a RED door'."
+            " --buy-changed buys it again and keeps the image of before" in line["error"]
+        )
+        assert line["error"] in said.err.replace("\n", " ")
+        dry = await batch("a.csv", "--dry-run")
+        assert dry.out.splitlines() == ["rows\t2", "finished\t1", "changed\t1", "to buy\t0", "credits\t0"]
+        assert "row door has changed since it was bought" in dry.err
+        assert "to buy\t1" in (await batch("a.csv", "--dry-run", "--buy-changed")).out
+        assert emulator.stats().creates_accepted == 2
+
+        assert (await batch("a.csv", "--buy-changed")).code == 0
+        assert emulator.stats().creates_accepted == 3
+        line = batch.lines()["a RED door"]
+        assert (line["status"], line["images"]) == ("succeeded", ["images/door-2.png"])
+        assert line["earlier_images"] == ["images/door.png"]
+        before, lines = requests(emulator), batch.lines()
+        for options in ((), ("--buy-changed",)):  # it is known now, with and without the option
+            assert (await batch("a.csv", *options)).code == 0
+        assert requests(emulator) == before
+        assert batch.lines() == lines
+
+        await batch(batch.write("a.csv", "key,prompt", "door,a blue door", "cat,a cat"), "--buy-changed")
+        line = batch.lines()["a blue door"]
+        assert sorted(line["earlier_images"]) == ["images/door-2.png", "images/door.png"]
+        assert (await batch(batch.write("a.csv", "key,prompt", "door,a red door", "cat,a cat"))).code == 0
+        assert batch.lines()["a red door"]["images"] == ["images/door.png"]
+        assert emulator.stats().creates_accepted == 4
+
+
+async def test_refused_row_can_be_corrected_under_its_key(batch: Command) -> None:
+    async with emulated(batch, script=Script({"apimall.create": [error(451)]})) as emulator:
+        assert (await batch(batch.write("a.csv", "key,prompt", "k,bad words"))).code == 1
+        assert (await batch(batch.write("a.csv", "key,prompt", "k,good words"))).code == 0
+        assert emulator.stats().creates_accepted == 1
+
+
+async def test_files_are_named_by_row_key_or_template_and_keep_their_names(batch: Command) -> None:
+    rows = ["prompt;key;Motiv", "Leuchtturm im Nebel;;A", '"Nachtzug\nbei Regen";bild_002;B', "", "Uhrturm;;C"]
+    async with emulated(batch) as emulator:
+        assert (await batch(batch.write("a.csv", *rows))).code == 0
+        names = {line["prompt"]: line["images"] for line in lines_of(batch.out)}
+        assert names == {
+            "Leuchtturm im Nebel": ["images/0002-leuchtturm-im-nebel.png"],
+            "Nachtzug\nbei Regen": ["images/bild_002.png"],
+            "Uhrturm": ["images/0005-uhrturm.png"],
+        }
+        before = requests(emulator)
+        rows.insert(1, "neu;;D")
+        said = await batch(batch.write("a.csv", *rows), "--names", "{row}-{metadata[Motiv]}")
+        assert (said.code, (requests(emulator) - before)["cdn"]) == (0, 1)
+        again = {line["prompt"]: line["images"] for line in lines_of(batch.out)}
+        assert again == {**names, "neu": ["images/2-D.png"]}
+        (batch.out / "results.jsonl").unlink()  # found again through the ledger and the list of images
+        before = requests(emulator)
+        assert (await batch("a.csv")).code == 0
+        assert requests(emulator) == before
+        assert {line["prompt"]: line["images"] for line in lines_of(batch.out)} == again
+    listed = [json.loads(line) for line in (batch.out / "images" / "metadata.jsonl").read_text().splitlines()]
+    assert sorted(f"images/{line['file_name']}" for line in listed) == sorted(images_of(batch.out))
+
+
+@pytest.mark.parametrize(
+    ("names", "complaint"),
+    [
+        ("{prompt}", "nanobanana: --names has {prompt}: it takes {row}, {slug}, {key}, {metadata[NAME]}"),
+        ("{metadata[x]}", "nanobanana: a.csv, row 2: --names has {metadata[x]}, and this row's metadata has no 'x'"),
+    ],
+)
+async def test_wrong_names_are_refused_before_buying(names: str, complaint: str, batch: Command) -> None:
+    async with emulated(batch) as emulator:
+        said = await batch(batch.write("a.csv", "prompt", "a fox"), "--names", names)
+        assert (said.code, emulator.stats().creates_received) == (2, 0)
+    assert said.complaint.startswith(complaint)
+
+
+async def test_job_of_a_row_is_shown_by_the_key_of_the_row(batch: Command) -> None:
+    async with emulated(batch):
+        said = await batch(batch.write("a.csv", "key,prompt", "Motiv 1,a fox", "2,a lynx"))
+        assert {line.split("\t")[0] for line in said.out.splitlines()} == {"Motiv 1", "2"}
+        ledger = str(batch.out / "jobs.sqlite")
+        shown = await nanobanana("jobs", "show", "Motiv 1", "--ledger", ledger)
+        assert (shown.code, "a fox" in shown.out) == (0, True)
+        missing = await nanobanana("jobs", "show", "Motiv 3", "--ledger", ledger)
+        assert (missing.code, "no job and no row 'Motiv 3' in ledger" in missing.err) == (2, True)
+
+
+async def test_spreadsheet_has_the_rows_in_order_with_numbers(batch: Command) -> None:
+    file = batch.write("a.csv", "prompt;key;num_images;Kampagne", "=1+1;k1;2;Frühling", "a lynx;;;-5")
+    async with emulated(batch):
+        assert (await batch(file)).code == 0
+    with (batch.out / "results.csv").open(encoding="utf-8-sig", newline="") as table:
+        first, second = csv.DictReader(table, delimiter=";")  # as the input
+    assert (first["prompt"], first["credits"], first["row"], first["key"]) == ("'=1+1", "16", "2", "k1")
+    assert first["images"].split() == ["images/k1-1.png", "images/k1-2.png"]
+    assert (first["metadata.Kampagne"], second["metadata.Kampagne"]) == ("Frühling", "'-5")
+    assert [line["credits"] for line in batch.lines().values()] in ([16, 8], [8, 16])
+
+
+@pytest.mark.parametrize("text", ["=HYPERLINK(1)", "+1", "-1", "@x", "\t=1", "\r=1"])
+def test_cells_that_begin_like_formulas_are_harmless(text: str, tmp_path: Path) -> None:
+    row = ReportRow(
+        index=0, key=text, status="failed", prompt=text, error=text, credits=Decimal("0.5"), metadata={text: text}
+    )
+    write_spreadsheet(tmp_path, lambda: [Result(row=row, row_key=text)], ",")
+    with (tmp_path / "results.csv").open(encoding="utf-8-sig", newline="") as table:
+        header, cells = csv.reader(table)
+    assert not [cell for cell in (*header, *cells) if cell.startswith(("=", "+", "-", "@", "\t", "\r"))]
+    assert cells[header.index("credits")] == "0.5"
+    assert f"'{text}" in cells
