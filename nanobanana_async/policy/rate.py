@@ -90,6 +90,8 @@ class Pacer:
     """When the first request of the current run of refusals was sent; infinite while requests are accepted."""
     _holds_back: bool = False
     """Whether requests lately waited for the pace."""
+    _remembered: float = 0.0
+    """The rate of a bucket that an earlier session learned: the pace after the first refusal."""
     _clean_run: int = CLEAN_RUN
 
     @property
@@ -141,7 +143,9 @@ class Pacer:
             return
         passed_s = max(sent_at - self._emptied_at, 1e-3)
         self._refused_since = min(self._refused_since, sent_at)
-        if not self.active:
+        if not self.active and self._remembered:
+            self.rate, self.step_level = self._remembered, FINE
+        elif not self.active:
             self.rate = 1.0 / max(wait_s or 0.0, FIRST_WAIT_S)  # start the search from below
         elif not self.accepted_since_refusal:  # no token came in since the last refusal
             self.rate = min(self.rate / 2.0, 1.0 / passed_s)
@@ -201,8 +205,15 @@ class Pacer:
         return LearnedPace(rate=rate, windowed=self._last_measured > 0.0)
 
     def restore(self, pace: LearnedPace, now: float) -> None:
-        """Start from what an earlier session learned."""
+        """Start from what an earlier session learned.
+
+        A window is paced from the first request on. A bucket is full by now, and only paced once it is empty.
+        """
         self._measured_rate = max(pace.rate, MIN_RATE)
-        self.rate, self.step_level, self._emptied_at = max(RESTORED * pace.rate, MIN_RATE), FINE, now
-        self._window_rate = self._last_measured = self.rate if pace.windowed else 0.0
         self._clean_run = 4 * CLEAN_RUN  # it starts below the limit, so that more of them have to be accepted
+        start = max(RESTORED * pace.rate, MIN_RATE)
+        if pace.windowed:
+            self.rate, self.step_level, self._emptied_at = start, FINE, now
+            self._window_rate = self._last_measured = start
+        else:
+            self._remembered = start
