@@ -9,7 +9,8 @@ believed:
   other programs that filled the account when the limit was learned, become likely. An older limit only shortens the
   ramp: half of it is filled at once, and the ramp goes on from there to the limit of today, which may be higher.
 * Request rates are the start for `KEPT_S`, 30 days. A pace corrects itself in both directions at the cost of a few
-  requests: a single refusal lowers it, and a clean run raises it.
+  requests: a single refusal lowers it, and a clean run raises it. A window is paced from the first request on; a token
+  bucket is full when a session starts, and is paced from its first refusal on.
 * Durations are evidence that fades. Those of an earlier session weigh `MOST_WEIGHT` completions at most, and half of
   that after each `HALVED_S`: a gateway that became slower outweighs them after a few jobs.
 * Prices are estimates for `KEPT_S`, as the example of the gateway's reference is. A cap of credits admits many jobs at

@@ -123,6 +123,8 @@ class Pacer:
     _growth: float = WINDOW_STEP
     _patience: float = 1.0
     """The minutes without a refusal before the next raise."""
+    _remembered: float = 0.0
+    """The rate of a bucket that an earlier session learned: the pace after the first refusal."""
 
     @property
     def active(self) -> bool:
@@ -211,7 +213,9 @@ class Pacer:
 
     def _step_down(self, sent_at: float, wait_s: float | None) -> None:
         passed_s = max(sent_at - self._emptied_at, 1e-3)
-        if not self.active:
+        if not self.active and self._remembered:
+            self.rate, self.step_level = self._remembered, FINE
+        elif not self.active:
             self.rate = max(self._least_rate, 1.0 / max(wait_s or 0.0, FIRST_WAIT_S))
         elif not self.accepted_since_refusal:  # no token came in since the last refusal
             self.rate = min(self.rate / 2.0, 1.0 / passed_s)
@@ -291,10 +295,14 @@ class Pacer:
         return LearnedPace(rate=rate, windowed=self.windowed)
 
     def restore(self, pace: LearnedPace, now: float) -> None:
-        """Start from what an earlier session learned: with few probes, as the limit is known well."""
+        """Start from what an earlier session learned: with few probes, as the limit is known well.
+
+        A window is kept from the first request on. A bucket is full by now, and only paced once it is empty.
+        """
         self._measured_rate = max(pace.rate, MIN_RATE)
-        self.rate, self.step_level, self._emptied_at = max(RESTORED * pace.rate, MIN_RATE), FINE, now
         self._clean_run = 4 * CLEAN_RUN  # it starts below the limit, so that more of them have to be accepted
         if pace.windowed:
-            self.windowed, self.rate, self._patience = True, self._measured_rate, LONGEST_PATIENCE
-            self._raise_at = now + self._patience * WINDOW_S
+            self.windowed, self.rate, self.step_level, self._emptied_at = True, self._measured_rate, FINE, now
+            self._patience, self._raise_at = LONGEST_PATIENCE, now + LONGEST_PATIENCE * WINDOW_S
+        else:
+            self._remembered = max(RESTORED * pace.rate, MIN_RATE)

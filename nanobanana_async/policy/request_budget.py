@@ -183,9 +183,9 @@ class RequestBudget:
         """
         for each in (*self._kinds.values(), self._both):
             each.best_minute = max(each.best_minute, each.accepted.in_last_minute(now) / MINUTE_S)
-        if not self.limited:
-            return None
         rates = LearnedRates(log_odds=self.log_odds, both=self._both.learned())
+        if not self.limited and rates.both is None:
+            return None
         if self.shared:
             return rates
         return evolve(rates, create=self._kinds["create"].learned(), poll=self._kinds["poll"].learned())

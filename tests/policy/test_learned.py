@@ -30,7 +30,7 @@ from nanobanana_async.policy.request_budget import RequestBudget
 NOON = datetime(2026, 3, 12, 12, tzinfo=UTC)
 SHARED = LearnedRates(log_odds=3.0, both=LearnedPace(rate=1.0, windowed=True))
 APART = LearnedRates(
-    log_odds=-2.0, both=LearnedPace(rate=4.5), create=LearnedPace(rate=0.5), poll=LearnedPace(rate=4.0)
+    log_odds=-2.0, both=LearnedPace(rate=4.5), create=LearnedPace(rate=0.5, windowed=True), poll=LearnedPace(rate=4.0)
 )
 LIMITS = LearnedLimits(at=NOON, job_limit=5, rate_log_odds=-1.5, rates=SHARED)
 FOXES = LearnedClass(at=NOON, count=6.0, log_mean=3.0, log_variance=0.2, price=Decimal("8.5"))
@@ -179,7 +179,7 @@ def test_pace_of_a_search_is_not_learned() -> None:
 @pytest.mark.parametrize(("every_s", "learned"), [(10.0, 1.0), (0.5, 2.0), (0.1, 5.0)])
 def test_pace_that_grew_is_learned_as_far_as_a_minute_proves_it(every_s: float, learned: float) -> None:
     budget = RequestBudget()
-    budget.restore(LearnedRates(log_odds=3.0, both=LearnedPace(rate=1.0)), 0.0)
+    budget.restore(LearnedRates(log_odds=3.0, both=LearnedPace(rate=1.0, windowed=True)), 0.0)
     budget.pacer("poll").rate = 5.0
     for number in range(int(120 / every_s)):
         budget.on_accepted("poll", number * every_s + 0.05, number * every_s)
@@ -189,15 +189,28 @@ def test_pace_that_grew_is_learned_as_far_as_a_minute_proves_it(every_s: float, 
     assert rates.both.rate == pytest.approx(learned, rel=0.05)
 
 
-def test_refusal_right_after_the_start_halves_a_restored_pace() -> None:
+def test_single_refusal_lowers_a_restored_pace_of_a_window_a_little() -> None:
     pacer = Pacer()
-    pacer.restore(LearnedPace(rate=2.0), 5.0)
+    pacer.restore(LearnedPace(rate=2.0, windowed=True), 5.0)
     pacer.sent(5.0)
     pacer.on_throttled(5.05, 5.0)
-    assert 0.9 < pacer.rate <= 1.0
+    assert 1.8 < pacer.rate < 1.95
     slow = Pacer()
-    slow.restore(LearnedPace(rate=1e-9), 0.0)
+    slow.restore(LearnedPace(rate=1e-9, windowed=True), 0.0)
     assert slow.rate == MIN_RATE
+
+
+def test_full_bucket_is_paced_after_its_first_refusal() -> None:
+    budget = RequestBudget()
+    rates = LearnedRates(log_odds=3.0, both=LearnedPace(rate=2.0))
+    budget.restore(rates, 0.0)
+    assert not budget.limited
+    assert budget.learned(0.0) == rates
+    budget.sent("poll", 0.0)
+    assert budget.admits("poll", 0.0, 7)
+    budget.on_throttled("poll", 0.05, 0.0)
+    assert budget.pacer("poll").rate == pytest.approx(2.0, rel=0.05)
+    assert budget.admits("poll", 0.7, 1)
 
 
 def test_limiter_learns_nothing_without_a_429() -> None:
