@@ -34,6 +34,8 @@ from nanobanana_async.policy.polling import PollPolicy
 
 DELAY_SHARE = 0.04
 """The mean delay as a share of the mean duration, unless the user sets one: about 0.32 / 0.04 = 8 polls a job."""
+FIRST_DELAY_SHARE = 0.08
+"""The same until as many jobs have ended as run: the account's budget of requests is not known yet."""
 LEAST_DELAY_S = 0.5
 """The least mean delay that follows from `DELAY_SHARE`."""
 FEW_SECONDS_S = 3.0
@@ -82,6 +84,8 @@ class PollSchedule(Generic[Job]):
     _running: dict[Job, float] = field(factory=dict, repr=False)
     """The age of each job at the last poll that found it running. Its age now says nothing: it may have ended."""
     _new_evidence: float = 0.0
+    _first_round: bool = True
+    """Whether fewer jobs have ended so far than run."""
 
     def __attrs_post_init__(self) -> None:
         self._rebuild()
@@ -174,7 +178,9 @@ class PollSchedule(Generic[Job]):
             if survival > 0.01 >= after:
                 self.p99_s = EDGES[number + 1]
             survival = after
-        self.delay_s = self.policy.target_delay_s or max(LEAST_DELAY_S, DELAY_SHARE * self.mean_s)
+        self._first_round = self._first_round and self.durations.count < max(KNOWN, len(self._running))
+        share = FIRST_DELAY_SHARE if self._first_round else DELAY_SHARE
+        self.delay_s = self.policy.target_delay_s or max(LEAST_DELAY_S, share * self.mean_s)
         k = a_integral / (2.0 * max(self.delay_s - NETWORK_S, 0.8 * self.delay_s))
         self._polls = self._cumulative_polls(hazards, k, median_s)
 
