@@ -14,11 +14,12 @@ survival function and A the integral of sqrt(f S) = sqrt(h) S,
 A fixed interval gives E[T] / 2 instead, which is higher unless durations are memoryless (then it is equal). For
 log-normal durations of sigma 0.4 the density needs 36 % fewer polls than a fixed interval with the same mean delay.
 
-The mean delay is set by the user (`PollPolicy.target_delay_s`) or is a share of the mean duration, and
-k = A / (2 delay) follows. A job older than nearly all others may be one that never ends: there the gaps grow with its
-age. The schedule stores the
-cumulative density, N(t) = integral of n from 0 to t, as a table over the age bins of `durations`; the next poll of a
-job of age a is at the age where N has grown by one: N^-1(N(a) + 1).
+The mean delay is set by the user (`PollPolicy.target_delay_s`) or is a share of the mean duration, twice as much until
+as many jobs have ended as run: the account may have a budget of requests that is not known yet, and when that is spent,
+all wait until the minute is over. k = A / (2 delay) follows. A job older than nearly all others may be one that never
+ends: there the gaps grow with its age. The schedule stores the cumulative density, N(t) = integral of n from 0 to t, as
+a table over the age bins of `durations`; the next poll of a job of age a is at the age where N has grown by one:
+N^-1(N(a) + 1).
 """
 
 import math

@@ -8,8 +8,8 @@ in the t seconds before it,
 
 whether the limit is a window (of a minute or less) or a token bucket (which holds a minute's worth or less). Then:
 
-* Search, if this bound is low. Single requests leave, each at twice the rate of the one before, until one is refused or
-  the round trip is longer than the gap. The search comes from below.
+* Search, from this bound or from two requests per second, if that is more. Single requests leave, each at twice the
+  rate of the one before, until one is refused or the round trip is longer than the gap.
 * Tracking. Quantile tracking (a stochastic approximation, Robbins and Monro 1951) of the logarithm of the rate, with
   step size g and share e = `REFUSED_SHARE`:
 
@@ -24,22 +24,27 @@ whether the limit is a window (of a minute or less) or a token bucket (which hol
   grows only while it holds requests back: otherwise nothing shows that the gateway takes more.
 
 A bucket refuses for one gap of its rate. A limit per minute, by the clock or sliding, refuses for many gaps and then
-opens again: it is recognised by a refusal more than `WINDOW_GAPS` / r after the first, with the bound of r above. What was
-accepted in the minute before the first of these refusals is then the quota Q, exactly for a sliding window, and about
-so by the clock. From then on
+opens again: it is recognised by a refusal, or a stated wait, longer than `WINDOW_GAPS` / r after the first, with the
+bound of r above. What was accepted in the minute before the first of these refusals is then the quota Q: exactly for a
+sliding window, about so by the clock. From then on
 
-* no request leaves while Q others left within a minute: this alone is safe for both ways to count;
-* requests are spread evenly at r = Q / 60 s, but a few may follow at once after a pause, and urgent ones don't wait;
-* each refusal lowers r to what was accepted in the minute before it, or by `WINDOW_STEP`; each minute without one, from
-  a growing number of such minutes on, raises it by `WINDOW_STEP`, which doubles while the gateway takes what is sent.
+* no request leaves while Q others left within a minute. This is safe for both ways to count;
+* requests are spread evenly, a little slower than r = Q / 60 s, so that some budget is left at any time. A few may
+  follow at once after a pause. Urgent ones (creates) do not wait for the pace, and the others make up for them;
+* a refusal measures Q again. After some minutes without one the rate is raised by `WINDOW_STEP`, which doubles each
+  minute while the gateway takes what is sent. If it refuses, twice as many minutes pass before the next raise.
+
+While a limit refuses, probes leave after one gap, then after twice as long each time, and when the oldest requests are
+a minute old.
 
 All 429s of one round trip are one event: they say the same thing, and counting each would cut the rate many times.
 """
 
 import math
-from collections import deque
 
 from attrs import define, field
+
+from nanobanana_async.policy.sent_lately import WINDOW_S, SentLately
 
 REFUSED_SHARE = 0.01
 """e above: the share of requests at the limit that may be refused. These probes show when the limit rises."""
@@ -59,56 +64,16 @@ COARSEST_STEP = 0.4
 LONGEST_PROBE_S = 10.0
 """The longest wait between two probes of a limit that refuses, until it has refused for four times as long."""
 
-WINDOW_S = 60.0
-"""The period of a window. If it is another, what is measured in a minute is about the same rate."""
 WAIT_UNIT_S = 1.0
 """Stated waits are whole seconds, rounded upwards."""
 WINDOW_GAPS = 1.5
-"""A limit that refuses for longer than this many gaps is one per window of time."""
+"""A limit that refuses for more than this many gaps is one per window of time."""
 WINDOW_STEP = 0.02
 """The pace is this much below the quota, and grows by this share."""
 WINDOW_BURST = 0.05
 """The share of the quota that may leave at once after a pause."""
 LONGEST_PATIENCE = 8.0
 """The most minutes without a refusal before the rate of a window is raised."""
-RESOLUTION_S = 0.25
-"""Requests so close together are counted as one group."""
-
-
-@define
-class SentLately:
-    """Counts the requests that left in the last minute and were not refused for their rate."""
-
-    total: int = 0
-    _groups: deque[list[float]] = field(factory=deque)
-    """The times of the first requests of the groups, and how many are in each."""
-
-    def add(self, at: float) -> None:
-        """Count a request that leaves."""
-        if not self._groups or at - self._groups[-1][0] >= RESOLUTION_S:
-            self._groups.append([at, 0])
-        self._groups[-1][1] += 1
-        self.total += 1
-        self.forget(at)
-
-    def remove(self, sent_at: float) -> bool:
-        """Take out a request that was refused; return whether it was counted."""
-        for group in reversed(self._groups):
-            if group[0] <= sent_at and group[1]:
-                group[1] -= 1
-                self.total -= 1
-                return True
-        return False
-
-    def forget(self, now: float) -> None:
-        """Take out the requests that left more than a minute ago."""
-        while self._groups and self.next_expiry <= now:
-            self.total -= int(self._groups.popleft()[1])
-
-    @property
-    def next_expiry(self) -> float:
-        """When the oldest requests will be a minute old, with a margin for the time that requests take to arrive."""
-        return self._groups[0][0] + WINDOW_S + 2.0 * RESOLUTION_S if self._groups else -math.inf
 
 
 @define
@@ -139,8 +104,9 @@ class Pacer:
     _refusals: int = 0
     """Events in this run."""
     _taken: int = 0
-    """The requests of the minute before this run: the quota of a window."""
+    """The requests accepted in the minute before this run: the quota of a window."""
     _first_run: bool = True
+    """Whether this is the first run of refusals."""
     _closed_s: float = 0.0
     """How long the gateway has refused in this run, or says that it will."""
     _least_rate: float = 0.0

@@ -10,8 +10,8 @@ added up as log P(seen | shared) / P(seen | separate):
     other kind was accepted in between:       + log (1 - q)       a shared budget would have taken it as well
 
 So that there is evidence, after each refusal one request of the other kind may leave at once, until the budget is well
-known. From `SURELY_SHARED` on the pacer of both is used. Creates go first then, since the dispatcher admits them first
-and each may use the next gap; polls share the rest.
+known. From `SURELY_SHARED` on the pacer of both is used. Creates go first then: the dispatcher admits them first, and
+where the limit is a window they need not wait for the pace; polls share the rest.
 
 What was accepted in the last full minute proves that such a rate is allowed: no pace falls far below it.
 """
