@@ -7,20 +7,26 @@ log-odds of the two hypotheses
 
     o = log P(rate) / P(slots)
 
-and adds log P(evidence | rate) / P(evidence | slots) for each piece of evidence (Bayes). The evidence is the outcome of
-one trial create that is sent shortly after an unexplained 429. Let m be the number of jobs that can be expected to have
-ended, unnoticed, in between, so that 1 - exp(-m) is the probability that a slot became free:
+and adds log P(evidence | rate) / P(evidence | slots) for each piece of evidence (Bayes): once for the account
+(`rate_log_odds`), and once for each undecided 429, which starts from the account's odds, since an account may have both
+limits. One kind of evidence is the outcome of a trial create that is sent shortly after the 429. Let m be the number of
+jobs that can be expected to have ended, unnoticed, in between, so that 1 - exp(-m) is the probability that a slot
+became free:
 
     trial accepted before any end was noticed:  + log 0.7 / (1 - exp(-m))     time alone made room: rate
     trial refused before any end was noticed:   + log 0.3 / exp(-m)           time did not help: slots
     trial refused after jobs ended:             + log 0.3 / 0.06              room did not help: rate
     trial accepted after a job ended:           + 0                           both explain it
 
-`rate_log_odds` beyond `SURELY_RATE` or `SURELY_JOBS` is a verdict. Until then an unexplained 429 is treated as one of
-slots, which is the cautious choice. A copy of the job limit from before is kept: if the verdict is the rate, the copy
-is restored, since the slots lost nothing, and the pacer handles the event instead.
+Odds beyond `SURELY_RATE` or `SURELY_JOBS` are a verdict. Until then an unexplained 429 is treated as one of slots,
+which is the cautious choice. A copy of the job limit from before is kept: if the verdict is the rate, the copy is
+restored, since the slots lost nothing, and the pacer handles the events instead.
 
-Polls are evidence too: where they share a budget with creates, a rate that refuses a create refuses them as well.
+Two more kinds of evidence need no trial. Where polls share a budget with creates, a rate that refuses a create refuses
+them as well. And `_full_at` slots were held when a create was last refused for lack of one: with fewer held, a slot
+should be free (`BELOW_FULL`), with as many, not (`FULL`). Once a rate is known, this decides, since the account's odds
+were learned at a full account. While the refusals go on and the held jobs fall from h to k, the limit would have to
+have fallen to k as well: + log h / k.
 
 All 429s of one round trip are one event. Where no job of this session can end and make room, or nothing is learned
 (`learn=False`), the limiter waits with exponential backoff.
@@ -53,10 +59,9 @@ LEAST_LIKELY_ENDS = 0.02
 """Lower bound of m: keeps the evidence of one trial finite."""
 
 BELOW = 0.95
-FAR_BELOW = 0.5
-"""With fewer held slots than such a share of those at which slots were refused before, a slot should be free."""
+"""With fewer held slots than this share of those at which slots were refused before, a slot should be free."""
 BELOW_FULL = math.log(0.3 / 0.06)
-"""What that shows: under a limit of slots such a refusal means that the limit fell. Far below, it counts twice."""
+"""What that shows: under a limit of slots such a refusal means that the limit fell."""
 FULL = math.log(0.2)
 """With as many held slots, a refusal for slots is likely."""
 TRIAL_WAIT_S = 0.5
@@ -122,7 +127,7 @@ class AdmissionLimiter:
     _full_at: float = math.inf
     """The fewest slots that were held when a create was refused for lack of one."""
     _ramp_ended_at: float = -math.inf
-    """When that happened for the first time."""
+    """When that happened for the first time. Creates sent before may still be accepted."""
     _jobs_ended: int = 0
     _undecided: _Undecided | None = None
     _trials: int = 0
@@ -246,7 +251,7 @@ class AdmissionLimiter:
             odds = event.log_odds + evidence
         else:
             usual = max(SURELY_JOBS, min(SURELY_RATE, self.rate_log_odds))
-            if self._full_at < math.inf and self.budget.limited:  # `usual` comes from refusals of a full account
+            if self._full_at < math.inf and self.budget.limited:  # its odds were learned at a full account
                 doubtful = load.held and self._refused_in_a_row >= 4 * MAX_PACED_REFUSALS
                 usual = math.log(REFUSED_IF_RATE) if doubtful else 0.0
             odds = usual + polls + slots

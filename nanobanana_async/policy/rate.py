@@ -8,8 +8,8 @@ in the t seconds before it,
 
 whether the limit is a window (of a minute or less) or a token bucket (which holds a minute's worth or less). Then:
 
-* Search, if this bound is low. Single requests leave, each at twice the rate of the one before, until one is refused or
-  the round trip is longer than the gap. The search comes from below.
+* Search, from this bound or from two requests per second, if that is more. Single requests leave, each at twice the
+  rate of the one before, until one is refused or the round trip is longer than the gap.
 * Tracking. Quantile tracking (a stochastic approximation, Robbins and Monro 1951) of the logarithm of the rate, with
   step size g and share e = `REFUSED_SHARE`:
 
@@ -24,14 +24,18 @@ whether the limit is a window (of a minute or less) or a token bucket (which hol
   grows only while it holds requests back: otherwise nothing shows that the gateway takes more.
 
 A bucket refuses for one gap of its rate. A limit per minute, by the clock or sliding, refuses for many gaps and then
-opens again: it is recognised by a refusal more than `WINDOW_GAPS` / r after the first, with the bound of r above. What
-was accepted in the minute before the first of these refusals is then the quota Q, exactly for a sliding window, and
-about so by the clock. From then on
+opens again: it is recognised by a refusal, or a stated wait, longer than `WINDOW_GAPS` / r after the first, with the
+bound of r above. What was accepted in the minute before the first of these refusals is then the quota Q: exactly for a
+sliding window, about so by the clock. From then on
 
-* no request leaves while Q others left within a minute: this alone is safe for both ways to count;
-* requests are spread evenly at r = Q / 60 s, but a few may follow at once after a pause, and urgent ones don't wait;
-* each refusal lowers r to what was accepted in the minute before it, or by `WINDOW_STEP`; each minute without one, from
-  a growing number of such minutes on, raises it by `WINDOW_STEP`, which doubles while the gateway takes what is sent.
+* no request leaves while Q others left within a minute. This is safe for both ways to count;
+* requests are spread evenly, a little slower than r = Q / 60 s, so that some budget is left at any time. A few may
+  follow at once after a pause. Urgent ones (creates) do not wait for the pace, and the others make up for them;
+* a refusal measures Q again. After some minutes without one the rate is raised by `WINDOW_STEP`, which doubles each
+  minute while the gateway takes what is sent. If it refuses, twice as many minutes pass before the next raise.
+
+While a limit refuses, probes leave after one gap, then after twice as long each time, and when the oldest requests are
+a minute old.
 
 All 429s of one round trip are one event: they say the same thing, and counting each would cut the rate many times.
 """
@@ -41,7 +45,7 @@ import math
 from attrs import define, field
 
 from nanobanana_async.policy.learned import FASTEST, LearnedPace
-from nanobanana_async.policy.request_counts import SentLately
+from nanobanana_async.policy.request_counts import WINDOW_S, SentLately
 
 REFUSED_SHARE = 0.01
 """e above: the share of requests at the limit that may be refused. These probes show when the limit rises."""
@@ -65,12 +69,10 @@ RESTORED = 0.985
 FINE = 10
 """The step level of a session that starts from a learned rate."""
 
-WINDOW_S = 60.0
-"""The period of a window. If it is another, what is measured in a minute is about the same rate."""
 WAIT_UNIT_S = 1.0
 """Stated waits are whole seconds, rounded upwards."""
 WINDOW_GAPS = 1.5
-"""A limit that refuses for longer than this many gaps is one per window of time."""
+"""A limit that refuses for more than this many gaps is one per window of time."""
 WINDOW_STEP = 0.02
 """The pace is this much below the quota, and grows by this share."""
 WINDOW_BURST = 0.05
@@ -107,13 +109,16 @@ class Pacer:
     _refusals: int = 0
     """Events in this run."""
     _taken: int = 0
-    """The requests of the minute before this run: the quota of a window."""
+    """The requests accepted in the minute before this run: the quota of a window."""
     _first_run: bool = True
+    """Whether this is the first run of refusals."""
     _closed_s: float = 0.0
     """How long the gateway has refused in this run, or says that it will."""
     _measured_rate: float = 0.0
     """The rate after the last refusal, or at the last opening of a window; 0 during the search."""
     _clean_run: int = CLEAN_RUN
+    _restored_at: float = -math.inf
+    """When a session began that knows the window: what left in the minute before that counts, and is not known."""
     _least_rate: float = 0.0
     """The bound of the rate of the theory, at the start of this run."""
     _holds_back: bool = False
@@ -243,12 +248,14 @@ class Pacer:
 
     def _opened(self, now: float) -> bool:
         """End a run of refusals; return whether the limit is one per window, and so its quota was measured."""
+        unknown = self._refused_since < self._restored_at + WINDOW_S
         self._refused_since = math.inf
         if not self.windowed and not self._is_window(now):
             return False
         highest = self.rate if self.windowed else math.inf
+        measured = highest if unknown else self._taken / self._counted_s(now)
         self.windowed, self.step_level = True, max(self.step_level, 2)
-        self.rate = max(MIN_RATE, (1.0 - WINDOW_STEP) * min(highest, self._taken / self._counted_s(now)))
+        self.rate = max(MIN_RATE, (1.0 - WINDOW_STEP) * min(highest, measured))
         self._measured_rate = self.rate
         self._growth, self._raise_at = WINDOW_STEP, now + self._patience * WINDOW_S
         self._patience = min(2.0 * self._patience, LONGEST_PATIENCE)
@@ -302,7 +309,8 @@ class Pacer:
         self._measured_rate = max(pace.rate, MIN_RATE)
         self._clean_run = 4 * CLEAN_RUN  # it starts below the limit, so that more of them have to be accepted
         if pace.windowed:
-            self.windowed, self.rate, self.step_level, self._emptied_at = True, self._measured_rate, FINE, now
+            self.windowed, self.rate, self.step_level = True, self._measured_rate, FINE
+            self._emptied_at = self._restored_at = now
             self._patience, self._raise_at = LONGEST_PATIENCE, now + LONGEST_PATIENCE * WINDOW_S
         else:
             self._remembered = max(RESTORED * pace.rate, MIN_RATE)

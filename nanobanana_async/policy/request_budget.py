@@ -10,8 +10,8 @@ added up as log P(seen | shared) / P(seen | separate):
     other kind was accepted in between:       + log (1 - q)       a shared budget would have taken it as well
 
 So that there is evidence, after each refusal one request of the other kind may leave at once, until the budget is well
-known. From `SURELY_SHARED` on the pacer of both is used. Creates go first then, since the dispatcher admits them first
-and each may use the next gap; polls share the rest.
+known. From `SURELY_SHARED` on the pacer of both is used. Creates go first then: the dispatcher admits them first, and
+where the limit is a window they need not wait for the pace; polls share the rest.
 
 What was accepted in the last full minute proves that such a rate is allowed: no pace falls far below it.
 """
@@ -23,7 +23,7 @@ from attrs import define, evolve, field
 
 from nanobanana_async.policy.learned import LearnedPace, LearnedRates
 from nanobanana_async.policy.rate import Pacer
-from nanobanana_async.policy.request_counts import MINUTE_S, AcceptedLately
+from nanobanana_async.policy.request_counts import WINDOW_S, AcceptedLately
 
 RequestKind = Literal["create", "poll"]
 
@@ -182,7 +182,7 @@ class RequestBudget:
         Called each half minute, so that it sees the minutes in which the most was accepted.
         """
         for each in (*self._kinds.values(), self._both):
-            each.best_minute = max(each.best_minute, each.accepted.in_last_minute(now) / MINUTE_S)
+            each.best_minute = max(each.best_minute, each.accepted.in_last_minute(now) / WINDOW_S)
         rates = LearnedRates(log_odds=self.log_odds, both=self._both.learned())
         if not self.limited and rates.both is None:
             return None

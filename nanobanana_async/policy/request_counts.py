@@ -1,11 +1,12 @@
-"""Count the requests of the last minute."""
+"""Count the requests of the last minute, the usual period of a limit of requests."""
 
 import math
 from collections import deque
 
 from attrs import define, field
 
-MINUTE_S = 60
+WINDOW_S = 60.0
+"""The period of a window. If it is another, what is measured in a minute is about the same rate."""
 RESOLUTION_S = 0.25
 """Requests so close together are counted as one group."""
 
@@ -43,7 +44,7 @@ class SentLately:
     @property
     def next_expiry(self) -> float:
         """When the oldest requests will be a minute old, with a margin for the time that requests take to arrive."""
-        return self._groups[0][0] + MINUTE_S + 2.0 * RESOLUTION_S if self._groups else -math.inf
+        return self._groups[0][0] + WINDOW_S + 2.0 * RESOLUTION_S if self._groups else -math.inf
 
 
 @define
@@ -61,17 +62,17 @@ class AcceptedLately:
             self._counts_by_second[-1][1] += 1
             return
         self._counts_by_second.append([second, 1])
-        while self._counts_by_second[0][0] <= second - MINUTE_S:
+        while self._counts_by_second[0][0] <= second - WINDOW_S:
             self._counts_by_second.popleft()
 
     def in_last_minute(self, now: float) -> int:
         """Return how many requests of the last minute were accepted."""
-        return sum(count for second, count in self._counts_by_second if second > now - MINUTE_S)
+        return sum(count for second, count in self._counts_by_second if second > now - WINDOW_S)
 
     def proven_rate(self, now: float) -> float:
         """Return the rate of the minute before, or of its second half if that was lower; 0 before a full minute."""
-        if now - self._first_at < MINUTE_S:
+        if now - self._first_at < WINDOW_S:
             return 0.0
         minute = self.in_last_minute(now)
-        half = sum(count for second, count in self._counts_by_second if second > now - MINUTE_S / 2)
-        return min(minute, 2 * half) / MINUTE_S
+        half = sum(count for second, count in self._counts_by_second if second > now - WINDOW_S / 2)
+        return min(minute, 2 * half) / WINDOW_S

@@ -163,9 +163,13 @@ def test_restored_budget_paces_from_the_first_request(rates: LearnedRates, pace:
     assert budget.shared is (rates is SHARED)
     assert budget.learned(10.0) == rates
     assert 0.97 * pace.rate < budget.pacer("create").rate <= pace.rate
-    budget.sent("create", 10.0)
-    assert not budget.admits("create", 10.1, 1)
-    assert budget.admits("create", 10.0 + 1.1 / pace.rate, 1)
+    sent = 0
+    while budget.admits("create", 10.0, 0):
+        budget.sent("create", 10.0)
+        sent += 1
+    assert sent == pytest.approx(60.0 * pace.rate, abs=2)
+    assert not budget.admits("create", 60.0, 0)
+    assert budget.admits("create", 71.0, 0)
     assert budget.learned(10.0) == rates
 
 
@@ -192,9 +196,14 @@ def test_pace_that_grew_is_learned_as_far_as_a_minute_proves_it(every_s: float, 
 def test_single_refusal_lowers_a_restored_pace_of_a_window_a_little() -> None:
     pacer = Pacer()
     pacer.restore(LearnedPace(rate=2.0, windowed=True), 5.0)
-    pacer.sent(5.0)
-    pacer.on_throttled(5.05, 5.0)
-    assert 1.8 < pacer.rate < 1.95
+    for number in range(9):
+        pacer.sent(5.0 + number)
+        pacer.on_accepted(5.05 + number, 5.0 + number)
+    pacer.sent(14.0)
+    pacer.on_throttled(14.05, 14.0)  # the minute before the session was not empty
+    pacer.sent(50.0)
+    pacer.on_accepted(50.05, 50.0)
+    assert 1.9 < pacer.rate < 2.0
     slow = Pacer()
     slow.restore(LearnedPace(rate=1e-9, windowed=True), 0.0)
     assert slow.rate == MIN_RATE

@@ -256,3 +256,62 @@ def test_opens_at_is_exact_when_only_time_is_missing(make: partial[AdmissionLimi
             opens_at = limiting.opens_at(now)
             assert now < opens_at <= now + 120.0
             assert limiting.admits(opens_at, *state)
+
+
+def full_account(jobs: int = 5, *, limited: bool) -> AdmissionLimiter:
+    """Return the limiter of an account that was full with these jobs; a rate may be known too."""
+    known = limiter()
+    for number in range(jobs - 1):
+        known.sent(0.0)
+        known.on_accepted(0.1, Create(0.0), Load(number + 1))
+    known.on_throttled(0.2, Create(0.05), Load(jobs - 1), "jobs")
+    known.on_accepted(0.3, Create(0.1), Load(jobs))  # in the same burst
+    if limited:
+        known.budget.sent("poll", 1.0)
+        known.budget.on_throttled("poll", 1.1, 1.0)
+        known.budget.on_accepted("poll", 5.1, 5.0)
+    known.rate_log_odds = -4.0
+    return known
+
+
+def test_429_with_fewer_jobs_than_at_a_full_account_is_of_the_known_rate() -> None:
+    known = full_account(limited=True)
+    cap = known.jobs.cap
+    known.on_throttled(10.1, Create(10.0), Load(4))
+    assert known.undecided_since is None
+    assert not known.pacer.admits(10.2, 0)
+    assert known.jobs.cap == cap
+
+
+def test_429_at_a_full_account_is_of_the_slots_although_a_rate_is_known() -> None:
+    known = full_account(limited=True)
+    known.on_throttled(10.1, Create(10.0), Load(5))
+    assert known.undecided_since is None
+    assert known.pacer.admits(10.2, 0)
+
+
+def test_many_429s_below_a_full_account_are_doubted_although_a_rate_is_known() -> None:
+    known, now = full_account(limited=True), 10.0
+    for _ in range(30):
+        known.on_throttled(now + 0.1, Create(now), Load(3))
+        now += 1.0
+    assert known.jobs.cap <= 3.0
+
+
+def test_429s_while_ever_fewer_jobs_are_held_are_of_an_unknown_rate() -> None:
+    known = full_account(20, limited=False)
+    cap = known.jobs.cap
+    for number, held in enumerate((18, 14, 10, 6, 3, 0)):
+        known.on_ended()
+        known.on_throttled(10.1 + number, Create(10.0 + number), Load(held))
+    assert known.pacer.active
+    assert known.jobs.cap == cap
+
+
+def test_poll_refused_after_an_unexplained_429_shows_the_rate() -> None:
+    undecided = in_doubt()
+    undecided.budget.sent("poll", 11.0)
+    undecided.budget.on_throttled("poll", 11.1, 11.0)
+    assert not undecided.admits(11.2, Load(20))
+    assert undecided.undecided_since is None
+    assert undecided.jobs.mode is Mode.RAMP

@@ -120,6 +120,79 @@ def test_long_outage_is_probed_every_half_minute_and_the_rate_recovers() -> None
     assert pacer.rate >= 2.0
 
 
+def minute_window(pacer: Pacer, quota: int, until_s: float) -> tuple[list[float], list[float]]:
+    """Send as the pacer allows through a sliding minute; return when requests were accepted and refused."""
+    taken: list[float] = []
+    refused: list[float] = []
+    now = 0.0
+    while now < until_s:
+        if pacer.admits(now, 0):
+            pacer.sent(now)
+            if sum(at > now - 60.0 for at in taken) < quota:
+                taken.append(now)
+                pacer.on_accepted(now + 0.05, now)
+            else:
+                refused.append(now)
+                pacer.on_throttled(now + 0.05, now)
+            now += 0.06
+        else:
+            now = max(now + 0.01, min(pacer.opens_at(), now + 1.0))
+    return taken, refused
+
+
+def test_sliding_minute_is_learned_from_its_first_closure_and_used_in_full() -> None:
+    pacer = Pacer()
+    taken, refused = minute_window(pacer, 120, 600.0)
+    assert pacer.windowed
+    assert pacer.rate == pytest.approx(2.0, rel=0.05)
+    assert sum(at >= 120.0 for at in taken) >= 0.96 * 960
+    assert len(refused) <= 0.02 * len(taken)
+
+
+def test_urgent_requests_of_a_window_do_not_wait_for_the_pace_but_for_its_quota() -> None:
+    pacer = Pacer()
+    minute_window(pacer, 120, 300.0)
+    now = 330.0  # a pause of half a minute makes room
+    assert pacer.admits(now, 0)
+    sent = 0
+    while pacer.admits(now, 0, urgent=True):
+        pacer.sent(now)
+        sent += 1
+    assert 50 <= sent <= 70
+    assert pacer.opens_at() > now
+    assert not pacer.admits(now, 0)
+
+
+def test_rate_of_a_window_that_rose_is_found() -> None:
+    pacer = Pacer()
+    minute_window(pacer, 60, 300.0)
+    taken = 0
+    for number in range(40_000):
+        now = 300.0 + number * 0.05
+        if pacer.admits(now, 0):
+            pacer.sent(now)
+            pacer.on_accepted(now + 0.04, now)
+            taken += 1
+    assert pacer.rate > 4.0
+
+
+def test_refusal_in_the_same_round_trip_is_not_counted_as_taken() -> None:
+    pacer = Pacer()
+    for number in range(20):
+        pacer.sent(number * 0.01)
+    for number in range(10):
+        pacer.on_accepted(0.3, number * 0.01)
+    for number in range(10, 20):
+        pacer.on_throttled(0.3, number * 0.01)
+    for at in (1.0, 3.0, 8.0, 20.0, 40.0):
+        pacer.sent(at)
+        pacer.on_throttled(at + 0.05, at)
+    pacer.sent(61.0)
+    pacer.on_accepted(61.05, 61.0)
+    assert pacer.windowed
+    assert pacer.rate == pytest.approx(0.98 * 10 / 60.0)
+
+
 @given(
     st.lists(
         st.tuples(
