@@ -9,6 +9,7 @@ import heapq
 import math
 from collections.abc import Sequence
 from statistics import median
+from typing import Any
 
 from attrs import evolve, frozen
 
@@ -56,8 +57,8 @@ class Account:
         """Name the account and how it counts."""
         return f"{self.name}; {self.window}, {'stated' if self.stated else 'one word'}"
 
-    def settings(self) -> EmulatorSettings:
-        """Return the emulated account."""
+    def options(self) -> dict[str, Any]:
+        """Return the options of the emulated account."""
         options: EmulatorOptions = {
             "seed": self.seed,
             "job_limit": self.limit,
@@ -65,7 +66,11 @@ class Account:
             "states_429_kind": self.stated,
             "duration": Drawn(self.seed, self.median_s, SIGMA),
         }
-        return EmulatorSettings(**options, **dict(self.limits))
+        return {**options, **dict(self.limits)}
+
+    def settings(self) -> EmulatorSettings:
+        """Return the emulated account."""
+        return EmulatorSettings(**self.options())
 
     @property
     def per_minute(self) -> float | None:
@@ -246,7 +251,7 @@ CREATES = Account(
 )
 
 
-def _variants(account: Account) -> list[Account]:
+def variants_of(account: Account) -> list[Account]:
     if not account.limits:
         return [account]
     return [evolve(account, window=window, stated=stated) for stated in (True, False) for window in WINDOWS]
@@ -254,7 +259,7 @@ def _variants(account: Account) -> list[Account]:
 
 def _accounts(quick: bool) -> list[Account]:
     accounts = (SMALL, MEDIUM, FREE, CREATES) if quick else (SMALL, MEDIUM, LARGE, FREE, CREATES)
-    return [variant for account in accounts for variant in _variants(account)]
+    return [variant for account in accounts for variant in variants_of(account)]
 
 
 def _run(plan: tuple[str, Account]) -> Found:

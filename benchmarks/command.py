@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from benchmarks import accounts, batch, callbacks, cpu, fleet, ledger, limit, simulated
+from benchmarks import accounts, accounts_real, batch, callbacks, cpu, fleet, ledger, limit, simulated
 from benchmarks.limit import Moving
 from benchmarks.plot_run import draw_moving
 from benchmarks.report import Section, print_section, write_section
@@ -34,6 +34,10 @@ def _accounts(asked: argparse.Namespace) -> Section:
     return accounts.section(seeds=1 if asked.quick else asked.seeds, quick=asked.quick)
 
 
+def _accounts_real(asked: argparse.Namespace) -> Section:
+    return accounts_real.section(quick=asked.quick)
+
+
 def _batch(asked: argparse.Namespace) -> Section:
     return batch.section(quick=asked.quick)
 
@@ -54,6 +58,7 @@ PARTS: Mapping[str, Callable[[argparse.Namespace], Section]] = {
     "simulated": _simulated,
     "limit": _limit,
     "accounts": _accounts,
+    "accounts-real": _accounts_real,
     "batch": _batch,
     "callbacks": _callbacks,
     "cpu": _cpu,
