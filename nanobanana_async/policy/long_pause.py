@@ -42,7 +42,7 @@ class LongPause:
         first = not self.used_up
         self.confirmed = not first
         self.ends_at, self._refused_at = now + for_s, now
-        self.opens_at = now + (min(for_s, MAX_RETRY_AFTER_S) if first else for_s) + LATER_S
+        self.opens_at = now + (min(for_s, MAX_RETRY_AFTER_S) if first else for_s + LATER_S)
         return first
 
     def sent(self, now: float) -> None:
