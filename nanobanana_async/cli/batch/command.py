@@ -63,8 +63,8 @@ class BatchCommand:
         spaces or |, and columns named metadata.NAME form the metadata. The whole file is checked before anything is
         bought.
 
-        The folder gets images/, results.jsonl (a line for each row that has ended), index.html (the same as a page)
-        and jobs.sqlite (the ledger). A row is identified by its key, or else by its request: lines may be moved or
+        The folder gets images/, results.jsonl (a line for each row that has ended), index.html (the same as a page),
+        thumbnails/ (small images for the page) and jobs.sqlite (the ledger). A row is identified by its key, or else by its request: lines may be moved or
         inserted.
 
         Stdout, unless it is a terminal: a line for each image with key, status and path, separated by tabs; rows of
