@@ -32,6 +32,8 @@ _CARD = (
     'min-width:min(24em,100%);max-width:960px;line-height:1.45">'
 )
 _WORDS = '<div dir="auto" style="white-space:pre-wrap;overflow-wrap:anywhere">'
+_TILE = "display:block;width:150px;height:112px;object-fit:contain;margin:0;border-radius:5px"
+_CAPTION = "font-size:85%;line-height:1.3;overflow:hidden;text-overflow:ellipsis;white-space:nowrap"
 _IMAGE = "display:block;max-width:100%;max-height:{height}px;margin:0;border-radius:5px"
 
 
@@ -60,6 +62,26 @@ def image_gallery(urls: Iterable[str]) -> Html:
         else:
             shown.append(_note(f"image {number} has a type that is not shown: {url[:40]}"))
     return _row(shown)
+
+
+def image_grid(images: Iterable[tuple[str, str]]) -> Html:
+    """Show small images with captions, as `image_gallery` does; any other text in place of a URL is shown as text."""
+    left, tiles = MAX_INLINE_CHARS, list[str]()
+    for url, caption in images:
+        if _LINK.fullmatch(url) and url.isprintable():
+            image = _tile_image(url, caption)
+            shown = f'<a href="{escape(url)}" target="_blank" rel="noopener noreferrer">{image}</a>'
+        elif len(url) <= left and _INLINE.fullmatch(url):
+            left -= len(url)
+            shown = _tile_image(url, caption)
+        elif url[:5].lower() == "data:":
+            shown = _note(f"not shown here ({_megabytes(url)}): use session.save")
+        else:
+            shown = _note(url[:300])
+        tiles.append(
+            f'<div style="width:150px">{shown}<div dir="auto" style="{_CAPTION}">{escaped(caption)}</div></div>'
+        )
+    return _row(tiles)
 
 
 def card(title: str | None, facts: Iterable[LabelledValue], *parts: Html) -> Html:
@@ -112,6 +134,13 @@ def _image(url: str, number: int, height: int, alternative: str) -> Html:
     return Html(
         f'<img src="{escape(url)}" alt="{escape(alternative)}" title="image {number}" loading="lazy" '
         f'referrerpolicy="no-referrer" style="{_IMAGE.format(height=height)}">'
+    )
+
+
+def _tile_image(url: str, caption: str) -> Html:
+    return Html(
+        f'<img src="{escape(url)}" alt="{escaped(caption)}" title="{escaped(caption)}" loading="lazy" '
+        f'referrerpolicy="no-referrer" style="{_TILE}">'
     )
 
 

@@ -9,6 +9,7 @@ from nanobanana_async.batch.inputs import to_requests
 from nanobanana_async.batch.options import BatchOptions
 from nanobanana_async.batch.outcome import Outcome
 from nanobanana_async.batch.progress import ProgressBar
+from nanobanana_async.batch.recent_images import RecentImages
 from nanobanana_async.batch.rows import Requests
 from nanobanana_async.batch.runner import BatchRunner
 from nanobanana_async.engine.engine import Engine
@@ -40,6 +41,7 @@ class Batch:
         self._guard = engine.guard
         requests = to_requests(requests)
         self._runner = BatchRunner(requests, options, engine, saver)
+        self._recent = RecentImages()
         self._progress = ProgressBar(requests, options.name, self._runner, engine) if options.progress else None
 
     def __repr__(self) -> str:
@@ -49,7 +51,7 @@ class Batch:
 
     def _repr_html_(self) -> str:
         facts = [("done", self.done), ("failed", self.failed), ("unbought", self.unbought or None)]
-        return card(f"Batch {self.name or 'without a name'}", facts, self._status_html())
+        return card(f"Batch {self.name or 'without a name'}", facts, self._status_html(), self._recent.html())
 
     def _status_html(self) -> Html:
         runner = self._runner
@@ -98,6 +100,7 @@ class Batch:
                 raise StopAsyncIteration
             runner.changed.clear()
             await (runner.changed.wait() if progress is None else progress.wait(runner.changed))
+        self._recent.add(outcome)
         return outcome
 
     async def __aenter__(self) -> Self:

@@ -1,5 +1,6 @@
 """`Outcome`, the end of one row of a batch."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -7,8 +8,11 @@ from attrs import field, frozen
 
 from nanobanana_async.errors import NanoBananaError
 from nanobanana_async.handle import Job
+from nanobanana_async.images.thumbnail import as_data_uri, file_thumbnail
 from nanobanana_async.models import GenerationResult, ImageRequest, request_facts, result_facts, to_json
 from nanobanana_async.notebook_html import Html, LabelledValue, card, error_box, image_gallery, note
+
+THUMBNAIL_PIXELS = 640
 
 
 @frozen(kw_only=True)
@@ -70,8 +74,15 @@ class Outcome:
             facts += [*request_facts(self.request), ("key", self.key or None)]
         else:
             facts += result_facts(self.result)
-            shown.append(image_gallery(image.url for image in self.result.images))
+            shown.append(image_gallery(self._shown_urls(self.result)))
         if self.error is not None:
             shown.append(error_box(type(self.error).__name__, str(self.error)))
         shown.extend(note(f"saved as {path}") for path in self.saved)
         return card(None if self.request is None else self.request.prompt, facts, *shown)
+
+    def _shown_urls(self, result: GenerationResult) -> Iterator[str]:
+        """Yield each image's URL, or a thumbnail of its saved file: links expire, and inline images are large."""
+        for number, image in enumerate(result.images):
+            path = self.saved[number] if len(self.saved) == len(result.images) else None
+            small = None if path is None else file_thumbnail(path, THUMBNAIL_PIXELS)
+            yield image.url if small is None else as_data_uri(small)

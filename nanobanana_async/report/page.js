@@ -322,6 +322,9 @@
   find(".act.link", dialog).addEventListener("click", ({ target }) => {
     copy(location.href.split("#")[0] + address(links[at]), target);
   });
+  if (location.protocol === "file:") {
+    find(".save", dialog).title = "Of a page on this computer, some browsers open the file instead of saving it.";
+  }
   zoom.addEventListener("click", () => setZoom(!stage.classList.contains("zoomed")));
   stage.addEventListener("click", (event) => {
     const fit = Math.min(stage.clientWidth / largeImage.naturalWidth, stage.clientHeight / largeImage.naturalHeight);

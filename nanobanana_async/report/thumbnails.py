@@ -6,12 +6,10 @@ import stat
 from contextlib import suppress
 from pathlib import Path, PurePosixPath
 
-from nanobanana_async.images.thumbnail import thumbnail
+from nanobanana_async.images.thumbnail import file_thumbnail
 
 THUMBNAILS = "thumbnails"
 PIXELS = 512  # of the longer edge: a card is about 300 wide, on screens with up to twice as many pixels
-
-_NO_FOLLOW = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
 
 
 def make_thumbnail(folder: Path, image: str) -> bool:
@@ -27,10 +25,7 @@ def make_thumbnail(folder: Path, image: str) -> bool:
         return False
     part = folder / f".nanobanana-{secrets.token_hex(8)}.part"
     try:
-        with open(os.open(folder / image, os.O_RDONLY | _NO_FOLLOW), "rb") as original:
-            if not stat.S_ISREG(os.fstat(original.fileno()).st_mode):
-                return False
-            small = thumbnail(original, PIXELS)
+        small = file_thumbnail(folder / image, PIXELS)
         if small is None:
             return False
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import re
 from datetime import datetime
 from decimal import Decimal
 from pathlib import Path
@@ -49,7 +50,24 @@ async def test_a_batch_writes_images_results_report_and_ledger(batch: Command) -
         "index.html",
         "jobs.sqlite",
         "results.jsonl",
+        "thumbnails",
     }
+
+
+async def test_the_page_shows_thumbnails_and_what_to_do_about_failed_rows(batch: Command) -> None:
+    file = batch.prompts(2)
+    async with emulated(batch, script=Script({"apimall.create": [error(451)]})):
+        assert (await batch(file)).code == 1
+        page = (batch.out / "index.html").read_text(encoding="utf-8")
+        (shown,) = re.findall(r'<img src="\./(thumbnails/[^"]+)"', page)
+        assert (batch.out / shown).is_file()
+        assert re.findall(r'class="advice">(.*?)</p>', page) == [
+            "Run the same command with --retry-failed to buy it again."
+        ]
+        assert (await batch(file, "--retry-failed")).code == 0
+    page = (batch.out / "index.html").read_text(encoding="utf-8")
+    assert len(re.findall(r'<img src="\./thumbnails/', page)) == 2
+    assert 'class="advice"' not in page
 
 
 async def test_a_second_run_makes_no_request_and_prints_the_same(batch: Command) -> None:

@@ -23,7 +23,7 @@ async def test_the_demo_loses_an_answer_without_a_double_charge(tmp_path: Path) 
         r"bought +8 jobs in \d+",
         r"credits +64; jobs paid twice: 0",
         r"lost answers +1; found again without a second purchase: 1",
-        r"job limit +6 learned from \d refusal",
+        r"job limit +6, learned from \d refusal",
         r"polls +\d+; one every 3 s would have been \d+",
         r'  echo "a fox in snow" \| nanobanana batch - -o foxes --gateway emulator',
     ):

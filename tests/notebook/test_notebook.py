@@ -39,7 +39,7 @@ async def test_the_tour_runs_and_shows_images(tmp_path: Path, monkeypatch: pytes
         "edit": 3,
         "timeout": 0,
         "again": 1,
-        "batch": 0,
+        "batch": 18,
         "bad-row": 0,
         "good-row": 1,
         "stats": 0,

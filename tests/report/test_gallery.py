@@ -2,7 +2,10 @@
 
 import re
 from collections.abc import Iterator
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 from typing import Literal
 
 import pytest
@@ -48,6 +51,13 @@ CONTRAST = """() => {
   }
   return found.sort((a, b) => a[0] - b[0])[0];
 }"""
+
+
+class QuietHandler(SimpleHTTPRequestHandler):
+    """Serves the files of a folder and logs nothing."""
+
+    def log_message(self, *_: object) -> None:
+        """Log nothing."""
 
 
 @pytest.fixture(scope="module")
@@ -133,6 +143,19 @@ def test_the_large_view_has_file_name_and_download(visit: Page) -> None:
     save = visit.get_by_role("link", name="Download")
     expect(save).to_have_attribute("download", "summer-à-la-mer.jpg")
     expect(save).to_have_attribute("href", re.compile(r"^file://.*/images/summer-%C3%A0-la-mer\.jpg$"))
+
+
+def test_a_served_page_downloads_an_image_under_its_name(browser: Browser, folder: Path) -> None:
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(QuietHandler, directory=folder)) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        page = browser.new_context().new_page()
+        page.goto(f"http://127.0.0.1:{server.server_port}/index.html#row-2")
+        with page.expect_download() as download:
+            page.get_by_role("link", name="Download").click()
+        assert download.value.suggested_filename == "summer-à-la-mer.jpg"
+        assert Path(download.value.path()).read_bytes() == (folder / ROWS[1].images[0]).read_bytes()
+        page.context.close()
+        server.shutdown()
 
 
 def test_each_image_has_an_address_for_back_and_forward(visit: Page) -> None:

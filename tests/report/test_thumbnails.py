@@ -1,6 +1,7 @@
 """Thumbnails beside a page: what is made, and what is refused."""
 
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -53,6 +54,13 @@ def test_a_rotated_photo_is_upright(tmp_path: Path) -> None:
 
 def test_a_page_without_thumbnails_shows_the_images(tmp_path: Path) -> None:
     saved(tmp_path)
+    assert '<img src="./images/a.png"' in page_of(tmp_path)
+
+
+def test_without_pillow_there_are_no_thumbnails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    saved(tmp_path)
+    monkeypatch.setitem(sys.modules, "PIL", None)
+    assert not make_thumbnail(tmp_path, "images/a.png")
     assert '<img src="./images/a.png"' in page_of(tmp_path)
 
 

@@ -83,9 +83,9 @@ class BatchCommand:
         them: the header is row 1.
 
         The folder gets images/ (with metadata.jsonl, a data set of the images), results.jsonl (a line for each row that
-        has ended), results.csv (the same for spreadsheets), index.html (the same as a page) and jobs.sqlite (the
-        ledger). A row is identified by its key, or else by its request: lines may be moved or
-        inserted.
+        has ended), results.csv (the same for spreadsheets), index.html (the same as a page), thumbnails/ (small images
+        for the page) and jobs.sqlite (the ledger). A row is identified by its key, or else by its request: lines may be
+        moved or inserted.
 
         Stdout, unless it is a terminal: a line for each image with key, status and path, separated by tabs; rows of
         earlier runs come first. The first Ctrl-C stops the buying and collects running jobs; the second one stops at

@@ -1,6 +1,7 @@
 """Write the report page during a run and at its end, and make thumbnails of its images in the background."""
 
 import asyncio
+from collections import deque
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -33,27 +34,32 @@ class RunReport:
         self._results = results
         self._cancelled = cancelled
         self._report_version = 0
-        self._images: asyncio.Queue[str] = asyncio.Queue()
+        self._images: deque[str] = deque()
         """Images that may have no thumbnail yet."""
+        self._added = asyncio.Event()
 
     def add(self, row: ReportRow) -> None:
         """Queue the images of a row for their thumbnails, if the page may show them."""
         if row.index < MAX_CARDS:
-            for image in row.images:
-                self._images.put_nowait(image)
+            self._images.extend(row.images)
+            self._added.set()
 
     async def make_thumbnails(self) -> None:
         """Make thumbnails until cancelled, one at a time: the run itself needs the processor."""
         while True:
-            image = await self._images.get()
-            await anyio.to_thread.run_sync(make_thumbnail, self._folder, image, abandon_on_cancel=True)
+            await self._make_thumbnails()
+            self._added.clear()
+            await self._added.wait()
 
     async def finish_thumbnails(self) -> None:
         """Make the thumbnails that are left, for a limited time."""
         with anyio.move_on_after(LAST_THUMBNAILS_S):
-            while not self._images.empty():
-                image = self._images.get_nowait()
-                await anyio.to_thread.run_sync(make_thumbnail, self._folder, image, abandon_on_cancel=True)
+            await self._make_thumbnails()
+
+    async def _make_thumbnails(self) -> None:
+        while self._images:
+            await anyio.to_thread.run_sync(make_thumbnail, self._folder, self._images[0], abandon_on_cancel=True)
+            self._images.popleft()  # only now: what was cancelled is made again at the end
 
     async def write(self) -> None:
         """Write the page; raises `ConfigurationError` if it can't be written."""

@@ -1,0 +1,67 @@
+"""What the demo prints while it runs, on a terminal of 80 columns that has neither colours nor UTF-8."""
+
+import asyncio
+import io
+from decimal import Decimal
+
+import pytest
+from attrs import evolve
+from rich.console import Console
+
+from nanobanana_async import JobState, Session
+from nanobanana_async.cli.demo_display import SPEED, DemoDisplay
+from nanobanana_async.emulator import Emulator, Fixed
+from nanobanana_async.errors import TransportError
+from nanobanana_async.events import CreateFailed, JobStateChanged
+from tests.cli.test_batch_display import STATS
+from tests.support.ledger_contract import job
+from tests.support.reports import limits_changed
+
+
+def plain_console(output: io.BytesIO) -> Console:
+    return Console(
+        file=io.TextIOWrapper(output, encoding="ascii", write_through=True),
+        width=80,
+        force_terminal=True,
+        color_system=None,
+    )
+
+
+async def test_events_and_board_fit_an_ascii_terminal_of_80_columns() -> None:
+    output = io.BytesIO()
+    async with Emulator() as emulator:
+        display = DemoDisplay(24, emulator, plain_console(output))
+        lost = TransportError("the connection broke", possibly_sent=True)
+        running = evolve(job(), state=JobState.RUNNING)
+        for _ in range(2):  # each event is worth one line only
+            display(limits_changed(6, 1))
+            display(CreateFailed(record=job(), error=lost, action="repeat", wait_s=0.4, in_doubt=True))
+            display(JobStateChanged(before=JobState.SUBMITTING, record=running))
+        stats = evolve(STATS, job_limit=6, slots_held=5, credits_spent=Decimal(96), credits_remaining=Decimal(1104))
+        display.console.print(display._boarded(stats))
+        display.print_facts(stats)
+    printed = output.getvalue().decode("ascii")
+    assert all(len(line.rstrip()) <= 80 for line in printed.splitlines())
+    text = " ".join(printed.split())
+    for sentence in (
+        "The gateway refuses more than 6 jobs at once (429, no charge): the limit is learned",
+        "It is sent again under the same key, so that it can't be bought twice.",
+        "The gateway knows the key: the job is found again and was paid for once.",
+        "running 5 of 6, the learned limit",
+        "credits 96 spent, 1,104 left",
+        "time left about 2 min",
+    ):
+        assert text.count(sentence) == 1, text
+
+
+async def test_polls_are_compared_with_a_fixed_interval_for_the_same_jobs() -> None:
+    async with Emulator(duration=Fixed(7.0), speed=70.0) as emulator, Session(emulator.apimall()) as session:
+        display = DemoDisplay(2, emulator, plain_console(io.BytesIO()))
+        assert display._polls() == (0, 0)
+        async with asyncio.TaskGroup() as group:
+            for prompt in ("a fox", "an owl"):
+                group.create_task(session.generate(prompt))
+        polls = emulator.stats().polls
+        assert display._durations_s() == pytest.approx([0.1 * SPEED] * 2)  # at the speed that the demo shows
+        assert display._polls() == (polls, 2)  # a poll after 3 s finds a job of 1 s
+        assert display._fixed_delay_s() == pytest.approx(2.0)
