@@ -197,7 +197,7 @@ class Session:
             if (job := await self.job(known.key)) is not None:
                 return job
         record = engine.new_attached_record(task_id, key_for_task(task_id) if key is None else key, request)
-        seen = await JobResolver(engine).check_attached(task_id, record.key)
+        seen = await JobResolver(engine).check_attached(record)
         return await persistent_handle(engine, engine.attach(record, seen))
 
     async def resume(self, *, buy: bool = False) -> list[Job]:

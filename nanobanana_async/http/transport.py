@@ -235,7 +235,7 @@ async def _read(
     status, limit = response.status, request.max_answer_bytes
     if 300 <= status < 400:
         host = key.hide(_host_of(response.headers.get("Location")))
-        return UnexpectedResponse("redirects are refused", status=status, body=host)
+        return UnexpectedResponse("redirects are refused: check base_url", status=status, body=host)
     content = response.content
     if content.is_eof():  # the common case: the body arrived with the headers
         body = await content.readany()

@@ -164,9 +164,12 @@ class ImageFetcher:
             return _not_public(url)
         if isinstance(error, aiohttp.SocketTimeoutError):
             return FetchError(f"{host} sent nothing for {self._idle_s:g} s", retryable=True)
-        mapped = map_exception(error, host=host, sent=True, connect_s=self._connect_s, timeout_s=self._total_s)
-        # A bad certificate or an invalid URL (both are ValueErrors) fails again.
-        return FetchError(mapped.message, retryable=not isinstance(error, ValueError))
+        mapped = map_exception(
+            error, host=host, sent=True, connect_s=self._connect_s, timeout_s=self._total_s, setting="the link"
+        )
+        # A bad certificate or an invalid URL (both are ValueErrors) fails again, and so does a proxy's refusal.
+        again = not isinstance(error, (ValueError, aiohttp.ClientHttpProxyError))
+        return FetchError(str(mapped), retryable=again)
 
 
 def read_url(link: str) -> URL:

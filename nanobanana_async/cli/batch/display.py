@@ -155,7 +155,9 @@ class BatchDisplay(LiveDisplay):
             limit = "limit unknown" if stats.job_limit is None else f"limit {stats.job_limit}"
             rows.append(Text(f"{stats.slots_held} running, {limit}"))
         facts = [Text(self.phase, "yellow")] if self.phase else []
-        if stats is not None and stats.creates_paused:
+        if stats is not None and stats.outage:
+            facts.append(Text(shorten(stats.outage, 200), "yellow"))
+        elif stats is not None and stats.creates_paused:
             facts.append(Text("paused by the gateway", "yellow"))
         cap = "" if self._max_credits is None else f" of {number(self._max_credits)}"
         facts.append(Text(f"{number(self.spent)}{cap} credits"))
