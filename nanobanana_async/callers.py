@@ -6,7 +6,7 @@ from contextlib import suppress
 from nanobanana_async.engine.engine import Engine
 from nanobanana_async.engine.tracked_job import Phase, TrackedJob
 from nanobanana_async.errors import JobUnfinished, NanoBananaError
-from nanobanana_async.handle import Job, last_failure, timed_out
+from nanobanana_async.handle import Job, in_parentheses, timed_out
 from nanobanana_async.jobs import JobState
 from nanobanana_async.models import GenerationResult
 
@@ -45,8 +45,9 @@ async def _withdrawn_job(engine: Engine, tracked: TrackedJob, timeout: float) ->
         message = f"job {job.key} was not stored within {timeout:g} s: it is withdrawn, unless it was sent before"
         raise JobUnfinished(f"{message}; `session.job` finds it", job=job, safe_to_repeat=False)
     if tracked.leaving or job.state is JobState.WITHDRAWN:
-        message = f"job {job.key} was not sent within {timeout:g} s{last_failure(tracked)} and was withdrawn"
-        raise JobUnfinished(f"{message}: nothing was bought", job=job, safe_to_repeat=True)
+        why = job.last_failure()
+        message = f"job {job.key} was not sent within {timeout:g} s{in_parentheses(why)} and was withdrawn"
+        raise JobUnfinished(f"{message}: nothing was bought", job=job, safe_to_repeat=True) from why
     outcome = job.outcome()
     if outcome is None:
         raise timed_out(job, tracked, timeout)

@@ -11,12 +11,22 @@ import aiohttp
 from nanobanana_async.config import Timeouts
 from nanobanana_async.engine.lifecycle import SessionComponents, to_ledger
 from nanobanana_async.errors import ConfigurationError
-from nanobanana_async.events import EventEmitter, Observer, ObserverFactory
+from nanobanana_async.events import EventEmitter, Observer, ObserverFactory, log
 from nanobanana_async.gateways.base import is_loopback
 from nanobanana_async.gateways.contract import Gateway, Transport
 from nanobanana_async.gateways.secret import Secret
+from nanobanana_async.http.lent import check_lent
+from nanobanana_async.http.threads import ThreadedResolver
 from nanobanana_async.http.tls_and_proxies import Proxies, tls_of_borrowed, validate_tls
 from nanobanana_async.http.transport import AiohttpTransport
+from nanobanana_async.images.addresses import (
+    Networks,
+    advice_for,
+    is_allowed_address,
+    is_fake,
+    networks_of_environment,
+    to_networks,
+)
 from nanobanana_async.images.downloader import ImageDownloader
 from nanobanana_async.ledger.base import Ledger
 from nanobanana_async.policy.concurrency import ConcurrencyPolicy
@@ -53,6 +63,7 @@ def make_components(
     tls: ssl.SSLContext | bool | None,
     proxy: Secret | None,
     trust_env: bool,
+    allow_networks: Iterable[str] | None,
     download_headers: Mapping[str, str] | None,
 ) -> SessionComponents:
     """Return the components of a session; raise `ConfigurationError`, which says what to pass, for a wrong setting."""
@@ -76,6 +87,7 @@ def make_components(
         tls=tls,
         proxy=proxy,
         trust_env=trust_env,
+        allow_networks=allow_networks,
         download_headers=download_headers,
     )
     return SessionComponents(
@@ -104,6 +116,24 @@ def _as_observers(observers: object) -> tuple[Observer, ...]:
     return tuple(found)
 
 
+class _FakeAddressWarning:
+    """Warns once if the gateway's name resolves to an address that VPN tools make up: the names of images will too."""
+
+    def __init__(self, networks: Networks) -> None:
+        self._networks = networks
+        self._warned = False
+
+    def __call__(self, host: str, addresses: list[str]) -> None:
+        fake = next((each for each in addresses if is_fake(each)), None)
+        if fake is None or self._warned or is_allowed_address(fake, loopback=False, networks=self._networks):
+            return
+        self._warned = True
+        why = "as behind a VPN tool that makes up addresses: images can't be downloaded there"
+        log.warning(
+            "%s resolves to %s, %s%s", host, fake, why, advice_for(fake), extra={"event": "gateway.fake_address"}
+        )
+
+
 def make_connections(
     gateway: Gateway,
     timeouts: Timeouts,
@@ -113,14 +143,17 @@ def make_connections(
     tls: ssl.SSLContext | bool | None,
     proxy: str | Secret | None,
     trust_env: bool,
+    allow_networks: Iterable[str] | None = None,
     download_headers: Mapping[str, str] | None = None,
 ) -> tuple[Transport, ImageDownloader]:
     """Return the transport and the image downloader; raise `ConfigurationError` for settings that conflict."""
     proxies = Proxies(proxy, trust_env=trust_env)
+    networks = networks_of_environment(os.environ) if allow_networks is None else to_networks(allow_networks)
     verified_tls = validate_tls(tls)
     transport: Transport
     if http is None or isinstance(http, aiohttp.ClientSession):
         if http is not None:
+            check_lent(http)
             verified_tls = tls_of_borrowed(http, tls=tls, proxied=proxy is not None or trust_env)
         transport = AiohttpTransport(
             gateway,
@@ -128,6 +161,7 @@ def make_connections(
             http=http,
             tls=verified_tls,
             proxies=proxies,
+            resolver=ThreadedResolver(_FakeAddressWarning(networks)),
             max_connections=2 * max_requests,
         )
     else:
@@ -135,6 +169,8 @@ def make_connections(
     local = is_loopback(urlsplit(gateway.base_url).hostname or "")
     downloader = ImageDownloader(
         allow_loopback=local,
+        networks=networks,
+        lent=http if isinstance(http, aiohttp.ClientSession) else None,
         proxies=proxies,
         tls=verified_tls,
         connect_s=timeouts.connect_s,

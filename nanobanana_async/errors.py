@@ -19,7 +19,7 @@ NanoBananaError
 """
 
 from collections.abc import Generator
-from typing import Any, ClassVar, Literal, Protocol, Self, TypeVar
+from typing import Any, Literal, Protocol, Self, TypedDict, TypeVar, Unpack
 
 E = TypeVar("E", bound="NanoBananaError")
 
@@ -52,7 +52,7 @@ class NanoBananaError(Exception):
     may still be: a retry loop that generates it again under another key could then pay twice.
     """
 
-    advice: ClassVar[str] = ""
+    advice: str = ""
 
     def __init__(self, message: str, *, key: str | None = None, safe_to_repeat: bool = True) -> None:
         super().__init__(message)
@@ -82,6 +82,15 @@ def _rebuild(kind: type[E], args: tuple[Any, ...], facts: dict[str, Any]) -> E:
 
 class ConfigurationError(NanoBananaError, ValueError):
     """A setting is wrong: a key is missing, a URL is unsafe, a number is out of range."""
+
+
+class _GatewayFacts(TypedDict, total=False):
+    status: int | None
+    code: str | None
+    request_id: str | None
+    retry_after_s: float | None
+    key: str | None
+    safe_to_repeat: bool
 
 
 class GatewayError(NanoBananaError):
@@ -163,27 +172,8 @@ class RateLimited(GatewayError):
     advice = "wait, then repeat"
     used_up_for_s: float | None = None
 
-    def __init__(
-        self,
-        message: str,
-        *,
-        kind: LimitKind | None = None,
-        status: int | None = None,
-        code: str | None = None,
-        request_id: str | None = None,
-        retry_after_s: float | None = None,
-        key: str | None = None,
-        safe_to_repeat: bool = True,
-    ) -> None:
-        super().__init__(
-            message,
-            status=status,
-            code=code,
-            request_id=request_id,
-            retry_after_s=retry_after_s,
-            key=key,
-            safe_to_repeat=safe_to_repeat,
-        )
+    def __init__(self, message: str, *, kind: LimitKind | None = None, **facts: Unpack[_GatewayFacts]) -> None:
+        super().__init__(message, **facts)
         self.kind: LimitKind | None = kind
 
 
@@ -200,14 +190,24 @@ class GatewayUnavailable(GatewayError):
 
 
 class TransportError(NanoBananaError):
-    """No usable answer arrived. `possibly_sent` is False if certainly nothing reached the gateway."""
+    """No usable answer arrived. `possibly_sent` is False if certainly nothing reached the gateway.
+
+    `lasting` means that only another setting helps: an unknown name, an untrusted certificate, a proxy that refuses.
+    """
 
     def __init__(
-        self, message: str, *, possibly_sent: bool, key: str | None = None, safe_to_repeat: bool | None = None
+        self,
+        message: str,
+        *,
+        possibly_sent: bool,
+        lasting: bool = False,
+        advice: str = "",
+        key: str | None = None,
+        safe_to_repeat: bool | None = None,
     ) -> None:
         safe = not possibly_sent if safe_to_repeat is None else safe_to_repeat
         super().__init__(message, key=key, safe_to_repeat=safe)
-        self.possibly_sent = possibly_sent
+        self.possibly_sent, self.lasting, self.advice = possibly_sent, lasting, advice
 
 
 class UnexpectedResponse(NanoBananaError):

@@ -88,15 +88,16 @@ class PollFailed:
 
 @frozen(kw_only=True)
 class GatewayUnreachable:
-    """Creates and polls have got no usable answer for `for_s` seconds; they are tried again.
+    """Requests have got no usable answer for `for_s` seconds.
 
-    Emitted after about 5 seconds, then once a minute until an answer comes. `error` is the last failure, and `record`
-    the job that met it: the others wait too.
+    Emitted with the first failure, then with one every 30 seconds until an answer comes. `error` is the last failure,
+    and `record` the job that met it: the others wait too. `retried` is False if this job ends with the failure.
     """
 
     record: JobRecord
     error: Exception
     for_s: float
+    retried: bool = True
 
 
 @frozen(kw_only=True)

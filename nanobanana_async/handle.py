@@ -194,6 +194,11 @@ class Job:
             return None
         return self._result_from_record() if self.state is JobState.SUCCEEDED else self._error()
 
+    def last_failure(self) -> NanoBananaError | None:
+        """Return why the last request of an unfinished job failed, or of another job if this one waits for it."""
+        why = self._tracked.last_failure or self._engine.poller.outage.error
+        return None if why is None else why.for_job(self.key, safe_to_repeat=False)
+
     def _result_from_record(self) -> GenerationResult:
         record, seen = self._tracked.record, self._tracked.observation
         urls, missing = (record.images, record.missing) if seen is None else (seen.images, seen.missing)
@@ -246,13 +251,16 @@ def timed_out(job: Job, tracked: TrackedJob, timeout: float) -> JobUnfinished:
     """Return the error of a wait that ended before the job did; the job goes on."""
     sending = tracked.record.state is JobState.PENDING and tracked.phase is Phase.IN_FLIGHT
     stage = "being sent" if sending else tracked.record.state.value
-    message = f"job {job.key} is {stage} after {timeout:g} s{last_failure(tracked)}; the job goes on: await it again"
-    return JobUnfinished(message, job=job, safe_to_repeat=False)
+    why = job.last_failure()
+    message = f"job {job.key} is {stage} after {timeout:g} s{in_parentheses(why)}; the job goes on: await it again"
+    error = JobUnfinished(message, job=job, safe_to_repeat=False)
+    error.__cause__ = why
+    return error
 
 
-def last_failure(tracked: TrackedJob) -> str:
-    """Return why the last create of a job was not accepted, in parentheses; nothing if it was."""
-    return "" if tracked.create_failure is None else f" ({tracked.create_failure})"
+def in_parentheses(why: NanoBananaError | None) -> str:
+    """Return the message of an error in parentheses; nothing if there is none."""
+    return "" if why is None else f" ({why.message})"
 
 
 def _unpickled(snapshot: JobSnapshot) -> JobSnapshot:

@@ -2,7 +2,7 @@
 
 import os
 import ssl
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from decimal import Decimal
 from pathlib import Path
 from types import TracebackType
@@ -41,18 +41,18 @@ from nanobanana_async.values import validate_row_key
 class Session(Purchases):
     """Buys jobs through one gateway, polls them, and keeps the account's job slots full.
 
-    The constructor needs no running event loop; opening does. One task may open the session and another close it. Calls
-    from any other loop, thread or process than the one that opened it raise `ConfigurationError` and change nothing.
+    The constructor needs no running event loop; opening does. One task may open the session and another close it. A
+    call from another event loop, thread or forked child raises `ConfigurationError` and has no other effect.
 
     `gateway` defaults to the one named by the environment. `ledger` is a `Ledger` or the path of an SQLite file, which
     stores each job before it is bought; the default is memory, which forgets a finished job unless the caller chose its
-    key. `max_credits` caps the credits of this session: the purchase that would exceed it raises `CreditLimitReached`.
-    Only a price above its estimate can exceed the cap, by one job. `tls` is an `ssl.SSLContext` for your own
-    certificate authorities, `proxy` the URL of a proxy, with credentials if needed; with `trust_env` proxies come from
-    HTTP_PROXY, HTTPS_PROXY and NO_PROXY. All three apply to the gateway and to images. `http` is your own
-    `aiohttp.ClientSession` (borrowed, never closed; its connector's TLS settings apply to images too; it excludes the
-    other three) or a transport of `nanobanana_async.testing`. `observers` are called with each event of
-    `nanobanana_async.events`.
+    key. `max_credits` caps the credits of this session: the purchase that would exceed it raises `CreditLimitReached`
+    (a price above its estimate can exceed it, by one job).
+    `tls` is an `ssl.SSLContext` for your own certificate authorities, `proxy` the URL of a proxy, with credentials if
+    needed; with `trust_env` proxies come from HTTP_PROXY, HTTPS_PROXY and NO_PROXY. All three apply to the gateway and
+    to images. `http` is your own `aiohttp.ClientSession` (never closed; all connections are made by its connector; it
+    excludes the other three) or a transport of `nanobanana_async.testing`. `allow_networks`, such as `["10.0.0.5/32"]`,
+    allows images from private networks; its default is NANOBANANA_ALLOW_NETWORKS. `observers` get each event.
     """
 
     def __init__(
@@ -70,6 +70,7 @@ class Session(Purchases):
         tls: ssl.SSLContext | bool | None = None,
         proxy: str | Secret | None = None,
         trust_env: bool = False,
+        allow_networks: Iterable[str] | None = None,
         download_headers: Mapping[str, str] | None = None,
     ) -> None:
         hidden = to_proxy_secret(proxy)
@@ -94,6 +95,7 @@ class Session(Purchases):
             tls=tls,
             proxy=hidden,
             trust_env=trust_env,
+            allow_networks=allow_networks,
             download_headers=download_headers,
         )
         self._callback_urls = self._components.callbacks
@@ -164,7 +166,7 @@ class Session(Purchases):
             if (job := await self.job(known.key)) is not None:
                 return job
         record = engine.new_attached_record(task_id, key_for_task(task_id) if key is None else key, request)
-        seen = await JobResolver(engine).check_attached(task_id, record.key)
+        seen = await JobResolver(engine).check_attached(record)
         return await persistent_handle(engine, engine.attach(record, seen))
 
     async def resume(self, *, buy: bool = False) -> list[Job]:

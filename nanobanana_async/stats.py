@@ -23,6 +23,8 @@ class SessionStats:
     """The limit that 429s without a stated kind are attributed to: "jobs" or "rate"; None while undecided."""
     creates_paused: bool
     """True while Retry-After or an outage holds creates back."""
+    outage: str | None
+    """Why the last request got no usable answer; None while the gateway answers."""
     paused_until: datetime | None = None
     """When the gateway takes requests again, by its own words, if the budget of a day or of hours is used up."""
     slots_held: int
@@ -62,11 +64,12 @@ class SessionStats:
             ("job slots", f"{self.slots_held} of {self.job_limit or 'an unknown limit'}"),
             ("waiting for a slot", self.queued),
             ("creates a second", None if self.creates_per_s is None else f"{self.creates_per_s:.2g}"),
-            ("creates", "paused: the gateway asked for a pause, or is down" if self.creates_paused else None),
             (
                 "used up",
                 None if self.paused_until is None else f"a daily budget, until {moment(self.paused_until)}",
             ),
+            ("no answer", self.outage),
+            ("creates", "paused: the gateway asked for it" if self.creates_paused and not self.outage else None),
             ("throttled (429)", self.throttled),
             ("polls", self.polls),
             ("a job takes", None if self.job_duration_median_s is None else duration(self.job_duration_median_s)),
@@ -85,6 +88,7 @@ def collect_stats(engine: Engine) -> SessionStats:
         limit_kind=limits.limit_kind,
         creates_paused=limits.creates_paused,
         paused_until=engine.poller.used_up.until,
+        outage=None if (error := engine.poller.outage.error) is None else error.message,
         slots_held=limits.slots_held,
         queued=engine.scheduler.dispatcher.queued,
         requests_in_flight=engine.scheduler.workers.busy,

@@ -23,11 +23,12 @@ from nanobanana_async.batch.rows import Requests, Row, RowReader
 from nanobanana_async.batch.streak import ACCOUNT_ERRORS, ErrorStreak, stop_reason
 from nanobanana_async.engine.engine import Engine
 from nanobanana_async.engine.tracked_job import NEVER, Phase, TrackedJob
-from nanobanana_async.errors import IdempotencyConflict, NanoBananaError, SaveError, SessionClosed
+from nanobanana_async.errors import IdempotencyConflict, NanoBananaError, SaveError, SessionClosed, TaskNotFound
 from nanobanana_async.handle import Job
 from nanobanana_async.image_saver import ImageSaver
 from nanobanana_async.images.names import row_name
 from nanobanana_async.jobs import JobRecord, JobState, key_prefix
+from nanobanana_async.policy.retry import is_lasting
 
 # Rows stored but not yet sent: enough that a free slot never waits for a ledger write.
 PREFETCH = 8
@@ -204,7 +205,8 @@ class BatchRunner:
         if isinstance(result, NanoBananaError):
             unbought = not tracked.record.possibly_bought and tracked.record.state is not JobState.FAILED
             was_dropped = row.index in self._dropped and tracked.record.state is JobState.WITHDRAWN
-            if unbought and (was_dropped or isinstance(result, ACCOUNT_ERRORS)):
+            repeats = isinstance(result, (*ACCOUNT_ERRORS, TaskNotFound)) or is_lasting(result)
+            if unbought and (was_dropped or repeats):
                 self.unbought += 1
                 self.stop(result)
                 return

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterable
+from logging import LogRecord
 from types import TracebackType
 from typing import Self
 
@@ -12,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from nanobanana_async.escaping import one_line
-from nanobanana_async.events import BudgetUsedUp, Event, GatewayUnreachable, JobStateChanged
+from nanobanana_async.events import BudgetUsedUp, Event, GatewayUnreachable, JobStateChanged, log
 from nanobanana_async.formatting import duration, moment
 from nanobanana_async.jobs import TERMINAL_STATES, JobRecord, JobState
 
@@ -36,6 +37,7 @@ class LiveDisplay:
     _live: Live
 
     def __enter__(self) -> Self:
+        log.addFilter(_is_not_shown)
         if self.console.is_terminal:
             self._live.start(refresh=True)
         return self
@@ -44,6 +46,12 @@ class LiveDisplay:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._live.stop()
+        log.removeFilter(_is_not_shown)
+
+
+def _is_not_shown(entry: LogRecord) -> bool:
+    """Return False for a log entry about an event that the display prints: Python prints warnings on stderr, too."""
+    return getattr(entry, "event", None) != "gateway.unreachable"
 
 
 class JobsDisplay(LiveDisplay):
@@ -99,9 +107,10 @@ class JobsDisplay(LiveDisplay):
 
 def unreachable_message(event: GatewayUnreachable) -> str:
     """Return why nothing happens while the gateway gives no usable answer."""
-    return (
-        f"nanobanana: {shorten(str(event.error), 200)}; trying again (for {duration(event.for_s, tenths=False)} so far)"
-    )
+    sentence = f"nanobanana: {shorten(str(event.error), 300)}"
+    if event.retried:
+        sentence += "; trying again"
+    return sentence if event.for_s < 1 else f"{sentence} (for {duration(event.for_s, tenths=False)} so far)"
 
 
 def used_up_message(event: BudgetUsedUp) -> str:

@@ -15,7 +15,7 @@ from nanobanana_async.engine.estimates import JobEstimates
 from nanobanana_async.engine.fallback_polling import FallbackPolling
 from nanobanana_async.engine.image_poll import ImagePoll
 from nanobanana_async.engine.next_step import Finish, Next, ScheduleAt
-from nanobanana_async.engine.outage import OutageReport
+from nanobanana_async.engine.outage import Outage
 from nanobanana_async.engine.store import JobStore
 from nanobanana_async.engine.timers import TICK_S
 from nanobanana_async.engine.tracked_job import TrackedJob
@@ -79,8 +79,8 @@ class Poller:
         self._jitter = random.Random()
         self._warned_statuses: set[str] = set()
         self.breaker = CircuitBreaker(retry)
-        self.outage = OutageReport(store, clock)
-        """Shared with the submitter."""
+        self.outage = Outage(store, clock)
+        """Shared with the submitter and the resolver."""
         self.used_up = UsedUpBudgets(store, budget, clock)
         self._budget = budget
         self.polls = 0
@@ -115,7 +115,14 @@ class Poller:
             await anyio.sleep(max(wait_s, TICK_S))
         self._budget.count(self._clock())
         self.polls += 1
-        return await self._query(task_id)
+        sent_at = self._clock()
+        try:
+            seen = await self._query(task_id)
+        except NanoBananaError as error:
+            self.outage.failed(error, sent_at)
+            raise
+        self.outage.answered()
+        return seen
 
     def running_since(self, job: TrackedJob) -> float:
         """Return when a job from the ledger began to run, in the event loop's time."""
@@ -139,7 +146,7 @@ class Poller:
             seen = await self._ask(poll.task_id)
         except NanoBananaError as error:
             now = self._clock()
-            if ends_polling(error, now - poll.since, self.job_s):
+            if ends_polling(error, now - poll.since, self.job_s) or self.outage.is_hopeless(error):
                 poll.finish(error)
                 return None
             poll.failures += 1
@@ -150,7 +157,7 @@ class Poller:
 
     async def interpret(self, job: TrackedJob, seen: Observation, *, called: bool = False) -> Next:
         """Return what follows from the answer to a poll; `called` says whether a callback had come."""
-        job.failures = 0
+        job.failures, job.last_failure = 0, None
         self._warn_unknown_status(job, seen)
         age_s = self._clock() - job.running_at
         took_s = seen.duration_s(age_s)
@@ -174,13 +181,14 @@ class Poller:
             seen = await self._query(task_id)
         except NanoBananaError as error:
             now = self._clock()
+            self.outage.failed(error, sent_at)
             asked = _asked_s(error)
             if isinstance(error, RateLimited) and not self.used_up.refused(error, sent_at):
                 self._budget.on_throttled("poll", now, sent_at, asked or None)
                 self.breaker.pause_for(now, asked)
             elif isinstance(error, GatewayError) and not isinstance(error, RateLimited):
                 self._budget.on_accepted("poll", now, sent_at)
-            if is_outage(error):
+            if is_outage(error) and not self.outage.may_be_hopeless(error):
                 self.breaker.failed(now, self._jitter.random())
             else:
                 self.breaker.answered()
@@ -276,17 +284,19 @@ class Poller:
 
     def _poll_failed(self, job: TrackedJob, error: NanoBananaError) -> Next:
         now = self._clock()
-        self.outage.failed(job, error, job.polled_at)
         self.used_up.report(job, error)
-        if ends_polling(error, now - job.running_at, self._deadline_s(job)):
+        job.last_failure = error.for_job(job.key, safe_to_repeat=False)  # a copy without its traceback
+        if ends_polling(error, now - job.running_at, self._deadline_s(job)) or self.outage.is_hopeless(error):
             return self._stop(job, error)
+        self.outage.report(job.record, retried=True)
         job.failures += 1
         wait_s = self._wait_s(error, job.failures)
         self._store.emit(PollFailed(record=job.record, error=error, wait_s=wait_s, polls=job.polls))
         return ScheduleAt(now + wait_s)
 
     def _wait_s(self, error: NanoBananaError, failures: int) -> float:
-        return max(_asked_s(error), self._retry.backoff_s(failures + 1, self._jitter.random()))
+        backoff_s = self._retry.backoff_s(failures + 1, self._jitter.random())
+        return max(_asked_s(error), self.outage.wait_s(error, backoff_s))
 
     def _stop(self, job: TrackedJob, error: NanoBananaError) -> Next:
         """End the polling and the waiting, not the job."""

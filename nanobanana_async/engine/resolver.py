@@ -49,7 +49,7 @@ class JobResolver:
             raise ConfigurationError(f"job {key} is running and polled by another session: nothing to resolve")
         try:
             lost = job.record.task_id or ""
-            if await self._query_task(lost, self._task_age_s(job.record)) is not None:
+            if await self._query_task(lost, job.record, self._task_age_s(job.record)) is not None:
                 why = f"the gateway knows its task {lost}; call `resume` to poll it"
                 raise ConfigurationError(f"job {key} is running: nothing to resolve, {why}")
             return await self._carry_out_decision(job, task_id, buy_again=buy_again)
@@ -57,16 +57,16 @@ class JobResolver:
             await self._release(key)
             raise
 
-    async def check_attached(self, task_id: str, key: str) -> Observation:
+    async def check_attached(self, record: JobRecord) -> Observation:
         """Query a task before it is attached. Attaching buys nothing, so each error is safe to repeat."""
         try:
-            return await self._check_task(task_id)
+            return await self._check_task(record.task_id or "", record)
         except NanoBananaError as error:
-            raise error.for_job(key, safe_to_repeat=True) from None
+            raise error.for_job(record.key, safe_to_repeat=True) from None
 
-    async def _check_task(self, task_id: str, *, age_s: float = 0.0) -> Observation:
+    async def _check_task(self, task_id: str, record: JobRecord, *, age_s: float = 0.0) -> Observation:
         """Query a task that is at most `age_s` old. Raises `TaskNotFound` if the gateway does not know it."""
-        seen = await self._query_task(task_id, age_s)
+        seen = await self._query_task(task_id, record, age_s)
         if seen is None:
             raise TaskNotFound(f"the gateway knows no task {task_id}: nothing was changed")
         return seen
@@ -75,7 +75,7 @@ class JobResolver:
         key, before = job.key, job.record.revision
         if task_id is not None:
             try:
-                await self._check_task(task_id, age_s=self._task_age_s(job.record))
+                await self._check_task(task_id, job.record, age_s=self._task_age_s(job.record))
             except TaskNotFound as unknown:
                 raise unknown.for_job(key, safe_to_repeat=False) from None
             job = await self._require_job(key)
@@ -95,13 +95,13 @@ class JobResolver:
             raise ConfigurationError(f"no job {key} in the ledger")
         return job
 
-    async def _query_task(self, task_id: str, age_s: float) -> Observation | None:
+    async def _query_task(self, task_id: str, record: JobRecord, age_s: float) -> Observation | None:
         """Query a task in the session's task group, so that closing the session ends the waiting."""
         answer: asyncio.Future[Observation | None] = asyncio.get_running_loop().create_future()
 
         async def ask(_: TaskGroup) -> None:
             try:
-                seen = await self._ask_until_sure(task_id, age_s)
+                seen = await self._ask_until_sure(task_id, record, age_s)
                 if not answer.done():
                     answer.set_result(seen)
             except NanoBananaError as error:
@@ -115,14 +115,14 @@ class JobResolver:
         self._engine.scheduler.start_background(ask)
         return await answer
 
-    async def _ask_until_sure(self, task_id: str, age_s: float) -> Observation | None:
+    async def _ask_until_sure(self, task_id: str, record: JobRecord, age_s: float) -> Observation | None:
         """Query a task until the gateway knows it or must know it; return None if it does not.
 
         A 404 right after the create may come from a replica that lags, and an outage may pass: both are queried
         again, for as long as a replica may lag.
         """
         began = self._clock()
-        wait_s = FIRST_WAIT_S
+        wait_s, outage = FIRST_WAIT_S, self._engine.poller.outage
         while True:
             wait_s = min(2 * wait_s, LONGEST_WAIT_S)
             asked_s = 0.0
@@ -134,8 +134,11 @@ class JobResolver:
             except NanoBananaError as error:
                 asked_s = min(getattr(error, "retry_after_s", None) or 0.0, MAX_RETRY_AFTER_S)
                 passes = is_outage(error) or isinstance(error, RateLimited)
-                if not passes or self._clock() + max(wait_s, asked_s) - began >= LATE_REPLICA_S:
+                late = self._clock() + max(wait_s, asked_s) - began >= LATE_REPLICA_S
+                if not passes or late or outage.is_hopeless(error):
                     raise
+                wait_s = outage.wait_s(error, wait_s)
+                outage.report(record, retried=True)
             await anyio.sleep(max(wait_s, asked_s))
 
     def _task_age_s(self, record: JobRecord) -> float:

@@ -122,7 +122,7 @@ class Submitter:
     async def _accepted(self, job: TrackedJob, accepted: Accepted) -> Next:
         self._slots.breaker.answered()
         self._poller.outage.answered()
-        job.failures, job.create_failure = 0, None
+        job.failures, job.last_failure = 0, None
         job.running_at = self._clock()
         self._slots.on_accepted(job, job.running_at)
         self._emit_limits(job.running_at)
@@ -153,17 +153,21 @@ class Submitter:
 
     async def _not_accepted(self, job: TrackedJob, error: NanoBananaError, sent_before: bool) -> Next:
         job.failures += 1
-        attempt = self._describe_attempt(job, sent_before)
+        job.last_failure = error.for_job(job.key, safe_to_repeat=error.safe_to_repeat)  # a copy without its traceback
+        outage = self._poller.outage
+        attempt = evolve(self._describe_attempt(job, sent_before), unmet=outage.unmet)
+        outage.failed(error, job.sent_at)
+        attempt = evolve(attempt, hopeless=outage.is_hopeless(error))
         decision = decide_failed_create(error, attempt, self._retry)
         now = self._clock()
         wait_s = self._wait_s(job, error, decision)
         self._update_limits(job, error, decision, now)
         self._emit_limits(now)
         action, doubt = decision.action.name.lower(), decision.in_doubt
-        job.create_failure = error.message
         self._store.emit(CreateFailed(record=job.record, error=error, action=action, wait_s=wait_s, in_doubt=doubt))
-        self._poller.outage.failed(job, error, job.sent_at)
         self._poller.used_up.report(job, error)
+        if decision.action is not RetryAction.GIVE_UP:  # the caller gets the error at once
+            outage.report(job.record, retried=decision.action is not RetryAction.PARK)
         try:
             return await self._carry_out(job, error, decision, attempt, now + wait_s)
         except LedgerError as unwritten:  # the record stays SUBMITTING: it may have been sent
@@ -203,10 +207,15 @@ class Submitter:
                 await self._store.transition(job, JobState.UNCERTAIN, attempts=attempts, in_doubt=True, failure=failure)
                 # This create took no slot: if another host bought a job under the key, the slot is counted as foreign.
                 return self._hold(job) if job.slots else Finish()
+            case RetryAction.GIVE_UP if decision.in_doubt:  # it stays SUBMITTING, to be repeated under its key
+                await self._store.transition(job, JobState.SUBMITTING, attempts=attempts, in_doubt=True)
+                doubtful = error.for_job(job.key, safe_to_repeat=False)
+                doubtful.message += "; the job may have been bought: await it again to send it again under its key"
+                return Finish(doubtful)
             case RetryAction.GIVE_UP:
                 # If it is generated again, it has all attempts again.
                 await self._store.transition(job, JobState.PENDING, attempts=0, first_sent_at=first_sent_at)
-                return Finish(error)
+                return Finish(error.for_job(job.key, safe_to_repeat=True))
 
     async def recover(self, job: TrackedJob) -> Next:
         """Continue a job that an earlier session left in SUBMITTING."""
@@ -254,13 +263,14 @@ class Submitter:
         if decision.action is not RetryAction.REPEAT:
             return 0.0
         asked = min(getattr(error, "retry_after_s", None) or 0.0, MAX_RETRY_AFTER_S)
-        return max(asked, self._retry.backoff_s(job.failures, self._jitter.random()))
+        backoff_s = self._retry.backoff_s(job.failures, self._jitter.random())
+        return max(asked, self._poller.outage.wait_s(error, backoff_s))
 
     def _update_limits(self, job: TrackedJob, error: NanoBananaError, decision: RetryDecision, now: float) -> None:
         used_up = isinstance(error, RateLimited) and self._poller.used_up.refused(error, job.sent_at)
         if isinstance(error, RateLimited) and not used_up and not job.slots:
             self._slots.on_throttled(job, now, error.kind, error.retry_after_s)
-        if is_outage(error):
+        if is_outage(error) and not self._poller.outage.may_be_hopeless(error):
             self._slots.breaker.failed(now, self._jitter.random())
         else:
             self._slots.breaker.answered()

@@ -94,7 +94,6 @@ class TrackedJob:
         "callback_pending",
         "callers",
         "claimed_task_id",
-        "create_failure",
         "draws_retry_budget",
         "due",
         "end_watchers",
@@ -105,6 +104,7 @@ class TrackedJob:
         "followed_since",
         "has_handle",
         "holding_before",
+        "last_failure",
         "ledger_record",
         "listeners",
         "may_buy",
@@ -152,8 +152,8 @@ class TrackedJob:
         """The task id in a callback, while the create has no answer."""
         self.failures = 0
         """How many creates in a row were not accepted, or polls not answered."""
-        self.create_failure: str | None = None
-        """Why the last create of this session was not accepted; None if it was, or if there was none."""
+        self.last_failure: NanoBananaError | None = None
+        """Why its last request in this session failed; None if it did not, or if there was none."""
         self.draws_retry_budget = False
         """Its last create had no usable answer: a repeat is extra load on a gateway that may be down."""
         self.callers = 0

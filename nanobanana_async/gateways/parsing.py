@@ -114,7 +114,8 @@ class ParsedResponse:
         except AnswerTooLarge as error:
             return str(error)
         except ValueError:  # includes JSONDecodeError and UnicodeDecodeError
-            return "the answer is not JSON"
+            is_page = self.body[:64].lstrip().lower().startswith((b"<!doctype", b"<html"))
+            return "the answer is not JSON but an HTML page: check base_url" if is_page else "the answer is not JSON"
         except RecursionError:
             return "the answer is JSON nested too deep"
         return envelope if isinstance(envelope, dict) else "the answer is not a JSON object"

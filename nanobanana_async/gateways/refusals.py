@@ -105,7 +105,10 @@ def unwrap(answer: ParsedResponse, find: FindRefusal) -> tuple[dict[str, Any], R
         message = excerpt(answer.body, secret=answer.gateway.api_key) or NO_MESSAGE
         refusal = Refusal(message, wait_s=body_wait_s(fields))
     if refusal is None:
-        raise answer.unexpected_response("unexpected status, or a body that is not the gateway's error format")
+        why = "unexpected status, or a body that is not the gateway's error format"
+        if answer.status not in ERROR_BY_STATUS or answer.status == 404:
+            why += f": check base_url, which is {answer.gateway.base_url}"
+        raise answer.unexpected_response(why)
     raise refusal_error(answer, refusal)
 
 

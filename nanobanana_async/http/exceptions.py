@@ -5,21 +5,27 @@ operating system's reason is.
 """
 
 import asyncio
+import os
+import ssl
 
 import aiohttp
 
 from nanobanana_async.errors import ConfigurationError, TransportError
 
+_NETWORK = "check {setting} and the network"
+_CERTIFICATE = "check {setting}; trust an authority of your own with tls= or SSL_CERT_FILE"
+_PASSWORD = "put the proxy's user name and password into its URL: proxy= or HTTPS_PROXY"
+_PROXY = "check proxy= or HTTPS_PROXY"
+_REFUSED_BY_PROXY = (400, 401, 403, 404, 405, 501)
+
 # The first match counts: aiohttp's classes overlap (its certificate error is a ValueError, too).
 _MESSAGES: tuple[tuple[type[BaseException], str], ...] = (
-    (aiohttp.ClientConnectorDNSError, "the name {host} can't be resolved"),
-    (aiohttp.ClientProxyConnectionError, "the proxy can't be reached"),
-    (aiohttp.ClientHttpProxyError, "the proxy refused to connect to {host}"),
-    (aiohttp.ClientConnectorCertificateError, "the TLS certificate of {host} is not trusted"),
-    (aiohttp.ServerFingerprintMismatch, "the TLS certificate of {host} is not the expected one"),
-    (aiohttp.ClientSSLError, "TLS with {host} failed"),
-    (aiohttp.ClientConnectorError, "{host} can't be reached"),
-    (aiohttp.ConnectionTimeoutError, "no connection to {host} within {connect_s:g} s"),
+    (aiohttp.ClientProxyConnectionError, "can't reach {host}: the proxy can't be reached"),
+    (aiohttp.ClientHttpProxyError, "can't reach {host}: the proxy could not connect"),
+    (aiohttp.ServerFingerprintMismatch, "can't reach {host}: its TLS certificate is not the expected one"),
+    (aiohttp.ClientSSLError, "can't reach {host}: TLS failed"),
+    (aiohttp.ClientConnectorError, "can't reach {host}"),
+    (aiohttp.ConnectionTimeoutError, "can't reach {host}: no connection within {connect_s:g} s"),
     (asyncio.TimeoutError, "no complete answer from {host} within {timeout_s:g} s"),
     (aiohttp.ServerDisconnectedError, "{host} closed the connection without an answer"),
     (aiohttp.ClientPayloadError, "the answer of {host} was cut short or malformed"),
@@ -30,9 +36,16 @@ _MESSAGES: tuple[tuple[type[BaseException], str], ...] = (
 
 
 def map_exception(
-    error: Exception, *, host: str, sent: bool, connect_s: float, timeout_s: float
+    error: Exception, *, host: str, sent: bool, connect_s: float, timeout_s: float, setting: str = "base_url"
 ) -> TransportError | ConfigurationError:
-    """Return the error of this package for an exception, without a reference to the exception."""
+    """Return the error of this package for an exception, without a reference to the exception.
+
+    `setting` says where the host comes from, for the advice.
+    """
+    lasting = _lasting(error, host)
+    if lasting is not None:
+        why, advice = lasting[0], lasting[1].format(setting=setting)
+        return TransportError(f"can't reach {host}: {why}", possibly_sent=sent, lasting=True, advice=advice)
     for kind, template in _MESSAGES:
         if isinstance(error, kind):
             message = template.format(host=host, connect_s=connect_s, timeout_s=timeout_s)
@@ -43,7 +56,29 @@ def map_exception(
     return TransportError(f"the request to {host} failed ({type(error).__name__})", possibly_sent=sent)
 
 
+def _lasting(error: Exception, host: str) -> tuple[str, str] | None:
+    """Return the cause and the advice for an error that only another setting cures; None for any other error."""
+    match error:
+        case aiohttp.ClientConnectorDNSError() if error.host != host:
+            return f"the name of the proxy can't be resolved{_os_reason(error)}", _PROXY
+        case aiohttp.ClientConnectorDNSError():
+            return f"its name can't be resolved{_os_reason(error)}", _NETWORK
+        case aiohttp.ClientHttpProxyError(status=407):
+            return "the proxy refused with 407: it asks for a user name and a password", _PASSWORD
+        case aiohttp.ClientHttpProxyError(status=status) if status in _REFUSED_BY_PROXY:
+            return f"the proxy refused with {status}", _PROXY
+        case aiohttp.ClientConnectorCertificateError(certificate_error=reason):
+            why = getattr(reason, "verify_message", None)  # of OpenSSL
+            return f"its TLS certificate is not trusted{f': {why}' if why else ''}", _CERTIFICATE
+        case aiohttp.ClientSSLError(os_error=ssl.SSLError(reason="WRONG_VERSION_NUMBER")):
+            return "it does not speak TLS", _NETWORK
+        case _:
+            return None
+
+
 def _os_reason(error: Exception) -> str:
     # Only of a connector's error, whose text comes from the operating system or OpenSSL.
     reason = error.strerror if isinstance(error, aiohttp.ClientConnectorError) else None
+    if isinstance(error, OSError) and reason and reason.startswith("Connect call failed"):  # asyncio's words
+        reason = os.strerror(error.errno or 0)
     return f": {reason}" if reason else ""

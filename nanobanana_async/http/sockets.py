@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import socket
 import weakref
+from collections.abc import Callable
 from typing import Any
 
 import aiohttp
@@ -34,13 +35,14 @@ class SocketTracker:
     A connector that closes waits for the connections in its pool, not for those that it released just before.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, factory: Callable[[aiohttp.AddrInfoType], socket.socket] | None = None) -> None:
+        self._factory = factory
         self._made: weakref.WeakSet[socket.socket] = weakref.WeakSet()
 
     def make(self, address: aiohttp.AddrInfoType) -> socket.socket:
         """Return a new socket: a connector's `socket_factory`."""
         family, kind, protocol, *_ = address
-        made = _SmallReads(family, kind, protocol)
+        made = _SmallReads(family, kind, protocol) if self._factory is None else self._factory(address)
         self._made.add(made)
         return made
 

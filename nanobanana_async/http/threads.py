@@ -61,10 +61,11 @@ class AnswerReader:
 
 
 class ThreadedResolver(AbstractResolver):
-    """Resolves host names with the operating system, in threads of its own."""
+    """Resolves host names with the operating system, in threads of its own; `on_resolved` gets names and addresses."""
 
-    def __init__(self) -> None:
+    def __init__(self, on_resolved: Callable[[str, list[str]], None] = lambda *_: None) -> None:
         self._threads = ThreadLimiter(_MAX_LOOKUPS)
+        self._on_resolved = on_resolved
 
     async def resolve(
         self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_UNSPEC
@@ -76,6 +77,7 @@ class ThreadedResolver(AbstractResolver):
             )
         except UnicodeError:  # an empty or too long label
             raise OSError(None, "it is not a host name") from None
+        self._on_resolved(host, [str(address[0]) for kind, *_, address in found if kind in _INTERNET])
         return [
             ResolveResult(hostname=host, host=str(address[0]), port=port, family=kind, proto=protocol, flags=_NUMERIC)
             for kind, _, protocol, _, address in found

@@ -5,9 +5,9 @@ import functools
 import io
 import math
 import platform
-import ssl
 
 import aiohttp
+from aiohttp.abc import AbstractResolver
 from yarl import URL
 
 from nanobanana_async._version import __version__
@@ -25,9 +25,10 @@ from nanobanana_async.gateways.large_answers import AnswerBounds, AnswerTooLarge
 from nanobanana_async.gateways.secret import Secret
 from nanobanana_async.http.body import RequestBody, is_stale_response, possibly_sent
 from nanobanana_async.http.exceptions import map_exception
+from nanobanana_async.http.lent import LentConnections, lent_connector
 from nanobanana_async.http.sockets import SocketTracker
 from nanobanana_async.http.threads import ThreadedResolver
-from nanobanana_async.http.tls_and_proxies import Proxies, Tls, proxy_url, verifies
+from nanobanana_async.http.tls_and_proxies import Proxies, Tls, proxy_url
 from nanobanana_async.loop_guard import cancel_requested
 
 _is_loopback = functools.lru_cache(maxsize=64)(is_loopback)
@@ -41,10 +42,8 @@ class AiohttpTransport:
     Polls, and creates with an idempotency key, share one connection pool. A create without a key uses a fresh TCP
     connection once: a pooled connection that the server has just closed looks like a lost answer.
 
-    Only the connector of a borrowed `aiohttp.ClientSession` is used (its pool, limits, resolver and TLS settings):
-    none of the session's default headers, cookies, auth, proxy, timeout, redirects, middlewares, traces or
-    `raise_for_status` apply, and it is never closed. Fresh connections come from a connector of this class, with the
-    borrowed connector's TLS settings. A session that does not verify certificates, or has a proxy, is refused.
+    Only the connector of a borrowed `aiohttp.ClientSession` is used, which is never closed; fresh connections are made
+    by it, too, outside of its pool. `http/lent.py` says what of the session is refused.
 
     Redirects are refused, cookies are not stored.
     """
@@ -57,6 +56,7 @@ class AiohttpTransport:
         http: aiohttp.ClientSession | None = None,
         tls: Tls = True,
         proxies: Proxies | None = None,
+        resolver: AbstractResolver | None = None,
         max_connections: int = 64,
     ) -> None:
         # Set first: the repr, which needs them, may appear in the traceback of an error below.
@@ -70,6 +70,7 @@ class AiohttpTransport:
         self._borrowed = http
         self._tls = tls
         self._proxies = Proxies() if proxies is None else proxies
+        self._resolver = ThreadedResolver() if resolver is None else resolver
         self._max_connections = max_connections
         self._sockets = SocketTracker()
 
@@ -86,10 +87,13 @@ class AiohttpTransport:
             raise SessionClosed("the session is closed")
         if self._pool is not None:
             return
-        borrowed = None if self._borrowed is None else _connector_of(self._borrowed)
-        tls = borrowed._ssl if isinstance(borrowed, aiohttp.TCPConnector) else self._tls
-        self._fresh = _session(self._connector(tls, force_close=True))
-        self._pool = _session(self._connector(tls)) if borrowed is None else _session(borrowed, owns=False)
+        if self._borrowed is None:
+            self._fresh = _session(self._connector(force_close=True))
+            self._pool = _session(self._connector())
+        else:
+            borrowed = lent_connector(self._borrowed)
+            self._fresh = _session(LentConnections(borrowed, force_close=True))
+            self._pool = _session(borrowed, owns=False)
 
     async def aclose(self) -> None:
         """Close every connection that is not borrowed, and wait for its socket; idempotent."""
@@ -178,20 +182,18 @@ class AiohttpTransport:
 
     def _open_session(self, fresh: bool) -> aiohttp.ClientSession:
         session = self._fresh if fresh else self._pool
-        if session is None or self._closed:
+        if session is None or self._pool is None or self._closed:
             raise SessionClosed("the session is not open")
-        if session.closed:
+        if self._pool.closed:
             raise ConfigurationError("the aiohttp session you lent is closed: close it after the session that uses it")
         return session
 
-    def _connector(
-        self, tls: ssl.SSLContext | aiohttp.Fingerprint | bool, *, force_close: bool = False
-    ) -> aiohttp.TCPConnector:
+    def _connector(self, *, force_close: bool = False) -> aiohttp.TCPConnector:
         return aiohttp.TCPConnector(
-            ssl=tls,
+            ssl=self._tls,
             limit=self._max_connections,
             force_close=force_close,
-            resolver=ThreadedResolver(),
+            resolver=self._resolver,
             socket_factory=self._sockets.make,
         )
 
@@ -235,7 +237,7 @@ async def _read(
     status, limit = response.status, request.max_answer_bytes
     if 300 <= status < 400:
         host = key.hide(_host_of(response.headers.get("Location")))
-        return UnexpectedResponse("redirects are refused", status=status, body=host)
+        return UnexpectedResponse("redirects are refused: check base_url", status=status, body=host)
     content = response.content
     if content.is_eof():  # the common case: the body arrived with the headers
         body = await content.readany()
@@ -290,27 +292,3 @@ def _session(connector: aiohttp.BaseConnector, *, owns: bool = True) -> aiohttp.
         raise_for_status=False,
         trust_env=False,
     )
-
-
-def _connector_of(borrowed: aiohttp.ClientSession) -> aiohttp.BaseConnector:
-    """Return the connector of a borrowed session; raise `ConfigurationError` if it is not safe to use."""
-    connector = borrowed.connector
-    if connector is None or connector.closed:
-        raise ConfigurationError("the aiohttp session you lend is closed")
-    if connector._loop is not asyncio.get_running_loop():
-        raise ConfigurationError("the aiohttp session you lend belongs to another event loop: make it in this one")
-    if borrowed._default_proxy is not None:
-        raise ConfigurationError(
-            "the aiohttp session you lend has a proxy, which image downloads would not use: lend no session, and pass"
-            " Session(proxy=...) instead"
-        )
-    if isinstance(connector, aiohttp.TCPConnector) and not _verifies(connector._ssl):
-        raise ConfigurationError(
-            "the aiohttp session you lend does not verify TLS certificates: give its connector an ssl.SSLContext that"
-            " trusts your certificate"
-        )
-    return connector
-
-
-def _verifies(tls: ssl.SSLContext | aiohttp.Fingerprint | bool) -> bool:
-    return verifies(tls) if isinstance(tls, ssl.SSLContext) else tls is not False

@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import ParamSpec, TypeVar
 
+import aiohttp
 import anyio
 from aiohttp.abc import AbstractResolver
 from yarl import URL
@@ -14,6 +15,7 @@ from yarl import URL
 from nanobanana_async.errors import DownloadError, SaveError, SessionClosed
 from nanobanana_async.http.threads import ThreadLimiter
 from nanobanana_async.http.tls_and_proxies import Proxies, Tls
+from nanobanana_async.images.addresses import Networks
 from nanobanana_async.images.fetch import ImageFetcher, Write
 from nanobanana_async.images.files import PartialFile, SavedImage, check_folder, to_fetch_error, why_unwritable
 from nanobanana_async.images.formats import verify
@@ -33,10 +35,10 @@ _CLOSING_S = 10.0
 class ImageDownloader:
     """Fetches images by http, https and `data:` links.
 
-    Links are followed to public addresses only, and to loopback addresses if `allow_loopback` (for a gateway on this
-    machine), through at most five redirects and never from https to http. No cookie, key or referrer is sent, and no
-    credential is read from the environment. A proxy resolves host names itself: behind one, only the name shows whether
-    a host may be public.
+    Links are followed to public addresses and to `networks` only, and to loopback addresses if `allow_loopback` (for a
+    gateway on this machine), through at most five redirects and never from https to http. No cookie, key or referrer is
+    sent, and no credential is read from the environment. A proxy resolves host names itself: behind one, only the name
+    shows whether a host may be public.
 
     A failure that may be temporary is retried, up to `attempts` attempts in all. At most `max_at_once` images are
     downloaded at once; `idle_s` and `total_s` limit one attempt. Images are verified with Pillow if it is installed.
@@ -46,6 +48,8 @@ class ImageDownloader:
         self,
         *,
         allow_loopback: bool = False,
+        networks: Networks = (),
+        lent: aiohttp.ClientSession | None = None,
         proxies: Proxies | None = None,
         tls: Tls = True,
         resolver: AbstractResolver | None = None,
@@ -60,6 +64,8 @@ class ImageDownloader:
     ) -> None:
         self._fetcher = ImageFetcher(
             loopback=allow_loopback,
+            networks=networks,
+            lent=lent,
             proxies=Proxies() if proxies is None else proxies,
             tls=tls,
             resolver=resolver,

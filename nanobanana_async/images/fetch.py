@@ -12,11 +12,11 @@ from yarl import URL
 from nanobanana_async.errors import SessionClosed
 from nanobanana_async.gateways.rate_limits import retry_after_s
 from nanobanana_async.http.exceptions import map_exception
+from nanobanana_async.http.lent import connects_itself, image_connector
 from nanobanana_async.http.sockets import SocketTracker
-from nanobanana_async.http.threads import ThreadedResolver
 from nanobanana_async.http.tls_and_proxies import Proxies, Tls, proxy_url
 from nanobanana_async.http.transport import disown_connector
-from nanobanana_async.images.addresses import AddressRefused, PublicSockets, is_allowed_host
+from nanobanana_async.images.addresses import AddressRefused, Networks, PublicSockets, advice_for, is_allowed_host
 from nanobanana_async.images.inline import FetchError
 
 Write = Callable[[bytes], Awaitable[None]]
@@ -36,14 +36,17 @@ _MAX_WAIT_S = 30.0  # links expire, so a longer wait is not worth it
 class ImageFetcher:
     """Downloads an image in one attempt; raises `FetchError`.
 
-    `loopback` allows loopback addresses. Direct connections are made to public addresses only. A proxy resolves and
-    connects itself, so there only the URL's host is checked.
+    `loopback` allows loopback addresses, `networks` those of private networks. Direct connections are made to no others
+    but public ones. A proxy resolves and connects itself, and so may a `lent` session's connector: there only the URL's
+    host is checked.
     """
 
     def __init__(
         self,
         *,
         loopback: bool,
+        networks: Networks,
+        lent: aiohttp.ClientSession | None,
         proxies: Proxies,
         tls: Tls,
         resolver: AbstractResolver | None,
@@ -54,6 +57,9 @@ class ImageFetcher:
         headers: Mapping[str, str],
     ) -> None:
         self._loopback = loopback
+        self._networks = networks
+        self._lent = lent
+        self._through_lent = lent is not None and connects_itself(lent.connector)
         self._proxies = proxies
         self._tls = tls
         self._resolver = resolver
@@ -62,7 +68,7 @@ class ImageFetcher:
         self._total_s = total_s
         self._max_bytes = max_bytes
         self._headers = {**headers, "Accept-Encoding": "identity"}
-        self._direct_sockets = PublicSockets(loopback=loopback)
+        self._direct_sockets = self._public_sockets()
         self._proxy_sockets = SocketTracker()
         self._direct: aiohttp.ClientSession | None = None
         self._proxied: aiohttp.ClientSession | None = None
@@ -72,10 +78,14 @@ class ImageFetcher:
         self._direct = self._session(self._direct_sockets)
         self._proxied = self._session(self._proxy_sockets) if self._proxies else None
 
+    def _public_sockets(self) -> PublicSockets:
+        factory = None if self._lent is None else getattr(self._lent.connector, "_socket_factory", None)
+        return PublicSockets(loopback=self._loopback, networks=self._networks, factory=factory)
+
     def _session(self, sockets: SocketTracker) -> aiohttp.ClientSession:
-        resolver = self._resolver or ThreadedResolver()
+        lent = None if self._lent is None else self._lent.connector
         return aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(ssl=self._tls, limit=0, resolver=resolver, socket_factory=sockets.make),
+            connector=image_connector(lent, self._tls, sockets, self._resolver),
             timeout=aiohttp.ClientTimeout(total=None, sock_connect=self._connect_s, sock_read=self._idle_s),
             cookie_jar=aiohttp.DummyCookieJar(),
             headers=self._headers,
@@ -96,7 +106,7 @@ class ImageFetcher:
         """Leave the sockets to the parent process; called in a forked child. See `AiohttpTransport.disown`."""
         for session in (self._direct, self._proxied):
             disown_connector(session)
-        self._direct_sockets = PublicSockets(loopback=self._loopback)
+        self._direct_sockets = self._public_sockets()
         self._proxy_sockets = SocketTracker()
 
     async def get(self, link: str, write: Write) -> None:
@@ -105,8 +115,7 @@ class ImageFetcher:
         try:
             async with asyncio.timeout(self._total_s):
                 for _ in range(1 + MAX_REDIRECTS):
-                    if not is_allowed_host(url.raw_host or "", loopback=self._loopback):
-                        raise _not_public(url)
+                    self._check_host(url)
                     target = await self._follow(url, write)
                     if target is None:
                         return
@@ -114,6 +123,11 @@ class ImageFetcher:
         except TimeoutError:
             raise FetchError(f"the image did not arrive within {self._total_s:g} s", retryable=True) from None
         raise FetchError(f"too many redirects (limit {MAX_REDIRECTS})")
+
+    def _check_host(self, url: URL) -> None:
+        host, direct = url.raw_host or "", self._proxies.of(url) is None and not self._through_lent
+        if not is_allowed_host(host, loopback=self._loopback, networks=self._networks, checked=direct):
+            raise _not_public(host, host)
 
     async def _follow(self, url: URL, write: Write) -> URL | None:
         """Download the image and return None, or return the target of a redirect."""
@@ -161,12 +175,15 @@ class ImageFetcher:
         """Return a `FetchError` for another exception, with the transport's messages where they apply."""
         host = url.raw_host or ""
         if isinstance(error, aiohttp.ClientConnectorError) and isinstance(error.os_error, AddressRefused):
-            return _not_public(url)
+            return _not_public(host, error.os_error.address)
         if isinstance(error, aiohttp.SocketTimeoutError):
             return FetchError(f"{host} sent nothing for {self._idle_s:g} s", retryable=True)
-        mapped = map_exception(error, host=host, sent=True, connect_s=self._connect_s, timeout_s=self._total_s)
-        # A bad certificate or an invalid URL (both are ValueErrors) fails again.
-        return FetchError(mapped.message, retryable=not isinstance(error, ValueError))
+        mapped = map_exception(
+            error, host=host, sent=True, connect_s=self._connect_s, timeout_s=self._total_s, setting="the link"
+        )
+        # A bad certificate or an invalid URL (both are ValueErrors) fails again, and so does a proxy's refusal.
+        again = not isinstance(error, (ValueError, aiohttp.ClientHttpProxyError))
+        return FetchError(str(mapped), retryable=again)
 
 
 def read_url(link: str) -> URL:
@@ -270,5 +287,7 @@ def _too_large(max_bytes: int) -> FetchError:
     return FetchError(f"the image is larger than {max_bytes} bytes")
 
 
-def _not_public(url: URL) -> FetchError:
-    return FetchError(f"{url.raw_host} is not at a public address: images are not fetched from private networks")
+def _not_public(host: str, address: str) -> FetchError:
+    where = "" if host == address else f", but at {address}"
+    why = f"{host} is not at a public address{where}: images are not fetched from private networks"
+    return FetchError(why + advice_for(address))

@@ -28,6 +28,9 @@ _REFUSALS = (InvalidRequest, AuthenticationError, InsufficientCredits, AccessDen
 # Errors of the gateway itself. A 502 or 504 comes from a proxy, so the create may or may not have reached the gateway.
 _GATEWAY_ERRORS = (500, 503)
 
+# Without the gateway's envelope: the server has no such path or method, or sends the request to another URL.
+_WRONG_PATH = (301, 307, 308, 404, 405, 501)
+
 LATE_REPLICA_S = 30.0
 """How long after the create a 404 may come from a replica of the gateway's database that lags behind."""
 LATE_IMAGES_S = 10.0
@@ -77,7 +80,7 @@ class RetryAction(enum.Enum):
     REPEAT = "send the same bytes again, after a wait"
     REFUSE = "make the job REFUSED"
     PARK = "make the job UNCERTAIN"
-    GIVE_UP = "stop; nothing was bought"
+    GIVE_UP = "stop; a job that is not in doubt was not bought"
 
 
 @frozen(kw_only=True)
@@ -95,6 +98,10 @@ class Attempt:
     key_age_s: float
     """Seconds since the first send, by the wall clock."""
     key_lifetime_s: float
+    unmet: bool = False
+    """The gateway has never answered in this session: another server may stand at its address."""
+    hopeless: bool = False
+    """The failure lasts as long as the settings stay the same, and enough was tried."""
 
     @property
     def key_lives(self) -> bool:
@@ -121,6 +128,8 @@ def classify_failure(error: NanoBananaError, attempt: Attempt) -> FailureKind:
     match error:
         # The transport raises the last two before it sends anything.
         case TransportError(possibly_sent=False) | ConfigurationError() | SessionClosed():
+            return FailureKind.NOT_SENT
+        case UnexpectedResponse(status=status) if attempt.unmet and status in _WRONG_PATH:
             return FailureKind.NOT_SENT
         case RateLimited():
             return FailureKind.THROTTLED
@@ -160,13 +169,15 @@ def decide_failed_create(error: NanoBananaError, attempt: Attempt, policy: Retry
     if attempt.in_doubt or doubtful:
         safe = attempt.key_lives if attempt.keyed else policy.retry_uncertain
         action = RetryAction.REPEAT if safe and not exhausted else RetryAction.PARK
+        if action is RetryAction.REPEAT and attempt.hopeless:
+            action = RetryAction.GIVE_UP
         return RetryDecision(kind=kind, action=action, in_doubt=True)
     if kind is FailureKind.REFUSED:
         return RetryDecision(kind=kind, action=RetryAction.REFUSE)
     if kind is FailureKind.THROTTLED:
         return RetryDecision(kind=kind, action=RetryAction.REQUEUE)
     # A wrong setting, such as a closed aiohttp session of the caller, is not cured by waiting.
-    hopeless = isinstance(error, ConfigurationError)
+    hopeless = attempt.hopeless or isinstance(error, ConfigurationError)
     return RetryDecision(kind=kind, action=RetryAction.GIVE_UP if exhausted or hopeless else RetryAction.REPEAT)
 
 
@@ -180,6 +191,21 @@ def ends_polling(error: NanoBananaError, running_s: float, job_s: float) -> bool
     if isinstance(error, TaskNotFound):
         return running_s >= LATE_REPLICA_S
     return running_s >= job_s
+
+
+def is_lasting(error: NanoBananaError) -> bool:
+    """Return whether a failure lasts as long as the settings stay the same, if the gateway has never answered yet.
+
+    The name is unknown, the certificate not trusted, the proxy refuses, or another server answers.
+    """
+    match error:
+        case TransportError(lasting=lasting):
+            return lasting
+        case UnexpectedResponse(status=status, body=body):
+            page = status in (200, 201, 202) and body.lower().startswith(("<!doctype", "<html"))
+            return page or status in _WRONG_PATH
+        case _:
+            return False
 
 
 def is_outage(error: NanoBananaError) -> bool:

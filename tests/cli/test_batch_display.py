@@ -21,6 +21,7 @@ STATS = SessionStats(
     creates_per_s=None,
     limit_kind=None,
     creates_paused=False,
+    outage=None,
     slots_held=12,
     queued=3,
     requests_in_flight=1,

@@ -72,11 +72,11 @@ def test_tasks_that_are_paid_for_are_listed() -> None:
 @pytest.mark.parametrize("total", [1, 2])
 def test_unreachable_gateway_is_one_line(total: int) -> None:
     output = io.StringIO()
-    error = TransportError("gateway.example can't be reached: Connection\nrefused", possibly_sent=False)
+    error = TransportError("can't reach gateway.example: Connection\nrefused", possibly_sent=False)
     with JobsDisplay(total, Console(file=output, width=80)) as display:
         display(GatewayUnreachable(record=state_changes("one")[0].record, error=error, for_s=5.8))
     assert output.getvalue() == (
-        "nanobanana: gateway.example can't be reached: Connection refused; trying again (for 6 s so far)\n"
+        "nanobanana: can't reach gateway.example: Connection refused; trying again (for 6 s so far)\n"
     )
 
 

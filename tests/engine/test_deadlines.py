@@ -98,12 +98,12 @@ async def test_ledger_failure_after_the_timeout_is_raised() -> None:
 
 @virtually
 async def test_timeout_names_why_the_job_was_not_sent() -> None:
-    unreachable = TransportError("gateway.example can't be reached: Connection refused", possibly_sent=False)
+    unreachable = TransportError("can't reach gateway.example: Connection refused", possibly_sent=False)
     async with apimall(FakeTransport(lambda _: unreachable)) as session:
         with pytest.raises(JobUnfinished) as caught:
             await session.generate("a fox", idempotency_key="order-1", timeout=4.0)
     assert str(caught.value) == (
-        "job order-1 was not sent within 4 s (gateway.example can't be reached: Connection refused)"
+        "job order-1 was not sent within 4 s (can't reach gateway.example: Connection refused)"
         " and was withdrawn: nothing was bought"
     )
     assert caught.value.safe_to_repeat

@@ -118,7 +118,8 @@ async def test_refused_connection_is_certainly_not_sent(ask: Ask, fresh: bool) -
     assert isinstance(error, TransportError)
     assert error.possibly_sent is False
     assert error.safe_to_repeat is True
-    assert "127.0.0.1 can't be reached" in error.message
+    assert error.message.startswith("can't reach 127.0.0.1: ")
+    assert error.lasting is False
 
 
 class Unresolving(AbstractResolver):
@@ -136,7 +137,11 @@ async def test_unknown_host_is_certainly_not_sent(ask: Ask) -> None:
     async with aiohttp.ClientSession(connector=connector) as lent, opened(http=lent) as api:
         error = await failure(api, ask("https://gateway.invalid/"))
     assert isinstance(error, TransportError)
-    assert (error.possibly_sent, error.message) == (False, "the name gateway.invalid can't be resolved: no such name")
+    assert (error.possibly_sent, error.message) == (
+        False,
+        "can't reach gateway.invalid: its name can't be resolved: no such name",
+    )
+    assert (error.lasting, error.advice) == (True, "check base_url and the network")
 
 
 @BOTH
@@ -149,7 +154,7 @@ async def test_peer_without_tls_is_certainly_not_sent(ask: Ask) -> None:
         error = await failure(api, ask(peer.url.replace("http:", "https:")))
     assert isinstance(error, TransportError)
     assert error.possibly_sent is False
-    assert error.message.startswith("TLS with 127.0.0.1 failed")
+    assert (error.message, error.lasting) == ("can't reach 127.0.0.1: it does not speak TLS", True)
 
 
 @BOTH
@@ -159,7 +164,9 @@ async def test_untrusted_certificate_is_certainly_not_sent(ask: Ask) -> None:
         assert peer.requests == []
     assert isinstance(error, TransportError)
     assert error.possibly_sent is False
-    assert error.message.startswith("the TLS certificate of 127.0.0.1 is not trusted: ")
+    assert error.message == "can't reach 127.0.0.1: its TLS certificate is not trusted: self-signed certificate"
+    assert error.lasting is True
+    assert "SSL_CERT_FILE" in str(error)
 
 
 @pytest.mark.parametrize(("connect_s", "timeout_s"), [(0.03, 2.0), (2.0, 0.03)])

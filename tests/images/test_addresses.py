@@ -7,7 +7,16 @@ import pytest
 
 from nanobanana_async.errors import ConfigurationError
 from nanobanana_async.http.tls_and_proxies import Proxies
-from nanobanana_async.images.addresses import AddressRefused, PublicSockets, is_allowed_address, is_allowed_host
+from nanobanana_async.images.addresses import (
+    NETWORKS_VARIABLE,
+    AddressRefused,
+    PublicSockets,
+    advice_for,
+    is_allowed_address,
+    is_allowed_host,
+    networks_of_environment,
+    to_networks,
+)
 
 PUBLIC = ["93.184.216.34", "8.8.8.8", "2606:4700::1111", "::ffff:8.8.8.8", "64:ff9b::808:808", "2002:808:808::1"]
 
@@ -123,3 +132,91 @@ def test_invalid_proxy_is_refused_without_showing_its_password(text: Any) -> Non
     with pytest.raises(ConfigurationError) as caught:
         Proxies(text)
     assert "secret" not in str(caught.value)
+
+
+def allowed(address: str, *networks: str) -> bool:
+    return is_allowed_address(address, loopback=False, networks=to_networks(networks))
+
+
+@pytest.mark.parametrize(
+    ("network", "inside", "outside"),
+    [
+        ("198.18.0.0/15", ["198.18.0.21", "198.19.255.1", "::ffff:198.18.0.21"], ["192.0.2.1", "10.0.0.5"]),
+        ("10.0.0.5/32", ["10.0.0.5", "64:ff9b::a00:5"], ["10.0.0.6", "10.0.0.4"]),
+        ("10.0.0.5", ["10.0.0.5"], ["10.0.0.6"]),
+        ("fd12::/16", ["fd12::7"], ["fd13::7", "fd12::7%eth0"]),
+        ("127.0.0.2/32", ["127.0.0.2"], ["127.0.0.1"]),
+    ],
+)
+def test_named_network_allows_its_addresses_only(network: str, inside: list[str], outside: list[str]) -> None:
+    assert all(allowed(address, network) for address in inside)
+    assert not any(allowed(address, network) for address in outside)
+    assert allowed("8.8.8.8", network)
+
+
+@pytest.mark.parametrize(
+    ("address", "network"),
+    [("168.63.129.16", "168.63.0.0/16"), ("100.100.100.200", "100.64.0.0/10"), ("fd00:ec2::254", "fd00::/8")],
+)
+def test_metadata_address_must_be_named_by_itself(address: str, network: str) -> None:
+    assert not allowed(address, network)
+    assert allowed(address, network, address)
+
+
+def test_link_local_address_can_be_named_by_itself() -> None:
+    assert allowed("169.254.10.1", "169.254.10.1/32")
+    assert not allowed("169.254.169.254", "169.254.10.1/32")
+
+
+@pytest.mark.parametrize("address", ["224.0.0.1", "0.0.0.0", "ff02::1"])
+def test_multicast_and_unspecified_addresses_are_never_allowed(address: str) -> None:
+    assert not allowed(address, address)
+
+
+@pytest.mark.parametrize(
+    ("value", "why"),
+    [
+        ("10.0.0.5/32", "a list of networks"),
+        (7, "a list of networks"),
+        (["10.0.0.5/8"], "host bits"),
+        (["minio"], "minio"),
+        ([7], "7"),
+        (["0.0.0.0/0"], "too large"),
+        (["::/0"], "too large"),
+        (["169.254.0.0/16"], "link-local"),
+        (["169.254.169.0/24"], "link-local"),
+        (["fe80::/64"], "link-local"),
+    ],
+)
+def test_invalid_network_is_refused(value: Any, why: str) -> None:
+    with pytest.raises(ConfigurationError, match=f"allow_networks must be .*{why}"):
+        to_networks(value)
+
+
+def test_networks_of_the_environment_are_separated_by_commas() -> None:
+    assert networks_of_environment({}) == ()
+    assert networks_of_environment({NETWORKS_VARIABLE: " 10.0.0.5/32, 198.18.0.0/15,"}) == to_networks(
+        ["10.0.0.5/32", "198.18.0.0/15"]
+    )
+    with pytest.raises(ConfigurationError, match="NANOBANANA_ALLOW_NETWORKS must be"):
+        networks_of_environment({NETWORKS_VARIABLE: "10.0.0.5/32 10.0.0.6/32"})
+
+
+@pytest.mark.parametrize("host", ["minio", "images.internal", "a.lan"])
+def test_private_name_is_allowed_where_its_address_is_checked(host: str) -> None:
+    networks = to_networks(["10.0.0.5/32"])
+    assert is_allowed_host(host, loopback=False, networks=networks, checked=True)
+    assert not is_allowed_host(host, loopback=False, networks=networks)
+    assert not is_allowed_host(host, loopback=False, checked=True)
+
+
+@pytest.mark.parametrize("host", ["10.0.0.6", "169.254.169.254", "0xa9fea9fe", "1.2.3.4.5", "localhost"])
+def test_private_literal_outside_the_networks_is_refused(host: str) -> None:
+    networks = to_networks(["10.0.0.5/32"])
+    assert not is_allowed_host(host, loopback=False, networks=networks, checked=True)
+
+
+def test_advice_names_the_network_and_no_metadata_address() -> None:
+    assert "allow_networks=['10.0.0.5/32'] or NANOBANANA_ALLOW_NETWORKS=10.0.0.5/32" in advice_for("10.0.0.5")
+    assert "NANOBANANA_ALLOW_NETWORKS=198.18.0.0/15" in advice_for("198.18.0.21")
+    assert advice_for("169.254.169.254") == advice_for("100.100.100.200") == advice_for("127.0.0.1") == ""

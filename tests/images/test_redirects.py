@@ -64,7 +64,7 @@ async def test_redirect_to_https_and_back_is_refused() -> None:
 async def test_untrusted_certificate_is_not_retried() -> None:
     async with opened() as downloader, Peer(saying(reply(IMAGE)), tls=True) as peer:
         error = await failure(downloader, peer.url)
-    assert "certificate of 127.0.0.1 is not trusted" in error.message
+    assert "can't reach 127.0.0.1: its TLS certificate is not trusted" in error.message
     assert "attempts" not in error.message
 
 
@@ -181,7 +181,7 @@ async def test_unknown_name_is_retried_then_reported() -> None:
     resolver = StaticResolver()
     async with opened(resolver=resolver, attempts=2) as downloader:
         error = await failure(downloader, "https://images.example/a.png")
-    assert "the name images.example can't be resolved" in error.message
+    assert "can't reach images.example: its name can't be resolved" in error.message
     assert resolver.lookups == 2
 
 

@@ -201,6 +201,8 @@ class BatchDisplay(LiveDisplay):
         if stats is not None and stats.paused_until is not None:
             until = moment(stats.paused_until)
             facts.append(Text(f"the account's daily budget is used up; goes on at {until}", "yellow"))
+        elif stats is not None and stats.outage:
+            facts.append(Text(shorten(stats.outage, 200), "yellow"))
         elif stats is not None and stats.creates_paused:
             facts.append(Text("paused by the gateway", "yellow"))
         cap = "" if self._max_credits is None else f" of {number(self._max_credits)}"
