@@ -15,7 +15,7 @@ from nanobanana_async.events import EventEmitter, Observer, ObserverFactory
 from nanobanana_async.gateways.base import is_loopback
 from nanobanana_async.gateways.contract import Gateway, Transport
 from nanobanana_async.gateways.secret import Secret
-from nanobanana_async.http.tls_and_proxies import Proxies, tls_of_borrowed, validate_tls
+from nanobanana_async.http.tls_and_proxies import Proxies, plain_origin, tls_of_borrowed, validate_tls
 from nanobanana_async.http.transport import AiohttpTransport
 from nanobanana_async.images.downloader import ImageDownloader
 from nanobanana_async.ledger.base import Ledger
@@ -139,5 +139,6 @@ def make_connections(
         tls=verified_tls,
         connect_s=timeouts.connect_s,
         headers=download_headers,
+        own_origin=plain_origin(gateway),
     )
     return transport, downloader

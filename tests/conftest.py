@@ -1,9 +1,12 @@
 """Fixtures for the whole suite."""
 
+import atexit
 import inspect
 import logging
 import os
+import shutil
 import sys
+import tempfile
 from collections.abc import Iterator
 from typing import Any
 
@@ -18,6 +21,10 @@ pytest_plugins = ["nanobanana_async.emulator.fixtures"]
 # Each worker and each of the hundreds of processes that tests start would compile the package again.
 sys.dont_write_bytecode = False
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+
+# The command line's ledger without --ledger: never the one of the person who runs the tests.
+os.environ["XDG_STATE_HOME"] = _STATE = tempfile.mkdtemp(prefix="nanobanana-state-")
+atexit.register(shutil.rmtree, _STATE, ignore_errors=True)
 
 # Hypothesis fails an example that takes 200 ms, as any example may on a machine with other work.
 settings.register_profile("without a deadline", deadline=None)

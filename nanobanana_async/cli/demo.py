@@ -10,7 +10,7 @@ from rich.table import Table
 
 from nanobanana_async import GenerationResult, NanoBananaError, Session, SessionStats
 from nanobanana_async.cli.display import JobsDisplay, shorten
-from nanobanana_async.cli.generate import Delivery
+from nanobanana_async.cli.generate import check_output
 from nanobanana_async.emulator import Emulator, EmulatorStats, LogNormal, Script
 from nanobanana_async.emulator.faults import reset
 from nanobanana_async.emulator.images import require_pillow
@@ -32,7 +32,7 @@ def _prompts(count: int) -> list[str]:
 async def demonstrate(folder: Path, count: int, console: Console) -> int:
     """Generate and save `count` images, print what happened, and return 0, or 1 if one of them failed."""
     require_pillow()
-    await Delivery(folder=folder).check_folder()
+    await check_output(folder)
     prompts = _prompts(count)
     console.print(
         f"{count} images from an emulated gateway that runs {JOB_LIMIT} jobs at once. The session does not know the\n"

@@ -3,6 +3,7 @@
 import asyncio
 import random
 import statistics
+import sys
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from decimal import Decimal
@@ -125,9 +126,17 @@ API Mall:  export NANOBANANA_GATEWAY=apimall NANOBANANA_BASE_URL={url} APIMALL_A
 defapi:    export NANOBANANA_GATEWAY=defapi NANOBANANA_BASE_URL={url} DEFAPI_API_KEY={key}"""
 
 
+_REACHABLE = """
+It listens on {host}: every machine and container that can reach this one can use it. Clients outside put its name
+into NANOBANANA_BASE_URL, such as http://emulator:{port}, and set NANOBANANA_ALLOW_HTTP=1, since it has no TLS."""
+
+
 async def serve(port: int = 8080, *, host: str = "127.0.0.1", **settings: Unpack[EmulatorOptions]) -> None:
     """Print how to configure a client, then serve until cancelled."""
     require_pillow()
     async with Emulator(host=host, port=port, **settings) as emulator:
-        print(_HOW_TO.format(url=emulator.url, key=API_KEY), flush=True)
+        print(_HOW_TO.format(url=emulator.url, key=API_KEY))
+        if host not in ("127.0.0.1", "::1", "localhost"):
+            print(_REACHABLE.format(host=host, port=emulator.url.rpartition(":")[2]))
+        sys.stdout.flush()
         await asyncio.Event().wait()

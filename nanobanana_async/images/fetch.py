@@ -36,8 +36,9 @@ _MAX_WAIT_S = 30.0  # links expire, so a longer wait is not worth it
 class ImageFetcher:
     """Downloads an image in one attempt; raises `FetchError`.
 
-    `loopback` allows loopback addresses. Direct connections are made to public addresses only. A proxy resolves and
-    connects itself, so there only the URL's host is checked.
+    `loopback` allows loopback addresses. Direct connections are made to public addresses only, and to `own_origin`, the
+    gateway's own host in a private network. A proxy resolves and connects itself, so there only the URL's host is
+    checked.
     """
 
     def __init__(
@@ -52,8 +53,10 @@ class ImageFetcher:
         total_s: float,
         max_bytes: int,
         headers: Mapping[str, str],
+        own_origin: URL | None = None,
     ) -> None:
         self._loopback = loopback
+        self._own_origin = own_origin
         self._proxies = proxies
         self._tls = tls
         self._resolver = resolver
@@ -64,6 +67,8 @@ class ImageFetcher:
         self._headers = {**headers, "Accept-Encoding": "identity"}
         self._direct_sockets = PublicSockets(loopback=loopback)
         self._proxy_sockets = SocketTracker()
+        self._own_sockets = SocketTracker()
+        self._own: aiohttp.ClientSession | None = None
         self._direct: aiohttp.ClientSession | None = None
         self._proxied: aiohttp.ClientSession | None = None
 
@@ -71,6 +76,7 @@ class ImageFetcher:
         """Make the sessions; no connection is opened yet."""
         self._direct = self._session(self._direct_sockets)
         self._proxied = self._session(self._proxy_sockets) if self._proxies else None
+        self._own = self._session(self._own_sockets) if self._own_origin is not None else None
 
     def _session(self, sockets: SocketTracker) -> aiohttp.ClientSession:
         resolver = self._resolver or ThreadedResolver()
@@ -86,18 +92,20 @@ class ImageFetcher:
 
     async def aclose(self) -> None:
         """Close the sessions, and wait for their sockets."""
-        for session in (self._direct, self._proxied):
+        for session in (self._direct, self._proxied, self._own):
             if session is not None:
                 await session.close()
         await self._direct_sockets.wait_closed()
         await self._proxy_sockets.wait_closed()
+        await self._own_sockets.wait_closed()
 
     def disown(self) -> None:
         """Leave the sockets to the parent process; called in a forked child. See `AiohttpTransport.disown`."""
-        for session in (self._direct, self._proxied):
+        for session in (self._direct, self._proxied, self._own):
             disown_connector(session)
         self._direct_sockets = PublicSockets(loopback=self._loopback)
         self._proxy_sockets = SocketTracker()
+        self._own_sockets = SocketTracker()
 
     async def get(self, link: str, write: Write) -> None:
         """Download a link, and pass its content to `write` in chunks."""
@@ -105,7 +113,8 @@ class ImageFetcher:
         try:
             async with asyncio.timeout(self._total_s):
                 for _ in range(1 + MAX_REDIRECTS):
-                    if not is_allowed_host(url.raw_host or "", loopback=self._loopback):
+                    own = url.origin() == self._own_origin
+                    if not own and not is_allowed_host(url.raw_host or "", loopback=self._loopback):
                         raise _not_public(url)
                     target = await self._follow(url, write)
                     if target is None:
@@ -119,6 +128,8 @@ class ImageFetcher:
         """Download the image and return None, or return the target of a redirect."""
         proxy = self._proxies.of(url)
         session = self._direct if proxy is None else self._proxied
+        if proxy is None and url.origin() == self._own_origin:
+            session = self._own
         if session is None:
             raise SessionClosed("the session is not open")
         try:

@@ -40,8 +40,8 @@ from nanobanana_async.cli.batch.rows import (
     result_from_outcome,
 )
 from nanobanana_async.cli.batch.run_report import RunReport
-from nanobanana_async.cli.generate import missing_images
 from nanobanana_async.cli.jobs.actions import require_ledger
+from nanobanana_async.cli.result_lines import missing_images
 from nanobanana_async.cli.signals import StopSignals
 
 OK, FAILED, STOPPED, INTERRUPTED = 0, 1, 3, 130
@@ -77,7 +77,7 @@ class Run:
         self._ledger = SqliteLedger(folder.path / LEDGER)
         self._stdout = StdoutLines()
         self._summary = BatchSummary(folder.path)
-        self._signals = StopSignals(self._display)
+        self._signals = StopSignals(console, self._display.say, self._display.running)
         self._changed = False
         self._report = RunReport(folder.path, plan.file, gateway, self._results, lambda: self._signals.cancelled)
         self._finalize_error: NanoBananaError | None = None

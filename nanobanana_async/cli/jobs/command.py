@@ -1,4 +1,4 @@
-"""`nanobanana jobs`: list and show the jobs of a ledger, resume, resolve, hand over and prune them; attach tasks."""
+"""`nanobanana jobs`: list and show the jobs of a ledger, resume, resolve, hand over and prune them; fetch images."""
 
 import asyncio
 import sys
@@ -13,15 +13,23 @@ from rich.console import Console
 from nanobanana_async import ConfigurationError, JobState
 from nanobanana_async.cli.jobs import actions
 from nanobanana_async.cli.jobs import format as job_format
-from nanobanana_async.cli.jobs.attach import AttachCommand
-from nanobanana_async.cli.options import BaseUrl, Flag, GatewayFinder, GatewayName, LedgerFile, Name, Yes
+from nanobanana_async.cli.jobs.fetch import FetchCommand
+from nanobanana_async.cli.options import (
+    DEFAULT_LEDGER,
+    BaseUrl,
+    Flag,
+    GatewayFinder,
+    GatewayName,
+    LedgerFile,
+    Name,
+    Yes,
+)
 from nanobanana_async.cli.signals import run_until_signal
 from nanobanana_async.escaping import one_line
 from nanobanana_async.formatting import count, local_time
 from nanobanana_async.jobs import validate_task_id
 from nanobanana_async.validators import as_count
 
-DEFAULT_LEDGER = Path("jobs.sqlite")
 MAX_ROWS = 50  # on a terminal; a pipe gets all
 
 OK, FAILED = 0, 1
@@ -31,8 +39,8 @@ def job_commands(find_gateway: GatewayFinder) -> App:
     """Return the command group."""
     commands = _Commands(find_gateway)
     group = App(name="jobs", default_command=commands.jobs)
-    attach = AttachCommand(find_gateway).attach
-    for command in (commands.show, attach, commands.resume, commands.resolve, commands.hand_over, commands.prune):
+    fetch = FetchCommand(find_gateway).fetch
+    for command in (commands.show, fetch, commands.resume, commands.resolve, commands.hand_over, commands.prune):
         group.command(command)
     return group
 

@@ -1,4 +1,4 @@
-"""`nanobanana jobs attach` against the emulator."""
+"""`nanobanana jobs fetch` against the emulator."""
 
 from pathlib import Path
 
@@ -23,7 +23,7 @@ async def bought(emulator: Emulator, *prompts: str) -> list[str]:
 async def test_images_of_tasks_are_printed_in_order() -> None:
     async with Emulator(duration=QUICK) as emulator:
         one, other = await bought(emulator, "a fox", "an owl")
-        said = await nanobanana("jobs", "attach", other, one, other, environ=environment(emulator))
+        said = await nanobanana("jobs", "fetch", other, one, other, environ=environment(emulator))
         assert emulator.stats().creates_accepted == 2
     assert said.code == 0
     assert [line.startswith(f"{emulator.url}/cdn/") for line in said.out.splitlines()] == [True, True]
@@ -35,7 +35,7 @@ async def test_images_are_saved_again_without_a_second_copy(tmp_path: Path) -> N
         async with Session(emulator.defapi()) as session:
             task_id = (await session.generate("a fox")).task_id
         environ = environment(emulator, DEFAPI_API_KEY=API_KEY)
-        command = ("jobs", "attach", task_id, "--gateway", "defapi", "-o", "out")
+        command = ("jobs", "fetch", task_id, "--gateway", "defapi", "-o", "out")
         first, second = [await nanobanana(*command, environ=environ, folder=tmp_path) for _ in range(2)]
     assert (first.code, first.out) == (second.code, second.out)
     assert first.code == 0
@@ -45,7 +45,7 @@ async def test_images_are_saved_again_without_a_second_copy(tmp_path: Path) -> N
 async def test_refused_key_is_one_line() -> None:
     script = Script({"apimall.query": [error(401)] * 3})
     async with Emulator(duration=QUICK, script=script) as emulator:
-        said = await nanobanana("jobs", "attach", "img_x", environ=environment(emulator))
+        said = await nanobanana("jobs", "fetch", "img_x", environ=environment(emulator))
     assert (said.code, said.out) == (1, "")
     assert "401" in said.complaint
 
@@ -54,9 +54,9 @@ async def test_timeout_names_the_command_again() -> None:
     async with Emulator(duration=Fixed(30)) as emulator:
         async with Session(emulator.apimall()) as session:
             task_id = await (await session.submit("a fox")).accepted()
-        said = await nanobanana("jobs", "attach", task_id, "--timeout", "0.5", environ=environment(emulator))
+        said = await nanobanana("jobs", "fetch", task_id, "--timeout", "0.5", environ=environment(emulator))
     assert said.code == 1
-    assert f"`nanobanana jobs attach {task_id} --gateway apimall" in said.complaint
+    assert f"`nanobanana jobs fetch {task_id} --gateway apimall" in said.complaint
 
 
 @pytest.mark.parametrize(
@@ -72,7 +72,7 @@ async def test_timeout_names_the_command_again() -> None:
 async def test_wrong_usage_sends_nothing(tmp_path: Path, arguments: tuple[str, ...], word: str) -> None:
     (tmp_path / "file").touch()
     async with Emulator() as emulator:
-        said = await nanobanana("jobs", "attach", *arguments, environ=environment(emulator), folder=tmp_path)
+        said = await nanobanana("jobs", "fetch", *arguments, environ=environment(emulator), folder=tmp_path)
         assert not emulator.stats().requests
     assert said.code == 2
     assert word in said.complaint
