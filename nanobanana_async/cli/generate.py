@@ -31,7 +31,7 @@ from nanobanana_async.cli.display import JobsDisplay, shorten
 from nanobanana_async.cli.jobs.actions import open_read_only
 from nanobanana_async.cli.jobs.format import resolve_command
 from nanobanana_async.cli.open_runs import OpenRun, fingerprint
-from nanobanana_async.cli.options import fetch_command
+from nanobanana_async.cli.options import DEFAULT_LEDGER, fetch_command
 from nanobanana_async.cli.result_lines import ResultLines, missing_images
 from nanobanana_async.cli.signals import Interrupted, StopSignals
 from nanobanana_async.escaping import one_line
@@ -119,7 +119,7 @@ class GenerateRun:
             trust_env=True,
         )
         try:
-            if plan.ledger is not None:
+            if plan.ledger is not None and plan.ledger == DEFAULT_LEDGER:
                 await asyncio.to_thread(make_folder, plan.ledger.parent)
             await session.open()
         except LedgerError as error:
@@ -261,7 +261,10 @@ class GenerateRun:
         if self._open_run is not None:  # after the last line: a run that was killed before it is delivered again
             bought = [key for key, record in records.items() if record.possibly_bought]
             kept = [key for key in self._keys if key not in records or records[key].state is not JobState.FAILED]
-            self._open_run.close(kept if bought and not whole else ())
+            try:
+                self._open_run.close(kept if bought and not whole else ())
+            except OSError as error:  # the next run delivers again
+                self._display.print_note(f"nanobanana: {why_unwritable(self._open_run.folder, error)}")
         if whole:
             return 0
         sentence = "; ".join(self._left(records))

@@ -35,10 +35,10 @@ class OpenRun:
 
         With `buy_again` they are forgotten instead. Raises OSError if the folder can't be written.
         """
-        self._folder = ledger.with_name(f"{ledger.name}-runs")
+        self.folder = ledger.with_name(f"{ledger.name}-runs")
         self._name = secrets.token_hex(8)
-        self._folder.mkdir(mode=0o700, exist_ok=True)
-        with _locked_folder(self._folder), _dead_runs(self._folder) as dead:
+        self.folder.mkdir(mode=0o700, exist_ok=True)
+        with _locked_folder(self.folder), _dead_runs(self.folder) as dead:
             found, left = _divide(dead, Counter(fingerprints))
             if buy_again:
                 found = {}
@@ -57,18 +57,18 @@ class OpenRun:
 
     def close(self, keep: Collection[str] = ()) -> None:
         """End the run. The next run with these requests continues the jobs in `keep`; the others are forgotten."""
-        with _locked_folder(self._folder):
+        with _locked_folder(self.folder):
             self._write(self._name, {key: self._requests[key] for key in self.keys if key in keep})
             with suppress(OSError):  # on Windows an open file stays; the next run removes it
                 os.unlink(self._lock(self._name))
         os.close(self._descriptor)
 
     def _lock(self, name: str) -> Path:
-        return self._folder / f"{name}{_LOCK}"
+        return self.folder / f"{name}{_LOCK}"
 
     def _write(self, name: str, jobs: Mapping[str, str]) -> None:
         """Replace the file of a run atomically; without jobs remove it."""
-        file = self._folder / f"{name}{_JOBS}"
+        file = self.folder / f"{name}{_JOBS}"
         if jobs:
             part = file.with_suffix(".part")
             with open(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w", encoding="utf-8") as content:
@@ -78,7 +78,7 @@ class OpenRun:
             os.replace(part, file)
         else:
             file.unlink(missing_ok=True)
-        sync_folder(self._folder)
+        sync_folder(self.folder)
 
 
 _Jobs = dict[str, str]

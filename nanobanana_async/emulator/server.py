@@ -89,8 +89,7 @@ class EmulatorServer:
 
     async def _serve(self, request: web.Request) -> web.StreamResponse:
         call = await _read_call(request)
-        if self._host not in ("127.0.0.1", "::1", "localhost"):  # clients reach it under several names
-            self._simulator.base_url = f"http://{request.host}"
+        self._simulator.base_url = f"http://{request.host}"  # links name the host by which this client reaches it
         answer = self._simulator.handle(self.now(), call)
         self._callback_sender.reschedule()
         if answer.delivery.delay_s:

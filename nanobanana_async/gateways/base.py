@@ -154,7 +154,8 @@ def settings_in(
     settings = given
     if "api_key" not in settings:
         if not (key := variable_in(environ, kind.key_variable)):
-            return ConfigurationError(f"{kind.key_variable} is not set: it holds the API key of {kind.title}")
+            state = "empty" if kind.key_variable in environ else "not set"
+            return ConfigurationError(f"{kind.key_variable} is {state}: it holds the API key of {kind.title}")
         settings["api_key"] = key
     if "base_url" not in settings and (url := variable_in(environ, BASE_URL_VARIABLE)):
         settings["base_url"] = url

@@ -61,6 +61,12 @@ class _Commands:
 
         In a pipe: tab-separated lines with key, state, age, task id, credits, prompt. The counts go to stderr.
 
+        Examples:
+
+        nanobanana jobs --state running
+
+        nanobanana jobs --json --limit 20 --ledger spring/jobs.sqlite
+
         Parameters
         ----------
         ledger
@@ -81,6 +87,10 @@ class _Commands:
     @staticmethod
     def show(key: str, /, *, ledger: LedgerFile = DEFAULT_LEDGER) -> int:
         """Show everything about one job.
+
+        Example:
+
+        nanobanana jobs show 5f0c3a9e1b2d4c68-1
 
         Parameters
         ----------
@@ -104,6 +114,12 @@ class _Commands:
         """Follow the unfinished jobs that no session follows to their end; print key and image URL of each.
 
         Nothing is bought a second time. After Ctrl-C the jobs can be resumed again.
+
+        Examples:
+
+        nanobanana jobs resume
+
+        nanobanana jobs resume --buy --yes --ledger spring/jobs.sqlite
 
         Parameters
         ----------
@@ -146,6 +162,12 @@ class _Commands:
         `resolve KEY --as not-bought`: it was not bought. `resolve KEY --as task-id ID`: it was bought under this id,
         and is followed. `resolve KEY --as buy-again`: buy it again; if it was already bought, this is a second payment.
         `buy-again` also works for a failed job. A running job can be resolved if the gateway does not know its task.
+
+        Examples:
+
+        nanobanana jobs resolve 5f0c3a9e1b2d4c68-1 --as not-bought
+
+        nanobanana jobs resolve 5f0c3a9e1b2d4c68-1 --as task-id img_01HZX
 
         Parameters
         ----------
@@ -192,6 +214,10 @@ class _Commands:
 
         Nothing is bought or sent. Both must be the same account at the gateway: another one does not know the tasks.
 
+        Example:
+
+        nanobanana jobs hand-over --to studio
+
         Parameters
         ----------
         from_
@@ -221,6 +247,10 @@ class _Commands:
         """Delete jobs that ended long ago; uncertain and unfinished jobs are never deleted.
 
         A deleted job is bought again when its key, or its row of a batch, is requested again.
+
+        Example:
+
+        nanobanana jobs prune --older-than 90d
 
         Parameters
         ----------
