@@ -1,13 +1,14 @@
-"""`nanobanana jobs fetch` against the emulator."""
+"""`nanobanana jobs fetch` against the emulator: by key, and by task id with and without a ledger."""
 
 from pathlib import Path
 
 import pytest
 
-from nanobanana_async import Session
+from nanobanana_async import Session, SqliteLedger
 from nanobanana_async.emulator import API_KEY, Emulator, Fixed, Script
 from nanobanana_async.emulator.faults import error
 from tests.support.command import environment, nanobanana
+from tests.support.ledger_contract import job
 
 pytestmark = pytest.mark.slow
 
@@ -76,3 +77,37 @@ async def test_wrong_usage_sends_nothing(tmp_path: Path, arguments: tuple[str, .
         assert not emulator.stats().requests
     assert said.code == 2
     assert word in said.complaint
+
+
+async def test_jobs_of_a_ledger_are_fetched_by_key_or_task_id(tmp_path: Path) -> None:
+    ledger = tmp_path / "jobs.sqlite"
+    async with Emulator(duration=QUICK, image_scale=0.1) as emulator:
+        async with Session(emulator.apimall(), ledger=ledger) as session:
+            one = await session.generate("a fox", idempotency_key="order-1")
+            other = await session.generate("an owl", idempotency_key="order-2")
+        environ = environment(emulator, NANOBANANA_LEDGER=str(ledger))
+        said = await nanobanana("jobs", "fetch", one.key, other.task_id, "-o", "out", environ=environ, folder=tmp_path)
+        assert emulator.stats().creates_accepted == 2
+    assert said.code == 0
+    assert {Path(line).name for line in said.out.splitlines()} == {"order-1-01.png", "order-2-01.png"}
+
+
+async def test_a_job_that_was_never_sent_is_not_bought(tmp_path: Path) -> None:
+    ledger = SqliteLedger(tmp_path / "jobs.sqlite")
+    async with Emulator(duration=QUICK) as emulator:
+        await ledger.open()
+        await ledger.claim(job("unsent", account=emulator.apimall().account))
+        await ledger.aclose()
+        environ = environment(emulator, NANOBANANA_LEDGER=str(ledger.path))
+        said = await nanobanana("jobs", "fetch", "unsent", environ=environ)
+        assert not emulator.stats().requests
+    assert (said.code, said.out) == (1, "")
+    assert "job unsent was never bought" in said.complaint
+
+
+async def test_without_a_ledger_file_none_is_created(tmp_path: Path) -> None:
+    async with Emulator(duration=QUICK) as emulator:
+        (task_id,) = await bought(emulator, "a fox")
+        environ = environment(emulator, NANOBANANA_LEDGER=str(tmp_path / "jobs.sqlite"))
+        assert (await nanobanana("jobs", "fetch", task_id, environ=environ)).code == 0
+    assert not (tmp_path / "jobs.sqlite").exists()
