@@ -99,9 +99,7 @@ def demo(
 ) -> int:
     """Generate images through an emulated gateway: no key, no network, no cost, about 15 seconds.
 
-    Example:
-
-    nanobanana demo -o demo --prompts 12
+    For example: `nanobanana demo -o demo --prompts 12`
 
     Parameters
     ----------

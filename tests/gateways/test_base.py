@@ -191,7 +191,8 @@ def test_missing_key_error_names_the_variable(
     monkeypatch.delenv(kind.key_variable, raising=False)
     if value is not None:
         monkeypatch.setenv(kind.key_variable, value)
-    with pytest.raises(ConfigurationError, match=f"{kind.key_variable} is not set"):
+    state = "not set" if value is None else "empty"
+    with pytest.raises(ConfigurationError, match=f"{kind.key_variable} is {state}"):
         kind.from_env()
 
 

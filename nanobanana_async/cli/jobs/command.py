@@ -88,7 +88,7 @@ class _Commands:
     def show(key: str, /, *, ledger: LedgerFile = DEFAULT_LEDGER) -> int:
         """Show everything about one job.
 
-        Example:
+        Examples:
 
         nanobanana jobs show 5f0c3a9e1b2d4c68-1
 
@@ -214,7 +214,7 @@ class _Commands:
 
         Nothing is bought or sent. Both must be the same account at the gateway: another one does not know the tasks.
 
-        Example:
+        Examples:
 
         nanobanana jobs hand-over --to studio
 
@@ -248,7 +248,7 @@ class _Commands:
 
         A deleted job is bought again when its key, or its row of a batch, is requested again.
 
-        Example:
+        Examples:
 
         nanobanana jobs prune --older-than 90d
 
