@@ -17,7 +17,7 @@ from nanobanana_async.gateways.contract import Gateway, Transport
 from nanobanana_async.gateways.secret import Secret
 from nanobanana_async.http.lent import check_lent
 from nanobanana_async.http.threads import ThreadedResolver
-from nanobanana_async.http.tls_and_proxies import Proxies, tls_of_borrowed, validate_tls
+from nanobanana_async.http.tls_and_proxies import Proxies, plain_origin, tls_of_borrowed, validate_tls
 from nanobanana_async.http.transport import AiohttpTransport
 from nanobanana_async.images.addresses import (
     Networks,
@@ -175,5 +175,6 @@ def make_connections(
         tls=verified_tls,
         connect_s=timeouts.connect_s,
         headers=download_headers,
+        own_origin=plain_origin(gateway),
     )
     return transport, downloader

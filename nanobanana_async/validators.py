@@ -2,6 +2,7 @@
 
 import math
 import os
+import re
 from collections.abc import Callable
 from decimal import Decimal
 from numbers import Integral, Real
@@ -18,6 +19,8 @@ LONGEST_S = 1e9
 """The longest finite duration, about 32 years. Timers, databases and calendars overflow beyond it."""
 
 LARGEST_COUNT = 10**9
+
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/|file:")  # with `pathlib` only one slash is left; a drive has one letter
 
 Validator = Callable[[Any, "Attribute[Any]", Any], None]
 
@@ -106,11 +109,28 @@ def kind_of(value: object) -> str:
 
 
 def as_folder(name: str, value: object) -> Path:
-    """Return the path of a folder; raise `ConfigurationError` for an empty one, which would be the current folder."""
+    """Return the path of a folder with `~` expanded; raise `ConfigurationError` for an empty one or a URL.
+
+    An empty path would be the current folder, a URL a local folder of that name.
+    """
+    return _as_local_path(name, value, "the path of a folder", "'.' is the current folder")
+
+
+def as_file(name: str, value: object) -> Path:
+    """Return the path of a file with `~` expanded; raise `ConfigurationError` for an empty one or a URL."""
+    return _as_local_path(name, value, "the path of a file", "such as 'jobs.sqlite'")
+
+
+def _as_local_path(name: str, value: object, wanted: str, hint: str) -> Path:
     path = os.fspath(value) if isinstance(value, (str, os.PathLike)) else None
     if not isinstance(path, str) or not path.strip() or "\0" in path:
-        raise ConfigurationError(f"{name} must be the path of a folder, not {shown(value)}; '.' is the current folder")
-    return Path(path)
+        raise ConfigurationError(f"{name} must be {wanted}, not {shown(value)}; {hint}")
+    if _URL.match(path):
+        raise ConfigurationError(f"{name} must be {wanted} on this machine, not the URL {shown(path)}; {hint}")
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:  # `~name` of no user, or a process without a home
+        raise ConfigurationError(f"{name} is {shown(path)}, and that home folder is not known: write it out") from None
 
 
 def shown(value: object) -> str:

@@ -1,10 +1,13 @@
 """Fixtures for the whole suite."""
 
+import atexit
 import gc
 import inspect
 import logging
 import os
+import shutil
 import sys
+import tempfile
 from collections.abc import Generator, Iterator
 from typing import Any
 
@@ -19,6 +22,10 @@ pytest_plugins = ["nanobanana_async.emulator.fixtures"]
 # Each worker and each of the hundreds of processes that tests start would compile the package again.
 sys.dont_write_bytecode = False
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+
+# The command line's ledger without --ledger: never the one of the person who runs the tests.
+os.environ["XDG_STATE_HOME"] = _STATE = tempfile.mkdtemp(prefix="nanobanana-state-")
+atexit.register(shutil.rmtree, _STATE, ignore_errors=True)
 
 # Hypothesis fails an example that takes 200 ms, as any example may on a machine with other work.
 # Forty examples at first sight of a test show what a hundred do; each run draws others.

@@ -38,6 +38,7 @@ FLOORS: tuple[frozenset[str], ...] = (
     frozenset({"report", "emulator"}),
     frozenset({"testing"}),
     frozenset({"cli"}),
+    frozenset({"__main__"}),
 )
 FLOOR_OF = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 
@@ -71,6 +72,7 @@ CLOCK_READERS = frozenset({"now", "today", "utcnow"})
 GUESTS = {
     "cyclopts": frozenset({"cli"}),
     "rich": frozenset({"cli"}),
+    "platformdirs": frozenset({"cli"}),
     "jinja2": frozenset({"report"}),
     "tqdm": frozenset({"batch"}),
     "opentelemetry": frozenset({"otel"}),

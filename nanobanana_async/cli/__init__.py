@@ -1,13 +1,15 @@
 """The command `nanobanana`, which needs the extra `cli`."""
 
-import io
 import sys
 
-_EXTRA = frozenset({"cyclopts", "rich"})
+from nanobanana_async.cli.streams import occupy_descriptors
+
+_EXTRA = frozenset({"cyclopts", "platformdirs", "rich"})
 
 
 def main() -> None:
     """Run the command line and exit with its code."""
+    occupy_descriptors()
     try:
         code = _run()
     except KeyboardInterrupt:  # while the modules of the command line were imported
@@ -25,7 +27,4 @@ def _run() -> int:
         advice = "pip install 'nanobanana-async[cli]'"
         print(f"nanobanana: the command line needs {missing.name}: {advice}", file=sys.stderr)
         return 2
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # a character that the terminal can't encode must not raise
-            stream.reconfigure(errors="backslashreplace")
     return run(sys.argv[1:])

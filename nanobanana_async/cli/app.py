@@ -3,44 +3,32 @@
 `nanobanana batch` also exits with 3: the buying stopped early.
 """
 
-import asyncio
 import getpass
 import os
 import sys
 from collections.abc import Sequence
 from decimal import Decimal
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 from cyclopts import App, CycloptsError, Parameter
 from rich.console import Console
 
-from nanobanana_async import (
-    ConcurrencyPolicy,
-    ConfigurationError,
-    Gateway,
-    ImageRequest,
-    InvalidRequest,
-    NanoBananaError,
-    __version__,
-)
+from nanobanana_async import ConfigurationError, Gateway, InvalidRequest, NanoBananaError, __version__
 from nanobanana_async.cli.batch.command import BatchCommand
 from nanobanana_async.cli.demo import demonstrate
-from nanobanana_async.cli.generate import Delivery, generations, run_jobs
-from nanobanana_async.cli.jobs.attach import attach_options
+from nanobanana_async.cli.generate_command import GenerateCommand
 from nanobanana_async.cli.jobs.command import job_commands
-from nanobanana_async.cli.options import BaseUrl, FolderOption, Timeout, setting_message, usage_message
+from nanobanana_async.cli.options import FolderOption, Name, setting_message, usage_message
 from nanobanana_async.cli.signals import Interrupted, run_until_signal
+from nanobanana_async.cli.streams import silence, usable_streams
 from nanobanana_async.config import gateway_from_env
-from nanobanana_async.emulator import ACCOUNTS, Emulator, EmulatorOptions, LogNormal, serve
+from nanobanana_async.emulator import ACCOUNTS, EmulatorOptions, LogNormal, serve
 from nanobanana_async.emulator.rates import RateWindow
 from nanobanana_async.emulator.settings import AccountName
 from nanobanana_async.escaping import one_line
 from nanobanana_async.gateways import registry
-from nanobanana_async.models import OutputFormat, Resolution
-from nanobanana_async.validators import as_count, as_number
-
-GatewayName = registry.GatewayName | Literal["emulator"]
+from nanobanana_async.validators import as_count
 
 OK, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
 
@@ -60,6 +48,11 @@ app = App(
 
 def run(tokens: Sequence[str]) -> int:
     """Run one command and return its exit code; an error is printed as one line on stderr."""
+    with usable_streams():
+        return _run(tokens)
+
+
+def _run(tokens: Sequence[str]) -> int:
     _remove_empty_variables()
     try:
         code = app(list(tokens), exit_on_error=False, print_error=False)
@@ -74,8 +67,7 @@ def run(tokens: Sequence[str]) -> int:
         local = not isinstance(error, InvalidRequest) or error.status is None
         return _print_error(setting_message(error), USAGE if local else FAILED)
     except BrokenPipeError:
-        # The reader closed our output: print nothing, and redirect stdout so that Python's flush at exit does not fail.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        silence(sys.stdout)  # the reader closed our output
         return FAILED
     except ImportError as error:  # the emulator needs Pillow
         return _print_error(error, USAGE)
@@ -109,6 +101,8 @@ def demo(
 ) -> int:
     """Generate images through an emulated gateway: no key, no network, no cost, about 15 seconds.
 
+    For example: `nanobanana demo -o demo --prompts 12`
+
     Parameters
     ----------
     output
@@ -119,88 +113,10 @@ def demo(
 
 
 @app.command
-def generate(
-    prompts: Annotated[list[str], Parameter(name="PROMPT", negative=())],
-    /,
-    *,
-    output: Annotated[Path | None, FolderOption] = None,
-    gateway: Annotated[GatewayName | None, Parameter(env_var="NANOBANANA_GATEWAY")] = None,
-    base_url: BaseUrl = None,
-    image: Annotated[list[str] | None, Parameter(negative=())] = None,
-    num_images: int = 1,
-    aspect_ratio: str | None = None,
-    resolution: Resolution | None = None,
-    output_format: OutputFormat | None = None,
-    model: str | None = None,
-    max_jobs: Annotated[int | None, Parameter(env_var="NANOBANANA_MAX_JOBS")] = None,
-    max_requests_per_minute: Annotated[int | None, Parameter(env_var="NANOBANANA_MAX_REQUESTS_PER_MINUTE")] = None,
-    timeout: Timeout = None,
-) -> int:
-    """Generate images for all prompts concurrently and print their URLs, or with -o the paths of the saved files.
-
-    After Ctrl-C, SIGTERM or --timeout, a message names the tasks that are paid for, and the command that fetches them.
-
-    Parameters
-    ----------
-    prompts
-        The prompts; each one is one purchase.
-    output
-        Save the images in this folder.
-    gateway
-        The gateway; by default the one whose API key is set. `emulator` runs an emulated one in this process.
-    base_url
-        The gateway's URL, if not the usual one.
-    image
-        URL of a reference image; can be repeated.
-    num_images
-        Images per prompt, 1 to 6.
-    aspect_ratio
-        Aspect ratio, such as 16:9.
-    max_jobs
-        The most jobs to run at once.
-    max_requests_per_minute
-        The most requests to the gateway in a minute, if you know what the account allows.
-    timeout
-        Seconds to wait for each prompt; a job that takes longer continues at the gateway, and
-        `nanobanana jobs attach TASK_ID` fetches its images.
-    """
-    requests = [
-        ImageRequest(
-            prompt,
-            images=image or (),
-            num_images=num_images,
-            aspect_ratio=aspect_ratio,
-            resolution=resolution,
-            output_format=output_format,
-            model=model,
-        )
-        for prompt in prompts
-    ]
-    policy = ConcurrencyPolicy(max_jobs=max_jobs, max_requests_per_minute=max_requests_per_minute)
-    if timeout is not None:
-        as_number("--timeout", timeout, above=0, endless=True)
-
-    async def run_with(selected: Gateway, attach_options: Sequence[str] | None) -> int:
-        for request in requests:
-            selected.check(request)
-        delivery = Delivery(folder=output, attach_options=attach_options)
-        return await run_jobs(selected, generations(requests, timeout), policy, delivery, Console(stderr=True))
-
-    async def run_emulated() -> int:
-        async with Emulator() as emulator:
-            return await run_with(emulator.apimall(), None)
-
-    if gateway == "emulator":
-        if output is None:
-            raise ConfigurationError("--gateway emulator needs -o DIR: its images are lost when the command ends")
-        return run_until_signal(run_emulated())
-    return run_until_signal(run_with(_find_gateway(gateway, base_url), attach_options(gateway, base_url)))
-
-
-@app.command
 def emulate(
     *,
     port: Annotated[int, Parameter(env_var="NANOBANANA_EMULATOR_PORT")] = 8080,
+    host: Annotated[str, Parameter(env_var="NANOBANANA_EMULATOR_HOST")] = "127.0.0.1",
     account: AccountName | None = None,
     job_limit: int | None = None,
     creates_per_minute: float | None = None,
@@ -215,10 +131,19 @@ def emulate(
 ) -> int:
     """Emulate both gateways on this machine until Ctrl-C. The emulator accepts any prompt and the API key it prints.
 
+    Examples:
+
+    nanobanana emulate --account small
+
+    nanobanana emulate --host 0.0.0.0 --port 8080 --job-seconds 2
+
     Parameters
     ----------
     port
         The port; 0 selects a free one.
+    host
+        The address to listen on. 127.0.0.1 is reached from this machine only, 0.0.0.0 by every machine and container
+        that reaches this one; a client there needs NANOBANANA_ALLOW_HTTP=1.
     account
         The limits of an account as they are sold: small is 5 jobs at once, 60 requests a minute and 10,000 a day.
         Other options change them.
@@ -243,6 +168,11 @@ def emulate(
     seed
         The same seed gives the same durations, failures and images.
     """
+
+    async def serve_until_signal() -> int:
+        await serve(port, host=host, **options)
+        return OK
+
     try:
         options: EmulatorOptions = {
             "credits": credits,
@@ -262,18 +192,17 @@ def emulate(
             options["requests_per_minute"] = requests_per_minute
         if requests_per_day is not None:
             options["requests_per_day"] = requests_per_day
-        asyncio.run(serve(port, **options))
+        return run_until_signal(serve_until_signal())
     except (ValueError, OverflowError) as error:  # a setting or a port out of range
         raise ConfigurationError(str(error)) from None
-    return OK
 
 
-def _find_gateway(name: GatewayName | None, base_url: str | None) -> Gateway:
+def _find_gateway(name: Name | None, base_url: str | None) -> Gateway:
     """Return the gateway that options and environment select; on a terminal, prompt for a missing key."""
     return gateway_from_env(_environ(name, base_url))  # no variable holds the key: tracebacks with locals would show it
 
 
-def _environ(name: GatewayName | None, base_url: str | None) -> dict[str, str]:
+def _environ(name: Name | None, base_url: str | None) -> dict[str, str]:
     environ = dict(os.environ)
     if name is not None:
         environ["NANOBANANA_GATEWAY"] = name
@@ -285,5 +214,6 @@ def _environ(name: GatewayName | None, base_url: str | None) -> dict[str, str]:
     return environ
 
 
+app.command(GenerateCommand(_find_gateway).generate)
 app.command(BatchCommand(_find_gateway).batch)
 app.command(job_commands(_find_gateway))

@@ -1,7 +1,6 @@
 """Show progress on stderr from the session's events: a live display on a terminal, a line per job elsewhere."""
 
 from collections import Counter
-from collections.abc import Iterable
 from logging import LogRecord
 from types import TracebackType
 from typing import Self
@@ -13,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from nanobanana_async.escaping import one_line
-from nanobanana_async.events import BudgetUsedUp, Event, GatewayUnreachable, JobStateChanged, log
+from nanobanana_async.events import BudgetUsedUp, CreateFailed, Event, GatewayUnreachable, JobStateChanged, log
 from nanobanana_async.formatting import duration, moment
 from nanobanana_async.jobs import TERMINAL_STATES, JobRecord, JobState
 
@@ -61,6 +60,8 @@ class JobsDisplay(LiveDisplay):
         self.total = total
         self.console = console
         self.records: dict[str, JobRecord] = {}
+        self.create_failures: dict[str, Exception] = {}
+        """Why the last create of a job was not accepted."""
         self._live = Live(console=console, get_renderable=self._render, transient=True)
 
     def __call__(self, event: Event) -> None:
@@ -69,6 +70,8 @@ class JobsDisplay(LiveDisplay):
             self.print_note(unreachable_message(event))
         if isinstance(event, BudgetUsedUp):
             self.print_note(used_up_message(event))
+        if isinstance(event, CreateFailed):
+            self.create_failures[event.record.key] = event.error
         if not isinstance(event, JobStateChanged):
             return
         self.records[event.record.key] = event.record
@@ -81,11 +84,10 @@ class JobsDisplay(LiveDisplay):
         """Number of jobs that have ended."""
         return sum(record.state in _ENDED for record in list(self.records.values()))
 
-    def paid_tasks(self, keys: Iterable[str]) -> list[str]:
-        """Return the task ids of those jobs that are paid for, and have images or may still get them."""
-        records = [self.records[key] for key in keys if key in self.records]
-        paid = (JobState.RUNNING, JobState.SUCCEEDED)
-        return [record.task_id for record in records if record.task_id is not None and record.state in paid]
+    def bought(self) -> int:
+        """Return how many jobs are bought, or being bought, and have not ended."""
+        states = (JobState.SUBMITTING, JobState.RUNNING)
+        return sum(record.state in states for record in list(self.records.values()))
 
     def print_note(self, sentence: str) -> None:
         """Print a line on stderr, above the live display if there is one."""

@@ -1,200 +1,309 @@
-"""Run jobs in one session, and print their results in the order of the arguments: `generate` and `jobs attach`."""
+"""Run `nanobanana generate`: buy each prompt once, print results as they end, and continue a run that did not end."""
 
 import asyncio
-import shlex
-import sys
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from datetime import UTC, datetime
+from decimal import Decimal
 from pathlib import Path
 
-from attrs import frozen
+from attrs import field, frozen
 from rich.console import Console
 
 from nanobanana_async import (
+    Batch,
+    BatchStopped,
     ConcurrencyPolicy,
     ConfigurationError,
     Gateway,
-    GeneratedImage,
-    GenerationResult,
     ImageRequest,
-    JobError,
     JobState,
+    JobUncertain,
     JobUnfinished,
+    LedgerError,
     NanoBananaError,
+    Outcome,
     Session,
+    SqliteLedger,
 )
+from nanobanana_async.batch.rows import Row
 from nanobanana_async.cli.display import JobsDisplay, shorten
-from nanobanana_async.cli.signals import Interrupted
-from nanobanana_async.escaping import exact, one_line
-from nanobanana_async.formatting import count
-from nanobanana_async.images.files import check_folder, why_unwritable
-from nanobanana_async.models import shorten as shorten_url
+from nanobanana_async.cli.jobs.actions import open_read_only
+from nanobanana_async.cli.jobs.format import resolve_command
+from nanobanana_async.cli.open_runs import OpenRun, fingerprint
+from nanobanana_async.cli.options import DEFAULT_LEDGER, fetch_command
+from nanobanana_async.cli.result_lines import ResultLines, missing_images
+from nanobanana_async.cli.signals import Interrupted, StopSignals
+from nanobanana_async.escaping import one_line
+from nanobanana_async.formatting import age, count, credit_count, duration
+from nanobanana_async.images.files import check_folder, make_folder, why_unwritable
+from nanobanana_async.jobs import JobRecord, generate_key
 
-CHECK_TASKS = "check the gateway's own list of tasks"
+EARLIER_JOBS = 500
+"""How many of the newest jobs are compared with the requests, to say which were bought before."""
+
+MAX_KEYS = 5  # in a command that a message names
 
 
-@frozen
-class JobArgument:
-    """One argument of the command: how it is shown, and how its job is started and awaited."""
-
-    label: str
-    run: Callable[[Session], Awaitable[GenerationResult]]
+async def check_output(folder: Path | None) -> None:
+    """Create the folder if it is missing; raise `ConfigurationError` if no file can be written in it."""
+    if folder is None:
+        return
+    try:
+        await asyncio.to_thread(check_folder, folder)
+    except OSError as error:
+        raise ConfigurationError(why_unwritable(folder, error, or_else="name another folder with -o")) from None
 
 
 @frozen(kw_only=True)
-class Delivery:
-    """Where the images go, and the command that fetches those of jobs that still run."""
+class GeneratePlan:
+    """What to buy, and where the results go."""
 
+    requests: Sequence[ImageRequest]
     folder: Path | None = None
-    attach_options: Sequence[str] | None = None
-    """The options of `nanobanana jobs attach`; None if no later command can reach the gateway."""
+    ledger: Path | None = None
+    """None: in memory, for an emulator that ends with the command."""
+    timeout: float | None = None
+    concurrency: ConcurrencyPolicy = field(factory=ConcurrencyPolicy)
+    ordered: bool = False
+    buy_again: bool = False
+    fetch_options: Sequence[str] = ()
+    """The options with which `nanobanana jobs fetch` reaches the same gateway and ledger."""
 
-    async def check_folder(self) -> None:
-        """Create the folder if it is missing; raise `ConfigurationError` if no file can be written in it."""
-        if self.folder is None:
-            return
+
+class GenerateRun:
+    """One run of the command."""
+
+    def __init__(self, plan: GeneratePlan, gateway: Gateway, console: Console) -> None:
+        self._plan = plan
+        self._gateway = gateway
+        self._display = JobsDisplay(len(plan.requests), console)
+        self._signals = StopSignals(console, self._display.print_note, self._display.bought)
+        self._lines = ResultLines(console)
+        self._ledger = None if plan.ledger is None else SqliteLedger(plan.ledger)
+        self._open_run: OpenRun | None = None
+        self._keys: Sequence[str] = ()
+        self._outcomes: dict[str, Outcome] = {}
+        self._delivered: set[str] = set()
+        self._timed_out = False
+        self._stop_reason: NanoBananaError | None = None
+
+    async def run(self) -> int:
+        """Run the command and return 0, or 1 if a prompt has no image.
+
+        Raises `ConfigurationError` before anything is bought if folder or ledger can't be written, and `Interrupted`,
+        which says what is left, if a signal ended the run.
+        """
+        plan, clock = self._plan, asyncio.get_running_loop().time
+        await check_output(plan.folder)
+        began_at = clock()
+        with self._display, self._signals:
+            try:
+                await self._work()
+            except asyncio.CancelledError:
+                if not self._signals.cancelled:
+                    raise
+                self._signals.uncancel()
+            except BaseExceptionGroup as group:
+                raise group.exceptions[0] from None
+            records = await self._read_records()
+        return self._end(records, clock() - began_at)
+
+    async def _work(self) -> None:
+        plan = self._plan
+        session = Session(
+            self._gateway,
+            ledger=self._ledger,
+            concurrency=plan.concurrency,
+            observers=[self._display],
+            trust_env=True,
+        )
         try:
-            await asyncio.to_thread(check_folder, self.folder)
+            if plan.ledger is not None and plan.ledger == DEFAULT_LEDGER:
+                await asyncio.to_thread(make_folder, plan.ledger.parent)
+            await session.open()
+        except LedgerError as error:
+            raise ConfigurationError(f"{error}; --ledger names another file") from None
         except OSError as error:
-            raise ConfigurationError(
-                why_unwritable(self.folder, error, or_else="name another folder with -o")
-            ) from None
+            raise _unwritable(plan.ledger, error) from None
+        try:
+            self._keys = await self._name_jobs()
+            if not self._signals.stop_requested.is_set():
+                await self._buy(session)
+        finally:
+            await session.aclose()
 
-    def advice(self, task_ids: Sequence[str]) -> str:
-        """Return how to get the images of tasks that are paid for."""
-        if self.attach_options is None:
-            return f"task {', '.join(map(one_line, task_ids))}"
-        output = () if self.folder is None else ("-o", str(self.folder))
-        command = shlex.join(("nanobanana", "jobs", "attach", *task_ids, *self.attach_options, *output))
-        return f"`{one_line(command)}` fetches {'its' if len(task_ids) == 1 else 'their'} images and buys nothing"
+    async def _name_jobs(self) -> Sequence[str]:
+        """Return the keys of the jobs: of an earlier run that did not end, or new ones."""
+        plan = self._plan
+        if plan.ledger is None or self._ledger is None:
+            return [generate_key() for _ in plan.requests]
+        prints = [fingerprint(self._gateway, request) for request in plan.requests]
+        try:
+            run = await asyncio.to_thread(OpenRun, self._ledger.path, prints, buy_again=plan.buy_again)
+        except OSError as error:
+            raise _unwritable(plan.ledger, error) from None
+        self._open_run = run
+        if run.continued:
+            self._display.print_note(
+                f"{count(run.continued, 'job')} of an earlier run that did not end: what was bought is not bought again"
+                " (--buy-again buys new images)"
+            )
+        if run.continued < len(prints):
+            await self._note_earlier(self._ledger, set(prints))
+        return run.keys
 
+    async def _note_earlier(self, ledger: SqliteLedger, prints: set[str]) -> None:
+        """Say if the same requests were bought and delivered before."""
+        own = set() if self._open_run is None else set(self._open_run.keys)
+        earlier = [
+            record
+            async for record in ledger.jobs(JobState.SUCCEEDED, EARLIER_JOBS)
+            if record.request is not None and record.gateway == self._gateway.name and record.key not in own
+            if fingerprint(self._gateway, record.request) in prints
+        ]
+        if earlier:
+            ago = age(earlier[0].created_at, datetime.now(UTC))
+            self._display.print_note(
+                f"bought before, last {ago} ago as job {earlier[0].key}: this buys another; `nanobanana jobs` lists the"
+                " earlier ones"
+            )
 
-@frozen
-class _Outcome:
-    result: GenerationResult | None = None
-    lines: Sequence[str] = ()
-    error: NanoBananaError | None = None
+    async def _buy(self, session: Session) -> None:
+        plan = self._plan
+        rows = [
+            Row(index=index, key=key, request=request)
+            for index, (key, request) in enumerate(zip(self._keys, plan.requests, strict=True))
+        ]
+        async with (
+            asyncio.TaskGroup() as group,
+            session.generate_many(rows, ordered=plan.ordered, save_to=plan.folder) as batch,
+        ):
+            stopping = group.create_task(self._stop_on_signal(batch))
+            try:
+                async with asyncio.timeout(plan.timeout):
+                    async for outcome in batch:
+                        await self._deliver(outcome)
+            except TimeoutError:
+                self._timed_out = True
+            except BatchStopped as stopped:
+                self._stop_reason = stopped.cause
+            finally:
+                stopping.cancel()
 
+    async def _stop_on_signal(self, batch: Batch) -> None:
+        await self._signals.stop_requested.wait()
+        await batch.aclose()
 
-def generations(requests: Sequence[ImageRequest], timeout: float | None) -> list[JobArgument]:
-    """Return the jobs that buy these requests."""
-
-    def one(request: ImageRequest) -> JobArgument:
-        return JobArgument(request.prompt, lambda session: session.generate(request, timeout=timeout))
-
-    return [one(request) for request in requests]
-
-
-def attachments(task_ids: Sequence[str], timeout: float | None) -> list[JobArgument]:
-    """Return the jobs that wait for tasks that were bought before."""
-
-    async def wait(session: Session, task_id: str) -> GenerationResult:
-        job = await session.attach(task_id)
-        return await job.result(timeout=timeout)
-
-    def one(task_id: str) -> JobArgument:
-        return JobArgument(f"task {task_id}", lambda session: wait(session, task_id))
-
-    return [one(task_id) for task_id in task_ids]
-
-
-async def run_jobs(
-    gateway: Gateway, jobs: Sequence[JobArgument], policy: ConcurrencyPolicy, delivery: Delivery, console: Console
-) -> int:
-    """Run all jobs, print their results, and return 0, or 1 if one of them failed.
-
-    Raises `ConfigurationError` before anything is bought if the folder can't be written. After Ctrl-C or SIGTERM it
-    prints the results so far and raises `Interrupted`, which names the tasks that are paid for and not delivered.
-    """
-    await delivery.check_folder()
-    display = JobsDisplay(len(jobs), console)
-    tasks: list[asyncio.Task[_Outcome]] = []
-    interrupted = False
-    try:
-        session = Session(gateway, concurrency=policy, observers=[display], trust_env=True)
-        async with session, asyncio.TaskGroup() as group:
-            with display:
-                tasks += [group.create_task(_one(session, job, delivery.folder)) for job in jobs]
-                await asyncio.wait(tasks)
-    except asyncio.CancelledError:
-        interrupted = True
-    outcomes = [_Outcome() if task.cancelled() else task.result() for task in tasks]
-    for outcome in outcomes:
-        for line in outcome.lines:
-            print(exact(line), flush=True)
-    code = _report(jobs, outcomes, delivery, display)
-    if interrupted:
-        raise Interrupted(_interruption(outcomes, delivery, display))
-    return code
-
-
-async def _one(session: Session, job: JobArgument, folder: Path | None) -> _Outcome:
-    try:
-        result = await job.run(session)
-    except NanoBananaError as error:
-        return _Outcome(error=error)
-    urls = [link_of(image, terminal=sys.stdout.isatty()) for image in result.images]
-    if folder is None:
-        return _Outcome(result, urls)
-    try:
-        return _Outcome(result, [str(path) for path in await session.save(result, folder)])
-    except NanoBananaError as error:
-        return _Outcome(result, urls, error)  # paid for: print the links despite the error
-
-
-def link_of(image: GeneratedImage, *, terminal: bool) -> str:
-    """Return an image's URL; on a terminal the data of an inline image is truncated."""
-    return shorten_url(image.url) if terminal and image.url[:5].lower() == "data:" else image.url
-
-
-def _report(jobs: Sequence[JobArgument], outcomes: Sequence[_Outcome], delivery: Delivery, display: JobsDisplay) -> int:
-    failed = 0
-    for job, outcome in zip(jobs, outcomes, strict=False):  # an early interruption leaves jobs without an outcome
+    async def _deliver(self, outcome: Outcome) -> None:
+        """Print the result or the error of a job."""
+        self._outcomes[outcome.key] = outcome
         if outcome.error is not None:
-            failed += 1
-            sentence = _failure(outcome.error, delivery, display)
-        elif outcome.result is not None and outcome.result.missing:
-            sentence = missing_images(outcome.result)
-        else:
-            continue
-        prefix = f"{shorten(job.label, 40)}: " if len(jobs) > 1 else ""
-        display.print_note(f"nanobanana: {prefix}{sentence}")
-    return 1 if failed else 0
+            self._note(outcome, self._failure(outcome.error))
+        if outcome.result is None:
+            return
+        if outcome.result.missing:
+            self._note(outcome, missing_images(outcome.result))
+        for line in map(str, outcome.saved) if outcome.saved else self._lines.links(outcome.result):
+            await self._lines.print(line)
+        if outcome.ok and (self._plan.folder is not None or self._lines.failure is None):
+            self._delivered.add(outcome.key)
+        if self._lines.failure is not None and self._plan.folder is None and not self._signals.stop_requested.is_set():
+            why = self._lines.failure.strerror or "closed"
+            self._display.print_note(f"nanobanana: standard output can't be written ({why}): buying no more")
+            self._signals.stop_requested.set()
+
+    def _note(self, outcome: Outcome, sentence: str) -> None:
+        many = len(self._plan.requests) > 1 and outcome.request is not None
+        prefix = f"{shorten(outcome.request.prompt, 40)}: " if many and outcome.request is not None else ""
+        self._display.print_note(f"nanobanana: {prefix}{sentence}")
+
+    def _failure(self, error: NanoBananaError) -> str:
+        """Return what went wrong with a job and, if it is or may be paid for, how to go on."""
+        sentence = one_line(str(error))
+        if isinstance(error, JobUncertain) and self._plan.ledger is not None:
+            return f"{sentence}: check the gateway's own list of tasks, then `{resolve_command(self._plan.ledger)}`"
+        if isinstance(error, JobUnfinished) and not error.safe_to_repeat:
+            sentence = "the waiting ended before the job, which goes on at the gateway and is paid for"
+        key = error.key or ""
+        record = self._display.records.get(key)
+        outcome = self._outcomes.get(key)
+        if (record is not None and record.state is JobState.RUNNING) or (outcome and outcome.result is not None):
+            return f"{sentence}; {self._advice([key])}"
+        return sentence
+
+    def _advice(self, keys: Sequence[str]) -> str:
+        """Return how to get the images of jobs that are paid for."""
+        plan = self._plan
+        if plan.ledger is None:
+            return "they are lost with the emulator"
+        if len(keys) > MAX_KEYS:
+            return "the same command delivers them and buys nothing twice"
+        command = fetch_command(keys, plan.fetch_options, plan.folder)
+        return f"the same command, or `{one_line(command)}`, delivers {'it' if len(keys) == 1 else 'them'}"
+
+    async def _read_records(self) -> dict[str, JobRecord]:
+        """Return the records of the jobs; the session has stored the last answers while it closed."""
+        records = {key: record for key, record in self._display.records.items() if key in self._keys}
+        if self._plan.ledger is not None and self._keys:
+            with suppress(LedgerError, ConfigurationError):  # then those of the events
+                async with open_read_only(self._plan.ledger) as ledger:
+                    for key in self._keys:
+                        if (record := await ledger.find(key)) is not None:
+                            records[key] = record
+        return records
+
+    def _end(self, records: dict[str, JobRecord], took_s: float) -> int:
+        """Print the summary, forget what is delivered, and return the exit code."""
+        whole = bool(self._keys) and self._delivered.issuperset(self._keys)
+        if any(outcome.result is not None for outcome in self._outcomes.values()):
+            self._display.print_note(self._summary(records, took_s))
+        if self._open_run is not None:  # after the last line: a run that was killed before it is delivered again
+            bought = [key for key, record in records.items() if record.possibly_bought]
+            kept = [key for key in self._keys if key not in records or records[key].state is not JobState.FAILED]
+            try:
+                self._open_run.close(kept if bought and not whole else ())
+            except OSError as error:  # the next run delivers again
+                self._display.print_note(f"nanobanana: {why_unwritable(self._open_run.folder, error)}")
+        if whole:
+            return 0
+        sentence = "; ".join(self._left(records))
+        if self._signals.cancelled or (self._signals.stop_requested.is_set() and self._lines.failure is None):
+            raise Interrupted(f"interrupted; {sentence}" if sentence else "interrupted")
+        if sentence:
+            self._display.print_note(f"nanobanana: {sentence}")
+        return 1
+
+    def _summary(self, records: dict[str, JobRecord], took_s: float) -> str:
+        images = sum(len(outcome.result.images) for outcome in self._outcomes.values() if outcome.result is not None)
+        known = [record.credits for record in records.values() if record.credits is not None]
+        cost = credit_count(sum(known, Decimal(0))) if known else "price not stated"
+        return f"{count(images, 'image')}, {cost}, {duration(took_s)}"
+
+    def _left(self, records: dict[str, JobRecord]) -> Iterator[str]:
+        """Yield why the run ended early, and what it leaves; nothing about jobs whose error was printed."""
+        left = [key for key in self._keys if key not in self._outcomes]
+        undelivered = [key for key in self._outcomes if key not in self._delivered and self._outcomes[key].ok]
+        if self._stop_reason is not None:
+            yield f"the buying stopped: {one_line(str(self._stop_reason))}"
+        elif self._timed_out:
+            failure = self._display.create_failures.get(left[0]) if left else None
+            reason = "" if failure is None else f" ({one_line(str(failure))})"
+            yield f"the waiting ended after {self._plan.timeout:g} s{reason}"
+        found = {key: records[key] for key in (*left, *undelivered) if key in records}
+        paid = [key for key, record in found.items() if record.state in (JobState.RUNNING, JobState.SUCCEEDED)]
+        doubt = [key for key, record in found.items() if record.possibly_bought and key not in paid]
+        if paid:
+            yield f"{count(len(paid), 'job')} paid for and not delivered: {self._advice(paid)}"
+        if doubt:
+            yield (
+                f"{count(len(doubt), 'job')} perhaps bought, without an answer: the same command finds out where that"
+                " is possible without a second payment"
+            )
+        if unbought := len(left) - len([key for key in left if key in (*paid, *doubt)]):
+            some = any(record.possibly_bought for record in records.values())
+            yield f"{count(unbought, 'prompt')} not bought" if some else "nothing was bought"
 
 
-def missing_images(result: GenerationResult) -> str:
-    """Return a sentence about the images that the gateway did not deliver."""
-    reasons = "; ".join(f"image {index + 1}: {why}" for index, why in result.missing.items())
-    return one_line(
-        f"{len(result.missing)} of {len(result.images) + len(result.missing)} images are missing: {reasons}"
-    )
-
-
-def _failure(error: NanoBananaError, delivery: Delivery, display: JobsDisplay) -> str:
-    """Return what went wrong with a job and, if it is paid for, how to get its images."""
-    paid = display.paid_tasks([error.key] if error.key is not None else [])
-    sentence = one_line(str(error))
-    if isinstance(error, JobUnfinished) and not error.safe_to_repeat:
-        sentence = "the waiting ended before the job, which goes on at the gateway and is paid for"
-        if not paid:
-            return f"the waiting ended and no answer says whether the job was bought: {CHECK_TASKS}"
-    if paid:
-        return f"{sentence}; {delivery.advice(paid)}"
-    if isinstance(error, JobError) and error.job.task_id is not None:
-        sentence += f" [task {one_line(error.job.task_id)}]"
-    return sentence
-
-
-def _interruption(outcomes: Sequence[_Outcome], delivery: Delivery, display: JobsDisplay) -> str:
-    """Return what the interrupted command leaves at the gateway."""
-    reported = {outcome.result.key for outcome in outcomes if outcome.result is not None}
-    reported |= {outcome.error.key for outcome in outcomes if outcome.error is not None and outcome.error.key}
-    left = [key for key in display.records if key not in reported]
-    sentences = ["interrupted"]
-    if paid := display.paid_tasks(left):
-        sentences.append(f"{count(len(paid), 'job')} paid for and not delivered: {delivery.advice(paid)}")
-    in_doubt = sum(display.records[key].state in (JobState.SUBMITTING, JobState.UNCERTAIN) for key in left)
-    if in_doubt:
-        sentences.append(f"{count(in_doubt, 'job')} perhaps bought, without an answer: {CHECK_TASKS}")
-    if not any(record.possibly_bought for record in list(display.records.values())):
-        sentences.append("nothing was bought")
-    return "; ".join(sentences)
+def _unwritable(ledger: Path | None, error: OSError) -> ConfigurationError:
+    return ConfigurationError(why_unwritable(ledger or "", error, or_else="name another file with --ledger"))

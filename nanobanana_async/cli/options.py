@@ -1,24 +1,25 @@
 """Options that several commands share, and messages about values that they do not accept."""
 
 import re
+import shlex
 import types
 from collections.abc import Callable, Iterator, Sequence
 from decimal import Decimal
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
+import platformdirs
 from cyclopts import CoercionError, CycloptsError, Parameter, Token
 
 from nanobanana_async.errors import ConfigurationError, InvalidRequest
 from nanobanana_async.gateways import registry
 from nanobanana_async.gateways.contract import Gateway
-from nanobanana_async.validators import as_folder
+from nanobanana_async.validators import as_file, as_folder
 
 Name = registry.GatewayName
 GatewayName = Annotated[Name | None, Parameter(env_var="NANOBANANA_GATEWAY")]
 BaseUrl = Annotated[str | None, Parameter(env_var="NANOBANANA_BASE_URL")]
 Timeout = Annotated[float | None, Parameter(env_var="NANOBANANA_TIMEOUT")]
-LedgerFile = Annotated[Path, Parameter(name="--ledger", env_var="NANOBANANA_LEDGER")]
 Yes = Annotated[bool, Parameter(name=["--yes", "-y"], negative=())]
 Flag = Annotated[bool, Parameter(negative=())]
 
@@ -29,6 +30,15 @@ GatewayFinder = Callable[[Name | None, str | None], Gateway]
 def _to_folder(_: Any, tokens: Sequence[Token]) -> Path:
     return as_folder("the folder", tokens[0].value)
 
+
+def _to_ledger(_: Any, tokens: Sequence[Token]) -> Path:
+    return as_file("--ledger", tokens[0].value)
+
+
+LedgerFile = Annotated[Path, Parameter(name="--ledger", env_var="NANOBANANA_LEDGER", converter=_to_ledger)]
+
+DEFAULT_LEDGER = platformdirs.user_state_path("nanobanana", appauthor=False) / "jobs.sqlite"
+"""The ledger of `generate` and `jobs`: one for this user, wherever the commands are run."""
 
 FolderOption = Parameter(name=["--output", "-o"], converter=_to_folder)
 """The folder for the images. An empty value is refused: it would be the current folder."""
@@ -89,3 +99,19 @@ def setting_message(error: ConfigurationError | InvalidRequest) -> str:
     first, space, rest = sentence.partition(" ")
     option = f"--{first}" if first in ("resolution", "model") else with_option_names(first)
     return f"{option}{space}{rest}"
+
+
+def fetch_options(ledger: Path | None, gateway: str | None, base_url: str | None) -> list[str]:
+    """Return the options with which `jobs fetch` reaches the same ledger and gateway."""
+    options = {
+        "--ledger": None if ledger in (None, DEFAULT_LEDGER) else str(ledger),
+        "--gateway": gateway,
+        "--base-url": base_url,
+    }
+    return [part for name, value in options.items() if value is not None for part in (name, value)]
+
+
+def fetch_command(names: Sequence[str], options: Sequence[str], folder: Path | None) -> str:
+    """Return the command that fetches the images of jobs that were bought."""
+    output = () if folder is None else ("-o", str(folder))
+    return shlex.join(("nanobanana", "jobs", "fetch", *names, *options, *output))

@@ -1,35 +1,51 @@
-"""Handle Ctrl-C and SIGTERM: both end a command; while a batch runs, the first Ctrl-C only stops the buying."""
+"""Handle Ctrl-C, SIGTERM and SIGHUP alike: each ends a command; while jobs are bought, the first stops the buying."""
 
 import asyncio
 import os
 import signal
-from collections.abc import Coroutine
-from contextlib import suppress
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import contextmanager, suppress
 from types import TracebackType
 from typing import Any, Self
 
-from nanobanana_async.cli.batch.display import BatchDisplay
+from rich.console import Console
 
 INTERRUPTED = 130
 
+SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGBREAK") if hasattr(signal, name))
+
 
 class Interrupted(Exception):
-    """Ctrl-C or SIGTERM ended the command; the message says what is paid for and how to get it."""
+    """A signal ended the command; the message says what is paid for and how to get it."""
+
+
+@contextmanager
+def handled(handler: Callable[[], object]) -> Iterator[None]:
+    """Call a function in the running event loop for each signal, until the end of the block."""
+    loop = asyncio.get_running_loop()
+    before: dict[signal.Signals, Any] = {}
+    try:
+        for number in SIGNALS:
+            # `nohup` and `&` in scripts ignore signals on purpose.
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                with suppress(ValueError):  # outside the main thread
+                    before[number] = signal.signal(number, lambda *_: loop.call_soon_threadsafe(handler))
+        yield
+    finally:
+        for number, previous in before.items():
+            signal.signal(number, signal.SIG_DFL if previous is None else previous)
 
 
 def run_until_signal(main: Coroutine[Any, Any, int]) -> int:
-    """Run a command and return its exit code. SIGTERM cancels it as Ctrl-C does.
+    """Run a command that buys nothing, or nothing more, and return its exit code; a signal cancels it.
 
     Raises `KeyboardInterrupt` if it was cancelled and has not raised `Interrupted` with words of its own.
     """
 
     async def run() -> int:
-        loop, task = asyncio.get_running_loop(), asyncio.current_task()
-        if task is not None:
-            # Not available on Windows, and not outside the main thread.
-            with suppress(NotImplementedError, RuntimeError, ValueError):
-                loop.add_signal_handler(signal.SIGTERM, task.cancel)
-        return await main
+        task = asyncio.current_task()
+        with handled(lambda: None if task is None else task.cancel()):
+            return await main
 
     try:
         return asyncio.run(run())
@@ -38,49 +54,43 @@ def run_until_signal(main: Coroutine[Any, Any, int]) -> int:
 
 
 class StopSignals:
-    """The first Ctrl-C stops the buying; the second one or SIGTERM cancels the run; the third one exits at once."""
+    """The first signal stops the buying; the second one cancels the run; the third one exits at once.
 
-    def __init__(self, display: BatchDisplay) -> None:
+    `say` prints a sentence, `running` returns how many jobs are bought and have not ended.
+    """
+
+    def __init__(self, console: Console, say: Callable[[str], None], running: Callable[[], int]) -> None:
         self.stop_requested = asyncio.Event()
         self.cancelled = False
-        self._display = display
+        self._console = console
+        self._say = say
+        self._running = running
         self._task = asyncio.current_task()
-        self._handled: list[signal.Signals] = []
+        self._handling = handled(self._on_signal)
 
     def __enter__(self) -> Self:
-        loop = asyncio.get_running_loop()
-        for number, handler in ((signal.SIGINT, self._on_interrupt), (signal.SIGTERM, self._cancel)):
-            # Not available on Windows, where Ctrl-C cancels the task, and not outside the main thread.
-            with suppress(NotImplementedError, RuntimeError, ValueError):
-                loop.add_signal_handler(number, handler)
-                self._handled.append(number)
+        self._handling.__enter__()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for number in self._handled:
-            asyncio.get_running_loop().remove_signal_handler(number)
+        self._handling.__exit__(None, None, None)
 
     def uncancel(self) -> None:
         """Undo the cancellation by a signal, so that the run can print its summary."""
         if self._task is not None:
             self._task.uncancel()
 
-    def _on_interrupt(self) -> None:
+    def _on_signal(self) -> None:
         if self.cancelled:
-            self._display.console.show_cursor()
+            self._console.show_cursor()
             os._exit(INTERRUPTED)  # safe: the ledger holds every job
         if self.stop_requested.is_set():
-            self._cancel()
-            return
-        self.stop_requested.set()
-        running = 0 if self._display.stats is None else self._display.stats.slots_held
-        self._display.say(f"buying no more; collecting {running} running jobs; press Ctrl-C again to stop at once")
-
-    def _cancel(self) -> None:
-        if not self.cancelled:
             self.cancelled = True
-            self._display.say("stopping at once; running jobs are not lost: run the same command to collect them")
+            self._say("stopping at once; running jobs are not lost: run the same command to collect them")
             if self._task is not None:
                 self._task.cancel()
+            return
+        self.stop_requested.set()
+        self._say(f"buying no more; collecting {self._running()} running jobs; press Ctrl-C again to stop at once")

@@ -16,6 +16,7 @@ from nanobanana_async.emulator.messages import Endpoint, Gateway
 from nanobanana_async.emulator.server import EmulatorServer
 from nanobanana_async.emulator.settings import API_KEY, EmulatorOptions, EmulatorSettings
 from nanobanana_async.emulator.simulator import GatewaySimulator
+from nanobanana_async.emulator.state import is_loopback
 from nanobanana_async.emulator.stats import EmulatorStats, JobFacts
 
 
@@ -125,9 +126,21 @@ API Mall:  export NANOBANANA_GATEWAY=apimall NANOBANANA_BASE_URL={url} APIMALL_A
 defapi:    export NANOBANANA_GATEWAY=defapi NANOBANANA_BASE_URL={url} DEFAPI_API_KEY={key}"""
 
 
+_REACHABLE = """
+
+It listens on {host}: every machine and container that can reach this one can use it. Clients outside put its name
+into NANOBANANA_BASE_URL, such as http://emulator:{port}, and set NANOBANANA_ALLOW_HTTP=1, since it has no TLS."""
+
+
+def how_to(url: str, host: str) -> str:
+    """Return how to configure a client, and who can reach an emulator that listens on this host."""
+    text = _HOW_TO.format(url=url, key=API_KEY)
+    return text if is_loopback(f"http://{host}") else text + _REACHABLE.format(host=host, port=url.rpartition(":")[2])
+
+
 async def serve(port: int = 8080, *, host: str = "127.0.0.1", **settings: Unpack[EmulatorOptions]) -> None:
     """Print how to configure a client, then serve until cancelled."""
     require_pillow()
     async with Emulator(host=host, port=port, **settings) as emulator:
-        print(_HOW_TO.format(url=emulator.url, key=API_KEY), flush=True)
+        print(how_to(emulator.url, host), flush=True)
         await asyncio.Event().wait()

@@ -46,8 +46,8 @@ class EmulatorServer:
     @property
     def url(self) -> str:
         """Return the base URL, without a trailing slash."""
-        host = f"[{self._host}]" if ":" in self._host else self._host
-        return f"http://{host}:{self._port}"
+        host = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}.get(self._host, self._host)
+        return f"http://{f'[{host}]' if ':' in host else host}:{self._port}"
 
     def now(self) -> float:
         """Return the seconds since the start."""
@@ -89,6 +89,7 @@ class EmulatorServer:
 
     async def _serve(self, request: web.Request) -> web.StreamResponse:
         call = await _read_call(request)
+        self._simulator.base_url = f"http://{request.host}"  # links name the host by which this client reaches it
         answer = self._simulator.handle(self.now(), call)
         self._callback_sender.reschedule()
         if answer.delivery.delay_s:

@@ -4,6 +4,8 @@ import functools
 import hmac
 import ipaddress
 import os
+import re
+import unicodedata
 from collections.abc import Callable, Mapping
 from decimal import Decimal
 from typing import Any, ClassVar, Self
@@ -20,12 +22,23 @@ from nanobanana_async.validators import switch, within
 BASE_URL_VARIABLE = "NANOBANANA_BASE_URL"
 EXPECTED_VARIABLE = "NANOBANANA_EXPECTED_JOB_S"
 ACCOUNT_VARIABLE = "NANOBANANA_ACCOUNT"
+ALLOW_HTTP_VARIABLE = "NANOBANANA_ALLOW_HTTP"
 
 MAX_ACCOUNT_LENGTH = 64
 
+_SWITCHES = {"1": True, "true": True, "yes": True, "on": True, "0": False, "false": False, "no": False, "off": False}
+
+
+_QUOTES = "\"'`\u2018\u2019\u201c\u201d"
+_PLACEHOLDER = re.compile(
+    r"<.*>|\[.*\]|\{.*\}|\$.*|%.*%|none|null|undefined|todo|change[-_ ]?me|api[-_ ]?key|(apimall|defapi)[-_]api[-_]key"
+    r"|(sk-)?(\.{3,}|\u2026|x{3,}|\*{3,})|(sk-)?(your|my|insert|enter|paste|put)[-_ ].*(key|token|secret|here).*",
+    re.IGNORECASE | re.DOTALL,
+)
+
 
 def to_secret(key: object, title: str, variable: str) -> Secret | ConfigurationError:
-    """Return the key without surrounding spaces, or the error if it can't be sent in a header.
+    """Return the key without surrounding spaces and line breaks, or the error if it can't be an API key.
 
     Functions that hold the key return their errors instead of raising them: some tools show the locals of every frame
     of a traceback.
@@ -35,13 +48,38 @@ def to_secret(key: object, title: str, variable: str) -> Secret | ConfigurationE
     advice = f'set {variable} or pass api_key="..."'  # without the key itself: the message ends up in logs
     if not isinstance(key, str) or not (key := key.strip()):
         return ConfigurationError(f"{title} needs an API key: {advice}")
-    if not _is_visible_ascii(key):
-        return ConfigurationError(f'the API key must be visible ASCII, without spaces or "Bearer": {advice}')
+    if wrong := _wrong_with_key(key):
+        return ConfigurationError(f"the API key of {title} {wrong}: {advice}")
     return Secret(key)
 
 
-def validate_base_url(url: object) -> str | ConfigurationError:
-    """Return the URL without trailing slashes, or the error if the key must not be sent to it."""
+def _wrong_with_key(key: str) -> str | None:
+    """Return what is wrong with an API key, without showing it; None if nothing is."""
+    if _PLACEHOLDER.fullmatch(key):
+        return "is a placeholder: put the key of your account in its place"
+    if key[0] in _QUOTES or key[-1] in _QUOTES:
+        return "has quotation marks around it, which are not part of it: leave them out (env files take no quotes)"
+    if key.partition(" ")[0].lower().rstrip(":") in ("bearer", "authorization"):
+        return 'begins with "Bearer": leave that out, it is added to each request'
+    if "\n" in key or "\r" in key:
+        return "has a line break in it: it must be one line"
+    if any(character.isspace() for character in key):
+        return "has a space in it: it must be one word"
+    for position, character in enumerate(key):
+        if not "!" <= character <= "~":
+            name = unicodedata.name(character, "control character")
+            return (
+                f"has the character U+{ord(character):04X} ({name}) at position {position + 1}, and must be visible"
+                " ASCII: copy it again"
+            )
+    return None
+
+
+def validate_base_url(url: object, *, allow_http: bool = False) -> str | ConfigurationError:
+    """Return the URL without trailing slashes, or the error if the key must not be sent to it.
+
+    Plain http is accepted to this machine, and with `allow_http` to any host.
+    """
     if not isinstance(url, str) or not (url := url.strip().rstrip("/")):
         return ConfigurationError("base_url must be a URL such as https://gateway.example")
     # Some URL parsers read a backslash as a slash: the key could go to another host.
@@ -58,8 +96,11 @@ def validate_base_url(url: object) -> str | ConfigurationError:
         return ConfigurationError("base_url must not hold credentials; the API key goes into api_key")
     if "?" in url or "#" in url:
         return ConfigurationError("base_url must not hold a query or a fragment")
-    if parts.scheme == "http" and not is_loopback(host):
-        return ConfigurationError(f"base_url must be https: the API key would travel in clear text to {host}")
+    if parts.scheme == "http" and not (allow_http or is_loopback(host)):
+        return ConfigurationError(
+            f"base_url must be https: the API key would travel in clear text to {host} (in a network that you trust,"
+            f" such as one of containers, allow_http=True or {ALLOW_HTTP_VARIABLE}=1 permits that)"
+        )
     return url
 
 
@@ -113,7 +154,8 @@ def settings_in(
     settings = given
     if "api_key" not in settings:
         if not (key := variable_in(environ, kind.key_variable)):
-            return ConfigurationError(f"{kind.key_variable} is not set: it holds the API key of {kind.title}")
+            state = "empty" if kind.key_variable in environ else "not set"
+            return ConfigurationError(f"{kind.key_variable} is {state}: it holds the API key of {kind.title}")
         settings["api_key"] = key
     if "base_url" not in settings and (url := variable_in(environ, BASE_URL_VARIABLE)):
         settings["base_url"] = url
@@ -124,6 +166,10 @@ def settings_in(
             return ConfigurationError(f"{EXPECTED_VARIABLE} must be a number of seconds")
     if "account" not in settings and (account := variable_in(environ, ACCOUNT_VARIABLE)):
         settings["account"] = account
+    if "allow_http" not in settings and (word := variable_in(environ, ALLOW_HTTP_VARIABLE).lower()):
+        if word not in _SWITCHES:
+            return ConfigurationError(f"{ALLOW_HTTP_VARIABLE} must be 1 or 0")
+        settings["allow_http"] = _SWITCHES[word]
     return _seal_secrets(kind, settings) or settings
 
 
@@ -154,7 +200,7 @@ def _seal_secrets(kind: "type[GatewaySettings]", settings: dict[str, Any]) -> Co
     """Replace the key and the URL in the settings by checked ones; return the error if one is refused."""
     checks: dict[str, Callable[[object], object]] = {
         "api_key": lambda key: to_secret(key, kind.title, kind.key_variable),
-        "base_url": validate_base_url,
+        "base_url": lambda url: validate_base_url(url, allow_http=settings.get("allow_http") is True),
     }
     for name, check in checks.items():
         if name in settings:
@@ -178,6 +224,8 @@ class GatewaySettings:
     _api_key: Secret = field(alias="api_key", repr=False, converter=_as_secret)
     base_url: str
     """https, or http to this machine; no credentials, query or fragment."""
+    allow_http: bool = field(default=False, validator=switch)
+    """Whether `base_url` may be http to another machine: the API key and all requests then travel in clear text."""
     model: str
     """The model of requests that name none."""
     expected_job_s: float = field(default=20.0, validator=within(above=0))

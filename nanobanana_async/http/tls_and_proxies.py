@@ -9,6 +9,7 @@ from yarl import URL
 
 from nanobanana_async.errors import ConfigurationError
 from nanobanana_async.gateways.base import is_loopback
+from nanobanana_async.gateways.contract import Gateway
 from nanobanana_async.gateways.secret import Secret
 
 Tls = ssl.SSLContext | bool
@@ -93,6 +94,12 @@ class Proxies:
         if is_loopback(host) or any(_matches_no_proxy(name, host, url.port) for name in self._no_proxy):
             return None
         return self._of_scheme.get(url.scheme)
+
+
+def plain_origin(gateway: Gateway) -> URL | None:
+    """Return the origin of a gateway that the user has allowed to be reached without TLS; None for every other one."""
+    url = URL(gateway.base_url)
+    return url.origin() if url.scheme == "http" and getattr(gateway, "allow_http", False) is True else None
 
 
 def _matches_no_proxy(name: str, host: str, port: int | None) -> bool:

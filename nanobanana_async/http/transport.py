@@ -28,7 +28,7 @@ from nanobanana_async.http.exceptions import map_exception
 from nanobanana_async.http.lent import LentConnections, lent_connector
 from nanobanana_async.http.sockets import SocketTracker
 from nanobanana_async.http.threads import ThreadedResolver
-from nanobanana_async.http.tls_and_proxies import Proxies, Tls, proxy_url
+from nanobanana_async.http.tls_and_proxies import Proxies, Tls, plain_origin, proxy_url
 from nanobanana_async.loop_guard import cancel_requested
 
 _is_loopback = functools.lru_cache(maxsize=64)(is_loopback)
@@ -122,7 +122,7 @@ class AiohttpTransport:
         `SessionClosed` when the transport is not open.
         """
         session = self._open_session(fresh_connection)
-        url = _validated_url(request.url)
+        url = _validated_url(request.url, plain_origin(self._gateway))
         _check_proxy(url, self._proxies)
         try:
             answer = await self._exchange(session, request, url, timeout_s)
@@ -206,8 +206,8 @@ def disown_connector(session: aiohttp.ClientSession | None, borrowed: aiohttp.Cl
 
 
 @functools.lru_cache(maxsize=4096)  # a job is polled at one URL many times
-def _validated_url(text: str) -> URL:
-    """Return the URL if the API key may be sent there; raise `ConfigurationError` otherwise."""
+def _validated_url(text: str, plain: URL | None) -> URL:
+    """Return the URL if the API key may be sent there, for http to `plain`; raise `ConfigurationError` otherwise."""
     try:
         url = URL(text)
     except ValueError:
@@ -217,7 +217,7 @@ def _validated_url(text: str) -> URL:
         raise ConfigurationError(f"the URL of the request to {host} must not hold credentials")
     if url.scheme == "https" and host:
         return url
-    if url.scheme != "http" or not _is_loopback(host):
+    if url.scheme != "http" or not (_is_loopback(host) or (host and url.origin() == plain)):
         raise ConfigurationError(f"the request to {host or 'no host'} must use https: it carries the API key")
     return url
 
@@ -227,7 +227,9 @@ def _check_proxy(url: URL, proxies: Proxies) -> None:
         return
     proxy = proxies.of(url)
     if proxy is not None and not _is_loopback(URL(proxy.reveal()).raw_host or ""):
-        raise ConfigurationError("a request without TLS must not go through a proxy: it carries the API key")
+        raise ConfigurationError(
+            "a request without TLS must not go through a proxy, since it carries the API key: list its host in NO_PROXY"
+        )
 
 
 async def _read(

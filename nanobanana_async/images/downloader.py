@@ -35,10 +35,11 @@ _CLOSING_S = 10.0
 class ImageDownloader:
     """Fetches images by http, https and `data:` links.
 
-    Links are followed to public addresses and to `networks` only, and to loopback addresses if `allow_loopback` (for a
-    gateway on this machine), through at most five redirects and never from https to http. No cookie, key or referrer is
-    sent, and no credential is read from the environment. A proxy resolves host names itself: behind one, only the name
-    shows whether a host may be public.
+    Links are followed to public addresses and to `networks` only, to loopback addresses if `allow_loopback` (for a
+    gateway on this machine), and to `own_origin` (that of a gateway in a private network which the user allowed),
+    through at most five redirects and never from https to http. No cookie, key or referrer is sent, and no credential
+    is read from the environment. A proxy resolves host names itself: behind one, only the name shows whether a host may
+    be public.
 
     A failure that may be temporary is retried, up to `attempts` attempts in all. At most `max_at_once` images are
     downloaded at once; `idle_s` and `total_s` limit one attempt. Images are verified with Pillow if it is installed.
@@ -61,6 +62,7 @@ class ImageDownloader:
         max_bytes: int = 64 * 1024 * 1024,
         max_at_once: int = 8,
         headers: Mapping[str, str] | None = None,
+        own_origin: URL | None = None,
     ) -> None:
         self._fetcher = ImageFetcher(
             loopback=allow_loopback,
@@ -74,6 +76,7 @@ class ImageDownloader:
             total_s=total_s,
             max_bytes=max_bytes,
             headers=download_headers(headers),
+            own_origin=own_origin,
         )
         self._attempts = attempts
         self._pause_s = pause_s

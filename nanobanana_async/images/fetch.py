@@ -36,9 +36,9 @@ _MAX_WAIT_S = 30.0  # links expire, so a longer wait is not worth it
 class ImageFetcher:
     """Downloads an image in one attempt; raises `FetchError`.
 
-    `loopback` allows loopback addresses, `networks` those of private networks. Direct connections are made to no others
-    but public ones. A proxy resolves and connects itself, and so may a `lent` session's connector: there only the URL's
-    host is checked.
+    `loopback` allows loopback addresses, `networks` those of private networks, `own_origin` the gateway's own host in a
+    private network. Direct connections are made to no others but public ones. A proxy resolves and connects itself, and
+    so may a `lent` session's connector: there only the URL's host is checked.
     """
 
     def __init__(
@@ -55,11 +55,13 @@ class ImageFetcher:
         total_s: float,
         max_bytes: int,
         headers: Mapping[str, str],
+        own_origin: URL | None = None,
     ) -> None:
         self._loopback = loopback
         self._networks = networks
         self._lent = lent
         self._through_lent = lent is not None and connects_itself(lent.connector)
+        self._own_origin = own_origin
         self._proxies = proxies
         self._tls = tls
         self._resolver = resolver
@@ -70,6 +72,8 @@ class ImageFetcher:
         self._headers = {**headers, "Accept-Encoding": "identity"}
         self._direct_sockets = self._public_sockets()
         self._proxy_sockets = SocketTracker()
+        self._own_sockets = SocketTracker()
+        self._own: aiohttp.ClientSession | None = None
         self._direct: aiohttp.ClientSession | None = None
         self._proxied: aiohttp.ClientSession | None = None
 
@@ -77,6 +81,7 @@ class ImageFetcher:
         """Make the sessions; no connection is opened yet."""
         self._direct = self._session(self._direct_sockets)
         self._proxied = self._session(self._proxy_sockets) if self._proxies else None
+        self._own = self._session(self._own_sockets) if self._own_origin is not None else None
 
     def _public_sockets(self) -> PublicSockets:
         factory = None if self._lent is None else getattr(self._lent.connector, "_socket_factory", None)
@@ -96,18 +101,20 @@ class ImageFetcher:
 
     async def aclose(self) -> None:
         """Close the sessions, and wait for their sockets."""
-        for session in (self._direct, self._proxied):
+        for session in (self._direct, self._proxied, self._own):
             if session is not None:
                 await session.close()
         await self._direct_sockets.wait_closed()
         await self._proxy_sockets.wait_closed()
+        await self._own_sockets.wait_closed()
 
     def disown(self) -> None:
         """Leave the sockets to the parent process; called in a forked child. See `AiohttpTransport.disown`."""
-        for session in (self._direct, self._proxied):
+        for session in (self._direct, self._proxied, self._own):
             disown_connector(session)
         self._direct_sockets = self._public_sockets()
         self._proxy_sockets = SocketTracker()
+        self._own_sockets = SocketTracker()
 
     async def get(self, link: str, write: Write) -> None:
         """Download a link, and pass its content to `write` in chunks."""
@@ -115,7 +122,8 @@ class ImageFetcher:
         try:
             async with asyncio.timeout(self._total_s):
                 for _ in range(1 + MAX_REDIRECTS):
-                    self._check_host(url)
+                    if url.origin() != self._own_origin:
+                        self._check_host(url)
                     target = await self._follow(url, write)
                     if target is None:
                         return
@@ -133,6 +141,8 @@ class ImageFetcher:
         """Download the image and return None, or return the target of a redirect."""
         proxy = self._proxies.of(url)
         session = self._direct if proxy is None else self._proxied
+        if proxy is None and url.origin() == self._own_origin:
+            session = self._own
         if session is None:
             raise SessionClosed("the session is not open")
         try:

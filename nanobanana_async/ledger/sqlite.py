@@ -19,7 +19,7 @@ from nanobanana_async.ledger.statements import JobTable, update_for
 from nanobanana_async.ledger.writer import Writer
 from nanobanana_async.loop_guard import running_loop
 from nanobanana_async.policy.prices import Price
-from nanobanana_async.validators import as_count, as_number, check_kind, shown
+from nanobanana_async.validators import as_count, as_file, as_number, check_kind, shown
 
 T = TypeVar("T")
 
@@ -45,10 +45,10 @@ class SqliteLedger:
     def __init__(
         self, path: str | os.PathLike[str], *, read_only: bool = False, busy_timeout_s: float = BUSY_S
     ) -> None:
-        self._path = path
         check_kind("path", path, (str, os.PathLike), "the path of a file, such as 'jobs.sqlite'")
         if os.fspath(path) in ("", ":memory:"):
             raise ConfigurationError(f"{os.fspath(path)!r} is not a file: omit ledger=, or pass MemoryLedger()")
+        self._path = as_file("the ledger", path)
         self._read_only = read_only
         self._busy_s = as_number("busy_timeout_s", busy_timeout_s, most=MAX_BUSY_S)
         self._writer: Writer | None = None
@@ -56,7 +56,7 @@ class SqliteLedger:
 
     def __repr__(self) -> str:
         mode = ", read_only=True" if self.__dict__.get("_read_only") else ""  # missing if __init__ raised
-        return f"SqliteLedger({str(self.path)!r}{mode})"
+        return f"SqliteLedger({str(self.__dict__.get('_path', '...'))!r}{mode})"
 
     def __del__(self) -> None:
         writer: Writer | None = self.__dict__.get("_writer")  # missing if __init__ raised
@@ -66,7 +66,7 @@ class SqliteLedger:
     @property
     def path(self) -> Path:
         """The path of the file."""
-        return Path(self._path).expanduser()
+        return self._path
 
     async def open(self) -> None:
         """Open the file, creating or migrating it if needed, and become an owner of jobs.

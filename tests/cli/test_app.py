@@ -49,7 +49,7 @@ def test_a_bug_is_one_line_on_stderr(bare: pytest.MonkeyPatch, capsys: pytest.Ca
     def broken(*_: object) -> None:
         raise LookupError("oops")
 
-    bare.setattr(cli, "_find_gateway", broken)
+    bare.setattr(cli, "gateway_from_env", broken)
     assert cli.run(["generate", "x"]) == 1
     assert capsys.readouterr().err == "nanobanana: a bug: LookupError: oops (NANOBANANA_DEBUG=1 shows where)\n"
     bare.setenv("NANOBANANA_DEBUG", "1")
@@ -59,7 +59,7 @@ def test_a_bug_is_one_line_on_stderr(bare: pytest.MonkeyPatch, capsys: pytest.Ca
 
 @pytest.mark.slow
 def test_a_closed_pipe_prints_no_error() -> None:
-    pipeline = f"{sys.executable} -m nanobanana_async.cli --help | true; echo ${{PIPESTATUS[0]}}"
+    pipeline = f"{sys.executable} -m nanobanana_async --help | true; echo ${{PIPESTATUS[0]}}"
     done = subprocess.run(
         ["bash", "-c", pipeline], env=environment(), capture_output=True, text=True, timeout=30, check=True
     )

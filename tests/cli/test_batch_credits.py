@@ -26,14 +26,17 @@ def credits_of(said: Said) -> tuple[Decimal, Decimal]:
     return Decimal(amounts[0]), Decimal(amounts[1] or 0)
 
 
-async def stopped_run(batch: Command, emulator: Emulator, signals: int, *, accepted: int, gateway: str) -> Said:
-    """Start a batch, and send it a signal (0: SIGKILL) once the gateway has accepted so many jobs."""
+async def stopped_run(
+    batch: Command, emulator: Emulator, *signals: signal.Signals, accepted: int, gateway: str
+) -> Said:
+    """Start a batch, and send it signals once the gateway has accepted so many jobs."""
     environ = environment(emulator, NANOBANANA_GATEWAY=gateway, DEFAPI_API_KEY="emulator-key")
     async with started("batch", "foxes.txt", "-o", "out", environ=environ, folder=batch.folder) as process:
         while emulator.stats().creates_accepted < accepted:  # noqa: ASYNC110 - it has no event
             await asyncio.sleep(0.01)
         await asyncio.sleep(0.2)  # the answers arrive
-        process.send_signal(signals or signal.SIGKILL)
+        for number in signals:
+            process.send_signal(number)
         return await ended(process)
 
 
@@ -41,17 +44,17 @@ async def stopped_run(batch: Command, emulator: Emulator, signals: int, *, accep
 async def test_adopted_jobs_count_once_after_a_kill(batch: Command, gateway: str) -> None:
     batch.prompts(12)
     async with emulated(batch, gateway, job_limit=4, duration=Fixed(0.7)) as emulator:
-        await stopped_run(batch, emulator, 0, accepted=8, gateway=gateway)
+        await stopped_run(batch, emulator, signal.SIGKILL, accepted=8, gateway=gateway)
         said = await batch("foxes.txt")
         assert (said.code, credits_of(said)) == (0, (emulator.stats().credits_charged, NONE))
         assert credits_of(await batch("foxes.txt")) == (emulator.stats().credits_charged, NONE)
         assert emulator.stats().creates_accepted == 12
 
 
-async def test_sigterm_prints_spent_and_reserved_credits_apart(batch: Command) -> None:
+async def test_two_signals_print_spent_and_reserved_credits_apart(batch: Command) -> None:
     batch.prompts(12)
     async with emulated(batch, "defapi", job_limit=4, duration=Fixed(0.7)) as emulator:
-        said = await stopped_run(batch, emulator, signal.SIGTERM, accepted=8, gateway="defapi")
+        said = await stopped_run(batch, emulator, signal.SIGTERM, signal.SIGINT, accepted=8, gateway="defapi")
         assert said.code == 130
         sold = emulator.stats().creates_accepted
         spent, reserved = credits_of(said)

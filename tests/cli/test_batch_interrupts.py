@@ -1,4 +1,4 @@
-"""Ctrl-C on a real terminal, SIGTERM and a closed pipe: the batch stops without losing a job."""
+"""Ctrl-C on a real terminal, other signals and a closed pipe: the batch stops without losing a job."""
 
 import asyncio
 import os
@@ -20,7 +20,7 @@ from tests.support.command import environment, in_a_process, started
 pytestmark = pytest.mark.slow
 
 ROWS = 24
-NANOBANANA = f"{shlex.quote(sys.executable)} -m nanobanana_async.cli"
+NANOBANANA = f"{shlex.quote(sys.executable)} -m nanobanana_async"
 
 
 class PseudoTerminal:
@@ -127,12 +127,28 @@ async def test_the_second_ctrl_c_stops_at_once(tmp_path: Path) -> None:
         await check_rerun(tmp_path, emulator, environ)
 
 
-async def test_sigterm_stops_at_once_and_closes_the_ledger(tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+async def test_another_signal_collects_running_jobs_like_ctrl_c(tmp_path: Path, number: signal.Signals) -> None:
+    async with emulated(tmp_path, 0.5) as (emulator, environ):
+        async with started("batch", "foxes.txt", "-o", "out", environ=environ, folder=tmp_path) as process:
+            assert process.stdout is not None
+            await process.stdout.readline()
+            process.send_signal(number)
+            async with asyncio.timeout(10):
+                _, stderr = await process.communicate()
+        assert (process.returncode, b"Traceback" in stderr) == (130, False)
+        assert b"buying no more" in stderr
+        assert len(images_of(tmp_path / "out")) == emulator.stats().creates_accepted < ROWS
+        await check_rerun(tmp_path, emulator, environ)
+
+
+async def test_two_signals_stop_at_once_and_close_the_ledger(tmp_path: Path) -> None:
     async with emulated(tmp_path, 0.5) as (emulator, environ):
         async with started("batch", "foxes.txt", "-o", "out", environ=environ, folder=tmp_path) as process:
             assert process.stdout is not None
             await process.stdout.readline()
             process.send_signal(signal.SIGTERM)
+            process.send_signal(signal.SIGHUP)
             async with asyncio.timeout(10):
                 _, stderr = await process.communicate()
         assert (process.returncode, b"Traceback" in stderr) == (130, False)

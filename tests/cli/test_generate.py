@@ -1,8 +1,6 @@
 """`nanobanana generate` against the emulator, over real sockets."""
 
-import asyncio
 import shlex
-import signal
 from pathlib import Path
 
 import pytest
@@ -10,7 +8,7 @@ from PIL import Image
 
 from nanobanana_async.emulator import API_KEY, Emulator, Fixed, Script
 from nanobanana_async.emulator.faults import error
-from tests.support.command import ended, environment, in_a_process, nanobanana, started
+from tests.support.command import environment, in_a_process, nanobanana
 
 pytestmark = pytest.mark.slow
 
@@ -24,10 +22,11 @@ async def test_stdout_holds_only_the_urls() -> None:
     assert [line.startswith(f"{emulator.url}/cdn/") for line in said.out.splitlines()] == [True, True]
 
 
-async def test_results_keep_the_order_of_the_prompts(tmp_path: Path) -> None:
+async def test_each_prompt_has_its_files_and_ordered_keeps_the_order(tmp_path: Path) -> None:
     prompts = [f"image {number}" for number in range(6)]
     async with Emulator(duration=QUICK, job_limit=2, image_scale=0.1) as emulator:
-        said = await nanobanana("generate", *prompts, "-o", "out", environ=environment(emulator), folder=tmp_path)
+        environ = environment(emulator)
+        said = await nanobanana("generate", *prompts, "-o", "out", "--ordered", environ=environ, folder=tmp_path)
     assert said.code == 0
     files = [tmp_path / line for line in said.out.splitlines()]
     assert [file.stem for file in files] == [prompt.replace(" ", "-") for prompt in prompts]
@@ -94,20 +93,23 @@ async def test_an_image_that_cannot_be_downloaded_leaves_its_url(tmp_path: Path)
     assert said.code == 1
     assert said.out.startswith(f"{emulator.url}/cdn/")
     assert "410" in said.err
-    assert "`nanobanana jobs attach img_" in said.complaint
+    assert "`nanobanana jobs fetch " in said.err
 
 
 async def test_a_timeout_names_the_command_that_fetches_the_images(tmp_path: Path) -> None:
     async with Emulator(duration=Fixed(2), image_scale=0.1) as emulator:
         environ = environment(emulator)
-        options = ("--timeout", "1", "-o", "my images", "--base-url", emulator.url)
+        options = ("--timeout", "1", "-o", "my images", "--base-url", emulator.url, "--ledger", "own.sqlite")
         said = await nanobanana("generate", "a fox", *options, environ=environ, folder=tmp_path)
         (job,) = emulator.jobs()
-        command = f"nanobanana jobs attach {job.task_id} --gateway apimall --base-url {emulator.url} -o 'my images'"
+        command = (
+            f"nanobanana jobs fetch {job.key} --ledger own.sqlite --gateway apimall --base-url {emulator.url}"
+            " -o 'my images'"
+        )
         assert (said.code, said.out) == (1, "")
         assert said.complaint == (
-            "nanobanana: the waiting ended before the job, which goes on at the gateway and is paid for;"
-            f" `{command}` fetches its images and buys nothing"
+            "nanobanana: the waiting ended after 1 s; 1 job paid for and not delivered: the same command, or"
+            f" `{command}`, delivers it"
         )
         fetched = await nanobanana(*shlex.split(command)[1:], environ=environ, folder=tmp_path)
         assert (fetched.code, fetched.err) == (0, "")
@@ -115,56 +117,6 @@ async def test_a_timeout_names_the_command_that_fetches_the_images(tmp_path: Pat
         with Image.open(tmp_path / fetched.out.strip()) as image:
             assert image.width > 0
         assert emulator.stats().creates_accepted == 1
-
-
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-async def test_a_signal_names_the_paid_tasks_and_exits_with_130(number: signal.Signals) -> None:
-    async with Emulator(duration=Fixed(3)) as emulator:
-        environ = environment(emulator)
-        async with started("generate", "a fox", "an owl", environ=environ) as process:
-            async with asyncio.timeout(20):
-                while emulator.stats().creates_accepted < 2:  # noqa: ASYNC110 - the emulator has no event for it
-                    await asyncio.sleep(0.05)
-            process.send_signal(number)
-            said = await ended(process)
-        assert said.code == 130
-        ids = {job.task_id for job in emulator.jobs()}
-        assert "2 jobs paid for and not delivered" in said.complaint
-        command = said.complaint.split("`")[1]
-        assert ids <= set(command.split())
-        assert emulator.stats().open_connections == 0
-        fetched = await nanobanana(*shlex.split(command)[1:], environ=environ)
-        assert (fetched.code, len(fetched.out.splitlines())) == (0, 2)
-        assert emulator.stats().creates_accepted == 2
-
-
-async def test_results_before_a_signal_are_printed() -> None:
-    async with Emulator(duration=Fixed(0.2), job_limit=1) as emulator:
-        environ = environment(emulator)
-        async with started("generate", *map(str, range(30)), "--max-jobs", "1", environ=environ) as process:
-            async with asyncio.timeout(20):
-                while emulator.stats().creates_accepted < 3:  # noqa: ASYNC110 - the emulator has no event for it
-                    await asyncio.sleep(0.05)
-            process.send_signal(signal.SIGTERM)
-            said = await ended(process)
-        bought = emulator.stats().creates_accepted
-    assert said.code == 130
-    assert bought - 1 <= len(said.out.splitlines()) <= bought
-    assert "Traceback" not in said.err
-
-
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-async def test_a_signal_before_anything_is_bought_says_so(number: signal.Signals) -> None:
-    script = Script({"apimall.create": [error(429)] * 100})
-    async with Emulator(script=script) as emulator:
-        async with started("generate", "a fox", environ=environment(emulator)) as process:
-            async with asyncio.timeout(20):
-                while emulator.stats().creates_received == 0:  # noqa: ASYNC110 - the emulator has no event for it
-                    await asyncio.sleep(0.05)
-            process.send_signal(number)
-            said = await ended(process)
-        assert emulator.stats().creates_accepted == 0
-    assert (said.code, said.complaint) == (130, "nanobanana: interrupted; nothing was bought")
 
 
 @pytest.mark.parametrize(("folder", "why"), [("file", "something else has this name: move that away or name another")])
@@ -197,4 +149,4 @@ async def test_an_unreachable_gateway_is_reported() -> None:
     assert "can't reach 127.0.0.1: " in waiting
     assert "trying again" in waiting
     assert "can't reach 127.0.0.1: " in end
-    assert end.endswith("was withdrawn: nothing was bought")
+    assert end.endswith("; nothing was bought")

@@ -42,6 +42,9 @@ async def test_help_names_environment_variables_of_options() -> None:
         (("generate", "x", "-o", ""), "the folder must be the path of a folder"),
         (("batch", "x.txt", "-o", ""), "the folder must be the path of a folder"),
         (("demo", "-o", " "), "the folder must be the path of a folder"),
+        (("generate", "x", "-o", "s3://bucket/x"), "the folder must be the path of a folder on this machine"),
+        (("batch", "x.txt", "-o", "gs://bucket/x"), "the folder must be the path of a folder on this machine"),
+        (("jobs", "--ledger", "https://example.com/x"), "--ledger must be the path of a file on this machine"),
         (("batch", "x.txt", "-o", "x", "--max-credits", "abc"), "--max-credits must be a number, not 'abc'"),
         (
             ("batch", "x.txt", "-o", "x", "--max-credits", "nan"),
@@ -98,13 +101,60 @@ async def test_invalid_environment_variable_is_named() -> None:
     assert "NANOBANANA_GATEWAY must be one of apimall, defapi, emulator, not 'foo'" in said.complaint
 
 
+async def test_placeholder_and_quoted_keys_are_named_before_any_request() -> None:
+    for key, why in (
+        ("your-api-key", "placeholder"),
+        ('"sk-1a2b3c4d"', "quotation marks"),
+        ("", "set APIMALL_API_KEY"),
+    ):
+        said = await nanobanana("generate", "x", environ=environment(APIMALL_API_KEY=key))
+        assert (said.code, said.out) == (2, "")
+        assert why in said.complaint
+        assert "1a2b" not in said.err
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("generate",),
+        ("batch",),
+        ("emulate",),
+        ("demo",),
+        ("jobs",),
+        *(("jobs", name) for name in ("show", "fetch", "resume", "resolve", "hand-over", "prune")),
+    ],
+)
+async def test_help_of_each_command_has_examples(command: tuple[str, ...]) -> None:
+    said = await nanobanana(*command, "--help")
+    assert said.code == 0
+    assert f"nanobanana {' '.join(command)} " in said.out.partition("xample")[2].replace("\n", " ")
+
+
 @pytest.mark.slow
-def test_ctrl_c_during_the_imports_prints_one_line() -> None:
+def test_the_package_is_the_command() -> None:
+    done = [
+        subprocess.run(
+            [sys.executable, *arguments, "--help"],
+            capture_output=True,
+            text=True,
+            timeout=30,
+            check=True,
+            env=environment(),
+        ).stdout
+        for arguments in (("-m", "nanobanana_async"), ("-c", "from nanobanana_command import main; main()"))
+    ]
+    assert done[0] == done[1]
+    assert done[0].startswith("Usage: nanobanana COMMAND")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("module", ["cyclopts", "aiohttp", "nanobanana_async.session", "nanobanana_async.cli"])
+def test_ctrl_c_during_the_imports_prints_one_line(module: str) -> None:
     program = (
-        "import sys; from nanobanana_async.cli import main\n"
+        "import sys; from nanobanana_command import main\n"
         "class Interrupting:\n"
         "    def find_spec(self, name, path, target=None):\n"
-        "        if name == 'cyclopts': raise KeyboardInterrupt\n"
+        f"        if name == {module!r}: raise KeyboardInterrupt\n"
         "sys.meta_path.insert(0, Interrupting()); main()"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=30, check=False)

@@ -35,6 +35,53 @@ def test_invalid_key_is_refused_with_advice(kind: Any, key: object) -> None:
     assert not str(key).strip() or str(key) not in str(caught.value)
 
 
+@both
+@pytest.mark.parametrize(
+    ("key", "why"),
+    [
+        ('"sk-1a2b3c4d"', "quotation marks"),
+        ("'sk-1a2b3c4d'", "quotation marks"),
+        ("sk-1a2b3c4d\u201d", "quotation marks"),
+        ("Bearer sk-1a2b3c4d", 'begins with "Bearer"'),
+        ("Authorization: Bearer sk-1a2b3c4d", 'begins with "Bearer"'),
+        ("sk-1a2b\n3c4d", "line break"),
+        ("sk-1a2b 3c4d", "space in it"),
+        ("sk-\u200b1a2b3c4d", r"U\+200B \(ZERO WIDTH SPACE\) at position 4"),
+        ("\ufeffsk-1a2b3c4d", r"U\+FEFF"),
+        ("your-api-key", "placeholder"),
+        ("YOUR_API_KEY_HERE", "placeholder"),
+        ("<API_KEY>", "placeholder"),
+        ("${APIMALL_API_KEY}", "placeholder"),
+        ("sk-...", "placeholder"),
+        ("sk-xxxxxxxx", "placeholder"),
+        ("***", "placeholder"),
+        ("changeme", "placeholder"),
+    ],
+)
+def test_what_is_wrong_with_a_key_is_named(kind: Any, key: str, why: str) -> None:
+    with pytest.raises(ConfigurationError, match=why) as caught:
+        kind(api_key=key)
+    assert kind.key_variable in str(caught.value)
+    assert "1a2b" not in str(caught.value)
+
+
+@pytest.mark.parametrize("key", ["sk-Your1a2bkey", "mykey1a2b", "emulator-key", "the-key", "k", "a:b/c+d=="])
+def test_an_unusual_key_is_accepted(key: str) -> None:
+    assert ApiMall(api_key=key).api_key.reveal() == key
+
+
+@pytest.mark.parametrize("url", ["http://emulator:8080", "http://192.168.1.5", "http://host.docker.internal:80"])
+def test_plain_http_to_another_machine_needs_consent(url: str) -> None:
+    with pytest.raises(ConfigurationError, match=r"allow_http=True or NANOBANANA_ALLOW_HTTP=1"):
+        ApiMall(api_key=KEY, base_url=url)
+    assert ApiMall(api_key=KEY, base_url=url, allow_http=True).base_url == url
+    variables = {"APIMALL_API_KEY": KEY, "NANOBANANA_BASE_URL": url}
+    assert ApiMall.from_env(variables | {"NANOBANANA_ALLOW_HTTP": "1"}).base_url == url
+    for refused, why in (("0", "must be https"), ("maybe", "NANOBANANA_ALLOW_HTTP must be 1 or 0")):
+        with pytest.raises(ConfigurationError, match=why):
+            ApiMall.from_env(variables | {"NANOBANANA_ALLOW_HTTP": refused})
+
+
 @pytest.mark.parametrize(
     ("url", "expected"),
     [
@@ -93,6 +140,7 @@ def test_unsafe_base_url_is_refused(url: Any, why: str) -> None:
         ("expected_job_s", 0),
         ("expected_job_s", "20"),
         ("slots_per_image", 1),
+        ("allow_http", "no"),
     ],
 )
 def test_invalid_setting_is_refused_by_name(kind: Any, name: str, value: object) -> None:
@@ -143,7 +191,8 @@ def test_missing_key_error_names_the_variable(
     monkeypatch.delenv(kind.key_variable, raising=False)
     if value is not None:
         monkeypatch.setenv(kind.key_variable, value)
-    with pytest.raises(ConfigurationError, match=f"{kind.key_variable} is not set"):
+    state = "not set" if value is None else "empty"
+    with pytest.raises(ConfigurationError, match=f"{kind.key_variable} is {state}"):
         kind.from_env()
 
 

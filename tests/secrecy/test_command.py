@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from nanobanana_async.cli import app as cli
-from nanobanana_async.cli.generate import link_of
+from nanobanana_async.cli.result_lines import link_of
 from nanobanana_async.escaping import one_line
 from nanobanana_async.models import GeneratedImage
 from tests.secrecy.canary import KEY, seen
@@ -66,6 +66,7 @@ def gateway(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[type[An
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("NANOBANANA_BASE_URL", f"http://127.0.0.1:{server.server_port}")
     monkeypatch.setenv("NANOBANANA_GATEWAY", "defapi")
+    monkeypatch.setenv("NANOBANANA_LEDGER", str(tmp_path / "own.sqlite"))
     monkeypatch.setenv("NANOBANANA_EXPECTED_JOB_S", "0.05")
     monkeypatch.setenv("DEFAPI_API_KEY", KEY)
     Own.create = (200, {"code": 0, "data": {"task_id": "task-1"}})

@@ -1,10 +1,14 @@
 """Run `nanobanana` in this process or in one of its own, and read its output and exit code."""
 
 import asyncio
+import atexit
 import contextlib
 import io
+import itertools
 import os
+import shutil
 import sys
+import tempfile
 from asyncio.subprocess import PIPE, Process
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -14,6 +18,10 @@ from attrs import frozen
 
 from nanobanana_async.cli import app as cli
 from nanobanana_async.emulator import API_KEY, Emulator
+
+_LEDGERS = Path(tempfile.mkdtemp(prefix="nanobanana-ledgers-"))
+_NUMBERS = itertools.count()
+atexit.register(shutil.rmtree, _LEDGERS, ignore_errors=True)
 
 _OURS = ("APIMALL_", "DEFAPI_", "NANOBANANA_")
 
@@ -42,9 +50,10 @@ class Said:
 
 
 def environment(emulator: Emulator | None = None, **variables: str) -> dict[str, str]:
-    """Return the environment without our own variables, with those of the emulator if given."""
+    """Return the environment without our own variables, with a new ledger, and those of the emulator if given."""
     environ = {name: value for name, value in os.environ.items() if not name.startswith(_OURS)}
     environ |= {"PYTHONWARNINGS": "error", "COLUMNS": "200"}
+    environ["NANOBANANA_LEDGER"] = str(_LEDGERS / f"{next(_NUMBERS)}.sqlite")
     if emulator is not None:
         environ |= {"NANOBANANA_BASE_URL": emulator.url, "NANOBANANA_GATEWAY": "apimall", "APIMALL_API_KEY": API_KEY}
         environ |= {"NANOBANANA_EXPECTED_JOB_S": "0.5"}
@@ -57,7 +66,7 @@ async def started(*arguments: str, environ: dict[str, str], folder: Path | None 
     process = await asyncio.create_subprocess_exec(
         sys.executable,
         "-m",
-        "nanobanana_async.cli",
+        "nanobanana_async",
         *arguments,
         cwd=folder,
         env=environ,

@@ -88,11 +88,17 @@ class BatchCommand:
         moved or inserted.
 
         Stdout, unless it is a terminal: a line for each image with key, status and path, separated by tabs; rows of
-        earlier runs come first. The first Ctrl-C stops the buying and collects running jobs; the second one stops at
-        once.
+        earlier runs come first. The first Ctrl-C (or SIGTERM, SIGHUP) stops the buying and collects running jobs; the
+        second one stops at once.
 
         Exit codes: 0 success, 1 some rows have no images, 2 usage or a bad file, 3 the buying stopped early (credits,
         API key, a folder that can't be written) or an unknown price exceeded --max-credits, 130 interrupted.
+
+        Examples:
+
+        nanobanana batch prompts.txt -o spring --dry-run
+
+        nanobanana batch prompts.csv -o spring --max-credits 800
 
         Parameters
         ----------

@@ -131,6 +131,10 @@ class BatchDisplay(LiveDisplay):
         wrapped = self.console.is_terminal
         self.console.print(one_line(sentence), markup=False, highlight=False, emoji=False, soft_wrap=not wrapped)
 
+    def running(self) -> int:
+        """Return how many jobs hold a slot."""
+        return 0 if self.stats is None else self.stats.slots_held
+
     @property
     def done(self) -> int:
         """Number of rows that have ended, in this run or before."""

@@ -42,8 +42,8 @@ from nanobanana_async.cli.batch.rows import (
 )
 from nanobanana_async.cli.batch.run_report import RunReport
 from nanobanana_async.cli.batch.spreadsheet import SPREADSHEET, write_spreadsheet
-from nanobanana_async.cli.generate import missing_images
 from nanobanana_async.cli.jobs.actions import require_ledger
+from nanobanana_async.cli.result_lines import missing_images
 from nanobanana_async.cli.signals import StopSignals
 
 OK, FAILED, STOPPED, INTERRUPTED = 0, 1, 3, 130
@@ -65,7 +65,7 @@ class Run:
         self._ledger = SqliteLedger(folder.path / LEDGER)
         self._stdout = StdoutLines()
         self._summary = BatchSummary(folder.path, plan.file.unit)
-        self._signals = StopSignals(self._display)
+        self._signals = StopSignals(console, self._display.say, self._display.running)
         self._changed = False
         self._report = RunReport(folder.path, plan.file, gateway, self._results, lambda: self._signals.cancelled)
         self._finalize_error: NanoBananaError | None = None

@@ -126,7 +126,7 @@ async def resume(path: Path, gateway: Gateway, unfinished: Unfinished, *, buy: b
                         group.create_task(printer.follow(job))
     except asyncio.CancelledError:
         raise Interrupted(f"interrupted; `{jobs_command('resume', path)}` continues the unfinished jobs") from None
-    except ExceptionGroup as group:  # such as a closed stdout
+    except ExceptionGroup as group:
         raise group.exceptions[0] from None
     if not jobs:
         printer.note("no jobs to resume")

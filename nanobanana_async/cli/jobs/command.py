@@ -1,4 +1,4 @@
-"""`nanobanana jobs`: list and show the jobs of a ledger, resume, resolve, hand over and prune them; attach tasks."""
+"""`nanobanana jobs`: list and show the jobs of a ledger, resume, resolve, hand over and prune them; fetch images."""
 
 import asyncio
 import sys
@@ -13,15 +13,23 @@ from rich.console import Console
 from nanobanana_async import ConfigurationError, JobState
 from nanobanana_async.cli.jobs import actions
 from nanobanana_async.cli.jobs import format as job_format
-from nanobanana_async.cli.jobs.attach import AttachCommand
-from nanobanana_async.cli.options import BaseUrl, Flag, GatewayFinder, GatewayName, LedgerFile, Name, Yes
+from nanobanana_async.cli.jobs.fetch import FetchCommand
+from nanobanana_async.cli.options import (
+    DEFAULT_LEDGER,
+    BaseUrl,
+    Flag,
+    GatewayFinder,
+    GatewayName,
+    LedgerFile,
+    Name,
+    Yes,
+)
 from nanobanana_async.cli.signals import run_until_signal
 from nanobanana_async.escaping import one_line
 from nanobanana_async.formatting import count, local_time
 from nanobanana_async.jobs import validate_task_id
 from nanobanana_async.validators import as_count
 
-DEFAULT_LEDGER = Path("jobs.sqlite")
 MAX_ROWS = 50  # on a terminal; a pipe gets all
 
 OK, FAILED = 0, 1
@@ -31,8 +39,8 @@ def job_commands(find_gateway: GatewayFinder) -> App:
     """Return the command group."""
     commands = _Commands(find_gateway)
     group = App(name="jobs", default_command=commands.jobs)
-    attach = AttachCommand(find_gateway).attach
-    for command in (commands.show, attach, commands.resume, commands.resolve, commands.hand_over, commands.prune):
+    fetch = FetchCommand(find_gateway).fetch
+    for command in (commands.show, fetch, commands.resume, commands.resolve, commands.hand_over, commands.prune):
         group.command(command)
     return group
 
@@ -52,6 +60,12 @@ class _Commands:
         """List the jobs of a ledger, newest first; subcommands show one, resume, resolve, hand over or prune them.
 
         In a pipe: tab-separated lines with key, state, age, task id, credits, prompt. The counts go to stderr.
+
+        Examples:
+
+        nanobanana jobs --state running
+
+        nanobanana jobs --json --limit 20 --ledger spring/jobs.sqlite
 
         Parameters
         ----------
@@ -73,6 +87,10 @@ class _Commands:
     @staticmethod
     def show(key: str, /, *, ledger: LedgerFile = DEFAULT_LEDGER) -> int:
         """Show everything about one job.
+
+        Examples:
+
+        nanobanana jobs show 5f0c3a9e1b2d4c68-1
 
         Parameters
         ----------
@@ -96,6 +114,12 @@ class _Commands:
         """Follow the unfinished jobs that no session follows to their end; print key and image URL of each.
 
         Nothing is bought a second time. After Ctrl-C the jobs can be resumed again.
+
+        Examples:
+
+        nanobanana jobs resume
+
+        nanobanana jobs resume --buy --yes --ledger spring/jobs.sqlite
 
         Parameters
         ----------
@@ -138,6 +162,12 @@ class _Commands:
         `resolve KEY --as not-bought`: it was not bought. `resolve KEY --as task-id ID`: it was bought under this id,
         and is followed. `resolve KEY --as buy-again`: buy it again; if it was already bought, this is a second payment.
         `buy-again` also works for a failed job. A running job can be resolved if the gateway does not know its task.
+
+        Examples:
+
+        nanobanana jobs resolve 5f0c3a9e1b2d4c68-1 --as not-bought
+
+        nanobanana jobs resolve 5f0c3a9e1b2d4c68-1 --as task-id img_01HZX
 
         Parameters
         ----------
@@ -184,6 +214,10 @@ class _Commands:
 
         Nothing is bought or sent. Both must be the same account at the gateway: another one does not know the tasks.
 
+        Examples:
+
+        nanobanana jobs hand-over --to studio
+
         Parameters
         ----------
         from_
@@ -213,6 +247,10 @@ class _Commands:
         """Delete jobs that ended long ago; uncertain and unfinished jobs are never deleted.
 
         A deleted job is bought again when its key, or its row of a batch, is requested again.
+
+        Examples:
+
+        nanobanana jobs prune --older-than 90d
 
         Parameters
         ----------

@@ -1,13 +1,11 @@
 """Print the results of jobs as they end: images on stdout, the rest on stderr."""
 
-import sys
 from pathlib import Path
 
 from nanobanana_async import GenerationResult, Job, JobUnfinished, NanoBananaError
 from nanobanana_async.accounts import jobs_command
 from nanobanana_async.cli.display import JobsDisplay
-from nanobanana_async.cli.generate import link_of, missing_images
-from nanobanana_async.escaping import exact
+from nanobanana_async.cli.result_lines import ResultLines, missing_images
 
 
 class ResultPrinter:
@@ -20,13 +18,13 @@ class ResultPrinter:
         self.code = 0
         self._display = display
         self._one = one
-        # Keep the real stdout: the live display redirects it to stderr.
-        self._out = sys.stdout
+        self._failed = False
+        self._lines = ResultLines(display.console)
 
     async def follow(self, job: Job) -> None:
         """Wait for the job's end and print its result or error."""
         try:
-            self._print_result(await job)
+            await self._print_result(await job)
         except NanoBananaError as error:
             self._print_error(job, error)
 
@@ -49,14 +47,14 @@ class ResultPrinter:
             sentence = "the waiting ended before the job: `nanobanana jobs resume` continues it"
         self.note(f"nanobanana: {prefix}{sentence}")
 
-    def _print_result(self, result: GenerationResult) -> None:
-        terminal = self._out.isatty()
-        for image in result.images:
-            url = link_of(image, terminal=terminal)
-            cells = [url] if self._one else [result.key, url]
-            if terminal and self._display.console.is_terminal:
-                self.note("  ".join(cells))
-            else:
-                print("\t".join(map(exact, cells)), file=self._out, flush=True)
+    async def _print_result(self, result: GenerationResult) -> None:
+        for url in self._lines.links(result):
+            await self._lines.print(*((url,) if self._one else (result.key, url)))
         if result.missing:
             self.note(f"nanobanana: {'' if self._one else f'{result.key}: '}{missing_images(result)}")
+        if self._lines.failure is not None and not self._failed:
+            self._failed, self.code = True, 1
+            self.note(
+                "nanobanana: standard output can't be written: the jobs are followed to their end, and"
+                " `nanobanana jobs fetch KEY` prints them"
+            )

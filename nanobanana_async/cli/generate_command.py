@@ -1,0 +1,140 @@
+"""`nanobanana generate`: the options of the command, and how they select gateway and ledger."""
+
+import asyncio
+from pathlib import Path
+from typing import Annotated, Literal
+
+from attrs import frozen
+from cyclopts import Parameter
+from rich.console import Console
+
+from nanobanana_async import ConcurrencyPolicy, ConfigurationError, Gateway, ImageRequest
+from nanobanana_async.cli.generate import GeneratePlan, GenerateRun
+from nanobanana_async.cli.options import (
+    DEFAULT_LEDGER,
+    BaseUrl,
+    Flag,
+    FolderOption,
+    GatewayFinder,
+    LedgerFile,
+    Name,
+    Timeout,
+    fetch_options,
+)
+from nanobanana_async.emulator import Emulator
+from nanobanana_async.models import OutputFormat, Resolution
+from nanobanana_async.validators import as_number, as_timeout
+
+
+@frozen
+class GenerateCommand:
+    """The command `generate`."""
+
+    find_gateway: GatewayFinder
+
+    def generate(
+        self,
+        prompts: Annotated[list[str], Parameter(name="PROMPT", negative=())],
+        /,
+        *,
+        output: Annotated[Path | None, FolderOption] = None,
+        gateway: Annotated[Name | Literal["emulator"] | None, Parameter(env_var="NANOBANANA_GATEWAY")] = None,
+        base_url: BaseUrl = None,
+        image: Annotated[list[str] | None, Parameter(negative=())] = None,
+        num_images: int = 1,
+        aspect_ratio: str | None = None,
+        resolution: Resolution | None = None,
+        output_format: OutputFormat | None = None,
+        model: str | None = None,
+        max_jobs: Annotated[int | None, Parameter(env_var="NANOBANANA_MAX_JOBS")] = None,
+        max_requests_per_minute: Annotated[int | None, Parameter(env_var="NANOBANANA_MAX_REQUESTS_PER_MINUTE")] = None,
+        timeout: Timeout = None,
+        ordered: Flag = False,
+        ledger: LedgerFile = DEFAULT_LEDGER,
+        buy_again: Flag = False,
+    ) -> int:
+        """Generate images for all prompts concurrently and print their URLs, or with -o the paths of the saved files.
+
+        Every job is in a ledger before it is bought. After a kill, a crash, Ctrl-C or --timeout the same command
+        continues: what was bought is delivered and not bought again. Once everything is delivered, the same command
+        buys new images. The first Ctrl-C (or SIGTERM, SIGHUP) stops the buying and waits for what is bought; the second
+        one stops at once.
+
+        Examples:
+
+        nanobanana generate "a lighthouse in fog" --aspect-ratio 16:9 -o images
+
+        nanobanana generate "a fox" "an owl" --resolution 2K --max-jobs 2
+
+        nanobanana generate "make it night" --image https://example.com/day.png
+
+        Parameters
+        ----------
+        prompts
+            The prompts; each one is one purchase.
+        output
+            Save the images in this folder.
+        gateway
+            The gateway; by default the one whose API key is set. `emulator` runs an emulated one in this process.
+        base_url
+            The gateway's URL, if not the usual one.
+        image
+            URL of a reference image; can be repeated.
+        num_images
+            Images per prompt, 1 to 6.
+        aspect_ratio
+            Aspect ratio, such as 16:9.
+        max_jobs
+            The most jobs to run at once.
+        max_requests_per_minute
+            The most requests to the gateway in a minute, if you know what the account allows.
+        timeout
+            Seconds to wait for the images; jobs that take longer continue at the gateway.
+        ordered
+            Print results in the order of the prompts instead of the order in which they end.
+        ledger
+            The ledger file.
+        buy_again
+            Buy new images although an earlier run of the command did not end; `nanobanana jobs fetch` fetches its
+            images.
+        """
+        requests = [
+            ImageRequest(
+                prompt,
+                images=image or (),
+                num_images=num_images,
+                aspect_ratio=aspect_ratio,
+                resolution=resolution,
+                output_format=output_format,
+                model=model,
+            )
+            for prompt in prompts
+        ]
+        concurrency = ConcurrencyPolicy(max_jobs=max_jobs, max_requests_per_minute=max_requests_per_minute)
+        if timeout is not None:
+            as_number("--timeout", timeout, above=0, endless=True)
+        emulated = gateway == "emulator"
+        if emulated and output is None:
+            raise ConfigurationError("--gateway emulator needs -o DIR: its images are lost when the command ends")
+        plan = GeneratePlan(
+            requests=requests,
+            folder=output,
+            ledger=None if emulated else ledger,
+            timeout=as_timeout("--timeout", timeout),
+            concurrency=concurrency,
+            ordered=ordered,
+            buy_again=buy_again,
+            fetch_options=fetch_options(ledger, gateway, base_url),
+        )
+        return asyncio.run(_run(plan, None if gateway == "emulator" else self.find_gateway(gateway, base_url)))
+
+
+async def _run(plan: GeneratePlan, gateway: Gateway | None) -> int:
+    """Run the plan; without a gateway, at an emulated one."""
+    console = Console(stderr=True)
+    if gateway is None:
+        async with Emulator() as emulator:
+            return await _run(plan, emulator.apimall())
+    for request in plan.requests:
+        gateway.check(request)
+    return await GenerateRun(plan, gateway, console).run()

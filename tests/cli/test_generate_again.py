@@ -1,0 +1,145 @@
+"""The same `nanobanana generate` again: what was bought is delivered and not bought again."""
+
+from pathlib import Path
+
+import pytest
+from attrs import evolve
+
+from nanobanana_async import ApiMall, ImageRequest
+from nanobanana_async.cli.open_runs import OpenRun, fingerprint
+from nanobanana_async.emulator import Emulator, Fixed, Script
+from nanobanana_async.emulator.faults import error
+from tests.support.command import Said, environment, nanobanana
+
+QUICK = Fixed(0.1)
+slow = pytest.mark.slow
+
+
+async def generate(emulator: Emulator, folder: Path, *arguments: str) -> Said:
+    ledger = {"NANOBANANA_LEDGER": str(folder / "jobs.sqlite")}
+    return await nanobanana("generate", *arguments, environ=environment(emulator, **ledger), folder=folder)
+
+
+def open_runs(folder: Path) -> list[str]:
+    return [file.name for file in (folder / "jobs.sqlite-runs").glob("*.json")]
+
+
+@slow
+async def test_a_delivered_command_buys_again_and_says_so(tmp_path: Path) -> None:
+    async with Emulator(duration=QUICK) as emulator:
+        first, second = [await generate(emulator, tmp_path, "a fox") for _ in range(2)]
+        assert emulator.stats().creates_accepted == 2
+    assert first.out != second.out
+    assert first.err.startswith("1 image, 8 credits, ")
+    assert "bought before" in second.err
+    assert open_runs(tmp_path) == []
+
+
+@slow
+async def test_a_job_that_outlived_its_command_is_not_bought_again(tmp_path: Path) -> None:
+    async with Emulator(duration=Fixed(1.0), image_scale=0.1) as emulator:
+        left = await generate(emulator, tmp_path, "a fox", "--timeout", "0.6", "-o", "out")
+        assert (left.code, emulator.stats().creates_accepted) == (1, 1)
+        again = await generate(emulator, tmp_path, "a fox", "-o", "other")
+        assert emulator.stats().creates_accepted == 1
+    assert again.code == 0
+    assert (tmp_path / again.out.strip()).parent.name == "other"
+    assert "1 job of an earlier run that did not end" in again.err
+    assert open_runs(tmp_path) == []
+
+
+@slow
+async def test_a_failed_prompt_does_not_buy_the_others_again(tmp_path: Path) -> None:
+    script = Script({"apimall.create": [None, error(451), None]})
+    async with Emulator(duration=QUICK, script=script) as emulator:
+        first = await generate(emulator, tmp_path, "one", "two", "--max-jobs", "1")
+        second = await generate(emulator, tmp_path, "one", "two", "--max-jobs", "1")
+        assert [job.prompt for job in emulator.jobs()] == ["one", "two"]
+    assert (first.code, second.code) == (1, 0)
+    assert first.out.strip() in second.out
+    assert len(second.out.splitlines()) == 2
+
+
+@slow
+async def test_buy_again_buys_new_images_of_an_open_run(tmp_path: Path) -> None:
+    async with Emulator(duration=Fixed(0.8)) as emulator:
+        await generate(emulator, tmp_path, "a fox", "--timeout", "0.5")
+        assert (await generate(emulator, tmp_path, "a fox", "--buy-again")).code == 0
+        assert emulator.stats().creates_accepted == 2
+        assert open_runs(tmp_path) == []
+
+
+@slow
+async def test_equal_prompts_are_separate_purchases_and_continued_as_such(tmp_path: Path) -> None:
+    async with Emulator(duration=Fixed(0.8)) as emulator:
+        await generate(emulator, tmp_path, "a fox", "a fox", "--timeout", "0.5")
+        said = await generate(emulator, tmp_path, "a fox", "a fox", "a fox")
+        assert emulator.stats().creates_accepted == 3
+    assert (said.code, len(set(said.out.splitlines()))) == (0, 3)
+
+
+@slow
+async def test_an_unwritable_ledger_buys_nothing(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    async with Emulator() as emulator:
+        for path, word in (("file/jobs.sqlite", "--ledger"), ("s3://bucket/jobs.sqlite", "not the URL")):
+            said = await generate(emulator, tmp_path, "a fox", "--ledger", path)
+            assert (said.code, word in said.complaint) == (2, True)
+        assert not emulator.stats().requests
+    assert not open_runs(tmp_path)
+
+
+class TestOpenRuns:
+    """Runs of one process exclude each other as runs of several do: each opens its lock file itself."""
+
+    def test_a_live_run_is_left_alone(self, tmp_path: Path) -> None:
+        ledger = tmp_path / "jobs.sqlite"
+        live = OpenRun(ledger, ["a"], buy_again=False)
+        other = OpenRun(ledger, ["a"], buy_again=False)
+        assert other.continued == 0
+        assert other.keys != live.keys
+        live.close(live.keys)
+        other.close()
+        assert OpenRun(ledger, ["a"], buy_again=False).keys == live.keys
+
+    def test_what_is_not_taken_over_stays_open(self, tmp_path: Path) -> None:
+        ledger = tmp_path / "jobs.sqlite"
+        dead = OpenRun(ledger, ["a", "b", "a"], buy_again=False)
+        dead.close(dead.keys)
+        first = OpenRun(ledger, ["a"], buy_again=False)
+        assert first.keys == [dead.keys[0]]
+        first.close()
+        second = OpenRun(ledger, ["c", "b", "a"], buy_again=False)
+        assert second.continued == 2
+        assert second.keys[1:] == dead.keys[1:]
+        second.close()
+        assert OpenRun(ledger, ["a", "b", "c"], buy_again=False).continued == 0
+
+    def test_a_job_that_two_files_name_is_taken_over_once(self, tmp_path: Path) -> None:
+        ledger = tmp_path / "jobs.sqlite"
+        dead = OpenRun(ledger, ["a"], buy_again=False)
+        dead.close(dead.keys)
+        folder = tmp_path / "jobs.sqlite-runs"
+        (file,) = folder.glob("*.json")
+        (folder / "killed.json").write_bytes(file.read_bytes())  # as a kill during a takeover leaves it
+        assert OpenRun(ledger, ["a", "a"], buy_again=False).continued == 1
+
+    def test_requests_differ_by_address_model_and_fields(self) -> None:
+        gateway, request = ApiMall(api_key="one"), ImageRequest("a fox")
+        others = [
+            fingerprint(evolve(gateway, base_url="https://other.example"), request),
+            fingerprint(evolve(gateway, model="nano-banana-2"), request),
+            fingerprint(gateway, ImageRequest("a fox", num_images=2)),
+        ]
+        assert fingerprint(evolve(gateway, api_key="new"), ImageRequest("a fox", model=gateway.model)) not in others
+        assert fingerprint(evolve(gateway, api_key="new"), request) == fingerprint(gateway, request)
+        assert len({*others, fingerprint(gateway, request)}) == 4
+
+    def test_forgotten_jobs_are_not_continued(self, tmp_path: Path) -> None:
+        ledger = tmp_path / "jobs.sqlite"
+        dead = OpenRun(ledger, ["a", "b"], buy_again=False)
+        dead.close(dead.keys)
+        new = OpenRun(ledger, ["a"], buy_again=True)
+        assert (new.continued, new.keys[0] in dead.keys) == (0, False)
+        new.close()
+        assert OpenRun(ledger, ["b", "a"], buy_again=False).continued == 1

@@ -1,0 +1,171 @@
+"""Signals, closed and odd streams while `nanobanana generate` runs: what is bought is never lost."""
+
+import asyncio
+import os
+import shlex
+import signal
+import subprocess
+import sys
+from asyncio.subprocess import DEVNULL, PIPE, Process
+from pathlib import Path
+
+import pytest
+
+from nanobanana_async.emulator import Emulator, Fixed, Script
+from nanobanana_async.emulator.faults import error
+from tests.support.command import Said, ended, environment, nanobanana, started
+from tests.support.loopback import until
+
+pytestmark = pytest.mark.slow
+
+SIGNALS = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
+NANOBANANA = f"{shlex.quote(sys.executable)} -m nanobanana_async"
+
+
+async def accepted(emulator: Emulator, jobs: int) -> None:
+    await until(lambda: emulator.stats().creates_accepted >= jobs, timeout_s=20)
+
+
+async def stopped(process: Process, *numbers: signal.Signals) -> Said:
+    for number in numbers:
+        process.send_signal(number)
+    return await ended(process)
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+async def test_the_first_signal_waits_for_what_is_bought(number: signal.Signals, tmp_path: Path) -> None:
+    async with Emulator(duration=Fixed(1), image_scale=0.1) as emulator:
+        environ = environment(emulator)
+        async with started("generate", "a fox", "an owl", "-o", "out", environ=environ, folder=tmp_path) as process:
+            await accepted(emulator, 2)
+            said = await stopped(process, number)
+        assert emulator.stats().creates_accepted == 2
+    assert said.code == 0
+    assert "buying no more" in said.err
+    assert all((tmp_path / line).is_file() for line in said.out.splitlines())
+    assert len(said.out.splitlines()) == 2
+
+
+async def test_the_first_signal_buys_no_more_and_prints_what_ended(tmp_path: Path) -> None:
+    async with Emulator(duration=Fixed(0.4), job_limit=1) as emulator:
+        environ = environment(emulator)
+        arguments = ("generate", *map(str, range(12)), "--max-jobs", "1")
+        async with started(*arguments, environ=environ) as process:
+            await accepted(emulator, 3)
+            said = await stopped(process, signal.SIGTERM)
+        bought = emulator.stats().creates_accepted
+        assert (said.code, len(said.out.splitlines())) == (130, bought)
+        assert f"interrupted; {12 - bought} prompts not bought" in said.err
+        again = await nanobanana(*arguments, environ=environ)
+        assert (again.code, len(again.out.splitlines())) == (0, 12)
+        assert set(said.out.splitlines()) <= set(again.out.splitlines())
+        assert (emulator.stats().creates_accepted, emulator.stats().double_charges) == (12, 0)
+
+
+async def test_results_are_printed_as_they_end() -> None:
+    async with Emulator(duration=Fixed(1), job_limit=1) as emulator:
+        environ = environment(emulator)
+        arguments = ("generate", "one", "two", "--max-jobs", "1")
+        async with started(*arguments, environ=environ) as process, asyncio.timeout(20):
+            assert process.stdout is not None
+            line = await process.stdout.readline()
+            assert emulator.stats().finished == 1
+    assert line.startswith(f"{emulator.url}/cdn/".encode())
+
+
+async def test_two_signals_name_the_paid_jobs_and_exit_with_130(tmp_path: Path) -> None:
+    async with Emulator(duration=Fixed(3)) as emulator:
+        environ = environment(emulator)
+        async with started("generate", "a fox", "an owl", environ=environ) as process:
+            await accepted(emulator, 2)
+            said = await stopped(process, signal.SIGTERM, signal.SIGINT)
+        assert said.code == 130
+        assert emulator.stats().open_connections == 0
+        last = said.err.splitlines()[-1]
+        assert "2 jobs paid for and not delivered" in last
+        command = last.split("`")[1]
+        assert {job.key for job in emulator.jobs()} <= set(command.split())
+        fetched = await nanobanana(*shlex.split(command)[1:], environ=environ)
+        assert (fetched.code, len(fetched.out.splitlines())) == (0, 2)
+        again = await nanobanana("generate", "a fox", "an owl", environ=environ)
+        assert sorted(again.out.splitlines()) == sorted(fetched.out.splitlines())
+        assert emulator.stats().creates_accepted == 2
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+async def test_a_signal_before_anything_is_bought_says_so(number: signal.Signals) -> None:
+    script = Script({"apimall.create": [error(429)] * 100})
+    async with Emulator(script=script) as emulator:
+        async with started("generate", "a fox", environ=environment(emulator)) as process:
+            await until(lambda: emulator.stats().creates_received > 0, timeout_s=20)
+            said = await stopped(process, number)
+        assert emulator.stats().creates_accepted == 0
+    assert (said.code, said.err.splitlines()[-1]) == (130, "nanobanana: interrupted; nothing was bought")
+
+
+async def test_an_ignored_signal_stays_ignored(tmp_path: Path) -> None:
+    async with Emulator(duration=Fixed(1), image_scale=0.1) as emulator:
+        process = await asyncio.create_subprocess_exec(
+            *("nohup", sys.executable, "-m", "nanobanana_async", "generate", "a fox", "-o", "out"),
+            cwd=tmp_path,
+            env=environment(emulator),
+            stdin=DEVNULL,
+            stdout=PIPE,
+            stderr=PIPE,
+        )
+        await accepted(emulator, 1)
+        said = await stopped(process, signal.SIGHUP)
+    assert (said.code, "buying no more" in said.err) == (0, False)
+
+
+@pytest.mark.parametrize(
+    "streams", [">&-", ">&- 2>&-", "<&- >&- 2>&-", "2>&1 | head -n 0", "| head -n 0", "2>/dev/full"]
+)
+async def test_closed_streams_do_not_stop_the_saving(streams: str, tmp_path: Path) -> None:
+    async with Emulator(duration=Fixed(0.3), job_limit=1, image_scale=0.1) as emulator:
+        command = f"{NANOBANANA} generate one two três -o out {streams}; exit ${{PIPESTATUS[0]}}"
+        process = await asyncio.create_subprocess_exec(
+            "bash", "-c", command, cwd=tmp_path, env=environment(emulator), stdin=DEVNULL, stdout=PIPE, stderr=PIPE
+        )
+        async with asyncio.timeout(30):
+            _, stderr = await process.communicate()
+        assert (process.returncode, b"Error" in stderr, b"bug" in stderr) == (0, False, False)
+        assert len(list((tmp_path / "out").glob("*.png"))) == emulator.stats().creates_accepted == 3
+
+
+async def test_a_closed_pipe_of_urls_stops_the_buying_and_loses_nothing(tmp_path: Path) -> None:
+    async with Emulator(duration=Fixed(0.4), job_limit=1) as emulator:
+        environ = environment(emulator)
+        prompts = ("one", "two", "three", "four", "five", "six")
+        command = f"{NANOBANANA} generate {' '.join(prompts)} --max-jobs 1 | head -n 1; exit ${{PIPESTATUS[0]}}"
+        process = await asyncio.create_subprocess_exec(
+            "bash", "-c", command, env=environ, stdin=DEVNULL, stdout=PIPE, stderr=PIPE
+        )
+        async with asyncio.timeout(30):
+            stdout, stderr = await process.communicate()
+        assert (process.returncode, stdout.count(b"\n")) == (1, 1)
+        assert b"standard output can't be written (Broken pipe): buying no more" in stderr
+        assert emulator.stats().creates_accepted < len(prompts)
+        said = await nanobanana("generate", *prompts, environ=environ)
+        assert (said.code, len(said.out.splitlines())) == (0, len(prompts))
+        assert emulator.stats().creates_accepted == len(prompts)
+
+
+@pytest.mark.parametrize("variables", [{"PYTHONIOENCODING": "ascii"}, {"PYTHONIOENCODING": "cp1252:strict"}])
+async def test_an_encoding_without_the_characters_escapes_them(variables: dict[str, str], tmp_path: Path) -> None:
+    async with Emulator(duration=Fixed(0.1), image_scale=0.1) as emulator:
+        arguments = ("generate", "狐", "梟", "-o", "図")
+        async with started(*arguments, environ=environment(emulator, **variables), folder=tmp_path) as process:
+            said = await ended(process)
+        assert (said.code, said.out.count("\\u56f3")) == (0, 2)
+        assert len(list((tmp_path / "図").glob("*.png"))) == emulator.stats().creates_accepted == 2
+
+
+def test_closed_descriptors_are_never_those_of_a_ledger(tmp_path: Path) -> None:
+    program = (
+        "import os, sys; from nanobanana_async.cli.streams import occupy_descriptors; occupy_descriptors();"
+        "file = os.open('mine', os.O_CREAT | os.O_RDWR); sys.exit(file)"
+    )
+    command = f"{shlex.quote(sys.executable)} -c {shlex.quote(program)} <&- >&- 2>&-"
+    done = subprocess.run(["bash", "-c", command], cwd=tmp_path, env=environment() | dict(os.environ), check=False)
+    assert done.returncode > 2
