@@ -40,5 +40,5 @@ def section(*, quick: bool) -> Section:
         checks.append(Check(what=f"{account.title}: makespan / ideal", value=found.ratio, target=account.cold))
         checks.append(Check(what=f"{account.title}: refused", value=found.refused, target=account.refused))
     columns = ("account", "bound", "makespan / ideal", "refused %", "polls a job", "mean delay s")
-    title = "Accounts as sold, over real sockets in real time, told nothing: one seed"
+    title = "Accounts as sold, over real sockets in real time, without knowledge: one seed"
     return Section(name="accounts-real", tables=[Table(title=title, columns=columns, rows=rows)], checks=checks)
