@@ -53,10 +53,10 @@ def write_report(
 ) -> None:
     """Write the report of rows as one HTML file, which replaces an older one atomically.
 
-    The rows are iterated once and not kept. `run` adds the limit, refusals and detection delays of the run, `advice` a
-    sentence to the card of each row that did not succeed: what to do about it. The gallery
-    shows the first `max_cards` rows and up to as many further rows that did not succeed, because browsers are slow with
-    more; counts and charts include all rows. Images that `make_thumbnail` has seen are shown by their thumbnails. The
+    The rows are iterated once and not kept. `run` adds the limit, refusals and detection delays of the run; `advice`
+    returns a sentence for the card of a row that did not succeed: what to do about it. The gallery shows the first
+    `max_cards` rows and up to as many further rows that did not succeed, because browsers are slow with more; counts
+    and charts include all rows. Images for which `make_thumbnail` was called are shown by their thumbnails. The
     function blocks: call it in a thread.
     """
     part = path.with_name(f".nanobanana-{secrets.token_hex(8)}.html.part")
