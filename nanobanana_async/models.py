@@ -10,6 +10,7 @@ from attrs import Attribute, evolve, field, fields, frozen
 
 from nanobanana_async.errors import ConfigurationError, InvalidRequest
 from nanobanana_async.formatting import duration, number
+from nanobanana_async.misspelt import unknown_fields
 from nanobanana_async.notebook_html import LabelledValue, card, image_gallery
 
 Resolution = Literal["1K", "2K", "4K"]
@@ -190,8 +191,13 @@ def request_facts(request: ImageRequest | None) -> list[LabelledValue]:
 
 def to_request(request: str | ImageRequest, fields: RequestFields) -> ImageRequest:
     """Return the request for a prompt with fields, or the request itself; raise `InvalidRequest` for a mixture."""
+    known = RequestFields.__annotations__
+    if unknown := [name for name in fields if name not in known]:
+        raise ConfigurationError(unknown_fields(unknown, (*known, "idempotency_key", "timeout")))
     if isinstance(request, str):
         return ImageRequest(request, **fields)
+    if isinstance(request, (list, tuple)):
+        raise ConfigurationError("generate and submit take one request: session.generate_many takes a list of them")
     if not isinstance(request, ImageRequest):
         raise ConfigurationError(f"a request is a prompt or an ImageRequest, not {type(request).__name__}")
     if fields:

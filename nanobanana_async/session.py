@@ -29,6 +29,7 @@ from nanobanana_async.image_saver import ImageSaver
 from nanobanana_async.jobs import JobSnapshot, JobState, generate_key, key_for_task, validate_task_id
 from nanobanana_async.ledger.base import Ledger
 from nanobanana_async.ledger.memory import MemoryLedger
+from nanobanana_async.loop_guard import NoPlainWith
 from nanobanana_async.models import GeneratedImage, GenerationResult, ImageRequest, RequestFields, to_request
 from nanobanana_async.policy.concurrency import ConcurrencyPolicy
 from nanobanana_async.policy.polling import PollPolicy
@@ -38,7 +39,7 @@ from nanobanana_async.stats import SessionStats, collect_stats
 from nanobanana_async.validators import as_folder, as_timeout, check_kind, check_switch
 
 
-class Session:
+class Session(NoPlainWith):
     """Buys jobs through one gateway, polls them, and keeps the account's job slots full.
 
     The constructor needs no running event loop; opening does. One task may open the session and another close it. A
@@ -296,7 +297,7 @@ class Session:
         Saving again changes nothing but a damaged image, which is replaced. Raises `DownloadError` or `SaveError`.
         """
         saver = ImageSaver(self._engine(), self._components.downloads)
-        check_kind("result", result, GenerationResult, "the GenerationResult of a job")
+        check_kind("result", result, GenerationResult, "the GenerationResult of a job, such as await job")
         return list(await saver.save(result, as_folder("folder", folder)))
 
     def stats(self) -> SessionStats:
@@ -313,7 +314,7 @@ class Session:
     def _engine(self, *, closed_too: bool = False) -> Engine:
         self._components.guard.check()
         if self._session_task.closed and not closed_too:
-            raise SessionClosed("the session is closed")
+            raise SessionClosed(f"the session is closed{self._components.guard.why_closed()}")
         if self._session_task.engine is None:
             raise ConfigurationError("the session is not open: use 'async with Session(...)', or await session.open()")
         return self._session_task.engine

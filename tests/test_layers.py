@@ -17,7 +17,7 @@ MAX_LINES = 320
 FLOORS: tuple[frozenset[str], ...] = (
     frozenset({"_version"}),
     frozenset({"errors", "escaping", "file_locks"}),
-    frozenset({"failures", "validators"}),
+    frozenset({"failures", "misspelt", "validators"}),
     frozenset({"formatting"}),
     frozenset({"notebook_html"}),
     frozenset({"models"}),
@@ -51,6 +51,7 @@ THOUGHT = frozenset(
         "escaping",
         "failures",
         "formatting",
+        "misspelt",
         "validators",
         "notebook_html",
         "models",

@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import AsyncIterable, Iterable, Mapping
 from contextlib import suppress
 from types import TracebackType
-from typing import Self
+from typing import NoReturn, Self
 
 from nanobanana_async.batch.options import BatchOptions, Requests
 from nanobanana_async.batch.outcome import Outcome
@@ -14,10 +14,11 @@ from nanobanana_async.engine.engine import Engine
 from nanobanana_async.errors import BatchStopped, ConfigurationError
 from nanobanana_async.formatting import count
 from nanobanana_async.image_saver import ImageSaver
+from nanobanana_async.loop_guard import NoPlainWith
 from nanobanana_async.notebook_html import Html, card, error_box, note
 
 
-class Batch:
+class Batch(NoPlainWith):
     """The outcomes of many requests: `async for outcome in batch`, in the order in which they end.
 
     Rows are pulled from the input only when a slot is free for them, and no faster than outcomes are taken. Memory does
@@ -72,6 +73,12 @@ class Batch:
     def unbought(self) -> int:
         """Number of rows that were pulled but not bought because the batch stopped buying."""
         return self._runner.unbought
+
+    def __iter__(self) -> NoReturn:
+        raise TypeError("a batch is read with `async for outcome in batch`, not with `for`")
+
+    def __await__(self) -> NoReturn:
+        raise TypeError("a batch is not awaited: read it with `async for outcome in batch`")
 
     def __aiter__(self) -> Self:
         return self

@@ -11,6 +11,7 @@ from attrs import asdict, evolve, fields_dict, frozen
 
 from nanobanana_async.errors import InvalidRequest
 from nanobanana_async.jobs import generate_key, key_prefix, validate_key
+from nanobanana_async.misspelt import unknown_fields
 from nanobanana_async.models import ImageRequest
 
 REQUEST_FIELDS = frozenset(fields_dict(ImageRequest))
@@ -99,7 +100,7 @@ def _to_request(item: object) -> ImageRequest:
         case Mapping():
             unknown = [str(name) for name in item if name not in REQUEST_FIELDS | ROW_FIELDS]
             if unknown:
-                raise InvalidRequest(f"unknown field {', '.join(unknown)}: a row takes {_field_names()}")
+                raise InvalidRequest(unknown_fields(unknown, [*fields_dict(ImageRequest), *sorted(ROW_FIELDS)]))
             if "prompt" not in item:
                 raise InvalidRequest("a row needs a prompt")
             return ImageRequest(**{name: value for name, value in item.items() if name in REQUEST_FIELDS})
@@ -112,7 +113,3 @@ def _canonical(request: ImageRequest) -> str:
     facts = asdict(evolve(request, callback_url=None))
     defaults = {name: field.default for name, field in fields_dict(ImageRequest).items()}
     return json.dumps({name: value for name, value in facts.items() if value != defaults[name]}, sort_keys=True)
-
-
-def _field_names() -> str:
-    return ", ".join([*fields_dict(ImageRequest), *sorted(ROW_FIELDS)])

@@ -62,7 +62,8 @@ def test_setting_of_the_wrong_kind_is_refused(name: str, value: Any, advice: str
 
 
 @pytest.mark.parametrize(
-    ("gateway", "what"), [(ApiMall, "the class ApiMall"), (5, "an object of type int"), (API_KEY, "type str")]
+    ("gateway", "what"),
+    [(ApiMall, "the class ApiMall"), (5, "an object of type int"), (API_KEY, "passed as ApiMall(api_key=...)")],
 )
 def test_gateway_of_the_wrong_kind_is_refused(gateway: Any, what: str) -> None:
     with pytest.raises(ConfigurationError, match=r"gateway must be a gateway, such as ApiMall.from_env\(\)") as caught:
