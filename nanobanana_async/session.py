@@ -50,10 +50,9 @@ class Session(NoPlainWith):
     key. `max_credits` caps the credits of this session: the purchase that would exceed it raises `CreditLimitReached`
     (a price above its estimate can exceed it, by one job).
     `tls` is an `ssl.SSLContext` for your own certificate authorities, `proxy` the URL of a proxy, with credentials if
-    needed; with `trust_env` proxies come from HTTP_PROXY, HTTPS_PROXY and NO_PROXY. All three apply to the gateway and
-    to images. `http` is your own `aiohttp.ClientSession` (never closed; all connections are made by its connector; it
-    excludes the other three) or a transport of `nanobanana_async.testing`. `allow_networks`, such as `["10.0.0.5/32"]`,
-    allows images from private networks; its default is NANOBANANA_ALLOW_NETWORKS. `observers` get each event.
+    needed; with `trust_env` proxies come from HTTP_PROXY, HTTPS_PROXY and NO_PROXY. `http` is your own
+    `aiohttp.ClientSession` (never closed; its connector makes all connections; it excludes the other three) or a fake
+    transport. `allow_networks`, such as `["10.0.0.5/32"]`, allows images from private networks.
     """
 
     def __init__(

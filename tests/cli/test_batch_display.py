@@ -130,3 +130,14 @@ def test_a_hundred_thousand_rows_are_cheap_to_show() -> None:
     assert took_s < 2
     assert len(scene.rendered()) == 3
     assert len(scene.display._ended) <= 61
+
+
+def test_outage_is_shown_with_its_reason_and_is_no_pause_of_the_gateway() -> None:
+    scene = Scene(300)
+    why = "can't reach gateway.example: Connection refused"
+    scene.display.tick(evolve(STATS, creates_paused=True, outage=why))
+    text = " ".join(scene.rendered(200))
+    assert why in text
+    assert "paused" not in text
+    scene.display.tick(evolve(STATS, creates_paused=True))
+    assert "paused by the gateway" in " ".join(scene.rendered(200))

@@ -79,7 +79,7 @@ def test_plain_with_of_a_session_names_async_with() -> None:
     ("build", "what"),
     [
         (lambda: Session(API_KEY), "an API key goes into APIMALL_API_KEY or DEFAPI_API_KEY"),  # type: ignore[arg-type]
-        (lambda: ApiMall(API_KEY), r'by name, as in ApiMall\(api_key="\.\.\."\)'),
+        (lambda: ApiMall(API_KEY), r'by name, as in ApiMall\(api_key="\.\.\."\)'),  # type: ignore[call-arg]
         (lambda: DefApi(apikey=API_KEY), "apikey is api_key here"),  # type: ignore[call-arg]
         (lambda: ApiMall(), "API Mall needs an API key: set APIMALL_API_KEY"),  # type: ignore[call-arg]
     ],
