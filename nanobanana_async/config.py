@@ -52,7 +52,9 @@ def _chosen(
         return ConfigurationError(f"NANOBANANA_GATEWAY must be one of {', '.join(GATEWAYS)}, not {name!r}")
     if not name and not keyed:
         variables = " or ".join(kind.key_variable for kind in GATEWAYS.values())
-        return ConfigurationError(f"no gateway: pass one, or set {variables}")
+        return ConfigurationError(
+            f"no gateway: pass one, or set {variables}; to try it without a key, run `nanobanana demo`"
+        )
     if not name and len(keyed) > 1:
         variables = " and ".join(GATEWAYS[each].key_variable for each in keyed)
         return ConfigurationError(f"{variables} are set: choose one gateway with NANOBANANA_GATEWAY")

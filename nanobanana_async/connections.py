@@ -44,6 +44,11 @@ def wrong_gateway(gateway: object) -> ConfigurationError | None:
     advice = "gateway must be a gateway, such as ApiMall.from_env() or DefApi.from_env()"
     if isinstance(gateway, type):
         return ConfigurationError(f"{advice}, not the class {gateway.__name__}")
+    if isinstance(gateway, str):
+        return ConfigurationError(
+            f"{advice}, not text: an API key goes into APIMALL_API_KEY or DEFAPI_API_KEY, or is passed as"
+            " ApiMall(api_key=...)"
+        )
     # `isinstance(gateway, Gateway)` would evaluate its properties, which may raise.
     fits = all(callable(getattr(gateway, method, None)) for method in ("encode", "build_create", "read_query"))
     return None if fits else ConfigurationError(f"{advice}, not {kind_of(gateway)}")

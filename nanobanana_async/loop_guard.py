@@ -3,6 +3,8 @@
 import asyncio
 import os
 import threading
+import weakref
+from typing import NoReturn
 
 from nanobanana_async.errors import ConfigurationError
 
@@ -17,6 +19,7 @@ class LoopGuard:
     def __init__(self, title: str) -> None:
         self._title = title
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._released: weakref.ref[asyncio.AbstractEventLoop] | None = None
         self._process = 0
         self._thread = threading.current_thread()
 
@@ -28,7 +31,18 @@ class LoopGuard:
 
     def release(self) -> None:
         """Release the guard after everything is closed."""
+        if self._loop is not None:
+            self._released = weakref.ref(self._loop)
         self._loop = None
+
+    def why_closed(self) -> str:
+        """Return that a closed session belonged to another event loop; nothing if this is the loop that opened it."""
+        if self._released is None or (loop := running_loop()) is None or self._released() is loop:
+            return ""
+        return (
+            ": it was opened in another event loop, and closed with it at the latest (each asyncio.run is a loop of its"
+            " own). Open a session in this one, or put all calls into one asyncio.run"
+        )
 
     @property
     def forked(self) -> bool:
@@ -62,6 +76,15 @@ class LoopGuard:
             f"{called}. Call it in its own loop, with asyncio.run_coroutine_threadsafe(coroutine, loop), or open a"
             " session of its own in this loop"
         )
+
+
+class NoPlainWith:
+    """Refuses `with` where `async with` is meant."""
+
+    def __enter__(self) -> NoReturn:
+        raise TypeError(f"a {type(self).__name__} is used with `async with`, not with `with`")
+
+    def __exit__(self, *_: object) -> None: ...
 
 
 def running_loop() -> asyncio.AbstractEventLoop | None:

@@ -11,13 +11,13 @@ from attrs import Attribute, asdict, evolve, field, fields, fields_dict, frozen
 
 from nanobanana_async.errors import ConfigurationError, InvalidRequest
 from nanobanana_async.formatting import duration, number
+from nanobanana_async.misspelt import unknown_fields
 from nanobanana_async.notebook_html import LabelledValue, card, image_gallery
 from nanobanana_async.values import (
     as_choice,
     as_ratio,
     as_small_count,
     as_text,
-    did_you_mean,
     is_absent,
     to_mapping,
 )
@@ -245,6 +245,8 @@ def to_request(request: object, given: Mapping[str, Any]) -> ImageRequest:
     """
     if isinstance(request, str):
         return ImageRequest(request, **given)
+    if isinstance(request, (list, tuple)):
+        raise ConfigurationError("generate and submit take one request: session.generate_many takes a list of them")
     mapping = to_mapping(request)
     if mapping is None and not isinstance(request, ImageRequest):
         raise ConfigurationError(f"a request is a prompt, a mapping or an ImageRequest, not {type(request).__name__}")
@@ -258,9 +260,7 @@ def request_of(mapping: Mapping[Any, Any]) -> ImageRequest:
     """Return the request of a mapping; raise `InvalidRequest` if it has unknown fields or no prompt."""
     known = (*REQUEST_FIELDS, *ROW_FIELDS)
     if unknown := [name for name in mapping if name not in known]:
-        hint = did_you_mean(unknown[0], known)
-        names = ", ".join(map(str, unknown))
-        raise InvalidRequest(f"unknown field {names}{hint or ': a row takes ' + ', '.join(known)}")
+        raise InvalidRequest(unknown_fields(unknown, known))
     if "prompt" not in mapping:
         raise InvalidRequest("a row needs a prompt")
     return ImageRequest(**{name: value for name, value in mapping.items() if name in REQUEST_FIELDS})

@@ -4,7 +4,7 @@ import os
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping, Sequence
 from decimal import Decimal
-from typing import Any
+from typing import Any, Never
 
 from nanobanana_async.batch.batch import Batch
 from nanobanana_async.batch.options import BatchOptions
@@ -19,7 +19,16 @@ from nanobanana_async.image_saver import ImageSaver
 from nanobanana_async.images.names import NameTemplate
 from nanobanana_async.jobs import generate_key
 from nanobanana_async.ledger.memory import MemoryLedger
-from nanobanana_async.models import GenerationResult, ImageRequest, OutputFormat, Resolution, TaskType, to_request
+from nanobanana_async.misspelt import unknown_fields
+from nanobanana_async.models import (
+    REQUEST_FIELDS,
+    GenerationResult,
+    ImageRequest,
+    OutputFormat,
+    Resolution,
+    TaskType,
+    to_request,
+)
 from nanobanana_async.policy.prices import as_credits
 from nanobanana_async.validators import as_folder, as_timeout
 from nanobanana_async.values import is_absent, to_mapping
@@ -47,6 +56,7 @@ class Purchases(ABC):
         model: str | None = None,
         task_type: TaskType | None = None,
         callback_url: str | None = None,
+        **misspelt: Never,
     ) -> GenerationResult:
         """Buy one job and wait for its images.
 
@@ -69,6 +79,7 @@ class Purchases(ABC):
             model=model,
             task_type=task_type,
             callback_url=callback_url,
+            **misspelt,
         )
         tracked = await self._register(request, idempotency_key, fields)
         return await result_for_caller(engine, tracked, timeout)
@@ -86,6 +97,7 @@ class Purchases(ABC):
         model: str | None = None,
         task_type: TaskType | None = None,
         callback_url: str | None = None,
+        **misspelt: Never,
     ) -> Job:
         """Store a job and return its handle; the job is bought when a slot is free.
 
@@ -102,6 +114,7 @@ class Purchases(ABC):
             model=model,
             task_type=task_type,
             callback_url=callback_url,
+            **misspelt,
         )
         return await persistent_handle(engine, await self._register(request, idempotency_key, fields))
 
@@ -168,6 +181,9 @@ class Purchases(ABC):
 
 
 def _given(**fields: Any) -> dict[str, Any]:
-    """Return the fields that are not at their defaults."""
+    """Return the fields that are not at their defaults; raise `ConfigurationError` for a name that is no field."""
+    known = [name for name in REQUEST_FIELDS if name != "prompt"]
+    if unknown := [name for name in fields if name not in known]:
+        raise ConfigurationError(unknown_fields(unknown, (*known, "idempotency_key", "timeout")))
     defaults = {"images": (), "num_images": 1}
     return {name: value for name, value in fields.items() if value is not defaults.get(name)}

@@ -28,6 +28,7 @@ from nanobanana_async.image_saver import ImageSaver
 from nanobanana_async.images.names import NameFacts, NameTemplate, default_name
 from nanobanana_async.jobs import JobSnapshot, JobState, key_for_task, key_prefix, validate_task_id
 from nanobanana_async.ledger.base import Ledger
+from nanobanana_async.loop_guard import NoPlainWith
 from nanobanana_async.models import GeneratedImage, GenerationResult, ImageRequest
 from nanobanana_async.policy.concurrency import ConcurrencyPolicy
 from nanobanana_async.policy.polling import PollPolicy
@@ -38,7 +39,7 @@ from nanobanana_async.validators import as_folder, check_kind, check_switch
 from nanobanana_async.values import validate_row_key
 
 
-class Session(Purchases):
+class Session(Purchases, NoPlainWith):
     """Buys jobs through one gateway, polls them, and keeps the account's job slots full.
 
     The constructor needs no running event loop; opening does. One task may open the session and another close it. A
@@ -49,10 +50,9 @@ class Session(Purchases):
     key. `max_credits` caps the credits of this session: the purchase that would exceed it raises `CreditLimitReached`
     (a price above its estimate can exceed it, by one job).
     `tls` is an `ssl.SSLContext` for your own certificate authorities, `proxy` the URL of a proxy, with credentials if
-    needed; with `trust_env` proxies come from HTTP_PROXY, HTTPS_PROXY and NO_PROXY. All three apply to the gateway and
-    to images. `http` is your own `aiohttp.ClientSession` (never closed; all connections are made by its connector; it
-    excludes the other three) or a transport of `nanobanana_async.testing`. `allow_networks`, such as `["10.0.0.5/32"]`,
-    allows images from private networks; its default is NANOBANANA_ALLOW_NETWORKS. `observers` get each event.
+    needed; with `trust_env` proxies come from HTTP_PROXY, HTTPS_PROXY and NO_PROXY. `http` is your own
+    `aiohttp.ClientSession` (never closed; its connector makes all connections; it excludes the other three) or a fake
+    transport. `allow_networks`, such as `["10.0.0.5/32"]`, allows images from private networks.
     """
 
     def __init__(
@@ -227,7 +227,7 @@ class Session(Purchases):
         saved in the folder before keeps its name and is not downloaded again. Raises `DownloadError` or `SaveError`.
         """
         saver = ImageSaver(self._engine(), self._components.downloads)
-        check_kind("result", result, GenerationResult, "the GenerationResult of a job")
+        check_kind("result", result, GenerationResult, "the GenerationResult of a job, such as await job")
         template = None if name is None else NameTemplate("name", name, fields=("key", "slug"))
         facts = NameFacts(key=result.key, prompt=None if result.request is None else result.request.prompt)
         stem = default_name(result.key, facts) if template is None else template.stem(facts)
@@ -240,7 +240,7 @@ class Session(Purchases):
     def _engine(self, *, closed_too: bool = False) -> Engine:
         self._components.guard.check()
         if self._session_task.closed and not closed_too:
-            raise SessionClosed("the session is closed")
+            raise SessionClosed(f"the session is closed{self._components.guard.why_closed()}")
         if self._session_task.engine is None:
             raise ConfigurationError("the session is not open: use 'async with Session(...)', or await session.open()")
         return self._session_task.engine

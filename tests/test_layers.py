@@ -18,7 +18,7 @@ MAX_LINES = 320
 FLOORS: tuple[frozenset[str], ...] = (
     frozenset({"_version"}),
     frozenset({"errors", "escaping", "file_locks"}),
-    frozenset({"failures", "validators", "values"}),
+    frozenset({"failures", "misspelt", "validators", "values"}),
     frozenset({"formatting"}),
     frozenset({"notebook_html"}),
     frozenset({"models"}),
@@ -54,6 +54,7 @@ THOUGHT = frozenset(
         "escaping",
         "failures",
         "formatting",
+        "misspelt",
         "validators",
         "values",
         "notebook_html",

@@ -3,7 +3,7 @@
 import asyncio
 from contextlib import suppress
 from types import TracebackType
-from typing import Self
+from typing import NoReturn, Self
 
 from nanobanana_async.batch.inputs import to_requests
 from nanobanana_async.batch.options import BatchOptions
@@ -16,10 +16,11 @@ from nanobanana_async.engine.engine import Engine
 from nanobanana_async.errors import BatchStopped
 from nanobanana_async.formatting import count
 from nanobanana_async.image_saver import ImageSaver
+from nanobanana_async.loop_guard import NoPlainWith
 from nanobanana_async.notebook_html import Html, card, error_box, note
 
 
-class Batch:
+class Batch(NoPlainWith):
     """The outcomes of many requests: `async for outcome in batch`, in the order in which they end.
 
     Rows are pulled from the input only when a slot is free for them, and no faster than outcomes are taken. Memory does
@@ -76,6 +77,12 @@ class Batch:
     def unbought(self) -> int:
         """Number of rows that were pulled but not bought because the batch stopped buying."""
         return self._runner.unbought
+
+    def __iter__(self) -> NoReturn:
+        raise TypeError("a batch is read with `async for outcome in batch`, not with `for`")
+
+    def __await__(self) -> NoReturn:
+        raise TypeError("a batch is not awaited: read it with `async for outcome in batch`")
 
     def __aiter__(self) -> Self:
         return self

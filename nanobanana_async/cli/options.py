@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import platformdirs
-from cyclopts import CoercionError, CycloptsError, Parameter, Token
+from cyclopts import CoercionError, CycloptsError, Parameter, Token, UnknownOptionError
 
 from nanobanana_async.errors import ConfigurationError, InvalidRequest
 from nanobanana_async.gateways import registry
@@ -59,6 +59,8 @@ _SETTING = re.compile(rf"\b({'|'.join(_SETTINGS)})\b")
 
 def usage_message(error: CycloptsError) -> str:
     """Return what is wrong with the arguments, without the names of Python types."""
+    if isinstance(error, UnknownOptionError):
+        return _unknown_option(error)
     if not isinstance(error, CoercionError) or error.token is None:
         return str(error)
     token = error.token
@@ -67,6 +69,30 @@ def usage_message(error: CycloptsError) -> str:
         return f"{name}: {error.msg}"
     wanted = " or ".join(_wanted(error.target_type))
     return f"{name} must be {wanted}, not {token.value!r}" if wanted else str(error)
+
+
+_SECRET = re.compile(r"-+(?:\w+[-_])?(?:api[-_]?)?(?:key|token|secret)", re.IGNORECASE)
+_OTHER_OPTIONS = {
+    "--proxy": "set HTTPS_PROXY, which may hold a password",
+    "--size": "--aspect-ratio and --resolution say the size",
+    "--quality": "--resolution takes 1K, 2K or 4K",
+    "-n": "--num-images is the number of images of a prompt",
+    "--n": "--num-images is the number of images of a prompt",
+}
+
+
+def _unknown_option(error: UnknownOptionError) -> str:
+    """Return what to use in place of an unknown option; never its value, which may be a secret."""
+    option = (error.token.keyword or error.token.value).partition("=")[0]
+    if _SECRET.fullmatch(option):
+        return (
+            f"{option} is no option, since other users of this machine see the arguments: set"
+            f" {' or '.join(kind.key_variable for kind in registry.GATEWAYS.values())}, and replace a key that you"
+            " passed as an argument"
+        )
+    if option in _OTHER_OPTIONS:
+        return f"unknown option {option}: {_OTHER_OPTIONS[option]}"
+    return str(error) if "=" not in (error.token.keyword or error.token.value) else f"unknown option {option}"
 
 
 def _wanted(kind: Any) -> Iterator[str]:

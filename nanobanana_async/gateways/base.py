@@ -16,6 +16,7 @@ from attrs import field, fields, frozen
 from nanobanana_async.accounts import account_fingerprint, named_account
 from nanobanana_async.errors import ConfigurationError, InvalidRequest
 from nanobanana_async.gateways.secret import Secret
+from nanobanana_async.misspelt import unknown_fields
 from nanobanana_async.models import ImageRequest, TaskType
 from nanobanana_async.validators import switch, within
 
@@ -26,6 +27,7 @@ ALLOW_HTTP_VARIABLE = "NANOBANANA_ALLOW_HTTP"
 
 MAX_ACCOUNT_LENGTH = 64
 
+_API_PATH = re.compile(r"/api(?:/v1(?:/images(?:/generate)?)?|/image(?:/gen)?|/task(?:/query)?)?$")
 _SWITCHES = {"1": True, "true": True, "yes": True, "on": True, "0": False, "false": False, "no": False, "off": False}
 
 
@@ -96,6 +98,11 @@ def validate_base_url(url: object, *, allow_http: bool = False) -> str | Configu
         return ConfigurationError("base_url must not hold credentials; the API key goes into api_key")
     if "?" in url or "#" in url:
         return ConfigurationError("base_url must not hold a query or a fragment")
+    if _API_PATH.search(parts.path):
+        path = parts.path
+        return ConfigurationError(
+            f"base_url ends before the paths of the API, which are added to it: leave out {path[path.index('/api') :]}"
+        )
     if parts.scheme == "http" and not (allow_http or is_loopback(host)):
         return ConfigurationError(
             f"base_url must be https: the API key would travel in clear text to {host} (in a network that you trust,"
@@ -187,13 +194,28 @@ def _with_sealed_secrets(init: Callable[..., None]) -> Callable[..., None]:
 
     @functools.wraps(init)
     def checked(self: "GatewaySettings", *args: Any, **settings: Any) -> None:
-        problem = _seal_secrets(type(self), settings)
+        problem = _wrong_arguments(type(self), args, settings) or _seal_secrets(type(self), settings)
         if problem is not None:
+            del args  # it may hold the key, as the settings do
             settings.clear()
             raise problem
-        init(self, *args, **settings)
+        init(self, **settings)
 
     return checked
+
+
+def _wrong_arguments(
+    kind: "type[GatewaySettings]", args: tuple[Any, ...], settings: dict[str, Any]
+) -> ConfigurationError | None:
+    """Return the error for arguments that Python would refuse without saying what to pass."""
+    known = [each.alias or each.name for each in fields(kind) if each.init]
+    if args:
+        return ConfigurationError(f'pass the settings of {kind.__name__} by name, as in {kind.__name__}(api_key="...")')
+    if unknown := [name for name in settings if name not in known]:
+        return ConfigurationError(f"{kind.__name__}: {unknown_fields(unknown, known)}")
+    if "api_key" not in settings:
+        return to_secret("", kind.title, kind.key_variable)  # type: ignore[return-value]
+    return None
 
 
 def _seal_secrets(kind: "type[GatewaySettings]", settings: dict[str, Any]) -> ConfigurationError | None:

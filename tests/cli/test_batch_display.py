@@ -194,3 +194,14 @@ def test_the_display_shows_when_a_used_up_budget_is_filled_again() -> None:
     shown = " ".join(scene.rendered(200))
     assert "the account's daily budget is used up; goes on at 2 Jan 2026, 00:00 UTC" in shown
     assert "paused by the gateway" not in shown
+
+
+def test_outage_is_shown_with_its_reason_and_is_no_pause_of_the_gateway() -> None:
+    scene = Scene(300)
+    why = "can't reach gateway.example: Connection refused"
+    scene.display.tick(evolve(STATS, creates_paused=True, outage=why))
+    text = " ".join(scene.rendered(200))
+    assert why in text
+    assert "paused" not in text
+    scene.display.tick(evolve(STATS, creates_paused=True))
+    assert "paused by the gateway" in " ".join(scene.rendered(200))

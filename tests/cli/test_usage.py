@@ -186,3 +186,33 @@ def test_an_import_error_of_our_own_is_not_a_missing_extra() -> None:
     assert done.returncode == 1
     assert "nanobanana_async.models" in done.stderr
     assert "pip install" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    "given", [["--api-key", "sk-hidden"], ["--api-key=sk-hidden"], ["--key=sk-hidden"], ["--token"]]
+)
+@pytest.mark.parametrize("command", [["generate", "a fox"], ["batch", "rows.txt", "-o", "out"]])
+async def test_key_as_an_argument_is_refused_with_its_variable(given: list[str], command: list[str]) -> None:
+    said = await nanobanana(*command, *given)
+    assert said.code == 2
+    assert "set APIMALL_API_KEY or DEFAPI_API_KEY" in said.complaint
+    assert "hidden" not in said.err
+
+
+@pytest.mark.parametrize(
+    ("given", "meant"),
+    [
+        (["--size", "1024x1024"], "--aspect-ratio and --resolution"),
+        (["-n", "2"], "--num-images"),
+        (["--quality", "hd"], "--resolution"),
+        (["--proxy", "http://me:hidden@proxy.example:1"], "HTTPS_PROXY"),
+        (["--proxy=http://me:hidden@proxy.example:1"], "HTTPS_PROXY"),
+        (["--nothing=hidden"], "unknown option --nothing"),
+        (["--aspectratio", "1:1"], "--aspect-ratio"),
+    ],
+)
+async def test_unknown_option_names_the_one_that_is_meant(given: list[str], meant: str) -> None:
+    said = await nanobanana("generate", "a fox", *given)
+    assert said.code == 2
+    assert meant in said.complaint
+    assert "hidden" not in said.err

@@ -61,7 +61,7 @@ async def generating_gives_a_result(session: Session) -> None:
     assert_type(result.credits, Decimal | None)
     await session.generate(ImageRequest("a lighthouse", num_images=2), idempotency_key="k", timeout=60)
     await session.generate("a lighthouse", resolution="3K")  # type: ignore[arg-type]
-    await session.generate("a lighthouse", colour="red")  # type: ignore[call-arg]
+    await session.generate("a lighthouse", colour="red")  # type: ignore[arg-type]
     await session.generate()  # type: ignore[call-arg]
 
 

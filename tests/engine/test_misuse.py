@@ -1,0 +1,142 @@
+"""Calls that are nearly right: the error names what to write, and nothing is bought."""
+
+import asyncio
+import traceback
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from nanobanana_async import ApiMall, ConfigurationError, DefApi, Session, SessionClosed
+from nanobanana_async.config import gateway_from_env
+from nanobanana_async.testing import FakeTransport
+from tests.support.fakes import API_KEY, FakeGateway, apimall, virtually
+
+
+@pytest.mark.parametrize(
+    ("fields", "meant"),
+    [
+        ({"aspectratio": "1:1"}, "aspectratio is aspect_ratio here"),
+        ({"resoluton": "1K"}, "resoluton is resolution here"),
+        ({"size": "1024x1024"}, r"size is aspect_ratio \(such as 16:9\) and resolution"),
+        ({"n": 2}, "n is num_images here"),
+        ({"quality": "hd"}, "quality is resolution"),
+        ({"image": "https://a.example/b.png"}, r"image is images \(a list\) here"),
+        ({"key": "order-1"}, "key is idempotency_key here"),
+        ({"seed": 3}, "unknown field seed: the fields are images, num_images"),
+    ],
+)
+@virtually
+async def test_unknown_field_is_refused_with_the_one_that_is_meant(fields: dict[str, Any], meant: str) -> None:
+    gateway = FakeGateway()
+    async with apimall(FakeTransport(gateway.answer)) as session:
+        for call in (session.generate, session.submit):
+            with pytest.raises(ConfigurationError, match=meant):
+                await call("a fox", **fields)
+        (outcome,) = [each async for each in session.generate_many([{"prompt": "a fox", "sede": 1, **fields}])]
+        assert "unknown field" in str(outcome.error) or "key" in fields
+    assert gateway.sold == 0
+
+
+@pytest.mark.parametrize("several", [["a fox", "an owl"], ("a fox",)])
+@virtually
+async def test_list_given_to_generate_names_generate_many(several: Any) -> None:
+    async with apimall(FakeTransport(FakeGateway().answer)) as session:
+        with pytest.raises(ConfigurationError, match=r"session\.generate_many takes a list"):
+            await session.generate(several)
+
+
+@virtually
+async def test_job_given_to_save_names_its_result() -> None:
+    async with apimall(FakeTransport(FakeGateway().answer)) as session:
+        job: Any = await session.submit("a fox")
+        with pytest.raises(ConfigurationError, match="the GenerationResult of a job, such as await job"):
+            await session.save(job, "images")
+
+
+@virtually
+async def test_batch_says_how_it_is_read() -> None:
+    gateway = FakeGateway()
+    async with apimall(FakeTransport(gateway.answer)) as session:
+        batch: Any = session.generate_many(["a fox"])
+        with pytest.raises(TypeError, match="`async for outcome in batch`, not with `for`"):
+            list(batch)
+        with pytest.raises(TypeError, match="not awaited: read it with `async for outcome in batch`"):
+            await batch
+        with pytest.raises(TypeError, match="a Batch is used with `async with`"), batch:
+            pass
+        assert gateway.sold == 0
+        assert len([outcome async for outcome in batch]) == 1
+
+
+def test_plain_with_of_a_session_names_async_with() -> None:
+    session: Any = Session(ApiMall(api_key=API_KEY))
+    with pytest.raises(TypeError, match="a Session is used with `async with`, not with `with`"), session:
+        pass
+
+
+@pytest.mark.parametrize(
+    ("build", "what"),
+    [
+        (lambda: Session(API_KEY), "an API key goes into APIMALL_API_KEY or DEFAPI_API_KEY"),  # type: ignore[arg-type]
+        (lambda: ApiMall(API_KEY), r'by name, as in ApiMall\(api_key="\.\.\."\)'),  # type: ignore[call-arg]
+        (lambda: DefApi(apikey=API_KEY), "apikey is api_key here"),  # type: ignore[call-arg]
+        (lambda: ApiMall(), "API Mall needs an API key: set APIMALL_API_KEY"),  # type: ignore[call-arg]
+    ],
+)
+def test_misplaced_key_is_refused_and_not_shown(build: Callable[[], object], what: str) -> None:
+    with pytest.raises(ConfigurationError, match=what) as caught:
+        build()
+    trace = traceback.TracebackException.from_exception(caught.value, capture_locals=True)
+    shown = [value for frame in trace.stack[1:] for value in (frame.locals or {}).values()]
+    assert not [value for value in (*shown, str(caught.value)) if API_KEY in value]
+
+
+@pytest.mark.parametrize(
+    "key", ['"sk-abc123"', "'sk-abc123'", "${APIMALL_API_KEY}", "$KEY", "<key>", "***", "sk-...", "your-api-key"]
+)
+def test_placeholder_is_no_key(key: str) -> None:
+    with pytest.raises(ConfigurationError, match="(is a placeholder|has quotation marks around it).*: set APIMALL_API_KEY"):
+        ApiMall(api_key=key)
+
+
+@pytest.mark.parametrize(
+    ("path", "refused"),
+    [
+        ("/api/v1", "/api/v1"),
+        ("/api/", "/api"),
+        ("/proxied/api/v1/images/generate", "/api/v1/images/generate"),
+        ("/api/image/gen", "/api/image/gen"),
+        ("/proxied", None),
+        ("/apis", None),
+    ],
+)
+def test_path_of_the_api_does_not_belong_into_the_base_url(path: str, refused: str | None) -> None:
+    url = f"https://gateway.example{path}"
+    if refused is None:
+        assert DefApi(api_key=API_KEY, base_url=url).base_url == url
+        return
+    with pytest.raises(ConfigurationError, match=f"which are added to it: leave out {refused}$"):
+        DefApi(api_key=API_KEY, base_url=url)
+
+
+def test_without_a_key_the_variables_and_the_demo_are_named() -> None:
+    with pytest.raises(ConfigurationError, match=r"APIMALL_API_KEY or DEFAPI_API_KEY; .* run `nanobanana demo`"):
+        gateway_from_env({})
+
+
+def test_session_that_ended_with_its_loop_says_so() -> None:
+    session = apimall(FakeTransport(FakeGateway().answer))
+
+    async def use() -> None:
+        await session.generate("a fox")
+
+    async def open_and_close() -> None:
+        await session.open()
+        await session.aclose()
+        with pytest.raises(SessionClosed, match=r"the session is closed$"):
+            await use()
+
+    asyncio.run(open_and_close())
+    with pytest.raises(SessionClosed, match=r"opened in another event loop.*Open a session in this one"):
+        asyncio.run(use())
