@@ -66,6 +66,7 @@ class AiohttpTransport:
         if not isinstance(gateway.api_key, Secret):
             raise ConfigurationError(f"the api_key of {gateway.name} must be a nanobanana_async.gateways.Secret")
         self._gateway = gateway
+        self._plain_origin = plain_origin(gateway)
         self._connect_s = timeouts.connect_s
         self._borrowed = http
         self._tls = tls
@@ -122,7 +123,7 @@ class AiohttpTransport:
         `SessionClosed` when the transport is not open.
         """
         session = self._open_session(fresh_connection)
-        url = _validated_url(request.url, plain_origin(self._gateway))
+        url = _validated_url(request.url, self._plain_origin)
         _check_proxy(url, self._proxies)
         try:
             answer = await self._exchange(session, request, url, timeout_s)

@@ -20,7 +20,7 @@ from attrs import Factory, define
 
 from nanobanana_async.emulator import API_KEY
 from tests.durability.emulator_process import AccountSettings, EmulatorProcess, opened
-from tests.support.command import Said, ended, environment, started
+from tests.support.command import Said, environment, started
 
 JOB_S = 0.6
 PLANS: Sequence[Sequence[signal.Signals]] = (
@@ -29,6 +29,7 @@ PLANS: Sequence[Sequence[signal.Signals]] = (
     (signal.SIGTERM, signal.SIGHUP),
     (signal.SIGTERM, signal.SIGKILL),
 )
+WITHIN_S = 150.0  # on a busy machine; a command takes seconds
 AT_ONCE = 2  # commands that run side by side, on one ledger
 
 
@@ -48,12 +49,22 @@ def _is_over(said: Said) -> bool:
     return said.code == 0 or any(" credits, " in line for line in said.err.splitlines()[-1:])
 
 
+async def _ended(process: Process) -> Said:
+    """Wait for the command's end; a command that hangs is killed, and its exit code is reported as wrong."""
+    async with asyncio.TaskGroup() as group:
+        reading = group.create_task(process.communicate())
+        if not (await asyncio.wait([reading], timeout=WITHIN_S))[0]:
+            process.kill()
+    out, err = reading.result()
+    return Said(process.returncode or 0, out.decode(), err.decode())
+
+
 async def _hit(
     process: Process, numbers: Sequence[signal.Signals], emulator: EmulatorProcess, prompt: str, rng: random.Random
 ) -> Said:
     """Send the signals at random times, most of them after the first create; return what the command printed."""
     async with asyncio.TaskGroup() as group:
-        reading = group.create_task(ended(process))
+        reading = group.create_task(_ended(process))
         if rng.random() < 0.1:
             await asyncio.sleep(rng.uniform(0.0, 2.0))  # while it starts
         else:
@@ -78,13 +89,16 @@ async def _one(number: int, emulator: EmulatorProcess, folder: Path, toll: Toll,
         NANOBANANA_EXPECTED_JOB_S=str(JOB_S),
     )
     command = ("generate", *prompts, "-o", out)
+    began_at = time.perf_counter()
     async with started(*command, environ=environ, folder=folder) as process:
         said = await _hit(process, PLANS[number % len(PLANS)], emulator, prompts[0], rng)
+    if time.perf_counter() - began_at > WITHIN_S:
+        toll.wrong.append(f"{prompts}: the command did not end: {said.err}")
     toll.ended_by["delivered" if _is_over(said) else f"exit {said.code}"] += 1
     toll.bought_before[any(prompt in emulator.records().prompts for prompt in prompts)] += 1
     if not _is_over(said):
         async with started(*command, environ=environ, folder=folder) as process:
-            said = await ended(process)
+            said = await _ended(process)
     if said.code:
         toll.wrong.append(f"{prompts}: exit {said.code}: {said.err}")
     _check(prompts, emulator, folder / out, toll)

@@ -13,6 +13,7 @@ from rich.console import Console
 from nanobanana_async import ConfigurationError, JobState
 from nanobanana_async.cli.jobs import actions
 from nanobanana_async.cli.jobs import format as job_format
+from nanobanana_async.cli.jobs.consent import confirm, print_note, require_consent
 from nanobanana_async.cli.jobs.fetch import FetchCommand
 from nanobanana_async.cli.options import (
     DEFAULT_LEDGER,
@@ -25,7 +26,6 @@ from nanobanana_async.cli.options import (
     Yes,
 )
 from nanobanana_async.cli.signals import run_until_signal
-from nanobanana_async.escaping import one_line
 from nanobanana_async.formatting import count, local_time
 from nanobanana_async.jobs import validate_task_id
 from nanobanana_async.validators import as_count
@@ -136,11 +136,11 @@ class _Commands:
         """
         actions.require_ledger(ledger)
         if buy:
-            _require_consent(yes=yes)
+            require_consent(yes=yes)
         selected = self.find_gateway(gateway, base_url)
         unfinished = asyncio.run(actions.find_unfinished(ledger, selected))
         cost = f"{count(unfinished.unsent, 'unsent job')} will be bought: {unfinished.price}."
-        if buy and unfinished.unsent and not _confirm(cost, yes=yes):
+        if buy and unfinished.unsent and not confirm(cost, yes=yes):
             return FAILED
         return run_until_signal(actions.resume(ledger, selected, unfinished, buy=buy, console=Console(stderr=True)))
 
@@ -195,7 +195,7 @@ class _Commands:
         record = asyncio.run(actions.find_resolvable(ledger, key, buy_again=as_ == "buy-again"))
         known = next((name for name in get_args(Name) if name == record.gateway), None)
         selected = self.find_gateway(gateway or known, base_url)
-        if not _confirm(asyncio.run(actions.describe_effect(ledger, selected, record, as_, task_id)), yes=yes):
+        if not confirm(asyncio.run(actions.describe_effect(ledger, selected, record, as_, task_id)), yes=yes):
             return FAILED
         decision = actions.Decision(key=record.key, task_id=task_id, buy_again=as_ == "buy-again")
         return run_until_signal(actions.resolve(ledger, selected, decision, wait=wait, console=Console(stderr=True)))
@@ -236,10 +236,10 @@ class _Commands:
         actions.require_ledger(ledger)
         plan = asyncio.run(actions.plan_hand_over(ledger, self.find_gateway(gateway, base_url), from_, to))
         risk = "Both must be the same account at the gateway: another account does not find the tasks."
-        if not _confirm(f"{count(plan.count, 'job')} of account {plan.old} go to account {plan.new}. {risk}", yes=yes):
+        if not confirm(f"{count(plan.count, 'job')} of account {plan.old} go to account {plan.new}. {risk}", yes=yes):
             return FAILED
         handed_over = asyncio.run(actions.hand_over(ledger, plan))
-        _print_note(f"{count(handed_over, 'job')} handed over to account {plan.new}")
+        print_note(f"{count(handed_over, 'job')} handed over to account {plan.new}")
         return OK
 
     @staticmethod
@@ -270,12 +270,12 @@ class _Commands:
         prunable = asyncio.run(actions.prunable(ledger, before))
         ended = f"ended before {local_time(before)}"
         if not prunable:
-            _print_note(f"no job {ended}")
+            print_note(f"no job {ended}")
             return OK
         risk = "a deleted job is bought again when its key, or its row of a batch, is requested again"
-        if not _confirm(f"{count(prunable, 'job')} that {ended} will be deleted; {risk}.", yes=yes):
+        if not confirm(f"{count(prunable, 'job')} that {ended} will be deleted; {risk}.", yes=yes):
             return FAILED
-        _print_note(f"{count(asyncio.run(actions.prune(ledger, before)), 'job')} deleted")
+        print_note(f"{count(asyncio.run(actions.prune(ledger, before)), 'job')} deleted")
         return OK
 
 
@@ -297,11 +297,11 @@ async def _list(path: Path, states: list[JobState] | None, limit: int | None, *,
                 print(job_format.json_of(record) if json else job_format.line_of(record, now))
         counts, unowned = await ledger.counts(), await ledger.count_unowned()
     sys.stdout.flush()
-    _print_note(job_format.summary(counts))
+    print_note(job_format.summary(counts))
     if shown < (total := sum(counts[state] for state in set(states or JobState))):
-        _print_note(f"{shown} of {total} jobs are shown: --limit N shows more")
+        print_note(f"{shown} of {total} jobs are shown: --limit N shows more")
     for hint in job_format.next_steps(counts, unowned, path):
-        _print_note(hint)
+        print_note(hint)
     return OK
 
 
@@ -309,34 +309,3 @@ async def _details(path: Path, key: str) -> str:
     async with actions.open_read_only(path) as ledger:
         record = await actions.find_job(ledger, key)
         return job_format.job_details(record, path, followed=await ledger.has_owner(record.key), now=datetime.now(UTC))
-
-
-def _print_note(sentence: str) -> None:
-    console = Console(stderr=True)
-    wrapped = console.is_terminal
-    console.print(one_line(sentence), markup=False, highlight=False, emoji=False, soft_wrap=not wrapped)
-
-
-def _require_consent(*, yes: bool) -> None:
-    """Raise `ConfigurationError` if the user can neither be asked nor has confirmed with --yes."""
-    if not (yes or sys.stdin.isatty()):
-        raise ConfigurationError("not a terminal: pass --yes to confirm")
-
-
-def _confirm(consequence: str, *, yes: bool) -> bool:
-    """Print what will happen and ask the user. Called outside of event loops, where Ctrl-C ends the question."""
-    if yes:
-        _print_note(consequence)
-        return True
-    if not sys.stdin.isatty():
-        raise ConfigurationError(f"{one_line(consequence)} Not a terminal: pass --yes to confirm")
-    print(f"{one_line(consequence)} Continue? [y/N] ", end="", file=sys.stderr, flush=True)
-    try:
-        answer = sys.stdin.readline()
-    except KeyboardInterrupt:
-        print(file=sys.stderr)  # start a new line after the question
-        raise
-    if answer.strip().lower() in ("y", "yes"):
-        return True
-    _print_note("cancelled: nothing was done")
-    return False
