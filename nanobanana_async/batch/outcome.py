@@ -5,6 +5,7 @@ from typing import Any
 
 from attrs import field, frozen
 
+from nanobanana_async.batch.rows import Row
 from nanobanana_async.errors import NanoBananaError
 from nanobanana_async.handle import Job
 from nanobanana_async.models import GenerationResult, ImageRequest, request_facts, result_facts, to_json
@@ -75,3 +76,16 @@ class Outcome:
             shown.append(error_box(type(self.error).__name__, str(self.error)))
         shown.extend(note(f"saved as {path}") for path in self.saved)
         return card(None if self.request is None else self.request.prompt, facts, *shown)
+
+
+def outcome_of(row: Row, job: Job | None, **found: Any) -> Outcome:
+    """Return the outcome of a row."""
+    return Outcome(
+        index=row.index,
+        key=row.key,
+        row_key=row.own_key,
+        request=row.request,
+        metadata=row.metadata,
+        job=job,
+        **found,
+    )

@@ -1,9 +1,22 @@
 """Detect many equal errors in a row, which are not the fault of single rows."""
 
 from nanobanana_async.batch.messages import with_message
-from nanobanana_async.errors import GatewayError, IdempotencyConflict, NanoBananaError
+from nanobanana_async.errors import (
+    AccessDenied,
+    AuthenticationError,
+    CreditLimitReached,
+    GatewayError,
+    IdempotencyConflict,
+    InsufficientCredits,
+    LedgerError,
+    NanoBananaError,
+    SaveError,
+)
 
 SAME_ERRORS = 20
+
+# Errors of the account, the ledger or the folder: they would repeat for each row.
+ACCOUNT_ERRORS = (AuthenticationError, InsufficientCredits, AccessDenied, CreditLimitReached, LedgerError, SaveError)
 
 
 class ErrorStreak:

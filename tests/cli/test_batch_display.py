@@ -53,6 +53,18 @@ class Scene:
         return output.getvalue().splitlines()
 
 
+def test_stopped_batch_shows_what_is_left_to_collect_and_no_remaining_time() -> None:
+    scene = Scene(300)
+    scene.display.tick(STATS)
+    assert "left" in scene.rendered()[2]
+    scene.display.collecting = True
+    assert scene.rendered()[2].endswith("12 running jobs left to collect, no more are bought")
+    scene.display.tick(evolve(STATS, slots_held=1))
+    assert scene.rendered()[2].endswith("1 running job left to collect, no more are bought")
+    scene.display.tick(evolve(STATS, slots_held=0))
+    assert scene.rendered()[2].endswith("the last images are being saved, no more are bought")
+
+
 def test_the_display_shows_rows_slots_credits_and_remaining_time() -> None:
     scene = Scene(300, max_credits=Decimal(60))
     for status in ["succeeded"] * 50 + ["failed", "uncertain"]:

@@ -18,7 +18,7 @@ from nanobanana_async import RateLimited, SessionStats
 from nanobanana_async.cli.display import LiveDisplay, shorten, unreachable_message
 from nanobanana_async.escaping import one_line
 from nanobanana_async.events import CreateFailed, Event, GatewayUnreachable, PollFailed
-from nanobanana_async.formatting import duration, number
+from nanobanana_async.formatting import count, duration, number
 
 REDRAWS_A_SECOND = 4
 ROW_LINES_UP_TO = 200  # rows; a larger batch gets a status line every SUMMARY_S
@@ -45,6 +45,8 @@ class BatchDisplay(LiveDisplay):
         self.counts: Counter[str] = Counter()
         self.phase = "loading earlier results"
         """What the run does while it does not buy; empty while it buys."""
+        self.collecting = False
+        """Whether nothing is bought any more, and running jobs are collected."""
         self.stats: SessionStats | None = None
         """The latest stats; rich draws in a thread, which must not call the session."""
         self.spent = Decimal(0)
@@ -163,9 +165,18 @@ class BatchDisplay(LiveDisplay):
             facts.append(Text(f"{number(self.reserved)} reserved"))
         if (pace := self.rows_per_minute()) is not None:
             facts.append(Text(f"{pace:.0f} rows a minute"))
-        if (left_s := self.left_s()) is not None:
+        if self.collecting:
+            facts.append(Text(self._to_collect()))
+        elif (left_s := self.left_s()) is not None:
             facts.append(Text(f"about {duration(left_s, tenths=False)} left"))
         return [Text(", ").join(rows), Text(", ").join(facts)]
+
+    def _to_collect(self) -> str:
+        """Return what is left after the buying has stopped: the rows that were not bought are not awaited."""
+        running = 0 if self.stats is None else self.stats.slots_held
+        if running:
+            return f"{count(running, 'running job')} left to collect, no more are bought"
+        return "the last images are being saved, no more are bought"
 
     def _render(self) -> RenderableType:
         bar = Table.grid(padding=(0, 1), expand=True)

@@ -217,7 +217,7 @@ class Run:
     async def _stop(self, batch: Batch, reason: NanoBananaError) -> None:
         """Stop buying, because results can't be written; collect the running jobs."""
         self._summary.stop_reason = self._summary.stop_reason or reason
-        self._display.phase = "collecting running jobs"
+        self._display.phase, self._display.collecting = "collecting running jobs", True
         await batch.aclose()
 
     async def _write_result(self, outcome: Outcome) -> None:
@@ -247,7 +247,7 @@ class Run:
 
     async def _stop_on_signal(self, batch: Batch) -> None:
         await self._signals.stop_requested.wait()
-        self._display.phase = "collecting running jobs"
+        self._display.phase, self._display.collecting = "collecting running jobs", True
         await batch.aclose()
 
     async def _write_reports(self, batch: Batch) -> None:
