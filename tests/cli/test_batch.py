@@ -48,6 +48,7 @@ async def test_a_batch_writes_images_results_report_and_ledger(batch: Command) -
         "images",
         "index.html",
         "jobs.sqlite",
+        "results.csv",
         "results.jsonl",
     }
 

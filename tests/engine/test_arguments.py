@@ -87,14 +87,14 @@ async def generate_many(session: Session, **options: Any) -> None:
 @pytest.mark.parametrize(
     ("call", "advice"),
     [
-        (lambda session: session.job(5), "key must be the key of a job, as text"),
+        (lambda session: session.job(5.5), "key must be the key of a job, as text"),
         (lambda session: session.job(None), "key must be the key of a job, as text, not None"),
         (lambda session: session.resolve(5, not_bought=True), "job must be a Job or the key of one"),
         (lambda session: session.resume(buy="no"), "buy must be True or False, not 'no'"),
         (lambda session: session.attach("t1", request="a fox"), "request must be an ImageRequest"),
         (lambda session: session.save("x", "images"), "result must be the GenerationResult of a job"),
         (lambda session: session.download("x"), "image must be a GeneratedImage, such as"),
-        (lambda session: session.generate(5), "a request is a prompt or an ImageRequest"),
+        (lambda session: session.generate(5), "a request is a prompt, a mapping or an ImageRequest"),
         (lambda session: generate_many(session, expected_credits="2"), "expected_credits must be a number"),
         (lambda session: generate_many(session, max_credits="5"), "max_credits must be a number"),
     ],
