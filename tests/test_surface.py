@@ -102,8 +102,9 @@ def test_every_error_is_public() -> None:
 
 
 def test_every_public_name_says_what_it_is() -> None:
-    silent = [name for name in nanobanana_async.__all__ if not inspect.getdoc(getattr(nanobanana_async, name))]
-    assert silent == []
+    public = {name: getattr(nanobanana_async, name) for name in nanobanana_async.__all__}
+    silent = [name for name, value in public.items() if not inspect.getdoc(value)]
+    assert silent == ["Resolution"]  # an alias of words, which can have no docstring
 
 
 def test_the_version_is_that_of_the_distribution() -> None:

@@ -45,8 +45,12 @@ class BatchOptions:
 async def iterate(items: Requests, clock: Callable[[], float]) -> AsyncGenerator[RowInput, None]:
     """Yield the rows of an iterable or async iterable. Log once if a plain iterator blocks the event loop."""
     if isinstance(items, AsyncIterable):
-        async for item in items:
-            yield item
+        try:
+            async for item in items:
+                yield item
+        finally:
+            if isinstance(items, AsyncGenerator):  # now, and not when it is garbage collected
+                await items.aclose()
         return
     rows, logged = iter(items), False
     while True:

@@ -6,6 +6,7 @@ from typing import Any
 
 from attrs import field, frozen
 
+from nanobanana_async.batch.rows import Row
 from nanobanana_async.errors import NanoBananaError
 from nanobanana_async.handle import Job
 from nanobanana_async.images.thumbnail import as_data_uri, file_thumbnail
@@ -86,3 +87,16 @@ class Outcome:
             path = self.saved[number] if len(self.saved) == len(result.images) else None
             small = None if path is None else file_thumbnail(path, THUMBNAIL_PIXELS)
             yield image.url if small is None else as_data_uri(small)
+
+
+def outcome_of(row: Row, job: Job | None, **found: Any) -> Outcome:
+    """Return the outcome of a row."""
+    return Outcome(
+        index=row.index,
+        key=row.key,
+        row_key=row.own_key,
+        request=row.request,
+        metadata=row.metadata,
+        job=job,
+        **found,
+    )

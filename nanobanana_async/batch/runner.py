@@ -8,7 +8,6 @@ import heapq
 import time
 from contextlib import aclosing
 from functools import partial
-from typing import Any
 
 import anyio
 import anyio.lowlevel
@@ -18,7 +17,7 @@ from attrs import evolve
 from nanobanana_async.batch.budget_watch import watch_budget
 from nanobanana_async.batch.messages import crash, with_own_key
 from nanobanana_async.batch.options import BatchOptions, iterate
-from nanobanana_async.batch.outcome import Outcome
+from nanobanana_async.batch.outcome import Outcome, outcome_of
 from nanobanana_async.batch.rows import Requests, Row, RowReader
 from nanobanana_async.batch.streak import ACCOUNT_ERRORS, ErrorStreak, stop_reason
 from nanobanana_async.engine.engine import Engine
@@ -33,8 +32,10 @@ from nanobanana_async.policy.retry import is_lasting
 # Rows stored but not yet sent: enough that a free slot never waits for a ledger write.
 PREFETCH = 8
 
-# With this many outcomes not yet taken, no more rows are pulled. The limit grows with the outcomes taken, so that an
-# early break buys little and a slow loop does not empty the slots.
+# With this many outcomes not yet taken, beside as many running rows as there were at most, no more rows are pulled. The
+# limit grows with the outcomes taken, so that an early break buys little and a slow loop does not empty the slots. Rows
+# that run and rows that wait count together: when saving or the loop is slower than the gateway, each outcome taken
+# pulls one row. If only those that wait counted, all slots would empty, then all fill at once.
 MIN_BUFFER, MAX_BUFFER, BUFFER_SHARE = 4, 64, 4
 
 # Rows that may be pulled, and so bought, before the first outcome is taken, and how many more per outcome taken: a
@@ -64,7 +65,7 @@ class BatchRunner:
         concurrency = engine.slots.limiter.policy
         held = 0 if concurrency.learn or concurrency.max_jobs is None else concurrency.max_jobs
         self._at_first = max(PULLED_AT_FIRST, held + PREFETCH)
-        self._pulled = 0
+        self._pulled = self._most_held = 0
         self._prefix = None if options.name is None else key_prefix(options.name)
         limit = options.max_credits
         self._caps = () if limit is None else (engine.make_cap(limit, self._prefix),)
@@ -141,19 +142,22 @@ class BatchRunner:
 
     async def _wait_for_room(self) -> None:
         while not self._stopping:
+            running = len(self._running)
+            self._most_held = max(self._most_held, running - len(self._unsent))
             waiting = len(self._ready) + max(0, len(self._finishing) - FINISHING_QUEUE)
-            most = max(MAX_BUFFER, ORDERED_WINDOW * len(self._running)) if self._options.ordered else MAX_BUFFER
-            ready = waiting < min(most, MIN_BUFFER + self._taken // BUFFER_SHARE)
+            most = max(MAX_BUFFER, ORDERED_WINDOW * running) if self._options.ordered else MAX_BUFFER
+            room = self._most_held + min(most, MIN_BUFFER + self._taken // BUFFER_SHARE)
             may_pull = self._pulled < self._at_first + PULLED_PER_TAKEN * self._taken
-            if ready and may_pull and len(self._unsent) < PREFETCH:
-                return
+            if (not waiting or running + waiting < room) and may_pull and len(self._unsent) < PREFETCH:
+                break
             self._room.clear()
             await self._room.wait()
-        await anyio.lowlevel.checkpoint()  # raises if the scope is cancelled
+        # Other tasks run between two rows, also of an input that never waits. Raises if the scope is cancelled.
+        await anyio.lowlevel.checkpoint()
 
     async def _start_row(self, row: Row) -> None:
         if row.request is None:
-            self._emit(_outcome(row, None, error=row.error))
+            self._emit(outcome_of(row, None, error=row.error))
             return
         try:
             record = await self._engine.new_record(row.request, row.key, batch=self._prefix)
@@ -162,7 +166,7 @@ class BatchRunner:
         except SessionClosed:
             raise
         except NanoBananaError as error:
-            self._emit(_outcome(row, None, error=with_own_key(error, row)))
+            self._emit(outcome_of(row, None, error=with_own_key(error, row)))
             return
         except asyncio.CancelledError:  # the batch has stopped buying
             self.unbought += 1
@@ -212,9 +216,9 @@ class BatchRunner:
                 return
             if (unbought or isinstance(result, IdempotencyConflict)) and self._refusals.add(result):
                 self.stop(stop_reason(result, "were not bought"))
-            self._emit(_outcome(row, job, error=with_own_key(result, row)))
+            self._emit(outcome_of(row, job, error=with_own_key(result, row)))
             return
-        outcome = _outcome(row, job, result=result)
+        outcome = outcome_of(row, job, result=result)
         if self._options.folder is None and result is not None:
             self._emit(outcome)
         else:
@@ -314,15 +318,3 @@ class BatchRunner:
 
 def _closed() -> SessionClosed:
     return SessionClosed("the session was closed before the batch ended")
-
-
-def _outcome(row: Row, job: Job | None, **found: Any) -> Outcome:
-    return Outcome(
-        index=row.index,
-        key=row.key,
-        row_key=row.own_key,
-        request=row.request,
-        metadata=row.metadata,
-        job=job,
-        **found,
-    )

@@ -119,7 +119,7 @@ class Engine:
 
         The record's request names the model even if the gateway chose it: another model is another request.
         """
-        validate_key(key)
+        key = validate_key(key)
         request = with_model(request, self._gateway.model)
         if self._callbacks.enabled.is_set() and self._gateway.supports_callbacks and request.callback_url is None:
             request = evolve(request, callback_url=await self._callbacks.make_url(key))

@@ -71,6 +71,7 @@ class ReportRow:
         Raises ValueError for values that are nested more than 100 deep or contain themselves.
         """
         facts = {name: json_value(value) for name, value in asdict(self, recurse=False).items()}
+        facts["credits"] = None if self.credits is None else json_number(self.credits)
         # json_line also escapes line separators, control characters, and lone surrogates of file names.
         return json_line(json.dumps(facts, ensure_ascii=False, allow_nan=False))
 
@@ -121,8 +122,6 @@ def json_value(value: Any, depth: int = 0) -> Any:
             return value if abs(value) < _MAX_INT else hex(value)
         case float():
             return value if math.isfinite(value) else str(value)
-        case Decimal() if value.is_finite():
-            return json_number(value)
         case datetime():
             return value.isoformat()
         case Mapping():

@@ -1,10 +1,13 @@
 """Inputs that are no lists of prompts: data frames are read row by row, what would be misread is refused."""
 
+import asyncio
 import csv
 import gc
 import io
+import itertools
 import logging
-from collections.abc import Iterable
+import time
+from collections.abc import Iterable, Iterator
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -12,6 +15,7 @@ from typing import Any
 import pytest
 
 from nanobanana_async import ConfigurationError, ImageRequest
+from nanobanana_async.batch import options
 from nanobanana_async.batch.inputs import to_requests
 from nanobanana_async.batch.rows import Row, RowReader
 from nanobanana_async.testing import FakeTransport
@@ -124,3 +128,50 @@ def test_input_that_would_be_misread_is_refused_with_advice(requests: Any, advic
         gc.collect()  # the half-made batch goes without a complaint
 
     refuses()
+
+
+def slowly_read(pauses_s: list[float]) -> Iterator[str]:
+    for number, pause_s in enumerate(pauses_s):
+        time.sleep(pause_s)
+        yield f"image {number}"
+
+
+@pytest.mark.slow
+async def test_iterator_that_blocks_the_event_loop_is_logged_once(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(options, "BLOCKED_S", 0.02)
+    with caplog.at_level(logging.WARNING):
+        assert len([row async for row in options.iterate(slowly_read([0, 0.03, 0.03]), time.perf_counter)]) == 3
+    (line,) = [record.getMessage() for record in caplog.records if "batch.input_blocks" in record.getMessage()]
+    assert "pass an async iterator" in line
+
+
+@pytest.mark.parametrize("took_s", [0.2, 0.0])
+async def test_iterator_that_does_not_block_is_not_logged(took_s: float, caplog: pytest.LogCaptureFixture) -> None:
+    ticks = itertools.count(step=took_s) if took_s else itertools.repeat(0.0)
+    with caplog.at_level(logging.WARNING):
+        assert [row async for row in options.iterate(["a", "b"], lambda: next(ticks))] == ["a", "b"]
+    assert caplog.records == []
+
+
+@virtually
+async def test_other_tasks_run_between_the_rows_of_a_plain_iterator() -> None:
+    pulled: list[int] = []
+    seen: list[int] = []
+
+    def rows() -> Iterator[str]:
+        for number in range(20):
+            pulled.append(number)
+            yield ""  # an invalid row: nothing else waits for it
+
+    async with apimall(FakeTransport(PromptGateway().answer)) as session, asyncio.TaskGroup() as group:
+
+        async def watch() -> None:
+            while len(pulled) < 20:
+                seen.append(len(pulled))
+                await asyncio.sleep(0)
+
+        group.create_task(watch())
+        await all_of(session.generate_many(rows()))
+    assert max(later - earlier for earlier, later in itertools.pairwise(seen)) <= 2

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from nanobanana_async import BatchStopped, DownloadError, Outcome, SaveError
-from nanobanana_async.batch import runner as runner
-from nanobanana_async.batch.streak import ACCOUNT_ERRORS, ErrorStreak
+from nanobanana_async.batch import runner, streak
+from nanobanana_async.batch.streak import ErrorStreak
 from nanobanana_async.emulator import Emulator
 from nanobanana_async.emulator.faults import Script, error
 from nanobanana_async.image_saver import ImageSaver
@@ -90,7 +90,7 @@ async def test_unwritable_folder_stops_the_batch_and_loses_nothing(breaks: Break
 
 @pytest.mark.slow
 async def test_control_runner_without_the_folder_check_buys_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    others = tuple(kind for kind in ACCOUNT_ERRORS if kind is not SaveError)
+    others = tuple(kind for kind in streak.ACCOUNT_ERRORS if kind is not SaveError)
     monkeypatch.setattr(runner, "ACCOUNT_ERRORS", others)
     monkeypatch.setattr(ErrorStreak, "add", lambda *_: False)
     async with emulated() as emulator:

@@ -42,13 +42,15 @@ async def test_a_batch_writes_images_results_report_and_ledger(batch: Command) -
     assert all(line[name] for line in lines.values() for name in ("task_id", "credits", "created_at", "ended_at"))
     assert len(images_of(batch.out)) == 4
     printed = {tuple(line.split("\t")) for line in said.out.splitlines()}
-    assert printed == {(line["key"], "succeeded", f"out/{name}") for line in lines.values() for name in line["images"]}
+    found = {(line["row_key"] or line["key"], name) for line in lines.values() for name in line["images"]}
+    assert printed == {(key, "succeeded", f"out/{name}") for key, name in found}
     assert "a stoat &amp; &lt;b&gt;friends" in (batch.out / "index.html").read_text(encoding="utf-8")
     assert {path.name for path in batch.out.iterdir()} == {
         ".nanobanana-batch",
         "images",
         "index.html",
         "jobs.sqlite",
+        "results.csv",
         "results.jsonl",
         "thumbnails",
     }
@@ -258,7 +260,7 @@ async def test_a_key_reused_for_another_request_is_invalid(batch: Command) -> No
         said = await batch(batch.write("a.jsonl", '{"prompt": "a lynx", "key": "k"}'))
         assert emulator.stats().creates_accepted == 1
     assert (said.code, batch.lines()["a lynx"]["status"]) == (1, "invalid")
-    assert "(the row's key is k) already belongs to another request (prompt" in said.err
+    assert "row k has changed since it was bought: prompt was 'a fox' and is 'a lynx'" in said.err
 
 
 async def test_standard_input_has_a_prompt_per_line_by_default(batch: Command) -> None:

@@ -21,38 +21,38 @@ pytestmark = pytest.mark.slow
 
 async def test_changed_row_is_bought_only_on_request_and_keeps_its_old_image(batch: Command) -> None:
     async with emulated(batch) as emulator:
-        await batch(batch.write("a.csv", "key,prompt", "door,a red door", "cat,a cat"))
-        said = await batch(batch.write("a.csv", "key,prompt", "door,a RED door", "cat,a cat"))
+        await batch(batch.write("a.csv", "key,prompt", "gate,a red gate", "cat,a cat"))
+        said = await batch(batch.write("a.csv", "key,prompt", "gate,a RED gate", "cat,a cat"))
         assert (said.code, emulator.stats().creates_accepted) == (1, 2)
-        line = batch.lines()["a RED door"]
-        assert (line["status"], line["images"], line["earlier_images"]) == ("invalid", [], ["images/door.png"])
+        line = batch.lines()["a RED gate"]
+        assert (line["status"], line["images"], line["earlier_images"]) == ("invalid", [], ["images/gate.png"])
         assert (
-            "row door has changed since it was bought: prompt was 'a red door' and is 'a RED door'."
+            "row gate has changed since it was bought: prompt was 'a red gate' and is 'a RED gate'."
             " --buy-changed buys it again and keeps the image of before" in line["error"]
         )
         assert line["error"] in said.err.replace("\n", " ")
         dry = await batch("a.csv", "--dry-run")
         assert dry.out.splitlines() == ["rows\t2", "finished\t1", "changed\t1", "to buy\t0", "credits\t0"]
-        assert "row door has changed since it was bought" in dry.err
+        assert "row gate has changed since it was bought" in dry.err
         assert "to buy\t1" in (await batch("a.csv", "--dry-run", "--buy-changed")).out
         assert emulator.stats().creates_accepted == 2
 
         assert (await batch("a.csv", "--buy-changed")).code == 0
         assert emulator.stats().creates_accepted == 3
-        line = batch.lines()["a RED door"]
-        assert (line["status"], line["images"]) == ("succeeded", ["images/door-2.png"])
-        assert line["earlier_images"] == ["images/door.png"]
+        line = batch.lines()["a RED gate"]
+        assert (line["status"], line["images"]) == ("succeeded", ["images/gate-2.png"])
+        assert line["earlier_images"] == ["images/gate.png"]
         before, lines = requests(emulator), batch.lines()
         for options in ((), ("--buy-changed",)):  # it is known now, with and without the option
             assert (await batch("a.csv", *options)).code == 0
         assert requests(emulator) == before
         assert batch.lines() == lines
 
-        await batch(batch.write("a.csv", "key,prompt", "door,a blue door", "cat,a cat"), "--buy-changed")
-        line = batch.lines()["a blue door"]
-        assert sorted(line["earlier_images"]) == ["images/door-2.png", "images/door.png"]
-        assert (await batch(batch.write("a.csv", "key,prompt", "door,a red door", "cat,a cat"))).code == 0
-        assert batch.lines()["a red door"]["images"] == ["images/door.png"]
+        await batch(batch.write("a.csv", "key,prompt", "gate,a blue gate", "cat,a cat"), "--buy-changed")
+        line = batch.lines()["a blue gate"]
+        assert sorted(line["earlier_images"]) == ["images/gate-2.png", "images/gate.png"]
+        assert (await batch(batch.write("a.csv", "key,prompt", "gate,a red gate", "cat,a cat"))).code == 0
+        assert batch.lines()["a red gate"]["images"] == ["images/gate.png"]
         assert emulator.stats().creates_accepted == 4
 
 

@@ -288,7 +288,7 @@ async def test_a_newer_or_damaged_ledger_is_an_error(jobs: Command, tokens: tupl
         (("--limit", "0"), "--limit"),
         (("--state", "dead"), "--state"),
         (("paint",), "'paint'"),
-        (("show", "nope"), "no job 'nope'"),
+        (("show", "nope"), "no job and no row 'nope'"),
         (("resolve", "pending"), "--as"),
         (("resolve", "pending", "--as", "not-bought"), "jobs resume"),
         (("resolve", "failed", "--as", "not-bought"), "nothing to resolve"),

@@ -88,6 +88,7 @@ async def generate_many(session: Session, **options: Any) -> None:
 @pytest.mark.parametrize(
     ("call", "advice"),
     [
+        (lambda session: session.job(5.5), "key must be the key of a job, as text"),
         (lambda session: session.job(None), "key must be the key of a job, as text, not None"),
         (lambda session: session.resolve(5, not_bought=True), "job must be a Job or the key of one"),
         (lambda session: session.resume(buy="no"), "buy must be True or False, not 'no'"),

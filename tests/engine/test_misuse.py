@@ -97,7 +97,7 @@ def test_misplaced_key_is_refused_and_not_shown(build: Callable[[], object], wha
 )
 def test_placeholder_is_no_key(key: str) -> None:
     with pytest.raises(
-        ConfigurationError, match="(is a placeholder|has quotation marks around it).*: set APIMALL_API_KEY"
+        ConfigurationError, match=r"(is a placeholder|has quotation marks).*: set APIMALL_API_KEY"
     ):
         ApiMall(api_key=key)
 

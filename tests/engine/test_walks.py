@@ -96,7 +96,7 @@ def found(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[str]]:
 
 def test_way_from_generate_to_the_post_is_short(found: dict[str, list[str]]) -> None:
     entered = Counter(found["to the POST"])
-    assert set(entered) >= {"session.py", "engine/scheduler.py", "engine/submitter.py", "ledger/memory.py"}
+    assert set(entered) >= {"purchases.py", "engine/scheduler.py", "engine/submitter.py", "ledger/memory.py"}
     assert len(entered) <= 14
     assert sum(file.startswith("engine/") for file in entered) <= 7
     assert max(entered.values()) <= 2, entered

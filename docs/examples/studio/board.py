@@ -91,5 +91,5 @@ def card_of(record: JobRecord, images: Path) -> Card:
 def saved_images(key: str, images: Path) -> list[str]:
     """Return the URL paths of the saved images of a job."""
     folder = images / key
-    names = sorted(path.name for path in folder.glob("*-??.*") if path.suffix in ENDINGS) if folder.is_dir() else []
+    names = sorted(path.name for path in folder.iterdir() if path.suffix in ENDINGS) if folder.is_dir() else []
     return [f"/images/{key}/{name}" for name in names]

@@ -234,7 +234,7 @@ def _object(text: str, options: ReadingOptions, notes: Notes) -> dict[str, Any] 
         if meant in COLUMNS:
             if meant in facts:
                 return f"field {meant} is given twice"
-            if not is_absent(value):
+            if meant == "prompt" or not is_absent(value):
                 facts[meant] = value
         elif options.strict:
             return f"unknown field {name!r}{did_you_mean(name, COLUMNS)}; the fields are {', '.join(COLUMNS)}"
