@@ -212,8 +212,7 @@ class BatchRunner:
             repeats = isinstance(result, (*ACCOUNT_ERRORS, TaskNotFound)) or is_lasting(result)
             if unbought and (was_dropped or repeats):
                 self.unbought += 1
-                self.stop(result)
-                return
+                return self.stop(result)
             if (unbought or isinstance(result, IdempotencyConflict)) and self._refusals.add(result):
                 self.stop(stop_reason(result, "were not bought"))
             self._emit(outcome_of(row, job, error=with_own_key(result, row)))
@@ -253,9 +252,10 @@ class BatchRunner:
                 if outcome.result is None and outcome.job is not None:  # inline images are not stored in the ledger
                     outcome = evolve(outcome, result=await outcome.job.result())
                 if self._options.folder is not None and outcome.result is not None:
-                    folder, result = self._options.folder, outcome.result
-                    saved = await self._saver.save(result, folder, row.name, row_key=row.own_key)
-                    outcome = evolve(outcome, saved=saved)
+                    result, folder = outcome.result, self._options.folder
+                    outcome = evolve(
+                        outcome, saved=await self._saver.save(result, folder, row.name, row_key=row.own_key)
+                    )
         except SessionClosed:
             raise
         except NanoBananaError as error:

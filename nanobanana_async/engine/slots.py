@@ -5,8 +5,8 @@ from nanobanana_async.engine.tracked_job import TrackedJob
 from nanobanana_async.errors import LimitKind
 from nanobanana_async.events import LimitsChanged
 from nanobanana_async.policy.circuit import CircuitBreaker, RetryBudget
-from nanobanana_async.policy.concurrency import ConcurrencyPolicy
-from nanobanana_async.policy.limiter import AdmissionLimiter, Create, Load
+from nanobanana_async.policy.concurrency import ConcurrencyPolicy, Create, Load
+from nanobanana_async.policy.limiter import AdmissionLimiter
 from nanobanana_async.policy.retry import RetryPolicy
 from nanobanana_async.policy.session_budget import SessionBudget
 

@@ -5,7 +5,6 @@ import hmac
 import ipaddress
 import os
 import re
-import unicodedata
 from collections.abc import Callable, Mapping
 from decimal import Decimal
 from typing import Any, ClassVar, Self
@@ -15,6 +14,7 @@ from attrs import field, fields, frozen
 
 from nanobanana_async.accounts import account_fingerprint, named_account
 from nanobanana_async.errors import ConfigurationError, InvalidRequest
+from nanobanana_async.gateways.api_keys import fault_of_api_key
 from nanobanana_async.gateways.secret import Secret
 from nanobanana_async.misspelt import unknown_fields
 from nanobanana_async.models import ImageRequest, TaskType
@@ -31,14 +31,6 @@ _API_PATH = re.compile(r"/api(?:/v1(?:/images(?:/generate)?)?|/image(?:/gen)?|/t
 _SWITCHES = {"1": True, "true": True, "yes": True, "on": True, "0": False, "false": False, "no": False, "off": False}
 
 
-_QUOTES = "\"'`\u2018\u2019\u201c\u201d"
-_PLACEHOLDER = re.compile(
-    r"<.*>|\[.*\]|\{.*\}|\$.*|%.*%|none|null|undefined|todo|change[-_ ]?me|api[-_ ]?key|(apimall|defapi)[-_]api[-_]key"
-    r"|(sk-)?(\.{3,}|\u2026|x{3,}|\*{3,})|(sk-)?(your|my|insert|enter|paste|put)[-_ ].*(key|token|secret|here).*",
-    re.IGNORECASE | re.DOTALL,
-)
-
-
 def to_secret(key: object, title: str, variable: str) -> Secret | ConfigurationError:
     """Return the key without surrounding spaces and line breaks, or the error if it can't be an API key.
 
@@ -50,31 +42,9 @@ def to_secret(key: object, title: str, variable: str) -> Secret | ConfigurationE
     advice = f'set {variable} or pass api_key="..."'  # without the key itself: the message ends up in logs
     if not isinstance(key, str) or not (key := key.strip()):
         return ConfigurationError(f"{title} needs an API key: {advice}")
-    if wrong := _wrong_with_key(key):
+    if wrong := fault_of_api_key(key):
         return ConfigurationError(f"the API key of {title} {wrong}: {advice}")
     return Secret(key)
-
-
-def _wrong_with_key(key: str) -> str | None:
-    """Return what is wrong with an API key, without showing it; None if nothing is."""
-    if _PLACEHOLDER.fullmatch(key):
-        return "is a placeholder: put the key of your account in its place"
-    if key[0] in _QUOTES or key[-1] in _QUOTES:
-        return "has quotation marks around it, which are not part of it: leave them out (env files take no quotes)"
-    if key.partition(" ")[0].lower().rstrip(":") in ("bearer", "authorization"):
-        return 'begins with "Bearer": leave that out, it is added to each request'
-    if "\n" in key or "\r" in key:
-        return "has a line break in it: it must be one line"
-    if any(character.isspace() for character in key):
-        return "has a space in it: it must be one word"
-    for position, character in enumerate(key):
-        if not "!" <= character <= "~":
-            name = unicodedata.name(character, "control character")
-            return (
-                f"has the character U+{ord(character):04X} ({name}) at position {position + 1}, and must be visible"
-                " ASCII: copy it again"
-            )
-    return None
 
 
 def validate_base_url(url: object, *, allow_http: bool = False) -> str | ConfigurationError:

@@ -73,6 +73,26 @@ class ConcurrencyPolicy:
             raise ConfigurationError("learn=False needs max_jobs, the number of jobs to hold")
 
 
+@frozen
+class Load:
+    """What takes up the account's slots at a moment."""
+
+    held: int
+    """Slots of jobs that were accepted, or may have been, and are not known to have ended."""
+    in_flight: int = 0
+    """Slots of the creates in flight."""
+    likely_ended: float = 0.0
+    """m of the theory: the expected number of unnoticed ends since the refusal that is undecided."""
+
+
+@frozen
+class Create:
+    """A create that was answered: when it was sent, and how many slots its job takes."""
+
+    sent_at: float
+    weight: int = 1
+
+
 class Mode(enum.Enum):
     """How the cap is approached; see the theory at the top of the module."""
 

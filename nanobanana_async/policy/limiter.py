@@ -36,10 +36,10 @@ import copy
 import math
 from datetime import datetime
 
-from attrs import define, field, frozen
+from attrs import define, field
 
 from nanobanana_async.errors import LimitKind
-from nanobanana_async.policy.concurrency import ConcurrencyPolicy, JobLimit
+from nanobanana_async.policy.concurrency import ConcurrencyPolicy, Create, JobLimit, Load
 from nanobanana_async.policy.learned import LearnedLimits, is_fresh, is_kept
 from nanobanana_async.policy.rate import Pacer
 from nanobanana_async.policy.request_budget import RequestBudget
@@ -70,26 +70,6 @@ MAX_PACED_REFUSALS = 5
 """Refusals in a row under growing gaps that cast doubt on the verdict of a rate."""
 LONGEST_WAIT_S = 30.0
 """The longest wait before a trial, and the longest backoff."""
-
-
-@frozen
-class Load:
-    """What takes up the account's slots at a moment."""
-
-    held: int
-    """Slots of jobs that were accepted, or may have been, and are not known to have ended."""
-    in_flight: int = 0
-    """Slots of the creates in flight."""
-    likely_ended: float = 0.0
-    """m of the theory: the expected number of unnoticed ends since the refusal that is undecided."""
-
-
-@frozen
-class Create:
-    """A create that was answered: when it was sent, and how many slots its job takes."""
-
-    sent_at: float
-    weight: int = 1
 
 
 @define

@@ -141,17 +141,17 @@ def test_the_package_is_the_command() -> None:
             check=True,
             env=environment(),
         ).stdout
-        for arguments in (("-m", "nanobanana_async"), ("-c", "from nanobanana_command import main; main()"))
+        for arguments in (("-m", "nanobanana_async"), ("-c", "from nanobanana_async.cli import main; main()"))
     ]
     assert done[0] == done[1]
     assert done[0].startswith("Usage: nanobanana COMMAND")
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("module", ["cyclopts", "aiohttp", "nanobanana_async.session", "nanobanana_async.cli"])
+@pytest.mark.parametrize("module", ["cyclopts", "rich", "nanobanana_async.cli.app"])
 def test_ctrl_c_during_the_imports_prints_one_line(module: str) -> None:
     program = (
-        "import sys; from nanobanana_command import main\n"
+        "import sys; from nanobanana_async.cli import main\n"
         "class Interrupting:\n"
         "    def find_spec(self, name, path, target=None):\n"
         f"        if name == {module!r}: raise KeyboardInterrupt\n"

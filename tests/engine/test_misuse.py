@@ -96,9 +96,7 @@ def test_misplaced_key_is_refused_and_not_shown(build: Callable[[], object], wha
     "key", ['"sk-abc123"', "'sk-abc123'", "${APIMALL_API_KEY}", "$KEY", "<key>", "***", "sk-...", "your-api-key"]
 )
 def test_placeholder_is_no_key(key: str) -> None:
-    with pytest.raises(
-        ConfigurationError, match=r"(is a placeholder|has quotation marks).*: set APIMALL_API_KEY"
-    ):
+    with pytest.raises(ConfigurationError, match=r"(is a placeholder|has quotation marks).*: set APIMALL_API_KEY"):
         ApiMall(api_key=key)
 
 

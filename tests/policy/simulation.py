@@ -11,9 +11,9 @@ from typing import Protocol
 from attrs import define, field
 
 from nanobanana_async.errors import LimitKind
-from nanobanana_async.policy.concurrency import ConcurrencyPolicy, Mode
+from nanobanana_async.policy.concurrency import ConcurrencyPolicy, Create, Load, Mode
 from nanobanana_async.policy.durations import Durations
-from nanobanana_async.policy.limiter import AdmissionLimiter, Create, Load
+from nanobanana_async.policy.limiter import AdmissionLimiter
 from nanobanana_async.policy.poll_schedule import PollSchedule
 from nanobanana_async.policy.polling import PollPolicy
 

@@ -8,7 +8,7 @@ import pytest
 from attrs import evolve
 
 from nanobanana_async.errors import ConfigurationError
-from nanobanana_async.policy.concurrency import ConcurrencyPolicy, JobLimit, Mode
+from nanobanana_async.policy.concurrency import ConcurrencyPolicy, Create, JobLimit, Load, Mode
 from nanobanana_async.policy.durations import Durations
 from nanobanana_async.policy.learned import (
     FRESH_S,
@@ -22,7 +22,7 @@ from nanobanana_async.policy.learned import (
     LearnedPace,
     LearnedRates,
 )
-from nanobanana_async.policy.limiter import AdmissionLimiter, Create, Load
+from nanobanana_async.policy.limiter import AdmissionLimiter
 from nanobanana_async.policy.prices import Basis, Price, Prices
 from nanobanana_async.policy.rate import MIN_RATE, Pacer
 from nanobanana_async.policy.request_budget import RequestBudget

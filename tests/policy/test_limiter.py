@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nanobanana_async.errors import LimitKind
-from nanobanana_async.policy.concurrency import ConcurrencyPolicy, Mode
-from nanobanana_async.policy.limiter import LONGEST_WAIT_S, TRIAL_WAIT_S, AdmissionLimiter, Create, Load
+from nanobanana_async.policy.concurrency import ConcurrencyPolicy, Create, Load, Mode
+from nanobanana_async.policy.limiter import LONGEST_WAIT_S, TRIAL_WAIT_S, AdmissionLimiter
 from tests.policy.simulation import Bucket, Client, Gateway
 
 SEEDS = range(4)

@@ -1,0 +1,33 @@
+"""Recognise texts that are no API key, without showing them."""
+
+import re
+import unicodedata
+
+_QUOTES = "\"'`\u2018\u2019\u201c\u201d"
+_PLACEHOLDER = re.compile(
+    r"<.*>|\[.*\]|\{.*\}|\$.*|%.*%|none|null|undefined|todo|change[-_ ]?me|api[-_ ]?key|(apimall|defapi)[-_]api[-_]key"
+    r"|(sk-)?(\.{3,}|\u2026|x{3,}|\*{3,})|(sk-)?(your|my|insert|enter|paste|put)[-_ ].*(key|token|secret|here).*",
+    re.IGNORECASE | re.DOTALL,
+)
+
+
+def fault_of_api_key(key: str) -> str | None:
+    """Return what is wrong with an API key, without showing it; None if nothing is."""
+    if _PLACEHOLDER.fullmatch(key):
+        return "is a placeholder: put the key of your account in its place"
+    if key[0] in _QUOTES or key[-1] in _QUOTES:
+        return "has quotation marks around it, which are not part of it: leave them out (env files take no quotes)"
+    if key.partition(" ")[0].lower().rstrip(":") in ("bearer", "authorization"):
+        return 'begins with "Bearer": leave that out, it is added to each request'
+    if "\n" in key or "\r" in key:
+        return "has a line break in it: it must be one line"
+    if any(character.isspace() for character in key):
+        return "has a space in it: it must be one word"
+    for position, character in enumerate(key):
+        if not "!" <= character <= "~":
+            name = unicodedata.name(character, "control character")
+            return (
+                f"has the character U+{ord(character):04X} ({name}) at position {position + 1}, and must be visible"
+                " ASCII: copy it again"
+            )
+    return None
