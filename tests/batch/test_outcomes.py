@@ -92,7 +92,7 @@ async def test_no_rows_give_no_outcomes() -> None:
 @pytest.mark.parametrize(
     ("row", "says"),
     [
-        ({"prompt": "fog", "colour": "red", "metadata": 7}, "unknown field colour: a row takes prompt, images"),
+        ({"prompt": "fog", "colour": "red", "metadata": 7}, "unknown field colour: the fields are prompt, images"),
         ({"num_images": 2, "metadata": 7}, "a row needs a prompt"),
         ({"prompt": " ", "metadata": 7}, "prompt is empty"),
         ({"prompt": "fog", "num_images": "many", "metadata": 7}, "num_images must be a whole number"),

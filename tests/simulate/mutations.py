@@ -193,7 +193,7 @@ def _conflict_taken_for_a_refusal() -> list[Change]:
 
 
 def _resolved_without_asking() -> list[Change]:
-    async def known(self: JobResolver, task_id: str, age_s: float) -> Observation:
+    async def known(self: JobResolver, task_id: str, record: JobRecord, age_s: float) -> Observation:
         return Observation(task_id=task_id, state=JobState.RUNNING, status="processing")
 
     return [(JobResolver, "_query_task", known)]
