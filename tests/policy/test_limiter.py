@@ -315,3 +315,11 @@ def test_poll_refused_after_an_unexplained_429_shows_the_rate() -> None:
     assert not undecided.admits(11.2, Load(20))
     assert undecided.undecided_since is None
     assert undecided.jobs.mode is Mode.RAMP
+
+
+def test_trial_accepted_when_the_account_is_known_for_slots_does_not_change_its_verdict() -> None:
+    known = full_account(limited=False)
+    known.on_throttled(10.1, Create(10.0), Load(4))
+    known.on_accepted(11.1, Create(11.0), Load(5))
+    assert known.verdict == "jobs"
+    assert known.admits(11.2, Load(3))

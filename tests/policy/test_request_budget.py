@@ -83,3 +83,10 @@ def test_polls_are_evidence_about_an_unexplained_refusal_of_a_create() -> None:
     assert budget.rate_log_odds_of_refused_create(9.0) == 0.0
     budget.on_throttled("poll", 2.05, 2.0)
     assert budget.rate_log_odds_of_refused_create(2.1) > 0.0
+
+
+def test_other_kind_that_may_be_tried_opens_at_once() -> None:
+    budget = RequestBudget()
+    budget.sent("poll", 0.0)
+    budget.on_throttled("poll", 0.1, 0.0)
+    assert budget.opens_at("create") < 0.1 < budget.opens_at("poll")
