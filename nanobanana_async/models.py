@@ -245,11 +245,11 @@ def to_request(request: object, given: Mapping[str, Any]) -> ImageRequest:
     """
     if isinstance(request, str):
         return ImageRequest(request, **given)
-    if isinstance(request, (list, tuple)):
-        raise ConfigurationError("generate and submit take one request: session.generate_many takes a list of them")
     mapping = to_mapping(request)
     if mapping is None and not isinstance(request, ImageRequest):
-        raise ConfigurationError(f"a request is a prompt, a mapping or an ImageRequest, not {type(request).__name__}")
+        many = ": generate_many takes a list of them" if isinstance(request, (list, tuple)) else ""
+        kind = type(request).__name__
+        raise ConfigurationError(f"a request is a prompt, a mapping or an ImageRequest, not {kind}{many}")
     if given:
         where = "ImageRequest" if mapping is None else "mapping"
         raise ConfigurationError(f"{', '.join(given)}: put it into the {where}, or pass the prompt as text")

@@ -200,8 +200,7 @@ class BatchRunner:
             self._on_done(row, tracked)
 
     def _on_done(self, row: Row, tracked: TrackedJob) -> None:
-        job = Job(self._engine, tracked)
-        result = job.outcome()
+        result = (job := Job(self._engine, tracked)).outcome()
         self.changed.set()
         if isinstance(result, SessionClosed):
             self.input_error = result
@@ -212,7 +211,8 @@ class BatchRunner:
             repeats = isinstance(result, (*ACCOUNT_ERRORS, TaskNotFound)) or is_lasting(result)
             if unbought and (was_dropped or repeats):
                 self.unbought += 1
-                return self.stop(result)
+                self.stop(result)
+                return
             if (unbought or isinstance(result, IdempotencyConflict)) and self._refusals.add(result):
                 self.stop(stop_reason(result, "were not bought"))
             self._emit(outcome_of(row, job, error=with_own_key(result, row)))
@@ -253,9 +253,8 @@ class BatchRunner:
                     outcome = evolve(outcome, result=await outcome.job.result())
                 if self._options.folder is not None and outcome.result is not None:
                     result, folder = outcome.result, self._options.folder
-                    outcome = evolve(
-                        outcome, saved=await self._saver.save(result, folder, row.name, row_key=row.own_key)
-                    )
+                    saved = await self._saver.save(result, folder, row.name, row_key=row.own_key)
+                    outcome = evolve(outcome, saved=saved)
         except SessionClosed:
             raise
         except NanoBananaError as error:

@@ -287,7 +287,9 @@ class AdmissionLimiter:
         rates = self.budget.learned(now)
         if jobs.learned is None and rates is None:
             return None
-        return LearnedLimits(at=at, job_limit=jobs.learned, rate_log_odds=self.rate_log_odds, rates=rates)
+        full_at = None if self._full_at == math.inf else int(self._full_at)
+        odds = self.rate_log_odds
+        return LearnedLimits(at=at, job_limit=jobs.learned, full_at=full_at, rate_log_odds=odds, rates=rates)
 
     def restore(self, limits: LearnedLimits, *, now: float, at: datetime) -> None:
         """Start from what an earlier session learned, as far as it is believed at the wall clock's time `at`."""
@@ -297,7 +299,9 @@ class AdmissionLimiter:
         if limits.rates is not None:
             self.budget.restore(limits.rates, now)
         if limits.job_limit is not None and self.policy.learn:
-            self.jobs.restore(limits.job_limit, now, fresh=is_fresh(limits.at, at))
+            fresh = is_fresh(limits.at, at)
+            self.jobs.restore(limits.job_limit, now, fresh=fresh)
+            self._full_at = math.inf if limits.full_at is None or not fresh else limits.full_at
 
 
 def _verdict(rate_log_odds: float) -> LimitKind | None:

@@ -66,6 +66,8 @@ LONGEST_PROBE_S = 10.0
 """The longest wait between two probes of a limit that refuses, until it has refused for four times as long."""
 RESTORED = 0.985
 """The pace of a session's start, as a share of the rate that an earlier one learned: few refusals, hardly slower."""
+MEASURED = 3
+"""The step level from which the rate of a bucket was measured between two refusals."""
 FINE = 10
 """The step level of a session that starts from a learned rate."""
 
@@ -296,10 +298,10 @@ class Pacer:
 
         A rate that grew since it was measured was not met by a refusal, and counts as far as it is proven.
         """
-        if not self._measured_rate:
-            return None
-        rate = min(max(self._measured_rate, min(self.rate, proven)), FASTEST)
-        return LearnedPace(rate=rate, windowed=self.windowed)
+        known = self.windowed or self._remembered or self.step_level >= MEASURED
+        # So few refusals show no bucket: what the best minute took is kept as the quota of a window.
+        rate = max(self._measured_rate, min(self.rate, proven) if known else proven)
+        return LearnedPace(rate=min(rate, FASTEST), windowed=self.windowed or not known) if rate else None
 
     def restore(self, pace: LearnedPace, now: float) -> None:
         """Start from what an earlier session learned: with few probes, as the limit is known well.

@@ -59,8 +59,10 @@ class _Kind:
     """When the first refusal of a run of refusals was answered; None while requests are accepted."""
     refused_in_a_row: int = 0
     """The length of the run."""
+    limited_since: float = math.inf
+    """When the first refusal for the rate came."""
     best_minute: float = 0.0
-    """The highest rate that a minute has proven."""
+    """The highest rate that a minute since then has proven."""
     tried_meanwhile: int = 0
     accepted_meanwhile: int = 0
     """Requests of the other kind that were sent during the run, and how many of them were accepted."""
@@ -137,6 +139,7 @@ class RequestBudget:
                 share = (this.accepted_meanwhile + 0.5) / (this.tried_meanwhile + 1.0)
                 self._weigh(math.log(1.0 - share))
         for each in (this, self._both):
+            each.limited_since = min(each.limited_since, now)
             each.pacer.on_throttled(now, sent_at, wait_s)
             each.pacer.keep_above(PROVEN * each.accepted.proven_rate(each.accepted_at))
 
@@ -182,7 +185,8 @@ class RequestBudget:
         Called each half minute, so that it sees the minutes in which the most was accepted.
         """
         for each in (*self._kinds.values(), self._both):
-            each.best_minute = max(each.best_minute, each.accepted.in_last_minute(now) / WINDOW_S)
+            if now >= each.limited_since + WINDOW_S:  # what a bucket held at first is no rate
+                each.best_minute = max(each.best_minute, each.accepted.in_last_minute(now) / WINDOW_S)
         rates = LearnedRates(log_odds=self.log_odds, both=self._both.learned())
         if not self.limited and rates.both is None:
             return None
@@ -197,3 +201,4 @@ class RequestBudget:
         for each, pace in zip(kinds, (rates.create, rates.poll, rates.both), strict=True):
             if pace is not None:
                 each.pacer.restore(pace, now)
+                each.limited_since = now if pace.windowed else math.inf

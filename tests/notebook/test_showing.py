@@ -114,6 +114,7 @@ def stats(**numbers: object) -> SessionStats:
         "creates_per_s": None,
         "limit_kind": None,
         "creates_paused": False,
+        "outage": None,
         "slots_held": 2,
         "queued": 0,
         "requests_in_flight": 1,
