@@ -42,7 +42,7 @@ async def test_unknown_field_is_refused_with_the_one_that_is_meant(fields: dict[
 @virtually
 async def test_list_given_to_generate_names_generate_many(several: Any) -> None:
     async with apimall(FakeTransport(FakeGateway().answer)) as session:
-        with pytest.raises(ConfigurationError, match="not (list|tuple): generate_many takes a list"):
+        with pytest.raises(ConfigurationError, match=r"not (list|tuple): generate_many takes a list"):
             await session.generate(several)
 
 
