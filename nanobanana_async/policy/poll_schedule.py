@@ -46,7 +46,10 @@ KNOWN = 3.0
 UNKNOWN_GROWTH = 0.22
 """While durations are unknown each gap is at least this share of the age: 12 polls for a job of 66 s."""
 STRAGGLER_GROWTH = 0.15
-"""Past the 90th percentile, or the 99th if the user sets the delay, each gap is at least this share of the age."""
+"""Past the 90th percentile p, or the 99th if the user sets the delay, each gap is at least this share of the age a,
+times sqrt(a / p): the older a job is, the less likely is it to end soon."""
+STRAGGLER_MEDIANS = 2.0
+"""A job is such a straggler at the latest when it is so many medians of the ended jobs old."""
 STRAGGLER_HAZARD = 0.02
 """The lowest hazard per second past the median, so that a job far older than all others is still polled."""
 NETWORK_S = 0.025
@@ -140,8 +143,19 @@ class PollSchedule(Generic[Job]):
         least_s, most_s = self.policy.min_gap_s, self.policy.max_gap_s
         if self.policy.target_delay_s is None and self.durations.count < KNOWN:
             return max(least_s, min(most_s, max(FEW_SECONDS_S, UNKNOWN_GROWTH * age_s)))
-        straggler_s = self._p90_s if self.policy.target_delay_s is None else self.p99_s
-        return max(least_s, min(most_s, STRAGGLER_GROWTH * age_s)) if age_s > straggler_s else least_s
+        if age_s <= self.straggler_s:
+            return least_s
+        return max(least_s, min(most_s, STRAGGLER_GROWTH * age_s * math.sqrt(age_s / self.straggler_s)))
+
+    @property
+    def straggler_s(self) -> float:
+        """The age from which a job that still runs is polled less and less often."""
+        if self.policy.target_delay_s is not None:
+            return self.p99_s
+        if not self.durations.count:
+            return self._p90_s
+        # The percentile grows with the ages of stragglers where few jobs have ended.
+        return min(self._p90_s, STRAGGLER_MEDIANS * math.exp(self.durations.log_moments[0]))
 
     def _age_one_poll_later(self, age_s: float) -> float:
         wanted = _interpolate(self._polls, age_s) + 1.0
