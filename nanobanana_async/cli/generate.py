@@ -37,6 +37,7 @@ from nanobanana_async.cli.signals import Interrupted, StopSignals
 from nanobanana_async.escaping import one_line
 from nanobanana_async.formatting import age, count, credit_count, duration
 from nanobanana_async.images.files import check_folder, make_folder, why_unwritable
+from nanobanana_async.images.names import safe_name, slug
 from nanobanana_async.jobs import JobRecord, generate_key
 
 EARLIER_JOBS = 500
@@ -172,7 +173,7 @@ class GenerateRun:
     async def _buy(self, session: Session) -> None:
         plan = self._plan
         rows = [
-            Row(index=index, key=key, request=request)
+            Row(index=index, key=key, request=request, name=safe_name(slug(request.prompt)))
             for index, (key, request) in enumerate(zip(self._keys, plan.requests, strict=True))
         ]
         async with (

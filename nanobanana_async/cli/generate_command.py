@@ -1,6 +1,7 @@
 """`nanobanana generate`: the options of the command, and how they select gateway and ledger."""
 
 import asyncio
+import secrets
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -133,7 +134,7 @@ async def _run(plan: GeneratePlan, gateway: Gateway | None) -> int:
     """Run the plan; without a gateway, at an emulated one."""
     console = Console(stderr=True)
     if gateway is None:
-        async with Emulator() as emulator:
+        async with Emulator(seed=secrets.randbits(32)) as emulator:  # task ids that no earlier emulator had
             return await _run(plan, emulator.apimall())
     for request in plan.requests:
         gateway.check(request)

@@ -93,7 +93,7 @@ async def test_jobs_of_a_ledger_are_fetched_by_key_or_task_id(tmp_path: Path) ->
         said = await nanobanana("jobs", "fetch", one.key, other.task_id, "-o", "out", environ=environ, folder=tmp_path)
         assert emulator.stats().creates_accepted == 2
     assert said.code == 0
-    assert {Path(line).name for line in said.out.splitlines()} == {"order-1-01.png", "order-2-01.png"}
+    assert {Path(line).name for line in said.out.splitlines()} == {"order-1.png", "order-2.png"}
 
 
 async def test_a_job_that_was_never_sent_is_not_bought(tmp_path: Path) -> None:

@@ -180,8 +180,13 @@ class ProcessLife:
         return None if job is None else await job.result(timeout=timeout)
 
     async def _attach(self, session: Session, key: str, timeout: float | None) -> Any:
-        bought = self._shared.oracle.charges(key)
-        return await (await session.attach(bought[0].task_id)).result(timeout=timeout) if bought else None
+        if not (bought := self._shared.oracle.charges(key)):
+            return None
+        try:
+            job = await session.attach(bought[0].task_id)
+        except NanoBananaError as error:  # it says that attaching is safe to repeat, which is not about buying
+            raise error.for_job(key, safe_to_repeat=False) from None
+        return await job.result(timeout=timeout)
 
     async def _resume(self, session: Session) -> None:
         await self._while()

@@ -1,6 +1,7 @@
 """`nanobanana batch`: buy the images of a file of rows into a folder; the same command continues an earlier run."""
 
 import asyncio
+import secrets
 from collections.abc import Callable
 from decimal import Decimal
 from pathlib import Path
@@ -214,7 +215,7 @@ async def _run(plan: Plan, gateway: Gateway | None, folder: BatchFolder) -> int:
     console = Console(stderr=True)
     if gateway is not None:
         return await Run(plan, gateway, folder, console).run()
-    async with Emulator() as emulator:
+    async with Emulator(seed=secrets.randbits(32)) as emulator:  # task ids that no earlier emulator had
         return await Run(plan, emulator.apimall(), folder, console).run()
 
 

@@ -116,6 +116,7 @@ class InputFile:
                 yield FileRow(index=index, number=number, error=found)
                 continue
             row = rows.read({**self.options.defaults, **found})
+            notes.hashes += row.request is not None and row.request.prompt.startswith("#")
             yield self._checked(FileRow(index=index, number=number), row, own_keys, gateway)
         notes.repeated = rows.repeated
 
@@ -148,7 +149,7 @@ class InputFile:
         with self.path.open(encoding="utf-8", newline=newline) as file:
             match self.format:
                 case "txt":
-                    yield from _txt(file, self.options, notes)
+                    yield from ((number, {"prompt": text}) for number, text in _lines(file, self.options))
                 case "jsonl":
                     yield from _jsonl(file, self.options, notes)
                 case "csv":
@@ -205,12 +206,6 @@ def _lines(file: Iterator[str], options: ReadingOptions) -> Iterator[tuple[int, 
         text = line.strip()
         if text and not (options.comments and text.startswith(options.comments)):
             yield number, text
-
-
-def _txt(file: Iterator[str], options: ReadingOptions, notes: Notes) -> Iterator[ParsedRow]:
-    for number, text in _lines(file, options):
-        notes.hashes += text.startswith("#")
-        yield number, {"prompt": text}
 
 
 def _jsonl(file: Iterator[str], options: ReadingOptions, notes: Notes) -> Iterator[ParsedRow]:

@@ -27,8 +27,8 @@ class Notes:
         if note := unknown_note(list(self.unknown), "column" if self.unit == "row" else "field"):
             yield note
         if self.hashes:
-            begin = "line begins with # and is a prompt" if self.hashes == 1 else "lines begin with # and are prompts"
-            yield f"{self.hashes:,} {begin}: --comments '#' skips such lines"
+            begin = "begins with # and is a prompt" if self.hashes == 1 else "begin with # and are prompts"
+            yield f"{count(self.hashes, self.unit)} {begin}: --comments '#' skips such {self.unit}s"
         if self.repeated:
             bought = "repeats an earlier one: it is bought as a separate image"
             if self.repeated > 1:

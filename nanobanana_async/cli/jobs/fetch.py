@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, get_args
 
@@ -21,7 +22,7 @@ from nanobanana_async import (
 )
 from nanobanana_async.cli.display import JobsDisplay, shorten
 from nanobanana_async.cli.generate import check_output
-from nanobanana_async.cli.jobs.actions import open_read_only, require_ledger
+from nanobanana_async.cli.jobs.actions import find_job, open_read_only, require_ledger
 from nanobanana_async.cli.options import (
     DEFAULT_LEDGER,
     BaseUrl,
@@ -177,8 +178,12 @@ async def _fetch_one(
 
 
 async def _find(session: Session, name: str, ledger: Path | None) -> Job:
-    """Return the job of the ledger with this key, or else the task with this id."""
+    """Return the job of the ledger with this key or of the row with it, or else the task with this id."""
     job = await session.job(name)
+    if job is None and ledger is not None:
+        with suppress(ConfigurationError):  # no such row
+            async with open_read_only(ledger) as reader:
+                job = await session.job((await find_job(reader, name)).key)
     if job is not None and job.state is JobState.PENDING:
         raise ConfigurationError(f"job {name} was never bought: there is nothing to fetch", key=name)
     if job is not None:
