@@ -53,7 +53,8 @@ def _chosen(
     if not name and not keyed:
         variables = " or ".join(kind.key_variable for kind in GATEWAYS.values())
         return ConfigurationError(
-            f"no gateway: pass one, or set {variables}; to try it without a key, run `nanobanana demo`"
+            f"no gateway: pass one, or set {variables}; to try it without a key, run `nanobanana demo`, or pass"
+            " --gateway emulator to a command"
         )
     if not name and len(keyed) > 1:
         variables = " and ".join(GATEWAYS[each].key_variable for each in keyed)

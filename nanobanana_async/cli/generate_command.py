@@ -85,6 +85,12 @@ class GenerateCommand:
             Images per prompt, 1 to 6.
         aspect_ratio
             Aspect ratio, such as 16:9.
+        resolution
+            1K, 2K or 4K.
+        output_format
+            Format of the images.
+        model
+            Another model of the gateway.
         max_jobs
             The most jobs to run at once.
         max_requests_per_minute

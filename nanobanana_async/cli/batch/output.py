@@ -17,7 +17,7 @@ from nanobanana_async.cli.batch.results import RESULTS, Result
 from nanobanana_async.cli.display import shorten
 from nanobanana_async.cli.jobs.format import resolve_command
 from nanobanana_async.cli.options import with_option_names
-from nanobanana_async.errors import ConfigurationError, CreditLimitReached, NanoBananaError
+from nanobanana_async.errors import ConfigurationError, CreditLimitReached, NanoBananaError, TaskNotFound
 from nanobanana_async.escaping import exact
 from nanobanana_async.events import Event, PriceAboveEstimate
 from nanobanana_async.formatting import count, credit_count, number, plain_number
@@ -86,11 +86,14 @@ class BatchSummary:
         self._above_estimate: list[PriceAboveEstimate] = []
         self._problems: list[tuple[int, str]] = []
         self._counts: Counter[str] = Counter()
+        self._unknown_tasks = 0
+        """Rows whose tasks the gateway does not know."""
 
     def add(self, result: Result) -> None:
         """Count a row that has ended."""
         row = result.row
         self._counts[row.status] += 1
+        self._unknown_tasks += row.error_kind == TaskNotFound.__name__
         if row.status != "succeeded" and self._counts[row.status] <= MAX_ERRORS:
             job = f" [job {result.row_key or row.key}]" if row.status == "uncertain" else ""
             why = "" if row.error is None else f": {shorten(row.error, 300)}"
@@ -137,6 +140,11 @@ class BatchSummary:
             yield (
                 f"{count(counts['uncertain'], 'row')} uncertain, perhaps bought, never sent again:"
                 f" check the gateway's own list of tasks, then `{resolve}`"
+            )
+        if self._unknown_tasks:
+            yield (
+                f"the tasks of {count(self._unknown_tasks, 'row')} are not known to the gateway; those of --gateway"
+                " emulator end with its command: then begin in another folder"
             )
         if self.overspent:
             yield f"nanobanana: the batch has cost {credit_count(self.overspent)} more than --max-credits"

@@ -41,7 +41,10 @@ def require_ledger(path: Path) -> None:
     """Raise `ConfigurationError` if the file is missing or empty, so that a typo does not create an empty ledger."""
     file = path.expanduser()
     if not file.is_file():
-        raise ConfigurationError(f"ledger {path}: no such file: set --ledger or NANOBANANA_LEDGER")
+        if (file / "jobs.sqlite").is_file():
+            raise ConfigurationError(f"ledger {path} is the folder of a batch: pass {path / 'jobs.sqlite'}")
+        advice = "set --ledger or NANOBANANA_LEDGER (a batch has a ledger of its own, jobs.sqlite in its folder)"
+        raise ConfigurationError(f"ledger {path}: no such file: {advice}")
     if not file.stat().st_size:
         raise ConfigurationError(f"ledger {path}: the file is empty, not a ledger")
 
