@@ -1,6 +1,7 @@
 """Requests and results: immutable values, validated on creation."""
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from datetime import datetime, time
 from decimal import Decimal
@@ -29,6 +30,9 @@ TaskType = Literal["text-to-image", "image-to-image"]
 MAX_IMAGES = 6  # API Mall's reference: "num_images ... Range: 1 - 6"
 
 
+_SEVERAL_URLS = re.compile(r"[,;](?:https?://|$)")
+
+
 def _check_prompt(_: Any, __: "Attribute[str]", prompt: object) -> None:
     if is_absent(prompt):
         raise InvalidRequest("prompt is empty")
@@ -38,6 +42,8 @@ def _check_prompt(_: Any, __: "Attribute[str]", prompt: object) -> None:
         prompt.encode()
     except UnicodeEncodeError as error:
         raise InvalidRequest(f"prompt contains a lone surrogate at index {error.start}") from None
+    if "\0" in prompt:
+        raise InvalidRequest(f"prompt contains a NUL character at index {prompt.index(chr(0))}: that is no text")
 
 
 def _to_count(value: float | str | None) -> int:
@@ -77,6 +83,8 @@ def _check_url(name: str, url: object) -> None:
         fits = False
     if not fits:
         raise InvalidRequest(f"{name} must be an http or https URL, not {str(url)[:80]!r}")
+    if _SEVERAL_URLS.search(str(url)):
+        raise InvalidRequest(f"{name} seems to be several URLs: give each of its own, not {str(url)[:80]!r}")
 
 
 def _check_urls(_: Any, __: "Attribute[tuple[str, ...]]", urls: tuple[str, ...]) -> None:

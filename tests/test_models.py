@@ -56,6 +56,9 @@ def test_valid_field_is_kept(field: str, value: Any) -> None:
         ("prompt", float("nan"), "prompt is empty"),
         ("prompt", b"x", "prompt must be text, not bytes"),
         ("prompt", "a\ud800", "prompt contains a lone surrogate at index 1"),
+        ("prompt", "a\0b", "prompt contains a NUL character at index 1"),
+        ("images", ["https://a.example/1.png,"], r"images\[0\] seems to be several URLs"),
+        ("images", ["https://a.example/1.png;https://a.example/2.png"], r"images\[0\] seems to be several URLs"),
         ("images", "https://a.example/1.png", "images must be a list of URLs, not one string"),
         ("images", {"https://a.example/1.png"}, "images must be a list of URLs, not set"),
         ("images", ["https://a.example/1.png", "1.png"], r"images\[1\] must be an http or https URL"),
@@ -138,7 +141,7 @@ def test_any_text_gives_a_request_or_invalid_request(prompt: str) -> None:
     try:
         wanted = ImageRequest(prompt)
     except InvalidRequest:
-        assert not prompt.strip() or any("\ud800" <= character <= "\udfff" for character in prompt)
+        assert not prompt.strip() or any(character == "\0" or "\ud800" <= character <= "\udfff" for character in prompt)
     else:
         assert wanted.prompt.encode().decode() == prompt
 

@@ -1,6 +1,7 @@
 """Run `nanobanana generate`: buy each prompt once, print results as they end, and continue a run that did not end."""
 
 import asyncio
+import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
@@ -141,7 +142,8 @@ class GenerateRun:
             return [generate_key() for _ in plan.requests]
         prints = [fingerprint(self._gateway, request) for request in plan.requests]
         try:
-            run = await asyncio.to_thread(OpenRun, self._ledger.path, prints, buy_again=plan.buy_again)
+            ledger_id = hashlib.sha256(await self._ledger.callback_secret()).hexdigest()[:16]
+            run = await asyncio.to_thread(OpenRun, self._ledger.path, ledger_id, prints, buy_again=plan.buy_again)
         except OSError as error:
             raise _unwritable(plan.ledger, error) from None
         self._open_run = run

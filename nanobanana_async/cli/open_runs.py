@@ -1,8 +1,11 @@
 """Remember which jobs of `nanobanana generate` are not delivered yet, so that the same command continues them.
 
-Each run has a file in the folder `...-runs` beside the ledger, which names the key and the request of each of its jobs.
-It is written before anything is bought, and removed once everything is delivered. A run holds a lock as long as its
-process lives: a second run of the same command beside it buys images of its own.
+Each run has a file in the folder `...-runs` beside the ledger, which names the key and the request of each of its jobs,
+and the ledger. It is written before anything is bought, and removed once everything is delivered. A run holds a lock as
+long as its process lives: a second run of the same command beside it buys images of its own.
+
+A file that can't be read, or that belongs to a ledger which was lost since, is an error: what its run bought is unknown
+here, and the same command would buy it again.
 """
 
 import hashlib
@@ -14,7 +17,10 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from nanobanana_async import Gateway, ImageRequest
+from attrs import frozen
+from cattrs import BaseValidationError, structure
+
+from nanobanana_async import ConfigurationError, Gateway, ImageRequest
 from nanobanana_async.file_locks import try_lock, wait_for_lock
 from nanobanana_async.images.files import sync_folder
 
@@ -30,15 +36,24 @@ def fingerprint(gateway: Gateway, request: ImageRequest) -> str:
 class OpenRun:
     """The jobs of one run, in the order of its requests; `continued` of them come from runs that did not end."""
 
-    def __init__(self, ledger: Path, fingerprints: Sequence[str], *, buy_again: bool) -> None:
+    def __init__(self, ledger: Path, ledger_id: str, fingerprints: Sequence[str], *, buy_again: bool) -> None:
         """Take over the undelivered jobs of dead runs with these requests, and name new ones for the rest.
 
-        With `buy_again` they are forgotten instead. Raises OSError if the folder can't be written.
+        `ledger_id` distinguishes the ledger from one that had its name before. With `buy_again` the jobs are forgotten
+        instead. Raises OSError if the folder can't be written, `ConfigurationError` if it is unknown what a run bought.
         """
         self.folder = ledger.with_name(f"{ledger.name}-runs")
         self._name = secrets.token_hex(8)
+        self._ledger_id = ledger_id
         self.folder.mkdir(mode=0o700, exist_ok=True)
-        with _locked_folder(self.folder), _dead_runs(self.folder) as dead:
+        with _locked_folder(self.folder), _dead_runs(self.folder) as runs:
+            dead = {name: run.jobs for name, run in runs.items() if buy_again or run.ledger == ledger_id}
+            lost = {request for run in runs.values() if run.ledger != ledger_id for request in run.jobs.values()}
+            if not buy_again and not lost.isdisjoint(fingerprints):
+                raise ConfigurationError(
+                    f"ledger {ledger} was lost or replaced since a run of this command that did not end: what that run"
+                    " bought is unknown. Restore the ledger, or pass --buy-again to buy new images"
+                )
             found, left = _divide(dead, Counter(fingerprints))
             if buy_again:
                 found = {}
@@ -53,7 +68,7 @@ class OpenRun:
             try_lock(self._descriptor)  # always free: the name is new
             self._write(self._name, self._requests)
             for name, jobs in left.items():
-                self._write(name, jobs)
+                self._write(name, jobs, runs[name].ledger)
 
     def close(self, keep: Collection[str] = ()) -> None:
         """End the run. The next run with these requests continues the jobs in `keep`; the others are forgotten."""
@@ -66,13 +81,13 @@ class OpenRun:
     def _lock(self, name: str) -> Path:
         return self.folder / f"{name}{_LOCK}"
 
-    def _write(self, name: str, jobs: Mapping[str, str]) -> None:
+    def _write(self, name: str, jobs: Mapping[str, str], ledger_id: str | None = None) -> None:
         """Replace the file of a run atomically; without jobs remove it."""
         file = self.folder / f"{name}{_JOBS}"
         if jobs:
             part = file.with_suffix(".part")
             with open(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w", encoding="utf-8") as content:
-                json.dump(jobs, content)
+                json.dump({"ledger": ledger_id or self._ledger_id, "jobs": jobs}, content)
                 content.flush()
                 os.fsync(content.fileno())
             os.replace(part, file)
@@ -82,6 +97,25 @@ class OpenRun:
 
 
 _Jobs = dict[str, str]
+
+
+@frozen
+class _Run:
+    """The file of a run: the identifier of its ledger, and the request of each job by key."""
+
+    ledger: str
+    jobs: _Jobs
+
+    @classmethod
+    def read(cls, file: Path) -> "_Run":
+        """Read a file; raise `ConfigurationError` if it is damaged."""
+        try:
+            return structure(json.loads(file.read_text(encoding="utf-8")), cls)
+        except (OSError, ValueError, TypeError, AttributeError, KeyError, BaseValidationError, RecursionError):
+            raise ConfigurationError(
+                f"{file} can't be read: it names what a run bought and did not deliver. Fetch that with"
+                " `nanobanana jobs` and `nanobanana jobs fetch`, then remove the file"
+            ) from None
 
 
 def _divide(dead: Mapping[str, _Jobs], wanted: Counter[str]) -> tuple[dict[str, list[str]], dict[str, _Jobs]]:
@@ -105,9 +139,9 @@ def _divide(dead: Mapping[str, _Jobs], wanted: Counter[str]) -> tuple[dict[str, 
 
 
 @contextmanager
-def _dead_runs(folder: Path) -> Iterator[dict[str, _Jobs]]:
-    """Yield the jobs of the runs whose process has ended, oldest first, and hold their locks."""
-    dead: dict[str, _Jobs] = {}
+def _dead_runs(folder: Path) -> Iterator[dict[str, _Run]]:
+    """Yield the runs whose process has ended, oldest first, and hold their locks."""
+    dead: dict[str, _Run] = {}
     locks: list[tuple[int, Path]] = []
     try:
         for file in sorted(folder.glob(f"*{_JOBS}"), key=lambda file: file.stat().st_mtime_ns):
@@ -117,8 +151,7 @@ def _dead_runs(folder: Path) -> Iterator[dict[str, _Jobs]]:
                 os.close(descriptor)
                 continue
             locks.append((descriptor, lock))
-            with suppress(OSError, ValueError):
-                dead[file.stem] = dict(json.loads(file.read_text(encoding="utf-8")))
+            dead[file.stem] = _Run.read(file)
         yield dead
     finally:
         for descriptor, lock in locks:

@@ -46,6 +46,8 @@ LEAST_WEIGHT = 0.5
 """Durations that weigh less than this are forgotten."""
 MOST_CLASSES = 50
 """How many price classes are kept: those learned last. Models may be named freely, so their number is not bounded."""
+SLOWEST = 0.1
+"""Requests per second. A slower pace is a damaged record, or a gateway's bad hour, and no budget that is sold."""
 FASTEST = 1e6
 """Requests per second, more than any pace."""
 LONGEST_LOG_S = 20.0
@@ -61,7 +63,7 @@ def _aware(_: object, attribute: "Attribute[datetime]", value: datetime) -> None
 class LearnedPace:
     """What a pacer learned (`policy.rate`)."""
 
-    rate: float = field(validator=within(above=0, most=FASTEST))
+    rate: float = field(validator=within(least=SLOWEST, most=FASTEST))
     windowed: bool = field(default=False, validator=switch)
     """The limit is one per window of time."""
 

@@ -44,7 +44,7 @@ import math
 
 from attrs import define, field
 
-from nanobanana_async.policy.learned import FASTEST, LearnedPace
+from nanobanana_async.policy.learned import FASTEST, SLOWEST, LearnedPace
 from nanobanana_async.policy.request_counts import WINDOW_S, SentLately
 
 REFUSED_SHARE = 0.01
@@ -301,7 +301,7 @@ class Pacer:
         known = self.windowed or self._remembered or self.step_level >= MEASURED
         # So few refusals show no bucket: what the best minute took is kept as the quota of a window.
         rate = max(self._measured_rate, min(self.rate, proven) if known else proven)
-        return LearnedPace(rate=min(rate, FASTEST), windowed=self.windowed or not known) if rate else None
+        return LearnedPace(rate=min(rate, FASTEST), windowed=self.windowed or not known) if rate >= SLOWEST else None
 
     def restore(self, pace: LearnedPace, now: float) -> None:
         """Start from what an earlier session learned: with few probes, as the limit is known well.

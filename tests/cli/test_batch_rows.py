@@ -102,6 +102,7 @@ def test_other_csv_delimiters_are_detected(delimiter: str, tmp_path: Path) -> No
         ),
         ("a.jsonl", '{"prompt": "a", "Num Images": 1, "num_images": 2}', 1, "field num_images is given twice"),
         ("a.jsonl", "[" * 100_000, 1, "broken JSON"),
+        ("a.jsonl", '{"prompt": "a", "prompt": "b"}', 1, "field 'prompt' is given twice"),
         ("a.jsonl", f'{{"prompt": {"9" * 5000}}}', 1, "broken JSON"),
         ("a.csv", "key,model\n1,2\n", 1, "column prompt is missing: the first row names the columns"),
         ("a.csv", "promt,model\na fox,2\n", 1, "column prompt is missing: did you mean promt?"),

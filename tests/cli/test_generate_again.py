@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from attrs import evolve
 
-from nanobanana_async import ApiMall, ImageRequest
+from nanobanana_async import ApiMall, ConfigurationError, ImageRequest
 from nanobanana_async.cli.open_runs import OpenRun, fingerprint
 from nanobanana_async.emulator import Emulator, Fixed, Script
 from nanobanana_async.emulator.faults import error
@@ -94,35 +94,35 @@ class TestOpenRuns:
 
     def test_a_live_run_is_left_alone(self, tmp_path: Path) -> None:
         ledger = tmp_path / "jobs.sqlite"
-        live = OpenRun(ledger, ["a"], buy_again=False)
-        other = OpenRun(ledger, ["a"], buy_again=False)
+        live = OpenRun(ledger, "id", ["a"], buy_again=False)
+        other = OpenRun(ledger, "id", ["a"], buy_again=False)
         assert other.continued == 0
         assert other.keys != live.keys
         live.close(live.keys)
         other.close()
-        assert OpenRun(ledger, ["a"], buy_again=False).keys == live.keys
+        assert OpenRun(ledger, "id", ["a"], buy_again=False).keys == live.keys
 
     def test_what_is_not_taken_over_stays_open(self, tmp_path: Path) -> None:
         ledger = tmp_path / "jobs.sqlite"
-        dead = OpenRun(ledger, ["a", "b", "a"], buy_again=False)
+        dead = OpenRun(ledger, "id", ["a", "b", "a"], buy_again=False)
         dead.close(dead.keys)
-        first = OpenRun(ledger, ["a"], buy_again=False)
+        first = OpenRun(ledger, "id", ["a"], buy_again=False)
         assert first.keys == [dead.keys[0]]
         first.close()
-        second = OpenRun(ledger, ["c", "b", "a"], buy_again=False)
+        second = OpenRun(ledger, "id", ["c", "b", "a"], buy_again=False)
         assert second.continued == 2
         assert second.keys[1:] == dead.keys[1:]
         second.close()
-        assert OpenRun(ledger, ["a", "b", "c"], buy_again=False).continued == 0
+        assert OpenRun(ledger, "id", ["a", "b", "c"], buy_again=False).continued == 0
 
     def test_a_job_that_two_files_name_is_taken_over_once(self, tmp_path: Path) -> None:
         ledger = tmp_path / "jobs.sqlite"
-        dead = OpenRun(ledger, ["a"], buy_again=False)
+        dead = OpenRun(ledger, "id", ["a"], buy_again=False)
         dead.close(dead.keys)
         folder = tmp_path / "jobs.sqlite-runs"
         (file,) = folder.glob("*.json")
         (folder / "killed.json").write_bytes(file.read_bytes())  # as a kill during a takeover leaves it
-        assert OpenRun(ledger, ["a", "a"], buy_again=False).continued == 1
+        assert OpenRun(ledger, "id", ["a", "a"], buy_again=False).continued == 1
 
     def test_requests_differ_by_address_model_and_fields(self) -> None:
         gateway, request = ApiMall(api_key="one"), ImageRequest("a fox")
@@ -135,11 +135,33 @@ class TestOpenRuns:
         assert fingerprint(evolve(gateway, api_key="new"), request) == fingerprint(gateway, request)
         assert len({*others, fingerprint(gateway, request)}) == 4
 
+    def test_runs_of_a_lost_ledger_stop_the_same_command(self, tmp_path: Path) -> None:
+        ledger = tmp_path / "jobs.sqlite"
+        dead = OpenRun(ledger, "lost", ["a", "b"], buy_again=False)
+        dead.close(dead.keys)
+        with pytest.raises(ConfigurationError, match="was lost or replaced"):
+            OpenRun(ledger, "new", ["c", "b"], buy_again=False)
+        OpenRun(ledger, "new", ["c"], buy_again=False).close()
+        OpenRun(ledger, "new", ["b"], buy_again=True).close()
+        assert OpenRun(ledger, "new", ["b"], buy_again=False).continued == 0
+        with pytest.raises(ConfigurationError, match="was lost or replaced"):
+            OpenRun(ledger, "new", ["a"], buy_again=False)
+
+    @pytest.mark.parametrize(
+        "text", ["", "5", "[]", '{"k": ["x"]}', '{"ledger": "id", "jobs": {"k": ["x"]}', "[" * 99999]
+    )
+    def test_damaged_file_of_a_run_is_named(self, tmp_path: Path, text: str) -> None:
+        folder = tmp_path / "jobs.sqlite-runs"
+        folder.mkdir()
+        (folder / "dead.json").write_text(text)
+        with pytest.raises(ConfigurationError, match=r"dead\.json can't be read"):
+            OpenRun(tmp_path / "jobs.sqlite", "id", ["a"], buy_again=False)
+
     def test_forgotten_jobs_are_not_continued(self, tmp_path: Path) -> None:
         ledger = tmp_path / "jobs.sqlite"
-        dead = OpenRun(ledger, ["a", "b"], buy_again=False)
+        dead = OpenRun(ledger, "id", ["a", "b"], buy_again=False)
         dead.close(dead.keys)
-        new = OpenRun(ledger, ["a"], buy_again=True)
+        new = OpenRun(ledger, "id", ["a"], buy_again=True)
         assert (new.continued, new.keys[0] in dead.keys) == (0, False)
         new.close()
-        assert OpenRun(ledger, ["b", "a"], buy_again=False).continued == 1
+        assert OpenRun(ledger, "id", ["b", "a"], buy_again=False).continued == 1

@@ -228,5 +228,5 @@ def test_second_run_on_an_account_as_sold_meets_hardly_a_refusal(window: RateWin
         ledger = MemoryLedger()
         _sold(ledger, window, 10 + seed)
         runs.append(_sold(ledger, window, seed))
-    assert median(refused for _, refused in runs) <= 0.01
+    assert median(refused for _, refused in runs) <= 0.015  # probes of the job limit: 3 of some 300 requests
     assert median(ratio for ratio, _ in runs) <= 1.1

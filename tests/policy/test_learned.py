@@ -16,6 +16,7 @@ from nanobanana_async.policy.learned import (
     KEPT_S,
     MOST_CLASSES,
     MOST_WEIGHT,
+    SLOWEST,
     LearnedAccount,
     LearnedClass,
     LearnedLimits,
@@ -24,7 +25,7 @@ from nanobanana_async.policy.learned import (
 )
 from nanobanana_async.policy.limiter import AdmissionLimiter
 from nanobanana_async.policy.prices import Basis, Price, Prices
-from nanobanana_async.policy.rate import MIN_RATE, Pacer
+from nanobanana_async.policy.rate import Pacer
 from nanobanana_async.policy.request_budget import RequestBudget
 
 NOON = datetime(2026, 3, 12, 12, tzinfo=UTC)
@@ -66,6 +67,7 @@ def test_unknown_fields_are_ignored() -> None:
         '{"limits": {"at": "2026-03-12T12:00:00+00:00", "job_limit": 0}}',
         '{"limits": {"at": "2026-03-12T12:00:00+00:00", "rate_log_odds": NaN}}',
         '{"limits": {"at": "2026-03-12T12:00:00+00:00", "rates": {"log_odds": 1, "both": {"rate": 0}}}}',
+        '{"limits": {"at": "2026-03-12T12:00:00+00:00", "rates": {"log_odds": 1, "both": {"rate": 1e-9}}}}',
         '{"classes": {"foxes": {"at": "2026-03-12T12:00:00+00:00", "count": -1}}}',
         '{"classes": {"foxes": {"at": "2026-03-12T12:00:00+00:00", "log_mean": 1e9}}}',
         '{"classes": {"foxes": {"at": "2026-03-12T12:00:00+00:00", "price": "-1"}}}',
@@ -205,8 +207,8 @@ def test_single_refusal_lowers_a_restored_pace_of_a_window_a_little() -> None:
     pacer.on_accepted(50.05, 50.0)
     assert 1.9 < pacer.rate < 2.0
     slow = Pacer()
-    slow.restore(LearnedPace(rate=1e-9, windowed=True), 0.0)
-    assert slow.rate == MIN_RATE
+    slow.restore(LearnedPace(rate=SLOWEST, windowed=True), 0.0)
+    assert slow.rate == SLOWEST
 
 
 def test_full_bucket_is_paced_after_its_first_refusal() -> None:

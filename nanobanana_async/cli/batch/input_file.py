@@ -215,7 +215,7 @@ def _jsonl(file: Iterator[str], options: ReadingOptions, notes: Notes) -> Iterat
 
 def _object(text: str, options: ReadingOptions, notes: Notes) -> dict[str, Any] | str:
     try:
-        given = json.loads(text)
+        given = json.loads(text, object_pairs_hook=_without_repeats)
     except json.JSONDecodeError as error:
         return f"broken JSON at column {error.colno}: {error.msg}"
     except (ValueError, RecursionError) as error:
@@ -242,6 +242,15 @@ def _object(text: str, options: ReadingOptions, notes: Notes) -> dict[str, Any] 
             return f"unknown field {next(iter(more))!r}, and metadata is no object that could keep it"
         facts["metadata"] = {**more, **metadata}
     return facts
+
+
+def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return a JSON object; raise ValueError if a field is given twice."""
+    fields = dict(pairs)
+    if len(fields) < len(pairs):
+        repeated = next(name for number, (name, _) in enumerate(pairs) if name in dict(pairs[:number]))
+        raise ValueError(f"field {repeated!r} is given twice")
+    return fields
 
 
 def _csv_cells(file: Iterator[str], notes: Notes) -> Iterator[tuple[int, list[str]]]:

@@ -23,7 +23,12 @@ from nanobanana_async.escaping import one_line
 from nanobanana_async.values import did_you_mean
 
 _CHUNK = 1 << 20
-_BOMS = ((codecs.BOM_UTF8, "utf-8-sig"), (codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16"))
+_BOMS = (
+    (codecs.BOM_UTF8, "utf-8-sig"),
+    (codecs.BOM_UTF32_LE, "utf-32"),  # it begins with the next one
+    (codecs.BOM_UTF16_LE, "utf-16"),
+    (codecs.BOM_UTF16_BE, "utf-16"),
+)
 _SAMPLE = 40
 
 
@@ -72,7 +77,7 @@ def _detect(raw: Path, title: str) -> tuple[str, str]:
         start = file.read(4096)
     for bom, encoding in _BOMS:
         if start.startswith(bom):
-            return encoding, f"{title} is UTF-16 text" if encoding == "utf-16" else ""
+            return encoding, f"{title} is {encoding.upper()} text" if encoding != "utf-8-sig" else ""
     if len(start) >= 4 and (found := _utf16_without_mark(start)):
         return found, f"{title} is read as UTF-16 text"
     valid, invalid = _count_utf8(raw)

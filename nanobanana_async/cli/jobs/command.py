@@ -57,7 +57,7 @@ class _Commands:
         limit: int | None = None,
         json: Flag = False,
     ) -> int:
-        """List the jobs of a ledger, newest first; subcommands fetch images, show one, resume, resolve, hand over or prune them.
+        """List the jobs of a ledger, newest first; subcommands fetch images, show, resume, resolve, prune or hand over.
 
         In a pipe: tab-separated lines with key, state, age, task id, credits, prompt. The counts go to stderr.
 
