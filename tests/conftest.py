@@ -6,6 +6,7 @@ import inspect
 import logging
 import os
 import shutil
+import signal
 import sys
 import tempfile
 from collections.abc import Generator, Iterator
@@ -22,6 +23,10 @@ pytest_plugins = ["nanobanana_async.emulator.fixtures"]
 # Each worker and each of the hundreds of processes that tests start would compile the package again.
 sys.dont_write_bytecode = False
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+
+# Signals that the parent ignores stay ignored in a child, and so in the commands that tests send signals to.
+if hasattr(signal, "SIGHUP"):
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 # The command line's ledger without --ledger: never the one of the person who runs the tests.
 os.environ["XDG_STATE_HOME"] = _STATE = tempfile.mkdtemp(prefix="nanobanana-state-")
