@@ -149,11 +149,9 @@ class PollSchedule(Generic[Job]):
 
     @property
     def straggler_s(self) -> float:
-        """The age from which a job that still runs is polled less and less often."""
+        """The age from which a job that still runs is polled less and less often, once durations are known."""
         if self.policy.target_delay_s is not None:
             return self.p99_s
-        if not self.durations.count:
-            return self._p90_s
         # The percentile grows with the ages of stragglers where few jobs have ended.
         return min(self._p90_s, STRAGGLER_MEDIANS * math.exp(self.durations.log_moments[0]))
 
