@@ -8,6 +8,7 @@ import asyncio
 from typing import Any
 
 import aiohttp
+from aiohttp.abc import AbstractResolver
 from aiohttp.client_proto import ResponseHandler
 
 from nanobanana_async.errors import ConfigurationError
@@ -96,7 +97,7 @@ def connects_itself(connector: aiohttp.BaseConnector | None) -> bool:
 
 
 def image_connector(
-    lent: aiohttp.BaseConnector | None, tls: Tls, sockets: SocketTracker, resolver: aiohttp.abc.AbstractResolver | None
+    lent: aiohttp.BaseConnector | None, tls: Tls, sockets: SocketTracker, resolver: AbstractResolver | None
 ) -> aiohttp.BaseConnector:
     """Return the connector for images: it connects as the lent one does, with sockets that are checked where it can.
 
