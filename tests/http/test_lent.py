@@ -13,7 +13,7 @@ from nanobanana_async import ApiMall, DefApi, Gateway, GeneratedImage, RetryPoli
 from nanobanana_async.errors import DownloadError, TransportError
 from nanobanana_async.http.lent import connects_itself
 from tests.support.images import StaticResolver, make_image, reply
-from tests.support.peers import KEY, Connection, Peer, trusting, unused_port
+from tests.support.peers import KEY, Connection, Peer, copy_stream, trusting, unused_port
 
 ONCE = RetryPolicy(max_attempts=1)
 GATEWAYS = pytest.mark.parametrize("kind", [ApiMall, DefApi])
@@ -53,16 +53,10 @@ class Socks:
         there, back = await asyncio.open_connection("127.0.0.1", port)
         writer.write(b"\5\0\0\1\0\0\0\0\0\0")
 
-        async def copy(source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
-            while data := await source.read(65536):
-                sink.write(data)
-                await sink.drain()
-            sink.close()
-
         try:
             async with asyncio.TaskGroup() as group:
-                group.create_task(copy(reader, back))
-                group.create_task(copy(there, writer))
+                group.create_task(copy_stream(reader, back))
+                group.create_task(copy_stream(there, writer))
         finally:
             back.transport.abort()
 

@@ -26,6 +26,7 @@ from tests.support.peers import (
     Peer,
     Script,
     answering,
+    copy_stream,
     create,
     fine,
     opened,
@@ -56,16 +57,10 @@ async def tunnelling(connection: Connection) -> None:
     reader, writer = await asyncio.open_connection(host, int(port))
     await connection.write(b"HTTP/1.1 200 Connection established\r\n\r\n")
 
-    async def copy(source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
-        while data := await source.read(65536):
-            sink.write(data)
-            await sink.drain()
-        sink.close()
-
     try:
         async with asyncio.TaskGroup() as group:
-            group.create_task(copy(connection._reader, writer))
-            group.create_task(copy(reader, connection.writer))
+            group.create_task(copy_stream(connection._reader, writer))
+            group.create_task(copy_stream(reader, connection.writer))
     finally:
         writer.transport.abort()
 

@@ -192,3 +192,11 @@ def unused_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
+
+
+async def copy_stream(source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
+    """Pass on what a connection sends, as a proxy does, and close the other side at its end."""
+    while data := await source.read(65536):
+        sink.write(data)
+        await sink.drain()
+    sink.close()
