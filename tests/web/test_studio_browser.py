@@ -174,6 +174,26 @@ async def test_double_click_and_lost_answer_buy_once(tmp_path: Path) -> None:
         assert paid(emulator.stats(), 2)
 
 
+async def test_late_answer_leaves_the_newer_card(tmp_path: Path) -> None:
+    async with Emulator(duration=Fixed(0.2), image_scale=0.1) as emulator:
+        server = studio(tmp_path, emulator, gateway="defapi")
+        async with running(server), visiting(server) as visit:
+            state = visit.page.locator(".card .state")
+
+            async def hold_the_answer(route: Route) -> None:
+                answer = await route.fetch()
+                assert (await answer.json())["state"] == "pending"
+                await expect(state).to_have_text("Refused, not bought")  # by the event stream
+                await route.fulfill(response=answer)
+
+            await visit.page.route("**/api/jobs", hold_the_answer)
+            await visit.order("[blocked] this one")
+            await expect(visit.page.get_by_label("What do you want to see?")).to_be_empty()
+            await expect(state).to_have_text("Refused, not bought")
+        assert visit.complaints == []
+        assert paid(emulator.stats(), 0)
+
+
 async def test_errors_are_shown_and_hostile_text_stays_text(tmp_path: Path) -> None:
     async with Emulator(duration=Fixed(0.2), image_scale=0.1) as emulator:
         server = studio(tmp_path, emulator, gateway="defapi")

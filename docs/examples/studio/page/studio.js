@@ -55,7 +55,7 @@ async function order() {
     if (answer.status === 202) {
       sessionStorage.removeItem("draft");
       takenAt = Date.now();
-      show([body]);
+      if (!jobs.has(body.key)) show([body]); // a card there already came by the event stream, which may be ahead of this answer
       if (prompt.value === mine.fields.prompt) prompt.value = "";
       notice.textContent = "";
     } else {
