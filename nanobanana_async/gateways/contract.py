@@ -17,7 +17,7 @@ MIB = 1024 * 1024
 class HttpRequest:
     """An HTTP request without the API key, which the transport adds when it sends."""
 
-    method: Literal["GET", "POST"]
+    method: Literal["GET", "POST", "PUT", "DELETE"]
     url: str
     headers: Mapping[str, str] = field(factory=dict)
     body: bytes | None = field(default=None, repr=False)

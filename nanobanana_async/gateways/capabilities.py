@@ -1,0 +1,129 @@
+"""What a gateway may offer beside creates and queries. It offers it by having the methods: ask with `isinstance`."""
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from decimal import Decimal
+from typing import Protocol, runtime_checkable
+
+from attrs import frozen
+
+from nanobanana_async.gateways.contract import HttpRequest, HttpResponse
+
+
+@runtime_checkable
+class HasBalance(Protocol):
+    """The gateway says how many credits the API may spend."""
+
+    def build_balance(self) -> HttpRequest: ...
+
+    def read_balance(self, response: HttpResponse) -> Decimal: ...
+
+
+@frozen(kw_only=True)
+class PastTask:
+    """A task in the gateway's history, which shows no prompt."""
+
+    task_id: str
+    created_at: datetime
+    model: str | None = None
+    status: str | None = None
+    image_url: str | None = None
+    credits_used: Decimal | None = None
+
+
+@frozen
+class HistoryPage:
+    """Tasks of the account, newest first."""
+
+    tasks: Sequence[PastTask]
+    is_last: bool
+
+
+@runtime_checkable
+class HasHistory(Protocol):
+    """The gateway lists the tasks of the account."""
+
+    @property
+    def history_delay_s(self) -> float:
+        """Seconds after a create until its task is in the history for certain."""
+        ...
+
+    def build_history(self, page: int) -> HttpRequest:
+        """Return the request for a page, counted from 1."""
+        ...
+
+    def read_history(self, response: HttpResponse) -> HistoryPage: ...
+
+
+@frozen(kw_only=True)
+class UploadTarget:
+    """Where an image is, or will be, after an upload.
+
+    With `put_url` (pre-signed, on another host) the bytes are still to be sent there, without the API key.
+    """
+
+    url: str
+    put_url: str | None = None
+    content_type: str | None = None
+    size: int | None = None
+    """The size in bytes that the gateway has, or accepts at most for `put_url`."""
+
+
+@runtime_checkable
+class HasUploads(Protocol):
+    """The gateway stores reference images."""
+
+    @property
+    def max_upload_bytes(self) -> int: ...
+
+    def build_upload(self, content: bytes, *, content_type: str, filename: str) -> HttpRequest:
+        """Return the upload itself, or for a large image the request for a `put_url`."""
+        ...
+
+    def read_upload(self, response: HttpResponse) -> UploadTarget: ...
+
+
+@runtime_checkable
+class TakesInlineImages(Protocol):
+    """The gateway takes reference images as data URIs in the create."""
+
+    @property
+    def max_inline_bytes(self) -> int:
+        """The size of one image before base64."""
+        ...
+
+
+@frozen(kw_only=True)
+class Webhook:
+    """A webhook of the account, which the gateway calls when a task of the account ends."""
+
+    id: str
+    url: str
+    is_active: bool = True
+
+
+@runtime_checkable
+class HasWebhooks(Protocol):
+    """The gateway calls one URL for all tasks of the account."""
+
+    def build_webhook_list(self) -> HttpRequest: ...
+
+    def read_webhook_list(self, response: HttpResponse) -> Sequence[Webhook]: ...
+
+    def build_webhook(self, url: str, *, secret: str) -> HttpRequest:
+        """Return the request that registers a webhook."""
+        ...
+
+    def read_webhook(self, response: HttpResponse) -> Webhook: ...
+
+    def build_webhook_removal(self, webhook_id: str) -> HttpRequest: ...
+
+    def read_webhook_removal(self, response: HttpResponse) -> None: ...
+
+    def read_delivery(self, body: bytes) -> str:
+        """Return the task id that a delivery names; raise `UnexpectedResponse` if it names none. Do not trust it."""
+        ...
+
+    def is_signed(self, headers: Mapping[str, str], body: bytes, *, secret: str) -> bool | None:
+        """Return whether the signature is right; None if there is none, or one of an unknown form."""
+        ...
