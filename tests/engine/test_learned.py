@@ -8,7 +8,7 @@ import logging
 from datetime import timedelta
 from decimal import Decimal
 from pathlib import Path
-from statistics import median
+from statistics import mean, median
 from typing import Any
 
 import pytest
@@ -228,5 +228,6 @@ def test_second_run_on_an_account_as_sold_meets_hardly_a_refusal(window: RateWin
         ledger = MemoryLedger()
         _sold(ledger, window, 10 + seed)
         runs.append(_sold(ledger, window, seed))
-    assert median(refused for _, refused in runs) <= 0.015  # probes of the job limit: 3 of some 300 requests
+    # Probes of the job limit are 2 to 4 of some 250 requests; jitter decides how many, so the mean is bounded.
+    assert mean(refused for _, refused in runs) <= 0.018
     assert median(ratio for ratio, _ in runs) <= 1.1
