@@ -300,6 +300,7 @@ def test_batch_collected_after_its_loop_closed_is_silent() -> None:
     assert not held
 
 
+@pytest.mark.slow
 async def test_leaving_over_sockets_leaves_no_connection() -> None:
     async with emulated(job_limit=LIMIT, duration=Fixed(0.05)) as emulator, quick(emulator) as session:
         await by_break(session, CountingInput(), ordered=False)

@@ -26,6 +26,7 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "jobs.sqlite"
 
 
+@pytest.mark.slow
 async def test_second_run_repeats_outcomes_without_requests(path: Path) -> None:
     gateway = quick_studio()
     first = await run_batch(path, gateway, PROMPTS)
@@ -39,6 +40,7 @@ async def test_second_run_repeats_outcomes_without_requests(path: Path) -> None:
         assert one.unwrap().credits == other.unwrap().credits
 
 
+@pytest.mark.slow
 async def test_inserted_first_row_is_one_purchase(path: Path) -> None:
     gateway = quick_studio()
     await run_batch(path, gateway, PROMPTS)
@@ -97,6 +99,7 @@ async def test_running_rows_are_polled_by_the_next_run(path: Path) -> None:
     assert all(outcome.ok for outcome in outcomes)
 
 
+@pytest.mark.slow
 async def test_unsent_rows_are_bought_by_the_next_run(path: Path) -> None:
     gateway = PromptGateway(job_s=0.05)
     async with on_file(path, transport_to(gateway), concurrency=slots(3)) as session:
@@ -177,6 +180,7 @@ async def test_save_to_that_is_no_path_is_refused(path: Path, bad: Any) -> None:
             session.generate_many(["a fox"], save_to=bad)
 
 
+@pytest.mark.slow
 async def test_two_sessions_at_once_buy_each_row_once(path: Path) -> None:
     gateway = PromptGateway(job_s=0.02)
     async with (
@@ -191,6 +195,7 @@ async def test_two_sessions_at_once_buy_each_row_once(path: Path) -> None:
         assert all(outcome.ok for outcome in run.result())
 
 
+@pytest.mark.slow
 async def test_two_runs_in_one_session_buy_each_row_once(path: Path) -> None:
     gateway = PromptGateway(job_s=0.02)
     async with on_file(path, transport_to(gateway), concurrency=slots(4)) as session, asyncio.TaskGroup() as group:
@@ -200,6 +205,7 @@ async def test_two_runs_in_one_session_buy_each_row_once(path: Path) -> None:
     assert [sum(outcome.ok for outcome in run.result()) for run in runs] == [30, 30]
 
 
+@pytest.mark.slow
 async def test_batch_left_and_run_again_loses_no_row(path: Path) -> None:
     gateway = PromptGateway(job_s=0.02)
     async with on_file(path, transport_to(gateway), concurrency=slots(2)) as session:

@@ -152,6 +152,7 @@ async def test_deleted_image_is_saved_again(tmp_path: Path) -> None:
     assert len(hashed(folder)) == 5
 
 
+@pytest.mark.slow
 async def test_expired_links_are_refreshed(tmp_path: Path) -> None:
     folder, ledger = tmp_path / "out", tmp_path / "jobs.sqlite"
     async with emulated(links_expire_after_s=0.3, expired_link_status=410) as emulator:
@@ -178,6 +179,7 @@ async def test_unavailable_image_is_an_error_beside_its_result(tmp_path: Path) -
     assert not list(tmp_path.iterdir())  # noqa: ASYNC240 - nothing else runs
 
 
+@pytest.mark.slow
 async def test_refused_request_for_a_new_link_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("nanobanana_async.policy.retry.LATE_REPLICA_S", 0.1)  # how long an unknown task is asked for
     gone = Script({"cdn": [error(410)]}, repeat_last=True)
@@ -219,6 +221,7 @@ async def test_bug_in_saving_is_an_outcome(tmp_path: Path, monkeypatch: pytest.M
         assert (await session.generate("afterwards")).images
 
 
+@pytest.mark.slow
 async def test_outcomes_are_saved_before_they_are_yielded(tmp_path: Path) -> None:
     slow = Script({"cdn": [delay(0.3)]}, repeat_last=True)
     async with (

@@ -178,6 +178,7 @@ async def test_batch_whose_rows_all_changed_says_so() -> None:
     assert len(gateway.sold) == 30
 
 
+@pytest.mark.slow
 async def test_error_names_the_rows_own_key_in_a_named_batch(tmp_path: Path) -> None:
     gateway, path = PromptGateway(job_s=0.01), tmp_path / "jobs.sqlite"
     transport = FakeTransport(gateway.answer, latency_s=0.001)
@@ -296,6 +297,7 @@ async def test_dropped_rows_are_bought_by_the_next_run(tmp_path: Path) -> None:
     assert sorted(gateway.sold) == sorted(rows)
 
 
+@pytest.mark.slow
 async def test_batch_buys_the_rest_after_a_top_up(tmp_path: Path) -> None:
     path, prompts = tmp_path / "jobs.sqlite", [f"image {number}" for number in range(200)]
     async with emulated(credits=Decimal(30 * 8), unique_by="prompt", job_limit=50) as emulator:

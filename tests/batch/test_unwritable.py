@@ -64,6 +64,7 @@ async def break_off(emulator: Emulator, tmp_path: Path, breaks: Breaks) -> tuple
     return outcomes, None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("breaks", [full, closed_to_this_user, replaced_by_a_file, list_replaced_by_a_link])
 async def test_unwritable_folder_stops_the_batch_and_loses_nothing(breaks: Breaks, tmp_path: Path) -> None:
     async with emulated() as emulator:

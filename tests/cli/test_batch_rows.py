@@ -173,6 +173,7 @@ def nested(depth: int) -> str:
     return '{"a":' * depth + "1" + "}" * depth
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "metadata",
     [

@@ -54,6 +54,7 @@ async def test_events_and_board_fit_an_ascii_terminal_of_80_columns() -> None:
         assert text.count(sentence) == 1, text
 
 
+@pytest.mark.slow
 async def test_polls_are_compared_with_a_fixed_interval_for_the_same_jobs() -> None:
     async with Emulator(duration=Fixed(7.0), speed=70.0) as emulator, Session(emulator.apimall()) as session:
         display = DemoDisplay(2, emulator, plain_console(io.BytesIO()))

@@ -319,6 +319,7 @@ async def test_wrong_usage_is_one_line_and_code_2(jobs: Command, tokens: tuple[s
 # Resuming
 
 
+@pytest.mark.slow
 async def test_running_jobs_are_followed_to_their_end(jobs: Command, emulator: Emulator) -> None:
     await bought(jobs, emulator.apimall(), "one", "two")
     said = await jobs("resume")
@@ -330,6 +331,7 @@ async def test_running_jobs_are_followed_to_their_end(jobs: Command, emulator: E
     assert emulator.stats().creates_accepted == 2
 
 
+@pytest.mark.slow
 async def test_unsent_jobs_are_bought_only_with_buy_and_confirmation(jobs: Command, emulator: Emulator) -> None:
     gateway = emulator.apimall()
     await jobs.write(unsent("one", gateway), unsent("other", emulator.apimall(api_key="x")))
@@ -351,6 +353,7 @@ async def test_unsent_jobs_are_bought_only_with_buy_and_confirmation(jobs: Comma
     assert (emulator.stats().creates_accepted, emulator.stats().double_charges) == (3, 0)
 
 
+@pytest.mark.slow
 async def test_a_failed_job_is_named_and_exits_with_1(jobs: Command) -> None:
     async with Emulator(duration=QUICK, failure_probability=1.0) as emulator:
         for name, value in environment(emulator, NANOBANANA_LEDGER="jobs.sqlite").items():
@@ -361,6 +364,7 @@ async def test_a_failed_job_is_named_and_exits_with_1(jobs: Command) -> None:
     assert said.complaint.startswith("nanobanana: one: task ")
 
 
+@pytest.mark.slow
 async def test_a_closed_pipe_prints_no_bug(jobs: Command, emulator: Emulator) -> None:
     await bought(jobs, emulator.apimall(), "one", "two")
     jobs.patch.setattr(sys, "stdout", ClosedPipe())
@@ -407,6 +411,7 @@ async def test_resolving_as_not_bought_ends_the_job(jobs: Command, emulator: Emu
     assert emulator.stats().creates_received == 1
 
 
+@pytest.mark.slow
 async def test_resolving_as_a_task_id_follows_the_task(jobs: Command, emulator: Emulator) -> None:
     await in_doubt(jobs, emulator.defapi())
     (sold,) = emulator.jobs()
@@ -494,6 +499,7 @@ async def test_jobs_of_a_running_session_are_not_handed_over(jobs: Command) -> N
         assert (await jobs.records())["theirs"].account == account
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("option", ["--wait", "--no-wait"])
 async def test_buy_again_shows_the_price_first(jobs: Command, emulator: Emulator, option: str) -> None:
     await in_doubt(jobs, emulator.defapi())
@@ -515,6 +521,7 @@ async def test_buy_again_shows_the_price_first(jobs: Command, emulator: Emulator
         assert f"task {record.task_id}: `nanobanana jobs resume --ledger jobs.sqlite` follows it" in said.err
 
 
+@pytest.mark.slow
 async def test_a_failed_job_can_be_bought_again(jobs: Command, emulator: Emulator) -> None:
     gateway = emulator.apimall()
     await bought(jobs, gateway, "one")

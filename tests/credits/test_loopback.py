@@ -72,6 +72,7 @@ async def test_a_named_batch_on_disk_keeps_its_limit_over_sessions(name: Gateway
     assert charged == [10, 10, 10, 17]
 
 
+@pytest.mark.slow
 async def test_remaining_credits_are_a_hint_only() -> None:
     async with emulated(credits=100) as emulator, quick(emulator, max_credits=80) as session:
         await session.generate("a fox")

@@ -94,6 +94,7 @@ async def test_generate_cancelled_before_the_create_is_withdrawn(name: GatewayNa
     assert JobState.WITHDRAWN in listener.states
 
 
+@pytest.mark.slow
 async def test_withdrawn_job_can_be_bought_with_its_key() -> None:
     async with emulated() as emulator:
         emulator.set_job_limit(0)

@@ -128,6 +128,7 @@ async def test_ambiguous_answer_on_defapi_makes_the_job_uncertain(fault: Fault) 
         assert charged(seen, int(fault.processed))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", [None, *DELIVERED, faults.error(429)], ids=str)
 async def test_clear_answer_on_defapi_never_makes_the_job_uncertain(fault: Fault | None) -> None:
     listener = RecordingObserver()

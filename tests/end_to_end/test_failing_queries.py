@@ -65,6 +65,7 @@ async def asked_again(name: GatewayName, fault: Fault) -> None:
         assert emulator.stats().creates_received == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", BOTH)
 async def test_failed_poll_is_repeated(name: GatewayName) -> None:
     before = asyncio.all_tasks()
@@ -250,6 +251,7 @@ async def test_attach_raises_the_gateways_refusal(status: int) -> None:
             await session.attach("img_of_another_account")
 
 
+@pytest.mark.slow
 async def test_finished_job_without_images_is_polled_again() -> None:
     async with emulated(images_after_s=0.3) as emulator:
         async with quick(emulator) as session:

@@ -24,6 +24,7 @@ def names(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(socket, "getaddrinfo", resolved)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("names")
 async def test_images_of_an_allowed_host_are_saved_and_of_others_not(tmp_path: Path) -> None:
     async with Emulator(duration=Fixed(0.05), image_scale=0.1) as emulator:

@@ -19,6 +19,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "home"
 
 
+@pytest.mark.slow
 async def test_a_tilde_is_the_home_folder(home: Path) -> None:
     async with (
         Emulator(duration=Fixed(0.05), image_scale=0.1) as emulator,
@@ -32,6 +33,7 @@ async def test_a_tilde_is_the_home_folder(home: Path) -> None:
     assert [path.name for path in home.parent.iterdir()] == ["home"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("url", URLS)
 async def test_a_url_is_refused_before_anything_is_bought(url: str, home: Path) -> None:
     async with Emulator(duration=Fixed(0.05)) as emulator, Session(emulator.apimall()) as session:

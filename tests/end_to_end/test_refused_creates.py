@@ -176,6 +176,7 @@ async def test_key_used_by_another_process_is_a_conflict() -> None:
         assert charged(emulator.stats(), 1)
 
 
+@pytest.mark.slow
 @MANNERS
 @pytest.mark.parametrize(("status", "kind", "code", "message"), FOR_NOW)
 async def test_apimall_recovers_from_a_temporary_refusal(
@@ -195,6 +196,7 @@ async def test_apimall_recovers_from_a_temporary_refusal(
     assert listener.states[-1] is JobState.SUCCEEDED
 
 
+@pytest.mark.slow
 @MANNERS
 async def test_defapi_recovers_from_a_429(inside_200: bool) -> None:
     listener = RecordingObserver()
@@ -271,6 +273,7 @@ async def test_timeout_while_waiting_for_a_slot_withdraws_the_job(name: GatewayN
     assert listener.states[-1] is JobState.WITHDRAWN
 
 
+@pytest.mark.slow
 async def test_refusal_of_one_job_does_not_affect_others(nanobanana_emulator: Emulator) -> None:
     async with quick(nanobanana_emulator) as session:
         errors = [await outcome(session, prompt) for prompt in ("a [blocked] fox", "an owl")]

@@ -69,6 +69,7 @@ async def test_job_can_be_generated_once_the_setting_is_right(opening: Opening) 
     assert switch.gateway.sold == 1
 
 
+@pytest.mark.slow
 @virtually
 async def test_many_jobs_end_together_on_a_wrong_setting() -> None:
     async with apimall(FakeTransport(Switch(UNKNOWN))) as session:

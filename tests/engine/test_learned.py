@@ -91,6 +91,7 @@ async def test_cap_is_kept_though_the_price_has_risen_since_the_earlier_session(
         assert (declined, session.stats().credits_spent) == (4, Decimal(40))
 
 
+@pytest.mark.slow
 def test_second_session_on_a_file_starts_warm(tmp_path: Path) -> None:
     async def main() -> None:
         path = tmp_path / "jobs.sqlite"
@@ -221,6 +222,7 @@ def _sold(ledger: MemoryLedger, window: RateWindow, seed: int) -> tuple[float, f
     return ended_at / max(free_at), sum(stats.refusals_429.values()) / sum(stats.requests.values())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("window", ["sliding", "clock", "bucket"])
 def test_second_run_on_an_account_as_sold_meets_hardly_a_refusal(window: RateWindow) -> None:
     runs = []

@@ -234,6 +234,7 @@ async def test_job_with_an_unstored_task_id_is_not_released() -> None:
     assert gateway.sold == 1
 
 
+@pytest.mark.slow
 @virtually
 async def test_generate_during_a_release_buys_the_job() -> None:
     for moment in range(40):

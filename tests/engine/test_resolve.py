@@ -368,6 +368,7 @@ async def test_one_of_two_sessions_resolves_and_the_other_is_refused() -> None:
     assert gateway.sold == 2
 
 
+@pytest.mark.slow
 @virtually
 async def test_resolved_task_that_has_ended_returns_at_once() -> None:
     gateway, shared = LosingGateway(job_s=20.0), SharedLedger()

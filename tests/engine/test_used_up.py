@@ -120,6 +120,7 @@ async def test_batch_stops_when_the_wait_would_be_too_long() -> None:
     assert done + len(left) == world.stats(now()).creates_accepted
 
 
+@pytest.mark.slow
 @virtually
 async def test_batch_waits_as_long_as_it_may() -> None:
     world = an_account(40)

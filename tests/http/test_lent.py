@@ -69,6 +69,7 @@ async def bought_and_fetched(session: Session) -> bytes:
     return await session.download((await session.generate("a lighthouse")).images[0])
 
 
+@pytest.mark.slow
 @GATEWAYS
 async def test_lent_socks_connector_carries_everything(kind: type[ApiMall | DefApi]) -> None:
     socks = Socks()
@@ -108,6 +109,7 @@ async def test_private_link_is_refused_behind_a_lent_socks_connector(host: str) 
     assert socks.names == []
 
 
+@pytest.mark.slow
 @GATEWAYS
 async def test_lent_resolver_and_authority_hold_for_everything(kind: type[ApiMall | DefApi]) -> None:
     resolver = StaticResolver(localhost="127.0.0.1")

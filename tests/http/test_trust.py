@@ -74,6 +74,7 @@ async def bought_and_fetched(session: Session) -> bytes:
     return await session.download(result.images[0])
 
 
+@pytest.mark.slow
 async def test_own_authority_is_trusted_for_gateway_and_images() -> None:
     async with Peer(gateway, tls=True) as peer, Session(mall(peer), tls=trusting()) as session:
         assert await bought_and_fetched(session) == make_image()
@@ -88,6 +89,7 @@ async def test_unknown_authority_is_refused_for_gateway_and_images() -> None:
         assert peer.requests == []
 
 
+@pytest.mark.slow
 async def test_proxy_tunnels_gateway_and_images_and_sees_no_key() -> None:
     async with Peer(gateway, tls=True) as peer, Peer(tunnelling) as proxy:
         url = proxy.url.replace("//", "//me:hidden@")
@@ -102,6 +104,7 @@ async def test_proxy_tunnels_gateway_and_images_and_sees_no_key() -> None:
     assert all(b"Proxy-Authorization" not in head for head in peer.requests)
 
 
+@pytest.mark.slow
 async def test_tls_of_a_borrowed_session_applies_to_images() -> None:
     async with (
         aiohttp.ClientSession(connector=aiohttp.TCPConnector(ssl=trusting())) as lent,
@@ -111,6 +114,7 @@ async def test_tls_of_a_borrowed_session_applies_to_images() -> None:
         assert await bought_and_fetched(session) == make_image()
 
 
+@pytest.mark.slow
 async def test_pinned_certificate_does_not_apply_to_images() -> None:
     der = ssl.PEM_cert_to_DER_cert(CERTIFICATE.read_text().split("-----END PRIVATE KEY-----")[-1].strip())
     pinned = aiohttp.TCPConnector(ssl=aiohttp.Fingerprint(hashlib.sha256(der).digest()))
@@ -164,6 +168,7 @@ def test_default_tls_uses_the_systems_authorities(tls: bool | None) -> None:
     Session(ApiMall(api_key=KEY), tls=tls)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("script", [answering(), answering(then="reset"), answering(b"garbage\r\n\r\n"), tunnelling])
 async def test_proxy_that_disconnects_is_certainly_not_sent(script: Script) -> None:
     async with Peer(script) as proxy, opened(proxy=proxy.url, connect_s=1.0) as api:

@@ -326,6 +326,7 @@ BROKEN: dict[str, tuple[Script, str]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("manner", BROKEN)
 async def test_broken_answer_is_retried_then_reported(manner: str) -> None:
     script, words = BROKEN[manner]

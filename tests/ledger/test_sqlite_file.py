@@ -202,6 +202,7 @@ async def test_wal_switch_waits_for_a_lock(path: Path) -> None:
     assert asked(path, "PRAGMA journal_mode") == [("wal",)]
 
 
+@pytest.mark.slow
 async def test_wal_switch_times_out(path: Path) -> None:
     asked(path, "PRAGMA journal_mode = DELETE", f"PRAGMA application_id = {APPLICATION_ID}", "PRAGMA user_version = 1")
     with closing(sqlite3.connect(path, isolation_level=None)) as other:

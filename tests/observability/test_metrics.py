@@ -30,6 +30,7 @@ UNITS = {
 }
 
 
+@pytest.mark.slow
 @virtually
 async def test_metrics_agree_with_the_stats_after_refusals() -> None:
     collector = TelemetryCollector()

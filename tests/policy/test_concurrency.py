@@ -39,6 +39,7 @@ def filled_after_s(client: Client, limit: int) -> float:
     return next(at for at, running in client.filled if at > CHANGE_AT_S and running >= 0.95 * limit) - CHANGE_AT_S
 
 
+@pytest.mark.slow
 @limits
 @round_trips
 def test_hidden_slot_limit_is_found_and_filled_with_few_429s(limit: int, rtt_s: float) -> None:
@@ -52,6 +53,7 @@ def test_hidden_slot_limit_is_found_and_filled_with_few_429s(limit: int, rtt_s: 
         assert client.now <= 1.2 * ideal_s + 10.0
 
 
+@pytest.mark.slow
 def test_climb_proceeds_when_many_jobs_end_per_round_trip() -> None:
     gateway = Gateway(slots=400)
     client = Client(gateway, until_s=150.0, rtt_s=0.3, seed=1).run()
@@ -77,6 +79,7 @@ def test_halved_limit_is_followed_with_few_429s(limit: int, refusals: int, rtt_s
         assert mean(running for at, running in client.filled if at > CHANGE_AT_S + 60.0) >= 0.9 * limit / 2
 
 
+@pytest.mark.slow
 @round_trips
 def test_limit_of_zero_for_a_minute_is_filled_again_afterwards(rtt_s: float) -> None:
     gateway = Gateway(slots=60)
@@ -175,6 +178,7 @@ TIMES = st.floats(min_value=0.0, max_value=1e6)
 COUNTS = st.integers(min_value=0, max_value=3000)
 
 
+@pytest.mark.slow
 @given(
     st.builds(ConcurrencyPolicy, max_jobs=st.none() | st.integers(min_value=1, max_value=50))
     | st.builds(ConcurrencyPolicy, max_jobs=st.integers(min_value=1, max_value=50), learn=st.just(False)),

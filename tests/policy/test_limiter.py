@@ -49,6 +49,7 @@ def test_stated_rate_resolves_an_undecided_429() -> None:
     assert undecided.undecided_since is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("rate", "burst"), [(1.0, 1.0), (1.0, 10.0), (2.0, 20.0), (5.0, 10.0), (20.0, 20.0)])
 def test_hidden_rate_is_recognised_and_the_slots_are_restored(rate: float, burst: float) -> None:
     for seed in SEEDS:
@@ -62,6 +63,7 @@ def test_hidden_rate_is_recognised_and_the_slots_are_restored(rate: float, burst
         assert len(client.refusals) <= 0.06 * creates
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("rate", "burst"), [(2.0, 120.0), (10.0, 100.0)])
 def test_hidden_rate_met_late_is_not_taken_for_slots(rate: float, burst: float) -> None:
     for seed in SEEDS:
@@ -71,6 +73,7 @@ def test_hidden_rate_met_late_is_not_taken_for_slots(rate: float, burst: float) 
         assert client.taken_at[-1] <= 1.2 * bucket.ideal_s(600)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rtt_s", [0.01, 0.15])
 @pytest.mark.parametrize("limit", [1, 2, 5, 20, 60])
 def test_hidden_slot_limit_is_recognised_after_two_trials(limit: int, rtt_s: float) -> None:
@@ -84,6 +87,7 @@ def test_hidden_slot_limit_is_recognised_after_two_trials(limit: int, rtt_s: flo
         assert not client.limiter.pacer.active
 
 
+@pytest.mark.slow
 def test_many_hidden_slots_are_never_taken_for_a_rate() -> None:
     for seed in SEEDS:
         client = Client(Gateway(slots=100), jobs=1500, stated=False, seed=seed).run()

@@ -79,6 +79,7 @@ def test_straggler_is_polled_every_max_gap() -> None:
     assert schedule.next_poll_s(age_s) == age_s + schedule.policy.max_gap_s
 
 
+@pytest.mark.slow
 @given(SCHEDULES, st.tuples(AGES, AGES, AGES))
 def test_ended_chance_grows_with_age(schedule: PollSchedule[int], ages: tuple[float, float, float]) -> None:
     seen_s, age_s, later_s = sorted(ages)

@@ -43,6 +43,7 @@ def test_hidden_rate_is_used_in_full_with_few_429s(rate: float, burst: str, rtt_
     assert len(client.refusals) <= 0.054 * creates
 
 
+@pytest.mark.slow
 @waits
 @pytest.mark.parametrize("rate", [0.2, 1.0, 5.0, 20.0, 50.0])
 def test_one_token_bucket_is_used_almost_in_full(rate: float, states_wait: bool) -> None:

@@ -23,6 +23,7 @@ def test_the_recorder_has_the_last_known_limit() -> None:
     assert [sample.job_limit for sample in recorder.samples] == [None, 20]
 
 
+@pytest.mark.slow
 def test_a_long_run_is_downsampled() -> None:
     clock = Clock()
     recorder = Recorder(max_samples=100, utcnow=clock)

@@ -108,6 +108,7 @@ def cli_output(capsys: pytest.CaptureFixture[str]) -> CliOutput:
     return CliOutput(capsys)
 
 
+@pytest.mark.slow
 async def test_an_inline_image_with_escape_sequences_is_refused(
     gateway: type[Answering], cli_output: CliOutput
 ) -> None:
@@ -115,11 +116,13 @@ async def test_an_inline_image_with_escape_sequences_is_refused(
     assert await cli_output("generate", "a fox", "--timeout", "1", code=1) == ""
 
 
+@pytest.mark.slow
 async def test_an_inline_image_is_one_line_in_a_pipe(gateway: type[Answering], cli_output: CliOutput) -> None:
     gateway.poll = success("\r\n".join([INLINE[:60], INLINE[60:]]))
     assert await cli_output("generate", "a fox", code=0) == f"{INLINE}\n"
 
 
+@pytest.mark.slow
 async def test_gateway_messages_are_printed_without_control_characters(
     gateway: type[Answering], cli_output: CliOutput
 ) -> None:
@@ -134,6 +137,7 @@ async def test_gateway_messages_are_printed_without_control_characters(
     await cli_output("batch", f"{ODD}.txt", "-o", "out", code=2)
 
 
+@pytest.mark.slow
 async def test_batch_files_and_listings_have_no_key_or_control_characters(
     gateway: type[Answering], cli_output: CliOutput, tmp_path: Path
 ) -> None:

@@ -167,6 +167,7 @@ ECHOING = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ECHOING)
 async def test_a_peer_that_echoes_the_key_does_not_expose_it(name: str, caplog: pytest.LogCaptureFixture) -> None:
     async with Peer(ECHOING[name]) as peer:

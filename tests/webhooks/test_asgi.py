@@ -171,6 +171,7 @@ async def test_websocket_and_unknown_scopes_are_refused() -> None:
             await receiver({"type": "webtransport"}, receive, send)
 
 
+@pytest.mark.slow
 async def test_unopened_session_answers_503(tmp_path: object) -> None:
     session = defapi(FakeTransport(CallbackGateway().answer), ledger=f"{tmp_path}/jobs.sqlite")
     receiver = CallbackReceiver(session, public_url=PUBLIC)

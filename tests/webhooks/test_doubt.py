@@ -166,6 +166,7 @@ async def test_uncertain_job_is_polled_at_most_once_a_second() -> None:
     assert 9 <= len(gateway.polled) <= 11
 
 
+@pytest.mark.slow
 @virtually
 async def test_uncertain_jobs_are_polled_a_few_at_a_time() -> None:
     gateway, ledger = LosingCallbackGateway(), RecordingLedger(keep_ended=True)

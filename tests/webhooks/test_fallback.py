@@ -112,6 +112,7 @@ async def test_job_with_a_lost_callback_ends_within_a_minute() -> None:
         assert now() - begun <= 60.5
 
 
+@pytest.mark.slow
 @virtually
 async def test_lost_callbacks_fall_back_to_normal_polling() -> None:
     gateway = CallingGateway(0)
@@ -131,6 +132,7 @@ async def test_lost_callbacks_fall_back_to_normal_polling() -> None:
         assert len(gateway.polled) - polled == 5
 
 
+@pytest.mark.slow
 @virtually
 async def test_one_lost_callback_in_ten_adds_no_polls() -> None:
     gateway = CallingGateway(*[1] * 9, 0)
@@ -139,6 +141,7 @@ async def test_one_lost_callback_in_ten_adds_no_polls() -> None:
     assert len(gateway.polled) <= 150
 
 
+@pytest.mark.slow
 @virtually
 async def test_lost_and_repeated_callbacks_buy_once() -> None:
     gateway = CallingGateway(0, 1, 2, limit=20)
@@ -188,6 +191,7 @@ async def test_failed_poll_is_not_a_lost_callback() -> None:
         assert len(gateway.polled) - polled == 1
 
 
+@pytest.mark.slow
 @virtually
 async def test_callback_does_not_hasten_a_failed_poll() -> None:
     gateway = CallbackGateway(job_s=1.0)

@@ -206,6 +206,7 @@ async def test_unread_notice_is_read_later() -> None:
         assert now() - begun < 3.0
 
 
+@pytest.mark.slow
 async def test_sessions_on_one_file_notify_within_a_second(tmp_path: Path) -> None:
     gateway = CallbackGateway(job_s=0.3)
     sessions = [
