@@ -73,7 +73,6 @@ def test_hidden_rate_met_late_is_not_taken_for_slots(rate: float, burst: float) 
         assert client.taken_at[-1] <= 1.2 * bucket.ideal_s(600)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("rtt_s", [0.01, 0.15])
 @pytest.mark.parametrize("limit", [1, 2, 5, 20, 60])
 def test_hidden_slot_limit_is_recognised_after_two_trials(limit: int, rtt_s: float) -> None:
