@@ -11,6 +11,7 @@ from nanobanana_async.emulator import apimall, defapi
 from nanobanana_async.emulator import images as cdn
 from nanobanana_async.emulator.accounts import CreateRequest, Phase, Refusal, Task
 from nanobanana_async.emulator.faults import Fault
+from nanobanana_async.emulator.files import PUBLIC_PREFIX, serve_file
 from nanobanana_async.emulator.images import paint
 from nanobanana_async.emulator.messages import EmulatedRequest, EmulatedResponse, Endpoint, Gateway
 from nanobanana_async.emulator.state import State
@@ -25,12 +26,12 @@ def create(
     now: float,
     gateway: Gateway,
     headers: Mapping[str, str],
-    body: bytes,
+    sent: EmulatedRequest,
     *,
     read: bool,
 ) -> EmulatedResponse:
     """Return the response to a create. `read` is False when a fault hides it from the client."""
-    outcome = _decide(state, now, gateway, headers, body)
+    outcome = _decide(state, now, gateway, headers, sent)
     if isinstance(outcome, Refusal):
         state.counters.refused[outcome.status] += 1
         return refuse(state, now, gateway, outcome)
@@ -39,7 +40,9 @@ def create(
     return EmulatedResponse(200, JSON, body_out)
 
 
-def _decide(state: State, now: float, gateway: Gateway, headers: Mapping[str, str], body: bytes) -> Task | Refusal:
+def _decide(
+    state: State, now: float, gateway: Gateway, headers: Mapping[str, str], sent: EmulatedRequest
+) -> Task | Refusal:
     """Return the job, new or of a repeated key, or the first refusal.
 
     A refused create leaves no key behind.
@@ -49,9 +52,12 @@ def _decide(state: State, now: float, gateway: Gateway, headers: Mapping[str, st
     if refusal := state.accounts[gateway].over_rate(now, create=True):
         return refusal
     parse = apimall.parse_create if gateway == "apimall" else defapi.parse_create
-    request = parse(headers, body)
+    request = parse(sent.json, state.settings)
     if isinstance(request, Refusal):
         return request
+    urls = [reference.url for reference in request.references]
+    if state.settings.check_references and (missing := state.files.missing_among(urls, state.base_url)):
+        return Refusal(400, "invalid_request", f"no such reference image: {missing}")
     key = headers.get("idempotency-key") or None
     if gateway == "apimall" and key is not None:
         known = state.keys.lookup(now, key, request.canonical)
@@ -99,8 +105,10 @@ def query(
 
 
 def download(state: State, now: float, request: EmulatedRequest, headers: Mapping[str, str]) -> EmulatedResponse:
-    """Return an image, painted later by the driver, or an error."""
+    """Return a stored file or an image, painted later by the driver, or an error."""
     state.counters.leaks += "authorization" in headers
+    if request.path.startswith(PUBLIC_PREFIX):
+        return serve_file(state.files, request, headers)
     link = cdn.read_link(request.path)
     task = state.tasks.get(link.task_id) if link is not None else None
     if link is None or task is None or link.index >= task.request.images:

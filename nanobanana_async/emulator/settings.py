@@ -156,6 +156,13 @@ class EmulatorSettings:
     expired_link_status: int = field(default=403, validator=in_((403, 410)))
     image_scale: float = field(default=1.0, validator=number(above=0, most=1))
 
+    # references and uploads
+    extra_fields: bool = False  # creates also take the parameters of other models, which the references lack
+    check_references: bool = False  # 400 for a reference image that names an upload which is not there
+    max_inline_bytes: int | None = field(default=None, validator=optional(number(whole=True)))  # defapi: 413 above it
+    max_upload_bytes: int = field(default=104_857_600, validator=number(whole=True))
+    put_urls_expire_after_s: float | None = field(default=None, validator=optional(number()))  # default: as asked
+
     # callbacks (defapi)
     callback_delay_s: float = field(default=0.0, validator=number(endless=True))
     callback_drop_probability: float = field(default=0.0, validator=PROBABILITY)
@@ -217,6 +224,11 @@ class EmulatorOptions(TypedDict, total=False):
     links_expire_after_s: float | None
     expired_link_status: int
     image_scale: float
+    extra_fields: bool
+    check_references: bool
+    max_inline_bytes: int | None
+    max_upload_bytes: int
+    put_urls_expire_after_s: float | None
     callback_delay_s: float
     callback_drop_probability: float
     callback_duplicate_probability: float

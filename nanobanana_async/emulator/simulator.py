@@ -107,7 +107,7 @@ class GatewaySimulator:
     def stats(self, now: float, *, connections: int = 0) -> EmulatorStats:
         """Return everything counted up to now."""
         self._state.advance_to(now)
-        return self._state.counters.snapshot(self._state.remaining(), connections)
+        return self._state.counters.snapshot(self._state.remaining(), self._state.files, connections)
 
     def jobs(self, now: float) -> Iterator[JobFacts]:
         """Yield the facts of each accepted create, oldest first."""
@@ -142,7 +142,7 @@ class GatewaySimulator:
         return fault.distort(response)
 
     def _fault_response(self, now: float, endpoint: Endpoint, fault: Fault) -> EmulatedResponse:
-        if endpoint == "cdn":
+        if endpoint in ("cdn", "apimall.put"):
             return EmulatedResponse(fault.status or 503, {"Content-Type": "text/plain"}, b"")
         return refuse_for(self._state, now, endpoint, fault)
 

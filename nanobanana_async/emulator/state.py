@@ -2,15 +2,15 @@
 
 import hashlib
 import heapq
-import ipaddress
 import random
 import uuid
 from base64 import b32encode
 from collections import deque
 from decimal import Decimal
-from urllib.parse import urlsplit
 
-from nanobanana_async.emulator.accounts import Account, CreateRequest, Refusal, Task
+from nanobanana_async.emulator.accounts import Account, CreateRequest, Reference, Refusal, Task
+from nanobanana_async.emulator.addresses import is_loopback
+from nanobanana_async.emulator.files import FileStore
 from nanobanana_async.emulator.messages import Gateway
 from nanobanana_async.emulator.settings import EmulatorSettings, Idempotency
 from nanobanana_async.emulator.stats import ZERO, Counters
@@ -31,6 +31,7 @@ class State:
         self.counters = Counters(settings.unique_by)
         self.keys = IdempotencyStore(settings.idempotency, settings.forget_keys_after_s)
         self.callbacks = CallbackSchedule(settings, random.Random(f"{settings.seed} callbacks"))
+        self.files = FileStore(settings.seed)
         self.tasks: dict[str, Task] = {}
         self.base_url = "http://127.0.0.1"
         shared = Account(settings)
@@ -154,7 +155,14 @@ class State:
             starts_at=now + duration_s * self.settings.pending_share,
             ends_at=now + duration_s,
             fails=fails,
+            references=tuple(self._sha256_of(reference) for reference in request.references),
         )
+
+    def _sha256_of(self, reference: Reference) -> str | None:
+        if reference.url is None:
+            return reference.sha256
+        _, content = self.files.named_by(reference.url, self.base_url)
+        return None if content is None else content.sha256
 
     def _task_id(self, gateway: Gateway) -> str:
         source = f"{self.settings.seed} {self._task_count}".encode()
@@ -215,15 +223,6 @@ class IdempotencyStore:
     def _forget(self, now: float) -> None:
         while self._ages and self._ages[0].created_at + self._forget_after_s <= now:
             self.drop(self._ages.popleft())
-
-
-def is_loopback(url: str) -> bool:
-    """Return whether a URL points at this machine. Host names other than localhost are not resolved."""
-    try:
-        host = urlsplit(url).hostname or ""
-        return host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 class CallbackSchedule:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from nanobanana_async.emulator import Bimodal, Fixed, LogNormal
-from nanobanana_async.emulator.state import is_loopback
+from nanobanana_async.emulator.addresses import is_loopback
 from tests.emulator.calling import Caller, body_of
 
 STARTED_AT = datetime(2026, 3, 12, 9, 30, tzinfo=UTC)
