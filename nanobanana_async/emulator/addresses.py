@@ -1,4 +1,4 @@
-"""Tell addresses of this machine and of private networks from public ones. No name is resolved."""
+"""Recognise addresses of this machine and of private networks. No name is resolved."""
 
 import ipaddress
 from urllib.parse import urlsplit

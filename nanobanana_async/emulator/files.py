@@ -43,7 +43,7 @@ class FileStore:
         self.bytes_stored = 0
 
     def reserve(self, filename: str, content_type: str, size: int) -> StoredFile:
-        """Return a new place, whose key nobody can guess."""
+        """Return a new place, with a key that cannot be guessed."""
         source = f"{self._seed} file {len(self._files)}".encode()
         key = hashlib.blake2b(source, digest_size=16).hexdigest() + _suffix(filename)
         signature = hashlib.blake2b(source, digest_size=32).hexdigest()
@@ -75,7 +75,7 @@ class FileStore:
 
 
 def public_url(file: StoredFile, base_url: str) -> str:
-    """Return where a stored file can be read by everybody."""
+    """Return where a stored file can be read without a key."""
     return f"{base_url}{PUBLIC_PREFIX}{file.key}"
 
 

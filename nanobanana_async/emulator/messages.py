@@ -18,6 +18,7 @@ Endpoint = Literal[
     "apimall.balance",
     "apimall.upload",
     "apimall.put",
+    "apimall.webhooks",
     "defapi.create",
     "defapi.query",
     "defapi.balance",
@@ -97,8 +98,11 @@ class EmulatedResponse:
 
 @frozen
 class Callback:
-    """One POST due to a callback URL."""
+    """One POST due to a callback URL or a webhook."""
 
     url: str
     body: bytes
     task_id: str
+    headers: Mapping[str, str] = field(factory=dict)
+    webhook_id: str | None = None
+    attempt: int = 1

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from nanobanana_async.emulator import apimall, defapi, files, uploads
+from nanobanana_async.emulator import apimall, defapi, files, uploads, webhooks
 from nanobanana_async.emulator import images as cdn
 from nanobanana_async.emulator.endpoints import create, download, query
 from nanobanana_async.emulator.history import apimall_balance, defapi_balance, history
@@ -17,6 +17,7 @@ METHODS: Mapping[Endpoint, tuple[str, ...]] = {
     "apimall.balance": ("GET",),
     "apimall.upload": ("POST",),
     "apimall.put": ("PUT",),
+    "apimall.webhooks": ("POST", "GET", "DELETE"),
     "defapi.create": ("POST",),
     "defapi.query": ("GET",),
     "defapi.balance": ("GET",),
@@ -26,6 +27,7 @@ _PATHS: Mapping[str, Endpoint] = {
     apimall.CREATE_PATH: "apimall.create",
     apimall.HISTORY_PATH: "apimall.history",
     apimall.BALANCE_PATH: "apimall.balance",
+    webhooks.PATH: "apimall.webhooks",
     uploads.BASE64_PATH: "apimall.upload",
     uploads.SIGN_PATH: "apimall.upload",
     uploads.FROM_URL_PATH: "apimall.upload",
@@ -34,7 +36,11 @@ _PATHS: Mapping[str, Endpoint] = {
     defapi.BALANCE_PATH: "defapi.balance",
 }
 # A path below one of these is that endpoint's, unless it has an own one above.
-_PREFIXES: Mapping[str, Endpoint] = {apimall.QUERY_PREFIX: "apimall.query", files.PUT_PREFIX: "apimall.put"}
+_PREFIXES: Mapping[str, Endpoint] = {
+    apimall.QUERY_PREFIX: "apimall.query",
+    files.PUT_PREFIX: "apimall.put",
+    f"{webhooks.PATH}/": "apimall.webhooks",
+}
 
 
 def endpoint_of(path: str) -> Endpoint | None:
@@ -64,6 +70,8 @@ def respond(state: State, now: float, endpoint: Endpoint, request: EmulatedReque
         case "apimall.put":
             state.counters.leaks += "authorization" in headers
             return files.put(state.files, now, request, headers)
+        case "apimall.webhooks":
+            return webhooks.webhooks(state, now, request, headers)
         case "defapi.create":
             return create(state, now, "defapi", headers, request, read=read)
         case "defapi.query":

@@ -208,10 +208,11 @@ class CallbackSender:
                 await self._changed.wait()
 
     async def _post(self, http: aiohttp.ClientSession, callback: Callback) -> None:
-        headers = {"Content-Type": "application/json"}
+        headers = {"Content-Type": "application/json", **callback.headers}
         try:
             async with http.post(callback.url, data=callback.body, headers=headers, allow_redirects=False) as response:
-                delivered = response.status < 400
-        except (aiohttp.ClientError, TimeoutError, ValueError):
-            delivered = False
-        self._simulator.callback_done(delivered=delivered)
+                error = None if response.status < 400 else f"HTTP {response.status}"
+        except (aiohttp.ClientError, TimeoutError, ValueError) as failure:
+            error = str(failure) or type(failure).__name__
+        self._simulator.callback_done(self._now(), callback, error)
+        self.reschedule()

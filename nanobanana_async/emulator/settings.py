@@ -68,6 +68,8 @@ Idempotency = Literal["replay", "conflict", "refuse", "forget"]
 QueryShape = Literal["data", "top"]
 BalanceFields = Literal["credits", "web_credits"]
 UniqueBy = Literal["request", "prompt"]
+WebhookSignatures = Literal["right", "wrong", "unknown", "absent"]
+"""Signed with the secret; with another, as a forger would; in an undocumented form; or not signed."""
 FailureField = Literal["error_message", "failMsg"]
 
 _STARTED_AT = datetime(2026, 1, 1, tzinfo=UTC)
@@ -163,10 +165,14 @@ class EmulatorSettings:
     max_upload_bytes: int = field(default=104_857_600, validator=number(whole=True))
     put_urls_expire_after_s: float | None = field(default=None, validator=optional(number()))  # default: as asked
 
-    # callbacks (defapi)
+    # callbacks (defapi) and deliveries of webhooks (API Mall)
     callback_delay_s: float = field(default=0.0, validator=number(endless=True))
     callback_drop_probability: float = field(default=0.0, validator=PROBABILITY)
     callback_duplicate_probability: float = field(default=0.0, validator=PROBABILITY)
+    webhooks_to_loopback: bool = True  # False: a webhook must be https
+    webhook_signatures: WebhookSignatures = field(default="right", validator=in_(get_args(WebhookSignatures)))
+    webhook_retries: int = field(default=2, validator=number(whole=True))  # after a delivery that failed
+    webhook_retry_s: float = field(default=1.0, validator=number(endless=True))
 
     # faults and counting
     script: Script = NO_SCRIPT
@@ -232,6 +238,10 @@ class EmulatorOptions(TypedDict, total=False):
     callback_delay_s: float
     callback_drop_probability: float
     callback_duplicate_probability: float
+    webhooks_to_loopback: bool
+    webhook_signatures: WebhookSignatures
+    webhook_retries: int
+    webhook_retry_s: float
     script: Script
     chances: Sequence[RandomFault]
     unique_by: UniqueBy

@@ -1,4 +1,4 @@
-"""The simulator's state: accounts, jobs, idempotency keys and scheduled callbacks."""
+"""The simulator's state: accounts, jobs, idempotency keys, files, webhooks and scheduled callbacks."""
 
 import hashlib
 import heapq
@@ -9,7 +9,7 @@ from collections import deque
 from decimal import Decimal
 
 from nanobanana_async.emulator.accounts import Account, CreateRequest, Reference, Refusal, Task
-from nanobanana_async.emulator.addresses import is_loopback
+from nanobanana_async.emulator.callbacks import CallbackSchedule, Webhook
 from nanobanana_async.emulator.files import FileStore
 from nanobanana_async.emulator.messages import Gateway
 from nanobanana_async.emulator.settings import EmulatorSettings, Idempotency
@@ -32,6 +32,7 @@ class State:
         self.keys = IdempotencyStore(settings.idempotency, settings.forget_keys_after_s)
         self.callbacks = CallbackSchedule(settings, random.Random(f"{settings.seed} callbacks"))
         self.files = FileStore(settings.seed)
+        self.webhooks: dict[str, Webhook] = {}
         self.tasks: dict[str, Task] = {}
         self.base_url = "http://127.0.0.1"
         shared = Account(settings)
@@ -43,7 +44,7 @@ class State:
         self._duration_rng = random.Random(f"{settings.seed} lives")
         self._poll_rng = random.Random(f"{settings.seed} looks")
         self._task_count = 0
-        self._request_ids = 0
+        self._request_ids = self._webhook_count = 0
 
     def advance_to(self, now: float) -> None:
         """Apply everything due by now: job ends, refunds, freed slots, changed limits."""
@@ -73,8 +74,22 @@ class State:
         if key is not None and gateway == "apimall":
             self.keys.remember(key, task)
         if request.callback_url is not None:
-            self.counters.callbacks[self.callbacks.plan(task)] += 1
+            self.counters.callbacks[self.callbacks.plan(task, request.callback_url)] += 1
         return task
+
+    def add_webhook(
+        self, now: float, url: str, events: tuple[str, ...], secret_key: str | None, api_key_id: str | None
+    ) -> Webhook:
+        """Register a webhook; it is called for the tasks that end from now on."""
+        self._webhook_count += 1
+        webhook_id = f"wh_{self.settings.seed}_{self._webhook_count}"
+        self.webhooks[webhook_id] = Webhook(webhook_id, url, events, secret_key, api_key_id, now)
+        return self.webhooks[webhook_id]
+
+    def next_due(self) -> float | None:
+        """Return when the next callback is due, or when the end of a job may cause one."""
+        dues = [self.callbacks.next_due(), self._ends[0][0] if self.webhooks and self._ends else None]
+        return min((due for due in dues if due is not None), default=None)
 
     def price(self, gateway: Gateway, request: CreateRequest) -> Decimal:
         """Return what a create costs."""
@@ -178,6 +193,10 @@ class State:
             del self.tasks[task.task_id]
 
     def _end(self, task: Task) -> None:
+        event = "job.failed" if task.fails else "job.completed"
+        for webhook in self.webhooks.values() if task.gateway == "apimall" else ():
+            if event in webhook.events:
+                self.counters.callbacks[self.callbacks.plan(task, webhook.url, webhook.id)] += 1
         if task.foreign:
             return
         if task.fails and self.settings.refund_on_failure:
@@ -223,37 +242,3 @@ class IdempotencyStore:
     def _forget(self, now: float) -> None:
         while self._ages and self._ages[0].created_at + self._forget_after_s <= now:
             self.drop(self._ages.popleft())
-
-
-class CallbackSchedule:
-    """The callbacks of running jobs, ordered by due time."""
-
-    def __init__(self, settings: EmulatorSettings, rng: random.Random) -> None:
-        self._settings = settings
-        self._rng = rng
-        self._heap: list[tuple[float, int, Task]] = []
-        self._order = 0
-
-    def plan(self, task: Task) -> str:
-        """Schedule the callback of a job. Return "planned", "dropped" or "refused" (not a loopback URL)."""
-        if not is_loopback(task.request.callback_url or ""):
-            return "refused"
-        if self._rng.random() < self._settings.callback_drop_probability:
-            return "dropped"
-        twice = self._rng.random() < self._settings.callback_duplicate_probability
-        for _ in range(2 if twice else 1):
-            self._order += 1
-            due_at = task.ends_at + self._settings.callback_delay_s
-            heapq.heappush(self._heap, (due_at, self._order, task))
-        return "planned"
-
-    def next_due(self) -> float | None:
-        """Return when the next callback is due, or None."""
-        return self._heap[0][0] if self._heap else None
-
-    def due(self, now: float) -> list[Task]:
-        """Remove and return the jobs whose callback is due."""
-        tasks: list[Task] = []
-        while self._heap and self._heap[0][0] <= now:
-            tasks.append(heapq.heappop(self._heap)[2])
-        return tasks

@@ -49,9 +49,9 @@ class EmulatorStats:
     credits_refunded: Decimal
     credits_remaining: Decimal | None  # None is unlimited
 
-    callbacks_sent: int
+    callbacks_sent: int  # with deliveries of webhooks, as the next three
     callbacks_dropped: int
-    callbacks_failed: int  # the POST failed; it is not repeated
+    callbacks_failed: int  # the POST failed; only deliveries of webhooks are repeated
     callbacks_refused: int  # not a loopback URL
     credential_leaks: int  # downloads and PUTs to storage with an Authorization header
 
