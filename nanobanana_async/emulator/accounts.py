@@ -79,6 +79,10 @@ class Task:
     polls: int = 0
     first_seen_at: float | None = None
 
+    def percent(self, now: float) -> int:
+        """Return how much of the job is done at `now`."""
+        return int(100 * (now - self.created_at) / (self.ends_at - self.created_at))
+
     def phase(self, now: float) -> Phase:
         """Return the phase of the job at `now`."""
         if now >= self.ends_at:

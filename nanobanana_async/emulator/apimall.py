@@ -4,7 +4,7 @@ Source: "Nano Banana Pro" under Model Guides / Image Models of apimall.ai, secti
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 from decimal import Decimal
 
@@ -127,6 +127,7 @@ def query_body(
     started_at: datetime,
     request_id: str,
     failure_field: FailureField,
+    progress: Mapping[str, object],
 ) -> bytes:
     """Return the response to a query.
 
@@ -150,6 +151,7 @@ def query_body(
         "created_at": iso(started_at, task.created_at),
         "updated_at": iso(started_at, task.ends_at if ended else changed_at),
         "completed_at": iso(started_at, task.ends_at) if ended else None,
+        **progress,
     }
     if phase is Phase.FAILED:
         data[failure_field] = _FAILURE

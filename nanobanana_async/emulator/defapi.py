@@ -5,7 +5,7 @@ and 500; other errors use the envelope of its 400.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from nanobanana_async.emulator import checks
 from nanobanana_async.emulator.accounts import CreateRequest, Phase, Reference, Refusal, Task
@@ -118,9 +118,16 @@ def status_word(phase: Phase) -> str:
     return _STATUSES[phase]
 
 
-def query_body(task: Task, phase: Phase, status: str, images: Sequence[str], shape: QueryShape) -> bytes:
+def query_body(
+    task: Task,
+    phase: Phase,
+    status: str,
+    images: Sequence[str],
+    shape: QueryShape,
+    progress: Mapping[str, object],
+) -> bytes:
     """Return the response to a query: the callback's fields. The reference does not show where they stand."""
-    payload = _payload(task, phase, status, images)
+    payload = {**_payload(task, phase, status, images), **progress}
     if shape == "top":
         return encoded({"code": 0, "message": "ok", **payload})
     return encoded({"code": 0, "message": "ok", "data": payload})

@@ -95,13 +95,16 @@ def query(
     state.counters.on_poll(now, task, phase, status, read=read)
     if first_report and task.first_seen_at is not None:
         state.end_was_seen(task)
+    progress = _progress(state, now, task, phase)
     if gateway == "apimall":
-        return EmulatedResponse(200, JSON, _apimall_query_body(state, now, task, phase, status))
+        return EmulatedResponse(200, JSON, _apimall_query_body(state, now, task, phase, status, progress))
     shape = state.settings.query_shape
     if phase is Phase.SUCCEEDED and state.settings.data_uris:
-        return _with_body(lambda: defapi.query_body(task, phase, status, cdn.data_uris(task, state.settings), shape))
+        return _with_body(
+            lambda: defapi.query_body(task, phase, status, cdn.data_uris(task, state.settings), shape, progress)
+        )
     urls = urls_of(state, now, task, phase)
-    return EmulatedResponse(200, JSON, defapi.query_body(task, phase, status, urls, shape))
+    return EmulatedResponse(200, JSON, defapi.query_body(task, phase, status, urls, shape, progress))
 
 
 def download(state: State, now: float, request: EmulatedRequest, headers: Mapping[str, str]) -> EmulatedResponse:
@@ -155,7 +158,17 @@ def replaced(state: State, status: str) -> str:
     return state.settings.status_words.get(status, status)
 
 
-def _apimall_query_body(state: State, now: float, task: Task, phase: Phase, status: str) -> bytes:
+def _progress(state: State, now: float, task: Task, phase: Phase) -> Mapping[str, object]:
+    """Return the field that says how much of a running job is done, if the settings want it."""
+    if state.settings.progress == "absent" or phase in (Phase.SUCCEEDED, Phase.FAILED):
+        return {}
+    percent = task.percent(now)
+    return {"progress": percent if state.settings.progress == "number" else f"{percent}%"}
+
+
+def _apimall_query_body(
+    state: State, now: float, task: Task, phase: Phase, status: str, progress: Mapping[str, object]
+) -> bytes:
     return apimall.query_body(
         task,
         phase,
@@ -164,6 +177,7 @@ def _apimall_query_body(state: State, now: float, task: Task, phase: Phase, stat
         started_at=state.settings.started_at,
         request_id=state.request_id(),
         failure_field=state.settings.failure_field,
+        progress=progress,
     )
 
 

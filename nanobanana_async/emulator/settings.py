@@ -67,6 +67,7 @@ Idempotency = Literal["replay", "conflict", "refuse", "forget"]
 409 for ever, which never names the task; or the first answer until the key is forgotten."""
 QueryShape = Literal["data", "top"]
 BalanceFields = Literal["credits", "web_credits"]
+Progress = Literal["absent", "number", "text"]
 UniqueBy = Literal["request", "prompt"]
 WebhookSignatures = Literal["right", "wrong", "unknown", "absent"]
 """Signed with the secret; with another, as a forger would; in an undocumented form; or not signed."""
@@ -153,6 +154,7 @@ class EmulatorSettings:
     query_shape: QueryShape = field(default="data", validator=in_(("data", "top")))
     failure_field: FailureField = field(default="error_message", validator=in_(("error_message", "failMsg")))
     status_words: Mapping[str, str] = field(factory=dict)  # replaces the status of each key by its value
+    progress: Progress = field(default="absent", validator=in_(get_args(Progress)))  # 45 or "45%", until the end
     data_uris: bool = False  # defapi: images as base64 instead of URLs
     links_expire_after_s: float | None = field(default=None, validator=optional(number(above=0)))
     expired_link_status: int = field(default=403, validator=in_((403, 410)))
@@ -226,6 +228,7 @@ class EmulatorOptions(TypedDict, total=False):
     query_shape: QueryShape
     failure_field: FailureField
     status_words: Mapping[str, str]
+    progress: Progress
     data_uris: bool
     links_expire_after_s: float | None
     expired_link_status: int

@@ -196,6 +196,16 @@ async def test_large_upload_arrives_whole(nanobanana_emulator: Emulator, http: a
     assert nanobanana_emulator.stats().uploads == {hashlib.sha256(body).hexdigest(): 2}
 
 
+async def test_urls_of_uploads_name_the_host_that_the_client_used(
+    nanobanana_emulator: Emulator, http: aiohttp.ClientSession
+) -> None:
+    headers = {**KEY, "Host": "relative.test:8080"}
+    async with http.post(f"{nanobanana_emulator.url}/api/v1/files/upload-url", json=PLACE, headers=headers) as response:
+        data = (await response.json())["data"]
+    urls = data["upload_url"], data["public_url"]
+    assert [url.startswith("http://relative.test:8080/") for url in urls] == [True, True]
+
+
 async def test_uploads_need_the_key_and_count_as_requests(http: aiohttp.ClientSession) -> None:
     async with Emulator(requests_per_day=2) as emulator:
         async with http.post(f"{emulator.url}/api/v1/files/base64", json={"data": ENCODED}) as response:
