@@ -56,9 +56,9 @@ def _fraction(digits: str) -> Decimal | None:
 _JSON = json.JSONDecoder(parse_float=_fraction, parse_int=_whole, parse_constant=lambda _: None)
 
 
-def to_json(fields: Mapping[str, Any]) -> bytes:
-    """Return the fields that are not None as compact JSON in their order: the same fields give the same bytes."""
-    given = {name: value for name, value in fields.items() if value is not None}
+def to_json(fields: Mapping[str, Any], extra: Mapping[str, Any] | None = None) -> bytes:
+    """Return the fields that are not None, then `extra`, as compact JSON in order: equal fields give equal bytes."""
+    given = {name: value for name, value in fields.items() if value is not None} | dict(extra or {})
     return json.dumps(given, ensure_ascii=False, separators=(",", ":")).encode()
 
 
