@@ -64,6 +64,7 @@ class Task:
     starts_at: float
     ends_at: float
     fails: bool
+    foreign: bool = False  # of another client: it takes no slot and no credits
     refunded: bool = False
     polls: int = 0
     first_seen_at: float | None = None

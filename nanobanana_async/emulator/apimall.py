@@ -14,6 +14,8 @@ from nanobanana_async.emulator.settings import FailureField
 
 CREATE_PATH = "/api/v1/images/generate"
 QUERY_PREFIX = "/api/v1/images/"
+HISTORY_PATH = "/api/v1/images/history"
+BALANCE_PATH = "/api/v1/account/balances"
 MODEL = "nano-banana-pro"
 
 _FIELDS: dict[str, checks.Check] = {
@@ -77,20 +79,20 @@ def parse_create(headers: Mapping[str, str], body: bytes) -> CreateRequest | Ref
 def error_body(refusal: Refusal, request_id: str) -> bytes:
     """Return an error envelope."""
     error = {"code": refusal.code, "message": refusal.message}
-    return _bytes({"success": False, "error": error, "request_id": request_id})
+    return encoded({"success": False, "error": error, "request_id": request_id})
 
 
 def created_body(task: Task) -> bytes:
     """Return the response to a create. A replay returns identical bytes."""
-    remaining = UNLIMITED_CREDITS if task.remaining is None else _number(task.remaining)
+    remaining = UNLIMITED_CREDITS if task.remaining is None else number(task.remaining)
     data = {
         "task_id": task.task_id,
         "request_id": f"provider_req_{task.task_id[4:]}",
-        "credits_used": _number(task.price),
+        "credits_used": number(task.price),
         "remaining_credits": remaining,
         "model": task.request.model,
     }
-    return _bytes({"success": True, "data": data, "request_id": f"req_{task.task_id[4:]}"})
+    return encoded({"success": True, "data": data, "request_id": f"req_{task.task_id[4:]}"})
 
 
 def status_word(phase: Phase) -> str:
@@ -125,25 +127,28 @@ def query_body(
         "primary_url": f"{folder}/result.{extension}" if folder else None,
         "image_url": f"{folder}/cover.{extension}" if folder else None,
         "error_message": None,
-        "credits_used": _number(task.price),
-        "credits_refunded": _number(task.price) if task.refunded else 0,
-        "created_at": _iso(started_at, task.created_at),
-        "updated_at": _iso(started_at, task.ends_at if ended else changed_at),
-        "completed_at": _iso(started_at, task.ends_at) if ended else None,
+        "credits_used": number(task.price),
+        "credits_refunded": number(task.price) if task.refunded else 0,
+        "created_at": iso(started_at, task.created_at),
+        "updated_at": iso(started_at, task.ends_at if ended else changed_at),
+        "completed_at": iso(started_at, task.ends_at) if ended else None,
     }
     if phase is Phase.FAILED:
         data[failure_field] = _FAILURE
-    return _bytes({"success": True, "data": data, "request_id": request_id})
+    return encoded({"success": True, "data": data, "request_id": request_id})
 
 
-def _number(amount: Decimal) -> int | float:
+def number(amount: Decimal) -> int | float:
+    """Return an amount as a JSON number."""
     return int(amount) if amount == amount.to_integral_value() else float(amount)
 
 
-def _iso(started_at: datetime, moment: float) -> str:
+def iso(started_at: datetime, moment: float) -> str:
+    """Return a time of the emulated clock as text."""
     at = started_at + timedelta(seconds=moment)
     return at.strftime("%Y-%m-%dT%H:%M:%S.") + f"{at.microsecond // 1000:03d}Z"
 
 
-def _bytes(body: object) -> bytes:
+def encoded(body: object) -> bytes:
+    """Return a body as JSON."""
     return _encode(body).encode()

@@ -13,6 +13,7 @@ from nanobanana_async.emulator.settings import QueryShape
 
 CREATE_PATH = "/api/image/gen"
 QUERY_PATH = "/api/task/query"
+BALANCE_PATH = "/api/user"
 MODELS = ("google/gempix2", "google/gemini-2.5-flash-image")
 
 _FIELDS: dict[str, checks.Check] = {
@@ -67,16 +68,16 @@ def error_body(refusal: Refusal, *, inside_200: bool) -> bytes:
     """Return an error envelope. Inside a 200 its `code` is the HTTP status that was not sent."""
     if refusal.status == 401:
         has_code = inside_200 or refusal.code == UNAUTHORIZED_QUERY.code
-        return _bytes({"code": 401 if has_code else 1, "message": refusal.message})
+        return encoded({"code": 401 if has_code else 1, "message": refusal.message})
     code = refusal.status if inside_200 else 1
     if refusal.status == 404:
-        return _bytes({"code": code, "message": refusal.message})
-    return _bytes({"code": code, "message": "failed", "detail": refusal.message})
+        return encoded({"code": code, "message": refusal.message})
+    return encoded({"code": code, "message": "failed", "detail": refusal.message})
 
 
 def created_body(task: Task) -> bytes:
     """Return the response to a create."""
-    return _bytes({"code": 0, "message": "ok", "data": {"task_id": task.task_id}})
+    return encoded({"code": 0, "message": "ok", "data": {"task_id": task.task_id}})
 
 
 def status_word(phase: Phase) -> str:
@@ -88,13 +89,13 @@ def query_body(task: Task, phase: Phase, status: str, images: Sequence[str], sha
     """Return the response to a query: the callback's fields. The reference does not show where they stand."""
     payload = _payload(task, phase, status, images)
     if shape == "top":
-        return _bytes({"code": 0, "message": "ok", **payload})
-    return _bytes({"code": 0, "message": "ok", "data": payload})
+        return encoded({"code": 0, "message": "ok", **payload})
+    return encoded({"code": 0, "message": "ok", "data": payload})
 
 
 def callback_body(task: Task, phase: Phase, status: str, images: Sequence[str]) -> bytes:
     """Return the callback body of a finished job."""
-    return _bytes(_payload(task, phase, status, images))
+    return encoded(_payload(task, phase, status, images))
 
 
 def _payload(task: Task, phase: Phase, status: str, images: Sequence[str]) -> dict[str, object]:
@@ -109,5 +110,6 @@ def _payload(task: Task, phase: Phase, status: str, images: Sequence[str]) -> di
     }
 
 
-def _bytes(body: object) -> bytes:
+def encoded(body: object) -> bytes:
+    """Return a body as JSON."""
     return _encode(body).encode()

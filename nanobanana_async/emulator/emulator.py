@@ -90,6 +90,14 @@ class Emulator:
         """Yield the facts of each accepted create, oldest first."""
         return self._simulator.jobs(self.now())
 
+    def add_foreign_tasks(self, *created_at: float, duration_s: float = 0.5) -> list[str]:
+        """Add API Mall tasks that another client created at these times of `now()`; return their ids.
+
+        The history lists them, and queries answer about them. They take no slot and no credits: for those, create them
+        with a second client.
+        """
+        return self._simulator.add_foreign_tasks(self.now(), created_at, duration_s=duration_s)
+
     async def no_connections(self, *, timeout_s: float = 5.0) -> None:
         """Wait until all clients have closed their connections; raise `TimeoutError` after `timeout_s`."""
         async with asyncio.timeout(timeout_s):

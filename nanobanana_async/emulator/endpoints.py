@@ -33,8 +33,6 @@ def create(
     outcome = _decide(state, now, gateway, headers, body)
     if isinstance(outcome, Refusal):
         state.counters.refused[outcome.status] += 1
-        if outcome.kind is not None:
-            state.counters.refusals_429[outcome.kind] += 1
         return refuse(state, now, gateway, outcome)
     state.counters.lost += not read
     body_out = apimall.created_body(outcome) if gateway == "apimall" else defapi.created_body(outcome)
@@ -85,8 +83,6 @@ def query(
     """Return the response to a query. `read` is False when a fault hides it from the client."""
     task = _find(state, now, gateway, headers, task_id)
     if isinstance(task, Refusal):
-        if task.kind is not None:
-            state.counters.refusals_429[task.kind] += 1
         return refuse(state, now, gateway, task)
     phase, status = _status(state, now, task)
     first_report = task.first_seen_at is None
@@ -98,7 +94,7 @@ def query(
     shape = state.settings.query_shape
     if phase is Phase.SUCCEEDED and state.settings.data_uris:
         return _with_body(lambda: defapi.query_body(task, phase, status, cdn.data_uris(task, state.settings), shape))
-    urls = _urls(state, now, task, phase)
+    urls = urls_of(state, now, task, phase)
     return EmulatedResponse(200, JSON, defapi.query_body(task, phase, status, urls, shape))
 
 
@@ -120,16 +116,14 @@ def download(state: State, now: float, request: EmulatedRequest, headers: Mappin
 def callback_body(state: State, now: float, task: Task) -> bytes:
     """Return the callback body of a finished job."""
     phase = task.phase(now)
-    images = _urls(state, now, task, phase)
+    images = urls_of(state, now, task, phase)
     if phase is Phase.SUCCEEDED and state.settings.data_uris:
         images = cdn.data_uris(task, state.settings)
-    return defapi.callback_body(task, phase, _replaced(state, defapi.status_word(phase)), images)
+    return defapi.callback_body(task, phase, replaced(state, defapi.status_word(phase)), images)
 
 
 def _find(state: State, now: float, gateway: Gateway, headers: Mapping[str, str], task_id: str) -> Task | Refusal:
-    if refusal := unauthorized(state, gateway, headers, create=False):
-        return refusal
-    if refusal := state.accounts[gateway].over_rate(now, create=False):
+    if refusal := not_admitted(state, now, gateway, headers):
         return refusal
     if gateway == "defapi" and not task_id:
         return defapi.NO_TASK_ID
@@ -145,10 +139,11 @@ def _status(state: State, now: float, task: Task) -> tuple[Phase, str]:
         status = "unknown"
     else:
         status = apimall.status_word(phase) if task.gateway == "apimall" else defapi.status_word(phase)
-    return phase, _replaced(state, status)
+    return phase, replaced(state, status)
 
 
-def _replaced(state: State, status: str) -> str:
+def replaced(state: State, status: str) -> str:
+    """Return the word that the settings put in place of a status."""
     return state.settings.status_words.get(status, status)
 
 
@@ -157,14 +152,15 @@ def _apimall_query_body(state: State, now: float, task: Task, phase: Phase, stat
         task,
         phase,
         status,
-        _urls(state, now, task, phase),
+        urls_of(state, now, task, phase),
         started_at=state.settings.started_at,
         request_id=state.request_id(),
         failure_field=state.settings.failure_field,
     )
 
 
-def _urls(state: State, now: float, task: Task, phase: Phase) -> list[str]:
+def urls_of(state: State, now: float, task: Task, phase: Phase) -> list[str]:
+    """Return links to the images of a job, or none while there are none."""
     if phase is not Phase.SUCCEEDED or now < task.ends_at + state.settings.images_after_s:
         return []
     return cdn.links(task, now, state.base_url)
@@ -175,7 +171,9 @@ def _with_body(make: Callable[[], bytes]) -> EmulatedResponse:
 
 
 def refuse(state: State, now: float, gateway: Gateway, refusal: Refusal) -> EmulatedResponse:
-    """Return an error response, with Retry-After as the settings say."""
+    """Return an error response, with Retry-After as the settings say, and count a 429 by its kind."""
+    if refusal.kind is not None:
+        state.counters.refusals_429[refusal.kind] += 1
     inside_200 = state.settings.refusals_in_200
     if gateway == "apimall":
         body = apimall.error_body(refusal, state.request_id())
@@ -197,6 +195,12 @@ def refuse_for(state: State, now: float, endpoint: Endpoint, fault: Fault) -> Em
         code = defapi.UNAUTHORIZED_QUERY.code
     refusal = Refusal(status, fault.code or code, fault.message or message)
     return refuse(state, now, gateway, refusal)
+
+
+def not_admitted(state: State, now: float, gateway: Gateway, headers: Mapping[str, str]) -> Refusal | None:
+    """Check key, host and rates of a request that is no create."""
+    refusal = unauthorized(state, gateway, headers, create=False)
+    return refusal or state.accounts[gateway].over_rate(now, create=False)
 
 
 def unauthorized(state: State, gateway: Gateway, headers: Mapping[str, str], *, create: bool) -> Refusal | None:

@@ -2,23 +2,26 @@
 
 import enum
 from collections.abc import Callable, Mapping
-from typing import Literal
+from typing import Literal, get_args
 
 from attrs import field, frozen
 
 from nanobanana_async.emulator.checks import number
 
 Gateway = Literal["apimall", "defapi"]
-Endpoint = Literal["apimall.create", "apimall.query", "defapi.create", "defapi.query", "cdn"]
-
-GATEWAYS: tuple[Gateway, ...] = ("apimall", "defapi")
-ENDPOINTS: tuple[Endpoint, ...] = (
+Endpoint = Literal[
     "apimall.create",
     "apimall.query",
+    "apimall.history",
+    "apimall.balance",
     "defapi.create",
     "defapi.query",
+    "defapi.balance",
     "cdn",
-)
+]
+
+GATEWAYS: tuple[Gateway, ...] = ("apimall", "defapi")
+ENDPOINTS: tuple[Endpoint, ...] = get_args(Endpoint)
 
 
 @frozen

@@ -5,7 +5,7 @@ import random
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from decimal import Decimal
-from typing import Any, Literal, TypedDict
+from typing import Any, Literal, TypedDict, get_args
 
 from attrs import Attribute, field, frozen
 from attrs.validators import in_, optional
@@ -62,8 +62,11 @@ UNAPPROVED_KEY = "unapproved-key"
 
 LimitCounts = Literal["jobs", "images"]
 RetryAfter = Literal["absent", "seconds", "date"]
-Idempotency = Literal["replay", "conflict", "forget"]
+Idempotency = Literal["replay", "conflict", "refuse", "forget"]
+"""What API Mall answers to a repeated key and body: the first answer; 409 while the job runs, then the first answer;
+409 for ever, which never names the task; or the first answer until the key is forgotten."""
 QueryShape = Literal["data", "top"]
+BalanceFields = Literal["credits", "web_credits"]
 UniqueBy = Literal["request", "prompt"]
 FailureField = Literal["error_message", "failMsg"]
 
@@ -111,7 +114,7 @@ class EmulatorSettings:
     slot_freed_after_s: float = field(default=0.0, validator=number(endless=True))
     creates_per_minute: float | None = field(default=None, validator=optional(number(above=0)))
     queries_per_minute: float | None = field(default=None, validator=optional(number(above=0)))
-    requests_per_second: float | None = field(default=None, validator=optional(number(above=0)))  # of both kinds
+    requests_per_second: float | None = field(default=None, validator=optional(number(above=0)))  # of all kinds
     requests_per_minute: float | None = field(default=None, validator=optional(number(above=0)))
     requests_per_day: float | None = field(default=None, validator=optional(number(above=0)))
     rate_window: RateWindow = field(default="bucket", validator=in_(("bucket", "clock", "sliding")))
@@ -125,6 +128,8 @@ class EmulatorSettings:
     apimall_prices: Mapping[str, Decimal] = field(factory=lambda: dict(_APIMALL_PRICES))
     defapi_price: Decimal = field(default=Decimal("0.5"), converter=price)
     refund_on_failure: bool = True
+    web_credits: Decimal = field(default=Decimal(0), converter=price)  # API Mall: credits that the API can't spend
+    balance_fields: BalanceFields = field(default="credits", validator=in_(get_args(BalanceFields)))
 
     # jobs
     duration: Duration = QUICK
@@ -136,9 +141,11 @@ class EmulatorSettings:
     visible_after_s: float = field(default=0.0, validator=number(endless=True))  # queries get 404 until then
     images_after_s: float = field(default=0.0, validator=number(endless=True))  # after the end: no URLs until then
     forget_seen_after_s: float | None = field(default=None, validator=optional(number(endless=True)))
+    history_delay_s: float = field(default=0.0, validator=number(endless=True))  # not in the history until then
+    history_time_step_s: int = field(default=0, validator=in_((0, 1)))  # 1: its `created_at` is in whole seconds
 
     # responses
-    idempotency: Idempotency = field(default="replay", validator=in_(("replay", "conflict", "forget")))
+    idempotency: Idempotency = field(default="replay", validator=in_(get_args(Idempotency)))
     forget_keys_after_s: float = field(default=60.0, validator=number(endless=True))
     refusals_in_200: bool = False
     query_shape: QueryShape = field(default="data", validator=in_(("data", "top")))
@@ -187,6 +194,8 @@ class EmulatorOptions(TypedDict, total=False):
     apimall_prices: Mapping[str, Decimal]
     defapi_price: Decimal
     refund_on_failure: bool
+    web_credits: Decimal
+    balance_fields: BalanceFields
     duration: Duration
     failure_duration: Duration | None
     speed: float
@@ -196,6 +205,8 @@ class EmulatorOptions(TypedDict, total=False):
     visible_after_s: float
     images_after_s: float
     forget_seen_after_s: float | None
+    history_delay_s: float
+    history_time_step_s: int
     idempotency: Idempotency
     forget_keys_after_s: float
     refusals_in_200: bool

@@ -5,13 +5,11 @@
 """
 
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from decimal import Decimal
 
-from nanobanana_async.emulator import apimall, defapi
-from nanobanana_async.emulator import images as cdn
 from nanobanana_async.emulator.accounts import Account, Refusal
-from nanobanana_async.emulator.endpoints import JSON, callback_body, create, download, query, refuse, refuse_for
+from nanobanana_async.emulator.endpoints import JSON, callback_body, refuse, refuse_for
 from nanobanana_async.emulator.faults import Fault, FaultSource
 from nanobanana_async.emulator.messages import (
     Callback,
@@ -21,6 +19,7 @@ from nanobanana_async.emulator.messages import (
     Endpoint,
     Gateway,
 )
+from nanobanana_async.emulator.routes import METHODS, endpoint_of, respond
 from nanobanana_async.emulator.settings import EmulatorSettings
 from nanobanana_async.emulator.state import State
 from nanobanana_async.emulator.stats import EmulatorStats, JobFacts, facts
@@ -53,8 +52,8 @@ class GatewaySimulator:
         `EmulatedResponse` says how to send it. With `DeliveryMode.LATE` the request is not processed yet: wait
         `delivery.delay_s`, then send what `process` returns.
         """
-        endpoint = _endpoint_of(request)
-        if endpoint is None or request.method not in _METHODS[endpoint]:
+        endpoint = endpoint_of(request.path)
+        if endpoint is None or request.method not in METHODS[endpoint]:
             return self._no_such_endpoint(now, request, endpoint)
         self._state.counters.requests[endpoint] += 1
         fault = self._faults.next(endpoint)
@@ -65,8 +64,8 @@ class GatewaySimulator:
 
     def process(self, now: float, request: EmulatedRequest) -> EmulatedResponse:
         """Return the response to a request without faults, and without counting the request."""
-        endpoint = _endpoint_of(request)
-        if endpoint is None or request.method not in _METHODS[endpoint]:
+        endpoint = endpoint_of(request.path)
+        if endpoint is None or request.method not in METHODS[endpoint]:
             return self._no_such_endpoint(now, request, endpoint)
         return self._process(now, endpoint, request, read=True)
 
@@ -114,7 +113,13 @@ class GatewaySimulator:
         """Yield the facts of each accepted create, oldest first."""
         self._state.advance_to(now)
         for task in list(self._state.tasks.values()):
-            yield facts(task, now)
+            if not task.foreign:
+                yield facts(task, now)
+
+    def add_foreign_tasks(self, now: float, created_at: Sequence[float], *, duration_s: float = 0.5) -> list[str]:
+        """Add API Mall tasks that another client created at these times, past or future; return their ids."""
+        self._state.advance_to(now)
+        return [self._state.add_foreign(now, at, duration_s).task_id for at in created_at]
 
     def _accounts(self, gateway: Gateway | None) -> list[Account]:
         accounts = self._state.accounts
@@ -122,19 +127,7 @@ class GatewaySimulator:
 
     def _process(self, now: float, endpoint: Endpoint, request: EmulatedRequest, *, read: bool) -> EmulatedResponse:
         self._state.advance_to(now)
-        headers = {name.lower(): value for name, value in request.headers.items()}
-        match endpoint:
-            case "apimall.create" | "defapi.create":
-                gateway = _gateway(endpoint)
-                return create(self._state, now, gateway, headers, request.body, read=read)
-            case "apimall.query":
-                task_id = request.path[len(apimall.QUERY_PREFIX) :]
-                return query(self._state, now, "apimall", headers, task_id, read=read)
-            case "defapi.query":
-                task_id = request.query.get("task_id", "")
-                return query(self._state, now, "defapi", headers, task_id, read=read)
-            case "cdn":
-                return download(self._state, now, request, headers)
+        return respond(self._state, now, endpoint, request, read=read)
 
     def _with_fault(self, now: float, endpoint: Endpoint, request: EmulatedRequest, fault: Fault) -> EmulatedResponse:
         if fault.delivery.mode is DeliveryMode.LATE:
@@ -163,29 +156,3 @@ class GatewaySimulator:
         gateway: Gateway = "apimall" if request.path.startswith("/api/v1/") else "defapi"
         refusal = _NO_ENDPOINT if endpoint is None else _NO_METHOD
         return refuse(self._state, now, gateway, refusal)
-
-
-_METHODS: Mapping[Endpoint, tuple[str, ...]] = {
-    "apimall.create": ("POST",),
-    "apimall.query": ("GET",),
-    "defapi.create": ("POST",),
-    "defapi.query": ("GET",),
-    "cdn": ("GET", "HEAD"),
-}
-
-
-def _endpoint_of(request: EmulatedRequest) -> Endpoint | None:
-    path = request.path
-    if path == apimall.CREATE_PATH:
-        return "apimall.create"
-    if path.startswith(apimall.QUERY_PREFIX) and "/" not in path[len(apimall.QUERY_PREFIX) :]:
-        return "apimall.query"
-    if path == defapi.CREATE_PATH:
-        return "defapi.create"
-    if path == defapi.QUERY_PATH:
-        return "defapi.query"
-    return "cdn" if path.startswith(cdn.PREFIX) else None
-
-
-def _gateway(endpoint: Endpoint) -> Gateway:
-    return "apimall" if endpoint.startswith("apimall") else "defapi"

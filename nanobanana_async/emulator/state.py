@@ -16,9 +16,11 @@ from nanobanana_async.emulator.settings import EmulatorSettings, Idempotency
 from nanobanana_async.emulator.stats import ZERO, Counters
 
 FAIL_MARKER = "[fail]"
+_FOREIGN_PROMPT = "a task of another client"
 _MIN_DURATION_S = 1e-6
 _OTHER_BODY = Refusal(409, "idempotency_conflict", "Idempotency-Key was already used with a different request")
 _STILL_RUNNING = Refusal(409, "idempotency_conflict", "A request with this Idempotency-Key is still in progress")
+_USED = Refusal(409, "idempotency_conflict", "Idempotency-Key was already used")
 
 
 class State:
@@ -114,7 +116,32 @@ class State:
         fails = fails or FAIL_MARKER in request.prompt
         draw = self.settings.failure_duration if fails else None
         duration_s = (draw or self.settings.duration)(self._duration_rng) / self.settings.speed
-        duration_s = max(_MIN_DURATION_S, duration_s)
+        return self._task(now, gateway, key, request, price, remaining, max(_MIN_DURATION_S, duration_s), fails=fails)
+
+    def add_foreign(self, now: float, created_at: float, duration_s: float) -> Task:
+        """Add an API Mall task of another client, created at any time."""
+        request = CreateRequest(_FOREIGN_PROMPT, "nano-banana-pro", "")
+        price = self.price("apimall", request)
+        self._task_count += 1
+        task = self._task(created_at, "apimall", None, request, price, None, duration_s, fails=False)
+        task.foreign = True
+        self.tasks[task.task_id] = task
+        if task.ends_at > now:
+            heapq.heappush(self._ends, (task.ends_at, task.number, task))
+        return task
+
+    def _task(
+        self,
+        now: float,
+        gateway: Gateway,
+        key: str | None,
+        request: CreateRequest,
+        price: Decimal,
+        remaining: Decimal | None,
+        duration_s: float,
+        *,
+        fails: bool,
+    ) -> Task:
         return Task(
             number=self._task_count,
             task_id=self._task_id(gateway),
@@ -143,6 +170,8 @@ class State:
             del self.tasks[task.task_id]
 
     def _end(self, task: Task) -> None:
+        if task.foreign:
+            return
         if task.fails and self.settings.refund_on_failure:
             task.refunded = True
             self.accounts[task.gateway].pay(-task.price)
@@ -166,6 +195,8 @@ class IdempotencyStore:
             return None
         if task.request.canonical != canonical:
             return _OTHER_BODY
+        if self._mode == "refuse":
+            return _USED
         if self._mode == "conflict" and now < task.ends_at:
             return _STILL_RUNNING
         return task

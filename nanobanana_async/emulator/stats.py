@@ -140,7 +140,8 @@ class Counters:
         end_reported = read and phase in (Phase.SUCCEEDED, Phase.FAILED)
         if end_reported and task.first_seen_at is None:
             task.first_seen_at = now
-            self._delays.append(now - task.ends_at)
+            if not task.foreign:
+                self._delays.append(now - task.ends_at)
 
     def snapshot(self, remaining: Decimal | None, connections: int) -> EmulatorStats:
         """Return a snapshot of all totals."""
