@@ -84,7 +84,7 @@ def test_extra_survives_copying_and_pickling() -> None:
 @pytest.mark.parametrize(
     ("extra", "named"),
     [
-        (7, "extra must be an object of JSON values such as {\"seed\": 7}, not int"),
+        (7, 'extra must be an object of JSON values such as {"seed": 7}, not int'),
         ([7], "not list"),
         ("[7]", "not list"),
         ("seed=7", "extra must be a JSON object such as {\"seed\": 7}, not 'seed=7'"),
@@ -131,8 +131,10 @@ def test_notebook_shows_extra_values() -> None:
 
 @pytest.mark.parametrize(
     ("text", "value"),
-    [("7", 7), ("-1.5", -1.5), ("true", True), ("null", None), ('"7"', "7"), ('{"a": [1]}', {"a": [1]})]
-    + [("high", "high"), ("007", "007"), ("NaN", "NaN"), ("", ""), ("[" * 100_000, "[" * 100_000)],
+    [
+        *(("7", 7), ("-1.5", -1.5), ("true", True), ("null", None), ('"7"', "7"), ('{"a": [1]}', {"a": [1]})),
+        *(("high", "high"), ("007", "007"), ("NaN", "NaN"), ("", ""), ("[" * 100_000, "[" * 100_000)),
+    ],
 )
 def test_text_is_json_where_it_can_be(text: str, value: object) -> None:
     assert value_of_text(text) == value

@@ -53,7 +53,7 @@ class Columns:
             elif name in COLUMNS:
                 facts[name] = cell
             elif name.startswith("extra."):
-                extra[name.removeprefix("extra.")] = value_of_text(cell) if isinstance(cell, str) else cell
+                extra[name.removeprefix("extra.")] = _extra_value(cell)
             else:
                 facts.setdefault("metadata", {})[name.removeprefix("metadata.")] = cell
         return with_extra(facts, extra)
@@ -114,6 +114,13 @@ def with_extra(facts: dict[str, Any], extra: Mapping[str, Any]) -> dict[str, Any
     if twice := [name for name in extra if name in given]:
         raise HeaderError(f"extra has {twice[0]!r}, and extra.{twice[0]} has it too: give it once")
     return {**facts, "extra": {**given, **extra}}
+
+
+def _extra_value(cell: Any) -> Any:
+    """Return a cell as JSON: text as the JSON that it is, and a whole float, which pandas makes of a number, as one."""
+    if isinstance(cell, float) and cell.is_integer():
+        return int(cell)
+    return value_of_text(cell) if isinstance(cell, str) else cell
 
 
 def unknown_note(unknown: Sequence[str], what: str) -> str:

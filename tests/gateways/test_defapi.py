@@ -70,7 +70,10 @@ def test_unlisted_model_is_passed_on() -> None:
     ("wanted", "named"),
     [
         (ImageRequest("x", num_images=2), "num_images other than 1, not 2"),
-        (ImageRequest("x", aspect_ratio="16:9"), "aspect_ratio: pass extra={'aspect_ratio': ...} if the model takes it"),
+        (
+            ImageRequest("x", aspect_ratio="16:9"),
+            "aspect_ratio: pass extra={'aspect_ratio': ...} if the model takes it",
+        ),
         (ImageRequest("x", resolution="2K"), "resolution"),
         (ImageRequest("x", output_format="png"), "output_format"),
         (ImageRequest("x", task_type="text-to-image"), "task_type"),
