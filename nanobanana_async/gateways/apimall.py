@@ -9,6 +9,7 @@ from attrs import field, frozen
 from cattrs.gen import make_dict_structure_fn, override
 
 from nanobanana_async.errors import InvalidRequest
+from nanobanana_async.gateways.balance import parse_balance
 from nanobanana_async.gateways.base import GatewaySettings, check_extra, task_type, unsupported_field
 from nanobanana_async.gateways.contract import MIB, HttpRequest, HttpResponse
 from nanobanana_async.gateways.parsing import (
@@ -158,6 +159,19 @@ class ApiMall(GatewaySettings):
             raise refusal_error(answer, refusal)
         request_id = parse_word(envelope.get("request_id"))
         return parse_task(answer, envelope, data, _STATUSES, refusal=refusal, request_id=request_id)
+
+    def build_balance(self) -> HttpRequest:
+        """Return the request for the balance."""
+        url = f"{self.base_url}/api/v1/account/balances"
+        return HttpRequest(method="GET", url=url, headers={"Accept": "application/json"})
+
+    def read_balance(self, response: HttpResponse) -> Decimal:
+        """Return the credits that the API may spend, or raise the error that the answer holds."""
+        answer = ParsedResponse.from_response(self, response)
+        envelope, refusal = unwrap(answer, _find_refusal)
+        if refusal is not None:
+            raise refusal_error(answer, refusal)
+        return parse_balance(answer, envelope.get("data"), "api_credits")
 
     def read_callback(self, body: bytes) -> Observation:
         """Raise `UnexpectedResponse`: this gateway sends no callbacks."""

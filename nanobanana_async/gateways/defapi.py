@@ -8,6 +8,7 @@ from attrs import frozen
 from cattrs.gen import make_dict_structure_fn, override
 
 from nanobanana_async.errors import InvalidRequest
+from nanobanana_async.gateways.balance import parse_balance
 from nanobanana_async.gateways.base import GatewaySettings, check_extra, unsupported_field
 from nanobanana_async.gateways.contract import MIB, HttpRequest, HttpResponse
 from nanobanana_async.gateways.parsing import (
@@ -151,6 +152,18 @@ class DefApi(GatewaySettings):
         if refusal is not None and not has_status(fields, _STATUSES):
             raise refusal_error(answer, refusal)
         return parse_task(answer, envelope, fields, _STATUSES, refusal=refusal)
+
+    def build_balance(self) -> HttpRequest:
+        """Return the request for the balance."""
+        return HttpRequest(method="GET", url=f"{self.base_url}/api/user", headers={"Accept": "application/json"})
+
+    def read_balance(self, response: HttpResponse) -> Decimal:
+        """Return the credits of the account, or raise the error that the answer holds."""
+        answer = ParsedResponse.from_response(self, response)
+        envelope, refusal = unwrap(answer, _find_refusal)
+        if refusal is not None:
+            raise refusal_error(answer, refusal)
+        return parse_balance(answer, _flat(envelope), "credit")
 
     def read_callback(self, body: bytes) -> Observation:
         """Parse a callback, or raise `UnexpectedResponse`. Anyone who knows the URL can send one: do not trust it."""

@@ -10,7 +10,6 @@ import pytest
 from nanobanana_async import ApiMall, ConfigurationError
 from nanobanana_async.cli.batch.input_file import FileRow, ReadingOptions, open_input
 from nanobanana_async.cli.batch.notes import Notes
-from nanobanana_async.emulator import API_KEY
 from tests.cli.batches import Command, emulated
 from tests.support.command import Said
 
@@ -312,8 +311,7 @@ def test_repeated_rows_are_counted_once(prompts: list[str], note: str, tmp_path:
 
 
 async def dry(batch: Command, name: str, *options: str) -> Said:
-    batch.patch.setenv("APIMALL_API_KEY", API_KEY)
-    return await batch(name, "--dry-run", *options)
+    return await batch(name, "--dry-run", "--gateway", "emulator", *options)
 
 
 async def test_notes_are_printed_before_anything_is_bought(batch: Command) -> None:

@@ -167,7 +167,7 @@ class BatchCommand:
             Begin a new ledger where that of earlier runs is lost. Rows without a result are bought, perhaps a second
             time, and --max-credits counts from 0.
         dry_run
-            Check the file and print what it would cost; buy and write nothing.
+            Check the file and print what it would cost, and the balance of the account; buy and write nothing.
         """
         as_credits("--max-credits", max_credits)
         as_credits("--expected-credits", expected_credits)
@@ -211,7 +211,7 @@ class BatchCommand:
                 delimiter=notes.delimiter,
             )
             if dry_run:
-                return asyncio.run(show_dry_run(plan, selected))
+                return asyncio.run(show_dry_run(plan, selected, asks_balance=not emulated))
             with BatchFolder(output, owner) as folder:
                 return asyncio.run(_run(plan, None if emulated else selected, folder))
 

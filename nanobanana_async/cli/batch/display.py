@@ -53,6 +53,8 @@ class BatchDisplay(LiveDisplay):
         """The latest stats; rich draws in a thread, which must not call the session."""
         self.spent = Decimal(0)
         """Credits charged for the batch, earlier runs included, by its ledger."""
+        self.balance: Decimal | None = None
+        """Credits of the account, for a gateway whose creates do not state them."""
         self.reserved = Decimal(0)
         """Credits reserved beside them: for jobs in doubt, and running ones whose price the gateway has not stated."""
         self._clock = clock
@@ -125,6 +127,11 @@ class BatchDisplay(LiveDisplay):
         if not self.console.is_terminal and big and now >= self._summary_due:
             self._summary_due = now + SUMMARY_S
             self.say("; ".join(line.plain for line in self._lines()))
+
+    @property
+    def shows_credits(self) -> bool:
+        """Whether the lines with the credits are shown at all."""
+        return self.console.is_terminal or self.total is None or self.total > ROW_LINES_UP_TO
 
     def say(self, sentence: str) -> None:
         """Print a line, above the live display if there is one."""
@@ -213,6 +220,9 @@ class BatchDisplay(LiveDisplay):
         facts.append(Text(f"{number(self.spent)}{cap} credits"))
         if self.reserved:
             facts.append(Text(f"{number(self.reserved)} reserved"))
+        remaining = None if stats is None else stats.credits_remaining
+        if (balance := self.balance if remaining is None else remaining) is not None:
+            facts.append(Text(f"balance {number(balance)}"))
         if (pace := self.rows_per_minute()) is not None and not self.collecting:
             facts.append(Text(f"{pace:.0f} rows a minute"))
         if (left_s := self.left_s()) is not None:

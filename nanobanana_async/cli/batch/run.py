@@ -21,6 +21,7 @@ from nanobanana_async import (
     Session,
     SqliteLedger,
 )
+from nanobanana_async.cli.balance import watch_balance
 from nanobanana_async.cli.batch.display import COLLECTING, BatchDisplay
 from nanobanana_async.cli.batch.finished import FinishedRows
 from nanobanana_async.cli.batch.folder import LEDGER, REPORT, BatchFolder, unwritable
@@ -188,8 +189,8 @@ class Run:
                 ) as batch,
             ):
                 report = (self._write_reports(batch), self._report.make_thumbnails())
-                coroutines = (self._tick(session), self._stop_on_signal(batch), *report)
-                background = [group.create_task(coroutine) for coroutine in coroutines]
+                coroutines = (self._tick(session), watch_balance(session, self._display), self._stop_on_signal(batch))
+                background = [group.create_task(coroutine) for coroutine in (*coroutines, *report)]
                 try:
                     async for outcome in batch:
                         await self._on_outcome(batch, outcome)
