@@ -175,6 +175,7 @@ class Poller:
             case JobState.FAILED:
                 return await self._failed(job, seen, called)
             case _:
+                job.found_running(seen.progress)
                 return self._still_running(job)
 
     async def ask(self, query: Callable[[], Awaitable[T]]) -> T:
