@@ -115,8 +115,7 @@ def progress_bar(share: float) -> Html:
     """Show a share from 0 to 1 as a thin bar with its percentage."""
     percent = math.floor(100 * share)
     return Html(
-        f'<div role="progressbar" aria-valuenow="{percent}" '
-        'style="display:flex;align-items:center;gap:8px;margin:6px 0">'
+        '<div style="display:flex;align-items:center;gap:8px;margin:6px 0">'
         '<div style="flex:1;max-width:24em;height:4px;border-radius:2px;background:rgba(128,128,128,.3)">'
         f'<div style="width:{percent}%;height:4px;border-radius:2px;background:#3a7bd5"></div></div>'
         f'<span style="font-size:85%;opacity:.8">{percent} %</span></div>'

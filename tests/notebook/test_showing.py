@@ -1,5 +1,6 @@
 """The notebook HTML of results, jobs, batches and stats."""
 
+import asyncio
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
@@ -168,10 +169,14 @@ async def test_a_job_shows_its_state_then_its_images_without_a_request() -> None
         await job.accepted()
         assert "state running" in page(job).text
         assert "task t1" in page(job).text
+        await asyncio.sleep(1.0)
+        assert 0.0 < job.progress < 1.0
+        assert f"{int(100 * job.progress)} %" in page(job).text
         await job
         before_showing = len(transport.requests)
         after = page(job)
         assert after.images == [LINK]
+        assert "%" not in after.text
         assert "state succeeded" in after.text
         assert "a fox" in after.text
         assert len(transport.requests) == before_showing
