@@ -9,8 +9,9 @@ from datetime import datetime, timedelta
 from decimal import Decimal
 
 from nanobanana_async.emulator import checks
-from nanobanana_async.emulator.accounts import UNLIMITED_CREDITS, CreateRequest, Phase, Refusal, Task
-from nanobanana_async.emulator.settings import FailureField
+from nanobanana_async.emulator.accounts import UNLIMITED_CREDITS, CreateRequest, Phase, Reference, Refusal, Task
+from nanobanana_async.emulator.bodies import JsonBody
+from nanobanana_async.emulator.settings import EmulatorSettings, FailureField
 
 CREATE_PATH = "/api/v1/images/generate"
 QUERY_PREFIX = "/api/v1/images/"
@@ -28,6 +29,19 @@ _FIELDS: dict[str, checks.Check] = {
     "resolution": checks.one_of("1K", "2K", "4K"),
     "output_format": checks.one_of("jpeg", "jpg", "png"),
 }
+# Of the same endpoint for other models.
+_GENERAL_FIELDS: dict[str, checks.Check] = {
+    **_FIELDS,
+    "model": checks.text,
+    "type": checks.one_of("text-to-image", "image-to-image", "upscale"),
+    "input_image": checks.url,
+    "image_size": checks.text,
+    "image_resolution": checks.one_of("1K", "2K", "4K"),
+    "seed": checks.whole_number(0, 2**63 - 1),
+    "quality": checks.one_of("low", "medium", "high"),
+    "background": checks.one_of("auto", "transparent", "opaque"),
+}
+_GENERAL_MODEL = "nano-banana"
 _STATUSES = {
     Phase.PENDING: "pending",
     Phase.SUBMITTED: "pending",
@@ -50,6 +64,7 @@ FAULT_ENVELOPES = {
     402: ("insufficient_credits", "Insufficient credits"),
     403: ("access_not_approved", "API access not approved"),
     404: ("task_not_found", "Task not found"),
+    413: ("file_too_large", "File too large"),
     409: ("idempotency_conflict", "Idempotency-Key conflict"),
     429: ("rate_limit_exceeded", "Rate limit exceeded"),
     451: ("prompt_blocked", "Prompt blocked by content moderation"),
@@ -58,20 +73,23 @@ FAULT_ENVELOPES = {
 }
 
 
-def parse_create(headers: Mapping[str, str], body: bytes) -> CreateRequest | Refusal:
+def parse_create(body: JsonBody | str, settings: EmulatorSettings) -> CreateRequest | Refusal:
     """Return the create request, or the 400 that names the invalid field."""
-    parsed = checks.read_object(headers, body)
-    if isinstance(parsed, str):
-        return Refusal(400, "invalid_request", parsed)
-    if wrong := checks.first_error(_FIELDS, ("model", "prompt"), parsed):
+    if isinstance(body, str):
+        return Refusal(400, "invalid_request", body)
+    parsed, extra = body.fields, settings.extra_fields
+    required = ("prompt",) if extra else ("model", "prompt")
+    if wrong := checks.first_error(_GENERAL_FIELDS if extra else _FIELDS, required, parsed):
         return Refusal(400, "invalid_request", wrong)
+    urls = parsed.get("image_urls", []) + ([parsed["input_image"]] if "input_image" in parsed else [])
     return CreateRequest(
         prompt=parsed["prompt"],
-        model=parsed["model"],
-        canonical=checks.canonical(parsed),
+        model=parsed.get("model", _GENERAL_MODEL),
+        canonical=body.canonical,
+        references=tuple(Reference(url=url) for url in urls),
         images=parsed.get("num_images", 1),
         aspect_ratio=parsed.get("aspect_ratio"),
-        resolution=parsed.get("resolution", "1K"),
+        resolution=parsed.get("resolution") or parsed.get("image_resolution", "1K"),
         output_format=parsed.get("output_format", "png"),
     )
 
@@ -109,6 +127,7 @@ def query_body(
     started_at: datetime,
     request_id: str,
     failure_field: FailureField,
+    progress: Mapping[str, object],
 ) -> bytes:
     """Return the response to a query.
 
@@ -132,6 +151,7 @@ def query_body(
         "created_at": iso(started_at, task.created_at),
         "updated_at": iso(started_at, task.ends_at if ended else changed_at),
         "completed_at": iso(started_at, task.ends_at) if ended else None,
+        **progress,
     }
     if phase is Phase.FAILED:
         data[failure_field] = _FAILURE

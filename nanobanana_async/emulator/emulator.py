@@ -10,13 +10,13 @@ from types import TracebackType
 from typing import Any, Self, Unpack
 
 from nanobanana_async import ApiMall, DefApi
+from nanobanana_async.emulator.addresses import is_loopback
 from nanobanana_async.emulator.faults import Fault
 from nanobanana_async.emulator.images import require_pillow
 from nanobanana_async.emulator.messages import Endpoint, Gateway
 from nanobanana_async.emulator.server import EmulatorServer
 from nanobanana_async.emulator.settings import API_KEY, EmulatorOptions, EmulatorSettings
 from nanobanana_async.emulator.simulator import GatewaySimulator
-from nanobanana_async.emulator.state import is_loopback
 from nanobanana_async.emulator.stats import EmulatorStats, JobFacts
 
 

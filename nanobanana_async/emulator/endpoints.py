@@ -11,6 +11,7 @@ from nanobanana_async.emulator import apimall, defapi
 from nanobanana_async.emulator import images as cdn
 from nanobanana_async.emulator.accounts import CreateRequest, Phase, Refusal, Task
 from nanobanana_async.emulator.faults import Fault
+from nanobanana_async.emulator.files import PUBLIC_PREFIX, serve_file
 from nanobanana_async.emulator.images import paint
 from nanobanana_async.emulator.messages import EmulatedRequest, EmulatedResponse, Endpoint, Gateway
 from nanobanana_async.emulator.state import State
@@ -25,12 +26,12 @@ def create(
     now: float,
     gateway: Gateway,
     headers: Mapping[str, str],
-    body: bytes,
+    sent: EmulatedRequest,
     *,
     read: bool,
 ) -> EmulatedResponse:
     """Return the response to a create. `read` is False when a fault hides it from the client."""
-    outcome = _decide(state, now, gateway, headers, body)
+    outcome = _decide(state, now, gateway, headers, sent)
     if isinstance(outcome, Refusal):
         state.counters.refused[outcome.status] += 1
         return refuse(state, now, gateway, outcome)
@@ -39,7 +40,9 @@ def create(
     return EmulatedResponse(200, JSON, body_out)
 
 
-def _decide(state: State, now: float, gateway: Gateway, headers: Mapping[str, str], body: bytes) -> Task | Refusal:
+def _decide(
+    state: State, now: float, gateway: Gateway, headers: Mapping[str, str], sent: EmulatedRequest
+) -> Task | Refusal:
     """Return the job, new or of a repeated key, or the first refusal.
 
     A refused create leaves no key behind.
@@ -49,9 +52,12 @@ def _decide(state: State, now: float, gateway: Gateway, headers: Mapping[str, st
     if refusal := state.accounts[gateway].over_rate(now, create=True):
         return refusal
     parse = apimall.parse_create if gateway == "apimall" else defapi.parse_create
-    request = parse(headers, body)
+    request = parse(sent.json, state.settings)
     if isinstance(request, Refusal):
         return request
+    urls = [reference.url for reference in request.references]
+    if state.settings.check_references and (missing := state.files.missing_among(urls, state.base_url)):
+        return Refusal(400, "invalid_request", f"no such reference image: {missing}")
     key = headers.get("idempotency-key") or None
     if gateway == "apimall" and key is not None:
         known = state.keys.lookup(now, key, request.canonical)
@@ -89,18 +95,23 @@ def query(
     state.counters.on_poll(now, task, phase, status, read=read)
     if first_report and task.first_seen_at is not None:
         state.end_was_seen(task)
+    progress = _progress(state, now, task, phase)
     if gateway == "apimall":
-        return EmulatedResponse(200, JSON, _apimall_query_body(state, now, task, phase, status))
+        return EmulatedResponse(200, JSON, _apimall_query_body(state, now, task, phase, status, progress))
     shape = state.settings.query_shape
     if phase is Phase.SUCCEEDED and state.settings.data_uris:
-        return _with_body(lambda: defapi.query_body(task, phase, status, cdn.data_uris(task, state.settings), shape))
+        return _with_body(
+            lambda: defapi.query_body(task, phase, status, cdn.data_uris(task, state.settings), shape, progress)
+        )
     urls = urls_of(state, now, task, phase)
-    return EmulatedResponse(200, JSON, defapi.query_body(task, phase, status, urls, shape))
+    return EmulatedResponse(200, JSON, defapi.query_body(task, phase, status, urls, shape, progress))
 
 
 def download(state: State, now: float, request: EmulatedRequest, headers: Mapping[str, str]) -> EmulatedResponse:
-    """Return an image, painted later by the driver, or an error."""
+    """Return a stored file or an image, painted later by the driver, or an error."""
     state.counters.leaks += "authorization" in headers
+    if request.path.startswith(PUBLIC_PREFIX):
+        return serve_file(state.files, request, headers)
     link = cdn.read_link(request.path)
     task = state.tasks.get(link.task_id) if link is not None else None
     if link is None or task is None or link.index >= task.request.images:
@@ -147,7 +158,17 @@ def replaced(state: State, status: str) -> str:
     return state.settings.status_words.get(status, status)
 
 
-def _apimall_query_body(state: State, now: float, task: Task, phase: Phase, status: str) -> bytes:
+def _progress(state: State, now: float, task: Task, phase: Phase) -> Mapping[str, object]:
+    """Return the field that says how much of a running job is done, if the settings want it."""
+    if state.settings.progress == "absent" or phase in (Phase.SUCCEEDED, Phase.FAILED):
+        return {}
+    percent = task.percent(now)
+    return {"progress": percent if state.settings.progress == "number" else f"{percent}%"}
+
+
+def _apimall_query_body(
+    state: State, now: float, task: Task, phase: Phase, status: str, progress: Mapping[str, object]
+) -> bytes:
     return apimall.query_body(
         task,
         phase,
@@ -156,6 +177,7 @@ def _apimall_query_body(state: State, now: float, task: Task, phase: Phase, stat
         started_at=state.settings.started_at,
         request_id=state.request_id(),
         failure_field=state.settings.failure_field,
+        progress=progress,
     )
 
 

@@ -2,18 +2,22 @@
 
 from collections.abc import Mapping
 
-from nanobanana_async.emulator import apimall, defapi
+from nanobanana_async.emulator import apimall, defapi, files, uploads, webhooks
 from nanobanana_async.emulator import images as cdn
 from nanobanana_async.emulator.endpoints import create, download, query
 from nanobanana_async.emulator.history import apimall_balance, defapi_balance, history
 from nanobanana_async.emulator.messages import EmulatedRequest, EmulatedResponse, Endpoint
 from nanobanana_async.emulator.state import State
+from nanobanana_async.emulator.uploads import upload
 
 METHODS: Mapping[Endpoint, tuple[str, ...]] = {
     "apimall.create": ("POST",),
     "apimall.query": ("GET",),
     "apimall.history": ("GET",),
     "apimall.balance": ("GET",),
+    "apimall.upload": ("POST",),
+    "apimall.put": ("PUT",),
+    "apimall.webhooks": ("POST", "GET", "DELETE"),
     "defapi.create": ("POST",),
     "defapi.query": ("GET",),
     "defapi.balance": ("GET",),
@@ -23,12 +27,20 @@ _PATHS: Mapping[str, Endpoint] = {
     apimall.CREATE_PATH: "apimall.create",
     apimall.HISTORY_PATH: "apimall.history",
     apimall.BALANCE_PATH: "apimall.balance",
+    webhooks.PATH: "apimall.webhooks",
+    uploads.BASE64_PATH: "apimall.upload",
+    uploads.SIGN_PATH: "apimall.upload",
+    uploads.FROM_URL_PATH: "apimall.upload",
     defapi.CREATE_PATH: "defapi.create",
     defapi.QUERY_PATH: "defapi.query",
     defapi.BALANCE_PATH: "defapi.balance",
 }
 # A path below one of these is that endpoint's, unless it has an own one above.
-_PREFIXES: Mapping[str, Endpoint] = {apimall.QUERY_PREFIX: "apimall.query"}
+_PREFIXES: Mapping[str, Endpoint] = {
+    apimall.QUERY_PREFIX: "apimall.query",
+    files.PUT_PREFIX: "apimall.put",
+    f"{webhooks.PATH}/": "apimall.webhooks",
+}
 
 
 def endpoint_of(path: str) -> Endpoint | None:
@@ -38,7 +50,7 @@ def endpoint_of(path: str) -> Endpoint | None:
     for prefix, endpoint in _PREFIXES.items():
         if path.startswith(prefix) and "/" not in path[len(prefix) :]:
             return endpoint
-    return "cdn" if path.startswith(cdn.PREFIX) else None
+    return "cdn" if path.startswith((cdn.PREFIX, files.PUBLIC_PREFIX)) else None
 
 
 def respond(state: State, now: float, endpoint: Endpoint, request: EmulatedRequest, *, read: bool) -> EmulatedResponse:
@@ -46,15 +58,22 @@ def respond(state: State, now: float, endpoint: Endpoint, request: EmulatedReque
     headers = {name.lower(): value for name, value in request.headers.items()}
     match endpoint:
         case "apimall.create":
-            return create(state, now, "apimall", headers, request.body, read=read)
+            return create(state, now, "apimall", headers, request, read=read)
         case "apimall.query":
             return query(state, now, "apimall", headers, request.path[len(apimall.QUERY_PREFIX) :], read=read)
         case "apimall.history":
             return history(state, now, headers, request.query)
         case "apimall.balance":
             return apimall_balance(state, now, headers)
+        case "apimall.upload":
+            return upload(state, now, request, headers)
+        case "apimall.put":
+            state.counters.leaks += "authorization" in headers
+            return files.put(state.files, now, request, headers)
+        case "apimall.webhooks":
+            return webhooks.webhooks(state, now, request, headers)
         case "defapi.create":
-            return create(state, now, "defapi", headers, request.body, read=read)
+            return create(state, now, "defapi", headers, request, read=read)
         case "defapi.query":
             return query(state, now, "defapi", headers, request.query.get("task_id", ""), read=read)
         case "defapi.balance":

@@ -67,7 +67,10 @@ Idempotency = Literal["replay", "conflict", "refuse", "forget"]
 409 for ever, which never names the task; or the first answer until the key is forgotten."""
 QueryShape = Literal["data", "top"]
 BalanceFields = Literal["credits", "web_credits"]
+Progress = Literal["absent", "number", "text"]
 UniqueBy = Literal["request", "prompt"]
+WebhookSignatures = Literal["right", "wrong", "unknown", "absent"]
+"""Signed with the secret; with another, as a forger would; in an undocumented form; or not signed."""
 FailureField = Literal["error_message", "failMsg"]
 
 _STARTED_AT = datetime(2026, 1, 1, tzinfo=UTC)
@@ -113,6 +116,7 @@ class EmulatorSettings:
     )
     slot_freed_after_s: float = field(default=0.0, validator=number(endless=True))
     creates_per_minute: float | None = field(default=None, validator=optional(number(above=0)))
+    # Of everything but creates, downloads and PUTs to storage:
     queries_per_minute: float | None = field(default=None, validator=optional(number(above=0)))
     requests_per_second: float | None = field(default=None, validator=optional(number(above=0)))  # of all kinds
     requests_per_minute: float | None = field(default=None, validator=optional(number(above=0)))
@@ -151,15 +155,27 @@ class EmulatorSettings:
     query_shape: QueryShape = field(default="data", validator=in_(("data", "top")))
     failure_field: FailureField = field(default="error_message", validator=in_(("error_message", "failMsg")))
     status_words: Mapping[str, str] = field(factory=dict)  # replaces the status of each key by its value
+    progress: Progress = field(default="absent", validator=in_(get_args(Progress)))  # 45 or "45%", until the end
     data_uris: bool = False  # defapi: images as base64 instead of URLs
     links_expire_after_s: float | None = field(default=None, validator=optional(number(above=0)))
     expired_link_status: int = field(default=403, validator=in_((403, 410)))
     image_scale: float = field(default=1.0, validator=number(above=0, most=1))
 
-    # callbacks (defapi)
+    # references and uploads
+    extra_fields: bool = False  # creates also take the parameters of other models, which the references lack
+    check_references: bool = False  # 400 for a reference image that names an upload which is not there
+    max_inline_bytes: int | None = field(default=None, validator=optional(number(whole=True)))  # defapi: 413 above it
+    max_upload_bytes: int = field(default=104_857_600, validator=number(whole=True))
+    put_urls_expire_after_s: float | None = field(default=None, validator=optional(number()))  # default: as asked
+
+    # callbacks (defapi) and deliveries of webhooks (API Mall)
     callback_delay_s: float = field(default=0.0, validator=number(endless=True))
     callback_drop_probability: float = field(default=0.0, validator=PROBABILITY)
     callback_duplicate_probability: float = field(default=0.0, validator=PROBABILITY)
+    webhooks_to_loopback: bool = True  # False: a webhook must be https
+    webhook_signatures: WebhookSignatures = field(default="right", validator=in_(get_args(WebhookSignatures)))
+    webhook_retries: int = field(default=2, validator=number(whole=True))  # after a delivery that failed
+    webhook_retry_s: float = field(default=1.0, validator=number(endless=True))
 
     # faults and counting
     script: Script = NO_SCRIPT
@@ -213,13 +229,23 @@ class EmulatorOptions(TypedDict, total=False):
     query_shape: QueryShape
     failure_field: FailureField
     status_words: Mapping[str, str]
+    progress: Progress
     data_uris: bool
     links_expire_after_s: float | None
     expired_link_status: int
     image_scale: float
+    extra_fields: bool
+    check_references: bool
+    max_inline_bytes: int | None
+    max_upload_bytes: int
+    put_urls_expire_after_s: float | None
     callback_delay_s: float
     callback_drop_probability: float
     callback_duplicate_probability: float
+    webhooks_to_loopback: bool
+    webhook_signatures: WebhookSignatures
+    webhook_retries: int
+    webhook_retry_s: float
     script: Script
     chances: Sequence[RandomFault]
     unique_by: UniqueBy

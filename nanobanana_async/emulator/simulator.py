@@ -23,6 +23,7 @@ from nanobanana_async.emulator.routes import METHODS, endpoint_of, respond
 from nanobanana_async.emulator.settings import EmulatorSettings
 from nanobanana_async.emulator.state import State
 from nanobanana_async.emulator.stats import EmulatorStats, JobFacts, facts
+from nanobanana_async.emulator.webhooks import delivery
 
 _NO_ENDPOINT = Refusal(404, "not_found", "endpoint not found")
 _NO_METHOD = Refusal(405, "method_not_allowed", "method not allowed")
@@ -70,20 +71,34 @@ class GatewaySimulator:
         return self._process(now, endpoint, request, read=True)
 
     def next_due(self) -> float | None:
-        """Return when to call `due` next, or None. A create may change it."""
-        return self._state.callbacks.next_due()
+        """Return when to call `due` next, or None. A create, and the registration of a webhook, may change it."""
+        return self._state.next_due()
 
     def due(self, now: float) -> list[Callback]:
-        """Return the callbacks that are due. The driver posts each once."""
-        self._state.advance_to(now)
-        return [
-            Callback(task.request.callback_url or "", callback_body(self._state, now, task), task.task_id)
-            for task in self._state.callbacks.due(now)
-        ]
+        """Return the callbacks that are due. The driver posts each once, then calls `callback_done`."""
+        state = self._state
+        state.advance_to(now)
+        callbacks: list[Callback] = []
+        for due in state.callbacks.due(now):
+            if due.webhook_id is None:
+                callbacks.append(Callback(due.url, callback_body(state, now, due.task), due.task.task_id))
+            elif (webhook := state.webhooks.get(due.webhook_id)) is not None:
+                callbacks.append(delivery(state, now, due, webhook))
+        return callbacks
 
-    def callback_done(self, *, delivered: bool) -> None:
-        """Count a callback as sent or failed."""
-        self._state.counters.callbacks["sent" if delivered else "failed"] += 1
+    def callback_done(self, now: float, callback: Callback, error: str | None) -> None:
+        """Count a callback as sent, or as failed for this reason. A failed delivery of a webhook is due again."""
+        self._state.counters.callbacks["sent" if error is None else "failed"] += 1
+        webhook = self._state.webhooks.get(callback.webhook_id or "")
+        if webhook is None:
+            return
+        webhook.last_sent_at, webhook.last_error = now, error
+        if error is None:
+            webhook.total_sent += 1
+            return
+        webhook.total_failed += 1
+        if (task := self._state.tasks.get(callback.task_id)) is not None:
+            self._state.callbacks.plan_again(now, task, webhook, callback.attempt)
 
     def queue_faults(self, endpoint: Endpoint, *faults: Fault | None) -> None:
         """Apply these faults to the next requests of an endpoint, one each; None is a normal response."""
@@ -107,7 +122,7 @@ class GatewaySimulator:
     def stats(self, now: float, *, connections: int = 0) -> EmulatorStats:
         """Return everything counted up to now."""
         self._state.advance_to(now)
-        return self._state.counters.snapshot(self._state.remaining(), connections)
+        return self._state.counters.snapshot(self._state.remaining(), self._state.files, connections)
 
     def jobs(self, now: float) -> Iterator[JobFacts]:
         """Yield the facts of each accepted create, oldest first."""
@@ -142,7 +157,7 @@ class GatewaySimulator:
         return fault.distort(response)
 
     def _fault_response(self, now: float, endpoint: Endpoint, fault: Fault) -> EmulatedResponse:
-        if endpoint == "cdn":
+        if endpoint in ("cdn", "apimall.put"):
             return EmulatedResponse(fault.status or 503, {"Content-Type": "text/plain"}, b"")
         return refuse_for(self._state, now, endpoint, fault)
 

@@ -1,16 +1,16 @@
-"""The simulator's state: accounts, jobs, idempotency keys and scheduled callbacks."""
+"""The simulator's state: accounts, jobs, idempotency keys, files, webhooks and scheduled callbacks."""
 
 import hashlib
 import heapq
-import ipaddress
 import random
 import uuid
 from base64 import b32encode
 from collections import deque
 from decimal import Decimal
-from urllib.parse import urlsplit
 
-from nanobanana_async.emulator.accounts import Account, CreateRequest, Refusal, Task
+from nanobanana_async.emulator.accounts import Account, CreateRequest, Reference, Refusal, Task
+from nanobanana_async.emulator.callbacks import CallbackSchedule, Webhook
+from nanobanana_async.emulator.files import FileStore
 from nanobanana_async.emulator.messages import Gateway
 from nanobanana_async.emulator.settings import EmulatorSettings, Idempotency
 from nanobanana_async.emulator.stats import ZERO, Counters
@@ -31,6 +31,9 @@ class State:
         self.counters = Counters(settings.unique_by)
         self.keys = IdempotencyStore(settings.idempotency, settings.forget_keys_after_s)
         self.callbacks = CallbackSchedule(settings, random.Random(f"{settings.seed} callbacks"))
+        # Not the seed alone: URLs that outlive an emulator must not name other files of the next one.
+        self.files = FileStore(f"{settings.seed} {settings.started_at.isoformat()}")
+        self.webhooks: dict[str, Webhook] = {}
         self.tasks: dict[str, Task] = {}
         self.base_url = "http://127.0.0.1"
         shared = Account(settings)
@@ -42,7 +45,7 @@ class State:
         self._duration_rng = random.Random(f"{settings.seed} lives")
         self._poll_rng = random.Random(f"{settings.seed} looks")
         self._task_count = 0
-        self._request_ids = 0
+        self._request_ids = self._webhook_count = 0
 
     def advance_to(self, now: float) -> None:
         """Apply everything due by now: job ends, refunds, freed slots, changed limits."""
@@ -72,8 +75,23 @@ class State:
         if key is not None and gateway == "apimall":
             self.keys.remember(key, task)
         if request.callback_url is not None:
-            self.counters.callbacks[self.callbacks.plan(task)] += 1
+            self.counters.callbacks[self.callbacks.plan(task, request.callback_url)] += 1
         return task
+
+    def add_webhook(
+        self, now: float, url: str, events: tuple[str, ...], secret_key: str | None, api_key_id: str | None
+    ) -> Webhook:
+        """Register a webhook; it is called for the tasks that end from now on."""
+        self._webhook_count += 1
+        source = f"{self.settings.seed} {self.settings.started_at.isoformat()} webhook {self._webhook_count}"
+        webhook_id = f"wh_{hashlib.blake2b(source.encode(), digest_size=12).hexdigest()}"
+        self.webhooks[webhook_id] = Webhook(webhook_id, url, events, secret_key, api_key_id, now)
+        return self.webhooks[webhook_id]
+
+    def next_due(self) -> float | None:
+        """Return when the next callback is due, or when the end of a job may cause one."""
+        dues = [self.callbacks.next_due(), self._ends[0][0] if self.webhooks and self._ends else None]
+        return min((due for due in dues if due is not None), default=None)
 
     def price(self, gateway: Gateway, request: CreateRequest) -> Decimal:
         """Return what a create costs."""
@@ -154,7 +172,14 @@ class State:
             starts_at=now + duration_s * self.settings.pending_share,
             ends_at=now + duration_s,
             fails=fails,
+            references=tuple(self._sha256_of(reference) for reference in request.references),
         )
+
+    def _sha256_of(self, reference: Reference) -> str | None:
+        if reference.url is None:
+            return reference.sha256
+        _, content = self.files.named_by(reference.url, self.base_url)
+        return None if content is None else content.sha256
 
     def _task_id(self, gateway: Gateway) -> str:
         source = f"{self.settings.seed} {self._task_count}".encode()
@@ -170,6 +195,10 @@ class State:
             del self.tasks[task.task_id]
 
     def _end(self, task: Task) -> None:
+        event = "job.failed" if task.fails else "job.completed"
+        for webhook in self.webhooks.values() if task.gateway == "apimall" else ():
+            if event in webhook.events:
+                self.counters.callbacks[self.callbacks.plan(task, webhook.url, webhook.id)] += 1
         if task.foreign:
             return
         if task.fails and self.settings.refund_on_failure:
@@ -215,46 +244,3 @@ class IdempotencyStore:
     def _forget(self, now: float) -> None:
         while self._ages and self._ages[0].created_at + self._forget_after_s <= now:
             self.drop(self._ages.popleft())
-
-
-def is_loopback(url: str) -> bool:
-    """Return whether a URL points at this machine. Host names other than localhost are not resolved."""
-    try:
-        host = urlsplit(url).hostname or ""
-        return host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
-
-
-class CallbackSchedule:
-    """The callbacks of running jobs, ordered by due time."""
-
-    def __init__(self, settings: EmulatorSettings, rng: random.Random) -> None:
-        self._settings = settings
-        self._rng = rng
-        self._heap: list[tuple[float, int, Task]] = []
-        self._order = 0
-
-    def plan(self, task: Task) -> str:
-        """Schedule the callback of a job. Return "planned", "dropped" or "refused" (not a loopback URL)."""
-        if not is_loopback(task.request.callback_url or ""):
-            return "refused"
-        if self._rng.random() < self._settings.callback_drop_probability:
-            return "dropped"
-        twice = self._rng.random() < self._settings.callback_duplicate_probability
-        for _ in range(2 if twice else 1):
-            self._order += 1
-            due_at = task.ends_at + self._settings.callback_delay_s
-            heapq.heappush(self._heap, (due_at, self._order, task))
-        return "planned"
-
-    def next_due(self) -> float | None:
-        """Return when the next callback is due, or None."""
-        return self._heap[0][0] if self._heap else None
-
-    def due(self, now: float) -> list[Task]:
-        """Remove and return the jobs whose callback is due."""
-        tasks: list[Task] = []
-        while self._heap and self._heap[0][0] <= now:
-            tasks.append(heapq.heappop(self._heap)[2])
-        return tasks
