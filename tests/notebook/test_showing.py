@@ -240,6 +240,24 @@ async def test_a_batch_shows_its_progress() -> None:
 
 
 @virtually
+async def test_a_running_batch_shows_what_is_done() -> None:
+    async with apimall(FakeTransport(FakeGateway(job_s=20.0).answer)) as session:
+        async with session.generate_many(["a fox", "an owl"]) as batch:
+            await asyncio.sleep(8.0)
+            shares = (batch.running_progress, batch.running_progress / 2)
+            text = page(batch).text
+            assert 0.1 < shares[1] < 0.9
+            assert f"{int(100 * shares[1])} %" in text
+            assert "It is running: 2 rows under way." in text
+            _ = [outcome async for outcome in batch]
+        assert batch.running_progress == 0.0
+        endless = session.generate_many(iter(["a fox"]))
+        async with endless:
+            await asyncio.sleep(8.0)
+            assert "%" not in page(endless).text
+
+
+@virtually
 async def test_a_stopped_batch_shows_the_cause() -> None:
     async with apimall(FakeTransport(in_turn([refused(402, message="<b>no credits</b>")], [completed()]))) as session:
         batch = session.generate_many(["a fox", "an owl"])
