@@ -7,8 +7,11 @@ from datetime import datetime
 from decimal import Decimal
 from typing import Any, Self
 
+from attrs import evolve
+
 from nanobanana_async import errors
 from nanobanana_async.engine.engine import Engine
+from nanobanana_async.engine.progress import expected_end_of, progress_of
 from nanobanana_async.engine.tracked_job import Phase, TrackedJob
 from nanobanana_async.errors import (
     GatewayError,
@@ -23,7 +26,7 @@ from nanobanana_async.failures import Failure
 from nanobanana_async.formatting import number
 from nanobanana_async.jobs import JobSnapshot, JobState, with_indexes
 from nanobanana_async.models import GeneratedImage, GenerationResult, ImageRequest, request_facts, result_facts
-from nanobanana_async.notebook_html import Html, card, error_box, image_gallery, note
+from nanobanana_async.notebook_html import Html, card, error_box, image_gallery, note, progress_bar
 from nanobanana_async.validators import as_timeout
 
 
@@ -48,7 +51,7 @@ class Job:
         return self
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _unpickled, (JobSnapshot.of(self._tracked.record),)
+        return _unpickled, (self._snapshot(self.state),)
 
     def _repr_html_(self) -> str:
         request, outcome = self.request, self.outcome()
@@ -63,7 +66,8 @@ class Job:
             ("key", self.key),
             ("task", self.task_id),
         ]
-        return card(prompt, facts, _status_html(self.state, outcome))
+        bar = progress_bar(self.progress) if self.state is JobState.RUNNING and outcome is None else Html("")
+        return card(prompt, facts, bar, _status_html(self.state, outcome))
 
     def __await__(self) -> Generator[Any, None, GenerationResult]:
         return self.result().__await__()
@@ -97,6 +101,19 @@ class Job:
     def credits(self) -> Decimal | None:
         """The price after refunds; None until the gateway reports one."""
         return self._tracked.record.credits
+
+    @property
+    def progress(self) -> float:
+        """The share of the job that is done: it never goes back, and is 1 only when the job has succeeded.
+
+        By the gateway's word where it says so, else by how long such jobs take.
+        """
+        return progress_of(self._engine, self._tracked)
+
+    @property
+    def expected_end(self) -> datetime | None:
+        """When a running job should end: half of the jobs like it that still run have ended by then. Else None."""
+        return expected_end_of(self._engine, self._tracked)
 
     async def persisted(self) -> None:
         """Wait until the ledger has stored the job. Raises `LedgerError` if it cannot."""
@@ -147,8 +164,8 @@ class Job:
             raise self._error()
         return self._result_from_record()
 
-    async def updates(self) -> AsyncGenerator[JobState, None]:
-        """Yield the current state, then each new state until the job ends."""
+    async def updates(self) -> AsyncGenerator[JobSnapshot, None]:
+        """Yield the job as it is, then after each change of its state, and each poll that found it running."""
         self._engine.guard.check()
         await self._ensure_followed()
         tracked = self._tracked
@@ -157,13 +174,19 @@ class Job:
         try:
             while True:
                 while feed:
-                    yield feed.popleft()
+                    yield self._snapshot(feed.popleft())
                 if tracked.done or not tracked.is_followed:
                     return
                 self._engine.guard.check()  # the caller may resume this generator on another event loop
                 await tracked.wait_for_change()
         finally:
             tracked.updates = [other for other in tracked.updates if other is not feed] or None
+
+    def _snapshot(self, state: JobState) -> JobSnapshot:
+        """Return the job in its present state or in an earlier one."""
+        end = expected_end_of(self._engine, self._tracked) if state is JobState.RUNNING else None
+        progress = progress_of(self._engine, self._tracked, state)
+        return evolve(JobSnapshot.of(self._tracked.record), state=state, progress=progress, expected_end=end)
 
     async def cancel(self) -> bool:
         """Withdraw the job if it was not sent yet. Returns False if it was: then it goes on."""

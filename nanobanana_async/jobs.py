@@ -90,6 +90,8 @@ class Observation:
     status: str
     known_status: bool = True
     queued: bool = False
+    progress: float | None = None
+    """The share that is done, from 0 to 1, by the gateway's word; None if it does not say."""
     images: tuple[str, ...] = field(default=(), repr=False)
     missing: Missing = ()
     error: str | None = None
@@ -227,6 +229,9 @@ class JobSnapshot:
     request: ImageRequest | None
     created_at: datetime
     credits: Decimal | None
+    progress: float = 0.0
+    expected_end: datetime | None = None
+    """As those of the live `Job`."""
 
     @classmethod
     def of(cls, record: JobRecord) -> "JobSnapshot":
@@ -238,6 +243,7 @@ class JobSnapshot:
             request=record.request,
             created_at=record.created_at,
             credits=record.credits,
+            progress=1.0 if record.state is JobState.SUCCEEDED else 0.0,
         )
 
     def __await__(self) -> Generator[Any, None, Any]:

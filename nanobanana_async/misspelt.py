@@ -12,6 +12,7 @@ _OTHER_WORDS = {
     **dict.fromkeys(("text", "description", "input"), "prompt"),
     **dict.fromkeys(("ratio", "aspect"), "aspect_ratio (such as 16:9)"),
     "webhook": "callback_url",
+    **dict.fromkeys(("seed", "background", "negative_prompt"), "extra (as in extra={'seed': 7})"),
 }
 
 

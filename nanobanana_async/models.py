@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 from attrs import Attribute, asdict, evolve, field, fields, fields_dict, frozen
 
 from nanobanana_async.errors import ConfigurationError, InvalidRequest
+from nanobanana_async.extra import NO_EXTRA, ExtraFields, to_extra
 from nanobanana_async.formatting import duration, number
 from nanobanana_async.misspelt import unknown_fields
 from nanobanana_async.notebook_html import LabelledValue, card, image_gallery
@@ -130,10 +131,13 @@ class ImageRequest:
     task_type: TaskType | None = field(default=None, kw_only=True, converter=_to_task_type)
     """None means image-to-image if there are `images`, otherwise text-to-image."""
     callback_url: str | None = field(default=None, kw_only=True, converter=_to_callback, validator=_check_callback)
+    extra: ExtraFields = field(default=NO_EXTRA, kw_only=True, converter=to_extra)
+    """JSON values that go into the create as they are, such as `{"seed": 7}`: for what the gateway takes beside these
+    fields. They are part of the request's identity."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as JSON types."""
-        return {**asdict(self), "images": list(self.images)}
+        return {**asdict(self), "images": list(self.images), "extra": dict(self.extra)}
 
 
 def to_json(value: Any) -> Any:
@@ -243,6 +247,7 @@ def request_facts(request: ImageRequest | None) -> list[LabelledValue]:
         ("images", request.num_images if request.num_images > 1 else None),
         ("references", len(request.images) or None),
         ("format", request.output_format),
+        *request.extra.items(),
     ]
 
 

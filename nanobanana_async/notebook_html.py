@@ -4,6 +4,7 @@ Prompts, messages and links are untrusted: each is escaped and isolated from its
 because a notebook may be dark or light. Nothing is fetched here.
 """
 
+import math
 import re
 from collections.abc import Iterable
 from html import escape
@@ -108,6 +109,17 @@ def error_box(kind: str, message: str) -> Html:
 def note(message: str) -> Html:
     """Show a note in italics."""
     return Html(f'<div style="margin:6px 0;opacity:.8"><i dir="auto">{escaped(message)}</i></div>')
+
+
+def progress_bar(share: float) -> Html:
+    """Show a share from 0 to 1 as a thin bar with its percentage."""
+    percent = math.floor(100 * share)
+    return Html(
+        '<div style="display:flex;align-items:center;gap:8px;margin:6px 0">'
+        '<div style="flex:1;max-width:24em;height:4px;border-radius:2px;background:rgba(128,128,128,.3)">'
+        f'<div style="width:{percent}%;height:4px;border-radius:2px;background:#3a7bd5"></div></div>'
+        f'<span style="font-size:85%;opacity:.8">{percent} %</span></div>'
+    )
 
 
 def table(rows: Iterable[LabelledValue]) -> Html:

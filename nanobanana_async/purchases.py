@@ -56,6 +56,7 @@ class Purchases(ABC):
         model: str | None = None,
         task_type: TaskType | None = None,
         callback_url: str | None = None,
+        extra: Mapping[str, Any] | None = None,
         **misspelt: Never,
     ) -> GenerationResult:
         """Buy one job and wait for its images.
@@ -79,6 +80,7 @@ class Purchases(ABC):
             model=model,
             task_type=task_type,
             callback_url=callback_url,
+            extra=extra,
             **misspelt,
         )
         tracked = await self._register(request, idempotency_key, fields)
@@ -97,6 +99,7 @@ class Purchases(ABC):
         model: str | None = None,
         task_type: TaskType | None = None,
         callback_url: str | None = None,
+        extra: Mapping[str, Any] | None = None,
         **misspelt: Never,
     ) -> Job:
         """Store a job and return its handle; the job is bought when a slot is free.
@@ -114,6 +117,7 @@ class Purchases(ABC):
             model=model,
             task_type=task_type,
             callback_url=callback_url,
+            extra=extra,
             **misspelt,
         )
         return await persistent_handle(engine, await self._register(request, idempotency_key, fields))

@@ -15,6 +15,7 @@ from nanobanana_async.batch.rows import job_key_of_row
 from nanobanana_async.callers import persistent_handle
 from nanobanana_async.config import Timeouts, gateway_from_env
 from nanobanana_async.connections import make_components, wrong_gateway
+from nanobanana_async.engine.balance import BalanceReader
 from nanobanana_async.engine.engine import Engine
 from nanobanana_async.engine.lifecycle import SessionTask
 from nanobanana_async.engine.resolver import JobResolver
@@ -99,6 +100,7 @@ class Session(Purchases, NoPlainWith):
             download_headers=download_headers,
         )
         self._callback_urls = self._components.callbacks
+        self._balance: BalanceReader | None = None
         self._session_task = SessionTask(f"<Session {self.gateway.name}>", self._components)
 
     def __repr__(self) -> str:
@@ -232,6 +234,19 @@ class Session(Purchases, NoPlainWith):
         facts = NameFacts(key=result.key, prompt=None if result.request is None else result.request.prompt)
         stem = default_name(result.key, facts) if template is None else template.stem(facts)
         return list(await saver.save(result, as_folder("folder", folder), stem))
+
+    async def balance(self) -> Decimal:
+        """Return the credits that the API may spend, as the gateway states them now.
+
+        One request, which counts in the account's budget of requests; network trouble is retried for some seconds.
+        Raises `ConfigurationError` for a gateway that states no balance, and errors as a poll does.
+        """
+        engine = self._engine()
+        if self._balance is None:
+            parts = self._components
+            query_s = parts.timeouts.query_s
+            self._balance = BalanceReader(self.gateway, parts.transport, engine, parts.retry, query_s=query_s)
+        return await self._balance.read()
 
     def stats(self) -> SessionStats:
         """Return a snapshot of limits, requests, jobs and credits."""

@@ -1,6 +1,7 @@
 """`Batch`, the async iterator of outcomes."""
 
 import asyncio
+from collections.abc import Sized
 from contextlib import suppress
 from types import TracebackType
 from typing import NoReturn, Self
@@ -13,11 +14,12 @@ from nanobanana_async.batch.recent_images import RecentImages
 from nanobanana_async.batch.rows import Requests
 from nanobanana_async.batch.runner import BatchRunner
 from nanobanana_async.engine.engine import Engine
+from nanobanana_async.engine.progress import progress_of_all
 from nanobanana_async.errors import BatchStopped
 from nanobanana_async.formatting import count
 from nanobanana_async.image_saver import ImageSaver
 from nanobanana_async.loop_guard import NoPlainWith
-from nanobanana_async.notebook_html import Html, card, error_box, note
+from nanobanana_async.notebook_html import Html, card, error_box, note, progress_bar
 
 
 class Batch(NoPlainWith):
@@ -38,9 +40,11 @@ class Batch(NoPlainWith):
     def __init__(self, requests: Requests, options: BatchOptions, engine: Engine, saver: ImageSaver) -> None:
         self._loop: asyncio.AbstractEventLoop | None = None
         self.name = options.name
+        self._engine = engine
         self._scheduler = engine.scheduler
         self._guard = engine.guard
         requests = to_requests(requests)
+        self._total = len(requests) if isinstance(requests, Sized) else None
         self._runner = BatchRunner(requests, options, engine, saver)
         self._recent = RecentImages()
         self._progress = ProgressBar(requests, options.name, self._runner, engine) if options.progress else None
@@ -61,7 +65,10 @@ class Batch(NoPlainWith):
             return error_box(f"The batch stopped buying: {type(error).__name__}", str(error))
         if self._loop is None:
             return note("It has not started: take its outcomes with `async for`.")
-        return note("It has ended." if runner.over else "It is running.")
+        if runner.over:
+            return note("It has ended.")
+        bar = progress_bar((self.done + self.running_progress) / self._total) if self._total else Html("")
+        return Html(bar + note(f"It is running: {count(len(runner.running), 'row')} under way."))
 
     @property
     def done(self) -> int:
@@ -77,6 +84,11 @@ class Batch(NoPlainWith):
     def unbought(self) -> int:
         """Number of rows that were pulled but not bought because the batch stopped buying."""
         return self._runner.unbought
+
+    @property
+    def running_progress(self) -> float:
+        """What the running rows have done, in rows: 2.5 for five rows that are half done."""
+        return progress_of_all(self._engine, self._runner.running.values())
 
     def __iter__(self) -> NoReturn:
         raise TypeError("a batch is read with `async for outcome in batch`, not with `for`")

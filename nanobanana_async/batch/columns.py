@@ -1,17 +1,20 @@
 """Read the header of a table: which column is which field of a row, and which are its metadata."""
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from attrs import frozen
 
+from nanobanana_async.errors import InvalidRequest
+from nanobanana_async.extra import to_extra, value_of_text
 from nanobanana_async.formatting import count
 from nanobanana_async.models import REQUEST_FIELDS, ROW_FIELDS
 from nanobanana_async.values import did_you_mean, is_absent
 
 COLUMNS = tuple(name for name in (*REQUEST_FIELDS, *ROW_FIELDS) if name != "callback_url")
-_METADATA = re.compile(r"metadata\.(.+)", re.IGNORECASE | re.DOTALL)
+_PART = re.compile(r"(extra|metadata)\.(.+)", re.IGNORECASE | re.DOTALL)
+"""A column of its own for a value of `extra` or of `metadata`."""
 
 
 class HeaderError(Exception):
@@ -23,7 +26,7 @@ class Columns:
     """The columns of a table."""
 
     names: tuple[str | None, ...]
-    """The field of each column, `metadata.NAME`, or None for a column without a name."""
+    """The field of each column, `extra.NAME`, `metadata.NAME`, or None for a column without a name."""
     unknown: tuple[str, ...] = ()
     """The columns that no field has, and that become metadata."""
 
@@ -33,8 +36,12 @@ class Columns:
         return unknown_note(self.unknown, "column")
 
     def facts(self, cells: Sequence[Any]) -> dict[str, Any]:
-        """Return the fields of a row; empty cells are left out. Raises `HeaderError` for a cell without a column."""
+        """Return the fields of a row; empty cells are left out.
+
+        Raises `HeaderError` for a cell without a column, and for a value of `extra` that is given twice.
+        """
         facts: dict[str, Any] = {}
+        extra: dict[str, Any] = {}
         for number, cell in enumerate(cells):
             if is_absent(cell):
                 continue
@@ -45,9 +52,11 @@ class Columns:
                 facts[name] = cell.replace("|", " ").split()
             elif name in COLUMNS:
                 facts[name] = cell
+            elif name.startswith("extra."):
+                extra[name.removeprefix("extra.")] = _extra_value(cell)
             else:
                 facts.setdefault("metadata", {})[name.removeprefix("metadata.")] = cell
-        return facts
+        return with_extra(facts, extra)
 
     def _nameless(self, number: int, cells: Sequence[Any]) -> str:
         if number >= len(self.names):
@@ -66,7 +75,7 @@ def read_header(cells: Iterable[Any], *, strict: bool = False) -> Columns:
         given.pop()
     names = [column_name(name) for name in given]
     unknown = tuple(name for name in given if name and column_name(name) == f"metadata.{name}")
-    known = f"the columns are {', '.join(COLUMNS)} and metadata.NAME"
+    known = f"the columns are {', '.join(COLUMNS)}, extra.NAME and metadata.NAME"
     if strict and unknown:
         raise HeaderError(f"unknown {_quoted('column', unknown)}: {known}")
     named = [name for name in names if name is not None]
@@ -81,14 +90,37 @@ def read_header(cells: Iterable[Any], *, strict: bool = False) -> Columns:
 
 
 def column_name(name: str) -> str | None:
-    """Return the field that a name in a table or an object means, or `metadata.NAME`; None for an empty name."""
+    """Return the field that a name in a table or an object means; None for an empty name.
+
+    A name that is no field is `metadata.NAME`; a value of `extra` may have a name of its own, `extra.NAME`.
+    """
     if not name.strip():
         return None
     field = re.sub(r"[\s_-]+", "_", name.strip().casefold())
     if field in COLUMNS:
         return field
-    metadata = _METADATA.fullmatch(name.strip())
-    return f"metadata.{metadata[1] if metadata else name.strip()}"
+    part = _PART.fullmatch(name.strip())
+    return f"{part[1].lower()}.{part[2]}" if part else f"metadata.{name.strip()}"
+
+
+def with_extra(facts: dict[str, Any], extra: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the fields of a row with these values added to its `extra`; raise `HeaderError` if one is there twice."""
+    if not extra:
+        return facts
+    try:
+        given = to_extra(facts.get("extra"))
+    except InvalidRequest as error:
+        raise HeaderError(error.message) from None
+    if twice := [name for name in extra if name in given]:
+        raise HeaderError(f"extra has {twice[0]!r}, and extra.{twice[0]} has it too: give it once")
+    return {**facts, "extra": {**given, **extra}}
+
+
+def _extra_value(cell: Any) -> Any:
+    """Return a cell as JSON: text as the JSON that it is, and a whole float, which pandas makes of a number, as one."""
+    if isinstance(cell, float) and cell.is_integer():
+        return int(cell)
+    return value_of_text(cell) if isinstance(cell, str) else cell
 
 
 def unknown_note(unknown: Sequence[str], what: str) -> str:

@@ -5,8 +5,8 @@ from collections.abc import AsyncIterable, Iterable, Iterator, Mapping
 from typing import Any
 
 from nanobanana_async.batch.columns import HeaderError, read_header
-from nanobanana_async.batch.rows import Requests
-from nanobanana_async.errors import ConfigurationError
+from nanobanana_async.batch.rows import Requests, Row
+from nanobanana_async.errors import ConfigurationError, InvalidRequest
 from nanobanana_async.events import log
 from nanobanana_async.models import ImageRequest
 from nanobanana_async.values import to_mapping
@@ -75,9 +75,13 @@ class FrameRows:
     def __len__(self) -> int:
         return len(self._frame)
 
-    def __iter__(self) -> Iterator[dict[str, Any]]:
+    def __iter__(self) -> Iterator[dict[str, Any] | Row]:
         if self._columns.note:
             log.warning("batch.columns note=%s", repr(self._columns.note))
         for cells in self._rows():
-            facts = self._columns.facts(cells)
+            try:
+                facts = self._columns.facts(cells)
+            except HeaderError as error:
+                yield Row(index=0, key="", error=InvalidRequest(str(error)))
+                continue
             yield facts if "prompt" in facts else {"prompt": "", **facts}

@@ -113,6 +113,6 @@ def job_key_of_row(batch_prefix: str, row_key: str) -> str:
 
 def canonical_request(request: ImageRequest) -> str:
     """Return the request as text without default values, so that a new field does not change existing keys."""
-    facts = asdict(evolve(request, callback_url=None))
+    facts = {**asdict(evolve(request, callback_url=None)), "extra": dict(request.extra)}
     defaults = {name: field.default for name, field in fields_dict(ImageRequest).items()}
     return json.dumps({name: value for name, value in facts.items() if value != defaults[name]}, sort_keys=True)

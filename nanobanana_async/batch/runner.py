@@ -76,7 +76,7 @@ class BatchRunner:
         """Set when `take` or `over` may have changed."""
         self._ready: list[tuple[int, Outcome]] = []
         """A heap of outcomes, by position in the input if ordered, otherwise by time."""
-        self._running: dict[int, TrackedJob] = {}
+        self.running: dict[int, TrackedJob] = {}
         """Rows that have not ended, by index, in input order."""
         self._unsent: dict[int, TrackedJob] = {}
         self._dropped: set[int] = set()
@@ -94,7 +94,7 @@ class BatchRunner:
     @property
     def over(self) -> bool:
         """Whether all outcomes have been taken."""
-        return self._pulled_all and not (self._running or self._finishing or self._ready)
+        return self._pulled_all and not (self.running or self._finishing or self._ready)
 
     async def run(self, group: TaskGroup) -> None:
         """Pull rows until the input ends or the batch stops buying. Runs in the session's task group."""
@@ -103,7 +103,7 @@ class BatchRunner:
             group.start_soon(watch_budget, self._engine.poller.used_up, most_s, lambda: self.over, self._give_up)
         try:
             await self._pull_all()
-            while self._running and not self._stopping:
+            while self.running and not self._stopping:
                 self._room.clear()
                 await self._room.wait()
             self._drop_unsent()
@@ -142,7 +142,7 @@ class BatchRunner:
 
     async def _wait_for_room(self) -> None:
         while not self._stopping:
-            running = len(self._running)
+            running = len(self.running)
             self._most_held = max(self._most_held, running - len(self._unsent))
             waiting = len(self._ready) + max(0, len(self._finishing) - FINISHING_QUEUE)
             most = max(MAX_BUFFER, ORDERED_WINDOW * running) if self._options.ordered else MAX_BUFFER
@@ -172,7 +172,7 @@ class BatchRunner:
             self.unbought += 1
             raise
         self._engine.add_caller(tracked)
-        self._running[row.index] = tracked
+        self.running[row.index] = tracked
         tracked.listen(partial(self._on_change, row))
         self._on_change(row, tracked)
 
@@ -184,7 +184,7 @@ class BatchRunner:
 
     def _on_change(self, row: Row, tracked: TrackedJob) -> None:
         """Update a row after a change of its job."""
-        if row.index not in self._running:
+        if row.index not in self.running:
             return
         if tracked.is_followed and tracked.record.state is JobState.PENDING and tracked.phase is not Phase.FOREIGN:
             self._unsent[row.index] = tracked
@@ -196,7 +196,7 @@ class BatchRunner:
         if tracked.record.state in ACCEPTED_STATES:
             self._refusals.reset()
         if not tracked.is_followed:
-            del self._running[row.index]
+            del self.running[row.index]
             self._on_done(row, tracked)
 
     def _on_done(self, row: Row, tracked: TrackedJob) -> None:
@@ -275,7 +275,7 @@ class BatchRunner:
         if not self._ready:
             return None
         if self._options.ordered:
-            before = min(next(iter(self._running), NEVER), min(self._finishing, default=NEVER))
+            before = min(next(iter(self.running), NEVER), min(self._finishing, default=NEVER))
             if before < self._ready[0][0]:
                 return None
         self._taken += 1
@@ -292,8 +292,8 @@ class BatchRunner:
     def _give_up(self, why: NanoBananaError) -> None:
         """Stop, and do not wait for the jobs that run: they stay in the ledger."""
         self.stop(why)
-        for index in [index for index in self._running if index not in self._unsent]:
-            self._engine.drop_caller(self._running.pop(index))
+        for index in [index for index in self.running if index not in self._unsent]:
+            self._engine.drop_caller(self.running.pop(index))
         self._room.set()
         self.changed.set()
 

@@ -15,6 +15,7 @@ from cyclopts import App, CycloptsError, Parameter
 from rich.console import Console
 
 from nanobanana_async import ConfigurationError, Gateway, InvalidRequest, NanoBananaError, __version__
+from nanobanana_async.cli.balance import BalanceCommand
 from nanobanana_async.cli.batch.command import BatchCommand
 from nanobanana_async.cli.demo import demonstrate
 from nanobanana_async.cli.generate_command import GenerateCommand
@@ -219,4 +220,5 @@ def _environ(name: Name | None, base_url: str | None) -> dict[str, str]:
 
 app.command(GenerateCommand(_find_gateway).generate)
 app.command(BatchCommand(_find_gateway).batch)
+app.command(BalanceCommand(_find_gateway).balance)
 app.command(job_commands(_find_gateway))

@@ -14,12 +14,14 @@ from nanobanana_async.cli.generate import GeneratePlan, GenerateRun
 from nanobanana_async.cli.options import (
     DEFAULT_LEDGER,
     BaseUrl,
+    ExtraOption,
     Flag,
     FolderOption,
     GatewayFinder,
     LedgerFile,
     Name,
     Timeout,
+    extra_of,
     fetch_options,
 )
 from nanobanana_async.emulator import Emulator
@@ -47,6 +49,7 @@ class GenerateCommand:
         resolution: Resolution | None = None,
         output_format: OutputFormat | None = None,
         model: str | None = None,
+        extra: ExtraOption = None,
         max_jobs: Annotated[int | None, Parameter(env_var="NANOBANANA_MAX_JOBS")] = None,
         max_requests_per_minute: Annotated[int | None, Parameter(env_var="NANOBANANA_MAX_REQUESTS_PER_MINUTE")] = None,
         timeout: Timeout = None,
@@ -91,6 +94,9 @@ class GenerateCommand:
             Format of the images.
         model
             Another model of the gateway.
+        extra
+            NAME=VALUE: what the model takes beside these options, such as seed=7; can be repeated. A value that is JSON
+            is sent as JSON, any other as text.
         max_jobs
             The most jobs to run at once.
         max_requests_per_minute
@@ -105,6 +111,7 @@ class GenerateCommand:
             Buy new images although an earlier run of the command did not end; `nanobanana jobs fetch` fetches its
             images.
         """
+        more = extra_of(extra)
         requests = [
             ImageRequest(
                 prompt,
@@ -114,6 +121,7 @@ class GenerateCommand:
                 resolution=resolution,
                 output_format=output_format,
                 model=model,
+                extra=more,
             )
             for prompt in prompts
         ]

@@ -12,6 +12,7 @@ import platformdirs
 from cyclopts import CoercionError, CycloptsError, Parameter, Token, UnknownOptionError
 
 from nanobanana_async.errors import ConfigurationError, InvalidRequest
+from nanobanana_async.extra import value_of_text
 from nanobanana_async.gateways import registry
 from nanobanana_async.gateways.contract import Gateway
 from nanobanana_async.validators import as_file, as_folder
@@ -42,6 +43,22 @@ DEFAULT_LEDGER = platformdirs.user_state_path("nanobanana", appauthor=False) / "
 
 FolderOption = Parameter(name=["--output", "-o"], converter=_to_folder)
 """The folder for the images. An empty value is refused: it would be the current folder."""
+
+ExtraOption = Annotated[list[str] | None, Parameter(negative=())]
+
+
+def extra_of(options: Sequence[str] | None) -> dict[str, Any]:
+    """Return the values of `--extra NAME=VALUE` options: as JSON where they are JSON, else as text."""
+    extra: dict[str, Any] = {}
+    for option in options or ():
+        name, sign, value = option.partition("=")
+        if not sign or not name.strip():
+            raise ConfigurationError(f"--extra must be NAME=VALUE, such as --extra seed=7, not {option[:60]!r}")
+        if name.strip() in extra:
+            raise ConfigurationError(f"--extra {name.strip()} is given twice")
+        extra[name.strip()] = value_of_text(value)
+    return extra
+
 
 _NUMBERS = {int: "a whole number", float: "a number", Decimal: "a number"}
 _SETTINGS = (

@@ -4,8 +4,10 @@ A network error never fails a job: polls are repeated, and at last the waiting e
 """
 
 import random
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
+from functools import partial
 from itertools import islice
+from typing import TypeVar
 
 import anyio
 
@@ -21,7 +23,6 @@ from nanobanana_async.engine.timers import TICK_S
 from nanobanana_async.engine.tracked_job import TrackedJob
 from nanobanana_async.engine.used_up import UsedUpBudgets
 from nanobanana_async.errors import (
-    MAX_RETRY_AFTER_S,
     GatewayError,
     JobUnfinished,
     NanoBananaError,
@@ -38,10 +39,13 @@ from nanobanana_async.policy.polling import PollPolicy
 from nanobanana_async.policy.retry import (
     LATE_IMAGES_S,
     RetryPolicy,
+    asked_wait_s,
     ends_polling,
     is_outage,
 )
 from nanobanana_async.policy.session_budget import SessionBudget
+
+T = TypeVar("T")
 
 # How many unknown status words are remembered and warned of in a session.
 MOST_UNKNOWN_WORDS = 50
@@ -134,7 +138,7 @@ class Poller:
         job.polled_at = self._clock()
         called, job.callback_pending = job.callback_pending, False
         try:
-            seen = await self._ask(job.record.task_id or "")
+            seen = await self.ask(partial(self._query, job.record.task_id or ""))
         except NanoBananaError as error:
             job.callback_pending = job.callback_pending or called  # the callback still needs a poll that is answered
             return self._poll_failed(job, error)
@@ -143,7 +147,7 @@ class Poller:
     async def poll_images(self, poll: ImagePoll) -> float | None:
         """Poll a task for its images once. Return when to repeat that; None if all waiters have their answer."""
         try:
-            seen = await self._ask(poll.task_id)
+            seen = await self.ask(partial(self._query, poll.task_id))
         except NanoBananaError as error:
             now = self._clock()
             if ends_polling(error, now - poll.since, self.job_s) or self.outage.is_hopeless(error):
@@ -171,18 +175,19 @@ class Poller:
             case JobState.FAILED:
                 return await self._failed(job, seen, called)
             case _:
+                job.found_running(seen.progress)
                 return self._still_running(job)
 
-    async def _ask(self, task_id: str) -> Observation:
-        """Query a task; the breaker and the pacer, which let the query leave, learn from its outcome."""
+    async def ask(self, query: Callable[[], Awaitable[T]]) -> T:
+        """Make a request that was let leave (`admits`, `sent`); breaker and budget learn from its outcome."""
         self.polls += 1
         sent_at = self._clock()
         try:
-            seen = await self._query(task_id)
+            answer = await query()
         except NanoBananaError as error:
             now = self._clock()
             self.outage.failed(error, sent_at)
-            asked = _asked_s(error)
+            asked = asked_wait_s(error)
             if isinstance(error, RateLimited) and not self.used_up.refused(error, sent_at):
                 self._budget.on_throttled("poll", now, sent_at, asked or None)
                 self.breaker.pause_for(now, asked)
@@ -198,7 +203,7 @@ class Poller:
         self.breaker.answered()
         self.outage.answered()
         self._budget.on_accepted("poll", self._clock(), sent_at)
-        return seen
+        return answer
 
     async def _query(self, task_id: str) -> Observation:
         response = await send_contained(self._transport, self._gateway.build_query(task_id), timeout_s=self._query_s)
@@ -296,7 +301,7 @@ class Poller:
 
     def _wait_s(self, error: NanoBananaError, failures: int) -> float:
         backoff_s = self._retry.backoff_s(failures + 1, self._jitter.random())
-        return max(_asked_s(error), self.outage.wait_s(error, backoff_s))
+        return max(asked_wait_s(error), self.outage.wait_s(error, backoff_s))
 
     def _stop(self, job: TrackedJob, error: NanoBananaError) -> Next:
         """End the polling and the waiting, not the job."""
@@ -310,8 +315,3 @@ class Poller:
             return
         self._warned_statuses.add(word)
         self._store.emit(UnknownStatus(record=job.record, status=word))
-
-
-def _asked_s(error: NanoBananaError) -> float:
-    """Return the wait that the gateway asked for, at most `MAX_RETRY_AFTER_S`."""
-    return min(getattr(error, "retry_after_s", None) or 0.0, MAX_RETRY_AFTER_S)

@@ -216,6 +216,7 @@ class JobStore:
         """Start the next generation of a job, which the ledger has as `known`: a new purchase by the job's account."""
         after = known.next_generation(account=job.record.account, body=body, created_at=self.utcnow())
         await self._written(known, self.ledger.advance(known, after))
+        job.progress = 0.0
         job.record = known  # only now: the waiters must not get the end of the last generation
         self._set(job, after, stored=after)
 

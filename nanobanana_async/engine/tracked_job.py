@@ -26,6 +26,9 @@ from nanobanana_async.policy.poll_schedule import PollSchedule
 
 Watchers = list[asyncio.Future[NanoBananaError | None]] | None
 
+MOST_PROGRESS = 0.99
+"""The most that a job has done that has not ended."""
+
 NEVER = float("inf")
 NOT_YET = -NEVER
 
@@ -85,6 +88,12 @@ def is_safe_to_repeat(record: JobRecord, phase: Phase) -> bool:
     return phase not in LIVE_PHASES - {Phase.WITHDRAWING} and not record.possibly_bought
 
 
+class StatedProgress(float):
+    """A progress that the gateway has stated: it is not estimated any more."""
+
+    __slots__ = ()
+
+
 class TrackedJob:
     """One job in this session. It has slots because there may be tens of thousands."""
 
@@ -112,6 +121,7 @@ class TrackedJob:
         "place",
         "polled_at",
         "polls",
+        "progress",
         "record",
         "retry_failed",
         "running_at",
@@ -146,6 +156,8 @@ class TrackedJob:
         self.polls = 0
         self.polled_at = NOT_YET
         """When its last poll left."""
+        self.progress = 0.0
+        """The most that was shown (`engine/progress.py`)."""
         self.callback_pending = False
         """A callback came after its last poll."""
         self.claimed_task_id: str | None = None
@@ -277,6 +289,16 @@ class TrackedJob:
         """Call the listeners."""
         for listener in self.listeners or ():
             listener(self)
+
+    def found_running(self, stated: float | None) -> None:
+        """Record that a poll found it running, with the progress that the gateway stated."""
+        if stated is not None:
+            self.progress = StatedProgress(max(self.progress, min(MOST_PROGRESS, stated)))
+        if self.updates:
+            for feed in self.updates:
+                if not feed or feed[-1] is not self.record.state:
+                    feed.append(self.record.state)
+            self.wake()
 
     def set_record(self, record: JobRecord, interruption: NanoBananaError | None = None) -> None:
         """Set the record after a transition. Notify listeners, and wake the waiters or interrupt them with an error."""

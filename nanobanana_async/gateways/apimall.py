@@ -9,7 +9,8 @@ from attrs import field, frozen
 from cattrs.gen import make_dict_structure_fn, override
 
 from nanobanana_async.errors import InvalidRequest
-from nanobanana_async.gateways.base import GatewaySettings, task_type, unsupported_field
+from nanobanana_async.gateways.balance import parse_balance
+from nanobanana_async.gateways.base import GatewaySettings, check_extra, task_type, unsupported_field
 from nanobanana_async.gateways.contract import MIB, HttpRequest, HttpResponse
 from nanobanana_async.gateways.parsing import (
     CONVERTER,
@@ -34,6 +35,12 @@ _STATUSES = {
     "completed": TaskStatus(JobState.SUCCEEDED),
     "failed": TaskStatus(JobState.FAILED),
 }
+_FIELDS = ("model", "prompt", "num_images", "aspect_ratio", "resolution", "output_format")
+_EXTRA_FIELDS = dict(zip(_FIELDS, _FIELDS, strict=True)) | {
+    **dict.fromkeys(("type", "task_type"), "task_type"),
+    **dict.fromkeys(("image_urls", "images"), "images"),
+}
+"""The names that `extra` can't have, and the field of a request for each."""
 _FLAGS = {"true": True, "1": True, "false": False, "0": False}
 
 
@@ -83,9 +90,10 @@ class ApiMall(GatewaySettings):
             raise InvalidRequest("task_type image-to-image needs images")
         if request.task_type == "text-to-image" and request.images:
             raise unsupported_field(self, "images", " with task_type text-to-image")
+        check_extra(request, _EXTRA_FIELDS)
 
     def encode(self, request: ImageRequest) -> bytes:
-        """Return the canonical body: the fields that are set, in the order of the reference."""
+        """Return the canonical body: the fields that are set, in the order of the reference; then `extra`, sorted."""
         self.check(request)
         fields: dict[str, Any] = {
             "model": request.model or self.model,
@@ -97,7 +105,7 @@ class ApiMall(GatewaySettings):
             "resolution": request.resolution,
             "output_format": request.output_format,
         }
-        return to_json(fields)
+        return to_json(fields, request.extra)
 
     def build_create(self, body: bytes, *, wire_key: str) -> HttpRequest:
         """Return the create. A repeat with the same key must have the same bytes."""
@@ -151,6 +159,19 @@ class ApiMall(GatewaySettings):
             raise refusal_error(answer, refusal)
         request_id = parse_word(envelope.get("request_id"))
         return parse_task(answer, envelope, data, _STATUSES, refusal=refusal, request_id=request_id)
+
+    def build_balance(self) -> HttpRequest:
+        """Return the request for the balance."""
+        url = f"{self.base_url}/api/v1/account/balances"
+        return HttpRequest(method="GET", url=url, headers={"Accept": "application/json"})
+
+    def read_balance(self, response: HttpResponse) -> Decimal:
+        """Return the credits that the API may spend, or raise the error that the answer holds."""
+        answer = ParsedResponse.from_response(self, response)
+        envelope, refusal = unwrap(answer, _find_refusal)
+        if refusal is not None:
+            raise refusal_error(answer, refusal)
+        return parse_balance(answer, envelope.get("data"), "api_credits")
 
     def read_callback(self, body: bytes) -> Observation:
         """Raise `UnexpectedResponse`: this gateway sends no callbacks."""

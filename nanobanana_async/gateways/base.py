@@ -27,7 +27,10 @@ ALLOW_HTTP_VARIABLE = "NANOBANANA_ALLOW_HTTP"
 
 MAX_ACCOUNT_LENGTH = 64
 
-_API_PATH = re.compile(r"/api(?:/v1(?:/images(?:/generate)?)?|/image(?:/gen)?|/task(?:/query)?)?$")
+PRICED_EXTRA = ("image_resolution", "image_size", "quality", "resolution", "size")
+"""What of `ImageRequest.extra` may change the price and the duration of a job."""
+
+_API_PATH = re.compile(r"/api(?:/(?:v1|image|task|user)(?:/.*)?)?$")
 _SWITCHES = {"1": True, "true": True, "yes": True, "on": True, "0": False, "false": False, "no": False, "off": False}
 
 
@@ -277,7 +280,9 @@ class GatewaySettings:
     def price_class(self, request: ImageRequest) -> str:
         """Return the class of the request: requests of one class cost the same and take about as long."""
         size = request.resolution or "default"
-        return f"{self.name}/{request.model or self.model}/{task_type(request)}/{size}/{request.num_images}"
+        # Not all of `extra`: with a class for each seed, no price and no duration would be learned.
+        more = "".join(f"/{name}={request.extra[name]}"[:40] for name in PRICED_EXTRA if name in request.extra)
+        return f"{self.name}/{request.model or self.model}/{task_type(request)}/{size}/{request.num_images}{more}"
 
     def example_credits(self, request: ImageRequest) -> Decimal:
         """Return the cost by the example of the gateway's reference: an estimate until the gateway states a price."""
@@ -287,6 +292,13 @@ class GatewaySettings:
 def task_type(request: ImageRequest) -> TaskType:
     """Return the task type: the given one, or the one that the presence of images implies."""
     return request.task_type or ("image-to-image" if request.images else "text-to-image")
+
+
+def check_extra(request: ImageRequest, fields: Mapping[str, str]) -> None:
+    """Raise `InvalidRequest` if `extra` has a name that a field of the request stands for."""
+    for name in request.extra:
+        if name in fields:
+            raise InvalidRequest(f"pass {fields[name]}=..., not extra={{{name!r}: ...}}")
 
 
 def unsupported_field(gateway: GatewaySettings, field_name: str, why: str = "") -> InvalidRequest:

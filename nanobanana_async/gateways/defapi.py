@@ -8,7 +8,8 @@ from attrs import frozen
 from cattrs.gen import make_dict_structure_fn, override
 
 from nanobanana_async.errors import InvalidRequest
-from nanobanana_async.gateways.base import GatewaySettings, unsupported_field
+from nanobanana_async.gateways.balance import parse_balance
+from nanobanana_async.gateways.base import GatewaySettings, check_extra, unsupported_field
 from nanobanana_async.gateways.contract import MIB, HttpRequest, HttpResponse
 from nanobanana_async.gateways.parsing import (
     CONVERTER,
@@ -26,6 +27,11 @@ from nanobanana_async.jobs import Accepted, JobState, Observation
 from nanobanana_async.models import ImageRequest
 
 MAX_REFERENCE_IMAGES = 4
+"""Of Nano Banana models. Other models take more: the gateway checks those."""
+_NANO_BANANA = ("google/gempix2", "google/gemini-2.5-flash-image", "nano-banana")
+"""The models of the reference, and what the names of others contain."""
+_EXTRA_FIELDS = {name: name for name in ("model", "prompt", "images", "callback_url", "num_images")}
+"""The names that `extra` can't have, and the field of a request for each."""
 
 _STATUSES = {
     "pending": TaskStatus(queued=True),
@@ -84,12 +90,17 @@ class DefApi(GatewaySettings):
             raise unsupported_field(self, "num_images", f" other than 1, not {request.num_images}")
         for name in ("aspect_ratio", "resolution", "output_format", "task_type"):
             if getattr(request, name) is not None:
-                raise unsupported_field(self, name)
-        if len(request.images) > MAX_REFERENCE_IMAGES:
-            raise InvalidRequest(f"defapi takes at most {MAX_REFERENCE_IMAGES} images, not {len(request.images)}")
+                why = f": pass extra={{{name!r}: ...}} if the model takes it" if name == "aspect_ratio" else ""
+                raise unsupported_field(self, name, why)
+        check_extra(request, _EXTRA_FIELDS)
+        model = request.model or self.model
+        if len(request.images) > MAX_REFERENCE_IMAGES and any(name in model.lower() for name in _NANO_BANANA):
+            raise InvalidRequest(
+                f"defapi takes at most {MAX_REFERENCE_IMAGES} images for {model}, not {len(request.images)}"
+            )
 
     def encode(self, request: ImageRequest) -> bytes:
-        """Return the canonical body: the fields that are set, in the order of the reference."""
+        """Return the canonical body: the fields that are set, in the order of the reference; then `extra`, sorted."""
         self.check(request)
         return to_json(
             {
@@ -97,7 +108,8 @@ class DefApi(GatewaySettings):
                 "prompt": request.prompt,
                 "images": request.images or None,
                 "callback_url": request.callback_url,
-            }
+            },
+            request.extra,
         )
 
     def build_create(self, body: bytes, *, wire_key: str) -> HttpRequest:
@@ -140,6 +152,18 @@ class DefApi(GatewaySettings):
         if refusal is not None and not has_status(fields, _STATUSES):
             raise refusal_error(answer, refusal)
         return parse_task(answer, envelope, fields, _STATUSES, refusal=refusal)
+
+    def build_balance(self) -> HttpRequest:
+        """Return the request for the balance."""
+        return HttpRequest(method="GET", url=f"{self.base_url}/api/user", headers={"Accept": "application/json"})
+
+    def read_balance(self, response: HttpResponse) -> Decimal:
+        """Return the credits of the account, or raise the error that the answer holds."""
+        answer = ParsedResponse.from_response(self, response)
+        envelope, refusal = unwrap(answer, _find_refusal)
+        if refusal is not None:
+            raise refusal_error(answer, refusal)
+        return parse_balance(answer, _flat(envelope), "credit")
 
     def read_callback(self, body: bytes) -> Observation:
         """Parse a callback, or raise `UnexpectedResponse`. Anyone who knows the URL can send one: do not trust it."""

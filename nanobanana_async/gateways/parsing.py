@@ -20,6 +20,7 @@ from nanobanana_async.errors import InvalidRequest, UnexpectedResponse
 from nanobanana_async.gateways.base import GatewaySettings
 from nanobanana_async.gateways.contract import HttpResponse
 from nanobanana_async.gateways.large_answers import LARGE, MAX_PARTS, AnswerTooLarge, lift_inline_images, lifted_length
+from nanobanana_async.gateways.progress import parse_progress
 from nanobanana_async.gateways.rate_limits import retry_after_s
 from nanobanana_async.gateways.redaction import excerpt, redact
 from nanobanana_async.gateways.secret import MASK
@@ -56,9 +57,9 @@ def _fraction(digits: str) -> Decimal | None:
 _JSON = json.JSONDecoder(parse_float=_fraction, parse_int=_whole, parse_constant=lambda _: None)
 
 
-def to_json(fields: Mapping[str, Any]) -> bytes:
-    """Return the fields that are not None as compact JSON in their order: the same fields give the same bytes."""
-    given = {name: value for name, value in fields.items() if value is not None}
+def to_json(fields: Mapping[str, Any], extra: Mapping[str, Any] | None = None) -> bytes:
+    """Return the fields that are not None, then `extra`, as compact JSON in order: equal fields give equal bytes."""
+    given = {name: value for name, value in fields.items() if value is not None} | dict(extra or {})
     return json.dumps(given, ensure_ascii=False, separators=(",", ":")).encode()
 
 
@@ -252,7 +253,8 @@ def parse_running(fields: object, statuses: Mapping[str, TaskStatus]) -> Observa
         return None
     if not isinstance(task, str) or len(task) > MAX_TASK_ID or not task.isprintable() or MASK in task:
         return None
-    return Observation(task_id=task, state=known.state, status=str(status), queued=known.queued)
+    done = None if (stated := fields.get("progress")) is None else parse_progress(stated)
+    return Observation(task_id=task, state=known.state, status=str(status), queued=known.queued, progress=done)
 
 
 UNKNOWN = TaskStatus(known=False)  # "unknown" and every unlisted word: the task is taken to run

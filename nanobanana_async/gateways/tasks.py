@@ -26,6 +26,7 @@ from nanobanana_async.gateways.parsing import (
     task_id_or_none,
     without_inline_images,
 )
+from nanobanana_async.gateways.progress import parse_progress
 from nanobanana_async.gateways.redaction import MESSAGE
 from nanobanana_async.gateways.refusals import Refusal
 from nanobanana_async.jobs import TERMINAL_STATES, JobState, Observation
@@ -53,6 +54,7 @@ class _Task:
     status: str
     task_id: str | None = None
     model: str | None = None
+    progress: Any = None
     output: Any = None
     result: Any = None
     primary_url: Any = None
@@ -131,6 +133,7 @@ def parse_task(
         status=task.status,
         known_status=status.known,
         queued=status.queued,
+        progress=parse_progress(task.progress),
         images=delivery.images,
         missing=delivery.missing,
         error=message,

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 from cattrs.preconf.json import make_converter
 
 from nanobanana_async.errors import LedgerError
+from nanobanana_async.extra import ExtraFields
 from nanobanana_async.failures import Failure
 from nanobanana_async.jobs import JobRecord, JobState
 from nanobanana_async.models import ImageRequest
@@ -42,6 +43,8 @@ COLUMNS = IDENTITY + PROGRESS
 
 # Fields at their defaults are left out; fields that a later version adds are ignored.
 _CONVERTER = make_converter(omit_if_default=True)
+_CONVERTER.register_unstructure_hook(ExtraFields, dict)
+_CONVERTER.register_structure_hook(ExtraFields, lambda fields, _: ExtraFields(fields))
 
 
 def time_to_text(when: datetime) -> str:

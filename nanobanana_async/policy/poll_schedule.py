@@ -64,6 +64,8 @@ REFIT_SHARE_OF_A_POLL = 0.1
 """What a poll that finds a job running counts as evidence, where a completion counts 1."""
 
 
+LN_2 = math.log(2.0)
+
 Job = TypeVar("Job", bound=Hashable)
 
 
@@ -166,6 +168,19 @@ class PollSchedule(Generic[Job]):
     def ended_chance(self, seen_s: float, age_s: float) -> float:
         """Return the probability that a job found running at age `seen_s` has ended by `age_s`."""
         return -math.expm1(_interpolate(self._hazard, seen_s) - _interpolate(self._hazard, age_s))
+
+    def median_end_s(self, age_s: float) -> float:
+        """Return the age by which half of the jobs that run at this age have ended.
+
+        The median residual life (Schmittlein and Morrison 1981): with H the cumulative hazard, H(end) = H(age) + ln 2.
+        """
+        wanted = _interpolate(self._hazard, age_s) + LN_2
+        number = bisect_right(self._hazard, wanted) - 1
+        if number < BINS:
+            share = (wanted - self._hazard[number]) / (self._hazard[number + 1] - self._hazard[number])
+            return EDGES[number] + share * WIDTHS[number]
+        last_hazard = (self._hazard[BINS] - self._hazard[BINS - 1]) / WIDTHS[BINS - 1]  # it goes on beyond the table
+        return max(age_s, EDGES[BINS]) + (wanted - self._hazard[BINS]) / last_hazard
 
     def _refit(self) -> None:
         self._new_evidence = 0.0

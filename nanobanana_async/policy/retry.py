@@ -5,6 +5,7 @@ import enum
 from attrs import field, frozen
 
 from nanobanana_async.errors import (
+    MAX_RETRY_AFTER_S,
     AccessDenied,
     AuthenticationError,
     ConfigurationError,
@@ -191,6 +192,11 @@ def ends_polling(error: NanoBananaError, running_s: float, job_s: float) -> bool
     if isinstance(error, TaskNotFound):
         return running_s >= LATE_REPLICA_S
     return running_s >= job_s
+
+
+def asked_wait_s(error: NanoBananaError) -> float:
+    """Return the wait that the gateway asked for, at most `MAX_RETRY_AFTER_S`."""
+    return min(getattr(error, "retry_after_s", None) or 0.0, MAX_RETRY_AFTER_S)
 
 
 def is_lasting(error: NanoBananaError) -> bool:

@@ -46,6 +46,21 @@ def test_rows_of_a_data_frame_are_bought_and_not_its_columns(frame: Any) -> None
     assert [(row.own_key, row.metadata) for row in read_rows(frame)] == [("1", {"shelf": "A"}), ("2", None)]
 
 
+def test_columns_of_a_data_frame_fill_extra() -> None:
+    table = {"prompt": ["a fox", "b"], "Extra.seed": [7, None], "extra": [{"quality": "high"}, '{"box": [1]}']}
+    assert requests_of(pd.DataFrame(table)) == [
+        ImageRequest("a fox", extra={"quality": "high", "seed": 7}),
+        ImageRequest("b", extra={"box": [1]}),
+    ]
+
+
+def test_extra_value_given_twice_in_a_data_frame_is_an_error_of_its_row() -> None:
+    rows = read_rows(pd.DataFrame({"prompt": ["a", "b"], "extra.seed": [7, 8], "extra": [{"seed": 7}, {}]}))
+    assert rows[0].error is not None
+    assert "extra has 'seed', and extra.seed has it too" in rows[0].error.message
+    assert (rows[1].error, rows[1].request) == (None, ImageRequest("b", extra={"seed": 8}))
+
+
 @virtually
 async def test_generate_many_buys_the_rows_of_a_data_frame() -> None:
     gateway = PromptGateway()

@@ -46,7 +46,7 @@ def test_keys_never_change() -> None:
 
 def test_each_field_of_a_request_is_part_of_its_key() -> None:
     names = {name for name in fields_dict(ImageRequest) if name not in ("prompt", "callback_url")}
-    facts = {name: getattr(MANY, name) for name in names}
+    facts = {name: getattr(MANY, name) for name in names} | {"extra": {"seed": 7}}
     rows = [ImageRequest("a boat", **{name: value}) for name, value in facts.items() if name != "task_type"]
     assert len(set(keys("a boat", *rows, MANY))) == len(rows) + 2
 
@@ -54,7 +54,13 @@ def test_each_field_of_a_request_is_part_of_its_key() -> None:
 def test_default_fields_do_not_change_a_key() -> None:
     plain = keys("a boat")
     assert keys(ImageRequest("a boat", num_images=1, resolution=None)) == plain
-    assert keys({"prompt": "a boat", "images": []}) == plain
+    assert keys({"prompt": "a boat", "images": [], "extra": {}}) == plain
+
+
+def test_order_of_extra_values_does_not_change_a_key() -> None:
+    one, other = {"a": 1, "b": {"c": [1], "d": 2}}, {"b": {"d": 2, "c": [1]}, "a": 1}
+    assert keys({"prompt": "a boat", "extra": one}) == keys(ImageRequest("a boat", extra=other))
+    assert keys({"prompt": "a boat", "extra": {"a": 1}}) != keys({"prompt": "a boat", "extra": {"a": 2}})
 
 
 def test_callback_url_is_not_part_of_the_key() -> None:

@@ -68,6 +68,21 @@ def test_the_display_shows_rows_slots_credits_and_remaining_time() -> None:
     assert facts == "16.5 of 60 credits, 2 reserved, about 10 min 20 s left"  # 248 rows of 30 s, twelve at a time
 
 
+def test_the_bar_counts_what_running_rows_have_done_and_never_goes_back() -> None:
+    scene = Scene(10)
+    scene.display.add_finished("succeeded")
+    percents = []
+    for running in (0.0, 2.5, 5.5, 1.0):  # the last: rows have ended whose results are not written yet
+        scene.display.tick(STATS, running)
+        percents.append(scene.rendered()[0].split()[-2])
+    assert percents == ["10", "35", "65", "65"]
+    assert scene.rendered()[1].startswith("1/10 rows")
+    for _ in range(9):
+        scene.display.add_finished("succeeded")
+    scene.display.tick(STATS, 0.0)
+    assert scene.rendered()[0].endswith("100 %")
+
+
 def test_the_remaining_time_follows_the_pace() -> None:
     scene = Scene(300)
     for _ in range(60):

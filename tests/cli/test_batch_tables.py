@@ -10,7 +10,6 @@ import pytest
 from nanobanana_async import ApiMall, ConfigurationError
 from nanobanana_async.cli.batch.input_file import FileRow, ReadingOptions, open_input
 from nanobanana_async.cli.batch.notes import Notes
-from nanobanana_async.emulator import API_KEY
 from tests.cli.batches import Command, emulated
 from tests.support.command import Said
 
@@ -91,6 +90,57 @@ def test_unknown_fields_of_json_lines_are_metadata(tmp_path: Path) -> None:
     assert [row.metadata for row in read.rows] == [{"shelf": 7}, {"a": 1}]
     assert (read.rows[0].request and read.rows[0].request.aspect_ratio, read.errors) == ("16:9", [])
     assert read.notes == ["field 'shelf' kept as metadata"]
+
+
+EXTRA = [{"seed": 7, "quality": "high"}, {"box": {"a": [1]}, "Size": "007"}, {}]
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        (
+            "a.csv",
+            'prompt,extra.seed,EXTRA,extra.Size,extra.quality\na,7,,,high\nb,,"{""box"": {""a"": [1]}}",007,\nc,,,,\n',
+        ),
+        (
+            "a.jsonl",
+            '{"prompt": "a", "extra": {"seed": 7}, "extra.quality": "high"}\n'
+            '{"prompt": "b", "extra": {"box": {"a": [1]}, "Size": "007"}}\n{"prompt": "c", "extra": {}}\n',
+        ),
+    ],
+)
+def test_extra_is_an_object_or_has_columns_of_its_own(name: str, content: str, tmp_path: Path) -> None:
+    read = Read(tmp_path / name, content, ReadingOptions(strict=True))
+    assert (read.errors, read.notes) == ([], [])
+    assert [dict(row.request.extra) for row in read.rows if row.request is not None] == EXTRA
+
+
+def test_row_has_its_own_extra_values_and_the_defaults_of_others(tmp_path: Path) -> None:
+    options = ReadingOptions(defaults={"extra": {"seed": 1, "quality": "low"}})
+    read = Read(tmp_path / "a.csv", "prompt,extra.seed,extra\na,7,\nb,,\nc,,[1]\n", options)
+    assert [dict(row.request.extra) for row in read.rows if row.request is not None] == [
+        {"seed": 7, "quality": "low"},
+        {"seed": 1, "quality": "low"},
+    ]
+    ((number, why),) = read.errors
+    assert (number, why) == (4, 'extra must be an object of JSON values such as {"seed": 7}, not list')
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "why"),
+    [
+        ("a.csv", 'prompt,extra.seed,extra\na,7,"{""seed"": 8}"\n', "extra has 'seed', and extra.seed has it too"),
+        ("a.csv", "prompt,extra.seed,extra\na,7,8\n", "extra must be an object of JSON values"),
+        ("a.csv", "prompt,extra\na,seed=7\n", "extra must be a JSON object such as"),
+        ("a.csv", "prompt,extra.num_images\na,7\n", "pass num_images=..., not extra={'num_images': ...}"),
+        ("a.jsonl", '{"prompt": "a", "extra": {"seed": 7}, "extra.seed": 7}', "extra has 'seed', and extra.seed"),
+        ("a.jsonl", '{"prompt": "a", "extra": 7}', "extra must be an object of JSON values"),
+    ],
+)
+def test_extra_that_can_not_be_sent_is_an_error_of_its_row(name: str, content: str, why: str, tmp_path: Path) -> None:
+    ((_, error),) = Read(tmp_path / name, content).errors
+    assert error is not None
+    assert error.startswith(why)
 
 
 @pytest.mark.parametrize(
@@ -261,8 +311,7 @@ def test_repeated_rows_are_counted_once(prompts: list[str], note: str, tmp_path:
 
 
 async def dry(batch: Command, name: str, *options: str) -> Said:
-    batch.patch.setenv("APIMALL_API_KEY", API_KEY)
-    return await batch(name, "--dry-run", *options)
+    return await batch(name, "--dry-run", "--gateway", "emulator", *options)
 
 
 async def test_notes_are_printed_before_anything_is_bought(batch: Command) -> None:

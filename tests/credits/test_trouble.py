@@ -107,8 +107,8 @@ async def test_first_unpriced_job_can_be_withdrawn() -> None:
         gateway.faults.append(full())
         first = await session.submit("a fox")
         second = await session.submit("an owl")
-        async for state in first.updates():
-            if state is JobState.PENDING:
+        async for seen in first.updates():
+            if seen.state is JobState.PENDING:
                 break
         assert await first.cancel()
         await second.accepted()  # nothing was bought yet, so this one goes alone

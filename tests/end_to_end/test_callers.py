@@ -13,6 +13,7 @@ from nanobanana_async import (
     JobWithdrawn,
 )
 from nanobanana_async.emulator import Fixed, faults
+from tests.support.fakes import states_of
 from tests.support.loopback import (
     BOTH,
     CREATE,
@@ -181,7 +182,7 @@ async def test_result_can_be_awaited_from_many_tasks() -> None:
 async def test_updates_yield_each_state_once() -> None:
     async with emulated() as emulator, quick(emulator) as session:
         job = await session.submit("a fox")
-        seen = [state async for state in job.updates()]
+        seen = await states_of(job)
     assert seen[-2:] == [JobState.RUNNING, JobState.SUCCEEDED]
     assert len(seen) == len(set(seen))
 

@@ -15,7 +15,7 @@ from nanobanana_async.errors import NanoBananaError
 from nanobanana_async.gateways.contract import HttpResponse
 from nanobanana_async.gateways.refusals import ERROR_BY_STATUS
 from nanobanana_async.testing import FakeTransport, Reply
-from tests.support.fakes import EventLog, RecordingLedger, apimall, virtually, wire_key
+from tests.support.fakes import EventLog, RecordingLedger, apimall, states_of, virtually, wire_key
 from tests.support.replies import completed, created, in_turn, json_reply, refused, scripted_creates
 
 LOST = TransportError("the connection was reset", possibly_sent=True)
@@ -128,7 +128,7 @@ async def test_lost_answer_then_refusal_then_task_is_running(status: int) -> Non
     states: list[JobState] = []
     async with apimall(transport) as session:
         job = await session.submit("a fox")
-        states.extend([state async for state in job.updates()])
+        states.extend(await states_of(job))
         assert (await job).task_id == "img_1"
     assert JobState.REFUSED not in states
     assert JobState.PENDING not in states[1:]

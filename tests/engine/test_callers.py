@@ -19,7 +19,7 @@ from nanobanana_async.errors import ConfigurationError, GatewayError
 from nanobanana_async.failures import Failure
 from nanobanana_async.models import ImageRequest
 from nanobanana_async.testing import EPOCH, FakeTransport
-from tests.support.fakes import FakeGateway, Opening, RecordingLedger, apimall, defapi, virtually
+from tests.support.fakes import FakeGateway, Opening, RecordingLedger, apimall, defapi, states_of, virtually
 from tests.support.replies import created, in_turn, refused, scripted_creates, task
 
 ONE = ConcurrencyPolicy(max_jobs=1, learn=False)
@@ -139,8 +139,9 @@ async def test_updates_yield_each_state_once_per_listener() -> None:
         job = await session.submit("a fox")
 
         async def listen(to: list[JobState]) -> None:
-            async for state in job.updates():
-                to.append(state)
+            async for seen in job.updates():
+                if seen.state not in to:
+                    to.append(seen.state)
                 await asyncio.sleep(len(to))  # a slow listener misses nothing
 
         async with asyncio.TaskGroup() as group:
@@ -148,7 +149,7 @@ async def test_updates_yield_each_state_once_per_listener() -> None:
                 group.create_task(listen(states))
             await job.accepted()
             group.create_task(listen(listeners[2]))
-        assert [state async for state in job.updates()] == [JobState.SUCCEEDED]
+        assert await states_of(job) == [JobState.SUCCEEDED]
     whole = [JobState.PENDING, JobState.SUBMITTING, JobState.RUNNING, JobState.SUCCEEDED]
     assert listeners == [whole[1:], whole[1:], whole[2:]]
 
@@ -158,7 +159,7 @@ async def test_closed_updates_iterator_leaves_nothing() -> None:
     async with apimall(FakeTransport(FakeGateway().answer)) as session:
         job = await session.submit("a fox")
         listening = job.updates()
-        assert await anext(listening) is JobState.PENDING
+        assert (await anext(listening)).state is JobState.PENDING
         await listening.aclose()
         assert (await job).task_id == "t1"
 

@@ -9,7 +9,7 @@ import pytest
 from nanobanana_async import ConcurrencyPolicy, JobState, SessionClosed, Timeouts
 from nanobanana_async.gateways.contract import HttpRequest
 from nanobanana_async.testing import FakeTransport, Reply
-from tests.support.fakes import FakeGateway, Opening, RecordingLedger, apimall, defapi, now, virtually
+from tests.support.fakes import FakeGateway, Opening, RecordingLedger, apimall, defapi, now, states_of, virtually
 from tests.support.replies import created, refused
 
 
@@ -103,7 +103,7 @@ async def test_close_ends_updates() -> None:
         states: list[JobState] = []
 
         async def listen() -> None:
-            states.extend([state async for state in job.updates()])
+            states.extend(await states_of(job))
 
         listening = asyncio.Task(listen())
         await asyncio.sleep(1.0)

@@ -19,7 +19,7 @@ from nanobanana_async import (
 from nanobanana_async.events import Event, JobPolled, UnknownStatus
 from nanobanana_async.gateways.contract import HttpRequest, HttpResponse
 from nanobanana_async.testing import FakeTransport, Reply
-from tests.support.fakes import FakeGateway, Opening, RecordingLedger, apimall, defapi, now, virtually
+from tests.support.fakes import FakeGateway, Opening, RecordingLedger, apimall, defapi, now, states_of, virtually
 from tests.support.replies import (
     Step,
     completed,
@@ -49,7 +49,7 @@ async def test_apimall_job_reaches_its_images() -> None:
     transport = seen(task("pending"), task("processing"), task("PROCESSING"), completed())
     async with apimall(transport) as session:
         job = await session.submit("a fox")
-        states = [state async for state in job.updates()]
+        states = await states_of(job)
         result = await job
     assert states == [JobState.PENDING, JobState.SUBMITTING, JobState.RUNNING, JobState.SUCCEEDED]
     assert result.url == "https://cdn.example/a.png"

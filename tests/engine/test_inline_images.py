@@ -165,8 +165,8 @@ async def test_late_waiter_shares_the_next_fetch() -> None:
         await asyncio.sleep(0.5)
         others = [
             asyncio.Task(b.session.generate("a fox", idempotency_key=KEY))
-            async for state in job.updates()
-            if state is JobState.SUCCEEDED
+            async for seen in job.updates()
+            if seen.state is JobState.SUCCEEDED
         ]
         done, _ = await asyncio.wait([mine, waiting, *others])
         assert [waiter.result().url for waiter in done] == [INLINE] * 3

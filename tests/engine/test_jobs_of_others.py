@@ -12,7 +12,7 @@ from nanobanana_async import (
     LedgerError,
     SessionClosed,
 )
-from tests.support.fakes import FakeGateway, Opening, apimall, defapi, now, virtually
+from tests.support.fakes import FakeGateway, Opening, apimall, defapi, now, states_of, virtually
 from tests.support.shared_ledger import (
     KEY,
     FakeProcess,
@@ -218,7 +218,7 @@ async def test_updates_yield_changes_of_other_sessions() -> None:
     ):
         await queued_behind_another(a)
         job = await found(b.session, KEY)
-        assert [state async for state in job.updates()] == [JobState.PENDING, JobState.RUNNING, JobState.SUCCEEDED]
+        assert await states_of(job) == [JobState.PENDING, JobState.RUNNING, JobState.SUCCEEDED]
         assert job.task_id == "t2"
         assert (await job).task_id == "t2"
         assert not b.transport.requests

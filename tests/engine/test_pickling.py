@@ -102,6 +102,7 @@ async def test_public_values_pickle_and_copy() -> None:
         request=good.job.request,
         created_at=good.job.created_at,
         credits=good.job.credits,
+        progress=1.0,
     )
 
 

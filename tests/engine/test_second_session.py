@@ -26,6 +26,7 @@ from tests.support.fakes import (
     apimall,
     defapi,
     now,
+    states_of,
     virtual_loop,
     virtually,
     wire_key,
@@ -81,7 +82,7 @@ async def test_running_job_is_polled_to_its_end_by_the_next_session(session_of: 
             assert job is not None
             assert (job.key, job.task_id, job.state) == (KEY, "t1", JobState.RUNNING)
             if way == "updates":
-                assert [state async for state in job.updates()] == [JobState.RUNNING, JobState.SUCCEEDED]
+                assert await states_of(job) == [JobState.RUNNING, JobState.SUCCEEDED]
             assert (await job).task_id == "t1"
         assert session.stats().slots_held == 0
     assert not transport.creates
@@ -191,7 +192,7 @@ async def test_pending_job_is_bought_only_by_generate() -> None:
             with pytest.raises(JobUnfinished, match="never bought") as caught:
                 await wait()
             assert caught.value.safe_to_repeat
-        assert [state async for state in job.updates()] == [JobState.PENDING]
+        assert await states_of(job) == [JobState.PENDING]
         assert gateway.sold == 0
         caller = asyncio.Task(session.generate("a fox", idempotency_key=KEY))
         await asyncio.sleep(0.01)

@@ -59,6 +59,11 @@ def test_reference_images_imply_image_to_image() -> None:
     )
 
 
+def test_extra_follows_the_fields_in_sorted_order() -> None:
+    wanted = ImageRequest("a fox", extra={"seed": 7, "background": "transparent", "box": {"b": 1, "a": None}})
+    assert mall.encode(wanted).endswith(b'"num_images":1,"background":"transparent","box":{"a":null,"b":1},"seed":7}')
+
+
 @given(
     st.text(st.characters(codec="utf-8", exclude_characters="\0")).map(lambda text: f"a {text} fox"), st.integers(1, 6)
 )
@@ -74,6 +79,9 @@ def test_same_request_gives_the_same_bytes(prompt: str, count: int) -> None:
         (ImageRequest("x", callback_url="https://a.example/hook"), "callback_url"),
         (ImageRequest("x", task_type="image-to-image"), "needs images"),
         (ImageRequest("x", task_type="text-to-image", images=["https://a.example/1.png"]), "images"),
+        (ImageRequest("x", extra={"num_images": 2}), r"pass num_images=\.\.\., not extra={'num_images': \.\.\.}"),
+        (ImageRequest("x", extra={"type": "upscale"}), r"pass task_type=\.\.\., not extra={'type'"),
+        (ImageRequest("x", extra={"image_urls": []}), r"pass images=\.\.\., not extra={'image_urls'"),
     ],
 )
 def test_unsupported_field_is_refused_by_name_locally(wanted: ImageRequest, named: str) -> None:

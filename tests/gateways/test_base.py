@@ -212,6 +212,11 @@ def test_request_takes_one_slot_unless_images_count() -> None:
             "apimall/m/image-to-image/default/4",
         ),
         (DefApi(api_key=KEY), ImageRequest("x", model="n"), "defapi/n/text-to-image/default/1"),
+        (
+            DefApi(api_key=KEY, model="n"),
+            ImageRequest("x", extra={"seed": 7, "quality": "high", "image_size": "4K"}),
+            "defapi/n/text-to-image/default/1/image_size=4K/quality=high",
+        ),
     ],
 )
 def test_price_class_holds_all_price_factors(gateway: ApiMall | DefApi, wanted: ImageRequest, expected: str) -> None:

@@ -70,11 +70,21 @@ def test_unlisted_model_is_passed_on() -> None:
     ("wanted", "named"),
     [
         (ImageRequest("x", num_images=2), "num_images other than 1, not 2"),
-        (ImageRequest("x", aspect_ratio="16:9"), "aspect_ratio"),
+        (
+            ImageRequest("x", aspect_ratio="16:9"),
+            "aspect_ratio: pass extra={'aspect_ratio': ...} if the model takes it",
+        ),
         (ImageRequest("x", resolution="2K"), "resolution"),
         (ImageRequest("x", output_format="png"), "output_format"),
         (ImageRequest("x", task_type="text-to-image"), "task_type"),
-        (ImageRequest("x", images=["https://a.example/1.png"] * 5), "at most 4 images, not 5"),
+        (ImageRequest("x", images=["https://a.example/1.png"] * 5), "at most 4 images for google/gempix2, not 5"),
+        (ImageRequest("x", images=["https://a.example/1.png"] * 5, model="x/Nano-Banana-2"), "4 images for x/Nano"),
+        (
+            ImageRequest("x", images=["https://a.example/1.png"] * 5, model="google/gemini-2.5-flash-image"),
+            "at most 4 images for google/gemini",
+        ),
+        (ImageRequest("x", extra={"images": []}), "pass images=..., not extra={'images': ...}"),
+        (ImageRequest("x", extra={"num_images": 2}), "pass num_images=..., not extra"),
     ],
 )
 def test_unsupported_field_is_refused_by_name_locally(wanted: ImageRequest, named: str) -> None:
@@ -82,6 +92,17 @@ def test_unsupported_field_is_refused_by_name_locally(wanted: ImageRequest, name
         with pytest.raises(InvalidRequest, match=named) as caught:
             refuse(wanted)
         assert caught.value.status is None
+
+
+def test_extra_follows_the_fields_in_sorted_order() -> None:
+    wanted = ImageRequest("a fox", extra={"image_size": "2K", "aspect_ratio": "16:9"})
+    expected = b'{"model":"google/gempix2","prompt":"a fox","aspect_ratio":"16:9","image_size":"2K"}'
+    assert defapi.encode(wanted) == expected
+
+
+def test_other_models_take_more_than_four_images() -> None:
+    wanted = ImageRequest("x", images=["https://a.example/1.png"] * 9, model="openai/gpt-image-2")
+    assert len(json.loads(defapi.encode(wanted))["images"]) == 9
 
 
 def test_create_carries_no_key() -> None:

@@ -39,6 +39,16 @@ TIMES = st.datetimes(
 MONEY = st.decimals(allow_nan=False, allow_infinity=False)
 COUNTS = st.integers(0, 2**62)
 
+JSON = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(st.characters(exclude_categories=["Cs"])),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(PRINTABLE, inner, max_size=3),
+    max_leaves=5,
+)
+
 REQUESTS = st.builds(
     ImageRequest,
     st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), min_size=1).filter(
@@ -52,6 +62,7 @@ REQUESTS = st.builds(
     model=st.none() | PRINTABLE,
     task_type=st.sampled_from([None, "text-to-image", "image-to-image"]),
     callback_url=st.none() | st.just("https://me.example/callbacks/t0ken"),
+    extra=st.dictionaries(PRINTABLE, JSON, max_size=3),
 )
 FAILURES = st.builds(
     Failure,

@@ -1,5 +1,6 @@
 """The notebook HTML of results, jobs, batches and stats."""
 
+import asyncio
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
@@ -168,10 +169,14 @@ async def test_a_job_shows_its_state_then_its_images_without_a_request() -> None
         await job.accepted()
         assert "state running" in page(job).text
         assert "task t1" in page(job).text
+        await asyncio.sleep(1.0)
+        assert 0.0 < job.progress < 1.0
+        assert f"{int(100 * job.progress)} %" in page(job).text
         await job
         before_showing = len(transport.requests)
         after = page(job)
         assert after.images == [LINK]
+        assert "%" not in after.text
         assert "state succeeded" in after.text
         assert "a fox" in after.text
         assert len(transport.requests) == before_showing
@@ -232,6 +237,24 @@ async def test_a_batch_shows_its_progress() -> None:
         assert "It has ended" in shown.text
         assert sorted(outcome.ok for outcome in outcomes) == [False, True]
         assert batch.failed == 1
+
+
+@virtually
+async def test_a_running_batch_shows_what_is_done() -> None:
+    async with apimall(FakeTransport(FakeGateway(job_s=20.0).answer)) as session:
+        async with session.generate_many(["a fox", "an owl"]) as batch:
+            await asyncio.sleep(8.0)
+            shares = (batch.running_progress, batch.running_progress / 2)
+            text = page(batch).text
+            assert 0.1 < shares[1] < 0.9
+            assert f"{int(100 * shares[1])} %" in text
+            assert "It is running: 2 rows under way." in text
+            _ = [outcome async for outcome in batch]
+        assert batch.running_progress == 0.0
+        endless = session.generate_many(iter(["a fox"]))
+        async with endless:
+            await asyncio.sleep(8.0)
+            assert "%" not in page(endless).text
 
 
 @virtually

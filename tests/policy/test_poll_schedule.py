@@ -53,6 +53,34 @@ AGES = st.floats(min_value=0.0, max_value=3.0 * EDGES[-1])
 
 
 @given(SCHEDULES, AGES)
+def test_half_of_the_jobs_of_an_age_end_by_their_median_end(schedule: PollSchedule[int], age_s: float) -> None:
+    end_s = schedule.median_end_s(age_s)
+    assert age_s < end_s < math.inf
+    if end_s < EDGES[-1]:
+        assert math.isclose(schedule.ended_chance(age_s, end_s), 0.5, rel_tol=1e-6)
+
+
+@given(SCHEDULES, AGES, AGES)
+def test_median_end_moves_forward_with_age(schedule: PollSchedule[int], one_s: float, other_s: float) -> None:
+    assert schedule.median_end_s(min(one_s, other_s)) <= schedule.median_end_s(max(one_s, other_s)) + 1e-9
+
+
+def test_median_end_of_a_new_job_is_the_median_duration() -> None:
+    schedule = learned(LN_10, WORTH_LEARNING)
+    assert math.isclose(schedule.median_end_s(0.0), 10.0, rel_tol=0.1)
+    assert 20.0 < schedule.median_end_s(20.0) < 30.0
+
+
+def test_share_of_the_median_end_rises_with_age() -> None:
+    schedule = learned(LN_10, WORTH_LEARNING)
+    shares = [age_s / schedule.median_end_s(age_s) for age_s in (0.0, 1.0, 4.0, 8.0, 10.0, 15.0, 25.0, 40.0)]
+    assert shares == sorted(shares)
+    assert shares[0] == 0.0
+    assert 0.35 < shares[2] < 0.45
+    assert shares[-1] < 1.0
+
+
+@given(SCHEDULES, AGES)
 def test_next_poll_keeps_min_gap(schedule: PollSchedule[int], age_s: float) -> None:
     assert schedule.next_poll_s(age_s) - age_s >= schedule.policy.min_gap_s - 1e-9 * age_s > 0.0
 

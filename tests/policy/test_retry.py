@@ -29,6 +29,7 @@ from nanobanana_async.policy.retry import (
     FailureKind,
     RetryAction,
     RetryPolicy,
+    asked_wait_s,
     classify_failure,
     decide_failed_create,
     ends_polling,
@@ -255,6 +256,11 @@ def test_404_ends_polling_only_after_the_replica_delay() -> None:
 def test_other_errors_end_polling_after_job_s(error: NanoBananaError) -> None:
     assert not ends_polling(error, 1799.9, 1800.0)
     assert ends_polling(error, 1800.0, 1800.0)
+
+
+def test_wait_that_the_gateway_asks_for_is_bounded() -> None:
+    waits = [RateLimited("no", retry_after_s=after_s) for after_s in (None, 7.0, 9_999.0)]
+    assert [asked_wait_s(error) for error in [*waits, TransportError("lost", possibly_sent=True)]] == [0, 7, 120, 0]
 
 
 def test_outages_are_errors_of_the_gateway_or_network() -> None:

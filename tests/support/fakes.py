@@ -5,7 +5,7 @@ import functools
 from collections.abc import Callable, Coroutine, Iterable
 from typing import Any, ParamSpec
 
-from nanobanana_async import ApiMall, DefApi, JobState, MemoryLedger, PollPolicy, Session
+from nanobanana_async import ApiMall, DefApi, Job, JobState, MemoryLedger, PollPolicy, Session
 from nanobanana_async.errors import LedgerError
 from nanobanana_async.events import Event, JobStateChanged
 from nanobanana_async.gateways.contract import HttpRequest
@@ -35,6 +35,15 @@ def virtually(test: Callable[P, Coroutine[Any, Any, None]]) -> Callable[P, None]
         run_virtual(main())
 
     return on_virtual_time
+
+
+async def states_of(job: Job) -> list[JobState]:
+    """Return the states that a job goes through, each once."""
+    states: list[JobState] = []
+    async for seen in job.updates():
+        if not states or states[-1] is not seen.state:
+            states.append(seen.state)
+    return states
 
 
 def now() -> float:

@@ -4,6 +4,7 @@ Each `type: ignore` stands for an error that the checker must find; mypy complai
 """
 
 import asyncio
+from datetime import datetime
 from decimal import Decimal
 from typing import assert_type
 
@@ -60,6 +61,7 @@ async def generating_gives_a_result(session: Session) -> None:
     assert_type(result.images, tuple[GeneratedImage, ...])
     assert_type(result.credits, Decimal | None)
     await session.generate(ImageRequest("a lighthouse", num_images=2), idempotency_key="k", timeout=60)
+    await session.generate("a lighthouse", extra={"seed": 7})
     await session.generate("a lighthouse", resolution="3K")  # type: ignore[arg-type]
     await session.generate("a lighthouse", colour="red")  # type: ignore[arg-type]
     await session.generate()  # type: ignore[call-arg]
@@ -74,7 +76,11 @@ async def a_job_is_awaited_in_many_ways(session: Session) -> None:
     assert_type(await job, GenerationResult)
     assert_type(await job.result(timeout=5), GenerationResult)
     async for seen in job.updates():
-        assert_type(seen, JobState)
+        assert_type(seen.state, JobState)
+        assert_type(seen.progress, float)
+        assert_type(seen.expected_end, datetime | None)
+    assert_type(job.progress, float)
+    assert_type(job.expected_end, datetime | None)
     async with asyncio.TaskGroup() as group:
         task = group.create_task(job.result())
     assert_type(task.result(), GenerationResult)
@@ -83,6 +89,7 @@ async def a_job_is_awaited_in_many_ways(session: Session) -> None:
 async def jobs_are_found_again(session: Session) -> None:
     assert_type(await session.attach("img_1"), Job)
     assert_type(session.stats(), SessionStats)
+    assert_type(await session.balance(), Decimal)
 
 
 async def a_job_error_leads_back_to_its_job(session: Session) -> None:

@@ -56,6 +56,7 @@ async def test_order_is_bought_once_and_its_image_served(tmp_path: Path) -> None
             (status_url,) = {order.result()["status_url"] for order in orders}
             card = await asked(http, f"{server.url}{status_url}?wait_s=10")
             assert (card["state"], card["prompt"], card["error"]) == ("succeeded", "a fox", None)
+            assert card["progress"] is None
             async with http.get(f"{server.url}{card['images'][0]}") as image:
                 assert image.content_type == "image/png"
             assert await asked(http, f"{server.url}/api/jobs") == {"jobs": [card]}
@@ -91,6 +92,9 @@ async def test_worker_shows_and_adopts_jobs_of_another(tmp_path: Path) -> None:
         async with running(ones) as one, running(twos) as two:
             card = await order(http, one.url, 1)
             await until_shown(http, two.url, card["key"], "running")
+            await asyncio.sleep(0.3)
+            for url in (one.url, two.url):  # each worker estimates it
+                assert 0 < (await asked(http, f"{url}{card['status_url']}"))["progress"] < 1
             awaited = await asked(http, f"{two.url}{card['status_url']}?wait_s=10")
             assert (awaited["state"], len(awaited["images"])) == ("succeeded", 1)
 

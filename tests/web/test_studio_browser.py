@@ -122,6 +122,25 @@ async def test_typed_prompt_shows_its_image(tmp_path: Path) -> None:
         assert paid(emulator.stats(), 1)
 
 
+async def test_running_job_has_a_bar_that_rises_and_goes(tmp_path: Path) -> None:
+    async with (
+        Emulator(duration=Fixed(4.0), image_scale=0.1) as emulator,
+        running(studio(tmp_path, emulator)) as server,
+        visiting(server) as visit,
+    ):
+        await visit.order("a lighthouse in fog")
+        bar = visit.page.get_by_role("progressbar")
+        await expect(bar).to_be_visible()
+        first = await bar.evaluate("bar => bar.value")
+        await visit.page.wait_for_function(
+            "([first]) => document.querySelector('#jobs .bar').value > first", arg=[first]
+        )
+        assert 0 <= first < await bar.evaluate("bar => bar.value") < 1
+        await visit.sees("a lighthouse in fog")
+        await expect(bar).to_be_hidden()
+        assert visit.complaints == []
+
+
 async def test_image_arrives_after_the_server_was_killed(tmp_path: Path) -> None:
     async with Emulator(duration=Fixed(1.5), image_scale=0.1) as emulator:
         async with running(studio(tmp_path, emulator)) as server, visiting(server) as visit:

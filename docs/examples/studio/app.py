@@ -15,7 +15,6 @@ from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from board import card_of
 from sse_starlette import EventSourceResponse
 from starlette.applications import Starlette
 from starlette.requests import Request
@@ -113,7 +112,7 @@ async def job_response(key: str, code: int) -> Response:
     record = await studio.ledger.find(key) if KEY.fullmatch(key) else None
     if record is None:
         return problem(404, "there is no such job")
-    card = card_of(record, IMAGES)
+    card = await studio.board.card(record)
     return JSONResponse(card, code, headers={"Location": card["status_url"], "Cache-Control": "no-store"})
 
 

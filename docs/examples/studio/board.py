@@ -8,7 +8,7 @@ from typing import Any
 
 import anyio
 
-from nanobanana_async import JobState, NanoBananaError, SqliteLedger
+from nanobanana_async import JobState, NanoBananaError, Session, SqliteLedger
 from nanobanana_async.jobs import JobRecord
 
 log = logging.getLogger("studio")
@@ -24,7 +24,8 @@ Card = dict[str, Any]
 class Board:
     """The newest jobs: read each second for changes by other workers, and at once after a change by this one."""
 
-    def __init__(self, ledger: SqliteLedger, images: Path) -> None:
+    def __init__(self, session: Session, ledger: SqliteLedger, images: Path) -> None:
+        self._session = session
         self._ledger = ledger
         self._images = images
         self._cards: dict[str, Card] | None = None
@@ -37,7 +38,13 @@ class Board:
 
     async def read(self) -> list[Card]:
         """Return the newest cards, the newest first."""
-        return [card_of(record, self._images) async for record in self._ledger.jobs(limit=SHOWN)]
+        return [await self.card(record) async for record in self._ledger.jobs(limit=SHOWN)]
+
+    async def card(self, record: JobRecord) -> Card:
+        """Return the card of a job, with the progress that this worker's session estimates if it runs."""
+        job = await self._session.job(record.key) if record.state is JobState.RUNNING else None
+        runs = job is not None and job.state is JobState.RUNNING
+        return {**card_of(record, self._images), "progress": round(job.progress, 2) if job and runs else None}
 
     async def watch(self) -> None:
         """Read the ledger repeatedly until cancelled."""

@@ -23,8 +23,8 @@ class Studio:
     def __init__(self, ledger: Path, images: Path) -> None:
         self.images = images
         self.ledger = SqliteLedger(ledger)
-        self.board = Board(self.ledger, images)
         self.session = Session(ledger=self.ledger, observers=[lambda event: self.board.refresh()])
+        self.board = Board(self.session, self.ledger, images)
         self._saving: set[str] = set()
         self._tasks: TaskGroup | None = None
 

@@ -18,7 +18,7 @@ from nanobanana_async.cli.batch.input_file import Format, InputFile, ReadingOpti
 from nanobanana_async.cli.batch.notes import Notes
 from nanobanana_async.cli.batch.plan import Plan
 from nanobanana_async.cli.batch.run import Run
-from nanobanana_async.cli.options import FolderOption
+from nanobanana_async.cli.options import ExtraOption, FolderOption, extra_of
 from nanobanana_async.emulator import API_KEY, Emulator
 from nanobanana_async.escaping import one_line
 from nanobanana_async.formatting import count
@@ -71,17 +71,18 @@ class BatchCommand:
         resolution: str | None = None,
         output_format: str | None = None,
         model: str | None = None,
+        extra: ExtraOption = None,
         new_ledger: Flag = False,
         dry_run: Flag = False,
     ) -> int:
         """Buy an image for each row of a file; the same command continues a stopped run and buys no row twice.
 
         A .txt file has a prompt per line, a .jsonl file an object per line, a .csv or .xlsx file a header; the fields
-        are prompt, images, num_images, aspect_ratio, resolution, output_format, model, task_type, key, metadata, in any
-        case, with spaces or dashes. Other columns are kept as metadata. Empty lines and columns are skipped, prompts
-        are stripped. In tables several images are separated by spaces or |. The file is copied and checked as a whole
-        before anything is bought. Rows are numbered by their line in a text file, and in a table as a spreadsheet shows
-        them: the header is row 1.
+        are prompt, images, num_images, aspect_ratio, resolution, output_format, model, task_type, extra, key, metadata,
+        in any case, with spaces or dashes. `extra` is a JSON object, or has columns extra.NAME. Other columns are kept
+        as metadata. Empty lines and columns are skipped, prompts are stripped. In tables several images are separated
+        by spaces or |. The file is copied and checked as a whole before anything is bought. Rows are numbered by their
+        line in a text file, and in a table as a spreadsheet shows them: the header is row 1.
 
         The folder gets images/ (with metadata.jsonl, a data set of the images), results.jsonl (a line for each row that
         has ended), results.csv (the same for spreadsheets), index.html (the same as a page), thumbnails/ (small images
@@ -149,7 +150,7 @@ class BatchCommand:
             The names of the images, without extension: a template with {row}, {slug} (of the prompt), {key} and
             {metadata[NAME]}. Default: the row's key, or {row:04}-{slug}. Saved images keep their names.
         num_images
-            Images per prompt, 1 to 6, for rows that do not say it. This and the next four are part of the request:
+            Images per prompt, 1 to 6, for rows that do not say it. This and the next five are part of the request:
             another value buys these rows again.
         aspect_ratio
             Aspect ratio, such as 16:9, for rows that have none.
@@ -159,11 +160,14 @@ class BatchCommand:
             jpeg, jpg or png, for rows that have none.
         model
             The model, for rows that have none.
+        extra
+            NAME=VALUE: what the model takes beside these options, such as seed=7, for rows that do not say it; can be
+            repeated. A value that is JSON is sent as JSON, any other as text.
         new_ledger
             Begin a new ledger where that of earlier runs is lost. Rows without a result are bought, perhaps a second
             time, and --max-credits counts from 0.
         dry_run
-            Check the file and print what it would cost; buy and write nothing.
+            Check the file and print what it would cost, and the balance of the account; buy and write nothing.
         """
         as_credits("--max-credits", max_credits)
         as_credits("--expected-credits", expected_credits)
@@ -177,6 +181,7 @@ class BatchCommand:
             "resolution": resolution,
             "output_format": output_format,
             "model": model,
+            "extra": extra_of(extra) or None,
         }
         defaults: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
         ImageRequest("a prompt", **defaults)  # raises for a wrong option, once, and not for each row
@@ -206,7 +211,7 @@ class BatchCommand:
                 delimiter=notes.delimiter,
             )
             if dry_run:
-                return asyncio.run(show_dry_run(plan, selected))
+                return asyncio.run(show_dry_run(plan, selected, asks_balance=not emulated))
             with BatchFolder(output, owner) as folder:
                 return asyncio.run(_run(plan, None if emulated else selected, folder))
 

@@ -53,6 +53,8 @@ class BatchDisplay(LiveDisplay):
         """The latest stats; rich draws in a thread, which must not call the session."""
         self.spent = Decimal(0)
         """Credits charged for the batch, earlier runs included, by its ledger."""
+        self.balance: Decimal | None = None
+        """Credits of the account, for a gateway whose creates do not state them."""
         self.reserved = Decimal(0)
         """Credits reserved beside them: for jobs in doubt, and running ones whose price the gateway has not stated."""
         self._clock = clock
@@ -61,6 +63,8 @@ class BatchDisplay(LiveDisplay):
         self._ended_here = 0
         self._running: dict[str, float] = {}
         """When each running job began to run."""
+        self._bar = 0.0
+        """The rows that the bar shows as done, with shares of those that run. It never goes back."""
         self._saving: set[str] = set()
         """Jobs that have succeeded, and whose images are not saved yet."""
         self._problem: tuple[float, str] | None = None
@@ -113,10 +117,11 @@ class BatchDisplay(LiveDisplay):
             why = "" if error is None else f": {error}"
             self.say(f"{self._progress()} {status}: {shorten(prompt)}{why}")
 
-    def tick(self, stats: SessionStats | None) -> None:
-        """Update the stats, if there is a session; called several times a second."""
+    def tick(self, stats: SessionStats | None, running_progress: float = 0.0) -> None:
+        """Update the stats, if there is a session, and what running rows have done; called several times a second."""
         now = self._clock()
         self.stats = stats
+        self._bar = max(self._bar, self.done + running_progress)
         if not self._ended or now - self._ended[-1][0] >= 1:
             self._ended.append((now, self._ended_here))
             while now - self._ended[0][0] > WINDOW_S:
@@ -125,6 +130,11 @@ class BatchDisplay(LiveDisplay):
         if not self.console.is_terminal and big and now >= self._summary_due:
             self._summary_due = now + SUMMARY_S
             self.say("; ".join(line.plain for line in self._lines()))
+
+    @property
+    def shows_credits(self) -> bool:
+        """Whether the lines with the credits are shown at all."""
+        return self.console.is_terminal or self.total is None or self.total > ROW_LINES_UP_TO
 
     def say(self, sentence: str) -> None:
         """Print a line, above the live display if there is one."""
@@ -213,6 +223,9 @@ class BatchDisplay(LiveDisplay):
         facts.append(Text(f"{number(self.spent)}{cap} credits"))
         if self.reserved:
             facts.append(Text(f"{number(self.reserved)} reserved"))
+        remaining = None if stats is None else stats.credits_remaining
+        if (balance := self.balance if remaining is None else remaining) is not None:
+            facts.append(Text(f"balance {number(balance)}"))
         if (pace := self.rows_per_minute()) is not None and not self.collecting:
             facts.append(Text(f"{pace:.0f} rows a minute"))
         if (left_s := self.left_s()) is not None:
@@ -232,9 +245,10 @@ class BatchDisplay(LiveDisplay):
     def _render(self) -> RenderableType:
         bar = Table.grid(padding=(0, 1), expand=True)
         bar.add_column(ratio=1)
-        share = "" if not self.total else f"{100 * self.done // self.total} %"
+        done = max(self._bar, self.done)
+        share = "" if not self.total else f"{math.floor(100 * done / self.total)} %"
         bar.add_row(
-            ProgressBar(total=self.total, completed=self.done, pulse=self.total is None, complete_style="cyan"), share
+            ProgressBar(total=self.total, completed=done, pulse=self.total is None, complete_style="cyan"), share
         )
         lines: list[RenderableType] = [bar, *self._lines()]
         if self._problem is not None and (age_s := self._clock() - self._problem[0]) < PROBLEM_S:

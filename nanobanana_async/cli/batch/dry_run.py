@@ -1,12 +1,14 @@
 """`nanobanana batch --dry-run`: print what a run would buy and cost, without writing anything."""
 
+import asyncio
 import sys
 from collections import Counter
 from collections.abc import Mapping
 from contextlib import AsyncExitStack
 from decimal import Decimal
 
-from nanobanana_async import Gateway, JobState
+from nanobanana_async import Gateway, JobState, NanoBananaError
+from nanobanana_async.cli.balance import read_balance
 from nanobanana_async.cli.batch.changed import ChangedRows
 from nanobanana_async.cli.batch.folder import LEDGER
 from nanobanana_async.cli.batch.input_file import FileRow
@@ -17,16 +19,18 @@ from nanobanana_async.cli.batch.rows import is_over, is_same
 from nanobanana_async.cli.jobs.actions import Prices, open_read_only, prices_in
 from nanobanana_async.escaping import one_line
 from nanobanana_async.formatting import plain_number
+from nanobanana_async.gateways.capabilities import HasBalance
 from nanobanana_async.jobs import JobRecord
 
 OK = 0
 MAX_ERRORS = 20  # changed rows that are printed one by one
+BALANCE_S = 4.0  # how long the gateway may take to state the balance
 
 _STATUSES = ("finished", "changed", "failed", "uncertain", "running", "of another account", "to buy")
 
 
-async def show_dry_run(plan: Plan, gateway: Gateway) -> int:
-    """Print the number of rows by status, and the cost of the rows to buy."""
+async def show_dry_run(plan: Plan, gateway: Gateway, *, asks_balance: bool = True) -> int:
+    """Print the number of rows by status, the cost of the rows to buy, and the balance, if the gateway answers."""
     counts: Counter[str] = Counter()
     to_buy: Counter[str] = Counter()
     examples: dict[str, Decimal] = {}
@@ -65,9 +69,22 @@ async def show_dry_run(plan: Plan, gateway: Gateway) -> int:
         if counts[status] or status == "to buy":
             print(f"{status}\t{counts[status]}")
     print(f"credits\t{_estimate(to_buy, prices, plan.expected_credits, examples)}")
+    if asks_balance and isinstance(gateway, HasBalance):
+        await _show_balance(gateway)
     if others.message:
         print(f"nanobanana: this run would buy nothing: {others.message}", file=sys.stderr)
     return OK
+
+
+async def _show_balance(gateway: Gateway) -> None:
+    """Print the balance of the account, or why it can't be read: a dry run works without a network, too."""
+    try:
+        async with asyncio.timeout(BALANCE_S):
+            print(f"balance\t{plain_number(await read_balance(gateway))}")
+    except TimeoutError:
+        print(f"nanobanana: the balance is unknown: no answer in {BALANCE_S:g} s", file=sys.stderr)
+    except NanoBananaError as error:
+        print(f"nanobanana: the balance is unknown: {one_line(str(error))}", file=sys.stderr)
 
 
 def _row_status(row: FileRow, record: JobRecord | None, plan: Plan, gateway: Gateway) -> str:

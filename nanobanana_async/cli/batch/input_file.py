@@ -5,18 +5,19 @@ import json
 import re
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from itertools import chain
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 from attrs import evolve, field, frozen
 
-from nanobanana_async.batch.columns import COLUMNS, HeaderError, column_name, read_header
+from nanobanana_async.batch.columns import COLUMNS, HeaderError, column_name, read_header, with_extra
 from nanobanana_async.batch.rows import Row, RowInput, RowReader
 from nanobanana_async.cli.batch.notes import Notes
 from nanobanana_async.cli.batch.spool import spooled
 from nanobanana_async.errors import ConfigurationError, InvalidRequest
+from nanobanana_async.extra import to_extra
 from nanobanana_async.gateways.contract import Gateway
 from nanobanana_async.images.names import NameFacts, NameTemplate, row_name
 from nanobanana_async.models import ImageRequest
@@ -115,10 +116,18 @@ class InputFile:
             if isinstance(found, str):
                 yield FileRow(index=index, number=number, error=found)
                 continue
-            row = rows.read({**self.options.defaults, **found})
+            row = rows.read(self._with_defaults(found))
             notes.hashes += row.request is not None and row.request.prompt.startswith("#")
             yield self._checked(FileRow(index=index, number=number), row, own_keys, gateway)
         notes.repeated = rows.repeated
+
+    def _with_defaults(self, found: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the fields of a row and the defaults of those that it lacks; the values of `extra` count singly."""
+        fields = {**self.options.defaults, **found}
+        if "extra" in found and "extra" in self.options.defaults:
+            with suppress(InvalidRequest):  # the row will say what is wrong with its own
+                fields["extra"] = {**self.options.defaults["extra"], **to_extra(found["extra"])}
+        return fields
 
     def _checked(self, found: FileRow, row: Row, own_keys: set[int], gateway: Gateway) -> FileRow:
         error = None if row.error is None else row.error.message.replace("idempotency_key", "key")
@@ -224,6 +233,7 @@ def _object(text: str, options: ReadingOptions, notes: Notes) -> dict[str, Any] 
         return 'a row must be an object, such as {"prompt": "a fox"}'
     facts: dict[str, Any] = {}
     more: dict[str, Any] = {}
+    extra: dict[str, Any] = {}
     for name, value in given.items():
         meant = column_name(name) or "metadata."
         if meant in COLUMNS:
@@ -231,6 +241,8 @@ def _object(text: str, options: ReadingOptions, notes: Notes) -> dict[str, Any] 
                 return f"field {meant} is given twice"
             if meant == "prompt" or not is_absent(value):
                 facts[meant] = value
+        elif meant.startswith("extra."):
+            extra[meant.removeprefix("extra.")] = value
         elif options.strict:
             return f"unknown field {name!r}{did_you_mean(name, COLUMNS)}; the fields are {', '.join(COLUMNS)}"
         else:
@@ -241,7 +253,10 @@ def _object(text: str, options: ReadingOptions, notes: Notes) -> dict[str, Any] 
         if not isinstance(metadata, dict):
             return f"unknown field {next(iter(more))!r}, and metadata is no object that could keep it"
         facts["metadata"] = {**more, **metadata}
-    return facts
+    try:
+        return with_extra(facts, extra)
+    except HeaderError as error:
+        return str(error)
 
 
 def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from nanobanana_async import (
     Session,
     SqliteLedger,
 )
+from nanobanana_async.cli.balance import watch_balance
 from nanobanana_async.cli.batch.display import COLLECTING, BatchDisplay
 from nanobanana_async.cli.batch.finished import FinishedRows
 from nanobanana_async.cli.batch.folder import LEDGER, REPORT, BatchFolder, unwritable
@@ -188,8 +189,12 @@ class Run:
                 ) as batch,
             ):
                 report = (self._write_reports(batch), self._report.make_thumbnails())
-                coroutines = (self._tick(session), self._stop_on_signal(batch), *report)
-                background = [group.create_task(coroutine) for coroutine in coroutines]
+                coroutines = (
+                    self._tick(session, batch),
+                    watch_balance(session, self._display),
+                    self._stop_on_signal(batch),
+                )
+                background = [group.create_task(coroutine) for coroutine in (*coroutines, *report)]
                 try:
                     async for outcome in batch:
                         await self._on_outcome(batch, outcome)
@@ -241,11 +246,11 @@ class Run:
             self._display.say(f"{self._plan.file.unit} {row.number}: {missing_images(outcome.result)}")
         self._stdout.add(result, self._folder)
 
-    async def _tick(self, session: Session) -> None:
+    async def _tick(self, session: Session, batch: Batch) -> None:
         while True:
             with suppress(LedgerError):  # the batch reports it
                 await self._read_credits()
-            self._display.tick(session.stats())
+            self._display.tick(session.stats(), batch.running_progress)
             await asyncio.sleep(TICK_S)
 
     async def _stop_on_signal(self, batch: Batch) -> None:

@@ -1,9 +1,10 @@
 """`results.csv`: the results as a table that spreadsheets open, with numbers as numbers and text that is no formula."""
 
 import csv
+import json
 import os
 import secrets
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from nanobanana_async.models import json_number
 SPREADSHEET = "results.csv"
 
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
-_SETTINGS = ("aspect_ratio", "resolution", "num_images", "output_format", "model")
+_SETTINGS = ("aspect_ratio", "resolution", "num_images", "output_format", "model", "extra")
 _COLUMNS = (
     *("row", "key", "status", "prompt", "images", "credits", "seconds", "error", "missing", "earlier_images"),
     *_SETTINGS,
@@ -65,13 +66,17 @@ def _cells(result: Result, names: Iterable[str]) -> list[Any]:
         row.error or "",
         "\n".join(row.missing),
         "\n".join(result.earlier_images),
-        *(row.settings.get(name, "") for name in _SETTINGS),
+        *(_setting(row.settings.get(name, "")) for name in _SETTINGS),
         row.task_id or "",
         row.key,
         "" if row.created_at is None else row.created_at.isoformat(),
         "" if row.ended_at is None else row.ended_at.isoformat(),
         *(_text(metadata.get(name)) for name in names),
     ]
+
+
+def _setting(value: Any) -> Any:
+    return json.dumps(dict(value), ensure_ascii=False, sort_keys=True) if isinstance(value, Mapping) else value
 
 
 def _text(value: Any) -> Any:

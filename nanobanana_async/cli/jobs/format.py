@@ -19,6 +19,7 @@ from rich.text import Text
 from nanobanana_async.accounts import jobs_command
 from nanobanana_async.cli.display import shorten
 from nanobanana_async.escaping import json_line, one_line
+from nanobanana_async.extra import ExtraFields
 from nanobanana_async.failures import Failure
 from nanobanana_async.formatting import age, count, local_time, number, plain_number
 from nanobanana_async.jobs import ACTIVE_STATES, JobRecord, JobState, with_indexes
@@ -102,6 +103,8 @@ def _as_json(_: object, __: object, value: Any) -> Any:
             return value.isoformat()
         case Decimal():
             return f"{value:f}"
+        case ExtraFields():
+            return dict(value)
         case _:
             return value
 

@@ -138,6 +138,9 @@ function fill(card, job) {
   part(".prompt").textContent = part(".prompt").title = job.prompt;
   part(".state").textContent = words(job);
   part(".again").hidden = !["failed", "refused", "withdrawn"].includes(job.state);
+  const bar = part(".bar");
+  bar.hidden = job.progress == null;
+  if (!bar.hidden) bar.value = Math.max(bar.value, job.progress); // each worker estimates for itself: it never goes back
   const frame = part(".frame");
   if (job.images.length === 0) {
     frame.replaceChildren(...(sign === "" ? [] : [made("span", "sign", sign)]), made("p", "why", reason(job)));

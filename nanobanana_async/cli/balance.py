@@ -1,0 +1,77 @@
+"""`nanobanana balance`: print how many credits the API may spend."""
+
+import asyncio
+import json as json_format
+import sys
+from contextlib import suppress
+from decimal import Decimal
+from typing import Protocol
+
+from attrs import frozen
+
+from nanobanana_async import Gateway, NanoBananaError, Session
+from nanobanana_async.cli.options import BaseUrl, Flag, GatewayFinder, GatewayName
+from nanobanana_async.formatting import credit_count, plain_number
+from nanobanana_async.gateways.capabilities import HasBalance
+from nanobanana_async.models import json_number
+
+FIRST_S, AGAIN_S = 3.0, 60.0
+
+
+@frozen
+class BalanceCommand:
+    """The command `balance`."""
+
+    find_gateway: GatewayFinder
+
+    def balance(self, *, gateway: GatewayName = None, base_url: BaseUrl = None, json: Flag = False) -> int:
+        """Print the credits that the API may spend, as the gateway states them; in a pipe the number alone.
+
+        Examples:
+
+        nanobanana balance
+
+        nanobanana balance --gateway defapi --json
+
+        Parameters
+        ----------
+        gateway
+            The gateway; by default the one whose API key is set.
+        base_url
+            The gateway's URL, if not the usual one.
+        json
+            Print a JSON object with gateway, account and credits.
+        """
+        selected = self.find_gateway(gateway, base_url)
+        balance = asyncio.run(read_balance(selected))
+        if json:
+            facts = {"gateway": selected.name, "account": selected.account, "credits": json_number(balance)}
+            print(json_format.dumps(facts))
+        else:
+            print(credit_count(balance) if sys.stdout.isatty() else plain_number(balance))
+        return 0
+
+
+async def read_balance(gateway: Gateway) -> Decimal:
+    """Return the balance of an account, in a session of its own."""
+    async with Session(gateway, trust_env=True) as session:
+        return await session.balance()
+
+
+class ShowsBalance(Protocol):
+    """A display that may show a balance."""
+
+    balance: Decimal | None
+
+    @property
+    def shows_credits(self) -> bool: ...
+
+
+async def watch_balance(session: Session, display: ShowsBalance) -> None:
+    """Read the balance for a display now and then, unless the answers to creates state it."""
+    while display.shows_credits and isinstance(session.gateway, HasBalance):
+        await asyncio.sleep(FIRST_S if display.balance is None else AGAIN_S)
+        if session.stats().credits_remaining is not None:
+            return
+        with suppress(NanoBananaError):  # it is only shown
+            display.balance = await session.balance()

@@ -1,0 +1,23 @@
+"""Parse how many credits an account has."""
+
+from decimal import Decimal
+from typing import Any
+
+from nanobanana_async.gateways.parsing import ParsedResponse, parse_decimal
+
+
+def parse_balance(answer: ParsedResponse, data: Any, name: str) -> Decimal:
+    """Return the credits in a field, which may be below zero; raise `UnexpectedResponse` if it is no number."""
+    value = data.get(name) if isinstance(data, dict) else None
+    if isinstance(value, str):
+        value = value.strip()
+    if isinstance(value, (int, Decimal)) and not isinstance(value, bool) and value < 0:
+        owed = parse_decimal(-value)
+    elif isinstance(value, str) and value.startswith("-"):
+        owed = parse_decimal(value[1:])
+    else:
+        owed = None
+    credits_left = parse_decimal(value) if owed is None else -owed
+    if credits_left is None:
+        raise answer.unexpected_response(f"data.{name}, the balance, is missing or is no number")
+    return credits_left
