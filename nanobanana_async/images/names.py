@@ -65,8 +65,8 @@ class NameTemplate:
                 why = "only letters, digits, spaces and . _ - can stand in a file name, and folders can't be made"
                 raise ConfigurationError(f"{self.option}: {given!r} has {literal!r}: {why}")
         if "row" in self.fields and all(name is None for _, name, _ in parts):
-            why = "has no field, so that all images would have the same name"
-            raise ConfigurationError(f"{self.option}: {given!r} {why}: it takes {self._listed}, as in {{row:04}}-{{slug}}")
+            why = f"has no field, so that all images would have the same name: it takes {self._listed}"
+            raise ConfigurationError(f"{self.option}: {given!r} {why}, as in {{row:04}}-{{slug}}")
         object.__setattr__(self, "_parts", parts)
 
     def _checked(self, name: str | None, spec: str | None, conversion: str | None) -> str | None:

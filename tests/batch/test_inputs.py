@@ -65,7 +65,7 @@ def test_unknown_columns_of_a_data_frame_are_logged_once(caplog: pytest.LogCaptu
 @pytest.mark.parametrize(
     ("frame", "what"),
     [
-        (pd.DataFrame({"promt": ["a"]}), "column prompt is missing: did you mean promt?"),
+        (pd.DataFrame({"promt": ["a"]}), "column prompt is missing; .* rename 'promt' to prompt"),
         (pd.DataFrame(), "a name for each column, and one with the name prompt"),
         (pl.DataFrame({"Prompt": ["a"], "prompt": ["b"]}), "duplicate column prompt"),
         (pl.LazyFrame({"prompt": ["a"]}), "not LazyFrame: call .collect\\(\\) on it"),
