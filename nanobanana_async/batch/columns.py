@@ -8,7 +8,7 @@ from attrs import frozen
 
 from nanobanana_async.errors import ConfigurationError, InvalidRequest
 from nanobanana_async.formatting import count
-from nanobanana_async.models import REQUEST_FIELDS, ROW_FIELDS, ImageRequest
+from nanobanana_async.models import REQUEST_FIELDS, ROW_FIELDS, request_of
 from nanobanana_async.values import did_you_mean, is_absent
 
 COLUMNS = tuple(name for name in (*REQUEST_FIELDS, *ROW_FIELDS) if name != "callback_url")
@@ -147,7 +147,7 @@ class ValuedNames:
 
 def _is_value(field: str, value: object) -> bool:
     try:
-        ImageRequest("a prompt", **{field: value})
+        request_of({"prompt": "a prompt", field: value})
     except (InvalidRequest, ConfigurationError):
         return False
     return True
