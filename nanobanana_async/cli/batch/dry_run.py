@@ -129,8 +129,8 @@ class _Settings:
 def _cap(plan: Plan, spent: Decimal, costs: Costs, rows: int) -> str:
     """Return whether the cap suffices, and if not, how many rows it buys and which one would."""
     cap = plan.max_credits or Decimal(0)
-    before = f", and {plain_number(spent)} of it are used by earlier runs" if spent else ""
+    before = f", since earlier runs used {plain_number(spent)}" if spent else ""
     if costs.affordable == rows:
-        return f"{plain_number(cap)} is enough{before}"
+        return f"{plain_number(cap)} is enough{before and f', although earlier runs used {plain_number(spent)}'}"
     enough = plain_number(spent + costs.total)
     return f"{plain_number(cap)} buys about {costs.affordable} of {count(rows, 'row')}{before}; {enough} would buy all"

@@ -110,7 +110,7 @@ class InputFile:
         notes.repeated = rows.repeated
 
     def _checked(self, found: FileRow, row: Row, own_keys: set[int], gateway: Gateway) -> FileRow:
-        error = None if row.error is None else row.error.message.replace("idempotency_key", "key")
+        error = None if row.error is None else row.error.message
         name = ""
         if row.request is not None:
             facts = NameFacts(row=found.number, key=row.own_key, prompt=row.request.prompt, metadata=row.metadata)

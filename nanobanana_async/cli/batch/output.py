@@ -166,7 +166,7 @@ class BatchSummary:
         costs = self.cost_left
         if left and costs is not None and isinstance(self.stop_reason, CreditLimitReached):
             command = f"run the same command with --max-credits {plain_number(used + costs.total)}"
-            yield f"{count(left, 'row')} left to buy, for {costs} credits: {command} to go on"
+            yield f"{count(left, 'row')} left to buy, for about {credit_count(costs.total)}: {command} to go on"
         elif left and (interrupted or self.stop_reason is not None):
             bought = min(left, self.uncollected)
             paid = f", {bought:,} of them bought and not collected" if bought else ""
