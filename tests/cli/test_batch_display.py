@@ -115,9 +115,9 @@ def test_a_stopped_batch_shows_what_is_left_to_collect() -> None:
     assert scene.rendered()[2] == "collecting 1 running job, 16.5 credits spent"  # it should have ended 5 seconds ago
     scene.display(succeeded("late-49"))
     scene.display.tick(evolve(STATS, slots_held=0))
-    assert scene.rendered()[2] == "saving the images of 1 job, 16.5 credits"
+    assert scene.rendered()[2] == "saving the images of 1 job, 16.5 credits spent"
     scene.display.ended("late-49", "succeeded", "a fox", None)
-    assert scene.rendered()[2] == "collecting running jobs, 16.5 credits"
+    assert scene.rendered()[2] == "collecting running jobs, 16.5 credits spent"
 
 
 def test_the_last_rows_of_a_batch_are_estimated_by_their_jobs() -> None:

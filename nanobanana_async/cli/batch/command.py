@@ -180,8 +180,9 @@ class BatchCommand:
             "output_format": output_format,
             "model": model,
         }
-        defaults: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
-        ImageRequest("a prompt", **defaults)  # raises for a wrong option, once, and not for each row
+        options_given: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+        example = ImageRequest("a prompt", **options_given)  # raises for a wrong option, once, and not for each row
+        defaults = {name: getattr(example, name) for name in options_given}
         template = None if names is None else NameTemplate("--names", names)
         options = ReadingOptions(defaults=defaults, comments=comments, strict=strict, names=template)
         with open_input(file, name, format, options, encoding=encoding, sheet=sheet) as source:
