@@ -205,9 +205,9 @@ async def test_max_credits_counts_earlier_runs(batch: Command) -> None:
         said = await batch(file, "--max-credits", "17")
         assert (said.code, batch.statuses()) == (3, {"succeeded": 2})
         assert "--max-credits is 17" in said.err
-        assert "4 rows left: raise --max-credits" in said.err
-        assert "run the same command" not in said.err
-        assert "2 succeeded; 16 credits spent\n" in said.err
+        assert "16 are spent" in said.err
+        assert "4 rows left to buy, for about 32 credits: run the same command with --max-credits 48 to go" in said.err
+        assert "6 rows: 2 succeeded, 4 left; 16 credits spent\n" in said.err
         assert (await batch(file, "--max-credits", "17")).code == 3
         assert (await batch(file, "--max-credits", "48")).code == 0
         assert emulator.stats().credits_charged == 48
@@ -277,7 +277,7 @@ async def test_standard_input_has_a_prompt_per_line_by_default(batch: Command) -
         ("a.csv", ["prompt,key"], "a.csv is empty"),
         ("a.jsonl", ['{"prompt": "a"}', '{"prompt": '], "a.jsonl, line 2: broken JSON at column 11"),
         ("a.csv", ["colour,key", "red,1"], "a.csv, row 1: column prompt is missing"),
-        ("a.md", ["a fox"], "a.md: unknown format: pass --format txt|jsonl|csv|xlsx"),
+        ("a.md", ["a fox"], "a.md: unknown format: pass --format txt|jsonl|json|csv|xlsx"),
     ],
 )
 async def test_a_bad_file_is_one_line_on_stderr_and_creates_no_folder(
@@ -400,5 +400,6 @@ async def test_a_used_up_daily_budget_stops_the_batch_with_the_time_to_go_on(
     assert "the account's daily budget of requests is used up; goes on at " in said.err
     assert "the buying stopped: the account's daily budget of requests is used up until " in said.err
     left = 30 - batch.statuses()["succeeded"]
-    assert f"{left} rows left: run the same command to continue" in said.err
+    assert f"{left} rows left, " in said.err
+    assert "bought and not collected: run the same command to continue" in said.err
     assert emulator.stats().creates_accepted < 13

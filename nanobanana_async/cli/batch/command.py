@@ -14,8 +14,10 @@ from rich.console import Console
 from nanobanana_async import ApiMall, ConcurrencyPolicy, ConfigurationError, Gateway, ImageRequest
 from nanobanana_async.cli.batch.dry_run import show_dry_run
 from nanobanana_async.cli.batch.folder import FILES, BatchFolder, FolderOwner, check_owner, refuse_lost_ledger
-from nanobanana_async.cli.batch.input_file import Format, InputFile, ReadingOptions, open_input
+from nanobanana_async.cli.batch.formats import Format
+from nanobanana_async.cli.batch.input_file import InputFile, open_input
 from nanobanana_async.cli.batch.notes import Notes
+from nanobanana_async.cli.batch.parsers import ReadingOptions
 from nanobanana_async.cli.batch.plan import Plan
 from nanobanana_async.cli.batch.run import Run
 from nanobanana_async.cli.options import ExtraOption, FolderOption, extra_of
@@ -183,8 +185,9 @@ class BatchCommand:
             "model": model,
             "extra": extra_of(extra) or None,
         }
-        defaults: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
-        ImageRequest("a prompt", **defaults)  # raises for a wrong option, once, and not for each row
+        options_given: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+        example = ImageRequest("a prompt", **options_given)  # raises for a wrong option, once, and not for each row
+        defaults = {name: getattr(example, name) for name in options_given}
         template = None if names is None else NameTemplate("--names", names)
         options = ReadingOptions(defaults=defaults, comments=comments, strict=strict, names=template)
         with open_input(file, name, format, options, encoding=encoding, sheet=sheet) as source:
@@ -227,16 +230,18 @@ async def _run(plan: Plan, gateway: Gateway | None, folder: BatchFolder) -> int:
 def _count_valid_rows(source: InputFile, gateway: Gateway, notes: Notes) -> int | None:
     """Return the number of rows; print the errors and return None if a row is bad or there are none."""
     console, bad, total = Console(stderr=True), 0, 0
+    errors: list[str] = []
     for row in source.rows(gateway, notes):
         total += 1
         if row.error is not None:
             bad += 1
             if bad <= MAX_ERRORS:
-                _print_error(console, f"{source.title}, {source.unit} {row.number}: {row.error}")
+                errors.append(f"{source.title}, {source.unit} {row.number}: {row.error}")
     if bad > MAX_ERRORS:
-        _print_error(console, f"... and {bad - MAX_ERRORS} more bad rows")
-    for note in filter(None, (source.note, *(f"{source.title}: {note}" for note in notes.sentences()))):
-        _print_error(console, note)
+        errors.append(f"... and {bad - MAX_ERRORS} more bad rows")
+    noted = filter(None, (source.note, *(f"{source.title}: {note}" for note in notes.sentences())))
+    for sentence in (*noted, *errors):  # the notes may explain the errors, which a user reads first: they come last
+        _print_error(console, sentence)
     if not total:
         _print_error(console, f"{source.title} is empty: it has no rows")
     elif bad > 1:

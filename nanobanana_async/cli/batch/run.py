@@ -14,7 +14,9 @@ from nanobanana_async import (
     Batch,
     BatchStopped,
     ConfigurationError,
+    CreditLimitReached,
     Gateway,
+    JobState,
     LedgerError,
     NanoBananaError,
     Outcome,
@@ -22,25 +24,15 @@ from nanobanana_async import (
     SqliteLedger,
 )
 from nanobanana_async.cli.balance import watch_balance
+from nanobanana_async.cli.batch.costs import cost_of
 from nanobanana_async.cli.batch.display import COLLECTING, BatchDisplay
 from nanobanana_async.cli.batch.finished import FinishedRows
 from nanobanana_async.cli.batch.folder import LEDGER, REPORT, BatchFolder, unwritable
 from nanobanana_async.cli.batch.input_file import FileRow
 from nanobanana_async.cli.batch.output import BatchSummary, StdoutLines
 from nanobanana_async.cli.batch.plan import Plan
-from nanobanana_async.cli.batch.results import (
-    IMAGES,
-    RESULTS,
-    Result,
-    Results,
-    line_offsets,
-    with_files,
-)
-from nanobanana_async.cli.batch.rows import (
-    YIELD_EVERY,
-    PendingRows,
-    result_from_outcome,
-)
+from nanobanana_async.cli.batch.results import IMAGES, RESULTS, Result, Results, line_offsets, with_files
+from nanobanana_async.cli.batch.rows import YIELD_EVERY, PendingRows, result_from_outcome
 from nanobanana_async.cli.batch.run_report import RunReport
 from nanobanana_async.cli.batch.spreadsheet import SPREADSHEET, write_spreadsheet
 from nanobanana_async.cli.jobs.actions import require_ledger
@@ -61,10 +53,11 @@ class Run:
         self._gateway = gateway
         self._folder = folder.path
         clock = asyncio.get_running_loop().time
-        self._display = BatchDisplay(plan.total, console, clock, max_credits=plan.max_credits)
+        self._stdout = StdoutLines()
+        on_stdout = self._stdout.enabled
+        self._display = BatchDisplay(plan.total, console, clock, max_credits=plan.max_credits, on_stdout=on_stdout)
         self._results = Results(folder.path)
         self._ledger = SqliteLedger(folder.path / LEDGER)
-        self._stdout = StdoutLines()
         self._summary = BatchSummary(folder.path, plan.file.unit)
         self._signals = StopSignals(console, self._display.say, self._display.running)
         self._changed = False
@@ -129,8 +122,17 @@ class Run:
             await self._ledger.open()
             try:
                 await self._read_credits()
+                await self._count_left()
             finally:
                 await self._ledger.aclose()
+
+    async def _count_left(self) -> None:
+        """Count the jobs whose images are not saved and, if the cap stopped the buying, what the rows left cost."""
+        states = await self._ledger.counts()
+        self._summary.uncollected = states[JobState.SUBMITTING] + states[JobState.RUNNING] + self._display.saving
+        if isinstance(self._summary.stop_reason, CreditLimitReached):
+            left = (row for row in self._plan.file.rows(self._gateway) if row.key not in self._results)
+            self._summary.cost_left = await cost_of(left, self._ledger, self._gateway, self._plan.expected_credits)
 
     async def _load_finished(self) -> None:
         """Start the new results file with every row that has already ended."""
