@@ -84,6 +84,19 @@ def test_unknown_columns_of_a_data_frame_are_logged_once(caplog: pytest.LogCaptu
     assert "columns 'resoluton', 'shelf' kept as metadata; 'resoluton': did you mean resolution?" in line
 
 
+@pytest.mark.parametrize("kind", [pd.DataFrame, pl.DataFrame])
+def test_nearly_right_columns_of_a_data_frame_are_recognised(kind: Any, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING):
+        frame = kind({"prompt": ["a", "b"], "Size": ["2K", "4k"], "AspectRatio": ["16:9", None]})
+        first, second = requests_of(frame)
+    assert (first.resolution, first.aspect_ratio) == ("2K", "16:9")
+    assert (second.resolution, second.aspect_ratio) == ("4K", None)
+    (line,) = [record.getMessage() for record in caplog.records]
+    assert "column 'Size' is read as resolution, 'AspectRatio' is read as aspect_ratio" in line
+    sizes = [read.metadata for read in read_rows(kind({"prompt": ["a", "b"], "Size": ["2K", "30x40"]}))]
+    assert sizes == [{"Size": "2K"}, {"Size": "30x40"}]
+
+
 @pytest.mark.parametrize(
     ("frame", "what"),
     [

@@ -260,7 +260,7 @@ async def test_a_key_reused_for_another_request_is_invalid(batch: Command) -> No
         said = await batch(batch.write("a.jsonl", '{"prompt": "a lynx", "key": "k"}'))
         assert emulator.stats().creates_accepted == 1
     assert (said.code, batch.lines()["a lynx"]["status"]) == (1, "invalid")
-    assert "row k has changed since it was bought: prompt was 'a fox' and is 'a lynx'" in said.err
+    assert "the row with key k has changed since it was bought: prompt was 'a fox' and is 'a lynx'" in said.err
 
 
 async def test_standard_input_has_a_prompt_per_line_by_default(batch: Command) -> None:

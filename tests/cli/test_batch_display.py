@@ -173,6 +173,15 @@ def test_a_small_batch_in_a_pipe_prints_a_line_per_row() -> None:
     assert scene.output.getvalue().splitlines() == ["1/2 succeeded: a fox", "2/2 failed: a lynx: no\\x1b[31m"]
 
 
+def test_rows_with_a_line_on_stdout_are_not_printed_again() -> None:
+    scene = Scene(2, terminal=False, on_stdout=True)
+    scene.display.ended("key", "succeeded", "a fox", None)
+    scene.now += 6
+    scene.display.tick(STATS)
+    (line,) = scene.output.getvalue().splitlines()
+    assert line.startswith("1/2 rows, 1 succeeded, 12 running, limit 12; ")
+
+
 def test_a_large_batch_in_a_pipe_prints_periodic_summaries() -> None:
     scene = Scene(100_000, terminal=False)
     for _ in range(100):

@@ -184,7 +184,7 @@ def job_details(record: JobRecord, ledger: Path, *, followed: bool, now: datetim
         ("credits", [_credits(record)]),
         ("model", [record.model or NOTHING]),
         ("failure", [NOTHING if record.failure is None else _failure(record.failure)]),
-        ("body", [f"{len(record.body)} bytes, which the create sends"]),
+        ("body", [f"{len(record.body)} bytes, which the create sends" if record.body else NOTHING]),
         *(row for row in _request_rows(record.request) if row != ("model", [record.model])),
         *((f"image {index + 1}", [url or _INLINE]) for index, url in with_indexes(record.images, record.missing)),
         *((f"image {index + 1}", [f"missing: {why}"]) for index, why in record.missing),
