@@ -88,7 +88,8 @@ class BatchCommand:
         images (links to reference images, in tables separated by spaces or |), task_type, extra (a JSON object, or
         columns extra.NAME), key (your name for the row) and metadata. AspectRatio or "Num Images" are recognised too.
         Other columns are copied into the results as metadata. Empty rows are skipped. The whole file is checked before
-        anything is bought; messages number its lines, and the rows of a table as a spreadsheet does: the first row is 1.
+        anything is bought; messages number its lines, and the rows of a table as a spreadsheet does: the first row is
+        row 1.
 
         The folder gets images/ (with metadata.jsonl, which describes each image), results.jsonl (a line for each row
         that has ended), results.csv (the same for spreadsheets), index.html (the same as a page, with the small images
