@@ -71,12 +71,18 @@
     grid.replaceChildren(...pages);
   }
 
+  /** Show the beginning of what was found, where the bar is at the top of the screen. */
+  function scrollUp() {
+    if (scrollY && find(".bar").getBoundingClientRect().top <= 0) find("#gallery").scrollIntoView();
+  }
+
   function apply() {
     const words = folded(search.value).split(/\s+/).filter(Boolean);
     const fitting = cards.filter((card) => matches(card, words));
     if (fitting.length !== shown.length || fitting.some((card, at) => card !== shown[at])) {
       shown = fitting;
       arrange();
+      scrollUp();
     }
     const all = cards.length.toLocaleString("en");
     const rows = cards.length === 1 ? "row" : "rows";
@@ -196,6 +202,7 @@
     const link = event.target.closest(".frame a");
     if (event.target.matches(".pick input")) pickFrom(event.target, card, event.shiftKey);
     if (button?.classList.contains("copy")) copy(prompt(card), button);
+    if (button?.classList.contains("copy-command")) copy(find(".command code", card).textContent, button);
     if (button?.classList.contains("more")) {
       const open = card.classList.toggle("open");
       button.setAttribute("aria-expanded", String(open));
