@@ -136,7 +136,9 @@ class DemoDisplay(LiveDisplay):
     def _boarded(self, stats: SessionStats) -> RenderableType:
         bar = Table.grid(padding=(0, 1))
         bar.add_row(
-            ProgressBar(total=self.total, completed=self._images, width=40, complete_style="cyan", finished_style="green"),
+            ProgressBar(
+                total=self.total, completed=self._images, width=40, complete_style="cyan", finished_style="green"
+            ),
             f"{self._images} of {self.total} images",
         )
         facts = Table.grid(padding=(0, 2))

@@ -12,9 +12,9 @@ _NAME = "nanobanana"
 def program() -> str:
     """Return `nanobanana` where PATH has this command, else its path, or the interpreter with `-m nanobanana_async`."""
     started = sys.argv[0]
-    if Path(started).name == "__main__.py":
+    if _is_module(started):
         return shlex.join((sys.orig_argv[0], "-m", "nanobanana_async"))
-    if Path(started).stem != _NAME:  # called from Python
+    if not _is_script(started):  # called from Python
         return _NAME
     try:
         found = shutil.which(_NAME)
@@ -28,10 +28,17 @@ def same_command(option: str) -> str:
 
     Empty where it can't be typed again: it was called from Python, or reads its rows from standard input.
     """
-    if Path(sys.argv[0]).name != "__main__.py" and Path(sys.argv[0]).stem != _NAME:
-        return ""
-    arguments = sys.argv[1:]
-    if "-" in arguments:
+    started, *arguments = sys.argv
+    if "-" in arguments or not (_is_module(started) or _is_script(started)):
         return ""
     more = [] if option in arguments else [option]
     return f"{program()} {shlex.join((*arguments, *more))}"
+
+
+def _is_module(started: str) -> bool:
+    path = Path(started)
+    return path.name == "__main__.py" and "nanobanana_async" in path.parts[-3:]
+
+
+def _is_script(started: str) -> bool:
+    return Path(started).stem == _NAME

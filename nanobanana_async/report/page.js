@@ -19,6 +19,7 @@
     if (!parsed.has(card)) parsed.set(card, JSON.parse(card.dataset.row));
     return parsed.get(card);
   }
+  const number = (card) => find(".no", card).textContent; // what people call the row: its line, or its row in the table
   const prompt = (card) => find(".prompt", card).textContent;
   const detail = (card, wanted) => facts(card).t.find(([name]) => name === wanted)?.[1] ?? "";
   const fileName = (link) => {
@@ -43,7 +44,7 @@
       const names = [detail(card, "key"), detail(card, "task id"), ...links.map(fileName)].map(folded).filter(Boolean);
       // A word of a name is found by its beginning: keys are hexadecimal, and "bed" is in the middle of many.
       const starts = names.flatMap((name) => [name, ...name.split(/[^\p{L}\p{N}]+/u)]);
-      texts.set(card, [folded([...parts, detail(card, "metadata")].join("\n")), starts, String(facts(card).i + 1)]);
+      texts.set(card, [folded([...parts, detail(card, "metadata")].join("\n")), starts, number(card)]);
     }
     return texts.get(card);
   }
@@ -261,13 +262,13 @@
     at = (wanted + links.length) % links.length;
     const link = links[at];
     const { card, siblings, part } = place(link);
-    const { i, t } = facts(card);
+    const { t } = facts(card);
     setZoom(false);
     largeImage.src = link.href;
     largeImage.alt = find("img", link).alt;
     stage.classList.toggle("missing", link.classList.contains("missing"));
     const which = siblings.length > 1 ? ` · image ${part + 1} of ${siblings.length}` : "";
-    find(".place", dialog).textContent = `${at + 1} of ${links.length} · row ${i + 1}${which}`;
+    find(".place", dialog).textContent = `${at + 1} of ${links.length} · row ${number(card)}${which}`;
     find(".file", dialog).textContent = fileName(link);
     find(".prompt", dialog).textContent = prompt(card);
     find(".full", dialog).href = find(".save", dialog).href = link.href;

@@ -109,7 +109,9 @@ def _card(row: ReportRow, folder: Path, advice: Advice | None) -> str:
         .render(
             row=row,
             prompt=prompt,
-            long=_is_long(prompt) or bool(advice and advice.command) or (not row.images and len(row.error or "") > _LONG),
+            long=_is_long(prompt)
+            or bool(advice and advice.command)
+            or (not row.images and len(row.error or "") > _LONG),
             phrase="" if row.status == "invalid" else PHRASES.get(row.error_kind or "", ""),
             images=[(_link(image), _link(find_thumbnail(folder, image) or image)) for image in row.images],
             advice=advice,
@@ -122,9 +124,7 @@ def _card(row: ReportRow, folder: Path, advice: Advice | None) -> str:
     )
 
 
-def _page(
-    title: str, summary: Summary, run: Recorder | None, cost: Credits | None, cards: IO[str]
-) -> Iterator[str]:
+def _page(title: str, summary: Summary, run: Recorder | None, cost: Credits | None, cards: IO[str]) -> Iterator[str]:
     charts, axis = charts_of(summary, run)
     style = Markup(f":root{{--frame:{summary.frame_ratio:.4f}}}\n{_text('page.css')}")
     script = Markup(_text("page.js"))
@@ -252,6 +252,14 @@ def _exactly(text: str) -> Markup:
     return Markup(str(escape(text)).replace("\r", "&#13;").replace("\0", "\N{SYMBOL FOR NULL}"))
 
 
+def _options(text: str) -> Markup:
+    """Escape text whose command-line options are not broken at their hyphens."""
+    words = (
+        Markup('<span class="option">{}</span>').format(word) if word[:1] == "-" else word for word in text.split(" ")
+    )
+    return Markup(" ").join(words)
+
+
 @cache
 def _templates() -> Environment:
     environment = Environment(
@@ -263,6 +271,7 @@ def _templates() -> Environment:
     )
     environment.filters["exactly"] = _exactly
     environment.filters["count"] = count
+    environment.filters["options"] = _options
     return environment
 
 

@@ -86,10 +86,10 @@ class RunReport:
         """Write the page; raises `ConfigurationError` if it can't be written."""
         self._report_version += 1
         path, title, rows = self._folder / REPORT, self._file.batch, self._rows(self._report_version)
-        credits = self._credits()
+        cost = self._credits()
 
         def write() -> None:
-            write_report(path, rows, title=title, run=self.recorder, advice=self._advice, credits=credits)
+            write_report(path, rows, title=title, run=self.recorder, advice=self._advice, credits=cost)
 
         self.written = False
         try:
@@ -102,10 +102,10 @@ class RunReport:
         """Return what to do about a row that did not succeed."""
         match row.status:
             case "failed":
-                again = "The same command with --retry-failed buys failed rows again, but not what moderation stopped."
+                again = "--retry-failed buys failed rows again, but not what moderation stopped."
                 return Advice(again, same_command("--retry-failed"))
             case "refused":
-                again = "Change the row and run the same command, or try it unchanged with --retry-failed."
+                again = "Change the row, or try it unchanged with --retry-failed."
                 return Advice(again, same_command("--retry-failed"))
             case "uncertain":
                 # No alternatives in the command: a shell would take "a|b" for a pipe, and resolve the job as a.
