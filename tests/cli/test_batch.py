@@ -76,9 +76,8 @@ async def test_the_page_shows_thumbnails_and_what_to_do_about_failed_rows(batch:
 
 async def test_the_command_of_a_failed_card_buys_it_again(tmp_path: Path) -> None:
     (tmp_path / "two foxes.txt").write_text("a fox\na lynx\n")
-    async with Emulator(
-        duration=Fixed(0.05), image_scale=0.05, script=Script({"apimall.create": [error(451)]})
-    ) as emulator:
+    script = Script({"apimall.create": [error(451)]})
+    async with Emulator(duration=Fixed(0.05), image_scale=0.05, script=script) as emulator:
         environ = environment(emulator)
         said = await in_a_process("batch", "two foxes.txt", "-o", "out", environ=environ, folder=tmp_path)
         assert said.code == 1, said.err

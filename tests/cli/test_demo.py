@@ -14,6 +14,7 @@ pytestmark = pytest.mark.slow
 
 async def test_the_demo_loses_an_answer_without_a_double_charge(tmp_path: Path) -> None:
     said = await in_a_process("demo", "--prompts", "8", folder=tmp_path)
+    program = re.escape(f"{sys.executable} -m nanobanana_async")
     assert said.code == 0, said.err
     assert said.out == "nanobanana-demo/index.html\n"
     for pattern in (
@@ -26,8 +27,8 @@ async def test_the_demo_loses_an_answer_without_a_double_charge(tmp_path: Path) 
         r"lost answers +1; found again without a second purchase: 1",
         r"job limit +6, learned from \d refusal",
         r"polls +\d+ \(a fixed interval of 3 s would have made \d+\)",
-        rf'  echo "a fox in snow" \| {re.escape(sys.executable)} -m nanobanana_async batch - -o foxes --gateway emulator',
-        rf'  {re.escape(sys.executable)} -m nanobanana_async generate "a fox in snow" --gateway apimall -o images',
+        rf'  echo "a fox in snow" \| {program} batch - -o foxes --gateway emulator',
+        rf'  {program} generate "a fox in snow" --gateway apimall -o images',
     ):
         assert re.search(pattern, said.err), (pattern, said.err)
     assert said.err.isascii()
