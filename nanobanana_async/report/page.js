@@ -387,7 +387,7 @@
 
   // The guessed height of groups that were never on the screen
 
-  const guess = () => groups.length > 1 && grid.style.setProperty("--group", `${groups[0].offsetHeight}px`);
+  const guess = () => groups.length > 1 && grid.style.setProperty("--group", getComputedStyle(groups[0]).height);
   addEventListener("resize", guess);
   guess();
 

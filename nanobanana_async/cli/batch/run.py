@@ -45,7 +45,6 @@ from nanobanana_async.cli.batch.spreadsheet import SPREADSHEET, write_spreadshee
 from nanobanana_async.cli.jobs.actions import require_ledger
 from nanobanana_async.cli.result_lines import missing_images
 from nanobanana_async.cli.signals import StopSignals
-from nanobanana_async.report import Credits
 
 OK, FAILED, STOPPED, INTERRUPTED = 0, 1, 3, 130
 
@@ -68,14 +67,8 @@ class Run:
         self._summary = BatchSummary(folder.path, plan.file.unit)
         self._signals = StopSignals(console, self._display.say, self._display.running)
         self._changed = False
-        self._report = RunReport(
-            folder.path,
-            plan.file,
-            gateway,
-            self._results,
-            credits=lambda: Credits(spent=self._display.spent, reserved=self._display.reserved),
-            cancelled=lambda: self._signals.cancelled,
-        )
+        display, results = self._display, self._results
+        self._report = RunReport(folder.path, plan.file, gateway, results, display, lambda: self._signals.cancelled)
         self._finalize_error: NanoBananaError | None = None
         """Why the results or the report could not be finalized."""
 

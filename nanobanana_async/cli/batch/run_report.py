@@ -11,6 +11,7 @@ import anyio.to_thread
 
 from nanobanana_async import Gateway
 from nanobanana_async.accounts import jobs_command
+from nanobanana_async.cli.batch.display import BatchDisplay
 from nanobanana_async.cli.batch.folder import LEDGER, REPORT, unwritable
 from nanobanana_async.cli.batch.input_file import InputFile
 from nanobanana_async.cli.batch.results import Results
@@ -33,7 +34,7 @@ LAST_THUMBNAILS_S = 20.0
 class RunReport:
     """Write `index.html` from the current results.
 
-    `credits` returns what the ledger counts; `cancelled` returns True once the run is cancelled.
+    The display has what the ledger counts; `cancelled` returns True once the run is cancelled.
     """
 
     def __init__(
@@ -42,8 +43,7 @@ class RunReport:
         file: InputFile,
         gateway: Gateway,
         results: Results,
-        *,
-        credits: Callable[[], Credits],  # noqa: A002 - the word of the gateways
+        display: BatchDisplay,
         cancelled: Callable[[], bool],
     ) -> None:
         self.recorder = Recorder()
@@ -52,7 +52,7 @@ class RunReport:
         self._file = file
         self._gateway = gateway
         self._results = results
-        self._credits = credits
+        self._display = display
         self._cancelled = cancelled
         self._report_version = 0
         self._images: deque[str] = deque()
@@ -86,7 +86,7 @@ class RunReport:
         """Write the page; raises `ConfigurationError` if it can't be written."""
         self._report_version += 1
         path, title, rows = self._folder / REPORT, self._file.batch, self._rows(self._report_version)
-        cost = self._credits()
+        cost = Credits(spent=self._display.spent, reserved=self._display.reserved)
 
         def write() -> None:
             write_report(path, rows, title=title, run=self.recorder, advice=self._advice, credits=cost)
