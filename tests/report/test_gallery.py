@@ -234,6 +234,16 @@ def test_selected_keys_are_copied_and_downloaded_in_row_order(visit: Page) -> No
     assert visit.locator(".pick input:checked").count() == 0
 
 
+@pytest.mark.parametrize("width", [1280, 390])
+def test_a_selection_moves_no_card(visit: Page, width: int) -> None:
+    visit.set_viewport_size({"width": width, "height": 900})
+    top = "document.querySelector('#row-1').getBoundingClientRect().top"
+    before = visit.evaluate(top)
+    visit.get_by_role("checkbox", name="Select row 1").check()
+    expect(visit.get_by_role("group", name="Selection")).to_be_in_viewport(ratio=1)
+    assert visit.evaluate(top) == before
+
+
 def test_the_selection_survives_a_filter(visit: Page) -> None:
     visit.get_by_role("checkbox", name="Select row 1").check()
     visit.get_by_role("button", name="Failed 1").click()
