@@ -1,9 +1,11 @@
 """`nanobanana batch` against the emulator: purchases, files, and repeated runs."""
 
 import asyncio
+import html
 import json
 import os
 import re
+from asyncio.subprocess import PIPE
 from datetime import datetime
 from decimal import Decimal
 from pathlib import Path
@@ -12,11 +14,12 @@ import pytest
 
 from nanobanana_async.cli import app as cli
 from nanobanana_async.cli.batch.folder import BatchFolder, FolderOwner
-from nanobanana_async.emulator import API_KEY, Script
+from nanobanana_async.emulator import API_KEY, Emulator, Fixed, Script
 from nanobanana_async.emulator.faults import error, reset
 from nanobanana_async.policy import long_pause
 from tests.cli.batch_kills import images_of, kill_and_rerun, lines_of
 from tests.cli.batches import Command, emulated, requests
+from tests.support.command import environment, in_a_process
 
 pytestmark = pytest.mark.slow
 
@@ -63,13 +66,28 @@ async def test_the_page_shows_thumbnails_and_what_to_do_about_failed_rows(batch:
         page = (batch.out / "index.html").read_text(encoding="utf-8")
         (shown,) = re.findall(r'<img src="\./(thumbnails/[^"]+)"', page)
         assert (batch.out / shown).is_file()
-        assert re.findall(r'class="advice">(.*?)</p>', page) == [
-            "Run the same command with --retry-failed to buy it again."
-        ]
+        (advice,) = re.findall(r'class="advice"><p>(.*?)</p>', page)
+        assert re.sub("<.*?>", "", advice) == "Change the row, or try it unchanged with --retry-failed."
         assert (await batch(file, "--retry-failed")).code == 0
     page = (batch.out / "index.html").read_text(encoding="utf-8")
     assert len(re.findall(r'<img src="\./thumbnails/', page)) == 2
     assert 'class="advice"' not in page
+
+
+async def test_the_command_of_a_failed_card_buys_it_again(tmp_path: Path) -> None:
+    (tmp_path / "two foxes.txt").write_text("a fox\na lynx\n")
+    script = Script({"apimall.create": [error(451)]})
+    async with Emulator(duration=Fixed(0.05), image_scale=0.05, script=script) as emulator:
+        environ = environment(emulator)
+        said = await in_a_process("batch", "two foxes.txt", "-o", "out", environ=environ, folder=tmp_path)
+        assert said.code == 1, said.err
+        page = (tmp_path / "out" / "index.html").read_text(encoding="utf-8")
+        (command,) = re.findall(r'<code title="(.*?)">', page)
+        assert html.unescape(command).endswith("-m nanobanana_async batch 'two foxes.txt' -o out --retry-failed")
+        process = await asyncio.create_subprocess_shell(html.unescape(command), cwd=tmp_path, env=environ, stderr=PIPE)
+        _, err = await process.communicate()
+        assert process.returncode == 0, err.decode()
+        assert emulator.stats().creates_accepted == 2
 
 
 async def test_a_second_run_makes_no_request_and_prints_the_same(batch: Command) -> None:
