@@ -30,7 +30,7 @@ _STATUSES = ("finished", "changed", "failed", "uncertain", "running", "of anothe
 
 
 async def show_dry_run(plan: Plan, gateway: Gateway, *, asks_balance: bool = True) -> int:
-    """Print the number of rows by status, the cost of the rows to buy, and the balance, if the gateway answers."""
+    """Print the number of rows by status, the cost of the rows to buy, and the balance for them if it can be read."""
     counts: Counter[str] = Counter()
     to_buy: Counter[str] = Counter()
     examples: dict[str, Decimal] = {}
@@ -69,7 +69,7 @@ async def show_dry_run(plan: Plan, gateway: Gateway, *, asks_balance: bool = Tru
         if counts[status] or status == "to buy":
             print(f"{status}\t{counts[status]}")
     print(f"credits\t{_estimate(to_buy, prices, plan.expected_credits, examples)}")
-    if asks_balance and isinstance(gateway, HasBalance):
+    if asks_balance and to_buy and not others.message and isinstance(gateway, HasBalance):
         await _show_balance(gateway)
     if others.message:
         print(f"nanobanana: this run would buy nothing: {others.message}", file=sys.stderr)
