@@ -50,6 +50,15 @@ async def test_dry_run_prints_the_balance_beside_the_estimate(batch: Command) ->
         assert (said.code, said.err, emulator.stats().creates_received) == (0, "", 0)
 
 
+async def test_dry_run_that_would_buy_nothing_asks_no_gateway(batch: Command) -> None:
+    file = batch.prompts(1)
+    async with emulated(batch) as emulator:
+        assert (await batch(file)).code == 0
+        before = emulator.stats().requests
+        said = await batch(file, "--dry-run")
+        assert (said.out.splitlines()[-1], emulator.stats().requests) == ("credits\t0", before)
+
+
 async def test_dry_run_works_without_the_gateway(batch: Command) -> None:
     file = batch.prompts(4)
     batch.patch.setattr("nanobanana_async.cli.batch.dry_run.BALANCE_S", 0.5)

@@ -35,7 +35,7 @@ _STATUSES = ("finished", "changed", "failed", "uncertain", "running", "of anothe
 
 
 async def show_dry_run(plan: Plan, gateway: Gateway, *, asks_balance: bool = True) -> int:
-    """Print the rows by status, the cost of the rows to buy, the balance, what the cap buys, and the settings."""
+    """Print the rows by status, the cost of those to buy and the balance for it, what the cap buys, and the settings."""
     counts: Counter[str] = Counter()
     prices: Prices = {}
     spent = Decimal(0)
@@ -75,7 +75,7 @@ async def show_dry_run(plan: Plan, gateway: Gateway, *, asks_balance: bool = Tru
         if counts[status] or status == "to buy":
             print(f"{status}\t{counts[status]}")
     print(f"credits\t{costs}")
-    if asks_balance and isinstance(gateway, HasBalance):
+    if asks_balance and counts["to buy"] and not others.message and isinstance(gateway, HasBalance):
         await _show_balance(gateway)
     if plan.max_credits is not None:
         print(f"max_credits\t{_cap(plan, spent, costs, counts['to buy'])}")
