@@ -160,7 +160,7 @@ class TaskNotFound(GatewayError):
 class IdempotencyConflict(GatewayError):
     """409: the key was already used, for another request or for a purchase that this ledger does not know."""
 
-    advice = "another idempotency_key is another purchase"
+    advice = "another key is another purchase"
 
 
 class RateLimited(GatewayError):

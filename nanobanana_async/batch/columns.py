@@ -6,15 +6,28 @@ from typing import Any
 
 from attrs import frozen
 
-from nanobanana_async.errors import InvalidRequest
+from nanobanana_async.errors import ConfigurationError, InvalidRequest
 from nanobanana_async.extra import to_extra, value_of_text
 from nanobanana_async.formatting import count
-from nanobanana_async.models import REQUEST_FIELDS, ROW_FIELDS
+from nanobanana_async.models import REQUEST_FIELDS, ROW_FIELDS, request_of
 from nanobanana_async.values import did_you_mean, is_absent
 
 COLUMNS = tuple(name for name in (*REQUEST_FIELDS, *ROW_FIELDS) if name != "callback_url")
 _PART = re.compile(r"(extra|metadata)\.(.+)", re.IGNORECASE | re.DOTALL)
 """A column of its own for a value of `extra` or of `metadata`."""
+_SAME_LETTERS = {name.replace("_", ""): name for name in COLUMNS}
+_SYNONYMS = {
+    **dict.fromkeys(("numberofimages", "noofimages", "imagecount", "imagesperprompt"), "num_images"),
+    **dict.fromkeys(("fileformat", "imageformat"), "output_format"),
+}
+_BY_VALUES = {
+    **dict.fromkeys(("size", "imagesize"), "resolution"),
+    **dict.fromkeys(("ratio", "imageratio"), "aspect_ratio"),
+    "format": "output_format",
+}
+"""Names that mean a field only if all their values are values of the field: a size may be 2K or 30x40 cm."""
+_PROMPTS = ("text", "description", "caption", "input", "content", "idea")
+"""Words that people write above a column of prompts."""
 
 
 class HeaderError(Exception):
@@ -29,11 +42,14 @@ class Columns:
     """The field of each column, `extra.NAME`, `metadata.NAME`, or None for a column without a name."""
     unknown: tuple[str, ...] = ()
     """The columns that no field has, and that become metadata."""
+    recognised: tuple[tuple[str, str], ...] = ()
+    """The columns that are a field under another name, and the field."""
 
     @property
     def note(self) -> str:
-        """Return a sentence about the columns that become metadata; empty if there are none."""
-        return unknown_note(self.unknown, "column")
+        """Return a sentence about columns that were recognised or become metadata; empty if there are none."""
+        notes = recognised_note(self.recognised, "column"), unknown_note(self.unknown, "column")
+        return "; ".join(filter(None, notes))
 
     def facts(self, cells: Sequence[Any]) -> dict[str, Any]:
         """Return the fields of a row; empty cells are left out.
@@ -65,16 +81,19 @@ class Columns:
         return f"column {number + 1} has a value here and no name in the header"
 
 
-def read_header(cells: Iterable[Any], *, strict: bool = False) -> Columns:
-    """Return the columns that a header names, in any case and with spaces or dashes for underscores.
+def read_header(cells: Iterable[Any], *, strict: bool = False, by_values: Mapping[str, str] | None = None) -> Columns:
+    """Return the columns that a header names, in any case and with spaces, dashes or nothing for underscores.
 
     A name that is no field becomes metadata; with `strict` it raises `HeaderError`, as a missing prompt does.
+    `by_values` are names that their values make a field, see `ValuedNames`.
     """
     given = ["" if is_absent(cell) else str(cell).strip() for cell in cells]
     while given and not given[-1]:
         given.pop()
-    names = [column_name(name) for name in given]
-    unknown = tuple(name for name in given if name and column_name(name) == f"metadata.{name}")
+    names = [column_name(name, by_values) for name in given]
+    unknown = tuple(name for name, meant in zip(given, names, strict=True) if name and meant == f"metadata.{name}")
+    pairs = zip(given, names, strict=True)
+    recognised = tuple((name, meant) for name, meant in pairs if meant is not None and is_recognised(name, meant))
     known = f"the columns are {', '.join(COLUMNS)}, extra.NAME and metadata.NAME"
     if strict and unknown:
         raise HeaderError(f"unknown {_quoted('column', unknown)}: {known}")
@@ -82,22 +101,85 @@ def read_header(cells: Iterable[Any], *, strict: bool = False) -> Columns:
     if duplicates := [name for name in dict.fromkeys(named) if named.count(name) > 1]:
         raise HeaderError(f"duplicate column {', '.join(duplicates)}")
     if named and "prompt" not in named:
-        hint = next(filter(None, (did_you_mean("prompt", [name]) for name in unknown)), "")
-        raise HeaderError(f"column prompt is missing{hint or f': the first row names the columns; {known}'}")
+        raise HeaderError(_no_prompt(given))
     if "metadata" in named and any(name.startswith("metadata.") for name in named):
         raise HeaderError("use either metadata or columns of its own for each value, not both")
-    return Columns(tuple(names), unknown)
+    return Columns(tuple(names), unknown, recognised)
 
 
-def column_name(name: str) -> str | None:
+def _no_prompt(given: Sequence[str]) -> str:
+    """Return that no column has the prompts, which columns there are, and which of them to rename."""
+    named = [name for name in given if name]
+    if len(named) == 1 and len(splits := re.split(r"[|:]", named[0])) > 1 and "prompt" in map(column_name, splits):
+        mark = named[0][len(splits[0])]
+        return f"the first row is {named[0]!r}: separate the columns by commas, semicolons or tabs, not by {mark}"
+    near = [name for name in named if did_you_mean("prompt", [name]) or "prompt" in name.casefold()]
+    near = near or [name for name in named if _letters(name) in _PROMPTS]
+    missing = f"column prompt is missing; the table has {_quoted('column', named)}: rename"
+    if near:
+        return f"{missing} {near[0]!r} to prompt"
+    return f"{missing} the one with the prompts to prompt (the first row of a file names the columns)"
+
+
+class ValuedNames:
+    """Finds the names that are a field because all their values are values of that field, over all rows."""
+
+    def __init__(self) -> None:
+        self._fits: dict[str, str] = {}
+        self._wrong: set[str] = set()
+
+    @staticmethod
+    def may_have(names: Iterable[str]) -> bool:
+        """Return whether one of these names could be a field by its values."""
+        return any(_letters(name) in _BY_VALUES for name in names)
+
+    def add(self, facts: Mapping[str, Any]) -> None:
+        """Take the fields of a row, in which names that are no field are metadata."""
+        metadata = facts.get("metadata")
+        for name, value in metadata.items() if isinstance(metadata, dict) else ():
+            if (meant := _BY_VALUES.get(_letters(name))) is None or is_absent(value):
+                continue
+            self._fits.setdefault(name, meant)
+            if not _is_value(meant, value):
+                self._wrong.add(name)
+        self._wrong.update(name for name, meant in self._fits.items() if meant in facts)
+
+    @property
+    def found(self) -> dict[str, str]:
+        """The names and what they mean; of two that mean the same field none."""
+        meanings = list(self._fits.values())
+        return {
+            name: meant for name, meant in self._fits.items() if name not in self._wrong and meanings.count(meant) == 1
+        }
+
+
+def _is_value(field: str, value: object) -> bool:
+    try:
+        request_of({"prompt": "a prompt", field: value})
+    except (InvalidRequest, ConfigurationError):
+        return False
+    return True
+
+
+def _letters(name: object) -> str:
+    return re.sub(r"[\s_.-]+", "", str(name).casefold())
+
+
+def is_recognised(name: str, meant: str) -> bool:
+    """Return whether a name is a field and not merely written in another case, or with spaces or dashes."""
+    return meant in COLUMNS and re.sub(r"[\s_-]+", "_", name.strip().casefold()) != meant
+
+
+def column_name(name: str, by_values: Mapping[str, str] | None = None) -> str | None:
     """Return the field that a name in a table or an object means; None for an empty name.
 
     A name that is no field is `metadata.NAME`; a value of `extra` may have a name of its own, `extra.NAME`.
     """
     if not name.strip():
         return None
-    field = re.sub(r"[\s_-]+", "_", name.strip().casefold())
-    if field in COLUMNS:
+    letters = _letters(name)
+    field = _SAME_LETTERS.get(letters) or _SYNONYMS.get(letters) or (by_values or {}).get(name.strip())
+    if field is not None:
         return field
     part = _PART.fullmatch(name.strip())
     return f"{part[1].lower()}.{part[2]}" if part else f"metadata.{name.strip()}"
@@ -121,6 +203,12 @@ def _extra_value(cell: Any) -> Any:
     if isinstance(cell, float) and cell.is_integer():
         return int(cell)
     return value_of_text(cell) if isinstance(cell, str) else cell
+
+
+def recognised_note(recognised: Iterable[tuple[str, str]], what: str) -> str:
+    """Return a sentence about names that were recognised as fields; empty if there are none."""
+    pairs = [f"{name!r} is read as {meant}" for name, meant in recognised]
+    return f"{what} {', '.join(pairs)}" if pairs else ""
 
 
 def unknown_note(unknown: Sequence[str], what: str) -> str:

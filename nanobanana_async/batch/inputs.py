@@ -2,9 +2,10 @@
 
 import os
 from collections.abc import AsyncIterable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from typing import Any
 
-from nanobanana_async.batch.columns import HeaderError, read_header
+from nanobanana_async.batch.columns import HeaderError, ValuedNames, read_header
 from nanobanana_async.batch.rows import Requests, Row
 from nanobanana_async.errors import ConfigurationError, InvalidRequest
 from nanobanana_async.events import log
@@ -65,7 +66,14 @@ class FrameRows:
 
     def __init__(self, frame: Any, columns: Iterable[Any], rows: Any) -> None:
         try:
-            self._columns = read_header(columns)
+            given = list(columns)
+            self._columns = read_header(given)
+            if ValuedNames.may_have(self._columns.unknown):
+                names = ValuedNames()
+                for cells in rows():
+                    with suppress(HeaderError):  # the row will be an outcome with this error
+                        names.add(self._columns.facts(cells))
+                self._columns = read_header(given, by_values=names.found)
         except HeaderError as error:
             raise ConfigurationError(f"the DataFrame can't be bought: {error}") from None
         if None in self._columns.names or "prompt" not in self._columns.names:

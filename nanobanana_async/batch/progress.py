@@ -84,7 +84,7 @@ class ProgressBar:
         slots = (
             f"{stats.slots_held} slots" if stats.job_limit is None else f"{stats.slots_held} of {stats.job_limit} slots"
         )
-        return f"{self._counts.failed} failed, {slots}, {number(stats.credits_spent)} credits"
+        return f"{self._counts.failed} failed, {slots}, {number(stats.credits_spent)} credits spent"
 
 
 def _tqdm() -> Any:

@@ -80,7 +80,7 @@ class RowReader:
             return Row(index=index, key=key, own_key=own_key, request=request, metadata=metadata, name=name)
         except (InvalidRequest, ConfigurationError) as error:
             text = None if own_key is None else str(own_key)
-            invalid = error if isinstance(error, InvalidRequest) else InvalidRequest(error.message)
+            invalid = InvalidRequest(error.message.replace("idempotency_key", "key"))
             return Row(index=index, key=text or "", own_key=text, metadata=metadata, error=invalid)
 
     def _key_of(self, request: ImageRequest, own_key: str | None) -> str:

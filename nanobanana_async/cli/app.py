@@ -20,8 +20,9 @@ from nanobanana_async.cli.batch.command import BatchCommand
 from nanobanana_async.cli.demo import demonstrate
 from nanobanana_async.cli.generate_command import GenerateCommand
 from nanobanana_async.cli.jobs.command import job_commands
+from nanobanana_async.cli.logs import plain_logs
 from nanobanana_async.cli.options import FolderOption, Name, setting_message, usage_message
-from nanobanana_async.cli.signals import Interrupted, run_until_signal
+from nanobanana_async.cli.signals import Interrupted, interrupted_by_signals, run_until_signal
 from nanobanana_async.cli.streams import silence, usable_streams
 from nanobanana_async.config import gateway_from_env
 from nanobanana_async.emulator import ACCOUNTS, EmulatorOptions, LogNormal, serve
@@ -49,7 +50,7 @@ app = App(
 
 def run(tokens: Sequence[str]) -> int:
     """Run one command and return its exit code; an error is printed as one line on stderr."""
-    with usable_streams():
+    with usable_streams(), plain_logs(), interrupted_by_signals():
         return _run(tokens)
 
 

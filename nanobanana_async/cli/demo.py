@@ -15,6 +15,7 @@ from nanobanana_async import Outcome, PollPolicy, Session
 from nanobanana_async.cli.batch.folder import REPORT, BatchFolder, FolderOwner
 from nanobanana_async.cli.batch.results import IMAGES
 from nanobanana_async.cli.demo_display import SPEED, DemoDisplay
+from nanobanana_async.cli.started_as import program
 from nanobanana_async.emulator import Emulator, LogNormal
 from nanobanana_async.emulator.faults import reset
 from nanobanana_async.emulator.images import require_pillow
@@ -22,7 +23,7 @@ from nanobanana_async.escaping import exact
 from nanobanana_async.formatting import count as counted
 from nanobanana_async.images.manifest import NAME as MANIFEST
 from nanobanana_async.jobs import JobRecord
-from nanobanana_async.report import Recorder, ReportRow, write_report
+from nanobanana_async.report import Credits, Recorder, ReportRow, write_report
 
 JOB_LIMIT = 6  # the session has to find it
 JOB_S = 25.0
@@ -38,9 +39,9 @@ _MOODS = ("in fog", "at first light", "under the northern lights", "in a summer 
 
 _NEXT = """\
 Try next, still without a key or cost:
-  echo "a fox in snow" | nanobanana batch - -o foxes --gateway emulator
+  echo "a fox in snow" | {program} batch - -o foxes --gateway emulator
 or buy a real image; the command asks for your API key:
-  nanobanana generate "a fox in snow" --gateway apimall -o images"""
+  {program} generate "a fox in snow" --gateway apimall -o images"""
 
 
 def _prompts(count: int) -> list[str]:
@@ -77,12 +78,13 @@ async def _run(folder: Path, count: int, console: Console) -> int:
                 rows = await _generate(session, emulator, display, folder, count)
                 ticking.cancel()
         display.print_facts(session.stats())
-    write = partial(write_report, folder / REPORT, rows, title=OWNER.batch, run=recorder)
+    spent = Credits(spent=emulator.stats().credits_charged)
+    write = partial(write_report, folder / REPORT, rows, title=OWNER.batch, run=recorder, credits=spent)
     await anyio.to_thread.run_sync(write)
     saved = sum(len(row.images) for row in rows)
     display.say(f"\n{counted(saved, 'image')} and a page of them, with charts of the run:")
     print(exact(str(folder / REPORT)), flush=True)
-    display.say(f"\n{_NEXT}")
+    display.say(f"\n{_NEXT.format(program=program())}")
     return 0 if saved == count and not emulator.stats().double_charges else 1
 
 

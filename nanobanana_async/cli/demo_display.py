@@ -91,8 +91,7 @@ class DemoDisplay(LiveDisplay):
             self._note(f"{shorten(prompt)}: {outcome.error}")
         every = max(1, math.ceil(self.total / _LINES))
         if not self.console.is_terminal and (self._images % every == 0 or self._images == self.total):
-            polls, fixed = self._polls()
-            self._note(f"{self._images} of {self.total} images; {polls} polls; one every 3 s: {fixed}.")
+            self._note(f"{self._images} of {self.total} images; polls: {self._polled()}.")
 
     def say(self, text: str) -> None:
         """Print lines, above the board if there is one."""
@@ -101,7 +100,6 @@ class DemoDisplay(LiveDisplay):
     def print_facts(self, stats: SessionStats) -> None:
         """Print what the whole run has shown, as the gateway counted it."""
         gateway = self._emulator.stats()
-        polls, fixed = self._polls()
         delay_s, fixed_delay_s = gateway.seen_delay_mean_s * SPEED, self._fixed_delay_s()
         limit = "not reached"
         if stats.job_limit is not None:
@@ -114,10 +112,10 @@ class DemoDisplay(LiveDisplay):
             ("lost answers", f"{gateway.lost_creates}; found again without a second purchase: {self._found}"),
             ("job limit", limit),
             ("jobs at once", f"{gateway.running_max} at most"),
-            ("polls", f"{polls}; one every {INTERVAL_S:.0f} s would have been {fixed}"),
+            ("polls", self._polled()),
             (
                 "ends seen",
-                f"after {delay_s:.1f} s of a gateway's time; every {INTERVAL_S:.0f} s: after {fixed_delay_s:.1f} s",
+                f"{delay_s:.1f} s after a job's end (a fixed interval of {INTERVAL_S:.0f} s: {fixed_delay_s:.1f} s)",
             ),
         ):
             facts.add_row(name, value)
@@ -136,17 +134,18 @@ class DemoDisplay(LiveDisplay):
         self.console.print(line, highlight=False)
 
     def _boarded(self, stats: SessionStats) -> RenderableType:
-        polls, fixed = self._polls()
         bar = Table.grid(padding=(0, 1))
         bar.add_row(
-            ProgressBar(total=self.total, completed=self._images, width=40, complete_style="cyan"),
+            ProgressBar(
+                total=self.total, completed=self._images, width=40, complete_style="cyan", finished_style="green"
+            ),
             f"{self._images} of {self.total} images",
         )
         facts = Table.grid(padding=(0, 2))
         limit = "the limit is not known yet" if stats.job_limit is None else f"of {stats.job_limit}, the learned limit"
         remaining = "" if stats.credits_remaining is None else f", {number(stats.credits_remaining)} left"
         facts.add_row("running", f"{stats.slots_held} {limit}")
-        facts.add_row("polls", f"{polls} for the jobs that have ended; one every 3 s: {fixed}")
+        facts.add_row("polls", self._polled())
         facts.add_row("credits", f"{number(stats.credits_spent)} spent{remaining}")
         facts.add_row("time left", self._left(stats))
         return Group(Text(""), bar, facts)
@@ -167,6 +166,11 @@ class DemoDisplay(LiveDisplay):
         """Return the polls of the jobs that have ended, and those of a fixed interval for the same jobs."""
         polls = sum(job.polls for job in self._emulator.jobs() if job.first_seen_done_at is not None)
         return polls, sum(math.ceil(took_s / INTERVAL_S) for took_s in self._durations_s())
+
+    def _polled(self) -> str:
+        polls, fixed = self._polls()
+        """Return the polls so far, and what they are compared with."""
+        return f"{polls} (a fixed interval of {INTERVAL_S:.0f} s would have made {fixed})"
 
     def _fixed_delay_s(self) -> float:
         """Return the mean time from the end of a job to the next poll of a fixed interval."""

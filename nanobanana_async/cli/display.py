@@ -1,7 +1,6 @@
 """Show progress on stderr from the session's events: a live display on a terminal, a line per job elsewhere."""
 
 from collections import Counter
-from logging import LogRecord
 from types import TracebackType
 from typing import Self
 
@@ -12,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from nanobanana_async.escaping import one_line
-from nanobanana_async.events import BudgetUsedUp, CreateFailed, Event, GatewayUnreachable, JobStateChanged, log
+from nanobanana_async.events import BudgetUsedUp, CreateFailed, Event, GatewayUnreachable, JobStateChanged
 from nanobanana_async.formatting import duration, moment
 from nanobanana_async.jobs import TERMINAL_STATES, JobRecord, JobState
 
@@ -36,7 +35,6 @@ class LiveDisplay:
     _live: Live
 
     def __enter__(self) -> Self:
-        log.addFilter(_is_not_shown)
         if self.console.is_terminal:
             self._live.start(refresh=True)
         return self
@@ -45,12 +43,6 @@ class LiveDisplay:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._live.stop()
-        log.removeFilter(_is_not_shown)
-
-
-def _is_not_shown(entry: LogRecord) -> bool:
-    """Return False for a log entry about an event that the display prints: Python prints warnings on stderr, too."""
-    return getattr(entry, "event", None) != "gateway.unreachable"
 
 
 class JobsDisplay(LiveDisplay):
@@ -75,8 +67,8 @@ class JobsDisplay(LiveDisplay):
         if not isinstance(event, JobStateChanged):
             return
         self.records[event.record.key] = event.record
-        # A single job needs no progress line: its result or error is printed anyway.
-        if event.record.state in _ENDED and self.total > 1 and not self.console.is_terminal:
+        # An error is printed anyway, and so is the result of a single job.
+        if event.record.state is JobState.SUCCEEDED and self.total > 1 and not self.console.is_terminal:
             self._say(event.record)
 
     @property

@@ -130,7 +130,9 @@ class GenerateCommand:
             as_number("--timeout", timeout, above=0, endless=True)
         emulated = gateway == "emulator"
         if emulated and output is None:
-            raise ConfigurationError("--gateway emulator needs -o DIR: its images are lost when the command ends")
+            raise ConfigurationError(
+                "--gateway emulator needs -o DIR, which saves the images: their URLs end with the command"
+            )
         plan = GeneratePlan(
             requests=requests,
             folder=output,

@@ -20,6 +20,21 @@ class Interrupted(Exception):
 
 
 @contextmanager
+def interrupted_by_signals() -> Iterator[None]:
+    """Let every signal raise KeyboardInterrupt, as Ctrl-C does, where no event loop runs: while a file is read."""
+    before: dict[signal.Signals, Any] = {}
+    try:
+        for number in SIGNALS:
+            if signal.getsignal(number) is signal.SIG_DFL:
+                with suppress(ValueError):  # outside the main thread
+                    before[number] = signal.signal(number, signal.default_int_handler)
+        yield
+    finally:
+        for number, previous in before.items():
+            signal.signal(number, previous)
+
+
+@contextmanager
 def handled(handler: Callable[[], object]) -> Iterator[None]:
     """Call a function in the running event loop for each signal, until the end of the block."""
     loop = asyncio.get_running_loop()

@@ -1,4 +1,4 @@
-"""Describe an image before it is painted: its size, and colours derived from the prompt."""
+"""Describe an image before it is painted: its size, and colours derived from the prompt and the task id."""
 
 import colorsys
 import hashlib
@@ -16,10 +16,12 @@ class ImageSpec:
     width: int
     height: int
     png: bool
+    task_id: str = ""
+    """It makes the images of equal prompts differ; the seed of an emulator determines its task ids."""
 
     def bits(self) -> bytes:
         """Return the digest from which composition and colours are derived."""
-        source = f"{self.seed}\n{self.index}\n{self.prompt}".encode(errors="surrogatepass")
+        source = f"{self.seed}\n{self.task_id}\n{self.index}\n{self.prompt}".encode(errors="surrogatepass")
         return hashlib.blake2b(source, digest_size=32).digest()
 
 

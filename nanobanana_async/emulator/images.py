@@ -49,6 +49,7 @@ def image_spec(task: Task, index: int, settings: EmulatorSettings) -> ImageSpec:
     width, height = size_of(task.request.aspect_ratio, task.request.resolution, settings.image_scale)
     return ImageSpec(
         prompt=task.request.prompt,
+        task_id=task.task_id,
         seed=settings.seed,
         index=index,
         width=width,

@@ -38,7 +38,10 @@ class NameFacts:
 
 @frozen
 class NameTemplate:
-    """A template of names, checked when it is made: a bad one raises `ConfigurationError`, which names the option."""
+    """A template of names, checked when it is made: a bad one raises `ConfigurationError`, which names the option.
+
+    A template for many jobs, one that may name a row, needs a field: else all images would have one name.
+    """
 
     option: str
     text: str
@@ -61,6 +64,9 @@ class NameTemplate:
             if not _LITERAL.fullmatch(_ascii(literal)):
                 why = "only letters, digits, spaces and . _ - can stand in a file name, and folders can't be made"
                 raise ConfigurationError(f"{self.option}: {given!r} has {literal!r}: {why}")
+        if "row" in self.fields and all(name is None for _, name, _ in parts):
+            why = f"has no field, so that all images would have the same name: it takes {self._listed}"
+            raise ConfigurationError(f"{self.option}: {given!r} {why}, as in {{row:04}}-{{slug}}")
         object.__setattr__(self, "_parts", parts)
 
     def _checked(self, name: str | None, spec: str | None, conversion: str | None) -> str | None:
@@ -69,12 +75,15 @@ class NameTemplate:
         base = name.partition("[")[0]
         metadata = re.fullmatch(r"metadata\[[^\[\]]+\]", name)
         if base not in self.fields or conversion or not (metadata or name in ("row", "slug", "key")):
-            listed = ", ".join("{metadata[NAME]}" if each == "metadata" else f"{{{each}}}" for each in self.fields)
-            raise ConfigurationError(f"{self.option} has {{{name}}}: it takes {listed}")
+            raise ConfigurationError(f"{self.option} has {{{name}}}: it takes {self._listed}")
         if spec and (name != "row" or not _WIDTH.fullmatch(spec)):
             why = "only row takes a format, such as {row:04}"
             raise ConfigurationError(f"{self.option} has {{{name}:{spec}}}: {why}")
         return name
+
+    @property
+    def _listed(self) -> str:
+        return ", ".join("{metadata[NAME]}" if each == "metadata" else f"{{{each}}}" for each in self.fields)
 
     def stem(self, facts: NameFacts) -> str:
         """Return the name without an extension; raise `InvalidRequest` if the row lacks something that it names."""
@@ -97,11 +106,19 @@ class NameTemplate:
                     texts.append(_cleaned(facts.key))
                 case _:
                     inner = name.removeprefix("metadata[").removesuffix("]")
-                    values = facts.metadata if isinstance(facts.metadata, dict) else {}
-                    if is_absent(value := values.get(inner)):
+                    if is_absent(value := _metadata_value(facts.metadata, inner)):
                         raise InvalidRequest(f"{self.option} has {{{name}}}, and this row's metadata has no {inner!r}")
                     texts.append(_cleaned(str(value)))
         return texts
+
+
+def _metadata_value(metadata: Any, name: str) -> Any:
+    """Return the metadata of this name; in any case, if only one has it."""
+    values = metadata if isinstance(metadata, dict) else {}
+    if name in values:
+        return values[name]
+    found = [value for key, value in values.items() if str(key).strip().casefold() == name.strip().casefold()]
+    return found[0] if len(found) == 1 else None
 
 
 def row_name(template: NameTemplate | None, facts: NameFacts) -> str:

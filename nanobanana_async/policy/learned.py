@@ -22,15 +22,19 @@ facts look fresh nor forgets what it did not meet.
 """
 
 import json
+import math
 from collections.abc import Mapping
+from contextlib import suppress
 from datetime import datetime, timedelta
 from decimal import Decimal
+from typing import Any
 
 from attrs import Attribute, field, frozen
 from attrs.validators import optional
 from cattrs.preconf.json import make_converter
 
 from nanobanana_async.errors import ConfigurationError
+from nanobanana_async.policy.durations import EDGES, SHORTEST_S
 from nanobanana_async.policy.prices import as_credits
 from nanobanana_async.validators import DAY_S, at_least_one, switch, within
 
@@ -50,8 +54,8 @@ SLOWEST = 0.1
 """Requests per second. A slower pace is a damaged record, or a gateway's bad hour, and no budget that is sold."""
 FASTEST = 1e6
 """Requests per second, more than any pace."""
-LONGEST_LOG_S = 20.0
-"""Bound of the logarithm of a duration: 15 years."""
+LOG_BOUNDS = math.log(SHORTEST_S) - 0.01, math.log(EDGES[-1]) + 0.01
+"""Between them is the mean of logarithms of durations, which are bounded when they are recorded; rounding moves it."""
 
 
 def _aware(_: object, attribute: "Attribute[datetime]", value: datetime) -> None:
@@ -98,8 +102,8 @@ class LearnedClass:
     at: datetime = field(validator=_aware, eq=False)
     count: float = field(default=0.0, validator=within())
     """The weight of the durations, in completions."""
-    log_mean: float = field(default=0.0, validator=within(least=-LONGEST_LOG_S, most=LONGEST_LOG_S))
-    log_variance: float = field(default=0.0, validator=within(most=LONGEST_LOG_S**2))
+    log_mean: float = field(default=0.0, validator=within(least=LOG_BOUNDS[0], most=LOG_BOUNDS[1]))
+    log_variance: float = field(default=0.0, validator=within(most=(LOG_BOUNDS[1] - LOG_BOUNDS[0]) ** 2))
     """The mean and variance of the logarithms of the durations in seconds."""
     price: Decimal | None = None
 
@@ -133,7 +137,10 @@ class LearnedAccount:
 
     @classmethod
     def from_json(cls, text: str) -> "LearnedAccount":
-        """Return the facts in a ledger. Raises an exception of any kind for a text that can't be used."""
+        """Return the facts in a ledger, without price classes that can't be true: an edited row, a clock that jumped.
+
+        Raises an exception of any kind for a text that can't be used.
+        """
         return _CONVERTER.structure(json.loads(text), cls)
 
 
@@ -152,6 +159,16 @@ def _age_s(at: datetime, now: datetime) -> float:
     return abs((now - at) / timedelta(seconds=1))
 
 
+def _to_classes(found: Any, _: object) -> Mapping[str, LearnedClass]:
+    """Return the price classes that can be read: a wrong one must not take the others with it."""
+    classes = {}
+    for name, facts in dict(found).items():
+        with suppress(Exception):
+            classes[str(name)] = _CONVERTER.structure(facts, LearnedClass)
+    return classes
+
+
 _CONVERTER = make_converter(omit_if_default=True)
+_CONVERTER.register_structure_hook_func(lambda kind: kind == Mapping[str, LearnedClass], _to_classes)
 _CONVERTER.register_unstructure_hook(Decimal, str)
 _CONVERTER.register_structure_hook(Decimal, lambda text, _: as_credits("price", Decimal(text)))

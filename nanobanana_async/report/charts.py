@@ -21,6 +21,7 @@ _MIN_IDLE_S = 60.0
 _IDLE_JOBS = 4  # idle: nothing was sent or ended for this many median job durations
 _MAX_TICKS = 5
 _MAX_BARS = 28
+_CUT_LABEL, _WIDE_CUT_LABEL = 0.08, 0.3  # of the width, beside a cut's label: on a wide and on a narrow screen
 
 
 @frozen
@@ -29,6 +30,8 @@ class Tick:
 
     at: float
     label: str
+    near: bool = False
+    """Whether the label has no room beside that of a cut where the chart is narrow."""
 
 
 @frozen(kw_only=True)
@@ -51,8 +54,8 @@ class Chart:
         return ", ".join(part for part in (self.title, self.headline, self.note) if part)
 
 
-def charts_of(summary: Summary, run: Recorder | None) -> tuple[list[Chart], float]:
-    """Return the charts that have data, and how long jobs were running."""
+def charts_of(summary: Summary, run: Recorder | None) -> tuple[list[Chart], Axis]:
+    """Return the charts that have data, and their axis of time, which knows how long jobs were running."""
     held = summary.held()
     durations_s = sorted(summary.durations_s)
     # Only sends and ends count as activity: a job that no session followed overnight did not run all night.
@@ -63,14 +66,14 @@ def charts_of(summary: Summary, run: Recorder | None) -> tuple[list[Chart], floa
     median_s = durations_s[len(durations_s) // 2] if durations_s else 0.0
     axis = Axis(spans, max(_MIN_IDLE_S, _IDLE_JOBS * median_s))
     if axis.empty:
-        return [], 0.0
+        return [], axis
     charts = [
         _slots(held, run, axis) if held or (run is not None and run.samples) else None,
         _credits(summary, axis),
         _histogram("Time per job", durations_s, "from sent to ended"),
         _histogram("Detection delay", [] if run is None else run.delays_s(), "at most: between the last two polls"),
     ]
-    return [chart for chart in charts if chart is not None], axis.busy_s
+    return [chart for chart in charts if chart is not None], axis
 
 
 def _slots(held: Sequence[tuple[float, float, int]], run: Recorder | None, axis: Axis) -> Chart:
@@ -143,15 +146,15 @@ def _value_at(limit: Sequence[tuple[float, float | None]], steps: Sequence[Step]
 
 
 def _credits(summary: Summary, axis: Axis) -> Chart | None:
-    if not summary.credits or not len(summary.paid):
+    if not summary.price_sum or not len(summary.paid):
         return None
     steps = sums(zip(summary.paid_at, summary.paid, strict=True), axis)
     top, y_ticks = _ceiling(max(value for _, value in steps))
     y = _scale(top)
     return Chart(
         title="Credits",
-        headline=number(summary.credits),
-        note=f"{number(round(summary.credits / len(summary.paid), 2))} a row",
+        headline=f"{number(round(summary.price_sum / len(summary.paid), 2))} a row",
+        note="added up as rows end",
         layers=(("spent", _area(steps, y)), ("spent-edge", _line([*steps, (1.0, None)], y))),
         x_ticks=_time_ticks(axis, 4),
         y_ticks=y_ticks,
@@ -203,7 +206,12 @@ def _time_ticks(axis: Axis, max_ticks: int = _MAX_TICKS) -> tuple[Tick, ...]:
     step = next(step for step in (*_TIME_STEPS_S, *days) if axis.busy_s / step <= max_ticks)
     end = axis.cuts[0].place if axis.cuts else 1.0
     places = [(tick * step / axis.length_s, tick * step) for tick in range(max_ticks + 1)]
-    return tuple(Tick(100 * place, _bin_label(at, step) if at else "0") for place, at in places if place <= end)
+    room = end - _CUT_LABEL if axis.cuts else end
+    return tuple(
+        Tick(100 * place, _bin_label(at, step) if at else "0", near=place > end - _WIDE_CUT_LABEL and bool(axis.cuts))
+        for place, at in places
+        if place <= room
+    )
 
 
 def _ceiling(value: float) -> tuple[float, tuple[Tick, ...]]:

@@ -19,6 +19,7 @@
     if (!parsed.has(card)) parsed.set(card, JSON.parse(card.dataset.row));
     return parsed.get(card);
   }
+  const number = (card) => find(".no", card).textContent; // what people call the row: its line, or its row in the table
   const prompt = (card) => find(".prompt", card).textContent;
   const detail = (card, wanted) => facts(card).t.find(([name]) => name === wanted)?.[1] ?? "";
   const fileName = (link) => {
@@ -43,7 +44,7 @@
       const names = [detail(card, "key"), detail(card, "task id"), ...links.map(fileName)].map(folded).filter(Boolean);
       // A word of a name is found by its beginning: keys are hexadecimal, and "bed" is in the middle of many.
       const starts = names.flatMap((name) => [name, ...name.split(/[^\p{L}\p{N}]+/u)]);
-      texts.set(card, [folded([...parts, detail(card, "metadata")].join("\n")), starts, String(facts(card).i + 1)]);
+      texts.set(card, [folded([...parts, detail(card, "metadata")].join("\n")), starts, number(card)]);
     }
     return texts.get(card);
   }
@@ -71,12 +72,18 @@
     grid.replaceChildren(...pages);
   }
 
+  /** Show the beginning of what was found, where the bar is at the top of the screen. */
+  function scrollUp() {
+    if (scrollY && find(".bar").getBoundingClientRect().top <= 0) find("#gallery").scrollIntoView();
+  }
+
   function apply() {
     const words = folded(search.value).split(/\s+/).filter(Boolean);
     const fitting = cards.filter((card) => matches(card, words));
     if (fitting.length !== shown.length || fitting.some((card, at) => card !== shown[at])) {
       shown = fitting;
       arrange();
+      scrollUp();
     }
     const all = cards.length.toLocaleString("en");
     const rows = cards.length === 1 ? "row" : "rows";
@@ -196,6 +203,7 @@
     const link = event.target.closest(".frame a");
     if (event.target.matches(".pick input")) pickFrom(event.target, card, event.shiftKey);
     if (button?.classList.contains("copy")) copy(prompt(card), button);
+    if (button?.classList.contains("copy-command")) copy(find(".command code", card).textContent, button);
     if (button?.classList.contains("more")) {
       const open = card.classList.toggle("open");
       button.setAttribute("aria-expanded", String(open));
@@ -254,13 +262,13 @@
     at = (wanted + links.length) % links.length;
     const link = links[at];
     const { card, siblings, part } = place(link);
-    const { i, t } = facts(card);
+    const { t } = facts(card);
     setZoom(false);
     largeImage.src = link.href;
     largeImage.alt = find("img", link).alt;
     stage.classList.toggle("missing", link.classList.contains("missing"));
     const which = siblings.length > 1 ? ` · image ${part + 1} of ${siblings.length}` : "";
-    find(".place", dialog).textContent = `${at + 1} of ${links.length} · row ${i + 1}${which}`;
+    find(".place", dialog).textContent = `${at + 1} of ${links.length} · row ${number(card)}${which}`;
     find(".file", dialog).textContent = fileName(link);
     find(".prompt", dialog).textContent = prompt(card);
     find(".full", dialog).href = find(".save", dialog).href = link.href;
@@ -379,7 +387,7 @@
 
   // The guessed height of groups that were never on the screen
 
-  const guess = () => groups.length > 1 && grid.style.setProperty("--group", `${groups[0].offsetHeight}px`);
+  const guess = () => groups.length > 1 && grid.style.setProperty("--group", getComputedStyle(groups[0]).height);
   addEventListener("resize", guess);
   guess();
 

@@ -20,10 +20,12 @@ from markupsafe import Markup, escape
 
 from nanobanana_async.formatting import count, duration, moment, number, period
 from nanobanana_async.report.charts import charts_of
+from nanobanana_async.report.phrases import PHRASES, Advice
 from nanobanana_async.report.recorder import Recorder
 from nanobanana_async.report.row import STATUSES, ReportRow, json_value
-from nanobanana_async.report.summary import Summary
+from nanobanana_async.report.summary import Credits, Summary
 from nanobanana_async.report.thumbnails import find_thumbnail
+from nanobanana_async.report.timeline import Axis
 
 MAX_CARDS = 10_000
 
@@ -48,13 +50,15 @@ def write_report(
     *,
     title: str,
     run: Recorder | None = None,
-    advice: Callable[[ReportRow], str] | None = None,
+    advice: Callable[[ReportRow], Advice] | None = None,
+    credits: Credits | None = None,  # noqa: A002 - the word of the gateways
     max_cards: int = MAX_CARDS,
 ) -> None:
     """Write the report of rows as one HTML file, which replaces an older one atomically.
 
     The rows are iterated once and not kept. `run` adds the limit, refusals and detection delays of the run; `advice`
-    returns a sentence for the card of a row that did not succeed: what to do about it. The gallery shows the first
+    returns what to do about a row that did not succeed; `credits` is what the batch has cost, where more is known than
+    the sum of the rows. The gallery shows the first
     `max_cards` rows and up to as many further rows that did not succeed, because browsers are slow with more; counts
     and charts include all rows. Images for which `make_thumbnail` was called are shown by their thumbnails. The
     function blocks: call it in a thread.
@@ -73,12 +77,12 @@ def write_report(
                         cards.write('</div>\n<div class="grid">\n')
                     summary.shown[row.status] += 1
                     cards.write(
-                        _card(row, path.parent, "" if advice is None or row.status == "succeeded" else advice(row))
+                        _card(row, path.parent, None if advice is None or row.status == "succeeded" else advice(row))
                     )
             cards.seek(0)
             descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
             with open(descriptor, "w", encoding="utf-8", errors="backslashreplace", newline="\n") as file:
-                file.writelines(_page(title, summary, run, cards))
+                file.writelines(_page(title, summary, run, credits or summary.credits, cards))
                 file.flush()
                 os.fsync(file.fileno())
         os.replace(part, path)
@@ -97,7 +101,7 @@ class Fact:
     tone: str = ""
 
 
-def _card(row: ReportRow, folder: Path, advice: str) -> str:
+def _card(row: ReportRow, folder: Path, advice: Advice | None) -> str:
     prompt = row.prompt if row.prompt.strip() else ""
     return (
         _templates()
@@ -105,7 +109,10 @@ def _card(row: ReportRow, folder: Path, advice: str) -> str:
         .render(
             row=row,
             prompt=prompt,
-            long=_is_long(prompt) or (not row.images and len(row.error or "") > 2 * _LONG),
+            long=_is_long(prompt)
+            or bool(advice and advice.command)
+            or (not row.images and len(row.error or "") > _LONG),
+            phrase="" if row.status == "invalid" else PHRASES.get(row.error_kind or "", ""),
             images=[(_link(image), _link(find_thumbnail(folder, image) or image)) for image in row.images],
             advice=advice,
             alt=prompt[:_MAX_ALT] or f"row {row.number or row.index + 1}",
@@ -117,8 +124,8 @@ def _card(row: ReportRow, folder: Path, advice: str) -> str:
     )
 
 
-def _page(title: str, summary: Summary, run: Recorder | None, cards: IO[str]) -> Iterator[str]:
-    charts, busy_s = charts_of(summary, run)
+def _page(title: str, summary: Summary, run: Recorder | None, cost: Credits | None, cards: IO[str]) -> Iterator[str]:
+    charts, axis = charts_of(summary, run)
     style = Markup(f":root{{--frame:{summary.frame_ratio:.4f}}}\n{_text('page.css')}")
     script = Markup(_text("page.js"))
     return (
@@ -129,7 +136,7 @@ def _page(title: str, summary: Summary, run: Recorder | None, cards: IO[str]) ->
             style=style,
             script=script,
             policy=_policy(style, script),
-            facts=_header(summary, busy_s),
+            facts=_header(summary, cost, axis),
             charts=charts,
             run_facts=" · ".join(f"{chart.title.lower()} {chart.headline}" for chart in charts),
             statuses=[(status, summary.shown[status]) for status in STATUSES if summary.shown[status]],
@@ -137,7 +144,7 @@ def _page(title: str, summary: Summary, run: Recorder | None, cards: IO[str]) ->
             rows=summary.rows,
             shown=summary.shown.total(),
             group=_GROUP,
-            when=_when(summary),
+            when=_when(summary, axis),
             cards=(Markup(chunk) for chunk in iter(lambda: cards.read(_CHUNK), "")),
         )
     )
@@ -155,7 +162,7 @@ def _digest(text: str) -> str:
     return f"sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}"
 
 
-def _header(summary: Summary, busy_s: float) -> list[Fact]:
+def _header(summary: Summary, cost: Credits | None, axis: Axis) -> list[Fact]:
     counts = summary.statuses
     failed = [status for status in ("failed", "refused", "invalid") if counts[status]]
     facts = [
@@ -166,16 +173,22 @@ def _header(summary: Summary, busy_s: float) -> list[Fact]:
         Fact(label=", ".join(failed), value=f"{sum(counts[s] for s in failed):,}", tone="bad") if failed else None,
         Fact(label="uncertain", value=f"{counts['uncertain']:,}", tone="doubt") if counts["uncertain"] else None,
         Fact(label="unfinished", value=f"{counts['unfinished']:,}") if counts["unfinished"] else None,
-        None if summary.credits is None else Fact(label="credits", value=number(summary.credits)),
-        Fact(label="running time", value=duration(busy_s)) if busy_s else None,
+        None if cost is None else Fact(label="credits spent", value=number(cost.spent)),
+        Fact(label="credits reserved", value=number(cost.reserved)) if cost is not None and cost.reserved else None,
+        Fact(label=f"running time{' without pauses' if axis.cuts else ''}", value=duration(axis.busy_s))
+        if axis.busy_s
+        else None,
     ]
     return [fact for fact in facts if fact is not None]
 
 
-def _when(summary: Summary) -> str:
+def _when(summary: Summary, axis: Axis) -> str:
+    """Return when the run began; a period for several runs, whose length is no running time."""
     moments = [*summary.began, *summary.ended]
     if not moments:
         return ""
+    if not axis.cuts:
+        return moment(datetime.fromtimestamp(min(moments), UTC))
     return period(datetime.fromtimestamp(min(moments), UTC), datetime.fromtimestamp(max(moments), UTC))
 
 
@@ -239,6 +252,14 @@ def _exactly(text: str) -> Markup:
     return Markup(str(escape(text)).replace("\r", "&#13;").replace("\0", "\N{SYMBOL FOR NULL}"))
 
 
+def _options(text: str) -> Markup:
+    """Escape text whose command-line options are not broken at their hyphens."""
+    words = (
+        Markup('<span class="option">{}</span>').format(word) if word[:1] == "-" else word for word in text.split(" ")
+    )
+    return Markup(" ").join(words)
+
+
 @cache
 def _templates() -> Environment:
     environment = Environment(
@@ -250,6 +271,7 @@ def _templates() -> Environment:
     )
     environment.filters["exactly"] = _exactly
     environment.filters["count"] = count
+    environment.filters["options"] = _options
     return environment
 
 

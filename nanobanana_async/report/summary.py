@@ -4,10 +4,20 @@ from array import array
 from collections import Counter
 from decimal import Decimal
 
+from attrs import frozen
+
 from nanobanana_async.report.row import ReportRow
 
 _FRAMES = 3 / 4, 16 / 9  # limits of the frame, which shows every image completely
 _SQUARE = 1.0
+
+
+@frozen(kw_only=True)
+class Credits:
+    """What a batch has cost, and what is set aside for jobs that run or are in doubt."""
+
+    spent: Decimal
+    reserved: Decimal = Decimal(0)
 
 
 class Summary:
@@ -19,8 +29,8 @@ class Summary:
         self.shown: Counter[str] = Counter()
         """Rows in the gallery, by status."""
         self.images = 0
-        self.credits: Decimal | None = None
-        """None until a row has a price."""
+        self.price_sum: Decimal | None = None
+        """Of the credits of the rows; None until a row has a price."""
         self.began = array("d")
         self.ended = array("d")
         self.slots = array("d")
@@ -46,11 +56,16 @@ class Summary:
         elif sent_at is not None and row.status == "unfinished":
             self.still_held.append((sent_at, row.slots))
         if row.credits is not None:
-            self.credits = (self.credits or Decimal(0)) + row.credits
+            self.price_sum = (self.price_sum or Decimal(0)) + row.credits
             paid_at = ended_at or sent_at
             if paid_at is not None:
                 self.paid_at.append(paid_at)
                 self.paid.append(float(row.credits))
+
+    @property
+    def credits(self) -> Credits | None:
+        """What the rows have cost; None if no price is known."""
+        return None if self.price_sum is None else Credits(spent=self.price_sum)
 
     @property
     def durations_s(self) -> list[float]:

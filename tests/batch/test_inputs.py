@@ -61,6 +61,13 @@ def test_extra_value_given_twice_in_a_data_frame_is_an_error_of_its_row() -> Non
     assert (rows[1].error, rows[1].request) == (None, ImageRequest("b", extra={"seed": 8}))
 
 
+def test_row_with_wrong_extra_does_not_hide_columns_found_by_their_values() -> None:
+    table = {"prompt": ["a", "b"], "extra.seed": [7, 8], "extra": [{"seed": 7}, {}], "Size": ["1K", "2K"]}
+    rows = read_rows(pd.DataFrame(table))
+    assert rows[0].error is not None
+    assert rows[1].request == ImageRequest("b", resolution="2K", extra={"seed": 8})
+
+
 @virtually
 async def test_generate_many_buys_the_rows_of_a_data_frame() -> None:
     gateway = PromptGateway()
@@ -77,10 +84,23 @@ def test_unknown_columns_of_a_data_frame_are_logged_once(caplog: pytest.LogCaptu
     assert "columns 'resoluton', 'shelf' kept as metadata; 'resoluton': did you mean resolution?" in line
 
 
+@pytest.mark.parametrize("kind", [pd.DataFrame, pl.DataFrame])
+def test_nearly_right_columns_of_a_data_frame_are_recognised(kind: Any, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING):
+        frame = kind({"prompt": ["a", "b"], "Size": ["2K", "4k"], "AspectRatio": ["16:9", None]})
+        first, second = requests_of(frame)
+    assert (first.resolution, first.aspect_ratio) == ("2K", "16:9")
+    assert (second.resolution, second.aspect_ratio) == ("4K", None)
+    (line,) = [record.getMessage() for record in caplog.records]
+    assert "column 'Size' is read as resolution, 'AspectRatio' is read as aspect_ratio" in line
+    sizes = [read.metadata for read in read_rows(kind({"prompt": ["a", "b"], "Size": ["2K", "30x40"]}))]
+    assert sizes == [{"Size": "2K"}, {"Size": "30x40"}]
+
+
 @pytest.mark.parametrize(
     ("frame", "what"),
     [
-        (pd.DataFrame({"promt": ["a"]}), "column prompt is missing: did you mean promt?"),
+        (pd.DataFrame({"promt": ["a"]}), "column prompt is missing; .* rename 'promt' to prompt"),
         (pd.DataFrame(), "a name for each column, and one with the name prompt"),
         (pl.DataFrame({"Prompt": ["a"], "prompt": ["b"]}), "duplicate column prompt"),
         (pl.LazyFrame({"prompt": ["a"]}), "not LazyFrame: call .collect\\(\\) on it"),

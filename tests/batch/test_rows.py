@@ -46,7 +46,7 @@ def test_keys_never_change() -> None:
 
 def test_each_field_of_a_request_is_part_of_its_key() -> None:
     names = {name for name in fields_dict(ImageRequest) if name not in ("prompt", "callback_url")}
-    facts = {name: getattr(MANY, name) for name in names} | {"extra": {"seed": 7}}
+    facts: dict[str, Any] = {name: getattr(MANY, name) for name in names} | {"extra": {"seed": 7}}
     rows = [ImageRequest("a boat", **{name: value}) for name, value in facts.items() if name != "task_type"]
     assert len(set(keys("a boat", *rows, MANY))) == len(rows) + 2
 

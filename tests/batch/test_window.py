@@ -13,7 +13,7 @@ from tests.support.fakes import apimall, now, virtually
 
 pytestmark = pytest.mark.slow
 
-AT_FIRST, PER_TAKEN = 128, 3  # as README says
+AT_FIRST, PER_TAKEN = 128, 3  # as docs/batches.md says
 SELDOM = PollPolicy(target_delay_s=2.0, min_gap_s=2.0)
 
 

@@ -46,8 +46,17 @@ async def test_dry_run_prints_the_balance_beside_the_estimate(batch: Command) ->
     file = batch.prompts(4)
     async with emulated(batch, credits=Decimal(30)) as emulator:
         said = await batch(file, "--dry-run")
-        assert said.out.splitlines()[-2:] == ["credits\tabout 32 (estimate)", "balance\t30"]
+        assert said.out.splitlines()[2:4] == ["credits\tabout 32 (estimate)", "balance\t30"]
         assert (said.code, said.err, emulator.stats().creates_received) == (0, "", 0)
+
+
+async def test_dry_run_that_would_buy_nothing_asks_no_gateway(batch: Command) -> None:
+    file = batch.prompts(1)
+    async with emulated(batch) as emulator:
+        assert (await batch(file)).code == 0
+        before = emulator.stats().requests
+        said = await batch(file, "--dry-run")
+        assert (said.out.splitlines()[-1], emulator.stats().requests) == ("credits\t0", before)
 
 
 async def test_dry_run_works_without_the_gateway(batch: Command) -> None:
@@ -56,7 +65,7 @@ async def test_dry_run_works_without_the_gateway(batch: Command) -> None:
     for name, value in environment(APIMALL_API_KEY=API_KEY, NANOBANANA_BASE_URL=CLOSED).items():
         batch.patch.setenv(name, value)
     said = await batch(file, "--dry-run")
-    assert (said.code, said.out.splitlines()[-1]) == (0, "credits\tabout 32 (estimate)")
+    assert (said.code, "credits\tabout 32 (estimate)" in said.out, "balance" in said.out) == (0, True, False)
     assert said.complaint.startswith("nanobanana: the balance is unknown: ")
 
 
@@ -65,13 +74,14 @@ async def test_dry_run_of_a_refused_key_still_prints_the_estimate(batch: Command
     async with emulated(batch):
         batch.patch.setenv("APIMALL_API_KEY", "sk-another-0123456789")
         said = await batch(file, "--dry-run")
-    assert (said.code, said.out.splitlines()[-1]) == (0, "credits\tabout 32 (estimate)")
+    assert (said.code, "credits\tabout 32 (estimate)" in said.out, "balance" in said.out) == (0, True, False)
     assert "the balance is unknown: " in said.complaint
 
 
 async def test_dry_run_with_the_built_in_emulator_asks_no_gateway(batch: Command) -> None:
     said = await batch(batch.prompts(1), "--dry-run", "--gateway", "emulator")
-    assert (said.code, said.out, said.err) == (0, "rows\t1\nto buy\t1\ncredits\tabout 8 (estimate)\n", "")
+    assert (said.code, "balance" in said.out, said.err) == (0, False, "")
+    assert said.out.startswith("rows\t1\nto buy\t1\ncredits\tabout 8 (estimate)\n")
 
 
 def shown(display_balance: Decimal | None, stats: SessionStats) -> str:
@@ -83,9 +93,9 @@ def shown(display_balance: Decimal | None, stats: SessionStats) -> str:
 
 def test_display_shows_the_balance_that_creates_state_or_else_the_one_that_was_read() -> None:
     stated = evolve(STATS, credits_remaining=Decimal("1104.50"))
-    assert shown(None, STATS).startswith("16.5 credits, about")
-    assert shown(Decimal(1112), STATS).startswith("16.5 credits, balance 1,112, about")
-    assert shown(Decimal(1112), stated).startswith("16.5 credits, balance 1,104.5, about")
+    assert shown(None, STATS).startswith("16.5 credits spent, about")
+    assert shown(Decimal(1112), STATS).startswith("16.5 credits spent, balance 1,112, about")
+    assert shown(Decimal(1112), stated).startswith("16.5 credits spent, balance 1,104.5, about")
 
 
 @pytest.mark.parametrize(

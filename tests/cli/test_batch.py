@@ -1,9 +1,11 @@
 """`nanobanana batch` against the emulator: purchases, files, and repeated runs."""
 
 import asyncio
+import html
 import json
 import os
 import re
+from asyncio.subprocess import PIPE
 from datetime import datetime
 from decimal import Decimal
 from pathlib import Path
@@ -12,11 +14,12 @@ import pytest
 
 from nanobanana_async.cli import app as cli
 from nanobanana_async.cli.batch.folder import BatchFolder, FolderOwner
-from nanobanana_async.emulator import API_KEY, Script
+from nanobanana_async.emulator import API_KEY, Emulator, Fixed, Script
 from nanobanana_async.emulator.faults import error, reset
 from nanobanana_async.policy import long_pause
 from tests.cli.batch_kills import images_of, kill_and_rerun, lines_of
 from tests.cli.batches import Command, emulated, requests
+from tests.support.command import environment, in_a_process
 
 pytestmark = pytest.mark.slow
 
@@ -63,13 +66,28 @@ async def test_the_page_shows_thumbnails_and_what_to_do_about_failed_rows(batch:
         page = (batch.out / "index.html").read_text(encoding="utf-8")
         (shown,) = re.findall(r'<img src="\./(thumbnails/[^"]+)"', page)
         assert (batch.out / shown).is_file()
-        assert re.findall(r'class="advice">(.*?)</p>', page) == [
-            "Run the same command with --retry-failed to buy it again."
-        ]
+        (advice,) = re.findall(r'class="advice"><p>(.*?)</p>', page)
+        assert re.sub("<.*?>", "", advice) == "Change the row, or try it unchanged with --retry-failed."
         assert (await batch(file, "--retry-failed")).code == 0
     page = (batch.out / "index.html").read_text(encoding="utf-8")
     assert len(re.findall(r'<img src="\./thumbnails/', page)) == 2
     assert 'class="advice"' not in page
+
+
+async def test_the_command_of_a_failed_card_buys_it_again(tmp_path: Path) -> None:
+    (tmp_path / "two foxes.txt").write_text("a fox\na lynx\n")
+    script = Script({"apimall.create": [error(451)]})
+    async with Emulator(duration=Fixed(0.05), image_scale=0.05, script=script) as emulator:
+        environ = environment(emulator)
+        said = await in_a_process("batch", "two foxes.txt", "-o", "out", environ=environ, folder=tmp_path)
+        assert said.code == 1, said.err
+        page = (tmp_path / "out" / "index.html").read_text(encoding="utf-8")
+        (command,) = re.findall(r'<code title="(.*?)">', page)
+        assert html.unescape(command).endswith("-m nanobanana_async batch 'two foxes.txt' -o out --retry-failed")
+        process = await asyncio.create_subprocess_shell(html.unescape(command), cwd=tmp_path, env=environ, stderr=PIPE)
+        _, err = await process.communicate()
+        assert process.returncode == 0, err.decode()
+        assert emulator.stats().creates_accepted == 2
 
 
 async def test_a_second_run_makes_no_request_and_prints_the_same(batch: Command) -> None:
@@ -205,9 +223,9 @@ async def test_max_credits_counts_earlier_runs(batch: Command) -> None:
         said = await batch(file, "--max-credits", "17")
         assert (said.code, batch.statuses()) == (3, {"succeeded": 2})
         assert "--max-credits is 17" in said.err
-        assert "4 rows left: raise --max-credits" in said.err
-        assert "run the same command" not in said.err
-        assert "2 succeeded; 16 credits spent\n" in said.err
+        assert "16 are spent" in said.err
+        assert "4 rows left to buy, for about 32 credits: run the same command with --max-credits 48 to go" in said.err
+        assert "6 rows: 2 succeeded, 4 left; 16 credits spent\n" in said.err
         assert (await batch(file, "--max-credits", "17")).code == 3
         assert (await batch(file, "--max-credits", "48")).code == 0
         assert emulator.stats().credits_charged == 48
@@ -260,7 +278,7 @@ async def test_a_key_reused_for_another_request_is_invalid(batch: Command) -> No
         said = await batch(batch.write("a.jsonl", '{"prompt": "a lynx", "key": "k"}'))
         assert emulator.stats().creates_accepted == 1
     assert (said.code, batch.lines()["a lynx"]["status"]) == (1, "invalid")
-    assert "row k has changed since it was bought: prompt was 'a fox' and is 'a lynx'" in said.err
+    assert "the row with key k has changed since it was bought: prompt was 'a fox' and is 'a lynx'" in said.err
 
 
 async def test_standard_input_has_a_prompt_per_line_by_default(batch: Command) -> None:
@@ -277,7 +295,7 @@ async def test_standard_input_has_a_prompt_per_line_by_default(batch: Command) -
         ("a.csv", ["prompt,key"], "a.csv is empty"),
         ("a.jsonl", ['{"prompt": "a"}', '{"prompt": '], "a.jsonl, line 2: broken JSON at column 11"),
         ("a.csv", ["colour,key", "red,1"], "a.csv, row 1: column prompt is missing"),
-        ("a.md", ["a fox"], "a.md: unknown format: pass --format txt|jsonl|csv|xlsx"),
+        ("a.md", ["a fox"], "a.md: unknown format: pass --format txt|jsonl|json|csv|xlsx"),
     ],
 )
 async def test_a_bad_file_is_one_line_on_stderr_and_creates_no_folder(
@@ -400,5 +418,6 @@ async def test_a_used_up_daily_budget_stops_the_batch_with_the_time_to_go_on(
     assert "the account's daily budget of requests is used up; goes on at " in said.err
     assert "the buying stopped: the account's daily budget of requests is used up until " in said.err
     left = 30 - batch.statuses()["succeeded"]
-    assert f"{left} rows left: run the same command to continue" in said.err
+    assert f"{left} rows left, " in said.err
+    assert "bought and not collected: run the same command to continue" in said.err
     assert emulator.stats().creates_accepted < 13

@@ -71,6 +71,9 @@ async def test_an_uncertain_row_is_reserved_in_every_run(batch: Command) -> None
     async with emulated(batch, "defapi", script=Script({"defapi.create": [reset(processed=True)]})):
         for _ in range(3):
             assert credits_of(await batch(file, "--max-jobs", "1")) == (Decimal("0.5"), Decimal("0.5"))
+            page = (batch.out / "index.html").read_text(encoding="utf-8")
+            facts = dict(re.findall(r"<dt>(credits \w+)</dt><dd>(.*?)</dd>", page))
+            assert facts == {"credits spent": "0.5", "credits reserved": "0.5"}
 
 
 async def test_the_ledger_knows_a_batch_by_its_name(batch: Command) -> None:

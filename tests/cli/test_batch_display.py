@@ -65,7 +65,7 @@ def test_the_display_shows_rows_slots_credits_and_remaining_time() -> None:
     bar, rows, facts = scene.rendered()
     assert bar.endswith("17 %")
     assert rows == "52/300 rows, 50 succeeded, 1 failed, 1 uncertain, 12 running, limit 12"
-    assert facts == "16.5 of 60 credits, 2 reserved, about 10 min 20 s left"  # 248 rows of 30 s, twelve at a time
+    assert facts == "16.5 of 60 credits spent, 2 reserved, about 10 min 20 s left"  # 248 rows of 30 s, twelve at a time
 
 
 def test_the_bar_counts_what_running_rows_have_done_and_never_goes_back() -> None:
@@ -118,27 +118,27 @@ def test_a_stopped_batch_shows_what_is_left_to_collect() -> None:
     scene = paced()
     scene.display.phase = COLLECTING
     scene.display.tick(evolve(STATS, slots_held=3))
-    assert scene.rendered()[2] == "collecting 3 running jobs, 16.5 credits, about 26 s left"
+    assert scene.rendered()[2] == "collecting 3 running jobs, 16.5 credits spent, about 26 s left"
     scene.display(succeeded("late-54"))
     scene.display(succeeded("late-55"))
     scene.display.tick(evolve(STATS, slots_held=1))
-    expected = "collecting 1 running job and saving the images of 2 jobs, 16.5 credits, about 20 s left"
+    expected = "collecting 1 running job and saving the images of 2 jobs, 16.5 credits spent, about 20 s left"
     assert " ".join(scene.rendered(120)[2].split()) == expected
     scene.display.ended("late-54", "succeeded", "a fox", None)
     scene.display.ended("late-55", "unfinished", "a fox", "the link has expired")
     scene.now += 25
-    assert scene.rendered()[2] == "collecting 1 running job, 16.5 credits"  # it should have ended 5 seconds ago
+    assert scene.rendered()[2] == "collecting 1 running job, 16.5 credits spent"  # it should have ended 5 seconds ago
     scene.display(succeeded("late-49"))
     scene.display.tick(evolve(STATS, slots_held=0))
-    assert scene.rendered()[2] == "saving the images of 1 job, 16.5 credits"
+    assert scene.rendered()[2] == "saving the images of 1 job, 16.5 credits spent"
     scene.display.ended("late-49", "succeeded", "a fox", None)
-    assert scene.rendered()[2] == "collecting running jobs, 16.5 credits"
+    assert scene.rendered()[2] == "collecting running jobs, 16.5 credits spent"
 
 
 def test_the_last_rows_of_a_batch_are_estimated_by_their_jobs() -> None:
     scene = paced(total=63)
     scene.display.tick(evolve(STATS, slots_held=3))
-    assert scene.rendered()[2] == "collecting 3 running jobs, 16.5 credits, about 26 s left"
+    assert scene.rendered()[2] == "collecting 3 running jobs, 16.5 credits spent, about 26 s left"
     scene.display.tick(evolve(STATS, slots_held=2))  # a row waits to be sent
     assert "60 rows a minute, about 3 s left" in scene.rendered()[2]
 
@@ -173,6 +173,15 @@ def test_a_small_batch_in_a_pipe_prints_a_line_per_row() -> None:
     assert scene.output.getvalue().splitlines() == ["1/2 succeeded: a fox", "2/2 failed: a lynx: no\\x1b[31m"]
 
 
+def test_rows_with_a_line_on_stdout_are_not_printed_again() -> None:
+    scene = Scene(2, terminal=False, on_stdout=True)
+    scene.display.ended("key", "succeeded", "a fox", None)
+    scene.now += 6
+    scene.display.tick(STATS)
+    (line,) = scene.output.getvalue().splitlines()
+    assert line.startswith("1/2 rows, 1 succeeded, 12 running, limit 12; ")
+
+
 def test_a_large_batch_in_a_pipe_prints_periodic_summaries() -> None:
     scene = Scene(100_000, terminal=False)
     for _ in range(100):
@@ -181,7 +190,7 @@ def test_a_large_batch_in_a_pipe_prints_periodic_summaries() -> None:
         scene.display.tick(STATS)
     lines = scene.output.getvalue().splitlines()
     assert len(lines) == 5
-    assert lines[-1].startswith("100/100000 rows, 100 succeeded, 12 running, limit 12; 16.5 credits, 2")
+    assert lines[-1].startswith("100/100000 rows, 100 succeeded, 12 running, limit 12; 16.5 credits spent, 2")
 
 
 def test_a_hundred_thousand_rows_are_cheap_to_show() -> None:

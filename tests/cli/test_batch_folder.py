@@ -180,7 +180,8 @@ async def test_unwritable_results_stop_the_buying_without_loss(batch: Command) -
         assert said.code == 3
         assert 1 < written < bought < 100
         assert "the buying stopped: out/results.jsonl can't be written: No space left on device: make room" in said.err
-        assert f"{160 - written} rows left: run the same command to continue" in said.err
+        assert f"{160 - written} rows left, " in said.err
+        assert "of them bought and not collected: run the same command to continue" in said.err
         assert len(list((batch.out / "images").glob("*.png"))) == bought
         before = requests(emulator)
         assert (await batch(file)).code == 0

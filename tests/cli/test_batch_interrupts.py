@@ -3,6 +3,7 @@
 import asyncio
 import os
 import pty
+import re
 import shlex
 import signal
 import sys
@@ -120,6 +121,11 @@ async def test_the_second_ctrl_c_stops_at_once(tmp_path: Path) -> None:
             async with asyncio.timeout(1.5):  # before any job ends
                 assert await screen.code() == 130
         assert "stopping at once" in screen.screen
+        assert f"{ROWS} rows: none has ended; " in screen.screen
+        bought = emulator.stats().creates_accepted
+        left = f"{ROWS} rows left, {bought} of them bought and not collected: run the same command to continue"
+        assert left in " ".join(screen.screen.split())
+        assert "lists them" not in screen.screen
         assert lines_of(tmp_path / "out") == []
         assert screen.screen.count("\x1b[?25h") >= screen.screen.count("\x1b[?25l")  # the cursor is shown again
         assert (emulator.stats().finished, emulator.stats().creates_accepted > 0) == (0, True)
@@ -155,6 +161,68 @@ async def test_two_signals_stop_at_once_and_close_the_ledger(tmp_path: Path) -> 
         assert b"stopping at once" in stderr
         assert not list((tmp_path / "out").glob("jobs.sqlite-*"))  # closed
         await check_rerun(tmp_path, emulator, environ)
+
+
+async def test_counts_of_two_signals_add_up(tmp_path: Path) -> None:
+    async with emulated(tmp_path, 0.5) as (emulator, environ):
+        async with started("batch", "foxes.txt", "-o", "out", environ=environ, folder=tmp_path) as process:
+            assert process.stdout is not None
+            await process.stdout.readline()
+            process.send_signal(signal.SIGTERM)
+            process.send_signal(signal.SIGHUP)
+            async with asyncio.timeout(10):
+                _, stderr = await process.communicate()
+        said = stderr.decode()
+        counts = re.search(rf"{ROWS} rows: (\d+) succeeded, (\d+) left; ", said)
+        assert counts is not None, said
+        done, left = map(int, counts.groups())
+        assert (done, done + left) == (len(lines_of(tmp_path / "out")), ROWS)
+        assert f"{left} rows left" in said
+        assert "out/results.jsonl lists them" in said
+        await check_rerun(tmp_path, emulator, environ)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+async def test_signal_ends_the_reading_of_a_pipe_that_never_ends(tmp_path: Path, number: signal.Signals) -> None:
+    (tmp_path / "temporary").mkdir()
+    environ = environment(APIMALL_API_KEY="k" * 20, TMPDIR=str(tmp_path / "temporary"))
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "nanobanana_async", "batch", "-", "-o", "out"),
+        cwd=tmp_path,
+        env=environ,
+        stdin=PIPE,
+        stdout=PIPE,
+        stderr=PIPE,
+    )
+    try:
+        assert process.stdin is not None
+        assert process.stderr is not None
+        process.stdin.write(b"a fox in snow\n" * 100_000)  # more than a pipe holds: the command reads it
+        await process.stdin.drain()
+        process.send_signal(number)
+        async with asyncio.timeout(10):
+            assert await process.stderr.read() == b"nanobanana: interrupted\n"
+            assert await process.wait() == 130
+    finally:
+        with suppress(ProcessLookupError):
+            process.kill()
+        await process.wait()
+    assert list((tmp_path / "temporary").iterdir()) == []  # the copy of the prompts is removed
+    assert not (tmp_path / "out").exists()
+
+
+async def test_signal_ends_the_wait_for_a_named_pipe(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "rows.txt")
+    environ = environment(APIMALL_API_KEY="k" * 20)
+    async with started("batch", "rows.txt", "-o", "out", environ=environ, folder=tmp_path) as process:
+        writer = await asyncio.to_thread(os.open, tmp_path / "rows.txt", os.O_WRONLY)  # waits for the command
+        try:
+            process.send_signal(signal.SIGTERM)
+            async with asyncio.timeout(10):
+                _, stderr = await process.communicate()
+        finally:
+            os.close(writer)
+    assert (process.returncode, stderr) == (130, b"nanobanana: interrupted\n")
 
 
 async def test_a_closed_pipe_does_not_stop_the_batch(tmp_path: Path) -> None:

@@ -27,13 +27,14 @@ async def test_changed_row_is_bought_only_on_request_and_keeps_its_old_image(bat
         line = batch.lines()["a RED gate"]
         assert (line["status"], line["images"], line["earlier_images"]) == ("invalid", [], ["images/gate.png"])
         assert (
-            "row gate has changed since it was bought: prompt was 'a red gate' and is 'a RED gate'."
+            "the row with key gate has changed since it was bought: prompt was 'a red gate' and is 'a RED gate'."
             " --buy-changed buys it again and keeps the image of before" in line["error"]
         )
         assert line["error"] in said.err.replace("\n", " ")
+        assert "idempotency_key" not in line["error"] + said.err
         dry = await batch("a.csv", "--dry-run")
-        assert dry.out.splitlines() == ["rows\t2", "finished\t1", "changed\t1", "to buy\t0", "credits\t0"]
-        assert "row gate has changed since it was bought" in dry.err
+        assert dry.out.splitlines()[:5] == ["rows\t2", "finished\t1", "changed\t1", "to buy\t0", "credits\t0"]
+        assert "the row with key gate has changed since it was bought" in dry.err
         assert "to buy\t1" in (await batch("a.csv", "--dry-run", "--buy-changed")).out
         assert emulator.stats().creates_accepted == 2
 
@@ -92,6 +93,7 @@ async def test_files_are_named_by_row_key_or_template_and_keep_their_names(batch
     ("names", "complaint"),
     [
         ("{prompt}", "nanobanana: --names has {prompt}: it takes {row}, {slug}, {key}, {metadata[NAME]}"),
+        ("foo", "nanobanana: --names: 'foo' has no field, so that all images would have the same name: it takes {row}"),
         ("{metadata[x]}", "nanobanana: a.csv, row 2: --names has {metadata[x]}, and this row's metadata has no 'x'"),
     ],
 )

@@ -8,8 +8,10 @@ from typing import Any
 import pytest
 
 from nanobanana_async import ApiMall, ConfigurationError
-from nanobanana_async.cli.batch.input_file import FileRow, ReadingOptions, open_input
+from nanobanana_async.cli.batch.formats import Format
+from nanobanana_async.cli.batch.input_file import FileRow, open_input
 from nanobanana_async.cli.batch.notes import Notes
+from nanobanana_async.cli.batch.parsers import ReadingOptions
 from tests.cli.batches import Command, emulated
 from tests.support.command import Said
 
@@ -20,12 +22,18 @@ class Read:
     """A file as it was read."""
 
     def __init__(
-        self, path: Path, content: str | bytes | None, options: ReadingOptions | None = None, **named: Any
+        self,
+        path: Path,
+        content: str | bytes | None,
+        options: ReadingOptions | None = None,
+        *,
+        kind: Format | None = None,
+        **named: Any,
     ) -> None:
         if content is not None:
             path.write_bytes(content.encode() if isinstance(content, str) else content)
         notes = Notes()
-        with open_input(str(path), None, None, options, **named) as file:
+        with open_input(str(path), None, kind, options, **named) as file:
             self.rows: list[FileRow] = list(file.rows(GATEWAY, notes))
             self.unit = file.unit
             self.notes = [*filter(None, [file.note]), *notes.sentences()]

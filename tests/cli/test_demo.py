@@ -1,6 +1,7 @@
 """`nanobanana demo`: no key, a lost answer, no double charge, and a page at the end."""
 
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -13,22 +14,26 @@ pytestmark = pytest.mark.slow
 
 async def test_the_demo_loses_an_answer_without_a_double_charge(tmp_path: Path) -> None:
     said = await in_a_process("demo", "--prompts", "8", folder=tmp_path)
+    program = re.escape(f"{sys.executable} -m nanobanana_async")
     assert said.code == 0, said.err
     assert said.out == "nanobanana-demo/index.html\n"
     for pattern in (
         r"\d s  The gateway refuses more than 6 jobs at once \(429, no charge\)",
         r"\d s  An answer is lost: has 'a [^']+' been bought\?",
         r"\d s  The gateway knows the key: the job is found again and was paid for once\.",
-        r"\d s  8 of 8 images; \d+ polls; one every 3 s: \d+\.",
+        r"\d s  8 of 8 images; polls: \d+ \(a fixed interval of 3 s would have made \d+\)\.",
         r"bought +8 jobs in \d+",
         r"credits +64; jobs paid twice: 0",
         r"lost answers +1; found again without a second purchase: 1",
         r"job limit +6, learned from \d refusal",
-        r"polls +\d+; one every 3 s would have been \d+",
-        r'  echo "a fox in snow" \| nanobanana batch - -o foxes --gateway emulator',
+        r"polls +\d+ \(a fixed interval of 3 s would have made \d+\)",
+        rf'  echo "a fox in snow" \| {program} batch - -o foxes --gateway emulator',
+        rf'  {program} generate "a fox in snow" --gateway apimall -o images',
     ):
         assert re.search(pattern, said.err), (pattern, said.err)
     assert said.err.isascii()
+    page = (tmp_path / "nanobanana-demo" / "index.html").read_text(encoding="utf-8")
+    assert "<dt>credits spent</dt><dd>64</dd>" in page
     images = list((tmp_path / "nanobanana-demo" / "images").glob("*.png"))
     assert len(images) == 8
     for path in images:

@@ -67,6 +67,12 @@ async def test_the_built_in_emulator_needs_no_key(tmp_path: Path) -> None:
     assert (tmp_path / said.out.strip()).is_file()
 
 
+async def test_the_built_in_emulator_without_a_folder_says_that_its_urls_end() -> None:
+    said = await nanobanana("generate", "a fox", "--gateway", "emulator")
+    assert (said.code, said.out) == (2, "")
+    assert "needs -o DIR, which saves the images: their URLs end with the command" in said.complaint
+
+
 async def test_a_refused_key_is_not_printed() -> None:
     async with Emulator() as emulator:
         environ = environment(emulator, APIMALL_API_KEY="sk-very-secret")

@@ -42,16 +42,29 @@ def test_download_has_the_requested_format_and_size(ending: str, kind: str) -> N
     assert answer.headers["Content-Type"] == f"image/{kind.lower()}"
 
 
+def test_tasks_with_equal_prompts_have_different_images_that_the_seed_repeats() -> None:
+    def contents(seed: int) -> list[bytes]:
+        caller = Caller(image_scale=0.125, seed=seed)
+        tasks = [caller.bought(prompt="a fox", key=f"key {number}") for number in range(2)]
+        caller.now = 10.0
+        return [caller.fetch(caller.polled(task)["primary_url"]).content() for task in tasks]
+
+    one, other = contents(7)
+    assert one != other
+    assert contents(7) == [one, other]
+
+
 def test_equal_specs_give_equal_bytes() -> None:
     others = [
         ImageSpec("a wolf", 0, 0, 160, 90, True),
         ImageSpec("a fox", 1, 0, 160, 90, True),
         ImageSpec("a fox", 0, 1, 160, 90, True),
+        ImageSpec("a fox", 0, 0, 160, 90, True, task_id="another"),
     ]
     first = paint(FOX)
     paint.cache_clear()
     assert paint(FOX) == first
-    assert len({first, *(paint(other) for other in others)}) == 4
+    assert len({first, *(paint(other) for other in others)}) == 5
 
 
 @pytest.mark.parametrize("prompt", ["", " ", "word " * 400, "x" * 500, "\ud800 lone", "日本語 🦊\nline"])

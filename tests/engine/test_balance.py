@@ -139,7 +139,7 @@ async def test_answer_without_a_balance_is_unexpected() -> None:
 
 
 @virtually
-async def test_throttled_balance_waits_as_long_as_it_is_told() -> None:
+async def test_throttled_balance_waits_as_long_as_it_is_asked_to() -> None:
     times, answer = in_order(refused(429, "rate_limited", "slow down", **{"retry-after": "7"}), balance())
     async with apimall(FakeTransport(answer)) as session:
         assert await session.balance() == 112

@@ -23,7 +23,8 @@ from tests.support.fakes import API_KEY, FakeGateway, apimall, virtually
         ({"quality": "hd"}, "quality is resolution"),
         ({"image": "https://a.example/b.png"}, r"image is images \(a list\) here"),
         ({"key": "order-1"}, "key is idempotency_key here"),
-        ({"seed": 3}, "unknown field seed: the fields are images, num_images"),
+        ({"seed": 3}, r"seed is extra \(as in extra={'seed': 7}\) here"),
+        ({"colour": "red"}, "unknown field colour: the fields are images, num_images"),
     ],
 )
 @virtually

@@ -1,4 +1,4 @@
-"""How much of a job is done: never back, 1 exactly when it has succeeded, and at no cost for jobs that nobody reads."""
+"""How much of a job is done: never back, 1 exactly when it has succeeded, and at no cost for jobs that are not read."""
 
 import asyncio
 import itertools

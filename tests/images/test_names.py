@@ -38,7 +38,6 @@ def test_slug_is_words_of_ascii_letters(text: str, expected: str) -> None:
         ("{key}_{row:03d}", "SKU_1_017"),
         ("{metadata[shelf]}-{metadata[n]}", "Grosse_7-3"),
         ("Entwürfe {slug}.PNG", "Entwurfe_a-lighthouse-in-fog"),
-        ("hero", "hero"),
     ],
 )
 def test_template_makes_a_name(template: str, name: str) -> None:
@@ -62,6 +61,9 @@ def test_template_makes_a_name(template: str, name: str) -> None:
         ("out/{slug}", "folders can't be made"),
         ("..\\{slug}", "folders can't be made"),
         ("a*{slug}", "only letters, digits"),
+        ("hero", "names: 'hero' has no field, so that all images would have the same name: it takes {row}, {slug}"),
+        ("{{row}}", "only letters, digits"),
+        ("shelf 7.png", "has no field"),
     ],
 )
 def test_bad_template_is_refused(template: Any, why: str) -> None:
@@ -74,6 +76,24 @@ def test_bad_template_is_refused(template: Any, why: str) -> None:
 def test_row_without_what_the_template_names_is_refused(template: str) -> None:
     with pytest.raises(InvalidRequest, match="and this row"):
         NameTemplate("names", template).stem(NameFacts(row=1, prompt="a", metadata={"missing": None}))
+
+
+def test_template_for_one_job_needs_no_field() -> None:
+    assert NameTemplate("name", "hero", fields=("key", "slug")).stem(FACTS) == "hero"
+
+
+@pytest.mark.parametrize(
+    ("template", "name"), [("{metadata[Shelf No]}", "7"), ("{metadata[SHELF NO]}", "7"), ("{metadata[n]}", "small")]
+)
+def test_metadata_is_found_in_any_case(template: str, name: str) -> None:
+    facts = NameFacts(row=1, metadata={"Shelf no": 7, "N": "big", "n": "small"})
+    assert NameTemplate("names", template).stem(facts) == name
+
+
+def test_metadata_that_differs_only_by_case_must_be_named_exactly() -> None:
+    facts = NameFacts(row=1, metadata={"Shelf": 7, "SHELF": 8})
+    with pytest.raises(InvalidRequest, match="has no 'shelf'"):
+        NameTemplate("names", "{metadata[shelf]}").stem(facts)
 
 
 def test_row_is_named_by_template_then_key_then_number() -> None:

@@ -68,15 +68,50 @@ def test_unknown_fields_are_ignored() -> None:
         '{"limits": {"at": "2026-03-12T12:00:00+00:00", "rate_log_odds": NaN}}',
         '{"limits": {"at": "2026-03-12T12:00:00+00:00", "rates": {"log_odds": 1, "both": {"rate": 0}}}}',
         '{"limits": {"at": "2026-03-12T12:00:00+00:00", "rates": {"log_odds": 1, "both": {"rate": 1e-9}}}}',
-        '{"classes": {"foxes": {"at": "2026-03-12T12:00:00+00:00", "count": -1}}}',
-        '{"classes": {"foxes": {"at": "2026-03-12T12:00:00+00:00", "log_mean": 1e9}}}',
-        '{"classes": {"foxes": {"at": "2026-03-12T12:00:00+00:00", "price": "-1"}}}',
-        '{"classes": {"foxes": {"at": "2026-03-12T12:00:00+00:00", "price": "a lot"}}}',
+        '{"classes": 5}',
     ],
 )
 def test_damaged_text_is_an_error(text: str) -> None:
     with pytest.raises((ValueError, TypeError, ConfigurationError, ExceptionGroup)):
         LearnedAccount.from_json(text)
+
+
+@pytest.mark.parametrize(
+    "facts",
+    [
+        '"count": -1',
+        '"count": NaN',
+        '"count": Infinity',
+        '"log_mean": NaN',
+        '"log_mean": 1e9',
+        '"log_mean": 19.0',  # five years
+        '"log_mean": -12.0',
+        '"log_mean": "long"',
+        '"log_variance": -1',
+        '"log_variance": 1e6',
+        '"price": "-1"',
+        '"price": "a lot"',
+    ],
+)
+def test_class_that_cannot_be_true_is_ignored_alone(facts: str) -> None:
+    wrong = f'{{"at": "2026-03-12T12:00:00+00:00", "count": 3, {facts}}}'
+    right = '{"at": "2026-03-12T12:00:00+00:00", "count": 6, "log_mean": 3, "log_variance": 0.2, "price": "8.5"}'
+    limits = '{"at": "2026-03-12T12:00:00+00:00", "job_limit": 5}'
+    read = LearnedAccount.from_json(f'{{"limits": {limits}, "classes": {{"owls": {wrong}, "foxes": {right}}}}}')
+    assert read.classes == {"foxes": FOXES}
+    assert read.limits == LearnedLimits(at=NOON, job_limit=5)
+
+
+@pytest.mark.parametrize("seconds", [-5.0, 0.0, 1e-9, 1e12])
+def test_durations_of_any_size_can_be_read_again(seconds: float) -> None:
+    learned = Durations(30.0)
+    for _ in range(401):
+        learned.completed(seconds)
+    mean, variance = learned.log_moments
+    facts = LearnedAccount(
+        classes={"foxes": LearnedClass(at=NOON, count=learned.count, log_mean=mean, log_variance=variance)}
+    )
+    assert LearnedAccount.from_json(facts.to_json()) == facts
 
 
 def test_durations_fade_with_age() -> None:

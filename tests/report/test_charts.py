@@ -57,8 +57,8 @@ def test_sums_are_cumulative_in_any_order() -> None:
 
 def test_a_job_detected_the_next_day_leaves_the_night_idle() -> None:
     rows = [row(0), row(1, ended_at=START + timedelta(days=1)), row(2, sent_at=START + timedelta(days=1))]
-    charts, busy_s = charts_of(summed(rows), None)
-    assert busy_s < 60
+    charts, axis = charts_of(summed(rows), None)
+    assert axis.busy_s < 60
     assert len(charts[0].cuts) == 1
 
 
@@ -68,8 +68,8 @@ def test_the_time_of_the_recorded_run_is_not_cut() -> None:
     run(limits_changed(None))
     clock.pass_s(4000)
     run(limits_changed(3))
-    charts, busy_s = charts_of(summed([row(0), row(3900)]), run)
-    assert busy_s == 4000
+    charts, axis = charts_of(summed([row(0), row(3900)]), run)
+    assert axis.busy_s == 4000
     assert charts[0].cuts == ()
 
 
@@ -82,6 +82,19 @@ def test_the_slots_chart_shows_limit_refusals_and_pauses() -> None:
     assert layers["paused"].count("Z") == 1
     assert chart.note == "limit 20 learned · 4 refusals"
     assert all(re.fullmatch(r"[MHVhZ0-9. -]*", path) for path in layers.values())
+
+
+def test_labels_of_times_leave_room_for_those_of_cuts() -> None:
+    rows = [row(0, ended_at=START + timedelta(seconds=31)), row(86_400, ended_at=START + timedelta(seconds=86_431))]
+    chart = drawn(rows)["Job slots"]
+    assert [(tick.label, tick.near) for tick in chart.x_ticks] == [("0", False), ("15 s", True)]
+    whole = drawn([row(0, ended_at=START + timedelta(seconds=60))])["Job slots"]
+    assert [(tick.label, tick.near) for tick in whole.x_ticks][-1] == ("1 min", False)
+
+
+def test_the_credits_chart_has_the_price_of_a_row_and_no_sum() -> None:
+    chart = drawn([row(0, credits=Decimal(3)), row(1, credits=Decimal("4.5"))])["Credits"]
+    assert chart.headline == "3.75 a row"
 
 
 def test_without_a_recorder_charts_come_from_rows_only() -> None:
@@ -120,7 +133,8 @@ def test_durations_and_delays_are_histograms() -> None:
     ],
 )
 def test_there_is_no_chart_if_nothing_ran(rows: list[ReportRow]) -> None:
-    assert charts_of(summed(rows), Recorder()) == ([], 0.0)
+    charts, axis = charts_of(summed(rows), Recorder())
+    assert (charts, axis.busy_s) == ([], 0.0)
 
 
 @pytest.mark.parametrize("took_s", [0.0, 0.004, 1.0, 3600.0, 1e6])

@@ -10,7 +10,7 @@ from typing import Literal
 
 import pytest
 
-from nanobanana_async.report import make_thumbnail, write_report
+from nanobanana_async.report import Advice, make_thumbnail, write_report
 from tests.support.reports import made_rows, made_run, paint_images, row, without_image
 
 pytest.importorskip("playwright.sync_api", reason="Playwright is missing: pip install playwright")
@@ -29,6 +29,7 @@ ROWS = (
     row(4, prompt="a bed of roses", key="abed0000", images=("images/roses.png",)),
     without_image(5, "unfinished", prompt="a night train", sent_at=None, ended_at=None),
 )
+COMMAND = "nanobanana batch 'my prompts.csv' -o spring --retry-failed"
 # The lowest contrast between a text and what is behind it; transparent backgrounds count as their parents'.
 CONTRAST = """() => {
   const rgb = (text) => text.match(/[\\d.]+/g).map(Number);
@@ -72,7 +73,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ROWS,
         title="spring / summer",
         run=made_run(list(made_rows(40))),
-        advice=lambda row: f"{row.status}: run the same command with --retry-failed",
+        advice=lambda row: Advice(f"{row.status}: buy it again with --retry-failed", COMMAND),
     )
     return home
 
@@ -233,6 +234,16 @@ def test_selected_keys_are_copied_and_downloaded_in_row_order(visit: Page) -> No
     assert visit.locator(".pick input:checked").count() == 0
 
 
+@pytest.mark.parametrize("width", [1280, 390])
+def test_a_selection_moves_no_card(visit: Page, width: int) -> None:
+    visit.set_viewport_size({"width": width, "height": 900})
+    top = "document.querySelector('#row-1').getBoundingClientRect().top"
+    before = visit.evaluate(top)
+    visit.get_by_role("checkbox", name="Select row 1").check()
+    expect(visit.get_by_role("group", name="Selection")).to_be_in_viewport(ratio=1)
+    assert visit.evaluate(top) == before
+
+
 def test_the_selection_survives_a_filter(visit: Page) -> None:
     visit.get_by_role("checkbox", name="Select row 1").check()
     visit.get_by_role("button", name="Failed 1").click()
@@ -243,8 +254,57 @@ def test_the_selection_survives_a_filter(visit: Page) -> None:
 
 
 def test_failed_rows_say_how_to_buy_them_again(visit: Page) -> None:
-    expect(visit.locator("#row-4 .advice")).to_have_text("failed: run the same command with --retry-failed")
+    expect(visit.locator("#row-4 .advice p").first).to_have_text("failed: buy it again with --retry-failed")
     expect(visit.locator("#row-1 .advice")).to_have_count(0)
+    visit.get_by_role("button", name="Copy the command for row 4").click()
+    assert visit.evaluate("navigator.clipboard.readText()") == COMMAND
+    visit.locator("#row-4 .more").click()
+    expect(visit.locator("#row-4 .command code")).to_have_text(COMMAND)
+
+
+def test_rows_are_called_by_their_number_in_the_file(browser: Browser, tmp_path: Path) -> None:
+    rows = [row(0, number=2), row(1, number=3), without_image(2, "failed", "no", number=4)]
+    paint_images(tmp_path, rows, scale=0.05)
+    page = opened(browser, tmp_path, rows)
+    page.locator("#search").fill("#3")
+    expect(page.locator("#shown")).to_have_text("1 of 3 rows")
+    page.locator("#row-3 .frame a").click()
+    expect(page.locator(".place")).to_have_text("1 of 1 · row 3")
+    page.context.close()
+
+
+@pytest.mark.parametrize("width", [1280, 768, 390])
+def test_borders_of_cards_are_inside_of_what_clips_them(visit: Page, width: int) -> None:
+    visit.set_viewport_size({"width": width, "height": 900})
+    room = "all => Math.min(...all.map(card => card.parentElement.getBoundingClientRect().right"
+    assert visit.locator(".card").evaluate_all(f"{room} - card.getBoundingClientRect().right))") >= 1
+
+
+def test_the_phone_layout_shows_facts_and_copy_whole(visit: Page) -> None:
+    visit.set_viewport_size({"width": 390, "height": 844})
+    cut = "all => all.filter(one => one.scrollWidth > one.clientWidth).length"
+    assert visit.locator(".set, .facts dd, .facts dt").evaluate_all(cut) == 0
+    top = "one => one.getBoundingClientRect().top + one.getBoundingClientRect().height / 2"
+    row_1 = visit.locator("#row-1")
+    assert abs(row_1.locator(".copy").evaluate(top) - row_1.locator(".pick").evaluate(top)) < 3
+    visit.evaluate("document.querySelector('#run').open = true")
+    assert visit.locator(".chart").evaluate_all("all => all.every(one => one.getBoundingClientRect().right <= 390)")
+
+
+def test_cards_of_failures_are_no_taller_than_their_text(visit: Page) -> None:
+    visit.locator("#sort").select_option("Slowest first")
+    visit.get_by_role("button", name="Failed 1").click()
+    height = visit.locator("#row-4 .bare").evaluate("one => one.getBoundingClientRect().height")
+    assert height < visit.locator("#row-4 .bare").evaluate("one => one.getBoundingClientRect().width") * 0.6
+
+
+def test_results_of_a_search_begin_at_the_top(browser: Browser, tmp_path: Path) -> None:
+    page = opened(browser, tmp_path, list(made_rows(200)))
+    page.evaluate("scrollTo(0, document.body.scrollHeight)")
+    page.locator("#search").fill("fog")
+    expect(page.locator("#shown")).to_have_text(re.compile(r"^\d+ of 200 rows$"))
+    expect(page.locator(".card").first).to_be_in_viewport()
+    page.context.close()
 
 
 def test_the_phone_layout_shows_row_numbers(visit: Page) -> None:

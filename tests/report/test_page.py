@@ -12,7 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from nanobanana_async.report import ReportRow, write_report
+from nanobanana_async import errors
+from nanobanana_async.report import Advice, Credits, ReportRow, write_report
+from nanobanana_async.report.phrases import PHRASES
 from tests.support.reports import made_rows, made_run, row, without_image
 
 HOSTILE = (
@@ -112,7 +114,7 @@ def test_each_row_is_a_card(tmp_path: Path) -> None:
     page = written(tmp_path, rows)
     assert Elements(page).all("article")[1]["data-status"] == "refused"
     assert [found["loading"] for found in Elements(page).all("img") if found.get("src")] == ["lazy"] * 3
-    for fact in ("4.5 cr", "8.0 s", "451: blocked", "PromptBlocked", "the disk is full", "1 reference", "row 4"):
+    for fact in ("4.5 cr", "8.0 s", "451: blocked", "prompt blocked", "the disk is full", "1 reference", "row 4"):
         assert fact in page
     assert page.count('class="quiet copy"') == 3
 
@@ -131,7 +133,8 @@ def test_the_header_has_counts_and_sums(tmp_path: Path) -> None:
     ]
     page = written(tmp_path, rows)
     facts = re.findall(r"<dt>(.*?)</dt><dd>(.*?)</dd>", page)
-    assert ("credits", "4.25") in facts
+    assert ("credits spent", "4.25") in facts
+    assert "credits reserved" not in dict(facts)
     assert ("succeeded", "2 <small>of 4 rows</small>") in facts
     assert ("failed", "1") in facts
     assert ("uncertain", "1") in facts
@@ -208,10 +211,48 @@ def test_cards_are_laid_out_in_groups(tmp_path: Path, rows: int, groups: int) ->
 
 def test_cards_of_rows_without_success_have_advice(tmp_path: Path) -> None:
     rows = [row(0), without_image(1, "failed", "no"), without_image(2, "unfinished")]
-    write_report(tmp_path / "index.html", rows, title="spring", advice=lambda row: f"<{row.status}> {row.index}")
+
+    def advice(row: ReportRow) -> Advice:
+        return Advice(f"<{row.status}> {row.index}", "run 'a<b' --again" if row.status == "failed" else "")
+
+    write_report(tmp_path / "index.html", rows, title="spring", advice=advice)
     page = (tmp_path / "index.html").read_text(encoding="utf-8")
-    advice = re.findall(r'<p class="advice">(.*?)</p>', page)
-    assert advice == ["&lt;failed&gt; 1", "&lt;unfinished&gt; 2"]
+    sentences = re.findall(r'<div class="advice"><p>(.*?)</p>', page)
+    assert sentences == ["&lt;failed&gt; 1", "&lt;unfinished&gt; 2"]
+    (command,) = re.findall(r"<code title=.*?>(.*?)</code>", page)
+    assert command == 'run &#39;a&lt;b&#39; <span class="option">--again</span>'
+
+
+def test_credits_of_the_ledger_come_before_the_sum_of_the_rows(tmp_path: Path) -> None:
+    cost = Credits(spent=Decimal("9.5"), reserved=Decimal(4))
+    write_report(tmp_path / "index.html", [row(0)], title="spring", credits=cost)
+    facts = dict(re.findall(r"<dt>(.*?)</dt><dd>(.*?)</dd>", (tmp_path / "index.html").read_text(encoding="utf-8")))
+    assert facts["credits spent"] == "9.5"
+    assert facts["credits reserved"] == "4"
+
+
+def test_a_page_has_one_running_time(tmp_path: Path) -> None:
+    page = written(tmp_path, [row(0), row(30)])
+    assert '<p class="when">14 Mar 2026, 09:26 UTC ' in page
+    assert "<dt>running time</dt><dd>38 s</dd>" in page
+    paused = written(tmp_path, [row(0), row(86_400)])
+    assert '<p class="when">14 Mar 2026, 09:26 to 15 Mar 2026, 09:27 UTC ' in paused
+    assert "<dt>running time without pauses</dt><dd>16 s</dd>" in paused
+
+
+@pytest.mark.parametrize("name", sorted(PHRASES))
+def test_the_name_of_an_error_class_is_not_shown(tmp_path: Path, name: str) -> None:
+    page = written(tmp_path, [without_image(1, "refused", "no", error_kind=name, key="k")])
+    assert name not in page
+    assert PHRASES[name].replace("'", "&#39;") in page
+
+
+def test_every_error_class_has_a_phrase() -> None:
+    assert set(PHRASES) == {name for name, one in vars(errors).items() if _is_error(one)}
+
+
+def _is_error(value: object) -> bool:
+    return isinstance(value, type) and issubclass(value, errors.NanoBananaError)
 
 
 def test_charts_come_after_the_gallery_and_are_folded(tmp_path: Path) -> None:

@@ -46,6 +46,6 @@ async def test_the_report_shows_the_batch(tmp_path: Path) -> None:
     assert len(recorder.delays_s()) == 24
     assert f"limit {stats.job_limit} learned · {stats.throttled} refusal" in page
     assert re.search(r'class="throttled" d="M', page)
-    assert f"<dt>credits</dt><dd>{stats.credits_spent}" in page
+    assert f"<dt>credits spent</dt><dd>{stats.credits_spent}" in page
     for image in re.findall(r'<img src="\./([^"]+)"', page):
         assert (tmp_path / image).is_file()

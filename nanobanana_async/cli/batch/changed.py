@@ -55,8 +55,8 @@ class ChangedRows:
 def _why(row_key: str, bought: ImageRequest, wanted: ImageRequest) -> str:
     changes = "; ".join(_changes(bought, wanted))
     return (
-        f"row {row_key} has changed since it was bought: {changes}. --buy-changed buys it again and keeps the image of"
-        " before; to buy it beside that, give it another key"
+        f"the row with key {row_key} has changed since it was bought: {changes}. --buy-changed buys it again and keeps"
+        " the image of before; to buy it as another row, give it another key"
     )
 
 

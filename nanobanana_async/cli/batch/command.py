@@ -14,8 +14,10 @@ from rich.console import Console
 from nanobanana_async import ApiMall, ConcurrencyPolicy, ConfigurationError, Gateway, ImageRequest
 from nanobanana_async.cli.batch.dry_run import show_dry_run
 from nanobanana_async.cli.batch.folder import FILES, BatchFolder, FolderOwner, check_owner, refuse_lost_ledger
-from nanobanana_async.cli.batch.input_file import Format, InputFile, ReadingOptions, open_input
+from nanobanana_async.cli.batch.formats import Format
+from nanobanana_async.cli.batch.input_file import InputFile, open_input
 from nanobanana_async.cli.batch.notes import Notes
+from nanobanana_async.cli.batch.parsers import ReadingOptions
 from nanobanana_async.cli.batch.plan import Plan
 from nanobanana_async.cli.batch.run import Run
 from nanobanana_async.cli.options import ExtraOption, FolderOption, extra_of
@@ -75,26 +77,33 @@ class BatchCommand:
         new_ledger: Flag = False,
         dry_run: Flag = False,
     ) -> int:
-        """Buy an image for each row of a file; the same command continues a stopped run and buys no row twice.
+        """Buy the images of a file with a prompt in each row. To continue a stopped run, run the same command again.
 
-        A .txt file has a prompt per line, a .jsonl file an object per line, a .csv or .xlsx file a header; the fields
-        are prompt, images, num_images, aspect_ratio, resolution, output_format, model, task_type, extra, key, metadata,
-        in any case, with spaces or dashes. `extra` is a JSON object, or has columns extra.NAME. Other columns are kept
-        as metadata. Empty lines and columns are skipped, prompts are stripped. In tables several images are separated
-        by spaces or |. The file is copied and checked as a whole before anything is bought. Rows are numbered by their
-        line in a text file, and in a table as a spreadsheet shows them: the header is row 1.
+        No row is bought twice. Start with --dry-run, which buys nothing and prints what the run would cost, and set
+        --max-credits.
 
-        The folder gets images/ (with metadata.jsonl, a data set of the images), results.jsonl (a line for each row that
-        has ended), results.csv (the same for spreadsheets), index.html (the same as a page), thumbnails/ (small images
-        for the page) and jobs.sqlite (the ledger). A row is identified by its key, or else by its request: lines may be
-        moved or inserted.
+        The file is .txt with a prompt on each line; .csv, .tsv or .xlsx with names of columns in the first row; .jsonl
+        with an object on each line, such as {"prompt": "a fox", "num_images": 2}; or .json with an array of prompts or
+        objects. The names are prompt, which is needed, and num_images, aspect_ratio, resolution, output_format, model,
+        images (links to reference images, in tables separated by spaces or |), task_type, extra (a JSON object, or
+        columns extra.NAME), key (your name for the row) and metadata. AspectRatio or "Num Images" are recognised too.
+        Other columns are copied into the results as metadata. Empty rows are skipped. The whole file is checked before
+        anything is bought; messages number its lines, and the rows of a table as a spreadsheet does: the first row is
+        row 1.
 
-        Stdout, unless it is a terminal: a line for each image with key, status and path, separated by tabs; rows of
-        earlier runs come first. The first Ctrl-C (or SIGTERM, SIGHUP) stops the buying and collects running jobs; the
-        second one stops at once.
+        The folder gets images/ (with metadata.jsonl, which describes each image), results.jsonl (a line for each row
+        that has ended), results.csv (the same for spreadsheets), index.html (the same as a page, with the small images
+        in thumbnails/) and jobs.sqlite (the ledger, which remembers what was bought: keep it). A row is known by its
+        key if it has one, otherwise by its prompt and settings: rows may be moved and inserted, but a row that was
+        edited and has no key is a new row.
 
-        Exit codes: 0 success, 1 some rows have no images, 2 usage or a bad file, 3 the buying stopped early (credits,
-        API key, a folder that can't be written) or an unknown price exceeded --max-credits, 130 interrupted.
+        If stdout is not a terminal, it gets a line for each image: key, status and path, separated by tabs; rows of
+        earlier runs come first. The first Ctrl-C (or SIGTERM, SIGHUP) buys no more and waits for the jobs that run; the
+        second one stops at once, and the next run collects what was bought.
+
+        Exit codes: 0 every row has its images; 1 some rows have none; 2 a wrong option or file, and nothing was bought;
+        3 the buying stopped early (credits, API key, a folder that can't be written), or the batch cost more than
+        --max-credits because a price was unknown; 130 interrupted.
 
         Examples:
 
@@ -107,17 +116,17 @@ class BatchCommand:
         file
             The file of rows; `-` is standard input.
         output
-            The folder, created if missing. It belongs to one batch. A folder with foreign files of these names is
-            refused; other files in it are left alone, and no link in it is followed.
+            The folder for the images and results, created if missing. Each batch needs a folder of its own; other files
+            in it are left alone, and no link in it is followed.
         gateway
             The gateway; by default the one whose API key is set. `emulator` runs an emulated one in this process.
         base_url
             The gateway's URL, if not the usual one.
         max_credits
-            Buy nothing that would exceed this total cost of the batch, earlier runs included. The first job of each
-            price class runs alone, at the example price of the gateway's reference, until its price is known.
+            The cap: stop before the batch costs more than this, all its runs together. As long as the price of a model
+            and resolution is unknown, one such job runs alone, at the price in the gateway's reference.
         expected_credits
-            The assumed price of a job whose price is not known yet, instead of the reference's example.
+            What a job is assumed to cost until its price is known, instead of the price in the gateway's reference.
         max_jobs
             The most jobs to run at once.
         max_requests_per_minute
@@ -126,48 +135,51 @@ class BatchCommand:
             Seconds to wait when the account's daily budget of requests is used up; if that takes longer, the run stops,
             and the same command continues it later.
         retry_failed
-            Buy rows again that failed, or whose request was refused.
+            Buy rows again that failed or were refused.
         buy_changed
-            Buy rows again whose request has changed under their key since they were bought. Their images of before
-            stay, and the results list them.
+            Buy rows again whose prompt or settings were edited since they were bought, under the same key. Their images
+            of before stay, and the results list them.
         ordered
-            Write results in file order instead of the order in which rows end.
+            Write the results in the order of the file instead of the order in which rows end.
         name
-            The batch's name, by default the file's. Keys are derived from it, so it must not change: under another
-            name the same rows are bought again. Under the same name in another folder, the gateway may answer with
-            the job of the first purchase.
+            The batch's name, by default that of the file without its ending. It must stay the same: under another name
+            the same rows are bought again. Under the same name in another folder, the gateway may answer with the jobs
+            that were bought first.
         format
-            The file format, if its name does not show it; txt for standard input.
+            The file's format, if its name does not show it. Standard input is txt unless this says otherwise.
         encoding
-            The encoding of a text file. Default: UTF-8, UTF-16 or Windows-1252, whichever it is; a guess is said.
+            The encoding of a text file. By default it is found: UTF-8, UTF-16, UTF-32 or Windows-1252; a guess is
+            printed.
         sheet
             The sheet of a workbook; by default the first.
         comments
-            Skip lines that begin with this text, such as '#'.
+            Skip lines, or rows of a table, that begin with this text, such as '#'.
         strict
-            Refuse columns and fields that are not known, instead of keeping them as metadata.
+            Refuse columns and fields that are not known, instead of copying them into the results.
         names
-            The names of the images, without extension: a template with {row}, {slug} (of the prompt), {key} and
-            {metadata[NAME]}. Default: the row's key, or {row:04}-{slug}. Saved images keep their names.
+            How the image files are named: a text with at least one of {row} (its number), {slug} (the prompt in a form
+            for file names), {key} and {metadata[NAME]} (the value in the column NAME). Default: the row's key, or else
+            {row:04}-{slug}. Images that are saved keep their names.
         num_images
-            Images per prompt, 1 to 6, for rows that do not say it. This and the next five are part of the request:
-            another value buys these rows again.
+            Images per prompt, 1 to 6, for rows that have no value. If you change this or one of the next five for a
+            batch that was bought, its rows are other rows, and are bought again.
         aspect_ratio
-            Aspect ratio, such as 16:9, for rows that have none.
+            Aspect ratio, such as 16:9, for rows that have no value.
         resolution
-            1K, 2K or 4K, for rows that have none.
+            1K, 2K or 4K, for rows that have no value.
         output_format
-            jpeg, jpg or png, for rows that have none.
+            jpeg, jpg or png, for rows that have no value.
         model
-            The model, for rows that have none.
+            The model, for rows that have no value.
         extra
-            NAME=VALUE: what the model takes beside these options, such as seed=7, for rows that do not say it; can be
+            NAME=VALUE: what the model takes beside these options, such as seed=7, for rows that have no value; can be
             repeated. A value that is JSON is sent as JSON, any other as text.
         new_ledger
-            Begin a new ledger where that of earlier runs is lost. Rows without a result are bought, perhaps a second
+            Begin a new ledger in a folder whose jobs.sqlite is lost. Rows without a result are bought, perhaps a second
             time, and --max-credits counts from 0.
         dry_run
-            Check the file and print what it would cost, and the balance of the account; buy and write nothing.
+            Check the file, and print how many rows would be bought, what they would cost, the balance of the account,
+            whether --max-credits is enough, and the settings. Nothing is bought or written.
         """
         as_credits("--max-credits", max_credits)
         as_credits("--expected-credits", expected_credits)
@@ -183,8 +195,9 @@ class BatchCommand:
             "model": model,
             "extra": extra_of(extra) or None,
         }
-        defaults: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
-        ImageRequest("a prompt", **defaults)  # raises for a wrong option, once, and not for each row
+        options_given: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+        example = ImageRequest("a prompt", **options_given)  # raises for a wrong option, once, and not for each row
+        defaults = {name: getattr(example, name) for name in options_given}
         template = None if names is None else NameTemplate("--names", names)
         options = ReadingOptions(defaults=defaults, comments=comments, strict=strict, names=template)
         with open_input(file, name, format, options, encoding=encoding, sheet=sheet) as source:
@@ -227,16 +240,18 @@ async def _run(plan: Plan, gateway: Gateway | None, folder: BatchFolder) -> int:
 def _count_valid_rows(source: InputFile, gateway: Gateway, notes: Notes) -> int | None:
     """Return the number of rows; print the errors and return None if a row is bad or there are none."""
     console, bad, total = Console(stderr=True), 0, 0
+    errors: list[str] = []
     for row in source.rows(gateway, notes):
         total += 1
         if row.error is not None:
             bad += 1
             if bad <= MAX_ERRORS:
-                _print_error(console, f"{source.title}, {source.unit} {row.number}: {row.error}")
+                errors.append(f"{source.title}, {source.unit} {row.number}: {row.error}")
     if bad > MAX_ERRORS:
-        _print_error(console, f"... and {bad - MAX_ERRORS} more bad rows")
-    for note in filter(None, (source.note, *(f"{source.title}: {note}" for note in notes.sentences()))):
-        _print_error(console, note)
+        errors.append(f"... and {bad - MAX_ERRORS} more bad rows")
+    noted = filter(None, (source.note, *(f"{source.title}: {note}" for note in notes.sentences())))
+    for sentence in (*noted, *errors):  # the notes may explain the errors, which a user reads first: they come last
+        _print_error(console, sentence)
     if not total:
         _print_error(console, f"{source.title} is empty: it has no rows")
     elif bad > 1:

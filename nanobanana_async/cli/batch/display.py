@@ -38,11 +38,18 @@ _FAILED = ("failed", "refused", "invalid")
 class BatchDisplay(LiveDisplay):
     """The progress of a batch: an observer of the session, and a context manager that shows the display.
 
-    `total` is None when the number of rows is unknown.
+    `total` is None when the number of rows is unknown. With `on_stdout` each row has a line on stdout, so that none is
+    printed here.
     """
 
     def __init__(
-        self, total: int | None, console: Console, clock: Callable[[], float], *, max_credits: Decimal | None = None
+        self,
+        total: int | None,
+        console: Console,
+        clock: Callable[[], float],
+        *,
+        max_credits: Decimal | None = None,
+        on_stdout: bool = False,
     ) -> None:
         self.total = total
         self.console = console
@@ -57,6 +64,8 @@ class BatchDisplay(LiveDisplay):
         """Credits of the account, for a gateway whose creates do not state them."""
         self.reserved = Decimal(0)
         """Credits reserved beside them: for jobs in doubt, and running ones whose price the gateway has not stated."""
+        few = total is not None and total <= ROW_LINES_UP_TO
+        self._prints_rows = few and not on_stdout and not console.is_terminal
         self._clock = clock
         self._max_credits = max_credits
         self._ended: deque[tuple[float, int]] = deque()
@@ -113,7 +122,7 @@ class BatchDisplay(LiveDisplay):
         self._ended_here += 1
         if error is not None:
             self._problem = (self._clock(), f"{shorten(prompt, 30)}: {shorten(error, 200)}")
-        if not self.console.is_terminal and (self.total or ROW_LINES_UP_TO + 1) <= ROW_LINES_UP_TO:
+        if self._prints_rows:
             why = "" if error is None else f": {error}"
             self.say(f"{self._progress()} {status}: {shorten(prompt)}{why}")
 
@@ -126,8 +135,7 @@ class BatchDisplay(LiveDisplay):
             self._ended.append((now, self._ended_here))
             while now - self._ended[0][0] > WINDOW_S:
                 self._ended.popleft()
-        big = self.total is None or self.total > ROW_LINES_UP_TO
-        if not self.console.is_terminal and big and now >= self._summary_due:
+        if not self.console.is_terminal and not self._prints_rows and now >= self._summary_due:
             self._summary_due = now + SUMMARY_S
             self.say("; ".join(line.plain for line in self._lines()))
 
@@ -144,6 +152,11 @@ class BatchDisplay(LiveDisplay):
     def running(self) -> int:
         """Return how many jobs hold a slot."""
         return 0 if self.stats is None else self.stats.slots_held
+
+    @property
+    def saving(self) -> int:
+        """Number of jobs that have succeeded, and whose images are not saved yet."""
+        return len(self._saving)
 
     @property
     def done(self) -> int:
@@ -220,7 +233,7 @@ class BatchDisplay(LiveDisplay):
         elif stats is not None and stats.creates_paused:
             facts.append(Text("paused by the gateway", "yellow"))
         cap = "" if self._max_credits is None else f" of {number(self._max_credits)}"
-        facts.append(Text(f"{number(self.spent)}{cap} credits"))
+        facts.append(Text(f"{number(self.spent)}{cap} credits spent"))
         if self.reserved:
             facts.append(Text(f"{number(self.reserved)} reserved"))
         remaining = None if stats is None else stats.credits_remaining

@@ -3,13 +3,14 @@
 import asyncio
 import sys
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator
 from contextlib import AsyncExitStack
 from decimal import Decimal
 
 from nanobanana_async import Gateway, JobState, NanoBananaError
 from nanobanana_async.cli.balance import read_balance
 from nanobanana_async.cli.batch.changed import ChangedRows
+from nanobanana_async.cli.batch.costs import Costs
 from nanobanana_async.cli.batch.folder import LEDGER
 from nanobanana_async.cli.batch.input_file import FileRow
 from nanobanana_async.cli.batch.other_accounts import OtherAccounts
@@ -18,23 +19,27 @@ from nanobanana_async.cli.batch.results import RESULTS, line_offsets
 from nanobanana_async.cli.batch.rows import is_over, is_same
 from nanobanana_async.cli.jobs.actions import Prices, open_read_only, prices_in
 from nanobanana_async.escaping import one_line
-from nanobanana_async.formatting import plain_number
+from nanobanana_async.extra import ExtraFields
+from nanobanana_async.formatting import count, plain_number
 from nanobanana_async.gateways.capabilities import HasBalance
 from nanobanana_async.jobs import JobRecord
 
 OK = 0
 MAX_ERRORS = 20  # changed rows that are printed one by one
 BALANCE_S = 4.0  # how long the gateway may take to state the balance
+MAX_VALUES = 3  # of a setting that are listed
+
+_ALWAYS = ("model", "num_images", "aspect_ratio", "resolution", "output_format")
 
 _STATUSES = ("finished", "changed", "failed", "uncertain", "running", "of another account", "to buy")
 
 
 async def show_dry_run(plan: Plan, gateway: Gateway, *, asks_balance: bool = True) -> int:
-    """Print the number of rows by status, the cost of the rows to buy, and the balance, if the gateway answers."""
+    """Print the rows by status, the cost of those to buy and the balance for it, what the cap buys, and the settings."""
     counts: Counter[str] = Counter()
-    to_buy: Counter[str] = Counter()
-    examples: dict[str, Decimal] = {}
     prices: Prices = {}
+    spent = Decimal(0)
+    settings = _Settings(plan, gateway)
     others = OtherAccounts(gateway, plan.folder / LEDGER)
     old_offsets = line_offsets(plan.folder / RESULTS)
     path = plan.folder / LEDGER
@@ -43,7 +48,9 @@ async def show_dry_run(plan: Plan, gateway: Gateway, *, asks_balance: bool = Tru
             await stack.enter_async_context(open_read_only(path)) if path.is_file() and path.stat().st_size else None
         )
         if ledger is not None:
-            prices = await prices_in(ledger, gateway)
+            prices, spent = await prices_in(ledger, gateway), await ledger.spent(plan.file.batch)
+        costs = Costs(gateway, prices, plan.expected_credits)
+        costs.left = None if plan.max_credits is None else plan.max_credits - spent
         for row in plan.file.rows(gateway):
             why = None
             if ledger is not None:
@@ -60,17 +67,20 @@ async def show_dry_run(plan: Plan, gateway: Gateway, *, asks_balance: bool = Tru
             if unsaved and record is not None and others.add(record):
                 status = "of another account"
             counts[status] += 1
+            settings.add(row)
             if status == "to buy" and row.request is not None:
-                price_class = gateway.price_class(row.request)
-                examples[price_class] = gateway.example_credits(row.request)
-                to_buy[price_class] += 1
+                costs.add(row.request)
     print(f"rows\t{plan.total}")
     for status in _STATUSES:
         if counts[status] or status == "to buy":
             print(f"{status}\t{counts[status]}")
-    print(f"credits\t{_estimate(to_buy, prices, plan.expected_credits, examples)}")
-    if asks_balance and isinstance(gateway, HasBalance):
+    print(f"credits\t{costs}")
+    if asks_balance and counts["to buy"] and not others.message and isinstance(gateway, HasBalance):
         await _show_balance(gateway)
+    if plan.max_credits is not None:
+        print(f"max_credits\t{_cap(plan, spent, costs, counts['to buy'])}")
+    for line in settings.lines():
+        print(line)
     if others.message:
         print(f"nanobanana: this run would buy nothing: {others.message}", file=sys.stderr)
     return OK
@@ -103,15 +113,42 @@ def _row_status(row: FileRow, record: JobRecord | None, plan: Plan, gateway: Gat
             return "failed" if is_over(record, retry_failed=plan.retry_failed) else "to buy"
 
 
-def _estimate(to_buy: Counter[str], prices: Prices, expected: Decimal | None, examples: Mapping[str, Decimal]) -> str:
-    """Return the cost of the rows to buy, as text: by known prices, or else estimates.
+class _Settings:
+    """The settings of all rows, and in how many rows the file has its own."""
 
-    An estimate is `expected`, or the example of the gateway's reference.
-    """
-    if not to_buy:
-        return "0"
-    estimates = {price_class: example if expected is None else expected for price_class, example in examples.items()}
-    known = {price_class: prices.get(price_class, estimates[price_class]) for price_class in to_buy}
-    total = sum((price * to_buy[price_class] for price_class, price in known.items()), Decimal(0))
-    estimated = "" if to_buy.keys() <= prices.keys() else " (estimate)"
-    return f"about {plain_number(total)}{estimated}"
+    def __init__(self, plan: Plan, gateway: Gateway) -> None:
+        self._plan = plan
+        self._model = gateway.model
+        self._given: Counter[str] = Counter()
+        self._values: dict[str, dict[str, None]] = {}
+
+    def add(self, row: FileRow) -> None:
+        """Take the settings that the file gives for a row."""
+        for name in row.given - {"prompt"}:
+            self._given[name] += 1
+            values = self._values.setdefault(name, {})
+            if len(values) <= MAX_VALUES and isinstance(value := getattr(row.request, name), (str, int, ExtraFields)):
+                values.setdefault(str(value))
+
+    def lines(self) -> Iterator[str]:
+        """Yield the value of each setting, and which column sets another one."""
+        defaults = {"model": self._model, "num_images": "1", **self._plan.file.options.defaults}
+        for name in dict.fromkeys((*_ALWAYS, *self._plan.file.options.defaults, *self._given)):
+            parts = [str(defaults.get(name, "none" if name in ("images", "extra") else "the gateway's default"))]
+            if rows := self._given[name]:
+                values = list(self._values[name])
+                shown = ", ".join(values[:MAX_VALUES]) + (", ..." if len(values) > MAX_VALUES else "")
+                what = "column" if self._plan.file.is_table else "field"
+                where = f"{what} {name} sets it in {rows:,} of {count(self._plan.total, 'row')}"
+                parts.append(f"{where}: {shown}" if shown else where)
+            yield f"{name}\t{one_line('; '.join(parts))}"
+
+
+def _cap(plan: Plan, spent: Decimal, costs: Costs, rows: int) -> str:
+    """Return whether the cap suffices, and if not, how many rows it buys and which one would."""
+    cap = plan.max_credits or Decimal(0)
+    before = f", since earlier runs used {plain_number(spent)}" if spent else ""
+    if costs.affordable == rows:
+        return f"{plain_number(cap)} is enough{before and f', although earlier runs used {plain_number(spent)}'}"
+    enough = plain_number(spent + costs.total)
+    return f"{plain_number(cap)} buys about {costs.affordable} of {count(rows, 'row')}{before}; {enough} would buy all"

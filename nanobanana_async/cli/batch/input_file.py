@@ -1,47 +1,26 @@
 """Read the rows of a batch: text with a prompt per line, JSON lines, or a table (CSV, or the sheet of a workbook)."""
 
-import csv
 import json
-import re
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
-from itertools import chain
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 from attrs import evolve, field, frozen
 
-from nanobanana_async.batch.columns import COLUMNS, HeaderError, column_name, read_header, with_extra
+from nanobanana_async.batch.columns import ValuedNames
 from nanobanana_async.batch.rows import Row, RowInput, RowReader
+from nanobanana_async.cli.batch.formats import ENDINGS, Format, array_to_lines, begins_array, refuse_misnamed
 from nanobanana_async.cli.batch.notes import Notes
+from nanobanana_async.cli.batch.parsers import ParsedRow, ReadingOptions, csv_cells, jsonl, table, text_lines
 from nanobanana_async.cli.batch.spool import spooled
 from nanobanana_async.errors import ConfigurationError, InvalidRequest
 from nanobanana_async.extra import to_extra
 from nanobanana_async.gateways.contract import Gateway
-from nanobanana_async.images.names import NameFacts, NameTemplate, row_name
-from nanobanana_async.models import ImageRequest
+from nanobanana_async.images.names import NameFacts, row_name
+from nanobanana_async.models import REQUEST_FIELDS, ImageRequest
 from nanobanana_async.report import ReportRow
-from nanobanana_async.values import did_you_mean, is_absent
-
-Format = Literal["txt", "jsonl", "csv", "xlsx"]
-
-_ENDINGS: Mapping[str, Format] = {
-    ".txt": "txt",
-    ".jsonl": "jsonl",
-    ".ndjson": "jsonl",
-    ".csv": "csv",
-    ".tsv": "csv",
-    ".xlsx": "xlsx",
-    ".xlsm": "xlsx",
-    ".xls": "xlsx",
-    ".ods": "xlsx",
-}
-_LONGEST_CELL = 1 << 24
-_SEP = re.compile(r'"?sep=(.)"?\s*')  # Excel's own first line, which it does not show
-
-ParsedRow = tuple[int, dict[str, Any] | str]
-"""The number of a row, and its fields or an error message."""
 
 
 @frozen(kw_only=True)
@@ -56,6 +35,8 @@ class FileRow:
     own_key: str | None = None
     """The key given in the file."""
     request: ImageRequest | None = None
+    given: frozenset[str] = frozenset()
+    """The fields of the request that the file gives; the options of the command give the others."""
     metadata: Any = None
     error: str | None = None
     name: str = ""
@@ -74,19 +55,6 @@ class FileRow:
         )
 
 
-@frozen(kw_only=True)
-class ReadingOptions:
-    """How the rows of a file are read."""
-
-    defaults: Mapping[str, Any] = field(factory=dict)
-    """Fields of the rows that do not have them."""
-    comments: str | None = None
-    """Rows that begin with this text are skipped."""
-    strict: bool = False
-    """Whether names that are no field are refused."""
-    names: NameTemplate | None = None
-
-
 @frozen
 class InputFile:
     """An input file with its format. It can be read several times, also concurrently: it is a copy."""
@@ -97,7 +65,7 @@ class InputFile:
     format: Format
     batch: str
     """The batch's name, from which the keys are derived."""
-    options: ReadingOptions = ReadingOptions()
+    options: ReadingOptions = field(factory=ReadingOptions)
     note: str = ""
     """How the file was read, if that was a guess."""
     changed_keys: dict[str, str] = field(factory=dict, repr=False)
@@ -106,19 +74,40 @@ class InputFile:
     @property
     def unit(self) -> str:
         """What the number of a row counts."""
-        return "row" if self.format in ("csv", "xlsx") else "line"
+        if self.is_table:
+            return "row"
+        return "item" if self.format == "json" else "line"
+
+    @property
+    def is_table(self) -> bool:
+        """Whether the file has a header."""
+        return self.format in ("csv", "xlsx")
+
+    def names_by_values(self) -> dict[str, str]:
+        """Return the names of columns or fields that their values make a field of the request."""
+        if self.format == "txt":
+            return {}
+        names, notes = ValuedNames(), Notes()
+        for _, found in evolve(self, options=evolve(self.options, strict=False)).parsed(notes):
+            if self.is_table and not names.may_have(notes.unknown):
+                break
+            if isinstance(found, dict):
+                names.add(found)
+        return names.found
 
     def rows(self, gateway: Gateway, notes: Notes | None = None) -> Iterator[FileRow]:
         """Yield every row; a request that the gateway does not support becomes an error of the row."""
         notes = Notes() if notes is None else notes
         rows, own_keys = RowReader(self.batch), set[int]()
-        for index, (number, found) in enumerate(self._parsed(notes)):
+        for index, (number, found) in enumerate(self.parsed(notes)):
             if isinstance(found, str):
                 yield FileRow(index=index, number=number, error=found)
                 continue
             row = rows.read(self._with_defaults(found))
-            notes.hashes += row.request is not None and row.request.prompt.startswith("#")
-            yield self._checked(FileRow(index=index, number=number), row, own_keys, gateway)
+            comment = row.request is not None and row.request.prompt.startswith("#")
+            notes.hashes += comment and self.format not in ("json", "jsonl")
+            given = frozenset(found.keys() & set(REQUEST_FIELDS))
+            yield self._checked(FileRow(index=index, number=number, given=given), row, own_keys, gateway)
         notes.repeated = rows.repeated
 
     def _with_defaults(self, found: Mapping[str, Any]) -> dict[str, Any]:
@@ -130,7 +119,7 @@ class InputFile:
         return fields
 
     def _checked(self, found: FileRow, row: Row, own_keys: set[int], gateway: Gateway) -> FileRow:
-        error = None if row.error is None else row.error.message.replace("idempotency_key", "key")
+        error = None if row.error is None else row.error.message
         name = ""
         if row.request is not None:
             facts = NameFacts(row=found.number, key=row.own_key, prompt=row.request.prompt, metadata=row.metadata)
@@ -151,20 +140,21 @@ class InputFile:
         key = self.changed_keys.get(row.key, row.key)
         return evolve(found, key=key, own_key=row.own_key, metadata=row.metadata, name=name)
 
-    def _parsed(self, notes: Notes) -> Iterator[ParsedRow]:
+    def parsed(self, notes: Notes) -> Iterator[ParsedRow]:
+        """Yield the number and the fields of every row, or an error message."""
         notes.unit = self.unit
         # Only \n, \r\n and \r end a line: form feeds and Unicode's line separators are part of a prompt.
         newline = "" if self.format == "csv" else None
         with self.path.open(encoding="utf-8", newline=newline) as file:
             match self.format:
                 case "txt":
-                    yield from ((number, {"prompt": text}) for number, text in _lines(file, self.options))
-                case "jsonl":
-                    yield from _jsonl(file, self.options, notes)
+                    yield from ((number, {"prompt": text}) for number, text in text_lines(file, self.options))
+                case "jsonl" | "json":
+                    yield from jsonl(file, self.options, notes)
                 case "csv":
-                    yield from _table(_csv_cells(file, notes), self.options, notes)
+                    yield from table(csv_cells(file, notes), self.options, notes)
                 case "xlsx":
-                    yield from _table(enumerate(map(json.loads, file), 1), self.options, notes)
+                    yield from table(enumerate(map(json.loads, file), 1), self.options, notes)
 
 
 @contextmanager
@@ -182,10 +172,11 @@ def open_input(
     Raises `ConfigurationError` if the file can't be read.
     """
     path, title = Path(file).expanduser(), "standard input" if file == "-" else file
+    sure = kind is not None
     if file == "-":
         kind = kind or "txt"
     elif kind is None:
-        kind = _ENDINGS.get(path.suffix.lower())
+        kind = ENDINGS.get(path.suffix.lower())
         if kind is None:
             raise ConfigurationError(f"{file}: unknown format: pass --format {'|'.join(get_args(Format))}")
     name = (path.stem if file != "-" else "stdin") if name is None else name
@@ -198,7 +189,12 @@ def open_input(
                 copy = stack.enter_context(copying)
         except OSError as error:
             raise ConfigurationError(f"{title} can't be read: {error.strerror or error}") from None
-        yield InputFile(copy.path, title, kind, name, options or ReadingOptions(), copy.note)
+        if kind == "json" or (kind == "jsonl" and begins_array(copy.path)):
+            kind = array_to_lines(copy.path, title)
+        elif not sure and kind == "txt":
+            refuse_misnamed(copy.path, title, named=file != "-")
+        found = InputFile(copy.path, title, kind, name, options or ReadingOptions(), copy.note)
+        yield evolve(found, options=evolve(found.options, by_values=found.names_by_values()))
 
 
 def _unwritable(metadata: object) -> str | None:
@@ -208,102 +204,3 @@ def _unwritable(metadata: object) -> str | None:
     except ValueError as error:
         return f"metadata: {error}"
     return None
-
-
-def _lines(file: Iterator[str], options: ReadingOptions) -> Iterator[tuple[int, str]]:
-    for number, line in enumerate(file, 1):
-        text = line.strip()
-        if text and not (options.comments and text.startswith(options.comments)):
-            yield number, text
-
-
-def _jsonl(file: Iterator[str], options: ReadingOptions, notes: Notes) -> Iterator[ParsedRow]:
-    for number, text in _lines(file, options):
-        yield number, _object(text, options, notes)
-
-
-def _object(text: str, options: ReadingOptions, notes: Notes) -> dict[str, Any] | str:
-    try:
-        given = json.loads(text, object_pairs_hook=_without_repeats)
-    except json.JSONDecodeError as error:
-        return f"broken JSON at column {error.colno}: {error.msg}"
-    except (ValueError, RecursionError) as error:
-        return f"broken JSON: {error}"
-    if not isinstance(given, dict):
-        return 'a row must be an object, such as {"prompt": "a fox"}'
-    facts: dict[str, Any] = {}
-    more: dict[str, Any] = {}
-    extra: dict[str, Any] = {}
-    for name, value in given.items():
-        meant = column_name(name) or "metadata."
-        if meant in COLUMNS:
-            if meant in facts:
-                return f"field {meant} is given twice"
-            if meant == "prompt" or not is_absent(value):
-                facts[meant] = value
-        elif meant.startswith("extra."):
-            extra[meant.removeprefix("extra.")] = value
-        elif options.strict:
-            return f"unknown field {name!r}{did_you_mean(name, COLUMNS)}; the fields are {', '.join(COLUMNS)}"
-        else:
-            notes.unknown.setdefault(name)
-            more[meant.removeprefix("metadata.")] = value
-    if more:
-        metadata = facts.get("metadata", {})
-        if not isinstance(metadata, dict):
-            return f"unknown field {next(iter(more))!r}, and metadata is no object that could keep it"
-        facts["metadata"] = {**more, **metadata}
-    try:
-        return with_extra(facts, extra)
-    except HeaderError as error:
-        return str(error)
-
-
-def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Return a JSON object; raise ValueError if a field is given twice."""
-    fields = dict(pairs)
-    if len(fields) < len(pairs):
-        repeated = next(name for number, (name, _) in enumerate(pairs) if name in dict(pairs[:number]))
-        raise ValueError(f"field {repeated!r} is given twice")
-    return fields
-
-
-def _csv_cells(file: Iterator[str], notes: Notes) -> Iterator[tuple[int, list[str]]]:
-    """Yield the cells of each row, with the number that a spreadsheet shows."""
-    csv.field_size_limit(_LONGEST_CELL)
-    blank: list[str] = []
-    first = ""
-    for first in file:
-        if first.strip():
-            break
-        blank.append(first)
-    if given := _SEP.fullmatch(first):
-        delimiter, lines = given[1], iter(file)
-    else:
-        # Many locales of spreadsheets write semicolons; names of columns contain no delimiter.
-        delimiter, lines = max(",;\t", key=first.count), chain(blank, [first], file)
-    notes.delimiter = delimiter
-    yield from enumerate(csv.reader(lines, delimiter=delimiter, strict=True), 1)
-
-
-def _table(rows: Iterator[tuple[int, list[str]]], options: ReadingOptions, notes: Notes) -> Iterator[ParsedRow]:
-    """Yield the rows of a table below its header, which is the first row that is not empty."""
-    columns = None
-    number = 0
-    try:
-        for number, cells in rows:
-            filled = next((cell.strip() for cell in cells if cell.strip()), "")
-            if not filled or (options.comments and filled.startswith(options.comments)):
-                continue
-            if columns is None:
-                columns = read_header(cells, strict=options.strict)
-                notes.unknown = dict.fromkeys(columns.unknown)
-                continue
-            try:
-                yield number, columns.facts([cell.strip() for cell in cells])
-            except HeaderError as error:
-                yield number, str(error)
-    except HeaderError as error:
-        yield number, str(error)
-    except csv.Error as error:
-        yield number + 1, f"broken CSV: {error}"

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from attrs import define, field
 
-from nanobanana_async.batch.columns import unknown_note
+from nanobanana_async.batch.columns import recognised_note, unknown_note
 from nanobanana_async.formatting import count
 
 
@@ -21,11 +21,13 @@ class Notes:
     """Rows that are equal to an earlier one."""
     unknown: dict[str, None] = field(factory=dict)
     """Names that are no field, in order."""
+    recognised: dict[str, str] = field(factory=dict)
+    """Names that are read as a field of another name."""
 
     def sentences(self) -> Iterator[str]:
         """Yield a sentence about each thing that was seen."""
-        if note := unknown_note(list(self.unknown), "column" if self.unit == "row" else "field"):
-            yield note
+        what = "column" if self.unit == "row" else "field"
+        yield from filter(None, (recognised_note(self.recognised.items(), what), unknown_note([*self.unknown], what)))
         if self.hashes:
             begin = "begins with # and is a prompt" if self.hashes == 1 else "begin with # and are prompts"
             yield f"{count(self.hashes, self.unit)} {begin}: --comments '#' skips such {self.unit}s"

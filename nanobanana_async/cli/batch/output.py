@@ -11,6 +11,7 @@ from pathlib import Path
 import anyio.lowlevel
 import anyio.to_thread
 
+from nanobanana_async.cli.batch.costs import Costs
 from nanobanana_async.cli.batch.display import BatchDisplay
 from nanobanana_async.cli.batch.folder import LEDGER, REPORT
 from nanobanana_async.cli.batch.results import RESULTS, Result
@@ -38,6 +39,11 @@ class StdoutLines:
         self._out = sys.stdout
         self._enabled = not self._out.isatty()
         self._lines: list[bytes] = []
+
+    @property
+    def enabled(self) -> bool:
+        """Whether lines are printed."""
+        return self._enabled
 
     def add(self, result: Result, folder: Path) -> None:
         """Queue the lines of a row."""
@@ -83,6 +89,10 @@ class BatchSummary:
         self.stop_reason: NanoBananaError | None = None
         self.overspent = Decimal(0)
         """By how much the total cost of the batch exceeds its cap."""
+        self.uncollected = 0
+        """Jobs that are bought, and whose images are not saved."""
+        self.cost_left: Costs | None = None
+        """What the rows that are left cost, if the cap stopped the buying."""
         self._above_estimate: list[PriceAboveEstimate] = []
         self._problems: list[tuple[int, str]] = []
         self._counts: Counter[str] = Counter()
@@ -123,15 +133,17 @@ class BatchSummary:
         if display.reserved:
             reserved = f", and {number(display.reserved)} reserved for jobs that run or are in doubt"
         all_rows = count(display.total or display.done, "row")
-        yield f"{all_rows}: {counts}; {number(display.spent)} credits spent{reserved}"
-        yield from self._advice(left, interrupted=interrupted)
-        shown = f"{self._folder / REPORT} shows them, " if reported else ""
-        yield f"{shown}{self._folder / RESULTS} lists them"
+        rest = f", {left:,} left" if left and self._counts else ""
+        yield f"{all_rows}: {counts}{rest}; {number(display.spent)} credits spent{reserved}"
+        yield from self._advice(left, display.spent + display.reserved, interrupted=interrupted)
+        if self._counts and (self._folder / RESULTS).exists():
+            shown = f"{self._folder / REPORT} shows them, " if reported else ""
+            yield f"{shown}{self._folder / RESULTS} lists them"
 
     def _counted(self) -> str:
         return ", ".join(f"{self._counts[status]} {status}" for status in STATUSES if self._counts[status])
 
-    def _advice(self, left: int, *, interrupted: bool) -> Iterator[str]:
+    def _advice(self, left: int, used: Decimal, *, interrupted: bool) -> Iterator[str]:
         counts = self._counts
         if failed := counts["failed"] + counts["refused"]:
             yield f"{count(failed, 'row')} failed: --retry-failed buys them again"
@@ -151,11 +163,14 @@ class BatchSummary:
             yield from (_above_estimate(event) for event in self._above_estimate[:MAX_ERRORS])
         if self.stop_reason is not None:
             yield f"nanobanana: the buying stopped: {with_option_names(str(self.stop_reason))}"
-        if left and isinstance(self.stop_reason, CreditLimitReached):
-            change = "raise --max-credits, or set --expected-credits where the price is unknown"
-            yield f"{count(left, 'row')} left: {change}, and run the command again"
+        costs = self.cost_left
+        if left and costs is not None and isinstance(self.stop_reason, CreditLimitReached):
+            command = f"run the same command with --max-credits {plain_number(used + costs.total)}"
+            yield f"{count(left, 'row')} left to buy, for about {credit_count(costs.total)}: {command} to go on"
         elif left and (interrupted or self.stop_reason is not None):
-            yield f"{count(left, 'row')} left: run the same command to continue"
+            bought = min(left, self.uncollected)
+            paid = f", {bought:,} of them bought and not collected" if bought else ""
+            yield f"{count(left, 'row')} left{paid}: run the same command to continue"
 
 
 def _above_estimate(event: PriceAboveEstimate) -> str:

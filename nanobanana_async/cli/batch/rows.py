@@ -138,7 +138,9 @@ def at_new_position(result: Result, row: FileRow) -> Result:
 
 def with_error(result: Result, error: NanoBananaError, status: Status) -> Result:
     """Return a result with an error."""
-    return evolve(result, row=evolve(result.row, status=status, error=str(error), error_kind=type(error).__name__))
+    # Of a conflict only the message: its advice is for callers who choose the keys of jobs.
+    text = error.message if isinstance(error, IdempotencyConflict) else str(error)
+    return evolve(result, row=evolve(result.row, status=status, error=text, error_kind=type(error).__name__))
 
 
 def _error(record: JobRecord) -> tuple[str | None, str | None]:

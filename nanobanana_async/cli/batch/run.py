@@ -4,7 +4,6 @@ import asyncio
 from collections.abc import Iterator
 from contextlib import suppress
 from datetime import UTC, datetime
-from decimal import Decimal
 
 import anyio.to_thread
 from attrs import evolve
@@ -22,28 +21,17 @@ from nanobanana_async import (
     SqliteLedger,
 )
 from nanobanana_async.cli.balance import watch_balance
+from nanobanana_async.cli.batch.credits import BatchCredits
 from nanobanana_async.cli.batch.display import COLLECTING, BatchDisplay
 from nanobanana_async.cli.batch.finished import FinishedRows
 from nanobanana_async.cli.batch.folder import LEDGER, REPORT, BatchFolder, unwritable
 from nanobanana_async.cli.batch.input_file import FileRow
 from nanobanana_async.cli.batch.output import BatchSummary, StdoutLines
 from nanobanana_async.cli.batch.plan import Plan
-from nanobanana_async.cli.batch.results import (
-    IMAGES,
-    RESULTS,
-    Result,
-    Results,
-    line_offsets,
-    with_files,
-)
-from nanobanana_async.cli.batch.rows import (
-    YIELD_EVERY,
-    PendingRows,
-    result_from_outcome,
-)
+from nanobanana_async.cli.batch.results import IMAGES, RESULTS, Result, Results, line_offsets, with_files
+from nanobanana_async.cli.batch.rows import YIELD_EVERY, PendingRows, result_from_outcome
 from nanobanana_async.cli.batch.run_report import RunReport
 from nanobanana_async.cli.batch.spreadsheet import SPREADSHEET, write_spreadsheet
-from nanobanana_async.cli.jobs.actions import require_ledger
 from nanobanana_async.cli.result_lines import missing_images
 from nanobanana_async.cli.signals import StopSignals
 
@@ -61,14 +49,17 @@ class Run:
         self._gateway = gateway
         self._folder = folder.path
         clock = asyncio.get_running_loop().time
-        self._display = BatchDisplay(plan.total, console, clock, max_credits=plan.max_credits)
+        self._stdout = StdoutLines()
+        on_stdout = self._stdout.enabled
+        self._display = BatchDisplay(plan.total, console, clock, max_credits=plan.max_credits, on_stdout=on_stdout)
         self._results = Results(folder.path)
         self._ledger = SqliteLedger(folder.path / LEDGER)
-        self._stdout = StdoutLines()
         self._summary = BatchSummary(folder.path, plan.file.unit)
         self._signals = StopSignals(console, self._display.say, self._display.running)
         self._changed = False
-        self._report = RunReport(folder.path, plan.file, gateway, self._results, lambda: self._signals.cancelled)
+        display, results = self._display, self._results
+        self._credits = BatchCredits(plan, gateway, self._ledger, results, display, self._summary)
+        self._report = RunReport(folder.path, plan.file, gateway, results, display, lambda: self._signals.cancelled)
         self._finalize_error: NanoBananaError | None = None
         """Why the results or the report could not be finalized."""
 
@@ -107,30 +98,14 @@ class Run:
             await self._load_finished()
             if not self._signals.stop_requested.is_set():
                 await self._buy(session)
-                await self._compare_with_cap()
+                await self._credits.compare_with_cap()
         except OSError as error:
             raise unwritable(self._folder, error) from None
         finally:
             self._display.phase = "closing"
             await session.aclose()
             self._display.stats = session.stats()
-            await self._read_final_credits()
-
-    async def _read_credits(self) -> None:
-        """Show what the ledger says that the batch has spent, with its earlier runs, and has reserved."""
-        batch, display = self._plan.file.batch, self._display
-        display.reserved = await self._ledger.reserved(batch)
-        display.spent = await self._ledger.spent(batch) - display.reserved
-
-    async def _read_final_credits(self) -> None:
-        """Read the credits once more: the session stores the last answers while it closes, and closes the ledger."""
-        with suppress(LedgerError, ConfigurationError):  # then the display keeps the last amounts
-            require_ledger(self._ledger.path)  # or opening it would create an empty one
-            await self._ledger.open()
-            try:
-                await self._read_credits()
-            finally:
-                await self._ledger.aclose()
+            await self._credits.read_final()
 
     async def _load_finished(self) -> None:
         """Start the new results file with every row that has already ended."""
@@ -168,7 +143,7 @@ class Run:
         self._summary.finished_before = len(self._results)
         if self._summary.finished_before:
             self._display.say(self._summary.beginning())
-        await self._read_credits()
+        await self._credits.read()
 
     async def _buy(self, session: Session) -> None:
         plan = self._plan
@@ -204,13 +179,6 @@ class Run:
                     task.cancel()
         finally:
             pending.close()
-
-    async def _compare_with_cap(self) -> None:
-        """Check whether the batch, with its earlier runs, has cost more than the cap."""
-        cap = self._plan.max_credits
-        if cap is not None:
-            spent = await self._ledger.spent(self._plan.file.batch)
-            self._summary.overspent = max(Decimal(0), spent - cap)
 
     async def _on_outcome(self, batch: Batch, outcome: Outcome) -> None:
         try:
@@ -249,7 +217,7 @@ class Run:
     async def _tick(self, session: Session, batch: Batch) -> None:
         while True:
             with suppress(LedgerError):  # the batch reports it
-                await self._read_credits()
+                await self._credits.read()
             self._display.tick(session.stats(), batch.running_progress)
             await asyncio.sleep(TICK_S)
 

@@ -1,6 +1,7 @@
 """Write the report page during a run and at its end, and make thumbnails of its images in the background."""
 
 import asyncio
+import shlex
 from collections import deque
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -9,22 +10,41 @@ import anyio
 import anyio.to_thread
 
 from nanobanana_async import Gateway
+from nanobanana_async.accounts import jobs_command
+from nanobanana_async.cli.batch.display import BatchDisplay
 from nanobanana_async.cli.batch.folder import LEDGER, REPORT, unwritable
 from nanobanana_async.cli.batch.input_file import InputFile
 from nanobanana_async.cli.batch.results import Results
 from nanobanana_async.cli.batch.rows import unfinished
-from nanobanana_async.cli.jobs.format import resolve_command
-from nanobanana_async.report import MAX_CARDS, Recorder, ReportRow, make_thumbnail, write_report
+from nanobanana_async.cli.started_as import program, same_command
+from nanobanana_async.report import (
+    MAX_CARDS,
+    Advice,
+    Credits,
+    Recorder,
+    ReportRow,
+    make_thumbnail,
+    write_report,
+)
 
 LAST_THUMBNAILS_S = 20.0
 """How long the end of a run waits for thumbnails; images without one are shown themselves."""
 
 
 class RunReport:
-    """Write `index.html` from the current results; `cancelled` returns True once the run is cancelled."""
+    """Write `index.html` from the current results.
+
+    The display has what the ledger counts; `cancelled` returns True once the run is cancelled.
+    """
 
     def __init__(
-        self, folder: Path, file: InputFile, gateway: Gateway, results: Results, cancelled: Callable[[], bool]
+        self,
+        folder: Path,
+        file: InputFile,
+        gateway: Gateway,
+        results: Results,
+        display: BatchDisplay,
+        cancelled: Callable[[], bool],
     ) -> None:
         self.recorder = Recorder()
         self.written = False
@@ -32,6 +52,7 @@ class RunReport:
         self._file = file
         self._gateway = gateway
         self._results = results
+        self._display = display
         self._cancelled = cancelled
         self._report_version = 0
         self._images: deque[str] = deque()
@@ -65,9 +86,10 @@ class RunReport:
         """Write the page; raises `ConfigurationError` if it can't be written."""
         self._report_version += 1
         path, title, rows = self._folder / REPORT, self._file.batch, self._rows(self._report_version)
+        cost = Credits(spent=self._display.spent, reserved=self._display.reserved)
 
         def write() -> None:
-            write_report(path, rows, title=title, run=self.recorder, advice=self._advice)
+            write_report(path, rows, title=title, run=self.recorder, advice=self._advice, credits=cost)
 
         self.written = False
         try:
@@ -76,18 +98,24 @@ class RunReport:
             raise unwritable(self._folder, error, REPORT) from None
         self.written = True
 
-    def _advice(self, row: ReportRow) -> str:
+    def _advice(self, row: ReportRow) -> Advice:
         """Return what to do about a row that did not succeed."""
         match row.status:
-            case "failed" | "refused":
-                return "Run the same command with --retry-failed to buy it again."
+            case "failed":
+                again = "--retry-failed buys failed rows again, but not what moderation stopped."
+                return Advice(again, same_command("--retry-failed"))
+            case "refused":
+                again = "Change the row, or try it unchanged with --retry-failed."
+                return Advice(again, same_command("--retry-failed"))
             case "uncertain":
-                resolve = resolve_command(self._folder / LEDGER).replace("KEY", row.key)
-                return f"Check the gateway's own list of tasks, then {resolve}"
+                # No alternatives in the command: a shell would take "a|b" for a pipe, and resolve the job as a.
+                resolve = jobs_command(f"resolve {shlex.quote(row.key)}", self._folder / LEDGER)
+                decide = "Look in the gateway's own list of tasks, then decide: not-bought, buy-again or task-id ID."
+                return Advice(decide, f"{program()}{resolve.removeprefix('nanobanana')} --as DECISION")
             case "invalid":
-                return "Correct the row, then run the same command again."
+                return Advice("Correct the row, then run the same command again.")
             case _:
-                return "Run the same command again to continue."
+                return Advice("Run the same command again to continue.")
 
     def is_newer_than_the_results(self) -> bool:
         """Return True if the page was written after the results."""

@@ -26,10 +26,15 @@ _CHUNK = 1 << 20
 _BOMS = (
     (codecs.BOM_UTF8, "utf-8-sig"),
     (codecs.BOM_UTF32_LE, "utf-32"),  # it begins with the next one
+    (codecs.BOM_UTF32_BE, "utf-32"),
     (codecs.BOM_UTF16_LE, "utf-16"),
     (codecs.BOM_UTF16_BE, "utf-16"),
 )
+_WORKBOOKS = {b"PK\x03\x04": "a workbook or another ZIP archive", b"\xd0\xcf\x11\xe0": "an old Office document"}
 _SAMPLE = 40
+_MARK = "\ufeff"
+_JOINED = re.compile(f"(?<=[\r\n]){_MARK}+")
+"""Byte order marks at the beginning of lines, where files were joined."""
 
 
 @frozen
@@ -78,8 +83,10 @@ def _detect(raw: Path, title: str) -> tuple[str, str]:
     for bom, encoding in _BOMS:
         if start.startswith(bom):
             return encoding, f"{title} is {encoding.upper()} text" if encoding != "utf-8-sig" else ""
-    if len(start) >= 4 and (found := _utf16_without_mark(start)):
-        return found, f"{title} is read as UTF-16 text"
+    if kind := next((kind for magic, kind in _WORKBOOKS.items() if start.startswith(magic)), None):
+        raise ConfigurationError(f"{title} is {kind}, not text: give it the ending of its format, such as .xlsx")
+    if len(start) >= 4 and (found := _wide_without_mark(start)):
+        return found, f"{title} is read as {found[:6].upper()} text"
     valid, invalid = _count_utf8(raw)
     if not invalid:
         return "utf-8", ""
@@ -89,8 +96,12 @@ def _detect(raw: Path, title: str) -> tuple[str, str]:
     return "cp1252", f"{title} is not UTF-8 and is read as Windows-1252 (--encoding NAME reads it as another)"
 
 
-def _utf16_without_mark(start: bytes) -> str | None:
-    half = len(start) // 2
+def _wide_without_mark(start: bytes) -> str | None:
+    """Return UTF-16 or UTF-32 by the zero bytes in its letters."""
+    half, quarter = len(start) // 2, len(start) // 4
+    zeros = [start[number::4].count(0) > 0.8 * quarter for number in range(4)]
+    if zeros[2:] == [True, True] or zeros[:2] == [True, True]:
+        return "utf-32-le" if zeros[3] else "utf-32-be"
     if start[1::2].count(0) > 0.8 * half:
         return "utf-16-le"
     return "utf-16-be" if start[::2].count(0) > 0.8 * half else None
@@ -116,11 +127,16 @@ def _first_bad_line(raw: Path) -> int:
 
 def _transcode(raw: Path, text: Path, encoding: str, title: str) -> str:
     """Write a file as UTF-8, and return the beginning of the first line that has letters beyond ASCII."""
-    sample = ""
+    sample, at_start = "", True
     try:
         with raw.open(encoding=encoding, newline="") as source, text.open("w", encoding="utf-8", newline="") as out:
             while chunk := source.read(_CHUNK):
+                if "\0" in chunk:
+                    why = f"has NUL characters as {encoding}, so it is no text of that encoding"
+                    raise ConfigurationError(f"{title} {why}: save it as UTF-8, or pass --encoding NAME")
+                chunk = _JOINED.sub("", chunk.lstrip(_MARK) if at_start else chunk)
                 out.write(chunk)
+                at_start = chunk[-1:] in ("", "\r", "\n")
                 if not sample and not chunk.isascii():
                     sample = next(line for line in re.split("[\r\n]", chunk) if not line.isascii())
     except LookupError:

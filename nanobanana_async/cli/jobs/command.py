@@ -290,7 +290,7 @@ async def _list(path: Path, states: list[JobState] | None, limit: int | None, *,
             console = Console()
             rows = [record async for record in records]
             shown = len(rows)
-            console.print(job_format.table_of(rows, now, console.width))
+            console.print(job_format.page_of(rows, now, console.width), soft_wrap=True, highlight=False)
         else:
             async for record in records:
                 shown += 1

@@ -27,8 +27,8 @@ from nanobanana_async.models import ImageRequest
 
 NOTHING = "-"
 
-WIDE = 110  # columns; narrower terminals show no task ids
-MAX_KEY = 36
+WIDE = 110  # columns; narrower terminals show no task ids, and neither do those that long keys fill
+MAX_TASK_ID = 36
 MIN_COLUMN = 16
 GAP = 2
 
@@ -44,31 +44,56 @@ _STYLES = {
 }
 
 
+_MEANINGS = {
+    JobState.PENDING: "stored, not sent",
+    JobState.SUBMITTING: "about to be sent, or sent without an answer",
+    JobState.RUNNING: "the gateway gave a task id, and has not reported the end",
+    JobState.SUCCEEDED: "the images are there",
+    JobState.FAILED: "the gateway says that the task failed",
+    JobState.REFUSED: "the gateway refused it, or a person said that it was not bought",
+    JobState.UNCERTAIN: "sent, and no answer says whether it was accepted",
+    JobState.WITHDRAWN: "taken back before it was sent",
+}
+
+
 def line_of(record: JobRecord, now: datetime) -> str:
     """Return a job as one tab-separated line: key, state, age, task id, credits, prompt."""
     return "\t".join(_cells(record, now))
 
 
-def table_of(records: Sequence[JobRecord], now: datetime, width: int) -> Table:
-    """Return jobs as a table; keys are folded, never truncated, because other commands take them as arguments."""
+def page_of(records: Sequence[JobRecord], now: datetime, width: int) -> Table | Text:
+    """Return jobs as a table, or as two lines each where it is too narrow for their keys.
+
+    Keys are neither folded nor truncated, because they are copied into other commands.
+    """
     rows = [_cells(record, now) for record in records]
     widths = [max(len(cell) for cell in column) for column in zip(*rows, _TITLES, strict=True)]
-    others = sum(widths[column] + GAP for column in (1, 2, 4))
-    widths[0] = max(MIN_COLUMN, min(widths[0], MAX_KEY, width - others - GAP - MIN_COLUMN))
-    widths[3] = min(widths[3], MAX_KEY) if width >= WIDE else 0
+    room = width - sum(widths[column] + GAP for column in (0, 1, 2, 4)) - MIN_COLUMN
+    if room < 0:
+        return Text("\n").join(_two_lines(record, now, width) for record in records)
+    widths[3] = min(widths[3], MAX_TASK_ID) if width >= WIDE else 0
+    if widths[3] + GAP > room:
+        widths[3] = 0
     widths[5] = max(MIN_COLUMN, width - sum(size + GAP for size in widths[:5] if size))
     table = Table(box=None, padding=(0, GAP, 0, 0), pad_edge=False, header_style="bold")
     for title, size in zip(_TITLES, widths, strict=True):
-        fold, right = title == "key", title in ("age", "credits")
         if size:
-            table.add_column(
-                title, width=size, no_wrap=not fold, overflow="fold" if fold else "ellipsis", justify=_side(right=right)
-            )
+            side = _side(right=title in ("age", "credits"))
+            table.add_column(title, width=size, no_wrap=True, overflow="ellipsis", justify=side)
     for record, row in zip(records, rows, strict=True):
         cells = [Text(cell) for cell, size in zip(row, widths, strict=True) if size]
         cells[1].stylize(_STYLES.get(record.state, "dim"))
         table.add_row(*cells)
     return table
+
+
+def _two_lines(record: JobRecord, now: datetime, width: int) -> Text:
+    key, state, since, _, price, prompt = _cells(record, now)
+    cost = "" if price == NOTHING else f", {price} credits"
+    facts = f", {since} ago{cost}: "
+    return Text.assemble(
+        f"{key}\n  ", (state, _STYLES.get(record.state, "dim")), facts, shorten(prompt, max(MIN_COLUMN, width - 40))
+    )
 
 
 def _side(*, right: bool) -> Literal["left", "right"]:
@@ -140,16 +165,18 @@ def resolve_command(ledger: Path) -> str:
 
 
 def job_details(record: JobRecord, ledger: Path, *, followed: bool, now: datetime) -> str:
-    """Return everything about one job, one line per field."""
+    """Return everything about one job, one line per field: keys and ids alone on theirs, to be copied."""
+    doubt = "yes: a create may have been accepted without our knowing" if record.in_doubt else "no"
     rows: list[tuple[str, Sequence[str]]] = [
         ("key", [record.key]),
-        ("state", [record.state.value]),
-        ("followed by", [_follower(record, ledger, followed=followed)]),
-        ("gateway", [f"{record.gateway}, account {record.account}"]),
         ("task id", [record.task_id or NOTHING]),
         ("wire key", [record.wire_key]),
-        ("purchase", [_purchase(record)]),
-        ("in doubt", ["yes: a create may have been accepted" if record.in_doubt else "no"]),
+        ("state", [f"{record.state.value}: {_MEANINGS[record.state]}"]),
+        ("owner", [_owner(record, ledger, followed=followed)]),
+        ("gateway", [record.gateway]),
+        ("account", [record.account]),
+        ("generation", [_generation(record)]),
+        ("in doubt", [doubt]),
         ("created", [_when(record.created_at, now)]),
         ("first sent", [_when(record.first_sent_at, now)]),
         ("running since", [_when(record.running_since, now)]),
@@ -157,8 +184,8 @@ def job_details(record: JobRecord, ledger: Path, *, followed: bool, now: datetim
         ("credits", [_credits(record)]),
         ("model", [record.model or NOTHING]),
         ("failure", [NOTHING if record.failure is None else _failure(record.failure)]),
-        ("body", [f"{len(record.body)} bytes"]),
-        *_request_rows(record.request),
+        ("body", [f"{len(record.body)} bytes, which the create sends" if record.body else NOTHING]),
+        *(row for row in _request_rows(record.request) if row != ("model", [record.model])),
         *((f"image {index + 1}", [url or _INLINE]) for index, url in with_indexes(record.images, record.missing)),
         *((f"image {index + 1}", [f"missing: {why}"]) for index, why in record.missing),
     ]
@@ -173,7 +200,7 @@ def job_details(record: JobRecord, ledger: Path, *, followed: bool, now: datetim
 _INLINE = "inline image, stored only at the gateway"
 
 
-def _follower(record: JobRecord, ledger: Path, *, followed: bool) -> str:
+def _owner(record: JobRecord, ledger: Path, *, followed: bool) -> str:
     if record.state not in ACTIVE_STATES:
         uncertain = record.state is JobState.UNCERTAIN
         return "no session: the job waits to be resolved" if uncertain else "no session: the job has ended"
@@ -182,10 +209,10 @@ def _follower(record: JobRecord, ledger: Path, *, followed: bool) -> str:
     return f"no session: `{resume_command(record, ledger)}` continues it"
 
 
-def _purchase(record: JobRecord) -> str:
-    """Return the attempts of the current generation. Earlier ones may have been withdrawn, and never bought."""
-    again = "" if record.generation == 1 else f", after it was requested again {count(record.generation - 1, 'time')}"
-    return f"{count(record.attempts, 'attempt')}{again}"
+def _generation(record: JobRecord) -> str:
+    """Return which purchase this is, and its creates. Earlier ones may have been withdrawn, and never bought."""
+    again = "" if record.generation == 1 else f": it was requested again {count(record.generation - 1, 'time')}"
+    return f"{record.generation}, with {count(record.attempts, 'create')}{again}"
 
 
 def _when(moment: datetime | None, now: datetime) -> str:

@@ -1,0 +1,58 @@
+"""What a batch has spent by its ledger: on the display, against the cap, and for the rows that are left."""
+
+from contextlib import suppress
+from decimal import Decimal
+
+from attrs import frozen
+
+from nanobanana_async import ConfigurationError, CreditLimitReached, Gateway, JobState, LedgerError, SqliteLedger
+from nanobanana_async.cli.batch.costs import cost_of
+from nanobanana_async.cli.batch.display import BatchDisplay
+from nanobanana_async.cli.batch.output import BatchSummary
+from nanobanana_async.cli.batch.plan import Plan
+from nanobanana_async.cli.batch.results import Results
+from nanobanana_async.cli.jobs.actions import require_ledger
+
+
+@frozen
+class BatchCredits:
+    """Reads the credits of a batch from its ledger."""
+
+    plan: Plan
+    gateway: Gateway
+    ledger: SqliteLedger
+    results: Results
+    display: BatchDisplay
+    summary: BatchSummary
+
+    async def read(self) -> None:
+        """Show what the ledger says that the batch has spent, with its earlier runs, and has reserved."""
+        batch, display = self.plan.file.batch, self.display
+        display.reserved = await self.ledger.reserved(batch)
+        display.spent = await self.ledger.spent(batch) - display.reserved
+
+    async def read_final(self) -> None:
+        """Read the credits once more: the session stores the last answers while it closes, and closes the ledger."""
+        with suppress(LedgerError, ConfigurationError):  # then the display keeps the last amounts
+            require_ledger(self.ledger.path)  # or opening it would create an empty one
+            await self.ledger.open()
+            try:
+                await self.read()
+                await self._count_left()
+            finally:
+                await self.ledger.aclose()
+
+    async def compare_with_cap(self) -> None:
+        """Check whether the batch, with its earlier runs, has cost more than the cap."""
+        cap = self.plan.max_credits
+        if cap is not None:
+            spent = await self.ledger.spent(self.plan.file.batch)
+            self.summary.overspent = max(Decimal(0), spent - cap)
+
+    async def _count_left(self) -> None:
+        """Count the jobs whose images are not saved and, if the cap stopped the buying, what the rows left cost."""
+        states = await self.ledger.counts()
+        self.summary.uncollected = states[JobState.SUBMITTING] + states[JobState.RUNNING] + self.display.saving
+        if isinstance(self.summary.stop_reason, CreditLimitReached):
+            left = (row for row in self.plan.file.rows(self.gateway) if row.key not in self.results)
+            self.summary.cost_left = await cost_of(left, self.ledger, self.gateway, self.plan.expected_credits)
