@@ -35,7 +35,7 @@ _STATUSES = ("finished", "changed", "failed", "uncertain", "running", "of anothe
 
 
 async def show_dry_run(plan: Plan, gateway: Gateway, *, asks_balance: bool = True) -> int:
-    """Print the rows by status, the cost of those to buy and the balance for it, what the cap buys, and the settings."""
+    """Print the rows by status, the cost of those to buy and the balance, what the cap buys, and the settings."""
     counts: Counter[str] = Counter()
     prices: Prices = {}
     spent = Decimal(0)
