@@ -19,7 +19,7 @@ FLOORS: tuple[frozenset[str], ...] = (
     frozenset({"_version"}),
     frozenset({"errors", "escaping", "file_locks"}),
     frozenset({"failures", "misspelt", "validators", "values"}),
-    frozenset({"formatting"}),
+    frozenset({"formatting", "references"}),
     frozenset({"notebook_html"}),
     frozenset({"models"}),
     frozenset({"jobs"}),
@@ -58,6 +58,7 @@ THOUGHT = frozenset(
         "validators",
         "values",
         "notebook_html",
+        "references",
         "models",
         "jobs",
     }

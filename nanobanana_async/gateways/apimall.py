@@ -9,7 +9,9 @@ from attrs import field, frozen
 from cattrs.gen import make_dict_structure_fn, override
 
 from nanobanana_async.errors import InvalidRequest
+from nanobanana_async.gateways.apimall_files import MAX_UPLOAD_BYTES, build_upload, parse_upload
 from nanobanana_async.gateways.base import GatewaySettings, task_type, unsupported_field
+from nanobanana_async.gateways.capabilities import UploadTarget
 from nanobanana_async.gateways.contract import MIB, HttpRequest, HttpResponse
 from nanobanana_async.gateways.parsing import (
     CONVERTER,
@@ -64,6 +66,9 @@ class ApiMall(GatewaySettings):
     model: str = "nano-banana-pro"
     key_lifetime_s: float = field(default=1800.0, validator=within(endless=True))
     """Seconds after the first send for which keys are taken to be recognised; the reference gives no number."""
+    upload_lifetime_s: float = field(default=86400.0, validator=within(endless=True))
+    """Seconds for which an uploaded reference image is used again. The reference gives no number; a day is what stores
+    of temporary files keep at least."""
 
     @property
     def supports_idempotency_keys(self) -> bool:
@@ -151,6 +156,23 @@ class ApiMall(GatewaySettings):
             raise refusal_error(answer, refusal)
         request_id = parse_word(envelope.get("request_id"))
         return parse_task(answer, envelope, data, _STATUSES, refusal=refusal, request_id=request_id)
+
+    @property
+    def max_upload_bytes(self) -> int:
+        """The most bytes of one uploaded image."""
+        return MAX_UPLOAD_BYTES
+
+    def build_upload(self, content: bytes, *, content_type: str, filename: str) -> HttpRequest:
+        """Return the upload itself, or for a large image the request for a pre-signed URL."""
+        return build_upload(self.base_url, content, content_type=content_type, filename=filename)
+
+    def read_upload(self, response: HttpResponse) -> UploadTarget:
+        """Return where the image is, or raise the error that the answer holds."""
+        answer = ParsedResponse.from_response(self, response)
+        envelope, refusal = unwrap(answer, _find_refusal)
+        if refusal is not None:
+            raise refusal_error(answer, refusal)
+        return parse_upload(answer, envelope.get("data"))
 
     def read_callback(self, body: bytes) -> Observation:
         """Raise `UnexpectedResponse`: this gateway sends no callbacks."""
