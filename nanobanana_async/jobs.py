@@ -155,16 +155,19 @@ class JobRecord:
             raise RuntimeError(f"a job cannot go {self.state.name} -> {state.name}")
         return evolve(self, state=state, revision=self.revision + 1, **facts)
 
-    def next_generation(self, *, body: bytes, created_at: datetime, account: str | None = None) -> "JobRecord":
+    def next_generation(
+        self, *, body: bytes, created_at: datetime, account: str | None = None, request: ImageRequest | None = None
+    ) -> "JobRecord":
         """Return the record of the next generation: a deliberate new purchase with its own `Idempotency-Key`.
 
         `account` is another account that buys it; only a job that was never accepted may move.
+        `request` is the equal one that was given now: its URLs may have newer signatures.
         """
         return JobRecord(
             key=self.key,
             gateway=self.gateway,
             account=account or self.account,
-            request=self.request,
+            request=request or self.request,
             body=body,
             created_at=created_at,
             batch=self.batch,

@@ -276,10 +276,11 @@ def request_of(mapping: Mapping[Any, Any]) -> ImageRequest:
 
 def same_request(one: ImageRequest, other: ImageRequest) -> bool:
     """Return whether two requests ask for the same images; `callback_url` and signatures in URLs do not count."""
-    return one is other or _identity(one) == _identity(other)
+    return one is other or identified(one) == identified(other)
 
 
-def _identity(request: ImageRequest) -> ImageRequest:
+def identified(request: ImageRequest) -> ImageRequest:
+    """Return the request with what identifies it: without `callback_url`, and without the signatures in URLs."""
     return evolve(request, callback_url=None, images=tuple(map(identity, request.images)))
 
 
@@ -298,7 +299,7 @@ def with_images(request: ImageRequest, images: Sequence[str]) -> ImageRequest:
 def difference(one: ImageRequest, other: ImageRequest) -> str:
     """Return the fields in which two requests differ. Of the model, which may be a default, also return the values."""
     names = [field.name for field in fields(ImageRequest) if field.name != "callback_url"]
-    one, other = _identity(one), _identity(other)
+    one, other = identified(one), identified(other)
     differing = [name for name in names if getattr(one, name) != getattr(other, name)]
     parts = [f"model is {one.model}, not {other.model}" if name == "model" else f"{name} differs" for name in differing]
     return ", ".join(parts)

@@ -15,6 +15,7 @@ from nanobanana_async.batch.rows import job_key_of_row
 from nanobanana_async.callers import persistent_handle
 from nanobanana_async.config import Timeouts, gateway_from_env
 from nanobanana_async.connections import make_components, wrong_gateway
+from nanobanana_async.engine.adoption import adopt_all
 from nanobanana_async.engine.engine import Engine
 from nanobanana_async.engine.lifecycle import SessionTask
 from nanobanana_async.engine.resolver import JobResolver
@@ -34,6 +35,7 @@ from nanobanana_async.policy.concurrency import ConcurrencyPolicy
 from nanobanana_async.policy.polling import PollPolicy
 from nanobanana_async.policy.retry import RetryPolicy
 from nanobanana_async.purchases import Purchases
+from nanobanana_async.references import ReferencePublisher
 from nanobanana_async.stats import SessionStats, collect_stats
 from nanobanana_async.validators import as_folder, check_kind, check_switch
 from nanobanana_async.values import validate_row_key
@@ -53,6 +55,8 @@ class Session(Purchases, NoPlainWith):
     needed; with `trust_env` proxies come from HTTP_PROXY, HTTPS_PROXY and NO_PROXY. `http` is your own
     `aiohttp.ClientSession` (never closed; its connector makes all connections; it excludes the other three) or a fake
     transport. `allow_networks`, such as `["10.0.0.5/32"]`, allows images from private networks.
+    `references` publishes local reference images for gateways that neither store them nor take them inside requests, as
+    `nanobanana_async.webhooks.ReferenceHost` does.
     """
 
     def __init__(
@@ -72,6 +76,7 @@ class Session(Purchases, NoPlainWith):
         trust_env: bool = False,
         allow_networks: Iterable[str] | None = None,
         download_headers: Mapping[str, str] | None = None,
+        references: ReferencePublisher | None = None,
     ) -> None:
         hidden = to_proxy_secret(proxy)
         del proxy  # it may hold a password, which the traceback of a ConfigurationError would show
@@ -97,6 +102,7 @@ class Session(Purchases, NoPlainWith):
             trust_env=trust_env,
             allow_networks=allow_networks,
             download_headers=download_headers,
+            references=references,
         )
         self._callback_urls = self._components.callbacks
         self._session_task = SessionTask(f"<Session {self.gateway.name}>", self._components)
@@ -160,6 +166,8 @@ class Session(Purchases, NoPlainWith):
         engine = self._engine()
         validate_task_id(task_id)
         check_kind("request", request, (ImageRequest, type(None)), "an ImageRequest")
+        if request is not None:
+            request, _ = await engine.references.identify(request)
         known = await self._components.ledger.find_task(self.gateway.account, task_id)
         if known is not None:
             engine.check_attachable(known, key, request)
@@ -180,7 +188,7 @@ class Session(Purchases, NoPlainWith):
         check_switch("buy", buy)
         unfinished = self._components.ledger.unfinished(self.gateway.account)
         wanted = (record async for record in unfinished if buy or record.state is not JobState.PENDING)
-        adopted = await engine.adopt_all(wanted)
+        adopted = await adopt_all(engine, wanted)
         for tracked in adopted:
             engine.keep(tracked)
         return [Job(engine, tracked) for tracked in adopted]

@@ -6,6 +6,7 @@ this session does with the job, and moves along `PHASES`. Only the `Scheduler` m
 - The `Engine` brings a job in: CLAIMING (new, or found) or RECOVERING (resolved by hand).
 - In CLAIMING, FOREIGN, RECOVERING, IN_FLIGHT and WITHDRAWING a step of the job runs, one at a time. It returns a
   `Next`, and `Scheduler._apply` alone carries that out.
+- In PREPARING the job waits for uploads of its reference images (`References`), and no step runs.
 - In QUEUED the `Dispatcher` decides when the job leaves; in SCHEDULED, FOREIGN and HOLDING a timer does.
 - `withdraw_requested` is an intent, set while a step runs. It is carried out when the step is over, if the job is then
   PENDING.
@@ -19,12 +20,16 @@ from collections.abc import Callable, Mapping
 from decimal import Decimal
 from typing import Any
 
+from nanobanana_async.engine.next_step import CheckOwnerAt, Finish, Next
 from nanobanana_async.errors import NanoBananaError
+from nanobanana_async.images.local import Sources
 from nanobanana_async.jobs import ACTIVE_STATES, JobRecord, JobState, Observation
 from nanobanana_async.policy.budget import Cap
 from nanobanana_async.policy.poll_schedule import PollSchedule
 
 Watchers = list[asyncio.Future[NanoBananaError | None]] | None
+
+NO_SOURCES: Sources = {}
 
 NEVER = float("inf")
 NOT_YET = -NEVER
@@ -37,6 +42,7 @@ class Phase(enum.Enum):
     CLAIMING = "a ledger call decides who owns it"
     FOREIGN = "another owner follows it; we read its record from the ledger"
     RECOVERING = "ours; a write to the ledger decides how it goes on"
+    PREPARING = "its local reference images are brought to the gateway; it was not sent"
     QUEUED = "waits in a queue to be sent, or to be polled"
     SCHEDULED = "waits for its time"
     IN_FLIGHT = "a request of it is in flight, or its answer is being written"
@@ -53,11 +59,15 @@ _P = Phase
 PHASES: Mapping[Phase, frozenset[Phase]] = {
     _P.KNOWN: frozenset({_P.CLAIMING, _P.RECOVERING}),
     _P.CLAIMING: frozenset(
-        {_P.FOREIGN, _P.RECOVERING, _P.QUEUED, _P.SCHEDULED, _P.WITHDRAWING, _P.HOLDING, _P.KNOWN, _P.DONE}
+        {_P.FOREIGN, _P.RECOVERING, _P.PREPARING, _P.QUEUED, _P.SCHEDULED}
+        | {_P.WITHDRAWING, _P.HOLDING, _P.KNOWN, _P.DONE}
     ),
     # FOREIGN -> FOREIGN: its owner still follows it.
-    _P.FOREIGN: frozenset({_P.FOREIGN, _P.RECOVERING, _P.QUEUED, _P.SCHEDULED, _P.HOLDING, _P.KNOWN, _P.DONE}),
-    _P.RECOVERING: frozenset({_P.QUEUED, _P.SCHEDULED, _P.WITHDRAWING, _P.HOLDING, _P.DONE}),
+    _P.FOREIGN: frozenset(
+        {_P.FOREIGN, _P.RECOVERING, _P.PREPARING, _P.QUEUED, _P.SCHEDULED, _P.HOLDING, _P.KNOWN, _P.DONE}
+    ),
+    _P.RECOVERING: frozenset({_P.PREPARING, _P.QUEUED, _P.SCHEDULED, _P.WITHDRAWING, _P.HOLDING, _P.DONE}),
+    _P.PREPARING: frozenset({_P.QUEUED, _P.WITHDRAWING, _P.DONE}),
     _P.QUEUED: frozenset({_P.IN_FLIGHT, _P.WITHDRAWING, _P.DONE}),
     # SCHEDULED -> SCHEDULED: a poll is planned again, as durations are learned or when a callback came.
     _P.SCHEDULED: frozenset({_P.SCHEDULED, _P.QUEUED, _P.WITHDRAWING, _P.DONE}),
@@ -118,6 +128,7 @@ class TrackedJob:
         "schedule",
         "sent_at",
         "slots",
+        "sources",
         "updates",
         "wait_error",
         "watchers",
@@ -170,6 +181,8 @@ class TrackedJob:
         """A caller asked to buy it. Otherwise a PENDING job is not sent."""
         self.retry_failed: frozenset[str] = frozenset()
         """If the job is FAILED in the ledger, it is bought again."""
+        self.sources: Sources = NO_SOURCES
+        """Its local reference images, until they are uploaded or its create was accepted."""
         self.holding_before: TrackedJob | None = None
         """The earlier, uncertain `TrackedJob` of this key whose slots it took."""
         self._phase = Phase.KNOWN
@@ -202,6 +215,8 @@ class TrackedJob:
             raise RuntimeError(f"job {self.key} cannot go {self._phase.name} -> {phase.name}")
         self._phase = phase
         self.due = NEVER
+        if phase not in LIVE_PHASES:  # a handle may live for long, and bytes with it
+            self.sources = NO_SOURCES
 
     @property
     def is_followed(self) -> bool:
@@ -217,6 +232,13 @@ class TrackedJob:
     def leaving(self) -> bool:
         """Whether it is being withdrawn, or will be when its current step is over."""
         return self.withdraw_requested or self._phase is Phase.WITHDRAWING
+
+    def is_withdrawn_after(self, next_step: Next) -> bool:
+        """Whether it is to be withdrawn now: its step is over and left it PENDING and ours."""
+        if not self.withdraw_requested or self.record.state is not JobState.PENDING:
+            return False
+        failed_unread = isinstance(next_step, Finish) and self._phase in UNREAD_PHASES
+        return not (failed_unread or isinstance(next_step, CheckOwnerAt))
 
     @property
     def done(self) -> bool:

@@ -64,7 +64,7 @@ class DefApi(GatewaySettings):
     base_url: str = "https://api.defapi.org"
     model: str = "google/gempix2"
     max_inline_bytes: int = field(default=32 * MIB, validator=at_least_one)
-    """The most bytes of one local reference image, which a create holds as a data URI; the reference gives no number."""
+    """The most bytes of one local reference image, which a create holds as a data URI; the reference names none."""
 
     @property
     def supports_idempotency_keys(self) -> bool:

@@ -11,7 +11,7 @@ from cattrs.preconf.json import make_converter
 from nanobanana_async.errors import LedgerError
 from nanobanana_async.failures import Failure
 from nanobanana_async.jobs import JobRecord, JobState
-from nanobanana_async.models import ImageRequest
+from nanobanana_async.models import ImageRequest, Reference
 
 T = TypeVar("T")
 Row = tuple[Any, ...]
@@ -42,6 +42,9 @@ COLUMNS = IDENTITY + PROGRESS
 
 # Fields at their defaults are left out; fields that a later version adds are ignored.
 _CONVERTER = make_converter(omit_if_default=True)
+# A registered request has each local image in its stored form: all are text.
+_CONVERTER.register_unstructure_hook(Reference, str)
+_CONVERTER.register_structure_hook(Reference, lambda value, _: str(value))
 
 
 def time_to_text(when: datetime) -> str:
