@@ -14,6 +14,7 @@ from attrs import field, frozen
 
 from nanobanana_async.errors import InvalidRequest
 
+_LONGEST_PATH = 80  # in a message
 _SEVERAL_URLS = re.compile(r"[,;](?:https?://|$)")
 _STORED = re.compile(r"sha256:([0-9a-f]{64})")
 
@@ -148,8 +149,8 @@ def check_url(name: str, url: object) -> None:
     except ValueError:  # urlsplit raises for an invalid IPv6 literal
         fits = False
     if not fits:
-        is_image = name.startswith("images")
-        hint = f": for a file pass Path({url[:80]!r})" if is_image and isinstance(url, str) and "://" not in url else ""
+        is_path = name.startswith("images") and isinstance(url, str) and ":" not in url and len(url) <= _LONGEST_PATH
+        hint = f": for a file pass Path({url!r})" if is_path else ""
         raise InvalidRequest(f"{name} must be an http or https URL, not {str(url)[:80]!r}{hint}")
     if _SEVERAL_URLS.search(str(url)):
         raise InvalidRequest(f"{name} seems to be several URLs: give each of its own, not {str(url)[:80]!r}")

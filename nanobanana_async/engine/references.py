@@ -37,6 +37,9 @@ BYTES_AT_ONCE = 128 << 20
 URLS_KEPT = 4096
 """How many uploads are remembered in memory; the ledger knows the others."""
 
+SHARED_S = 60.0
+"""For how long the jobs of a session share an upload at least, however short its lifetime is set."""
+
 PUBLISHED_S = 3600.0
 """For how long a session uses a URL of its publisher again before it asks for it once more."""
 
@@ -188,7 +191,7 @@ class References:
         return url if self._clock() < until else None
 
     def _remember(self, digest: str, url: str, for_s: float) -> None:
-        self._urls[digest] = url, self._clock() + for_s
+        self._urls[digest] = url, self._clock() + max(for_s, SHARED_S)
         self._urls.move_to_end(digest)
         if len(self._urls) > URLS_KEPT:
             self._urls.popitem(last=False)

@@ -139,7 +139,7 @@ def _facts(image: LocalImage, head: bytes, digest: str, size: int) -> LocalFacts
     try:
         image_format = detect(head)
     except FetchError:
-        kinds = ", ".join(kind.name.upper() for kind in FORMATS)
+        kinds = ", ".join(image_format.name.upper() for image_format in FORMATS)
         why = f"is no image of a known format ({kinds})" if size else "is empty"
         raise InvalidRequest(f"reference image {image} {why}") from None
     return LocalFacts(digest, size, image_format.content_type, image_format.extension)
