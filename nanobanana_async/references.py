@@ -6,6 +6,7 @@ image on the web is recognised by its URL, without what a signature adds to it.
 
 import os
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 from urllib.parse import unquote, urlsplit
@@ -117,6 +118,11 @@ def digest_of(image: object) -> str | None:
     """Return the digest of a local image in its stored form; None for any other image."""
     found = _STORED.fullmatch(image) if isinstance(image, str) else None
     return None if found is None else found[1]
+
+
+def local_digests(images: Iterable[object]) -> list[str]:
+    """Return the digests of the local images among these, each once."""
+    return list(dict.fromkeys(digest for image in images if (digest := digest_of(image)) is not None))
 
 
 def identity(image: str | LocalImage) -> str | LocalImage:

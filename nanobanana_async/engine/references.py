@@ -28,7 +28,7 @@ from nanobanana_async.images.local import MAX_BYTES, SizeLimit, Sources, facts_o
 from nanobanana_async.jobs import JobState
 from nanobanana_async.ledger.base import Upload
 from nanobanana_async.models import ImageRequest, Reference, with_images
-from nanobanana_async.references import LocalImage, ReferencePublisher, check_url, digest_of, for_people
+from nanobanana_async.references import LocalImage, ReferencePublisher, check_url, digest_of, for_people, local_digests
 
 UPLOADS_AT_ONCE = 8
 BYTES_AT_ONCE = 128 << 20
@@ -94,12 +94,12 @@ class References:
 
     def body_to_store(self, request: ImageRequest) -> bytes:
         """Return the body of a new job: empty if it is known only once its images are uploaded."""
-        return b"" if _digests(request) and not self._inline else self._gateway.encode(request)
+        return b"" if local_digests(request.images) and not self._inline else self._gateway.encode(request)
 
     def prepare(self, job: TrackedJob) -> None:
         """Bring the images of a job to the gateway, then let it go on: at once if all are there already."""
         request = job.record.request
-        digests = _digests(request)
+        digests = [] if request is None else local_digests(request.images)
         if self._inline:
             missing = [digest for digest in digests if digest not in job.sources]
             if missing:
@@ -138,7 +138,7 @@ class References:
         Raises an error if an image can't be read; nothing is held then. `unload` must follow otherwise.
         """
         record = job.record
-        if not self._inline or record.request is None or not (digests := _digests(record.request)):
+        if not self._inline or record.request is None or not (digests := local_digests(record.request.images)):
             return record.body, 0
         sources = {digest: job.sources.get(digest) for digest in digests}
         for digest, source in sources.items():
@@ -180,7 +180,7 @@ class References:
 
     def _body(self, request: ImageRequest) -> bytes | None:
         """Return the body with the URLs of the uploads; None if one is unknown."""
-        if self._inline or not _digests(request):
+        if self._inline or not local_digests(request.images):
             return self._gateway.encode(request)
         urls = [str(image) if (digest := digest_of(image)) is None else self._url(digest) for image in request.images]
         known = [url for url in urls if url is not None]
@@ -232,8 +232,7 @@ class References:
         lifetime_s = self._gateway.upload_lifetime_s if isinstance(self._gateway, HasUploads) else PUBLISHED_S
         if self._publisher is None:
             known = await self._store.ledger.find_upload(self._gateway.account, upload.digest)
-            left_s = -1.0 if known is None else lifetime_s - self._store.age_s(known.uploaded_at)
-            if known is not None and 0 < left_s <= lifetime_s:
+            if known is not None and (left_s := known.left_s(self._store.utcnow(), lifetime_s)) > 0:
                 self._remember(upload.digest, known.url, left_s)
                 return
         if upload.source is None:
@@ -271,13 +270,7 @@ class References:
 
 def is_local(request: ImageRequest | None) -> bool:
     """Return whether a request names local images."""
-    return request is not None and any(digest_of(image) is not None for image in request.images)
-
-
-def _digests(request: ImageRequest | None) -> list[str]:
-    """Return the digests of the local images of a request, each once."""
-    images = () if request is None else request.images
-    return list(dict.fromkeys(digest for image in images if (digest := digest_of(image)) is not None))
+    return request is not None and bool(local_digests(request.images))
 
 
 def _size_of(images: list[LocalImage]) -> int:

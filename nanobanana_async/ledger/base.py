@@ -61,6 +61,11 @@ class Upload:
     size: int
     uploaded_at: datetime
 
+    def left_s(self, now: datetime, lifetime_s: float) -> float:
+        """Return for how long it is used again; 0 when that is over, or when the clock was set back."""
+        age_s = (now - self.uploaded_at).total_seconds()
+        return max(0.0, lifetime_s - age_s) if age_s >= 0 else 0.0
+
 
 class TaskTaken(LedgerError):
     """The task id in a write belongs to another bought job: two purchases can't share one task."""

@@ -4,9 +4,10 @@ import sys
 from collections import Counter
 from collections.abc import Mapping
 from contextlib import AsyncExitStack
+from datetime import UTC, datetime
 from decimal import Decimal
 
-from nanobanana_async import Gateway, JobState
+from nanobanana_async import Gateway, JobState, SqliteLedger
 from nanobanana_async.cli.batch.changed import ChangedRows
 from nanobanana_async.cli.batch.folder import LEDGER
 from nanobanana_async.cli.batch.input_file import FileRow
@@ -17,7 +18,9 @@ from nanobanana_async.cli.batch.rows import is_over, is_same
 from nanobanana_async.cli.jobs.actions import Prices, open_read_only, prices_in
 from nanobanana_async.escaping import one_line
 from nanobanana_async.formatting import plain_number
+from nanobanana_async.gateways.capabilities import HasUploads
 from nanobanana_async.jobs import JobRecord
+from nanobanana_async.references import local_digests
 
 OK = 0
 MAX_ERRORS = 20  # changed rows that are printed one by one
@@ -31,6 +34,7 @@ async def show_dry_run(plan: Plan, gateway: Gateway) -> int:
     to_buy: Counter[str] = Counter()
     examples: dict[str, Decimal] = {}
     prices: Prices = {}
+    digests: set[str] = set()
     others = OtherAccounts(gateway, plan.folder / LEDGER)
     old_offsets = line_offsets(plan.folder / RESULTS)
     path = plan.folder / LEDGER
@@ -60,14 +64,32 @@ async def show_dry_run(plan: Plan, gateway: Gateway) -> int:
                 price_class = gateway.price_class(row.request)
                 examples[price_class] = gateway.example_credits(row.request)
                 to_buy[price_class] += 1
+                digests.update(local_digests(row.request.images))
+        uploads = await _count_uploads(digests, gateway, ledger)
     print(f"rows\t{plan.total}")
     for status in _STATUSES:
         if counts[status] or status == "to buy":
             print(f"{status}\t{counts[status]}")
     print(f"credits\t{_estimate(to_buy, prices, plan.expected_credits, examples)}")
+    if digests:
+        print(f"local images\t{len(digests)}")
+        print(f"uploads\t{uploads}")
     if others.message:
         print(f"nanobanana: this run would buy nothing: {others.message}", file=sys.stderr)
     return OK
+
+
+async def _count_uploads(digests: set[str], gateway: Gateway, ledger: SqliteLedger | None) -> int:
+    """Count the images that a run would upload: those of which no upload is remembered, or only an old one."""
+    if not isinstance(gateway, HasUploads):
+        return 0
+    if ledger is None:
+        return len(digests)
+    now, known = datetime.now(UTC), 0
+    for digest in digests:
+        upload = await ledger.find_upload(gateway.account, digest)
+        known += upload is not None and upload.left_s(now, gateway.upload_lifetime_s) > 0
+    return len(digests) - known
 
 
 def _row_status(row: FileRow, record: JobRecord | None, plan: Plan, gateway: Gateway) -> str:

@@ -12,7 +12,7 @@ from typing import Any, Literal, get_args
 
 from attrs import evolve, field, frozen
 
-from nanobanana_async.batch.columns import COLUMNS, HeaderError, column_name, read_header
+from nanobanana_async.batch.columns import COLUMNS, HeaderError, column_name, read_header, with_image
 from nanobanana_async.batch.rows import Row, RowInput, RowReader
 from nanobanana_async.cli.batch.notes import Notes
 from nanobanana_async.cli.batch.spool import spooled
@@ -20,6 +20,7 @@ from nanobanana_async.errors import ConfigurationError, InvalidRequest
 from nanobanana_async.gateways.contract import Gateway
 from nanobanana_async.images.names import NameFacts, NameTemplate, row_name
 from nanobanana_async.models import ImageRequest
+from nanobanana_async.references import text_to_reference
 from nanobanana_async.report import ReportRow
 from nanobanana_async.values import did_you_mean, is_absent
 
@@ -55,6 +56,9 @@ class FileRow:
     own_key: str | None = None
     """The key given in the file."""
     request: ImageRequest | None = None
+    """The request as it is registered: with the digests of its local images."""
+    given: ImageRequest | None = None
+    """The request as the file gives it: with the paths of its local images."""
     metadata: Any = None
     error: str | None = None
     name: str = ""
@@ -67,7 +71,7 @@ class FileRow:
             index=self.index,
             key=self.key,
             own_key=self.own_key,
-            request=self.request,
+            request=self.given,
             metadata=self,
             name=self.name,
         )
@@ -99,6 +103,8 @@ class InputFile:
     options: ReadingOptions = ReadingOptions()
     note: str = ""
     """How the file was read, if that was a guess."""
+    folder: Path = Path()
+    """The folder from which the paths of reference images start."""
     changed_keys: dict[str, str] = field(factory=dict, repr=False)
     """The keys of rows that were bought again after a change, by the keys that they would have."""
 
@@ -115,10 +121,19 @@ class InputFile:
             if isinstance(found, str):
                 yield FileRow(index=index, number=number, error=found)
                 continue
-            row = rows.read({**self.options.defaults, **found})
+            row = rows.read({**self.options.defaults, **self._with_paths(found)})
             notes.hashes += row.request is not None and row.request.prompt.startswith("#")
-            yield self._checked(FileRow(index=index, number=number), row, own_keys, gateway)
+            file_row = FileRow(index=index, number=number, given=row.request)
+            yield self._checked(file_row, rows.registered(row, gateway), own_keys, gateway)
         notes.repeated = rows.repeated
+
+    def _with_paths(self, found: dict[str, Any]) -> dict[str, Any]:
+        """Return the fields of a row with its reference images as URLs and paths."""
+        images = found.get("images")
+        if not isinstance(images, list):
+            return found
+        read = [text_to_reference(each, self.folder) if isinstance(each, str) else each for each in images]
+        return {**found, "images": read}
 
     def _checked(self, found: FileRow, row: Row, own_keys: set[int], gateway: Gateway) -> FileRow:
         error = None if row.error is None else row.error.message.replace("idempotency_key", "key")
@@ -189,7 +204,8 @@ def open_input(
                 copy = stack.enter_context(copying)
         except OSError as error:
             raise ConfigurationError(f"{title} can't be read: {error.strerror or error}") from None
-        yield InputFile(copy.path, title, kind, name, options or ReadingOptions(), copy.note)
+        folder = Path() if file == "-" else path.parent
+        yield InputFile(copy.path, title, kind, name, options or ReadingOptions(), copy.note, folder)
 
 
 def _unwritable(metadata: object) -> str | None:
@@ -241,7 +257,7 @@ def _object(text: str, options: ReadingOptions, notes: Notes) -> dict[str, Any] 
         if not isinstance(metadata, dict):
             return f"unknown field {next(iter(more))!r}, and metadata is no object that could keep it"
         facts["metadata"] = {**more, **metadata}
-    return facts
+    return with_image(facts)
 
 
 def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
