@@ -22,6 +22,7 @@ from nanobanana_async.jobs import (
     key_prefix,
     validate_key,
 )
+from nanobanana_async.models import ImageRequest
 from nanobanana_async.values import validate_row_key
 from tests.support.records import NOON, record
 
@@ -82,6 +83,8 @@ def test_next_generation_has_a_new_wire_key() -> None:
     assert new == record(revision=10, generation=2, body=b"{1}")
     assert (old.wire_key, new.key) == ("order-1", "order-1")
     assert new.wire_key.startswith("g2-")
+    newer = ImageRequest("a newer request")
+    assert old.next_generation(body=b"", created_at=NOON, request=newer).request == newer
     third = new.next_generation(body=b"{}", created_at=NOON)
     assert len({old.wire_key, new.wire_key, third.wire_key}) == 3
 
