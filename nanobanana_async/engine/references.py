@@ -253,7 +253,8 @@ class References:
             now = self._store.utcnow()
             stored = Upload(digest=upload.digest, url=url, size=facts.size, uploaded_at=now)
             await self._store.ledger.remember_upload(self._gateway.account, stored)
-        log.info("reference.stored digest=%s size=%d", upload.digest, facts.size)
+        stated = {"event": "reference.stored", "digest": upload.digest, "size": facts.size}
+        log.info("reference.stored digest=%s size=%d", upload.digest, facts.size, extra=stated)
         self._remember(upload.digest, url, lifetime_s)
 
     async def _publish(self, publisher: ReferencePublisher, content: bytes, digest: str) -> str:
