@@ -16,7 +16,7 @@ CAT, DOG = make_image(seed=1), make_image(seed=2)
 pytestmark = pytest.mark.slow
 
 
-def references(emulator: Emulator) -> list[str | None]:
+def references(emulator: Emulator) -> list[str]:
     return sorted(digest for job in emulator.jobs() for digest in job.references if digest is not None)
 
 
