@@ -131,6 +131,9 @@ def emulate(
 ) -> int:
     """Emulate both gateways on this machine until Ctrl-C. The emulator accepts any prompt and the API key it prints.
 
+    Of API Mall it has creates, queries, the history of tasks, the balance, uploads (inline, by pre-signed URL, by URL)
+    and webhooks; of defapi creates, queries, the balance and callbacks. Webhooks and callbacks reach this machine only.
+
     Examples:
 
     nanobanana emulate --account small
@@ -152,9 +155,9 @@ def emulate(
     creates_per_minute
         The most creates per minute; more are refused with 429. Default: no limit.
     requests_per_minute
-        The most creates and queries per minute, counted together. Default: no limit.
+        The most requests of all kinds per minute, counted together. Default: no limit.
     requests_per_day
-        The most creates and queries per day. Default: no limit.
+        The most requests of all kinds per day. Default: no limit.
     rate_window
         How requests are counted: by a token bucket, in windows by the clock, or in a sliding window.
     credits

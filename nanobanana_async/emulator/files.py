@@ -35,7 +35,7 @@ class StoredFile:
 class FileStore:
     """The files of the account. Equal contents are kept once."""
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: str) -> None:
         self._seed = seed
         self._files: dict[str, StoredFile] = {}
         self._contents: dict[str, Content] = {}

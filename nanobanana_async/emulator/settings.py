@@ -116,6 +116,7 @@ class EmulatorSettings:
     )
     slot_freed_after_s: float = field(default=0.0, validator=number(endless=True))
     creates_per_minute: float | None = field(default=None, validator=optional(number(above=0)))
+    # Of everything but creates, downloads and PUTs to storage:
     queries_per_minute: float | None = field(default=None, validator=optional(number(above=0)))
     requests_per_second: float | None = field(default=None, validator=optional(number(above=0)))  # of all kinds
     requests_per_minute: float | None = field(default=None, validator=optional(number(above=0)))

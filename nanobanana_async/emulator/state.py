@@ -31,7 +31,8 @@ class State:
         self.counters = Counters(settings.unique_by)
         self.keys = IdempotencyStore(settings.idempotency, settings.forget_keys_after_s)
         self.callbacks = CallbackSchedule(settings, random.Random(f"{settings.seed} callbacks"))
-        self.files = FileStore(settings.seed)
+        # Not the seed alone: URLs that outlive an emulator must not name other files of the next one.
+        self.files = FileStore(f"{settings.seed} {settings.started_at.isoformat()}")
         self.webhooks: dict[str, Webhook] = {}
         self.tasks: dict[str, Task] = {}
         self.base_url = "http://127.0.0.1"
@@ -82,7 +83,8 @@ class State:
     ) -> Webhook:
         """Register a webhook; it is called for the tasks that end from now on."""
         self._webhook_count += 1
-        webhook_id = f"wh_{self.settings.seed}_{self._webhook_count}"
+        source = f"{self.settings.seed} {self.settings.started_at.isoformat()} webhook {self._webhook_count}"
+        webhook_id = f"wh_{hashlib.blake2b(source.encode(), digest_size=12).hexdigest()}"
         self.webhooks[webhook_id] = Webhook(webhook_id, url, events, secret_key, api_key_id, now)
         return self.webhooks[webhook_id]
 

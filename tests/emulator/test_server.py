@@ -9,7 +9,7 @@ import aiohttp
 import pytest
 
 from nanobanana_async.emulator import API_KEY, Emulator, Fault, Fixed, faults
-from nanobanana_async.emulator.messages import Endpoint
+from nanobanana_async.emulator.messages import ENDPOINTS, Endpoint
 from tests.emulator.hooks import Hook, serving
 
 KEY = {"Authorization": f"Bearer {API_KEY}"}
@@ -147,21 +147,50 @@ async def test_late_request_is_processed_after_the_client_disconnects(
     assert nanobanana_emulator.stats().creates_accepted == 1
 
 
-@pytest.mark.parametrize("endpoint", ["apimall.create", "apimall.query", "defapi.create", "defapi.query", "cdn"])
-async def test_every_endpoint_can_be_cut_off(http: aiohttp.ClientSession, endpoint: Endpoint) -> None:
-    paths = {
-        "apimall.create": "/api/v1/images/generate",
-        "apimall.query": "/api/v1/images/x",
-        "defapi.create": "/api/image/gen",
-        "defapi.query": "/api/task/query",
-        "cdn": "/cdn/x",
-    }
-    method = "POST" if endpoint.endswith("create") else "GET"
+REQUESTS: dict[Endpoint, tuple[str, str]] = {
+    "apimall.create": ("POST", "/api/v1/images/generate"),
+    "apimall.query": ("GET", "/api/v1/images/x"),
+    "apimall.history": ("GET", "/api/v1/images/history"),
+    "apimall.balance": ("GET", "/api/v1/account/balances"),
+    "apimall.upload": ("POST", "/api/v1/files/base64"),
+    "apimall.put": ("PUT", "/storage/x"),
+    "apimall.webhooks": ("DELETE", "/api/v1/webhooks/x"),
+    "defapi.create": ("POST", "/api/image/gen"),
+    "defapi.query": ("GET", "/api/task/query"),
+    "defapi.balance": ("GET", "/api/user"),
+    "cdn": ("GET", "/cdn/x"),
+}
+
+
+def test_every_endpoint_has_a_request_here() -> None:
+    assert list(REQUESTS) == list(ENDPOINTS)
+
+
+@pytest.mark.parametrize(("endpoint", "request_line"), REQUESTS.items())
+async def test_every_endpoint_can_be_cut_off(
+    http: aiohttp.ClientSession, endpoint: Endpoint, request_line: tuple[str, str]
+) -> None:
+    method, path = request_line
     async with Emulator() as emulator:
         emulator.queue_faults(endpoint, *[faults.reset()] * 3)  # aiohttp repeats a lost GET by itself
         with pytest.raises(aiohttp.ClientConnectionError):
-            await http.request(method, emulator.url + paths[endpoint])
+            await http.request(method, emulator.url + path)
         assert emulator.stats().faults["reset"] >= 1
+
+
+@pytest.mark.parametrize(("endpoint", "request_line"), REQUESTS.items())
+async def test_every_endpoint_can_answer_an_error_or_garbage(
+    http: aiohttp.ClientSession, endpoint: Endpoint, request_line: tuple[str, str]
+) -> None:
+    method, path = request_line
+    async with Emulator() as emulator:
+        emulator.queue_faults(endpoint, faults.error(503), faults.garbage())
+        answers = []
+        for _ in range(2):
+            async with http.request(method, emulator.url + path) as response:
+                answers.append((response.status, (await response.read())[:2]))
+        assert answers[0][0] == 503
+        assert answers[1] == (200, b"\x00\xff")
 
 
 async def test_closing_does_not_wait_for_stalls_or_idle_connections() -> None:

@@ -273,3 +273,12 @@ def test_defapi_refuses_inline_images_above_its_limit() -> None:
 
 def test_apimall_takes_no_data_uris() -> None:
     assert Caller().buy(image_urls=[DATA_URI]).status == 400
+
+
+async def test_next_emulator_knows_no_file_of_the_last_one(http: aiohttp.ClientSession) -> None:
+    keys = []
+    for _ in range(2):
+        async with Emulator() as emulator:
+            _, data = await post(http, emulator, "files/base64", data=ENCODED)
+            keys.append(data["key"])
+    assert keys[0] != keys[1]
