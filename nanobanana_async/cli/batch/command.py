@@ -77,11 +77,12 @@ class BatchCommand:
         """Buy an image for each row of a file; the same command continues a stopped run and buys no row twice.
 
         A .txt file has a prompt per line, a .jsonl file an object per line, a .csv or .xlsx file a header; the fields
-        are prompt, images, num_images, aspect_ratio, resolution, output_format, model, task_type, key, metadata, in any
-        case, with spaces or dashes. Other columns are kept as metadata. Empty lines and columns are skipped, prompts
-        are stripped. In tables several images are separated by spaces or |. The file is copied and checked as a whole
-        before anything is bought. Rows are numbered by their line in a text file, and in a table as a spreadsheet shows
-        them: the header is row 1.
+        are prompt, image, images, num_images, aspect_ratio, resolution, output_format, model, task_type, key, metadata,
+        in any case, with spaces or dashes. Other columns are kept as metadata. Empty lines and columns are skipped,
+        prompts are stripped. `image` is one reference image, a URL or a file (from the folder of the file of rows);
+        `images` are several, in tables separated by spaces or |. The file is copied, and checked as a whole with all
+        references, before anything is bought. Rows are numbered by their line in a text file, and in a table as a
+        spreadsheet shows them: the header is row 1.
 
         The folder gets images/ (with metadata.jsonl, a data set of the images), results.jsonl (a line for each row that
         has ended), results.csv (the same for spreadsheets), index.html (the same as a page), thumbnails/ (small images
