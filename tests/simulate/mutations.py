@@ -62,8 +62,8 @@ def _new_wire_key_each_time() -> list[Change]:
 def _answer_goes_with_its_caller() -> list[Change]:
     post = Submitter._post
 
-    async def posted(self: Submitter, job: TrackedJob) -> Accepted:
-        task = asyncio.Task(post(self, job))
+    async def posted(self: Submitter, job: TrackedJob, body: bytes) -> Accepted:
+        task = asyncio.Task(post(self, job, body))
         while not task.done():
             if not job.callers and not job.has_handle:
                 task.cancel()
