@@ -91,7 +91,8 @@ def facts_of(image: LocalImage, limit: SizeLimit) -> LocalFacts:
     if isinstance(image.source, Path):
         status = _status(image.source)
         limit.check(image, status.st_size)
-        return _facts_of_file(image.source, status.st_mtime_ns, status.st_size)
+        version = (status.st_dev, status.st_ino, status.st_mtime_ns, status.st_ctime_ns)
+        return _facts_of_file(image.source, version, status.st_size)
     content = content_of(image)
     limit.check(image, len(content))
     return _facts(image, content[:_HEAD], hashlib.sha256(content).hexdigest(), len(content))
@@ -119,12 +120,13 @@ def unchanged_content(image: LocalImage, digest: str) -> bytes:
     """Return the content of an image; raise `InvalidRequest` if it is no longer the one with this digest."""
     content = content_of(image)
     if hashlib.sha256(content).hexdigest() != digest:
+        _facts_of_file.cache_clear()  # its times may not show the change: some file systems count whole seconds
         raise InvalidRequest(f"reference image {image} was changed after the job was made: request it again")
     return content
 
 
 @functools.lru_cache(maxsize=4096)
-def _facts_of_file(path: Path, _changed_ns: int, size: int) -> LocalFacts:
+def _facts_of_file(path: Path, _version: tuple[int, ...], size: int) -> LocalFacts:
     try:
         with path.open("rb") as file:
             head = file.read(_HEAD)

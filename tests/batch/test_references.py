@@ -4,6 +4,7 @@ import hashlib
 import math
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from nanobanana_async import ApiMall, Session
@@ -37,3 +38,18 @@ async def test_thousand_rows_with_one_image_read_and_upload_it_once(tmp_path: Pa
     assert (stats.creates_accepted, stats.double_charges) == (1000, 0)
     assert stats.uploads == {hashlib.sha256(PNG).hexdigest(): 1}
     assert local._facts_of_file.cache_info().misses == 1
+
+
+@virtually
+async def test_cells_of_a_data_frame_name_files_by_paths_only(tmp_path: Path) -> None:
+    (cat := tmp_path / "cat.png").write_bytes(PNG)
+    frame = pd.DataFrame({"prompt": ["a", "b", "c"], "image": [cat, "cat.png", None]})
+    simulator = GatewaySimulator(EmulatorSettings())
+    simulator.base_url = "https://gateway.apimall.ai"
+    transport = EmulatorTransport(simulator, api_key=API_KEY)
+    async with Session(ApiMall(api_key=API_KEY), http=transport) as session:
+        async with session.generate_many(frame, ordered=True) as outcomes:
+            errors = [str(outcome.error) async for outcome in outcomes]
+    assert errors[0] == errors[2] == "None"
+    assert "for a file pass Path('cat.png')" in errors[1]
+    assert [list(job.references) for job in simulator.jobs(0.0)] == [[hashlib.sha256(PNG).hexdigest()], []]

@@ -153,7 +153,7 @@ def _other_bytes_on_a_repeat() -> list[Change]:
 
 
 def _refused_is_renewed_in_memory_only() -> list[Change]:
-    async def start_generation(self: Any, job: TrackedJob, known: JobRecord, *, body: bytes) -> None:
+    async def start_generation(self: Any, job: TrackedJob, known: JobRecord, *, body: bytes, **_: Any) -> None:
         after = known.next_generation(body=body, created_at=self.utcnow())
         self._set(job, after, stored=after)
 
