@@ -4,7 +4,8 @@ import asyncio
 from contextlib import suppress
 
 from nanobanana_async.engine.engine import Engine
-from nanobanana_async.engine.tracked_job import Phase, TrackedJob
+from nanobanana_async.engine.phases import Phase
+from nanobanana_async.engine.tracked_job import TrackedJob
 from nanobanana_async.errors import JobUnfinished, NanoBananaError
 from nanobanana_async.handle import Job, in_parentheses, timed_out
 from nanobanana_async.jobs import JobState

@@ -33,6 +33,7 @@ from nanobanana_async.policy.concurrency import ConcurrencyPolicy
 from nanobanana_async.policy.polling import PollPolicy
 from nanobanana_async.policy.prices import as_credits
 from nanobanana_async.policy.retry import RetryPolicy
+from nanobanana_async.references import ReferencePublisher
 from nanobanana_async.validators import check_kind, check_switch, kind_of
 
 
@@ -70,6 +71,7 @@ def make_components(
     trust_env: bool,
     allow_networks: Iterable[str] | None,
     download_headers: Mapping[str, str] | None,
+    references: ReferencePublisher | None,
 ) -> SessionComponents:
     """Return the components of a session; raise `ConfigurationError`, which says what to pass, for a wrong setting."""
     policies = {
@@ -83,6 +85,8 @@ def make_components(
     wanted = "an aiohttp.ClientSession, or a transport of nanobanana_async.testing"
     check_kind("http", http, (aiohttp.ClientSession, Transport, type(None)), wanted)
     check_switch("trust_env", trust_env)
+    wanted = "an object with `async def publish(content, digest)`, such as nanobanana_async.webhooks.ReferenceHost"
+    check_kind("references", references, (ReferencePublisher, type(None)), wanted)
     concurrency, timeouts = concurrency or ConcurrencyPolicy(), timeouts or Timeouts()
     transport, downloads = make_connections(
         gateway,
@@ -106,6 +110,7 @@ def make_components(
         retry=retry or RetryPolicy(),
         timeouts=timeouts,
         max_credits=as_credits("max_credits", max_credits),
+        publisher=references,
     )
 
 

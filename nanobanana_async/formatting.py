@@ -28,6 +28,14 @@ def credit_count(amount: Decimal | int | float) -> str:
     return f"{number(amount)} {'credit' if amount == 1 else 'credits'}"
 
 
+def byte_count(value: int) -> str:
+    """Return a size in its largest unit: "800 bytes", "2.5 KiB", "32 MiB"."""
+    for size, unit in ((1 << 20, "MiB"), (1 << 10, "KiB")):
+        if value >= size:
+            return f"{number(round(Decimal(value) / size, 1))} {unit}"
+    return count(value, "byte")
+
+
 def duration(seconds: float, *, tenths: bool = True) -> str:
     """Return a duration in its two largest units: "0.4 s", "12 s", "3 min 5 s", "2 d 4 h".
 

@@ -11,8 +11,9 @@ from attrs import evolve
 
 from nanobanana_async import errors
 from nanobanana_async.engine.engine import Engine
+from nanobanana_async.engine.phases import Phase
 from nanobanana_async.engine.progress import expected_end_of, progress_of
-from nanobanana_async.engine.tracked_job import Phase, TrackedJob
+from nanobanana_async.engine.tracked_job import TrackedJob
 from nanobanana_async.errors import (
     GatewayError,
     IdempotencyConflict,

@@ -2,9 +2,7 @@
 
 import enum
 import hashlib
-import hmac
 import itertools
-import secrets
 from collections.abc import Collection, Generator, Mapping, Sequence
 from datetime import datetime
 from decimal import Decimal
@@ -12,12 +10,9 @@ from typing import Any
 
 from attrs import evolve, field, frozen
 
-from nanobanana_async.errors import ConfigurationError, InvalidRequest, JobFailureKind
+from nanobanana_async.errors import ConfigurationError, JobFailureKind
 from nanobanana_async.failures import Failure
 from nanobanana_async.models import ImageRequest
-from nanobanana_async.values import as_key_text
-
-MAX_KEY_LENGTH = 255
 
 Missing = tuple[tuple[int, str], ...]
 """The positions of a job's images that hold no image, each with the reason."""
@@ -157,16 +152,19 @@ class JobRecord:
             raise RuntimeError(f"a job cannot go {self.state.name} -> {state.name}")
         return evolve(self, state=state, revision=self.revision + 1, **facts)
 
-    def next_generation(self, *, body: bytes, created_at: datetime, account: str | None = None) -> "JobRecord":
+    def next_generation(
+        self, *, body: bytes, created_at: datetime, account: str | None = None, request: ImageRequest | None = None
+    ) -> "JobRecord":
         """Return the record of the next generation: a deliberate new purchase with its own `Idempotency-Key`.
 
         `account` is another account that buys it; only a job that was never accepted may move.
+        `request` is the equal one that was given now: its URLs may have newer signatures.
         """
         return JobRecord(
             key=self.key,
             gateway=self.gateway,
             account=account or self.account,
-            request=self.request,
+            request=request or self.request,
             body=body,
             created_at=created_at,
             batch=self.batch,
@@ -262,58 +260,3 @@ def with_indexes(images: Sequence[str], missing: Missing) -> list[tuple[int, str
     without_image = {index for index, _ in missing}
     indexes = (index for index in itertools.count() if index not in without_image)
     return list(zip(indexes, images, strict=False))
-
-
-def validate_key(key: object) -> str:
-    """Return the key if it can be sent in a header (1 to 255 visible ASCII characters), or raise `InvalidRequest`.
-
-    A whole number or a UUID is returned as text.
-    """
-    text = as_key_text(key)
-    if not isinstance(text, str) or not 1 <= len(text) <= MAX_KEY_LENGTH:
-        raise InvalidRequest(f"idempotency_key must be text of 1 to {MAX_KEY_LENGTH} characters")
-    if not _is_visible_ascii(text):
-        raise InvalidRequest("idempotency_key must be visible ASCII without spaces")
-    return text
-
-
-def validate_task_id(task_id: object) -> str:
-    """Return the task id if it is printable text, or raise `InvalidRequest`."""
-    if not isinstance(task_id, str) or not task_id.strip() or not task_id.isprintable():
-        raise InvalidRequest("task_id must be printable text, and not empty")
-    return task_id
-
-
-def key_prefix(batch: str) -> str:
-    """Return the common prefix of the keys of a named batch; ledgers count its charges under it."""
-    return f"{hashlib.sha256(f'nanobanana_async batch {batch}'.encode(errors='surrogatepass')).hexdigest()[:12]}-"
-
-
-def key_for_task(task_id: str) -> str:
-    """Return the key of a job known by its task id alone: readable if the id fits into a key, otherwise a hash."""
-    key = f"task-{task_id}"
-    if len(key) <= MAX_KEY_LENGTH and _is_visible_ascii(key):
-        return key
-    return f"task-sha256-{hashlib.sha256(task_id.encode()).hexdigest()}"
-
-
-def _is_visible_ascii(text: str) -> bool:
-    return text.isascii() and text.isprintable() and " " not in text
-
-
-_PROCESS_SECRET = secrets.token_bytes(16)
-
-
-def generate_key() -> str:
-    """Return a random key for a job whose caller gave none; `is_generated_key` recognises it in this process."""
-    nonce = secrets.token_hex(8)
-    return nonce + _mark(nonce)
-
-
-def is_generated_key(key: str) -> bool:
-    """Return whether this process generated the key. A caller's own key, such as a UUID, is not recognised."""
-    return len(key) == 32 and key.isascii() and hmac.compare_digest(_mark(key[:16]), key[16:])
-
-
-def _mark(nonce: str) -> str:
-    return hashlib.blake2b(nonce.encode(), key=_PROCESS_SECRET, digest_size=8).hexdigest()

@@ -1,12 +1,11 @@
 """Requests and results: immutable values, validated on creation."""
 
 import math
-import re
+import os
 from collections.abc import Mapping, Sequence
 from datetime import datetime, time
 from decimal import Decimal
 from typing import Any, Literal, cast, get_args
-from urllib.parse import urlsplit
 
 from attrs import Attribute, asdict, evolve, field, fields, fields_dict, frozen
 
@@ -15,14 +14,8 @@ from nanobanana_async.extra import NO_EXTRA, ExtraFields, to_extra
 from nanobanana_async.formatting import duration, number
 from nanobanana_async.misspelt import unknown_fields
 from nanobanana_async.notebook_html import LabelledValue, card, image_gallery
-from nanobanana_async.values import (
-    as_choice,
-    as_ratio,
-    as_small_count,
-    as_text,
-    is_absent,
-    to_mapping,
-)
+from nanobanana_async.references import LocalImage, check_url, digest_of, identity, to_reference
+from nanobanana_async.values import as_choice, as_ratio, as_small_count, as_text, is_absent, to_mapping
 
 Resolution = Literal["1K", "2K", "4K"]
 OutputFormat = Literal["jpeg", "jpg", "png"]
@@ -30,8 +23,8 @@ TaskType = Literal["text-to-image", "image-to-image"]
 
 MAX_IMAGES = 6  # API Mall's reference: "num_images ... Range: 1 - 6"
 
-
-_SEVERAL_URLS = re.compile(r"[,;](?:https?://|$)")
+Reference = str | LocalImage
+"""A reference image of a request: a URL, the stored form of a local image, or one that was not read yet."""
 
 
 def _check_prompt(_: Any, __: "Attribute[str]", prompt: object) -> None:
@@ -75,38 +68,30 @@ def _to_callback(url: str | None) -> str | None:
     return None if is_absent(url) else url
 
 
-def _check_url(name: str, url: object) -> None:
-    try:
-        fits = isinstance(url, str) and url.isprintable() and " " not in url
-        parts = urlsplit(url) if fits and isinstance(url, str) else None
-        fits = parts is not None and parts.scheme in ("http", "https") and bool(parts.hostname)
-    except ValueError:  # urlsplit raises for an invalid IPv6 literal
-        fits = False
-    if not fits:
-        raise InvalidRequest(f"{name} must be an http or https URL, not {str(url)[:80]!r}")
-    if _SEVERAL_URLS.search(str(url)):
-        raise InvalidRequest(f"{name} seems to be several URLs: give each of its own, not {str(url)[:80]!r}")
-
-
-def _check_urls(_: Any, __: "Attribute[tuple[str, ...]]", urls: tuple[str, ...]) -> None:
-    for index, url in enumerate(urls):
-        _check_url(f"images[{index}]", url)
+def _check_images(_: Any, __: "Attribute[tuple[Reference, ...]]", images: tuple[Reference, ...]) -> None:
+    for index, image in enumerate(images):
+        if not isinstance(image, LocalImage) and digest_of(image) is None:
+            check_url(f"images[{index}]", image)
 
 
 def _check_callback(_: Any, attribute: "Attribute[str | None]", url: object) -> None:
     if url is not None:
-        _check_url(attribute.name, url)
+        check_url(attribute.name, url)
 
 
-def _to_urls(images: Sequence[str] | None) -> tuple[str, ...]:
+def _to_images(images: "Sequence[ImageInput] | None") -> "tuple[Reference, ...]":
     if is_absent(images):
         return ()
     # A string is a sequence of characters: without this check each character would be refused as a URL.
     if isinstance(images, str):
         raise InvalidRequest("images must be a list of URLs, not one string")
     if not isinstance(images, (list, tuple)):
-        raise InvalidRequest(f"images must be a list of URLs, not {type(images).__name__}")
-    return tuple(images)
+        raise InvalidRequest(f"images must be a list of URLs, paths, bytes or results, not {type(images).__name__}")
+    found: list[Any] = []
+    for image in images:
+        of_result = image.images if isinstance(image, GenerationResult) else (image,)
+        found += [to_reference(one.url if isinstance(one, GeneratedImage) else one) for one in of_result]
+    return tuple(found)
 
 
 @frozen(weakref_slot=False)
@@ -119,8 +104,12 @@ class ImageRequest:
     """
 
     prompt: str = field(validator=_check_prompt)
-    images: tuple[str, ...] = field(default=(), kw_only=True, converter=_to_urls, validator=_check_urls)
-    """URLs of reference images, for edits and compositions; at most 4 on defapi."""
+    images: tuple[Reference, ...] = field(default=(), kw_only=True, converter=_to_images, validator=_check_images)
+    """Reference images, for edits and compositions; at most 4 on defapi.
+
+    URLs, `Path`s, bytes, data URIs, results and their images. A file is read when its job is registered; from then on
+    the job's request has the digest of its content, `sha256:<hex>`, in its place.
+    """
     num_images: int = field(default=1, kw_only=True, converter=_to_count)
     aspect_ratio: str | None = field(default=None, kw_only=True, converter=_to_ratio)
     """Such as "16:9". Only its form is checked, since the references list no values."""
@@ -137,7 +126,8 @@ class ImageRequest:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as JSON types."""
-        return {**asdict(self), "images": list(self.images), "extra": dict(self.extra)}
+        images = [str(image) for image in self.images]
+        return {**asdict(evolve(self, images=())), "images": images, "extra": dict(self.extra)}
 
 
 def to_json(value: Any) -> Any:
@@ -224,6 +214,10 @@ class GenerationResult:
         return card(prompt, result_facts(self), image_gallery(image.url for image in self.images))
 
 
+ImageInput = str | bytes | os.PathLike[str] | LocalImage | GeneratedImage | GenerationResult
+"""What `images` takes; an `ImageRequest` turns it into references."""
+
+
 def result_facts(result: GenerationResult) -> list[LabelledValue]:
     """Return the labelled values that a notebook shows beside the images of a result."""
     created, completed = result.created_at, result.completed_at
@@ -280,8 +274,13 @@ def request_of(mapping: Mapping[Any, Any]) -> ImageRequest:
 
 
 def same_request(one: ImageRequest, other: ImageRequest) -> bool:
-    """Return whether two requests ask for the same images; `callback_url` does not count."""
-    return one is other or evolve(one, callback_url=None) == evolve(other, callback_url=None)
+    """Return whether two requests ask for the same images; `callback_url` and signatures in URLs do not count."""
+    return one is other or identified(one) == identified(other)
+
+
+def identified(request: ImageRequest) -> ImageRequest:
+    """Return the request with what identifies it: without `callback_url`, and without the signatures in URLs."""
+    return evolve(request, callback_url=None, images=tuple(map(identity, request.images)))
 
 
 def with_model(request: ImageRequest, model: str) -> ImageRequest:
@@ -289,9 +288,17 @@ def with_model(request: ImageRequest, model: str) -> ImageRequest:
     return evolve(request, model=model) if request.model is None else request
 
 
+def with_images(request: ImageRequest, images: Sequence[str]) -> ImageRequest:
+    """Return the request with its reference images as they are sent, data URIs too, unread and unchecked."""
+    sent = evolve(request, images=())
+    object.__setattr__(sent, "images", tuple(images))
+    return sent
+
+
 def difference(one: ImageRequest, other: ImageRequest) -> str:
     """Return the fields in which two requests differ. Of the model, which may be a default, also return the values."""
     names = [field.name for field in fields(ImageRequest) if field.name != "callback_url"]
+    one, other = identified(one), identified(other)
     differing = [name for name in names if getattr(one, name) != getattr(other, name)]
     parts = [f"model is {one.model}, not {other.model}" if name == "model" else f"{name} differs" for name in differing]
     return ", ".join(parts)

@@ -17,12 +17,13 @@ from nanobanana_async.errors import ConfigurationError, JobFailureKind
 from nanobanana_async.handle import Job
 from nanobanana_async.image_saver import ImageSaver
 from nanobanana_async.images.names import NameTemplate
-from nanobanana_async.jobs import generate_key
+from nanobanana_async.keys import generate_key
 from nanobanana_async.ledger.memory import MemoryLedger
 from nanobanana_async.misspelt import unknown_fields
 from nanobanana_async.models import (
     REQUEST_FIELDS,
     GenerationResult,
+    ImageInput,
     ImageRequest,
     OutputFormat,
     Resolution,
@@ -48,7 +49,7 @@ class Purchases(ABC):
         *,
         idempotency_key: str | None = None,
         timeout: float | None = None,
-        images: Sequence[str] = (),
+        images: Sequence[ImageInput] = (),
         num_images: int = 1,
         aspect_ratio: str | None = None,
         resolution: Resolution | None = None,
@@ -91,7 +92,7 @@ class Purchases(ABC):
         request: str | Mapping[str, Any] | ImageRequest,
         *,
         idempotency_key: str | None = None,
-        images: Sequence[str] = (),
+        images: Sequence[ImageInput] = (),
         num_images: int = 1,
         aspect_ratio: str | None = None,
         resolution: Resolution | None = None,
@@ -178,8 +179,9 @@ class Purchases(ABC):
             if key is not None:
                 raise ConfigurationError("the mapping has a key: pass idempotency_key or that, not both")
             key = own_key
+        wanted, sources = await engine.references.identify(wanted)
         record = await engine.new_record(wanted, generate_key() if key is None else key)
-        while (tracked := engine.submit(record)).leaving:
+        while (tracked := engine.submit(record, sources=sources)).leaving:
             await tracked.wait_for_change()  # its last caller has left: submit again once the job is withdrawn
         return tracked
 

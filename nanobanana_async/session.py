@@ -15,6 +15,7 @@ from nanobanana_async.batch.rows import job_key_of_row
 from nanobanana_async.callers import persistent_handle
 from nanobanana_async.config import Timeouts, gateway_from_env
 from nanobanana_async.connections import make_components, wrong_gateway
+from nanobanana_async.engine.adoption import adopt_all
 from nanobanana_async.engine.balance import BalanceReader
 from nanobanana_async.engine.engine import Engine
 from nanobanana_async.engine.lifecycle import SessionTask
@@ -27,7 +28,8 @@ from nanobanana_async.handle import Job
 from nanobanana_async.http.tls_and_proxies import to_proxy_secret
 from nanobanana_async.image_saver import ImageSaver
 from nanobanana_async.images.names import NameFacts, NameTemplate, default_name
-from nanobanana_async.jobs import JobSnapshot, JobState, key_for_task, key_prefix, validate_task_id
+from nanobanana_async.jobs import JobSnapshot, JobState
+from nanobanana_async.keys import key_for_task, key_prefix, validate_task_id
 from nanobanana_async.ledger.base import Ledger
 from nanobanana_async.loop_guard import NoPlainWith
 from nanobanana_async.models import GeneratedImage, GenerationResult, ImageRequest
@@ -35,6 +37,7 @@ from nanobanana_async.policy.concurrency import ConcurrencyPolicy
 from nanobanana_async.policy.polling import PollPolicy
 from nanobanana_async.policy.retry import RetryPolicy
 from nanobanana_async.purchases import Purchases
+from nanobanana_async.references import ReferencePublisher
 from nanobanana_async.stats import SessionStats, collect_stats
 from nanobanana_async.validators import as_folder, check_kind, check_switch
 from nanobanana_async.values import validate_row_key
@@ -54,6 +57,8 @@ class Session(Purchases, NoPlainWith):
     needed; with `trust_env` proxies come from HTTP_PROXY, HTTPS_PROXY and NO_PROXY. `http` is your own
     `aiohttp.ClientSession` (never closed; its connector makes all connections; it excludes the other three) or a fake
     transport. `allow_networks`, such as `["10.0.0.5/32"]`, allows images from private networks.
+    `references` publishes local reference images for gateways that neither store them nor take them inside requests, as
+    `nanobanana_async.webhooks.ReferenceHost` does.
     """
 
     def __init__(
@@ -73,6 +78,7 @@ class Session(Purchases, NoPlainWith):
         trust_env: bool = False,
         allow_networks: Iterable[str] | None = None,
         download_headers: Mapping[str, str] | None = None,
+        references: ReferencePublisher | None = None,
     ) -> None:
         hidden = to_proxy_secret(proxy)
         del proxy  # it may hold a password, which the traceback of a ConfigurationError would show
@@ -98,6 +104,7 @@ class Session(Purchases, NoPlainWith):
             trust_env=trust_env,
             allow_networks=allow_networks,
             download_headers=download_headers,
+            references=references,
         )
         self._callback_urls = self._components.callbacks
         self._balance: BalanceReader | None = None
@@ -162,6 +169,8 @@ class Session(Purchases, NoPlainWith):
         engine = self._engine()
         validate_task_id(task_id)
         check_kind("request", request, (ImageRequest, type(None)), "an ImageRequest")
+        if request is not None:
+            request, _ = await engine.references.identify(request)
         known = await self._components.ledger.find_task(self.gateway.account, task_id)
         if known is not None:
             engine.check_attachable(known, key, request)
@@ -182,7 +191,7 @@ class Session(Purchases, NoPlainWith):
         check_switch("buy", buy)
         unfinished = self._components.ledger.unfinished(self.gateway.account)
         wanted = (record async for record in unfinished if buy or record.state is not JobState.PENDING)
-        adopted = await engine.adopt_all(wanted)
+        adopted = await adopt_all(engine, wanted)
         for tracked in adopted:
             engine.keep(tracked)
         return [Job(engine, tracked) for tracked in adopted]

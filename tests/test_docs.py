@@ -13,7 +13,7 @@ import pytest
 from attrs import frozen
 
 from nanobanana_async.emulator import API_KEY, Emulator
-from nanobanana_async.engine.tracked_job import PHASES
+from nanobanana_async.engine.phases import PHASES
 from nanobanana_async.jobs import TRANSITIONS
 
 ROOT = Path(__file__).parent.parent

@@ -13,15 +13,9 @@ from hypothesis import strategies as st
 from nanobanana_async.accounts import account_fingerprint
 from nanobanana_async.errors import InvalidRequest, JobFailureKind
 from nanobanana_async.failures import Failure
-from nanobanana_async.jobs import (
-    TERMINAL_STATES,
-    TRANSITIONS,
-    JobState,
-    Observation,
-    is_retried,
-    key_prefix,
-    validate_key,
-)
+from nanobanana_async.jobs import TERMINAL_STATES, TRANSITIONS, JobState, Observation, is_retried
+from nanobanana_async.keys import key_prefix, validate_key
+from nanobanana_async.models import ImageRequest
 from nanobanana_async.values import validate_row_key
 from tests.support.records import NOON, record
 
@@ -82,6 +76,8 @@ def test_next_generation_has_a_new_wire_key() -> None:
     assert new == record(revision=10, generation=2, body=b"{1}")
     assert (old.wire_key, new.key) == ("order-1", "order-1")
     assert new.wire_key.startswith("g2-")
+    newer = ImageRequest("a newer request")
+    assert old.next_generation(body=b"", created_at=NOON, request=newer).request == newer
     third = new.next_generation(body=b"{}", created_at=NOON)
     assert len({old.wire_key, new.wire_key, third.wire_key}) == 3
 

@@ -19,7 +19,7 @@ FLOORS: tuple[frozenset[str], ...] = (
     frozenset({"_version"}),
     frozenset({"errors", "escaping", "file_locks"}),
     frozenset({"failures", "misspelt", "validators", "values"}),
-    frozenset({"extra", "formatting"}),
+    frozenset({"extra", "formatting", "keys", "references"}),
     frozenset({"notebook_html"}),
     frozenset({"models"}),
     frozenset({"jobs"}),
@@ -59,6 +59,7 @@ THOUGHT = frozenset(
         "validators",
         "values",
         "notebook_html",
+        "references",
         "models",
         "jobs",
     }

@@ -60,7 +60,7 @@ def test_valid_field_is_kept(field: str, value: Any) -> None:
         ("images", ["https://a.example/1.png,"], r"images\[0\] seems to be several URLs"),
         ("images", ["https://a.example/1.png;https://a.example/2.png"], r"images\[0\] seems to be several URLs"),
         ("images", "https://a.example/1.png", "images must be a list of URLs, not one string"),
-        ("images", {"https://a.example/1.png"}, "images must be a list of URLs, not set"),
+        ("images", {"https://a.example/1.png"}, "images must be a list of URLs, paths, bytes or results, not set"),
         ("images", ["https://a.example/1.png", "1.png"], r"images\[1\] must be an http or https URL"),
         ("images", [5], r"images\[0\]"),
         ("images", ["ftp://a.example/1.png"], r"images\[0\]"),
@@ -68,7 +68,10 @@ def test_valid_field_is_kept(field: str, value: Any) -> None:
         ("images", ["https://[::1/1.png"], r"images\[0\]"),
         ("images", ["https://a.example/a b.png"], r"images\[0\]"),
         ("images", ["https://a.example/\n"], r"images\[0\]"),
-        ("images", ["data:image/png;base64,AA"], r"images\[0\]"),
+        ("images", ["cat.png"], r"images\[0\] must be .*: for a file pass Path\('cat.png'\)"),
+        ("images", ["/etc/passwd"], r"for a file pass Path\('/etc/passwd'\)"),
+        ("images", ["sha256:" + "g" * 64], r"images\[0\]"),
+        ("images", [None], r"images\[0\]"),
         ("num_images", 0, "num_images must be a whole number from 1 to 6, not 0"),
         ("num_images", 7, "num_images"),
         ("num_images", True, "num_images"),
@@ -132,7 +135,7 @@ def test_value_written_by_a_table_is_read(field: str, given: Any, meant: Any) ->
 
 def test_long_invalid_url_is_cut_in_the_message() -> None:
     with pytest.raises(InvalidRequest) as caught:
-        ImageRequest("x", images=["data:image/png;base64," + "A" * 100_000])
+        ImageRequest("x", images=["datum:image/png;base64," + "A" * 100_000])
     assert len(caught.value.message) < 200
 
 

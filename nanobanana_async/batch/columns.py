@@ -12,7 +12,8 @@ from nanobanana_async.formatting import count
 from nanobanana_async.models import REQUEST_FIELDS, ROW_FIELDS, request_of
 from nanobanana_async.values import did_you_mean, is_absent
 
-COLUMNS = tuple(name for name in (*REQUEST_FIELDS, *ROW_FIELDS) if name != "callback_url")
+COLUMNS = tuple(name for name in (*REQUEST_FIELDS, "image", *ROW_FIELDS) if name != "callback_url")
+"""`image` is one of `images`, and may have spaces in its name."""
 _PART = re.compile(r"(extra|metadata)\.(.+)", re.IGNORECASE | re.DOTALL)
 """A column of its own for a value of `extra` or of `metadata`."""
 _SAME_LETTERS = {name.replace("_", ""): name for name in COLUMNS}
@@ -72,13 +73,21 @@ class Columns:
                 extra[name.removeprefix("extra.")] = _extra_value(cell)
             else:
                 facts.setdefault("metadata", {})[name.removeprefix("metadata.")] = cell
-        return with_extra(facts, extra)
+        return with_extra(with_image(facts), extra)
 
     def _nameless(self, number: int, cells: Sequence[Any]) -> str:
         if number >= len(self.names):
             filled = count(max(at for at, cell in enumerate(cells, 1) if not is_absent(cell)), "cell")
             return f"{filled}, but the header has {len(self.names)}: put quotes around a cell with commas"
         return f"column {number + 1} has a value here and no name in the header"
+
+
+def with_image(facts: dict[str, Any]) -> dict[str, Any]:
+    """Return the fields of a row with its `image` as the first of its `images`."""
+    if "image" not in facts:
+        return facts
+    image, more = facts.pop("image"), facts.get("images", [])
+    return {**facts, "images": [image, *(more if isinstance(more, (list, tuple)) else [more])]}
 
 
 def read_header(cells: Iterable[Any], *, strict: bool = False, by_values: Mapping[str, str] | None = None) -> Columns:

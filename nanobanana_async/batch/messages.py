@@ -3,7 +3,7 @@
 import copy
 
 from nanobanana_async.batch.rows import Row
-from nanobanana_async.errors import NanoBananaError
+from nanobanana_async.errors import NanoBananaError, SessionClosed
 from nanobanana_async.events import log_failure
 
 
@@ -25,3 +25,8 @@ def crash(index: int, failure: BaseException) -> NanoBananaError:
     """Log an exception that no row may cause, and return the error of the row at this index."""
     log_failure("batch.crashed", failure, row=index)
     return NanoBananaError(f"a bug in nanobanana_async: {failure!r}; see the log")
+
+
+def session_closed() -> SessionClosed:
+    """Return the error of a batch whose session was closed."""
+    return SessionClosed("the session was closed before the batch ended")

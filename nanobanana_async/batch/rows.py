@@ -10,9 +10,12 @@ from typing import Any
 from attrs import asdict, evolve, fields_dict, frozen
 
 from nanobanana_async.errors import ConfigurationError, InvalidRequest
+from nanobanana_async.gateways.contract import Gateway
+from nanobanana_async.images.local import identify
 from nanobanana_async.images.names import NameFacts
-from nanobanana_async.jobs import generate_key, key_prefix, validate_key
-from nanobanana_async.models import ImageRequest, to_request
+from nanobanana_async.keys import generate_key, key_prefix, validate_key
+from nanobanana_async.models import ImageRequest, identified, to_request
+from nanobanana_async.references import LocalImage
 from nanobanana_async.values import is_absent, to_mapping, validate_row_key
 
 
@@ -76,12 +79,27 @@ class RowReader:
             request = to_request(item, {})
             facts = NameFacts(row=index + 1, key=own_key, prompt=request.prompt, metadata=metadata)
             name = "" if self._name is None else self._name(facts)
-            key = self._key_of(request, own_key)
+            # Without a key of its own, a row with local images gets its key when their content is known: `with_key`.
+            waits = any(isinstance(image, LocalImage) for image in request.images)
+            key = "" if waits and own_key is None else self._key_of(request, own_key)
             return Row(index=index, key=key, own_key=own_key, request=request, metadata=metadata, name=name)
         except (InvalidRequest, ConfigurationError) as error:
             text = None if own_key is None else str(own_key)
             invalid = InvalidRequest(error.message.replace("idempotency_key", "key"))
             return Row(index=index, key=text or "", own_key=text, metadata=metadata, error=invalid)
+
+    def with_key(self, row: Row, request: ImageRequest) -> Row:
+        """Return a row with its registered request, and with a key."""
+        return evolve(row, request=request, key=row.key or self._key_of(request, None))
+
+    def registered(self, row: Row, gateway: Gateway) -> Row:
+        """Return a row with its registered request, or with the error of a local image; reads the images here."""
+        if row.request is None:
+            return row
+        try:
+            return self.with_key(row, identify(row.request, gateway)[0])
+        except (InvalidRequest, ConfigurationError) as error:
+            return evolve(row, request=None, error=InvalidRequest(error.message))
 
     def _key_of(self, request: ImageRequest, own_key: str | None) -> str:
         if self._prefix is None:
@@ -113,6 +131,6 @@ def job_key_of_row(batch_prefix: str, row_key: str) -> str:
 
 def canonical_request(request: ImageRequest) -> str:
     """Return the request as text without default values, so that a new field does not change existing keys."""
-    facts = {**asdict(evolve(request, callback_url=None)), "extra": dict(request.extra)}
+    facts = {**asdict(identified(request)), "extra": dict(request.extra)}
     defaults = {name: field.default for name, field in fields_dict(ImageRequest).items()}
     return json.dumps({name: value for name, value in facts.items() if value != defaults[name]}, sort_keys=True)

@@ -15,18 +15,21 @@ from anyio.abc import TaskGroup
 from attrs import evolve
 
 from nanobanana_async.batch.budget_watch import watch_budget
-from nanobanana_async.batch.messages import crash, with_own_key
+from nanobanana_async.batch.messages import crash, session_closed, with_own_key
 from nanobanana_async.batch.options import BatchOptions, iterate
 from nanobanana_async.batch.outcome import Outcome, outcome_of
 from nanobanana_async.batch.rows import Requests, Row, RowReader
 from nanobanana_async.batch.streak import ACCOUNT_ERRORS, ErrorStreak, stop_reason
 from nanobanana_async.engine.engine import Engine
-from nanobanana_async.engine.tracked_job import NEVER, Phase, TrackedJob
+from nanobanana_async.engine.phases import Phase
+from nanobanana_async.engine.tracked_job import NEVER, TrackedJob
 from nanobanana_async.errors import IdempotencyConflict, NanoBananaError, SaveError, SessionClosed, TaskNotFound
 from nanobanana_async.handle import Job
 from nanobanana_async.image_saver import ImageSaver
+from nanobanana_async.images.local import Sources
 from nanobanana_async.images.names import row_name
-from nanobanana_async.jobs import JobRecord, JobState, key_prefix
+from nanobanana_async.jobs import JobRecord, JobState
+from nanobanana_async.keys import key_prefix
 from nanobanana_async.policy.retry import is_lasting
 
 # Rows stored but not yet sent: enough that a free slot never waits for a ledger write.
@@ -108,7 +111,7 @@ class BatchRunner:
                 await self._room.wait()
             self._drop_unsent()
         except asyncio.CancelledError:
-            self.input_error = _closed()
+            self.input_error = session_closed()
         finally:
             self._pulled_all = True
             self.changed.set()
@@ -160,8 +163,10 @@ class BatchRunner:
             self._emit(outcome_of(row, None, error=row.error))
             return
         try:
-            record = await self._engine.new_record(row.request, row.key, batch=self._prefix)
-            while (tracked := self._entered(record)).leaving:
+            request, sources = await self._engine.references.identify(row.request)
+            row = self._rows.with_key(row, request)
+            record = await self._engine.new_record(request, row.key, batch=self._prefix)
+            while (tracked := self._entered(record, sources)).leaving:
                 await tracked.wait_for_change()
         except SessionClosed:
             raise
@@ -176,11 +181,10 @@ class BatchRunner:
         tracked.listen(partial(self._on_change, row))
         self._on_change(row, tracked)
 
-    def _entered(self, record: JobRecord) -> TrackedJob:
-        options = self._options
-        return self._engine.submit(
-            record, *self._caps, expected_credits=options.expected_credits, retry_failed=options.retry_failed
-        )
+    def _entered(self, record: JobRecord, sources: Sources) -> TrackedJob:
+        expected, retried = self._options.expected_credits, self._options.retry_failed
+        caps = self._caps
+        return self._engine.submit(record, *caps, expected_credits=expected, retry_failed=retried, sources=sources)
 
     def _on_change(self, row: Row, tracked: TrackedJob) -> None:
         """Update a row after a change of its job."""
@@ -228,12 +232,12 @@ class BatchRunner:
         try:
             finished = await self._post_processed(row, outcome)
         except SessionClosed:
-            self.input_error, finished = _closed(), None
+            self.input_error, finished = session_closed(), None
         except asyncio.CancelledError as stray:
             if self._engine.scheduler.workers.concerns_only_the_step(stray):
                 finished = evolve(outcome, error=crash(outcome.index, stray))
             else:
-                self.input_error, finished = _closed(), None
+                self.input_error, finished = session_closed(), None
         del self._finishing[outcome.index]
         self.changed.set()
         if finished is None:
@@ -313,7 +317,3 @@ class BatchRunner:
         if index not in self._dropped:
             self._dropped.add(index)
             self._engine.drop_caller(tracked, if_sent_back=True)
-
-
-def _closed() -> SessionClosed:
-    return SessionClosed("the session was closed before the batch ended")

@@ -38,8 +38,10 @@ from nanobanana_async.cli.signals import Interrupted, StopSignals
 from nanobanana_async.escaping import one_line
 from nanobanana_async.formatting import age, count, credit_count, duration
 from nanobanana_async.images.files import check_folder, make_folder, why_unwritable
+from nanobanana_async.images.local import identify
 from nanobanana_async.images.names import safe_name, slug
-from nanobanana_async.jobs import JobRecord, generate_key
+from nanobanana_async.jobs import JobRecord
+from nanobanana_async.keys import generate_key
 
 EARLIER_JOBS = 500
 """How many of the newest jobs are compared with the requests, to say which were bought before."""
@@ -140,7 +142,8 @@ class GenerateRun:
         plan = self._plan
         if plan.ledger is None or self._ledger is None:
             return [generate_key() for _ in plan.requests]
-        prints = [fingerprint(self._gateway, request) for request in plan.requests]
+        registered = [(await asyncio.to_thread(identify, each, self._gateway))[0] for each in plan.requests]
+        prints = [fingerprint(self._gateway, request) for request in registered]
         try:
             ledger_id = hashlib.sha256(await self._ledger.callback_secret()).hexdigest()[:16]
             run = await asyncio.to_thread(OpenRun, self._ledger.path, ledger_id, prints, buy_again=plan.buy_again)

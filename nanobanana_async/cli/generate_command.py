@@ -25,7 +25,9 @@ from nanobanana_async.cli.options import (
     fetch_options,
 )
 from nanobanana_async.emulator import Emulator
+from nanobanana_async.images.local import identify
 from nanobanana_async.models import OutputFormat, Resolution
+from nanobanana_async.references import text_to_reference
 from nanobanana_async.validators import as_number, as_timeout
 
 
@@ -70,7 +72,7 @@ class GenerateCommand:
 
         nanobanana generate "a fox" "an owl" --resolution 2K --max-jobs 2
 
-        nanobanana generate "make it night" --image https://example.com/day.png
+        nanobanana generate "as a watercolour" --image cat.png -o images
 
         Parameters
         ----------
@@ -83,7 +85,7 @@ class GenerateCommand:
         base_url
             The gateway's URL, if not the usual one.
         image
-            URL of a reference image; can be repeated.
+            A reference image, a file or a URL; can be repeated. The same content is the same request under any name.
         num_images
             Images per prompt, 1 to 6.
         aspect_ratio
@@ -112,10 +114,11 @@ class GenerateCommand:
             images.
         """
         more = extra_of(extra)
+        references = [text_to_reference(text, Path()) for text in image or ()]
         requests = [
             ImageRequest(
                 prompt,
-                images=image or (),
+                images=references,
                 num_images=num_images,
                 aspect_ratio=aspect_ratio,
                 resolution=resolution,
@@ -154,4 +157,5 @@ async def _run(plan: GeneratePlan, gateway: Gateway | None) -> int:
             return await _run(plan, emulator.apimall())
     for request in plan.requests:
         gateway.check(request)
+        await asyncio.to_thread(identify, request, gateway)  # raises for a local image that can't be used
     return await GenerateRun(plan, gateway, console).run()

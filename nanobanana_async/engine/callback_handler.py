@@ -8,7 +8,8 @@ from anyio.abc import TaskGroup
 
 from nanobanana_async.engine.callback_urls import CallbackUrls
 from nanobanana_async.engine.engine import Engine
-from nanobanana_async.engine.tracked_job import Phase, TrackedJob
+from nanobanana_async.engine.phases import Phase
+from nanobanana_async.engine.tracked_job import TrackedJob
 from nanobanana_async.errors import LedgerError, NanoBananaError, RateLimited
 from nanobanana_async.events import CallbackReceived, log
 from nanobanana_async.gateways.contract import Gateway

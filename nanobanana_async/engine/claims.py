@@ -1,7 +1,9 @@
 """Claim a job in the ledger: store it as new, or continue the job that the ledger has under its key."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import timedelta
+
+from attrs import evolve
 
 from nanobanana_async.accounts import account_conflict
 from nanobanana_async.engine.estimates import JobEstimates
@@ -12,14 +14,18 @@ from nanobanana_async.engine.next_step import (
     HoldSlots,
     LetGo,
     Next,
+    Prepare,
     Recover,
     ScheduleAt,
 )
+from nanobanana_async.engine.phases import Phase
 from nanobanana_async.engine.poller import Poller
+from nanobanana_async.engine.references import is_local
 from nanobanana_async.engine.slots import Slots
 from nanobanana_async.engine.store import JobStore
-from nanobanana_async.engine.tracked_job import Phase, TrackedJob, is_safe_to_repeat
+from nanobanana_async.engine.tracked_job import TrackedJob, is_safe_to_repeat
 from nanobanana_async.errors import ConfigurationError, IdempotencyConflict, LedgerError
+from nanobanana_async.events import log
 from nanobanana_async.failures import Failure
 from nanobanana_async.gateways.contract import Gateway
 from nanobanana_async.jobs import JobRecord, JobState, is_retried
@@ -68,7 +74,7 @@ class Claims:
         again = known.state in REBUYABLE or is_retried(known, job.retry_failed)
         if again or known.account != wanted.account:
             try:
-                await self._store.start_generation(job, known, body=wanted.body)
+                await self._store.start_generation(job, known, body=wanted.body, request=wanted.request)
                 self._slots.release(job)
                 return self._continue(job)
             except LedgerError:
@@ -80,7 +86,7 @@ class Claims:
                 if claim.record.account != wanted.account:
                     await self._let_go(claim, wanted)
                     raise self._other_account(claim.record, wanted) from None
-        return self._on_claim(job, claim)
+        return self._on_claim(job, claim, wanted)
 
     async def check_owner(self, job: TrackedJob) -> Next:
         """Adopt a job that has no owner, or read the state of one that another owner follows."""
@@ -98,7 +104,7 @@ class Claims:
         """Store what the user knows of a job: its task id, a body to buy it again with, or neither (not bought)."""
         record = job.record
         if body is not None:
-            await self._store.start_generation(job, job.ledger_record, body=body)
+            await self._store.start_generation(job, job.ledger_record, body=body, request=record.request)
             self._slots.release(job)
         elif task_id is not None:
             began_at = record.first_sent_at or self._store.utcnow()
@@ -118,6 +124,14 @@ class Claims:
         """Store that a job is withdrawn, which was never sent."""
         await self._store.transition(job, JobState.WITHDRAWN, ended_at=self._store.utcnow())
         return Finish(job.wait_error)
+
+    async def release(self, tracked: Mapping[str, TrackedJob], job: TrackedJob) -> None:
+        """Let other owners follow an unfinished job that is no longer in `tracked`."""
+        try:
+            if job.key not in tracked:
+                await self._store.ledger.release(job.key)
+        except LedgerError as error:  # it stays ours until the session closes
+            log.warning("ledger.failed job=%s error=%s", job.key, error.message)
 
     async def count_foreign_slots(self) -> int:
         """Count the jobs of this account that other owners sent, and that may still run and hold slots."""
@@ -146,9 +160,11 @@ class Claims:
         why = account_conflict(known, wanted.gateway, wanted.account, self._ledger_file)
         return IdempotencyConflict(why, key=known.key, safe_to_repeat=False)
 
-    def _on_claim(self, job: TrackedJob, claim: Claim) -> Next:
+    def _on_claim(self, job: TrackedJob, claim: Claim, wanted: JobRecord | None = None) -> Next:
         if claim.record != job.ledger_record:  # else keep our record: it may be newer, if its last write failed
             self._store.replace_record(job, claim.record)
+        if wanted is not None and claim.owned and claim.record.state is JobState.PENDING:
+            job.record = evolve(job.record, request=wanted.request, body=wanted.body)  # newer signatures in URLs
         if not claim.owned and not job.done:
             return CheckOwnerAt(self._clock() + OWNER_CHECK_S)
         if claim.owned and claim.record.state is not JobState.PENDING:
@@ -159,7 +175,7 @@ class Claims:
         """Return how a job of ours goes on, by its state."""
         match job.record.state:
             case JobState.PENDING:
-                return Enqueue()
+                return Prepare() if is_local(job.record.request) else Enqueue()
             case JobState.SUBMITTING:
                 return Recover()
             case JobState.RUNNING:

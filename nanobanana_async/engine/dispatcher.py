@@ -10,10 +10,11 @@ from attrs import frozen
 
 from nanobanana_async.engine.estimates import JobEstimates
 from nanobanana_async.engine.image_poll import ImagePoll
+from nanobanana_async.engine.phases import Phase
 from nanobanana_async.engine.poller import Poller
 from nanobanana_async.engine.slots import Slots
 from nanobanana_async.engine.store import CreditAccount
-from nanobanana_async.engine.tracked_job import NEVER, Phase, TrackedJob
+from nanobanana_async.engine.tracked_job import NEVER, TrackedJob
 from nanobanana_async.engine.workers import WorkerPool
 from nanobanana_async.jobs import JobState
 from nanobanana_async.policy.budget import Affordable

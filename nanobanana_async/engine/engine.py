@@ -1,7 +1,6 @@
 """The commands of a session on its jobs: submit, find, follow, resolve, withdraw."""
 
 import asyncio
-from collections.abc import AsyncIterator
 from decimal import Decimal
 
 from attrs import evolve
@@ -10,31 +9,23 @@ from nanobanana_async.engine.callback_urls import CallbackUrls
 from nanobanana_async.engine.claims import Claims
 from nanobanana_async.engine.estimates import JobEstimates
 from nanobanana_async.engine.next_step import HoldSlots, Next, ScheduleAt
+from nanobanana_async.engine.phases import Phase
 from nanobanana_async.engine.poller import Poller
+from nanobanana_async.engine.references import References
 from nanobanana_async.engine.scheduler import Scheduler
 from nanobanana_async.engine.slots import Slots
 from nanobanana_async.engine.store import JobStore
 from nanobanana_async.engine.submitter import Submitter
-from nanobanana_async.engine.tracked_job import NEVER, Phase, TrackedJob
+from nanobanana_async.engine.tracked_job import NEVER, NO_SOURCES, TrackedJob
 from nanobanana_async.errors import ConfigurationError, CreditLimitReached, LedgerError, NanoBananaError, SessionClosed
 from nanobanana_async.gateways.contract import Gateway
-from nanobanana_async.jobs import (
-    ACTIVE_STATES,
-    JobRecord,
-    JobState,
-    Observation,
-    key_for_task,
-    validate_key,
-    validate_task_id,
-    with_indexes,
-)
+from nanobanana_async.images.local import Sources
+from nanobanana_async.jobs import ACTIVE_STATES, JobRecord, JobState, Observation, with_indexes
+from nanobanana_async.keys import key_for_task, validate_key, validate_task_id
 from nanobanana_async.ledger.base import TaskTaken
 from nanobanana_async.loop_guard import LoopGuard
 from nanobanana_async.models import ImageRequest, with_model
 from nanobanana_async.policy.budget import Affordable, BatchBudget, Budget, Cap
-
-# How many jobs are adopted at the same time: one flush of the ledger serves them all.
-ADOPT_BATCH = 200
 
 
 class Engine:
@@ -48,6 +39,7 @@ class Engine:
         submitter: Submitter,
         poller: Poller,
         estimates: JobEstimates,
+        references: References,
         *,
         budgets: tuple[Cap, ...],
         callbacks: CallbackUrls,
@@ -65,8 +57,11 @@ class Engine:
         self.slots = slots
         self.poller = poller
         self.estimates = estimates
+        self.references = references
         self._claims = Claims(gateway, store, slots, poller, estimates, clock=self.clock)
-        self.scheduler = Scheduler(store, slots, submitter, poller, self._claims, estimates, max_requests=max_requests)
+        self.scheduler = Scheduler(
+            store, slots, submitter, poller, self._claims, estimates, references, max_requests=max_requests
+        )
         self.tracked = self.scheduler.tracked
 
     def submit(
@@ -75,8 +70,12 @@ class Engine:
         *budgets: Cap,
         expected_credits: Decimal | None = None,
         retry_failed: frozenset[str] = frozenset(),
+        sources: Sources = NO_SOURCES,
     ) -> TrackedJob:
-        """Track a new job and claim its key, or return the job that is tracked under that key."""
+        """Track a new job and claim its key, or return the job that is tracked under that key.
+
+        `sources` are the local images that its request names.
+        """
         self.scheduler.check_open(record)
         job = self.tracked.get(record.key)
         if job is None:
@@ -84,9 +83,12 @@ class Engine:
             job.budgets += budgets
             job.expected_credits = expected_credits
             job.retry_failed = retry_failed
+            job.sources = sources
             self.scheduler.start_step(self._claims.claim, job)
         else:
             self._claims.check_same(job.record, record)
+            if record.request is not None:
+                self.references.renew(job, record.request, sources)
         job.may_buy = True
         return job
 
@@ -117,7 +119,8 @@ class Engine:
     async def new_record(self, request: ImageRequest, key: str, *, batch: str | None = None) -> JobRecord:
         """Return the record of a new job. Raises `InvalidRequest` for a request that this gateway does not support.
 
-        The record's request names the model even if the gateway chose it: another model is another request.
+        Local images of the request must be in their stored form (`References.identify`). The record's request names the
+        model even if the gateway chose it: another model is another request.
         """
         key = validate_key(key)
         request = with_model(request, self._gateway.model)
@@ -129,7 +132,7 @@ class Engine:
             gateway=self._gateway.name,
             account=self._account,
             request=request,
-            body=self._gateway.encode(request),
+            body=self.references.body_to_store(request),
             created_at=self.store.utcnow(),
             batch=batch,
         )
@@ -198,26 +201,6 @@ class Engine:
                 self.scheduler.reload(job, record)
         return self.ensure_followed(job)
 
-    async def adopt_all(self, records: AsyncIterator[JobRecord]) -> list[TrackedJob]:
-        """Follow jobs that have no owner; return those that this session owns now."""
-        jobs: list[TrackedJob] = []
-        waiting: list[TrackedJob] = []
-        async for record in records:
-            if record.key not in self.tracked:
-                job = self.build_tracked_job(record)
-                job.may_buy = True
-                waiting.append(self.ensure_followed(job))
-            if len(waiting) >= ADOPT_BATCH:
-                jobs += await self._wait_for_claims(waiting)
-                waiting = []
-        return jobs + await self._wait_for_claims(waiting)
-
-    async def _wait_for_claims(self, waiting: list[TrackedJob]) -> list[TrackedJob]:
-        for job in waiting:
-            while job.joining:
-                await job.wait_for_change()
-        return [job for job in waiting if job.phase is not Phase.FOREIGN]
-
     def resolve(self, job: TrackedJob, *, task_id: str | None, buy_again: bool) -> TrackedJob:
         """Resolve a job: it has this task id, is bought again, or was not bought. Return the tracked job.
 
@@ -229,7 +212,7 @@ class Engine:
         self.check_resolvable(job, buy_again=buy_again)
         if buy_again and self.store.credits.check_again(job, self.clock()) is Affordable.NEVER:
             raise CreditLimitReached(self.store.credits.explain(job), key=record.key, safe_to_repeat=False)
-        body = self._gateway.encode(record.request) if buy_again and record.request is not None else None
+        body = self.references.body_to_store(record.request) if buy_again and record.request is not None else None
         job.may_buy = True
 
         async def resolved(job: TrackedJob) -> Next:
@@ -288,7 +271,7 @@ class Engine:
         if self.scheduler.closing or taken or job.record.state is not JobState.PENDING:
             return False
         self._claims.check_account(job.record)
-        if job.phase in (Phase.QUEUED, Phase.SCHEDULED):
+        if job.phase in (Phase.PREPARING, Phase.QUEUED, Phase.SCHEDULED):
             self.scheduler.withdraw(job)
             return True
         job.withdraw_requested = True

@@ -5,7 +5,8 @@ from typing import Any
 
 from nanobanana_async.engine.tracked_job import NEVER
 from nanobanana_async.errors import NanoBananaError
-from nanobanana_async.jobs import Observation, key_for_task
+from nanobanana_async.jobs import Observation
+from nanobanana_async.keys import key_for_task
 
 
 class ImagePoll:

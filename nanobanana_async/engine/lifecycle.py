@@ -17,9 +17,11 @@ from nanobanana_async.engine.callback_urls import CallbackUrls
 from nanobanana_async.engine.engine import Engine
 from nanobanana_async.engine.estimates import JobEstimates
 from nanobanana_async.engine.poller import Poller
+from nanobanana_async.engine.references import References
 from nanobanana_async.engine.slots import Slots
 from nanobanana_async.engine.store import CreditAccount, JobStore
 from nanobanana_async.engine.submitter import Submitter
+from nanobanana_async.engine.uploader import Uploader
 from nanobanana_async.engine.wall_clock import WallClock, utcnow
 from nanobanana_async.errors import ConfigurationError, NanoBananaError, SessionClosed
 from nanobanana_async.events import EventEmitter
@@ -36,6 +38,7 @@ from nanobanana_async.policy.polling import PollPolicy
 from nanobanana_async.policy.request_cap import RequestCap
 from nanobanana_async.policy.retry import RetryPolicy
 from nanobanana_async.policy.session_budget import SessionBudget
+from nanobanana_async.references import ReferencePublisher
 from nanobanana_async.validators import check_kind
 
 
@@ -61,6 +64,7 @@ class SessionComponents:
     retry: RetryPolicy
     timeouts: Timeouts
     max_credits: Decimal | None
+    publisher: ReferencePublisher | None
     guard: LoopGuard = field(init=False, default=Factory(_guard_of, takes_self=True))
     callbacks: CallbackUrls = field(init=False, default=Factory(_callback_urls_of, takes_self=True))
 
@@ -93,6 +97,17 @@ class SessionComponents:
             clock=clock,
         )
         slots = Slots(self.concurrency, self.retry, estimates, budget)
+        uploader = Uploader(
+            self.gateway,
+            self.transport,
+            self.downloads,
+            poller.outage,
+            budget,
+            self.retry,
+            create_s=self.timeouts.create_s,
+            clock=clock,
+        )
+        references = References(self.gateway, store, uploader, self.publisher, clock=clock)
         submitter = Submitter(
             self.gateway,
             self.transport,
@@ -100,6 +115,7 @@ class SessionComponents:
             slots,
             poller,
             estimates,
+            references,
             self.retry,
             create_s=self.timeouts.create_s,
             clock=clock,
@@ -112,6 +128,7 @@ class SessionComponents:
             submitter,
             poller,
             estimates,
+            references,
             budgets=budgets,
             callbacks=self.callbacks,
             guard=self.guard,

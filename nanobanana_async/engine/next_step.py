@@ -11,6 +11,11 @@ class Enqueue:
 
 
 @frozen
+class Prepare:
+    """The job is ours and was not sent: bring its local reference images to the gateway first."""
+
+
+@frozen
 class ScheduleAt:
     """Wait until `due`, in the event loop's time; then wait in a queue."""
 
@@ -48,4 +53,4 @@ class Finish:
     error: NanoBananaError | None = None
 
 
-Next = Enqueue | ScheduleAt | CheckOwnerAt | Recover | HoldSlots | LetGo | Finish
+Next = Enqueue | Prepare | ScheduleAt | CheckOwnerAt | Recover | HoldSlots | LetGo | Finish

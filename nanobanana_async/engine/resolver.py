@@ -20,7 +20,8 @@ from nanobanana_async.errors import (
     TaskNotFound,
 )
 from nanobanana_async.events import log
-from nanobanana_async.jobs import JobRecord, JobState, Observation, validate_task_id
+from nanobanana_async.jobs import JobRecord, JobState, Observation
+from nanobanana_async.keys import validate_task_id
 from nanobanana_async.policy.retry import LATE_REPLICA_S, is_outage
 
 # The first and the longest wait between two queries about a task that the gateway does not know (yet).

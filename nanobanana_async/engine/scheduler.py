@@ -13,16 +13,28 @@ from nanobanana_async.engine.estimates import JobEstimates
 from nanobanana_async.engine.foreign_slots import recount_foreign_slots
 from nanobanana_async.engine.image_poll import ImagePoll
 from nanobanana_async.engine.image_polls import ImagePolls
-from nanobanana_async.engine.next_step import CheckOwnerAt, Enqueue, Finish, HoldSlots, LetGo, Next, Recover, ScheduleAt
+from nanobanana_async.engine.next_step import (
+    CheckOwnerAt,
+    Enqueue,
+    Finish,
+    HoldSlots,
+    LetGo,
+    Next,
+    Prepare,
+    Recover,
+    ScheduleAt,
+)
+from nanobanana_async.engine.phases import UNREAD_PHASES, Phase
 from nanobanana_async.engine.poller import Poller
+from nanobanana_async.engine.references import References
 from nanobanana_async.engine.slots import Slots
 from nanobanana_async.engine.store import JobStore
 from nanobanana_async.engine.submitter import Submitter
 from nanobanana_async.engine.timers import Timed, Timers
-from nanobanana_async.engine.tracked_job import NEVER, UNREAD_PHASES, Phase, TrackedJob, is_safe_to_repeat
-from nanobanana_async.engine.workers import JobStep, WorkerPool
-from nanobanana_async.errors import CreditLimitReached, LedgerError, NanoBananaError, SessionClosed
-from nanobanana_async.events import JobReleased, JobTracked, log, log_failure
+from nanobanana_async.engine.tracked_job import NEVER, TrackedJob, is_safe_to_repeat
+from nanobanana_async.engine.workers import JobStep, WorkerPool, error_of_crash
+from nanobanana_async.errors import CreditLimitReached, NanoBananaError, SessionClosed
+from nanobanana_async.events import JobReleased, JobTracked, log_failure
 from nanobanana_async.jobs import ACTIVE_STATES, JobRecord, JobState
 from nanobanana_async.validators import DAY_S
 
@@ -38,6 +50,7 @@ class Scheduler:
         poller: Poller,
         claims: Claims,
         estimates: JobEstimates,
+        references: References,
         *,
         max_requests: int,
     ) -> None:
@@ -49,7 +62,9 @@ class Scheduler:
         self._poller = poller
         self._estimates = estimates
         self._claims = claims
+        self._references = references
         self.workers = WorkerPool(max_requests, apply=self._apply, freed=self.tick, crashed=self._crashed)
+        references.start(self.workers, apply=self._apply, freed=self.tick)
         self.dispatcher = Dispatcher(slots, poller, estimates, self.workers, store.credits)
         self._timers = Timers(loop)
         self.tracked: dict[str, TrackedJob] = {}
@@ -153,7 +168,7 @@ class Scheduler:
         if not job.is_followed:  # closing has ended the waiting
             return
         joined = job.joining
-        if self._withdraws(job, next_step):
+        if job.is_withdrawn_after(next_step):
             job.withdraw_requested = False
             if isinstance(next_step, Finish):
                 job.wait_error = next_step.error
@@ -164,6 +179,9 @@ class Scheduler:
         match next_step:
             case Enqueue():
                 self._schedule(job, self._clock())
+            case Prepare():
+                job.move(Phase.PREPARING)
+                self._references.prepare(job)
             case ScheduleAt(due=due):
                 self._schedule(job, due)
             case CheckOwnerAt(due=due):
@@ -186,14 +204,6 @@ class Scheduler:
                 assert_never(next_step)
         if too_late or joined != job.joining:
             job.wake()
-
-    @staticmethod
-    def _withdraws(job: TrackedJob, next_step: Next) -> bool:
-        """Whether the job is to be withdrawn now: its step is over and left it PENDING and ours."""
-        if not job.withdraw_requested or job.record.state is not JobState.PENDING:
-            return False
-        failed_unread = isinstance(next_step, Finish) and job.phase in UNREAD_PHASES
-        return not (failed_unread or isinstance(next_step, CheckOwnerAt))
 
     def _schedule(self, job: TrackedJob, due: float) -> None:
         """Set a job's timer, or queue the job if its time has come."""
@@ -289,24 +299,13 @@ class Scheduler:
         # If the ledger does not have the task id, only this session can follow the job: then it is not released.
         known = ours and job.ledger_record.task_id == job.record.task_id
         if known and job.ledger_record.state in ACTIVE_STATES and not self.closing:
-            self.start_step(self._release_ownership, job)
+            self.start_step(partial(self._claims.release, self.tracked), job)
         job.notify_listeners()
         self._store.emit(JobReleased(record=job.record, error=job.wait_error))
 
-    async def _release_ownership(self, job: TrackedJob) -> None:
-        """Let other owners follow an unfinished job that we stopped following."""
-        try:
-            if job.key not in self.tracked:
-                await self._store.ledger.release(job.key)
-        except LedgerError as error:  # it stays ours until the session closes
-            log.warning("ledger.failed job=%s error=%s", job.key, error.message)
-
     def _crashed(self, job: Timed, failure: BaseException) -> None:
         log_failure("engine.crashed", failure, job=job.key)
-        why = f"a bug in nanobanana_async: {type(failure).__name__}: {failure}"
-        if isinstance(failure, asyncio.CancelledError):
-            why = "a step of the job was cancelled from within (by an observer, the ledger or the transport)"
-        error = NanoBananaError(f"{why}; see the log")
+        error = error_of_crash(failure)
         if isinstance(job, ImagePoll):
             self.image_polls.fail(job, error)
         elif job.is_followed:

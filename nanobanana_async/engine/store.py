@@ -17,6 +17,7 @@ from nanobanana_async.gateways.contract import Gateway
 from nanobanana_async.jobs import TERMINAL_STATES, JobRecord, JobState
 from nanobanana_async.ledger.base import Allowance, Claim, Ledger, Refusal, TaskTaken
 from nanobanana_async.loop_guard import cancel_requested
+from nanobanana_async.models import ImageRequest
 from nanobanana_async.policy.budget import NEVER_ASK_AGAIN, Affordable, BatchBudget, Cap
 from nanobanana_async.policy.prices import NOTHING, Price, Prices, charge_of, price_in, why_not
 
@@ -212,9 +213,12 @@ class JobStore:
             why = f"the ledger failed: {type(failure).__name__}: {failure}"
             raise LedgerError(why, key=before.key, safe_to_repeat=not before.possibly_bought) from failure
 
-    async def start_generation(self, job: TrackedJob, known: JobRecord, *, body: bytes) -> None:
+    async def start_generation(
+        self, job: TrackedJob, known: JobRecord, *, body: bytes, request: ImageRequest | None
+    ) -> None:
         """Start the next generation of a job, which the ledger has as `known`: a new purchase by the job's account."""
-        after = known.next_generation(account=job.record.account, body=body, created_at=self.utcnow())
+        account = job.record.account
+        after = known.next_generation(account=account, body=body, request=request, created_at=self.utcnow())
         await self._written(known, self.ledger.advance(known, after))
         job.progress = 0.0
         job.record = known  # only now: the waiters must not get the end of the last generation

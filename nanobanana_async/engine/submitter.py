@@ -16,9 +16,10 @@ from nanobanana_async.engine.contained_send import send_contained
 from nanobanana_async.engine.estimates import JobEstimates
 from nanobanana_async.engine.next_step import Enqueue, Finish, HoldSlots, Next, ScheduleAt
 from nanobanana_async.engine.poller import Poller
+from nanobanana_async.engine.references import References
 from nanobanana_async.engine.slots import Slots
 from nanobanana_async.engine.store import JobStore, to_failure
-from nanobanana_async.engine.tracked_job import NEVER, TrackedJob
+from nanobanana_async.engine.tracked_job import NEVER, NO_SOURCES, TrackedJob
 from nanobanana_async.errors import (
     MAX_RETRY_AFTER_S,
     GatewayError,
@@ -58,6 +59,7 @@ class Submitter:
         slots: Slots,
         poller: Poller,
         estimates: JobEstimates,
+        references: References,
         retry: RetryPolicy,
         *,
         create_s: float,
@@ -71,6 +73,7 @@ class Submitter:
         self._create_s = create_s
         self._poller = poller
         self._estimates = estimates
+        self._references = references
         self._clock = clock
         self._answers = AnswerReader()
         self._jitter = random.Random()
@@ -82,7 +85,15 @@ class Submitter:
         if job.record.in_doubt and self._expired(job):  # it may have waited long in the queue
             self._slots.create_returned(job)
             return await self._mark_uncertain(job, "its idempotency key is too old to be sent again")
-        answer = await self._attempt_create(job)
+        try:
+            body, held = await self._references.load_body(job)
+        except NanoBananaError as error:  # a local image can't be read: nothing was sent now
+            self._slots.create_returned(job)
+            return Finish(error.for_job(job.key, safe_to_repeat=not job.record.possibly_bought))
+        try:
+            answer = await self._attempt_create(job, body)
+        finally:
+            self._references.unload(held)
         match answer:
             case Accepted():
                 return await self._accepted(job, answer)
@@ -94,13 +105,13 @@ class Submitter:
             case _:
                 return await self._not_accepted(job, answer, sent_before)
 
-    async def _attempt_create(self, job: TrackedJob) -> Accepted | Allowance | NanoBananaError:
+    async def _attempt_create(self, job: TrackedJob, body: bytes) -> Accepted | Allowance | NanoBananaError:
         try:
             if job.record.state is JobState.PENDING:
                 allowance = await self._write_intent(job)
                 if allowance is not None and allowance.refusal is not None:
                     return allowance
-            return await self._post(job)
+            return await self._post(job, body)
         except NanoBananaError as error:
             return error
         finally:
@@ -112,8 +123,8 @@ class Submitter:
             job.first_attempt_at = self._clock()
         return await self._store.advance_and_charge(job, first_sent_at=record.first_sent_at or self._store.utcnow())
 
-    async def _post(self, job: TrackedJob) -> Accepted:
-        request = self._gateway.build_create(job.record.body, wire_key=job.record.wire_key)
+    async def _post(self, job: TrackedJob, body: bytes) -> Accepted:
+        request = self._gateway.build_create(body, wire_key=job.record.wire_key)
         # A pooled connection that the server has just closed looks like a lost answer, and without a key that is doubt.
         fresh = not self._gateway.supports_idempotency_keys
         response = await send_contained(self._transport, request, timeout_s=self._create_s, fresh_connection=fresh)
@@ -122,7 +133,7 @@ class Submitter:
     async def _accepted(self, job: TrackedJob, accepted: Accepted) -> Next:
         self._slots.breaker.answered()
         self._poller.outage.answered()
-        job.failures, job.last_failure = 0, None
+        job.failures, job.last_failure, job.sources = 0, None, NO_SOURCES
         job.running_at = self._clock()
         self._slots.on_accepted(job, job.running_at)
         self._emit_limits(job.running_at)

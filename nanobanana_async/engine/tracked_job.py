@@ -1,25 +1,15 @@
-"""One job in this session: its record, its phase, its waiters, and when it is due.
-
-`JobRecord.state` says where a job stands at the gateway, and moves along `TRANSITIONS`. `TrackedJob.phase` says what
-this session does with the job, and moves along `PHASES`. Only the `Scheduler` moves it:
-
-- The `Engine` brings a job in: CLAIMING (new, or found) or RECOVERING (resolved by hand).
-- In CLAIMING, FOREIGN, RECOVERING, IN_FLIGHT and WITHDRAWING a step of the job runs, one at a time. It returns a
-  `Next`, and `Scheduler._apply` alone carries that out.
-- In QUEUED the `Dispatcher` decides when the job leaves; in SCHEDULED, FOREIGN and HOLDING a timer does.
-- `withdraw_requested` is an intent, set while a step runs. It is carried out when the step is over, if the job is then
-  PENDING.
-- Who wants the job (`callers`, `has_handle`, `may_buy`) is no phase: `Engine.add_caller`, `drop_caller` and `keep`.
-"""
+"""One job in this session: its record, its phase (`phases.py`), its waiters, and when it is due."""
 
 import asyncio
-import enum
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from decimal import Decimal
 from typing import Any
 
+from nanobanana_async.engine.next_step import CheckOwnerAt, Finish, Next
+from nanobanana_async.engine.phases import JOINING_PHASES, LIVE_PHASES, PHASES, UNREAD_PHASES, Phase
 from nanobanana_async.errors import NanoBananaError
+from nanobanana_async.images.local import Sources
 from nanobanana_async.jobs import ACTIVE_STATES, JobRecord, JobState, Observation
 from nanobanana_async.policy.budget import Cap
 from nanobanana_async.policy.poll_schedule import PollSchedule
@@ -28,56 +18,10 @@ Watchers = list[asyncio.Future[NanoBananaError | None]] | None
 
 MOST_PROGRESS = 0.99
 """The most that a job has done that has not ended."""
+NO_SOURCES: Sources = {}
 
 NEVER = float("inf")
 NOT_YET = -NEVER
-
-
-class Phase(enum.Enum):
-    """What this session does with a job."""
-
-    KNOWN = "known, and not followed by this session"
-    CLAIMING = "a ledger call decides who owns it"
-    FOREIGN = "another owner follows it; we read its record from the ledger"
-    RECOVERING = "ours; a write to the ledger decides how it goes on"
-    QUEUED = "waits in a queue to be sent, or to be polled"
-    SCHEDULED = "waits for its time"
-    IN_FLIGHT = "a request of it is in flight, or its answer is being written"
-    WITHDRAWING = "its withdrawal is being written"
-    HOLDING = "uncertain, not followed; holds its slots while it may still run"
-    DONE = "ended, or the waiting for it ended with `wait_error`"
-
-    __hash__ = object.__hash__  # as in `JobState`
-
-
-_P = Phase
-
-# What a phase may become. Any other move is a bug.
-PHASES: Mapping[Phase, frozenset[Phase]] = {
-    _P.KNOWN: frozenset({_P.CLAIMING, _P.RECOVERING}),
-    _P.CLAIMING: frozenset(
-        {_P.FOREIGN, _P.RECOVERING, _P.QUEUED, _P.SCHEDULED, _P.WITHDRAWING, _P.HOLDING, _P.KNOWN, _P.DONE}
-    ),
-    # FOREIGN -> FOREIGN: its owner still follows it.
-    _P.FOREIGN: frozenset({_P.FOREIGN, _P.RECOVERING, _P.QUEUED, _P.SCHEDULED, _P.HOLDING, _P.KNOWN, _P.DONE}),
-    _P.RECOVERING: frozenset({_P.QUEUED, _P.SCHEDULED, _P.WITHDRAWING, _P.HOLDING, _P.DONE}),
-    _P.QUEUED: frozenset({_P.IN_FLIGHT, _P.WITHDRAWING, _P.DONE}),
-    # SCHEDULED -> SCHEDULED: a poll is planned again, as durations are learned or when a callback came.
-    _P.SCHEDULED: frozenset({_P.SCHEDULED, _P.QUEUED, _P.WITHDRAWING, _P.DONE}),
-    _P.IN_FLIGHT: frozenset({_P.QUEUED, _P.SCHEDULED, _P.WITHDRAWING, _P.HOLDING, _P.DONE}),
-    _P.WITHDRAWING: frozenset({_P.DONE}),
-    _P.HOLDING: frozenset({_P.CLAIMING, _P.RECOVERING, _P.DONE}),
-    _P.DONE: frozenset({_P.CLAIMING, _P.RECOVERING}),
-}
-
-LIVE_PHASES = frozenset(Phase) - {_P.KNOWN, _P.HOLDING, _P.DONE}
-"""The job is followed, and is in `Scheduler.tracked`."""
-
-JOINING_PHASES = frozenset({_P.CLAIMING, _P.RECOVERING})
-"""It is not decided yet how the job goes on."""
-
-UNREAD_PHASES = frozenset({_P.CLAIMING, _P.FOREIGN})
-"""After a failure in one of these, the job's state in the ledger is unknown."""
 
 
 def is_safe_to_repeat(record: JobRecord, phase: Phase) -> bool:
@@ -128,6 +72,7 @@ class TrackedJob:
         "schedule",
         "sent_at",
         "slots",
+        "sources",
         "updates",
         "wait_error",
         "watchers",
@@ -182,6 +127,8 @@ class TrackedJob:
         """A caller asked to buy it. Otherwise a PENDING job is not sent."""
         self.retry_failed: frozenset[str] = frozenset()
         """If the job is FAILED in the ledger, it is bought again."""
+        self.sources: Sources = NO_SOURCES
+        """Its local reference images, until they are uploaded or its create was accepted."""
         self.holding_before: TrackedJob | None = None
         """The earlier, uncertain `TrackedJob` of this key whose slots it took."""
         self._phase = Phase.KNOWN
@@ -214,6 +161,8 @@ class TrackedJob:
             raise RuntimeError(f"job {self.key} cannot go {self._phase.name} -> {phase.name}")
         self._phase = phase
         self.due = NEVER
+        if phase not in LIVE_PHASES:  # a handle may live for long, and bytes with it
+            self.sources = NO_SOURCES
 
     @property
     def is_followed(self) -> bool:
@@ -229,6 +178,13 @@ class TrackedJob:
     def leaving(self) -> bool:
         """Whether it is being withdrawn, or will be when its current step is over."""
         return self.withdraw_requested or self._phase is Phase.WITHDRAWING
+
+    def is_withdrawn_after(self, next_step: Next) -> bool:
+        """Whether it is to be withdrawn now: its step is over and left it PENDING and ours."""
+        if not self.withdraw_requested or self.record.state is not JobState.PENDING:
+            return False
+        failed_unread = isinstance(next_step, Finish) and self._phase in UNREAD_PHASES
+        return not (failed_unread or isinstance(next_step, CheckOwnerAt))
 
     @property
     def done(self) -> bool:

@@ -195,3 +195,11 @@ class WorkerPool:
                 log_failure("engine.crashed", failure, task=name)
             if not again:
                 return
+
+
+def error_of_crash(failure: BaseException) -> NanoBananaError:
+    """Return what the waiters of a job get whose step raised what no step may raise."""
+    why = f"a bug in nanobanana_async: {type(failure).__name__}: {failure}"
+    if isinstance(failure, asyncio.CancelledError):
+        why = "a step of the job was cancelled from within (by an observer, the ledger or the transport)"
+    return NanoBananaError(f"{why}; see the log")

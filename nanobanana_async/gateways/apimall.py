@@ -9,8 +9,10 @@ from attrs import field, frozen
 from cattrs.gen import make_dict_structure_fn, override
 
 from nanobanana_async.errors import InvalidRequest
+from nanobanana_async.gateways.apimall_files import MAX_UPLOAD_BYTES, build_upload, parse_upload
 from nanobanana_async.gateways.balance import parse_balance
 from nanobanana_async.gateways.base import GatewaySettings, check_extra, task_type, unsupported_field
+from nanobanana_async.gateways.capabilities import UploadTarget
 from nanobanana_async.gateways.contract import MIB, HttpRequest, HttpResponse
 from nanobanana_async.gateways.parsing import (
     CONVERTER,
@@ -24,7 +26,8 @@ from nanobanana_async.gateways.parsing import (
 from nanobanana_async.gateways.rate_limits import body_wait_s
 from nanobanana_async.gateways.refusals import NO_MESSAGE, Refusal, create_refusal_error, refusal_error, unwrap
 from nanobanana_async.gateways.tasks import has_status, parse_task
-from nanobanana_async.jobs import Accepted, JobState, Observation, validate_key
+from nanobanana_async.jobs import Accepted, JobState, Observation
+from nanobanana_async.keys import validate_key
 from nanobanana_async.models import ImageRequest
 from nanobanana_async.validators import within
 
@@ -71,6 +74,9 @@ class ApiMall(GatewaySettings):
     model: str = "nano-banana-pro"
     key_lifetime_s: float = field(default=1800.0, validator=within(endless=True))
     """Seconds after the first send for which keys are taken to be recognised; the reference gives no number."""
+    upload_lifetime_s: float = field(default=86400.0, validator=within(endless=True))
+    """Seconds for which an uploaded reference image is used again. The reference gives no number; a day is what stores
+    of temporary files keep at least."""
 
     @property
     def supports_idempotency_keys(self) -> bool:
@@ -167,17 +173,36 @@ class ApiMall(GatewaySettings):
 
     def read_balance(self, response: HttpResponse) -> Decimal:
         """Return the credits that the API may spend, or raise the error that the answer holds."""
-        answer = ParsedResponse.from_response(self, response)
-        envelope, refusal = unwrap(answer, _find_refusal)
-        if refusal is not None:
-            raise refusal_error(answer, refusal)
+        answer, envelope = self._answered(response)
         return parse_balance(answer, envelope.get("data"), "api_credits")
+
+    @property
+    def max_upload_bytes(self) -> int:
+        """The most bytes of one uploaded image."""
+        return MAX_UPLOAD_BYTES
+
+    def build_upload(self, content: bytes, *, content_type: str, filename: str) -> HttpRequest:
+        """Return the upload itself, or for a large image the request for a pre-signed URL."""
+        return build_upload(self.base_url, content, content_type=content_type, filename=filename)
+
+    def read_upload(self, response: HttpResponse) -> UploadTarget:
+        """Return where the image is, or raise the error that the answer holds."""
+        answer, envelope = self._answered(response)
+        return parse_upload(answer, envelope.get("data"))
 
     def read_callback(self, body: bytes) -> Observation:
         """Raise `UnexpectedResponse`: this gateway sends no callbacks."""
         answer = ParsedResponse(self, body)
         del body  # it may hold the API key, and some tools show the locals of a traceback
         raise answer.unexpected_response("this gateway does not send callbacks")
+
+    def _answered(self, response: HttpResponse) -> tuple[ParsedResponse, Mapping[str, Any]]:
+        """Return an answer about the account and its envelope, or raise the error that it holds."""
+        answer = ParsedResponse.from_response(self, response)
+        envelope, refusal = unwrap(answer, _find_refusal)
+        if refusal is not None:
+            raise refusal_error(answer, refusal)
+        return answer, envelope
 
 
 def _flag(value: object) -> bool | None:

@@ -30,7 +30,9 @@ MAX_ACCOUNT_LENGTH = 64
 PRICED_EXTRA = ("image_resolution", "image_size", "quality", "resolution", "size")
 """What of `ImageRequest.extra` may change the price and the duration of a job."""
 
-_API_PATH = re.compile(r"/api(?:/(?:v1|image|task|user)(?:/.*)?)?$")
+_API_PATH = re.compile(
+    r"/api(?:/v1(?:/(?:images|account|files|webhooks)(?:/[^/]*)?)?|/image(?:/gen)?|/task(?:/query)?|/user)?$"
+)
 _SWITCHES = {"1": True, "true": True, "yes": True, "on": True, "0": False, "false": False, "no": False, "off": False}
 
 

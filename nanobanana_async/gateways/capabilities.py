@@ -65,6 +65,7 @@ class UploadTarget:
     url: str
     put_url: str | None = None
     content_type: str | None = None
+    """The type with which the bytes must be sent to `put_url`."""
     size: int | None = None
     """The size in bytes that the gateway has, or accepts at most for `put_url`."""
 
@@ -75,6 +76,11 @@ class HasUploads(Protocol):
 
     @property
     def max_upload_bytes(self) -> int: ...
+
+    @property
+    def upload_lifetime_s(self) -> float:
+        """Seconds for which an upload is used again; after them the image is uploaded once more."""
+        ...
 
     def build_upload(self, content: bytes, *, content_type: str, filename: str) -> HttpRequest:
         """Return the upload itself, or for a large image the request for a `put_url`."""

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from decimal import Decimal
 from typing import Any, ClassVar
 
-from attrs import frozen
+from attrs import field, frozen
 from cattrs.gen import make_dict_structure_fn, override
 
 from nanobanana_async.errors import InvalidRequest
@@ -25,6 +25,7 @@ from nanobanana_async.gateways.refusals import NO_MESSAGE, Refusal, create_refus
 from nanobanana_async.gateways.tasks import has_status, parse_task
 from nanobanana_async.jobs import Accepted, JobState, Observation
 from nanobanana_async.models import ImageRequest
+from nanobanana_async.validators import at_least_one
 
 MAX_REFERENCE_IMAGES = 4
 """Of Nano Banana models. Other models take more: the gateway checks those."""
@@ -68,6 +69,8 @@ class DefApi(GatewaySettings):
 
     base_url: str = "https://api.defapi.org"
     model: str = "google/gempix2"
+    max_inline_bytes: int = field(default=32 * MIB, validator=at_least_one)
+    """The most bytes of one local reference image, which a create holds as a data URI; the reference names none."""
 
     @property
     def supports_idempotency_keys(self) -> bool:

@@ -21,6 +21,7 @@ from nanobanana_async.images.files import PartialFile, SavedImage, check_folder,
 from nanobanana_async.images.formats import verify
 from nanobanana_async.images.headers import download_headers
 from nanobanana_async.images.inline import FetchError, decode_inline, is_inline
+from nanobanana_async.images.put import put_image
 from nanobanana_async.images.saved import PurchasedImage, find_saved
 from nanobanana_async.models import shorten
 
@@ -172,6 +173,11 @@ class ImageDownloader:
                     await self._threads.run(part.discard)
 
         return await self._with_retries(url, once, fresh_s)
+
+    async def put(self, url: str, content: bytes, *, content_type: str, timeout_s: float) -> None:
+        """Send an image to a pre-signed URL, once; see `put_image`."""
+        self._check_open()
+        await put_image(self._fetcher, url, content, content_type=content_type, timeout_s=timeout_s)
 
     async def find_saved(self, folder: Path, purchased: PurchasedImage) -> Path | None:
         """Return the intact file of an image that was saved in the folder before; None if there is none."""

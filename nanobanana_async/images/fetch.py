@@ -11,6 +11,7 @@ from yarl import URL
 
 from nanobanana_async.errors import SessionClosed
 from nanobanana_async.gateways.rate_limits import retry_after_s
+from nanobanana_async.gateways.secret import Secret
 from nanobanana_async.http.exceptions import map_exception
 from nanobanana_async.http.lent import connects_itself, image_connector
 from nanobanana_async.http.sockets import SocketTracker
@@ -122,8 +123,6 @@ class ImageFetcher:
         try:
             async with asyncio.timeout(self._total_s):
                 for _ in range(1 + MAX_REDIRECTS):
-                    if url.origin() != self._own_origin:
-                        self._check_host(url)
                     target = await self._follow(url, write)
                     if target is None:
                         return
@@ -132,6 +131,17 @@ class ImageFetcher:
             raise FetchError(f"the image did not arrive within {self._total_s:g} s", retryable=True) from None
         raise FetchError(f"too many redirects (limit {MAX_REDIRECTS})")
 
+    def connection(self, url: URL) -> tuple[aiohttp.ClientSession, Secret | None]:
+        """Return the session and the proxy for a URL; raise `FetchError` if its host is not public by its name."""
+        proxy = self._proxies.of(url)
+        own = url.origin() == self._own_origin
+        if not own:
+            self._check_host(url)
+        session = (self._own if own else self._direct) if proxy is None else self._proxied
+        if session is None:
+            raise SessionClosed("the session is not open")
+        return session, proxy
+
     def _check_host(self, url: URL) -> None:
         host, direct = url.raw_host or "", self._proxies.of(url) is None and not self._through_lent
         if not is_allowed_host(host, loopback=self._loopback, networks=self._networks, checked=direct):
@@ -139,12 +149,7 @@ class ImageFetcher:
 
     async def _follow(self, url: URL, write: Write) -> URL | None:
         """Download the image and return None, or return the target of a redirect."""
-        proxy = self._proxies.of(url)
-        session = self._direct if proxy is None else self._proxied
-        if proxy is None and url.origin() == self._own_origin:
-            session = self._own
-        if session is None:
-            raise SessionClosed("the session is not open")
+        session, proxy = self.connection(url)
         try:
             answer = await session.get(url, allow_redirects=False, proxy=proxy_url(proxy))
             try:
@@ -158,7 +163,7 @@ class ImageFetcher:
         except FetchError:
             raise
         except Exception as error:
-            raise self._fetch_error(error, url) from None
+            raise self.fetch_error(error, url) from None
         except BaseException as interrupt:
             # The traceback of a cancellation holds aiohttp's frames, which hold the proxy's password.
             interrupt.__context__ = None
@@ -181,7 +186,7 @@ class ImageFetcher:
         if buffer:
             await write(bytes(buffer))
 
-    def _fetch_error(self, error: Exception, url: URL) -> FetchError:
+    def fetch_error(self, error: Exception, url: URL) -> FetchError:
         """Return a `FetchError` for another exception, with the transport's messages where they apply."""
         host = url.raw_host or ""
         if isinstance(error, aiohttp.ClientConnectorError) and isinstance(error.os_error, AddressRefused):

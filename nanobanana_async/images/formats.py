@@ -220,6 +220,11 @@ class ImageFormat:
     """A dot stands for any byte."""
     scan: Callable[[Data], Size]
 
+    @property
+    def content_type(self) -> str:
+        """The media type."""
+        return f"image/{self.name}"
+
 
 _HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
 
@@ -235,7 +240,7 @@ FORMATS = (
 
 def inspect(data: Data) -> ImageFormat:
     """Return the format of a complete image of allowed size; raise `FetchError` otherwise."""
-    image_format = _detect(data)
+    image_format = detect(data)
     width, height = image_format.scan(data)
     check_size(width, height)
     return image_format
@@ -269,7 +274,8 @@ def verify(content: bytes) -> ImageFormat:
     return image_format
 
 
-def _detect(data: Data) -> ImageFormat:
+def detect(data: Data) -> ImageFormat:
+    """Return the format that the first bytes show; raise `FetchError` if they show none."""
     if not data:
         raise truncated()
     start = data[:12]

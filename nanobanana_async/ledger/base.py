@@ -51,6 +51,22 @@ class Allowance:
     """Whether another living owner has such jobs."""
 
 
+@frozen(kw_only=True)
+class Upload:
+    """A reference image that an account has uploaded."""
+
+    digest: str
+    """The SHA-256 of its content, in hex."""
+    url: str
+    size: int
+    uploaded_at: datetime
+
+    def left_s(self, now: datetime, lifetime_s: float) -> float:
+        """Return for how long it is used again; 0 when that is over, or when the clock was set back."""
+        age_s = (now - self.uploaded_at).total_seconds()
+        return max(0.0, lifetime_s - age_s) if age_s >= 0 else 0.0
+
+
 class TaskTaken(LedgerError):
     """The task id in a write belongs to another bought job: two purchases can't share one task."""
 
@@ -145,6 +161,14 @@ class Ledger(Protocol):
 
     async def remember(self, account: str, learned: str) -> None:
         """Store what was learned about an account, in place of what was stored before; any owner may."""
+        ...
+
+    async def find_upload(self, account: str, digest: str) -> Upload | None:
+        """Return the last upload of this content by the account; None if none is remembered."""
+        ...
+
+    async def remember_upload(self, account: str, upload: Upload) -> None:
+        """Store an upload, in place of an earlier one of the same content; any owner may."""
         ...
 
     def unfinished(self, account: str) -> AsyncIterator[JobRecord]:

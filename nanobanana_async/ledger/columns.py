@@ -12,7 +12,7 @@ from nanobanana_async.errors import LedgerError
 from nanobanana_async.extra import ExtraFields
 from nanobanana_async.failures import Failure
 from nanobanana_async.jobs import JobRecord, JobState
-from nanobanana_async.models import ImageRequest
+from nanobanana_async.models import ImageRequest, Reference
 
 T = TypeVar("T")
 Row = tuple[Any, ...]
@@ -45,6 +45,9 @@ COLUMNS = IDENTITY + PROGRESS
 _CONVERTER = make_converter(omit_if_default=True)
 _CONVERTER.register_unstructure_hook(ExtraFields, dict)
 _CONVERTER.register_structure_hook(ExtraFields, lambda fields, _: ExtraFields(fields))
+# A registered request has each local image in its stored form: all are text.
+_CONVERTER.register_unstructure_hook(Reference, str)
+_CONVERTER.register_structure_hook(Reference, lambda value, _: str(value))
 
 
 def time_to_text(when: datetime) -> str:

@@ -10,10 +10,11 @@ from decimal import Decimal
 from attrs import asdict, define, evolve, field, frozen
 
 from nanobanana_async.errors import IdempotencyConflict, LedgerError
-from nanobanana_async.jobs import ACTIVE_STATES, TERMINAL_STATES, JobRecord, JobState, is_generated_key, key_prefix
-from nanobanana_async.ledger.base import Allowance, Claim, TaskTaken
+from nanobanana_async.jobs import ACTIVE_STATES, TERMINAL_STATES, JobRecord, JobState
+from nanobanana_async.keys import is_generated_key, key_prefix
+from nanobanana_async.ledger.base import Allowance, Claim, TaskTaken, Upload
 from nanobanana_async.ledger.memory_charges import MemoryCharges
-from nanobanana_async.models import ImageRequest
+from nanobanana_async.models import ImageRequest, identified
 from nanobanana_async.policy.prices import Price
 
 # Limits, in characters, for an ended job with a caller's own key, so that it takes 1 to 3 KB and never more than 8 KB.
@@ -24,6 +25,9 @@ MAX_MESSAGE = 500
 
 # Number of task ids remembered of forgotten jobs, so that a task can't become the result of a second job.
 TASKS_KEPT = 4096
+
+# Number of uploads remembered; a forgotten one is uploaded again.
+UPLOADS_KEPT = 4096
 
 
 @frozen
@@ -54,6 +58,8 @@ class MemoryLedger:
     """The keys of `_jobs` that this session does not own: nearly all are its own."""
     _charges: MemoryCharges = field(factory=MemoryCharges, init=False, repr=False)
     _learned: dict[str, str] = field(factory=dict, init=False, repr=False)
+    _uploads: OrderedDict[tuple[str, str], Upload] = field(factory=OrderedDict, init=False, repr=False)
+    """Account and digest -> upload, the newest last."""
     _secret: bytes = field(factory=lambda: secrets.token_bytes(32), init=False, repr=False)
     _is_open: bool = field(default=False, init=False, repr=False)
 
@@ -153,6 +159,17 @@ class MemoryLedger:
         """Store what was learned about an account, for later sessions of this process."""
         self._learned[account] = learned
 
+    async def find_upload(self, account: str, digest: str) -> Upload | None:
+        """Return the last upload of this content by the account."""
+        return self._uploads.get((account, digest))
+
+    async def remember_upload(self, account: str, upload: Upload) -> None:
+        """Store an upload; the oldest of very many is forgotten."""
+        self._uploads[account, upload.digest] = upload
+        self._uploads.move_to_end((account, upload.digest))
+        if len(self._uploads) > UPLOADS_KEPT:
+            self._uploads.popitem(last=False)
+
     async def unfinished(self, account: str) -> AsyncIterator[JobRecord]:
         """Yield an account's released active jobs, oldest first."""
         for record in self._released(account):
@@ -237,7 +254,7 @@ def _restored(ended: Ended, wanted: JobRecord) -> JobRecord:
 
 
 def _canonical(request: ImageRequest) -> str:
-    return repr(asdict(evolve(request, callback_url=None)))
+    return repr(asdict(identified(request)))
 
 
 def _digest(request: ImageRequest) -> bytes:

@@ -96,6 +96,16 @@ CREATE TABLE learned (
     facts   TEXT NOT NULL
 ) STRICT, WITHOUT ROWID;
 
+-- The reference images that an account has uploaded, by the SHA-256 of their content; never the content itself.
+CREATE TABLE uploads (
+    account     TEXT    NOT NULL,
+    digest      TEXT    NOT NULL,
+    url         TEXT    NOT NULL,
+    size        INTEGER NOT NULL,
+    uploaded_at TEXT    NOT NULL,
+    PRIMARY KEY (account, digest)
+) STRICT, WITHOUT ROWID;
+
 -- The key that signs callback URLs. A forged callback only triggers a poll, so a leaked key buys nothing.
 CREATE TABLE secrets (
     name  TEXT PRIMARY KEY,

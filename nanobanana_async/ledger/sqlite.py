@@ -11,11 +11,13 @@ from pathlib import Path
 from typing import TypeVar
 
 from nanobanana_async.errors import ConfigurationError, LedgerError
-from nanobanana_async.jobs import JobRecord, JobState, key_prefix
-from nanobanana_async.ledger.base import Allowance, Claim
+from nanobanana_async.jobs import JobRecord, JobState
+from nanobanana_async.keys import key_prefix
+from nanobanana_async.ledger.base import Allowance, Claim, Upload
 from nanobanana_async.ledger.columns import identity_values, progress_values
 from nanobanana_async.ledger.connection import open_file
 from nanobanana_async.ledger.statements import JobTable, update_for
+from nanobanana_async.ledger.uploads import find_upload, prune_uploads, remember_upload
 from nanobanana_async.ledger.writer import Writer
 from nanobanana_async.loop_guard import running_loop
 from nanobanana_async.policy.prices import Price
@@ -185,6 +187,14 @@ class SqliteLedger:
         """Store what was learned about an account; the last writer wins."""
         await self._submit(lambda table: table.remember(account, learned), writes=True)
 
+    async def find_upload(self, account: str, digest: str) -> Upload | None:
+        """Return the last upload of this content by the account."""
+        return await self._submit(lambda table: find_upload(table.connection, account, digest))
+
+    async def remember_upload(self, account: str, upload: Upload) -> None:
+        """Store an upload, in place of an earlier one of the same content."""
+        await self._submit(lambda table: remember_upload(table.connection, account, upload), writes=True)
+
     async def unfinished(self, account: str) -> AsyncIterator[JobRecord]:
         """Yield an account's active jobs without a living owner, oldest first; call `adopt` to take one."""
         owners = await self._submit(lambda table: table.live_owners(account))
@@ -253,6 +263,7 @@ class SqliteLedger:
         for start in range(0, await self._submit(JobTable.last_id), PRUNE_BATCH):
             batch = partial(JobTable.prune, older_than=older_than, after=start, until=start + PRUNE_BATCH)
             pruned += await self._submit(batch, writes=True)
+        await self._submit(lambda table: prune_uploads(table.connection, older_than), writes=True)
         return pruned
 
     def _write(self, work: Callable[[JobTable], T], record: JobRecord) -> "asyncio.Future[T]":

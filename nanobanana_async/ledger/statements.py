@@ -25,6 +25,7 @@ from nanobanana_async.ledger.columns import (
     same_identity,
     time_to_text,
 )
+from nanobanana_async.ledger.uploads import copy_uploads
 from nanobanana_async.policy.prices import Price
 
 
@@ -271,6 +272,7 @@ class JobTable:
             )
         self.charges.hand_over(gateway, old, new)
         self.connection.execute(COPY_LEARNED, (new, old))
+        copy_uploads(self.connection, old, new)
         return self.connection.execute(CHANGE_ACCOUNT, (new, gateway, old)).rowcount
 
     def last_id(self) -> int:

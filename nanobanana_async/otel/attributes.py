@@ -74,5 +74,5 @@ def request_attributes(request: ImageRequest) -> dict[str, Any]:
 def messages(request: ImageRequest) -> str:
     """Return prompt and reference URLs in the shape of the semantic conventions, as JSON for a span attribute."""
     parts = [{"type": "text", "content": request.prompt}]
-    parts += [{"type": "uri", "modality": "image", "uri": url} for url in request.images]
+    parts += [{"type": "uri", "modality": "image", "uri": str(image)} for image in request.images]
     return json.dumps([{"role": "user", "parts": parts}], ensure_ascii=False)

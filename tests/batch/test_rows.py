@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from nanobanana_async import ImageRequest
 from nanobanana_async.batch.rows import RowReader
-from nanobanana_async.jobs import key_prefix, validate_key
+from nanobanana_async.keys import key_prefix, validate_key
 
 MANY = ImageRequest(
     "a boat",

@@ -4,7 +4,8 @@ from datetime import UTC, datetime
 
 import pytest
 
-from nanobanana_async.engine.tracked_job import LIVE_PHASES, PHASES, Phase, TrackedJob
+from nanobanana_async.engine.phases import LIVE_PHASES, PHASES, Phase
+from nanobanana_async.engine.tracked_job import TrackedJob
 from nanobanana_async.jobs import JobRecord
 from nanobanana_async.testing import FakeTransport
 from tests.support.fakes import FakeGateway, apimall, virtually

@@ -9,6 +9,7 @@ import pytest
 
 from nanobanana_async.errors import (
     AuthenticationError,
+    ConfigurationError,
     GatewayError,
     GatewayUnavailable,
     InsufficientCredits,
@@ -18,6 +19,7 @@ from nanobanana_async.errors import (
     UnexpectedResponse,
 )
 from nanobanana_async.gateways import DefApi, Gateway
+from nanobanana_async.gateways.capabilities import HasUploads, TakesInlineImages
 from nanobanana_async.gateways.refusals import ERROR_BY_STATUS
 from nanobanana_async.jobs import Accepted, JobState
 from nanobanana_async.models import ImageRequest
@@ -37,6 +39,14 @@ def test_gateway_has_callbacks_and_no_keys() -> None:
     assert (gateway.name, gateway.base_url) == ("defapi", "https://api.defapi.org")
     assert (gateway.supports_idempotency_keys, gateway.supports_callbacks) == (False, True)
     assert (gateway.key_lifetime_s, gateway.expected_job_s) == (0, 20)
+
+
+def test_gateway_takes_inline_images_within_a_limit() -> None:
+    assert isinstance(defapi, TakesInlineImages)
+    assert not isinstance(defapi, HasUploads)
+    assert defapi.max_inline_bytes == 32 << 20
+    with pytest.raises(ConfigurationError, match="max_inline_bytes"):
+        DefApi(api_key="dk-1234567890abcdef", max_inline_bytes=0)
 
 
 @pytest.mark.parametrize(

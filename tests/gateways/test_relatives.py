@@ -53,7 +53,7 @@ def test_address_with_a_path_of_the_api_is_refused(path: str) -> None:
         ApiMall(api_key=KEY, base_url=f"{HOST}{path}")
 
 
-@pytest.mark.parametrize("path", ["/gateway", "/apis", "/api-of-ours", "/v1"])
+@pytest.mark.parametrize("path", ["/gateway", "/apis", "/api-of-ours", "/v1", "/api/v1/of-ours"])
 def test_address_may_have_a_path_of_its_own(path: str) -> None:
     assert ApiMall(api_key=KEY, base_url=f"{HOST}{path}").build_balance().url.startswith(f"{HOST}{path}/api/v1/")
 

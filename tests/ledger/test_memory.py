@@ -10,9 +10,10 @@ from attrs import evolve
 
 from nanobanana_async import IdempotencyConflict, LedgerError, MemoryLedger
 from nanobanana_async.failures import Failure
-from nanobanana_async.jobs import JobRecord, JobState, generate_key
-from nanobanana_async.ledger.base import TaskTaken
-from nanobanana_async.ledger.memory import TASKS_KEPT
+from nanobanana_async.jobs import JobRecord, JobState
+from nanobanana_async.keys import generate_key
+from nanobanana_async.ledger.base import TaskTaken, Upload
+from nanobanana_async.ledger.memory import TASKS_KEPT, UPLOADS_KEPT
 from nanobanana_async.models import ImageRequest
 from tests.support.fakes import virtually
 
@@ -154,3 +155,26 @@ async def test_jobs_begun_before_since_count_no_slot() -> None:
         await ledger.release(record.key)
     assert await ledger.count_foreign_jobs("mine") == 2
     assert await ledger.count_foreign_jobs("mine", since=NOON + timedelta(seconds=1)) == 0
+
+
+async def test_oldest_of_very_many_uploads_is_forgotten() -> None:
+    ledger = MemoryLedger()
+    for number in range(UPLOADS_KEPT + 1):
+        upload = Upload(digest=str(number), url="https://a.example/", size=1, uploaded_at=NOON)
+        await ledger.remember_upload("mine", upload)
+    assert await ledger.find_upload("mine", "0") is None
+    assert await ledger.find_upload("mine", "1") is not None
+
+
+async def test_long_request_with_newer_signatures_is_the_same_request() -> None:
+    ledger = MemoryLedger()
+    await ledger.open()
+
+    def signed(signature: str) -> JobRecord:
+        url = f"https://b.example/cat.png?{'v' * 1200}&X-Amz-Signature={signature}"
+        return job(request=ImageRequest("x", images=[url]))
+
+    first = signed("a")
+    await ledger.claim(first)
+    await ledger.advance(first, first.transition_to(JobState.WITHDRAWN))
+    assert (await ledger.claim(signed("b"))).record.state is JobState.WITHDRAWN

@@ -4,13 +4,16 @@ from decimal import Decimal
 from pathlib import Path
 
 import pytest
+from attrs import evolve
 
 from nanobanana_async.errors import LedgerError
-from nanobanana_async.jobs import JobState, key_prefix
+from nanobanana_async.jobs import JobState
+from nanobanana_async.keys import key_prefix
+from nanobanana_async.ledger.base import Upload
 from nanobanana_async.ledger.sqlite import SqliteLedger
 from nanobanana_async.policy.prices import Price
 from tests.ledger.test_sqlite_file import asked, ledger_at
-from tests.support.ledger_contract import GUESS, OWL_GUESS, about_to_be_sent, job, keys_left, moved, running, sent
+from tests.support.ledger_contract import GUESS, NOON, OWL_GUESS, about_to_be_sent, job, keys_left, moved, running, sent
 
 
 @pytest.fixture
@@ -119,3 +122,16 @@ async def test_hand_over_copies_what_was_learned_unless_the_new_account_has_its_
         await ledger.remember("new", "later facts")
         await ledger.hand_over("apimall", "old", "new")
         assert await ledger.recall("new") == "later facts"
+
+
+async def test_hand_over_keeps_the_uploads(path: Path) -> None:
+    upload = Upload(digest="a" * 64, url="https://cdn.example/a.png", size=7, uploaded_at=NOON)
+    newer = Upload(digest="b" * 64, url="https://cdn.example/b.png", size=7, uploaded_at=NOON)
+    async with ledger_at(path) as ledger:
+        await ledger.remember_upload("old", upload)
+        await ledger.remember_upload("old", newer)
+        own = evolve(newer, url="https://cdn.example/own.png")
+        await ledger.remember_upload("apimall:studio", own)
+        await ledger.hand_over("apimall", "old", "apimall:studio")
+        assert await ledger.find_upload("apimall:studio", upload.digest) == upload
+        assert await ledger.find_upload("apimall:studio", own.digest) == own

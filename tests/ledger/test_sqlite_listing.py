@@ -8,6 +8,7 @@ import pytest
 from nanobanana_async.errors import LedgerError
 from nanobanana_async.jobs import JobState
 from nanobanana_async.ledger import sqlite
+from nanobanana_async.ledger.base import Upload
 from nanobanana_async.ledger.sqlite import SqliteLedger
 from tests.ledger.test_sqlite_file import ledger_at
 from tests.support.ledger_contract import NOON, adopted, job, keys_left, running
@@ -80,6 +81,18 @@ async def test_only_jobs_ended_before_the_time_are_pruned(path: Path) -> None:
             f"old-{state.value}" for state in JobState if state not in endings
         }
         assert await ledger.prune(NOON - timedelta(days=30)) == 0
+
+
+async def test_old_uploads_are_pruned(path: Path) -> None:
+    async with ledger_at(path) as ledger:
+        for digest, days in (("a" * 64, 31), ("b" * 64, 29)):
+            at = NOON - timedelta(days=days)
+            await ledger.remember_upload(
+                "mine", Upload(digest=digest, url="https://a.example/", size=1, uploaded_at=at)
+            )
+        await ledger.prune(NOON - timedelta(days=30))
+        found = [await ledger.find_upload("mine", letter * 64) for letter in "ab"]
+        assert [upload is not None for upload in found] == [False, True]
 
 
 async def test_empty_ledger_prunes_nothing(path: Path) -> None:

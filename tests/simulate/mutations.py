@@ -62,8 +62,8 @@ def _new_wire_key_each_time() -> list[Change]:
 def _answer_goes_with_its_caller() -> list[Change]:
     post = Submitter._post
 
-    async def posted(self: Submitter, job: TrackedJob) -> Accepted:
-        task = asyncio.Task(post(self, job))
+    async def posted(self: Submitter, job: TrackedJob, body: bytes) -> Accepted:
+        task = asyncio.Task(post(self, job, body))
         while not task.done():
             if not job.callers and not job.has_handle:
                 task.cancel()
@@ -153,7 +153,7 @@ def _other_bytes_on_a_repeat() -> list[Change]:
 
 
 def _refused_is_renewed_in_memory_only() -> list[Change]:
-    async def start_generation(self: Any, job: TrackedJob, known: JobRecord, *, body: bytes) -> None:
+    async def start_generation(self: Any, job: TrackedJob, known: JobRecord, *, body: bytes, **_: Any) -> None:
         after = known.next_generation(body=body, created_at=self.utcnow())
         self._set(job, after, stored=after)
 

@@ -9,8 +9,9 @@ import pytest
 
 from nanobanana_async.errors import LedgerError
 from nanobanana_async.failures import Failure
-from nanobanana_async.jobs import JobRecord, JobState, key_prefix
-from nanobanana_async.ledger.base import Allowance, Ledger, Refusal, TaskTaken
+from nanobanana_async.jobs import JobRecord, JobState
+from nanobanana_async.keys import key_prefix
+from nanobanana_async.ledger.base import Allowance, Ledger, Refusal, TaskTaken, Upload
 from nanobanana_async.models import ImageRequest
 from nanobanana_async.policy.prices import Basis, Price
 
@@ -425,3 +426,21 @@ async def close_releases_all_jobs_and_ledger_reopens(ledger: Ledger) -> None:
     await ledger.open()
     assert await keys_left(ledger) == ["order-1"]
     assert await adopted(ledger) == running()
+
+
+@scene
+async def upload_is_found_by_account_and_content(ledger: Ledger) -> None:
+    upload = Upload(digest="a" * 64, url="https://cdn.example/a.png", size=7, uploaded_at=NOON)
+    await ledger.remember_upload("mine", upload)
+    assert await ledger.find_upload("mine", upload.digest) == upload
+    assert await ledger.find_upload("mine", "b" * 64) is None
+    assert await ledger.find_upload("yours", upload.digest) is None
+
+
+@scene
+async def later_upload_replaces_the_earlier_one(ledger: Ledger) -> None:
+    upload = Upload(digest="a" * 64, url="https://cdn.example/a.png", size=7, uploaded_at=NOON)
+    later = Upload(digest="a" * 64, url="https://cdn.example/b.png", size=7, uploaded_at=NOON + timedelta(hours=1))
+    await ledger.remember_upload("mine", upload)
+    await ledger.remember_upload("mine", later)
+    assert await ledger.find_upload("mine", upload.digest) == later

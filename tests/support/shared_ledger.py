@@ -14,8 +14,9 @@ from attrs import define, field
 from nanobanana_async import Job, JobState, Session
 from nanobanana_async.errors import LedgerError, TransportError
 from nanobanana_async.gateways.contract import HttpRequest, HttpResponse
-from nanobanana_async.jobs import ACTIVE_STATES, TERMINAL_STATES, JobRecord, key_prefix
-from nanobanana_async.ledger.base import Allowance, Claim, TaskTaken
+from nanobanana_async.jobs import ACTIVE_STATES, TERMINAL_STATES, JobRecord
+from nanobanana_async.keys import key_prefix
+from nanobanana_async.ledger.base import Allowance, Claim, TaskTaken, Upload
 from nanobanana_async.ledger.memory_charges import MemoryCharges
 from nanobanana_async.policy.prices import Price
 from nanobanana_async.testing import FakeTransport, Reply
@@ -42,6 +43,7 @@ class SharedLedger:
         """Owner and key -> the reported task id."""
         self.charges = MemoryCharges()
         self.learned: dict[str, str] = {}
+        self.uploads: dict[tuple[str, str], Upload] = {}
 
     def states(self) -> dict[str, JobState]:
         return {key: row.record.state for key, row in self.rows.items()}
@@ -178,6 +180,15 @@ class LedgerView:
     async def remember(self, account: str, learned: str) -> None:
         if not self.killed:
             self.shared.learned[account] = learned
+
+    async def find_upload(self, account: str, digest: str) -> Upload | None:
+        return await self._run("find_upload", lambda: self.shared.uploads.get((account, digest)))
+
+    async def remember_upload(self, account: str, upload: Upload) -> None:
+        def remember() -> None:
+            self.shared.uploads[account, upload.digest] = upload
+
+        await self._run("remember_upload", remember)
 
     async def spent(self, batch: str) -> Decimal:
         return await self._run("spent", lambda: self.shared.charges.spent(key_prefix(batch)))

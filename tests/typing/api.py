@@ -6,6 +6,7 @@ Each `type: ignore` stands for an error that the checker must find; mypy complai
 import asyncio
 from datetime import datetime
 from decimal import Decimal
+from pathlib import Path
 from typing import assert_type
 
 from nanobanana_async import (
@@ -28,6 +29,7 @@ from nanobanana_async import (
     SessionStats,
     Timeouts,
 )
+from nanobanana_async.webhooks import ReferenceHost
 
 
 def gateways_are_gateways() -> list[Gateway]:
@@ -52,6 +54,14 @@ def a_session_takes_settings(gateway: Gateway) -> list[Session]:
         ),
         Session("apimall"),  # type: ignore[arg-type]
     ]
+
+
+async def local_images_are_references(session: Session, result: GenerationResult) -> None:
+    await session.generate("a lighthouse", images=[Path("cat.png"), b"", "https://a.example", result, result.images[0]])
+    await session.generate("a lighthouse", images=[Path("cat.png")])
+    ImageRequest("a lighthouse", images=[Path("cat.png"), b""])
+    ImageRequest("a lighthouse", images=[5])  # type: ignore[list-item]
+    Session(references=ReferenceHost(public_url="https://app.example", folder="references"))
 
 
 async def generating_gives_a_result(session: Session) -> None:

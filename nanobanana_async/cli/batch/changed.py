@@ -10,8 +10,9 @@ from nanobanana_async.batch.rows import canonical_request
 from nanobanana_async.cli.batch.input_file import FileRow, InputFile
 from nanobanana_async.cli.batch.rows import is_same
 from nanobanana_async.cli.display import shorten
-from nanobanana_async.jobs import JobRecord, key_prefix
-from nanobanana_async.models import ImageRequest, with_model
+from nanobanana_async.jobs import JobRecord
+from nanobanana_async.keys import key_prefix
+from nanobanana_async.models import ImageRequest, identified, with_model
 
 
 class ChangedRows:
@@ -61,7 +62,8 @@ def _why(row_key: str, bought: ImageRequest, wanted: ImageRequest) -> str:
 
 
 def _changes(bought: ImageRequest, wanted: ImageRequest) -> Iterator[str]:
+    bought, wanted = identified(bought), identified(wanted)
     for name in (attribute.name for attribute in fields(ImageRequest)):
         was, now = getattr(bought, name), getattr(wanted, name)
-        if was != now and name != "callback_url":
+        if was != now:
             yield f"{name} was {shorten(str(was), 60)!r} and is {shorten(str(now), 60)!r}"

@@ -85,11 +85,12 @@ class BatchCommand:
         The file is .txt with a prompt on each line; .csv, .tsv or .xlsx with names of columns in the first row; .jsonl
         with an object on each line, such as {"prompt": "a fox", "num_images": 2}; or .json with an array of prompts or
         objects. The names are prompt, which is needed, and num_images, aspect_ratio, resolution, output_format, model,
-        images (links to reference images, in tables separated by spaces or |), task_type, extra (a JSON object, or
-        columns extra.NAME), key (your name for the row) and metadata. AspectRatio or "Num Images" are recognised too.
-        Other columns are copied into the results as metadata. Empty rows are skipped. The whole file is checked before
-        anything is bought; messages number its lines, and the rows of a table as a spreadsheet does: the first row is
-        row 1.
+        image (one reference image: a link, or a file, whose path starts from the folder of the file of rows), images
+        (several, in tables separated by spaces or |), task_type, extra (a JSON object, or columns extra.NAME), key
+        (your name for the row) and metadata. AspectRatio or "Num Images" are recognised too. Other columns are copied
+        into the results as metadata. Empty rows are skipped. The whole file is checked, with all reference images,
+        before anything is bought; messages number its lines, and the rows of a table as a spreadsheet does: the first
+        row is 1.
 
         The folder gets images/ (with metadata.jsonl, which describes each image), results.jsonl (a line for each row
         that has ended), results.csv (the same for spreadsheets), index.html (the same as a page, with the small images

@@ -5,9 +5,10 @@ import sys
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import AsyncExitStack
+from datetime import UTC, datetime
 from decimal import Decimal
 
-from nanobanana_async import Gateway, JobState, NanoBananaError
+from nanobanana_async import Gateway, JobState, NanoBananaError, SqliteLedger
 from nanobanana_async.cli.balance import read_balance
 from nanobanana_async.cli.batch.changed import ChangedRows
 from nanobanana_async.cli.batch.costs import Costs
@@ -21,8 +22,9 @@ from nanobanana_async.cli.jobs.actions import Prices, open_read_only, prices_in
 from nanobanana_async.escaping import one_line
 from nanobanana_async.extra import ExtraFields
 from nanobanana_async.formatting import count, plain_number
-from nanobanana_async.gateways.capabilities import HasBalance
+from nanobanana_async.gateways.capabilities import HasBalance, HasUploads
 from nanobanana_async.jobs import JobRecord
+from nanobanana_async.references import local_digests
 
 OK = 0
 MAX_ERRORS = 20  # changed rows that are printed one by one
@@ -35,11 +37,12 @@ _STATUSES = ("finished", "changed", "failed", "uncertain", "running", "of anothe
 
 
 async def show_dry_run(plan: Plan, gateway: Gateway, *, asks_balance: bool = True) -> int:
-    """Print the rows by status, the cost of those to buy and the balance, what the cap buys, and the settings."""
+    """Print the rows by status, what those to buy cost, the balance for it, what the cap buys, and the settings."""
     counts: Counter[str] = Counter()
     prices: Prices = {}
     spent = Decimal(0)
     settings = _Settings(plan, gateway)
+    digests: set[str] = set()
     others = OtherAccounts(gateway, plan.folder / LEDGER)
     old_offsets = line_offsets(plan.folder / RESULTS)
     path = plan.folder / LEDGER
@@ -70,6 +73,8 @@ async def show_dry_run(plan: Plan, gateway: Gateway, *, asks_balance: bool = Tru
             settings.add(row)
             if status == "to buy" and row.request is not None:
                 costs.add(row.request)
+                digests.update(local_digests(row.request.images))
+        uploads = await _count_uploads(digests, gateway, ledger)
     print(f"rows\t{plan.total}")
     for status in _STATUSES:
         if counts[status] or status == "to buy":
@@ -79,6 +84,9 @@ async def show_dry_run(plan: Plan, gateway: Gateway, *, asks_balance: bool = Tru
         await _show_balance(gateway)
     if plan.max_credits is not None:
         print(f"max_credits\t{_cap(plan, spent, costs, counts['to buy'])}")
+    if digests:
+        print(f"local images\t{len(digests)}")
+        print(f"uploads\t{uploads}")
     for line in settings.lines():
         print(line)
     if others.message:
@@ -95,6 +103,19 @@ async def _show_balance(gateway: Gateway) -> None:
         print(f"nanobanana: the balance is unknown: no answer in {BALANCE_S:g} s", file=sys.stderr)
     except NanoBananaError as error:
         print(f"nanobanana: the balance is unknown: {one_line(str(error))}", file=sys.stderr)
+
+
+async def _count_uploads(digests: set[str], gateway: Gateway, ledger: SqliteLedger | None) -> int:
+    """Count the images that a run would upload: those of which no upload is remembered, or only an old one."""
+    if not isinstance(gateway, HasUploads):
+        return 0
+    if ledger is None:
+        return len(digests)
+    now, known = datetime.now(UTC), 0
+    for digest in digests:
+        upload = await ledger.find_upload(gateway.account, digest)
+        known += upload is not None and upload.left_s(now, gateway.upload_lifetime_s) > 0
+    return len(digests) - known
 
 
 def _row_status(row: FileRow, record: JobRecord | None, plan: Plan, gateway: Gateway) -> str:
@@ -124,7 +145,7 @@ class _Settings:
 
     def add(self, row: FileRow) -> None:
         """Take the settings that the file gives for a row."""
-        for name in row.given - {"prompt"}:
+        for name in row.own_fields - {"prompt"}:
             self._given[name] += 1
             values = self._values.setdefault(name, {})
             if len(values) <= MAX_VALUES and isinstance(value := getattr(row.request, name), (str, int, ExtraFields)):

@@ -20,6 +20,7 @@ from nanobanana_async.extra import to_extra
 from nanobanana_async.gateways.contract import Gateway
 from nanobanana_async.images.names import NameFacts, row_name
 from nanobanana_async.models import REQUEST_FIELDS, ImageRequest
+from nanobanana_async.references import text_to_reference
 from nanobanana_async.report import ReportRow
 
 
@@ -35,7 +36,10 @@ class FileRow:
     own_key: str | None = None
     """The key given in the file."""
     request: ImageRequest | None = None
-    given: frozenset[str] = frozenset()
+    """The request as it is registered: with the digests of its local images."""
+    given: ImageRequest | None = None
+    """The request as the file gives it: with the paths of its local images."""
+    own_fields: frozenset[str] = frozenset()
     """The fields of the request that the file gives; the options of the command give the others."""
     metadata: Any = None
     error: str | None = None
@@ -49,7 +53,7 @@ class FileRow:
             index=self.index,
             key=self.key,
             own_key=self.own_key,
-            request=self.request,
+            request=self.given,
             metadata=self,
             name=self.name,
         )
@@ -68,6 +72,8 @@ class InputFile:
     options: ReadingOptions = field(factory=ReadingOptions)
     note: str = ""
     """How the file was read, if that was a guess."""
+    folder: Path = Path()
+    """The folder from which the paths of reference images start."""
     changed_keys: dict[str, str] = field(factory=dict, repr=False)
     """The keys of rows that were bought again after a change, by the keys that they would have."""
 
@@ -103,11 +109,12 @@ class InputFile:
             if isinstance(found, str):
                 yield FileRow(index=index, number=number, error=found)
                 continue
-            row = rows.read(self._with_defaults(found))
+            row = rows.read(self._with_defaults(self._with_paths(found)))
             comment = row.request is not None and row.request.prompt.startswith("#")
             notes.hashes += comment and self.format not in ("json", "jsonl")
-            given = frozenset(found.keys() & set(REQUEST_FIELDS))
-            yield self._checked(FileRow(index=index, number=number, given=given), row, own_keys, gateway)
+            own_fields = frozenset(found.keys() & set(REQUEST_FIELDS))
+            file_row = FileRow(index=index, number=number, given=row.request, own_fields=own_fields)
+            yield self._checked(file_row, rows.registered(row, gateway), own_keys, gateway)
         notes.repeated = rows.repeated
 
     def _with_defaults(self, found: Mapping[str, Any]) -> dict[str, Any]:
@@ -117,6 +124,14 @@ class InputFile:
             with suppress(InvalidRequest):  # the row will say what is wrong with its own
                 fields["extra"] = {**self.options.defaults["extra"], **to_extra(found["extra"])}
         return fields
+
+    def _with_paths(self, found: dict[str, Any]) -> dict[str, Any]:
+        """Return the fields of a row with its reference images as URLs and paths."""
+        images = found.get("images")
+        if not isinstance(images, list):
+            return found
+        read = [text_to_reference(each, self.folder) if isinstance(each, str) else each for each in images]
+        return {**found, "images": read}
 
     def _checked(self, found: FileRow, row: Row, own_keys: set[int], gateway: Gateway) -> FileRow:
         error = None if row.error is None else row.error.message
@@ -193,7 +208,8 @@ def open_input(
             kind = array_to_lines(copy.path, title)
         elif not sure and kind == "txt":
             refuse_misnamed(copy.path, title, named=file != "-")
-        found = InputFile(copy.path, title, kind, name, options or ReadingOptions(), copy.note)
+        folder = Path() if file == "-" else path.parent
+        found = InputFile(copy.path, title, kind, name, options or ReadingOptions(), copy.note, folder)
         yield evolve(found, options=evolve(found.options, by_values=found.names_by_values()))
 
 

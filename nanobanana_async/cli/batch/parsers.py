@@ -9,7 +9,15 @@ from typing import Any
 
 from attrs import field, frozen
 
-from nanobanana_async.batch.columns import COLUMNS, HeaderError, column_name, is_recognised, read_header, with_extra
+from nanobanana_async.batch.columns import (
+    COLUMNS,
+    HeaderError,
+    column_name,
+    is_recognised,
+    read_header,
+    with_extra,
+    with_image,
+)
 from nanobanana_async.cli.batch.notes import Notes
 from nanobanana_async.images.names import NameTemplate
 from nanobanana_async.values import did_you_mean, is_absent
@@ -82,7 +90,7 @@ def _object(text: str, options: ReadingOptions, notes: Notes) -> dict[str, Any] 
             return f"unknown field {next(iter(more))!r}, and metadata is no object that could keep it"
         facts["metadata"] = {**more, **metadata}
     try:
-        return with_extra(facts, extra)
+        return with_extra(with_image(facts), extra)
     except HeaderError as error:
         return str(error)
 

@@ -14,7 +14,8 @@ from nanobanana_async.cli.batch.results import Result, Results
 from nanobanana_async.errors import NanoBananaError
 from nanobanana_async.failures import to_failure_kinds
 from nanobanana_async.jobs import JobRecord, JobState, is_retried
-from nanobanana_async.models import REQUEST_FIELDS, ImageRequest, same_request, with_model
+from nanobanana_async.models import REQUEST_FIELDS, ImageRequest, Reference, same_request, with_model
+from nanobanana_async.references import LocalImage
 from nanobanana_async.report import ReportRow, Status
 
 _STATUSES: dict[JobState, Status] = {
@@ -84,7 +85,7 @@ def result_from_record(row: FileRow, record: JobRecord, gateway: Gateway) -> Res
     report = evolve(
         unfinished(row),
         status=_STATUSES.get(record.state, "unfinished"),
-        settings=_settings(row.request, record.model),
+        settings=_settings(row, record.model),
         credits=record.credits,
         missing=tuple(f"image {index + 1}: {why}" for index, why in record.missing),
         task_id=record.task_id,
@@ -118,7 +119,7 @@ def result_from_outcome(row: FileRow, outcome: Outcome, record: JobRecord | None
 def unfinished(row: FileRow) -> ReportRow:
     """Return a row without a result."""
     prompt = "" if row.request is None else row.request.prompt
-    settings = _settings(row.request, None)
+    settings = _settings(row, None)
     return ReportRow(
         index=row.index,
         number=row.number,
@@ -158,14 +159,23 @@ def _error(record: JobRecord) -> tuple[str | None, str | None]:
             return None, None
 
 
-def _settings(request: ImageRequest | None, model: str | None) -> dict[str, Any]:
+def _settings(row: FileRow, model: str | None) -> dict[str, Any]:
     """Return the given fields of a request except the prompt, and the model that was used."""
+    request = row.request
     if request is None:
         return {}
     default = ImageRequest(request.prompt)
     names = [name for name in REQUEST_FIELDS if name not in ("prompt", "callback_url")]
     given = {name: getattr(request, name) for name in names if getattr(request, name) != getattr(default, name)}
+    if request.images and row.given is not None:
+        given["images"] = tuple(map(_image, row.given.images, request.images))
     return given if model is None else {**given, "model": model}
+
+
+def _image(given: Reference, registered: Reference) -> str:
+    """Return a reference image as the results show it: a file by its name and digest."""
+    name = given.name if isinstance(given, LocalImage) else ""
+    return f"{name} ({registered})" if name else str(registered)
 
 
 def _utc(when: datetime | None) -> datetime | None:

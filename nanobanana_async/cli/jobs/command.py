@@ -27,7 +27,7 @@ from nanobanana_async.cli.options import (
 )
 from nanobanana_async.cli.signals import run_until_signal
 from nanobanana_async.formatting import count, local_time
-from nanobanana_async.jobs import validate_task_id
+from nanobanana_async.keys import validate_task_id
 from nanobanana_async.validators import as_count
 
 MAX_ROWS = 50  # on a terminal; a pipe gets all

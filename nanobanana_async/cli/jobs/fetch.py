@@ -38,7 +38,7 @@ from nanobanana_async.cli.options import (
 from nanobanana_async.cli.result_lines import ResultLines, missing_images
 from nanobanana_async.cli.signals import Interrupted, run_until_signal
 from nanobanana_async.escaping import one_line
-from nanobanana_async.jobs import validate_task_id
+from nanobanana_async.keys import validate_task_id
 from nanobanana_async.validators import as_number, as_timeout
 
 

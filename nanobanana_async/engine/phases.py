@@ -1,0 +1,69 @@
+"""What a session does with a job: its phase, and the table of what a phase may become.
+
+`JobRecord.state` says where a job stands at the gateway, and moves along `TRANSITIONS`. `TrackedJob.phase` says what
+this session does with the job, and moves along `PHASES`. Only the `Scheduler` moves it:
+
+- The `Engine` brings a job in: CLAIMING (new, or found) or RECOVERING (resolved by hand).
+- In CLAIMING, FOREIGN, RECOVERING, IN_FLIGHT and WITHDRAWING a step of the job runs, one at a time. It returns a
+  `Next`, and `Scheduler._apply` alone carries that out.
+- In PREPARING the job waits for uploads of its reference images (`References`), and no step runs.
+- In QUEUED the `Dispatcher` decides when the job leaves; in SCHEDULED, FOREIGN and HOLDING a timer does.
+- `withdraw_requested` is an intent, set while a step runs. It is carried out when the step is over, if the job is then
+  PENDING.
+- Who wants the job (`callers`, `has_handle`, `may_buy`) is no phase: `Engine.add_caller`, `drop_caller` and `keep`.
+"""
+
+import enum
+from collections.abc import Mapping
+
+
+class Phase(enum.Enum):
+    """What this session does with a job."""
+
+    KNOWN = "known, and not followed by this session"
+    CLAIMING = "a ledger call decides who owns it"
+    FOREIGN = "another owner follows it; we read its record from the ledger"
+    RECOVERING = "ours; a write to the ledger decides how it goes on"
+    PREPARING = "its local reference images are brought to the gateway; it was not sent"
+    QUEUED = "waits in a queue to be sent, or to be polled"
+    SCHEDULED = "waits for its time"
+    IN_FLIGHT = "a request of it is in flight, or its answer is being written"
+    WITHDRAWING = "its withdrawal is being written"
+    HOLDING = "uncertain, not followed; holds its slots while it may still run"
+    DONE = "ended, or the waiting for it ended with `wait_error`"
+
+    __hash__ = object.__hash__  # as in `JobState`
+
+
+_P = Phase
+
+# What a phase may become. Any other move is a bug.
+PHASES: Mapping[Phase, frozenset[Phase]] = {
+    _P.KNOWN: frozenset({_P.CLAIMING, _P.RECOVERING}),
+    _P.CLAIMING: frozenset(
+        {_P.FOREIGN, _P.RECOVERING, _P.PREPARING, _P.QUEUED, _P.SCHEDULED}
+        | {_P.WITHDRAWING, _P.HOLDING, _P.KNOWN, _P.DONE}
+    ),
+    # FOREIGN -> FOREIGN: its owner still follows it.
+    _P.FOREIGN: frozenset(
+        {_P.FOREIGN, _P.RECOVERING, _P.PREPARING, _P.QUEUED, _P.SCHEDULED, _P.HOLDING, _P.KNOWN, _P.DONE}
+    ),
+    _P.RECOVERING: frozenset({_P.PREPARING, _P.QUEUED, _P.SCHEDULED, _P.WITHDRAWING, _P.HOLDING, _P.DONE}),
+    _P.PREPARING: frozenset({_P.QUEUED, _P.WITHDRAWING, _P.DONE}),
+    _P.QUEUED: frozenset({_P.IN_FLIGHT, _P.WITHDRAWING, _P.DONE}),
+    # SCHEDULED -> SCHEDULED: a poll is planned again, as durations are learned or when a callback came.
+    _P.SCHEDULED: frozenset({_P.SCHEDULED, _P.QUEUED, _P.WITHDRAWING, _P.DONE}),
+    _P.IN_FLIGHT: frozenset({_P.QUEUED, _P.SCHEDULED, _P.WITHDRAWING, _P.HOLDING, _P.DONE}),
+    _P.WITHDRAWING: frozenset({_P.DONE}),
+    _P.HOLDING: frozenset({_P.CLAIMING, _P.RECOVERING, _P.DONE}),
+    _P.DONE: frozenset({_P.CLAIMING, _P.RECOVERING}),
+}
+
+LIVE_PHASES = frozenset(Phase) - {_P.KNOWN, _P.HOLDING, _P.DONE}
+"""The job is followed, and is in `Scheduler.tracked`."""
+
+JOINING_PHASES = frozenset({_P.CLAIMING, _P.RECOVERING})
+"""It is not decided yet how the job goes on."""
+
+UNREAD_PHASES = frozenset({_P.CLAIMING, _P.FOREIGN})
+"""After a failure in one of these, the job's state in the ledger is unknown."""

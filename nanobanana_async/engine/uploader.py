@@ -1,0 +1,119 @@
+"""Upload one reference image to the gateway, again after failures that may pass."""
+
+import asyncio
+import random
+from collections.abc import Callable
+from functools import partial
+
+from nanobanana_async.engine.contained_send import send_contained
+from nanobanana_async.engine.outage import Outage
+from nanobanana_async.errors import (
+    MAX_RETRY_AFTER_S,
+    ConfigurationError,
+    InvalidRequest,
+    NanoBananaError,
+    RateLimited,
+    SessionClosed,
+    UnexpectedResponse,
+)
+from nanobanana_async.formatting import byte_count
+from nanobanana_async.gateways.capabilities import HasUploads, UploadTarget
+from nanobanana_async.gateways.contract import Gateway, HttpRequest, HttpResponse, Transport
+from nanobanana_async.http.threads import ThreadLimiter
+from nanobanana_async.images.downloader import ImageDownloader
+from nanobanana_async.jobs import JobRecord
+from nanobanana_async.policy.retry import RetryPolicy, is_outage
+from nanobanana_async.policy.session_budget import SessionBudget
+
+UNEXPECTED_ATTEMPTS = 4
+"""How often an upload is tried whose answer does not fit the reference: waiting hardly cures that."""
+
+SLOWEST_BYTES_PER_S = 64 << 10
+
+
+class Uploader:
+    """Uploads images: small ones in one request, large ones by a pre-signed URL, whose host gets no API key."""
+
+    def __init__(
+        self,
+        gateway: Gateway,
+        transport: Transport,
+        downloads: ImageDownloader,
+        outage: Outage,
+        budget: SessionBudget,
+        retry: RetryPolicy,
+        *,
+        create_s: float,
+        clock: Callable[[], float],
+    ) -> None:
+        self._gateway = gateway
+        self._transport = transport
+        self._downloads = downloads
+        self._outage = outage
+        self._budget = budget
+        self._retry = retry
+        self._create_s = create_s
+        self._clock = clock
+        self._jitter = random.Random()
+        self._threads = ThreadLimiter(4)
+
+    async def upload(self, content: bytes, content_type: str, name: str, record: JobRecord) -> str:
+        """Upload an image, again after failures that may pass; return its URL. `record` is of a job that waits."""
+        began_at, failures = self._clock(), 0
+        while True:
+            try:
+                return await self._send(content, content_type, name)
+            except NanoBananaError as error:
+                failures += 1
+                if not self._passes(error, failures, self._clock() - began_at):
+                    raise
+                self._outage.report(record, retried=True)
+                asked_s = min(getattr(error, "retry_after_s", None) or 0.0, MAX_RETRY_AFTER_S)
+                wait_s = self._outage.wait_s(error, self._retry.backoff_s(failures, self._jitter.random()))
+            await asyncio.sleep(max(asked_s, wait_s))
+
+    def _passes(self, error: NanoBananaError, failures: int, waited_s: float) -> bool:
+        """Return whether a failed upload is tried again."""
+        if isinstance(error, (ConfigurationError, SessionClosed)) or self._outage.is_hopeless(error):
+            return False
+        if isinstance(error, RateLimited):  # waiting costs no attempt, as for a create
+            return waited_s < self._retry.max_wait_s
+        most = self._retry.max_attempts
+        if isinstance(error, UnexpectedResponse):
+            most = min(most, UNEXPECTED_ATTEMPTS)
+        return is_outage(error) and failures < most and waited_s < self._retry.max_wait_s
+
+    async def _send(self, content: bytes, content_type: str, name: str) -> str:
+        """Upload an image once, and check that the gateway has all of it."""
+        gateway = self._gateway
+        if not isinstance(gateway, HasUploads):
+            raise ConfigurationError(f"{gateway.name} takes no uploads")
+        build = partial(gateway.build_upload, content, content_type=content_type, filename=name)
+        timeout_s = self._create_s + len(content) / SLOWEST_BYTES_PER_S
+        target = await self._ask(await self._threads.run(build), gateway.read_upload, timeout_s)
+        if target.put_url is None:
+            if target.size not in (None, len(content)):
+                raise UnexpectedResponse(f"the gateway stored {target.size} of {len(content)} bytes of an upload")
+            return target.url
+        if target.size is not None and len(content) > target.size:
+            why = f"a reference image has {byte_count(len(content))}, more than the gateway's {byte_count(target.size)}"
+            raise InvalidRequest(why)
+        kind = target.content_type or content_type
+        await self._downloads.put(target.put_url, content, content_type=kind, timeout_s=timeout_s)
+        return target.url
+
+    async def _ask(
+        self, request: HttpRequest, read: Callable[[HttpResponse], UploadTarget], timeout_s: float
+    ) -> UploadTarget:
+        """Make a request to the gateway. It counts in the account's budget of requests, and waits for no slot."""
+        while (wait_s := self._budget.gate_opens_at - self._clock()) > 0:  # noqa: ASYNC110 - the gate has no event
+            await asyncio.sleep(wait_s)
+        sent_at = self._clock()
+        self._budget.count(sent_at)
+        try:
+            target = read(await send_contained(self._transport, request, timeout_s=timeout_s))
+        except NanoBananaError as error:
+            self._outage.failed(error, sent_at)
+            raise
+        self._outage.answered()
+        return target

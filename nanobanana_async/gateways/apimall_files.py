@@ -1,0 +1,79 @@
+"""Uploads of reference images to API Mall: small ones inside the request, others by a pre-signed URL."""
+
+import base64
+
+from attrs import frozen
+from cattrs.gen import make_dict_structure_fn, override
+
+from nanobanana_async.errors import InvalidRequest
+from nanobanana_async.gateways.capabilities import UploadTarget
+from nanobanana_async.gateways.contract import MIB, HttpRequest
+from nanobanana_async.gateways.parsing import CONVERTER, ParsedResponse, to_json
+from nanobanana_async.references import check_url
+
+MAX_UPLOAD_BYTES = 100 * MIB
+"""The limit that the reference states for one file."""
+
+INLINE_BYTES = 4 * MIB
+"""Up to here an upload is one request; base64 makes it a third longer."""
+
+_PUT_VALID_S = 900
+"""How long a pre-signed URL lives: the default of the reference."""
+
+
+def _url(value: object, _: object = None) -> str:
+    try:
+        check_url("the URL", value)
+    except InvalidRequest as error:
+        raise ValueError(error.message) from None
+    return str(value)
+
+
+@frozen
+class _Stored:
+    url: str
+    file_size: int | None = None
+
+
+@frozen
+class _Prepared:
+    upload_url: str
+    public_url: str
+    max_file_size: int | None = None
+    content_type: str | None = None
+
+
+_AS_URL = override(struct_hook=_url)
+CONVERTER.register_structure_hook(_Stored, make_dict_structure_fn(_Stored, CONVERTER, url=_AS_URL))
+CONVERTER.register_structure_hook(
+    _Prepared, make_dict_structure_fn(_Prepared, CONVERTER, upload_url=_AS_URL, public_url=_AS_URL)
+)
+
+
+def build_upload(base_url: str, content: bytes, *, content_type: str, filename: str) -> HttpRequest:
+    """Return the upload, or for a large image the request for a pre-signed URL."""
+    large = len(content) > INLINE_BYTES
+    fields = {
+        "data": None if large else base64.b64encode(content).decode(),
+        "filename": filename,
+        "content_type": content_type,
+        "file_size": len(content) if large else None,
+        "expires_in": _PUT_VALID_S if large else None,
+    }
+    return HttpRequest(
+        method="POST",
+        url=f"{base_url}/api/v1/files/{'upload-url' if large else 'base64'}",
+        headers={"Content-Type": "application/json", "Accept": "application/json"},
+        body=to_json(fields),
+    )
+
+
+def parse_upload(answer: ParsedResponse, data: object) -> UploadTarget:
+    """Return where the image is, or is to be sent; raise `UnexpectedResponse` for an answer without that."""
+    if isinstance(data, dict) and "upload_url" in data:
+        ahead = answer.parse(_Prepared, data, "data")
+        return UploadTarget(
+            url=ahead.public_url, put_url=ahead.upload_url, content_type=ahead.content_type, size=ahead.max_file_size
+        )
+    stored = answer.parse(_Stored, data, "data")
+    return UploadTarget(url=stored.url, size=stored.file_size)

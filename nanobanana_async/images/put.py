@@ -1,0 +1,60 @@
+"""Send an image to a pre-signed URL: without the API key, to public addresses only, and through no redirect."""
+
+import asyncio
+
+import aiohttp
+from yarl import URL
+
+from nanobanana_async.errors import ConfigurationError, TransportError, UnexpectedResponse
+from nanobanana_async.http.body import RequestBody
+from nanobanana_async.http.tls_and_proxies import proxy_url
+from nanobanana_async.images.fetch import ImageFetcher, read_url
+from nanobanana_async.images.inline import FetchError
+
+_AGAIN = frozenset({408, 425, 429})
+
+
+async def put_image(fetcher: ImageFetcher, link: str, content: bytes, *, content_type: str, timeout_s: float) -> None:
+    """PUT an image once.
+
+    Raises `TransportError` for a failure that may be temporary, `UnexpectedResponse` for a refusal, and
+    `ConfigurationError` for a link that must not be used.
+    """
+    try:
+        url = read_url(link)
+        session, proxy = fetcher.connection(url)
+    except FetchError as error:
+        raise ConfigurationError(f"the image can't be uploaded: {error.reason}") from None
+    try:
+        async with asyncio.timeout(timeout_s):
+            answer = await session.put(
+                url,
+                data=RequestBody(content),
+                headers={"Content-Type": content_type},
+                allow_redirects=False,
+                proxy=proxy_url(proxy),
+                timeout=aiohttp.ClientTimeout(total=None, sock_connect=session.timeout.sock_connect),
+            )
+            status = answer.status
+            answer.close()
+    except TimeoutError:
+        why = f"{url.raw_host} did not take the upload within {timeout_s:g} s"
+        raise TransportError(why, possibly_sent=True) from None
+    except Exception as error:
+        failure = fetcher.fetch_error(error, url)
+        if failure.retryable:
+            raise TransportError(f"the upload failed: {failure.reason}", possibly_sent=True) from None
+        raise ConfigurationError(f"the image can't be uploaded: {failure.reason}") from None
+    except BaseException as interrupt:
+        interrupt.__context__ = None  # the traceback of a cancellation holds aiohttp's frames, with a proxy's password
+        raise interrupt.with_traceback(None) from None
+    _check_status(url, status)
+
+
+def _check_status(url: URL, status: int) -> None:
+    if status in (200, 201, 204):
+        return
+    message = f"{url.raw_host} answered {status} to the upload"
+    if status in _AGAIN or status >= 500:
+        raise TransportError(message, possibly_sent=True)
+    raise UnexpectedResponse(message, status=status)
