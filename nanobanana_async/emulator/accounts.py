@@ -15,6 +15,14 @@ UNLIMITED_CREDITS = 999_999  # `remaining_credits` of an account without a limit
 
 
 @frozen
+class Reference:
+    """A reference image of a create: by URL, or the SHA-256 of one sent inside the create."""
+
+    url: str | None = None
+    sha256: str | None = None
+
+
+@frozen
 class CreateRequest:
     """A valid create request."""
 
@@ -26,6 +34,7 @@ class CreateRequest:
     resolution: str = "1K"
     output_format: str = "png"
     callback_url: str | None = None
+    references: Sequence[Reference] = ()
 
 
 @frozen
@@ -64,9 +73,15 @@ class Task:
     starts_at: float
     ends_at: float
     fails: bool
+    references: Sequence[str | None] = ()  # the SHA-256 of each, None if unknown
+    foreign: bool = False  # of another client: it takes no slot and no credits
     refunded: bool = False
     polls: int = 0
     first_seen_at: float | None = None
+
+    def percent(self, now: float) -> int:
+        """Return how much of the job is done at `now`."""
+        return int(100 * (now - self.created_at) / (self.ends_at - self.created_at))
 
     def phase(self, now: float) -> Phase:
         """Return the phase of the job at `now`."""

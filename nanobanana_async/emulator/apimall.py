@@ -9,11 +9,14 @@ from datetime import datetime, timedelta
 from decimal import Decimal
 
 from nanobanana_async.emulator import checks
-from nanobanana_async.emulator.accounts import UNLIMITED_CREDITS, CreateRequest, Phase, Refusal, Task
-from nanobanana_async.emulator.settings import FailureField
+from nanobanana_async.emulator.accounts import UNLIMITED_CREDITS, CreateRequest, Phase, Reference, Refusal, Task
+from nanobanana_async.emulator.bodies import JsonBody
+from nanobanana_async.emulator.settings import EmulatorSettings, FailureField
 
 CREATE_PATH = "/api/v1/images/generate"
 QUERY_PREFIX = "/api/v1/images/"
+HISTORY_PATH = "/api/v1/images/history"
+BALANCE_PATH = "/api/v1/account/balances"
 MODEL = "nano-banana-pro"
 
 _FIELDS: dict[str, checks.Check] = {
@@ -26,6 +29,19 @@ _FIELDS: dict[str, checks.Check] = {
     "resolution": checks.one_of("1K", "2K", "4K"),
     "output_format": checks.one_of("jpeg", "jpg", "png"),
 }
+# Of the same endpoint for other models.
+_GENERAL_FIELDS: dict[str, checks.Check] = {
+    **_FIELDS,
+    "model": checks.text,
+    "type": checks.one_of("text-to-image", "image-to-image", "upscale"),
+    "input_image": checks.url,
+    "image_size": checks.text,
+    "image_resolution": checks.one_of("1K", "2K", "4K"),
+    "seed": checks.whole_number(0, 2**63 - 1),
+    "quality": checks.one_of("low", "medium", "high"),
+    "background": checks.one_of("auto", "transparent", "opaque"),
+}
+_GENERAL_MODEL = "nano-banana"
 _STATUSES = {
     Phase.PENDING: "pending",
     Phase.SUBMITTED: "pending",
@@ -48,6 +64,7 @@ FAULT_ENVELOPES = {
     402: ("insufficient_credits", "Insufficient credits"),
     403: ("access_not_approved", "API access not approved"),
     404: ("task_not_found", "Task not found"),
+    413: ("file_too_large", "File too large"),
     409: ("idempotency_conflict", "Idempotency-Key conflict"),
     429: ("rate_limit_exceeded", "Rate limit exceeded"),
     451: ("prompt_blocked", "Prompt blocked by content moderation"),
@@ -56,20 +73,23 @@ FAULT_ENVELOPES = {
 }
 
 
-def parse_create(headers: Mapping[str, str], body: bytes) -> CreateRequest | Refusal:
+def parse_create(body: JsonBody | str, settings: EmulatorSettings) -> CreateRequest | Refusal:
     """Return the create request, or the 400 that names the invalid field."""
-    parsed = checks.read_object(headers, body)
-    if isinstance(parsed, str):
-        return Refusal(400, "invalid_request", parsed)
-    if wrong := checks.first_error(_FIELDS, ("model", "prompt"), parsed):
+    if isinstance(body, str):
+        return Refusal(400, "invalid_request", body)
+    parsed, extra = body.fields, settings.extra_fields
+    required = ("prompt",) if extra else ("model", "prompt")
+    if wrong := checks.first_error(_GENERAL_FIELDS if extra else _FIELDS, required, parsed):
         return Refusal(400, "invalid_request", wrong)
+    urls = parsed.get("image_urls", []) + ([parsed["input_image"]] if "input_image" in parsed else [])
     return CreateRequest(
         prompt=parsed["prompt"],
-        model=parsed["model"],
-        canonical=checks.canonical(parsed),
+        model=parsed.get("model", _GENERAL_MODEL),
+        canonical=body.canonical,
+        references=tuple(Reference(url=url) for url in urls),
         images=parsed.get("num_images", 1),
         aspect_ratio=parsed.get("aspect_ratio"),
-        resolution=parsed.get("resolution", "1K"),
+        resolution=parsed.get("resolution") or parsed.get("image_resolution", "1K"),
         output_format=parsed.get("output_format", "png"),
     )
 
@@ -77,20 +97,20 @@ def parse_create(headers: Mapping[str, str], body: bytes) -> CreateRequest | Ref
 def error_body(refusal: Refusal, request_id: str) -> bytes:
     """Return an error envelope."""
     error = {"code": refusal.code, "message": refusal.message}
-    return _bytes({"success": False, "error": error, "request_id": request_id})
+    return encoded({"success": False, "error": error, "request_id": request_id})
 
 
 def created_body(task: Task) -> bytes:
     """Return the response to a create. A replay returns identical bytes."""
-    remaining = UNLIMITED_CREDITS if task.remaining is None else _number(task.remaining)
+    remaining = UNLIMITED_CREDITS if task.remaining is None else number(task.remaining)
     data = {
         "task_id": task.task_id,
         "request_id": f"provider_req_{task.task_id[4:]}",
-        "credits_used": _number(task.price),
+        "credits_used": number(task.price),
         "remaining_credits": remaining,
         "model": task.request.model,
     }
-    return _bytes({"success": True, "data": data, "request_id": f"req_{task.task_id[4:]}"})
+    return encoded({"success": True, "data": data, "request_id": f"req_{task.task_id[4:]}"})
 
 
 def status_word(phase: Phase) -> str:
@@ -107,6 +127,7 @@ def query_body(
     started_at: datetime,
     request_id: str,
     failure_field: FailureField,
+    progress: Mapping[str, object],
 ) -> bytes:
     """Return the response to a query.
 
@@ -125,25 +146,29 @@ def query_body(
         "primary_url": f"{folder}/result.{extension}" if folder else None,
         "image_url": f"{folder}/cover.{extension}" if folder else None,
         "error_message": None,
-        "credits_used": _number(task.price),
-        "credits_refunded": _number(task.price) if task.refunded else 0,
-        "created_at": _iso(started_at, task.created_at),
-        "updated_at": _iso(started_at, task.ends_at if ended else changed_at),
-        "completed_at": _iso(started_at, task.ends_at) if ended else None,
+        "credits_used": number(task.price),
+        "credits_refunded": number(task.price) if task.refunded else 0,
+        "created_at": iso(started_at, task.created_at),
+        "updated_at": iso(started_at, task.ends_at if ended else changed_at),
+        "completed_at": iso(started_at, task.ends_at) if ended else None,
+        **progress,
     }
     if phase is Phase.FAILED:
         data[failure_field] = _FAILURE
-    return _bytes({"success": True, "data": data, "request_id": request_id})
+    return encoded({"success": True, "data": data, "request_id": request_id})
 
 
-def _number(amount: Decimal) -> int | float:
+def number(amount: Decimal) -> int | float:
+    """Return an amount as a JSON number."""
     return int(amount) if amount == amount.to_integral_value() else float(amount)
 
 
-def _iso(started_at: datetime, moment: float) -> str:
+def iso(started_at: datetime, moment: float) -> str:
+    """Return a time of the emulated clock as text."""
     at = started_at + timedelta(seconds=moment)
     return at.strftime("%Y-%m-%dT%H:%M:%S.") + f"{at.microsecond // 1000:03d}Z"
 
 
-def _bytes(body: object) -> bytes:
+def encoded(body: object) -> bytes:
+    """Return a body as JSON."""
     return _encode(body).encode()

@@ -17,6 +17,7 @@ Check = Callable[[object], str | None]
 
 _RATIO = re.compile(r"[1-9]\d{0,3}:[1-9]\d{0,3}")
 _URL = re.compile(r"https?://[^\s/]+\S*", re.IGNORECASE)
+_URL_OR_DATA = re.compile(r"https?://[^\s/]+\S*|data:.*", re.IGNORECASE | re.DOTALL)
 _canonical = json.JSONEncoder(sort_keys=True, separators=(",", ":")).encode
 
 
@@ -27,6 +28,17 @@ def one_of(*choices: str) -> Check:
         if not isinstance(value, str):
             return "must be a string"
         return None if value in choices else f"must be one of {', '.join(choices)}"
+
+    return check
+
+
+def matching(pattern: re.Pattern[str], wrong: str) -> Check:
+    """Require a string of this pattern."""
+
+    def check(value: object) -> str | None:
+        if not isinstance(value, str):
+            return "must be a string"
+        return None if pattern.fullmatch(value) else wrong
 
     return check
 
@@ -49,21 +61,12 @@ def whole_number(least: int, most: int) -> Check:
     return check
 
 
-def ratio(value: object) -> str | None:
-    """Require a ratio such as 16:9."""
-    if not isinstance(value, str):
-        return "must be a string"
-    return None if _RATIO.fullmatch(value) else "must look like 16:9"
+ratio = matching(_RATIO, "must look like 16:9")
+url = matching(_URL, "must be an http or https URL")
+url_or_data = matching(_URL_OR_DATA, "must be an http or https URL or a data URI")
 
 
-def url(value: object) -> str | None:
-    """Require an http or https URL."""
-    if not isinstance(value, str):
-        return "must be a string"
-    return None if _URL.fullmatch(value) else "must be an http or https URL"
-
-
-def urls(most: int | None = None) -> Check:
+def urls(most: int | None = None, item_check: Check = url) -> Check:
     """Require an array of at most `most` URLs."""
 
     def check(value: object) -> str | None:
@@ -72,7 +75,7 @@ def urls(most: int | None = None) -> Check:
         items = cast("list[object]", value)
         if most is not None and len(items) > most:
             return f"must not have more than {most} items"
-        return next((f"items {wrong}" for item in items if (wrong := url(item))), None)
+        return next((f"items {wrong}" for item in items if (wrong := item_check(item))), None)
 
     return check
 

@@ -10,13 +10,13 @@ from types import TracebackType
 from typing import Any, Self, Unpack
 
 from nanobanana_async import ApiMall, DefApi
+from nanobanana_async.emulator.addresses import is_loopback
 from nanobanana_async.emulator.faults import Fault
 from nanobanana_async.emulator.images import require_pillow
 from nanobanana_async.emulator.messages import Endpoint, Gateway
 from nanobanana_async.emulator.server import EmulatorServer
 from nanobanana_async.emulator.settings import API_KEY, EmulatorOptions, EmulatorSettings
 from nanobanana_async.emulator.simulator import GatewaySimulator
-from nanobanana_async.emulator.state import is_loopback
 from nanobanana_async.emulator.stats import EmulatorStats, JobFacts
 
 
@@ -89,6 +89,14 @@ class Emulator:
     def jobs(self) -> Iterator[JobFacts]:
         """Yield the facts of each accepted create, oldest first."""
         return self._simulator.jobs(self.now())
+
+    def add_foreign_tasks(self, *created_at: float, duration_s: float = 0.5) -> list[str]:
+        """Add API Mall tasks that another client created at these times of `now()`; return their ids.
+
+        The history lists them, and queries answer about them. They take no slot and no credits: for those, create them
+        with a second client.
+        """
+        return self._simulator.add_foreign_tasks(self.now(), created_at, duration_s=duration_s)
 
     async def no_connections(self, *, timeout_s: float = 5.0) -> None:
         """Wait until all clients have closed their connections; raise `TimeoutError` after `timeout_s`."""

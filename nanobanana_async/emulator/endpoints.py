@@ -11,6 +11,7 @@ from nanobanana_async.emulator import apimall, defapi
 from nanobanana_async.emulator import images as cdn
 from nanobanana_async.emulator.accounts import CreateRequest, Phase, Refusal, Task
 from nanobanana_async.emulator.faults import Fault
+from nanobanana_async.emulator.files import PUBLIC_PREFIX, serve_file
 from nanobanana_async.emulator.images import paint
 from nanobanana_async.emulator.messages import EmulatedRequest, EmulatedResponse, Endpoint, Gateway
 from nanobanana_async.emulator.state import State
@@ -25,23 +26,23 @@ def create(
     now: float,
     gateway: Gateway,
     headers: Mapping[str, str],
-    body: bytes,
+    sent: EmulatedRequest,
     *,
     read: bool,
 ) -> EmulatedResponse:
     """Return the response to a create. `read` is False when a fault hides it from the client."""
-    outcome = _decide(state, now, gateway, headers, body)
+    outcome = _decide(state, now, gateway, headers, sent)
     if isinstance(outcome, Refusal):
         state.counters.refused[outcome.status] += 1
-        if outcome.kind is not None:
-            state.counters.refusals_429[outcome.kind] += 1
         return refuse(state, now, gateway, outcome)
     state.counters.lost += not read
     body_out = apimall.created_body(outcome) if gateway == "apimall" else defapi.created_body(outcome)
     return EmulatedResponse(200, JSON, body_out)
 
 
-def _decide(state: State, now: float, gateway: Gateway, headers: Mapping[str, str], body: bytes) -> Task | Refusal:
+def _decide(
+    state: State, now: float, gateway: Gateway, headers: Mapping[str, str], sent: EmulatedRequest
+) -> Task | Refusal:
     """Return the job, new or of a repeated key, or the first refusal.
 
     A refused create leaves no key behind.
@@ -51,9 +52,12 @@ def _decide(state: State, now: float, gateway: Gateway, headers: Mapping[str, st
     if refusal := state.accounts[gateway].over_rate(now, create=True):
         return refusal
     parse = apimall.parse_create if gateway == "apimall" else defapi.parse_create
-    request = parse(headers, body)
+    request = parse(sent.json, state.settings)
     if isinstance(request, Refusal):
         return request
+    urls = [reference.url for reference in request.references]
+    if state.settings.check_references and (missing := state.files.missing_among(urls, state.base_url)):
+        return Refusal(400, "invalid_request", f"no such reference image: {missing}")
     key = headers.get("idempotency-key") or None
     if gateway == "apimall" and key is not None:
         known = state.keys.lookup(now, key, request.canonical)
@@ -85,26 +89,29 @@ def query(
     """Return the response to a query. `read` is False when a fault hides it from the client."""
     task = _find(state, now, gateway, headers, task_id)
     if isinstance(task, Refusal):
-        if task.kind is not None:
-            state.counters.refusals_429[task.kind] += 1
         return refuse(state, now, gateway, task)
     phase, status = _status(state, now, task)
     first_report = task.first_seen_at is None
     state.counters.on_poll(now, task, phase, status, read=read)
     if first_report and task.first_seen_at is not None:
         state.end_was_seen(task)
+    progress = _progress(state, now, task, phase)
     if gateway == "apimall":
-        return EmulatedResponse(200, JSON, _apimall_query_body(state, now, task, phase, status))
+        return EmulatedResponse(200, JSON, _apimall_query_body(state, now, task, phase, status, progress))
     shape = state.settings.query_shape
     if phase is Phase.SUCCEEDED and state.settings.data_uris:
-        return _with_body(lambda: defapi.query_body(task, phase, status, cdn.data_uris(task, state.settings), shape))
-    urls = _urls(state, now, task, phase)
-    return EmulatedResponse(200, JSON, defapi.query_body(task, phase, status, urls, shape))
+        return _with_body(
+            lambda: defapi.query_body(task, phase, status, cdn.data_uris(task, state.settings), shape, progress)
+        )
+    urls = urls_of(state, now, task, phase)
+    return EmulatedResponse(200, JSON, defapi.query_body(task, phase, status, urls, shape, progress))
 
 
 def download(state: State, now: float, request: EmulatedRequest, headers: Mapping[str, str]) -> EmulatedResponse:
-    """Return an image, painted later by the driver, or an error."""
+    """Return a stored file or an image, painted later by the driver, or an error."""
     state.counters.leaks += "authorization" in headers
+    if request.path.startswith(PUBLIC_PREFIX):
+        return serve_file(state.files, request, headers)
     link = cdn.read_link(request.path)
     task = state.tasks.get(link.task_id) if link is not None else None
     if link is None or task is None or link.index >= task.request.images:
@@ -120,16 +127,14 @@ def download(state: State, now: float, request: EmulatedRequest, headers: Mappin
 def callback_body(state: State, now: float, task: Task) -> bytes:
     """Return the callback body of a finished job."""
     phase = task.phase(now)
-    images = _urls(state, now, task, phase)
+    images = urls_of(state, now, task, phase)
     if phase is Phase.SUCCEEDED and state.settings.data_uris:
         images = cdn.data_uris(task, state.settings)
-    return defapi.callback_body(task, phase, _replaced(state, defapi.status_word(phase)), images)
+    return defapi.callback_body(task, phase, replaced(state, defapi.status_word(phase)), images)
 
 
 def _find(state: State, now: float, gateway: Gateway, headers: Mapping[str, str], task_id: str) -> Task | Refusal:
-    if refusal := unauthorized(state, gateway, headers, create=False):
-        return refusal
-    if refusal := state.accounts[gateway].over_rate(now, create=False):
+    if refusal := not_admitted(state, now, gateway, headers):
         return refusal
     if gateway == "defapi" and not task_id:
         return defapi.NO_TASK_ID
@@ -145,26 +150,39 @@ def _status(state: State, now: float, task: Task) -> tuple[Phase, str]:
         status = "unknown"
     else:
         status = apimall.status_word(phase) if task.gateway == "apimall" else defapi.status_word(phase)
-    return phase, _replaced(state, status)
+    return phase, replaced(state, status)
 
 
-def _replaced(state: State, status: str) -> str:
+def replaced(state: State, status: str) -> str:
+    """Return the word that the settings put in place of a status."""
     return state.settings.status_words.get(status, status)
 
 
-def _apimall_query_body(state: State, now: float, task: Task, phase: Phase, status: str) -> bytes:
+def _progress(state: State, now: float, task: Task, phase: Phase) -> Mapping[str, object]:
+    """Return the field that says how much of a running job is done, if the settings want it."""
+    if state.settings.progress == "absent" or phase in (Phase.SUCCEEDED, Phase.FAILED):
+        return {}
+    percent = task.percent(now)
+    return {"progress": percent if state.settings.progress == "number" else f"{percent}%"}
+
+
+def _apimall_query_body(
+    state: State, now: float, task: Task, phase: Phase, status: str, progress: Mapping[str, object]
+) -> bytes:
     return apimall.query_body(
         task,
         phase,
         status,
-        _urls(state, now, task, phase),
+        urls_of(state, now, task, phase),
         started_at=state.settings.started_at,
         request_id=state.request_id(),
         failure_field=state.settings.failure_field,
+        progress=progress,
     )
 
 
-def _urls(state: State, now: float, task: Task, phase: Phase) -> list[str]:
+def urls_of(state: State, now: float, task: Task, phase: Phase) -> list[str]:
+    """Return links to the images of a job, or none while there are none."""
     if phase is not Phase.SUCCEEDED or now < task.ends_at + state.settings.images_after_s:
         return []
     return cdn.links(task, now, state.base_url)
@@ -175,7 +193,9 @@ def _with_body(make: Callable[[], bytes]) -> EmulatedResponse:
 
 
 def refuse(state: State, now: float, gateway: Gateway, refusal: Refusal) -> EmulatedResponse:
-    """Return an error response, with Retry-After as the settings say."""
+    """Return an error response, with Retry-After as the settings say, and count a 429 by its kind."""
+    if refusal.kind is not None:
+        state.counters.refusals_429[refusal.kind] += 1
     inside_200 = state.settings.refusals_in_200
     if gateway == "apimall":
         body = apimall.error_body(refusal, state.request_id())
@@ -197,6 +217,12 @@ def refuse_for(state: State, now: float, endpoint: Endpoint, fault: Fault) -> Em
         code = defapi.UNAUTHORIZED_QUERY.code
     refusal = Refusal(status, fault.code or code, fault.message or message)
     return refuse(state, now, gateway, refusal)
+
+
+def not_admitted(state: State, now: float, gateway: Gateway, headers: Mapping[str, str]) -> Refusal | None:
+    """Check key, host and rates of a request that is no create."""
+    refusal = unauthorized(state, gateway, headers, create=False)
+    return refusal or state.accounts[gateway].over_rate(now, create=False)
 
 
 def unauthorized(state: State, gateway: Gateway, headers: Mapping[str, str], *, create: bool) -> Refusal | None:

@@ -1,24 +1,32 @@
 """Requests and responses of the simulator, and how a response is delivered."""
 
 import enum
+import functools
 from collections.abc import Callable, Mapping
-from typing import Literal
+from typing import Literal, get_args
 
 from attrs import field, frozen
 
+from nanobanana_async.emulator.bodies import Content, JsonBody, read_json
 from nanobanana_async.emulator.checks import number
 
 Gateway = Literal["apimall", "defapi"]
-Endpoint = Literal["apimall.create", "apimall.query", "defapi.create", "defapi.query", "cdn"]
-
-GATEWAYS: tuple[Gateway, ...] = ("apimall", "defapi")
-ENDPOINTS: tuple[Endpoint, ...] = (
+Endpoint = Literal[
     "apimall.create",
     "apimall.query",
+    "apimall.history",
+    "apimall.balance",
+    "apimall.upload",
+    "apimall.put",
+    "apimall.webhooks",
     "defapi.create",
     "defapi.query",
+    "defapi.balance",
     "cdn",
-)
+]
+
+GATEWAYS: tuple[Gateway, ...] = ("apimall", "defapi")
+ENDPOINTS: tuple[Endpoint, ...] = get_args(Endpoint)
 
 
 @frozen
@@ -30,6 +38,20 @@ class EmulatedRequest:
     query: Mapping[str, str] = field(factory=dict)
     headers: Mapping[str, str] = field(factory=dict)
     body: bytes = b""
+
+    @functools.cached_property
+    def json(self) -> JsonBody | str:
+        """The JSON object in the body, or an error message."""
+        return read_json({name.lower(): value for name, value in self.headers.items()}, self.body)
+
+    @functools.cached_property
+    def content(self) -> Content:
+        """The body as a file."""
+        return Content.of(self.body)
+
+    def read_body(self) -> None:
+        """Do now what takes long for a large body. The driver calls it in a thread, before `handle`."""
+        _ = self.content if self.method == "PUT" else self.json
 
 
 class DeliveryMode(enum.Enum):
@@ -76,8 +98,11 @@ class EmulatedResponse:
 
 @frozen
 class Callback:
-    """One POST due to a callback URL."""
+    """One POST due to a callback URL or a webhook."""
 
     url: str
     body: bytes
     task_id: str
+    headers: Mapping[str, str] = field(factory=dict)
+    webhook_id: str | None = None
+    attempt: int = 1

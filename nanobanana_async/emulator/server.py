@@ -16,9 +16,10 @@ from aiohttp import web
 from nanobanana_async.emulator.messages import Callback, DeliveryMode, EmulatedRequest, EmulatedResponse
 from nanobanana_async.emulator.simulator import GatewaySimulator
 
-_MAX_REQUEST = 16 * 2**20
+_MAX_REQUEST = 150 * 2**20  # an upload of 100 MiB as base64
+_LARGE_BODY = 2**18
 _SHUTDOWN_S = 0.5
-_PAINT_THREADS = 2
+_THREADS = 2
 _LINGER_ZERO = struct.pack("hh" if os.name == "nt" else "ii", 1, 0)
 _CALLBACK_TIMEOUT = aiohttp.ClientTimeout(total=10)
 
@@ -33,7 +34,7 @@ class EmulatorServer:
         self._started_at = 0.0
         self._closing = asyncio.Event()
         self._runner: web.AppRunner | None = None
-        self._paint_threads = ThreadPoolExecutor(_PAINT_THREADS, "emulator-painter")
+        self._threads = ThreadPoolExecutor(_THREADS, "emulator")
         self._callback_sender = CallbackSender(simulator, self.now)
 
     @classmethod
@@ -69,7 +70,7 @@ class EmulatorServer:
         self._closing.set()
         await self._callback_sender.aclose()
         await runner.cleanup()
-        self._paint_threads.shutdown(wait=False, cancel_futures=True)
+        self._threads.shutdown(wait=False, cancel_futures=True)
 
     async def _start(self) -> None:
         self._started_at = asyncio.get_running_loop().time()
@@ -88,7 +89,7 @@ class EmulatorServer:
         self._callback_sender.start()
 
     async def _serve(self, request: web.Request) -> web.StreamResponse:
-        call = await _read_call(request)
+        call = await self._read_call(request)
         self._simulator.base_url = f"http://{request.host}"  # links name the host by which this client reaches it
         answer = self._simulator.handle(self.now(), call)
         self._callback_sender.reschedule()
@@ -98,6 +99,13 @@ class EmulatorServer:
             answer = self._simulator.process(self.now(), call)
             self._callback_sender.reschedule()
         return await self._send(request, answer)
+
+    async def _read_call(self, request: web.Request) -> EmulatedRequest:
+        body = await request.read()
+        call = EmulatedRequest(request.method, request.path, dict(request.query), dict(request.headers), body)
+        if len(body) > _LARGE_BODY:
+            await asyncio.get_running_loop().run_in_executor(self._threads, call.read_body)
+        return call
 
     async def _send(self, request: web.Request, answer: EmulatedResponse) -> web.StreamResponse:
         mode = answer.delivery.mode
@@ -117,17 +125,12 @@ class EmulatorServer:
         if answer.make_body is None:
             return answer.body
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._paint_threads, answer.make_body)
+        return await loop.run_in_executor(self._threads, answer.make_body)
 
     async def _wait(self, seconds: float) -> None:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 await self._closing.wait()
-
-
-async def _read_call(request: web.Request) -> EmulatedRequest:
-    body = await request.read()
-    return EmulatedRequest(request.method, request.path, dict(request.query), dict(request.headers), body)
 
 
 def _reset(transport: asyncio.Transport) -> None:
@@ -205,10 +208,11 @@ class CallbackSender:
                 await self._changed.wait()
 
     async def _post(self, http: aiohttp.ClientSession, callback: Callback) -> None:
-        headers = {"Content-Type": "application/json"}
+        headers = {"Content-Type": "application/json", **callback.headers}
         try:
             async with http.post(callback.url, data=callback.body, headers=headers, allow_redirects=False) as response:
-                delivered = response.status < 400
-        except (aiohttp.ClientError, TimeoutError, ValueError):
-            delivered = False
-        self._simulator.callback_done(delivered=delivered)
+                error = None if response.status < 400 else f"HTTP {response.status}"
+        except (aiohttp.ClientError, TimeoutError, ValueError) as failure:
+            error = str(failure) or type(failure).__name__
+        self._simulator.callback_done(self._now(), callback, error)
+        self.reschedule()

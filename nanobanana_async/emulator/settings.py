@@ -5,7 +5,7 @@ import random
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from decimal import Decimal
-from typing import Any, Literal, TypedDict
+from typing import Any, Literal, TypedDict, get_args
 
 from attrs import Attribute, field, frozen
 from attrs.validators import in_, optional
@@ -62,9 +62,15 @@ UNAPPROVED_KEY = "unapproved-key"
 
 LimitCounts = Literal["jobs", "images"]
 RetryAfter = Literal["absent", "seconds", "date"]
-Idempotency = Literal["replay", "conflict", "forget"]
+Idempotency = Literal["replay", "conflict", "refuse", "forget"]
+"""What API Mall answers to a repeated key and body: the first answer; 409 while the job runs, then the first answer;
+409 for ever, which never names the task; or the first answer until the key is forgotten."""
 QueryShape = Literal["data", "top"]
+BalanceFields = Literal["credits", "web_credits"]
+Progress = Literal["absent", "number", "text"]
 UniqueBy = Literal["request", "prompt"]
+WebhookSignatures = Literal["right", "wrong", "unknown", "absent"]
+"""Signed with the secret; with another, as a forger would; in an undocumented form; or not signed."""
 FailureField = Literal["error_message", "failMsg"]
 
 _STARTED_AT = datetime(2026, 1, 1, tzinfo=UTC)
@@ -111,7 +117,7 @@ class EmulatorSettings:
     slot_freed_after_s: float = field(default=0.0, validator=number(endless=True))
     creates_per_minute: float | None = field(default=None, validator=optional(number(above=0)))
     queries_per_minute: float | None = field(default=None, validator=optional(number(above=0)))
-    requests_per_second: float | None = field(default=None, validator=optional(number(above=0)))  # of both kinds
+    requests_per_second: float | None = field(default=None, validator=optional(number(above=0)))  # of all kinds
     requests_per_minute: float | None = field(default=None, validator=optional(number(above=0)))
     requests_per_day: float | None = field(default=None, validator=optional(number(above=0)))
     rate_window: RateWindow = field(default="bucket", validator=in_(("bucket", "clock", "sliding")))
@@ -125,6 +131,8 @@ class EmulatorSettings:
     apimall_prices: Mapping[str, Decimal] = field(factory=lambda: dict(_APIMALL_PRICES))
     defapi_price: Decimal = field(default=Decimal("0.5"), converter=price)
     refund_on_failure: bool = True
+    web_credits: Decimal = field(default=Decimal(0), converter=price)  # API Mall: credits that the API can't spend
+    balance_fields: BalanceFields = field(default="credits", validator=in_(get_args(BalanceFields)))
 
     # jobs
     duration: Duration = QUICK
@@ -136,23 +144,37 @@ class EmulatorSettings:
     visible_after_s: float = field(default=0.0, validator=number(endless=True))  # queries get 404 until then
     images_after_s: float = field(default=0.0, validator=number(endless=True))  # after the end: no URLs until then
     forget_seen_after_s: float | None = field(default=None, validator=optional(number(endless=True)))
+    history_delay_s: float = field(default=0.0, validator=number(endless=True))  # not in the history until then
+    history_time_step_s: int = field(default=0, validator=in_((0, 1)))  # 1: its `created_at` is in whole seconds
 
     # responses
-    idempotency: Idempotency = field(default="replay", validator=in_(("replay", "conflict", "forget")))
+    idempotency: Idempotency = field(default="replay", validator=in_(get_args(Idempotency)))
     forget_keys_after_s: float = field(default=60.0, validator=number(endless=True))
     refusals_in_200: bool = False
     query_shape: QueryShape = field(default="data", validator=in_(("data", "top")))
     failure_field: FailureField = field(default="error_message", validator=in_(("error_message", "failMsg")))
     status_words: Mapping[str, str] = field(factory=dict)  # replaces the status of each key by its value
+    progress: Progress = field(default="absent", validator=in_(get_args(Progress)))  # 45 or "45%", until the end
     data_uris: bool = False  # defapi: images as base64 instead of URLs
     links_expire_after_s: float | None = field(default=None, validator=optional(number(above=0)))
     expired_link_status: int = field(default=403, validator=in_((403, 410)))
     image_scale: float = field(default=1.0, validator=number(above=0, most=1))
 
-    # callbacks (defapi)
+    # references and uploads
+    extra_fields: bool = False  # creates also take the parameters of other models, which the references lack
+    check_references: bool = False  # 400 for a reference image that names an upload which is not there
+    max_inline_bytes: int | None = field(default=None, validator=optional(number(whole=True)))  # defapi: 413 above it
+    max_upload_bytes: int = field(default=104_857_600, validator=number(whole=True))
+    put_urls_expire_after_s: float | None = field(default=None, validator=optional(number()))  # default: as asked
+
+    # callbacks (defapi) and deliveries of webhooks (API Mall)
     callback_delay_s: float = field(default=0.0, validator=number(endless=True))
     callback_drop_probability: float = field(default=0.0, validator=PROBABILITY)
     callback_duplicate_probability: float = field(default=0.0, validator=PROBABILITY)
+    webhooks_to_loopback: bool = True  # False: a webhook must be https
+    webhook_signatures: WebhookSignatures = field(default="right", validator=in_(get_args(WebhookSignatures)))
+    webhook_retries: int = field(default=2, validator=number(whole=True))  # after a delivery that failed
+    webhook_retry_s: float = field(default=1.0, validator=number(endless=True))
 
     # faults and counting
     script: Script = NO_SCRIPT
@@ -187,6 +209,8 @@ class EmulatorOptions(TypedDict, total=False):
     apimall_prices: Mapping[str, Decimal]
     defapi_price: Decimal
     refund_on_failure: bool
+    web_credits: Decimal
+    balance_fields: BalanceFields
     duration: Duration
     failure_duration: Duration | None
     speed: float
@@ -196,19 +220,31 @@ class EmulatorOptions(TypedDict, total=False):
     visible_after_s: float
     images_after_s: float
     forget_seen_after_s: float | None
+    history_delay_s: float
+    history_time_step_s: int
     idempotency: Idempotency
     forget_keys_after_s: float
     refusals_in_200: bool
     query_shape: QueryShape
     failure_field: FailureField
     status_words: Mapping[str, str]
+    progress: Progress
     data_uris: bool
     links_expire_after_s: float | None
     expired_link_status: int
     image_scale: float
+    extra_fields: bool
+    check_references: bool
+    max_inline_bytes: int | None
+    max_upload_bytes: int
+    put_urls_expire_after_s: float | None
     callback_delay_s: float
     callback_drop_probability: float
     callback_duplicate_probability: float
+    webhooks_to_loopback: bool
+    webhook_signatures: WebhookSignatures
+    webhook_retries: int
+    webhook_retry_s: float
     script: Script
     chances: Sequence[RandomFault]
     unique_by: UniqueBy

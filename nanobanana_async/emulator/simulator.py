@@ -5,13 +5,11 @@
 """
 
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from decimal import Decimal
 
-from nanobanana_async.emulator import apimall, defapi
-from nanobanana_async.emulator import images as cdn
 from nanobanana_async.emulator.accounts import Account, Refusal
-from nanobanana_async.emulator.endpoints import JSON, callback_body, create, download, query, refuse, refuse_for
+from nanobanana_async.emulator.endpoints import JSON, callback_body, refuse, refuse_for
 from nanobanana_async.emulator.faults import Fault, FaultSource
 from nanobanana_async.emulator.messages import (
     Callback,
@@ -21,9 +19,11 @@ from nanobanana_async.emulator.messages import (
     Endpoint,
     Gateway,
 )
+from nanobanana_async.emulator.routes import METHODS, endpoint_of, respond
 from nanobanana_async.emulator.settings import EmulatorSettings
 from nanobanana_async.emulator.state import State
 from nanobanana_async.emulator.stats import EmulatorStats, JobFacts, facts
+from nanobanana_async.emulator.webhooks import delivery
 
 _NO_ENDPOINT = Refusal(404, "not_found", "endpoint not found")
 _NO_METHOD = Refusal(405, "method_not_allowed", "method not allowed")
@@ -53,8 +53,8 @@ class GatewaySimulator:
         `EmulatedResponse` says how to send it. With `DeliveryMode.LATE` the request is not processed yet: wait
         `delivery.delay_s`, then send what `process` returns.
         """
-        endpoint = _endpoint_of(request)
-        if endpoint is None or request.method not in _METHODS[endpoint]:
+        endpoint = endpoint_of(request.path)
+        if endpoint is None or request.method not in METHODS[endpoint]:
             return self._no_such_endpoint(now, request, endpoint)
         self._state.counters.requests[endpoint] += 1
         fault = self._faults.next(endpoint)
@@ -65,26 +65,40 @@ class GatewaySimulator:
 
     def process(self, now: float, request: EmulatedRequest) -> EmulatedResponse:
         """Return the response to a request without faults, and without counting the request."""
-        endpoint = _endpoint_of(request)
-        if endpoint is None or request.method not in _METHODS[endpoint]:
+        endpoint = endpoint_of(request.path)
+        if endpoint is None or request.method not in METHODS[endpoint]:
             return self._no_such_endpoint(now, request, endpoint)
         return self._process(now, endpoint, request, read=True)
 
     def next_due(self) -> float | None:
-        """Return when to call `due` next, or None. A create may change it."""
-        return self._state.callbacks.next_due()
+        """Return when to call `due` next, or None. A create, and the registration of a webhook, may change it."""
+        return self._state.next_due()
 
     def due(self, now: float) -> list[Callback]:
-        """Return the callbacks that are due. The driver posts each once."""
-        self._state.advance_to(now)
-        return [
-            Callback(task.request.callback_url or "", callback_body(self._state, now, task), task.task_id)
-            for task in self._state.callbacks.due(now)
-        ]
+        """Return the callbacks that are due. The driver posts each once, then calls `callback_done`."""
+        state = self._state
+        state.advance_to(now)
+        callbacks: list[Callback] = []
+        for due in state.callbacks.due(now):
+            if due.webhook_id is None:
+                callbacks.append(Callback(due.url, callback_body(state, now, due.task), due.task.task_id))
+            elif (webhook := state.webhooks.get(due.webhook_id)) is not None:
+                callbacks.append(delivery(state, now, due, webhook))
+        return callbacks
 
-    def callback_done(self, *, delivered: bool) -> None:
-        """Count a callback as sent or failed."""
-        self._state.counters.callbacks["sent" if delivered else "failed"] += 1
+    def callback_done(self, now: float, callback: Callback, error: str | None) -> None:
+        """Count a callback as sent, or as failed for this reason. A failed delivery of a webhook is due again."""
+        self._state.counters.callbacks["sent" if error is None else "failed"] += 1
+        webhook = self._state.webhooks.get(callback.webhook_id or "")
+        if webhook is None:
+            return
+        webhook.last_sent_at, webhook.last_error = now, error
+        if error is None:
+            webhook.total_sent += 1
+            return
+        webhook.total_failed += 1
+        if (task := self._state.tasks.get(callback.task_id)) is not None:
+            self._state.callbacks.plan_again(now, task, webhook, callback.attempt)
 
     def queue_faults(self, endpoint: Endpoint, *faults: Fault | None) -> None:
         """Apply these faults to the next requests of an endpoint, one each; None is a normal response."""
@@ -108,13 +122,19 @@ class GatewaySimulator:
     def stats(self, now: float, *, connections: int = 0) -> EmulatorStats:
         """Return everything counted up to now."""
         self._state.advance_to(now)
-        return self._state.counters.snapshot(self._state.remaining(), connections)
+        return self._state.counters.snapshot(self._state.remaining(), self._state.files, connections)
 
     def jobs(self, now: float) -> Iterator[JobFacts]:
         """Yield the facts of each accepted create, oldest first."""
         self._state.advance_to(now)
         for task in list(self._state.tasks.values()):
-            yield facts(task, now)
+            if not task.foreign:
+                yield facts(task, now)
+
+    def add_foreign_tasks(self, now: float, created_at: Sequence[float], *, duration_s: float = 0.5) -> list[str]:
+        """Add API Mall tasks that another client created at these times, past or future; return their ids."""
+        self._state.advance_to(now)
+        return [self._state.add_foreign(now, at, duration_s).task_id for at in created_at]
 
     def _accounts(self, gateway: Gateway | None) -> list[Account]:
         accounts = self._state.accounts
@@ -122,19 +142,7 @@ class GatewaySimulator:
 
     def _process(self, now: float, endpoint: Endpoint, request: EmulatedRequest, *, read: bool) -> EmulatedResponse:
         self._state.advance_to(now)
-        headers = {name.lower(): value for name, value in request.headers.items()}
-        match endpoint:
-            case "apimall.create" | "defapi.create":
-                gateway = _gateway(endpoint)
-                return create(self._state, now, gateway, headers, request.body, read=read)
-            case "apimall.query":
-                task_id = request.path[len(apimall.QUERY_PREFIX) :]
-                return query(self._state, now, "apimall", headers, task_id, read=read)
-            case "defapi.query":
-                task_id = request.query.get("task_id", "")
-                return query(self._state, now, "defapi", headers, task_id, read=read)
-            case "cdn":
-                return download(self._state, now, request, headers)
+        return respond(self._state, now, endpoint, request, read=read)
 
     def _with_fault(self, now: float, endpoint: Endpoint, request: EmulatedRequest, fault: Fault) -> EmulatedResponse:
         if fault.delivery.mode is DeliveryMode.LATE:
@@ -149,7 +157,7 @@ class GatewaySimulator:
         return fault.distort(response)
 
     def _fault_response(self, now: float, endpoint: Endpoint, fault: Fault) -> EmulatedResponse:
-        if endpoint == "cdn":
+        if endpoint in ("cdn", "apimall.put"):
             return EmulatedResponse(fault.status or 503, {"Content-Type": "text/plain"}, b"")
         return refuse_for(self._state, now, endpoint, fault)
 
@@ -163,29 +171,3 @@ class GatewaySimulator:
         gateway: Gateway = "apimall" if request.path.startswith("/api/v1/") else "defapi"
         refusal = _NO_ENDPOINT if endpoint is None else _NO_METHOD
         return refuse(self._state, now, gateway, refusal)
-
-
-_METHODS: Mapping[Endpoint, tuple[str, ...]] = {
-    "apimall.create": ("POST",),
-    "apimall.query": ("GET",),
-    "defapi.create": ("POST",),
-    "defapi.query": ("GET",),
-    "cdn": ("GET", "HEAD"),
-}
-
-
-def _endpoint_of(request: EmulatedRequest) -> Endpoint | None:
-    path = request.path
-    if path == apimall.CREATE_PATH:
-        return "apimall.create"
-    if path.startswith(apimall.QUERY_PREFIX) and "/" not in path[len(apimall.QUERY_PREFIX) :]:
-        return "apimall.query"
-    if path == defapi.CREATE_PATH:
-        return "defapi.create"
-    if path == defapi.QUERY_PATH:
-        return "defapi.query"
-    return "cdn" if path.startswith(cdn.PREFIX) else None
-
-
-def _gateway(endpoint: Endpoint) -> Gateway:
-    return "apimall" if endpoint.startswith("apimall") else "defapi"

@@ -1,24 +1,26 @@
-"""The simulator's state: accounts, jobs, idempotency keys and scheduled callbacks."""
+"""The simulator's state: accounts, jobs, idempotency keys, files, webhooks and scheduled callbacks."""
 
 import hashlib
 import heapq
-import ipaddress
 import random
 import uuid
 from base64 import b32encode
 from collections import deque
 from decimal import Decimal
-from urllib.parse import urlsplit
 
-from nanobanana_async.emulator.accounts import Account, CreateRequest, Refusal, Task
+from nanobanana_async.emulator.accounts import Account, CreateRequest, Reference, Refusal, Task
+from nanobanana_async.emulator.callbacks import CallbackSchedule, Webhook
+from nanobanana_async.emulator.files import FileStore
 from nanobanana_async.emulator.messages import Gateway
 from nanobanana_async.emulator.settings import EmulatorSettings, Idempotency
 from nanobanana_async.emulator.stats import ZERO, Counters
 
 FAIL_MARKER = "[fail]"
+_FOREIGN_PROMPT = "a task of another client"
 _MIN_DURATION_S = 1e-6
 _OTHER_BODY = Refusal(409, "idempotency_conflict", "Idempotency-Key was already used with a different request")
 _STILL_RUNNING = Refusal(409, "idempotency_conflict", "A request with this Idempotency-Key is still in progress")
+_USED = Refusal(409, "idempotency_conflict", "Idempotency-Key was already used")
 
 
 class State:
@@ -29,6 +31,8 @@ class State:
         self.counters = Counters(settings.unique_by)
         self.keys = IdempotencyStore(settings.idempotency, settings.forget_keys_after_s)
         self.callbacks = CallbackSchedule(settings, random.Random(f"{settings.seed} callbacks"))
+        self.files = FileStore(settings.seed)
+        self.webhooks: dict[str, Webhook] = {}
         self.tasks: dict[str, Task] = {}
         self.base_url = "http://127.0.0.1"
         shared = Account(settings)
@@ -40,7 +44,7 @@ class State:
         self._duration_rng = random.Random(f"{settings.seed} lives")
         self._poll_rng = random.Random(f"{settings.seed} looks")
         self._task_count = 0
-        self._request_ids = 0
+        self._request_ids = self._webhook_count = 0
 
     def advance_to(self, now: float) -> None:
         """Apply everything due by now: job ends, refunds, freed slots, changed limits."""
@@ -70,8 +74,22 @@ class State:
         if key is not None and gateway == "apimall":
             self.keys.remember(key, task)
         if request.callback_url is not None:
-            self.counters.callbacks[self.callbacks.plan(task)] += 1
+            self.counters.callbacks[self.callbacks.plan(task, request.callback_url)] += 1
         return task
+
+    def add_webhook(
+        self, now: float, url: str, events: tuple[str, ...], secret_key: str | None, api_key_id: str | None
+    ) -> Webhook:
+        """Register a webhook; it is called for the tasks that end from now on."""
+        self._webhook_count += 1
+        webhook_id = f"wh_{self.settings.seed}_{self._webhook_count}"
+        self.webhooks[webhook_id] = Webhook(webhook_id, url, events, secret_key, api_key_id, now)
+        return self.webhooks[webhook_id]
+
+    def next_due(self) -> float | None:
+        """Return when the next callback is due, or when the end of a job may cause one."""
+        dues = [self.callbacks.next_due(), self._ends[0][0] if self.webhooks and self._ends else None]
+        return min((due for due in dues if due is not None), default=None)
 
     def price(self, gateway: Gateway, request: CreateRequest) -> Decimal:
         """Return what a create costs."""
@@ -114,7 +132,32 @@ class State:
         fails = fails or FAIL_MARKER in request.prompt
         draw = self.settings.failure_duration if fails else None
         duration_s = (draw or self.settings.duration)(self._duration_rng) / self.settings.speed
-        duration_s = max(_MIN_DURATION_S, duration_s)
+        return self._task(now, gateway, key, request, price, remaining, max(_MIN_DURATION_S, duration_s), fails=fails)
+
+    def add_foreign(self, now: float, created_at: float, duration_s: float) -> Task:
+        """Add an API Mall task of another client, created at any time."""
+        request = CreateRequest(_FOREIGN_PROMPT, "nano-banana-pro", "")
+        price = self.price("apimall", request)
+        self._task_count += 1
+        task = self._task(created_at, "apimall", None, request, price, None, duration_s, fails=False)
+        task.foreign = True
+        self.tasks[task.task_id] = task
+        if task.ends_at > now:
+            heapq.heappush(self._ends, (task.ends_at, task.number, task))
+        return task
+
+    def _task(
+        self,
+        now: float,
+        gateway: Gateway,
+        key: str | None,
+        request: CreateRequest,
+        price: Decimal,
+        remaining: Decimal | None,
+        duration_s: float,
+        *,
+        fails: bool,
+    ) -> Task:
         return Task(
             number=self._task_count,
             task_id=self._task_id(gateway),
@@ -127,7 +170,14 @@ class State:
             starts_at=now + duration_s * self.settings.pending_share,
             ends_at=now + duration_s,
             fails=fails,
+            references=tuple(self._sha256_of(reference) for reference in request.references),
         )
+
+    def _sha256_of(self, reference: Reference) -> str | None:
+        if reference.url is None:
+            return reference.sha256
+        _, content = self.files.named_by(reference.url, self.base_url)
+        return None if content is None else content.sha256
 
     def _task_id(self, gateway: Gateway) -> str:
         source = f"{self.settings.seed} {self._task_count}".encode()
@@ -143,6 +193,12 @@ class State:
             del self.tasks[task.task_id]
 
     def _end(self, task: Task) -> None:
+        event = "job.failed" if task.fails else "job.completed"
+        for webhook in self.webhooks.values() if task.gateway == "apimall" else ():
+            if event in webhook.events:
+                self.counters.callbacks[self.callbacks.plan(task, webhook.url, webhook.id)] += 1
+        if task.foreign:
+            return
         if task.fails and self.settings.refund_on_failure:
             task.refunded = True
             self.accounts[task.gateway].pay(-task.price)
@@ -166,6 +222,8 @@ class IdempotencyStore:
             return None
         if task.request.canonical != canonical:
             return _OTHER_BODY
+        if self._mode == "refuse":
+            return _USED
         if self._mode == "conflict" and now < task.ends_at:
             return _STILL_RUNNING
         return task
@@ -184,46 +242,3 @@ class IdempotencyStore:
     def _forget(self, now: float) -> None:
         while self._ages and self._ages[0].created_at + self._forget_after_s <= now:
             self.drop(self._ages.popleft())
-
-
-def is_loopback(url: str) -> bool:
-    """Return whether a URL points at this machine. Host names other than localhost are not resolved."""
-    try:
-        host = urlsplit(url).hostname or ""
-        return host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
-
-
-class CallbackSchedule:
-    """The callbacks of running jobs, ordered by due time."""
-
-    def __init__(self, settings: EmulatorSettings, rng: random.Random) -> None:
-        self._settings = settings
-        self._rng = rng
-        self._heap: list[tuple[float, int, Task]] = []
-        self._order = 0
-
-    def plan(self, task: Task) -> str:
-        """Schedule the callback of a job. Return "planned", "dropped" or "refused" (not a loopback URL)."""
-        if not is_loopback(task.request.callback_url or ""):
-            return "refused"
-        if self._rng.random() < self._settings.callback_drop_probability:
-            return "dropped"
-        twice = self._rng.random() < self._settings.callback_duplicate_probability
-        for _ in range(2 if twice else 1):
-            self._order += 1
-            due_at = task.ends_at + self._settings.callback_delay_s
-            heapq.heappush(self._heap, (due_at, self._order, task))
-        return "planned"
-
-    def next_due(self) -> float | None:
-        """Return when the next callback is due, or None."""
-        return self._heap[0][0] if self._heap else None
-
-    def due(self, now: float) -> list[Task]:
-        """Remove and return the jobs whose callback is due."""
-        tasks: list[Task] = []
-        while self._heap and self._heap[0][0] <= now:
-            tasks.append(heapq.heappop(self._heap)[2])
-        return tasks

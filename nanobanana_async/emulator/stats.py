@@ -3,12 +3,13 @@
 import math
 from array import array
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from decimal import Decimal
 
 from attrs import frozen
 
 from nanobanana_async.emulator.accounts import CreateRequest, Phase, Task
+from nanobanana_async.emulator.files import FileStore
 from nanobanana_async.emulator.messages import Endpoint, Gateway
 from nanobanana_async.emulator.settings import UniqueBy
 
@@ -48,11 +49,15 @@ class EmulatorStats:
     credits_refunded: Decimal
     credits_remaining: Decimal | None  # None is unlimited
 
-    callbacks_sent: int
+    callbacks_sent: int  # with deliveries of webhooks, as the next three
     callbacks_dropped: int
-    callbacks_failed: int  # the POST failed; it is not repeated
+    callbacks_failed: int  # the POST failed; only deliveries of webhooks are repeated
     callbacks_refused: int  # not a loopback URL
-    credential_leaks: int  # downloads with an Authorization header
+    credential_leaks: int  # downloads and PUTs to storage with an Authorization header
+
+    uploads: Mapping[str, int]  # how often each content was stored, by SHA-256
+    upload_bytes: int
+    duplicate_uploads: int  # of a content that was stored before
     open_connections: int
 
 
@@ -72,6 +77,8 @@ class JobFacts:
     polls: int
     charged: Decimal
     refunded: bool
+    references: Sequence[str | None]
+    """The SHA-256 of each reference image; None for one that is not stored in the emulator."""
 
 
 def facts(task: Task, now: float) -> JobFacts:
@@ -89,6 +96,7 @@ def facts(task: Task, now: float) -> JobFacts:
         polls=task.polls,
         charged=task.price,
         refunded=task.refunded,
+        references=task.references,
     )
 
 
@@ -140,9 +148,10 @@ class Counters:
         end_reported = read and phase in (Phase.SUCCEEDED, Phase.FAILED)
         if end_reported and task.first_seen_at is None:
             task.first_seen_at = now
-            self._delays.append(now - task.ends_at)
+            if not task.foreign:
+                self._delays.append(now - task.ends_at)
 
-    def snapshot(self, remaining: Decimal | None, connections: int) -> EmulatorStats:
+    def snapshot(self, remaining: Decimal | None, files: FileStore, connections: int) -> EmulatorStats:
         """Return a snapshot of all totals."""
         delays = sorted(self._delays)
         seen = len(delays)
@@ -178,5 +187,8 @@ class Counters:
             callbacks_failed=self.callbacks["failed"],
             callbacks_refused=self.callbacks["refused"],
             credential_leaks=self.leaks,
+            uploads=dict(files.times_stored),
+            upload_bytes=files.bytes_stored,
+            duplicate_uploads=files.times_stored.total() - len(files.times_stored),
             open_connections=connections,
         )

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from nanobanana_async.emulator import EmulatedResponse
+from nanobanana_async.emulator import EmulatedResponse, RandomFault, faults
 from nanobanana_async.emulator.settings import Idempotency
 from tests.emulator.calling import Caller, body_of
 
@@ -159,7 +159,7 @@ def test_a_repeated_key_gets_the_same_bytes_again() -> None:
     assert (stats.creates_accepted, stats.replays, stats.double_charges) == (2, 1, 0)
 
 
-@pytest.mark.parametrize("manner", ["replay", "conflict", "forget"])
+@pytest.mark.parametrize("manner", ["replay", "conflict", "refuse", "forget"])
 def test_a_key_with_another_body_is_a_conflict(manner: Idempotency) -> None:
     caller = Caller(idempotency=manner)
     caller.buy(key="k", num_images=1)
@@ -180,6 +180,18 @@ def test_key_conflicts_while_its_job_runs_then_replays() -> None:
     assert caller.buy(key="k").status == 409
     caller.now = 10.0
     assert caller.buy(key="k").body == first.body
+
+
+def test_repeated_key_may_be_refused_for_ever_without_its_task() -> None:
+    caller = Caller(idempotency="refuse", chances=[RandomFault(1.0, faults.reset(processed=True), "apimall.create")])
+    caller.buy(key="k")
+    (job,) = caller.simulator.jobs(0.0)
+    caller.simulator.queue_faults("apimall.create", faults.delay(0), faults.delay(0))
+    for caller.now in (1.0, 100.0):
+        response = caller.buy(key="k")
+        assert (response.status, code(response)) == (409, "idempotency_conflict")
+        assert job.task_id.encode() not in response.body
+    assert (caller.stats().creates_accepted, caller.stats().lost_creates) == (1, 1)
 
 
 def test_forgotten_key_charges_again_and_counts_as_double() -> None:

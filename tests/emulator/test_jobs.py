@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from nanobanana_async.emulator import Bimodal, Fixed, LogNormal
-from nanobanana_async.emulator.state import is_loopback
+from nanobanana_async.emulator.addresses import is_loopback
+from nanobanana_async.emulator.settings import Progress
 from tests.emulator.calling import Caller, body_of
 
 STARTED_AT = datetime(2026, 3, 12, 9, 30, tzinfo=UTC)
@@ -173,6 +174,21 @@ def test_delay_from_end_to_first_poll_is_measured() -> None:
     facts = list(caller.simulator.jobs(99.0))
     assert [job.first_seen_done_at for job in facts] == [10.5, 11.5, None]
     assert [job.prompt for job in facts] == ["0", "1", "2"]
+
+
+@pytest.mark.parametrize(("progress", "expected"), [("number", 45), ("text", "45%")])
+def test_running_job_may_say_its_progress(progress: Progress, expected: object) -> None:
+    caller = Caller(progress=progress)
+    tasks = caller.bought(), caller.bought_defapi()
+    caller.now = 4.5
+    assert [caller.polled(tasks[0])["progress"], caller.polled_defapi(tasks[1])["progress"]] == [expected] * 2
+    caller.now = 10.0
+    assert "progress" not in {**caller.polled(tasks[0]), **caller.polled_defapi(tasks[1])}
+
+
+def test_running_job_says_no_progress_by_default() -> None:
+    caller = Caller()
+    assert "progress" not in {**caller.polled(caller.bought()), **caller.polled_defapi(caller.bought_defapi())}
 
 
 def test_jobs_seen_long_ago_can_be_forgotten() -> None:

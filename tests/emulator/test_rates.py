@@ -2,9 +2,9 @@
 
 import pytest
 
-from nanobanana_async.emulator import ACCOUNTS
+from nanobanana_async.emulator import ACCOUNTS, EmulatedRequest
 from nanobanana_async.emulator.rates import RateWindow, make_rate
-from tests.emulator.calling import Caller
+from tests.emulator.calling import HEADERS, Caller
 
 
 def taken(window: RateWindow, times: list[float], count: float = 2, burst: int | None = None) -> list[float]:
@@ -55,3 +55,19 @@ def test_small_account_has_the_limits_of_accounts_as_sold() -> None:
     caller = Caller(**ACCOUNTS["small"])
     assert [caller.buy(f"{n}").status for n in range(6)] == [200] * 5 + [429]
     assert caller.stats().refusals_429 == {"jobs": 1}
+
+
+def test_windows_of_the_small_account_hold_for_every_endpoint() -> None:
+    caller = Caller(**ACCOUNTS["small"])
+    calls = (
+        ("GET", "/api/v1/images/history"),
+        ("GET", "/api/v1/account/balances"),
+        ("POST", "/api/v1/files/base64"),
+        ("GET", "/api/v1/webhooks"),
+        ("GET", "/api/user"),
+    )
+    requests = [EmulatedRequest(method, path, {}, HEADERS, b"") for method, path in calls]
+    statuses = [caller.simulator.handle(0.0, request).status for request in requests * 12]
+    assert 429 not in statuses
+    assert [caller.simulator.handle(0.0, request).status for request in requests] == [429] * 5
+    assert caller.buy().status == 429

@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from nanobanana_async.emulator import EmulatedRequest, EmulatedResponse
-from tests.emulator.calling import APIMALL_CREATE, APIMALL_QUERY, DEFAPI_CREATE, DEFAPI_QUERY, Caller, body_of
+from nanobanana_async.emulator import EmulatedRequest, EmulatedResponse, Fixed
+from tests.emulator.calling import APIMALL_CREATE, APIMALL_QUERY, DEFAPI_CREATE, DEFAPI_QUERY, HEADERS, Caller, body_of
 
 URL = "https://example.com/a.png"
 
@@ -106,6 +106,52 @@ def test_all_values_of_the_references_are_accepted() -> None:
     assert (apimall.status, defapi.status) == (200, 200)
 
 
+GENERAL: dict[str, Any] = {
+    "type": "upscale",
+    "input_image": URL,
+    "image_size": "1024x1024",
+    "image_resolution": "2K",
+    "seed": 7,
+    "quality": "high",
+    "background": "transparent",
+}
+
+
+@pytest.mark.parametrize("model", ["nano-banana-pro", "z-image"])
+def test_general_endpoint_takes_the_parameters_of_other_models(model: str) -> None:
+    caller = Caller(extra_fields=True, duration=Fixed(0.0))
+    response = caller.buy(model=model, **GENERAL)
+    assert body_of(response)["data"]["model"] == model
+    (job,) = caller.simulator.jobs(0.0)
+    assert job.references == (None,)
+
+
+def test_general_endpoint_has_a_default_model() -> None:
+    response = Caller(extra_fields=True).post(APIMALL_CREATE, b'{"prompt": "x"}')
+    assert body_of(response)["data"]["model"] == "nano-banana"
+
+
+@pytest.mark.parametrize(("field", "value"), GENERAL.items())
+def test_page_of_the_model_lacks_the_general_parameters(field: str, value: Any) -> None:
+    assert no_of_apimall(Caller().buy(**{field: value}))[0] == 400
+
+
+@pytest.mark.parametrize(("field", "value"), [("seed", -1), ("seed", "7"), ("quality", "best"), ("input_image", "x")])
+def test_general_parameters_are_checked(field: str, value: Any) -> None:
+    answer = no_of_apimall(Caller(extra_fields=True).buy(**{field: value}))
+    assert answer[0] == 400
+    assert answer[2].startswith(field)
+
+
+def test_defapi_takes_more_images_and_sizes_for_other_models() -> None:
+    caller = Caller(extra_fields=True)
+    size = {"aspect_ratio": "16:9", "image_size": "2K"}
+    assert caller.buy_defapi(model="another/model", images=[URL] * 9, **size).status == 200
+    assert caller.buy_defapi(images=[URL] * 4, **size).status == 200
+    assert caller.buy_defapi(images=[URL] * 5).status == 400
+    assert caller.buy_defapi(aspect_ratio="wide").status == 400
+
+
 @pytest.mark.parametrize(
     ("body", "complaint"),
     [
@@ -158,6 +204,24 @@ def test_wrong_host_is_refused_if_a_host_is_required(host: str, status: int) -> 
     response = caller.post(APIMALL_CREATE, body, Host=host)
     assert response.status == status
     assert caller.buy_defapi().status == 200
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("GET", "/api/v1/images/history"),
+        ("GET", "/api/v1/account/balances"),
+        ("POST", "/api/v1/files/base64"),
+        ("POST", "/api/v1/files/upload-url"),
+        ("POST", "/api/v1/files/from-url"),
+        ("GET", "/api/v1/webhooks"),
+        ("DELETE", "/api/v1/webhooks/x"),
+    ],
+)
+def test_every_endpoint_of_apimall_may_require_a_host(method: str, path: str) -> None:
+    caller = Caller(required_host="gw.test")
+    request = EmulatedRequest(method, path, {}, {**HEADERS, "Host": "www.test"})
+    assert no_of_apimall(caller.simulator.handle(0.0, request))[:2] == (403, "non_gateway_host")
 
 
 def test_task_of_the_other_gateway_is_404() -> None:

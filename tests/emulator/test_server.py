@@ -7,10 +7,10 @@ from typing import Any
 
 import aiohttp
 import pytest
-from aiohttp import web
 
 from nanobanana_async.emulator import API_KEY, Emulator, Fault, Fixed, faults
 from nanobanana_async.emulator.messages import Endpoint
+from tests.emulator.hooks import Hook, serving
 
 KEY = {"Authorization": f"Bearer {API_KEY}"}
 MALL = {"model": "nano-banana-pro", "prompt": "a fox"}
@@ -182,32 +182,10 @@ async def test_closing_does_not_wait_for_stalls_or_idle_connections() -> None:
     assert asyncio.all_tasks() == before
 
 
-class Hook:
-    """A callback receiver on loopback."""
-
-    def __init__(self, status: int = 200) -> None:
-        self.status = status
-        self.bodies: list[Any] = []
-
-    async def take(self, request: web.Request) -> web.Response:
-        self.bodies.append(await request.json())
-        return web.Response(status=self.status)
-
-
-async def served(hook: Hook) -> tuple[web.AppRunner, str]:
-    app = web.Application()
-    app.router.add_post("/hook", hook.take)
-    runner = web.AppRunner(app, shutdown_timeout=0.1)
-    await runner.setup()
-    await web.TCPSite(runner, "127.0.0.1", 0).start()
-    return runner, f"http://127.0.0.1:{runner.addresses[0][1]}/hook"
-
-
 @pytest.mark.parametrize(("status", "sent"), [(200, 2), (500, 0)])
 async def test_each_callback_is_posted_once(http: aiohttp.ClientSession, status: int, sent: int) -> None:
     hook = Hook(status)
-    runner, url = await served(hook)
-    async with Emulator(duration=Fixed(0.05)) as emulator:
+    async with serving(hook) as url, Emulator(duration=Fixed(0.05)) as emulator:
         for prompt in ("a fox", "a [fail] fox"):
             body = {**OTHER, "prompt": prompt, "callback_url": url}
             async with http.post(f"{emulator.url}/api/image/gen", json=body) as response:
@@ -216,13 +194,12 @@ async def test_each_callback_is_posted_once(http: aiohttp.ClientSession, status:
             while emulator.stats().callbacks_sent + emulator.stats().callbacks_failed < 2:  # noqa: ASYNC110
                 await asyncio.sleep(0.01)
         assert (emulator.stats().callbacks_sent, emulator.stats().callbacks_failed) == (sent, 2 - sent)
-    await runner.cleanup()
-    assert sorted(body["status"] for body in hook.bodies) == ["failed", "success"]
+    assert sorted(json.loads(body)["status"] for body in hook.bodies) == ["failed", "success"]
 
 
 async def test_undelivered_callback_counts_as_failed(http: aiohttp.ClientSession) -> None:
-    runner, url = await served(Hook())
-    await runner.cleanup()
+    async with serving(Hook()) as url:
+        pass
     async with Emulator(duration=Fixed(0.02)) as emulator:
         async with http.post(f"{emulator.url}/api/image/gen", json={**OTHER, "callback_url": url}) as response:
             assert response.status == 200
