@@ -2,14 +2,14 @@
 
 import asyncio
 import re
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from contextlib import suppress
 from typing import Any
 from urllib.parse import urlsplit
 
 from aiohttp import web
 
-from nanobanana_async.engine.callback_urls import PATH
+from nanobanana_async.engine.callback_urls import ACCOUNT_PATH, PATH
 from nanobanana_async.errors import ConfigurationError, NanoBananaError
 from nanobanana_async.events import log
 from nanobanana_async.session import Session
@@ -21,16 +21,21 @@ BODY_S = 5.0
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
+ReadChunk = Callable[[], Awaitable[bytes | None]]
 
-_CALLBACK_PATH = re.compile(rf"{PATH}/([A-Za-z0-9_-]{{1,400}})/([A-Za-z0-9_-]{{1,100}})/?\Z")
+_NAME_AND_TOKEN = r"/([A-Za-z0-9_-]{1,400})/([A-Za-z0-9_-]{1,100})/?\Z"
+_CALLBACK_PATH = re.compile(PATH + _NAME_AND_TOKEN)
+_DELIVERY_PATH = re.compile(ACCOUNT_PATH + _NAME_AND_TOKEN)
 
 
 class CallbackReceiver:
     """Receives a gateway's callbacks for the jobs of a session, and of every session on the same ledger.
 
-    Create it before the first job. From then on the session sends a URL per job, `public_url` + `/callbacks/...`, as
-    `callback_url` if the gateway supports callbacks and the request has none of its own. `public_url` is the public URL
-    of this application, with the path under which it is mounted.
+    Create it before the first job. `public_url` is the public URL of this application, with the path under which it is
+    mounted; the gateway calls URLs below `public_url` + `/callbacks/`. With defapi the session sends a URL per job as
+    `callback_url`, if the request has none of its own. With API Mall it registers one webhook for the account while it
+    is open, in the background, and a later session on the ledger finds it again. If that fails, a WARNING is logged,
+    jobs are polled as without callbacks, and it is tried again. `unregister` or `nanobanana webhooks` removes it.
 
     It is an ASGI application: `app.mount("/hooks", receiver)`. In aiohttp: `app.add_routes(receiver.aiohttp_routes())`.
     `secret` (at least 16 bytes) signs the URLs; by default one is generated and stored in the ledger.
@@ -62,6 +67,13 @@ class CallbackReceiver:
         """Return the routes for an `aiohttp.web` application, with the path of `public_url`."""
         return [web.route("*", f"{self._path}{PATH}/{{call:.*}}", self._handle_aiohttp)]
 
+    async def unregister(self) -> int:
+        """Remove the webhooks that sessions on this ledger registered for the account; return how many.
+
+        This session, which must be open, registers none again. A gateway with a URL per job has none to remove.
+        """
+        return await self._callbacks.unregister()
+
     async def _serve(self, scope: Message, receive: Receive, send: Send) -> None:
         more = True
 
@@ -75,7 +87,8 @@ class CallbackReceiver:
                     return bytes(body)
             return None
 
-        status = await self._status(scope["method"], scope["path"], read_chunk)
+        headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
+        status = await self._status(scope["method"], scope["path"], headers, read_chunk)
         with suppress(OSError):  # the gateway has disconnected
             await send({"type": "http.response.start", "status": status, "headers": [(b"content-length", b"0")]})
             await send({"type": "http.response.body", "body": b""})
@@ -84,23 +97,29 @@ class CallbackReceiver:
         async def read_chunk() -> bytes | None:
             return await request.content.readany() or None
 
-        return web.Response(status=await self._status(request.method, request.path, read_chunk))
+        headers = {name.lower(): value for name, value in request.headers.items()}
+        return web.Response(status=await self._status(request.method, request.path, headers, read_chunk))
 
-    async def _status(self, method: str, path: str, read_chunk: Callable[[], Awaitable[bytes | None]]) -> int:
-        """Handle a callback and return the status of the response."""
-        match = _CALLBACK_PATH.search(path) if method == "POST" else None
+    async def _status(self, method: str, path: str, headers: Mapping[str, str], read_chunk: ReadChunk) -> int:
+        """Handle a callback or a delivery and return the status of the response."""
+        job = _CALLBACK_PATH.search(path) if method == "POST" else None
+        delivery = _DELIVERY_PATH.search(path) if method == "POST" else None
         try:
-            key = None if match is None else await self._callbacks.verify(match[1], match[2])
-            if key is None:
+            if job is not None and (key := await self._callbacks.verify(job[1], job[2])) is not None:
+                handled = await self._callbacks.handle_verified(key, await _body(read_chunk))
+            elif delivery is not None and (
+                (account := await self._callbacks.verify_account(delivery[1], delivery[2])) is not None
+            ):
+                handled = await self._callbacks.handle_delivery(account, headers, await _body(read_chunk))
+            else:
                 return 404
-            handled = await self._callbacks.handle_verified(key, await _body(read_chunk))
         except NanoBananaError as error:  # the session is not open, or its ledger failed
             log.warning("callback.failed error=%s", error.message)
             handled = False
         return 200 if handled else 503
 
 
-async def _body(read_chunk: Callable[[], Awaitable[bytes | None]]) -> bytes:
+async def _body(read_chunk: ReadChunk) -> bytes:
     """Return the body: empty if too long, partial if cut off or slow. A partial body still triggers a poll."""
     body = bytearray()
     with suppress(Exception):  # each server raises its own errors for an incomplete body

@@ -1,4 +1,4 @@
-"""API Mall (gateway.apimall.ai): envelope with `success` and `error`, `Idempotency-Key`, no callbacks."""
+"""API Mall (gateway.apimall.ai): envelope with `success` and `error`, `Idempotency-Key`, webhooks of the account."""
 
 import sys
 from collections.abc import Mapping
@@ -9,7 +9,17 @@ from attrs import field, frozen
 from cattrs.gen import make_dict_structure_fn, override
 
 from nanobanana_async.errors import InvalidRequest
+from nanobanana_async.gateways.apimall_webhooks import (
+    parse_webhook,
+    parse_webhooks,
+    signature_of,
+    task_of_delivery,
+    webhook_list_request,
+    webhook_removal_request,
+    webhook_request,
+)
 from nanobanana_async.gateways.base import GatewaySettings, task_type, unsupported_field
+from nanobanana_async.gateways.capabilities import Signature, Webhook
 from nanobanana_async.gateways.contract import MIB, HttpRequest, HttpResponse
 from nanobanana_async.gateways.parsing import (
     CONVERTER,
@@ -34,6 +44,7 @@ _STATUSES = {
     "completed": TaskStatus(JobState.SUCCEEDED),
     "failed": TaskStatus(JobState.FAILED),
 }
+NO_CONTENT = 204
 _FLAGS = {"true": True, "1": True, "false": False, "0": False}
 
 
@@ -153,10 +164,53 @@ class ApiMall(GatewaySettings):
         return parse_task(answer, envelope, data, _STATUSES, refusal=refusal, request_id=request_id)
 
     def read_callback(self, body: bytes) -> Observation:
-        """Raise `UnexpectedResponse`: this gateway sends no callbacks."""
+        """Raise `UnexpectedResponse`: this gateway calls no URL of a single job; see `read_delivery`."""
         answer = ParsedResponse(self, body)
         del body  # it may hold the API key, and some tools show the locals of a traceback
         raise answer.unexpected_response("this gateway does not send callbacks")
+
+    def build_webhook_list(self) -> HttpRequest:
+        """Return the request for the webhooks of the account."""
+        return webhook_list_request(self.base_url)
+
+    def read_webhook_list(self, response: HttpResponse) -> list[Webhook]:
+        """Return the webhooks of the account, or raise the error that the answer holds."""
+        return parse_webhooks(*self._answered(response))
+
+    def build_webhook(self, url: str, *, secret: str) -> HttpRequest:
+        """Return the request that registers a webhook; raise `ConfigurationError` for a URL that is never called."""
+        return webhook_request(self.base_url, url, secret)
+
+    def read_webhook(self, response: HttpResponse) -> Webhook:
+        """Return the webhook that was registered, or raise the error that the answer holds."""
+        return parse_webhook(*self._answered(response))
+
+    def build_webhook_removal(self, webhook_id: str) -> HttpRequest:
+        """Return the request that removes a webhook."""
+        return webhook_removal_request(self.base_url, webhook_id)
+
+    def read_webhook_removal(self, response: HttpResponse) -> None:
+        """Raise the error that the answer holds: `TaskNotFound` if there is no such webhook."""
+        if response.status != NO_CONTENT:
+            self._answered(response)
+
+    def read_delivery(self, body: bytes) -> str:
+        """Return the task id that a delivery names, or raise `UnexpectedResponse`. Do not trust it."""
+        answer = ParsedResponse(self, body)
+        del body  # it may hold the API key, and some tools show the locals of a traceback
+        return task_of_delivery(answer)
+
+    def read_signature(self, headers: Mapping[str, str], body: bytes, *, secret: str) -> Signature | None:
+        """Return the signature of a delivery; None if there is none, or one of an unknown form."""
+        return signature_of(headers, body, secret)
+
+    def _answered(self, response: HttpResponse) -> tuple[ParsedResponse, object]:
+        """Return an answer and its `data`, or raise the error that it holds."""
+        answer = ParsedResponse.from_response(self, response)
+        envelope, refusal = unwrap(answer, _find_refusal)
+        if refusal is not None:
+            raise refusal_error(answer, refusal)
+        return answer, envelope.get("data")
 
 
 def _flag(value: object) -> bool | None:
