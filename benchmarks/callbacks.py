@@ -218,11 +218,12 @@ async def _measure(seeds: int, jobs: int, median_s: float) -> Section:
         cases = [Case(seed=seed, jobs=jobs, median_s=median_s, **trouble) for seed in range(1, seeds + 1)]
         runs[name] = await _all(cases)
     table = Table(
-        title=f"Callbacks (defapi, where no other gateway is named): {jobs} jobs, limit {LIMIT}, LN({median_s:g} s, {SIGMA}), ledger on disk",
+        title=f"Callbacks (of defapi, if no gateway is named): {jobs} jobs, limit {LIMIT}, LN({median_s:g} s, {SIGMA})",
         columns=COLUMNS,
         rows=[_row(name, found) for name, found in runs.items()],
         notes=(
-            f"Medians of {seeds} seeds; double and uncertain are sums. The ideal knows the limit and sees each end.",
+            f"Medians of {seeds} seeds, ledger on disk; double and uncertain are sums.",
+            "The ideal knows the limit and sees each end.",
             "A lost 429 leaves an uncertain job that was never bought: no callback comes, a person must resolve it.",
         ),
     )
