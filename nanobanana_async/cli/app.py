@@ -22,6 +22,7 @@ from nanobanana_async.cli.jobs.command import job_commands
 from nanobanana_async.cli.options import FolderOption, Name, setting_message, usage_message
 from nanobanana_async.cli.signals import Interrupted, run_until_signal
 from nanobanana_async.cli.streams import silence, usable_streams
+from nanobanana_async.cli.webhooks import webhook_commands
 from nanobanana_async.config import gateway_from_env
 from nanobanana_async.emulator import ACCOUNTS, EmulatorOptions, LogNormal, serve
 from nanobanana_async.emulator.rates import RateWindow
@@ -217,3 +218,4 @@ def _environ(name: Name | None, base_url: str | None) -> dict[str, str]:
 app.command(GenerateCommand(_find_gateway).generate)
 app.command(BatchCommand(_find_gateway).batch)
 app.command(job_commands(_find_gateway))
+app.command(webhook_commands(_find_gateway))

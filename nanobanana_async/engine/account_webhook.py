@@ -63,9 +63,9 @@ class Webhooks:
         """Return all webhooks of the account."""
         return self._gateway.read_webhook_list(await self._send(self._gateway.build_webhook_list()))
 
-    async def is_ours(self, webhook: Webhook) -> bool:
-        """Return whether a webhook was registered from this ledger for this account, for any public URL."""
-        return await self._callbacks.is_current(webhook.url, self._account) is not None
+    async def ours(self) -> Sequence[Webhook]:
+        """Return those that were registered from this ledger for this account, for any public URL."""
+        return [each for each in await self.fetch() if await self._callbacks.account_of(each.url) == self._account]
 
     async def remove(self, webhook_id: str) -> bool:
         """Remove a webhook; return False if there is none with this id."""
@@ -78,31 +78,25 @@ class Webhooks:
 
     async def remove_ours(self) -> int:
         """Remove all of ours; return how many."""
-        ours = [webhook for webhook in await self.fetch() if await self.is_ours(webhook)]
-        return sum([await self.remove(webhook.id) for webhook in ours])
+        return sum([await self.remove(webhook.id) for webhook in await self.ours()])
 
     async def ensure(self) -> None:
         """Register our webhook unless it is there and active; remove others of ours, which are superfluous."""
-        current, others = await self._sorted(await self.fetch())
+        current, others = self._sorted(await self.ours())
         if not current:
             url = await self._callbacks.make_account_url(self._account)
             secret = await self._callbacks.account_secret(self._account)
             made = self._gateway.read_webhook(await self._send(self._gateway.build_webhook(url, secret=secret)))
             log.info("webhook.registered id=%s", made.id, extra={"event": "webhook.registered"})
-            current, others = await self._sorted(await self.fetch())
+            current, others = self._sorted(await self.ours())  # another process may have registered one meanwhile
             current = sorted({made.id, *current})
         for superfluous in (*current[1:], *others):
             await self.remove(superfluous)
 
-    async def _sorted(self, webhooks: Sequence[Webhook]) -> tuple[list[str], list[str]]:
-        """Return the ids of ours that are active and have the current URL, and the ids of the others of ours."""
-        current: list[str] = []
-        others: list[str] = []
-        for webhook in webhooks:
-            at_public_url = await self._callbacks.is_current(webhook.url, self._account)
-            if at_public_url is not None:
-                (current if at_public_url and webhook.is_active else others).append(webhook.id)
-        return sorted(current), others
+    def _sorted(self, ours: Sequence[Webhook]) -> tuple[list[str], list[str]]:
+        """Return the ids of those that are active and have the present public URL, and the ids of the others."""
+        current = [each.id for each in ours if each.is_active and self._callbacks.is_below_public_url(each.url)]
+        return sorted(current), [each.id for each in ours if each.id not in current]
 
 
 class AccountWebhook:

@@ -105,12 +105,14 @@ class CallbackUrls:
         """Return the secret with which the gateway signs deliveries for an account."""
         return await self._token(f"nanobanana_async webhook secret {account}", hashlib.sha256().digest_size)
 
-    async def is_current(self, url: str, account: str) -> bool | None:
-        """Return whether a URL is the account's at this public URL; None if it is none of ours for this account."""
+    async def account_of(self, url: str) -> str | None:
+        """Return the account whose URL this is, for any public URL; None if its token is not ours."""
         match = _ACCOUNT_URL.match(url)
-        if match is None or await self.verify_account(match[2], match[3]) != account:
-            return None
-        return match[1].lower() == (self._public_url or "").lower()
+        return None if match is None else await self.verify_account(match[2], match[3])
+
+    def is_below_public_url(self, url: str) -> bool:
+        """Return whether an account's URL is below the present public URL."""
+        return url.partition(f"{ACCOUNT_PATH}/")[0].lower() == (self._public_url or "").lower()
 
     async def verify(self, name: str, token: str) -> str | None:
         """Return the key of the job whose URL ends in this name and token; None if there is no such URL."""
