@@ -58,7 +58,8 @@ async def test_deliveries_leave_about_one_poll_per_job(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("signatures", ["right", "wrong", "unknown", "absent"])
 async def test_deliveries_with_any_signature_are_hints(signatures: WebhookSignatures) -> None:
-    async with emulated(**QUICK, webhook_signatures=signatures) as emulator:
+    options: EmulatorOptions = {**QUICK, "webhook_signatures": signatures}
+    async with emulated(**options) as emulator:
         session = Session(emulator.apimall())
         async with received(session), session:
             outcomes = await buy(session, 40)
@@ -68,7 +69,12 @@ async def test_deliveries_with_any_signature_are_hints(signatures: WebhookSignat
 
 
 async def test_dropped_and_repeated_deliveries_end_all_jobs_once(tmp_path: Path) -> None:
-    async with emulated(**QUICK, callback_drop_probability=1 / 3, callback_duplicate_probability=1 / 3) as emulator:
+    options: EmulatorOptions = {
+        **QUICK,
+        "callback_drop_probability": 1 / 3,
+        "callback_duplicate_probability": 1 / 3,
+    }
+    async with emulated(**options) as emulator:
         session = Session(emulator.apimall(), ledger=tmp_path / "jobs.sqlite")
         async with received(session), session:
             outcomes = await buy(session, 30)
