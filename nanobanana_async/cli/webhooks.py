@@ -100,14 +100,14 @@ class _Commands:
             for each in listed:
                 facts = {**asdict(each.webhook), "ours": each.ours}
                 print(json_line(json_format.dumps(facts, ensure_ascii=False)))
-        elif sys.stdout.isatty():
+        elif sys.stdout.isatty() and listed:
             Console().print(_table(listed))
         else:
             for each in listed:
                 print("\t".join(each.cells))
         sys.stdout.flush()
         ours = sum(each.ours for each in listed)
-        print_note(f"{count(len(listed), 'webhook')}, {ours} of them registered from {ledger}")
+        print_note(f"{count(len(listed), 'webhook')}, {ours} registered from {ledger}")
         return OK
 
     def remove(

@@ -14,7 +14,7 @@ from nanobanana_async.engine.callback_urls import CallbackUrls
 from nanobanana_async.engine.contained_send import send_contained
 from nanobanana_async.engine.fallback_polling import FallbackPolling
 from nanobanana_async.engine.timers import TICK_S
-from nanobanana_async.errors import MAX_RETRY_AFTER_S, TaskNotFound
+from nanobanana_async.errors import MAX_RETRY_AFTER_S, NanoBananaError, TaskNotFound
 from nanobanana_async.escaping import one_line
 from nanobanana_async.events import log
 from nanobanana_async.gateways.capabilities import HasWebhooks, Webhook
@@ -144,7 +144,10 @@ class AccountWebhook:
 
 
 def _log_failure(error: Exception, wait_s: float, *, first: bool) -> None:
-    advice = "jobs are polled as without webhooks until then" if first else ""
-    text = f"error={type(error).__name__}: {error} wait_s={wait_s:.0f} {advice}"
-    level = log.warning if first else log.info
-    level("webhook.not_registered %s", one_line(text).rstrip(), extra={"event": "webhook.not_registered"})
+    """Log the first failure in a row as a warning, the others as information."""
+    why = one_line(error.message if isinstance(error, NanoBananaError) else str(error))
+    text, extra = f"{type(error).__name__}: {why} wait_s={wait_s:.0f}", {"event": "webhook.not_registered"}
+    if first:
+        log.warning("webhook.not_registered error=%s jobs are polled as without webhooks", text, extra=extra)
+    else:
+        log.info("webhook.not_registered error=%s", text, extra=extra)

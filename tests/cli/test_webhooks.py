@@ -1,5 +1,6 @@
 """`nanobanana webhooks`: what is listed and removed, against the emulator over loopback."""
 
+import asyncio
 import json
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -8,9 +9,10 @@ import pytest
 from attrs import frozen
 
 from nanobanana_async import Session
+from nanobanana_async.cli.app import run
 from nanobanana_async.emulator import API_KEY, Emulator
 from nanobanana_async.webhooks import CallbackReceiver
-from tests.support.command import Said, environment, nanobanana
+from tests.support.command import Said, TerminalStream, environment, nanobanana
 from tests.support.loopback import until
 
 URL = "http://127.0.0.1:9/hooks"
@@ -51,7 +53,7 @@ async def test_list_says_which_are_ours_and_hides_their_tokens(account: Account)
         "wh_0_1\tactive\t0\t0\tno\thttps://other.example/\\x1b[2J?t=1\t",
         f"wh_0_2\tactive\t0\t0\tyes\t{URL}/callbacks/account/...\t",
     ]
-    assert said.err.startswith("2 webhooks, 1 of them registered from ")
+    assert said.err.startswith("2 webhooks, 1 registered from ")
 
 
 async def test_list_as_json_has_the_counts(account: Account) -> None:
@@ -59,6 +61,21 @@ async def test_list_as_json_has_the_counts(account: Account) -> None:
     other, ours = (json.loads(line) for line in said.out.splitlines())
     assert (other["ours"], ours["ours"]) == (False, True)
     assert (ours["id"], ours["status"], ours["total_sent"], ours["total_failed"]) == ("wh_0_2", "active", 0, 0)
+
+
+async def test_terminal_shows_a_table(account: Account, monkeypatch: pytest.MonkeyPatch) -> None:
+    screen = TerminalStream()
+    monkeypatch.setattr("sys.stdout", screen)
+    for name, value in (account.environ | {"TERM": "dumb"}).items():
+        monkeypatch.setenv(name, value)
+    await asyncio.to_thread(run, ["webhooks"])
+    title, *rows = screen.getvalue().splitlines()
+    assert title.split() == ["id", "status", "sent", "failed", "ours", "url", "last", "error"]
+    assert [row.split()[:5] for row in rows] == [
+        ["wh_0_1", "active", "0", "0", "no"],
+        ["wh_0_2", "active", "0", "0", "yes"],
+    ]
+    assert "\x1b[2J" not in screen.getvalue()
 
 
 async def test_without_the_ledger_none_is_ours(account: Account, tmp_path: Path) -> None:
