@@ -25,8 +25,10 @@ from nanobanana_async.policy.session_budget import SessionBudget
 FIRST_WAIT_S = 5.0
 LONGEST_WAIT_S = 900.0
 
-# Where deliveries are lost, the registration is checked again, at most once in this time.
+# Where deliveries do not come, the registration is checked again after this time; twice as long after each check that
+# finds nothing to change, up to the longest.
 CHECK_GAP_S = 300.0
+LONGEST_CHECK_GAP_S = 3600.0
 
 Send = Callable[[HttpRequest], Awaitable[HttpResponse]]
 
@@ -80,10 +82,13 @@ class Webhooks:
         """Remove all of ours; return how many."""
         return sum([await self.remove(webhook.id) for webhook in await self.ours()])
 
-    async def ensure(self) -> None:
-        """Register our webhook unless it is there and active; remove others of ours, which are superfluous."""
+    async def ensure(self) -> bool:
+        """Register our webhook unless it is there and active; remove others of ours, which are superfluous.
+
+        Return whether it had to be registered.
+        """
         current, others = self._sorted(await self.ours())
-        if not current:
+        if missing := not current:
             url = await self._callbacks.make_account_url(self._account)
             secret = await self._callbacks.account_secret(self._account)
             made = self._gateway.read_webhook(await self._send(self._gateway.build_webhook(url, secret=secret)))
@@ -92,6 +97,7 @@ class Webhooks:
             current = sorted({made.id, *current})
         for superfluous in (*current[1:], *others):
             await self.remove(superfluous)
+        return missing
 
     def _sorted(self, ours: Sequence[Webhook]) -> tuple[list[str], list[str]]:
         """Return the ids of those that are active and have the present public URL, and the ids of the others."""
@@ -113,21 +119,21 @@ class AccountWebhook:
     async def keep_registered(self) -> None:
         """Register the webhook once there is a receiver; check it again where deliveries are lost."""
         await self._callbacks.enabled.wait()
-        failures = 0
+        wait_s, gap_s = FIRST_WAIT_S, CHECK_GAP_S
         while True:
             try:
-                await self._register()
+                new = await self._register()
             except Exception as error:  # a gateway of the user's own may raise anything, and jobs are polled anyway
-                failures += 1
-                wait_s = min(LONGEST_WAIT_S, FIRST_WAIT_S * 2 ** (failures - 1))
-                wait_s = max(wait_s, min(getattr(error, "retry_after_s", None) or 0.0, MAX_RETRY_AFTER_S))
-                _log_failure(error, wait_s, first=failures == 1)
-                await anyio.sleep(wait_s)
+                asked_s = min(getattr(error, "retry_after_s", None) or 0.0, MAX_RETRY_AFTER_S)
+                _log_failure(error, max(wait_s, asked_s), first=wait_s == FIRST_WAIT_S)
+                await anyio.sleep(max(wait_s, asked_s))
+                wait_s = min(2 * wait_s, LONGEST_WAIT_S)
                 continue
-            failures, checked_at = 0, self._clock()
-            await self._fallback.deliveries_lost.wait()
+            wait_s, gap_s = FIRST_WAIT_S, CHECK_GAP_S if new else gap_s
+            await anyio.sleep(gap_s)
             self._fallback.deliveries_lost.clear()
-            await anyio.sleep(max(0.0, checked_at + CHECK_GAP_S - self._clock()))
+            await self._fallback.deliveries_lost.wait()
+            gap_s = min(2 * gap_s, LONGEST_CHECK_GAP_S)
 
     async def unregister(self) -> int:
         """Remove the webhooks of the account that are ours, and register none again; return how many were removed."""
@@ -136,11 +142,12 @@ class AccountWebhook:
             self._fallback.webhook_removed()
             return await self._webhooks.remove_ours()
 
-    async def _register(self) -> None:
+    async def _register(self) -> bool:
         async with self._turn:
+            new = self._wanted and await self._webhooks.ensure()
             if self._wanted:
-                await self._webhooks.ensure()
                 self._fallback.webhook_registered()
+            return new
 
 
 def _log_failure(error: Exception, wait_s: float, *, first: bool) -> None:

@@ -49,7 +49,7 @@ class FallbackPolling:
         """The recent share of callbacks that never came."""
         self.early = EarlyDeliveries(clock)
         self.deliveries_lost = asyncio.Event()
-        """Set when callbacks are no longer relied on: the webhook may be gone."""
+        """Set when a job ends without a callback while none are relied on: the webhook may be gone."""
         self._webhook_since: float | None = None
         """When the account's webhook was registered, or found."""
         self._proven = True
@@ -109,10 +109,9 @@ class FallbackPolling:
         if not self.is_expected_for(record):
             return
         if self._proven:
-            relied = self._relies
             self._lost += LOSS_SMOOTHING * ((not called) - self._lost)
             self._relies = self._lost < (STOP_RELYING_ABOVE if self._relies else RELY_AGAIN_BELOW)
-            if relied and not self._relies:
+            if not (called or self._relies):
                 self.deliveries_lost.set()
         elif called:
             self._prove()
@@ -126,6 +125,7 @@ class FallbackPolling:
     def _ended_unannounced(self, task_id: str) -> None:
         """Remember a task that ended before any delivery came; warn once if none comes for long."""
         now, ended = self._clock(), self._unannounced
+        self.deliveries_lost.set()
         ended[task_id] = None
         self._silent_since = min(self._silent_since, now)
         if len(ended) >= SILENT_JOBS and now >= self._silent_since + SILENT_S and not self._warned:

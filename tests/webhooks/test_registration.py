@@ -6,7 +6,7 @@ import logging
 import pytest
 
 from nanobanana_async import ConcurrencyPolicy, ConfigurationError, MemoryLedger, TransportError
-from nanobanana_async.engine.account_webhook import CHECK_GAP_S
+from nanobanana_async.engine.account_webhook import CHECK_GAP_S, LONGEST_CHECK_GAP_S
 from nanobanana_async.testing import FakeTransport, Reply
 from nanobanana_async.webhooks import CallbackReceiver
 from tests.support.callbacks import PUBLIC, CallbackGateway, calling
@@ -258,10 +258,35 @@ async def test_webhook_that_is_gone_is_registered_again_after_losses() -> None:
         gateway.webhooks.clear()
         while gateway.registered == 1:
             await session.generate("a fox")
-            assert now() < 3 * CHECK_GAP_S
+            assert now() < 2 * CHECK_GAP_S
         for _ in range(40):
             await session.generate("a fox")
         before = gateway.polled.total()
         for _ in range(5):
             await session.generate("a fox")
         assert gateway.polled.total() - before == 5
+
+
+@pytest.mark.slow
+@virtually
+async def test_webhook_that_was_never_seen_to_work_is_checked_ever_more_rarely() -> None:
+    gateway = WebhookGateway(job_s=30.0)
+    gateway.delays_s = {f"t{number}": None for number in range(1, 500)}
+    async with hooked(gateway) as session:
+        while now() < 3 * LONGEST_CHECK_GAP_S:
+            await session.generate("a fox")
+        assert 3 <= len(gateway.asked) - 3 <= 6
+        gateway.webhooks["wh_1"]["status"] = "disabled"  # as gateways do when deliveries fail
+        begun = now()
+        while gateway.registered == 1:
+            await session.generate("a fox")
+            assert now() < begun + 2 * LONGEST_CHECK_GAP_S
+    assert list(gateway.webhooks) == ["wh_2"]
+
+
+@virtually
+async def test_idle_session_asks_nothing_more() -> None:
+    gateway = WebhookGateway()
+    async with hooked(gateway):
+        await asyncio.sleep(10 * CHECK_GAP_S)
+    assert len(gateway.asked) == 3
