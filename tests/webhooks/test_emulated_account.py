@@ -7,6 +7,7 @@ from typing import Any
 
 import aiohttp
 import pytest
+from aiohttp import web
 
 from nanobanana_async import ApiMall, Outcome, Session
 from nanobanana_async.emulator import API_KEY, Emulator, EmulatorOptions, Fixed, LogNormal
@@ -90,7 +91,7 @@ async def test_restarted_app_finds_its_webhook_again(tmp_path: Path) -> None:
         ids = []
         for start in range(3):
             session = Session(emulator.apimall(), ledger=tmp_path / "jobs.sqlite")
-            app = aiohttp.web.Application()
+            app = web.Application()
             app.add_routes(CallbackReceiver(session, public_url=address).aiohttp_routes())
             async with session, served(app, listener.dup()):
                 ids.append((await registered(emulator))["id"])
