@@ -34,7 +34,7 @@ Send = Callable[[HttpRequest], Awaitable[HttpResponse]]
 
 
 class BudgetedSend:
-    """Sends requests about webhooks: each counts in the budget of requests, and waits for the user's cap and pauses."""
+    """Sends requests about webhooks: each counts as a request, and waits for the user's cap and for pauses."""
 
     def __init__(
         self, transport: Transport, budget: SessionBudget, *, timeout_s: float, clock: Callable[[], float]
@@ -48,7 +48,7 @@ class BudgetedSend:
         """Send a request when its turn has come."""
         while (wait_s := self._budget.gate_opens_at - self._clock()) > 0:  # noqa: ASYNC110 - others may take the turn
             await anyio.sleep(max(wait_s, TICK_S))
-        self._budget.count(self._clock())
+        self._budget.sent("poll", self._clock())  # creates and polls leave later for it where requests are scarce
         return await send_contained(self._transport, request, timeout_s=self._timeout_s)
 
 
