@@ -1,50 +1,40 @@
-"""Receive callbacks, and serve local reference images: ASGI applications, and routes for `aiohttp.web`."""
+"""Receive callbacks, and serve reference images: ASGI applications, and routes for `aiohttp.web`."""
 
 import asyncio
-import math
-import os
 import re
-import secrets
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
-from typing import Any
-from urllib.parse import urlsplit
 
 from aiohttp import web
 
-from nanobanana_async.engine.callback_urls import PATH
-from nanobanana_async.errors import ConfigurationError, NanoBananaError, SaveError
+from nanobanana_async.asgi import Message, Receive, Send, lifespan, path_of
+from nanobanana_async.engine.callback_urls import ACCOUNT_PATH, PATH
+from nanobanana_async.errors import NanoBananaError
 from nanobanana_async.events import log
-from nanobanana_async.http.threads import ThreadLimiter
-from nanobanana_async.images.files import why_unwritable
-from nanobanana_async.images.formats import FORMATS, detect
+from nanobanana_async.reference_host import ReferenceHost
 from nanobanana_async.session import Session
-from nanobanana_async.validators import DAY_S, as_folder, as_number, check_kind
+from nanobanana_async.validators import check_kind
+
+__all__ = ["CallbackReceiver", "ReferenceHost"]
 
 MAX_BODY = 64 * 1024
 BODY_S = 5.0
 
-Message = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
+ReadChunk = Callable[[], Awaitable[bytes | None]]
 
-REFERENCES = "/references"
-_NAME = "[0-9a-f]{64}(?:" + "|".join(re.escape(each.extension) for each in FORMATS) + ")"
-_REFERENCE_NAME = re.compile(_NAME)
-_REFERENCE_PATH = re.compile(rf"{REFERENCES}/({_NAME})\Z")
-_FILE_THREADS = 4
-_SENT_AT_ONCE = 1 << 18
-_SWEEP_S = 3600.0
-
-_CALLBACK_PATH = re.compile(rf"{PATH}/([A-Za-z0-9_-]{{1,400}})/([A-Za-z0-9_-]{{1,100}})/?\Z")
+_NAME_AND_TOKEN = r"/([A-Za-z0-9_-]{1,400})/([A-Za-z0-9_-]{1,100})/?\Z"
+_CALLBACK_PATH = re.compile(PATH + _NAME_AND_TOKEN)
+_DELIVERY_PATH = re.compile(ACCOUNT_PATH + _NAME_AND_TOKEN)
 
 
 class CallbackReceiver:
     """Receives a gateway's callbacks for the jobs of a session, and of every session on the same ledger.
 
-    Create it before the first job. From then on the session sends a URL per job, `public_url` + `/callbacks/...`, as
-    `callback_url` if the gateway supports callbacks and the request has none of its own. `public_url` is the public URL
-    of this application, with the path under which it is mounted.
+    Create it before the first job. `public_url` is the public URL of this application, with the path under which it is
+    mounted; the gateway calls URLs below `public_url` + `/callbacks/`. With defapi the session sends a URL per job as
+    `callback_url`, if the request has none of its own. With API Mall it registers one webhook for the account while it
+    is open, in the background, and a later session on the ledger finds it again. If that fails, a WARNING is logged,
+    jobs are polled as without callbacks, and it is tried again. `unregister` or `nanobanana webhooks` removes it.
 
     It is an ASGI application: `app.mount("/hooks", receiver)`. In aiohttp: `app.add_routes(receiver.aiohttp_routes())`.
     `secret` (at least 16 bytes) signs the URLs; by default one is generated and stored in the ledger.
@@ -57,14 +47,14 @@ class CallbackReceiver:
     def __init__(self, session: Session, *, public_url: str, secret: bytes | str | None = None) -> None:
         check_kind("session", session, Session, "a Session")
         self._callbacks = session._callback_urls
-        self._path = _path_of(public_url)
+        self._path = path_of(public_url)
         session._callback_urls.enable(public_url, secret.encode() if isinstance(secret, str) else secret)
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         """Serve one ASGI connection."""
         match scope["type"]:
             case "lifespan":
-                await _lifespan(receive, send)
+                await lifespan(receive, send)
             case "http":
                 await self._serve(scope, receive, send)
             case "websocket":
@@ -75,6 +65,13 @@ class CallbackReceiver:
     def aiohttp_routes(self) -> list[web.RouteDef]:
         """Return the routes for an `aiohttp.web` application, with the path of `public_url`."""
         return [web.route("*", f"{self._path}{PATH}/{{call:.*}}", self._handle_aiohttp)]
+
+    async def unregister(self) -> int:
+        """Remove the webhooks that sessions on this ledger registered for the account; return how many.
+
+        This session, which must be open, registers none again. A gateway with a URL per job has none to remove.
+        """
+        return await self._callbacks.unregister()
 
     async def _serve(self, scope: Message, receive: Receive, send: Send) -> None:
         more = True
@@ -89,7 +86,8 @@ class CallbackReceiver:
                     return bytes(body)
             return None
 
-        status = await self._status(scope["method"], scope["path"], read_chunk)
+        headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
+        status = await self._status(scope["method"], scope["path"], headers, read_chunk)
         with suppress(OSError):  # the gateway has disconnected
             await send({"type": "http.response.start", "status": status, "headers": [(b"content-length", b"0")]})
             await send({"type": "http.response.body", "body": b""})
@@ -98,127 +96,29 @@ class CallbackReceiver:
         async def read_chunk() -> bytes | None:
             return await request.content.readany() or None
 
-        return web.Response(status=await self._status(request.method, request.path, read_chunk))
+        headers = {name.lower(): value for name, value in request.headers.items()}
+        return web.Response(status=await self._status(request.method, request.path, headers, read_chunk))
 
-    async def _status(self, method: str, path: str, read_chunk: Callable[[], Awaitable[bytes | None]]) -> int:
-        """Handle a callback and return the status of the response."""
-        match = _CALLBACK_PATH.search(path) if method == "POST" else None
+    async def _status(self, method: str, path: str, headers: Mapping[str, str], read_chunk: ReadChunk) -> int:
+        """Handle a callback or a delivery and return the status of the response."""
+        job = _CALLBACK_PATH.search(path) if method == "POST" else None
+        delivery = _DELIVERY_PATH.search(path) if method == "POST" else None
         try:
-            key = None if match is None else await self._callbacks.verify(match[1], match[2])
-            if key is None:
+            if job is not None and (key := await self._callbacks.verify(job[1], job[2])) is not None:
+                handled = await self._callbacks.handle_verified(key, await _body(read_chunk))
+            elif delivery is not None and (
+                (account := await self._callbacks.verify_account(delivery[1], delivery[2])) is not None
+            ):
+                handled = await self._callbacks.handle_delivery(account, headers, await _body(read_chunk))
+            else:
                 return 404
-            handled = await self._callbacks.handle_verified(key, await _body(read_chunk))
         except NanoBananaError as error:  # the session is not open, or its ledger failed
             log.warning("callback.failed error=%s", error.message)
             handled = False
         return 200 if handled else 503
 
 
-class ReferenceHost:
-    """Serves local reference images to gateways that fetch them: `Session(references=ReferenceHost(...))`.
-
-    `public_url` is the public URL of this application, with the path under which it is mounted. `folder` holds the
-    images, each under the digest of its content; all workers of an application share it. An image that was not needed
-    for `keep_s` seconds is removed: by then no job that names it can be waiting. A URL can't be guessed without the
-    image itself.
-
-    It is an ASGI application: `app.mount("/hooks", host)`. In aiohttp: `app.add_routes(host.aiohttp_routes())`.
-    """
-
-    def __init__(self, *, public_url: str, folder: str | os.PathLike[str], keep_s: float = 7 * DAY_S) -> None:
-        self._path = _path_of(public_url)
-        self._public_url = public_url.rstrip("/")
-        self._folder = as_folder("folder", folder)
-        self._keep_s = as_number("keep_s", keep_s, above=0, endless=True)
-        self._threads = ThreadLimiter(_FILE_THREADS)
-        self._swept_at = -math.inf
-
-    async def publish(self, content: bytes, digest: str) -> str:
-        """Store an image, and return the URL under which it is served. Raises `SaveError` if it can't be stored."""
-        try:
-            name = await self._threads.run(self._store, content, digest)
-        except OSError as error:
-            raise SaveError(why_unwritable(self._folder, error)) from None
-        return f"{self._public_url}{REFERENCES}/{name}"
-
-    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
-        """Serve one ASGI connection."""
-        match scope["type"]:
-            case "lifespan":
-                await _lifespan(receive, send)
-            case "http":
-                await self._serve(scope, send)
-            case "websocket":
-                await send({"type": "websocket.close", "code": 1000})
-            case unknown:
-                raise ValueError(f"unsupported ASGI connection type: {unknown!r}")
-
-    def aiohttp_routes(self) -> list[web.RouteDef]:
-        """Return the routes for an `aiohttp.web` application, with the path of `public_url`."""
-        return [web.route("*", f"{self._path}{REFERENCES}/{{name:.*}}", self._handle_aiohttp)]
-
-    async def _serve(self, scope: Message, send: Send) -> None:
-        content = await self._read(scope["method"], scope["path"])
-        headers = {"content-length": "0"} if content is None else _image_headers(scope["path"], content)
-        start = {
-            "type": "http.response.start",
-            "status": 404 if content is None else 200,
-            "headers": [(name.encode(), value.encode()) for name, value in headers.items()],
-        }
-        shown = b"" if content is None or scope["method"] == "HEAD" else content
-        with suppress(OSError):  # the gateway has disconnected
-            await send(start)
-            for begin in range(0, max(1, len(shown)), _SENT_AT_ONCE):
-                more = begin + _SENT_AT_ONCE < len(shown)
-                piece = shown[begin : begin + _SENT_AT_ONCE]
-                await send({"type": "http.response.body", "body": piece, "more_body": more})
-
-    async def _handle_aiohttp(self, request: web.Request) -> web.Response:
-        content = await self._read(request.method, request.path)
-        if content is None:
-            return web.Response(status=404)
-        return web.Response(body=content, headers=_image_headers(request.path, content))
-
-    async def _read(self, method: str, path: str) -> bytes | None:
-        """Return the image at a path; None if there is none."""
-        match = _REFERENCE_PATH.search(path)
-        if method not in ("GET", "HEAD") or match is None:
-            return None
-        try:
-            return await self._threads.run((self._folder / match[1]).read_bytes)
-        except OSError:
-            return None
-
-    def _store(self, content: bytes, digest: str) -> str:
-        """Write an image unless it is there, and remove old ones; return its name. Runs in a thread."""
-        file = self._folder / f"{digest}{detect(content).extension}"
-        self._folder.mkdir(parents=True, exist_ok=True)
-        try:
-            os.utime(file)  # it is needed now
-        except FileNotFoundError:
-            part = self._folder / f".{file.name}.{secrets.token_hex(8)}"
-            part.write_bytes(content)
-            part.replace(file)
-        now = file.stat().st_mtime
-        if now > self._swept_at + _SWEEP_S:
-            self._swept_at = now
-            for old in self._folder.iterdir():
-                if _REFERENCE_NAME.fullmatch(old.name) and old.stat().st_mtime < now - self._keep_s:
-                    old.unlink(missing_ok=True)
-        return file.name
-
-
-def _image_headers(path: str, content: bytes) -> dict[str, str]:
-    kind = next(each.content_type for each in FORMATS if path.endswith(each.extension))
-    return {
-        "content-type": kind,
-        "content-length": str(len(content)),
-        "cache-control": "public, max-age=31536000, immutable",  # the name is the digest of the content
-        "x-content-type-options": "nosniff",
-    }
-
-
-async def _body(read_chunk: Callable[[], Awaitable[bytes | None]]) -> bytes:
+async def _body(read_chunk: ReadChunk) -> bytes:
     """Return the body: empty if too long, partial if cut off or slow. A partial body still triggers a poll."""
     body = bytearray()
     with suppress(Exception):  # each server raises its own errors for an incomplete body
@@ -226,23 +126,3 @@ async def _body(read_chunk: Callable[[], Awaitable[bytes | None]]) -> bytes:
             while len(body) <= MAX_BODY and (chunk := await read_chunk()) is not None:
                 body += chunk
     return bytes(body) if len(body) <= MAX_BODY else b""
-
-
-def _path_of(public_url: str) -> str:
-    """Validate the public URL and return its path, without a trailing slash."""
-    try:
-        parts = urlsplit(public_url)
-        fits = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
-        if fits and public_url.isprintable() and not set(public_url) & set(" ?#{}"):
-            return parts.path.rstrip("/")
-    except ValueError:  # invalid port or IPv6 literal
-        pass
-    raise ConfigurationError("public_url must be an http or https URL without query, such as https://app.example")
-
-
-async def _lifespan(receive: Receive, send: Send) -> None:
-    while True:
-        message = await receive()
-        await send({"type": f"{message['type']}.complete"})
-        if message["type"] == "lifespan.shutdown":
-            return

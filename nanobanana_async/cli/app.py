@@ -24,6 +24,7 @@ from nanobanana_async.cli.logs import plain_logs
 from nanobanana_async.cli.options import FolderOption, Name, setting_message, usage_message
 from nanobanana_async.cli.signals import Interrupted, interrupted_by_signals, run_until_signal
 from nanobanana_async.cli.streams import silence, usable_streams
+from nanobanana_async.cli.webhooks import webhook_commands
 from nanobanana_async.config import gateway_from_env
 from nanobanana_async.emulator import ACCOUNTS, EmulatorOptions, LogNormal, serve
 from nanobanana_async.emulator.rates import RateWindow
@@ -223,3 +224,4 @@ app.command(GenerateCommand(_find_gateway).generate)
 app.command(BatchCommand(_find_gateway).batch)
 app.command(BalanceCommand(_find_gateway).balance)
 app.command(job_commands(_find_gateway))
+app.command(webhook_commands(_find_gateway))

@@ -45,12 +45,14 @@ class CallbackHandler:
         if scheduler.closing:
             return False
         task_id = self._task_id_in(body)
-        job = self._engine.tracked.get(key)
-        if job is not None and job.phase is not Phase.FOREIGN:
-            self._wake(job, task_id)
-        else:  # the copy of a job that another owner follows may be stale
+        if not self._wake_if_ours(key, task_id):  # the copy of a job that another owner follows may be stale
             await self._route_to_owner(await self._engine.store.ledger.find(key), task_id)
         return not scheduler.closing
+
+    async def handle_task(self, record: JobRecord, task_id: str) -> None:
+        """Handle a callback about a task, which the ledger has just returned as the task of this job."""
+        if not self._wake_if_ours(record.key, task_id):
+            await self._route_to_owner(record, task_id)
 
     async def fetch_notices(self) -> None:
         """Fetch the notices that other processes leave about callbacks of our jobs, as long as the session is open."""
@@ -71,6 +73,13 @@ class CallbackHandler:
             return self._gateway.read_callback(body).task_id
         except NanoBananaError:
             return None
+
+    def _wake_if_ours(self, key: str, task_id: str | None) -> bool:
+        job = self._engine.tracked.get(key)
+        if job is None or job.phase is Phase.FOREIGN:
+            return False
+        self._wake(job, task_id)
+        return True
 
     def _wake(self, job: TrackedJob, task_id: str | None) -> None:
         job.callback_pending = True

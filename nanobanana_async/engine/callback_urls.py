@@ -1,7 +1,7 @@
-"""Make and verify callback URLs: each job has its own, which the gateway calls when the task has ended.
+"""Make and verify the URLs that a gateway calls when a task has ended: one for each job, or one for the account.
 
-Callbacks are unsigned. The URL holds a token that others cannot guess (an HMAC of the job's key), and the content of
-a callback is only a hint: it causes one poll, and is never believed.
+The URL holds a token that others cannot guess (an HMAC of the job's key, or of the account), and the content of a
+callback is only a hint: it causes one poll, and is never believed.
 """
 
 import asyncio
@@ -9,18 +9,41 @@ import base64
 import binascii
 import hashlib
 import hmac
-from collections.abc import Awaitable, Callable
+import re
+from collections.abc import Mapping
+from typing import Protocol
 
 from nanobanana_async.errors import ConfigurationError
 from nanobanana_async.jobs import JobRecord
 from nanobanana_async.ledger.base import Ledger
 from nanobanana_async.loop_guard import LoopGuard
 
-Handler = Callable[[str, bytes], Awaitable[bool]]
-
 PATH = "/callbacks"
+ACCOUNT_PATH = f"{PATH}/account"
 TOKEN_BYTES = 24
 SHORTEST_SECRET = 16
+
+_ACCOUNT_URL = re.compile(rf"(.*){ACCOUNT_PATH}/([A-Za-z0-9_-]{{1,400}})/([A-Za-z0-9_-]{{1,100}})/?\Z")
+
+
+class JobCallbacks(Protocol):
+    """Handles callbacks about one job."""
+
+    async def handle(self, key: str, body: bytes) -> bool:
+        """Handle a callback to the URL of a job; return False when the session is closing."""
+        ...
+
+
+class AccountCallbacks(Protocol):
+    """Handles callbacks about all tasks of an account, called deliveries, and removes the account's webhook."""
+
+    async def handle(self, account: str, headers: Mapping[str, str], body: bytes) -> bool:
+        """Handle a delivery to the URL of an account; return False if it can't be handled here."""
+        ...
+
+    async def unregister(self) -> int:
+        """Remove the webhooks of the account that are ours; return how many."""
+        ...
 
 
 class CallbackUrls:
@@ -31,26 +54,39 @@ class CallbackUrls:
         self._guard = guard
         self._public_url: str | None = None
         self._secret: bytes | None = None
-        self._handler: Handler | None = None
+        self._jobs: JobCallbacks | None = None
+        self._account: AccountCallbacks | None = None
         self.enabled = asyncio.Event()
         """Set once a receiver for callbacks exists."""
 
     def enable(self, public_url: str, secret: bytes | None) -> None:
-        """Give each new job a callback URL below this one."""
+        """Let the gateway call URLs below this one."""
         self._guard.check()
         if secret is not None and len(secret) < SHORTEST_SECRET:
             raise ConfigurationError(f"secret must have at least {SHORTEST_SECRET} bytes, best random ones")
         self._public_url, self._secret = public_url.rstrip("/"), secret
         self.enabled.set()
 
-    def set_callback_handler(self, handler: Handler) -> None:
-        """Set the function that handles callbacks; called when the session opens."""
-        self._handler = handler
+    def set_handlers(self, jobs: JobCallbacks, account: AccountCallbacks | None) -> None:
+        """Set what handles callbacks, and deliveries if the gateway has webhooks; called when the session opens."""
+        self._jobs, self._account = jobs, account
 
     async def handle_verified(self, key: str, body: bytes) -> bool:
         """Handle a callback. Return False if that is not possible because the session is not open."""
         self._guard.check()
-        return self._handler is not None and await self._handler(key, body)
+        return self._jobs is not None and await self._jobs.handle(key, body)
+
+    async def handle_delivery(self, account: str, headers: Mapping[str, str], body: bytes) -> bool:
+        """Handle a delivery for an account. Return False if that is not possible in this session."""
+        self._guard.check()
+        return self._account is not None and await self._account.handle(account, headers, body)
+
+    async def unregister(self) -> int:
+        """Remove the webhooks of the account that are ours; return how many."""
+        self._guard.check()
+        if self._jobs is None:
+            raise ConfigurationError("the session is not open: unregister before it is closed")
+        return 0 if self._account is None else await self._account.unregister()
 
     def is_expected_for(self, record: JobRecord) -> bool:
         """Whether the gateway is expected to send a callback when this job ends."""
@@ -61,21 +97,54 @@ class CallbackUrls:
         """Return the URL of a job."""
         return f"{self._public_url}{PATH}/{_base64url(key.encode())}/{await self._token_of(key)}"
 
+    async def make_account_url(self, account: str) -> str:
+        """Return the URL of an account."""
+        return f"{self._public_url}{ACCOUNT_PATH}/{_base64url(account.encode())}/{await self._account_token(account)}"
+
+    async def account_secret(self, account: str) -> str:
+        """Return the secret with which the gateway signs deliveries for an account."""
+        return await self._token(f"nanobanana_async webhook secret {account}", hashlib.sha256().digest_size)
+
+    async def account_of(self, url: str) -> str | None:
+        """Return the account whose URL this is, for any public URL; None if its token is not ours."""
+        match = _ACCOUNT_URL.match(url)
+        return None if match is None else await self.verify_account(match[2], match[3])
+
+    def is_below_public_url(self, url: str) -> bool:
+        """Return whether an account's URL is below the present public URL."""
+        return url.partition(f"{ACCOUNT_PATH}/")[0].lower() == (self._public_url or "").lower()
+
     async def verify(self, name: str, token: str) -> str | None:
         """Return the key of the job whose URL ends in this name and token; None if there is no such URL."""
         self._guard.check()
-        try:
-            key = base64.urlsafe_b64decode(name + "=" * (-len(name) % 4)).decode()
-        except (binascii.Error, ValueError):
-            key = ""
+        key = _decoded(name)
         genuine = hmac.compare_digest((await self._token_of(key)).encode(), token.encode(errors="replace"))
         return key if genuine and key and _base64url(key.encode()) == name else None
 
+    async def verify_account(self, name: str, token: str) -> str | None:
+        """Return the account whose URL ends in this name and token; None if there is no such URL."""
+        self._guard.check()
+        account = _decoded(name)
+        genuine = hmac.compare_digest((await self._account_token(account)).encode(), token.encode(errors="replace"))
+        return account if genuine and account and _base64url(account.encode()) == name else None
+
     async def _token_of(self, key: str) -> str:
+        return await self._token(f"nanobanana_async callback {key}", TOKEN_BYTES)
+
+    async def _account_token(self, account: str) -> str:
+        return await self._token(f"nanobanana_async webhook {account}", TOKEN_BYTES)
+
+    async def _token(self, purpose: str, length: int) -> str:
         if self._secret is None:
             self._secret = await self._ledger.callback_secret()
-        mac = hmac.digest(self._secret, f"nanobanana_async callback {key}".encode(), hashlib.sha256)
-        return _base64url(mac[:TOKEN_BYTES])
+        return _base64url(hmac.digest(self._secret, purpose.encode(), hashlib.sha256)[:length])
+
+
+def _decoded(name: str) -> str:
+    try:
+        return base64.urlsafe_b64decode(name + "=" * (-len(name) % 4)).decode()
+    except (binascii.Error, ValueError):
+        return ""
 
 
 def _base64url(raw: bytes) -> str:

@@ -1,10 +1,18 @@
-"""Plan the polls of jobs whose callback is expected, in case the callback is lost."""
+"""Plan the polls of jobs whose callback is expected, in case the callback is lost.
 
+The callbacks of an account's webhook are expected only once one has come: it is not known before whether the gateway
+reaches the public URL. Until then jobs are polled as usual.
+"""
+
+import asyncio
+from collections import OrderedDict
 from collections.abc import Callable
 
 from nanobanana_async.engine.callback_urls import CallbackUrls
+from nanobanana_async.engine.early_deliveries import EarlyDeliveries
 from nanobanana_async.engine.timers import TICK_S
 from nanobanana_async.engine.tracked_job import NEVER, NOT_YET, TrackedJob
+from nanobanana_async.events import log
 from nanobanana_async.jobs import JobRecord, JobState
 
 # A job that waits for its callback is polled once when nearly all others have ended, in case the callback is lost. The
@@ -17,6 +25,13 @@ LONGEST_FALLBACK_S = 60.0
 STOP_RELYING_ABOVE = 0.2
 RELY_AGAIN_BELOW = 0.05
 LOSS_SMOOTHING = 0.1
+
+# A warning says that a webhook brings nothing: after so many jobs that ended without a delivery, in so many seconds.
+SILENT_JOBS = 10
+SILENT_S = 60.0
+
+# How many ended tasks are remembered, to recognise the first delivery although a poll was faster.
+ENDED_KEPT = 256
 
 # A job is polled at most once in this time, however many callbacks come.
 CALLBACK_POLL_GAP_S = 1.0
@@ -32,12 +47,46 @@ class FallbackPolling:
         self._relies = True
         self._lost = 0.0
         """The recent share of callbacks that never came."""
+        self.early = EarlyDeliveries(clock)
+        self.deliveries_lost = asyncio.Event()
+        """Set when a job ends without a callback while none are relied on: the webhook may be gone."""
+        self._webhook_since: float | None = None
+        """When the account's webhook was registered, or found."""
+        self._proven = True
+        """A callback has come; False for a webhook without a delivery so far."""
+        self._unannounced: OrderedDict[str, None] = OrderedDict()
+        """The last tasks that ended while no delivery had come."""
+        self._silent_since = NEVER
+        """When the first of them ended."""
+        self._warned = False
+
+    def webhook_registered(self) -> None:
+        """Expect deliveries for all jobs of the account, once one has come."""
+        if self._webhook_since is None:
+            self._webhook_since, self._proven = self._clock(), False
+
+    def webhook_removed(self) -> None:
+        """Expect no more deliveries."""
+        self._webhook_since, self._proven = None, True
+
+    def on_delivery(self, task_id: str) -> None:
+        """Record a delivery. It proves that the webhook works if a poll has confirmed the end of its task."""
+        if task_id in self._unannounced:
+            self._prove()
+
+    def came_early(self, record: JobRecord) -> bool:
+        """Return whether a delivery about a job's task came before the job had it."""
+        return record.task_id is not None and self.early.take(record.account, record.task_id)
+
+    def is_expected_for(self, record: JobRecord) -> bool:
+        """Return whether a callback is expected when this job ends."""
+        return self._webhook_since is not None or self._callbacks.is_expected_for(record)
 
     def waits_for_callback(self, job: TrackedJob) -> bool:
         """Whether the job waits for its callback instead of being polled as usual."""
-        # The callback of a job that began before this session may have come when no session was open.
-        older = job.polled_at == NOT_YET and job.running_at < self._opened_at
-        return not older and self._relies and self._callbacks.is_expected_for(job.record)
+        # The callback of a job that began before this session, or before the webhook, may have come or been due then.
+        older = job.polled_at == NOT_YET and job.running_at < max(self._opened_at, self._webhook_since or 0.0)
+        return not older and self._proven and self._relies and self.is_expected_for(job.record)
 
     def next_check(self, job: TrackedJob) -> float:
         """Return when to poll a job that waits for its callback, or to plan its poll again."""
@@ -57,9 +106,34 @@ class FallbackPolling:
 
     def on_ended(self, record: JobRecord, *, called: bool) -> None:
         """Record that a job ended, and whether its callback had come."""
-        if self._callbacks.is_expected_for(record):
+        if not self.is_expected_for(record):
+            return
+        if self._proven:
             self._lost += LOSS_SMOOTHING * ((not called) - self._lost)
             self._relies = self._lost < (STOP_RELYING_ABOVE if self._relies else RELY_AGAIN_BELOW)
+            if not (called or self._relies):
+                self.deliveries_lost.set()
+        elif called:
+            self._prove()
+        else:
+            self._ended_unannounced(record.task_id or "")
+
+    def _prove(self) -> None:
+        self._proven, self._lost, self._relies = True, 0.0, True
+        self._unannounced.clear()
+
+    def _ended_unannounced(self, task_id: str) -> None:
+        """Remember a task that ended before any delivery came; warn once if none comes for long."""
+        now, ended = self._clock(), self._unannounced
+        self.deliveries_lost.set()
+        ended[task_id] = None
+        self._silent_since = min(self._silent_since, now)
+        if len(ended) >= SILENT_JOBS and now >= self._silent_since + SILENT_S and not self._warned:
+            self._warned = True
+            why = f"no delivery came for {len(ended)} jobs: can the gateway reach public_url? Jobs are polled as usual"
+            log.warning("webhook.silent %s", why, extra={"event": "webhook.silent"})
+        if len(ended) > ENDED_KEPT:
+            ended.popitem(last=False)
 
     def _fallback(self, job: TrackedJob) -> float:
         late_s = 0.0

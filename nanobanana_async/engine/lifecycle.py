@@ -12,8 +12,10 @@ from attrs import Factory, field, frozen
 
 from nanobanana_async.config import Timeouts
 from nanobanana_async.engine.account_memory import AccountMemory
+from nanobanana_async.engine.account_webhook import AccountWebhook, BudgetedSend, Webhooks
 from nanobanana_async.engine.callback_handler import CallbackHandler
 from nanobanana_async.engine.callback_urls import CallbackUrls
+from nanobanana_async.engine.deliveries import Deliveries
 from nanobanana_async.engine.engine import Engine
 from nanobanana_async.engine.estimates import JobEstimates
 from nanobanana_async.engine.poller import Poller
@@ -25,6 +27,7 @@ from nanobanana_async.engine.uploader import Uploader
 from nanobanana_async.engine.wall_clock import WallClock, utcnow
 from nanobanana_async.errors import ConfigurationError, NanoBananaError, SessionClosed
 from nanobanana_async.events import EventEmitter
+from nanobanana_async.gateways.capabilities import HasWebhooks
 from nanobanana_async.gateways.contract import Gateway, Transport
 from nanobanana_async.http.transport import AiohttpTransport
 from nanobanana_async.images.downloader import ImageDownloader
@@ -135,9 +138,22 @@ class SessionComponents:
             max_requests=self.concurrency.max_requests,
         )
         handler = CallbackHandler(self.gateway, engine, self.callbacks)
-        self.callbacks.set_callback_handler(handler.handle)
         engine.scheduler.background.append(handler.fetch_notices)
+        deliveries = self._deliveries(engine, handler, budget)
+        self.callbacks.set_handlers(handler, deliveries)
         return engine
+
+    def _deliveries(self, engine: Engine, handler: CallbackHandler, budget: SessionBudget) -> Deliveries | None:
+        """Return what handles deliveries, and keep a webhook registered; None if the gateway calls a URL per job."""
+        gateway = self.gateway
+        if gateway.supports_callbacks or not isinstance(gateway, HasWebhooks):
+            return None
+        send = BudgetedSend(self.transport, budget, timeout_s=self.timeouts.query_s, clock=engine.clock)
+        webhooks = Webhooks(gateway, gateway.account, self.callbacks, send)
+        webhook = AccountWebhook(webhooks, self.callbacks, engine.poller.fallback)
+        deliveries = Deliveries(webhook, gateway, engine, self.callbacks, handler)
+        engine.scheduler.background += [webhook.keep_registered, deliveries.check_early]
+        return deliveries
 
 
 def to_ledger(ledger: Ledger | str | os.PathLike[str] | None) -> Ledger:

@@ -109,6 +109,7 @@ class Poller:
         job.schedule.began(job)
         job.followed_since = self._clock()
         job.failures = 0  # until now it counted creates
+        job.callback_pending |= self.fallback.came_early(job.record)
         if self.fallback.waits_for_callback(job):
             return self.fallback.next_check(job)
         return job.running_at + job.schedule.next_poll_s(0.0)  # an adopted job may have ended long ago

@@ -1,4 +1,4 @@
-"""API Mall (gateway.apimall.ai): envelope with `success` and `error`, `Idempotency-Key`, no callbacks."""
+"""API Mall (gateway.apimall.ai): envelope with `success` and `error`, `Idempotency-Key`, webhooks of the account."""
 
 import sys
 from collections.abc import Mapping
@@ -10,9 +10,18 @@ from cattrs.gen import make_dict_structure_fn, override
 
 from nanobanana_async.errors import InvalidRequest
 from nanobanana_async.gateways.apimall_files import MAX_UPLOAD_BYTES, build_upload, parse_upload
+from nanobanana_async.gateways.apimall_webhooks import (
+    build_webhook,
+    build_webhook_list,
+    build_webhook_removal,
+    parse_delivery,
+    parse_signature,
+    parse_webhook,
+    parse_webhooks,
+)
 from nanobanana_async.gateways.balance import parse_balance
 from nanobanana_async.gateways.base import GatewaySettings, check_extra, task_type, unsupported_field
-from nanobanana_async.gateways.capabilities import UploadTarget
+from nanobanana_async.gateways.capabilities import Signature, UploadTarget, Webhook
 from nanobanana_async.gateways.contract import MIB, HttpRequest, HttpResponse
 from nanobanana_async.gateways.parsing import (
     CONVERTER,
@@ -38,6 +47,7 @@ _STATUSES = {
     "completed": TaskStatus(JobState.SUCCEEDED),
     "failed": TaskStatus(JobState.FAILED),
 }
+NO_CONTENT = 204
 _FIELDS = ("model", "prompt", "num_images", "aspect_ratio", "resolution", "output_format")
 _EXTRA_FIELDS = dict(zip(_FIELDS, _FIELDS, strict=True)) | {
     **dict.fromkeys(("type", "task_type"), "task_type"),
@@ -191,10 +201,47 @@ class ApiMall(GatewaySettings):
         return parse_upload(answer, envelope.get("data"))
 
     def read_callback(self, body: bytes) -> Observation:
-        """Raise `UnexpectedResponse`: this gateway sends no callbacks."""
+        """Raise `UnexpectedResponse`: this gateway calls no URL of a single job; see `read_delivery`."""
         answer = ParsedResponse(self, body)
         del body  # it may hold the API key, and some tools show the locals of a traceback
         raise answer.unexpected_response("this gateway does not send callbacks")
+
+    def build_webhook_list(self) -> HttpRequest:
+        """Return the request for the webhooks of the account."""
+        return build_webhook_list(self.base_url)
+
+    def read_webhook_list(self, response: HttpResponse) -> list[Webhook]:
+        """Return the webhooks of the account, or raise the error that the answer holds."""
+        answer, envelope = self._answered(response)
+        return parse_webhooks(answer, envelope.get("data"))
+
+    def build_webhook(self, url: str, *, secret: str) -> HttpRequest:
+        """Return the request that registers a webhook; raise `ConfigurationError` for a URL that is never called."""
+        return build_webhook(self.base_url, url, secret)
+
+    def read_webhook(self, response: HttpResponse) -> Webhook:
+        """Return the webhook that was registered, or raise the error that the answer holds."""
+        answer, envelope = self._answered(response)
+        return parse_webhook(answer, envelope.get("data"))
+
+    def build_webhook_removal(self, webhook_id: str) -> HttpRequest:
+        """Return the request that removes a webhook."""
+        return build_webhook_removal(self.base_url, webhook_id)
+
+    def read_webhook_removal(self, response: HttpResponse) -> None:
+        """Raise the error that the answer holds: `TaskNotFound` if there is no such webhook."""
+        if response.status != NO_CONTENT:
+            self._answered(response)
+
+    def read_delivery(self, body: bytes) -> str:
+        """Return the task id that a delivery names, or raise `UnexpectedResponse`. Do not trust it."""
+        answer = ParsedResponse(self, body)
+        del body  # it may hold the API key, and some tools show the locals of a traceback
+        return parse_delivery(answer)
+
+    def read_signature(self, headers: Mapping[str, str], body: bytes, *, secret: str) -> Signature | None:
+        """Return the signature of a delivery; None if there is none, or one of an unknown form."""
+        return parse_signature(headers, body, secret)
 
     def _answered(self, response: HttpResponse) -> tuple[ParsedResponse, Mapping[str, Any]]:
         """Return an answer about the account and its envelope, or raise the error that it holds."""

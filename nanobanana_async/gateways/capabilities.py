@@ -106,6 +106,19 @@ class Webhook:
     id: str
     url: str
     is_active: bool = True
+    status: str | None = None
+    total_sent: int | None = None
+    total_failed: int | None = None
+    last_error: str | None = None
+
+
+@frozen(kw_only=True)
+class Signature:
+    """The signature of a delivery, in the form that the gateway documents."""
+
+    is_right: bool
+    signed_at: datetime
+    """As the delivery says; to be believed only if the signature is right."""
 
 
 @runtime_checkable
@@ -117,19 +130,24 @@ class HasWebhooks(Protocol):
     def read_webhook_list(self, response: HttpResponse) -> Sequence[Webhook]: ...
 
     def build_webhook(self, url: str, *, secret: str) -> HttpRequest:
-        """Return the request that registers a webhook."""
+        """Return the request that registers a webhook; raise `ConfigurationError` for a URL that is never called."""
         ...
 
     def read_webhook(self, response: HttpResponse) -> Webhook: ...
 
     def build_webhook_removal(self, webhook_id: str) -> HttpRequest: ...
 
-    def read_webhook_removal(self, response: HttpResponse) -> None: ...
+    def read_webhook_removal(self, response: HttpResponse) -> None:
+        """Raise `TaskNotFound` if there is no such webhook."""
+        ...
 
     def read_delivery(self, body: bytes) -> str:
         """Return the task id that a delivery names; raise `UnexpectedResponse` if it names none. Do not trust it."""
         ...
 
-    def is_signed(self, headers: Mapping[str, str], body: bytes, *, secret: str) -> bool | None:
-        """Return whether the signature is right; None if there is none, or one of an unknown form."""
+    def read_signature(self, headers: Mapping[str, str], body: bytes, *, secret: str) -> Signature | None:
+        """Return the signature of a delivery; None if there is none, or one of an unknown form.
+
+        Header names are in lower case.
+        """
         ...

@@ -47,9 +47,10 @@ async def test_cells_of_a_data_frame_name_files_by_paths_only(tmp_path: Path) ->
     simulator = GatewaySimulator(EmulatorSettings())
     simulator.base_url = "https://gateway.apimall.ai"
     transport = EmulatorTransport(simulator, api_key=API_KEY)
-    async with Session(ApiMall(api_key=API_KEY), http=transport) as session:
-        async with session.generate_many(frame, ordered=True) as outcomes:
-            errors = [str(outcome.error) async for outcome in outcomes]
+    session = Session(ApiMall(api_key=API_KEY), http=transport)
+    async with session, session.generate_many(frame, ordered=True) as outcomes:
+        errors = [str(outcome.error) async for outcome in outcomes]
     assert errors[0] == errors[2] == "None"
     assert "for a file pass Path('cat.png')" in errors[1]
-    assert [list(job.references) for job in simulator.jobs(0.0)] == [[hashlib.sha256(PNG).hexdigest()], []]
+    sent = {job.prompt: list(job.references) for job in simulator.jobs(0.0)}
+    assert sent == {"a": [hashlib.sha256(PNG).hexdigest()], "c": []}

@@ -3,8 +3,9 @@
 import asyncio
 import json
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
+from types import MappingProxyType
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -12,9 +13,10 @@ from aiohttp import web
 from attrs import frozen
 
 from nanobanana_async import Session
+from nanobanana_async.asgi import Message
 from nanobanana_async.gateways.contract import HttpRequest
 from nanobanana_async.testing import FakeTransport, Reply
-from nanobanana_async.webhooks import CallbackReceiver, Message
+from nanobanana_async.webhooks import CallbackReceiver
 from tests.support import replies
 from tests.support.fakes import FakeGateway, defapi
 
@@ -46,12 +48,22 @@ DISCONNECT = Wait(-1.0)
 Piece = bytes | Wait
 
 
-def http_scope(path: str, method: str = "POST", root_path: str = "") -> Message:
-    return {"type": "http", "method": method, "path": path, "root_path": root_path, "headers": [], "query_string": b""}
+def http_scope(
+    path: str, method: str = "POST", root_path: str = "", headers: Mapping[str, str] = MappingProxyType({})
+) -> Message:
+    pairs = [(name.lower().encode(), value.encode()) for name, value in headers.items()]
+    scope = {"type": "http", "method": method, "path": path, "root_path": root_path, "query_string": b""}
+    return {**scope, "headers": pairs}
 
 
 async def ask(
-    app: Application, path: str, pieces: Iterable[Piece] = (b"",), *, method: str = "POST", root_path: str = ""
+    app: Application,
+    path: str,
+    pieces: Iterable[Piece] = (b"",),
+    *,
+    method: str = "POST",
+    root_path: str = "",
+    headers: Mapping[str, str] = MappingProxyType({}),
 ) -> Answer:
     """Make one request as a server does: after the last piece of the body nothing comes until the answer is out."""
     left, sent, over = list(pieces), list[Message](), asyncio.Event()
@@ -72,7 +84,7 @@ async def ask(
     async def send(message: Message) -> None:
         sent.append(message)
 
-    await app(http_scope(path, method, root_path), receive, send)
+    await app(http_scope(path, method, root_path, headers), receive, send)
     over.set()
     start, *bodies = sent
     assert start["type"] == "http.response.start"

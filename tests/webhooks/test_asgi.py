@@ -5,8 +5,9 @@ import asyncio
 import pytest
 
 from nanobanana_async import JobState, Session
+from nanobanana_async.asgi import Message
 from nanobanana_async.testing import FakeTransport
-from nanobanana_async.webhooks import BODY_S, MAX_BODY, CallbackReceiver, Message
+from nanobanana_async.webhooks import BODY_S, MAX_BODY, CallbackReceiver
 from tests.support.callbacks import (
     DISCONNECT,
     KEY,

@@ -25,7 +25,9 @@ GATEWAYS = ("apimall", "defapi")
 def arguments() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--gateway", choices=GATEWAYS, default="apimall", help="defapi has callbacks")
+    parser.add_argument(
+        "--gateway", choices=GATEWAYS, default="apimall", help="defapi calls a URL of each job, API Mall a webhook"
+    )
     parser.add_argument("--port", type=int, default=8000, help="where the page is; 0 takes a free port")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--job-limit", type=int, default=4, help="how many jobs the account takes at once")

@@ -1,0 +1,219 @@
+"""`nanobanana webhooks`: list and remove the webhooks of an account."""
+
+import asyncio
+import json as json_format
+import sys
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Annotated
+
+from attrs import asdict, evolve, frozen
+from cyclopts import App, Parameter
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from nanobanana_async import ConfigurationError, Gateway, SqliteLedger
+from nanobanana_async.cli.jobs.actions import require_ledger
+from nanobanana_async.cli.jobs.consent import confirm, print_note
+from nanobanana_async.cli.options import DEFAULT_LEDGER, BaseUrl, Flag, GatewayFinder, GatewayName, LedgerFile, Yes
+from nanobanana_async.config import Timeouts
+from nanobanana_async.connections import make_connections
+from nanobanana_async.engine.account_webhook import Webhooks
+from nanobanana_async.engine.callback_urls import ACCOUNT_PATH, CallbackUrls
+from nanobanana_async.escaping import exact, json_line, one_line
+from nanobanana_async.formatting import count
+from nanobanana_async.gateways.capabilities import HasWebhooks, Webhook
+from nanobanana_async.gateways.contract import HttpRequest, HttpResponse
+from nanobanana_async.ledger.base import Ledger
+from nanobanana_async.ledger.memory import MemoryLedger
+from nanobanana_async.loop_guard import LoopGuard
+
+OK, FAILED = 0, 1
+
+_TITLES = ("id", "status", "sent", "failed", "ours", "url", "last error")
+
+
+def webhook_commands(find_gateway: GatewayFinder) -> App:
+    """Return the command group."""
+    commands = _Commands(find_gateway)
+    group = App(name="webhooks", default_command=commands.webhooks)
+    group.command(commands.remove)
+    return group
+
+
+@frozen
+class _Listed:
+    """A webhook, and whether it was registered from the ledger. The token in the URL of one of ours is left out."""
+
+    webhook: Webhook
+    ours: bool
+
+    @property
+    def cells(self) -> tuple[str, ...]:
+        webhook = self.webhook
+        counts = ("" if number is None else str(number) for number in (webhook.total_sent, webhook.total_failed))
+        status = webhook.status or ("active" if webhook.is_active else "inactive")
+        ours = "yes" if self.ours else "no"
+        return webhook.id, one_line(status), *counts, ours, exact(webhook.url), one_line(webhook.last_error or "")
+
+
+@frozen
+class _Commands:
+    find_gateway: GatewayFinder
+
+    def webhooks(
+        self,
+        *extra: Annotated[str, Parameter(show=False)],
+        ledger: LedgerFile = DEFAULT_LEDGER,
+        json: Flag = False,
+        gateway: GatewayName = None,
+        base_url: BaseUrl = None,
+    ) -> int:
+        """List the webhooks of the account at the gateway; `nanobanana webhooks remove` removes them.
+
+        An app with a `CallbackReceiver` registers one for its ledger: with that ledger it is listed as "ours". In a
+        pipe: tab-separated lines with id, status, sent, failed, ours, URL, last error.
+
+        Examples:
+
+        nanobanana webhooks
+
+        nanobanana webhooks --ledger app/jobs.sqlite --json
+
+        Parameters
+        ----------
+        ledger
+            The ledger file of the app whose webhooks are "ours".
+        json
+            Print one JSON object per line.
+        gateway
+            The gateway; by default the one whose API key is set.
+        base_url
+            The gateway's URL, if not the usual one.
+        """
+        if extra:
+            raise ConfigurationError(f"webhooks has no command {extra[0]!r}: `nanobanana webhooks remove ID`")
+        listed = asyncio.run(_fetch(self.find_gateway(gateway, base_url), ledger))
+        if json:
+            for each in listed:
+                facts = {**asdict(each.webhook), "ours": each.ours}
+                print(json_line(json_format.dumps(facts, ensure_ascii=False)))
+        elif sys.stdout.isatty() and listed:
+            Console().print(_table(listed))
+        else:
+            for each in listed:
+                print("\t".join(each.cells))
+        sys.stdout.flush()
+        ours = sum(each.ours for each in listed)
+        print_note(f"{count(len(listed), 'webhook')}, {ours} registered from {ledger}")
+        return OK
+
+    def remove(
+        self,
+        *ids: str,
+        all_of_ours: Flag = False,
+        ledger: LedgerFile = DEFAULT_LEDGER,
+        yes: Yes = False,
+        gateway: GatewayName = None,
+        base_url: BaseUrl = None,
+    ) -> int:
+        """Remove webhooks of the account: the gateway delivers nothing to them any more.
+
+        An app that still runs polls its jobs without deliveries; when it is started again it registers its webhook
+        again.
+
+        Examples:
+
+        nanobanana webhooks remove wh_01HZX
+
+        nanobanana webhooks remove --all-of-ours --ledger app/jobs.sqlite
+
+        Parameters
+        ----------
+        ids
+            The ids of webhooks, as `nanobanana webhooks` lists them.
+        all_of_ours
+            Remove those that apps registered from the ledger, for any public URL.
+        ledger
+            The ledger file of the app whose webhooks are "ours".
+        yes
+            Do not ask for confirmation.
+        gateway
+            The gateway; by default the one whose API key is set.
+        base_url
+            The gateway's URL, if not the usual one.
+        """
+        if bool(ids) == all_of_ours:
+            raise ConfigurationError("pass the ids of webhooks, or --all-of-ours: `nanobanana webhooks` lists them")
+        if all_of_ours:
+            require_ledger(ledger)
+        selected = self.find_gateway(gateway, base_url)
+        listed = asyncio.run(_fetch(selected, ledger))
+        chosen = [each for each in listed if (each.ours if all_of_ours else each.webhook.id in ids)]
+        if missing := [each for each in ids if each not in {each.webhook.id for each in listed}]:
+            known = ", ".join(each.webhook.id for each in listed) or "none"
+            raise ConfigurationError(f"the account has no webhook {missing[0]!r}; it has {known}")
+        if not chosen:
+            print_note(f"no webhook of the account was registered from {ledger}")
+            return OK
+        what = "; ".join(f"{each.webhook.id} ({exact(each.webhook.url)})" for each in chosen)
+        others = sum(not each.ours for each in chosen)
+        risk = f" {count(others, 'of them was', 'of them were')} not registered from {ledger}." if others else ""
+        if not confirm(f"{count(len(chosen), 'webhook')} will be removed: {what}.{risk}", yes=yes):
+            return FAILED
+        print_note(f"{count(asyncio.run(_remove(selected, ledger, chosen)), 'webhook')} removed")
+        return OK
+
+
+@asynccontextmanager
+async def _opened(gateway: Gateway, path: Path) -> AsyncIterator[tuple[Webhooks, CallbackUrls]]:
+    """Open the connections, and the ledger if its file is there: without it no webhook is ours."""
+    if not isinstance(gateway, HasWebhooks):
+        raise ConfigurationError(f"{gateway.name} has no webhooks of an account: nothing is to be listed or removed")
+    timeouts = Timeouts()
+    transport, _ = make_connections(gateway, timeouts, 1, http=None, tls=None, proxy=None, trust_env=True)
+
+    async def send(request: HttpRequest) -> HttpResponse:
+        return await transport.send(request, timeout_s=timeouts.query_s)
+
+    ledger = _ledger_of(path)
+    callbacks = CallbackUrls(ledger, LoopGuard("nanobanana webhooks"))
+    await transport.open()
+    try:
+        await ledger.open()
+        try:
+            yield Webhooks(gateway, gateway.account, callbacks, send), callbacks
+        finally:
+            await ledger.aclose()
+    finally:
+        await transport.aclose()
+
+
+def _ledger_of(path: Path) -> Ledger:
+    return SqliteLedger(path) if path.expanduser().is_file() else MemoryLedger()
+
+
+async def _fetch(gateway: Gateway, path: Path) -> Sequence[_Listed]:
+    async with _opened(gateway, path) as (webhooks, callbacks):
+        listed: list[_Listed] = []
+        for webhook in await webhooks.fetch():
+            ours = await callbacks.account_of(webhook.url) is not None  # also under an older key of the account
+            shown = f"{webhook.url.partition(ACCOUNT_PATH)[0]}{ACCOUNT_PATH}/..." if ours else webhook.url
+            listed.append(_Listed(evolve(webhook, url=shown), ours))
+        return listed
+
+
+async def _remove(gateway: Gateway, path: Path, chosen: Sequence[_Listed]) -> int:
+    async with _opened(gateway, path) as (webhooks, _):
+        return sum([await webhooks.remove(each.webhook.id) for each in chosen])
+
+
+def _table(listed: Sequence[_Listed]) -> Table:
+    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="bold")
+    for title in _TITLES:
+        table.add_column(title, overflow="fold", justify="right" if title in ("sent", "failed") else "left")
+    for each in listed:
+        table.add_row(*(Text(cell) for cell in each.cells))
+    return table

@@ -1,0 +1,100 @@
+"""Handle the deliveries of the account's webhook: each is a hint to poll one task, and its content is not believed.
+
+What a signature changes: one that is right and older than `REPLAY_S` is a replay, and is dropped. A wrong one is
+dropped only if a right one has come before in this session: until then it is unknown how the gateway signs. A delivery
+without a signature, or with one of an unknown form, is a hint like any other: its URL can't be guessed, and a false
+hint costs one poll.
+"""
+
+from collections.abc import Mapping
+
+import anyio
+
+from nanobanana_async.engine.account_webhook import AccountWebhook
+from nanobanana_async.engine.callback_handler import NOTICE_POLL_S, CallbackHandler
+from nanobanana_async.engine.callback_urls import CallbackUrls
+from nanobanana_async.engine.engine import Engine
+from nanobanana_async.errors import LedgerError, NanoBananaError
+from nanobanana_async.events import log
+from nanobanana_async.gateways.capabilities import HasWebhooks
+
+REPLAY_S = 300.0
+"""A signed delivery that is older is dropped."""
+
+CHECKS_AT_ONCE = 16
+"""How many early deliveries are searched in the ledger in a row."""
+
+
+class Deliveries:
+    """Finds the job of each delivery, tracked here or followed by another process on the ledger."""
+
+    def __init__(
+        self,
+        webhook: AccountWebhook,
+        gateway: HasWebhooks,
+        engine: Engine,
+        callbacks: CallbackUrls,
+        jobs: CallbackHandler,
+    ) -> None:
+        self._webhook = webhook
+        self._gateway = gateway
+        self._engine = engine
+        self._callbacks = callbacks
+        self._jobs = jobs
+        self._fallback = engine.poller.fallback
+        self._signs = False
+        """A delivery with a right signature has come."""
+        self._warned = False
+
+    async def handle(self, account: str, headers: Mapping[str, str], body: bytes) -> bool:
+        """Handle a delivery to the URL of an account; return False when the session is closing."""
+        if self._engine.scheduler.closing:
+            return False
+        try:
+            task_id = self._gateway.read_delivery(body)
+        except NanoBananaError:
+            return True
+        if not await self._is_dropped(account, headers, body):
+            self._fallback.on_delivery(task_id)
+            # It is remembered before the ledger is read: the create may be answered meanwhile.
+            self._fallback.early.add(account, task_id)
+            await self._find_job(account, task_id)
+        return not self._engine.scheduler.closing
+
+    async def unregister(self) -> int:
+        """Remove the webhooks of the account that are ours; return how many."""
+        return await self._webhook.unregister()
+
+    async def check_early(self) -> None:
+        """Search the jobs of early deliveries in the ledger, as long as the session is open."""
+        await self._callbacks.enabled.wait()
+        while True:
+            await anyio.sleep(NOTICE_POLL_S)
+            try:
+                for account, task_id in self._fallback.early.due(CHECKS_AT_ONCE):
+                    await self._find_job(account, task_id)
+            except LedgerError as error:
+                log.warning("ledger.failed error=%s", error.message)
+
+    async def _find_job(self, account: str, task_id: str) -> None:
+        """Wake the job of a task; if there is none yet, the delivery stays remembered."""
+        record = await self._engine.store.ledger.find_task(account, task_id)
+        if record is not None and self._fallback.early.take(account, task_id):
+            await self._jobs.handle_task(record, task_id)
+
+    async def _is_dropped(self, account: str, headers: Mapping[str, str], body: bytes) -> bool:
+        secret = await self._callbacks.account_secret(account)
+        signature = self._gateway.read_signature(headers, body, secret=secret)
+        if signature is None:
+            return False
+        if not signature.is_right:
+            return self._signs
+        self._signs = True
+        age_s = self._engine.store.age_s(signature.signed_at)
+        if age_s <= REPLAY_S:
+            return False
+        if not self._warned:
+            self._warned = True
+            why = "a replay, or the clock of this host is fast: then its deliveries are of no use"
+            log.warning("webhook.old_delivery age_s=%.0f %s", age_s, why, extra={"event": "webhook.old_delivery"})
+        return True

@@ -1,0 +1,55 @@
+"""Remember deliveries about tasks that no job has yet: the webhook may be faster than the answer to the create."""
+
+from collections import OrderedDict
+from collections.abc import Callable
+
+from attrs import define
+
+# How long and how many task ids are remembered. Most are never a job's: other programs may use the account.
+REMEMBERED_S = 300.0
+MOST_REMEMBERED = 1000
+
+# How long after a delivery the ledger is first read again: another process may have written the task id meanwhile.
+# The gap doubles each time.
+FIRST_CHECK_S = 0.5
+
+
+@define
+class _Early:
+    since: float
+    check_at: float
+
+
+class EarlyDeliveries:
+    """The task ids that deliveries named and no job has, with their accounts; the oldest first."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._waiting: OrderedDict[tuple[str, str], _Early] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+    def add(self, account: str, task_id: str) -> None:
+        """Remember a task."""
+        now = self._clock()
+        self._waiting.setdefault((account, task_id), _Early(now, now + FIRST_CHECK_S))
+        if len(self._waiting) > MOST_REMEMBERED:
+            self._waiting.popitem(last=False)
+
+    def take(self, account: str, task_id: str) -> bool:
+        """Forget a task; return whether it was remembered."""
+        found = self._waiting.pop((account, task_id), None)
+        return found is not None and self._clock() < found.since + REMEMBERED_S
+
+    def due(self, limit: int) -> list[tuple[str, str]]:
+        """Return the tasks to search in the ledger now, and forget those that are too old."""
+        now = self._clock()
+        while self._waiting and next(iter(self._waiting.values())).since + REMEMBERED_S <= now:
+            self._waiting.popitem(last=False)
+        due: list[tuple[str, str]] = []
+        for task, early in self._waiting.items():
+            if early.check_at <= now and len(due) < limit:
+                early.check_at = now + max(FIRST_CHECK_S, now - early.since)
+                due.append(task)
+        return due
