@@ -9,7 +9,9 @@ from attrs import field, frozen
 from cattrs.gen import make_dict_structure_fn, override
 
 from nanobanana_async.errors import InvalidRequest
+from nanobanana_async.gateways.apimall_history import PAGE_SIZE, parse_history
 from nanobanana_async.gateways.base import GatewaySettings, task_type, unsupported_field
+from nanobanana_async.gateways.capabilities import HistoryPage
 from nanobanana_async.gateways.contract import MIB, HttpRequest, HttpResponse
 from nanobanana_async.gateways.parsing import (
     CONVERTER,
@@ -25,7 +27,7 @@ from nanobanana_async.gateways.refusals import NO_MESSAGE, Refusal, create_refus
 from nanobanana_async.gateways.tasks import has_status, parse_task
 from nanobanana_async.jobs import Accepted, JobState, Observation, validate_key
 from nanobanana_async.models import ImageRequest
-from nanobanana_async.validators import within
+from nanobanana_async.validators import DAY_S, within
 
 _STATUSES = {
     "pending": TaskStatus(queued=True),
@@ -64,6 +66,8 @@ class ApiMall(GatewaySettings):
     model: str = "nano-banana-pro"
     key_lifetime_s: float = field(default=1800.0, validator=within(endless=True))
     """Seconds after the first send for which keys are taken to be recognised; the reference gives no number."""
+    history_delay_s: float = field(default=40.0, validator=within(above=0, most=DAY_S))
+    """Seconds after a create until its task is in the history; "task not found" was seen for up to 35 s."""
 
     @property
     def supports_idempotency_keys(self) -> bool:
@@ -151,6 +155,19 @@ class ApiMall(GatewaySettings):
             raise refusal_error(answer, refusal)
         request_id = parse_word(envelope.get("request_id"))
         return parse_task(answer, envelope, data, _STATUSES, refusal=refusal, request_id=request_id)
+
+    def build_history(self, page: int) -> HttpRequest:
+        """Return the request for a page of the account's tasks, counted from 1."""
+        url = f"{self.base_url}/api/v1/images/history?page={page}&limit={PAGE_SIZE}"
+        return HttpRequest(method="GET", url=url, headers={"Accept": "application/json"}, max_answer_bytes=4 * MIB)
+
+    def read_history(self, response: HttpResponse) -> HistoryPage:
+        """Return a page of the account's tasks, or raise the error that the answer holds."""
+        answer = ParsedResponse.from_response(self, response)
+        envelope, refusal = unwrap(answer, _find_refusal)
+        if refusal is not None:
+            raise refusal_error(answer, refusal)
+        return parse_history(answer, envelope)
 
     def read_callback(self, body: bytes) -> Observation:
         """Raise `UnexpectedResponse`: this gateway sends no callbacks."""

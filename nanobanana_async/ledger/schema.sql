@@ -19,6 +19,10 @@ CREATE TABLE jobs (
     attempts         INTEGER NOT NULL,
     first_sent_at    TEXT,
     in_doubt         INTEGER NOT NULL,
+    sent_at          TEXT,                     -- when the create left whose answer is awaited or lost
+    lost_at          TEXT,                     -- when its answer, or that of the last repeat, was given up
+    processed        INTEGER NOT NULL,         -- a repeat got 409: a create in doubt was processed
+    candidates       TEXT    NOT NULL,         -- tasks in the gateway's history that could be this job
     task_id          TEXT,
     running_since    TEXT,
     ended_at         TEXT,
