@@ -7,7 +7,7 @@ from attrs import frozen
 
 @frozen(kw_only=True)
 class Candidate:
-    """A task that could be an uncertain job, for a person to decide: the history shows no prompt, but often an image."""
+    """A task that could be an uncertain job. A person decides: the history shows no prompt, but often an image."""
 
     task_id: str
     created_at: datetime

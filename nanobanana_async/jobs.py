@@ -64,9 +64,6 @@ ACTIVE_STATES = frozenset({_S.PENDING, _S.SUBMITTING, _S.RUNNING})
 
 POSSIBLY_BOUGHT_STATES = frozenset({_S.SUBMITTING, _S.RUNNING, _S.UNCERTAIN, _S.SUCCEEDED})
 
-NO_DOUBT: Mapping[str, Any] = {"in_doubt": False, "lost_at": None, "processed": False, "candidates": (), "failure": None}
-"""The facts of a record whose doubt is over."""
-
 
 @frozen(kw_only=True)
 class Accepted:
@@ -142,8 +139,7 @@ class JobRecord:
     """When this generation's key may first have reached the gateway; the lifetime of the key starts here."""
     in_doubt: bool = False
     """Whether a create may have been accepted without a usable answer; sticky until a task id is known."""
-    sent_at: datetime | None = None
-    """When the create left whose answer is awaited or lost; repeats under its key do not change it."""
+    sent_at: datetime | None = None  # when the create left whose answer is awaited or lost, not a repeat of it
     lost_at: datetime | None = None
     """When the last answer was given up that may have brought the task id; None while none was."""
     processed: bool = False

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from datetime import timedelta
 
 from nanobanana_async.accounts import account_conflict
+from nanobanana_async.engine.doubt import NO_DOUBT
 from nanobanana_async.engine.estimates import JobEstimates
 from nanobanana_async.engine.next_step import (
     CheckOwnerAt,
@@ -18,7 +19,7 @@ from nanobanana_async.engine.next_step import (
 from nanobanana_async.engine.poller import Poller
 from nanobanana_async.engine.slots import Slots
 from nanobanana_async.engine.store import JobStore
-from nanobanana_async.engine.tracked_job import Phase, TrackedJob, is_safe_to_repeat
+from nanobanana_async.engine.tracked_job import NEVER, Phase, TrackedJob, is_safe_to_repeat
 from nanobanana_async.errors import ConfigurationError, IdempotencyConflict, LedgerError
 from nanobanana_async.failures import Failure
 from nanobanana_async.gateways.contract import Gateway
@@ -102,16 +103,27 @@ class Claims:
             self._slots.release(job)
         elif task_id is not None:
             began_at = record.first_sent_at or self._store.utcnow()
-            facts = {"task_id": task_id, "running_since": began_at, "in_doubt": False, "body": b"", "failure": None}
+            facts = {"task_id": task_id, "running_since": began_at, "body": b"", **NO_DOUBT}
             await self._store.transition(job, JobState.RUNNING, **facts)
         else:
-            facts = {"in_doubt": False, "failure": _not_bought(record), "ended_at": self._store.utcnow()}
+            facts = {**NO_DOUBT, "failure": _not_bought(record), "ended_at": self._store.utcnow()}
             facts |= {
                 "task_id": None,
                 "running_since": None,
                 "credits_used": None,
             }  # the facts of a task that was not the job's own
             await self._store.transition(job, JobState.REFUSED, **facts)
+        return self._continue(job)
+
+    async def reopen(self, job: TrackedJob) -> Next:
+        """Store that a job in doubt was not bought: it waits to be sent, under the same idempotency key as before.
+
+        If that was wrong after all, the key keeps the gateway from charging twice.
+        """
+        unsent = {"first_sent_at": None, "sent_at": None, "attempts": 0}
+        await self._store.transition(job, JobState.PENDING, **unsent, **NO_DOUBT)
+        self._slots.release(job)
+        job.failures, job.last_failure, job.first_attempt_at, job.draws_retry_budget = 0, None, NEVER, False
         return self._continue(job)
 
     async def store_withdrawal(self, job: TrackedJob) -> Next:

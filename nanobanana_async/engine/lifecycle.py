@@ -16,7 +16,9 @@ from nanobanana_async.engine.callback_handler import CallbackHandler
 from nanobanana_async.engine.callback_urls import CallbackUrls
 from nanobanana_async.engine.engine import Engine
 from nanobanana_async.engine.estimates import JobEstimates
+from nanobanana_async.engine.history import History
 from nanobanana_async.engine.poller import Poller
+from nanobanana_async.engine.reconciler import Reconciler
 from nanobanana_async.engine.slots import Slots
 from nanobanana_async.engine.store import CreditAccount, JobStore
 from nanobanana_async.engine.submitter import Submitter
@@ -93,6 +95,8 @@ class SessionComponents:
             clock=clock,
         )
         slots = Slots(self.concurrency, self.retry, estimates, budget)
+        query_s = self.timeouts.query_s
+        history = History(self.gateway, self.transport, poller, store, query_s=query_s, clock=clock)
         submitter = Submitter(
             self.gateway,
             self.transport,
@@ -100,6 +104,7 @@ class SessionComponents:
             slots,
             poller,
             estimates,
+            history,
             self.retry,
             create_s=self.timeouts.create_s,
             clock=clock,
@@ -112,6 +117,7 @@ class SessionComponents:
             submitter,
             poller,
             estimates,
+            history,
             budgets=budgets,
             callbacks=self.callbacks,
             guard=self.guard,
@@ -119,7 +125,7 @@ class SessionComponents:
         )
         handler = CallbackHandler(self.gateway, engine, self.callbacks)
         self.callbacks.set_callback_handler(handler.handle)
-        engine.scheduler.background.append(handler.fetch_notices)
+        engine.scheduler.background += [handler.fetch_notices, Reconciler(engine).keep_reconciling]
         return engine
 
 
@@ -197,7 +203,7 @@ class SessionTask:
         """Leave everything that is open to the parent process; called in a child right after the fork."""
         if self._components.guard.forked:
             if self.engine is not None:
-                self.engine.scheduler.disown()
+                self.engine.scheduler.stop()
             self._components.disown()
 
     def _warn(self) -> None:

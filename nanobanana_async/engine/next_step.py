@@ -2,7 +2,9 @@
 
 from attrs import frozen
 
+from nanobanana_async.engine.tracked_job import UNREAD_PHASES, TrackedJob
 from nanobanana_async.errors import NanoBananaError
+from nanobanana_async.jobs import JobState
 
 
 @frozen
@@ -30,6 +32,11 @@ class Recover:
 
 
 @frozen
+class AwaitHistory:
+    """The job is in doubt, and is not repeated any more: the gateway's history decides how it goes on."""
+
+
+@frozen
 class HoldSlots:
     """The job is UNCERTAIN: hold its slots until `due`, since it may still run."""
 
@@ -48,4 +55,12 @@ class Finish:
     error: NanoBananaError | None = None
 
 
-Next = Enqueue | ScheduleAt | CheckOwnerAt | Recover | HoldSlots | LetGo | Finish
+Next = Enqueue | ScheduleAt | CheckOwnerAt | Recover | AwaitHistory | HoldSlots | LetGo | Finish
+
+
+def withdraws(job: TrackedJob, next_step: Next) -> bool:
+    """Return whether a job is to be withdrawn now: its step is over and left it PENDING and ours."""
+    if not job.withdraw_requested or job.record.state is not JobState.PENDING:
+        return False
+    failed_unread = isinstance(next_step, Finish) and job.phase in UNREAD_PHASES
+    return not (failed_unread or isinstance(next_step, CheckOwnerAt))

@@ -4,8 +4,10 @@ A network error never fails a job: polls are repeated, and at last the waiting e
 """
 
 import random
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
+from functools import partial
 from itertools import islice
+from typing import TypeVar
 
 import anyio
 
@@ -35,16 +37,14 @@ from nanobanana_async.http.threads import AnswerReader
 from nanobanana_async.jobs import JobSnapshot, JobState, Observation
 from nanobanana_async.policy.circuit import CircuitBreaker
 from nanobanana_async.policy.polling import PollPolicy
-from nanobanana_async.policy.retry import (
-    LATE_IMAGES_S,
-    RetryPolicy,
-    ends_polling,
-    is_outage,
-)
+from nanobanana_async.policy.retry import LATE_IMAGES_S, RetryPolicy, ends_polling, is_outage
 from nanobanana_async.policy.session_budget import SessionBudget
 
 # How many unknown status words are remembered and warned of in a session.
 MOST_UNKNOWN_WORDS = 50
+
+
+T = TypeVar("T")
 
 
 class Poller:
@@ -134,7 +134,7 @@ class Poller:
         job.polled_at = self._clock()
         called, job.callback_pending = job.callback_pending, False
         try:
-            seen = await self._ask(job.record.task_id or "")
+            seen = await self.ask(partial(self._query, job.record.task_id or ""))
         except NanoBananaError as error:
             job.callback_pending = job.callback_pending or called  # the callback still needs a poll that is answered
             return self._poll_failed(job, error)
@@ -143,7 +143,7 @@ class Poller:
     async def poll_images(self, poll: ImagePoll) -> float | None:
         """Poll a task for its images once. Return when to repeat that; None if all waiters have their answer."""
         try:
-            seen = await self._ask(poll.task_id)
+            seen = await self.ask(partial(self._query, poll.task_id))
         except NanoBananaError as error:
             now = self._clock()
             if ends_polling(error, now - poll.since, self.job_s) or self.outage.is_hopeless(error):
@@ -173,12 +173,12 @@ class Poller:
             case _:
                 return self._still_running(job)
 
-    async def _ask(self, task_id: str) -> Observation:
-        """Query a task; the breaker and the pacer, which let the query leave, learn from its outcome."""
+    async def ask(self, query: Callable[[], Awaitable[T]]) -> T:
+        """Make a query that was admitted; the breaker and the pacer, which let it leave, learn from its outcome."""
         self.polls += 1
         sent_at = self._clock()
         try:
-            seen = await self._query(task_id)
+            seen = await query()
         except NanoBananaError as error:
             now = self._clock()
             self.outage.failed(error, sent_at)

@@ -13,7 +13,18 @@ from nanobanana_async.engine.estimates import JobEstimates
 from nanobanana_async.engine.foreign_slots import recount_foreign_slots
 from nanobanana_async.engine.image_poll import ImagePoll
 from nanobanana_async.engine.image_polls import ImagePolls
-from nanobanana_async.engine.next_step import CheckOwnerAt, Enqueue, Finish, HoldSlots, LetGo, Next, Recover, ScheduleAt
+from nanobanana_async.engine.next_step import (
+    AwaitHistory,
+    CheckOwnerAt,
+    Enqueue,
+    Finish,
+    HoldSlots,
+    LetGo,
+    Next,
+    Recover,
+    ScheduleAt,
+    withdraws,
+)
 from nanobanana_async.engine.poller import Poller
 from nanobanana_async.engine.slots import Slots
 from nanobanana_async.engine.store import JobStore
@@ -21,8 +32,8 @@ from nanobanana_async.engine.submitter import Submitter
 from nanobanana_async.engine.timers import Timed, Timers
 from nanobanana_async.engine.tracked_job import NEVER, UNREAD_PHASES, Phase, TrackedJob, is_safe_to_repeat
 from nanobanana_async.engine.workers import JobStep, WorkerPool
-from nanobanana_async.errors import CreditLimitReached, LedgerError, NanoBananaError, SessionClosed
-from nanobanana_async.events import JobReleased, JobTracked, log, log_failure
+from nanobanana_async.errors import CreditLimitReached, NanoBananaError, SessionClosed
+from nanobanana_async.events import JobReleased, JobTracked, log_failure
 from nanobanana_async.jobs import ACTIVE_STATES, JobRecord, JobState
 from nanobanana_async.validators import DAY_S
 
@@ -79,21 +90,19 @@ class Scheduler:
 
     async def aclose(self, grace_s: float) -> None:
         """Start nothing more; wait at most `grace_s` until creates in flight are answered and stored."""
-        self.closing = True
-        self._timers.stop()
+        self.stop()
         await self.workers.finish(grace_s)
 
     def fail_all_waiters(self) -> None:
         """Raise `SessionClosed` in all waiters; unfinished jobs stay in the ledger."""
-        self.closing = True
-        self._timers.stop()
+        self.stop()
         closed = "the session was closed while you waited"
         for job in list(self.tracked.values()):
             self._stop_following(job, SessionClosed(f"{closed}; the job stays in the ledger"))
         self.image_polls.fail_all(SessionClosed(closed))
 
-    def disown(self) -> None:
-        """Start nothing more: this is the copy in a forked child, and the jobs belong to its parent."""
+    def stop(self) -> None:
+        """Start nothing more: the session closes, or this is its copy in a forked child."""
         self.closing = True
         self._timers.stop()
 
@@ -148,12 +157,17 @@ class Scheduler:
         """Run a step that makes no request to the gateway; closing waits for it."""
         self.workers.run_ledger_step(step, job)
 
+    def recover(self, job: TrackedJob, step: JobStep) -> None:
+        """Run a step that decides how a job goes on that may have been bought."""
+        job.move(Phase.RECOVERING)
+        self.start_step(step, job)
+
     def _apply(self, job: TrackedJob, next_step: Next) -> None:
         """Carry out what a step returned: set the phase, the queue or timer and the slots, and wake the waiters."""
         if not job.is_followed:  # closing has ended the waiting
             return
         joined = job.joining
-        if self._withdraws(job, next_step):
+        if withdraws(job, next_step):
             job.withdraw_requested = False
             if isinstance(next_step, Finish):
                 job.wait_error = next_step.error
@@ -173,8 +187,9 @@ class Scheduler:
                 if not was_foreign:
                     job.notify_listeners()
             case Recover():
-                job.move(Phase.RECOVERING)
-                self.start_step(self._submitter.recover, job)
+                self.recover(job, self._submitter.recover)
+            case AwaitHistory():
+                job.move(Phase.CHECKING)
             case HoldSlots(due=due):
                 self._retire(job, Phase.DONE, hold_until=due)
             case LetGo():
@@ -186,14 +201,6 @@ class Scheduler:
                 assert_never(next_step)
         if too_late or joined != job.joining:
             job.wake()
-
-    @staticmethod
-    def _withdraws(job: TrackedJob, next_step: Next) -> bool:
-        """Whether the job is to be withdrawn now: its step is over and left it PENDING and ours."""
-        if not job.withdraw_requested or job.record.state is not JobState.PENDING:
-            return False
-        failed_unread = isinstance(next_step, Finish) and job.phase in UNREAD_PHASES
-        return not (failed_unread or isinstance(next_step, CheckOwnerAt))
 
     def _schedule(self, job: TrackedJob, due: float) -> None:
         """Set a job's timer, or queue the job if its time has come."""
@@ -227,8 +234,6 @@ class Scheduler:
                     del self.holding[job.key]
                 self._slots.release(job)
                 job.move(Phase.DONE)
-            case _:
-                pass
 
     def poll_soon(self, job: TrackedJob) -> None:
         """Poll a job as soon as possible, because a callback came."""
@@ -240,9 +245,7 @@ class Scheduler:
         """Begin to follow a job in this phase. It gets back the slots that it held while it was uncertain."""
         before = self.holding.pop(job.key, None)
         if before is not None and before is not job:
-            job.holding_before = before
-            job.slots, before.slots = before.slots, 0
-            job.budgets, job.expected_credits = before.budgets, before.expected_credits
+            job.take_over(before)
         job.wait_error = None
         job.move(phase)
         self.dispatcher.assign_place(job)
@@ -295,11 +298,8 @@ class Scheduler:
 
     async def _release_ownership(self, job: TrackedJob) -> None:
         """Let other owners follow an unfinished job that we stopped following."""
-        try:
-            if job.key not in self.tracked:
-                await self._store.ledger.release(job.key)
-        except LedgerError as error:  # it stays ours until the session closes
-            log.warning("ledger.failed job=%s error=%s", job.key, error.message)
+        if job.key not in self.tracked:
+            await self._store.release(job.key)
 
     def _crashed(self, job: Timed, failure: BaseException) -> None:
         log_failure("engine.crashed", failure, job=job.key)

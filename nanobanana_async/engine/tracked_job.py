@@ -6,7 +6,8 @@ this session does with the job, and moves along `PHASES`. Only the `Scheduler` m
 - The `Engine` brings a job in: CLAIMING (new, or found) or RECOVERING (resolved by hand).
 - In CLAIMING, FOREIGN, RECOVERING, IN_FLIGHT and WITHDRAWING a step of the job runs, one at a time. It returns a
   `Next`, and `Scheduler._apply` alone carries that out.
-- In QUEUED the `Dispatcher` decides when the job leaves; in SCHEDULED, FOREIGN and HOLDING a timer does.
+- In QUEUED the `Dispatcher` decides when the job leaves; in SCHEDULED, FOREIGN and HOLDING a timer does; in CHECKING
+  the `Reconciler`.
 - `withdraw_requested` is an intent, set while a step runs. It is carried out when the step is over, if the job is then
   PENDING.
 - Who wants the job (`callers`, `has_handle`, `may_buy`) is no phase: `Engine.add_caller`, `drop_caller` and `keep`.
@@ -40,6 +41,7 @@ class Phase(enum.Enum):
     QUEUED = "waits in a queue to be sent, or to be polled"
     SCHEDULED = "waits for its time"
     IN_FLIGHT = "a request of it is in flight, or its answer is being written"
+    CHECKING = "in doubt; the gateway's history decides how it goes on"
     WITHDRAWING = "its withdrawal is being written"
     HOLDING = "uncertain, not followed; holds its slots while it may still run"
     DONE = "ended, or the waiting for it ended with `wait_error`"
@@ -57,11 +59,13 @@ PHASES: Mapping[Phase, frozenset[Phase]] = {
     ),
     # FOREIGN -> FOREIGN: its owner still follows it.
     _P.FOREIGN: frozenset({_P.FOREIGN, _P.RECOVERING, _P.QUEUED, _P.SCHEDULED, _P.HOLDING, _P.KNOWN, _P.DONE}),
-    _P.RECOVERING: frozenset({_P.QUEUED, _P.SCHEDULED, _P.WITHDRAWING, _P.HOLDING, _P.DONE}),
+    _P.RECOVERING: frozenset({_P.QUEUED, _P.SCHEDULED, _P.CHECKING, _P.WITHDRAWING, _P.HOLDING, _P.DONE}),
     _P.QUEUED: frozenset({_P.IN_FLIGHT, _P.WITHDRAWING, _P.DONE}),
     # SCHEDULED -> SCHEDULED: a poll is planned again, as durations are learned or when a callback came.
-    _P.SCHEDULED: frozenset({_P.SCHEDULED, _P.QUEUED, _P.WITHDRAWING, _P.DONE}),
-    _P.IN_FLIGHT: frozenset({_P.QUEUED, _P.SCHEDULED, _P.WITHDRAWING, _P.HOLDING, _P.DONE}),
+    # SCHEDULED -> RECOVERING: a job in doubt waits for its repeat, and the gateway's history shows its task.
+    _P.SCHEDULED: frozenset({_P.SCHEDULED, _P.RECOVERING, _P.QUEUED, _P.WITHDRAWING, _P.DONE}),
+    _P.IN_FLIGHT: frozenset({_P.QUEUED, _P.SCHEDULED, _P.CHECKING, _P.WITHDRAWING, _P.HOLDING, _P.DONE}),
+    _P.CHECKING: frozenset({_P.RECOVERING, _P.DONE}),
     _P.WITHDRAWING: frozenset({_P.DONE}),
     _P.HOLDING: frozenset({_P.CLAIMING, _P.RECOVERING, _P.DONE}),
     _P.DONE: frozenset({_P.CLAIMING, _P.RECOVERING}),
@@ -202,6 +206,12 @@ class TrackedJob:
             raise RuntimeError(f"job {self.key} cannot go {self._phase.name} -> {phase.name}")
         self._phase = phase
         self.due = NEVER
+
+    def take_over(self, before: "TrackedJob") -> None:
+        """Take over the slots, caps and price that the same job, tracked before, has held while it was uncertain."""
+        self.holding_before = before
+        self.slots, before.slots = before.slots, 0
+        self.budgets, self.expected_credits = before.budgets, before.expected_credits
 
     @property
     def is_followed(self) -> bool:

@@ -3,6 +3,7 @@
 from attrs import define
 
 from nanobanana_async.errors import MAX_RETRY_AFTER_S
+from nanobanana_async.policy.reconcile import ROUNDING_S
 from nanobanana_async.policy.retry import RetryPolicy
 
 
@@ -47,6 +48,26 @@ class CircuitBreaker:
     def answered(self) -> None:
         """Count an answer. An error answer counts too: it shows that the gateway responds."""
         self.failures = 0
+
+
+@define
+class CreateSpacing:
+    """Keeps the times apart in which creates with lost answers may have been processed.
+
+    It is active at a gateway that answers a repeat with 409 and does not name the task: there only those times say
+    which task is whose. Creates then leave one at a time, and none leaves while a lost one may still be processed.
+    """
+
+    active: bool = False
+    opens_at: float = 0.0
+
+    def allows(self, now: float, in_flight: int) -> bool:
+        """Return whether a create may leave while `in_flight` creates have no answer yet."""
+        return not self.active or (in_flight == 0 and now >= self.opens_at)
+
+    def lost(self, now: float, lateness_s: float) -> None:
+        """Record that the answer to a create was lost."""
+        self.opens_at = now + lateness_s + ROUNDING_S
 
 
 @define

@@ -11,6 +11,7 @@ from attrs import evolve, fields
 from hypothesis import given
 from hypothesis import strategies as st
 
+from nanobanana_async.candidates import Candidate
 from nanobanana_async.errors import LedgerError
 from nanobanana_async.failures import Failure
 from nanobanana_async.jobs import JobRecord, JobState
@@ -61,6 +62,7 @@ FAILURES = st.builds(
     code=st.none() | TEXTS,
     request_id=st.none() | TEXTS,
 )
+CANDIDATES = st.builds(Candidate, task_id=WORDS, created_at=TIMES, image_url=st.none() | TEXTS)
 RECORDS = st.builds(
     JobRecord,
     key=KEYS,
@@ -76,6 +78,10 @@ RECORDS = st.builds(
     attempts=COUNTS,
     first_sent_at=st.none() | TIMES,
     in_doubt=st.booleans(),
+    sent_at=st.none() | TIMES,
+    lost_at=st.none() | TIMES,
+    processed=st.booleans(),
+    candidates=st.lists(CANDIDATES, max_size=3).map(tuple),
     task_id=st.none() | WORDS,
     running_since=st.none() | TIMES,
     ended_at=st.none() | TIMES,
