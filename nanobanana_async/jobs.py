@@ -141,7 +141,7 @@ class JobRecord:
     """Whether a create may have been accepted without a usable answer; sticky until a task id is known."""
     sent_at: datetime | None = None  # when the create left whose answer is awaited or lost, not a repeat of it
     lost_at: datetime | None = None
-    """When the last answer was given up that may have brought the task id; None while none was."""
+    """Until when a create in doubt may have been processed: its answer was given up then, or a repeat got 409."""
     processed: bool = False
     """Whether a repeat got 409: the gateway has processed a create in doubt, and does not name its task."""
     candidates: tuple[Candidate, ...] = ()  # the tasks in the gateway's history that could be this job, if uncertain

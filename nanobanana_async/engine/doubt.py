@@ -21,23 +21,28 @@ NO_DOUBT: Mapping[str, Any] = {
 }
 """The facts of a record whose doubt is over."""
 
-# After one of these the create may be processed, or have been processed.
-_PERHAPS_PROCESSED = (FailureKind.NO_ANSWER, FailureKind.SERVER_ERROR)
+_PERHAPS_PROCESSED = (FailureKind.NO_ANSWER, FailureKind.SERVER_ERROR, FailureKind.IN_PROGRESS)
 
 
 def doubt_facts(record: JobRecord, kind: FailureKind, now: datetime) -> Mapping[str, Any]:
     """Return the facts of a job in doubt after another create failed in this way.
 
-    A repeat that the gateway refused was not processed, and once a create was processed no repeat is.
+    A repeat that the gateway refused was not processed. The first 409 shows that a create was processed until then, and
+    that no later repeat is.
     """
     facts: dict[str, Any] = {"in_doubt": True}
     if kind is FailureKind.IN_PROGRESS:
         facts["processed"] = True
         if not record.in_doubt:  # which of the earlier creates was processed is unknown
             facts["sent_at"] = record.first_sent_at
-    if record.lost_at is None or (kind in _PERHAPS_PROCESSED and not record.processed):
+    if record.lost_at is None or may_be_processed(record, kind):
         facts["lost_at"] = now
     return facts
+
+
+def may_be_processed(record: JobRecord, kind: FailureKind) -> bool:
+    """Return whether a create of this job may have been processed since the last one failed."""
+    return kind in _PERHAPS_PROCESSED and not record.processed
 
 
 def interrupted_facts(record: JobRecord, now: datetime) -> Mapping[str, Any]:

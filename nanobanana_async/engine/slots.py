@@ -41,7 +41,8 @@ class Slots:
         if not self.breaker.allows(now, self.creates_in_flight):
             return False
         # A repeat of a create that was processed is never processed.
-        if not (job.record.processed or self.spacing.allows(now, self.creates_in_flight)):
+        processed, repeat = job.record.processed, bool(job.slots)
+        if not (processed or self.spacing.allows(now, self.creates_in_flight, repeat=repeat)):
             return False
         if job.slots:  # a repeat holds its slots already; it draws from the retry budget if the gateway may be down
             if now < self.budget.gate_opens_at:

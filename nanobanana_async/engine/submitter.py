@@ -14,7 +14,7 @@ from typing import Any
 from attrs import evolve
 
 from nanobanana_async.engine.contained_send import send_contained
-from nanobanana_async.engine.doubt import NO_DOUBT, doubt_facts, interrupted_facts, why_in_doubt
+from nanobanana_async.engine.doubt import NO_DOUBT, doubt_facts, interrupted_facts, may_be_processed, why_in_doubt
 from nanobanana_async.engine.estimates import JobEstimates
 from nanobanana_async.engine.history import History
 from nanobanana_async.engine.next_step import AwaitHistory, Enqueue, Finish, HoldSlots, Next, ScheduleAt
@@ -130,8 +130,8 @@ class Submitter:
         job.running_at = self._clock()
         self._slots.on_accepted(job, job.running_at)
         self._history.create_answered(job.running_at - job.sent_at)
-        if job.record.processed:  # the gateway does name the task, if a little later
-            self._slots.spacing.active = False
+        if job.record.in_doubt:
+            self._slots.spacing.answered_repeat(named_task=True)
         self._emit_limits(job.running_at)
         if accepted.credits_remaining is not None:
             self._store.credits.remaining = accepted.credits_remaining
@@ -297,10 +297,10 @@ class Submitter:
             self._slots.breaker.failed(now, self._jitter.random())
         else:
             self._slots.breaker.answered()
-        if decision.kind in (FailureKind.NO_ANSWER, FailureKind.SERVER_ERROR):
+        if self._history.readable and may_be_processed(job.record, decision.kind):
             self._slots.spacing.lost(now, self._history.lateness_s)
-        elif decision.kind is FailureKind.IN_PROGRESS and self._history.readable:
-            self._slots.spacing.active = True
+        if self._history.readable and decision.kind is FailureKind.IN_PROGRESS:
+            self._slots.spacing.answered_repeat(named_task=False)
         if isinstance(error, (GatewayError, UnexpectedResponse)) and error.retry_after_s is not None:
             self._slots.breaker.pause_for(now, error.retry_after_s)
 

@@ -20,7 +20,7 @@ CREATE TABLE jobs (
     first_sent_at    TEXT,
     in_doubt         INTEGER NOT NULL,
     sent_at          TEXT,                     -- when the create left whose answer is awaited or lost
-    lost_at          TEXT,                     -- when its answer, or that of the last repeat, was given up
+    lost_at          TEXT,                     -- until when it or a repeat may have been processed
     processed        INTEGER NOT NULL,         -- a repeat got 409: a create in doubt was processed
     candidates       TEXT    NOT NULL,         -- tasks in the gateway's history that could be this job
     task_id          TEXT,

@@ -54,20 +54,27 @@ class CircuitBreaker:
 class CreateSpacing:
     """Keeps the times apart in which creates with lost answers may have been processed.
 
-    It is active at a gateway that answers a repeat with 409 and does not name the task: there only those times say
-    which task is whose. Creates then leave one at a time, and none leaves while a lost one may still be processed.
+    Where a gateway answers a repeat with 409 and does not name the task, only those times say which task is whose. So
+    from the first lost answer on, creates leave one at a time, and none leaves while a lost one may still be processed,
+    until the gateway answers a repeat with its task. Repeats leave at once: their answers say whether that is needed.
     """
 
     active: bool = False
     opens_at: float = 0.0
+    _tells: bool | None = None
 
-    def allows(self, now: float, in_flight: int) -> bool:
+    def allows(self, now: float, in_flight: int, *, repeat: bool) -> bool:
         """Return whether a create may leave while `in_flight` creates have no answer yet."""
-        return not self.active or (in_flight == 0 and now >= self.opens_at)
+        return not self.active or (in_flight == 0 and (repeat or now >= self.opens_at))
 
     def lost(self, now: float, lateness_s: float) -> None:
-        """Record that the answer to a create was lost."""
+        """Record that a create in doubt may have been processed until now, and may be for a little longer."""
+        self.active = self.active or self._tells is None
         self.opens_at = now + lateness_s + ROUNDING_S
+
+    def answered_repeat(self, *, named_task: bool) -> None:
+        """Record whether the answer to the repeat of a processed create named the task."""
+        self._tells, self.active = named_task, not named_task
 
 
 @define

@@ -4,12 +4,12 @@ Theory of operation. A history shows tasks without their prompts, so only times,
 Two mistakes are possible. A wrong task gives a user the image of another prompt, or of another client of the account. A
 wrong "not bought" pays twice. So a decision is a proof from what was seen, and without a proof the job stays uncertain.
 
-A job in doubt is known by its window: from just before its create left (`sent_at`) to when the last answer was given up
-that could have named the task (`lost_at`). A gateway may finish a create after its connection is gone. It is taken to
-need no longer for that than a few of the longest answers seen (`lateness_s`). The window is moved to the gateway's
-clock by an offset that is known within bounds, and reaches a second back, because `created_at` may be cut to whole
-seconds. A task outside the window, or of another model or price, is not this job's; neither is one that another job
-has.
+A job in doubt is known by its window: from just before its create left (`sent_at`) until no create of it can have been
+processed any more (`lost_at`): its answer, or that of a repeat, was given up, or a repeat got the first 409. A gateway
+may finish a create after its connection is gone. It is taken to need no longer for that than a few of the longest
+answers seen (`lateness_s`). The window is moved to the gateway's clock by an offset that is known within bounds, and
+reaches a second back, because `created_at` may be cut to whole seconds. A task outside the window, or of another model
+or price, is not this job's; neither is one that another job has.
 
 Evidence. A 409 to a repeat shows that a create under this key was processed: exactly one of the tasks in the window is
 this job's, if the history was read late enough (`delay_s` after the window) and far enough back. Without that evidence
@@ -25,7 +25,7 @@ explanations. Jobs are interchangeable only if their windows hold the same tasks
 force a third job to a wrong task.
 
 A job without evidence was not bought if no task at all can be its own: none is left in a window that reaches from three
-delays before `sent_at` (our clock may have been set) to two after `lost_at`, in a history that was read after three.
+delays before `sent_at` (our clock may have been set) to three after `lost_at`, in a history that was read after that.
 Prices do not count here, they may have changed.
 """
 
@@ -198,7 +198,7 @@ class _Decision:
         return Undecided(candidates, self._may_change(doubt))
 
     def _in_window(self, doubt: Doubt, task: UnclaimedTask, *, wide: bool) -> bool:
-        late_s = 2 * self._read.delay_s if wide else self._read.lateness_s
+        late_s = 3 * self._read.delay_s if wide else self._read.lateness_s
         until = doubt.lost_at + late_s + self._read.offset.most
         return self._since(doubt, wide=wide) <= task.created_at <= until and self._marks.allow_model(doubt, task)
 
