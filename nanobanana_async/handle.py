@@ -1,13 +1,16 @@
 """`Job`, the live handle of one job: its state, result and updates."""
 
 import asyncio
+import shlex
 from collections import deque
 from collections.abc import AsyncGenerator, Generator
 from datetime import datetime
 from decimal import Decimal
+from pathlib import Path
 from typing import Any, Self
 
 from nanobanana_async import errors
+from nanobanana_async.accounts import jobs_command
 from nanobanana_async.engine.engine import Engine
 from nanobanana_async.engine.tracked_job import Phase, TrackedJob
 from nanobanana_async.errors import (
@@ -20,11 +23,14 @@ from nanobanana_async.errors import (
     NanoBananaError,
 )
 from nanobanana_async.failures import Failure
-from nanobanana_async.formatting import number
-from nanobanana_async.jobs import JobSnapshot, JobState, with_indexes
+from nanobanana_async.formatting import count, number
+from nanobanana_async.jobs import JobRecord, JobSnapshot, JobState, with_indexes
 from nanobanana_async.models import GeneratedImage, GenerationResult, ImageRequest, request_facts, result_facts
 from nanobanana_async.notebook_html import Html, card, error_box, image_gallery, note
 from nanobanana_async.validators import as_timeout
+
+# How many candidates of an uncertain job its error names, if no command can show them.
+MOST_NAMED = 5
 
 
 class Job:
@@ -234,6 +240,7 @@ class Job:
                 return JobFailed(f"task {record.task_id} failed{reason}", job=self, safe_to_repeat=safe, kind=kind)
             case JobState.UNCERTAIN if why is None or why.kind != IdempotencyConflict.__name__:
                 message = f"job {record.key} may have been bought: the answer to its create was lost{reason}"
+                message += _candidates(record, self._engine.claims.ledger_file)
                 return JobUncertain(message, job=self, safe_to_repeat=safe)
             case JobState.UNCERTAIN | JobState.REFUSED if why is not None:
                 return _error_from_failure(why).for_job(record.key, safe_to_repeat=safe)
@@ -245,6 +252,16 @@ def _unnamed(request: ImageRequest | None, named: int) -> dict[int, str]:
     """Return a reason for each requested image that the gateway does not mention."""
     wanted = 0 if request is None else request.num_images
     return dict.fromkeys(range(named, wanted), "the gateway returned fewer images than requested")
+
+
+def _candidates(record: JobRecord, ledger_file: Path | None) -> str:
+    """Return how to see the tasks that could be an uncertain job; nothing if none is known."""
+    if not record.candidates:
+        return ""
+    listed = ", ".join(candidate.task_id for candidate in record.candidates[:MOST_NAMED])
+    if ledger_file is not None:
+        listed = f"`{jobs_command(f'show {shlex.quote(record.key)}', ledger_file)}` lists them"
+    return f"; {count(len(record.candidates), 'task')} could be it: {listed}"
 
 
 def timed_out(job: Job, tracked: TrackedJob, timeout: float) -> JobUnfinished:

@@ -54,7 +54,7 @@ class Claims:
         self._poller = poller
         self._estimates = estimates
         self._clock = clock
-        self._ledger_file = store.ledger.path if isinstance(store.ledger, SqliteLedger) else None
+        self.ledger_file = store.ledger.path if isinstance(store.ledger, SqliteLedger) else None
 
     async def claim(self, job: TrackedJob) -> Next:
         """Store the job, or adopt the job that the ledger has under its key.
@@ -155,7 +155,7 @@ class Claims:
             await self._store.ledger.release(wanted.key)
 
     def _other_account(self, known: JobRecord, wanted: JobRecord) -> IdempotencyConflict:
-        why = account_conflict(known, wanted.gateway, wanted.account, self._ledger_file)
+        why = account_conflict(known, wanted.gateway, wanted.account, self.ledger_file)
         return IdempotencyConflict(why, key=known.key, safe_to_repeat=False)
 
     def _on_claim(self, job: TrackedJob, claim: Claim) -> Next:
@@ -187,7 +187,7 @@ class Claims:
     def check_account(self, record: JobRecord) -> None:
         """Raise `ConfigurationError` for a job of another account: this account could buy it a second time."""
         if record.account != self._gateway.account:
-            why = account_conflict(record, self._gateway.name, self._gateway.account, self._ledger_file)
+            why = account_conflict(record, self._gateway.name, self._gateway.account, self.ledger_file)
             raise ConfigurationError(why, key=record.key, safe_to_repeat=is_safe_to_repeat(record, Phase.KNOWN))
 
     def check_same(self, known: JobRecord, wanted: JobRecord) -> None:

@@ -4,6 +4,7 @@ The content of a ledger comes from users and gateways: only its printable charac
 """
 
 import json
+import shlex
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from datetime import datetime, timedelta
@@ -121,8 +122,8 @@ def next_steps(counts: Counter[JobState], unowned: Counter[JobState], ledger: Pa
         yield f"{count(unsent, 'job')} never sent, without a session: `{buy}` buys them"
     if uncertain := counts[JobState.UNCERTAIN]:
         yield (
-            f"{count(uncertain, 'job')} perhaps bought: check the gateway's own list of tasks, then"
-            f" `{resolve_command(ledger)}`"
+            f"{count(uncertain, 'job')} perhaps bought: `{jobs_command('reconcile', ledger)}` reads the gateway's"
+            f" history; or check its own list of tasks, then `{resolve_command(ledger)}`"
         )
 
 
@@ -146,7 +147,7 @@ def job_details(record: JobRecord, ledger: Path, *, followed: bool, now: datetim
         ("task id", [record.task_id or NOTHING]),
         ("wire key", [record.wire_key]),
         ("purchase", [_purchase(record)]),
-        ("in doubt", ["yes: a create may have been accepted" if record.in_doubt else "no"]),
+        ("in doubt", [_doubt(record)]),
         ("created", [_when(record.created_at, now)]),
         ("first sent", [_when(record.first_sent_at, now)]),
         ("running since", [_when(record.running_since, now)]),
@@ -158,6 +159,7 @@ def job_details(record: JobRecord, ledger: Path, *, followed: bool, now: datetim
         *_request_rows(record.request),
         *((f"image {index + 1}", [url or _INLINE]) for index, url in with_indexes(record.images, record.missing)),
         *((f"image {index + 1}", [f"missing: {why}"]) for index, why in record.missing),
+        *_candidate_rows(record, ledger, now),
     ]
     width = max(len(name) for name, _ in rows)
     return "\n".join(
@@ -177,6 +179,21 @@ def _follower(record: JobRecord, ledger: Path, *, followed: bool) -> str:
     if followed:
         return "a running session"
     return f"no session: `{resume_command(record, ledger)}` continues it"
+
+
+def _doubt(record: JobRecord) -> str:
+    if not record.in_doubt:
+        return "no"
+    return "yes: a create was accepted" if record.processed else "yes: a create may have been accepted"
+
+
+def _candidate_rows(record: JobRecord, ledger: Path, now: datetime) -> Iterator[tuple[str, Sequence[str]]]:
+    """Yield the tasks that could be the job, each with its image, and the command that takes one of them."""
+    for number_, candidate in enumerate(record.candidates, start=1):
+        lines = [f"task {candidate.task_id}, created {_when(candidate.created_at, now)}"]
+        yield f"candidate {number_}", [*lines, candidate.image_url or "no image yet"]
+    if record.candidates:
+        yield "to take one", [f"`{jobs_command(f'resolve {shlex.quote(record.key)} ID', ledger)} --as task-id`"]
 
 
 def _purchase(record: JobRecord) -> str:
