@@ -95,7 +95,7 @@ class History:
         """Record how long the gateway took to accept a create."""
         self._longest_answer_s = max(took_s, self._longest_answer_s or 0.0)
 
-    def can_tell(self, record: JobRecord) -> bool:
+    def can_show(self, record: JobRecord) -> bool:
         """Return whether the history may show whether a job was bought: not if our clock was set back meanwhile."""
         known = record.sent_at is not None and record.lost_at is not None and record.sent_at <= record.lost_at
         return self.readable and known

@@ -166,7 +166,7 @@ class Reconciler:
         # From here on nothing awaits, so that each job of this session either has a task or is in doubt.
         tracked = [job.record for job in engine.tracked.values()]
         claimed |= {record.task_id: record for record in tracked if record.task_id is not None}
-        in_doubt = [record for record in (*tracked, *uncertain) if record.in_doubt and self._history.can_tell(record)]
+        in_doubt = [record for record in (*tracked, *uncertain) if record.in_doubt and self._history.can_show(record)]
         read = to_history_read(reading, claimed, self._history, gateway)
         verdicts = {} if read is None else decide([to_doubt(record, gateway) for record in in_doubt], read)
         for record in wanted:
@@ -175,7 +175,7 @@ class Reconciler:
 
     async def _reconcile_uncertain(self) -> list[TrackedJob]:
         uncertain = self._store.ledger.uncertain(self._engine.account)
-        records = [record async for record in uncertain if self._history.can_tell(record)]
+        records = [record async for record in uncertain if self._history.can_show(record)]
         if not records:
             return []
         ages_s = [self._store.age_s(record.lost_at) for record in records if record.lost_at is not None]
@@ -213,7 +213,7 @@ class Reconciler:
         return job
 
     async def _reopen_unfollowed(self, job: TrackedJob) -> Next:
-        """Store that an UNCERTAIN job was not bought. Nobody has asked this session to buy it."""
+        """Store that an UNCERTAIN job was not bought. No caller has asked this session to buy it."""
         await self._engine.claims.reopen(job)
         return Finish()
 

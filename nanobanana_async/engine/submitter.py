@@ -258,7 +258,7 @@ class Submitter:
 
     async def _park(self, job: TrackedJob, **facts: Any) -> Next:
         """Let the gateway's history decide how a job in doubt goes on; without one it is UNCERTAIN."""
-        if self._history.can_tell(evolve(job.record, **facts)):
+        if self._history.can_show(evolve(job.record, **facts)):
             await self._store.transition(job, JobState.SUBMITTING, **facts)
             self._history.watch(job, parked=True)
             return AwaitHistory()

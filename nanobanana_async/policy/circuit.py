@@ -61,7 +61,7 @@ class CreateSpacing:
 
     active: bool = False
     opens_at: float = 0.0
-    _tells: bool | None = None
+    _names_task: bool | None = None
 
     def allows(self, now: float, in_flight: int, *, repeat: bool) -> bool:
         """Return whether a create may leave while `in_flight` creates have no answer yet."""
@@ -69,12 +69,12 @@ class CreateSpacing:
 
     def lost(self, now: float, lateness_s: float) -> None:
         """Record that a create in doubt may have been processed until now, and may be for a little longer."""
-        self.active = self.active or self._tells is None
+        self.active = self.active or self._names_task is None
         self.opens_at = now + lateness_s + ROUNDING_S
 
     def answered_repeat(self, *, named_task: bool) -> None:
         """Record whether the answer to the repeat of a processed create named the task."""
-        self._tells, self.active = named_task, not named_task
+        self._names_task, self.active = named_task, not named_task
 
 
 @define

@@ -18,7 +18,7 @@ that out, so nothing is adopted then: the job stays uncertain, and the tasks of 
 
 An explanation gives each job with evidence a task of its window, no task twice; other tasks are another client's. A job
 gets a task if all explanations agree on it. For one job: it is the only task of its window. For several: two jobs with
-windows {a} and {a, b} have a and b; with {a, b} and {a, b} nobody knows, unless they ask for the same image: then it
+windows {a} and {a, b} have a and b; with {a, b} and {a, b} it is unknown, unless they ask for the same image: then it
 makes no difference. If no explanation exists, an assumption was wrong, and nothing is decided about those jobs.
 Whether all agree is found by leaving one pair out: if the others then can't all get a task, the pair is in all
 explanations. Jobs are interchangeable only if their windows hold the same tasks as well. Otherwise an exchange could
@@ -217,18 +217,18 @@ class _Decision:
     def _may_change(self, doubt: Doubt) -> bool:
         """Return whether a later reading may list more tasks of this job, or of one that shares a task with it."""
         perhaps = self._perhaps[doubt.key]
-        settled_after = self._read.read_at - 3 * self._read.delay_s
+        complete_until = self._read.read_at - 3 * self._read.delay_s
         if not self._is_covered(doubt):
             return False
         related = (other for other in self._doubts if other is doubt or perhaps & self._perhaps[other.key])
-        return any(other.lost_at > settled_after for other in related)
+        return any(other.lost_at > complete_until for other in related)
 
     def _interchangeable(self, doubts: Iterable[Doubt]) -> dict[str, Hashable]:
         return {doubt.key: (doubt.request, self._possible[doubt.key]) for doubt in doubts}
 
 
 class _Marks:
-    """Which models and prices tell tasks apart, by the tasks whose jobs are known."""
+    """Which models and prices distinguish tasks, by the tasks whose jobs are known."""
 
     def __init__(self, claimed: Iterable[ClaimedTask]) -> None:
         self._models: dict[str, set[str]] = {}
