@@ -180,7 +180,8 @@ class _Decision:
             for doubt in doubts
         }
         self._perhaps = {
-            doubt.key: {task.task_id for task in tasks if self._in_window(doubt, task, wide=True)} for doubt in doubts
+            doubt.key: tuple(task.task_id for task in tasks if self._in_window(doubt, task, wide=True))
+            for doubt in doubts
         }
 
     def verdicts(self) -> dict[str, Verdict]:
@@ -192,9 +193,11 @@ class _Decision:
         if doubt.key in found:
             return Found(found[doubt.key])
         taken = set(found.values())
-        if not doubt.processed and self._is_ready(doubt) and not self._perhaps[doubt.key] - taken:
+        if not doubt.processed and self._is_ready(doubt) and not set(self._perhaps[doubt.key]) - taken:
             return NotBought()
         candidates = tuple(task for task in self._possible[doubt.key] if task not in taken)
+        if not candidates:  # it is not known as not bought because of these
+            candidates = tuple(task for task in self._perhaps[doubt.key] if task not in taken)
         return Undecided(candidates, self._may_change(doubt))
 
     def _in_window(self, doubt: Doubt, task: UnclaimedTask, *, wide: bool) -> bool:
@@ -216,11 +219,11 @@ class _Decision:
 
     def _may_change(self, doubt: Doubt) -> bool:
         """Return whether a later reading may list more tasks of this job, or of one that shares a task with it."""
-        perhaps = self._perhaps[doubt.key]
+        perhaps = set(self._perhaps[doubt.key])
         complete_until = self._read.read_at - 3 * self._read.delay_s
         if not self._is_covered(doubt):
             return False
-        related = (other for other in self._doubts if other is doubt or perhaps & self._perhaps[other.key])
+        related = (other for other in self._doubts if other is doubt or perhaps.intersection(self._perhaps[other.key]))
         return any(other.lost_at > complete_until for other in related)
 
     def _interchangeable(self, doubts: Iterable[Doubt]) -> dict[str, Hashable]:
