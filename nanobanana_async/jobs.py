@@ -142,8 +142,8 @@ class JobRecord:
     sent_at: datetime | None = None  # when the create left whose answer is awaited or lost, not a repeat of it
     lost_at: datetime | None = None
     """Until when a create in doubt may have been processed: its answer was given up then, or a repeat got 409."""
-    processed: bool = False
-    """Whether a repeat got 409: the gateway has processed a create in doubt, and does not name its task."""
+    conflict_at: datetime | None = None
+    """When a repeat last got 409, which does not name the task; None if none did after `lost_at`."""
     candidates: tuple[Candidate, ...] = ()  # the tasks in the gateway's history that could be this job, if uncertain
     task_id: str | None = None
     running_since: datetime | None = None

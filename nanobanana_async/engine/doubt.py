@@ -15,39 +15,56 @@ from nanobanana_async.policy.retry import FailureKind, RetryDecision
 NO_DOUBT: Mapping[str, Any] = {
     "in_doubt": False,
     "lost_at": None,
-    "processed": False,
+    "conflict_at": None,
     "candidates": (),
     "failure": None,
 }
 """The facts of a record whose doubt is over."""
 
-_PERHAPS_PROCESSED = (FailureKind.NO_ANSWER, FailureKind.SERVER_ERROR, FailureKind.IN_PROGRESS)
 
-
-def doubt_facts(record: JobRecord, kind: FailureKind, now: datetime) -> Mapping[str, Any]:
+def doubt_facts(record: JobRecord, kind: FailureKind, now: datetime, lateness_s: float) -> Mapping[str, Any]:
     """Return the facts of a job in doubt after another create failed in this way.
 
-    A repeat that the gateway refused was not processed. The first 409 shows that a create was processed until then, and
-    that no later repeat is.
+    The first 409 shows that a create was being processed until then. If more of them follow for `lateness_s`, it was
+    processed to its end, and no later repeat is. Any other answer about this very create contradicts that.
     """
     facts: dict[str, Any] = {"in_doubt": True}
     if kind is FailureKind.IN_PROGRESS:
-        facts["processed"] = True
+        facts["conflict_at"] = now
         if not record.in_doubt:  # which of the earlier creates was processed is unknown
             facts["sent_at"] = record.first_sent_at
-    if record.lost_at is None or may_be_processed(record, kind):
+    elif kind is FailureKind.REFUSED:
+        facts["conflict_at"] = None
+    if record.lost_at is None or may_be_processed(record, kind, lateness_s):
         facts["lost_at"] = now
+        if kind is not FailureKind.IN_PROGRESS:
+            facts["conflict_at"] = None
     return facts
 
 
-def may_be_processed(record: JobRecord, kind: FailureKind) -> bool:
+def may_be_processed(record: JobRecord, kind: FailureKind, lateness_s: float) -> bool:
     """Return whether a create of this job may have been processed since the last one failed."""
-    return kind in _PERHAPS_PROCESSED and not record.processed
+    match kind:
+        case FailureKind.NO_ANSWER | FailureKind.SERVER_ERROR:
+            return not was_processed(record, lateness_s)
+        case FailureKind.IN_PROGRESS:
+            return record.conflict_at is None
+        case _:
+            return False
 
 
-def interrupted_facts(record: JobRecord, now: datetime) -> Mapping[str, Any]:
+def was_processed(record: JobRecord, lateness_s: float) -> bool:
+    """Return whether repeats got 409 for so long that a create in doubt must have been processed."""
+    if record.conflict_at is None or record.lost_at is None:
+        return False
+    return (record.conflict_at - record.lost_at).total_seconds() >= lateness_s
+
+
+def interrupted_facts(record: JobRecord, now: datetime, lateness_s: float) -> Mapping[str, Any]:
     """Return the facts of a job whose session ended before an answer came: it may have been processed until now."""
-    return {"in_doubt": True, "lost_at": record.lost_at if record.processed and record.lost_at else now}
+    if was_processed(record, lateness_s):
+        return {"in_doubt": True}
+    return {"in_doubt": True, "lost_at": now, "conflict_at": None}
 
 
 def why_in_doubt(error: NanoBananaError, record: JobRecord, decision: RetryDecision) -> Failure:

@@ -6,6 +6,7 @@ from decimal import Decimal
 
 from attrs import evolve
 
+from nanobanana_async.engine.doubt import was_processed
 from nanobanana_async.engine.history import History, Reading
 from nanobanana_async.gateways.capabilities import PastTask
 from nanobanana_async.gateways.contract import Gateway
@@ -16,14 +17,15 @@ from nanobanana_async.policy.reconcile import ClaimedTask, Doubt, HistoryRead, U
 _NO_PRICE = frozenset({"failed", "error", "cancelled", "canceled"})
 
 
-def to_doubt(record: JobRecord, gateway: Gateway) -> Doubt:
+def to_doubt(record: JobRecord, gateway: Gateway, lateness_s: float) -> Doubt:
     """Return a job in doubt; its record must say when its answer was lost."""
     request = record.request
     return Doubt(
         key=record.key,
         sent_at=sent_at(record).timestamp(),
         lost_at=(record.lost_at or sent_at(record)).timestamp(),
-        processed=record.processed,
+        processed=was_processed(record, lateness_s),
+        in_progress=record.conflict_at is not None,
         request=record.key if request is None else evolve(request, callback_url=None),
         model=None if request is None else _lower(request.model),
         price_class="" if request is None else gateway.price_class(request),

@@ -24,6 +24,9 @@ from nanobanana_async.policy.reconcile import ROUNDING_S, ClockOffset, lateness_
 # An answer of these statuses that is not a history shows that there is none: no later reading will find one.
 _NO_HISTORY = (200, 404, 405, 501)
 
+# While creates may be processed for longer than this, the repeat after a 409 does not wait for their end.
+LONGEST_CONFIRMATION_S = 10.0
+
 
 @define
 class Wait:
@@ -33,6 +36,7 @@ class Wait:
     due: float
     ready_at: float
     """When a reading may decide about it."""
+    lost_at: datetime
     reads: int = 0
     found: PastTask | None = None
     """Its task, which it gets once no request of the job is in flight."""
@@ -91,6 +95,11 @@ class History:
         """How long after its connection was lost a create may still be processed."""
         return lateness_s(self._longest_answer_s, self.delay_s)
 
+    def confirms_after_s(self, record: JobRecord) -> float:
+        """Return how long after the first 409 a second one shows that the create was processed to its end."""
+        first = self.readable and record.conflict_at is None and self.lateness_s <= LONGEST_CONFIRMATION_S
+        return self.lateness_s if first else 0.0
+
     def create_answered(self, took_s: float) -> None:
         """Record how long the gateway took to accept a create."""
         self._longest_answer_s = max(took_s, self._longest_answer_s or 0.0)
@@ -100,17 +109,29 @@ class History:
         known = record.sent_at is not None and record.lost_at is not None and record.sent_at <= record.lost_at
         return self.readable and known
 
-    def watch(self, job: TrackedJob, *, parked: bool = False) -> None:
-        """Let the history decide about a job in doubt, from the time when it can.
+    def watch_repeats(self, job: TrackedJob) -> None:
+        """Let the history decide about a job whose repeats get 409, while it is repeated."""
+        wait = self.waits.get(job.key)
+        if job.record.conflict_at is None:
+            self.waits.pop(job.key, None)
+        elif wait is None or wait.lost_at != job.record.lost_at:
+            self._watch(job, parked=False)
 
-        The first time, a job that waits for nothing else (`parked`) has it read at once: there may be no history.
+    def watch(self, job: TrackedJob) -> None:
+        """Let the history decide about a job that is not repeated any more, from the time when it can.
+
+        The first time it is read at once: there may be no history.
         """
+        self._watch(job, parked=True)
+
+    def _watch(self, job: TrackedJob, *, parked: bool) -> None:
         lost_at, now = job.record.lost_at, self._clock()
         if not self.readable or lost_at is None:
             return
-        after_s = ready_after_s(self.lateness_s, self.delay_s, processed=job.record.processed)
+        after_s = ready_after_s(self.lateness_s, self.delay_s, processed=job.record.conflict_at is not None)
         ready_at = now + max(0.0, after_s - self._store.age_s(lost_at))
-        self.waits[job.key] = Wait(job, now if parked and not self._was_read else ready_at, ready_at)
+        due = now if parked and not self._was_read else ready_at
+        self.waits[job.key] = Wait(job, due, ready_at, lost_at)
         self._changed.set()
 
     async def wait_until_due(self) -> None:

@@ -14,11 +14,12 @@ from anyio.abc import TaskGroup
 from attrs import frozen
 
 from nanobanana_async.candidates import Candidate
+from nanobanana_async.engine.doubt import was_processed
 from nanobanana_async.engine.engine import Engine
 from nanobanana_async.engine.evidence import sent_at, to_doubt, to_history_read
 from nanobanana_async.engine.history import Wait
 from nanobanana_async.engine.next_step import AwaitHistory, Finish, HoldSlots, Next
-from nanobanana_async.engine.tracked_job import Phase, TrackedJob
+from nanobanana_async.engine.tracked_job import NEVER, Phase, TrackedJob
 from nanobanana_async.engine.workers import JobStep
 from nanobanana_async.errors import ConfigurationError, NanoBananaError, SessionClosed
 from nanobanana_async.gateways.capabilities import PastTask
@@ -103,8 +104,11 @@ class Reconciler:
             for wait in filter(self._still_in_doubt, unread):
                 self._note(wait, judgement, now)
         for wait in filter(self._still_in_doubt, waits):
-            if wait.found is not None:
+            if wait.found is not None and was_processed(wait.job.record, history.lateness_s):
                 self._give_task(wait, wait.found)
+            elif wait.found is not None:  # a repeat has contradicted that
+                wait.found, wait.due = None, now + history.delay_s
+                history.watch_repeats(wait.job)
 
     def _still_in_doubt(self, wait: Wait) -> bool:
         job = wait.job
@@ -128,10 +132,19 @@ class Reconciler:
         wait.due = max(wait.ready_at, now + self._history.delay_s * 2.0 ** (wait.reads - 1))
         if verdict.may_change and wait.reads < MOST_READINGS:
             return
-        if parked:
+        # While the task may run its repeats go on: some gateways answer 409 until its end, and then name the task.
+        left_s = 0.0 if parked else self._may_run_for_s(job)
+        if left_s <= 0 and job.phase in (Phase.SCHEDULED, Phase.CHECKING):
             self._decide(wait, partial(self._leave_uncertain, judgement.candidates(verdict)))
-        else:  # its repeats go on; after the last one it waits for the history again
-            self._history.waits.pop(job.key, None)
+        else:
+            wait.due = now + max(left_s, self._history.delay_s)
+
+    def _may_run_for_s(self, job: TrackedJob) -> float:
+        """Return how long the task of a job in doubt may still run."""
+        record = job.record
+        if record.lost_at is None or not was_processed(record, self._history.lateness_s):
+            return NEVER
+        return self._engine.estimates.may_run_for_s(job) - self._store.age_s(record.lost_at)
 
     def _give_task(self, wait: Wait, task: PastTask) -> None:
         if wait.job.phase in (Phase.SCHEDULED, Phase.CHECKING):
@@ -149,7 +162,7 @@ class Reconciler:
         except TaskTaken:  # another process was faster: the task is its job's
             if job.record.state is JobState.UNCERTAIN:
                 return HoldSlots(job.holds_slots_until)
-            self._history.watch(job, parked=True)
+            self._history.watch(job)
             return AwaitHistory()
 
     async def _leave_uncertain(self, candidates: tuple[Candidate, ...], job: TrackedJob) -> Next:
@@ -168,7 +181,9 @@ class Reconciler:
         claimed |= {record.task_id: record for record in tracked if record.task_id is not None}
         in_doubt = [record for record in (*tracked, *uncertain) if record.in_doubt and self._history.can_show(record)]
         read = to_history_read(reading, claimed, self._history, gateway)
-        verdicts = {} if read is None else decide([to_doubt(record, gateway) for record in in_doubt], read)
+        verdicts = (
+            {} if read is None else decide([to_doubt(record, gateway, read.lateness_s) for record in in_doubt], read)
+        )
         for record in wanted:
             verdicts.setdefault(record.key, Undecided((), may_change=False))
         return _Judgement(verdicts, {task.task_id: task for task in reading.tasks})

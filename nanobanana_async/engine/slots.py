@@ -40,9 +40,7 @@ class Slots:
         """Return whether this job's create may leave now."""
         if not self.breaker.allows(now, self.creates_in_flight):
             return False
-        # A repeat of a create that was processed is never processed.
-        processed, repeat = job.record.processed, bool(job.slots)
-        if not (processed or self.spacing.allows(now, self.creates_in_flight, repeat=repeat)):
+        if not self.spacing.allows(now, self.creates_in_flight, repeat=bool(job.slots)):
             return False
         if job.slots:  # a repeat holds its slots already; it draws from the retry budget if the gateway may be down
             if now < self.budget.gate_opens_at:

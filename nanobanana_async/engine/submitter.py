@@ -184,17 +184,15 @@ class Submitter:
         self, job: TrackedJob, error: NanoBananaError, decision: RetryDecision, attempt: Attempt, due: float
     ) -> Next:
         attempts = job.record.attempts + decision.costs_attempt
-        doubt = doubt_facts(job.record, decision.kind, self._store.utcnow())
+        doubt = doubt_facts(job.record, decision.kind, self._store.utcnow(), self._history.lateness_s)
         unsent = decision.kind is FailureKind.NOT_SENT and not attempt.sent_before
         first_sent_at = None if unsent else job.record.first_sent_at
         match decision.action:
             case RetryAction.REPEAT if decision.in_doubt:
                 self._slots.acquire(job)
                 job.draws_retry_budget = decision.kind in (FailureKind.SERVER_ERROR, FailureKind.NO_ANSWER)
-                known = job.record.processed
                 await self._store.transition(job, JobState.SUBMITTING, attempts=attempts, **doubt)
-                if job.record.processed and not known:
-                    self._history.watch(job)
+                self._history.watch_repeats(job)
                 return ScheduleAt(due)
             case RetryAction.REPEAT | RetryAction.REQUEUE:
                 if decision.action is RetryAction.REQUEUE:
@@ -236,12 +234,11 @@ class Submitter:
         job.first_attempt_at = self._clock()
         why = "the session ended before an answer came"
         decision = decide_failed_create(TransportError(why, possibly_sent=True), attempt, self._retry)
-        doubt = interrupted_facts(job.record, self._store.utcnow())
+        doubt = interrupted_facts(job.record, self._store.utcnow(), self._history.lateness_s)
         if decision.action is not RetryAction.REPEAT:
             return await self._mark_uncertain(job, why, **doubt)
         await self._store.transition(job, JobState.SUBMITTING, **doubt)
-        if job.record.processed:
-            self._history.watch(job)
+        self._history.watch_repeats(job)
         return Enqueue()
 
     def _hold(self, job: TrackedJob) -> Next:
@@ -260,7 +257,7 @@ class Submitter:
         """Let the gateway's history decide how a job in doubt goes on; without one it is UNCERTAIN."""
         if self._history.can_show(evolve(job.record, **facts)):
             await self._store.transition(job, JobState.SUBMITTING, **facts)
-            self._history.watch(job, parked=True)
+            self._history.watch(job)
             return AwaitHistory()
         await self._store.transition(job, JobState.UNCERTAIN, **{"in_doubt": True, **facts})
         return self._hold(job)
@@ -287,7 +284,8 @@ class Submitter:
             return 0.0
         asked = min(getattr(error, "retry_after_s", None) or 0.0, MAX_RETRY_AFTER_S)
         backoff_s = self._retry.backoff_s(job.failures, self._jitter.random())
-        return max(asked, self._poller.outage.wait_s(error, backoff_s))
+        confirms_s = self._history.confirms_after_s(job.record) if decision.kind is FailureKind.IN_PROGRESS else 0.0
+        return max(asked, confirms_s, self._poller.outage.wait_s(error, backoff_s))
 
     def _update_limits(self, job: TrackedJob, error: NanoBananaError, decision: RetryDecision, now: float) -> None:
         used_up = isinstance(error, RateLimited) and self._poller.used_up.refused(error, job.sent_at)
@@ -297,10 +295,11 @@ class Submitter:
             self._slots.breaker.failed(now, self._jitter.random())
         else:
             self._slots.breaker.answered()
-        if self._history.readable and may_be_processed(job.record, decision.kind):
-            self._slots.spacing.lost(now, self._history.lateness_s)
-        if self._history.readable and decision.kind is FailureKind.IN_PROGRESS:
-            self._slots.spacing.answered_repeat(named_task=False)
+        if self._history.readable:
+            if may_be_processed(job.record, decision.kind, self._history.lateness_s):
+                self._slots.spacing.lost(now, self._history.lateness_s)
+            if decision.kind is FailureKind.IN_PROGRESS:
+                self._slots.spacing.answered_repeat(named_task=False)
         if isinstance(error, (GatewayError, UnexpectedResponse)) and error.retry_after_s is not None:
             self._slots.breaker.pause_for(now, error.retry_after_s)
 

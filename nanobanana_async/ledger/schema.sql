@@ -21,7 +21,7 @@ CREATE TABLE jobs (
     in_doubt         INTEGER NOT NULL,
     sent_at          TEXT,                     -- when the create left whose answer is awaited or lost
     lost_at          TEXT,                     -- until when it or a repeat may have been processed
-    processed        INTEGER NOT NULL,         -- a repeat got 409: a create in doubt was processed
+    conflict_at      TEXT,                     -- when a repeat last got 409
     candidates       TEXT    NOT NULL,         -- tasks in the gateway's history that could be this job
     task_id          TEXT,
     running_since    TEXT,

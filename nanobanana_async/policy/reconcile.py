@@ -11,10 +11,12 @@ answers seen (`lateness_s`). The window is moved to the gateway's clock by an of
 reaches a second back, because `created_at` may be cut to whole seconds. A task outside the window, or of another model
 or price, is not this job's; neither is one that another job has.
 
-Evidence. A 409 to a repeat shows that a create under this key was processed: exactly one of the tasks in the window is
-this job's, if the history was read late enough (`delay_s` after the window) and far enough back. Without that evidence
-the create may never have arrived, and the only task of the window may be another client's. No width of the window rules
-that out, so nothing is adopted then: the job stays uncertain, and the tasks of its window are its candidates.
+Evidence. A 409 to a repeat shows that a create under this key is being processed, and it may still be refused. If
+repeats get 409 for longer than any create is processed, and no other answer, it was processed to its end: exactly one
+of the tasks in the window is this job's, if the history was read late enough (`delay_s` after the window) and far
+enough back. Without that evidence the create may never have arrived, and the only task of the window may be another
+client's. No width of the window rules that out, so nothing is adopted then: the job stays uncertain, and the tasks of
+its window are its candidates.
 
 An explanation gives each job with evidence a task of its window, no task twice; other tasks are another client's. A job
 gets a task if all explanations agree on it. For one job: it is the only task of its window. For several: two jobs with
@@ -83,6 +85,8 @@ class Doubt:
     sent_at: float
     lost_at: float
     processed: bool
+    """Repeats got 409 for so long that a create was processed to its end."""
+    in_progress: bool = False
     """A repeat got 409."""
     request: Hashable
     """Equal for jobs that ask for the same images."""
@@ -193,7 +197,8 @@ class _Decision:
         if doubt.key in found:
             return Found(found[doubt.key])
         taken = set(found.values())
-        if not doubt.processed and self._is_ready(doubt) and not set(self._perhaps[doubt.key]) - taken:
+        unknown = not (doubt.processed or doubt.in_progress)
+        if unknown and self._is_ready(doubt) and not set(self._perhaps[doubt.key]) - taken:
             return NotBought()
         candidates = tuple(task for task in self._possible[doubt.key] if task not in taken)
         if not candidates:  # it is not known as not bought because of these

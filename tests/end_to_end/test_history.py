@@ -88,7 +88,7 @@ async def record_of(ledger: Path) -> JobRecord:
 async def leave_uncertain(emulator: Emulator, ledger: Path) -> None:
     """Buy a job, lose its answer, and let the history be out of order until it is UNCERTAIN."""
     emulator.queue_faults("apimall.history", faults.error(404))
-    retry = RetryPolicy(first_backoff_s=0.01, max_backoff_s=0.05, max_wait_s=0.3, max_attempts=2)
+    retry = RetryPolicy(first_backoff_s=0.01, max_backoff_s=0.05, max_wait_s=0.8, max_attempts=2)
     async with patient(emulator, ledger=ledger, retry=retry) as session:
         with pytest.raises(JobUncertain, match="lost"):
             await session.generate("a fox", idempotency_key=KEY)

@@ -80,7 +80,7 @@ RECORDS = st.builds(
     in_doubt=st.booleans(),
     sent_at=st.none() | TIMES,
     lost_at=st.none() | TIMES,
-    processed=st.booleans(),
+    conflict_at=st.none() | TIMES,
     candidates=st.lists(CANDIDATES, max_size=3).map(tuple),
     task_id=st.none() | WORDS,
     running_since=st.none() | TIMES,

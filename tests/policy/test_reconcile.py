@@ -59,6 +59,12 @@ def test_window_is_moved_to_the_gateways_clock() -> None:
     assert decide([doubt()], read(*tasks, offset=hour_ahead)) == {"A": Found("own")}
 
 
+def test_job_that_may_still_be_in_progress_is_left_undecided() -> None:
+    job = doubt(processed=False, in_progress=True)
+    assert decide([job], read()) == {"A": Undecided((), may_change=False)}
+    assert decide([job], read(task("a", 1000.5))) == {"A": Undecided(("a",), may_change=False)}
+
+
 def test_two_tasks_in_the_window_leave_the_job_undecided() -> None:
     tasks = (task("a", 1000.1), task("b", 1000.9))
     assert decide([doubt()], read(*tasks)) == {"A": Undecided(("a", "b"), may_change=False)}

@@ -117,7 +117,7 @@ async def every_field_is_stored_and_read(ledger: Ledger) -> None:
         first_sent_at=NOON + timedelta(microseconds=1),
         sent_at=NOON + timedelta(seconds=1),
         lost_at=NOON + timedelta(seconds=2),
-        processed=True,
+        conflict_at=NOON + timedelta(seconds=3),
         candidates=(Candidate(task_id="t2", created_at=NOON, image_url="https://cdn.example/2.png"),),
         task_id="t1",
         running_since=NOON,

@@ -184,7 +184,8 @@ def _follower(record: JobRecord, ledger: Path, *, followed: bool) -> str:
 def _doubt(record: JobRecord) -> str:
     if not record.in_doubt:
         return "no"
-    return "yes: a create was accepted" if record.processed else "yes: a create may have been accepted"
+    known = " (the gateway knows its key: 409)" if record.conflict_at is not None else ""
+    return f"yes: a create may have been accepted{known}"
 
 
 def _candidate_rows(record: JobRecord, ledger: Path, now: datetime) -> Iterator[tuple[str, Sequence[str]]]:
