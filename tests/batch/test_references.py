@@ -4,7 +4,7 @@ import hashlib
 import math
 from pathlib import Path
 
-import pandas as pd
+
 import pytest
 
 from nanobanana_async import ApiMall, Session
