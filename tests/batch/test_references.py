@@ -2,8 +2,9 @@
 
 import hashlib
 import math
+from importlib import import_module
 from pathlib import Path
-
+from typing import Any
 
 import pytest
 
@@ -16,6 +17,8 @@ from nanobanana_async.emulator.simulator import GatewaySimulator
 from nanobanana_async.images import local
 from nanobanana_async.testing import EmulatorTransport
 from tests.support.fakes import virtually
+
+pd: Any = import_module("pandas")  # it has no types
 
 PNG = plain_png(ImageSpec("a cat", 0, 0, 8, 8, True))
 
