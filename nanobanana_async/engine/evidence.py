@@ -1,5 +1,6 @@
 """What records and a reading of the history show, as `policy.reconcile` takes it."""
 
+import math
 from collections.abc import Mapping
 from datetime import datetime
 from decimal import Decimal
@@ -51,6 +52,9 @@ def to_history_read(
         unclaimed=[_to_unclaimed(task) for task in reading.tasks if task.task_id not in claimed],
         claimed=known,
         offset=offset,
+        offset_until=max((task.answered_at or -math.inf for task in known), default=-math.inf)
+        if reading.offset is None
+        else math.inf,
         delay_s=history.delay_s,
         lateness_s=history.lateness_s,
     )

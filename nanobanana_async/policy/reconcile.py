@@ -31,6 +31,7 @@ delays before `sent_at` (our clock may have been set) to three after `lost_at`, 
 Prices do not count here, they may have changed.
 """
 
+import math
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from decimal import Decimal
 
@@ -105,6 +106,8 @@ class HistoryRead:
     unclaimed: Sequence[UnclaimedTask]
     claimed: Sequence[ClaimedTask] = ()
     offset: ClockOffset
+    offset_until: float = math.inf
+    """Nothing shows what the offset is after this time of our clock."""
     delay_s: float
     lateness_s: float
 
@@ -135,8 +138,8 @@ Verdict = Found | NotBought | Undecided
 def estimate_offset(claimed: Iterable[ClaimedTask], answered: ClockOffset | None) -> ClockOffset | None:
     """Return the offset of the gateway's clock; None if nothing shows it.
 
-    Each task that was created between two known times bounds it. If the bounds contradict each other, the gateway has
-    several clocks, and any of them may have dated a task. Without such tasks the answers' own dates count (`answered`).
+    Each task that was created between two known times bounds it, and so do the dates of the answers (`answered`). If
+    the bounds contradict each other, our clock was set meanwhile, or the gateway has several: all of them are possible.
     """
     known = [(task, task.sent_at, task.answered_at) for task in claimed]
     bounds = [
@@ -144,8 +147,10 @@ def estimate_offset(claimed: Iterable[ClaimedTask], answered: ClockOffset | None
         for task, sent_at, answered_at in known
         if sent_at is not None and answered_at is not None
     ]
+    if answered is not None:
+        bounds.append((answered.least, answered.most))
     if not bounds:
-        return answered
+        return None
     least, most = max(low for low, _ in bounds), min(high for _, high in bounds)
     if least <= most:
         return ClockOffset(least, most)
@@ -217,7 +222,8 @@ class _Decision:
     def _is_ready(self, doubt: Doubt) -> bool:
         """Return whether all tasks that could be the job's were listed."""
         after_s = ready_after_s(self._read.lateness_s, self._read.delay_s, processed=doubt.processed)
-        return self._read.read_at >= doubt.lost_at + after_s and self._is_covered(doubt)
+        late_enough = self._read.read_at >= doubt.lost_at + after_s and doubt.lost_at <= self._read.offset_until
+        return late_enough and self._is_covered(doubt)
 
     def _is_covered(self, doubt: Doubt) -> bool:
         return self._since(doubt, wide=not doubt.processed) >= self._read.complete_since

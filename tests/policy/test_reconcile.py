@@ -185,6 +185,17 @@ def test_contradicting_bounds_of_the_offset_are_all_possible() -> None:
     assert bounds(tasks) == pytest.approx((-0.1, 6.0))
 
 
+def test_dates_of_the_answers_widen_an_offset_that_they_contradict() -> None:
+    tasks = [claimed(10.0, sent_at=10.0, answered_at=10.1)]
+    assert estimate_offset(tasks, ClockOffset(-3600.0, -3599.0)) == ClockOffset(-3600.0, 1.0)
+
+
+def test_job_after_the_last_known_offset_is_left_undecided() -> None:
+    for job, tasks in ((doubt(), [task("own", 1000.5)]), (doubt(processed=False), [])):
+        verdict = decide([job], read(*tasks, offset_until=1000.9))["A"]
+        assert isinstance(verdict, Undecided)
+
+
 def test_offset_without_such_tasks_is_that_of_the_answers() -> None:
     assert estimate_offset([claimed()], ClockOffset(1.0, 2.0)) == ClockOffset(1.0, 2.0)
     assert estimate_offset([], None) is None
