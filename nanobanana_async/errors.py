@@ -255,7 +255,7 @@ class JobFailed(JobError):
 class JobUncertain(JobError):
     """The create was sent and no answer shows whether it was accepted: money may be spent."""
 
-    advice = "check the gateway's own list of tasks, then resolve the job; it is never bought again automatically"
+    advice = "`reconcile` may find it later; or check the gateway's own list, then resolve it; it is not bought again"
 
 
 class JobWithdrawn(JobError):

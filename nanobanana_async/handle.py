@@ -10,6 +10,7 @@ from typing import Any, Self
 from attrs import evolve
 
 from nanobanana_async import errors
+from nanobanana_async.engine.doubt import candidates_hint
 from nanobanana_async.engine.engine import Engine
 from nanobanana_async.engine.phases import Phase
 from nanobanana_async.engine.progress import expected_end_of, progress_of
@@ -258,6 +259,7 @@ class Job:
                 return JobFailed(f"task {record.task_id} failed{reason}", job=self, safe_to_repeat=safe, kind=kind)
             case JobState.UNCERTAIN if why is None or why.kind != IdempotencyConflict.__name__:
                 message = f"job {record.key} may have been bought: the answer to its create was lost{reason}"
+                message += candidates_hint(record, self._engine.claims.ledger_file)
                 return JobUncertain(message, job=self, safe_to_repeat=safe)
             case JobState.UNCERTAIN | JobState.REFUSED if why is not None:
                 return _error_from_failure(why).for_job(record.key, safe_to_repeat=safe)

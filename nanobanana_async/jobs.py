@@ -10,6 +10,7 @@ from typing import Any
 
 from attrs import evolve, field, frozen
 
+from nanobanana_async.candidates import Candidate
 from nanobanana_async.errors import ConfigurationError, JobFailureKind
 from nanobanana_async.failures import Failure
 from nanobanana_async.models import ImageRequest
@@ -44,7 +45,7 @@ TRANSITIONS: Mapping[JobState, frozenset[JobState]] = {
     _S.SUBMITTING: frozenset({_S.SUBMITTING, _S.RUNNING, _S.PENDING, _S.REFUSED, _S.UNCERTAIN}),
     # RUNNING -> RUNNING and REFUSED: resolved by hand, when the gateway does not know the task id.
     _S.RUNNING: frozenset({_S.SUCCEEDED, _S.FAILED, _S.RUNNING, _S.REFUSED}),
-    _S.UNCERTAIN: frozenset({_S.RUNNING, _S.PENDING, _S.REFUSED}),
+    _S.UNCERTAIN: frozenset({_S.RUNNING, _S.PENDING, _S.REFUSED, _S.UNCERTAIN}),  # itself: it has other candidates
     _S.SUCCEEDED: frozenset(),
     _S.FAILED: frozenset(),
     _S.REFUSED: frozenset(),
@@ -54,7 +55,7 @@ TRANSITIONS: Mapping[JobState, frozenset[JobState]] = {
 TERMINAL_STATES = frozenset(state for state, onward in TRANSITIONS.items() if not onward)
 
 ACTIVE_STATES = frozenset({_S.PENDING, _S.SUBMITTING, _S.RUNNING})
-"""States in which an owner works on the job. UNCERTAIN is not one of them: a job in doubt is resolved by hand."""
+"""States in which an owner works on the job. UNCERTAIN is not one of them: it waits for `reconcile` or a person."""
 
 POSSIBLY_BOUGHT_STATES = frozenset({_S.SUBMITTING, _S.RUNNING, _S.UNCERTAIN, _S.SUCCEEDED})
 
@@ -100,7 +101,6 @@ class Observation:
     completed_at: datetime | None = None
     request_id: str | None = None
     provider_request_id: str | None = None
-    """The id under which the gateway's own provider traces the task, where the gateway shows one."""
     raw: Mapping[str, Any] = field(factory=dict, repr=False, eq=False)
 
     def duration_s(self, age_s: float) -> float | None:
@@ -136,6 +136,12 @@ class JobRecord:
     """When this generation's key may first have reached the gateway; the lifetime of the key starts here."""
     in_doubt: bool = False
     """Whether a create may have been accepted without a usable answer; sticky until a task id is known."""
+    sent_at: datetime | None = None  # when the create left whose answer is awaited or lost, not a repeat of it
+    lost_at: datetime | None = None
+    """Until when a create in doubt may have been processed: its answer was given up then, or a repeat got 409."""
+    conflict_at: datetime | None = None
+    """When a repeat last got 409, which does not name the task; None if none did after `lost_at`."""
+    candidates: tuple[Candidate, ...] = ()  # the tasks in the gateway's history that could be this job, if uncertain
     task_id: str | None = None
     running_since: datetime | None = None
     ended_at: datetime | None = None

@@ -19,6 +19,7 @@ from nanobanana_async.engine.adoption import adopt_all
 from nanobanana_async.engine.balance import BalanceReader
 from nanobanana_async.engine.engine import Engine
 from nanobanana_async.engine.lifecycle import SessionTask
+from nanobanana_async.engine.reconciler import Reconciler
 from nanobanana_async.engine.resolver import JobResolver
 from nanobanana_async.errors import ConfigurationError, SessionClosed
 from nanobanana_async.events import Observer
@@ -183,9 +184,9 @@ class Session(Purchases, NoPlainWith):
     async def resume(self, *, buy: bool = False) -> list[Job]:
         """Adopt the unfinished jobs of the ledger that have no live owner: of dead processes and of closed sessions.
 
-        RUNNING jobs are polled. A create without an answer is repeated with its key where that is safe, otherwise the
-        job becomes UNCERTAIN. Jobs that were never sent are bought only with `buy=True`. Returns the adopted jobs,
-        oldest first. Jobs of other live processes are left alone.
+        RUNNING jobs are polled. A create without an answer is repeated with its key where that is safe; otherwise the
+        gateway's history decides, or the job becomes UNCERTAIN. Jobs that were never sent are bought only with
+        `buy=True`. Returns the adopted jobs, oldest first. Jobs of other live processes are left alone.
         """
         engine = self._engine()
         check_switch("buy", buy)
@@ -199,7 +200,7 @@ class Session(Purchases, NoPlainWith):
     async def resolve(
         self, job: Job | str, *, task_id: str | None = None, not_bought: bool = False, buy_again: bool = False
     ) -> Job:
-        """Resolve an UNCERTAIN job by hand, after checking the gateway's own list of tasks. Returns the job.
+        """Resolve an UNCERTAIN job by hand, if `reconcile` can't. Check the gateway's own list of tasks first.
 
         Pass exactly one of `task_id` (the job was bought as this task, which is polled), `not_bought`, or `buy_again`
         (buy it with a new idempotency key: a second payment if it was bought after all). `buy_again` also works for a
@@ -216,6 +217,23 @@ class Session(Purchases, NoPlainWith):
         tracked = await JobResolver(engine).resolve(key, task_id=task_id, buy_again=buy_again)
         engine.keep(tracked)
         return Job(engine, tracked)
+
+    async def reconcile(self) -> list[Job]:
+        """Find out by the gateway's history which UNCERTAIN jobs were bought; return those with an answer.
+
+        It reads the history once for all UNCERTAIN jobs of the account in the ledger, of earlier sessions too. A job
+        gets a task, and is polled, if only that task can be its own. It becomes PENDING if no task can be its own: then
+        generate it again, or call `resume(buy=True)`, to buy it. Any other job stays UNCERTAIN, and `nanobanana jobs
+        show` lists the tasks that could be it. A session does the same by itself before a job becomes UNCERTAIN.
+
+        Soon after a create it waits until the history can show it: with API Mall for up to 2 minutes. Raises
+        `ConfigurationError` if the gateway has no history.
+        """
+        engine = self._engine()
+        tracked = await Reconciler(engine).reconcile()
+        for job in tracked:
+            engine.keep(job)
+        return [Job(engine, job) for job in tracked]
 
     async def download(self, image: GeneratedImage, *, verify: bool = True) -> bytes:
         """Return the bytes of an image. An expired link is refreshed once. Raises `DownloadError`.

@@ -18,7 +18,7 @@ MAX_LINES = 320
 FLOORS: tuple[frozenset[str], ...] = (
     frozenset({"_version"}),
     frozenset({"errors", "escaping", "file_locks"}),
-    frozenset({"failures", "misspelt", "validators", "values"}),
+    frozenset({"candidates", "failures", "misspelt", "validators", "values"}),
     frozenset({"extra", "formatting", "keys", "references"}),
     frozenset({"notebook_html"}),
     frozenset({"models"}),
@@ -50,6 +50,7 @@ THOUGHT = frozenset(
     {
         "_version",
         "accounts",
+        "candidates",
         "errors",
         "escaping",
         "extra",

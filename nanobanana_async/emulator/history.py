@@ -2,6 +2,8 @@
 
 import math
 from collections.abc import Mapping
+from datetime import timedelta
+from email.utils import format_datetime
 
 from nanobanana_async.emulator import apimall, defapi
 from nanobanana_async.emulator.accounts import UNLIMITED_CREDITS, Phase, Refusal, Task
@@ -28,7 +30,8 @@ def history(state: State, now: float, headers: Mapping[str, str], query: Mapping
     items = [_item(state, now, task) for task in tasks[(page - 1) * limit : page * limit]]
     data = {"items": items, "page": page, "limit": limit}
     body = apimall.encoded({"success": True, "data": data, "request_id": state.request_id()})
-    return EmulatedResponse(200, JSON, body)
+    sent_at = state.settings.started_at + timedelta(seconds=now)
+    return EmulatedResponse(200, {**JSON, "Date": format_datetime(sent_at, usegmt=True)}, body)
 
 
 def apimall_balance(state: State, now: float, headers: Mapping[str, str]) -> EmulatedResponse:

@@ -6,6 +6,7 @@ from datetime import timedelta
 from attrs import evolve
 
 from nanobanana_async.accounts import account_conflict
+from nanobanana_async.engine.doubt import NO_DOUBT
 from nanobanana_async.engine.estimates import JobEstimates
 from nanobanana_async.engine.next_step import (
     CheckOwnerAt,
@@ -23,9 +24,8 @@ from nanobanana_async.engine.poller import Poller
 from nanobanana_async.engine.references import is_local
 from nanobanana_async.engine.slots import Slots
 from nanobanana_async.engine.store import JobStore
-from nanobanana_async.engine.tracked_job import TrackedJob, is_safe_to_repeat
+from nanobanana_async.engine.tracked_job import NEVER, TrackedJob, is_safe_to_repeat
 from nanobanana_async.errors import ConfigurationError, IdempotencyConflict, LedgerError
-from nanobanana_async.events import log
 from nanobanana_async.failures import Failure
 from nanobanana_async.gateways.contract import Gateway
 from nanobanana_async.jobs import JobRecord, JobState, is_retried
@@ -59,7 +59,7 @@ class Claims:
         self._poller = poller
         self._estimates = estimates
         self._clock = clock
-        self._ledger_file = store.ledger.path if isinstance(store.ledger, SqliteLedger) else None
+        self.ledger_file = store.ledger.path if isinstance(store.ledger, SqliteLedger) else None
 
     async def claim(self, job: TrackedJob) -> Next:
         """Store the job, or adopt the job that the ledger has under its key.
@@ -108,16 +108,27 @@ class Claims:
             self._slots.release(job)
         elif task_id is not None:
             began_at = record.first_sent_at or self._store.utcnow()
-            facts = {"task_id": task_id, "running_since": began_at, "in_doubt": False, "body": b"", "failure": None}
+            facts = {"task_id": task_id, "running_since": began_at, "body": b"", **NO_DOUBT}
             await self._store.transition(job, JobState.RUNNING, **facts)
         else:
-            facts = {"in_doubt": False, "failure": _not_bought(record), "ended_at": self._store.utcnow()}
+            facts = {**NO_DOUBT, "failure": _not_bought(record), "ended_at": self._store.utcnow()}
             facts |= {
                 "task_id": None,
                 "running_since": None,
                 "credits_used": None,
             }  # the facts of a task that was not the job's own
             await self._store.transition(job, JobState.REFUSED, **facts)
+        return self._continue(job)
+
+    async def reopen(self, job: TrackedJob) -> Next:
+        """Store that a job in doubt was not bought: it waits to be sent, under the same idempotency key as before.
+
+        If that was wrong after all, the key keeps the gateway from charging twice.
+        """
+        unsent = {"first_sent_at": None, "sent_at": None, "attempts": 0}
+        await self._store.transition(job, JobState.PENDING, **unsent, **NO_DOUBT)
+        self._slots.release(job)
+        job.failures, job.last_failure, job.first_attempt_at, job.draws_retry_budget = 0, None, NEVER, False
         return self._continue(job)
 
     async def store_withdrawal(self, job: TrackedJob) -> Next:
@@ -127,11 +138,8 @@ class Claims:
 
     async def release(self, tracked: Mapping[str, TrackedJob], job: TrackedJob) -> None:
         """Let other owners follow an unfinished job that is no longer in `tracked`."""
-        try:
-            if job.key not in tracked:
-                await self._store.ledger.release(job.key)
-        except LedgerError as error:  # it stays ours until the session closes
-            log.warning("ledger.failed job=%s error=%s", job.key, error.message)
+        if job.key not in tracked:
+            await self._store.release(job.key)
 
     async def count_foreign_slots(self) -> int:
         """Count the jobs of this account that other owners sent, and that may still run and hold slots."""
@@ -157,7 +165,7 @@ class Claims:
             await self._store.ledger.release(wanted.key)
 
     def _other_account(self, known: JobRecord, wanted: JobRecord) -> IdempotencyConflict:
-        why = account_conflict(known, wanted.gateway, wanted.account, self._ledger_file)
+        why = account_conflict(known, wanted.gateway, wanted.account, self.ledger_file)
         return IdempotencyConflict(why, key=known.key, safe_to_repeat=False)
 
     def _on_claim(self, job: TrackedJob, claim: Claim, wanted: JobRecord | None = None) -> Next:
@@ -191,7 +199,7 @@ class Claims:
     def check_account(self, record: JobRecord) -> None:
         """Raise `ConfigurationError` for a job of another account: this account could buy it a second time."""
         if record.account != self._gateway.account:
-            why = account_conflict(record, self._gateway.name, self._gateway.account, self._ledger_file)
+            why = account_conflict(record, self._gateway.name, self._gateway.account, self.ledger_file)
             raise ConfigurationError(why, key=record.key, safe_to_repeat=is_safe_to_repeat(record, Phase.KNOWN))
 
     def check_same(self, known: JobRecord, wanted: JobRecord) -> None:

@@ -8,6 +8,7 @@ from attrs import evolve
 from nanobanana_async.engine.callback_urls import CallbackUrls
 from nanobanana_async.engine.claims import Claims
 from nanobanana_async.engine.estimates import JobEstimates
+from nanobanana_async.engine.history import History
 from nanobanana_async.engine.next_step import HoldSlots, Next, ScheduleAt
 from nanobanana_async.engine.phases import Phase
 from nanobanana_async.engine.poller import Poller
@@ -40,6 +41,7 @@ class Engine:
         poller: Poller,
         estimates: JobEstimates,
         references: References,
+        history: History,
         *,
         budgets: tuple[Cap, ...],
         callbacks: CallbackUrls,
@@ -47,20 +49,19 @@ class Engine:
         max_requests: int,
     ) -> None:
         self.clock = asyncio.get_running_loop().time
-        self._gateway = gateway
-        self._account = gateway.account  # each reading of it hashes the key again, and makes another string
+        self.gateway = gateway
+        self.account = gateway.account  # each reading of it hashes the key again, and makes another string
         self.store = store
         self._budgets = budgets
         self._callbacks = callbacks
         self.guard = guard
         """Every call of the public API checks it first: is this the event loop that opened the session?"""
-        self.slots = slots
-        self.poller = poller
-        self.estimates = estimates
+        self.slots, self.poller = slots, poller
+        self.estimates, self.history = estimates, history
         self.references = references
-        self._claims = Claims(gateway, store, slots, poller, estimates, clock=self.clock)
+        self.claims = Claims(gateway, store, slots, poller, estimates, clock=self.clock)
         self.scheduler = Scheduler(
-            store, slots, submitter, poller, self._claims, estimates, references, max_requests=max_requests
+            store, slots, submitter, poller, self.claims, estimates, references, max_requests=max_requests
         )
         self.tracked = self.scheduler.tracked
 
@@ -84,9 +85,9 @@ class Engine:
             job.expected_credits = expected_credits
             job.retry_failed = retry_failed
             job.sources = sources
-            self.scheduler.start_step(self._claims.claim, job)
+            self.scheduler.start_step(self.claims.claim, job)
         else:
-            self._claims.check_same(job.record, record)
+            self.claims.check_same(job.record, record)
             if record.request is not None:
                 self.references.renew(job, record.request, sources)
         job.may_buy = True
@@ -100,11 +101,11 @@ class Engine:
         self.scheduler.check_open(record)
         job = self.tracked.get(record.key)
         if job is not None:
-            self._claims.check_same(job.record, record)
+            self.claims.check_same(job.record, record)
             return job
 
         async def claim(job: TrackedJob) -> Next:
-            next_step = await self._claims.claim(job)
+            next_step = await self.claims.claim(job)
             if not isinstance(next_step, ScheduleAt) or seen.state is JobState.RUNNING:
                 return next_step
             self.estimates.forget(job)
@@ -123,14 +124,14 @@ class Engine:
         model even if the gateway chose it: another model is another request.
         """
         key = validate_key(key)
-        request = with_model(request, self._gateway.model)
-        if self._callbacks.enabled.is_set() and self._gateway.supports_callbacks and request.callback_url is None:
+        request = with_model(request, self.gateway.model)
+        if self._callbacks.enabled.is_set() and self.gateway.supports_callbacks and request.callback_url is None:
             request = evolve(request, callback_url=await self._callbacks.make_url(key))
-        self._gateway.check(request)
+        self.gateway.check(request)
         return JobRecord(
             key=key,
-            gateway=self._gateway.name,
-            account=self._account,
+            gateway=self.gateway.name,
+            account=self.account,
             request=request,
             body=self.references.body_to_store(request),
             created_at=self.store.utcnow(),
@@ -142,9 +143,9 @@ class Engine:
         now = self.store.utcnow()
         return JobRecord(
             key=validate_key(key),
-            gateway=self._gateway.name,
-            account=self._account,
-            request=None if request is None else with_model(request, self._gateway.model),
+            gateway=self.gateway.name,
+            account=self.account,
+            request=None if request is None else with_model(request, self.gateway.model),
             body=b"",
             created_at=now,
             state=JobState.RUNNING,
@@ -158,7 +159,7 @@ class Engine:
             why = f"task {known.task_id} is job {known.key} in this ledger: attach it without a key, or with that one"
             raise ConfigurationError(why, key=known.key)
         if request is not None and known.request is not None:
-            self._claims.check_same(known, self.new_attached_record(known.task_id or "", known.key, request))
+            self.claims.check_same(known, self.new_attached_record(known.task_id or "", known.key, request))
 
     def make_cap(self, max_credits: Decimal, batch: str | None) -> Cap:
         """Return a cap of credits. The ledger counts what a named batch spends, this session the rest."""
@@ -173,7 +174,7 @@ class Engine:
 
     def build_tracked_job(self, record: JobRecord) -> TrackedJob:
         """Return a `TrackedJob` for a record; it is not followed yet."""
-        job = TrackedJob(record, 1 if record.request is None else self._gateway.slots_for(record.request))
+        job = TrackedJob(record, 1 if record.request is None else self.gateway.slots_for(record.request))
         job.budgets = self._budgets
         return job
 
@@ -185,10 +186,10 @@ class Engine:
         if record.state not in ACTIVE_STATES:
             return job
         self.scheduler.check_open(record)
-        self._claims.check_account(record)
+        self.claims.check_account(record)
         if record.state is not JobState.PENDING or not job.wait_error:
             job.failures, job.first_imageless_at = 0, NEVER
-            self.scheduler.start_step(self._claims.check_owner, self.scheduler.track(job, Phase.CLAIMING))
+            self.scheduler.start_step(self.claims.check_owner, self.scheduler.track(job, Phase.CLAIMING))
         return job
 
     async def reload_and_follow(self, job: TrackedJob) -> TrackedJob:
@@ -217,7 +218,7 @@ class Engine:
 
         async def resolved(job: TrackedJob) -> Next:
             try:
-                next_step = await self._claims.resolve(job, task_id=task_id, body=body)
+                next_step = await self.claims.resolve(job, task_id=task_id, body=body)
                 job.wake()
                 return next_step
             except LedgerError as error:  # the record is unchanged: it can be resolved again
@@ -243,11 +244,11 @@ class Engine:
         if job.is_followed:
             raise ConfigurationError(f"job {record.key} is being resolved by another call")
         self.scheduler.check_open(record)
-        self._claims.check_account(record)
+        self.claims.check_account(record)
 
     async def poll_for_images(self, job: TrackedJob) -> None:
         """Poll a job that has succeeded once more for its images: the ledger does not store inline ones."""
-        self._claims.check_account(job.record)
+        self.claims.check_account(job.record)
         job.observation = await self._poll_images(job.record.task_id or "", job.key)
 
     async def fresh_image_links(self, task_id: str) -> dict[int, str]:
@@ -270,13 +271,13 @@ class Engine:
         taken = job.leaving or job.phase in (Phase.IN_FLIGHT, Phase.FOREIGN) or job.wait_error is not None
         if self.scheduler.closing or taken or job.record.state is not JobState.PENDING:
             return False
-        self._claims.check_account(job.record)
+        self.claims.check_account(job.record)
         if job.phase in (Phase.PREPARING, Phase.QUEUED, Phase.SCHEDULED):
             self.scheduler.withdraw(job)
             return True
         job.withdraw_requested = True
         if not job.is_followed:  # another owner may have it; a live job is withdrawn when its current step is over
-            self.scheduler.start_step(self._claims.check_owner, self.scheduler.track(job, Phase.CLAIMING))
+            self.scheduler.start_step(self.claims.check_owner, self.scheduler.track(job, Phase.CLAIMING))
         return True
 
     def add_caller(self, job: TrackedJob) -> None:

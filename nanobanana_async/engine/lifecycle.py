@@ -18,7 +18,9 @@ from nanobanana_async.engine.callback_urls import CallbackUrls
 from nanobanana_async.engine.deliveries import Deliveries
 from nanobanana_async.engine.engine import Engine
 from nanobanana_async.engine.estimates import JobEstimates
+from nanobanana_async.engine.history import History
 from nanobanana_async.engine.poller import Poller
+from nanobanana_async.engine.reconciler import Reconciler
 from nanobanana_async.engine.references import References
 from nanobanana_async.engine.slots import Slots
 from nanobanana_async.engine.store import CreditAccount, JobStore
@@ -111,6 +113,8 @@ class SessionComponents:
             clock=clock,
         )
         references = References(self.gateway, store, uploader, self.publisher, clock=clock)
+        query_s = self.timeouts.query_s
+        history = History(self.gateway, self.transport, poller, store, query_s=query_s, clock=clock)
         submitter = Submitter(
             self.gateway,
             self.transport,
@@ -119,6 +123,7 @@ class SessionComponents:
             poller,
             estimates,
             references,
+            history,
             self.retry,
             create_s=self.timeouts.create_s,
             clock=clock,
@@ -132,13 +137,14 @@ class SessionComponents:
             poller,
             estimates,
             references,
+            history,
             budgets=budgets,
             callbacks=self.callbacks,
             guard=self.guard,
             max_requests=self.concurrency.max_requests,
         )
         handler = CallbackHandler(self.gateway, engine, self.callbacks)
-        engine.scheduler.background.append(handler.fetch_notices)
+        engine.scheduler.background += [handler.fetch_notices, Reconciler(engine).keep_reconciling]
         deliveries = self._deliveries(engine, handler, budget)
         self.callbacks.set_handlers(handler, deliveries)
         return engine
@@ -232,7 +238,7 @@ class SessionTask:
         """Leave everything that is open to the parent process; called in a child right after the fork."""
         if self._components.guard.forked:
             if self.engine is not None:
-                self.engine.scheduler.disown()
+                self.engine.scheduler.stop()
             self._components.disown()
 
     def _warn(self) -> None:

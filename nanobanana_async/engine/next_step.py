@@ -35,6 +35,11 @@ class Recover:
 
 
 @frozen
+class AwaitHistory:
+    """The job is in doubt, and is not repeated any more: the gateway's history decides how it goes on."""
+
+
+@frozen
 class HoldSlots:
     """The job is UNCERTAIN: hold its slots until `due`, since it may still run."""
 
@@ -53,4 +58,4 @@ class Finish:
     error: NanoBananaError | None = None
 
 
-Next = Enqueue | Prepare | ScheduleAt | CheckOwnerAt | Recover | HoldSlots | LetGo | Finish
+Next = Enqueue | Prepare | ScheduleAt | CheckOwnerAt | Recover | AwaitHistory | HoldSlots | LetGo | Finish

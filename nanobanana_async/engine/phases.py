@@ -7,7 +7,8 @@ this session does with the job, and moves along `PHASES`. Only the `Scheduler` m
 - In CLAIMING, FOREIGN, RECOVERING, IN_FLIGHT and WITHDRAWING a step of the job runs, one at a time. It returns a
   `Next`, and `Scheduler._apply` alone carries that out.
 - In PREPARING the job waits for uploads of its reference images (`References`), and no step runs.
-- In QUEUED the `Dispatcher` decides when the job leaves; in SCHEDULED, FOREIGN and HOLDING a timer does.
+- In QUEUED the `Dispatcher` decides when the job leaves; in SCHEDULED, FOREIGN and HOLDING a timer does; in CHECKING
+  the `Reconciler`.
 - `withdraw_requested` is an intent, set while a step runs. It is carried out when the step is over, if the job is then
   PENDING.
 - Who wants the job (`callers`, `has_handle`, `may_buy`) is no phase: `Engine.add_caller`, `drop_caller` and `keep`.
@@ -28,6 +29,7 @@ class Phase(enum.Enum):
     QUEUED = "waits in a queue to be sent, or to be polled"
     SCHEDULED = "waits for its time"
     IN_FLIGHT = "a request of it is in flight, or its answer is being written"
+    CHECKING = "in doubt; the gateway's history decides how it goes on"
     WITHDRAWING = "its withdrawal is being written"
     HOLDING = "uncertain, not followed; holds its slots while it may still run"
     DONE = "ended, or the waiting for it ended with `wait_error`"
@@ -48,12 +50,14 @@ PHASES: Mapping[Phase, frozenset[Phase]] = {
     _P.FOREIGN: frozenset(
         {_P.FOREIGN, _P.RECOVERING, _P.PREPARING, _P.QUEUED, _P.SCHEDULED, _P.HOLDING, _P.KNOWN, _P.DONE}
     ),
-    _P.RECOVERING: frozenset({_P.PREPARING, _P.QUEUED, _P.SCHEDULED, _P.WITHDRAWING, _P.HOLDING, _P.DONE}),
+    _P.RECOVERING: frozenset({_P.PREPARING, _P.QUEUED, _P.SCHEDULED, _P.CHECKING, _P.WITHDRAWING, _P.HOLDING, _P.DONE}),
     _P.PREPARING: frozenset({_P.QUEUED, _P.WITHDRAWING, _P.DONE}),
     _P.QUEUED: frozenset({_P.IN_FLIGHT, _P.WITHDRAWING, _P.DONE}),
     # SCHEDULED -> SCHEDULED: a poll is planned again, as durations are learned or when a callback came.
-    _P.SCHEDULED: frozenset({_P.SCHEDULED, _P.QUEUED, _P.WITHDRAWING, _P.DONE}),
-    _P.IN_FLIGHT: frozenset({_P.QUEUED, _P.SCHEDULED, _P.WITHDRAWING, _P.HOLDING, _P.DONE}),
+    # SCHEDULED -> RECOVERING: a job in doubt waits for its repeat, and the gateway's history shows its task.
+    _P.SCHEDULED: frozenset({_P.SCHEDULED, _P.RECOVERING, _P.QUEUED, _P.WITHDRAWING, _P.DONE}),
+    _P.IN_FLIGHT: frozenset({_P.QUEUED, _P.SCHEDULED, _P.CHECKING, _P.WITHDRAWING, _P.HOLDING, _P.DONE}),
+    _P.CHECKING: frozenset({_P.RECOVERING, _P.DONE}),
     _P.WITHDRAWING: frozenset({_P.DONE}),
     _P.HOLDING: frozenset({_P.CLAIMING, _P.RECOVERING, _P.DONE}),
     _P.DONE: frozenset({_P.CLAIMING, _P.RECOVERING}),

@@ -36,13 +36,7 @@ from nanobanana_async.http.threads import AnswerReader
 from nanobanana_async.jobs import JobSnapshot, JobState, Observation
 from nanobanana_async.policy.circuit import CircuitBreaker
 from nanobanana_async.policy.polling import PollPolicy
-from nanobanana_async.policy.retry import (
-    LATE_IMAGES_S,
-    RetryPolicy,
-    asked_wait_s,
-    ends_polling,
-    is_outage,
-)
+from nanobanana_async.policy.retry import LATE_IMAGES_S, RetryPolicy, asked_wait_s, ends_polling, is_outage
 from nanobanana_async.policy.session_budget import SessionBudget
 
 T = TypeVar("T")

@@ -13,13 +13,11 @@ from nanobanana_async.engine.tracked_job import TrackedJob
 from nanobanana_async.errors import (
     MAX_RETRY_AFTER_S,
     ConfigurationError,
-    LedgerError,
     NanoBananaError,
     RateLimited,
     SessionClosed,
     TaskNotFound,
 )
-from nanobanana_async.events import log
 from nanobanana_async.jobs import JobRecord, JobState, Observation
 from nanobanana_async.keys import validate_task_id
 from nanobanana_async.policy.retry import LATE_REPLICA_S, is_outage
@@ -149,8 +147,5 @@ class JobResolver:
     async def _release(self, key: str) -> None:
         """Let other owners follow a RUNNING job that was not resolved."""
         with anyio.CancelScope(shield=True):
-            try:
-                if key not in self._engine.tracked:
-                    await self._ledger.release(key)
-            except LedgerError as error:
-                log.warning("ledger.failed job=%s error=%s", key, error.message)
+            if key not in self._engine.tracked:
+                await self._engine.store.release(key)

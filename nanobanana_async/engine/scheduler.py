@@ -14,6 +14,7 @@ from nanobanana_async.engine.foreign_slots import recount_foreign_slots
 from nanobanana_async.engine.image_poll import ImagePoll
 from nanobanana_async.engine.image_polls import ImagePolls
 from nanobanana_async.engine.next_step import (
+    AwaitHistory,
     CheckOwnerAt,
     Enqueue,
     Finish,
@@ -94,21 +95,19 @@ class Scheduler:
 
     async def aclose(self, grace_s: float) -> None:
         """Start nothing more; wait at most `grace_s` until creates in flight are answered and stored."""
-        self.closing = True
-        self._timers.stop()
+        self.stop()
         await self.workers.finish(grace_s)
 
     def fail_all_waiters(self) -> None:
         """Raise `SessionClosed` in all waiters; unfinished jobs stay in the ledger."""
-        self.closing = True
-        self._timers.stop()
+        self.stop()
         closed = "the session was closed while you waited"
         for job in list(self.tracked.values()):
             self._stop_following(job, SessionClosed(f"{closed}; the job stays in the ledger"))
         self.image_polls.fail_all(SessionClosed(closed))
 
-    def disown(self) -> None:
-        """Start nothing more: this is the copy in a forked child, and the jobs belong to its parent."""
+    def stop(self) -> None:
+        """Start nothing more: the session closes, or this is its copy in a forked child."""
         self.closing = True
         self._timers.stop()
 
@@ -163,6 +162,11 @@ class Scheduler:
         """Run a step that makes no request to the gateway; closing waits for it."""
         self.workers.run_ledger_step(step, job)
 
+    def recover(self, job: TrackedJob, step: JobStep) -> None:
+        """Run a step that decides how a job goes on that may have been bought."""
+        job.move(Phase.RECOVERING)
+        self.start_step(step, job)
+
     def _apply(self, job: TrackedJob, next_step: Next) -> None:
         """Carry out what a step returned: set the phase, the queue or timer and the slots, and wake the waiters."""
         if not job.is_followed:  # closing has ended the waiting
@@ -191,8 +195,9 @@ class Scheduler:
                 if not was_foreign:
                     job.notify_listeners()
             case Recover():
-                job.move(Phase.RECOVERING)
-                self.start_step(self._submitter.recover, job)
+                self.recover(job, self._submitter.recover)
+            case AwaitHistory():
+                job.move(Phase.CHECKING)
             case HoldSlots(due=due):
                 self._retire(job, Phase.DONE, hold_until=due)
             case LetGo():
@@ -237,8 +242,6 @@ class Scheduler:
                     del self.holding[job.key]
                 self._slots.release(job)
                 job.move(Phase.DONE)
-            case _:
-                pass
 
     def poll_soon(self, job: TrackedJob) -> None:
         """Poll a job as soon as possible, because a callback came."""
@@ -250,9 +253,7 @@ class Scheduler:
         """Begin to follow a job in this phase. It gets back the slots that it held while it was uncertain."""
         before = self.holding.pop(job.key, None)
         if before is not None and before is not job:
-            job.holding_before = before
-            job.slots, before.slots = before.slots, 0
-            job.budgets, job.expected_credits = before.budgets, before.expected_credits
+            job.take_over(before)
         job.wait_error = None
         job.move(phase)
         self.dispatcher.assign_place(job)

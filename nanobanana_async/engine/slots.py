@@ -4,7 +4,7 @@ from nanobanana_async.engine.estimates import JobEstimates
 from nanobanana_async.engine.tracked_job import TrackedJob
 from nanobanana_async.errors import LimitKind
 from nanobanana_async.events import LimitsChanged
-from nanobanana_async.policy.circuit import CircuitBreaker, RetryBudget
+from nanobanana_async.policy.circuit import CircuitBreaker, CreateSpacing, RetryBudget
 from nanobanana_async.policy.concurrency import ConcurrencyPolicy, Create, Load
 from nanobanana_async.policy.limiter import AdmissionLimiter
 from nanobanana_async.policy.retry import RetryPolicy
@@ -23,6 +23,7 @@ class Slots:
     ) -> None:
         self.limiter = AdmissionLimiter(concurrency, budget=budget)
         self.breaker = CircuitBreaker(retry)
+        self.spacing = CreateSpacing()
         self.retry_budget = RetryBudget()
         self._estimates = estimates
         self.budget = budget
@@ -39,6 +40,8 @@ class Slots:
         """Return whether this job's create may leave now."""
         if not self.breaker.allows(now, self.creates_in_flight):
             return False
+        if not self.spacing.allows(now, self.creates_in_flight, repeat=bool(job.slots)):
+            return False
         if job.slots:  # a repeat holds its slots already; it draws from the retry budget if the gateway may be down
             if now < self.budget.gate_opens_at:
                 return False
@@ -47,7 +50,8 @@ class Slots:
 
     def opens_at(self, now: float) -> float:
         """Return when a first create may leave by the passing of time; a past time if other events are awaited."""
-        return max(self.breaker.opens_at, self.limiter.opens_at(now))
+        spacing_opens_at = self.spacing.opens_at if self.spacing.active else now
+        return max(self.breaker.opens_at, spacing_opens_at, self.limiter.opens_at(now))
 
     def sent(self, job: TrackedJob, now: float) -> None:
         """Record that a create left."""

@@ -11,7 +11,7 @@ from attrs import frozen
 
 from nanobanana_async.engine.tracked_job import TrackedJob
 from nanobanana_async.errors import GatewayError, LedgerError, NanoBananaError
-from nanobanana_async.events import Event, EventEmitter, JobStateChanged, PriceAboveEstimate
+from nanobanana_async.events import Event, EventEmitter, JobStateChanged, PriceAboveEstimate, log
 from nanobanana_async.failures import Failure
 from nanobanana_async.gateways.contract import Gateway
 from nanobanana_async.jobs import TERMINAL_STATES, JobRecord, JobState
@@ -262,6 +262,13 @@ class JobStore:
             return error
         self._set(job, after, stored=after)
         return None
+
+    async def release(self, key: str) -> None:
+        """Let other owners follow an unfinished job."""
+        try:
+            await self.ledger.release(key)
+        except LedgerError as error:  # it stays ours until the session closes
+            log.warning("ledger.failed job=%s error=%s", key, error.message)
 
     def age_s(self, since: datetime) -> float:
         """Return the seconds since a time; negative if the clock was set back before the session was opened."""

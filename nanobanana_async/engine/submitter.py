@@ -2,19 +2,22 @@
 
     PENDING -> SUBMITTING (durable) -> POST -> RUNNING with its task id (durable) -> waiters are woken
 
-A step leaves the job PENDING (waits for a slot), SUBMITTING (is repeated under its key), RUNNING (is polled), UNCERTAIN
-(holds its slots while it may run) or REFUSED.
+A step leaves the job PENDING (waits for a slot), SUBMITTING (is repeated under its key, or waits for the gateway's
+history), RUNNING (is polled), UNCERTAIN (holds its slots while it may run) or REFUSED.
 """
 
 import random
 from collections.abc import Callable
-from datetime import datetime
+from typing import Any
 
 from attrs import evolve
 
+from nanobanana_async.engine.attempts import describe_attempt
 from nanobanana_async.engine.contained_send import send_contained
+from nanobanana_async.engine.doubt import NO_DOUBT, doubt_facts, interrupted_facts, may_be_processed, why_in_doubt
 from nanobanana_async.engine.estimates import JobEstimates
-from nanobanana_async.engine.next_step import Enqueue, Finish, HoldSlots, Next, ScheduleAt
+from nanobanana_async.engine.history import History
+from nanobanana_async.engine.next_step import AwaitHistory, Enqueue, Finish, HoldSlots, Next, ScheduleAt
 from nanobanana_async.engine.poller import Poller
 from nanobanana_async.engine.references import References
 from nanobanana_async.engine.slots import Slots
@@ -23,8 +26,6 @@ from nanobanana_async.engine.tracked_job import NEVER, NO_SOURCES, TrackedJob
 from nanobanana_async.errors import (
     MAX_RETRY_AFTER_S,
     GatewayError,
-    IdempotencyConflict,
-    JobUncertain,
     LedgerError,
     NanoBananaError,
     RateLimited,
@@ -35,7 +36,7 @@ from nanobanana_async.events import CreateFailed
 from nanobanana_async.failures import Failure
 from nanobanana_async.gateways.contract import Gateway, Transport
 from nanobanana_async.http.threads import AnswerReader
-from nanobanana_async.jobs import Accepted, JobRecord, JobState
+from nanobanana_async.jobs import Accepted, JobState
 from nanobanana_async.ledger.base import Allowance, TaskTaken
 from nanobanana_async.policy.retry import (
     Attempt,
@@ -60,6 +61,7 @@ class Submitter:
         poller: Poller,
         estimates: JobEstimates,
         references: References,
+        history: History,
         retry: RetryPolicy,
         *,
         create_s: float,
@@ -74,6 +76,7 @@ class Submitter:
         self._poller = poller
         self._estimates = estimates
         self._references = references
+        self._history = history
         self._clock = clock
         self._answers = AnswerReader()
         self._jitter = random.Random()
@@ -121,7 +124,8 @@ class Submitter:
         record = job.record
         if job.first_attempt_at == NEVER:
             job.first_attempt_at = self._clock()
-        return await self._store.advance_and_charge(job, first_sent_at=record.first_sent_at or self._store.utcnow())
+        now = self._store.utcnow()
+        return await self._store.advance_and_charge(job, first_sent_at=record.first_sent_at or now, sent_at=now)
 
     async def _post(self, job: TrackedJob, body: bytes) -> Accepted:
         request = self._gateway.build_create(body, wire_key=job.record.wire_key)
@@ -136,6 +140,9 @@ class Submitter:
         job.failures, job.last_failure, job.sources = 0, None, NO_SOURCES
         job.running_at = self._clock()
         self._slots.on_accepted(job, job.running_at)
+        self._history.create_answered(job.running_at - job.sent_at)
+        if job.record.in_doubt:
+            self._slots.spacing.answered_repeat(named_task=True)
         self._emit_limits(job.running_at)
         if accepted.credits_remaining is not None:
             self._store.credits.remaining = accepted.credits_remaining
@@ -147,11 +154,11 @@ class Submitter:
                     JobState.RUNNING,
                     task_id=accepted.task_id,
                     running_since=self._store.utcnow(),
-                    in_doubt=False,
                     body=b"",  # the body is never sent again
                     attempts=attempts,
                     credits_used=accepted.credits_used,
                     model=accepted.model,
+                    **NO_DOUBT,
                 )
             )
         except TaskTaken as taken:  # unknown what was paid for: the task is another job's
@@ -166,7 +173,7 @@ class Submitter:
         job.failures += 1
         job.last_failure = error.for_job(job.key, safe_to_repeat=error.safe_to_repeat)  # a copy without its traceback
         outage = self._poller.outage
-        attempt = evolve(self._describe_attempt(job, sent_before), unmet=outage.unmet)
+        attempt = evolve(self._attempt(job, sent_before=sent_before), unmet=outage.unmet)
         outage.failed(error, job.sent_at)
         attempt = evolve(attempt, hopeless=outage.is_hopeless(error))
         decision = decide_failed_create(error, attempt, self._retry)
@@ -188,13 +195,15 @@ class Submitter:
         self, job: TrackedJob, error: NanoBananaError, decision: RetryDecision, attempt: Attempt, due: float
     ) -> Next:
         attempts = job.record.attempts + decision.costs_attempt
+        doubt = doubt_facts(job.record, decision.kind, self._store.utcnow(), self._history.lateness_s)
         unsent = decision.kind is FailureKind.NOT_SENT and not attempt.sent_before
         first_sent_at = None if unsent else job.record.first_sent_at
         match decision.action:
             case RetryAction.REPEAT if decision.in_doubt:
                 self._slots.acquire(job)
                 job.draws_retry_budget = decision.kind in (FailureKind.SERVER_ERROR, FailureKind.NO_ANSWER)
-                await self._store.transition(job, JobState.SUBMITTING, attempts=attempts, in_doubt=True)
+                await self._store.transition(job, JobState.SUBMITTING, attempts=attempts, **doubt)
+                self._history.watch_repeats(job)
                 return ScheduleAt(due)
             case RetryAction.REPEAT | RetryAction.REQUEUE:
                 if decision.action is RetryAction.REQUEUE:
@@ -212,14 +221,15 @@ class Submitter:
                 )
                 return Finish()
             case RetryAction.PARK:
-                failure = _reason(error, job.record, decision)
+                failure = why_in_doubt(error, job.record, decision)
                 if decision.kind is not FailureKind.KEY_TAKEN:
                     self._slots.acquire(job)
+                    return await self._park(job, attempts=attempts, failure=failure, **doubt)
                 await self._store.transition(job, JobState.UNCERTAIN, attempts=attempts, in_doubt=True, failure=failure)
                 # This create took no slot: if another host bought a job under the key, the slot is counted as foreign.
                 return self._hold(job) if job.slots else Finish()
             case RetryAction.GIVE_UP if decision.in_doubt:  # it stays SUBMITTING, to be repeated under its key
-                await self._store.transition(job, JobState.SUBMITTING, attempts=attempts, in_doubt=True)
+                await self._store.transition(job, JobState.SUBMITTING, attempts=attempts, **doubt)
                 doubtful = error.for_job(job.key, safe_to_repeat=False)
                 doubtful.message += "; the job may have been bought: await it again to send it again under its key"
                 return Finish(doubtful)
@@ -231,13 +241,15 @@ class Submitter:
     async def recover(self, job: TrackedJob) -> Next:
         """Continue a job that an earlier session left in SUBMITTING."""
         self._slots.acquire(job)
-        attempt = self._describe_attempt(job, sent_before=True)
+        attempt = self._attempt(job, sent_before=True)
         job.first_attempt_at = self._clock()
         why = "the session ended before an answer came"
         decision = decide_failed_create(TransportError(why, possibly_sent=True), attempt, self._retry)
+        doubt = interrupted_facts(job.record, self._store.utcnow(), self._history.lateness_s)
         if decision.action is not RetryAction.REPEAT:
-            return await self._mark_uncertain(job, why)
-        await self._store.transition(job, JobState.SUBMITTING, in_doubt=True)
+            return await self._mark_uncertain(job, why, **doubt)
+        await self._store.transition(job, JobState.SUBMITTING, **doubt)
+        self._history.watch_repeats(job)
         return Enqueue()
 
     def _hold(self, job: TrackedJob) -> Next:
@@ -245,37 +257,32 @@ class Submitter:
 
     def _expired(self, job: TrackedJob) -> bool:
         """Whether the idempotency key is too old to repeat the create with it."""
-        attempt = self._describe_attempt(job, sent_before=True)
+        attempt = self._attempt(job, sent_before=True)
         return attempt.keyed and not attempt.key_lives
 
-    async def _mark_uncertain(self, job: TrackedJob, why: str) -> Next:
+    def _attempt(self, job: TrackedJob, *, sent_before: bool) -> Attempt:
+        return describe_attempt(job, self._gateway, self._store, self._clock(), sent_before=sent_before)
+
+    async def _mark_uncertain(self, job: TrackedJob, why: str, **facts: Any) -> Next:
         failure = job.record.failure or to_failure(TransportError(why, possibly_sent=True))
-        await self._store.transition(job, JobState.UNCERTAIN, in_doubt=True, failure=failure)
+        return await self._park(job, failure=failure, **facts)
+
+    async def _park(self, job: TrackedJob, **facts: Any) -> Next:
+        """Let the gateway's history decide how a job in doubt goes on; without one it is UNCERTAIN."""
+        if self._history.can_show(evolve(job.record, **facts)):
+            await self._store.transition(job, JobState.SUBMITTING, **facts)
+            self._history.watch(job)
+            return AwaitHistory()
+        await self._store.transition(job, JobState.UNCERTAIN, **{"in_doubt": True, **facts})
         return self._hold(job)
-
-    def _key_age_s(self, job: TrackedJob, first_sent_at: datetime) -> float:
-        """Return the age of a key, at least by the event loop's clock: it may come from a session before this one."""
-        age_s = self._store.age_s(first_sent_at)
-        return age_s if age_s < 0 else max(age_s, self._clock() - job.first_attempt_at)
-
-    def _describe_attempt(self, job: TrackedJob, sent_before: bool) -> Attempt:
-        record = job.record
-        return Attempt(
-            keyed=self._gateway.supports_idempotency_keys,
-            sent_before=sent_before,
-            in_doubt=record.in_doubt,
-            number=record.attempts + 1,
-            waited_s=max(0.0, self._clock() - job.first_attempt_at),
-            key_age_s=0.0 if record.first_sent_at is None else self._key_age_s(job, record.first_sent_at),
-            key_lifetime_s=self._gateway.key_lifetime_s,
-        )
 
     def _wait_s(self, job: TrackedJob, error: NanoBananaError, decision: RetryDecision) -> float:
         if decision.action is not RetryAction.REPEAT:
             return 0.0
         asked = min(getattr(error, "retry_after_s", None) or 0.0, MAX_RETRY_AFTER_S)
         backoff_s = self._retry.backoff_s(job.failures, self._jitter.random())
-        return max(asked, self._poller.outage.wait_s(error, backoff_s))
+        confirms_s = self._history.confirms_after_s(job.record) if decision.kind is FailureKind.IN_PROGRESS else 0.0
+        return max(asked, confirms_s, self._poller.outage.wait_s(error, backoff_s))
 
     def _update_limits(self, job: TrackedJob, error: NanoBananaError, decision: RetryDecision, now: float) -> None:
         used_up = isinstance(error, RateLimited) and self._poller.used_up.refused(error, job.sent_at)
@@ -285,6 +292,11 @@ class Submitter:
             self._slots.breaker.failed(now, self._jitter.random())
         else:
             self._slots.breaker.answered()
+        if self._history.readable:
+            if may_be_processed(job.record, decision.kind, self._history.lateness_s):
+                self._slots.spacing.lost(now, self._history.lateness_s)
+            if decision.kind is FailureKind.IN_PROGRESS:
+                self._slots.spacing.answered_repeat(named_task=False)
         if isinstance(error, (GatewayError, UnexpectedResponse)) and error.retry_after_s is not None:
             self._slots.breaker.pause_for(now, error.retry_after_s)
 
@@ -301,18 +313,3 @@ class Submitter:
         if known != self._last_limits:
             self._last_limits = known
             self._store.emit(standing)
-
-
-def _reason(error: NanoBananaError, record: JobRecord, decision: RetryDecision) -> Failure:
-    """Return why it is unknown whether a job was bought. A 409 counts as a conflict only at the first create."""
-    failure = to_failure(error)
-    if decision.kind is FailureKind.KEY_TAKEN:
-        why = (
-            f"the gateway knows key {record.wire_key} already, and not from this job: another host may have bought job"
-            f" {record.key} with it, or this host before its ledger was lost or pruned. Nothing was bought now, and"
-            f" nothing will be: find the task in the gateway's own list, then resolve the job ({error.message})"
-        )
-        return evolve(failure, message=why)
-    if isinstance(error, IdempotencyConflict):
-        return evolve(failure, kind=JobUncertain.__name__)
-    return failure

@@ -164,6 +164,12 @@ class TrackedJob:
         if phase not in LIVE_PHASES:  # a handle may live for long, and bytes with it
             self.sources = NO_SOURCES
 
+    def take_over(self, before: "TrackedJob") -> None:
+        """Take over the slots, caps and price that the same job, tracked before, has held while it was uncertain."""
+        self.holding_before = before
+        self.slots, before.slots = before.slots, 0
+        self.budgets, self.expected_credits = before.budgets, before.expected_credits
+
     @property
     def is_followed(self) -> bool:
         """Whether this session follows it."""

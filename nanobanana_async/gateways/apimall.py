@@ -10,6 +10,7 @@ from cattrs.gen import make_dict_structure_fn, override
 
 from nanobanana_async.errors import InvalidRequest
 from nanobanana_async.gateways.apimall_files import MAX_UPLOAD_BYTES, build_upload, parse_upload
+from nanobanana_async.gateways.apimall_history import build_history, parse_history
 from nanobanana_async.gateways.apimall_webhooks import (
     build_webhook,
     build_webhook_list,
@@ -21,7 +22,7 @@ from nanobanana_async.gateways.apimall_webhooks import (
 )
 from nanobanana_async.gateways.balance import parse_balance
 from nanobanana_async.gateways.base import GatewaySettings, check_extra, task_type, unsupported_field
-from nanobanana_async.gateways.capabilities import Signature, UploadTarget, Webhook
+from nanobanana_async.gateways.capabilities import HistoryPage, Signature, UploadTarget, Webhook
 from nanobanana_async.gateways.contract import MIB, HttpRequest, HttpResponse
 from nanobanana_async.gateways.parsing import (
     CONVERTER,
@@ -38,7 +39,7 @@ from nanobanana_async.gateways.tasks import has_status, parse_task
 from nanobanana_async.jobs import Accepted, JobState, Observation
 from nanobanana_async.keys import validate_key
 from nanobanana_async.models import ImageRequest
-from nanobanana_async.validators import within
+from nanobanana_async.validators import DAY_S, within
 
 _STATUSES = {
     "pending": TaskStatus(queued=True),
@@ -84,6 +85,8 @@ class ApiMall(GatewaySettings):
     model: str = "nano-banana-pro"
     key_lifetime_s: float = field(default=1800.0, validator=within(endless=True))
     """Seconds after the first send for which keys are taken to be recognised; the reference gives no number."""
+    history_delay_s: float = field(default=40.0, validator=within(above=0, most=DAY_S))
+    """Seconds after a create until its task is in the history; "task not found" was seen for up to 35 s."""
     upload_lifetime_s: float = field(default=86400.0, validator=within(endless=True))
     """Seconds for which an uploaded reference image is used again. The reference gives no number; a day is what stores
     of temporary files keep at least."""
@@ -185,6 +188,15 @@ class ApiMall(GatewaySettings):
         """Return the credits that the API may spend, or raise the error that the answer holds."""
         answer, envelope = self._answered(response)
         return parse_balance(answer, envelope.get("data"), "api_credits")
+
+    def build_history(self, page: int) -> HttpRequest:
+        """Return the request for a page of the account's tasks, counted from 1."""
+        return build_history(self.base_url, page)
+
+    def read_history(self, response: HttpResponse) -> HistoryPage:
+        """Return a page of the account's tasks, or raise the error that the answer holds."""
+        answer, envelope = self._answered(response)
+        return parse_history(answer, envelope)
 
     @property
     def max_upload_bytes(self) -> int:

@@ -37,6 +37,8 @@ class HistoryPage:
 
     tasks: Sequence[PastTask]
     is_last: bool
+    answered_at: datetime | None = None
+    """When it was sent, by the gateway's clock: the HTTP header `Date`."""
 
 
 @runtime_checkable
@@ -45,7 +47,10 @@ class HasHistory(Protocol):
 
     @property
     def history_delay_s(self) -> float:
-        """Seconds after a create until its task is in the history for certain."""
+        """Seconds after a create until its task is in the history for certain.
+
+        A task that is not there three times as long after a create was never made.
+        """
         ...
 
     def build_history(self, page: int) -> HttpRequest:

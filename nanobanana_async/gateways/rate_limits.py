@@ -61,7 +61,7 @@ def _retry_after_s(headers: Mapping[str, str], now: datetime | None = None) -> f
     if _SECONDS.fullmatch(asked):
         wait_s = float(asked)
     else:
-        until, now = _http_date(asked), now or _http_date(headers.get("date", "")[:_LONG_HEADER])
+        until, now = http_date(asked), now or http_date(headers.get("date", "")[:_LONG_HEADER])
         if until is None or now is None:
             return None
         wait_s = (until - now).total_seconds()
@@ -125,11 +125,12 @@ def _reset_s(text: str, headers: Mapping[str, str]) -> float | None:
     at = float(text)
     if at < _EPOCH_S:
         return at
-    now = _http_date(headers.get("date", "")[:_LONG_HEADER])
+    now = http_date(headers.get("date", "")[:_LONG_HEADER])
     return None if now is None else (at / 1000 if at >= _EPOCH_S * 1000 else at) - now.timestamp()
 
 
-def _http_date(text: str) -> datetime | None:
+def http_date(text: str) -> datetime | None:
+    """Return the time of an HTTP header; None if it is invalid."""
     try:
         at = parsedate_to_datetime(text)
     except (ValueError, TypeError, IndexError, OverflowError):  # the parser raises all of these

@@ -1,7 +1,7 @@
 """The protocol that every ledger implements: the durable list of jobs."""
 
 import enum
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from datetime import datetime
 from decimal import Decimal
 from typing import Protocol, runtime_checkable
@@ -124,6 +124,10 @@ class Ledger(Protocol):
         """Return the job to which the gateway gave this task id."""
         ...
 
+    async def known_tasks(self, account: str, task_ids: Sequence[str]) -> Mapping[str, JobRecord | None]:
+        """Return those of the tasks that a job of the account has, with the job; None for a job that was forgotten."""
+        ...
+
     async def adopt(self, key: str) -> Claim | None:
         """Take ownership of an active job without an owner; return the stored record in any case."""
         ...
@@ -176,4 +180,8 @@ class Ledger(Protocol):
 
         Candidates only: call `adopt` to take one.
         """
+        ...
+
+    def uncertain(self, account: str) -> AsyncIterator[JobRecord]:
+        """Yield the account's UNCERTAIN jobs, oldest first."""
         ...

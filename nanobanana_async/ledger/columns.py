@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 from cattrs.preconf.json import make_converter
 
+from nanobanana_async.candidates import Candidate
 from nanobanana_async.errors import LedgerError
 from nanobanana_async.extra import ExtraFields
 from nanobanana_async.failures import Failure
@@ -27,6 +28,10 @@ PROGRESS = (
     "attempts",
     "first_sent_at",
     "in_doubt",
+    "sent_at",
+    "lost_at",
+    "conflict_at",
+    "candidates",
     "task_id",
     "running_since",
     "ended_at",
@@ -78,6 +83,10 @@ def progress_values(record: JobRecord) -> Row:
         record.attempts,
         _maybe(time_to_text, record.first_sent_at),
         int(record.in_doubt),
+        _maybe(time_to_text, record.sent_at),
+        _maybe(time_to_text, record.lost_at),
+        _maybe(time_to_text, record.conflict_at),
+        _json(_CONVERTER.unstructure(record.candidates)) if record.candidates else "[]",
         record.task_id,
         _maybe(time_to_text, record.running_since),
         _maybe(time_to_text, record.ended_at),
@@ -125,6 +134,10 @@ _READERS: Mapping[str, Callable[[Any], Any]] = {
     "state": JobState,
     "first_sent_at": datetime.fromisoformat,
     "in_doubt": bool,
+    "sent_at": datetime.fromisoformat,
+    "lost_at": datetime.fromisoformat,
+    "conflict_at": datetime.fromisoformat,
+    "candidates": lambda text: tuple(_CONVERTER.structure(json.loads(text), list[Candidate])),
     "running_since": datetime.fromisoformat,
     "ended_at": datetime.fromisoformat,
     "images": lambda text: tuple(json.loads(text)),

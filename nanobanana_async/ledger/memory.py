@@ -3,7 +3,7 @@
 import hashlib
 import secrets
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from datetime import datetime
 from decimal import Decimal
 
@@ -122,6 +122,12 @@ class MemoryLedger:
         key = self._tasks.get(account, {}).get(task_id)
         return None if key is None else self._known(key)
 
+    async def known_tasks(self, account: str, task_ids: Sequence[str]) -> Mapping[str, JobRecord | None]:
+        """Return those of the tasks that a job has, with the job; None for a job that was forgotten."""
+        keys = self._tasks.get(account, {})
+        known: dict[str, JobRecord | None] = {task: None for task in task_ids if (account, task) in self._past_tasks}
+        return known | {task: self._known(keys[task]) for task in task_ids if task in keys}
+
     async def adopt(self, key: str) -> Claim | None:
         """Take ownership of a released job; return the stored record."""
         known = self._known(key)
@@ -174,6 +180,12 @@ class MemoryLedger:
         """Yield an account's released active jobs, oldest first."""
         for record in self._released(account):
             if record.state in ACTIVE_STATES:
+                yield record
+
+    async def uncertain(self, account: str) -> AsyncIterator[JobRecord]:
+        """Yield an account's UNCERTAIN jobs, oldest first."""
+        for record in list(self._jobs.values()):
+            if record.state is JobState.UNCERTAIN and record.account == account:
                 yield record
 
     def _known(self, key: str) -> JobRecord | None:

@@ -19,6 +19,10 @@ CREATE TABLE jobs (
     attempts         INTEGER NOT NULL,
     first_sent_at    TEXT,
     in_doubt         INTEGER NOT NULL,
+    sent_at          TEXT,                     -- when the create left whose answer is awaited or lost
+    lost_at          TEXT,                     -- until when it or a repeat may have been processed
+    conflict_at      TEXT,                     -- when a repeat last got 409
+    candidates       TEXT    NOT NULL,         -- tasks in the gateway's history that could be this job
     task_id          TEXT,
     running_since    TEXT,
     ended_at         TEXT,

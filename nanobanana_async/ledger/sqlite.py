@@ -3,7 +3,7 @@
 import asyncio
 import os
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Collection, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from datetime import datetime
 from decimal import Decimal
 from functools import partial
@@ -149,6 +149,15 @@ class SqliteLedger:
         """Return the job to which the gateway gave this task id."""
         return await self._submit(lambda table: table.find_task(account, task_id))
 
+    async def known_tasks(self, account: str, task_ids: Sequence[str]) -> Mapping[str, JobRecord | None]:
+        """Return those of the tasks that a job of the account has, with the job."""
+
+        def find(table: JobTable) -> dict[str, JobRecord | None]:
+            found = {task_id: table.find_task(account, task_id) for task_id in task_ids}
+            return {task_id: record for task_id, record in found.items() if record is not None}
+
+        return await self._submit(find)
+
     async def count_foreign_jobs(self, account: str, *, since: datetime | None = None) -> int:
         """Count the jobs of other owners, or of none, that may hold a slot: sent and not known to have ended.
 
@@ -201,6 +210,15 @@ class SqliteLedger:
         start: int | None = 0
         while start is not None:
             page = partial(JobTable.unfinished, account=account, live_owners=owners, after=start, limit=PAGE)
+            start, records = await self._submit(page)
+            for record in records:
+                yield record
+
+    async def uncertain(self, account: str) -> AsyncIterator[JobRecord]:
+        """Yield an account's UNCERTAIN jobs, oldest first."""
+        start: int | None = 0
+        while start is not None:
+            page = partial(JobTable.uncertain, account=account, after=start, limit=PAGE)
             start, records = await self._submit(page)
             for record in records:
                 yield record

@@ -67,6 +67,10 @@ SELECT_ACTIVE_PAGE = (
     f"SELECT id, owner, {_ALL_COLUMNS} FROM jobs WHERE {_NOT_TERMINAL_OF_ACCOUNT} AND NOT {_NOT_ACTIVE} AND id > ?"
     " AND (owner IS NULL OR owner NOT IN ({})) ORDER BY id LIMIT ?"
 )
+SELECT_UNCERTAIN_PAGE = (
+    f"SELECT id, {_ALL_COLUMNS} FROM jobs WHERE {_NOT_TERMINAL_OF_ACCOUNT}"
+    f" AND state = '{JobState.UNCERTAIN.value}' AND id > ? ORDER BY id LIMIT ?"
+)
 SELECT_PAGE = f"SELECT id, {_ALL_COLUMNS} FROM jobs WHERE id < ?"
 SELECT_PAGE_OF_STATE = f"{SELECT_PAGE} AND state = ?"
 COUNT_BY_STATE = "SELECT state, count(*) FROM jobs GROUP BY state"
@@ -194,6 +198,11 @@ class JobTable:
         # Checked again: an owner that opened after `live_owners` was read may have adopted some.
         unowned = [record_of(row[2:]) for row in rows if self._is_unowned(row[1])]
         return _next_page_start(rows, limit), unowned
+
+    def uncertain(self, account: str, after: int, limit: int) -> tuple[int | None, list[JobRecord]]:
+        """Return a page of UNCERTAIN jobs, and where the next page starts, if there is one."""
+        rows = self.connection.execute(SELECT_UNCERTAIN_PAGE, (account, after, limit)).fetchall()
+        return _next_page_start(rows, limit), [record_of(row[1:]) for row in rows]
 
     def jobs(self, states: Collection[JobState] | None, before: int, limit: int) -> tuple[int | None, list[JobRecord]]:
         """Return a page of all jobs, the newest first, and where the next page starts, if there is one."""

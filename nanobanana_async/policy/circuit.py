@@ -3,6 +3,7 @@
 from attrs import define
 
 from nanobanana_async.errors import MAX_RETRY_AFTER_S
+from nanobanana_async.policy.reconcile import ROUNDING_S
 from nanobanana_async.policy.retry import RetryPolicy
 
 
@@ -47,6 +48,33 @@ class CircuitBreaker:
     def answered(self) -> None:
         """Count an answer. An error answer counts too: it shows that the gateway responds."""
         self.failures = 0
+
+
+@define
+class CreateSpacing:
+    """Keeps the times apart in which creates with lost answers may have been processed.
+
+    Where a gateway answers a repeat with 409 and does not name the task, only those times say which task is whose. So
+    from the first lost answer on, creates leave one at a time, and none leaves while a lost one may still be processed,
+    until the gateway answers a repeat with its task. Repeats leave at once: their answers say whether that is needed.
+    """
+
+    active: bool = False
+    opens_at: float = 0.0
+    _names_task: bool | None = None
+
+    def allows(self, now: float, in_flight: int, *, repeat: bool) -> bool:
+        """Return whether a create may leave while `in_flight` creates have no answer yet."""
+        return not self.active or (in_flight == 0 and (repeat or now >= self.opens_at))
+
+    def lost(self, now: float, lateness_s: float) -> None:
+        """Record that a create in doubt may have been processed until now, and may be for a little longer."""
+        self.active = self.active or self._names_task is None
+        self.opens_at = now + lateness_s + ROUNDING_S
+
+    def answered_repeat(self, *, named_task: bool) -> None:
+        """Record whether the answer to the repeat of a processed create named the task."""
+        self._names_task, self.active = named_task, not named_task
 
 
 @define

@@ -91,8 +91,9 @@ async def test_unanswered_create_with_an_expired_key_is_not_repeated() -> None:
     await asyncio.sleep(1801.0)
     async with FakeProcess(shared, gateway.answer, session_of=apimall) as process:
         (job,) = await process.session.resume()
-        assert job.state is JobState.UNCERTAIN
-        assert not process.transport.requests
+        with pytest.raises(JobUncertain):
+            await job
+        assert not process.transport.creates
 
 
 @BOTH

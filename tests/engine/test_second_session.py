@@ -148,7 +148,7 @@ async def test_submitting_job_with_an_expired_key_is_not_repeated() -> None:
     async with apimall(transport, ledger=ledger) as session:
         with pytest.raises(JobUncertain):
             await session.generate("a fox", idempotency_key=KEY)
-    assert not transport.requests
+    assert not transport.creates
 
 
 @virtually
@@ -161,7 +161,7 @@ async def test_submitting_job_is_not_repeated_after_the_clock_went_back() -> Non
     async with apimall(transport, ledger=ledger) as session:
         with pytest.raises(JobUncertain):
             await session.generate("a fox", idempotency_key=KEY)
-    assert not transport.requests
+    assert not transport.creates
 
 
 @pytest.mark.parametrize("leave", [left_running, left_submitting])

@@ -11,6 +11,7 @@ from attrs import evolve, fields
 from hypothesis import given
 from hypothesis import strategies as st
 
+from nanobanana_async.candidates import Candidate
 from nanobanana_async.errors import LedgerError
 from nanobanana_async.failures import Failure
 from nanobanana_async.jobs import JobRecord, JobState
@@ -72,6 +73,7 @@ FAILURES = st.builds(
     code=st.none() | TEXTS,
     request_id=st.none() | TEXTS,
 )
+CANDIDATES = st.builds(Candidate, task_id=WORDS, created_at=TIMES, image_url=st.none() | TEXTS)
 RECORDS = st.builds(
     JobRecord,
     key=KEYS,
@@ -87,6 +89,10 @@ RECORDS = st.builds(
     attempts=COUNTS,
     first_sent_at=st.none() | TIMES,
     in_doubt=st.booleans(),
+    sent_at=st.none() | TIMES,
+    lost_at=st.none() | TIMES,
+    conflict_at=st.none() | TIMES,
+    candidates=st.lists(CANDIDATES, max_size=3).map(tuple),
     task_id=st.none() | WORDS,
     running_since=st.none() | TIMES,
     ended_at=st.none() | TIMES,

@@ -3,7 +3,7 @@
 import math
 
 from nanobanana_async.errors import MAX_RETRY_AFTER_S
-from nanobanana_async.policy.circuit import CircuitBreaker, RetryBudget
+from nanobanana_async.policy.circuit import CircuitBreaker, CreateSpacing, RetryBudget
 from nanobanana_async.policy.retry import RetryPolicy
 
 
@@ -64,3 +64,27 @@ def test_budget_refills_with_time_up_to_its_capacity() -> None:
     budget.tokens = 49.99
     budget.earn()
     assert budget.tokens == 50.0
+
+
+def test_spacing_lets_all_creates_leave_before_an_answer_is_lost() -> None:
+    assert CreateSpacing().allows(0.0, in_flight=9, repeat=False)
+
+
+def test_spacing_holds_creates_back_while_a_lost_one_may_be_processed() -> None:
+    spacing = CreateSpacing()
+    spacing.lost(10.0, lateness_s=2.0)
+    assert not spacing.allows(12.9, in_flight=0, repeat=False)
+    assert spacing.allows(13.0, in_flight=0, repeat=False)
+    assert not spacing.allows(13.0, in_flight=1, repeat=False)
+    assert spacing.allows(10.0, in_flight=0, repeat=True)
+    assert not spacing.allows(10.0, in_flight=1, repeat=True)
+
+
+def test_spacing_ends_when_a_repeat_names_the_task_and_begins_again_when_one_does_not() -> None:
+    spacing = CreateSpacing()
+    spacing.lost(10.0, lateness_s=2.0)
+    spacing.answered_repeat(named_task=True)
+    spacing.lost(20.0, lateness_s=2.0)
+    assert spacing.allows(20.0, in_flight=9, repeat=False)
+    spacing.answered_repeat(named_task=False)
+    assert not spacing.allows(20.0, in_flight=0, repeat=False)

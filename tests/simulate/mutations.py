@@ -1,11 +1,13 @@
 """Deliberate bugs: each breaks one promise in the library's own code, and the oracle must notice."""
 
 import asyncio
+from collections.abc import Sequence
 from typing import Any
 
 from attrs import evolve, frozen
 
 from nanobanana_async.accounts import account_fingerprint
+from nanobanana_async.engine import evidence, reconciler
 from nanobanana_async.engine import submitter as buying
 from nanobanana_async.engine.claims import Claims
 from nanobanana_async.engine.next_step import Enqueue, Next
@@ -16,9 +18,11 @@ from nanobanana_async.engine.tracked_job import TrackedJob
 from nanobanana_async.errors import NanoBananaError, TransportError
 from nanobanana_async.gateways.apimall import ApiMall
 from nanobanana_async.gateways.base import GatewaySettings
-from nanobanana_async.gateways.contract import HttpRequest
+from nanobanana_async.gateways.contract import Gateway, HttpRequest
 from nanobanana_async.jobs import Accepted, JobRecord, JobState, Observation
 from nanobanana_async.ledger.statements import JobTable
+from nanobanana_async.policy import reconcile
+from nanobanana_async.policy.reconcile import Doubt, HistoryRead, NotBought, Undecided, Verdict
 from nanobanana_async.policy.retry import (
     Attempt,
     FailureKind,
@@ -213,6 +217,23 @@ def _one_task_for_two_jobs() -> list[Change]:
     return [(JobTable, "check_task", check_task)]
 
 
+def _every_create_was_processed() -> list[Change]:
+    to_doubt = evidence.to_doubt
+
+    def to_processed(record: JobRecord, gateway: Gateway, lateness_s: float) -> Doubt:
+        return evolve(to_doubt(record, gateway, lateness_s), processed=True)
+
+    return [(reconciler, "to_doubt", to_processed)]
+
+
+def _undecided_is_not_bought() -> list[Change]:
+    def decide(doubts: Sequence[Doubt], read: HistoryRead) -> dict[str, Verdict]:
+        verdicts = reconcile.decide(doubts, read)
+        return {key: NotBought() if isinstance(each, Undecided) else each for key, each in verdicts.items()}
+
+    return [(reconciler, "decide", decide)]
+
+
 MUTATIONS = (
     SeedMutation("no durable write before the POST", _no_write_before_the_post, ("unwritten",), seed=0),
     SeedMutation("a new wire key on each retry", _new_wire_key_each_time, ("wire key", "double"), seed=0),
@@ -270,5 +291,9 @@ MUTATIONS = (
     SeedMutation("one task is given to two jobs", _one_task_for_two_jobs, ("wrong result",), seed=9),
     SeedMutation(
         "an account is known by its API key alone", _account_is_its_api_key, ("unfinished", "wrong outcome"), 20, seed=1
+    ),
+    SeedMutation("a task is adopted without evidence", _every_create_was_processed, ("wrong result",), seed=19),
+    SeedMutation(
+        "what the history leaves open was not bought", _undecided_is_not_bought, ("expired", "double"), seed=20
     ),
 )

@@ -74,6 +74,7 @@ class Network:
         self.lost_answers = 0
         self.quiet = False
         self._chance = chance
+        self._others = random.Random(f"{plan.seed} others")
         self._sent = 0
         self.watcher: Watcher | None = None
 
@@ -153,11 +154,15 @@ class Network:
             "host": parts.netloc,
             **{name.lower(): value for name, value in request.headers.items()},
         }
+        if self.plan.shared and self._others.random() < 0.05:
+            self.world.add_foreign_tasks(self.machine.time(), [self.machine.time()], duration_s=5.0)
         self.world.queue_faults(self._endpoint(request), disturbance.fault)
         call = EmulatedRequest(request.method, parts.path, dict(parse_qsl(parts.query)), headers, request.body or b"")
         return self.world.handle(self.machine.time(), call)
 
     def _endpoint(self, request: HttpRequest) -> Endpoint:
+        if "/history?" in request.url:
+            return "apimall.history"
         if self.plan.keyed:
             return "apimall.create" if request.method == "POST" else "apimall.query"
         return "defapi.create" if request.method == "POST" else "defapi.query"

@@ -10,7 +10,7 @@ from nanobanana_async.emulator import LogNormal
 from nanobanana_async.emulator.settings import API_KEY, EmulatorSettings, Idempotency
 
 GatewayName = Literal["apimall", "defapi"]
-Scene = Literal["apimall replay", "apimall conflict", "apimall forget", "apimall short", "defapi"]
+Scene = Literal["apimall replay", "apimall conflict", "apimall refuse", "apimall forget", "apimall short", "defapi"]
 
 SCENES: tuple[Scene, ...] = (
     "apimall replay",
@@ -20,7 +20,7 @@ SCENES: tuple[Scene, ...] = (
     "apimall forget",
     "apimall replay",
     "defapi",
-    "apimall conflict",
+    "apimall refuse",
     "apimall forget",
     "apimall short",
 )
@@ -55,6 +55,8 @@ class Plan:
     fills_disk: bool
     rotates_keys: bool
     """The API key is changed between processes; the account has a name."""
+    shared: bool
+    """Another client uses the account."""
     outages: tuple[tuple[float, float, str], ...] = field(factory=tuple)
     """Begin, end and kind of each outage."""
 
@@ -86,6 +88,8 @@ def plan_of(seed: int) -> Plan:
     forget_s = 60.0
     if scene == "apimall conflict":
         manner = "conflict"
+    elif scene == "apimall refuse":
+        manner = "refuse"
     elif scene in ("apimall forget", "apimall short"):
         manner = "forget"
         # A repeat may leave at the end of the lifetime, and be long on its way.
@@ -113,11 +117,13 @@ def plan_of(seed: int) -> Plan:
         moves_clock=draw.random() < 0.2,
         fills_disk=draw.random() < 0.15,
         rotates_keys=random.Random(f"{seed} keys").random() < 0.5,
+        shared=random.Random(f"{seed} shared").random() < 0.5,
         outages=_outages(draw, active_s),
     )
 
 
 def _world(draw: random.Random, seed: int, manner: Idempotency, forget_s: float) -> EmulatorSettings:
+    past = random.Random(f"{seed} history")
     return EmulatorSettings(
         seed=seed,
         job_limit=draw.choice((None, None, 1, 3)),
@@ -133,6 +139,8 @@ def _world(draw: random.Random, seed: int, manner: Idempotency, forget_s: float)
         images_after_s=draw.choice((0.0, 0.0, 2.0)),
         query_shape=draw.choice(("data", "top")),
         idempotency=manner,
+        history_delay_s=past.choice((0.0, 30.0)),
+        history_time_step_s=past.choice((0, 1)),
         forget_keys_after_s=forget_s,
     )
 

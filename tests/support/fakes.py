@@ -185,6 +185,8 @@ class FakeGateway:
         return created(task_id)
 
     def _poll(self, request: HttpRequest) -> Reply:
+        if "/history?" in request.url:
+            return refused(404, "not_found", "No such endpoint")
         task_id = request.url.rpartition("=" if "=" in request.url else "/")[2]
         done = now() >= self.tasks[task_id] + self.job_s
         if "=" in request.url:

@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 
+from nanobanana_async.candidates import Candidate
 from nanobanana_async.errors import LedgerError
 from nanobanana_async.failures import Failure
 from nanobanana_async.jobs import JobRecord, JobState
-from nanobanana_async.keys import key_prefix
+from nanobanana_async.keys import generate_key, key_prefix
 from nanobanana_async.ledger.base import Allowance, Ledger, Refusal, TaskTaken, Upload
 from nanobanana_async.models import ImageRequest
 from nanobanana_async.policy.prices import Basis, Price
@@ -115,6 +116,10 @@ async def every_field_is_stored_and_read(ledger: Ledger) -> None:
         attempts=3,
         in_doubt=True,
         first_sent_at=NOON + timedelta(microseconds=1),
+        sent_at=NOON + timedelta(seconds=1),
+        lost_at=NOON + timedelta(seconds=2),
+        conflict_at=NOON + timedelta(seconds=3),
+        candidates=(Candidate(task_id="t2", created_at=NOON, image_url="https://cdn.example/2.png"),),
         task_id="t1",
         running_since=NOON,
         images=("https://cdn.example/1.png", "https://cdn.example/2.png"),
@@ -139,6 +144,30 @@ async def uncertain_job_is_kept_without_an_owner(ledger: Ledger) -> None:
     found = doubtful.transition_to(JobState.RUNNING, task_id="t1")
     await ledger.advance(doubtful, found)  # the owner that resolves the job then owns it
     assert await adopted(ledger) == found
+
+
+@scene
+async def uncertain_jobs_are_listed_by_account(ledger: Ledger) -> None:
+    for key, account in (("order-1", "mine"), ("order-2", "theirs"), ("order-3", "mine"), ("order-4", "mine")):
+        first = sent(key, account=account)
+        await ledger.claim(first)
+        if key != "order-4":
+            await ledger.advance(first, first.transition_to(JobState.UNCERTAIN, in_doubt=True))
+    assert [record.key async for record in ledger.uncertain("mine")] == ["order-1", "order-3"]
+
+
+@scene
+async def tasks_of_jobs_are_known_even_after_their_end(ledger: Ledger) -> None:
+    for number, account in ((1, "mine"), (2, "theirs"), (3, "mine")):
+        first = sent(generate_key() if number == 3 else f"order-{number}", account=account)
+        await ledger.claim(first)
+        after = first.transition_to(JobState.RUNNING, task_id=f"t{number}")
+        await ledger.advance(first, after)
+        await ledger.advance(after, after.transition_to(JobState.SUCCEEDED))
+    known = await ledger.known_tasks("mine", ["t0", "t1", "t2", "t3"])
+    assert sorted(known) == ["t1", "t3"]
+    assert known["t1"] is not None
+    assert known["t1"].key == "order-1"
 
 
 @scene

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from datetime import datetime
 from decimal import Decimal
@@ -132,6 +132,15 @@ class LedgerView:
             return mine[-1] if mine else None
 
         return await self._run("find_task", find_task)
+
+    async def known_tasks(self, account: str, task_ids: Sequence[str]) -> Mapping[str, JobRecord | None]:
+        found = {task_id: await self.find_task(account, task_id) for task_id in task_ids}
+        return {task_id: record for task_id, record in found.items() if record is not None}
+
+    async def uncertain(self, account: str) -> AsyncIterator[JobRecord]:
+        for row in list(self.shared.rows.values()):
+            if row.record.account == account and row.record.state is JobState.UNCERTAIN:
+                yield row.record
 
     async def adopt(self, key: str) -> Claim | None:
         def adopt() -> Claim | None:

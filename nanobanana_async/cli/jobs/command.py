@@ -15,6 +15,7 @@ from nanobanana_async.cli.jobs import actions
 from nanobanana_async.cli.jobs import format as job_format
 from nanobanana_async.cli.jobs.consent import confirm, print_note, require_consent
 from nanobanana_async.cli.jobs.fetch import FetchCommand
+from nanobanana_async.cli.jobs.reconcile import ReconcileCommand
 from nanobanana_async.cli.options import (
     DEFAULT_LEDGER,
     BaseUrl,
@@ -40,7 +41,9 @@ def job_commands(find_gateway: GatewayFinder) -> App:
     commands = _Commands(find_gateway)
     group = App(name="jobs", default_command=commands.jobs)
     fetch = FetchCommand(find_gateway).fetch
-    for command in (commands.show, fetch, commands.resume, commands.resolve, commands.hand_over, commands.prune):
+    reconcile = ReconcileCommand(find_gateway).reconcile
+    others = (commands.resolve, commands.hand_over, commands.prune)
+    for command in (commands.show, fetch, commands.resume, reconcile, *others):
         group.command(command)
     return group
 
@@ -57,7 +60,7 @@ class _Commands:
         limit: int | None = None,
         json: Flag = False,
     ) -> int:
-        """List the jobs of a ledger, newest first; subcommands fetch images, show, resume, resolve, prune or hand over.
+        """List the jobs of a ledger, newest first; subcommands show, fetch, resume, reconcile, resolve and more.
 
         In a pipe: tab-separated lines with key, state, age, task id, credits, prompt. The counts go to stderr.
 

@@ -4,6 +4,7 @@ The content of a ledger comes from users and gateways: only its printable charac
 """
 
 import json
+import shlex
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from datetime import datetime, timedelta
@@ -149,8 +150,8 @@ def next_steps(counts: Counter[JobState], unowned: Counter[JobState], ledger: Pa
         yield f"{count(unsent, 'job')} never sent, without a session: `{buy}` buys them"
     if uncertain := counts[JobState.UNCERTAIN]:
         yield (
-            f"{count(uncertain, 'job')} perhaps bought: check the gateway's own list of tasks, then"
-            f" `{resolve_command(ledger)}`"
+            f"{count(uncertain, 'job')} perhaps bought: `{jobs_command('reconcile', ledger)}` reads the gateway's"
+            f" history; or check its own list of tasks, then `{resolve_command(ledger)}`"
         )
 
 
@@ -166,7 +167,6 @@ def resolve_command(ledger: Path) -> str:
 
 def job_details(record: JobRecord, ledger: Path, *, followed: bool, now: datetime) -> str:
     """Return everything about one job, one line per field: keys and ids alone on theirs, to be copied."""
-    doubt = "yes: a create may have been accepted without our knowing" if record.in_doubt else "no"
     rows: list[tuple[str, Sequence[str]]] = [
         ("key", [record.key]),
         ("task id", [record.task_id or NOTHING]),
@@ -176,7 +176,7 @@ def job_details(record: JobRecord, ledger: Path, *, followed: bool, now: datetim
         ("gateway", [record.gateway]),
         ("account", [record.account]),
         ("generation", [_generation(record)]),
-        ("in doubt", [doubt]),
+        ("in doubt", [_doubt(record)]),
         ("created", [_when(record.created_at, now)]),
         ("first sent", [_when(record.first_sent_at, now)]),
         ("running since", [_when(record.running_since, now)]),
@@ -188,6 +188,7 @@ def job_details(record: JobRecord, ledger: Path, *, followed: bool, now: datetim
         *(row for row in _request_rows(record.request) if row != ("model", [record.model])),
         *((f"image {index + 1}", [url or _INLINE]) for index, url in with_indexes(record.images, record.missing)),
         *((f"image {index + 1}", [f"missing: {why}"]) for index, why in record.missing),
+        *_candidate_rows(record, ledger, now),
     ]
     width = max(len(name) for name, _ in rows)
     return "\n".join(
@@ -213,6 +214,22 @@ def _generation(record: JobRecord) -> str:
     """Return which purchase this is, and its creates. Earlier ones may have been withdrawn, and never bought."""
     again = "" if record.generation == 1 else f": it was requested again {count(record.generation - 1, 'time')}"
     return f"{record.generation}, with {count(record.attempts, 'create')}{again}"
+
+
+def _doubt(record: JobRecord) -> str:
+    if not record.in_doubt:
+        return "no"
+    known = " (the gateway knows its key: 409)" if record.conflict_at is not None else ""
+    return f"yes: a create may have been accepted without our knowing{known}"
+
+
+def _candidate_rows(record: JobRecord, ledger: Path, now: datetime) -> Iterator[tuple[str, Sequence[str]]]:
+    """Yield the tasks that could be the job, each with its image, and the command that takes one of them."""
+    for number_, candidate in enumerate(record.candidates, start=1):
+        lines = [f"task {candidate.task_id}, created {_when(candidate.created_at, now)}"]
+        yield f"candidate {number_}", [*lines, candidate.image_url or "no image yet"]
+    if record.candidates:
+        yield "to take one", [f"`{jobs_command(f'resolve {shlex.quote(record.key)} ID', ledger)} --as task-id`"]
 
 
 def _when(moment: datetime | None, now: datetime) -> str:

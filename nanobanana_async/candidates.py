@@ -1,0 +1,15 @@
+"""A task in a gateway's history that may be a job whose create got no usable answer."""
+
+from datetime import datetime
+
+from attrs import frozen
+
+
+@frozen(kw_only=True)
+class Candidate:
+    """A task that could be an uncertain job. A person decides: the history shows no prompt, but often an image."""
+
+    task_id: str
+    created_at: datetime
+    """By the gateway's clock."""
+    image_url: str | None = None

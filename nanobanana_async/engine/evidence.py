@@ -1,0 +1,95 @@
+"""What records and a reading of the history show, as `policy.reconcile` takes it."""
+
+import math
+from collections.abc import Mapping
+from datetime import datetime
+from decimal import Decimal
+
+from attrs import evolve
+
+from nanobanana_async.engine.doubt import was_processed
+from nanobanana_async.engine.history import History, Reading
+from nanobanana_async.gateways.capabilities import PastTask
+from nanobanana_async.gateways.contract import Gateway
+from nanobanana_async.jobs import JobRecord
+from nanobanana_async.policy.reconcile import ClaimedTask, Doubt, HistoryRead, UnclaimedTask, estimate_offset
+
+# A task that ended so may have been refunded: its price does not show what it cost.
+_NO_PRICE = frozenset({"failed", "error", "cancelled", "canceled"})
+
+
+def to_doubt(record: JobRecord, gateway: Gateway, lateness_s: float) -> Doubt:
+    """Return a job in doubt; its record must say when its answer was lost."""
+    request = record.request
+    return Doubt(
+        key=record.key,
+        sent_at=sent_at(record).timestamp(),
+        lost_at=(record.lost_at or sent_at(record)).timestamp(),
+        processed=was_processed(record, lateness_s),
+        in_progress=record.conflict_at is not None,
+        request=record.key if request is None else evolve(request, callback_url=None),
+        model=None if request is None else _lower(request.model),
+        price_class="" if request is None else gateway.price_class(request),
+    )
+
+
+def sent_at(record: JobRecord) -> datetime:
+    """Return the earliest time at which a job in doubt may have been processed."""
+    return record.sent_at or record.first_sent_at or record.created_at
+
+
+def to_history_read(
+    reading: Reading, claimed: Mapping[str, JobRecord | None], history: History, gateway: Gateway
+) -> HistoryRead | None:
+    """Return a reading with the jobs that have its tasks; None if nothing shows what the gateway's clock says."""
+    known = [_to_claimed(task, claimed[task.task_id], gateway) for task in reading.tasks if task.task_id in claimed]
+    offset = estimate_offset(known, reading.offset)
+    if offset is None:
+        return None
+    return HistoryRead(
+        read_at=reading.read_at.timestamp(),
+        complete_since=reading.complete_since.timestamp(),
+        unclaimed=[_to_unclaimed(task) for task in reading.tasks if task.task_id not in claimed],
+        claimed=known,
+        offset=offset,
+        offset_until=max((task.answered_at or -math.inf for task in known), default=-math.inf)
+        if reading.offset is None
+        else math.inf,
+        delay_s=history.delay_s,
+        lateness_s=history.lateness_s,
+    )
+
+
+def _to_unclaimed(task: PastTask) -> UnclaimedTask:
+    return UnclaimedTask(
+        task_id=task.task_id,
+        created_at=task.created_at.timestamp(),
+        model=_lower(task.model),
+        credits=_price_of(task),
+    )
+
+
+def _to_claimed(task: PastTask, record: JobRecord | None, gateway: Gateway) -> ClaimedTask:
+    created_at = task.created_at.timestamp()
+    if record is None or record.request is None:
+        return ClaimedTask(created_at=created_at)
+    since, until = record.sent_at, record.running_since
+    # A job that got its task by hand or by the history began to run, by its record, when it was sent.
+    timed = since is not None and until is not None and until > since
+    return ClaimedTask(
+        created_at=created_at,
+        sent_at=since.timestamp() if timed and since is not None else None,
+        answered_at=until.timestamp() if timed and until is not None else None,
+        model=_lower(task.model),
+        requested_model=_lower(record.request.model),
+        price_class=gateway.price_class(record.request),
+        credits=_price_of(task),
+    )
+
+
+def _price_of(task: PastTask) -> Decimal | None:
+    return None if (task.status or "").lower() in _NO_PRICE else task.credits_used
+
+
+def _lower(name: str | None) -> str | None:
+    return None if name is None else name.lower()

@@ -1,0 +1,221 @@
+"""Read the gateway's history of tasks, where it has one, and keep the jobs in doubt that wait for it."""
+
+import asyncio
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from functools import partial
+
+import anyio
+from attrs import define, frozen
+
+from nanobanana_async.engine.contained_send import send_contained
+from nanobanana_async.engine.poller import Poller
+from nanobanana_async.engine.store import JobStore
+from nanobanana_async.engine.timers import TICK_S
+from nanobanana_async.engine.tracked_job import NEVER, TrackedJob
+from nanobanana_async.errors import GatewayError, GatewayUnavailable, NanoBananaError, RateLimited, UnexpectedResponse
+from nanobanana_async.events import log, log_failure
+from nanobanana_async.gateways.capabilities import HasHistory, HistoryPage, PastTask
+from nanobanana_async.gateways.contract import Gateway, Transport
+from nanobanana_async.http.threads import AnswerReader
+from nanobanana_async.jobs import JobRecord
+from nanobanana_async.policy.reconcile import ROUNDING_S, ClockOffset, lateness_s, ready_after_s
+
+# An answer of these statuses that is not a history shows that there is none: no later reading will find one.
+_NO_HISTORY = (200, 404, 405, 501)
+
+# While creates may be processed for longer than this, the repeat after a 409 does not wait for their end.
+LONGEST_CONFIRMATION_S = 10.0
+
+
+@define
+class Wait:
+    """A job in doubt that waits for the history to be read."""
+
+    job: TrackedJob
+    due: float
+    ready_at: float
+    """When a reading may decide about it."""
+    lost_at: datetime
+    reads: int = 0
+    found: PastTask | None = None
+    """Its task, which it gets once no request of the job is in flight."""
+
+
+@frozen
+class Reading:
+    """The tasks that were listed, newest first."""
+
+    read_at: datetime
+    """By our clock, before the first page was requested."""
+    tasks: list[PastTask]
+    complete_since: datetime
+    """Every task since then was listed."""
+    offset: ClockOffset | None
+    """The gateway's clock minus ours, by the dates of its answers."""
+
+
+class History:
+    """The history of the account's tasks. Its requests count as polls."""
+
+    def __init__(
+        self,
+        gateway: Gateway,
+        transport: Transport,
+        poller: Poller,
+        store: JobStore,
+        *,
+        query_s: float,
+        clock: Callable[[], float],
+    ) -> None:
+        self.gateway = gateway if isinstance(gateway, HasHistory) else None
+        self.delay_s = 0.0 if self.gateway is None else self.gateway.history_delay_s
+        self.waits: dict[str, Wait] = {}
+        self.lock = asyncio.Lock()
+        """Held while a reading is made and carried out."""
+        self._transport = transport
+        self._poller = poller
+        self._store = store
+        self._query_s = query_s
+        self._clock = clock
+        self._answers = AnswerReader()
+        self._longest_answer_s: float | None = None
+        self._changed = asyncio.Event()
+        self._read_at = -self.delay_s
+        self._unreadable = False
+        self._was_read = False
+
+    @property
+    def readable(self) -> bool:
+        """Whether the gateway has a history, as far as is known."""
+        return self.gateway is not None and not self._unreadable
+
+    @property
+    def lateness_s(self) -> float:
+        """How long after its connection was lost a create may still be processed."""
+        return lateness_s(self._longest_answer_s, self.delay_s)
+
+    def confirms_after_s(self, record: JobRecord) -> float:
+        """Return how long after the first 409 a second one shows that the create was processed to its end."""
+        first = self.readable and record.conflict_at is None and self.lateness_s <= LONGEST_CONFIRMATION_S
+        return self.lateness_s if first else 0.0
+
+    def create_answered(self, took_s: float) -> None:
+        """Record how long the gateway took to accept a create."""
+        self._longest_answer_s = max(took_s, self._longest_answer_s or 0.0)
+
+    def can_show(self, record: JobRecord) -> bool:
+        """Return whether the history may show whether a job was bought: not if our clock was set back meanwhile."""
+        known = record.sent_at is not None and record.lost_at is not None and record.sent_at <= record.lost_at
+        return self.readable and known
+
+    def watch_repeats(self, job: TrackedJob) -> None:
+        """Let the history decide about a job whose repeats get 409, while it is repeated."""
+        wait = self.waits.get(job.key)
+        if job.record.conflict_at is None:
+            self.waits.pop(job.key, None)
+        elif wait is None or wait.lost_at != job.record.lost_at:
+            self._watch(job, parked=False)
+
+    def watch(self, job: TrackedJob) -> None:
+        """Let the history decide about a job that is not repeated any more, from the time when it can.
+
+        The first time it is read at once: there may be no history.
+        """
+        self._watch(job, parked=True)
+
+    def _watch(self, job: TrackedJob, *, parked: bool) -> None:
+        lost_at, now = job.record.lost_at, self._clock()
+        if not self.readable or lost_at is None:
+            return
+        after_s = ready_after_s(self.lateness_s, self.delay_s, processed=job.record.conflict_at is not None)
+        ready_at = now + max(0.0, after_s - self._store.age_s(lost_at))
+        due = now if parked and not self._was_read else ready_at
+        self.waits[job.key] = Wait(job, due, ready_at, lost_at)
+        self._changed.set()
+
+    async def wait_until_due(self) -> None:
+        """Wait until a job is due. One reading serves all that are due by then; readings are half a delay apart."""
+        while True:
+            self._changed.clear()
+            reads_at = self._read_at + self.delay_s / 2
+            due = min(
+                (max(wait.due, reads_at) if wait.found is None else wait.due for wait in self.waits.values()),
+                default=NEVER,
+            )
+            wait_s = due - self._clock()
+            if wait_s <= 0:
+                return
+            with anyio.move_on_after(wait_s if wait_s < NEVER else None):
+                await self._changed.wait()
+
+    async def read(self, since: datetime, *, most_pages: int) -> Reading:
+        """List the tasks since a time of our clock, and a few older ones. Raises what prevents it."""
+        read_at = self._store.utcnow()
+        tasks: dict[str, PastTask] = {}
+        offset: ClockOffset | None = None
+        oldest, in_order = datetime.max.replace(tzinfo=UTC), True
+        complete_since = oldest
+        for number in range(1, most_pages + 1):
+            sent_at = self._store.utcnow()
+            page = await self._read_page(number)
+            offset = offset or _offset_of(page, sent_at, self._store.utcnow())
+            for task in page.tasks:
+                # Tasks made meanwhile move older ones to the next page, where they are listed once more.
+                in_order = in_order and (task.task_id in tasks or task.created_at <= oldest)
+                oldest = min(oldest, task.created_at)
+                tasks.setdefault(task.task_id, task)
+            if page.is_last:
+                complete_since = datetime.min.replace(tzinfo=UTC)
+            elif in_order:
+                complete_since = oldest
+            if page.is_last or (in_order and oldest < _with_offset(since, offset)):
+                break
+        self._read_at, self._was_read = self._clock(), True
+        return Reading(read_at, list(tasks.values()), complete_since, offset)
+
+    def failed(self, error: Exception) -> None:
+        """Record that the history could not be read."""
+        self._read_at = self._clock()
+        no_history = isinstance(error, UnexpectedResponse) and error.status in _NO_HISTORY
+        refused = isinstance(error, GatewayError) and not isinstance(error, (RateLimited, GatewayUnavailable))
+        if no_history or refused:
+            self._unreadable = True
+            log.warning("history.unreadable error=%s: jobs in doubt have to be resolved by hand", error)
+        elif isinstance(error, NanoBananaError):
+            log.info("history.unread error=%s", error)
+        else:
+            log_failure("history.crashed", error)
+
+    async def claimed(self, account: str, tasks: list[PastTask]) -> dict[str, JobRecord | None]:
+        """Return the tasks that a job of the ledger has. An attached task may be another job's as well."""
+        known = await self._store.ledger.known_tasks(account, [task.task_id for task in tasks])
+        return {
+            task_id: record for task_id, record in known.items() if record is None or record.first_sent_at is not None
+        }
+
+    async def _read_page(self, number: int) -> HistoryPage:
+        while not self._poller.admits(now := self._clock()):  # noqa: ASYNC110 - others may take the turn
+            await anyio.sleep(max(self._poller.opens_at() - now, 10 * TICK_S))
+        self._poller.sent(now)
+        return await self._poller.ask(partial(self._query, number))
+
+    async def _query(self, number: int) -> HistoryPage:
+        assert self.gateway is not None
+        request = self.gateway.build_history(number)
+        response = await send_contained(self._transport, request, timeout_s=self._query_s)
+        return await self._answers.read(self.gateway.read_history, response)
+
+
+def _offset_of(page: HistoryPage, sent_at: datetime, answered_at: datetime) -> ClockOffset | None:
+    """Return the bounds of the offset by the date of an answer, which is in whole seconds."""
+    if page.answered_at is None:
+        return None
+    least = (page.answered_at - answered_at).total_seconds()
+    return ClockOffset(least, (page.answered_at - sent_at).total_seconds() + ROUNDING_S)
+
+
+def _with_offset(since: datetime, offset: ClockOffset | None) -> datetime:
+    """Return a time of our clock by the gateway's: the earliest it can be, less the rounding of `created_at`."""
+    least = 0.0 if offset is None else offset.least
+    return since + timedelta(seconds=least - 2 * ROUNDING_S)

@@ -1,0 +1,239 @@
+"""Find out by the gateway's history whether jobs in doubt were bought, and carry that out.
+
+It decides by itself about jobs of this session, before they become UNCERTAIN, and about all UNCERTAIN jobs of the
+account in the ledger when it is asked to. `policy/reconcile.py` says by which rules.
+"""
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from datetime import timedelta
+from functools import partial
+
+import anyio
+from anyio.abc import TaskGroup
+from attrs import frozen
+
+from nanobanana_async.candidates import Candidate
+from nanobanana_async.engine.doubt import was_processed
+from nanobanana_async.engine.engine import Engine
+from nanobanana_async.engine.evidence import sent_at, to_doubt, to_history_read
+from nanobanana_async.engine.history import Wait
+from nanobanana_async.engine.next_step import AwaitHistory, Finish, HoldSlots, Next
+from nanobanana_async.engine.phases import Phase
+from nanobanana_async.engine.tracked_job import NEVER, TrackedJob
+from nanobanana_async.engine.workers import JobStep
+from nanobanana_async.errors import ConfigurationError, NanoBananaError, SessionClosed
+from nanobanana_async.gateways.capabilities import PastTask
+from nanobanana_async.jobs import JobRecord, JobState
+from nanobanana_async.ledger.base import TaskTaken
+from nanobanana_async.policy.reconcile import Found, NotBought, Undecided, Verdict, decide
+
+# After so many readings that did not decide it, a job is left to its repeats, or becomes UNCERTAIN.
+MOST_READINGS = 5
+# How many pages are read for the jobs of this session, and when the user asks for all UNCERTAIN jobs.
+MOST_PAGES = 20
+MOST_PAGES_BY_HAND = 200
+# How often it is tried to give a job its task while one of its requests is in flight.
+RETRY_S = 0.25
+
+
+@frozen
+class _Judgement:
+    verdicts: Mapping[str, Verdict]
+    tasks: Mapping[str, PastTask]
+
+    def candidates(self, verdict: Verdict) -> tuple[Candidate, ...]:
+        """Return the candidates of an undecided job as its record shows them."""
+        if not isinstance(verdict, Undecided):
+            return ()
+        tasks = (self.tasks[task_id] for task_id in verdict.candidates)
+        return tuple(
+            Candidate(task_id=task.task_id, created_at=task.created_at, image_url=task.image_url) for task in tasks
+        )
+
+
+class Reconciler:
+    """Reads the history once for all jobs in doubt, and gives each its task, or what else follows."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._history = engine.history
+        self._store = engine.store
+
+    async def keep_reconciling(self) -> None:
+        """Decide about the jobs in doubt of this session as soon as the history can, as long as the session is open."""
+        while True:
+            await self._history.wait_until_due()
+            async with self._history.lock:
+                await self._reconcile_waiting()
+
+    async def reconcile(self) -> list[TrackedJob]:
+        """Decide about all UNCERTAIN jobs of the account; return those that are not UNCERTAIN any more."""
+        if not self._history.readable:
+            raise ConfigurationError("this gateway lists no tasks: check its own web page, then call `session.resolve`")
+        done: asyncio.Future[list[TrackedJob]] = asyncio.get_running_loop().create_future()
+
+        async def run(_: TaskGroup) -> None:
+            try:
+                jobs = await self._reconcile_uncertain()
+                if not done.done():
+                    done.set_result(jobs)
+            except NanoBananaError as error:
+                if not done.done():
+                    done.set_exception(error)
+            except asyncio.CancelledError:
+                if not done.done():
+                    done.set_exception(SessionClosed("the session was closed before the history was read"))
+                raise
+
+        self._engine.scheduler.start_background(run)
+        return await done
+
+    async def _reconcile_waiting(self) -> None:
+        """Read the history for the jobs of this session that wait for it."""
+        history, now = self._history, self._engine.clock()
+        waits = [wait for wait in history.waits.values() if self._still_in_doubt(wait)]
+        history.waits = {wait.job.key: wait for wait in waits}
+        unread = [wait for wait in waits if wait.found is None]
+        if any(wait.due <= now for wait in unread):
+            records = [wait.job.record for wait in unread]
+            try:
+                judgement = await self._judge(records, most_pages=MOST_PAGES)
+            except Exception as error:
+                history.failed(error)
+                judgement = _Judgement({record.key: Undecided((), history.readable) for record in records}, {})
+            for wait in filter(self._still_in_doubt, unread):
+                self._note(wait, judgement, now)
+        for wait in filter(self._still_in_doubt, waits):
+            if wait.found is not None and was_processed(wait.job.record, history.lateness_s):
+                self._give_task(wait, wait.found)
+            elif wait.found is not None:  # a repeat has contradicted that
+                wait.found, wait.due = None, now + history.delay_s
+                history.watch_repeats(wait.job)
+
+    def _still_in_doubt(self, wait: Wait) -> bool:
+        job = wait.job
+        tracked = self._engine.tracked.get(job.key) is job
+        return tracked and job.record.in_doubt and job.record.state is JobState.SUBMITTING
+
+    def _note(self, wait: Wait, judgement: _Judgement, now: float) -> None:
+        """Carry out a verdict, or let the job wait for the next reading."""
+        job, verdict = wait.job, judgement.verdicts[wait.job.key]
+        if isinstance(verdict, Found):
+            wait.found = judgement.tasks[verdict.task_id]
+            return
+        parked = job.phase is Phase.CHECKING
+        if isinstance(verdict, NotBought):
+            if parked:
+                self._decide(wait, self._engine.claims.reopen)
+            return
+        if wait.due > now and self._history.readable:
+            return
+        wait.reads += 1
+        wait.due = max(wait.ready_at, now + self._history.delay_s * 2.0 ** (wait.reads - 1))
+        if verdict.may_change and wait.reads < MOST_READINGS:
+            return
+        # While the task may run its repeats go on: some gateways answer 409 until its end, and then name the task.
+        left_s = 0.0 if parked else self._may_run_for_s(job)
+        if left_s <= 0 and job.phase in (Phase.SCHEDULED, Phase.CHECKING):
+            self._decide(wait, partial(self._leave_uncertain, judgement.candidates(verdict)))
+        else:
+            wait.due = now + max(left_s, self._history.delay_s)
+
+    def _may_run_for_s(self, job: TrackedJob) -> float:
+        """Return how long the task of a job in doubt may still run."""
+        record = job.record
+        if record.lost_at is None or not was_processed(record, self._history.lateness_s):
+            return NEVER
+        return self._engine.estimates.may_run_for_s(job) - self._store.age_s(record.lost_at)
+
+    def _give_task(self, wait: Wait, task: PastTask) -> None:
+        if wait.job.phase in (Phase.SCHEDULED, Phase.CHECKING):
+            self._decide(wait, partial(self._adopt, task.task_id))
+        else:  # a repeat is in flight, or about to leave
+            wait.due = self._engine.clock() + RETRY_S
+
+    def _decide(self, wait: Wait, step: JobStep) -> None:
+        self._history.waits.pop(wait.job.key, None)
+        self._engine.scheduler.recover(wait.job, step)
+
+    async def _adopt(self, task_id: str, job: TrackedJob) -> Next:
+        try:
+            return await self._engine.claims.resolve(job, task_id=task_id, body=None)
+        except TaskTaken:  # another process was faster: the task is its job's
+            if job.record.state is JobState.UNCERTAIN:
+                return HoldSlots(job.holds_slots_until)
+            self._history.watch(job)
+            return AwaitHistory()
+
+    async def _leave_uncertain(self, candidates: tuple[Candidate, ...], job: TrackedJob) -> Next:
+        await self._store.transition(job, JobState.UNCERTAIN, in_doubt=True, candidates=candidates)
+        return HoldSlots(self._engine.clock() + self._engine.estimates.may_run_for_s(job))
+
+    async def _judge(self, wanted: Sequence[JobRecord], *, most_pages: int) -> _Judgement:
+        """Read the history back to before these jobs were sent, and decide about all jobs in doubt."""
+        engine, gateway, ledger = self._engine, self._engine.gateway, self._store.ledger
+        since = min(map(sent_at, wanted)) - timedelta(seconds=3 * self._history.delay_s)
+        reading = await self._history.read(since, most_pages=most_pages)
+        claimed = await self._history.claimed(engine.account, reading.tasks)
+        uncertain = [record async for record in ledger.uncertain(engine.account) if record.key not in engine.tracked]
+        # From here on nothing awaits, so that each job of this session either has a task or is in doubt.
+        tracked = [job.record for job in engine.tracked.values()]
+        claimed |= {record.task_id: record for record in tracked if record.task_id is not None}
+        in_doubt = [record for record in (*tracked, *uncertain) if record.in_doubt and self._history.can_show(record)]
+        read = to_history_read(reading, claimed, self._history, gateway)
+        verdicts = (
+            {} if read is None else decide([to_doubt(record, gateway, read.lateness_s) for record in in_doubt], read)
+        )
+        for record in wanted:
+            verdicts.setdefault(record.key, Undecided((), may_change=False))
+        return _Judgement(verdicts, {task.task_id: task for task in reading.tasks})
+
+    async def _reconcile_uncertain(self) -> list[TrackedJob]:
+        uncertain = self._store.ledger.uncertain(self._engine.account)
+        records = [record async for record in uncertain if self._history.can_show(record)]
+        if not records:
+            return []
+        ages_s = [self._store.age_s(record.lost_at) for record in records if record.lost_at is not None]
+        await anyio.sleep(max(0.0, 3 * self._history.delay_s - max(0.0, min(ages_s))))
+        async with self._history.lock:
+            try:
+                judgement = await self._judge(records, most_pages=MOST_PAGES_BY_HAND)
+            except NanoBananaError as error:
+                self._history.failed(error)
+                raise
+            jobs = [(record, self._carry_out(record, judgement)) for record in records]
+            for record, job in jobs:
+                while job is not None and job.wait_error is None and job.record.revision == record.revision:
+                    await job.wait_for_change()
+        return [job for _, job in jobs if job is not None and job.record.state is not JobState.UNCERTAIN]
+
+    def _carry_out(self, record: JobRecord, judgement: _Judgement) -> TrackedJob | None:
+        """Start to carry out the verdict on an UNCERTAIN job; return the job, or None if nothing changes."""
+        scheduler, verdict = self._engine.scheduler, judgement.verdicts[record.key]
+        candidates = judgement.candidates(verdict)
+        unchanged = isinstance(verdict, Undecided) and candidates == record.candidates
+        if unchanged or record.key in self._engine.tracked:  # another call is resolving it
+            return None
+        job = scheduler.holding.get(record.key)
+        if job is None or job.record.revision != record.revision:
+            job = self._engine.build_tracked_job(record)
+        scheduler.track(job, Phase.RECOVERING)
+        match verdict:
+            case Found(task_id=task_id):
+                scheduler.start_step(partial(self._adopt, task_id), job)
+            case NotBought():
+                scheduler.start_step(self._reopen_unfollowed, job)
+            case Undecided():
+                scheduler.start_step(partial(self._update_candidates, candidates), job)
+        return job
+
+    async def _reopen_unfollowed(self, job: TrackedJob) -> Next:
+        """Store that an UNCERTAIN job was not bought. No caller has asked this session to buy it."""
+        await self._engine.claims.reopen(job)
+        return Finish()
+
+    async def _update_candidates(self, candidates: tuple[Candidate, ...], job: TrackedJob) -> Next:
+        until = job.holds_slots_until
+        await self._store.transition(job, JobState.UNCERTAIN, candidates=candidates)
+        return HoldSlots(until)
