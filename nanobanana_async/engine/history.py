@@ -13,7 +13,14 @@ from nanobanana_async.engine.poller import Poller
 from nanobanana_async.engine.store import JobStore
 from nanobanana_async.engine.timers import TICK_S
 from nanobanana_async.engine.tracked_job import NEVER, TrackedJob
-from nanobanana_async.errors import GatewayError, GatewayUnavailable, NanoBananaError, RateLimited, UnexpectedResponse
+from nanobanana_async.errors import (
+    ConfigurationError,
+    GatewayError,
+    GatewayUnavailable,
+    NanoBananaError,
+    RateLimited,
+    UnexpectedResponse,
+)
 from nanobanana_async.events import log, log_failure
 from nanobanana_async.gateways.capabilities import HasHistory, HistoryPage, PastTask
 from nanobanana_async.gateways.contract import Gateway, Transport
@@ -179,7 +186,7 @@ class History:
         self._read_at = self._clock()
         no_history = isinstance(error, UnexpectedResponse) and error.status in _NO_HISTORY
         refused = isinstance(error, GatewayError) and not isinstance(error, (RateLimited, GatewayUnavailable))
-        if no_history or refused:
+        if no_history or refused or isinstance(error, ConfigurationError):  # such as a lent session that was closed
             self._unreadable = True
             log.warning("history.unreadable error=%s: jobs in doubt have to be resolved by hand", error)
         elif isinstance(error, NanoBananaError):

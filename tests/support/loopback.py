@@ -7,6 +7,7 @@ from typing import Any, Literal, Unpack
 
 from nanobanana_async import ApiMall, DefApi, GenerationResult, JobState, RetryPolicy, Session
 from nanobanana_async.emulator import Emulator, EmulatorOptions, EmulatorStats, Fixed
+from nanobanana_async.emulator.faults import Script, error
 from nanobanana_async.emulator.messages import Endpoint
 from nanobanana_async.errors import GatewayError, NanoBananaError
 from nanobanana_async.events import CreateFailed, Event, JobStateChanged, PollFailed
@@ -21,6 +22,10 @@ QUERY: dict[GatewayName, Endpoint] = {"apimall": "apimall.query", "defapi": "def
 QUICK_POLLS = REAL_TIME
 QUICK_RETRIES = RetryPolicy(first_backoff_s=0.005, max_backoff_s=0.05)
 TWO_ATTEMPTS = RetryPolicy(max_attempts=2, first_backoff_s=0.005, max_backoff_s=0.05)
+
+
+NO_HISTORY = Script({"apimall.history": [error(404)]}, repeat_last=True)
+"""The gateway lists no tasks: a job in doubt that can't be repeated is uncertain at once."""
 
 
 @asynccontextmanager
