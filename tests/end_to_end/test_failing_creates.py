@@ -19,6 +19,7 @@ from tests.support.loopback import (
     RecordingObserver,
     charged,
     emulated,
+    gateway_of,
     quick,
 )
 
@@ -163,7 +164,7 @@ async def test_create_timeout_on_defapi_makes_the_job_uncertain(fault: Fault) ->
 async def test_expired_key_is_not_repeated() -> None:
     retry = evolve(QUICK_RETRIES, first_backoff_s=0.4, max_backoff_s=0.4)
     async with emulated(idempotency="forget", forget_keys_after_s=0.3) as emulator:
-        gateway = emulator.apimall(key_lifetime_s=0.1)
+        gateway = gateway_of(emulator, "apimall", key_lifetime_s=0.1)
         emulator.queue_faults("apimall.create", faults.stall(0.15, processed=True))
         async with quick(emulator, gateway=gateway, retry=retry) as session:
             with pytest.raises(JobUncertain):
