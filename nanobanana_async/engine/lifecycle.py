@@ -192,6 +192,8 @@ class SessionTask:
         loop = asyncio.get_running_loop()
         self._components.guard.bind()
         self._opened: asyncio.Future[None] = loop.create_future()
+        # Retrieved here too: no caller is left to do it when `open` is cancelled, and asyncio would log the error.
+        self._opened.add_done_callback(asyncio.Future.exception)
         self._closing = asyncio.Event()
         # A task of its own without a parent scope, so that one task may open the session and another close it.
         self._task = loop.create_task(self._run(), name="nanobanana_async session")

@@ -19,7 +19,6 @@ from nanobanana_async.testing import EmulatorTransport
 from tests.support.fakes import virtually
 
 pd: Any = import_module("pandas")  # it has no types
-
 PNG = plain_png(ImageSpec("a cat", 0, 0, 8, 8, True))
 
 

@@ -2,8 +2,10 @@
 
 import asyncio
 import errno
+import itertools
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -39,8 +41,11 @@ def closed_to_this_user(folder: Path, patch: pytest.MonkeyPatch) -> None:
 
 
 def replaced_by_a_file(folder: Path, patch: pytest.MonkeyPatch) -> None:
-    folder.rename(folder.with_name("moved"))
-    folder.write_text("in the way")
+    for number in itertools.count():
+        folder.rename(folder.with_name(f"moved-{number}"))
+        with suppress(IsADirectoryError):  # a thread of the batch has made the folder again in between
+            folder.write_text("in the way")
+            return
 
 
 def list_replaced_by_a_link(folder: Path, patch: pytest.MonkeyPatch) -> None:

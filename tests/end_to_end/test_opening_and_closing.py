@@ -1,10 +1,12 @@
 """Opening and closing sessions: in different tasks, too early, or never."""
 
 import asyncio
+import gc
 import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import aiohttp
 import anyio
@@ -12,6 +14,7 @@ import pytest
 
 import nanobanana_async
 from nanobanana_async import (
+    ApiMall,
     ConfigurationError,
     JobState,
     JobUncertain,
@@ -272,3 +275,18 @@ def test_closed_session_has_no_warning_in_development_mode() -> None:
         gateway="defapi", use="await session.generate('a fox')", lose="await session.aclose()", duration=0.05
     )
     assert stderr_of(script) == ""
+
+
+async def test_cancelled_opening_logs_no_unretrieved_error() -> None:
+    class Hanging(MemoryLedger):
+        async def open(self) -> None:
+            await asyncio.sleep(60)
+
+    unhandled: list[dict[str, Any]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: unhandled.append(context))
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.01):
+            await Session(ApiMall(api_key="sk-a"), ledger=Hanging()).open()
+    gc.collect()
+    await asyncio.sleep(0)
+    assert unhandled == []
