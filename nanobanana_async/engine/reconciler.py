@@ -127,6 +127,9 @@ class Reconciler:
             if parked:
                 self._decide(wait, self._engine.claims.reopen)
             return
+        if not self._history.readable and not parked:  # its repeats go on, as where there is no history
+            self._history.waits.pop(job.key, None)
+            return
         if wait.due > now and self._history.readable:
             return
         wait.reads += 1

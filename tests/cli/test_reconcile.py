@@ -43,7 +43,7 @@ async def write(path: Path, record: JobRecord) -> None:
 
 
 async def test_reconcile_reports_a_job_that_was_not_bought(tmp_path: Path) -> None:
-    async with emulated() as emulator:
+    async with emulated(history=True) as emulator:
         await write(tmp_path / "jobs.sqlite", uncertain(emulator, began_s=0.0))
         environ = environment(emulator, NANOBANANA_LEDGER=str(tmp_path / "jobs.sqlite"))
         said = await nanobanana("jobs", "reconcile", environ=environ)
@@ -56,7 +56,7 @@ async def test_reconcile_reports_a_job_that_was_not_bought(tmp_path: Path) -> No
 
 
 async def test_reconcile_leaves_a_job_with_one_candidate_and_show_lists_it(tmp_path: Path) -> None:
-    async with emulated(started_at=datetime.now(UTC), duration=Fixed(0.01)) as emulator:
+    async with emulated(history=True, started_at=datetime.now(UTC), duration=Fixed(0.01)) as emulator:
         (foreign,) = emulator.add_foreign_tasks(-3599.5)
         await write(tmp_path / "jobs.sqlite", uncertain(emulator, began_s=0.0))
         environ = environment(emulator, NANOBANANA_LEDGER=str(tmp_path / "jobs.sqlite"))
@@ -69,7 +69,7 @@ async def test_reconcile_leaves_a_job_with_one_candidate_and_show_lists_it(tmp_p
 
 
 async def test_reconcile_follows_a_job_that_was_bought(tmp_path: Path) -> None:
-    async with emulated(started_at=datetime.now(UTC), duration=Fixed(0.01)) as emulator:
+    async with emulated(history=True, started_at=datetime.now(UTC), duration=Fixed(0.01)) as emulator:
         emulator.add_foreign_tasks(-3599.5)
         found = uncertain(emulator, began_s=0.0)
         assert found.lost_at is not None

@@ -13,13 +13,13 @@ from nanobanana_async.emulator.settings import Idempotency
 from tests.support.loopback import (
     BOTH,
     CREATE,
-    NO_HISTORY,
     QUICK_RETRIES,
     TWO_ATTEMPTS,
     GatewayName,
     RecordingObserver,
     charged,
     emulated,
+    gateway_of,
     quick,
 )
 
@@ -163,8 +163,8 @@ async def test_create_timeout_on_defapi_makes_the_job_uncertain(fault: Fault) ->
 
 async def test_expired_key_is_not_repeated() -> None:
     retry = evolve(QUICK_RETRIES, first_backoff_s=0.4, max_backoff_s=0.4)
-    async with emulated(script=NO_HISTORY, idempotency="forget", forget_keys_after_s=0.3) as emulator:
-        gateway = emulator.apimall(key_lifetime_s=0.1)
+    async with emulated(idempotency="forget", forget_keys_after_s=0.3) as emulator:
+        gateway = gateway_of(emulator, "apimall", key_lifetime_s=0.1)
         emulator.queue_faults("apimall.create", faults.stall(0.15, processed=True))
         async with quick(emulator, gateway=gateway, retry=retry) as session:
             with pytest.raises(JobUncertain):
@@ -175,7 +175,7 @@ async def test_expired_key_is_not_repeated() -> None:
 
 @pytest.mark.parametrize("fault", [faults.reset(processed=True), faults.html(502), faults.error(503)], ids=named)
 async def test_exhausted_attempts_on_apimall_make_the_job_uncertain(fault: Fault) -> None:
-    async with emulated(script=NO_HISTORY) as emulator:
+    async with emulated() as emulator:
         emulator.queue_faults("apimall.create", *[fault] * 5)
         async with quick(emulator, retry=TWO_ATTEMPTS) as session:
             for _ in range(2):
@@ -212,7 +212,7 @@ async def test_lost_answer_then_refusal_is_repeated_until_resolved(
 @pytest.mark.parametrize("status", [402, 401, 403, 400, 404, 451])
 async def test_lost_answer_then_only_refusals_is_uncertain(status: int) -> None:
     listener = RecordingObserver()
-    async with emulated(script=NO_HISTORY) as emulator:
+    async with emulated() as emulator:
         emulator.queue_faults("apimall.create", faults.reset(processed=True), *[faults.error(status)] * 9)
         retry = evolve(TWO_ATTEMPTS, max_attempts=3)
         async with quick(emulator, retry=retry, observers=[listener]) as session:
@@ -226,7 +226,7 @@ async def test_lost_answer_then_only_refusals_is_uncertain(status: int) -> None:
 
 async def test_lost_answer_then_only_429s_is_uncertain() -> None:
     listener = RecordingObserver()
-    async with emulated(script=NO_HISTORY) as emulator:
+    async with emulated() as emulator:
         emulator.queue_faults("apimall.create", faults.reset(processed=True), *[faults.error(429)] * 99)
         retry = evolve(TWO_ATTEMPTS, max_wait_s=0.3, first_backoff_s=0.05)
         async with quick(emulator, retry=retry, observers=[listener]) as session:

@@ -35,7 +35,7 @@ def prompts_by_task(emulator: Emulator) -> dict[str, str]:
 
 
 async def test_job_whose_answer_is_lost_gets_its_image_from_the_history() -> None:
-    async with emulated(idempotency="refuse") as emulator:
+    async with emulated(history=True, idempotency="refuse") as emulator:
         emulator.queue_faults("apimall.create", LOST)
         observer = RecordingObserver()
         async with patient(emulator, observers=[observer]) as session:
@@ -47,7 +47,7 @@ async def test_job_whose_answer_is_lost_gets_its_image_from_the_history() -> Non
 
 
 async def test_create_that_never_arrived_is_bought_once_its_key_has_expired() -> None:
-    async with emulated() as emulator:
+    async with emulated(history=True) as emulator:
         emulator.queue_faults("apimall.create", NEVER_ARRIVED)
         retry = RetryPolicy(first_backoff_s=0.5)
         async with patient(emulator, mall={"key_lifetime_s": 0.1}, retry=retry, max_credits=8) as session:
@@ -60,7 +60,7 @@ async def test_create_that_never_arrived_is_bought_once_its_key_has_expired() ->
 
 async def test_processed_create_with_an_expired_key_stays_uncertain_with_its_candidate(tmp_path: Path) -> None:
     ledger = tmp_path / "jobs.sqlite"
-    async with emulated() as emulator:
+    async with emulated(history=True) as emulator:
         emulator.queue_faults("apimall.create", LOST)
         retry = RetryPolicy(first_backoff_s=0.5)
         async with patient(emulator, mall={"key_lifetime_s": 0.1}, ledger=ledger, retry=retry) as session:
@@ -98,7 +98,7 @@ async def leave_uncertain(emulator: Emulator, ledger: Path) -> None:
 
 async def test_reconcile_finds_the_task_of_an_earlier_session(tmp_path: Path) -> None:
     ledger = tmp_path / "jobs.sqlite"
-    async with emulated(idempotency="refuse") as emulator:
+    async with emulated(history=True, idempotency="refuse") as emulator:
         emulator.queue_faults("apimall.create", LOST)
         await leave_uncertain(emulator, ledger)
         async with patient(emulator, ledger=ledger) as session:
@@ -112,7 +112,7 @@ async def test_reconcile_finds_the_task_of_an_earlier_session(tmp_path: Path) ->
 
 async def test_reconcile_reopens_a_job_that_was_not_bought_and_does_not_buy_it(tmp_path: Path) -> None:
     ledger = tmp_path / "jobs.sqlite"
-    async with emulated() as emulator:
+    async with emulated(history=True) as emulator:
         emulator.queue_faults("apimall.create", NEVER_ARRIVED, NEVER_ARRIVED)
         await leave_uncertain(emulator, ledger)
         async with patient(emulator, ledger=ledger) as session:
@@ -169,7 +169,9 @@ async def test_every_lost_job_that_can_be_found_ends_with_its_own_image(
 ) -> None:
     lossy = [RandomFault(0.2, LOST, "apimall.create")]
     observer = RecordingObserver()
-    async with emulated(idempotency="refuse", chances=lossy, duration=Fixed(0.05), history_time_step_s=1) as emulator:
+    async with emulated(
+        history=True, idempotency="refuse", chances=lossy, duration=Fixed(0.05), history_time_step_s=1
+    ) as emulator:
         prompts = [f"prompt {number}" for number in range(jobs)]
         async with (
             patient(emulator, retry=IMPATIENT, observers=[observer]) as session,

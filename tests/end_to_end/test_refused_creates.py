@@ -25,7 +25,6 @@ from nanobanana_async.emulator import UNAPPROVED_KEY, Emulator, EmulatorOptions,
 from tests.support.loopback import (
     BOTH,
     CREATE,
-    NO_HISTORY,
     TWO_ATTEMPTS,
     GatewayName,
     RecordingObserver,
@@ -214,7 +213,7 @@ async def test_defapi_recovers_from_a_429(inside_200: bool) -> None:
 @pytest.mark.parametrize("status", [500, 503])
 async def test_apimall_outage_past_all_attempts_is_uncertain(status: int, inside_200: bool) -> None:
     listener = RecordingObserver()
-    async with emulated(script=NO_HISTORY, refusals_in_200=inside_200) as emulator:
+    async with emulated(refusals_in_200=inside_200) as emulator:
         emulator.queue_faults("apimall.create", *[faults.error(status)] * 5)
         async with quick(emulator, retry=TWO_ATTEMPTS, observers=[listener]) as session:
             with pytest.raises(JobUncertain) as caught:

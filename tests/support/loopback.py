@@ -7,7 +7,7 @@ from typing import Any, Literal, Unpack
 
 from nanobanana_async import ApiMall, DefApi, GenerationResult, JobState, RetryPolicy, Session
 from nanobanana_async.emulator import Emulator, EmulatorOptions, EmulatorStats, Fixed
-from nanobanana_async.emulator.faults import Script, error
+from nanobanana_async.emulator.faults import RandomFault, error
 from nanobanana_async.emulator.messages import Endpoint
 from nanobanana_async.errors import GatewayError, NanoBananaError
 from nanobanana_async.events import CreateFailed, Event, JobStateChanged, PollFailed
@@ -24,16 +24,19 @@ QUICK_RETRIES = RetryPolicy(first_backoff_s=0.005, max_backoff_s=0.05)
 TWO_ATTEMPTS = RetryPolicy(max_attempts=2, first_backoff_s=0.005, max_backoff_s=0.05)
 
 
-NO_HISTORY = Script({"apimall.history": [error(404)]}, repeat_last=True)
-"""The gateway lists no tasks: a job in doubt that can't be repeated is uncertain at once."""
-
-
 @asynccontextmanager
-async def emulated(*, port: int = 0, **settings: Unpack[EmulatorOptions]) -> AsyncIterator[Emulator]:
-    """Run an emulator whose jobs take a moment; at the end no connection and no asyncio task may be left."""
+async def emulated(
+    *, port: int = 0, history: bool = False, **settings: Unpack[EmulatorOptions]
+) -> AsyncIterator[Emulator]:
+    """Run an emulator whose jobs take a moment; at the end no connection and no asyncio task may be left.
+
+    Without `history` API Mall has no list of tasks, so a job in doubt whose repeats do not end it is UNCERTAIN.
+    """
     before = asyncio.all_tasks()
     options: EmulatorOptions = {"duration": Fixed(0.01), "image_scale": 0.05}
     options.update(settings)
+    if not history:
+        options["chances"] = [*options.get("chances", ()), RandomFault(1.0, error(404), "apimall.history")]
     async with Emulator(port=port, **options) as emulator:
         yield emulator
         await emulator.no_connections()
@@ -42,8 +45,9 @@ async def emulated(*, port: int = 0, **settings: Unpack[EmulatorOptions]) -> Asy
 
 def gateway_of(emulator: Emulator, name: GatewayName, **settings: Any) -> ApiMall | DefApi:
     """Return the client's settings for one of the gateways, with short expected jobs."""
-    make = emulator.apimall if name == "apimall" else emulator.defapi
-    return make(**{"expected_job_s": 0.01, **settings})
+    if name == "defapi":
+        return emulator.defapi(**{"expected_job_s": 0.01, **settings})
+    return emulator.apimall(**{"expected_job_s": 0.01, "history_delay_s": 0.01, **settings})
 
 
 def quick(emulator: Emulator, name: GatewayName = "apimall", /, **settings: Any) -> Session:
