@@ -26,6 +26,7 @@ from nanobanana_async.gateways.capabilities import HasHistory, HistoryPage, Past
 from nanobanana_async.gateways.contract import Gateway, Transport
 from nanobanana_async.http.threads import AnswerReader
 from nanobanana_async.jobs import JobRecord
+from nanobanana_async.policy.circuit import CreateSpacing
 from nanobanana_async.policy.reconcile import ROUNDING_S, ClockOffset, lateness_s, ready_after_s
 
 # An answer of these statuses that is not a history shows that there is none: no later reading will find one.
@@ -71,6 +72,7 @@ class History:
         transport: Transport,
         poller: Poller,
         store: JobStore,
+        spacing: CreateSpacing,
         *,
         query_s: float,
         clock: Callable[[], float],
@@ -83,6 +85,7 @@ class History:
         self._transport = transport
         self._poller = poller
         self._store = store
+        self._spacing = spacing
         self._query_s = query_s
         self._clock = clock
         self._answers = AnswerReader()
@@ -188,6 +191,7 @@ class History:
         refused = isinstance(error, GatewayError) and not isinstance(error, (RateLimited, GatewayUnavailable))
         if no_history or refused or isinstance(error, ConfigurationError):  # such as a lent session that was closed
             self._unreadable = True
+            self._spacing.end()
             log.warning("history.unreadable error=%s: jobs in doubt have to be resolved by hand", error)
         elif isinstance(error, NanoBananaError):
             log.info("history.unread error=%s", error)

@@ -113,8 +113,15 @@ class SessionComponents:
             clock=clock,
         )
         references = References(self.gateway, store, uploader, self.publisher, clock=clock)
-        query_s = self.timeouts.query_s
-        history = History(self.gateway, self.transport, poller, store, query_s=query_s, clock=clock)
+        history = History(
+            self.gateway,
+            self.transport,
+            poller,
+            store,
+            slots.spacing,
+            query_s=self.timeouts.query_s,
+            clock=clock,
+        )
         submitter = Submitter(
             self.gateway,
             self.transport,

@@ -76,6 +76,10 @@ class CreateSpacing:
         """Record whether the answer to the repeat of a processed create named the task."""
         self._names_task, self.active = named_task, not named_task
 
+    def end(self) -> None:
+        """Keep nothing apart from now on: no history can be read that would show whose a task is."""
+        self._names_task, self.active = True, False
+
 
 @define
 class RetryBudget:

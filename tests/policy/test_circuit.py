@@ -70,6 +70,15 @@ def test_spacing_lets_all_creates_leave_before_an_answer_is_lost() -> None:
     assert CreateSpacing().allows(0.0, in_flight=9, repeat=False)
 
 
+def test_spacing_ends_where_no_history_can_be_read() -> None:
+    spacing = CreateSpacing()
+    spacing.lost(10.0, lateness_s=2.0)
+    spacing.end()
+    assert spacing.allows(10.0, in_flight=9, repeat=False)
+    spacing.lost(20.0, lateness_s=2.0)
+    assert spacing.allows(20.0, in_flight=9, repeat=False)
+
+
 def test_spacing_holds_creates_back_while_a_lost_one_may_be_processed() -> None:
     spacing = CreateSpacing()
     spacing.lost(10.0, lateness_s=2.0)
