@@ -60,8 +60,7 @@ class BatchRunner:
         self._options = options
         self._engine = engine
         self._saver = saver
-        saved = options.folder is not None
-        self._rows = RowReader(options.name, partial(row_name, options.names) if saved else None)
+        self._rows = RowReader(options.name, None if options.target is None else partial(row_name, options.names))
         concurrency = engine.slots.limiter.policy
         held = 0 if concurrency.learn or concurrency.max_jobs is None else concurrency.max_jobs
         self._at_first = max(PULLED_AT_FIRST, held + PREFETCH)
@@ -117,8 +116,8 @@ class BatchRunner:
         try:
             with anyio.CancelScope() as self._scope:
                 if not self._stopping:
-                    if self._options.folder is not None:
-                        await self._saver.check(self._options.folder)
+                    if self._options.target is not None:
+                        await self._saver.check(self._options.target)
                     await self._pull()
         except asyncio.CancelledError:
             if self._engine.scheduler.closing:
@@ -218,7 +217,7 @@ class BatchRunner:
             self._emit(outcome_of(row, job, error=with_own_key(result, row)))
             return
         outcome = outcome_of(row, job, result=result)
-        if self._options.folder is None and result is not None:
+        if self._options.target is None and result is not None:
             self._emit(outcome)
         else:
             self._finishing[row.index] = outcome
@@ -240,7 +239,7 @@ class BatchRunner:
             return
         if finished.error is None:
             self._unsaved.reset()
-        elif isinstance(finished.error, ACCOUNT_ERRORS):
+        elif isinstance(finished.error, ACCOUNT_ERRORS) and not getattr(finished.error, "one_image", False):
             self.stop(finished.error)
         elif self._unsaved.add(finished.error):
             self.stop(stop_reason(finished.error, "were bought and have no saved images"))
@@ -251,9 +250,10 @@ class BatchRunner:
             async with self._finishers:
                 if outcome.result is None and outcome.job is not None:  # inline images are not stored in the ledger
                     outcome = evolve(outcome, result=await outcome.job.result())
-                if self._options.folder is not None and outcome.result is not None:
-                    result, folder = outcome.result, self._options.folder
-                    saved = await self._saver.save(result, folder, row.name, row_key=row.own_key)
+                if (target := self._options.target) is not None and outcome.result is not None:
+                    saved = await self._saver.save(
+                        outcome.result, target, row.name, row_key=row.own_key, sidecar=self._options.sidecar
+                    )
                     outcome = evolve(outcome, saved=saved)
         except SessionClosed:
             raise

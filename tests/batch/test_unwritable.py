@@ -85,7 +85,7 @@ async def test_unwritable_folder_stops_the_batch_and_loses_nothing(breaks: Break
             batch = session.generate_many(ROWS[:bought], batch="spring", save_to=tmp_path / "other")
             again = [outcome async for outcome in batch]
         assert charged(emulator.stats(), bought)
-    assert all(outcome.saved[0].exists() for outcome in again if outcome.ok)
+    assert all(Path(outcome.saved[0]).exists() for outcome in again if outcome.ok)
     assert sum(outcome.ok for outcome in again) == bought
 
 
