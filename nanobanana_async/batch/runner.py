@@ -20,6 +20,7 @@ from nanobanana_async.batch.options import BatchOptions, iterate
 from nanobanana_async.batch.outcome import Outcome, outcome_of
 from nanobanana_async.batch.rows import Requests, Row, RowReader
 from nanobanana_async.batch.streak import ACCOUNT_ERRORS, ErrorStreak, stop_reason
+from nanobanana_async.batch.target_check import TargetCheck
 from nanobanana_async.engine.engine import Engine
 from nanobanana_async.engine.tracked_job import NEVER, Phase, TrackedJob
 from nanobanana_async.errors import IdempotencyConflict, NanoBananaError, SaveError, SessionClosed, TaskNotFound
@@ -60,6 +61,7 @@ class BatchRunner:
         self._options = options
         self._engine = engine
         self._saver = saver
+        self._check = TargetCheck(options.target, saver, engine)
         self._rows = RowReader(options.name, None if options.target is None else partial(row_name, options.names))
         concurrency = engine.slots.limiter.policy
         held = 0 if concurrency.learn or concurrency.max_jobs is None else concurrency.max_jobs
@@ -116,8 +118,7 @@ class BatchRunner:
         try:
             with anyio.CancelScope() as self._scope:
                 if not self._stopping:
-                    if self._options.target is not None:
-                        await self._saver.check(self._options.target)
+                    await self._check.at_start()
                     await self._pull()
         except asyncio.CancelledError:
             if self._engine.scheduler.closing:
@@ -136,7 +137,8 @@ class BatchRunner:
             await self._wait_for_room()
             async for item in items:
                 self._pulled += 1
-                await self._start_row(self._rows.read(item))
+                await self._check.before(row := self._rows.read(item))
+                await self._start_row(row)
                 await self._wait_for_room()
 
     async def _wait_for_room(self) -> None:

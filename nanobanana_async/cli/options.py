@@ -14,6 +14,7 @@ from cyclopts import CoercionError, CycloptsError, Parameter, Token, UnknownOpti
 from nanobanana_async.errors import ConfigurationError, InvalidRequest
 from nanobanana_async.gateways import registry
 from nanobanana_async.gateways.contract import Gateway
+from nanobanana_async.images.target import Target, as_target
 from nanobanana_async.validators import as_file, as_folder
 
 Name = registry.GatewayName
@@ -31,6 +32,15 @@ def _to_folder(_: Any, tokens: Sequence[Token]) -> Path:
     return as_folder("the folder", tokens[0].value)
 
 
+def _to_target(_: Any, tokens: Sequence[Token]) -> Target:
+    target = as_target("the folder", tokens[0].value)
+    if not isinstance(target, Path) and target.url.startswith("memory:"):
+        raise ConfigurationError(
+            "a store in memory ends with the command, and its images with it: name a folder or another store"
+        )
+    return target
+
+
 def _to_ledger(_: Any, tokens: Sequence[Token]) -> Path:
     return as_file("--ledger", tokens[0].value)
 
@@ -42,6 +52,11 @@ DEFAULT_LEDGER = platformdirs.user_state_path("nanobanana", appauthor=False) / "
 
 FolderOption = Parameter(name=["--output", "-o"], converter=_to_folder)
 """The folder for the images. An empty value is refused: it would be the current folder."""
+
+TargetOption = Parameter(name=["--output", "-o"], converter=_to_target, accepts_keys=False, n_tokens=1)
+"""The folder for the images, or the URL of an object store."""
+
+RunFolder = Annotated[Path | None, Parameter(name="--folder", converter=_to_folder)]
 
 _NUMBERS = {int: "a whole number", float: "a number", Decimal: "a number"}
 _SETTINGS = (
@@ -137,7 +152,7 @@ def fetch_options(ledger: Path | None, gateway: str | None, base_url: str | None
     return [part for name, value in options.items() if value is not None for part in (name, value)]
 
 
-def fetch_command(names: Sequence[str], options: Sequence[str], folder: Path | None) -> str:
+def fetch_command(names: Sequence[str], options: Sequence[str], target: Target | None) -> str:
     """Return the command that fetches the images of jobs that were bought."""
-    output = () if folder is None else ("-o", str(folder))
+    output = () if target is None else ("-o", str(target))
     return shlex.join(("nanobanana", "jobs", "fetch", *names, *options, *output))

@@ -32,7 +32,7 @@ _ADVICE = {
     "BadScheme": "set AWS_ALLOW_HTTP=true if a store without TLS is meant",
     "NoSuchBucket": "create the bucket, or correct its name",
     "PermanentRedirect": "set AWS_REGION to the region of the bucket",
-    "PermissionDenied": "let these credentials read, write and delete there",
+    "PermissionDenied": "set credentials in the environment that may read, write and delete there",
     "Unauthenticated": "set the store's credentials in the environment",
 }
 _REASONS = {
@@ -80,6 +80,9 @@ class StoreTarget:
     """Its URL, without a slash at the end."""
     _store: ObjectStore = field(repr=False, eq=id)
     _prefix: str = field(default="", repr=False)
+
+    def __str__(self) -> str:
+        return self.url
 
     def url_of(self, name: str) -> str:
         """Return the URL of an object."""
@@ -174,6 +177,7 @@ def _reason(error: Exception) -> str:
     """Return why a store failed, in words of our own and by codes that can hold no secret."""
     kind, text = type(error).__name__.removesuffix("Error"), str(error)
     status, code = _STATUS.search(text), _CODE.search(text)
+    kind = "PermissionDenied" if status and status[1] in ("401", "403") else kind
     facts = ([f"HTTP {status[1]}"] if status else []) + ([code[1]] if code else [])
     why = _REASONS.get(kind, "it answered with an error" if status else "it gave no answer")
     why = f"{why} ({', '.join(facts)})" if facts else why

@@ -61,9 +61,8 @@ class StoreDestination:
             await target.delete(name)
 
     async def find(self, purchased: PurchasedImage) -> Saved | None:
-        """See `Destination.find`; takes one request, or two where the image was saved before."""
-        line = await self._line(purchased)
-        return None if line is None else await self._intact(line, purchased)
+        """See `Destination.find`."""
+        return await find_object(self._target, purchased)
 
     def begin(self) -> PartialImage:
         """See `Destination.begin`."""
@@ -91,8 +90,8 @@ class StoreDestination:
         if purchased is not None:
             if await self._target.put(_line_name(purchased), purchased.line(claimed, digest), _JSON):
                 line = _Line(claimed, digest)
-            elif (line := await self._line(purchased)) is not None:
-                if (saved := await self._intact(line, purchased)) is not None:
+            elif (line := await _read_line(self._target, purchased)) is not None:
+                if (saved := await _intact(self._target, line, purchased)) is not None:
                     return saved  # by another session or host, meanwhile
                 claimed = line.name if line.sha256 == digest else claimed
         metadata = {DIGEST: digest} if purchased is None else {DIGEST: digest, IMAGE: _identity(purchased)}
@@ -109,25 +108,8 @@ class StoreDestination:
                 if purchased is not None and line != _Line(candidate, facts.sha256):
                     content = purchased.line(candidate, facts.sha256)
                     await self._target.put(_line_name(purchased), content, _JSON, overwrite=True)
-                return self._saved(candidate, facts)
+                return _saved(self._target, candidate, facts)
         raise FetchError(f"too many images are named {stem}{extension}: save it under another name")
-
-    async def _line(self, purchased: PurchasedImage) -> "_Line | None":
-        content = await self._target.get(_line_name(purchased))
-        with suppress(ValueError, TypeError, KeyError, RecursionError):
-            facts = json.loads(content or b"")
-            return _Line(str(facts["file_name"]), str(facts["sha256"]))
-        return None
-
-    async def _intact(self, line: "_Line", purchased: PurchasedImage) -> Saved | None:
-        if not line.name or "/" in line.name:  # written by another program
-            return None
-        facts = await self._target.facts(line.name)
-        fits = facts is not None and _is_image(facts, line.sha256, purchased)
-        return self._saved(line.name, facts) if facts is not None and fits else None
-
-    def _saved(self, name: str, facts: ObjectFacts) -> Saved:
-        return Saved(ObjectUrl(self._target.url_of(name), facts.sha256, facts.size), facts.sha256)
 
 
 @frozen
@@ -156,6 +138,32 @@ class _Line:
 
     name: str
     sha256: str
+
+
+async def find_object(target: StoreTarget, purchased: PurchasedImage) -> Saved | None:
+    """Return an image that was saved before; takes one request, or two where there is one."""
+    line = await _read_line(target, purchased)
+    return None if line is None else await _intact(target, line, purchased)
+
+
+async def _read_line(target: StoreTarget, purchased: PurchasedImage) -> _Line | None:
+    content = await target.get(_line_name(purchased))
+    with suppress(ValueError, TypeError, KeyError, RecursionError):
+        facts = json.loads(content or b"")
+        return _Line(str(facts["file_name"]), str(facts["sha256"]))
+    return None
+
+
+async def _intact(target: StoreTarget, line: _Line, purchased: PurchasedImage) -> Saved | None:
+    if not line.name or "/" in line.name:  # written by another program
+        return None
+    facts = await target.facts(line.name)
+    fits = facts is not None and _is_image(facts, line.sha256, purchased)
+    return _saved(target, line.name, facts) if facts is not None and fits else None
+
+
+def _saved(target: StoreTarget, name: str, facts: ObjectFacts) -> Saved:
+    return Saved(ObjectUrl(target.url_of(name), facts.sha256, facts.size), facts.sha256)
 
 
 def _identity(purchased: PurchasedImage) -> str:

@@ -24,7 +24,7 @@ _memory_stores: dict[str, ObjectStore] = {}
 
 Target = Path | StoreTarget
 
-SaveTarget = str | os.PathLike[str] | ObjectStore | tuple[ObjectStore, str]
+SaveTarget = str | os.PathLike[str] | ObjectStore | tuple[ObjectStore, str] | StoreTarget
 """What users pass for a target: a path, a URL, an obstore store, or one with a prefix."""
 
 
@@ -33,6 +33,8 @@ def as_target(name: str, value: object) -> Target:
 
     Takes a path, a URL of a store, an obstore store, or a store and a prefix. Raises `ConfigurationError`.
     """
+    if isinstance(value, StoreTarget):
+        return value
     if isinstance(value, str) and (scheme := _scheme(value)) is not None:
         return _folder_of(name, value) if scheme == "file" else _target_of_url(name, value, scheme)
     if isinstance(value, tuple) and len(value) == 2:

@@ -3,6 +3,17 @@
 from nanobanana_async.report.page import MAX_CARDS, write_report
 from nanobanana_async.report.recorder import Recorder
 from nanobanana_async.report.row import STATUSES, ReportRow, Status
-from nanobanana_async.report.thumbnails import THUMBNAILS, make_thumbnail
+from nanobanana_async.report.thumbnails import THUMBNAILS, find_thumbnail, is_url, make_thumbnail
 
-__all__ = ["MAX_CARDS", "STATUSES", "THUMBNAILS", "Recorder", "ReportRow", "Status", "make_thumbnail", "write_report"]
+__all__ = [
+    "MAX_CARDS",
+    "STATUSES",
+    "THUMBNAILS",
+    "Recorder",
+    "ReportRow",
+    "Status",
+    "find_thumbnail",
+    "is_url",
+    "make_thumbnail",
+    "write_report",
+]

@@ -23,7 +23,7 @@ from nanobanana_async.report.charts import charts_of
 from nanobanana_async.report.recorder import Recorder
 from nanobanana_async.report.row import STATUSES, ReportRow, json_value
 from nanobanana_async.report.summary import Summary
-from nanobanana_async.report.thumbnails import find_thumbnail
+from nanobanana_async.report.thumbnails import find_thumbnail, is_url
 
 MAX_CARDS = 10_000
 
@@ -106,7 +106,8 @@ def _card(row: ReportRow, folder: Path, advice: str) -> str:
             row=row,
             prompt=prompt,
             long=_is_long(prompt) or (not row.images and len(row.error or "") > 2 * _LONG),
-            images=[(_link(image), _link(find_thumbnail(folder, image) or image)) for image in row.images],
+            images=list(_links(folder, row)),
+            stored=[image for image in row.images if is_url(image)],
             advice=advice,
             alt=prompt[:_MAX_ALT] or f"row {row.number or row.index + 1}",
             settings=_short_settings(row),
@@ -179,6 +180,16 @@ def _when(summary: Summary) -> str:
     return period(datetime.fromtimestamp(min(moments), UTC), datetime.fromtimestamp(max(moments), UTC))
 
 
+def _links(folder: Path, row: ReportRow) -> Iterator[tuple[str, str]]:
+    """Yield the links of each image and its thumbnail. An object in a store is shown by its thumbnail only."""
+    for image in row.images:
+        small = find_thumbnail(folder, image)
+        if not is_url(image):
+            yield _link(image), _link(small or image)
+        elif small is not None:
+            yield _link(small), _link(small)
+
+
 def _link(image: str) -> str:
     """Return a path as a relative link, for file names with any characters."""
     return "./" + quote(image, errors="surrogateescape")
@@ -221,6 +232,7 @@ def _facts(row: ReportRow) -> dict[str, Any]:
         details.append(("sent", moment(row.sent_at)))
     if row.images:
         details.append(("note", row.error))
+        details.append(("object", [image for image in row.images if is_url(image)]))
     if row.metadata is not None:
         details.append(("metadata", row.metadata))
     known = [(name, value) for name, value in details if value not in (None, "", (), [])]

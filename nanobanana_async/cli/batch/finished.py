@@ -19,6 +19,8 @@ from nanobanana_async.cli.batch.rows import (
     unfinished,
     with_error,
 )
+from nanobanana_async.cli.batch.stored import images_of
+from nanobanana_async.images.object_store import StoreTarget
 from nanobanana_async.images.saved import SavedImages
 from nanobanana_async.jobs import JobRecord, with_indexes
 
@@ -35,6 +37,7 @@ class FinishedRows:
         *,
         retry_failed: bool,
         buy_changed: bool,
+        store: StoreTarget | None = None,
     ) -> None:
         self.other_accounts = OtherAccounts(gateway, folder / LEDGER)
         self._changed = ChangedRows(file, gateway, ledger.find, buy=buy_changed)
@@ -45,6 +48,11 @@ class FinishedRows:
         self._saved_images: SavedImages | None = None
         self._changed_keys: set[str] = set()
         """Keys of the jobs of changed rows."""
+        self._store = store
+        self._earlier: dict[str, tuple[str, ...]] = {}
+        """By row key: the images in the store of the first purchases of changed rows."""
+        self.intact: frozenset[str] | set[str] = frozenset()
+        """Keys of rows whose images are in the store, as their results say."""
 
     async def find(self, row: FileRow, old_offsets: dict[str, int]) -> Result | None:
         """Return the result of a row that has ended; None if something is left to do for it.
@@ -61,6 +69,8 @@ class FinishedRows:
         if row.key != given_key:
             self._changed_keys.add(row.key)
             old_offsets.pop(given_key, None)
+            if self._store is not None and row.own_key is not None:
+                self._earlier[row.own_key] = tuple(await images_of(await self._ledger.find(given_key), self._store))
         found = await self._find(row, offset)
         return None if found is None else self.with_earlier_images(found)
 
@@ -68,6 +78,8 @@ class FinishedRows:
         """Return a result with the images of earlier purchases of its row, if it has changed."""
         if result.row_key is None or result.row.key not in self._changed_keys:
             return result
+        if self._store is not None:
+            return evolve(result, earlier_images=self._earlier.get(result.row_key, ()))
         bought_here = result.row.key if result.row.images else ""
         names = self._saved().earlier(result.row_key, bought_here)
         return evolve(result, earlier_images=tuple(f"{IMAGES}/{name}" for name in names))
@@ -82,7 +94,7 @@ class FinishedRows:
             old is not None
             and old.row.status == "succeeded"
             and bool(old.row.images)
-            and old.files_intact(self._folder)
+            and (old.files_intact(self._folder) if self._store is None else old.row.key in self.intact)
         )
         if old is not None and intact and row.own_key is None:  # a derived key identifies the request
             return at_new_position(old, row)
@@ -104,6 +116,8 @@ class FinishedRows:
         if intact is not None and record.task_id == intact.row.task_id:
             return at_new_position(intact, row)
         indexes = [index for index, _ in with_indexes(record.images, record.missing)]
+        if self._store is not None:
+            return None  # the batch finds its images in the store
         paths = self._saved().find(record.key, record.task_id or "", indexes)
         if not paths:
             return None

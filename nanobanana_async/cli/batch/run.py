@@ -33,6 +33,7 @@ from nanobanana_async.cli.batch.results import (
     Result,
     Results,
     line_offsets,
+    read,
     with_files,
 )
 from nanobanana_async.cli.batch.rows import (
@@ -42,6 +43,7 @@ from nanobanana_async.cli.batch.rows import (
 )
 from nanobanana_async.cli.batch.run_report import RunReport
 from nanobanana_async.cli.batch.spreadsheet import SPREADSHEET, write_spreadsheet
+from nanobanana_async.cli.batch.stored import intact_rows
 from nanobanana_async.cli.jobs.actions import require_ledger
 from nanobanana_async.cli.result_lines import missing_images
 from nanobanana_async.cli.signals import StopSignals
@@ -67,7 +69,7 @@ class Run:
         self._summary = BatchSummary(folder.path, plan.file.unit)
         self._signals = StopSignals(console, self._display.say, self._display.running)
         self._changed = False
-        self._report = RunReport(folder.path, plan.file, gateway, self._results, lambda: self._signals.cancelled)
+        self._report = RunReport(folder.path, plan, gateway, self._results, lambda: self._signals.cancelled)
         self._finalize_error: NanoBananaError | None = None
         """Why the results or the report could not be finalized."""
 
@@ -96,7 +98,8 @@ class Run:
             trust_env=True,
         )
         try:
-            (self._folder / IMAGES).mkdir(exist_ok=True)
+            if self._plan.store is None:
+                (self._folder / IMAGES).mkdir(exist_ok=True)
             await session.open()
         except OSError as error:
             raise unwritable(self._folder, error) from None
@@ -142,7 +145,10 @@ class Run:
             self._ledger,
             retry_failed=plan.retry_failed,
             buy_changed=plan.buy_changed,
+            store=plan.store,
         )
+        if plan.store is not None and old_offsets:
+            finished.intact = await intact_rows(read(self._results.path, old_offsets.values()), plan.store)
         self._results.begin()
         for row in self._plan.file.rows(self._gateway):
             if row.error is not None:
@@ -180,7 +186,8 @@ class Run:
                     pending,
                     batch=plan.file.batch,
                     ordered=plan.ordered,
-                    save_to=self._folder / IMAGES,
+                    save_to=self._folder / IMAGES if plan.store is None else plan.store,
+                    sidecar=plan.sidecar,
                     max_credits=plan.max_credits,
                     expected_credits=plan.expected_credits,
                     retry_failed=plan.retry_failed,

@@ -3,18 +3,19 @@
 import asyncio
 from collections import deque
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import anyio
 import anyio.to_thread
 
-from nanobanana_async import Gateway
+from nanobanana_async import Gateway, SaveError
 from nanobanana_async.cli.batch.folder import LEDGER, REPORT, unwritable
-from nanobanana_async.cli.batch.input_file import InputFile
+from nanobanana_async.cli.batch.plan import Plan
 from nanobanana_async.cli.batch.results import Results
 from nanobanana_async.cli.batch.rows import unfinished
 from nanobanana_async.cli.jobs.format import resolve_command
-from nanobanana_async.report import MAX_CARDS, Recorder, ReportRow, make_thumbnail, write_report
+from nanobanana_async.report import MAX_CARDS, Recorder, ReportRow, find_thumbnail, make_thumbnail, write_report
 
 LAST_THUMBNAILS_S = 20.0
 """How long the end of a run waits for thumbnails; images without one are shown themselves."""
@@ -24,12 +25,13 @@ class RunReport:
     """Write `index.html` from the current results; `cancelled` returns True once the run is cancelled."""
 
     def __init__(
-        self, folder: Path, file: InputFile, gateway: Gateway, results: Results, cancelled: Callable[[], bool]
+        self, folder: Path, plan: Plan, gateway: Gateway, results: Results, cancelled: Callable[[], bool]
     ) -> None:
         self.recorder = Recorder()
         self.written = False
         self._folder = folder
-        self._file = file
+        self._file = plan.file
+        self._store = plan.store
         self._gateway = gateway
         self._results = results
         self._cancelled = cancelled
@@ -58,8 +60,20 @@ class RunReport:
 
     async def _make_thumbnails(self) -> None:
         while self._images:
-            await anyio.to_thread.run_sync(make_thumbnail, self._folder, self._images[0], abandon_on_cancel=True)
+            content = await self._content(self._images[0])
+            await anyio.to_thread.run_sync(
+                make_thumbnail, self._folder, self._images[0], content, abandon_on_cancel=True
+            )
             self._images.popleft()  # only now: what was cancelled is made again at the end
+
+    async def _content(self, image: str) -> bytes | None:
+        """Return the content of an image in the store, unless it has a thumbnail; None for a file."""
+        name = None if self._store is None else self._store.name_of(image)
+        if self._store is None or name is None or find_thumbnail(self._folder, image) is not None:
+            return None
+        with suppress(SaveError):  # the page names the object then
+            return await self._store.get(name)
+        return None
 
     async def write(self) -> None:
         """Write the page; raises `ConfigurationError` if it can't be written."""
