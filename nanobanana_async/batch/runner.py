@@ -68,8 +68,7 @@ class BatchRunner:
         self._at_first = max(PULLED_AT_FIRST, held + PREFETCH)
         self._pulled = self._most_held = 0
         self._prefix = None if options.name is None else key_prefix(options.name)
-        limit = options.max_credits
-        self._caps = () if limit is None else (engine.make_cap(limit, self._prefix),)
+        self._caps = () if (limit := options.max_credits) is None else (engine.make_cap(limit, self._prefix),)
         self._scope: anyio.CancelScope | None = None
         self._finishers = asyncio.Semaphore(FINISHING)
         self._room = asyncio.Event()
@@ -137,8 +136,7 @@ class BatchRunner:
             await self._wait_for_room()
             async for item in items:
                 self._pulled += 1
-                await self._check.before(row := self._rows.read(item))
-                await self._start_row(row)
+                await self._start_row(await self._check.before(self._rows.read(item)))
                 await self._wait_for_room()
 
     async def _wait_for_room(self) -> None:

@@ -27,13 +27,13 @@ class TargetCheck:
         if isinstance(self._unchecked, Path):
             await self._check(self._unchecked)
 
-    async def before(self, row: Row) -> None:
-        """Raise `SaveError` if the target can't be written and the row would be bought."""
-        if self._unchecked is None or row.request is None:
-            return
-        found = await self._engine.find(row.key)
-        if found is None or found.record.state not in _BOUGHT:
-            await self._check(self._unchecked)
+    async def before(self, row: Row) -> Row:
+        """Return the row; raise `SaveError` if the target can't be written and the row would be bought."""
+        if self._unchecked is not None and row.request is not None:
+            found = await self._engine.find(row.key)
+            if found is None or found.record.state not in _BOUGHT:
+                await self._check(self._unchecked)
+        return row
 
     async def _check(self, target: Target) -> None:
         await self._saver.check(target)

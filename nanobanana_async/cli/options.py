@@ -35,9 +35,7 @@ def _to_folder(_: Any, tokens: Sequence[Token]) -> Path:
 def _to_target(_: Any, tokens: Sequence[Token]) -> Target:
     target = as_target("the folder", tokens[0].value)
     if not isinstance(target, Path) and target.url.startswith("memory:"):
-        raise ConfigurationError(
-            "a store in memory ends with the command, and its images with it: name a folder or another store"
-        )
+        raise ConfigurationError("a store in memory ends with the command: name a folder or another store")
     return target
 
 
