@@ -87,15 +87,20 @@ def _open_store(name: str, base: str, scheme: str) -> ObjectStore:
 
     if scheme == "memory":
         return _memory_stores.setdefault(base, MemoryStore())
-    settings = sorted(f"{key}={value}" for key, value in os.environ.items() if key.upper().startswith(_VARIABLES))
     try:
-        return _store_of(base, hashlib.sha256("\0".join(settings).encode("utf-8", "surrogateescape")).hexdigest())
+        return _store_of(base, _environment())
     except Exception as error:
         account = " (AZURE_STORAGE_ACCOUNT_NAME)" if "Account must be" in str(error) else ""
     raise ConfigurationError(
         f"{name}: the store {base} can't be opened: set the account and credentials of the store in its environment"
         f" variables{account}"
     )
+
+
+def _environment() -> str:
+    """Return a digest of the settings of stores: no frame of a traceback may hold the settings themselves."""
+    settings = sorted(f"{key}={value}" for key, value in os.environ.items() if key.upper().startswith(_VARIABLES))
+    return hashlib.sha256("\0".join(settings).encode("utf-8", "surrogateescape")).hexdigest()
 
 
 @functools.lru_cache(maxsize=16)

@@ -10,7 +10,7 @@ import time
 import urllib.request
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from typing import Any, Literal
 
 import aiohttp
@@ -153,10 +153,11 @@ class S3:
             response = web.StreamResponse(status=answer.status, headers=kept)
             if "Content-Length" not in kept:
                 response.content_length = len(content)
-            await response.prepare(request)
-            if request.method != "HEAD":
-                await response.write(content)
-            await response.write_eof()
+            with suppress(ConnectionResetError):  # the client was killed
+                await response.prepare(request)
+                if request.method != "HEAD":
+                    await response.write(content)
+                await response.write_eof()
             return response
 
 

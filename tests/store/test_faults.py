@@ -1,4 +1,4 @@
-"""A store that spoils a fifth of the requests: every row ends with its object or a reason, and is saved by the next run."""
+"""A store that spoils a fifth of the requests: a row ends with its object or a reason, and the next run saves it."""
 
 from pathlib import Path
 
