@@ -93,23 +93,18 @@ class S3:
 
     async def objects(self) -> dict[str, tuple[bytes, dict[str, str]]]:
         """Return content and headers of every object, read past the proxy."""
-        import boto3
+        import obstore
+        from obstore.store import S3Store
 
         def read() -> dict[str, tuple[bytes, dict[str, str]]]:
-            client = boto3.client(
-                "s3",
-                endpoint_url=self.upstream,
-                aws_access_key_id="x",
-                aws_secret_access_key="x",
-                region_name="us-east-1",
-            )
+            options = {"endpoint": self.upstream, "access_key_id": "x", "secret_access_key": "x", "region": "us-east-1"}
+            store = S3Store(self.bucket, client_options={"allow_http": True}, **options)  # type: ignore[arg-type]
             found: dict[str, tuple[bytes, dict[str, str]]] = {}
-            for page in client.get_paginator("list_objects_v2").paginate(Bucket=self.bucket):
-                for each in page.get("Contents", ()):
-                    whole = client.get_object(Bucket=self.bucket, Key=each["Key"])
-                    facts = {"Content-Type": whole["ContentType"], **whole["Metadata"]}
-                    found[each["Key"]] = (whole["Body"].read(), facts)
-            client.close()
+            for page in obstore.list(store):
+                for each in page:
+                    whole = obstore.get(store, each["path"])
+                    facts = {str(name): value for name, value in whole.attributes.items()}
+                    found[each["path"]] = (whole.bytes().to_bytes(), facts)
             return found
 
         return await asyncio.to_thread(read)

@@ -33,7 +33,6 @@ from nanobanana_async.cli.batch.results import (
     Result,
     Results,
     line_offsets,
-    read,
     with_files,
 )
 from nanobanana_async.cli.batch.rows import (
@@ -43,7 +42,6 @@ from nanobanana_async.cli.batch.rows import (
 )
 from nanobanana_async.cli.batch.run_report import RunReport
 from nanobanana_async.cli.batch.spreadsheet import SPREADSHEET, write_spreadsheet
-from nanobanana_async.cli.batch.stored import intact_rows
 from nanobanana_async.cli.jobs.actions import require_ledger
 from nanobanana_async.cli.result_lines import missing_images
 from nanobanana_async.cli.signals import StopSignals
@@ -147,8 +145,7 @@ class Run:
             buy_changed=plan.buy_changed,
             store=plan.store,
         )
-        if plan.store is not None and old_offsets:
-            finished.intact = await intact_rows(read(self._results.path, old_offsets.values()), plan.store)
+        await finished.begin(old_offsets)
         self._results.begin()
         for row in self._plan.file.rows(self._gateway):
             if row.error is not None:
