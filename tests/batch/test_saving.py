@@ -16,7 +16,7 @@ from nanobanana_async.image_saver import ImageSaver
 from nanobanana_async.images.downloader import ImageDownloader
 from nanobanana_async.models import GenerationResult
 from nanobanana_async.testing import FakeTransport
-from tests.batch.fakes import CountingInput, PromptGateway, all_of, slots
+from tests.batch.fakes import CountingInput, PromptGateway, all_of, file_of, slots
 from tests.support.fakes import apimall, virtually
 from tests.support.loopback import GatewayName, charged, emulated, quick
 
@@ -145,7 +145,7 @@ async def test_deleted_image_is_saved_again(tmp_path: Path) -> None:
     folder, ledger = tmp_path / "out", tmp_path / "jobs.sqlite"
     async with emulated() as emulator:
         first = await saved_batch(emulator, folder, FIVE, ledger=ledger)
-        Path(first[2].saved[0]).unlink()
+        file_of(first[2]).unlink()
         await saved_batch(emulator, folder, FIVE, ledger=ledger)
         assert charged(emulator.stats(), 5)
     assert listed(folder) == hashed(folder)
@@ -230,7 +230,7 @@ async def test_outcomes_are_saved_before_they_are_yielded(tmp_path: Path) -> Non
         session.generate_many(CountingInput(20), save_to=tmp_path) as batch,
     ):
         outcome = await anext(batch)
-        assert Path(outcome.saved[0]).exists()
+        assert file_of(outcome).exists()
         assert emulator.stats().creates_accepted == 20
         assert len(await all_of(batch)) == 19
 

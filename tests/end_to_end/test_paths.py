@@ -39,9 +39,9 @@ async def test_a_url_is_refused_before_anything_is_bought(url: str, home: Path) 
     async with Emulator(duration=Fixed(0.05)) as emulator, Session(emulator.apimall()) as session:
         result = await session.generate("a fox")
         for path in (url, Path(url)):
-            with pytest.raises(ConfigurationError, match="save_to must be the path of a folder.*, not (a|the) URL"):
+            with pytest.raises(ConfigurationError, match=r"save_to must be the path of a folder.*, not (a|the) URL"):
                 session.generate_many(["an owl"], save_to=path)
-            with pytest.raises(ConfigurationError, match="target must be .*, not (a|the) URL"):
+            with pytest.raises(ConfigurationError, match=r"target must be .*, not (a|the) URL"):
                 await session.save(result, path)
             with pytest.raises(ConfigurationError, match="the ledger must be the path of a file on this machine"):
                 Session(emulator.apimall(), ledger=path)
