@@ -50,6 +50,7 @@ class PartialImage(Protocol):
 
     async def finish(self, name: str, purchased: PurchasedImage | None) -> Saved:
         """Verify the image and save it under a safe form of the name; list where it comes from."""
+        ...
 
     async def discard(self) -> None:
         """Remove what is left; without effect after `finish`."""
@@ -63,9 +64,11 @@ class Destination(Protocol):
 
     async def find(self, purchased: PurchasedImage) -> Saved | None:
         """Return an image that was saved here before and is intact; None if there is none."""
+        ...
 
     def begin(self) -> PartialImage:
         """Return a new image without content."""
+        ...
 
     async def add_sidecar(self, name: str, facts: dict[str, Any]) -> None:
         """Write facts about the image of this name beside it as JSON, unless they are there; overwrite nothing."""

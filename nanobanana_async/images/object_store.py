@@ -5,6 +5,7 @@ request.
 """
 
 import hashlib
+import os
 import re
 from contextlib import suppress
 from typing import Any, Protocol
@@ -12,6 +13,9 @@ from typing import Any, Protocol
 from attrs import field, frozen
 
 from nanobanana_async.errors import SaveError
+
+_process: int | None = None
+"""The process that first used a store. The threads of obstore do not outlive a fork: in a child no call would return."""
 
 
 class ObjectStore(Protocol):
@@ -97,6 +101,7 @@ class StoreTarget:
         self, name: str, content: bytes, kind: str, metadata: dict[str, str] | None = None, *, overwrite: bool = False
     ) -> bool:
         """Put an object whole; return False, and change nothing, if there is one of this name and not `overwrite`."""
+        _check_process()
         from obstore.exceptions import AlreadyExistsError
         from obstore.store import LocalStore
 
@@ -147,6 +152,7 @@ class StoreTarget:
             await self._store.delete_async(self._path(name))
 
     async def _get(self, name: str, *, head: bool = False) -> Any:
+        _check_process()
         from obstore.exceptions import PermissionDeniedError
 
         try:
@@ -171,6 +177,17 @@ class StoreTarget:
 
     def _path(self, name: str) -> str:
         return f"{self._prefix}/{name}" if self._prefix else name
+
+
+def _check_process() -> None:
+    global _process
+    if _process is None:
+        _process = os.getpid()
+    elif _process != os.getpid():
+        raise SaveError(
+            "this process was forked from one that had used an object store, and can't use one: start it with the"
+            " method spawn, or before the parent saves anything"
+        )
 
 
 def _reason(error: Exception) -> str:

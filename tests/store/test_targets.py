@@ -1,7 +1,9 @@
 """What may be passed as a target, and what is refused before anything is bought."""
 
 import builtins
+import os
 import pickle
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -152,6 +154,31 @@ def test_url_of_an_object_is_text_and_can_be_pickled() -> None:
 def test_target_shows_no_credentials() -> None:
     target = of((s3_store(), "x"))
     assert (repr(target), str(target)) == ("StoreTarget(url='s3://bucket/x')", "s3://bucket/x")
+
+
+FORKING = """
+import asyncio, os, sys
+from nanobanana_async.images.target import as_target
+
+target = as_target("save_to", "memory://x")
+asyncio.run(target.put("a", b"1", "text/plain"))
+if child := os.fork():
+    sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+try:
+    asyncio.run(target.put("b", b"1", "text/plain"))
+except Exception as error:
+    print(error, flush=True)
+    os._exit(0)
+os._exit(1)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+def test_forked_child_gets_an_error_instead_of_waiting_for_ever() -> None:
+    done = subprocess.run([sys.executable, "-c", FORKING], capture_output=True, text=True, timeout=30)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "this process was forked from one that had used an object store" in done.stdout
 
 
 async def test_sessions_save_to_a_store_in_memory_and_find_it_again() -> None:
