@@ -15,7 +15,7 @@ from attrs import field, frozen
 from nanobanana_async.errors import SaveError
 
 _process: int | None = None
-"""The process that first used a store. The threads of obstore do not outlive a fork: in a child no call would return."""
+"""The process that first used a store. The threads of obstore end with a fork: in a child no call would return."""
 
 
 class ObjectStore(Protocol):
@@ -39,6 +39,7 @@ _ADVICE = {
     "PermissionDenied": "set credentials in the environment that may read, write and delete there",
     "Unauthenticated": "set the store's credentials in the environment",
 }
+_SILENT = "it gave no answer, or none within the time: check the network, and the address if one is set"
 _REASONS = {
     "PermissionDenied": "no permission",
     "Unauthenticated": "the credentials are missing or wrong",
@@ -74,8 +75,8 @@ class ObjectFacts:
 
 
 @frozen
-class StoreTarget:
-    """A prefix of an object store. The names of its methods are relative to the prefix.
+class StoreUrl:
+    """The URL of a prefix in an object store, and what can be done with the objects there, by names below the prefix.
 
     Where the store fails, its methods raise `SaveError`: the store's own client has tried again before.
     """
@@ -196,7 +197,7 @@ def _reason(error: Exception) -> str:
     status, code = _STATUS.search(text), _CODE.search(text)
     kind = "PermissionDenied" if status and status[1] in ("401", "403") else kind
     facts = ([f"HTTP {status[1]}"] if status else []) + ([code[1]] if code else [])
-    why = _REASONS.get(kind, "it answered with an error" if status else "it gave no answer")
+    why = _REASONS.get(kind, "it answered with an error" if status else _SILENT)
     why = f"{why} ({', '.join(facts)})" if facts else why
     advice = next((advice for name, advice in _ADVICE.items() if name == kind or name in text), "")
     return f"{why}: {advice}" if advice else why

@@ -30,7 +30,7 @@ from nanobanana_async.images.destination import (
 from nanobanana_async.images.formats import ImageFormat, verify
 from nanobanana_async.images.inline import FetchError
 from nanobanana_async.images.names import safe_name
-from nanobanana_async.images.object_store import DIGEST, IMAGE, ObjectFacts, ObjectUrl, StoreTarget
+from nanobanana_async.images.object_store import DIGEST, IMAGE, ObjectFacts, ObjectUrl, StoreUrl
 from nanobanana_async.images.saved import PurchasedImage
 
 LISTS = ".nanobanana"
@@ -43,7 +43,7 @@ _MAX_NUMBER = 10_000
 class StoreDestination:
     """A prefix of an object store."""
 
-    def __init__(self, target: StoreTarget, threads: ThreadLimiter, decode_slots: asyncio.Semaphore) -> None:
+    def __init__(self, target: StoreUrl, threads: ThreadLimiter, decode_slots: asyncio.Semaphore) -> None:
         self._target = target
         self._threads = threads
         self._decode_slots = decode_slots
@@ -140,13 +140,13 @@ class _Line:
     sha256: str
 
 
-async def find_object(target: StoreTarget, purchased: PurchasedImage) -> Saved | None:
+async def find_object(target: StoreUrl, purchased: PurchasedImage) -> Saved | None:
     """Return an image that was saved before; takes one request, or two where there is one."""
     line = await _read_line(target, purchased)
     return None if line is None else await _intact(target, line, purchased)
 
 
-async def _read_line(target: StoreTarget, purchased: PurchasedImage) -> _Line | None:
+async def _read_line(target: StoreUrl, purchased: PurchasedImage) -> _Line | None:
     content = await target.get(_line_name(purchased))
     with suppress(ValueError, TypeError, KeyError, RecursionError):
         facts = json.loads(content or b"")
@@ -154,7 +154,7 @@ async def _read_line(target: StoreTarget, purchased: PurchasedImage) -> _Line | 
     return None
 
 
-async def _intact(target: StoreTarget, line: _Line, purchased: PurchasedImage) -> Saved | None:
+async def _intact(target: StoreUrl, line: _Line, purchased: PurchasedImage) -> Saved | None:
     if not line.name or "/" in line.name:  # written by another program
         return None
     facts = await target.facts(line.name)
@@ -162,7 +162,7 @@ async def _intact(target: StoreTarget, line: _Line, purchased: PurchasedImage) -
     return _saved(target, line.name, facts) if facts is not None and fits else None
 
 
-def _saved(target: StoreTarget, name: str, facts: ObjectFacts) -> Saved:
+def _saved(target: StoreUrl, name: str, facts: ObjectFacts) -> Saved:
     return Saved(ObjectUrl(target.url_of(name), facts.sha256, facts.size), facts.sha256)
 
 

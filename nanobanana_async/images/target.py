@@ -12,7 +12,7 @@ from typing import Any, cast
 from urllib.parse import unquote, urlsplit
 
 from nanobanana_async.errors import ConfigurationError
-from nanobanana_async.images.object_store import ObjectStore, StoreTarget
+from nanobanana_async.images.object_store import ObjectStore, StoreUrl
 from nanobanana_async.validators import as_folder, kind_of
 
 SCHEMES = ("s3", "gs", "az", "memory")
@@ -22,9 +22,9 @@ _EXTRA = "needs the extra `store`: pip install 'nanobanana-async[store]'"
 _memory_stores: dict[str, ObjectStore] = {}
 
 
-Target = Path | StoreTarget
+Target = Path | StoreUrl
 
-SaveTarget = str | os.PathLike[str] | ObjectStore | tuple[ObjectStore, str] | StoreTarget
+SaveTarget = str | os.PathLike[str] | ObjectStore | tuple[ObjectStore, str] | StoreUrl
 """What users pass for a target: a path, a URL, an obstore store, or one with a prefix."""
 
 
@@ -33,7 +33,7 @@ def as_target(name: str, value: object) -> Target:
 
     Takes a path, a URL of a store, an obstore store, or a store and a prefix. Raises `ConfigurationError`.
     """
-    if isinstance(value, StoreTarget):
+    if isinstance(value, StoreUrl):
         return value
     if isinstance(value, str) and (scheme := _scheme(value)) is not None:
         return _folder_of(name, value) if scheme == "file" else _target_of_url(name, value, scheme)
@@ -66,7 +66,7 @@ def _folder_of(name: str, url: str) -> Path:
     return as_folder(name, path)
 
 
-def _target_of_url(name: str, url: str, scheme: str) -> StoreTarget:
+def _target_of_url(name: str, url: str, scheme: str) -> StoreUrl:
     _require_obstore(f"{name} is in an object store, which")
     root, _, path = url.partition("://")[2].partition("/")
     if set(url) & set("?#") or set(root) & set("@:"):
@@ -79,7 +79,7 @@ def _target_of_url(name: str, url: str, scheme: str) -> StoreTarget:
         raise ConfigurationError(f"{name}: {url[:60]!r} names no bucket: {scheme}://bucket/prefix")
     prefix = _prefix(name, path)
     base = f"{scheme}://{root}"
-    return StoreTarget(f"{base}/{prefix}" if prefix else base, _open_store(name, base, scheme), prefix)
+    return StoreUrl(f"{base}/{prefix}" if prefix else base, _open_store(name, base, scheme), prefix)
 
 
 def _open_store(name: str, base: str, scheme: str) -> ObjectStore:
@@ -112,7 +112,7 @@ def _store_of(base: str, _environment: str) -> ObjectStore:
     return from_url(base, retry_config={"max_retries": 5, "retry_timeout": timedelta(seconds=60)})
 
 
-def _target_of_store(name: str, store: object, prefix: str) -> StoreTarget:
+def _target_of_store(name: str, store: object, prefix: str) -> StoreUrl:
     _require_obstore(f"{name} is an object store, which")
     from obstore import store as stores
 
@@ -123,7 +123,7 @@ def _target_of_store(name: str, store: object, prefix: str) -> StoreTarget:
             f" MemoryStore of obstore, not {kind_of(store)}"
         )
     url, prefix = _url_of_store(store), _prefix(name, prefix)
-    return StoreTarget(f"{url}/{prefix}" if prefix else url, cast(ObjectStore, store), prefix)
+    return StoreUrl(f"{url}/{prefix}" if prefix else url, cast(ObjectStore, store), prefix)
 
 
 def _url_of_store(store: Any) -> str:

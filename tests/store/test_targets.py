@@ -16,7 +16,7 @@ from obstore.store import AzureStore, GCSStore, HTTPStore, LocalStore, MemorySto
 
 from nanobanana_async import ConfigurationError
 from nanobanana_async.emulator import Emulator, Fixed
-from nanobanana_async.images.object_store import ObjectUrl, StoreTarget
+from nanobanana_async.images.object_store import ObjectUrl, StoreUrl
 from nanobanana_async.images.target import as_target
 from nanobanana_async.testing import FakeTransport
 from tests.store.server import ACCESS_KEY, SECRET_KEY, variables
@@ -35,9 +35,9 @@ def s3_store(**more: Any) -> S3Store:
     return S3Store("bucket", access_key_id=ACCESS_KEY, secret_access_key=SECRET_KEY, region="us-east-1", **more)
 
 
-def of(value: object) -> StoreTarget:
+def of(value: object) -> StoreUrl:
     target = as_target("save_to", value)
-    assert isinstance(target, StoreTarget)
+    assert isinstance(target, StoreUrl)
     return target
 
 
@@ -153,7 +153,7 @@ def test_url_of_an_object_is_text_and_can_be_pickled() -> None:
 
 def test_target_shows_no_credentials() -> None:
     target = of((s3_store(), "x"))
-    assert (repr(target), str(target)) == ("StoreTarget(url='s3://bucket/x')", "s3://bucket/x")
+    assert (repr(target), str(target)) == ("StoreUrl(url='s3://bucket/x')", "s3://bucket/x")
 
 
 FORKING = """

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from attrs import evolve
 
-from nanobanana_async import Gateway, IdempotencyConflict, JobState, SqliteLedger
+from nanobanana_async import ConfigurationError, Gateway, IdempotencyConflict, JobState, SaveError, SqliteLedger
 from nanobanana_async.cli.batch.changed import ChangedRows
 from nanobanana_async.cli.batch.folder import LEDGER
 from nanobanana_async.cli.batch.input_file import FileRow, InputFile
@@ -21,7 +21,7 @@ from nanobanana_async.cli.batch.rows import (
     with_error,
 )
 from nanobanana_async.cli.batch.stored import StoredImages
-from nanobanana_async.images.object_store import StoreTarget
+from nanobanana_async.images.object_store import StoreUrl
 from nanobanana_async.images.saved import SavedImages
 from nanobanana_async.jobs import JobRecord, with_indexes
 
@@ -38,7 +38,7 @@ class FinishedRows:
         *,
         retry_failed: bool,
         buy_changed: bool,
-        store: StoreTarget | None = None,
+        store: StoreUrl | None = None,
     ) -> None:
         self.other_accounts = OtherAccounts(gateway, folder / LEDGER)
         self._changed = ChangedRows(file, gateway, ledger.find, buy=buy_changed)
@@ -52,9 +52,15 @@ class FinishedRows:
         self._stored = None if store is None else StoredImages(store, ledger)
 
     async def begin(self, old_offsets: Mapping[str, int]) -> None:
-        """Look for the images of the old results in the store, if they go there. Raises `SaveError`."""
+        """Look for the images of the old results in the store, if they go there.
+
+        Raises `ConfigurationError` if the store can't be read: nothing is bought yet.
+        """
         if self._stored is not None and old_offsets:
-            await self._stored.read(read(self._folder / RESULTS, old_offsets.values()))
+            try:
+                await self._stored.read(read(self._folder / RESULTS, old_offsets.values()))
+            except SaveError as error:
+                raise ConfigurationError(f"{error}; nothing was bought") from None
 
     async def find(self, row: FileRow, old_offsets: dict[str, int]) -> Result | None:
         """Return the result of a row that has ended; None if something is left to do for it.

@@ -7,7 +7,7 @@ from attrs import field, frozen
 
 from nanobanana_async import ConcurrencyPolicy
 from nanobanana_async.cli.batch.input_file import InputFile
-from nanobanana_async.images.object_store import StoreTarget
+from nanobanana_async.images.object_store import StoreUrl
 
 
 @frozen(kw_only=True)
@@ -17,7 +17,7 @@ class Plan:
     file: InputFile
     total: int
     folder: Path
-    store: StoreTarget | None = None
+    store: StoreUrl | None = None
     """Where the images go; None: into the folder."""
     sidecar: bool = False
     max_credits: Decimal | None = None
