@@ -11,6 +11,7 @@ import asyncio
 import hashlib
 import io
 import json
+import re
 import secrets
 from contextlib import suppress
 from typing import Any
@@ -38,6 +39,7 @@ LISTS = ".nanobanana"
 
 _JSON, _TEXT = "application/json", "text/plain"
 _MAX_NUMBER = 10_000
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,200}")
 
 
 class StoreDestination:
@@ -93,7 +95,7 @@ class StoreDestination:
             elif (line := await _read_line(self._target, purchased)) is not None:
                 if (saved := await _intact(self._target, line, purchased)) is not None:
                     return saved  # by another session or host, meanwhile
-                claimed = line.name if line.sha256 == digest else claimed
+                claimed = line.name if line.name.endswith(extension) else claimed
         metadata = {DIGEST: digest} if purchased is None else {DIGEST: digest, IMAGE: _identity(purchased)}
         for candidate in (claimed, *(f"{stem}-{number}{extension}" for number in range(2, _MAX_NUMBER))):
             facts = await self._target.facts(candidate) if candidate != claimed else None
@@ -150,13 +152,13 @@ async def _read_line(target: StoreUrl, purchased: PurchasedImage) -> _Line | Non
     content = await target.get(_line_name(purchased))
     with suppress(ValueError, TypeError, KeyError, RecursionError):
         facts = json.loads(content or b"")
-        return _Line(str(facts["file_name"]), str(facts["sha256"]))
+        name, digest = facts["file_name"], facts["sha256"]
+        if _NAME.fullmatch(name) and isinstance(digest, str):  # else another program wrote it
+            return _Line(name, digest)
     return None
 
 
 async def _intact(target: StoreUrl, line: _Line, purchased: PurchasedImage) -> Saved | None:
-    if not line.name or "/" in line.name:  # written by another program
-        return None
     facts = await target.facts(line.name)
     fits = facts is not None and _is_image(facts, line.sha256, purchased)
     return _saved(target, line.name, facts) if facts is not None and fits else None

@@ -51,6 +51,14 @@ async def test_names_are_the_same_everywhere(shelf: Shelf) -> None:
     assert set(await shelf.images()) == set(NAMES.values())
 
 
+async def test_image_with_a_long_name_is_found_again(shelf: Shelf) -> None:
+    await shelf.save(TWO, "x" * 300, bought("b"))
+    saved = await shelf.save(ONE, "x" * 300, bought("a"))
+    assert sorted(len(name) for name in await shelf.images()) == [124, 126]
+    async with opened() as downloader:
+        assert await downloader.find_saved(shelf.target, bought("a")) == saved
+
+
 async def test_same_image_again_changes_nothing(shelf: Shelf) -> None:
     first = await shelf.save(ONE, "fox", bought("a"))
     before = await shelf.everything()

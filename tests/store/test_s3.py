@@ -13,6 +13,7 @@ pytest.importorskip("obstore", reason="obstore is not installed: pip install 'na
 from nanobanana_async import BatchStopped, Outcome, SaveError, Session
 from nanobanana_async.emulator import Emulator
 from nanobanana_async.images.target import as_target
+from tests.batch.fakes import slots
 from tests.store.server import S3, bucket, emulated, environment_of
 from tests.store.shelves import IMAGES, bought, digest, link
 from tests.support.images import make_image, opened
@@ -86,12 +87,28 @@ async def test_link_that_encodes_an_image_for_each_download_makes_one_object(s3:
     target = as_target("save_to", f"s3://{s3.bucket}/spring")
     async with opened() as one, opened() as two, asyncio.TaskGroup() as group:
         saves = [
-            group.create_task(host.save(link(content), target, "fox", bought("a")))
-            for host, content in ((one, ONE), (two, TWO))
+            group.create_task(host.save(link(content), target, name, bought("a")))
+            for host, content, name in ((one, ONE, "0001-fox"), (two, TWO, "0002-fox"))
         ]
     assert len({save.result() for save in saves}) == 1
     ((content, _),) = (await s3.images()).values()
     assert digest(content) == saves[0].result().sha256
+    async with opened() as three:
+        assert await three.find_saved(target, bought("a")) == saves[0].result()
+
+
+@pytest.mark.parametrize("line", [b"", b"[]", b"{}", b'{"file_name": "../x.png", "sha256": "a"}', b'{"file_name": 5}'])
+async def test_line_of_another_program_is_replaced(s3: S3, line: bytes) -> None:
+    target = as_target("save_to", f"s3://{s3.bucket}/spring")
+    assert not isinstance(target, Path)
+    async with opened() as downloader:
+        saved = await downloader.save(link(ONE), target, "fox", bought("a"))
+        (name,) = (name for name in await s3.objects() if name.endswith(".json"))
+        await target.put(name.removeprefix("spring/"), line, "application/json", overwrite=True)
+        assert await downloader.find_saved(target, bought("a")) is None
+        assert await downloader.save(link(ONE), target, "fox", bought("a")) == saved
+        assert await downloader.find_saved(target, bought("a")) == saved
+    assert len(await s3.images()) == 1
 
 
 async def test_kill_between_line_and_image_leaves_no_second_object(s3: S3) -> None:
@@ -161,6 +178,18 @@ async def test_store_that_refuses_is_found_before_the_first_purchase(s3: S3) -> 
         assert "it has no bucket or container of this name" in str(await nothing_is_bought(emulator, s3))
         s3.bucket = bucket_name
     assert await s3.objects() == {}
+
+
+async def test_twenty_rows_in_a_row_that_can_not_be_saved_stop_the_batch(s3: S3) -> None:
+    s3.faults = lambda method, name: "no permission" if (method, name[-4:]) == ("PUT", ".png") else None
+    rows = [f"a fox {number}" for number in range(120)]
+    async with emulated() as emulator, quick(emulator, concurrency=slots(5)) as session:
+        outcomes, stopped = await run(session, s3, rows)
+        assert emulator.stats().creates_accepted == len(outcomes) < 90
+    assert stopped is not None
+    assert isinstance(stopped.cause, SaveError)
+    assert stopped.cause.message.startswith("20 rows in a row were bought and have no saved images for the same reason")
+    assert len(outcomes) >= 20
 
 
 async def test_check_puts_one_object_and_removes_it(s3: S3) -> None:
