@@ -7,16 +7,18 @@ import stat
 from contextlib import suppress
 from pathlib import Path, PurePosixPath
 
+from nanobanana_async.images.target import SCHEMES
 from nanobanana_async.images.thumbnail import file_thumbnail, thumbnail
 
 THUMBNAILS = "thumbnails"
+_SCHEMES = frozenset({*SCHEMES, "file"})  # a store on this machine has file:// URLs
 _STORED = "images"  # the folder in `thumbnails` for images in a store
 PIXELS = 512  # of the longer edge: a card is about 300 wide, on screens with up to twice as many pixels
 
 
 def is_url(image: str) -> bool:
     """Return whether an image of a row is in an object store, and not a file."""
-    return "://" in image
+    return image.partition("://")[0] in _SCHEMES and "://" in image
 
 
 def make_thumbnail(folder: Path, image: str, content: bytes | None = None) -> bool:
