@@ -6,6 +6,7 @@ from typing import Any
 
 from attrs import field, frozen
 
+from nanobanana_async.commands import command_line
 from nanobanana_async.errors import ConfigurationError
 from nanobanana_async.gateways.base import settings_in, variable_in
 from nanobanana_async.gateways.contract import Gateway
@@ -53,7 +54,7 @@ def _chosen(
     if not name and not keyed:
         variables = " or ".join(kind.key_variable for kind in GATEWAYS.values())
         return ConfigurationError(
-            f"no gateway: pass one, or set {variables}; to try it without a key, run `nanobanana demo`, or pass"
+            f"no gateway: pass one, or set {variables}; to try it without a key, run `{command_line('demo')}`, or pass"
             " --gateway emulator to a command"
         )
     if not name and len(keyed) > 1:

@@ -17,7 +17,7 @@ MAX_LINES = 320
 
 FLOORS: tuple[frozenset[str], ...] = (
     frozenset({"_version"}),
-    frozenset({"errors", "escaping", "file_locks"}),
+    frozenset({"commands", "errors", "escaping", "file_locks"}),
     frozenset({"failures", "misspelt", "validators", "values"}),
     frozenset({"extra", "formatting"}),
     frozenset({"notebook_html"}),
@@ -50,6 +50,7 @@ THOUGHT = frozenset(
     {
         "_version",
         "accounts",
+        "commands",
         "errors",
         "escaping",
         "extra",

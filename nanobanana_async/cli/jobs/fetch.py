@@ -50,7 +50,7 @@ class FetchCommand:
 
     def fetch(
         self,
-        names: Annotated[list[str], Parameter(name="KEY|TASK_ID", negative=())],
+        names: Annotated[list[str], Parameter(name="KEY", negative=())],
         /,
         *,
         output: Annotated[Path | None, FolderOption] = None,

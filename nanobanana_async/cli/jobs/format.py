@@ -16,8 +16,8 @@ from attrs import asdict, fields
 from rich.table import Table
 from rich.text import Text
 
-from nanobanana_async.accounts import jobs_command
 from nanobanana_async.cli.display import shorten
+from nanobanana_async.commands import jobs_command, resolve_advice
 from nanobanana_async.escaping import json_line, one_line
 from nanobanana_async.extra import ExtraFields
 from nanobanana_async.failures import Failure
@@ -142,26 +142,18 @@ def summary(counts: Counter[JobState]) -> str:
 
 def next_steps(counts: Counter[JobState], unowned: Counter[JobState], ledger: Path) -> Iterator[str]:
     """Yield the commands that the user may want to run next."""
-    resume, buy = jobs_command("resume", ledger), jobs_command("resume --buy", ledger)
+    resume, buy = jobs_command("resume", ledger=ledger), jobs_command("resume", "--buy", ledger=ledger)
     if sent := unowned.total() - unowned[JobState.PENDING]:
         yield f"{count(sent, 'job')} sent, unfinished, without a session: `{resume}` continues them"
     if unsent := unowned[JobState.PENDING]:
         yield f"{count(unsent, 'job')} never sent, without a session: `{buy}` buys them"
     if uncertain := counts[JobState.UNCERTAIN]:
-        yield (
-            f"{count(uncertain, 'job')} perhaps bought: check the gateway's own list of tasks, then"
-            f" `{resolve_command(ledger)}`"
-        )
+        yield f"{count(uncertain, 'job')} perhaps bought: {resolve_advice(ledger)}"
 
 
 def resume_command(record: JobRecord, ledger: Path) -> str:
     """Return the command that continues an unfinished job."""
-    return jobs_command("resume --buy" if record.state is JobState.PENDING else "resume", ledger)
-
-
-def resolve_command(ledger: Path) -> str:
-    """Return the command that resolves an uncertain job, with placeholders for the key and the decision."""
-    return f"{jobs_command('resolve KEY', ledger)} --as not-bought|buy-again|task-id [ID]"
+    return jobs_command("resume", *(["--buy"] if record.state is JobState.PENDING else []), ledger=ledger)
 
 
 def job_details(record: JobRecord, ledger: Path, *, followed: bool, now: datetime) -> str:
@@ -201,9 +193,10 @@ _INLINE = "inline image, stored only at the gateway"
 
 
 def _owner(record: JobRecord, ledger: Path, *, followed: bool) -> str:
+    if record.state is JobState.UNCERTAIN:
+        return f"no session: {resolve_advice(ledger, record.key)}"
     if record.state not in ACTIVE_STATES:
-        uncertain = record.state is JobState.UNCERTAIN
-        return "no session: the job waits to be resolved" if uncertain else "no session: the job has ended"
+        return "no session: the job has ended"
     if followed:
         return "a running session"
     return f"no session: `{resume_command(record, ledger)}` continues it"
