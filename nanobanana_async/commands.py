@@ -33,7 +33,7 @@ def jobs_command(name: str = "", *options: str, ledger: Path | None, names: Sequ
     """Return a command of `nanobanana jobs` on this ledger, for the jobs with these keys or task ids."""
     command = ("jobs", name) if name else ("jobs",)
     if ledger is not None:
-        options = ("--ledger", as_value(ledger), *options)
+        options = (*options, "--ledger", as_value(ledger))
     if any(each.startswith("-") for each in names):  # a key may look like an option
         return command_line(*command, *options, "--", *names)
     return command_line(*command, *names, *options)

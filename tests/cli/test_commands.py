@@ -168,7 +168,7 @@ def test_the_name_of_another_batch_is_quoted(tmp_path: Path) -> None:
 def test_advice_names_the_command_as_it_was_started(monkeypatch: pytest.MonkeyPatch) -> None:
     start(monkeypatch, "/x/nanobanana_async/__main__.py", "jobs", interpreter="/my venv/bin/python")
     begin = "`'/my venv/bin/python' -m nanobanana_async jobs "
-    assert f"{begin}hand-over --ledger l --from " in account_advice("apimall", "a" * 24, "b" * 24, Path("l"))
+    assert f"{begin}hand-over --from " in account_advice("apimall", "a" * 24, "b" * 24, Path("l"))
     assert f"{begin}resume --ledger l`" in "".join(next_steps(Counter(), Counter({JobState.RUNNING: 1}), Path("l")))
     assert command_line("demo") == "'/my venv/bin/python' -m nanobanana_async demo"
 
