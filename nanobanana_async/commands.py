@@ -39,17 +39,18 @@ def jobs_command(name: str = "", *options: str, ledger: Path | None, names: Sequ
     return command_line(*command, *names, *options)
 
 
-def resolve_command(ledger: Path, key: str = "KEY") -> str:
+def resolve_command(ledger: Path | None, key: str = "KEY", options: Sequence[str] = ()) -> str:
     """Return the command that resolves an uncertain job. It is refused as it is: the decision may cost money."""
     # No alternatives in it: a shell would take "a|b" for a pipe, and resolve the job as a.
-    return jobs_command("resolve", "--as", "DECISION", ledger=ledger, names=[key])
+    return jobs_command("resolve", "--as", "DECISION", *options, ledger=ledger, names=[key])
 
 
-def resolve_advice(ledger: Path, key: str = "KEY") -> str:
+def resolve_advice(ledger: Path | None, key: str = "KEY", options: Sequence[str] = ()) -> str:
     """Return how to resolve an uncertain job."""
+    command = resolve_command(ledger, key, options)
     return (
-        f"check the gateway's own list of tasks, then run `{resolve_command(ledger, key)}` with your decision:"
-        " not-bought, buy-again, or task-id ID"
+        f"check the gateway's own list of tasks, then run `{command}` with your decision: not-bought, buy-again, or"
+        " task-id ID"
     )
 
 

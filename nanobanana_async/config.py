@@ -53,8 +53,9 @@ def _chosen(
         return ConfigurationError(f"NANOBANANA_GATEWAY must be one of {', '.join(GATEWAYS)}, not {name!r}")
     if not name and not keyed:
         variables = " or ".join(kind.key_variable for kind in GATEWAYS.values())
+        empty = "".join(f"{each.key_variable} is empty; " for each in GATEWAYS.values() if each.key_variable in environ)
         return ConfigurationError(
-            f"no gateway: pass one, or set {variables}; to try it without a key, run `{command_line('demo')}`, or pass"
+            f"no gateway: {empty}pass one, or set {variables}; to try it without a key, run `{command_line('demo')}`, or pass"
             " --gateway emulator to a command"
         )
     if not name and len(keyed) > 1:

@@ -69,7 +69,7 @@ class GeneratePlan:
     ordered: bool = False
     buy_again: bool = False
     fetch_options: Sequence[str] = ()
-    """The options with which `nanobanana jobs fetch` reaches the same gateway and ledger."""
+    """The options with which `nanobanana jobs fetch` and `resolve` reach the same gateway and ledger."""
 
 
 class GenerateRun:
@@ -227,7 +227,7 @@ class GenerateRun:
         key = error.key or ""
         record = self._display.records.get(key)
         if record is not None and record.state is JobState.UNCERTAIN and self._plan.ledger is not None:
-            return f"{one_line(error.message)}: {resolve_advice(self._plan.ledger, key)}"
+            return f"{one_line(error.message)}: {resolve_advice(None, key, self._plan.fetch_options)}"
         if isinstance(error, JobUnfinished) and not error.safe_to_repeat:
             sentence = "the waiting ended before the job, which goes on at the gateway and is paid for"
         outcome = self._outcomes.get(key)

@@ -1,5 +1,6 @@
 """`nanobanana generate` against the emulator, over real sockets."""
 
+import re
 import shlex
 from pathlib import Path
 
@@ -112,13 +113,14 @@ async def test_an_uncertain_job_names_its_key_and_the_advice_once(tmp_path: Path
         assert said.code == 1
         complaint = said.err.splitlines()[-1]
         assert complaint.count("the gateway's own list of tasks") == 1
-        assert f"`nanobanana jobs resolve {key} --as DECISION --ledger 'my jobs.sqlite'`" in complaint
+        (command,) = re.findall("`nanobanana ([^`]*)`", complaint)
+        options = f"--ledger 'my jobs.sqlite' --gateway defapi --base-url {emulator.url}"
+        assert command == f"jobs resolve {key} --as DECISION {options}"
         assert "KEY" not in complaint
-        unfinished = await nanobanana("jobs", "resolve", key, "--as", "DECISION", environ=environ, folder=tmp_path)
+        unfinished = await nanobanana(*shlex.split(command), environ=environ, folder=tmp_path)
         assert (unfinished.code, "one of not-bought, buy-again, task-id" in unfinished.complaint) == (2, True)
-        resolved = await nanobanana(
-            "jobs", "resolve", key, "--as", "buy-again", "--yes", environ=environ, folder=tmp_path
-        )
+        decided = shlex.split(command.replace("DECISION", "buy-again --yes"))
+        resolved = await nanobanana(*decided, environ=environ, folder=tmp_path)
         assert (resolved.code, emulator.stats().creates_accepted) == (0, 2)
 
 
