@@ -55,8 +55,8 @@ def _chosen(
         variables = " or ".join(kind.key_variable for kind in GATEWAYS.values())
         empty = "".join(f"{each.key_variable} is empty; " for each in GATEWAYS.values() if each.key_variable in environ)
         return ConfigurationError(
-            f"no gateway: {empty}pass one, or set {variables}; to try it without a key, run `{command_line('demo')}`, or pass"
-            " --gateway emulator to a command"
+            f"no gateway: {empty}pass one, or set {variables}; to try it without a key, run"
+            f" `{command_line('demo')}`, or pass --gateway emulator to a command"
         )
     if not name and len(keyed) > 1:
         variables = " and ".join(GATEWAYS[each].key_variable for each in keyed)

@@ -192,7 +192,7 @@ def literals(tree: ast.Module) -> Iterator[ast.Constant]:
 def test_no_message_spells_out_a_command() -> None:
     package = Path(nanobanana_async.__file__).parent
     found = [
-        f"{file.relative_to(package)}:{node.lineno}: {node.value}"
+        f"{file.relative_to(package)}:{node.lineno}: {node.value!r}"
         for file in sorted(package.rglob("*.py"))
         for node in literals(ast.parse(file.read_text(encoding="utf-8")))
         if COMMAND.search(str(node.value)) and node.value not in IDENTIFIERS

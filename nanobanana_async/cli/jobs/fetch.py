@@ -50,7 +50,7 @@ class FetchCommand:
 
     def fetch(
         self,
-        names: Annotated[list[str], Parameter(name="KEY", negative=())],
+        names: Annotated[list[str], Parameter(name="KEY_OR_TASK_ID", negative=())],
         /,
         *,
         output: Annotated[Path | None, FolderOption] = None,
