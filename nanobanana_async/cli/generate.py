@@ -19,7 +19,6 @@ from nanobanana_async import (
     Gateway,
     ImageRequest,
     JobState,
-    JobUncertain,
     JobUnfinished,
     LedgerError,
     NanoBananaError,
@@ -30,11 +29,11 @@ from nanobanana_async import (
 from nanobanana_async.batch.rows import Row
 from nanobanana_async.cli.display import JobsDisplay, shorten
 from nanobanana_async.cli.jobs.actions import open_read_only
-from nanobanana_async.cli.jobs.format import resolve_command
 from nanobanana_async.cli.open_runs import OpenRun, fingerprint
 from nanobanana_async.cli.options import DEFAULT_LEDGER, fetch_command
 from nanobanana_async.cli.result_lines import ResultLines, missing_images
 from nanobanana_async.cli.signals import Interrupted, StopSignals
+from nanobanana_async.commands import jobs_command, resolve_advice
 from nanobanana_async.escaping import one_line
 from nanobanana_async.formatting import age, count, credit_count, duration
 from nanobanana_async.images.files import check_folder, make_folder, why_unwritable
@@ -51,10 +50,7 @@ MAX_KEYS = 5  # in a command that a message names
 
 
 async def check_output(target: Target | None) -> None:
-    """Create the folder if it is missing; raise `ConfigurationError` if no file can be written in it.
-
-    An object store is checked by the batch, and by each save.
-    """
+    """Create a missing folder; raise `ConfigurationError` if no file can be written in it. Each save checks a store."""
     if not isinstance(target, Path):
         return
     try:
@@ -77,7 +73,7 @@ class GeneratePlan:
     ordered: bool = False
     buy_again: bool = False
     fetch_options: Sequence[str] = ()
-    """The options with which `nanobanana jobs fetch` reaches the same gateway and ledger."""
+    """The options with which `nanobanana jobs fetch` and `resolve` reach the same gateway and ledger."""
 
 
 class GenerateRun:
@@ -175,8 +171,9 @@ class GenerateRun:
         ]
         if earlier:
             ago = age(earlier[0].created_at, datetime.now(UTC))
+            command = jobs_command(ledger=None if ledger.path == DEFAULT_LEDGER else ledger.path)
             self._display.print_note(
-                f"bought before, last {ago} ago as job {earlier[0].key}: this buys another; `nanobanana jobs` lists the"
+                f"bought before, last {ago} ago as job {earlier[0].key}: this buys another; `{command}` lists the"
                 " earlier ones"
             )
 
@@ -232,12 +229,12 @@ class GenerateRun:
     def _failure(self, error: NanoBananaError) -> str:
         """Return what went wrong with a job and, if it is or may be paid for, how to go on."""
         sentence = one_line(str(error))
-        if isinstance(error, JobUncertain) and self._plan.ledger is not None:
-            return f"{sentence}: check the gateway's own list of tasks, then `{resolve_command(self._plan.ledger)}`"
-        if isinstance(error, JobUnfinished) and not error.safe_to_repeat:
-            sentence = "the waiting ended before the job, which goes on at the gateway and is paid for"
         key = error.key or ""
         record = self._display.records.get(key)
+        if record is not None and record.state is JobState.UNCERTAIN and self._plan.ledger is not None:
+            return f"{one_line(error.message)}: {resolve_advice(None, key, self._plan.fetch_options)}"
+        if isinstance(error, JobUnfinished) and not error.safe_to_repeat:
+            sentence = "the waiting ended before the job, which goes on at the gateway and is paid for"
         outcome = self._outcomes.get(key)
         if (record is not None and record.state is JobState.RUNNING) or (outcome and outcome.result is not None):
             return f"{sentence}; {self._advice([key])}"

@@ -1,7 +1,6 @@
 """Options that several commands share, and messages about values that they do not accept."""
 
 import re
-import shlex
 import types
 from collections.abc import Callable, Iterator, Sequence
 from decimal import Decimal
@@ -11,6 +10,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 import platformdirs
 from cyclopts import CoercionError, CycloptsError, Parameter, Token, UnknownOptionError
 
+from nanobanana_async.commands import as_value, jobs_command
 from nanobanana_async.errors import ConfigurationError, InvalidRequest
 from nanobanana_async.extra import value_of_text
 from nanobanana_async.gateways import registry
@@ -160,7 +160,7 @@ def setting_message(error: ConfigurationError | InvalidRequest) -> str:
 def fetch_options(ledger: Path | None, gateway: str | None, base_url: str | None) -> list[str]:
     """Return the options with which `jobs fetch` reaches the same ledger and gateway."""
     options = {
-        "--ledger": None if ledger in (None, DEFAULT_LEDGER) else str(ledger),
+        "--ledger": None if ledger is None or ledger == DEFAULT_LEDGER else as_value(ledger),
         "--gateway": gateway,
         "--base-url": base_url,
     }
@@ -169,5 +169,5 @@ def fetch_options(ledger: Path | None, gateway: str | None, base_url: str | None
 
 def fetch_command(names: Sequence[str], options: Sequence[str], target: Target | None) -> str:
     """Return the command that fetches the images of jobs that were bought."""
-    output = () if target is None else ("-o", str(target))
-    return shlex.join(("nanobanana", "jobs", "fetch", *names, *options, *output))
+    output = () if target is None else ("-o", as_value(str(target)))
+    return jobs_command("fetch", *options, *output, ledger=None, names=names)

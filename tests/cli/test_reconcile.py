@@ -65,7 +65,7 @@ async def test_reconcile_leaves_a_job_with_one_candidate_and_show_lists_it(tmp_p
         assert "job fox-1 stays uncertain: 1 task could be it" in said.err
         shown = (await nanobanana("jobs", "show", "fox-1", environ=environ)).out
         assert f"candidate 1    task {foreign}, created" in shown
-        assert "to take one    `nanobanana jobs resolve fox-1 ID" in shown
+        assert "to take one    `nanobanana jobs resolve fox-1 ID --as task-id" in shown
 
 
 async def test_reconcile_follows_a_job_that_was_bought(tmp_path: Path) -> None:
@@ -106,4 +106,4 @@ def test_show_lists_candidates_with_their_images() -> None:
     assert "task t1, created" in shown
     assert "https://cdn.example/1.png" in shown
     assert "no image yet" in shown
-    assert "`nanobanana jobs resolve order-1 ID --ledger jobs.sqlite --as task-id`" in shown
+    assert "`nanobanana jobs resolve order-1 ID --as task-id --ledger jobs.sqlite`" in shown
