@@ -223,7 +223,7 @@ def _every_create_was_processed() -> list[Change]:
     def to_processed(record: JobRecord, gateway: Gateway, lateness_s: float) -> Doubt:
         return evolve(to_doubt(record, gateway, lateness_s), processed=True)
 
-    return [(reconciler, "to_doubt", to_processed)]
+    return [(reconciler, "to_doubt", to_processed), (reconciler, "was_processed", lambda *_: True)]
 
 
 def _undecided_is_not_bought() -> list[Change]:
@@ -292,7 +292,7 @@ MUTATIONS = (
     SeedMutation(
         "an account is known by its API key alone", _account_is_its_api_key, ("unfinished", "wrong outcome"), 20, seed=1
     ),
-    SeedMutation("a task is adopted without evidence", _every_create_was_processed, ("wrong result",), seed=19),
+    SeedMutation("a task is adopted without evidence", _every_create_was_processed, ("wrong result",), seed=7),
     SeedMutation(
         "what the history leaves open was not bought", _undecided_is_not_bought, ("expired", "double"), seed=20
     ),
