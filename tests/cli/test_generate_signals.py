@@ -85,7 +85,9 @@ async def test_two_signals_name_the_paid_jobs_and_exit_with_130(tmp_path: Path) 
         assert "2 jobs paid for and not delivered" in last
         command = last.split("`")[1]
         assert {job.key for job in emulator.jobs()} <= set(command.split())
-        fetched = await nanobanana(*shlex.split(command)[1:], environ=environ)
+        words = shlex.split(command)
+        assert words[:4] == [sys.executable, "-m", "nanobanana_async", "jobs"]  # as this process was started
+        fetched = await nanobanana(*words[3:], environ=environ)
         assert (fetched.code, len(fetched.out.splitlines())) == (0, 2)
         again = await nanobanana("generate", "a fox", "an owl", environ=environ)
         assert sorted(again.out.splitlines()) == sorted(fetched.out.splitlines())
