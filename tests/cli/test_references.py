@@ -96,8 +96,8 @@ async def test_dry_run_counts_local_images_and_uploads(batch: Command) -> None:
     batch.write("rows.jsonl", *map(json.dumps, lines))
     async with emulated(batch) as emulator:
         said = await batch("rows.jsonl", "--dry-run")
-        assert said.out.splitlines()[-2:] == ["local images\t1", "uploads\t1"]
-        assert sum(emulator.stats().requests.values()) == 0
+        assert {"local images\t1", "uploads\t1"} <= set(said.out.splitlines())
+        assert set(emulator.stats().requests) == {"apimall.balance"}
         assert (await batch("rows.jsonl")).code == 0
         more = [*lines, {"prompt": "c", "image": "cat.png"}, {"prompt": "d", "image": "dog.png"}]
         batch.write("rows.jsonl", *map(json.dumps, more))
@@ -130,5 +130,5 @@ async def test_changed_file_under_a_key_is_a_changed_row(batch: Command) -> None
         assert (await batch("rows.csv")).code == 0
         written(batch.folder / "cat.png", DOG)
         said = await batch("rows.csv")
-        assert "row one has changed since it was bought: images was" in said.err
+        assert "the row with key one has changed since it was bought: images was" in said.err
         assert emulator.stats().creates_accepted == 1
