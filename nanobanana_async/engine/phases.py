@@ -56,7 +56,8 @@ PHASES: Mapping[Phase, frozenset[Phase]] = {
     # SCHEDULED -> SCHEDULED: a poll is planned again, as durations are learned or when a callback came.
     # SCHEDULED -> RECOVERING: a job in doubt waits for its repeat, and the gateway's history shows its task.
     _P.SCHEDULED: frozenset({_P.SCHEDULED, _P.RECOVERING, _P.QUEUED, _P.WITHDRAWING, _P.DONE}),
-    _P.IN_FLIGHT: frozenset({_P.QUEUED, _P.SCHEDULED, _P.CHECKING, _P.WITHDRAWING, _P.HOLDING, _P.DONE}),
+    # IN_FLIGHT -> PREPARING: before its create is sent, a URL of an upload is too old.
+    _P.IN_FLIGHT: frozenset({_P.PREPARING, _P.QUEUED, _P.SCHEDULED, _P.CHECKING, _P.WITHDRAWING, _P.HOLDING, _P.DONE}),
     _P.CHECKING: frozenset({_P.RECOVERING, _P.DONE}),
     _P.WITHDRAWING: frozenset({_P.DONE}),
     _P.HOLDING: frozenset({_P.CLAIMING, _P.RECOVERING, _P.DONE}),

@@ -1,17 +1,14 @@
 """Bring local reference images to the gateway before their jobs are sent.
 
-An image is uploaded once for all jobs that need it, or published by the session's publisher; the jobs wait in the phase
-PREPARING, which costs no slot. On a gateway that takes images inline nothing is uploaded: the create holds them, and is
-built when it leaves. Neither a ledger nor a job keeps the content: it is read again from its file when it is needed.
+An image is uploaded once for all jobs that need it, or published by the session's publisher (`uploads.py`); the jobs
+wait in the phase PREPARING, which costs no slot. On a gateway that takes images inline nothing is uploaded: the create
+holds them, and is built when it leaves. No ledger keeps the content: it is read again from its file when it is needed.
 """
 
-import asyncio
 import base64
-from collections import OrderedDict
 from collections.abc import Callable
-from functools import partial
 
-from attrs import define, evolve, field
+from attrs import evolve
 
 from nanobanana_async.engine.byte_budget import ByteBudget
 from nanobanana_async.engine.next_step import Enqueue, Finish, Next
@@ -19,39 +16,19 @@ from nanobanana_async.engine.phases import Phase
 from nanobanana_async.engine.store import JobStore
 from nanobanana_async.engine.tracked_job import NO_SOURCES, TrackedJob
 from nanobanana_async.engine.uploader import Uploader
-from nanobanana_async.engine.workers import WorkerPool, error_of_crash
-from nanobanana_async.errors import NanoBananaError
-from nanobanana_async.events import log, log_failure
+from nanobanana_async.engine.uploads import Uploads, not_at_hand
+from nanobanana_async.engine.workers import WorkerPool
+from nanobanana_async.errors import InvalidRequest, NanoBananaError
 from nanobanana_async.gateways.capabilities import HasUploads
 from nanobanana_async.gateways.contract import Gateway
 from nanobanana_async.http.threads import ThreadLimiter
 from nanobanana_async.images.local import MAX_BYTES, SizeLimit, Sources, facts_of, identify, unchanged_content
 from nanobanana_async.jobs import JobState
-from nanobanana_async.ledger.base import Upload
 from nanobanana_async.models import ImageRequest, Reference, with_images
-from nanobanana_async.references import LocalImage, ReferencePublisher, check_url, digest_of, for_people, local_digests
+from nanobanana_async.references import LocalImage, ReferencePublisher, digest_of, local_digests
 
-UPLOADS_AT_ONCE = 8
 BYTES_AT_ONCE = 128 << 20
 """How many bytes of local images are in memory at the same time; a larger image goes alone."""
-
-URLS_KEPT = 4096
-"""How many uploads are remembered in memory; the ledger knows the others."""
-
-SHARED_S = 60.0
-"""For how long the jobs of a session share an upload at least, however short its lifetime is set."""
-
-PUBLISHED_S = 3600.0
-"""For how long a session uses a URL of its publisher again before it asks for it once more."""
-
-
-@define(eq=False)
-class _Upload:
-    """One image that is being brought to the gateway, and the jobs that wait for it."""
-
-    digest: str
-    source: LocalImage | None
-    jobs: list[TrackedJob] = field(factory=list)
 
 
 class References:
@@ -67,31 +44,25 @@ class References:
         clock: Callable[[], float],
     ) -> None:
         self._gateway = gateway
-        self._store = store
-        self._uploader = uploader
-        self._publisher = publisher
+        self._published = publisher is not None
         self._inline = publisher is None and not isinstance(gateway, HasUploads)
         self._clock = clock
         self._threads = ThreadLimiter(4)
-        self._at_once = asyncio.Semaphore(UPLOADS_AT_ONCE)
         self._memory = ByteBudget(BYTES_AT_ONCE)
-        self._urls: OrderedDict[str, tuple[str, float]] = OrderedDict()
-        """Digest -> the URL of an upload, and until when it is used again."""
-        self._ongoing: dict[str, _Upload] = {}
+        self._uploads = Uploads(gateway, store, uploader, publisher, self._threads, self._memory, clock=clock)
 
     def start(
         self, workers: WorkerPool, *, apply: Callable[[TrackedJob, Next], None], freed: Callable[[], None]
     ) -> None:
         """Run uploads in these workers; `apply` gets each job whose preparation has ended."""
-        self._workers = workers
         self._apply = apply
-        self._freed = freed
+        self._uploads.start(workers, uploaded=self.prepare, failed=apply, freed=freed)
 
     async def identify(self, request: ImageRequest) -> tuple[ImageRequest, Sources]:
         """Return the request with its local images in their stored form, and these images. See `local.identify`."""
         if not any(isinstance(image, LocalImage) for image in request.images):
             return request, NO_SOURCES
-        return await self._threads.run(identify, request, self._gateway, published=self._publisher is not None)
+        return await self._threads.run(identify, request, self._gateway, published=self._published)
 
     def body_to_store(self, request: ImageRequest) -> bytes:
         """Return the body of a new job: empty if it is known only once its images are uploaded."""
@@ -104,17 +75,47 @@ class References:
         if self._inline:
             missing = [digest for digest in digests if digest not in job.sources]
             if missing:
-                self._apply(job, Finish(_not_at_hand(missing[0]).for_job(job.key, safe_to_repeat=True)))
+                self._apply(job, Finish(not_at_hand(missing[0]).for_job(job.key, safe_to_repeat=True)))
             else:
                 self._complete(job)
             return
         waits = False
         for digest in digests:
-            if self._url(digest) is None:
-                waits = True
-                self._upload(digest, job)
+            if not self._is_current(job, digest):
+                shared = self._uploads.find(digest)
+                if shared is None:
+                    waits = True
+                    self._uploads.wait_for(digest, job)
+                else:
+                    job.uploads = {**job.uploads, digest: shared}
         if not waits:
             self._complete(job)
+
+    def is_outdated(self, job: TrackedJob) -> bool:
+        """Return whether a job, which was not sent yet, must be prepared again: a URL in its body may have expired."""
+        request = job.record.request
+        if self._inline or request is None:
+            return False
+        return not all(self._is_current(job, digest) for digest in local_digests(request.images))
+
+    def may_have_lost_uploads(self, job: TrackedJob, refusal: NanoBananaError) -> bool:
+        """Return whether a refused create named uploads that were not made for it: the gateway may have dropped them.
+
+        The refusal has bought nothing, so it is sent once more; only once for each job, with uploads that are new.
+        """
+        return (
+            isinstance(refusal, InvalidRequest)
+            and not job.uploads_renewed
+            and any(upload.remembered for upload in job.uploads.values())
+        )
+
+    async def forget_remembered(self, job: TrackedJob) -> None:
+        """Forget the uploads in the body of a job that were not made for it, so that it is prepared again."""
+        job.uploads_renewed = True
+        remembered = {digest: upload for digest, upload in job.uploads.items() if upload.remembered}
+        job.uploads = {digest: upload for digest, upload in job.uploads.items() if digest not in remembered}
+        for digest, upload in remembered.items():
+            await self._uploads.forget(digest, upload)
 
     def renew(self, job: TrackedJob, request: ImageRequest, sources: Sources) -> None:
         """Let a job that was not sent yet use what an equal, newer request brings: its images, and its URLs.
@@ -124,14 +125,10 @@ class References:
         if job.record.state is not JobState.PENDING or job.phase is Phase.IN_FLIGHT or job.record.request is None:
             return
         job.sources = {**job.sources, **sources} if sources else job.sources
-        for digest, source in sources.items():
-            if (upload := self._ongoing.get(digest)) is not None:
-                upload.source = upload.source or source
         if request.images == job.record.request.images:
             return
-        body = job.record.body if job.phase is Phase.PREPARING else self._body(request)
-        if body is not None:
-            job.record = evolve(job.record, request=request, body=body)
+        body = job.record.body if job.phase is Phase.PREPARING else self._body(job, request)
+        job.record = evolve(job.record, request=request, body=body)
 
     async def load_body(self, job: TrackedJob) -> tuple[bytes, int]:
         """Return the bytes that a create of the job sends, and how many bytes of images are in memory for it.
@@ -144,7 +141,7 @@ class References:
         sources = {digest: job.sources.get(digest) for digest in digests}
         for digest, source in sources.items():
             if source is None:
-                raise _not_at_hand(digest)
+                raise not_at_hand(digest)
         size = await self._threads.run(_size_of, list(filter(None, sources.values())))
         await self._memory.acquire(size)
         try:
@@ -172,102 +169,26 @@ class References:
     def _complete(self, job: TrackedJob) -> None:
         """Give a job the body that is sent, and let it wait for its slot."""
         request = job.record.request
-        body = None if request is None else self._body(request)
-        if body is not None:
-            job.record = evolve(job.record, body=body)
-        if not self._inline:
-            job.sources = NO_SOURCES
+        if request is not None:
+            job.record = evolve(job.record, body=self._body(job, request))
         self._apply(job, Enqueue())
 
-    def _body(self, request: ImageRequest) -> bytes | None:
-        """Return the body with the URLs of the uploads; None if one is unknown."""
-        if self._inline or not local_digests(request.images):
+    def _body(self, job: TrackedJob, request: ImageRequest) -> bytes:
+        """Return the body with the URLs of the uploads; the stored one if an upload is missing."""
+        if self._inline:
             return self._gateway.encode(request)
-        urls = [str(image) if (digest := digest_of(image)) is None else self._url(digest) for image in request.images]
-        known = [url for url in urls if url is not None]
-        return self._gateway.encode(with_images(request, known)) if len(known) == len(urls) else None
+        digests = [digest_of(image) for image in request.images]
+        if not all(digest is None or digest in job.uploads for digest in digests):
+            return job.record.body  # the job is prepared again before it leaves
+        urls = [
+            str(image) if digest is None else job.uploads[digest].url
+            for image, digest in zip(request.images, digests, strict=True)
+        ]
+        return self._gateway.encode(with_images(request, urls) if any(digests) else request)
 
-    def _url(self, digest: str) -> str | None:
-        url, until = self._urls.get(digest, (None, 0.0))
-        return url if self._clock() < until else None
-
-    def _remember(self, digest: str, url: str, for_s: float) -> None:
-        self._urls[digest] = url, self._clock() + max(for_s, SHARED_S)
-        self._urls.move_to_end(digest)
-        if len(self._urls) > URLS_KEPT:
-            self._urls.popitem(last=False)
-
-    def _upload(self, digest: str, job: TrackedJob) -> None:
-        """Let a job wait for an upload, which is started if it is not under way."""
-        upload = self._ongoing.get(digest)
-        if upload is None:
-            upload = self._ongoing[digest] = _Upload(digest, job.sources.get(digest))
-            self._workers.start_task("upload", partial(self._run, upload))
-        upload.source = upload.source or job.sources.get(digest)
-        upload.jobs.append(job)
-
-    async def _run(self, upload: _Upload) -> None:
-        failure: NanoBananaError | None = None
-        try:
-            async with self._at_once:
-                await self._bring(upload)
-        except NanoBananaError as error:
-            failure = error
-        except BaseException as bug:
-            if not self._workers.concerns_only_the_step(bug):
-                raise
-            log_failure("engine.crashed", bug, task="upload")
-            failure = error_of_crash(bug)
-        del self._ongoing[upload.digest]
-        for job in upload.jobs:
-            if job.phase is not Phase.PREPARING:
-                continue
-            if failure is None:
-                self.prepare(job)
-            else:
-                self._apply(job, Finish(failure.for_job(job.key, safe_to_repeat=True)))
-        self._freed()
-
-    async def _bring(self, upload: _Upload) -> None:
-        """Find the URL of an image, or upload or publish the image."""
-        lifetime_s = self._gateway.upload_lifetime_s if isinstance(self._gateway, HasUploads) else PUBLISHED_S
-        if self._publisher is None:
-            known = await self._store.ledger.find_upload(self._gateway.account, upload.digest)
-            if known is not None and (left_s := known.left_s(self._store.utcnow(), lifetime_s)) > 0:
-                self._remember(upload.digest, known.url, left_s)
-                return
-        if upload.source is None:
-            raise _not_at_hand(upload.digest)
-        facts = await self._threads.run(facts_of, upload.source, SizeLimit(MAX_BYTES))
-        await self._memory.acquire(facts.size)
-        try:
-            content = await self._threads.run(unchanged_content, upload.source, upload.digest)
-            if self._publisher is not None:
-                url, lifetime_s = await self._publish(self._publisher, content, upload.digest), PUBLISHED_S
-            else:
-                name = f"{upload.digest[:16]}{facts.extension}"  # a file's own name may say something about its user
-                record = upload.jobs[0].record
-                url = await self._uploader.upload(content, facts.content_type, name, record)
-        finally:
-            self._memory.release(facts.size)
-        if self._publisher is None:
-            now = self._store.utcnow()
-            stored = Upload(digest=upload.digest, url=url, size=facts.size, uploaded_at=now)
-            await self._store.ledger.remember_upload(self._gateway.account, stored)
-        stated = {"event": "reference.stored", "digest": upload.digest, "size": facts.size}
-        log.info("reference.stored digest=%s size=%d", upload.digest, facts.size, extra=stated)
-        self._remember(upload.digest, url, lifetime_s)
-
-    async def _publish(self, publisher: ReferencePublisher, content: bytes, digest: str) -> str:
-        try:
-            url = await publisher.publish(content, digest)
-            check_url("the URL of the publisher (references=)", url)
-        except NanoBananaError:
-            raise
-        except Exception as error:
-            why = f"the publisher of reference images (references=) failed: {type(error).__name__}: {error}"
-            raise NanoBananaError(why) from None
-        return url
+    def _is_current(self, job: TrackedJob, digest: str) -> bool:
+        upload = job.uploads.get(digest)
+        return upload is not None and self._clock() < upload.until
 
 
 def is_local(request: ImageRequest | None) -> bool:
@@ -277,11 +198,3 @@ def is_local(request: ImageRequest | None) -> bool:
 
 def _size_of(images: list[LocalImage]) -> int:
     return sum(facts_of(image, SizeLimit(MAX_BYTES)).size for image in images)
-
-
-def _not_at_hand(digest: str) -> NanoBananaError:
-    image = for_people(f"sha256:{digest}")
-    return NanoBananaError(
-        f"the reference image {image} is not at hand: only the digest of a local image is kept. Request the job again"
-        " with the image; it still waits to be sent"
-    )

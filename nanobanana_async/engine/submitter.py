@@ -17,14 +17,13 @@ from nanobanana_async.engine.contained_send import send_contained
 from nanobanana_async.engine.doubt import NO_DOUBT, doubt_facts, interrupted_facts, may_be_processed, why_in_doubt
 from nanobanana_async.engine.estimates import JobEstimates
 from nanobanana_async.engine.history import History
-from nanobanana_async.engine.next_step import AwaitHistory, Enqueue, Finish, HoldSlots, Next, ScheduleAt
+from nanobanana_async.engine.next_step import AwaitHistory, Enqueue, Finish, HoldSlots, Next, Prepare, ScheduleAt
 from nanobanana_async.engine.poller import Poller
 from nanobanana_async.engine.references import References
 from nanobanana_async.engine.slots import Slots
 from nanobanana_async.engine.store import JobStore, to_failure
 from nanobanana_async.engine.tracked_job import NEVER, NO_SOURCES, TrackedJob
 from nanobanana_async.errors import (
-    MAX_RETRY_AFTER_S,
     GatewayError,
     LedgerError,
     NanoBananaError,
@@ -44,6 +43,7 @@ from nanobanana_async.policy.retry import (
     RetryAction,
     RetryDecision,
     RetryPolicy,
+    asked_wait_s,
     decide_failed_create,
     is_outage,
 )
@@ -88,6 +88,9 @@ class Submitter:
         if job.record.in_doubt and self._expired(job):  # it may have waited long in the queue
             self._slots.create_returned(job)
             return await self._mark_uncertain(job, "its idempotency key is too old to be sent again")
+        if job.record.state is JobState.PENDING and self._references.is_outdated(job):
+            self._slots.create_returned(job)
+            return Prepare()
         try:
             body, held = await self._references.load_body(job)
         except NanoBananaError as error:  # a local image can't be read: nothing was sent now
@@ -121,11 +124,10 @@ class Submitter:
             self._slots.create_returned(job)
 
     async def _write_intent(self, job: TrackedJob) -> Allowance | None:
-        record = job.record
         if job.first_attempt_at == NEVER:
             job.first_attempt_at = self._clock()
         now = self._store.utcnow()
-        return await self._store.advance_and_charge(job, first_sent_at=record.first_sent_at or now, sent_at=now)
+        return await self._store.advance_and_charge(job, first_sent_at=job.record.first_sent_at or now, sent_at=now)
 
     async def _post(self, job: TrackedJob, body: bytes) -> Accepted:
         request = self._gateway.build_create(body, wire_key=job.record.wire_key)
@@ -148,18 +150,17 @@ class Submitter:
             self._store.credits.remaining = accepted.credits_remaining
         attempts = job.record.attempts + 1
         try:
-            await (
-                self._store.transition_as_reported(  # if the write fails, the waiters get its error and the polls go on
-                    job,
-                    JobState.RUNNING,
-                    task_id=accepted.task_id,
-                    running_since=self._store.utcnow(),
-                    body=b"",  # the body is never sent again
-                    attempts=attempts,
-                    credits_used=accepted.credits_used,
-                    model=accepted.model,
-                    **NO_DOUBT,
-                )
+            # If the write fails, the waiters get its error and the polls go on.
+            await self._store.transition_as_reported(
+                job,
+                JobState.RUNNING,
+                task_id=accepted.task_id,
+                running_since=self._store.utcnow(),
+                body=b"",  # the body is never sent again
+                attempts=attempts,
+                credits_used=accepted.credits_used,
+                model=accepted.model,
+                **NO_DOUBT,
             )
         except TaskTaken as taken:  # unknown what was paid for: the task is another job's
             why = f"the gateway answered with task {accepted.task_id}, which belongs to job {taken.holder}"
@@ -177,6 +178,8 @@ class Submitter:
         outage.failed(error, job.sent_at)
         attempt = evolve(attempt, hopeless=outage.is_hopeless(error))
         decision = decide_failed_create(error, attempt, self._retry)
+        if decision.action is RetryAction.REFUSE and self._references.may_have_lost_uploads(job, error):
+            decision = evolve(decision, action=RetryAction.REQUEUE)
         now = self._clock()
         wait_s = self._wait_s(job, error, decision)
         self._update_limits(job, error, decision, now)
@@ -209,6 +212,8 @@ class Submitter:
                 if decision.action is RetryAction.REQUEUE:
                     job.failures = 0
                     job.first_attempt_at = NEVER  # waiting for a slot does not use up `max_wait_s`
+                    if decision.kind is FailureKind.REFUSED:
+                        await self._references.forget_remembered(job)
                 await self._store.transition(job, JobState.PENDING, attempts=attempts, first_sent_at=first_sent_at)
                 return ScheduleAt(due)
             case RetryAction.REFUSE:
@@ -279,10 +284,9 @@ class Submitter:
     def _wait_s(self, job: TrackedJob, error: NanoBananaError, decision: RetryDecision) -> float:
         if decision.action is not RetryAction.REPEAT:
             return 0.0
-        asked = min(getattr(error, "retry_after_s", None) or 0.0, MAX_RETRY_AFTER_S)
         backoff_s = self._retry.backoff_s(job.failures, self._jitter.random())
         confirms_s = self._history.confirms_after_s(job.record) if decision.kind is FailureKind.IN_PROGRESS else 0.0
-        return max(asked, confirms_s, self._poller.outage.wait_s(error, backoff_s))
+        return max(asked_wait_s(error), confirms_s, self._poller.outage.wait_s(error, backoff_s))
 
     def _update_limits(self, job: TrackedJob, error: NanoBananaError, decision: RetryDecision, now: float) -> None:
         used_up = isinstance(error, RateLimited) and self._poller.used_up.refused(error, job.sent_at)

@@ -2,9 +2,11 @@
 
 import asyncio
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from decimal import Decimal
 from typing import Any
+
+from attrs import frozen
 
 from nanobanana_async.engine.next_step import CheckOwnerAt, Finish, Next
 from nanobanana_async.engine.phases import JOINING_PHASES, LIVE_PHASES, PHASES, UNREAD_PHASES, Phase
@@ -30,6 +32,20 @@ def is_safe_to_repeat(record: JobRecord, phase: Phase) -> bool:
     A live job may still be bought, unless it is being withdrawn.
     """
     return phase not in LIVE_PHASES - {Phase.WITHDRAWING} and not record.possibly_bought
+
+
+@frozen
+class UsedUpload:
+    """The URL of a local image that was uploaded or published."""
+
+    url: str
+    until: float
+    """When it may no longer be sent, in the event loop's time."""
+    remembered: bool = True
+    """It was not made for the job that uses it, but for another or in an earlier session."""
+
+
+NO_UPLOADS: Mapping[str, UsedUpload] = {}
 
 
 class StatedProgress(float):
@@ -74,6 +90,8 @@ class TrackedJob:
         "slots",
         "sources",
         "updates",
+        "uploads",
+        "uploads_renewed",
         "wait_error",
         "watchers",
         "weight",
@@ -128,7 +146,11 @@ class TrackedJob:
         self.retry_failed: frozenset[str] = frozenset()
         """If the job is FAILED in the ledger, it is bought again."""
         self.sources: Sources = NO_SOURCES
-        """Its local reference images, until they are uploaded or its create was accepted."""
+        """Its local reference images, until its create was accepted: they may have to be uploaded again."""
+        self.uploads: Mapping[str, UsedUpload] = NO_UPLOADS
+        """Digest -> the upload that its body names."""
+        self.uploads_renewed = False
+        """Its create was refused once, and the uploads that were not made for it were made again."""
         self.holding_before: TrackedJob | None = None
         """The earlier, uncertain `TrackedJob` of this key whose slots it took."""
         self._phase = Phase.KNOWN
@@ -162,7 +184,7 @@ class TrackedJob:
         self._phase = phase
         self.due = NEVER
         if phase not in LIVE_PHASES:  # a handle may live for long, and bytes with it
-            self.sources = NO_SOURCES
+            self.sources, self.uploads, self.uploads_renewed = NO_SOURCES, NO_UPLOADS, False
 
     def take_over(self, before: "TrackedJob") -> None:
         """Take over the slots, caps and price that the same job, tracked before, has held while it was uncertain."""

@@ -2,11 +2,11 @@
 
 import enum
 from collections.abc import AsyncIterator, Mapping, Sequence
-from datetime import datetime
+from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Protocol, runtime_checkable
 
-from attrs import frozen
+from attrs import evolve, frozen
 
 from nanobanana_async.errors import LedgerError
 from nanobanana_async.jobs import JobRecord
@@ -51,6 +51,9 @@ class Allowance:
     """Whether another living owner has such jobs."""
 
 
+_FORGOTTEN = datetime(1970, 1, 1, tzinfo=UTC)
+
+
 @frozen(kw_only=True)
 class Upload:
     """A reference image that an account has uploaded."""
@@ -64,7 +67,11 @@ class Upload:
     def left_s(self, now: datetime, lifetime_s: float) -> float:
         """Return for how long it is used again; 0 when that is over, or when the clock was set back."""
         age_s = (now - self.uploaded_at).total_seconds()
-        return max(0.0, lifetime_s - age_s) if age_s >= 0 else 0.0
+        return max(0.0, lifetime_s - age_s) if age_s >= 0 and self.uploaded_at > _FORGOTTEN else 0.0
+
+    def expired(self) -> "Upload":
+        """Return this upload as one that is not used again."""
+        return evolve(self, uploaded_at=_FORGOTTEN)
 
 
 class TaskTaken(LedgerError):

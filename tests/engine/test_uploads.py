@@ -1,17 +1,29 @@
 """Uploads that go wrong: what is tried again, for how long, and what the waiting jobs get."""
 
 import asyncio
+import re
+from pathlib import Path
 
 import pytest
 
-from nanobanana_async import ConcurrencyPolicy, InvalidRequest, NanoBananaError, RetryPolicy, UnexpectedResponse
+from nanobanana_async import (
+    ApiMall,
+    ConcurrencyPolicy,
+    InvalidRequest,
+    MemoryLedger,
+    NanoBananaError,
+    RetryPolicy,
+    Session,
+    UnexpectedResponse,
+)
+from nanobanana_async.engine.uploads import UPLOADS_AT_ONCE
 from nanobanana_async.errors import GatewayUnavailable, RateLimited, TransportError
 from nanobanana_async.events import Event, GatewayUnreachable
 from nanobanana_async.gateways.contract import HttpRequest
 from nanobanana_async.testing import FakeTransport, Reply
-from tests.support.fakes import apimall_now
+from tests.support.fakes import apimall_now, virtually
 from tests.support.images import make_image
-from tests.support.references import large_png
+from tests.support.references import large_png, sha256, written
 from tests.support.replies import completed, created, json_reply, refused
 
 PNG = make_image()
@@ -104,3 +116,149 @@ async def test_uploads_count_in_the_cap_of_requests() -> None:
             await session.submit(f"fox {number}", images=[large_png(number)])
         await asyncio.sleep(0.3)
         assert 0 < gateway.uploads + gateway.creates <= 20
+
+
+class Store(Gateway):
+    """Keeps the files that were uploaded since `drop`; creates that name others are refused."""
+
+    def __init__(self) -> None:
+        super().__init__(STORED)
+        self.bodies: list[bytes] = []
+        self.kept: set[bytes] = set()
+        self.refuses_all = False
+
+    def answer(self, request: HttpRequest) -> Reply:
+        body = request.body or b""
+        if "/files/" in request.url:
+            self.uploads += 1
+            url = f"https://files.example/{self.uploads}.png"
+            self.kept.add(url.encode())
+            return json_reply(200, {"success": True, "data": {"url": url}})
+        if request.method == "POST":
+            self.bodies.append(body)
+            if self.refuses_all or not any(url in body for url in self.kept):
+                return refused(400, "invalid_request", "can't fetch the image")
+            return created(f"img_{len(self.bodies)}")
+        return completed(request.url.rpartition("/")[2])
+
+    def drop(self) -> None:
+        """Lose all files."""
+        self.kept.clear()
+
+
+async def test_upload_that_the_store_has_dropped_is_made_again() -> None:
+    store, ledger = Store(), MemoryLedger()
+    transport = FakeTransport(store.answer, latency_s=0.0)
+    async with apimall_now(transport, ledger=ledger) as session:
+        await session.generate("a fox", images=[PNG])
+    store.drop()
+    async with apimall_now(transport, ledger=ledger) as session:
+        await session.generate("an owl", images=[PNG])
+        store.drop()  # the second job uses the upload that was made for the first
+        await session.generate("a cat", images=[PNG])
+    assert store.uploads == 3
+    named = [re.search(rb"/(\d)\.png", body) for body in store.bodies]
+    assert [found and found[1] for found in named] == [b"1", b"1", b"2", b"2", b"3"]
+    upload = await ledger.find_upload(session.gateway.account, sha256(PNG))
+    assert upload is not None
+    assert upload.url.endswith("/3.png")
+
+
+async def test_request_that_is_refused_with_a_new_upload_is_not_sent_again() -> None:
+    store, ledger = Store(), MemoryLedger()
+    transport = FakeTransport(store.answer, latency_s=0.0)
+    async with apimall_now(transport, ledger=ledger) as session:
+        await session.generate("a fox", images=[PNG])
+        store.refuses_all = True
+        with pytest.raises(InvalidRequest):
+            await session.generate("an owl", images=[PNG])
+        assert store.uploads == 2
+        with pytest.raises(InvalidRequest):
+            await session.generate("a cat", images=[large_png(8)])
+    assert len(store.bodies) == 1 + 2 + 1
+    assert store.uploads == 3
+
+
+async def test_dropped_upload_is_forgotten_even_if_it_can_not_be_made_again() -> None:
+    store, ledger = Store(), MemoryLedger()
+    transport = FakeTransport(store.answer, latency_s=0.0)
+    async with apimall_now(transport, ledger=ledger) as session:
+        await session.generate("a fox", images=[PNG])
+    store.drop()
+    stored = f"sha256:{sha256(PNG)}"
+    async with apimall_now(transport, ledger=ledger) as session:
+        with pytest.raises(NanoBananaError, match="not at hand") as caught:
+            await session.generate("an owl", images=[stored], idempotency_key="order-1")
+        assert caught.value.safe_to_repeat
+        await session.generate("an owl", images=[PNG], idempotency_key="order-1")
+    assert store.uploads == 2
+    assert len(store.bodies) == 3
+
+
+async def test_removed_file_ends_only_the_jobs_without_another_source(tmp_path: Path) -> None:
+    go_on = asyncio.Event()
+    store = Store()
+
+    async def answer(request: HttpRequest) -> Reply:
+        if "/files/" in request.url:
+            await go_on.wait()
+        return store.answer(request)
+
+    async with apimall_now(FakeTransport(answer, latency_s=0.0)) as session:
+        for number in range(UPLOADS_AT_ONCE):
+            await session.submit(f"blocker {number}", images=[large_png(number)])
+        files = [written(tmp_path / name, PNG) for name in ("one.png", "two.png")]
+        jobs = [await session.submit(f"a fox in {file.name}", images=[file]) for file in files]
+        other = large_png(100)
+        lone = [written(tmp_path / name, other) for name in ("three.png", "four.png")]
+        failing = [await session.submit(f"a fox in {file.name}", images=[file]) for file in lone]
+        for file in (files[0], *lone):
+            file.unlink()
+        go_on.set()
+        for job in jobs:
+            await job
+        for job, file in zip(failing, lone, strict=True):
+            with pytest.raises(InvalidRequest, match=file.name):
+                await job
+    assert store.uploads == UPLOADS_AT_ONCE + 1
+
+
+async def test_upload_without_waiting_jobs_never_starts() -> None:
+    go_on = asyncio.Event()
+    store = Store()
+
+    async def answer(request: HttpRequest) -> Reply:
+        if "/files/" in request.url:
+            await go_on.wait()
+        return store.answer(request)
+
+    async with apimall_now(FakeTransport(answer, latency_s=0.0)) as session:
+        blockers = [await session.submit(f"fox {n}", images=[large_png(n)]) for n in range(UPLOADS_AT_ONCE)]
+        for number in range(20):
+            job = await session.submit(f"owl {number}", images=[large_png(100 + number)])
+            assert await job.cancel()
+        go_on.set()
+        for job in blockers:
+            await job
+        await session.generate("a cat", images=[PNG])
+    assert store.uploads == UPLOADS_AT_ONCE + 1
+
+
+@virtually
+async def test_url_past_its_lifetime_is_replaced_before_the_create() -> None:
+    store = Store()
+    running = 0
+
+    def answer(request: HttpRequest) -> Reply:
+        nonlocal running
+        if request.method == "POST" and "/files/" not in request.url:
+            running += 1
+            if running <= 10:  # the job waits for its slot longer than its upload lives
+                return refused(429, "too_many_requests", "wait")
+        return store.answer(request)
+
+    gateway = ApiMall(api_key="sk-1", upload_lifetime_s=2.0)
+    async with Session(gateway, http=FakeTransport(answer)) as session:
+        await session.generate("a fox", images=[PNG])
+    assert store.uploads > 1
+    assert all(b"/1.png" not in body for body in store.bodies)

@@ -1,0 +1,211 @@
+"""Upload or publish local reference images: once for all jobs that wait for the same content."""
+
+import asyncio
+from collections import OrderedDict
+from collections.abc import Callable
+from functools import partial
+
+from attrs import define, evolve, field
+
+from nanobanana_async.engine.byte_budget import ByteBudget
+from nanobanana_async.engine.next_step import Finish, Next
+from nanobanana_async.engine.phases import Phase
+from nanobanana_async.engine.store import JobStore
+from nanobanana_async.engine.tracked_job import TrackedJob, UsedUpload
+from nanobanana_async.engine.uploader import Uploader
+from nanobanana_async.engine.workers import WorkerPool, error_of_crash
+from nanobanana_async.errors import InvalidRequest, NanoBananaError
+from nanobanana_async.events import log, log_failure
+from nanobanana_async.gateways.capabilities import HasUploads
+from nanobanana_async.gateways.contract import Gateway
+from nanobanana_async.http.threads import ThreadLimiter
+from nanobanana_async.images.local import MAX_BYTES, LocalFacts, SizeLimit, facts_of, unchanged_content
+from nanobanana_async.ledger.base import Upload
+from nanobanana_async.references import LocalImage, ReferencePublisher, check_url, for_people
+
+UPLOADS_AT_ONCE = 8
+
+URLS_KEPT = 4096
+"""How many uploads are remembered in memory; the ledger knows the others."""
+
+USED_S = 1.0
+"""For how long an upload is used at least, however short its lifetime is set: or its jobs would never be sent."""
+
+PUBLISHED_S = 3600.0
+"""For how long a session uses a URL of its publisher again before it asks for it once more."""
+
+
+@define(eq=False)
+class _Upload:
+    """One image that is being brought to the gateway, and the jobs that wait for it."""
+
+    digest: str
+    jobs: list[TrackedJob] = field(factory=list)
+    unreadable: dict[LocalImage | None, InvalidRequest] = field(factory=dict)
+    """The sources that no longer have the image, and why."""
+
+    def waiting(self) -> list[TrackedJob]:
+        """Return the jobs that still wait: others were withdrawn."""
+        return [job for job in self.jobs if job.phase is Phase.PREPARING]
+
+    def next_source(self) -> LocalImage | None:
+        """Return a source that was not tried: equal images may lie in several files, and one of them may be gone."""
+        sources = (job.sources.get(self.digest) for job in self.waiting())
+        return next((source for source in sources if source is not None and source not in self.unreadable), None)
+
+
+class Uploads:
+    """Brings images to the gateway, and remembers their URLs."""
+
+    def __init__(
+        self,
+        gateway: Gateway,
+        store: JobStore,
+        uploader: Uploader,
+        publisher: ReferencePublisher | None,
+        threads: ThreadLimiter,
+        memory: ByteBudget,
+        *,
+        clock: Callable[[], float],
+    ) -> None:
+        self._gateway = gateway
+        self._store = store
+        self._uploader = uploader
+        self._publisher = publisher
+        self._threads = threads
+        self._memory = memory
+        self._clock = clock
+        self._at_once = asyncio.Semaphore(UPLOADS_AT_ONCE)
+        self._urls: OrderedDict[str, UsedUpload] = OrderedDict()
+        self._ongoing: dict[str, _Upload] = {}
+
+    def start(
+        self,
+        workers: WorkerPool,
+        *,
+        uploaded: Callable[[TrackedJob], None],
+        failed: Callable[[TrackedJob, Next], None],
+        freed: Callable[[], None],
+    ) -> None:
+        """Run uploads in these workers; one of the first two callables gets each job whose upload has ended."""
+        self._workers = workers
+        self._uploaded = uploaded
+        self._failed = failed
+        self._freed = freed
+
+    def find(self, digest: str) -> UsedUpload | None:
+        """Return an upload of this session that can be used again."""
+        upload = self._urls.get(digest)
+        return upload if upload is not None and self._clock() < upload.until else None
+
+    def wait_for(self, digest: str, job: TrackedJob) -> None:
+        """Let a job wait for an upload, which is started if it is not under way."""
+        upload = self._ongoing.get(digest)
+        if upload is None:
+            upload = self._ongoing[digest] = _Upload(digest)
+            self._workers.start_task("upload", partial(self._run, upload))
+        upload.jobs.append(job)
+
+    async def forget(self, digest: str, dead: UsedUpload) -> None:
+        """Forget an upload that the gateway may have dropped, here and in the ledger, unless there is a newer one."""
+        shared = self._urls.get(digest)
+        if shared is not None and shared.url == dead.url:
+            del self._urls[digest]
+        if self._publisher is None:
+            account, ledger = self._gateway.account, self._store.ledger
+            known = await ledger.find_upload(account, digest)
+            if known is not None and known.url == dead.url:
+                await ledger.remember_upload(account, known.expired())
+
+    async def _run(self, upload: _Upload) -> None:
+        failure: NanoBananaError | None = None
+        made: UsedUpload | None = None
+        try:
+            async with self._at_once:
+                if upload.waiting():
+                    made = await self._bring(upload)
+        except NanoBananaError as error:
+            failure = error
+        except BaseException as bug:
+            if not self._workers.concerns_only_the_step(bug):
+                raise
+            log_failure("engine.crashed", bug, task="upload")
+            failure = error_of_crash(bug)
+        del self._ongoing[upload.digest]
+        for job in upload.waiting():
+            if failure is not None:
+                own = upload.unreadable.get(job.sources.get(upload.digest), failure)
+                self._failed(job, Finish(own.for_job(job.key, safe_to_repeat=True)))
+                continue
+            if made is not None:
+                job.uploads = {**job.uploads, upload.digest: made}
+            self._uploaded(job)
+        self._freed()
+
+    async def _bring(self, upload: _Upload) -> UsedUpload | None:
+        """Find the URL of an image, or upload or publish the image. None if no job waits for it any more."""
+        lifetime_s = self._gateway.upload_lifetime_s if isinstance(self._gateway, HasUploads) else PUBLISHED_S
+        if self._publisher is None:
+            known = await self._store.ledger.find_upload(self._gateway.account, upload.digest)
+            if known is not None and (left_s := known.left_s(self._store.utcnow(), lifetime_s)) > 0:
+                return self._share(upload.digest, known.url, left_s)
+        content, facts = await self._read(upload)
+        try:
+            if not (waiting := upload.waiting()):
+                return None
+            if self._publisher is not None:
+                url, lifetime_s = await self._publish(self._publisher, content, upload.digest), PUBLISHED_S
+            else:
+                name = f"{upload.digest[:16]}{facts.extension}"  # a file's own name may say something about its user
+                url = await self._uploader.upload(content, facts.content_type, name, waiting[0].record)
+        finally:
+            self._memory.release(facts.size)
+        if self._publisher is None:
+            now = self._store.utcnow()
+            stored = Upload(digest=upload.digest, url=url, size=facts.size, uploaded_at=now)
+            await self._store.ledger.remember_upload(self._gateway.account, stored)
+        stated = {"event": "reference.stored", "digest": upload.digest, "size": facts.size}
+        log.info("reference.stored digest=%s size=%d", upload.digest, facts.size, extra=stated)
+        return evolve(self._share(upload.digest, url, lifetime_s), remembered=False)
+
+    async def _read(self, upload: _Upload) -> tuple[bytes, LocalFacts]:
+        """Read an image from the first source that still has it. Its size must be released from the memory after."""
+        while (source := upload.next_source()) is not None:
+            try:
+                facts = await self._threads.run(facts_of, source, SizeLimit(MAX_BYTES))
+                await self._memory.acquire(facts.size)
+                try:
+                    return await self._threads.run(unchanged_content, source, upload.digest), facts
+                except BaseException:
+                    self._memory.release(facts.size)
+                    raise
+            except InvalidRequest as error:
+                upload.unreadable[source] = error
+        raise not_at_hand(upload.digest)
+
+    def _share(self, digest: str, url: str, for_s: float) -> UsedUpload:
+        shared = self._urls[digest] = UsedUpload(url, self._clock() + max(for_s, USED_S))
+        self._urls.move_to_end(digest)
+        if len(self._urls) > URLS_KEPT:
+            self._urls.popitem(last=False)
+        return shared
+
+    async def _publish(self, publisher: ReferencePublisher, content: bytes, digest: str) -> str:
+        try:
+            url = await publisher.publish(content, digest)
+            check_url("the URL of the publisher (references=)", url)
+        except NanoBananaError:
+            raise
+        except Exception as error:
+            why = f"the publisher of reference images (references=) failed: {type(error).__name__}: {error}"
+            raise NanoBananaError(why) from None
+        return url
+
+
+def not_at_hand(digest: str) -> NanoBananaError:
+    """Return the error of a job whose image is known by its digest only."""
+    image = for_people(f"sha256:{digest}")
+    return NanoBananaError(
+        f"the reference image {image} is not at hand: only the digest of a local image is kept. Request the job again"
+        " with the image; it still waits to be sent"
+    )
