@@ -29,8 +29,11 @@ from nanobanana_async.gateways.contract import HttpRequest, HttpResponse
 from nanobanana_async.ledger.base import Ledger
 from nanobanana_async.ledger.memory import MemoryLedger
 from nanobanana_async.loop_guard import LoopGuard
+from nanobanana_async.models import shorten
 
 OK, FAILED = 0, 1
+
+SHOWN_IDS = 10
 
 _TITLES = ("id", "status", "sent", "failed", "ours", "url", "last error")
 
@@ -153,12 +156,12 @@ class _Commands:
         listed = asyncio.run(_fetch(selected, ledger))
         chosen = [each for each in listed if (each.ours if all_of_ours else each.webhook.id in ids)]
         if missing := [each for each in ids if each not in {each.webhook.id for each in listed}]:
-            known = ", ".join(each.webhook.id for each in listed) or "none"
+            known = _some_ids(listed)
             raise ConfigurationError(f"the account has no webhook {missing[0]!r}; it has {known}")
         if not chosen:
             print_note(f"no webhook of the account was registered from {ledger}")
             return OK
-        what = "; ".join(f"{each.webhook.id} ({exact(each.webhook.url)})" for each in chosen)
+        what = "; ".join(f"{each.webhook.id} ({exact(shorten(each.webhook.url))})" for each in chosen)
         others = sum(not each.ours for each in chosen)
         risk = f" {count(others, 'of them was', 'of them were')} not registered from {ledger}." if others else ""
         if not confirm(f"{count(len(chosen), 'webhook')} will be removed: {what}.{risk}", yes=yes):
@@ -168,7 +171,7 @@ class _Commands:
 
 
 @asynccontextmanager
-async def _opened(gateway: Gateway, path: Path) -> AsyncIterator[tuple[Webhooks, CallbackUrls]]:
+async def _opened(gateway: Gateway, path: Path) -> AsyncIterator[Webhooks]:
     """Open the connections, and the ledger if its file is there: without it no webhook is ours."""
     if not isinstance(gateway, HasWebhooks):
         raise ConfigurationError(f"{gateway.name} has no webhooks of an account: nothing is to be listed or removed")
@@ -184,7 +187,7 @@ async def _opened(gateway: Gateway, path: Path) -> AsyncIterator[tuple[Webhooks,
     try:
         await ledger.open()
         try:
-            yield Webhooks(gateway, gateway.account, callbacks, send), callbacks
+            yield Webhooks(gateway, gateway.account, callbacks, send)
         finally:
             await ledger.aclose()
     finally:
@@ -196,18 +199,24 @@ def _ledger_of(path: Path) -> Ledger:
 
 
 async def _fetch(gateway: Gateway, path: Path) -> Sequence[_Listed]:
-    async with _opened(gateway, path) as (webhooks, callbacks):
+    async with _opened(gateway, path) as webhooks:
         listed: list[_Listed] = []
-        for webhook in await webhooks.fetch():
-            ours = await callbacks.account_of(webhook.url) is not None  # also under an older key of the account
+        for webhook, account in await webhooks.with_accounts():
+            ours = account is not None  # also under an older key of the account
             shown = f"{webhook.url.partition(ACCOUNT_PATH)[0]}{ACCOUNT_PATH}/..." if ours else webhook.url
             listed.append(_Listed(evolve(webhook, url=shown), ours))
         return listed
 
 
 async def _remove(gateway: Gateway, path: Path, chosen: Sequence[_Listed]) -> int:
-    async with _opened(gateway, path) as (webhooks, _):
+    async with _opened(gateway, path) as webhooks:
         return sum([await webhooks.remove(each.webhook.id) for each in chosen])
+
+
+def _some_ids(listed: Sequence[_Listed]) -> str:
+    ids = [each.webhook.id for each in listed]
+    more = f" and {len(ids) - SHOWN_IDS} more" if len(ids) > SHOWN_IDS else ""
+    return f"{', '.join(map(shorten, ids[:SHOWN_IDS]))}{more}" if ids else "none"
 
 
 def _table(listed: Sequence[_Listed]) -> Table:

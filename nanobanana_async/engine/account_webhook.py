@@ -2,7 +2,8 @@
 
 Every process on a ledger has the same URL, since its token comes from the ledger: a later session finds the webhook by
 its URL, and registers none. Processes that register at once find each other's webhooks afterwards, and all keep the
-one with the lowest id. A webhook whose token is not ours is never touched.
+one with the lowest id. A webhook whose token is not ours is never touched: an id counts as ours only if the list shows
+our URL beside it, whatever the answer to a registration says.
 """
 
 import asyncio
@@ -14,10 +15,19 @@ from nanobanana_async.engine.callback_urls import CallbackUrls
 from nanobanana_async.engine.contained_send import send_contained
 from nanobanana_async.engine.fallback_polling import FallbackPolling
 from nanobanana_async.engine.timers import TICK_S
-from nanobanana_async.errors import MAX_RETRY_AFTER_S, NanoBananaError, TaskNotFound
+from nanobanana_async.engine.unseen_webhooks import MOST_UNSEEN, UnseenWebhooks
+from nanobanana_async.errors import (
+    MAX_RETRY_AFTER_S,
+    ConfigurationError,
+    GatewayError,
+    GatewayUnavailable,
+    NanoBananaError,
+    TaskNotFound,
+    TransportError,
+)
 from nanobanana_async.escaping import one_line
 from nanobanana_async.events import log
-from nanobanana_async.gateways.capabilities import HasWebhooks, Webhook
+from nanobanana_async.gateways.capabilities import MOST_WEBHOOKS, HasWebhooks, Webhook
 from nanobanana_async.gateways.contract import HttpRequest, HttpResponse, Transport
 from nanobanana_async.policy.session_budget import SessionBudget
 
@@ -29,6 +39,9 @@ LONGEST_WAIT_S = 900.0
 # finds nothing to change, up to the longest.
 CHECK_GAP_S = 300.0
 LONGEST_CHECK_GAP_S = 3600.0
+
+MOST_PAGES = 20
+"""How many pages of the list are read."""
 
 Send = Callable[[HttpRequest], Awaitable[HttpResponse]]
 
@@ -62,12 +75,36 @@ class Webhooks:
         self._send = send
 
     async def fetch(self) -> Sequence[Webhook]:
-        """Return all webhooks of the account."""
-        return self._gateway.read_webhook_list(await self._send(self._gateway.build_webhook_list()))
+        """Return the webhooks of the account, from all pages of the list."""
+        found: dict[Webhook, None] = {}
+        for number in range(1, MOST_PAGES + 1):
+            page = self._gateway.read_webhook_list(await self._send(self._gateway.build_webhook_list(number)))
+            before = len(found)
+            found.update(dict.fromkeys(page.webhooks))
+            # A gateway that does not know the number of a page sends the first page again.
+            if page.is_last or len(found) == before or len(found) >= MOST_WEBHOOKS:
+                break
+        return [*found][:MOST_WEBHOOKS]
 
     async def ours(self) -> Sequence[Webhook]:
         """Return those that were registered from this ledger for this account, for any public URL."""
-        return [each for each in await self.fetch() if await self._callbacks.account_of(each.url) == self._account]
+        return [each for each, account in await self.with_accounts() if account == self._account]
+
+    async def with_accounts(self) -> Sequence[tuple[Webhook, str | None]]:
+        """Return each webhook with the account for which this ledger registered it; None if it is not ours.
+
+        One whose id also stands beside another URL is not ours: to remove it could remove the other.
+        """
+        listed = await self.fetch()
+        accounts = [await self._callbacks.account_of(each.url) for each in listed]
+        foreign = {each.id for each, account in zip(listed, accounts, strict=True) if account is None}
+        return [(each, None if each.id in foreign else account) for each, account in zip(listed, accounts, strict=True)]
+
+    async def register(self) -> None:
+        """Register a webhook. The list shows which one it is."""
+        url = await self._callbacks.make_account_url(self._account)
+        secret = await self._callbacks.account_secret(self._account)
+        self._gateway.read_webhook(await self._send(self._gateway.build_webhook(url, secret=secret)))
 
     async def remove(self, webhook_id: str) -> bool:
         """Remove a webhook; return False if there is none with this id."""
@@ -82,34 +119,17 @@ class Webhooks:
         """Remove all of ours; return how many."""
         return sum([await self.remove(webhook.id) for webhook in await self.ours()])
 
-    async def ensure(self) -> bool:
-        """Register our webhook unless it is there and active; remove others of ours, which are superfluous.
-
-        Return whether it had to be registered.
-        """
-        current, others = self._sorted(await self.ours())
-        if missing := not current:
-            url = await self._callbacks.make_account_url(self._account)
-            secret = await self._callbacks.account_secret(self._account)
-            made = self._gateway.read_webhook(await self._send(self._gateway.build_webhook(url, secret=secret)))
-            log.info("webhook.registered id=%s", made.id, extra={"event": "webhook.registered"})
-            current, others = self._sorted(await self.ours())  # another process may have registered one meanwhile
-            current = sorted({made.id, *current})
-        for superfluous in (*current[1:], *others):
-            await self.remove(superfluous)
-        return missing
-
-    def _sorted(self, ours: Sequence[Webhook]) -> tuple[list[str], list[str]]:
-        """Return the ids of those that are active and have the present public URL, and the ids of the others."""
-        current = [each.id for each in ours if each.is_active and self._callbacks.is_below_public_url(each.url)]
-        return sorted(current), [each.id for each in ours if each.id not in current]
-
 
 class AccountWebhook:
     """Keeps the webhook registered as long as the session is open. Without it jobs are polled as usual."""
 
-    def __init__(self, webhooks: Webhooks, callbacks: CallbackUrls, fallback: FallbackPolling) -> None:
+    def __init__(
+        self, webhooks: Webhooks, callbacks: CallbackUrls, fallback: FallbackPolling, unseen: UnseenWebhooks
+    ) -> None:
         self._webhooks = webhooks
+        self._unseen = unseen
+        self._hidden = False
+        """Our webhook may be registered, and the list does not show it: no other is registered."""
         self._callbacks = callbacks
         self._fallback = fallback
         self._clock = asyncio.get_running_loop().time
@@ -144,10 +164,75 @@ class AccountWebhook:
 
     async def _register(self) -> bool:
         async with self._turn:
-            new = self._wanted and await self._webhooks.ensure()
+            new = self._wanted and await self._ensure()
             if self._wanted:
                 self._fallback.webhook_registered()
             return new
+
+    async def _ensure(self) -> bool:
+        """Register our webhook unless it is there and active; remove others of ours, which are superfluous.
+
+        Return whether it had to be registered.
+        """
+        current, others = self._sorted(await self._webhooks.ours())
+        unseen = await self._unseen.count()
+        if not current and unseen >= MOST_UNSEEN and not self._hidden:
+            await anyio.sleep(FIRST_WAIT_S)  # other processes may be registering it just now
+            current, others = self._sorted(await self._webhooks.ours())
+        if missing := not current:
+            if self._hidden or unseen >= MOST_UNSEEN:
+                self._hide()
+                return False
+            await self._register_once(unseen)
+            current, others = self._sorted(await self._webhooks.ours(), known=others)
+            if not current:
+                await self._unseen.store(MOST_UNSEEN)
+                self._hide()
+                return True
+            log.info("webhook.registered id=%s", current[0], extra={"event": "webhook.registered"})
+        if missing or unseen:
+            await self._unseen.store(0)
+        for superfluous in (*current[1:], *others):
+            await self._webhooks.remove(superfluous)
+        return missing
+
+    async def _register_once(self, unseen: int) -> None:
+        await self._unseen.store(unseen + 1)
+        try:
+            await self._webhooks.register()
+        except NanoBananaError as error:
+            if not _may_be_registered(error):
+                await self._unseen.store(unseen)
+            raise
+
+    def _sorted(self, ours: Sequence[Webhook], known: Sequence[str] | None = None) -> tuple[list[str], list[str]]:
+        """Return the ids of those that are active and have the present public URL, and the ids of the others.
+
+        After a registration `known` are those that were there before. If all are others, the new ones count as current:
+        the list may write the URL or the status in a way of its own.
+        """
+        ids = {each.id for each in ours}
+        current = {each.id for each in ours if each.is_active and self._callbacks.is_below_public_url(each.url)}
+        if not current and known is not None:
+            current = ids.difference(known)
+        return sorted(current), sorted(ids - current)
+
+    def _hide(self) -> None:
+        if not self._hidden:
+            why = (
+                "the gateway's list does not show the webhook that was registered, so no other is registered for a day;"
+                " deliveries are used if they come. See `nanobanana webhooks`, and remove superfluous ones of this app"
+            )
+            log.warning("webhook.hidden %s", why, extra={"event": "webhook.hidden"})
+        self._hidden = True
+
+
+def _may_be_registered(error: NanoBananaError) -> bool:
+    """Return whether a registration that failed may have been carried out."""
+    if isinstance(error, TransportError):
+        return error.possibly_sent
+    refused = isinstance(error, GatewayError) and not isinstance(error, GatewayUnavailable)
+    return not (refused or isinstance(error, ConfigurationError))
 
 
 def _log_failure(error: Exception, wait_s: float, *, first: bool) -> None:

@@ -13,6 +13,8 @@ import re
 from collections.abc import Mapping
 from typing import Protocol
 
+from yarl import URL
+
 from nanobanana_async.errors import ConfigurationError
 from nanobanana_async.jobs import JobRecord
 from nanobanana_async.ledger.base import Ledger
@@ -23,7 +25,7 @@ ACCOUNT_PATH = f"{PATH}/account"
 TOKEN_BYTES = 24
 SHORTEST_SECRET = 16
 
-_ACCOUNT_URL = re.compile(rf"(.*){ACCOUNT_PATH}/([A-Za-z0-9_-]{{1,400}})/([A-Za-z0-9_-]{{1,100}})/?\Z")
+_ACCOUNT = re.compile(rf"{ACCOUNT_PATH}/([A-Za-z0-9_-]{{1,400}})/([A-Za-z0-9_-]{{1,100}})/*\Z")
 
 
 class JobCallbacks(Protocol):
@@ -107,12 +109,16 @@ class CallbackUrls:
 
     async def account_of(self, url: str) -> str | None:
         """Return the account whose URL this is, for any public URL; None if its token is not ours."""
-        match = _ACCOUNT_URL.match(url)
-        return None if match is None else await self.verify_account(match[2], match[3])
+        parsed = _parsed(url)
+        match = (
+            None if parsed is None or parsed.raw_query_string or parsed.raw_fragment else _ACCOUNT.search(parsed.path)
+        )
+        return None if match is None else await self.verify_account(match[1], match[2])
 
     def is_below_public_url(self, url: str) -> bool:
-        """Return whether an account's URL is below the present public URL."""
-        return url.partition(f"{ACCOUNT_PATH}/")[0].lower() == (self._public_url or "").lower()
+        """Return whether an account's URL is below the present public URL, however the gateway writes both."""
+        listed, ours = _parsed(url.rpartition(f"{ACCOUNT_PATH}/")[0]), _parsed(self._public_url or "")
+        return listed is not None and ours is not None and _place(listed) == _place(ours)
 
     async def verify(self, name: str, token: str) -> str | None:
         """Return the key of the job whose URL ends in this name and token; None if there is no such URL."""
@@ -138,6 +144,20 @@ class CallbackUrls:
         if self._secret is None:
             self._secret = await self._ledger.callback_secret()
         return _base64url(hmac.digest(self._secret, purpose.encode(), hashlib.sha256)[:length])
+
+
+def _parsed(url: str) -> URL | None:
+    try:
+        parsed = URL(url.strip())
+        _place(parsed)  # host and port are parsed when they are read
+    except ValueError:
+        return None
+    return parsed
+
+
+def _place(url: URL) -> tuple[str, str | None, int | None, str]:
+    """Return what does not depend on how a URL is written: a default port, a slash at the end, the case of the host."""
+    return url.scheme, url.raw_host, url.port, url.path.rstrip("/")
 
 
 def _decoded(name: str) -> str:

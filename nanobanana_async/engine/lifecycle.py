@@ -25,6 +25,7 @@ from nanobanana_async.engine.references import References
 from nanobanana_async.engine.slots import Slots
 from nanobanana_async.engine.store import CreditAccount, JobStore
 from nanobanana_async.engine.submitter import Submitter
+from nanobanana_async.engine.unseen_webhooks import UnseenWebhooks
 from nanobanana_async.engine.uploader import Uploader
 from nanobanana_async.engine.wall_clock import WallClock, utcnow
 from nanobanana_async.errors import ConfigurationError, NanoBananaError, SessionClosed
@@ -163,7 +164,8 @@ class SessionComponents:
             return None
         send = BudgetedSend(self.transport, budget, timeout_s=self.timeouts.query_s, clock=engine.clock)
         webhooks = Webhooks(gateway, gateway.account, self.callbacks, send)
-        webhook = AccountWebhook(webhooks, self.callbacks, engine.poller.fallback)
+        unseen = UnseenWebhooks(self.ledger, gateway.account, engine.store.utcnow)
+        webhook = AccountWebhook(webhooks, self.callbacks, engine.poller.fallback, unseen)
         deliveries = Deliveries(webhook, gateway, engine, self.callbacks, handler)
         engine.scheduler.background += [webhook.keep_registered, deliveries.check_early]
         return deliveries

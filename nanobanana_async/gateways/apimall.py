@@ -22,7 +22,7 @@ from nanobanana_async.gateways.apimall_webhooks import (
 )
 from nanobanana_async.gateways.balance import parse_balance
 from nanobanana_async.gateways.base import GatewaySettings, check_extra, task_type, unsupported_field
-from nanobanana_async.gateways.capabilities import HistoryPage, Signature, UploadTarget, Webhook
+from nanobanana_async.gateways.capabilities import HistoryPage, Signature, UploadTarget, Webhook, WebhookPage
 from nanobanana_async.gateways.contract import MIB, HttpRequest, HttpResponse
 from nanobanana_async.gateways.parsing import (
     CONVERTER,
@@ -218,12 +218,12 @@ class ApiMall(GatewaySettings):
         del body  # it may hold the API key, and some tools show the locals of a traceback
         raise answer.unexpected_response("this gateway does not send callbacks")
 
-    def build_webhook_list(self) -> HttpRequest:
-        """Return the request for the webhooks of the account."""
-        return build_webhook_list(self.base_url)
+    def build_webhook_list(self, page: int = 1) -> HttpRequest:
+        """Return the request for a page of the account's webhooks, counted from 1."""
+        return build_webhook_list(self.base_url, page)
 
-    def read_webhook_list(self, response: HttpResponse) -> list[Webhook]:
-        """Return the webhooks of the account, or raise the error that the answer holds."""
+    def read_webhook_list(self, response: HttpResponse) -> WebhookPage:
+        """Return a page of the account's webhooks, or raise the error that the answer holds."""
         answer, envelope = self._answered(response)
         return parse_webhooks(answer, envelope.get("data"))
 

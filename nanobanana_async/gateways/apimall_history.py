@@ -3,9 +3,10 @@
 A task without an id or a time can't be skipped: it could be the one that is looked for. So such a page is an error.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
+from nanobanana_async.gateways.apimall_pages import first, says_more
 from nanobanana_async.gateways.capabilities import HistoryPage, PastTask
 from nanobanana_async.gateways.contract import MIB, HttpRequest
 from nanobanana_async.gateways.images import image_url
@@ -19,9 +20,6 @@ _LISTS = ("items", "tasks", "images", "records", "list", "history", "results", "
 _TASK_IDS = ("task_id", "taskId", "id")
 _TIMES = ("created_at", "createdAt", "created", "create_time")
 _IMAGES = ("image_url", "imageUrl", "primary_url", "url")
-_PAGE_SIZES = ("limit", "page_size", "pageSize", "per_page")
-_PAGE_COUNTS = ("total_pages", "totalPages", "pages")
-_MORE = ("has_more", "hasMore", "has_next", "hasNext")
 
 
 def build_history(base_url: str, page: int) -> HttpRequest:
@@ -34,21 +32,22 @@ def parse_history(answer: ParsedResponse, envelope: Mapping[str, Any]) -> Histor
     """Return the tasks of a page; raise `UnexpectedResponse` if there is no list, or a task without an id or a time."""
     data = envelope.get("data")
     facts = data if isinstance(data, Mapping) else envelope
-    items = data if isinstance(data, list) else _first(facts, _LISTS)
+    items = data if isinstance(data, list) else first(facts, _LISTS)
     if not isinstance(items, list):
         raise answer.unexpected_response("the history has no list of tasks")
     tasks = [_parse_task(answer, item, number) for number, item in enumerate(items)]
-    is_last = _is_last(facts, len(items))
+    more = says_more(facts, len(items))
+    is_last = not (items if more is None else more)  # only an empty page is the last one for certain
     return HistoryPage(tasks, is_last, answered_at=http_date(answer.headers.get("date", "")))
 
 
 def _parse_task(answer: ParsedResponse, item: object, number: int) -> PastTask:
     fields: Mapping[str, Any] = item if isinstance(item, Mapping) else {}
-    created_at = parse_time(_first(fields, _TIMES))
+    created_at = parse_time(first(fields, _TIMES))
     if created_at is None:
         raise answer.unexpected_response(f"task {number + 1} of the history has no time of creation")
     try:
-        known_as = task_id(_first(fields, _TASK_IDS))
+        known_as = task_id(first(fields, _TASK_IDS))
     except ValueError as error:
         raise answer.unexpected_response(f"task {number + 1} of the history: {error}") from None
     return PastTask(
@@ -56,22 +55,9 @@ def _parse_task(answer: ParsedResponse, item: object, number: int) -> PastTask:
         created_at=created_at,
         model=parse_word(fields.get("model")),
         status=parse_word(fields.get("status")),
-        image_url=_link(_first(fields, _IMAGES)),
-        credits_used=parse_decimal(_first(fields, ("credits_used", "creditsUsed"))),
+        image_url=_link(first(fields, _IMAGES)),
+        credits_used=parse_decimal(first(fields, ("credits_used", "creditsUsed"))),
     )
-
-
-def _is_last(facts: Mapping[str, Any], count: int) -> bool:
-    """Return whether no older task follows. If the answer does not say how long a page is, only an empty one is."""
-    pagination = facts.get("pagination")
-    stated = {**facts, **pagination} if isinstance(pagination, Mapping) else facts
-    more, pages, page = _first(stated, _MORE), _first(stated, _PAGE_COUNTS), stated.get("page")
-    if isinstance(more, bool):
-        return not more
-    if isinstance(pages, int) and isinstance(page, int):
-        return page >= pages
-    size = _first(stated, _PAGE_SIZES)
-    return count == 0 or (isinstance(size, int) and count < size)
 
 
 def _link(value: object) -> str | None:
@@ -81,7 +67,3 @@ def _link(value: object) -> str | None:
     except ValueError:
         return None
     return None if link is None or link.startswith("data:") else link
-
-
-def _first(fields: Mapping[str, Any], names: Sequence[str]) -> Any:
-    return next((fields[name] for name in names if fields.get(name) is not None), None)

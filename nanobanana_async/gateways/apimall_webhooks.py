@@ -12,8 +12,9 @@ from typing import Any
 from urllib.parse import quote, urlsplit
 
 from nanobanana_async.errors import ConfigurationError
+from nanobanana_async.gateways.apimall_pages import says_more
 from nanobanana_async.gateways.base import is_loopback
-from nanobanana_async.gateways.capabilities import Signature, Webhook
+from nanobanana_async.gateways.capabilities import MOST_WEBHOOKS, Signature, Webhook, WebhookPage
 from nanobanana_async.gateways.contract import MIB, HttpRequest
 from nanobanana_async.gateways.parsing import (
     ParsedResponse,
@@ -30,6 +31,8 @@ EVENTS = ("job.completed", "job.failed")
 
 _INACTIVE = frozenset({"inactive", "disabled", "paused", "suspended", "stopped", "failed", "deleted"})
 """A webhook with any other status counts as active: its deliveries show whether it is."""
+
+LONGEST_URL = 4096
 
 _LISTS = ("items", "webhooks", "list")
 _TASK_IDS = ("task_id", "taskId", "job_id")
@@ -49,9 +52,9 @@ def build_webhook(base_url: str, url: str, secret: str) -> HttpRequest:
     )
 
 
-def build_webhook_list(base_url: str) -> HttpRequest:
-    """Return the request for the webhooks of the account."""
-    url = f"{base_url}/api/v1/webhooks"
+def build_webhook_list(base_url: str, page: int) -> HttpRequest:
+    """Return the request for a page of the webhooks. The first has no number: the reference documents no pages."""
+    url = f"{base_url}/api/v1/webhooks" + (f"?page={page}" if page > 1 else "")
     return HttpRequest(method="GET", url=url, headers={"Accept": "application/json"}, max_answer_bytes=4 * MIB)
 
 
@@ -64,15 +67,21 @@ def build_webhook_removal(base_url: str, webhook_id: str) -> HttpRequest:
     return HttpRequest(method="DELETE", url=url, headers={"Accept": "application/json"})
 
 
-def parse_webhooks(answer: ParsedResponse, data: object) -> list[Webhook]:
-    """Return the webhooks in a list. An item without an id or a URL is skipped: it is none of ours."""
-    items = data
-    if isinstance(data, Mapping):
-        items = next((data[name] for name in _LISTS if name in data), None)
+def parse_webhooks(answer: ParsedResponse, data: object) -> WebhookPage:
+    """Return the webhooks in a list. An item without an id or a URL is skipped: it is none of ours.
+
+    Further pages are there only if the answer says so: otherwise the reference's list has none.
+    """
+    facts = data if isinstance(data, Mapping) else {}
+    items = next((facts[name] for name in _LISTS if name in facts), None) if facts else data
     if not isinstance(items, list):
         raise answer.unexpected_response("the answer has no list of webhooks")
-    found = (_parse(answer, item) for item in items if isinstance(item, Mapping))
-    return [webhook for webhook in found if webhook is not None and webhook.url]
+    found = (_parse(answer, item) for item in items[:MOST_WEBHOOKS] if isinstance(item, Mapping))
+    webhooks = [webhook for webhook in found if webhook is not None and webhook.url]
+    more, total = says_more(facts, len(items)), facts.get("total")
+    if more is None:
+        more = isinstance(total, int) and total > len(items)
+    return WebhookPage(webhooks, is_last=not more)
 
 
 def parse_webhook(answer: ParsedResponse, data: object) -> Webhook:
@@ -111,13 +120,18 @@ def _parse(answer: ParsedResponse, fields: Mapping[str, Any]) -> Webhook | None:
         return None
     return Webhook(
         id=webhook_id,
-        url=url if isinstance(url, str) else "",
+        url=_shortened(url) if isinstance(url, str) else "",
         is_active=(status or "").lower() not in _INACTIVE,
         status=status,
         total_sent=_count(fields.get("total_sent")),
         total_failed=_count(fields.get("total_failed")),
         last_error=answer.clean_text(fields.get("last_error"), MESSAGE),
     )
+
+
+def _shortened(url: str) -> str:
+    """Cut a URL that is longer than ours can be. The dots at its end make sure that it is not taken for one of ours."""
+    return url if len(url) <= LONGEST_URL else f"{url[:LONGEST_URL]}..."
 
 
 def _count(value: object) -> int | None:

@@ -117,6 +117,18 @@ class Webhook:
     last_error: str | None = None
 
 
+MOST_WEBHOOKS = 1000
+"""How many webhooks of an account are read."""
+
+
+@frozen
+class WebhookPage:
+    """Webhooks of the account."""
+
+    webhooks: Sequence[Webhook]
+    is_last: bool = True
+
+
 @frozen(kw_only=True)
 class Signature:
     """The signature of a delivery, in the form that the gateway documents."""
@@ -130,15 +142,19 @@ class Signature:
 class HasWebhooks(Protocol):
     """The gateway calls one URL for all tasks of the account."""
 
-    def build_webhook_list(self) -> HttpRequest: ...
+    def build_webhook_list(self, page: int) -> HttpRequest:
+        """Return the request for a page, counted from 1."""
+        ...
 
-    def read_webhook_list(self, response: HttpResponse) -> Sequence[Webhook]: ...
+    def read_webhook_list(self, response: HttpResponse) -> WebhookPage: ...
 
     def build_webhook(self, url: str, *, secret: str) -> HttpRequest:
         """Return the request that registers a webhook; raise `ConfigurationError` for a URL that is never called."""
         ...
 
-    def read_webhook(self, response: HttpResponse) -> Webhook: ...
+    def read_webhook(self, response: HttpResponse) -> Webhook:
+        """Return the webhook that was registered. Its id is not trusted: only the list says which webhook is whose."""
+        ...
 
     def build_webhook_removal(self, webhook_id: str) -> HttpRequest: ...
 

@@ -58,7 +58,7 @@ def test_registration_of_a_url_without_https_is_refused(url: str) -> None:
 
 
 def test_list_and_removal_are_built_from_the_reference() -> None:
-    listing, removal = mall.build_webhook_list(), mall.build_webhook_removal("wh/1?x=%")
+    listing, removal = mall.build_webhook_list(1), mall.build_webhook_removal("wh/1?x=%")
     assert (listing.method, listing.url) == ("GET", "https://gateway.apimall.ai/api/v1/webhooks")
     assert removal.method == "DELETE"
     assert removal.url == "https://gateway.apimall.ai/api/v1/webhooks/wh%2F1%3Fx%3D%25"
@@ -87,7 +87,7 @@ ITEM = {
 
 @pytest.mark.parametrize("data", [[ITEM], {"items": [ITEM]}, {"webhooks": [ITEM]}, {"list": [ITEM]}])
 def test_list_is_read_in_any_shape(data: Any) -> None:
-    (webhook,) = mall.read_webhook_list(answered(data))
+    (webhook,) = mall.read_webhook_list(answered(data)).webhooks
     assert (webhook.id, webhook.url, webhook.status, webhook.is_active) == ("wh_1", HOOK, "active", True)
     assert (webhook.total_sent, webhook.total_failed) == (12, 3)
     assert webhook.last_error is not None
@@ -96,7 +96,7 @@ def test_list_is_read_in_any_shape(data: Any) -> None:
 
 def test_incomplete_items_of_a_list_are_skipped() -> None:
     items = [None, "x", {}, {"id": "wh_2"}, {"id": "wh_3", "url": 5}, {"url": HOOK}, {"id": 4, "url": HOOK}]
-    assert mall.read_webhook_list(answered({"items": items})) == [Webhook(id="4", url=HOOK)]
+    assert mall.read_webhook_list(answered({"items": items})).webhooks == [Webhook(id="4", url=HOOK)]
 
 
 @pytest.mark.parametrize("data", [None, {}, {"items": {}}, "x"])
