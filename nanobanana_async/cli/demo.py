@@ -123,7 +123,7 @@ def _row(outcome: Outcome, record: JobRecord | None, folder: Path) -> ReportRow:
     result, error = outcome.result, outcome.error
     return ReportRow(
         index=outcome.index,
-        key=outcome.key,
+        job_key=outcome.key,
         status="succeeded" if error is None else "failed",
         prompt="" if outcome.request is None else outcome.request.prompt,
         settings={"resolution": "1K", "aspect_ratio": "16:9"},

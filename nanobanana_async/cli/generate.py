@@ -87,6 +87,8 @@ class GenerateRun:
         self._ledger = None if plan.ledger is None else SqliteLedger(plan.ledger)
         self._open_run: OpenRun | None = None
         self._keys: Sequence[str] = ()
+        self._bought_before: frozenset[str] = frozenset()
+        """Jobs of an earlier run of the command, bought or perhaps bought by it."""
         self._outcomes: dict[str, Outcome] = {}
         self._delivered: set[str] = set()
         self._timed_out = False
@@ -151,13 +153,26 @@ class GenerateRun:
             raise _unwritable(plan.ledger, error) from None
         self._open_run = run
         if run.continued:
-            self._display.print_note(
-                f"{count(run.continued, 'job')} of an earlier run that did not end: what was bought is not bought again"
-                " (--buy-again buys new images)"
-            )
+            await self._note_continued(self._ledger, run)
         if run.continued < len(prints):
             await self._note_earlier(self._ledger, set(prints))
         return run.keys
+
+    async def _note_continued(self, ledger: SqliteLedger, run: OpenRun) -> None:
+        """Say what an earlier run of the command has bought, and remember it."""
+        records = [record for key in run.keys if (record := await ledger.find(key)) is not None]
+        bought = [record for record in records if record.possibly_bought]
+        self._bought_before = frozenset(record.key for record in bought)
+        ended = sum(record.state is JobState.SUCCEEDED for record in bought)
+        parts = [f"{count(ended, 'job')} of it ended with images"] if ended else []
+        if running := len(bought) - ended:
+            parts.append(f"{count(running, 'job')} of it did not end")
+        if unbought := run.continued - len(bought):
+            parts.append(f"{count(unbought, 'prompt')} of it not bought yet")
+        self._display.print_note(
+            f"an earlier run of this command did not deliver everything: {', '.join(parts)}; what was bought is not"
+            " bought again (--buy-again buys new images)"
+        )
 
     async def _note_earlier(self, ledger: SqliteLedger, prints: set[str]) -> None:
         """Say if the same requests were bought and delivered before."""
@@ -236,6 +251,8 @@ class GenerateRun:
         outcome = self._outcomes.get(key)
         if (record is not None and record.state is JobState.RUNNING) or (outcome and outcome.result is not None):
             return f"{sentence}; {self._advice([key])}"
+        if record is not None and record.state is JobState.FAILED and self._plan.ledger is not None:
+            return f"{sentence}; the same command buys it again"
         return sentence
 
     def _advice(self, keys: Sequence[str]) -> str:
@@ -281,10 +298,22 @@ class GenerateRun:
         return 1
 
     def _summary(self, records: dict[str, JobRecord], took_s: float) -> str:
-        images = sum(len(outcome.result.images) for outcome in self._outcomes.values() if outcome.result is not None)
-        known = [record.credits for record in records.values() if record.credits is not None]
+        """Return what this run bought and, apart from it, what an earlier run had bought."""
+        before = self._bought_before
+        found = self._amount([key for key in self._keys if key in before], records)
+        if not before:
+            return f"{self._amount(self._keys, records)}, {duration(took_s)}"
+        new = [key for key in self._keys if key not in before and key in records and records[key].possibly_bought]
+        bought = self._amount(new, records) if new else "nothing"
+        return f"bought now: {bought}; bought by an earlier run: {found}; {duration(took_s)}"
+
+    def _amount(self, keys: Sequence[str], records: dict[str, JobRecord]) -> str:
+        """Return the number of images of some jobs, and their cost."""
+        results = [outcome.result for key in keys if (outcome := self._outcomes.get(key)) is not None]
+        images = sum(len(result.images) for result in results if result is not None)
+        known = [credits for key in keys if key in records and (credits := records[key].credits) is not None]
         cost = credit_count(sum(known, Decimal(0))) if known else "price not stated"
-        return f"{count(images, 'image')}, {cost}, {duration(took_s)}"
+        return f"{count(images, 'image')}, {cost}"
 
     def _left(self, records: dict[str, JobRecord]) -> Iterator[str]:
         """Yield why the run ended early, and what it leaves; nothing about jobs whose error was printed."""

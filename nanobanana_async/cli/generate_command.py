@@ -71,8 +71,8 @@ class GenerateCommand:
         """Generate images for all prompts concurrently and print their URLs, or with -o the paths of the saved files.
 
         Every job is in a ledger before it is bought. After a kill, a crash, Ctrl-C or --timeout the same command
-        continues: what was bought is delivered and not bought again. Once everything is delivered, the same command
-        buys new images. The first Ctrl-C (or SIGTERM, SIGHUP) stops the buying and waits for what is bought; the second
+        continues: what was bought is delivered and not bought again, and a prompt that failed or was refused is bought
+        again. Once everything is delivered, the same command buys new images. The first Ctrl-C (or SIGTERM, SIGHUP) stops the buying and waits for what is bought; the second
         one stops at once.
 
         Examples:

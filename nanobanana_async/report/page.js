@@ -41,7 +41,7 @@
     if (!texts.has(card)) {
       const parts = [...card.querySelectorAll(".prompt, .error, .remark")].map((element) => element.textContent);
       const links = [...card.querySelectorAll(".frame a")];
-      const names = [detail(card, "key"), detail(card, "task id"), ...links.map(fileName)].map(folded).filter(Boolean);
+      const names = [detail(card, "key"), detail(card, "job key"), detail(card, "task id"), ...links.map(fileName)].map(folded).filter(Boolean);
       // A word of a name is found by its beginning: keys are hexadecimal, and "bed" is in the middle of many.
       const starts = names.flatMap((name) => [name, ...name.split(/[^\p{L}\p{N}]+/u)]);
       texts.set(card, [folded([...parts, detail(card, "metadata")].join("\n")), starts, number(card)]);
@@ -160,10 +160,10 @@
     button.dataset.timer = String(setTimeout(() => (button.textContent = label), 1600));
   }
 
-  // Selection: the keys of rows, for other commands
+  // Selection: the rows' own keys, or else those of their jobs, for other commands
 
   const picked = () => cards.filter((card) => card.classList.contains("on"));
-  const keysOf = (chosen) => chosen.map((card) => [facts(card).i, detail(card, "key")]).sort(([a], [b]) => a - b).map(([, key]) => key);
+  const keysOf = (chosen) => chosen.map((card) => [facts(card).i, detail(card, "key") || detail(card, "job key")]).sort(([a], [b]) => a - b).map(([, key]) => key);
   let last = null;
 
   function pick(chosen, on) {

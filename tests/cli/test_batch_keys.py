@@ -130,9 +130,16 @@ async def test_spreadsheet_has_the_rows_in_order_with_numbers(batch: Command) ->
 @pytest.mark.parametrize("text", ["=HYPERLINK(1)", "+1", "-1", "@x", "\t=1", "\r=1"])
 def test_cells_that_begin_like_formulas_are_harmless(text: str, tmp_path: Path) -> None:
     row = ReportRow(
-        index=0, key=text, status="failed", prompt=text, error=text, credits=Decimal("0.5"), metadata={text: text}
+        index=0,
+        key=text,
+        job_key=text,
+        status="failed",
+        prompt=text,
+        error=text,
+        credits=Decimal("0.5"),
+        metadata={text: text},
     )
-    write_spreadsheet(tmp_path, lambda: [Result(row=row, row_key=text)], ",")
+    write_spreadsheet(tmp_path, lambda: [Result(row=row)], ",")
     with (tmp_path / "results.csv").open(encoding="utf-8-sig", newline="") as table:
         header, cells = csv.reader(table)
     assert not [cell for cell in (*header, *cells) if cell.startswith(("=", "+", "-", "@", "\t", "\r"))]

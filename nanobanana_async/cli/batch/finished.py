@@ -56,7 +56,7 @@ class FinishedRows:
         offset = old_offsets.pop(row.key, None)
         if why is not None:
             self._changed_keys.add(row.key)
-            result = with_error(Result(row=unfinished(row), row_key=row.own_key), IdempotencyConflict(why), "invalid")
+            result = with_error(Result(row=unfinished(row)), IdempotencyConflict(why), "invalid")
             return self.with_earlier_images(result)
         if row.key != given_key:
             self._changed_keys.add(row.key)
@@ -66,10 +66,10 @@ class FinishedRows:
 
     def with_earlier_images(self, result: Result) -> Result:
         """Return a result with the images of earlier purchases of its row, if it has changed."""
-        if result.row_key is None or result.row.key not in self._changed_keys:
+        if result.row.key is None or result.row.job_key not in self._changed_keys:
             return result
-        bought_here = result.row.key if result.row.images else ""
-        names = self._saved().earlier(result.row_key, bought_here)
+        bought_here = result.row.job_key if result.row.images else ""
+        names = self._saved().earlier(result.row.key, bought_here)
         return evolve(result, earlier_images=tuple(f"{IMAGES}/{name}" for name in names))
 
     def _saved(self) -> SavedImages:

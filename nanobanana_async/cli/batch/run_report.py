@@ -109,7 +109,7 @@ class RunReport:
                 return Advice(again, same_command("--retry-failed"))
             case "uncertain":
                 # No alternatives in the command: a shell would take "a|b" for a pipe, and resolve the job as a.
-                resolve = jobs_command(f"resolve {shlex.quote(row.key)}", self._folder / LEDGER)
+                resolve = jobs_command(f"resolve {shlex.quote(row.job_key)}", self._folder / LEDGER)
                 decide = "Look in the gateway's own list of tasks, then decide: not-bought, buy-again or task-id ID."
                 return Advice(decide, f"{program()}{resolve.removeprefix('nanobanana')} --as DECISION")
             case "invalid":
