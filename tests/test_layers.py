@@ -82,6 +82,7 @@ GUESTS = {
     "opentelemetry": frozenset({"otel"}),
     "sqlite3": frozenset({"ledger"}),
     "PIL": frozenset({"emulator", "images"}),
+    "obstore": frozenset({"images"}),
     "pytest": frozenset({"emulator", "testing"}),
     "pytest_asyncio": frozenset({"emulator", "testing"}),
 }

@@ -127,7 +127,7 @@ def _row(outcome: Outcome, record: JobRecord | None, folder: Path) -> ReportRow:
         status="succeeded" if error is None else "failed",
         prompt="" if outcome.request is None else outcome.request.prompt,
         settings={"resolution": "1K", "aspect_ratio": "16:9"},
-        images=tuple(path.relative_to(folder).as_posix() for path in outcome.saved),
+        images=tuple(Path(path).relative_to(folder).as_posix() for path in outcome.saved),
         credits=None if result is None else result.credits,
         task_id=None if result is None else result.task_id,
         error=None if error is None else str(error),

@@ -40,6 +40,7 @@ from nanobanana_async.formatting import age, count, credit_count, duration
 from nanobanana_async.images.files import check_folder, make_folder, why_unwritable
 from nanobanana_async.images.local import identify
 from nanobanana_async.images.names import safe_name, slug
+from nanobanana_async.images.target import Target
 from nanobanana_async.jobs import JobRecord
 from nanobanana_async.keys import generate_key
 
@@ -49,14 +50,17 @@ EARLIER_JOBS = 500
 MAX_KEYS = 5  # in a command that a message names
 
 
-async def check_output(folder: Path | None) -> None:
-    """Create the folder if it is missing; raise `ConfigurationError` if no file can be written in it."""
-    if folder is None:
+async def check_output(target: Target | None) -> None:
+    """Create the folder if it is missing; raise `ConfigurationError` if no file can be written in it.
+
+    An object store is checked by the batch, and by each save.
+    """
+    if not isinstance(target, Path):
         return
     try:
-        await asyncio.to_thread(check_folder, folder)
+        await asyncio.to_thread(check_folder, target)
     except OSError as error:
-        raise ConfigurationError(why_unwritable(folder, error, or_else="name another folder with -o")) from None
+        raise ConfigurationError(why_unwritable(target, error, or_else="name another folder with -o")) from None
 
 
 @frozen(kw_only=True)
@@ -64,7 +68,8 @@ class GeneratePlan:
     """What to buy, and where the results go."""
 
     requests: Sequence[ImageRequest]
-    folder: Path | None = None
+    target: Target | None = None
+    sidecar: bool = False
     ledger: Path | None = None
     """None: in memory, for an emulator that ends with the command."""
     timeout: float | None = None
@@ -101,7 +106,7 @@ class GenerateRun:
         which says what is left, if a signal ended the run.
         """
         plan, clock = self._plan, asyncio.get_running_loop().time
-        await check_output(plan.folder)
+        await check_output(plan.target)
         began_at = clock()
         with self._display, self._signals:
             try:
@@ -198,7 +203,7 @@ class GenerateRun:
         ]
         async with (
             asyncio.TaskGroup() as group,
-            session.generate_many(rows, ordered=plan.ordered, save_to=plan.folder) as batch,
+            session.generate_many(rows, ordered=plan.ordered, save_to=plan.target, sidecar=plan.sidecar) as batch,
         ):
             stopping = group.create_task(self._stop_on_signal(batch))
             try:
@@ -227,9 +232,9 @@ class GenerateRun:
             self._note(outcome, missing_images(outcome.result))
         for line in map(str, outcome.saved) if outcome.saved else self._lines.links(outcome.result):
             await self._lines.print(line)
-        if outcome.ok and (self._plan.folder is not None or self._lines.failure is None):
+        if outcome.ok and (self._plan.target is not None or self._lines.failure is None):
             self._delivered.add(outcome.key)
-        if self._lines.failure is not None and self._plan.folder is None and not self._signals.stop_requested.is_set():
+        if self._lines.failure is not None and self._plan.target is None and not self._signals.stop_requested.is_set():
             why = self._lines.failure.strerror or "closed"
             self._display.print_note(f"nanobanana: standard output can't be written ({why}): buying no more")
             self._signals.stop_requested.set()
@@ -262,7 +267,7 @@ class GenerateRun:
             return "they are lost with the emulator"
         if len(keys) > MAX_KEYS:
             return "the same command delivers them and buys nothing twice"
-        command = fetch_command(keys, plan.fetch_options, plan.folder)
+        command = fetch_command(keys, plan.fetch_options, plan.target)
         return f"the same command, or `{one_line(command)}`, delivers {'it' if len(keys) == 1 else 'them'}"
 
     async def _read_records(self) -> dict[str, JobRecord]:

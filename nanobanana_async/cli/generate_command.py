@@ -20,10 +20,10 @@ from nanobanana_async.cli.options import (
     BaseUrl,
     ExtraOption,
     Flag,
-    FolderOption,
     GatewayFinder,
     LedgerFile,
     Name,
+    TargetOption,
     Timeout,
     extra_of,
     fetch_options,
@@ -31,6 +31,7 @@ from nanobanana_async.cli.options import (
 from nanobanana_async.emulator import Emulator
 from nanobanana_async.formatting import count
 from nanobanana_async.images.local import identify
+from nanobanana_async.images.target import Target
 from nanobanana_async.models import OutputFormat, Resolution
 from nanobanana_async.references import text_to_reference
 from nanobanana_async.validators import as_number, as_timeout
@@ -51,7 +52,8 @@ class GenerateCommand:
         prompts: Annotated[list[str], Parameter(name="PROMPT", negative=())],
         /,
         *,
-        output: Annotated[Path | None, FolderOption] = None,
+        output: Annotated[Target | None, TargetOption] = None,
+        sidecar: Flag = False,
         gateway: Annotated[Name | Literal["emulator"] | None, Parameter(env_var="NANOBANANA_GATEWAY")] = None,
         base_url: BaseUrl = None,
         image: Annotated[list[str] | None, Parameter(negative=())] = None,
@@ -89,7 +91,10 @@ class GenerateCommand:
             The prompts; each one is one purchase. Quote a prompt of several words: two or more prompts of one word each
             are asked about on a terminal.
         output
-            Save the images in this folder.
+            Save the images in this folder, or in an object store: s3://bucket/prefix, gs:// or az://, with its
+            credentials in the environment (extra `store`).
+        sidecar
+            Write prompt, settings, key and price of each image into NAME.json beside it.
         gateway
             The gateway; by default the one whose API key is set. `emulator` runs an emulated one in this process.
         base_url
@@ -148,7 +153,8 @@ class GenerateCommand:
             )
         plan = GeneratePlan(
             requests=requests,
-            folder=output,
+            target=output,
+            sidecar=sidecar,
             ledger=None if emulated else ledger,
             timeout=as_timeout("--timeout", timeout),
             concurrency=concurrency,

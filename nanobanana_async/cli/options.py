@@ -15,6 +15,7 @@ from nanobanana_async.errors import ConfigurationError, InvalidRequest
 from nanobanana_async.extra import value_of_text
 from nanobanana_async.gateways import registry
 from nanobanana_async.gateways.contract import Gateway
+from nanobanana_async.images.target import Target, as_target
 from nanobanana_async.validators import as_file, as_folder
 
 Name = registry.GatewayName
@@ -32,6 +33,13 @@ def _to_folder(_: Any, tokens: Sequence[Token]) -> Path:
     return as_folder("the folder", tokens[0].value)
 
 
+def _to_target(_: Any, tokens: Sequence[Token]) -> Target:
+    target = as_target("the folder", tokens[0].value)
+    if not isinstance(target, Path) and target.url.startswith("memory:"):
+        raise ConfigurationError("a store in memory ends with the command: name a folder or another store")
+    return target
+
+
 def _to_ledger(_: Any, tokens: Sequence[Token]) -> Path:
     return as_file("--ledger", tokens[0].value)
 
@@ -43,6 +51,11 @@ DEFAULT_LEDGER = platformdirs.user_state_path("nanobanana", appauthor=False) / "
 
 FolderOption = Parameter(name=["--output", "-o"], converter=_to_folder)
 """The folder for the images. An empty value is refused: it would be the current folder."""
+
+TargetOption = Parameter(name=["--output", "-o"], converter=_to_target, accepts_keys=False, n_tokens=1)
+"""The folder for the images, or the URL of an object store."""
+
+RunFolder = Annotated[Path | None, Parameter(name="--folder", converter=_to_folder)]
 
 ExtraOption = Annotated[list[str] | None, Parameter(negative=())]
 
@@ -154,7 +167,7 @@ def fetch_options(ledger: Path | None, gateway: str | None, base_url: str | None
     return [part for name, value in options.items() if value is not None for part in (name, value)]
 
 
-def fetch_command(names: Sequence[str], options: Sequence[str], folder: Path | None) -> str:
+def fetch_command(names: Sequence[str], options: Sequence[str], target: Target | None) -> str:
     """Return the command that fetches the images of jobs that were bought."""
-    output = () if folder is None else ("-o", str(folder))
+    output = () if target is None else ("-o", str(target))
     return shlex.join(("nanobanana", "jobs", "fetch", *names, *options, *output))

@@ -43,7 +43,7 @@ class ReportRow:
     settings: Mapping[str, Any] = field(factory=dict)
     """The given fields of the request except the prompt, and the model that was used."""
     images: tuple[str, ...] = ()
-    """Paths relative to the HTML file, with forward slashes."""
+    """Paths relative to the HTML file, with forward slashes; URLs of images in an object store."""
     missing: tuple[str, ...] = ()
     """Why images of a succeeded job are missing, one sentence each, such as "image 3: the link is no URL"."""
     credits: Decimal | None = None

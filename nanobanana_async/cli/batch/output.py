@@ -23,7 +23,7 @@ from nanobanana_async.escaping import exact
 from nanobanana_async.events import Event, PriceAboveEstimate
 from nanobanana_async.formatting import count, credit_count, number, plain_number
 from nanobanana_async.images.files import why_unwritable
-from nanobanana_async.report import STATUSES
+from nanobanana_async.report import STATUSES, is_url
 
 MAX_ERRORS = 10  # rows of each status that are listed one by one
 
@@ -49,7 +49,7 @@ class StdoutLines:
         """Queue the lines of a row."""
         if self._enabled:
             start = f"{exact(result.row.key or result.row.job_key)}\t{result.row.status}"
-            paths = [str(folder / image) for image in result.row.images] or [""]
+            paths = [image if is_url(image) else str(folder / image) for image in result.row.images] or [""]
             lines = "".join(f"{start}\t{exact(path)}\n" for path in paths)
             self._lines.append(lines.encode(self._out.encoding or "utf-8", "backslashreplace"))
 
