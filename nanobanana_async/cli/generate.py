@@ -4,8 +4,6 @@ import asyncio
 import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from datetime import UTC, datetime
-from decimal import Decimal
 from pathlib import Path
 
 from attrs import field, frozen
@@ -33,19 +31,17 @@ from nanobanana_async.cli.jobs.actions import open_read_only
 from nanobanana_async.cli.jobs.format import resolve_command
 from nanobanana_async.cli.open_runs import OpenRun, fingerprint
 from nanobanana_async.cli.options import DEFAULT_LEDGER, fetch_command
+from nanobanana_async.cli.purchase_notes import Continued, delivered_before, summary
 from nanobanana_async.cli.result_lines import ResultLines, missing_images
 from nanobanana_async.cli.signals import Interrupted, StopSignals
 from nanobanana_async.escaping import one_line
-from nanobanana_async.formatting import age, count, credit_count, duration
+from nanobanana_async.formatting import count
 from nanobanana_async.images.files import check_folder, make_folder, why_unwritable
 from nanobanana_async.images.local import identify
 from nanobanana_async.images.names import safe_name, slug
 from nanobanana_async.images.target import Target
 from nanobanana_async.jobs import JobRecord
 from nanobanana_async.keys import generate_key
-
-EARLIER_JOBS = 500
-"""How many of the newest jobs are compared with the requests, to say which were bought before."""
 
 MAX_KEYS = 5  # in a command that a message names
 
@@ -92,8 +88,7 @@ class GenerateRun:
         self._ledger = None if plan.ledger is None else SqliteLedger(plan.ledger)
         self._open_run: OpenRun | None = None
         self._keys: Sequence[str] = ()
-        self._bought_before: frozenset[str] = frozenset()
-        """Jobs of an earlier run of the command, bought or perhaps bought by it."""
+        self._continued = Continued()
         self._outcomes: dict[str, Outcome] = {}
         self._delivered: set[str] = set()
         self._timed_out = False
@@ -158,42 +153,13 @@ class GenerateRun:
             raise _unwritable(plan.ledger, error) from None
         self._open_run = run
         if run.continued:
-            await self._note_continued(self._ledger, run)
+            self._continued = await Continued.read(self._ledger, run)
+            self._display.print_note(self._continued.note)
         if run.continued < len(prints):
-            await self._note_earlier(self._ledger, set(prints))
+            note = await delivered_before(self._ledger, self._gateway, set(prints), set(run.keys))
+            if note is not None:
+                self._display.print_note(note)
         return run.keys
-
-    async def _note_continued(self, ledger: SqliteLedger, run: OpenRun) -> None:
-        """Say what an earlier run of the command has bought, and remember it."""
-        records = [record for key in run.keys if (record := await ledger.find(key)) is not None]
-        bought = [record for record in records if record.possibly_bought]
-        self._bought_before = frozenset(record.key for record in bought)
-        ended = sum(record.state is JobState.SUCCEEDED for record in bought)
-        parts = [f"{count(ended, 'job')} of it ended with images"] if ended else []
-        if running := len(bought) - ended:
-            parts.append(f"{count(running, 'job')} of it did not end")
-        if unbought := run.continued - len(bought):
-            parts.append(f"{count(unbought, 'prompt')} of it not bought yet")
-        self._display.print_note(
-            f"an earlier run of this command did not deliver everything: {', '.join(parts)}; what was bought is not"
-            " bought again (--buy-again buys new images)"
-        )
-
-    async def _note_earlier(self, ledger: SqliteLedger, prints: set[str]) -> None:
-        """Say if the same requests were bought and delivered before."""
-        own = set() if self._open_run is None else set(self._open_run.keys)
-        earlier = [
-            record
-            async for record in ledger.jobs(JobState.SUCCEEDED, EARLIER_JOBS)
-            if record.request is not None and record.gateway == self._gateway.name and record.key not in own
-            if fingerprint(self._gateway, record.request) in prints
-        ]
-        if earlier:
-            ago = age(earlier[0].created_at, datetime.now(UTC))
-            self._display.print_note(
-                f"bought before, last {ago} ago as job {earlier[0].key}: this buys another; `nanobanana jobs` lists the"
-                " earlier ones"
-            )
 
     async def _buy(self, session: Session) -> None:
         plan = self._plan
@@ -284,8 +250,9 @@ class GenerateRun:
     def _end(self, records: dict[str, JobRecord], took_s: float) -> int:
         """Print the summary, forget what is delivered, and return the exit code."""
         whole = bool(self._keys) and self._delivered.issuperset(self._keys)
-        if any(outcome.result is not None for outcome in self._outcomes.values()):
-            self._display.print_note(self._summary(records, took_s))
+        results = {key: each.result for key, each in self._outcomes.items() if each.result is not None}
+        if results:
+            self._display.print_note(summary(self._keys, self._continued.bought, results, records, took_s))
         if self._open_run is not None:  # after the last line: a run that was killed before it is delivered again
             bought = [key for key, record in records.items() if record.possibly_bought]
             kept = [key for key in self._keys if key not in records or records[key].state is not JobState.FAILED]
@@ -301,24 +268,6 @@ class GenerateRun:
         if sentence:
             self._display.print_note(f"nanobanana: {sentence}")
         return 1
-
-    def _summary(self, records: dict[str, JobRecord], took_s: float) -> str:
-        """Return what this run bought and, apart from it, what an earlier run had bought."""
-        before = self._bought_before
-        found = self._amount([key for key in self._keys if key in before], records)
-        if not before:
-            return f"{self._amount(self._keys, records)}, {duration(took_s)}"
-        new = [key for key in self._keys if key not in before and key in records and records[key].possibly_bought]
-        bought = self._amount(new, records) if new else "nothing"
-        return f"bought now: {bought}; bought by an earlier run: {found}; {duration(took_s)}"
-
-    def _amount(self, keys: Sequence[str], records: dict[str, JobRecord]) -> str:
-        """Return the number of images of some jobs, and their cost."""
-        results = [outcome.result for key in keys if (outcome := self._outcomes.get(key)) is not None]
-        images = sum(len(result.images) for result in results if result is not None)
-        known = [credits for key in keys if key in records and (credits := records[key].credits) is not None]
-        cost = credit_count(sum(known, Decimal(0))) if known else "price not stated"
-        return f"{count(images, 'image')}, {cost}"
 
     def _left(self, records: dict[str, JobRecord]) -> Iterator[str]:
         """Yield why the run ended early, and what it leaves; nothing about jobs whose error was printed."""

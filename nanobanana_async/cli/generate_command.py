@@ -74,8 +74,8 @@ class GenerateCommand:
 
         Every job is in a ledger before it is bought. After a kill, a crash, Ctrl-C or --timeout the same command
         continues: what was bought is delivered and not bought again, and a prompt that failed or was refused is bought
-        again. Once everything is delivered, the same command buys new images. The first Ctrl-C (or SIGTERM, SIGHUP) stops the buying and waits for what is bought; the second
-        one stops at once.
+        again. Once everything is delivered, the same command buys new images. The first Ctrl-C (or SIGTERM, SIGHUP)
+        stops the buying and waits for what is bought; the second one stops at once.
 
         Examples:
 
@@ -162,7 +162,7 @@ class GenerateCommand:
             buy_again=buy_again,
             fetch_options=fetch_options(ledger, gateway, base_url),
         )
-        selected = None if emulated else self.find_gateway(gateway, base_url)
+        selected = None if gateway == "emulator" else self.find_gateway(gateway, base_url)
         if not _means_single_words(requests, asks=not emulated):
             return CANCELLED
         return asyncio.run(_run(plan, selected))

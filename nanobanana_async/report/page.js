@@ -90,6 +90,7 @@
     find("#shown").textContent =
       shown.length === cards.length ? `${all} ${rows}` : `${shown.length.toLocaleString("en")} of ${all} ${rows}`;
     find("#none").hidden = shown.length > 0;
+    countPicked();
     find("#pick-all").textContent = shown.length === cards.length ? "Select all" : "Select these";
   }
 
@@ -171,9 +172,15 @@
       card.classList.toggle("on", on);
       find(".pick input", card).checked = on;
     }
-    const count = picked().length;
-    find(".picked").hidden = !count;
-    find(".picked b").textContent = `${count.toLocaleString("en")} selected`;
+    countPicked();
+  }
+
+  function countPicked() {
+    const chosen = picked();
+    const visible = chosen.filter((card) => shown.includes(card)).length;
+    const hidden = visible < chosen.length ? `, ${visible.toLocaleString("en")} shown` : "";
+    find(".picked").hidden = !chosen.length;
+    find(".picked b").textContent = `${chosen.length.toLocaleString("en")} selected${hidden}`;
   }
 
   function pickFrom(box, card, range) {

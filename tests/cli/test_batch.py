@@ -323,7 +323,7 @@ async def test_at_most_twenty_bad_rows_are_printed(batch: Command) -> None:
 
 async def test_a_missing_key_or_unwritable_folder_is_a_usage_error(batch: Command) -> None:
     file = batch.prompts(1)
-    assert (await batch(file)).complaint.startswith("nanobanana: no gateway: pass one, or set APIMALL_API_KEY")
+    assert (await batch(file)).complaint.startswith("nanobanana: no gateway: pass --gateway apimall or ")
     batch.patch.setenv("APIMALL_API_KEY", API_KEY)
     batch.patch.setenv("NANOBANANA_BASE_URL", NOWHERE)
     for folder, why in (

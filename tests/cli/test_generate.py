@@ -152,9 +152,9 @@ async def test_an_unreachable_gateway_is_reported() -> None:
     said = await nanobanana("generate", "a fox", "--timeout", "2", environ=environ)
     assert said.code == 1
     waiting, end = said.err.splitlines()
-    assert "can't reach 127.0.0.1: " in waiting
-    assert "trying again" in waiting
-    assert "can't reach 127.0.0.1: " in end
+    assert f"can't reach {emulator.url.removeprefix('http://')}: " in waiting
+    assert waiting.endswith("check the address (--base-url, NANOBANANA_BASE_URL); trying again")
+    assert f"can't reach {emulator.url.removeprefix('http://')}: " in end
     assert end.endswith("; nothing was bought")
 
 

@@ -250,6 +250,10 @@ def test_the_selection_survives_a_filter(visit: Page) -> None:
     visit.get_by_role("button", name="Select these").click()
     visit.get_by_role("button", name="All 6").click()
     expect(visit.get_by_role("group", name="Selection")).to_contain_text("2 selected")
+    visit.locator("#search").fill("lighthouse")
+    expect(visit.get_by_role("group", name="Selection")).to_contain_text("2 selected, 1 shown")
+    visit.locator("#search").fill("")
+    expect(visit.locator(".picked b")).to_have_text("2 selected")
     assert visit.locator(".card.on").evaluate_all("all => all.map(card => card.id)") == ["row-1", "row-4"]
 
 

@@ -39,6 +39,7 @@ from nanobanana_async.cli.options import (
 from nanobanana_async.cli.result_lines import ResultLines, missing_images
 from nanobanana_async.cli.signals import Interrupted, run_until_signal
 from nanobanana_async.escaping import one_line
+from nanobanana_async.images.names import NameFacts, row_name
 from nanobanana_async.images.target import Target
 from nanobanana_async.keys import validate_task_id
 from nanobanana_async.validators import as_number, as_timeout
@@ -166,12 +167,17 @@ async def _fetch_one(
     failure: str | None = None
     try:
         job = await _find(session, name, fetching.ledger)
+        # The file of a row has the key of the row; braces would be fields.
+        by_row = name not in (job.key, job.task_id)
+        row = row_name(None, NameFacts(key=name)).replace("{", "{{").replace("}", "}}") if by_row else None
         result = await job.result(timeout=fetching.timeout)
         printed += lines.links(result)
         if result.missing:
             failure = missing_images(result)
         if fetching.target is not None:
-            printed = [str(path) for path in await session.save(result, fetching.target, sidecar=fetching.sidecar)]
+            printed = [
+                str(path) for path in await session.save(result, fetching.target, name=row, sidecar=fetching.sidecar)
+            ]
         fetched = True
     except NanoBananaError as error:  # after a result: paid for, so its links are printed despite the error
         failure, fetched = one_line(str(error)), False
