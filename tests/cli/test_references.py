@@ -51,7 +51,7 @@ async def test_same_content_under_another_name_continues_the_run(tmp_path: Path)
         again = ("generate", "a fox", "--image", "copy.png", "-o", "out")
         said = await nanobanana(*again, environ=environ, folder=tmp_path)
     assert said.code == 0
-    assert "1 job of an earlier run" in said.err
+    assert "an earlier run of this command did not deliver everything: 1 job of it did not end" in said.err
     stats = emulator.stats()
     assert (stats.creates_accepted, stats.uploads) == (1, {sha256(CAT): 1})
 
@@ -96,7 +96,7 @@ async def test_dry_run_counts_local_images_and_uploads(batch: Command) -> None:
     batch.write("rows.jsonl", *map(json.dumps, lines))
     async with emulated(batch) as emulator:
         said = await batch("rows.jsonl", "--dry-run")
-        assert said.out.splitlines()[-2:] == ["local images\t1", "uploads\t1"]
+        assert {"local images\t1", "uploads\t1"} < set(said.out.splitlines())
         assert sum(emulator.stats().requests.values()) == 0
         assert (await batch("rows.jsonl")).code == 0
         more = [*lines, {"prompt": "c", "image": "cat.png"}, {"prompt": "d", "image": "dog.png"}]
@@ -130,5 +130,5 @@ async def test_changed_file_under_a_key_is_a_changed_row(batch: Command) -> None
         assert (await batch("rows.csv")).code == 0
         written(batch.folder / "cat.png", DOG)
         said = await batch("rows.csv")
-        assert "row one has changed since it was bought: images was" in said.err
+        assert "the row with key one has changed since it was bought: images was" in said.err
         assert emulator.stats().creates_accepted == 1
