@@ -97,12 +97,12 @@ async def test_dry_run_counts_local_images_and_uploads(batch: Command) -> None:
     async with emulated(batch) as emulator:
         said = await batch("rows.jsonl", "--dry-run")
         assert {"local images\t1", "uploads\t1"} < set(said.out.splitlines())
-        assert sum(emulator.stats().requests.values()) == 0
+        assert sum(emulator.stats().requests.values()) == 1  # the balance
         assert (await batch("rows.jsonl")).code == 0
         more = [*lines, {"prompt": "c", "image": "cat.png"}, {"prompt": "d", "image": "dog.png"}]
         batch.write("rows.jsonl", *map(json.dumps, more))
         said = await batch("rows.jsonl", "--dry-run")
-        assert said.out.splitlines()[-2:] == ["local images\t2", "uploads\t1"]
+        assert {"local images\t2", "uploads\t1"} < set(said.out.splitlines())
 
 
 async def test_bad_references_are_named_with_their_rows_before_anything_is_bought(batch: Command) -> None:
