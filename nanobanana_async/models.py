@@ -71,6 +71,11 @@ def _to_callback(url: str | None) -> str | None:
 def _check_images(_: Any, __: "Attribute[tuple[Reference, ...]]", images: tuple[Reference, ...]) -> None:
     for index, image in enumerate(images):
         if not isinstance(image, LocalImage) and digest_of(image) is None:
+            if str(image).strip().isdigit():
+                raise InvalidRequest(
+                    f"images[{index}] must be the URL of a reference image, not {str(image)[:20]!r}: the number of"
+                    " images is num_images"
+                )
             check_url(f"images[{index}]", image)
 
 

@@ -68,29 +68,51 @@ def test_block_compiles(block: Block) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("block", RUNNABLE, ids=lambda block: block.name)
 async def test_program_runs_against_the_emulator(block: Block, tmp_path: Path) -> None:
-    assert block.arguments is not None
-    await asyncio.to_thread((tmp_path / "test_block.py").write_text, block.code, "utf-8")
-    await asyncio.to_thread((tmp_path / "block.py").write_text, block.code, "utf-8")
     async with Emulator(job_limit=5) as emulator:
-        environ = os.environ | {
-            "NANOBANANA_GATEWAY": "apimall",
-            "NANOBANANA_BASE_URL": emulator.url,
-            "NANOBANANA_EXPECTED_JOB_S": "0.5",
-            "APIMALL_API_KEY": API_KEY,
-            "PYTHONWARNINGS": "error",
-        }
-        process = await asyncio.create_subprocess_exec(
-            sys.executable,
-            *block.arguments,
-            cwd=tmp_path,
-            env=environ,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.STDOUT,
-        )
-        async with asyncio.timeout(30):
-            output, _ = await process.communicate()
-        assert process.returncode == 0, output.decode()
+        await run(block, tmp_path, emulator)
         assert emulator.stats().double_charges == 0
+
+
+@pytest.mark.slow
+async def test_readme_program_buys_nothing_when_run_again(tmp_path: Path) -> None:
+    (block,) = (each for each in RUNNABLE if each.name.startswith("README") and "generate_many" in each.code)
+    async with Emulator(job_limit=5) as emulator:
+        outputs = [await run(block, tmp_path, emulator) for _ in range(2)]
+        assert sorted(job.prompt for job in emulator.jobs()) == [
+            "a harbour at dawn",
+            "a lighthouse in fog",
+            "a night train",
+            "an old library",
+        ]
+    for output in outputs:
+        assert {"images/harbour.png", "images/0001-a-lighthouse-in-fog.png"} < set(output.splitlines())
+        assert [name for name in output.splitlines() if not (tmp_path / name).is_file()] == []
+
+
+async def run(block: Block, folder: Path, emulator: Emulator) -> str:
+    """Run a block against the emulator and return its output."""
+    assert block.arguments is not None
+    await asyncio.to_thread((folder / "test_block.py").write_text, block.code, "utf-8")
+    await asyncio.to_thread((folder / "block.py").write_text, block.code, "utf-8")
+    environ = os.environ | {
+        "NANOBANANA_GATEWAY": "apimall",
+        "NANOBANANA_BASE_URL": emulator.url,
+        "NANOBANANA_EXPECTED_JOB_S": "0.5",
+        "APIMALL_API_KEY": API_KEY,
+        "PYTHONWARNINGS": "error",
+    }
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        *block.arguments,
+        cwd=folder,
+        env=environ,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+    )
+    async with asyncio.timeout(30):
+        output, _ = await process.communicate()
+    assert process.returncode == 0, output.decode()
+    return output.decode()
 
 
 def test_pages_have_programs_to_run() -> None:

@@ -35,6 +35,8 @@ from nanobanana_async.validators import as_count
 
 OK, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
 
+_KEY_VARIABLES = tuple(kind.key_variable for kind in registry.GATEWAYS.values())
+
 app = App(
     name="nanobanana",
     version=__version__,
@@ -205,6 +207,12 @@ def emulate(
 
 def _find_gateway(name: Name | None, base_url: str | None) -> Gateway:
     """Return the gateway that options and environment select; on a terminal, prompt for a missing key."""
+    if name is None and not any(map(os.environ.get, ("NANOBANANA_GATEWAY", *_KEY_VARIABLES))):
+        raise ConfigurationError(
+            "no gateway: pass --gateway apimall or --gateway defapi, which ask for the API key on a terminal, or set"
+            f" {' or '.join(_KEY_VARIABLES)}; `--gateway emulator` with `generate` and `batch` is a rehearsal without"
+            " key and cost, `nanobanana demo` shows what the client does"
+        )
     return gateway_from_env(_environ(name, base_url))  # no variable holds the key: tracebacks with locals would show it
 
 

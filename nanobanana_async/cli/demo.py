@@ -77,7 +77,7 @@ async def _run(folder: Path, count: int, console: Console) -> int:
                 ticking = group.create_task(display.follow(session.stats))
                 rows = await _generate(session, emulator, display, folder, count)
                 ticking.cancel()
-        display.print_facts(session.stats())
+        display.print_facts(session.stats(), recorder.delays_s())
     spent = Credits(spent=emulator.stats().credits_charged)
     write = partial(write_report, folder / REPORT, rows, title=OWNER.batch, run=recorder, credits=spent)
     await anyio.to_thread.run_sync(write)
@@ -123,7 +123,7 @@ def _row(outcome: Outcome, record: JobRecord | None, folder: Path) -> ReportRow:
     result, error = outcome.result, outcome.error
     return ReportRow(
         index=outcome.index,
-        key=outcome.key,
+        job_key=outcome.key,
         status="succeeded" if error is None else "failed",
         prompt="" if outcome.request is None else outcome.request.prompt,
         settings={"resolution": "1K", "aspect_ratio": "16:9"},

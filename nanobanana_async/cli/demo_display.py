@@ -2,7 +2,7 @@
 
 import asyncio
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -21,8 +21,6 @@ from nanobanana_async.jobs import JobRecord, JobState
 
 SPEED = 10
 """How many times as fast as at a gateway the emulated jobs run."""
-INTERVAL_S = 3.0
-"""What polls are compared with: the interval that both references show."""
 
 _TICK_S = 0.2
 _LINES = 4  # progress lines where there is no terminal
@@ -91,16 +89,16 @@ class DemoDisplay(LiveDisplay):
             self._note(f"{shorten(prompt)}: {outcome.error}")
         every = max(1, math.ceil(self.total / _LINES))
         if not self.console.is_terminal and (self._images % every == 0 or self._images == self.total):
-            self._note(f"{self._images} of {self.total} images; polls: {self._polled()}.")
+            self._note(f"{self._images} of {self.total} images; polls: {self.polled(self._emulator)}.")
 
     def say(self, text: str) -> None:
         """Print lines, above the board if there is one."""
         self.console.print(text, markup=False, highlight=False, emoji=False, soft_wrap=True)
 
-    def print_facts(self, stats: SessionStats) -> None:
-        """Print what the whole run has shown, as the gateway counted it."""
+    def print_facts(self, stats: SessionStats, delays_s: Sequence[float]) -> None:
+        """Print what the whole run has shown, as the gateway counted it; the delays are those of the page."""
         gateway = self._emulator.stats()
-        delay_s, fixed_delay_s = gateway.seen_delay_mean_s * SPEED, self._fixed_delay_s()
+        delay_s = delays_s[len(delays_s) // 2] if delays_s else 0.0
         limit = "not reached"
         if stats.job_limit is not None:
             limit = f"{stats.job_limit}, learned from {counted(stats.throttled, 'refusal')}"
@@ -112,11 +110,8 @@ class DemoDisplay(LiveDisplay):
             ("lost answers", f"{gateway.lost_creates}; found again without a second purchase: {self._found}"),
             ("job limit", limit),
             ("jobs at once", f"{gateway.running_max} at most"),
-            ("polls", self._polled()),
-            (
-                "ends seen",
-                f"{delay_s:.1f} s after a job's end (a fixed interval of {INTERVAL_S:.0f} s: {fixed_delay_s:.1f} s)",
-            ),
+            ("polls", self.polled(self._emulator)),
+            ("ends seen", f"at most {duration(delay_s)} after a job's end (median)"),
         ):
             facts.add_row(name, value)
         self.say("")
@@ -145,7 +140,7 @@ class DemoDisplay(LiveDisplay):
         limit = "the limit is not known yet" if stats.job_limit is None else f"of {stats.job_limit}, the learned limit"
         remaining = "" if stats.credits_remaining is None else f", {number(stats.credits_remaining)} left"
         facts.add_row("running", f"{stats.slots_held} {limit}")
-        facts.add_row("polls", self._polled())
+        facts.add_row("polls", self.polled(self._emulator))
         facts.add_row("credits", f"{number(stats.credits_spent)} spent{remaining}")
         facts.add_row("time left", self._left(stats))
         return Group(Text(""), bar, facts)
@@ -157,25 +152,16 @@ class DemoDisplay(LiveDisplay):
         left_s = (self.total - self._images) * stats.job_duration_median_s / stats.job_limit
         return f"about {duration(left_s, tenths=False)}"
 
-    def _durations_s(self) -> list[float]:
-        """Return how long each job took that has ended and was seen, at the speed of a real gateway."""
-        seen = [job for job in self._emulator.jobs() if job.first_seen_done_at is not None]
-        return [(job.ends_at - job.created_at) * SPEED for job in seen]
-
-    def _polls(self) -> tuple[int, int]:
-        """Return the polls of the jobs that have ended, and those of a fixed interval for the same jobs."""
-        polls = sum(job.polls for job in self._emulator.jobs() if job.first_seen_done_at is not None)
-        return polls, sum(math.ceil(took_s / INTERVAL_S) for took_s in self._durations_s())
-
-    def _polled(self) -> str:
-        polls, fixed = self._polls()
-        """Return the polls so far, and what they are compared with."""
-        return f"{polls} (a fixed interval of {INTERVAL_S:.0f} s would have made {fixed})"
-
-    def _fixed_delay_s(self) -> float:
-        """Return the mean time from the end of a job to the next poll of a fixed interval."""
-        delays_s = [math.ceil(took_s / INTERVAL_S) * INTERVAL_S - took_s for took_s in self._durations_s()]
-        return sum(delays_s) / len(delays_s) if delays_s else 0.0
+    @staticmethod
+    def polled(emulator: Emulator) -> str:
+        """Return the polls so far, and those of a fixed interval that sees ends as early, where that needs more."""
+        seen = [job for job in emulator.jobs() if job.first_seen_done_at is not None]
+        polls = sum(job.polls for job in seen)
+        interval_s = 2 * emulator.stats().seen_delay_mean_s  # its mean delay is half of it
+        fixed = sum(math.ceil((job.ends_at - job.created_at) / interval_s) for job in seen) if interval_s > 0 else 0
+        if fixed <= polls:
+            return str(polls)
+        return f"{polls} (a fixed interval with the same mean delay would have made {fixed})"
 
     def _elapsed_s(self) -> float:
         return asyncio.get_running_loop().time() - self._began_at

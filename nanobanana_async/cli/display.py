@@ -10,6 +10,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from nanobanana_async import TransportError
 from nanobanana_async.escaping import one_line
 from nanobanana_async.events import BudgetUsedUp, CreateFailed, Event, GatewayUnreachable, JobStateChanged
 from nanobanana_async.formatting import duration, moment
@@ -54,12 +55,14 @@ class JobsDisplay(LiveDisplay):
         self.records: dict[str, JobRecord] = {}
         self.create_failures: dict[str, Exception] = {}
         """Why the last create of a job was not accepted."""
+        self._reached = False
+        """Whether the gateway has accepted a job in this run."""
         self._live = Live(console=console, get_renderable=self._render, transient=True)
 
     def __call__(self, event: Event) -> None:
         """Update the display from an event."""
         if isinstance(event, GatewayUnreachable):
-            self.print_note(unreachable_message(event))
+            self.print_note(unreachable_message(event, reached=self._reached))
         if isinstance(event, BudgetUsedUp):
             self.print_note(used_up_message(event))
         if isinstance(event, CreateFailed):
@@ -67,6 +70,7 @@ class JobsDisplay(LiveDisplay):
         if not isinstance(event, JobStateChanged):
             return
         self.records[event.record.key] = event.record
+        self._reached = self._reached or event.record.state is JobState.RUNNING
         # An error is printed anyway, and so is the result of a single job.
         if event.record.state is JobState.SUCCEEDED and self.total > 1 and not self.console.is_terminal:
             self._say(event.record)
@@ -99,9 +103,14 @@ class JobsDisplay(LiveDisplay):
         return Group(bar, facts)
 
 
-def unreachable_message(event: GatewayUnreachable) -> str:
-    """Return why nothing happens while the gateway gives no usable answer."""
+def unreachable_message(event: GatewayUnreachable, *, reached: bool) -> str:
+    """Return why nothing happens while the gateway gives no usable answer.
+
+    As long as it was not `reached`, the address may be wrong.
+    """
     sentence = f"nanobanana: {shorten(str(event.error), 300)}"
+    if not reached and isinstance(event.error, TransportError) and not event.error.lasting:
+        sentence += "; check the address (--base-url, NANOBANANA_BASE_URL)"
     if event.retried:
         sentence += "; trying again"
     return sentence if event.for_s < 1 else f"{sentence} (for {duration(event.for_s, tenths=False)} so far)"

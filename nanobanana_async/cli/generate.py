@@ -4,8 +4,6 @@ import asyncio
 import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from datetime import UTC, datetime
-from decimal import Decimal
 from pathlib import Path
 
 from attrs import field, frozen
@@ -31,20 +29,18 @@ from nanobanana_async.cli.display import JobsDisplay, shorten
 from nanobanana_async.cli.jobs.actions import open_read_only
 from nanobanana_async.cli.open_runs import OpenRun, fingerprint
 from nanobanana_async.cli.options import DEFAULT_LEDGER, fetch_command
+from nanobanana_async.cli.purchase_notes import Continued, delivered_before, summary
 from nanobanana_async.cli.result_lines import ResultLines, missing_images
 from nanobanana_async.cli.signals import Interrupted, StopSignals
-from nanobanana_async.commands import jobs_command, resolve_advice
+from nanobanana_async.commands import resolve_advice
 from nanobanana_async.escaping import one_line
-from nanobanana_async.formatting import age, count, credit_count, duration
+from nanobanana_async.formatting import count
 from nanobanana_async.images.files import check_folder, make_folder, why_unwritable
 from nanobanana_async.images.local import identify
 from nanobanana_async.images.names import safe_name, slug
 from nanobanana_async.images.target import Target
 from nanobanana_async.jobs import JobRecord
 from nanobanana_async.keys import generate_key
-
-EARLIER_JOBS = 500
-"""How many of the newest jobs are compared with the requests, to say which were bought before."""
 
 MAX_KEYS = 5  # in a command that a message names
 
@@ -88,6 +84,7 @@ class GenerateRun:
         self._ledger = None if plan.ledger is None else SqliteLedger(plan.ledger)
         self._open_run: OpenRun | None = None
         self._keys: Sequence[str] = ()
+        self._continued = Continued()
         self._outcomes: dict[str, Outcome] = {}
         self._delivered: set[str] = set()
         self._timed_out = False
@@ -152,30 +149,13 @@ class GenerateRun:
             raise _unwritable(plan.ledger, error) from None
         self._open_run = run
         if run.continued:
-            self._display.print_note(
-                f"{count(run.continued, 'job')} of an earlier run that did not end: what was bought is not bought again"
-                " (--buy-again buys new images)"
-            )
+            self._continued = await Continued.read(self._ledger, run)
+            self._display.print_note(self._continued.note)
         if run.continued < len(prints):
-            await self._note_earlier(self._ledger, set(prints))
+            note = await delivered_before(self._ledger, self._gateway, set(prints), set(run.keys))
+            if note is not None:
+                self._display.print_note(note)
         return run.keys
-
-    async def _note_earlier(self, ledger: SqliteLedger, prints: set[str]) -> None:
-        """Say if the same requests were bought and delivered before."""
-        own = set() if self._open_run is None else set(self._open_run.keys)
-        earlier = [
-            record
-            async for record in ledger.jobs(JobState.SUCCEEDED, EARLIER_JOBS)
-            if record.request is not None and record.gateway == self._gateway.name and record.key not in own
-            if fingerprint(self._gateway, record.request) in prints
-        ]
-        if earlier:
-            ago = age(earlier[0].created_at, datetime.now(UTC))
-            command = jobs_command(ledger=None if ledger.path == DEFAULT_LEDGER else ledger.path)
-            self._display.print_note(
-                f"bought before, last {ago} ago as job {earlier[0].key}: this buys another; `{command}` lists the"
-                " earlier ones"
-            )
 
     async def _buy(self, session: Session) -> None:
         plan = self._plan
@@ -238,6 +218,8 @@ class GenerateRun:
         outcome = self._outcomes.get(key)
         if (record is not None and record.state is JobState.RUNNING) or (outcome and outcome.result is not None):
             return f"{sentence}; {self._advice([key])}"
+        if record is not None and record.state is JobState.FAILED and self._plan.ledger is not None:
+            return f"{sentence}; the same command buys it again"
         return sentence
 
     def _advice(self, keys: Sequence[str]) -> str:
@@ -264,8 +246,9 @@ class GenerateRun:
     def _end(self, records: dict[str, JobRecord], took_s: float) -> int:
         """Print the summary, forget what is delivered, and return the exit code."""
         whole = bool(self._keys) and self._delivered.issuperset(self._keys)
-        if any(outcome.result is not None for outcome in self._outcomes.values()):
-            self._display.print_note(self._summary(records, took_s))
+        results = {key: each.result for key, each in self._outcomes.items() if each.result is not None}
+        if results:
+            self._display.print_note(summary(self._keys, self._continued.bought, results, records, took_s))
         if self._open_run is not None:  # after the last line: a run that was killed before it is delivered again
             bought = [key for key, record in records.items() if record.possibly_bought]
             kept = [key for key in self._keys if key not in records or records[key].state is not JobState.FAILED]
@@ -281,12 +264,6 @@ class GenerateRun:
         if sentence:
             self._display.print_note(f"nanobanana: {sentence}")
         return 1
-
-    def _summary(self, records: dict[str, JobRecord], took_s: float) -> str:
-        images = sum(len(outcome.result.images) for outcome in self._outcomes.values() if outcome.result is not None)
-        known = [record.credits for record in records.values() if record.credits is not None]
-        cost = credit_count(sum(known, Decimal(0))) if known else "price not stated"
-        return f"{count(images, 'image')}, {cost}, {duration(took_s)}"
 
     def _left(self, records: dict[str, JobRecord]) -> Iterator[str]:
         """Yield why the run ended early, and what it leaves; nothing about jobs whose error was printed."""

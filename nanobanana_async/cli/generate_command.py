@@ -2,6 +2,8 @@
 
 import asyncio
 import secrets
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -10,7 +12,9 @@ from cyclopts import Parameter
 from rich.console import Console
 
 from nanobanana_async import ConcurrencyPolicy, ConfigurationError, Gateway, ImageRequest
+from nanobanana_async.cli.display import shorten
 from nanobanana_async.cli.generate import GeneratePlan, GenerateRun
+from nanobanana_async.cli.jobs.consent import confirm, print_note
 from nanobanana_async.cli.options import (
     DEFAULT_LEDGER,
     BaseUrl,
@@ -25,11 +29,16 @@ from nanobanana_async.cli.options import (
     fetch_options,
 )
 from nanobanana_async.emulator import Emulator
+from nanobanana_async.formatting import count
 from nanobanana_async.images.local import identify
 from nanobanana_async.images.target import Target
 from nanobanana_async.models import OutputFormat, Resolution
 from nanobanana_async.references import text_to_reference
 from nanobanana_async.validators import as_number, as_timeout
+
+CANCELLED = 1
+MAX_WORDS = 12
+"""How many prompts the question about single words lists."""
 
 
 @frozen
@@ -64,9 +73,9 @@ class GenerateCommand:
         """Generate images for all prompts concurrently and print their URLs, or with -o the paths of the saved files.
 
         Every job is in a ledger before it is bought. After a kill, a crash, Ctrl-C or --timeout the same command
-        continues: what was bought is delivered and not bought again. Once everything is delivered, the same command
-        buys new images. The first Ctrl-C (or SIGTERM, SIGHUP) stops the buying and waits for what is bought; the second
-        one stops at once.
+        continues: what was bought is delivered and not bought again, and a prompt that failed or was refused is bought
+        again. Once everything is delivered, the same command buys new images. The first Ctrl-C (or SIGTERM, SIGHUP)
+        stops the buying and waits for what is bought; the second one stops at once.
 
         Examples:
 
@@ -79,7 +88,8 @@ class GenerateCommand:
         Parameters
         ----------
         prompts
-            The prompts; each one is one purchase.
+            The prompts; each one is one purchase. Quote a prompt of several words: two or more prompts of one word each
+            are asked about on a terminal.
         output
             Save the images in this folder, or in an object store: s3://bucket/prefix, gs:// or az://, with its
             credentials in the environment (extra `store`).
@@ -152,7 +162,28 @@ class GenerateCommand:
             buy_again=buy_again,
             fetch_options=fetch_options(ledger, gateway, base_url),
         )
-        return asyncio.run(_run(plan, None if gateway == "emulator" else self.find_gateway(gateway, base_url)))
+        selected = None if gateway == "emulator" else self.find_gateway(gateway, base_url)
+        if not _means_single_words(requests, asks=not emulated):
+            return CANCELLED
+        return asyncio.run(_run(plan, selected))
+
+
+def _means_single_words(requests: Sequence[ImageRequest], *, asks: bool) -> bool:
+    """Return whether to go on with prompts that may be the words of one prompt without quotes; without a terminal True.
+
+    Each word would be bought.
+    """
+    prompts = [request.prompt for request in requests]
+    if len(prompts) < 2 or any(len(prompt.split()) > 1 for prompt in prompts):
+        return True
+    listed = ", ".join(repr(shorten(prompt, 40)) for prompt in prompts[:MAX_WORDS])
+    more = ", ..." if len(prompts) > MAX_WORDS else ""
+    images = count(sum(request.num_images for request in requests), "image")
+    sentence = f"{count(len(prompts), 'prompt')}, {images}: {listed}{more}. Quote a prompt of several words."
+    if asks and sys.stdin.isatty():
+        return confirm(sentence, yes=False)
+    print_note(sentence)
+    return True
 
 
 async def _run(plan: GeneratePlan, gateway: Gateway | None) -> int:

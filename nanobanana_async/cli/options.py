@@ -152,6 +152,7 @@ def with_option_names(sentence: str) -> str:
 def setting_message(error: ConfigurationError | InvalidRequest) -> str:
     """Return the message about a wrong setting with the option's name where it begins with an argument's."""
     sentence = str(error)
+    sentence = sentence.replace("allow_http=True or ", "")
     first, space, rest = sentence.partition(" ")
     option = f"--{first}" if first in ("resolution", "model") else with_option_names(first)
     return f"{option}{space}{rest}"

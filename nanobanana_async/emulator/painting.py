@@ -3,6 +3,8 @@
 import io
 import math
 import random
+import unicodedata
+from contextlib import suppress
 
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
@@ -10,6 +12,8 @@ from nanobanana_async.emulator.composition import ImageSpec, palette
 
 _SKETCH_EDGE = 2048  # longest edge of the painted sketch, which is then scaled; only the text is drawn at full size
 _HILLS = 4
+
+_FOLDED = str.maketrans({"ß": "ss", "æ": "ae", "Æ": "AE", "ø": "o", "Ø": "O", "ł": "l", "Ł": "L"})
 
 Colour = tuple[int, int, int]
 
@@ -106,7 +110,7 @@ def _draw_prompt(image: Image.Image, prompt: str) -> None:
     if min(width, height) < 48:
         return
     size = max(9, round(min(width, height) * 0.05))
-    font = ImageFont.load_default(size)
+    font, prompt = _font_for(prompt, size)
     draw = ImageDraw.Draw(image)
     lines = _wrap(draw, prompt, font, width * 0.86)
     shown = lines[:4]
@@ -117,6 +121,19 @@ def _draw_prompt(image: Image.Image, prompt: str) -> None:
         place = width * 0.07, y
         draw.text(place, line, font=font, fill="white", stroke_width=size // 14, stroke_fill="black")
         y += size * 1.25
+
+
+def _font_for(prompt: str, size: int) -> tuple[ImageFont.ImageFont | ImageFont.FreeTypeFont, str]:
+    """Return a font that has the letters of the prompt, and the prompt; without one, in letters that any font has.
+
+    Pillow's own font has no letters beyond ASCII, and draws boxes in their place.
+    """
+    if not prompt.isascii():
+        with suppress(OSError):
+            return ImageFont.truetype("DejaVuSans.ttf", size), prompt
+        folded = unicodedata.normalize("NFKD", prompt.translate(_FOLDED))
+        prompt = folded.encode("ascii", "ignore").decode()
+    return ImageFont.load_default(size), prompt
 
 
 def _wrap(

@@ -20,12 +20,12 @@ _REFUSED_BY_PROXY = (400, 401, 403, 404, 405, 501)
 
 # The first match counts: aiohttp's classes overlap (its certificate error is a ValueError, too).
 _MESSAGES: tuple[tuple[type[BaseException], str], ...] = (
-    (aiohttp.ClientProxyConnectionError, "can't reach {host}: the proxy can't be reached"),
-    (aiohttp.ClientHttpProxyError, "can't reach {host}: the proxy could not connect"),
-    (aiohttp.ServerFingerprintMismatch, "can't reach {host}: its TLS certificate is not the expected one"),
-    (aiohttp.ClientSSLError, "can't reach {host}: TLS failed"),
-    (aiohttp.ClientConnectorError, "can't reach {host}"),
-    (aiohttp.ConnectionTimeoutError, "can't reach {host}: no connection within {connect_s:g} s"),
+    (aiohttp.ClientProxyConnectionError, "can't reach {place}: the proxy can't be reached"),
+    (aiohttp.ClientHttpProxyError, "can't reach {place}: the proxy could not connect"),
+    (aiohttp.ServerFingerprintMismatch, "can't reach {place}: its TLS certificate is not the expected one"),
+    (aiohttp.ClientSSLError, "can't reach {place}: TLS failed"),
+    (aiohttp.ClientConnectorError, "can't reach {place}"),
+    (aiohttp.ConnectionTimeoutError, "can't reach {place}: no connection within {connect_s:g} s"),
     (asyncio.TimeoutError, "no complete answer from {host} within {timeout_s:g} s"),
     (aiohttp.ServerDisconnectedError, "{host} closed the connection without an answer"),
     (aiohttp.ClientPayloadError, "the answer of {host} was cut short or malformed"),
@@ -36,19 +36,28 @@ _MESSAGES: tuple[tuple[type[BaseException], str], ...] = (
 
 
 def map_exception(
-    error: Exception, *, host: str, sent: bool, connect_s: float, timeout_s: float, setting: str = "base_url"
+    error: Exception,
+    *,
+    host: str,
+    port: int | None = None,
+    sent: bool,
+    connect_s: float,
+    timeout_s: float,
+    setting: str = "base_url",
 ) -> TransportError | ConfigurationError:
     """Return the error of this package for an exception, without a reference to the exception.
 
-    `setting` says where the host comes from, for the advice.
+    `port` is a port that is not the usual one. `setting` says where the host comes from, for the advice.
     """
     lasting = _lasting(error, host)
+    named = f"[{host}]" if ":" in host else host
+    place = host if port is None else f"{named}:{port}"
     if lasting is not None:
         why, advice = lasting[0], lasting[1].format(setting=setting)
-        return TransportError(f"can't reach {host}: {why}", possibly_sent=sent, lasting=True, advice=advice)
+        return TransportError(f"can't reach {place}: {why}", possibly_sent=sent, lasting=True, advice=advice)
     for kind, template in _MESSAGES:
         if isinstance(error, kind):
-            message = template.format(host=host, connect_s=connect_s, timeout_s=timeout_s)
+            message = template.format(host=host, place=place, connect_s=connect_s, timeout_s=timeout_s)
             return TransportError(message + _os_reason(error), possibly_sent=sent)
     if isinstance(error, ValueError) and not sent:
         # A line break in a header, a URL without a host: nothing was sent, and a repeat would fail too.

@@ -176,6 +176,7 @@ class AiohttpTransport:
             return map_exception(
                 error,
                 host=url.raw_host or "",
+                port=None if url.is_default_port() else url.port,
                 sent=possibly_sent(error, body, tracker),
                 connect_s=self._connect_s,
                 timeout_s=timeout_s,

@@ -28,7 +28,7 @@ from nanobanana_async.images.saved import PurchasedImage, find_saved
 P = ParamSpec("P")
 T = TypeVar("T")
 
-_IDENTITY = ("key", "task_id", "image", "sha256")
+_IDENTITY = ("job_key", "task_id", "image", "sha256")
 
 
 @frozen

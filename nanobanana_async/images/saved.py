@@ -62,7 +62,7 @@ class PurchasedImage:
         more = {
             "file_name": name,
             "sha256": digest,
-            "row_key": self.row_key,
+            "key": self.row_key,
             "prompt": self.prompt,
             "aspect_ratio": self.aspect_ratio,
             "resolution": self.resolution,
@@ -72,7 +72,7 @@ class PurchasedImage:
 
 
 def _beginning(key: str, task_id: str, index: int) -> bytes:
-    return f"{json.dumps({'key': key, 'task_id': task_id, 'image': index + 1})[:-1]}, ".encode()
+    return f"{json.dumps({'job_key': key, 'task_id': task_id, 'image': index + 1})[:-1]}, ".encode()
 
 
 def add_to_list(folder: Path, image: PurchasedImage, name: str, digest: str) -> None:
@@ -130,10 +130,10 @@ class SavedImages:
             for line in file:
                 facts = _facts(line)
                 with suppress(KeyError, TypeError):
-                    beginning = _beginning(facts["key"], facts["task_id"], facts["image"] - 1)
+                    beginning = _beginning(facts["job_key"], facts["task_id"], facts["image"] - 1)
                     lines[beginning] = (facts["file_name"], facts["sha256"])
-                    if facts["row_key"] is not None:
-                        rows.setdefault(facts["row_key"], {})[facts["file_name"]] = facts["key"]
+                    if facts["key"] is not None:
+                        rows.setdefault(facts["key"], {})[facts["file_name"]] = facts["job_key"]
         return cls(folder, lines, rows)
 
     def find(self, key: str, task_id: str, indexes: Iterable[int]) -> list[Path] | None:

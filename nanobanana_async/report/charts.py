@@ -81,7 +81,7 @@ def _slots(held: Sequence[tuple[float, float, int]], run: Recorder | None, axis:
     limit, throttled, paused = _learned(run, axis)
     limits = [value for _, value in limit if value is not None]
     max_held = max((value for _, value in steps), default=0.0)
-    top, y_ticks = _ceiling(max(max_held, *limits, 1.0))
+    top, y_ticks = _ceiling(max(max_held, *limits, 1.0), whole=True)
     y = _scale(top)
     layers = [("paused", _bands(paused)), ("held", _area(steps, y)), ("edge", _line(steps, y))]
     legend = [("held", "held")]
@@ -171,7 +171,7 @@ def _histogram(title: str, values: Sequence[float], note: str) -> Chart | None:
     counts = [0] * bars
     for value in values:
         counts[min(bars - 1, int(value / width))] += 1
-    top, y_ticks = _ceiling(max(counts))
+    top, y_ticks = _ceiling(max(counts), whole=True)
     y, step = _scale(top), _WIDTH / bars
     path = "".join(
         f"M{_n(bar * step + step * 0.1)} 100V{_n(y(jobs))}H{_n((bar + 1) * step - step * 0.1)}V100Z"
@@ -214,8 +214,10 @@ def _time_ticks(axis: Axis, max_ticks: int = _MAX_TICKS) -> tuple[Tick, ...]:
     )
 
 
-def _ceiling(value: float) -> tuple[float, tuple[Tick, ...]]:
-    """Return the next round number, and labels for it and its half."""
+def _ceiling(value: float, *, whole: bool = False) -> tuple[float, tuple[Tick, ...]]:
+    """Return the next round number, and labels for it and its half; `whole`: for jobs, both are whole numbers."""
+    if whole and 1 < value <= 10:
+        value = 2.0 * math.ceil(value / 2)
     magnitude = 10.0 ** math.floor(math.log10(value)) if value > 0 else 1.0
     top = next(magnitude * digit for digit in (1, 1.2, 1.6, 2, 2.4, 3, 4, 5, 6, 8, 10) if magnitude * digit >= value)
     if top < 2:

@@ -41,7 +41,7 @@
     if (!texts.has(card)) {
       const parts = [...card.querySelectorAll(".prompt, .error, .remark")].map((element) => element.textContent);
       const links = [...card.querySelectorAll(".frame a")];
-      const names = [detail(card, "key"), detail(card, "task id"), ...links.map(fileName)].map(folded).filter(Boolean);
+      const names = [detail(card, "key"), detail(card, "job key"), detail(card, "task id"), ...links.map(fileName)].map(folded).filter(Boolean);
       // A word of a name is found by its beginning: keys are hexadecimal, and "bed" is in the middle of many.
       const starts = names.flatMap((name) => [name, ...name.split(/[^\p{L}\p{N}]+/u)]);
       texts.set(card, [folded([...parts, detail(card, "metadata")].join("\n")), starts, number(card)]);
@@ -90,6 +90,7 @@
     find("#shown").textContent =
       shown.length === cards.length ? `${all} ${rows}` : `${shown.length.toLocaleString("en")} of ${all} ${rows}`;
     find("#none").hidden = shown.length > 0;
+    countPicked();
     find("#pick-all").textContent = shown.length === cards.length ? "Select all" : "Select these";
   }
 
@@ -160,10 +161,10 @@
     button.dataset.timer = String(setTimeout(() => (button.textContent = label), 1600));
   }
 
-  // Selection: the keys of rows, for other commands
+  // Selection: the rows' own keys, or else those of their jobs, for other commands
 
   const picked = () => cards.filter((card) => card.classList.contains("on"));
-  const keysOf = (chosen) => chosen.map((card) => [facts(card).i, detail(card, "key")]).sort(([a], [b]) => a - b).map(([, key]) => key);
+  const keysOf = (chosen) => chosen.map((card) => [facts(card).i, detail(card, "key") || detail(card, "job key")]).sort(([a], [b]) => a - b).map(([, key]) => key);
   let last = null;
 
   function pick(chosen, on) {
@@ -171,9 +172,15 @@
       card.classList.toggle("on", on);
       find(".pick input", card).checked = on;
     }
-    const count = picked().length;
-    find(".picked").hidden = !count;
-    find(".picked b").textContent = `${count.toLocaleString("en")} selected`;
+    countPicked();
+  }
+
+  function countPicked() {
+    const chosen = picked();
+    const visible = chosen.filter((card) => shown.includes(card)).length;
+    const hidden = visible < chosen.length ? `, ${visible.toLocaleString("en")} shown` : "";
+    find(".picked").hidden = !chosen.length;
+    find(".picked b").textContent = `${chosen.length.toLocaleString("en")} selected${hidden}`;
   }
 
   function pickFrom(box, card, range) {

@@ -213,9 +213,10 @@ def _is_long(prompt: str) -> bool:
 
 
 def _short_settings(row: ReportRow) -> list[str]:
-    """Return the settings for the card; the large view shows all of them."""
+    """Return the row's own key and the settings for the card; the large view shows all of them."""
     known = row.settings
-    found = [str(known[name])[:24] for name in ("resolution", "aspect_ratio") if known.get(name)]
+    found = [] if row.key is None else [row.key[:24]]
+    found += [str(known[name])[:24] for name in ("resolution", "aspect_ratio") if known.get(name)]
     references = known.get("images")
     if isinstance(references, (list, tuple)) and references:
         found.append(count(len(references), "reference"))
@@ -234,6 +235,7 @@ def _facts(row: ReportRow) -> dict[str, Any]:
     details: list[tuple[str, Any]] = [
         ("row", row.number or None),
         ("key", row.key),
+        ("job key", row.job_key),
         ("task id", row.task_id),
         *row.settings.items(),
     ]

@@ -34,7 +34,10 @@ class ReportRow:
     """The row's place in the input, from 0."""
     number: int = 0
     """Its line in a text file, its row in a table: what people call it. 0 if it is not known."""
-    key: str
+    job_key: str
+    """The key of its job; empty if the row was invalid and had no key."""
+    key: str | None = None
+    """The row's own key, of the input file."""
     status: Status = field(validator=_status)
     prompt: str = ""
     settings: Mapping[str, Any] = field(factory=dict)

@@ -95,7 +95,7 @@ async def test_folder_is_a_data_set_that_an_image_folder_loader_reads(tmp_path: 
     lines = [json.loads(line) for line in (tmp_path / "metadata.jsonl").read_text().splitlines()]
     assert {line["file_name"]: line["sha256"] for line in lines} == hashed(tmp_path)  # each image once, and no other
     assert len({tuple(line) for line in lines}) == 1  # the loader wants the same fields in each line
-    two = sorted((line for line in lines if line["row_key"] == "k"), key=lambda line: line["image"])
+    two = sorted((line for line in lines if line["key"] == "k"), key=lambda line: line["image"])
     facts = [(line["file_name"], line["prompt"], line["aspect_ratio"], line["image"]) for line in two]
     assert facts == [("k-1.png", "zwei", "16:9", 1), ("k-2.png", "zwei", "16:9", 2)]
 

@@ -110,7 +110,7 @@ def main() -> None:
     stats = batch.stats
     print(f"killed with {', '.join(map(str, batch.killed_at))} results of {options.rows}; {took_s:.0f} s in all")
     print(f"exit codes after that: {', '.join(str(said.code) for said in batch.said)}")
-    print(f"results: {len(lines)} lines, {len({line['key'] for line in lines})} keys, valid JSON each")
+    print(f"results: {len(lines)} lines, {len({line['job_key'] for line in lines})} keys, valid JSON each")
     print(f"images: {len(images)} named, each equal to its sha256; {on_disk} files on disk")
     print(f"charges: {stats.creates_accepted}, double {stats.double_charges}, keys replayed {stats.replays}")
     print(f"requests in all: {dict(stats.requests)}; of the rerun: {batch.requests_of_rerun}")

@@ -57,6 +57,22 @@ def test_an_end_of_input_at_the_prompt_is_no_key(bare: pytest.MonkeyPatch, capsy
     assert capsys.readouterr().err == "nanobanana: no API key was typed: set APIMALL_API_KEY\n"
 
 
+def test_no_gateway_names_the_options_that_select_one(
+    bare: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bare.setattr(sys, "stdin", TerminalStream())
+    for command in (["generate", "x"], ["balance"]):
+        assert cli.run(command) == 2
+        said = capsys.readouterr().err
+        for way in (
+            "--gateway apimall",
+            "--gateway emulator",
+            "`nanobanana demo`",
+            "APIMALL_API_KEY or DEFAPI_API_KEY",
+        ):
+            assert said.count(way) == 1
+
+
 def test_a_missing_key_is_an_error_without_a_terminal(
     bare: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -70,6 +86,7 @@ def test_a_bug_is_one_line_on_stderr(bare: pytest.MonkeyPatch, capsys: pytest.Ca
         raise LookupError("oops")
 
     bare.setattr(cli, "gateway_from_env", broken)
+    bare.setenv("APIMALL_API_KEY", "k")
     assert cli.run(["generate", "x"]) == 1
     assert capsys.readouterr().err == "nanobanana: a bug: LookupError: oops (NANOBANANA_DEBUG=1 shows where)\n"
     bare.setenv("NANOBANANA_DEBUG", "1")

@@ -40,12 +40,12 @@ async def test_a_batch_writes_images_results_report_and_ledger(batch: Command) -
         assert (said.code, emulator.stats().creates_accepted) == (0, 3)
     lines = batch.lines()
     fox = lines["a fox"]
-    assert (fox["index"], fox["number"], fox["row_key"], fox["metadata"]) == (0, 2, "f1", {"shelf": "7"})
+    assert (fox["index"], fox["number"], fox["key"], fox["metadata"]) == (0, 2, "f1", {"shelf": "7"})
     assert (fox["settings"]["num_images"], fox["settings"]["resolution"], len(fox["images"])) == (2, "2K", 2)
     assert all(line[name] for line in lines.values() for name in ("task_id", "credits", "created_at", "ended_at"))
     assert len(images_of(batch.out)) == 4
     printed = {tuple(line.split("\t")) for line in said.out.splitlines()}
-    found = {(line["row_key"] or line["key"], name) for line in lines.values() for name in line["images"]}
+    found = {(line["key"] or line["job_key"], name) for line in lines.values() for name in line["images"]}
     assert printed == {(key, "succeeded", f"out/{name}") for key, name in found}
     assert "a stoat &amp; &lt;b&gt;friends" in (batch.out / "index.html").read_text(encoding="utf-8")
     assert {path.name for path in batch.out.iterdir()} == {
@@ -347,7 +347,7 @@ async def test_at_most_twenty_bad_rows_are_printed(batch: Command) -> None:
 
 async def test_a_missing_key_or_unwritable_folder_is_a_usage_error(batch: Command) -> None:
     file = batch.prompts(1)
-    assert (await batch(file)).complaint.startswith("nanobanana: no gateway: pass one, or set APIMALL_API_KEY")
+    assert (await batch(file)).complaint.startswith("nanobanana: no gateway: pass --gateway apimall or ")
     batch.patch.setenv("APIMALL_API_KEY", API_KEY)
     batch.patch.setenv("NANOBANANA_BASE_URL", NOWHERE)
     for folder, why in (
@@ -423,7 +423,7 @@ async def test_a_repeatedly_killed_batch_buys_each_row_once(tmp_path: Path) -> N
     killed = await kill_and_rerun(tmp_path, rows=60, kills=2, job_s=0.4, job_limit=12)
     lines = lines_of(killed.folder)
     assert [said.code for said in killed.said] == [0, 0]
-    assert (len(lines), len({line["key"] for line in lines}), len(images_of(killed.folder))) == (60, 60, 60)
+    assert (len(lines), len({line["job_key"] for line in lines}), len(images_of(killed.folder))) == (60, 60, 60)
     assert len(list((killed.folder / "images").glob("*.png"))) == 60
     assert (killed.stats.creates_accepted, killed.stats.double_charges) == (60, 0)
     assert killed.requests_of_rerun == 0

@@ -70,3 +70,29 @@ async def test_extra_values_are_among_the_settings(batch: Command) -> None:
     table = batch.write("a.csv", "prompt,extra.seed,extra.quality", "a fox,7,", "an owl,,high", "a lynx,,")
     found = facts(await dry(batch, table, "--extra", "seed=1"))
     assert found["extra"] == '{"seed":1}; column extra sets it in 2 of 3 rows: {"seed":7}, {"quality":"high","seed":1}'
+
+
+@pytest.mark.parametrize(
+    ("options", "title", "cost"),
+    [((), "API Mall", "about 16 (estimate)"), (("--gateway", "defapi"), "defapi", "about 1 (estimate)")],
+)
+async def test_dry_run_without_a_key_has_the_estimate(
+    options: tuple[str, ...], title: str, cost: str, batch: Command
+) -> None:
+    said = await batch(batch.prompts(2), "--dry-run", *options)
+    found = facts(said)
+    assert (found["rows"], found["to buy"], found["credits"]) == ("2", "2", cost)
+    assert "balance" not in found
+    assert said.complaint == (f"nanobanana: no API key is set: the estimate is for {title}, and the balance is unknown")
+    assert not batch.out.exists()
+
+
+async def test_dry_run_without_a_key_reads_what_the_folder_has_bought(batch: Command) -> None:
+    async with emulated(batch, "defapi"):
+        assert (await batch(batch.write("foxes.txt", "a fox 0", "a fox 1"))).code == 0
+    for name in ("APIMALL_API_KEY", "DEFAPI_API_KEY", "NANOBANANA_GATEWAY"):
+        batch.patch.delenv(name)
+    said = await batch(batch.prompts(3), "--dry-run")
+    assert {name: facts(said)[name] for name in ("finished", "to buy")} == {"finished": "2", "to buy": "1"}
+    assert "for defapi" in said.complaint
+    assert (await batch(batch.prompts(3))).code == 2  # a run needs the key

@@ -14,7 +14,7 @@ from nanobanana_async.emulator.faults import error
 from nanobanana_async.report import ReportRow
 from tests.cli.batch_kills import images_of, lines_of
 from tests.cli.batches import Command, emulated, requests
-from tests.support.command import nanobanana
+from tests.support.command import environment, nanobanana
 
 pytestmark = pytest.mark.slow
 
@@ -105,12 +105,22 @@ async def test_wrong_names_are_refused_before_buying(names: str, complaint: str,
 
 
 async def test_job_of_a_row_is_shown_by_the_key_of_the_row(batch: Command) -> None:
-    async with emulated(batch):
+    async with emulated(batch) as emulator:
         said = await batch(batch.write("a.csv", "key,prompt", "Motiv 1,a fox", "2,a lynx"))
         assert {line.split("\t")[0] for line in said.out.splitlines()} == {"Motiv 1", "2"}
         ledger = str(batch.out / "jobs.sqlite")
         shown = await nanobanana("jobs", "show", "Motiv 1", "--ledger", ledger)
         assert (shown.code, "a fox" in shown.out) == (0, True)
+        facts = {line[:13].strip(): line[13:].strip() for line in shown.out.splitlines()}
+        assert facts["row key"] == "Motiv 1"
+        assert facts["file 1"] == str(batch.out / "images" / "Motiv_1.png")
+        by_job = await nanobanana("jobs", "show", facts["key"], "--ledger", ledger)
+        assert by_job.out == shown.out
+        assert "-" not in facts.values()
+        environ = environment(emulator)
+        command = ("jobs", "fetch", "Motiv 1", "--ledger", ledger, "-o", "more")
+        fetched = await nanobanana(*command, environ=environ, folder=batch.folder)
+        assert fetched.out.strip() == "more/Motiv_1.png"
         missing = await nanobanana("jobs", "show", "Motiv 3", "--ledger", ledger)
         assert (missing.code, "no job and no row 'Motiv 3' in ledger" in missing.err) == (2, True)
 
@@ -130,9 +140,16 @@ async def test_spreadsheet_has_the_rows_in_order_with_numbers(batch: Command) ->
 @pytest.mark.parametrize("text", ["=HYPERLINK(1)", "+1", "-1", "@x", "\t=1", "\r=1"])
 def test_cells_that_begin_like_formulas_are_harmless(text: str, tmp_path: Path) -> None:
     row = ReportRow(
-        index=0, key=text, status="failed", prompt=text, error=text, credits=Decimal("0.5"), metadata={text: text}
+        index=0,
+        key=text,
+        job_key=text,
+        status="failed",
+        prompt=text,
+        error=text,
+        credits=Decimal("0.5"),
+        metadata={text: text},
     )
-    write_spreadsheet(tmp_path, lambda: [Result(row=row, row_key=text)], ",")
+    write_spreadsheet(tmp_path, lambda: [Result(row=row)], ",")
     with (tmp_path / "results.csv").open(encoding="utf-8-sig", newline="") as table:
         header, cells = csv.reader(table)
     assert not [cell for cell in (*header, *cells) if cell.startswith(("=", "+", "-", "@", "\t", "\r"))]

@@ -117,7 +117,7 @@ def messages(key: str, ledger: Path) -> Iterator[str]:
     for keys in ([key], [key, "other"]):
         summary = BatchSummary(Path(NASTY))
         for each in keys:
-            summary.add(Result(row=ReportRow(index=0, number=1, key=each, status="uncertain", prompt="a fox")))
+            summary.add(Result(row=ReportRow(index=0, number=1, job_key=each, status="uncertain", prompt="a fox")))
         display = BatchDisplay(1, Console(file=io.StringIO()), lambda: 0.0)
         yield from summary.ending(display, 0, interrupted=False, reported=False)
 

@@ -1,16 +1,17 @@
 """What the demo prints while it runs, on a terminal of 80 columns that has neither colours nor UTF-8."""
 
-import asyncio
 import io
 from decimal import Decimal
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 from attrs import evolve
 from rich.console import Console
 
-from nanobanana_async import JobState, Session
-from nanobanana_async.cli.demo_display import SPEED, DemoDisplay
-from nanobanana_async.emulator import Emulator, Fixed
+from nanobanana_async import JobState
+from nanobanana_async.cli.demo_display import DemoDisplay
+from nanobanana_async.emulator import Emulator
 from nanobanana_async.errors import TransportError
 from nanobanana_async.events import CreateFailed, JobStateChanged
 from tests.cli.test_batch_display import STATS
@@ -39,7 +40,7 @@ async def test_events_and_board_fit_an_ascii_terminal_of_80_columns() -> None:
             display(JobStateChanged(before=JobState.SUBMITTING, record=running))
         stats = evolve(STATS, job_limit=6, slots_held=5, credits_spent=Decimal(96), credits_remaining=Decimal(1104))
         display.console.print(display._boarded(stats))
-        display.print_facts(stats)
+        display.print_facts(stats, [0.1, 0.2, 0.4])
     printed = output.getvalue().decode("ascii")
     assert all(len(line.rstrip()) <= 80 for line in printed.splitlines())
     text = " ".join(printed.split())
@@ -50,19 +51,21 @@ async def test_events_and_board_fit_an_ascii_terminal_of_80_columns() -> None:
         "running 5 of 6, the learned limit",
         "credits 96 spent, 1,104 left",
         "time left about 2 min",
+        "ends seen at most 0.2 s after a job's end (median)",
     ):
         assert text.count(sentence) == 1, text
 
 
-@pytest.mark.slow
-async def test_polls_are_compared_with_a_fixed_interval_for_the_same_jobs() -> None:
-    async with Emulator(duration=Fixed(7.0), speed=70.0) as emulator, Session(emulator.apimall()) as session:
-        display = DemoDisplay(2, emulator, plain_console(io.BytesIO()))
-        assert display._polls() == (0, 0)
-        async with asyncio.TaskGroup() as group:
-            for prompt in ("a fox", "an owl"):
-                group.create_task(session.generate(prompt))
-        polls = emulator.stats().polls
-        assert display._durations_s() == pytest.approx([0.1 * SPEED] * 2)  # at the speed that the demo shows
-        assert display._polls() == (polls, 2)  # a poll after 3 s finds a job of 1 s
-        assert display._fixed_delay_s() == pytest.approx(2.0)
+@pytest.mark.parametrize(
+    ("delay_s", "said"),
+    [
+        (1.0, "10 (a fixed interval with the same mean delay would have made 26)"),
+        (5.0, "10"),  # a fixed interval would have made 6
+        (0.0, "10"),
+    ],
+)
+def test_polls_are_compared_with_a_fixed_interval_of_the_same_delay(delay_s: float, said: str) -> None:
+    jobs = [SimpleNamespace(polls=5, created_at=10.0, ends_at=35.0, first_seen_done_at=36.0) for _ in range(2)]
+    running = SimpleNamespace(polls=3, created_at=10.0, ends_at=90.0, first_seen_done_at=None)
+    seen: Any = SimpleNamespace(jobs=lambda: [*jobs, running], stats=lambda: SimpleNamespace(seen_delay_mean_s=delay_s))
+    assert DemoDisplay.polled(cast(Emulator, seen)) == said

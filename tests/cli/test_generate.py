@@ -174,7 +174,38 @@ async def test_an_unreachable_gateway_is_reported() -> None:
     said = await nanobanana("generate", "a fox", "--timeout", "2", environ=environ)
     assert said.code == 1
     waiting, end = said.err.splitlines()
-    assert "can't reach 127.0.0.1: " in waiting
-    assert "trying again" in waiting
-    assert "can't reach 127.0.0.1: " in end
+    assert f"can't reach {emulator.url.removeprefix('http://')}: " in waiting
+    assert waiting.endswith("check the address (--base-url, NANOBANANA_BASE_URL); trying again")
+    assert f"can't reach {emulator.url.removeprefix('http://')}: " in end
     assert end.endswith("; nothing was bought")
+
+
+@pytest.mark.parametrize(("answer", "code", "bought"), [("\n", 1, 0), ("n\n", 1, 0), ("y\n", 0, 2)])
+async def test_prompts_of_single_words_are_asked_about_on_a_terminal(answer: str, code: int, bought: int) -> None:
+    async with Emulator(duration=QUICK) as emulator:
+        said = await nanobanana("generate", "a", "fox", environ=environment(emulator), typed=answer)
+        assert (said.code, emulator.stats().creates_accepted) == (code, bought)
+    question = "2 prompts, 2 images: 'a', 'fox'. Quote a prompt of several words. Continue? [y/N] "
+    assert said.err.startswith(question)
+
+
+async def test_prompts_of_single_words_are_noted_on_a_pipe() -> None:
+    async with Emulator(duration=QUICK) as emulator:
+        said = await nanobanana("generate", "a", "fox", "--num-images", "3", environ=environment(emulator))
+        assert emulator.stats().creates_accepted == 2
+    assert (said.code, len(said.out.splitlines())) == (0, 6)
+    assert said.err.startswith("2 prompts, 6 images: 'a', 'fox'. Quote a prompt of several words.\n")
+
+
+@pytest.mark.parametrize("prompts", [["fox"], ["a fox", "owl"]])
+async def test_quoted_prompts_are_not_asked_about(prompts: list[str]) -> None:
+    async with Emulator(duration=QUICK) as emulator:
+        said = await nanobanana("generate", *prompts, environ=environment(emulator), typed="")
+        assert (said.code, emulator.stats().creates_accepted) == (0, len(prompts))
+    assert "Quote" not in said.err
+
+
+async def test_prompts_of_a_rehearsal_are_not_asked_about(tmp_path: Path) -> None:
+    options = ("--gateway", "emulator", "-o", "out")
+    said = await nanobanana("generate", "a", "fox", *options, folder=tmp_path, typed="")
+    assert (said.code, len(said.out.splitlines())) == (0, 2)

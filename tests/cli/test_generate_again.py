@@ -44,7 +44,8 @@ async def test_a_job_that_outlived_its_command_is_not_bought_again(tmp_path: Pat
         assert emulator.stats().creates_accepted == 1
     assert again.code == 0
     assert (tmp_path / again.out.strip()).parent.name == "other"
-    assert "1 job of an earlier run that did not end" in again.err
+    assert "an earlier run of this command did not deliver everything: 1 job of it did not end;" in again.err
+    assert "bought now: nothing; bought by an earlier run: 1 image, 8 credits; " in again.err
     assert open_runs(tmp_path) == []
 
 
@@ -58,6 +59,18 @@ async def test_a_failed_prompt_does_not_buy_the_others_again(tmp_path: Path) -> 
     assert (first.code, second.code) == (1, 0)
     assert first.out.strip() in second.out
     assert len(second.out.splitlines()) == 2
+    assert "everything: 1 job of it ended with images, 1 prompt of it not bought yet; what" in second.err
+    assert "bought now: 1 image, 8 credits; bought by an earlier run: 1 image, 8 credits; " in second.err
+
+
+@slow
+async def test_a_failed_job_says_that_the_same_command_buys_it_again(tmp_path: Path) -> None:
+    async with Emulator(duration=QUICK, failure_probability=1.0) as emulator:
+        first = await generate(emulator, tmp_path, "a fox")
+        assert (first.code, emulator.stats().creates_accepted) == (1, 1)
+        await generate(emulator, tmp_path, "a fox")
+        assert emulator.stats().creates_accepted == 2
+    assert first.complaint.endswith("; the same command buys it again")
 
 
 @slow

@@ -49,7 +49,8 @@ async def test_server_without_tls_is_named() -> None:
 
     async with Peer(plain) as peer:
         said = await generate(peer.url.replace("http:", "https:"))
-    assert "can't reach 127.0.0.1: it does not speak TLS" in said.complaint
+        place = peer.url.split("/")[2]
+    assert f"can't reach {place}: it does not speak TLS" in said.complaint
 
 
 @pytest.mark.parametrize(
@@ -93,8 +94,10 @@ async def test_fetch_on_a_wrong_setting_names_it() -> None:
 
 
 async def test_refused_connection_is_named_at_once_and_at_the_end() -> None:
-    environ = environment(APIMALL_API_KEY="k", NANOBANANA_BASE_URL=f"http://127.0.0.1:{unused_port()}")
+    place = f"127.0.0.1:{unused_port()}"
+    environ = environment(APIMALL_API_KEY="k", NANOBANANA_BASE_URL=f"http://{place}")
     said = await nanobanana("generate", "a fox", "--timeout", "1", environ=environ)
     first, last = said.err.splitlines()
-    assert first == "nanobanana: can't reach 127.0.0.1: Connection refused; trying again"
-    assert "(can't reach 127.0.0.1: Connection refused); nothing was bought" in last
+    check = "check the address (--base-url, NANOBANANA_BASE_URL)"
+    assert first == f"nanobanana: can't reach {place}: Connection refused; {check}; trying again"
+    assert f"(can't reach {place}: Connection refused); nothing was bought" in last

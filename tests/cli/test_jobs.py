@@ -264,6 +264,7 @@ async def test_a_missing_or_foreign_ledger_is_an_error_and_unchanged(jobs: Comma
     jobs.patch.setenv("APIMALL_API_KEY", "k")
     said = await jobs(*tokens)
     assert (said.code, "no such file" in said.complaint) == (2, True)
+    assert "rehearsals with --gateway emulator are not kept" in said.complaint
     assert list(jobs.ledger.parent.iterdir()) == []
     for content, why in ((b"", "is empty"), (b"not a database, but long enough to be read as one", "not a SQLite")):
         jobs.ledger.write_bytes(content)

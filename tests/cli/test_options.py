@@ -19,6 +19,11 @@ def test_only_the_first_word_of_a_setting_message_is_an_option() -> None:
     assert setting_message(ConfigurationError("base_url_of is wrong")) == "base_url_of is wrong"
 
 
+def test_arguments_of_python_are_not_advice() -> None:
+    error = ConfigurationError("base_url must use https (allow_http=True or NANOBANANA_ALLOW_HTTP=1 permits that)")
+    assert setting_message(error) == "--base-url must use https (NANOBANANA_ALLOW_HTTP=1 permits that)"
+
+
 def test_extra_options_are_json_where_they_can_be() -> None:
     options = ["seed=7", "quality=high", "box=[1, 2]", "formula=a=b", "empty="]
     assert extra_of(options) == {"seed": 7, "quality": "high", "box": [1, 2], "formula": "a=b", "empty": ""}

@@ -51,7 +51,7 @@ async def test_same_content_under_another_name_continues_the_run(tmp_path: Path)
         again = ("generate", "a fox", "--image", "copy.png", "-o", "out")
         said = await nanobanana(*again, environ=environ, folder=tmp_path)
     assert said.code == 0
-    assert "1 job of an earlier run" in said.err
+    assert "an earlier run of this command did not deliver everything: 1 job of it did not end" in said.err
     stats = emulator.stats()
     assert (stats.creates_accepted, stats.uploads) == (1, {sha256(CAT): 1})
 
@@ -102,7 +102,7 @@ async def test_dry_run_counts_local_images_and_uploads(batch: Command) -> None:
         more = [*lines, {"prompt": "c", "image": "cat.png"}, {"prompt": "d", "image": "dog.png"}]
         batch.write("rows.jsonl", *map(json.dumps, more))
         said = await batch("rows.jsonl", "--dry-run")
-        assert said.out.splitlines()[-2:] == ["local images\t2", "uploads\t1"]
+        assert {"local images\t2", "uploads\t1"} < set(said.out.splitlines())
 
 
 async def test_bad_references_are_named_with_their_rows_before_anything_is_bought(batch: Command) -> None:

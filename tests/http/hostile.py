@@ -56,7 +56,8 @@ def _answer(connection: socket.socket, answer: bytes) -> None:
 async def ask(name: str, port: int) -> dict[str, Any]:
     """Send one request, in a child process; return its cost and how it ended."""
     case = CASES[name]
-    settings: dict[str, Any] = {"api_key": "key-0123456789", "base_url": f"http://127.0.0.1:{port}", "expected_job_s": 0.01}
+    url = f"http://127.0.0.1:{port}"
+    settings: dict[str, Any] = {"api_key": "key-0123456789", "base_url": url, "expected_job_s": 0.01}
     # A job in doubt waits for the history only this long.
     gateway = ApiMall(**settings, history_delay_s=0.01) if case.gateway == "apimall" else DefApi(**settings)
     timeouts = Timeouts(job_s=0.2, query_s=PATIENCE_S)

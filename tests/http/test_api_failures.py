@@ -114,12 +114,17 @@ def nothing_logged(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
 @pytest.mark.parametrize("fresh", [False, True])
 async def test_refused_connection_is_certainly_not_sent(ask: Ask, fresh: bool) -> None:
     async with opened() as api:
-        error = await failure(api, ask(f"http://127.0.0.1:{unused_port()}/"), fresh=fresh)
+        error = await failure(api, ask(f"http://127.0.0.1:{(port := unused_port())}/"), fresh=fresh)
     assert isinstance(error, TransportError)
     assert error.possibly_sent is False
     assert error.safe_to_repeat is True
-    assert error.message.startswith("can't reach 127.0.0.1: ")
+    assert error.message.startswith(f"can't reach 127.0.0.1:{port}: ")
     assert error.lasting is False
+
+
+def place(peer: Peer) -> str:
+    """Return host and port of a peer."""
+    return peer.url.split("/")[2]
 
 
 class Unresolving(AbstractResolver):
@@ -154,7 +159,7 @@ async def test_peer_without_tls_is_certainly_not_sent(ask: Ask) -> None:
         error = await failure(api, ask(peer.url.replace("http:", "https:")))
     assert isinstance(error, TransportError)
     assert error.possibly_sent is False
-    assert (error.message, error.lasting) == ("can't reach 127.0.0.1: it does not speak TLS", True)
+    assert (error.message, error.lasting) == (f"can't reach {place(peer)}: it does not speak TLS", True)
 
 
 @BOTH
@@ -164,7 +169,7 @@ async def test_untrusted_certificate_is_certainly_not_sent(ask: Ask) -> None:
         assert peer.requests == []
     assert isinstance(error, TransportError)
     assert error.possibly_sent is False
-    assert error.message == "can't reach 127.0.0.1: its TLS certificate is not trusted: self-signed certificate"
+    assert error.message == f"can't reach {place(peer)}: its TLS certificate is not trusted: self-signed certificate"
     assert error.lasting is True
     assert "SSL_CERT_FILE" in str(error)
 

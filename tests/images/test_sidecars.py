@@ -21,7 +21,7 @@ async def test_each_image_gets_a_sidecar_and_is_not_changed(tmp_path: Path) -> N
     for number, path in enumerate(described, 1):
         facts = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
         assert (facts["file_name"], facts["image"], facts["prompt"]) == (path.name, number, "ein Gewächshaus")
-        assert (facts["key"], facts["task_id"], facts["credits"]) == (
+        assert (facts["job_key"], facts["task_id"], facts["credits"]) == (
             result.key,
             result.task_id,
             result.to_dict()["credits"],
@@ -47,7 +47,7 @@ async def test_sidecars_of_a_batch_have_the_keys_of_rows_and_come_later_too(tmp_
             found = sorted(path.name for path in (tmp_path / "out").glob("*.json"))
             assert found == (["fox.json", "owl.json"] if sidecar else [])
         assert emulator.stats().creates_accepted == 2
-    assert json.loads((tmp_path / "out" / "owl.json").read_text())["row_key"] == "owl"
+    assert json.loads((tmp_path / "out" / "owl.json").read_text())["key"] == "owl"
     assert not list((tmp_path / "out").glob(".nanobanana-*"))
 
 

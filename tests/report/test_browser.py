@@ -30,7 +30,14 @@ ENDLESS = "x" * 10_000
 ROWS = (
     *(row(number, prompt=f"a harbour in fog, number {number}") for number in range(6)),
     row(6, prompt="a lighthouse, four times", images=tuple(f"images/four-{part}.png" for part in range(4))),
-    row(7, prompt=HOSTILE, images=("images/<b>\"&'%23?#.png",), key=HOSTILE, metadata={HOSTILE: HOSTILE}),
+    row(
+        7,
+        prompt=HOSTILE,
+        images=("images/<b>\"&'%23?#.png",),
+        key=HOSTILE,
+        job_key=HOSTILE,
+        metadata={HOSTILE: HOSTILE},
+    ),
     row(8, prompt=REORDERING, settings={"resolution": REORDERING}),
     row(9, prompt=LINES),
     row(10, prompt=ENDLESS),

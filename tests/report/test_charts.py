@@ -84,6 +84,13 @@ def test_the_slots_chart_shows_limit_refusals_and_pauses() -> None:
     assert all(re.fullmatch(r"[MHVhZ0-9. -]*", path) for path in layers.values())
 
 
+@pytest.mark.parametrize("jobs", range(1, 60))
+def test_numbers_of_jobs_have_whole_labels(jobs: int) -> None:
+    chart = drawn([row(0) for _ in range(jobs)])["Job slots"]
+    assert [tick.label for tick in chart.y_ticks if not tick.label.isdigit()] == []
+    assert int(chart.y_ticks[0].label) >= jobs
+
+
 def test_labels_of_times_leave_room_for_those_of_cuts() -> None:
     rows = [row(0, ended_at=START + timedelta(seconds=31)), row(86_400, ended_at=START + timedelta(seconds=86_431))]
     chart = drawn(rows)["Job slots"]

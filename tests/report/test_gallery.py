@@ -26,7 +26,7 @@ ROWS = (
     row(1, prompt="a harbour in fog", images=("images/summer-à-la-mer.jpg",)),
     row(2, prompt="four fjords", images=tuple(f"images/four-{part}.png" for part in range(4)), metadata="blue shelf"),
     without_image(3, "failed", "The model is sad today.", prompt="a sad lighthouse"),
-    row(4, prompt="a bed of roses", key="abed0000", images=("images/roses.png",)),
+    row(4, prompt="a bed of roses", job_key="abed0000", key="p05", images=("images/roses.png",)),
     without_image(5, "unfinished", prompt="a night train", sent_at=None, ended_at=None),
 )
 COMMAND = "nanobanana batch 'my prompts.csv' -o spring --retry-failed"
@@ -221,7 +221,7 @@ def test_selected_keys_are_copied_and_downloaded_in_row_order(visit: Page) -> No
     visit.get_by_role("checkbox", name="Select row 5").check()
     visit.get_by_role("checkbox", name="Select row 3").click(modifiers=["Shift"])
     expect(bar).to_contain_text("3 selected")
-    keys = [ROWS[index].key for index in (2, 3, 4)]
+    keys = [ROWS[2].job_key, ROWS[3].job_key, "p05"]  # the row's own key where it has one
     bar.get_by_role("button", name="Copy keys").click()
     expect(bar.get_by_role("button", name="Copied")).to_be_visible()
     assert visit.evaluate("navigator.clipboard.readText()") == "\n".join(keys)
@@ -250,6 +250,10 @@ def test_the_selection_survives_a_filter(visit: Page) -> None:
     visit.get_by_role("button", name="Select these").click()
     visit.get_by_role("button", name="All 6").click()
     expect(visit.get_by_role("group", name="Selection")).to_contain_text("2 selected")
+    visit.locator("#search").fill("lighthouse")
+    expect(visit.get_by_role("group", name="Selection")).to_contain_text("2 selected, 1 shown")
+    visit.locator("#search").fill("")
+    expect(visit.locator(".picked b")).to_have_text("2 selected")
     assert visit.locator(".card.on").evaluate_all("all => all.map(card => card.id)") == ["row-1", "row-4"]
 
 

@@ -2,6 +2,8 @@
 
 import base64
 import hashlib
+import html
+import json
 import re
 import tracemalloc
 from collections.abc import Iterator
@@ -54,7 +56,7 @@ def written(folder: Path, rows: list[ReportRow], title: str = "spring") -> str:
 def test_hostile_text_adds_no_element_or_attribute(tmp_path: Path, text: str) -> None:
     def with_text(text: str) -> list[tuple[str, list[str]]]:
         rows = [
-            row(0, prompt=text, key=text, task_id=text, images=(f"images/{text}",), metadata=text),
+            row(0, prompt=text, key=text, job_key=text, task_id=text, images=(f"images/{text}",), metadata=text),
             without_image(1, "failed", text, error_kind=text, prompt=text, settings={text: text, "resolution": text}),
         ]
         return [(tag, sorted(found)) for tag, found in Elements(written(tmp_path, rows, title=text)).found]
@@ -242,7 +244,7 @@ def test_a_page_has_one_running_time(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", sorted(PHRASES))
 def test_the_name_of_an_error_class_is_not_shown(tmp_path: Path, name: str) -> None:
-    page = written(tmp_path, [without_image(1, "refused", "no", error_kind=name, key="k")])
+    page = written(tmp_path, [without_image(1, "refused", "no", error_kind=name, job_key="k")])
     assert name not in page
     assert PHRASES[name].replace("'", "&#39;") in page
 
@@ -269,3 +271,11 @@ def test_templates_are_packaged() -> None:
     packaged = files("nanobanana_async.report")
     for name in ("page.html.j2", "card.html.j2", "page.css", "page.js"):
         assert packaged.joinpath(name).is_file()
+
+
+def test_own_key_of_a_row_is_on_its_card_and_the_job_key_in_its_details(tmp_path: Path) -> None:
+    page = written(tmp_path, [row(0, key="p01", job_key="5f1c0ffee"), row(1, job_key="5f1c0ffef")])
+    assert page.count("<bdi>p01</bdi>") == 1
+    assert json.dumps(["key", "p01"]) in html.unescape(page)
+    assert json.dumps(["job key", "5f1c0ffee"]) in html.unescape(page)
+    assert html.unescape(page).count('["key", ') == 1

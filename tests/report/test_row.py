@@ -17,7 +17,7 @@ def test_a_row_survives_the_round_trip() -> None:
     whole = row(3, metadata={"shelf": ["a", 1, None]}, error="one of two", slots=2, credits=Decimal("0.1"))
     whole = evolve(whole, missing=("image 2: not a URL",))
     assert ReportRow.from_json(whole.to_json()) == whole
-    assert ReportRow.from_json(ReportRow(index=0, key="", status="invalid").to_json()).credits is None
+    assert ReportRow.from_json(ReportRow(index=0, job_key="", status="invalid").to_json()).credits is None
 
 
 @given(st.text(alphabet=st.characters(exclude_categories=())))
@@ -55,12 +55,12 @@ def test_unknown_fields_are_ignored() -> None:
         "[]",
         "{",
         "{}",
-        '{"index": 0, "key": "a", "status": "lost"}',
-        '{"index": 0, "key": "a", "status": "failed", "credits": "many"}',
-        '{"index": 0, "key": "a", "status": "failed", "credits": "NaN"}',
-        '{"index": 0, "key": "a", "status": "failed", "sent_at": "2026-03-14T09:26:53"}',
-        '{"index": 0, "key": "a", "status": "failed", "sent_at": "yesterday"}',
-        '{"index": 0, "key": "a", "status": "failed", "images": 7}',
+        '{"index": 0, "job_key": "a", "status": "lost"}',
+        '{"index": 0, "job_key": "a", "status": "failed", "credits": "many"}',
+        '{"index": 0, "job_key": "a", "status": "failed", "credits": "NaN"}',
+        '{"index": 0, "job_key": "a", "status": "failed", "sent_at": "2026-03-14T09:26:53"}',
+        '{"index": 0, "job_key": "a", "status": "failed", "sent_at": "yesterday"}',
+        '{"index": 0, "job_key": "a", "status": "failed", "images": 7}',
         "[" * 100_000,
     ],
 )

@@ -19,7 +19,7 @@ def row_of(outcome: Outcome, folder: Path) -> ReportRow:
     assert outcome.request is not None
     return ReportRow(
         index=outcome.index,
-        key=outcome.key,
+        job_key=outcome.key,
         status="succeeded",
         prompt=outcome.request.prompt,
         images=tuple(Path(path).relative_to(folder).as_posix() for path in outcome.saved),

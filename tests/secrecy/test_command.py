@@ -156,7 +156,7 @@ async def test_batch_files_and_listings_have_no_key_or_control_characters(
     assert (
         json.loads(await cli_output("jobs", "--json", "--ledger", ledger, code=0))["request"]["prompt"] == row["prompt"]
     )
-    await cli_output("jobs", "show", json.loads(results_of(tmp_path / folder))["key"], "--ledger", ledger, code=0)
+    await cli_output("jobs", "show", json.loads(results_of(tmp_path / folder))["job_key"], "--ledger", ledger, code=0)
     assert obeyed(results_of(tmp_path / folder)) == []
     assert json.loads(results_of(tmp_path / folder))["metadata"] == {ODD: ODD}
     every = [path for path in (tmp_path / folder).rglob("*") if path.is_file()]

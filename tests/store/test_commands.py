@@ -51,7 +51,7 @@ async def test_images_go_to_the_store_and_the_rest_into_a_folder(batch: Command,
         assert facts["Content-Type"] == "image/png"
         sidecar = json.loads(objects[name.replace(".png", ".json")][0])
         assert (sidecar["prompt"], sidecar["sha256"]) == (line["prompt"], digest(content))
-        assert (sidecar["key"], sidecar["task_id"], sidecar["credits"]) == (line["key"], line["task_id"], 8)
+        assert (sidecar["job_key"], sidecar["task_id"], sidecar["credits"]) == (line["job_key"], line["task_id"], 8)
         assert sidecar["completed_at"] is not None
     with (batch.out / "results.csv").open(encoding="utf-8-sig", newline="") as file:
         assert sorted(cells["images"] for cells in csv.DictReader(file)) == urls

@@ -139,7 +139,7 @@ async def test_check_leaves_nothing_behind(shelf: Shelf) -> None:
 
 # Sidecars
 
-FACTS = {"key": "a", "task_id": "task-a", "image": 1, "sha256": digest(ONE), "prompt": "ein Gewächshaus"}
+FACTS = {"job_key": "a", "task_id": "task-a", "image": 1, "sha256": digest(ONE), "prompt": "ein Gewächshaus"}
 
 
 async def add(shelf: Shelf, image: str, facts: dict[str, object]) -> None:

@@ -57,7 +57,7 @@ async def test_object_has_its_type_and_digest_and_its_line(s3: S3) -> None:
         assert content == contents[kind]
         assert (facts["Content-Type"], facts["sha256"]) == (f"image/{kind}", digest(content))
         (line,) = (line for line in lines if line["file_name"] == name)
-        assert (line["key"], line["sha256"], line["prompt"]) == (kind, digest(content), "a fox")
+        assert (line["job_key"], line["sha256"], line["prompt"]) == (kind, digest(content), "a fox")
     assert len(objects) == 6
 
 

@@ -82,13 +82,16 @@ async def started(*arguments: str, environ: dict[str, str], folder: Path | None 
         await process.wait()
 
 
-async def nanobanana(*arguments: str, environ: dict[str, str] | None = None, folder: Path | None = None) -> Said:
-    """Run the command in this process: its start-up takes longer than most tests."""
+async def nanobanana(
+    *arguments: str, environ: dict[str, str] | None = None, folder: Path | None = None, typed: str | None = None
+) -> Said:
+    """Run the command in this process: its start-up takes longer than most tests. `typed`: stdin is a terminal."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "environ", environment() if environ is None else environ)
         patch.chdir(folder or Path.cwd())
         out, err = io.StringIO(), io.StringIO()
-        for name, stream in (("stdin", io.StringIO()), ("stdout", out), ("stderr", err)):
+        stdin = io.StringIO() if typed is None else TerminalStream(typed)
+        for name, stream in (("stdin", stdin), ("stdout", out), ("stderr", err)):
             patch.setattr(sys, name, stream)
         code = await asyncio.to_thread(cli.run, arguments)
         return Said(code, out.getvalue(), err.getvalue())

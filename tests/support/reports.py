@@ -48,7 +48,7 @@ def row(index: int = 0, **facts: Any) -> ReportRow:
     """Return a succeeded row, changed by the given fields."""
     known: dict[str, Any] = {
         "index": index,
-        "key": f"5f1c0ffee{index:07x}",
+        "job_key": f"5f1c0ffee{index:07x}",
         "status": "succeeded",
         "prompt": f"a lighthouse, number {index}",
         "settings": {"model": "nano-banana-pro", "resolution": "1K", "aspect_ratio": "4:3", "num_images": 1},
@@ -101,7 +101,7 @@ def _with_outcome(made: ReportRow, rng: random.Random) -> ReportRow:
         facts: dict[str, Any] = {"status": status, "error": error, "error_kind": kind}
         return evolve(made, images=(), credits=None, sent_at=sent_at, ended_at=ended_at, **facts)
     number = int(made.settings["num_images"])
-    images = tuple(f"images/{made.key}-{part + 1:02}.jpg" for part in range(number))
+    images = tuple(f"images/{made.job_key}-{part + 1:02}.jpg" for part in range(number))
     price = Decimal("4.5") if made.settings["resolution"] == "2K" else Decimal(3)
     return evolve(made, images=images, credits=price * number)
 

@@ -66,4 +66,8 @@ def _changes(bought: ImageRequest, wanted: ImageRequest) -> Iterator[str]:
     for name in (attribute.name for attribute in fields(ImageRequest)):
         was, now = getattr(bought, name), getattr(wanted, name)
         if was != now:
-            yield f"{name} was {shorten(str(was), 60)!r} and is {shorten(str(now), 60)!r}"
+            yield f"{name} was {_shown(was)} and is {_shown(now)}"
+
+
+def _shown(value: object) -> str:
+    return "not set" if value in (None, (), {}) else repr(shorten(str(value), 60))

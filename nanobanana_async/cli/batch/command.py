@@ -16,6 +16,7 @@ from nanobanana_async.cli.batch.dry_run import show_dry_run
 from nanobanana_async.cli.batch.folder import FILES, BatchFolder, FolderOwner, check_owner, refuse_lost_ledger
 from nanobanana_async.cli.batch.formats import Format
 from nanobanana_async.cli.batch.input_file import InputFile, open_input
+from nanobanana_async.cli.batch.keyless import gateway_without_key
 from nanobanana_async.cli.batch.notes import Notes
 from nanobanana_async.cli.batch.parsers import ReadingOptions
 from nanobanana_async.cli.batch.plan import Plan
@@ -188,14 +189,18 @@ class BatchCommand:
             time, and --max-credits counts from 0.
         dry_run
             Check the file, and print how many rows would be bought, what they would cost, the balance of the account,
-            whether --max-credits is enough, and the settings. Nothing is bought or written.
+            whether --max-credits is enough, and the settings. Nothing is bought or written. Needs no API key: without
+            one the balance is left out.
         """
         as_credits("--max-credits", max_credits)
         as_credits("--expected-credits", expected_credits)
         max_wait_s = as_number("--max-wait", max_wait, endless=True)
         concurrency = ConcurrencyPolicy(max_jobs=max_jobs, max_requests_per_minute=max_requests_per_minute)
         emulated = gateway == "emulator"
-        selected = ApiMall(api_key=API_KEY) if gateway == "emulator" else self.find_gateway(gateway, base_url)
+        keyless = gateway_without_key(gateway, base_url, folder or output) if dry_run and not emulated else None
+        selected = (
+            ApiMall(api_key=API_KEY) if gateway == "emulator" else keyless or self.find_gateway(gateway, base_url)
+        )
         given = {
             "num_images": num_images,
             "aspect_ratio": aspect_ratio,
@@ -237,7 +242,7 @@ class BatchCommand:
                 delimiter=notes.delimiter,
             )
             if dry_run:
-                return asyncio.run(show_dry_run(plan, selected, asks_balance=not emulated))
+                return asyncio.run(show_dry_run(plan, selected, asks_balance=not emulated and keyless is None))
             with BatchFolder(path, owner) as held:
                 return asyncio.run(_run(plan, None if emulated else selected, held))
 

@@ -78,6 +78,8 @@ class BatchDisplay(LiveDisplay):
         """Jobs that have succeeded, and whose images are not saved yet."""
         self._problem: tuple[float, str] | None = None
         self._summary_due = clock() + SUMMARY_S
+        self._reached = False
+        """Whether the gateway has accepted a job in this run."""
         self._live = Live(
             console=console,
             get_renderable=self._render,
@@ -91,7 +93,7 @@ class BatchDisplay(LiveDisplay):
         """Remember the last problem; print why nothing happens if the gateway does not answer."""
         match event:
             case GatewayUnreachable():
-                self.say(unreachable_message(event))
+                self.say(unreachable_message(event, reached=self._reached))
             case BudgetUsedUp():
                 self.say(used_up_message(event))
             case JobStateChanged(record=record):
@@ -105,6 +107,7 @@ class BatchDisplay(LiveDisplay):
 
     def _follow(self, record: JobRecord) -> None:
         if record.state is JobState.RUNNING:
+            self._reached = True
             self._running.setdefault(record.key, self._clock())
         else:
             self._running.pop(record.key, None)

@@ -72,7 +72,7 @@ class FinishedRows:
         offset = old_offsets.pop(row.key, None)
         if why is not None:
             await self._add_changed(row, given_key)
-            result = with_error(Result(row=unfinished(row), row_key=row.own_key), IdempotencyConflict(why), "invalid")
+            result = with_error(Result(row=unfinished(row)), IdempotencyConflict(why), "invalid")
             return self.with_earlier_images(result)
         if row.key != given_key:
             await self._add_changed(row, given_key)
@@ -87,12 +87,12 @@ class FinishedRows:
 
     def with_earlier_images(self, result: Result) -> Result:
         """Return a result with the images of earlier purchases of its row, if it has changed."""
-        if result.row_key is None or result.row.key not in self._changed_keys:
+        if result.row.key is None or result.row.job_key not in self._changed_keys:
             return result
         if self._stored is not None:
-            return evolve(result, earlier_images=self._stored.earlier(result.row_key, result.row.images))
-        bought_here = result.row.key if result.row.images else ""
-        names = self._saved().earlier(result.row_key, bought_here)
+            return evolve(result, earlier_images=self._stored.earlier(result.row.key, result.row.images))
+        bought_here = result.row.job_key if result.row.images else ""
+        names = self._saved().earlier(result.row.key, bought_here)
         return evolve(result, earlier_images=tuple(f"{IMAGES}/{name}" for name in names))
 
     def _saved(self) -> SavedImages:
@@ -105,7 +105,7 @@ class FinishedRows:
             old is not None
             and old.row.status == "succeeded"
             and bool(old.row.images)
-            and (old.files_intact(self._folder) if self._stored is None else self._stored.intact(old.row.key))
+            and (old.files_intact(self._folder) if self._stored is None else self._stored.intact(old.row.job_key))
         )
         if old is not None and intact and row.own_key is None:  # a derived key identifies the request
             return at_new_position(old, row)

@@ -216,7 +216,7 @@ def open_input(
 def _unwritable(metadata: object) -> str | None:
     """Return why the results file can't store the metadata of a row, or None."""
     try:
-        ReportRow(index=0, key="", status="unfinished", metadata=metadata).to_json()
+        ReportRow(index=0, job_key="", status="unfinished", metadata=metadata).to_json()
     except ValueError as error:
         return f"metadata: {error}"
     return None

@@ -48,7 +48,7 @@ class StdoutLines:
     def add(self, result: Result, folder: Path) -> None:
         """Queue the lines of a row."""
         if self._enabled:
-            start = f"{exact(result.row_key or result.row.key)}\t{result.row.status}"
+            start = f"{exact(result.row.key or result.row.job_key)}\t{result.row.status}"
             paths = [image if is_url(image) else str(folder / image) for image in result.row.images] or [""]
             lines = "".join(f"{start}\t{exact(path)}\n" for path in paths)
             self._lines.append(lines.encode(self._out.encoding or "utf-8", "backslashreplace"))
@@ -109,9 +109,9 @@ class BatchSummary:
         self._counts[row.status] += 1
         self._unknown_tasks += row.error_kind == TaskNotFound.__name__
         self._moderated += [row.number] if row.status == "failed" and row.failure_kind == "moderation" else []
-        self._uncertain += [row.key] if row.status == "uncertain" else []
+        self._uncertain += [row.job_key] if row.status == "uncertain" else []
         if row.status != "succeeded" and self._counts[row.status] <= MAX_ERRORS:
-            job = f" [job {result.row_key or row.key}]" if row.status == "uncertain" else ""
+            job = f" [job {row.key or row.job_key}]" if row.status == "uncertain" else ""
             why = "" if row.error is None else f": {shorten(row.error, 300)}"
             sentence = f"{self._unit} {row.number} {row.status}: {shorten(row.prompt, 40)}{why}{job}"
             self._problems.append((row.number, sentence))

@@ -28,8 +28,6 @@ class Result:
     """One line: the row as the report shows it, and the digests of its files."""
 
     row: ReportRow
-    row_key: str | None = None
-    """The key given in the input file."""
     sha256: tuple[str, ...] = ()
     sizes: tuple[int, ...] = ()
     saved_at: datetime | None = None
@@ -40,7 +38,6 @@ class Result:
     def to_json(self) -> str:
         """Return the line without a newline."""
         more = {
-            "row_key": self.row_key,
             "sha256": self.sha256,
             "bytes": self.sizes,
             "saved_at": None if self.saved_at is None else self.saved_at.isoformat(),
@@ -58,7 +55,6 @@ class Result:
             raise ValueError("not every image has a digest")
         return cls(
             row=row,
-            row_key=facts.get("row_key"),
             sha256=tuple(map(str, digests)),
             sizes=tuple(map(int, sizes)),
             saved_at=_to_time(facts.get("saved_at")),
@@ -117,7 +113,7 @@ class Results:
         self.path = folder / RESULTS
         self._part = folder / f".nanobanana-{secrets.token_hex(8)}.jsonl.part"
         self._offsets: dict[str, int] = {}
-        """Key -> offset of its line."""
+        """Key of the job -> offset of its line."""
         self._size = 0
         self._hash_sum = 0
         """Sum of the hashes of all lines, which does not depend on their order."""
@@ -165,12 +161,12 @@ class Results:
         except OSError:
             os.ftruncate(self._descriptor, self._size)  # a partial line would corrupt the next one
             raise
-        self._offsets[result.row.key] = self._size
+        self._offsets[result.row.job_key] = self._size
         self._size += len(line)
         self._hash_sum += hash(line)
 
     def get(self, key: str) -> Result | None:
-        """Return the result of a key from the file."""
+        """Return the result of a job's key from the file."""
         offset = self._offsets.get(key)
         return None if offset is None else next(read(self.path, [offset]), None)
 
@@ -199,14 +195,14 @@ class Results:
 
 
 def line_offsets(path: Path) -> dict[str, int]:
-    """Return the offset of each key's last line; the file may be missing or truncated."""
+    """Return the offset of the last line of each job's key; the file may be missing or truncated."""
     found: dict[str, int] = {}
     try:
         with path.open("rb") as file:
             offset = 0
             for line in file:
                 with suppress(ValueError):  # a truncated line of a killed process
-                    found[Result.from_json(line).row.key] = offset
+                    found[Result.from_json(line).row.job_key] = offset
                 offset += len(line)
     except FileNotFoundError:
         pass

@@ -97,13 +97,13 @@ def result_from_record(row: FileRow, record: JobRecord, gateway: Gateway) -> Res
         ended_at=_utc(record.ended_at),
         slots=1 if row.request is None else gateway.slots_for(row.request),
     )
-    return Result(row=report, row_key=row.own_key)
+    return Result(row=report)
 
 
 def result_from_outcome(row: FileRow, outcome: Outcome, record: JobRecord | None, gateway: Gateway) -> Result:
     """Return the result of a row that has just ended."""
     if record is None or not is_same(row, record, gateway):
-        result = Result(row=unfinished(row), row_key=row.own_key)
+        result = Result(row=unfinished(row))
     else:
         result = result_from_record(row, record, gateway)
     error = outcome.error
@@ -124,7 +124,8 @@ def unfinished(row: FileRow) -> ReportRow:
     return ReportRow(
         index=row.index,
         number=row.number,
-        key=row.key,
+        job_key=row.key,
+        key=row.own_key,
         status="unfinished",
         prompt=prompt,
         settings=settings,
@@ -134,8 +135,8 @@ def unfinished(row: FileRow) -> ReportRow:
 
 def at_new_position(result: Result, row: FileRow) -> Result:
     """Return a result with the current position of its row, which moves when lines are inserted before it."""
-    report = evolve(result.row, index=row.index, number=row.number, metadata=row.metadata)
-    return evolve(result, row=report, row_key=row.own_key)
+    report = evolve(result.row, index=row.index, number=row.number, key=row.own_key, metadata=row.metadata)
+    return evolve(result, row=report)
 
 
 def with_error(result: Result, error: NanoBananaError, status: Status) -> Result:

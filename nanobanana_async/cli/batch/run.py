@@ -213,7 +213,7 @@ class Run:
         self._report.add(result.row)
         self._changed = True
         self._summary.add(result)
-        self._display.ended(result.row.key, result.row.status, result.row.prompt, result.row.error)
+        self._display.ended(result.row.job_key, result.row.status, result.row.prompt, result.row.error)
         if outcome.result is not None and outcome.result.missing:
             self._display.say(f"{self._plan.file.unit} {row.number}: {missing_images(outcome.result)}")
         self._stdout.add(result, self._folder)

@@ -123,7 +123,7 @@ class RunReport:
                 return Advice(again, same_command("--retry-failed"))
             case "uncertain":
                 decide = "Look in the gateway's own list of tasks, then decide: not-bought, buy-again or task-id ID."
-                return Advice(decide, resolve_command(self._folder / LEDGER, row.key))
+                return Advice(decide, resolve_command(self._folder / LEDGER, row.job_key))
             case "invalid":
                 return Advice("Correct the row, then run the same command again.")
             case _:

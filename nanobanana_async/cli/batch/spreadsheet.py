@@ -18,7 +18,7 @@ _SETTINGS = ("aspect_ratio", "resolution", "num_images", "output_format", "model
 _COLUMNS = (
     *("row", "key", "status", "prompt", "images", "credits", "seconds", "error", "missing", "earlier_images"),
     *_SETTINGS,
-    *("task_id", "job", "created_at", "ended_at"),
+    *("task_id", "job_key", "created_at", "ended_at"),
 )
 
 
@@ -57,7 +57,7 @@ def _cells(result: Result, names: Iterable[str]) -> list[Any]:
     metadata = row.metadata if isinstance(row.metadata, dict) else {}
     return [
         row.number,
-        result.row_key or "",
+        row.key or "",
         row.status,
         row.prompt,
         "\n".join(row.images),
@@ -68,7 +68,7 @@ def _cells(result: Result, names: Iterable[str]) -> list[Any]:
         "\n".join(result.earlier_images),
         *(_setting(row.settings.get(name, "")) for name in _SETTINGS),
         row.task_id or "",
-        row.key,
+        row.job_key,
         "" if row.created_at is None else row.created_at.isoformat(),
         "" if row.ended_at is None else row.ended_at.isoformat(),
         *(_text(metadata.get(name)) for name in names),

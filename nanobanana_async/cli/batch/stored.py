@@ -36,15 +36,15 @@ class StoredImages:
     async def _read(self, results: Iterator[Result]) -> None:
         for result in results:
             images = result.row.images
-            if result.row_key is not None:
-                urls = self._of_rows.setdefault(result.row_key, {})
+            if result.row.key is not None:
+                urls = self._of_rows.setdefault(result.row.key, {})
                 urls.update(dict.fromkeys((*result.earlier_images, *images)))
             names = [self._store.name_of(url) for url in images]
             for name, digest in zip(names, result.sha256, strict=True):
                 if name is None or not await self._store.has(name, digest):
                     break
             else:
-                self._intact.add(result.row.key)
+                self._intact.add(result.row.job_key)
 
     def intact(self, key: str) -> bool:
         """Return whether all images that the results have of a job are in the store."""

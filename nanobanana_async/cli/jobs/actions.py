@@ -44,7 +44,8 @@ def require_ledger(path: Path) -> None:
         if (file / "jobs.sqlite").is_file():
             raise ConfigurationError(f"ledger {path} is the folder of a batch: pass {path / 'jobs.sqlite'}")
         advice = "set --ledger or NANOBANANA_LEDGER (a batch has a ledger of its own, jobs.sqlite in its folder)"
-        raise ConfigurationError(f"ledger {path}: no such file: {advice}")
+        why = "no such file: nothing was bought with it; rehearsals with --gateway emulator are not kept"
+        raise ConfigurationError(f"ledger {path}: {why}; {advice}")
     if not file.stat().st_size:
         raise ConfigurationError(f"ledger {path}: the file is empty, not a ledger")
 

@@ -39,6 +39,7 @@ from nanobanana_async.cli.options import (
 from nanobanana_async.cli.result_lines import ResultLines, missing_images
 from nanobanana_async.cli.signals import Interrupted, run_until_signal
 from nanobanana_async.escaping import one_line
+from nanobanana_async.images.names import NameFacts, row_name
 from nanobanana_async.images.target import Target
 from nanobanana_async.keys import validate_task_id
 from nanobanana_async.validators import as_number, as_timeout
@@ -144,10 +145,8 @@ async def _fetch(fetching: _Fetching, gateway: Gateway, console: Console) -> int
         async with Session(gateway, ledger=fetching.ledger, observers=[display], trust_env=True) as session:
             with display:
                 async with asyncio.TaskGroup() as group:
-                    tasks = [
-                        group.create_task(_fetch_one(session, name, fetching, display, lines))
-                        for name in fetching.names
-                    ]
+                    tasks = [group.create_task(_fetch_one(session, name, fetching, lines)) for name in fetching.names]
+                    found = [await _print(await task, display, lines) for task in tasks]  # in the order of the names
     except asyncio.CancelledError:
         raise Interrupted(f"interrupted; {again}") from None
     except ExceptionGroup as errors:
@@ -155,34 +154,51 @@ async def _fetch(fetching: _Fetching, gateway: Gateway, console: Console) -> int
     if lines.failure is not None and fetching.target is None:
         display.print_note(f"nanobanana: standard output can't be written; {again}")
         return 1
-    return 0 if all(task.result() for task in tasks) else 1
+    return 0 if all(found) else 1
 
 
-async def _fetch_one(
-    session: Session, name: str, fetching: _Fetching, display: JobsDisplay, lines: ResultLines
-) -> bool:
-    """Print the images of one job, or what went wrong; return whether it has images."""
+@frozen
+class _Fetched:
+    """The lines to print about one job, and what went wrong."""
+
+    lines: Sequence[str]
+    failure: str | None
+    has_images: bool
+
+
+async def _print(fetched: _Fetched, display: JobsDisplay, lines: ResultLines) -> bool:
+    for line in fetched.lines:
+        await lines.print(line)
+    if fetched.failure is not None:
+        display.print_note(f"nanobanana: {fetched.failure}")
+    return fetched.has_images
+
+
+async def _fetch_one(session: Session, name: str, fetching: _Fetching, lines: ResultLines) -> _Fetched:
+    """Wait for one job, and save its images if they are to be saved."""
     printed: list[str] = []
     failure: str | None = None
     try:
         job = await _find(session, name, fetching.ledger)
+        # The file of a row has the key of the row; braces would be fields.
+        by_row = name not in (job.key, job.task_id)
+        row = row_name(None, NameFacts(key=name)).replace("{", "{{").replace("}", "}}") if by_row else None
         result = await job.result(timeout=fetching.timeout)
         printed += lines.links(result)
         if result.missing:
             failure = missing_images(result)
         if fetching.target is not None:
-            printed = [str(path) for path in await session.save(result, fetching.target, sidecar=fetching.sidecar)]
+            printed = [
+                str(path) for path in await session.save(result, fetching.target, name=row, sidecar=fetching.sidecar)
+            ]
         fetched = True
     except NanoBananaError as error:  # after a result: paid for, so its links are printed despite the error
         failure, fetched = one_line(str(error)), False
         if isinstance(error, JobUnfinished) and not error.safe_to_repeat:
             failure = f"the waiting ended before the job, which goes on; `{one_line(fetching.again)}` waits again"
-    for line in printed:
-        await lines.print(line)
-    if failure is not None:
-        prefix = f"{shorten(name, 60)}: " if len(fetching.names) > 1 else ""
-        display.print_note(f"nanobanana: {prefix}{failure}")
-    return fetched
+    if failure is not None and len(fetching.names) > 1:
+        failure = f"{shorten(name, 60)}: {failure}"
+    return _Fetched(printed, failure, fetched)
 
 
 async def _find(session: Session, name: str, ledger: Path | None) -> Job:

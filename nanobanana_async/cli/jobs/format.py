@@ -160,10 +160,22 @@ def resume_command(record: JobRecord, ledger: Path) -> str:
     return jobs_command("resume", *(["--buy"] if record.state is JobState.PENDING else []), ledger=ledger)
 
 
-def job_details(record: JobRecord, ledger: Path, *, followed: bool, now: datetime) -> str:
-    """Return everything about one job, one line per field: keys and ids alone on theirs, to be copied."""
+def job_details(
+    record: JobRecord,
+    ledger: Path,
+    *,
+    followed: bool,
+    now: datetime,
+    row_key: str | None = None,
+    files: Sequence[str] = (),
+) -> str:
+    """Return what is known about one job, one line per field: keys and ids alone on theirs, to be copied.
+
+    `row_key` is the key of its row in a batch, `files` are its saved images.
+    """
     rows: list[tuple[str, Sequence[str]]] = [
         ("key", [record.key]),
+        ("row key", [row_key or NOTHING]),
         ("task id", [record.task_id or NOTHING]),
         ("wire key", [record.wire_key]),
         ("state", [f"{record.state.value}: {_MEANINGS[record.state]}"]),
@@ -183,9 +195,11 @@ def job_details(record: JobRecord, ledger: Path, *, followed: bool, now: datetim
         *(row for row in _request_rows(record.request) if row != ("model", [record.model])),
         *((f"image {index + 1}", [url or _INLINE]) for index, url in with_indexes(record.images, record.missing)),
         *((f"image {index + 1}", [f"missing: {why}"]) for index, why in record.missing),
+        *((f"file {number_}", [file]) for number_, file in enumerate(files, start=1)),
         *_candidate_rows(record, ledger, now),
     ]
     width = max(len(name) for name, _ in rows)
+    rows = [(name, texts) for name, texts in rows if list(texts) != [NOTHING]]
     return "\n".join(
         f"{name if not line else '':{width}}  {one_line(text)}".rstrip()
         for name, texts in rows

@@ -1,0 +1,84 @@
+"""What `nanobanana generate` says about purchases: those of earlier runs, and those of this one."""
+
+from collections.abc import Collection, Mapping, Sequence
+from datetime import UTC, datetime
+from decimal import Decimal
+
+from attrs import field, frozen
+
+from nanobanana_async import Gateway, GenerationResult, JobState, SqliteLedger
+from nanobanana_async.cli.open_runs import OpenRun, fingerprint
+from nanobanana_async.formatting import age, count, credit_count, duration
+from nanobanana_async.jobs import JobRecord
+
+EARLIER_JOBS = 500
+"""How many of the newest jobs are compared with the requests, to say which were bought before."""
+
+
+@frozen
+class Continued:
+    """What an earlier run of the command had bought when this one began."""
+
+    bought: frozenset[str] = frozenset()
+    """The keys of jobs, bought or perhaps bought."""
+    note: str = field(default="")
+
+    @classmethod
+    async def read(cls, ledger: SqliteLedger, run: OpenRun) -> "Continued":
+        """Read the jobs that a run continues."""
+        records = [record for key in run.keys if (record := await ledger.find(key)) is not None]
+        bought = [record for record in records if record.possibly_bought]
+        ended = sum(record.state is JobState.SUCCEEDED for record in bought)
+        parts = [f"{count(ended, 'job')} of it ended with images"] if ended else []
+        if running := len(bought) - ended:
+            parts.append(f"{count(running, 'job')} of it did not end")
+        if unbought := run.continued - len(bought):
+            parts.append(f"{count(unbought, 'prompt')} of it not bought yet")
+        note = (
+            f"an earlier run of this command did not deliver everything: {', '.join(parts)}; what was bought is not"
+            " bought again (--buy-again buys new images)"
+        )
+        return cls(frozenset(record.key for record in bought), note)
+
+
+async def delivered_before(
+    ledger: SqliteLedger, gateway: Gateway, prints: Collection[str], own: Collection[str]
+) -> str | None:
+    """Return a note if requests with these fingerprints were bought before, by jobs with keys that are not our own."""
+    earlier = [
+        record
+        async for record in ledger.jobs(JobState.SUCCEEDED, EARLIER_JOBS)
+        if record.request is not None and record.gateway == gateway.name and record.key not in own
+        if fingerprint(gateway, record.request) in prints
+    ]
+    if not earlier:
+        return None
+    ago = age(earlier[0].created_at, datetime.now(UTC))
+    return (
+        f"bought before, last {ago} ago as job {earlier[0].key}: this buys another; `nanobanana jobs` lists the"
+        " earlier ones"
+    )
+
+
+def summary(
+    keys: Sequence[str],
+    before: Collection[str],
+    results: Mapping[str, GenerationResult],
+    records: Mapping[str, JobRecord],
+    took_s: float,
+) -> str:
+    """Return what this run bought and, apart from it, what an earlier run had bought."""
+    if not before:
+        return f"{_amount(keys, results, records)}, {duration(took_s)}"
+    found = _amount([key for key in keys if key in before], results, records)
+    new = [key for key in keys if key not in before and key in records and records[key].possibly_bought]
+    bought = _amount(new, results, records) if new else "nothing"
+    return f"bought now: {bought}; bought by an earlier run: {found}; {duration(took_s)}"
+
+
+def _amount(keys: Sequence[str], results: Mapping[str, GenerationResult], records: Mapping[str, JobRecord]) -> str:
+    """Return the number of images of some jobs, and their cost."""
+    images = sum(len(results[key].images) for key in keys if key in results)
+    known = [price for key in keys if key in records and (price := records[key].credits) is not None]
+    cost = credit_count(sum(known, Decimal(0))) if known else "price not stated"
+    return f"{count(images, 'image')}, {cost}"
