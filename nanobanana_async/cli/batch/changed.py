@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Awaitable, Callable, Iterator
+from typing import Any
 
 from attrs import evolve, fields
 
@@ -54,16 +55,20 @@ class ChangedRows:
 
 
 def _why(row_key: str, bought: ImageRequest, wanted: ImageRequest) -> str:
-    changes = "; ".join(_changes(bought, wanted))
+    changes = "; ".join(
+        f"{name} was {shorten(str(was), 60)!r} and is {shorten(str(now), 60)!r}"
+        for name, was, now in changed_fields(bought, wanted)
+    )
     return (
         f"the row with key {row_key} has changed since it was bought: {changes}. --buy-changed buys it again and keeps"
         " the image of before; to buy it as another row, give it another key"
     )
 
 
-def _changes(bought: ImageRequest, wanted: ImageRequest) -> Iterator[str]:
+def changed_fields(bought: ImageRequest, wanted: ImageRequest) -> Iterator[tuple[str, Any, Any]]:
+    """Yield the name of each field that differs, with what was bought and what is wanted."""
     bought, wanted = identified(bought), identified(wanted)
     for name in (attribute.name for attribute in fields(ImageRequest)):
         was, now = getattr(bought, name), getattr(wanted, name)
         if was != now:
-            yield f"{name} was {shorten(str(was), 60)!r} and is {shorten(str(now), 60)!r}"
+            yield name, was, now

@@ -12,6 +12,7 @@ from nanobanana_async import Gateway, JobState, NanoBananaError, SqliteLedger
 from nanobanana_async.cli.balance import read_balance
 from nanobanana_async.cli.batch.changed import ChangedRows
 from nanobanana_async.cli.batch.costs import Costs
+from nanobanana_async.cli.batch.edited import Edits, find_edits
 from nanobanana_async.cli.batch.folder import LEDGER
 from nanobanana_async.cli.batch.input_file import FileRow
 from nanobanana_async.cli.batch.other_accounts import OtherAccounts
@@ -45,13 +46,16 @@ async def show_dry_run(plan: Plan, gateway: Gateway, *, asks_balance: bool = Tru
     digests: set[str] = set()
     others = OtherAccounts(gateway, plan.folder / LEDGER)
     old_offsets = line_offsets(plan.folder / RESULTS)
-    path = plan.folder / LEDGER
+    path, edits = plan.folder / LEDGER, Edits(plan.file)
     async with AsyncExitStack() as stack:
         ledger = (
             await stack.enter_async_context(open_read_only(path)) if path.is_file() and path.stat().st_size else None
         )
         if ledger is not None:
             prices, spent = await prices_in(ledger, gateway), await ledger.spent(plan.file.batch)
+            edits = await find_edits(plan.file, gateway, ledger, plan.folder)
+            for sentence in filter(None, (edits.note, "" if plan.buy_changed else edits.why)):
+                print(f"nanobanana: {one_line(sentence)}", file=sys.stderr)
         costs = Costs(gateway, prices, plan.expected_credits)
         costs.left = None if plan.max_credits is None else plan.max_credits - spent
         for row in plan.file.rows(gateway):
@@ -66,6 +70,8 @@ async def show_dry_run(plan: Plan, gateway: Gateway, *, asks_balance: bool = Tru
                 status = "changed"
                 if counts[status] < MAX_ERRORS:
                     print(f"nanobanana: {one_line(why)}", file=sys.stderr)
+            elif row.key in edits.changed and not plan.buy_changed:
+                status = "changed"
             unsaved = status in ("running", "to buy") or (status == "finished" and row.key not in old_offsets)
             if unsaved and record is not None and others.add(record):
                 status = "of another account"

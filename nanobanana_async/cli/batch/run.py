@@ -23,6 +23,7 @@ from nanobanana_async import (
 from nanobanana_async.cli.balance import watch_balance
 from nanobanana_async.cli.batch.credits import BatchCredits
 from nanobanana_async.cli.batch.display import COLLECTING, BatchDisplay
+from nanobanana_async.cli.batch.edited import find_edits
 from nanobanana_async.cli.batch.finished import FinishedRows
 from nanobanana_async.cli.batch.folder import LEDGER, REPORT, BatchFolder, unwritable
 from nanobanana_async.cli.batch.input_file import FileRow
@@ -109,8 +110,13 @@ class Run:
 
     async def _load_finished(self) -> None:
         """Start the new results file with every row that has already ended."""
-        old_offsets = line_offsets(self._results.path)
         plan = self._plan
+        edits = await find_edits(plan.file, self._gateway, self._ledger, self._folder)
+        if edits.why and not plan.buy_changed:
+            raise ConfigurationError(edits.why)
+        if edits.note:
+            self._display.say(edits.note)
+        old_offsets = line_offsets(self._results.path)
         finished = self._finished = FinishedRows(
             self._folder,
             plan.file,
