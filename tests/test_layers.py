@@ -17,7 +17,7 @@ MAX_LINES = 320
 
 FLOORS: tuple[frozenset[str], ...] = (
     frozenset({"_version"}),
-    frozenset({"errors", "escaping", "file_locks"}),
+    frozenset({"commands", "errors", "escaping", "file_locks"}),
     frozenset({"candidates", "failures", "misspelt", "validators", "values"}),
     frozenset({"extra", "formatting", "keys", "references"}),
     frozenset({"notebook_html"}),
@@ -51,6 +51,7 @@ THOUGHT = frozenset(
         "_version",
         "accounts",
         "candidates",
+        "commands",
         "errors",
         "escaping",
         "extra",

@@ -15,7 +15,7 @@ from nanobanana_async import Outcome, PollPolicy, Session
 from nanobanana_async.cli.batch.folder import REPORT, BatchFolder, FolderOwner
 from nanobanana_async.cli.batch.results import IMAGES
 from nanobanana_async.cli.demo_display import SPEED, DemoDisplay
-from nanobanana_async.cli.started_as import program
+from nanobanana_async.commands import program
 from nanobanana_async.emulator import Emulator, LogNormal
 from nanobanana_async.emulator.faults import reset
 from nanobanana_async.emulator.images import require_pillow

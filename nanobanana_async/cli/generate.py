@@ -19,7 +19,6 @@ from nanobanana_async import (
     Gateway,
     ImageRequest,
     JobState,
-    JobUncertain,
     JobUnfinished,
     LedgerError,
     NanoBananaError,
@@ -30,14 +29,14 @@ from nanobanana_async import (
 from nanobanana_async.batch.rows import Row
 from nanobanana_async.cli.display import JobsDisplay, shorten
 from nanobanana_async.cli.jobs.actions import open_read_only
-from nanobanana_async.cli.jobs.format import resolve_command
 from nanobanana_async.cli.open_runs import OpenRun, fingerprint
-from nanobanana_async.cli.options import DEFAULT_LEDGER, fetch_command
+from nanobanana_async.cli.options import DEFAULT_LEDGER, check_output, fetch_command
 from nanobanana_async.cli.result_lines import ResultLines, missing_images
 from nanobanana_async.cli.signals import Interrupted, StopSignals
+from nanobanana_async.commands import jobs_command, resolve_advice
 from nanobanana_async.escaping import one_line
 from nanobanana_async.formatting import age, count, credit_count, duration
-from nanobanana_async.images.files import check_folder, make_folder, why_unwritable
+from nanobanana_async.images.files import make_folder, why_unwritable
 from nanobanana_async.images.local import identify
 from nanobanana_async.images.names import safe_name, slug
 from nanobanana_async.images.target import Target
@@ -48,19 +47,6 @@ EARLIER_JOBS = 500
 """How many of the newest jobs are compared with the requests, to say which were bought before."""
 
 MAX_KEYS = 5  # in a command that a message names
-
-
-async def check_output(target: Target | None) -> None:
-    """Create the folder if it is missing; raise `ConfigurationError` if no file can be written in it.
-
-    An object store is checked by the batch, and by each save.
-    """
-    if not isinstance(target, Path):
-        return
-    try:
-        await asyncio.to_thread(check_folder, target)
-    except OSError as error:
-        raise ConfigurationError(why_unwritable(target, error, or_else="name another folder with -o")) from None
 
 
 @frozen(kw_only=True)
@@ -77,7 +63,7 @@ class GeneratePlan:
     ordered: bool = False
     buy_again: bool = False
     fetch_options: Sequence[str] = ()
-    """The options with which `nanobanana jobs fetch` reaches the same gateway and ledger."""
+    """The options with which `nanobanana jobs fetch` and `resolve` reach the same gateway and ledger."""
 
 
 class GenerateRun:
@@ -175,8 +161,9 @@ class GenerateRun:
         ]
         if earlier:
             ago = age(earlier[0].created_at, datetime.now(UTC))
+            command = jobs_command(ledger=None if ledger.path == DEFAULT_LEDGER else ledger.path)
             self._display.print_note(
-                f"bought before, last {ago} ago as job {earlier[0].key}: this buys another; `nanobanana jobs` lists the"
+                f"bought before, last {ago} ago as job {earlier[0].key}: this buys another; `{command}` lists the"
                 " earlier ones"
             )
 
@@ -232,12 +219,12 @@ class GenerateRun:
     def _failure(self, error: NanoBananaError) -> str:
         """Return what went wrong with a job and, if it is or may be paid for, how to go on."""
         sentence = one_line(str(error))
-        if isinstance(error, JobUncertain) and self._plan.ledger is not None:
-            return f"{sentence}: check the gateway's own list of tasks, then `{resolve_command(self._plan.ledger)}`"
-        if isinstance(error, JobUnfinished) and not error.safe_to_repeat:
-            sentence = "the waiting ended before the job, which goes on at the gateway and is paid for"
         key = error.key or ""
         record = self._display.records.get(key)
+        if record is not None and record.state is JobState.UNCERTAIN and self._plan.ledger is not None:
+            return f"{one_line(error.message)}: {resolve_advice(None, key, self._plan.fetch_options)}"
+        if isinstance(error, JobUnfinished) and not error.safe_to_repeat:
+            sentence = "the waiting ended before the job, which goes on at the gateway and is paid for"
         outcome = self._outcomes.get(key)
         if (record is not None and record.state is JobState.RUNNING) or (outcome and outcome.result is not None):
             return f"{sentence}; {self._advice([key])}"
@@ -250,7 +237,7 @@ class GenerateRun:
             return "they are lost with the emulator"
         if len(keys) > MAX_KEYS:
             return "the same command delivers them and buys nothing twice"
-        command = fetch_command(keys, plan.fetch_options, plan.target)
+        command = fetch_command(keys, plan.fetch_options, plan.target, sidecar=plan.sidecar)
         return f"the same command, or `{one_line(command)}`, delivers {'it' if len(keys) == 1 else 'them'}"
 
     async def _read_records(self) -> dict[str, JobRecord]:

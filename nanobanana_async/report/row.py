@@ -49,6 +49,8 @@ class ReportRow:
     error: str | None = None
     error_kind: str | None = None
     """The name of a class of `nanobanana_async.errors`."""
+    failure_kind: str | None = None
+    """Of a task that failed: moderation, capacity, input or unknown."""
     created_at: datetime | None = None
     sent_at: datetime | None = None
     """The estimated start of the job (`JobRecord.may_run_since`); None if it was never sent."""

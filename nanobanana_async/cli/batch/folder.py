@@ -13,6 +13,7 @@ from typing import Self
 from attrs import frozen
 
 from nanobanana_async.cli.batch.results import IMAGES, RESULTS
+from nanobanana_async.commands import quoted
 from nanobanana_async.errors import ConfigurationError
 from nanobanana_async.file_locks import try_lock
 from nanobanana_async.images.files import make_folder, rename_exclusive, why_unwritable
@@ -77,7 +78,7 @@ class BatchFolder:
             raise unwritable(self.path, error) from None
         try:
             if not self._try_lock():
-                raise ConfigurationError(f"{self.path}: another `nanobanana batch` is running in this folder")
+                raise ConfigurationError(f"{self.path}: another batch is running in this folder")
             check_owner(self.path, self._owner)  # another run may have written its marker first
             _sweep(self.path)
         except OSError as error:
@@ -153,7 +154,7 @@ def check_owner(path: Path, owner: FolderOwner) -> bool:
     if found.batch != owner.batch:
         raise ConfigurationError(
             f"{path} holds the batch {found.batch!r}, and this one is {owner.batch!r}: name another folder with -o,"
-            f" or pass --name {found.batch} if it is the same batch"
+            f" or pass --name {quoted(found.batch)} if it is the same batch"
         )
     if found.store != owner.store:
         there = "in its folder images" if found.store is None else f"in {found.store}"

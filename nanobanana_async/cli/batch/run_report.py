@@ -1,7 +1,6 @@
 """Write the report page during a run and at its end, and make thumbnails of its images in the background."""
 
 import asyncio
-import shlex
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -11,13 +10,12 @@ import anyio
 import anyio.to_thread
 
 from nanobanana_async import Gateway, SaveError
-from nanobanana_async.accounts import jobs_command
 from nanobanana_async.cli.batch.display import BatchDisplay
 from nanobanana_async.cli.batch.folder import LEDGER, REPORT, unwritable
 from nanobanana_async.cli.batch.plan import Plan
 from nanobanana_async.cli.batch.results import Results
 from nanobanana_async.cli.batch.rows import unfinished
-from nanobanana_async.cli.started_as import program, same_command
+from nanobanana_async.commands import resolve_command, same_command
 from nanobanana_async.report import (
     MAX_CARDS,
     Advice,
@@ -116,17 +114,16 @@ class RunReport:
     def _advice(self, row: ReportRow) -> Advice:
         """Return what to do about a row that did not succeed."""
         match row.status:
+            case "failed" if row.failure_kind == "moderation":
+                return Advice("Moderation stopped it: change the row. --retry-failed does not buy it again.")
             case "failed":
-                again = "--retry-failed buys failed rows again, but not what moderation stopped."
-                return Advice(again, same_command("--retry-failed"))
+                return Advice("--retry-failed buys it again.", same_command("--retry-failed"))
             case "refused":
                 again = "Change the row, or try it unchanged with --retry-failed."
                 return Advice(again, same_command("--retry-failed"))
             case "uncertain":
-                # No alternatives in the command: a shell would take "a|b" for a pipe, and resolve the job as a.
-                resolve = jobs_command(f"resolve {shlex.quote(row.key)}", self._folder / LEDGER)
                 decide = "Look in the gateway's own list of tasks, then decide: not-bought, buy-again or task-id ID."
-                return Advice(decide, f"{program()}{resolve.removeprefix('nanobanana')} --as DECISION")
+                return Advice(decide, resolve_command(self._folder / LEDGER, row.key))
             case "invalid":
                 return Advice("Correct the row, then run the same command again.")
             case _:
