@@ -116,7 +116,7 @@ def messages(key: str, ledger: Path) -> Iterator[str]:
         yield account_advice("apimall", old, "apimall:$(id)", ledger)
     options = fetch_options(ledger, "apimall", "https://a.example/?a&b")
     yield f"`{fetch_command([key], options, Path(NASTY), sidecar=True)}`"
-    yield candidates_hint(evolve(job(key), candidates=(Candidate(task_id="t1", created_at=None),)), ledger)
+    yield candidates_hint(evolve(job(key), candidates=(Candidate(task_id="t1", created_at=datetime.now(UTC)),)), ledger)
     yield f"`{jobs_command('show', ledger=ledger, names=[key])}`"
     for keys in ([key], [key, "other"]):
         summary = BatchSummary(Path(NASTY))

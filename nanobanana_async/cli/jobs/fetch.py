@@ -52,7 +52,7 @@ class FetchCommand:
 
     def fetch(
         self,
-        names: Annotated[list[str], Parameter(name="KEY", negative=())],
+        names: Annotated[list[str], Parameter(name="KEY_OR_TASK_ID", negative=())],
         /,
         *,
         output: Annotated[Target | None, TargetOption] = None,
