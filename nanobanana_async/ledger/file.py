@@ -30,21 +30,24 @@ _CREATING = threading.Lock()
 
 @frozen(kw_only=True)
 class Schema:
-    """The script that creates a ledger, and the steps that migrate older ones: the first goes from version 1 to 2."""
+    """The script that creates a ledger, and the steps that migrate older ones, one for each version from `first` on."""
 
     script: str
     steps: Sequence[str] = ()
+    first: int = 1
+    """The oldest version that can be migrated."""
 
     @property
     def version(self) -> int:
         """`PRAGMA user_version` of an up-to-date ledger."""
-        return len(self.steps) + 1
+        return self.first + len(self.steps)
 
 
 @cache
 def current_schema() -> Schema:
     """Return the schema of this version of the library."""
-    return Schema(script=files("nanobanana_async.ledger").joinpath("schema.sql").read_text(encoding="utf-8"))
+    script = files("nanobanana_async.ledger").joinpath("schema.sql").read_text(encoding="utf-8")
+    return Schema(script=script, first=2)
 
 
 def open_writable(path: Path, schema: Schema, *, busy_s: float) -> sqlite3.Connection:
@@ -122,6 +125,11 @@ def _version(connection: sqlite3.Connection, path: Path, schema: Schema) -> int:
             f"ledger {path}: written by a newer nanobanana_async (ledger version {version}, this one knows"
             f" {schema.version}): upgrade the library"
         )
+    if version < schema.first:
+        raise LedgerError(
+            f"ledger {path}: written by an unreleased nanobanana_async (ledger version {version}; the oldest that this"
+            f" one reads is {schema.first}): move the file away. The version that wrote it can read its jobs"
+        )
     return int(version)
 
 
@@ -159,7 +167,7 @@ def _wal_mode(connection: sqlite3.Connection, *, last_try: bool) -> str | None:
 
 
 def _migrate(connection: sqlite3.Connection, found: int, schema: Schema) -> None:
-    for script in schema.steps[found - 1 :] if found else (schema.script,):
+    for script in schema.steps[found - schema.first :] if found else (schema.script,):
         for statement in _statements(script):
             connection.execute(statement)
     connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")

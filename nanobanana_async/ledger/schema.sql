@@ -1,4 +1,4 @@
--- The ledger of nanobanana_async, version 1. Readable with any SQLite tool; written by the library only.
+-- The ledger of nanobanana_async, version 2. Readable with any SQLite tool; written by the library only.
 --
 -- Times are ISO 8601 in UTC with microseconds, so that they sort as text. Money is text: a decimal number exactly as
 -- the gateway returned it. `request`, `images`, `missing` and `failure` are JSON. API keys are never stored: `account`

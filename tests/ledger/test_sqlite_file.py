@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager, closing
 from pathlib import Path
 
 import pytest
+from attrs import evolve
 
 from nanobanana_async.errors import ConfigurationError, LedgerError
 from nanobanana_async.ledger import file, statements
@@ -21,9 +22,10 @@ WIDER = Schema(
         "owner            TEXT ", "owner TEXT, label TEXT, note TEXT DEFAULT 'none' "
     ),
     steps=(
-        "-- 1 to 2\nALTER TABLE jobs ADD COLUMN label TEXT;\nUPDATE jobs SET label = key;\n",
+        "-- the first step\nALTER TABLE jobs ADD COLUMN label TEXT;\nUPDATE jobs SET label = key;\n",
         "ALTER TABLE jobs ADD COLUMN note TEXT DEFAULT 'none';\n",
     ),
+    first=current_schema().version,
 )
 
 
@@ -65,7 +67,7 @@ async def test_new_file_has_application_id_version_and_wal(path: Path) -> None:
         pass
     assert asked(path, "PRAGMA application_id", "PRAGMA user_version", "PRAGMA journal_mode") == [
         (APPLICATION_ID,),
-        (1,),
+        (current_schema().version,),
         ("wal",),
     ]
 
@@ -124,9 +126,17 @@ async def test_database_of_another_application_is_refused_unchanged(path: Path, 
 async def test_newer_ledger_version_is_refused(path: Path) -> None:
     async with ledger_at(path):
         pass
-    asked(path, "PRAGMA user_version = 2")
+    asked(path, f"PRAGMA user_version = {current_schema().version + 1}")
     assert "upgrade the library" in await refused(path)
     assert "upgrade the library" in await refused(path, read_only=True)
+
+
+async def test_ledger_of_an_unreleased_version_is_refused(path: Path) -> None:
+    async with ledger_at(path):
+        pass
+    asked(path, "PRAGMA user_version = 1")
+    assert "move the file away" in await refused(path)
+    assert "move the file away" in await refused(path, read_only=True)
 
 
 async def test_older_ledger_is_migrated_and_keeps_its_jobs(path: Path) -> None:
@@ -135,7 +145,7 @@ async def test_older_ledger_is_migrated_and_keeps_its_jobs(path: Path) -> None:
     open_writable(path, WIDER, busy_s=1.0).close()
     open_writable(path, WIDER, busy_s=1.0).close()  # once only
     assert asked(path, "PRAGMA user_version", "SELECT key, label, note FROM jobs") == [
-        (3,),
+        (WIDER.version,),
         ("order-1", "order-1", "none"),
     ]
 
@@ -143,9 +153,9 @@ async def test_older_ledger_is_migrated_and_keeps_its_jobs(path: Path) -> None:
 async def test_only_missing_migration_steps_run(path: Path) -> None:
     async with ledger_at(path):
         pass
-    open_writable(path, Schema(script="", steps=WIDER.steps[:1]), busy_s=1.0).close()
+    open_writable(path, evolve(WIDER, steps=WIDER.steps[:1]), busy_s=1.0).close()
     open_writable(path, WIDER, busy_s=1.0).close()
-    assert asked(path, "PRAGMA user_version") == [(3,)]
+    assert asked(path, "PRAGMA user_version") == [(WIDER.version,)]
 
 
 async def test_new_ledger_has_the_schema_of_a_migrated_one(path: Path, tmp_path: Path) -> None:
@@ -162,7 +172,7 @@ async def test_new_ledger_has_the_schema_of_a_migrated_one(path: Path, tmp_path:
 async def test_failed_migration_leaves_the_version(path: Path) -> None:
     async with ledger_at(path) as ledger:
         await ledger.claim(running())
-    wrong = Schema(script="", steps=("ALTER TABLE jobs ADD COLUMN label TEXT;\nSELECT no_such_thing();\n",))
+    wrong = evolve(WIDER, steps=("ALTER TABLE jobs ADD COLUMN label TEXT;\nSELECT no_such_thing();\n",))
     with pytest.raises(LedgerError, match="no_such_thing"):
         open_file(path, read_only=False, busy_s=0.1, schema=wrong)
     async with ledger_at(path) as ledger:
@@ -204,7 +214,12 @@ async def test_wal_switch_waits_for_a_lock(path: Path) -> None:
 
 @pytest.mark.slow
 async def test_wal_switch_times_out(path: Path) -> None:
-    asked(path, "PRAGMA journal_mode = DELETE", f"PRAGMA application_id = {APPLICATION_ID}", "PRAGMA user_version = 1")
+    asked(
+        path,
+        "PRAGMA journal_mode = DELETE",
+        f"PRAGMA application_id = {APPLICATION_ID}",
+        f"PRAGMA user_version = {current_schema().version}",
+    )
     with closing(sqlite3.connect(path, isolation_level=None)) as other:
         other.execute("BEGIN")
         other.execute("SELECT count(*) FROM sqlite_schema").fetchone()
