@@ -1,9 +1,9 @@
 """How a ledger identifies accounts, and the advice for a job that belongs to another one."""
 
 import hashlib
-import shlex
 from pathlib import Path
 
+from nanobanana_async.commands import jobs_command, quoted
 from nanobanana_async.jobs import JobRecord
 
 
@@ -28,19 +28,14 @@ def account_conflict(record: JobRecord, gateway: str, account: str, ledger: Path
 
 def account_advice(gateway: str, old: str, new: str, ledger: Path | None) -> str:
     """Return how to continue the jobs of another account of the same gateway, whose file is `ledger`."""
-    hand_over = f"`{jobs_command('hand-over', ledger)} --from {old} --to {new}`"
+    hand_over = f"`{jobs_command('hand-over', '--from', old, '--to', new, ledger=ledger)}`"
     name = old.removeprefix(f"{gateway}:")
     if name != old:
-        remedy = f'name it with account="{name}" or NANOBANANA_ACCOUNT={name}; to change its name, run {hand_over}'
+        variable = f"NANOBANANA_ACCOUNT={quoted(name)}"
+        remedy = f'name it with account="{name}" or {variable}; to change its name, run {hand_over}'
     else:
         remedy = (
             f"hand over its jobs: {hand_over} (give the account a name before that, with account=... or"
             " NANOBANANA_ACCOUNT, and its jobs stay its own at the next change of the key)"
         )
     return f"If both are one account whose API key was changed, {remedy}. Otherwise use the API key of that account"
-
-
-def jobs_command(command: str, ledger: Path | None) -> str:
-    """Return a command line of `nanobanana jobs` on this ledger, as the user can paste it."""
-    file = "" if ledger is None else f" --ledger {shlex.quote(str(ledger))}"
-    return f"nanobanana jobs {command}{file}"

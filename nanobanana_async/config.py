@@ -6,6 +6,7 @@ from typing import Any
 
 from attrs import field, frozen
 
+from nanobanana_async.commands import command_line
 from nanobanana_async.errors import ConfigurationError
 from nanobanana_async.gateways.base import settings_in, variable_in
 from nanobanana_async.gateways.contract import Gateway
@@ -52,9 +53,10 @@ def _chosen(
         return ConfigurationError(f"NANOBANANA_GATEWAY must be one of {', '.join(GATEWAYS)}, not {name!r}")
     if not name and not keyed:
         variables = " or ".join(kind.key_variable for kind in GATEWAYS.values())
+        empty = "".join(f"{each.key_variable} is empty; " for each in GATEWAYS.values() if each.key_variable in environ)
         return ConfigurationError(
-            f"no gateway: pass one, or set {variables}; to try it without a key, run `nanobanana demo`, or pass"
-            " --gateway emulator to a command"
+            f"no gateway: {empty}pass one, or set {variables}; to try it without a key, run"
+            f" `{command_line('demo')}`, or pass --gateway emulator to a command"
         )
     if not name and len(keyed) > 1:
         variables = " and ".join(GATEWAYS[each].key_variable for each in keyed)

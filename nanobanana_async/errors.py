@@ -15,7 +15,7 @@ NanoBananaError
   CreditLimitReached         the next job would pass max_credits
   LedgerError                the ledger can't be opened or written   .task_id
   DownloadError              an image can't be downloaded   .link_expired
-  SaveError                  the folder for the images can't be written
+  SaveError                  the folder or store for the images can't be written   .one_image
 """
 
 from collections.abc import Generator
@@ -25,7 +25,6 @@ E = TypeVar("E", bound="NanoBananaError")
 
 LimitKind = Literal["jobs", "rate"]
 """Which limit a 429 reports: too many jobs at once, or too many requests in a time."""
-
 JobFailureKind = Literal["moderation", "capacity", "input", "unknown"]
 """Why a task failed: its content was refused, the gateway or its provider could not do it, its input is unusable."""
 
@@ -69,8 +68,7 @@ class NanoBananaError(Exception):
 
     def for_job(self, key: str, *, safe_to_repeat: bool) -> Self:
         """Return a copy for one job and one waiter, so that each waiter gets its own traceback."""
-        facts = {**self.__dict__, "key": key, "safe_to_repeat": safe_to_repeat}
-        return _rebuild(type(self), self.args, facts)
+        return _rebuild(type(self), self.args, {**self.__dict__, "key": key, "safe_to_repeat": safe_to_repeat})
 
 
 def _rebuild(kind: type[E], args: tuple[Any, ...], facts: dict[str, Any]) -> E:
@@ -316,4 +314,6 @@ class DownloadError(NanoBananaError):
 
 
 class SaveError(NanoBananaError):
-    """A folder can't be written. The images of bought jobs can be saved later, without a new purchase."""
+    """A folder or store can't be written (`one_image`: not for this image). Bought images can be saved later."""
+
+    one_image = False

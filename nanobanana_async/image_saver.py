@@ -7,8 +7,11 @@ from attrs import frozen
 
 from nanobanana_async.engine.engine import Engine
 from nanobanana_async.errors import DownloadError, NanoBananaError, SaveError
+from nanobanana_async.images.destination import Saved
 from nanobanana_async.images.downloader import ImageDownloader
 from nanobanana_async.images.saved import PurchasedImage
+from nanobanana_async.images.sidecar import facts_of
+from nanobanana_async.images.target import Target
 from nanobanana_async.models import GeneratedImage, GenerationResult
 
 FRESH_LINK_S = 10.0
@@ -29,14 +32,14 @@ class ImageSaver:
         except DownloadError as error:
             return await self._downloader.fetch(await self._refresh_link(image, error), verified=verified)
 
-    async def check(self, folder: Path) -> None:
-        """Raise `SaveError` if images can't be saved in a folder."""
-        await self._downloader.check(folder)
+    async def check(self, target: Target) -> None:
+        """Raise `SaveError` if images can't be saved at a target."""
+        await self._downloader.check(target)
 
     async def save(
-        self, result: GenerationResult, folder: Path, name: str, *, row_key: str | None = None
-    ) -> tuple[Path, ...]:
-        """Save all images of a result under a name, with a number if there are several; return their paths.
+        self, result: GenerationResult, target: Target, name: str, *, row_key: str | None = None, sidecar: bool = False
+    ) -> tuple[Path | str, ...]:
+        """Save all images of a result under a name, with a number if there are several; return paths or URLs.
 
         If one fails, the others are still saved; then its error is raised.
         """
@@ -47,9 +50,10 @@ class ImageSaver:
                 group.create_task(
                     self._save_or_error(
                         image,
-                        folder,
+                        target,
                         f"{name}-{image.index + 1}" if several else name,
                         PurchasedImage.of(result, image, row_key),
+                        result if sidecar else None,
                     )
                 )
                 for image in result.images
@@ -57,26 +61,34 @@ class ImageSaver:
         saved = [save.result() for save in saves]
         errors = [error for error in saved if isinstance(error, NanoBananaError)]
         if errors:  # a `SaveError` first: it affects the other rows of a batch too
-            error = next((error for error in errors if isinstance(error, SaveError)), errors[0])
-            raise error.for_job(result.key, safe_to_repeat=False)
-        return tuple(path for path in saved if isinstance(path, Path))
+            errors.sort(key=lambda error: (not isinstance(error, SaveError), getattr(error, "one_image", True)))
+            raise errors[0].for_job(result.key, safe_to_repeat=False)
+        return tuple(place for place in saved if not isinstance(place, NanoBananaError))
 
     async def _save_or_error(
-        self, image: GeneratedImage, folder: Path, name: str, purchased: PurchasedImage
-    ) -> Path | NanoBananaError:
+        self,
+        image: GeneratedImage,
+        target: Target,
+        name: str,
+        purchased: PurchasedImage,
+        described: GenerationResult | None,
+    ) -> Path | str | NanoBananaError:
         try:
-            return await self._save(image, folder, name, purchased)
+            saved = await self._save(image, target, name, purchased)
+            if described is not None:
+                file = saved.place.name if isinstance(saved.place, Path) else saved.place.rpartition("/")[2]
+                await self._downloader.add_sidecar(target, file, facts_of(described, purchased, saved, file))
+            return saved.place
         except NanoBananaError as error:
             return error
 
-    async def _save(self, image: GeneratedImage, folder: Path, name: str, purchased: PurchasedImage) -> Path:
-        if (known := await self._downloader.find_saved(folder, purchased)) is not None:
+    async def _save(self, image: GeneratedImage, target: Target, name: str, purchased: PurchasedImage) -> Saved:
+        if (known := await self._downloader.find_saved(target, purchased)) is not None:
             return known
         try:
-            saved = await self._downloader.save(image.url, folder, name, purchased, fresh_s=self._fresh_s(image))
+            return await self._downloader.save(image.url, target, name, purchased, fresh_s=self._fresh_s(image))
         except DownloadError as error:
-            saved = await self._downloader.save(await self._refresh_link(image, error), folder, name, purchased)
-        return saved.path
+            return await self._downloader.save(await self._refresh_link(image, error), target, name, purchased)
 
     async def _refresh_link(self, image: GeneratedImage, error: DownloadError) -> str:
         """Return a new link from the gateway; raise the given error, with the reason, if there is none."""

@@ -1,6 +1,5 @@
 """The calls of a `Session` that buy: `generate`, `submit`, `generate_many`."""
 
-import os
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping, Sequence
 from decimal import Decimal
@@ -17,6 +16,7 @@ from nanobanana_async.errors import ConfigurationError, JobFailureKind
 from nanobanana_async.handle import Job
 from nanobanana_async.image_saver import ImageSaver
 from nanobanana_async.images.names import NameTemplate
+from nanobanana_async.images.target import SaveTarget, as_target
 from nanobanana_async.keys import generate_key
 from nanobanana_async.ledger.memory import MemoryLedger
 from nanobanana_async.misspelt import unknown_fields
@@ -31,7 +31,7 @@ from nanobanana_async.models import (
     to_request,
 )
 from nanobanana_async.policy.prices import as_credits
-from nanobanana_async.validators import as_folder, as_timeout
+from nanobanana_async.validators import as_timeout
 from nanobanana_async.values import is_absent, to_mapping
 
 
@@ -129,8 +129,9 @@ class Purchases(ABC):
         *,
         batch: str | None = None,
         ordered: bool = False,
-        save_to: str | os.PathLike[str] | None = None,
+        save_to: SaveTarget | None = None,
         names: str | None = None,
+        sidecar: bool = False,
         max_credits: Decimal | float | None = None,
         expected_credits: Decimal | float | None = None,
         retry_failed: bool | Collection[JobFailureKind] = False,
@@ -150,8 +151,10 @@ class Purchases(ABC):
         request and how often that occurred before, never by its position. This needs a ledger on disk.
 
         Outcomes come in the order in which rows end, or with `ordered` in the order of the input. `save_to` saves the
-        images in the background. `names` is a template of their names, with the fields `{row}` (its number, from 1),
-        `{slug}` (of the prompt), `{key}` and `{metadata[NAME]}`; the default is the row's key, or `{row:04}-{slug}`.
+        images in the background, in a folder or in an object store: a path, an obstore store, one with a prefix, or a
+        URL such as `s3://bucket/prefix`. `names` is a template of their names, with the fields `{row}` (its number,
+        from 1), `{slug}` (of the prompt), `{key}` and `{metadata[NAME]}`; the default is the row's key, or
+        `{row:04}-{slug}`. `sidecar` writes prompt, settings, key and price of each image into `NAME.json` beside it.
         `max_credits` caps everything ever spent under the name. Until a price is known, jobs are bought one at a time
         at `expected_credits`, by default the example price of the gateway's reference. `max_wait_s` bounds the wait for
         a used-up daily budget of the account (`BatchStopped`). `progress` shows a tqdm bar.
@@ -162,7 +165,8 @@ class Purchases(ABC):
         options = BatchOptions(
             name=batch,
             ordered=ordered,
-            folder=None if save_to is None else as_folder("save_to", save_to),
+            target=None if save_to is None else as_target("save_to", save_to),
+            sidecar=sidecar,
             names=None if names is None else NameTemplate("names", names),
             max_credits=as_credits("max_credits", max_credits),
             expected_credits=as_credits("expected_credits", expected_credits),

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from decimal import Decimal
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Self, overload
 from uuid import UUID
 
 import aiohttp
@@ -29,6 +29,7 @@ from nanobanana_async.handle import Job
 from nanobanana_async.http.tls_and_proxies import to_proxy_secret
 from nanobanana_async.image_saver import ImageSaver
 from nanobanana_async.images.names import NameFacts, NameTemplate, default_name
+from nanobanana_async.images.target import SaveTarget, as_target
 from nanobanana_async.jobs import JobSnapshot, JobState
 from nanobanana_async.keys import key_for_task, key_prefix, validate_task_id
 from nanobanana_async.ledger.base import Ledger
@@ -40,7 +41,7 @@ from nanobanana_async.policy.retry import RetryPolicy
 from nanobanana_async.purchases import Purchases
 from nanobanana_async.references import ReferencePublisher
 from nanobanana_async.stats import SessionStats, collect_stats
-from nanobanana_async.validators import as_folder, check_kind, check_switch
+from nanobanana_async.validators import check_kind, check_switch
 from nanobanana_async.values import validate_row_key
 
 
@@ -245,22 +246,49 @@ class Session(Purchases, NoPlainWith):
         check_switch("verify", verify)
         return await saver.fetch(image, verified=verify)
 
+    @overload
     async def save(
-        self, result: GenerationResult, folder: str | os.PathLike[str], *, name: str | None = None
-    ) -> list[Path]:
-        """Save the images of a result in a folder, created if missing; return their paths.
+        self,
+        result: GenerationResult,
+        target: os.PathLike[str],
+        *,
+        name: str | None = None,
+        sidecar: bool = False,
+    ) -> list[Path]: ...
+    @overload
+    async def save(
+        self,
+        result: GenerationResult,
+        target: SaveTarget,
+        *,
+        name: str | None = None,
+        sidecar: bool = False,
+    ) -> list[Path | str]: ...
+    async def save(
+        self,
+        result: GenerationResult,
+        target: SaveTarget,
+        *,
+        name: str | None = None,
+        sidecar: bool = False,
+    ) -> list[Path] | list[Path | str]:
+        """Save the images of a result in a folder, created if missing, or in an object store; return paths or URLs.
 
-        `name` is their name without an extension, and may have the fields `{key}` and `{slug}` (of the prompt). By
-        default it is the `idempotency_key` that was given, else the slug. Several images of a job get -1, -2 and so on.
-        Files appear complete or not at all, and are listed in `SHA256SUMS` and `metadata.jsonl`. An image that was
-        saved in the folder before keeps its name and is not downloaded again. Raises `DownloadError` or `SaveError`.
+        A store is an obstore store, one with a prefix, or a URL such as `s3://bucket/prefix`. `name` is the images'
+        name without an extension, and may have the fields `{key}` and `{slug}` (of the prompt). By default it is the
+        `idempotency_key` that was given, else the slug. Several images of a job get -1, -2 and so on. Images appear
+        complete or not at all, and overwrite nothing; in a folder they are listed in `SHA256SUMS` and `metadata.jsonl`.
+        An image that was saved there before keeps its name and is not downloaded again. `sidecar` writes prompt,
+        settings, key and price of each image into `NAME.json` beside it. Raises `DownloadError` or `SaveError`.
         """
         saver = ImageSaver(self._engine(), self._components.downloads)
         check_kind("result", result, GenerationResult, "the GenerationResult of a job, such as await job")
+        check_switch("sidecar", sidecar)
         template = None if name is None else NameTemplate("name", name, fields=("key", "slug"))
         facts = NameFacts(key=result.key, prompt=None if result.request is None else result.request.prompt)
         stem = default_name(result.key, facts) if template is None else template.stem(facts)
-        return list(await saver.save(result, as_folder("folder", folder), stem))
+        saved: list[Path | str] = list(await saver.save(result, as_target("target", target), stem, sidecar=sidecar))
+        return saved
 
     async def balance(self) -> Decimal:
         """Return the credits that the API may spend, as the gateway states them now.

@@ -43,7 +43,7 @@ def test_environment_sets_the_base_url(environ: dict[str, str]) -> None:
     ("environ", "says"),
     [
         ({}, "set APIMALL_API_KEY or DEFAPI_API_KEY"),
-        ({"APIMALL_API_KEY": " "}, "set APIMALL_API_KEY or DEFAPI_API_KEY"),
+        ({"APIMALL_API_KEY": " "}, "APIMALL_API_KEY is empty; pass one, or set APIMALL_API_KEY or DEFAPI_API_KEY"),
         (MALL | DEF, "choose one gateway with NANOBANANA_GATEWAY"),
         (MALL | {"NANOBANANA_GATEWAY": "openai"}, "must be one of apimall, defapi, not 'openai'"),
         (MALL | NAMED_DEF, "DEFAPI_API_KEY is not set"),

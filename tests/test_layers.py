@@ -17,7 +17,7 @@ MAX_LINES = 320
 
 FLOORS: tuple[frozenset[str], ...] = (
     frozenset({"_version"}),
-    frozenset({"errors", "escaping", "file_locks"}),
+    frozenset({"commands", "errors", "escaping", "file_locks"}),
     frozenset({"candidates", "failures", "misspelt", "validators", "values"}),
     frozenset({"extra", "formatting", "keys", "references"}),
     frozenset({"notebook_html"}),
@@ -51,6 +51,7 @@ THOUGHT = frozenset(
         "_version",
         "accounts",
         "candidates",
+        "commands",
         "errors",
         "escaping",
         "extra",
@@ -82,6 +83,7 @@ GUESTS = {
     "opentelemetry": frozenset({"otel"}),
     "sqlite3": frozenset({"ledger"}),
     "PIL": frozenset({"emulator", "images"}),
+    "obstore": frozenset({"images"}),
     "pytest": frozenset({"emulator", "testing"}),
     "pytest_asyncio": frozenset({"emulator", "testing"}),
 }

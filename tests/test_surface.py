@@ -70,6 +70,7 @@ HEAVY = (
     "tqdm",
     "opentelemetry",
     "IPython",
+    "obstore",
     "nanobanana_async.emulator",
     "nanobanana_async.cli",
 )

@@ -7,6 +7,7 @@ from typing import Any
 
 from nanobanana_async.batch.columns import HeaderError, ValuedNames, read_header
 from nanobanana_async.batch.rows import Requests, Row
+from nanobanana_async.commands import command_line
 from nanobanana_async.errors import ConfigurationError, InvalidRequest
 from nanobanana_async.events import log
 from nanobanana_async.models import ImageRequest
@@ -39,7 +40,8 @@ def _no_rows(requests: object) -> str | None:
         case str():
             return "not str: pass [prompt] for one prompt, or text.splitlines()"
         case os.PathLike():
-            return f"not {kind}: read the file, as in path.read_text().splitlines(), or run `nanobanana batch FILE`"
+            command = command_line("batch", "FILE")
+            return f"not {kind}: read the file, as in path.read_text().splitlines(), or run `{command}`"
         case bytes() | bytearray() | memoryview():
             return f"not {kind}: decode it, and pass the list of its lines"
         case Mapping():

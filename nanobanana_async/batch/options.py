@@ -2,7 +2,6 @@
 
 from collections.abc import AsyncGenerator, AsyncIterable, Callable
 from decimal import Decimal
-from pathlib import Path
 from typing import Any
 
 from attrs import Attribute, field, frozen
@@ -12,6 +11,7 @@ from nanobanana_async.errors import ConfigurationError
 from nanobanana_async.events import log
 from nanobanana_async.failures import to_failure_kinds
 from nanobanana_async.images.names import NameTemplate
+from nanobanana_async.images.target import Target
 from nanobanana_async.validators import switch
 
 BLOCKED_S = 0.25
@@ -31,7 +31,9 @@ class BatchOptions:
 
     name: str | None = field(default=None, validator=_check_name)
     ordered: bool = field(default=False, validator=switch)
-    folder: Path | None = None
+    target: Target | None = None
+    """Where the images are saved."""
+    sidecar: bool = field(default=False, validator=switch)
     names: NameTemplate | None = None
     max_credits: Decimal | None = None
     expected_credits: Decimal | None = None

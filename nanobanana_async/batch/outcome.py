@@ -37,8 +37,8 @@ class Outcome:
     """None if no job was stored."""
     result: GenerationResult | None = None
     error: NanoBananaError | None = None
-    saved: tuple[Path, ...] = field(default=())
-    """The paths of its images, with `save_to`."""
+    saved: tuple[Path | str, ...] = field(default=())
+    """With `save_to` its images: their paths in a folder, their URLs in an object store."""
 
     @property
     def ok(self) -> bool:
@@ -85,7 +85,7 @@ class Outcome:
         """Yield each image's URL, or a thumbnail of its saved file: links expire, and inline images are large."""
         for number, image in enumerate(result.images):
             path = self.saved[number] if len(self.saved) == len(result.images) else None
-            small = None if path is None else file_thumbnail(path, THUMBNAIL_PIXELS)
+            small = file_thumbnail(path, THUMBNAIL_PIXELS) if isinstance(path, Path) else None
             yield image.url if small is None else as_data_uri(small)
 
 

@@ -68,8 +68,9 @@ class RecentImages:
         if result is None:
             return
         prompt = "" if outcome.request is None else outcome.request.prompt[:_MAX_CAPTION]
-        paths = outcome.saved if len(outcome.saved) == len(result.images) else [None] * len(result.images)
-        for image, path in zip(result.images, paths, strict=True):
+        saved = outcome.saved if len(outcome.saved) == len(result.images) else [None] * len(result.images)
+        for image, place in zip(result.images, saved, strict=True):
+            path = place if isinstance(place, Path) else None  # an object in a store is shown by its link
             url = "" if path is not None and is_inline(image.url) else image.url
             self._images.append(_RecentImage(outcome.index, f"row {outcome.index}: {prompt}", url, path))
             self._seen += 1

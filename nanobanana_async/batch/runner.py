@@ -20,6 +20,7 @@ from nanobanana_async.batch.options import BatchOptions, iterate
 from nanobanana_async.batch.outcome import Outcome, outcome_of
 from nanobanana_async.batch.rows import Requests, Row, RowReader
 from nanobanana_async.batch.streak import ACCOUNT_ERRORS, ErrorStreak, stop_reason
+from nanobanana_async.batch.target_check import TargetCheck
 from nanobanana_async.engine.engine import Engine
 from nanobanana_async.engine.phases import Phase
 from nanobanana_async.engine.tracked_job import NEVER, TrackedJob
@@ -63,15 +64,14 @@ class BatchRunner:
         self._options = options
         self._engine = engine
         self._saver = saver
-        saved = options.folder is not None
-        self._rows = RowReader(options.name, partial(row_name, options.names) if saved else None)
+        self._check = TargetCheck(options.target, saver, engine)
+        self._rows = RowReader(options.name, None if options.target is None else partial(row_name, options.names))
         concurrency = engine.slots.limiter.policy
         held = 0 if concurrency.learn or concurrency.max_jobs is None else concurrency.max_jobs
         self._at_first = max(PULLED_AT_FIRST, held + PREFETCH)
         self._pulled = self._most_held = 0
         self._prefix = None if options.name is None else key_prefix(options.name)
-        limit = options.max_credits
-        self._caps = () if limit is None else (engine.make_cap(limit, self._prefix),)
+        self._caps = () if (limit := options.max_credits) is None else (engine.make_cap(limit, self._prefix),)
         self._scope: anyio.CancelScope | None = None
         self._finishers = asyncio.Semaphore(FINISHING)
         self._room = asyncio.Event()
@@ -120,8 +120,7 @@ class BatchRunner:
         try:
             with anyio.CancelScope() as self._scope:
                 if not self._stopping:
-                    if self._options.folder is not None:
-                        await self._saver.check(self._options.folder)
+                    await self._check.at_start()
                     await self._pull()
         except asyncio.CancelledError:
             if self._engine.scheduler.closing:
@@ -140,7 +139,7 @@ class BatchRunner:
             await self._wait_for_room()
             async for item in items:
                 self._pulled += 1
-                await self._start_row(self._rows.read(item))
+                await self._start_row(await self._check.before(self._rows.read(item)))
                 await self._wait_for_room()
 
     async def _wait_for_room(self) -> None:
@@ -222,7 +221,7 @@ class BatchRunner:
             self._emit(outcome_of(row, job, error=with_own_key(result, row)))
             return
         outcome = outcome_of(row, job, result=result)
-        if self._options.folder is None and result is not None:
+        if self._options.target is None and result is not None:
             self._emit(outcome)
         else:
             self._finishing[row.index] = outcome
@@ -244,7 +243,7 @@ class BatchRunner:
             return
         if finished.error is None:
             self._unsaved.reset()
-        elif isinstance(finished.error, ACCOUNT_ERRORS):
+        elif isinstance(finished.error, ACCOUNT_ERRORS) and not getattr(finished.error, "one_image", False):
             self.stop(finished.error)
         elif self._unsaved.add(finished.error):
             self.stop(stop_reason(finished.error, "were bought and have no saved images"))
@@ -255,9 +254,10 @@ class BatchRunner:
             async with self._finishers:
                 if outcome.result is None and outcome.job is not None:  # inline images are not stored in the ledger
                     outcome = evolve(outcome, result=await outcome.job.result())
-                if self._options.folder is not None and outcome.result is not None:
-                    result, folder = outcome.result, self._options.folder
-                    saved = await self._saver.save(result, folder, row.name, row_key=row.own_key)
+                if (target := self._options.target) is not None and outcome.result is not None:
+                    saved = await self._saver.save(
+                        outcome.result, target, row.name, row_key=row.own_key, sidecar=self._options.sidecar
+                    )
                     outcome = evolve(outcome, saved=saved)
         except SessionClosed:
             raise

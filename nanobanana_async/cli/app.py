@@ -215,8 +215,14 @@ def _environ(name: Name | None, base_url: str | None) -> dict[str, str]:
     if base_url is not None:
         environ["NANOBANANA_BASE_URL"] = base_url
     kind = registry.GATEWAYS.get(environ.get("NANOBANANA_GATEWAY", "").strip().lower())
-    if kind is not None and not environ.get(kind.key_variable) and sys.stdin.isatty():
-        environ[kind.key_variable] = getpass.getpass(f"API key of {kind.title}: ", stream=sys.stderr)
+    if kind is not None and not environ.get(kind.key_variable, "").strip() and sys.stdin.isatty():
+        state = "empty" if kind.key_variable in environ else "not set"
+        question = f"{kind.key_variable} is {state}. Type the API key of {kind.title} (it is not shown): "
+        try:
+            # Where stderr is a file, the question goes to the terminal itself.
+            environ[kind.key_variable] = getpass.getpass(question, stream=sys.stderr if sys.stderr.isatty() else None)
+        except EOFError:
+            raise ConfigurationError(f"no API key was typed: set {kind.key_variable}") from None
     return environ
 
 

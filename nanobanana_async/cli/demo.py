@@ -15,7 +15,7 @@ from nanobanana_async import Outcome, PollPolicy, Session
 from nanobanana_async.cli.batch.folder import REPORT, BatchFolder, FolderOwner
 from nanobanana_async.cli.batch.results import IMAGES
 from nanobanana_async.cli.demo_display import SPEED, DemoDisplay
-from nanobanana_async.cli.started_as import program
+from nanobanana_async.commands import program
 from nanobanana_async.emulator import Emulator, LogNormal
 from nanobanana_async.emulator.faults import reset
 from nanobanana_async.emulator.images import require_pillow
@@ -127,7 +127,7 @@ def _row(outcome: Outcome, record: JobRecord | None, folder: Path) -> ReportRow:
         status="succeeded" if error is None else "failed",
         prompt="" if outcome.request is None else outcome.request.prompt,
         settings={"resolution": "1K", "aspect_ratio": "16:9"},
-        images=tuple(path.relative_to(folder).as_posix() for path in outcome.saved),
+        images=tuple(Path(path).relative_to(folder).as_posix() for path in outcome.saved),
         credits=None if result is None else result.credits,
         task_id=None if result is None else result.task_id,
         error=None if error is None else str(error),

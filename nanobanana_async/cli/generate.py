@@ -19,7 +19,6 @@ from nanobanana_async import (
     Gateway,
     ImageRequest,
     JobState,
-    JobUncertain,
     JobUnfinished,
     LedgerError,
     NanoBananaError,
@@ -30,16 +29,17 @@ from nanobanana_async import (
 from nanobanana_async.batch.rows import Row
 from nanobanana_async.cli.display import JobsDisplay, shorten
 from nanobanana_async.cli.jobs.actions import open_read_only
-from nanobanana_async.cli.jobs.format import resolve_command
 from nanobanana_async.cli.open_runs import OpenRun, fingerprint
-from nanobanana_async.cli.options import DEFAULT_LEDGER, fetch_command
+from nanobanana_async.cli.options import DEFAULT_LEDGER, check_output, fetch_command
 from nanobanana_async.cli.result_lines import ResultLines, missing_images
 from nanobanana_async.cli.signals import Interrupted, StopSignals
+from nanobanana_async.commands import jobs_command, resolve_advice
 from nanobanana_async.escaping import one_line
 from nanobanana_async.formatting import age, count, credit_count, duration
-from nanobanana_async.images.files import check_folder, make_folder, why_unwritable
+from nanobanana_async.images.files import make_folder, why_unwritable
 from nanobanana_async.images.local import identify
 from nanobanana_async.images.names import safe_name, slug
+from nanobanana_async.images.target import Target
 from nanobanana_async.jobs import JobRecord
 from nanobanana_async.keys import generate_key
 
@@ -49,22 +49,13 @@ EARLIER_JOBS = 500
 MAX_KEYS = 5  # in a command that a message names
 
 
-async def check_output(folder: Path | None) -> None:
-    """Create the folder if it is missing; raise `ConfigurationError` if no file can be written in it."""
-    if folder is None:
-        return
-    try:
-        await asyncio.to_thread(check_folder, folder)
-    except OSError as error:
-        raise ConfigurationError(why_unwritable(folder, error, or_else="name another folder with -o")) from None
-
-
 @frozen(kw_only=True)
 class GeneratePlan:
     """What to buy, and where the results go."""
 
     requests: Sequence[ImageRequest]
-    folder: Path | None = None
+    target: Target | None = None
+    sidecar: bool = False
     ledger: Path | None = None
     """None: in memory, for an emulator that ends with the command."""
     timeout: float | None = None
@@ -72,7 +63,7 @@ class GeneratePlan:
     ordered: bool = False
     buy_again: bool = False
     fetch_options: Sequence[str] = ()
-    """The options with which `nanobanana jobs fetch` reaches the same gateway and ledger."""
+    """The options with which `nanobanana jobs fetch` and `resolve` reach the same gateway and ledger."""
 
 
 class GenerateRun:
@@ -99,7 +90,7 @@ class GenerateRun:
         which says what is left, if a signal ended the run.
         """
         plan, clock = self._plan, asyncio.get_running_loop().time
-        await check_output(plan.folder)
+        await check_output(plan.target)
         began_at = clock()
         with self._display, self._signals:
             try:
@@ -170,8 +161,9 @@ class GenerateRun:
         ]
         if earlier:
             ago = age(earlier[0].created_at, datetime.now(UTC))
+            command = jobs_command(ledger=None if ledger.path == DEFAULT_LEDGER else ledger.path)
             self._display.print_note(
-                f"bought before, last {ago} ago as job {earlier[0].key}: this buys another; `nanobanana jobs` lists the"
+                f"bought before, last {ago} ago as job {earlier[0].key}: this buys another; `{command}` lists the"
                 " earlier ones"
             )
 
@@ -183,7 +175,7 @@ class GenerateRun:
         ]
         async with (
             asyncio.TaskGroup() as group,
-            session.generate_many(rows, ordered=plan.ordered, save_to=plan.folder) as batch,
+            session.generate_many(rows, ordered=plan.ordered, save_to=plan.target, sidecar=plan.sidecar) as batch,
         ):
             stopping = group.create_task(self._stop_on_signal(batch))
             try:
@@ -212,9 +204,9 @@ class GenerateRun:
             self._note(outcome, missing_images(outcome.result))
         for line in map(str, outcome.saved) if outcome.saved else self._lines.links(outcome.result):
             await self._lines.print(line)
-        if outcome.ok and (self._plan.folder is not None or self._lines.failure is None):
+        if outcome.ok and (self._plan.target is not None or self._lines.failure is None):
             self._delivered.add(outcome.key)
-        if self._lines.failure is not None and self._plan.folder is None and not self._signals.stop_requested.is_set():
+        if self._lines.failure is not None and self._plan.target is None and not self._signals.stop_requested.is_set():
             why = self._lines.failure.strerror or "closed"
             self._display.print_note(f"nanobanana: standard output can't be written ({why}): buying no more")
             self._signals.stop_requested.set()
@@ -227,12 +219,12 @@ class GenerateRun:
     def _failure(self, error: NanoBananaError) -> str:
         """Return what went wrong with a job and, if it is or may be paid for, how to go on."""
         sentence = one_line(str(error))
-        if isinstance(error, JobUncertain) and self._plan.ledger is not None:
-            return f"{sentence}: check the gateway's own list of tasks, then `{resolve_command(self._plan.ledger)}`"
-        if isinstance(error, JobUnfinished) and not error.safe_to_repeat:
-            sentence = "the waiting ended before the job, which goes on at the gateway and is paid for"
         key = error.key or ""
         record = self._display.records.get(key)
+        if record is not None and record.state is JobState.UNCERTAIN and self._plan.ledger is not None:
+            return f"{one_line(error.message)}: {resolve_advice(None, key, self._plan.fetch_options)}"
+        if isinstance(error, JobUnfinished) and not error.safe_to_repeat:
+            sentence = "the waiting ended before the job, which goes on at the gateway and is paid for"
         outcome = self._outcomes.get(key)
         if (record is not None and record.state is JobState.RUNNING) or (outcome and outcome.result is not None):
             return f"{sentence}; {self._advice([key])}"
@@ -245,7 +237,7 @@ class GenerateRun:
             return "they are lost with the emulator"
         if len(keys) > MAX_KEYS:
             return "the same command delivers them and buys nothing twice"
-        command = fetch_command(keys, plan.fetch_options, plan.folder)
+        command = fetch_command(keys, plan.fetch_options, plan.target, sidecar=plan.sidecar)
         return f"the same command, or `{one_line(command)}`, delivers {'it' if len(keys) == 1 else 'them'}"
 
     async def _read_records(self) -> dict[str, JobRecord]:

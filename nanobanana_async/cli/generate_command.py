@@ -16,16 +16,17 @@ from nanobanana_async.cli.options import (
     BaseUrl,
     ExtraOption,
     Flag,
-    FolderOption,
     GatewayFinder,
     LedgerFile,
     Name,
+    TargetOption,
     Timeout,
     extra_of,
     fetch_options,
 )
 from nanobanana_async.emulator import Emulator
 from nanobanana_async.images.local import identify
+from nanobanana_async.images.target import Target
 from nanobanana_async.models import OutputFormat, Resolution
 from nanobanana_async.references import text_to_reference
 from nanobanana_async.validators import as_number, as_timeout
@@ -42,7 +43,8 @@ class GenerateCommand:
         prompts: Annotated[list[str], Parameter(name="PROMPT", negative=())],
         /,
         *,
-        output: Annotated[Path | None, FolderOption] = None,
+        output: Annotated[Target | None, TargetOption] = None,
+        sidecar: Flag = False,
         gateway: Annotated[Name | Literal["emulator"] | None, Parameter(env_var="NANOBANANA_GATEWAY")] = None,
         base_url: BaseUrl = None,
         image: Annotated[list[str] | None, Parameter(negative=())] = None,
@@ -79,7 +81,10 @@ class GenerateCommand:
         prompts
             The prompts; each one is one purchase.
         output
-            Save the images in this folder.
+            Save the images in this folder, or in an object store: s3://bucket/prefix, gs:// or az://, with its
+            credentials in the environment (extra `store`).
+        sidecar
+            Write prompt, settings, key and price of each image into NAME.json beside it.
         gateway
             The gateway; by default the one whose API key is set. `emulator` runs an emulated one in this process.
         base_url
@@ -138,7 +143,8 @@ class GenerateCommand:
             )
         plan = GeneratePlan(
             requests=requests,
-            folder=output,
+            target=output,
+            sidecar=sidecar,
             ledger=None if emulated else ledger,
             timeout=as_timeout("--timeout", timeout),
             concurrency=concurrency,

@@ -21,6 +21,7 @@ from attrs import frozen
 from cattrs import BaseValidationError, structure
 
 from nanobanana_async import ConfigurationError, Gateway, ImageRequest
+from nanobanana_async.commands import command_line
 from nanobanana_async.file_locks import try_lock, wait_for_lock
 from nanobanana_async.images.files import sync_folder
 from nanobanana_async.models import identified
@@ -115,7 +116,7 @@ class _Run:
         except (OSError, ValueError, TypeError, AttributeError, KeyError, BaseValidationError, RecursionError):
             raise ConfigurationError(
                 f"{file} can't be read: it names what a run bought and did not deliver. Fetch that with"
-                " `nanobanana jobs` and `nanobanana jobs fetch`, then remove the file"
+                f" `{command_line('jobs')}` and `{command_line('jobs', 'fetch')}`, then remove the file"
             ) from None
 
 

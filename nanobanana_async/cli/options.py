@@ -1,7 +1,7 @@
 """Options that several commands share, and messages about values that they do not accept."""
 
+import asyncio
 import re
-import shlex
 import types
 from collections.abc import Callable, Iterator, Sequence
 from decimal import Decimal
@@ -11,10 +11,13 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 import platformdirs
 from cyclopts import CoercionError, CycloptsError, Parameter, Token, UnknownOptionError
 
+from nanobanana_async.commands import as_value, jobs_command
 from nanobanana_async.errors import ConfigurationError, InvalidRequest
 from nanobanana_async.extra import value_of_text
 from nanobanana_async.gateways import registry
 from nanobanana_async.gateways.contract import Gateway
+from nanobanana_async.images.files import check_folder, why_unwritable
+from nanobanana_async.images.target import Target, as_target
 from nanobanana_async.validators import as_file, as_folder
 
 Name = registry.GatewayName
@@ -32,6 +35,13 @@ def _to_folder(_: Any, tokens: Sequence[Token]) -> Path:
     return as_folder("the folder", tokens[0].value)
 
 
+def _to_target(_: Any, tokens: Sequence[Token]) -> Target:
+    target = as_target("the folder", tokens[0].value)
+    if not isinstance(target, Path) and target.url.startswith("memory:"):
+        raise ConfigurationError("a store in memory ends with the command: name a folder or another store")
+    return target
+
+
 def _to_ledger(_: Any, tokens: Sequence[Token]) -> Path:
     return as_file("--ledger", tokens[0].value)
 
@@ -43,6 +53,25 @@ DEFAULT_LEDGER = platformdirs.user_state_path("nanobanana", appauthor=False) / "
 
 FolderOption = Parameter(name=["--output", "-o"], converter=_to_folder)
 """The folder for the images. An empty value is refused: it would be the current folder."""
+
+TargetOption = Parameter(name=["--output", "-o"], converter=_to_target, accepts_keys=False, n_tokens=1)
+"""The folder for the images, or the URL of an object store."""
+
+RunFolder = Annotated[Path | None, Parameter(name="--folder", converter=_to_folder)]
+
+
+async def check_output(target: Target | None) -> None:
+    """Create the folder if it is missing; raise `ConfigurationError` if no file can be written in it.
+
+    An object store is checked by the batch, and by each save.
+    """
+    if not isinstance(target, Path):
+        return
+    try:
+        await asyncio.to_thread(check_folder, target)
+    except OSError as error:
+        raise ConfigurationError(why_unwritable(target, error, or_else="name another folder with -o")) from None
+
 
 ExtraOption = Annotated[list[str] | None, Parameter(negative=())]
 
@@ -147,14 +176,15 @@ def setting_message(error: ConfigurationError | InvalidRequest) -> str:
 def fetch_options(ledger: Path | None, gateway: str | None, base_url: str | None) -> list[str]:
     """Return the options with which `jobs fetch` reaches the same ledger and gateway."""
     options = {
-        "--ledger": None if ledger in (None, DEFAULT_LEDGER) else str(ledger),
+        "--ledger": None if ledger is None or ledger == DEFAULT_LEDGER else as_value(ledger),
         "--gateway": gateway,
         "--base-url": base_url,
     }
     return [part for name, value in options.items() if value is not None for part in (name, value)]
 
 
-def fetch_command(names: Sequence[str], options: Sequence[str], folder: Path | None) -> str:
+def fetch_command(names: Sequence[str], options: Sequence[str], target: Target | None, *, sidecar: bool) -> str:
     """Return the command that fetches the images of jobs that were bought."""
-    output = () if folder is None else ("-o", str(folder))
-    return shlex.join(("nanobanana", "jobs", "fetch", *names, *options, *output))
+    output = () if target is None else ("-o", as_value(target) if isinstance(target, Path) else str(target))
+    sidecars = ("--sidecar",) if sidecar else ()
+    return jobs_command("fetch", *options, *output, *sidecars, ledger=None, names=names)

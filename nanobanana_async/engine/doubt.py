@@ -1,6 +1,5 @@
 """What the failure of a create adds to the record of a job in doubt."""
 
-import shlex
 from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
@@ -8,7 +7,7 @@ from typing import Any
 
 from attrs import evolve
 
-from nanobanana_async.accounts import jobs_command
+from nanobanana_async.commands import jobs_command
 from nanobanana_async.engine.store import to_failure
 from nanobanana_async.errors import IdempotencyConflict, JobUncertain, NanoBananaError
 from nanobanana_async.failures import Failure
@@ -95,5 +94,5 @@ def candidates_hint(record: JobRecord, ledger_file: Path | None) -> str:
         return ""
     listed = ", ".join(candidate.task_id for candidate in record.candidates[:MOST_NAMED])
     if ledger_file is not None:
-        listed = f"`{jobs_command(f'show {shlex.quote(record.key)}', ledger_file)}` lists them"
+        listed = f"`{jobs_command('show', ledger=ledger_file, names=[record.key])}` lists them"
     return f"; {count(len(record.candidates), 'task')} could be it: {listed}"

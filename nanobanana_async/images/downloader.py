@@ -4,8 +4,9 @@ import asyncio
 import io
 import random
 from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
 from pathlib import Path
-from typing import ParamSpec, TypeVar
+from typing import Any, TypeVar
 
 import aiohttp
 import anyio
@@ -16,16 +17,17 @@ from nanobanana_async.errors import DownloadError, SaveError, SessionClosed
 from nanobanana_async.http.threads import ThreadLimiter
 from nanobanana_async.http.tls_and_proxies import Proxies, Tls
 from nanobanana_async.images.addresses import Networks
+from nanobanana_async.images.destination import Destination, FolderDestination, Saved
 from nanobanana_async.images.fetch import ImageFetcher, Write
-from nanobanana_async.images.files import PartialFile, SavedImage, check_folder, to_fetch_error, why_unwritable
 from nanobanana_async.images.formats import verify
 from nanobanana_async.images.headers import download_headers
 from nanobanana_async.images.inline import FetchError, decode_inline, is_inline
 from nanobanana_async.images.put import put_image
-from nanobanana_async.images.saved import PurchasedImage, find_saved
+from nanobanana_async.images.saved import PurchasedImage
+from nanobanana_async.images.store_destination import StoreDestination
+from nanobanana_async.images.target import Target
 from nanobanana_async.models import shorten
 
-P = ParamSpec("P")
 T = TypeVar("T")
 
 _MAX_DECODES = 2  # an image with the maximum of pixels takes 256 MB while it is decoded
@@ -85,7 +87,7 @@ class ImageDownloader:
         self._download_slots = asyncio.Semaphore(max_at_once)
         self._decode_slots = asyncio.Semaphore(_MAX_DECODES)
         self._threads = ThreadLimiter(max_at_once)  # each download does one thing at a time
-        self._swept: set[Path] = set()
+        self._folders: dict[Path, Destination] = {}
         self._ongoing: set[anyio.CancelScope] = set()
         self._idle = asyncio.Event()
         self._state = "not open"
@@ -142,35 +144,27 @@ class ImageDownloader:
         return await self._with_retries(url, once, fresh_s)
 
     async def save(
-        self, url: str, folder: Path, name: str, purchased: PurchasedImage | None = None, *, fresh_s: float = 0.0
-    ) -> SavedImage:
-        """Save an image in a folder and list it in `SHA256SUMS`. Its file name is a safe form of `name` plus extension.
+        self, url: str, target: Target, name: str, purchased: PurchasedImage | None = None, *, fresh_s: float = 0.0
+    ) -> Saved:
+        """Save an image in a folder or store. Its file name is a safe form of `name` plus extension.
 
-        With `purchased`, which says where the image comes from, it is listed in `metadata.jsonl` too.
+        With `purchased`, which says where the image comes from, it is found again by `find_saved`.
 
         Saving the same image again changes nothing. A different file of that name is never overwritten: the image then
-        gets a number, as in `name-2.png`. Only a damaged file that `SHA256SUMS` lists as this image is replaced. Raises
-        `DownloadError`; its `link_expired` says whether the link has expired. Raises `SaveError` when the folder can't
-        be written. `fresh_s`: see `fetch`.
+        gets a number, as in `name-2.png`. In a folder it is listed in `SHA256SUMS`, and only a damaged file that is
+        listed there as this image is replaced. Raises `DownloadError`; its `link_expired` says whether the link has
+        expired. Raises `SaveError` when the folder or store can't be written. `fresh_s`: see `fetch`.
         """
+        destination = self._destination(target)
 
-        async def once() -> SavedImage:
-            part = PartialFile(folder)
-
-            async def write(chunk: bytes) -> None:
-                await self._in_thread(folder, part.write, chunk)
-
+        async def once() -> Saved:
+            part = destination.begin()
             try:
-                await self._in_thread(folder, part.open)
-                if folder not in self._swept:
-                    self._swept.add(folder)
-                    await self._in_thread(folder, part.sweep)
-                await self._receive(url, write)
-                async with self._decode_slots:
-                    return await self._in_thread(folder, part.finish, name, purchased)
+                await part.open()
+                await self._receive(url, part.write)
+                return await part.finish(name, purchased)
             finally:
-                with anyio.CancelScope(shield=True):
-                    await self._threads.run(part.discard)
+                await part.discard()
 
         return await self._with_retries(url, once, fresh_s)
 
@@ -179,16 +173,28 @@ class ImageDownloader:
         self._check_open()
         await put_image(self._fetcher, url, content, content_type=content_type, timeout_s=timeout_s)
 
-    async def find_saved(self, folder: Path, purchased: PurchasedImage) -> Path | None:
-        """Return the intact file of an image that was saved in the folder before; None if there is none."""
-        return await self._threads.run(find_saved, folder, purchased)
+    async def find_saved(self, target: Target, purchased: PurchasedImage) -> Saved | None:
+        """Return an image that was saved at the target before and is intact; None if there is none."""
+        return await self._while_open(partial(self._destination(target).find, purchased))
 
-    async def check(self, folder: Path) -> None:
-        """Create a folder if it is missing; raise `SaveError` if no file can be written in it."""
+    async def add_sidecar(self, target: Target, name: str, facts: dict[str, Any]) -> None:
+        """Write facts about a saved image beside it, unless they are there. Raises `SaveError`."""
         try:
-            await self._threads.run(check_folder, folder)
-        except OSError as error:
-            raise SaveError(why_unwritable(folder, error)) from None
+            return await self._while_open(partial(self._destination(target).add_sidecar, name, facts))
+        except FetchError as error:
+            reason = error.reason
+        raise SaveError(reason)
+
+    async def check(self, target: Target) -> None:
+        """Raise `SaveError` if no image can be saved at the target. A folder is created if it is missing."""
+        await self._while_open(self._destination(target).check)
+
+    def _destination(self, target: Target) -> Destination:
+        if not isinstance(target, Path):
+            return StoreDestination(target, self._threads, self._decode_slots)
+        if (known := self._folders.get(target)) is None:
+            known = self._folders[target] = FolderDestination(target, self._threads, self._decode_slots)
+        return known
 
     async def _receive(self, url: str, write: Write) -> None:
         if is_inline(url):
@@ -200,12 +206,16 @@ class ImageDownloader:
 
     async def _with_retries(self, url: str, once: Callable[[], Awaitable[T]], fresh_s: float) -> T:
         """Return the result of the first successful attempt; raise the last error, or `SessionClosed` when closed."""
+        return await self._while_open(partial(self._retry_loop, url, once, fresh_s))
+
+    async def _while_open(self, work: Callable[[], Awaitable[T]]) -> T:
+        """Return the result of work that ends with `SessionClosed` when this is closed."""
         self._check_open()
         with anyio.CancelScope() as scope:
             self._ongoing.add(scope)
             self._idle.clear()
             try:
-                return await self._retry_loop(url, once, fresh_s)
+                return await work()
             finally:
                 self._ongoing.discard(scope)
                 if not self._ongoing:
@@ -236,13 +246,6 @@ class ImageDownloader:
             raise SaveError(reason)
         attempts = f" (after {attempt} attempts)" if attempt > 1 else ""
         raise DownloadError(f"{_loggable_url(url)}: {reason}{attempts}", link_expired=link_expired, status=status)
-
-    async def _in_thread(self, folder: Path, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Run file work in a thread; raise an OSError as `FetchError`."""
-        try:
-            return await self._threads.run(work, *args, **kwargs)
-        except OSError as error:
-            raise to_fetch_error(folder, error) from None
 
     def _check_open(self) -> None:
         if self._state != "open":

@@ -60,9 +60,6 @@ class SavedImage:
 
     path: Path
     sha256: str
-    size: int
-    format: str
-    """Detected from its first bytes: "png", "jpeg", "webp" or "gif"."""
 
 
 class PartialFile:
@@ -119,7 +116,7 @@ class PartialFile:
                     manifest.add(name, digest)
                 if purchased is not None:
                     add_to_list(self._folder, purchased, name, digest)
-            return SavedImage(path=self._folder / name, sha256=digest, size=self._size, format=image_format.name)
+            return SavedImage(path=self._folder / name, sha256=digest)
 
     def sweep(self) -> None:
         """Remove hidden files that killed processes left in the folder: those not written to for an hour.

@@ -104,10 +104,12 @@ def check_list(folder: Path) -> None:
             os.close(descriptor)
 
 
-def find_saved(folder: Path, image: PurchasedImage) -> Path | None:
-    """Return the file of an image that was saved before and is intact; None if there is none."""
+def find_saved(folder: Path, image: PurchasedImage) -> tuple[Path, str] | None:
+    """Return file and digest of an image that was saved before and is intact; None if there is none."""
     line = _last_line(folder, image.beginning)
-    return None if line is None else _intact(folder, _facts(line))
+    facts = {} if line is None else _facts(line)
+    path = _intact(folder, facts)
+    return None if path is None else (path, facts["sha256"])
 
 
 @frozen

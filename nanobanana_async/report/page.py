@@ -24,7 +24,7 @@ from nanobanana_async.report.phrases import PHRASES, Advice
 from nanobanana_async.report.recorder import Recorder
 from nanobanana_async.report.row import STATUSES, ReportRow, json_value
 from nanobanana_async.report.summary import Credits, Summary
-from nanobanana_async.report.thumbnails import find_thumbnail
+from nanobanana_async.report.thumbnails import find_thumbnail, is_url
 from nanobanana_async.report.timeline import Axis
 
 MAX_CARDS = 10_000
@@ -113,7 +113,8 @@ def _card(row: ReportRow, folder: Path, advice: Advice | None) -> str:
             or bool(advice and advice.command)
             or (not row.images and len(row.error or "") > _LONG),
             phrase="" if row.status == "invalid" else PHRASES.get(row.error_kind or "", ""),
-            images=[(_link(image), _link(find_thumbnail(folder, image) or image)) for image in row.images],
+            images=list(_links(folder, row)),
+            stored=[image for image in row.images if is_url(image)],
             advice=advice,
             alt=prompt[:_MAX_ALT] or f"row {row.number or row.index + 1}",
             settings=_short_settings(row),
@@ -192,6 +193,16 @@ def _when(summary: Summary, axis: Axis) -> str:
     return period(datetime.fromtimestamp(min(moments), UTC), datetime.fromtimestamp(max(moments), UTC))
 
 
+def _links(folder: Path, row: ReportRow) -> Iterator[tuple[str, str]]:
+    """Yield the links of each image and its thumbnail. An object in a store is shown by its thumbnail only."""
+    for image in row.images:
+        small = find_thumbnail(folder, image)
+        if not is_url(image):
+            yield _link(image), _link(small or image)
+        elif small is not None:
+            yield _link(small), _link(small)
+
+
 def _link(image: str) -> str:
     """Return a path as a relative link, for file names with any characters."""
     return "./" + quote(image, errors="surrogateescape")
@@ -234,6 +245,7 @@ def _facts(row: ReportRow) -> dict[str, Any]:
         details.append(("sent", moment(row.sent_at)))
     if row.images:
         details.append(("note", row.error))
+        details.append(("object", [image for image in row.images if is_url(image)]))
     if row.metadata is not None:
         details.append(("metadata", row.metadata))
     known = [(name, value) for name, value in details if value not in (None, "", (), [])]

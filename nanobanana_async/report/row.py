@@ -40,7 +40,7 @@ class ReportRow:
     settings: Mapping[str, Any] = field(factory=dict)
     """The given fields of the request except the prompt, and the model that was used."""
     images: tuple[str, ...] = ()
-    """Paths relative to the HTML file, with forward slashes."""
+    """Paths relative to the HTML file, with forward slashes; URLs of images in an object store."""
     missing: tuple[str, ...] = ()
     """Why images of a succeeded job are missing, one sentence each, such as "image 3: the link is no URL"."""
     credits: Decimal | None = None
@@ -49,6 +49,8 @@ class ReportRow:
     error: str | None = None
     error_kind: str | None = None
     """The name of a class of `nanobanana_async.errors`."""
+    failure_kind: str | None = None
+    """Of a task that failed: moderation, capacity, input or unknown."""
     created_at: datetime | None = None
     sent_at: datetime | None = None
     """The estimated start of the job (`JobRecord.may_run_since`); None if it was never sent."""

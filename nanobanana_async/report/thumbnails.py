@@ -1,22 +1,32 @@
 """Small copies of a page's images, in a folder beside the page, so that a page of thousands stays quick."""
 
+import io
 import os
 import secrets
 import stat
 from contextlib import suppress
 from pathlib import Path, PurePosixPath
 
-from nanobanana_async.images.thumbnail import file_thumbnail
+from nanobanana_async.images.target import SCHEMES
+from nanobanana_async.images.thumbnail import file_thumbnail, thumbnail
 
 THUMBNAILS = "thumbnails"
+_SCHEMES = frozenset({*SCHEMES, "file"})  # a store on this machine has file:// URLs
+_STORED = "images"  # the folder in `thumbnails` for images in a store
 PIXELS = 512  # of the longer edge: a card is about 300 wide, on screens with up to twice as many pixels
 
 
-def make_thumbnail(folder: Path, image: str) -> bool:
+def is_url(image: str) -> bool:
+    """Return whether an image of a row is in an object store, and not a file."""
+    return image.partition("://")[0] in _SCHEMES and "://" in image
+
+
+def make_thumbnail(folder: Path, image: str, content: bytes | None = None) -> bool:
     """Make the thumbnail of an image, unless there is one, and return whether there is one now.
 
-    `image` is the path of `ReportRow.images`, `folder` that of the page. There is none without Pillow, or for a file
-    that can't be read or written; then the page shows the image itself. The function blocks: call it in a thread.
+    `image` is the path of `ReportRow.images`, or a URL with its `content`; `folder` that of the page. There is none
+    without Pillow, or for a file that can't be read or written; then the page shows the image itself. The function
+    blocks: call it in a thread.
     """
     if find_thumbnail(folder, image) is not None:
         return True
@@ -25,7 +35,7 @@ def make_thumbnail(folder: Path, image: str) -> bool:
         return False
     part = folder / f".nanobanana-{secrets.token_hex(8)}.part"
     try:
-        small = file_thumbnail(folder / image, PIXELS)
+        small = thumbnail(io.BytesIO(content), PIXELS) if content else file_thumbnail(folder / image, PIXELS)
         if small is None:
             return False
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -46,16 +56,19 @@ def find_thumbnail(folder: Path, image: str) -> str | None:
     if path is None:
         return None
     try:
-        made, original = path.lstat(), (folder / image).lstat()
+        made = path.lstat()
+        newer = is_url(image) or made.st_mtime_ns >= (folder / image).lstat().st_mtime_ns
     except (OSError, ValueError):
         return None
-    if not stat.S_ISREG(made.st_mode) or made.st_mtime_ns < original.st_mtime_ns:
+    if not stat.S_ISREG(made.st_mode) or not newer:
         return None
     return path.relative_to(folder).as_posix()
 
 
 def _path(folder: Path, image: str) -> Path | None:
     """Return where the thumbnail belongs; None for a path that leaves the folder."""
+    if is_url(image):
+        image = f"{_STORED}/{image.rpartition('/')[2]}"
     parts = PurePosixPath(image).parts
     if not parts or PurePosixPath(image).is_absolute() or ".." in parts:
         return None

@@ -139,3 +139,9 @@ async def run_batch(path: Path, gateway: PromptGateway, rows: Iterable[Any], **o
     async with on_file(path, transport_to(gateway)) as session:
         outcomes = await all_of(session.generate_many(rows, **{"batch": "spring", **options}))
     return sorted(outcomes, key=lambda outcome: outcome.index)
+
+
+def file_of(outcome: Outcome) -> Path:
+    """Return the first saved file of a row."""
+    assert isinstance(outcome.saved[0], Path)
+    return outcome.saved[0]

@@ -16,7 +16,7 @@ from nanobanana_async.image_saver import ImageSaver
 from nanobanana_async.images.downloader import ImageDownloader
 from nanobanana_async.models import GenerationResult
 from nanobanana_async.testing import FakeTransport
-from tests.batch.fakes import CountingInput, PromptGateway, all_of, slots
+from tests.batch.fakes import CountingInput, PromptGateway, all_of, file_of, slots
 from tests.support.fakes import apimall, virtually
 from tests.support.loopback import GatewayName, charged, emulated, quick
 
@@ -52,10 +52,10 @@ async def test_images_are_named_by_row_and_prompt_or_key(tmp_path: Path) -> None
         outcomes = await saved_batch(emulator, folder, rows)
         assert emulator.stats().credential_leaks == 0
     assert [len(outcome.saved) for outcome in outcomes] == [1, 3, 1]
-    assert [path.stem for path in outcomes[0].saved] == ["0001-one"]
-    assert [path.stem for path in outcomes[1].saved] == ["0002-two-1", "0002-two-2", "0002-two-3"]
-    assert [path.stem for path in outcomes[2].saved] == ["my-key"]
-    assert {path.name for outcome in outcomes for path in outcome.saved} == set(hashed(folder))
+    assert [Path(path).stem for path in outcomes[0].saved] == ["0001-one"]
+    assert [Path(path).stem for path in outcomes[1].saved] == ["0002-two-1", "0002-two-2", "0002-two-3"]
+    assert [Path(path).stem for path in outcomes[2].saved] == ["my-key"]
+    assert {Path(path).name for outcome in outcomes for path in outcome.saved} == set(hashed(folder))
     assert listed(folder) == hashed(folder)
     assert len(listed(folder)) == 5
 
@@ -110,7 +110,7 @@ async def test_names_of_a_template_are_safe_and_differ(tmp_path: Path) -> None:
     async with emulated() as emulator:
         outcomes = await saved_batch(emulator, tmp_path, rows, names="{metadata[shelf]}")
         assert charged(emulator.stats(), 3)
-    names = sorted(path.name for outcome in outcomes for path in outcome.saved)
+    names = sorted(Path(path).name for outcome in outcomes for path in outcome.saved)
     assert names[0] == "_con.png"
     assert names[1:] in (["_x_Y-2.png", "_x_y.png"], ["_x_Y.png", "_x_y-2.png"])  # whichever was saved first
     assert str(outcomes[3].error) == (
@@ -145,7 +145,7 @@ async def test_deleted_image_is_saved_again(tmp_path: Path) -> None:
     folder, ledger = tmp_path / "out", tmp_path / "jobs.sqlite"
     async with emulated() as emulator:
         first = await saved_batch(emulator, folder, FIVE, ledger=ledger)
-        first[2].saved[0].unlink()
+        file_of(first[2]).unlink()
         await saved_batch(emulator, folder, FIVE, ledger=ledger)
         assert charged(emulator.stats(), 5)
     assert listed(folder) == hashed(folder)
@@ -230,7 +230,7 @@ async def test_outcomes_are_saved_before_they_are_yielded(tmp_path: Path) -> Non
         session.generate_many(CountingInput(20), save_to=tmp_path) as batch,
     ):
         outcome = await anext(batch)
-        assert outcome.saved[0].exists()
+        assert file_of(outcome).exists()
         assert emulator.stats().creates_accepted == 20
         assert len(await all_of(batch)) == 19
 

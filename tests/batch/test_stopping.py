@@ -160,7 +160,7 @@ async def test_batch_of_another_account_names_the_hand_over(tmp_path: Path) -> N
     async with Session(new, ledger=path, http=transport, polling=REAL_TIME) as session:
         _, stopped = await until_stopped(session.generate_many(rows, batch="spring"))
     assert "20 rows in a row were not bought for the same reason: job " in str(stopped.cause)
-    assert f"`nanobanana jobs hand-over --ledger {path} --from {old.account} --to {new.account}`" in str(stopped.cause)
+    assert f"`nanobanana jobs hand-over --from {old.account} --to {new.account} --ledger {path}`" in str(stopped.cause)
     assert "may be lost" not in str(stopped.cause)
     assert not stopped.cause.safe_to_repeat
     assert len(gateway.sold) == 30

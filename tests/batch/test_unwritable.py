@@ -18,7 +18,7 @@ from nanobanana_async.emulator.faults import Script, error
 from nanobanana_async.image_saver import ImageSaver
 from nanobanana_async.images.files import PartialFile
 from nanobanana_async.models import GenerationResult
-from tests.batch.fakes import slots, until_stopped
+from tests.batch.fakes import file_of, slots, until_stopped
 from tests.support.loopback import charged, emulated, quick
 
 ROWS = [f"image {number}" for number in range(120)]
@@ -90,7 +90,7 @@ async def test_unwritable_folder_stops_the_batch_and_loses_nothing(breaks: Break
             batch = session.generate_many(ROWS[:bought], batch="spring", save_to=tmp_path / "other")
             again = [outcome async for outcome in batch]
         assert charged(emulator.stats(), bought)
-    assert all(outcome.saved[0].exists() for outcome in again if outcome.ok)
+    assert all(file_of(outcome).exists() for outcome in again if outcome.ok)
     assert sum(outcome.ok for outcome in again) == bought
 
 

@@ -19,14 +19,23 @@ def bare(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     return monkeypatch
 
 
-def test_a_missing_key_is_prompted_for_on_a_terminal(bare: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("value", "state"), [(None, "not set"), ("", "empty"), (" ", "empty")])
+@pytest.mark.parametrize("stderr", [TerminalStream, io.StringIO])
+def test_a_missing_key_is_prompted_for_on_a_terminal(
+    bare: pytest.MonkeyPatch, value: str | None, state: str, stderr: type[io.StringIO]
+) -> None:
     questions: list[str] = []
+    streams: list[object] = []
+    if value is not None:
+        bare.setenv("DEFAPI_API_KEY", value)
 
     def typed(question: str, stream: object = None) -> str:
         questions.append(question)
+        streams.append(stream)
         return "typed-key"
 
     bare.setattr(sys, "stdin", TerminalStream())
+    bare.setattr(sys, "stderr", stderr())
     bare.setattr(getpass, "getpass", typed)
     gateway = cli._find_gateway("defapi", "https://gateway.example")
     assert (gateway.name, gateway.api_key.reveal(), gateway.base_url) == (
@@ -34,7 +43,18 @@ def test_a_missing_key_is_prompted_for_on_a_terminal(bare: pytest.MonkeyPatch) -
         "typed-key",
         "https://gateway.example",
     )
-    assert questions == ["API key of defapi: "]
+    assert questions == [f"DEFAPI_API_KEY is {state}. Type the API key of defapi (it is not shown): "]
+    assert streams == [sys.stderr if stderr is TerminalStream else None]  # None: the terminal itself
+
+
+def test_an_end_of_input_at_the_prompt_is_no_key(bare: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def ended(*_: object, **__: object) -> str:
+        raise EOFError
+
+    bare.setattr(sys, "stdin", TerminalStream())
+    bare.setattr(getpass, "getpass", ended)
+    assert cli.run(["balance", "--gateway", "apimall"]) == 2
+    assert capsys.readouterr().err == "nanobanana: no API key was typed: set APIMALL_API_KEY\n"
 
 
 def test_a_missing_key_is_an_error_without_a_terminal(

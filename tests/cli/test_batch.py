@@ -14,7 +14,7 @@ import pytest
 
 from nanobanana_async.cli import app as cli
 from nanobanana_async.cli.batch.folder import BatchFolder, FolderOwner
-from nanobanana_async.emulator import API_KEY, Emulator, Fixed, Script
+from nanobanana_async.emulator import API_KEY, Emulator, Fixed, RandomFault, Script, field_note
 from nanobanana_async.emulator.faults import error, reset
 from nanobanana_async.policy import long_pause
 from tests.cli.batch_kills import images_of, kill_and_rerun, lines_of
@@ -133,9 +133,32 @@ async def test_failed_rows_are_bought_again_only_on_request(batch: Command) -> N
         before = requests(emulator)
         again = await batch(file)
         assert (again.code, requests(emulator)) == (1, before)
-        assert "--retry-failed buys them again" in again.err
+        assert "4 rows failed: --retry-failed buys them again" in again.err
+        assert "moderation" not in again.err
         await batch(file, "--retry-failed")
         assert (emulator.stats().creates_accepted, batch.statuses()) == (8, {"failed": 4})
+
+
+async def test_rows_that_moderation_stopped_are_named_apart(batch: Command) -> None:
+    file = batch.prompts(3)
+    batch.patch.setattr("nanobanana_async.engine.poller.LATE_IMAGES_S", 0.2)
+    async with emulated(batch, seed=1, failure_probability=1.0):
+        await batch(file)
+    notes = [RandomFault(1.0, field_note("text instead of the image"), "apimall.query")]
+    async with emulated(batch, chances=notes) as emulator:
+        batch.write("foxes.txt", "a fox 0", "an owl", "a lynx")
+        said = await batch(file)
+        assert "1 row failed: --retry-failed buys it again" in said.err
+        assert "2 rows stopped by moderation (lines 2, 3): change them; --retry-failed does not buy them" in said.err
+        page = (batch.out / "index.html").read_text(encoding="utf-8")
+        advice = [re.sub("<.*?>", "", each) for each in re.findall(r'class="advice"><p>(.*?)</p>', page)]
+        moderated = "Moderation stopped it: change the row. --retry-failed does not buy it again."
+        assert advice == ["--retry-failed buys it again.", moderated, moderated]
+        before = emulator.stats().creates_received
+        again = await batch(file, "--retry-failed")
+        assert emulator.stats().creates_received == before + 1
+        assert "3 rows stopped by moderation (lines 1, 2, 3)" in again.err
+        assert "row failed" not in again.err
 
 
 async def test_a_blocked_prompt_is_sent_again_only_on_request(batch: Command) -> None:
@@ -154,7 +177,8 @@ async def test_an_uncertain_row_is_listed_and_never_sent_again(batch: Command) -
         for options in ((), ("--retry-failed",)):
             said = await batch(file, "--max-jobs", "1", *options)
             assert (said.code, batch.statuses()) == (1, {"uncertain": 1, "succeeded": 1})
-            assert "jobs resolve KEY --ledger out/jobs.sqlite --as not-bought|" in said.err
+            (key,) = (line["key"] for line in batch.lines().values() if line["status"] == "uncertain")
+            assert f"jobs resolve {key} --as DECISION --ledger out/jobs.sqlite`" in said.err
         assert emulator.stats().creates_received == 2
 
 
@@ -295,7 +319,7 @@ async def test_standard_input_has_a_prompt_per_line_by_default(batch: Command) -
         ("a.csv", ["prompt,key"], "a.csv is empty"),
         ("a.jsonl", ['{"prompt": "a"}', '{"prompt": '], "a.jsonl, line 2: broken JSON at column 11"),
         ("a.csv", ["colour,key", "red,1"], "a.csv, row 1: column prompt is missing"),
-        ("a.md", ["a fox"], "a.md: unknown format: pass --format txt|jsonl|json|csv|xlsx"),
+        ("a.md", ["a fox"], "a.md: unknown format: pass --format with one of txt, jsonl, json, csv, xlsx"),
     ],
 )
 async def test_a_bad_file_is_one_line_on_stderr_and_creates_no_folder(
@@ -364,7 +388,7 @@ async def test_a_concurrent_run_in_the_folder_is_refused(batch: Command) -> None
         with BatchFolder(batch.out, FolderOwner("foxes", emulated=False)):
             said = await batch(file)
         assert (said.code, emulator.stats().creates_received) == (2, 0)
-        assert said.complaint == "nanobanana: out: another `nanobanana batch` is running in this folder"
+        assert said.complaint == "nanobanana: out: another batch is running in this folder"
         assert (await batch(file)).code == 0
 
 

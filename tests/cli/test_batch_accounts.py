@@ -46,7 +46,7 @@ async def test_a_new_api_key_stops_before_buying_and_names_the_hand_over(batch: 
         assert "resolve" not in said.err
         assert lines_of(batch.out) == []
         (command,) = re.findall("`nanobanana (jobs hand-over [^`]*)`", said.complaint)
-        assert "--ledger out/jobs.sqlite --from " in command
+        assert command.endswith(" --ledger out/jobs.sqlite")
         assert await asyncio.to_thread(cli.run, [*shlex.split(command), "--yes"]) == 0
 
         assert (await batch(file)).code == 0

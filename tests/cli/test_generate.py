@@ -1,5 +1,6 @@
 """`nanobanana generate` against the emulator, over real sockets."""
 
+import re
 import shlex
 from pathlib import Path
 
@@ -7,7 +8,7 @@ import pytest
 from PIL import Image
 
 from nanobanana_async.emulator import API_KEY, Emulator, Fixed, Script
-from nanobanana_async.emulator.faults import error
+from nanobanana_async.emulator.faults import error, reset
 from tests.support.command import environment, in_a_process, nanobanana
 
 pytestmark = pytest.mark.slow
@@ -100,6 +101,27 @@ async def test_an_image_that_cannot_be_downloaded_leaves_its_url(tmp_path: Path)
     assert said.out.startswith(f"{emulator.url}/cdn/")
     assert "410" in said.err
     assert "`nanobanana jobs fetch " in said.err
+
+
+async def test_an_uncertain_job_names_its_key_and_the_advice_once(tmp_path: Path) -> None:
+    script = Script({"defapi.create": [reset(processed=True)]})
+    async with Emulator(duration=QUICK, script=script) as emulator:
+        environ = environment(emulator, DEFAPI_API_KEY=API_KEY, NANOBANANA_LEDGER="my jobs.sqlite")
+        said = await nanobanana("generate", "a fox", "--gateway", "defapi", environ=environ, folder=tmp_path)
+        listed = await nanobanana("jobs", environ=environ, folder=tmp_path)
+        key = listed.out.split("\t")[0]
+        assert said.code == 1
+        complaint = said.err.splitlines()[-1]
+        assert complaint.count("the gateway's own list of tasks") == 1
+        (command,) = re.findall("`nanobanana ([^`]*)`", complaint)
+        options = f"--ledger 'my jobs.sqlite' --gateway defapi --base-url {emulator.url}"
+        assert command == f"jobs resolve {key} --as DECISION {options}"
+        assert "KEY" not in complaint
+        unfinished = await nanobanana(*shlex.split(command), environ=environ, folder=tmp_path)
+        assert (unfinished.code, "one of not-bought, buy-again, task-id" in unfinished.complaint) == (2, True)
+        decided = shlex.split(command.replace("DECISION", "buy-again --yes"))
+        resolved = await nanobanana(*decided, environ=environ, folder=tmp_path)
+        assert (resolved.code, emulator.stats().creates_accepted) == (0, 2)
 
 
 async def test_a_timeout_names_the_command_that_fetches_the_images(tmp_path: Path) -> None:

@@ -160,7 +160,7 @@ async def test_a_pipe_gets_tab_separated_lines_newest_first(jobs: Command) -> No
     assert said.err.startswith("8 jobs: 1 pending, 1 submitting, 1 running, 1 succeeded, 1 failed, 1 refused")
     for hint in ("2 jobs sent", "1 job never sent", "1 job perhaps bought"):
         assert hint in said.err
-    for command in ("resume", "resume --buy", "resolve KEY"):
+    for command in ("resume", "resume --buy", "resolve KEY --as DECISION"):
         assert f"`nanobanana jobs {command} --ledger jobs.sqlite" in said.err
 
 

@@ -42,8 +42,13 @@ async def test_help_names_environment_variables_of_options() -> None:
         (("generate", "x", "-o", ""), "the folder must be the path of a folder"),
         (("batch", "x.txt", "-o", ""), "the folder must be the path of a folder"),
         (("demo", "-o", " "), "the folder must be the path of a folder"),
-        (("generate", "x", "-o", "s3://bucket/x"), "the folder must be the path of a folder on this machine"),
-        (("batch", "x.txt", "-o", "gs://bucket/x"), "the folder must be the path of a folder on this machine"),
+        (
+            ("generate", "x", "-o", "https://bucket/x"),
+            "the path of a folder or the URL of an object store",
+        ),
+        (("batch", "x.txt", "-o", "r2://bucket/x"), "not a URL that begins with r2://"),
+        (("batch", "x.txt", "-o", "s3://me:secret@bucket/x"), "credentials come from the environment"),
+        (("demo", "-o", "s3://bucket/x"), "the folder must be the path of a folder on this machine"),
         (("jobs", "--ledger", "https://example.com/x"), "--ledger must be the path of a file on this machine"),
         (("batch", "x.txt", "-o", "x", "--max-credits", "abc"), "--max-credits must be a number, not 'abc'"),
         (

@@ -114,7 +114,7 @@ async def test_argument_of_the_wrong_kind_is_refused(call: Call, advice: str) ->
 async def test_folder_that_is_no_path_is_refused(folder: Any) -> None:
     async with apimall(FakeTransport(FakeGateway().answer)) as session:
         result = await session.generate("a fox")
-        with pytest.raises(ConfigurationError, match="folder must be the path of a folder, not "):
+        with pytest.raises(ConfigurationError, match="target must be the path of a folder, not "):
             await session.save(result, folder)
 
 

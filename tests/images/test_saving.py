@@ -18,11 +18,13 @@ from pathlib import Path
 
 import anyio
 import pytest
+from attrs import frozen
 
 from nanobanana_async.errors import DownloadError, SaveError, SessionClosed
 from nanobanana_async.images import files
+from nanobanana_async.images.destination import Saved
 from nanobanana_async.images.downloader import ImageDownloader
-from nanobanana_async.images.files import PartialFile, SavedImage, rename_exclusive
+from nanobanana_async.images.files import PartialFile, rename_exclusive
 from nanobanana_async.images.inline import FetchError
 from nanobanana_async.images.manifest import NAME, Manifest
 from nanobanana_async.images.saved import has_content
@@ -56,9 +58,22 @@ def check_sums(folder: Path) -> None:
         assert digest((folder / name).read_bytes()) == expected
 
 
-async def save(content: bytes, folder: Path, name: str = "nb-1") -> SavedImage:
+@frozen
+class SavedFile:
+    """A saved image whose place is a file."""
+
+    path: Path
+    sha256: str
+
+    @classmethod
+    def of(cls, saved: Saved) -> "SavedFile":
+        assert isinstance(saved.place, Path)
+        return cls(saved.place, saved.sha256)
+
+
+async def save(content: bytes, folder: Path, name: str = "nb-1") -> SavedFile:
     async with opened() as downloader, Peer(saying(reply(content))) as peer:
-        return await downloader.save(peer.url, folder, name)
+        return SavedFile.of(await downloader.save(peer.url, folder, name))
 
 
 async def refusal(downloader: ImageDownloader, url: str, folder: Path, name: str = "nb-1") -> DownloadError:
@@ -77,7 +92,7 @@ async def test_image_is_saved_by_key_with_the_detected_extension(kind: str, tmp_
     content = make_image(kind)
     saved = await save(content, tmp_path / "new" / "folder")
     path = tmp_path / "new" / "folder" / f"nb-1{ENDINGS[kind]}"
-    assert saved == SavedImage(path=path, sha256=digest(content), size=len(content), format=kind)
+    assert saved == SavedFile(path, digest(content))
     assert path.read_bytes() == content
     assert held(path.parent) == {path.name, NAME}
     assert listed(path.parent) == [f"{digest(content)}  {path.name}"]
@@ -87,7 +102,7 @@ async def test_image_is_saved_by_key_with_the_detected_extension(kind: str, tmp_
 async def test_data_uri_is_saved(tmp_path: Path) -> None:
     async with opened() as downloader:
         saved = await downloader.save("data:;base64," + base64.b64encode(IMAGE).decode(), tmp_path, "nb-1")
-    assert saved.path.read_bytes() == IMAGE
+    assert SavedFile.of(saved).path.read_bytes() == IMAGE
 
 
 @pytest.mark.slow
@@ -209,7 +224,7 @@ async def test_concurrent_saves_under_one_name_lose_nothing(tmp_path: Path) -> N
     check_sums(tmp_path)
 
 
-async def _save_inline(downloader: ImageDownloader, content: bytes, folder: Path) -> SavedImage:
+async def _save_inline(downloader: ImageDownloader, content: bytes, folder: Path) -> Saved:
     return await downloader.save("data:;base64," + base64.b64encode(content).decode(), folder, "nb-1")
 
 

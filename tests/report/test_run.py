@@ -22,7 +22,7 @@ def row_of(outcome: Outcome, folder: Path) -> ReportRow:
         key=outcome.key,
         status="succeeded",
         prompt=outcome.request.prompt,
-        images=tuple(path.relative_to(folder).as_posix() for path in outcome.saved),
+        images=tuple(Path(path).relative_to(folder).as_posix() for path in outcome.saved),
         credits=result.credits,
         task_id=result.task_id,
         sent_at=result.created_at,

@@ -101,3 +101,32 @@ def test_no_thumbnail_is_written_through_a_link(tmp_path: Path, link: str) -> No
     (home / link).symlink_to(target, target_is_directory=True)
     assert not make_thumbnail(home, "images/a.png")
     assert not [path for path in target.rglob("*") if path.is_file()]
+
+
+STORED = "s3://bucket/spring/0001-a-fox.png"
+
+
+def test_an_object_is_shown_by_its_thumbnail_alone(tmp_path: Path) -> None:
+    content = saved(tmp_path).read_bytes()
+    assert make_thumbnail(tmp_path, STORED, content)
+    assert make_thumbnail(tmp_path, STORED)  # it is there now
+    page = page_of(tmp_path, STORED)
+    assert page.count('href="./thumbnails/images/0001-a-fox.png.webp"') == 1
+    assert 'src="./thumbnails/images/0001-a-fox.png.webp"' in page
+    assert f'href="{STORED}"' not in page
+    assert STORED in page  # among the facts of the large view
+
+
+def test_an_object_without_a_thumbnail_is_named(tmp_path: Path) -> None:
+    assert not make_thumbnail(tmp_path, STORED, b"no image")
+    assert not make_thumbnail(tmp_path, STORED)
+    page = page_of(tmp_path, STORED)
+    assert "<img" not in page.split("</article>")[0].split("<article")[1]
+    assert f'dir="auto">{STORED}</p>' in page
+
+
+def test_an_object_has_no_thumbnail_outside_of_the_folder(tmp_path: Path) -> None:
+    content = saved(tmp_path).read_bytes()
+    for url in ("s3://bucket/..", "s3://bucket/", "s3://bucket/a/../.."):
+        make_thumbnail(tmp_path, url, content)
+    assert {path.name for path in tmp_path.iterdir()} <= {"images", "thumbnails"}

@@ -20,12 +20,13 @@ from nanobanana_async.cli.batch.notes import Notes
 from nanobanana_async.cli.batch.parsers import ReadingOptions
 from nanobanana_async.cli.batch.plan import Plan
 from nanobanana_async.cli.batch.run import Run
-from nanobanana_async.cli.options import ExtraOption, FolderOption, extra_of
+from nanobanana_async.cli.options import ExtraOption, RunFolder, TargetOption, extra_of
 from nanobanana_async.emulator import API_KEY, Emulator
 from nanobanana_async.escaping import one_line
 from nanobanana_async.formatting import count
 from nanobanana_async.gateways import registry
-from nanobanana_async.images.names import NameTemplate
+from nanobanana_async.images.names import NameTemplate, safe_name
+from nanobanana_async.images.target import Target
 from nanobanana_async.policy.prices import as_credits
 from nanobanana_async.validators import as_number
 
@@ -50,7 +51,9 @@ class BatchCommand:
         file: Annotated[str, Parameter(allow_leading_hyphen=True)],
         /,
         *,
-        output: Annotated[Path, FolderOption],
+        output: Annotated[Target, TargetOption],
+        folder: RunFolder = None,
+        sidecar: Flag = False,
         gateway: Annotated[Name | Literal["emulator"] | None, Parameter(env_var="NANOBANANA_GATEWAY")] = None,
         base_url: Annotated[str | None, Parameter(env_var="NANOBANANA_BASE_URL")] = None,
         max_credits: Decimal | None = None,
@@ -118,7 +121,12 @@ class BatchCommand:
             The file of rows; `-` is standard input.
         output
             The folder for the images and results, created if missing. Each batch needs a folder of its own; other files
-            in it are left alone, and no link in it is followed.
+            in it are left alone, and no link in it is followed. Or an object store for the images, s3://bucket/prefix,
+            gs:// or az://, with its credentials in the environment (extra `store`).
+        folder
+            The folder for everything but the images, if they go to an object store; by default the batch's name.
+        sidecar
+            Write prompt, settings, key and price of each image into NAME.json beside it.
         gateway
             The gateway; by default the one whose API key is set. `emulator` runs an emulated one in this process.
         base_url
@@ -202,11 +210,13 @@ class BatchCommand:
         template = None if names is None else NameTemplate("--names", names)
         options = ReadingOptions(defaults=defaults, comments=comments, strict=strict, names=template)
         with open_input(file, name, format, options, encoding=encoding, sheet=sheet) as source:
-            if Path(file).exists() and Path(file).resolve() in [(output / name).resolve() for name in FILES]:
+            store = None if isinstance(output, Path) else output
+            path = _folder_of_run(output, folder, source.batch)
+            if Path(file).exists() and Path(file).resolve() in [(path / name).resolve() for name in FILES]:
                 raise ConfigurationError(f"{file} would be overwritten: name another folder with -o")
-            owner = FolderOwner(source.batch, emulated)
-            if check_owner(output, owner):
-                refuse_lost_ledger(output, new_ledger=new_ledger)
+            owner = FolderOwner(source.batch, emulated, None if store is None else store.url)
+            if check_owner(path, owner):
+                refuse_lost_ledger(path, new_ledger=new_ledger)
             notes = Notes()
             total = _count_valid_rows(source, selected, notes)
             if total is None:
@@ -214,7 +224,9 @@ class BatchCommand:
             plan = Plan(
                 file=source,
                 total=total,
-                folder=output,
+                folder=path,
+                store=store,
+                sidecar=sidecar,
                 max_credits=max_credits,
                 expected_credits=expected_credits,
                 concurrency=concurrency,
@@ -226,8 +238,17 @@ class BatchCommand:
             )
             if dry_run:
                 return asyncio.run(show_dry_run(plan, selected, asks_balance=not emulated))
-            with BatchFolder(output, owner) as folder:
-                return asyncio.run(_run(plan, None if emulated else selected, folder))
+            with BatchFolder(path, owner) as held:
+                return asyncio.run(_run(plan, None if emulated else selected, held))
+
+
+def _folder_of_run(output: Target, folder: Path | None, batch: str) -> Path:
+    """Return the folder of results and ledger; the images are there too, unless they go to a store."""
+    if isinstance(output, Path):
+        if folder is not None:
+            raise ConfigurationError("--folder is for images in an object store: here -o is the folder")
+        return output
+    return Path(safe_name(batch)) if folder is None else folder
 
 
 async def _run(plan: Plan, gateway: Gateway | None, folder: BatchFolder) -> int:

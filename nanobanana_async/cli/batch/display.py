@@ -146,8 +146,8 @@ class BatchDisplay(LiveDisplay):
 
     def say(self, sentence: str) -> None:
         """Print a line, above the live display if there is one."""
-        wrapped = self.console.is_terminal
-        self.console.print(one_line(sentence), markup=False, highlight=False, emoji=False, soft_wrap=not wrapped)
+        # Not wrapped: a command that is copied from two lines would run as two.
+        self.console.print(one_line(sentence), markup=False, highlight=False, emoji=False, soft_wrap=True)
 
     def running(self) -> int:
         """Return how many jobs hold a slot."""

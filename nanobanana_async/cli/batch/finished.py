@@ -1,11 +1,12 @@
 """Find the result of a row that ended in an earlier run, in the old results, the ledger and the folder."""
 
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 
 from attrs import evolve
 
-from nanobanana_async import Gateway, IdempotencyConflict, JobState, SqliteLedger
+from nanobanana_async import ConfigurationError, Gateway, IdempotencyConflict, JobState, SaveError, SqliteLedger
 from nanobanana_async.cli.batch.changed import ChangedRows
 from nanobanana_async.cli.batch.folder import LEDGER
 from nanobanana_async.cli.batch.input_file import FileRow, InputFile
@@ -19,6 +20,8 @@ from nanobanana_async.cli.batch.rows import (
     unfinished,
     with_error,
 )
+from nanobanana_async.cli.batch.stored import StoredImages
+from nanobanana_async.images.object_store import StoreUrl
 from nanobanana_async.images.saved import SavedImages
 from nanobanana_async.jobs import JobRecord, with_indexes
 
@@ -35,6 +38,7 @@ class FinishedRows:
         *,
         retry_failed: bool,
         buy_changed: bool,
+        store: StoreUrl | None = None,
     ) -> None:
         self.other_accounts = OtherAccounts(gateway, folder / LEDGER)
         self._changed = ChangedRows(file, gateway, ledger.find, buy=buy_changed)
@@ -45,6 +49,18 @@ class FinishedRows:
         self._saved_images: SavedImages | None = None
         self._changed_keys: set[str] = set()
         """Keys of the jobs of changed rows."""
+        self._stored = None if store is None else StoredImages(store, ledger)
+
+    async def begin(self, old_offsets: Mapping[str, int]) -> None:
+        """Look for the images of the old results in the store, if they go there.
+
+        Raises `ConfigurationError` if the store can't be read: nothing is bought yet.
+        """
+        if self._stored is not None and old_offsets:
+            try:
+                await self._stored.read(read(self._folder / RESULTS, old_offsets.values()))
+            except SaveError as error:
+                raise ConfigurationError(f"{error}; nothing was bought") from None
 
     async def find(self, row: FileRow, old_offsets: dict[str, int]) -> Result | None:
         """Return the result of a row that has ended; None if something is left to do for it.
@@ -55,19 +71,26 @@ class FinishedRows:
         row, why = await self._changed.current(row)
         offset = old_offsets.pop(row.key, None)
         if why is not None:
-            self._changed_keys.add(row.key)
+            await self._add_changed(row, given_key)
             result = with_error(Result(row=unfinished(row), row_key=row.own_key), IdempotencyConflict(why), "invalid")
             return self.with_earlier_images(result)
         if row.key != given_key:
-            self._changed_keys.add(row.key)
+            await self._add_changed(row, given_key)
             old_offsets.pop(given_key, None)
         found = await self._find(row, offset)
         return None if found is None else self.with_earlier_images(found)
+
+    async def _add_changed(self, row: FileRow, first_key: str) -> None:
+        self._changed_keys.add(row.key)
+        if self._stored is not None and row.own_key is not None:
+            await self._stored.add_first(row.own_key, first_key)
 
     def with_earlier_images(self, result: Result) -> Result:
         """Return a result with the images of earlier purchases of its row, if it has changed."""
         if result.row_key is None or result.row.key not in self._changed_keys:
             return result
+        if self._stored is not None:
+            return evolve(result, earlier_images=self._stored.earlier(result.row_key, result.row.images))
         bought_here = result.row.key if result.row.images else ""
         names = self._saved().earlier(result.row_key, bought_here)
         return evolve(result, earlier_images=tuple(f"{IMAGES}/{name}" for name in names))
@@ -82,7 +105,7 @@ class FinishedRows:
             old is not None
             and old.row.status == "succeeded"
             and bool(old.row.images)
-            and old.files_intact(self._folder)
+            and (old.files_intact(self._folder) if self._stored is None else self._stored.intact(old.row.key))
         )
         if old is not None and intact and row.own_key is None:  # a derived key identifies the request
             return at_new_position(old, row)
@@ -104,6 +127,8 @@ class FinishedRows:
         if intact is not None and record.task_id == intact.row.task_id:
             return at_new_position(intact, row)
         indexes = [index for index, _ in with_indexes(record.images, record.missing)]
+        if self._stored is not None:
+            return None  # the batch finds its images in the store
         paths = self._saved().find(record.key, record.task_id or "", indexes)
         if not paths:
             return None

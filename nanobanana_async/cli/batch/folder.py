@@ -13,6 +13,7 @@ from typing import Self
 from attrs import frozen
 
 from nanobanana_async.cli.batch.results import IMAGES, RESULTS
+from nanobanana_async.commands import quoted
 from nanobanana_async.errors import ConfigurationError
 from nanobanana_async.file_locks import try_lock
 from nanobanana_async.images.files import make_folder, rename_exclusive, why_unwritable
@@ -34,21 +35,24 @@ _NO_FOLLOW = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getat
 
 @frozen
 class FolderOwner:
-    """The batch that owns a folder, and whether its images come from the emulator."""
+    """The batch that owns a folder, whether its images come from the emulator, and the store where they are."""
 
     batch: str
     emulated: bool
+    store: str | None = None
 
     def to_json(self) -> str:
         """Return the content of the marker file."""
-        return json.dumps({"batch": self.batch, "emulated": self.emulated})
+        store = {} if self.store is None else {"store": self.store}
+        return json.dumps({"batch": self.batch, "emulated": self.emulated, **store})
 
     @classmethod
     def from_json(cls, content: bytes) -> "FolderOwner":
         """Parse a marker file; raises ValueError for other content."""
         facts = json.loads(content)
         if isinstance(facts, dict) and isinstance(batch := facts.get("batch"), str):
-            return cls(batch, bool(facts.get("emulated")))
+            store = facts.get("store")
+            return cls(batch, bool(facts.get("emulated")), store if isinstance(store, str) else None)
         raise ValueError("not a marker file")
 
 
@@ -74,7 +78,7 @@ class BatchFolder:
             raise unwritable(self.path, error) from None
         try:
             if not self._try_lock():
-                raise ConfigurationError(f"{self.path}: another `nanobanana batch` is running in this folder")
+                raise ConfigurationError(f"{self.path}: another batch is running in this folder")
             check_owner(self.path, self._owner)  # another run may have written its marker first
             _sweep(self.path)
         except OSError as error:
@@ -150,7 +154,12 @@ def check_owner(path: Path, owner: FolderOwner) -> bool:
     if found.batch != owner.batch:
         raise ConfigurationError(
             f"{path} holds the batch {found.batch!r}, and this one is {owner.batch!r}: name another folder with -o,"
-            f" or pass --name {found.batch} if it is the same batch"
+            f" or pass --name {quoted(found.batch)} if it is the same batch"
+        )
+    if found.store != owner.store:
+        there = "in its folder images" if found.store is None else f"in {found.store}"
+        raise ConfigurationError(
+            f"{path} holds a batch whose images are {there}: pass that with -o, or another --folder"
         )
     return True
 

@@ -193,7 +193,7 @@ def open_input(
     elif kind is None:
         kind = ENDINGS.get(path.suffix.lower())
         if kind is None:
-            raise ConfigurationError(f"{file}: unknown format: pass --format {'|'.join(get_args(Format))}")
+            raise ConfigurationError(f"{file}: unknown format: pass --format with one of {', '.join(get_args(Format))}")
     name = (path.stem if file != "-" else "stdin") if name is None else name
     if not name.strip():
         raise ConfigurationError("--name is empty")

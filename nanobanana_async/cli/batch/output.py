@@ -16,14 +16,14 @@ from nanobanana_async.cli.batch.display import BatchDisplay
 from nanobanana_async.cli.batch.folder import LEDGER, REPORT
 from nanobanana_async.cli.batch.results import RESULTS, Result
 from nanobanana_async.cli.display import shorten
-from nanobanana_async.cli.jobs.format import resolve_command
 from nanobanana_async.cli.options import with_option_names
+from nanobanana_async.commands import resolve_advice
 from nanobanana_async.errors import ConfigurationError, CreditLimitReached, NanoBananaError, TaskNotFound
 from nanobanana_async.escaping import exact
 from nanobanana_async.events import Event, PriceAboveEstimate
 from nanobanana_async.formatting import count, credit_count, number, plain_number
 from nanobanana_async.images.files import why_unwritable
-from nanobanana_async.report import STATUSES
+from nanobanana_async.report import STATUSES, is_url
 
 MAX_ERRORS = 10  # rows of each status that are listed one by one
 
@@ -49,7 +49,7 @@ class StdoutLines:
         """Queue the lines of a row."""
         if self._enabled:
             start = f"{exact(result.row_key or result.row.key)}\t{result.row.status}"
-            paths = [str(folder / image) for image in result.row.images] or [""]
+            paths = [image if is_url(image) else str(folder / image) for image in result.row.images] or [""]
             lines = "".join(f"{start}\t{exact(path)}\n" for path in paths)
             self._lines.append(lines.encode(self._out.encoding or "utf-8", "backslashreplace"))
 
@@ -98,12 +98,18 @@ class BatchSummary:
         self._counts: Counter[str] = Counter()
         self._unknown_tasks = 0
         """Rows whose tasks the gateway does not know."""
+        self._moderated: list[int] = []
+        """The numbers of the rows that moderation stopped."""
+        self._uncertain: list[str] = []
+        """The keys of the jobs of uncertain rows."""
 
     def add(self, result: Result) -> None:
         """Count a row that has ended."""
         row = result.row
         self._counts[row.status] += 1
         self._unknown_tasks += row.error_kind == TaskNotFound.__name__
+        self._moderated += [row.number] if row.status == "failed" and row.failure_kind == "moderation" else []
+        self._uncertain += [row.key] if row.status == "uncertain" else []
         if row.status != "succeeded" and self._counts[row.status] <= MAX_ERRORS:
             job = f" [job {result.row_key or row.key}]" if row.status == "uncertain" else ""
             why = "" if row.error is None else f": {shorten(row.error, 300)}"
@@ -143,16 +149,24 @@ class BatchSummary:
     def _counted(self) -> str:
         return ", ".join(f"{self._counts[status]} {status}" for status in STATUSES if self._counts[status])
 
+    def _moderation(self) -> str:
+        """Return which rows moderation stopped: they are the failed ones that are not bought again."""
+        stopped = sorted(self._moderated)
+        numbers = ", ".join(map(str, stopped[:MAX_ERRORS])) + (", ..." if len(stopped) > MAX_ERRORS else "")
+        which = f"{self._unit}{'s' if len(stopped) > 1 else ''} {numbers}"
+        them = _them(len(stopped))
+        rows = count(len(stopped), "row")
+        return f"{rows} stopped by moderation ({which}): change {them}; --retry-failed does not buy {them} again"
+
     def _advice(self, left: int, used: Decimal, *, interrupted: bool) -> Iterator[str]:
         counts = self._counts
-        if failed := counts["failed"] + counts["refused"]:
-            yield f"{count(failed, 'row')} failed: --retry-failed buys them again"
-        if counts["uncertain"]:
-            resolve = resolve_command(self._folder / LEDGER)
-            yield (
-                f"{count(counts['uncertain'], 'row')} uncertain, perhaps bought, never sent again:"
-                f" check the gateway's own list of tasks, then `{resolve}`"
-            )
+        if failed := counts["failed"] + counts["refused"] - len(self._moderated):
+            yield f"{count(failed, 'row')} failed: --retry-failed buys {_them(failed)} again"
+        if self._moderated:
+            yield self._moderation()
+        if uncertain := len(self._uncertain):
+            advice = resolve_advice(self._folder / LEDGER, *(self._uncertain if uncertain == 1 else ()))
+            yield f"{count(uncertain, 'row')} uncertain, perhaps bought, never sent again: {advice}"
         if self._unknown_tasks:
             yield (
                 f"the tasks of {count(self._unknown_tasks, 'row')} are not known to the gateway; those of --gateway"
@@ -171,6 +185,10 @@ class BatchSummary:
             bought = min(left, self.uncollected)
             paid = f", {bought:,} of them bought and not collected" if bought else ""
             yield f"{count(left, 'row')} left{paid}: run the same command to continue"
+
+
+def _them(rows: int) -> str:
+    return "it" if rows == 1 else "them"
 
 
 def _above_estimate(event: PriceAboveEstimate) -> str:

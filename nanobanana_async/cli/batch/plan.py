@@ -7,6 +7,7 @@ from attrs import field, frozen
 
 from nanobanana_async import ConcurrencyPolicy
 from nanobanana_async.cli.batch.input_file import InputFile
+from nanobanana_async.images.object_store import StoreUrl
 
 
 @frozen(kw_only=True)
@@ -16,6 +17,9 @@ class Plan:
     file: InputFile
     total: int
     folder: Path
+    store: StoreUrl | None = None
+    """Where the images go; None: into the folder."""
+    sidecar: bool = False
     max_credits: Decimal | None = None
     expected_credits: Decimal | None = None
     concurrency: ConcurrencyPolicy = field(factory=ConcurrencyPolicy)

@@ -14,6 +14,7 @@ from typing import Any
 from attrs import evolve, frozen
 
 from nanobanana_async.escaping import json_line
+from nanobanana_async.images.object_store import ObjectUrl
 from nanobanana_async.report import ReportRow
 
 IMAGES = "images"
@@ -81,15 +82,20 @@ class Result:
             return False
 
 
-def with_files(result: Result, paths: Iterable[Path], folder: Path, now: datetime) -> Result:
-    """Return a result with its saved images; blocks while it hashes them."""
+def with_files(result: Result, places: Iterable[Path | str], folder: Path, now: datetime) -> Result:
+    """Return a result with its saved images; blocks while it hashes files."""
     digests: list[str] = []
     sizes: list[int] = []
     images: list[str] = []
-    for path in paths:
-        sizes.append(path.stat().st_size)
-        digests.append(_sha256(path))
-        images.append(path.relative_to(folder).as_posix())
+    for place in places:
+        if isinstance(place, ObjectUrl):
+            found = (place.size, place.sha256, str(place))
+        else:
+            path = Path(place)
+            found = (path.stat().st_size, _sha256(path), path.relative_to(folder).as_posix())
+        sizes.append(found[0])
+        digests.append(found[1])
+        images.append(found[2])
     row = evolve(result.row, images=tuple(images))
     return evolve(result, row=row, sha256=tuple(digests), sizes=tuple(sizes), saved_at=now)
 

@@ -91,6 +91,7 @@ def result_from_record(row: FileRow, record: JobRecord, gateway: Gateway) -> Res
         task_id=record.task_id,
         error=error,
         error_kind=error_kind,
+        failure_kind=record.failure.failure_kind if record.state is JobState.FAILED and record.failure else None,
         created_at=_utc(record.created_at),
         sent_at=_utc(record.may_run_since) if sent else None,
         ended_at=_utc(record.ended_at),

@@ -60,7 +60,7 @@ class Run:
         self._changed = False
         display, results = self._display, self._results
         self._credits = BatchCredits(plan, gateway, self._ledger, results, display, self._summary)
-        self._report = RunReport(folder.path, plan.file, gateway, results, display, lambda: self._signals.cancelled)
+        self._report = RunReport(folder.path, plan, gateway, results, display, lambda: self._signals.cancelled)
         self._finalize_error: NanoBananaError | None = None
         """Why the results or the report could not be finalized."""
 
@@ -89,7 +89,8 @@ class Run:
             trust_env=True,
         )
         try:
-            (self._folder / IMAGES).mkdir(exist_ok=True)
+            if self._plan.store is None:
+                (self._folder / IMAGES).mkdir(exist_ok=True)
             await session.open()
         except OSError as error:
             raise unwritable(self._folder, error) from None
@@ -124,7 +125,9 @@ class Run:
             self._ledger,
             retry_failed=plan.retry_failed,
             buy_changed=plan.buy_changed,
+            store=plan.store,
         )
+        await finished.begin(old_offsets)
         self._results.begin()
         for row in self._plan.file.rows(self._gateway):
             if row.error is not None:
@@ -162,7 +165,8 @@ class Run:
                     pending,
                     batch=plan.file.batch,
                     ordered=plan.ordered,
-                    save_to=self._folder / IMAGES,
+                    save_to=self._folder / IMAGES if plan.store is None else plan.store,
+                    sidecar=plan.sidecar,
                     max_credits=plan.max_credits,
                     expected_credits=plan.expected_credits,
                     retry_failed=plan.retry_failed,

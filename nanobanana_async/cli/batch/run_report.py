@@ -1,28 +1,28 @@
 """Write the report page during a run and at its end, and make thumbnails of its images in the background."""
 
 import asyncio
-import shlex
 from collections import deque
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import anyio
 import anyio.to_thread
 
-from nanobanana_async import Gateway
-from nanobanana_async.accounts import jobs_command
+from nanobanana_async import Gateway, SaveError
 from nanobanana_async.cli.batch.display import BatchDisplay
 from nanobanana_async.cli.batch.folder import LEDGER, REPORT, unwritable
-from nanobanana_async.cli.batch.input_file import InputFile
+from nanobanana_async.cli.batch.plan import Plan
 from nanobanana_async.cli.batch.results import Results
 from nanobanana_async.cli.batch.rows import unfinished
-from nanobanana_async.cli.started_as import program, same_command
+from nanobanana_async.commands import resolve_command, same_command
 from nanobanana_async.report import (
     MAX_CARDS,
     Advice,
     Credits,
     Recorder,
     ReportRow,
+    find_thumbnail,
     make_thumbnail,
     write_report,
 )
@@ -40,7 +40,7 @@ class RunReport:
     def __init__(
         self,
         folder: Path,
-        file: InputFile,
+        plan: Plan,
         gateway: Gateway,
         results: Results,
         display: BatchDisplay,
@@ -49,7 +49,8 @@ class RunReport:
         self.recorder = Recorder()
         self.written = False
         self._folder = folder
-        self._file = file
+        self._file = plan.file
+        self._store = plan.store
         self._gateway = gateway
         self._results = results
         self._display = display
@@ -79,8 +80,20 @@ class RunReport:
 
     async def _make_thumbnails(self) -> None:
         while self._images:
-            await anyio.to_thread.run_sync(make_thumbnail, self._folder, self._images[0], abandon_on_cancel=True)
+            content = await self._content(self._images[0])
+            await anyio.to_thread.run_sync(
+                make_thumbnail, self._folder, self._images[0], content, abandon_on_cancel=True
+            )
             self._images.popleft()  # only now: what was cancelled is made again at the end
+
+    async def _content(self, image: str) -> bytes | None:
+        """Return the content of an image in the store, unless it has a thumbnail; None for a file."""
+        name = None if self._store is None else self._store.name_of(image)
+        if self._store is None or name is None or find_thumbnail(self._folder, image) is not None:
+            return None
+        with suppress(SaveError):  # the page names the object then
+            return await self._store.get(name)
+        return None
 
     async def write(self) -> None:
         """Write the page; raises `ConfigurationError` if it can't be written."""
@@ -101,17 +114,16 @@ class RunReport:
     def _advice(self, row: ReportRow) -> Advice:
         """Return what to do about a row that did not succeed."""
         match row.status:
+            case "failed" if row.failure_kind == "moderation":
+                return Advice("Moderation stopped it: change the row. --retry-failed does not buy it again.")
             case "failed":
-                again = "--retry-failed buys failed rows again, but not what moderation stopped."
-                return Advice(again, same_command("--retry-failed"))
+                return Advice("--retry-failed buys it again.", same_command("--retry-failed"))
             case "refused":
                 again = "Change the row, or try it unchanged with --retry-failed."
                 return Advice(again, same_command("--retry-failed"))
             case "uncertain":
-                # No alternatives in the command: a shell would take "a|b" for a pipe, and resolve the job as a.
-                resolve = jobs_command(f"resolve {shlex.quote(row.key)}", self._folder / LEDGER)
                 decide = "Look in the gateway's own list of tasks, then decide: not-bought, buy-again or task-id ID."
-                return Advice(decide, f"{program()}{resolve.removeprefix('nanobanana')} --as DECISION")
+                return Advice(decide, resolve_command(self._folder / LEDGER, row.key))
             case "invalid":
                 return Advice("Correct the row, then run the same command again.")
             case _:

@@ -2,7 +2,6 @@
 
 import asyncio
 import re
-import shlex
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from datetime import datetime
@@ -20,12 +19,13 @@ from nanobanana_async import (
     Session,
     SqliteLedger,
 )
-from nanobanana_async.accounts import account_conflict, jobs_command, named_account
+from nanobanana_async.accounts import account_conflict, named_account
 from nanobanana_async.batch.rows import job_key_of_row
 from nanobanana_async.cli.display import JobsDisplay
 from nanobanana_async.cli.jobs.format import resume_command
 from nanobanana_async.cli.jobs.printer import ResultPrinter
 from nanobanana_async.cli.signals import Interrupted
+from nanobanana_async.commands import jobs_command
 from nanobanana_async.formatting import count, credit_count
 from nanobanana_async.gateways.base import validate_account
 from nanobanana_async.jobs import JobRecord
@@ -116,7 +116,7 @@ async def resume(path: Path, gateway: Gateway, unfinished: Unfinished, *, buy: b
     selected = [record for record in unfinished.records if buy or record.state is not JobState.PENDING]
     display = JobsDisplay(len(selected), console)
     display.records = {record.key: record for record in selected}
-    printer = ResultPrinter(display)
+    printer = ResultPrinter(display, path)
     try:
         async with Session(gateway, ledger=path, observers=[display], trust_env=True) as session:
             with display:
@@ -128,15 +128,20 @@ async def resume(path: Path, gateway: Gateway, unfinished: Unfinished, *, buy: b
                     for job in jobs:
                         group.create_task(printer.follow(job))
     except asyncio.CancelledError:
-        raise Interrupted(f"interrupted; `{jobs_command('resume', path)}` continues the unfinished jobs") from None
+        raise Interrupted(
+            f"interrupted; `{jobs_command('resume', ledger=path)}` continues the unfinished jobs"
+        ) from None
     except ExceptionGroup as group:
         raise group.exceptions[0] from None
     if not jobs:
         printer.note("no jobs to resume")
     if unfinished.unsent and not buy:
-        printer.note(f"{count(unfinished.unsent, 'job')} never sent: `{jobs_command('resume --buy', path)}` buys them")
+        command = jobs_command("resume", "--buy", ledger=path)
+        printer.note(f"{count(unfinished.unsent, 'job')} never sent: `{command}` buys them")
     if unfinished.other_accounts:
-        advice = f"resume them with their API keys, or after a change of key: `{jobs_command('hand-over', path)}`"
+        advice = (
+            f"resume them with their API keys, or after a change of key: `{jobs_command('hand-over', ledger=path)}`"
+        )
         printer.note(f"{count(unfinished.other_accounts, 'job')} of other accounts left: {advice}")
     return printer.code
 
@@ -188,7 +193,7 @@ async def resolve(path: Path, gateway: Gateway, decision: Decision, *, wait: boo
     """Resolve a job. Unless it was not bought, follow it to its end, or without `wait` until it is accepted."""
     not_bought = decision.task_id is None and not decision.buy_again
     display = JobsDisplay(1, console)
-    printer = ResultPrinter(display, one=True)
+    printer = ResultPrinter(display, path, one=True)
     try:
         async with Session(gateway, ledger=path, observers=[display], trust_env=True) as session:
             with display:
@@ -198,9 +203,9 @@ async def resolve(path: Path, gateway: Gateway, decision: Decision, *, wait: boo
                 if wait and not not_bought:
                     await printer.follow(job)
                 elif not not_bought:
-                    await printer.accepted(job, path)
+                    await printer.accepted(job)
     except asyncio.CancelledError:
-        command = jobs_command(f"show {shlex.quote(decision.key)}", path)
+        command = jobs_command("show", ledger=path, names=[decision.key])
         raise Interrupted(f"interrupted; `{command}` shows its state") from None
     if not_bought:
         printer.note(f"job {job.key} is {job.state.value}")

@@ -27,6 +27,7 @@ from nanobanana_async.cli.options import (
     Yes,
 )
 from nanobanana_async.cli.signals import run_until_signal
+from nanobanana_async.commands import jobs_command
 from nanobanana_async.formatting import count, local_time
 from nanobanana_async.keys import validate_task_id
 from nanobanana_async.validators import as_count
@@ -82,7 +83,8 @@ class _Commands:
             Print one JSON object per line, with the whole record.
         """
         if extra:
-            raise ConfigurationError(f"jobs has no command {extra[0]!r}: `nanobanana jobs show KEY [OPTIONS]`")
+            command = jobs_command("show", ledger=None, names=extra[:1])
+            raise ConfigurationError(f"jobs has no command {extra[0]!r}: `{command}` shows the job with this key")
         if limit is not None:
             as_count("--limit", limit)
         return asyncio.run(_list(ledger, state, limit, json=json))

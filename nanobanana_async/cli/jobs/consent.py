@@ -10,9 +10,8 @@ from nanobanana_async.escaping import one_line
 
 def print_note(sentence: str) -> None:
     """Print a line on stderr."""
-    console = Console(stderr=True)
-    wrapped = console.is_terminal
-    console.print(one_line(sentence), markup=False, highlight=False, emoji=False, soft_wrap=not wrapped)
+    # Not wrapped: a command that is copied from two lines would run as two.
+    Console(stderr=True).print(one_line(sentence), markup=False, highlight=False, emoji=False, soft_wrap=True)
 
 
 def require_consent(*, yes: bool) -> None:

@@ -21,23 +21,25 @@ from nanobanana_async import (
     TaskNotFound,
 )
 from nanobanana_async.cli.display import JobsDisplay, shorten
-from nanobanana_async.cli.generate import check_output
 from nanobanana_async.cli.jobs.actions import find_job, open_read_only, require_ledger
 from nanobanana_async.cli.options import (
     DEFAULT_LEDGER,
     BaseUrl,
-    FolderOption,
+    Flag,
     GatewayFinder,
     GatewayName,
     LedgerFile,
     Name,
+    TargetOption,
     Timeout,
+    check_output,
     fetch_command,
     fetch_options,
 )
 from nanobanana_async.cli.result_lines import ResultLines, missing_images
 from nanobanana_async.cli.signals import Interrupted, run_until_signal
 from nanobanana_async.escaping import one_line
+from nanobanana_async.images.target import Target
 from nanobanana_async.keys import validate_task_id
 from nanobanana_async.validators import as_number, as_timeout
 
@@ -50,10 +52,11 @@ class FetchCommand:
 
     def fetch(
         self,
-        names: Annotated[list[str], Parameter(name="KEY|TASK_ID", negative=())],
+        names: Annotated[list[str], Parameter(name="KEY_OR_TASK_ID", negative=())],
         /,
         *,
-        output: Annotated[Path | None, FolderOption] = None,
+        output: Annotated[Target | None, TargetOption] = None,
+        sidecar: Flag = False,
         ledger: LedgerFile = DEFAULT_LEDGER,
         gateway: GatewayName = None,
         base_url: BaseUrl = None,
@@ -75,7 +78,10 @@ class FetchCommand:
         names
             The keys of jobs, or the gateway's ids of tasks.
         output
-            Save the images in this folder.
+            Save the images in this folder, or in an object store: s3://bucket/prefix, gs:// or az://, with its
+            credentials in the environment (extra `store`).
+        sidecar
+            Write prompt, settings, key and price of each image into NAME.json beside it.
         ledger
             The ledger file; if it is missing, none is created.
         gateway
@@ -96,10 +102,13 @@ class FetchCommand:
         selected = self.find_gateway(gateway or known, base_url)
         fetching = _Fetching(
             names=unique,
-            folder=output,
+            target=output,
+            sidecar=sidecar,
             ledger=ledger if exists else None,
             timeout=as_timeout("--timeout", timeout),
-            again=fetch_command(unique, fetch_options(ledger if exists else None, gateway, base_url), output),
+            again=fetch_command(
+                unique, fetch_options(ledger if exists else None, gateway, base_url), output, sidecar=sidecar
+            ),
         )
         return run_until_signal(_fetch(fetching, selected, Console(stderr=True)))
 
@@ -109,7 +118,8 @@ class _Fetching:
     """What to fetch, and the command that does so again."""
 
     names: Sequence[str]
-    folder: Path | None
+    target: Target | None
+    sidecar: bool
     ledger: Path | None
     """None if the file is missing: none is created."""
     timeout: float | None
@@ -128,7 +138,7 @@ async def _gateway_in(ledger: Path, names: Sequence[str]) -> Name | None:
 
 async def _fetch(fetching: _Fetching, gateway: Gateway, console: Console) -> int:
     """Fetch all jobs and return 0, or 1 if one of them has no image."""
-    await check_output(fetching.folder)
+    await check_output(fetching.target)
     display = JobsDisplay(len(fetching.names), console)
     lines = ResultLines(console)
     again = f"nothing was bought: `{one_line(fetching.again)}` fetches them again"
@@ -144,7 +154,7 @@ async def _fetch(fetching: _Fetching, gateway: Gateway, console: Console) -> int
         raise Interrupted(f"interrupted; {again}") from None
     except ExceptionGroup as errors:
         raise errors.exceptions[0] from None
-    if lines.failure is not None and fetching.folder is None:
+    if lines.failure is not None and fetching.target is None:
         display.print_note(f"nanobanana: standard output can't be written; {again}")
         return 1
     return 0 if all(task.result() for task in tasks) else 1
@@ -162,8 +172,8 @@ async def _fetch_one(
         printed += lines.links(result)
         if result.missing:
             failure = missing_images(result)
-        if fetching.folder is not None:
-            printed = [str(path) for path in await session.save(result, fetching.folder)]
+        if fetching.target is not None:
+            printed = [str(path) for path in await session.save(result, fetching.target, sidecar=fetching.sidecar)]
         fetched = True
     except NanoBananaError as error:  # after a result: paid for, so its links are printed despite the error
         failure, fetched = one_line(str(error)), False

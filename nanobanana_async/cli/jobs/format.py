@@ -4,7 +4,6 @@ The content of a ledger comes from users and gateways: only its printable charac
 """
 
 import json
-import shlex
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from datetime import datetime, timedelta
@@ -17,8 +16,8 @@ from attrs import asdict, fields
 from rich.table import Table
 from rich.text import Text
 
-from nanobanana_async.accounts import jobs_command
 from nanobanana_async.cli.display import shorten
+from nanobanana_async.commands import jobs_command, resolve_advice
 from nanobanana_async.escaping import json_line, one_line
 from nanobanana_async.extra import ExtraFields
 from nanobanana_async.failures import Failure
@@ -143,26 +142,22 @@ def summary(counts: Counter[JobState]) -> str:
 
 def next_steps(counts: Counter[JobState], unowned: Counter[JobState], ledger: Path) -> Iterator[str]:
     """Yield the commands that the user may want to run next."""
-    resume, buy = jobs_command("resume", ledger), jobs_command("resume --buy", ledger)
+    resume, buy = jobs_command("resume", ledger=ledger), jobs_command("resume", "--buy", ledger=ledger)
     if sent := unowned.total() - unowned[JobState.PENDING]:
         yield f"{count(sent, 'job')} sent, unfinished, without a session: `{resume}` continues them"
     if unsent := unowned[JobState.PENDING]:
         yield f"{count(unsent, 'job')} never sent, without a session: `{buy}` buys them"
     if uncertain := counts[JobState.UNCERTAIN]:
+        reconcile = jobs_command("reconcile", ledger=ledger)
         yield (
-            f"{count(uncertain, 'job')} perhaps bought: `{jobs_command('reconcile', ledger)}` reads the gateway's"
-            f" history; or check its own list of tasks, then `{resolve_command(ledger)}`"
+            f"{count(uncertain, 'job')} perhaps bought: `{reconcile}` reads the gateway's history; or"
+            f" {resolve_advice(ledger)}"
         )
 
 
 def resume_command(record: JobRecord, ledger: Path) -> str:
     """Return the command that continues an unfinished job."""
-    return jobs_command("resume --buy" if record.state is JobState.PENDING else "resume", ledger)
-
-
-def resolve_command(ledger: Path) -> str:
-    """Return the command that resolves an uncertain job, with placeholders for the key and the decision."""
-    return f"{jobs_command('resolve KEY', ledger)} --as not-bought|buy-again|task-id [ID]"
+    return jobs_command("resume", *(["--buy"] if record.state is JobState.PENDING else []), ledger=ledger)
 
 
 def job_details(record: JobRecord, ledger: Path, *, followed: bool, now: datetime) -> str:
@@ -202,9 +197,10 @@ _INLINE = "inline image, stored only at the gateway"
 
 
 def _owner(record: JobRecord, ledger: Path, *, followed: bool) -> str:
+    if record.state is JobState.UNCERTAIN:
+        return f"no session: {resolve_advice(ledger, record.key)}"
     if record.state not in ACTIVE_STATES:
-        uncertain = record.state is JobState.UNCERTAIN
-        return "no session: the job waits to be resolved" if uncertain else "no session: the job has ended"
+        return "no session: the job has ended"
     if followed:
         return "a running session"
     return f"no session: `{resume_command(record, ledger)}` continues it"
@@ -229,7 +225,8 @@ def _candidate_rows(record: JobRecord, ledger: Path, now: datetime) -> Iterator[
         lines = [f"task {candidate.task_id}, created {_when(candidate.created_at, now)}"]
         yield f"candidate {number_}", [*lines, candidate.image_url or "no image yet"]
     if record.candidates:
-        yield "to take one", [f"`{jobs_command(f'resolve {shlex.quote(record.key)} ID', ledger)} --as task-id`"]
+        command = jobs_command("resolve", "--as", "task-id", ledger=ledger, names=[record.key, "ID"])
+        yield "to take one", [f"`{command}`"]
 
 
 def _when(moment: datetime | None, now: datetime) -> str:

@@ -2,10 +2,11 @@
 
 from pathlib import Path
 
-from nanobanana_async import GenerationResult, Job, JobUnfinished, NanoBananaError
-from nanobanana_async.accounts import jobs_command
+from nanobanana_async import GenerationResult, Job, JobState, JobUnfinished, NanoBananaError
 from nanobanana_async.cli.display import JobsDisplay
 from nanobanana_async.cli.result_lines import ResultLines, missing_images
+from nanobanana_async.commands import jobs_command, resolve_advice
+from nanobanana_async.escaping import one_line
 
 
 class ResultPrinter:
@@ -14,8 +15,9 @@ class ResultPrinter:
     With `one`, for a single job, the lines omit its key.
     """
 
-    def __init__(self, display: JobsDisplay, *, one: bool = False) -> None:
+    def __init__(self, display: JobsDisplay, ledger: Path, *, one: bool = False) -> None:
         self.code = 0
+        self._ledger = ledger
         self._display = display
         self._one = one
         self._failed = False
@@ -28,10 +30,10 @@ class ResultPrinter:
         except NanoBananaError as error:
             self._print_error(job, error)
 
-    async def accepted(self, job: Job, ledger: Path) -> None:
+    async def accepted(self, job: Job) -> None:
         """Wait until the gateway has accepted the job, and print its task id."""
         try:
-            self.note(f"task {await job.accepted()}: `{jobs_command('resume', ledger)}` follows it")
+            self.note(f"task {await job.accepted()}: `{jobs_command('resume', ledger=self._ledger)}` follows it")
         except NanoBananaError as error:
             self._print_error(job, error)
 
@@ -42,9 +44,11 @@ class ResultPrinter:
     def _print_error(self, job: Job, error: NanoBananaError) -> None:
         self.code = 1
         prefix = "" if self._one else f"{job.key}: "
-        sentence = " ".join(str(error).split())
+        sentence = one_line(str(error))
+        if job.state is JobState.UNCERTAIN:
+            sentence = f"{one_line(error.message)}: {resolve_advice(self._ledger, job.key)}"
         if isinstance(error, JobUnfinished) and not error.safe_to_repeat:
-            sentence = "the waiting ended before the job: `nanobanana jobs resume` continues it"
+            sentence = f"the waiting ended before the job: `{jobs_command('resume', ledger=self._ledger)}` continues it"
         self.note(f"nanobanana: {prefix}{sentence}")
 
     async def _print_result(self, result: GenerationResult) -> None:
@@ -54,7 +58,8 @@ class ResultPrinter:
             self.note(f"nanobanana: {'' if self._one else f'{result.key}: '}{missing_images(result)}")
         if self._lines.failure is not None and not self._failed:
             self._failed, self.code = True, 1
+            names = [result.key if self._one else "KEY"]
             self.note(
                 "nanobanana: standard output can't be written: the jobs are followed to their end, and"
-                " `nanobanana jobs fetch KEY` prints them"
+                f" `{jobs_command('fetch', ledger=self._ledger, names=names)}` prints them"
             )

@@ -9,12 +9,12 @@ from cyclopts import Parameter
 from rich.console import Console
 
 from nanobanana_async import Gateway, JobState, Session
-from nanobanana_async.accounts import jobs_command
 from nanobanana_async.cli.display import JobsDisplay
 from nanobanana_async.cli.jobs.actions import open_read_only, require_ledger
 from nanobanana_async.cli.jobs.printer import ResultPrinter
 from nanobanana_async.cli.options import DEFAULT_LEDGER, BaseUrl, GatewayFinder, GatewayName, LedgerFile
 from nanobanana_async.cli.signals import Interrupted, run_until_signal
+from nanobanana_async.commands import jobs_command
 from nanobanana_async.formatting import count
 
 
@@ -60,7 +60,7 @@ class ReconcileCommand:
 async def _reconcile(path: Path, gateway: Gateway, *, wait: bool, console: Console) -> int:
     """Let the gateway's history decide about uncertain jobs; follow those that were bought, and print the rest."""
     display = JobsDisplay(0, console)
-    printer = ResultPrinter(display)
+    printer = ResultPrinter(display, path)
     try:
         async with Session(gateway, ledger=path, observers=[display], trust_env=True) as session:
             jobs = await session.reconcile()
@@ -75,7 +75,7 @@ async def _reconcile(path: Path, gateway: Gateway, *, wait: bool, console: Conso
                         for job in bought:
                             group.create_task(printer.follow(job))
     except asyncio.CancelledError:
-        again = f"`{jobs_command('reconcile', path)}` and `{jobs_command('resume', path)}` continue"
+        again = f"`{jobs_command('reconcile', ledger=path)}` and `{jobs_command('resume', ledger=path)}` continue"
         raise Interrupted(f"interrupted; {again}") from None
     except ExceptionGroup as group:
         raise group.exceptions[0] from None
@@ -86,7 +86,7 @@ async def _reconcile(path: Path, gateway: Gateway, *, wait: bool, console: Conso
         printer.note(f"job {record.key} stays uncertain: {known} could be it")
     if len(bought) < len(jobs):
         unbought = count(len(jobs) - len(bought), "job")
-        printer.note(f"{unbought} not bought: `{jobs_command('resume --buy', path)}` buys them")
+        printer.note(f"{unbought} not bought: `{jobs_command('resume', '--buy', ledger=path)}` buys them")
     if not (jobs or left):
         printer.note("no uncertain jobs")
     return 1 if left else printer.code

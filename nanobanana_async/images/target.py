@@ -1,0 +1,159 @@
+"""Where images are saved: a folder, or a prefix of an object store. `as_target` reads what users pass for it.
+
+`obstore` (the extra `store`) is imported only when a store is used.
+"""
+
+import functools
+import hashlib
+import os
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, cast
+from urllib.parse import unquote, urlsplit
+
+from nanobanana_async.errors import ConfigurationError
+from nanobanana_async.images.object_store import ObjectStore, StoreUrl
+from nanobanana_async.validators import as_folder, kind_of
+
+SCHEMES = ("s3", "gs", "az", "memory")
+_VARIABLES = ("AWS_", "GOOGLE_", "AZURE_")
+_MAX_PREFIX = 600  # with the name below the 1,024 bytes of S3
+_EXTRA = "needs the extra `store`: pip install 'nanobanana-async[store]'"
+_memory_stores: dict[str, ObjectStore] = {}
+
+
+Target = Path | StoreUrl
+
+SaveTarget = str | os.PathLike[str] | ObjectStore | tuple[ObjectStore, str] | StoreUrl
+"""What users pass for a target: a path, a URL, an obstore store, or one with a prefix."""
+
+
+def as_target(name: str, value: object) -> Target:
+    """Return where images are to be saved: a folder, or a prefix of an object store.
+
+    Takes a path, a URL of a store, an obstore store, or a store and a prefix. Raises `ConfigurationError`.
+    """
+    if isinstance(value, StoreUrl):
+        return value
+    if isinstance(value, str) and (scheme := _scheme(value)) is not None:
+        return _folder_of(name, value) if scheme == "file" else _target_of_url(name, value, scheme)
+    if isinstance(value, tuple) and len(value) == 2:
+        if not isinstance(value[1], str):
+            raise ConfigurationError(f"{name}: the prefix in a store must be text, not {kind_of(value[1])}")
+        return _target_of_store(name, value[0], value[1])
+    if any(kind.__module__.partition(".")[0] == "obstore" for kind in type(value).__mro__):
+        return _target_of_store(name, value, "")
+    if isinstance(value, str) and "://" in value:
+        known = ", ".join(f"{scheme}://" for scheme in SCHEMES)
+        raise ConfigurationError(
+            f"{name} must be the path of a folder or the URL of an object store ({known}), not a URL"
+            f" that begins with {value.partition('://')[0][:20]}://"
+        )
+    return as_folder(name, value)
+
+
+def _scheme(text: str) -> str | None:
+    scheme, separator, rest = text.partition("://")
+    scheme = scheme.lower()
+    known = scheme in SCHEMES or (scheme == "file" and rest.startswith("/"))
+    return scheme if separator and known else None
+
+
+def _folder_of(name: str, url: str) -> Path:
+    path = unquote(urlsplit(url).path)
+    if os.name == "nt":  # pragma: no cover - file:///C:/images
+        path = path.lstrip("/")
+    return as_folder(name, path)
+
+
+def _target_of_url(name: str, url: str, scheme: str) -> StoreUrl:
+    _require_obstore(f"{name} is in an object store, which")
+    root, _, path = url.partition("://")[2].partition("/")
+    if set(url) & set("?#") or set(root) & set("@:"):
+        # Not shown: the rest of such a URL may be a signature or a password.
+        raise ConfigurationError(
+            f"{name}: a URL of a store is {scheme}://bucket/prefix and nothing more: credentials come from the"
+            " environment (AWS_*, GOOGLE_*, AZURE_*)"
+        )
+    if not root and scheme != "memory":
+        raise ConfigurationError(f"{name}: {url[:60]!r} names no bucket: {scheme}://bucket/prefix")
+    prefix = _prefix(name, path)
+    base = f"{scheme}://{root}"
+    return StoreUrl(f"{base}/{prefix}" if prefix else base, _open_store(name, base, scheme), prefix)
+
+
+def _open_store(name: str, base: str, scheme: str) -> ObjectStore:
+    from obstore.store import MemoryStore
+
+    if scheme == "memory":
+        return _memory_stores.setdefault(base, MemoryStore())
+    try:
+        return _store_of(base, _environment())
+    except Exception as error:
+        account = " (AZURE_STORAGE_ACCOUNT_NAME)" if "Account must be" in str(error) else ""
+    raise ConfigurationError(
+        f"{name}: the store {base} can't be opened: set the account and credentials of the store in its environment"
+        f" variables{account}"
+    )
+
+
+def _environment() -> str:
+    """Return a digest of the settings of stores: no frame of a traceback may hold the settings themselves."""
+    settings = sorted(f"{key}={value}" for key, value in os.environ.items() if key.upper().startswith(_VARIABLES))
+    return hashlib.sha256("\0".join(settings).encode("utf-8", "surrogateescape")).hexdigest()
+
+
+@functools.lru_cache(maxsize=16)
+def _store_of(base: str, _environment: str) -> ObjectStore:
+    """Return a store, which keeps its connections: the same one as long as its environment is the same."""
+    from obstore.store import from_url
+
+    # No `client_options`: they would replace those of the environment, such as AWS_ALLOW_HTTP.
+    return from_url(base, retry_config={"max_retries": 5, "retry_timeout": timedelta(seconds=60)})
+
+
+def _target_of_store(name: str, store: object, prefix: str) -> StoreUrl:
+    _require_obstore(f"{name} is an object store, which")
+    from obstore import store as stores
+
+    kinds = (stores.S3Store, stores.GCSStore, stores.AzureStore, stores.LocalStore, stores.MemoryStore)
+    if not isinstance(store, kinds):
+        raise ConfigurationError(
+            f"{name} must be a folder, the URL of an object store, or an S3Store, GCSStore, AzureStore, LocalStore or"
+            f" MemoryStore of obstore, not {kind_of(store)}"
+        )
+    url, prefix = _url_of_store(store), _prefix(name, prefix)
+    return StoreUrl(f"{url}/{prefix}" if prefix else url, cast(ObjectStore, store), prefix)
+
+
+def _url_of_store(store: Any) -> str:
+    from obstore import store as stores
+
+    if isinstance(store, stores.MemoryStore):
+        return "memory://"
+    if isinstance(store, stores.LocalStore):
+        return Path(store.prefix or "/").absolute().as_uri().removesuffix("/")
+    scheme = "s3" if isinstance(store, stores.S3Store) else "gs" if isinstance(store, stores.GCSStore) else "az"
+    bucket = store.config.get("container_name" if scheme == "az" else "bucket", "")
+    prefix = str(store.prefix or "").strip("/")
+    return f"{scheme}://{bucket}/{prefix}" if prefix else f"{scheme}://{bucket}"
+
+
+def _prefix(name: str, path: str) -> str:
+    prefix = path.strip("/")
+    parts = prefix.split("/") if prefix else []
+    if any(part in ("", ".", "..") for part in parts) or not prefix.isprintable():
+        raise ConfigurationError(
+            f"{name}: the prefix {prefix[:60]!r} can't be used: its parts must not be empty, . or .., and every"
+            " character must be printable"
+        )
+    if len(prefix.encode()) > _MAX_PREFIX:
+        raise ConfigurationError(f"{name}: the prefix is longer than {_MAX_PREFIX} bytes")
+    return prefix
+
+
+def _require_obstore(what: str) -> None:
+    try:
+        import obstore  # noqa: F401
+    except ImportError:
+        raise ConfigurationError(f"{what} {_EXTRA}") from None
