@@ -90,3 +90,51 @@ async def test_rows_that_are_added_or_moved_are_not_noted(batch: Command) -> Non
         await batch(batch.prompts(3))
         said = await batch(batch.write("foxes.txt", "a lynx", "a fox 2", "a fox 0", "a fox 1"))
         assert (said.code, "when it was bought" in said.err) == (0, False)
+
+
+async def test_changed_rows_keep_their_images_in_results_and_page(batch: Command) -> None:
+    async with emulated(batch) as emulator:
+        rows = [f"k{number},a fox {number},1K" for number in range(3)]
+        await batch(batch.write("a.csv", "key,prompt,resolution", *rows))
+        before = batch.lines()
+        rows[1:] = ["k1,a fox 1,2K", "k2,a FOX 2,1K"]
+        said = await batch(batch.write("a.csv", "key,prompt,resolution", *rows))
+        assert (said.code, emulator.stats().creates_received) == (1, 3)
+        assert (
+            "rows 3 and 4 have changed since they were bought (resolution, prompt): --buy-changed buys them again and"
+            " keeps the images of before; to buy one as another row, give it another key\n" in said.err
+        )
+        lines = batch.lines()
+        for name in ("status", "images", "sha256", "settings", "credits"):
+            assert [line[name] for line in lines.values()] == [line[name] for line in before.values()]
+        assert [line["changed"] for line in lines.values()] == [[], ["resolution"], ["prompt"]]
+        assert "k1 has changed since it was bought: resolution was '1K' and is '2K'" in lines["a fox 1"]["error"]
+        assert "images/k1.png" in (batch.out / "results.csv").read_text(encoding="utf-8-sig")
+        page = (batch.out / "index.html").read_text()
+        assert page.count("buys the changed row") == 2
+        assert ("images/k1.png" in page, "Correct the row" in page) == (True, False)
+
+        assert (await batch(batch.write("a.csv", "key,prompt,resolution", *rows[:1]))).code == 0
+        rows[1:] = ["k1,a fox 1,1K", "k2,a fox 2,1K"]  # as it was
+        assert (await batch(batch.write("a.csv", "key,prompt,resolution", *rows))).code == 0
+        assert {prompt: (line["images"], line["error"], line["changed"]) for prompt, line in batch.lines().items()} == {
+            prompt: (line["images"], None, []) for prompt, line in before.items()
+        }
+        assert emulator.stats().creates_received == 3
+
+
+async def test_batch_whose_rows_all_changed_is_refused_and_left_as_it_is(batch: Command) -> None:
+    async with emulated(batch) as emulator:
+        file = batch.write("a.csv", "key,prompt", *(f"k{number},a fox {number}" for number in range(11)))
+        assert (await batch(file)).code == 0
+        written = [(batch.out / name).read_bytes() for name in ("results.jsonl", "results.csv", "index.html")]
+        said = await batch(file, "--resolution", "2K")
+        assert said.code == 2
+        assert said.err.splitlines()[-1] == (
+            "nanobanana: nothing to buy: rows 2, 3, 4 and 8 more have changed since they were bought (resolution):"
+            " --buy-changed buys them again and keeps the images of before; to buy one as another row, give it another"
+            " key"
+        )
+        assert "k7" not in said.err
+        assert written == [(batch.out / name).read_bytes() for name in ("results.jsonl", "results.csv", "index.html")]
+        assert emulator.stats().creates_received == 11
