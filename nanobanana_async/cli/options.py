@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import platformdirs
-from cyclopts import CoercionError, CycloptsError, Parameter, Token, UnknownOptionError
+from cyclopts import CoercionError, CycloptsError, MissingArgumentError, Parameter, Token, UnknownOptionError
 
 from nanobanana_async.commands import as_value, jobs_command
 from nanobanana_async.errors import ConfigurationError, InvalidRequest
@@ -107,6 +107,9 @@ def usage_message(error: CycloptsError) -> str:
     """Return what is wrong with the arguments, without the names of Python types."""
     if isinstance(error, UnknownOptionError):
         return _unknown_option(error)
+    if isinstance(error, MissingArgumentError) and error.argument is not None and "-o" in error.argument.names:
+        if error.keyword in ("-o", "--output"):
+            return f"{error.keyword} needs a folder"
     if not isinstance(error, CoercionError) or error.token is None:
         return str(error)
     token = error.token
@@ -138,6 +141,10 @@ def _unknown_option(error: UnknownOptionError) -> str:
         )
     if option in _OTHER_OPTIONS:
         return f"unknown option {option}: {_OTHER_OPTIONS[option]}"
+    known = [name for argument in error.argument_collection for name in argument.names if name.startswith("--")]
+    begun = [name for name in known if len(option) > 3 and name.startswith(f"{option}-")]
+    if len(begun) == 1:
+        return f"unknown option {option}: did you mean {begun[0]}?"
     return str(error) if "=" not in (error.token.keyword or error.token.value) else f"unknown option {option}"
 
 
