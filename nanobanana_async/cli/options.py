@@ -107,9 +107,8 @@ def usage_message(error: CycloptsError) -> str:
     """Return what is wrong with the arguments, without the names of Python types."""
     if isinstance(error, UnknownOptionError):
         return _unknown_option(error)
-    if isinstance(error, MissingArgumentError) and error.argument is not None and "-o" in error.argument.names:
-        if error.keyword in ("-o", "--output"):
-            return f"{error.keyword} needs a folder"
+    if isinstance(error, MissingArgumentError) and error.keyword in ("-o", "--output"):
+        return f"{error.keyword} needs a folder"
     if not isinstance(error, CoercionError) or error.token is None:
         return str(error)
     token = error.token
