@@ -25,6 +25,10 @@ _BY_VALUES = {
     **dict.fromkeys(("size", "imagesize"), "resolution"),
     **dict.fromkeys(("ratio", "imageratio"), "aspect_ratio"),
     "format": "output_format",
+    **dict.fromkeys(
+        ("numberofpictures", "pictures", "photos", "numberofphotos", "outputs", "howmany", "variants", "variations"),
+        "num_images",
+    ),
 }
 """Names that mean a field only if all their values are values of the field: a size may be 2K or 30x40 cm."""
 _PROMPTS = ("text", "description", "caption", "input", "content", "idea")

@@ -28,14 +28,14 @@ from nanobanana_async.batch.rows import Row
 from nanobanana_async.cli.display import JobsDisplay, shorten
 from nanobanana_async.cli.jobs.actions import open_read_only
 from nanobanana_async.cli.open_runs import OpenRun, fingerprint
-from nanobanana_async.cli.options import DEFAULT_LEDGER, fetch_command
+from nanobanana_async.cli.options import DEFAULT_LEDGER, check_output, fetch_command
 from nanobanana_async.cli.purchase_notes import Continued, delivered_before, summary
 from nanobanana_async.cli.result_lines import ResultLines, missing_images
 from nanobanana_async.cli.signals import Interrupted, StopSignals
 from nanobanana_async.commands import resolve_advice
 from nanobanana_async.escaping import one_line
 from nanobanana_async.formatting import count
-from nanobanana_async.images.files import check_folder, make_folder, why_unwritable
+from nanobanana_async.images.files import make_folder, why_unwritable
 from nanobanana_async.images.local import identify
 from nanobanana_async.images.names import safe_name, slug
 from nanobanana_async.images.target import Target
@@ -43,16 +43,6 @@ from nanobanana_async.jobs import JobRecord
 from nanobanana_async.keys import generate_key
 
 MAX_KEYS = 5  # in a command that a message names
-
-
-async def check_output(target: Target | None) -> None:
-    """Create a missing folder; raise `ConfigurationError` if no file can be written in it. Each save checks a store."""
-    if not isinstance(target, Path):
-        return
-    try:
-        await asyncio.to_thread(check_folder, target)
-    except OSError as error:
-        raise ConfigurationError(why_unwritable(target, error, or_else="name another folder with -o")) from None
 
 
 @frozen(kw_only=True)
@@ -229,7 +219,7 @@ class GenerateRun:
             return "they are lost with the emulator"
         if len(keys) > MAX_KEYS:
             return "the same command delivers them and buys nothing twice"
-        command = fetch_command(keys, plan.fetch_options, plan.target)
+        command = fetch_command(keys, plan.fetch_options, plan.target, sidecar=plan.sidecar)
         return f"the same command, or `{one_line(command)}`, delivers {'it' if len(keys) == 1 else 'them'}"
 
     async def _read_records(self) -> dict[str, JobRecord]:

@@ -1,5 +1,6 @@
 """Options that several commands share, and messages about values that they do not accept."""
 
+import asyncio
 import re
 import types
 from collections.abc import Callable, Iterator, Sequence
@@ -8,13 +9,14 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import platformdirs
-from cyclopts import CoercionError, CycloptsError, Parameter, Token, UnknownOptionError
+from cyclopts import CoercionError, CycloptsError, MissingArgumentError, Parameter, Token, UnknownOptionError
 
 from nanobanana_async.commands import as_value, jobs_command
 from nanobanana_async.errors import ConfigurationError, InvalidRequest
 from nanobanana_async.extra import value_of_text
 from nanobanana_async.gateways import registry
 from nanobanana_async.gateways.contract import Gateway
+from nanobanana_async.images.files import check_folder, why_unwritable
 from nanobanana_async.images.target import Target, as_target
 from nanobanana_async.validators import as_file, as_folder
 
@@ -57,6 +59,20 @@ TargetOption = Parameter(name=["--output", "-o"], converter=_to_target, accepts_
 
 RunFolder = Annotated[Path | None, Parameter(name="--folder", converter=_to_folder)]
 
+
+async def check_output(target: Target | None) -> None:
+    """Create the folder if it is missing; raise `ConfigurationError` if no file can be written in it.
+
+    An object store is checked by the batch, and by each save.
+    """
+    if not isinstance(target, Path):
+        return
+    try:
+        await asyncio.to_thread(check_folder, target)
+    except OSError as error:
+        raise ConfigurationError(why_unwritable(target, error, or_else="name another folder with -o")) from None
+
+
 ExtraOption = Annotated[list[str] | None, Parameter(negative=())]
 
 
@@ -91,6 +107,8 @@ def usage_message(error: CycloptsError) -> str:
     """Return what is wrong with the arguments, without the names of Python types."""
     if isinstance(error, UnknownOptionError):
         return _unknown_option(error)
+    if isinstance(error, MissingArgumentError) and error.keyword in ("-o", "--output"):
+        return f"{error.keyword} needs a folder"
     if not isinstance(error, CoercionError) or error.token is None:
         return str(error)
     token = error.token
@@ -122,6 +140,10 @@ def _unknown_option(error: UnknownOptionError) -> str:
         )
     if option in _OTHER_OPTIONS:
         return f"unknown option {option}: {_OTHER_OPTIONS[option]}"
+    known = [name for argument in error.argument_collection for name in argument.names if name.startswith("--")]
+    begun = [name for name in known if len(option) > 3 and name.startswith(f"{option}-")]
+    if len(begun) == 1:
+        return f"unknown option {option}: did you mean {begun[0]}?"
     return str(error) if "=" not in (error.token.keyword or error.token.value) else f"unknown option {option}"
 
 
@@ -168,7 +190,8 @@ def fetch_options(ledger: Path | None, gateway: str | None, base_url: str | None
     return [part for name, value in options.items() if value is not None for part in (name, value)]
 
 
-def fetch_command(names: Sequence[str], options: Sequence[str], target: Target | None) -> str:
+def fetch_command(names: Sequence[str], options: Sequence[str], target: Target | None, *, sidecar: bool) -> str:
     """Return the command that fetches the images of jobs that were bought."""
-    output = () if target is None else ("-o", as_value(str(target)))
-    return jobs_command("fetch", *options, *output, ledger=None, names=names)
+    output = () if target is None else ("-o", as_value(target) if isinstance(target, Path) else str(target))
+    sidecars = ("--sidecar",) if sidecar else ()
+    return jobs_command("fetch", *options, *output, *sidecars, ledger=None, names=names)

@@ -18,6 +18,7 @@ from nanobanana_async import ConfigurationError, Gateway, SqliteLedger
 from nanobanana_async.cli.jobs.actions import require_ledger
 from nanobanana_async.cli.jobs.consent import confirm, print_note
 from nanobanana_async.cli.options import DEFAULT_LEDGER, BaseUrl, Flag, GatewayFinder, GatewayName, LedgerFile, Yes
+from nanobanana_async.commands import command_line
 from nanobanana_async.config import Timeouts
 from nanobanana_async.connections import make_connections
 from nanobanana_async.engine.account_webhook import Webhooks
@@ -97,7 +98,9 @@ class _Commands:
             The gateway's URL, if not the usual one.
         """
         if extra:
-            raise ConfigurationError(f"webhooks has no command {extra[0]!r}: `nanobanana webhooks remove ID`")
+            raise ConfigurationError(
+                f"webhooks has no command {extra[0]!r}: `{command_line('webhooks', 'remove', 'ID')}`"
+            )
         listed = asyncio.run(_fetch(self.find_gateway(gateway, base_url), ledger))
         if json:
             for each in listed:
@@ -149,7 +152,9 @@ class _Commands:
             The gateway's URL, if not the usual one.
         """
         if bool(ids) == all_of_ours:
-            raise ConfigurationError("pass the ids of webhooks, or --all-of-ours: `nanobanana webhooks` lists them")
+            raise ConfigurationError(
+                f"pass the ids of webhooks, or --all-of-ours: `{command_line('webhooks')}` lists them"
+            )
         if all_of_ours:
             require_ledger(ledger)
         selected = self.find_gateway(gateway, base_url)

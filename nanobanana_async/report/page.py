@@ -76,9 +76,8 @@ def write_report(
                     if summary.shown.total() and summary.shown.total() % _GROUP == 0:
                         cards.write('</div>\n<div class="grid">\n')
                     summary.shown[row.status] += 1
-                    cards.write(
-                        _card(row, path.parent, None if advice is None or row.status == "succeeded" else advice(row))
-                    )
+                    advised = advice is not None and (row.status != "succeeded" or row.changed)
+                    cards.write(_card(row, path.parent, advice(row) if advice is not None and advised else None))
             cards.seek(0)
             descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
             with open(descriptor, "w", encoding="utf-8", errors="backslashreplace", newline="\n") as file:

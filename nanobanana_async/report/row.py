@@ -52,6 +52,8 @@ class ReportRow:
     error: str | None = None
     error_kind: str | None = None
     """The name of a class of `nanobanana_async.errors`."""
+    changed: tuple[str, ...] = ()
+    """The fields of the row that were edited since it was bought: prompt, settings and images are those bought."""
     failure_kind: str | None = None
     """Of a task that failed: moderation, capacity, input or unknown."""
     created_at: datetime | None = None
@@ -90,7 +92,7 @@ class ReportRow:
             known = {name: value for name, value in facts.items() if name in fields_dict(cls)}
             for name in ("created_at", "sent_at", "ended_at"):
                 known[name] = _moment(known.get(name))
-            for name in ("images", "missing"):
+            for name in ("images", "missing", "changed"):
                 known[name] = tuple(map(str, known.get(name) or ()))
             known["credits"] = _decimal(known.get("credits"))
             return cls(**known)

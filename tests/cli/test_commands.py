@@ -20,6 +20,7 @@ from rich.console import Console
 import nanobanana_async
 from nanobanana_async import ConfigurationError, JobState
 from nanobanana_async.accounts import account_advice
+from nanobanana_async.candidates import Candidate
 from nanobanana_async.cli import app as cli
 from nanobanana_async.cli.batch.display import BatchDisplay
 from nanobanana_async.cli.batch.folder import FolderOwner, check_owner
@@ -28,6 +29,7 @@ from nanobanana_async.cli.batch.results import Result
 from nanobanana_async.cli.jobs.format import job_details, next_steps
 from nanobanana_async.cli.options import fetch_command, fetch_options
 from nanobanana_async.commands import command_line, jobs_command, program, quoted, same_command
+from nanobanana_async.engine.doubt import candidates_hint
 from nanobanana_async.report import ReportRow
 from tests.support.ledger_contract import job
 
@@ -112,7 +114,9 @@ def messages(key: str, ledger: Path) -> Iterator[str]:
         yield job_details(record, ledger, followed=False, now=datetime.now(UTC))
     for old in ("apimall:a;b|c", "0" * 24):
         yield account_advice("apimall", old, "apimall:$(id)", ledger)
-    yield f"`{fetch_command([key], fetch_options(ledger, 'apimall', 'https://a.example/?a&b'), Path(NASTY))}`"
+    options = fetch_options(ledger, "apimall", "https://a.example/?a&b")
+    yield f"`{fetch_command([key], options, Path(NASTY), sidecar=True)}`"
+    yield candidates_hint(evolve(job(key), candidates=(Candidate(task_id="t1", created_at=datetime.now(UTC)),)), ledger)
     yield f"`{jobs_command('show', ledger=ledger, names=[key])}`"
     for keys in ([key], [key, "other"]):
         summary = BatchSummary(Path(NASTY))
@@ -126,7 +130,7 @@ def messages(key: str, ledger: Path) -> Iterator[str]:
 def test_no_printed_command_has_an_operator_of_a_shell(ledger: str) -> None:
     texts = [text for key in KEYS for text in messages(key, Path(ledger))]
     found = [command for text in texts for command in re.findall("`(nanobanana [^`]*)`", text)]
-    assert len(found) == 14 * len(KEYS)
+    assert len(found) == 15 * len(KEYS)
     for command, words in zip(found, shell_words(found), strict=True):
         assert words[0] == "jobs", command
         assert not re.search(r"--as (?!DECISION)", command)
@@ -173,8 +177,8 @@ def test_advice_names_the_command_as_it_was_started(monkeypatch: pytest.MonkeyPa
     assert command_line("demo") == "'/my venv/bin/python' -m nanobanana_async demo"
 
 
-COMMAND = re.compile(r"nanobanana (?:batch|balance|demo|emulate|generate|jobs)\b")
-IDENTIFIERS = {"nanobanana demo"}  # of the folder of a demo
+COMMAND = re.compile(r"nanobanana (?:batch|balance|demo|emulate|generate|jobs|webhooks)\b")
+IDENTIFIERS = {"nanobanana demo", "nanobanana webhooks"}  # of the folder of a demo, and of a loop guard
 
 
 def literals(tree: ast.Module) -> Iterator[ast.Constant]:

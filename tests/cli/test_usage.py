@@ -214,6 +214,7 @@ async def test_key_as_an_argument_is_refused_with_its_variable(given: list[str],
         (["--proxy=http://me:hidden@proxy.example:1"], "HTTPS_PROXY"),
         (["--nothing=hidden"], "unknown option --nothing"),
         (["--aspectratio", "1:1"], "--aspect-ratio"),
+        (["--aspect", "1:1"], "did you mean --aspect-ratio?"),
     ],
 )
 async def test_unknown_option_names_the_one_that_is_meant(given: list[str], meant: str) -> None:
@@ -221,3 +222,13 @@ async def test_unknown_option_names_the_one_that_is_meant(given: list[str], mean
     assert said.code == 2
     assert meant in said.complaint
     assert "hidden" not in said.err
+
+
+async def test_beginning_of_an_option_names_the_whole_one() -> None:
+    said = await nanobanana("batch", "rows.txt", "-o", "out", "--retry")
+    assert (said.code, said.complaint) == (2, "nanobanana: unknown option --retry: did you mean --retry-failed?")
+
+
+async def test_forgotten_folder_is_asked_for() -> None:
+    said = await nanobanana("batch", "rows.txt", "-o")
+    assert (said.code, said.complaint) == (2, "nanobanana: -o needs a folder")

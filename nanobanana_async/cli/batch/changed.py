@@ -1,18 +1,34 @@
 """Rows that have changed under their key since they were bought: they are bought again only if the user says so."""
 
 import hashlib
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from typing import Any
 
-from attrs import evolve, fields
+from attrs import evolve, fields, frozen
 
 from nanobanana_async import Gateway
 from nanobanana_async.batch.rows import canonical_request
 from nanobanana_async.cli.batch.input_file import FileRow, InputFile
+from nanobanana_async.cli.batch.notes import numbered
 from nanobanana_async.cli.batch.rows import is_same
 from nanobanana_async.cli.display import shorten
 from nanobanana_async.jobs import JobRecord
 from nanobanana_async.keys import key_prefix
 from nanobanana_async.models import ImageRequest, identified, with_model
+
+
+@frozen
+class Change:
+    """What was bought under the key of a row, and what the row is now."""
+
+    number: int
+    """The number of the row."""
+    why: str
+    """Why it is not bought."""
+    names: tuple[str, ...]
+    """The fields that differ."""
+    record: JobRecord
+    """What was bought."""
 
 
 class ChangedRows:
@@ -31,8 +47,8 @@ class ChangedRows:
         self._find = find
         self._buy = buy
 
-    async def current(self, row: FileRow) -> tuple[FileRow, str | None]:
-        """Return the row under the key of its job, and why it is not bought; None if it may be bought.
+    async def current(self, row: FileRow) -> tuple[FileRow, Change | None]:
+        """Return the row under the key of its job, and the change for which it is not bought; None if it may be bought.
 
         A changed row that is bought again has a job of its own: the key in the ledger is then derived from its request
         too, so that later runs find it.
@@ -48,25 +64,40 @@ class ChangedRows:
         text = f"changed {row.own_key} {canonical_request(wanted)}"
         key = key_prefix(self._file.batch) + hashlib.sha256(text.encode()).hexdigest()[:32]
         if not (self._buy or record.never_accepted) and await self._find(key) is None:
-            return row, _why(row.own_key, record.request, wanted)
+            names = tuple(name for name, _, _ in changed_fields(record.request, wanted))
+            return row, Change(row.number, _why(row.own_key, record.request, wanted), names, record)
         self._file.changed_keys[row.key] = key
         return evolve(row, key=key), None
 
 
+def changed_sentence(rows: Sequence[tuple[int, str, Sequence[str]]], unit: str) -> str:
+    """Return one sentence about all changed rows: their numbers, why one is not bought, and the fields that differ."""
+    if len(rows) == 1:
+        return f"{unit} {rows[0][0]}: {rows[0][1]}"
+    names = ", ".join(dict.fromkeys(name for _, _, names in rows for name in names))
+    return (
+        f"{numbered([number for number, _, _ in rows], unit)} have changed since they were bought ({names}):"
+        " --buy-changed buys them again and keeps the images of before; to buy one as another row, give it another key"
+    )
+
+
 def _why(row_key: str, bought: ImageRequest, wanted: ImageRequest) -> str:
-    changes = "; ".join(_changes(bought, wanted))
+    changes = "; ".join(
+        f"{name} was {_shown(was)} and is {_shown(now)}" for name, was, now in changed_fields(bought, wanted)
+    )
     return (
         f"the row with key {row_key} has changed since it was bought: {changes}. --buy-changed buys it again and keeps"
         " the image of before; to buy it as another row, give it another key"
     )
 
 
-def _changes(bought: ImageRequest, wanted: ImageRequest) -> Iterator[str]:
+def changed_fields(bought: ImageRequest, wanted: ImageRequest) -> Iterator[tuple[str, Any, Any]]:
+    """Yield the name of each field that differs, with what was bought and what is wanted."""
     bought, wanted = identified(bought), identified(wanted)
     for name in (attribute.name for attribute in fields(ImageRequest)):
         was, now = getattr(bought, name), getattr(wanted, name)
         if was != now:
-            yield f"{name} was {_shown(was)} and is {_shown(now)}"
+            yield name, was, now
 
 
 def _shown(value: object) -> str:

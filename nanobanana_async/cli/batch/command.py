@@ -99,8 +99,8 @@ class BatchCommand:
         The folder gets images/ (with metadata.jsonl, which describes each image), results.jsonl (a line for each row
         that has ended), results.csv (the same for spreadsheets), index.html (the same as a page, with the small images
         in thumbnails/) and jobs.sqlite (the ledger, which remembers what was bought: keep it). A row is known by its
-        key if it has one, otherwise by its prompt and settings: rows may be moved and inserted, but a row that was
-        edited and has no key is a new row.
+        key if it has one, otherwise by its prompt and settings: rows may be moved and inserted, a row whose
+        settings were edited is bought again only with --buy-changed. An edited prompt without a key is a new row.
 
         If stdout is not a terminal, it gets a line for each image: key, status and path, separated by tabs; rows of
         earlier runs come first. The first Ctrl-C (or SIGTERM, SIGHUP) buys no more and waits for the jobs that run; the

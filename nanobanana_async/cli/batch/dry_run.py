@@ -10,8 +10,9 @@ from decimal import Decimal
 
 from nanobanana_async import Gateway, JobState, NanoBananaError, SqliteLedger
 from nanobanana_async.cli.balance import read_balance
-from nanobanana_async.cli.batch.changed import ChangedRows
+from nanobanana_async.cli.batch.changed import ChangedRows, changed_sentence
 from nanobanana_async.cli.batch.costs import Costs
+from nanobanana_async.cli.batch.edited import Edits, find_edits
 from nanobanana_async.cli.batch.folder import LEDGER
 from nanobanana_async.cli.batch.input_file import FileRow
 from nanobanana_async.cli.batch.other_accounts import OtherAccounts
@@ -27,7 +28,6 @@ from nanobanana_async.jobs import JobRecord
 from nanobanana_async.references import local_digests
 
 OK = 0
-MAX_ERRORS = 20  # changed rows that are printed one by one
 BALANCE_S = 4.0  # how long the gateway may take to state the balance
 MAX_VALUES = 3  # of a setting that are listed
 
@@ -41,31 +41,36 @@ async def show_dry_run(plan: Plan, gateway: Gateway, *, asks_balance: bool = Tru
     counts: Counter[str] = Counter()
     prices: Prices = {}
     spent = Decimal(0)
+    changed: list[tuple[int, str, tuple[str, ...]]] = []
     settings = _Settings(plan, gateway)
     digests: set[str] = set()
     others = OtherAccounts(gateway, plan.folder / LEDGER)
     old_offsets = line_offsets(plan.folder / RESULTS)
-    path = plan.folder / LEDGER
+    path, edits = plan.folder / LEDGER, Edits(plan.file)
     async with AsyncExitStack() as stack:
         ledger = (
             await stack.enter_async_context(open_read_only(path)) if path.is_file() and path.stat().st_size else None
         )
         if ledger is not None:
             prices, spent = await prices_in(ledger, gateway), await ledger.spent(plan.file.batch)
+            edits = await find_edits(plan.file, gateway, ledger, plan.folder)
+            for sentence in filter(None, (edits.note, "" if plan.buy_changed else edits.why)):
+                print(f"nanobanana: {one_line(sentence)}", file=sys.stderr)
         costs = Costs(gateway, prices, plan.expected_credits)
         costs.left = None if plan.max_credits is None else plan.max_credits - spent
         for row in plan.file.rows(gateway):
-            why = None
+            change = None
             if ledger is not None:
-                row, why = await ChangedRows(plan.file, gateway, ledger.find, buy=plan.buy_changed).current(row)
+                row, change = await ChangedRows(plan.file, gateway, ledger.find, buy=plan.buy_changed).current(row)
             record = None if ledger is None else await ledger.find(row.key)
             status = (
                 "finished" if record is None and row.key in old_offsets else _row_status(row, record, plan, gateway)
             )
-            if why is not None:
+            if change is not None:
                 status = "changed"
-                if counts[status] < MAX_ERRORS:
-                    print(f"nanobanana: {one_line(why)}", file=sys.stderr)
+                changed.append((change.number, change.why, change.names))
+            elif row.key in edits.changed and not plan.buy_changed:
+                status = "changed"
             unsaved = status in ("running", "to buy") or (status == "finished" and row.key not in old_offsets)
             if unsaved and record is not None and others.add(record):
                 status = "of another account"
@@ -75,6 +80,8 @@ async def show_dry_run(plan: Plan, gateway: Gateway, *, asks_balance: bool = Tru
                 costs.add(row.request)
                 digests.update(local_digests(row.request.images))
         uploads = await _count_uploads(digests, gateway, ledger)
+    if changed:
+        print(f"nanobanana: {one_line(changed_sentence(changed, plan.file.unit))}", file=sys.stderr)
     print(f"rows\t{plan.total}")
     for status in _STATUSES:
         if counts[status] or status == "to buy":

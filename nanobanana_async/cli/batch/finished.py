@@ -6,8 +6,8 @@ from pathlib import Path
 
 from attrs import evolve
 
-from nanobanana_async import ConfigurationError, Gateway, IdempotencyConflict, JobState, SaveError, SqliteLedger
-from nanobanana_async.cli.batch.changed import ChangedRows
+from nanobanana_async import ConfigurationError, Gateway, JobState, SaveError, SqliteLedger
+from nanobanana_async.cli.batch.changed import Change, ChangedRows
 from nanobanana_async.cli.batch.folder import LEDGER
 from nanobanana_async.cli.batch.input_file import FileRow, InputFile
 from nanobanana_async.cli.batch.other_accounts import OtherAccounts
@@ -18,7 +18,6 @@ from nanobanana_async.cli.batch.rows import (
     is_same,
     result_from_record,
     unfinished,
-    with_error,
 )
 from nanobanana_async.cli.batch.stored import StoredImages
 from nanobanana_async.images.object_store import StoreUrl
@@ -68,17 +67,27 @@ class FinishedRows:
         `old_offsets` is where the old results have the rows; what was found is removed.
         """
         given_key = row.key
-        row, why = await self._changed.current(row)
+        row, change = await self._changed.current(row)
         offset = old_offsets.pop(row.key, None)
-        if why is not None:
+        if change is not None:
             await self._add_changed(row, given_key)
-            result = with_error(Result(row=unfinished(row)), IdempotencyConflict(why), "invalid")
-            return self.with_earlier_images(result)
+            return self.with_earlier_images(self._as_bought(row, change, offset))
         if row.key != given_key:
             await self._add_changed(row, given_key)
             old_offsets.pop(given_key, None)
         found = await self._find(row, offset)
         return None if found is None else self.with_earlier_images(found)
+
+    def _as_bought(self, row: FileRow, change: Change, offset: int | None) -> Result:
+        """Return what was bought for a row before it changed, with its images, and that it has changed."""
+        bought, record = evolve(row, request=change.record.request, given=None), change.record
+        result = self._from_record(bought, record, self._intact(self._old(offset)))
+        if result is None:  # it still runs, or its images are not saved
+            result = result_from_record(bought, record, self._gateway)
+            done = record.state is not JobState.SUCCEEDED
+            result = result if done else evolve(result, row=evolve(result.row, status="unfinished"))
+        error = change.why if result.row.error is None else f"{result.row.error}; {change.why}"
+        return evolve(result, row=evolve(result.row, changed=change.names, error=error))
 
     async def _add_changed(self, row: FileRow, first_key: str) -> None:
         self._changed_keys.add(row.key)
@@ -100,23 +109,27 @@ class FinishedRows:
         return self._saved_images
 
     async def _find(self, row: FileRow, offset: int | None) -> Result | None:
-        old = None if offset is None else next(read(self._folder / RESULTS, [offset]), None)
-        intact = (
-            old is not None
-            and old.row.status == "succeeded"
-            and bool(old.row.images)
-            and (old.files_intact(self._folder) if self._stored is None else self._stored.intact(old.row.job_key))
-        )
-        if old is not None and intact and row.own_key is None:  # a derived key identifies the request
-            return at_new_position(old, row)
+        intact = self._intact(self._old(offset))
+        if intact is not None and row.own_key is None:  # a derived key identifies the request
+            return at_new_position(intact, row)
         record = await self._ledger.find(row.key)
         if record is None:  # pruned
-            same = old is not None and old.row.prompt == unfinished(row).prompt
-            return at_new_position(old, row) if old is not None and intact and same else None
-        result = self._from_record(row, record, old if intact else None)
+            same = intact is not None and intact.row.prompt == unfinished(row).prompt
+            return at_new_position(intact, row) if intact is not None and same else None
+        result = self._from_record(row, record, intact)
         if result is None:
             self.other_accounts.add(record)
         return result
+
+    def _old(self, offset: int | None) -> Result | None:
+        return None if offset is None else next(read(self._folder / RESULTS, [offset]), None)
+
+    def _intact(self, old: Result | None) -> Result | None:
+        """Return an old result if all its images are still there."""
+        if old is None or old.row.status != "succeeded" or not old.row.images:
+            return None
+        there = old.files_intact(self._folder) if self._stored is None else self._stored.intact(old.row.job_key)
+        return old if there else None
 
     def _from_record(self, row: FileRow, record: JobRecord, intact: Result | None) -> Result | None:
         if not is_same(row, record, self._gateway):

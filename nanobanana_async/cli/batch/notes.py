@@ -1,11 +1,14 @@
 """What a user should know about a file before its rows are bought: each thing once, with its count."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from attrs import define, field
 
 from nanobanana_async.batch.columns import recognised_note, unknown_note
 from nanobanana_async.formatting import count
+
+NAMED = 3
+"""Rows that a sentence about several names by their numbers."""
 
 
 @define
@@ -36,3 +39,13 @@ class Notes:
             if self.repeated > 1:
                 bought = "repeat an earlier one: they are bought as separate images"
             yield f"{count(self.repeated, self.unit)} {bought}"
+
+
+def numbered(numbers: Sequence[int], unit: str) -> str:
+    """Return the first three numbers of rows, and how many more there are: "rows 2, 3, 5 and 8 more"."""
+    shown = [f"{number:,}" for number in numbers[:NAMED]]
+    if more := len(numbers) - len(shown):
+        return f"{unit}s {', '.join(shown)} and {more:,} more"
+    if len(shown) < 2:
+        return f"{unit} {''.join(shown)}"
+    return f"{unit}s {', '.join(shown[:-1])} and {shown[-1]}"

@@ -11,6 +11,7 @@ from pathlib import Path
 import anyio.lowlevel
 import anyio.to_thread
 
+from nanobanana_async.cli.batch.changed import changed_sentence
 from nanobanana_async.cli.batch.costs import Costs
 from nanobanana_async.cli.batch.display import BatchDisplay
 from nanobanana_async.cli.batch.folder import LEDGER, REPORT
@@ -98,6 +99,8 @@ class BatchSummary:
         self._counts: Counter[str] = Counter()
         self._unknown_tasks = 0
         """Rows whose tasks the gateway does not know."""
+        self.changed: list[tuple[int, str, tuple[str, ...]]] = []
+        """The rows that have changed since they were bought: number, why they are not bought, changed fields."""
         self._moderated: list[int] = []
         """The numbers of the rows that moderation stopped."""
         self._uncertain: list[str] = []
@@ -110,7 +113,9 @@ class BatchSummary:
         self._unknown_tasks += row.error_kind == TaskNotFound.__name__
         self._moderated += [row.number] if row.status == "failed" and row.failure_kind == "moderation" else []
         self._uncertain += [row.job_key] if row.status == "uncertain" else []
-        if row.status != "succeeded" and self._counts[row.status] <= MAX_ERRORS:
+        if row.changed:
+            self.changed.append((row.number, row.error or "", row.changed))
+        elif row.status != "succeeded" and self._counts[row.status] <= MAX_ERRORS:
             job = f" [job {row.key or row.job_key}]" if row.status == "uncertain" else ""
             why = "" if row.error is None else f": {shorten(row.error, 300)}"
             sentence = f"{self._unit} {row.number} {row.status}: {shorten(row.prompt, 40)}{why}{job}"
@@ -131,6 +136,8 @@ class BatchSummary:
         for status, rows in self._counts.items():
             if status != "succeeded" and rows > MAX_ERRORS:
                 yield f"... and {rows - MAX_ERRORS} more {status}: see {self._folder / RESULTS}"
+        if self.changed:
+            yield changed_sentence(self.changed, self._unit)
         if self.removed:
             removed = count(self.removed, "row")
             yield f"{removed} of earlier runs left the file: their images stay, the results leave them out"

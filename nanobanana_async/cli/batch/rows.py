@@ -136,6 +136,8 @@ def unfinished(row: FileRow) -> ReportRow:
 def at_new_position(result: Result, row: FileRow) -> Result:
     """Return a result with the current position of its row, which moves when lines are inserted before it."""
     report = evolve(result.row, index=row.index, number=row.number, key=row.own_key, metadata=row.metadata)
+    if report.changed:  # perhaps it is no longer
+        report = evolve(report, changed=(), error=None)
     return evolve(result, row=report)
 
 

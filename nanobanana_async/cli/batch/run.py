@@ -21,8 +21,10 @@ from nanobanana_async import (
     SqliteLedger,
 )
 from nanobanana_async.cli.balance import watch_balance
+from nanobanana_async.cli.batch.changed import changed_sentence
 from nanobanana_async.cli.batch.credits import BatchCredits
 from nanobanana_async.cli.batch.display import COLLECTING, BatchDisplay
+from nanobanana_async.cli.batch.edited import find_edits
 from nanobanana_async.cli.batch.finished import FinishedRows
 from nanobanana_async.cli.batch.folder import LEDGER, REPORT, BatchFolder, unwritable
 from nanobanana_async.cli.batch.input_file import FileRow
@@ -110,8 +112,13 @@ class Run:
 
     async def _load_finished(self) -> None:
         """Start the new results file with every row that has already ended."""
-        old_offsets = line_offsets(self._results.path)
         plan = self._plan
+        edits = await find_edits(plan.file, self._gateway, self._ledger, self._folder)
+        if edits.why and not plan.buy_changed:
+            raise ConfigurationError(edits.why)
+        if edits.note:
+            self._display.say(edits.note)
+        old_offsets = line_offsets(self._results.path)
         finished = self._finished = FinishedRows(
             self._folder,
             plan.file,
@@ -140,6 +147,8 @@ class Run:
             if self._signals.stop_requested.is_set():
                 return
         finished.other_accounts.check()
+        if len(self._summary.changed) == plan.total:  # the results and the page stay as they are
+            raise ConfigurationError(f"nothing to buy: {changed_sentence(self._summary.changed, plan.file.unit)}")
         await self._stdout.flush()
         self._summary.removed = len(old_offsets)
         self._changed = self._results.commit()
@@ -282,7 +291,7 @@ class Run:
         if self._finalize_error is not None:
             display.say(f"nanobanana: {self._finalize_error}")
             return FAILED
-        return OK if display.counts["succeeded"] == display.done else FAILED
+        return OK if display.counts["succeeded"] == display.done and not self._summary.changed else FAILED
 
 
 def _now() -> datetime:

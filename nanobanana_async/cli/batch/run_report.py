@@ -112,7 +112,10 @@ class RunReport:
         self.written = True
 
     def _advice(self, row: ReportRow) -> Advice:
-        """Return what to do about a row that did not succeed."""
+        """Return what to do about a row that did not succeed, or has changed since it was bought."""
+        if row.changed:
+            collect = "" if row.status != "unfinished" else " Run it with the old row first: that collects its images."
+            return Advice(f"--buy-changed buys the changed row.{collect}", same_command("--buy-changed"))
         match row.status:
             case "failed" if row.failure_kind == "moderation":
                 return Advice("Moderation stopped it: change the row. --retry-failed does not buy it again.")

@@ -21,7 +21,6 @@ from nanobanana_async import (
     TaskNotFound,
 )
 from nanobanana_async.cli.display import JobsDisplay, shorten
-from nanobanana_async.cli.generate import check_output
 from nanobanana_async.cli.jobs.actions import find_job, open_read_only, require_ledger
 from nanobanana_async.cli.options import (
     DEFAULT_LEDGER,
@@ -33,6 +32,7 @@ from nanobanana_async.cli.options import (
     Name,
     TargetOption,
     Timeout,
+    check_output,
     fetch_command,
     fetch_options,
 )
@@ -107,7 +107,9 @@ class FetchCommand:
             sidecar=sidecar,
             ledger=ledger if exists else None,
             timeout=as_timeout("--timeout", timeout),
-            again=fetch_command(unique, fetch_options(ledger if exists else None, gateway, base_url), output),
+            again=fetch_command(
+                unique, fetch_options(ledger if exists else None, gateway, base_url), output, sidecar=sidecar
+            ),
         )
         return run_until_signal(_fetch(fetching, selected, Console(stderr=True)))
 
