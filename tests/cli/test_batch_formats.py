@@ -131,7 +131,7 @@ def test_names_without_doubt_are_recognised_and_said(name: str, content: str, re
     assert len(read.notes) == 1
 
 
-@pytest.mark.parametrize("name", ["Number of pictures", "photos", "how many", "Variants"])
+@pytest.mark.parametrize("name", ["Number of photos", "photos", "how many", "Variants"])
 @pytest.mark.parametrize(("values", "counts"), [(("2", "6"), [2, 6]), (("2", "7"), [1, 1]), (("2", "many"), [1, 1])])
 def test_columns_of_whole_numbers_are_num_images(
     name: str, values: tuple[str, str], counts: list[int], tmp_path: Path
