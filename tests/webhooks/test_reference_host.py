@@ -70,7 +70,7 @@ async def test_image_not_needed_for_long_is_removed(tmp_path: Path) -> None:
     assert {file.name for file in (tmp_path / "references").iterdir()} == {f"{sha256(new)}.png", foreign.name}
 
 
-async def test_hosts_that_clean_one_folder_at_once_disturb_nobody(tmp_path: Path) -> None:
+async def test_hosts_remove_old_images_of_one_folder_together(tmp_path: Path) -> None:
     (folder := tmp_path / "references").mkdir()
     for number in range(300):
         os.utime(written(folder / f"{sha256(b'%d' % number)}.png", b""), (1, 1))
