@@ -113,8 +113,9 @@ class ReferenceHost:
         if now > self._swept_at + _SWEEP_S:
             self._swept_at = now
             for old in self._folder.iterdir():
-                if _REFERENCE_NAME.fullmatch(old.name) and old.stat().st_mtime < now - self._keep_s:
-                    old.unlink(missing_ok=True)
+                with suppress(FileNotFoundError):  # another worker has just removed it
+                    if _REFERENCE_NAME.fullmatch(old.name) and old.stat().st_mtime < now - self._keep_s:
+                        old.unlink()
         return file.name
 
 

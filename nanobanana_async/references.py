@@ -14,6 +14,7 @@ from urllib.parse import unquote, urlsplit
 from attrs import field, frozen
 
 from nanobanana_async.errors import InvalidRequest
+from nanobanana_async.escaping import exact
 
 _LONGEST_PATH = 80  # in a message
 _SEVERAL_URLS = re.compile(r"[,;](?:https?://|$)")
@@ -65,7 +66,7 @@ class LocalImage:
     def __str__(self) -> str:
         match self.source:
             case Path():
-                return str(self.source)
+                return exact(str(self.source))
             case bytes():
                 return f"an image of {len(self.source)} bytes"
             case _:
@@ -106,7 +107,10 @@ def text_to_reference(text: str, folder: Path) -> str | LocalImage:
     """
     if re.match(r"(?:https?://|data:|sha256:[0-9a-f]{64}\Z)", text, re.IGNORECASE):
         return LocalImage(text) if text[:5].lower() == "data:" else text
-    return LocalImage(folder / Path(text).expanduser())
+    try:
+        return LocalImage(folder / Path(text).expanduser())
+    except RuntimeError:  # "~name" of no user: it is shown as missing, like any other path
+        return LocalImage(folder / text)
 
 
 def stored_form(digest: str) -> str:

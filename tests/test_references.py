@@ -162,3 +162,8 @@ def test_people_see_the_start_of_a_digest() -> None:
 )
 def test_text_of_a_file_or_command_names_a_url_or_a_path(text: str, meant: object) -> None:
     assert text_to_reference(text, Path("/base")) == meant
+
+
+@pytest.mark.parametrize("text", ["~nosuchuser/x.png", "~nosuchuser"])
+def test_home_of_an_unknown_user_is_a_missing_file(text: str, tmp_path: Path) -> None:
+    assert text_to_reference(text, tmp_path) == LocalImage(tmp_path / text)

@@ -4,16 +4,17 @@ import functools
 import hashlib
 import os
 import stat
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from attrs import evolve, frozen
 
 from nanobanana_async.errors import ConfigurationError, InvalidRequest
+from nanobanana_async.escaping import exact
 from nanobanana_async.formatting import byte_count
 from nanobanana_async.gateways.capabilities import HasUploads, TakesInlineImages
 from nanobanana_async.gateways.contract import Gateway
-from nanobanana_async.images.formats import FORMATS, detect
+from nanobanana_async.images.formats import FORMATS, ImageFormat, detect
 from nanobanana_async.images.inline import FetchError, decode_inline
 from nanobanana_async.models import ImageRequest
 from nanobanana_async.references import LocalImage, stored_form
@@ -22,6 +23,9 @@ MAX_BYTES = 256 << 20
 """A larger file is no reference image: it is not read."""
 
 _HEAD = 16
+_CHUNK = 1 << 20
+# Opening a pipe or a terminal must not wait. Windows has neither flag, and must not translate line ends.
+_OPEN_FLAGS = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOCTTY", 0) | getattr(os, "O_BINARY", 0)
 
 Sources = Mapping[str, LocalImage]
 """The local images of a request by their digests."""
@@ -102,11 +106,7 @@ def content_of(image: LocalImage) -> bytes:
     """Return the content of an image; raise `InvalidRequest` if it can't be read."""
     match image.source:
         case Path():
-            _status(image.source)
-            try:
-                return image.source.read_bytes()
-            except OSError as error:
-                raise _unreadable(image.source, error) from None
+            return b"".join(_chunks(image.source, SizeLimit(MAX_BYTES)))
         case bytes():
             return image.source
         case uri:
@@ -127,24 +127,58 @@ def unchanged_content(image: LocalImage, digest: str) -> bytes:
 
 @functools.lru_cache(maxsize=4096)
 def _facts_of_file(path: Path, _version: tuple[int, ...], size: int) -> LocalFacts:
+    image, read, head = LocalImage(path), 0, b""
+    digest = hashlib.sha256()
+    for chunk in _chunks(path, SizeLimit(size)):
+        head = head or chunk[:_HEAD]
+        read += len(chunk)
+        digest.update(chunk)
+    if read != size:
+        raise _changes(image)
+    return _facts(image, head, digest.hexdigest(), size)
+
+
+def _chunks(path: Path, limit: SizeLimit) -> Iterator[bytes]:
+    """Yield the content of an image file; raise `InvalidRequest` if it is no image or longer than the limit.
+
+    The path may name something else by now than when it was checked: nothing is waited for, and no more is read than
+    the limit and one byte, of a file that begins like an image.
+    """
+    image, left = LocalImage(path), limit.most
     try:
-        with path.open("rb") as file:
-            head = file.read(_HEAD)
-            file.seek(0)
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        descriptor = os.open(path, _OPEN_FLAGS)
+        try:
+            _check_regular(path, os.fstat(descriptor))
+            chunk = os.read(descriptor, min(_CHUNK, left + 1))
+            _format_of(image, chunk[:_HEAD], len(chunk))
+            while chunk:
+                left -= len(chunk)
+                if left < 0:
+                    raise _changes(image)
+                yield chunk
+                chunk = os.read(descriptor, min(_CHUNK, left + 1))
+        finally:
+            os.close(descriptor)
     except OSError as error:
         raise _unreadable(path, error) from None
-    return _facts(LocalImage(path), head, digest, size)
+
+
+def _changes(image: LocalImage) -> InvalidRequest:
+    return InvalidRequest(f"reference image {image} changes while it is read: request it again once it is written")
 
 
 def _facts(image: LocalImage, head: bytes, digest: str, size: int) -> LocalFacts:
+    image_format = _format_of(image, head, size)
+    return LocalFacts(digest, size, image_format.content_type, image_format.extension)
+
+
+def _format_of(image: LocalImage, head: bytes, size: int) -> ImageFormat:
     try:
-        image_format = detect(head)
+        return detect(head)
     except FetchError:
         kinds = ", ".join(image_format.name.upper() for image_format in FORMATS)
         why = f"is no image of a known format ({kinds})" if size else "is empty"
         raise InvalidRequest(f"reference image {image} {why}") from None
-    return LocalFacts(digest, size, image_format.content_type, image_format.extension)
 
 
 def _status(path: Path) -> os.stat_result:
@@ -154,14 +188,18 @@ def _status(path: Path) -> os.stat_result:
         raise _unreadable(path, error) from None
     except ValueError:  # a NUL in the name
         raise InvalidRequest(f"reference image {str(path)!r}: that is no path") from None
-    if stat.S_ISDIR(status.st_mode):
-        raise InvalidRequest(f"reference image {path} is a folder: name the image in it")
-    if not stat.S_ISREG(status.st_mode):  # opening a pipe would wait for its writer
-        raise InvalidRequest(f"reference image {path} is no regular file")
+    _check_regular(path, status)
     return status
+
+
+def _check_regular(path: Path, status: os.stat_result) -> None:
+    if stat.S_ISDIR(status.st_mode):
+        raise InvalidRequest(f"reference image {exact(str(path))} is a folder: name the image in it")
+    if not stat.S_ISREG(status.st_mode):
+        raise InvalidRequest(f"reference image {exact(str(path))} is no regular file")
 
 
 def _unreadable(path: Path, error: OSError) -> InvalidRequest:
     if isinstance(error, FileNotFoundError):
-        return InvalidRequest(f"reference image {path} does not exist")
-    return InvalidRequest(f"reference image {path} can't be read: {error.strerror or error}")
+        return InvalidRequest(f"reference image {exact(str(path))} does not exist")
+    return InvalidRequest(f"reference image {exact(str(path))} can't be read: {error.strerror or error}")

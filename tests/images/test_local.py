@@ -89,6 +89,47 @@ def test_pipe_is_refused_and_not_waited_for(tmp_path: Path) -> None:
         identify(ImageRequest("x", images=[tmp_path / "pipe.png"]), MALL)
 
 
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no pipes in folders")
+def test_pipe_in_place_of_a_checked_file_is_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    checked = local._status(written(tmp_path / "cat.png", make_image()))
+    (tmp_path / "cat.png").unlink()
+    os.mkfifo(tmp_path / "cat.png")
+    monkeypatch.setattr(local, "_status", lambda path: checked)
+    with pytest.raises(InvalidRequest, match="is no regular file"):
+        facts_of(LocalImage(tmp_path / "cat.png"), SizeLimit(1 << 20))
+    with pytest.raises(InvalidRequest, match="is no regular file"):
+        unchanged_content(LocalImage(tmp_path / "cat.png"), sha256(make_image()))
+
+
+@pytest.mark.parametrize("difference", [-1, 1])
+def test_file_of_another_size_than_it_states_is_refused(tmp_path: Path, difference: int) -> None:
+    file = written(tmp_path / "cat.png", make_image())
+    with pytest.raises(InvalidRequest, match=r"cat.png changes while it is read"):
+        local._facts_of_file(file, (), len(make_image()) + difference)
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="there is no /proc")
+def test_file_of_the_kernel_is_no_image() -> None:
+    with pytest.raises(InvalidRequest, match=r"no image|empty"):
+        facts_of(LocalImage(Path("/proc/self/status")), SizeLimit(1 << 20))
+
+
+def test_no_more_than_the_start_of_another_file_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with (tmp_path / "video.png").open("wb") as sparse:
+        sparse.truncate(50 << 20)
+    reads: list[int] = []
+    read = os.read
+
+    def counted(descriptor: int, size: int) -> bytes:
+        reads.append(size)
+        return read(descriptor, size)
+
+    monkeypatch.setattr(os, "read", counted)
+    with pytest.raises(InvalidRequest, match="is no image of a known format"):
+        facts_of(LocalImage(tmp_path / "video.png"), SizeLimit(100 << 20))
+    assert len(reads) == 1
+
+
 def test_path_with_a_nul_is_refused() -> None:
     with pytest.raises(InvalidRequest, match="that is no path"):
         identify(ImageRequest("x", images=[Path("cat\0.png")]), MALL)
@@ -108,3 +149,18 @@ def test_content_must_be_that_of_the_digest(tmp_path: Path) -> None:
     file.unlink()
     with pytest.raises(InvalidRequest, match="does not exist"):
         unchanged_content(LocalImage(file), "0" * 64)
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [("a\nERROR.png", r"a\nERROR.png"), ("a\x1b[31m.png", r"a\x1b[31m.png"), ("a\udcff.png", r"a\udcff.png")],
+)
+@pytest.mark.parametrize("content", [None, b"", b"text"])
+def test_name_of_a_file_is_escaped_in_errors(tmp_path: Path, name: str, shown: str, content: bytes | None) -> None:
+    file = tmp_path / name
+    if content is not None:
+        file.write_bytes(content)
+    with pytest.raises(InvalidRequest) as caught:
+        facts_of(LocalImage(file), SizeLimit(1 << 20))
+    assert shown in str(caught.value)
+    assert str(caught.value).isprintable()

@@ -1,5 +1,6 @@
 """The host of local reference images: as an ASGI application, as aiohttp routes, and as the publisher of a session."""
 
+import asyncio
 import os
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from nanobanana_async.webhooks import ReferenceHost
 from tests.support.callbacks import ask, bound, served
 from tests.support.images import make_image
 from tests.support.loopback import emulated, quick
-from tests.support.references import large_png, sha256
+from tests.support.references import large_png, sha256, written
 
 PUBLIC = "https://app.example/hooks"
 
@@ -67,6 +68,17 @@ async def test_image_not_needed_for_long_is_removed(tmp_path: Path) -> None:
         os.utime(file, (1, 1))
     await host(tmp_path).publish(new, sha256(new))
     assert {file.name for file in (tmp_path / "references").iterdir()} == {f"{sha256(new)}.png", foreign.name}
+
+
+async def test_hosts_remove_old_images_of_one_folder_together(tmp_path: Path) -> None:
+    (folder := tmp_path / "references").mkdir()
+    for number in range(300):
+        os.utime(written(folder / f"{sha256(b'%d' % number)}.png", b""), (1, 1))
+    images = [make_image(seed=seed) for seed in range(4)]
+    async with asyncio.TaskGroup() as group:
+        for image in images:
+            group.create_task(host(tmp_path).publish(image, sha256(image)))
+    assert len(list(folder.iterdir())) == 4
 
 
 async def test_image_that_is_published_again_is_kept(tmp_path: Path) -> None:
