@@ -71,7 +71,9 @@ def to_extra(value: Mapping[str, Any] | str | None) -> ExtraFields:
     given: object = value
     if isinstance(value, str):
         try:
-            given = json.loads(value)
+            given = json.loads(value, object_pairs_hook=_unique)
+        except InvalidRequest:
+            raise
         except (ValueError, RecursionError):
             raise InvalidRequest(f'extra must be a JSON object such as {{"seed": 7}}, not {value[:60]!r}') from None
     if not isinstance(given, Mapping):
@@ -85,6 +87,15 @@ def value_of_text(text: str) -> Any:
         return json.loads(text, parse_constant=_refuse_constant)
     except (ValueError, RecursionError):
         return text
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    fields = dict(pairs)
+    if len(fields) < len(pairs):
+        names = [name for name, _ in pairs]
+        repeated = next(name for name in names if names.count(name) > 1)
+        raise InvalidRequest(f"extra has the name {repeated[:60]!r} more than once: keep one")
+    return fields
 
 
 def _refuse_constant(name: str) -> NoReturn:
@@ -125,7 +136,7 @@ def _text(text: str, path: str) -> str:
         text.encode()
     except UnicodeEncodeError as error:
         raise InvalidRequest(f"{path} contains a lone surrogate at index {error.start}") from None
-    return str(text)
+    return str.__str__(text)  # `str` of a str Enum is the name of the member
 
 
 def _whole(number: int, path: str) -> int:

@@ -1,6 +1,7 @@
 """Extra fields of a request: JSON values, checked when the request is made, and part of what it is."""
 
 import copy
+import enum
 import json
 import pickle
 from typing import Any
@@ -9,7 +10,7 @@ import pytest
 
 from nanobanana_async.errors import InvalidRequest
 from nanobanana_async.extra import MAX_DEPTH, ExtraFields, value_of_text
-from nanobanana_async.gateways import ApiMall
+from nanobanana_async.gateways import ApiMall, DefApi, Gateway
 from nanobanana_async.models import ImageRequest, difference, request_facts, request_of, same_request, to_request
 
 
@@ -144,3 +145,35 @@ def test_every_value_reaches_the_body_as_it_is() -> None:
     extra = {"seed": 7, "off": None, "box": {"b": [1, 2.5], "a": "ö"}}
     body = json.loads(ApiMall(api_key="k" * 20).encode(with_extra(extra)))
     assert {name: body[name] for name in extra} == extra
+
+
+class Quality(str, enum.Enum):  # noqa: UP042 - the kind that prints its name
+    HIGH = "high"
+
+
+class Size(enum.IntEnum):
+    LARGE = 4
+
+
+def test_member_of_an_enum_is_its_value() -> None:
+    assert repr(with_extra({"a": Quality.HIGH, "b": [Size.LARGE], "c": True}).extra) == '{"a":"high","b":[4],"c":true}'
+    assert repr(with_extra({Quality.HIGH: {Quality.HIGH: 1}}).extra) == '{"high":{"high":1}}'
+
+
+@pytest.mark.parametrize("text", ['{"seed": 1, "seed": 2}', '{"a": [{"seed": 1, "seed": 1}]}'])
+def test_json_text_with_a_repeated_name_is_refused(text: str) -> None:
+    with pytest.raises(InvalidRequest, match="extra has the name 'seed' more than once"):
+        with_extra(text)
+
+
+@pytest.mark.parametrize("gateway", [ApiMall(api_key="k" * 24), DefApi(api_key="k" * 24)])
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        *(("Prompt", "prompt"), ("MODEL", "model"), ("model ", "model"), ("callback_url", "callback_url")),
+        *(("image_urls", "images"), ("type", "task_type"), (" Num_Images", "num_images")),
+    ],
+)
+def test_name_of_a_field_of_any_gateway_is_refused(gateway: Gateway, name: str, meant: str) -> None:
+    with pytest.raises(InvalidRequest, match=f"pass {meant}=..., not extra="):
+        gateway.check(with_extra({name: "x"}))

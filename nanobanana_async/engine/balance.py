@@ -10,6 +10,7 @@ from anyio.abc import TaskGroup
 from nanobanana_async.engine.contained_send import send_contained
 from nanobanana_async.engine.engine import Engine
 from nanobanana_async.engine.timers import TICK_S
+from nanobanana_async.engine.workers import error_of_crash
 from nanobanana_async.errors import (
     ConfigurationError,
     GatewayUnavailable,
@@ -65,6 +66,9 @@ class BalanceReader:
             found = await self._ask_repeatedly()
         except NanoBananaError as error:
             found = error
+        except Exception as failure:  # a bug, which the log shows too
+            found = error_of_crash(failure)
+            raise
         finally:
             self._answer = None
             if answer is not None and not answer.done():

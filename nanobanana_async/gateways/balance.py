@@ -7,12 +7,13 @@ from nanobanana_async.gateways.parsing import ParsedResponse, parse_decimal
 
 
 def parse_balance(answer: ParsedResponse, data: Any, name: str) -> Decimal:
-    """Return the credits in a field, which may be below zero; raise `UnexpectedResponse` if it is no number."""
+    """Return the credits, below zero for a debt; raise `UnexpectedResponse` if it is no number."""
     value = data.get(name) if isinstance(data, dict) else None
     if isinstance(value, str):
         value = value.strip()
     if isinstance(value, (int, Decimal)) and not isinstance(value, bool) and value < 0:
-        owed = parse_decimal(-value)
+        # `-value` of a Decimal would raise Overflow for a huge exponent.
+        owed = parse_decimal(value.copy_negate() if isinstance(value, Decimal) else -value)
     elif isinstance(value, str) and value.startswith("-"):
         owed = parse_decimal(value[1:])
     else:

@@ -5,7 +5,7 @@ import hmac
 import ipaddress
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from decimal import Decimal
 from typing import Any, ClassVar, Self
 from urllib.parse import urlsplit
@@ -291,16 +291,27 @@ class GatewaySettings:
         return self.credits_per_image * request.num_images
 
 
+_FIELDS = ("model", "prompt", "images", "num_images", "aspect_ratio", "resolution", "output_format", "callback_url")
+_EXTRA_FIELDS = dict(zip(_FIELDS, _FIELDS, strict=True)) | {
+    **{"type": "task_type", "task_type": "task_type", "image_urls": "images"}
+}
+"""The names that `extra` can't have, and the field of a request for each."""
+
+
 def task_type(request: ImageRequest) -> TaskType:
     """Return the task type: the given one, or the one that the presence of images implies."""
     return request.task_type or ("image-to-image" if request.images else "text-to-image")
 
 
-def check_extra(request: ImageRequest, fields: Mapping[str, str]) -> None:
-    """Raise `InvalidRequest` if `extra` has a name that a field of the request stands for."""
+def check_extra(request: ImageRequest, taken_as_extra: Collection[str] = ()) -> None:
+    """Raise `InvalidRequest` if `extra` has a name that a field of the request stands for, on any gateway.
+
+    Case and surrounding spaces do not matter. `taken_as_extra` are fields that the gateway takes in `extra` only.
+    """
     for name in request.extra:
-        if name in fields:
-            raise InvalidRequest(f"pass {fields[name]}=..., not extra={{{name!r}: ...}}")
+        folded = name.strip().casefold()
+        if (field_name := _EXTRA_FIELDS.get(folded)) is not None and folded not in taken_as_extra:
+            raise InvalidRequest(f"pass {field_name}=..., not extra={{{name!r}: ...}}")
 
 
 def unsupported_field(gateway: GatewaySettings, field_name: str, why: str = "") -> InvalidRequest:

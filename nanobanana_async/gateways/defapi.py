@@ -31,8 +31,6 @@ MAX_REFERENCE_IMAGES = 4
 """Of Nano Banana models. Other models take more: the gateway checks those."""
 _NANO_BANANA = ("google/gempix2", "google/gemini-2.5-flash-image", "nano-banana")
 """The models of the reference, and what the names of others contain."""
-_EXTRA_FIELDS = {name: name for name in ("model", "prompt", "images", "callback_url", "num_images")}
-"""The names that `extra` can't have, and the field of a request for each."""
 
 _STATUSES = {
     "pending": TaskStatus(queued=True),
@@ -95,7 +93,7 @@ class DefApi(GatewaySettings):
             if getattr(request, name) is not None:
                 why = f": pass extra={{{name!r}: ...}} if the model takes it" if name == "aspect_ratio" else ""
                 raise unsupported_field(self, name, why)
-        check_extra(request, _EXTRA_FIELDS)
+        check_extra(request, ("aspect_ratio", "resolution", "output_format"))
         model = request.model or self.model
         if len(request.images) > MAX_REFERENCE_IMAGES and any(name in model.lower() for name in _NANO_BANANA):
             raise InvalidRequest(

@@ -71,6 +71,14 @@ def test_answer_without_a_balance_is_unexpected(gateway: HasBalance, body: Any) 
         gateway.read_balance(reply(body))
 
 
+@pytest.mark.parametrize("number", ["-1e999999999", "1e999999999", '"-1e999999999"', "-1e-9999999999999999999"])
+def test_balance_with_a_huge_exponent_is_unexpected(number: str) -> None:
+    body = f'{{"success": true, "code": 0, "data": {{"api_credits": {number}, "credit": {number}}}}}'.encode()
+    for gateway in (MALL, DEFAPI):
+        with pytest.raises(UnexpectedResponse):
+            gateway.read_balance(HttpResponse(status=200, body=body))
+
+
 def test_relative_of_api_mall_counts_web_credits_apart() -> None:
     body = {"success": True, "data": {"web_credits": 50, "api_credits": 12}}
     assert MALL.read_balance(reply(body)) == 12
