@@ -25,6 +25,7 @@ from nanobanana_async.cli.options import FolderOption, Name, setting_message, us
 from nanobanana_async.cli.signals import Interrupted, interrupted_by_signals, run_until_signal
 from nanobanana_async.cli.streams import silence, usable_streams
 from nanobanana_async.cli.webhooks import webhook_commands
+from nanobanana_async.commands import command_line
 from nanobanana_async.config import gateway_from_env
 from nanobanana_async.emulator import ACCOUNTS, EmulatorOptions, LogNormal, serve
 from nanobanana_async.emulator.rates import RateWindow
@@ -211,7 +212,7 @@ def _find_gateway(name: Name | None, base_url: str | None) -> Gateway:
         raise ConfigurationError(
             "no gateway: pass --gateway apimall or --gateway defapi, which ask for the API key on a terminal, or set"
             f" {' or '.join(_KEY_VARIABLES)}; `--gateway emulator` with `generate` and `batch` is a rehearsal without"
-            " key and cost, `nanobanana demo` shows what the client does"
+            f" key and cost, `{command_line('demo')}` shows what the client does"
         )
     return gateway_from_env(_environ(name, base_url))  # no variable holds the key: tracebacks with locals would show it
 

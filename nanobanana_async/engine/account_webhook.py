@@ -3,7 +3,7 @@
 Every process on a ledger has the same URL, since its token comes from the ledger: a later session finds the webhook by
 its URL, and registers none. Processes that register at once find each other's webhooks afterwards, and all keep the
 one with the lowest id. A webhook whose token is not ours is never touched: an id counts as ours only if the list shows
-our URL beside it, whatever the answer to a registration says.
+our URL beside it, also when the answer to a registration names another.
 """
 
 import asyncio
@@ -11,6 +11,7 @@ from collections.abc import Awaitable, Callable, Sequence
 
 import anyio
 
+from nanobanana_async.commands import command_line
 from nanobanana_async.engine.callback_urls import CallbackUrls
 from nanobanana_async.engine.contained_send import send_contained
 from nanobanana_async.engine.fallback_polling import FallbackPolling
@@ -221,7 +222,8 @@ class AccountWebhook:
         if not self._hidden:
             why = (
                 "the gateway's list does not show the webhook that was registered, so no other is registered for a day;"
-                " deliveries are used if they come. See `nanobanana webhooks`, and remove superfluous ones of this app"
+                f" deliveries are used if they come. See `{command_line('webhooks')}`, and remove superfluous ones of"
+                " this app"
             )
             log.warning("webhook.hidden %s", why, extra={"event": "webhook.hidden"})
         self._hidden = True

@@ -75,7 +75,8 @@ def test_unreachable_gateway_is_one_line(total: int) -> None:
     with JobsDisplay(total, Console(file=output, width=80)) as display:
         display(GatewayUnreachable(record=state_changes("one")[0].record, error=error, for_s=5.8))
     assert output.getvalue() == (
-        "nanobanana: can't reach gateway.example: Connection refused; trying again (for 6 s so far)\n"
+        "nanobanana: can't reach gateway.example: Connection refused; check the address (--base-url,"
+        " NANOBANANA_BASE_URL); trying again (for 6 s so far)\n"
     )
 
 

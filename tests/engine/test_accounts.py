@@ -67,7 +67,7 @@ async def test_unnamed_account_conflict_names_both_remedies(
             errors.append(outcome.error)
         for error in errors:
             assert not error.safe_to_repeat
-            assert f"hand-over --ledger {path} --from {old.account} --to {new.account}" in str(error)
+            assert f"hand-over --from {old.account} --to {new.account} --ledger {path}" in str(error)
             assert "NANOBANANA_ACCOUNT" in str(error)
             assert not re.search("use another", str(error))
         assert gateway.sold == 3

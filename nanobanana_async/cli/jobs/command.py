@@ -68,9 +68,7 @@ class _Commands:
 
         Examples:
 
-        nanobanana jobs --state running
-
-        nanobanana jobs --json --limit 20 --ledger spring/jobs.sqlite
+        nanobanana jobs --state running --limit 20 --ledger spring/jobs.sqlite
 
         Parameters
         ----------
