@@ -8,6 +8,8 @@ from attrs import field, frozen
 
 from nanobanana_async import Gateway, GenerationResult, JobState, SqliteLedger
 from nanobanana_async.cli.open_runs import OpenRun, fingerprint
+from nanobanana_async.cli.options import DEFAULT_LEDGER
+from nanobanana_async.commands import jobs_command
 from nanobanana_async.formatting import age, count, credit_count, duration
 from nanobanana_async.jobs import JobRecord
 
@@ -54,9 +56,9 @@ async def delivered_before(
     if not earlier:
         return None
     ago = age(earlier[0].created_at, datetime.now(UTC))
+    command = jobs_command(ledger=None if ledger.path == DEFAULT_LEDGER else ledger.path)
     return (
-        f"bought before, last {ago} ago as job {earlier[0].key}: this buys another; `nanobanana jobs` lists the"
-        " earlier ones"
+        f"bought before, last {ago} ago as job {earlier[0].key}: this buys another; `{command}` lists the earlier ones"
     )
 
 
