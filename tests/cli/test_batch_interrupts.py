@@ -1,12 +1,15 @@
 """Ctrl-C on a real terminal, other signals and a closed pipe: the batch stops without losing a job."""
 
 import asyncio
+import fcntl
 import os
 import pty
 import re
 import shlex
 import signal
 import sys
+import termios
+from array import array
 from asyncio.subprocess import DEVNULL, PIPE, Process
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
@@ -211,12 +214,22 @@ async def test_signal_ends_the_reading_of_a_pipe_that_never_ends(tmp_path: Path,
     assert not (tmp_path / "out").exists()
 
 
+def unread_bytes(pipe: int) -> int:
+    """Return how many bytes of a pipe were not read yet."""
+    (count,) = array("i", fcntl.ioctl(pipe, termios.FIONREAD, b"\0" * 4))
+    return count
+
+
 async def test_signal_ends_the_wait_for_a_named_pipe(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "rows.txt")
     environ = environment(APIMALL_API_KEY="k" * 20)
     async with started("batch", "rows.txt", "-o", "out", environ=environ, folder=tmp_path) as process:
         writer = await asyncio.to_thread(os.open, tmp_path / "rows.txt", os.O_WRONLY)  # waits for the command
         try:
+            os.write(writer, b"a fox\n")
+            async with asyncio.timeout(10):
+                while unread_bytes(writer):  # noqa: ASYNC110 - the command reads it in its own time
+                    await asyncio.sleep(0.01)
             process.send_signal(signal.SIGTERM)
             async with asyncio.timeout(10):
                 _, stderr = await process.communicate()
