@@ -6,7 +6,7 @@ image on the web is recognised by its URL, without what a signature adds to it.
 
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 from urllib.parse import unquote, urlsplit
@@ -20,37 +20,73 @@ _LONGEST_PATH = 80  # in a message
 _SEVERAL_URLS = re.compile(r"[,;](?:https?://|$)")
 _STORED = re.compile(r"sha256:([0-9a-f]{64})")
 
-# For each scheme of signed URLs: the parameters that show it, and all that change with each signature. In lower case.
-_SIGNATURES: tuple[tuple[frozenset[str], frozenset[str]], ...] = tuple(
-    (frozenset(shown_by.split()), frozenset(f"{shown_by} {more}".split()))
-    for shown_by, more in (
-        (  # AWS, signature version 4
-            "x-amz-signature",
-            "x-amz-algorithm x-amz-credential x-amz-date x-amz-expires x-amz-signedheaders x-amz-security-token"
-            " x-amz-content-sha256",
-        ),
-        ("awsaccesskeyid signature", "expires x-amz-security-token"),  # AWS, version 2
-        (  # Google Cloud Storage, version 4 and version 2
-            "x-goog-signature",
-            "x-goog-algorithm x-goog-credential x-goog-date x-goog-expires x-goog-signedheaders",
-        ),
-        ("googleaccessid signature", "expires"),
-        (  # Azure: shared access signatures of accounts, services and users
-            "sig sv",
-            "ss srt sp se st spr sip sr si ses sdd scid skoid sktid skt ske sks skv saoid suoid",
-        ),
-        ("key-pair-id signature", "expires policy hash-algorithm"),  # CloudFront
-        ("ossaccesskeyid signature", "expires security-token"),  # Aliyun OSS, version 1 and version 4
-        (
-            "x-oss-signature",
-            "x-oss-signature-version x-oss-credential x-oss-date x-oss-expires x-oss-additional-headers"
-            " x-oss-security-token",
-        ),
-        (  # Tencent COS
-            "q-signature",
-            "q-sign-algorithm q-ak q-sign-time q-key-time q-header-list q-url-param-list x-cos-security-token",
-        ),
-    )
+_HEX = r"[0-9a-f]{32,}"
+_BASE64 = r"[\w+/~-]{20,}=*"  # of CloudFront and of URLs too
+_SECONDS = r"\d{9,11}"
+_WORD = r"\S+"
+
+
+@frozen(kw_only=True)
+class _SignatureScheme:
+    """A way to sign URLs, in lower case. A URL is signed so only if all that the scheme needs is there, in its form.
+
+    Otherwise URLs of different images that merely look signed would be taken for one image.
+    """
+
+    needs: Mapping[str, str]
+    """Parameters, and the pattern of their values."""
+    needs_one_of: Mapping[str, str] = field(factory=dict)
+    more: str = ""
+    """Other parameters that change with each signature."""
+
+    def changing(self, values: Mapping[str, str]) -> frozenset[str]:
+        """Return the parameters that change with each signature; none if the URL is not signed so."""
+
+        def fits(name: str, pattern: str) -> bool:
+            return name in values and re.fullmatch(pattern, values[name], re.IGNORECASE) is not None
+
+        signed = all(fits(*each) for each in self.needs.items())
+        if self.needs_one_of:
+            signed = signed and any(fits(*each) for each in self.needs_one_of.items())
+        return frozenset((*self.needs, *self.needs_one_of, *self.more.split())) if signed else frozenset()
+
+
+_SIGNATURE_SCHEMES = (
+    _SignatureScheme(  # AWS, version 4
+        needs={"x-amz-algorithm": r"AWS4-\S+", "x-amz-credential": _WORD, "x-amz-signature": _HEX},
+        more="x-amz-date x-amz-expires x-amz-signedheaders x-amz-security-token x-amz-content-sha256",
+    ),
+    _SignatureScheme(  # AWS, version 2
+        needs={"awsaccesskeyid": _WORD, "expires": _SECONDS, "signature": _BASE64}, more="x-amz-security-token"
+    ),
+    _SignatureScheme(  # Google Cloud Storage, version 4
+        needs={"x-goog-algorithm": r"GOOG4-\S+", "x-goog-credential": _WORD, "x-goog-signature": _HEX},
+        more="x-goog-date x-goog-expires x-goog-signedheaders",
+    ),
+    _SignatureScheme(  # Google Cloud Storage, version 2
+        needs={"googleaccessid": r"\S+@\S+", "expires": _SECONDS, "signature": _BASE64}
+    ),
+    _SignatureScheme(  # Azure: shared access signatures of accounts, services and users
+        needs={"sig": _BASE64, "sv": r"\d{4}-\d\d-\d\d"},
+        needs_one_of={"se": r"\d{4}-\d\d-\d\d\S*", "si": _WORD},
+        more="ss srt sp st spr sip sr ses sdd scid skoid sktid skt ske sks skv saoid suoid",
+    ),
+    _SignatureScheme(  # CloudFront
+        needs={"key-pair-id": r"\w{8,}", "signature": _BASE64},
+        needs_one_of={"expires": _SECONDS, "policy": r"[\w+/~=-]{20,}"},
+        more="hash-algorithm",
+    ),
+    _SignatureScheme(  # Aliyun OSS, version 1
+        needs={"ossaccesskeyid": _WORD, "expires": _SECONDS, "signature": _BASE64}, more="security-token"
+    ),
+    _SignatureScheme(  # Aliyun OSS, version 4
+        needs={"x-oss-signature-version": r"OSS4-\S+", "x-oss-credential": _WORD, "x-oss-signature": _HEX},
+        more="x-oss-date x-oss-expires x-oss-additional-headers x-oss-security-token",
+    ),
+    _SignatureScheme(  # Tencent COS
+        needs={"q-sign-algorithm": "sha1", "q-ak": _WORD, "q-sign-time": r"\d+;\d+", "q-signature": _HEX},
+        more="q-key-time q-header-list q-url-param-list x-cos-security-token",
+    ),
 )
 
 
@@ -136,8 +172,8 @@ def identity(image: str | LocalImage) -> str | LocalImage:
     url, mark, fragment = image.partition("#")
     start, _, query = url.partition("?")
     given = [(unquote(part.partition("=")[0]).lower(), part) for part in query.split("&")]
-    names = {name for name, _ in given}
-    dropped = frozenset[str]().union(*(changing for shown_by, changing in _SIGNATURES if shown_by <= names))
+    values = {name: unquote(part.partition("=")[2]) for name, part in given}
+    dropped = frozenset[str]().union(*(scheme.changing(values) for scheme in _SIGNATURE_SCHEMES))
     if not dropped:
         return image
     kept = "&".join(part for name, part in given if name not in dropped)

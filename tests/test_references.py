@@ -70,28 +70,36 @@ def test_no_repr_or_dict_shows_the_content() -> None:
     assert LocalImage(b"").name == ""
 
 
+HEX = ("0f" * 32, "a1" * 32)
+BASE64 = ("a%2F" + "b" * 25 + "%3D", "c%2B" + "D" * 25 + "%3D")
+SECONDS = ("1790000000", "1790000999")
 SIGNED = [
-    "X-Amz-Algorithm=AWS4-HMAC-SHA256&X-Amz-Credential={0}&X-Amz-Date={0}&X-Amz-Expires=9&X-Amz-SignedHeaders=host"
-    "&X-Amz-Signature={0}&X-Amz-Security-Token={0}",
-    "x-amz-signature={0}&X-Amz-Date={0}",
-    "AWSAccessKeyId=key&Expires={0}&Signature={0}",
-    "X-Goog-Algorithm=GOOG4&X-Goog-Credential={0}&X-Goog-Date={0}&X-Goog-Expires=9&X-Goog-SignedHeaders=host"
-    "&X-Goog-Signature={0}",
-    "GoogleAccessId=me&Expires={0}&Signature={0}",
-    "sv=2024&st={0}&se={0}&sr=b&sp=r&skoid={0}&sig={0}",
-    "Expires={0}&Signature={0}&Key-Pair-Id=K{0}",
-    "Policy={0}&Signature={0}&Key-Pair-Id=K",
-    "OSSAccessKeyId={0}&Expires={0}&Signature={0}&security-token={0}",
-    "x-oss-signature-version=OSS4&x-oss-credential={0}&x-oss-date={0}&x-oss-expires=9&x-oss-signature={0}",
-    "q-sign-algorithm=sha1&q-ak={0}&q-sign-time={0}&q-key-time={0}&q-header-list=&q-url-param-list=&q-signature={0}"
-    "&x-cos-security-token={0}",
+    "X-Amz-Algorithm=AWS4-HMAC-SHA256&X-Amz-Credential=K%2F{second}&X-Amz-Date={second}&X-Amz-Expires=9"
+    "&X-Amz-SignedHeaders=host&X-Amz-Signature={hex}&X-Amz-Security-Token={base64}",
+    "AWSAccessKeyId=key&Expires={second}&Signature={base64}",
+    "X-Goog-Algorithm=GOOG4-RSA-SHA256&X-Goog-Credential=me%40x&X-Goog-Date={second}&X-Goog-Expires=9"
+    "&X-Goog-SignedHeaders=host&X-Goog-Signature={hex}",
+    "GoogleAccessId=me%40project.example&Expires={second}&Signature={base64}",
+    "sv=2024-08-04&st=2026-01-01&se=2026-01-02T{second}&sr=b&sp=r&skoid={hex}&sig={base64}",
+    "sv=2024-08-04&si=readers&sr=b&sig={base64}",
+    "Expires={second}&Signature={base64}&Key-Pair-Id=K2JCJMDEHXQW5F",
+    "Policy={base64}&Signature={base64}&Key-Pair-Id=K2JCJMDEHXQW5F",
+    "OSSAccessKeyId=LTAI5t&Expires={second}&Signature={base64}&security-token={hex}",
+    "x-oss-signature-version=OSS4-HMAC-SHA256&x-oss-credential=LT%2F{second}&x-oss-date={second}&x-oss-expires=9"
+    "&x-oss-signature={hex}",
+    "q-sign-algorithm=sha1&q-ak=AKID&q-sign-time=1;{second}&q-key-time=1;{second}&q-header-list=&q-url-param-list="
+    "&q-signature={hex}&x-cos-security-token={base64}",
 ]
+
+
+def signed(query: str, which: int) -> str:
+    return query.format(hex=HEX[which], base64=BASE64[which], second=SECONDS[which])
 
 
 @pytest.mark.parametrize("query", SIGNED)
 @pytest.mark.parametrize("pattern", ["{}", "version=2&{}", "{}&version=2", "{}#top"])
 def test_url_that_is_signed_again_is_the_same_image(query: str, pattern: str) -> None:
-    one, other = (f"https://b.example/cat.png?{pattern.format(query.format(value))}" for value in ("a%2F1", "b=="))
+    one, other = (f"https://b.example/cat.png?{pattern.format(signed(query, which))}" for which in (0, 1))
     requests = [ImageRequest("x", images=[url]) for url in (one, other)]
     assert one != other
     assert same_request(*requests)
@@ -112,6 +120,13 @@ def test_url_that_is_signed_again_is_the_same_image(query: str, pattern: str) ->
         "policy=1",
         "v=1",
         "",
+        "X-Amz-Signature=1",
+        "sv=2&sig=aa&si=17",
+        "sv=2024-08-04&sig=" + BASE64[0],
+        f"Key-Pair-Id=K2JCJMDEHXQW5F&Signature={BASE64[0]}&policy=a",
+        f"signature={BASE64[0]}&GoogleAccessId=a%40b&expires=cat",
+        f"AWSAccessKeyId=key&Expires=soon&Signature={BASE64[0]}",
+        f"q-signature={HEX[0]}",
     ],
 )
 def test_parameters_without_their_scheme_are_part_of_the_image(query: str) -> None:
@@ -120,8 +135,8 @@ def test_parameters_without_their_scheme_are_part_of_the_image(query: str) -> No
 
 
 def test_other_path_or_parameter_is_another_image() -> None:
-    signed = "X-Amz-Signature=1"
-    urls = [f"https://b.example/{rest}" for rest in (f"a.png?{signed}", f"b.png?{signed}", f"a.png?{signed}&v=2")]
+    query = signed(SIGNED[0], 0)
+    urls = [f"https://b.example/{rest}" for rest in (f"a.png?{query}", f"b.png?{query}", f"a.png?{query}&v=2")]
     assert len({identity(url) for url in urls}) == 3
     assert difference(*(ImageRequest("x", images=[url]) for url in urls[:2])) == "images differs"
 

@@ -291,7 +291,8 @@ async def test_bad_row_is_an_outcome_and_the_others_are_bought(cat: Path, tmp_pa
 async def test_row_with_a_url_that_is_signed_again_is_the_same_row(tmp_path: Path) -> None:
     async with emulated() as emulator, quick(emulator, ledger=tmp_path / "jobs.sqlite") as session:
         for signature in "ab":
-            url = f"https://bucket.example/cat.png?X-Amz-Signature={signature}&X-Amz-Date=2026{signature}&version=1"
+            query = f"X-Amz-Algorithm=AWS4-HMAC-SHA256&X-Amz-Credential=K&X-Amz-Signature={signature * 64}"
+            url = f"https://bucket.example/cat.png?{query}&X-Amz-Date=2026{signature}&version=1"
             async with session.generate_many([{"prompt": "a fox", "images": [url]}], batch="cats") as outcomes:
                 assert [outcome.ok async for outcome in outcomes] == [True]
         assert charged(emulator.stats(), 1)

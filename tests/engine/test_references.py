@@ -44,7 +44,8 @@ class Gateway:
 
 
 def signed(signature: str) -> str:
-    return f"https://bucket.example/cat.png?X-Amz-Signature={signature}"
+    scheme = "X-Amz-Algorithm=AWS4-HMAC-SHA256&X-Amz-Credential=K"
+    return f"https://bucket.example/cat.png?{scheme}&X-Amz-Signature={signature.encode().hex():0>64}"
 
 
 async def ended(job: Job) -> object:

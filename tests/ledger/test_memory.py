@@ -171,7 +171,8 @@ async def test_long_request_with_newer_signatures_is_the_same_request() -> None:
     await ledger.open()
 
     def signed(signature: str) -> JobRecord:
-        url = f"https://b.example/cat.png?{'v' * 1200}&X-Amz-Signature={signature}"
+        query = f"X-Amz-Algorithm=AWS4-HMAC-SHA256&X-Amz-Credential=K&X-Amz-Signature={signature * 64}"
+        url = f"https://b.example/cat.png?{'v' * 1200}&{query}"
         return job(request=ImageRequest("x", images=[url]))
 
     first = signed("a")
