@@ -172,7 +172,7 @@ class BatchCommand:
             {row:04}-{slug}. Images that are saved keep their names.
         num_images
             Images per prompt, 1 to 6, for rows that have no value. If you change this or one of the next five for a
-            batch that was bought, its rows are other rows, and are bought again.
+            batch that was bought, its rows have changed, and are bought again only with --buy-changed.
         aspect_ratio
             Aspect ratio, such as 16:9, for rows that have no value.
         resolution
