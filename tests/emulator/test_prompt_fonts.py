@@ -13,6 +13,7 @@ MISSING = "\ufffe"
 
 def boxes(text: str) -> list[str]:
     """Return the letters that the font of the text draws as it draws a missing one."""
+    font: Any
     font, shown = _font_for(text, 20)
     empty = bytes(font.getmask(MISSING))
     return [letter for letter in shown if bytes(font.getmask(letter)) == empty]
