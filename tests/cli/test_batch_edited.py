@@ -106,8 +106,10 @@ async def test_changed_rows_keep_their_images_in_results_and_page(batch: Command
         )
         lines = batch.lines()
         for name in ("status", "images", "sha256", "settings", "credits"):
-            assert [line[name] for line in lines.values()] == [line[name] for line in before.values()]
-        assert [line["changed"] for line in lines.values()] == [[], ["resolution"], ["prompt"]]
+            assert {prompt: line[name] for prompt, line in lines.items()} == {
+                prompt: line[name] for prompt, line in before.items()
+            }
+        assert [lines[f"a fox {number}"]["changed"] for number in range(3)] == [[], ["resolution"], ["prompt"]]
         assert "k1 has changed since it was bought: resolution was '1K' and is '2K'" in lines["a fox 1"]["error"]
         assert "images/k1.png" in (batch.out / "results.csv").read_text(encoding="utf-8-sig")
         page = (batch.out / "index.html").read_text()
