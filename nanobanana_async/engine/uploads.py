@@ -40,13 +40,14 @@ class _Upload:
     """One image that is being brought to the gateway, and the jobs that wait for it."""
 
     digest: str
-    jobs: list[TrackedJob] = field(factory=list)
+    jobs: dict[str, TrackedJob] = field(factory=dict)
+    """By key: a job with several images asks for each again whenever one has come."""
     unreadable: dict[LocalImage | None, InvalidRequest] = field(factory=dict)
     """The sources that no longer have the image, and why."""
 
     def waiting(self) -> list[TrackedJob]:
         """Return the jobs that still wait: others were withdrawn."""
-        return [job for job in self.jobs if job.phase is Phase.PREPARING]
+        return [job for job in self.jobs.values() if job.phase is Phase.PREPARING]
 
     def next_source(self) -> LocalImage | None:
         """Return a source that was not tried: equal images may lie in several files, and one of them may be gone."""
@@ -104,7 +105,7 @@ class Uploads:
         if upload is None:
             upload = self._ongoing[digest] = _Upload(digest)
             self._workers.start_task("upload", partial(self._run, upload))
-        upload.jobs.append(job)
+        upload.jobs[job.key] = job
 
     async def forget(self, digest: str, dead: UsedUpload) -> None:
         """Forget an upload that the gateway may have dropped, here and in the ledger, unless there is a newer one."""
