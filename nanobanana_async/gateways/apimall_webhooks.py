@@ -79,9 +79,8 @@ def parse_webhooks(answer: ParsedResponse, data: object) -> WebhookPage:
     found = (_parse(answer, item) for item in items[:MOST_WEBHOOKS] if isinstance(item, Mapping))
     webhooks = [webhook for webhook in found if webhook is not None and webhook.url]
     more, total = says_more(facts, len(items)), facts.get("total")
-    if more is None:
-        more = isinstance(total, int) and total > len(items)
-    return WebhookPage(webhooks, is_last=not more)
+    counted = isinstance(total, int) and total > len(items)
+    return WebhookPage(webhooks, is_last=not (counted if more is None else more))
 
 
 def parse_webhook(answer: ParsedResponse, data: object) -> Webhook:
