@@ -5,10 +5,11 @@ import heapq
 import itertools
 import json
 import logging
+import random
 from datetime import timedelta
 from decimal import Decimal
 from pathlib import Path
-from statistics import mean, median
+from statistics import median
 from typing import Any
 
 import pytest
@@ -200,6 +201,9 @@ async def test_hanging_ledger_does_not_hold_up_the_close() -> None:
     assert asyncio.get_running_loop().time() < 60.0
 
 
+JITTER_SEED = 1
+
+
 def _sold(ledger: MemoryLedger, window: RateWindow, seed: int) -> tuple[float, float]:
     """Run 40 jobs on an account as sold; return makespan / ideal and the share of refused requests."""
     duration = LogNormal(median_s=45.0, sigma=0.4)
@@ -224,12 +228,16 @@ def _sold(ledger: MemoryLedger, window: RateWindow, seed: int) -> tuple[float, f
 
 @pytest.mark.slow
 @pytest.mark.parametrize("window", ["sliding", "clock", "bucket"])
-def test_second_run_on_an_account_as_sold_meets_hardly_a_refusal(window: RateWindow) -> None:
+def test_second_run_on_an_account_as_sold_meets_hardly_a_refusal(
+    window: RateWindow, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The jitter of the client is fixed: it decides whether there are 3 probes of the job limit or 4.
+    seeded = random.Random
+    monkeypatch.setattr(random, "Random", lambda *seed: seeded(*(seed or (JITTER_SEED,))))
     runs = []
     for seed in range(3):
         ledger = MemoryLedger()
         _sold(ledger, window, 10 + seed)
         runs.append(_sold(ledger, window, seed))
-    # Probes of the job limit are 2 to 4 of some 250 requests; jitter decides how many, so the mean is bounded.
-    assert mean(refused for _, refused in runs) <= 0.018
+    assert median(refused for _, refused in runs) <= 0.015  # probes of the job limit: 3 of some 300 requests
     assert median(ratio for ratio, _ in runs) <= 1.1
