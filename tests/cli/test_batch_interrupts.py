@@ -136,15 +136,21 @@ async def test_the_second_ctrl_c_stops_at_once(tmp_path: Path) -> None:
         await check_rerun(tmp_path, emulator, environ)
 
 
+async def errors_after(process: Process, *numbers: signal.Signals) -> bytes:
+    """Send signals to a batch once it has printed a line; return what it wrote on stderr until its end."""
+    assert process.stdout is not None
+    await process.stdout.readline()
+    for number in numbers:
+        process.send_signal(number)
+    async with asyncio.timeout(10):
+        return (await process.communicate())[1]
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 async def test_another_signal_collects_running_jobs_like_ctrl_c(tmp_path: Path, number: signal.Signals) -> None:
     async with emulated(tmp_path, 0.5) as (emulator, environ):
         async with started("batch", "foxes.txt", "-o", "out", environ=environ, folder=tmp_path) as process:
-            assert process.stdout is not None
-            await process.stdout.readline()
-            process.send_signal(number)
-            async with asyncio.timeout(10):
-                _, stderr = await process.communicate()
+            stderr = await errors_after(process, number)
         assert (process.returncode, b"Traceback" in stderr) == (130, False)
         assert b"buying no more" in stderr
         assert len(images_of(tmp_path / "out")) == emulator.stats().creates_accepted < ROWS
@@ -154,12 +160,7 @@ async def test_another_signal_collects_running_jobs_like_ctrl_c(tmp_path: Path, 
 async def test_two_signals_stop_at_once_and_close_the_ledger(tmp_path: Path) -> None:
     async with emulated(tmp_path, 0.5) as (emulator, environ):
         async with started("batch", "foxes.txt", "-o", "out", environ=environ, folder=tmp_path) as process:
-            assert process.stdout is not None
-            await process.stdout.readline()
-            process.send_signal(signal.SIGTERM)
-            process.send_signal(signal.SIGHUP)
-            async with asyncio.timeout(10):
-                _, stderr = await process.communicate()
+            stderr = await errors_after(process, signal.SIGTERM, signal.SIGHUP)
         assert (process.returncode, b"Traceback" in stderr) == (130, False)
         assert b"stopping at once" in stderr
         assert not list((tmp_path / "out").glob("jobs.sqlite-*"))  # closed
@@ -169,12 +170,7 @@ async def test_two_signals_stop_at_once_and_close_the_ledger(tmp_path: Path) -> 
 async def test_counts_of_two_signals_add_up(tmp_path: Path) -> None:
     async with emulated(tmp_path, 0.5) as (emulator, environ):
         async with started("batch", "foxes.txt", "-o", "out", environ=environ, folder=tmp_path) as process:
-            assert process.stdout is not None
-            await process.stdout.readline()
-            process.send_signal(signal.SIGTERM)
-            process.send_signal(signal.SIGHUP)
-            async with asyncio.timeout(10):
-                _, stderr = await process.communicate()
+            stderr = await errors_after(process, signal.SIGTERM, signal.SIGHUP)
         said = stderr.decode()
         counts = re.search(rf"{ROWS} rows: (\d+) succeeded, (\d+) left; ", said)
         assert counts is not None, said

@@ -195,16 +195,31 @@ async def test_dropped_upload_is_forgotten_even_if_it_can_not_be_made_again() ->
     assert len(store.bodies) == 3
 
 
-async def test_removed_file_ends_only_the_jobs_without_another_source(tmp_path: Path) -> None:
-    go_on = asyncio.Event()
-    store = Store()
+def held_back(store: Store, go_on: asyncio.Event) -> FakeTransport:
+    """Return a transport to the store that answers no upload before the event."""
 
     async def answer(request: HttpRequest) -> Reply:
         if "/files/" in request.url:
             await go_on.wait()
         return store.answer(request)
 
-    async with apimall_now(FakeTransport(answer, latency_s=0.0)) as session:
+    return FakeTransport(answer, latency_s=0.0)
+
+
+async def test_job_with_several_images_is_sent_once_all_are_uploaded() -> None:
+    go_on = asyncio.Event()
+    store = Store()
+    async with apimall_now(held_back(store, go_on)) as session:
+        job = await session.submit("a fox", images=[large_png(1), large_png(2), large_png(3)])
+        go_on.set()
+        await job
+    assert (store.uploads, len(store.bodies)) == (3, 1)
+
+
+async def test_removed_file_ends_only_the_jobs_without_another_source(tmp_path: Path) -> None:
+    go_on = asyncio.Event()
+    store = Store()
+    async with apimall_now(held_back(store, go_on)) as session:
         for number in range(UPLOADS_AT_ONCE):
             await session.submit(f"blocker {number}", images=[large_png(number)])
         files = [written(tmp_path / name, PNG) for name in ("one.png", "two.png")]
@@ -226,13 +241,7 @@ async def test_removed_file_ends_only_the_jobs_without_another_source(tmp_path: 
 async def test_upload_without_waiting_jobs_never_starts() -> None:
     go_on = asyncio.Event()
     store = Store()
-
-    async def answer(request: HttpRequest) -> Reply:
-        if "/files/" in request.url:
-            await go_on.wait()
-        return store.answer(request)
-
-    async with apimall_now(FakeTransport(answer, latency_s=0.0)) as session:
+    async with apimall_now(held_back(store, go_on)) as session:
         blockers = [await session.submit(f"fox {n}", images=[large_png(n)]) for n in range(UPLOADS_AT_ONCE)]
         for number in range(20):
             job = await session.submit(f"owl {number}", images=[large_png(100 + number)])
