@@ -13,9 +13,8 @@ import anyio
 
 from nanobanana_async.commands import command_line
 from nanobanana_async.engine.callback_urls import CallbackUrls
-from nanobanana_async.engine.contained_send import send_contained
+from nanobanana_async.engine.contained_send import send_contained, wait_for_gate
 from nanobanana_async.engine.fallback_polling import FallbackPolling
-from nanobanana_async.engine.timers import TICK_S
 from nanobanana_async.engine.unseen_webhooks import MOST_UNSEEN, UnseenWebhooks
 from nanobanana_async.errors import (
     MAX_RETRY_AFTER_S,
@@ -60,8 +59,7 @@ class BudgetedSend:
 
     async def __call__(self, request: HttpRequest) -> HttpResponse:
         """Send a request when its turn has come."""
-        while (wait_s := self._budget.gate_opens_at - self._clock()) > 0:  # noqa: ASYNC110 - others may take the turn
-            await anyio.sleep(max(wait_s, TICK_S))
+        await wait_for_gate(self._budget, self._clock)
         self._budget.sent("poll", self._clock())  # creates and polls leave later for it where requests are scarce
         return await send_contained(self._transport, request, timeout_s=self._timeout_s)
 

@@ -1,10 +1,21 @@
-"""Send one request through the session's transport."""
+"""Send one request through the session's transport, once requests may leave."""
 
 import asyncio
+from collections.abc import Callable
 
+import anyio
+
+from nanobanana_async.engine.timers import TICK_S
 from nanobanana_async.errors import TransportError
 from nanobanana_async.gateways.contract import HttpRequest, HttpResponse, Transport
 from nanobanana_async.loop_guard import cancel_requested
+from nanobanana_async.policy.session_budget import SessionBudget
+
+
+async def wait_for_gate(budget: SessionBudget, clock: Callable[[], float]) -> None:
+    """Wait until the user's cap of requests and a pause of the account let a request leave that takes no slot."""
+    while (wait_s := budget.gate_opens_at - clock()) > 0:  # noqa: ASYNC110 - others may take the turn
+        await anyio.sleep(max(wait_s, TICK_S))
 
 
 async def send_contained(

@@ -5,7 +5,7 @@ import random
 from collections.abc import Callable
 from functools import partial
 
-from nanobanana_async.engine.contained_send import send_contained
+from nanobanana_async.engine.contained_send import send_contained, wait_for_gate
 from nanobanana_async.engine.outage import Outage
 from nanobanana_async.errors import (
     MAX_RETRY_AFTER_S,
@@ -106,8 +106,7 @@ class Uploader:
         self, request: HttpRequest, read: Callable[[HttpResponse], UploadTarget], timeout_s: float
     ) -> UploadTarget:
         """Make a request to the gateway. It counts in the account's budget of requests, and waits for no slot."""
-        while (wait_s := self._budget.gate_opens_at - self._clock()) > 0:  # noqa: ASYNC110 - the gate has no event
-            await asyncio.sleep(wait_s)
+        await wait_for_gate(self._budget, self._clock)
         sent_at = self._clock()
         self._budget.count(sent_at)
         try:
