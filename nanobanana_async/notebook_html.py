@@ -62,7 +62,7 @@ def image_gallery(urls: Iterable[str]) -> Html:
             shown.append(_image(url, number, height, f"image {number}"))
         else:
             shown.append(_note(f"image {number} has a type that is not shown: {url[:40]}"))
-    return _row(shown)
+    return _side_by_side(shown)
 
 
 def image_grid(images: Iterable[tuple[str, str]]) -> Html:
@@ -82,7 +82,7 @@ def image_grid(images: Iterable[tuple[str, str]]) -> Html:
         tiles.append(
             f'<div style="width:150px">{shown}<div dir="auto" style="{_CAPTION}">{escaped(caption)}</div></div>'
         )
-    return _row(tiles)
+    return _side_by_side(tiles)
 
 
 def card(title: str | None, facts: Iterable[LabelledValue], *parts: Html) -> Html:
@@ -132,7 +132,7 @@ def table(rows: Iterable[LabelledValue]) -> Html:
     return Html(f'<table style="width:auto;margin:0">{lines}</table>')
 
 
-def _row(items: list[str]) -> Html:
+def _side_by_side(items: list[str]) -> Html:
     style = "display:flex;flex-wrap:wrap;gap:10px;margin:6px 0;align-items:flex-start"
     return Html(f'<div {_NO_MATHJAX} style="{style}">{"".join(items)}</div>' if items else "")
 

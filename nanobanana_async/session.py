@@ -175,7 +175,7 @@ class Session(Purchases, NoPlainWith):
             request, _ = await engine.references.identify(request)
         known = await self._components.ledger.find_task(self.gateway.account, task_id)
         if known is not None:
-            engine.check_attachable(known, key, request)
+            engine.check_attach_matches(known, key, request)
             if (job := await self.job(known.key)) is not None:
                 return job
         record = engine.new_attached_record(task_id, key_for_task(task_id) if key is None else key, request)

@@ -14,7 +14,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, TypeVar
 from urllib.parse import parse_qsl, urlsplit
 
-from nanobanana_async.emulator.messages import Delivery, DeliveryMode, EmulatedRequest
+from nanobanana_async.emulator.messages import DeliveryMode, EmulatedRequest, ResponseDelivery
 from nanobanana_async.emulator.simulator import GatewaySimulator
 from nanobanana_async.errors import TransportError
 from nanobanana_async.gateways.contract import HttpRequest, HttpResponse
@@ -158,7 +158,7 @@ class EmulatorTransport(FakeTransport):
         return _to_reply(answer.status, answer.headers, answer.content(), answer.delivery)
 
 
-def _to_reply(status: int, headers: Mapping[str, str], body: bytes, delivery: Delivery) -> Reply:
+def _to_reply(status: int, headers: Mapping[str, str], body: bytes, delivery: ResponseDelivery) -> Reply:
     match delivery.mode:
         case DeliveryMode.RESET:
             return TransportError("the connection was reset", possibly_sent=True)

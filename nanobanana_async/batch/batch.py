@@ -149,7 +149,7 @@ class Batch(NoPlainWith):
 
     def _begin(self) -> None:
         if self._loop is None:
-            self._scheduler.start_background(self._runner.run)
+            self._scheduler.start_background_task(self._runner.run)
             self._loop = asyncio.get_running_loop()
 
     def _raise_error(self) -> None:

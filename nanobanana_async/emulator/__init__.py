@@ -11,7 +11,13 @@ from nanobanana_async.emulator import faults
 from nanobanana_async.emulator.emulator import Emulator, serve
 from nanobanana_async.emulator.faults import Fault, RandomFault, Script
 from nanobanana_async.emulator.field_notes import FIELD_NOTES, field_note
-from nanobanana_async.emulator.messages import Callback, Delivery, DeliveryMode, EmulatedRequest, EmulatedResponse
+from nanobanana_async.emulator.messages import (
+    Callback,
+    DeliveryMode,
+    EmulatedRequest,
+    EmulatedResponse,
+    ResponseDelivery,
+)
 from nanobanana_async.emulator.settings import (
     ACCOUNTS,
     API_KEY,
@@ -37,7 +43,6 @@ __all__ = [
     "UNAPPROVED_KEY",
     "Bimodal",
     "Callback",
-    "Delivery",
     "DeliveryMode",
     "Duration",
     "EmulatedRequest",
@@ -52,6 +57,7 @@ __all__ = [
     "JobFacts",
     "LogNormal",
     "RandomFault",
+    "ResponseDelivery",
     "Script",
     "faults",
     "field_note",

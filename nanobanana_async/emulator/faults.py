@@ -8,7 +8,14 @@ from attrs import evolve, field, frozen
 from attrs.validators import in_
 
 from nanobanana_async.emulator.checks import PROBABILITY
-from nanobanana_async.emulator.messages import ENDPOINTS, WHOLE, Delivery, DeliveryMode, EmulatedResponse, Endpoint
+from nanobanana_async.emulator.messages import (
+    ENDPOINTS,
+    WHOLE,
+    DeliveryMode,
+    EmulatedResponse,
+    Endpoint,
+    ResponseDelivery,
+)
 
 _PROXY_PAGE = (
     b"<html>\r\n<head><title>%d</title></head>\r\n<body>\r\n<center><h1>%d</h1></center>\r\n"
@@ -32,7 +39,7 @@ class Fault:
     body: bytes | None = None
     code: str | None = None
     message: str | None = None
-    delivery: Delivery = WHOLE
+    delivery: ResponseDelivery = WHOLE
     change: Callable[[EmulatedResponse], bytes] | None = None
 
     @property
@@ -57,23 +64,23 @@ class Fault:
 
 def reset(*, processed: bool = False) -> Fault:
     """Reset the connection before the first byte of the response."""
-    return Fault(name="reset", processed=processed, delivery=Delivery(mode=DeliveryMode.RESET))
+    return Fault(name="reset", processed=processed, delivery=ResponseDelivery(mode=DeliveryMode.RESET))
 
 
 def stall(seconds: float, *, processed: bool = False) -> Fault:
     """Wait this long, then reset the connection."""
-    delivery = Delivery(mode=DeliveryMode.RESET, delay_s=seconds)
+    delivery = ResponseDelivery(mode=DeliveryMode.RESET, delay_s=seconds)
     return Fault(name="stall", processed=processed, delivery=delivery)
 
 
 def delay(seconds: float) -> Fault:
     """Process the request at once, and send the true response this much later."""
-    return Fault(name="delay", processed=True, delivery=Delivery(delay_s=seconds))
+    return Fault(name="delay", processed=True, delivery=ResponseDelivery(delay_s=seconds))
 
 
 def late(seconds: float) -> Fault:
     """Process the request only after this long, even if the client has disconnected."""
-    return Fault(name="late", delivery=Delivery(mode=DeliveryMode.LATE, delay_s=seconds))
+    return Fault(name="late", delivery=ResponseDelivery(mode=DeliveryMode.LATE, delay_s=seconds))
 
 
 def error(
@@ -121,13 +128,13 @@ def garbage(status: int = 200, *, processed: bool = False) -> Fault:
 
 def cut(*, sent_share: float = 0.5, processed: bool = True) -> Fault:
     """Send the true Content-Length and this share of the body, then close the connection."""
-    delivery = Delivery(mode=DeliveryMode.CUT, sent_share=sent_share)
+    delivery = ResponseDelivery(mode=DeliveryMode.CUT, sent_share=sent_share)
     return Fault(name="cut", processed=processed, delivery=delivery)
 
 
 def wrong_length(*, sent_share: float = 0.5, processed: bool = True) -> Fault:
     """Send this share of the true length as Content-Length and the whole body, then close the connection."""
-    delivery = Delivery(mode=DeliveryMode.SHORT, sent_share=sent_share)
+    delivery = ResponseDelivery(mode=DeliveryMode.SHORT, sent_share=sent_share)
     return Fault(name="wrong length", processed=processed, delivery=delivery)
 
 

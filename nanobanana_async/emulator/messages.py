@@ -65,7 +65,7 @@ class DeliveryMode(enum.Enum):
 
 
 @frozen(kw_only=True)
-class Delivery:
+class ResponseDelivery:
     """How a response reaches the client: after `delay_s`, in this mode."""
 
     mode: DeliveryMode = DeliveryMode.WHOLE
@@ -73,7 +73,7 @@ class Delivery:
     sent_share: float = field(default=1.0, validator=number(most=1))  # of the body, for CUT and SHORT
 
 
-WHOLE = Delivery()
+WHOLE = ResponseDelivery()
 
 
 @frozen
@@ -88,7 +88,7 @@ class EmulatedResponse:
     status: int
     headers: Mapping[str, str]
     body: bytes
-    delivery: Delivery = WHOLE
+    delivery: ResponseDelivery = WHOLE
     make_body: Callable[[], bytes] | None = None
 
     def content(self) -> bytes:

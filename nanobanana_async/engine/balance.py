@@ -49,7 +49,7 @@ class BalanceReader:
         if self._answer is None:
             self._answer = asyncio.get_running_loop().create_future()
             try:
-                self._engine.scheduler.start_background(self._fetch)
+                self._engine.scheduler.start_background_task(self._fetch)
             except SessionClosed:
                 self._answer = None
                 raise

@@ -119,7 +119,7 @@ class CallbackHandler:
         confirming = key in self._unconfirmed
         self._unconfirmed[key] = task_id
         if not confirming:
-            self._engine.scheduler.start_background(partial(self._confirm_loop, key))
+            self._engine.scheduler.start_background_task(partial(self._confirm_loop, key))
 
     async def _confirm_loop(self, key: str, _: TaskGroup) -> None:
         """Query the task ids claimed for an uncertain job, one after the other, until none is left."""
@@ -130,7 +130,7 @@ class CallbackHandler:
                 wait_s = CONFIRM_GAP_S
                 try:
                     async with self._confirmations:
-                        decided = await self._confirm(key, task_id)
+                        decided = await self._try_claimed_task(key, task_id)
                 except NanoBananaError as error:
                     log.info("callback.unconfirmed job=%s error=%s", key, type(error).__name__)
                     again = is_outage(error) or isinstance(error, RateLimited)
@@ -143,7 +143,7 @@ class CallbackHandler:
         finally:
             del self._unconfirmed[key]
 
-    async def _confirm(self, key: str, task_id: str) -> bool:
+    async def _try_claimed_task(self, key: str, task_id: str) -> bool:
         """Give an uncertain job its task id, if the task exists and is no other job's. Return False to try again."""
         engine, ledger = self._engine, self._engine.store.ledger
         record = await ledger.find(key)

@@ -23,7 +23,7 @@ from nanobanana_async.policy.budget import Affordable
 RETRY_BUDGET_CHECK_S = 0.5
 
 
-class Step(enum.Enum):
+class RequestKind(enum.Enum):
     """A request for a job that may leave."""
 
     CREATE = "create"
@@ -37,7 +37,7 @@ class Decline:
     why: str
 
 
-Start = tuple[TrackedJob, Step | Decline] | ImagePoll
+Start = tuple[TrackedJob, RequestKind | Decline] | ImagePoll
 
 
 class Dispatcher:
@@ -118,7 +118,7 @@ class Dispatcher:
                 queue.popleft()
                 self._credits.reserve(job)
                 self._slots.sent(job, now)
-                starts.append((job, Step.CREATE))
+                starts.append((job, RequestKind.CREATE))
         if self._repeats:
             opens_at = (
                 self._slots.breaker.opens_at if self._slots.breaker.opens_at > now else now + RETRY_BUDGET_CHECK_S
@@ -143,7 +143,7 @@ class Dispatcher:
             if job.phase is Phase.QUEUED:
                 self._slots.retry_budget.earn()
                 self._poller.sent(now)
-                starts.append((job, Step.POLL))
+                starts.append((job, RequestKind.POLL))
         return NEVER
 
     def _free_requests(self, starts: list[Start]) -> int:

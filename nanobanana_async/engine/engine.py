@@ -153,7 +153,7 @@ class Engine:
             running_since=now,
         )
 
-    def check_attachable(self, known: JobRecord, key: str | None, request: ImageRequest | None) -> None:
+    def check_attach_matches(self, known: JobRecord, key: str | None, request: ImageRequest | None) -> None:
         """Raise an error if a task that is a job already is to be attached under another key or request."""
         if key is not None and key != known.key:
             why = f"task {known.task_id} is job {known.key} in this ledger: attach it without a key, or with that one"

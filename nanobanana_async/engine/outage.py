@@ -34,14 +34,14 @@ class Outage:
         self._answered_at = clock()
         self._report_at = 0.0
 
-    def answered(self) -> None:
+    def gateway_answered(self) -> None:
         """Record that the gateway has answered, if only with an error of its own."""
         self.error, self.unmet, self._answered_at = None, False, self._clock()
 
-    def failed(self, error: NanoBananaError, sent_at: float) -> None:
+    def request_failed(self, error: NanoBananaError, sent_at: float) -> None:
         """Record that a request failed, which left at a time."""
         if not isinstance(error, (TransportError, GatewayUnavailable, UnexpectedResponse)):
-            self.answered()
+            self.gateway_answered()
             return
         if self.error is None:
             self._since = min(max(sent_at, self._answered_at), self._clock())

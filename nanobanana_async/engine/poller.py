@@ -118,9 +118,9 @@ class Poller:
         try:
             seen = await self._query(task_id)
         except NanoBananaError as error:
-            self.outage.failed(error, sent_at)
+            self.outage.request_failed(error, sent_at)
             raise
-        self.outage.answered()
+        self.outage.gateway_answered()
         return seen
 
     def running_since(self, job: TrackedJob) -> float:
@@ -181,7 +181,7 @@ class Poller:
             answer = await query()
         except NanoBananaError as error:
             now = self._clock()
-            self.outage.failed(error, sent_at)
+            self.outage.request_failed(error, sent_at)
             asked = asked_wait_s(error)
             if isinstance(error, RateLimited) and not self.used_up.refused(error, sent_at):
                 self._budget.on_throttled("poll", now, sent_at, asked or None)
@@ -196,7 +196,7 @@ class Poller:
         finally:
             self._in_flight -= 1
         self.breaker.answered()
-        self.outage.answered()
+        self.outage.gateway_answered()
         self._budget.on_accepted("poll", self._clock(), sent_at)
         return answer
 

@@ -86,7 +86,7 @@ class Reconciler:
                     done.set_exception(SessionClosed("the session was closed before the history was read"))
                 raise
 
-        self._engine.scheduler.start_background(run)
+        self._engine.scheduler.start_background_task(run)
         return await done
 
     async def _reconcile_waiting(self) -> None:

@@ -111,7 +111,7 @@ class JobResolver:
                     answer.set_exception(SessionClosed("the session was closed before the task was confirmed"))
                 raise
 
-        self._engine.scheduler.start_background(ask)
+        self._engine.scheduler.start_background_task(ask)
         return await answer
 
     async def _ask_until_sure(self, task_id: str, record: JobRecord, age_s: float) -> Observation | None:

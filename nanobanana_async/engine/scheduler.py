@@ -8,7 +8,7 @@ from typing import Any, assert_never
 from anyio.abc import TaskGroup
 
 from nanobanana_async.engine.claims import Claims
-from nanobanana_async.engine.dispatcher import Decline, Dispatcher, Start, Step
+from nanobanana_async.engine.dispatcher import Decline, Dispatcher, RequestKind, Start
 from nanobanana_async.engine.estimates import JobEstimates
 from nanobanana_async.engine.foreign_slots import recount_foreign_slots
 from nanobanana_async.engine.image_poll import ImagePoll
@@ -87,7 +87,7 @@ class Scheduler:
         for work in self.background:
             self.workers.start_task("beside", work, again=True)
 
-    def start_background(self, work: Callable[[TaskGroup], Coroutine[Any, Any, None]]) -> None:
+    def start_background_task(self, work: Callable[[TaskGroup], Coroutine[Any, Any, None]]) -> None:
         """Run a coroutine in the session's task group, until the session closes. It must not raise."""
         if self.closing:
             raise SessionClosed("the session is closed")
@@ -96,14 +96,14 @@ class Scheduler:
     async def aclose(self, grace_s: float) -> None:
         """Start nothing more; wait at most `grace_s` until creates in flight are answered and stored."""
         self.stop()
-        await self.workers.finish(grace_s)
+        await self.workers.wait_for_creates_and_writes(grace_s)
 
     def fail_all_waiters(self) -> None:
         """Raise `SessionClosed` in all waiters; unfinished jobs stay in the ledger."""
         self.stop()
         closed = "the session was closed while you waited"
         for job in list(self.tracked.values()):
-            self._stop_following(job, SessionClosed(f"{closed}; the job stays in the ledger"))
+            self._finish_job(job, SessionClosed(f"{closed}; the job stays in the ledger"))
         self.image_polls.fail_all(SessionClosed(closed))
 
     def stop(self) -> None:
@@ -121,7 +121,7 @@ class Scheduler:
         starts, next_at = self.dispatcher.admit(now)
         for start in starts:
             self._carry_out(start)
-        self._timers.arm(now, next_at)
+        self._timers.set_loop_timer(now, next_at)
 
     async def _tick_on_timer(self) -> None:
         """Tick whenever the timer fires. This is a task because anyio can't start tasks from a timer's callback."""
@@ -134,11 +134,11 @@ class Scheduler:
         """Start what the dispatcher decided."""
         match start:
             case ImagePoll():
-                self.workers.run_request(self.image_polls.run, start)
-            case (job, Step.CREATE):
+                self.workers.start_request(self.image_polls.run, start)
+            case (job, RequestKind.CREATE):
                 job.move(Phase.IN_FLIGHT)
                 self.workers.run_create(self._submitter.submit, job)
-            case (job, Step.POLL):
+            case (job, RequestKind.POLL):
                 job.move(Phase.IN_FLIGHT)
                 self.workers.poll(self._poller.poll, job)
             case (job, Decline(why=why)):
@@ -199,12 +199,12 @@ class Scheduler:
             case AwaitHistory():
                 job.move(Phase.CHECKING)
             case HoldSlots(due=due):
-                self._retire(job, Phase.DONE, hold_until=due)
+                self._untrack(job, Phase.DONE, hold_until=due)
             case LetGo():
-                self._retire(job, Phase.KNOWN)
+                self._untrack(job, Phase.KNOWN)
                 job.wake()
             case Finish(error=error):
-                self._stop_following(job, error)
+                self._finish_job(job, error)
             case _:
                 assert_never(next_step)
         if too_late or joined != job.joining:
@@ -236,7 +236,7 @@ class Scheduler:
             case Phase.FOREIGN if job.is_wanted:
                 self.start_step(self._claims.check_owner, job)
             case Phase.FOREIGN:
-                self._retire(job, Phase.KNOWN, ours=False)
+                self._untrack(job, Phase.KNOWN, ours=False)
             case Phase.HOLDING:  # by now it has ended, if it ever ran
                 if self.holding.get(job.key) is job:
                     del self.holding[job.key]
@@ -267,7 +267,7 @@ class Scheduler:
         self._store.replace_record(job, record)
         self._store.credits.park(job)
 
-    def _stop_following(self, job: TrackedJob, error: NanoBananaError | None) -> None:
+    def _finish_job(self, job: TrackedJob, error: NanoBananaError | None) -> None:
         """Stop following a job: it has ended, or `error` ends the waiting and the job goes on without us."""
         hold_until, ours = NEVER, job.phase is not Phase.CLAIMING
         if error is not None:
@@ -278,10 +278,10 @@ class Scheduler:
             if job.holding_before is not None and not ours:  # the claim failed: the job is uncertain as before
                 job.record = job.ledger_record = job.holding_before.record
             hold_until = job.holds_slots_until
-        self._retire(job, Phase.DONE, hold_until=hold_until, ours=ours)
+        self._untrack(job, Phase.DONE, hold_until=hold_until, ours=ours)
         job.wake()
 
-    def _retire(self, job: TrackedJob, phase: Phase, *, hold_until: float = NEVER, ours: bool = True) -> None:
+    def _untrack(self, job: TrackedJob, phase: Phase, *, hold_until: float = NEVER, ours: bool = True) -> None:
         """Stop following a job. An uncertain one holds its slots until `hold_until`, since it may still run."""
         self.tracked.pop(job.key, None)
         self._estimates.forget(job)
@@ -310,7 +310,7 @@ class Scheduler:
         if isinstance(job, ImagePoll):
             self.image_polls.fail(job, error)
         elif job.is_followed:
-            self._stop_following(job, error)
+            self._finish_job(job, error)
 
     def check_open(self, record: JobRecord) -> None:
         """Raise `SessionClosed` if the session is closing."""

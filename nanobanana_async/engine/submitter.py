@@ -138,7 +138,7 @@ class Submitter:
 
     async def _accepted(self, job: TrackedJob, accepted: Accepted) -> Next:
         self._slots.breaker.answered()
-        self._poller.outage.answered()
+        self._poller.outage.gateway_answered()
         job.failures, job.last_failure, job.sources = 0, None, NO_SOURCES
         job.running_at = self._clock()
         self._slots.on_accepted(job, job.running_at)
@@ -175,7 +175,7 @@ class Submitter:
         job.last_failure = error.for_job(job.key, safe_to_repeat=error.safe_to_repeat)  # a copy without its traceback
         outage = self._poller.outage
         attempt = evolve(self._attempt(job, sent_before=sent_before), unmet=outage.unmet)
-        outage.failed(error, job.sent_at)
+        outage.request_failed(error, job.sent_at)
         attempt = evolve(attempt, hopeless=outage.is_hopeless(error))
         decision = decide_failed_create(error, attempt, self._retry)
         if decision.action is RetryAction.REFUSE and self._references.may_have_lost_uploads(job, error):

@@ -39,7 +39,7 @@ class Timers:
                 job.due = NEVER
                 yield job
 
-    def arm(self, now: float, also_at: float = NEVER) -> None:
+    def set_loop_timer(self, now: float, also_at: float = NEVER) -> None:
         """Set the timer to the next due time, or to another time if that comes first."""
         at = min(self._heap[0][0] if self._heap else NEVER, also_at)
         if self._handle is not None and now < self._armed_for <= at:

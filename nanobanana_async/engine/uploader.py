@@ -112,7 +112,7 @@ class Uploader:
         try:
             target = read(await send_contained(self._transport, request, timeout_s=timeout_s))
         except NanoBananaError as error:
-            self._outage.failed(error, sent_at)
+            self._outage.request_failed(error, sent_at)
             raise
-        self._outage.answered()
+        self._outage.gateway_answered()
         return target

@@ -70,28 +70,28 @@ class WorkerPool:
     def run_create(self, step: JobStep, job: TrackedJob) -> None:
         """Run a create of a job; a request must be free for it. Closing the session waits for it."""
         self._begin()
-        self.run_request(partial(self._run_step, step), job)
+        self.start_request(partial(self._run_step, step), job)
 
     def run_ledger_step(self, step: JobStep, job: TrackedJob) -> None:
         """Run a step that only reads and writes the ledger. Closing the session waits for it."""
         self._begin()
-        self._run(partial(self._run_step, step), job, False)
+        self._hand_to_worker(partial(self._run_step, step), job, False)
 
     def poll(self, step: Callable[[TrackedJob], Awaitable[Next]], job: TrackedJob) -> None:
         """Run a poll of a job; a request must be free for it. Closing the session does not wait for it."""
-        self.run_request(partial(self._poll, step), job)
+        self.start_request(partial(self._poll, step), job)
 
-    async def finish(self, grace_s: float) -> None:
+    async def wait_for_creates_and_writes(self, grace_s: float) -> None:
         """Wait until all creates and writes are done, but not longer than `grace_s`."""
         with anyio.move_on_after(grace_s):
             if self._unfinished:
                 await self._all_finished.wait()
 
-    def run_request(self, job_task: JobTask, job: Timed) -> None:
+    def start_request(self, job_task: JobTask, job: Timed) -> None:
         """Run a coroutine that makes a request; the pool must not be `full`."""
         self._permits.acquire_nowait()
         self.free_requests -= 1
-        self._run(job_task, job, True)
+        self._hand_to_worker(job_task, job, True)
 
     def start_task(self, name: str, work: Callable[[], Coroutine[Any, Any, None]], *, again: bool = False) -> None:
         """Run a coroutine in the task group. A failure is logged; with `again` the coroutine is then started again."""
@@ -106,7 +106,7 @@ class WorkerPool:
         """
         if isinstance(failure, Exception):
             return True
-        if not isinstance(failure, asyncio.CancelledError) or self._ends:
+        if not isinstance(failure, asyncio.CancelledError) or self._is_shutting_down:
             return False
         if (task := asyncio.current_task()) is not None:
             while task.cancelling():
@@ -114,7 +114,7 @@ class WorkerPool:
         return True
 
     @property
-    def _ends(self) -> bool:
+    def _is_shutting_down(self) -> bool:
         if self._group is None or self._host is None:
             return False
         # When the event loop shuts down it cancels all tasks, the session's too.
@@ -140,7 +140,7 @@ class WorkerPool:
     async def _poll(self, step: Callable[[TrackedJob], Awaitable[Next]], job: TrackedJob) -> None:
         self._apply(job, await step(job))
 
-    def _run(self, job_task: JobTask, job: Timed, permitted: bool) -> None:
+    def _hand_to_worker(self, job_task: JobTask, job: Timed, permitted: bool) -> None:
         while self._idle:
             handover = self._idle.pop()
             if not handover.done():  # else its worker was cancelled

@@ -35,7 +35,7 @@ from nanobanana_async.gateways.parsing import (
 )
 from nanobanana_async.gateways.rate_limits import body_wait_s
 from nanobanana_async.gateways.refusals import NO_MESSAGE, Refusal, create_refusal_error, refusal_error, unwrap
-from nanobanana_async.gateways.tasks import has_status, parse_task
+from nanobanana_async.gateways.tasks import has_known_status, parse_task
 from nanobanana_async.jobs import Accepted, JobState, Observation
 from nanobanana_async.keys import validate_key
 from nanobanana_async.models import ImageRequest
@@ -168,7 +168,7 @@ class ApiMall(GatewaySettings):
         answer = ParsedResponse.from_response(self, response)
         envelope, refusal = unwrap(answer, _find_refusal)
         data = envelope.get("data")
-        if refusal is not None and not has_status(data, _STATUSES):
+        if refusal is not None and not has_known_status(data, _STATUSES):
             raise refusal_error(answer, refusal)
         request_id = parse_word(envelope.get("request_id"))
         return parse_task(answer, envelope, data, _STATUSES, refusal=refusal, request_id=request_id)

@@ -22,7 +22,7 @@ from nanobanana_async.gateways.parsing import (
 )
 from nanobanana_async.gateways.rate_limits import body_wait_s
 from nanobanana_async.gateways.refusals import NO_MESSAGE, Refusal, create_refusal_error, refusal_error, unwrap
-from nanobanana_async.gateways.tasks import has_status, parse_task
+from nanobanana_async.gateways.tasks import has_known_status, parse_task
 from nanobanana_async.jobs import Accepted, JobState, Observation
 from nanobanana_async.models import ImageRequest
 from nanobanana_async.validators import at_least_one
@@ -150,7 +150,7 @@ class DefApi(GatewaySettings):
         answer = ParsedResponse.from_response(self, response)
         envelope, refusal = unwrap(answer, _find_refusal)
         fields = _flat(envelope)
-        if refusal is not None and not has_status(fields, _STATUSES):
+        if refusal is not None and not has_known_status(fields, _STATUSES):
             raise refusal_error(answer, refusal)
         return parse_task(answer, envelope, fields, _STATUSES, refusal=refusal)
 

@@ -91,7 +91,7 @@ class _Reason:
     code: str | None = None
 
 
-def has_status(fields: object, statuses: Statuses) -> bool:
+def has_known_status(fields: object, statuses: Statuses) -> bool:
     """Return whether the fields hold a status word that either gateway uses."""
     status = fields.get("status") if isinstance(fields, Mapping) else None
     if not isinstance(status, str):
@@ -155,7 +155,7 @@ def _delivery(task: _Task, body: bytes) -> tuple[DeliveredImages, str | None]:
 
     All of a list of several images, otherwise the first field that holds an image.
     """
-    listed, text = _listed(task)
+    listed, text = _entries_and_text(task)
     several = parse_delivered(listed, body) if len(listed) > 1 else DeliveredImages()
     if several.images:
         return several, text
@@ -165,7 +165,7 @@ def _delivery(task: _Task, body: bytes) -> tuple[DeliveredImages, str | None]:
     return first, text
 
 
-def _listed(task: _Task) -> tuple[list[object], str | None]:
+def _entries_and_text(task: _Task) -> tuple[list[object], str | None]:
     """Return the entries of the first list of images that is not empty, without its texts; and the first text."""
     output = parse_nested_json(task.output)
     if isinstance(output, dict):

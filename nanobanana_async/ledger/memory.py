@@ -144,7 +144,7 @@ class MemoryLedger:
 
     async def spent(self, batch: str) -> Decimal:
         """Return the sum of the charges of the batch with this name, reserved ones included, after refunds."""
-        return self._charges.spent(key_prefix(batch))
+        return self._charges.spent_or_reserved(key_prefix(batch))
 
     async def callback_secret(self) -> bytes:
         """Return 32 random bytes, the same as long as the ledger exists."""

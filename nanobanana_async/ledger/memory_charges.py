@@ -38,7 +38,7 @@ class MemoryCharges:
             self._apply_users_price(job.batch, price.credits)
         known = self._prices.get((job.account, price.price_class))
         learned = None if known is None else Price(price.price_class, known)
-        spent = self.spent(job.batch)
+        spent = self.spent_or_reserved(job.batch)
         if max_credits is None:
             return Allowance(price=learned or price, other_charges=spent)
         if learned is not None and (price.estimated or learned.credits > price.credits):
@@ -85,7 +85,7 @@ class MemoryCharges:
         if reported is not None and reported != price_in(before):
             self._learn(stored.account, price_class, reported)
 
-    def spent(self, batch: str | None) -> Decimal:
+    def spent_or_reserved(self, batch: str | None) -> Decimal:
         """Return the sum of a batch's charges."""
         charges = (*self._charges.values(), *self._pruned)
         return sum((charge.price.credits for charge in charges if charge.batch == batch), NOTHING)

@@ -55,7 +55,7 @@ class _Kind:
     accepted: AcceptedLately = field(factory=AcceptedLately)
     accepted_at: float = -math.inf
     """When the last accepted request was sent."""
-    refused_at: float | None = None
+    refused_since: float | None = None
     """When the first refusal of a run of refusals was answered; None while requests are accepted."""
     refused_in_a_row: int = 0
     """The length of the run."""
@@ -63,8 +63,8 @@ class _Kind:
     """When the first refusal for the rate came."""
     best_minute: float = 0.0
     """The highest rate that a minute since then has proven."""
-    tried_meanwhile: int = 0
-    accepted_meanwhile: int = 0
+    other_kind_tried: int = 0
+    other_kind_accepted: int = 0
     """Requests of the other kind that were sent during the run, and how many of them were accepted."""
 
     def learned(self) -> LearnedPace | None:
@@ -119,8 +119,8 @@ class RequestBudget:
         """Record that a request was answered, and not with a 429 for its rate."""
         self._meanwhile(kind, sent_at, accepted=True)
         this = self._kinds[kind]
-        if this.refused_at is not None and sent_at > this.refused_at:
-            this.refused_at = None
+        if this.refused_since is not None and sent_at > this.refused_since:
+            this.refused_since = None
         for each in (this, self._both):
             each.accepted.add(sent_at)
             each.accepted_at = max(each.accepted_at, sent_at)
@@ -131,12 +131,12 @@ class RequestBudget:
         this = self._kinds[kind]
         if self._meanwhile(kind, sent_at, accepted=False):
             self._weigh(REFUSED_TOO)
-        if this.refused_at is None:
-            this.refused_at, this.refused_in_a_row, this.tried_meanwhile, this.accepted_meanwhile = now, 1, 0, 0
-        elif sent_at > this.refused_at:
+        if this.refused_since is None:
+            this.refused_since, this.refused_in_a_row, this.other_kind_tried, this.other_kind_accepted = now, 1, 0, 0
+        elif sent_at > this.refused_since:
             this.refused_in_a_row += 1
-            if this.refused_in_a_row >= LONG_RUN and this.accepted_meanwhile:
-                share = (this.accepted_meanwhile + 0.5) / (this.tried_meanwhile + 1.0)
+            if this.refused_in_a_row >= LONG_RUN and this.other_kind_accepted:
+                share = (this.other_kind_accepted + 0.5) / (this.other_kind_tried + 1.0)
                 self._weigh(math.log(1.0 - share))
         for each in (this, self._both):
             each.limited_since = min(each.limited_since, now)
@@ -146,7 +146,7 @@ class RequestBudget:
     def rate_log_odds_of_refused_create(self, sent_at: float) -> float:
         """Return what polls show about an unexplained 429 to a create: log P(polls | rate) / P(polls | slots)."""
         polls = self._kinds["poll"]
-        if polls.refused_at is not None and self.log_odds >= 0.0:
+        if polls.refused_since is not None and self.log_odds >= 0.0:
             return POLLS_REFUSED
         if self.limited or sent_at - polls.accepted_at > SOON_S:  # at a known limit single requests are refused
             return 0.0
@@ -155,22 +155,22 @@ class RequestBudget:
 
     def polls_refused_after(self, sent_at: float) -> bool:
         """Return whether polls are refused for their rate, the first of them after a request of both."""
-        refused_at = self._kinds["poll"].refused_at
+        refused_at = self._kinds["poll"].refused_since
         return self.shared and refused_at is not None and refused_at > sent_at
 
     def _may_try(self, kind: RequestKind) -> bool:
         """Return whether one request may show, at once, whether it is refused as the other kind was."""
         other = self._kinds[_OTHER[kind]]
-        untried = other.refused_at is not None and other.tried_meanwhile < other.refused_in_a_row
-        return untried and self._kinds[kind].refused_at is None and self.log_odds < WELL_KNOWN
+        untried = other.refused_since is not None and other.other_kind_tried < other.refused_in_a_row
+        return untried and self._kinds[kind].refused_since is None and self.log_odds < WELL_KNOWN
 
     def _meanwhile(self, kind: RequestKind, sent_at: float, *, accepted: bool) -> bool:
         """Count a request for the other kind; return whether that was being refused when this one was sent."""
         other = self._kinds[_OTHER[kind]]
-        if other.refused_at is None or sent_at <= other.refused_at:
+        if other.refused_since is None or sent_at <= other.refused_since:
             return False
-        other.tried_meanwhile += 1
-        other.accepted_meanwhile += accepted
+        other.other_kind_tried += 1
+        other.other_kind_accepted += accepted
         return True
 
     def _weigh(self, evidence: float) -> None:

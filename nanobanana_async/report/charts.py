@@ -8,7 +8,7 @@ from attrs import frozen
 from nanobanana_async.formatting import count, duration, number
 from nanobanana_async.report.recorder import Recorder
 from nanobanana_async.report.summary import Summary
-from nanobanana_async.report.timeline import Axis, Step, levels, sums
+from nanobanana_async.report.timeline import BusyTimeAxis, Step, levels, sums
 
 _WIDTH, _HEIGHT = 1000.0, 100.0
 _TIME_STEPS_S = (
@@ -54,7 +54,7 @@ class Chart:
         return ", ".join(part for part in (self.title, self.headline, self.note) if part)
 
 
-def charts_of(summary: Summary, run: Recorder | None) -> tuple[list[Chart], Axis]:
+def charts_of(summary: Summary, run: Recorder | None) -> tuple[list[Chart], BusyTimeAxis]:
     """Return the charts that have data, and their axis of time, which knows how long jobs were running."""
     held = summary.held()
     durations_s = sorted(summary.durations_s)
@@ -64,7 +64,7 @@ def charts_of(summary: Summary, run: Recorder | None) -> tuple[list[Chart], Axis
         start = run.started_at.timestamp()
         spans.append((start, max(start, run.last_at.timestamp())))
     median_s = durations_s[len(durations_s) // 2] if durations_s else 0.0
-    axis = Axis(spans, max(_MIN_IDLE_S, _IDLE_JOBS * median_s))
+    axis = BusyTimeAxis(spans, max(_MIN_IDLE_S, _IDLE_JOBS * median_s))
     if axis.empty:
         return [], axis
     charts = [
@@ -76,7 +76,7 @@ def charts_of(summary: Summary, run: Recorder | None) -> tuple[list[Chart], Axis
     return [chart for chart in charts if chart is not None], axis
 
 
-def _slots(held: Sequence[tuple[float, float, int]], run: Recorder | None, axis: Axis) -> Chart:
+def _slots(held: Sequence[tuple[float, float, int]], run: Recorder | None, axis: BusyTimeAxis) -> Chart:
     steps = levels(held, axis)
     limit, throttled, paused = _learned(run, axis)
     limits = [value for _, value in limit if value is not None]
@@ -112,7 +112,7 @@ def _slots(held: Sequence[tuple[float, float, int]], run: Recorder | None, axis:
 
 
 def _learned(
-    run: Recorder | None, axis: Axis
+    run: Recorder | None, axis: BusyTimeAxis
 ) -> tuple[list[tuple[float, float | None]], list[float], list[tuple[float, float]]]:
     """Return the limit over time, where creates were refused with 429, and where creates were paused."""
     if run is None or not run.samples or run.last_at is None:
@@ -145,7 +145,7 @@ def _value_at(limit: Sequence[tuple[float, float | None]], steps: Sequence[Step]
     return next((value for at, value in reversed(steps) if at <= place), 0.0)
 
 
-def _credits(summary: Summary, axis: Axis) -> Chart | None:
+def _credits(summary: Summary, axis: BusyTimeAxis) -> Chart | None:
     if not summary.price_sum or not len(summary.paid):
         return None
     steps = sums(zip(summary.paid_at, summary.paid, strict=True), axis)
@@ -200,7 +200,7 @@ def _bin_label(value: float, width: float) -> str:
     return f"{value:g} s" if width < 1 or value < 10 else duration(value)
 
 
-def _time_ticks(axis: Axis, max_ticks: int = _MAX_TICKS) -> tuple[Tick, ...]:
+def _time_ticks(axis: BusyTimeAxis, max_ticks: int = _MAX_TICKS) -> tuple[Tick, ...]:
     """Return round times since the start, up to the first cut of idle time."""
     days = (_DAY_S * days for days in range(1, 10_000))
     step = next(step for step in (*_TIME_STEPS_S, *days) if axis.busy_s / step <= max_ticks)

@@ -25,7 +25,7 @@ from nanobanana_async.report.recorder import Recorder
 from nanobanana_async.report.row import STATUSES, ReportRow, json_value
 from nanobanana_async.report.summary import Credits, Summary
 from nanobanana_async.report.thumbnails import find_thumbnail, is_url
-from nanobanana_async.report.timeline import Axis
+from nanobanana_async.report.timeline import BusyTimeAxis
 
 MAX_CARDS = 10_000
 
@@ -162,7 +162,7 @@ def _digest(text: str) -> str:
     return f"sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}"
 
 
-def _header(summary: Summary, cost: Credits | None, axis: Axis) -> list[Fact]:
+def _header(summary: Summary, cost: Credits | None, axis: BusyTimeAxis) -> list[Fact]:
     counts = summary.statuses
     failed = [status for status in ("failed", "refused", "invalid") if counts[status]]
     facts = [
@@ -182,7 +182,7 @@ def _header(summary: Summary, cost: Credits | None, axis: Axis) -> list[Fact]:
     return [fact for fact in facts if fact is not None]
 
 
-def _when(summary: Summary, axis: Axis) -> str:
+def _when(summary: Summary, axis: BusyTimeAxis) -> str:
     """Return when the run began; a period for several runs, whose length is no running time."""
     moments = [*summary.began, *summary.ended]
     if not moments:

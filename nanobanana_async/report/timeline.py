@@ -26,7 +26,7 @@ class IdleCut:
     seconds: float
 
 
-class Axis:
+class BusyTimeAxis:
     """The busy time of a run as places from 0 to 1, so that a batch resumed after a week has no week of empty chart.
 
     `spans` are busy times. A gap of more than `idle_s` between two spans is idle time, which is cut out.
@@ -63,7 +63,7 @@ class Axis:
         return min(1.0, (offset_s + min(at, end) - start) / self.length_s)
 
 
-def levels(spans: Sequence[tuple[float, float, int]], axis: Axis) -> list[Step]:
+def levels(spans: Sequence[tuple[float, float, int]], axis: BusyTimeAxis) -> list[Step]:
     """Return the maximum number of held slots in each column, from spans of start, end and number."""
     changes = [(start, held) for start, _, held in spans] + [(end, -held) for _, end, held in spans]
     changes.sort()
@@ -79,7 +79,7 @@ def levels(spans: Sequence[tuple[float, float, int]], axis: Axis) -> list[Step]:
     return _steps([(column / COLUMNS, value) for column, value in enumerate(columns)])
 
 
-def sums(parts: Iterable[tuple[float, float]], axis: Axis) -> list[Step]:
+def sums(parts: Iterable[tuple[float, float]], axis: BusyTimeAxis) -> list[Step]:
     """Return the cumulative sum of amounts, given as time and amount."""
     total, found = 0.0, {0: 0.0}
     for at, amount in sorted(parts):

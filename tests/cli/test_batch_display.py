@@ -59,7 +59,7 @@ class Scene:
 def test_the_display_shows_rows_slots_credits_and_remaining_time() -> None:
     scene = Scene(300, max_credits=Decimal(60))
     for status in ["succeeded"] * 50 + ["failed", "uncertain"]:
-        scene.display.add_finished(status)
+        scene.display.add_from_earlier_run(status)
     scene.display.tick(STATS)
     scene.display.reserved = Decimal(2)
     bar, rows, facts = scene.rendered()
@@ -70,7 +70,7 @@ def test_the_display_shows_rows_slots_credits_and_remaining_time() -> None:
 
 def test_the_bar_counts_what_running_rows_have_done_and_never_goes_back() -> None:
     scene = Scene(10)
-    scene.display.add_finished("succeeded")
+    scene.display.add_from_earlier_run("succeeded")
     percents = []
     for running in (0.0, 2.5, 5.5, 1.0):  # the last: rows have ended whose results are not written yet
         scene.display.tick(STATS, running)
@@ -78,7 +78,7 @@ def test_the_bar_counts_what_running_rows_have_done_and_never_goes_back() -> Non
     assert percents == ["10", "35", "65", "65"]
     assert scene.rendered()[1].startswith("1/10 rows")
     for _ in range(9):
-        scene.display.add_finished("succeeded")
+        scene.display.add_from_earlier_run("succeeded")
     scene.display.tick(STATS, 0.0)
     assert scene.rendered()[0].endswith("100 %")
 

@@ -74,14 +74,14 @@ async def test_job_due_within_a_tick_is_due_now() -> None:
 async def test_timer_fires_at_the_earliest_due_time() -> None:
     timer = RecordedTimer()
     timer.timers.set(job_number(1), 30.0)
-    timer.timers.arm(now())
+    timer.timers.set_loop_timer(now())
     timer.timers.set(job_number(2), 10.0)
-    timer.timers.arm(now())
+    timer.timers.set_loop_timer(now())
     await asyncio.sleep(15.0)
     assert timer.fired_at == [10.0]
     list(timer.timers.due(now()))
-    timer.timers.arm(now(), also_at=20.0)
-    timer.timers.arm(now(), also_at=25.0)
+    timer.timers.set_loop_timer(now(), also_at=20.0)
+    timer.timers.set_loop_timer(now(), also_at=25.0)
     await asyncio.sleep(100.0)
     assert timer.fired_at == [10.0, 20.0]
 
@@ -89,9 +89,9 @@ async def test_timer_fires_at_the_earliest_due_time() -> None:
 @virtually
 async def test_stopped_or_empty_timer_does_not_fire() -> None:
     timer = RecordedTimer()
-    timer.timers.arm(now())
+    timer.timers.set_loop_timer(now())
     timer.timers.set(job_number(), 10.0)
-    timer.timers.arm(now())
+    timer.timers.set_loop_timer(now())
     timer.timers.stop()
     await asyncio.sleep(100.0)
     assert timer.fired_at == []
@@ -101,7 +101,7 @@ async def test_stopped_or_empty_timer_does_not_fire() -> None:
 async def test_timer_fires_at_most_once_per_tick() -> None:
     timer = RecordedTimer()
     timer.timers.set(job_number(), 0.0)
-    timer.timers.arm(now())
+    timer.timers.set_loop_timer(now())
     await asyncio.sleep(1.0)
     assert timer.fired_at == [TICK_S]
 

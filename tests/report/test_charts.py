@@ -10,7 +10,7 @@ import pytest
 from nanobanana_async.report import Recorder, ReportRow
 from nanobanana_async.report.charts import Chart, charts_of
 from nanobanana_async.report.summary import Summary
-from nanobanana_async.report.timeline import Axis, levels, sums
+from nanobanana_async.report.timeline import BusyTimeAxis, levels, sums
 from tests.support.reports import START, Clock, limits_changed, made_rows, made_run, row, run_job, without_image
 
 
@@ -29,7 +29,7 @@ def drawn(rows: Iterable[ReportRow], run: Recorder | None = None) -> dict[str, C
 
 
 def test_idle_time_is_cut_out() -> None:
-    axis = Axis([(0.0, 100.0), (50_000.0, 50_100.0)], 60.0)
+    axis = BusyTimeAxis([(0.0, 100.0), (50_000.0, 50_100.0)], 60.0)
     assert axis.busy_s == 200.0
     (cut,) = axis.cuts
     assert cut.seconds == 49_900.0
@@ -40,18 +40,18 @@ def test_idle_time_is_cut_out() -> None:
 
 
 def test_a_short_pause_of_a_long_run_is_not_cut() -> None:
-    assert Axis([(0.0, 10_000.0), (10_100.0, 20_000.0)], 60.0).cuts == ()
+    assert BusyTimeAxis([(0.0, 10_000.0), (10_100.0, 20_000.0)], 60.0).cuts == ()
 
 
 def test_levels_are_the_maximum_of_each_column() -> None:
-    axis = Axis([(0.0, 100.0)], 1.0)
+    axis = BusyTimeAxis([(0.0, 100.0)], 1.0)
     steps = levels([(0.0, 50.0, 1), (25.0, 50.0, 2), (75.0, 75.0001, 4)], axis)
     assert [value for _, value in steps] == [1, 3, 0, 4, 0]
     assert [round(place, 2) for place, _ in steps] == [0.0, 0.25, 0.5, 0.75, 0.75]
 
 
 def test_sums_are_cumulative_in_any_order() -> None:
-    steps = sums([(90.0, 5.0), (10.0, 1.0), (10.0, 1.0)], Axis([(0.0, 100.0)], 1.0))
+    steps = sums([(90.0, 5.0), (10.0, 1.0), (10.0, 1.0)], BusyTimeAxis([(0.0, 100.0)], 1.0))
     assert [value for _, value in steps] == [0.0, 2.0, 7.0]
 
 

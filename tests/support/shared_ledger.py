@@ -200,7 +200,7 @@ class LedgerView:
         await self._run("remember_upload", remember)
 
     async def spent(self, batch: str) -> Decimal:
-        return await self._run("spent", lambda: self.shared.charges.spent(key_prefix(batch)))
+        return await self._run("spent", lambda: self.shared.charges.spent_or_reserved(key_prefix(batch)))
 
     async def callback_secret(self) -> bytes:
         return bytes(32)

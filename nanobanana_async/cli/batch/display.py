@@ -114,7 +114,7 @@ class BatchDisplay(LiveDisplay):
         if record.state is JobState.SUCCEEDED:
             self._saving.add(record.key)
 
-    def add_finished(self, status: str) -> None:
+    def add_from_earlier_run(self, status: str) -> None:
         """Count a row that ended in an earlier run."""
         self.counts[status] += 1
 

@@ -139,7 +139,7 @@ class Run:
                 self._results.add(result)
                 self._summary.add(result)
                 self._report.add(result.row)
-                self._display.add_finished(result.row.status)
+                self._display.add_from_earlier_run(result.row.status)
                 self._stdout.add(result, self._folder)
             if row.index % YIELD_EVERY == 0:
                 self._display.tick(None)
@@ -176,7 +176,7 @@ class Run:
                     max_wait_s=plan.max_wait_s,
                 ) as batch,
             ):
-                report = (self._write_reports(batch), self._report.make_thumbnails())
+                report = (self._keep_report_current(batch), self._report.make_thumbnails())
                 coroutines = (
                     self._tick(session, batch),
                     watch_balance(session, self._display),
@@ -239,7 +239,7 @@ class Run:
         self._display.phase = COLLECTING
         await batch.aclose()
 
-    async def _write_reports(self, batch: Batch) -> None:
+    async def _keep_report_current(self, batch: Batch) -> None:
         clock, pause_s = asyncio.get_running_loop().time, REPORT_S
         while True:
             await asyncio.sleep(pause_s)
