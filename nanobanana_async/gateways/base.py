@@ -283,7 +283,8 @@ class GatewaySettings:
         """Return the class of the request: requests of one class cost the same and take about as long."""
         size = request.resolution or "default"
         # Not all of `extra`: with a class for each seed, no price and no duration would be learned.
-        more = "".join(f"/{name}={request.extra[name]}"[:40] for name in PRICED_EXTRA if name in request.extra)
+        extra = request.extra
+        more = "".join(f"/{name}={extra[name]}"[:40] for name in PRICED_EXTRA if name in extra) if extra else ""
         return f"{self.name}/{request.model or self.model}/{task_type(request)}/{size}/{request.num_images}{more}"
 
     def example_credits(self, request: ImageRequest) -> Decimal:
