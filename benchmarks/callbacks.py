@@ -112,7 +112,7 @@ async def _written(path: Path) -> dict[str, int]:
     ledger = SqliteLedger(path, read_only=True)
     await ledger.open()
     try:
-        return {state.value: count for state, count in (await ledger.counts()).items()}
+        return {state.value: count for state, count in (await ledger.count_by_state()).items()}
     finally:
         await ledger.aclose()
 

@@ -22,7 +22,7 @@ from nanobanana_async.jobs import JobRecord, JobState
 from nanobanana_async.ledger.columns import identity_values, progress_values
 from nanobanana_async.ledger.file import current_schema, open_writable
 from nanobanana_async.ledger.sqlite import SqliteLedger
-from nanobanana_async.ledger.statements import INSERT
+from nanobanana_async.ledger.statements import INSERT_JOB
 from nanobanana_async.models import ImageRequest
 
 ACCOUNT = "mine"
@@ -82,7 +82,7 @@ def _fill(path: Path, jobs: int) -> None:
             yield (*identity_values(record), *progress_values(record), None)
 
     connection.execute("BEGIN")
-    connection.executemany(INSERT, rows())
+    connection.executemany(INSERT_JOB, rows())
     connection.execute("COMMIT")
     connection.close()
 
@@ -95,7 +95,7 @@ async def _large(path: Path) -> dict[str, float]:
         begun = time.perf_counter()
         await ledger.open()
         opened_at = time.perf_counter()
-        records = [record async for record in ledger.unfinished(ACCOUNT)]
+        records = [record async for record in ledger.adoptable_jobs(ACCOUNT)]
         fetched = time.perf_counter()
         assert len(records) == UNFINISHED
         found["open"].append(opened_at - begun)
@@ -103,7 +103,7 @@ async def _large(path: Path) -> dict[str, float]:
         for name, work in (
             ("find", ledger.find(records[-1].key)),
             ("held", ledger.count_foreign_jobs(ACCOUNT)),
-            ("counts", ledger.counts()),
+            ("counts", ledger.count_by_state()),
         ):
             begun = time.perf_counter()
             await work

@@ -191,7 +191,7 @@ class Session(Purchases, NoPlainWith):
         """
         engine = self._engine()
         check_switch("buy", buy)
-        unfinished = self._components.ledger.unfinished(self.gateway.account)
+        unfinished = self._components.ledger.adoptable_jobs(self.gateway.account)
         wanted = (record async for record in unfinished if buy or record.state is not JobState.PENDING)
         adopted = await adopt_all(engine, wanted)
         for tracked in adopted:

@@ -101,7 +101,7 @@ class CallbackHandler:
                 self._confirm_later(record.key, task_id)
             case JobState.RUNNING | JobState.SUBMITTING:
                 claim = await ledger.adopt(record.key) if ours else None
-                if claim is not None and claim.owned:
+                if claim is not None and claim.is_ours:
                     job = self._engine.tracked.get(record.key) or self._engine.build_tracked_job(claim.record)
                     self._wake(self._engine.ensure_followed(job), task_id)
                 else:

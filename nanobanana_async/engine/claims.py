@@ -68,7 +68,7 @@ class Claims:
         """
         wanted = job.record
         claim = await self._claim(job)
-        if claim.new:
+        if claim.is_new:
             return self._continue(job)
         known = claim.record
         again = known.state in REBUYABLE or is_retried(known, job.retry_failed)
@@ -94,7 +94,7 @@ class Claims:
             claim = await self._store.ledger.adopt(job.key)
             if claim is None:
                 raise LedgerError(f"job {job.key} is no longer in the ledger")
-            if job.may_buy or job.withdraw_requested or not claim.owned or claim.record.state is not JobState.PENDING:
+            if job.may_buy or job.withdraw_requested or not claim.is_ours or claim.record.state is not JobState.PENDING:
                 return self._on_claim(job, claim)
             await self._store.ledger.release(job.key)
             if not (job.may_buy or job.withdraw_requested):  # else another caller has asked for it meanwhile
@@ -151,17 +151,17 @@ class Claims:
         known, wanted = claim.record, job.record
         try:
             self.check_same(known, wanted)
-            if known.account != wanted.account and known.state is JobState.PENDING and not claim.owned:
+            if known.account != wanted.account and known.state is JobState.PENDING and not claim.is_ours:
                 raise self._other_account(known, wanted)  # a session of that account is about to send it
         except IdempotencyConflict:
-            if claim.owned:  # the claim made us its owner, and we do not follow it
+            if claim.is_ours:  # the claim made us its owner, and we do not follow it
                 await self._store.ledger.release(job.key)
             raise
         return claim
 
     async def _let_go(self, claim: Claim, wanted: JobRecord) -> None:
         """Release a job of another account that the claim made ours."""
-        if claim.owned and claim.record.account != wanted.account:
+        if claim.is_ours and claim.record.account != wanted.account:
             await self._store.ledger.release(wanted.key)
 
     def _other_account(self, known: JobRecord, wanted: JobRecord) -> IdempotencyConflict:
@@ -171,11 +171,11 @@ class Claims:
     def _on_claim(self, job: TrackedJob, claim: Claim, wanted: JobRecord | None = None) -> Next:
         if claim.record != job.ledger_record:  # else keep our record: it may be newer, if its last write failed
             self._store.replace_record(job, claim.record)
-        if wanted is not None and claim.owned and claim.record.state is JobState.PENDING:
+        if wanted is not None and claim.is_ours and claim.record.state is JobState.PENDING:
             job.record = evolve(job.record, request=wanted.request, body=wanted.body)  # newer signatures in URLs
-        if not claim.owned and not job.done:
+        if not claim.is_ours and not job.done:
             return CheckOwnerAt(self._clock() + OWNER_CHECK_S)
-        if claim.owned and claim.record.state is not JobState.PENDING:
+        if claim.is_ours and claim.record.state is not JobState.PENDING:
             self._slots.foreign_adopted()
         return self._continue(job)
 

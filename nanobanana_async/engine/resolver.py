@@ -44,7 +44,7 @@ class JobResolver:
         if job.record.state is not JobState.RUNNING:
             return await self._carry_out_decision(job, task_id, buy_again=buy_again)
         claim = await self._ledger.adopt(key)
-        if claim is None or not claim.owned or claim.record.revision != job.record.revision:
+        if claim is None or not claim.is_ours or claim.record.revision != job.record.revision:
             raise ConfigurationError(f"job {key} is running and polled by another session: nothing to resolve")
         try:
             lost = job.record.task_id or ""

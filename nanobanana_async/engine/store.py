@@ -99,7 +99,7 @@ class CreditAccount:
             self.prices.learn(price.price_class, price.credits)
             return
         blocked = allowance.refusal is Refusal.ESTIMATE
-        waits = allowance.others or any(key in self.live for key in allowance.ours if key != job.key)
+        waits = allowance.others_may_free or any(key in self.live for key in allowance.ours_may_free if key != job.key)
         for cap in job.budgets:
             if isinstance(cap, BatchBudget):
                 why = why_not(price, limit=cap.max_credits, spent=allowance.other_charges, blocked=blocked)
@@ -192,7 +192,7 @@ class JobStore:
     async def claim(self, job: TrackedJob) -> Claim:
         """Store a new job, or find the record under its key; `load` makes that the job's record."""
         claim = await self.ledger.claim(job.record)
-        if claim.new:
+        if claim.is_new:
             self.emit(JobStateChanged(before=None, record=job.record))
         return claim
 
@@ -230,7 +230,7 @@ class JobStore:
         await self._written(job.ledger_record, self.ledger.advance(job.ledger_record, after))
         self._set(job, after, stored=after)
 
-    async def advance_and_charge(self, job: TrackedJob, **facts: Any) -> Allowance | None:
+    async def advance_and_reserve(self, job: TrackedJob, **facts: Any) -> Allowance | None:
         """Write that a job is about to be sent, if the cap of its named batch allows it; None without a named batch."""
         after = job.record.transition_to(JobState.SUBMITTING, **facts)
         allowance = None
@@ -238,7 +238,7 @@ class JobStore:
             await self._written(job.ledger_record, self.ledger.advance(job.ledger_record, after))
         else:
             price, max_credits = self.credits.price(job), self.credits.max_credits(job)
-            setting = self.ledger.advance_and_charge(job.ledger_record, after, price, max_credits)
+            setting = self.ledger.advance_and_reserve(job.ledger_record, after, price, max_credits)
             allowance = await self._written(job.ledger_record, setting)
         if allowance is None or allowance.refusal is None:
             self._set(job, after, stored=after)

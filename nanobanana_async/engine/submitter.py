@@ -127,7 +127,7 @@ class Submitter:
         if job.first_attempt_at == NEVER:
             job.first_attempt_at = self._clock()
         now = self._store.utcnow()
-        return await self._store.advance_and_charge(job, first_sent_at=job.record.first_sent_at or now, sent_at=now)
+        return await self._store.advance_and_reserve(job, first_sent_at=job.record.first_sent_at or now, sent_at=now)
 
     async def _post(self, job: TrackedJob, body: bytes) -> Accepted:
         request = self._gateway.build_create(body, wire_key=job.record.wire_key)

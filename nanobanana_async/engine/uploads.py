@@ -116,7 +116,7 @@ class Uploads:
             account, ledger = self._gateway.account, self._store.ledger
             known = await ledger.find_upload(account, digest)
             if known is not None and known.url == dead.url:
-                await ledger.remember_upload(account, known.expired())
+                await ledger.remember_upload(account, known.as_expired())
 
     async def _run(self, upload: _Upload) -> None:
         failure: NanoBananaError | None = None

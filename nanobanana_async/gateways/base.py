@@ -281,9 +281,8 @@ class GatewaySettings:
 
     def price_class(self, request: ImageRequest) -> str:
         """Return the class of the request: requests of one class cost the same and take about as long."""
-        size = request.resolution or "default"
+        size, extra = request.resolution or "default", request.extra
         # Not all of `extra`: with a class for each seed, no price and no duration would be learned.
-        extra = request.extra
         more = "".join(f"/{name}={extra[name]}"[:40] for name in PRICED_EXTRA if name in extra) if extra else ""
         return f"{self.name}/{request.model or self.model}/{task_type(request)}/{size}/{request.num_images}{more}"
 

@@ -18,9 +18,9 @@ class Claim:
     """The record that the ledger holds under a key, and whether this ledger now owns the job."""
 
     record: JobRecord
-    new: bool = False
+    is_new: bool = False
     """The claim inserted the record."""
-    owned: bool = False
+    is_ours: bool = False
     """The job is active and this ledger owns it. Ended and UNCERTAIN jobs have no owner."""
 
 
@@ -45,13 +45,13 @@ class Allowance:
     """The price of the job, as the ledger knows it."""
     other_charges: Decimal
     """The sum of the batch's other charges."""
-    ours: tuple[str, ...] = ()
+    ours_may_free: tuple[str, ...] = ()
     """Keys of jobs that this ledger owns and that may still free credits or teach a price."""
-    others: bool = False
+    others_may_free: bool = False
     """Whether another living owner has such jobs."""
 
 
-_FORGOTTEN = datetime(1970, 1, 1, tzinfo=UTC)
+_EXPIRED_AT = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 @frozen(kw_only=True)
@@ -67,11 +67,11 @@ class Upload:
     def left_s(self, now: datetime, lifetime_s: float) -> float:
         """Return for how long it is used again; 0 when that is over, or when the clock was set back."""
         age_s = (now - self.uploaded_at).total_seconds()
-        return max(0.0, lifetime_s - age_s) if age_s >= 0 and self.uploaded_at > _FORGOTTEN else 0.0
+        return max(0.0, lifetime_s - age_s) if age_s >= 0 and self.uploaded_at > _EXPIRED_AT else 0.0
 
-    def expired(self) -> "Upload":
+    def as_expired(self) -> "Upload":
         """Return this upload as one that is not used again."""
-        return evolve(self, uploaded_at=_FORGOTTEN)
+        return evolve(self, uploaded_at=_EXPIRED_AT)
 
 
 class TaskTaken(LedgerError):
@@ -112,7 +112,7 @@ class Ledger(Protocol):
         """
         ...
 
-    async def advance_and_charge(
+    async def advance_and_reserve(
         self, before: JobRecord, after: JobRecord, price: Price, max_credits: Decimal | None
     ) -> Allowance:
         """Replace `before` by `after`, which is about to be sent, and add its charge to `after.batch`, if it fits.
@@ -147,7 +147,7 @@ class Ledger(Protocol):
         """Count the account's jobs that may hold a slot and are not ours; only those begun since a time, if given."""
         ...
 
-    async def spent(self, batch: str) -> Decimal:
+    async def spent_or_reserved(self, batch: str) -> Decimal:
         """Return the sum of the charges of the batch with this name, reserved ones included, after refunds.
 
         Pruned jobs still count. Records and charges have `key_prefix(batch)` in place of the name.
@@ -182,7 +182,7 @@ class Ledger(Protocol):
         """Store an upload, in place of an earlier one of the same content; any owner may."""
         ...
 
-    def unfinished(self, account: str) -> AsyncIterator[JobRecord]:
+    def adoptable_jobs(self, account: str) -> AsyncIterator[JobRecord]:
         """Yield the account's active jobs without an owner, oldest first.
 
         Candidates only: call `adopt` to take one.

@@ -69,22 +69,22 @@ class Charges:
     def __init__(
         self, connection: sqlite3.Connection, owner: str | None, is_unowned: Callable[[str | None], bool]
     ) -> None:
-        self._run = connection.execute
+        self._execute = connection.execute
         self._owner = owner
         self._is_unowned = is_unowned
-        self._sent_at_price: dict[tuple[str, int], int] = {}
+        self._price_when_sent: dict[tuple[str, int], int] = {}
         """Purchases sent at a known price. If the gateway reports the same price, no write is needed."""
 
     def allowance(self, job: JobRecord, price: Price, max_credits: Decimal | None) -> Allowance:
         """Return whether a purchase fits under the cap of its batch, at the price that the ledger knows."""
         amount, price_class = units(price.credits), (job.account, price.price_class)
         if price.is_users_word:
-            self._run(_APPLY_USERS_PRICE, (amount, job.batch))
-        found = self._run(_SELECT_PRICE_AND_SPENDING, (*price_class, job.batch, job.batch)).fetchone()
+            self._execute(_APPLY_USERS_PRICE, (amount, job.batch))
+        found = self._execute(_SELECT_PRICE_AND_SPENDING, (*price_class, job.batch, job.batch)).fetchone()
         known, total, unpriced = found
         if known is None and price.basis is Basis.REPORTED:  # learned from a job outside any named batch
-            self._run(_INSERT_PRICE, (*price_class, amount))
-            self._run(_REPRICE_ESTIMATES, (amount, *price_class))
+            self._execute(_INSERT_PRICE, (*price_class, amount))
+            self._execute(_REPRICE_ESTIMATES, (amount, *price_class))
             return self.allowance(job, price, max_credits)
         spent = credits_in(total or 0)
         if known is not None and (price.estimated or known > amount):
@@ -97,20 +97,20 @@ class Charges:
             return Allowance(price=price, other_charges=spent)
         ours, others = self._keys_that_may_free_credits(job, estimated_only=blocked)
         refusal = Refusal.ESTIMATE if blocked else Refusal.SUM
-        return Allowance(refusal=refusal, price=price, other_charges=spent, ours=ours, others=others)
+        return Allowance(refusal=refusal, price=price, other_charges=spent, ours_may_free=ours, others_may_free=others)
 
-    def add(self, job: JobRecord, price: Price) -> None:
+    def reserve(self, job: JobRecord, price: Price) -> None:
         """Reserve the price of a purchase that is about to be sent."""
         amount = units(price.credits)
         row = (job.generation, job.batch, job.account, price.price_class, amount, price.basis.value, job.key)
-        self._run(_INSERT_CHARGE, row)
+        self._execute(_INSERT_CHARGE, row)
         if price.basis is Basis.REPORTED:
-            self._sent_at_price[job.key, job.generation] = amount
+            self._price_when_sent[job.key, job.generation] = amount
 
-    def follow(self, before: JobRecord, job: JobRecord) -> None:
+    def update_from_record(self, before: JobRecord, job: JobRecord) -> None:
         """Update the charge of a job's purchase from its record."""
         purchase = (job.key, job.generation)
-        sent_at_price = self._sent_at_price.pop(purchase, None)
+        sent_at_price = self._price_when_sent.pop(purchase, None)
         if job.state is JobState.RUNNING and job.credits_used and units(job.credits_used) == sent_at_price:
             return
         if before.state is JobState.RUNNING and before.credits_used and job.credits == before.credits:
@@ -119,39 +119,39 @@ class Charges:
         amount = None if charge is None or charge.credits is None else units(charge.credits)
         if charge is None:
             if before.state is not JobState.PENDING or before.in_doubt:
-                self._run(_SET_CREDITS, (0, *purchase))
+                self._execute(_SET_CREDITS, (0, *purchase))
         elif amount is None:
             if charge.over:
-                self._run(_ACCEPT_EXPECTED, purchase)
+                self._execute(_ACCEPT_EXPECTED, purchase)
             elif sent_at_price is not None:
-                self._sent_at_price[purchase] = sent_at_price
+                self._price_when_sent[purchase] = sent_at_price
         else:
-            self._run(_SET_CREDITS, (amount, *purchase))
+            self._execute(_SET_CREDITS, (amount, *purchase))
         price = price_in(job)
         if price is not None and price != price_in(before):
-            self._learn(units(price), purchase)
+            self._learn_price(units(price), purchase)
 
     def hand_over(self, gateway: str, old: str, new: str) -> None:
         """Move the charges of one account's jobs to another account, which also gets to know the old one's prices."""
-        self._run(_MOVE_CHARGES, (new, gateway, old))
-        self._run(_COPY_PRICES, (new, old))
-        for price in self._run(_SELECT_PRICES, (new,)).fetchall():
-            self._run(_REPRICE_ESTIMATES, price)
+        self._execute(_MOVE_CHARGES, (new, gateway, old))
+        self._execute(_COPY_PRICES, (new, old))
+        for price in self._execute(_SELECT_PRICES, (new,)).fetchall():
+            self._execute(_REPRICE_ESTIMATES, price)
 
-    def spent(self, batch: str) -> Decimal:
+    def spent_or_reserved(self, batch: str) -> Decimal:
         """Return the sum of a batch's charges."""
-        found = self._run(_SELECT_SPENT, (batch,)).fetchone()
+        found = self._execute(_SELECT_SPENT, (batch,)).fetchone()
         return Decimal(0) if found is None else credits_in(found[0])
 
     def reserved(self, batch: str) -> Decimal:
         """Return the sum of the charges of purchases that have not ended and whose price the gateway has not stated."""
-        return credits_in(self._run(_SELECT_RESERVED, (batch,)).fetchone()[0])
+        return credits_in(self._execute(_SELECT_RESERVED, (batch,)).fetchone()[0])
 
-    def _learn(self, amount: int, purchase: tuple[str, int]) -> None:
+    def _learn_price(self, amount: int, purchase: tuple[str, int]) -> None:
         """Store the price of the purchase's class, and apply it to all charges that are estimates of the class."""
-        if self._run(_UPSERT_PRICE, (amount, *purchase)).rowcount > 0:
-            for account, price_class in self._run(_SELECT_PRICE_CLASS, purchase).fetchall():
-                self._run(_REPRICE_ESTIMATES, (amount, account, price_class))
+        if self._execute(_UPSERT_PRICE, (amount, *purchase)).rowcount > 0:
+            for account, price_class in self._execute(_SELECT_PRICE_CLASS, purchase).fetchall():
+                self._execute(_REPRICE_ESTIMATES, (amount, account, price_class))
 
     def _has_estimates(self, batch: str | None, price: Price, unpriced: int | None) -> bool:
         """Return whether another charge of the batch is an estimate.
@@ -160,12 +160,12 @@ class Charges:
         """
         if unpriced and price.basis is Basis.EXAMPLE:
             return True
-        return self._run(_SELECT_ESTIMATES, (batch,)).fetchone() is not None
+        return self._execute(_SELECT_ESTIMATES, (batch,)).fetchone() is not None
 
     def _keys_that_may_free_credits(self, job: JobRecord, *, estimated_only: bool) -> tuple[tuple[str, ...], bool]:
         """Return our jobs of the batch that may free credits, and whether another living owner has such jobs."""
         ours, owners = [], set()
-        for key, owner, estimated in self._run(_SELECT_UNDER_WAY, (job.account, job.batch)).fetchall():
+        for key, owner, estimated in self._execute(_SELECT_UNDER_WAY, (job.account, job.batch)).fetchall():
             if estimated or not estimated_only:
                 if owner == self._owner:
                     ours.append(key)

@@ -62,7 +62,7 @@ def time_to_text(when: datetime) -> str:
 
 def identity_values(record: JobRecord) -> Row:
     """Return the record's values of the columns `IDENTITY`."""
-    request = None if record.request is None else _json(_CONVERTER.unstructure(record.request))
+    request = None if record.request is None else _to_json(_CONVERTER.unstructure(record.request))
     return (
         record.key,
         record.gateway,
@@ -81,21 +81,21 @@ def progress_values(record: JobRecord) -> Row:
         record.revision,
         record.generation,
         record.attempts,
-        _maybe(time_to_text, record.first_sent_at),
+        _none_or(time_to_text, record.first_sent_at),
         int(record.in_doubt),
-        _maybe(time_to_text, record.sent_at),
-        _maybe(time_to_text, record.lost_at),
-        _maybe(time_to_text, record.conflict_at),
-        _json(_CONVERTER.unstructure(record.candidates)) if record.candidates else "[]",
+        _none_or(time_to_text, record.sent_at),
+        _none_or(time_to_text, record.lost_at),
+        _none_or(time_to_text, record.conflict_at),
+        _to_json(_CONVERTER.unstructure(record.candidates)) if record.candidates else "[]",
         record.task_id,
-        _maybe(time_to_text, record.running_since),
-        _maybe(time_to_text, record.ended_at),
-        _json(record.images) if record.images else "[]",
-        _json(record.missing) if record.missing else "[]",
-        _maybe(str, record.credits_used),
-        _maybe(str, record.credits_refunded),
+        _none_or(time_to_text, record.running_since),
+        _none_or(time_to_text, record.ended_at),
+        _to_json(record.images) if record.images else "[]",
+        _to_json(record.missing) if record.missing else "[]",
+        _none_or(str, record.credits_used),
+        _none_or(str, record.credits_refunded),
         record.model,
-        None if record.failure is None else _json(_CONVERTER.unstructure(record.failure)),
+        None if record.failure is None else _to_json(_CONVERTER.unstructure(record.failure)),
     )
 
 
@@ -124,12 +124,12 @@ def record_of(row: Row) -> JobRecord:
         ) from error
 
 
-def _structured(kind: type[T]) -> Callable[[str], T]:
+def _structure_as(kind: type[T]) -> Callable[[str], T]:
     return lambda text: _CONVERTER.structure(json.loads(text), kind)
 
 
 _READERS: Mapping[str, Callable[[Any], Any]] = {
-    "request": _structured(ImageRequest),
+    "request": _structure_as(ImageRequest),
     "created_at": datetime.fromisoformat,
     "state": JobState,
     "first_sent_at": datetime.fromisoformat,
@@ -144,11 +144,11 @@ _READERS: Mapping[str, Callable[[Any], Any]] = {
     "missing": lambda text: tuple((int(position), str(reason)) for position, reason in json.loads(text)),
     "credits_used": Decimal,
     "credits_refunded": Decimal,
-    "failure": _structured(Failure),
+    "failure": _structure_as(Failure),
 }
 
 
-def _json(value: Any) -> str:
+def _to_json(value: Any) -> str:
     text = json.dumps(value, ensure_ascii=False, sort_keys=True, separators=(",", ":"))
     try:
         text.encode()
@@ -157,5 +157,5 @@ def _json(value: Any) -> str:
     return text
 
 
-def _maybe(write: Callable[[T], str], value: T | None) -> str | None:
+def _none_or(write: Callable[[T], str], value: T | None) -> str | None:
     return None if value is None else write(value)

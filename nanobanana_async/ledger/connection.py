@@ -16,12 +16,12 @@ class LedgerConnection:
 
     def __init__(self, path: Path, connection: sqlite3.Connection, owner: Owner | None, *, busy_s: float) -> None:
         self.connection = connection
-        self.table = JobTable(connection, None if owner is None else owner.id, Owners(path).alive)
+        self.table = JobTable(connection, None if owner is None else owner.id, Owners(path).is_alive)
         self._path = path
         self._owner = owner
         self._busy_s = busy_s
-        self._log = path.with_name(f"{path.name}-wal")
-        files = [path] if owner is None else [path, self._log, path.with_name(f"{path.name}-shm"), owner.file]
+        self._wal_file = path.with_name(f"{path.name}-wal")
+        files = [path] if owner is None else [path, self._wal_file, path.with_name(f"{path.name}-shm"), owner.file]
         self._identities = {file: file.stat() for file in files}
 
     def check_not_replaced(self) -> None:
@@ -47,7 +47,7 @@ class LedgerConnection:
         """Copy the content of a deleted log into the database, since no later connection can read that log."""
         with suppress(OSError, sqlite3.Error):
             same_database = os.path.samestat(self._path.stat(), self._identities[self._path])
-            if same_database and not self._log.exists():
+            if same_database and not self._wal_file.exists():
                 self.connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
 
     def to_ledger_error(self, error: Exception) -> LedgerError:
@@ -125,6 +125,6 @@ def from_sqlite_error(error: sqlite3.Error, path: Path, *, busy_s: float) -> Led
     return LedgerError(f"ledger {path}: {advice} [{error}]")
 
 
-def copy_for(error: LedgerError, *, key: str | None, safe_to_repeat: bool) -> LedgerError:
+def copy_error_for(error: LedgerError, *, key: str | None, safe_to_repeat: bool) -> LedgerError:
     """Return a copy of an error for one of the failed writes: each caller raises a separate exception."""
     return LedgerError(error.message, key=key, safe_to_repeat=safe_to_repeat)

@@ -16,7 +16,7 @@ from nanobanana_async.errors import LedgerError
 
 APPLICATION_ID = 0x6E62616E  # "nban": identifies a ledger, also to the command `file`
 
-_PAUSE_S = 0.02
+_WAL_RETRY_S = 0.02
 
 _IDENTIFY = (
     "SELECT (SELECT application_id FROM pragma_application_id), (SELECT user_version FROM pragma_user_version),"
@@ -25,7 +25,7 @@ _IDENTIFY = (
 
 CACHE_KIB = 8 * 1024
 
-_CREATING = threading.Lock()
+_CREATE_LOCK = threading.Lock()
 
 
 @frozen(kw_only=True)
@@ -34,20 +34,20 @@ class Schema:
 
     script: str
     steps: Sequence[str] = ()
-    first: int = 1
+    first_version: int = 1
     """The oldest version that can be migrated."""
 
     @property
     def version(self) -> int:
         """`PRAGMA user_version` of an up-to-date ledger."""
-        return self.first + len(self.steps)
+        return self.first_version + len(self.steps)
 
 
 @cache
 def current_schema() -> Schema:
     """Return the schema of this version of the library."""
     script = files("nanobanana_async.ledger").joinpath("schema.sql").read_text(encoding="utf-8")
-    return Schema(script=script, first=2)
+    return Schema(script=script, first_version=2)
 
 
 def open_writable(path: Path, schema: Schema, *, busy_s: float) -> sqlite3.Connection:
@@ -59,7 +59,7 @@ def open_writable(path: Path, schema: Schema, *, busy_s: float) -> sqlite3.Conne
     _create_private(path)
     connection = _connect(path, "mode=rw", busy_s)
     try:
-        _set_up(connection, path, schema, busy_s)
+        _configure_and_migrate(connection, path, schema, busy_s)
     except BaseException:
         connection.close()
         raise
@@ -75,7 +75,7 @@ def open_read_only(path: Path, schema: Schema, *, busy_s: float) -> sqlite3.Conn
     except sqlite3.OperationalError:
         # SQLite may not create its -wal and -shm files here. If there is no -wal content, the file itself is complete
         # and no other process is writing to it, so it can be read as immutable.
-        if _size(path.with_name(f"{path.name}-wal")):
+        if _size_or_zero(path.with_name(f"{path.name}-wal")):
             raise
     return _open_identified(path, "mode=ro&immutable=1", schema, busy_s)
 
@@ -83,7 +83,7 @@ def open_read_only(path: Path, schema: Schema, *, busy_s: float) -> sqlite3.Conn
 def _open_identified(path: Path, mode: str, schema: Schema, busy_s: float) -> sqlite3.Connection:
     connection = _connect(path, mode, busy_s)
     try:
-        found = _version(connection, path, schema)
+        found = _read_version(connection, path, schema)
         if found < schema.version:
             raise LedgerError(f"ledger {path}: version {found or 'none'}: open it for writing once, which migrates it")
     except BaseException:
@@ -92,7 +92,7 @@ def _open_identified(path: Path, mode: str, schema: Schema, busy_s: float) -> sq
     return connection
 
 
-def _size(file: Path) -> int:
+def _size_or_zero(file: Path) -> int:
     try:
         return file.stat().st_size
     except FileNotFoundError:
@@ -102,7 +102,7 @@ def _size(file: Path) -> int:
 def _create_private(path: Path) -> None:
     # Readable by this user only from the start; SQLite gives the -wal and -shm files the same permissions. The lock is
     # needed since closing a file drops every POSIX lock of this process on it, also those of another ledger object.
-    with _CREATING, suppress(FileExistsError):
+    with _CREATE_LOCK, suppress(FileExistsError):
         os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
 
 
@@ -112,7 +112,7 @@ def _connect(path: Path, mode: str, busy_s: float) -> sqlite3.Connection:
     )
 
 
-def _version(connection: sqlite3.Connection, path: Path, schema: Schema) -> int:
+def _read_version(connection: sqlite3.Connection, path: Path, schema: Schema) -> int:
     """Return the version of a ledger, 0 for an empty file; raise `LedgerError` for any other file."""
     # One statement reads one snapshot: another process may be creating the same file.
     application, version, tables = connection.execute(_IDENTIFY).fetchone()
@@ -125,39 +125,39 @@ def _version(connection: sqlite3.Connection, path: Path, schema: Schema) -> int:
             f"ledger {path}: written by a newer nanobanana_async (ledger version {version}, this one knows"
             f" {schema.version}): upgrade the library"
         )
-    if version < schema.first:
+    if version < schema.first_version:
         raise LedgerError(
             f"ledger {path}: written by an unreleased nanobanana_async (ledger version {version}; the oldest that this"
-            f" one reads is {schema.first}): move the file away. The version that wrote it can read its jobs"
+            f" one reads is {schema.first_version}): move the file away. The version that wrote it can read its jobs"
         )
     return int(version)
 
 
-def _set_up(connection: sqlite3.Connection, path: Path, schema: Schema, busy_s: float) -> None:
-    _version(connection, path, schema)  # raises for a foreign file, before anything is changed
+def _configure_and_migrate(connection: sqlite3.Connection, path: Path, schema: Schema, busy_s: float) -> None:
+    _read_version(connection, path, schema)  # raises for a foreign file, before anything is changed
     _switch_to_wal(connection, path, busy_s)
     connection.execute("PRAGMA synchronous = FULL")
     connection.execute("PRAGMA fullfsync = ON")  # macOS: fsync alone leaves data in the drive's cache
     connection.execute("PRAGMA checkpoint_fullfsync = ON")
     connection.execute(f"PRAGMA cache_size = -{CACHE_KIB}")
-    if _version(connection, path, schema) < schema.version:
+    if _read_version(connection, path, schema) < schema.version:
         with transaction(connection):
             _migrate(
-                connection, _version(connection, path, schema), schema
+                connection, _read_version(connection, path, schema), schema
             )  # read again: another process may have migrated it
 
 
 def _switch_to_wal(connection: sqlite3.Connection, path: Path, busy_s: float) -> None:
     # SQLite's busy timeout does not cover this switch, and two processes may be creating the same file.
-    tries_left = int(busy_s / _PAUSE_S)
-    while (mode := _wal_mode(connection, last_try=not tries_left)) is None:
+    tries_left = int(busy_s / _WAL_RETRY_S)
+    while (mode := _try_wal_mode(connection, last_try=not tries_left)) is None:
         tries_left -= 1
-        time.sleep(_PAUSE_S)
+        time.sleep(_WAL_RETRY_S)
     if mode != "wal":
         raise LedgerError(f"ledger {path}: this file system has no support for WAL mode: use a file on a local disk")
 
 
-def _wal_mode(connection: sqlite3.Connection, *, last_try: bool) -> str | None:
+def _try_wal_mode(connection: sqlite3.Connection, *, last_try: bool) -> str | None:
     try:
         return str(connection.execute("PRAGMA journal_mode = WAL").fetchone()[0])
     except sqlite3.OperationalError as error:
@@ -167,8 +167,8 @@ def _wal_mode(connection: sqlite3.Connection, *, last_try: bool) -> str | None:
 
 
 def _migrate(connection: sqlite3.Connection, found: int, schema: Schema) -> None:
-    for script in schema.steps[found - schema.first :] if found else (schema.script,):
-        for statement in _statements(script):
+    for script in schema.steps[found - schema.first_version :] if found else (schema.script,):
+        for statement in _split_statements(script):
             connection.execute(statement)
     connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
     connection.execute(f"PRAGMA user_version = {schema.version}")
@@ -188,7 +188,7 @@ def transaction(connection: sqlite3.Connection, begin: str = "BEGIN IMMEDIATE") 
         raise
 
 
-def _statements(script: str) -> Iterator[str]:
+def _split_statements(script: str) -> Iterator[str]:
     """Yield the statements of a script; `executescript` would commit the open transaction."""
     statement = ""
     for line in script.splitlines(keepends=True):

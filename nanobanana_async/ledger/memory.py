@@ -19,9 +19,9 @@ from nanobanana_async.policy.prices import Price
 
 # Limits, in characters, for an ended job with a caller's own key, so that it takes 1 to 3 KB and never more than 8 KB.
 # A longer request is stored as its digest, longer links are fetched again when needed, a longer message is cut.
-MAX_REQUEST = 1000
-MAX_LINKS = 2000
-MAX_MESSAGE = 500
+MAX_REQUEST_CHARS = 1000
+MAX_LINKS_CHARS = 2000
+MAX_MESSAGE_CHARS = 500
 
 # Number of task ids remembered of forgotten jobs, so that a task can't become the result of a second job.
 TASKS_KEPT = 4096
@@ -31,7 +31,7 @@ UPLOADS_KEPT = 4096
 
 
 @frozen
-class Ended:
+class EndedJob:
     """What the ledger stores of an ended job."""
 
     record: JobRecord
@@ -50,10 +50,10 @@ class MemoryLedger:
     """
 
     _jobs: dict[str, JobRecord] = field(factory=dict, init=False, repr=False)
-    _ended: dict[str, Ended] = field(factory=dict, init=False, repr=False)
-    _tasks: dict[str, dict[str, str]] = field(factory=dict, init=False, repr=False)
+    _ended: dict[str, EndedJob] = field(factory=dict, init=False, repr=False)
+    _keys_by_task: dict[str, dict[str, str]] = field(factory=dict, init=False, repr=False)
     """Account -> task id -> key."""
-    _past_tasks: OrderedDict[tuple[str, str], str] = field(factory=OrderedDict, init=False, repr=False)
+    _forgotten_tasks: OrderedDict[tuple[str, str], str] = field(factory=OrderedDict, init=False, repr=False)
     _unowned: set[str] = field(factory=set, init=False, repr=False)
     """The keys of `_jobs` that this session does not own: nearly all are its own."""
     _charges: MemoryCharges = field(factory=MemoryCharges, init=False, repr=False)
@@ -78,60 +78,62 @@ class MemoryLedger:
         """Insert a new job as its owner, or return the stored record."""
         ended = self._ended.get(record.key)
         if ended is not None:
-            return Claim(record=_restored(ended, record))
+            return Claim(record=_restore_request(ended, record))
         known = self._jobs.setdefault(record.key, record)
         if known is record:
-            self._index(record)
-        return Claim(record=known, new=known is record, owned=self._try_own(known))
+            self._index_task(record)
+        return Claim(record=known, is_new=known is record, is_ours=self._try_own(known))
 
     async def advance(self, before: JobRecord, after: JobRecord) -> None:
         """Replace `before` by `after` if the record is unchanged and ours, or ended."""
-        known = self._known(before.key)
+        known = self._find_record(before.key)
         may_write = self._owns(before.key) or before.state not in ACTIVE_STATES
         if known is None or known.revision != before.revision or not may_write:
             raise LedgerError(f"job {before.key} was changed by another owner", key=before.key, safe_to_repeat=False)
         if after.task_id is not None and after.task_id != before.task_id:
-            self._check_task(after)
-        self._drop_task(known, after)
+            self._check_task_free(after)
+        self._unindex_task(known, after)
         if after.state in TERMINAL_STATES:
-            self._end(after)
+            self._store_ended(after)
         else:
             self._ended.pop(after.key, None)
             self._jobs[after.key] = after
-            self._index(after)
+            self._index_task(after)
             self._try_own(after)
         if after.batch is not None:
-            self._charges.follow(before, after)
+            self._charges.update_from_record(before, after)
 
-    async def advance_and_charge(
+    async def advance_and_reserve(
         self, before: JobRecord, after: JobRecord, price: Price, max_credits: Decimal | None
     ) -> Allowance:
         """Replace `before` by `after`, which is about to be sent, and add its charge, if its batch's cap allows it."""
         allowance = self._charges.allowance(after, price, max_credits, lambda key: "ours" if self._owns(key) else None)
         if allowance.refusal is None:
             await self.advance(before, after)
-            self._charges.add(after, allowance.price)
+            self._charges.reserve(after, allowance.price)
         return allowance
 
     async def find(self, key: str) -> JobRecord | None:
         """Return the job with this key; None if it is unknown or forgotten."""
-        return self._known(key)
+        return self._find_record(key)
 
     async def find_task(self, account: str, task_id: str) -> JobRecord | None:
         """Return the job to which the gateway gave this task id; None if it is unknown or forgotten."""
-        key = self._tasks.get(account, {}).get(task_id)
-        return None if key is None else self._known(key)
+        key = self._keys_by_task.get(account, {}).get(task_id)
+        return None if key is None else self._find_record(key)
 
     async def known_tasks(self, account: str, task_ids: Sequence[str]) -> Mapping[str, JobRecord | None]:
         """Return those of the tasks that a job has, with the job; None for a job that was forgotten."""
-        keys = self._tasks.get(account, {})
-        known: dict[str, JobRecord | None] = {task: None for task in task_ids if (account, task) in self._past_tasks}
-        return known | {task: self._known(keys[task]) for task in task_ids if task in keys}
+        keys = self._keys_by_task.get(account, {})
+        known: dict[str, JobRecord | None] = {
+            task: None for task in task_ids if (account, task) in self._forgotten_tasks
+        }
+        return known | {task: self._find_record(keys[task]) for task in task_ids if task in keys}
 
     async def adopt(self, key: str) -> Claim | None:
         """Take ownership of a released job; return the stored record."""
-        known = self._known(key)
-        return None if known is None else Claim(record=known, owned=self._try_own(known))
+        known = self._find_record(key)
+        return None if known is None else Claim(record=known, is_ours=self._try_own(known))
 
     async def release(self, key: str) -> None:
         """Give up ownership of a job."""
@@ -140,9 +142,9 @@ class MemoryLedger:
 
     async def count_foreign_jobs(self, account: str, *, since: datetime | None = None) -> int:
         """Count the released jobs that may hold a slot."""
-        return sum(1 for record in self._released(account) if _may_hold_a_slot(record, since))
+        return sum(1 for record in self._unowned_jobs(account) if _may_hold_a_slot(record, since))
 
-    async def spent(self, batch: str) -> Decimal:
+    async def spent_or_reserved(self, batch: str) -> Decimal:
         """Return the sum of the charges of the batch with this name, reserved ones included, after refunds."""
         return self._charges.spent_or_reserved(key_prefix(batch))
 
@@ -176,9 +178,9 @@ class MemoryLedger:
         if len(self._uploads) > UPLOADS_KEPT:
             self._uploads.popitem(last=False)
 
-    async def unfinished(self, account: str) -> AsyncIterator[JobRecord]:
+    async def adoptable_jobs(self, account: str) -> AsyncIterator[JobRecord]:
         """Yield an account's released active jobs, oldest first."""
-        for record in self._released(account):
+        for record in self._unowned_jobs(account):
             if record.state in ACTIVE_STATES:
                 yield record
 
@@ -188,11 +190,11 @@ class MemoryLedger:
             if record.state is JobState.UNCERTAIN and record.account == account:
                 yield record
 
-    def _known(self, key: str) -> JobRecord | None:
+    def _find_record(self, key: str) -> JobRecord | None:
         ended = self._ended.get(key)
         return self._jobs.get(key) if ended is None else ended.record
 
-    def _released(self, account: str) -> list[JobRecord]:
+    def _unowned_jobs(self, account: str) -> list[JobRecord]:
         return [record for key, record in self._jobs.items() if record.account == account and key in self._unowned]
 
     def _try_own(self, record: JobRecord) -> bool:
@@ -207,54 +209,54 @@ class MemoryLedger:
     def _owns(self, key: str) -> bool:
         return key in self._jobs and key not in self._unowned
 
-    def _index(self, record: JobRecord) -> None:
+    def _index_task(self, record: JobRecord) -> None:
         if record.task_id is not None:
-            self._tasks.setdefault(record.account, {})[record.task_id] = record.key
+            self._keys_by_task.setdefault(record.account, {})[record.task_id] = record.key
 
-    def _check_task(self, after: JobRecord) -> None:
+    def _check_task_free(self, after: JobRecord) -> None:
         """Raise `TaskTaken` if the task id of `after` belongs to another job that was sent."""
         task = (after.account, after.task_id or "")
-        holder = self._past_tasks.get(task)
-        if holder is None and (key := self._tasks.get(task[0], {}).get(task[1])) is not None:
-            known = self._known(key)
+        holder = self._forgotten_tasks.get(task)
+        if holder is None and (key := self._keys_by_task.get(task[0], {}).get(task[1])) is not None:
+            known = self._find_record(key)
             holder = key if known is not None and known.first_sent_at is not None else None
         if holder not in (None, after.key):
             raise TaskTaken(task[1], holder, key=after.key)
 
-    def _drop_task(self, before: JobRecord, after: JobRecord) -> None:
+    def _unindex_task(self, before: JobRecord, after: JobRecord) -> None:
         if before.task_id is not None and before.task_id != after.task_id:
-            self._tasks.get(before.account, {}).pop(before.task_id, None)
+            self._keys_by_task.get(before.account, {}).pop(before.task_id, None)
 
-    def _end(self, record: JobRecord) -> None:
+    def _store_ended(self, record: JobRecord) -> None:
         """Keep an ended job under a caller's own key; forget one under a generated key."""
         self._jobs.pop(record.key, None)
         self._unowned.discard(record.key)
         attached = record.first_sent_at is None and record.key == f"task-{record.task_id}"
         if not (attached or is_generated_key(record.key)):
-            self._ended[record.key] = _compacted(record)
-            self._index(record)
+            self._ended[record.key] = _compact(record)
+            self._index_task(record)
         elif record.task_id is not None:
             task = (record.account, record.task_id)
-            self._tasks.get(record.account, {}).pop(record.task_id, None)
+            self._keys_by_task.get(record.account, {}).pop(record.task_id, None)
             if record.first_sent_at is not None:
-                self._past_tasks[task] = record.key
-                if len(self._past_tasks) > TASKS_KEPT:
-                    self._past_tasks.popitem(last=False)
+                self._forgotten_tasks[task] = record.key
+                if len(self._forgotten_tasks) > TASKS_KEPT:
+                    self._forgotten_tasks.popitem(last=False)
 
 
-def _compacted(record: JobRecord) -> Ended:
+def _compact(record: JobRecord) -> EndedJob:
     """Return what is stored of an ended job, within the limits above."""
     request, failure, images, digest = record.request, record.failure, record.images, b""
-    if request is not None and len(_canonical(request)) > MAX_REQUEST:
+    if request is not None and len(_canonical_text(request)) > MAX_REQUEST_CHARS:
         digest, request = _digest(request), None
-    if sum(map(len, images)) > MAX_LINKS:
+    if sum(map(len, images)) > MAX_LINKS_CHARS:
         images = ("",) * len(images)
-    if failure is not None and len(failure.message) > MAX_MESSAGE:
-        failure = evolve(failure, message=f"{failure.message[:MAX_MESSAGE]}...")
-    return Ended(evolve(record, request=request, body=b"", images=images, failure=failure), digest)
+    if failure is not None and len(failure.message) > MAX_MESSAGE_CHARS:
+        failure = evolve(failure, message=f"{failure.message[:MAX_MESSAGE_CHARS]}...")
+    return EndedJob(evolve(record, request=request, body=b"", images=images, failure=failure), digest)
 
 
-def _restored(ended: Ended, wanted: JobRecord) -> JobRecord:
+def _restore_request(ended: EndedJob, wanted: JobRecord) -> JobRecord:
     """Return an ended job for a caller who claims its key again; raise `IdempotencyConflict` for another request."""
     record = ended.record
     if not ended.digest or wanted.request is None:
@@ -265,12 +267,12 @@ def _restored(ended: Ended, wanted: JobRecord) -> JobRecord:
     return evolve(record, request=wanted.request)
 
 
-def _canonical(request: ImageRequest) -> str:
+def _canonical_text(request: ImageRequest) -> str:
     return repr(asdict(identified(request)))
 
 
 def _digest(request: ImageRequest) -> bytes:
-    return hashlib.sha256(_canonical(request).encode()).digest()
+    return hashlib.sha256(_canonical_text(request).encode()).digest()
 
 
 def _may_hold_a_slot(record: JobRecord, since: datetime | None) -> bool:

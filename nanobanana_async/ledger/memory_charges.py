@@ -55,17 +55,17 @@ class MemoryCharges:
             refusal=Refusal.ESTIMATE if blocked else Refusal.SUM,
             price=price,
             other_charges=spent,
-            ours=tuple(key for key in under_way if owner_of(key) == "ours"),
-            others=any(owner_of(key) == "others" for key in under_way),
+            ours_may_free=tuple(key for key in under_way if owner_of(key) == "ours"),
+            others_may_free=any(owner_of(key) == "others" for key in under_way),
         )
 
-    def add(self, job: JobRecord, price: Price) -> None:
+    def reserve(self, job: JobRecord, price: Price) -> None:
         """Reserve the price of a purchase that is about to be sent."""
         self._charges[job.key, job.generation] = _Charge(batch=job.batch, account=job.account, price=price)
         if price.basis is Basis.REPORTED and (job.account, price.price_class) not in self._prices:
-            self._learn(job.account, price.price_class, price.credits)
+            self._learn_price(job.account, price.price_class, price.credits)
 
-    def follow(self, before: JobRecord, job: JobRecord) -> None:
+    def update_from_record(self, before: JobRecord, job: JobRecord) -> None:
         """Update the charge of a job's purchase from its record."""
         purchase = (job.key, job.generation)
         stored, charge = self._charges.get(purchase), charge_of(job)
@@ -83,7 +83,7 @@ class MemoryCharges:
         self._charges[purchase] = evolve(stored, price=price, under_way=charge.under_way)
         reported = price_in(job)
         if reported is not None and reported != price_in(before):
-            self._learn(stored.account, price_class, reported)
+            self._learn_price(stored.account, price_class, reported)
 
     def spent_or_reserved(self, batch: str | None) -> Decimal:
         """Return the sum of a batch's charges."""
@@ -95,7 +95,7 @@ class MemoryCharges:
         for purchase in [purchase for purchase in self._charges if purchase[0] == key]:
             self._pruned.append(evolve(self._charges.pop(purchase), under_way=False))
 
-    def _learn(self, account: str, price_class: str, amount: Decimal) -> None:
+    def _learn_price(self, account: str, price_class: str, amount: Decimal) -> None:
         """Store the price of a class, and apply it to all charges that are estimates of the class."""
         self._prices[account, price_class] = amount
         for purchase, charge in self._charges.items():

@@ -17,7 +17,7 @@ from weakref import WeakSet
 
 from nanobanana_async.file_locks import try_lock
 
-SUFFIX = ".lock"
+LOCK_SUFFIX = ".lock"
 
 
 class Owner:
@@ -32,10 +32,10 @@ class Owner:
     def release(self) -> None:
         """Give up the lock; other owners may adopt the jobs afterwards. Idempotent."""
         if self._descriptor is not None:
-            self.close_in_child()
-            _remove(self.file)
+            self.close_lock()
+            _remove_lock_file(self.file)
 
-    def close_in_child(self) -> None:
+    def close_lock(self) -> None:
         """Close this process's copy of the lock; called in a forked child, the parent keeps its lock."""
         descriptor, self._descriptor = self._descriptor, None
         if descriptor is not None:
@@ -47,7 +47,7 @@ _OPEN_OWNERS: WeakSet[Owner] = WeakSet()
 
 def _close_all_in_child() -> None:
     for owner in list(_OPEN_OWNERS):
-        owner.close_in_child()
+        owner.close_lock()
 
 
 if hasattr(os, "register_at_fork"):  # pragma: no branch - there is no fork on Windows
@@ -62,10 +62,10 @@ class Owners:
 
     def acquire(self) -> Owner:
         """Become an owner; raise OSError if the folder can't be written or its file system has no locks."""
-        self.sweep()
+        self.remove_dead()
         while True:
             owner_id = uuid.uuid4().hex
-            file = self._folder / f"{owner_id}{SUFFIX}"
+            file = self._folder / f"{owner_id}{LOCK_SUFFIX}"
             # The last owner to close removes the folder, possibly between any two of these calls.
             try:
                 self._folder.mkdir(mode=0o700, exist_ok=True)
@@ -82,13 +82,13 @@ class Owners:
                     return Owner(owner_id, file, descriptor)
             except OSError:
                 os.close(descriptor)
-                _remove(file)
+                _remove_lock_file(file)
                 raise
             os.close(descriptor)
 
-    def alive(self, owner_id: str) -> bool:
+    def is_alive(self, owner_id: str) -> bool:
         """Return whether this owner's process still holds its lock."""
-        file = self._folder / f"{owner_id}{SUFFIX}"
+        file = self._folder / f"{owner_id}{LOCK_SUFFIX}"
         try:
             descriptor = os.open(file, os.O_RDONLY)
         except FileNotFoundError:
@@ -102,11 +102,11 @@ class Owners:
         finally:
             os.close(descriptor)
 
-    def sweep(self) -> None:
+    def remove_dead(self) -> None:
         """Remove the files of dead owners."""
         with contextlib.suppress(OSError):
             for file in list(self._folder.iterdir()):
-                if file.suffix == SUFFIX:
+                if file.suffix == LOCK_SUFFIX:
                     _remove_if_dead(file)
 
 
@@ -130,13 +130,13 @@ def _remove_if_dead(file: Path) -> None:
         if not try_lock(descriptor):
             return
         # Removed while locked: otherwise a new owner could create and lock the file in between.
-        _remove(file)
+        _remove_lock_file(file)
     finally:
         os.close(descriptor)
-    _remove(file)  # Windows removes no open file, and so not a new owner's either
+    _remove_lock_file(file)  # Windows removes no open file, and so not a new owner's either
 
 
-def _remove(file: Path) -> None:
+def _remove_lock_file(file: Path) -> None:
     # The folder is removed with its last file. A file that can't be removed is harmless: it is not locked.
     with contextlib.suppress(OSError):
         file.unlink(missing_ok=True)

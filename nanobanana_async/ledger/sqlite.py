@@ -16,7 +16,7 @@ from nanobanana_async.keys import key_prefix
 from nanobanana_async.ledger.base import Allowance, Claim, Upload
 from nanobanana_async.ledger.columns import identity_values, progress_values
 from nanobanana_async.ledger.connection import open_file
-from nanobanana_async.ledger.statements import JobTable, update_for
+from nanobanana_async.ledger.statements import JobTable, update_statement_for
 from nanobanana_async.ledger.uploads import find_upload, prune_uploads, remember_upload
 from nanobanana_async.ledger.writer import Writer
 from nanobanana_async.loop_guard import running_loop
@@ -27,7 +27,7 @@ T = TypeVar("T")
 
 BUSY_S = 10.0
 MAX_BUSY_S = 1e6  # SQLite stores it in milliseconds, in 31 bits
-PAGE = 200
+PAGE_SIZE = 200
 PRUNE_BATCH = 5000  # other processes wait for the lock during a batch
 _MAX_ID = 2**63 - 1
 
@@ -97,7 +97,7 @@ class SqliteLedger:
         elif writer.loop.is_closed():  # no caller waits, and the loop can't run `aclose`
             self._writer = None
             writer.stop()
-        elif (reason := self._wrong_context()) is not None:
+        elif (reason := self._why_unusable()) is not None:
             raise LedgerError(f"ledger {self.path} {reason}")
         else:
             self._writer = None
@@ -113,25 +113,25 @@ class SqliteLedger:
 
         Raises `TaskTaken` if the task id belongs to another job that was sent.
         """
-        statement, row = update_for(before, after)
+        statement, row = update_statement_for(before, after)
         adds_task_id = after.task_id is not None and after.task_id != before.task_id
 
         def advance(table: JobTable) -> None:
             if adds_task_id:
-                table.check_task(after)
+                table.check_task_free(after)
             table.advance(before, after, statement, row)
 
         await self._write(advance, before)
 
-    async def advance_and_charge(
+    async def advance_and_reserve(
         self, before: JobRecord, after: JobRecord, price: Price, max_credits: Decimal | None
     ) -> Allowance:
         """Replace `before` by `after`, which is about to be sent, and add its charge, if its batch's cap allows it."""
-        statement, row = update_for(before, after)
-        advance_and_charge = partial(
-            JobTable.advance_and_charge, before=before, after=after, statement=statement, row=row
+        statement, row = update_statement_for(before, after)
+        advance_and_reserve = partial(
+            JobTable.advance_and_reserve, before=before, after=after, statement=statement, row=row
         )
-        return await self._write(partial(advance_and_charge, price=price, max_credits=max_credits), before)
+        return await self._write(partial(advance_and_reserve, price=price, max_credits=max_credits), before)
 
     async def adopt(self, key: str) -> Claim | None:
         """Take ownership of an active job without a living owner; return the stored record."""
@@ -165,12 +165,12 @@ class SqliteLedger:
         """
         return await self._submit(lambda table: table.count_foreign_jobs(account, since))
 
-    async def spent(self, batch: str) -> Decimal:
+    async def spent_or_reserved(self, batch: str) -> Decimal:
         """Return the credits of the batch with this name: charged after refunds, and reserved; pruned jobs count.
 
         `batch` is the name that was passed to `generate_many`; 0 for a name that has bought nothing here.
         """
-        return await self._submit(lambda table: table.charges.spent(key_prefix(batch)))
+        return await self._submit(lambda table: table.charges.spent_or_reserved(key_prefix(batch)))
 
     async def reserved(self, batch: str) -> Decimal:
         """Return the part of `spent` that is reserved: for jobs in doubt, and running ones without a stated price."""
@@ -204,12 +204,12 @@ class SqliteLedger:
         """Store an upload, in place of an earlier one of the same content."""
         await self._submit(lambda table: remember_upload(table.connection, account, upload), writes=True)
 
-    async def unfinished(self, account: str) -> AsyncIterator[JobRecord]:
+    async def adoptable_jobs(self, account: str) -> AsyncIterator[JobRecord]:
         """Yield an account's active jobs without a living owner, oldest first; call `adopt` to take one."""
         owners = await self._submit(lambda table: table.live_owners(account))
         start: int | None = 0
         while start is not None:
-            page = partial(JobTable.unfinished, account=account, live_owners=owners, after=start, limit=PAGE)
+            page = partial(JobTable.adoptable_page, account=account, live_owners=owners, after=start, limit=PAGE_SIZE)
             start, records = await self._submit(page)
             for record in records:
                 yield record
@@ -218,7 +218,7 @@ class SqliteLedger:
         """Yield an account's UNCERTAIN jobs, oldest first."""
         start: int | None = 0
         while start is not None:
-            page = partial(JobTable.uncertain, account=account, after=start, limit=PAGE)
+            page = partial(JobTable.uncertain_page, account=account, after=start, limit=PAGE_SIZE)
             start, records = await self._submit(page)
             for record in records:
                 yield record
@@ -232,15 +232,15 @@ class SqliteLedger:
         start: int | None = None if states == set() else _MAX_ID
         left = _MAX_ID if limit is None else limit
         while start is not None and left > 0:
-            page = partial(JobTable.jobs, states=states, before=start, limit=min(PAGE, left))
+            page = partial(JobTable.jobs_page, states=states, before=start, limit=min(PAGE_SIZE, left))
             start, records = await self._submit(page)
             left -= len(records)
             for record in records:
                 yield record
 
-    async def counts(self) -> Counter[JobState]:
+    async def count_by_state(self) -> Counter[JobState]:
         """Count all jobs by state."""
-        return await self._submit(JobTable.counts)
+        return await self._submit(JobTable.count_by_state)
 
     async def has_owner(self, key: str) -> bool:
         """Return whether a job is active and has a living owner: another one, or this ledger."""
@@ -250,13 +250,13 @@ class SqliteLedger:
         """Count the active jobs of all accounts without a living owner, by state."""
         return await self._submit(JobTable.count_unowned)
 
-    async def accounts(self) -> Counter[tuple[str, str]]:
+    async def count_by_account(self) -> Counter[tuple[str, str]]:
         """Count the jobs by gateway and account. An account is `gateway:name`, or a fingerprint of the API key."""
-        return await self._submit(JobTable.accounts)
+        return await self._submit(JobTable.count_by_account)
 
-    async def batches(self) -> list[str]:
+    async def batch_prefixes(self) -> list[str]:
         """Return the prefixes of the keys of all named batches."""
-        return await self._submit(JobTable.batches)
+        return await self._submit(JobTable.batch_prefixes)
 
     async def hand_over(self, gateway: str, old: str, new: str) -> int:
         """Move all jobs of one account to another of the same gateway, after its API key changed; return how many.
@@ -265,10 +265,10 @@ class SqliteLedger:
         """
         return await self._submit(partial(JobTable.hand_over, gateway=gateway, old=old, new=new), writes=True)
 
-    async def prunable(self, older_than: datetime) -> int:
+    async def count_prunable(self, older_than: datetime) -> int:
         """Count the jobs that `prune` would delete."""
         _check_aware(older_than)
-        return await self._submit(partial(JobTable.prunable, older_than=older_than))
+        return await self._submit(partial(JobTable.count_prunable, older_than=older_than))
 
     async def prune(self, older_than: datetime) -> int:
         """Delete the jobs that ended before a time; return how many. UNCERTAIN jobs are never deleted.
@@ -294,7 +294,7 @@ class SqliteLedger:
         reason = None
         if self._writer is None:
             reason = "is not open"
-        elif (wrong := self._wrong_context()) is not None:
+        elif (wrong := self._why_unusable()) is not None:
             reason = wrong
         elif writes and self._read_only:
             reason = "was opened read-only"
@@ -302,7 +302,7 @@ class SqliteLedger:
             raise LedgerError(f"ledger {self.path} {reason}", key=key, safe_to_repeat=safe)
         return self._writer.submit(work, writes=writes, key=key, safe=safe)
 
-    def _wrong_context(self) -> str | None:
+    def _why_unusable(self) -> str | None:
         """Return why a call can't be served: it comes from another process or event loop than the opening."""
         if self._process != os.getpid():
             return "was opened before this process was forked: open another one in this process"

@@ -39,7 +39,7 @@ _NOT_TERMINAL = f"state IN ({_sql_list(ACTIVE_STATES | {JobState.UNCERTAIN})})"
 _NOT_TERMINAL_OF_ACCOUNT = f"account = ? AND {_NOT_TERMINAL}"
 _NOT_ACTIVE = f"state NOT IN ({_sql_list(ACTIVE_STATES)})"
 
-INSERT = (
+INSERT_JOB = (
     f"INSERT INTO jobs ({_ALL_COLUMNS}, owner) VALUES ({', '.join('?' * (len(COLUMNS) + 1))})"
     " ON CONFLICT (key) DO NOTHING"
 )
@@ -51,7 +51,7 @@ SELECT_BY_TASK = f"SELECT {_ALL_COLUMNS} FROM jobs WHERE account = ? AND task_id
 SELECT_TASK_HOLDER = (
     "SELECT key FROM jobs WHERE account = ? AND task_id = ? AND key <> ? AND first_sent_at IS NOT NULL LIMIT 1"
 )
-BATCHES = "SELECT DISTINCT batch FROM jobs WHERE batch IS NOT NULL"
+SELECT_BATCHES = "SELECT DISTINCT batch FROM jobs WHERE batch IS NOT NULL"
 COUNT_BY_ACCOUNT = "SELECT gateway, account, count(*) FROM jobs GROUP BY gateway, account"
 CHANGE_ACCOUNT = "UPDATE jobs SET account = ?, revision = revision + 1 WHERE gateway = ? AND account = ?"
 TAKE_OWNERSHIP = "UPDATE jobs SET owner = ? WHERE key = ? AND owner IS ?"
@@ -90,7 +90,7 @@ UPSERT_LEARNED = "INSERT OR REPLACE INTO learned VALUES (?, ?)"
 COPY_LEARNED = "INSERT INTO learned SELECT ?, facts FROM learned WHERE account = ? ON CONFLICT (account) DO NOTHING"
 
 
-def update_for(before: JobRecord, after: JobRecord) -> tuple[str, Row]:
+def update_statement_for(before: JobRecord, after: JobRecord) -> tuple[str, Row]:
     """Return the statement and the row that replace `before` by `after`; unchanged identity columns are left out."""
     if same_identity(before, after):
         return UPDATE_PROGRESS, progress_values(after)
@@ -110,19 +110,19 @@ class JobTable:
     def claim(self, record: JobRecord, row: Row) -> Claim:
         """Insert a job as its owner, or return the stored record; an active job without an owner becomes ours."""
         execute = self.connection.execute
-        if execute(INSERT, (*row, self._owner)).rowcount:
-            return Claim(record=record, new=True, owned=record.state in ACTIVE_STATES)
+        if execute(INSERT_JOB, (*row, self._owner)).rowcount:
+            return Claim(record=record, is_new=True, is_ours=record.state in ACTIVE_STATES)
         found = execute(SELECT_BY_KEY, (record.key,)).fetchone()
         known = record_of(found[:-1])
-        return Claim(record=known, owned=self._try_own(known, found[-1]))
+        return Claim(record=known, is_ours=self._try_own(known, found[-1]))
 
     def advance(self, before: JobRecord, after: JobRecord, statement: str, row: Row) -> None:
         """Replace `before` if it is unchanged and ours, or ended; `statement` and `row` are those of `update_for`."""
         self._compare_and_swap(before, statement, row)
         if after.batch is not None:
-            self.charges.follow(before, after)
+            self.charges.update_from_record(before, after)
 
-    def advance_and_charge(
+    def advance_and_reserve(
         self,
         before: JobRecord,
         after: JobRecord,
@@ -136,7 +136,7 @@ class JobTable:
         allowance = self.charges.allowance(after, price, max_credits)
         if allowance.refusal is None:
             self._compare_and_swap(before, statement, row)
-            self.charges.add(after, allowance.price)
+            self.charges.reserve(after, allowance.price)
         return allowance
 
     def _compare_and_swap(self, before: JobRecord, statement: str, row: Row) -> None:
@@ -151,7 +151,7 @@ class JobTable:
             reason = "was changed by another owner"
         raise LedgerError(f"job {before.key} {reason}", key=before.key, safe_to_repeat=False)
 
-    def check_task(self, after: JobRecord) -> None:
+    def check_task_free(self, after: JobRecord) -> None:
         """Raise `TaskTaken` if the task id of `after` belongs to another job that was sent."""
         holder = self.connection.execute(SELECT_TASK_HOLDER, (after.account, after.task_id, after.key)).fetchone()
         if holder is not None and after.task_id is not None:
@@ -163,7 +163,7 @@ class JobTable:
         if found is None:
             return None
         record = record_of(found[:-1])
-        return Claim(record=record, owned=self._try_own(record, found[-1]))
+        return Claim(record=record, is_ours=self._try_own(record, found[-1]))
 
     def release(self, key: str) -> None:
         """Give up ownership of a job that is ours."""
@@ -189,7 +189,7 @@ class JobTable:
         owners = self.connection.execute(SELECT_OWNERS, (account,))
         return [owner for (owner,) in owners if not self._is_unowned(owner)]
 
-    def unfinished(
+    def adoptable_page(
         self, account: str, live_owners: Sequence[str], after: int, limit: int
     ) -> tuple[int | None, list[JobRecord]]:
         """Return a page of active jobs without an owner, and where the next page starts, if there is one."""
@@ -199,12 +199,14 @@ class JobTable:
         unowned = [record_of(row[2:]) for row in rows if self._is_unowned(row[1])]
         return _next_page_start(rows, limit), unowned
 
-    def uncertain(self, account: str, after: int, limit: int) -> tuple[int | None, list[JobRecord]]:
+    def uncertain_page(self, account: str, after: int, limit: int) -> tuple[int | None, list[JobRecord]]:
         """Return a page of UNCERTAIN jobs, and where the next page starts, if there is one."""
         rows = self.connection.execute(SELECT_UNCERTAIN_PAGE, (account, after, limit)).fetchall()
         return _next_page_start(rows, limit), [record_of(row[1:]) for row in rows]
 
-    def jobs(self, states: Collection[JobState] | None, before: int, limit: int) -> tuple[int | None, list[JobRecord]]:
+    def jobs_page(
+        self, states: Collection[JobState] | None, before: int, limit: int
+    ) -> tuple[int | None, list[JobRecord]]:
         """Return a page of all jobs, the newest first, and where the next page starts, if there is one."""
         parameters: Row = (before,)
         if states is None:
@@ -215,7 +217,7 @@ class JobTable:
         rows = self.connection.execute(f"{pages} ORDER BY id DESC LIMIT ?", (*parameters, limit)).fetchall()
         return _next_page_start(rows, limit), [record_of(row[1:]) for row in rows]
 
-    def counts(self) -> Counter[JobState]:
+    def count_by_state(self) -> Counter[JobState]:
         """Count the jobs by state."""
         return Counter({JobState(state): count for state, count in self.connection.execute(COUNT_BY_STATE)})
 
@@ -232,7 +234,7 @@ class JobTable:
                 counts[JobState(state)] += count
         return counts
 
-    def prunable(self, older_than: datetime) -> int:
+    def count_prunable(self, older_than: datetime) -> int:
         """Count the jobs that ended before a time."""
         return int(self.connection.execute(COUNT_PRUNABLE, (time_to_text(older_than),)).fetchone()[0])
 
@@ -264,14 +266,14 @@ class JobTable:
         """Store what was learned about an account."""
         self.connection.execute(UPSERT_LEARNED, (account, learned))
 
-    def accounts(self) -> Counter[tuple[str, str]]:
+    def count_by_account(self) -> Counter[tuple[str, str]]:
         """Count the jobs of each gateway and account."""
         rows = self.connection.execute(COUNT_BY_ACCOUNT)
         return Counter({(gateway, account): count for gateway, account, count in rows})
 
-    def batches(self) -> list[str]:
+    def batch_prefixes(self) -> list[str]:
         """Return the prefixes of the keys of all named batches."""
-        return [batch for (batch,) in self.connection.execute(BATCHES)]
+        return [batch for (batch,) in self.connection.execute(SELECT_BATCHES)]
 
     def hand_over(self, gateway: str, old: str, new: str) -> int:
         """Move an account's jobs and charges to another one; the new revision makes writes with older records fail."""

@@ -14,7 +14,7 @@ from contextlib import suppress
 from typing import Any, Generic, TypeVar
 
 from nanobanana_async.errors import LedgerError
-from nanobanana_async.ledger.connection import LedgerConnection, copy_for
+from nanobanana_async.ledger.connection import LedgerConnection, copy_error_for
 from nanobanana_async.ledger.file import transaction
 from nanobanana_async.ledger.statements import JobTable
 
@@ -51,7 +51,7 @@ class Writer:
         self._thread_done: asyncio.Future[None] = self.loop.create_future()
         self._stopping = False
         # A daemon thread: a ledger that was never closed must not keep the interpreter alive.
-        self._thread = threading.Thread(target=self._run, args=(open_file,), name=name, daemon=True)
+        self._thread = threading.Thread(target=self._run_thread, args=(open_file,), name=name, daemon=True)
         self._thread.start()
 
     def submit(
@@ -59,14 +59,14 @@ class Writer:
     ) -> "asyncio.Future[T]":
         """Queue a function for the thread. It runs even if its caller is cancelled."""
         if not self._queued:  # work submitted in the same turn of the event loop joins the same batch
-            self.loop.call_soon(self._flush)
+            self.loop.call_soon(self._hand_over_batch)
         item = WorkItem(work, self.loop.create_future(), writes=writes, key=key, safe=safe)
         self._queued.append(item)
         return item.future
 
     def stop(self) -> None:
         """End the thread after the queued work; nothing can be submitted afterwards."""
-        self._flush()
+        self._hand_over_batch()
         self._batches.put(None)
 
     async def aclose(self) -> None:
@@ -75,27 +75,27 @@ class Writer:
         await asyncio.shield(self._thread_done)
         self._thread.join()
 
-    def _flush(self) -> None:
+    def _hand_over_batch(self) -> None:
         if self._queued:
             batch, self._queued = self._queued, []
             self._batches.put(batch)
 
     # The methods below run in the thread.
 
-    def _run(self, open_file: Callable[[], LedgerConnection]) -> None:
+    def _run_thread(self, open_file: Callable[[], LedgerConnection]) -> None:
         try:
             file = open_file()
         except Exception as error:
-            self._post([(self.opened, None, error), (self._thread_done, None, None)])
+            self._post_results([(self.opened, None, error), (self._thread_done, None, None)])
             return
         try:
-            self._post([(self.opened, None, None)])
+            self._post_results([(self.opened, None, None)])
             while batch := self._next_batch():
                 for start in range(0, len(batch), MAX_BATCH):
-                    self._post(run_in_transaction(file, batch[start : start + MAX_BATCH]))
+                    self._post_results(run_in_transaction(file, batch[start : start + MAX_BATCH]))
         finally:
             file.close()
-            self._post([(self._thread_done, None, None)])
+            self._post_results([(self._thread_done, None, None)])
 
     def _next_batch(self) -> list[WorkItem[Any]]:
         """Wait for work and return all that is queued; return an empty list when the thread must end."""
@@ -106,9 +106,9 @@ class Writer:
             batch += items or ()
         return batch
 
-    def _post(self, results: list[Result]) -> None:
+    def _post_results(self, results: list[Result]) -> None:
         with suppress(RuntimeError):  # the event loop is closed, so no caller waits
-            self.loop.call_soon_threadsafe(deliver, results)
+            self.loop.call_soon_threadsafe(set_results, results)
 
 
 def run_in_transaction(file: LedgerConnection, batch: Sequence[WorkItem[Any]]) -> list[Result]:
@@ -124,7 +124,7 @@ def run_in_transaction(file: LedgerConnection, batch: Sequence[WorkItem[Any]]) -
         return results
     except Exception as error:
         failure = file.to_ledger_error(error)
-        return [(item.future, None, copy_for(failure, key=item.key, safe_to_repeat=item.safe)) for item in batch]
+        return [(item.future, None, copy_error_for(failure, key=item.key, safe_to_repeat=item.safe)) for item in batch]
 
 
 def _run_item(file: LedgerConnection, item: WorkItem[Any]) -> "Result":
@@ -135,10 +135,10 @@ def _run_item(file: LedgerConnection, item: WorkItem[Any]) -> "Result":
     except (sqlite3.DataError, sqlite3.IntegrityError, sqlite3.ProgrammingError, ValueError, OverflowError) as error:
         # Only this item's values are at fault: the other items of the transaction continue.
         failure = LedgerError(f"the record can't be stored: {type(error).__name__}: {error}")
-        return item.future, None, copy_for(failure, key=item.key, safe_to_repeat=item.safe)
+        return item.future, None, copy_error_for(failure, key=item.key, safe_to_repeat=item.safe)
 
 
-def deliver(results: list[Result]) -> None:
+def set_results(results: list[Result]) -> None:
     """Set the results of futures in their event loop."""
     for future, value, error in results:
         if future.done():  # its caller was cancelled

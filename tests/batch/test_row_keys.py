@@ -41,7 +41,7 @@ async def test_ledger_knows_its_named_batches(tmp_path: Path) -> None:
     ledger = SqliteLedger(path, read_only=True)
     await ledger.open()
     try:
-        assert len(await ledger.batches()) == 2
+        assert len(await ledger.batch_prefixes()) == 2
     finally:
         await ledger.aclose()
 

@@ -82,7 +82,7 @@ async def test_the_ledger_knows_a_batch_by_its_name(batch: Command) -> None:
         assert emulator.stats().credits_charged == 24
     ledger = SqliteLedger(batch.out / "jobs.sqlite")
     await ledger.open()
-    assert [await ledger.spent(name) for name in ("spring", "autumn")] == [24, 0]
+    assert [await ledger.spent_or_reserved(name) for name in ("spring", "autumn")] == [24, 0]
     assert await ledger.reserved("spring") == 0
     await ledger.aclose()
 

@@ -357,7 +357,7 @@ class Campaign:
                     self.faults.append(f"{buyer}: its session's cap {plan.session_cap} was passed: {peak}")
         try:
             async with _opened(self._disk) as ledger:
-                counted = await ledger.spent(NAME)
+                counted = await ledger.spent_or_reserved(NAME)
         except LedgerError as error:
             self.faults.append(f"the ledger can't be read: {error}")
             return

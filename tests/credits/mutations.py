@@ -57,14 +57,14 @@ def _estimates_of_a_session_go_side_by_side() -> list[Change]:
 
 
 def _forgotten_on_rebirth() -> list[Change]:
-    follow = Charges.follow
+    follow = Charges.update_from_record
 
     def forgetful(self: Charges, before: JobRecord, job: JobRecord) -> None:
         if job.generation != before.generation:
-            self._run(charges._SET_CREDITS, (0, before.key, before.generation))
+            self._execute(charges._SET_CREDITS, (0, before.key, before.generation))
         follow(self, before, job)
 
-    return [(Charges, "follow", forgetful)]
+    return [(Charges, "update_from_record", forgetful)]
 
 
 def _forgotten_on_prune() -> list[Change]:
@@ -83,7 +83,7 @@ def _each_process_counts_for_itself() -> list[Change]:
     begun: dict[Charges, tuple[Decimal, Decimal]] = {}
 
     def alone(self: Charges, job: JobRecord, price: Price, max_credits: Decimal | None) -> Allowance:
-        spent_before, own = begun.setdefault(self, (self.spent(job.batch or ""), Decimal(0)))
+        spent_before, own = begun.setdefault(self, (self.spent_or_reserved(job.batch or ""), Decimal(0)))
         if max_credits is None or spent_before + own + price.credits > max_credits:
             return allowance(self, job, price, max_credits)
         begun[self] = spent_before, own + price.credits
@@ -93,7 +93,7 @@ def _each_process_counts_for_itself() -> list[Change]:
 
 
 def _not_set_aside() -> list[Change]:
-    return [(Charges, "add", lambda *_: None)]
+    return [(Charges, "reserve", lambda *_: None)]
 
 
 def _doubt_gives_back() -> list[Change]:

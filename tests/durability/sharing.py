@@ -62,4 +62,4 @@ def _orphaned(ledger: Path) -> int:
     with closing(sqlite3.connect(ledger)) as connection:
         found = connection.execute(owned, states).fetchall()
     owners = Owners(ledger)
-    return sum(count for owner, count in found if owner is not None and not owners.alive(owner))
+    return sum(count for owner, count in found if owner is not None and not owners.is_alive(owner))

@@ -31,7 +31,7 @@ STEPS: dict[str, tuple[type, str, bool]] = {
     "bytes stored": (ImageDownloader, "put", True),
     "upload remembered": (SqliteLedger, "remember_upload", True),
     "images loaded": (References, "load_body", True),
-    "intent written": (JobStore, "advance_and_charge", True),
+    "intent written": (JobStore, "advance_and_reserve", True),
     "sent": (Submitter, "_post", True),
 }
 HALF_SENT = "bytes half sent"

@@ -165,7 +165,7 @@ async def work(orders: Orders, report: StepReporter) -> None:
         polling=PollPolicy(target_delay_s=0.05, min_gap_s=0.03, max_gap_s=0.2),
         retry=RetryPolicy(first_backoff_s=0.03, max_backoff_s=0.3, retry_uncertain=orders.retry_uncertain),
     ) as session:
-        found = await ledger.counts()
+        found = await ledger.count_by_state()
         saved = sum(url is not None for url in results.rows.values())
         unsaved = found[JobState.SUCCEEDED] - saved
         open_states = (JobState.PENDING, JobState.SUBMITTING, JobState.RUNNING)

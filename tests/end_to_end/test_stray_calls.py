@@ -146,7 +146,7 @@ async def test_ledger_used_on_another_loop_is_refused_and_stays_open(tmp_path: P
     await ledger.open()
 
     async def on_other_loop() -> None:
-        for call in (ledger.find("key"), ledger.counts(), ledger.aclose()):
+        for call in (ledger.find("key"), ledger.count_by_state(), ledger.aclose()):
             with pytest.raises(LedgerError, match="belongs to the event loop that opened it"):
                 await call
 
@@ -226,10 +226,10 @@ def test_ledger_with_a_closed_loop_can_be_reopened(tmp_path: Path) -> None:
 
     async def again() -> None:
         with pytest.raises(LedgerError, match="belongs to the event loop that opened it"):
-            await ledger.counts()
+            await ledger.count_by_state()
         await ledger.aclose()
         await ledger.open()
-        assert await ledger.counts() == {}
+        assert await ledger.count_by_state() == {}
         await ledger.aclose()
 
     asyncio.run(again())

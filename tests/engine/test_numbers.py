@@ -212,7 +212,7 @@ async def test_invalid_ledger_arguments_are_refused(tmp_path: Path, limit: Any) 
         with pytest.raises(ConfigurationError, match="older_than must be a datetime with a time zone"):
             await ledger.prune(moment)  # type: ignore[arg-type]
         with pytest.raises(ConfigurationError, match="older_than must be a datetime with a time zone"):
-            await ledger.prunable(moment)  # type: ignore[arg-type]
+            await ledger.count_prunable(moment)  # type: ignore[arg-type]
     await ledger.aclose()
 
 

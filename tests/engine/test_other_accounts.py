@@ -89,7 +89,7 @@ async def test_job_that_may_have_been_bought_stays_with_its_account(tmp_path: Pa
     assert await ledger.find("order-17") == stored
     claim = await ledger.adopt("order-17")
     assert claim is not None
-    assert claim.owned is (stored.state in ACTIVE_STATES)  # it was released
+    assert claim.is_ours is (stored.state in ACTIVE_STATES)  # it was released
     await ledger.aclose()
     assert gateway.sold == 0
 

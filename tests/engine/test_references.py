@@ -139,7 +139,7 @@ async def test_closing_while_an_upload_hangs_ends_its_waiters() -> None:
         waiting = group.create_task(ended(job))
         await until(lambda: gateway.uploads == 1)
     assert isinstance(waiting.result(), SessionClosed)
-    assert [record.key async for record in ledger.unfinished(session.gateway.account)] == ["order-1"]
+    assert [record.key async for record in ledger.adoptable_jobs(session.gateway.account)] == ["order-1"]
 
 
 async def test_bytes_are_let_go_once_they_are_uploaded_or_accepted(tmp_path: Path) -> None:

@@ -77,7 +77,7 @@ async def ways(monkeypatch: pytest.MonkeyPatch, found: dict[str, list[str]]) -> 
         monkeypatch.setattr(owner, name, watched)
 
     async with apimall(FakeTransport(FakeGateway().answer)) as session:
-        watch(WorkerPool, "_run")
+        watch(WorkerPool, "_hand_to_worker")
         watch(MemoryLedger, "claim")
         watch(MemoryLedger, "advance")
         watch(TrackedJob, "wake")

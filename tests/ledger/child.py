@@ -65,8 +65,8 @@ async def share(path: str, name: str) -> None:
     async with asyncio.TaskGroup() as group:
         claims = [group.create_task(ledger.claim(job(f"shared-{number}"))) for number in range(CLAIMS)]
     for number, claim in enumerate(task.result() for task in claims):
-        if claim.owned:
-            say(f"{number} {claim.new}")
+        if claim.is_ours:
+            say(f"{number} {claim.is_new}")
     say(f"{name} done")
     sys.stdin.read()
     await ledger.aclose()

@@ -60,10 +60,10 @@ async def test_ended_job_with_a_callers_key_is_kept_without_body(key: str, end: 
     assert await ledger.find(key) == kept
     assert await ledger.find_task("mine", "t1") == kept
     claim = await ledger.claim(job(key))
-    assert (claim.record, claim.new, claim.owned) == (kept, False, False)
+    assert (claim.record, claim.is_new, claim.is_ours) == (kept, False, False)
     adopted = await ledger.adopt(key)
     assert adopted is not None
-    assert (adopted.record, adopted.owned) == (kept, False)
+    assert (adopted.record, adopted.is_ours) == (kept, False)
 
 
 @virtually

@@ -34,7 +34,7 @@ async def test_hand_over_moves_exactly_the_jobs_of_the_account(path: Path) -> No
         for key in "acde":
             await ledger.release(key)
         assert await ledger.hand_over("apimall", "old", "apimall:studio") == 3
-        assert await ledger.accounts() == {
+        assert await ledger.count_by_account() == {
             ("apimall", "apimall:studio"): 3,
             ("apimall", "third"): 1,
             ("defapi", "old"): 1,
@@ -56,7 +56,7 @@ async def test_hand_over_is_refused_while_an_open_session_owns_a_job(path: Path)
             LedgerError, match="an open session still owns jobs of account old: close that session first"
         ):
             await ledger.hand_over("apimall", "old", "new")
-        assert await ledger.accounts() == {("apimall", "old"): 2}
+        assert await ledger.count_by_account() == {("apimall", "old"): 2}
         await living.aclose()
         assert await ledger.hand_over("apimall", "old", "new") == 2
 
@@ -100,11 +100,11 @@ async def test_estimates_of_handed_over_jobs_are_repriced(path: Path) -> None:
             record, _ = await about_to_be_sent(ledger, key, estimate, batch=key_prefix(key[0]), account="old")
             record = await moved(ledger, record, JobState.UNCERTAIN, in_doubt=True)
         await priced(ledger, "d-1", account="new", credits_used=9)
-        assert [await ledger.spent(batch) for batch in ("b", "c")] == [8, 2]
+        assert [await ledger.spent_or_reserved(batch) for batch in ("b", "c")] == [8, 2]
         await ledger.hand_over("apimall", "old", "new")
-        assert [await ledger.spent(batch) for batch in ("b", "c")] == [9, 2]
+        assert [await ledger.spent_or_reserved(batch) for batch in ("b", "c")] == [9, 2]
         await priced(ledger, "d-2", account="new", credits_used=3, estimate=OWL_GUESS)
-        assert await ledger.spent("c") == 3
+        assert await ledger.spent_or_reserved("c") == 3
 
 
 async def priced(ledger: SqliteLedger, key: str, *, account: str, credits_used: int, estimate: Price = GUESS) -> None:

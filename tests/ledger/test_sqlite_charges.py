@@ -27,7 +27,7 @@ async def test_charges_of_a_pruned_job_stay_and_the_next_is_added(path: Path) ->
             first = await moved(ledger, first, JobState.RUNNING, task_id="t1", credits_used=Decimal(8))
             await moved(ledger, first, JobState.FAILED, ended_at=NOON)
             assert await ledger.prune(NOON + timedelta(days=1)) == 1
-            assert await ledger.spent("b") == spent
+            assert await ledger.spent_or_reserved("b") == spent
         assert (await about_to_be_sent(ledger, "b-1", EIGHT, 24))[1].refusal is Refusal.SUM
     assert asked(path, "SELECT count(*) FROM charges") == [(0,)]
 
@@ -51,16 +51,16 @@ async def test_charges_of_other_owners_count_as_under_way_while_they_live(path: 
             await about_to_be_sent(theirs, "b-1", GUESS, 8)
             for price, refusal in ((OWL_GUESS, Refusal.ESTIMATE), (Price("crow", Decimal(1)), Refusal.SUM)):
                 _, allowance = await about_to_be_sent(ours, "b-2", price, 8)
-                assert (allowance.refusal, allowance.ours, allowance.others) == (refusal, (), True)
+                assert (allowance.refusal, allowance.ours_may_free, allowance.others_may_free) == (refusal, (), True)
         _, allowance = await about_to_be_sent(ours, "b-2", OWL_GUESS, 8)
-        assert (allowance.refusal, allowance.ours, allowance.others) == (Refusal.ESTIMATE, (), False)
+        assert (allowance.refusal, allowance.ours_may_free, allowance.others_may_free) == (Refusal.ESTIMATE, (), False)
 
 
 async def test_huge_sums_are_capped(path: Path) -> None:
     async with ledger_at(path) as ledger:
         for number in range(12):
             await about_to_be_sent(ledger, f"b-{number}", Price("fox", MAX_CREDITS))
-        assert await ledger.spent("b") == 9 * MAX_CREDITS
+        assert await ledger.spent_or_reserved("b") == 9 * MAX_CREDITS
         assert (await about_to_be_sent(ledger, "b-x", EIGHT, 10**9))[1].refusal is not None
 
 

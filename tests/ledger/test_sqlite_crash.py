@@ -54,7 +54,7 @@ async def test_no_acknowledged_write_is_lost_by_a_kill(tmp_path: Path) -> None:
         ledger = SqliteLedger(path)
         await ledger.open()
         left = await keys_left(ledger)  # all their owners are dead
-        assert len(left) == sum(count for state, count in (await ledger.counts()).items() if state in OPEN)
+        assert len(left) == sum(count for state, count in (await ledger.count_by_state()).items() if state in OPEN)
         for key in left:
             assert await ledger.adopt(key) is not None
         assert await keys_left(ledger) == []

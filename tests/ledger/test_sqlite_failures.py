@@ -60,7 +60,7 @@ async def test_full_disk_fails_the_whole_batch_without_changes(path: Path) -> No
         assert await ledger.find("small") is None
         assert await ledger.find("order-1") == first
         await within(ledger, "PRAGMA max_page_count = 100000")
-        assert (await ledger.claim(job("big", body=BIG))).new  # the disk has room again
+        assert (await ledger.claim(job("big", body=BIG))).is_new  # the disk has room again
         await ledger.advance(first, first.transition_to(JobState.RUNNING, task_id="t1"))
 
 
@@ -86,7 +86,7 @@ async def test_failed_commit_fails_the_whole_batch_without_changes(path: Path) -
         assert await ledger.find("order-1") == first
         assert await ledger.find("k0") is None
         await ledger.advance(first, first.transition_to(JobState.RUNNING, task_id="t1"))
-        assert (await ledger.claim(job("k0"))).new
+        assert (await ledger.claim(job("k0"))).is_new
 
 
 async def test_long_lock_fails_writes_but_not_reads(path: Path) -> None:
@@ -102,7 +102,7 @@ async def test_long_lock_fails_writes_but_not_reads(path: Path) -> None:
             assert await ledger.find("order-1") == running()
             with pytest.raises(LedgerError, match="locked"):
                 await adopted(ledger)
-        assert (await ledger.claim(job("new"))).new
+        assert (await ledger.claim(job("new"))).is_new
 
 
 async def test_damaged_file_fails_reads_and_writes(path: Path) -> None:
@@ -140,7 +140,7 @@ async def test_replaced_database_is_noticed_before_a_write(path: Path, manner: s
         with pytest.raises(LedgerError, match="moved, deleted or replaced"):
             await ledger.claim(job("new"))
         aside.replace(path)
-        assert (await ledger.claim(job("new"))).new
+        assert (await ledger.claim(job("new"))).is_new
 
 
 async def test_unexpected_exception_becomes_a_ledger_error(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -293,7 +293,7 @@ async def test_replaced_wal_shm_or_lock_file_stops_writes(path: Path, name: str,
             with pytest.raises(LedgerError, match=f"{file.name} was moved, deleted or replaced"):
                 await ledger.claim(job("new"))
         aside.replace(file)
-        assert (await ledger.claim(job("new"))).new
+        assert (await ledger.claim(job("new"))).is_new
 
 
 async def test_deleted_wal_is_checkpointed_into_the_database(path: Path, tmp_path: Path) -> None:

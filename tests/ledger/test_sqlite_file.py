@@ -25,7 +25,7 @@ WIDER = Schema(
         "-- the first step\nALTER TABLE jobs ADD COLUMN label TEXT;\nUPDATE jobs SET label = key;\n",
         "ALTER TABLE jobs ADD COLUMN note TEXT DEFAULT 'none';\n",
     ),
-    first=current_schema().version,
+    first_version=current_schema().version,
 )
 
 
@@ -81,7 +81,7 @@ async def test_commits_are_flushed(path: Path) -> None:
 async def test_empty_file_becomes_a_ledger(path: Path) -> None:
     path.touch()
     async with ledger_at(path) as ledger:
-        assert (await ledger.claim(job())).new
+        assert (await ledger.claim(job())).is_new
 
 
 async def test_tilde_is_expanded(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -228,7 +228,7 @@ async def test_wal_switch_times_out(path: Path) -> None:
 
 
 async def test_file_system_without_wal_is_refused(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(file, "_wal_mode", lambda *_, **__: "delete")
+    monkeypatch.setattr(file, "_try_wal_mode", lambda *_, **__: "delete")
     with pytest.raises(LedgerError, match="use a file on a local disk"):
         open_writable(path, current_schema(), busy_s=0.1)
 

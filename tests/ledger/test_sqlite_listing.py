@@ -19,7 +19,7 @@ YESTERDAY = NOON - timedelta(days=1)
 
 @pytest.fixture
 def path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr(sqlite, "PAGE", 3)
+    monkeypatch.setattr(sqlite, "PAGE_SIZE", 3)
     monkeypatch.setattr(sqlite, "PRUNE_BATCH", 4)
     return tmp_path / "jobs.sqlite"
 
@@ -39,7 +39,7 @@ async def test_jobs_are_listed_newest_first(path: Path) -> None:
         assert await keys(ledger, JobState.RUNNING) == "fecb"
         assert await keys(ledger, JobState.RUNNING, limit=2) == "fe"
         assert await keys(ledger, JobState.FAILED) == ""
-        assert await ledger.counts() == {JobState.RUNNING: 4, JobState.PENDING: 3}
+        assert await ledger.count_by_state() == {JobState.RUNNING: 4, JobState.PENDING: 3}
 
 
 async def test_unfinished_jobs_are_read_in_pages(path: Path) -> None:
@@ -50,7 +50,7 @@ async def test_unfinished_jobs_are_read_in_pages(path: Path) -> None:
         await mine.open()
         assert await keys_left(mine) == ["k0", "k2", "k4", "k6", "k8"]
         found = []
-        async for record in mine.unfinished("mine"):
+        async for record in mine.adoptable_jobs("mine"):
             found.append(record.key)
             if record.key == "k4":  # meanwhile another owner adopts one
                 assert await adopted(theirs, "k6") is not None
@@ -62,7 +62,7 @@ async def test_owner_opened_during_the_listing_keeps_its_job(path: Path) -> None
         for number in range(8):
             await mine.claim(job(f"k{number}"))
             await mine.release(f"k{number}")
-        listing = mine.unfinished("mine")
+        listing = mine.adoptable_jobs("mine")
         assert (await anext(listing)).key == "k0"
         await adopted(late, "k5")
         assert [record.key async for record in listing] == ["k1", "k2", "k3", "k4", "k6", "k7"]
@@ -98,7 +98,7 @@ async def test_old_uploads_are_pruned(path: Path) -> None:
 async def test_empty_ledger_prunes_nothing(path: Path) -> None:
     async with ledger_at(path) as ledger:
         assert await ledger.prune(NOON) == 0
-        assert await ledger.counts() == {}
+        assert await ledger.count_by_state() == {}
 
 
 async def test_read_only_ledger_changes_and_owns_nothing(path: Path) -> None:

@@ -20,7 +20,7 @@ def test_forked_child_closes_its_copies_of_the_locks(path: Path) -> None:
     released, held = owners.acquire(), owners.acquire()
     released.release()
     owners_module._close_all_in_child()  # a forked child does this first
-    assert not owners.alive(held.id)
+    assert not owners.is_alive(held.id)
     held.release()
 
 
@@ -29,10 +29,10 @@ def test_owner_with_an_unreadable_file_counts_as_alive(path: Path) -> None:
     owner = owners.acquire()
     unreadable = path.with_name("jobs.sqlite-owners") / "unreadable.lock"
     unreadable.symlink_to(unreadable)
-    assert owners.alive("unreadable")
+    assert owners.is_alive("unreadable")
     unreadable.unlink()
     owner.release()
-    assert not owners.alive(owner.id)
+    assert not owners.is_alive(owner.id)
 
 
 def test_acquire_retries_when_a_sweep_removes_its_file(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -43,7 +43,7 @@ def test_acquire_retries_when_a_sweep_removes_its_file(path: Path, monkeypatch: 
         tries.append(descriptor)
         if len(tries) == 1:  # the file exists and is not locked yet, so a sweep removes it
             monkeypatch.setattr(owners_module, "try_lock", try_lock)
-            Owners(path).sweep()
+            Owners(path).remove_dead()
             monkeypatch.setattr(owners_module, "try_lock", sweep_first)
         return try_lock(descriptor)
 
@@ -51,7 +51,7 @@ def test_acquire_retries_when_a_sweep_removes_its_file(path: Path, monkeypatch: 
     owner = Owners(path).acquire()
     monkeypatch.undo()
     assert len(tries) == 2
-    assert Owners(path).alive(owner.id)
+    assert Owners(path).is_alive(owner.id)
     owner.release()
     owner.release()
 
@@ -66,7 +66,7 @@ def test_file_system_without_locks_has_no_owners(path: Path, monkeypatch: pytest
         patched.setattr(owners_module, "try_lock", no_locks)
         with pytest.raises(OSError, match="No locks"):
             Owners(path).acquire()
-        assert Owners(path).alive(living.id)
+        assert Owners(path).is_alive(living.id)
     assert [file.stem for file in path.with_name("jobs.sqlite-owners").iterdir()] == [living.id]
     living.release()
 
@@ -96,6 +96,6 @@ def test_released_owner_is_dead_though_its_file_remains(path: Path, monkeypatch:
     with monkeypatch.context() as patched:
         patched.setattr(Path, "unlink", stuck)
         owner.release()
-    assert not owners.alive(owner.id)
-    owners.sweep()
+    assert not owners.is_alive(owner.id)
+    owners.remove_dead()
     assert not path.with_name("jobs.sqlite-owners").exists()

@@ -50,7 +50,7 @@ async def test_job_of_a_living_owner_is_not_adopted(opened: Opening) -> None:
     assert await adopted(mine, "order-1") is None
     claim = await mine.claim(job())
     assert claim.record == running()
-    assert (claim.new, claim.owned) == (False, False)
+    assert (claim.is_new, claim.is_ours) == (False, False)
     assert await mine.count_foreign_jobs("mine") == 1
     assert await theirs.count_foreign_jobs("mine") == 0
     with pytest.raises(LedgerError, match="is not owned by this ledger") as caught:
@@ -66,7 +66,7 @@ async def test_closed_ledger_leaves_its_jobs_to_other_owners(opened: Opening) ->
     await theirs.aclose()
     assert await mine.count_foreign_jobs("mine") == 1  # it has no owner, but it runs
     assert await keys_left(mine) == ["order-1"]
-    assert (await mine.claim(job())).owned
+    assert (await mine.claim(job())).is_ours
     assert await mine.count_foreign_jobs("mine") == 0
 
 
@@ -113,7 +113,7 @@ async def test_any_owner_may_update_an_ended_job(opened: Opening) -> None:
     refused = first.transition_to(JobState.REFUSED, ended_at=NOON)
     await one.advance(first, refused)
     assert await other.find("order-1") == refused
-    assert not (await other.claim(job())).owned
+    assert not (await other.claim(job())).is_ours
     again = refused.next_generation(body=b"{new}", created_at=LATER)
     await other.advance(refused, again)
     assert await other.find("order-1") == again
@@ -150,7 +150,7 @@ async def test_jobs_of_a_killed_process_are_adopted_of_a_stopped_one_not(path: P
         one.kill()
         await one.wait()
         assert await keys_left(mine) == ["a"]
-        assert (await mine.claim(job("a"))).owned
+        assert (await mine.claim(job("a"))).is_ours
         assert await adopted(mine, "b") is None
         assert len(locks(path)) == 3  # the dead owner's file is removed at the next opening
         await opened()
@@ -217,7 +217,7 @@ async def test_use_in_another_process_is_refused(path: Path, opened: Opening, mo
         await in_child.aclose()  # leaves the parent's writer alone
         in_child.__dict__.update(ledger.__dict__)
         del in_child
-    assert (await ledger.claim(job())).new
+    assert (await ledger.claim(job())).is_new
 
 
 async def test_foreign_files_in_the_folder_are_kept(path: Path, opened: Opening) -> None:

@@ -24,7 +24,7 @@ from nanobanana_async.ledger.columns import (
     time_to_text,
 )
 from nanobanana_async.ledger.file import current_schema
-from nanobanana_async.ledger.statements import JobTable, update_for
+from nanobanana_async.ledger.statements import JobTable, update_statement_for
 from nanobanana_async.models import ImageRequest
 from tests.support.ledger_contract import NOON, job
 
@@ -129,7 +129,7 @@ def test_any_record_can_replace_another(before: JobRecord, after: JobRecord) -> 
     after = evolve(after, key=before.key)
     with empty_table() as table:
         table.claim(before, (*identity_values(before), *progress_values(before)))
-        table.advance(before, after, *update_for(before, after))
+        table.advance(before, after, *update_statement_for(before, after))
         assert table.find(before.key) == after
 
 

@@ -113,7 +113,7 @@ async def test_cancelled_caller_cancels_no_write(ledger: SqliteLedger) -> None:
     with pytest.raises(asyncio.CancelledError):
         await leaving
     async with asyncio.timeout(5):
-        assert (await staying).new
+        assert (await staying).is_new
     assert await ledger.find("a") == job("a")
 
 
@@ -123,7 +123,7 @@ async def test_close_finishes_queued_writes(path: Path) -> None:
     writing = [asyncio.Task(ledger.claim(job(f"k{number}"))) for number in range(50)]
     await asyncio.sleep(0)
     await ledger.aclose()
-    assert all(task.done() and task.result().new for task in writing)
+    assert all(task.done() and task.result().is_new for task in writing)
     assert not threads_of(path)
     with closing(sqlite3.connect(path)) as connection:
         assert connection.execute("SELECT count(*) FROM jobs").fetchone() == (50,)
@@ -139,7 +139,7 @@ async def test_cancelled_close_still_finishes(path: Path) -> None:
     closing_it.cancel()
     with pytest.raises(asyncio.CancelledError):
         await closing_it
-    assert (await writing).new
+    assert (await writing).is_new
     await ledger.aclose()
     await ended(path)
 
@@ -151,15 +151,15 @@ async def test_closed_ledger_refuses_calls_and_reopens(ledger: SqliteLedger) -> 
         await ledger.claim(job())
     assert (caught.value.key, caught.value.safe_to_repeat) == ("order-1", True)
     with pytest.raises(LedgerError, match="is not open"):
-        await anext(ledger.unfinished("mine"))
+        await anext(ledger.adoptable_jobs("mine"))
     await ledger.open()
-    assert (await ledger.claim(job())).new
+    assert (await ledger.claim(job())).is_new
 
 
 async def test_open_ledger_refuses_a_second_open(ledger: SqliteLedger) -> None:
     with pytest.raises(LedgerError, match="a SqliteLedger of its own"):
         await ledger.open()
-    assert (await ledger.claim(job())).new
+    assert (await ledger.claim(job())).is_new
 
 
 async def test_cancelled_open_leaves_nothing_open(path: Path) -> None:

@@ -214,7 +214,7 @@ def _one_task_for_two_jobs() -> list[Change]:
     def check_task(self: JobTable, after: JobRecord) -> None:
         return None
 
-    return [(JobTable, "check_task", check_task)]
+    return [(JobTable, "check_task_free", check_task)]
 
 
 def _every_create_was_processed() -> list[Change]:

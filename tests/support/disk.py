@@ -16,7 +16,7 @@ from nanobanana_async.errors import LedgerError
 from nanobanana_async.jobs import JobRecord
 from nanobanana_async.ledger import sqlite, writer
 from nanobanana_async.ledger.columns import record_of
-from nanobanana_async.ledger.connection import LedgerConnection, copy_for
+from nanobanana_async.ledger.connection import LedgerConnection, copy_error_for
 from nanobanana_async.ledger.statements import SELECT_BY_KEY, JobTable
 from tests.support.machine import Machine, Process, this_process
 from tests.support.mutations import patched
@@ -135,7 +135,7 @@ class InlineWriter:
         if self._file is not None:
             self._file.connection.close()
             if self._file._owner is not None:
-                self._file._owner.close_in_child()
+                self._file._owner.close_lock()
 
     def _begin(self) -> None:
         if self._busy or not self._process.alive or self._file is None:
@@ -155,7 +155,7 @@ class InlineWriter:
         if self._disk.full and any(order.writes for order in batch):
             full = LedgerError("there is no room left")
             results: list[writer.Result] = [
-                (order.future, None, copy_for(full, key=order.key, safe_to_repeat=order.safe)) for order in batch
+                (order.future, None, copy_error_for(full, key=order.key, safe_to_repeat=order.safe)) for order in batch
             ]
             self._disk.failed_keys.update(order.key for order in batch if order.key is not None)
         else:
@@ -166,7 +166,7 @@ class InlineWriter:
     def _deliver(self, results: list[writer.Result]) -> None:
         self._busy = False
         if self._process.alive:
-            writer.deliver(results)
+            writer.set_results(results)
             self._begin()
 
 

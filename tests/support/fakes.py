@@ -129,7 +129,7 @@ class RecordingLedger(MemoryLedger):
         if self.keeps:
             self._ended.pop(after.key, None)
             self._jobs[after.key] = after
-            self._index(after)
+            self._index_task(after)
 
     async def _write(self, what: str) -> None:
         if self.delay_s:

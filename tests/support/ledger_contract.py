@@ -37,12 +37,12 @@ def running(key: str = "order-1", task_id: str = "t1", **facts: Any) -> JobRecor
 
 
 async def keys_left(ledger: Ledger, account: str = "mine") -> list[str]:
-    return [record.key async for record in ledger.unfinished(account)]
+    return [record.key async for record in ledger.adoptable_jobs(account)]
 
 
 async def adopted(ledger: Ledger, key: str = "order-1") -> JobRecord | None:
     claim = await ledger.adopt(key)
-    return claim.record if claim is not None and claim.owned else None
+    return claim.record if claim is not None and claim.is_ours else None
 
 
 def scene(play: Scene) -> Scene:
@@ -60,7 +60,7 @@ async def new_job_is_claimed_and_owned(ledger: Ledger) -> None:
     first = job()
     claim = await ledger.claim(first)
     assert claim.record is first
-    assert (claim.new, claim.owned) == (True, True)
+    assert (claim.is_new, claim.is_ours) == (True, True)
     assert await ledger.find("order-1") == first
     assert await ledger.find("order-2") is None
 
@@ -71,7 +71,7 @@ async def claim_of_a_known_key_returns_the_stored_record(ledger: Ledger) -> None
     await ledger.claim(first)
     claim = await ledger.claim(job(request=ImageRequest("a crow"), body=b"{crow}"))
     assert claim.record == first
-    assert (claim.new, claim.owned) == (False, True)
+    assert (claim.is_new, claim.is_ours) == (False, True)
 
 
 @scene
@@ -140,7 +140,7 @@ async def uncertain_job_is_kept_without_an_owner(ledger: Ledger) -> None:
     await ledger.advance(first, doubtful)
     assert await keys_left(ledger) == []
     assert await adopted(ledger) is None
-    assert not (await ledger.claim(job())).owned
+    assert not (await ledger.claim(job())).is_ours
     found = doubtful.transition_to(JobState.RUNNING, task_id="t1")
     await ledger.advance(doubtful, found)  # the owner that resolves the job then owns it
     assert await adopted(ledger) == found
@@ -255,7 +255,7 @@ async def claim_adopts_a_released_job(ledger: Ledger) -> None:
     await ledger.release("order-1")
     claim = await ledger.claim(job())
     assert claim.record == running()
-    assert (claim.new, claim.owned) == (False, True)
+    assert (claim.is_new, claim.is_ours) == (False, True)
     assert await keys_left(ledger) == []
 
 
@@ -287,7 +287,7 @@ async def about_to_be_sent(
     """Claim a job of a batch, and try to reserve its price for a create."""
     first = (await ledger.claim(job(key, batch=batch, **facts))).record
     after = first.transition_to(JobState.SUBMITTING, first_sent_at=NOON)
-    allowance = await ledger.advance_and_charge(first, after, price, None if cap is None else Decimal(cap))
+    allowance = await ledger.advance_and_reserve(first, after, price, None if cap is None else Decimal(cap))
     assert await ledger.find(key) == (first if allowance.refusal else after)
     return (first if allowance.refusal else after), allowance
 
@@ -305,26 +305,26 @@ async def charge_is_reserved_within_the_cap_and_refused_beyond(ledger: Ledger) -
         assert (allowance.refusal, allowance.other_charges, allowance.price) == (None, Decimal(spent), EIGHT)
     _, allowance = await about_to_be_sent(ledger, "b-3", EIGHT, 20)
     assert (allowance.refusal, allowance.other_charges) == (Refusal.SUM, Decimal(16))
-    assert (set(allowance.ours), allowance.others) == ({"b-1", "b-2"}, False)
+    assert (set(allowance.ours_may_free), allowance.others_may_free) == ({"b-1", "b-2"}, False)
     _, allowance = await about_to_be_sent(ledger, "c-1", EIGHT, 8, batch=key_prefix("c"))
     assert allowance.refusal is None  # another batch
-    assert [await ledger.spent(name) for name in ("b", "c", "d")] == [16, 8, 0]
+    assert [await ledger.spent_or_reserved(name) for name in ("b", "c", "d")] == [16, 8, 0]
 
 
 @scene
 async def charge_follows_its_jobs_transitions(ledger: Ledger) -> None:
     sent_job, _ = await about_to_be_sent(ledger, "b-1", GUESS, 100)
     back = await moved(ledger, sent_job, JobState.PENDING)
-    assert await ledger.spent("b") == 0
+    assert await ledger.spent_or_reserved("b") == 0
     again = back.transition_to(JobState.SUBMITTING)
-    assert (await ledger.advance_and_charge(back, again, GUESS, Decimal(100))).refusal is None
-    assert await ledger.spent("b") == 8
+    assert (await ledger.advance_and_reserve(back, again, GUESS, Decimal(100))).refusal is None
+    assert await ledger.spent_or_reserved("b") == 8
     doubt = await moved(ledger, again, JobState.UNCERTAIN, in_doubt=True)
-    assert await ledger.spent("b") == 8
+    assert await ledger.spent_or_reserved("b") == 8
     found = await moved(ledger, doubt, JobState.RUNNING, task_id="t1", in_doubt=False, credits_used=Decimal(12))
-    assert await ledger.spent("b") == 12
+    assert await ledger.spent_or_reserved("b") == 12
     await moved(ledger, found, JobState.FAILED, credits_refunded=Decimal("2.5"))
-    assert await ledger.spent("b") == Decimal("9.5")
+    assert await ledger.spent_or_reserved("b") == Decimal("9.5")
 
 
 @scene
@@ -337,17 +337,21 @@ async def charge_stays_when_the_job_is_bought_again(ledger: Ledger) -> None:
         assert next_generation.batch == key_prefix("b")
         sent_job = next_generation.transition_to(JobState.SUBMITTING)
         assert (
-            await ledger.advance_and_charge(next_generation, sent_job, EIGHT, Decimal(8 * generation))
+            await ledger.advance_and_reserve(next_generation, sent_job, EIGHT, Decimal(8 * generation))
         ).refusal is None
         doubt = await moved(ledger, sent_job, JobState.UNCERTAIN, in_doubt=True)
-        assert await ledger.spent("b") == 8 * generation
+        assert await ledger.spent_or_reserved("b") == 8 * generation
 
 
 @scene
 async def one_estimate_is_reserved_at_a_time_across_classes(ledger: Ledger) -> None:
     first, _ = await about_to_be_sent(ledger, "b-1", GUESS, 100)
     _, allowance = await about_to_be_sent(ledger, "b-2", OWL_GUESS, 100)
-    assert (allowance.refusal, allowance.ours, allowance.others) == (Refusal.ESTIMATE, ("b-1",), False)
+    assert (allowance.refusal, allowance.ours_may_free, allowance.others_may_free) == (
+        Refusal.ESTIMATE,
+        ("b-1",),
+        False,
+    )
     assert (await about_to_be_sent(ledger, "b-3", Price("crow", Decimal(1)), 100))[1].refusal is None
     assert (await about_to_be_sent(ledger, "c-1", OWL_GUESS, 100, batch=key_prefix("c")))[1].refusal is None
     await moved(ledger, first, JobState.RUNNING, task_id="t1", credits_used=Decimal(8))
@@ -362,10 +366,10 @@ async def learned_price_is_returned_instead_of_a_reservation(ledger: Ledger) -> 
         _, allowance = await about_to_be_sent(ledger, "b-2", asked, 100)
         assert (allowance.refusal, allowance.price) == (Refusal.PRICE, Price("fox", Decimal(24)))
     assert (await about_to_be_sent(ledger, "b-2", Price("fox", Decimal(24)), 100))[1].refusal is None
-    assert await ledger.spent("b") == 48
+    assert await ledger.spent_or_reserved("b") == 48
     _, allowance = await about_to_be_sent(ledger, "c-1", GUESS, batch=key_prefix("c"))  # no cap
     assert allowance.refusal is None
-    assert await ledger.spent("c") == 24
+    assert await ledger.spent_or_reserved("c") == 24
 
 
 @scene
@@ -374,12 +378,12 @@ async def learned_price_replaces_all_estimates_of_the_class(ledger: Ledger) -> N
     await moved(ledger, doubt, JobState.UNCERTAIN, in_doubt=True)
     second, _ = await about_to_be_sent(ledger, "b-2", GUESS)
     await moved(ledger, second, JobState.RUNNING, task_id="t1", credits_used=Decimal(24))
-    assert await ledger.spent("b") == 48
+    assert await ledger.spent_or_reserved("b") == 48
     third, _ = await about_to_be_sent(ledger, "d-1", OWL_GUESS, batch=key_prefix("d"))
     await moved(ledger, third, JobState.UNCERTAIN, in_doubt=True)
     known = Price("owl", Decimal(3))  # learned from jobs outside any batch
     assert (await about_to_be_sent(ledger, "d-2", known, 100, batch=key_prefix("d")))[1].refusal is None
-    assert await ledger.spent("d") == 6
+    assert await ledger.spent_or_reserved("d") == 6
 
 
 @scene
@@ -387,16 +391,16 @@ async def unknown_price_blocks_estimates_until_the_user_gives_one(ledger: Ledger
     doubt, _ = await about_to_be_sent(ledger, "b-1", GUESS, 100)
     await moved(ledger, doubt, JobState.UNCERTAIN, in_doubt=True)
     _, allowance = await about_to_be_sent(ledger, "b-2", GUESS, 100)
-    assert (allowance.refusal, allowance.ours, allowance.others) == (Refusal.ESTIMATE, (), False)
+    assert (allowance.refusal, allowance.ours_may_free, allowance.others_may_free) == (Refusal.ESTIMATE, (), False)
     expected = Price("fox", Decimal(30), Basis.EXPECTED)
     second, allowance = await about_to_be_sent(ledger, "b-2", expected, 60)
     assert allowance.refusal is None
-    assert await ledger.spent("b") == 60
+    assert await ledger.spent_or_reserved("b") == 60
     second = await moved(ledger, second, JobState.RUNNING, task_id="t1")
     assert (await about_to_be_sent(ledger, "b-3", expected, 100))[1].refusal is Refusal.ESTIMATE  # b-2 still runs
     await moved(ledger, second, JobState.SUCCEEDED)  # without a price: the user's expected price becomes final
     assert (await about_to_be_sent(ledger, "b-3", OWL_GUESS, 100))[1].refusal is None
-    assert await ledger.spent("b") == 62
+    assert await ledger.spent_or_reserved("b") == 62
 
 
 @scene
@@ -405,7 +409,7 @@ async def job_that_ends_without_a_price_keeps_its_estimate(ledger: Ledger) -> No
     first = await moved(ledger, first, JobState.RUNNING, task_id="t1")
     await moved(ledger, first, JobState.FAILED)
     _, allowance = await about_to_be_sent(ledger, "b-2", OWL_GUESS, 100)
-    assert (allowance.refusal, allowance.ours) == (Refusal.ESTIMATE, ())
+    assert (allowance.refusal, allowance.ours_may_free) == (Refusal.ESTIMATE, ())
     assert allowance.other_charges == 8
 
 
@@ -415,8 +419,8 @@ async def stale_writer_reserves_nothing(ledger: Ledger) -> None:
     await ledger.claim(first)
     await ledger.release("b-1")
     with pytest.raises(LedgerError, match=CONFLICT):
-        await ledger.advance_and_charge(first, first.transition_to(JobState.SUBMITTING), EIGHT, Decimal(100))
-    assert await ledger.spent("b") == 0
+        await ledger.advance_and_reserve(first, first.transition_to(JobState.SUBMITTING), EIGHT, Decimal(100))
+    assert await ledger.spent_or_reserved("b") == 0
 
 
 @scene

@@ -99,8 +99,8 @@ class LedgerView:
             if row is None:
                 self.shared.rows[record.key] = Row(record, self)
                 self.changes.append(f"new {record.state.name}")
-                return Claim(record=record, new=True, owned=record.state in ACTIVE_STATES)
-            return Claim(record=row.record, owned=self._taken_over(row))
+                return Claim(record=record, is_new=True, is_ours=record.state in ACTIVE_STATES)
+            return Claim(record=row.record, is_ours=self._taken_over(row))
 
         return await self._run("claim", claim)
 
@@ -114,7 +114,7 @@ class LedgerView:
                     raise TaskTaken(str(after.task_id), record.key, key=after.key)
             self._swap(before, after)
             if after.batch is not None:
-                self.shared.charges.follow(before, after)
+                self.shared.charges.update_from_record(before, after)
 
         await self._run("advance", advance)
 
@@ -145,7 +145,7 @@ class LedgerView:
     async def adopt(self, key: str) -> Claim | None:
         def adopt() -> Claim | None:
             row = self.shared.rows.get(key)
-            return None if row is None else Claim(record=row.record, owned=self._taken_over(row))
+            return None if row is None else Claim(record=row.record, is_ours=self._taken_over(row))
 
         return await self._run("adopt", adopt)
 
@@ -171,17 +171,17 @@ class LedgerView:
 
         return await self._run("count_foreign_jobs", held)
 
-    async def advance_and_charge(
+    async def advance_and_reserve(
         self, before: JobRecord, after: JobRecord, price: Price, max_credits: Decimal | None
     ) -> Allowance:
-        def advance_and_charge() -> Allowance:
+        def advance_and_reserve() -> Allowance:
             allowance = self.shared.charges.allowance(after, price, max_credits, self._follower)
             if allowance.refusal is None:
                 self._swap(before, after)
-                self.shared.charges.add(after, allowance.price)
+                self.shared.charges.reserve(after, allowance.price)
             return allowance
 
-        return await self._run("advance", advance_and_charge)
+        return await self._run("advance", advance_and_reserve)
 
     async def recall(self, account: str) -> str | None:
         return self.shared.learned.get(account)
@@ -199,7 +199,7 @@ class LedgerView:
 
         await self._run("remember_upload", remember)
 
-    async def spent(self, batch: str) -> Decimal:
+    async def spent_or_reserved(self, batch: str) -> Decimal:
         return await self._run("spent", lambda: self.shared.charges.spent_or_reserved(key_prefix(batch)))
 
     async def callback_secret(self) -> bytes:
@@ -220,7 +220,7 @@ class LedgerView:
 
         return await self._run("take_notices", notices)
 
-    async def unfinished(self, account: str) -> AsyncIterator[JobRecord]:
+    async def adoptable_jobs(self, account: str) -> AsyncIterator[JobRecord]:
         def free() -> list[JobRecord]:
             rows = [row for row in self.shared.rows.values() if row.record.account == account]
             return [row.record for row in rows if row.record.state in ACTIVE_STATES and self._free(row)]

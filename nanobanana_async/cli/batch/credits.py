@@ -29,7 +29,7 @@ class BatchCredits:
         """Show what the ledger says that the batch has spent, with its earlier runs, and has reserved."""
         batch, display = self.plan.file.batch, self.display
         display.reserved = await self.ledger.reserved(batch)
-        display.spent = await self.ledger.spent(batch) - display.reserved
+        display.spent = await self.ledger.spent_or_reserved(batch) - display.reserved
 
     async def read_final(self) -> None:
         """Read the credits once more: the session stores the last answers while it closes, and closes the ledger."""
@@ -46,12 +46,12 @@ class BatchCredits:
         """Check whether the batch, with its earlier runs, has cost more than the cap."""
         cap = self.plan.max_credits
         if cap is not None:
-            spent = await self.ledger.spent(self.plan.file.batch)
+            spent = await self.ledger.spent_or_reserved(self.plan.file.batch)
             self.summary.overspent = max(Decimal(0), spent - cap)
 
     async def _count_left(self) -> None:
         """Count the jobs whose images are not saved and, if the cap stopped the buying, what the rows left cost."""
-        states = await self.ledger.counts()
+        states = await self.ledger.count_by_state()
         self.summary.uncollected = states[JobState.SUBMITTING] + states[JobState.RUNNING] + self.display.saving
         if isinstance(self.summary.stop_reason, CreditLimitReached):
             left = (row for row in self.plan.file.rows(self.gateway) if row.key not in self.results)

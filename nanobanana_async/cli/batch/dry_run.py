@@ -52,7 +52,7 @@ async def show_dry_run(plan: Plan, gateway: Gateway, *, asks_balance: bool = Tru
             await stack.enter_async_context(open_read_only(path)) if path.is_file() and path.stat().st_size else None
         )
         if ledger is not None:
-            prices, spent = await prices_in(ledger, gateway), await ledger.spent(plan.file.batch)
+            prices, spent = await prices_in(ledger, gateway), await ledger.spent_or_reserved(plan.file.batch)
             edits = await find_edits(plan.file, gateway, ledger, plan.folder)
             for sentence in filter(None, (edits.note, "" if plan.buy_changed else edits.why)):
                 print(f"nanobanana: {one_line(sentence)}", file=sys.stderr)

@@ -61,7 +61,7 @@ class Edits:
 async def find_edits(file: InputFile, gateway: Gateway, ledger: SqliteLedger, folder: Path) -> Edits:
     """Compare the rows to be bought with the bought rows that are no longer in the file. Nothing is written."""
     edits = Edits(file)
-    if not (await ledger.counts()).total():
+    if not (await ledger.count_by_state()).total():
         return edits
     results = folder / RESULTS
     keys = {row.key for row in file.rows(gateway)}

@@ -72,7 +72,7 @@ async def find_job(ledger: SqliteLedger, key: str) -> JobRecord:
     """
     if (record := await ledger.find(key)) is not None:
         return record
-    of_rows = [await ledger.find(job_key_of_row(batch, key)) for batch in await ledger.batches()]
+    of_rows = [await ledger.find(job_key_of_row(batch, key)) for batch in await ledger.batch_prefixes()]
     records = [record for record in of_rows if record is not None]
     if not records:
         raise ConfigurationError(f"no job and no row {key!r} in ledger {ledger.path}")
@@ -101,7 +101,7 @@ class Unfinished:
 async def find_unfinished(path: Path, gateway: Gateway) -> Unfinished:
     """Return the jobs that can be resumed."""
     async with open_read_only(path) as ledger:
-        records = [record async for record in ledger.unfinished(gateway.account)]
+        records = [record async for record in ledger.adoptable_jobs(gateway.account)]
         other_accounts = (await ledger.count_unowned()).total() - len(records)
         prices = await prices_in(ledger, gateway)
     costs = [_price(gateway, prices, record) for record in records if record.state is JobState.PENDING]
@@ -226,7 +226,7 @@ class HandOver:
 async def plan_hand_over(path: Path, gateway: Gateway, old: str | None, new: str | None) -> HandOver:
     """Return the jobs to hand over; raises `ConfigurationError` if the accounts are unclear."""
     async with open_read_only(path) as ledger:
-        counts = await ledger.accounts()
+        counts = await ledger.count_by_account()
     target = gateway.account if new is None else _to_ledger_account(gateway, new)
     others = {other: jobs for (name, other), jobs in counts.items() if name == gateway.name and other != target}
     listed = ", ".join(f"{account} ({count(jobs, 'job')})" for account, jobs in others.items()) or "none"
@@ -263,7 +263,7 @@ async def hand_over(path: Path, plan: HandOver) -> int:
 async def prunable(path: Path, before: datetime) -> int:
     """Return the number of jobs that ended before a moment."""
     async with open_read_only(path) as ledger:
-        return await ledger.prunable(before)
+        return await ledger.count_prunable(before)
 
 
 async def prune(path: Path, before: datetime) -> int:

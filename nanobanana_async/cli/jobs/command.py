@@ -299,7 +299,7 @@ async def _list(path: Path, states: list[JobState] | None, limit: int | None, *,
             async for record in records:
                 shown += 1
                 print(job_format.json_of(record) if json else job_format.line_of(record, now))
-        counts, unowned = await ledger.counts(), await ledger.count_unowned()
+        counts, unowned = await ledger.count_by_state(), await ledger.count_unowned()
     sys.stdout.flush()
     print_note(job_format.summary(counts))
     if shown < (total := sum(counts[state] for state in set(states or JobState))):
