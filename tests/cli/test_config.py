@@ -10,7 +10,8 @@ from nanobanana_async import Gateway
 from nanobanana_async.cli import app as cli
 from nanobanana_async.cli.settings import file as settings_file
 from nanobanana_async.emulator import API_KEY, Emulator, Fixed
-from tests.support.command import Said, environment, in_a_process, nanobanana
+from tests.cli.batches import Command, emulated
+from tests.support.command import environment, in_a_process, nanobanana
 
 KEYS = {"APIMALL_API_KEY": "sk-mall-1", "DEFAPI_API_KEY": "sk-def-2"}
 
@@ -142,15 +143,13 @@ async def test_setting_of_one_command_is_ignored_by_the_others(home: Path) -> No
         assert "config.toml" not in said.err
 
 
-async def test_batch_takes_cap_and_names_from_the_file(home: Path, tmp_path: Path) -> None:
-    own_file(home, '[batch]\nnames = "{row}"\nmax_credits = 100\nexpected_credits = 8\nextra = { seed = 7 }\n')
-    (tmp_path / "work" / "rows.txt").write_text("a fox\nan owl\n", encoding="utf-8")
-    said = await nanobanana("batch", "rows.txt", "-o", "out", "--gateway", "emulator", environ=environment())
-    assert (said.code, sorted(os.listdir("out/images"))[:1]) == (0, ["1.png"])
-    small = await nanobanana(
-        *("batch", "rows.txt", "-o", "other", "--gateway", "emulator", "--max-credits", "10"), environ=environment()
-    )
-    assert small.code == 3
+async def test_batch_takes_cap_and_names_from_the_file(home: Path, batch: Command) -> None:
+    own_file(home, '[batch]\nnames = "{row}"\nmax_credits = 100\nexpected_credits = 8\nsidecar = true\n')
+    rows = batch.write("rows.txt", "a fox", "an owl")
+    async with emulated(batch):
+        assert (await batch(rows)).code == 0
+        assert {"1.json", "2.json"} < set(os.listdir(batch.out / "images"))
+        assert (await batch(rows, "--max-credits", "10", folder="other")).code == 3
 
 
 async def test_one_folder_for_all_batches_is_refused(home: Path) -> None:
@@ -368,20 +367,12 @@ async def test_commands_in_messages_have_the_profile(home: Path) -> None:
 @pytest.mark.slow
 async def test_precedence_in_a_process(home: Path) -> None:
     async with Emulator(duration=Fixed(0.05)) as emulator:
-        path = own_file(
+        # A value of the file that is beaten would be refused.
+        own_file(
             home,
-            f'gateway = "apimall"\nbase_url = "{emulator.url}"\noutput = "from-file"\nmax_jobs = 0\n'
-            f'[profile.work]\nmax_jobs = 3\noutput = "from-profile"\n',
+            f'gateway = "apimall"\nbase_url = "{emulator.url}"\noutput = "from-file"\nmax_jobs = 0\nnum_images = 9\n',
         )
-        environ = environment(APIMALL_API_KEY=API_KEY)
-
-        async def generate(*options: str, **variables: str) -> Said:
-            return await in_a_process("generate", "a fox", *options, environ=environ | variables)
-
-        wrong = await generate()
-        assert (wrong.code, wrong.out) == (2, "")
-        assert "--max-jobs must be a whole number of at least 1" in wrong.complaint
-        assert f", not 0 (set in {path})" in wrong.complaint
-        assert "from-file" in (await generate(NANOBANANA_MAX_JOBS="2")).out
-        assert "from-profile" in (await generate("--profile", "work")).out
-        assert "typed" in (await generate("--profile", "work", "-o", "typed")).out
+        environ = environment(APIMALL_API_KEY=API_KEY, NANOBANANA_MAX_JOBS="2")
+        said = await in_a_process("generate", "a fox", "--num-images", "1", environ=environ)
+        assert said.code == 0
+        assert "from-file" in said.out
