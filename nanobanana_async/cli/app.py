@@ -45,7 +45,8 @@ app = App(
     version=__version__,
     help="""Generate images through the Nano Banana Pro gateways API Mall and defapi.
 
-    The API key comes from APIMALL_API_KEY or DEFAPI_API_KEY, or from a prompt on a terminal; it is never an argument.
+    The API key comes from APIMALL_API_KEY or DEFAPI_API_KEY, from a file or variable that the settings file names, or
+    from a prompt on a terminal; it is never an argument. `nanobanana config` shows the settings file.
     HTTPS_PROXY, HTTP_PROXY and NO_PROXY set the proxy, SSL_CERT_FILE trusts a certificate authority of your own, and
     NANOBANANA_ALLOW_NETWORKS allows images from private networks.
     `nanobanana demo` and `--gateway emulator` need no key and no network.""",

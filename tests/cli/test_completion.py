@@ -65,5 +65,6 @@ async def test_bash_completes_commands_options_values_and_profiles(tmp_path: Pat
         "balance --profile ''": "work home",
     }
     script = TRY + "".join(f"try nanobanana {words}\n" for words in expected)
-    done = subprocess.run(["bash", "-c", script], env=environ, capture_output=True, text=True, timeout=50, check=True)
-    assert done.stdout.splitlines() == list(expected.values())
+    shell = await asyncio.create_subprocess_exec("bash", "-c", script, env=environ, stdout=asyncio.subprocess.PIPE)
+    out, _ = await shell.communicate()
+    assert out.decode().splitlines() == list(expected.values())

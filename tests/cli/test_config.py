@@ -352,6 +352,15 @@ async def test_settings_are_those_of_options_and_never_decisions_about_a_run() -
     assert not settings_file.PER_RUN & set(settings_file.OPTIONS)
 
 
+def test_file_in_the_documentation_is_accepted(tmp_path: Path) -> None:
+    page = Path(__file__).parents[2] / "docs" / "command-line.md"
+    path = tmp_path / "config.toml"
+    path.write_text(page.read_text(encoding="utf-8").partition("```toml\n")[2].partition("```")[0], encoding="utf-8")
+    connection = settings_file.read(path, "work").connection
+    assert connection is not None
+    assert connection.values["account"] == "studio"
+
+
 async def test_broken_file_does_not_break_help(home: Path) -> None:
     own_file(home, "nonsense")
     for command in (("--help",), ("generate", "--help"), ("--version",)):
