@@ -9,6 +9,7 @@ import pytest
 from nanobanana_async import Gateway
 from nanobanana_async.cli import app as cli
 from nanobanana_async.cli.settings import file as settings_file
+from nanobanana_async.config import gateway_from_env
 from nanobanana_async.emulator import API_KEY, Emulator, Fixed
 from tests.cli.batches import Command, emulated
 from tests.support.command import environment, in_a_process, nanobanana
@@ -43,14 +44,14 @@ def plant(name: str) -> None:
 async def selected(patch: pytest.MonkeyPatch, *arguments: str, **variables: str) -> tuple[str, str, str, str]:
     """Run a command and return name, address, key and account of the gateway that it would use."""
     seen: list[Gateway] = []
-    find = cli.gateway_from_env
+    find = gateway_from_env
 
     def found(environ: dict[str, str]) -> Gateway:
         seen.append(find(environ))
         raise KeyboardInterrupt
 
     patch.setattr(cli, "gateway_from_env", found)
-    said = await nanobanana(*(arguments or ("balance",)), environ=environment(**variables))
+    said = await nanobanana(*(arguments or ("balance",)), environ=environment() | variables)
     patch.setattr(cli, "gateway_from_env", find)
     assert said.code == 130, said.err
     (gateway,) = seen
@@ -60,7 +61,7 @@ async def selected(patch: pytest.MonkeyPatch, *arguments: str, **variables: str)
 
 async def shown(*options: str, **variables: str) -> dict[str, tuple[str, str]]:
     """Return what `nanobanana config` prints: value and source of each setting."""
-    said = await nanobanana("config", *options, environ=environment(**variables))
+    said = await nanobanana("config", *options, environ=environment() | variables)
     assert (said.code, said.err) == (0, "")
     rows = [line.split("\t") for line in said.out.splitlines()]
     return {name: (value, source) for name, value, source in rows}
@@ -68,7 +69,7 @@ async def shown(*options: str, **variables: str) -> dict[str, tuple[str, str]]:
 
 async def refused(text: str, home: Path, *command: str) -> str:
     path = own_file(home, text)
-    said = await nanobanana(*(command or ("balance",)), environ=environment(**KEYS))
+    said = await nanobanana(*(command or ("balance",)), environ=environment() | KEYS)
     assert (said.code, said.out) == (2, "")
     assert str(path) in said.complaint
     return said.complaint
@@ -213,7 +214,7 @@ async def test_refused_value_of_the_file_is_traced_to_it(
 
 async def test_value_of_the_command_line_is_not_blamed_on_the_file(home: Path) -> None:
     own_file(home, "num_images = 2\n")
-    said = await nanobanana("generate", "x", "--num-images", "9", environ=environment(**KEYS))
+    said = await nanobanana("generate", "x", "--num-images", "9", environ=environment() | KEYS)
     assert (said.code, "config.toml" in said.complaint) == (2, False)
 
 
@@ -251,11 +252,11 @@ async def test_byte_order_mark_and_empty_file_are_accepted(home: Path) -> None:
 async def test_unknown_profile_is_refused_with_its_neighbour(home: Path) -> None:
     own_file(home, "[profile.work]\nmax_jobs = 2\n[profile.home]\n")
     for profile, why in (("wrok", "did you mean work?"), ("zzzzzz", "there are work, home")):
-        said = await nanobanana("balance", "--profile", profile, environ=environment(**KEYS))
+        said = await nanobanana("balance", "--profile", profile, environ=environment() | KEYS)
         assert said.code == 2
         assert why in said.complaint
     (home / "nanobanana" / "config.toml").unlink()
-    said = await nanobanana("balance", environ=environment(**KEYS, NANOBANANA_PROFILE="work"))
+    said = await nanobanana("balance", environ=environment(NANOBANANA_PROFILE="work") | KEYS)
     assert (said.code, "without a settings file" in said.complaint) == (2, True)
 
 
@@ -302,7 +303,7 @@ async def test_key_file_must_be_private(home: Path, monkeypatch: pytest.MonkeyPa
 
 async def test_missing_variable_of_a_key_is_named_and_no_other_key_is_used(home: Path) -> None:
     own_file(home, '[profile.work]\ngateway = "apimall"\napi_key_variable = "WORK_KEY"\n')
-    said = await nanobanana("balance", "--profile", "work", environ=environment(**KEYS))
+    said = await nanobanana("balance", "--profile", "work", environ=environment() | KEYS)
     assert (said.code, "WORK_KEY, which is not set" in said.complaint) == (2, True)
 
 

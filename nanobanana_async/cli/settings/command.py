@@ -78,8 +78,8 @@ def _file_rows(chosen: Chosen) -> Iterator[Row]:
         own = user_file()
         yield "file", "none" if own is None else f"{own}, which does not exist", "your configuration folder"
     else:
-        own = chosen.path == user_file()
-        yield "file", str(chosen.path), "your configuration folder" if own else "--config or NANOBANANA_CONFIG"
+        is_own = chosen.path == user_file()
+        yield "file", str(chosen.path), "your configuration folder" if is_own else "--config or NANOBANANA_CONFIG"
     if chosen.profile is not None:
         yield "profile", chosen.profile, "--profile or NANOBANANA_PROFILE"
 

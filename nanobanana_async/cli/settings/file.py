@@ -3,13 +3,13 @@
 import difflib
 import os
 import tomllib
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
 import platformdirs
-from attrs import field, frozen
+from attrs import frozen
 
 from nanobanana_async.cli.settings.private import check_not_writable
 from nanobanana_async.errors import ConfigurationError
@@ -90,7 +90,7 @@ class SettingsFile:
     """A checked settings file. Of two layers with a setting, the first one has the value."""
 
     path: Path
-    layers: tuple[Layer, ...] = field(converter=tuple)
+    layers: Sequence[Layer]
 
     @property
     def connection(self) -> Layer | None:

@@ -80,7 +80,7 @@ class FileSettings:
                     each.tokens[:] = [token for token in each.tokens if token.source != "env"]
             for variable in CONNECTION_VARIABLES.values():
                 os.environ.pop(variable, None)
-        given = {name: layer.values[name] for name in ("gateway", "base_url") if name in layer.values}
+        given = {name: value for name, value in layer.values.items() if name in ("gateway", "base_url")}
         self._fill(layer, given, app, commands, arguments)
         for name in ("account", "allow_http"):
             if name in layer.values:
