@@ -89,13 +89,13 @@ async def test_command_line_beats_environment_beats_file(home: Path, monkeypatch
     assert typed[1] == "https://typed.example"
 
 
-@pytest.mark.parametrize("elsewhere", ["--gateway", "NANOBANANA_GATEWAY"])
+@pytest.mark.parametrize("where", ["--gateway", "NANOBANANA_GATEWAY"])
 async def test_address_of_the_file_is_not_used_for_another_gateway(
-    home: Path, monkeypatch: pytest.MonkeyPatch, elsewhere: str
+    home: Path, monkeypatch: pytest.MonkeyPatch, where: str
 ) -> None:
     own_file(home, 'gateway = "apimall"\nbase_url = "https://file.example"\naccount = "mine"\n')
-    options = ("balance", "--gateway", "defapi") if elsewhere == "--gateway" else ("balance",)
-    variables = KEYS if elsewhere == "--gateway" else KEYS | {elsewhere: "defapi"}
+    options = ("balance", "--gateway", "defapi") if where == "--gateway" else ("balance",)
+    variables = KEYS if where == "--gateway" else KEYS | {where: "defapi"}
     name, url, key, account = await selected(monkeypatch, *options, **variables)
     assert (name, key) == ("defapi", "sk-def-2")
     assert "file.example" not in url
