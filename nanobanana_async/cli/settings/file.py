@@ -101,7 +101,7 @@ class SettingsFile:
 def user_file() -> Path | None:
     """Return the path of the user's own settings file; None if the system names no absolute folder for it.
 
-    A relative folder would be in the working folder: a repository there could send the API key to an address of its own.
+    A relative folder would be in the working folder: a repository there could send the API key to its own address.
     """
     folder = platformdirs.user_config_path("nanobanana", appauthor=False)
     return folder / "config.toml" if folder.is_absolute() else None
