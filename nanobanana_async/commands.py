@@ -5,9 +5,13 @@ import shlex
 import shutil
 import sys
 from collections.abc import Sequence
+from contextvars import ContextVar
 from pathlib import Path
 
 _NAME = "nanobanana"
+
+SETTINGS_OPTIONS: ContextVar[tuple[str, ...]] = ContextVar("settings options", default=())
+"""The options that chose settings file and profile: a command in a message needs the same account."""
 
 
 def program() -> str:
@@ -26,7 +30,7 @@ def program() -> str:
 
 def command_line(*words: str) -> str:
     """Return a command of this program, quoted for a shell."""
-    return " ".join((program(), *map(quoted, words)))
+    return " ".join((program(), *map(quoted, (*SETTINGS_OPTIONS.get(), *words))))
 
 
 def jobs_command(name: str = "", *options: str, ledger: Path | None, names: Sequence[str] = ()) -> str:
@@ -62,7 +66,7 @@ def same_command(option: str) -> str:
     started, *arguments = sys.argv
     if "-" in arguments or not (_is_module(started) or _is_script(started)):
         return ""
-    return command_line(*arguments, *([] if option in arguments else [option]))
+    return " ".join((program(), *map(quoted, arguments), *([] if option in arguments else [option])))
 
 
 def as_value(path: Path | str) -> str:

@@ -32,6 +32,9 @@ if hasattr(signal, "SIGHUP"):
 os.environ["XDG_STATE_HOME"] = _STATE = tempfile.mkdtemp(prefix="nanobanana-state-")
 atexit.register(shutil.rmtree, _STATE, ignore_errors=True)
 
+# Nor the settings file of that person.
+os.environ["XDG_CONFIG_HOME"] = os.path.join(_STATE, "config")
+
 # Hypothesis fails an example that takes 200 ms, as any example may on a machine with other work.
 # Forty examples at first sight of a test show what a hundred do; each run draws others.
 settings.register_profile("suite", deadline=None, max_examples=40)

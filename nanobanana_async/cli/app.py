@@ -22,6 +22,8 @@ from nanobanana_async.cli.generate_command import GenerateCommand
 from nanobanana_async.cli.jobs.command import job_commands
 from nanobanana_async.cli.logs import plain_logs
 from nanobanana_async.cli.options import FolderOption, Name, setting_message, usage_message
+from nanobanana_async.cli.settings.command import ConfigFile, Profile, config
+from nanobanana_async.cli.settings.sources import apply_settings, choose, current, settings_of_run
 from nanobanana_async.cli.signals import Interrupted, interrupted_by_signals, run_until_signal
 from nanobanana_async.cli.streams import silence, usable_streams
 from nanobanana_async.cli.webhooks import webhook_commands
@@ -43,25 +45,47 @@ app = App(
     version=__version__,
     help="""Generate images through the Nano Banana Pro gateways API Mall and defapi.
 
-    The API key comes from APIMALL_API_KEY or DEFAPI_API_KEY, or from a prompt on a terminal; it is never an argument.
+    The API key comes from APIMALL_API_KEY or DEFAPI_API_KEY, from a file or variable that the settings file names, or
+    from a prompt on a terminal; it is never an argument. `nanobanana config` shows the settings file.
     HTTPS_PROXY, HTTP_PROXY and NO_PROXY set the proxy, SSL_CERT_FILE trusts a certificate authority of your own, and
     NANOBANANA_ALLOW_NETWORKS allows images from private networks.
     `nanobanana demo` and `--gateway emulator` need no key and no network.""",
     suppress_keyboard_interrupt=False,
     result_action="return_value",
+    config=apply_settings,
 )
+app.meta.suppress_keyboard_interrupt = False  # it is not inherited
+
+
+@app.meta.default
+def with_settings(
+    *tokens: Annotated[str, Parameter(show=False, allow_leading_hyphen=True)],
+    config: ConfigFile = None,
+    profile: Profile = None,
+) -> object:
+    """Run a command with the settings of a file.
+
+    Parameters
+    ----------
+    config
+        The settings file, instead of the one in your own configuration folder.
+    profile
+        The profile of the settings file, such as work for its table [profile.work].
+    """
+    choose(config, profile)
+    return app(tokens, exit_on_error=False, print_error=False)
 
 
 def run(tokens: Sequence[str]) -> int:
     """Run one command and return its exit code; an error is printed as one line on stderr."""
-    with usable_streams(), plain_logs(), interrupted_by_signals():
+    with usable_streams(), plain_logs(), interrupted_by_signals(), settings_of_run():
         return _run(tokens)
 
 
 def _run(tokens: Sequence[str]) -> int:
     _remove_empty_variables()
     try:
-        code = app(list(tokens), exit_on_error=False, print_error=False)
+        code = app.meta(list(tokens), exit_on_error=False, print_error=False)
     except CycloptsError as error:
         return _print_error(usage_message(error), USAGE)
     except Interrupted as interrupted:
@@ -71,7 +95,7 @@ def _run(tokens: Sequence[str]) -> int:
     except (ConfigurationError, InvalidRequest) as error:
         # An InvalidRequest of the gateway (400) has a status; without one it was raised here, before anything was sent.
         local = not isinstance(error, InvalidRequest) or error.status is None
-        return _print_error(setting_message(error), USAGE if local else FAILED)
+        return _print_error(current().name_origin(setting_message(error)), USAGE if local else FAILED)
     except BrokenPipeError:
         silence(sys.stdout)  # the reader closed our output
         return FAILED
@@ -240,3 +264,5 @@ app.command(BatchCommand(_find_gateway).batch)
 app.command(BalanceCommand(_find_gateway).balance)
 app.command(job_commands(_find_gateway))
 app.command(webhook_commands(_find_gateway))
+app.command(config)
+app.register_install_completion_command()

@@ -112,11 +112,17 @@ def usage_message(error: CycloptsError) -> str:
     if not isinstance(error, CoercionError) or error.token is None:
         return str(error)
     token = error.token
-    name = token.keyword or (error.argument.name if error.argument is not None else "the value")
+    name = _name_in_file(token) or token.keyword or (error.argument.name if error.argument is not None else "the value")
     if error.msg is not None:
         return f"{name}: {error.msg}"
     wanted = " or ".join(_wanted(error.target_type))
     return f"{name} must be {wanted}, not {token.value!r}" if wanted else str(error)
+
+
+def _name_in_file(token: Token) -> str:
+    """Return file and key of a value of the settings file, for which cyclopts writes the key in brackets."""
+    in_file = token.keyword is not None and token.keyword.startswith("[")
+    return f"{token.source}: {token.keyword.strip('[]')}" if in_file and token.keyword is not None else ""
 
 
 _SECRET = re.compile(r"-+(?:\w+[-_])?(?:api[-_]?)?(?:key|token|secret)", re.IGNORECASE)

@@ -1,0 +1,235 @@
+"""The settings file of the command line: which file is read, what may be in it, and its profiles."""
+
+import difflib
+import os
+import tomllib
+from collections.abc import Collection, Mapping, Sequence
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import platformdirs
+from attrs import frozen
+
+from nanobanana_async.cli.settings.private import check_not_writable
+from nanobanana_async.errors import ConfigurationError
+from nanobanana_async.gateways.base import validate_base_url
+from nanobanana_async.gateways.registry import GATEWAYS
+from nanobanana_async.images.addresses import to_networks
+from nanobanana_async.validators import shown
+
+_TEXT = "text in quotation marks", (str,)
+_WHOLE = "a whole number", (int,)
+_NUMBER = "a number", (int, Decimal)
+_SWITCH = "true or false", (bool,)
+_LIST = "a list", (list,)
+_TABLE = "a table, such as { seed = 7 }", (dict,)
+
+CONNECTION: Mapping[str, tuple[str, tuple[type, ...]]] = {
+    "gateway": _TEXT,
+    "base_url": _TEXT,
+    "account": _TEXT,
+    "allow_http": _SWITCH,
+    "api_key_file": _TEXT,
+    "api_key_variable": _TEXT,
+}
+"""What belongs to one account of one gateway: these are taken from one table, all or none."""
+
+NETWORK: Mapping[str, tuple[str, tuple[type, ...]]] = {
+    "allow_networks": _LIST,
+    "proxy": _TEXT,
+    "expected_job_s": _NUMBER,
+}
+
+OPTIONS: Mapping[str, tuple[str, tuple[type, ...]]] = {
+    "ledger": _TEXT,
+    "output": _TEXT,
+    "sidecar": _SWITCH,
+    "ordered": _SWITCH,
+    "num_images": _WHOLE,
+    "aspect_ratio": _TEXT,
+    "resolution": _TEXT,
+    "output_format": _TEXT,
+    "model": _TEXT,
+    "extra": _TABLE,
+    "max_jobs": _WHOLE,
+    "max_requests_per_minute": _WHOLE,
+    "max_credits": _NUMBER,
+    "expected_credits": _NUMBER,
+    "timeout": _NUMBER,
+    "max_wait": _NUMBER,
+    "names": _TEXT,
+    "comments": _TEXT,
+    "strict": _SWITCH,
+}
+"""Options of commands under the names of their settings."""
+
+PER_RUN = frozenset(
+    {"as", "buy", "buy_again", "buy_changed", "dry_run", "folder", "name", "new_ledger", "retry_failed", "wait", "yes"}
+)
+"""Options that decide about one run, and what it buys: a file that is forgotten must not set them."""
+
+TABLES = ("generate", "batch", "jobs")
+_SECRETS = frozenset({"api_key", "apikey", "key", "password", "secret", "token"})
+_MAX_BYTES = 1_000_000
+
+
+@frozen
+class Layer:
+    """The settings in one table of the file, and the command they are for; None: all commands that know them."""
+
+    source: str
+    """The file and the table, for messages."""
+    values: dict[str, Any]
+    command: str | None = None
+    in_profile: bool = False
+
+
+@frozen
+class SettingsFile:
+    """A checked settings file. Of two layers with a setting, the first one has the value."""
+
+    path: Path
+    layers: Sequence[Layer]
+
+    @property
+    def connection(self) -> Layer | None:
+        """The layer with the gateway: that of the profile, or else that outside of all profiles."""
+        return next((layer for layer in self.layers if "gateway" in layer.values), None)
+
+
+def user_file() -> Path | None:
+    """Return the path of the user's own settings file; None if the system names no absolute folder for it.
+
+    A relative folder would be in the working folder: a repository there could send the API key to its own address.
+    """
+    folder = platformdirs.user_config_path("nanobanana", appauthor=False)
+    return folder / "config.toml" if folder.is_absolute() else None
+
+
+def read(path: Path, profile: str | None) -> SettingsFile:
+    """Return the settings in a file; raise `ConfigurationError`, which names the file and the key."""
+    document = load(path)
+    profiles = _profiles(path, document)
+    layers = []
+    if profile is not None:
+        if profile not in profiles:
+            raise ConfigurationError(f"{path}: {_unknown('profile', profile, profiles)}")
+        layers = _layers(path, f"profile.{profile}", profiles[profile])
+    for name, table in profiles.items():  # a mistake in another profile is found before it is chosen
+        _layers(path, f"profile.{name}", table)
+    return SettingsFile(path, [*layers, *_layers(path, "", document)])
+
+
+def load(path: Path) -> dict[str, Any]:
+    """Return the contents of a settings file, unchecked."""
+    try:
+        check_not_writable(path)
+        with path.open("rb") as file:
+            content = file.read(_MAX_BYTES + 1)
+    except OSError as error:
+        why = "it is a folder" if path.is_dir() else (error.strerror or str(error))
+        raise ConfigurationError(f"the settings file {path} can't be read: {why}") from None
+    if len(content) > _MAX_BYTES:
+        raise ConfigurationError(f"{path} is no settings file: it has more than {_MAX_BYTES:,} bytes")
+    try:
+        return tomllib.loads(content.decode("utf-8-sig"), parse_float=Decimal)
+    except UnicodeDecodeError:
+        raise ConfigurationError(f"{path} is not UTF-8: save it as UTF-8") from None
+    except ValueError as error:  # also for a date that does not exist
+        raise ConfigurationError(f"{path} is not valid TOML: {error}") from None
+    except RecursionError:
+        raise ConfigurationError(f"{path} is not valid TOML: it is nested too deeply") from None
+
+
+def _profiles(path: Path, document: dict[str, Any]) -> dict[str, Any]:
+    profiles = document.get("profile", {})
+    if not isinstance(profiles, dict) or not all(isinstance(table, dict) for table in profiles.values()):
+        raise ConfigurationError(f"{path}: profiles are tables, such as [profile.work]; --profile work chooses one")
+    return profiles
+
+
+def _layers(path: Path, name: str, table: dict[str, Any]) -> list[Layer]:
+    """Return the layers of the top of the file or of a profile: the tables of commands first."""
+    source = f"{path} [{name}]" if name else str(path)
+    layers = []
+    for command in TABLES:
+        if command in table:
+            inner = f"{path} [{name}.{command}]" if name else f"{path} [{command}]"
+            if not isinstance(table[command], dict):
+                raise ConfigurationError(f"{source}: {command} must be a table, not {shown(table[command])}")
+            _check(inner, table[command], OPTIONS, command)
+            layers.append(Layer(inner, table[command], command, bool(name)))
+    tables = {*TABLES} if name else {*TABLES, "profile"}
+    values = {key: value for key, value in table.items() if key not in tables}
+    _check(source, values, {**CONNECTION, **NETWORK, **OPTIONS})
+    _check_connection(source, values)
+    return [*layers, Layer(source, values, None, bool(name))]
+
+
+def _check(
+    source: str,
+    values: Mapping[str, Any],
+    known: Mapping[str, tuple[str, tuple[type, ...]]],
+    command: str | None = None,
+) -> None:
+    """Raise `ConfigurationError` for an unknown setting, whose value is never shown, or one of the wrong type."""
+    for name, value in values.items():
+        if name not in known or (command, name) == ("batch", "output"):
+            raise ConfigurationError(f"{source}: {_why_refused(name, known, command)}")
+        wanted, types = known[name]
+        if type(value) not in types:
+            raise ConfigurationError(f"{source}: {name} must be {wanted}, not {shown(value)}")
+    ledger = values.get("ledger")
+    if ledger is not None and not (ledger.startswith("~") or Path(ledger).is_absolute()):
+        raise ConfigurationError(
+            f"{source}: ledger must be the whole path of a file, or begin with ~: with {shown(ledger)} each folder"
+            " would have a ledger of its own"
+        )
+
+
+def _check_connection(source: str, values: Mapping[str, Any]) -> None:
+    gateway = values.get("gateway")
+    if gateway is not None and gateway not in GATEWAYS:
+        raise ConfigurationError(f"{source}: gateway must be one of {', '.join(GATEWAYS)}, not {shown(gateway)}")
+    if alone := [name for name in CONNECTION if name in values and gateway is None]:
+        raise ConfigurationError(f"{source}: {alone[0]} needs `gateway` beside it, whose API key is sent there")
+    if "base_url" in values:
+        checked = validate_base_url(values["base_url"], allow_http=values.get("allow_http") is True)
+        if isinstance(checked, ConfigurationError):
+            raise ConfigurationError(f"{source}: {str(checked).replace('allow_http=True', 'allow_http = true')}")
+    if "api_key_file" in values and "api_key_variable" in values:
+        raise ConfigurationError(f"{source}: name the API key by api_key_file or by api_key_variable, not by both")
+    if "allow_networks" in values:
+        to_networks(values["allow_networks"], f"{source}: allow_networks")
+    if "@" in values.get("proxy", ""):
+        raise ConfigurationError(f"{source}: proxy must hold no password: set HTTPS_PROXY, which may hold one")
+
+
+def _why_refused(name: str, known: Collection[str], command: str | None) -> str:
+    word = name.strip().casefold().replace("-", "_")
+    if word in _SECRETS:
+        return (
+            f"{name} is no setting, since files are copied: write the API key into a file of its own that only you can"
+            " read, and name it in api_key_file, or name a variable in api_key_variable"
+        )
+    if (command, name) == ("batch", "output"):
+        return "output is no setting of batch, since each batch needs a folder of its own: pass -o"
+    if word in PER_RUN:
+        return f"{name} is no setting, since it decides about one run: pass --{word.replace('_', '-')} to the command"
+    if command is not None and (name in CONNECTION or name in NETWORK):
+        return f"{name} is for all commands: write it above the tables, or into a profile"
+    return _unknown("setting", name, [*known, *(TABLES if command is None else ())])
+
+
+def _unknown(kind: str, name: str, known: Collection[str]) -> str:
+    near = difflib.get_close_matches(name.casefold().replace("-", "_"), known, n=1)
+    if near:
+        return f"unknown {kind} {name!r}: did you mean {near[0]}?"
+    return f"unknown {kind} {name!r}: {'there are ' + ', '.join(known) if known else 'the file has none'}"
+
+
+def chosen_path(given: Path | None) -> Path | None:
+    """Return the path of the file to read: the given one, or else the user's own if it exists."""
+    own = user_file()
+    return given if given is not None else (own if own is not None and os.path.lexists(own) else None)

@@ -1,0 +1,202 @@
+"""The settings of the file in the command: after those of the command line and of the environment."""
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from pathlib import Path
+from typing import Any
+
+from attrs import define, field, frozen
+from cyclopts import App, ArgumentCollection
+from cyclopts.config import Dict
+
+from nanobanana_async.cli.settings.file import OPTIONS, Layer, SettingsFile, chosen_path, read
+from nanobanana_async.cli.settings.private import read_key_file
+from nanobanana_async.commands import SETTINGS_OPTIONS
+from nanobanana_async.errors import ConfigurationError
+from nanobanana_async.gateways.registry import GATEWAYS
+
+COMMANDS = ("balance", "batch", "generate", "jobs", "webhooks")
+"""The commands that the file is for: the demo and the emulator have nothing to do with an account."""
+
+CONNECTION_VARIABLES = {
+    "gateway": "NANOBANANA_GATEWAY",
+    "base_url": "NANOBANANA_BASE_URL",
+    "account": "NANOBANANA_ACCOUNT",
+    "allow_http": "NANOBANANA_ALLOW_HTTP",
+}
+OTHER_VARIABLES = {
+    "allow_networks": "NANOBANANA_ALLOW_NETWORKS",
+    "expected_job_s": "NANOBANANA_EXPECTED_JOB_S",
+    "ledger": "NANOBANANA_LEDGER",
+    "max_jobs": "NANOBANANA_MAX_JOBS",
+    "max_requests_per_minute": "NANOBANANA_MAX_REQUESTS_PER_MINUTE",
+    "timeout": "NANOBANANA_TIMEOUT",
+}
+_PROXIES = ("https_proxy", "http_proxy", "HTTPS_PROXY", "HTTP_PROXY")
+
+
+@frozen
+class Chosen:
+    """What --config and --profile choose."""
+
+    path: Path | None
+    profile: str | None
+    file: SettingsFile | None
+
+
+@define
+class FileSettings:
+    """Fills options that neither the command line nor the environment sets; cyclopts calls it for each command."""
+
+    chosen: Chosen
+    origins: dict[str, str] = field(factory=dict)
+    """The table that each option of the file comes from."""
+
+    def __call__(self, app: App, commands: tuple[str, ...], arguments: ArgumentCollection) -> None:
+        file = self.chosen.file
+        if file is None or commands[:1] == () or commands[0] not in COMMANDS:
+            return
+        self._connect(file, app, commands, arguments)
+        for layer in file.layers:
+            if layer.command in (None, commands[0]):
+                self._fill(layer, options_of(layer, commands[0]), app, commands, arguments)
+                _fill_environment(layer)
+
+    def _connect(self, file: SettingsFile, app: App, commands: tuple[str, ...], arguments: ArgumentCollection) -> None:
+        """Select the gateway of the file, with all that belongs to its account, unless another one is selected."""
+        option = next((each for each in arguments if "--gateway" in each.names), None)
+        if option is None:
+            return
+        typed = next((token.value for token in option.tokens if token.source == "cli"), None)
+        layer = connection_in(file, typed)
+        if layer is None:
+            return
+        if layer.in_profile:
+            for each in arguments:
+                if each.names and {"--gateway", "--base-url"} & set(each.names):
+                    each.tokens[:] = [token for token in each.tokens if token.source != "env"]
+            for variable in CONNECTION_VARIABLES.values():
+                os.environ.pop(variable, None)
+        given = {name: value for name, value in layer.values.items() if name in ("gateway", "base_url")}
+        self._fill(layer, given, app, commands, arguments)
+        for name in ("account", "allow_http"):
+            if name in layer.values:
+                os.environ.setdefault(CONNECTION_VARIABLES[name], _as_text(layer.values[name]))
+        _take_key(layer)
+
+    def _fill(
+        self, layer: Layer, values: dict[str, Any], app: App, commands: tuple[str, ...], arguments: ArgumentCollection
+    ) -> None:
+        source = Dict(values, source=layer.source, use_commands_as_keys=False, allow_unknown=True)
+        source(app, commands, arguments)
+        for argument in arguments:
+            if any(token.source == layer.source for token in argument.tokens):
+                self.origins[argument.name] = layer.source
+
+    def name_origin(self, sentence: str) -> str:
+        """Return a message about an option with the table that the option comes from, if it comes from the file."""
+        origin = self.origins.get(sentence.partition(" ")[0])
+        return sentence if origin is None else f"{sentence} (set in {origin})"
+
+
+def connection_in(file: SettingsFile, typed: str | None) -> Layer | None:
+    """Return the layer that names gateway and account; None if the command line or the environment selects another.
+
+    A profile that names a gateway replaces what the environment says about the account: it was chosen on purpose, and
+    half of each could send one account's key to the other's address.
+    """
+    layer = file.connection
+    if layer is None or (typed is not None and typed != layer.values["gateway"]):
+        return None
+    variable = os.environ.get("NANOBANANA_GATEWAY", "").strip().lower()
+    if typed is None and not layer.in_profile and variable not in ("", layer.values["gateway"]):
+        return None
+    return layer
+
+
+def options_of(layer: Layer, command: str) -> dict[str, Any]:
+    """Return the options that a layer has for a command, as the command line would have them."""
+    values = {name: value for name, value in layer.values.items() if name in OPTIONS}
+    if command == "batch":
+        values.pop("output", None)  # each batch needs a folder of its own
+    if "extra" in values:
+        values["extra"] = [f"{name}={json.dumps(value, default=str)}" for name, value in values["extra"].items()]
+    return values
+
+
+def _take_key(layer: Layer) -> None:
+    """Set the variable of the API key, unless the environment has it and no profile was chosen."""
+    variable = GATEWAYS[layer.values["gateway"]].key_variable
+    if not layer.in_profile and os.environ.get(variable, "").strip():
+        return
+    if (name := layer.values.get("api_key_variable")) is not None:
+        if not os.environ.get(name, "").strip():
+            raise ConfigurationError(f"{layer.source}: api_key_variable names {name}, which is not set")
+        os.environ[variable] = os.environ[name]
+    elif (path := layer.values.get("api_key_file")) is not None:
+        os.environ[variable] = read_key_file(layer.source, path)
+
+
+def _fill_environment(layer: Layer) -> None:
+    if "allow_networks" in layer.values:
+        os.environ.setdefault("NANOBANANA_ALLOW_NETWORKS", ",".join(layer.values["allow_networks"]))
+    if "expected_job_s" in layer.values:
+        os.environ.setdefault("NANOBANANA_EXPECTED_JOB_S", str(layer.values["expected_job_s"]))
+    if "proxy" in layer.values and not any(map(os.environ.get, _PROXIES)):
+        os.environ["HTTPS_PROXY"] = os.environ["HTTP_PROXY"] = layer.values["proxy"]
+
+
+def _as_text(value: Any) -> str:
+    return str(int(value)) if isinstance(value, bool) else str(value)
+
+
+_current: ContextVar[FileSettings | None] = ContextVar("settings", default=None)
+
+
+def current() -> FileSettings:
+    """Return the settings of the command that runs."""
+    return _current.get() or FileSettings(Chosen(None, None, None))
+
+
+def apply_settings(app: App, commands: tuple[str, ...], arguments: ArgumentCollection) -> None:
+    """Fill the options of a command from the file that was chosen."""
+    current()(app, commands, arguments)
+
+
+@contextmanager
+def settings_of_run() -> Iterator[None]:
+    """Begin without a file, and restore the environment at the end: the file's values are for one command."""
+    names = [*CONNECTION_VARIABLES.values(), *OTHER_VARIABLES.values(), *_PROXIES]
+    names += [kind.key_variable for kind in GATEWAYS.values()]
+    before = {name: os.environ.get(name) for name in names}
+    token, options = _current.set(None), SETTINGS_OPTIONS.set(())
+    try:
+        yield
+    finally:
+        _current.reset(token)
+        SETTINGS_OPTIONS.reset(options)
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+def choose(config: Path | None, profile: str | None) -> None:
+    """Read the file for the command that follows; raise `ConfigurationError` if it or the profile is wrong."""
+    path = chosen_path(config)
+    if path is None and profile is not None:
+        raise ConfigurationError(f"there is no profile {profile!r} without a settings file: pass --config FILE")
+    given = {"--config": ("NANOBANANA_CONFIG", None if config is None else str(config.absolute()))}
+    given["--profile"] = ("NANOBANANA_PROFILE", profile)
+    options = [
+        part
+        for option, (variable, value) in given.items()
+        if value is not None and not os.environ.get(variable)
+        for part in (option, value)
+    ]
+    SETTINGS_OPTIONS.set(tuple(options))
+    _current.set(FileSettings(Chosen(path, profile, None if path is None else read(path, profile))))
