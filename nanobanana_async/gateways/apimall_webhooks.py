@@ -18,7 +18,7 @@ from nanobanana_async.gateways.capabilities import MOST_WEBHOOKS, Signature, Web
 from nanobanana_async.gateways.contract import MIB, HttpRequest
 from nanobanana_async.gateways.parsing import (
     ParsedResponse,
-    parse_decimal,
+    parse_count,
     parse_time,
     parse_word,
     task_id,
@@ -122,8 +122,8 @@ def _parse(answer: ParsedResponse, fields: Mapping[str, Any]) -> Webhook | None:
         url=_shortened(url) if isinstance(url, str) else "",
         is_active=(status or "").lower() not in _INACTIVE,
         status=status,
-        total_sent=_count(fields.get("total_sent")),
-        total_failed=_count(fields.get("total_failed")),
+        total_sent=parse_count(fields.get("total_sent")),
+        total_failed=parse_count(fields.get("total_failed")),
         last_error=answer.clean_text(fields.get("last_error"), MESSAGE),
     )
 
@@ -131,8 +131,3 @@ def _parse(answer: ParsedResponse, fields: Mapping[str, Any]) -> Webhook | None:
 def _shortened(url: str) -> str:
     """Cut a URL that is longer than ours can be. The dots at its end make sure that it is not taken for one of ours."""
     return url if len(url) <= LONGEST_URL else f"{url[:LONGEST_URL]}..."
-
-
-def _count(value: object) -> int | None:
-    number = parse_decimal(value)
-    return None if number is None else int(number)

@@ -5,10 +5,12 @@ import re
 from pathlib import Path
 
 import pytest
+from aiohttp import web
 
 from nanobanana_async import (
     ApiMall,
     ConcurrencyPolicy,
+    ConfigurationError,
     InvalidRequest,
     MemoryLedger,
     NanoBananaError,
@@ -21,6 +23,7 @@ from nanobanana_async.errors import GatewayUnavailable, RateLimited, TransportEr
 from nanobanana_async.events import Event, GatewayUnreachable
 from nanobanana_async.gateways.contract import HttpRequest
 from nanobanana_async.testing import FakeTransport, Reply
+from tests.support.callbacks import bound, served
 from tests.support.fakes import apimall_now, virtually
 from tests.support.images import make_image
 from tests.support.references import large_png, sha256, written
@@ -75,6 +78,60 @@ async def test_image_larger_than_the_presigned_url_takes_is_refused_at_once() ->
     assert isinstance(error, InvalidRequest)
     assert "has 5 MiB, more than the gateway's 1 KiB" in str(error)
     assert gateway.uploads == 1
+
+
+def presigned(url: str, **facts: object) -> Reply:
+    ahead = {"upload_url": url, "public_url": "https://files.example/a", **facts}
+    return json_reply(200, {"success": True, "data": ahead})
+
+
+@pytest.mark.parametrize(
+    ("url", "named"),
+    [
+        ("https://10.0.0.5/a", "10.0.0.5 is not at a public address"),
+        ("http://bucket.example/a", "bucket.example takes it by plain http only, and the gateway is https"),
+        ("ftp://bucket.example/a", "the link is neither http, https nor data"),
+        ("https://me:secret@bucket.example/a", "the link holds a user name or password"),
+    ],
+)
+async def test_unusable_upload_address_is_named_and_no_outage(
+    url: str, named: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    gateway = Gateway(presigned(url))
+    error = await failure(gateway, large_png(5 << 20))
+    assert isinstance(error, ConfigurationError)
+    assert f"to the address that the gateway gave: {named}" in str(error)
+    assert gateway.uploads == 1
+    (warning,) = [record for record in caplog.records if record.levelname == "WARNING"]
+    assert vars(warning)["event"] == "reference.not_stored"
+    assert named in warning.message
+    assert "secret" not in caplog.text
+
+
+async def test_redirected_upload_is_tried_once() -> None:
+    paths: list[str] = []
+
+    async def redirect(request: web.Request) -> web.Response:
+        paths.append(request.path)
+        return web.Response(status=307, headers={"Location": "/elsewhere"})
+
+    app = web.Application(client_max_size=1 << 30)
+    app.router.add_route("*", "/{path:.*}", redirect)
+    listener, address = bound()
+    async with served(app, listener):
+        gateway = Gateway(presigned(f"{address}/a"))
+        transport = FakeTransport(gateway.answer, latency_s=0.0)
+        local = ApiMall(api_key="sk-1", base_url="http://127.0.0.1:9")
+        async with Session(local, http=transport, retry=QUICK) as session:
+            with pytest.raises(ConfigurationError, match=r"127\.0\.0\.1 redirects it \(HTTP 307\)"):
+                await session.generate("a fox", images=[large_png(5 << 20)])
+    assert (paths, gateway.uploads, gateway.creates) == (["/a"], 1, 0)
+
+
+@pytest.mark.parametrize("limit", [0, -1, True, "much", 7.5, 10**30])
+async def test_senseless_limit_of_the_gateway_blames_no_image(limit: object) -> None:
+    gateway = Gateway(presigned("https://10.0.0.5/a", max_file_size=limit))
+    assert isinstance(await failure(gateway, large_png(5 << 20)), ConfigurationError)  # for the address alone
 
 
 @pytest.mark.parametrize(
