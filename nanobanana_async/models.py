@@ -10,6 +10,7 @@ from typing import Any, Literal, cast, get_args
 from attrs import Attribute, asdict, evolve, field, fields, fields_dict, frozen
 
 from nanobanana_async.errors import ConfigurationError, InvalidRequest
+from nanobanana_async.escaping import plain_text
 from nanobanana_async.extra import NO_EXTRA, ExtraFields, to_extra
 from nanobanana_async.formatting import duration, number
 from nanobanana_async.misspelt import unknown_fields
@@ -65,7 +66,7 @@ def _to_model(value: str | None) -> str | None:
 
 
 def _to_callback(url: str | None) -> str | None:
-    return None if is_absent(url) else url
+    return None if is_absent(url) else plain_text(url)
 
 
 def _check_images(_: Any, __: "Attribute[tuple[Reference, ...]]", images: tuple[Reference, ...]) -> None:
@@ -108,7 +109,7 @@ class ImageRequest:
     (status None) for values that no gateway takes.
     """
 
-    prompt: str = field(validator=_check_prompt)
+    prompt: str = field(converter=plain_text, validator=_check_prompt)
     images: tuple[Reference, ...] = field(default=(), kw_only=True, converter=_to_images, validator=_check_images)
     """Reference images, for edits and compositions; at most 4 on defapi.
 
