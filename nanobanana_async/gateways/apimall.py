@@ -212,14 +212,14 @@ class ApiMall(GatewaySettings):
         del body  # it may hold the API key, and some tools show the locals of a traceback
         raise answer.unexpected_response("this gateway does not send callbacks")
 
-    def build_webhook_list(self, page: int = 1) -> HttpRequest:
-        """Return the request for a page of the account's webhooks, counted from 1."""
-        return build_webhook_list(self.base_url, page)
+    def build_webhook_list(self, page: int = 1, cursor: str | None = None) -> HttpRequest:
+        """Return the request for a page of the account's webhooks, counted from 1; `cursor` is that of the last one."""
+        return build_webhook_list(self.base_url, page, cursor)
 
     def read_webhook_list(self, response: HttpResponse) -> WebhookPage:
         """Return a page of the account's webhooks, or raise the error that the answer holds."""
         answer, envelope = self._answered(response)
-        return parse_webhooks(answer, envelope.get("data"))
+        return parse_webhooks(answer, envelope)
 
     def build_webhook(self, url: str, *, secret: str) -> HttpRequest:
         """Return the request that registers a webhook; raise `ConfigurationError` for a URL that is never called."""
