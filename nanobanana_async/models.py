@@ -20,7 +20,7 @@ from nanobanana_async.values import as_choice, as_ratio, as_small_count, as_text
 
 Resolution = Literal["1K", "2K", "4K"]
 OutputFormat = Literal["jpeg", "jpg", "png"]
-TaskType = Literal["text-to-image", "image-to-image"]
+TaskType = Literal["text-to-image", "image-to-image", "upscale"]
 
 MAX_IMAGES = 6  # API Mall's reference: "num_images ... Range: 1 - 6"
 
@@ -124,7 +124,7 @@ class ImageRequest:
     model: str | None = field(default=None, kw_only=True, converter=_to_model)
     """None means the model of the gateway's settings."""
     task_type: TaskType | None = field(default=None, kw_only=True, converter=_to_task_type)
-    """None means image-to-image if there are `images`, otherwise text-to-image."""
+    """None means image-to-image if there are `images`, otherwise text-to-image. Not every model upscales."""
     callback_url: str | None = field(default=None, kw_only=True, converter=_to_callback, validator=_check_callback)
     extra: ExtraFields = field(default=NO_EXTRA, kw_only=True, converter=to_extra)
     """JSON values that go into the create as they are, such as `{"seed": 7}`: for what the gateway takes beside these

@@ -101,6 +101,8 @@ class ApiMall(GatewaySettings):
             raise unsupported_field(self, "callback_url")
         if request.task_type == "image-to-image" and not request.images:
             raise InvalidRequest("task_type image-to-image needs images")
+        if request.task_type == "upscale" and not (request.images or "input_image" in request.extra):
+            raise InvalidRequest("task_type upscale needs images: the one to enlarge")
         if request.task_type == "text-to-image" and request.images:
             raise unsupported_field(self, "images", " with task_type text-to-image")
         check_extra(request)

@@ -12,6 +12,7 @@ from nanobanana_async import (
     ConcurrencyPolicy,
     ConfigurationError,
     InvalidRequest,
+    JobState,
     MemoryLedger,
     NanoBananaError,
     RetryPolicy,
@@ -176,11 +177,15 @@ async def test_uploads_count_in_the_cap_of_requests() -> None:
 
 
 class Store(Gateway):
-    """Keeps the files that were uploaded since `drop`; creates that name others are refused."""
+    """Keeps the files that were uploaded since `drop`; creates that name others are refused.
+
+    It holds each idempotency key for one body, also after a refusal.
+    """
 
     def __init__(self) -> None:
         super().__init__(STORED)
         self.bodies: list[bytes] = []
+        self.body_of_key: dict[str, bytes] = {}
         self.kept: set[bytes] = set()
         self.refuses_all = False
 
@@ -193,6 +198,8 @@ class Store(Gateway):
             return json_reply(200, {"success": True, "data": {"url": url}})
         if request.method == "POST":
             self.bodies.append(body)
+            if self.body_of_key.setdefault(request.headers["Idempotency-Key"], body) != body:
+                return refused(409, "idempotency_conflict", "the key was used with another body")
             if self.refuses_all or not any(url in body for url in self.kept):
                 return refused(400, "invalid_request", "can't fetch the image")
             return created(f"img_{len(self.bodies)}")
@@ -214,11 +221,33 @@ async def test_upload_that_the_store_has_dropped_is_made_again() -> None:
         store.drop()  # the second job uses the upload that was made for the first
         await session.generate("a cat", images=[PNG])
     assert store.uploads == 3
+    assert len(store.body_of_key) == 5
     named = [re.search(rb"/(\d)\.png", body) for body in store.bodies]
     assert [found and found[1] for found in named] == [b"1", b"1", b"2", b"2", b"3"]
     upload = await ledger.find_upload(session.gateway.account, sha256(PNG))
     assert upload is not None
     assert upload.url.endswith("/3.png")
+
+
+async def test_renewed_upload_counts_once_under_the_cap_of_its_batch(tmp_path: Path) -> None:
+    store = Store()
+    transport = FakeTransport(store.answer, latency_s=0.0)
+    async with apimall_now(transport, ledger=tmp_path / "jobs.sqlite") as session:
+        await session.generate("a fox", images=[PNG])
+        store.drop()
+        rows = [{"prompt": "an owl", "key": "owl", "images": [PNG]}]
+        (outcome,) = [each async for each in session.generate_many(rows, batch="birds", max_credits=8)]
+        assert outcome.ok
+        job = await session.job("owl", batch="birds")
+        assert job is not None
+        assert job.state is JobState.SUCCEEDED
+    async with apimall_now(transport, ledger=tmp_path / "jobs.sqlite") as session:
+        (again,) = [each async for each in session.generate_many(rows, batch="birds", max_credits=8)]
+        assert again.ok
+        more = [*rows, {"prompt": "a jay", "key": "jay", "images": [PNG]}]
+        with pytest.raises(NanoBananaError, match="8 are spent"):
+            [each async for each in session.generate_many(more, batch="birds", max_credits=8)]
+    assert (len(store.bodies), len(store.body_of_key)) == (3, 3)
 
 
 async def test_request_that_is_refused_with_a_new_upload_is_not_sent_again() -> None:
