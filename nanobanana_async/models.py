@@ -41,6 +41,10 @@ def _check_prompt(_: Any, __: "Attribute[str]", prompt: object) -> None:
         raise InvalidRequest(f"prompt contains a NUL character at index {prompt.index(chr(0))}: that is no text")
 
 
+def _to_prompt(prompt: str) -> str:
+    return plain_text(prompt)
+
+
 def _to_count(value: float | str | None) -> int:
     return 1 if is_absent(value) else as_small_count("num_images", value, MAX_IMAGES)
 
@@ -109,7 +113,7 @@ class ImageRequest:
     (status None) for values that no gateway takes.
     """
 
-    prompt: str = field(converter=plain_text, validator=_check_prompt)
+    prompt: str = field(converter=_to_prompt, validator=_check_prompt)
     images: tuple[Reference, ...] = field(default=(), kw_only=True, converter=_to_images, validator=_check_images)
     """Reference images, for edits and compositions; at most 4 on defapi.
 

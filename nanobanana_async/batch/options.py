@@ -21,6 +21,10 @@ BLOCKED_S = 0.25
 _ADVICE = "the event loop stops while the next row is read: pass an async iterator, or a list that is read before"
 
 
+def _to_name(name: str | None) -> str | None:
+    return plain_text(name)
+
+
 def _check_name(_: Any, __: "Attribute[str | None]", name: object) -> None:
     if name is not None and not (isinstance(name, str) and name.strip()):
         raise ConfigurationError(f"batch must be a non-empty name or None, not {name!r}")
@@ -30,7 +34,7 @@ def _check_name(_: Any, __: "Attribute[str | None]", name: object) -> None:
 class BatchOptions:
     """The options of one batch; see `Session.generate_many`."""
 
-    name: str | None = field(default=None, converter=plain_text, validator=_check_name)
+    name: str | None = field(default=None, converter=_to_name, validator=_check_name)
     ordered: bool = field(default=False, validator=switch)
     target: Target | None = None
     """Where the images are saved."""
