@@ -254,7 +254,7 @@ def log_failed_upload(record: JobRecord, error: NanoBananaError, *, wait_s: floa
 
     The upload may have failed where the gateway sent it: that is no `GatewayUnreachable`.
     """
-    facts = {"job": record.key, "error": _error_without_body(error)}
+    facts: dict[str, object] = {"job": record.key, "error": _error_without_body(error)}
     facts |= {} if wait_s is None else {"wait_s": round(wait_s, 3)}
     text = " ".join(f"{name}={value}" for name, value in facts.items())
     level = logging.WARNING if wait_s is None else logging.INFO
